@@ -1,0 +1,3 @@
+//! Configuration: defaults → file → environment and `.env` → flags, checked as a whole.
+
+pub mod settings;

@@ -1,0 +1,235 @@
+//! The settings of each part, checked and typed: what the rest of the program sees.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use secrecy::SecretString;
+
+use crate::fanout::Bounds;
+
+/// How to reach Kafka, and how records are produced.
+#[derive(Debug, Clone)]
+pub struct KafkaSettings {
+    /// `KAFKA_BOOTSTRAP_SERVERS`, `host:port` with commas.
+    pub bootstrap_servers: String,
+    /// `KAFKA_TOPIC_PARTITIONS` of topics that are made (12).
+    pub topic_partitions: i32,
+    /// `KAFKA_REPLICATION_FACTOR` of topics that are made (1).
+    pub replication_factor: i16,
+    /// `KAFKA_LINGER_MS` (1).
+    pub linger: Duration,
+    /// `PRODUCE_TIMEOUT_MS` (10000).
+    pub produce_timeout: Duration,
+    /// `INTEROP`: `range` as the assignor, for groups that an original service is a member of.
+    pub interop: bool,
+    /// `KAFKA_PROPERTIES`: any librdkafka property, over everything else. Values may be secrets.
+    pub properties: BTreeMap<String, SecretString>,
+    /// `client.id`: the process's `SERVER_ID` or role.
+    pub client_id: String,
+}
+
+/// How to reach Redis.
+#[derive(Debug, Clone)]
+pub struct RedisSettings {
+    /// `REDIS_URL`, or made of `REDIS_HOST` and `REDIS_PORT`; may hold a password.
+    pub url: SecretString,
+    /// `REDIS_COMMAND_TIMEOUT_MS` (2000): after it a call fails as unavailable.
+    pub command_timeout: Duration,
+    /// Bounds of what is kept.
+    pub bounds: Bounds,
+}
+
+/// The embedded log and fan-out.
+#[derive(Debug, Clone)]
+pub struct EmbeddedSettings {
+    /// `--data-dir` (`./chatmesh-data`); `None` with `--ephemeral`: memory only.
+    pub data_dir: Option<PathBuf>,
+    /// `EMBEDDED_PARTITIONS` of each topic (4).
+    pub partitions: i32,
+    /// `LOG_RETENTION` of records that every group has consumed (24 h).
+    pub retention: Duration,
+    /// `MIN_FREE_DISK` in bytes (256 MiB): below it new messages are refused.
+    pub min_free_disk: u64,
+    /// Bounds of what the fan-out keeps.
+    pub bounds: Bounds,
+}
+
+/// `AUTH_MODE`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AuthMode {
+    /// The original's tokens in Redis.
+    Stored,
+    /// Any non-empty token.
+    Open,
+}
+
+/// `TOKEN_ENDPOINT`: who may call `POST /token`.
+#[derive(Debug, Clone)]
+pub enum TokenEndpoint {
+    /// Nobody: 404.
+    Off,
+    /// Who brings the admin key.
+    Admin(SecretString),
+    /// Anybody; for demonstrations.
+    Open,
+}
+
+/// The gateway.
+#[derive(Debug, Clone)]
+pub struct GatewaySettings {
+    /// Where it listens (`--host`, `--port`).
+    pub listen: SocketAddr,
+    /// `SERVER_ID`: this instance's name in records, metrics and `welcome`.
+    pub server_id: String,
+    /// `PRODUCE_TOPIC` of a gateway (`incoming_messages`).
+    pub messages_topic: String,
+    /// `AUTH_MODE`.
+    pub auth: AuthMode,
+    /// `TOKEN_ENDPOINT`.
+    pub token_endpoint: TokenEndpoint,
+    /// `TOKEN_TTL` (3600 s).
+    pub token_ttl: Duration,
+    /// `ALLOW_ORIGINS`; `*` allows every origin.
+    pub allow_origins: Vec<String>,
+    /// `ALLOW_CREDENTIALS` for CORS (false).
+    pub allow_credentials: bool,
+    /// `MAX_CONTENT_CHARS` (8000).
+    pub max_content_chars: usize,
+    /// `MAX_FRAME_BYTES` (65536).
+    pub max_frame_bytes: usize,
+    /// `OUTBOUND_QUEUE_BYTES` of one socket (1 MiB).
+    pub outbound_queue_bytes: usize,
+    /// `PRODUCE_TIMEOUT_MS` (10000): how long a message may wait to be accepted.
+    pub produce_timeout: Duration,
+    /// `DRAIN_TIMEOUT_MS` (25000).
+    pub drain_timeout: Duration,
+    /// `PING_INTERVAL_MS` (25000) between protocol pings to a silent client.
+    pub ping_interval: Duration,
+    /// `PING_TIMEOUT_MS` (10000): a client that answers none by then is closed with 4408.
+    pub ping_timeout: Duration,
+    /// `OPEN_CHECK_MS` (5000): how often users with something open are read.
+    pub open_check: Duration,
+    /// `INTEROP`.
+    pub interop: bool,
+}
+
+/// The pipeline core, in the worker and in the relay.
+#[derive(Debug, Clone)]
+pub struct PipelineSettings {
+    /// `CONSUME_TOPIC`.
+    pub topic: String,
+    /// The dead-letter topic: the topic's name and `.dlq`.
+    pub dead_letter_topic: String,
+    /// Consumer group.
+    pub group: String,
+    /// `MAX_WORKERS` (50; the relay: `RELAY_MAX_IN_FLIGHT`, 512): records worked on at once.
+    pub max_workers: usize,
+    /// `MAX_DELIVERIES` (5): takings after which a record that keeps failing is a dead letter.
+    pub max_deliveries: u32,
+    /// `READ_AHEAD_BYTES` (8 MiB): records that wait to be worked on.
+    pub read_ahead_bytes: usize,
+    /// `DRAIN_TIMEOUT_MS` (25000).
+    pub drain_timeout: Duration,
+}
+
+/// The worker.
+#[derive(Debug, Clone)]
+pub struct WorkerSettings {
+    /// Its consumer.
+    pub pipeline: PipelineSettings,
+    /// `PRODUCE_TOPIC` of a worker (`responses`).
+    pub responses_topic: String,
+    /// The model's API; `None` for the built-in demo model.
+    pub model: Option<ModelApiSettings>,
+    /// What is asked of the model.
+    pub prompt: PromptSettings,
+    /// `MESSAGE_MAX_AGE` (12 h).
+    pub message_max_age: Duration,
+    /// `MESSAGE_DEADLINE_MS` (300000) for one message with all its attempts.
+    pub message_deadline: Duration,
+    /// `MAX_ANSWER_BYTES` (256 KiB), counted as JSON.
+    pub max_answer_bytes: usize,
+    /// `STREAM_FLUSH_MS` (30).
+    pub stream_flush: Duration,
+    /// `STREAM_FLUSH_BYTES` (1024).
+    pub stream_flush_bytes: usize,
+    /// Health and metrics address (`METRICS_PORT` 8002).
+    pub admin_listen: SocketAddr,
+}
+
+/// The model's API and how it is called.
+#[derive(Debug, Clone)]
+pub struct ModelApiSettings {
+    /// `OPENAI_BASE_URL` (<https://api.openai.com/v1>).
+    pub base_url: url::Url,
+    /// `OPENAI_API_KEY`; local servers need none.
+    pub api_key: Option<SecretString>,
+    /// `OPENAI_TIMEOUT_MS` (2000) until the first token.
+    pub first_token_timeout: Duration,
+    /// `OPENAI_IDLE_TIMEOUT_MS` (10000) between tokens.
+    pub idle_timeout: Duration,
+    /// `OPENAI_MAX_ATTEMPTS` (3).
+    pub max_attempts: u32,
+}
+
+/// What is asked of the model.
+#[derive(Debug, Clone)]
+pub struct PromptSettings {
+    /// `OPENAI_MODEL` (gpt-3.5-turbo).
+    pub model: String,
+    /// `SYSTEM_PROMPT`; empty for none.
+    pub system_prompt: String,
+    /// `OPENAI_MAX_TOKENS` (500).
+    pub max_tokens: u32,
+    /// `OPENAI_TEMPERATURE` (0.7).
+    pub temperature: f64,
+    /// `OPENAI_CONTEXT_TOKENS` (16385): prompt and answer together, estimated.
+    pub context_tokens: usize,
+    /// `KEEP_HISTORY` (true): earlier turns go into the prompt.
+    pub keep_history: bool,
+    /// `CHAT_HISTORY_MAX_MESSAGES` (20): questions and answers counted apart, as the original.
+    pub history_max_messages: usize,
+    /// `CHAT_HISTORY_TTL` (3600 s) since the conversation's last turn.
+    pub history_ttl: Duration,
+}
+
+/// The relay.
+#[derive(Debug, Clone)]
+pub struct RelaySettings {
+    /// Its consumer.
+    pub pipeline: PipelineSettings,
+    /// `RELAY_REWIND_SECONDS` (60).
+    pub rewind: Duration,
+    /// `RELAY_REBUILD_SECONDS` (600).
+    pub rebuild: Duration,
+    /// `LOG_EPOCH` (0): raised by who makes `responses` anew.
+    pub log_epoch: String,
+    /// `INTEROP`: nothing is replayed on `user:` channels, unknown answers are passed on as they are.
+    pub interop: bool,
+    /// Health and metrics address (`METRICS_PORT` 8001).
+    pub admin_listen: SocketAddr,
+}
+
+/// Logs.
+#[derive(Debug, Clone)]
+pub struct LoggingSettings {
+    /// `APP_NAME` (the role's name), in every line.
+    pub app_name: String,
+    /// `LOG_LEVEL` (info): a level of tracing or of Python, or a filter such as `info,chatmesh=debug`.
+    pub level: String,
+    /// `LOG_FORMAT`.
+    pub format: LogFormat,
+    /// `LOG_FOLDER`: rotating files besides the terminal.
+    pub folder: Option<PathBuf>,
+}
+
+/// `LOG_FORMAT`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line; the default where no terminal is.
+    Json,
+    /// For people; the default in a terminal.
+    Pretty,
+}

@@ -1,0 +1,1 @@
+//! fanout/embedded: to be written.

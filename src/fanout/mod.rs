@@ -1,0 +1,462 @@
+//! The fan-out seam: publish and subscribe, mailboxes, answers in flight, outcomes, history.
+//!
+//! Everything that changes a user's state is one of the calls below, each atomic on the server
+//! and each harmless when repeated, as protocol.md section 3 has them (its wording was
+//! model-checked; `docs/scenarios.md` names the interleavings). Nothing else writes it.
+//!
+//! Two implementations, one contract: [`redis`] for a deployment, [`embedded`] for one process.
+//! What is kept here is a cache of the log, but for the outcomes and the history; it can be
+//! emptied or rolled back at any time, and the relay rebuilds the mailboxes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::{mpsc, watch};
+
+use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId, UserId};
+use crate::protocol::position::{Epoch, Position};
+
+pub mod embedded;
+pub mod redis;
+
+/// How long a worker owns an answer after each `begin` or `live`, by the fan-out's clock.
+pub const LEASE: Duration = Duration::from_secs(3);
+
+/// What the fan-out keeps, how long and how much of it.
+#[derive(Debug, Clone)]
+pub struct Bounds {
+    /// Outcomes, cancel marks and forgotten ids (`DEDUP_TTL`).
+    pub dedup_ttl: Duration,
+    /// Frames in a mailbox (`MAILBOX_TTL`); an unused mailbox as a whole.
+    pub mailbox_ttl: Duration,
+    /// Frames in a mailbox.
+    pub mailbox_frames: usize,
+    /// Bytes of frames in a mailbox.
+    pub mailbox_bytes: usize,
+    /// Turns in a conversation.
+    pub history_turns: usize,
+    /// Age of a turn, and of a conversation since its last one.
+    pub history_ttl: Duration,
+    /// An entry of `pending` that nothing has ended, and an answer in flight (`MESSAGE_MAX_AGE`).
+    pub pending_ttl: Duration,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            dedup_ttl: Duration::from_secs(24 * 3600),
+            mailbox_ttl: Duration::from_secs(24 * 3600),
+            mailbox_frames: 200,
+            mailbox_bytes: 4 << 20,
+            history_turns: 1000,
+            history_ttl: Duration::from_secs(30 * 24 * 3600),
+            pending_ttl: Duration::from_secs(12 * 3600),
+        }
+    }
+}
+
+/// The call was not carried out, or it is unknown whether it was: repeat it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum FanoutError {
+    /// Away or too slow. Never a fault of the record at hand.
+    #[error("fan-out unavailable: {0}")]
+    Unavailable(String),
+    /// It answered what it should not (a key of another type, a script error): a person has to
+    /// look, and until then it counts as away.
+    #[error("fan-out answered unexpectedly: {0}")]
+    Unexpected(String),
+}
+
+/// Shorthand for the calls' results.
+pub type Result<T> = std::result::Result<T, FanoutError>;
+
+/// A message and whose it is: what most calls are about.
+#[derive(Debug, Clone)]
+pub struct Subject {
+    /// Whose.
+    pub user: UserId,
+    /// The message.
+    pub message_id: MessageId,
+    /// The client's own identifier, where there is one.
+    pub id: Option<ClientMessageId>,
+    /// The conversation.
+    pub conversation: ConversationId,
+}
+
+/// How a turn ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TurnStatus {
+    /// Answered: part of the model's context.
+    Answered,
+    /// Stopped by its user; what was said until then is part of the context.
+    Cancelled,
+    /// Failed: in the history, not in the context.
+    Failed,
+}
+
+/// A question and its answer in the history, kept under the `message_id`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Turn {
+    /// The message.
+    pub message_id: MessageId,
+    /// What the user wrote; `None` where only the answer is known (it was rebuilt from the log).
+    pub question: Option<String>,
+    /// What the user was told.
+    pub answer: String,
+    /// How it ended.
+    pub status: TurnStatus,
+    /// When it was stored, milliseconds since the Unix epoch by the fan-out's clock. Ignored in
+    /// what is given to the fan-out.
+    pub at_ms: i64,
+}
+
+/// How a message ends: its terminal record and its turn in the history.
+#[derive(Debug, Clone)]
+pub struct Ending {
+    /// The terminal record's JSON, as it is produced.
+    pub frame: String,
+    /// Goes into the history.
+    pub turn: Turn,
+}
+
+/// What is known to be a message's end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// The terminal frame's JSON. Only this may be produced.
+    pub frame: String,
+    /// Where it is in `responses`, when a relay has delivered it; then there is nothing to produce.
+    pub delivered: Option<Position>,
+}
+
+/// Answer to [`Fanout::admit`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Admitted {
+    /// Not ended as far as is known: produce it. It is noted as pending.
+    New,
+    /// Ended, and its terminal frame is on its way: nothing to produce.
+    Kept,
+    /// Ended and delivered: the frame, with its position.
+    Delivered(String, Position),
+}
+
+/// A worker's random id for one taking of one record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner(Arc<str>);
+
+impl Owner {
+    /// A new one.
+    pub fn random() -> Self {
+        Self(uuid::Uuid::new_v4().simple().to_string().into())
+    }
+
+    /// As it is stored.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Argument of [`Fanout::begin`].
+#[derive(Debug, Clone)]
+pub struct Begin {
+    /// The message.
+    pub subject: Subject,
+    /// Who takes it.
+    pub owner: Owner,
+    /// The highest attempt that this owner has had; 0 for none.
+    pub had: u32,
+    /// The ending that is kept if the message was cancelled before this.
+    pub cancelled: Ending,
+}
+
+/// Answer to [`Fanout::begin`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Begun {
+    /// Ended already; nothing to do but, unless it was delivered, to produce this.
+    Ended(Outcome),
+    /// Another owner's lease is alive for this much longer: ask again then.
+    Busy(Duration),
+    /// The answer is this owner's, with no text yet.
+    Attempt {
+        /// Its number, from 1.
+        number: u32,
+        /// The fan-out's clock, milliseconds since the Unix epoch.
+        now_ms: i64,
+    },
+}
+
+/// Argument of [`Fanout::live`].
+#[derive(Debug, Clone)]
+pub struct Live {
+    /// The message.
+    pub subject: Subject,
+    /// Who writes the answer.
+    pub owner: Owner,
+    /// In which attempt.
+    pub attempt: u32,
+    /// A piece of text and its index, from 0; `None` only renews the lease.
+    pub delta: Option<(u32, String)>,
+}
+
+/// Answer to [`Fanout::live`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LiveReply {
+    /// Done, and the lease is renewed.
+    Written,
+    /// Not this index (a repeat): this one is next. The lease is renewed.
+    Expected(u32),
+    /// Another owner or attempt, or the message has ended: stop, close the provider's call.
+    Fenced,
+    /// The user has cancelled: stop, and `keep` what there is.
+    Cancelled,
+    /// The fan-out lost its data: `begin` again and send the whole text again.
+    Lost,
+}
+
+/// Argument of [`Fanout::keep`].
+#[derive(Debug, Clone)]
+pub struct Keep {
+    /// The message.
+    pub subject: Subject,
+    /// Who wrote the answer.
+    pub owner: Owner,
+    /// In which attempt.
+    pub attempt: u32,
+    /// How it ends.
+    pub ending: Ending,
+    /// How it ends if it was cancelled: the text so far.
+    pub cancelled: Ending,
+}
+
+/// Answer to [`Fanout::keep`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kept {
+    /// The message's outcome: this call's ending, its `cancelled`, or one that was there.
+    Outcome(Outcome),
+    /// Another owner or attempt: `begin` again to learn the outcome.
+    Fenced,
+}
+
+/// Argument of [`Fanout::deliver`].
+#[derive(Debug, Clone)]
+pub struct Deliver {
+    /// Whose.
+    pub user: UserId,
+    /// The message, or the record's derived identity where an original worker wrote it.
+    pub message_id: MessageId,
+    /// The conversation, where it is known: then the answer goes into its history.
+    pub conversation: Option<ConversationId>,
+    /// Where the record is in `responses`.
+    pub position: Position,
+    /// The user's last position that this relay knows to be in the mailbox.
+    pub known: Option<Position>,
+    /// Below the group's commit as it was: published on the live channel only.
+    pub rewind: bool,
+    /// The terminal frame's JSON with its `position`, as it goes to clients.
+    pub frame: String,
+    /// What the history is to say.
+    pub answer: String,
+    /// How it ended.
+    pub status: TurnStatus,
+}
+
+/// Answer to [`Fanout::deliver`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delivered {
+    /// Put into the mailbox and published; so many subscriptions took it (of one node, where the
+    /// fan-out is a cluster).
+    Published(u64),
+    /// Was delivered before, at this position or (the same message) at another one: only
+    /// `pending` was cleared.
+    Already,
+    /// The mailbox ends below `known`: nothing was done. Rewind first.
+    Lost,
+}
+
+/// Argument of [`Fanout::read`].
+#[derive(Debug, Clone)]
+pub struct Read {
+    /// Whose.
+    pub user: UserId,
+    /// Frames after this position; without one no frames, only where the mailbox ends.
+    pub after: Option<Position>,
+    /// At most so many bytes of frames, but at least one frame.
+    pub max_bytes: usize,
+}
+
+/// Answer to [`Fanout::read`]: one consistent look.
+#[derive(Debug, Clone)]
+pub struct Look {
+    /// The number of the last published frame of this user, 0 before the first.
+    pub n: u64,
+    /// The random id of the counter that `n` is of.
+    pub n_id: String,
+    /// Where the mailbox ends: the position of its last frame apart from its bounds, or, where it
+    /// never held one, a position that is good until it is trimmed.
+    pub end: Position,
+    /// Whether every frame after `after` is in the mailbox. False without `after`.
+    pub recovered: bool,
+    /// The frames after `after`, oldest first; empty where not `recovered`.
+    pub frames: Vec<(Position, String)>,
+    /// There are more after the last of `frames`: read again from its position.
+    pub more: bool,
+    /// Answers being written.
+    pub in_flight: Vec<InFlight>,
+    /// What is accepted and not yet ended, oldest first: a hint.
+    pub pending: Vec<Pending>,
+}
+
+/// An answer being written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InFlight {
+    /// The message.
+    pub message_id: MessageId,
+    /// The client's own identifier, where there is one.
+    pub id: Option<ClientMessageId>,
+    /// The conversation.
+    pub conversation: ConversationId,
+    /// The attempt.
+    pub attempt: u32,
+    /// Index of the next delta.
+    pub index: u32,
+    /// The text so far.
+    pub text: String,
+}
+
+/// An accepted message without an end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pending {
+    /// The message.
+    pub message_id: MessageId,
+    /// The client's own identifier, where there is one.
+    pub id: Option<ClientMessageId>,
+    /// The conversation.
+    pub conversation: ConversationId,
+    /// What the user wrote.
+    pub content: String,
+}
+
+/// Which of a user's channels a frame came by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Channel {
+    /// `user:alice`: terminal frames.
+    Terminal,
+    /// `{user:alice}:live`: everything else, and terminal frames of a rewind.
+    Live,
+}
+
+/// What a [`Feed`] brings.
+#[derive(Debug, Clone)]
+pub enum FeedEvent {
+    /// A published frame: its JSON, with `n` and `n_id` where chatmesh published it.
+    Frame {
+        /// Whose.
+        user: UserId,
+        /// By which channel.
+        channel: Channel,
+        /// JSON.
+        payload: Bytes,
+    },
+    /// Frames may have been lost (reconnected, or the reader was too slow): `read` the users.
+    Gap,
+}
+
+/// The subscriptions of one gateway process.
+///
+/// The feed is bounded: a reader that falls behind gets a [`FeedEvent::Gap`] in place of the
+/// frames that were dropped.
+#[async_trait]
+pub trait Feed: Send + Sync {
+    /// Subscribes to a user's channel and returns when the server has confirmed it: every frame
+    /// published from then on comes through the feed. Kept through reconnects until
+    /// [`Feed::unsubscribe`]. Subscribing twice is one subscription.
+    async fn subscribe(&self, user: &UserId, channel: Channel) -> Result<()>;
+
+    /// Ends a subscription. Frames already under way may still come.
+    async fn unsubscribe(&self, user: &UserId, channel: Channel) -> Result<()>;
+}
+
+/// The fan-out.
+#[async_trait]
+pub trait Fanout: Send + Sync + 'static {
+    /// A gateway is about to produce a message. `content` is kept in `pending` for the user's
+    /// other devices.
+    async fn admit(&self, subject: &Subject, content: &str) -> Result<Admitted>;
+
+    /// A worker takes a message.
+    async fn begin(&self, call: Begin) -> Result<Begun>;
+
+    /// A worker writes a piece of the answer, or renews its lease.
+    async fn live(&self, call: Live) -> Result<LiveReply>;
+
+    /// A worker ends a message.
+    async fn keep(&self, call: Keep) -> Result<Kept>;
+
+    /// A relay brings a terminal record to its user.
+    async fn deliver(&self, call: Deliver) -> Result<Delivered>;
+
+    /// A user stops a message, from any device.
+    async fn cancel(&self, user: &UserId, message_id: &MessageId) -> Result<CancelResult>;
+
+    /// One consistent look at a user. The first one makes the empty mailbox.
+    async fn read(&self, call: Read) -> Result<Look>;
+
+    /// The newest turns of a conversation that are part of the model's context (not failed), at
+    /// most `limit`, oldest first; none where the newest is older than `max_age`.
+    async fn context(
+        &self,
+        user: &UserId,
+        conversation: &ConversationId,
+        limit: usize,
+        max_age: Duration,
+    ) -> Result<Vec<Turn>>;
+
+    /// Beside an original relay only: the gateway saw the message's answer, so it is no longer
+    /// pending (protocol.md section 6).
+    async fn clear_pending(&self, user: &UserId, message_id: &MessageId) -> Result<()>;
+
+    /// The user's stored token and the seconds it has left, if there is one
+    /// (`token:alice`, the original's key).
+    async fn stored_token(&self, user: &UserId) -> Result<Option<(String, u64)>>;
+
+    /// Stores `candidate` for `ttl` unless the user has a token already; returns the one that is
+    /// there now, with the seconds it has left.
+    async fn issue_token(
+        &self,
+        user: &UserId,
+        candidate: &str,
+        ttl: Duration,
+    ) -> Result<(String, u64)>;
+
+    /// Whether the marker of this partition of `responses` is on every server that holds users:
+    /// false after a server lost its data.
+    async fn marker_present(&self, epoch: &Epoch) -> Result<bool>;
+
+    /// Puts the marker on every server that holds users.
+    async fn set_marker(&self, epoch: &Epoch) -> Result<()>;
+
+    /// Grows at every reconnect and failover: what was written before may be gone.
+    fn disruptions(&self) -> watch::Receiver<u64>;
+
+    /// Opens the subscriptions of one gateway; the queue holds at most `capacity` events.
+    async fn feed(&self, capacity: usize) -> Result<(Arc<dyn Feed>, mpsc::Receiver<FeedEvent>)>;
+
+    /// Sentences about the server's settings that endanger what chatmesh promises
+    /// (`maxmemory-policy`, no persistence).
+    async fn warnings(&self) -> Result<Vec<String>>;
+
+    /// Asks the server whether it answers, within 2 seconds.
+    async fn check(&self) -> Result<()>;
+}
+
+/// Answer to [`Fanout::cancel`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CancelResult {
+    /// It was pending, and is marked.
+    Cancelling,
+    /// It has ended.
+    AlreadyDone,
+    /// Nothing is known of it; the mark stays, for it may be on its way.
+    Unknown,
+}

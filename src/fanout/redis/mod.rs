@@ -1,0 +1,1 @@
+//! fanout/redis: to be written.

@@ -1,0 +1,82 @@
+//! What a role knows of its own condition: which dependency is out of reach, and whether it drains.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+
+/// Shared by a role's parts and its HTTP server. Begins with every dependency it was made with as
+/// "not reached yet", so that readiness is false until each has answered once.
+#[derive(Debug)]
+pub struct Health {
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    draining: bool,
+    failing: BTreeMap<&'static str, String>,
+}
+
+/// Why a role is not ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotReady {
+    /// It was told to stop and takes nothing new.
+    Draining,
+    /// The dependency's name and what is wrong with it.
+    Dependency(&'static str, String),
+}
+
+impl fmt::Display for NotReady {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Draining => f.write_str("draining"),
+            Self::Dependency(name, reason) => write!(f, "{name}: {reason}"),
+        }
+    }
+}
+
+impl Health {
+    /// `dependencies` as `/health/ready` names them (`kafka`, `redis`).
+    pub fn new(dependencies: &[&'static str]) -> Self {
+        let failing = dependencies
+            .iter()
+            .map(|name| (*name, "not reached yet".to_owned()))
+            .collect();
+        Self {
+            state: Mutex::new(State {
+                draining: false,
+                failing,
+            }),
+        }
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes what a check of `dependency` gave. True where this changed whether it is reachable.
+    pub fn set(&self, dependency: &'static str, result: Result<(), String>) -> bool {
+        let mut state = self.state();
+        match result {
+            Ok(()) => state.failing.remove(dependency).is_some(),
+            Err(reason) => state.failing.insert(dependency, reason).is_none(),
+        }
+    }
+
+    /// From now on not ready: the role was told to stop.
+    pub fn drain(&self) {
+        self.state().draining = true;
+    }
+
+    /// Ready for work, or the first reason why not.
+    pub fn ready(&self) -> Result<(), NotReady> {
+        let state = self.state();
+        if state.draining {
+            return Err(NotReady::Draining);
+        }
+        match state.failing.first_key_value() {
+            None => Ok(()),
+            Some((name, reason)) => Err(NotReady::Dependency(name, reason.clone())),
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! chatmesh: the path of one message.
+
+pub mod ai_worker;
+pub mod config;
+pub mod fanout;
+pub mod gateway;
+pub mod health;
+pub mod log;
+pub mod pipeline;
+pub mod protocol;
+pub mod relay;
+pub mod store;
+pub mod telemetry;

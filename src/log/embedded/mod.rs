@@ -1,0 +1,1 @@
+//! log/embedded: to be written.

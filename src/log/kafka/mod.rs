@@ -1,0 +1,1 @@
+//! log/kafka: to be written.

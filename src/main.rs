@@ -1,0 +1,3 @@
+//! The `chatmesh` executable: command line to library to exit code.
+
+fn main() {}

@@ -1,0 +1,10 @@
+//! What other programs can see: identifiers, positions, client frames and log records. No I/O.
+//!
+//! The rules are those of the wire contracts (`docs/protocol.md`); section numbers in the
+//! documentation of these types point there.
+
+pub mod error_code;
+pub mod ids;
+pub mod position;
+pub mod record;
+pub mod timestamp;

@@ -1,0 +1,22 @@
+//! RFC 3339 timestamps in UTC, as frames and records carry them.
+
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+/// Milliseconds since the Unix epoch by this process's clock.
+pub fn now_ms() -> i64 {
+    (OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000) as i64
+}
+
+/// This moment as RFC 3339 with milliseconds, in UTC.
+pub fn now_rfc3339() -> String {
+    rfc3339(now_ms())
+}
+
+/// `unix_ms` as RFC 3339 in UTC; a moment outside the years 0–9999 is clamped to the epoch.
+pub fn rfc3339(unix_ms: i64) -> String {
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(unix_ms) * 1_000_000)
+        .ok()
+        .and_then(|moment| moment.format(&Rfc3339).ok())
+        .unwrap_or_else(|| "1970-01-01T00:00:00Z".to_owned())
+}
