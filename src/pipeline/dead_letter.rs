@@ -1,0 +1,86 @@
+//! Dead letters: records that can't be worked on, kept as they were (protocol.md section 2).
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::{Stopped, Work};
+use crate::log::{Log, NewRecord, Record};
+
+/// Names of the headers that a dead letter carries beside the record's own.
+pub mod header {
+    /// Why.
+    pub const REASON: &str = "dlq.reason";
+    /// How often it was tried.
+    pub const ATTEMPTS: &str = "dlq.attempts";
+    /// Where the record was.
+    pub const TOPIC: &str = "dlq.topic";
+    /// Its partition.
+    pub const PARTITION: &str = "dlq.partition";
+    /// Its offset.
+    pub const OFFSET: &str = "dlq.offset";
+    /// When it was appended there, milliseconds since the Unix epoch.
+    pub const TIMESTAMP: &str = "dlq.timestamp";
+}
+
+/// Longest reason that is kept, in characters.
+const MAX_REASON: usize = 500;
+
+/// Writes dead letters to one topic.
+#[derive(Clone)]
+pub struct DeadLetters {
+    log: Arc<dyn Log>,
+    topic: String,
+}
+
+impl DeadLetters {
+    /// `topic` is the dead-letter topic itself.
+    pub fn new(log: Arc<dyn Log>, topic: String) -> Self {
+        Self { log, topic }
+    }
+
+    /// Puts `record` there and waits until the log has acknowledged it, however long that takes:
+    /// a record is there twice rather than not at all.
+    pub async fn put(
+        &self,
+        record: &Record,
+        reason: &str,
+        attempts: u32,
+        work: &mut Work,
+    ) -> Result<(), Stopped> {
+        let letter = letter(record, reason, attempts);
+        work.until("dead letter", || {
+            self.log.append(&self.topic, letter.clone())
+        })
+        .await?;
+        tracing::warn!(
+            topic = %record.topic,
+            partition = record.partition,
+            offset = record.offset,
+            message_id = record.header_text("message_id"),
+            correlation_id = record.header_text("correlation_id"),
+            reason,
+            attempts,
+            dead_letters = %self.topic,
+            "record put into the dead-letter topic"
+        );
+        Ok(())
+    }
+}
+
+fn letter(record: &Record, reason: &str, attempts: u32) -> NewRecord {
+    let reason: String = reason.chars().take(MAX_REASON).collect();
+    let mut headers = record.headers.clone();
+    let mut add = |name: &str, value: String| headers.push((name.to_owned(), Bytes::from(value)));
+    add(header::REASON, reason);
+    add(header::ATTEMPTS, attempts.to_string());
+    add(header::TOPIC, record.topic.to_string());
+    add(header::PARTITION, record.partition.to_string());
+    add(header::OFFSET, record.offset.to_string());
+    add(header::TIMESTAMP, record.timestamp_ms.to_string());
+    NewRecord {
+        key: record.key.clone(),
+        value: record.value.clone(),
+        headers,
+    }
+}

@@ -1,0 +1,160 @@
+//! What a handler holds while it works on a record: a slot, and word of whether to go on.
+
+use std::fmt::Display;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::Rng;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+const FIRST_WAIT: Duration = Duration::from_millis(50);
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
+/// A dependency that stays away is spoken of this often for each record that waits for it.
+const REMIND_EVERY: Duration = Duration::from_secs(30);
+
+/// The record is not to be worked on any more: its partition was taken away or goes back, or the
+/// process drains. It was not finished, and will be read again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stopped;
+
+/// One of `MAX_WORKERS` slots, given back on drop and while waiting.
+#[derive(Debug)]
+pub struct Work {
+    slots: Arc<Semaphore>,
+    held: Option<OwnedSemaphorePermit>,
+    stop: CancellationToken,
+}
+
+impl Work {
+    /// Waits for a slot.
+    pub(super) async fn begin(
+        slots: Arc<Semaphore>,
+        stop: CancellationToken,
+    ) -> Result<Self, Stopped> {
+        let mut work = Self {
+            slots,
+            held: None,
+            stop,
+        };
+        work.take_slot().await?;
+        Ok(work)
+    }
+
+    async fn take_slot(&mut self) -> Result<(), Stopped> {
+        if self.held.is_some() {
+            return Ok(());
+        }
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => Err(Stopped),
+            permit = Arc::clone(&self.slots).acquire_owned() => {
+                self.held = Some(permit.map_err(|_| Stopped)?);
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether waiting is still worth it.
+    pub fn stopped(&self) -> bool {
+        self.stop.is_cancelled()
+    }
+
+    /// Fires when the record is not to be begun any more. An answer that is being written may
+    /// still be finished.
+    pub fn stop(&self) -> &CancellationToken {
+        &self.stop
+    }
+
+    /// Waits without holding the slot, then takes one again.
+    pub async fn wait(&mut self, time: Duration) -> Result<(), Stopped> {
+        self.held = None;
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => return Err(Stopped),
+            () = tokio::time::sleep(time) => {}
+        }
+        self.take_slot().await
+    }
+
+    /// Repeats `call` until it succeeds: a dependency that is away is waited for without limit,
+    /// and never counted against the record (I10). The slot is free while waiting.
+    pub async fn until<T, E, F, Fut>(&mut self, what: &str, mut call: F) -> Result<T, Stopped>
+    where
+        E: Display,
+        F: FnMut() -> Fut,
+        Fut: Future<Output = Result<T, E>>,
+    {
+        let mut pause = FIRST_WAIT;
+        let since = Instant::now();
+        let mut reminded: Option<Instant> = None;
+        loop {
+            match call().await {
+                Ok(value) => {
+                    if reminded.is_some() {
+                        tracing::info!(
+                            what,
+                            waited_ms = since.elapsed().as_millis() as u64,
+                            "goes on"
+                        );
+                    }
+                    return Ok(value);
+                }
+                Err(error) => {
+                    if reminded.is_none_or(|at| at.elapsed() >= REMIND_EVERY) {
+                        reminded = Some(Instant::now());
+                        tracing::warn!(what, %error, "waiting, will repeat until it succeeds");
+                    }
+                }
+            }
+            let jitter = rand::rng().random_range(0.5..1.0);
+            self.wait(pause.mul_f64(jitter)).await?;
+            pause = (pause * 2).min(LONGEST_WAIT);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn work(slots: &Arc<Semaphore>, stop: &CancellationToken) -> Work {
+        Work::begin(Arc::clone(slots), stop.clone()).await.unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_dependency_that_is_away_holds_no_slot() {
+        let slots = Arc::new(Semaphore::new(1));
+        let stop = CancellationToken::new();
+        let mut waiting = work(&slots, &stop).await;
+        let other = {
+            let (slots, stop) = (Arc::clone(&slots), stop.clone());
+            tokio::spawn(async move { work(&slots, &stop).await })
+        };
+        let mut tries = 0;
+        let result = waiting
+            .until("test", || {
+                tries += 1;
+                let ready = tries > 3 && other.is_finished();
+                async move { if ready { Ok(7) } else { Err("away") } }
+            })
+            .await;
+        assert_eq!(result, Ok(7));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waiting_ends_when_the_partition_is_taken_away() {
+        let slots = Arc::new(Semaphore::new(1));
+        let stop = CancellationToken::new();
+        let mut waiting = work(&slots, &stop).await;
+        let stopper = stop.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            stopper.cancel();
+        });
+        let result: Result<(), Stopped> = waiting.until("test", || async { Err("away") }).await;
+        assert_eq!(result, Err(Stopped));
+    }
+}
