@@ -1,0 +1,354 @@
+//! One terminal record: checked, given its position, delivered.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use async_trait::async_trait;
+use moka::sync::Cache;
+use tracing::Instrument;
+
+use super::rewind::Rewind;
+use crate::config::settings::RelaySettings;
+use crate::fanout::{Deliver, Delivered, Fanout, TurnStatus};
+use crate::log::Record;
+use crate::pipeline::{Delivery, Handler, Stopped, Verdict, Work};
+use crate::protocol::error_code::ErrorCode;
+use crate::protocol::ids::{MessageId, UserId};
+use crate::protocol::position::{Epoch, Position};
+use crate::protocol::record::{Terminal, TerminalKind, UnreadableRecord, header};
+use crate::protocol::timestamp::now_rfc3339;
+use crate::telemetry::metrics::relay::RelayMetrics;
+
+/// Users whose last position is remembered; of others a loss is found by the marker alone.
+const REMEMBERED_USERS: u64 = 200_000;
+
+pub(super) struct RelayHandler {
+    fanout: Arc<dyn Fanout>,
+    cluster: String,
+    log_epoch: String,
+    rewind: Arc<Rewind>,
+    metrics: RelayMetrics,
+    /// The last position of a user that is known to be in the mailbox, and the generation of the
+    /// partition in which it was learnt: after going back nothing is known.
+    known: Cache<UserId, (u64, Position)>,
+}
+
+/// A terminal frame as it goes to clients, and what the fan-out has to know of it.
+struct Bring {
+    terminal: Terminal,
+    message_id: MessageId,
+    frame: String,
+}
+
+impl RelayHandler {
+    pub(super) fn new(
+        fanout: Arc<dyn Fanout>,
+        cluster: String,
+        settings: &RelaySettings,
+        rewind: Arc<Rewind>,
+        metrics: RelayMetrics,
+    ) -> Self {
+        Self {
+            fanout,
+            cluster,
+            log_epoch: settings.log_epoch.clone(),
+            rewind,
+            metrics,
+            known: Cache::new(REMEMBERED_USERS),
+        }
+    }
+
+    fn position(&self, record: &Record) -> Position {
+        Position {
+            epoch: Epoch::new(&self.cluster, &self.log_epoch, record.partition),
+            offset: record.offset,
+        }
+    }
+
+    async fn deliver(
+        &self,
+        delivery: &Delivery,
+        bring: &Bring,
+        work: &mut Work,
+    ) -> Result<Verdict, Stopped> {
+        let record = &delivery.record;
+        let terminal = &bring.terminal;
+        let position = self.position(record);
+        let user = &terminal.userid;
+        let known = self
+            .known
+            .get(user)
+            .filter(|(generation, _)| *generation == delivery.generation)
+            .map(|(_, position)| position);
+        let call = Deliver {
+            user: user.clone(),
+            message_id: bring.message_id.clone(),
+            conversation: terminal.conversation_id.clone(),
+            position: position.clone(),
+            known,
+            rewind: delivery.replay,
+            frame: bring.frame.clone(),
+            answer: answer(terminal),
+            status: status(terminal),
+        };
+        let begun = Instant::now();
+        let delivered = work
+            .until("deliver", || {
+                let call = self.fanout.deliver(call.clone());
+                async { call.await.inspect_err(|_| self.metrics.publish_failed()) }
+            })
+            .await?;
+        self.metrics.published(begun.elapsed());
+        match delivered {
+            Delivered::Published(receivers) => {
+                self.known
+                    .insert(user.clone(), (delivery.generation, position));
+                if receivers == 0 && !delivery.replay {
+                    self.metrics.zero_subscribers.increment(1);
+                }
+                tracing::debug!(receivers, replay = delivery.replay, "delivered");
+                Ok(Verdict::Done)
+            }
+            Delivered::Already => Ok(Verdict::Done),
+            Delivered::Lost => Ok(Verdict::GoBack),
+        }
+    }
+
+    /// Tells the user of a record that can't be read, where its headers say whose it is.
+    async fn apologise(
+        &self,
+        delivery: &Delivery,
+        code: ErrorCode,
+        work: &mut Work,
+    ) -> Result<Option<Verdict>, Stopped> {
+        let Some(terminal) = failure_from_headers(&delivery.record, code) else {
+            return Ok(None);
+        };
+        let Some(message_id) = terminal.message_id.clone() else {
+            return Ok(None);
+        };
+        let frame = with_position(&terminal.to_json(), &self.position(&delivery.record));
+        let verdict = self
+            .deliver(
+                delivery,
+                &Bring {
+                    terminal,
+                    message_id,
+                    frame,
+                },
+                work,
+            )
+            .await?;
+        Ok((verdict == Verdict::GoBack).then_some(verdict))
+    }
+
+    async fn bring(&self, delivery: &Delivery, work: &mut Work) -> Result<Verdict, Stopped> {
+        let record = &delivery.record;
+        if !delivery.replay
+            && self
+                .rewind
+                .is_too_near(record.partition, record.timestamp_ms)
+        {
+            return Ok(Verdict::GoBack);
+        }
+        match read(record, &self.position(record)) {
+            Ok(bring) => {
+                let span = tracing::info_span!(
+                    "relay",
+                    correlation_id = %bring.terminal.correlation_id,
+                    message_id = %bring.message_id,
+                );
+                self.deliver(delivery, &bring, work).instrument(span).await
+            }
+            Err(reason) => match self.apologise(delivery, ErrorCode::Internal, work).await? {
+                Some(verdict) => Ok(verdict),
+                // It became a dead letter when it came first.
+                None if delivery.replay => Ok(Verdict::Done),
+                None => Ok(Verdict::Dead(reason.to_string())),
+            },
+        }
+    }
+}
+
+#[async_trait]
+impl Handler for RelayHandler {
+    fn lane(&self, record: &Record) -> String {
+        // The key is the user; an original worker writes none, and then the value has to say.
+        if let Some(key) = &record.key {
+            return String::from_utf8_lossy(key).into_owned();
+        }
+        Terminal::parse(&record.value).map_or_else(|_| String::new(), |t| t.userid.to_string())
+    }
+
+    async fn handle(&self, delivery: &Delivery, work: &mut Work) -> Verdict {
+        let begun = Instant::now();
+        let verdict = self
+            .bring(delivery, work)
+            .await
+            .unwrap_or_else(Verdict::from);
+        self.metrics.processed(&verdict, begun.elapsed());
+        verdict
+    }
+
+    async fn give_up(
+        &self,
+        delivery: &Delivery,
+        _reason: &str,
+        work: &mut Work,
+    ) -> Result<(), Stopped> {
+        self.apologise(delivery, ErrorCode::Internal, work)
+            .await
+            .map(|_| ())
+    }
+}
+
+/// Reads a record and makes the frame that clients get of it.
+fn read(record: &Record, position: &Position) -> Result<Bring, UnreadableRecord> {
+    let value = record.value.trim_ascii();
+    if value.first() != Some(&b'{') {
+        return Err(UnreadableRecord("not a JSON object".into()));
+    }
+    let mut terminal = Terminal::parse(value)?;
+    let message_id = terminal
+        .message_id
+        .clone()
+        .unwrap_or_else(|| record.derived_message_id());
+    let foreign = terminal.position.is_some() || terminal.n.is_some() || terminal.n_id.is_some();
+    let frame = if foreign || terminal.correlation_id.is_empty() {
+        // An original gateway stops delivering after a frame without a correlation id, and what
+        // only the relay and the fan-out may say is not taken from a record.
+        terminal.position = None;
+        if terminal.correlation_id.is_empty() {
+            let known = record.header_text(header::CORRELATION_ID);
+            terminal.correlation_id = known.unwrap_or(message_id.as_str()).to_string();
+        }
+        terminal.to_json()
+    } else {
+        // Fields that we don't know go on to the client.
+        String::from_utf8(value.to_vec()).map_err(|_| UnreadableRecord("not UTF-8".into()))?
+    };
+    let frame = with_position(&frame, position);
+    Ok(Bring {
+        terminal,
+        message_id,
+        frame,
+    })
+}
+
+fn with_position(object: &str, position: &Position) -> String {
+    let open = object.trim_end().strip_suffix('}').unwrap_or(object);
+    format!("{open},\"position\":\"{position}\"}}")
+}
+
+fn failure_from_headers(record: &Record, code: ErrorCode) -> Option<Terminal> {
+    let user = std::str::from_utf8(record.key.as_deref()?).ok()?;
+    let message_id = MessageId::parse(record.header_text(header::MESSAGE_ID)?).ok()?;
+    Some(Terminal {
+        v: 1,
+        kind: TerminalKind::Error,
+        content: None,
+        message: Some(code.text().to_owned()),
+        userid: UserId::parse(user).ok()?,
+        timestamp: Some(now_rfc3339()),
+        processing_time_ms: None,
+        correlation_id: record
+            .header_text(header::CORRELATION_ID)
+            .unwrap_or(message_id.as_str())
+            .to_owned(),
+        message_id: Some(message_id),
+        id: None,
+        conversation_id: None,
+        code: Some(code),
+        retryable: Some(code.retryable()),
+        retry_after_ms: None,
+        finish_reason: None,
+        model: None,
+        usage: None,
+        attempt: None,
+        position: None,
+        n: None,
+        n_id: None,
+    })
+}
+
+fn answer(terminal: &Terminal) -> String {
+    terminal
+        .content
+        .clone()
+        .or_else(|| terminal.message.clone())
+        .unwrap_or_default()
+}
+
+fn status(terminal: &Terminal) -> TurnStatus {
+    match (terminal.kind, terminal.code) {
+        (TerminalKind::Response, _) => TurnStatus::Answered,
+        (TerminalKind::Error, Some(ErrorCode::Cancelled)) => TurnStatus::Cancelled,
+        (TerminalKind::Error, _) => TurnStatus::Failed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn record(value: &str) -> Record {
+        Record {
+            topic: "responses".into(),
+            partition: 2,
+            offset: 7,
+            timestamp_ms: 1,
+            key: Some(Bytes::from_static(b"alice")),
+            value: Bytes::from(value.to_owned()),
+            headers: vec![],
+        }
+    }
+
+    fn position() -> Position {
+        Position {
+            epoch: Epoch::new("c", "0", 2),
+            offset: 7,
+        }
+    }
+
+    #[test]
+    fn unknown_fields_reach_the_client_and_the_position_is_added() {
+        let value = r#"{"type":"response","content":"hi","userid":"alice","correlation_id":"c","new":[1]} "#;
+        let bring = read(&record(value), &position()).unwrap();
+        let frame: serde_json::Value = serde_json::from_str(&bring.frame).unwrap();
+        assert_eq!(frame["new"][0], 1);
+        assert_eq!(frame["position"], position().to_string());
+    }
+
+    #[test]
+    fn a_record_does_not_choose_its_own_position() {
+        let value = r#"{"type":"response","content":"hi","userid":"alice","correlation_id":"c","position":"x.9","n":4}"#;
+        let bring = read(&record(value), &position()).unwrap();
+        let frame: serde_json::Value = serde_json::from_str(&bring.frame).unwrap();
+        assert_eq!(frame["position"], position().to_string());
+        assert_eq!(frame.get("n"), None);
+    }
+
+    #[test]
+    fn a_frame_always_has_a_correlation_id() {
+        let value = r#"{"type":"response","content":"hi","userid":"alice"}"#;
+        let bring = read(&record(value), &position()).unwrap();
+        let frame: serde_json::Value = serde_json::from_str(&bring.frame).unwrap();
+        assert_eq!(frame["correlation_id"], bring.message_id.as_str());
+    }
+
+    #[test]
+    fn what_is_no_object_is_unreadable() {
+        for bad in [
+            "",
+            "[]",
+            "7",
+            "{",
+            r#"{"type":"delta","userid":"alice"}"#,
+            r#"{"type":"error"}"#,
+        ] {
+            assert!(read(&record(bad), &position()).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Where a partition of `responses` goes back to, and when.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::mpsc;
+
+use crate::config::settings::RelaySettings;
+use crate::fanout::Fanout;
+use crate::log::Log;
+use crate::pipeline::GoBack;
+use crate::pipeline::driver::Command;
+use crate::protocol::position::Epoch;
+use crate::protocol::timestamp::now_ms;
+
+/// "Every few seconds" of protocol.md section 3.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
+
+/// How far a partition has come.
+#[derive(Debug, Clone, Copy)]
+struct Progress {
+    /// Read back from this moment of the log on.
+    from_ms: i64,
+    window: Duration,
+    /// The marker was written since.
+    settled: bool,
+}
+
+/// Decides where partitions begin again, and watches for reasons to.
+pub(super) struct Rewind {
+    log: Arc<dyn Log>,
+    fanout: Arc<dyn Fanout>,
+    cluster: String,
+    log_epoch: String,
+    topic: String,
+    rewind: Duration,
+    rebuild: Duration,
+    progress: Mutex<HashMap<i32, Progress>>,
+}
+
+impl Rewind {
+    pub(super) fn new(
+        log: Arc<dyn Log>,
+        fanout: Arc<dyn Fanout>,
+        cluster: String,
+        settings: &RelaySettings,
+    ) -> Self {
+        Self {
+            log,
+            fanout,
+            cluster,
+            log_epoch: settings.log_epoch.clone(),
+            topic: settings.pipeline.topic.clone(),
+            rewind: settings.rewind,
+            rebuild: settings.rebuild,
+            progress: Mutex::default(),
+        }
+    }
+
+    pub(super) fn epoch(&self, partition: i32) -> Epoch {
+        Epoch::new(&self.cluster, &self.log_epoch, partition)
+    }
+
+    fn progress(&self) -> std::sync::MutexGuard<'_, HashMap<i32, Progress>> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a record of this age, which was never delivered, shows that the partition did not
+    /// go back far enough: deliveries ended long ago, and what was lost is from before that.
+    pub(super) fn is_too_near(&self, partition: i32, timestamp_ms: i64) -> bool {
+        self.progress().get(&partition).is_some_and(|progress| {
+            timestamp_ms - (progress.window.as_millis() as i64) < progress.from_ms
+        })
+    }
+
+    /// Orders partitions back after a reconnect or failover, and when their marker is gone.
+    pub(super) async fn watch(self: Arc<Self>, commands: mpsc::Sender<Command>) {
+        let mut disruptions = self.fanout.disruptions();
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        loop {
+            tokio::select! {
+                changed = disruptions.changed() => {
+                    if changed.is_err() {
+                        // A fan-out that never loses its connection has no more to say.
+                        std::future::pending::<()>().await;
+                    }
+                    tracing::warn!("the fan-out was away or failed over: partitions go back");
+                    if commands.send(Command::AllGoBack).await.is_err() {
+                        return;
+                    }
+                }
+                _ = look.tick() => {
+                    for partition in self.settled() {
+                        if self.lost_marker(partition).await {
+                            tracing::warn!(
+                                partition,
+                                "the fan-out's marker is gone: it lost its data and is rebuilt"
+                            );
+                            if commands.send(Command::GoesBack(partition)).await.is_err() {
+                                return;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn settled(&self) -> Vec<i32> {
+        let progress = self.progress();
+        progress
+            .iter()
+            .filter(|(_, p)| p.settled)
+            .map(|(partition, _)| *partition)
+            .collect()
+    }
+
+    async fn lost_marker(&self, partition: i32) -> bool {
+        matches!(
+            self.fanout.marker_present(&self.epoch(partition)).await,
+            Ok(false)
+        )
+    }
+}
+
+/// Repeats `call` until it succeeds. The caller is dropped when its partition is taken away.
+async fn until<T, E, F, Fut>(what: &str, mut call: F) -> T
+where
+    E: std::fmt::Display,
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<T, E>>,
+{
+    let mut wait = FIRST_WAIT;
+    loop {
+        match call().await {
+            Ok(value) => return value,
+            Err(error) => tracing::debug!(what, %error, "waiting"),
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(LONGEST_WAIT);
+    }
+}
+
+#[async_trait]
+impl GoBack for Rewind {
+    async fn start(&self, partition: i32, committed: i64, oldest_open_ms: Option<i64>) -> i64 {
+        let epoch = self.epoch(partition);
+        let present = until("marker", || self.fanout.marker_present(&epoch)).await;
+        let window = if present { self.rewind } else { self.rebuild };
+        let base = oldest_open_ms.unwrap_or(i64::MAX).min(now_ms());
+        let from_ms = base - window.as_millis() as i64;
+        let found = until("offset by time", || {
+            self.log.offset_at(&self.topic, partition, from_ms)
+        })
+        .await;
+        self.progress().insert(
+            partition,
+            Progress {
+                from_ms,
+                window,
+                settled: false,
+            },
+        );
+        found.unwrap_or(committed).min(committed)
+    }
+
+    async fn reached(&self, partition: i32) {
+        let epoch = self.epoch(partition);
+        until("marker", || self.fanout.set_marker(&epoch)).await;
+        let mut progress = self.progress();
+        let entry = progress.entry(partition).or_insert(Progress {
+            from_ms: i64::MIN,
+            window: self.rewind,
+            settled: true,
+        });
+        entry.settled = true;
+    }
+}
