@@ -16,6 +16,8 @@ pub mod dead_letter;
 pub mod driver;
 mod lanes;
 pub mod offsets;
+#[cfg(test)]
+mod tests;
 mod work;
 
 pub use work::{Stopped, Work};

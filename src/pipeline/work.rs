@@ -87,31 +87,78 @@ impl Work {
         F: FnMut() -> Fut,
         Fut: Future<Output = Result<T, E>>,
     {
-        let mut pause = FIRST_WAIT;
-        let since = Instant::now();
-        let mut reminded: Option<Instant> = None;
+        let mut patience = Patience::new(what);
         loop {
             match call().await {
                 Ok(value) => {
-                    if reminded.is_some() {
-                        tracing::info!(
-                            what,
-                            waited_ms = since.elapsed().as_millis() as u64,
-                            "goes on"
-                        );
-                    }
+                    patience.rewarded();
                     return Ok(value);
                 }
                 Err(error) => {
-                    if reminded.is_none_or(|at| at.elapsed() >= REMIND_EVERY) {
-                        reminded = Some(Instant::now());
-                        tracing::warn!(what, %error, "waiting, will repeat until it succeeds");
-                    }
+                    let pause = patience.next_pause(&error);
+                    self.wait(pause).await?;
                 }
             }
-            let jitter = rand::rng().random_range(0.5..1.0);
-            self.wait(pause.mul_f64(jitter)).await?;
-            pause = (pause * 2).min(LONGEST_WAIT);
+        }
+    }
+
+    /// As [`Work::until`], but goes on when the record is not to be begun any more: for the last
+    /// steps of work that would otherwise be done and paid again. Holds its slot; ended only by
+    /// the drain's deadline.
+    pub async fn finish<T, E, F, Fut>(&mut self, what: &str, mut call: F) -> T
+    where
+        E: Display,
+        F: FnMut() -> Fut,
+        Fut: Future<Output = Result<T, E>>,
+    {
+        let mut patience = Patience::new(what);
+        loop {
+            match call().await {
+                Ok(value) => {
+                    patience.rewarded();
+                    return value;
+                }
+                Err(error) => {
+                    let pause = patience.next_pause(&error);
+                    tokio::time::sleep(pause).await;
+                }
+            }
+        }
+    }
+}
+
+/// Growing pauses between repetitions, and what is logged of them.
+struct Patience<'a> {
+    what: &'a str,
+    pause: Duration,
+    since: Instant,
+    reminded: Option<Instant>,
+}
+
+impl<'a> Patience<'a> {
+    fn new(what: &'a str) -> Self {
+        Self {
+            what,
+            pause: FIRST_WAIT,
+            since: Instant::now(),
+            reminded: None,
+        }
+    }
+
+    fn next_pause(&mut self, error: &impl Display) -> Duration {
+        if self.reminded.is_none_or(|at| at.elapsed() >= REMIND_EVERY) {
+            self.reminded = Some(Instant::now());
+            tracing::warn!(what = self.what, %error, "waiting, repeated until it succeeds");
+        }
+        let pause = self.pause.mul_f64(rand::rng().random_range(0.5..1.0));
+        self.pause = (self.pause * 2).min(LONGEST_WAIT);
+        pause
+    }
+
+    fn rewarded(&self) {
+        if self.reminded.is_some() {
+            let waited_ms = self.since.elapsed().as_millis() as u64;
+            tracing::info!(what = self.what, waited_ms, "goes on");
         }
     }
 }

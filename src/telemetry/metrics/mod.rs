@@ -6,6 +6,7 @@
 
 pub mod pipeline;
 pub mod relay;
+pub mod worker;
 
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Unit};
 

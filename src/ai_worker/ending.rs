@@ -1,0 +1,142 @@
+//! How messages end: terminal records and their turns in the history.
+
+use std::time::Instant;
+
+use super::provider::ModelError;
+use crate::fanout::{Ending, Turn, TurnStatus};
+use crate::protocol::error_code::ErrorCode;
+use crate::protocol::record::{Question, Terminal, TerminalKind, Usage};
+
+/// A whole answer.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Answer {
+    pub(super) text: String,
+    pub(super) finish_reason: String,
+    pub(super) model: String,
+    pub(super) usage: Option<Usage>,
+}
+
+/// Makes the endings of one message.
+pub(super) struct Endings<'a> {
+    question: &'a Question,
+    taken: Instant,
+}
+
+impl<'a> Endings<'a> {
+    pub(super) fn new(question: &'a Question, taken: Instant) -> Self {
+        Self { question, taken }
+    }
+
+    pub(super) fn answered(&self, answer: &Answer, attempt: u32) -> Ending {
+        let terminal = Terminal {
+            content: Some(answer.text.clone()),
+            finish_reason: Some(answer.finish_reason.clone()),
+            model: Some(answer.model.clone()),
+            usage: answer.usage,
+            attempt: Some(attempt),
+            ..self.terminal(TerminalKind::Response)
+        };
+        self.ending(&terminal, answer.text.clone(), TurnStatus::Answered)
+    }
+
+    pub(super) fn failed(&self, code: ErrorCode) -> Ending {
+        let terminal = self.failure(code);
+        self.ending(&terminal, code.text().to_owned(), TurnStatus::Failed)
+    }
+
+    pub(super) fn failed_by_provider(&self, error: &ModelError, attempt: u32) -> Ending {
+        let mut terminal = self.failure(error.code);
+        terminal.retryable = Some(error.retryable);
+        terminal.retry_after_ms = error.retry_after.map(|time| time.as_millis() as u64);
+        terminal.attempt = Some(attempt);
+        self.ending(&terminal, error.code.text().to_owned(), TurnStatus::Failed)
+    }
+
+    /// Stopped by its user, with what was said until then.
+    pub(super) fn cancelled(&self, text: &str) -> Ending {
+        let mut terminal = self.failure(ErrorCode::Cancelled);
+        terminal.content = Some(text.to_owned());
+        self.ending(&terminal, text.to_owned(), TurnStatus::Cancelled)
+    }
+
+    fn failure(&self, code: ErrorCode) -> Terminal {
+        Terminal {
+            processing_time_ms: Some(self.elapsed_ms()),
+            ..Terminal::failure(self.question, code)
+        }
+    }
+
+    fn terminal(&self, kind: TerminalKind) -> Terminal {
+        Terminal {
+            processing_time_ms: Some(self.elapsed_ms()),
+            ..Terminal::of(self.question, kind)
+        }
+    }
+
+    fn elapsed_ms(&self) -> u64 {
+        self.taken.elapsed().as_millis() as u64
+    }
+
+    fn ending(&self, terminal: &Terminal, answer: String, status: TurnStatus) -> Ending {
+        let question = Some(self.question.content.to_string()).filter(|text| !text.is_empty());
+        let turn = Turn {
+            message_id: self.question.message_id.clone(),
+            question,
+            answer,
+            status,
+            at_ms: 0,
+        };
+        Ending {
+            frame: terminal.to_json(),
+            turn,
+        }
+    }
+}
+
+/// How many bytes `text` takes inside a JSON string.
+pub(super) fn json_len(text: &str) -> usize {
+    text.chars().map(json_len_of).sum()
+}
+
+fn json_len_of(c: char) -> usize {
+    match c {
+        '"' | '\\' | '\n' | '\r' | '\t' | '\u{8}' | '\u{c}' => 2,
+        c if c < ' ' => 6,
+        c => c.len_utf8(),
+    }
+}
+
+/// The longest beginning of `text` that takes at most `max` bytes inside a JSON string.
+pub(super) fn fitting(text: &str, max: usize) -> &str {
+    let mut used = 0;
+    for (at, c) in text.char_indices() {
+        used += json_len_of(c);
+        if used > max {
+            return &text[..at];
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn the_counted_length_is_what_json_takes(text in any::<String>()) {
+            prop_assert_eq!(json_len(&text) + 2, serde_json::to_string(&text).unwrap().len());
+        }
+
+        #[test]
+        fn what_fits_is_as_long_as_it_can_be(text in any::<String>(), max in 0_usize..100) {
+            let fit = fitting(&text, max);
+            prop_assert!(json_len(fit) <= max);
+            if let Some(next) = text[fit.len()..].chars().next() {
+                prop_assert!(json_len(fit) + json_len_of(next) > max);
+            }
+        }
+    }
+}

@@ -1,0 +1,345 @@
+//! One message: taken, answered, its outcome kept, its terminal record produced.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use rand::Rng;
+use tracing::Instrument;
+
+use super::answer::{Model, Written};
+use super::ending::Endings;
+use crate::config::settings::WorkerSettings;
+use crate::fanout::{Begin, Begun, Ending, Fanout, Keep, Kept, Outcome, Owner, Subject};
+use crate::log::{Log, NewRecord, Record};
+use crate::pipeline::{Delivery, Handler, Stopped, Verdict, Work};
+use crate::protocol::error_code::ErrorCode;
+use crate::protocol::ids::{ConversationId, MessageId, UserId};
+use crate::protocol::record::{Question, header};
+use crate::telemetry::metrics::worker::WorkerMetrics;
+
+pub(super) struct WorkerHandler {
+    pub(super) log: Arc<dyn Log>,
+    pub(super) fanout: Arc<dyn Fanout>,
+    pub(super) settings: WorkerSettings,
+    pub(super) model: Model,
+    pub(super) metrics: WorkerMetrics,
+}
+
+/// What is to be done for a message.
+#[derive(Clone)]
+enum Job {
+    /// Ask the model.
+    Answer,
+    /// Only tell the user that it failed; the record is a dead letter for this reason.
+    Fail(String),
+}
+
+/// How one attempt ended.
+enum Attempted {
+    /// The outcome is fixed; where the record is to become a dead letter, why.
+    Ended(Outcome, Option<String>),
+    /// Another worker has it, or another attempt is needed.
+    Again,
+}
+
+impl WorkerHandler {
+    async fn settle(
+        &self,
+        question: &Question,
+        job: &Job,
+        work: &mut Work,
+    ) -> Result<Verdict, Stopped> {
+        let taken = Instant::now();
+        let endings = Endings::new(question, taken);
+        let subject = subject_of(question);
+        let owner = Owner::random();
+        let mut had = 0;
+        let mut calls = None;
+        loop {
+            if work.stopped() {
+                return Err(Stopped);
+            }
+            let begin = Begin {
+                subject: subject.clone(),
+                owner: owner.clone(),
+                had,
+                cancelled: endings.cancelled(""),
+            };
+            match work
+                .until("begin", || self.fanout.begin(begin.clone()))
+                .await?
+            {
+                Begun::Ended(outcome) => {
+                    tracing::info!("already ended, nothing is paid again");
+                    return self.produce(question, &outcome, None, work).await;
+                }
+                Begun::Busy(left) => {
+                    let jitter = Duration::from_millis(rand::rng().random_range(5..50));
+                    tracing::debug!(left_ms = left.as_millis() as u64, "another worker has it");
+                    work.wait(left + jitter).await?;
+                }
+                Begun::Attempt { number, now_ms } => {
+                    had = number;
+                    let mut attempt = Attempt {
+                        question,
+                        subject: &subject,
+                        owner: &owner,
+                        endings: &endings,
+                        number,
+                    };
+                    let done = match job {
+                        Job::Fail(reason) => {
+                            let ending = endings.failed(ErrorCode::Internal);
+                            self.keep(&attempt, ending, "", Some(reason.clone()), work)
+                                .await
+                        }
+                        Job::Answer => {
+                            // The deadline is for answering: waiting for another worker's
+                            // lease does not count.
+                            let deadline = Instant::now() + self.settings.message_deadline;
+                            let calls = calls.get_or_insert_with(|| self.model.calls(deadline));
+                            self.answer(&mut attempt, now_ms, calls, work).await
+                        }
+                    };
+                    had = had.max(attempt.number);
+                    if let Attempted::Ended(outcome, dead) = done {
+                        return self.produce(question, &outcome, dead, work).await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn answer(
+        &self,
+        attempt: &mut Attempt<'_>,
+        now_ms: i64,
+        calls: &mut super::answer::Calls,
+        work: &mut Work,
+    ) -> Attempted {
+        let endings = attempt.endings;
+        let age_ms = now_ms - attempt.question.appended_ms;
+        if age_ms > self.settings.message_max_age.as_millis() as i64 {
+            tracing::warn!(age_ms, "waited longer than MESSAGE_MAX_AGE, not asked");
+            WorkerMetrics::failed(ErrorCode::Expired);
+            return self
+                .keep(attempt, endings.failed(ErrorCode::Expired), "", None, work)
+                .await;
+        }
+        let most = self
+            .settings
+            .pipeline
+            .max_deliveries
+            .saturating_mul(calls.most());
+        if attempt.number > most {
+            let reason = format!(
+                "taken {} times without coming to an end",
+                attempt.number - 1
+            );
+            WorkerMetrics::failed(ErrorCode::Internal);
+            let ending = endings.failed(ErrorCode::Internal);
+            return self.keep(attempt, ending, "", Some(reason), work).await;
+        }
+        let written = self.model.write(attempt, calls, work).await;
+        match written {
+            Written::Answer(answer) => {
+                let ending = endings.answered(&answer, attempt.number);
+                self.keep(attempt, ending, &answer.text, None, work).await
+            }
+            Written::Cancelled(text) => {
+                self.keep(attempt, endings.cancelled(&text), &text, None, work)
+                    .await
+            }
+            Written::Failed(error, text) => {
+                tracing::warn!(%error, "the model gave no answer");
+                WorkerMetrics::failed(error.code);
+                let ending = endings.failed_by_provider(&error, attempt.number);
+                self.keep(attempt, ending, &text, Some(error.to_string()), work)
+                    .await
+            }
+            Written::Again => Attempted::Again,
+        }
+    }
+
+    /// Fixes the outcome. Tried until the fan-out answers, also when the partition is taken away
+    /// meanwhile: the answer is there and paid.
+    async fn keep(
+        &self,
+        attempt: &Attempt<'_>,
+        ending: Ending,
+        text: &str,
+        dead: Option<String>,
+        work: &mut Work,
+    ) -> Attempted {
+        let call = Keep {
+            subject: attempt.subject.clone(),
+            owner: attempt.owner.clone(),
+            attempt: attempt.number,
+            cancelled: attempt.endings.cancelled(text),
+            ending,
+        };
+        match work.finish("keep", || self.fanout.keep(call.clone())).await {
+            Kept::Outcome(outcome) => {
+                let ours = outcome.frame == call.ending.frame;
+                Attempted::Ended(outcome, dead.filter(|_| ours))
+            }
+            Kept::Fenced => {
+                tracing::info!(attempt = attempt.number, "another worker has taken over");
+                Attempted::Again
+            }
+        }
+    }
+
+    /// Produces the terminal record and waits for its acknowledgement, however long that takes.
+    async fn produce(
+        &self,
+        question: &Question,
+        outcome: &Outcome,
+        dead: Option<String>,
+        work: &mut Work,
+    ) -> Result<Verdict, Stopped> {
+        if outcome.delivered.is_none() {
+            let record = terminal_record(question, outcome);
+            let topic = &self.settings.responses_topic;
+            let place = work
+                .finish("produce", || {
+                    let appended = self.log.append(topic, record.clone());
+                    async {
+                        appended
+                            .await
+                            .inspect_err(|_| self.metrics.publish_failed())
+                    }
+                })
+                .await;
+            self.metrics.published();
+            tracing::info!(
+                partition = place.partition,
+                offset = place.offset,
+                "terminal record produced"
+            );
+        }
+        Ok(dead.map_or(Verdict::Done, Verdict::Dead))
+    }
+
+    async fn take(&self, delivery: &Delivery, work: &mut Work) -> Result<Verdict, Stopped> {
+        let record = &delivery.record;
+        let (question, job) = match Question::parse(record) {
+            Ok(question) => (question, Job::Answer),
+            Err(error) => match question_from_headers(record) {
+                Some(question) => (question, Job::Fail(error.to_string())),
+                None => return Ok(Verdict::Dead(error.to_string())),
+            },
+        };
+        let span = tracing::info_span!(
+            "message",
+            correlation_id = %question.correlation_id,
+            message_id = %question.message_id,
+        );
+        self.settle(&question, &job, work).instrument(span).await
+    }
+}
+
+/// One attempt at one message.
+pub(super) struct Attempt<'a> {
+    pub(super) question: &'a Question,
+    pub(super) subject: &'a Subject,
+    pub(super) owner: &'a Owner,
+    endings: &'a Endings<'a>,
+    /// Its number; grows when the fan-out loses its data meanwhile.
+    pub(super) number: u32,
+}
+
+impl<'a> Attempt<'a> {
+    pub(super) fn endings(&self) -> &'a Endings<'a> {
+        self.endings
+    }
+}
+
+#[async_trait]
+impl Handler for WorkerHandler {
+    fn lane(&self, record: &Record) -> String {
+        Question::parse(record).map_or_else(
+            |_| String::new(),
+            |question| format!("{} {}", question.user, question.conversation),
+        )
+    }
+
+    async fn handle(&self, delivery: &Delivery, work: &mut Work) -> Verdict {
+        let begun = Instant::now();
+        let verdict = self
+            .take(delivery, work)
+            .await
+            .unwrap_or_else(Verdict::from);
+        self.metrics.processed(&verdict, begun.elapsed());
+        verdict
+    }
+
+    async fn give_up(
+        &self,
+        delivery: &Delivery,
+        reason: &str,
+        work: &mut Work,
+    ) -> Result<(), Stopped> {
+        let question = Question::parse(&delivery.record)
+            .ok()
+            .or_else(|| question_from_headers(&delivery.record));
+        if let Some(question) = question {
+            self.settle(&question, &Job::Fail(reason.to_owned()), work)
+                .await?;
+        }
+        Ok(())
+    }
+}
+
+fn subject_of(question: &Question) -> Subject {
+    Subject {
+        user: question.user.clone(),
+        message_id: question.message_id.clone(),
+        id: question.id.clone(),
+        conversation: question.conversation.clone(),
+    }
+}
+
+fn terminal_record(question: &Question, outcome: &Outcome) -> NewRecord {
+    let text = |value: &str| Bytes::from(value.to_owned());
+    let mut headers = vec![
+        (
+            header::MESSAGE_ID.to_owned(),
+            text(question.message_id.as_str()),
+        ),
+        (
+            header::CORRELATION_ID.to_owned(),
+            text(&question.correlation_id),
+        ),
+    ];
+    if let Some(traceparent) = &question.traceparent {
+        headers.push((header::TRACEPARENT.to_owned(), text(traceparent)));
+    }
+    NewRecord {
+        key: Some(text(question.user.as_str())),
+        value: text(&outcome.frame),
+        headers,
+    }
+}
+
+/// Whose an unreadable record is, where its key and headers say so (protocol.md section 2).
+fn question_from_headers(record: &Record) -> Option<Question> {
+    let message_id = MessageId::parse(record.header_text(header::MESSAGE_ID)?).ok()?;
+    let user = UserId::parse(std::str::from_utf8(record.key.as_deref()?).ok()?).ok()?;
+    let correlation_id = record
+        .header_text(header::CORRELATION_ID)
+        .unwrap_or(message_id.as_str());
+    Some(Question {
+        id: None,
+        user,
+        conversation: ConversationId::default_conversation(),
+        content: "".into(),
+        correlation_id: correlation_id.into(),
+        traceparent: None,
+        stream: false,
+        appended_ms: record.timestamp_ms,
+        message_id,
+    })
+}
