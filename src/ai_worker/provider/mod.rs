@@ -1,5 +1,11 @@
 //! What answers: an OpenAI-compatible API, or the built-in demo model.
 
+pub mod backoff;
+pub mod demo;
+mod error;
+mod sse;
+mod throttle;
+
 use std::time::Duration;
 
 use async_trait::async_trait;
