@@ -101,6 +101,12 @@ impl Reported {
         }
     }
 
+    /// Whether the refusal says that the server knows this field, but not this model.
+    pub(super) fn is_unsupported(&self, field: &str) -> bool {
+        let unsupported = self.says("unsupported_value") || self.says("unsupported_parameter");
+        unsupported && self.param.as_deref() == Some(field)
+    }
+
     /// What the API says, for logs of level debug.
     pub(super) fn message(&self) -> &str {
         &self.message

@@ -1,8 +1,11 @@
 //! What answers: an OpenAI-compatible API, or the built-in demo model.
 
+mod answer;
 pub mod backoff;
+mod chunk;
 pub mod demo;
 mod error;
+pub mod openai;
 mod sse;
 mod throttle;
 
