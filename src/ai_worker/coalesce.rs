@@ -108,11 +108,9 @@ mod tests {
 
     const INTERVAL: Duration = Duration::from_millis(30);
 
-    fn piece(index: u32, text: &str) -> Option<Piece> {
-        Some(Piece {
-            index,
-            text: text.to_owned(),
-        })
+    fn piece(index: u32, text: &str) -> Piece {
+        let text = text.to_owned();
+        Piece { index, text }
     }
 
     #[test]
@@ -123,13 +121,13 @@ mod tests {
         assert_eq!(coalescer.take(start), None);
         coalescer.push("Hel");
         assert_eq!(coalescer.due(start), Some(start));
-        assert_eq!(coalescer.take(start), piece(0, "Hel"));
+        assert_eq!(coalescer.take(start), Some(piece(0, "Hel")));
         coalescer.push("lo");
         coalescer.push(" you");
         let due = start + INTERVAL;
         assert_eq!(coalescer.due(start), Some(due));
         assert_eq!(coalescer.take(start), None);
-        assert_eq!(coalescer.take(due), piece(1, "lo you"));
+        assert_eq!(coalescer.take(due), Some(piece(1, "lo you")));
         assert_eq!(coalescer.due(due), None);
     }
 
@@ -142,7 +140,7 @@ mod tests {
         let later = start + INTERVAL * 10;
         coalescer.push("b");
         assert_eq!(coalescer.due(later), Some(later));
-        assert_eq!(coalescer.take(later), piece(1, "b"));
+        assert_eq!(coalescer.take(later), Some(piece(1, "b")));
     }
 
     #[test]
@@ -154,7 +152,7 @@ mod tests {
         coalescer.push("bcd");
         assert_eq!(coalescer.take(start), None);
         coalescer.push("ö");
-        assert_eq!(coalescer.take(start), piece(1, "bcdö"));
+        assert_eq!(coalescer.take(start), Some(piece(1, "bcdö")));
     }
 
     #[test]
@@ -168,9 +166,9 @@ mod tests {
         coalescer.push("c");
         coalescer.restart();
         assert_eq!(coalescer.due(start), Some(start));
-        assert_eq!(coalescer.take(start), piece(0, "abc"));
+        assert_eq!(coalescer.take(start), Some(piece(0, "abc")));
         coalescer.push("d");
-        assert_eq!(coalescer.flush(start), piece(1, "d"));
+        assert_eq!(coalescer.flush(start), Some(piece(1, "d")));
         assert_eq!(coalescer.flush(start), None);
         assert_eq!(coalescer.text(), "abcd");
     }

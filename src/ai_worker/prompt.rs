@@ -277,7 +277,7 @@ mod tests {
             history_max_messages in 0_usize..30,
         ) {
             let settings = PromptSettings {
-                context_tokens, max_tokens, history_max_messages, ..settings()
+                max_tokens, context_tokens, history_max_messages, ..settings()
             };
             let request = Prompt::build(&settings, &turns, &question);
             let (last, rest) = request.messages.split_last().unwrap();

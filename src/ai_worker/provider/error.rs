@@ -151,13 +151,12 @@ impl Reported {
 
     /// Type and code, without the message.
     fn words(&self) -> String {
-        let mut words = String::new();
-        for (name, word) in [("type", &self.kind), ("code", &self.code)] {
-            if let Some(word) = word {
-                words.push_str(&format!(", {name} {word}"));
-            }
-        }
-        words
+        let part = |name, word: &Option<String>| {
+            let word = word.as_ref()?;
+            Some(format!(", {name} {word}"))
+        };
+        let parts = [part("type", &self.kind), part("code", &self.code)];
+        parts.into_iter().flatten().collect()
     }
 }
 
@@ -228,10 +227,9 @@ fn classify(status: u16, reported: &Reported) -> (ErrorCode, bool, &'static str)
     match status {
         429 => (ErrorCode::ProviderRateLimited, true, kind::RATE_LIMITED),
         408 => (ErrorCode::ProviderTimeout, true, kind::TIMEOUT_STATUS),
-        409 => (ErrorCode::ProviderFailed, true, kind::SERVER),
+        409 | 500.. => (ErrorCode::ProviderFailed, true, kind::SERVER),
         401 | 403 => (ErrorCode::ProviderRejected, false, kind::AUTH),
         400..500 => (ErrorCode::ProviderRejected, false, kind::REJECTED),
-        500.. => (ErrorCode::ProviderFailed, true, kind::SERVER),
         // Neither an answer nor a refusal: redirects aren't followed, they would lose the body or
         // carry the key elsewhere.
         _ => (ErrorCode::ProviderFailed, false, kind::REJECTED),

@@ -33,6 +33,8 @@ enum Step {
 #[derive(Debug)]
 enum Seen {
     Request {
+        /// Counted from 0.
+        connection: usize,
         head: String,
         body: serde_json::Value,
     },
@@ -52,11 +54,13 @@ impl Server {
         let (sender, seen) = mpsc::unbounded_channel();
         let scripts = Arc::new(std::sync::Mutex::new(scripts.into_iter()));
         tokio::spawn(async move {
+            let mut connections = 0..;
             while let Ok((socket, _)) = listener.accept().await {
+                let connection = connections.next().unwrap();
                 let (sender, scripts) = (sender.clone(), Arc::clone(&scripts));
                 tokio::spawn(async move {
                     let next = || scripts.lock().unwrap().next();
-                    serve(socket, &sender, next).await;
+                    serve(connection, socket, &sender, next).await;
                     let _ = sender.send(Seen::Closed);
                 });
             }
@@ -66,7 +70,7 @@ impl Server {
 
     async fn request(&mut self) -> (String, serde_json::Value) {
         loop {
-            if let Seen::Request { head, body } = self.seen.recv().await.unwrap() {
+            if let Seen::Request { head, body, .. } = self.seen.recv().await.unwrap() {
                 return (head, body);
             }
         }
@@ -78,6 +82,7 @@ impl Server {
 }
 
 async fn serve(
+    connection: usize,
     mut socket: TcpStream,
     seen: &mpsc::UnboundedSender<Seen>,
     next: impl Fn() -> Option<Vec<Step>>,
@@ -101,7 +106,12 @@ async fn serve(
         }
         let body: Vec<u8> = buffer.drain(..length).collect();
         let body = serde_json::from_slice(&body).unwrap();
-        seen.send(Seen::Request { head, body }).unwrap();
+        let request = Seen::Request {
+            connection,
+            head,
+            body,
+        };
+        seen.send(request).unwrap();
         for step in next().expect("more requests than scripts") {
             match step {
                 Step::Write(text) => {
@@ -126,12 +136,7 @@ fn open() -> Step {
 }
 
 fn data(events: &[&str]) -> Step {
-    write(
-        events
-            .iter()
-            .map(|e| format!("data: {e}\n\n"))
-            .collect::<String>(),
-    )
+    write(format!("data: {}\n\n", events.join("\n\ndata: ")))
 }
 
 fn reply(status: &str, headers: &str, body: &str) -> Vec<Step> {
@@ -637,10 +642,48 @@ async fn a_connection_is_used_again_after_a_whole_answer() {
     let api = api(&server.base);
     for _ in 0..2 {
         ask(&api).await.unwrap();
-        assert!(matches!(server.seen.try_recv(), Ok(Seen::Request { .. })));
+        let seen = server.seen.recv().await.unwrap();
+        assert!(
+            matches!(seen, Seen::Request { connection: 0, .. }),
+            "{seen:?}"
+        );
     }
-    // The first connection was not closed for the second call.
-    assert!(server.seen.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn every_call_is_counted_once_however_it_ends() {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    let server = Server::start(vec![
+        vec![open(), data(&[HELLO, STOP, USAGE, "[DONE]"]), Step::Close],
+        vec![open(), data(&[HELLO]), Step::Close],
+        reply("503 X", "", "{}"),
+        vec![open(), data(&[HELLO]), Step::Hang],
+    ])
+    .await;
+    let api = api(&server.base);
+    ask(&api).await.unwrap();
+    ask(&api).await.unwrap_err();
+    ask(&api).await.unwrap_err();
+    drop(api.call(&request()).await.unwrap());
+    let page = recorder.handle().render();
+    for line in [
+        r#"ai_consumer_openai_requests_total{model="m",status="success"} 1"#,
+        r#"ai_consumer_openai_requests_total{model="m",status="error"} 2"#,
+        r#"ai_consumer_openai_requests_total{model="m",status="cancelled"} 1"#,
+        r#"ai_consumer_openai_errors_total{error_type="cut_off"} 1"#,
+        r#"ai_consumer_openai_errors_total{error_type="server_error"} 1"#,
+        r#"ai_consumer_openai_tokens_total{model="m",type="prompt"} 7"#,
+        r#"ai_consumer_openai_tokens_total{model="m",type="completion"} 2"#,
+        r#"ai_consumer_openai_tokens_total{model="m",type="total"} 9"#,
+        r#"ai_consumer_openai_duration_seconds_count{model="m"} 4"#,
+        "ai_consumer_openai_throttled_calls 0",
+    ] {
+        assert!(
+            page.lines().any(|found| found == line),
+            "{line}\nnot in\n{page}"
+        );
+    }
 }
 
 #[tokio::test]
