@@ -96,7 +96,7 @@ impl Reported {
     /// Whether the refusal is about this field of the request.
     pub(super) fn is_about(&self, field: &str) -> bool {
         match &self.param {
-            Some(param) => param == field,
+            Some(param) => param.starts_with(field),
             None => self.message.contains(field),
         }
     }

@@ -176,3 +176,63 @@ impl LineState {
         out.into()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parsed(pieces: Vec<Bytes>) -> Vec<Result<Event, String>> {
+        let pieces = futures_util::stream::iter(pieces.into_iter().map(Ok::<_, std::io::Error>));
+        let events = events(pieces).map(|event| event.map_err(|e| e.to_string()));
+        futures_util::FutureExt::now_or_never(events.collect()).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn any_split_of_the_bytes_gives_the_same_events(
+            cuts in prop::collection::vec(0_usize..400, 0..30),
+            line_end in prop::sample::select(vec!["\n", "\r\n", "\r"]),
+        ) {
+            let text = [
+                ": comment", "", "data: {\"a\":\"Grüße 👋\"}", "", "event: error", "data: x", "",
+                "error: {\"code\":500}", "", "err: no", "error", "data:a", "data: b", "", "e", "",
+                "id: error:", "data: error: data", "", "data: [DONE]",
+            ].join(line_end);
+            let event = |data: &str, is_error| Ok(Event { data: data.to_owned(), is_error });
+            let expected = vec![
+                event("{\"a\":\"Grüße 👋\"}", false),
+                event("x", true),
+                event("{\"code\":500}", true),
+                event("a\nb", false),
+                event("error: data", false),
+                event("[DONE]", false),
+            ];
+            let mut cuts: Vec<usize> = cuts.into_iter().filter(|cut| *cut < text.len()).collect();
+            cuts.sort_unstable();
+            let mut pieces = Vec::new();
+            let mut from = 0;
+            for cut in cuts.into_iter().chain([text.len()]) {
+                pieces.push(Bytes::copy_from_slice(&text.as_bytes()[from..cut]));
+                from = cut;
+            }
+            prop_assert_eq!(parsed(pieces), expected);
+        }
+    }
+
+    #[test]
+    fn every_single_byte_apart_and_a_bound_on_events_not_on_streams() {
+        let line = format!("data: {}\n\n", "x".repeat(1000));
+        let bytes = line.bytes().map(|byte| Bytes::copy_from_slice(&[byte]));
+        assert_eq!(parsed(bytes.collect()).len(), 1);
+        let many = vec![Bytes::from(line); MAX_EVENT_BYTES / 500];
+        assert_eq!(parsed(many).len(), MAX_EVENT_BYTES / 500);
+        let line = Bytes::from(format!("data: {}\r\n", "x".repeat(1000)));
+        let events = parsed(vec![line; MAX_EVENT_BYTES / 500]);
+        assert!(
+            matches!(&events[..], [Err(text)] if text.contains("more than")),
+            "{events:?}"
+        );
+    }
+}
