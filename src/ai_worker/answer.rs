@@ -16,7 +16,7 @@ use crate::config::settings::WorkerSettings;
 use crate::fanout::{Fanout, Turn};
 use crate::pipeline::{Stopped, Work};
 use crate::protocol::error_code::ErrorCode;
-use crate::telemetry::metrics::provider::RETRIES;
+use crate::telemetry::metrics::provider::ProviderMetrics;
 
 /// `finish_reason` of an answer that `MAX_ANSWER_BYTES` ended.
 const LENGTH: &str = "length";
@@ -173,7 +173,7 @@ impl Model {
                 return Written::Failed(error, writer.text());
             }
             tracing::warn!(%error, attempt, delay_ms = delay.as_millis() as u64, "tried again");
-            RETRIES.counter(&[&attempt.to_string()]).increment(1);
+            ProviderMetrics::retried(attempt);
             if let Some(signal) = pause(delay, writer).await {
                 return after(signal, writer);
             }

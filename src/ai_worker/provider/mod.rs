@@ -1,5 +1,14 @@
 //! What answers: an OpenAI-compatible API, or the built-in demo model.
 
+mod answer;
+pub mod backoff;
+mod chunk;
+pub mod demo;
+mod error;
+pub mod openai;
+mod sse;
+mod throttle;
+
 use std::time::Duration;
 
 use async_trait::async_trait;

@@ -5,6 +5,7 @@
 //! look-up by labels hundreds). The macros of the `metrics` crate are used nowhere else.
 
 pub mod pipeline;
+pub mod provider;
 pub mod relay;
 pub mod worker;
 

@@ -1,0 +1,315 @@
+//! What is asked of the model: instructions, as much of the conversation as fits, the question.
+
+use crate::config::settings::PromptSettings;
+use crate::fanout::{Turn, TurnStatus};
+
+use super::provider::{ChatMessage, ModelRequest, Role};
+
+/// What a message costs besides its text: role and separators.
+const MESSAGE_OVERHEAD: usize = 4;
+/// What a prompt costs besides its messages: the beginning of the answer.
+const PROMPT_OVERHEAD: usize = 3;
+
+/// Builds prompts.
+#[derive(Debug)]
+pub struct Prompt;
+
+impl Prompt {
+    /// `turns` are the conversation's, oldest first.
+    ///
+    /// The newest turns that fit are taken whole, in order and without a gap: at most
+    /// `history_max_messages` questions and answers, and together with instructions and question
+    /// not over the context less the answer's `max_tokens`, as [`estimate_tokens`] counts. A turn
+    /// is never split: an answer without its question, or the reverse, says something that nobody
+    /// said. Failed turns and turns without an answer are left out: an open question would be
+    /// answered again. A turn whose question isn't known is its answer alone. Instructions and the
+    /// question are always there, also where they are over the budget by themselves.
+    pub fn build(settings: &PromptSettings, turns: &[Turn], question: &str) -> ModelRequest {
+        let question = message(Role::User, question);
+        let system = Some(settings.system_prompt.trim())
+            .filter(|text| !text.is_empty())
+            .map(|text| message(Role::System, text));
+
+        let context = settings.context_tokens;
+        let mut tokens_left = context
+            .saturating_sub(settings.max_tokens as usize)
+            .saturating_sub(PROMPT_OVERHEAD + cost(&question))
+            .saturating_sub(system.as_ref().map_or(0, cost));
+        let mut messages_left = settings.history_max_messages;
+        let mut newest_first = Vec::new();
+        if settings.keep_history {
+            for turn in turns.iter().rev().filter(|turn| in_context(turn)) {
+                let answer = message(Role::Assistant, &turn.answer);
+                let asked = turn.question.as_deref();
+                let asked = asked.map(|text| message(Role::User, text));
+                let tokens = cost(&answer) + asked.as_ref().map_or(0, cost);
+                let count = 1 + usize::from(asked.is_some());
+                if count > messages_left || tokens > tokens_left {
+                    break;
+                }
+                messages_left -= count;
+                tokens_left -= tokens;
+                newest_first.push(answer);
+                newest_first.extend(asked);
+            }
+        }
+
+        let history = newest_first.into_iter().rev();
+        ModelRequest {
+            model: settings.model.clone(),
+            messages: system
+                .into_iter()
+                .chain(history)
+                .chain([question])
+                .collect(),
+            max_tokens: settings.max_tokens,
+            temperature: settings.temperature,
+        }
+    }
+}
+
+fn in_context(turn: &Turn) -> bool {
+    turn.status != TurnStatus::Failed && !turn.answer.is_empty()
+}
+
+fn message(role: Role, content: &str) -> ChatMessage {
+    ChatMessage {
+        role,
+        content: content.to_owned(),
+    }
+}
+
+fn cost(message: &ChatMessage) -> usize {
+    MESSAGE_OVERHEAD + estimate_tokens(&message.content)
+}
+
+/// What a prompt is estimated to cost, as it is counted against the context.
+pub(crate) fn estimate_prompt(messages: &[ChatMessage]) -> usize {
+    PROMPT_OVERHEAD + messages.iter().map(cost).sum::<usize>()
+}
+
+/// About how many tokens a text is, rather too many than too few: a run of ASCII letters or
+/// digits costs a token per 4 bytes begun, other ASCII a token each but single spaces, which
+/// belong to the next word; everything else a token per 3 bytes begun. No model's own count.
+pub(crate) fn estimate_tokens(text: &str) -> usize {
+    #[derive(Clone, Copy, PartialEq)]
+    enum Class {
+        Space,
+        Word,
+        Sign,
+        Other,
+    }
+    let mut tokens = 0;
+    let mut run = (Class::Sign, 0_usize);
+    let mut close = |(class, bytes): (Class, usize)| {
+        tokens += match class {
+            Class::Space => bytes / 2,
+            Class::Word => bytes.div_ceil(4),
+            Class::Sign => bytes,
+            Class::Other => bytes.div_ceil(3),
+        };
+    };
+    for c in text.chars() {
+        let class = match c {
+            ' ' => Class::Space,
+            _ if c.is_ascii_alphanumeric() => Class::Word,
+            _ if c.is_ascii() => Class::Sign,
+            _ => Class::Other,
+        };
+        if class == run.0 {
+            run.1 += c.len_utf8();
+        } else {
+            close(run);
+            run = (class, c.len_utf8());
+        }
+    }
+    close(run);
+    tokens
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::protocol::ids::MessageId;
+
+    fn settings() -> PromptSettings {
+        PromptSettings {
+            model: "m".to_owned(),
+            system_prompt: "Be brief.".to_owned(),
+            max_tokens: 500,
+            temperature: 0.7,
+            context_tokens: 16_385,
+            keep_history: true,
+            history_max_messages: 20,
+            history_ttl: Duration::from_secs(3600),
+        }
+    }
+
+    fn turn(question: Option<&str>, answer: &str, status: TurnStatus) -> Turn {
+        Turn {
+            message_id: MessageId::random(),
+            question: question.map(str::to_owned),
+            answer: answer.to_owned(),
+            status,
+            at_ms: 0,
+        }
+    }
+
+    fn lines(request: &ModelRequest) -> Vec<String> {
+        let line = |m: &ChatMessage| format!("{:?}: {}", m.role, m.content);
+        request.messages.iter().map(line).collect()
+    }
+
+    #[test]
+    fn instructions_turns_and_question_in_order() {
+        let turns = [
+            turn(Some("q1"), "a1", TurnStatus::Answered),
+            turn(Some("q2"), "half", TurnStatus::Cancelled),
+            turn(None, "a3", TurnStatus::Answered),
+        ];
+        let request = Prompt::build(&settings(), &turns, "q4");
+        assert_eq!(
+            lines(&request),
+            [
+                "System: Be brief.",
+                "User: q1",
+                "Assistant: a1",
+                "User: q2",
+                "Assistant: half",
+                "Assistant: a3",
+                "User: q4"
+            ]
+        );
+    }
+
+    #[test]
+    fn failed_and_unanswered_turns_are_not_in_the_context() {
+        let turns = [
+            turn(Some("q1"), "went wrong", TurnStatus::Failed),
+            turn(Some("q2"), "", TurnStatus::Cancelled),
+        ];
+        let request = Prompt::build(&settings(), &turns, "q3");
+        assert_eq!(lines(&request), ["System: Be brief.", "User: q3"]);
+    }
+
+    #[test]
+    fn no_history_and_no_instructions_where_none_are_wanted() {
+        let turns = [turn(Some("q1"), "a1", TurnStatus::Answered)];
+        let settings = PromptSettings {
+            keep_history: false,
+            system_prompt: "  ".to_owned(),
+            ..settings()
+        };
+        let request = Prompt::build(&settings, &turns, "q2");
+        assert_eq!(lines(&request), ["User: q2"]);
+    }
+
+    #[test]
+    fn an_odd_number_of_messages_splits_no_turn() {
+        let turns = [
+            turn(Some("q1"), "a1", TurnStatus::Answered),
+            turn(Some("q2"), "a2", TurnStatus::Answered),
+        ];
+        let settings = PromptSettings {
+            history_max_messages: 3,
+            ..settings()
+        };
+        let request = Prompt::build(&settings, &turns, "q3");
+        assert_eq!(
+            lines(&request),
+            ["System: Be brief.", "User: q2", "Assistant: a2", "User: q3"]
+        );
+    }
+
+    #[test]
+    fn a_question_over_the_budget_goes_alone() {
+        let turns = [turn(Some("q1"), "a1", TurnStatus::Answered)];
+        let settings = PromptSettings {
+            context_tokens: 10,
+            ..settings()
+        };
+        let request = Prompt::build(&settings, &turns, "q2");
+        assert_eq!(lines(&request), ["System: Be brief.", "User: q2"]);
+    }
+
+    #[test]
+    fn estimates_lie_on_the_safe_side_of_real_counts() {
+        // Right: tokens by cl100k_base.
+        for (text, real) in [
+            ("", 0),
+            ("Hello, how are you?", 6),
+            ("The quick brown fox jumps over the lazy dog.", 10),
+            ("日本語", 3),
+        ] {
+            let estimate = estimate_tokens(text);
+            assert!(
+                estimate >= real && estimate <= real * 2,
+                "{text}: {estimate} for {real}"
+            );
+        }
+    }
+
+    fn any_turn() -> impl Strategy<Value = Turn> {
+        let status = prop_oneof![
+            4 => Just(TurnStatus::Answered),
+            1 => Just(TurnStatus::Cancelled),
+            1 => Just(TurnStatus::Failed),
+        ];
+        (
+            prop::option::weighted(0.8, "\\PC{0,60}"),
+            "\\PC{0,120}",
+            status,
+        )
+            .prop_map(|(question, answer, status)| turn(question.as_deref(), &answer, status))
+    }
+
+    proptest! {
+        #[test]
+        fn never_over_budget_and_the_newest_kept(
+            turns in prop::collection::vec(any_turn(), 0..30),
+            question in "\\PC{1,80}",
+            context_tokens in 0_usize..1500,
+            max_tokens in 0_u32..300,
+            history_max_messages in 0_usize..30,
+        ) {
+            let settings = PromptSettings {
+                max_tokens, context_tokens, history_max_messages, ..settings()
+            };
+            let request = Prompt::build(&settings, &turns, &question);
+            let (last, rest) = request.messages.split_last().unwrap();
+            prop_assert_eq!(&last.content, &question);
+            prop_assert_eq!(rest[0].role, Role::System);
+            let history = &rest[1..];
+
+            let budget = context_tokens.saturating_sub(max_tokens as usize);
+            prop_assert!(history.is_empty() || estimate_prompt(&request.messages) <= budget);
+            prop_assert!(history.len() <= history_max_messages);
+
+            // What is there is exactly the end of the whole conversation, cut between turns.
+            let flat = |turns: &[Turn]| -> Vec<ChatMessage> {
+                turns.iter().filter(|turn| in_context(turn)).flat_map(|turn| {
+                    let question = turn.question.as_deref().map(|text| message(Role::User, text));
+                    question.into_iter().chain([message(Role::Assistant, &turn.answer)])
+                }).collect()
+            };
+            let cut = (0..=turns.len()).rev().find(|cut| flat(&turns[*cut..]) == history);
+            prop_assert!(cut.is_some(), "not a suffix of whole turns");
+
+            // And no more was cut than needed.
+            let older = turns[..cut.unwrap()].iter().rev().find(|turn| in_context(turn));
+            if let Some(older) = older {
+                let more = flat(std::slice::from_ref(older));
+                let mut all = request.messages.clone();
+                all.extend(more.iter().cloned());
+                prop_assert!(
+                    history.len() + more.len() > history_max_messages
+                        || estimate_prompt(&all) > budget
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! The chunks of a streamed answer, as far as they matter. Servers differ, so everything is
+//! optional, values that can't be used are passed over, and unknown fields (reasoning, tool
+//! calls, log probabilities) are ignored.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::error::Reported;
+use super::sse::Event;
+use crate::protocol::record::Usage;
+
+/// What an event of the stream says.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Said {
+    /// `[DONE]`.
+    Done,
+    /// A piece of the answer, or nothing of interest.
+    Chunk(Chunk),
+    /// The API has failed.
+    Error(Reported),
+    /// No JSON, or none of the expected kind.
+    Malformed,
+}
+
+/// A piece of the answer.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Chunk {
+    pub(super) text: String,
+    pub(super) finish_reason: Option<String>,
+    pub(super) usage: Option<Usage>,
+    pub(super) model: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Wire {
+    choices: Option<Vec<Choice>>,
+    usage: Option<Value>,
+    model: Option<Value>,
+    error: Option<Value>,
+    object: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct Choice {
+    index: Option<Value>,
+    delta: Option<Message>,
+    /// Where the server did not stream.
+    message: Option<Message>,
+    finish_reason: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct Message {
+    content: Option<Value>,
+}
+
+impl Said {
+    /// Reads an event.
+    pub(super) fn of(event: &Event) -> Self {
+        let data = event.data.trim();
+        if event.is_error {
+            return Self::Error(Reported::of_body(data.as_bytes()));
+        }
+        if data == "[DONE]" {
+            return Self::Done;
+        }
+        let Ok(wire) = serde_json::from_str::<Wire>(data) else {
+            return Self::Malformed;
+        };
+        let is_error = wire.error.as_ref().is_some_and(means_error)
+            || wire.object.as_ref().and_then(Value::as_str) == Some("error")
+            || (wire.choices.is_none() && is_flat_error(data));
+        if is_error {
+            return Self::Error(Reported::of_body(data.as_bytes()));
+        }
+
+        let mut chunk = Chunk {
+            usage: wire.usage.as_ref().and_then(usage),
+            model: wire.model.and_then(|model| short(&model, 200)),
+            ..Chunk::default()
+        };
+        // Only one answer is asked for.
+        let mut choices = wire.choices.into_iter().flatten();
+        let first = |choice: &Choice| choice.index.as_ref().is_none_or(|i| i.as_u64() == Some(0));
+        if let Some(choice) = choices.find(first) {
+            let message = choice.delta.or(choice.message);
+            chunk.text = message
+                .and_then(|m| m.content)
+                .map_or_else(String::new, text);
+            chunk.finish_reason = choice.finish_reason.and_then(|reason| short(&reason, 64));
+        }
+        if chunk.finish_reason.as_deref() == Some("error") {
+            return Self::Error(Reported::default());
+        }
+        Self::Chunk(chunk)
+    }
+}
+
+/// `"error": null` and the like stand in good chunks of some servers.
+fn means_error(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => false,
+        Value::String(text) => !text.is_empty(),
+        _ => true,
+    }
+}
+
+fn is_flat_error(data: &str) -> bool {
+    #[derive(Deserialize)]
+    struct Flat {
+        message: Option<Value>,
+        detail: Option<Value>,
+        code: Option<Value>,
+        r#type: Option<Value>,
+    }
+    serde_json::from_str::<Flat>(data).is_ok_and(|flat| {
+        flat.detail.is_some()
+            || (flat.message.is_some() && (flat.code.is_some() || flat.r#type.is_some()))
+    })
+}
+
+/// A non-empty string that fits into a frame.
+fn short(value: &Value, max_bytes: usize) -> Option<String> {
+    let text = value.as_str().filter(|text| !text.is_empty())?;
+    let mut end = max_bytes.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    Some(text[..end].to_owned())
+}
+
+/// A string, or the text parts of a list of parts.
+fn text(content: Value) -> String {
+    match content {
+        Value::String(text) => text,
+        Value::Array(parts) => parts
+            .iter()
+            .filter(|part| part.get("type").is_none_or(|kind| kind == "text"))
+            .filter_map(|part| part.get("text")?.as_str())
+            .collect(),
+        _ => String::new(),
+    }
+}
+
+fn usage(value: &Value) -> Option<Usage> {
+    let count = |name| value.get(name).and_then(Value::as_u64);
+    let (prompt, completion) = (count("prompt_tokens"), count("completion_tokens"));
+    let total = count("total_tokens");
+    prompt.or(completion).or(total)?;
+    let (prompt_tokens, completion_tokens) = (prompt.unwrap_or(0), completion.unwrap_or(0));
+    Some(Usage {
+        prompt_tokens,
+        completion_tokens,
+        total_tokens: total.unwrap_or(prompt_tokens.saturating_add(completion_tokens)),
+    })
+}

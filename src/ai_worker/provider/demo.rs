@@ -1,0 +1,107 @@
+//! The built-in demo model: no model at all, so that everything can be tried without one.
+
+use async_trait::async_trait;
+use futures_util::StreamExt;
+use futures_util::stream;
+
+use super::{ModelError, ModelEvent, ModelRequest, ModelStream, Provider, Role};
+use crate::ai_worker::prompt::{estimate_prompt, estimate_tokens};
+use crate::protocol::record::Usage;
+
+/// Answers every message by repeating it, word by word and without delay.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Demo;
+
+impl Demo {
+    /// The name in answers and metrics.
+    pub const MODEL: &'static str = "chatmesh-demo";
+
+    const INTRODUCTION: &'static str = "This is the demo model of chatmesh, which only repeats \
+        what it is told. Set OPENAI_API_KEY (or OPENAI_BASE_URL for a local server) to connect a \
+        real one.\n\nYou said: ";
+}
+
+#[async_trait]
+impl Provider for Demo {
+    async fn call(&self, request: &ModelRequest) -> Result<ModelStream, ModelError> {
+        let asked = request.messages.iter().rev().find(|m| m.role == Role::User);
+        let said = asked.map_or("", |message| message.content.as_str());
+        let answer = format!("{}{said}", Self::INTRODUCTION);
+
+        let prompt_tokens = estimate_prompt(&request.messages) as u64;
+        let completion_tokens = estimate_tokens(&answer) as u64;
+        let usage = Usage {
+            prompt_tokens,
+            completion_tokens,
+            total_tokens: prompt_tokens + completion_tokens,
+        };
+        let words: Vec<String> = answer
+            .split_inclusive(char::is_whitespace)
+            .map(str::to_owned)
+            .collect();
+        let end = [
+            ModelEvent::Usage(usage),
+            ModelEvent::Finished {
+                reason: "stop".to_owned(),
+                model: Some(Self::MODEL.to_owned()),
+            },
+        ];
+        let events = words.into_iter().map(ModelEvent::Text).chain(end).map(Ok);
+        Ok(stream::iter(events).boxed())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ai_worker::provider::ChatMessage;
+
+    #[tokio::test]
+    async fn the_demo_repeats_the_message_and_says_what_it_is() {
+        let message = |role, content: &str| ChatMessage {
+            role,
+            content: content.to_owned(),
+        };
+        let request = ModelRequest {
+            model: "anything".to_owned(),
+            messages: vec![
+                message(Role::System, "Be brief."),
+                message(Role::User, "earlier"),
+                message(Role::Assistant, "answer"),
+                message(Role::User, "Grüße  an\nalle 👋"),
+            ],
+            max_tokens: 1,
+            temperature: 0.0,
+        };
+        let events: Vec<_> = Demo.call(&request).await.unwrap().collect().await;
+        let mut text = String::new();
+        let mut end = Vec::new();
+        for event in events {
+            match event.unwrap() {
+                ModelEvent::Text(piece) => {
+                    assert!(!piece.is_empty() && end.is_empty());
+                    text.push_str(&piece);
+                }
+                event => end.push(event),
+            }
+        }
+        assert!(text.ends_with("You said: Grüße  an\nalle 👋"), "{text}");
+        assert!(text.contains("demo model of chatmesh") && text.contains("OPENAI_API_KEY"));
+        let [
+            ModelEvent::Usage(usage),
+            ModelEvent::Finished { reason, model },
+        ] = &end[..]
+        else {
+            panic!("{end:?}")
+        };
+        assert_eq!(
+            usage.total_tokens,
+            usage.prompt_tokens + usage.completion_tokens
+        );
+        assert!(usage.prompt_tokens > 0 && usage.completion_tokens > 0);
+        assert_eq!(
+            (reason.as_str(), model.as_deref()),
+            ("stop", Some(Demo::MODEL))
+        );
+    }
+}

@@ -1,0 +1,370 @@
+//! The client against a scripted server, byte by byte: what other servers really send, and every
+//! way in which they break off.
+
+use futures_util::StreamExt;
+
+use self::server::{Seen, Server, Step, reply, write};
+use super::*;
+use crate::ai_worker::provider::{ModelEvent, Role};
+use crate::protocol::error_code::ErrorCode;
+use crate::protocol::record::Usage;
+
+mod failures;
+mod server;
+
+const HELLO: &str = r#"{"choices":[{"index":0,"delta":{"content":"Hello"},"finish_reason":null}]}"#;
+const WORLD: &str = r#"{"choices":[{"index":0,"delta":{"content":" world"}}],"usage":null}"#;
+const STOP: &str = r#"{"model":"m-1","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#;
+const USAGE: &str =
+    r#"{"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":2,"total_tokens":9}}"#;
+const STREAM: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n";
+
+/// The head of a stream that ends with the connection.
+fn open() -> Step {
+    write(format!("{STREAM}connection: close\r\n\r\n"))
+}
+
+fn data(events: &[&str]) -> Step {
+    write(format!("data: {}\n\n", events.join("\n\ndata: ")))
+}
+
+/// A whole stream with this body, closed at its end.
+fn body(text: impl Into<String>) -> Vec<Step> {
+    vec![open(), write(text), Step::Close]
+}
+
+fn api(base: &str) -> OpenAi {
+    patient(base, Duration::from_secs(20), Duration::from_secs(20))
+}
+
+fn patient(base: &str, first_token: Duration, idle: Duration) -> OpenAi {
+    OpenAi::new(&ModelApiSettings {
+        base_url: base.parse().unwrap(),
+        api_key: Some("sk-very-secret".into()),
+        first_token_timeout: first_token,
+        idle_timeout: idle,
+        max_attempts: 3,
+    })
+    .unwrap()
+}
+
+fn request() -> ModelRequest {
+    ModelRequest {
+        model: "m".to_owned(),
+        messages: vec![ChatMessage {
+            role: Role::User,
+            content: "my secret diary".to_owned(),
+        }],
+        max_tokens: 500,
+        temperature: 0.7,
+    }
+}
+
+#[derive(Debug, PartialEq)]
+struct Told {
+    text: String,
+    usage: Option<Usage>,
+    reason: String,
+    model: Option<String>,
+}
+
+fn told(text: &str, usage: bool, reason: &str, model: Option<&str>) -> Told {
+    Told {
+        text: text.to_owned(),
+        usage: usage.then_some(Usage {
+            prompt_tokens: 7,
+            completion_tokens: 2,
+            total_tokens: 9,
+        }),
+        reason: reason.to_owned(),
+        model: model.map(str::to_owned),
+    }
+}
+
+async fn collect(mut stream: ModelStream) -> Result<Told, (String, ModelError)> {
+    let mut told = told("", false, "", None);
+    let mut finished = false;
+    while let Some(event) = stream.next().await {
+        assert!(!finished, "something after the end");
+        match event {
+            Ok(ModelEvent::Text(text)) => {
+                assert!(!text.is_empty() && told.usage.is_none());
+                told.text.push_str(&text);
+            }
+            Ok(ModelEvent::Usage(usage)) => assert!(told.usage.replace(usage).is_none()),
+            Ok(ModelEvent::Finished { reason, model }) => {
+                (told.reason, told.model) = (reason, model);
+                finished = true;
+            }
+            Err(error) => {
+                assert!(stream.next().await.is_none());
+                return Err((told.text, error));
+            }
+        }
+    }
+    assert!(finished, "an end without a word");
+    Ok(told)
+}
+
+async fn ask(api: &OpenAi) -> Result<Told, (String, ModelError)> {
+    match api.call(&request()).await {
+        Ok(stream) => collect(stream).await,
+        Err(error) => Err((String::new(), error)),
+    }
+}
+
+async fn ask_once(script: Vec<Step>) -> Result<Told, (String, ModelError)> {
+    let server = Server::start(vec![script]).await;
+    let result = ask(&api(&server.base)).await;
+    if let Err((_, error)) = &result {
+        let text = format!("{error:?}");
+        assert!(
+            !text.contains("diary") && !text.contains("sk-very"),
+            "{text}"
+        );
+    }
+    result
+}
+
+async fn error_of(script: Vec<Step>) -> (ErrorCode, bool, &'static str) {
+    let (_, error) = ask_once(script).await.unwrap_err();
+    (error.code, error.retryable, error.kind)
+}
+
+#[tokio::test]
+async fn a_whole_answer_and_what_is_sent_for_it() {
+    let script = vec![
+        open(),
+        data(&[HELLO, WORLD, STOP, USAGE, "[DONE]"]),
+        Step::Close,
+    ];
+    let mut server = Server::start(vec![script]).await;
+    let result = ask(&api(&server.base)).await.unwrap();
+    assert_eq!(result, told("Hello world", true, "stop", Some("m-1")));
+    let (head, sent) = server.request().await;
+    assert!(
+        head.starts_with("POST /v1/chat/completions HTTP/1.1\r\n"),
+        "{head}"
+    );
+    assert!(
+        head.contains("authorization: Bearer sk-very-secret\r\n"),
+        "{head}"
+    );
+    let expected = serde_json::json!({
+        "model": "m", "messages": [{"role": "user", "content": "my secret diary"}],
+        "stream": true, "stream_options": {"include_usage": true},
+        "max_tokens": 500, "temperature": 0.7,
+    });
+    assert_eq!(sent, expected);
+}
+
+#[test]
+fn any_form_of_base_url_is_the_same_address() {
+    for (base, url) in [
+        ("http://h:1/v1", "http://h:1/v1/chat/completions"),
+        ("http://h:1/v1/", "http://h:1/v1/chat/completions"),
+        ("http://h:1", "http://h:1/chat/completions"),
+        ("http://h/a/b?v=1", "http://h/a/b/chat/completions?v=1"),
+    ] {
+        assert_eq!(api(base).url.as_str(), url);
+    }
+}
+
+#[test]
+fn settings_that_make_no_client_say_why() {
+    let settings = |base: &str, key: &str| ModelApiSettings {
+        base_url: base.parse().unwrap(),
+        api_key: Some(key.into()),
+        first_token_timeout: Duration::from_secs(2),
+        idle_timeout: Duration::from_secs(10),
+        max_attempts: 3,
+    };
+    let error = OpenAi::new(&settings("ftp://h", "k"))
+        .unwrap_err()
+        .to_string();
+    assert_eq!(error, "OPENAI_BASE_URL must begin with http:// or https://");
+    let error = OpenAi::new(&settings("http://h", "sk-a\nb"))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.starts_with("OPENAI_API_KEY holds") && !error.contains("sk-a"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn what_other_servers_send_is_understood() {
+    let role = r#"{"choices":[{"delta":{"role":"assistant","content":null}}],"error":null}"#;
+    let reasoning = r#"{"choices":[{"delta":{"reasoning_content":"hm","content":""}}]}"#;
+    let parts = r#"{"choices":[{"delta":{"content":[{"type":"thinking","text":"x"},{"type":"text","text":"Hello"}]}}]}"#;
+    let legacy =
+        r#"{"choices":[{"delta":{"function_call":null,"tool_calls":[]},"finish_reason":""}]}"#;
+    let other = r#"{"choices":[{"index":1,"delta":{"content":"no"}}]}"#;
+    let abort = r#"{"choices":[{"delta":{"content":" world"},"finish_reason":"abort"}]}"#;
+    let lines = [role, reasoning, parts, legacy, other, abort].map(|e| format!("data:{e}\r\n\r\n"));
+    let text = format!(": hi\n\nevent: ping\n\nretry: 5\n\n{}", lines.concat());
+    // No [DONE], no usage, no last empty line.
+    let text = text.trim_end();
+    assert_eq!(
+        ask_once(body(text)).await.unwrap(),
+        told("Hello world", false, "abort", None)
+    );
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_stream_is_understood() {
+    let json = r#"{"model":"m-1",
+        "choices":[{"message":{"role":"assistant","content":"Hello"},"finish_reason":"stop"}],
+        "usage":{"prompt_tokens":7,"completion_tokens":2}}"#;
+    let script = reply("200 OK", "content-type: application/json\r\n", json);
+    assert_eq!(
+        ask_once(script).await.unwrap(),
+        told("Hello", true, "stop", Some("m-1"))
+    );
+    let json = r#"{"error":{"message":"my secret diary","code":503}}"#;
+    let script = reply("200 OK", "content-type: application/json\r\n", json);
+    assert_eq!(
+        error_of(script).await,
+        (ErrorCode::ProviderFailed, true, kind::SERVER)
+    );
+}
+
+#[tokio::test]
+async fn an_empty_answer_with_a_reason_is_an_answer() {
+    let script = vec![open(), data(&[STOP, "[DONE]"]), Step::Close];
+    assert_eq!(
+        ask_once(script).await.unwrap(),
+        told("", false, "stop", Some("m-1"))
+    );
+}
+
+#[tokio::test]
+async fn the_last_usage_counts_where_every_chunk_has_one() {
+    let first = r#"{"choices":[{"delta":{"content":"Hello"}}],"usage":{"prompt_tokens":7,"completion_tokens":1}}"#;
+    let script = vec![open(), data(&[first, STOP, USAGE, "[DONE]"]), Step::Close];
+    assert_eq!(
+        ask_once(script).await.unwrap(),
+        told("Hello", true, "stop", Some("m-1"))
+    );
+}
+
+#[tokio::test]
+async fn a_server_that_never_closes_does_not_hold_up_the_answer() {
+    for events in [&[HELLO, STOP, USAGE][..], &[HELLO, STOP, USAGE, "[DONE]"]] {
+        let mut server = Server::start(vec![vec![open(), data(events), Step::Hang]]).await;
+        let api = patient(
+            &server.base,
+            Duration::from_secs(20),
+            Duration::from_millis(200),
+        );
+        assert_eq!(
+            ask(&api).await.unwrap(),
+            told("Hello", true, "stop", Some("m-1"))
+        );
+        server.closed().await;
+    }
+}
+
+#[tokio::test]
+async fn dropping_the_stream_closes_the_connection() {
+    let script = vec![open(), data(&[HELLO]), Step::Hang];
+    let mut server = Server::start(vec![script]).await;
+    let api = api(&server.base);
+    let mut stream = api.call(&request()).await.unwrap();
+    let first = stream.next().await.unwrap().unwrap();
+    assert_eq!(first, ModelEvent::Text("Hello".to_owned()));
+    drop(stream);
+    server.closed().await;
+}
+
+#[tokio::test]
+async fn a_connection_is_used_again_after_a_whole_answer() {
+    let events = format!("data: {HELLO}\n\ndata: {STOP}\n\ndata: [DONE]\n\n");
+    let answer = write(format!(
+        "{STREAM}transfer-encoding: chunked\r\n\r\n{:x}\r\n{events}\r\n0\r\n\r\n",
+        events.len()
+    ));
+    let mut server = Server::start(vec![vec![answer.clone()], vec![answer]]).await;
+    let api = api(&server.base);
+    for _ in 0..2 {
+        ask(&api).await.unwrap();
+        let seen = server.seen.recv().await.unwrap();
+        assert!(
+            matches!(seen, Seen::Request { connection: 0, .. }),
+            "{seen:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn every_call_is_counted_once_however_it_ends() {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    let server = Server::start(vec![
+        vec![open(), data(&[HELLO, STOP, USAGE, "[DONE]"]), Step::Close],
+        vec![open(), data(&[HELLO]), Step::Close],
+        reply("503 X", "", "{}"),
+        vec![open(), data(&[HELLO]), Step::Hang],
+    ])
+    .await;
+    let api = api(&server.base);
+    ask(&api).await.unwrap();
+    ask(&api).await.unwrap_err();
+    ask(&api).await.unwrap_err();
+    drop(api.call(&request()).await.unwrap());
+    let page = recorder.handle().render();
+    for line in [
+        r#"ai_consumer_openai_requests_total{model="m",status="success"} 1"#,
+        r#"ai_consumer_openai_requests_total{model="m",status="error"} 2"#,
+        r#"ai_consumer_openai_requests_total{model="m",status="cancelled"} 1"#,
+        r#"ai_consumer_openai_errors_total{error_type="cut_off"} 1"#,
+        r#"ai_consumer_openai_errors_total{error_type="server_error"} 1"#,
+        r#"ai_consumer_openai_tokens_total{model="m",type="prompt"} 7"#,
+        r#"ai_consumer_openai_tokens_total{model="m",type="completion"} 2"#,
+        r#"ai_consumer_openai_tokens_total{model="m",type="total"} 9"#,
+        r#"ai_consumer_openai_duration_seconds_count{model="m"} 4"#,
+        "ai_consumer_openai_throttled_calls 0",
+    ] {
+        assert!(
+            page.lines().any(|found| found == line),
+            "{line}\nnot in\n{page}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn fields_that_a_server_does_not_take_are_left_out_from_then_on() {
+    let refuse = |param: &str, code: &str, text: &str| {
+        let error = serde_json::json!({"error":{"message":text,"param":param,"code":code}});
+        reply("400 X", "", &error.to_string())
+    };
+    let good = || vec![open(), data(&[HELLO, STOP, "[DONE]"]), Step::Close];
+    let mut server = Server::start(vec![
+        reply("400 X", "", r#"{"detail":"unknown field stream_options"}"#),
+        refuse(
+            "max_tokens",
+            "unsupported_parameter",
+            "use 'max_completion_tokens' instead",
+        ),
+        refuse("temperature", "unsupported_value", "only the default"),
+        good(),
+        good(),
+    ])
+    .await;
+    let api = api(&server.base);
+    ask(&api).await.unwrap();
+    ask(&api).await.unwrap();
+    let mut sent = Vec::new();
+    for _ in 0..5 {
+        let (_, body) = server.request().await;
+        let keys = [
+            "stream_options",
+            "max_tokens",
+            "max_completion_tokens",
+            "temperature",
+        ];
+        sent.push(keys.map(|key| u8::from(body.get(key).is_some())));
+    }
+    let last = [0, 0, 1, 0];
+    assert_eq!(sent, [[1, 1, 0, 1], [0, 1, 0, 1], [0, 0, 1, 1], last, last]);
+}

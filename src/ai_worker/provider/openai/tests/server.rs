@@ -1,0 +1,124 @@
+//! A server that does what a script says with each request, to the byte.
+
+use std::sync::{Arc, Mutex};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+
+/// What the server does with a request.
+#[derive(Clone)]
+pub(super) enum Step {
+    /// Writes these bytes.
+    Write(String),
+    /// Does nothing until the client closes.
+    Hang,
+    /// Closes the connection.
+    Close,
+}
+
+#[derive(Debug)]
+pub(super) enum Seen {
+    Request {
+        /// Counted from 0.
+        connection: usize,
+        head: String,
+        body: serde_json::Value,
+    },
+    Closed,
+}
+
+pub(super) struct Server {
+    pub(super) base: String,
+    pub(super) seen: mpsc::UnboundedReceiver<Seen>,
+}
+
+impl Server {
+    /// One script a request, in their order; connections are kept where the script doesn't close.
+    pub(super) async fn start(scripts: Vec<Vec<Step>>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}/v1", listener.local_addr().unwrap());
+        let (sender, seen) = mpsc::unbounded_channel();
+        let scripts = Arc::new(Mutex::new(scripts.into_iter()));
+        tokio::spawn(async move {
+            let mut connections = 0..;
+            while let Ok((socket, _)) = listener.accept().await {
+                let connection = connections.next().unwrap();
+                let (sender, scripts) = (sender.clone(), Arc::clone(&scripts));
+                tokio::spawn(async move {
+                    let next = || scripts.lock().unwrap().next();
+                    serve(connection, socket, &sender, next).await;
+                    let _ = sender.send(Seen::Closed);
+                });
+            }
+        });
+        Self { base, seen }
+    }
+
+    pub(super) async fn request(&mut self) -> (String, serde_json::Value) {
+        loop {
+            if let Seen::Request { head, body, .. } = self.seen.recv().await.unwrap() {
+                return (head, body);
+            }
+        }
+    }
+
+    pub(super) async fn closed(&mut self) {
+        while !matches!(self.seen.recv().await.unwrap(), Seen::Closed) {}
+    }
+}
+
+async fn serve(
+    connection: usize,
+    mut socket: TcpStream,
+    seen: &mpsc::UnboundedSender<Seen>,
+    next: impl Fn() -> Option<Vec<Step>>,
+) {
+    let mut buffer = Vec::new();
+    loop {
+        let head_end = loop {
+            if let Some(at) = buffer.windows(4).position(|four| four == b"\r\n\r\n") {
+                break at + 4;
+            }
+            if socket.read_buf(&mut buffer).await.unwrap_or(0) == 0 {
+                return;
+            }
+        };
+        let head = String::from_utf8(buffer.drain(..head_end).collect()).unwrap();
+        let lower = head.to_lowercase();
+        let length = lower.split("content-length: ").nth(1).unwrap();
+        let length: usize = length.lines().next().unwrap().parse().unwrap();
+        while buffer.len() < length {
+            assert_ne!(socket.read_buf(&mut buffer).await.unwrap(), 0);
+        }
+        let body: Vec<u8> = buffer.drain(..length).collect();
+        let body = serde_json::from_slice(&body).unwrap();
+        let request = Seen::Request {
+            connection,
+            head,
+            body,
+        };
+        seen.send(request).unwrap();
+        for step in next().expect("more requests than scripts") {
+            match step {
+                Step::Write(text) => {
+                    if socket.write_all(text.as_bytes()).await.is_err() {
+                        return;
+                    }
+                }
+                Step::Hang => while socket.read(&mut [0; 64]).await.unwrap_or(0) > 0 {},
+                Step::Close => return,
+            }
+        }
+    }
+}
+
+pub(super) fn write(text: impl Into<String>) -> Step {
+    Step::Write(text.into())
+}
+
+pub(super) fn reply(status: &str, headers: &str, body: &str) -> Vec<Step> {
+    let length = body.len();
+    let head = format!("HTTP/1.1 {status}\r\n{headers}content-length: {length}\r\n\r\n");
+    vec![write(head + body)]
+}
