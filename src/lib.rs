@@ -1,6 +1,8 @@
 //! chatmesh: the path of one message.
 
 pub mod ai_worker;
+pub mod app;
+pub mod cli;
 pub mod config;
 pub mod fanout;
 pub mod gateway;
