@@ -11,5 +11,6 @@ pub mod log;
 pub mod pipeline;
 pub mod protocol;
 pub mod relay;
+pub mod signals;
 pub mod store;
 pub mod telemetry;
