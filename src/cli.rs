@@ -1,9 +1,8 @@
 //! The command line: subcommands and flags, and the exit code (0 done, 1 failed, 2 used or
 //! configured wrongly).
 #![expect(
-    clippy::print_stdout,
     clippy::print_stderr,
-    reason = "what a person asked for on the command line is printed; everything else is logged"
+    reason = "errors of the command line are for its user; everything else is logged"
 )]
 
 use std::ffi::OsString;
@@ -78,7 +77,7 @@ enum Command {
     /// Exit code 0 if the local role is ready, else 1; for containers.
     Healthcheck {
         /// Whose configured address is asked.
-        #[arg(default_value = "gateway", hide_possible_values = false)]
+        #[arg(default_value = "gateway")]
         role: Role,
         /// Ask here instead (http:// only).
         #[arg(long)]
@@ -154,7 +153,11 @@ fn carry_out(cli: Cli) -> anyhow::Result<()> {
             ephemeral,
         } => {
             let mut flags = listen.flags("server");
-            flags.extend(data_dir.map(|dir| flag("--data-dir", "embedded.data_dir", dir)));
+            if let Some(dir) = data_dir {
+                flags.push(flag("--data-dir", "embedded.data_dir", dir));
+                // Who names a folder means it to be used, whatever EPHEMERAL says.
+                flags.push(flag("--data-dir", "embedded.ephemeral", "false"));
+            }
             if ephemeral {
                 flags.push(flag("--ephemeral", "embedded.ephemeral", "true"));
             }
@@ -234,12 +237,11 @@ fn start(role: Role, common: Common, flags: Vec<Flag>) -> anyhow::Result<()> {
 const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(5);
 
 fn healthcheck(role: Role, common: Common, url: Option<String>) -> anyhow::Result<()> {
-    let url = match url {
-        Some(url) => url,
-        None => {
-            let address = reachable(load(role, common, Vec::new())?.health_listen());
-            format!("http://{address}/health/ready")
-        }
+    let url = if let Some(url) = url {
+        url
+    } else {
+        let address = reachable(load(role, common, Vec::new())?.health_listen());
+        format!("http://{address}/health/ready")
     };
     let (status, body) = get(&url).with_context(|| format!("{url} does not answer"))?;
     anyhow::ensure!(status == 200, "not ready: {url} answered {status}: {body}");

@@ -1,6 +1,7 @@
 //! From merged layers to checked settings.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::IsTerminal;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -22,7 +23,7 @@ use super::{Role, checks};
 use crate::fanout::Bounds;
 
 /// What holds for one key.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Setting {
     pub(super) value: Value,
     pub(super) source: String,
@@ -30,12 +31,21 @@ pub(super) struct Setting {
     pub(super) sources: BTreeMap<String, String>,
 }
 
-/// A configuration that was checked as a whole. Its `Debug` text may hold secrets: never log it.
-#[derive(Debug, Clone)]
+/// A configuration that was checked as a whole.
+#[derive(Clone)]
 pub struct Config {
     pub(super) role: Role,
     pub(super) settings: BTreeMap<&'static str, Setting>,
     pub(super) notices: Vec<String>,
+}
+
+// By hand: the settings hold secrets.
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("role", &self.role)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Config {
@@ -256,7 +266,8 @@ impl Config {
         let Ok(mut url) = url::Url::parse(&plain) else {
             return plain;
         };
-        match url.set_password(Some(password)) {
+        // A percent sign is the one thing that `set_password` does not encode.
+        match url.set_password(Some(&password.replace('%', "%25"))) {
             Ok(()) => url.into(),
             Err(()) => plain,
         }
@@ -289,11 +300,10 @@ impl Config {
     pub(super) fn auth_mode(&self) -> AuthMode {
         match self.text(&keys::AUTH_MODE) {
             Some("open") => AuthMode::Open,
-            Some(_) => AuthMode::Stored,
             None if self.role == Role::AllInOne && self.listen().ip().is_loopback() => {
                 AuthMode::Open
             }
-            None => AuthMode::Stored,
+            _ => AuthMode::Stored,
         }
     }
 
@@ -332,7 +342,7 @@ impl Config {
             token_endpoint: self.token_endpoint(),
             token_ttl: self.duration(&keys::TOKEN_TTL),
             allow_origins: self.list(&keys::ALLOW_ORIGINS),
-            allow_credentials: self.bool(&keys::ALLOW_CREDENTIALS),
+            allow_credentials: self.bool(&keys::ALLOW_CREDENTIALS) && !self.any_origin(),
             max_content_chars: self.size(&keys::MAX_CONTENT_CHARS),
             max_frame_bytes: self.size(&keys::MAX_FRAME_BYTES),
             outbound_queue_bytes: self.size(&keys::OUTBOUND_QUEUE_BYTES),
@@ -343,6 +353,11 @@ impl Config {
             open_check: self.duration(&keys::OPEN_CHECK_MS),
             interop: self.interop(),
         }
+    }
+
+    /// Whether pages of every origin may connect.
+    pub(super) fn any_origin(&self) -> bool {
+        self.list(&keys::ALLOW_ORIGINS).iter().any(|o| o == "*")
     }
 
     fn interop(&self) -> bool {
@@ -477,6 +492,10 @@ fn joined(sources: &BTreeMap<String, String>) -> Option<String> {
 fn not_allowed(key: &Key, raw: &ValueKind, source: String) -> Problem {
     let value = match raw {
         _ if key.secret => "the value (hidden)".to_owned(),
+        // The address may hold a user's name and password.
+        ValueKind::String(text) if key.name.ends_with("url") && text.contains('@') => {
+            "the value (hidden)".to_owned()
+        }
         ValueKind::String(text) => format!("{text:?}"),
         other => other.to_string(),
     };

@@ -97,17 +97,6 @@ pub(super) fn contradictions(config: &Config, problems: &mut Vec<Problem>) {
         );
         add(&[frame, content], text);
     }
-    if config.bool(&keys::ALLOW_CREDENTIALS)
-        && config.is_set(&keys::ALLOW_CREDENTIALS)
-        && config.gateway().allow_origins.iter().any(|o| o == "*")
-    {
-        let text = "credentials for every origin would let any page act as its visitor; name the \
-                    origins, or leave credentials off";
-        add(
-            &[&keys::ALLOW_CREDENTIALS, &keys::ALLOW_ORIGINS],
-            text.into(),
-        );
-    }
     let mailbox = &keys::MAILBOX_BYTES;
     if int(mailbox) < int(&keys::MAX_ANSWER_BYTES) {
         let text = "a mailbox must hold at least one answer".to_owned();
@@ -170,6 +159,13 @@ pub(super) fn notices(
                 "AUTH_MODE=open on {}: whoever reaches it can be any user",
                 config.listen()
             ));
+        }
+        if config.bool(&keys::ALLOW_CREDENTIALS) && config.any_origin() {
+            notices.push(
+                "ALLOW_CREDENTIALS is taken as false: with ALLOW_ORIGINS=* any page could act as \
+                 its visitor; name the origins"
+                    .into(),
+            );
         }
         match config.token_endpoint() {
             TokenEndpoint::Open => notices.push(

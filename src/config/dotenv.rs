@@ -18,31 +18,28 @@ pub(super) fn parse(text: &str) -> (Vec<(String, String)>, Option<usize>) {
         };
         let name = name.trim().to_owned();
         let value = value.trim_start();
-        match value.chars().next() {
-            Some(quote @ ('"' | '\'')) => {
-                // A quoted value may go on over several lines (a PEM key does).
-                let opened = value.as_ptr() as usize - rest.as_ptr() as usize + 1;
-                match quoted(&rest[opened..], quote) {
-                    Some((value, used)) => {
-                        pairs.push((name, value));
-                        let after = opened + used;
-                        let skip = rest[after..]
-                            .find('\n')
-                            .map_or(rest.len(), |at| after + at + 1);
-                        rest = &rest[skip..];
-                    }
-                    None => {
-                        let before = text.len() - rest.len();
-                        let line_number = text[..before].matches('\n').count() + 1;
-                        return (pairs, Some(line_number));
-                    }
-                }
-            }
-            _ => {
-                pairs.push((name, unquoted(value).to_owned()));
-                rest = &rest[line_end..];
-            }
-        }
+        let Some(quote) = value.chars().next().filter(|c| matches!(c, '"' | '\'')) else {
+            pairs.push((name, unquoted(value).to_owned()));
+            rest = &rest[line_end..];
+            continue;
+        };
+        // A quoted value may go on over several lines (a PEM key does). It opens at the first
+        // quote after the equals sign.
+        let equals = rest.find('=').unwrap_or(0);
+        let opened = rest[equals..]
+            .find(quote)
+            .map_or(rest.len(), |at| equals + at + 1);
+        let Some((value, used)) = quoted(&rest[opened..], quote) else {
+            let before = text.len() - rest.len();
+            let line_number = text[..before].matches('\n').count() + 1;
+            return (pairs, Some(line_number));
+        };
+        pairs.push((name, value));
+        let after = opened + used;
+        let skip = rest[after..]
+            .find('\n')
+            .map_or(rest.len(), |at| after + at + 1);
+        rest = &rest[skip..];
     }
     (pairs, None)
 }

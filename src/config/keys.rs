@@ -2,6 +2,7 @@
 //! kind, who uses it, and a sentence. Parsing, unknown-key detection, `config show`, and the
 //! commented default file all come from this table.
 
+use self::Default::{By, Is, Worked};
 use super::Role;
 use super::kind::Kind;
 
@@ -37,9 +38,9 @@ impl Key {
     /// The text that holds for this role where nothing is set.
     pub(super) fn default_text(&self, role: Role) -> Option<&'static str> {
         match self.default {
-            Default::Is(text) => Some(text),
-            Default::By(by) => by.iter().find(|(r, _)| *r == role).map(|(_, text)| *text),
-            Default::Worked(_) => None,
+            Is(text) => Some(text),
+            By(by) => by.iter().find(|(r, _)| *r == role).map(|(_, text)| *text),
+            Worked(_) => None,
         }
     }
 
@@ -84,8 +85,6 @@ macro_rules! keys {
     (@role_vars $role_vars:expr) => { $role_vars };
 }
 
-use self::Default::{By, Is, Worked};
-
 const POSITIVE_MS: Kind = Kind::Millis {
     min: 1,
     max: 86_400_000,
@@ -96,7 +95,7 @@ const POSITIVE_S: Kind = Kind::Seconds {
 };
 
 keys! {
-    SERVER_ID "server.id" Kind::Name, Worked("the host's name, else role and process id"), ALL,
+    SERVER_ID "server.id" Kind::Name, Worked("made of the host's name, the role and the process id"), ALL,
         "Name of this process in records, metrics, health and logs. Gateways need different ones.";
     HOST "server.host" Kind::Host, By(&[(Role::Gateway, "0.0.0.0"), (Role::AllInOne, "127.0.0.1")]),
         GATEWAY, "Address that clients connect to.";
@@ -105,7 +104,7 @@ keys! {
     DRAIN_TIMEOUT_MS "server.drain_timeout_ms" POSITIVE_MS, Is("25000"), ALL,
         "How long a process that was told to stop finishes what it has begun.";
 
-    APP_NAME "log.app_name" Kind::Name, Worked("the role's name"), ALL,
+    APP_NAME "log.app_name" Kind::Text, Worked("the role's name"), ALL,
         "Name of this service in every log line.";
     LOG_LEVEL "log.level" Kind::Level, Is("info"), ALL,
         "Least level that is logged; Python's names too, and filters such as info,chatmesh=debug.";

@@ -197,16 +197,13 @@ fn read_file(path: &Path, problems: &mut Vec<Problem>) -> Layer {
             return Layer::default();
         }
     };
-    let table = match config::File::from_str(&text, FileFormat::Toml).collect() {
-        Ok(table) => table,
-        Err(error) => {
-            problems.push(Problem {
-                key: "--config".into(),
-                source,
-                text: format!("is not TOML: {}", error.to_string().trim()),
-            });
-            return Layer::default();
-        }
+    let Ok(table) = config::File::from_str(&text, FileFormat::Toml).collect() else {
+        problems.push(Problem {
+            key: "--config".into(),
+            source,
+            text: format!("is not TOML: {}", fault(&text)),
+        });
+        return Layer::default();
     };
     let mut layer = Layer::default();
     for (section, value) in table {
@@ -223,6 +220,23 @@ fn read_file(path: &Path, problems: &mut Vec<Problem>) -> Layer {
         }
     }
     layer
+}
+
+/// What keeps a text from being TOML, and where. The parser's own report would print the line,
+/// and with it perhaps a password.
+fn fault(text: &str) -> String {
+    let Err(error) = toml::from_str::<toml::Table>(text) else {
+        return "a value is of a type that is not known here".to_owned();
+    };
+    let before = error.span().and_then(|span| text.get(..span.start));
+    match before {
+        Some(before) => format!(
+            "line {}: {}",
+            before.matches('\n').count() + 1,
+            error.message()
+        ),
+        None => error.message().to_owned(),
+    }
 }
 
 fn of_variables(

@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use super::Config;
+use super::build::Setting;
 use super::keys::{self, Default, Key};
 use super::kind::Value;
 
@@ -16,7 +17,7 @@ const HIDDEN: &str = "(hidden)";
 #[derive(Debug, Clone, Serialize)]
 pub struct Shown {
     /// In the file.
-    pub key: &'static str,
+    pub key: String,
     /// The environment variable.
     pub variable: &'static str,
     /// What holds, secrets hidden; `null` where nothing does.
@@ -31,20 +32,34 @@ impl Config {
         let used = keys::TABLE
             .iter()
             .filter(|key| key.roles.contains(&self.role));
-        used.map(|key| self.shown_key(key)).collect()
+        used.flat_map(|key| self.shown_key(key)).collect()
     }
 
-    fn shown_key(&self, key: &'static Key) -> Shown {
+    /// One line, or of a map one for each name, since each has its own source.
+    fn shown_key(&self, key: &'static Key) -> Vec<Shown> {
         let (value, source) = match self.settings.get(key.name) {
+            Some(Setting {
+                value: Value::Map(map),
+                sources,
+                ..
+            }) => {
+                let row = |(name, value): (&String, &String)| Shown {
+                    key: format!("{}.{name}", key.name),
+                    variable: key.var,
+                    value: if looks_secret(name) { HIDDEN } else { value }.into(),
+                    source: sources.get(name).cloned().unwrap_or_default(),
+                };
+                return map.iter().map(row).collect();
+            }
             Some(setting) => (visible(key, &setting.value), setting.source.clone()),
             None => self.worked_out(key),
         };
-        Shown {
-            key: key.name,
+        vec![Shown {
+            key: key.name.to_owned(),
             variable: key.var,
             value,
             source,
-        }
+        }]
     }
 
     /// What follows from other values.
@@ -125,14 +140,8 @@ fn visible(key: &Key, value: &Value) -> serde_json::Value {
         Value::Int(value) => (*value).into(),
         Value::Float(value) => (*value).into(),
         Value::List(items) => items.clone().into(),
-        Value::Map(map) => map
-            .iter()
-            .map(|(name, value)| {
-                let shown = if looks_secret(name) { HIDDEN } else { value };
-                (name.clone(), serde_json::Value::from(shown))
-            })
-            .collect::<serde_json::Map<_, _>>()
-            .into(),
+        // Shown name by name.
+        Value::Map(_) => HIDDEN.into(),
     }
 }
 
@@ -147,19 +156,21 @@ fn looks_secret(name: &str) -> bool {
         "jaas",
         "passphrase",
     ];
-    let key_material = name.contains("key") && (name.contains("pem") || name.contains("ssl.key"));
+    let key_material = name.contains("pem") || name.contains("ssl.key");
     words.iter().any(|word| name.contains(word))
         || key_material
         || name == "sasl.oauthbearer.config"
-        || name.ends_with(".pem")
 }
 
-/// Without user name's password, and without the values of parameters that look secret.
+/// Without user's name and password (either may be the secret), and without the values of
+/// parameters that look secret.
 fn redacted_url(text: &str) -> String {
     let Ok(mut url) = url::Url::parse(text) else {
         return HIDDEN.to_owned();
     };
-    if url.password().is_some() && url.set_password(Some("hidden")).is_err() {
+    let hidden = (url.password().is_none() || url.set_password(Some("hidden")).is_ok())
+        && (url.username().is_empty() || url.set_username("hidden").is_ok());
+    if !hidden {
         return HIDDEN.to_owned();
     }
     if url.query().is_some() {

@@ -13,7 +13,7 @@ use tracing_appender::rolling::{RollingFileAppender, Rotation};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields};
 use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::registry::{LookupSpan, Scope};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, fmt};
 
@@ -98,7 +98,7 @@ pub fn init(settings: &LoggingSettings) -> Result<LogsGuard, LogsError> {
             std::fs::create_dir_all(folder).map_err(|error| trouble(error.to_string()))?;
             let appender = RollingFileAppender::builder()
                 .rotation(Rotation::DAILY)
-                .filename_prefix(&settings.app_name)
+                .filename_prefix(file_name(&settings.app_name))
                 .filename_suffix("log")
                 .max_log_files(settings.max_files)
                 .build(folder)
@@ -115,6 +115,18 @@ pub fn init(settings: &LoggingSettings) -> Result<LogsGuard, LogsError> {
     // Set once, as the subscriber itself, which is the one that can be refused.
     let _ = DROPPED.set(counters);
     Ok(LogsGuard { _writers: guards })
+}
+
+/// The application's name as a file's: it may hold anything.
+fn file_name(app_name: &str) -> String {
+    let safe = |c: char| {
+        if c.is_alphanumeric() || "-_.".contains(c) {
+            c
+        } else {
+            '-'
+        }
+    };
+    app_name.chars().map(safe).collect()
 }
 
 fn bounded(writer: impl Write + Send + 'static) -> (NonBlocking, WorkerGuard) {
@@ -186,11 +198,7 @@ where
         event: &Event<'_>,
     ) -> std::fmt::Result {
         let mut line = Map::new();
-        for span in context
-            .event_scope()
-            .into_iter()
-            .flat_map(|scope| scope.from_root())
-        {
+        for span in context.event_scope().into_iter().flat_map(Scope::from_root) {
             let extensions = span.extensions();
             if let Some(fields) = extensions.get::<FormattedFields<N>>()
                 && let Ok(Value::Object(fields)) = serde_json::from_str(&fields.fields)
@@ -232,11 +240,7 @@ where
         context
             .field_format()
             .format_fields(writer.by_ref(), event)?;
-        for span in context
-            .event_scope()
-            .into_iter()
-            .flat_map(|scope| scope.from_root())
-        {
+        for span in context.event_scope().into_iter().flat_map(Scope::from_root) {
             let extensions = span.extensions();
             if let Some(fields) = extensions.get::<FormattedFields<N>>()
                 && !fields.is_empty()
@@ -245,5 +249,62 @@ where
             }
         }
         writeln!(writer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn settings() -> LoggingSettings {
+        LoggingSettings {
+            app_name: "relay".into(),
+            level: "info".into(),
+            format: LogFormat::Json,
+            folder: None,
+            max_files: 1,
+        }
+    }
+
+    #[test]
+    fn a_line_is_one_json_object_with_the_correlation_id_of_the_span_around_it() {
+        let lines = Lines::default();
+        let (writer, guard) = bounded(lines.clone());
+        let subscriber = tracing_subscriber::registry().with(json_layer(&settings(), writer));
+        tracing::subscriber::with_default(subscriber, || {
+            let span = tracing::info_span!("message", correlation_id = "c-1", message_id = "m");
+            let _inside = span.enter();
+            tracing::info!(attempt = 2, "two\nlines \"quoted\"");
+        });
+        drop(guard);
+        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(text.lines().count(), 1, "{text}");
+        let line: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(line["correlation_id"], "c-1");
+        assert_eq!(line["message_id"], "m");
+        assert_eq!(line["attempt"], 2);
+        assert_eq!(line["message"], "two\nlines \"quoted\"");
+        assert_eq!(line["level"], "INFO");
+        assert_eq!(line["app_name"], "relay");
+    }
+
+    #[test]
+    fn an_application_name_can_not_lead_out_of_the_log_folder() {
+        assert_eq!(file_name("../AI Consumer"), "..-AI-Consumer");
     }
 }

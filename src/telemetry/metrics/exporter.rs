@@ -11,7 +11,7 @@ use super::process::{self, Process};
 use super::{Kind, Metric};
 
 /// The recorder does its housekeeping that often; histograms grow in memory without it.
-pub const UPKEEP: Duration = Duration::from_secs(5);
+const UPKEEP: Duration = Duration::from_secs(5);
 
 const SECONDS: [f64; 16] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
@@ -84,19 +84,18 @@ impl Exporter {
                 .chain(declared.iter().copied())
                 .flatten()
         };
-        let exporter = match INSTALLED.get() {
-            Some(exporter) => exporter,
-            None => {
-                // The fallback keeps a histogram that was described late from being a summary.
-                let mut builder = PrometheusBuilder::new().set_buckets(&SECONDS)?;
-                for metric in all().filter(|metric| metric.kind == Kind::Histogram) {
-                    let name = Matcher::Full(metric.name.to_owned());
-                    builder = builder.set_buckets_for_metric(name, buckets(metric.unit))?;
-                }
-                let handle = builder.install_recorder()?;
-                let process = Arc::new(Process::new());
-                INSTALLED.get_or_init(|| Self { handle, process })
+        let exporter = if let Some(exporter) = INSTALLED.get() {
+            exporter
+        } else {
+            // The fallback keeps a histogram that was described late from being a summary.
+            let mut builder = PrometheusBuilder::new().set_buckets(&SECONDS)?;
+            for metric in all().filter(|metric| metric.kind == Kind::Histogram) {
+                let name = Matcher::Full(metric.name.to_owned());
+                builder = builder.set_buckets_for_metric(name, buckets(metric.unit))?;
             }
+            let handle = builder.install_recorder()?;
+            let process = Arc::new(Process::new());
+            INSTALLED.get_or_init(|| Self { handle, process })
         };
         for metric in all() {
             metric.describe();
