@@ -1,3 +1,7 @@
 //! The `chatmesh` executable: command line to library to exit code.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    chatmesh::cli::main(std::env::args_os())
+}

@@ -223,6 +223,8 @@ pub struct LoggingSettings {
     pub format: LogFormat,
     /// `LOG_FOLDER`: rotating files besides the terminal.
     pub folder: Option<PathBuf>,
+    /// `LOG_FILES` (14): how many daily files are kept.
+    pub max_files: usize,
 }
 
 /// `LOG_FORMAT`.

@@ -591,7 +591,8 @@ async fn an_order_to_go_back_waits_for_what_is_at_work() {
     rig.until("the last is at work", || handler.seen().len() == 4)
         .await;
     rig.commands.send(Command::AllGoBack).await.unwrap();
-    rig.until("all are taken again", || handler.seen().len() == 8).await;
+    rig.until("all are taken again", || handler.seen().len() == 8)
+        .await;
     gate.add_permits(10);
     rig.until("all", || rig.shared.stored(0) == Some(4)).await;
     let again: Vec<_> = handler.seen().split_off(4);

@@ -1,3 +1,6 @@
-//! Logs and metrics.
+//! Logs, metrics, and the HTTP server that shows a process's health.
 
+pub mod admin;
+pub mod dependencies;
+pub mod logs;
 pub mod metrics;

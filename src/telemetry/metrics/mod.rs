@@ -4,10 +4,14 @@
 //! from them once ([`Metric::counter`] and the others; a cached handle costs nanoseconds, a
 //! look-up by labels hundreds). The macros of the `metrics` crate are used nowhere else.
 
+mod exporter;
 pub mod pipeline;
+pub mod process;
 pub mod provider;
 pub mod relay;
 pub mod worker;
+
+pub use exporter::{Exporter, ExporterError};
 
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Unit};
 

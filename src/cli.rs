@@ -1,0 +1,326 @@
+//! The command line: subcommands and flags, and the exit code (0 done, 1 failed, 2 used or
+//! configured wrongly).
+#![expect(
+    clippy::print_stderr,
+    reason = "errors of the command line are for its user; everything else is logged"
+)]
+
+use std::ffi::OsString;
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+
+use crate::app;
+use crate::config::{self, Config, ConfigErrors, Flag, Role, Sources};
+
+const EXAMPLES: &str = "\
+Examples:
+  chatmesh all-in-one                        everything in one process, nothing to install
+  chatmesh gateway --port 8000               one role of a deployment on Kafka and Redis
+  chatmesh ai-worker --set model.name=gpt-4o-mini
+  chatmesh config show relay                 what a relay would run with, and why
+  chatmesh config default > chatmesh.toml    the commented configuration file
+
+Every key can be set in a file (--config, CHATMESH_CONFIG), in .env or the environment, and by
+--set; the later one wins.";
+
+/// Carries AI conversations between clients and models, and loses nothing.
+#[derive(Debug, Parser)]
+#[command(name = "chatmesh", version, after_help = EXAMPLES, arg_required_else_help = true)]
+struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Args)]
+struct Common {
+    /// Configuration file (TOML).
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Least level that is logged, or a filter.
+    #[arg(long, global = true, value_name = "LEVEL")]
+    log_level: Option<String>,
+    /// Set any key, by its name in the file or its variable. May be repeated.
+    #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = key_value)]
+    set: Vec<(String, String)>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve clients' connections.
+    Gateway(Listen),
+    /// Answer messages with the model.
+    AiWorker(Listen),
+    /// Bring answers to the gateways.
+    Relay(Listen),
+    /// All three in one process, with a log of its own: no Kafka, no Redis.
+    AllInOne {
+        #[command(flatten)]
+        listen: Listen,
+        /// Where messages and conversations are kept.
+        #[arg(long, value_name = "FOLDER", conflicts_with = "ephemeral")]
+        data_dir: Option<String>,
+        /// Keep everything in memory only.
+        #[arg(long)]
+        ephemeral: bool,
+    },
+    /// Look at the configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Exit code 0 if the local role is ready, else 1; for containers.
+    Healthcheck {
+        /// Whose configured address is asked.
+        #[arg(default_value = "gateway")]
+        role: Role,
+        /// Ask here instead (http:// only).
+        #[arg(long)]
+        url: Option<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Listen {
+    /// Address to listen on (a worker's and a relay's health and metrics).
+    #[arg(long)]
+    host: Option<String>,
+    /// Port to listen on; 0 takes a free one.
+    #[arg(long)]
+    port: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Print what is in effect, with each value's source; secrets are hidden.
+    Show {
+        /// For this role.
+        #[arg(default_value = "all-in-one")]
+        role: Role,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Only check; says nothing but what is wrong.
+    Check {
+        /// For this role.
+        #[arg(default_value = "all-in-one")]
+        role: Role,
+    },
+    /// Print the configuration file with every key, its default and what it does.
+    Default,
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("needs KEY=VALUE")?;
+    Ok((key.trim().to_owned(), value.to_owned()))
+}
+
+/// What the arguments ask for, carried out.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are "errors" too, with exit code 0.
+            let code = u8::try_from(error.exit_code()).unwrap_or(2);
+            return error.print().map_or(ExitCode::FAILURE, |()| code.into());
+        }
+    };
+    match carry_out(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            let configured = error.downcast_ref::<ConfigErrors>().is_some();
+            ExitCode::from(if configured { 2 } else { 1 })
+        }
+    }
+}
+
+fn carry_out(cli: Cli) -> anyhow::Result<()> {
+    let Cli { common, command } = cli;
+    match command {
+        Command::Gateway(listen) => start(Role::Gateway, common, listen.flags("server")),
+        Command::AiWorker(listen) => start(Role::AiWorker, common, listen.flags("metrics")),
+        Command::Relay(listen) => start(Role::Relay, common, listen.flags("metrics")),
+        Command::AllInOne {
+            listen,
+            data_dir,
+            ephemeral,
+        } => {
+            let mut flags = listen.flags("server");
+            if let Some(dir) = data_dir {
+                flags.push(flag("--data-dir", "embedded.data_dir", dir));
+                // Who names a folder means it to be used, whatever EPHEMERAL says.
+                flags.push(flag("--data-dir", "embedded.ephemeral", "false"));
+            }
+            if ephemeral {
+                flags.push(flag("--ephemeral", "embedded.ephemeral", "true"));
+            }
+            start(Role::AllInOne, common, flags)
+        }
+        Command::Config(ConfigCommand::Show { role, json }) => {
+            let config = load(role, common, Vec::new())?;
+            print(&if json {
+                config.show_json()
+            } else {
+                config.show_text()
+            })
+        }
+        Command::Config(ConfigCommand::Check { role }) => {
+            let config = load(role, common, Vec::new())?;
+            for notice in config.notices() {
+                eprintln!("warning: {notice}");
+            }
+            Ok(())
+        }
+        Command::Config(ConfigCommand::Default) => print(&config::default_file()),
+        Command::Healthcheck { role, url } => healthcheck(role, common, url),
+    }
+}
+
+/// To standard output; a reader that has seen enough (`| head`) is no failure.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+impl Listen {
+    fn flags(self, section: &str) -> Vec<Flag> {
+        let host = self
+            .host
+            .map(|v| flag("--host", &format!("{section}.host"), v));
+        let port = self
+            .port
+            .map(|v| flag("--port", &format!("{section}.port"), v));
+        host.into_iter().chain(port).collect()
+    }
+}
+
+fn flag(flag: &str, key: &str, value: impl Into<String>) -> Flag {
+    Flag {
+        flag: flag.to_owned(),
+        key: key.to_owned(),
+        value: value.into(),
+    }
+}
+
+fn load(role: Role, common: Common, named: Vec<Flag>) -> Result<Config, ConfigErrors> {
+    let set = common.set.into_iter();
+    let mut flags: Vec<Flag> = set.map(|(key, value)| flag("--set", &key, value)).collect();
+    flags.extend(
+        common
+            .log_level
+            .map(|level| flag("--log-level", "log.level", level)),
+    );
+    flags.extend(named);
+    Config::load(role, &Sources::of_process(common.config, flags))
+}
+
+fn start(role: Role, common: Common, flags: Vec<Flag>) -> anyhow::Result<()> {
+    let config = load(role, common, flags)?;
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("the runtime can't be started")?
+        .block_on(app::run(role, config))
+}
+
+/// All of a health check, connecting included.
+const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(5);
+
+fn healthcheck(role: Role, common: Common, url: Option<String>) -> anyhow::Result<()> {
+    let url = if let Some(url) = url {
+        url
+    } else {
+        let address = reachable(load(role, common, Vec::new())?.health_listen());
+        format!("http://{address}/health/ready")
+    };
+    let (status, body) = get(&url).with_context(|| format!("{url} does not answer"))?;
+    anyhow::ensure!(status == 200, "not ready: {url} answered {status}: {body}");
+    Ok(())
+}
+
+/// Where a process that listens here is reached from its own machine.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}
+
+/// One GET over plain HTTP. By hand, since the client library insists on certificates that a
+/// small image may not have, also where none are needed.
+fn get(url: &str) -> anyhow::Result<(u16, String)> {
+    let url = url::Url::parse(url).context("not a URL")?;
+    anyhow::ensure!(url.scheme() == "http", "only http:// is known here");
+    let host = url.host_str().context("the URL has no host")?;
+    let authority = &url[url::Position::BeforeHost..url::Position::AfterPort];
+    let port = url.port_or_known_default().unwrap_or(80);
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let deadline = Instant::now() + HEALTHCHECK_TIMEOUT;
+    let left = || {
+        let left = deadline.saturating_duration_since(Instant::now());
+        anyhow::ensure!(!left.is_zero(), "no answer in time");
+        Ok(left)
+    };
+    let mut failure = anyhow::anyhow!("the host has no address");
+    for address in (bare, port).to_socket_addrs()? {
+        let mut stream = match TcpStream::connect_timeout(&address, left()?) {
+            Ok(stream) => stream,
+            Err(error) => {
+                failure = error.into();
+                continue;
+            }
+        };
+        stream.set_write_timeout(Some(left()?))?;
+        let target = &url[url::Position::BeforePath..url::Position::AfterQuery];
+        let head =
+            format!("GET {target} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n");
+        stream.write_all(head.as_bytes())?;
+        let mut answer = Vec::new();
+        let mut chunk = [0; 4096];
+        // The body is for people: a readiness answer is far below this.
+        while answer.len() < 64 * 1024 {
+            stream.set_read_timeout(Some(left()?))?;
+            match stream.read(&mut chunk)? {
+                0 => break,
+                read => answer.extend_from_slice(&chunk[..read]),
+            }
+        }
+        let answer = String::from_utf8_lossy(&answer);
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+        let status = head.strip_prefix("HTTP/1.").and_then(|rest| rest.get(2..5));
+        let status = status.and_then(|status| status.parse().ok());
+        return Ok((status.context("the answer is not HTTP")?, body.to_owned()));
+    }
+    Err(failure)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_process_on_every_address_is_asked_on_loopback() {
+        let asked = |text: &str| reachable(text.parse().unwrap()).to_string();
+        assert_eq!(asked("0.0.0.0:8002"), "127.0.0.1:8002");
+        assert_eq!(asked("[::]:1"), "[::1]:1");
+        assert_eq!(asked("10.1.2.3:1"), "10.1.2.3:1");
+    }
+}

@@ -1,0 +1,507 @@
+//! From merged layers to checked settings.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::IsTerminal;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use config::ValueKind;
+use secrecy::SecretString;
+
+use super::error::{ConfigErrors, Problem};
+use super::keys::{self, Key};
+use super::kind::{self, Kind, Value};
+use super::layers::{self, DEFAULT, Sources};
+use super::settings::{
+    AuthMode, EmbeddedSettings, GatewaySettings, KafkaSettings, LogFormat, LoggingSettings,
+    ModelApiSettings, PipelineSettings, PromptSettings, RedisSettings, RelaySettings,
+    TokenEndpoint, WorkerSettings,
+};
+use super::{Role, checks};
+use crate::fanout::Bounds;
+
+/// What holds for one key.
+#[derive(Clone)]
+pub(super) struct Setting {
+    pub(super) value: Value,
+    pub(super) source: String,
+    /// Of a map: each name's own source.
+    pub(super) sources: BTreeMap<String, String>,
+}
+
+/// A configuration that was checked as a whole.
+#[derive(Clone)]
+pub struct Config {
+    pub(super) role: Role,
+    pub(super) settings: BTreeMap<&'static str, Setting>,
+    pub(super) notices: Vec<String>,
+}
+
+// By hand: the settings hold secrets.
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("role", &self.role)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Config {
+    /// Reads the sources for a role and checks everything that the role uses. Keys that it does
+    /// not use only have to exist.
+    ///
+    /// # Errors
+    /// Everything that is wrong, at once.
+    pub fn load(role: Role, sources: &Sources) -> Result<Self, ConfigErrors> {
+        let merged = layers::merge(role, sources);
+        let mut problems = merged.problems;
+        let mut settings = BTreeMap::new();
+        for key in keys::TABLE {
+            let Some(raw) = merged.values.get(key.name) else {
+                continue;
+            };
+            let source = raw.origin().unwrap_or(DEFAULT).to_owned();
+            if let Some(value) = key.kind.read(&raw.kind) {
+                let sources = sources_of_names(&raw.kind);
+                let setting = Setting {
+                    value,
+                    source: joined(&sources).unwrap_or(source),
+                    sources,
+                };
+                settings.insert(key.name, setting);
+                continue;
+            }
+            if key.roles.contains(&role) {
+                problems.push(not_allowed(key, &raw.kind, source));
+            }
+            let default = key.default_text(role).map(ValueKind::from);
+            if let Some(value) = default.and_then(|text| key.kind.read(&text)) {
+                let setting = Setting {
+                    value,
+                    source: DEFAULT.into(),
+                    sources: BTreeMap::new(),
+                };
+                settings.insert(key.name, setting);
+            }
+        }
+        let mut config = Self {
+            role,
+            settings,
+            notices: Vec::new(),
+        };
+        checks::contradictions(&config, &mut problems);
+        if !problems.is_empty() {
+            return Err(ConfigErrors { problems });
+        }
+        config.notices = checks::notices(&config, &merged.variables);
+        Ok(config)
+    }
+
+    /// The role that it was read for.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// Sentences for the operator, to be logged as warnings at the start. No secrets.
+    pub fn notices(&self) -> &[String] {
+        &self.notices
+    }
+
+    /// Whether somebody set it, and did not leave it to its default.
+    pub(super) fn is_set(&self, key: &Key) -> bool {
+        self.settings
+            .get(key.name)
+            .is_some_and(|setting| setting.source != DEFAULT)
+    }
+
+    pub(super) fn source(&self, key: &Key) -> &str {
+        self.settings
+            .get(key.name)
+            .map_or(DEFAULT, |setting| &setting.source)
+    }
+
+    pub(super) fn text(&self, key: &Key) -> Option<&str> {
+        match self.settings.get(key.name).map(|setting| &setting.value) {
+            Some(Value::Text(text)) => Some(text),
+            _ => None,
+        }
+    }
+
+    fn owned(&self, key: &Key) -> String {
+        self.text(key).unwrap_or_default().to_owned()
+    }
+
+    fn secret(&self, key: &Key) -> Option<SecretString> {
+        self.text(key).map(SecretString::from)
+    }
+
+    pub(super) fn int(&self, key: &Key) -> u64 {
+        match self.settings.get(key.name).map(|setting| &setting.value) {
+            Some(Value::Int(value)) => *value,
+            _ => 0,
+        }
+    }
+
+    fn size(&self, key: &Key) -> usize {
+        usize::try_from(self.int(key)).unwrap_or(usize::MAX)
+    }
+
+    fn narrow<T: TryFrom<u64> + Default>(&self, key: &Key) -> T {
+        // The table's bounds are within the type's; the test of the table holds them to it.
+        T::try_from(self.int(key)).unwrap_or_default()
+    }
+
+    pub(super) fn bool(&self, key: &Key) -> bool {
+        let value = self.settings.get(key.name).map(|setting| &setting.value);
+        matches!(value, Some(Value::Bool(true)))
+    }
+
+    fn float(&self, key: &Key) -> f64 {
+        match self.settings.get(key.name).map(|setting| &setting.value) {
+            Some(Value::Float(value)) => *value,
+            _ => 0.0,
+        }
+    }
+
+    fn list(&self, key: &Key) -> Vec<String> {
+        match self.settings.get(key.name).map(|setting| &setting.value) {
+            Some(Value::List(items)) => items.clone(),
+            _ => Vec::new(),
+        }
+    }
+
+    pub(super) fn map(&self, key: &Key) -> BTreeMap<String, String> {
+        match self.settings.get(key.name).map(|setting| &setting.value) {
+            Some(Value::Map(map)) => map.clone(),
+            _ => BTreeMap::new(),
+        }
+    }
+
+    /// Milliseconds or seconds, as the key's kind says.
+    pub(super) fn duration(&self, key: &Key) -> Duration {
+        match key.kind {
+            Kind::Seconds { .. } => Duration::from_secs(self.int(key)),
+            _ => Duration::from_millis(self.int(key)),
+        }
+    }
+
+    fn address(&self, host: &Key, port: &Key) -> SocketAddr {
+        let ip = self.text(host).and_then(kind::host);
+        let ip = ip.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        SocketAddr::new(ip, self.narrow(port))
+    }
+
+    /// `SERVER_ID`, or the host's name, or role and process id.
+    pub fn server_id(&self) -> String {
+        if let Some(id) = self.text(&keys::SERVER_ID) {
+            return id.to_owned();
+        }
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let usable = |name: &str| Kind::Name.read(&name.into()).is_some();
+        match host.trim() {
+            // Two processes of a role on one machine must not share a name, and a developer's
+            // machine is where that happens; in a container the host's name is unique.
+            host if usable(host) && std::process::id() == 1 => host.to_owned(),
+            host if usable(host) && host.len() < 100 => {
+                format!("{host}-{}-{}", self.role, std::process::id())
+            }
+            _ => format!("{}-{}", self.role, std::process::id()),
+        }
+    }
+
+    fn bounds(&self) -> Bounds {
+        Bounds {
+            dedup_ttl: self.duration(&keys::DEDUP_TTL),
+            mailbox_ttl: self.duration(&keys::MAILBOX_TTL),
+            mailbox_frames: self.size(&keys::MAILBOX_FRAMES),
+            mailbox_bytes: self.size(&keys::MAILBOX_BYTES),
+            history_turns: self.size(&keys::HISTORY_TURNS),
+            history_ttl: self.duration(&keys::HISTORY_RETENTION),
+            pending_ttl: self.duration(&keys::MESSAGE_MAX_AGE),
+        }
+    }
+
+    /// How to reach Kafka.
+    pub fn kafka(&self) -> KafkaSettings {
+        let properties = self.map(&keys::KAFKA_PROPERTIES).into_iter();
+        KafkaSettings {
+            bootstrap_servers: self.list(&keys::KAFKA_BOOTSTRAP_SERVERS).join(","),
+            topic_partitions: self.narrow(&keys::KAFKA_TOPIC_PARTITIONS),
+            replication_factor: self.narrow(&keys::KAFKA_REPLICATION_FACTOR),
+            linger: self.duration(&keys::KAFKA_LINGER_MS),
+            produce_timeout: self.duration(&keys::PRODUCE_TIMEOUT_MS),
+            interop: self.bool(&keys::INTEROP),
+            properties: properties.map(|(k, v)| (k, v.into())).collect(),
+            client_id: self.server_id(),
+        }
+    }
+
+    /// How to reach Redis.
+    pub fn redis(&self) -> RedisSettings {
+        RedisSettings {
+            url: self.redis_url().into(),
+            command_timeout: self.duration(&keys::REDIS_COMMAND_TIMEOUT_MS),
+            bounds: self.bounds(),
+        }
+    }
+
+    fn redis_url(&self) -> String {
+        if let Some(url) = self.text(&keys::REDIS_URL) {
+            return url.to_owned();
+        }
+        let host = self.text(&keys::REDIS_HOST).unwrap_or("localhost");
+        let host = if host.contains(':') && !host.starts_with('[') {
+            format!("[{host}]")
+        } else {
+            host.to_owned()
+        };
+        let port = self.int(&keys::REDIS_PORT);
+        let db = self.int(&keys::REDIS_DB);
+        let plain = format!("redis://{host}:{port}/{db}");
+        let Some(password) = self.text(&keys::REDIS_PASSWORD) else {
+            return plain;
+        };
+        let Ok(mut url) = url::Url::parse(&plain) else {
+            return plain;
+        };
+        // A percent sign is the one thing that `set_password` does not encode.
+        match url.set_password(Some(&password.replace('%', "%25"))) {
+            Ok(()) => url.into(),
+            Err(()) => plain,
+        }
+    }
+
+    /// Where Redis is, for logs: no password.
+    pub fn redis_place(&self) -> String {
+        match url::Url::parse(&self.redis_url()) {
+            Ok(url) => {
+                let host = url.host_str().unwrap_or_default();
+                url.port()
+                    .map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+            }
+            Err(_) => "the address in REDIS_URL".to_owned(),
+        }
+    }
+
+    /// The embedded log and fan-out.
+    pub fn embedded(&self) -> EmbeddedSettings {
+        let data_dir = PathBuf::from(self.owned(&keys::DATA_DIR));
+        EmbeddedSettings {
+            data_dir: (!self.bool(&keys::EPHEMERAL)).then_some(data_dir),
+            partitions: self.narrow(&keys::EMBEDDED_PARTITIONS),
+            retention: self.duration(&keys::LOG_RETENTION),
+            min_free_disk: self.int(&keys::MIN_FREE_DISK),
+            bounds: self.bounds(),
+        }
+    }
+
+    pub(super) fn auth_mode(&self) -> AuthMode {
+        match self.text(&keys::AUTH_MODE) {
+            Some("open") => AuthMode::Open,
+            None if self.role == Role::AllInOne && self.listen().ip().is_loopback() => {
+                AuthMode::Open
+            }
+            _ => AuthMode::Stored,
+        }
+    }
+
+    pub(super) fn token_endpoint(&self) -> TokenEndpoint {
+        let key = self.secret(&keys::ADMIN_KEY);
+        match (self.text(&keys::TOKEN_ENDPOINT), key) {
+            (Some("open"), _) => TokenEndpoint::Open,
+            (Some("admin") | None, Some(key)) => TokenEndpoint::Admin(key),
+            _ => TokenEndpoint::Off,
+        }
+    }
+
+    pub(super) fn listen(&self) -> SocketAddr {
+        self.address(&keys::HOST, &keys::PORT)
+    }
+
+    fn admin_listen(&self) -> SocketAddr {
+        self.address(&keys::METRICS_HOST, &keys::METRICS_PORT)
+    }
+
+    /// Where this role's `/health` is: the gateway's own port, or the metrics port.
+    pub fn health_listen(&self) -> SocketAddr {
+        match self.role {
+            Role::Gateway | Role::AllInOne => self.listen(),
+            Role::AiWorker | Role::Relay => self.admin_listen(),
+        }
+    }
+
+    /// The gateway.
+    pub fn gateway(&self) -> GatewaySettings {
+        GatewaySettings {
+            listen: self.listen(),
+            server_id: self.server_id(),
+            messages_topic: self.messages_topic(),
+            auth: self.auth_mode(),
+            token_endpoint: self.token_endpoint(),
+            token_ttl: self.duration(&keys::TOKEN_TTL),
+            allow_origins: self.list(&keys::ALLOW_ORIGINS),
+            allow_credentials: self.bool(&keys::ALLOW_CREDENTIALS) && !self.any_origin(),
+            max_content_chars: self.size(&keys::MAX_CONTENT_CHARS),
+            max_frame_bytes: self.size(&keys::MAX_FRAME_BYTES),
+            outbound_queue_bytes: self.size(&keys::OUTBOUND_QUEUE_BYTES),
+            produce_timeout: self.duration(&keys::PRODUCE_TIMEOUT_MS),
+            drain_timeout: self.duration(&keys::DRAIN_TIMEOUT_MS),
+            ping_interval: self.duration(&keys::PING_INTERVAL_MS),
+            ping_timeout: self.duration(&keys::PING_TIMEOUT_MS),
+            open_check: self.duration(&keys::OPEN_CHECK_MS),
+            interop: self.interop(),
+        }
+    }
+
+    /// Whether pages of every origin may connect.
+    pub(super) fn any_origin(&self) -> bool {
+        self.list(&keys::ALLOW_ORIGINS).iter().any(|o| o == "*")
+    }
+
+    fn interop(&self) -> bool {
+        self.role != Role::AllInOne && self.bool(&keys::INTEROP)
+    }
+
+    /// `all-in-one` has a log of its own, so nobody else's topic names concern it.
+    fn messages_topic(&self) -> String {
+        match self.role {
+            Role::AllInOne => "incoming_messages".to_owned(),
+            _ => self.owned(&keys::MESSAGES_TOPIC),
+        }
+    }
+
+    fn responses_topic(&self) -> String {
+        match self.role {
+            Role::AllInOne => "responses".to_owned(),
+            _ => self.owned(&keys::RESPONSES_TOPIC),
+        }
+    }
+
+    fn pipeline(&self, topic: String, group: &str, max_workers: &Key) -> PipelineSettings {
+        PipelineSettings {
+            dead_letter_topic: format!("{topic}.dlq"),
+            topic,
+            group: group.to_owned(),
+            max_workers: self.size(max_workers),
+            max_deliveries: self.narrow(&keys::MAX_DELIVERIES),
+            read_ahead_bytes: self.size(&keys::READ_AHEAD_BYTES),
+            drain_timeout: self.duration(&keys::DRAIN_TIMEOUT_MS),
+        }
+    }
+
+    /// The worker.
+    pub fn worker(&self) -> WorkerSettings {
+        WorkerSettings {
+            pipeline: self.pipeline(
+                self.messages_topic(),
+                "ai-consumer-group",
+                &keys::MAX_WORKERS,
+            ),
+            responses_topic: self.responses_topic(),
+            model: self.model_api(),
+            prompt: PromptSettings {
+                model: self.owned(&keys::OPENAI_MODEL),
+                system_prompt: self.owned(&keys::SYSTEM_PROMPT),
+                max_tokens: self.narrow(&keys::OPENAI_MAX_TOKENS),
+                temperature: self.float(&keys::OPENAI_TEMPERATURE),
+                context_tokens: self.size(&keys::OPENAI_CONTEXT_TOKENS),
+                keep_history: self.bool(&keys::KEEP_HISTORY),
+                history_max_messages: self.size(&keys::CHAT_HISTORY_MAX_MESSAGES),
+                history_ttl: self.duration(&keys::CHAT_HISTORY_TTL),
+            },
+            message_max_age: self.duration(&keys::MESSAGE_MAX_AGE),
+            message_deadline: self.duration(&keys::MESSAGE_DEADLINE_MS),
+            max_answer_bytes: self.size(&keys::MAX_ANSWER_BYTES),
+            stream_flush: self.duration(&keys::STREAM_FLUSH_MS),
+            stream_flush_bytes: self.size(&keys::STREAM_FLUSH_BYTES),
+            admin_listen: self.admin_listen(),
+        }
+    }
+
+    /// `None`: neither a key nor an address, so the demo model answers.
+    fn model_api(&self) -> Option<ModelApiSettings> {
+        let api_key = self.secret(&keys::OPENAI_API_KEY);
+        let base_url = match (self.text(&keys::OPENAI_BASE_URL), &api_key) {
+            (Some(url), _) => url,
+            (None, Some(_)) => "https://api.openai.com/v1",
+            (None, None) => return None,
+        };
+        Some(ModelApiSettings {
+            base_url: url::Url::parse(base_url).ok()?,
+            api_key,
+            first_token_timeout: self.duration(&keys::OPENAI_TIMEOUT_MS),
+            idle_timeout: self.duration(&keys::OPENAI_IDLE_TIMEOUT_MS),
+            max_attempts: self.narrow(&keys::OPENAI_MAX_ATTEMPTS),
+        })
+    }
+
+    /// The relay.
+    pub fn relay(&self) -> RelaySettings {
+        RelaySettings {
+            pipeline: self.pipeline(
+                self.responses_topic(),
+                "message-relay-group",
+                &keys::RELAY_MAX_IN_FLIGHT,
+            ),
+            rewind: self.duration(&keys::RELAY_REWIND_SECONDS),
+            rebuild: self.duration(&keys::RELAY_REBUILD_SECONDS),
+            log_epoch: self.owned(&keys::LOG_EPOCH),
+            interop: self.interop(),
+            admin_listen: self.admin_listen(),
+        }
+    }
+
+    /// Logs.
+    pub fn logging(&self) -> LoggingSettings {
+        let app_name = self.text(&keys::APP_NAME).unwrap_or(self.role.as_str());
+        LoggingSettings {
+            app_name: app_name.to_owned(),
+            level: self.owned(&keys::LOG_LEVEL),
+            format: match self.text(&keys::LOG_FORMAT) {
+                Some("json") => LogFormat::Json,
+                Some("pretty") => LogFormat::Pretty,
+                _ if std::io::stdout().is_terminal() => LogFormat::Pretty,
+                _ => LogFormat::Json,
+            },
+            folder: self.text(&keys::LOG_FOLDER).map(PathBuf::from),
+            max_files: self.size(&keys::LOG_FILES),
+        }
+    }
+}
+
+/// Of a table: which name came from where.
+fn sources_of_names(raw: &ValueKind) -> BTreeMap<String, String> {
+    let ValueKind::Table(table) = raw else {
+        return BTreeMap::new();
+    };
+    table
+        .iter()
+        .map(|(name, value)| (name.clone(), value.origin().unwrap_or(DEFAULT).to_owned()))
+        .collect()
+}
+
+fn joined(sources: &BTreeMap<String, String>) -> Option<String> {
+    let mut distinct: Vec<&str> = sources.values().map(String::as_str).collect();
+    distinct.sort_unstable();
+    distinct.dedup();
+    (!distinct.is_empty()).then(|| distinct.join(", "))
+}
+
+fn not_allowed(key: &Key, raw: &ValueKind, source: String) -> Problem {
+    let value = match raw {
+        _ if key.secret => "the value (hidden)".to_owned(),
+        // The address may hold a user's name and password.
+        ValueKind::String(text) if key.name.ends_with("url") && text.contains('@') => {
+            "the value (hidden)".to_owned()
+        }
+        ValueKind::String(text) => format!("{text:?}"),
+        other => other.to_string(),
+    };
+    Problem {
+        key: key.name.into(),
+        source,
+        text: format!("{value} is not allowed; allowed: {}", key.kind.allowed()),
+    }
+}

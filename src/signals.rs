@@ -1,0 +1,43 @@
+//! SIGTERM and SIGINT: the first asks for a drain, the second ends the process at once.
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// The process's signals, caught from [`Signals::new`] on.
+#[derive(Debug)]
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// Catches the signals; call it early, so that none kills a process that is starting.
+    ///
+    /// # Errors
+    /// The system refuses the handlers.
+    pub fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// The next signal: its name and the exit code that shells give it.
+    async fn next(&mut self) -> (&'static str, i32) {
+        tokio::select! {
+            _ = self.terminate.recv() => ("SIGTERM", 143),
+            _ = self.interrupt.recv() => ("SIGINT", 130),
+        }
+    }
+
+    /// Cancels `drain` at the first signal and ends the process at the second. Never returns;
+    /// aborting it loses nothing.
+    pub async fn watch(mut self, drain: CancellationToken) {
+        let (name, _) = self.next().await;
+        tracing::info!("{name}: draining; a second signal ends the process at once");
+        drain.cancel();
+        let (name, code) = self.next().await;
+        tracing::warn!("{name} while draining: ending at once");
+        std::process::exit(code);
+    }
+}

@@ -1,0 +1,288 @@
+//! Health and metrics over HTTP: the whole server of the worker and the relay, and the same
+//! routes for the gateway's.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::{Map, Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use super::metrics::Exporter;
+use crate::health::{Health, NotReady};
+
+/// A client that does not send its request's head in time is cut off.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections at once: a scraper, probes, and a few people.
+const MAX_CONNECTIONS: usize = 64;
+/// Smallest that hyper allows; heads of these requests are far below it.
+const MAX_HEAD_BYTES: usize = 8192;
+/// After a failed accept (no descriptors left): trying again at once would only burn time.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(200);
+/// Requests under way when the server is stopped get this long.
+const LAST_REQUESTS: Duration = Duration::from_secs(2);
+
+type Details = Box<dyn Fn() -> Map<String, Value> + Send + Sync>;
+
+/// What the routes show.
+pub struct AdminState {
+    /// `service` of `/health`: the original's name of this job.
+    service: &'static str,
+    server_id: String,
+    health: Arc<Health>,
+    exporter: Exporter,
+    details: Option<Details>,
+}
+
+impl AdminState {
+    /// Of one role of this process.
+    pub fn new(
+        service: &'static str,
+        server_id: impl Into<String>,
+        health: Arc<Health>,
+        exporter: Exporter,
+    ) -> Self {
+        Self {
+            service,
+            server_id: server_id.into(),
+            health,
+            exporter,
+            details: None,
+        }
+    }
+
+    /// Adds fields to `/health` (the gateway's `active_users` and `total_connections`).
+    #[must_use]
+    pub fn with_details(
+        mut self,
+        details: impl Fn() -> Map<String, Value> + Send + Sync + 'static,
+    ) -> Self {
+        self.details = Some(Box::new(details));
+        self
+    }
+}
+
+/// The answer where `path` is one of `/metrics`, `/metrics/`, `/health`, `/health/live` and
+/// `/health/ready`; `None` where it is not.
+pub fn respond(path: &str, method: &Method, state: &AdminState) -> Option<Response<Full<Bytes>>> {
+    let known = matches!(
+        path,
+        "/metrics" | "/metrics/" | "/health" | "/health/live" | "/health/ready"
+    );
+    if !known {
+        return None;
+    }
+    if !matches!(*method, Method::GET | Method::HEAD) {
+        return Some(method_not_allowed("GET, HEAD"));
+    }
+    Some(match path {
+        "/health" => healthy(state),
+        "/health/live" => answer(StatusCode::OK, &json!({"status": "alive"})),
+        "/health/ready" => ready(&state.health),
+        _ => {
+            let mut response = Response::new(Full::from(state.exporter.render()));
+            let text = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+            response.headers_mut().insert(CONTENT_TYPE, text);
+            response
+        }
+    })
+}
+
+fn healthy(state: &AdminState) -> Response<Full<Bytes>> {
+    let mut body = Map::new();
+    body.insert("status".into(), "healthy".into());
+    body.insert("service".into(), state.service.into());
+    body.insert("server_id".into(), state.server_id.as_str().into());
+    if let Some(details) = &state.details {
+        body.extend(details());
+    }
+    answer(StatusCode::OK, &Value::Object(body))
+}
+
+fn ready(health: &Health) -> Response<Full<Bytes>> {
+    match health.ready() {
+        Ok(()) => answer(StatusCode::OK, &json!({"status": "ready"})),
+        Err(NotReady::Draining) => answer(
+            StatusCode::SERVICE_UNAVAILABLE,
+            &json!({"status": "unavailable", "reason": "draining"}),
+        ),
+        Err(NotReady::Dependency(name, reason)) => answer(
+            StatusCode::SERVICE_UNAVAILABLE,
+            &json!({"status": "unavailable", "dependency": name, "reason": reason}),
+        ),
+    }
+}
+
+fn answer(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(body.to_string()));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+/// 404 as every chatmesh server gives it.
+pub fn not_found() -> Response<Full<Bytes>> {
+    let body = json!({"type": "error", "code": "not_found", "message": "there is no such route"});
+    answer(StatusCode::NOT_FOUND, &body)
+}
+
+/// 405 with the methods that the route knows.
+pub fn method_not_allowed(allowed: &'static str) -> Response<Full<Bytes>> {
+    let body = json!({
+        "type": "error",
+        "code": "method_not_allowed",
+        "message": format!("this route knows {allowed} only"),
+    });
+    let mut response = answer(StatusCode::METHOD_NOT_ALLOWED, &body);
+    let allowed = HeaderValue::from_static(allowed);
+    response.headers_mut().insert(ALLOW, allowed);
+    response
+}
+
+/// Serves the routes until `stop` (which should come last in a role's end, so that a draining
+/// role can still be looked at), then gives requests under way a moment.
+pub async fn serve(listener: TcpListener, state: Arc<AdminState>, stop: CancellationToken) {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let graceful = hyper_util::server::graceful::GracefulShutdown::new();
+    loop {
+        // Waiting for a slot before accepting leaves the rest in the kernel's bounded queue.
+        let accepting = async {
+            let slot = Arc::clone(&slots).acquire_owned().await;
+            (slot, listener.accept().await)
+        };
+        let Some((slot, accepted)) = stop.run_until_cancelled(accepting).await else {
+            break;
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!("health and metrics: a connection could not be accepted: {error}");
+                tokio::time::sleep(ACCEPT_BACKOFF).await;
+                continue;
+            }
+        };
+        let state = Arc::clone(&state);
+        let service = hyper::service::service_fn(move |request: Request<_>| {
+            let response = handle(&request, &state);
+            async move { Ok::<_, std::convert::Infallible>(response) }
+        });
+        let connection = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_TIMEOUT)
+            .max_buf_size(MAX_HEAD_BYTES)
+            .serve_connection(TokioIo::new(stream), service);
+        let connection = graceful.watch(connection);
+        tokio::spawn(async move {
+            let _slot = slot;
+            if let Err(error) = connection.await {
+                tracing::debug!("health and metrics: a connection broke: {error}");
+            }
+        });
+    }
+    drop(listener);
+    if tokio::time::timeout(LAST_REQUESTS, graceful.shutdown())
+        .await
+        .is_err()
+    {
+        tracing::debug!("health and metrics: a client did not take its answer in time");
+    }
+}
+
+fn handle(request: &Request<hyper::body::Incoming>, state: &AdminState) -> Response<Full<Bytes>> {
+    respond(request.uri().path(), request.method(), state).unwrap_or_else(not_found)
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    fn state(health: &Arc<Health>) -> AdminState {
+        let exporter = Exporter::install(&[]).unwrap();
+        AdminState::new("ai-consumer", "w1", Arc::clone(health), exporter)
+    }
+
+    async fn get(path: &str, state: &AdminState) -> (StatusCode, Value) {
+        let response = respond(path, &Method::GET, state).unwrap();
+        let status = response.status();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        (status, serde_json::from_slice(&body).unwrap())
+    }
+
+    #[tokio::test]
+    async fn readiness_names_the_dependency_that_is_away_and_goes_down_in_a_drain() {
+        let health = Arc::new(Health::new(&["redis"]));
+        let state = state(&health);
+        health.set("redis", Err("connection refused".into()));
+        let (status, body) = get("/health/ready", &state).await;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+        let expected = json!({
+            "status": "unavailable", "dependency": "redis", "reason": "connection refused",
+        });
+        assert_eq!(body, expected);
+        health.set("redis", Ok(()));
+        assert_eq!(get("/health/ready", &state).await.0, StatusCode::OK);
+        health.drain();
+        let (status, body) = get("/health/ready", &state).await;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(body["reason"], "draining");
+        assert_eq!(get("/health/live", &state).await.0, StatusCode::OK);
+    }
+
+    #[tokio::test]
+    async fn health_is_the_originals_with_the_roles_details() {
+        let state = state(&Arc::new(Health::new(&[])));
+        let details = || json!({"active_users": 2}).as_object().cloned().unwrap();
+        let state = state.with_details(details);
+        let (_, body) = get("/health", &state).await;
+        let expected = json!({
+            "status": "healthy", "service": "ai-consumer", "server_id": "w1", "active_users": 2,
+        });
+        assert_eq!(body, expected);
+    }
+
+    async fn raw(address: std::net::SocketAddr, request: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        text
+    }
+
+    #[tokio::test]
+    async fn a_silent_connection_does_not_keep_the_server_from_answering_or_ending() {
+        let state = Arc::new(state(&Arc::new(Health::new(&[]))));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let server = tokio::spawn(serve(listener, state, stop.clone()));
+        let silent = TcpStream::connect(address).await.unwrap();
+
+        let close = "Host: a\r\nConnection: close\r\n\r\n";
+        let text = raw(address, &format!("GET /metrics/ HTTP/1.1\r\n{close}")).await;
+        assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+        let text = raw(address, &format!("GET /nowhere HTTP/1.1\r\n{close}")).await;
+        assert!(text.starts_with("HTTP/1.1 404"), "{text}");
+        assert!(text.contains(r#""type":"error""#), "{text}");
+        let text = raw(address, &format!("POST /health HTTP/1.1\r\n{close}")).await;
+        assert!(text.starts_with("HTTP/1.1 405"), "{text}");
+
+        stop.cancel();
+        tokio::time::timeout(LAST_REQUESTS * 2, server)
+            .await
+            .unwrap()
+            .unwrap();
+        drop(silent);
+    }
+}
