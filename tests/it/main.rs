@@ -1,3 +1,4 @@
 //! Integration tests.
 
 mod log_contract;
+mod log_embedded;
