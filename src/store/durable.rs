@@ -178,7 +178,7 @@ impl Durable {
         if shared.failing.load(Ordering::Acquire) {
             return Err(shared.failure_or("being opened again"));
         }
-        let result = self.read(|engine| {
+        self.read(|engine| {
             let mut changes = engine.database.batch();
             for (table, key, value) in batch.changes {
                 let table = &engine.tables[table as usize];
@@ -187,15 +187,14 @@ impl Durable {
                     None => changes.remove(table, key),
                 }
             }
-            changes.commit()?;
+            // Noted before the engine can be closed: a failure is that of the engine at hand.
+            changes
+                .commit()
+                .inspect_err(|error| shared.fail(&error.to_string()))?;
             // After the commit, so that whoever syncs up to this number has it; and before the
             // engine can be closed, so that a failure counts it.
             Ok(Ticket(shared.committed.fetch_add(1, Ordering::AcqRel) + 1))
-        });
-        if let Err(error) = &result {
-            shared.fail(&error.0);
-        }
-        result
+        })
     }
 
     /// Answers through the channel as soon as the commit is on disk.
@@ -424,10 +423,13 @@ impl Shared {
         let mut engine = self.engine.write().unwrap_or_else(PoisonError::into_inner);
         // Nobody commits now; what was committed since the failure was noticed is as unsure.
         self.give_up(Vec::new());
-        *engine = None;
+        let closing = engine.take();
+        // Meanwhile every call fails: closing and opening take too long for runtime threads to wait.
+        drop(engine);
+        drop(closing);
         match Engine::open(&self.directory.tables()) {
             Ok(opened) => {
-                *engine = Some(opened);
+                *self.engine.write().unwrap_or_else(PoisonError::into_inner) = Some(opened);
                 *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
                 self.failing.store(false, Ordering::Release);
                 tracing::info!("the local store is open again");

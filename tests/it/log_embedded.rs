@@ -1,5 +1,6 @@
 //! The embedded log: the contract in memory and on disk, and what only it promises.
 
+use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +37,7 @@ fn open_dir(dir: &Path) -> Arc<dyn Log> {
 mod memory {
     use super::*;
 
+    #[allow(clippy::unused_async, reason = "other backends have to wait")]
     async fn backend() -> (Arc<dyn Log>, ()) {
         (open(Store::in_memory(), &settings()), ())
     }
@@ -46,6 +48,7 @@ mod memory {
 mod durable {
     use super::*;
 
+    #[allow(clippy::unused_async, reason = "other backends have to wait")]
     async fn backend() -> (Arc<dyn Log>, TempDir) {
         let dir = tempfile::tempdir().unwrap();
         (open_dir(dir.path()), dir)
@@ -184,4 +187,80 @@ async fn without_room_new_messages_are_refused_and_the_rest_goes_on() {
     log.append("responses", record("v")).await.unwrap();
     let text = log.check().await.unwrap_err().to_string();
     assert!(text.contains("MIN_FREE_DISK"), "{text}");
+}
+
+/// Not a test of its own: the child that the next one starts and kills.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn child_that_works_until_it_is_killed() {
+    let Ok(dir) = std::env::var("CHATMESH_TEST_LOG_CHILD") else {
+        return;
+    };
+    let log = open_dir(&Path::new(&dir).join("data"));
+    let mut report = std::fs::File::create(Path::new(&dir).join("report")).unwrap();
+    let mut consumer = log.consumer("g", "t").unwrap();
+    tokio::spawn(async move {
+        loop {
+            let record = next_record(&mut consumer).await;
+            consumer.store(record.partition, record.offset + 1);
+        }
+    });
+    loop {
+        let waiting: Vec<_> = (0..20)
+            .map(|n| log.append("t", record(&n.to_string())))
+            .collect();
+        for append in waiting {
+            let place = append.await.unwrap();
+            writeln!(report, "{}", place.offset).unwrap();
+        }
+    }
+}
+
+/// Offsets whose acknowledgement the child has seen; a cut last line does not count.
+fn acknowledged(dir: &Path) -> Vec<i64> {
+    let text = std::fs::read_to_string(dir.join("report")).unwrap_or_default();
+    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    whole.lines().map(|line| line.parse().unwrap()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kill_9_loses_no_acknowledged_record_and_gives_no_offset_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut last = -1;
+    for _ in 0..3 {
+        let _ = std::fs::remove_file(dir.path().join("report"));
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args([
+                "log_embedded::child_that_works_until_it_is_killed",
+                "--exact",
+            ])
+            .env("CHATMESH_TEST_LOG_CHILD", dir.path())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let begun = std::time::Instant::now();
+        while acknowledged(dir.path()).len() < 300 {
+            assert!(begun.elapsed() < Duration::from_secs(60), "no progress");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+
+        let acknowledged = acknowledged(dir.path());
+        assert!(acknowledged[0] > last, "an offset was given out again");
+        let log = open_dir(&dir.path().join("data"));
+        let mut consumer = log.consumer("reads", "t").unwrap();
+        last = *acknowledged.last().unwrap();
+        for expected in 0..=last {
+            assert_eq!(next_record(&mut consumer).await.offset, expected);
+        }
+        let end = log.append("t", record("v")).await.unwrap().offset;
+        assert!(end > last);
+        last = end;
+        let mut worker = log.consumer("g", "t").unwrap();
+        let Event::Assigned(assigned) = worker.next().await else {
+            panic!("the first event is the assignment");
+        };
+        let committed = assigned.iter().filter_map(|a| a.committed).max();
+        assert!(committed <= Some(end), "more is finished than there was");
+    }
 }

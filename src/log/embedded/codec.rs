@@ -2,7 +2,7 @@
 
 use bytes::{Buf, Bytes};
 
-use crate::log::{Headers, NewRecord};
+use crate::log::{Headers, NewRecord, Record};
 
 /// Where a partition's records begin, for `offset`; ascending with it.
 pub(super) fn record_key(topic: u32, partition: i32, offset: i64) -> [u8; 16] {
@@ -28,9 +28,9 @@ pub(super) struct Stored {
 }
 
 /// Time, flag and key, headers, and the value to the end; lengths are 4 bytes, little-endian.
-pub(super) fn encode(record: &NewRecord, timestamp_ms: i64) -> Vec<u8> {
-    let mut out = Vec::with_capacity(size(record) + 24);
-    out.extend(timestamp_ms.to_le_bytes());
+pub(super) fn encode(record: &Record) -> Vec<u8> {
+    let mut out = Vec::with_capacity(record.size());
+    out.extend(record.timestamp_ms.to_le_bytes());
     let piece = |bytes: &[u8], out: &mut Vec<u8>| {
         out.extend((bytes.len() as u32).to_le_bytes());
         out.extend(bytes);
@@ -165,14 +165,18 @@ mod tests {
                 (".{0,10}", proptest::collection::vec(any::<u8>(), 0..20)), 0..4),
             timestamp_ms in any::<i64>(),
         ) {
-            let record = NewRecord {
+            let record = Record {
+                topic: "t".into(),
+                partition: 0,
+                offset: 0,
+                timestamp_ms,
                 key: key.map(Bytes::from),
                 value: value.into(),
                 headers: headers.into_iter().map(|(n, v)| (n, v.into())).collect(),
             };
-            let bytes = encode(&record, timestamp_ms);
+            let bytes = encode(&record);
             prop_assert_eq!(timestamp(&bytes), Some(timestamp_ms));
-            let NewRecord { key, value, headers } = record;
+            let Record { key, value, headers, .. } = record;
             let expected = Stored { timestamp_ms, key, value, headers };
             prop_assert_eq!(decode(bytes), Some(expected));
         }

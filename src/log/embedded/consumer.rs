@@ -18,6 +18,8 @@ use crate::store::{Store, StoreError};
 const READ_AHEAD: usize = 256 << 10;
 /// How often a waiting member looks whether another one has stopped looking.
 const TICK: Duration = Duration::from_secs(1);
+/// A member that has not looked at its events for so long loses what others wait for.
+const SESSION: Duration = Duration::from_secs(6);
 const CLOSE: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
@@ -209,6 +211,8 @@ impl Member {
 impl Consumer for Member {
     async fn next(&mut self) -> Event {
         loop {
+            // With records always at hand nothing below would ever let other tasks run.
+            tokio::task::coop::consume_budget().await;
             // Before the looks: what changes after them wakes the wait below.
             self.changed.mark_unchanged();
             if let Some(event) = self.change() {
@@ -238,7 +242,7 @@ impl Consumer for Member {
                 // The topic lives as long as this member: the sender can't be gone.
                 _ = self.changed.changed() => {}
                 () = tokio::time::sleep(TICK) => {
-                    if self.group.expire() {
+                    if self.group.expire(SESSION) {
                         self.topic.changed.send_replace(());
                     }
                 }
@@ -293,7 +297,7 @@ impl Consumer for Member {
                 tracing::warn!(%error, topic = %self.topic.name, "offsets could not be committed");
             }
             Err(_) => {
-                tracing::warn!(topic = %self.topic.name, "offsets were not committed in time")
+                tracing::warn!(topic = %self.topic.name, "offsets were not committed in time");
             }
         }
     }

@@ -8,9 +8,6 @@ use std::time::{Duration, Instant};
 use super::topic::lock;
 use crate::log::Assignment;
 
-/// A member that has not looked at its events for so long loses what others wait for.
-const SESSION: Duration = Duration::from_secs(6);
-
 #[derive(Debug, Clone, Copy)]
 struct Owner {
     member: u64,
@@ -148,13 +145,14 @@ impl Group {
         (!new.is_empty()).then_some(Change::Assigned(new))
     }
 
-    /// Takes partitions from members that don't let go of them. True where it did.
-    pub(super) fn expire(&self) -> bool {
+    /// Takes partitions from members that were asked longer ago than `session` and don't let go of
+    /// them. True where it did.
+    pub(super) fn expire(&self, session: Duration) -> bool {
         let mut state = lock(&self.state);
         let overdue: Vec<usize> = (0..state.slots.len())
             .filter(|p| {
                 let owner = state.slots[*p].owner;
-                owner.is_some_and(|o| o.revoking.is_some_and(|since| since.elapsed() > SESSION))
+                owner.is_some_and(|o| o.revoking.is_some_and(|since| since.elapsed() > session))
             })
             .collect();
         if overdue.is_empty() {
@@ -265,9 +263,14 @@ impl State {
             self.slots.len() / members.len(),
             self.slots.len() % members.len(),
         );
-        for (index, (member, owned)) in members.iter().enumerate() {
+        for (index, (member, owned)) in members.iter_mut().enumerate() {
             let quota = share + usize::from(index < larger);
+            // What its owner has not heard of goes first, and without being asked for.
+            owned.sort_by_key(|p| self.slots[*p].owner.is_some_and(|owner| !owner.told));
             for (nth, partition) in owned.iter().enumerate() {
+                if nth >= quota {
+                    self.slots[*partition].owner.take_if(|owner| !owner.told);
+                }
                 if let Some(owner) = &mut self.slots[*partition].owner {
                     owner.revoking =
                         (nth >= quota).then(|| owner.revoking.unwrap_or_else(Instant::now));
@@ -285,5 +288,89 @@ impl State {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn assigned(group: &Group, member: u64) -> Vec<i32> {
+        match group.change(member) {
+            Some(Change::Assigned(new)) => new.iter().map(|a| a.partition).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn revoked(group: &Group, member: u64) -> Vec<i32> {
+        match group.change(member) {
+            Some(Change::Revoked(lost)) => lost,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_partition_changes_hands_only_when_its_owner_has_let_go() {
+        let group = Group::new(vec![None; 4]);
+        let a = group.join();
+        assert_eq!(assigned(&group, a), [0, 1, 2, 3]);
+        let b = group.join();
+        assert!(group.change(b).is_none(), "they are still a's");
+        group.store(a, 3, 7);
+        assert_eq!(revoked(&group, a), [2, 3]);
+        group.store(a, 3, 9);
+        assert_eq!(assigned(&group, b), [2, 3]);
+        assert_eq!(
+            group.take_finished(),
+            [(3, 7)],
+            "finished before, not after"
+        );
+    }
+
+    #[test]
+    fn a_member_that_stopped_looking_loses_what_others_wait_for_and_is_fenced() {
+        let group = Group::new(vec![None; 2]);
+        let a = group.join();
+        assert_eq!(assigned(&group, a), [0, 1]);
+        let b = group.join();
+        assert!(!group.expire(Duration::from_secs(60)), "too early");
+        while !group.expire(Duration::ZERO) {}
+        assert_eq!(assigned(&group, b), [1]);
+        group.store(a, 1, 5);
+        assert!(group.take_finished().is_empty());
+        assert_eq!(revoked(&group, a), [1]);
+    }
+
+    #[test]
+    fn who_comes_before_the_first_was_told_need_not_wait_for_it() {
+        let group = Group::new(vec![None; 4]);
+        let (a, b) = (group.join(), group.join());
+        assert_eq!(assigned(&group, b).len(), 2);
+        assert_eq!(assigned(&group, a).len(), 2);
+    }
+
+    #[test]
+    fn more_members_than_partitions_wait_for_their_turn() {
+        let group = Group::new(vec![None; 1]);
+        let (a, b) = (group.join(), group.join());
+        assert_eq!(assigned(&group, a), [0]);
+        assert!(group.change(b).is_none());
+        group.store(a, 0, 3);
+        group.leave(a, false);
+        assert_eq!(assigned(&group, b), [0]);
+        assert!(
+            group.take_finished().is_empty(),
+            "it left without committing"
+        );
+    }
+
+    #[test]
+    fn a_share_that_is_no_longer_needed_stays_where_it_is() {
+        let group = Group::new(vec![None; 2]);
+        let a = group.join();
+        assert_eq!(assigned(&group, a), [0, 1]);
+        let b = group.join();
+        group.leave(b, true);
+        assert!(group.change(a).is_none());
     }
 }

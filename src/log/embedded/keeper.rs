@@ -12,7 +12,7 @@ const COMMIT: Duration = Duration::from_millis(500);
 /// How often old records are looked for, at most and at least.
 const REMOVE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
 /// Records removed at once: a batch keeps appends waiting for about a millisecond.
-const BATCH: usize = 256;
+const BATCH: usize = 128;
 /// Between two batches, so that removing takes no more than its share of the disk.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -62,16 +62,15 @@ impl Keeper {
             if stop {
                 return;
             }
-            if removed_at.elapsed() >= every {
-                self.remove_old(core, retention);
+            if removed_at.elapsed() >= every && !self.remove_old(core, retention) {
                 removed_at = Instant::now();
             }
         }
     }
 
     /// One batch of each partition at a time, round and round until nothing is left to remove or
-    /// offsets want to be committed again.
-    fn remove_old(&self, core: &Core, retention: Duration) {
+    /// offsets want to be committed again. True where something is left.
+    fn remove_old(&self, core: &Core, retention: Duration) -> bool {
         let begun = Instant::now();
         let before_ms = now_ms() - i64::try_from(retention.as_millis()).unwrap_or(i64::MAX);
         let mut more = true;
@@ -83,14 +82,15 @@ impl Keeper {
                         Ok(removed) => more |= removed == BATCH,
                         Err(error) => {
                             tracing::warn!(%error, topic = %topic.name, "old records could not be removed");
-                            return;
+                            return false;
                         }
                     }
                 }
             }
             if self.wait(PAUSE) {
-                return;
+                return false;
             }
         }
+        more
     }
 }

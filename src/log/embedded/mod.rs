@@ -125,16 +125,15 @@ impl EmbeddedLog {
 
 impl Core {
     fn open(store: Store, partitions: u32) -> Result<Self, StoreError> {
-        let id = match store.get(Table::LogState, codec::ID)? {
-            Some(id) => String::from_utf8_lossy(&id).into_owned(),
-            None => {
-                let id = uuid::Uuid::new_v4().simple().to_string();
-                let mut batch = Batch::default();
-                batch.put(Table::LogState, codec::ID, id.as_bytes());
-                // Nothing waits for the disk: the first record that does has this before it.
-                store.commit(batch)?;
-                id
-            }
+        let id = if let Some(id) = store.get(Table::LogState, codec::ID)? {
+            String::from_utf8_lossy(&id).into_owned()
+        } else {
+            let id = uuid::Uuid::new_v4().simple().to_string();
+            let mut batch = Batch::default();
+            batch.put(Table::LogState, codec::ID, id.as_bytes());
+            // Nothing waits for the disk: the first record that does has this before it.
+            store.commit(batch)?;
+            id
         };
         let mut topics = HashMap::new();
         let mut from = codec::TOPIC.to_vec();

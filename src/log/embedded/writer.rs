@@ -22,7 +22,6 @@ const RETRY: Duration = Duration::from_millis(200);
 struct Appended {
     topic: Arc<Topic>,
     record: Record,
-    encoded: Vec<u8>,
     answer: oneshot::Sender<Place>,
 }
 
@@ -30,6 +29,15 @@ enum Item {
     Record(Appended),
     /// Answered when everything before it is on disk.
     Barrier(oneshot::Sender<()>),
+}
+
+impl Item {
+    fn size(&self) -> usize {
+        match self {
+            Self::Record(appended) => appended.record.size(),
+            Self::Barrier(_) => 0,
+        }
+    }
 }
 
 #[derive(Default)]
@@ -60,27 +68,25 @@ impl Writer {
         // Held until the record is queued: the queue has each partition's records in order.
         let mut head = lock(&partition.head);
         let timestamp_ms = now_ms().max(head.last_ms);
-        let encoded = codec::encode(&record, timestamp_ms);
+        let record = Record {
+            topic: Arc::clone(&topic.name),
+            partition: index as i32,
+            offset: head.next,
+            timestamp_ms,
+            key: record.key,
+            value: record.value,
+            headers: record.headers,
+        };
         let mut queue = lock(&self.queue);
-        if queue.bytes + encoded.len() > MAX_QUEUED {
+        if queue.bytes + record.size() > MAX_QUEUED {
             return None;
         }
-        let offset = head.next;
         head.next += 1;
         head.last_ms = timestamp_ms;
-        queue.bytes += encoded.len();
+        queue.bytes += record.size();
         queue.items.push_back(Item::Record(Appended {
             topic: Arc::clone(topic),
-            record: Record {
-                topic: Arc::clone(&topic.name),
-                partition: index as i32,
-                offset,
-                timestamp_ms,
-                key: record.key,
-                value: record.value,
-                headers: record.headers,
-            },
-            encoded,
+            record,
             answer,
         }));
         drop(queue);
@@ -113,9 +119,7 @@ impl Writer {
                 while bytes < MAX_BATCH
                     && let Some(item) = queue.items.pop_front()
                 {
-                    if let Item::Record(appended) = &item {
-                        bytes += appended.encoded.len();
-                    }
+                    bytes += item.size();
                     items.push(item);
                 }
                 return Some(items);
@@ -133,13 +137,7 @@ impl Writer {
     /// The thread.
     pub(super) fn run(&self, store: &Store) {
         while let Some(items) = self.take() {
-            let written = items
-                .iter()
-                .map(|item| match item {
-                    Item::Record(appended) => appended.encoded.len(),
-                    Item::Barrier(_) => 0,
-                })
-                .sum::<usize>();
+            let written: usize = items.iter().map(Item::size).sum();
             let done = self.write(store, &items);
             lock(&self.queue).bytes -= written;
             if !done {
@@ -156,17 +154,11 @@ impl Writer {
         loop {
             let mut batch = Batch::default();
             for item in items {
-                if let Item::Record(Appended {
-                    topic,
-                    record,
-                    encoded,
-                    ..
-                }) = item
-                {
+                if let Item::Record(Appended { topic, record, .. }) = item {
                     batch.put(
                         Table::Log,
                         codec::record_key(topic.id, record.partition, record.offset),
-                        encoded.clone(),
+                        codec::encode(record),
                     );
                 }
             }
