@@ -1,3 +1,10 @@
 //! Integration tests.
 
 mod config;
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking, in its helpers too"
+)]
+mod log_contract;
+mod log_embedded;
