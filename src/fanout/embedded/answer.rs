@@ -204,8 +204,7 @@ impl UserState {
             world.store.commit(batch)?;
             self.marks.insert(message.clone(), world.now_ms);
         }
-        let known = self.is_pending(message, world) || self.flight(message, world).is_some();
-        Ok(if known {
+        Ok(if self.is_pending(message, world) {
             CancelResult::Cancelling
         } else {
             CancelResult::Unknown

@@ -79,7 +79,7 @@ impl UserState {
     }
 
     /// Puts a message's end into the history: over its turn, where it has one, and otherwise as
-    /// the newest. Without a question the one that is there stays.
+    /// the newest. A question that is there stays.
     pub(super) fn put_turn(
         &mut self,
         batch: &mut Batch,
@@ -98,7 +98,7 @@ impl UserState {
             at_ms: world.now_ms,
         };
         if let Some((sequence, old)) = self.turn(conversation, message, world)? {
-            turn.question = turn.question.or(old.question);
+            turn.question = old.question.or(turn.question);
             turn.at_ms = old.at_ms;
             let key = keys::turn(&self.user, conversation, sequence);
             batch.put(Table::History, key, encode(&turn));

@@ -1,6 +1,7 @@
 //! A user's terminal frames by position: `deliver` puts them there, `read` looks.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use super::codec::{Reader, Writer, damaged};
 use super::keys::{self, Tag};
@@ -92,14 +93,14 @@ impl Mailbox {
         })
     }
 
-    /// The value of its head, without its frames: when it was last of use.
-    pub(super) fn used_ms(value: &[u8]) -> Result<i64> {
-        Reader::new(value).number()
+    /// Of no use for twice its frames' time to live: its end has to outlive them.
+    fn is_unused(&self, ttl: Duration, now_ms: i64) -> bool {
+        expired(self.used_ms, ttl.saturating_mul(2), now_ms)
     }
 
-    /// When the oldest frame came, where there is one.
-    pub(super) fn oldest_ms(&self) -> Option<i64> {
-        (self.count > 0).then_some(self.oldest_ms)
+    /// Whether it, or its oldest frame, is too old.
+    pub(super) fn is_due(&self, ttl: Duration, now_ms: i64) -> bool {
+        self.is_unused(ttl, now_ms) || self.count > 0 && expired(self.oldest_ms, ttl, now_ms)
     }
 
     fn put(&self, batch: &mut Batch, user: &UserId) {
@@ -182,6 +183,15 @@ impl Mailbox {
         Ok(removed)
     }
 
+    /// Moves the end to a position above everything that is here.
+    fn pass(&mut self, position: &Position, world: &World<'_>) {
+        if self.last.is_none() {
+            self.floor = position.offset;
+        }
+        self.last = Some(position.clone());
+        self.used_ms = world.now_ms;
+    }
+
     /// Puts a frame at the end, above everything that is here.
     fn push(
         &mut self,
@@ -192,11 +202,7 @@ impl Mailbox {
         world: &World<'_>,
     ) -> Result<()> {
         self.make_room(batch, user, Some(frame.len()), world)?;
-        if self.last.is_none() {
-            self.floor = position.offset;
-        }
-        self.last = Some(position.clone());
-        self.used_ms = world.now_ms;
+        self.pass(position, world);
         if world.bounds.mailbox_frames == 0 || frame.len() > world.bounds.mailbox_bytes {
             // Too large ever to fit: as if it had been trimmed at once.
             self.floor = position.offset;
@@ -221,34 +227,35 @@ impl Mailbox {
         batch.put(Table::Users, keys::frame(user, position.offset), value);
         Ok(())
     }
-
-    /// Removes every frame.
-    fn clear(&mut self, batch: &mut Batch, user: &UserId, world: &World<'_>) -> Result<()> {
-        for frame in self.frames(user, world)?.iter() {
-            batch.delete(Table::Users, keys::frame(user, frame.offset));
-        }
-        Ok(())
-    }
 }
 
 impl UserState {
-    /// Drops the mailbox where it has been of no use for its time to live.
-    fn drop_unused_mailbox(&mut self, batch: &mut Batch, world: &World<'_>) -> Result<()> {
-        let ttl = world.bounds.mailbox_ttl;
-        if let Some(mailbox) = &mut self.mailbox
-            && expired(mailbox.used_ms, ttl, world.now_ms)
-        {
-            mailbox.clear(batch, &self.user, world)?;
+    /// Removes the mailbox. A commit of its own, for no key may stand in one batch twice.
+    fn drop_mailbox(&mut self, world: &World<'_>) -> Result<()> {
+        if let Some(mut mailbox) = self.mailbox.take() {
+            let mut batch = Batch::default();
+            for frame in mailbox.frames(&self.user, world)?.iter() {
+                batch.delete(Table::Users, keys::frame(&self.user, frame.offset));
+            }
             batch.delete(Table::Users, keys::user(&self.user, Tag::Head, b""));
-            self.mailbox = None;
+            world.store.commit(batch)?;
         }
         Ok(())
+    }
+
+    /// Removes the mailbox where it has been of no use for long.
+    fn drop_unused_mailbox(&mut self, world: &World<'_>) -> Result<()> {
+        let ttl = world.bounds.mailbox_ttl;
+        match &self.mailbox {
+            Some(mailbox) if mailbox.is_unused(ttl, world.now_ms) => self.drop_mailbox(world),
+            _ => Ok(()),
+        }
     }
 
     /// Removes what is too old from the mailbox, or the mailbox.
     pub(super) fn expire_mailbox(&mut self, world: &World<'_>) -> Result<()> {
+        self.drop_unused_mailbox(world)?;
         let mut batch = Batch::default();
-        self.drop_unused_mailbox(&mut batch, world)?;
         if let Some(mailbox) = &mut self.mailbox
             && mailbox.make_room(&mut batch, &self.user, None, world)?
         {
@@ -262,46 +269,45 @@ impl UserState {
 
     pub(super) fn deliver(&mut self, call: &Deliver, world: &World<'_>) -> Result<Delivered> {
         let position = &call.position;
+        self.drop_unused_mailbox(world)?;
         let mut batch = Batch::default();
-        self.drop_unused_mailbox(&mut batch, world)?;
         let last = self.mailbox.as_ref().and_then(|one| one.last.as_ref());
-        if let Some(known) = &call.known {
-            let lost = match last {
-                Some(last) if last.epoch == known.epoch => last.offset < known.offset,
-                Some(_) => known.epoch == position.epoch,
-                None => self.mailbox.is_none() || known.epoch == position.epoch,
-            };
-            if lost {
-                if !batch.is_empty() {
-                    world.store.commit(batch)?;
-                }
-                return Ok(Delivered::Lost);
-            }
+        let same = last.filter(|last| last.epoch == position.epoch);
+        // What is known of another epoch (the topic was made anew) says nothing about this one.
+        let lost = call
+            .known
+            .as_ref()
+            .filter(|known| known.epoch == position.epoch)
+            .is_some_and(|known| same.is_none_or(|last| last.offset < known.offset));
+        let here = same.is_some_and(|last| position.offset <= last.offset);
+        let other_epoch = last.is_some() && same.is_none();
+        if lost {
+            return Ok(Delivered::Lost);
         }
-        let here =
-            last.is_some_and(|last| last.epoch == position.epoch && position.offset <= last.offset);
-        let elsewhere = || -> Result<bool> {
-            let outcome = self.outcome(&call.message_id, world)?;
-            Ok(outcome
-                .and_then(|one| one.delivered)
-                .is_some_and(|at| at != *position))
-        };
-        if here || elsewhere()? {
-            self.remove_pending(&mut batch, &call.message_id);
-            if !batch.is_empty() {
-                world.store.commit(batch)?;
-            }
+        if here {
+            self.clear_pending(&call.message_id, world)?;
             return Ok(Delivered::Already);
         }
 
-        let other_epoch = last.is_some_and(|last| last.epoch != position.epoch);
-        if other_epoch && let Some(mailbox) = &mut self.mailbox {
-            mailbox.clear(&mut batch, &self.user, world)?;
-            self.mailbox = None;
+        if other_epoch {
+            self.drop_mailbox(world)?;
         }
+        self.remove_pending(&mut batch, &call.message_id);
+        let elsewhere = self
+            .outcome(&call.message_id, world)?
+            .and_then(|outcome| outcome.delivered)
+            .is_some_and(|at| at != *position);
         let mailbox = self
             .mailbox
             .get_or_insert_with(|| Mailbox::empty(None, world.now_ms));
+        if elsewhere {
+            // The client has had this answer. The end moves all the same, for the relay names
+            // this position as known next.
+            mailbox.pass(position, world);
+            mailbox.put(&mut batch, &self.user);
+            world.store.commit(batch)?;
+            return Ok(Delivered::Already);
+        }
         mailbox.push(&mut batch, &self.user, position, &call.frame, world)?;
         mailbox.put(&mut batch, &self.user);
         self.put_outcome(
@@ -311,7 +317,6 @@ impl UserState {
             &call.frame,
             world,
         );
-        self.remove_pending(&mut batch, &call.message_id);
         if let Some(conversation) = &call.conversation {
             let told = self.flights.get(&call.message_id).is_some_and(|flight| {
                 flight.conversation == *conversation
@@ -347,8 +352,8 @@ impl UserState {
     }
 
     pub(super) fn read(&mut self, call: &Read, world: &World<'_>) -> Result<Look> {
+        self.drop_unused_mailbox(world)?;
         let mut batch = Batch::default();
-        self.drop_unused_mailbox(&mut batch, world)?;
         let made = self.mailbox.is_none();
         let mailbox = self
             .mailbox

@@ -132,12 +132,7 @@ fn is_gone(users: &Users, tag: Tag, value: &[u8], now_ms: i64) -> Result<bool> {
     let bounds = &users.bounds;
     let at_ms = Reader::new(value).number()?;
     Ok(match tag {
-        Tag::Head => {
-            expired(Mailbox::used_ms(value)?, bounds.mailbox_ttl, now_ms)
-                || Mailbox::decode(value)?
-                    .oldest_ms()
-                    .is_some_and(|oldest| expired(oldest, bounds.mailbox_ttl, now_ms))
-        }
+        Tag::Head => Mailbox::decode(value)?.is_due(bounds.mailbox_ttl, now_ms),
         // They go with their head.
         Tag::Frame => false,
         Tag::Pending => expired(at_ms, bounds.pending_ttl, now_ms),
