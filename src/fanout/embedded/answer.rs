@@ -1,6 +1,7 @@
 //! A message on its way from the gateway to its outcome: `admit`, `begin`, `live`, `keep`,
 //! `cancel`. The order of the checks in each is the contract's (protocol.md section 3).
 
+use super::history::Told;
 use super::keys;
 use super::user::{Flight, UserState, millis};
 use super::users::World;
@@ -137,10 +138,10 @@ impl UserState {
         let known = self
             .flight(message, world)
             .map(|flight| (flight.ended, flight.belongs_to(&call.owner, call.attempt)));
-        if known.is_none_or(|(ended, _)| ended) {
-            if let Some(outcome) = self.outcome(message, world)? {
-                return Ok(Kept::Outcome(outcome));
-            }
+        if known.is_none_or(|(ended, _)| ended)
+            && let Some(outcome) = self.outcome(message, world)?
+        {
+            return Ok(Kept::Outcome(outcome));
         }
         if known.is_some_and(|(_, owns)| !owns) {
             return Ok(Kept::Fenced);
@@ -172,9 +173,11 @@ impl UserState {
             &mut batch,
             &subject.conversation,
             message,
-            turn.question.as_deref(),
-            &turn.answer,
-            turn.status,
+            &Told {
+                question: turn.question.as_deref(),
+                answer: &turn.answer,
+                status: turn.status,
+            },
             world,
         )?;
         world.store.commit(batch)?;

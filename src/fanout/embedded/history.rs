@@ -58,6 +58,16 @@ pub(super) fn age_and_message(value: &[u8]) -> Result<(i64, MessageId)> {
     Ok((at_ms, message))
 }
 
+/// A message's end as the history is to have it.
+pub(super) struct Told<'a> {
+    /// What the user wrote, where it is known.
+    pub(super) question: Option<&'a str>,
+    /// What the user was told.
+    pub(super) answer: &'a str,
+    /// How it ended.
+    pub(super) status: TurnStatus,
+}
+
 impl UserState {
     /// The turn of a message, if it is there, and its number.
     fn turn(
@@ -85,16 +95,14 @@ impl UserState {
         batch: &mut Batch,
         conversation: &ConversationId,
         message: &MessageId,
-        question: Option<&str>,
-        answer: &str,
-        status: TurnStatus,
+        told: &Told<'_>,
         world: &World<'_>,
     ) -> Result<()> {
         let mut turn = Turn {
             message_id: message.clone(),
-            question: question.map(str::to_owned),
-            answer: answer.to_owned(),
-            status,
+            question: told.question.map(str::to_owned),
+            answer: told.answer.to_owned(),
+            status: told.status,
             at_ms: world.now_ms,
         };
         if let Some((sequence, old)) = self.turn(conversation, message, world)? {
@@ -104,15 +112,14 @@ impl UserState {
             batch.put(Table::History, key, encode(&turn));
             return Ok(());
         }
-        let last = match self.last_turn.get(conversation) {
-            Some(last) => *last,
-            None => {
-                let (from, to) = keys::turns(&self.user, conversation);
-                let last = world.store.scan(Table::History, &from, &to, 1, true)?;
-                match last.first() {
-                    Some((key, _)) => keys::parse_turn(key).ok_or_else(damaged)?.2,
-                    None => 0,
-                }
+        let last = if let Some(last) = self.last_turn.get(conversation) {
+            *last
+        } else {
+            let (from, to) = keys::turns(&self.user, conversation);
+            let last = world.store.scan(Table::History, &from, &to, 1, true)?;
+            match last.first() {
+                Some((key, _)) => keys::parse_turn(key).ok_or_else(damaged)?.2,
+                None => 0,
             }
         };
         let sequence = last + 1;

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::codec::{Reader, Writer, damaged};
+use super::history::Told;
 use super::keys::{self, Tag};
 use super::user::{UserState, expired, millis};
 use super::users::World;
@@ -129,25 +130,24 @@ impl Mailbox {
 
     /// The kept frames, read from the store where that was not done yet.
     fn frames(&mut self, user: &UserId, world: &World<'_>) -> Result<&mut VecDeque<Kept>> {
-        let frames = match self.frames.take() {
-            Some(frames) => frames,
-            None => {
-                let from = keys::frame(user, self.floor);
-                let (_, to) = keys::range(user, Tag::Frame, Tag::Frame);
-                world
-                    .store
-                    .scan(Table::Users, &from, &to, self.count, false)?
-                    .iter()
-                    .map(|(key, value)| {
-                        let (.., rest) = keys::parse(key).ok_or_else(damaged)?;
-                        Ok(Kept {
-                            offset: keys::number(rest).ok_or_else(damaged)? as i64,
-                            at_ms: Reader::new(value).number()?,
-                            bytes: value.len() - 8,
-                        })
+        let frames = if let Some(frames) = self.frames.take() {
+            frames
+        } else {
+            let from = keys::frame(user, self.floor);
+            let (_, to) = keys::range(user, Tag::Frame, Tag::Frame);
+            world
+                .store
+                .scan(Table::Users, &from, &to, self.count, false)?
+                .iter()
+                .map(|(key, value)| {
+                    let (.., rest) = keys::parse(key).ok_or_else(damaged)?;
+                    Ok(Kept {
+                        offset: keys::number(rest).ok_or_else(damaged)? as i64,
+                        at_ms: Reader::new(value).number()?,
+                        bytes: value.len() - 8,
                     })
-                    .collect::<Result<_>>()?
-            }
+                })
+                .collect::<Result<_>>()?
         };
         Ok(self.frames.insert(frames))
     }
@@ -329,9 +329,11 @@ impl UserState {
                     &mut batch,
                     conversation,
                     &call.message_id,
-                    None,
-                    &call.answer,
-                    call.status,
+                    &Told {
+                        question: None,
+                        answer: &call.answer,
+                        status: call.status,
+                    },
                     world,
                 )?;
             }
