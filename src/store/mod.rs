@@ -1,9 +1,16 @@
 //! The local store under the embedded log and fan-out: ordered tables, atomic batches across
 //! them, one group commit to disk.
 
-use std::collections::BTreeMap;
-use std::ops::Bound;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::path::Path;
+use std::sync::Arc;
+
+mod directory;
+mod durable;
+mod memory;
+
+pub use directory::OpenError;
+use durable::Durable;
+use memory::Memory;
 
 /// An ordered map from bytes to bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -59,21 +66,40 @@ pub type Entry = (Vec<u8>, Vec<u8>);
 /// The store; clones share it.
 #[derive(Debug, Clone)]
 pub struct Store {
-    memory: Arc<RwLock<BTreeMap<(u8, Vec<u8>), Vec<u8>>>>,
+    backing: Backing,
+}
+
+#[derive(Debug, Clone)]
+enum Backing {
+    Memory(Arc<Memory>),
+    Durable(Arc<Durable>),
 }
 
 impl Store {
     /// A store that is gone with the process.
     pub fn in_memory() -> Self {
         Self {
-            memory: Arc::default(),
+            backing: Backing::Memory(Arc::default()),
         }
+    }
+
+    /// The store in this directory, which is made when it is missing. One process at a time may
+    /// hold it; it is free again when the last clone is dropped or the process has died, however
+    /// it died. Below `min_free_disk` bytes of free space [`Store::check`] refuses.
+    ///
+    /// Blocks while what a killed process left is read again (about a second at most).
+    pub fn open(dir: &Path, min_free_disk: u64) -> Result<Self, OpenError> {
+        Ok(Self {
+            backing: Backing::Durable(Arc::new(Durable::open(dir, min_free_disk)?)),
+        })
     }
 
     /// The value of a key.
     pub fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        let memory = self.memory.read().unwrap_or_else(PoisonError::into_inner);
-        Ok(memory.get(&(table as u8, key.to_vec())).cloned())
+        match &self.backing {
+            Backing::Memory(memory) => Ok(memory.get(table, key)),
+            Backing::Durable(durable) => durable.get(table, key),
+        }
     }
 
     /// At most `limit` entries with `from <= key < to`, ascending, or descending from the end.
@@ -88,42 +114,67 @@ impl Store {
         if from >= to {
             return Ok(Vec::new());
         }
-        let memory = self.memory.read().unwrap_or_else(PoisonError::into_inner);
-        let bounds = (
-            Bound::Included((table as u8, from.to_vec())),
-            Bound::Excluded((table as u8, to.to_vec())),
-        );
-        let range = memory
-            .range(bounds)
-            .map(|((_, key), value)| (key.clone(), value.clone()));
-        Ok(if descending {
-            range.rev().take(limit).collect()
-        } else {
-            range.take(limit).collect()
-        })
+        match &self.backing {
+            Backing::Memory(memory) => Ok(memory.scan(table, from, to, limit, descending)),
+            Backing::Durable(durable) => durable.scan(table, from, to, limit, descending),
+        }
     }
 
     /// Applies a batch: visible to every reader when this returns, and survives the process's
     /// death; it survives the machine's death once [`Store::synced`] has returned for the ticket.
-    /// Short and blocking (no disk wait); callable from async code.
+    /// Short and blocking (no disk wait); callable from async code. A reader of several keys may
+    /// see some of a batch while it is being applied.
+    ///
+    /// After an error it is unknown whether the batch was applied.
     pub fn commit(&self, batch: Batch) -> Result<Ticket, StoreError> {
-        let mut memory = self.memory.write().unwrap_or_else(PoisonError::into_inner);
-        for (table, key, value) in batch.changes {
-            match value {
-                Some(value) => memory.insert((table as u8, key), value),
-                None => memory.remove(&(table as u8, key)),
-            };
+        match &self.backing {
+            Backing::Memory(memory) => {
+                memory.commit(batch);
+                Ok(Ticket(0))
+            }
+            Backing::Durable(durable) => durable.commit(batch),
         }
-        Ok(Ticket(0))
     }
 
-    /// Waits until the commit is on disk, together with everybody else who waits.
-    pub async fn synced(&self, _ticket: Ticket) -> Result<(), StoreError> {
-        Ok(())
+    /// Waits until the commit is on disk, together with everybody else who waits. After an error
+    /// it is unknown whether the commit survives.
+    pub async fn synced(&self, ticket: Ticket) -> Result<(), StoreError> {
+        match &self.backing {
+            Backing::Memory(_) => Ok(()),
+            Backing::Durable(durable) => durable
+                .sync(ticket)
+                .await
+                .unwrap_or_else(|_| Err(StoreError("closed".into()))),
+        }
+    }
+
+    /// As [`Store::synced`], for threads that are not a runtime's.
+    pub fn synced_blocking(&self, ticket: Ticket) -> Result<(), StoreError> {
+        match &self.backing {
+            Backing::Memory(_) => Ok(()),
+            Backing::Durable(durable) => durable
+                .sync(ticket)
+                .blocking_recv()
+                .unwrap_or_else(|_| Err(StoreError("closed".into()))),
+        }
+    }
+
+    /// Refuses while there is less free space than new messages may use. Costs one load.
+    pub fn room(&self) -> Result<(), StoreError> {
+        match &self.backing {
+            Backing::Memory(_) => Ok(()),
+            Backing::Durable(durable) => durable.room(),
+        }
     }
 
     /// Refuses when there is no room for new messages, or the store has failed.
     pub fn check(&self) -> Result<(), StoreError> {
-        Ok(())
+        match &self.backing {
+            Backing::Memory(_) => Ok(()),
+            Backing::Durable(durable) => durable.check(),
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,160 @@
+//! The data directory: whose it is, what is in it, how much room is left.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{Read, Seek, Write};
+use std::path::{Path, PathBuf};
+
+/// Raised with every change that an older or newer program could not read.
+const FORMAT: u32 = 1;
+const MARKER: &str = "chatmesh.format";
+const LOCK: &str = "chatmesh.lock";
+const TABLES: &str = "tables";
+
+/// A data directory could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process works on it.
+    #[error(
+        "data directory {dir} is in use by another chatmesh process{}: stop it, or give this one a directory of its own with --data-dir",
+        pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default()
+    )]
+    Held {
+        /// The directory.
+        dir: PathBuf,
+        /// Who holds it, where it could be read.
+        pid: Option<u32>,
+    },
+    /// It was written by a program of another format.
+    #[error(
+        "data directory {dir} has format {found}, and this program reads format {FORMAT}: run the version of chatmesh that wrote it, or choose another directory with --data-dir"
+    )]
+    OtherFormat {
+        /// The directory.
+        dir: PathBuf,
+        /// What its marker says.
+        found: String,
+    },
+    /// There is data in it without chatmesh's marker.
+    #[error(
+        "directory {dir} holds tables, but no {MARKER} file: choose another directory with --data-dir"
+    )]
+    NotOurs {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// It can't be read or written.
+    #[error(
+        "data directory {dir} can't be used: {reason}; check its permissions and disk, or choose another one with --data-dir"
+    )]
+    Io {
+        /// The directory.
+        dir: PathBuf,
+        /// What the system or the storage engine said.
+        reason: String,
+    },
+}
+
+/// A data directory that this process holds until the value is dropped or the process dies.
+#[derive(Debug)]
+pub(super) struct Directory {
+    path: PathBuf,
+    /// The lock belongs to the open file, so the system takes it back even after kill -9.
+    _lock: File,
+}
+
+impl Directory {
+    pub(super) fn open(path: &Path) -> Result<Self, OpenError> {
+        let io = |e: std::io::Error| OpenError::Io {
+            dir: path.to_owned(),
+            reason: e.to_string(),
+        };
+        fs::create_dir_all(path).map_err(io)?;
+        let mut lock = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path.join(LOCK))
+            .map_err(io)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut text = String::new();
+                // The holder may be about to write its pid: an unreadable one is left out.
+                let _ = lock.read_to_string(&mut text);
+                return Err(OpenError::Held {
+                    dir: path.to_owned(),
+                    pid: text.trim().parse().ok(),
+                });
+            }
+            Err(TryLockError::Error(e)) => return Err(io(e)),
+        }
+        lock.set_len(0).map_err(io)?;
+        lock.rewind().map_err(io)?;
+        writeln!(lock, "{}", std::process::id()).map_err(io)?;
+
+        let directory = Self {
+            path: path.to_owned(),
+            _lock: lock,
+        };
+        directory.check_format()?;
+        Ok(directory)
+    }
+
+    fn check_format(&self) -> Result<(), OpenError> {
+        let io = |e: std::io::Error| OpenError::Io {
+            dir: self.path.clone(),
+            reason: e.to_string(),
+        };
+        let marker = self.path.join(MARKER);
+        let expected = format!("chatmesh {FORMAT}");
+        match fs::read(&marker) {
+            Ok(bytes) => {
+                let text = String::from_utf8_lossy(&bytes);
+                let text = text.trim();
+                if text == expected {
+                    return Ok(());
+                }
+                let shown: String = text.chars().take(40).collect();
+                Err(OpenError::OtherFormat {
+                    dir: self.path.clone(),
+                    found: shown
+                        .strip_prefix("chatmesh ")
+                        .map_or_else(|| format!("{shown:?} (unknown)"), ToOwned::to_owned),
+                })
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                if self.tables().exists() {
+                    return Err(OpenError::NotOurs {
+                        dir: self.path.clone(),
+                    });
+                }
+                // Whole or not there: a marker cut by a crash would lock its owner out.
+                let new = self.path.join(format!("{MARKER}.new"));
+                let mut file = File::create(&new).map_err(io)?;
+                writeln!(file, "{expected}").map_err(io)?;
+                file.sync_all().map_err(io)?;
+                fs::rename(&new, &marker).map_err(io)?;
+                File::open(&self.path)
+                    .and_then(|dir| dir.sync_all())
+                    .map_err(io)
+            }
+            Err(e) => Err(io(e)),
+        }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where the storage engine keeps its files.
+    pub(super) fn tables(&self) -> PathBuf {
+        self.path.join(TABLES)
+    }
+
+    /// Bytes that this user may still write here.
+    pub(super) fn free(&self) -> std::io::Result<u64> {
+        let stat = rustix::fs::statvfs(&self.path)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+}

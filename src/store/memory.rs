@@ -1,0 +1,72 @@
+//! The store that is gone with its process.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::{PoisonError, RwLock};
+
+use super::{Batch, Entry, TABLES, Table};
+
+type Map = BTreeMap<Vec<u8>, Vec<u8>>;
+
+/// A lock for each table: readers of one don't wait for writers of another.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    tables: [RwLock<Map>; TABLES.len()],
+}
+
+impl Memory {
+    fn table(&self, table: Table) -> std::sync::RwLockReadGuard<'_, Map> {
+        self.tables[table as usize]
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn get(&self, table: Table, key: &[u8]) -> Option<Vec<u8>> {
+        self.table(table).get(key).cloned()
+    }
+
+    pub(super) fn scan(
+        &self,
+        table: Table,
+        from: &[u8],
+        to: &[u8],
+        limit: usize,
+        descending: bool,
+    ) -> Vec<Entry> {
+        let table = self.table(table);
+        let bounds = (Bound::Included(from), Bound::Excluded(to));
+        let range = table
+            .range::<[u8], _>(bounds)
+            .map(|(key, value)| (key.clone(), value.clone()));
+        if descending {
+            range.rev().take(limit).collect()
+        } else {
+            range.take(limit).collect()
+        }
+    }
+
+    pub(super) fn commit(&self, batch: Batch) {
+        // Every table of the batch is locked before the first change, always in the same order:
+        // atomic to readers of each table, and free of deadlocks.
+        let mut used = [false; TABLES.len()];
+        for (table, _, _) in &batch.changes {
+            used[*table as usize] = true;
+        }
+        let mut locked: Vec<_> = self
+            .tables
+            .iter()
+            .zip(used)
+            .map(|(table, used)| {
+                used.then(|| table.write().unwrap_or_else(PoisonError::into_inner))
+            })
+            .collect();
+        for (table, key, value) in batch.changes {
+            if let Some(map) = &mut locked[table as usize] {
+                match value {
+                    Some(value) => map.insert(key, value),
+                    None => map.remove(&key),
+                };
+            }
+        }
+    }
+}
