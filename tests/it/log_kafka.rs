@@ -1,6 +1,6 @@
 //! The log on real Kafka: the contract, and what only Kafka can do to us.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -232,6 +232,14 @@ async fn a_consumer_starved_past_its_session_is_told_and_comes_back() {
     consumer.close().await;
 }
 
+fn follow(owned: &mut BTreeSet<i32>, event: Event) {
+    match event {
+        Event::Assigned(all) => owned.extend(all.iter().map(|assignment| assignment.partition)),
+        Event::Revoked(all) => owned.retain(|partition| !all.contains(partition)),
+        Event::Record(record) => panic!("{record:?}"),
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_dropped_without_close_hands_over() {
     let log = shared(&[]);
@@ -239,29 +247,19 @@ async fn a_member_dropped_without_close_hands_over() {
     let group = name("group");
     let mut stays = log.consumer(&group, &topic).expect("a consumer");
     let mut goes = log.consumer(&group, &topic).expect("a consumer");
-    let mut owned: [BTreeMap<i32, ()>; 2] = Default::default();
+    let mut owned = [BTreeSet::new(), BTreeSet::new()];
     let end = Instant::now() + WAIT;
     while owned[0].len() != 2 || owned[1].len() != 2 {
         assert!(Instant::now() < end, "{owned:?}");
         for (consumer, owned) in [&mut stays, &mut goes].into_iter().zip(&mut owned) {
-            match timeout(Duration::from_millis(50), consumer.next()).await {
-                Ok(Event::Assigned(all)) => owned.extend(all.iter().map(|a| (a.partition, ()))),
-                Ok(Event::Revoked(all)) => all.iter().for_each(|p| {
-                    owned.remove(p);
-                }),
-                _ => {}
+            if let Ok(event) = timeout(Duration::from_millis(50), consumer.next()).await {
+                follow(owned, event);
             }
         }
     }
     drop(goes);
     while owned[0].len() != 4 {
-        match next(&mut stays).await {
-            Event::Assigned(all) => owned[0].extend(all.iter().map(|a| (a.partition, ()))),
-            Event::Revoked(all) => all.iter().for_each(|p| {
-                owned[0].remove(p);
-            }),
-            Event::Record(record) => panic!("{record:?}"),
-        }
+        follow(&mut owned[0], next(&mut stays).await);
     }
     stays.close().await;
 }
@@ -387,6 +385,79 @@ async fn properties_that_contradict_each_other_are_named() {
         panic!("{refused:?}")
     };
     assert!(reason.contains("max.poll.interval.ms"), "{reason}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_shared_with_an_original_service_shares_its_partitions_too() {
+    let address = std::env::var("TEST_KAFKA").expect("TEST_KAFKA is not set: use tests/run");
+    let mut interop = settings(&address, &[]);
+    interop.interop = true;
+    let log: Arc<dyn Log> = Arc::new(KafkaLog::connect(&interop).expect("settings"));
+    crate::log_contract::two_members_share_the_partitions_and_never_both_own_one(log).await;
+}
+
+/// The recorder is this thread's, and everything of a consumer happens in its `next`.
+#[tokio::test]
+async fn the_lag_and_the_errors_of_a_relay_are_counted_and_closing_without_a_broker_is_bounded() {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let rendered = recorder.handle();
+    let _local = metrics::set_default_local_recorder(&recorder);
+    let mut broker = KafkaBroker::start().await;
+    let quick = settings(&broker.address(), &[("statistics.interval.ms", "200")]);
+    let log = KafkaLog::connect(&quick).expect("settings");
+    let topic = topic(&log, 1).await;
+    for n in 0..5 {
+        append(&log, &topic, record("k", &n.to_string())).await;
+    }
+    let mut consumer = log
+        .consumer("message-relay-group", &topic)
+        .expect("a consumer");
+    let offset = read(&mut consumer, 5).await[1].offset;
+    consumer.store(0, offset + 1);
+
+    let relay =
+        |lag: u32| format!("message_relay_kafka_lag{{topic=\"{topic}\",partition=\"0\"}} {lag}\n");
+    let shows = async |consumer: &mut Box<dyn Consumer>, wanted: &str| {
+        let end = Instant::now() + WAIT;
+        while !rendered.render().contains(wanted) {
+            assert!(Instant::now() < end, "{wanted} in {}", rendered.render());
+            // Only passes the time; events are not what is looked at.
+            let _ = timeout(Duration::from_millis(100), consumer.next()).await;
+        }
+    };
+    shows(&mut consumer, &relay(3)).await;
+    shows(
+        &mut consumer,
+        "chatmesh_consumer_lag{group=\"message-relay-group\"",
+    )
+    .await;
+
+    broker.terminate();
+    shows(
+        &mut consumer,
+        "message_relay_kafka_errors_total{error_type=",
+    )
+    .await;
+    shows(
+        &mut consumer,
+        "chatmesh_kafka_errors_total{client=\"consumer\"",
+    )
+    .await;
+    let closing = Instant::now();
+    consumer.close().await;
+    assert!(
+        closing.elapsed() < Duration::from_secs(7),
+        "{:?}",
+        closing.elapsed()
+    );
+    broker.run().await;
+
+    // Somebody else gets the partition: it is no longer this process's lag.
+    let end = Instant::now() + WAIT;
+    while !rendered.render().contains(&relay(0)) {
+        assert!(Instant::now() < end, "{}", rendered.render());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 /// An idempotent producer whose sequence is lost fails for good; a stand-in for a cluster says so.

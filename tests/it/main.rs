@@ -1,4 +1,9 @@
 //! Integration tests.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
 
 mod kafka_broker;
 mod log_contract;

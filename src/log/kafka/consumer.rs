@@ -12,7 +12,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers as _};
 use rdkafka::{Message, Offset, TopicPartitionList};
 use tokio::sync::oneshot;
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::{JoinHandle, coop::consume_budget, spawn_blocking};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::properties::Properties;
@@ -226,6 +226,8 @@ impl Consumer for KafkaConsumer {
             if let Some(event) = self.ready.pop_front() {
                 return event;
             }
+            // Records that are there already come without waiting: others shall have a turn too.
+            consume_budget().await;
             let received = if let Some(offered) = &mut self.offered {
                 tokio::select! {
                     biased;

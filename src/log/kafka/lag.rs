@@ -57,7 +57,9 @@ impl Lag {
         };
         for (partition, gauges) in &*lock(&self.assigned) {
             if let Some(lag) = topic.partitions.get(partition).and_then(behind) {
-                gauges.iter().for_each(|gauge| gauge.set(lag as f64));
+                for gauge in gauges {
+                    gauge.set(lag as f64);
+                }
             }
         }
     }

@@ -72,7 +72,7 @@ pub(super) struct Ticket {
 }
 
 impl Ticket {
-    fn finish(mut self: Box<Self>, result: Result<Place, AppendError>) {
+    fn finish(mut self, result: Result<Place, AppendError>) {
         if let Some(reply) = self.reply.take() {
             // Who no longer waits needs no result.
             let _ = reply.send(result);

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, RebalanceProtocol};
 use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientContext, Statistics, TopicPartitionList};
 
@@ -101,7 +102,7 @@ impl ConsumerContext for Context {
                 let taken: Vec<i32> = partitions
                     .elements()
                     .iter()
-                    .map(|element| element.partition())
+                    .map(TopicPartitionListElem::partition)
                     .collect();
                 self.lag.revoke(&taken);
                 tracing::info!(partitions = ?taken, lost, "kafka: partitions were taken");
