@@ -1,6 +1,7 @@
-//! Appending: one idempotent producer, and a queue before it for when its own is full.
+//! Appending: one idempotent producer, and a queue a topic before it, for when its own is full or
+//! it believes that there is no such topic.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -14,7 +15,8 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
 use tokio::sync::{Notify, oneshot};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::properties::Properties;
 use super::report::{Reporter, lock};
@@ -26,6 +28,12 @@ const BACKLOG_BYTES: usize = 64 * 1024 * 1024;
 /// Room is announced a moment before it is there (librdkafka frees a batch after its last report),
 /// so it is tried again this soon in any case.
 const RETRY: Duration = Duration::from_millis(10);
+
+/// How long one look for a missing topic may take, the pause before the next, and how shortly
+/// before its deadline an append to it is refused.
+const LOOK_FOR_TIMEOUT: Duration = Duration::from_secs(1);
+const LOOK_FOR_AGAIN: Duration = Duration::from_millis(100);
+const LOOK_FOR_LAST: Duration = Duration::from_secs(2);
 
 pub(super) type Client = ThreadedProducer<Context>;
 
@@ -44,14 +52,22 @@ struct Shared {
 struct Core {
     /// There until the end.
     client: Option<Client>,
-    backlog: VecDeque<Waiting>,
+    /// By topic, each served by a task of its own for as long as it is there: a topic that is
+    /// missing holds up no other.
+    backlog: HashMap<String, VecDeque<Waiting>>,
     backlog_bytes: usize,
-    pumping: bool,
 }
 
-/// An append that found the local queue full.
+/// Why librdkafka did not take a record yet.
+enum Full {
+    /// Its queue has no room.
+    Queue(Box<Ticket>),
+    /// When it last looked there was no such topic.
+    NoTopic(Box<Ticket>),
+}
+
+/// An append that librdkafka did not take yet.
 struct Waiting {
-    topic: String,
     record: NewRecord,
     size: usize,
     deadline: Instant,
@@ -127,9 +143,8 @@ impl Producer {
         })?;
         let core = Core {
             client: Some(client),
-            backlog: VecDeque::new(),
+            backlog: HashMap::new(),
             backlog_bytes: 0,
-            pumping: false,
         };
         let shared = Shared {
             properties,
@@ -177,13 +192,13 @@ impl Producer {
 
     fn place(&self, topic: &str, record: NewRecord, deadline: Instant, ticket: Box<Ticket>) {
         let mut core = lock(&self.shared.core);
-        let ticket = if core.backlog.is_empty() {
+        let ticket = if core.backlog.contains_key(topic) {
+            ticket
+        } else {
             match core.send(&self.shared.properties, topic, &record, ticket) {
                 None => return,
-                Some(ticket) => ticket,
+                Some(Full::Queue(ticket) | Full::NoTopic(ticket)) => ticket,
             }
-        } else {
-            ticket
         };
         let size = topic.len()
             + record.value.len()
@@ -201,16 +216,18 @@ impl Producer {
             return;
         }
         core.backlog_bytes += size;
-        core.backlog.push_back(Waiting {
-            topic: topic.to_owned(),
+        let waiting = Waiting {
             record,
             size,
             deadline,
             ticket,
-        });
-        if !core.pumping {
-            core.pumping = true;
-            tokio::spawn(pump(Arc::clone(&self.shared)));
+        };
+        if let Some(backlog) = core.backlog.get_mut(topic) {
+            backlog.push_back(waiting);
+        } else {
+            core.backlog
+                .insert(topic.to_owned(), VecDeque::from([waiting]));
+            tokio::spawn(pump(Arc::clone(&self.shared), topic.to_owned()));
         }
     }
 
@@ -265,15 +282,15 @@ fn make(properties: &Properties) -> Result<Client, KafkaError> {
 }
 
 impl Core {
-    /// Hands a record to librdkafka. Returns the ticket when its queue is full; otherwise the
-    /// ticket is answered by the delivery report, or was already.
+    /// Hands a record to librdkafka. Gives the ticket back where it is worth trying again;
+    /// otherwise the ticket is answered by the delivery report, or was already.
     fn send(
         &mut self,
         properties: &Properties,
         topic: &str,
         record: &NewRecord,
         mut ticket: Box<Ticket>,
-    ) -> Option<Box<Ticket>> {
+    ) -> Option<Full> {
         let mut renewed = false;
         loop {
             let Some(client) = &self.client else {
@@ -304,7 +321,12 @@ impl Core {
                 Err((error, unsent)) => (error, unsent.delivery_opaque),
             };
             match error.rdkafka_error_code() {
-                Some(RDKafkaErrorCode::QueueFull) => return Some(unsent),
+                Some(RDKafkaErrorCode::QueueFull) => return Some(Full::Queue(unsent)),
+                Some(
+                    RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition,
+                ) => {
+                    return Some(Full::NoTopic(unsent));
+                }
                 // An idempotent producer that lost track of its sequence stays dead. What it had
                 // in flight is reported as unknown; a new one goes on.
                 Some(RDKafkaErrorCode::Fatal) if !renewed => {
@@ -333,49 +355,96 @@ impl Core {
     }
 }
 
-/// Moves the backlog into librdkafka's queue, in order, as room comes; ends when it is empty.
-async fn pump(shared: Arc<Shared>) {
+/// Moves a topic's backlog into librdkafka's queue, in order, as room comes; ends when it is empty.
+async fn pump(shared: Arc<Shared>, topic: String) {
+    let mut missing = false;
     loop {
+        if missing {
+            look_for(&shared, &topic).await;
+        }
         let fewer = shared.open.fewer.notified();
-        {
-            let mut core = lock(&shared.core);
-            while let Some(waiting) = core.backlog.pop_front() {
-                core.backlog_bytes -= waiting.size;
-                if waiting.deadline <= Instant::now() {
-                    let reason = "the local queue stayed full".to_owned();
-                    waiting.ticket.finish(Err(AppendError::Unknown(reason)));
-                    continue;
-                }
-                let Waiting {
-                    topic,
-                    record,
-                    size,
-                    deadline,
-                    ticket,
-                } = waiting;
-                if let Some(ticket) = core.send(&shared.properties, &topic, &record, ticket) {
-                    core.backlog_bytes += size;
-                    core.backlog.push_front(Waiting {
-                        topic,
-                        record,
-                        size,
-                        deadline,
-                        ticket,
-                    });
-                    break;
-                }
-            }
-            if core.backlog.is_empty() {
-                core.pumping = false;
-                return;
-            }
+        if shared.move_on(&topic, &mut missing) {
+            return;
         }
         // Running out of time here only means to look again.
         let _ = timeout(RETRY, fewer).await;
     }
 }
 
-/// A fault of the record, or of the way to the log?
+/// Makes librdkafka look for a topic that it believes not to be there: it looks by itself only
+/// every few minutes.
+async fn look_for(shared: &Shared, topic: &str) {
+    let Some(client) = lock(&shared.core).client.clone() else {
+        return;
+    };
+    let name = topic.to_owned();
+    let looked = spawn_blocking(move || {
+        client
+            .client()
+            .fetch_metadata(Some(&name), LOOK_FOR_TIMEOUT)
+    });
+    if let Ok(Err(error)) = looked.await {
+        tracing::debug!(%error, topic, "kafka: looking for a topic");
+    }
+    sleep(LOOK_FOR_AGAIN).await;
+}
+
+impl Shared {
+    /// Moves what can be moved. True: nothing is left. `missing`: whether the topic was, the last
+    /// time that a record of it was tried.
+    fn move_on(&self, topic: &str, missing: &mut bool) -> bool {
+        let mut core = lock(&self.core);
+        while let Some(waiting) = core.backlog.get_mut(topic).and_then(VecDeque::pop_front) {
+            core.backlog_bytes -= waiting.size;
+            let Waiting {
+                record,
+                size,
+                deadline,
+                ticket,
+            } = waiting;
+            if deadline <= Instant::now() {
+                ticket.finish(Err(AppendError::Unknown(
+                    "the local queue stayed full".to_owned(),
+                )));
+                continue;
+            }
+            let ticket = match core.send(&self.properties, topic, &record, ticket) {
+                None => {
+                    *missing = false;
+                    continue;
+                }
+                Some(Full::Queue(ticket)) => ticket,
+                // Looked for again and again for as long as the append may take, or nearly.
+                Some(Full::NoTopic(ticket))
+                    if *missing && deadline <= Instant::now() + LOOK_FOR_LAST =>
+                {
+                    let reason = format!("there is no topic {topic}, and nobody makes it");
+                    ticket.finish(Err(AppendError::Refused(reason)));
+                    continue;
+                }
+                Some(Full::NoTopic(ticket)) => {
+                    *missing = true;
+                    ticket
+                }
+            };
+            core.backlog_bytes += size;
+            if let Some(backlog) = core.backlog.get_mut(topic) {
+                backlog.push_front(Waiting {
+                    record,
+                    size,
+                    deadline,
+                    ticket,
+                });
+            }
+            return false;
+        }
+        core.backlog.remove(topic);
+        true
+    }
+}
+
+/// A fault of the record, or of the way to the log? A topic that is missing may only be about to be
+/// made; it is refused after it was looked for in vain, see [`pump`].
 fn classify(error: &KafkaError) -> AppendError {
     use RDKafkaErrorCode as Code;
     let refused = match error {
@@ -388,8 +457,6 @@ fn classify(error: &KafkaError) -> AppendError {
                     | Code::MessageBatchTooLarge
                     | Code::TopicAuthorizationFailed
                     | Code::InvalidTopic
-                    | Code::UnknownTopic
-                    | Code::UnknownTopicOrPartition
                     | Code::UnknownPartition
                     | Code::PolicyViolation
                     | Code::InvalidRecord

@@ -81,7 +81,7 @@ impl Properties {
     /// The producer.
     pub(super) fn producer(&self) -> ClientConfig {
         let timeout = self.settings.produce_timeout.as_millis().max(1);
-        // A topic that is not there is refused within the time that an append has.
+        // That a topic is missing shows within the time that an append has.
         let propagation = (timeout / 2).max(1);
         self.with(&[
             ("acks", "all"),
