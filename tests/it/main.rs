@@ -8,3 +8,7 @@
 mod config;
 mod log_contract;
 mod log_embedded;
+//! Integration tests.
+    reason = "a test fails by panicking"
+mod kafka_broker;
+mod log_kafka;

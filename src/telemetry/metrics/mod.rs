@@ -12,6 +12,7 @@ pub mod relay;
 pub mod worker;
 
 pub use exporter::{Exporter, ExporterError};
+pub mod kafka;
 
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Unit};
 

@@ -1,0 +1,472 @@
+//! Appending: one idempotent producer, and a queue a topic before it, for when its own is full or
+//! it believes that there is no such topic.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use rdkafka::ClientContext;
+use rdkafka::Message;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
+use tokio::sync::{Notify, oneshot};
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use super::properties::Properties;
+use super::report::{Reporter, lock};
+use crate::log::{AppendError, LogError, NewRecord, Place};
+
+/// What may wait for room in librdkafka's queue, in bytes; beyond it an append fails at once.
+const BACKLOG_BYTES: usize = 64 * 1024 * 1024;
+
+/// Room is announced a moment before it is there (librdkafka frees a batch after its last report),
+/// so it is tried again this soon in any case.
+const RETRY: Duration = Duration::from_millis(10);
+
+/// How long one look for a missing topic may take, the pause before the next, and how shortly
+/// before its deadline an append to it is refused.
+const LOOK_FOR_TIMEOUT: Duration = Duration::from_secs(1);
+const LOOK_FOR_AGAIN: Duration = Duration::from_millis(100);
+const LOOK_FOR_LAST: Duration = Duration::from_secs(2);
+
+pub(super) type Client = ThreadedProducer<Context>;
+
+/// Appends records in the order of the calls.
+pub(super) struct Producer {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    properties: Properties,
+    core: Mutex<Core>,
+    open: Arc<Open>,
+}
+
+/// Under one lock, so that calls keep their order across a full queue and a new producer.
+struct Core {
+    /// There until the end.
+    client: Option<Client>,
+    /// By topic, each served by a task of its own for as long as it is there: a topic that is
+    /// missing holds up no other.
+    backlog: HashMap<String, VecDeque<Waiting>>,
+    backlog_bytes: usize,
+}
+
+/// Why librdkafka did not take a record yet.
+enum Full {
+    /// Its queue has no room.
+    Queue(Box<Ticket>),
+    /// When it last looked there was no such topic.
+    NoTopic(Box<Ticket>),
+}
+
+/// An append that librdkafka did not take yet.
+struct Waiting {
+    record: NewRecord,
+    size: usize,
+    deadline: Instant,
+    ticket: Box<Ticket>,
+}
+
+/// How many appends have no result yet.
+#[derive(Default)]
+struct Open {
+    count: AtomicUsize,
+    fewer: Notify,
+}
+
+/// Carries the result of one append to its caller, and counts it as open until dropped.
+pub(super) struct Ticket {
+    reply: Option<oneshot::Sender<Result<Place, AppendError>>>,
+    open: Arc<Open>,
+}
+
+impl Ticket {
+    fn finish(mut self, result: Result<Place, AppendError>) {
+        if let Some(reply) = self.reply.take() {
+            // Who no longer waits needs no result.
+            let _ = reply.send(result);
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.open.count.fetch_sub(1, Ordering::AcqRel);
+        self.open.fewer.notify_waiters();
+    }
+}
+
+/// Receives delivery reports, on the producer's own thread.
+pub(super) struct Context {
+    reporter: Reporter,
+}
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        self.reporter.line(level, facility, text);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.reporter.error(&error, reason);
+    }
+}
+
+impl ProducerContext for Context {
+    type DeliveryOpaque = Box<Ticket>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, ticket: Box<Ticket>) {
+        ticket.finish(match result {
+            Ok(message) => Ok(Place {
+                partition: message.partition(),
+                offset: message.offset(),
+            }),
+            Err((error, _)) => Err(classify(error)),
+        });
+    }
+}
+
+impl Producer {
+    /// Makes the producer; it connects in the background, for as long as it takes.
+    pub(super) fn new(properties: Properties) -> Result<Self, LogError> {
+        let client = make(&properties).map_err(|error| {
+            LogError::Configuration(format!(
+                "the kafka producer cannot be made: {}; check KAFKA_PROPERTIES",
+                properties.redact(&error.to_string())
+            ))
+        })?;
+        let core = Core {
+            client: Some(client),
+            backlog: HashMap::new(),
+            backlog_bytes: 0,
+        };
+        let shared = Shared {
+            properties,
+            core: Mutex::new(core),
+            open: Arc::default(),
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+        })
+    }
+
+    /// See [`crate::log::Log::append`].
+    pub(super) fn append(
+        &self,
+        topic: &str,
+        record: NewRecord,
+    ) -> BoxFuture<'static, Result<Place, AppendError>> {
+        let (reply, answer) = oneshot::channel();
+        let allowed = self.shared.properties.produce_timeout();
+        let deadline = Instant::now() + allowed;
+        self.shared.open.count.fetch_add(1, Ordering::AcqRel);
+        let ticket = Box::new(Ticket {
+            reply: Some(reply),
+            open: Arc::clone(&self.shared.open),
+        });
+        if record.headers.iter().any(|(name, _)| name.contains('\0')) {
+            ticket.finish(Err(AppendError::Refused(
+                "a header's name holds a NUL".to_owned(),
+            )));
+        } else {
+            self.place(topic, record, deadline, ticket);
+        }
+        async move {
+            match timeout_at(deadline, answer).await {
+                Ok(Ok(result)) => result,
+                Ok(Err(_)) => Err(AppendError::Unknown("the producer was closed".to_owned())),
+                Err(_) => Err(AppendError::Unknown(format!(
+                    "nothing heard for {} ms",
+                    allowed.as_millis()
+                ))),
+            }
+        }
+        .boxed()
+    }
+
+    fn place(&self, topic: &str, record: NewRecord, deadline: Instant, ticket: Box<Ticket>) {
+        let mut core = lock(&self.shared.core);
+        let ticket = if core.backlog.contains_key(topic) {
+            ticket
+        } else {
+            match core.send(&self.shared.properties, topic, &record, ticket) {
+                None => return,
+                Some(Full::Queue(ticket) | Full::NoTopic(ticket)) => ticket,
+            }
+        };
+        let size = topic.len()
+            + record.value.len()
+            + record.key.as_ref().map_or(0, bytes::Bytes::len)
+            + record
+                .headers
+                .iter()
+                .map(|(name, value)| name.len() + value.len())
+                .sum::<usize>()
+            + 256;
+        if core.backlog_bytes + size > BACKLOG_BYTES {
+            ticket.finish(Err(AppendError::Unknown(
+                "the local queue is full".to_owned(),
+            )));
+            return;
+        }
+        core.backlog_bytes += size;
+        let waiting = Waiting {
+            record,
+            size,
+            deadline,
+            ticket,
+        };
+        if let Some(backlog) = core.backlog.get_mut(topic) {
+            backlog.push_back(waiting);
+        } else {
+            core.backlog
+                .insert(topic.to_owned(), VecDeque::from([waiting]));
+            tokio::spawn(pump(Arc::clone(&self.shared), topic.to_owned()));
+        }
+    }
+
+    /// Waits until nothing is open, at most the time that an append has.
+    pub(super) async fn flush(&self) {
+        let open = &self.shared.open;
+        let drained = async {
+            loop {
+                let fewer = open.fewer.notified();
+                if open.count.load(Ordering::Acquire) == 0 {
+                    return;
+                }
+                fewer.await;
+            }
+        };
+        if timeout(self.shared.properties.produce_timeout(), drained)
+            .await
+            .is_err()
+        {
+            let open = open.count.load(Ordering::Acquire);
+            tracing::warn!(
+                open,
+                "kafka: records were not acknowledged in time at a flush"
+            );
+        }
+    }
+
+    /// The client below, to ask about metadata: its events are served, unlike an idle admin
+    /// client's, which would pile up.
+    pub(super) fn client(&self) -> Result<Client, LogError> {
+        let client = lock(&self.shared.core).client.clone();
+        client.ok_or_else(|| LogError::Unavailable("the producer is closed".to_owned()))
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        retire(lock(&self.core).client.take());
+    }
+}
+
+/// Dropping a producer waits for its thread, and purges: up to half a second.
+fn retire(client: Option<Client>) {
+    std::thread::spawn(move || drop(client));
+}
+
+fn make(properties: &Properties) -> Result<Client, KafkaError> {
+    let context = Context {
+        reporter: Reporter::new("producer", None),
+    };
+    properties.producer().create_with_context(context)
+}
+
+impl Core {
+    /// Hands a record to librdkafka. Gives the ticket back where it is worth trying again;
+    /// otherwise the ticket is answered by the delivery report, or was already.
+    fn send(
+        &mut self,
+        properties: &Properties,
+        topic: &str,
+        record: &NewRecord,
+        mut ticket: Box<Ticket>,
+    ) -> Option<Full> {
+        let mut renewed = false;
+        loop {
+            let Some(client) = &self.client else {
+                ticket.finish(Err(AppendError::Unknown(
+                    "the producer is closed".to_owned(),
+                )));
+                return None;
+            };
+            let mut out = BaseRecord::<[u8], [u8], _>::with_opaque_to(topic, ticket);
+            out.key = record.key.as_deref();
+            out.payload = Some(&record.value);
+            if !record.headers.is_empty() {
+                let headers = OwnedHeaders::new_with_capacity(record.headers.len());
+                out.headers = Some(
+                    record
+                        .headers
+                        .iter()
+                        .fold(headers, |headers, (key, value)| {
+                            headers.insert(Header {
+                                key,
+                                value: Some(value.as_ref()),
+                            })
+                        }),
+                );
+            }
+            let (error, unsent) = match client.send(out) {
+                Ok(()) => return None,
+                Err((error, unsent)) => (error, unsent.delivery_opaque),
+            };
+            match error.rdkafka_error_code() {
+                Some(RDKafkaErrorCode::QueueFull) => return Some(Full::Queue(unsent)),
+                Some(
+                    RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition,
+                ) => {
+                    return Some(Full::NoTopic(unsent));
+                }
+                // An idempotent producer that lost track of its sequence stays dead. What it had
+                // in flight is reported as unknown; a new one goes on.
+                Some(RDKafkaErrorCode::Fatal) if !renewed => {
+                    renewed = true;
+                    ticket = unsent;
+                    tracing::error!(
+                        reason = client.client().fatal_error().map(|(_, reason)| reason),
+                        "kafka: the producer failed for good and is made anew"
+                    );
+                    match make(properties) {
+                        Ok(client) => {
+                            retire(self.client.replace(client));
+                        }
+                        Err(error) => {
+                            ticket.finish(Err(classify(&error)));
+                            return None;
+                        }
+                    }
+                }
+                _ => {
+                    unsent.finish(Err(classify(&error)));
+                    return None;
+                }
+            }
+        }
+    }
+}
+
+/// Moves a topic's backlog into librdkafka's queue, in order, as room comes; ends when it is empty.
+async fn pump(shared: Arc<Shared>, topic: String) {
+    let mut missing = false;
+    loop {
+        if missing {
+            look_for(&shared, &topic).await;
+        }
+        let fewer = shared.open.fewer.notified();
+        if shared.move_on(&topic, &mut missing) {
+            return;
+        }
+        // Running out of time here only means to look again.
+        let _ = timeout(RETRY, fewer).await;
+    }
+}
+
+/// Makes librdkafka look for a topic that it believes not to be there: it looks by itself only
+/// every few minutes.
+async fn look_for(shared: &Shared, topic: &str) {
+    let Some(client) = lock(&shared.core).client.clone() else {
+        return;
+    };
+    let name = topic.to_owned();
+    let looked = spawn_blocking(move || {
+        client
+            .client()
+            .fetch_metadata(Some(&name), LOOK_FOR_TIMEOUT)
+    });
+    if let Ok(Err(error)) = looked.await {
+        tracing::debug!(%error, topic, "kafka: looking for a topic");
+    }
+    sleep(LOOK_FOR_AGAIN).await;
+}
+
+impl Shared {
+    /// Moves what can be moved. True: nothing is left. `missing`: whether the topic was, the last
+    /// time that a record of it was tried.
+    fn move_on(&self, topic: &str, missing: &mut bool) -> bool {
+        let mut core = lock(&self.core);
+        while let Some(waiting) = core.backlog.get_mut(topic).and_then(VecDeque::pop_front) {
+            core.backlog_bytes -= waiting.size;
+            let Waiting {
+                record,
+                size,
+                deadline,
+                ticket,
+            } = waiting;
+            if deadline <= Instant::now() {
+                ticket.finish(Err(AppendError::Unknown(
+                    "the local queue stayed full".to_owned(),
+                )));
+                continue;
+            }
+            let ticket = match core.send(&self.properties, topic, &record, ticket) {
+                None => {
+                    *missing = false;
+                    continue;
+                }
+                Some(Full::Queue(ticket)) => ticket,
+                // Looked for again and again for as long as the append may take, or nearly.
+                Some(Full::NoTopic(ticket))
+                    if *missing && deadline <= Instant::now() + LOOK_FOR_LAST =>
+                {
+                    let reason = format!("there is no topic {topic}, and nobody makes it");
+                    ticket.finish(Err(AppendError::Refused(reason)));
+                    continue;
+                }
+                Some(Full::NoTopic(ticket)) => {
+                    *missing = true;
+                    ticket
+                }
+            };
+            core.backlog_bytes += size;
+            if let Some(backlog) = core.backlog.get_mut(topic) {
+                backlog.push_front(Waiting {
+                    record,
+                    size,
+                    deadline,
+                    ticket,
+                });
+            }
+            return false;
+        }
+        core.backlog.remove(topic);
+        true
+    }
+}
+
+/// A fault of the record, or of the way to the log? A topic that is missing may only be about to be
+/// made; it is refused after it was looked for in vain, see [`pump`].
+fn classify(error: &KafkaError) -> AppendError {
+    use RDKafkaErrorCode as Code;
+    let refused = match error {
+        KafkaError::Nul(_) => true,
+        other => matches!(
+            other.rdkafka_error_code(),
+            Some(
+                Code::MessageSizeTooLarge
+                    | Code::InvalidMessageSize
+                    | Code::MessageBatchTooLarge
+                    | Code::TopicAuthorizationFailed
+                    | Code::InvalidTopic
+                    | Code::UnknownPartition
+                    | Code::PolicyViolation
+                    | Code::InvalidRecord
+            )
+        ),
+    };
+    let reason = error.to_string();
+    if refused {
+        AppendError::Refused(reason)
+    } else {
+        AppendError::Unknown(reason)
+    }
+}
