@@ -77,13 +77,10 @@ impl Drop for Counted<'_> {
 
 /// Carries a connection. Never aborted: it ends by itself soon after the force token.
 pub(super) async fn run(gateway: Arc<Gateway>, session: Session, upgraded: OnUpgrade) {
-    let upgraded = match timeout(UPGRADE_TIMEOUT, upgraded).await {
-        Ok(Ok(upgraded)) => upgraded,
-        Ok(Err(_)) | Err(_) => {
-            let correlation_id = &*session.correlation_id;
-            tracing::debug!(correlation_id, "the client went before its upgrade");
-            return;
-        }
+    let Ok(Ok(upgraded)) = timeout(UPGRADE_TIMEOUT, upgraded).await else {
+        let correlation_id = &*session.correlation_id;
+        tracing::debug!(correlation_id, "the client went before its upgrade");
+        return;
     };
     let settings = &gateway.settings;
     let config = WebSocketConfig::default()

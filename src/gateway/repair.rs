@@ -108,16 +108,17 @@ async fn check(gateway: &Gateway, entry: &Entry) -> Result<(), FanoutError> {
             last = Some(position);
         }
         let next = last.filter(|_| look.more);
-        let mut state = entry.state();
-        if !gateway.settings.interop {
-            state.pending(&look.pending);
+        let page_end = next.clone().unwrap_or(look.end);
+        {
+            let mut state = entry.state();
+            if !gateway.settings.interop {
+                state.pending(&look.pending);
+            }
+            state.set_verified(page_end);
         }
         let Some(next) = next else {
-            state.set_verified(look.end);
             return Ok(());
         };
-        state.set_verified(next.clone());
-        drop(state);
         look = read(gateway, entry, Some(next), false).await?;
         if !look.recovered {
             // Trimmed or lost between two pages: the next check sees it and begins anew.

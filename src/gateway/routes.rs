@@ -27,17 +27,18 @@ pub(super) async fn route(
             let (parts, _body) = request.into_parts();
             match parts.method {
                 Method::OPTIONS => token::preflight(&gateway, &parts),
-                Method::POST => match origin::check(&gateway, &parts.headers) {
-                    Err(refusal) => Err(refusal),
-                    // A page that may ask may also read why it was refused.
-                    Ok(()) => {
+                Method::POST => {
+                    if let Err(refusal) = origin::check(&gateway, &parts.headers) {
+                        Err(refusal)
+                    } else {
+                        // A page that may ask may also read why it was refused.
                         let mut reply = token::issue(&gateway, &parts)
                             .await
                             .unwrap_or_else(|refusal| refusal.reply());
                         origin::add_cors(&gateway, &parts.headers, &mut reply);
                         Ok(reply)
                     }
-                },
+                }
                 _ => Err(Refusal::method()),
             }
         }
