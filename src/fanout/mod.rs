@@ -281,6 +281,9 @@ pub struct Read {
     pub user: UserId,
     /// Frames after this position; without one no frames, only where the mailbox ends.
     pub after: Option<Position>,
+    /// Without `after`: all frames that the mailbox holds, from its oldest. For a reader whose
+    /// position is worth nothing any more (`recovered` was false) and who picks by `message_id`.
+    pub from_start: bool,
     /// At most so many bytes of frames, but at least one frame.
     pub max_bytes: usize,
 }
@@ -297,7 +300,8 @@ pub struct Look {
     pub end: Position,
     /// Whether every frame after `after` is in the mailbox. False without `after`.
     pub recovered: bool,
-    /// The frames after `after`, oldest first; empty where not `recovered`.
+    /// The frames after `after`, or with `from_start` from the oldest, oldest first; otherwise
+    /// empty where not `recovered`.
     pub frames: Vec<(Position, String)>,
     /// There are more after the last of `frames`: read again from its position.
     pub more: bool,

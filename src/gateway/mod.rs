@@ -1,1 +1,94 @@
-//! To be written.
+//! The gateway: clients' WebSockets on one side, the log and the fan-out on the other.
+//!
+//! A message's way in: [`server`] accepts, [`routes`] picks, [`handshake`] checks who it is,
+//! [`connection`] owns the socket, [`inbound`] admits, produces and waits for the log. An answer's
+//! way out: [`feed`] takes what is published, [`registry`] finds the user, [`user`] decides what
+//! each socket still has to get, [`outbound`] is its bounded queue. What was published and did
+//! not arrive is found by [`repair`].
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::Response;
+use hyper::http::Method;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::settings::GatewaySettings;
+use crate::fanout::Fanout;
+use crate::health::Health;
+use crate::log::Log;
+
+mod auth;
+mod connection;
+mod counters;
+mod feed;
+mod handshake;
+mod inbound;
+mod origin;
+mod outbound;
+mod registry;
+mod repair;
+mod reply;
+mod routes;
+mod server;
+mod token;
+mod user;
+
+pub use server::serve;
+
+/// Answers the routes that every role has (`/metrics`, `/health/live`, `/health/ready`); `None`
+/// for any other.
+pub type Admin = dyn Fn(&Method, &str) -> Option<Response<Full<Bytes>>> + Send + Sync;
+
+/// What a gateway is made of.
+pub struct Parts {
+    /// Takes the messages.
+    pub log: Arc<dyn Log>,
+    /// Brings the answers.
+    pub fanout: Arc<dyn Fanout>,
+    /// The settings.
+    pub settings: GatewaySettings,
+    /// Told when the gateway drains. Checking the dependencies is up to who made it.
+    pub health: Arc<Health>,
+    /// The routes that every role has.
+    pub admin: Arc<Admin>,
+}
+
+/// Why the gateway ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// The listener has no address.
+    #[error("the listening socket is unusable: {0}")]
+    Listener(#[from] std::io::Error),
+    /// No more events will come from the fan-out.
+    #[error("the subscription to the fan-out ended, restart the gateway")]
+    FeedEnded,
+}
+
+/// What all connections share.
+struct Gateway {
+    log: Arc<dyn Log>,
+    fanout: Arc<dyn Fanout>,
+    settings: GatewaySettings,
+    health: Arc<Health>,
+    admin: Arc<Admin>,
+    counters: counters::Counters,
+    registry: registry::Registry,
+    /// Whether only this machine can reach the listener.
+    loopback: bool,
+    /// Numbers messages in correlation ids. One for the process, not one per connection: a client
+    /// may bring the same correlation id twice, and an answer of an original worker is matched by
+    /// nothing else.
+    messages: AtomicU64,
+    /// Numbers sockets in their order of closing.
+    closing: AtomicU64,
+    /// Accept nothing new; finish.
+    drain: CancellationToken,
+    /// The time to finish is over.
+    force: CancellationToken,
+    /// Every task of a connection.
+    tasks: TaskTracker,
+}

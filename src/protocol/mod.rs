@@ -3,7 +3,9 @@
 //! The rules are those of the wire contracts (`docs/protocol.md`); section numbers in the
 //! documentation of these types point there.
 
+pub mod close;
 pub mod error_code;
+pub mod frame;
 pub mod ids;
 pub mod position;
 pub mod record;

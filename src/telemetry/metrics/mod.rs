@@ -13,6 +13,7 @@ pub mod worker;
 
 pub use exporter::{Exporter, ExporterError};
 pub mod kafka;
+pub mod gateway;
 
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Unit};
 

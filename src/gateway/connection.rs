@@ -1,0 +1,348 @@
+//! One WebSocket from its upgrade to its end.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::SplitStream;
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Error as WsError, error::ProtocolError};
+
+use super::Gateway;
+use super::handshake::Session;
+use super::inbound::Inbound;
+use super::registry::Entry;
+use super::repair;
+use super::user::Socket;
+use crate::protocol::close::CloseReason;
+
+/// From the 101 to the socket.
+const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a client may take to say goodbye too.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Sockets are closed no faster than this when a gateway stops, so that the others are not run
+/// over by those that come back.
+const DRAIN_STEP: Duration = Duration::from_millis(5);
+
+/// But all of them within this.
+const DRAIN_SPREAD: Duration = Duration::from_secs(5);
+
+type Io = TokioIo<Upgraded>;
+type Frames = SplitStream<WebSocketStream<Io>>;
+
+/// Counts a connection; its end is counted on every way out.
+struct Counted<'a> {
+    gateway: &'a Gateway,
+    socket: &'a Socket,
+    session: &'a Session,
+    since: Instant,
+}
+
+impl<'a> Counted<'a> {
+    fn new(gateway: &'a Gateway, socket: &'a Socket, session: &'a Session) -> Self {
+        gateway.registry.count(1);
+        gateway.counters.active.increment(1.0);
+        gateway.counters.connections.increment(1);
+        let (correlation_id, user) = (&*session.correlation_id, session.user.as_str());
+        tracing::info!(correlation_id, user, "connection opened");
+        Self {
+            gateway,
+            socket,
+            session,
+            since: Instant::now(),
+        }
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        let reason = self.socket.outbound.ended_by().unwrap_or(CloseReason::Lost);
+        self.gateway.registry.count(-1);
+        self.gateway.counters.active.decrement(1.0);
+        self.gateway.counters.disconnected(reason.name());
+        let (correlation_id, user) = (&*self.session.correlation_id, self.session.user.as_str());
+        let seconds = self.since.elapsed().as_secs();
+        let reason = reason.name();
+        tracing::info!(correlation_id, user, reason, seconds, "connection closed");
+    }
+}
+
+/// Carries a connection. Never aborted: it ends by itself soon after the force token.
+pub(super) async fn run(gateway: Arc<Gateway>, session: Session, upgraded: OnUpgrade) {
+    let Ok(Ok(upgraded)) = timeout(UPGRADE_TIMEOUT, upgraded).await else {
+        let correlation_id = &*session.correlation_id;
+        tracing::debug!(correlation_id, "the client went before its upgrade");
+        return;
+    };
+    let settings = &gateway.settings;
+    let config = WebSocketConfig::default()
+        .read_buffer_size(4096)
+        .write_buffer_size(0)
+        // One frame at a time is handed over, and control frames beside it.
+        .max_write_buffer_size(2 * settings.outbound_queue_bytes + 65_536)
+        .max_message_size(Some(settings.max_frame_bytes))
+        .max_frame_size(Some(settings.max_frame_bytes));
+    let io = TokioIo::new(upgraded);
+    let stream = WebSocketStream::from_raw_socket(io, Role::Server, Some(config)).await;
+    let socket = Arc::new(Socket::new(settings.outbound_queue_bytes));
+    let _counted = Counted::new(&gateway, &socket, &session);
+    let (mut sink, mut frames) = stream.split();
+    let (broken, ()) = tokio::join!(
+        read(&gateway, &session, &socket, &mut frames),
+        socket.outbound.write_to(&mut sink, &gateway.counters.sent),
+    );
+    if broken && let Ok(stream) = sink.reunite(frames) {
+        linger(stream.into_inner()).await;
+    }
+}
+
+/// Reads what the client still sends before the connection is closed: closing over unread bytes
+/// resets it, and the client would lose the close frame with its reason.
+async fn linger(mut io: Io) {
+    let rest = async {
+        if io.shutdown().await.is_err() {
+            return;
+        }
+        let mut buffer = [0; 2048];
+        for _ in 0..4096 {
+            match io.read(&mut buffer).await {
+                Ok(0) | Err(_) => return,
+                Ok(_) => {}
+            }
+        }
+    };
+    // Over it the client loses the reason, and nothing else.
+    let _ = timeout(GOODBYE_TIMEOUT, rest).await;
+}
+
+/// Subscribes, and looks where the mailbox ends; again where the fan-out is away.
+async fn enter(
+    gateway: &Gateway,
+    session: &Session,
+    socket: &Arc<Socket>,
+) -> Result<Arc<Entry>, CloseReason> {
+    let deadline = Instant::now() + gateway.settings.produce_timeout;
+    let mut pause = Duration::from_millis(50);
+    let mut joined = None;
+    loop {
+        let entry = match joined.take() {
+            Some(entry) => Ok(entry),
+            None => gateway.registry.join(&session.user, socket).await,
+        };
+        let (error, operation) = match entry {
+            Ok(entry) => match repair::look_at_end(gateway, &entry).await {
+                Ok(look) => {
+                    let mut state = entry.state();
+                    state.started(&look.end);
+                    if !gateway.settings.interop {
+                        state.pending(&look.pending);
+                    }
+                    drop(state);
+                    // Set once: nobody else knows the socket's start.
+                    let _ = socket.start.set(look.end);
+                    return Ok(entry);
+                }
+                Err(error) => {
+                    joined = Some(entry);
+                    (error, "read")
+                }
+            },
+            Err(error) => (error, "subscribe"),
+        };
+        gateway.counters.redis_error(operation);
+        let stopping = gateway.drain.is_cancelled() || socket.outbound.ended_by().is_some();
+        if stopping || Instant::now() + pause >= deadline {
+            let correlation_id = &*session.correlation_id;
+            tracing::warn!(correlation_id, %error, "the connection can't be served");
+            if let Some(entry) = joined {
+                leave(gateway, &entry, socket).await;
+            }
+            return Err(if gateway.drain.is_cancelled() {
+                CloseReason::GoingAway
+            } else {
+                CloseReason::BackendLost
+            });
+        }
+        sleep(pause).await;
+        pause *= 2;
+    }
+}
+
+async fn leave(gateway: &Gateway, entry: &Arc<Entry>, socket: &Arc<Socket>) {
+    if let Err(error) = gateway.registry.leave(entry, socket).await {
+        gateway.counters.redis_error("unsubscribe");
+        tracing::warn!(%error, "a subscription could not be ended");
+    }
+}
+
+/// Reads until the connection ends and everything read has found its end. True where the client's
+/// bytes can't be followed any more, so that it can't say goodbye.
+async fn read(
+    gateway: &Arc<Gateway>,
+    session: &Session,
+    socket: &Arc<Socket>,
+    frames: &mut Frames,
+) -> bool {
+    let outbound = &socket.outbound;
+    let entry = match enter(gateway, session, socket).await {
+        Ok(entry) => entry,
+        Err(reason) => {
+            outbound.close(reason);
+            return goodbye(gateway, socket, frames).await;
+        }
+    };
+    let mut inbound = Inbound::new(
+        gateway.clone(),
+        session.clone(),
+        entry.clone(),
+        socket.clone(),
+    );
+    let broken = take_frames(gateway, socket, frames, &mut inbound).await;
+    // Not before everything that was read has been produced: its answers are waited for here.
+    let finish = async {
+        while !inbound.is_empty() {
+            inbound.step().await;
+        }
+    };
+    let part = async {
+        leave(gateway, &entry, socket).await;
+        if broken {
+            true
+        } else {
+            goodbye(gateway, socket, frames).await
+        }
+    };
+    tokio::select! {
+        ((), broken) = async { tokio::join!(finish, part) } => broken,
+        () = gateway.force.cancelled() => {
+            outbound.stop(CloseReason::GoingAway);
+            true
+        }
+    }
+}
+
+/// Waits until the client has said goodbye too. True where it did not.
+async fn goodbye(gateway: &Gateway, socket: &Socket, frames: &mut Frames) -> bool {
+    let ended = async { while let Some(Ok(_)) = frames.next().await {} };
+    tokio::select! {
+        ended = timeout(GOODBYE_TIMEOUT, ended) => ended.is_err(),
+        () = gateway.force.cancelled() => {
+            socket.outbound.stop(CloseReason::GoingAway);
+            true
+        }
+    }
+}
+
+/// Takes frames until the socket is to end, for whatever reason; it is noted in the queue. True
+/// where the client's bytes can't be followed any more.
+async fn take_frames(
+    gateway: &Gateway,
+    socket: &Socket,
+    frames: &mut Frames,
+    inbound: &mut Inbound,
+) -> bool {
+    let outbound = &socket.outbound;
+    let interval = gateway.settings.ping_interval;
+    let patience = gateway.settings.ping_timeout;
+    let mut heard = Instant::now();
+    let mut pinged: Option<Instant> = None;
+    let mut idle = std::pin::pin!(sleep_until(heard + interval));
+    let mut turn = std::pin::pin!(sleep_until(heard));
+    let mut draining = false;
+    loop {
+        let reading = !draining && inbound.has_room();
+        tokio::select! {
+            () = gateway.force.cancelled() => {
+                outbound.stop(CloseReason::GoingAway);
+                return true;
+            }
+            () = outbound.closing() => return false,
+            () = inbound.step(), if !inbound.is_empty() => {}
+            frame = frames.next(), if reading => {
+                heard = Instant::now();
+                pinged = None;
+                match frame {
+                    Some(Ok(Message::Text(text))) => inbound.frame(text.as_str()),
+                    Some(Ok(Message::Binary(_))) => {
+                        outbound.close(CloseReason::Unsupported);
+                        return false;
+                    }
+                    // The library has queued its answer; reading on sends it.
+                    Some(Ok(Message::Close(_))) => {
+                        outbound.stop(CloseReason::Normal);
+                        return false;
+                    }
+                    Some(Ok(_)) => {}
+                    Some(Err(error)) => {
+                        match reason_of(&error) {
+                            CloseReason::Lost => outbound.stop(CloseReason::Lost),
+                            reason => outbound.close(reason),
+                        }
+                        return true;
+                    }
+                    None => {
+                        outbound.stop(CloseReason::Lost);
+                        return true;
+                    }
+                }
+            }
+            () = &mut idle, if !draining => {
+                let now = Instant::now();
+                if !reading {
+                    // Not the client is silent: nobody listens.
+                    heard = now;
+                    pinged = None;
+                }
+                let next = match pinged {
+                    Some(at) if now >= at + patience => {
+                        outbound.close(CloseReason::PingTimeout);
+                        return true;
+                    }
+                    Some(at) => at + patience,
+                    None if now >= heard + interval => {
+                        outbound.ping();
+                        pinged = Some(now);
+                        now + patience
+                    }
+                    None => heard + interval,
+                };
+                idle.as_mut().reset(next);
+            }
+            () = gateway.drain.cancelled(), if !draining => {
+                draining = true;
+                turn.as_mut().reset(Instant::now() + wait_for_turn(gateway));
+            }
+            () = &mut turn, if draining && inbound.is_empty() => {
+                outbound.close(CloseReason::GoingAway);
+                return false;
+            }
+        }
+    }
+}
+
+/// How long this socket waits before it is closed when the gateway stops.
+fn wait_for_turn(gateway: &Gateway) -> Duration {
+    let before = gateway.closing.fetch_add(1, Ordering::Relaxed);
+    let all = (gateway.registry.connections() as u64).max(before + 1);
+    let spread = (gateway.settings.drain_timeout / 2).min(DRAIN_SPREAD);
+    let paced = DRAIN_STEP.saturating_mul(u32::try_from(before).unwrap_or(u32::MAX));
+    paced.min(spread.mul_f64(before as f64 / all as f64))
+}
+
+fn reason_of(error: &WsError) -> CloseReason {
+    match error {
+        WsError::Capacity(_) => CloseReason::TooBig,
+        WsError::Utf8(_) => CloseReason::BadUtf8,
+        WsError::Protocol(ProtocolError::ResetWithoutClosingHandshake) => CloseReason::Lost,
+        WsError::Protocol(_) | WsError::AttackAttempt => CloseReason::ProtocolError,
+        _ => CloseReason::Lost,
+    }
+}

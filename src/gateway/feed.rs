@@ -1,0 +1,126 @@
+//! Takes what is published for the users here, and hands it to their sockets.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+
+use super::registry::Entry;
+use super::user::{Source, Taken};
+use super::{Gateway, GatewayError};
+use crate::fanout::FeedEvent;
+use crate::protocol::frame::Published;
+use crate::protocol::ids::MessageId;
+use crate::protocol::position::Position;
+
+/// Events between the fan-out and the one task that hands them out; over it, a gap.
+const EVENTS: usize = 65_536;
+
+/// Messages to be taken out of `pending` beside an original relay; over it they stay there, as a
+/// hint that is wrong until it expires.
+const CLEARS: usize = 1024;
+
+/// Opens the subscriptions, waiting for a fan-out that is away, and hands out what comes. Never
+/// waits for a socket.
+pub(super) async fn run(gateway: Arc<Gateway>) -> Result<(), GatewayError> {
+    let (clears, to_clear) = mpsc::channel(CLEARS);
+    let clearing = clear_pending(gateway.clone(), to_clear);
+    let handing_out = hand_out(&gateway, clears);
+    tokio::select! {
+        result = handing_out => result,
+        () = clearing => Ok(()),
+        () = gateway.force.cancelled() => Ok(()),
+    }
+}
+
+type Clears = mpsc::Sender<(Arc<Entry>, MessageId)>;
+
+async fn hand_out(gateway: &Gateway, clears: Clears) -> Result<(), GatewayError> {
+    let mut pause = Duration::from_millis(100);
+    let (feed, mut events) = loop {
+        match gateway.fanout.feed(EVENTS).await {
+            Ok(opened) => break opened,
+            Err(error) => {
+                gateway.counters.redis_error("feed");
+                tracing::warn!(%error, "waiting for the fan-out");
+                sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(2));
+            }
+        }
+    };
+    gateway.registry.set_feed(feed);
+    while let Some(event) = events.recv().await {
+        match event {
+            FeedEvent::Frame { user, payload, .. } => {
+                gateway.counters.redis_messages.increment(1);
+                let Some(entry) = gateway.registry.get(&user) else {
+                    continue;
+                };
+                let taken = take(gateway, &entry, &payload, None, Source::Live);
+                if let Some(ended) = taken.ended
+                    && gateway.settings.interop
+                    && clears.try_send((entry, ended)).is_err()
+                {
+                    gateway.counters.redis_error("clear_pending");
+                }
+            }
+            FeedEvent::Gap => {
+                tracing::info!("published frames may have been lost, reading the mailboxes");
+                gateway.counters.gaps.increment(1);
+                gateway.registry.lost_frames();
+            }
+        }
+    }
+    Err(GatewayError::FeedEnded)
+}
+
+/// Tells a frame to the sockets of `entry` that have not had it. `position` is the mailbox's;
+/// a published frame brings its own.
+pub(super) fn take(
+    gateway: &Gateway,
+    entry: &Entry,
+    payload: &[u8],
+    position: Option<Position>,
+    source: Source,
+) -> Taken {
+    let frame = match Published::parse(payload) {
+        Ok(frame) => frame,
+        Err(error) => {
+            gateway.counters.message_error("unreadable_frame");
+            let (line, column) = (error.line(), error.column());
+            tracing::warn!(line, column, "a published frame can't be read");
+            return Taken::default();
+        }
+    };
+    if frame
+        .userid
+        .as_deref()
+        .is_some_and(|named| named != entry.user.as_str())
+    {
+        gateway.counters.message_error("foreign_frame");
+        tracing::error!("a published frame names another user than its channel, not delivered");
+        return Taken::default();
+    }
+    let position = position.or_else(|| frame.position.as_deref()?.parse().ok());
+    let taken = entry.state().take(&entry.user, &frame, position, source);
+    if taken.told {
+        tracing::debug!(
+            correlation_id = frame.correlation_id.as_deref().unwrap_or_default(),
+            message_id = frame.message_id.as_ref().map_or("", MessageId::as_str),
+            ?source,
+            "answer handed to the user's sockets"
+        );
+    }
+    taken
+}
+
+async fn clear_pending(gateway: Arc<Gateway>, mut ended: mpsc::Receiver<(Arc<Entry>, MessageId)>) {
+    while let Some((entry, message_id)) = ended.recv().await {
+        let cleared = gateway.fanout.clear_pending(&entry.user, &message_id);
+        if let Err(error) = cleared.await {
+            gateway.counters.redis_error("clear_pending");
+            tracing::debug!(%error, %message_id, "a message stays pending");
+        }
+    }
+}

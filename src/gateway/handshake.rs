@@ -1,0 +1,148 @@
+//! From an upgrade request to a connection: parameters, origin, token, correlation id.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::HeaderValue;
+use hyper::{HeaderMap, Method, Request, Uri};
+use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
+
+use super::reply::{Refusal, Reply};
+use super::{Gateway, auth, connection, origin};
+use crate::protocol::ids::UserId;
+
+/// The parameters of a request.
+pub(super) struct Query<'a> {
+    userid: Option<Cow<'a, str>>,
+    token: Option<Cow<'a, str>>,
+}
+
+impl<'a> Query<'a> {
+    pub(super) fn of(uri: &'a Uri) -> Self {
+        let mut query = Self {
+            userid: None,
+            token: None,
+        };
+        let raw = uri.query().unwrap_or_default();
+        for (name, value) in url::form_urlencoded::parse(raw.as_bytes()) {
+            match &*name {
+                "userid" => query.userid = Some(value),
+                "token" => query.token = Some(value),
+                _ => {}
+            }
+        }
+        query
+    }
+
+    pub(super) fn user(&self) -> Result<UserId, Refusal> {
+        let given = self
+            .userid
+            .as_deref()
+            .ok_or(Refusal::bad_request("`userid` is missing"))?;
+        UserId::parse(given).map_err(|_| {
+            Refusal::bad_request(
+                "`userid` must be 1 to 128 characters of A-Z a-z 0-9 . _ : @ | + -",
+            )
+        })
+    }
+}
+
+/// Who connects, and how its messages are followed.
+#[derive(Debug, Clone)]
+pub(super) struct Session {
+    pub(super) user: UserId,
+    /// Of the connection; a message's has a number behind it.
+    pub(super) correlation_id: Arc<str>,
+    /// W3C trace context that the client brought.
+    pub(super) traceparent: Option<Bytes>,
+}
+
+/// Checks an upgrade request. What it lets in runs on in a task of its own.
+pub(super) async fn upgrade(
+    gateway: &Arc<Gateway>,
+    mut request: Request<Incoming>,
+) -> Result<Reply, Refusal> {
+    if request.method() != Method::GET {
+        return Err(Refusal::method());
+    }
+    if gateway.drain.is_cancelled() {
+        return Err(Refusal::unavailable("this gateway is stopping"));
+    }
+    let query = Query::of(request.uri());
+    let user = query.user()?;
+    origin::check(gateway, request.headers())?;
+    let mut reply = create_response_with_body(&request, || Full::new(Bytes::new()))
+        .map_err(|_| Refusal::bad_request("a WebSocket upgrade (version 13) is expected here"))?;
+    auth::check_token(gateway, &user, query.token.as_deref()).await?;
+    if !gateway.registry.has_feed() {
+        return Err(Refusal::unavailable("answers can't be received yet"));
+    }
+    let correlation_id = correlation_id(request.headers());
+    if let Ok(value) = HeaderValue::from_str(&correlation_id) {
+        reply.headers_mut().insert("x-correlation-id", value);
+    }
+    let session = Session {
+        user,
+        correlation_id,
+        traceparent: traceparent(request.headers()),
+    };
+    let upgraded = hyper::upgrade::on(&mut request);
+    gateway
+        .tasks
+        .spawn(connection::run(gateway.clone(), session, upgraded));
+    Ok(reply)
+}
+
+/// What the client brought, where it can't do harm in headers and logs; otherwise a new one.
+fn correlation_id(headers: &HeaderMap) -> Arc<str> {
+    ["x-correlation-id", "x-request-id"]
+        .iter()
+        .filter_map(|name| headers.get(*name)?.to_str().ok())
+        .find(|id| (1..=128).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic()))
+        .map_or_else(|| uuid::Uuid::new_v4().to_string().into(), Into::into)
+}
+
+fn traceparent(headers: &HeaderMap) -> Option<Bytes> {
+    let value = headers.get("traceparent")?.as_bytes();
+    let hex = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b'-');
+    (value.len() == 55 && value.iter().all(hex)).then(|| Bytes::copy_from_slice(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_decoded_before_they_are_judged() {
+        let uri: Uri = "/ws?token=a%2Bb&userid=al%69ce%40x".parse().unwrap();
+        let query = Query::of(&uri);
+        assert_eq!(query.user().unwrap().as_str(), "alice@x");
+        assert_eq!(query.token.as_deref(), Some("a+b"));
+        for bad in [
+            "/ws",
+            "/ws?userid=",
+            "/ws?userid=a%0d%0ab",
+            "/ws?userid=%ff",
+            "/ws?userid=*",
+        ] {
+            let uri: Uri = bad.parse().unwrap();
+            assert!(Query::of(&uri).user().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_correlation_id_that_could_break_a_log_line_is_replaced() {
+        let with = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("x-request-id", HeaderValue::from_str(value).unwrap());
+            correlation_id(&headers).to_string()
+        };
+        assert_eq!(with("abc-1"), "abc-1");
+        for bad in ["a b", "a\tb", "", &"x".repeat(129)] {
+            assert_ne!(with(bad), bad);
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! Which web pages may talk to the gateway: `ALLOW_ORIGINS`, CORS, and the loopback rule of the
+//! open mode.
+
+use std::net::IpAddr;
+
+use hyper::HeaderMap;
+use hyper::header::{
+    ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_ORIGIN, HOST, HeaderValue, ORIGIN, VARY,
+};
+
+use super::Gateway;
+use super::reply::{Refusal, Reply};
+use crate::config::settings::AuthMode;
+
+fn text(headers: &HeaderMap, name: hyper::header::HeaderName) -> Option<Result<&str, Refusal>> {
+    let value = headers.get(name)?;
+    Some(
+        value
+            .to_str()
+            .map_err(|_| Refusal::forbidden("a header is not readable")),
+    )
+}
+
+/// Refuses requests of web pages that are not allowed. An absent `Origin` is no browser's.
+pub(super) fn check(gateway: &Gateway, headers: &HeaderMap) -> Result<(), Refusal> {
+    let origin = text(headers, ORIGIN).transpose()?;
+    if gateway.settings.auth == AuthMode::Open && gateway.loopback {
+        // Anybody on this machine may come in, and so could any web page by the browser of this
+        // machine: through a name of its own that points here (Host), or straight (Origin).
+        let host = text(headers, HOST).transpose()?.unwrap_or_default();
+        if !is_loopback(host) {
+            return Err(Refusal::forbidden("the host must be a loopback address"));
+        }
+        return match origin {
+            Some(origin) if !same_origin(origin, host) => {
+                Err(Refusal::forbidden("this origin is not allowed"))
+            }
+            _ => Ok(()),
+        };
+    }
+    match origin {
+        Some(origin) if !is_allowed(origin, &gateway.settings.allow_origins) => {
+            Err(Refusal::forbidden("this origin is not allowed"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn is_allowed(origin: &str, allowed: &[String]) -> bool {
+    allowed
+        .iter()
+        .any(|one| one == "*" || one.trim_end_matches('/').eq_ignore_ascii_case(origin))
+}
+
+fn is_loopback(host: &str) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split_once(']').map_or("", |(name, _)| name),
+        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
+    };
+    name.eq_ignore_ascii_case("localhost")
+        || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+fn same_origin(origin: &str, host: &str) -> bool {
+    origin
+        .strip_prefix("http://")
+        .or_else(|| origin.strip_prefix("https://"))
+        .is_some_and(|rest| rest.eq_ignore_ascii_case(host))
+}
+
+/// Adds what a browser needs to let a page read the answer. Only after [`check`] let it pass.
+pub(super) fn add_cors(gateway: &Gateway, headers: &HeaderMap, reply: &mut Reply) {
+    let Some(origin) = headers.get(ORIGIN) else {
+        return;
+    };
+    let settings = &gateway.settings;
+    let any = settings.allow_origins.iter().any(|one| one == "*");
+    let to = reply.headers_mut();
+    if any && !settings.allow_credentials {
+        to.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    } else {
+        to.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+        to.insert(VARY, HeaderValue::from_static("Origin"));
+    }
+    if settings.allow_credentials {
+        to.insert(
+            ACCESS_CONTROL_ALLOW_CREDENTIALS,
+            HeaderValue::from_static("true"),
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_only_looks_like_loopback_is_not() {
+        for good in [
+            "localhost",
+            "localhost:8000",
+            "127.0.0.1:1",
+            "[::1]:8000",
+            "127.1.2.3",
+        ] {
+            assert!(is_loopback(good), "{good}");
+        }
+        for bad in [
+            "",
+            "localhost.evil.example",
+            "127.0.0.1.evil",
+            "10.0.0.1:80",
+            "[::2]",
+            "::",
+        ] {
+            assert!(!is_loopback(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_same_origin_has_the_same_host_and_port() {
+        assert!(same_origin("http://localhost:8000", "localhost:8000"));
+        for bad in [
+            "http://localhost:8001",
+            "null",
+            "http://localhost",
+            "localhost:8000",
+        ] {
+            assert!(!same_origin(bad, "localhost:8000"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_origin_is_allowed_whole_or_not_at_all() {
+        let allowed = ["https://chat.example".to_owned()];
+        assert!(is_allowed("https://chat.example", &allowed));
+        for bad in [
+            "https://chat.example.evil",
+            "http://chat.example",
+            "null",
+            "",
+        ] {
+            assert!(!is_allowed(bad, &allowed), "{bad}");
+        }
+        assert!(is_allowed("null", &["*".to_owned()]));
+    }
+}

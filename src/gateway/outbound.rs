@@ -1,0 +1,224 @@
+//! What one socket still has to be sent: bounded in bytes, and written by one task.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::{Sink, SinkExt as _};
+use metrics::Counter;
+use tokio::sync::Notify;
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message};
+use tokio_tungstenite::tungstenite::{Error as WsError, Utf8Bytes};
+use tokio_util::sync::CancellationToken;
+
+use crate::protocol::close::CloseReason;
+
+/// A write that takes longer is a client that does not read.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the close frame may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What a queued frame costs beside its text.
+const FRAME_COST: usize = 64;
+
+/// The queue. Frames keep their order; a ping overtakes them, the close frame comes after them.
+/// Over its limit the client counts as slow: the frames are dropped and the socket is closed.
+pub(super) struct Outbound {
+    limit: usize,
+    state: Mutex<State>,
+    wake: Notify,
+    closing: CancellationToken,
+    abandoned: CancellationToken,
+}
+
+#[derive(Default)]
+struct State {
+    frames: VecDeque<Utf8Bytes>,
+    bytes: usize,
+    ping: bool,
+    ended_by: Option<CloseReason>,
+    /// Nobody is there to be told.
+    gone: bool,
+}
+
+enum Next {
+    Write(Message),
+    Close(CloseReason),
+    Gone,
+}
+
+impl Outbound {
+    /// Holds at most `limit` bytes.
+    pub(super) fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            state: Mutex::default(),
+            wake: Notify::new(),
+            closing: CancellationToken::new(),
+            abandoned: CancellationToken::new(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues a text frame; nothing where the socket is closing. Never waits.
+    pub(super) fn push(&self, frame: Utf8Bytes) {
+        let mut state = self.state();
+        if state.ended_by.is_some() {
+            return;
+        }
+        let cost = frame.as_str().len() + FRAME_COST;
+        if state.bytes + cost > self.limit {
+            drop(state);
+            self.close(CloseReason::SlowConsumer);
+            return;
+        }
+        state.bytes += cost;
+        state.frames.push_back(frame);
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// Asks the client whether it is there.
+    pub(super) fn ping(&self) {
+        self.state().ping = true;
+        self.wake.notify_one();
+    }
+
+    /// Ends the socket with a close frame after what is queued. The first reason counts.
+    pub(super) fn close(&self, reason: CloseReason) {
+        let mut state = self.state();
+        if state.ended_by.is_some() {
+            return;
+        }
+        state.ended_by = Some(reason);
+        if reason == CloseReason::SlowConsumer {
+            state.frames.clear();
+            self.abandoned.cancel();
+        }
+        drop(state);
+        self.closing.cancel();
+        self.wake.notify_one();
+    }
+
+    /// Ends the socket without a word: the client is gone, or said goodbye first.
+    pub(super) fn stop(&self, reason: CloseReason) {
+        let mut state = self.state();
+        state.ended_by.get_or_insert(reason);
+        state.gone = true;
+        state.frames.clear();
+        drop(state);
+        self.abandoned.cancel();
+        self.closing.cancel();
+        self.wake.notify_one();
+    }
+
+    /// Returns once the socket is to end.
+    pub(super) async fn closing(&self) {
+        self.closing.cancelled().await;
+    }
+
+    /// Why the socket ends, once that is decided.
+    pub(super) fn ended_by(&self) -> Option<CloseReason> {
+        self.state().ended_by
+    }
+
+    async fn next(&self) -> Next {
+        loop {
+            {
+                let mut state = self.state();
+                if state.gone {
+                    return Next::Gone;
+                }
+                if std::mem::take(&mut state.ping) {
+                    return Next::Write(Message::Ping(bytes::Bytes::new()));
+                }
+                if let Some(frame) = state.frames.pop_front() {
+                    state.bytes -= frame.as_str().len() + FRAME_COST;
+                    return Next::Write(Message::Text(frame));
+                }
+                if let Some(reason) = state.ended_by {
+                    return Next::Close(reason);
+                }
+            }
+            self.wake.notified().await;
+        }
+    }
+
+    /// Writes until the socket ends. `sent` counts text frames.
+    pub(super) async fn write_to<S>(&self, sink: &mut S, sent: &Counter)
+    where
+        S: Sink<Message, Error = WsError> + Unpin,
+    {
+        loop {
+            let message = match self.next().await {
+                Next::Write(message) => message,
+                Next::Gone => return,
+                Next::Close(reason) => {
+                    let frame = CloseFrame {
+                        code: reason.code().into(),
+                        reason: Utf8Bytes::from_static(reason.name()),
+                    };
+                    // A client that does not take even this learns it from the closed connection.
+                    let _ = timeout(CLOSE_TIMEOUT, sink.send(Message::Close(Some(frame)))).await;
+                    return;
+                }
+            };
+            let text = message.is_text();
+            tokio::select! {
+                biased;
+                written = timeout(WRITE_TIMEOUT, sink.send(message)) => match written {
+                    Ok(Ok(())) if text => sent.increment(1),
+                    Ok(Ok(())) => {}
+                    Ok(Err(_)) => {
+                        self.stop(CloseReason::Lost);
+                        return;
+                    }
+                    Err(_) => self.close(CloseReason::SlowConsumer),
+                },
+                () = self.abandoned.cancelled() => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(next: Next) -> String {
+        match next {
+            Next::Write(message) => message.into_text().unwrap().to_string(),
+            Next::Close(reason) => reason.name().to_owned(),
+            Next::Gone => "gone".to_owned(),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_queued_goes_out_before_the_goodbye_and_nothing_after_it() {
+        let outbound = Outbound::new(1000);
+        outbound.push("a".into());
+        outbound.push("b".into());
+        outbound.close(CloseReason::GoingAway);
+        outbound.push("c".into());
+        for expected in ["a", "b", "going_away"] {
+            assert_eq!(text(outbound.next().await), expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_closes_the_socket_and_holds_nothing_back() {
+        let outbound = Outbound::new(3 * (FRAME_COST + 1));
+        for _ in 0..3 {
+            outbound.push("x".into());
+        }
+        assert_eq!(outbound.ended_by(), None);
+        outbound.push("x".into());
+        assert_eq!(outbound.ended_by(), Some(CloseReason::SlowConsumer));
+        assert_eq!(text(outbound.next().await), "slow_consumer");
+    }
+}

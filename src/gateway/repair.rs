@@ -1,0 +1,130 @@
+//! Finds answers that were published and did not arrive, or that a relay's rewind brought back
+//! without publishing them to classic clients (protocol.md section 3).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{StreamExt as _, stream};
+use tokio::time::{MissedTickBehavior, interval, sleep};
+
+use super::registry::Entry;
+use super::user::Source;
+use super::{Gateway, feed};
+use crate::fanout::{FanoutError, Look, Read};
+use crate::protocol::position::Position;
+
+/// Mailboxes that are read at once.
+const AT_ONCE: usize = 16;
+
+/// At most so far apart are the reads of two users.
+const SPREAD: Duration = Duration::from_millis(20);
+
+/// Bytes of frames in one read.
+const PAGE: usize = 256 << 10;
+
+/// Pages of one check; the next check goes on where it ended.
+const PAGES: usize = 64;
+
+/// Reads the users for whom something is open every `OPEN_CHECK_MS`, and all users after a gap.
+pub(super) async fn run(gateway: Arc<Gateway>) {
+    let mut tick = interval(gateway.settings.open_check);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = gateway.force.cancelled() => return,
+            _ = tick.tick() => {}
+            () = gateway.registry.gap.notified() => {}
+        }
+        let entries = gateway.registry.wanting_check();
+        let users = u32::try_from(entries.len()).unwrap_or(u32::MAX).max(1);
+        let spread = (gateway.settings.open_check / 2 / users).min(SPREAD);
+        let gateway = &*gateway;
+        let checks = stream::iter(entries)
+            .then(|entry| async {
+                sleep(spread).await;
+                entry
+            })
+            .for_each_concurrent(AT_ONCE, |entry| async move {
+                if let Err(error) = check(gateway, &entry).await {
+                    entry.state().set_due();
+                    gateway.counters.redis_error("read");
+                    tracing::debug!(%error, "a mailbox could not be read, trying again");
+                }
+            });
+        tokio::select! {
+            () = gateway.force.cancelled() => return,
+            () = checks => {}
+        }
+    }
+}
+
+/// Reads where the mailbox ends, for a socket that connects.
+pub(super) async fn look_at_end(gateway: &Gateway, entry: &Entry) -> Result<Look, FanoutError> {
+    read(gateway, entry, None, false).await
+}
+
+async fn read(
+    gateway: &Gateway,
+    entry: &Entry,
+    after: Option<Position>,
+    from_start: bool,
+) -> Result<Look, FanoutError> {
+    gateway
+        .fanout
+        .read(Read {
+            user: entry.user.clone(),
+            after,
+            from_start,
+            max_bytes: PAGE,
+        })
+        .await
+}
+
+/// One user: tells what its sockets have missed.
+async fn check(gateway: &Gateway, entry: &Entry) -> Result<(), FanoutError> {
+    // A gap from now on asks for another check.
+    entry.state().checked();
+    let after = entry.state().verified();
+    // The first frames after "never used" may be those of a mailbox that was lost and rebuilt.
+    let mut source = match &after {
+        Some(position) if position.epoch.empty_mailbox().is_none() => Source::Mailbox,
+        _ => Source::Rebuilt,
+    };
+    let mut look = read(gateway, entry, after.clone(), after.is_none()).await?;
+    if after.is_some() && !look.recovered {
+        // The position is worth nothing any more: trimmed, or lost with Redis. What is waited for
+        // may be in what the mailbox has.
+        source = Source::Rebuilt;
+        look = read(gateway, entry, None, true).await?;
+    }
+    for _ in 0..PAGES {
+        let mut last = None;
+        for (position, frame) in look.frames {
+            let payload = frame.as_bytes();
+            let taken = feed::take(gateway, entry, payload, Some(position.clone()), source);
+            if taken.told {
+                gateway.counters.repaired.increment(1);
+            }
+            last = Some(position);
+        }
+        let next = last.filter(|_| look.more);
+        let page_end = next.clone().unwrap_or(look.end);
+        {
+            let mut state = entry.state();
+            if !gateway.settings.interop {
+                state.pending(&look.pending);
+            }
+            state.set_verified(page_end);
+        }
+        let Some(next) = next else {
+            return Ok(());
+        };
+        look = read(gateway, entry, Some(next), false).await?;
+        if !look.recovered {
+            // Trimmed or lost between two pages: the next check sees it and begins anew.
+            break;
+        }
+    }
+    entry.state().set_due();
+    Ok(())
+}

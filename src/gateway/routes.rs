@@ -1,0 +1,63 @@
+//! Which request goes where.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use hyper::body::Incoming;
+use hyper::{Method, Request, StatusCode};
+use serde_json::json;
+
+use super::reply::{Refusal, Reply, json_reply};
+use super::{Gateway, handshake, origin, token};
+
+pub(super) async fn route(
+    gateway: Arc<Gateway>,
+    request: Request<Incoming>,
+) -> Result<Reply, Infallible> {
+    let path = request.uri().path();
+    let result = match path {
+        "/ws" => {
+            let result = handshake::upgrade(&gateway, request).await;
+            if let Err(refusal) = &result {
+                gateway.counters.refused(refusal.status.as_u16());
+            }
+            result
+        }
+        "/token" => {
+            let (parts, _body) = request.into_parts();
+            match parts.method {
+                Method::OPTIONS => token::preflight(&gateway, &parts),
+                Method::POST => {
+                    if let Err(refusal) = origin::check(&gateway, &parts.headers) {
+                        Err(refusal)
+                    } else {
+                        // A page that may ask may also read why it was refused.
+                        let mut reply = token::issue(&gateway, &parts)
+                            .await
+                            .unwrap_or_else(|refusal| refusal.reply());
+                        origin::add_cors(&gateway, &parts.headers, &mut reply);
+                        Ok(reply)
+                    }
+                }
+                _ => Err(Refusal::method()),
+            }
+        }
+        "/health" if request.method() == Method::GET => Ok(health(&gateway)),
+        _ => (gateway.admin)(request.method(), path).ok_or_else(Refusal::not_found),
+    };
+    Ok(result.unwrap_or_else(|refusal| refusal.reply()))
+}
+
+/// As the original's.
+fn health(gateway: &Gateway) -> Reply {
+    json_reply(
+        StatusCode::OK,
+        &json!({
+            "status": "healthy",
+            "service": "websocket-server",
+            "server_id": gateway.settings.server_id,
+            "active_users": gateway.registry.users(),
+            "total_connections": gateway.registry.connections(),
+        }),
+    )
+}

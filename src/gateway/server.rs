@@ -1,0 +1,136 @@
+//! Accepts connections, and ends them when the gateway is told to stop.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::counters::Counters;
+use super::registry::Registry;
+use super::{Gateway, GatewayError, Parts, feed, repair, routes};
+
+/// A client that has not sent its request's head by then is cut off; so is an idle one.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Bytes of a request's head.
+const HEAD_BYTES: usize = 16 << 10;
+
+/// What the tasks get to notice that their time is over.
+const FORCE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Serves until `drain` is cancelled, then finishes: nothing new is accepted, what was read is
+/// acknowledged, and the sockets are closed at a pace within `drain_timeout`. Returns when all are
+/// gone or that time is over.
+pub async fn serve(
+    listener: TcpListener,
+    parts: Parts,
+    drain: CancellationToken,
+) -> Result<(), GatewayError> {
+    let loopback = listener.local_addr()?.ip().is_loopback();
+    let settings = parts.settings;
+    let gateway = Arc::new(Gateway {
+        counters: Counters::new(&settings.server_id, &settings.messages_topic),
+        log: parts.log,
+        fanout: parts.fanout,
+        health: parts.health,
+        admin: parts.admin,
+        registry: Registry::default(),
+        loopback,
+        messages: AtomicU64::new(1),
+        closing: AtomicU64::new(0),
+        drain: drain.clone(),
+        force: CancellationToken::new(),
+        tasks: TaskTracker::new(),
+        settings,
+    });
+    // Whatever ends this future ends its tasks.
+    let _force = gateway.force.clone().drop_guard();
+    let mut feed = tokio::spawn(feed::run(gateway.clone()));
+    let repair = tokio::spawn(repair::run(gateway.clone()));
+    let result = tokio::select! {
+        () = accept(&gateway, &listener) => Ok(()),
+        () = drain.cancelled() => Ok(()),
+        ended = &mut feed => ended.unwrap_or(Err(GatewayError::FeedEnded)),
+    };
+    drop(listener);
+    gateway.health.drain();
+    gateway.tasks.close();
+    if result.is_ok() {
+        tracing::info!(connections = gateway.registry.connections(), "draining");
+        if timeout(gateway.settings.drain_timeout, gateway.tasks.wait())
+            .await
+            .is_err()
+        {
+            let connections = gateway.registry.connections();
+            tracing::warn!(
+                connections,
+                "connections are cut off, the drain took too long"
+            );
+        }
+    }
+    gateway.force.cancel();
+    if timeout(FORCE_TIMEOUT, gateway.tasks.wait()).await.is_err() {
+        tracing::error!("connections did not end");
+    }
+    // Both end by the force token.
+    let _ = repair.await;
+    if !feed.is_finished() {
+        let _ = feed.await;
+    }
+    result
+}
+
+/// Accepts for ever. A failure is mostly a lack of descriptors, which goes on failing: it backs
+/// off instead of spinning.
+async fn accept(gateway: &Arc<Gateway>, listener: &TcpListener) {
+    let mut pause = Duration::from_millis(10);
+    loop {
+        match listener.accept().await {
+            Ok((stream, _peer)) => {
+                pause = Duration::from_millis(10);
+                gateway.tasks.spawn(serve_http(gateway.clone(), stream));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(1));
+            }
+        }
+    }
+}
+
+async fn serve_http(gateway: Arc<Gateway>, stream: TcpStream) {
+    // Only slower without it.
+    let _ = stream.set_nodelay(true);
+    let service = {
+        let gateway = gateway.clone();
+        service_fn(move |request| routes::route(gateway.clone(), request))
+    };
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(HEAD_BYTES)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    let mut connection = std::pin::pin!(connection);
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        () = gateway.drain.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            tokio::select! {
+                result = connection => result,
+                () = gateway.force.cancelled() => return,
+            }
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, "http connection ended");
+    }
+}

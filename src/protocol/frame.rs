@@ -1,0 +1,275 @@
+//! What clients send and get on the classic protocol (protocol.md section 1.1), and the published
+//! frames that it is made of.
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::error_code::ErrorCode;
+use super::ids::{MessageId, UserId};
+
+/// Why a client's frame is not taken: the `code` and the text of the `error` that answers it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// For programs.
+    pub code: ErrorCode,
+    /// For people; begins with `Invalid message`, and never quotes the frame.
+    pub text: String,
+}
+
+impl Refused {
+    fn invalid(what: &str) -> Self {
+        Self {
+            code: ErrorCode::InvalidMessage,
+            text: format!("{}: {what}", ErrorCode::InvalidMessage.text()),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct ClientFrame<'a> {
+    #[serde(rename = "type", borrow, default)]
+    kind: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    content: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    userid: Option<Cow<'a, str>>,
+}
+
+/// The content of a classic client's frame. NUL is taken out of it, since stores behind may cut
+/// there; every other character stays. Unknown fields are ignored.
+pub fn parse_classic(
+    text: &str,
+    user: &UserId,
+    max_content_chars: usize,
+) -> Result<String, Refused> {
+    // serde_json's own text can quote the frame, which is content.
+    let frame: ClientFrame<'_> =
+        serde_json::from_str(text).map_err(|error| match error.classify() {
+            serde_json::error::Category::Data => {
+                Refused::invalid("a JSON object with the texts `type`, `content` is expected")
+            }
+            _ => Refused::invalid("not JSON"),
+        })?;
+    if frame.kind.as_deref() != Some("message") {
+        return Err(Refused::invalid("`type` must be `message`"));
+    }
+    if frame
+        .userid
+        .as_deref()
+        .is_some_and(|named| named != user.as_str())
+    {
+        return Err(Refused::invalid("`userid` must be the connection's"));
+    }
+    let Some(content) = frame.content else {
+        return Err(Refused::invalid("`content` is missing"));
+    };
+    let content: String = if content.contains('\0') {
+        content.chars().filter(|c| *c != '\0').collect()
+    } else {
+        content.into_owned()
+    };
+    if content.trim().is_empty() {
+        return Err(Refused::invalid("`content` is empty"));
+    }
+    // The number of bytes bounds the number of characters: most messages need no count.
+    if content.len() > max_content_chars && content.chars().count() > max_content_chars {
+        return Err(Refused {
+            code: ErrorCode::TooLarge,
+            text: format!(
+                "{}: `content` has more than {max_content_chars} characters",
+                ErrorCode::InvalidMessage.text()
+            ),
+        });
+    }
+    Ok(content)
+}
+
+/// A frame published on a user's channel, as far as classic sockets need it. Tolerant: an original
+/// service may have written it.
+#[derive(Debug, Deserialize)]
+pub struct Published<'a> {
+    #[serde(rename = "type", borrow)]
+    kind: Cow<'a, str>,
+    #[serde(borrow, default)]
+    content: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    message: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    timestamp: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    processing_time_ms: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    code: Option<&'a RawValue>,
+    /// Whose it says it is.
+    #[serde(borrow, default)]
+    pub userid: Option<Cow<'a, str>>,
+    /// By which logs are followed, and an answer without `message_id` is matched.
+    #[serde(borrow, default)]
+    pub correlation_id: Option<Cow<'a, str>>,
+    /// The message; absent where an original worker answered it.
+    #[serde(default)]
+    pub message_id: Option<MessageId>,
+    /// Where it is in `responses`; absent where an original relay published it.
+    #[serde(borrow, default)]
+    pub position: Option<Cow<'a, str>>,
+}
+
+#[derive(Serialize)]
+struct ClassicResponse<'a> {
+    r#type: &'static str,
+    content: Option<&'a RawValue>,
+    userid: &'a UserId,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timestamp: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    processing_time_ms: Option<&'a RawValue>,
+    correlation_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message_id: Option<&'a MessageId>,
+}
+
+#[derive(Serialize)]
+struct ClassicError<'a, M: Serialize, C: Serialize> {
+    r#type: &'static str,
+    message: M,
+    userid: &'a UserId,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    code: Option<C>,
+    correlation_id: &'a str,
+}
+
+fn json(frame: &impl Serialize) -> String {
+    // Only maps with other keys than strings can fail, and there are none.
+    serde_json::to_string(frame).unwrap_or_default()
+}
+
+impl<'a> Published<'a> {
+    /// Reads a published payload.
+    pub fn parse(payload: &'a [u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(payload)
+    }
+
+    /// What a classic socket of `user` gets of it: exactly the fields of section 1.1. `None` for a
+    /// type that classic clients never see.
+    pub fn to_classic(&self, user: &UserId) -> Option<String> {
+        let correlation_id = self.correlation_id.as_deref().unwrap_or_default();
+        match &*self.kind {
+            "response" => Some(json(&ClassicResponse {
+                r#type: "response",
+                content: self.content,
+                userid: user,
+                timestamp: self.timestamp,
+                processing_time_ms: self.processing_time_ms,
+                correlation_id,
+                message_id: self.message_id.as_ref(),
+            })),
+            "error" => Some(match self.message {
+                Some(message) => json(&ClassicError {
+                    r#type: "error",
+                    message,
+                    userid: user,
+                    code: self.code,
+                    correlation_id,
+                }),
+                None => json(&ClassicError {
+                    r#type: "error",
+                    message: ErrorCode::Unavailable.text(),
+                    userid: user,
+                    code: self.code,
+                    correlation_id,
+                }),
+            }),
+            _ => None,
+        }
+    }
+}
+
+/// An `error` frame of the gateway's own for a classic client.
+pub fn classic_error(user: &UserId, code: ErrorCode, text: &str, correlation_id: &str) -> String {
+    json(&ClassicError {
+        r#type: "error",
+        message: text,
+        userid: user,
+        code: Some(code),
+        correlation_id,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn user() -> UserId {
+        UserId::parse("alice").unwrap()
+    }
+
+    fn refused(text: &str) -> ErrorCode {
+        let refused = parse_classic(text, &user(), 5).unwrap_err();
+        assert!(refused.text.starts_with("Invalid message"), "{refused:?}");
+        refused.code
+    }
+
+    #[test]
+    fn a_frame_that_is_no_message_is_refused_with_a_text_that_quotes_nothing() {
+        for bad in [
+            "",
+            "hello",
+            "[]",
+            "{}",
+            "null",
+            r#"{"type":"message"}"#,
+            r#"{"type":"ping","content":"x"}"#,
+            r#"{"content":"x"}"#,
+            r#"{"type":"message","content":7}"#,
+            r#"{"type":"message","content":""}"#,
+            r#"{"type":"message","content":" \n"}"#,
+            r#"{"type":"message","content":"\u0000"}"#,
+            r#"{"type":"message","content":"\ud800"}"#,
+            r#"{"type":"message","content":"x","userid":"bob"}"#,
+            r#"{"type":"message","content":"x","userid":7}"#,
+        ] {
+            assert_eq!(refused(bad), ErrorCode::InvalidMessage, "{bad}");
+        }
+        let long = r#"{"type":"message","content":"secret"}"#;
+        assert_eq!(refused(long), ErrorCode::TooLarge);
+        let text = parse_classic(long, &user(), 5).unwrap_err().text;
+        assert!(!text.contains("secret"));
+    }
+
+    #[test]
+    fn only_nul_is_taken_out_and_characters_are_counted_not_bytes() {
+        let parse = |text: &str| parse_classic(text, &user(), 5);
+        let frame = r#"{"type":"message","content":"a\u0000\tb\u0001","userid":"alice","x":[1]}"#;
+        assert_eq!(parse(frame).unwrap(), "a\tb\u{1}");
+        let frame = r#"{"type":"message","content":"ééééé"}"#;
+        assert_eq!(parse(frame).unwrap(), "ééééé");
+    }
+
+    #[test]
+    fn a_classic_client_gets_the_classic_fields_and_no_others() {
+        let payload = br#"{"v":1,"type":"response","content":"h\u00e9 \"x\"","userid":"alice",
+            "timestamp":"2024-01-01T12:00:00Z","processing_time_ms":12.5,"correlation_id":"c",
+            "message_id":"m","conversation_id":"default","position":"a~0~1.4","n":3,"n_id":"z"}"#;
+        let frame = Published::parse(payload).unwrap();
+        assert_eq!(
+            frame.to_classic(&user()).unwrap(),
+            r#"{"type":"response","content":"h\u00e9 \"x\"","userid":"alice","timestamp":"2024-01-01T12:00:00Z","processing_time_ms":12.5,"correlation_id":"c","message_id":"m"}"#
+        );
+        let payload = br#"{"v":1,"type":"error","content":"part","message":"Cancelled",
+            "userid":"alice","code":"cancelled","correlation_id":"c","message_id":"m"}"#;
+        let frame = Published::parse(payload).unwrap();
+        assert_eq!(
+            frame.to_classic(&user()).unwrap(),
+            r#"{"type":"error","message":"Cancelled","userid":"alice","code":"cancelled","correlation_id":"c"}"#
+        );
+        let payload = br#"{"type":"delta","content":"x"}"#;
+        assert!(
+            Published::parse(payload)
+                .unwrap()
+                .to_classic(&user())
+                .is_none()
+        );
+    }
+}
