@@ -1,1 +1,9 @@
-//! Integration tests.
+//! Integration tests: one binary, on real services. `tests/run` starts them and runs it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stderr,
+    reason = "a test that can't go on panics, and says what it saw"
+)]
+
+mod support;
