@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 pub(crate) mod client;
 pub(crate) mod http;
+pub(crate) mod kafka;
 pub(crate) mod model;
 pub(crate) mod process;
 pub(crate) mod redis;

@@ -145,9 +145,11 @@ pub(crate) async fn subscribe(
     tokio::sync::mpsc::UnboundedReceiver<String>,
 ) {
     use fred::interfaces::{EventInterface, PubsubInterface};
-    let mut performance = fred::types::config::PerformanceConfig::default();
-    // The default of 32 loses what a busy test does not read at once.
-    performance.broadcast_channel_capacity = 65_536;
+    let performance = fred::types::config::PerformanceConfig {
+        // The default of 32 loses what a busy test does not read at once.
+        broadcast_channel_capacity: 65_536,
+        ..Default::default()
+    };
     let client =
         fred::clients::SubscriberClient::new(plain_config(url), Some(performance), None, None);
     client.init().await.expect("connect to Redis");
