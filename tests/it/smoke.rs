@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use super::support::client::Classic;
+use super::support::model::{Answer, ScriptedModel};
 use super::support::process::Spec;
-use super::support::{SOON, http, kafka, redis_url, unique};
+use super::support::{SOON, eventually, http, kafka, redis_url, unique};
 
 /// A role with the shared real services, and topics that no other test has.
 fn role(spec: Spec) -> Spec {
@@ -133,29 +135,24 @@ async fn all_in_one_starts_gets_ready_and_ends_on_sigterm() {
 
 #[tokio::test]
 async fn a_second_signal_ends_a_drain_at_once() {
+    // A model that never answers keeps the drain busy.
+    let model = ScriptedModel::start_with(|_| Answer::Hang).await;
     let mut process = Spec::ephemeral()
-        .env("DRAIN_TIMEOUT_MS", "60000")
-        // A model that never answers keeps the drain busy.
-        .env("OPENAI_BASE_URL", &silent_model())
+        .env("DRAIN_TIMEOUT_MS", "120000")
+        .env("OPENAI_BASE_URL", &model.base_url())
         .env("OPENAI_TIMEOUT_MS", "120000")
         .start()
         .await;
-    let mut client = super::support::client::Classic::open(process.port(), "busy").await;
+    let mut client = Classic::open(process.port(), "busy").await;
     client.send_message("takes for ever").await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    eventually("the model is asked", SOON, || async { model.open() == 1 }).await;
     process.term();
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    eventually("the drain has begun", SOON, || async {
+        !process.is_ready().await
+    })
+    .await;
     process.term();
-    process.wait_exit(Duration::from_secs(5)).await;
-}
-
-/// Accepts connections, as a listener's backlog does, and never reads.
-fn silent_model() -> String {
-    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
-    let url = format!("http://{}/v1", listener.local_addr().unwrap());
-    // Kept open until the test binary ends.
-    std::mem::forget(listener);
-    url
+    process.wait_exit(Duration::from_secs(10)).await;
 }
 
 #[tokio::test]

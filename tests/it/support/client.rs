@@ -7,6 +7,8 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::protocol::frame::Frame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{WebSocketStream, client_async};
 
@@ -115,6 +117,13 @@ impl Classic {
 
     pub(crate) async fn send_binary(&mut self, bytes: &[u8]) {
         self.send(Message::binary(bytes.to_vec())).await;
+    }
+
+    /// A text frame that is none.
+    pub(crate) async fn send_invalid_utf8(&mut self) {
+        let bytes = vec![b'{', 0xff, 0xfe];
+        let frame = Frame::message(bytes, OpCode::Data(Data::Text), true);
+        self.send(Message::Frame(frame)).await;
     }
 
     /// Sends; a socket that is closed meanwhile shows itself by the next read.

@@ -11,6 +11,7 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer, StreamConsumer};
 use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
+use rdkafka::metadata::{MetadataPartition, MetadataTopic};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde_json::Value;
@@ -356,7 +357,7 @@ fn ends(consumer: &BaseConsumer, topic: &str) -> HashMap<i32, i64> {
     let metadata = consumer
         .fetch_metadata(Some(topic), patience)
         .expect("the topic's metadata");
-    let partitions = metadata.topics().iter().flat_map(|t| t.partitions());
+    let partitions = metadata.topics().iter().flat_map(MetadataTopic::partitions);
     partitions
         .map(|partition| {
             let (_, end) = consumer
@@ -381,7 +382,7 @@ fn read_all(bootstrap: &str, topic: &str, count: usize, limit: Duration) -> Vec<
         if let Ok(metadata) = consumer.fetch_metadata(Some(topic), Duration::from_secs(5)) {
             let topics = metadata.topics().iter();
             partitions = topics
-                .flat_map(|t| t.partitions().iter().map(|p| p.id()))
+                .flat_map(|t| t.partitions().iter().map(MetadataPartition::id))
                 .collect();
         }
     }

@@ -13,6 +13,7 @@ pub(crate) mod model;
 pub(crate) mod process;
 pub(crate) mod redis;
 mod selftest;
+pub(crate) mod stack;
 
 /// Enough for anything that should take a moment, also on a busy machine.
 pub(crate) const SOON: Duration = Duration::from_secs(30);
