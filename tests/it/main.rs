@@ -6,4 +6,6 @@
     reason = "a test that can't go on panics, and says what it saw"
 )]
 
+mod log_contract;
+mod log_kafka;
 mod support;

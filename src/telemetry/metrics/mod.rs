@@ -4,6 +4,8 @@
 //! from them once ([`Metric::counter`] and the others; a cached handle costs nanoseconds, a
 //! look-up by labels hundreds). The macros of the `metrics` crate are used nowhere else.
 
+pub mod kafka;
+
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Unit};
 
 /// What a metric counts.

@@ -134,9 +134,9 @@ async fn redis_frozen_under_load_loses_no_answer() {
 async fn kafka_killed_and_restarted_under_load_loses_no_answer() {
     let mut running = Running::start().await;
     let load = running.load().await;
-    running.stack.kafka.kill9();
+    running.stack.kafka.kill();
     running.unready().await;
-    running.stack.kafka.restart().await;
+    running.stack.kafka.run().await;
     running.ready().await;
     running.check(load).await;
 }
@@ -170,7 +170,7 @@ async fn roles_started_before_their_backends_wait_say_for_what_and_go_on() {
         })
         .await;
     }
-    stack.kafka.restart().await;
+    stack.kafka.run().await;
     for role in [&mut gateway, &mut worker, &mut relay] {
         role.ready(SOON).await;
     }

@@ -1,9 +1,7 @@
-//! A Kafka of a test's own, to be killed and frozen; and plain access to any Kafka, as programs
-//! have that are no chatmesh.
+//! Plain access to Kafka, as programs have that are no chatmesh.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
@@ -15,144 +13,10 @@ use rdkafka::metadata::{MetadataPartition, MetadataTopic};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde_json::Value;
-use tempfile::TempDir;
 use tokio::time::Instant;
 
-use super::process::{free_port, signal};
-
-const START: Duration = Duration::from_secs(60);
-
-fn jars() -> String {
-    let folder = super::address("KAFKA_JARS");
-    format!("{folder}/*")
-}
-
-/// A private broker; killed when dropped.
-#[derive(Debug)]
-pub(crate) struct PrivateKafka {
-    port: u16,
-    dir: TempDir,
-    child: Option<Child>,
-}
-
-impl PrivateKafka {
-    pub(crate) async fn start() -> Self {
-        let mut kafka = Self::not_started();
-        kafka.restart().await;
-        kafka
-    }
-
-    /// Its address is known and its disk is prepared, but nothing is there yet;
-    /// [`PrivateKafka::restart`] starts it.
-    pub(crate) fn not_started() -> Self {
-        let (port, controller) = (free_port(), free_port());
-        let dir = tempfile::tempdir().expect("a temporary folder");
-        let data = dir.path().join("data");
-        let properties = format!(
-            "process.roles=broker,controller\n\
-             node.id=1\n\
-             controller.quorum.voters=1@127.0.0.1:{controller}\n\
-             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
-             advertised.listeners=PLAINTEXT://127.0.0.1:{port}\n\
-             controller.listener.names=CONTROLLER\n\
-             inter.broker.listener.name=PLAINTEXT\n\
-             log.dirs={}\n\
-             offsets.topic.replication.factor=1\n\
-             offsets.topic.num.partitions=4\n\
-             transaction.state.log.replication.factor=1\n\
-             transaction.state.log.min.isr=1\n\
-             group.initial.rebalance.delay.ms=0\n\
-             num.partitions=12\n\
-             broker.session.timeout.ms=3000\n\
-             broker.heartbeat.interval.ms=500\n",
-            data.display()
-        );
-        let kafka = Self {
-            port,
-            dir,
-            child: None,
-        };
-        std::fs::write(kafka.properties(), properties).expect("write server.properties");
-        let formatted = Command::new("java")
-            .args(["-cp", &jars(), "kafka.tools.StorageTool", "format"])
-            .args(["-t", "chatmeshTestsAAAAAAAAAA", "-c"])
-            .arg(kafka.properties())
-            .stdin(Stdio::null())
-            .output()
-            .expect("run java (tests/run installs it)");
-        assert!(
-            formatted.status.success(),
-            "Kafka's storage was not formatted: {}",
-            String::from_utf8_lossy(&formatted.stderr)
-        );
-        kafka
-    }
-
-    fn properties(&self) -> PathBuf {
-        self.dir.path().join("server.properties")
-    }
-
-    /// `host:port`.
-    pub(crate) fn bootstrap(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
-    }
-
-    pub(crate) fn plain(&self) -> PlainKafka {
-        PlainKafka::new(&self.bootstrap())
-    }
-
-    /// Starts it on the data that it had, and waits until clients get metadata.
-    pub(crate) async fn restart(&mut self) {
-        self.kill9();
-        let log = std::fs::File::create(self.dir.path().join("kafka.log")).expect("a log file");
-        let child = Command::new("java")
-            .args(["-Xmx512m", "-cp", &jars(), "kafka.Kafka"])
-            .arg(self.properties())
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("a second handle of the log file"))
-            .stderr(log)
-            .spawn()
-            .expect("run java (tests/run installs it)");
-        self.child = Some(child);
-        let bootstrap = self.bootstrap();
-        let answers = tokio::task::spawn_blocking(move || metadata_within(&bootstrap, START));
-        assert!(
-            answers.await.expect("the wait for Kafka"),
-            "a private Kafka did not answer: {}",
-            std::fs::read_to_string(self.dir.path().join("kafka.log")).unwrap_or_default()
-        );
-    }
-
-    /// Ends it as a crash would.
-    pub(crate) fn kill9(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-
-    /// Freezes it (SIGSTOP).
-    pub(crate) fn freeze(&self) {
-        if let Some(child) = &self.child {
-            signal(child.id(), "STOP");
-        }
-    }
-
-    /// Lets it go on (SIGCONT).
-    pub(crate) fn thaw(&self) {
-        if let Some(child) = &self.child {
-            signal(child.id(), "CONT");
-        }
-    }
-}
-
-impl Drop for PrivateKafka {
-    fn drop(&mut self) {
-        self.kill9();
-    }
-}
-
-fn metadata_within(bootstrap: &str, limit: Duration) -> bool {
+/// Asks until a client gets metadata of the broker. Blocks.
+pub(super) fn metadata_within(bootstrap: &str, limit: Duration) -> bool {
     let deadline = std::time::Instant::now() + limit;
     while std::time::Instant::now() < deadline {
         // A new client each time: one that has failed waits longer and longer before it tries again.

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 pub(crate) mod client;
 pub(crate) mod http;
 pub(crate) mod kafka;
+pub(crate) mod kafka_broker;
 pub(crate) mod model;
 pub(crate) mod process;
 pub(crate) mod redis;

@@ -104,12 +104,13 @@ async fn the_scripted_model_knows_every_form_of_an_error_in_a_stream() {
 
 #[tokio::test]
 async fn a_private_kafka_keeps_its_records_over_a_crash() {
-    let mut kafka = super::kafka::PrivateKafka::start().await;
+    let mut kafka = super::kafka_broker::KafkaBroker::start().await;
     let plain = kafka.plain();
     plain.create_topic("t", 3).await;
     plain.produce("t", Some("k"), "one", &[("h", "x")]).await;
     plain.kcat("t", "two");
-    kafka.restart().await;
+    kafka.kill();
+    kafka.run().await;
     let mut seen = kafka.plain().read("t", 2, SOON).await;
     seen.sort_by(|a, b| a.value.cmp(&b.value));
     assert_eq!(seen.len(), 2, "{seen:?}");

@@ -8,7 +8,8 @@
 
 use tokio::sync::{Mutex, MutexGuard};
 
-use super::kafka::{PlainKafka, PrivateKafka};
+use super::kafka::PlainKafka;
+use super::kafka_broker::KafkaBroker;
 use super::model::ScriptedModel;
 use super::process::Spec;
 use super::redis::PrivateRedis;
@@ -31,7 +32,7 @@ pub(crate) async fn turn() -> MutexGuard<'static, ()> {
 
 /// The backends of one test. Drop the roles before it.
 pub(crate) struct Stack {
-    pub(crate) kafka: PrivateKafka,
+    pub(crate) kafka: KafkaBroker,
     pub(crate) redis: PrivateRedis,
     pub(crate) model: ScriptedModel,
     _turn: MutexGuard<'static, ()>,
@@ -45,7 +46,7 @@ impl Stack {
 
     pub(crate) async fn start_with(model: ScriptedModel) -> Self {
         let mut stack = Self::not_started(model).await;
-        stack.kafka.restart().await;
+        stack.kafka.run().await;
         stack.redis.restart().await;
         stack
     }
@@ -54,7 +55,7 @@ impl Stack {
     pub(crate) async fn not_started(model: ScriptedModel) -> Self {
         let turn = turn().await;
         Self {
-            kafka: PrivateKafka::not_started(),
+            kafka: KafkaBroker::prepare(""),
             redis: PrivateRedis::not_started(),
             model,
             _turn: turn,
@@ -67,7 +68,7 @@ impl Stack {
 
     /// The environment as the original's services have it.
     fn on(&self, spec: Spec) -> Spec {
-        spec.env("KAFKA_BOOTSTRAP_SERVERS", &self.kafka.bootstrap())
+        spec.env("KAFKA_BOOTSTRAP_SERVERS", &self.kafka.address())
             .env("REDIS_HOST", "127.0.0.1")
             .env("REDIS_PORT", &self.redis.port().to_string())
             .env("KAFKA_TOPIC_PARTITIONS", "6")

@@ -1,0 +1,82 @@
+//! How many records of the assigned partitions are not finished.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use metrics::Gauge;
+use rdkafka::Statistics;
+use rdkafka::statistics::Partition;
+
+use super::report::{RELAY_GROUP, lock};
+use crate::telemetry::metrics::kafka::{CONSUMER_LAG, RELAY_LAG};
+
+/// Gauges of the partitions that one member has; those that it loses go to 0, so that the sum over
+/// processes counts nothing twice.
+pub(super) struct Lag {
+    group: String,
+    topic: Arc<str>,
+    assigned: Mutex<BTreeMap<i32, Vec<Gauge>>>,
+}
+
+impl Lag {
+    pub(super) fn new(group: &str, topic: Arc<str>) -> Self {
+        Self {
+            group: group.to_owned(),
+            topic,
+            assigned: Mutex::default(),
+        }
+    }
+
+    /// These partitions came.
+    pub(super) fn assign(&self, partitions: impl IntoIterator<Item = i32>) {
+        let mut assigned = lock(&self.assigned);
+        for partition in partitions {
+            let label = partition.to_string();
+            let mut gauges = vec![CONSUMER_LAG.gauge(&[&self.group, &self.topic, &label])];
+            if self.group == RELAY_GROUP {
+                gauges.push(RELAY_LAG.gauge(&[&self.topic, &label]));
+            }
+            assigned.insert(partition, gauges);
+        }
+    }
+
+    /// These went.
+    pub(super) fn revoke<'a>(&self, partitions: impl IntoIterator<Item = &'a i32>) {
+        let mut assigned = lock(&self.assigned);
+        for partition in partitions {
+            for gauge in assigned.remove(partition).into_iter().flatten() {
+                gauge.set(0.0);
+            }
+        }
+    }
+
+    /// What librdkafka counted, every few seconds.
+    pub(super) fn update(&self, statistics: &Statistics) {
+        let Some(topic) = statistics.topics.get(&*self.topic) else {
+            return;
+        };
+        for (partition, gauges) in &*lock(&self.assigned) {
+            if let Some(lag) = topic.partitions.get(partition).and_then(behind) {
+                gauges.iter().for_each(|gauge| gauge.set(lag as f64));
+            }
+        }
+    }
+}
+
+impl Drop for Lag {
+    fn drop(&mut self) {
+        for gauge in lock(&self.assigned).values().flatten() {
+            gauge.set(0.0);
+        }
+    }
+}
+
+/// Against the stored offset; nothing stored yet: the committed one; none: all that is kept.
+fn behind(partition: &Partition) -> Option<i64> {
+    [partition.consumer_lag_stored, partition.consumer_lag]
+        .into_iter()
+        .find(|lag| *lag >= 0)
+        .or_else(|| {
+            (partition.hi_offset >= 0).then(|| partition.hi_offset - partition.lo_offset.max(0))
+        })
+}

@@ -1,0 +1,82 @@
+//! What librdkafka has to say, in our logs and counters.
+
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::KafkaError;
+
+use crate::telemetry::metrics::kafka::{ERRORS, RELAY_ERRORS};
+
+/// An outage brings an error a second and client: one warning of each kind in this time is enough.
+const QUIET: Duration = Duration::from_secs(30);
+
+/// The relay's group, whose errors and lag have the original's names too.
+pub(super) const RELAY_GROUP: &str = "message-relay-group";
+
+/// Logs and counts for one client.
+pub(super) struct Reporter {
+    client: &'static str,
+    relay: bool,
+    warned: Mutex<Option<(String, Instant)>>,
+}
+
+impl Reporter {
+    /// `client` is the metric's label.
+    pub(super) fn new(client: &'static str, group: Option<&str>) -> Self {
+        Self {
+            client,
+            relay: group == Some(RELAY_GROUP),
+            warned: Mutex::new(None),
+        }
+    }
+
+    /// A line of librdkafka's log.
+    pub(super) fn line(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        let client = self.client;
+        match (level, facility) {
+            // Connection errors come as errors too, and are reported there; CONFWARN says that a
+            // producer's property means nothing to a consumer, which is so on purpose.
+            (_, "FAIL" | "ERROR" | "CONFWARN") | (RDKafkaLogLevel::Debug, _) => {
+                tracing::debug!(target: "librdkafka", client, facility, "{text}");
+            }
+            (RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info, _) => {
+                tracing::info!(target: "librdkafka", client, facility, "{text}");
+            }
+            _ => tracing::warn!(target: "librdkafka", client, facility, "{text}"),
+        }
+    }
+
+    /// An error that librdkafka deals with by itself.
+    pub(super) fn error(&self, error: &KafkaError, reason: &str) {
+        let kind = error
+            .rdkafka_error_code()
+            .map_or_else(|| "Other".to_owned(), |code| format!("{code:?}"));
+        ERRORS.counter(&[self.client, &kind]).increment(1);
+        if self.relay {
+            RELAY_ERRORS.counter(&[&kind]).increment(1);
+        }
+        let now = Instant::now();
+        let news = {
+            let mut warned = lock(&self.warned);
+            let known = matches!(&*warned, Some((last, at)) if *last == kind && now - *at < QUIET);
+            if !known {
+                *warned = Some((kind.clone(), now));
+            }
+            !known
+        };
+        let client = self.client;
+        if news {
+            tracing::warn!(client, error = kind, "kafka: {reason}");
+        } else {
+            tracing::debug!(client, error = kind, "kafka: {reason}");
+        }
+    }
+}
+
+/// A lock that a panic elsewhere does not take away: what it guards is whole at every step.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}

@@ -1,0 +1,229 @@
+//! A private Kafka broker for tests that break it. Tests that only use Kafka take the shared one.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use chatmesh::config::settings::KafkaSettings;
+use tempfile::TempDir;
+
+use super::kafka::{PlainKafka, metadata_within};
+use super::process::{free_port, signal};
+
+/// A machine that is busy with other tests takes its time.
+const READY: Duration = Duration::from_secs(60);
+
+/// One broker that is its own controller, on free loopback ports, in a folder of its own.
+pub(crate) struct KafkaBroker {
+    folder: TempDir,
+    port: u16,
+    process: Option<Child>,
+}
+
+impl KafkaBroker {
+    /// Prepares a broker without starting it: its address is known, and nobody listens there.
+    /// `settings` are lines of `server.properties` over the defaults.
+    pub(crate) fn prepare(settings: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (port, controller) = (free_port(), free_port());
+        let data = folder.path().join("data");
+        let mut properties = format!(
+            "process.roles=broker,controller\n\
+             node.id=1\n\
+             controller.quorum.voters=1@127.0.0.1:{controller}\n\
+             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
+             advertised.listeners=PLAINTEXT://127.0.0.1:{port}\n\
+             controller.listener.names=CONTROLLER\n\
+             inter.broker.listener.name=PLAINTEXT\n\
+             log.dirs={}\n\
+             offsets.topic.replication.factor=1\n\
+             offsets.topic.num.partitions=4\n\
+             transaction.state.log.replication.factor=1\n\
+             transaction.state.log.min.isr=1\n\
+             group.initial.rebalance.delay.ms=0\n\
+             num.partitions=4\n\
+             broker.session.timeout.ms=3000\n\
+             broker.heartbeat.interval.ms=500\n",
+            data.display()
+        );
+        writeln!(properties, "{settings}").unwrap();
+        std::fs::write(folder.path().join("server.properties"), properties).unwrap();
+        let broker = Self {
+            folder,
+            port,
+            process: None,
+        };
+        let formatted = broker
+            .java("kafka.tools.StorageTool")
+            .args(["format", "-t", &cluster_id(), "-c"])
+            .arg(broker.folder.path().join("server.properties"))
+            .output()
+            .expect("java runs (install a JRE of 17 or newer)");
+        assert!(
+            formatted.status.success(),
+            "{}",
+            String::from_utf8_lossy(&formatted.stderr)
+        );
+        broker
+    }
+
+    /// A broker that answers.
+    pub(crate) async fn start() -> Self {
+        let mut broker = Self::prepare("");
+        broker.run().await;
+        broker
+    }
+
+    /// Starts the process, for the first time or again, and waits until it answers.
+    pub(crate) async fn run(&mut self) {
+        self.spawn();
+        self.ready().await;
+    }
+
+    /// Starts the process without waiting.
+    pub(crate) fn spawn(&mut self) {
+        assert!(self.process.is_none(), "the broker runs already");
+        let output = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.folder.path().join("broker.log"))
+            .expect("a log file");
+        let process = self
+            .java("kafka.Kafka")
+            .arg(self.folder.path().join("server.properties"))
+            .stdout(output.try_clone().expect("a log file"))
+            .stderr(output)
+            .spawn()
+            .expect("java runs");
+        self.process = Some(process);
+    }
+
+    /// Waits until a client gets metadata.
+    pub(crate) async fn ready(&mut self) {
+        let address = self.address();
+        let answers = tokio::task::spawn_blocking(move || metadata_within(&address, READY));
+        let answers = answers.await.expect("the wait for the broker");
+        assert!(answers, "the broker does not answer\n{}", self.log());
+    }
+
+    /// `host:port`.
+    pub(crate) fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Settings of a client of this broker.
+    pub(crate) fn settings(&self) -> KafkaSettings {
+        settings(&self.address(), &[])
+    }
+
+    /// Access without chatmesh's code.
+    pub(crate) fn plain(&self) -> PlainKafka {
+        PlainKafka::new(&self.address())
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill().expect("kill");
+            process.wait().expect("wait");
+        }
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub(crate) fn terminate(&mut self) {
+        self.signal("TERM");
+        if let Some(mut process) = self.process.take() {
+            process.wait().expect("wait");
+        }
+    }
+
+    /// SIGSTOP: connections stay, and nothing answers.
+    pub(crate) fn stop(&self) {
+        self.signal("STOP");
+    }
+
+    /// SIGCONT.
+    pub(crate) fn cont(&self) {
+        self.signal("CONT");
+    }
+
+    fn signal(&self, name: &str) {
+        let process = self.process.as_ref().expect("the broker runs");
+        signal(process.id(), name);
+    }
+
+    fn java(&self, class: &str) -> Command {
+        let mut java = Command::new("java");
+        java.args(["-Xmx512m", "-cp"])
+            .arg(jars().join("*"))
+            .arg(class)
+            .current_dir(self.folder.path())
+            .stdin(Stdio::null());
+        java
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("broker.log")).unwrap_or_default()
+    }
+}
+
+impl Drop for KafkaBroker {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Settings as a role would have them, with properties over them.
+pub(crate) fn settings(address: &str, properties: &[(&str, &str)]) -> KafkaSettings {
+    KafkaSettings {
+        bootstrap_servers: address.to_owned(),
+        topic_partitions: 4,
+        replication_factor: 1,
+        linger: Duration::from_millis(1),
+        produce_timeout: Duration::from_secs(10),
+        interop: false,
+        properties: properties
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned().into()))
+            .collect(),
+        client_id: "test".to_owned(),
+    }
+}
+
+fn jars() -> PathBuf {
+    let folder = std::env::var_os("TEST_KAFKA_JARS").map_or_else(
+        || {
+            let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(
+                || PathBuf::from(std::env::var_os("HOME").expect("HOME")).join(".cache"),
+                PathBuf::from,
+            );
+            cache.join("chatmesh").join("kafka-4.1.1")
+        },
+        PathBuf::from,
+    );
+    assert!(
+        folder.is_dir(),
+        "no Kafka in {}: use tests/run",
+        folder.display()
+    );
+    folder
+}
+
+/// 16 random bytes as Kafka writes them: URL-safe base64 without padding.
+fn cluster_id() -> String {
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    // Shifted so that it doesn't begin with a dash, which would be read as an option.
+    let bits = uuid::Uuid::new_v4().as_u128() >> 1;
+    (0..22)
+        .map(|index| {
+            let shift = 122 - 6 * index;
+            let six = if shift >= 0 {
+                bits >> shift
+            } else {
+                bits << -shift
+            };
+            char::from(LETTERS[usize::try_from(six & 63).unwrap()])
+        })
+        .collect()
+}
