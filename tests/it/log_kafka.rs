@@ -9,8 +9,8 @@ use chatmesh::log::kafka::KafkaLog;
 use chatmesh::log::{AppendError, Consumer, Event, Log, LogError, NewRecord, Record, TopicSpec};
 use tokio::time::{Instant, timeout};
 
-use crate::kafka_broker::{KafkaBroker, settings};
 use crate::log_contract::log_contract;
+use crate::support::kafka_broker::{KafkaBroker, settings};
 
 const WAIT: Duration = Duration::from_secs(40);
 

@@ -1,16 +1,15 @@
 //! A private Kafka broker for tests that break it. Tests that only use Kafka take the shared one.
 
 use std::fmt::Write as _;
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use chatmesh::config::settings::KafkaSettings;
-use chatmesh::log::Log as _;
-use chatmesh::log::kafka::KafkaLog;
 use tempfile::TempDir;
-use tokio::time::Instant;
+
+use super::kafka::{PlainKafka, metadata_within};
+use super::process::{free_port, signal};
 
 /// A machine that is busy with other tests takes its time.
 const READY: Duration = Duration::from_secs(60);
@@ -27,9 +26,7 @@ impl KafkaBroker {
     /// `settings` are lines of `server.properties` over the defaults.
     pub(crate) fn prepare(settings: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        // Held together, so that they differ.
-        let held = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").expect("a port"));
-        let [port, controller] = held.map(|listener| listener.local_addr().unwrap().port());
+        let (port, controller) = (free_port(), free_port());
         let data = folder.path().join("data");
         let mut properties = format!(
             "process.roles=broker,controller\n\
@@ -102,22 +99,12 @@ impl KafkaBroker {
         self.process = Some(process);
     }
 
-    /// Waits until a client gets an answer.
+    /// Waits until a client gets metadata.
     pub(crate) async fn ready(&mut self) {
-        let log = KafkaLog::connect(&self.settings()).expect("a client");
-        let end = Instant::now() + READY;
-        while let Err(error) = log.check().await {
-            let ended = self
-                .process
-                .as_mut()
-                .and_then(|process| process.try_wait().unwrap());
-            assert!(
-                ended.is_none() && Instant::now() < end,
-                "{error}\n{}",
-                self.log()
-            );
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        let address = self.address();
+        let answers = tokio::task::spawn_blocking(move || metadata_within(&address, READY));
+        let answers = answers.await.expect("the wait for the broker");
+        assert!(answers, "the broker does not answer\n{}", self.log());
     }
 
     /// `host:port`.
@@ -130,6 +117,11 @@ impl KafkaBroker {
         settings(&self.address(), &[])
     }
 
+    /// Access without chatmesh's code.
+    pub(crate) fn plain(&self) -> PlainKafka {
+        PlainKafka::new(&self.address())
+    }
+
     /// SIGKILL.
     pub(crate) fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
@@ -140,7 +132,7 @@ impl KafkaBroker {
 
     /// SIGTERM, and waits for the end.
     pub(crate) fn terminate(&mut self) {
-        self.signal("-TERM");
+        self.signal("TERM");
         if let Some(mut process) = self.process.take() {
             process.wait().expect("wait");
         }
@@ -148,24 +140,17 @@ impl KafkaBroker {
 
     /// SIGSTOP: connections stay, and nothing answers.
     pub(crate) fn stop(&self) {
-        self.signal("-STOP");
+        self.signal("STOP");
     }
 
     /// SIGCONT.
     pub(crate) fn cont(&self) {
-        self.signal("-CONT");
+        self.signal("CONT");
     }
 
-    fn signal(&self, signal: &str) {
+    fn signal(&self, name: &str) {
         let process = self.process.as_ref().expect("the broker runs");
-        let pid = process.id().to_string();
-        assert!(
-            Command::new("kill")
-                .args([signal, &pid])
-                .status()
-                .expect("kill")
-                .success()
-        );
+        signal(process.id(), name);
     }
 
     fn java(&self, class: &str) -> Command {
@@ -207,7 +192,7 @@ pub(crate) fn settings(address: &str, properties: &[(&str, &str)]) -> KafkaSetti
 }
 
 fn jars() -> PathBuf {
-    let folder = std::env::var_os("CHATMESH_TEST_KAFKA_JARS").map_or_else(
+    let folder = std::env::var_os("TEST_KAFKA_JARS").map_or_else(
         || {
             let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(
                 || PathBuf::from(std::env::var_os("HOME").expect("HOME")).join(".cache"),

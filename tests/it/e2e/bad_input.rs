@@ -1,0 +1,265 @@
+//! Bad input gets an answer and harms nothing.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::support::client::{Classic, Event};
+use crate::support::model::ScriptedModel;
+use crate::support::process::{Chatmesh, Spec};
+use crate::support::redis::subscribe;
+use crate::support::stack::{MESSAGES, RELAYS, RESPONSES, Stack, WORKERS};
+use crate::support::{SOON, eventually};
+
+async fn small(model: &ScriptedModel) -> Chatmesh {
+    Spec::ephemeral()
+        .env("OPENAI_BASE_URL", &model.base_url())
+        .env("OPENAI_TIMEOUT_MS", "10000")
+        .start()
+        .await
+}
+
+#[tokio::test]
+async fn a_malformed_message_gets_an_error_and_the_socket_lives_on() {
+    let model = ScriptedModel::start().await;
+    let process = small(&model).await;
+    let mut client = Classic::open(process.port(), "alice").await;
+    let too_long = "x".repeat(8001);
+    let bad = [
+        "not json".to_owned(),
+        String::new(),
+        "[]".to_owned(),
+        "null".to_owned(),
+        "{}".to_owned(),
+        json!({"type": "message", "userid": "alice"}).to_string(),
+        json!({"type": "message", "content": 7, "userid": "alice"}).to_string(),
+        json!({"type": "message", "content": null, "userid": "alice"}).to_string(),
+        json!({"type": "message", "content": "", "userid": "alice"}).to_string(),
+        json!({"type": "message", "content": " \n\t ", "userid": "alice"}).to_string(),
+        json!({"type": "message", "content": "\u{0}", "userid": "alice"}).to_string(),
+        json!({"type": "message", "content": too_long, "userid": "alice"}).to_string(),
+        json!({"type": "message", "content": "hi", "userid": "bob"}).to_string(),
+        json!({"type": "message", "content": "hi", "userid": 5}).to_string(),
+        json!({"type": "no-such-type", "content": "hi", "userid": "alice"}).to_string(),
+        json!({"type": 1, "content": "hi", "userid": "alice"}).to_string(),
+        json!({"content": "hi", "userid": "alice"}).to_string(),
+        // Deeper than any parser should follow.
+        "[".repeat(20_000),
+        // Half of a surrogate pair is no character.
+        r#"{"type":"message","content":"\ud800","userid":"alice"}"#.to_owned(),
+    ];
+    for (n, text) in bad.iter().enumerate() {
+        client.send_text(text).await;
+        let frame = client.frame().await;
+        let start: String = text.chars().take(60).collect();
+        assert_eq!(frame["type"], "error", "{n}: {start}: {frame}");
+        let message = frame["message"].as_str().unwrap_or("");
+        assert!(
+            message.starts_with("Invalid message"),
+            "{n}: {start}: {frame}"
+        );
+        assert_eq!(frame["userid"], "alice");
+        assert!(
+            frame.get("message_id").is_none(),
+            "{n}: refused, not ended: {frame}"
+        );
+        let code = frame["code"].as_str().unwrap();
+        assert!(
+            ["invalid_message", "too_large"].contains(&code),
+            "{n}: {frame}"
+        );
+    }
+    assert_eq!(model.count(), 0, "a refused message reached the model");
+    assert_eq!(client.ask("hello").await["content"], "echo: hello");
+}
+
+#[tokio::test]
+async fn what_the_original_allowed_is_allowed() {
+    let model = ScriptedModel::start().await;
+    let process = small(&model).await;
+    let mut client = Classic::open(process.port(), "alice").await;
+    let longest = "ü".repeat(8000);
+    let good = [
+        (
+            json!({"type": "message", "content": "no userid"}),
+            "no userid",
+        ),
+        (
+            json!({"type": "message", "content": "extra", "userid": "alice", "x": {"y": []}}),
+            "extra",
+        ),
+        (
+            json!({"type": "message", "content": longest, "userid": "alice"}),
+            longest.as_str(),
+        ),
+        (
+            json!({"type": "message", "content": "a\u{0}b\u{0}", "userid": "alice"}),
+            // NUL is removed, the rest stays.
+            "ab",
+        ),
+        (
+            json!({"type": "message", "content": "tab\there\r\nand \u{1b}[31m 🦀", "userid": "alice"}),
+            "tab\there\r\nand \u{1b}[31m 🦀",
+        ),
+    ];
+    for (frame, prompt) in good {
+        client.send_text(&frame.to_string()).await;
+        let answer = client.frame().await;
+        assert_eq!(answer["type"], "response", "{answer}");
+        assert_eq!(model.count_for(prompt), 1, "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn frames_that_no_client_should_send_close_the_socket_with_their_code() {
+    let model = ScriptedModel::start().await;
+    let process = small(&model).await;
+    let mut witness = Classic::open(process.port(), "witness").await;
+
+    let mut client = Classic::open(process.port(), "alice").await;
+    client.send_binary(b"{}").await;
+    assert_eq!(client.expect_close().await, Some(1003));
+
+    let mut client = Classic::open(process.port(), "alice").await;
+    client.send_invalid_utf8().await;
+    assert_eq!(client.expect_close().await, Some(1007));
+
+    let mut client = Classic::open(process.port(), "alice").await;
+    client.send_text(&"x".repeat(70_000)).await;
+    // The close frame can be lost when the server resets a connection with unread bytes.
+    match client.next(SOON).await {
+        Event::Closed(code) => assert!([Some(1009), None].contains(&code), "{code:?}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(witness.ask("hello").await["content"], "echo: hello");
+}
+
+#[tokio::test]
+async fn bad_parameters_are_refused_before_the_upgrade() {
+    let process = Spec::ephemeral().start().await;
+    let long = "u".repeat(129);
+    for (path, status) in [
+        ("/ws?token=t".to_owned(), 400),
+        ("/ws?token=t&userid=".to_owned(), 400),
+        (format!("/ws?token=t&userid={long}"), 400),
+        ("/ws?token=t&userid=a%20b".to_owned(), 400),
+        ("/ws?token=t&userid=a%2Fb".to_owned(), 400),
+        ("/ws?token=t&userid=%F0%9F%A6%80".to_owned(), 400),
+        ("/ws?userid=alice".to_owned(), 401),
+        ("/ws?token=&userid=alice".to_owned(), 401),
+    ] {
+        let refused = Classic::connect_with(process.port(), &path, &[], "alice").await;
+        let refused = refused.map(|_| ()).expect_err(&path);
+        assert_eq!(refused.status, status, "{path}: {refused:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_page_of_another_origin_can_not_use_an_open_loopback_server() {
+    let process = Spec::ephemeral().start().await;
+    let headers = [("origin", "http://evil.example")];
+    let path = "/ws?token=t&userid=alice";
+    let refused = Classic::connect_with(process.port(), path, &headers, "alice").await;
+    assert_eq!(refused.unwrap_err().status, 403);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unreadable_messages_become_dead_letters_and_hold_up_nothing() {
+    let stack = Stack::start().await;
+    let plain = stack.plain();
+    let _worker = stack.worker("worker_1").start().await;
+    let _relay = stack.relay("relay_1").start().await;
+    let (_client, mut channel) = subscribe(&stack.redis.url(), "user:alice").await;
+    let long_user = "u".repeat(129);
+    let bad = [
+        "not json".to_owned(),
+        "{\"type\":\"message\"".to_owned(),
+        json!({"type": "message", "userid": "alice"}).to_string(),
+        json!({"type": "message", "content": 7, "userid": "alice"}).to_string(),
+        json!({"type": "message", "content": "hi", "userid": "no good"}).to_string(),
+        json!({"type": "message", "content": "hi", "userid": long_user}).to_string(),
+        json!({"type": "other", "content": "hi", "userid": "alice"}).to_string(),
+    ];
+    for value in &bad {
+        plain.produce(MESSAGES, Some("someone"), value, &[]).await;
+    }
+    // Who can be told is told.
+    let headers = [("message_id", "m-1"), ("correlation_id", "c-1")];
+    plain.produce(MESSAGES, Some("alice"), "{", &headers).await;
+    let good = json!({"type": "message", "content": "hello", "userid": "alice"}).to_string();
+    plain.produce(MESSAGES, Some("alice"), &good, &[]).await;
+
+    let mut frames = Vec::new();
+    while frames.len() < 2 {
+        let frame = tokio::time::timeout(SOON, channel.recv()).await;
+        let frame = frame.expect("a frame").expect("an open channel");
+        frames.push(serde_json::from_str::<serde_json::Value>(&frame).unwrap());
+    }
+    let error = frames
+        .iter()
+        .find(|frame| frame["type"] == "error")
+        .expect("an error");
+    assert_eq!(error["message_id"], "m-1");
+    assert_eq!(error["userid"], "alice");
+    assert!(
+        frames.iter().any(|frame| frame["content"] == "echo: hello"),
+        "{frames:?}"
+    );
+
+    let dead = plain
+        .read(&format!("{MESSAGES}.dlq"), bad.len() + 1, SOON)
+        .await;
+    let mut values: Vec<&str> = dead.iter().map(|seen| seen.value.as_str()).collect();
+    let mut want: Vec<&str> = bad.iter().map(String::as_str).chain(["{"]).collect();
+    values.sort_unstable();
+    want.sort_unstable();
+    assert_eq!(values, want);
+    for letter in &dead {
+        assert_eq!(letter.headers["dlq.topic"], MESSAGES);
+        assert!(!letter.headers["dlq.reason"].is_empty(), "{letter:?}");
+        assert!(letter.key.is_some());
+    }
+    eventually("the group is past them", SOON, || async {
+        plain.lag(WORKERS, MESSAGES).await == 0
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unreadable_answers_become_dead_letters_and_hold_up_nothing() {
+    let stack = Stack::start().await;
+    let plain = stack.plain();
+    let relay = stack.relay("relay_1").start().await;
+    let (_client, mut channel) = subscribe(&stack.redis.url(), "user:alice").await;
+    let bad = [
+        "not json".to_owned(),
+        json!({"type": "response", "content": "hi"}).to_string(),
+        json!({"type": "delta", "content": "hi", "userid": "alice"}).to_string(),
+        json!({"type": "response", "content": "hi", "userid": "no good"}).to_string(),
+    ];
+    for value in &bad {
+        plain.produce(RESPONSES, Some("alice"), value, &[]).await;
+    }
+    let good = json!({
+        "v": 1, "type": "response", "content": "hello", "userid": "alice",
+        "timestamp": "2024-01-01T12:00:00Z", "processing_time_ms": 1,
+        "correlation_id": "c", "message_id": "m-2",
+    });
+    plain
+        .produce(RESPONSES, Some("alice"), &good.to_string(), &[])
+        .await;
+    let frame = tokio::time::timeout(SOON, channel.recv()).await;
+    let frame: serde_json::Value = serde_json::from_str(&frame.unwrap().unwrap()).unwrap();
+    assert_eq!(frame["content"], "hello", "{frame}");
+    let dead = plain
+        .read(&format!("{RESPONSES}.dlq"), bad.len(), SOON)
+        .await;
+    assert_eq!(dead.len(), bad.len(), "{dead:?}");
+    eventually("the group is past them", SOON, || async {
+        plain.lag(RELAYS, RESPONSES).await == 0
+    })
+    .await;
+    assert!(relay.is_ready().await);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(channel.try_recv().is_err(), "something else was delivered");
+}

@@ -1,0 +1,259 @@
+//! Two of each role on real Kafka and Redis, and some of them die.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::load::{Load, Plan, accepted, assert_answered_once_in_order, text};
+use crate::support::client::Classic;
+use crate::support::model::{Script, ScriptedModel};
+use crate::support::process::Chatmesh;
+use crate::support::redis::subscribe;
+use crate::support::stack::{MESSAGES, RELAYS, RESPONSES, Stack, WORKERS};
+use crate::support::{SOON, eventually};
+
+/// Longer than the gateways' look after what may be lost (5 s).
+const QUIET: Duration = Duration::from_secs(7);
+
+/// Answers in some pieces over about a tenth of a second.
+async fn unhurried() -> ScriptedModel {
+    ScriptedModel::start_with(|asked| Script::echo(asked).paced(Duration::from_millis(15)).into())
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_and_paused_processes_lose_nothing_double_nothing_and_keep_the_order() {
+    const MESSAGES_EACH: usize = 20;
+    const USERS: usize = 100;
+    let stack = Stack::start_with(unhurried().await).await;
+    let gateways = [
+        stack.gateway("server_1").start().await,
+        stack.gateway("server_2").start().await,
+    ];
+    let mut worker_1 = stack.worker("worker_1").start().await;
+    let worker_2 = stack.worker("worker_2").start().await;
+    let mut relay_1 = stack.relay("relay_1").start().await;
+    let _relay_2 = stack.relay("relay_2").start().await;
+
+    let plan = Plan {
+        users: USERS,
+        messages: MESSAGES_EACH,
+        pace: Duration::from_millis(1500),
+        limit: Duration::from_secs(150),
+        quiet: QUIET,
+    };
+    let load = Load::start(&gateways.each_ref().map(Chatmesh::port), plan).await;
+
+    eventually("the load runs", SOON, || async {
+        stack.model.count() > 100
+    })
+    .await;
+    worker_1.kill9();
+    let _worker_3 = stack.worker("worker_3").start().await;
+    let mark = stack.model.count();
+    eventually("the load goes on", SOON, || async {
+        stack.model.count() > mark + 100
+    })
+    .await;
+    relay_1.kill9();
+    let _relay_3 = stack.relay("relay_3").start().await;
+    let mark = stack.model.count();
+    eventually("the load goes on", SOON, || async {
+        stack.model.count() > mark + 100
+    })
+    .await;
+    worker_2.stop();
+    // Well past its session (6 s) and its leases (3 s): others own all that it believes to own.
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    worker_2.cont();
+
+    let outcomes = load.finish().await;
+    assert_answered_once_in_order(&outcomes, MESSAGES_EACH);
+
+    let records = stack
+        .plain()
+        .read(MESSAGES, USERS * MESSAGES_EACH + 1, Duration::from_secs(5))
+        .await;
+    assert_eq!(records.len(), USERS * MESSAGES_EACH);
+    assert_eq!(accepted(&records).len(), USERS * MESSAGES_EACH);
+    // Only what was in flight at a kill may have been asked again: at most all lanes, twice.
+    let asked = stack.model.count();
+    assert!(
+        asked <= USERS * MESSAGES_EACH + 200,
+        "{asked} calls of the model"
+    );
+    for (group, topic) in [(WORKERS, MESSAGES), (RELAYS, RESPONSES)] {
+        eventually("everything is committed", SOON, || async {
+            stack.plain().lag(group, topic).await == 0
+        })
+        .await;
+    }
+    let mut worker_2 = worker_2;
+    worker_2.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_killed_gateway_had_accepted_is_delivered_once() {
+    const USERS: usize = 40;
+    let stack = Stack::start_with(unhurried().await).await;
+    let mut doomed = stack.gateway("server_1").start().await;
+    let mut other = stack.gateway("server_2").start().await;
+    let _worker = stack.worker("worker_1").start().await;
+    let _relay = stack.relay("relay_1").start().await;
+
+    // A classic client can't resume, so what is delivered is counted where gateways listen.
+    let mut listeners = Vec::new();
+    let mut clients = Vec::new();
+    for n in 0..USERS {
+        let user = format!("user{n}");
+        let channel = format!("user:{user}");
+        listeners.push(subscribe(&stack.redis.url(), &channel).await);
+        clients.push(Classic::open(doomed.port(), &user).await);
+    }
+    for round in 0..3 {
+        for client in &mut clients {
+            let text = text(&client.user, round);
+            client.send_message(&text).await;
+        }
+    }
+    eventually("the load runs", SOON, || async { stack.model.count() > 20 }).await;
+    doomed.kill9();
+    for client in &mut clients {
+        assert_eq!(client.expect_close().await, None);
+    }
+
+    eventually(
+        "everything is answered",
+        Duration::from_secs(60),
+        || async {
+            let plain = stack.plain();
+            stack.model.count() > 20
+                && plain.lag(WORKERS, MESSAGES).await == 0
+                && plain.lag(RELAYS, RESPONSES).await == 0
+        },
+    )
+    .await;
+    tokio::time::sleep(QUIET).await;
+    let records = stack
+        .plain()
+        .read(MESSAGES, USERS * 3 + 1, Duration::from_secs(5))
+        .await;
+    let accepted = accepted(&records);
+    let mut delivered: BTreeMap<String, usize> = BTreeMap::new();
+    for (_, listener) in &mut listeners {
+        while let Ok(frame) = listener.try_recv() {
+            let frame: Value = serde_json::from_str(&frame).unwrap();
+            let id = frame["message_id"].as_str().expect("message_id").to_owned();
+            assert_eq!(frame["userid"], accepted[&id].as_str());
+            *delivered.entry(id).or_default() += 1;
+        }
+    }
+    let once: BTreeMap<String, usize> = accepted.into_keys().map(|id| (id, 1)).collect();
+    assert_eq!(delivered, once);
+
+    // The other one serves the same user.
+    let mut client = Classic::open(other.port(), "user0").await;
+    assert_eq!(client.ask("hello").await["content"], "echo: hello");
+    other.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn draining_roles_under_load_finish_or_hand_over_what_they_have() {
+    const MESSAGES_EACH: usize = 10;
+    let stack = Stack::start_with(unhurried().await).await;
+    let gateway = stack.gateway("server_1").start().await;
+    let mut worker = stack.worker("worker_1").start().await;
+    let mut relay = stack.relay("relay_1").start().await;
+    let plan = Plan {
+        users: 30,
+        messages: MESSAGES_EACH,
+        pace: Duration::from_millis(800),
+        limit: Duration::from_secs(90),
+        quiet: QUIET,
+    };
+    let load = Load::start(&[gateway.port()], plan).await;
+    eventually("the load runs", SOON, || async { stack.model.count() > 30 }).await;
+    let _worker_2 = stack.worker("worker_2").start().await;
+    let _relay_2 = stack.relay("relay_2").start().await;
+    worker.drain().await;
+    relay.drain().await;
+    assert_answered_once_in_order(&load.finish().await, MESSAGES_EACH);
+    // An orderly end hands over without a second call for any message.
+    assert_eq!(stack.model.count(), 30 * MESSAGES_EACH);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_draining_gateway_closes_its_sockets_as_going_away() {
+    let stack = Stack::start().await;
+    let mut gateway = stack.gateway("server_1").start().await;
+    let mut client = Classic::open(gateway.port(), "alice").await;
+    gateway.term();
+    assert_eq!(client.expect_close().await, Some(1001));
+    let status = gateway.wait_exit(SOON).await;
+    assert_eq!(status.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sockets_of_one_user_at_two_gateways_both_get_the_answer() {
+    let stack = Stack::start().await;
+    let gateways = [
+        stack.gateway("server_1").start().await,
+        stack.gateway("server_2").start().await,
+    ];
+    let _worker = stack.worker("worker_1").start().await;
+    let _relay = stack.relay("relay_1").start().await;
+    let mut laptop = Classic::open(gateways[0].port(), "alice").await;
+    let mut phone = Classic::open(gateways[1].port(), "alice").await;
+    let frame = laptop.ask("hello").await;
+    assert_eq!(frame["content"], "echo: hello");
+    assert_eq!(phone.frame().await, frame);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn topics_may_have_other_names_and_one_partition() {
+    let stack = Stack::start().await;
+    let on = |spec: crate::support::process::Spec, consume: &str, produce: &str| {
+        spec.env("KAFKA_TOPIC_PARTITIONS", "1")
+            .env("CONSUME_TOPIC", consume)
+            .env("PRODUCE_TOPIC", produce)
+    };
+    let gateway = on(stack.gateway("server_1"), "", "asked").start().await;
+    let _worker = on(stack.worker("worker_1"), "asked", "answered")
+        .start()
+        .await;
+    let _relay = on(stack.relay("relay_1"), "answered", "").start().await;
+    let mut client = Classic::open(gateway.port(), "alice").await;
+    assert_eq!(client.ask("hello").await["content"], "echo: hello");
+    let records = stack.plain().read("answered", 1, SOON).await;
+    assert_eq!(records.len(), 1);
+    assert_eq!(records[0].partition, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_correlation_id_is_in_the_logs_of_all_three_roles() {
+    let stack = Stack::start().await;
+    let json = |spec: crate::support::process::Spec| spec.env("LOG_FORMAT", "json");
+    let gateway = json(stack.gateway("server_1")).start().await;
+    let worker = json(stack.worker("worker_1")).start().await;
+    let relay = json(stack.relay("relay_1")).start().await;
+    let headers = [("x-correlation-id", "trace-me-please")];
+    let path = "/ws?token=a-secret-token&userid=alice";
+    let mut client = Classic::connect_with(gateway.port(), path, &headers, "alice")
+        .await
+        .unwrap();
+    assert_eq!(client.correlation_id.as_deref(), Some("trace-me-please"));
+    let frame = client.ask("a confidential question").await;
+    let id = frame["correlation_id"].as_str().unwrap().to_owned();
+    assert!(id.starts_with("trace-me-please-"), "{id}");
+    for role in [&gateway, &worker, &relay] {
+        role.says(&id, SOON).await;
+        let log = role.log();
+        assert!(!log.contains("a-secret-token") && !log.contains("sk-test"));
+        assert!(!log.contains("confidential"), "content above debug");
+        for line in log.lines().filter(|line| line.contains(&id)) {
+            let line: Value = serde_json::from_str(line).expect("a JSON line");
+            assert!(line.to_string().contains(&id));
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! The services of the original system, played from outside by plain Kafka and Redis clients. Each
+//! can stand in for the chatmesh role of the same job.
+
+use std::time::Duration;
+
+use fred::interfaces::{KeysInterface, PubsubInterface};
+use serde_json::{Value, json};
+
+use crate::support::client::Classic;
+use crate::support::kafka::receive;
+use crate::support::process::Spec;
+use crate::support::redis::{plain_client, subscribe};
+use crate::support::stack::{MESSAGES, RELAYS, RESPONSES, Stack, WORKERS};
+use crate::support::{SOON, eventually, http};
+
+fn interop(spec: Spec) -> Spec {
+    spec.env("INTEROP", "true")
+}
+
+/// A record as the original's gateway writes it.
+fn original_question(user: &str, content: &str, correlation_id: &str) -> String {
+    json!({
+        "type": "message", "content": content, "userid": user,
+        "timestamp": "2024-01-01T12:00:00.000000Z", "server_id": "server_1",
+        "correlation_id": correlation_id,
+    })
+    .to_string()
+}
+
+/// A record as the original's worker writes it.
+fn original_answer(question: &Value, content: &str) -> String {
+    json!({
+        "type": "response", "content": content, "userid": question["userid"],
+        "timestamp": "2024-01-01T12:00:01.000000Z", "processing_time_ms": 12,
+        "correlation_id": question["correlation_id"],
+    })
+    .to_string()
+}
+
+/// What the original's gateway needs of a frame to hand it to its client.
+fn assert_original_frame(frame: &Value, user: &str) {
+    assert_eq!(frame["type"], "response", "{frame}");
+    assert_eq!(frame["userid"], user, "{frame}");
+    assert!(frame["content"].is_string(), "{frame}");
+    assert!(frame["timestamp"].is_string(), "{frame}");
+    assert!(frame["processing_time_ms"].is_number(), "{frame}");
+    // It stops delivering to anybody after one that is no string.
+    assert!(frame["correlation_id"].is_string(), "{frame}");
+}
+
+async fn next_json(receiver: &mut tokio::sync::mpsc::UnboundedReceiver<String>) -> Value {
+    let text = tokio::time::timeout(SOON, receiver.recv())
+        .await
+        .expect("a frame on the user's channel")
+        .expect("an open channel");
+    serde_json::from_str(&text).expect("JSON on the user's channel")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_original_gateway_gets_its_answers() {
+    let stack = Stack::start().await;
+    let _worker = interop(stack.worker("worker_1")).start().await;
+    let _relay = interop(stack.relay("relay_1")).start().await;
+    let (_client, mut channel) = subscribe(&stack.redis.url(), "user:user123").await;
+    let plain = stack.plain();
+    for n in 0..5 {
+        let record = original_question("user123", &format!("question {n}"), &format!("corr-{n}"));
+        plain.produce(MESSAGES, Some("user123"), &record, &[]).await;
+    }
+    for n in 0..5 {
+        let frame = next_json(&mut channel).await;
+        assert_original_frame(&frame, "user123");
+        assert_eq!(frame["content"], format!("echo: question {n}"));
+        assert_eq!(frame["correlation_id"], format!("corr-{n}"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_line_of_kcat_without_key_or_headers_is_answered_on_the_users_channel() {
+    let stack = Stack::start().await;
+    let _worker = stack.worker("worker_1").start().await;
+    let _relay = stack.relay("relay_1").start().await;
+    let (_client, mut channel) = subscribe(&stack.redis.url(), "user:user123").await;
+    let line = r#"{"type":"message","content":"Hello, how are you?","userid":"user123"}"#;
+    stack.plain().kcat(MESSAGES, line);
+    let frame = next_json(&mut channel).await;
+    assert_original_frame(&frame, "user123");
+    assert_eq!(frame["content"], "echo: Hello, how are you?");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_original_worker_answers_clients_of_our_gateway() {
+    let stack = Stack::start().await;
+    let gateway = interop(stack.gateway("server_1")).start().await;
+    let _relay = interop(stack.relay("relay_1")).start().await;
+    let plain = stack.plain();
+    let worker = plain.member(WORKERS, MESSAGES);
+    let mut client = Classic::open(gateway.port(), "user123").await;
+    for n in 0..3 {
+        client.send_message(&format!("question {n}")).await;
+        let record = receive(&worker, SOON).await.expect("the gateway's record");
+        assert_eq!(record.key.as_deref(), Some("user123"));
+        let question = record.json();
+        // What the original's worker reads of it.
+        assert_eq!(question["type"], "message");
+        assert_eq!(question["content"], format!("question {n}"));
+        assert_eq!(question["userid"], "user123");
+        assert_eq!(question["server_id"], "server_1");
+        assert!(question["timestamp"].is_string() && question["correlation_id"].is_string());
+        let answer = original_answer(&question, &format!("answer {n}"));
+        plain
+            .produce(RESPONSES, Some("user123"), &answer, &[])
+            .await;
+        let frame = client.frame().await;
+        assert_original_frame(&frame, "user123");
+        assert_eq!(frame["content"], format!("answer {n}"));
+    }
+    client.expect_silence(Duration::from_secs(7)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_original_relay_serves_clients_of_our_gateway() {
+    let stack = Stack::start().await;
+    let gateway = interop(stack.gateway("server_1")).start().await;
+    let _worker = interop(stack.worker("worker_1")).start().await;
+    let plain = stack.plain();
+    let relay = plain.member(RELAYS, RESPONSES);
+    let redis = plain_client(&stack.redis.url()).await;
+    let mut client = Classic::open(gateway.port(), "user123").await;
+    for n in 0..3 {
+        client.send_message(&format!("question {n}")).await;
+        let record = receive(&relay, SOON).await.expect("the worker's record");
+        let answer = record.json();
+        assert_original_frame(&answer, "user123");
+        // The original publishes the value as it came.
+        let channel = format!("user:{}", answer["userid"].as_str().unwrap());
+        let _: i64 = redis.publish(channel, record.value).await.unwrap();
+        let frame = client.frame().await;
+        assert_eq!(frame["content"], format!("echo: question {n}"));
+        assert_eq!(frame["type"], "response");
+    }
+    client.expect_silence(Duration::from_secs(7)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_original_worker_and_ours_share_the_work_of_one_group() {
+    const USERS: usize = 24;
+    let stack = Stack::start().await;
+    let plain = stack.plain();
+    let gateway = interop(stack.gateway("server_1")).start().await;
+    let _relay = interop(stack.relay("relay_1")).start().await;
+    let _ours = interop(stack.worker("worker_1")).start().await;
+    let theirs = plain.member(WORKERS, MESSAGES);
+    let (answers, played) = {
+        let plain = plain.clone();
+        let (sender, answers) = tokio::sync::watch::channel(0_usize);
+        let played = tokio::spawn(async move {
+            loop {
+                let Some(record) = receive(&theirs, Duration::from_secs(1)).await else {
+                    continue;
+                };
+                let question = record.json();
+                let content = format!("theirs: {}", question["content"].as_str().unwrap());
+                let answer = original_answer(&question, &content);
+                let user = question["userid"].as_str().unwrap().to_owned();
+                plain.produce(RESPONSES, Some(&user), &answer, &[]).await;
+                sender.send_modify(|count| *count += 1);
+            }
+        });
+        (answers, played)
+    };
+    // Until both have partitions, ask again and again.
+    let mut round = 0;
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    loop {
+        let ours = stack.model.count();
+        let theirs = *answers.borrow();
+        for n in 0..USERS {
+            let user = format!("user{n}");
+            let mut client = Classic::open(gateway.port(), &user).await;
+            let question = format!("round {round}");
+            let frame = client.ask(&question).await;
+            let content = frame["content"].as_str().unwrap().to_owned();
+            let both = [format!("echo: {question}"), format!("theirs: {question}")];
+            assert!(both.contains(&content), "{content}");
+            client.close().await;
+        }
+        round += 1;
+        if stack.model.count() > ours && *answers.borrow() > theirs {
+            break;
+        }
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "one of them has no work"
+        );
+    }
+    played.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stored_token_is_good_at_our_gateway_and_at_an_original_one() {
+    let stack = Stack::start().await;
+    let redis = plain_client(&stack.redis.url()).await;
+    let gateway = stack
+        .gateway("server_1")
+        .env("AUTH_MODE", "stored")
+        .env("TOKEN_ENDPOINT", "open")
+        .start()
+        .await;
+    // Stored by an original gateway.
+    let theirs = "A".repeat(43);
+    let ttl = Some(fred::types::Expiration::EX(3600));
+    let _: () = redis
+        .set("token:alice", &theirs, ttl, None, false)
+        .await
+        .unwrap();
+    assert!(
+        Classic::connect(gateway.port(), &theirs, "alice")
+            .await
+            .is_ok()
+    );
+    let wrong = Classic::connect(gateway.port(), &"B".repeat(43), "alice").await;
+    assert_eq!(wrong.unwrap_err().status, 401);
+    let refused = Classic::connect(gateway.port(), &theirs, "bob")
+        .await
+        .unwrap_err();
+    assert!([401, 403].contains(&refused.status), "{refused:?}");
+
+    // Handed out by ours.
+    let given = http::post(&gateway.url("/token?userid=carol"), &[]).await;
+    assert_eq!(given.status, 200, "{}", given.body);
+    let given = given.json();
+    let token = given["token"].as_str().unwrap();
+    assert_eq!(token.len(), 43);
+    assert_eq!(given["userid"], "carol");
+    let stored: Option<String> = redis.get("token:carol").await.unwrap();
+    assert_eq!(stored.as_deref(), Some(token));
+    let left: i64 = redis.ttl("token:carol").await.unwrap();
+    assert!((3500..=3600).contains(&left), "{left}");
+    let again = http::post(&gateway.url("/token?userid=carol"), &[])
+        .await
+        .json();
+    assert_eq!(again["token"], token, "the one that is there");
+    let of_alice = http::post(&gateway.url("/token?userid=alice"), &[])
+        .await
+        .json();
+    assert_eq!(
+        of_alice["token"],
+        theirs.as_str(),
+        "also an original gateway's"
+    );
+    assert!(
+        Classic::connect(gateway.port(), token, "carol")
+            .await
+            .is_ok()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failure_is_an_error_frame_that_an_original_gateway_forwards() {
+    let stack = Stack::start().await;
+    let _worker = interop(stack.worker("worker_1")).start().await;
+    let _relay = interop(stack.relay("relay_1")).start().await;
+    let refusal = crate::support::model::Answer::error(400, "invalid_request_error", "no");
+    stack.model.next_for("refused", refusal);
+    let (_client, mut channel) = subscribe(&stack.redis.url(), "user:user123").await;
+    let record = original_question("user123", "refused", "corr-1");
+    stack
+        .plain()
+        .produce(MESSAGES, Some("user123"), &record, &[])
+        .await;
+    let frame = next_json(&mut channel).await;
+    assert_eq!(frame["type"], "error", "{frame}");
+    assert_eq!(frame["userid"], "user123");
+    assert_eq!(frame["correlation_id"], "corr-1");
+    assert_eq!(frame["message"], "Service temporarily unavailable");
+    eventually("the worker has committed it", SOON, || async {
+        stack.plain().lag(WORKERS, MESSAGES).await == 0
+    })
+    .await;
+}

@@ -1,0 +1,194 @@
+//! A client of the classic protocol, as one written for the original system.
+
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::protocol::frame::Frame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
+use tokio_tungstenite::tungstenite::{self, Message};
+use tokio_tungstenite::{WebSocketStream, client_async};
+
+use super::SOON;
+
+/// A refused upgrade.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: String,
+}
+
+/// What a socket brought.
+#[derive(Debug)]
+pub(crate) enum Event {
+    Frame(Value),
+    /// Closed, with the close code where a close frame came.
+    Closed(Option<u16>),
+    /// Nothing in time.
+    Silent,
+}
+
+/// An open socket.
+#[derive(Debug)]
+pub(crate) struct Classic {
+    socket: WebSocketStream<TcpStream>,
+    pub(crate) user: String,
+    /// `X-Correlation-ID` of the upgrade's answer.
+    pub(crate) correlation_id: Option<String>,
+}
+
+impl Classic {
+    /// With any token: for gateways with `AUTH_MODE=open`.
+    pub(crate) async fn open(port: u16, user: &str) -> Self {
+        Self::connect(port, "any-token", user)
+            .await
+            .unwrap_or_else(|refused| panic!("{user} was refused: {refused:?}"))
+    }
+
+    pub(crate) async fn connect(port: u16, token: &str, user: &str) -> Result<Self, Refused> {
+        Self::connect_with(port, &format!("/ws?token={token}&userid={user}"), &[], user).await
+    }
+
+    /// With a path and headers of one's own; `Err` also when nothing listens (status 0).
+    pub(crate) async fn connect_with(
+        port: u16,
+        path: &str,
+        headers: &[(&'static str, &str)],
+        user: &str,
+    ) -> Result<Self, Refused> {
+        let refused = |error: &dyn std::fmt::Display| Refused {
+            status: 0,
+            headers: Vec::new(),
+            body: error.to_string(),
+        };
+        let stream = TcpStream::connect(("127.0.0.1", port))
+            .await
+            .map_err(|e| refused(&e))?;
+        stream.set_nodelay(true).expect("a socket option");
+        let mut request = format!("ws://127.0.0.1:{port}{path}")
+            .into_client_request()
+            .expect("a request");
+        for (name, value) in headers {
+            request
+                .headers_mut()
+                .insert(*name, value.parse().expect("a header's value"));
+        }
+        match timeout(SOON, client_async(request, stream)).await {
+            Ok(Ok((socket, response))) => Ok(Self {
+                socket,
+                user: user.to_owned(),
+                correlation_id: response
+                    .headers()
+                    .get("x-correlation-id")
+                    .and_then(|value| value.to_str().ok())
+                    .map(str::to_owned),
+            }),
+            Ok(Err(tungstenite::Error::Http(response))) => Err(Refused {
+                status: response.status().as_u16(),
+                headers: response
+                    .headers()
+                    .iter()
+                    .map(|(name, value)| {
+                        let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
+                        (name.to_string(), value)
+                    })
+                    .collect(),
+                body: String::from_utf8_lossy(response.body().as_deref().unwrap_or_default())
+                    .into_owned(),
+            }),
+            Ok(Err(error)) => Err(refused(&error)),
+            Err(_) => Err(refused(&"the upgrade was not answered")),
+        }
+    }
+
+    /// A message in the original's exact form.
+    pub(crate) async fn send_message(&mut self, content: &str) {
+        let frame = json!({"type": "message", "content": content, "userid": self.user});
+        self.send_text(&frame.to_string()).await;
+    }
+
+    pub(crate) async fn send_text(&mut self, text: &str) {
+        self.send(Message::text(text)).await;
+    }
+
+    pub(crate) async fn send_binary(&mut self, bytes: &[u8]) {
+        self.send(Message::binary(bytes.to_vec())).await;
+    }
+
+    /// A text frame that is none.
+    pub(crate) async fn send_invalid_utf8(&mut self) {
+        let bytes = vec![b'{', 0xff, 0xfe];
+        let frame = Frame::message(bytes, OpCode::Data(Data::Text), true);
+        self.send(Message::Frame(frame)).await;
+    }
+
+    /// Sends; a socket that is closed meanwhile shows itself by the next read.
+    async fn send(&mut self, message: Message) {
+        let _ = timeout(SOON, self.socket.send(message)).await;
+    }
+
+    /// The next frame, the end, or silence.
+    pub(crate) async fn next(&mut self, limit: Duration) -> Event {
+        let deadline = Instant::now() + limit;
+        loop {
+            match timeout_at(deadline, self.socket.next()).await {
+                Err(_) => return Event::Silent,
+                Ok(None | Some(Err(_))) => return Event::Closed(None),
+                Ok(Some(Ok(Message::Text(text)))) => {
+                    let frame = serde_json::from_str(&text)
+                        .unwrap_or_else(|e| panic!("a frame is not JSON ({e}): {text}"));
+                    return Event::Frame(frame);
+                }
+                Ok(Some(Ok(Message::Close(frame)))) => {
+                    return Event::Closed(frame.map(|frame| frame.code.into()));
+                }
+                Ok(Some(Ok(_))) => {}
+            }
+        }
+    }
+
+    /// The next frame; fails when there is none.
+    pub(crate) async fn frame(&mut self) -> Value {
+        self.frame_within(SOON).await
+    }
+
+    pub(crate) async fn frame_within(&mut self, limit: Duration) -> Value {
+        match self.next(limit).await {
+            Event::Frame(frame) => frame,
+            other => panic!("{} expected a frame, got {other:?}", self.user),
+        }
+    }
+
+    /// Sends and returns the next frame.
+    pub(crate) async fn ask(&mut self, content: &str) -> Value {
+        self.send_message(content).await;
+        self.frame().await
+    }
+
+    /// Fails if anything comes, the end included.
+    pub(crate) async fn expect_silence(&mut self, period: Duration) {
+        match self.next(period).await {
+            Event::Silent => {}
+            other => panic!("{} expected silence, got {other:?}", self.user),
+        }
+    }
+
+    /// The close code; frames before it are passed over.
+    pub(crate) async fn expect_close(&mut self) -> Option<u16> {
+        loop {
+            match self.next(SOON).await {
+                Event::Closed(code) => return code,
+                Event::Frame(_) => {}
+                Event::Silent => panic!("{} was not closed", self.user),
+            }
+        }
+    }
+
+    pub(crate) async fn close(mut self) {
+        let _ = timeout(SOON, self.socket.close(None)).await;
+    }
+}

@@ -1,0 +1,57 @@
+//! Small HTTP calls to a role.
+
+use std::time::Duration;
+
+use reqwest::Method;
+
+/// What came back.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) headers: reqwest::header::HeaderMap,
+    pub(crate) body: String,
+}
+
+impl Reply {
+    pub(crate) fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("not JSON ({e}): {}", self.body))
+    }
+
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+}
+
+/// `Err` when nothing answers, or not within five seconds.
+pub(crate) async fn try_call(
+    method: Method,
+    url: &str,
+    headers: &[(&str, &str)],
+) -> Result<Reply, reqwest::Error> {
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .timeout(Duration::from_secs(5))
+        .build()?;
+    let mut request = client.request(method, url);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let response = request.send().await?;
+    Ok(Reply {
+        status: response.status().as_u16(),
+        headers: response.headers().clone(),
+        body: response.text().await?,
+    })
+}
+
+pub(crate) async fn get(url: &str) -> Reply {
+    try_call(Method::GET, url, &[])
+        .await
+        .unwrap_or_else(|e| panic!("GET {url}: {e:?}"))
+}
+
+pub(crate) async fn post(url: &str, headers: &[(&str, &str)]) -> Reply {
+    try_call(Method::POST, url, headers)
+        .await
+        .unwrap_or_else(|e| panic!("POST {url}: {e:?}"))
+}

@@ -1,0 +1,267 @@
+//! Plain access to Kafka, as programs have that are no chatmesh.
+
+use std::collections::{BTreeMap, HashMap};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer, StreamConsumer};
+use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
+use rdkafka::metadata::{MetadataPartition, MetadataTopic};
+use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use serde_json::Value;
+use tokio::time::Instant;
+
+/// Asks until a client gets metadata of the broker. Blocks.
+pub(super) fn metadata_within(bootstrap: &str, limit: Duration) -> bool {
+    let deadline = std::time::Instant::now() + limit;
+    while std::time::Instant::now() < deadline {
+        // A new client each time: one that has failed waits longer and longer before it tries again.
+        let client: Result<BaseConsumer, _> = ClientConfig::new()
+            .set("bootstrap.servers", bootstrap)
+            .set("log_level", "0")
+            .create();
+        if client.is_ok_and(|c| c.fetch_metadata(None, Duration::from_secs(1)).is_ok()) {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    false
+}
+
+/// A record as another program reads it.
+#[derive(Debug, Clone)]
+pub(crate) struct Seen {
+    pub(crate) partition: i32,
+    pub(crate) offset: i64,
+    pub(crate) key: Option<String>,
+    pub(crate) value: String,
+    pub(crate) headers: BTreeMap<String, String>,
+}
+
+impl Seen {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.value)
+            .unwrap_or_else(|e| panic!("a record is not JSON ({e}): {}", self.value))
+    }
+
+    fn of<M: Message>(message: &M) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let headers = message.headers().map_or_else(BTreeMap::new, |headers| {
+            headers
+                .iter()
+                .map(|header| {
+                    (
+                        header.key.to_owned(),
+                        text(header.value.unwrap_or_default()),
+                    )
+                })
+                .collect()
+        });
+        Self {
+            partition: message.partition(),
+            offset: message.offset(),
+            key: message.key().map(text),
+            value: text(message.payload().unwrap_or_default()),
+            headers,
+        }
+    }
+}
+
+/// Kafka without any of chatmesh's code.
+#[derive(Clone)]
+pub(crate) struct PlainKafka {
+    bootstrap: String,
+    producer: FutureProducer,
+}
+
+impl PlainKafka {
+    pub(crate) fn new(bootstrap: &str) -> Self {
+        Self {
+            bootstrap: bootstrap.to_owned(),
+            producer: ClientConfig::new()
+                .set("bootstrap.servers", bootstrap)
+                .create()
+                .expect("a producer"),
+        }
+    }
+
+    pub(crate) async fn create_topic(&self, name: &str, partitions: i32) {
+        let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
+            .set("bootstrap.servers", &self.bootstrap)
+            .create()
+            .expect("an admin client");
+        let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+        let made = admin
+            .create_topics([&topic], &AdminOptions::new())
+            .await
+            .expect("create a topic");
+        for topic in made {
+            topic.expect("create a topic");
+        }
+    }
+
+    /// Appends, and waits for the acknowledgement: partition and offset.
+    pub(crate) async fn produce(
+        &self,
+        topic: &str,
+        key: Option<&str>,
+        value: &str,
+        headers: &[(&str, &str)],
+    ) -> (i32, i64) {
+        let mut all = OwnedHeaders::new();
+        for (key, value) in headers {
+            all = all.insert(Header {
+                key,
+                value: Some(*value),
+            });
+        }
+        let mut record = FutureRecord::<str, str>::to(topic).payload(value);
+        if let Some(key) = key {
+            record = record.key(key);
+        }
+        if !headers.is_empty() {
+            record = record.headers(all);
+        }
+        let sent = self.producer.send(record, Duration::from_secs(30)).await;
+        let delivery = sent.expect("produce a record");
+        (delivery.partition, delivery.offset)
+    }
+
+    /// Every record of the topic from its beginning, as soon as there are at least `count`, else
+    /// what there is when the time is over.
+    pub(crate) async fn read(&self, topic: &str, count: usize, limit: Duration) -> Vec<Seen> {
+        let (bootstrap, topic) = (self.bootstrap.clone(), topic.to_owned());
+        let reading =
+            tokio::task::spawn_blocking(move || read_all(&bootstrap, &topic, count, limit));
+        reading.await.expect("read a topic")
+    }
+
+    /// Records whose offset the group has not committed yet; all of them where it never did.
+    pub(crate) async fn lag(&self, group: &str, topic: &str) -> i64 {
+        let (bootstrap, group, topic) =
+            (self.bootstrap.clone(), group.to_owned(), topic.to_owned());
+        let asking = tokio::task::spawn_blocking(move || {
+            let consumer: BaseConsumer = ClientConfig::new()
+                .set("bootstrap.servers", &bootstrap)
+                .set("group.id", &group)
+                .create()
+                .expect("a consumer");
+            let ends = ends(&consumer, &topic);
+            let mut asked = TopicPartitionList::new();
+            for partition in ends.keys() {
+                asked.add_partition(&topic, *partition);
+            }
+            let committed = consumer
+                .committed_offsets(asked, Duration::from_secs(10))
+                .expect("committed offsets");
+            committed
+                .elements()
+                .iter()
+                .map(|place| {
+                    let done = match place.offset() {
+                        Offset::Offset(offset) => offset,
+                        _ => 0,
+                    };
+                    ends[&place.partition()] - done
+                })
+                .sum()
+        });
+        asking.await.expect("the group's lag")
+    }
+
+    /// A member of a group as the original's services are: `range`, automatic commits.
+    pub(crate) fn member(&self, group: &str, topic: &str) -> StreamConsumer {
+        let consumer: StreamConsumer = ClientConfig::new()
+            .set("bootstrap.servers", &self.bootstrap)
+            .set("group.id", group)
+            .set("auto.offset.reset", "earliest")
+            .set("partition.assignment.strategy", "range")
+            .set("session.timeout.ms", "6000")
+            .set("heartbeat.interval.ms", "1000")
+            .create()
+            .expect("a consumer");
+        consumer.subscribe(&[topic]).expect("subscribe");
+        consumer
+    }
+
+    /// Puts lines on a topic as a person would: `kcat`, no key, no headers.
+    pub(crate) fn kcat(&self, topic: &str, line: &str) {
+        use std::io::Write;
+        let mut child = Command::new("kcat")
+            .args(["-P", "-b", &self.bootstrap, "-t", topic])
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("run kcat (tests/run installs it)");
+        let mut stdin = child.stdin.take().expect("kcat's input");
+        writeln!(stdin, "{line}").expect("write to kcat");
+        drop(stdin);
+        assert!(child.wait().expect("wait for kcat").success());
+    }
+}
+
+/// Receives one record; `None` when none comes in time. Errors of the connection are waited out.
+pub(crate) async fn receive(consumer: &StreamConsumer, limit: Duration) -> Option<Seen> {
+    let deadline = Instant::now() + limit;
+    while Instant::now() < deadline {
+        // librdkafka's wake-up can get lost, so no wait is long.
+        let wait = (Instant::now() + Duration::from_secs(1)).min(deadline);
+        if let Ok(Ok(message)) = tokio::time::timeout_at(wait, consumer.recv()).await {
+            return Some(Seen::of(&message));
+        }
+    }
+    None
+}
+
+fn ends(consumer: &BaseConsumer, topic: &str) -> HashMap<i32, i64> {
+    let patience = Duration::from_secs(10);
+    let metadata = consumer
+        .fetch_metadata(Some(topic), patience)
+        .expect("the topic's metadata");
+    let partitions = metadata.topics().iter().flat_map(MetadataTopic::partitions);
+    partitions
+        .map(|partition| {
+            let (_, end) = consumer
+                .fetch_watermarks(topic, partition.id(), patience)
+                .expect("a partition's end");
+            (partition.id(), end)
+        })
+        .collect()
+}
+
+fn read_all(bootstrap: &str, topic: &str, count: usize, limit: Duration) -> Vec<Seen> {
+    let deadline = std::time::Instant::now() + limit;
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", bootstrap)
+        .set("group.id", super::unique("reader"))
+        .set("enable.auto.commit", "false")
+        .create()
+        .expect("a consumer");
+    let mut partitions = Vec::new();
+    // A topic that nobody has made yet has no partitions.
+    while partitions.is_empty() && std::time::Instant::now() < deadline {
+        if let Ok(metadata) = consumer.fetch_metadata(Some(topic), Duration::from_secs(5)) {
+            let topics = metadata.topics().iter();
+            partitions = topics
+                .flat_map(|t| t.partitions().iter().map(MetadataPartition::id))
+                .collect();
+        }
+    }
+    let mut places = TopicPartitionList::new();
+    for partition in partitions {
+        places
+            .add_partition_offset(topic, partition, Offset::Beginning)
+            .expect("a place");
+    }
+    consumer.assign(&places).expect("assign");
+    let mut seen = Vec::new();
+    while seen.len() < count && std::time::Instant::now() < deadline {
+        if let Some(Ok(message)) = consumer.poll(Duration::from_millis(100)) {
+            seen.push(Seen::of(&message));
+        }
+    }
+    seen
+}

@@ -1,0 +1,340 @@
+//! A local server that speaks the OpenAI API and misbehaves on demand.
+
+use std::collections::{HashMap, VecDeque};
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
+use futures_util::{StreamExt, stream};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+mod script;
+
+use script::Step;
+pub(crate) use script::{Answer, ErrorForm, Script};
+
+/// A request as it came.
+#[derive(Debug, Clone)]
+pub(crate) struct Asked {
+    /// Content of the last message: by it tests know their own requests.
+    pub(crate) prompt: String,
+    /// The whole body.
+    pub(crate) body: Value,
+    /// The `Authorization` header.
+    pub(crate) authorization: Option<String>,
+    /// The path, such as `/v1/chat/completions`.
+    pub(crate) path: String,
+    pub(crate) at: Instant,
+    /// How often this prompt had been asked before.
+    pub(crate) earlier: usize,
+}
+
+impl Asked {
+    /// Role and content of every message of the prompt.
+    pub(crate) fn messages(&self) -> Vec<(String, String)> {
+        let text = |message: &Value, name: &str| message[name].as_str().unwrap_or("").to_owned();
+        self.body["messages"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|message| (text(message, "role"), text(message, "content")))
+            .collect()
+    }
+}
+
+type Rule = Arc<dyn Fn(&Asked) -> Answer + Send + Sync>;
+
+struct State {
+    asked: Vec<Asked>,
+    counts: HashMap<String, usize>,
+    queued: HashMap<String, VecDeque<Answer>>,
+    closed_early: Vec<String>,
+    open: usize,
+    most_open: usize,
+    rule: Rule,
+}
+
+#[derive(Clone)]
+struct Shared(Arc<Mutex<State>>);
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The server; gone when dropped.
+pub(crate) struct ScriptedModel {
+    port: u16,
+    shared: Shared,
+    server: JoinHandle<()>,
+}
+
+impl ScriptedModel {
+    /// Answers everything by `echo: ` and the prompt.
+    pub(crate) async fn start() -> Self {
+        Self::start_with(|asked| Script::echo(asked).into()).await
+    }
+
+    /// Answers by a rule; what is queued for a prompt goes first.
+    pub(crate) async fn start_with<F>(rule: F) -> Self
+    where
+        F: Fn(&Asked) -> Answer + Send + Sync + 'static,
+    {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("bind");
+        let port = listener.local_addr().expect("an address").port();
+        let shared = Shared(Arc::new(Mutex::new(State {
+            asked: Vec::new(),
+            counts: HashMap::new(),
+            queued: HashMap::new(),
+            closed_early: Vec::new(),
+            open: 0,
+            most_open: 0,
+            rule: Arc::new(rule),
+        })));
+        let server = tokio::spawn(serve(listener, shared.clone()));
+        Self {
+            port,
+            shared,
+            server,
+        }
+    }
+
+    /// For `OPENAI_BASE_URL`.
+    pub(crate) fn base_url(&self) -> String {
+        format!("http://127.0.0.1:{}/v1", self.port)
+    }
+
+    /// The next request with this prompt is answered so; several wait in a queue.
+    pub(crate) fn next_for(&self, prompt: &str, answer: impl Into<Answer>) {
+        let mut state = self.shared.lock();
+        let queue = state.queued.entry(prompt.to_owned()).or_default();
+        queue.push_back(answer.into());
+    }
+
+    /// Every request so far, in order.
+    pub(crate) fn asked(&self) -> Vec<Asked> {
+        self.shared.lock().asked.clone()
+    }
+
+    /// Requests with this prompt so far.
+    pub(crate) fn asked_for(&self, prompt: &str) -> Vec<Asked> {
+        let state = self.shared.lock();
+        let same = state.asked.iter().filter(|asked| asked.prompt == prompt);
+        same.cloned().collect()
+    }
+
+    /// How many requests there were.
+    pub(crate) fn count(&self) -> usize {
+        self.shared.lock().asked.len()
+    }
+
+    /// How many requests there were with this prompt.
+    pub(crate) fn count_for(&self, prompt: &str) -> usize {
+        self.shared.lock().counts.get(prompt).copied().unwrap_or(0)
+    }
+
+    /// Prompts whose client went away before the script's end.
+    pub(crate) fn closed_early(&self) -> Vec<String> {
+        self.shared.lock().closed_early.clone()
+    }
+
+    /// Requests that are being answered now.
+    pub(crate) fn open(&self) -> usize {
+        self.shared.lock().open
+    }
+
+    /// The most that were being answered at once.
+    pub(crate) fn most_open(&self) -> usize {
+        self.shared.lock().most_open
+    }
+}
+
+impl Drop for ScriptedModel {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+async fn serve(listener: TcpListener, shared: Shared) {
+    // Connections end with this set, and so with the server.
+    let mut connections = tokio::task::JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => {
+                let Ok((stream, _)) = accepted else {
+                    // Out of descriptors: accepting again at once would spin.
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    continue;
+                };
+                let _ = stream.set_nodelay(true);
+                let shared = shared.clone();
+                connections.spawn(async move {
+                    let service = service_fn(move |request| answer(request, shared.clone()));
+                    // A cut by script ends the connection with an error, on purpose.
+                    let _ = hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await;
+                });
+            }
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+type Body = StreamBody<BoxStream<'static, Result<Frame<Bytes>, Cut>>>;
+
+/// Makes hyper close the connection in the middle of a body.
+#[derive(Debug, thiserror::Error)]
+#[error("cut by the script")]
+struct Cut;
+
+/// One request at work. Dropped before its script's end, the client has gone away.
+struct Work {
+    shared: Shared,
+    prompt: String,
+    whole: bool,
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.open -= 1;
+        if !self.whole {
+            state.closed_early.push(self.prompt.clone());
+        }
+    }
+}
+
+async fn answer(request: Request<Incoming>, shared: Shared) -> Result<Response<Body>, Infallible> {
+    let at = Instant::now();
+    let path = request.uri().path().to_owned();
+    let authorization = request
+        .headers()
+        .get(hyper::header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .map(str::to_owned);
+    let Ok(body) = request.into_body().collect().await else {
+        return Ok(respond(400, &[], plain_body(Bytes::new())));
+    };
+    let body: Value = serde_json::from_slice(&body.to_bytes()).unwrap_or(Value::Null);
+    let prompt = body["messages"]
+        .as_array()
+        .and_then(|messages| messages.last())
+        .and_then(|message| message["content"].as_str())
+        .unwrap_or("")
+        .to_owned();
+
+    let (answer, work) = take(&shared, prompt, body, authorization, path, at);
+    match answer {
+        Answer::Status {
+            status,
+            headers,
+            body,
+        } => {
+            let mut work = work;
+            work.whole = true;
+            Ok(respond(status, &headers, plain_body(body.into())))
+        }
+        Answer::Hang => {
+            // hyper drops this future when the client closes; until then `work` is alive.
+            let _work = work;
+            std::future::pending().await
+        }
+        Answer::Stream(script) => {
+            let steps = VecDeque::from(script.steps());
+            let body = stream::unfold((steps, work), run_step).boxed();
+            let headers = [("content-type".to_owned(), "text/event-stream".to_owned())];
+            Ok(respond(200, &headers, StreamBody::new(body)))
+        }
+    }
+}
+
+/// Notes the request and decides what it gets.
+fn take(
+    shared: &Shared,
+    prompt: String,
+    body: Value,
+    authorization: Option<String>,
+    path: String,
+    at: Instant,
+) -> (Answer, Work) {
+    let mut state = shared.lock();
+    let count = state.counts.entry(prompt.clone()).or_default();
+    let earlier = *count;
+    *count += 1;
+    let asked = Asked {
+        prompt: prompt.clone(),
+        body,
+        authorization,
+        path,
+        at,
+        earlier,
+    };
+    state.asked.push(asked.clone());
+    state.open += 1;
+    state.most_open = state.most_open.max(state.open);
+    let queued = state.queued.get_mut(&prompt).and_then(VecDeque::pop_front);
+    let rule = state.rule.clone();
+    drop(state);
+    let work = Work {
+        shared: shared.clone(),
+        prompt,
+        whole: false,
+    };
+    let answer = match queued {
+        Some(answer) => answer,
+        None if asked.path == "/v1/chat/completions" => rule(&asked),
+        None => Answer::error(404, "not_found", "no such route"),
+    };
+    (answer, work)
+}
+
+type Running = (VecDeque<Step>, Work);
+
+async fn run_step((mut steps, mut work): Running) -> Option<(Result<Frame<Bytes>, Cut>, Running)> {
+    loop {
+        match steps.pop_front() {
+            Some(Step::Bytes(bytes)) => {
+                // The client may leave as soon as it has the last byte.
+                work.whole |= steps.is_empty();
+                return Some((Ok(Frame::data(bytes)), (steps, work)));
+            }
+            Some(Step::Wait(time)) => tokio::time::sleep(time).await,
+            Some(Step::Hang) => std::future::pending().await,
+            Some(Step::Cut) => {
+                work.whole = true;
+                steps.clear();
+                // What was written before must leave before the connection is torn down.
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                return Some((Err(Cut), (steps, work)));
+            }
+            None => {
+                work.whole = true;
+                return None;
+            }
+        }
+    }
+}
+
+fn plain_body(bytes: Bytes) -> Body {
+    StreamBody::new(stream::once(async { Ok(Frame::data(bytes)) }).boxed())
+}
+
+fn respond(status: u16, headers: &[(String, String)], body: Body) -> Response<Body> {
+    let mut response = Response::builder().status(status);
+    for (name, value) in headers {
+        response = response.header(name, value);
+    }
+    response.body(body).expect("a response")
+}

@@ -1,0 +1,95 @@
+//! The distributed system of one test: its own Kafka, Redis and model, and roles on them.
+//!
+//! The names of the consumer groups are part of the contract, so two tests on one broker would
+//! share their groups and rebalance each other; a killed member would still be counted for seconds
+//! in the next test. So every such test has a broker of its own, where the topics have their
+//! default names too, and one runs at a time: ten processes beside a broker are enough for a small
+//! machine.
+
+use tokio::sync::{Mutex, MutexGuard};
+
+use super::kafka::PlainKafka;
+use super::kafka_broker::KafkaBroker;
+use super::model::ScriptedModel;
+use super::process::Spec;
+use super::redis::PrivateRedis;
+
+/// The gateways produce here, the workers consume it.
+pub(crate) const MESSAGES: &str = "incoming_messages";
+/// The workers produce here, the relays consume it.
+pub(crate) const RESPONSES: &str = "responses";
+/// The workers' consumer group.
+pub(crate) const WORKERS: &str = "ai-consumer-group";
+/// The relays' consumer group.
+pub(crate) const RELAYS: &str = "message-relay-group";
+
+static TURN: Mutex<()> = Mutex::const_new(());
+
+/// A test's turn on the machine, for those that start many processes.
+pub(crate) async fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().await
+}
+
+/// The backends of one test. Drop the roles before it.
+pub(crate) struct Stack {
+    pub(crate) kafka: KafkaBroker,
+    pub(crate) redis: PrivateRedis,
+    pub(crate) model: ScriptedModel,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Stack {
+    /// Everything is up, and the model answers by `echo: ` and the prompt.
+    pub(crate) async fn start() -> Self {
+        Self::start_with(ScriptedModel::start().await).await
+    }
+
+    pub(crate) async fn start_with(model: ScriptedModel) -> Self {
+        let mut stack = Self::not_started(model).await;
+        stack.kafka.run().await;
+        stack.redis.restart().await;
+        stack
+    }
+
+    /// Addresses are known, and neither Kafka nor Redis is there yet.
+    pub(crate) async fn not_started(model: ScriptedModel) -> Self {
+        let turn = turn().await;
+        Self {
+            kafka: KafkaBroker::prepare(""),
+            redis: PrivateRedis::not_started(),
+            model,
+            _turn: turn,
+        }
+    }
+
+    pub(crate) fn plain(&self) -> PlainKafka {
+        self.kafka.plain()
+    }
+
+    /// The environment as the original's services have it.
+    fn on(&self, spec: Spec) -> Spec {
+        spec.env("KAFKA_BOOTSTRAP_SERVERS", &self.kafka.address())
+            .env("REDIS_HOST", "127.0.0.1")
+            .env("REDIS_PORT", &self.redis.port().to_string())
+            .env("KAFKA_TOPIC_PARTITIONS", "6")
+            .env("LOG_LEVEL", "info")
+    }
+
+    pub(crate) fn gateway(&self, name: &str) -> Spec {
+        self.on(Spec::gateway()).env("SERVER_ID", name).named(name)
+    }
+
+    pub(crate) fn worker(&self, name: &str) -> Spec {
+        self.on(Spec::ai_worker())
+            .env("OPENAI_BASE_URL", &self.model.base_url())
+            .env("OPENAI_API_KEY", "sk-test")
+            // A busy test machine is slower than any model.
+            .env("OPENAI_TIMEOUT_MS", "10000")
+            .env("SERVER_ID", name)
+            .named(name)
+    }
+
+    pub(crate) fn relay(&self, name: &str) -> Spec {
+        self.on(Spec::relay()).env("SERVER_ID", name).named(name)
+    }
+}

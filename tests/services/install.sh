@@ -1,0 +1,130 @@
+# shellcheck shell=bash
+# What a fresh Debian or Ubuntu lacks: packages by apt, Rust, and Kafka by Maven.
+
+KAFKA_VERSION=4.1.1
+CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/chatmesh
+KAFKA_JARS=$CACHE/kafka-$KAFKA_VERSION
+
+as_root() {
+    if ((EUID == 0)); then
+        "$@"
+    elif command -v sudo >/dev/null; then
+        sudo "$@"
+    else
+        die "needs to be root, or sudo, for: $*"
+    fi
+}
+
+apt_updated=false
+apt_install() {
+    command -v apt-get >/dev/null || die "please install by hand: $* (there is no apt-get here)"
+    say "installing $*"
+    if ! $apt_updated; then
+        as_root apt-get update -qq
+        apt_updated=true
+    fi
+    as_root env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
+install_packages() {
+    local missing=()
+    command -v gcc >/dev/null && command -v make >/dev/null && command -v g++ >/dev/null ||
+        missing+=(build-essential)
+    command -v perl >/dev/null || missing+=(perl)
+    command -v pkg-config >/dev/null || missing+=(pkg-config)
+    command -v redis-server >/dev/null || missing+=(redis-server)
+    command -v redis-cli >/dev/null || missing+=(redis-tools)
+    command -v kcat >/dev/null || missing+=(kcat)
+    java_works || missing+=(openjdk-17-jre-headless)
+    [[ -d $KAFKA_JARS ]] || command -v mvn >/dev/null || missing+=(maven)
+    [[ -d /etc/ssl/certs ]] || missing+=(ca-certificates)
+    if ((${#missing[@]})); then
+        apt_install "${missing[@]}"
+    fi
+}
+
+# Kafka 4's broker needs Java 17.
+java_works() {
+    local version
+    version=$(java -version 2>&1 | sed -n 's/.*version "\([0-9]*\).*/\1/p') || return 1
+    [[ -n $version ]] && ((version >= 17))
+}
+
+# at_least HAVE WANTED, both like 1.90 or 1.90.0.
+at_least() { [[ $(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1) == "$2" ]]; }
+
+rust_works() {
+    local have
+    have=$(cargo --version 2>/dev/null | cut -d ' ' -f 2) && at_least "$have" "$1"
+}
+
+install_rust() {
+    local wanted candidate
+    wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$ROOT/Cargo.toml")
+    PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
+    if ! rust_works "$wanted"; then
+        command -v apt-cache >/dev/null || die "please install Rust $wanted or newer (https://rustup.rs)"
+        candidate=$(apt-cache policy cargo 2>/dev/null | sed -n 's/^ *Candidate: \([0-9.]*\).*/\1/p')
+        # The cargo of older packages is numbered 0.x.
+        if [[ $candidate == 1.* ]] && at_least "$candidate" "$wanted"; then
+            apt_install cargo rustc rustfmt rust-clippy
+        elif apt-cache policy rustup 2>/dev/null | grep -q 'Candidate: [0-9]'; then
+            apt_install rustup
+            rustup default stable
+        fi
+        rust_works "$wanted" || die "needs cargo of Rust $wanted or newer, and apt has none:" \
+            "install it with rustup (https://rustup.rs), then run this again." \
+            "Found: $(cargo --version 2>/dev/null || echo none)"
+    fi
+    if ! cargo fmt --version >/dev/null 2>&1 || ! cargo clippy --version >/dev/null 2>&1; then
+        command -v rustup >/dev/null || die "please install rustfmt and clippy of this Rust"
+        rustup component add rustfmt clippy
+    fi
+}
+
+# The broker is a folder of jars. It is downloaded beside its place and renamed, so that an
+# interrupted run leaves no half folder behind.
+install_kafka() {
+    local staging
+    [[ -d $KAFKA_JARS ]] && return
+    mkdir -p "$CACHE"
+    (
+        flock 8
+        [[ -d $KAFKA_JARS ]] && exit
+        say "getting Kafka $KAFKA_VERSION by Maven"
+        staging=$(mktemp -d "$CACHE/download.XXXXXX")
+        trap 'rm -rf "$staging"' EXIT
+        cat >"$staging/pom.xml" <<POM
+<project xmlns="http://maven.apache.org/POM/4.0.0">
+  <modelVersion>4.0.0</modelVersion>
+  <groupId>chatmesh</groupId>
+  <artifactId>test-kafka</artifactId>
+  <version>1</version>
+  <packaging>pom</packaging>
+  <dependencies>
+    <dependency>
+      <groupId>org.apache.kafka</groupId>
+      <artifactId>kafka_2.13</artifactId>
+      <version>$KAFKA_VERSION</version>
+    </dependency>
+    <dependency>
+      <groupId>org.slf4j</groupId>
+      <artifactId>slf4j-simple</artifactId>
+      <version>1.7.36</version>
+    </dependency>
+  </dependencies>
+</project>
+POM
+        mvn -q -B -f "$staging/pom.xml" dependency:copy-dependencies \
+            -DoutputDirectory="$staging/jars" >&2 ||
+            die "Maven could not get Kafka; the lines above say why"
+        mv -T "$staging/jars" "$KAFKA_JARS"
+    ) 8>"$CACHE/lock"
+}
+
+install_all() {
+    install_packages
+    install_rust
+    install_kafka
+}
