@@ -12,8 +12,8 @@ pub mod relay;
 pub mod worker;
 
 pub use exporter::{Exporter, ExporterError};
-pub mod kafka;
 pub mod gateway;
+pub mod kafka;
 
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Unit};
 

@@ -1,0 +1,46 @@
+//! What `all-in-one` says to the person who started it.
+#![expect(
+    clippy::print_stdout,
+    reason = "it is for the person at the terminal, not for a log"
+)]
+
+use std::net::SocketAddr;
+
+use super::reachable;
+use crate::config::Config;
+use crate::config::settings::AuthMode;
+
+/// Says where it listens, who answers, and how to try it: as text in a terminal, otherwise in one
+/// line of the log.
+pub(super) fn say(address: SocketAddr, config: &Config, people: bool) {
+    let address = reachable(address);
+    let worker = config.worker();
+    let model = worker.model.as_ref().map_or_else(
+        || "the built-in demo model (set OPENAI_API_KEY or OPENAI_BASE_URL for a real one)".into(),
+        |api| format!("{} at {}", worker.prompt.model, api.base_url),
+    );
+    let data = config.embedded().data_dir.map_or_else(
+        || "in memory, gone when this process ends".into(),
+        |folder| folder.display().to_string(),
+    );
+    let token = match config.gateway().auth {
+        AuthMode::Open => "any",
+        AuthMode::Stored => "TOKEN",
+    };
+    let url = format!("ws://{address}/ws?token={token}&userid=me");
+    if !people {
+        tracing::info!(%url, model, data, "connect a WebSocket client to try it");
+        return;
+    }
+    println!(
+        "\n  chatmesh {version}\n\n  \
+         connect   {url}\n  \
+         health    http://{address}/health\n  \
+         answers   {model}\n  \
+         data      {data}\n\n  \
+         Try it: websocat '{url}', then type\n  \
+         {{\"type\":\"message\",\"content\":\"Hello, how are you?\"}}\n\n  \
+         Ctrl-C ends it.\n",
+        version = env!("CARGO_PKG_VERSION"),
+    );
+}

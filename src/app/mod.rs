@@ -1,0 +1,269 @@
+//! The composition root: builds the engines, starts the roles on them, and ends them in order.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::ai_worker::provider::Provider;
+use crate::ai_worker::provider::demo::Demo;
+use crate::ai_worker::provider::openai::OpenAi;
+use crate::config::settings::{LogFormat, WorkerSettings};
+use crate::config::{Config, Role};
+use crate::health::Health;
+use crate::signals::Signals;
+use crate::telemetry::admin::{self, AdminState};
+use crate::telemetry::metrics::{self, Exporter, Metric};
+use crate::telemetry::{dependencies, logs};
+use crate::{ai_worker, gateway, relay};
+
+mod engines;
+mod greeting;
+
+use engines::Engines;
+
+/// Every metric of every component, so that each is described, and has its buckets.
+const METRICS: &[&[&Metric]] = &[
+    metrics::gateway::ALL,
+    metrics::kafka::ALL,
+    metrics::pipeline::ALL,
+    metrics::provider::ALL,
+    metrics::relay::ALL,
+    metrics::worker::ALL,
+];
+
+/// Runs a role until a signal ends it, and then until it has drained.
+///
+/// # Errors
+/// It could not be started, or ended by itself.
+pub async fn run(role: Role, config: Config) -> anyhow::Result<()> {
+    let logging = config.logging();
+    let _logs = logs::init(&logging)?;
+    let drain = CancellationToken::new();
+    let stop = CancellationToken::new();
+    // Whatever ends this function also ends what runs beside it.
+    let _stop = stop.clone().drop_guard();
+    tokio::spawn(Signals::new()?.watch(drain.clone()));
+    let exporter = Exporter::install(METRICS)?;
+    exporter.build_info(role.as_str());
+    tokio::spawn(exporter.clone().upkeep(stop.clone()));
+    for notice in config.notices() {
+        tracing::warn!("{notice}");
+    }
+
+    let address = config.health_listen();
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("{address} can't be listened on; choose another by --port"))?;
+    let address = listener.local_addr()?;
+    let engines = match role {
+        Role::AllInOne => Engines::embedded(&config).await?,
+        _ => Engines::distributed(&config)?,
+    };
+    let health = Arc::new(Health::new(engines.names()));
+    let state = AdminState::new(
+        role.service(),
+        config.server_id(),
+        Arc::clone(&health),
+        exporter,
+    );
+    let app = App {
+        role,
+        config,
+        engines,
+        health,
+        state: Arc::new(state),
+        drain,
+        stop,
+    };
+    let watching = app.watch_dependencies();
+    tracing::info!(role = role.as_str(), %address, version = env!("CARGO_PKG_VERSION"), "started");
+    if role == Role::AllInOne {
+        greeting::say(address, &app.config, logging.format == LogFormat::Pretty);
+    }
+    let result = app.serve(listener).await;
+    app.engines.log.flush().await;
+    app.stop.cancel();
+    watching.await?;
+    match &result {
+        Ok(()) => tracing::info!("stopped"),
+        Err(error) => tracing::error!(error = %format!("{error:#}"), "ended by itself"),
+    }
+    result
+}
+
+struct App {
+    role: Role,
+    config: Config,
+    engines: Engines,
+    health: Arc<Health>,
+    state: Arc<AdminState>,
+    /// Finish, and end.
+    drain: CancellationToken,
+    /// What runs beside the roles ends too.
+    stop: CancellationToken,
+}
+
+impl App {
+    fn watch_dependencies(&self) -> JoinHandle<()> {
+        tokio::spawn(dependencies::watch(
+            self.engines.dependencies(&self.config),
+            Arc::clone(&self.health),
+            self.stop.clone(),
+        ))
+    }
+
+    async fn serve(&self, listener: TcpListener) -> anyhow::Result<()> {
+        match self.role {
+            Role::Gateway => self.gateway_alone(listener).await,
+            Role::AiWorker => {
+                self.with_admin(listener, self.worker(self.drain.clone()))
+                    .await
+            }
+            Role::Relay => {
+                self.with_admin(listener, self.relay(self.drain.clone()))
+                    .await
+            }
+            Role::AllInOne => self.all_in_one(listener).await,
+        }
+    }
+
+    async fn gateway_alone(&self, listener: TcpListener) -> anyhow::Result<()> {
+        // Clients are served meanwhile: readiness says whether their messages would be taken.
+        let topics = [self.config.gateway().messages_topic];
+        let preparing = self.engines.prepare(&self.config, &topics, &self.health);
+        let serving = self.gateway(listener, self.drain.clone());
+        tokio::pin!(serving);
+        tokio::select! {
+            result = &mut serving => result,
+            () = preparing => serving.await,
+        }
+    }
+
+    async fn gateway(&self, listener: TcpListener, drain: CancellationToken) -> anyhow::Result<()> {
+        let state = Arc::clone(&self.state);
+        let parts = gateway::Parts {
+            log: Arc::clone(&self.engines.log),
+            fanout: Arc::clone(&self.engines.fanout),
+            settings: self.config.gateway(),
+            health: Arc::clone(&self.health),
+            admin: Arc::new(move |method, path| admin::respond(path, method, &state)),
+        };
+        gateway::serve(listener, parts, drain).await?;
+        Ok(())
+    }
+
+    async fn worker(&self, drain: CancellationToken) -> anyhow::Result<()> {
+        let settings = self.config.worker();
+        let pipeline = &settings.pipeline;
+        let topics = [
+            pipeline.topic.clone(),
+            pipeline.dead_letter_topic.clone(),
+            settings.responses_topic.clone(),
+        ];
+        if !self.prepared(&topics, &drain).await {
+            return Ok(());
+        }
+        let parts = ai_worker::Parts {
+            log: Arc::clone(&self.engines.log),
+            fanout: Arc::clone(&self.engines.fanout),
+            provider: provider(&settings)?,
+            settings,
+        };
+        ai_worker::run(parts, drain).await?;
+        Ok(())
+    }
+
+    async fn relay(&self, drain: CancellationToken) -> anyhow::Result<()> {
+        let settings = self.config.relay();
+        let topics = [
+            settings.pipeline.topic.clone(),
+            settings.pipeline.dead_letter_topic.clone(),
+        ];
+        if !self.prepared(&topics, &drain).await {
+            return Ok(());
+        }
+        let parts = relay::Parts {
+            log: Arc::clone(&self.engines.log),
+            fanout: Arc::clone(&self.engines.fanout),
+            settings,
+        };
+        relay::run(parts, drain).await?;
+        Ok(())
+    }
+
+    /// Waits for the topics, and for the other warnings of the start; false when told to stop.
+    async fn prepared(&self, topics: &[String], drain: &CancellationToken) -> bool {
+        let preparing = self.engines.prepare(&self.config, topics, &self.health);
+        drain.run_until_cancelled(preparing).await.is_some()
+    }
+
+    /// Runs a role that clients don't speak to, with its health and metrics beside it.
+    async fn with_admin(
+        &self,
+        listener: TcpListener,
+        role: impl Future<Output = anyhow::Result<()>>,
+    ) -> anyhow::Result<()> {
+        let stop = CancellationToken::new();
+        let serving = tokio::spawn(admin::serve(
+            listener,
+            Arc::clone(&self.state),
+            stop.clone(),
+        ));
+        let draining = Arc::clone(&self.health);
+        let drain = self.drain.clone();
+        let telling = tokio::spawn(async move {
+            drain.cancelled().await;
+            draining.drain();
+        });
+        let result = role.await;
+        telling.abort();
+        stop.cancel();
+        serving.await?;
+        result
+    }
+
+    /// The three roles on the embedded engines. The gateway ends first, so that nothing new
+    /// comes, with the worker beside it; the relay last, so that what is answered is delivered
+    /// or, after the start, will be.
+    async fn all_in_one(&self, listener: TcpListener) -> anyhow::Result<()> {
+        let last = CancellationToken::new();
+        let relay = self.relay(last.clone());
+        let others = async {
+            let gateway = self.gateway(listener, self.drain.clone());
+            let worker = self.worker(self.drain.clone());
+            let result = tokio::try_join!(gateway, worker);
+            last.cancel();
+            result
+        };
+        let (others, relay) = tokio::join!(others, relay);
+        others?;
+        relay
+    }
+}
+
+fn provider(settings: &WorkerSettings) -> anyhow::Result<Arc<dyn Provider>> {
+    if let Some(api) = &settings.model {
+        tracing::info!(
+            base_url = %api.base_url, model = settings.prompt.model, "answers come from this API"
+        );
+        return Ok(Arc::new(OpenAi::new(api)?));
+    }
+    tracing::warn!(
+        "answers come from the built-in demo model, which only repeats what it is told: \
+         set OPENAI_API_KEY or OPENAI_BASE_URL for a real one"
+    );
+    Ok(Arc::new(Demo))
+}
+
+/// Where a process that listens on `address` is reached from this machine.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let mut address = address;
+    if address.ip().is_unspecified() {
+        address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
+    }
+    address
+}
