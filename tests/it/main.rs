@@ -1,1 +1,4 @@
 //! Integration tests.
+
+mod fanout_contract;
+mod fanout_redis;
