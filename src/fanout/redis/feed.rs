@@ -158,12 +158,14 @@ impl Feed for RedisFeed {
     }
 }
 
-/// Opens a feed on `client`, which is not connected yet. `changes` are those of the cluster as the
-/// calls' connections notice them: an idle subscriber notices none.
-pub(super) fn open(
+/// Opens a feed on `client`, which is not connected yet, and waits for its first connection at
+/// most for `patience`. `changes` are those of the cluster as the calls' connections notice them:
+/// an idle subscriber notices none.
+pub(super) async fn open(
     client: Client,
     changes: Receiver<Vec<ClusterStateChange>>,
     capacity: usize,
+    patience: Duration,
 ) -> (Arc<dyn Feed>, mpsc::Receiver<FeedEvent>) {
     let stop = CancellationToken::new();
     let (events, reader) = mpsc::channel(capacity.max(1));
@@ -174,8 +176,12 @@ pub(super) fn open(
         client,
     });
     let messages = state.client.message_rx();
-    let reconnected = state.client.reconnect_rx();
+    let mut reconnected = state.client.reconnect_rx();
     state.client.connect();
+    if let Ok(Ok(())) = tokio::time::timeout(patience, state.client.ping::<()>(None)).await {
+        // The first connections are announced like all others, but nothing was missed by them.
+        while reconnected.try_recv().is_ok() {}
+    }
     tokio::spawn(forward(Arc::clone(&state), messages, events, stop.clone()));
     tokio::spawn(watch_over(
         Arc::clone(&state),

@@ -426,11 +426,12 @@ impl Fanout for RedisFanout {
 
     async fn feed(&self, capacity: usize) -> Result<(Arc<dyn Feed>, mpsc::Receiver<FeedEvent>)> {
         let client = connection::client(&self.settings)?;
-        Ok(feed::open(
-            client,
-            self.client.cluster_change_rx(),
-            capacity,
-        ))
+        let patience = self.settings.command_timeout;
+        // The first look at a cluster counts as a change of it; a feed has nothing to repair then.
+        // Where there is no Redis yet, the feed is opened all the same.
+        let _ = tokio::time::timeout(patience, self.client.ping::<()>(None)).await;
+        let changes = self.client.cluster_change_rx();
+        Ok(feed::open(client, changes, capacity, patience).await)
     }
 
     async fn warnings(&self) -> Result<Vec<String>> {

@@ -1,8 +1,10 @@
 //! The Lua scripts: one for each call, run by their digest.
 
 use fred::clients::Client;
-use fred::interfaces::LuaInterface;
-use fred::types::Value;
+use fred::error::Error;
+use fred::interfaces::ClientLike;
+use fred::types::cluster::ClusterRouting;
+use fred::types::{ClusterHash, CustomCommand, Value};
 
 use super::connection::failure;
 use crate::fanout::{Bounds, LEASE, Result};
@@ -23,17 +25,32 @@ impl Script {
     /// Runs it where `key` is. Redis forgets scripts when it restarts, and a node of a cluster
     /// that took over a slot may never have had it: then the whole text goes, once.
     pub(super) async fn run(&self, client: &Client, key: &str, args: Vec<Value>) -> Result<Value> {
-        let known: std::result::Result<Value, _> = client
-            .evalsha(self.digest.as_str(), key, args.clone())
-            .await;
-        match known {
-            Err(error) if error.details().starts_with("NOSCRIPT") => client
-                .eval(self.text.as_str(), key, args)
-                .await
-                .map_err(|error| failure(client, &error)),
-            other => other.map_err(|error| failure(client, &error)),
+        match send(client, "EVALSHA", &self.digest, key, args.clone()).await {
+            Err(error) if error.details().starts_with("NOSCRIPT") => {
+                send(client, "EVAL", &self.text, key, args).await
+            }
+            other => other,
         }
+        .map_err(|error| failure(client, &error))
     }
+}
+
+/// fred's own `evalsha` fails at once on a cluster that it has not reached yet; a command with a
+/// slot of its own waits for the connection like every other one.
+async fn send(
+    client: &Client,
+    command: &'static str,
+    script: &str,
+    key: &str,
+    args: Vec<Value>,
+) -> std::result::Result<Value, Error> {
+    let slot = ClusterHash::Custom(ClusterRouting::hash_key(key.as_bytes()));
+    let mut all = Vec::with_capacity(3 + args.len());
+    all.extend([script.into(), "1".into(), key.into()]);
+    all.extend(args);
+    client
+        .custom(CustomCommand::new_static(command, slot, false), all)
+        .await
 }
 
 /// Every script, with this process's bounds put in front of it: they never change while it runs,

@@ -18,8 +18,9 @@ use crate::protocol::position::Epoch;
 const MARKER_TTL_SECONDS: i64 = 30 * 24 * 3600;
 
 /// The servers of a cluster that hold users.
-fn masters(client: &Client) -> Result<Vec<Server>> {
-    let masters: BTreeSet<Server> = routing(client)?
+async fn masters(client: &Client) -> Result<Vec<Server>> {
+    let masters: BTreeSet<Server> = routing(client)
+        .await?
         .slots()
         .iter()
         .map(|range| range.primary.clone())
@@ -27,7 +28,14 @@ fn masters(client: &Client) -> Result<Vec<Server>> {
     Ok(masters.into_iter().collect())
 }
 
-fn routing(client: &Client) -> Result<ClusterRouting> {
+async fn routing(client: &Client) -> Result<ClusterRouting> {
+    if client.num_primary_cluster_nodes() == 0 {
+        // Waits until the cluster was reached for the first time, or the command's time is over.
+        client
+            .ping::<()>(None)
+            .await
+            .map_err(|error| failure(client, &error))?;
+    }
     client
         .cached_cluster_state()
         .filter(|routing| !routing.slots().is_empty())
@@ -57,12 +65,13 @@ fn tags<M: Ord>(ranges: &[(u16, u16, M)]) -> BTreeMap<&M, String> {
 }
 
 /// The marker's key on each server that holds users.
-fn marker_keys(client: &Client, epoch: &Epoch) -> Result<Vec<String>> {
+async fn marker_keys(client: &Client, epoch: &Epoch) -> Result<Vec<String>> {
     let key = |tag: &str| format!("{{{tag}}}:chatmesh:1:marker:{}", epoch.as_str());
     if !client.is_clustered() {
         return Ok(vec![key("0")]);
     }
-    let ranges: Vec<(u16, u16, Server)> = routing(client)?
+    let ranges: Vec<(u16, u16, Server)> = routing(client)
+        .await?
         .slots()
         .iter()
         .map(|range| (range.start, range.end, range.primary.clone()))
@@ -71,7 +80,7 @@ fn marker_keys(client: &Client, epoch: &Epoch) -> Result<Vec<String>> {
 }
 
 pub(super) async fn marker_present(client: &Client, epoch: &Epoch) -> Result<bool> {
-    let keys = marker_keys(client, epoch)?;
+    let keys = marker_keys(client, epoch).await?;
     let looks = keys
         .iter()
         .map(|key| client.expire::<bool, _>(key.as_str(), MARKER_TTL_SECONDS, None));
@@ -82,7 +91,7 @@ pub(super) async fn marker_present(client: &Client, epoch: &Epoch) -> Result<boo
 }
 
 pub(super) async fn set_marker(client: &Client, epoch: &Epoch) -> Result<()> {
-    let keys = marker_keys(client, epoch)?;
+    let keys = marker_keys(client, epoch).await?;
     let expiry = Expiration::EX(MARKER_TTL_SECONDS);
     let writes = keys
         .iter()
@@ -98,7 +107,7 @@ pub(super) async fn check(client: &Client) -> Result<()> {
     const LIMIT: Duration = Duration::from_secs(2);
     let ping = async {
         if client.is_clustered() {
-            let nodes = masters(client)?;
+            let nodes = masters(client).await?;
             let pings = nodes.into_iter().map(|node| {
                 let node = client.with_cluster_node(node);
                 async move { node.ping::<()>(None).await }
@@ -168,7 +177,7 @@ fn warn_of(memory: Option<&str>, persistence: Option<&str>, place: &str) -> Vec<
 
 pub(super) async fn warnings(client: &Client) -> Result<Vec<String>> {
     let nodes: Vec<Option<Server>> = if client.is_clustered() {
-        masters(client)?.into_iter().map(Some).collect()
+        masters(client).await?.into_iter().map(Some).collect()
     } else {
         vec![None]
     };

@@ -129,7 +129,12 @@ impl<'a> Case<'a> {
     }
 
     /// Asks again for as long as another owner's lease says.
-    pub(crate) async fn begin_when_free(&self, subject: &Subject, owner: &Owner, had: u32) -> Begun {
+    pub(crate) async fn begin_when_free(
+        &self,
+        subject: &Subject,
+        owner: &Owner,
+        had: u32,
+    ) -> Begun {
         loop {
             match self.begin(subject, owner, had).await {
                 Begun::Busy(left) => tokio::time::sleep(left + Duration::from_millis(5)).await,
@@ -154,7 +159,13 @@ impl<'a> Case<'a> {
         self.fanout.live(call).await.unwrap()
     }
 
-    pub(crate) async fn keep(&self, subject: &Subject, owner: &Owner, attempt: u32, text: &str) -> Kept {
+    pub(crate) async fn keep(
+        &self,
+        subject: &Subject,
+        owner: &Owner,
+        attempt: u32,
+        text: &str,
+    ) -> Kept {
         self.keep_as(subject, owner, attempt, text, TurnStatus::Answered)
             .await
     }

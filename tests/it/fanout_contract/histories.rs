@@ -8,7 +8,9 @@ use chatmesh::protocol::position::Epoch;
 
 use super::case::{Backend, Case, attempt, kept, unique};
 
-pub(crate) async fn the_context_has_each_turn_once_in_order_without_failures(backend: &dyn Backend) {
+pub(crate) async fn the_context_has_each_turn_once_in_order_without_failures(
+    backend: &dyn Backend,
+) {
     let case = Case::new(backend).await;
     let conversation = ConversationId::parse("a:b|c+d").unwrap();
     let statuses = [
