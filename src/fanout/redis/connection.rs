@@ -5,10 +5,10 @@ use std::time::Duration;
 use fred::clients::Client;
 use fred::error::{Error, ErrorKind};
 use fred::interfaces::{ClientLike, EventInterface};
-use fred::types::Builder;
 use fred::types::config::{
     Config, ConnectionConfig, PerformanceConfig, ReconnectPolicy, TcpConfig, UnresponsiveConfig,
 };
+use fred::types::{Builder, ConnectHandle};
 use secrecy::ExposeSecret;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -113,6 +113,12 @@ pub(super) fn failure(client: &Client, error: &Error) -> FanoutError {
     }
 }
 
+/// Ends a client. Where the server is away, quitting would wait for it.
+pub(super) async fn close(client: &Client, connection: &ConnectHandle) {
+    let _ = tokio::time::timeout(Duration::from_secs(1), client.quit()).await;
+    connection.abort();
+}
+
 /// Connects, and counts what may have cost data: each reconnect (behind sentinel a failover is
 /// one) and each change of a cluster.
 pub(super) fn connect_and_count(
@@ -122,7 +128,7 @@ pub(super) fn connect_and_count(
 ) {
     let mut reconnected = client.reconnect_rx();
     let mut changed = client.cluster_change_rx();
-    client.connect();
+    let connection = client.connect();
     let client = client.clone();
     tokio::spawn(async move {
         let connected = async {
@@ -135,7 +141,7 @@ pub(super) fn connect_and_count(
         tokio::select! {
             () = connected => {}
             () = stop.cancelled() => {
-                let _ = client.quit().await;
+                close(&client, &connection).await;
                 return;
             }
         }
@@ -158,7 +164,7 @@ pub(super) fn connect_and_count(
                     tracing::info!("redis: the cluster has changed");
                 }
                 () = stop.cancelled() => {
-                    let _ = client.quit().await;
+                    close(&client, &connection).await;
                     break;
                 }
             }

@@ -13,14 +13,14 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use fred::clients::Client;
 use fred::interfaces::{ClientLike, ClusterInterface, EventInterface, PubsubInterface};
-use fred::types::{ClusterStateChange, Message};
+use fred::types::{ClusterStateChange, ConnectHandle, Message};
 use futures_util::{StreamExt, TryStreamExt};
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::channel;
-use super::connection::failure;
+use super::connection::{close, failure};
 use crate::fanout::{Channel, Feed, FeedEvent, Result};
 use crate::protocol::ids::UserId;
 
@@ -177,7 +177,7 @@ pub(super) async fn open(
     });
     let messages = state.client.message_rx();
     let mut reconnected = state.client.reconnect_rx();
-    state.client.connect();
+    let connection = state.client.connect();
     if let Ok(Ok(())) = tokio::time::timeout(patience, state.client.ping::<()>(None)).await {
         // The first connections are announced like all others, but nothing was missed by them.
         while reconnected.try_recv().is_ok() {}
@@ -187,6 +187,7 @@ pub(super) async fn open(
         Arc::clone(&state),
         reconnected,
         changes,
+        connection,
         stop.clone(),
     ));
     let feed = RedisFeed {
@@ -201,6 +202,7 @@ async fn watch_over(
     state: Arc<State>,
     mut reconnected: Receiver<fred::types::config::Server>,
     mut changes: Receiver<Vec<ClusterStateChange>>,
+    connection: ConnectHandle,
     stop: CancellationToken,
 ) {
     let mut heartbeat = tokio::time::interval(HEARTBEAT);
@@ -213,18 +215,13 @@ async fn watch_over(
                 Err(RecvError::Closed) => break,
                 _ => true,
             },
-            event = changes.recv(), if changes_open => match event {
-                Err(RecvError::Closed) => {
-                    changes_open = false;
-                    false
+            event = changes.recv(), if changes_open => {
+                changes_open = !matches!(event, Err(RecvError::Closed));
+                if changes_open && let Err(error) = state.client.sync_cluster().await {
+                    tracing::debug!(%error, "redis: the feed could not learn the cluster's change");
                 }
-                _ => {
-                    if let Err(error) = state.client.sync_cluster().await {
-                        tracing::debug!(%error, "redis: the feed could not learn the cluster's change");
-                    }
-                    true
-                }
-            },
+                changes_open
+            }
             _ = heartbeat.tick() => {
                 if state.client.is_connected() && !state.alive().await {
                     tracing::warn!("redis: the feed's connection is dead, connecting again");
@@ -248,7 +245,7 @@ async fn watch_over(
             }
         }
     }
-    let _ = state.client.quit().await;
+    close(&state.client, &connection).await;
 }
 
 fn event(message: Message) -> Option<FeedEvent> {

@@ -12,7 +12,7 @@ use chatmesh::protocol::position::{Epoch, Position};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::server::{Sentinel, ask, free_port, redis};
+use super::server::{Cluster, Sentinel, ask, free_port, redis};
 use super::settings;
 use crate::fanout_contract::next_event;
 
@@ -212,6 +212,73 @@ async fn a_failover_is_a_disruption_and_goes_on_at_the_new_master() {
         }
         offset += 1;
         assert!(offset < 30, "the feed never came back");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_moves_is_a_disruption_and_its_subscriptions_follow() {
+    let cluster = Cluster::start();
+    let fanout = connect(&cluster.url());
+    until_there(&*fanout).await;
+    let (feed, mut events) = fanout.feed(10).await.unwrap();
+    feed.subscribe(&alice(), Channel::Terminal).await.unwrap();
+    fanout.set_marker(&epoch()).await.unwrap();
+    assert!(fanout.marker_present(&epoch()).await.unwrap());
+    let mut disruptions = fanout.disruptions();
+    disruptions.mark_unchanged();
+
+    cluster.move_slot_of("user:alice");
+    deliver(&*fanout, 1).await;
+    disrupted(&mut disruptions).await;
+    // The first frame may be missed, but then there is a gap that says so.
+    let gap = async {
+        loop {
+            if matches!(next_event(&mut events).await, FeedEvent::Gap) {
+                break;
+            }
+        }
+    };
+    timeout(LIMIT, gap).await.unwrap();
+    deliver(&*fanout, 2).await;
+    gap_before(&mut events, 2).await;
+    assert_eq!(end(&*fanout).await.offset, 2);
+
+    // A marker is missing as soon as one of the masters has lost it.
+    ask(cluster.nodes[1].port, "FLUSHALL").unwrap();
+    assert!(!fanout.marker_present(&epoch()).await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn thousands_of_subscriptions_come_back_before_the_gap_is_told() {
+    let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
+    let _server = redis(port, dir.path(), &[]);
+    let fanout: Arc<dyn Fanout> = {
+        let url = format!("redis://127.0.0.1:{port}");
+        Arc::new(RedisFanout::connect(&settings(&url, Bounds::default())).unwrap())
+    };
+    let (feed, mut events) = fanout.feed(10_000).await.unwrap();
+    let users: Vec<UserId> = (0..4000)
+        .map(|number| UserId::parse(&format!("user-{number}")).unwrap())
+        .collect();
+    let subscribing = users
+        .iter()
+        .map(|user| feed.subscribe(user, Channel::Terminal));
+    futures_util::future::try_join_all(subscribing)
+        .await
+        .unwrap();
+
+    ask(port, "CLIENT KILL TYPE pubsub").unwrap();
+    assert!(matches!(next_event(&mut events).await, FeedEvent::Gap));
+    for user in &users {
+        let mut call = delivery(0);
+        call.user = user.clone();
+        fanout.deliver(call).await.unwrap();
+    }
+    for expected in &users {
+        let FeedEvent::Frame { user, .. } = next_event(&mut events).await else {
+            panic!("a second gap");
+        };
+        assert_eq!(user, *expected);
     }
 }
 

@@ -133,3 +133,63 @@ impl Sentinel {
         )
     }
 }
+
+/// Two masters of a cluster, each with half of the slots.
+pub(crate) struct Cluster {
+    pub(crate) nodes: [Server; 2],
+    _dir: TempDir,
+}
+
+impl Cluster {
+    pub(crate) fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let bus = [free_port(), free_port()];
+        let nodes = [0, 1].map(|number| {
+            let path = dir.path().join(number.to_string());
+            std::fs::create_dir(&path).unwrap();
+            let bus = bus[number].to_string();
+            let more = ["--cluster-enabled", "yes", "--cluster-port", &bus];
+            redis(free_port(), &path, &more)
+        });
+        for (node, slots) in nodes.iter().zip(["0 8191", "8192 16383"]) {
+            ask(node.port, &format!("CLUSTER ADDSLOTSRANGE {slots}")).unwrap();
+        }
+        ask(nodes[1].port, "CLUSTER SET-CONFIG-EPOCH 2").unwrap();
+        let meet = format!("CLUSTER MEET 127.0.0.1 {} {}", nodes[1].port, bus[1]);
+        ask(nodes[0].port, &meet).unwrap();
+        wait_until("the cluster is whole", || {
+            nodes.iter().all(|node| {
+                ask(node.port, "CLUSTER INFO").is_some_and(|info| {
+                    info.contains("cluster_state:ok") && info.contains("cluster_known_nodes:2")
+                })
+            })
+        });
+        Self { nodes, _dir: dir }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("redis-cluster://127.0.0.1:{}", self.nodes[0].port)
+    }
+
+    /// Gives the slot of this key, which must be empty, to the other node.
+    pub(crate) fn move_slot_of(&self, key: &str) {
+        let slot = ask(self.nodes[0].port, &format!("CLUSTER KEYSLOT {key}")).unwrap();
+        let slot: u16 = slot.trim().trim_start_matches(':').parse().unwrap();
+        let ids = [0, 1].map(|number: usize| {
+            let answer = ask(self.nodes[number].port, "CLUSTER MYID").unwrap();
+            answer.lines().nth(1).unwrap().to_owned()
+        });
+        let from = usize::from(slot > 8191);
+        let (source, target) = (self.nodes[from].port, self.nodes[1 - from].port);
+        let (source_id, target_id) = (&ids[from], &ids[1 - from]);
+        for (port, step) in [
+            (target, format!("IMPORTING {source_id}")),
+            (source, format!("MIGRATING {target_id}")),
+            (target, format!("NODE {target_id}")),
+            (source, format!("NODE {target_id}")),
+        ] {
+            let answer = ask(port, &format!("CLUSTER SETSLOT {slot} {step}")).unwrap();
+            assert!(answer.starts_with("+OK"), "{answer}");
+        }
+    }
+}
