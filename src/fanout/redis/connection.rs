@@ -172,3 +172,75 @@ pub(super) fn connect_and_count(
         }
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fanout::Bounds;
+
+    fn settings(url: &str) -> RedisSettings {
+        RedisSettings {
+            url: url.into(),
+            command_timeout: Duration::from_secs(2),
+            bounds: Bounds::default(),
+        }
+    }
+
+    #[test]
+    fn every_kind_of_url_makes_a_client() {
+        for url in [
+            "redis://localhost:6379",
+            "redis://user:secret@localhost:6379/3",
+            "rediss://:secret@localhost:6380",
+            "redis-cluster://localhost:7000?node=localhost:7001",
+            "rediss-cluster://localhost:7000",
+            "redis-sentinel://localhost:26379?sentinelServiceName=main",
+        ] {
+            assert!(client(&settings(url)).is_ok(), "{url}");
+        }
+    }
+
+    #[test]
+    fn an_unusable_url_is_refused_without_showing_its_password() {
+        for url in [
+            "",
+            "redis://:s3cret@host:notaport",
+            "redis-sentinel://:s3cret@h:1",
+        ] {
+            let error = client(&settings(url)).err().map(|error| error.to_string());
+            let error = error.expect(url);
+            assert!(
+                error.contains("REDIS_URL") && !error.contains("s3cret"),
+                "{error}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_person_must_look_at_is_told_from_what_passes() {
+        let client = client(&settings("redis://localhost:1")).unwrap();
+        for (text, passes) in [
+            ("LOADING Redis is loading the dataset in memory", true),
+            ("CLUSTERDOWN The cluster is down", true),
+            (
+                "READONLY You can't write against a read only replica.",
+                true,
+            ),
+            ("WRONGTYPE Operation against a key", false),
+            ("OOM command not allowed", false),
+            ("ERR user_script:1: no", false),
+        ] {
+            let error = failure(&client, &Error::new(ErrorKind::Unknown, text));
+            assert_eq!(
+                matches!(error, FanoutError::Unavailable(_)),
+                passes,
+                "{text}"
+            );
+        }
+        let timeout = Error::new(ErrorKind::Timeout, "Request timed out.");
+        assert!(matches!(
+            failure(&client, &timeout),
+            FanoutError::Unavailable(_)
+        ));
+    }
+}

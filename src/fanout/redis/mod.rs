@@ -370,6 +370,7 @@ impl Fanout for RedisFanout {
         limit: usize,
         max_age: Duration,
     ) -> Result<Vec<Turn>> {
+        let limit = limit.min(self.settings.bounds.history_turns);
         let args = vec![
             text(conversation.as_str()),
             Value::from(limit.to_string()),

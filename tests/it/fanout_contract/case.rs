@@ -101,7 +101,7 @@ impl<'a> Case<'a> {
         }
     }
 
-    pub(crate) fn ending(&self, subject: &Subject, text: &str, status: TurnStatus) -> Ending {
+    pub(crate) fn ending(subject: &Subject, text: &str, status: TurnStatus) -> Ending {
         Ending {
             frame: terminal(text),
             turn: Turn {
@@ -123,7 +123,7 @@ impl<'a> Case<'a> {
             subject: subject.clone(),
             owner: owner.clone(),
             had,
-            cancelled: self.ending(subject, "stopped early", TurnStatus::Cancelled),
+            cancelled: Self::ending(subject, "stopped early", TurnStatus::Cancelled),
         };
         self.fanout.begin(call).await.unwrap()
     }
@@ -182,8 +182,8 @@ impl<'a> Case<'a> {
             subject: subject.clone(),
             owner: owner.clone(),
             attempt,
-            ending: self.ending(subject, text, status),
-            cancelled: self.ending(subject, "stopped", TurnStatus::Cancelled),
+            ending: Self::ending(subject, text, status),
+            cancelled: Self::ending(subject, "stopped", TurnStatus::Cancelled),
         };
         self.fanout.keep(call).await.unwrap()
     }

@@ -17,7 +17,7 @@ use super::settings;
 use crate::fanout_contract::next_event;
 
 const LIMIT: Duration = Duration::from_secs(60);
-const COMMAND: Duration = Duration::from_millis(1000);
+const COMMAND: Duration = Duration::from_secs(1);
 
 fn connect(url: &str) -> Arc<dyn Fanout> {
     let mut settings = settings(url, Bounds::default());

@@ -12,5 +12,6 @@ local ending = 5
 if is_cancelled(message) then
   ending = 10
 end
+-- The text in flight stays until the delivery: whoever connects before it still gets a snapshot.
 store_ending(ARGV[2], message, ending)
 return { 'ended', ARGV[ending], '' }
