@@ -11,3 +11,7 @@ mod log_contract;
 mod log_embedded;
 mod log_kafka;
 mod support;
+//! Integration tests.
+    reason = "all of this is tests, but clippy only knows the functions that say so"
+mod fanout_contract;
+mod fanout_redis;

@@ -1,1 +1,445 @@
-//! fanout/redis: to be written.
+//! The fan-out on Redis: one server, a cluster, or behind sentinel.
+//!
+//! Each call is one Lua script (`scripts/`), so it is atomic and its repeats, which the client
+//! library makes after a reconnect, are harmless. All of a user is in one slot. One connection
+//! carries every call: they are pipelined, and Redis works them off one by one anyway.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use fred::clients::Client;
+use fred::interfaces::{ClientLike, EventInterface};
+use fred::types::Value;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use self::reply::{Reply, unreadable};
+use self::scripts::{Script, Scripts};
+use super::{
+    Admitted, Begin, Begun, CancelResult, Deliver, Delivered, Ending, Fanout, FanoutError, Feed,
+    FeedEvent, InFlight, Keep, Kept, Live, LiveReply, Look, Outcome, Read, Result, Subject, Turn,
+    TurnStatus,
+};
+use crate::config::settings::RedisSettings;
+use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId, UserId};
+use crate::protocol::position::Epoch;
+
+mod channel;
+mod connection;
+mod feed;
+mod frame;
+mod reply;
+mod scripts;
+mod servers;
+
+/// The fan-out on Redis. Clones of its connections end when this and its feeds are dropped.
+pub struct RedisFanout {
+    settings: RedisSettings,
+    client: Client,
+    scripts: Scripts,
+    disruptions: watch::Receiver<u64>,
+    _stop: DropGuard,
+}
+
+impl RedisFanout {
+    /// Connects in the background, and again whenever the connection is lost, for ever. Until
+    /// then calls fail as unavailable within `command_timeout`. Must be called inside a tokio
+    /// runtime.
+    ///
+    /// # Errors
+    /// Only for a URL that can't be used.
+    pub fn connect(settings: &RedisSettings) -> Result<Self> {
+        let client = connection::client(settings)?;
+        let stop = CancellationToken::new();
+        let (sender, disruptions) = watch::channel(0);
+        connection::connect_and_count(&client, sender, stop.clone());
+        Ok(Self {
+            settings: settings.clone(),
+            scripts: Scripts::new(&settings.bounds, client.is_clustered()),
+            client,
+            disruptions,
+            _stop: stop.drop_guard(),
+        })
+    }
+
+    /// Runs a script within the command's time, whatever the client library waits for.
+    async fn run(&self, script: &Script, key: &str, args: Vec<Value>) -> Result<Reply> {
+        let call = script.run(&self.client, key, args);
+        tokio::time::timeout(self.settings.command_timeout, call)
+            .await
+            .map_err(|_| FanoutError::Unavailable("redis did not answer in time".into()))?
+            .map(Reply::new)
+    }
+
+    async fn run_for(&self, script: &Script, user: &UserId, args: Vec<Value>) -> Result<Reply> {
+        self.run(script, &channel::tag(user), args).await
+    }
+}
+
+fn text(text: &str) -> Value {
+    Value::from(text)
+}
+
+fn random_id() -> Value {
+    Value::from(uuid::Uuid::new_v4().simple().to_string())
+}
+
+fn client_id(subject: &Subject) -> &str {
+    subject.id.as_ref().map_or("", ClientMessageId::as_str)
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn status_code(status: TurnStatus) -> &'static str {
+    match status {
+        TurnStatus::Answered => "a",
+        TurnStatus::Cancelled => "c",
+        TurnStatus::Failed => "f",
+    }
+}
+
+fn status_of(code: &str) -> Result<TurnStatus> {
+    match code {
+        "a" => Ok(TurnStatus::Answered),
+        "c" => Ok(TurnStatus::Cancelled),
+        "f" => Ok(TurnStatus::Failed),
+        _ => Err(unreadable("status of a turn")),
+    }
+}
+
+fn push_ending(args: &mut Vec<Value>, ending: &Ending) {
+    let question = ending.turn.question.as_deref();
+    args.extend([
+        text(ending.frame.trim_end()),
+        text(if question.is_some() { "1" } else { "0" }),
+        text(question.unwrap_or("")),
+        text(&ending.turn.answer),
+        text(status_code(ending.turn.status)),
+    ]);
+}
+
+fn read_outcome(reply: &mut Reply) -> Result<Outcome> {
+    Ok(Outcome {
+        frame: reply.text()?,
+        delivered: reply.position()?,
+    })
+}
+
+fn message_id(text: &str) -> Result<MessageId> {
+    MessageId::parse(text).map_err(|_| unreadable("message id"))
+}
+
+fn read_in_flight(mut fields: Reply) -> Result<InFlight> {
+    Ok(InFlight {
+        message_id: message_id(&fields.text()?)?,
+        id: match fields.text()?.as_str() {
+            "" => None,
+            id => Some(ClientMessageId::parse(id).map_err(|_| unreadable("client's id"))?),
+        },
+        conversation: ConversationId::parse(&fields.text()?)
+            .map_err(|_| unreadable("conversation"))?,
+        attempt: fields.parse("attempt")?,
+        index: fields.parse("index")?,
+        text: fields.text()?,
+    })
+}
+
+fn read_look(mut reply: Reply) -> Result<Look> {
+    let mut look = Look {
+        n: reply.parse("counter")?,
+        n_id: reply.text()?,
+        end: reply.position()?.ok_or_else(|| unreadable("position"))?,
+        recovered: reply.text()? == "1",
+        more: reply.text()? == "1",
+        frames: Vec::new(),
+        in_flight: Vec::new(),
+        pending: Vec::new(),
+    };
+    let mut frames = reply.list()?;
+    while !frames.is_empty() {
+        let position = frames.position()?.ok_or_else(|| unreadable("position"))?;
+        look.frames.push((position, frames.text()?));
+    }
+    let mut answers = reply.list()?;
+    while !answers.is_empty() {
+        look.in_flight.push(read_in_flight(answers.list()?)?);
+    }
+    look.in_flight
+        .sort_by(|one, other| one.message_id.cmp(&other.message_id));
+    let mut pending = reply.list()?;
+    while !pending.is_empty() {
+        let message = message_id(&pending.text()?)?;
+        look.pending
+            .push(frame::read_pending(message, &pending.text()?)?);
+    }
+    Ok(look)
+}
+
+fn read_turn(mut fields: Reply) -> Result<Turn> {
+    Ok(Turn {
+        message_id: message_id(&fields.text()?)?,
+        status: status_of(&fields.text()?)?,
+        question: fields.optional()?,
+        answer: fields.text()?,
+        at_ms: fields.parse("time")?,
+    })
+}
+
+fn read_token(mut reply: Reply) -> Result<Option<(String, u64)>> {
+    if reply.is_empty() {
+        return Ok(None);
+    }
+    let token = reply.text()?;
+    let seconds: i64 = reply.parse("time to live")?;
+    // A token that somebody stored without an end is as good as one with a far end.
+    let left = u64::try_from(seconds).unwrap_or(u64::from(u32::MAX));
+    Ok(Some((token, left)))
+}
+
+fn unexpected(word: &str) -> FanoutError {
+    FanoutError::Unexpected(format!("a script answered {word:?}"))
+}
+
+#[async_trait]
+impl Fanout for RedisFanout {
+    async fn admit(&self, subject: &Subject, content: &str) -> Result<Admitted> {
+        let args = vec![
+            text(subject.message_id.as_str()),
+            Value::from(frame::pending_entry(subject, content)),
+        ];
+        let mut reply = self
+            .run_for(&self.scripts.admit, &subject.user, args)
+            .await?;
+        match reply.text()?.as_str() {
+            "new" => Ok(Admitted::New),
+            "kept" => Ok(Admitted::Kept),
+            "delivered" => {
+                let frame = reply.text()?;
+                let position = reply.position()?.ok_or_else(|| unreadable("position"))?;
+                Ok(Admitted::Delivered(frame, position))
+            }
+            word => Err(unexpected(word)),
+        }
+    }
+
+    async fn begin(&self, call: Begin) -> Result<Begun> {
+        let subject = &call.subject;
+        let mut args = vec![
+            random_id(),
+            text(subject.message_id.as_str()),
+            text(client_id(subject)),
+            text(subject.conversation.as_str()),
+            text(call.owner.as_str()),
+            Value::from(call.had.to_string()),
+            Value::from(frame::restarted(subject)),
+        ];
+        push_ending(&mut args, &call.cancelled);
+        let mut reply = self
+            .run_for(&self.scripts.begin, &subject.user, args)
+            .await?;
+        match reply.text()?.as_str() {
+            "ended" => Ok(Begun::Ended(read_outcome(&mut reply)?)),
+            "busy" => Ok(Begun::Busy(Duration::from_millis(reply.parse("lease")?))),
+            "attempt" => Ok(Begun::Attempt {
+                number: reply.parse("attempt")?,
+                now_ms: reply.parse("time")?,
+            }),
+            word => Err(unexpected(word)),
+        }
+    }
+
+    async fn live(&self, call: Live) -> Result<LiveReply> {
+        let subject = &call.subject;
+        let mut args = vec![
+            random_id(),
+            text(subject.message_id.as_str()),
+            text(call.owner.as_str()),
+            Value::from(call.attempt.to_string()),
+        ];
+        match &call.delta {
+            Some((index, content)) => args.extend([
+                Value::from(index.to_string()),
+                text(content),
+                Value::from(frame::delta(subject, call.attempt, *index, content)),
+            ]),
+            None => args.push(text("")),
+        }
+        let mut reply = self
+            .run_for(&self.scripts.live, &subject.user, args)
+            .await?;
+        match reply.text()?.as_str() {
+            "written" => Ok(LiveReply::Written),
+            "expected" => Ok(LiveReply::Expected(reply.parse("index")?)),
+            "fenced" => Ok(LiveReply::Fenced),
+            "cancelled" => Ok(LiveReply::Cancelled),
+            "lost" => Ok(LiveReply::Lost),
+            word => Err(unexpected(word)),
+        }
+    }
+
+    async fn keep(&self, call: Keep) -> Result<Kept> {
+        let subject = &call.subject;
+        let mut args = vec![
+            text(subject.message_id.as_str()),
+            text(subject.conversation.as_str()),
+            text(call.owner.as_str()),
+            Value::from(call.attempt.to_string()),
+        ];
+        push_ending(&mut args, &call.ending);
+        push_ending(&mut args, &call.cancelled);
+        let mut reply = self
+            .run_for(&self.scripts.keep, &subject.user, args)
+            .await?;
+        match reply.text()?.as_str() {
+            "ended" => Ok(Kept::Outcome(read_outcome(&mut reply)?)),
+            "fenced" => Ok(Kept::Fenced),
+            word => Err(unexpected(word)),
+        }
+    }
+
+    async fn deliver(&self, call: Deliver) -> Result<Delivered> {
+        let (known_epoch, known_offset) = match &call.known {
+            Some(known) => (known.epoch.as_str(), known.offset.to_string()),
+            None => ("", String::new()),
+        };
+        let conversation = call
+            .conversation
+            .as_ref()
+            .map_or("", ConversationId::as_str);
+        let args = vec![
+            random_id(),
+            random_id(),
+            text(call.message_id.as_str()),
+            text(conversation),
+            text(call.position.epoch.as_str()),
+            Value::from(call.position.offset.to_string()),
+            text(known_epoch),
+            Value::from(known_offset),
+            text(if call.rewind { "1" } else { "0" }),
+            text(call.frame.trim_end()),
+            text(&call.answer),
+            text(status_code(call.status)),
+        ];
+        let mut reply = self
+            .run_for(&self.scripts.deliver, &call.user, args)
+            .await?;
+        match reply.text()?.as_str() {
+            "published" => Ok(Delivered::Published(reply.parse("count")?)),
+            "already" => Ok(Delivered::Already),
+            "lost" => Ok(Delivered::Lost),
+            word => Err(unexpected(word)),
+        }
+    }
+
+    async fn cancel(&self, user: &UserId, message_id: &MessageId) -> Result<CancelResult> {
+        let args = vec![
+            text(message_id.as_str()),
+            Value::from(frame::cancel(user, message_id)),
+        ];
+        let mut reply = self.run_for(&self.scripts.cancel, user, args).await?;
+        match reply.text()?.as_str() {
+            "cancelling" => Ok(CancelResult::Cancelling),
+            "already_done" => Ok(CancelResult::AlreadyDone),
+            "unknown" => Ok(CancelResult::Unknown),
+            word => Err(unexpected(word)),
+        }
+    }
+
+    async fn read(&self, call: Read) -> Result<Look> {
+        let (epoch, offset) = match &call.after {
+            Some(after) => (after.epoch.as_str(), after.offset.to_string()),
+            None => ("", String::new()),
+        };
+        let args = vec![
+            random_id(),
+            random_id(),
+            text(epoch),
+            Value::from(offset),
+            Value::from(call.max_bytes.to_string()),
+        ];
+        read_look(self.run_for(&self.scripts.read, &call.user, args).await?)
+    }
+
+    async fn context(
+        &self,
+        user: &UserId,
+        conversation: &ConversationId,
+        limit: usize,
+        max_age: Duration,
+    ) -> Result<Vec<Turn>> {
+        let limit = limit.min(self.settings.bounds.history_turns);
+        let args = vec![
+            text(conversation.as_str()),
+            Value::from(limit.to_string()),
+            Value::from(millis(max_age).to_string()),
+        ];
+        let mut reply = self.run_for(&self.scripts.context, user, args).await?;
+        let mut turns = Vec::new();
+        while !reply.is_empty() {
+            turns.push(read_turn(reply.list()?)?);
+        }
+        turns.reverse();
+        Ok(turns)
+    }
+
+    async fn clear_pending(&self, user: &UserId, message_id: &MessageId) -> Result<()> {
+        let args = vec![text(message_id.as_str())];
+        self.run_for(&self.scripts.clear_pending, user, args)
+            .await
+            .map(|_| ())
+    }
+
+    async fn stored_token(&self, user: &UserId) -> Result<Option<(String, u64)>> {
+        let args = vec![text(""), text("0")];
+        let key = channel::token_key(user);
+        read_token(self.run(&self.scripts.issue_token, &key, args).await?)
+    }
+
+    async fn issue_token(
+        &self,
+        user: &UserId,
+        candidate: &str,
+        ttl: Duration,
+    ) -> Result<(String, u64)> {
+        let args = vec![
+            text(candidate),
+            Value::from(ttl.as_secs().max(1).to_string()),
+        ];
+        let key = channel::token_key(user);
+        read_token(self.run(&self.scripts.issue_token, &key, args).await?)?
+            .ok_or_else(|| unreadable("token"))
+    }
+
+    async fn marker_present(&self, epoch: &Epoch) -> Result<bool> {
+        servers::marker_present(&self.client, epoch).await
+    }
+
+    async fn set_marker(&self, epoch: &Epoch) -> Result<()> {
+        servers::set_marker(&self.client, epoch).await
+    }
+
+    fn disruptions(&self) -> watch::Receiver<u64> {
+        self.disruptions.clone()
+    }
+
+    async fn feed(&self, capacity: usize) -> Result<(Arc<dyn Feed>, mpsc::Receiver<FeedEvent>)> {
+        let client = connection::client(&self.settings)?;
+        let patience = self.settings.command_timeout;
+        // The first look at a cluster counts as a change of it; a feed has nothing to repair then.
+        // Where there is no Redis yet, the feed is opened all the same.
+        let _ = tokio::time::timeout(patience, self.client.ping::<()>(None)).await;
+        let changes = self.client.cluster_change_rx();
+        Ok(feed::open(client, changes, capacity, patience).await)
+    }
+
+    async fn warnings(&self) -> Result<Vec<String>> {
+        servers::warnings(&self.client).await
+    }
+
+    async fn check(&self) -> Result<()> {
+        servers::check(&self.client).await
+    }
+}

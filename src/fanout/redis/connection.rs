@@ -1,0 +1,246 @@
+//! The connections to Redis: how they are made, how they come back, what their errors mean.
+
+use std::time::Duration;
+
+use fred::clients::Client;
+use fred::error::{Error, ErrorKind};
+use fred::interfaces::{ClientLike, EventInterface};
+use fred::types::config::{
+    Config, ConnectionConfig, PerformanceConfig, ReconnectPolicy, TcpConfig, UnresponsiveConfig,
+};
+use fred::types::{Builder, ConnectHandle};
+use secrecy::ExposeSecret;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::settings::RedisSettings;
+use crate::fanout::{FanoutError, Result};
+
+/// Commands that may wait inside the client; more are refused at once.
+const COMMAND_QUEUE: usize = 10_000;
+/// Published frames that may wait between the connection and the feed.
+const MESSAGE_QUEUE: usize = 16_384;
+/// Between attempts to connect, milliseconds: grows to the second.
+const RECONNECT_MIN_MS: u32 = 50;
+const RECONNECT_MAX_MS: u32 = 1000;
+
+/// Makes a client that connects in the background and for ever; nothing waits for it here.
+pub(super) fn client(settings: &RedisSettings) -> Result<Client> {
+    let unusable = |error: &Error| {
+        // The error's text may hold the URL, and that a password.
+        FanoutError::Unexpected(format!(
+            "the redis url can't be used ({}): check REDIS_URL",
+            error.kind().to_str()
+        ))
+    };
+    let mut config =
+        Config::from_url(settings.url.expose_secret()).map_err(|error| unusable(&error))?;
+    // Otherwise a server that is not there yet would end the client at its first attempt.
+    config.fail_fast = false;
+    let timeout = settings.command_timeout;
+    let connection = ConnectionConfig {
+        connection_timeout: timeout.max(Duration::from_secs(1)),
+        internal_command_timeout: timeout.max(Duration::from_secs(1)),
+        max_command_buffer_len: COMMAND_QUEUE,
+        // A peer that vanished without closing is only noticed by its silence.
+        unresponsive: UnresponsiveConfig {
+            max_timeout: Some((timeout * 2).max(Duration::from_secs(4))),
+            interval: Duration::from_secs(1),
+        },
+        reconnect_on_auth_error: true,
+        tcp: TcpConfig {
+            nodelay: Some(true),
+            ..TcpConfig::default()
+        },
+        ..ConnectionConfig::default()
+    };
+    let performance = PerformanceConfig {
+        default_command_timeout: timeout,
+        broadcast_channel_capacity: MESSAGE_QUEUE,
+        ..PerformanceConfig::default()
+    };
+    Builder::from_config(config)
+        .set_connection_config(connection)
+        .set_performance_config(performance)
+        .set_policy(ReconnectPolicy::new_exponential(
+            0,
+            RECONNECT_MIN_MS,
+            RECONNECT_MAX_MS,
+            2,
+        ))
+        .build()
+        .map_err(|error| unusable(&error))
+}
+
+/// What a client's error means to the fan-out's callers.
+pub(super) fn failure(client: &Client, error: &Error) -> FanoutError {
+    let details = error.details();
+    // The code that Redis puts first; other texts of errors may hold arguments.
+    let code = details.split_whitespace().next().unwrap_or_default();
+    match code {
+        "READONLY" => {
+            // Still connected to a master that was made a replica: find the new one.
+            let client = client.clone();
+            tokio::spawn(async move {
+                if let Err(error) = client.force_reconnection().await {
+                    tracing::debug!(%error, "redis: reconnecting after READONLY failed");
+                }
+            });
+            return FanoutError::Unavailable("this redis server is a replica now".into());
+        }
+        "LOADING" | "BUSY" | "CLUSTERDOWN" | "TRYAGAIN" | "MASTERDOWN" | "NOREPLICAS" | "MOVED"
+        | "ASK" => return FanoutError::Unavailable(format!("redis answered {code}")),
+        "OOM" | "MISCONF" | "NOPERM" | "WRONGTYPE" | "NOSCRIPT" | "NOAUTH" | "WRONGPASS"
+        | "ERR" => {
+            let details: String = details.chars().take(200).collect();
+            return FanoutError::Unexpected(details);
+        }
+        _ => {}
+    }
+    match error.kind() {
+        ErrorKind::Timeout => FanoutError::Unavailable("redis did not answer in time".into()),
+        ErrorKind::Backpressure => FanoutError::Unavailable("too many calls wait for redis".into()),
+        ErrorKind::IO
+        | ErrorKind::Canceled
+        | ErrorKind::Routing
+        | ErrorKind::Cluster
+        | ErrorKind::Sentinel
+        | ErrorKind::Tls => {
+            FanoutError::Unavailable(format!("redis is out of reach ({})", error.kind().to_str()))
+        }
+        ErrorKind::Unknown => FanoutError::Unavailable("redis is out of reach".into()),
+        kind => FanoutError::Unexpected(kind.to_str().to_owned()),
+    }
+}
+
+/// Ends a client. Where the server is away, quitting would wait for it.
+pub(super) async fn close(client: &Client, connection: &ConnectHandle) {
+    let _ = tokio::time::timeout(Duration::from_secs(1), client.quit()).await;
+    connection.abort();
+}
+
+/// Connects, and counts what may have cost data: each reconnect (behind sentinel a failover is
+/// one) and each change of a cluster.
+pub(super) fn connect_and_count(
+    client: &Client,
+    disruptions: watch::Sender<u64>,
+    stop: CancellationToken,
+) {
+    let mut reconnected = client.reconnect_rx();
+    let mut changed = client.cluster_change_rx();
+    let connection = client.connect();
+    let client = client.clone();
+    tokio::spawn(async move {
+        let connected = async {
+            // It may have connected before this subscribed to it, hence the bound on each wait.
+            while !client.is_connected() {
+                let _ =
+                    tokio::time::timeout(Duration::from_secs(1), client.wait_for_connect()).await;
+            }
+        };
+        tokio::select! {
+            () = connected => {}
+            () = stop.cancelled() => {
+                close(&client, &connection).await;
+                return;
+            }
+        }
+        // The first connections are announced like all others.
+        while reconnected.try_recv().is_ok() {}
+        while changed.try_recv().is_ok() {}
+        loop {
+            // An overrun of these queues is a disruption too.
+            tokio::select! {
+                event = reconnected.recv() => {
+                    if matches!(event, Err(tokio::sync::broadcast::error::RecvError::Closed)) {
+                        break;
+                    }
+                    tracing::info!("redis: connected again");
+                }
+                event = changed.recv() => {
+                    if matches!(event, Err(tokio::sync::broadcast::error::RecvError::Closed)) {
+                        break;
+                    }
+                    tracing::info!("redis: the cluster has changed");
+                }
+                () = stop.cancelled() => {
+                    close(&client, &connection).await;
+                    break;
+                }
+            }
+            disruptions.send_modify(|count| *count += 1);
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fanout::Bounds;
+
+    fn settings(url: &str) -> RedisSettings {
+        RedisSettings {
+            url: url.into(),
+            command_timeout: Duration::from_secs(2),
+            bounds: Bounds::default(),
+        }
+    }
+
+    #[test]
+    fn every_kind_of_url_makes_a_client() {
+        for url in [
+            "redis://localhost:6379",
+            "redis://user:secret@localhost:6379/3",
+            "rediss://:secret@localhost:6380",
+            "redis-cluster://localhost:7000?node=localhost:7001",
+            "rediss-cluster://localhost:7000",
+            "redis-sentinel://localhost:26379?sentinelServiceName=main",
+        ] {
+            assert!(client(&settings(url)).is_ok(), "{url}");
+        }
+    }
+
+    #[test]
+    fn an_unusable_url_is_refused_without_showing_its_password() {
+        for url in [
+            "",
+            "redis://:s3cret@host:notaport",
+            "redis-sentinel://:s3cret@h:1",
+        ] {
+            let error = client(&settings(url)).err().map(|error| error.to_string());
+            let error = error.expect(url);
+            assert!(
+                error.contains("REDIS_URL") && !error.contains("s3cret"),
+                "{error}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_person_must_look_at_is_told_from_what_passes() {
+        let client = client(&settings("redis://localhost:1")).unwrap();
+        for (text, passes) in [
+            ("LOADING Redis is loading the dataset in memory", true),
+            ("CLUSTERDOWN The cluster is down", true),
+            (
+                "READONLY You can't write against a read only replica.",
+                true,
+            ),
+            ("WRONGTYPE Operation against a key", false),
+            ("OOM command not allowed", false),
+            ("ERR user_script:1: no", false),
+        ] {
+            let error = failure(&client, &Error::new(ErrorKind::Unknown, text));
+            assert_eq!(
+                matches!(error, FanoutError::Unavailable(_)),
+                passes,
+                "{text}"
+            );
+        }
+        let timeout = Error::new(ErrorKind::Timeout, "Request timed out.");
+        assert!(matches!(
+            failure(&client, &timeout),
+            FanoutError::Unavailable(_)
+        ));
+    }
+}

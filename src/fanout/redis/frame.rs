@@ -1,0 +1,104 @@
+//! The frames that the fan-out makes itself. `n` and `n_id` are added where they are published.
+
+use serde::{Deserialize, Serialize};
+
+use crate::fanout::{Pending, Result, Subject};
+use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId, UserId};
+
+use super::reply::unreadable;
+
+#[derive(Serialize)]
+struct LiveFrame<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    userid: &'a UserId,
+    message_id: &'a MessageId,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a ClientMessageId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    conversation_id: Option<&'a ConversationId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attempt: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    index: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<&'a str>,
+}
+
+impl<'a> LiveFrame<'a> {
+    fn of(kind: &'static str, subject: &'a Subject) -> Self {
+        Self {
+            kind,
+            userid: &subject.user,
+            message_id: &subject.message_id,
+            id: subject.id.as_ref(),
+            conversation_id: Some(&subject.conversation),
+            attempt: None,
+            index: None,
+            content: None,
+        }
+    }
+
+    fn json(&self) -> String {
+        // Only maps with other keys than strings can fail, and there are none.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}
+
+pub(super) fn delta(subject: &Subject, attempt: u32, index: u32, content: &str) -> String {
+    LiveFrame {
+        attempt: Some(attempt),
+        index: Some(index),
+        content: Some(content),
+        ..LiveFrame::of("delta", subject)
+    }
+    .json()
+}
+
+/// Without its `attempt`: only the script knows it.
+pub(super) fn restarted(subject: &Subject) -> String {
+    LiveFrame::of("restarted", subject).json()
+}
+
+/// Tells the worker that owns the message, on `{user:alice}:cancel`.
+pub(super) fn cancel(user: &UserId, message_id: &MessageId) -> String {
+    LiveFrame {
+        kind: "cancel",
+        userid: user,
+        message_id,
+        id: None,
+        conversation_id: None,
+        attempt: None,
+        index: None,
+        content: None,
+    }
+    .json()
+}
+
+/// An entry of `pending` as it is stored.
+#[derive(Serialize, Deserialize)]
+struct Entry {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    id: Option<ClientMessageId>,
+    conversation: ConversationId,
+    content: String,
+}
+
+pub(super) fn pending_entry(subject: &Subject, content: &str) -> String {
+    let entry = Entry {
+        id: subject.id.clone(),
+        conversation: subject.conversation.clone(),
+        content: content.to_owned(),
+    };
+    serde_json::to_string(&entry).unwrap_or_default()
+}
+
+pub(super) fn read_pending(message_id: MessageId, entry: &str) -> Result<Pending> {
+    let entry: Entry = serde_json::from_str(entry).map_err(|_| unreadable("pending message"))?;
+    Ok(Pending {
+        message_id,
+        id: entry.id,
+        conversation: entry.conversation,
+        content: entry.content,
+    })
+}

@@ -1,0 +1,64 @@
+//! Reading what a script returned.
+
+use std::str::FromStr;
+
+use fred::types::Value;
+
+use crate::fanout::{FanoutError, Result};
+use crate::protocol::position::Position;
+
+/// The values of one answer, taken from the front.
+pub(super) struct Reply(std::vec::IntoIter<Value>);
+
+pub(super) fn unreadable(what: &str) -> FanoutError {
+    FanoutError::Unexpected(format!("redis holds no readable {what}"))
+}
+
+impl Reply {
+    pub(super) fn new(value: Value) -> Self {
+        Self(value.into_array().into_iter())
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.as_slice().is_empty()
+    }
+
+    /// The next text, or nothing where the script had none.
+    pub(super) fn optional(&mut self) -> Result<Option<String>> {
+        match self.0.next() {
+            None => Err(unreadable("answer: it is too short")),
+            Some(value) if value.is_null() => Ok(None),
+            Some(value) => value
+                .into_bytes_str()
+                .map(|text| Some(text.to_string()))
+                .ok_or_else(|| unreadable("text")),
+        }
+    }
+
+    pub(super) fn text(&mut self) -> Result<String> {
+        self.optional()?.ok_or_else(|| unreadable("text"))
+    }
+
+    /// The next text as a number, position or identifier.
+    pub(super) fn parse<T: FromStr>(&mut self, what: &str) -> Result<T> {
+        self.text()?.parse().map_err(|_| unreadable(what))
+    }
+
+    /// The next text as a position; empty for none.
+    pub(super) fn position(&mut self) -> Result<Option<Position>> {
+        let text = self.text()?;
+        if text.is_empty() {
+            return Ok(None);
+        }
+        text.parse().map(Some).map_err(|_| unreadable("position"))
+    }
+
+    /// The next list.
+    pub(super) fn list(&mut self) -> Result<Reply> {
+        match self.0.next() {
+            Some(Value::Array(values)) => Ok(Self(values.into_iter())),
+            Some(value) if value.is_null() => Ok(Self(Vec::new().into_iter())),
+            _ => Err(unreadable("list")),
+        }
+    }
+}

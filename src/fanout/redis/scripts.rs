@@ -1,0 +1,112 @@
+//! The Lua scripts: one for each call, run by their digest.
+
+use fred::clients::Client;
+use fred::error::Error;
+use fred::interfaces::ClientLike;
+use fred::types::cluster::ClusterRouting;
+use fred::types::{ClusterHash, CustomCommand, Value};
+
+use super::connection::failure;
+use crate::fanout::{Bounds, LEASE, Result};
+
+/// One script and its digest.
+#[derive(Debug)]
+pub(super) struct Script {
+    text: String,
+    digest: String,
+}
+
+impl Script {
+    fn new(text: String) -> Self {
+        let digest = fred::util::sha1_hash(&text);
+        Self { text, digest }
+    }
+
+    /// Runs it where `key` is. Redis forgets scripts when it restarts, and a node of a cluster
+    /// that took over a slot may never have had it: then the whole text goes, once.
+    pub(super) async fn run(&self, client: &Client, key: &str, args: Vec<Value>) -> Result<Value> {
+        match send(client, "EVALSHA", &self.digest, key, args.clone()).await {
+            Err(error) if error.details().starts_with("NOSCRIPT") => {
+                send(client, "EVAL", &self.text, key, args).await
+            }
+            other => other,
+        }
+        .map_err(|error| failure(client, &error))
+    }
+}
+
+/// fred's own `evalsha` fails at once on a cluster that it has not reached yet; a command with a
+/// slot of its own waits for the connection like every other one.
+async fn send(
+    client: &Client,
+    command: &'static str,
+    script: &str,
+    key: &str,
+    args: Vec<Value>,
+) -> std::result::Result<Value, Error> {
+    let slot = ClusterHash::Custom(ClusterRouting::hash_key(key.as_bytes()));
+    let mut all = Vec::with_capacity(3 + args.len());
+    all.extend([script.into(), "1".into(), key.into()]);
+    all.extend(args);
+    client
+        .custom(CustomCommand::new_static(command, slot, false), all)
+        .await
+}
+
+/// Every script, with this process's bounds put in front of it: they never change while it runs,
+/// so they need not travel with each call.
+#[derive(Debug)]
+pub(super) struct Scripts {
+    pub(super) admit: Script,
+    pub(super) begin: Script,
+    pub(super) live: Script,
+    pub(super) keep: Script,
+    pub(super) deliver: Script,
+    pub(super) cancel: Script,
+    pub(super) read: Script,
+    pub(super) context: Script,
+    pub(super) clear_pending: Script,
+    pub(super) issue_token: Script,
+}
+
+const COMMON: &str = include_str!("scripts/common.lua");
+const HISTORY: &str = include_str!("scripts/history.lua");
+const MAILBOX: &str = include_str!("scripts/mailbox.lua");
+
+impl Scripts {
+    pub(super) fn new(bounds: &Bounds, clustered: bool) -> Self {
+        let head = format!(
+            "local PUBLISH, LEASE = '{}', {}\n\
+             local DEDUP_TTL, PENDING_TTL = {}, {}\n\
+             local MAILBOX_TTL, MAILBOX_FRAMES, MAILBOX_BYTES = {}, {}, {}\n\
+             local HISTORY_TTL, HISTORY_TURNS = {}, {}\n",
+            if clustered { "SPUBLISH" } else { "PUBLISH" },
+            LEASE.as_millis(),
+            bounds.dedup_ttl.as_millis().max(1),
+            bounds.pending_ttl.as_millis().max(1),
+            bounds.mailbox_ttl.as_millis().max(1),
+            bounds.mailbox_frames,
+            bounds.mailbox_bytes,
+            bounds.history_ttl.as_millis().max(1),
+            bounds.history_turns,
+        );
+        let script = |parts: &[&str]| Script::new(format!("{head}{}", parts.concat()));
+        Self {
+            admit: script(&[COMMON, include_str!("scripts/admit.lua")]),
+            begin: script(&[COMMON, HISTORY, include_str!("scripts/begin.lua")]),
+            live: script(&[COMMON, include_str!("scripts/live.lua")]),
+            keep: script(&[COMMON, HISTORY, include_str!("scripts/keep.lua")]),
+            deliver: script(&[
+                COMMON,
+                HISTORY,
+                MAILBOX,
+                include_str!("scripts/deliver.lua"),
+            ]),
+            cancel: script(&[COMMON, include_str!("scripts/cancel.lua")]),
+            read: script(&[COMMON, MAILBOX, include_str!("scripts/read.lua")]),
+            context: script(&[COMMON, include_str!("scripts/context.lua")]),
+            clear_pending: script(&[COMMON, include_str!("scripts/clear_pending.lua")]),
+            issue_token: Script::new(include_str!("scripts/issue_token.lua").to_owned()),
+        }
+    }
+}

@@ -1,0 +1,15 @@
+-- ARGV: message, its entry in pending (JSON)
+local frame, position = outcome(ARGV[1])
+if position then
+  return { 'delivered', frame, position }
+end
+if frame then
+  return { 'kept' }
+end
+expire_pending()
+if redis.call('HSETNX', P .. 'p', ARGV[1], ARGV[2]) == 1 then
+  redis.call('ZADD', P .. 'po', int(now_us), ARGV[1])
+end
+redis.call('PEXPIRE', P .. 'p', int(PENDING_TTL))
+redis.call('PEXPIRE', P .. 'po', int(PENDING_TTL))
+return { 'new' }

@@ -1,0 +1,35 @@
+-- ARGV: new counter's id, message, client's id, conversation, owner, attempt had, `restarted`
+-- frame, the cancelled ending (5)
+local message, owner, had = ARGV[2], ARGV[5], tonumber(ARGV[6])
+local frame, position = outcome(message)
+if frame then
+  return { 'ended', frame, position or '' }
+end
+if is_cancelled(message) then
+  store_ending(ARGV[4], message, 8)
+  return { 'ended', ARGV[8], '' }
+end
+
+local key = P .. 'a:' .. message
+local answer = redis.call('HMGET', key, 'owner', 'until', 'attempt')
+local attempt = tonumber(answer[3] or '0')
+if answer[1] and answer[1] ~= owner and tonumber(answer[2]) > now then
+  return { 'busy', int(tonumber(answer[2]) - now) }
+end
+if answer[1] == owner and attempt > had then
+  -- A repeat of this call: the text that was written since stays.
+  redis.call('HSET', key, 'until', int(now + LEASE))
+  touch_answer(message)
+  return { 'attempt', int(attempt), int(now) }
+end
+
+attempt = math.max(attempt, had) + 1
+redis.call('HSET', key, 'owner', owner, 'until', int(now + LEASE), 'attempt', int(attempt),
+  'next', '0', 'id', ARGV[3], 'conversation', ARGV[4])
+redis.call('DEL', P .. 't:' .. message)
+redis.call('SADD', P .. 'as', message)
+touch_answer(message)
+if attempt > 1 then
+  publish(LIVE, ARGV[7], ARGV[1], ',"attempt":' .. int(attempt))
+end
+return { 'attempt', int(attempt), int(now) }

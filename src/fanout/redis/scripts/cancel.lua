@@ -1,0 +1,11 @@
+-- ARGV: message, notice for the owner
+if outcome(ARGV[1]) then
+  return { 'already_done' }
+end
+redis.call('SET', P .. 'c:' .. ARGV[1], '1', 'PX', int(DEDUP_TTL))
+redis.call(PUBLISH, TAG .. ':cancel', ARGV[2])
+expire_pending()
+if redis.call('HEXISTS', P .. 'p', ARGV[1]) == 1 then
+  return { 'cancelling' }
+end
+return { 'unknown' }

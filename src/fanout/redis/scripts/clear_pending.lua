@@ -1,0 +1,3 @@
+-- ARGV: message
+drop_pending(ARGV[1])
+return { 'done' }

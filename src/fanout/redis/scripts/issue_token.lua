@@ -1,0 +1,10 @@
+-- KEYS: the original's key of the user's token. ARGV: candidate (or empty: only look), its time to
+-- live in seconds
+if ARGV[1] ~= '' then
+  redis.call('SET', KEYS[1], ARGV[1], 'NX', 'EX', ARGV[2])
+end
+local token = redis.call('GET', KEYS[1])
+if not token then
+  return {}
+end
+return { token, tostring(redis.call('TTL', KEYS[1])) }

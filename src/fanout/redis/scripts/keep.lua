@@ -1,0 +1,17 @@
+-- ARGV: message, conversation, owner, attempt, the ending (5), the cancelled ending (5)
+local message = ARGV[1]
+local frame, position = outcome(message)
+if frame then
+  return { 'ended', frame, position or '' }
+end
+local answer = redis.call('HMGET', P .. 'a:' .. message, 'owner', 'attempt')
+if answer[1] and (answer[1] ~= ARGV[3] or answer[2] ~= ARGV[4]) then
+  return { 'fenced' }
+end
+local ending = 5
+if is_cancelled(message) then
+  ending = 10
+end
+-- The text in flight stays until the delivery: whoever connects before it still gets a snapshot.
+store_ending(ARGV[2], message, ending)
+return { 'ended', ARGV[ending], '' }

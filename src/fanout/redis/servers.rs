@@ -1,0 +1,228 @@
+//! What concerns the servers and not a user: markers, readiness, warnings.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use fred::clients::Client;
+use fred::interfaces::{ClientLike, ClusterInterface, KeysInterface};
+use fred::types::cluster::ClusterRouting;
+use fred::types::config::Server;
+use fred::types::{Expiration, InfoKind};
+use futures_util::future::try_join_all;
+
+use super::connection::failure;
+use crate::fanout::{FanoutError, Result};
+use crate::protocol::position::Epoch;
+
+/// Renewed at every look, so that a marker goes only with its server's data.
+const MARKER_TTL_SECONDS: i64 = 30 * 24 * 3600;
+
+/// The servers of a cluster that hold users.
+async fn masters(client: &Client) -> Result<Vec<Server>> {
+    let masters: BTreeSet<Server> = routing(client)
+        .await?
+        .slots()
+        .iter()
+        .map(|range| range.primary.clone())
+        .collect();
+    Ok(masters.into_iter().collect())
+}
+
+async fn routing(client: &Client) -> Result<ClusterRouting> {
+    if client.num_primary_cluster_nodes() == 0 {
+        // Waits until the cluster was reached for the first time, or the command's time is over.
+        client
+            .ping::<()>(None)
+            .await
+            .map_err(|error| failure(client, &error))?;
+    }
+    client
+        .cached_cluster_state()
+        .filter(|routing| !routing.slots().is_empty())
+        .ok_or_else(|| FanoutError::Unavailable("the redis cluster is out of reach".into()))
+}
+
+/// A hash tag that leads to each master: the smallest number whose slot the master owns, so that
+/// every process finds the same one. Ranges are (first slot, last slot, master).
+fn tags<M: Ord>(ranges: &[(u16, u16, M)]) -> BTreeMap<&M, String> {
+    let masters: BTreeSet<&M> = ranges.iter().map(|(_, _, master)| master).collect();
+    let mut found = BTreeMap::new();
+    // Every slot has a number far below this bound.
+    for number in 0..1_000_000_u32 {
+        if found.len() == masters.len() {
+            break;
+        }
+        let tag = number.to_string();
+        let slot = ClusterRouting::hash_key(tag.as_bytes());
+        let owner = ranges
+            .iter()
+            .find(|(first, last, _)| (*first..=*last).contains(&slot));
+        if let Some((_, _, master)) = owner {
+            found.entry(master).or_insert(tag);
+        }
+    }
+    found
+}
+
+/// The marker's key on each server that holds users.
+async fn marker_keys(client: &Client, epoch: &Epoch) -> Result<Vec<String>> {
+    let key = |tag: &str| format!("{{{tag}}}:chatmesh:1:marker:{}", epoch.as_str());
+    if !client.is_clustered() {
+        return Ok(vec![key("0")]);
+    }
+    let ranges: Vec<(u16, u16, Server)> = routing(client)
+        .await?
+        .slots()
+        .iter()
+        .map(|range| (range.start, range.end, range.primary.clone()))
+        .collect();
+    Ok(tags(&ranges).values().map(|tag| key(tag)).collect())
+}
+
+pub(super) async fn marker_present(client: &Client, epoch: &Epoch) -> Result<bool> {
+    let keys = marker_keys(client, epoch).await?;
+    let looks = keys
+        .iter()
+        .map(|key| client.expire::<bool, _>(key.as_str(), MARKER_TTL_SECONDS, None));
+    let found = try_join_all(looks)
+        .await
+        .map_err(|error| failure(client, &error))?;
+    Ok(found.into_iter().all(|present| present))
+}
+
+pub(super) async fn set_marker(client: &Client, epoch: &Epoch) -> Result<()> {
+    let keys = marker_keys(client, epoch).await?;
+    let expiry = Expiration::EX(MARKER_TTL_SECONDS);
+    let writes = keys
+        .iter()
+        .map(|key| client.set::<(), _, _>(key.as_str(), "1", Some(expiry.clone()), None, false));
+    try_join_all(writes)
+        .await
+        .map(|_| ())
+        .map_err(|error| failure(client, &error))
+}
+
+/// Every server that holds users answers.
+pub(super) async fn check(client: &Client) -> Result<()> {
+    const LIMIT: Duration = Duration::from_secs(2);
+    let ping = async {
+        if client.is_clustered() {
+            let nodes = masters(client).await?;
+            let pings = nodes.into_iter().map(|node| {
+                let node = client.with_cluster_node(node);
+                async move { node.ping::<()>(None).await }
+            });
+            try_join_all(pings).await.map(|_| ())
+        } else {
+            client.ping::<()>(None).await
+        }
+        .map_err(|error| failure(client, &error))
+    };
+    tokio::time::timeout(LIMIT, ping)
+        .await
+        .map_err(|_| FanoutError::Unavailable("redis did not answer in time".into()))?
+}
+
+async fn info(client: &Client, node: Option<&Server>, kind: InfoKind) -> Option<String> {
+    let answer: std::result::Result<String, _> = match node {
+        Some(node) => {
+            client
+                .with_cluster_node(node.clone())
+                .info(Some(kind))
+                .await
+        }
+        None => client.info(Some(kind)).await,
+    };
+    // Managed servers may forbid it; nothing follows from that.
+    answer
+        .inspect_err(|error| tracing::debug!(%error, "redis: INFO is not available"))
+        .ok()
+}
+
+/// `name:value` of an INFO section.
+fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+    info.lines()
+        .filter_map(|line| line.split_once(':'))
+        .find(|(key, _)| *key == name)
+        .map(|(_, value)| value.trim())
+}
+
+fn warn_of(memory: Option<&str>, persistence: Option<&str>, place: &str) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let policy = memory.and_then(|info| field(info, "maxmemory_policy"));
+    if let Some(policy) = policy.filter(|policy| *policy != "noeviction") {
+        let limited = memory
+            .and_then(|info| field(info, "maxmemory"))
+            .is_some_and(|limit| limit != "0");
+        let when = if limited {
+            "redis throws keys away when its memory limit is reached, outcomes and mailboxes \
+             included, so messages may be answered twice or go missing"
+        } else {
+            "harmless only as long as maxmemory is 0; with a limit redis would throw outcomes and \
+             mailboxes away"
+        };
+        warnings.push(format!(
+            "maxmemory-policy is {policy}{place}: {when}; set maxmemory-policy to noeviction"
+        ));
+    }
+    let appended = persistence.and_then(|info| field(info, "aof_enabled"));
+    if appended == Some("0") {
+        warnings.push(format!(
+            "appendonly is no{place}: a restart of redis loses outcomes and history written since \
+             its last snapshot; set appendonly to yes"
+        ));
+    }
+    warnings
+}
+
+pub(super) async fn warnings(client: &Client) -> Result<Vec<String>> {
+    let nodes: Vec<Option<Server>> = if client.is_clustered() {
+        masters(client).await?.into_iter().map(Some).collect()
+    } else {
+        vec![None]
+    };
+    let mut warnings = Vec::new();
+    for node in &nodes {
+        let memory = info(client, node.as_ref(), InfoKind::Memory).await;
+        let persistence = info(client, node.as_ref(), InfoKind::Persistence).await;
+        let place = node
+            .as_ref()
+            .map(|node| format!(" at {node}"))
+            .unwrap_or_default();
+        warnings.extend(warn_of(memory.as_deref(), persistence.as_deref(), &place));
+    }
+    Ok(warnings)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_master_gets_a_tag_of_its_own_slots() {
+        let ranges = [
+            (0, 5460, "a"),
+            (5461, 10922, "b"),
+            (10923, 16382, "c"),
+            (16383, 16383, "d"),
+        ];
+        let tags = tags(&ranges);
+        assert_eq!(tags.len(), 4);
+        for (first, last, master) in &ranges {
+            let slot = ClusterRouting::hash_key(tags[master].as_bytes());
+            assert!((*first..=*last).contains(&slot), "{master}");
+        }
+    }
+
+    #[test]
+    fn settings_that_lose_data_are_named_with_what_to_do() {
+        let memory = "maxmemory:1000\r\nmaxmemory_policy:allkeys-lru\r\n";
+        let warnings = warn_of(Some(memory), Some("aof_enabled:0\r\n"), " at x:1");
+        assert_eq!(warnings.len(), 2);
+        assert!(warnings[0].contains("allkeys-lru") && warnings[0].contains("noeviction"));
+        assert!(warnings[1].contains("appendonly") && warnings[1].contains(" at x:1"));
+        let memory = "maxmemory:0\r\nmaxmemory_policy:noeviction\r\n";
+        assert!(warn_of(Some(memory), Some("aof_enabled:1\r\n"), "").is_empty());
+        assert!(warn_of(None, None, "").is_empty());
+    }
+}

@@ -1,0 +1,77 @@
+//! The fan-out on real Redis: the contract on one server, a cluster and behind sentinel, and what
+//! happens when servers come, go, and lose their data.
+
+mod outages;
+mod server;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use chatmesh::config::settings::RedisSettings;
+use chatmesh::fanout::redis::RedisFanout;
+use chatmesh::fanout::{Bounds, Fanout};
+use chatmesh::protocol::ids::UserId;
+use fred::clients::Client;
+use fred::interfaces::{ClientLike, LuaInterface};
+use fred::types::Builder;
+use fred::types::config::Config;
+
+use crate::fanout_contract::Backend;
+
+/// Redis at a URL, shared with other tests: only the test's own user is emptied.
+pub(crate) struct RedisBackend {
+    url: String,
+    admin: Client,
+}
+
+pub(crate) fn settings(url: &str, bounds: Bounds) -> RedisSettings {
+    RedisSettings {
+        url: url.into(),
+        command_timeout: Duration::from_secs(10),
+        bounds,
+    }
+}
+
+impl RedisBackend {
+    async fn new(variable: &str) -> Self {
+        let url = std::env::var(variable)
+            .unwrap_or_else(|_| panic!("{variable} is not set: run the tests by tests/run"));
+        let admin = Builder::from_config(Config::from_url(&url).unwrap())
+            .build()
+            .unwrap();
+        admin.init().await.unwrap();
+        Self { url, admin }
+    }
+}
+
+#[async_trait]
+impl Backend for RedisBackend {
+    async fn open(&self, bounds: Bounds) -> Arc<dyn Fanout> {
+        Arc::new(RedisFanout::connect(&settings(&self.url, bounds)).unwrap())
+    }
+
+    async fn lose(&self, user: &UserId) {
+        // A userid has nothing that a pattern would understand.
+        let tag = format!("{{user:{user}}}");
+        let script = "for _, key in ipairs(redis.call('KEYS', KEYS[1] .. ':*')) do \
+                      redis.call('DEL', key) end return 1";
+        let _: i64 = self
+            .admin
+            .eval(script, tag.as_str(), None::<()>)
+            .await
+            .unwrap();
+    }
+}
+
+mod single {
+    crate::fanout_contract!(super::RedisBackend::new("TEST_REDIS_URL"));
+}
+
+mod cluster {
+    crate::fanout_contract!(super::RedisBackend::new("TEST_REDIS_CLUSTER_URL"));
+}
+
+mod sentinel {
+    crate::fanout_contract!(super::RedisBackend::new("TEST_REDIS_SENTINEL_URL"));
+}
