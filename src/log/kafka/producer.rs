@@ -2,7 +2,7 @@
 //! it believes that there is no such topic.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -106,6 +106,38 @@ impl Drop for Ticket {
 /// Receives delivery reports, on the producer's own thread.
 pub(super) struct Context {
     reporter: Reporter,
+    /// How long a topic must have been missing before its records are refused.
+    patience: Duration,
+    /// Topics that were reported as missing, and when first. Right after an outage of the brokers
+    /// or before the topics are made that says little; again and later, it is so.
+    missing: Mutex<HashMap<String, Instant>>,
+    any_missing: AtomicBool,
+}
+
+impl Context {
+    fn is_there(&self, topic: &str) {
+        if self.any_missing.load(Ordering::Acquire) {
+            let mut missing = lock(&self.missing);
+            missing.remove(topic);
+            self.any_missing
+                .store(!missing.is_empty(), Ordering::Release);
+        }
+    }
+
+    fn is_missing(&self, topic: &str, error: &KafkaError) -> AppendError {
+        let mut missing = lock(&self.missing);
+        self.any_missing.store(true, Ordering::Release);
+        let since = *missing.entry(topic.to_owned()).or_insert_with(Instant::now);
+        if since.elapsed() < self.patience {
+            AppendError::Unknown(error.to_string())
+        } else {
+            nowhere(topic)
+        }
+    }
+}
+
+fn nowhere(topic: &str) -> AppendError {
+    AppendError::Refused(format!("there is no topic {topic}, and nobody makes it"))
 }
 
 impl ClientContext for Context {
@@ -123,11 +155,19 @@ impl ProducerContext for Context {
 
     fn delivery(&self, result: &DeliveryResult<'_>, ticket: Box<Ticket>) {
         ticket.finish(match result {
-            Ok(message) => Ok(Place {
-                partition: message.partition(),
-                offset: message.offset(),
+            Ok(message) => {
+                self.is_there(message.topic());
+                Ok(Place {
+                    partition: message.partition(),
+                    offset: message.offset(),
+                })
+            }
+            Err((error, message)) => Err(match error.rdkafka_error_code() {
+                Some(
+                    RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition,
+                ) => self.is_missing(message.topic(), error),
+                _ => classify(error),
             }),
-            Err((error, _)) => Err(classify(error)),
         });
     }
 }
@@ -277,6 +317,9 @@ fn retire(client: Option<Client>) {
 fn make(properties: &Properties) -> Result<Client, KafkaError> {
     let context = Context {
         reporter: Reporter::new("producer", None),
+        patience: properties.produce_timeout() / 3,
+        missing: Mutex::default(),
+        any_missing: AtomicBool::new(false),
     };
     properties.producer().create_with_context(context)
 }
@@ -418,8 +461,7 @@ impl Shared {
                 Some(Full::NoTopic(ticket))
                     if *missing && deadline <= Instant::now() + LOOK_FOR_LAST =>
                 {
-                    let reason = format!("there is no topic {topic}, and nobody makes it");
-                    ticket.finish(Err(AppendError::Refused(reason)));
+                    ticket.finish(Err(nowhere(topic)));
                     continue;
                 }
                 Some(Full::NoTopic(ticket)) => {
@@ -444,7 +486,7 @@ impl Shared {
 }
 
 /// A fault of the record, or of the way to the log? A topic that is missing may only be about to be
-/// made; it is refused after it was looked for in vain, see [`pump`].
+/// made: see [`Context::is_missing`].
 fn classify(error: &KafkaError) -> AppendError {
     use RDKafkaErrorCode as Code;
     let refused = match error {
