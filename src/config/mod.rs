@@ -14,6 +14,8 @@ mod kind;
 mod layers;
 pub mod settings;
 mod show;
+#[cfg(test)]
+mod tests;
 
 pub use build::Config;
 pub use error::{ConfigErrors, Problem};
