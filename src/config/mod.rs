@@ -16,6 +16,7 @@ pub mod settings;
 mod show;
 #[cfg(test)]
 mod tests;
+mod values;
 
 pub use build::Config;
 pub use error::{ConfigErrors, Problem};
