@@ -41,3 +41,22 @@ impl Signals {
         std::process::exit(code);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_first_signal_asks_for_a_drain_and_does_not_end_the_process() {
+        let drain = CancellationToken::new();
+        let signals = tokio::spawn(Signals::new().unwrap().watch(drain.clone()));
+        let sent = tokio::process::Command::new("sh")
+            .args(["-c", "kill -TERM $PPID"])
+            .status()
+            .await
+            .unwrap();
+        assert!(sent.success());
+        drain.cancelled().await;
+        signals.abort();
+    }
+}

@@ -107,7 +107,7 @@ keys! {
     APP_NAME "log.app_name" Kind::Text, Worked("the role's name"), ALL,
         "Name of this service in every log line.";
     LOG_LEVEL "log.level" Kind::Level, Is("info"), ALL,
-        "Least level that is logged; Python's names too, and filters such as info,chatmesh=debug.";
+        "Least level of chatmesh's lines (libraries: info); Python's names too, or a filter.";
     LOG_FORMAT "log.format" Kind::Choice(&["auto", "json", "pretty"]), Is("auto"), ALL,
         "One JSON object a line, or for people; auto is pretty in a terminal.";
     LOG_FOLDER "log.folder" Kind::Text, Worked("none"), ALL,

@@ -14,6 +14,9 @@ mod kind;
 mod layers;
 pub mod settings;
 mod show;
+#[cfg(test)]
+mod tests;
+mod values;
 
 pub use build::Config;
 pub use error::{ConfigErrors, Problem};

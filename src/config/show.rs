@@ -42,7 +42,7 @@ impl Config {
                 value: Value::Map(map),
                 sources,
                 ..
-            }) => {
+            }) if !map.is_empty() => {
                 let row = |(name, value): (&String, &String)| Shown {
                     key: format!("{}.{name}", key.name),
                     variable: key.var,
@@ -140,8 +140,8 @@ fn visible(key: &Key, value: &Value) -> serde_json::Value {
         Value::Int(value) => (*value).into(),
         Value::Float(value) => (*value).into(),
         Value::List(items) => items.clone().into(),
-        // Shown name by name.
-        Value::Map(_) => HIDDEN.into(),
+        // What is in it is shown name by name.
+        Value::Map(_) => serde_json::Value::Null,
     }
 }
 

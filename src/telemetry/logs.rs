@@ -66,7 +66,7 @@ pub struct LogsGuard {
 pub fn init(settings: &LoggingSettings) -> Result<LogsGuard, LogsError> {
     let filter = || {
         EnvFilter::builder()
-            .parse(&settings.level)
+            .parse(directives(&settings.level))
             .map_err(|error| LogsError::Level(error.to_string()))
     };
     let mut guards = Vec::new();
@@ -115,6 +115,16 @@ pub fn init(settings: &LoggingSettings) -> Result<LogsGuard, LogsError> {
     // Set once, as the subscriber itself, which is the one that can be refused.
     let _ = DROPPED.set(counters);
     Ok(LogsGuard { _writers: guards })
+}
+
+/// A plain level means chatmesh's own lines: what libraries say below `info` is a flood, and may
+/// show what they send. A filter that names them is taken as it is.
+fn directives(level: &str) -> &str {
+    match level {
+        "debug" => "info,chatmesh=debug",
+        "trace" => "info,chatmesh=trace",
+        other => other,
+    }
 }
 
 /// The application's name as a file's: it may hold anything.
