@@ -5,5 +5,7 @@
     reason = "a test fails by panicking, in its helpers too"
 )]
 
+mod fanout_contract;
+mod fanout_embedded;
 mod log_contract;
 mod log_embedded;

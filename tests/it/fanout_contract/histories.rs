@@ -1,0 +1,170 @@
+//! What the model is told of the conversation, tokens, markers, and whose data is whose.
+
+use std::time::Duration;
+
+use chatmesh::fanout::{Bounds, Owner, TurnStatus};
+use chatmesh::protocol::ids::{ConversationId, UserId};
+use chatmesh::protocol::position::Epoch;
+
+use super::case::{Backend, Case, attempt, kept, unique};
+
+pub(crate) async fn the_context_has_each_turn_once_in_order_without_failures(
+    backend: &dyn Backend,
+) {
+    let case = Case::new(backend).await;
+    let conversation = ConversationId::parse("a:b|c+d").unwrap();
+    let statuses = [
+        TurnStatus::Answered,
+        TurnStatus::Failed,
+        TurnStatus::Cancelled,
+        TurnStatus::Answered,
+    ];
+    for (number, status) in statuses.into_iter().enumerate() {
+        let message = case.message_in(&conversation);
+        let owner = Owner::random();
+        let first = attempt(&case.begin(&message, &owner, 0).await);
+        let text = format!("answer {number} \u{1F600}/\\\" \u{0} end");
+        for _ in 0..2 {
+            kept(case.keep_as(&message, &owner, first, &text, status).await);
+        }
+    }
+    let turns = case.context(&conversation).await;
+    let told: Vec<_> = turns.iter().map(|turn| &turn.answer[..8]).collect();
+    assert_eq!(told, ["answer 0", "answer 2", "answer 3"]);
+    assert!(turns[0].answer.ends_with("\u{1F600}/\\\" \u{0} end"));
+    assert_eq!(turns[1].status, TurnStatus::Cancelled);
+    assert!(
+        turns[0]
+            .question
+            .as_ref()
+            .is_some_and(|q| q.starts_with("question"))
+    );
+    assert!(turns[0].at_ms <= turns[2].at_ms && turns[0].at_ms > 1_600_000_000_000);
+    let other = case.context(&ConversationId::default_conversation()).await;
+    assert!(other.is_empty(), "turns of another conversation");
+}
+
+pub(crate) async fn the_context_is_bounded_in_number_and_age(backend: &dyn Backend) {
+    let bounds = Bounds {
+        history_turns: 4,
+        ..Bounds::default()
+    };
+    let case = Case::with(backend, bounds).await;
+    let conversation = ConversationId::default_conversation();
+    for number in 0..6 {
+        case.answer(&case.message(), &format!("{number}")).await;
+    }
+    let answers = |turns: Vec<chatmesh::fanout::Turn>| -> Vec<String> {
+        turns.into_iter().map(|turn| turn.answer).collect()
+    };
+    let all = answers(case.context(&conversation).await);
+    assert_eq!(all, ["2", "3", "4", "5"]);
+    let hour = Duration::from_secs(3600);
+    let some = case
+        .fanout
+        .context(&case.user, &conversation, 2, hour)
+        .await;
+    assert_eq!(answers(some.unwrap()), ["4", "5"]);
+    let none = case
+        .fanout
+        .context(&case.user, &conversation, 0, hour)
+        .await;
+    assert!(none.unwrap().is_empty());
+    tokio::time::sleep(Duration::from_millis(30)).await;
+    let old = Duration::from_millis(10);
+    let none = case.fanout.context(&case.user, &conversation, 9, old).await;
+    assert!(none.unwrap().is_empty(), "the conversation is too old");
+}
+
+pub(crate) async fn the_delivered_answer_is_what_history_says(backend: &dyn Backend) {
+    let case = Case::new(backend).await;
+    let (kept_one, rebuilt) = (case.message(), case.message());
+    case.answer(&kept_one, "kept").await;
+    case.deliver(&kept_one, 0, "told").await;
+    case.deliver(&rebuilt, 1, "from the log").await;
+    let turns = case.context(&kept_one.conversation).await;
+    assert_eq!(turns.len(), 2);
+    assert_eq!(turns[0].answer, "told");
+    assert!(turns[0].question.is_some());
+    assert_eq!(turns[1].answer, "from the log");
+    assert_eq!(turns[1].question, None);
+
+    let mut unknown = case.delivery(&case.message(), 2, "x");
+    unknown.conversation = None;
+    case.deliver_call(unknown).await;
+    assert_eq!(case.context(&kept_one.conversation).await.len(), 2);
+}
+
+pub(crate) async fn tokens_are_issued_once_and_run_out(backend: &dyn Backend) {
+    let case = Case::new(backend).await;
+    assert_eq!(case.fanout.stored_token(&case.user).await.unwrap(), None);
+    let hour = Duration::from_secs(3600);
+    let issued = case.fanout.issue_token(&case.user, "one", hour).await;
+    let (token, left) = issued.unwrap();
+    assert_eq!(token, "one");
+    assert!((3500..=3600).contains(&left));
+    let again = case.fanout.issue_token(&case.user, "two", hour).await;
+    assert_eq!(again.unwrap().0, "one");
+    let stored = case.fanout.stored_token(&case.user).await.unwrap();
+    assert_eq!(stored.unwrap().0, "one");
+
+    let other = UserId::parse(&format!("t-{}", unique())).unwrap();
+    let second = Duration::from_secs(1);
+    case.fanout
+        .issue_token(&other, "short", second)
+        .await
+        .unwrap();
+    let started = tokio::time::Instant::now();
+    while case.fanout.stored_token(&other).await.unwrap().is_some() {
+        assert!(started.elapsed() < Duration::from_secs(20), "it never ends");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+pub(crate) async fn hostile_userids_touch_nobody_else(backend: &dyn Backend) {
+    let base = unique();
+    let plain = UserId::parse(&base).unwrap();
+    let victim = Case::of(backend, Bounds::default(), plain).await;
+    let before = victim.read(None).await;
+    for form in ["user:X", "X:live", "X:cancel", "X:1:m", "X|a", "X+", "X:"] {
+        let user = UserId::parse(&form.replace('X', &base)).unwrap();
+        let other = Case::of(backend, Bounds::default(), user).await;
+        let message = other.message();
+        other.admit(&message).await;
+        other.answer(&message, "theirs").await;
+        other.deliver(&message, 1, "theirs").await;
+        other.admit(&other.message()).await;
+        let hour = Duration::from_secs(3600);
+        other
+            .fanout
+            .issue_token(&other.user, "theirs", hour)
+            .await
+            .unwrap();
+        assert_eq!(other.read(None).await.pending.len(), 1, "{form}");
+        assert_eq!(
+            other.context(&message.conversation).await.len(),
+            1,
+            "{form}"
+        );
+    }
+    let after = victim.read(Some(&before.end)).await;
+    assert_eq!((after.n, &after.end), (before.n, &before.end));
+    assert!(after.recovered && after.frames.is_empty() && after.pending.is_empty());
+    let turns = victim
+        .context(&ConversationId::default_conversation())
+        .await;
+    assert!(turns.is_empty());
+    let token = victim.fanout.stored_token(&victim.user).await.unwrap();
+    assert_eq!(token, None);
+}
+
+pub(crate) async fn a_marker_is_there_once_set(backend: &dyn Backend) {
+    let case = Case::new(backend).await;
+    assert!(!case.fanout.marker_present(&case.epoch).await.unwrap());
+    for _ in 0..2 {
+        case.fanout.set_marker(&case.epoch).await.unwrap();
+        assert!(case.fanout.marker_present(&case.epoch).await.unwrap());
+    }
+    let other = Epoch::new(&unique(), "0", 0);
+    assert!(!case.fanout.marker_present(&other).await.unwrap());
+}

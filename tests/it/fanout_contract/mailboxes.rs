@@ -1,0 +1,236 @@
+//! What a client that was away can be told.
+
+use std::time::Duration;
+
+use chatmesh::fanout::{Bounds, Delivered, Read};
+use chatmesh::protocol::position::Epoch;
+
+use super::case::{Backend, Case, published, terminal, unique};
+
+pub(crate) async fn s1_a_repeated_deliver_before_the_rewind_is_lost(backend: &dyn Backend) {
+    let case = Case::new(backend).await;
+    let (r0, r1) = (case.message(), case.message());
+    assert!(published(case.deliver(&r0, 0, "r0").await));
+    case.lose().await;
+    let mut repeated = case.delivery(&r1, 1, "r1");
+    repeated.known = Some(case.at(0));
+    assert_eq!(case.deliver_call(repeated.clone()).await, Delivered::Lost);
+    // Also where a gateway has made the empty mailbox in the meantime.
+    let empty = case.read(None).await.end;
+    assert_eq!(case.deliver_call(repeated.clone()).await, Delivered::Lost);
+    assert_eq!(
+        case.read(None).await.end,
+        empty,
+        "lost, yet something was done"
+    );
+
+    let mut rewound = case.delivery(&r0, 0, "r0");
+    rewound.rewind = true;
+    assert!(published(case.deliver_call(rewound).await));
+    assert!(published(case.deliver_call(repeated).await));
+    let frames = case.after(&case.at(0)).await.unwrap();
+    assert_eq!(frames, [(1, terminal("r1"))]);
+}
+
+pub(crate) async fn s3_a_rewind_brings_back_what_was_rolled_back(backend: &dyn Backend) {
+    let case = Case::new(backend).await;
+    let (r0, r1) = (case.message(), case.message());
+    case.deliver(&r0, 0, "r0").await;
+    case.deliver(&r1, 1, "r1").await;
+    case.lose().await;
+    // Another relay starts at the commit and goes back on assignment; it knows nothing of the user.
+    for (message, offset, text) in [(&r0, 0, "r0"), (&r1, 1, "r1")] {
+        let mut rewound = case.delivery(message, offset, text);
+        rewound.rewind = true;
+        assert!(published(case.deliver_call(rewound).await));
+    }
+    let frames = case.after(&case.at(0)).await.unwrap();
+    assert_eq!(frames, [(1, terminal("r1"))]);
+    assert_eq!(case.read(None).await.end, case.at(1));
+}
+
+pub(crate) async fn s12_a_mailbox_rebuilt_from_the_middle_does_not_pretend(backend: &dyn Backend) {
+    let case = Case::new(backend).await;
+    case.deliver(&case.message(), 4, "old").await;
+    case.lose().await;
+    case.deliver(&case.message(), 8, "new").await;
+    assert_eq!(case.after(&case.at(4)).await, None);
+    assert_eq!(case.after(&case.at(7)).await, None);
+    assert_eq!(case.after(&case.at(8)).await, Some(vec![]));
+}
+
+pub(crate) async fn an_empty_mailbox_has_a_good_position(backend: &dyn Backend) {
+    let case = Case::new(backend).await;
+    let first = case.read(None).await;
+    assert!(!first.recovered, "nothing was asked for");
+    assert_eq!((first.n, first.frames.len()), (0, 0));
+    assert_eq!(case.read(None).await.end, first.end);
+    assert_eq!(case.after(&first.end).await, Some(vec![]));
+
+    case.deliver(&case.message(), 40, "a").await;
+    case.deliver(&case.message(), 41, "b").await;
+    let frames = case.after(&first.end).await.unwrap();
+    assert_eq!(frames, [(40, terminal("a")), (41, terminal("b"))]);
+    // Nobody was given a position between; it may have missed something.
+    assert_eq!(case.after(&case.at(39)).await, None);
+    // Another mailbox's position is none of this one's.
+    case.lose().await;
+    assert_eq!(case.after(&first.end).await, None);
+}
+
+pub(crate) async fn a_mailbox_made_by_deliver_begins_at_its_first_frame(backend: &dyn Backend) {
+    let case = Case::new(backend).await;
+    case.deliver(&case.message(), 10, "a").await;
+    case.deliver(&case.message(), 12, "b").await;
+    assert_eq!(case.after(&case.at(9)).await, None);
+    let frames = case.after(&case.at(10)).await.unwrap();
+    assert_eq!(frames, [(12, terminal("b"))]);
+    assert_eq!(case.after(&case.at(12)).await, Some(vec![]));
+    assert_eq!(case.after(&case.at(13)).await, None, "beyond the end");
+}
+
+pub(crate) async fn a_mailbox_is_bounded_in_frames(backend: &dyn Backend) {
+    let bounds = Bounds {
+        mailbox_frames: 3,
+        ..Bounds::default()
+    };
+    let case = Case::with(backend, bounds).await;
+    let empty = case.read(None).await.end;
+    for offset in 0..5 {
+        case.deliver(&case.message(), offset, "x").await;
+    }
+    assert_eq!(case.after(&empty).await, None);
+    assert_eq!(case.after(&case.at(0)).await, None);
+    assert_eq!(case.after(&case.at(1)).await.unwrap().len(), 3);
+    assert_eq!(case.after(&case.at(4)).await, Some(vec![]));
+}
+
+pub(crate) async fn a_mailbox_is_bounded_in_bytes(backend: &dyn Backend) {
+    let text = "x".repeat(1000);
+    let bounds = Bounds {
+        mailbox_bytes: 2500,
+        ..Bounds::default()
+    };
+    let case = Case::with(backend, bounds).await;
+    for offset in 0..5 {
+        case.deliver(&case.message(), offset, &text).await;
+    }
+    assert_eq!(case.after(&case.at(1)).await, None);
+    assert_eq!(case.after(&case.at(2)).await.unwrap().len(), 2);
+}
+
+pub(crate) async fn a_mailbox_is_bounded_in_age(backend: &dyn Backend) {
+    let bounds = Bounds {
+        mailbox_ttl: Duration::from_millis(1500),
+        ..Bounds::default()
+    };
+    let case = Case::with(backend, bounds).await;
+    case.deliver(&case.message(), 0, "a").await;
+    case.deliver(&case.message(), 1, "b").await;
+    assert_eq!(case.after(&case.at(0)).await.unwrap().len(), 1);
+    // Reading keeps the mailbox, but not its old frames.
+    let started = tokio::time::Instant::now();
+    while case.after(&case.at(0)).await.is_some() {
+        assert!(started.elapsed() < Duration::from_secs(20), "frames stay");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let look = case.read(Some(&case.at(1))).await;
+    assert_eq!(look.end, case.at(1), "the end survives the bounds");
+    assert!(look.recovered && look.frames.is_empty());
+    let mut next = case.delivery(&case.message(), 2, "c");
+    next.known = Some(case.at(1));
+    assert!(published(case.deliver_call(next).await));
+}
+
+pub(crate) async fn positions_of_other_sequences_are_not_recovered(backend: &dyn Backend) {
+    let case = Case::new(backend).await;
+    case.deliver(&case.message(), 5, "a").await;
+    let mut other = case.at(5);
+    other.epoch = Epoch::new(&unique(), "0", 3);
+    assert_eq!(case.after(&other).await, None);
+    other.epoch = Epoch::of_empty_mailbox(&unique());
+    other.offset = 0;
+    assert_eq!(case.after(&other).await, None);
+}
+
+pub(crate) async fn a_mailbox_is_read_in_pages(backend: &dyn Backend) {
+    let case = Case::new(backend).await;
+    let mut after = case.read(None).await.end;
+    for offset in 0..7 {
+        case.deliver(&case.message(), offset, &"x".repeat(100))
+            .await;
+    }
+    let mut seen = Vec::new();
+    loop {
+        let call = Read {
+            user: case.user.clone(),
+            after: Some(after.clone()),
+            max_bytes: 300,
+        };
+        let look = case.fanout.read(call).await.unwrap();
+        assert!(look.recovered && look.frames.len() <= 2);
+        seen.extend(look.frames.iter().map(|(at, _)| at.offset));
+        after = look.frames.last().map_or(after, |(at, _)| at.clone());
+        if !look.more {
+            break;
+        }
+    }
+    assert_eq!(seen, (0..7).collect::<Vec<i64>>());
+    // One frame comes even where it alone is larger.
+    let call = Read {
+        user: case.user.clone(),
+        after: Some(case.at(4)),
+        max_bytes: 1,
+    };
+    let look = case.fanout.read(call).await.unwrap();
+    assert_eq!((look.frames.len(), look.more), (1, true));
+}
+
+pub(crate) async fn a_topic_made_anew_begins_a_new_mailbox(backend: &dyn Backend) {
+    let mut case = Case::new(backend).await;
+    case.deliver(&case.message(), 500, "old").await;
+    let old = case.at(500);
+    case.epoch = Epoch::new(&unique(), "1", 3);
+    let mut first = case.delivery(&case.message(), 0, "new");
+    first.known = Some(old.clone());
+    assert!(published(case.deliver_call(first).await));
+    assert_eq!(case.after(&old).await, None);
+    assert_eq!(case.after(&case.at(0)).await, Some(vec![]));
+    assert_eq!(case.read(None).await.end, case.at(0));
+}
+
+pub(crate) async fn a_message_delivered_elsewhere_still_moves_the_end(backend: &dyn Backend) {
+    let case = Case::new(backend).await;
+    let message = case.message();
+    case.deliver(&message, 1, "once").await;
+    // The relay takes the second record for delivered and names it as known from then on.
+    assert_eq!(case.deliver(&message, 2, "twice").await, Delivered::Already);
+    let mut next = case.delivery(&case.message(), 3, "next");
+    next.known = Some(case.at(2));
+    assert!(published(case.deliver_call(next).await));
+    let frames = case.after(&case.at(1)).await.unwrap();
+    assert_eq!(frames, [(3, terminal("next"))]);
+}
+
+pub(crate) async fn pending_is_listed_until_delivered(backend: &dyn Backend) {
+    let case = Case::new(backend).await;
+    let messages = [case.message(), case.message(), case.message()];
+    for message in &messages {
+        case.admit(message).await;
+    }
+    let look = case.read(None).await;
+    let listed: Vec<_> = look.pending.iter().map(|entry| &entry.message_id).collect();
+    let expected: Vec<_> = messages.iter().map(|message| &message.message_id).collect();
+    assert_eq!(listed, expected);
+    assert_eq!(look.pending[0].content, "question");
+
+    case.answer(&messages[0], "a").await;
+    case.deliver(&messages[0], 0, "a").await;
+    let cleared = case
+        .fanout
+        .clear_pending(&case.user, &messages[1].message_id);
+    cleared.await.unwrap();
+    let look = case.read(None).await;
+    assert_eq!(look.pending.len(), 1);
+    assert_eq!(look.pending[0].message_id, messages[2].message_id);
+}

@@ -1,0 +1,74 @@
+//! What every fan-out must do, whatever it is made of: one suite, run over each implementation by
+//! `fanout_contract!`. S1 to S15 are the interleavings of `docs/scenarios.md`.
+
+mod answers;
+mod case;
+mod feeds;
+mod histories;
+mod mailboxes;
+
+pub(crate) use answers::*;
+pub(crate) use case::Backend;
+pub(crate) use feeds::*;
+pub(crate) use histories::*;
+pub(crate) use mailboxes::*;
+
+/// Makes a test of every part of the contract. `$backend` is an async expression that gives a
+/// [`Backend`]; it is evaluated for each test.
+#[macro_export]
+macro_rules! fanout_contract {
+    ($backend:expr) => {
+        $crate::fanout_contract! { @each $backend;
+            s1_a_repeated_deliver_before_the_rewind_is_lost,
+            s2_the_answer_that_was_seen_first_wins,
+            s3_a_rewind_brings_back_what_was_rolled_back,
+            s4_after_data_loss_the_text_begins_anew,
+            s5_a_stale_piece_is_refused_after_beginning_again,
+            s6_a_repeated_begin_keeps_attempt_and_text,
+            s7_a_rebuilt_outcome_spares_the_model,
+            s8_a_resent_message_is_told_what_is_known,
+            s11_a_counter_made_anew_has_another_id,
+            s12_a_mailbox_rebuilt_from_the_middle_does_not_pretend,
+            s13_a_worker_that_wakes_up_gets_the_other_ones_outcome,
+            s14_cancel_before_begin,
+            s14_cancel_while_it_streams,
+            s14_cancel_between_last_piece_and_keep,
+            s14_cancel_after_the_end,
+            s15_two_gateways_admit_one_message,
+            a_lease_keeps_others_out_until_it_runs_out,
+            live_tells_fenced_lost_and_expected_apart,
+            keep_without_anything_in_flight_stores,
+            keep_of_another_attempt_is_fenced,
+            repeats_of_every_call_change_nothing,
+            an_empty_mailbox_has_a_good_position,
+            a_mailbox_made_by_deliver_begins_at_its_first_frame,
+            a_mailbox_is_bounded_in_frames,
+            a_mailbox_is_bounded_in_bytes,
+            a_mailbox_is_bounded_in_age,
+            positions_of_other_sequences_are_not_recovered,
+            a_mailbox_is_read_in_pages,
+            a_topic_made_anew_begins_a_new_mailbox,
+            a_message_delivered_elsewhere_still_moves_the_end,
+            pending_is_listed_until_delivered,
+            the_context_has_each_turn_once_in_order_without_failures,
+            the_context_is_bounded_in_number_and_age,
+            the_delivered_answer_is_what_history_says,
+            tokens_are_issued_once_and_run_out,
+            hostile_userids_touch_nobody_else,
+            a_marker_is_there_once_set,
+            frames_arrive_in_order_and_numbered_over_both_channels,
+            a_rewind_stays_off_the_terminal_channel,
+            a_subscription_ends,
+            a_reader_that_falls_behind_gets_a_gap,
+        }
+    };
+    (@each $backend:expr; $($name:ident),* $(,)?) => {
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                let backend = $backend.await;
+                $crate::fanout_contract::$name(&backend).await;
+            }
+        )*
+    };
+}
