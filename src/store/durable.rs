@@ -4,10 +4,11 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use tokio::sync::oneshot;
 
@@ -15,14 +16,16 @@ use super::directory::{Directory, OpenError};
 use super::{Batch, Entry, StoreError, TABLES, Table, Ticket};
 
 /// What has to be read again after a kill stays below this, so that opening takes a second.
-const MAX_JOURNALS: u64 = 128 << 20;
-const MEMTABLE: u64 = 16 << 20;
+const MAX_JOURNALS: u64 = 64 << 20;
+const MEMTABLE: u64 = 8 << 20;
 const CACHE: u64 = 64 << 20;
 
 /// How often free space is looked at.
 const LOOK: Duration = Duration::from_secs(1);
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const MOST_FAILED: usize = 64;
+/// After so long without a failure the next one is a new one.
+const CALM: Duration = Duration::from_secs(30);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 
 /// The engine's handles. A live clone of a keyspace keeps the engine's lock: they never leave.
@@ -71,7 +74,8 @@ struct Queue {
 struct Shared {
     directory: Directory,
     min_free: u64,
-    engine: RwLock<Option<Engine>>,
+    /// Calls take a clone and hold no lock: one that the engine keeps waiting keeps no other.
+    engine: ArcSwapOption<Engine>,
     committed: AtomicU64,
     free: AtomicU64,
     queue: Mutex<Queue>,
@@ -111,7 +115,7 @@ impl Durable {
         let shared = Arc::new(Shared {
             directory,
             min_free,
-            engine: RwLock::new(Some(engine)),
+            engine: ArcSwapOption::from_pointee(engine),
             committed: AtomicU64::new(0),
             free: AtomicU64::new(free),
             queue: Mutex::default(),
@@ -133,13 +137,8 @@ impl Durable {
     }
 
     fn read<T>(&self, read: impl FnOnce(&Engine) -> fjall::Result<T>) -> Result<T, StoreError> {
-        let engine = self
-            .shared
-            .engine
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
-        match &*engine {
-            Some(engine) => read(engine).map_err(|e| failed(&e)),
+        match self.shared.engine.load_full() {
+            Some(engine) => read(&engine).map_err(|e| failed(&e)),
             None => Err(self.shared.failure_or("being opened again")),
         }
     }
@@ -289,6 +288,7 @@ impl Shared {
         let mut backoff = FIRST_BACKOFF;
         let mut looked = Instant::now();
         let mut try_again = Instant::now();
+        let mut closing = None;
         loop {
             let (waiters, stop) = self.wait(looked + LOOK, try_again);
             if looked.elapsed() >= LOOK {
@@ -300,14 +300,16 @@ impl Shared {
                 if stop {
                     break;
                 }
-                if Instant::now() >= try_again {
-                    journal = None;
-                    if self.reopen() {
+                let now = Instant::now();
+                if now >= try_again {
+                    // One that fails soon after it was opened is opened again later and later.
+                    if now.duration_since(try_again) > CALM {
                         backoff = FIRST_BACKOFF;
-                    } else {
-                        try_again = Instant::now() + backoff;
-                        backoff = (backoff * 2).min(LONGEST_BACKOFF);
                     }
+                    journal = None;
+                    self.reopen(&mut closing);
+                    try_again = Instant::now() + backoff;
+                    backoff = (backoff * 2).min(LONGEST_BACKOFF);
                 }
                 continue;
             }
@@ -319,7 +321,7 @@ impl Shared {
             }
         }
         // Free before the directory is.
-        *self.engine.write().unwrap_or_else(PoisonError::into_inner) = None;
+        drop((self.engine.swap(None), closing));
     }
 
     fn wait(&self, look: Instant, try_again: Instant) -> (Vec<Waiter>, bool) {
@@ -368,8 +370,7 @@ impl Shared {
     fn sync_journal(&self, journal: &mut Option<(u64, File)>) -> Result<(), String> {
         let newest = newest_journal(&self.directory.tables()).map_err(|e| e.to_string())?;
         let Some((id, path)) = newest else {
-            let engine = self.engine.read().unwrap_or_else(PoisonError::into_inner);
-            let engine = engine.as_ref().ok_or("being opened again")?;
+            let engine = self.engine.load_full().ok_or("being opened again")?;
             return engine
                 .database
                 .persist(PersistMode::SyncAll)
@@ -418,26 +419,31 @@ impl Shared {
         }
     }
 
-    fn reopen(&self) -> bool {
+    /// Closes the engine when its last call has returned, and opens it again. Where it does not
+    /// come to that, the next try goes on from there. Meanwhile every call fails: closing and
+    /// opening take too long for runtime threads to wait.
+    fn reopen(&self, closing: &mut Option<Arc<Engine>>) {
         self.look();
-        let mut engine = self.engine.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(engine) = self.engine.swap(None).or_else(|| closing.take()) {
+            match Arc::try_unwrap(engine) {
+                Ok(engine) => drop(engine),
+                Err(engine) => {
+                    *closing = Some(engine);
+                    return;
+                }
+            }
+        }
         // Nobody commits now; what was committed since the failure was noticed is as unsure.
         self.give_up(Vec::new());
-        let closing = engine.take();
-        // Meanwhile every call fails: closing and opening take too long for runtime threads to wait.
-        drop(engine);
-        drop(closing);
         match Engine::open(&self.directory.tables()) {
-            Ok(opened) => {
-                *self.engine.write().unwrap_or_else(PoisonError::into_inner) = Some(opened);
+            Ok(engine) => {
                 *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
                 self.failing.store(false, Ordering::Release);
+                self.engine.store(Some(Arc::new(engine)));
                 tracing::info!("the local store is open again");
-                true
             }
             Err(error) => {
                 tracing::warn!(%error, "the local store could not be opened again");
-                false
             }
         }
     }

@@ -264,3 +264,36 @@ async fn kill_9_loses_no_acknowledged_record_and_gives_no_offset_twice() {
         assert!(committed <= Some(end), "more is finished than there was");
     }
 }
+
+#[tokio::test]
+async fn what_is_read_from_disk_comes_whole_and_in_order_and_not_after_a_seek() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let log = open_dir(dir.path());
+        let text = "x".repeat(20_000);
+        let waiting: Vec<_> = (0..200).map(|_| log.append("t", record(&text))).collect();
+        for append in waiting {
+            append.await.unwrap();
+        }
+    }
+    let log = open_dir(dir.path());
+    let mut consumer = log.consumer("g", "t").unwrap();
+    let Event::Assigned(_) = consumer.next().await else {
+        panic!("the first event is the assignment");
+    };
+    let mut probe = log.consumer("probe", "t").unwrap();
+    let partition = next_record(&mut probe).await.partition;
+    for from in [150, 0, 20, 199] {
+        // Begins to read on, and is given up with the read under way.
+        let _ = tokio::time::timeout(Duration::ZERO, consumer.next()).await;
+        consumer.seek(partition, from).await.unwrap();
+        for expected in from..(from + 30).min(200) {
+            let record = next_record(&mut consumer).await;
+            assert_eq!((record.offset, record.value.len()), (expected, 20_000));
+        }
+    }
+    consumer.seek(partition, 0).await.unwrap();
+    for expected in 0..200 {
+        assert_eq!(next_record(&mut consumer).await.offset, expected);
+    }
+}

@@ -151,6 +151,7 @@ impl Writer {
     /// Until it is on disk. Writing the same again is harmless: the offset is the key. False when
     /// told to stop before.
     fn write(&self, store: &Store, items: &[Item]) -> bool {
+        let mut failed = false;
         loop {
             let mut batch = Batch::default();
             for item in items {
@@ -168,8 +169,16 @@ impl Writer {
             let result = store
                 .commit(batch)
                 .and_then(|ticket| store.synced_blocking(ticket));
-            let Err(error) = result else { return true };
-            tracing::warn!(%error, records = items.len(), "appended records could not be written, trying again");
+            let Err(error) = result else {
+                if failed {
+                    tracing::info!("appended records are written again");
+                }
+                return true;
+            };
+            if !failed {
+                tracing::warn!(%error, "appended records could not be written, trying again until they are");
+            }
+            failed = true;
             let queue = lock(&self.queue);
             let (queue, _) = self
                 .wake
