@@ -7,6 +7,9 @@
 )]
 
 mod config;
+#[allow(clippy::unused_self, reason = "a case is what its helpers hang on")]
+mod fanout_contract;
+mod fanout_embedded;
 mod log_contract;
 mod log_embedded;
 mod log_kafka;

@@ -1,20 +1,16 @@
-//! A user's terminal frames by position: `deliver` puts them there, `read` looks.
+//! A user's terminal frames by position, within their bounds.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::codec::{Reader, Writer, damaged};
-use super::history::Told;
 use super::keys::{self, Tag};
-use super::user::{UserState, expired, millis};
+use super::user::{UserState, expired};
 use super::users::World;
-use crate::fanout::{Channel, Deliver, Delivered, InFlight, Look, Pending, Read, Result};
-use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId, UserId};
+use crate::fanout::Result;
+use crate::protocol::ids::UserId;
 use crate::protocol::position::{Epoch, Position};
 use crate::store::{Batch, Table};
-
-/// Frames that are read from the store at once.
-const PAGE: usize = 16;
 
 /// What is known of one kept frame without reading it.
 #[derive(Debug, Clone, Copy)]
@@ -28,12 +24,12 @@ struct Kept {
 #[derive(Debug)]
 pub(super) struct Mailbox {
     /// When it was last of use, to within a sixteenth of its time to live.
-    used_ms: i64,
+    pub(super) used_ms: i64,
     /// With this id it was made empty by a `read`, and nothing has been trimmed since: its first
     /// position is still good.
     empty_id: Option<String>,
     /// Position of the last frame apart from the bounds; `None` before the first.
-    last: Option<Position>,
+    pub(super) last: Option<Position>,
     /// Every frame after this offset is here (in the epoch of `last`).
     floor: i64,
     /// Frames that are here.
@@ -48,7 +44,7 @@ pub(super) struct Mailbox {
 }
 
 impl Mailbox {
-    fn empty(id: Option<String>, now_ms: i64) -> Self {
+    pub(super) fn empty(id: Option<String>, now_ms: i64) -> Self {
         Self {
             used_ms: now_ms,
             empty_id: id,
@@ -104,12 +100,12 @@ impl Mailbox {
         self.is_unused(ttl, now_ms) || self.count > 0 && expired(self.oldest_ms, ttl, now_ms)
     }
 
-    fn put(&self, batch: &mut Batch, user: &UserId) {
+    pub(super) fn put(&self, batch: &mut Batch, user: &UserId) {
         let key = keys::user(user, Tag::Head, b"");
         batch.put(Table::Users, key, self.encode());
     }
 
-    fn end(&self) -> Position {
+    pub(super) fn end(&self) -> Position {
         self.last.clone().unwrap_or_else(|| Position {
             epoch: Epoch::of_empty_mailbox(self.empty_id.as_deref().unwrap_or_default()),
             offset: 0,
@@ -117,7 +113,7 @@ impl Mailbox {
     }
 
     /// The lowest offset after which frames are to be read, if every frame after `after` is here.
-    fn covers(&self, after: &Position) -> Option<i64> {
+    pub(super) fn covers(&self, after: &Position) -> Option<i64> {
         if let Some(id) = after.epoch.empty_mailbox() {
             let same = self.empty_id.as_deref() == Some(id) && after.offset == 0;
             // Nothing was trimmed: everything that is here comes after it.
@@ -154,7 +150,7 @@ impl Mailbox {
 
     /// Removes the oldest frames until one of `bytes` more fits (`None`: until what is here is
     /// within the bounds). True where any was removed.
-    fn make_room(
+    pub(super) fn make_room(
         &mut self,
         batch: &mut Batch,
         user: &UserId,
@@ -184,7 +180,7 @@ impl Mailbox {
     }
 
     /// Moves the end to a position above everything that is here.
-    fn pass(&mut self, position: &Position, world: &World<'_>) {
+    pub(super) fn pass(&mut self, position: &Position, world: &World<'_>) {
         if self.last.is_none() {
             self.floor = position.offset;
         }
@@ -193,7 +189,7 @@ impl Mailbox {
     }
 
     /// Puts a frame at the end, above everything that is here.
-    fn push(
+    pub(super) fn push(
         &mut self,
         batch: &mut Batch,
         user: &UserId,
@@ -231,7 +227,7 @@ impl Mailbox {
 
 impl UserState {
     /// Removes the mailbox. A commit of its own, for no key may stand in one batch twice.
-    fn drop_mailbox(&mut self, world: &World<'_>) -> Result<()> {
+    pub(super) fn drop_mailbox(&mut self, world: &World<'_>) -> Result<()> {
         if let Some(mut mailbox) = self.mailbox.take() {
             let mut batch = Batch::default();
             for frame in mailbox.frames(&self.user, world)?.iter() {
@@ -244,7 +240,7 @@ impl UserState {
     }
 
     /// Removes the mailbox where it has been of no use for long.
-    fn drop_unused_mailbox(&mut self, world: &World<'_>) -> Result<()> {
+    pub(super) fn drop_unused_mailbox(&mut self, world: &World<'_>) -> Result<()> {
         let ttl = world.bounds.mailbox_ttl;
         match &self.mailbox {
             Some(mailbox) if mailbox.is_unused(ttl, world.now_ms) => self.drop_mailbox(world),
@@ -265,222 +261,5 @@ impl UserState {
             world.store.commit(batch)?;
         }
         Ok(())
-    }
-
-    pub(super) fn deliver(&mut self, call: &Deliver, world: &World<'_>) -> Result<Delivered> {
-        let position = &call.position;
-        self.drop_unused_mailbox(world)?;
-        let mut batch = Batch::default();
-        let last = self.mailbox.as_ref().and_then(|one| one.last.as_ref());
-        let same = last.filter(|last| last.epoch == position.epoch);
-        // What is known of another epoch (the topic was made anew) says nothing about this one.
-        let lost = call
-            .known
-            .as_ref()
-            .filter(|known| known.epoch == position.epoch)
-            .is_some_and(|known| same.is_none_or(|last| last.offset < known.offset));
-        let here = same.is_some_and(|last| position.offset <= last.offset);
-        let other_epoch = last.is_some() && same.is_none();
-        if lost {
-            return Ok(Delivered::Lost);
-        }
-        if here {
-            self.clear_pending(&call.message_id, world)?;
-            return Ok(Delivered::Already);
-        }
-
-        if other_epoch {
-            self.drop_mailbox(world)?;
-        }
-        self.remove_pending(&mut batch, &call.message_id);
-        let elsewhere = self
-            .outcome(&call.message_id, world)?
-            .and_then(|outcome| outcome.delivered)
-            .is_some_and(|at| at != *position);
-        let mailbox = self
-            .mailbox
-            .get_or_insert_with(|| Mailbox::empty(None, world.now_ms));
-        if elsewhere {
-            // The client has had this answer. The end moves all the same, for the relay names
-            // this position as known next.
-            mailbox.pass(position, world);
-            mailbox.put(&mut batch, &self.user);
-            world.store.commit(batch)?;
-            return Ok(Delivered::Already);
-        }
-        mailbox.push(&mut batch, &self.user, position, &call.frame, world)?;
-        mailbox.put(&mut batch, &self.user);
-        self.put_outcome(
-            &mut batch,
-            &call.message_id,
-            Some(&position.to_string()),
-            &call.frame,
-            world,
-        );
-        if let Some(conversation) = &call.conversation {
-            let told = self.flights.get(&call.message_id).is_some_and(|flight| {
-                flight.conversation == *conversation
-                    && flight.told.as_ref().is_some_and(|(answer, status)| {
-                        *answer == call.answer && *status == call.status
-                    })
-            });
-            if !told {
-                self.put_turn(
-                    &mut batch,
-                    conversation,
-                    &call.message_id,
-                    &Told {
-                        question: None,
-                        answer: &call.answer,
-                        status: call.status,
-                    },
-                    world,
-                )?;
-            }
-        }
-        // No wait for the disk: the relay's offset is committed to the same store after this, so
-        // what survives of the two is in that order, and an offset that did not survive brings
-        // the record again.
-        world.store.commit(batch)?;
-        self.flights.remove(&call.message_id);
-        let channel = if call.rewind {
-            Channel::Live
-        } else {
-            Channel::Terminal
-        };
-        Ok(Delivered::Published(
-            self.publish_terminal(channel, &call.frame),
-        ))
-    }
-
-    pub(super) fn read(&mut self, call: &Read, world: &World<'_>) -> Result<Look> {
-        self.drop_unused_mailbox(world)?;
-        let mut batch = Batch::default();
-        let made = self.mailbox.is_none();
-        let mailbox = self
-            .mailbox
-            .get_or_insert_with(|| Mailbox::empty(Some(world.random_id()), world.now_ms));
-        let trimmed = mailbox.make_room(&mut batch, &self.user, None, world)?;
-        // Written seldom: a look that is repeated every few seconds must not cost a write.
-        let used_long_ago = world.now_ms - mailbox.used_ms >= millis(world.bounds.mailbox_ttl) / 16;
-        if made || trimmed || used_long_ago {
-            mailbox.used_ms = world.now_ms;
-            mailbox.put(&mut batch, &self.user);
-        }
-        if !batch.is_empty() {
-            world.store.commit(batch)?;
-        }
-
-        let end = mailbox.end();
-        let from = call.after.as_ref().and_then(|after| mailbox.covers(after));
-        let (frames, more) = match (from, &mailbox.last) {
-            (Some(from), Some(last)) => {
-                frames_after(&self.user, from, &last.epoch, call.max_bytes, world)?
-            }
-            _ => (Vec::new(), false),
-        };
-        let (n, n_id) = self.n();
-        Ok(Look {
-            n,
-            n_id: n_id.to_owned(),
-            end,
-            recovered: from.is_some(),
-            frames,
-            more,
-            in_flight: self.in_flight(world),
-            pending: self.pending(world)?,
-        })
-    }
-
-    fn in_flight(&self, world: &World<'_>) -> Vec<InFlight> {
-        let ttl = world.bounds.pending_ttl;
-        let mut flights: Vec<_> = self
-            .flights
-            .iter()
-            .filter(|(_, flight)| !expired(flight.touched_ms, ttl, world.now_ms))
-            .map(|(message_id, flight)| InFlight {
-                message_id: message_id.clone(),
-                id: flight.id.clone(),
-                conversation: flight.conversation.clone(),
-                attempt: flight.attempt,
-                index: flight.index,
-                text: flight.text.clone(),
-            })
-            .collect();
-        flights.sort_by(|one, other| one.message_id.cmp(&other.message_id));
-        flights
-    }
-
-    fn pending(&self, world: &World<'_>) -> Result<Vec<Pending>> {
-        let mut entries: Vec<_> = self
-            .pending
-            .values()
-            .filter(|one| !expired(one.at_ms, world.bounds.pending_ttl, world.now_ms))
-            .collect();
-        entries.sort_by_key(|entry| entry.sequence);
-        // Looked up one by one: the range they are in is full of removed ones.
-        let mut pending = Vec::with_capacity(entries.len());
-        for entry in entries {
-            let key = keys::pending(&self.user, entry.sequence);
-            if let Some(value) = world.store.get(Table::Users, &key)? {
-                pending.push(decode_pending(&value)?);
-            }
-        }
-        Ok(pending)
-    }
-}
-
-/// A pending message's value, as `UserState::put_pending` writes it.
-fn decode_pending(value: &[u8]) -> Result<Pending> {
-    let mut reader = Reader::new(value);
-    reader.number()?;
-    let message_id = MessageId::parse(reader.text()?).map_err(|_| damaged())?;
-    let id = match reader.optional()? {
-        Some(id) => Some(ClientMessageId::parse(id).map_err(|_| damaged())?),
-        None => None,
-    };
-    Ok(Pending {
-        message_id,
-        id,
-        conversation: ConversationId::parse(reader.text()?).map_err(|_| damaged())?,
-        content: reader.rest()?.to_owned(),
-    })
-}
-
-/// The frames after an offset, as many as `max_bytes` allow but at least one, and whether there
-/// are more.
-fn frames_after(
-    user: &UserId,
-    after: i64,
-    epoch: &Epoch,
-    max_bytes: usize,
-    world: &World<'_>,
-) -> Result<(Vec<(Position, String)>, bool)> {
-    let mut frames = Vec::new();
-    let mut bytes = 0;
-    let mut from = keys::frame(user, after + 1);
-    let (_, to) = keys::range(user, Tag::Frame, Tag::Frame);
-    loop {
-        let page = world.store.scan(Table::Users, &from, &to, PAGE, false)?;
-        for (key, value) in &page {
-            let (.., rest) = keys::parse(key).ok_or_else(damaged)?;
-            let offset = keys::number(rest).ok_or_else(damaged)? as i64;
-            let mut reader = Reader::new(value);
-            reader.number()?;
-            let frame = reader.rest()?;
-            if !frames.is_empty() && bytes + frame.len() > max_bytes {
-                return Ok((frames, true));
-            }
-            bytes += frame.len();
-            let epoch = epoch.clone();
-            frames.push((Position { epoch, offset }, frame.to_owned()));
-        }
-        match page.last() {
-            Some((key, _)) if page.len() == PAGE => {
-                from.clone_from(key);
-                from.push(0);
-            }
-            _ => return Ok((frames, false)),
-        }
     }
 }

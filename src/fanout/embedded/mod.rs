@@ -33,10 +33,12 @@ use crate::store::{Batch, Store, StoreError, Table};
 
 mod answer;
 mod codec;
+mod deliver;
 mod feed;
 mod history;
 mod keys;
 mod mailbox;
+mod read;
 mod sweep;
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,7 @@
 //! One user's state: what is in memory, and how the rest is found in the store.
 //!
-//! The rules over it are in `answer` (a message from `admit` to `keep`) and `mailbox` (`deliver`,
-//! `read`). They are deterministic: time and random numbers come in by [`World`].
+//! The rules over it are in `answer` (a message from `admit` to `keep`), `deliver` and `read`. They
+//! are deterministic: time and random numbers come in by [`World`].
 
 use std::collections::HashMap;
 

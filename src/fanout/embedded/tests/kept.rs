@@ -241,3 +241,29 @@ async fn dropping_the_fanout_lets_go_of_the_store() {
     drop(fanout);
     assert!(users.upgrade().is_none());
 }
+
+#[tokio::test]
+async fn after_a_failed_call_nothing_in_memory_is_believed() {
+    let bench = Bench::new(Bounds::default());
+    let owner = Owner::random();
+    let failure = || FanoutError::Unavailable("disk".into());
+    let users = &bench.fanout.users;
+    let fail = |panics: bool| {
+        users.with(&user(), |state, _| {
+            // What the store never got.
+            state.marks.insert(message("m"), i64::MAX);
+            assert!(!panics, "a fault of a rule");
+            Err::<(), _>(failure())
+        })
+    };
+    for panics in [false, true] {
+        bench.attempt("m", &owner, 0).await;
+        let before = bench.read(None).await;
+        let failed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| fail(panics)));
+        assert_eq!(failed.is_err(), panics);
+        assert_eq!(bench.live("m", &owner, 1, 0).await, LiveReply::Lost);
+        let after = bench.read(None).await;
+        assert_eq!(after.end, before.end);
+        assert_ne!(after.n_id, before.n_id);
+    }
+}

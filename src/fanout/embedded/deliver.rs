@@ -1,0 +1,96 @@
+//! A terminal record comes to its user.
+
+use super::history::Told;
+use super::mailbox::Mailbox;
+use super::user::UserState;
+use super::users::World;
+use crate::fanout::{Channel, Deliver, Delivered, Result};
+use crate::store::Batch;
+
+impl UserState {
+    pub(super) fn deliver(&mut self, call: &Deliver, world: &World<'_>) -> Result<Delivered> {
+        let position = &call.position;
+        self.drop_unused_mailbox(world)?;
+        let mut batch = Batch::default();
+        let last = self.mailbox.as_ref().and_then(|one| one.last.as_ref());
+        let same = last.filter(|last| last.epoch == position.epoch);
+        // What is known of another epoch (the topic was made anew) says nothing about this one.
+        let lost = call
+            .known
+            .as_ref()
+            .filter(|known| known.epoch == position.epoch)
+            .is_some_and(|known| same.is_none_or(|last| last.offset < known.offset));
+        let here = same.is_some_and(|last| position.offset <= last.offset);
+        let other_epoch = last.is_some() && same.is_none();
+        if lost {
+            return Ok(Delivered::Lost);
+        }
+        if here {
+            self.clear_pending(&call.message_id, world)?;
+            return Ok(Delivered::Already);
+        }
+
+        if other_epoch {
+            self.drop_mailbox(world)?;
+        }
+        self.remove_pending(&mut batch, &call.message_id);
+        let elsewhere = self
+            .outcome(&call.message_id, world)?
+            .and_then(|outcome| outcome.delivered)
+            .is_some_and(|at| at != *position);
+        let mailbox = self
+            .mailbox
+            .get_or_insert_with(|| Mailbox::empty(None, world.now_ms));
+        if elsewhere {
+            // The client has had this answer. The end moves all the same, for the relay names
+            // this position as known next.
+            mailbox.pass(position, world);
+            mailbox.put(&mut batch, &self.user);
+            world.store.commit(batch)?;
+            return Ok(Delivered::Already);
+        }
+        mailbox.push(&mut batch, &self.user, position, &call.frame, world)?;
+        mailbox.put(&mut batch, &self.user);
+        self.put_outcome(
+            &mut batch,
+            &call.message_id,
+            Some(&position.to_string()),
+            &call.frame,
+            world,
+        );
+        if let Some(conversation) = &call.conversation {
+            let told = self.flights.get(&call.message_id).is_some_and(|flight| {
+                flight.conversation == *conversation
+                    && flight.told.as_ref().is_some_and(|(answer, status)| {
+                        *answer == call.answer && *status == call.status
+                    })
+            });
+            if !told {
+                self.put_turn(
+                    &mut batch,
+                    conversation,
+                    &call.message_id,
+                    &Told {
+                        question: None,
+                        answer: &call.answer,
+                        status: call.status,
+                    },
+                    world,
+                )?;
+            }
+        }
+        // No wait for the disk: the relay's offset is committed to the same store after this, so
+        // what survives of the two is in that order, and an offset that did not survive brings
+        // the record again.
+        world.store.commit(batch)?;
+        self.flights.remove(&call.message_id);
+        let channel = if call.rewind {
+            Channel::Live
+        } else {
+            Channel::Terminal
+        };
+        Ok(Delivered::Published(
+            self.publish_terminal(channel, &call.frame),
+        ))
+    }
+}

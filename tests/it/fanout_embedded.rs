@@ -1,0 +1,176 @@
+//! The embedded fan-out: the contract, in memory and on disk.
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use chatmesh::fanout::embedded::EmbeddedFanout;
+use chatmesh::fanout::{
+    Admitted, Begin, Begun, Bounds, CancelResult, Deliver, Delivered, Fanout, Feed, FeedEvent,
+    Keep, Kept, Live, LiveReply, Look, Read, Result, Subject, Turn,
+};
+use chatmesh::protocol::ids::{ConversationId, MessageId, UserId};
+use chatmesh::protocol::position::Epoch;
+use chatmesh::store::Store;
+use tempfile::TempDir;
+use tokio::sync::{mpsc, watch};
+
+use crate::fanout_contract::Backend;
+
+/// A fan-out that can lose its data while it is in use: another one, on an empty store, takes its
+/// place.
+struct Replaceable {
+    durable: bool,
+    bounds: Bounds,
+    current: Mutex<(Arc<EmbeddedFanout>, Option<TempDir>)>,
+}
+
+impl Replaceable {
+    fn new(durable: bool, bounds: Bounds) -> Self {
+        let current = Mutex::new(Self::empty(durable, &bounds));
+        Self {
+            durable,
+            bounds,
+            current,
+        }
+    }
+
+    fn empty(durable: bool, bounds: &Bounds) -> (Arc<EmbeddedFanout>, Option<TempDir>) {
+        let dir = durable.then(|| tempfile::tempdir().unwrap());
+        let store = match &dir {
+            Some(dir) => Store::open(dir.path(), 0).unwrap(),
+            None => Store::in_memory(),
+        };
+        let fanout = EmbeddedFanout::open(store, bounds.clone()).unwrap();
+        (Arc::new(fanout), dir)
+    }
+
+    fn lose(&self) {
+        let empty = Self::empty(self.durable, &self.bounds);
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        *current = empty;
+    }
+
+    fn now(&self) -> Arc<EmbeddedFanout> {
+        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&current.0)
+    }
+}
+
+#[async_trait]
+impl Fanout for Replaceable {
+    async fn admit(&self, subject: &Subject, content: &str) -> Result<Admitted> {
+        self.now().admit(subject, content).await
+    }
+
+    async fn begin(&self, call: Begin) -> Result<Begun> {
+        self.now().begin(call).await
+    }
+
+    async fn live(&self, call: Live) -> Result<LiveReply> {
+        self.now().live(call).await
+    }
+
+    async fn keep(&self, call: Keep) -> Result<Kept> {
+        self.now().keep(call).await
+    }
+
+    async fn deliver(&self, call: Deliver) -> Result<Delivered> {
+        self.now().deliver(call).await
+    }
+
+    async fn cancel(&self, user: &UserId, message_id: &MessageId) -> Result<CancelResult> {
+        self.now().cancel(user, message_id).await
+    }
+
+    async fn read(&self, call: Read) -> Result<Look> {
+        self.now().read(call).await
+    }
+
+    async fn context(
+        &self,
+        user: &UserId,
+        conversation: &ConversationId,
+        limit: usize,
+        max_age: Duration,
+    ) -> Result<Vec<Turn>> {
+        self.now().context(user, conversation, limit, max_age).await
+    }
+
+    async fn clear_pending(&self, user: &UserId, message_id: &MessageId) -> Result<()> {
+        self.now().clear_pending(user, message_id).await
+    }
+
+    async fn stored_token(&self, user: &UserId) -> Result<Option<(String, u64)>> {
+        self.now().stored_token(user).await
+    }
+
+    async fn issue_token(
+        &self,
+        user: &UserId,
+        candidate: &str,
+        ttl: Duration,
+    ) -> Result<(String, u64)> {
+        self.now().issue_token(user, candidate, ttl).await
+    }
+
+    async fn marker_present(&self, epoch: &Epoch) -> Result<bool> {
+        self.now().marker_present(epoch).await
+    }
+
+    async fn set_marker(&self, epoch: &Epoch) -> Result<()> {
+        self.now().set_marker(epoch).await
+    }
+
+    fn disruptions(&self) -> watch::Receiver<u64> {
+        self.now().disruptions()
+    }
+
+    async fn feed(&self, capacity: usize) -> Result<(Arc<dyn Feed>, mpsc::Receiver<FeedEvent>)> {
+        self.now().feed(capacity).await
+    }
+
+    async fn warnings(&self) -> Result<Vec<String>> {
+        self.now().warnings().await
+    }
+
+    async fn check(&self) -> Result<()> {
+        self.now().check().await
+    }
+}
+
+/// One process's fan-out: whoever opens it has the same one.
+struct EmbeddedBackend {
+    durable: bool,
+    fanout: OnceLock<Arc<Replaceable>>,
+}
+
+#[allow(clippy::unused_async, reason = "other backends have to wait")]
+async fn backend(durable: bool) -> EmbeddedBackend {
+    EmbeddedBackend {
+        durable,
+        fanout: OnceLock::new(),
+    }
+}
+
+#[async_trait]
+impl Backend for EmbeddedBackend {
+    async fn open(&self, bounds: Bounds) -> Arc<dyn Fanout> {
+        let new = || Arc::new(Replaceable::new(self.durable, bounds));
+        Arc::clone(self.fanout.get_or_init(new)) as Arc<dyn Fanout>
+    }
+
+    async fn lose(&self, _user: &UserId) {
+        if let Some(fanout) = self.fanout.get() {
+            fanout.lose();
+        }
+    }
+}
+
+mod memory {
+    crate::fanout_contract!(super::backend(false));
+}
+
+mod durable {
+    crate::fanout_contract!(super::backend(true));
+}
