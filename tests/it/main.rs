@@ -18,3 +18,10 @@ mod support;
     reason = "all of this is tests, but clippy only knows the functions that say so"
 mod fanout_contract;
 mod fanout_redis;
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking, in its helpers too"
+)]
+
+mod gateway_classic;

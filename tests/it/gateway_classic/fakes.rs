@@ -1,0 +1,391 @@
+//! A log and a fan-out whose faults a test decides.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use chatmesh::fanout::{
+    Admitted, Begin, Begun, CancelResult, Channel, Deliver, Delivered, Fanout, FanoutError, Feed,
+    FeedEvent, Keep, Kept, Live, LiveReply, Look, Pending, Read, Result, Subject, Turn,
+};
+use chatmesh::log::{AppendError, Consumer, Log, LogError, NewRecord, Place, TopicSpec};
+use chatmesh::protocol::ids::{ConversationId, MessageId, UserId};
+use chatmesh::protocol::position::{Epoch, Position};
+use futures_util::future::BoxFuture;
+use tokio::sync::{mpsc, watch};
+
+/// Keeps what was appended; acknowledges while `acknowledging` is true.
+pub(super) struct FakeLog {
+    records: Mutex<Vec<(String, NewRecord)>>,
+    appended: watch::Sender<usize>,
+    acknowledging: watch::Sender<bool>,
+    pub(super) refusing: AtomicBool,
+}
+
+impl FakeLog {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            records: Mutex::default(),
+            appended: watch::Sender::new(0),
+            acknowledging: watch::Sender::new(true),
+            refusing: AtomicBool::new(false),
+        })
+    }
+
+    pub(super) fn acknowledge(&self, yes: bool) {
+        self.acknowledging.send_replace(yes);
+    }
+
+    /// The first `count` records, once there are as many.
+    pub(super) async fn records(&self, count: usize) -> Vec<(String, NewRecord)> {
+        let mut appended = self.appended.subscribe();
+        appended.wait_for(|n| *n >= count).await.unwrap();
+        self.records.lock().unwrap().clone()
+    }
+}
+
+#[async_trait]
+impl Log for FakeLog {
+    fn append(
+        &self,
+        topic: &str,
+        record: NewRecord,
+    ) -> BoxFuture<'static, std::result::Result<Place, AppendError>> {
+        if self.refusing.load(Ordering::SeqCst) {
+            return Box::pin(async { Err(AppendError::Refused("too large".into())) });
+        }
+        let mut records = self.records.lock().unwrap();
+        let offset = records.len() as i64;
+        records.push((topic.to_owned(), record));
+        self.appended.send_replace(records.len());
+        let mut acknowledging = self.acknowledging.subscribe();
+        Box::pin(async move {
+            let _ = acknowledging.wait_for(|yes| *yes).await;
+            Ok(Place {
+                partition: 0,
+                offset,
+            })
+        })
+    }
+
+    fn consumer(
+        &self,
+        _group: &str,
+        _topic: &str,
+    ) -> std::result::Result<Box<dyn Consumer>, LogError> {
+        Err(LogError::Unavailable("not in this fake".into()))
+    }
+
+    async fn ensure_topics(
+        &self,
+        _topics: &[TopicSpec],
+    ) -> std::result::Result<Vec<String>, LogError> {
+        Ok(Vec::new())
+    }
+
+    async fn offset_at(
+        &self,
+        _topic: &str,
+        _partition: i32,
+        _timestamp_ms: i64,
+    ) -> std::result::Result<Option<i64>, LogError> {
+        Ok(None)
+    }
+
+    async fn cluster_id(&self) -> std::result::Result<String, LogError> {
+        Ok("fake".into())
+    }
+
+    async fn check(&self) -> std::result::Result<(), LogError> {
+        Ok(())
+    }
+
+    async fn flush(&self) {}
+}
+
+#[derive(Default)]
+struct Mailbox {
+    epoch: Option<Epoch>,
+    /// Everything after this offset is in `frames`.
+    floor: i64,
+    frames: Vec<(Position, String)>,
+    pending: Vec<Pending>,
+}
+
+pub(super) struct FakeFanout {
+    tokens: Mutex<HashMap<UserId, String>>,
+    mailboxes: Mutex<HashMap<UserId, Mailbox>>,
+    subscribed: Arc<Mutex<HashSet<UserId>>>,
+    subscriptions: Arc<AtomicUsize>,
+    events: Mutex<Option<mpsc::Sender<FeedEvent>>>,
+    pub(super) away: AtomicBool,
+    pub(super) cleared: watch::Sender<Vec<MessageId>>,
+    pub(super) reads: watch::Sender<usize>,
+}
+
+struct FakeFeed {
+    subscribed: Arc<Mutex<HashSet<UserId>>>,
+    subscriptions: Arc<AtomicUsize>,
+}
+
+#[async_trait]
+impl Feed for FakeFeed {
+    async fn subscribe(&self, user: &UserId, channel: Channel) -> Result<()> {
+        assert_eq!(channel, Channel::Terminal);
+        assert!(self.subscribed.lock().unwrap().insert(user.clone()));
+        self.subscriptions.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    async fn unsubscribe(&self, user: &UserId, _channel: Channel) -> Result<()> {
+        assert!(self.subscribed.lock().unwrap().remove(user));
+        Ok(())
+    }
+}
+
+pub(super) fn user(name: &str) -> UserId {
+    UserId::parse(name).unwrap()
+}
+
+pub(super) fn at(offset: i64) -> Position {
+    Position {
+        epoch: Epoch::new("fake", "0", 0),
+        offset,
+    }
+}
+
+/// A terminal frame as a relay publishes it.
+pub(super) fn answer(name: &str, message_id: &str, offset: i64, content: &str) -> String {
+    serde_json::json!({"v": 1, "type": "response", "content": content, "userid": name,
+        "timestamp": "2024-01-01T12:00:00Z", "processing_time_ms": 5, "correlation_id": "c",
+        "message_id": message_id, "conversation_id": "default", "position": at(offset).to_string(),
+        "n": 1, "n_id": "x"})
+    .to_string()
+}
+
+impl FakeFanout {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            tokens: Mutex::default(),
+            mailboxes: Mutex::default(),
+            subscribed: Arc::default(),
+            subscriptions: Arc::default(),
+            events: Mutex::default(),
+            away: AtomicBool::new(false),
+            cleared: watch::Sender::new(Vec::new()),
+            reads: watch::Sender::new(0),
+        })
+    }
+
+    fn here(&self) -> Result<()> {
+        if self.away.load(Ordering::SeqCst) {
+            return Err(FanoutError::Unavailable("the test says so".into()));
+        }
+        Ok(())
+    }
+
+    pub(super) fn is_subscribed(&self, name: &str) -> bool {
+        self.subscribed.lock().unwrap().contains(&user(name))
+    }
+
+    pub(super) fn subscriptions(&self) -> usize {
+        self.subscriptions.load(Ordering::SeqCst)
+    }
+
+    /// As Redis does it: to those who have subscribed.
+    pub(super) async fn publish(&self, name: &str, payload: &str) {
+        if !self.is_subscribed(name) {
+            return;
+        }
+        self.event(FeedEvent::Frame {
+            user: user(name),
+            channel: Channel::Terminal,
+            payload: Bytes::copy_from_slice(payload.as_bytes()),
+        })
+        .await;
+    }
+
+    pub(super) async fn event(&self, event: FeedEvent) {
+        let events = self.events.lock().unwrap().clone().unwrap();
+        events.send(event).await.unwrap();
+    }
+
+    /// Puts a frame into the mailbox without publishing it.
+    pub(super) fn keep_only(&self, name: &str, offset: i64, payload: &str) {
+        let mut mailboxes = self.mailboxes.lock().unwrap();
+        let mailbox = mailboxes.entry(user(name)).or_default();
+        mailbox.epoch = Some(at(0).epoch);
+        mailbox.frames.push((at(offset), payload.to_owned()));
+    }
+
+    /// What `deliver` does.
+    pub(super) async fn deliver(&self, name: &str, message_id: &str, offset: i64, content: &str) {
+        let payload = answer(name, message_id, offset, content);
+        self.keep_only(name, offset, &payload);
+        self.publish(name, &payload).await;
+    }
+
+    /// The data is lost, and rebuilt from `floor` on.
+    pub(super) fn rebuild(&self, name: &str, floor: i64) {
+        let mut mailboxes = self.mailboxes.lock().unwrap();
+        *mailboxes.entry(user(name)).or_default() = Mailbox {
+            epoch: Some(at(0).epoch),
+            floor,
+            ..Mailbox::default()
+        };
+    }
+}
+
+fn unused<T>() -> Result<T> {
+    Err(FanoutError::Unexpected("the gateway calls this?".into()))
+}
+
+#[async_trait]
+impl Fanout for FakeFanout {
+    async fn admit(&self, subject: &Subject, content: &str) -> Result<Admitted> {
+        self.here()?;
+        let mut mailboxes = self.mailboxes.lock().unwrap();
+        let mailbox = mailboxes.entry(subject.user.clone()).or_default();
+        mailbox.pending.push(Pending {
+            message_id: subject.message_id.clone(),
+            id: None,
+            conversation: subject.conversation.clone(),
+            content: content.to_owned(),
+        });
+        Ok(Admitted::New)
+    }
+
+    async fn read(&self, call: Read) -> Result<Look> {
+        self.here()?;
+        let mut mailboxes = self.mailboxes.lock().unwrap();
+        let mailbox = mailboxes.entry(call.user).or_default();
+        let epoch = mailbox
+            .epoch
+            .clone()
+            .unwrap_or_else(|| Epoch::of_empty_mailbox("fake"));
+        let offset = mailbox
+            .frames
+            .last()
+            .map_or(mailbox.floor, |(position, _)| position.offset);
+        let end = Position { epoch, offset };
+        let recovered = call.after.as_ref().is_some_and(|after| {
+            after.epoch.empty_mailbox().is_some()
+                || (after.epoch == end.epoch && (mailbox.floor..=offset).contains(&after.offset))
+        });
+        let from = call.after.map_or(-1, |after| {
+            if after.epoch == end.epoch {
+                after.offset
+            } else {
+                -1
+            }
+        });
+        let wanted = recovered || call.from_start;
+        let newer = mailbox
+            .frames
+            .iter()
+            .filter(|(p, _)| wanted && p.offset > from);
+        let all: Vec<_> = newer.cloned().collect();
+        let look = Look {
+            n: 1,
+            n_id: "x".into(),
+            end,
+            recovered,
+            // Small pages, so that paging is tried.
+            more: all.len() > 2,
+            frames: all.into_iter().take(2).collect(),
+            in_flight: Vec::new(),
+            pending: mailbox.pending.clone(),
+        };
+        self.reads.send_modify(|reads| *reads += 1);
+        Ok(look)
+    }
+
+    async fn clear_pending(&self, _user: &UserId, message_id: &MessageId) -> Result<()> {
+        self.cleared
+            .send_modify(|cleared| cleared.push(message_id.clone()));
+        Ok(())
+    }
+
+    async fn stored_token(&self, user: &UserId) -> Result<Option<(String, u64)>> {
+        self.here()?;
+        let tokens = self.tokens.lock().unwrap();
+        Ok(tokens.get(user).map(|token| (token.clone(), 60)))
+    }
+
+    async fn issue_token(
+        &self,
+        user: &UserId,
+        candidate: &str,
+        ttl: Duration,
+    ) -> Result<(String, u64)> {
+        self.here()?;
+        let mut tokens = self.tokens.lock().unwrap();
+        let token = tokens
+            .entry(user.clone())
+            .or_insert_with(|| candidate.to_owned());
+        Ok((token.clone(), ttl.as_secs()))
+    }
+
+    async fn feed(&self, capacity: usize) -> Result<(Arc<dyn Feed>, mpsc::Receiver<FeedEvent>)> {
+        let (sender, receiver) = mpsc::channel(capacity);
+        *self.events.lock().unwrap() = Some(sender);
+        let feed = FakeFeed {
+            subscribed: self.subscribed.clone(),
+            subscriptions: self.subscriptions.clone(),
+        };
+        Ok((Arc::new(feed), receiver))
+    }
+
+    async fn begin(&self, _call: Begin) -> Result<Begun> {
+        unused()
+    }
+
+    async fn live(&self, _call: Live) -> Result<LiveReply> {
+        unused()
+    }
+
+    async fn keep(&self, _call: Keep) -> Result<Kept> {
+        unused()
+    }
+
+    async fn deliver(&self, _call: Deliver) -> Result<Delivered> {
+        unused()
+    }
+
+    async fn cancel(&self, _user: &UserId, _message_id: &MessageId) -> Result<CancelResult> {
+        unused()
+    }
+
+    async fn context(
+        &self,
+        _user: &UserId,
+        _conversation: &ConversationId,
+        _limit: usize,
+        _max_age: Duration,
+    ) -> Result<Vec<Turn>> {
+        unused()
+    }
+
+    async fn marker_present(&self, _epoch: &Epoch) -> Result<bool> {
+        unused()
+    }
+
+    async fn set_marker(&self, _epoch: &Epoch) -> Result<()> {
+        unused()
+    }
+
+    fn disruptions(&self) -> watch::Receiver<u64> {
+        watch::Sender::new(0).subscribe()
+    }
+
+    async fn warnings(&self) -> Result<Vec<String>> {
+        unused()
+    }
+
+    async fn check(&self) -> Result<()> {
+        self.here()
+    }
+}

@@ -1,0 +1,226 @@
+//! The gateway on the classic protocol, over real sockets, with a log and a fan-out whose faults
+//! the tests decide.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chatmesh::config::settings::{AuthMode, GatewaySettings, TokenEndpoint};
+use chatmesh::gateway::{GatewayError, Parts, serve};
+use chatmesh::health::Health;
+use futures_util::{SinkExt as _, StreamExt as _};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+use tokio_tungstenite::{WebSocketStream, client_async};
+use tokio_util::sync::CancellationToken;
+
+use self::fakes::{FakeFanout, FakeLog};
+
+mod answers;
+mod door;
+mod fakes;
+mod messages;
+
+/// Far above what anything here takes; reached only by a failure.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Gateway {
+    addr: SocketAddr,
+    log: Arc<FakeLog>,
+    fanout: Arc<FakeFanout>,
+    drain: CancellationToken,
+    served: JoinHandle<Result<(), GatewayError>>,
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.served.abort();
+    }
+}
+
+fn settings() -> GatewaySettings {
+    GatewaySettings {
+        listen: ([127, 0, 0, 1], 0).into(),
+        server_id: "server_1".into(),
+        messages_topic: "incoming_messages".into(),
+        auth: AuthMode::Open,
+        token_endpoint: TokenEndpoint::Off,
+        token_ttl: Duration::from_secs(3600),
+        allow_origins: vec!["https://chat.example".into()],
+        allow_credentials: false,
+        max_content_chars: 8000,
+        max_frame_bytes: 65_536,
+        outbound_queue_bytes: 1 << 20,
+        produce_timeout: Duration::from_secs(10),
+        drain_timeout: Duration::from_secs(10),
+        ping_interval: Duration::from_secs(25),
+        ping_timeout: Duration::from_secs(10),
+        open_check: Duration::from_secs(5),
+        interop: false,
+    }
+}
+
+async fn start(settings: GatewaySettings) -> Gateway {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let (log, fanout) = (FakeLog::new(), FakeFanout::new());
+    let drain = CancellationToken::new();
+    let parts = Parts {
+        log: log.clone(),
+        fanout: fanout.clone(),
+        settings,
+        health: Arc::new(Health::new(&[])),
+        admin: Arc::new(|_, _| None),
+    };
+    let served = tokio::spawn(serve(listener, parts, drain.clone()));
+    Gateway {
+        addr,
+        log,
+        fanout,
+        drain,
+        served,
+    }
+}
+
+struct Client {
+    stream: WebSocketStream<TcpStream>,
+    correlation_id: String,
+}
+
+impl Gateway {
+    /// A request as it is written, and the status and body of its answer.
+    async fn http(&self, head: &str) -> (u16, String, String) {
+        let mut stream = TcpStream::connect(self.addr).await.unwrap();
+        let host = if head.contains("Host:") {
+            String::new()
+        } else {
+            format!("Host: {}\r\n", self.addr)
+        };
+        let request = format!("{head}\r\n{host}Connection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        timeout(PATIENCE, stream.read_to_string(&mut answer))
+            .await
+            .unwrap()
+            .unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, head.to_ascii_lowercase(), body.to_owned())
+    }
+
+    /// The status and the body of a refused upgrade, or the status 101.
+    async fn try_upgrade(&self, query: &str, headers: &[(&'static str, &str)]) -> (u16, String) {
+        match self.upgrade(query, headers).await {
+            Ok(_) => (101, String::new()),
+            Err(refused) => refused,
+        }
+    }
+
+    async fn upgrade(
+        &self,
+        query: &str,
+        headers: &[(&'static str, &str)],
+    ) -> Result<Client, (u16, String)> {
+        let url = format!("ws://{}/ws{query}", self.addr);
+        let mut request = url.into_client_request().unwrap();
+        for (name, value) in headers {
+            request.headers_mut().insert(*name, value.parse().unwrap());
+        }
+        let stream = TcpStream::connect(self.addr).await.unwrap();
+        match timeout(PATIENCE, client_async(request, stream))
+            .await
+            .unwrap()
+        {
+            Ok((stream, response)) => Ok(Client {
+                stream,
+                correlation_id: response.headers()["x-correlation-id"]
+                    .to_str()
+                    .unwrap()
+                    .to_owned(),
+            }),
+            Err(tokio_tungstenite::tungstenite::Error::Http(response)) => {
+                let body = response.body().clone().unwrap_or_default();
+                Err((response.status().as_u16(), String::from_utf8(body).unwrap()))
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// Connects, and waits until its frames reach it: until its mailbox was looked at.
+    async fn connect(&self, name: &str) -> Client {
+        let mut reads = self.fanout.reads.subscribe();
+        let before = *reads.borrow_and_update();
+        let query = format!("?token=t&userid={name}");
+        loop {
+            match self.upgrade(&query, &[]).await {
+                Ok(client) => {
+                    timeout(PATIENCE, reads.wait_for(|n| *n > before))
+                        .await
+                        .unwrap()
+                        .unwrap();
+                    // The server acts on the look after it has got it: a refused frame is
+                    // answered after that.
+                    let mut client = client;
+                    client.send_text("?").await;
+                    assert_eq!(client.json().await["code"], "invalid_message");
+                    return client;
+                }
+                // The feed is opened while the first clients come.
+                Err((503, _)) => tokio::task::yield_now().await,
+                Err(other) => panic!("{other:?}"),
+            }
+        }
+    }
+
+    async fn health(&self) -> Value {
+        let (status, _, body) = self.http("GET /health HTTP/1.1").await;
+        assert_eq!(status, 200);
+        serde_json::from_str(&body).unwrap()
+    }
+}
+
+impl Client {
+    async fn send_text(&mut self, text: &str) {
+        self.stream.send(Message::text(text)).await.unwrap();
+    }
+
+    async fn ask(&mut self, content: &str) {
+        let frame = serde_json::json!({"type": "message", "content": content});
+        self.send_text(&frame.to_string()).await;
+    }
+
+    async fn next(&mut self) -> Message {
+        loop {
+            let message = timeout(PATIENCE, self.stream.next()).await;
+            match message.expect("no frame came").unwrap().unwrap() {
+                Message::Ping(_) | Message::Pong(_) => {}
+                message => return message,
+            }
+        }
+    }
+
+    async fn json(&mut self) -> Value {
+        serde_json::from_str(self.next().await.to_text().unwrap()).unwrap()
+    }
+
+    /// The code of the close frame, after whatever comes before it.
+    async fn closed(&mut self) -> u16 {
+        loop {
+            if let Message::Close(frame) = self.next().await {
+                return frame.unwrap().code.into();
+            }
+        }
+    }
+
+    /// Nothing was sent to this client up to now: what it is sent next comes first.
+    async fn expect_silence(&mut self) {
+        self.send_text("?").await;
+        let frame = self.json().await;
+        assert_eq!(frame["code"], "invalid_message", "{frame}");
+    }
+}
