@@ -359,6 +359,7 @@ impl Fanout for RedisFanout {
             text(epoch),
             Value::from(offset),
             Value::from(call.max_bytes.to_string()),
+            Value::from(u8::from(call.from_start && call.after.is_none()).to_string()),
         ];
         read_look(self.run_for(&self.scripts.read, &call.user, args).await?)
     }

@@ -102,7 +102,6 @@ impl<'a> Case<'a> {
     }
 
     pub(crate) fn ending(subject: &Subject, text: &str, status: TurnStatus) -> Ending {
-    pub(crate) fn ending(&self, subject: &Subject, text: &str, status: TurnStatus) -> Ending {
         Ending {
             frame: terminal(text),
             turn: Turn {
@@ -125,7 +124,6 @@ impl<'a> Case<'a> {
             owner: owner.clone(),
             had,
             cancelled: Self::ending(subject, "stopped early", TurnStatus::Cancelled),
-            cancelled: self.ending(subject, "stopped early", TurnStatus::Cancelled),
         };
         self.fanout.begin(call).await.unwrap()
     }
@@ -186,8 +184,6 @@ impl<'a> Case<'a> {
             attempt,
             ending: Self::ending(subject, text, status),
             cancelled: Self::ending(subject, "stopped", TurnStatus::Cancelled),
-            ending: self.ending(subject, text, status),
-            cancelled: self.ending(subject, "stopped", TurnStatus::Cancelled),
         };
         self.fanout.keep(call).await.unwrap()
     }
@@ -226,6 +222,7 @@ impl<'a> Case<'a> {
         let call = Read {
             user: self.user.clone(),
             after: after.cloned(),
+            from_start: false,
             max_bytes: 1 << 20,
         };
         self.fanout.read(call).await.unwrap()

@@ -165,6 +165,7 @@ pub(crate) async fn a_mailbox_is_read_in_pages(backend: &dyn Backend) {
         let call = Read {
             user: case.user.clone(),
             after: Some(after.clone()),
+            from_start: false,
             max_bytes: 300,
         };
         let look = case.fanout.read(call).await.unwrap();
@@ -180,6 +181,7 @@ pub(crate) async fn a_mailbox_is_read_in_pages(backend: &dyn Backend) {
     let call = Read {
         user: case.user.clone(),
         after: Some(case.at(4)),
+        from_start: false,
         max_bytes: 1,
     };
     let look = case.fanout.read(call).await.unwrap();

@@ -83,6 +83,7 @@ async fn end(fanout: &dyn Fanout) -> Position {
     let call = Read {
         user: alice(),
         after: None,
+        from_start: false,
         max_bytes: 1000,
     };
     fanout.read(call).await.unwrap().end

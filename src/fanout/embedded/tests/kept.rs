@@ -122,6 +122,7 @@ async fn a_read_in_pieces_brings_every_frame_once() {
         let call = Read {
             user: user(),
             after: Some(after.clone()),
+            from_start: false,
             max_bytes: 500,
         };
         let look = bench.fanout.read(call).await.unwrap();
@@ -216,6 +217,7 @@ async fn users_whose_names_begin_alike_share_nothing() {
             .read(Read {
                 user: UserId::parse(name).unwrap(),
                 after: Some(at(0)),
+                from_start: false,
                 max_bytes: 1000,
             })
             .await

@@ -141,6 +141,7 @@ impl Bench {
         let call = Read {
             user: user(),
             after,
+            from_start: false,
             max_bytes: usize::MAX,
         };
         self.fanout.read(call).await.unwrap()

@@ -1,4 +1,5 @@
--- ARGV: new counter's id, new mailbox's id, epoch after (or empty), offset after, bytes of frames
+-- ARGV: new counter's id, new mailbox's id, epoch after (or empty), offset after, bytes of frames,
+-- '1' for all frames where there is no position after which
 redis.call('HSETNX', P .. 'n', 'id', ARGV[1])
 touch_counter()
 local counter = redis.call('HMGET', P .. 'n', 'n', 'id')
@@ -29,9 +30,10 @@ elseif ARGV[3] ~= '' and ARGV[3] == epoch then
 end
 
 local frames, more = {}, '0'
-if from then
+local first = from or (ARGV[6] == '1' and '-inf')
+if first then
   local room = tonumber(ARGV[5])
-  for _, entry in ipairs(redis.call('ZRANGEBYSCORE', MZ, from, '+inf')) do
+  for _, entry in ipairs(redis.call('ZRANGEBYSCORE', MZ, first, '+inf')) do
     local offset, _, size = string.match(entry, '^(%d+):(%d+):(%d+)$')
     room = room - tonumber(size)
     if room < 0 and #frames > 0 then
