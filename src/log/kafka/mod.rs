@@ -1,7 +1,7 @@
 //! The log on Apache Kafka, by librdkafka.
 //!
 //! - `properties`: what the clients are told
-//! - `producer`: appending, in the order of the calls
+//! - `producer`, `delivery`: appending, in the order of the calls, and what became of it
 //! - `consumer`, `rebalance`: reading as a member of a group
 //! - `admin`: topics
 //! - `lag`, `report`: metrics and logs
@@ -30,6 +30,7 @@ use crate::config::settings::KafkaSettings;
 
 mod admin;
 mod consumer;
+mod delivery;
 mod lag;
 mod producer;
 mod properties;

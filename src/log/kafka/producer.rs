@@ -2,24 +2,22 @@
 //! it believes that there is no such topic.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use rdkafka::ClientContext;
-use rdkafka::Message;
-use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
-use tokio::sync::{Notify, oneshot};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, Producer as _, ThreadedProducer};
+use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
+use super::delivery::{Context, Open, Ticket, classify, nowhere};
 use super::properties::Properties;
-use super::report::{Reporter, lock};
+use super::report::lock;
 use crate::log::{AppendError, LogError, NewRecord, Place};
 
 /// What may wait for room in librdkafka's queue, in bytes; beyond it an append fails at once.
@@ -74,104 +72,6 @@ struct Waiting {
     ticket: Box<Ticket>,
 }
 
-/// How many appends have no result yet.
-#[derive(Default)]
-struct Open {
-    count: AtomicUsize,
-    fewer: Notify,
-}
-
-/// Carries the result of one append to its caller, and counts it as open until dropped.
-pub(super) struct Ticket {
-    reply: Option<oneshot::Sender<Result<Place, AppendError>>>,
-    open: Arc<Open>,
-}
-
-impl Ticket {
-    fn finish(mut self, result: Result<Place, AppendError>) {
-        if let Some(reply) = self.reply.take() {
-            // Who no longer waits needs no result.
-            let _ = reply.send(result);
-        }
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        self.open.count.fetch_sub(1, Ordering::AcqRel);
-        self.open.fewer.notify_waiters();
-    }
-}
-
-/// Receives delivery reports, on the producer's own thread.
-pub(super) struct Context {
-    reporter: Reporter,
-    /// How long a topic must have been missing before its records are refused.
-    patience: Duration,
-    /// Topics that were reported as missing, and when first. Right after an outage of the brokers
-    /// or before the topics are made that says little; again and later, it is so.
-    missing: Mutex<HashMap<String, Instant>>,
-    any_missing: AtomicBool,
-}
-
-impl Context {
-    fn is_there(&self, topic: &str) {
-        if self.any_missing.load(Ordering::Acquire) {
-            let mut missing = lock(&self.missing);
-            missing.remove(topic);
-            self.any_missing
-                .store(!missing.is_empty(), Ordering::Release);
-        }
-    }
-
-    fn is_missing(&self, topic: &str, error: &KafkaError) -> AppendError {
-        let mut missing = lock(&self.missing);
-        self.any_missing.store(true, Ordering::Release);
-        let since = *missing.entry(topic.to_owned()).or_insert_with(Instant::now);
-        if since.elapsed() < self.patience {
-            AppendError::Unknown(error.to_string())
-        } else {
-            nowhere(topic)
-        }
-    }
-}
-
-fn nowhere(topic: &str) -> AppendError {
-    AppendError::Refused(format!("there is no topic {topic}, and nobody makes it"))
-}
-
-impl ClientContext for Context {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
-        self.reporter.line(level, facility, text);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        self.reporter.error(&error, reason);
-    }
-}
-
-impl ProducerContext for Context {
-    type DeliveryOpaque = Box<Ticket>;
-
-    fn delivery(&self, result: &DeliveryResult<'_>, ticket: Box<Ticket>) {
-        ticket.finish(match result {
-            Ok(message) => {
-                self.is_there(message.topic());
-                Ok(Place {
-                    partition: message.partition(),
-                    offset: message.offset(),
-                })
-            }
-            Err((error, message)) => Err(match error.rdkafka_error_code() {
-                Some(
-                    RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition,
-                ) => self.is_missing(message.topic(), error),
-                _ => classify(error),
-            }),
-        });
-    }
-}
-
 impl Producer {
     /// Makes the producer; it connects in the background, for as long as it takes.
     pub(super) fn new(properties: Properties) -> Result<Self, LogError> {
@@ -205,11 +105,7 @@ impl Producer {
         let (reply, answer) = oneshot::channel();
         let allowed = self.shared.properties.produce_timeout();
         let deadline = Instant::now() + allowed;
-        self.shared.open.count.fetch_add(1, Ordering::AcqRel);
-        let ticket = Box::new(Ticket {
-            reply: Some(reply),
-            open: Arc::clone(&self.shared.open),
-        });
+        let ticket = Box::new(Ticket::new(reply, &self.shared.open));
         if record.headers.iter().any(|(name, _)| name.contains('\0')) {
             ticket.finish(Err(AppendError::Refused(
                 "a header's name holds a NUL".to_owned(),
@@ -315,12 +211,7 @@ fn retire(client: Option<Client>) {
 }
 
 fn make(properties: &Properties) -> Result<Client, KafkaError> {
-    let context = Context {
-        reporter: Reporter::new("producer", None),
-        patience: properties.produce_timeout() / 3,
-        missing: Mutex::default(),
-        any_missing: AtomicBool::new(false),
-    };
+    let context = Context::new(properties.produce_timeout() / 3);
     properties.producer().create_with_context(context)
 }
 
@@ -482,33 +373,5 @@ impl Shared {
         }
         core.backlog.remove(topic);
         true
-    }
-}
-
-/// A fault of the record, or of the way to the log? A topic that is missing may only be about to be
-/// made: see [`Context::is_missing`].
-fn classify(error: &KafkaError) -> AppendError {
-    use RDKafkaErrorCode as Code;
-    let refused = match error {
-        KafkaError::Nul(_) => true,
-        other => matches!(
-            other.rdkafka_error_code(),
-            Some(
-                Code::MessageSizeTooLarge
-                    | Code::InvalidMessageSize
-                    | Code::MessageBatchTooLarge
-                    | Code::TopicAuthorizationFailed
-                    | Code::InvalidTopic
-                    | Code::UnknownPartition
-                    | Code::PolicyViolation
-                    | Code::InvalidRecord
-            )
-        ),
-    };
-    let reason = error.to_string();
-    if refused {
-        AppendError::Refused(reason)
-    } else {
-        AppendError::Unknown(reason)
     }
 }

@@ -1,0 +1,168 @@
+//! What became of an append: the report of librdkafka, and the way back to the caller.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::DeliveryResult;
+use rdkafka::producer::ProducerContext;
+use rdkafka::{ClientContext, Message};
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
+
+use super::report::{Reporter, lock};
+use crate::log::{AppendError, Place};
+
+/// How many appends have no result yet.
+#[derive(Default)]
+pub(super) struct Open {
+    pub(super) count: AtomicUsize,
+    /// One of them got its result.
+    pub(super) fewer: Notify,
+}
+
+/// Carries the result of one append to its caller, and counts it as open until dropped.
+pub(super) struct Ticket {
+    reply: Option<oneshot::Sender<Result<Place, AppendError>>>,
+    open: Arc<Open>,
+}
+
+impl Ticket {
+    /// A ticket that counts as open from now on.
+    pub(super) fn new(
+        reply: oneshot::Sender<Result<Place, AppendError>>,
+        open: &Arc<Open>,
+    ) -> Self {
+        open.count.fetch_add(1, Ordering::AcqRel);
+        Self {
+            reply: Some(reply),
+            open: Arc::clone(open),
+        }
+    }
+
+    /// Tells the caller.
+    pub(super) fn finish(mut self, result: Result<Place, AppendError>) {
+        if let Some(reply) = self.reply.take() {
+            // Who no longer waits needs no result.
+            let _ = reply.send(result);
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.open.count.fetch_sub(1, Ordering::AcqRel);
+        self.open.fewer.notify_waiters();
+    }
+}
+
+/// Receives delivery reports, on the producer's own thread.
+pub(super) struct Context {
+    reporter: Reporter,
+    /// How long a topic must have been missing before its records are refused.
+    patience: Duration,
+    /// Topics that were reported as missing, and when first. Right after an outage of the brokers
+    /// or before the topics are made that says little; again and later, it is so.
+    missing: Mutex<HashMap<String, Instant>>,
+    any_missing: AtomicBool,
+}
+
+impl Context {
+    /// `patience`: how long a topic must have been missing before its records are refused.
+    pub(super) fn new(patience: Duration) -> Self {
+        Self {
+            reporter: Reporter::new("producer", None),
+            patience,
+            missing: Mutex::default(),
+            any_missing: AtomicBool::new(false),
+        }
+    }
+
+    fn is_there(&self, topic: &str) {
+        if self.any_missing.load(Ordering::Acquire) {
+            let mut missing = lock(&self.missing);
+            missing.remove(topic);
+            self.any_missing
+                .store(!missing.is_empty(), Ordering::Release);
+        }
+    }
+
+    fn is_missing(&self, topic: &str, error: &KafkaError) -> AppendError {
+        let mut missing = lock(&self.missing);
+        self.any_missing.store(true, Ordering::Release);
+        let since = *missing.entry(topic.to_owned()).or_insert_with(Instant::now);
+        if since.elapsed() < self.patience {
+            AppendError::Unknown(error.to_string())
+        } else {
+            nowhere(topic)
+        }
+    }
+}
+
+/// Refuses a record whose topic stays missing.
+pub(super) fn nowhere(topic: &str) -> AppendError {
+    AppendError::Refused(format!("there is no topic {topic}, and nobody makes it"))
+}
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        self.reporter.line(level, facility, text);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.reporter.error(&error, reason);
+    }
+}
+
+impl ProducerContext for Context {
+    type DeliveryOpaque = Box<Ticket>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, ticket: Box<Ticket>) {
+        ticket.finish(match result {
+            Ok(message) => {
+                self.is_there(message.topic());
+                Ok(Place {
+                    partition: message.partition(),
+                    offset: message.offset(),
+                })
+            }
+            Err((error, message)) => Err(match error.rdkafka_error_code() {
+                Some(
+                    RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition,
+                ) => self.is_missing(message.topic(), error),
+                _ => classify(error),
+            }),
+        });
+    }
+}
+
+/// A fault of the record, or of the way to the log? A topic that is missing may only be about to be
+/// made: see [`Context::is_missing`].
+pub(super) fn classify(error: &KafkaError) -> AppendError {
+    use RDKafkaErrorCode as Code;
+    let refused = match error {
+        KafkaError::Nul(_) => true,
+        other => matches!(
+            other.rdkafka_error_code(),
+            Some(
+                Code::MessageSizeTooLarge
+                    | Code::InvalidMessageSize
+                    | Code::MessageBatchTooLarge
+                    | Code::TopicAuthorizationFailed
+                    | Code::InvalidTopic
+                    | Code::UnknownPartition
+                    | Code::PolicyViolation
+                    | Code::InvalidRecord
+            )
+        ),
+    };
+    let reason = error.to_string();
+    if refused {
+        AppendError::Refused(reason)
+    } else {
+        AppendError::Unknown(reason)
+    }
+}
