@@ -172,7 +172,7 @@ async fn enter(
             });
         }
         sleep(pause).await;
-        pause *= 2;
+        pause = (pause * 2).min(Duration::from_secs(1));
     }
 }
 
