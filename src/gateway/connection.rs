@@ -99,7 +99,10 @@ pub(super) async fn run(gateway: Arc<Gateway>, session: Session, upgraded: OnUpg
         read(&gateway, &session, &socket, &mut frames),
         socket.outbound.write_to(&mut sink, &gateway.counters.sent),
     );
-    if broken && let Ok(stream) = sink.reunite(frames) {
+    if broken
+        && !gateway.force.is_cancelled()
+        && let Ok(stream) = sink.reunite(frames)
+    {
         linger(stream.into_inner()).await;
     }
 }
@@ -172,7 +175,7 @@ async fn enter(
             });
         }
         sleep(pause).await;
-        pause *= 2;
+        pause = (pause * 2).min(Duration::from_secs(1));
     }
 }
 
@@ -268,7 +271,9 @@ async fn take_frames(
             () = inbound.step(), if !inbound.is_empty() => {}
             frame = frames.next(), if reading => {
                 heard = Instant::now();
-                pinged = None;
+                if pinged.take().is_some() {
+                    idle.as_mut().reset(heard + interval);
+                }
                 match frame {
                     Some(Ok(Message::Text(text))) => inbound.frame(text.as_str()),
                     Some(Ok(Message::Binary(_))) => {

@@ -27,7 +27,7 @@ const PAGES: usize = 64;
 
 /// Reads the users for whom something is open every `OPEN_CHECK_MS`, and all users after a gap.
 pub(super) async fn run(gateway: Arc<Gateway>) {
-    let mut tick = interval(gateway.settings.open_check);
+    let mut tick = interval(gateway.settings.open_check.max(SPREAD));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {

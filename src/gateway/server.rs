@@ -22,6 +22,10 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of a request's head.
 const HEAD_BYTES: usize = 16 << 10;
 
+/// A request under way when the gateway stops is still answered within this. Not longer: a
+/// connection that a client only opened beforehand would hold up the drain.
+const HTTP_GRACE: Duration = Duration::from_secs(3);
+
 /// What the tasks get to notice that their time is over.
 const FORCE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -126,6 +130,7 @@ async fn serve_http(gateway: Arc<Gateway>, stream: TcpStream) {
             connection.as_mut().graceful_shutdown();
             tokio::select! {
                 result = connection => result,
+                () = sleep(HTTP_GRACE) => return,
                 () = gateway.force.cancelled() => return,
             }
         }

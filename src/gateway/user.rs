@@ -263,3 +263,71 @@ impl UserState {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::position::Epoch;
+
+    fn at(offset: i64) -> Position {
+        Position {
+            epoch: Epoch::new("c", "0", 0),
+            offset,
+        }
+    }
+
+    fn tell(state: &mut UserState, id: &str, offset: i64, source: Source) -> bool {
+        let user = UserId::parse("alice").unwrap();
+        let json = format!(r#"{{"type":"response","content":"x","message_id":"{id}"}}"#);
+        let frame = Published::parse(json.as_bytes()).unwrap();
+        state.take(&user, &frame, Some(at(offset)), source).told
+    }
+
+    #[test]
+    fn what_is_forgotten_as_told_is_never_read_again() {
+        let mut state = UserState::default();
+        state.started(&at(0));
+        for offset in 1..=1000 {
+            assert!(tell(&mut state, &offset.to_string(), offset, Source::Live));
+        }
+        assert!(state.wants_check(), "many frames since the last read");
+        assert_eq!(state.told.len(), TOLD);
+        let verified = state.verified().unwrap().offset;
+        for offset in verified + 1..=1000 {
+            let id = offset.to_string();
+            assert!(!tell(&mut state, &id, offset, Source::Mailbox), "{offset}");
+        }
+    }
+
+    #[test]
+    fn an_open_message_is_told_whatever_its_position_and_once() {
+        let mut state = UserState::default();
+        state.started(&at(10));
+        let id = MessageId::parse("m").unwrap();
+        state.opened(id.clone(), "c-1".into());
+        assert!(!tell(&mut state, "other", 4, Source::Rebuilt));
+        assert!(!tell(&mut state, "other", 4, Source::Live));
+        assert!(tell(&mut state, "m", 5, Source::Rebuilt));
+        assert!(!tell(&mut state, "m", 5, Source::Live));
+        assert!(!tell(&mut state, "m", 50, Source::Live));
+        assert!(!state.wants_check());
+        // Told already: a look that still says pending opens it no more.
+        state.pending(&[Pending {
+            message_id: id,
+            id: None,
+            conversation: crate::protocol::ids::ConversationId::default_conversation(),
+            content: String::new(),
+        }]);
+        assert!(!state.wants_check());
+    }
+
+    #[test]
+    fn open_messages_are_bounded() {
+        let mut state = UserState::default();
+        for number in 0..2 * OPEN {
+            let id = MessageId::parse(&number.to_string()).unwrap();
+            state.opened(id, "c".into());
+        }
+        assert_eq!(state.open.len(), OPEN);
+    }
+}

@@ -183,3 +183,13 @@ async fn a_correlation_id_comes_back_and_an_unknown_subprotocol_does_not() {
     assert!(head.starts_with("http/1.1 101"), "{head}");
     assert!(!head.contains("sec-websocket-protocol"), "{head}");
 }
+
+#[tokio::test]
+async fn a_connection_that_was_only_opened_does_not_hold_up_the_drain() {
+    let mut gateway = start(settings()).await;
+    let _idle = TcpStream::connect(gateway.addr).await.unwrap();
+    gateway.connect("alice").await;
+    gateway.drain.cancel();
+    let served = timeout(Duration::from_secs(7), &mut gateway.served).await;
+    served.unwrap().unwrap().unwrap();
+}
