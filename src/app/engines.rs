@@ -106,9 +106,9 @@ impl Engines {
         loop {
             match self.log.ensure_topics(&specs).await {
                 Ok(warnings) => {
-                    warnings
-                        .iter()
-                        .for_each(|warning| tracing::warn!("{warning}"));
+                    for warning in warnings {
+                        tracing::warn!("{warning}");
+                    }
                     health.set(TOPICS, Ok(()));
                     break;
                 }
@@ -126,9 +126,10 @@ impl Engines {
         loop {
             match self.fanout.warnings().await {
                 Ok(warnings) => {
-                    return warnings
-                        .iter()
-                        .for_each(|warning| tracing::warn!("{warning}"));
+                    for warning in warnings {
+                        tracing::warn!("{warning}");
+                    }
+                    return;
                 }
                 // The watcher of dependencies says what it waits for.
                 Err(error) => tracing::debug!(%error, "the fan-out's settings are not known yet"),

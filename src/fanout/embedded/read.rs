@@ -34,7 +34,9 @@ impl UserState {
 
         let end = mailbox.end();
         let from = call.after.as_ref().and_then(|after| mailbox.covers(after));
-        let (frames, more) = match (from, &mailbox.last) {
+        // Before every offset.
+        let oldest = (call.from_start && call.after.is_none()).then_some(-1);
+        let (frames, more) = match (from.or(oldest), &mailbox.last) {
             (Some(from), Some(last)) => {
                 frames_after(&self.user, from, &last.epoch, call.max_bytes, world)?
             }

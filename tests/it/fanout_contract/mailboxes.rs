@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use chatmesh::fanout::{Bounds, Delivered, Read};
-use chatmesh::protocol::position::Epoch;
+use chatmesh::protocol::position::{Epoch, Position};
 
 use super::case::{Backend, Case, published, terminal, unique};
 
@@ -186,6 +186,34 @@ pub(crate) async fn a_mailbox_is_read_in_pages(backend: &dyn Backend) {
     };
     let look = case.fanout.read(call).await.unwrap();
     assert_eq!((look.frames.len(), look.more), (1, true));
+}
+
+pub(crate) async fn a_mailbox_rebuilt_from_the_middle_is_read_from_its_oldest(
+    backend: &dyn Backend,
+) {
+    let case = Case::new(backend).await;
+    for offset in 40..44 {
+        case.deliver(&case.message(), offset, "x").await;
+    }
+    assert_eq!(case.after(&case.at(30)).await, None);
+    let call = |after: Option<Position>| Read {
+        user: case.user.clone(),
+        from_start: after.is_none(),
+        after,
+        max_bytes: 1,
+    };
+    let mut seen = Vec::new();
+    let mut look = case.fanout.read(call(None)).await.unwrap();
+    assert!(!look.recovered);
+    loop {
+        seen.extend(look.frames.iter().map(|(at, _)| at.offset));
+        if !look.more {
+            break;
+        }
+        let last = look.frames.last().map(|(at, _)| at.clone());
+        look = case.fanout.read(call(last)).await.unwrap();
+    }
+    assert_eq!(seen, [40, 41, 42, 43]);
 }
 
 pub(crate) async fn a_topic_made_anew_begins_a_new_mailbox(backend: &dyn Backend) {

@@ -47,6 +47,7 @@ macro_rules! fanout_contract {
             a_mailbox_is_bounded_in_age,
             positions_of_other_sequences_are_not_recovered,
             a_mailbox_is_read_in_pages,
+            a_mailbox_rebuilt_from_the_middle_is_read_from_its_oldest,
             a_topic_made_anew_begins_a_new_mailbox,
             a_message_delivered_elsewhere_still_moves_the_end,
             pending_is_listed_until_delivered,
