@@ -31,7 +31,14 @@ fn version_names_the_program_and_its_version() {
 fn help_names_every_role() {
     let (code, out, _) = Spec::new(&["--help"]).run();
     assert_eq!(code, Some(0));
-    for role in ["all-in-one", "gateway", "ai-worker", "relay", "config"] {
+    for role in [
+        "all-in-one",
+        "gateway",
+        "ai-worker",
+        "relay",
+        "config",
+        "healthcheck",
+    ] {
         assert!(out.contains(role), "{role} is missing in:\n{out}");
     }
 }
@@ -45,34 +52,105 @@ fn an_unknown_subcommand_or_flag_is_exit_code_2() {
     }
 }
 
+const ROLES: [&str; 4] = ["all-in-one", "gateway", "ai-worker", "relay"];
+
 #[test]
 fn config_check_is_silent_about_a_good_configuration() {
-    let (code, _, err) = Spec::new(&["config", "check"]).run();
-    assert_eq!(code, Some(0), "{err}");
+    for role in ROLES {
+        let (code, out, err) = Spec::new(&["config", "check", role]).run();
+        assert_eq!(code, Some(0), "{role}: {err}");
+        assert_eq!(out, "", "{role}");
+    }
 }
 
 #[test]
 fn config_check_takes_the_originals_env_files_as_they_are() {
-    // What the .env.example of the original's three services hold, together.
-    let spec = Spec::new(&["config", "check"])
-        .env("SERVER_ID", "server_1")
-        .env("APP_NAME", "websocket-server")
-        .env("KAFKA_BOOTSTRAP_SERVERS", "kafka:29092")
-        .env("REDIS_HOST", "redis")
-        .env("REDIS_PORT", "6379")
-        .env("ALLOW_ORIGINS", "[\"*\"]")
-        .env("ALLOW_CREDENTIALS", "False")
-        .env("TOKEN_TTL", "3600")
-        .env("LOG_LEVEL", "INFO")
-        .env("OPENAI_API_KEY", "sk-smoke")
-        .env("MAX_WORKERS", "50");
+    // What the original's .env files hold, all three together.
+    let originals = "SERVER_ID=server_1\n\
+                     APP_NAME=websocket-server\n\
+                     KAFKA_BOOTSTRAP_SERVERS=kafka:29092\n\
+                     REDIS_HOST=redis\n\
+                     REDIS_PORT=6379\n\
+                     ALLOW_ORIGINS='[\"*\"]'\n\
+                     ALLOW_CREDENTIALS=False\n\
+                     TOKEN_TTL=3600\n\
+                     LOG_LEVEL=INFO\n\
+                     METRICS_PORT=8002\n\
+                     OPENAI_API_KEY=sk-smoke\n\
+                     MAX_WORKERS=50\n";
+    for role in ROLES {
+        let spec = Spec::new(&["config", "check", role]);
+        std::fs::write(spec.dir().join(".env"), originals).unwrap();
+        let (code, _, err) = spec.run();
+        assert_eq!(code, Some(0), "{role}: {err}");
+    }
+}
+
+#[test]
+fn the_default_file_that_is_printed_is_a_good_one() {
+    let (code, out, _) = Spec::new(&["config", "default"]).run();
+    assert_eq!(code, Some(0));
+    for role in ROLES {
+        let spec = Spec::new(&["config", "check", role, "--config", "chatmesh.toml"]);
+        std::fs::write(spec.dir().join("chatmesh.toml"), &out).unwrap();
+        let (code, _, err) = spec.run();
+        assert_eq!(code, Some(0), "{role}: {err}");
+    }
+}
+
+#[test]
+fn an_unknown_key_of_a_file_is_named_with_the_file_and_is_exit_code_2() {
+    let spec = Spec::new(&["gateway", "--config", "mine.toml"]);
+    std::fs::write(
+        spec.dir().join("mine.toml"),
+        "[kafka]\nbootstrap = \"k:1\"\n",
+    )
+    .unwrap();
     let (code, _, err) = spec.run();
+    assert_eq!(code, Some(2), "{err}");
+    assert!(
+        err.contains("bootstrap") && err.contains("mine.toml"),
+        "{err}"
+    );
+}
+
+#[test]
+fn an_unknown_key_of_a_flag_is_exit_code_2() {
+    let (code, _, err) = Spec::new(&["relay", "--set", "no.such.key=1"]).run();
+    assert_eq!(code, Some(2), "{err}");
+    assert!(err.contains("no.such.key"), "{err}");
+}
+
+#[test]
+fn a_flag_wins_over_the_environment_and_that_over_the_file() {
+    let file = "[worker]\nmax_workers = 1\n[history]\nmax_messages = 1\n[model]\nmax_tokens = 1\n";
+    let spec = Spec::new(&["config", "show", "ai-worker", "--config", "mine.toml"])
+        .arg("--set")
+        .arg("MAX_WORKERS=3")
+        .env("MAX_WORKERS", "2")
+        .env("CHAT_HISTORY_MAX_MESSAGES", "2");
+    std::fs::write(spec.dir().join("mine.toml"), file).unwrap();
+    let (code, out, err) = spec.run();
     assert_eq!(code, Some(0), "{err}");
+    for (key, value) in [
+        ("max_workers", "3"),
+        ("max_messages", "2"),
+        ("max_tokens", "1"),
+    ] {
+        let line = out
+            .lines()
+            .find(|line| line.contains(key))
+            .expect("its line");
+        let has = line
+            .split(|c: char| !c.is_ascii_alphanumeric())
+            .any(|word| word == value);
+        assert!(has, "{line}");
+    }
 }
 
 #[test]
 fn config_show_hides_secrets_and_names_sources() {
-    let spec = Spec::new(&["config", "show"])
+    let spec = Spec::new(&["config", "show", "ai-worker"])
         .env("OPENAI_API_KEY", "sk-very-secret")
         .env("MAX_WORKERS", "7");
     let (code, out, err) = spec.run();
@@ -100,8 +178,14 @@ fn an_unknown_chatmesh_variable_is_exit_code_2() {
 }
 
 /// Starts, gets ready, answers the operator's routes, and ends in order on SIGTERM.
-async fn starts_and_stops(spec: Spec) {
+async fn starts_and_stops(name: &str, spec: Spec) {
     let mut process = spec.start().await;
+    let port = process.port().to_string();
+    let check = Spec::new(&["healthcheck", name])
+        .env("PORT", &port)
+        .env("METRICS_PORT", &port);
+    let (code, _, err) = check.run();
+    assert_eq!(code, Some(0), "{err}");
     assert_eq!(http::get(&process.url("/health/live")).await.status, 200);
     assert_eq!(http::get(&process.url("/health")).await.status, 200);
     for path in ["/metrics", "/metrics/"] {
@@ -110,27 +194,29 @@ async fn starts_and_stops(spec: Spec) {
         assert!(metrics.body.contains("# TYPE"), "{path}: {}", metrics.body);
     }
     process.drain().await;
+    let (code, _, _) = check.run();
+    assert_eq!(code, Some(1), "nobody is there any more");
 }
 
 #[tokio::test]
 async fn a_gateway_starts_gets_ready_and_ends_on_sigterm() {
-    starts_and_stops(role(Spec::gateway())).await;
+    starts_and_stops("gateway", role(Spec::gateway())).await;
 }
 
 #[tokio::test]
 async fn a_worker_starts_gets_ready_and_ends_on_sigterm() {
-    starts_and_stops(role(Spec::ai_worker())).await;
+    starts_and_stops("ai-worker", role(Spec::ai_worker())).await;
 }
 
 #[tokio::test]
 async fn a_relay_starts_gets_ready_and_ends_on_sigterm() {
-    starts_and_stops(role(Spec::relay())).await;
+    starts_and_stops("relay", role(Spec::relay())).await;
 }
 
 #[tokio::test]
 async fn all_in_one_starts_gets_ready_and_ends_on_sigterm() {
-    starts_and_stops(Spec::ephemeral()).await;
-    starts_and_stops(Spec::durable()).await;
+    starts_and_stops("all-in-one", Spec::ephemeral()).await;
+    starts_and_stops("all-in-one", Spec::durable()).await;
 }
 
 #[tokio::test]

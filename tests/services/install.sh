@@ -16,13 +16,20 @@ as_root() {
 }
 
 apt_updated=false
-apt_install() {
-    command -v apt-get >/dev/null || die "please install by hand: $* (there is no apt-get here)"
-    say "installing $*"
+apt_refresh() {
     if ! $apt_updated; then
         as_root apt-get update -qq
         apt_updated=true
     fi
+}
+
+# Whether apt could install it.
+apt_has() { [[ $(apt-cache policy "$1" 2>/dev/null) == *'Candidate: '[0-9]* ]]; }
+
+apt_install() {
+    command -v apt-get >/dev/null || die "please install by hand: $* (there is no apt-get here)"
+    apt_refresh
+    say "installing $*"
     as_root env DEBIAN_FRONTEND=noninteractive \
         apt-get install -y -qq --no-install-recommends "$@" >/dev/null
 }
@@ -36,12 +43,29 @@ install_packages() {
     command -v redis-server >/dev/null || missing+=(redis-server)
     command -v redis-cli >/dev/null || missing+=(redis-tools)
     command -v kcat >/dev/null || missing+=(kcat)
-    java_works || missing+=(openjdk-17-jre-headless)
+    java_works || missing+=("$(java_package)")
     [[ -d $KAFKA_JARS ]] || command -v mvn >/dev/null || missing+=(maven)
     [[ -d /etc/ssl/certs ]] || missing+=(ca-certificates)
     if ((${#missing[@]})); then
         apt_install "${missing[@]}"
     fi
+    at_least "$(redis-server --version | sed -n 's/.* v=\([0-9.]*\) .*/\1/p')" 7 ||
+        die "needs Redis 7 or newer; this system's is older: $(redis-server --version)"
+}
+
+# Releases carry different ones; the newer ones have no 17 any more.
+java_package() {
+    local package
+    if command -v apt-cache >/dev/null; then
+        apt_refresh >&2
+        for package in openjdk-17-jre-headless openjdk-21-jre-headless openjdk-25-jre-headless; do
+            if apt_has "$package"; then
+                printf '%s\n' "$package"
+                return
+            fi
+        done
+    fi
+    printf '%s\n' default-jre-headless
 }
 
 # Kafka 4's broker needs Java 17.
@@ -65,11 +89,12 @@ install_rust() {
     PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
     if ! rust_works "$wanted"; then
         command -v apt-cache >/dev/null || die "please install Rust $wanted or newer (https://rustup.rs)"
+        apt_refresh
         candidate=$(apt-cache policy cargo 2>/dev/null | sed -n 's/^ *Candidate: \([0-9.]*\).*/\1/p')
         # The cargo of older packages is numbered 0.x.
         if [[ $candidate == 1.* ]] && at_least "$candidate" "$wanted"; then
             apt_install cargo rustc rustfmt rust-clippy
-        elif apt-cache policy rustup 2>/dev/null | grep -q 'Candidate: [0-9]'; then
+        elif apt_has rustup; then
             apt_install rustup
             rustup default stable
         fi

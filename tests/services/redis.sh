@@ -23,10 +23,10 @@ redis_start() {
 }
 
 cluster_ok() {
-    local port
+    local port info
     for port in "$@"; do
-        redis-cli -h 127.0.0.1 -p "$port" cluster info | grep -q 'cluster_state:ok' || return 1
-        redis-cli -h 127.0.0.1 -p "$port" cluster info | grep -q 'cluster_known_nodes:3' || return 1
+        info=$(redis-cli -h 127.0.0.1 -p "$port" cluster info) || return 1
+        [[ $info == *cluster_state:ok* && $info == *cluster_known_nodes:3* ]] || return 1
     done
 }
 
@@ -45,8 +45,10 @@ redis_cluster_start() {
 }
 
 sentinel_ok() {
-    redis-cli -h 127.0.0.1 -p "$1" sentinel ckquorum chatmesh | grep -q '^OK 3 usable' &&
-        redis-cli -h 127.0.0.1 -p "$1" sentinel replicas chatmesh | grep -q 'role-reported'
+    local quorum replicas
+    quorum=$(redis-cli -h 127.0.0.1 -p "$1" sentinel ckquorum chatmesh) &&
+        replicas=$(redis-cli -h 127.0.0.1 -p "$1" sentinel replicas chatmesh) &&
+        [[ $quorum == 'OK 3 usable'* && $replicas == *role-reported* ]]
 }
 
 redis_sentinel_start() {
