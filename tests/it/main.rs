@@ -7,6 +7,7 @@
 )]
 
 mod config;
+mod e2e;
 mod fanout_contract;
 mod fanout_embedded;
 mod fanout_redis;
@@ -14,4 +15,5 @@ mod gateway_classic;
 mod log_contract;
 mod log_embedded;
 mod log_kafka;
+mod smoke;
 mod support;
