@@ -106,7 +106,7 @@ impl RelayHandler {
                 if receivers == 0 && !delivery.replay {
                     self.metrics.zero_subscribers.increment(1);
                 }
-                tracing::debug!(receivers, replay = delivery.replay, "delivered");
+                tracing::info!(receivers, replay = delivery.replay, "delivered");
                 Ok(Verdict::Done)
             }
             Delivered::Already => Ok(Verdict::Done),

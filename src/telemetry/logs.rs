@@ -1,7 +1,7 @@
 //! Logs: lines on the terminal (standard output, where containers expect them) and, with a
 //! folder, in daily files.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::sync::OnceLock;
 
 use serde_json::{Map, Value};
@@ -85,6 +85,7 @@ pub fn init(settings: &LoggingSettings) -> Result<LogsGuard, LogsError> {
             .event_format(Pretty {
                 app_name: settings.app_name.clone(),
             })
+            .with_ansi(std::io::stdout().is_terminal())
             .with_writer(writer)
             .boxed(),
     };
@@ -118,10 +119,12 @@ pub fn init(settings: &LoggingSettings) -> Result<LogsGuard, LogsError> {
 }
 
 /// A plain level means chatmesh's own lines: what libraries say below `info` is a flood, and may
-/// show what they send. A filter that names them is taken as it is.
+/// show what they send; the store's says each of its steps at `info`. A filter that names them is
+/// taken as it is.
 fn directives(level: &str) -> &str {
     match level {
-        "debug" => "info,chatmesh=debug",
+        "info" => "info,fjall=warn,lsm_tree=warn",
+        "debug" => "info,fjall=warn,lsm_tree=warn,chatmesh=debug",
         "trace" => "info,chatmesh=trace",
         other => other,
     }

@@ -14,7 +14,10 @@ use crate::support::kafka_broker::{KafkaBroker, settings};
 
 const WAIT: Duration = Duration::from_secs(40);
 
-#[expect(clippy::unused_async, reason = "the suite takes backends that take time to open")]
+#[expect(
+    clippy::unused_async,
+    reason = "the suite takes backends that take time to open"
+)]
 async fn kafka() -> (Arc<dyn Log>, ()) {
     (Arc::new(shared(&[])), ())
 }
