@@ -29,7 +29,7 @@ fn assert_failed(frame: &Value, code: &str) {
         "{frame}"
     );
     assert_eq!(frame["code"], code, "{frame}");
-    assert!(frame["message_id"].is_string(), "{frame}");
+    assert!(frame["correlation_id"].is_string(), "{frame}");
 }
 
 /// Asks in a conversation of its own (every user has one), so that cases run side by side.
