@@ -109,7 +109,12 @@ impl RelayHandler {
                 tracing::info!(receivers, replay = delivery.replay, "delivered");
                 Ok(Verdict::Done)
             }
-            Delivered::Already => Ok(Verdict::Done),
+            Delivered::Already => {
+                // The mailbox ends here or above.
+                self.known
+                    .insert(user.clone(), (delivery.generation, position));
+                Ok(Verdict::Done)
+            }
             Delivered::Lost => Ok(Verdict::GoBack),
         }
     }
@@ -144,10 +149,12 @@ impl RelayHandler {
 
     async fn bring(&self, delivery: &Delivery, work: &mut Work) -> Result<Verdict, Stopped> {
         let record = &delivery.record;
-        if !delivery.replay
-            && self
-                .rewind
-                .is_too_near(record.partition, record.timestamp_ms)
+        // Nothing new overtakes what was lost: the order to go back may still be on its way.
+        if self.rewind.is_disrupted(record.partition)
+            || !delivery.replay
+                && self
+                    .rewind
+                    .is_too_near(record.partition, record.timestamp_ms)
         {
             return Ok(Verdict::GoBack);
         }

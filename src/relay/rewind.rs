@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::config::settings::RelaySettings;
 use crate::fanout::Fanout;
@@ -26,6 +26,8 @@ struct Progress {
     /// Read back from this moment of the log on.
     from_ms: i64,
     window: Duration,
+    /// How often the fan-out had been disrupted by then.
+    disruptions: u64,
     /// The marker was written since.
     settled: bool,
 }
@@ -39,6 +41,7 @@ pub(super) struct Rewind {
     topic: String,
     rewind: Duration,
     rebuild: Duration,
+    disruptions: watch::Receiver<u64>,
     progress: Mutex<HashMap<i32, Progress>>,
 }
 
@@ -50,6 +53,7 @@ impl Rewind {
         settings: &RelaySettings,
     ) -> Self {
         Self {
+            disruptions: fanout.disruptions(),
             log,
             fanout,
             cluster,
@@ -75,6 +79,14 @@ impl Rewind {
         self.progress().get(&partition).is_some_and(|progress| {
             timestamp_ms - (progress.window.as_millis() as i64) < progress.from_ms
         })
+    }
+
+    /// Whether the fan-out was away or failed over since the partition went back.
+    pub(super) fn is_disrupted(&self, partition: i32) -> bool {
+        let now = *self.disruptions.borrow();
+        self.progress()
+            .get(&partition)
+            .is_some_and(|progress| progress.disruptions != now)
     }
 
     /// Orders partitions back after a reconnect or failover, and when their marker is gone.
@@ -149,6 +161,7 @@ where
 impl GoBack for Rewind {
     async fn start(&self, partition: i32, committed: i64, oldest_open_ms: Option<i64>) -> i64 {
         let epoch = self.epoch(partition);
+        let disruptions = *self.disruptions.borrow();
         let present = until("marker", || self.fanout.marker_present(&epoch)).await;
         let window = if present { self.rewind } else { self.rebuild };
         let base = oldest_open_ms.unwrap_or(i64::MAX).min(now_ms());
@@ -162,6 +175,7 @@ impl GoBack for Rewind {
             Progress {
                 from_ms,
                 window,
+                disruptions,
                 settled: false,
             },
         );
@@ -175,6 +189,7 @@ impl GoBack for Rewind {
         let entry = progress.entry(partition).or_insert(Progress {
             from_ms: i64::MIN,
             window: self.rewind,
+            disruptions: *self.disruptions.borrow(),
             settled: true,
         });
         entry.settled = true;
