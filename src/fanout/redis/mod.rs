@@ -16,6 +16,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use self::reply::{Reply, unreadable};
 use self::scripts::{Script, Scripts};
+use self::trouble::Trouble;
 use super::{
     Admitted, Begin, Begun, CancelResult, Deliver, Delivered, Ending, Fanout, FanoutError, Feed,
     FeedEvent, InFlight, Keep, Kept, Live, LiveReply, Look, Outcome, Read, Result, Subject, Turn,
@@ -32,6 +33,7 @@ mod frame;
 mod reply;
 mod scripts;
 mod servers;
+mod trouble;
 
 /// The fan-out on Redis. Clones of its connections end when this and its feeds are dropped.
 pub struct RedisFanout {
@@ -39,10 +41,16 @@ pub struct RedisFanout {
     client: Client,
     scripts: Scripts,
     disruptions: watch::Receiver<u64>,
+    trouble: Trouble,
     _stop: DropGuard,
 }
 
 impl RedisFanout {
+    /// Checks what [`RedisFanout::connect`] would refuse, without connecting.
+    pub fn validate(settings: &RedisSettings) -> Result<()> {
+        connection::client(settings).map(|_| ())
+    }
+
     /// Connects in the background, and again whenever the connection is lost, for ever. Until
     /// then calls fail as unavailable within `command_timeout`. Must be called inside a tokio
     /// runtime.
@@ -53,8 +61,10 @@ impl RedisFanout {
         let client = connection::client(settings)?;
         let stop = CancellationToken::new();
         let (sender, disruptions) = watch::channel(0);
+        let trouble = Trouble::watch(&client);
         connection::connect_and_count(&client, sender, stop.clone());
         Ok(Self {
+            trouble,
             settings: settings.clone(),
             scripts: Scripts::new(&settings.bounds, client.is_clustered()),
             client,
@@ -441,6 +451,7 @@ impl Fanout for RedisFanout {
     }
 
     async fn check(&self) -> Result<()> {
-        servers::check(&self.client).await
+        let checked = servers::check(&self.client).await;
+        checked.map_err(|error| self.trouble.explain(error))
     }
 }
