@@ -341,6 +341,18 @@ pub struct Pending {
     pub content: String,
 }
 
+/// A conversation of a user, as it is listed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConversationEntry {
+    /// Its name.
+    pub conversation: ConversationId,
+    /// How many turns it has.
+    pub turns: u64,
+    /// When the newest of them was stored, milliseconds since the Unix epoch by the fan-out's
+    /// clock.
+    pub updated_ms: i64,
+}
+
 /// Which of a user's channels a frame came by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Channel {
@@ -348,6 +360,8 @@ pub enum Channel {
     Terminal,
     /// `{user:alice}:live`: everything else, and terminal frames of a rewind.
     Live,
+    /// `{user:alice}:cancel`: the `message_id`s of cancelled messages, for the worker that writes.
+    Cancel,
 }
 
 /// What a [`Feed`] brings.
@@ -388,6 +402,10 @@ pub trait Fanout: Send + Sync + 'static {
     /// other devices.
     async fn admit(&self, subject: &Subject, content: &str) -> Result<Admitted>;
 
+    /// The log has acknowledged a message: publishes `frame` (the `accepted` frame for the user's
+    /// other sockets, JSON) on the live channel, unless the message has ended already.
+    async fn accept(&self, subject: &Subject, frame: String) -> Result<()>;
+
     /// A worker takes a message.
     async fn begin(&self, call: Begin) -> Result<Begun>;
 
@@ -415,6 +433,32 @@ pub trait Fanout: Send + Sync + 'static {
         limit: usize,
         max_age: Duration,
     ) -> Result<Vec<Turn>>;
+
+    /// Forgets one conversation, or with `None` all of a user: history, mailbox frames, outcomes.
+    /// What is in flight or pending there is marked cancelled, and its ids, and those of all that
+    /// is removed, are remembered for `dedup_ttl` as forgotten: `keep` and `deliver` (rewinds too)
+    /// put nothing of them back. A frame of a forgotten message is still published to sockets that
+    /// wait for its end, and is not kept. Returns whether there was anything.
+    async fn forget(&self, user: &UserId, conversation: Option<&ConversationId>) -> Result<bool>;
+
+    /// The user's conversations, the one with the newest turn first, at most `limit`, after the
+    /// entry `after` (of an earlier call) where it is given.
+    async fn conversations(
+        &self,
+        user: &UserId,
+        after: Option<&ConversationId>,
+        limit: usize,
+    ) -> Result<Vec<ConversationEntry>>;
+
+    /// Turns of a conversation, newest first, failed ones among them, at most `limit`, before
+    /// (older than) the turn of `before` where it is given; `None` where `before` is not there.
+    async fn history(
+        &self,
+        user: &UserId,
+        conversation: &ConversationId,
+        before: Option<&MessageId>,
+        limit: usize,
+    ) -> Result<Option<Vec<Turn>>>;
 
     /// Beside an original relay only: the gateway saw the message's answer, so it is no longer
     /// pending (protocol.md section 6).
