@@ -96,10 +96,7 @@ impl WorkerHandler {
                                 .await
                         }
                         Job::Answer => {
-                            // The deadline is for answering: waiting for another worker's
-                            // lease does not count.
-                            let deadline = tokio::time::Instant::now() + self.settings.message_deadline;
-                            let calls = calls.get_or_insert_with(|| self.model.calls(deadline));
+                            let calls = calls.get_or_insert_with(|| self.model.calls());
                             self.answer(&mut attempt, now_ms, calls, work).await
                         }
                     };
