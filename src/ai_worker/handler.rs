@@ -16,7 +16,7 @@ use crate::log::{Log, NewRecord, Record};
 use crate::pipeline::{Delivery, Handler, Stopped, Verdict, Work};
 use crate::protocol::error_code::ErrorCode;
 use crate::protocol::ids::{ConversationId, MessageId, UserId};
-use crate::protocol::record::{Question, header};
+use crate::protocol::record::{Question, Terminal, header};
 use crate::telemetry::metrics::worker::WorkerMetrics;
 
 pub(super) struct WorkerHandler {
@@ -73,7 +73,8 @@ impl WorkerHandler {
             {
                 Begun::Ended(outcome) => {
                     tracing::info!("already ended, nothing is paid again");
-                    return self.produce(question, &outcome, None, work).await;
+                    let dead = dead_again(job, &outcome);
+                    return self.produce(question, &outcome, dead, work).await;
                 }
                 Begun::Busy(left) => {
                     let jitter = Duration::from_millis(rand::rng().random_range(5..50));
@@ -104,6 +105,7 @@ impl WorkerHandler {
                     if let Attempted::Ended(outcome, dead) = done {
                         return self.produce(question, &outcome, dead, work).await;
                     }
+                        let dead = dead.or_else(|| dead_again(job, &outcome));
                 }
             }
         }
@@ -319,6 +321,30 @@ fn terminal_record(question: &Question, outcome: &Outcome) -> NewRecord {
         value: text(&outcome.frame),
         headers,
     }
+}
+
+/// Why a message whose outcome was there already is a dead letter: who kept the outcome may have
+/// died before it wrote one. There twice rather than not at all.
+fn dead_again(job: &Job, outcome: &Outcome) -> Option<String> {
+    if let Job::Fail(reason) = job {
+        return Some(reason.clone());
+    }
+    let code = Terminal::parse(outcome.frame.as_bytes()).ok()?.code?;
+    let is_dead = match code {
+        ErrorCode::ProviderTimeout
+        | ErrorCode::ProviderRateLimited
+        | ErrorCode::ProviderRejected
+        | ErrorCode::ProviderFailed
+        | ErrorCode::Internal => true,
+        ErrorCode::InvalidMessage
+        | ErrorCode::TooLarge
+        | ErrorCode::RateLimited
+        | ErrorCode::Unauthorized
+        | ErrorCode::Unavailable
+        | ErrorCode::Cancelled
+        | ErrorCode::Expired => false,
+    };
+    is_dead.then(|| format!("ended before: {}", code.as_str()))
 }
 
 /// Whose an unreadable record is, where its key and headers say so (protocol.md section 2).

@@ -33,6 +33,23 @@ async fn a_provider_that_stays_broken_is_asked_so_often_and_then_a_dead_letter_i
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_crash_before_the_dead_letter_loses_no_dead_letter() {
+    let rig = Rig::new([broken(), broken(), broken()]);
+    *rig.topics.stuck.lock().unwrap() = Some(DEAD.into());
+    let worker = rig.start();
+    rig.ask("alice", "hello");
+    rig.until("told", || rig.ends().len() == 1).await;
+    pass(Duration::from_millis(100)).await;
+    worker.crash().await;
+    *rig.topics.stuck.lock().unwrap() = None;
+    let other = rig.beside([]);
+    let _worker = other.start();
+    rig.until_committed(1).await;
+    assert_eq!(rig.topics.values(DEAD).len(), 1);
+    assert_eq!(rig.topics.values(DEAD)[0]["content"], "hello");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_redelivered_message_that_was_answered_is_no_dead_letter() {
     let rig = Rig::new([answer("hi")]);
     *rig.topics.stuck.lock().unwrap() = Some(ENDS.into());
