@@ -57,6 +57,7 @@ impl WorkerHandler {
         let owner = Owner::random();
         let mut had = 0;
         let mut calls = None;
+        let mut written = None;
         loop {
             if work.stopped() {
                 return Err(Stopped);
@@ -98,26 +99,34 @@ impl WorkerHandler {
                         }
                         Job::Answer => {
                             let calls = calls.get_or_insert_with(|| self.model.calls());
-                            self.answer(&mut attempt, now_ms, calls, work).await
+                            self.answer(&mut attempt, now_ms, calls, &mut written, work)
+                                .await
                         }
                     };
                     had = had.max(attempt.number);
                     if let Attempted::Ended(outcome, dead) = done {
+                        let dead = dead.or_else(|| dead_again(job, &outcome));
                         return self.produce(question, &outcome, dead, work).await;
                     }
-                        let dead = dead.or_else(|| dead_again(job, &outcome));
                 }
             }
         }
     }
 
+    /// `written` is what this taking has had of the model already: an answer that could not be
+    /// kept in its own attempt (the number had just grown, or another worker came and died) is
+    /// paid, and kept in this one.
     async fn answer(
         &self,
         attempt: &mut Attempt<'_>,
         now_ms: i64,
         calls: &mut super::answer::Calls,
+        written: &mut Option<Written>,
         work: &mut Work,
     ) -> Attempted {
+        if let Some(written) = written {
+            return self.end(attempt, written, work).await;
+        }
         let endings = attempt.endings;
         let age_ms = now_ms - attempt.question.appended_ms;
         if age_ms > self.settings.message_max_age.as_millis() as i64 {
@@ -141,21 +150,34 @@ impl WorkerHandler {
             let ending = endings.failed(ErrorCode::Internal);
             return self.keep(attempt, ending, "", Some(reason), work).await;
         }
-        let written = self.model.write(attempt, calls, work).await;
+        let had = self.model.write(attempt, calls, work).await;
+        if let Written::Failed(error, _) = &had {
+            tracing::warn!(%error, "the model gave no answer");
+            WorkerMetrics::failed(error.code);
+        }
+        let had = written.insert(had);
+        let attempted = self.end(attempt, had, work).await;
+        if matches!(had, Written::Again) {
+            *written = None;
+        }
+        attempted
+    }
+
+    /// Fixes what was written as the outcome.
+    async fn end(&self, attempt: &Attempt<'_>, written: &Written, work: &mut Work) -> Attempted {
+        let endings = attempt.endings;
         match written {
             Written::Answer(answer) => {
-                let ending = endings.answered(&answer, attempt.number);
+                let ending = endings.answered(answer, attempt.number);
                 self.keep(attempt, ending, &answer.text, None, work).await
             }
             Written::Cancelled(text) => {
-                self.keep(attempt, endings.cancelled(&text), &text, None, work)
+                self.keep(attempt, endings.cancelled(text), text, None, work)
                     .await
             }
             Written::Failed(error, text) => {
-                tracing::warn!(%error, "the model gave no answer");
-                WorkerMetrics::failed(error.code);
-                let ending = endings.failed_by_provider(&error, attempt.number);
-                self.keep(attempt, ending, &text, Some(error.to_string()), work)
+                let ending = endings.failed_by_provider(error, attempt.number);
+                self.keep(attempt, ending, text, Some(error.to_string()), work)
                     .await
             }
             Written::Again => Attempted::Again,
@@ -301,28 +323,6 @@ fn subject_of(question: &Question) -> Subject {
     }
 }
 
-fn terminal_record(question: &Question, outcome: &Outcome) -> NewRecord {
-    let text = |value: &str| Bytes::from(value.to_owned());
-    let mut headers = vec![
-        (
-            header::MESSAGE_ID.to_owned(),
-            text(question.message_id.as_str()),
-        ),
-        (
-            header::CORRELATION_ID.to_owned(),
-            text(&question.correlation_id),
-        ),
-    ];
-    if let Some(traceparent) = &question.traceparent {
-        headers.push((header::TRACEPARENT.to_owned(), text(traceparent)));
-    }
-    NewRecord {
-        key: Some(text(question.user.as_str())),
-        value: text(&outcome.frame),
-        headers,
-    }
-}
-
 /// Why a message whose outcome was there already is a dead letter: who kept the outcome may have
 /// died before it wrote one. There twice rather than not at all.
 fn dead_again(job: &Job, outcome: &Outcome) -> Option<String> {
@@ -345,6 +345,28 @@ fn dead_again(job: &Job, outcome: &Outcome) -> Option<String> {
         | ErrorCode::Expired => false,
     };
     is_dead.then(|| format!("ended before: {}", code.as_str()))
+}
+
+fn terminal_record(question: &Question, outcome: &Outcome) -> NewRecord {
+    let text = |value: &str| Bytes::from(value.to_owned());
+    let mut headers = vec![
+        (
+            header::MESSAGE_ID.to_owned(),
+            text(question.message_id.as_str()),
+        ),
+        (
+            header::CORRELATION_ID.to_owned(),
+            text(&question.correlation_id),
+        ),
+    ];
+    if let Some(traceparent) = &question.traceparent {
+        headers.push((header::TRACEPARENT.to_owned(), text(traceparent)));
+    }
+    NewRecord {
+        key: Some(text(question.user.as_str())),
+        value: text(&outcome.frame),
+        headers,
+    }
 }
 
 /// Whose an unreadable record is, where its key and headers say so (protocol.md section 2).

@@ -83,6 +83,23 @@ async fn s13_fenced_at_keep_while_the_other_still_writes() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn fenced_at_keep_by_one_that_died_keeps_the_answer_that_is_there() {
+    let rig = Rig::new([vec![wait_ms(10_000), say("mine"), Step::Finish]]);
+    rig.fanout.live_gate.close();
+    let _worker = rig.start();
+    rig.ask("alice", "hello");
+    pass(Duration::from_secs(4)).await;
+    let other = rig.beside([vec![Step::Hang]]);
+    let dies = other.start();
+    pass(Duration::from_millis(5500)).await;
+    dies.crash().await;
+    rig.until_committed(1).await;
+    assert_eq!(rig.ends()[0]["content"], "mine");
+    assert_eq!(rig.ends()[0]["attempt"], 3);
+    assert_eq!(rig.script.calls(), 1, "it was paid already");
+}
+
+#[tokio::test(start_paused = true)]
 async fn s5_a_lost_text_is_sent_again_whole_under_a_higher_number() {
     let rig = Rig::new([vec![
         say("one"),
@@ -106,4 +123,30 @@ async fn s5_a_lost_text_is_sent_again_whole_under_a_higher_number() {
     assert_eq!(rig.script.calls(), 1);
     assert_eq!(rig.ends()[0]["content"], "one two three four");
     assert_eq!(rig.ends()[0]["attempt"], 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_ends_while_it_is_begun_again_is_not_paid_twice() {
+    let rig = Rig::new([vec![
+        say("one"),
+        wait_ms(100),
+        say(" two"),
+        wait_ms(100),
+        Step::Finish,
+    ]]);
+    let _worker = rig.start();
+    rig.ask("alice", "hello");
+    pass(Duration::from_millis(50)).await;
+    rig.fanout.lose_all();
+    // `begin` is carried out, and its answer late.
+    rig.fanout.begun_gate.close();
+    rig.until("begun again", || {
+        rig.fanout.begins.load(Ordering::SeqCst) == 2
+    })
+    .await;
+    pass(Duration::from_millis(500)).await;
+    rig.fanout.begun_gate.open();
+    rig.until_committed(1).await;
+    assert_eq!(rig.script.calls(), 1);
+    assert_eq!(rig.ends()[0]["content"], "one two");
 }
