@@ -29,6 +29,8 @@ struct Shared {
     dead: Mutex<Vec<NewRecord>>,
     paused: Mutex<bool>,
     closed: Mutex<bool>,
+    /// Larger values are refused in the dead-letter topic.
+    most_bytes: Mutex<Option<usize>>,
     changed: Notify,
 }
 
@@ -144,6 +146,10 @@ impl Log for FakeLog {
         _topic: &str,
         record: NewRecord,
     ) -> BoxFuture<'static, Result<Place, AppendError>> {
+        let most = *self.0.most_bytes.lock().unwrap();
+        if most.is_some_and(|most| record.value.len() > most) {
+            return Box::pin(async { Err(AppendError::Refused("too large".into())) });
+        }
         self.0.dead.lock().unwrap().push(record);
         Box::pin(async {
             Ok(Place {
@@ -601,4 +607,29 @@ async fn an_order_to_go_back_waits_for_what_is_at_work() {
         [(0, 0, true), (0, 1, true), (0, 2, true), (0, 3, false)]
     );
     rig.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_too_large_for_the_dead_letter_topic_holds_up_nobody() {
+    let handler = Scripted::new(|delivery: Delivery| async move {
+        if delivery.record.offset == 0 {
+            Verdict::Dead("unreadable".into())
+        } else {
+            Verdict::Done
+        }
+    });
+    let rig = start(Arc::clone(&handler) as _, 1, None);
+    *rig.shared.most_bytes.lock().unwrap() = Some(100);
+    rig.shared.add(0, "a", 101);
+    rig.shared.add(0, "a", 10);
+    rig.assign(0, Some(0));
+    rig.until("all", || rig.shared.stored(0) == Some(2)).await;
+    let shared = rig.stop().await;
+    let dead = shared.dead.lock().unwrap();
+    assert_eq!((dead.len(), dead[0].value.len()), (1, 0));
+    let left_out = dead[0]
+        .headers
+        .iter()
+        .find(|(key, _)| key == "dlq.value_left_out");
+    assert_eq!(left_out.unwrap().1, "101");
 }
