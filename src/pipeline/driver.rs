@@ -539,7 +539,16 @@ impl Attendant {
                 "working on a record failed"
             );
             if taking >= self.max_deliveries {
-                self.handler.give_up(delivery, &reason, &mut work).await?;
+                let telling = AssertUnwindSafe(self.handler.give_up(delivery, &reason, &mut work));
+                match telling.catch_unwind().await {
+                    Ok(told) => told?,
+                    // What made the handler panic can do so here too.
+                    Err(_) => tracing::error!(
+                        partition = delivery.record.partition,
+                        offset = delivery.record.offset,
+                        "telling the user panicked; the record becomes a dead letter without it"
+                    ),
+                }
                 self.dead_letters
                     .put(&delivery.record, &reason, taking, &mut work)
                     .await?;

@@ -633,3 +633,32 @@ async fn a_record_too_large_for_the_dead_letter_topic_holds_up_nobody() {
         .find(|(key, _)| key == "dlq.value_left_out");
     assert_eq!(left_out.unwrap().1, "101");
 }
+
+/// Panics on offset 0, also when it is to tell the user.
+struct Panics;
+
+#[async_trait]
+impl Handler for Panics {
+    fn lane(&self, _: &Record) -> String {
+        String::new()
+    }
+
+    async fn handle(&self, delivery: &Delivery, _: &mut Work) -> Verdict {
+        assert!(delivery.record.offset != 0, "this record panics");
+        Verdict::Done
+    }
+
+    async fn give_up(&self, _: &Delivery, _: &str, _: &mut Work) -> Result<(), Stopped> {
+        panic!("telling panics too")
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_panics_to_the_last_is_a_dead_letter_and_the_next_goes_on() {
+    let rig = start(Arc::new(Panics), 1, None);
+    rig.shared.add(0, "a", 10);
+    rig.shared.add(0, "a", 10);
+    rig.assign(0, Some(0));
+    rig.until("all", || rig.shared.stored(0) == Some(2)).await;
+    assert_eq!(rig.stop().await.dead.lock().unwrap().len(), 1);
+}
