@@ -469,9 +469,11 @@ impl Driver {
         }
     }
 
+        // Who doesn't read hears nothing.
+        let silence = if self.paused { Duration::MAX } else { SILENCE };
     fn look_for_end(&mut self, number: i32) {
         if let Some(state) = self.partitions.get_mut(&number)
-            && state.came_through(SILENCE)
+            && state.came_through(silence)
             && let Some(go_back) = self.go_back.clone()
         {
             tracing::info!(topic = %self.settings.topic, partition = number, "read back");
@@ -505,6 +507,9 @@ async fn next_command(commands: &mut Option<mpsc::Receiver<Command>>) -> Option<
     }
 }
 
+            self.partitions
+                .values_mut()
+                .for_each(Partition::listens_again);
 impl Attendant {
     async fn attend(&self, delivery: &Delivery, stop: CancellationToken) -> Result<Ended, Stopped> {
         let mut work = Work::begin(Arc::clone(&self.slots), stop).await?;

@@ -662,3 +662,40 @@ async fn a_record_that_panics_to_the_last_is_a_dead_letter_and_the_next_goes_on(
     rig.until("all", || rig.shared.stored(0) == Some(2)).await;
     assert_eq!(rig.stop().await.dead.lock().unwrap().len(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn silence_while_paused_does_not_count_as_read_back() {
+    let gate = Arc::new(Semaphore::new(0));
+    let open = Arc::clone(&gate);
+    let handler = Scripted::new(move |delivery: Delivery| {
+        let open = Arc::clone(&open);
+        async move {
+            if delivery.record.partition == 0 {
+                open.acquire().await.unwrap().forget();
+            }
+            Verdict::Done
+        }
+    });
+    let back = Arc::new(BackTo {
+        from: 0,
+        reached: AtomicUsize::new(0),
+    });
+    let rig = start(Arc::clone(&handler) as _, 4, Some(Arc::clone(&back) as _));
+    rig.shared.add(0, "a", 70 << 10);
+    for _ in 0..5 {
+        rig.shared.add(1, "b", 10);
+    }
+    rig.assign(0, Some(0));
+    rig.until("paused", || *rig.shared.paused.lock().unwrap())
+        .await;
+    // One below the gap at its commit, so that only silence could say that it is through.
+    rig.assign(1, Some(6));
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!(back.reached.load(Ordering::SeqCst), 1, "only partition 0");
+    gate.add_permits(1);
+    rig.until("replayed", || handler.seen().len() == 6).await;
+    assert_eq!(back.reached.load(Ordering::SeqCst), 1);
+    rig.until("reached", || back.reached.load(Ordering::SeqCst) == 2)
+        .await;
+    rig.stop().await;
+}
