@@ -389,8 +389,7 @@ impl Driver {
         let stop = state.stop.clone();
         let Some(offsets) = &state.offsets else {
             // Nothing was ever read by this group: there is nothing to read again.
-            self.notices
-                .spawn(async move { go_back.reached(number).await });
+            self.say_reached(number, stop, go_back);
             return;
         };
         let committed = offsets.next();
@@ -469,17 +468,29 @@ impl Driver {
         }
     }
 
+    fn look_for_end(&mut self, number: i32) {
         // Who doesn't read hears nothing.
         let silence = if self.paused { Duration::MAX } else { SILENCE };
-    fn look_for_end(&mut self, number: i32) {
         if let Some(state) = self.partitions.get_mut(&number)
             && state.came_through(silence)
             && let Some(go_back) = self.go_back.clone()
         {
             tracing::info!(topic = %self.settings.topic, partition = number, "read back");
-            self.notices
-                .spawn(async move { go_back.reached(number).await });
+            let stop = state.stop.clone();
+            self.say_reached(number, stop, go_back);
         }
+    }
+
+    /// Unless the partition goes back again, or away, before that could be said: then it would be
+    /// said of a fan-out that may be another one by now.
+    fn say_reached(&mut self, number: i32, stop: CancellationToken, go_back: Arc<dyn GoBack>) {
+        self.notices.spawn(async move {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                () = go_back.reached(number) => {}
+            }
+        });
     }
 
     /// Pauses the consumer over the bound of what waits, and resumes it at half of it.
@@ -496,6 +507,9 @@ impl Driver {
         } else if self.paused && self.open.bytes <= bound / 2 && !self.stop.is_cancelled() {
             self.consumer.resume();
             self.paused = false;
+            self.partitions
+                .values_mut()
+                .for_each(Partition::listens_again);
         }
     }
 }
@@ -507,9 +521,6 @@ async fn next_command(commands: &mut Option<mpsc::Receiver<Command>>) -> Option<
     }
 }
 
-            self.partitions
-                .values_mut()
-                .for_each(Partition::listens_again);
 impl Attendant {
     async fn attend(&self, delivery: &Delivery, stop: CancellationToken) -> Result<Ended, Stopped> {
         let mut work = Work::begin(Arc::clone(&self.slots), stop).await?;

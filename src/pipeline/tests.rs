@@ -699,3 +699,46 @@ async fn silence_while_paused_does_not_count_as_read_back() {
         .await;
     rig.stop().await;
 }
+
+/// Says that it is through only when the gate opens.
+struct Late {
+    gate: Semaphore,
+    begun: AtomicUsize,
+    said: AtomicUsize,
+}
+
+#[async_trait]
+impl GoBack for Late {
+    async fn start(&self, _: i32, committed: i64, _: Option<i64>) -> i64 {
+        committed
+    }
+
+    async fn reached(&self, _: i32) {
+        self.begun.fetch_add(1, Ordering::SeqCst);
+        self.gate.acquire().await.unwrap().forget();
+        self.said.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_partition_that_goes_back_again_is_not_said_to_be_through_before() {
+    let back = Arc::new(Late {
+        gate: Semaphore::new(0),
+        begun: AtomicUsize::new(0),
+        said: AtomicUsize::new(0),
+    });
+    let handler = Scripted::new(|_| async { Verdict::Done });
+    let rig = start(handler, 1, Some(Arc::clone(&back) as _));
+    rig.assign(0, Some(0));
+    rig.until("through", || back.begun.load(Ordering::SeqCst) == 1)
+        .await;
+    rig.commands.send(Command::AllGoBack).await.unwrap();
+    rig.until("through again", || back.begun.load(Ordering::SeqCst) == 2)
+        .await;
+    back.gate.add_permits(10);
+    rig.until("said", || back.said.load(Ordering::SeqCst) == 1)
+        .await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(back.said.load(Ordering::SeqCst), 1);
+    rig.stop().await;
+}
