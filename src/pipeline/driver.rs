@@ -556,14 +556,15 @@ impl Attendant {
             );
             if taking >= self.max_deliveries {
                 let telling = AssertUnwindSafe(self.handler.give_up(delivery, &reason, &mut work));
-                match telling.catch_unwind().await {
-                    Ok(told) => told?,
+                if let Ok(told) = telling.catch_unwind().await {
+                    told?;
+                } else {
                     // What made the handler panic can do so here too.
-                    Err(_) => tracing::error!(
+                    tracing::error!(
                         partition = delivery.record.partition,
                         offset = delivery.record.offset,
                         "telling the user panicked; the record becomes a dead letter without it"
-                    ),
+                    );
                 }
                 self.dead_letters
                     .put(&delivery.record, &reason, taking, &mut work)
