@@ -38,14 +38,8 @@ pub(super) struct Calls {
     /// is away, is no fault of the message.
     deadline: Option<Instant>,
     made: u32,
-    most: u32,
-}
-
-impl Calls {
     /// At most this many (`OPENAI_MAX_ATTEMPTS`).
-    pub(super) fn most(&self) -> u32 {
-        self.most
-    }
+    most: u32,
 }
 
 /// How the writing of an answer ended.
