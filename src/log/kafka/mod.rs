@@ -32,10 +32,13 @@ mod admin;
 mod consumer;
 mod delivery;
 mod lag;
+mod orphan;
 mod producer;
 mod properties;
 mod rebalance;
 mod report;
+#[cfg(test)]
+mod tests;
 
 /// Within this [`Log::check`] has its answer.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -167,6 +170,7 @@ impl Log for KafkaLog {
     }
 
     async fn check(&self) -> Result<(), LogError> {
+        self.producer.revive();
         let client = self.producer.client()?;
         let check = {
             let mut checking = lock(&self.checking);
