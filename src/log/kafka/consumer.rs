@@ -177,7 +177,7 @@ impl KafkaConsumer {
             .context()
             .lag
             .assign(assignments.iter().map(|assignment| assignment.partition));
-        tracing::info!(?assignments, topic = %self.topic, "kafka: partitions came");
+        tracing::debug!(?assignments, topic = %self.topic, "kafka: partitions came");
         self.ready.push_back(Event::Assigned(assignments));
     }
 
