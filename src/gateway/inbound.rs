@@ -292,6 +292,10 @@ impl Inbound {
                 self.accepted(&message);
                 self.tell_again(&message, &frame, &position);
             }
+            Some(Admitted::Forgotten) => {
+                let code = ErrorCode::Cancelled;
+                self.refuse(code, code.text(), &message.correlation_id);
+            }
             Some(Admitted::Delivered(frame, position)) => {
                 self.entry.state().opened(id, correlation);
                 let payload = frame.as_bytes();
