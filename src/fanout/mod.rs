@@ -139,6 +139,10 @@ pub enum Admitted {
     Kept,
     /// Ended and delivered: the frame, with its position.
     Delivered(String, Position),
+    /// Its end was delivered once, and all of it has been forgotten since: nothing to produce, no
+    /// frame to wait for. The socket that resent it is told that it is cancelled, without content
+    /// and position (unless it was told its end before).
+    Forgotten,
 }
 
 /// A worker's random id for one taking of one record.
@@ -183,6 +187,9 @@ pub enum Begun {
         number: u32,
         /// The fan-out's clock, milliseconds since the Unix epoch.
         now_ms: i64,
+        /// How many owners have begun this message, this one included: 1 where nobody did before.
+        /// What an owner repeats counts once.
+        taking: u32,
     },
 }
 
@@ -439,10 +446,19 @@ pub trait Fanout: Send + Sync + 'static {
     /// is removed, are remembered for `dedup_ttl` as forgotten: `keep` and `deliver` (rewinds too)
     /// put nothing of them back. A frame of a forgotten message is still published to sockets that
     /// wait for its end, and is not kept. Returns whether there was anything.
+    ///
+    /// To a client that resumes it is as if the frames had never been: `recovered` stays true. A
+    /// worker that meets a forgotten message gets the cancelled ending and stores nothing; it
+    /// produces it unless an end was delivered before. A resent one is never answered: while no
+    /// end was delivered it is admitted as new (so that the log has it, and a worker says that it
+    /// is cancelled; the second such record is dropped by `deliver`), but not noted as pending;
+    /// afterwards it is [`Admitted::Forgotten`]. What no longer is or not yet was known here
+    /// (a message of the log that was never admitted, or of a server that lost its data) can't be
+    /// forgotten.
     async fn forget(&self, user: &UserId, conversation: Option<&ConversationId>) -> Result<bool>;
 
     /// The user's conversations, the one with the newest turn first, at most `limit`, after the
-    /// entry `after` (of an earlier call) where it is given.
+    /// entry `after` (of an earlier call) where it is given; none where that is gone.
     async fn conversations(
         &self,
         user: &UserId,
