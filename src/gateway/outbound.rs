@@ -127,6 +127,13 @@ impl Outbound {
         }
     }
 
+    /// What is queued.
+    #[cfg(test)]
+    pub(super) fn queued(&self) -> Vec<String> {
+        let state = self.state();
+        state.frames.iter().map(ToString::to_string).collect()
+    }
+
     /// Asks the client whether it is there.
     pub(super) fn ping(&self) {
         self.state().ping = true;

@@ -81,11 +81,19 @@ async fn catch_up(
     first: &mut Option<Option<Position>>,
 ) -> Result<(), CloseReason> {
     let user = &entry.user;
+    gateway.counters.catch_ups.increment(1);
     let mut page = 0;
     loop {
         let look = patiently(gateway, entry, socket).await?;
-        if !gateway.settings.interop {
-            entry.state().pending(&look.pending);
+        {
+            let mut state = entry.state();
+            state.started(&look.end);
+            if !gateway.settings.interop {
+                state.pending(&look.pending);
+                for answer in &look.in_flight {
+                    state.under_way(&answer.message_id);
+                }
+            }
         }
         let recovered = look.recovered && !gateway.settings.interop;
         if page == 0 || !recovered {

@@ -463,3 +463,183 @@ impl Followers {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gateway::v1::Line;
+    use crate::protocol::position::Epoch;
+
+    const QUEUE: usize = 4096;
+
+    fn socket() -> Arc<Socket> {
+        Arc::new(Socket::new(QUEUE, Some(Line::new())))
+    }
+
+    fn at(offset: i64) -> Position {
+        let epoch = Epoch::new("c", "0", 0);
+        Position { epoch, offset }
+    }
+
+    fn delta(n: u64) -> Live {
+        Live {
+            mark: Some(Mark::new("a", n)),
+            terminal: false,
+            message_id: MessageId::parse("m").ok(),
+            position: None,
+            origin: None,
+            text: Some(format!("d{n}").into()),
+        }
+    }
+
+    fn end(n: u64, offset: i64) -> Live {
+        Live {
+            terminal: true,
+            message_id: MessageId::parse(&offset.to_string()).ok(),
+            position: Some(at(offset)),
+            text: Some(format!("t{offset}").into()),
+            ..delta(n)
+        }
+    }
+
+    /// A socket that has read up to `n` and position 0.
+    fn following(followers: &mut Followers, n: u64) -> Arc<Socket> {
+        let socket = socket();
+        followers.add(socket.clone(), Some(at(0)));
+        assert!(followers.is_stale(&socket));
+        followers.begin(&socket);
+        followers.follow(&socket, Mark::new("a", n));
+        socket
+    }
+
+    #[test]
+    fn what_a_read_already_had_is_dropped_and_the_rest_follows_in_order() {
+        let mut followers = Followers::default();
+        let socket = socket();
+        followers.add(socket.clone(), None);
+        followers.begin(&socket);
+        for n in 1..=4 {
+            followers.publish(delta(n));
+        }
+        assert!(socket.outbound.queued().is_empty(), "held until the read is told");
+        followers.follow(&socket, Mark::new("a", 2));
+        followers.publish(delta(5));
+        assert_eq!(socket.outbound.queued(), ["d3", "d4", "d5"]);
+    }
+
+    #[test]
+    fn anything_but_the_next_number_has_to_be_read() {
+        let other = |n| Live {
+            mark: Some(Mark::new("b", n)),
+            ..delta(n)
+        };
+        for wrong in [delta(7), delta(5), delta(2), other(6)] {
+            let mut followers = Followers::default();
+            let socket = following(&mut followers, 4);
+            followers.publish(delta(5));
+            assert!(!followers.is_stale(&socket));
+            followers.publish(wrong);
+            assert!(followers.is_stale(&socket));
+            assert_eq!(socket.outbound.queued(), ["d5"], "nothing of it was told");
+        }
+    }
+
+    #[test]
+    fn a_terminal_frame_at_or_below_the_position_is_never_told() {
+        let mut followers = Followers::default();
+        let socket = following(&mut followers, 0);
+        followers.publish(end(1, 5));
+        followers.publish(end(2, 5));
+        followers.publish(end(3, 4));
+        followers.publish(end(4, 6));
+        assert_eq!(socket.outbound.queued(), ["t5", "t6"]);
+        assert_eq!(followers.begin(&socket).after, Some(at(6)));
+    }
+
+    #[test]
+    fn a_mailbox_that_was_emptied_brings_nothing_back_that_was_had() {
+        let mut followers = Followers::default();
+        let socket = following(&mut followers, 0);
+        followers.publish(end(1, 5));
+        followers.all_stale();
+        followers.begin(&socket);
+        let empty = Position {
+            epoch: Epoch::of_empty_mailbox("x"),
+            offset: 0,
+        };
+        assert_eq!(followers.not_recovered(&socket, &empty), at(5));
+        followers.follow(&socket, Mark::new("b", 0));
+        let rebuilt = |n, offset| Live {
+            mark: Some(Mark::new("b", n)),
+            ..end(n, offset)
+        };
+        followers.publish(rebuilt(1, 4));
+        followers.publish(rebuilt(2, 5));
+        followers.publish(rebuilt(3, 6));
+        assert_eq!(socket.outbound.queued(), ["t5", "t6"]);
+    }
+
+    #[test]
+    fn a_full_queue_costs_deltas_and_moves_no_position() {
+        let mut followers = Followers::default();
+        let socket = following(&mut followers, 0);
+        let mut n = 0;
+        while !followers.is_stale(&socket) {
+            n += 1;
+            followers.publish(delta(n));
+        }
+        assert_eq!(socket.outbound.queued().len() as u64, n - 1);
+        followers.publish(end(n + 1, 5));
+        assert_eq!(socket.outbound.ended_by(), None);
+        assert_eq!(followers.begin(&socket).after, Some(at(0)), "read again");
+    }
+
+    #[test]
+    fn what_is_held_is_bounded_and_over_it_is_read_again() {
+        let mut followers = Followers::default();
+        let socket = socket();
+        followers.add(socket.clone(), None);
+        followers.begin(&socket);
+        let big = |n| Live {
+            text: Some("x".repeat(HELD_BYTES / 2).into()),
+            ..delta(n)
+        };
+        for n in 1..=3 {
+            followers.publish(big(n));
+            assert!(followers.held_bytes <= HELD_BYTES);
+        }
+        followers.follow(&socket, Mark::new("a", 0));
+        assert!(followers.is_stale(&socket));
+        assert!(socket.outbound.queued().is_empty());
+    }
+
+    #[test]
+    fn one_read_serves_the_sockets_that_had_lost_something_before_it() {
+        let mut followers = Followers::default();
+        let (one, other) = (following(&mut followers, 4), following(&mut followers, 4));
+        followers.publish(delta(6));
+        let read = followers.begin(&one);
+        followers.publish(delta(7));
+        let begun = followers.begin(&other);
+        assert!(read.from >= begun.stale && followers.holds_since(read.from));
+        followers.share(&other, read.from);
+        for socket in [&one, &other] {
+            followers.follow(socket, Mark::new("a", 6));
+            assert_eq!(socket.outbound.queued(), ["d7"]);
+        }
+    }
+
+    #[test]
+    fn a_resent_messages_frame_comes_by_the_read_or_after_it_and_once() {
+        let mut followers = Followers::default();
+        let socket = following(&mut followers, 0);
+        let id = |text: &str| MessageId::parse(text).unwrap();
+        assert!(followers.await_terminal(&socket, id("5"), "t5".into()));
+        assert!(followers.await_terminal(&socket, id("9"), "t9".into()));
+        assert!(followers.is_stale(&socket));
+        followers.begin(&socket);
+        followers.advance(&socket, at(5), Some(&id("5")));
+        assert_eq!(followers.follow(&socket, Mark::new("a", 1)), ["t9"]);
+        assert!(!followers.is_stale(&socket));
+    }
+}
