@@ -1,5 +1,7 @@
-//! Finds answers that were published and did not arrive, or that a relay's rewind brought back
-//! without publishing them to classic clients (protocol.md section 3).
+//! Finds frames that were published and did not arrive, and answers that a relay's rewind brought
+//! back without publishing them to classic clients (protocol.md section 3). One read a user: what
+//! its classic sockets have missed is told from it, and those of `chatmesh.v1` are made to catch
+//! up where it shows that they have missed something.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -521,7 +521,10 @@ mod tests {
         for n in 1..=4 {
             followers.publish(delta(n));
         }
-        assert!(socket.outbound.queued().is_empty(), "held until the read is told");
+        assert!(
+            socket.outbound.queued().is_empty(),
+            "held until the read is told"
+        );
         followers.follow(&socket, Mark::new("a", 2));
         followers.publish(delta(5));
         assert_eq!(socket.outbound.queued(), ["d3", "d4", "d5"]);

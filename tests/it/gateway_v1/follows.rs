@@ -55,11 +55,17 @@ async fn who_joins_in_mid_answer_gets_the_snapshot_and_goes_on_from_there() {
     assert_eq!(pending[0]["content"], "the question");
     assert_eq!(pending[0]["id"], "a1");
     let snapshot = laptop.frame().await;
-    assert_eq!((&snapshot["type"], &snapshot["index"]), (&json!("snapshot"), &json!(2)));
+    assert_eq!(
+        (&snapshot["type"], &snapshot["index"]),
+        (&json!("snapshot"), &json!(2))
+    );
     assert_eq!(snapshot["content"], "one two ");
     gateway.say(&mut answer, "three").await;
     let delta = laptop.frame().await;
-    assert_eq!((&delta["type"], &delta["index"]), (&json!("delta"), &json!(2)));
+    assert_eq!(
+        (&delta["type"], &delta["index"]),
+        (&json!("delta"), &json!(2))
+    );
     gateway.end(&answer).await;
     for device in [&mut phone, &mut laptop] {
         assert_eq!(device.end_of("a1").await["content"], "one two three");
@@ -77,7 +83,9 @@ async fn a_long_replay_comes_whole_and_in_order_through_a_small_queue() {
     device.drop_connection();
     let filler = "x".repeat(10_000);
     for number in 0..60 {
-        gateway.answer("alice", &format!("a{number}"), &[&filler]).await;
+        gateway
+            .answer("alice", &format!("a{number}"), &[&filler])
+            .await;
     }
     let welcome = device.connect(gateway.port).await;
     assert_eq!(welcome["recovered"], true);

@@ -52,12 +52,22 @@ async fn a_message_is_accepted_streamed_and_ended_on_all_devices() {
     assert_eq!(fields, expected, "{accepted}");
     let shown = laptop.until_type("accepted").await;
     let fields: Vec<&String> = shown.as_object().unwrap().keys().collect();
-    let expected = ["content", "conversation_id", "id", "message_id", "type", "userid"];
+    let expected = [
+        "content",
+        "conversation_id",
+        "id",
+        "message_id",
+        "type",
+        "userid",
+    ];
     assert_eq!(fields, expected, "{shown}");
     assert_eq!(shown["content"], "the question");
     let records = gateway.log.records(1).await;
     let value: Value = serde_json::from_slice(&records[0].1.value).unwrap();
-    assert_eq!((&value["stream"], &value["id"]), (&json!(true), &json!("a1")));
+    assert_eq!(
+        (&value["stream"], &value["id"]),
+        (&json!(true), &json!("a1"))
+    );
     assert_eq!(value["message_id"], accepted["message_id"]);
 
     gateway.answer("alice", "a1", &["one ", "two"]).await;
@@ -67,11 +77,19 @@ async fn a_message_is_accepted_streamed_and_ended_on_all_devices() {
         assert_eq!(end["position"], at(0).to_string());
         assert_eq!(device.shown("a1").deltas, 2);
         for hidden in ["n", "n_id", "origin", "v"] {
-            assert!(device.frames.iter().all(|frame| frame.get(hidden).is_none()));
+            assert!(
+                device
+                    .frames
+                    .iter()
+                    .all(|frame| frame.get(hidden).is_none())
+            );
         }
     }
     let end = classic.frame().await;
-    assert_eq!((&end["type"], &end["content"]), (&json!("response"), &json!("one two")));
+    assert_eq!(
+        (&end["type"], &end["content"]),
+        (&json!("response"), &json!("one two"))
+    );
     assert!(end.get("position").is_none());
     // Nobody else, and nothing else.
     for device in [&mut phone, &mut laptop, &mut other] {
@@ -103,8 +121,14 @@ async fn an_unacknowledged_message_is_unknown_and_not_refused() {
     gateway.log.acknowledge(false);
     device.say("a1", "x").await;
     let error = device.until_type("error").await;
-    assert_eq!((&error["code"], &error["id"]), (&json!("unavailable"), &json!("a1")));
-    assert_eq!((&error["retryable"], error.get("message_id")), (&json!(true), None));
+    assert_eq!(
+        (&error["code"], &error["id"]),
+        (&json!("unavailable"), &json!("a1"))
+    );
+    assert_eq!(
+        (&error["retryable"], error.get("message_id")),
+        (&json!(true), None)
+    );
     // The log has it after all, and so has it sent again.
     gateway.log.acknowledge(true);
     device.say("a1", "x").await;
@@ -154,7 +178,10 @@ async fn a_resent_ids_end_that_the_socket_has_not_reached_comes_once() {
     assert_eq!(device.shown("a2").repeated, 0);
     device.send_text(r#"{"type":"ping"}"#).await;
     assert_eq!(device.until_type("pong").await["type"], "pong");
-    let ends = device.frames.iter().filter(|frame| frame["type"] == "response");
+    let ends = device
+        .frames
+        .iter()
+        .filter(|frame| frame["type"] == "response");
     assert_eq!(ends.count(), 2);
 }
 
@@ -168,15 +195,24 @@ async fn cancel_says_what_happened() {
     gateway.begin("alice", "a1").await;
     other.cancel("a1").await;
     let result = other.until_type("cancel_result").await;
-    assert_eq!((&result["result"], &result["id"]), (&json!("cancelling"), &json!("a1")));
+    assert_eq!(
+        (&result["result"], &result["id"]),
+        (&json!("cancelling"), &json!("a1"))
+    );
     let message_id = result["message_id"].as_str().unwrap().to_owned();
-    assert_eq!(device.transcript.message_id("a1"), Some(message_id.as_str()));
+    assert_eq!(
+        device.transcript.message_id("a1"),
+        Some(message_id.as_str())
+    );
     device.say("a2", "x").await;
     device.until_accepted("a2").await;
     gateway.answer("alice", "a2", &["y"]).await;
     device.end_of("a2").await;
     device.cancel("a2").await;
-    assert_eq!(device.until_type("cancel_result").await["result"], "already_done");
+    assert_eq!(
+        device.until_type("cancel_result").await["result"],
+        "already_done"
+    );
     device.cancel_message("no-such-message").await;
     let result = device.until_type("cancel_result").await;
     assert_eq!(result["result"], "unknown");
@@ -184,7 +220,10 @@ async fn cancel_says_what_happened() {
     // Sent right behind its message it never overtakes it.
     device.say("a3", "x").await;
     device.cancel("a3").await;
-    assert_eq!(device.until_type("cancel_result").await["result"], "cancelling");
+    assert_eq!(
+        device.until_type("cancel_result").await["result"],
+        "cancelling"
+    );
 }
 
 #[tokio::test]
@@ -222,7 +261,11 @@ async fn an_interrupt_cancels_what_was_before_it_and_sent_again_nothing_that_cam
             cancelled: ending(&subject, "", TurnStatus::Cancelled),
         };
         let begun = gateway.fanout.begin(call).await.unwrap();
-        assert_eq!(matches!(begun, Begun::Ended(_)), cancelled, "{id}: {begun:?}");
+        assert_eq!(
+            matches!(begun, Begun::Ended(_)),
+            cancelled,
+            "{id}: {begun:?}"
+        );
     }
 }
 
@@ -241,7 +284,11 @@ async fn a_draining_gateway_says_when_to_come_back_after_what_was_read_is_accept
     assert_eq!(busy.expect_close().await, Some(1001));
     assert!(busy.shown("a1").is_accepted());
     drop((idle, busy));
-    timeout(SOON, &mut gateway.served).await.unwrap().unwrap().unwrap();
+    timeout(SOON, &mut gateway.served)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
 }
 
 #[tokio::test]
@@ -255,12 +302,18 @@ async fn a_token_ends_its_connection_and_a_classic_one_stays() {
     .await;
     let user = UserId::parse("alice").unwrap();
     let ttl = Duration::from_secs(2);
-    let (token, _) = gateway.fanout.issue_token(&user, "secret", ttl).await.unwrap();
+    let (token, _) = gateway
+        .fanout
+        .issue_token(&user, "secret", ttl)
+        .await
+        .unwrap();
     let mut wrong = Device::new("alice");
     let path = "/ws?token=wrong&userid=alice";
     wrong.upgrade(gateway.port, path, &[]).await.unwrap();
     assert_eq!(wrong.expect_close().await, Some(4401));
-    let mut classic = Classic::connect(gateway.port, &token, "alice").await.unwrap();
+    let mut classic = Classic::connect(gateway.port, &token, "alice")
+        .await
+        .unwrap();
     let mut device = Device::new("alice");
     device.token = token;
     device.connect(gateway.port).await;

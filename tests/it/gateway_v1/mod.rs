@@ -189,7 +189,8 @@ fn ending(subject: &Subject, text: &str, status: TurnStatus) -> Ending {
     let mut frame = json!({"v": 1, "type": "response", "content": text, "userid": subject.user,
         "timestamp": "2024-01-01T12:00:00Z", "processing_time_ms": 5, "correlation_id": "c",
         "message_id": subject.message_id, "id": subject.id, "finish_reason": "stop",
-        "model": "test", "attempt": 1, "conversation_id": subject.conversation});
+        "model": "test", "attempt": 1, "conversation_id": subject.conversation,
+        "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}});
     if status == TurnStatus::Cancelled {
         frame["type"] = "error".into();
         frame["code"] = "cancelled".into();
