@@ -299,7 +299,13 @@ impl Inbound {
             Some(Admitted::Delivered(frame, position)) => {
                 self.entry.state().opened(id, correlation);
                 let payload = frame.as_bytes();
-                feed::take(&self.gateway, &self.entry, payload, position, Source::Mailbox);
+                feed::take(
+                    &self.gateway,
+                    &self.entry,
+                    payload,
+                    position,
+                    Source::Mailbox,
+                );
             }
         }
     }

@@ -22,7 +22,9 @@ const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
 enum Phase {
     New,
     /// To the terminal channel, and where a `chatmesh.v1` socket came, to the live one.
-    Subscribed { live: bool },
+    Subscribed {
+        live: bool,
+    },
     /// Out of the map; whoever still holds it looks again.
     Gone,
 }
@@ -213,9 +215,7 @@ impl Registry {
     }
 }
 
-async fn in_time(
-    call: impl Future<Output = Result<(), FanoutError>>,
-) -> Result<(), FanoutError> {
+async fn in_time(call: impl Future<Output = Result<(), FanoutError>>) -> Result<(), FanoutError> {
     timeout(SUBSCRIBE_TIMEOUT, call)
         .await
         .unwrap_or_else(|_| Err(FanoutError::Unavailable("no confirmation in time".into())))

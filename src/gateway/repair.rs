@@ -133,11 +133,7 @@ async fn check(gateway: &Gateway, entry: &Entry) -> Result<(), FanoutError> {
     // A gap from now on asks for another check.
     let (lost, after, marks) = {
         let mut state = entry.state();
-        (
-            state.checked(),
-            state.verified(),
-            state.followers.newest(),
-        )
+        (state.checked(), state.verified(), state.followers.newest())
     };
     // The first frames after "never used" may be those of a mailbox that was lost and rebuilt.
     let mut source = match &after {

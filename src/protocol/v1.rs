@@ -228,10 +228,11 @@ pub fn of_published(frame: &Published<'_>, user: &UserId) -> Option<String> {
         Kind::Error => Frame {
             kind: "error",
             code: frame.code,
-            message: Some(frame.message.map_or_else(
-                || Text::Ours(ErrorCode::Unavailable.text()),
-                Text::Given,
-            )),
+            message: Some(
+                frame
+                    .message
+                    .map_or_else(|| Text::Ours(ErrorCode::Unavailable.text()), Text::Given),
+            ),
             retryable: frame.retryable,
             retry_after_ms: frame.retry_after_ms,
             ..end
@@ -504,15 +505,25 @@ mod tests {
             (r#"{"type":"message","id":"a"}"#, Some("a")),
             (r#"{"type":"message","id":"a b","content":"secret"}"#, None),
             (r#"{"type":"message","content":"secret"}"#, None),
-            (r#"{"type":"message","id":"a","content":"secret","conversation_id":""}"#, Some("a")),
-            (r#"{"type":"message","id":"a","content":"secret","userid":"bob"}"#, Some("a")),
+            (
+                r#"{"type":"message","id":"a","content":"secret","conversation_id":""}"#,
+                Some("a"),
+            ),
+            (
+                r#"{"type":"message","id":"a","content":"secret","userid":"bob"}"#,
+                Some("a"),
+            ),
             (r#"{"type":"cancel"}"#, None),
             (r#"{"type":"cancel","id":"a","message_id":"b"}"#, Some("a")),
             (r#"{"type":"nonsense","id":"a"}"#, Some("a")),
             ("secret", None),
         ] {
             let refused = parse(bad, &user(), 100).unwrap_err();
-            assert_eq!(refused.id.as_ref().map(ClientMessageId::as_str), id, "{bad}");
+            assert_eq!(
+                refused.id.as_ref().map(ClientMessageId::as_str),
+                id,
+                "{bad}"
+            );
             assert_eq!(refused.refused.code, ErrorCode::InvalidMessage, "{bad}");
             assert!(refused.refused.text.starts_with("Invalid message"));
             assert!(!refused.refused.text.contains("secret"));

@@ -277,10 +277,7 @@ impl Followers {
             Phase::Following(at) => Some(at),
             _ => None,
         });
-        (
-            following.max_by_key(|at| at.n).cloned(),
-            self.fed.clone(),
-        )
+        (following.max_by_key(|at| at.n).cloned(), self.fed.clone())
     }
 
     /// Whether every socket that follows has had everything up to there.

@@ -54,7 +54,10 @@ impl LossyRedis {
 
     /// How many were lost.
     pub(crate) fn count(&self) -> usize {
-        self.lost.lock().unwrap_or_else(PoisonError::into_inner).count
+        self.lost
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .count
     }
 }
 

@@ -69,7 +69,10 @@ impl RedisCluster {
         }
         let mut cluster = Self { nodes };
         cluster.run().await;
-        let addresses = cluster.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port));
+        let addresses = cluster
+            .nodes
+            .iter()
+            .map(|node| format!("127.0.0.1:{}", node.port));
         let made = Command::new("redis-cli")
             .args(["--cluster", "create"])
             .args(addresses)
@@ -77,7 +80,11 @@ impl RedisCluster {
             .stdin(Stdio::null())
             .output()
             .expect("run redis-cli");
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stdout));
+        assert!(
+            made.status.success(),
+            "{}",
+            String::from_utf8_lossy(&made.stdout)
+        );
         cluster.ready().await;
         cluster
     }

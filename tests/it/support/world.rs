@@ -62,9 +62,15 @@ impl World {
             }
             Backend::Redis | Backend::Cluster => {
                 for n in 1..=2 {
-                    world.gateways.push(world.gateway(&format!("server_{n}")).spawn());
-                    world.workers.push(world.worker(&format!("worker_{n}")).spawn());
-                    world.relays.push(world.relay(&format!("relay_{n}")).spawn());
+                    world
+                        .gateways
+                        .push(world.gateway(&format!("server_{n}")).spawn());
+                    world
+                        .workers
+                        .push(world.worker(&format!("worker_{n}")).spawn());
+                    world
+                        .relays
+                        .push(world.relay(&format!("relay_{n}")).spawn());
                 }
             }
         }
@@ -73,7 +79,11 @@ impl World {
     }
 
     pub(crate) async fn ready(&mut self) {
-        let roles = self.gateways.iter_mut().chain(&mut self.workers).chain(&mut self.relays);
+        let roles = self
+            .gateways
+            .iter_mut()
+            .chain(&mut self.workers)
+            .chain(&mut self.relays);
         for role in roles {
             role.ready(super::SOON).await;
         }
@@ -106,7 +116,9 @@ impl World {
     }
 
     fn with_env(&self, spec: Spec) -> Spec {
-        self.env.iter().fold(spec, |spec, (name, value)| spec.env(name, value))
+        self.env
+            .iter()
+            .fold(spec, |spec, (name, value)| spec.env(name, value))
     }
 
     /// On a durable folder: it can be started again.
@@ -208,7 +220,10 @@ impl History {
 
     async fn call(&self, method: Method, path: &str) -> super::http::Reply {
         let sign = if path.contains('?') { '&' } else { '?' };
-        let url = format!("http://127.0.0.1:{}{path}{sign}userid={}", self.port, self.user);
+        let url = format!(
+            "http://127.0.0.1:{}{path}{sign}userid={}",
+            self.port, self.user
+        );
         let headers = [("authorization", "Bearer any-token")];
         try_call(method.clone(), &url, &headers)
             .await
@@ -220,7 +235,8 @@ impl History {
         assert_eq!(reply.status, 200, "{path}: {}", reply.body);
         let body = reply.json();
         let list = body[field].as_array();
-        list.unwrap_or_else(|| panic!("{path} has no {field}: {body}")).clone()
+        list.unwrap_or_else(|| panic!("{path} has no {field}: {body}"))
+            .clone()
     }
 
     /// The names of the conversations, as they are listed.
@@ -295,10 +311,7 @@ macro_rules! scenarios {
 
 /// Runs them at the same time, each with users of its own, and fails by the names of all that
 /// failed.
-pub(crate) async fn side_by_side(
-    world: Arc<World>,
-    scenarios: Vec<(&'static str, Scenario)>,
-) {
+pub(crate) async fn side_by_side(world: Arc<World>, scenarios: Vec<(&'static str, Scenario)>) {
     let mut running = Vec::new();
     for (name, scenario) in scenarios.into_iter().filter(|(name, _)| wanted(name)) {
         let at = std::time::Instant::now();

@@ -36,13 +36,19 @@ async fn who_may_not_come_in_learns_it_by_a_close_code() {
     let world = World::start(Backend::Embedded, &[]).await;
     let mut device = Device::new("alice");
     for path in ["/ws?userid=alice", "/ws?token=&userid=alice"] {
-        device.upgrade(world.port(0), path, &[]).await.expect("an upgrade");
+        device
+            .upgrade(world.port(0), path, &[])
+            .await
+            .expect("an upgrade");
         assert_eq!(device.expect_close().await, Some(4401), "{path}");
         assert!(device.frames.is_empty());
     }
     let evil = [("origin", "http://evil.example")];
     let path = "/ws?token=t&userid=alice";
-    device.upgrade(world.port(0), path, &evil).await.expect("an upgrade");
+    device
+        .upgrade(world.port(0), path, &evil)
+        .await
+        .expect("an upgrade");
     assert_eq!(device.expect_close().await, Some(4403));
     // Bad parameters are a mistake of the page, not of its user.
     for path in ["/ws?token=t&userid=a%20b", "/ws?token=t"] {
@@ -98,12 +104,19 @@ async fn stored_tokens_open_the_door_and_close_it_when_they_expire() {
     let mut device = Device::new("alice");
     device.token = "wrong".to_owned();
     let path = "/ws?token=wrong&userid=alice";
-    device.upgrade(gateway.port(), path, &[]).await.expect("an upgrade");
+    device
+        .upgrade(gateway.port(), path, &[])
+        .await
+        .expect("an upgrade");
     assert_eq!(device.expect_close().await, Some(4401));
     let reply = http::post(&gateway.url("/token?userid=alice"), &[]).await;
     device.token = reply.json()["token"].as_str().unwrap().to_owned();
     device.connect(gateway.port()).await;
-    assert_eq!(device.expect_close().await, Some(4401), "its token has expired");
+    assert_eq!(
+        device.expect_close().await,
+        Some(4401),
+        "its token has expired"
+    );
     match device.try_connect(gateway.port()).await {
         Ok(welcome) => panic!("an expired token let it in: {welcome}"),
         Err(_) => assert_eq!(device.closed, Some(4401)),
@@ -111,7 +124,9 @@ async fn stored_tokens_open_the_door_and_close_it_when_they_expire() {
     // A classic client's token only opens the door.
     let reply = http::post(&gateway.url("/token?userid=bob"), &[]).await;
     let token = reply.json()["token"].as_str().unwrap().to_owned();
-    let mut classic = Classic::connect(gateway.port(), &token, "bob").await.unwrap();
+    let mut classic = Classic::connect(gateway.port(), &token, "bob")
+        .await
+        .unwrap();
     match classic.next(Duration::from_secs(5)).await {
         Event::Silent => {}
         other => panic!("{other:?}"),
@@ -124,7 +139,11 @@ async fn without_redis_a_new_socket_is_told_to_come_back() {
     let mut gateway = stack.gateway("server_1").start().await;
     stack.redis.kill9();
     let mut device = Device::new("alice");
-    let refused = device.try_connect(gateway.port()).await.map(|_| ()).unwrap_err();
+    let refused = device
+        .try_connect(gateway.port())
+        .await
+        .map(|_| ())
+        .unwrap_err();
     let told = refused.status == 503 || device.closed == Some(4503);
     assert!(told, "{refused:?}, {:?}", device.closed);
     stack.redis.restart().await;

@@ -23,7 +23,11 @@ fn endless(text: &str) -> Script {
 /// Until the model has seen that nobody reads the answer any more.
 async fn closed(world: &World, prompt: &str, since: Instant) {
     eventually("the model's connection is closed", SOON, || async {
-        world.model().closed_early().iter().any(|closed| closed == prompt)
+        world
+            .model()
+            .closed_early()
+            .iter()
+            .any(|closed| closed == prompt)
     })
     .await;
     let took = since.elapsed();
@@ -34,7 +38,9 @@ pub(super) async fn all_devices_see_the_same_also_who_joins_in_mid_answer(world:
     let user = unique("devices");
     let prompt = unique("shared");
     let text = words("shared", 60);
-    world.model().next_for(&prompt, Script::say(&text).paced(PACE));
+    world
+        .model()
+        .next_for(&prompt, Script::say(&text).paced(PACE));
     let mut laptop = Device::open(world.port(0), &user).await;
     let mut phone = Device::open(world.port(1), &user).await;
     laptop.say("m-1", &prompt).await;
@@ -55,11 +61,19 @@ pub(super) async fn all_devices_see_the_same_also_who_joins_in_mid_answer(world:
         assert_eq!(end["content"], text.as_str());
         assert_eq!(device.transcript.strays, 0);
     }
-    assert_eq!(phone.shown("m-1").accepted, [true], "one `accepted`, with the content");
+    assert_eq!(
+        phone.shown("m-1").accepted,
+        [true],
+        "one `accepted`, with the content"
+    );
     assert_eq!(phone.shown("m-1").question.as_deref(), Some(&*prompt));
     assert_eq!(phone.shown("m-1").snapshots, 0);
     assert_eq!(tablet.shown("m-1").snapshots, 1);
-    assert_eq!(tablet.frames[1]["type"], "snapshot", "{:?}", tablet.frames[1]);
+    assert_eq!(
+        tablet.frames[1]["type"], "snapshot",
+        "{:?}",
+        tablet.frames[1]
+    );
     assert!(tablet.shown("m-1").deltas > 0, "it goes on from there");
     assert_eq!(tablet.shown("m-1").question.as_deref(), Some(&*prompt));
     assert_eq!(laptop.shown("m-1").snapshots, 1);
@@ -69,8 +83,12 @@ pub(super) async fn all_devices_see_the_same_also_who_joins_in_mid_answer(world:
 pub(super) async fn classic_clients_see_only_response_and_error(world: Arc<World>) {
     let user = unique("devices");
     let (asked, told, stopped) = (unique("by-v1"), unique("by-classic"), unique("stopped"));
-    world.model().next_for(&asked, Script::say(&words("a", 8)).paced(PACE));
-    world.model().next_for(&told, Script::say(&words("b", 8)).paced(PACE));
+    world
+        .model()
+        .next_for(&asked, Script::say(&words("a", 8)).paced(PACE));
+    world
+        .model()
+        .next_for(&told, Script::say(&words("b", 8)).paced(PACE));
     world.model().next_for(&stopped, endless("some words "));
     let mut classic = Classic::open(world.port(0), &user).await;
     let mut device = Device::open(world.port(1), &user).await;
@@ -80,8 +98,14 @@ pub(super) async fn classic_clients_see_only_response_and_error(world: Arc<World
         let mut all = transcript.all();
         all.any(|message| message.question.as_deref() == Some(&*told) && message.ended().is_some())
     };
-    device.until("the classic client's question ends", of_classic).await;
-    let by_classic = device.transcript.all().find(|message| message.id.is_none()).unwrap();
+    device
+        .until("the classic client's question ends", of_classic)
+        .await;
+    let by_classic = device
+        .transcript
+        .all()
+        .find(|message| message.id.is_none())
+        .unwrap();
     assert_eq!(by_classic.accepted, [true], "the question is shown, too");
     assert!(by_classic.deltas > 1, "{} deltas", by_classic.deltas);
     device.say("m-3", &stopped).await;
@@ -98,7 +122,14 @@ pub(super) async fn classic_clients_see_only_response_and_error(world: Arc<World
         let frame = classic.frame().await;
         assert_eq!(frame["type"], kind, "{frame}");
         assert_eq!(frame["content"], content, "{frame}");
-        for field in ["position", "n", "n_id", "attempt", "usage", "conversation_id"] {
+        for field in [
+            "position",
+            "n",
+            "n_id",
+            "attempt",
+            "usage",
+            "conversation_id",
+        ] {
             assert!(frame.get(field).is_none(), "{field} is new: {frame}");
         }
         if kind == "error" {
@@ -115,7 +146,9 @@ pub(super) async fn classic_clients_see_only_response_and_error(world: Arc<World
 pub(super) async fn cancel_from_another_device_while_it_is_written(world: Arc<World>) {
     let user = unique("devices");
     let prompt = unique("written");
-    world.model().next_for(&prompt, endless("what was said so far "));
+    world
+        .model()
+        .next_for(&prompt, endless("what was said so far "));
     let mut laptop = Device::open(world.port(0), &user).await;
     let mut phone = Device::open(world.port(1), &user).await;
     laptop.say("m-1", &prompt).await;
@@ -137,7 +170,10 @@ pub(super) async fn cancel_from_another_device_while_it_is_written(world: Arc<Wo
     assert_eq!(phone.frame().await["result"], "already_done");
     let message_id = laptop.transcript.message_id("m-1").unwrap().to_owned();
     let history = History::new(world.port(0), &user);
-    let turn = history.turn("default", &message_id).await.expect("it is in the history");
+    let turn = history
+        .turn("default", &message_id)
+        .await
+        .expect("it is in the history");
     assert_eq!(turn.status, "cancelled");
     assert_eq!(turn.answer, "what was said so far ");
     assert_eq!(turn.question.as_deref(), Some(&*prompt));
@@ -198,7 +234,10 @@ pub(super) async fn interrupt_cancels_what_is_pending_before_it(world: Arc<World
     assert_eq!(device.shown("m-3").text, format!("echo: {last}"));
     assert_eq!(device.transcript.order_of("default"), ["m-1", "m-2", "m-3"]);
     assert_eq!(world.model().count_for(&waiting), 0);
-    let results = device.frames.iter().filter(|frame| frame["type"] == "cancel_result");
+    let results = device
+        .frames
+        .iter()
+        .filter(|frame| frame["type"] == "cancel_result");
     assert_eq!(results.count(), 0, "nobody asked for one");
 }
 
@@ -206,7 +245,9 @@ pub(super) async fn the_same_id_through_two_gateways_at_once_is_one_message(worl
     let user = unique("devices");
     let prompt = unique("nervous");
     let text = words("once", 20);
-    world.model().next_for(&prompt, Script::say(&text).paced(PACE));
+    world
+        .model()
+        .next_for(&prompt, Script::say(&text).paced(PACE));
     let mut laptop = Device::open(world.port(0), &user).await;
     let mut phone = Device::open(world.port(1), &user).await;
     tokio::join!(laptop.say("m-1", &prompt), phone.say("m-1", &prompt));
@@ -216,7 +257,10 @@ pub(super) async fn the_same_id_through_two_gateways_at_once_is_one_message(worl
     for device in [&mut laptop, &mut phone] {
         let end = device.end_of("m-1").await;
         assert_eq!(end["content"], text.as_str());
-        assert!(device.shown("m-1").accepted.contains(&false), "its own `accepted`");
+        assert!(
+            device.shown("m-1").accepted.contains(&false),
+            "its own `accepted`"
+        );
     }
     let ids = [&laptop, &phone].map(|device| device.transcript.message_id("m-1").unwrap());
     assert_eq!(ids[0], ids[1]);
@@ -224,7 +268,11 @@ pub(super) async fn the_same_id_through_two_gateways_at_once_is_one_message(worl
         // More `accepted` may come, but no second end: the transcript checks that.
         let deadline = Instant::now() + A_WHILE;
         while let Event::Frame(_) = device.next(deadline - Instant::now()).await {}
-        assert_eq!(device.shown("m-1").repeated, 0, "nobody resent it after the end");
+        assert_eq!(
+            device.shown("m-1").repeated,
+            0,
+            "nobody resent it after the end"
+        );
     }
     assert_eq!(world.model().count_for(&prompt), 1, "it was paid twice");
 }
@@ -240,7 +288,10 @@ pub(super) async fn an_id_resent_after_the_end_brings_the_stored_answer(world: A
     laptop.say("m-1", &prompt).await;
     let again = |t: &Transcript| t.get("m-1").is_some_and(|m| m.repeated == 1);
     laptop.until("the stored answer comes", again).await;
-    let kinds: Vec<&Value> = laptop.frames[seen..].iter().map(|frame| &frame["type"]).collect();
+    let kinds: Vec<&Value> = laptop.frames[seen..]
+        .iter()
+        .map(|frame| &frame["type"])
+        .collect();
     assert_eq!(kinds, ["accepted", "response"]);
     assert_eq!(laptop.frames.last(), Some(&end));
     // Also to one that comes later and knows nothing of it.
@@ -264,8 +315,16 @@ pub(super) async fn a_conversation_takes_turns_and_others_run_beside_it(world: A
     device.until_text("m-1", "slow0").await;
     device.say_in("beside", "b-1", &beside).await;
     device.until_ended(&["b-1"]).await;
-    assert_eq!(device.shown("m-1").ended(), None, "it waited for the other conversation");
-    assert_eq!(world.model().count_for(&second), 0, "it did not wait its turn");
+    assert_eq!(
+        device.shown("m-1").ended(),
+        None,
+        "it waited for the other conversation"
+    );
+    assert_eq!(
+        world.model().count_for(&second),
+        0,
+        "it did not wait its turn"
+    );
     device.until_ended(&["m-1", "m-2"]).await;
     assert_eq!(device.transcript.order_of("default"), ["m-1", "m-2"]);
     assert_eq!(device.shown("b-1").conversation.as_deref(), Some("beside"));

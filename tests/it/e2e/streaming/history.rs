@@ -11,7 +11,10 @@ use crate::support::v1::Device;
 use crate::support::world::{A_WHILE, History, Turn, World};
 
 fn questions(turns: &[Turn]) -> Vec<&str> {
-    turns.iter().map(|turn| turn.question.as_deref().unwrap_or("")).collect()
+    turns
+        .iter()
+        .map(|turn| turn.question.as_deref().unwrap_or(""))
+        .collect()
 }
 
 pub(super) async fn conversations_are_listed_and_paged(world: Arc<World>) {
@@ -27,7 +30,11 @@ pub(super) async fn conversations_are_listed_and_paged(world: Arc<World>) {
     }
     device.say_in("second", "s-1", "in the second").await;
     device.end_of("s-1").await;
-    assert_eq!(history.conversations().await, ["second", "default"], "the newest first");
+    assert_eq!(
+        history.conversations().await,
+        ["second", "default"],
+        "the newest first"
+    );
 
     let all = history.turns("default").await;
     let newest_first: Vec<&str> = asked.iter().rev().map(String::as_str).collect();
@@ -71,7 +78,10 @@ pub(super) async fn a_failed_turn_is_in_the_history_and_marked(world: Arc<World>
     let next = unique("next");
     device.ask("m-2", &next).await;
     let context = world.model().asked_for(&next).remove(0).messages();
-    assert!(context.iter().all(|(_, text)| *text != prompt), "{context:?}");
+    assert!(
+        context.iter().all(|(_, text)| *text != prompt),
+        "{context:?}"
+    );
 }
 
 pub(super) async fn a_deleted_conversation_is_gone_and_the_others_stay(world: Arc<World>) {
@@ -101,7 +111,12 @@ pub(super) async fn a_deleted_conversation_is_gone_and_the_others_stay(world: Ar
     device.end_of("s-2").await;
     let context = world.model().asked_for("what did I say?");
     let of_user: Vec<_> = context.iter().flat_map(|asked| asked.messages()).collect();
-    assert!(of_user.iter().all(|(_, text)| !text.contains("forget this")), "{of_user:?}");
+    assert!(
+        of_user
+            .iter()
+            .all(|(_, text)| !text.contains("forget this")),
+        "{of_user:?}"
+    );
     assert_eq!(history.conversations().await, ["secret", "kept"]);
 }
 
@@ -136,6 +151,10 @@ pub(super) async fn deleting_everything_also_stops_what_is_in_flight(world: Arc<
     let next = unique("next");
     device.ask("m-3", &next).await;
     let context = world.model().asked_for(&next).remove(0).messages();
-    let knows = |text: &String| [&early, &growing].iter().any(|prompt| text.contains(*prompt));
+    let knows = |text: &String| {
+        [&early, &growing]
+            .iter()
+            .any(|prompt| text.contains(*prompt))
+    };
     assert!(!context.iter().any(|(_, text)| knows(text)), "{context:?}");
 }

@@ -57,7 +57,10 @@ fn heavy() -> Vec<(&'static str, Scenario)> {
 
 /// The bounds that scenarios count on.
 const FAULTY: &[(&str, &str)] = &[("MAILBOX_FRAMES", "6")];
-const SLOW: &[(&str, &str)] = &[("OUTBOUND_QUEUE_BYTES", "65536"), ("MAILBOX_BYTES", "33554432")];
+const SLOW: &[(&str, &str)] = &[
+    ("OUTBOUND_QUEUE_BYTES", "65536"),
+    ("MAILBOX_BYTES", "33554432"),
+];
 
 macro_rules! on {
     ($backend:ident, $name:ident) => {

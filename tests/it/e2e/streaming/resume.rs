@@ -11,9 +11,9 @@ use proptest::test_runner::TestRunner;
 use super::words;
 use crate::support::client::Event;
 use crate::support::model::Script;
+use crate::support::unique;
 use crate::support::v1::{Device, Transcript};
 use crate::support::world::{A_WHILE, World};
-use crate::support::unique;
 
 const PACE: Duration = Duration::from_millis(45);
 
@@ -31,10 +31,14 @@ async fn play(world: &World, cuts: &[usize]) -> (Transcript, usize) {
     let user = unique("resume");
     let exchange = exchange();
     for (_, prompt, text) in &exchange {
-        world.model().next_for(prompt, Script::say(text).paced(PACE));
+        world
+            .model()
+            .next_for(prompt, Script::say(text).paced(PACE));
     }
-    let messages: Vec<(&str, &str)> =
-        exchange.iter().map(|(id, prompt, _)| (*id, prompt.as_str())).collect();
+    let messages: Vec<(&str, &str)> = exchange
+        .iter()
+        .map(|(id, prompt, _)| (*id, prompt.as_str()))
+        .collect();
     let mut device = Device::open(world.port(0), &user).await;
     for (id, prompt) in &messages {
         device.say(id, prompt).await;
@@ -67,10 +71,21 @@ async fn play(world: &World, cuts: &[usize]) -> (Transcript, usize) {
         let expected = ("response".to_owned(), text.clone());
         let ends = device.transcript.ends();
         assert_eq!(ends.get(*id), Some(&expected), "{user} after {cuts:?}");
-        assert_eq!(world.model().count_for(prompt), 1, "{user} after {cuts:?}: paid twice");
+        assert_eq!(
+            world.model().count_for(prompt),
+            1,
+            "{user} after {cuts:?}: paid twice"
+        );
     }
-    assert_eq!(device.transcript.order_of("default"), ["m-1", "m-2"], "{cuts:?}");
-    assert_eq!(device.transcript.reloads, 1, "only the first had no position: {cuts:?}");
+    assert_eq!(
+        device.transcript.order_of("default"),
+        ["m-1", "m-2"],
+        "{cuts:?}"
+    );
+    assert_eq!(
+        device.transcript.reloads, 1,
+        "only the first had no position: {cuts:?}"
+    );
     assert_eq!(device.transcript.strays, 0, "{cuts:?}");
     (device.transcript, frames)
 }
@@ -97,7 +112,9 @@ pub(super) async fn a_client_hops_between_gateways_in_mid_answer(world: Arc<Worl
     let user = unique("hop");
     let prompt = unique("long");
     let text = words("hop", 80);
-    world.model().next_for(&prompt, Script::say(&text).paced(PACE));
+    world
+        .model()
+        .next_for(&prompt, Script::say(&text).paced(PACE));
     let mut device = Device::open(world.port(0), &user).await;
     device.say("m-1", &prompt).await;
     device.until_accepted("m-1").await;
@@ -133,7 +150,13 @@ pub(super) async fn what_was_missed_is_replayed_in_order_however_much_it_is(worl
     let ids: Vec<String> = (0..COUNT).map(|n| format!("m-{n}")).collect();
     for id in &ids {
         let prompt = unique("missed");
-        let script = Script::new().role().token(&long).token(id).finish("stop").usage().done();
+        let script = Script::new()
+            .role()
+            .token(&long)
+            .token(id)
+            .finish("stop")
+            .usage()
+            .done();
         world.model().next_for(&prompt, script);
         at_work.ask(id, &prompt).await;
     }
@@ -145,7 +168,10 @@ pub(super) async fn what_was_missed_is_replayed_in_order_however_much_it_is(worl
         away.drop_connection();
     }
     let welcome = away.connect(world.port(1)).await;
-    assert_eq!(welcome["position"].as_str(), away.transcript.position.as_deref());
+    assert_eq!(
+        welcome["position"].as_str(),
+        away.transcript.position.as_deref()
+    );
     let all: Vec<&str> = ids.iter().map(String::as_str).collect();
     away.until_ended(&all).await;
     assert_eq!(away.transcript.order_of("default"), ids);

@@ -32,7 +32,11 @@ pub(super) async fn an_answer_is_accepted_streamed_and_ended_once(world: Arc<Wor
     assert_eq!(end["conversation_id"], "default");
     assert_eq!(end["id"], "m-1");
     let shown = device.shown("m-1");
-    assert_eq!(shown.accepted, [false], "one `accepted`, without the content");
+    assert_eq!(
+        shown.accepted,
+        [false],
+        "one `accepted`, without the content"
+    );
     assert!(shown.deltas > 3, "{} deltas", shown.deltas);
     assert_eq!(shown.restarts, 0);
     device.expect_silence(A_WHILE).await;
@@ -61,10 +65,13 @@ pub(super) async fn the_first_token_leaves_at_once(world: Arc<World>) {
     world.model().next_for(&prompt, script);
     let mut device = Device::open(world.port(0), &unique("rows")).await;
     device.say("m-1", &prompt).await;
-    let began = Instant::now();
     device.until_text("m-1", "first").await;
     assert!(device.shown("m-1").is_growing());
-    assert!(began.elapsed() < Duration::from_secs(3), "it waited for more");
+    let asked = world.model().asked_for(&prompt)[0].at;
+    assert!(
+        asked.elapsed() < Duration::from_secs(3),
+        "it waited for more"
+    );
     let end = device.end_of("m-1").await;
     assert_eq!(end["content"], "first last");
 }
@@ -99,15 +106,42 @@ pub(super) async fn what_is_no_message_is_refused_and_the_socket_lives_on(world:
     let long = "x".repeat(8001);
     let long_id = "i".repeat(65);
     let bad: [(Value, &str); 12] = [
-        (json!({"type": "message", "content": "no id"}), "invalid_message"),
-        (json!({"type": "message", "id": "", "content": "x"}), "invalid_message"),
-        (json!({"type": "message", "id": long_id, "content": "x"}), "invalid_message"),
-        (json!({"type": "message", "id": "a b", "content": "x"}), "invalid_message"),
-        (json!({"type": "message", "id": "r-1", "content": ""}), "invalid_message"),
-        (json!({"type": "message", "id": "r-1", "content": 7}), "invalid_message"),
-        (json!({"type": "message", "id": "r-1", "content": "x", "userid": "other"}), "invalid_message"),
-        (json!({"type": "message", "id": "r-1", "content": "x", "conversation_id": "a b"}), "invalid_message"),
-        (json!({"type": "message", "id": "r-1", "content": long}), "too_large"),
+        (
+            json!({"type": "message", "content": "no id"}),
+            "invalid_message",
+        ),
+        (
+            json!({"type": "message", "id": "", "content": "x"}),
+            "invalid_message",
+        ),
+        (
+            json!({"type": "message", "id": long_id, "content": "x"}),
+            "invalid_message",
+        ),
+        (
+            json!({"type": "message", "id": "a b", "content": "x"}),
+            "invalid_message",
+        ),
+        (
+            json!({"type": "message", "id": "r-1", "content": ""}),
+            "invalid_message",
+        ),
+        (
+            json!({"type": "message", "id": "r-1", "content": 7}),
+            "invalid_message",
+        ),
+        (
+            json!({"type": "message", "id": "r-1", "content": "x", "userid": "other"}),
+            "invalid_message",
+        ),
+        (
+            json!({"type": "message", "id": "r-1", "content": "x", "conversation_id": "a b"}),
+            "invalid_message",
+        ),
+        (
+            json!({"type": "message", "id": "r-1", "content": long}),
+            "too_large",
+        ),
         (json!({"type": "cancel"}), "invalid_message"),
         (json!({"type": "no-such-type"}), "invalid_message"),
         (json!(["message"]), "invalid_message"),
@@ -118,7 +152,10 @@ pub(super) async fn what_is_no_message_is_refused_and_the_socket_lives_on(world:
         let start: String = frame.to_string().chars().take(80).collect();
         assert_eq!(error["type"], "error", "{start}: {error}");
         assert_eq!(error["code"], code, "{start}: {error}");
-        assert!(error.get("message_id").is_none(), "refused, not ended: {error}");
+        assert!(
+            error.get("message_id").is_none(),
+            "refused, not ended: {error}"
+        );
         assert_eq!(error["retryable"], false, "{start}: {error}");
         let text = error["message"].as_str().unwrap();
         assert!(text.starts_with("Invalid message"), "{start}: {error}");
@@ -153,10 +190,15 @@ pub(super) async fn a_failure_is_a_terminal_error(world: Arc<World>) {
 pub(super) async fn a_provider_that_breaks_off_restarts_the_text(world: Arc<World>) {
     let prompt = unique("cut");
     let pace = Duration::from_millis(60);
-    let broken = Script::new().role().text("old words that nobody keeps ").cut();
+    let broken = Script::new()
+        .role()
+        .text("old words that nobody keeps ")
+        .cut();
     world.model().next_for(&prompt, broken.paced(pace));
     let whole = words("new", 6);
-    world.model().next_for(&prompt, Script::say(&whole).paced(pace));
+    world
+        .model()
+        .next_for(&prompt, Script::say(&whole).paced(pace));
     let mut device = Device::open(world.port(0), &unique("rows")).await;
     device.say("m-1", &prompt).await;
     device.until_text("m-1", "old").await;
@@ -166,7 +208,10 @@ pub(super) async fn a_provider_that_breaks_off_restarts_the_text(world: Arc<Worl
     assert_eq!(end["attempt"], 2);
     assert_eq!(device.shown("m-1").restarts, 1);
     assert_eq!(world.model().count_for(&prompt), 2);
-    let restarted = device.frames.iter().find(|frame| frame["type"] == "restarted");
+    let restarted = device
+        .frames
+        .iter()
+        .find(|frame| frame["type"] == "restarted");
     assert_eq!(restarted.unwrap()["attempt"], 2);
 }
 

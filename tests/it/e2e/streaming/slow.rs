@@ -14,7 +14,9 @@ const ANSWERS: usize = 24;
 const PIECES: usize = 57;
 
 fn has_all(transcript: &Transcript) -> bool {
-    let whole = transcript.all().filter(|m| m.text.contains(&format!("p{} ", PIECES - 1)));
+    let whole = transcript
+        .all()
+        .filter(|m| m.text.contains(&format!("p{} ", PIECES - 1)));
     whole.count() == ANSWERS
 }
 
@@ -35,17 +37,26 @@ pub(super) async fn slow_readers_get_snapshots_and_dead_ones_are_closed(world: A
             script = script.wait(Duration::from_millis(20));
         }
         script = script.wait(Duration::from_secs(6)).token("the end");
-        world.model().next_for(&prompt, script.finish("stop").usage().done());
+        world
+            .model()
+            .next_for(&prompt, script.finish("stop").usage().done());
         watcher.say_in(id, id, &prompt).await;
     }
     watcher.until("all is written but the ends", has_all).await;
-    let open = watcher.transcript.all().filter(|m| m.terminal.is_none()).count();
+    let open = watcher
+        .transcript
+        .all()
+        .filter(|m| m.terminal.is_none())
+        .count();
     assert!(open > 0, "too late: nothing is being written any more");
     let all: Vec<&str> = ids.iter().map(String::as_str).collect();
     slow.until_ended(&all).await;
     assert!(slow.is_connected(), "a snapshot was enough");
     let snapshots: usize = slow.transcript.all().map(|m| m.snapshots).sum();
-    assert!(snapshots > 0, "it never fell behind: this test shows nothing");
+    assert!(
+        snapshots > 0,
+        "it never fell behind: this test shows nothing"
+    );
     watcher.until_ended(&all).await;
     assert_eq!(slow.transcript.ends(), watcher.transcript.ends());
     for id in &ids {
@@ -53,9 +64,14 @@ pub(super) async fn slow_readers_get_snapshots_and_dead_ones_are_closed(world: A
     }
 
     let gateway = &world.gateways[0];
-    eventually("the dead reader is given up", Duration::from_secs(40), || async {
-        gateway.log().contains("slow_consumer") || metric_names_it(&gateway.url("/metrics")).await
-    })
+    eventually(
+        "the dead reader is given up",
+        Duration::from_secs(40),
+        || async {
+            gateway.log().contains("slow_consumer")
+                || metric_names_it(&gateway.url("/metrics")).await
+        },
+    )
     .await;
     let code = dead.expect_close().await;
     // The close frame waits behind what the reader left in the kernel, and not for ever.
@@ -68,5 +84,6 @@ pub(super) async fn slow_readers_get_snapshots_and_dead_ones_are_closed(world: A
 
 async fn metric_names_it(url: &str) -> bool {
     let text = crate::support::http::get(url).await.body;
-    text.lines().any(|line| line.contains("slow_consumer") && !line.ends_with(" 0"))
+    text.lines()
+        .any(|line| line.contains("slow_consumer") && !line.ends_with(" 0"))
 }

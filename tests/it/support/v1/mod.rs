@@ -187,7 +187,8 @@ impl Device {
 
     /// Cancels by the client's `id`.
     pub(crate) async fn cancel(&mut self, id: &str) {
-        self.send_text(&json!({"type": "cancel", "id": id}).to_string()).await;
+        self.send_text(&json!({"type": "cancel", "id": id}).to_string())
+            .await;
     }
 
     /// Cancels by the `message_id`.
@@ -271,7 +272,11 @@ impl Device {
         F: Fn(&Transcript) -> bool,
     {
         let seen = self.until_or_closed(what, condition).await;
-        assert!(seen, "{}: closed ({:?}) before {what}", self.user, self.closed);
+        assert!(
+            seen,
+            "{}: closed ({:?}) before {what}",
+            self.user, self.closed
+        );
     }
 
     /// Reads until the condition holds; false when the connection ends first.
@@ -372,9 +377,10 @@ impl Device {
                 self.connect_patiently(&ports).await;
                 turn += 1;
                 for (id, content) in messages {
-                    let known = self.transcript.get(id).is_some_and(|m| {
-                        m.is_accepted() || m.terminal.is_some() || m.is_growing()
-                    });
+                    let known = self
+                        .transcript
+                        .get(id)
+                        .is_some_and(|m| m.is_accepted() || m.terminal.is_some() || m.is_growing());
                     if !known {
                         self.say(id, content).await;
                     }
