@@ -23,6 +23,9 @@ pub(super) struct Query<'a> {
     userid: Option<Cow<'a, str>>,
     token: Option<Cow<'a, str>>,
     since: Option<Cow<'a, str>>,
+    pub(super) before: Option<Cow<'a, str>>,
+    pub(super) after: Option<Cow<'a, str>>,
+    pub(super) limit: Option<Cow<'a, str>>,
 }
 
 impl<'a> Query<'a> {
@@ -31,6 +34,9 @@ impl<'a> Query<'a> {
             userid: None,
             token: None,
             since: None,
+            before: None,
+            after: None,
+            limit: None,
         };
         let raw = uri.query().unwrap_or_default();
         for (name, value) in url::form_urlencoded::parse(raw.as_bytes()) {
@@ -38,6 +44,9 @@ impl<'a> Query<'a> {
                 "userid" => query.userid = Some(value),
                 "token" => query.token = Some(value),
                 "since" => query.since = Some(value).filter(|value| !value.is_empty()),
+                "before" => query.before = Some(value),
+                "after" => query.after = Some(value),
+                "limit" => query.limit = Some(value),
                 _ => {}
             }
         }

@@ -293,8 +293,8 @@ impl Inbound {
                 self.tell_again(&message, &frame, &position);
             }
             Some(Admitted::Forgotten) => {
-                let code = ErrorCode::Cancelled;
-                self.refuse(code, code.text(), &message.correlation_id);
+                self.accepted(&message);
+                self.forgotten(&message);
             }
             Some(Admitted::Delivered(frame, position)) => {
                 self.entry.state().opened(id, correlation);
@@ -307,6 +307,20 @@ impl Inbound {
                     Source::Mailbox,
                 );
             }
+        }
+    }
+
+    /// All that is left of the message is that it has ended.
+    fn forgotten(&self, message: &Message) {
+        let user = &self.session.user;
+        let outbound = &self.socket.outbound;
+        if self.socket.line.is_some() {
+            let id = message.client_id.as_ref();
+            let frame = v1::forgotten(user, &message.id, id, &message.conversation);
+            outbound.push_control(frame.into());
+        } else {
+            let (code, correlation_id) = (ErrorCode::Cancelled, &message.correlation_id);
+            outbound.push(classic_error(user, code, code.text(), correlation_id).into());
         }
     }
 

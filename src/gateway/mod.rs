@@ -26,6 +26,7 @@ mod connection;
 mod counters;
 mod feed;
 mod handshake;
+mod history;
 mod inbound;
 mod origin;
 mod outbound;

@@ -470,6 +470,27 @@ pub fn cancel_result(
     })
 }
 
+/// The end of a message of which everything else was forgotten.
+pub fn forgotten(
+    user: &UserId,
+    message_id: &MessageId,
+    id: Option<&ClientMessageId>,
+    conversation_id: &ConversationId,
+) -> String {
+    let rest = Accepted {
+        userid: user,
+        message_id,
+        id,
+        conversation_id,
+        content: None,
+        origin: None,
+    };
+    json(&Tagged {
+        r#type: "cancelled",
+        rest,
+    })
+}
+
 /// The answer to `ping`.
 pub const PONG: &str = r#"{"type":"pong"}"#;
 
