@@ -34,7 +34,9 @@ pub(super) struct Model {
 
 /// The provider calls of one taking of a message, over all its attempts.
 pub(super) struct Calls {
-    deadline: Instant,
+    /// Known from the first call on: waiting for another worker's lease, or for a fan-out that
+    /// is away, is no fault of the message.
+    deadline: Option<Instant>,
     made: u32,
     /// At most this many (`OPENAI_MAX_ATTEMPTS`).
     most: u32,
@@ -75,15 +77,15 @@ impl Model {
         }
     }
 
-    /// The calls that a taking may make until `deadline`.
-    pub(super) fn calls(&self, deadline: Instant) -> Calls {
+    /// The calls that a taking may make.
+    pub(super) fn calls(&self) -> Calls {
         let most = self
             .settings
             .model
             .as_ref()
             .map_or(1, |model| model.max_attempts);
         Calls {
-            deadline,
+            deadline: None,
             made: 0,
             most,
         }
@@ -147,12 +149,14 @@ impl Model {
     }
 
     async fn ask(&self, request: &ModelRequest, calls: &mut Calls, writer: &LiveWriter) -> Written {
+        let over = Instant::now() + self.settings.message_deadline;
+        let deadline = *calls.deadline.get_or_insert(over);
         loop {
             calls.made += 1;
             let end = tokio::select! {
                 biased;
                 signal = writer.stopped() => CallEnd::Signal(signal),
-                () = tokio::time::sleep_until(calls.deadline) => CallEnd::DeadlineOver,
+                () = tokio::time::sleep_until(deadline) => CallEnd::DeadlineOver,
                 result = self.call(request, writer) => match result {
                     Ok(answer) => CallEnd::Answer(answer),
                     Err(error) => CallEnd::Failed(error),
@@ -168,7 +172,7 @@ impl Model {
             let delay = self
                 .backoff
                 .delay(attempt, error.retry_after, rand::random());
-            let in_time = Instant::now() + delay < calls.deadline;
+            let in_time = Instant::now() + delay < deadline;
             if !error.retryable || calls.made >= calls.most || !in_time {
                 return Written::Failed(error, writer.text());
             }

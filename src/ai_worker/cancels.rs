@@ -96,7 +96,7 @@ impl Watcher {
     pub(super) async fn watch(self, user: UserId, message: MessageId, look: Arc<Notify>) {
         tokio::time::sleep(UNDER_WAY).await;
         let _watched = self.0.watch(user, message, look);
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

@@ -25,6 +25,8 @@ mod handler;
 mod live;
 pub mod prompt;
 pub mod provider;
+#[cfg(test)]
+mod tests;
 
 /// What a worker works with.
 pub struct Parts {

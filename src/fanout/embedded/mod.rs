@@ -96,6 +96,17 @@ impl EmbeddedFanout {
         })
     }
 
+    /// For tests of other components: with their clock.
+    #[cfg(test)]
+    pub(crate) fn open_at(
+        store: Store,
+        bounds: Bounds,
+        clock: Box<dyn Fn() -> i64 + Send + Sync>,
+    ) -> Result<Self> {
+        let random = Box::new(rand::random);
+        Self::with_environment(store, bounds, Environment { clock, random })
+    }
+
     /// With a clock and random numbers of the caller's; sweeps nothing by itself.
     fn with_environment(store: Store, bounds: Bounds, environment: Environment) -> Result<Self> {
         match store.get(Table::Users, keys::VERSION)? {

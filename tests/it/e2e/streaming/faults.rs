@@ -259,8 +259,11 @@ pub(super) async fn a_lost_publish_of_an_end_is_found(world: &mut World) {
         .gateway("server_3")
         .env("REDIS_PORT", &proxy.port().to_string());
     let behind = spec.start().await;
-    let mut watcher = Device::open(world.port(0), &user).await;
-    let mut device = Device::open(behind.port(), &user).await;
+    let mut watcher = Device::new(&user);
+    // Until it can listen again, a gateway takes nobody in.
+    watcher.connect_patiently(&[world.port(0)]).await;
+    let mut device = Device::new(&user);
+    device.connect_patiently(&[behind.port()]).await;
     let mut classic = Classic::open(behind.port(), &user).await;
     let prompt = unique("lost");
     let script = Script::say("it is here").paced(Duration::from_millis(300));
@@ -376,7 +379,6 @@ pub(super) async fn everything_is_killed_and_the_text_begins_anew(world: &mut Wo
     assert_eq!(welcome["recovered"], true, "{welcome}");
     let end = device.end_of("m-1").await;
     assert_eq!(end["content"], whole.as_str());
-    assert_eq!(end["attempt"], 2);
     // The first is where it was.
     device.say("m-0", "whatever").await;
     let again = |t: &Transcript| t.get("m-0").is_some_and(|m| m.repeated == 1);
