@@ -1,7 +1,6 @@
 //! Reads for sockets that can't follow what is published, and tells them what they are to know.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
@@ -29,10 +28,7 @@ const AWAY: u32 = 3;
 
 /// One `read` at a time for a user, shared by those of its sockets that want the same.
 #[derive(Default)]
-pub(in crate::gateway) struct SharedRead {
-    waiting: AtomicUsize,
-    last: tokio::sync::Mutex<Option<Shared>>,
-}
+pub(in crate::gateway) struct SharedRead(tokio::sync::Mutex<Option<Shared>>);
 
 struct Shared {
     after: Option<Position>,
@@ -40,12 +36,14 @@ struct Shared {
     look: Arc<Look>,
 }
 
-struct Waiting<'a>(&'a AtomicUsize);
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
+/// Why a socket has to be told everything.
+enum Occasion {
+    /// It is new, and the client brought no position.
+    Start,
+    /// It is new, and goes on from here.
+    Resume(Position),
+    /// It fell behind, or something was lost.
+    Repair,
 }
 
 /// Keeps a socket going until it ends; returns why, where that is decided here.
@@ -55,7 +53,7 @@ pub(in crate::gateway) async fn follow(
     socket: &Arc<Socket>,
     since: Option<Position>,
 ) -> CloseReason {
-    let mut first = Some(since);
+    let mut occasion = since.map_or(Occasion::Start, Occasion::Resume);
     loop {
         if !entry.state().followers.is_stale(socket) {
             if let Some(line) = &socket.line {
@@ -64,10 +62,12 @@ pub(in crate::gateway) async fn follow(
             continue;
         }
         // What is lost is told at once; to a slow client when it has read what there is.
-        if first.is_none() && timeout(BEHIND, socket.outbound.drained()).await.is_err() {
+        if matches!(occasion, Occasion::Repair)
+            && timeout(BEHIND, socket.outbound.drained()).await.is_err()
+        {
             return CloseReason::SlowConsumer;
         }
-        if let Err(reason) = catch_up(gateway, entry, socket, &mut first).await {
+        if let Err(reason) = catch_up(gateway, entry, socket, &mut occasion).await {
             return reason;
         }
     }
@@ -78,7 +78,7 @@ async fn catch_up(
     gateway: &Gateway,
     entry: &Entry,
     socket: &Arc<Socket>,
-    first: &mut Option<Option<Position>>,
+    occasion: &mut Occasion,
 ) -> Result<(), CloseReason> {
     let user = &entry.user;
     gateway.counters.catch_ups.increment(1);
@@ -103,12 +103,12 @@ async fn catch_up(
             let frame = if !recovered {
                 let position = entry.state().followers.not_recovered(socket, &look.end);
                 Some(welcome(&position, false))
-            } else if let Some(Some(since)) = first {
+            } else if let Occasion::Resume(since) = &*occasion {
                 Some(welcome(since, true))
             } else {
                 None
             };
-            *first = None;
+            *occasion = Occasion::Repair;
             if let Some(frame) = frame {
                 push(socket, frame).await?;
                 if let Some(line) = &socket.line {
@@ -226,30 +226,25 @@ async fn look(
     entry: &Entry,
     socket: &Arc<Socket>,
 ) -> Result<Arc<Look>, FanoutError> {
-    let reads = &entry.reads;
-    reads.waiting.fetch_add(1, Ordering::Relaxed);
-    let waiting = Waiting(&reads.waiting);
-    let begun = entry.state().followers.begin(socket);
-    let mut last = reads.last.lock().await;
-    drop(waiting);
-    let others = reads.waiting.load(Ordering::Relaxed) > 0;
-    if let Some(shared) = &*last
-        && shared.after == begun.after
-        && shared.from >= begun.stale
-    {
+    let mut last = entry.reads.0.lock().await;
+    let (begun, others) = {
         let mut state = entry.state();
-        if state.followers.holds_since(shared.from) {
+        let begun = state.followers.begin(socket);
+        let others = state.followers.others_wait(socket);
+        if let Some(shared) = &*last
+            && shared.after == begun.after
+            && shared.from >= begun.stale
+            && state.followers.holds_since(shared.from)
+        {
             state.followers.share(socket, shared.from);
-            drop(state);
             let look = shared.look.clone();
             if !others {
                 *last = None;
             }
             return Ok(look);
         }
-    }
-    // Others may have read meanwhile: everything since now is held in any case.
-    let begun = entry.state().followers.begin(socket);
+        (begun, others)
+    };
     let after = begun.after.clone();
     let look = gateway.fanout.read(Read {
         user: entry.user.clone(),
@@ -258,7 +253,6 @@ async fn look(
         max_bytes: PAGE,
     });
     let look = Arc::new(look.await?);
-    let others = reads.waiting.load(Ordering::Relaxed) > 0;
     *last = others.then(|| Shared {
         after,
         from: begun.from,

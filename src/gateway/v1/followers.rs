@@ -192,7 +192,7 @@ impl Followers {
 
     /// Drops what is held when nobody reads.
     fn let_go(&mut self) {
-        if !self.is_reading() {
+        if !self.is_reading() && !self.held.is_empty() {
             self.drop_held();
         }
     }
@@ -303,9 +303,7 @@ impl Followers {
 
     /// A read for this socket begins now: what is published from here on is held.
     pub(in crate::gateway) fn begin(&mut self, socket: &Arc<Socket>) -> Begun {
-        if !self.is_reading() {
-            self.drop_held();
-        }
+        self.let_go();
         let from = self.event;
         let Some(follower) = self.get(socket) else {
             return Begun {
@@ -324,6 +322,13 @@ impl Followers {
             stale,
             from,
         }
+    }
+
+    /// Whether another socket of the user has to read too.
+    pub(in crate::gateway) fn others_wait(&self, socket: &Arc<Socket>) -> bool {
+        self.list
+            .iter()
+            .any(|one| matches!(one.phase, Phase::Stale(_)) && !Arc::ptr_eq(&one.socket, socket))
     }
 
     /// Whether what was published since this event is held.

@@ -16,11 +16,15 @@ use chatmesh::protocol::ids::{ConversationId, MessageId, UserId};
 use chatmesh::protocol::position::Epoch;
 use chatmesh::store::Store;
 use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+
+use crate::support::SOON;
 
 pub(super) struct Faulty {
     inner: EmbeddedFanout,
     pub(super) away: AtomicBool,
-    pub(super) losing: Arc<AtomicBool>,
+    losing: Arc<AtomicBool>,
+    lost: watch::Sender<usize>,
     pub(super) reads: AtomicUsize,
     events: Mutex<Option<mpsc::Sender<FeedEvent>>>,
 }
@@ -32,6 +36,7 @@ impl Faulty {
             inner,
             away: AtomicBool::new(false),
             losing: Arc::default(),
+            lost: watch::Sender::new(0),
             reads: AtomicUsize::new(0),
             events: Mutex::default(),
         })
@@ -44,8 +49,19 @@ impl Faulty {
         Ok(&self.inner)
     }
 
-    pub(super) fn lose(&self, yes: bool) {
-        self.losing.store(yes, Ordering::SeqCst);
+    /// What is published from now on is lost.
+    pub(super) fn lose(&self) {
+        self.losing.store(true, Ordering::SeqCst);
+    }
+
+    /// Nothing more is lost, once so many frames were.
+    pub(super) async fn lost(&self, count: usize) {
+        let mut lost = self.lost.subscribe();
+        timeout(SOON, lost.wait_for(|lost| *lost >= count))
+            .await
+            .unwrap()
+            .unwrap();
+        self.losing.store(false, Ordering::SeqCst);
     }
 
     /// Puts an event between those that are published.
@@ -158,10 +174,12 @@ impl Fanout for Faulty {
         let (feed, mut published) = self.inner.feed(capacity).await?;
         let (sender, receiver) = mpsc::channel(capacity);
         *self.events.lock().unwrap() = Some(sender.clone());
-        let losing = self.losing.clone();
+        let (losing, lost) = (self.losing.clone(), self.lost.clone());
         tokio::spawn(async move {
             while let Some(event) = published.recv().await {
-                if !losing.load(Ordering::SeqCst) && sender.send(event).await.is_err() {
+                if losing.load(Ordering::SeqCst) {
+                    lost.send_modify(|lost| *lost += 1);
+                } else if sender.send(event).await.is_err() {
                     return;
                 }
             }

@@ -168,10 +168,10 @@ async fn a_resent_ids_end_that_the_socket_has_not_reached_comes_once() {
         device.say(id, "x").await;
         device.until_accepted(id).await;
     }
-    gateway.fanout.lose(true);
+    gateway.fanout.lose();
     gateway.answer("alice", "a1", &["one"]).await;
     gateway.answer("alice", "a2", &["two"]).await;
-    gateway.fanout.lose(false);
+    gateway.fanout.lost(4).await;
     device.say("a2", "x").await;
     // The one before it comes too, for it has the lower position; then nothing.
     device.until_ended(&["a1", "a2"]).await;

@@ -23,10 +23,10 @@ async fn an_end_whose_publish_was_lost_is_found_though_nothing_follows() {
     let mut answer = gateway.begin("alice", "a1").await;
     gateway.say(&mut answer, "one").await;
     device.until_text("a1", "one").await;
-    gateway.fanout.lose(true);
+    gateway.fanout.lose();
     gateway.end(&answer).await;
+    gateway.fanout.lost(1).await;
     assert_eq!(device.end_of("a1").await["content"], "one");
-    gateway.fanout.lose(false);
     // And from there on it follows.
     device.say("a2", "x").await;
     device.until_accepted("a2").await;
@@ -43,11 +43,9 @@ async fn a_lost_delta_is_seen_by_the_next_and_never_spliced() {
     let mut answer = gateway.begin("alice", "a1").await;
     gateway.say(&mut answer, "one ").await;
     device.until_text("a1", "one ").await;
-    gateway.fanout.lose(true);
+    gateway.fanout.lose();
     gateway.say(&mut answer, "two ").await;
-    // The forwarder has dropped it when it hands on the next one.
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    gateway.fanout.lose(false);
+    gateway.fanout.lost(1).await;
     gateway.say(&mut answer, "three ").await;
     device.until_text("a1", "one two three ").await;
     assert_eq!(device.shown("a1").snapshots, 1);
@@ -66,17 +64,18 @@ async fn after_a_gap_a_user_is_read_once_however_many_sockets_there_are() {
         device.until_text("a1", "one ").await;
     }
     let before = gateway.fanout.reads.load(Ordering::SeqCst);
-    gateway.fanout.lose(true);
+    gateway.fanout.lose();
     gateway.end(&answer).await;
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    gateway.fanout.lose(false);
+    gateway.fanout.lost(1).await;
     gateway.fanout.event(FeedEvent::Gap).await;
     for device in &mut devices {
         device.end_of("a1").await;
     }
     let reads = gateway.fanout.reads.load(Ordering::SeqCst) - before;
-    // One by which the loss is seen, one that the sockets share; another where one came late.
-    assert!(reads <= 4, "{reads} reads for 5 sockets");
+    assert_eq!(
+        reads, 2,
+        "one by which the loss is seen, and one that all share"
+    );
 }
 
 #[tokio::test]
