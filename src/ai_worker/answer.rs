@@ -68,6 +68,10 @@ impl Model {
         fanout: Arc<dyn Fanout>,
         settings: WorkerSettings,
     ) -> Self {
+        // So that a rate over them begins at zero, and not with the first failure.
+        for attempt in 2..=settings.model.as_ref().map_or(1, |model| model.max_attempts) {
+            ProviderMetrics::retries(attempt).increment(0);
+        }
         Self {
             cancels: Cancels::start(Arc::clone(&fanout)),
             provider,
