@@ -309,9 +309,11 @@ macro_rules! scenarios {
     };
 }
 
-/// Runs them at the same time, each with users of its own, and fails by the names of all that
-/// failed.
-pub(crate) async fn side_by_side(world: Arc<World>, scenarios: Vec<(&'static str, Scenario)>) {
+/// Runs them at the same time, each with users of its own; the names of those that failed, and why.
+pub(crate) async fn side_by_side(
+    world: &Arc<World>,
+    scenarios: Vec<(&'static str, Scenario)>,
+) -> Vec<String> {
     let mut running = Vec::new();
     for (name, scenario) in scenarios.into_iter().filter(|(name, _)| wanted(name)) {
         let at = std::time::Instant::now();
@@ -329,7 +331,7 @@ pub(crate) async fn side_by_side(world: Arc<World>, scenarios: Vec<(&'static str
             Err(error) => failed.push(format!("{name}: {}", words_of(error))),
         }
     }
-    fail_by_name(world.backend, &failed);
+    failed
 }
 
 /// One scenario that breaks something; it leaves the world whole.
@@ -346,8 +348,11 @@ macro_rules! faults {
     };
 }
 
-/// Runs them one after another, and fails by the names of all that failed.
-pub(crate) async fn one_after_another(world: World, faults: Vec<(&'static str, Fault)>) {
+/// Runs them one after another; the names of those that failed, and why.
+pub(crate) async fn one_after_another(
+    world: World,
+    faults: Vec<(&'static str, Fault)>,
+) -> Vec<String> {
     let backend = world.backend;
     let world = Arc::new(tokio::sync::Mutex::new(world));
     let mut failed = Vec::new();
@@ -364,7 +369,7 @@ pub(crate) async fn one_after_another(world: World, faults: Vec<(&'static str, F
             Err(error) => failed.push(format!("{name}: {}", words_of(error))),
         }
     }
-    fail_by_name(backend, &failed);
+    failed
 }
 
 fn words_of(error: tokio::task::JoinError) -> String {
@@ -376,10 +381,11 @@ fn words_of(error: tokio::task::JoinError) -> String {
     text.unwrap_or_default()
 }
 
-fn fail_by_name(backend: Backend, failed: &[String]) {
+/// Fails by the names of all that failed.
+pub(crate) fn none_failed(failed: &[String]) {
     assert!(
         failed.is_empty(),
-        "on {backend:?} {} scenarios failed:\n{}",
+        "{} scenarios failed:\n{}",
         failed.len(),
         failed.join("\n---\n")
     );

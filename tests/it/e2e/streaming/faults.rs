@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::time::Instant;
 
-use super::words;
+use super::{MAILBOX_FRAMES, words};
 use crate::support::client::Classic;
 use crate::support::model::Script;
 use crate::support::proxy::LossyRedis;
@@ -283,7 +283,6 @@ pub(super) async fn a_lost_publish_of_an_end_is_found(world: &mut World) {
     assert!(took < Duration::from_secs(7), "found after {took:?}");
 }
 
-/// The world's `MAILBOX_FRAMES` is 6.
 pub(super) async fn a_trimmed_mailbox_says_so_and_the_history_is_whole(world: &mut World) {
     let user = unique("fault");
     let mut away = Device::open(world.port(1), &user).await;
@@ -291,11 +290,11 @@ pub(super) async fn a_trimmed_mailbox_says_so_and_the_history_is_whole(world: &m
     let mut device = Device::open(world.port(0), &user).await;
     let mut asked = Vec::new();
     let mut half = None;
-    for n in 0..9 {
+    for n in 0..MAILBOX_FRAMES + 2 {
         let prompt = unique("trimmed");
         device.ask(&format!("m-{n}"), &prompt).await;
         asked.push(prompt);
-        if n == 6 {
+        if n == MAILBOX_FRAMES - 1 {
             half = device.transcript.position.clone();
         }
     }
@@ -311,16 +310,16 @@ pub(super) async fn a_trimmed_mailbox_says_so_and_the_history_is_whole(world: &m
     assert_eq!(questions, asked);
     // From the position of that `welcome` on it misses nothing.
     away.drop_connection();
-    device.ask("m-9", &unique("after")).await;
+    device.ask("last", &unique("after")).await;
     let welcome = away.connect(world.port(0)).await;
     assert_eq!(welcome["recovered"], true, "{welcome}");
-    away.until_ended(&["m-9"]).await;
+    away.until_ended(&["last"]).await;
     // What is still in the mailbox is replayed.
     let mut recent = Device::new(&user);
     recent.transcript.position = half;
     let welcome = recent.connect(world.port(1)).await;
     assert_eq!(welcome["recovered"], true, "{welcome}");
-    recent.until_ended(&["m-7", "m-8", "m-9"]).await;
+    recent.until_ended(&["m-48", "m-49", "last"]).await;
     recent.expect_silence(A_WHILE).await;
 }
 

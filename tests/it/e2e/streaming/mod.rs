@@ -11,7 +11,9 @@ mod slow;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use crate::support::world::{Backend, Scenario, World, one_after_another, side_by_side};
+use crate::support::world::{
+    Backend, Fault, Scenario, World, none_failed, one_after_another, side_by_side,
+};
 use crate::{faults, scenarios};
 
 /// `name0 name1 …`
@@ -55,35 +57,16 @@ fn heavy() -> Vec<(&'static str, Scenario)> {
     scenarios![resume::resuming_at_every_cut_gives_the_same_transcript]
 }
 
-/// The bounds that scenarios count on.
-const FAULTY: &[(&str, &str)] = &[("MAILBOX_FRAMES", "6")];
-const SLOW: &[(&str, &str)] = &[
-    ("OUTBOUND_QUEUE_BYTES", "65536"),
-    ("MAILBOX_BYTES", "33554432"),
-];
-
-macro_rules! on {
-    ($backend:ident, $name:ident) => {
-        mod $name {
-            use super::*;
-
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn calm_scenarios() {
-                let world = Arc::new(World::start(Backend::$backend, &[]).await);
-                side_by_side(world.clone(), calm()).await;
-                side_by_side(world, heavy()).await;
-            }
-        }
-    };
-}
-
-on!(Embedded, on_embedded);
-on!(Redis, on_redis);
-on!(Cluster, on_a_redis_cluster);
-
-async fn faults_on(backend: Backend) {
-    let world = World::start(backend, FAULTY).await;
-    let faults = faults![
+/// They break things: one at a time.
+fn breaking(backend: Backend) -> Vec<(&'static str, Fault)> {
+    if backend == Backend::Embedded {
+        return faults![
+            faults::everything_is_killed_and_the_text_begins_anew,
+            faults::a_trimmed_mailbox_says_so_and_the_history_is_whole,
+            faults::positions_of_another_epoch_are_worth_nothing,
+        ];
+    }
+    faults![
         faults::redis_is_emptied,
         faults::redis_is_restarted,
         faults::a_gateway_is_killed,
@@ -94,41 +77,55 @@ async fn faults_on(backend: Backend) {
         faults::a_lost_publish_of_an_end_is_found,
         faults::a_trimmed_mailbox_says_so_and_the_history_is_whole,
         faults::positions_of_another_epoch_are_worth_nothing,
+    ]
+}
+
+/// Small enough to be trimmed by a test, and more than any other scenario has.
+const MAILBOX_FRAMES: usize = 48;
+
+/// In one world, since starting it takes longer than most of them.
+async fn everything_on(backend: Backend) {
+    let frames = MAILBOX_FRAMES.to_string();
+    let world = World::start(backend, &[("MAILBOX_FRAMES", &frames)]).await;
+    let world = Arc::new(world);
+    let mut failed = side_by_side(&world, calm()).await;
+    failed.extend(side_by_side(&world, heavy()).await);
+    let world = Arc::into_inner(world).expect("all scenarios are over");
+    failed.extend(one_after_another(world, breaking(backend)).await);
+    none_failed(&failed);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_scenario_on_embedded() {
+    everything_on(Backend::Embedded).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_scenario_on_redis() {
+    everything_on(Backend::Redis).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_scenario_on_a_redis_cluster() {
+    everything_on(Backend::Cluster).await;
+}
+
+async fn slow_readers_on(backend: Backend) {
+    let bounds = [
+        ("OUTBOUND_QUEUE_BYTES", "65536"),
+        ("MAILBOX_BYTES", "33554432"),
     ];
-    one_after_another(world, faults).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn faults_on_redis() {
-    faults_on(Backend::Redis).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn faults_on_a_redis_cluster() {
-    faults_on(Backend::Cluster).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn faults_on_embedded() {
-    let world = World::start(Backend::Embedded, FAULTY).await;
-    let faults = faults![
-        faults::everything_is_killed_and_the_text_begins_anew,
-        faults::a_trimmed_mailbox_says_so_and_the_history_is_whole,
-        faults::positions_of_another_epoch_are_worth_nothing,
-    ];
-    one_after_another(world, faults).await;
+    let world = Arc::new(World::start(backend, &bounds).await);
+    let slow = scenarios![slow::slow_readers_get_snapshots_and_dead_ones_are_closed];
+    none_failed(&side_by_side(&world, slow).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slow_readers_on_embedded() {
-    let world = World::start(Backend::Embedded, SLOW).await;
-    let slow = scenarios![slow::slow_readers_get_snapshots_and_dead_ones_are_closed];
-    side_by_side(Arc::new(world), slow).await;
+    slow_readers_on(Backend::Embedded).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slow_readers_on_redis() {
-    let world = World::start(Backend::Redis, SLOW).await;
-    let slow = scenarios![slow::slow_readers_get_snapshots_and_dead_ones_are_closed];
-    side_by_side(Arc::new(world), slow).await;
+    slow_readers_on(Backend::Redis).await;
 }

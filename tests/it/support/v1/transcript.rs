@@ -275,32 +275,31 @@ impl Transcript {
 
     /// The message of a frame, with what the frame says of it.
     fn entry(&mut self, frame: &Value) -> &mut Message {
-        let message_id = frame["message_id"].as_str();
+        let message_id = frame["message_id"].as_str().map(str::to_owned);
         rule!(self, frame, message_id.is_some(), "message_id is missing");
-        let message_id = message_id.unwrap_or_default().to_owned();
-        let id = frame["id"].as_str().map(str::to_owned);
-        let conversation = frame["conversation_id"].as_str().map(str::to_owned);
-        let known = self.messages.get(&message_id).cloned().unwrap_or_default();
-        if known.id.is_some() {
-            rule!(self, frame, id == known.id, "the id is missing or another");
-        }
-        if known.conversation.is_some() && conversation.is_some() {
-            rule!(
-                self,
-                frame,
-                conversation == known.conversation,
-                "another conversation"
-            );
+        let message_id = message_id.unwrap_or_default();
+        let id = frame["id"].as_str();
+        let conversation = frame["conversation_id"].as_str();
+        if let Some(known) = self.messages.get(&message_id) {
+            let same = known.id.is_none() || known.id.as_deref() == id;
+            rule!(self, frame, same, "the id is missing or another");
+            let same = known.conversation.is_none()
+                || conversation.is_none()
+                || known.conversation.as_deref() == conversation;
+            rule!(self, frame, same, "another conversation");
         }
         let message = self.messages.entry(message_id).or_default();
-        message.id = message.id.take().or(id);
-        message.conversation = message.conversation.take().or(conversation);
+        let owned = |text: Option<&str>| text.map(str::to_owned);
+        message.id = message.id.take().or_else(|| owned(id));
+        message.conversation = message.conversation.take().or_else(|| owned(conversation));
         message
     }
 
     fn live(&mut self, kind: &str, frame: &Value) {
-        let before = self.entry(frame).clone();
-        let sent = before.id.as_ref().is_some_and(|id| self.sent.contains(id));
+        let before = self.entry(frame);
+        let (next, written, ended) = (before.next, before.attempt, before.terminal.is_some());
+        let id = before.id.clone();
+        let sent = id.is_some_and(|id| self.sent.contains(&id));
         if kind == "accepted" {
             let content = frame["content"].as_str().map(str::to_owned);
             rule!(
@@ -323,7 +322,7 @@ impl Transcript {
         let attempt = frame["attempt"].as_u64();
         rule!(self, frame, attempt.is_some(), "attempt is missing");
         let attempt = attempt.unwrap_or_default();
-        if before.terminal.is_some() {
+        if ended {
             self.strays += 1;
             return;
         }
@@ -347,20 +346,12 @@ impl Transcript {
         );
         let (index, content) = (index.unwrap_or_default(), content.unwrap_or_default());
         if kind == "delta" && index > 0 {
-            let expected = before.next;
+            rule!(self, frame, next == Some(index), "a gap: {next:?} was next");
             rule!(
                 self,
                 frame,
-                expected == Some(index),
-                "a gap: {expected:?} was next"
-            );
-            let same = before.attempt == attempt;
-            rule!(
-                self,
-                frame,
-                same,
-                "a splice: attempt {} was written",
-                before.attempt
+                written == attempt,
+                "a splice: attempt {written} was written"
             );
         }
         let message = self.entry(frame);
