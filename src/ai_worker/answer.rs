@@ -69,7 +69,11 @@ impl Model {
         settings: WorkerSettings,
     ) -> Self {
         // So that a rate over them begins at zero, and not with the first failure.
-        for attempt in 2..=settings.model.as_ref().map_or(1, |model| model.max_attempts) {
+        for attempt in 2..=settings
+            .model
+            .as_ref()
+            .map_or(1, |model| model.max_attempts)
+        {
             ProviderMetrics::retries(attempt).increment(0);
         }
         Self {

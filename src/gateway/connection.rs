@@ -323,6 +323,11 @@ async fn take_frames(
     let mut idle = std::pin::pin!(sleep_until(heard + interval));
     let mut turn = std::pin::pin!(sleep_until(heard));
     let mut draining = false;
+    // A classic client can't ask for what it missed: in a drain it is kept until it was answered,
+    // as long as the drain's time allows.
+    let mut any_open = entry.state().any_open();
+    let mut unanswered = socket.line.is_none();
+    let mut patience_ends = std::pin::pin!(sleep_until(heard));
     loop {
         // Nothing is answered before `welcome`.
         let reading = !draining && welcomed.is_cancelled() && inbound.has_room();
@@ -396,9 +401,15 @@ async fn take_frames(
             }
             () = gateway.drain.cancelled(), if !draining => {
                 draining = true;
-                turn.as_mut().reset(Instant::now() + wait_for_turn(gateway));
+                let now = Instant::now();
+                turn.as_mut().reset(now + wait_for_turn(gateway));
+                patience_ends.as_mut().reset(now + gateway.settings.drain_timeout.mul_f64(0.8));
             }
-            () = &mut turn, if draining && inbound.is_empty() => {
+            _ = any_open.wait_for(|any| !any), if draining && unanswered && inbound.is_empty() => {
+                unanswered = false;
+            }
+            () = &mut patience_ends, if draining && unanswered => unanswered = false,
+            () = &mut turn, if draining && inbound.is_empty() && !unanswered => {
                 if socket.line.is_some() {
                     let retry = u64::try_from(retry_after(gateway).as_millis()).unwrap_or(0);
                     let closing = closing(&session.user, "going_away", retry);

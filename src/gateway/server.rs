@@ -8,6 +8,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -25,6 +26,9 @@ const HEAD_BYTES: usize = 16 << 10;
 /// A request under way when the gateway stops is still answered within this. Not longer: a
 /// connection that a client only opened beforehand would hold up the drain.
 const HTTP_GRACE: Duration = Duration::from_secs(3);
+
+/// Connections at once that are turned away while the gateway stops.
+const LATE: usize = 256;
 
 /// What the tasks get to notice that their time is over.
 const FORCE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -63,15 +67,17 @@ pub async fn serve(
         () = drain.cancelled() => Ok(()),
         ended = &mut feed => ended.unwrap_or(Err(GatewayError::FeedEnded)),
     };
-    drop(listener);
     gateway.health.drain();
     gateway.tasks.close();
     if result.is_ok() {
         tracing::info!(connections = gateway.registry.connections(), "draining");
-        if timeout(gateway.settings.drain_timeout, gateway.tasks.wait())
-            .await
-            .is_err()
-        {
+        let drained = timeout(gateway.settings.drain_timeout, gateway.tasks.wait());
+        // Whoever comes meanwhile is told so: a balancer sees that this gateway is not ready.
+        let drained = tokio::select! {
+            drained = drained => drained,
+            () = turn_away(&gateway, &listener) => Ok(()),
+        };
+        if drained.is_err() {
             let connections = gateway.registry.connections();
             tracing::warn!(
                 connections,
@@ -79,6 +85,7 @@ pub async fn serve(
             );
         }
     }
+    drop(listener);
     gateway.force.cancel();
     if timeout(FORCE_TIMEOUT, gateway.tasks.wait()).await.is_err() {
         tracing::error!("connections did not end");
@@ -94,18 +101,49 @@ pub async fn serve(
 /// Accepts for ever. A failure is mostly a lack of descriptors, which goes on failing: it backs
 /// off instead of spinning.
 async fn accept(gateway: &Arc<Gateway>, listener: &TcpListener) {
+    loop {
+        let stream = next_stream(listener).await;
+        gateway.tasks.spawn(serve_http(gateway.clone(), stream));
+    }
+}
+
+async fn next_stream(listener: &TcpListener) -> TcpStream {
     let mut pause = Duration::from_millis(10);
     loop {
         match listener.accept().await {
-            Ok((stream, _peer)) => {
-                pause = Duration::from_millis(10);
-                gateway.tasks.spawn(serve_http(gateway.clone(), stream));
-            }
+            Ok((stream, _peer)) => return stream,
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
                 sleep(pause).await;
                 pause = (pause * 2).min(Duration::from_secs(1));
             }
+        }
+    }
+}
+
+/// Accepts for ever while the gateway stops: one request a connection, which readiness and
+/// upgrades answer with 503. These hold up nothing: they end with this future.
+async fn turn_away(gateway: &Arc<Gateway>, listener: &TcpListener) {
+    let mut late = JoinSet::new();
+    loop {
+        tokio::select! {
+            stream = next_stream(listener), if late.len() < LATE => {
+                let gateway = gateway.clone();
+                late.spawn(async move {
+                    let service =
+                        service_fn(move |request| routes::route(gateway.clone(), request));
+                    let connection = http1::Builder::new()
+                        .timer(TokioTimer::new())
+                        .header_read_timeout(HTTP_GRACE)
+                        .max_buf_size(HEAD_BYTES)
+                        .keep_alive(false)
+                        .serve_connection(TokioIo::new(stream), service);
+                    if let Ok(Err(error)) = timeout(HTTP_GRACE, connection).await {
+                        tracing::debug!(%error, "http connection ended");
+                    }
+                });
+            }
+            Some(_) = late.join_next(), if !late.is_empty() => {}
         }
     }
 }

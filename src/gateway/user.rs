@@ -11,6 +11,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use super::outbound::Outbound;
@@ -88,6 +89,8 @@ pub(super) struct UserState {
     /// The others.
     pub(super) followers: Followers,
     open: HashMap<MessageId, Open>,
+    /// Whether `open` holds anything, for who waits until it does not.
+    any_open: watch::Sender<bool>,
     told: HashSet<Arc<str>>,
     told_in_order: VecDeque<(Arc<str>, Option<Position>)>,
     unverified: usize,
@@ -153,9 +156,21 @@ impl UserState {
         self.due = true;
     }
 
+    /// Whether an answer is waited for.
+    pub(super) fn any_open(&self) -> watch::Receiver<bool> {
+        self.any_open.subscribe()
+    }
+
+    fn note_open(&self) {
+        let now = !self.open.is_empty();
+        self.any_open
+            .send_if_modified(|any| std::mem::replace(any, now) != now);
+    }
+
     /// Whether the mailbox has to be read.
     pub(super) fn wants_check(&mut self) -> bool {
         self.open.retain(|_, open| open.since.elapsed() < OPEN_AGE);
+        self.note_open();
         self.due || !self.open.is_empty()
     }
 
@@ -175,11 +190,13 @@ impl UserState {
                 correlation_id,
             },
         );
+        self.note_open();
     }
 
     /// None will come.
     pub(super) fn refused(&mut self, message_id: &MessageId) {
         self.open.remove(message_id);
+        self.note_open();
     }
 
     /// What another connection or gateway left pending is waited for too.
@@ -255,6 +272,7 @@ impl UserState {
         }
         if let Some(id) = &ended {
             self.open.remove(id);
+            self.note_open();
         }
         Taken { told: news, ended }
     }

@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -44,14 +45,10 @@ pub fn parse_classic(
     user: &UserId,
     max_content_chars: usize,
 ) -> Result<String, Refused> {
-    // serde_json's own text can quote the frame, which is content.
-    let frame: ClientFrame<'_> =
-        serde_json::from_str(text).map_err(|error| match error.classify() {
-            serde_json::error::Category::Data => {
-                Refused::invalid("a JSON object with the texts `type`, `content` is expected")
-            }
-            _ => Refused::invalid("not JSON"),
-        })?;
+    let frame: ClientFrame<'_> = read_object(
+        text,
+        "a JSON object with the texts `type`, `content` is expected",
+    )?;
     if frame.kind.as_deref() != Some("message") {
         return Err(Refused::invalid("`type` must be `message`"));
     }
@@ -63,6 +60,22 @@ pub fn parse_classic(
         return Err(Refused::invalid("`userid` must be the connection's"));
     }
     content_of(frame.content, max_content_chars)
+}
+
+/// Reads a client's frame; `expected` is the text where it is JSON but not that.
+pub(super) fn read_object<'a, T: Deserialize<'a>>(
+    text: &'a str,
+    expected: &str,
+) -> Result<T, Refused> {
+    // An array would do for serde where its elements fit the fields.
+    if !text.trim_start().starts_with('{') && serde_json::from_str::<IgnoredAny>(text).is_ok() {
+        return Err(Refused::invalid(expected));
+    }
+    // serde_json's own text can quote the frame, which is content.
+    serde_json::from_str(text).map_err(|error| match error.classify() {
+        serde_json::error::Category::Data => Refused::invalid(expected),
+        _ => Refused::invalid("not JSON"),
+    })
 }
 
 /// A message's text, of either protocol.
@@ -283,6 +296,24 @@ mod tests {
         let refused = parse_classic(text, &user(), 5).unwrap_err();
         assert!(refused.text.starts_with("Invalid message"), "{refused:?}");
         refused.code
+    }
+
+    #[test]
+    fn an_array_is_no_message() {
+        let user = UserId::parse("alice").unwrap();
+        for bad in [
+            r#"["message","hi"]"#,
+            r#" ["message","hi",null]"#,
+            "[]",
+            "7",
+        ] {
+            let refused = parse_classic(bad, &user, 100).unwrap_err();
+            assert!(
+                refused.text.contains("a JSON object"),
+                "{bad}: {}",
+                refused.text
+            );
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::error_code::ErrorCode;
-use super::frame::{Kind, Published, Refused, content_of, json};
+use super::frame::{Kind, Published, Refused, content_of, json, read_object};
 use super::ids::{ClientMessageId, ConversationId, MessageId, UserId};
 use crate::fanout::{CancelResult, InFlight, Pending};
 
@@ -90,13 +90,10 @@ pub fn parse(
 }
 
 fn read(text: &str, user: &UserId, max_content_chars: usize) -> Result<ClientFrame, Refused> {
-    // serde_json's own text can quote the frame, which is content.
-    let frame: Raw<'_> = serde_json::from_str(text).map_err(|error| match error.classify() {
-        serde_json::error::Category::Data => {
-            Refused::invalid("a JSON object with fields of the documented types is expected")
-        }
-        _ => Refused::invalid("not JSON"),
-    })?;
+    let frame: Raw<'_> = read_object(
+        text,
+        "a JSON object with fields of the documented types is expected",
+    )?;
     if frame.userid.is_some_and(|named| named != user.as_str()) {
         return Err(Refused::invalid("`userid` must be the connection's"));
     }
