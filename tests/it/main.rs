@@ -15,5 +15,6 @@ mod gateway_classic;
 mod log_contract;
 mod log_embedded;
 mod log_kafka;
+mod nginx;
 mod smoke;
 mod support;
