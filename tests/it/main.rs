@@ -15,6 +15,7 @@ mod gateway_classic;
 mod log_contract;
 mod log_embedded;
 mod log_kafka;
+mod monitoring;
 mod nginx;
 mod smoke;
 mod support;

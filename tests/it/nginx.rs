@@ -25,7 +25,11 @@ struct Nginx {
 /// Debian's is not in everybody's path.
 fn command() -> Command {
     let sbin = Path::new("/usr/sbin/nginx");
-    Command::new(if sbin.exists() { sbin } else { "nginx".as_ref() })
+    Command::new(if sbin.exists() {
+        sbin
+    } else {
+        "nginx".as_ref()
+    })
 }
 
 /// The shipped file with this test's addresses and folder; nothing else is changed.
