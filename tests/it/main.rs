@@ -7,6 +7,7 @@
 )]
 
 mod config;
+mod containers;
 mod e2e;
 mod fanout_contract;
 mod fanout_embedded;

@@ -127,7 +127,11 @@ impl Drop for Nginx {
         crate::support::process::signal(self.child.id(), "TERM");
         let _ = self.child.wait();
         if std::thread::panicking() {
-            eprintln!("--- nginx ---\n{}", self.log("error.log"));
+            eprintln!(
+                "--- nginx ---\n{}{}",
+                self.log("error.log"),
+                self.log("access.log")
+            );
         }
     }
 }
@@ -227,6 +231,10 @@ async fn clients_of_a_gateway_that_stops_or_dies_come_back_to_the_other_one() {
 
     // Killed: every socket is on the second gateway, which dies without a word.
     let one = first.start().await;
+    eventually("the first gateway takes clients again", SOON, || async {
+        Classic::connect(one.port(), TOKEN, "early").await.is_ok()
+    })
+    .await;
     two.kill9();
     for (n, client) in clients.iter_mut().enumerate() {
         assert_eq!(client.expect_close().await, None, "user{n}");
@@ -235,7 +243,10 @@ async fn clients_of_a_gateway_that_stops_or_dies_come_back_to_the_other_one() {
     for (n, client) in clients.iter_mut().enumerate() {
         assert_answered(client, &format!("after a kill {n}")).await;
     }
-    assert_eq!(connections(&one).await, SOCKETS);
+    eventually("all are on the first gateway", SOON, || async {
+        connections(&one).await == SOCKETS
+    })
+    .await;
     let retried = format!("127.0.0.1:{}, 127.0.0.1:{}", two.port(), one.port());
     assert!(
         nginx.log("access.log").contains(&retried),
