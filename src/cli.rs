@@ -135,7 +135,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
-            let configured = error.downcast_ref::<ConfigErrors>().is_some();
+            let configured = error.downcast_ref::<ConfigErrors>().is_some()
+                || error.downcast_ref::<app::Unusable>().is_some();
             ExitCode::from(if configured { 2 } else { 1 })
         }
     }
@@ -173,6 +174,7 @@ fn carry_out(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Config(ConfigCommand::Check { role }) => {
             let config = load(role, common, Vec::new())?;
+            app::validate(&config)?;
             for notice in config.notices() {
                 eprintln!("warning: {notice}");
             }

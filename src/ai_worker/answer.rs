@@ -1,10 +1,12 @@
 //! Asks the model and reads its answer, with the attempts that the provider's faults need.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::StreamExt;
+use tokio::time::Instant;
 
+use super::cancels::Cancels;
 use super::coalesce::Coalescer;
 use super::ending::{Answer, fitting, json_len};
 use super::handler::Attempt;
@@ -27,20 +29,17 @@ pub(super) struct Model {
     fanout: Arc<dyn Fanout>,
     settings: WorkerSettings,
     backoff: Backoff,
+    cancels: Cancels,
 }
 
 /// The provider calls of one taking of a message, over all its attempts.
 pub(super) struct Calls {
-    deadline: Instant,
+    /// Known from the first call on: waiting for another worker's lease, or for a fan-out that
+    /// is away, is no fault of the message.
+    deadline: Option<Instant>,
     made: u32,
-    most: u32,
-}
-
-impl Calls {
     /// At most this many (`OPENAI_MAX_ATTEMPTS`).
-    pub(super) fn most(&self) -> u32 {
-        self.most
-    }
+    most: u32,
 }
 
 /// How the writing of an answer ended.
@@ -63,12 +62,14 @@ enum CallEnd {
 }
 
 impl Model {
+    /// Must be called inside a tokio runtime.
     pub(super) fn new(
         provider: Arc<dyn Provider>,
         fanout: Arc<dyn Fanout>,
         settings: WorkerSettings,
     ) -> Self {
         Self {
+            cancels: Cancels::start(Arc::clone(&fanout)),
             provider,
             fanout,
             settings,
@@ -76,15 +77,15 @@ impl Model {
         }
     }
 
-    /// The calls that a taking may make until `deadline`.
-    pub(super) fn calls(&self, deadline: Instant) -> Calls {
+    /// The calls that a taking may make.
+    pub(super) fn calls(&self) -> Calls {
         let most = self
             .settings
             .model
             .as_ref()
             .map_or(1, |model| model.max_attempts);
         Calls {
-            deadline,
+            deadline: None,
             made: 0,
             most,
         }
@@ -110,6 +111,7 @@ impl Model {
             subjects,
             attempt.endings(),
             coalescer,
+            self.cancels.watcher(),
         );
         let written = match self.request(attempt, work).await {
             Ok(request) => self.ask(&request, calls, &writer).await,
@@ -147,12 +149,14 @@ impl Model {
     }
 
     async fn ask(&self, request: &ModelRequest, calls: &mut Calls, writer: &LiveWriter) -> Written {
+        let over = Instant::now() + self.settings.message_deadline;
+        let deadline = *calls.deadline.get_or_insert(over);
         loop {
             calls.made += 1;
             let end = tokio::select! {
                 biased;
                 signal = writer.stopped() => CallEnd::Signal(signal),
-                () = tokio::time::sleep_until(calls.deadline.into()) => CallEnd::DeadlineOver,
+                () = tokio::time::sleep_until(deadline) => CallEnd::DeadlineOver,
                 result = self.call(request, writer) => match result {
                     Ok(answer) => CallEnd::Answer(answer),
                     Err(error) => CallEnd::Failed(error),
@@ -168,7 +172,7 @@ impl Model {
             let delay = self
                 .backoff
                 .delay(attempt, error.retry_after, rand::random());
-            let in_time = Instant::now() + delay < calls.deadline;
+            let in_time = Instant::now() + delay < deadline;
             if !error.retryable || calls.made >= calls.most || !in_time {
                 return Written::Failed(error, writer.text());
             }

@@ -16,7 +16,7 @@ use crate::log::{Log, NewRecord, Record};
 use crate::pipeline::{Delivery, Handler, Stopped, Verdict, Work};
 use crate::protocol::error_code::ErrorCode;
 use crate::protocol::ids::{ConversationId, MessageId, UserId};
-use crate::protocol::record::{Question, header};
+use crate::protocol::record::{Question, Terminal, header};
 use crate::telemetry::metrics::worker::WorkerMetrics;
 
 pub(super) struct WorkerHandler {
@@ -57,6 +57,7 @@ impl WorkerHandler {
         let owner = Owner::random();
         let mut had = 0;
         let mut calls = None;
+        let mut written = None;
         loop {
             if work.stopped() {
                 return Err(Stopped);
@@ -73,14 +74,19 @@ impl WorkerHandler {
             {
                 Begun::Ended(outcome) => {
                     tracing::info!("already ended, nothing is paid again");
-                    return self.produce(question, &outcome, None, work).await;
+                    let dead = dead_again(job, &outcome);
+                    return self.produce(question, &outcome, dead, work).await;
                 }
                 Begun::Busy(left) => {
                     let jitter = Duration::from_millis(rand::rng().random_range(5..50));
                     tracing::debug!(left_ms = left.as_millis() as u64, "another worker has it");
                     work.wait(left + jitter).await?;
                 }
-                Begun::Attempt { number, now_ms } => {
+                Begun::Attempt {
+                    number,
+                    now_ms,
+                    taking,
+                } => {
                     had = number;
                     let mut attempt = Attempt {
                         question,
@@ -96,15 +102,15 @@ impl WorkerHandler {
                                 .await
                         }
                         Job::Answer => {
-                            // The deadline is for answering: waiting for another worker's
-                            // lease does not count.
-                            let deadline = Instant::now() + self.settings.message_deadline;
-                            let calls = calls.get_or_insert_with(|| self.model.calls(deadline));
-                            self.answer(&mut attempt, now_ms, calls, work).await
+                            let calls = calls.get_or_insert_with(|| self.model.calls());
+                            let written = &mut written;
+                            self.answer(&mut attempt, now_ms, taking, calls, written, work)
+                                .await
                         }
                     };
                     had = had.max(attempt.number);
                     if let Attempted::Ended(outcome, dead) = done {
+                        let dead = dead.or_else(|| dead_again(job, &outcome));
                         return self.produce(question, &outcome, dead, work).await;
                     }
                 }
@@ -112,13 +118,21 @@ impl WorkerHandler {
         }
     }
 
+    /// `written` is what this taking has had of the model already: an answer that could not be
+    /// kept in its own attempt (the number had just grown, or another worker came and died) is
+    /// paid, and kept in this one.
     async fn answer(
         &self,
         attempt: &mut Attempt<'_>,
         now_ms: i64,
+        taking: u32,
         calls: &mut super::answer::Calls,
+        written: &mut Option<Written>,
         work: &mut Work,
     ) -> Attempted {
+        if let Some(written) = written {
+            return self.end(attempt, written, work).await;
+        }
         let endings = attempt.endings;
         let age_ms = now_ms - attempt.question.appended_ms;
         if age_ms > self.settings.message_max_age.as_millis() as i64 {
@@ -128,35 +142,40 @@ impl WorkerHandler {
                 .keep(attempt, endings.failed(ErrorCode::Expired), "", None, work)
                 .await;
         }
-        let most = self
-            .settings
-            .pipeline
-            .max_deliveries
-            .saturating_mul(calls.most());
-        if attempt.number > most {
-            let reason = format!(
-                "taken {} times without coming to an end",
-                attempt.number - 1
-            );
+        if taking > self.settings.pipeline.max_deliveries {
+            let reason = format!("taken {} times without coming to an end", taking - 1);
             WorkerMetrics::failed(ErrorCode::Internal);
             let ending = endings.failed(ErrorCode::Internal);
             return self.keep(attempt, ending, "", Some(reason), work).await;
         }
-        let written = self.model.write(attempt, calls, work).await;
+        let had = self.model.write(attempt, calls, work).await;
+        if let Written::Failed(error, _) = &had {
+            tracing::warn!(%error, "the model gave no answer");
+            WorkerMetrics::failed(error.code);
+        }
+        let had = written.insert(had);
+        let attempted = self.end(attempt, had, work).await;
+        if matches!(had, Written::Again) {
+            *written = None;
+        }
+        attempted
+    }
+
+    /// Fixes what was written as the outcome.
+    async fn end(&self, attempt: &Attempt<'_>, written: &Written, work: &mut Work) -> Attempted {
+        let endings = attempt.endings;
         match written {
             Written::Answer(answer) => {
-                let ending = endings.answered(&answer, attempt.number);
+                let ending = endings.answered(answer, attempt.number);
                 self.keep(attempt, ending, &answer.text, None, work).await
             }
             Written::Cancelled(text) => {
-                self.keep(attempt, endings.cancelled(&text), &text, None, work)
+                self.keep(attempt, endings.cancelled(text), text, None, work)
                     .await
             }
             Written::Failed(error, text) => {
-                tracing::warn!(%error, "the model gave no answer");
-                WorkerMetrics::failed(error.code);
-                let ending = endings.failed_by_provider(&error, attempt.number);
-                self.keep(attempt, ending, &text, Some(error.to_string()), work)
+                let ending = endings.failed_by_provider(error, attempt.number);
+                self.keep(attempt, ending, text, Some(error.to_string()), work)
                     .await
             }
             Written::Again => Attempted::Again,
@@ -300,6 +319,30 @@ fn subject_of(question: &Question) -> Subject {
         id: question.id.clone(),
         conversation: question.conversation.clone(),
     }
+}
+
+/// Why a message whose outcome was there already is a dead letter: who kept the outcome may have
+/// died before it wrote one. There twice rather than not at all.
+fn dead_again(job: &Job, outcome: &Outcome) -> Option<String> {
+    if let Job::Fail(reason) = job {
+        return Some(reason.clone());
+    }
+    let code = Terminal::parse(outcome.frame.as_bytes()).ok()?.code?;
+    let is_dead = match code {
+        ErrorCode::ProviderTimeout
+        | ErrorCode::ProviderRateLimited
+        | ErrorCode::ProviderRejected
+        | ErrorCode::ProviderFailed
+        | ErrorCode::Internal => true,
+        ErrorCode::InvalidMessage
+        | ErrorCode::TooLarge
+        | ErrorCode::RateLimited
+        | ErrorCode::Unauthorized
+        | ErrorCode::Unavailable
+        | ErrorCode::Cancelled
+        | ErrorCode::Expired => false,
+    };
+    is_dead.then(|| format!("ended before: {}", code.as_str()))
 }
 
 fn terminal_record(question: &Question, outcome: &Outcome) -> NewRecord {

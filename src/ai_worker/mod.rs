@@ -18,12 +18,15 @@ use crate::telemetry::metrics::pipeline::PipelineMetrics;
 use crate::telemetry::metrics::worker::WorkerMetrics;
 
 mod answer;
+mod cancels;
 pub mod coalesce;
 mod ending;
 mod handler;
 mod live;
 pub mod prompt;
 pub mod provider;
+#[cfg(test)]
+mod tests;
 
 /// What a worker works with.
 pub struct Parts {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use crate::config::Config;
+use crate::config::{Config, Role};
 use crate::fanout::Fanout;
 use crate::fanout::embedded::EmbeddedFanout;
 use crate::fanout::redis::RedisFanout;
@@ -24,6 +24,21 @@ pub(super) struct Engines {
     pub(super) log: Arc<dyn Log>,
     pub(super) fanout: Arc<dyn Fanout>,
     embedded: bool,
+}
+
+/// Settings that the engine's own client refuses.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Unusable(String);
+
+/// Checks what only the clients of Kafka and Redis can judge; nothing is connected to.
+pub(super) fn validate(config: &Config) -> Result<(), Unusable> {
+    if config.role() == Role::AllInOne {
+        return Ok(());
+    }
+    let unusable = |error: &dyn std::fmt::Display| Unusable(error.to_string());
+    KafkaLog::validate(&config.kafka()).map_err(|error| unusable(&error))?;
+    RedisFanout::validate(&config.redis()).map_err(|error| unusable(&error))
 }
 
 impl Engines {

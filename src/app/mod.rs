@@ -24,6 +24,7 @@ mod engines;
 mod greeting;
 
 use engines::Engines;
+pub use engines::Unusable;
 
 /// Every metric of every component, so that each is described, and has its buckets.
 const METRICS: &[&[&Metric]] = &[
@@ -35,11 +36,21 @@ const METRICS: &[&[&Metric]] = &[
     metrics::worker::ALL,
 ];
 
+/// Checks what only the clients of Kafka and Redis can judge of a configuration; nothing is
+/// connected to.
+///
+/// # Errors
+/// A property of librdkafka or a Redis URL that can't be used.
+pub fn validate(config: &Config) -> Result<(), Unusable> {
+    engines::validate(config)
+}
+
 /// Runs a role until a signal ends it, and then until it has drained.
 ///
 /// # Errors
 /// It could not be started, or ended by itself.
 pub async fn run(role: Role, config: Config) -> anyhow::Result<()> {
+    validate(&config)?;
     let logging = config.logging();
     let _logs = logs::init(&logging)?;
     let drain = CancellationToken::new();

@@ -103,6 +103,12 @@ pub(super) fn contradictions(config: &Config, problems: &mut Vec<Problem>) {
         add(&[mailbox, &keys::MAX_ANSWER_BYTES], text);
     }
 
+    let (messages, responses) = (&keys::MESSAGES_TOPIC, &keys::RESPONSES_TOPIC);
+    if config.text(messages).is_some() && config.text(messages) == config.text(responses) {
+        let text = "answers must not go where messages come from: name two topics".to_owned();
+        add(&[messages, responses], text);
+    }
+
     let properties = config.map(&keys::KAFKA_PROPERTIES);
     for (name, reason) in OWN_PROPERTIES {
         if properties.contains_key(name) {

@@ -154,6 +154,10 @@ impl Inbound {
                 let (id, correlation) = (message.id, message.correlation_id);
                 self.entry.state().opened(id, correlation);
             }
+            Some(Admitted::Forgotten) => {
+                let code = ErrorCode::Cancelled;
+                self.refuse(code, code.text(), &message.correlation_id);
+            }
             Some(Admitted::Delivered(frame, position)) => {
                 let (id, correlation) = (message.id, message.correlation_id);
                 self.entry.state().opened(id, correlation);

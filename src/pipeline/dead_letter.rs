@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{Stopped, Work};
-use crate::log::{Log, NewRecord, Record};
+use crate::log::{AppendError, Log, NewRecord, Record};
 
 /// Names of the headers that a dead letter carries beside the record's own.
 pub mod header {
@@ -21,6 +21,9 @@ pub mod header {
     pub const OFFSET: &str = "dlq.offset";
     /// When it was appended there, milliseconds since the Unix epoch.
     pub const TIMESTAMP: &str = "dlq.timestamp";
+    /// How many bytes the value had, where it was left out because the log refused it with the
+    /// headers above: it is to be had where the record was, for as long as that topic keeps it.
+    pub const VALUE_LEFT_OUT: &str = "dlq.value_left_out";
 }
 
 /// Longest reason that is kept, in characters.
@@ -49,8 +52,16 @@ impl DeadLetters {
         work: &mut Work,
     ) -> Result<(), Stopped> {
         let letter = letter(record, reason, attempts);
-        work.until("dead letter", || {
-            self.log.append(&self.topic, letter.clone())
+        let letter = &letter;
+        work.until("dead letter", || async move {
+            match self.log.append(&self.topic, letter.clone()).await {
+                // A record as large as its topic allows is too large with our headers. Tried as
+                // it is for ever, it would keep all that comes after it from being committed.
+                Err(AppendError::Refused(_)) if !letter.value.is_empty() => {
+                    self.log.append(&self.topic, without_value(letter)).await
+                }
+                result => result,
+            }
         })
         .await?;
         tracing::warn!(
@@ -65,6 +76,17 @@ impl DeadLetters {
             "record put into the dead-letter topic"
         );
         Ok(())
+    }
+}
+
+fn without_value(letter: &NewRecord) -> NewRecord {
+    let mut headers = letter.headers.clone();
+    let length = Bytes::from(letter.value.len().to_string());
+    headers.push((header::VALUE_LEFT_OUT.to_owned(), length));
+    NewRecord {
+        key: letter.key.clone(),
+        value: Bytes::new(),
+        headers,
     }
 }
 

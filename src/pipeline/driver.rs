@@ -389,8 +389,7 @@ impl Driver {
         let stop = state.stop.clone();
         let Some(offsets) = &state.offsets else {
             // Nothing was ever read by this group: there is nothing to read again.
-            self.notices
-                .spawn(async move { go_back.reached(number).await });
+            self.say_reached(number, stop, go_back);
             return;
         };
         let committed = offsets.next();
@@ -470,14 +469,28 @@ impl Driver {
     }
 
     fn look_for_end(&mut self, number: i32) {
+        // Who doesn't read hears nothing.
+        let silence = if self.paused { Duration::MAX } else { SILENCE };
         if let Some(state) = self.partitions.get_mut(&number)
-            && state.came_through(SILENCE)
+            && state.came_through(silence)
             && let Some(go_back) = self.go_back.clone()
         {
             tracing::info!(topic = %self.settings.topic, partition = number, "read back");
-            self.notices
-                .spawn(async move { go_back.reached(number).await });
+            let stop = state.stop.clone();
+            self.say_reached(number, stop, go_back);
         }
+    }
+
+    /// Unless the partition goes back again, or away, before that could be said: then it would be
+    /// said of a fan-out that may be another one by now.
+    fn say_reached(&mut self, number: i32, stop: CancellationToken, go_back: Arc<dyn GoBack>) {
+        self.notices.spawn(async move {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                () = go_back.reached(number) => {}
+            }
+        });
     }
 
     /// Pauses the consumer over the bound of what waits, and resumes it at half of it.
@@ -494,6 +507,9 @@ impl Driver {
         } else if self.paused && self.open.bytes <= bound / 2 && !self.stop.is_cancelled() {
             self.consumer.resume();
             self.paused = false;
+            self.partitions
+                .values_mut()
+                .for_each(Partition::listens_again);
         }
     }
 }
@@ -539,7 +555,17 @@ impl Attendant {
                 "working on a record failed"
             );
             if taking >= self.max_deliveries {
-                self.handler.give_up(delivery, &reason, &mut work).await?;
+                let telling = AssertUnwindSafe(self.handler.give_up(delivery, &reason, &mut work));
+                if let Ok(told) = telling.catch_unwind().await {
+                    told?;
+                } else {
+                    // What made the handler panic can do so here too.
+                    tracing::error!(
+                        partition = delivery.record.partition,
+                        offset = delivery.record.offset,
+                        "telling the user panicked; the record becomes a dead letter without it"
+                    );
+                }
                 self.dead_letters
                     .put(&delivery.record, &reason, taking, &mut work)
                     .await?;

@@ -150,6 +150,13 @@ impl Partition {
         self.open.values().min().copied()
     }
 
+    /// Reading was held up until now, so the silence so far says nothing.
+    pub(super) fn listens_again(&mut self) {
+        if let Back::Reading { last, .. } = &mut self.back {
+            *last = Instant::now();
+        }
+    }
+
     /// Whether everything that was read again is finished; then it no longer goes back. A log
     /// with a gap just below the commit shows no last record: then silence says so.
     pub(super) fn came_through(&mut self, silence: std::time::Duration) -> bool {

@@ -54,6 +54,12 @@ impl OffsetTracker {
         if self.is_finished(offset) {
             return Taken::Finished;
         }
+        if offset > self.end && self.next == self.end {
+            // Nothing is open: a gap of any length (what retention removed) costs nothing.
+            self.done.clear();
+            (self.next, self.end, self.first) = (offset, offset + 1, offset);
+            return Taken::Open;
+        }
         if offset >= self.end {
             for gap in self.end..offset {
                 self.set(gap);
@@ -135,6 +141,20 @@ mod tests {
         tracker.take(500);
         assert_eq!(tracker.finish(0), Some(500));
         assert_eq!(tracker.finish(500), Some(501));
+    }
+
+    #[test]
+    fn a_gap_of_any_length_costs_nothing_where_nothing_is_open() {
+        let mut tracker = OffsetTracker::new(3);
+        tracker.take(3);
+        tracker.finish(3);
+        let far = 1 << 50;
+        assert_eq!(tracker.take(far), Taken::Open);
+        assert_eq!(tracker.take(far + 1), Taken::Open);
+        assert_eq!(tracker.span(), 2);
+        assert_eq!(tracker.finish(far + 1), None);
+        assert_eq!(tracker.finish(far), Some(far + 2));
+        assert_eq!(tracker.take(100), Taken::Finished);
     }
 
     #[test]

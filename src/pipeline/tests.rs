@@ -29,6 +29,8 @@ struct Shared {
     dead: Mutex<Vec<NewRecord>>,
     paused: Mutex<bool>,
     closed: Mutex<bool>,
+    /// Larger values are refused in the dead-letter topic.
+    most_bytes: Mutex<Option<usize>>,
     changed: Notify,
 }
 
@@ -144,6 +146,10 @@ impl Log for FakeLog {
         _topic: &str,
         record: NewRecord,
     ) -> BoxFuture<'static, Result<Place, AppendError>> {
+        let most = *self.0.most_bytes.lock().unwrap();
+        if most.is_some_and(|most| record.value.len() > most) {
+            return Box::pin(async { Err(AppendError::Refused("too large".into())) });
+        }
         self.0.dead.lock().unwrap().push(record);
         Box::pin(async {
             Ok(Place {
@@ -600,5 +606,139 @@ async fn an_order_to_go_back_waits_for_what_is_at_work() {
         again,
         [(0, 0, true), (0, 1, true), (0, 2, true), (0, 3, false)]
     );
+    rig.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_too_large_for_the_dead_letter_topic_holds_up_nobody() {
+    let handler = Scripted::new(|delivery: Delivery| async move {
+        if delivery.record.offset == 0 {
+            Verdict::Dead("unreadable".into())
+        } else {
+            Verdict::Done
+        }
+    });
+    let rig = start(Arc::clone(&handler) as _, 1, None);
+    *rig.shared.most_bytes.lock().unwrap() = Some(100);
+    rig.shared.add(0, "a", 101);
+    rig.shared.add(0, "a", 10);
+    rig.assign(0, Some(0));
+    rig.until("all", || rig.shared.stored(0) == Some(2)).await;
+    let shared = rig.stop().await;
+    let dead = shared.dead.lock().unwrap();
+    assert_eq!((dead.len(), dead[0].value.len()), (1, 0));
+    let left_out = dead[0]
+        .headers
+        .iter()
+        .find(|(key, _)| key == "dlq.value_left_out");
+    assert_eq!(left_out.unwrap().1, "101");
+}
+
+/// Panics on offset 0, also when it is to tell the user.
+struct Panics;
+
+#[async_trait]
+impl Handler for Panics {
+    fn lane(&self, _: &Record) -> String {
+        String::new()
+    }
+
+    async fn handle(&self, delivery: &Delivery, _: &mut Work) -> Verdict {
+        assert!(delivery.record.offset != 0, "this record panics");
+        Verdict::Done
+    }
+
+    async fn give_up(&self, _: &Delivery, _: &str, _: &mut Work) -> Result<(), Stopped> {
+        panic!("telling panics too")
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_panics_to_the_last_is_a_dead_letter_and_the_next_goes_on() {
+    let rig = start(Arc::new(Panics), 1, None);
+    rig.shared.add(0, "a", 10);
+    rig.shared.add(0, "a", 10);
+    rig.assign(0, Some(0));
+    rig.until("all", || rig.shared.stored(0) == Some(2)).await;
+    assert_eq!(rig.stop().await.dead.lock().unwrap().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn silence_while_paused_does_not_count_as_read_back() {
+    let gate = Arc::new(Semaphore::new(0));
+    let open = Arc::clone(&gate);
+    let handler = Scripted::new(move |delivery: Delivery| {
+        let open = Arc::clone(&open);
+        async move {
+            if delivery.record.partition == 0 {
+                open.acquire().await.unwrap().forget();
+            }
+            Verdict::Done
+        }
+    });
+    let back = Arc::new(BackTo {
+        from: 0,
+        reached: AtomicUsize::new(0),
+    });
+    let rig = start(Arc::clone(&handler) as _, 4, Some(Arc::clone(&back) as _));
+    rig.shared.add(0, "a", 70 << 10);
+    for _ in 0..5 {
+        rig.shared.add(1, "b", 10);
+    }
+    rig.assign(0, Some(0));
+    rig.until("paused", || *rig.shared.paused.lock().unwrap())
+        .await;
+    // One below the gap at its commit, so that only silence could say that it is through.
+    rig.assign(1, Some(6));
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!(back.reached.load(Ordering::SeqCst), 1, "only partition 0");
+    gate.add_permits(1);
+    rig.until("replayed", || handler.seen().len() == 6).await;
+    assert_eq!(back.reached.load(Ordering::SeqCst), 1);
+    rig.until("reached", || back.reached.load(Ordering::SeqCst) == 2)
+        .await;
+    rig.stop().await;
+}
+
+/// Says that it is through only when the gate opens.
+struct Late {
+    gate: Semaphore,
+    begun: AtomicUsize,
+    said: AtomicUsize,
+}
+
+#[async_trait]
+impl GoBack for Late {
+    async fn start(&self, _: i32, committed: i64, _: Option<i64>) -> i64 {
+        committed
+    }
+
+    async fn reached(&self, _: i32) {
+        self.begun.fetch_add(1, Ordering::SeqCst);
+        self.gate.acquire().await.unwrap().forget();
+        self.said.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_partition_that_goes_back_again_is_not_said_to_be_through_before() {
+    let back = Arc::new(Late {
+        gate: Semaphore::new(0),
+        begun: AtomicUsize::new(0),
+        said: AtomicUsize::new(0),
+    });
+    let handler = Scripted::new(|_| async { Verdict::Done });
+    let rig = start(handler, 1, Some(Arc::clone(&back) as _));
+    rig.assign(0, Some(0));
+    rig.until("through", || back.begun.load(Ordering::SeqCst) == 1)
+        .await;
+    rig.commands.send(Command::AllGoBack).await.unwrap();
+    rig.until("through again", || back.begun.load(Ordering::SeqCst) == 2)
+        .await;
+    back.gate.add_permits(10);
+    rig.until("said", || back.said.load(Ordering::SeqCst) == 1)
+        .await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(back.said.load(Ordering::SeqCst), 1);
     rig.stop().await;
 }

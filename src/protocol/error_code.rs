@@ -33,6 +33,16 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
+    /// With which a message that was accepted may end.
+    pub const OF_ENDINGS: [Self; 6] = [
+        Self::Expired,
+        Self::ProviderTimeout,
+        Self::ProviderRateLimited,
+        Self::ProviderRejected,
+        Self::ProviderFailed,
+        Self::Internal,
+    ];
+
     /// As it stands in frames and metric labels.
     pub fn as_str(self) -> &'static str {
         match self {

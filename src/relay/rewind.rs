@@ -160,6 +160,11 @@ where
 #[async_trait]
 impl GoBack for Rewind {
     async fn start(&self, partition: i32, committed: i64, oldest_open_ms: Option<i64>) -> i64 {
+        // From now on its marker is not watched: that would order it back again and again while
+        // the log or the fan-out takes its time to answer here.
+        if let Some(progress) = self.progress().get_mut(&partition) {
+            progress.settled = false;
+        }
         let epoch = self.epoch(partition);
         let disruptions = *self.disruptions.borrow();
         let present = until("marker", || self.fanout.marker_present(&epoch)).await;
@@ -193,5 +198,84 @@ impl GoBack for Rewind {
             settled: true,
         });
         entry.settled = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+
+    use futures_util::future::BoxFuture;
+
+    use super::*;
+    use crate::config::settings::PipelineSettings;
+    use crate::fanout::Bounds;
+    use crate::fanout::embedded::EmbeddedFanout;
+    use crate::log::{AppendError, Consumer, LogError, NewRecord, Place, TopicSpec};
+    use crate::store::Store;
+
+    /// A log that takes for ever to find an offset.
+    struct SlowLog;
+
+    #[async_trait]
+    impl Log for SlowLog {
+        fn append(&self, _: &str, _: NewRecord) -> BoxFuture<'static, Result<Place, AppendError>> {
+            Box::pin(std::future::pending())
+        }
+
+        fn consumer(&self, _: &str, _: &str) -> Result<Box<dyn Consumer>, LogError> {
+            Err(LogError::Configuration("not in this test".into()))
+        }
+
+        async fn ensure_topics(&self, _: &[TopicSpec]) -> Result<Vec<String>, LogError> {
+            Ok(vec![])
+        }
+
+        async fn offset_at(&self, _: &str, _: i32, _: i64) -> Result<Option<i64>, LogError> {
+            std::future::pending().await
+        }
+
+        async fn cluster_id(&self) -> Result<String, LogError> {
+            Ok("slow".into())
+        }
+
+        async fn check(&self) -> Result<(), LogError> {
+            Ok(())
+        }
+
+        async fn flush(&self) {}
+    }
+
+    fn settings() -> RelaySettings {
+        RelaySettings {
+            pipeline: PipelineSettings {
+                topic: "responses".into(),
+                dead_letter_topic: "responses.dlq".into(),
+                group: "group".into(),
+                max_workers: 1,
+                max_deliveries: 1,
+                read_ahead_bytes: 1,
+                drain_timeout: Duration::from_secs(1),
+            },
+            rewind: Duration::from_secs(60),
+            rebuild: Duration::from_secs(600),
+            log_epoch: "0".into(),
+            interop: false,
+            admin_listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_partition_on_its_way_back_is_not_ordered_back_again() {
+        let fanout = EmbeddedFanout::open(Store::in_memory(), Bounds::default()).unwrap();
+        let rewind = Rewind::new(Arc::new(SlowLog), Arc::new(fanout), "c".into(), &settings());
+        let rewind = Arc::new(rewind);
+        rewind.reached(0).await;
+        assert_eq!(rewind.settled(), [0]);
+        let going = Arc::clone(&rewind);
+        let going = tokio::spawn(async move { going.start(0, 7, None).await });
+        tokio::time::sleep(LOOK_EVERY * 2).await;
+        assert!(rewind.settled().is_empty());
+        going.abort();
     }
 }

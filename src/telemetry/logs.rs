@@ -221,11 +221,15 @@ where
         }
         let mut fields = Fields::default();
         event.record(&mut fields);
+        // Lines of libraries that use the `log` crate bring where they were built.
+        let target = fields.0.remove("log.target");
+        fields.0.retain(|name, _| !name.starts_with("log."));
         line.extend(fields.0);
         line.insert("timestamp".into(), now().into());
         line.insert("level".into(), event.metadata().level().as_str().into());
         line.insert("app_name".into(), self.app_name.as_str().into());
-        line.insert("target".into(), event.metadata().target().into());
+        let target = target.unwrap_or_else(|| event.metadata().target().into());
+        line.insert("target".into(), target);
         writeln!(writer, "{}", Value::Object(line))
     }
 }

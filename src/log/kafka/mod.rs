@@ -60,6 +60,11 @@ pub struct KafkaLog {
 }
 
 impl KafkaLog {
+    /// Checks what [`KafkaLog::connect`] would refuse, without making a client.
+    pub fn validate(settings: &KafkaSettings) -> Result<(), LogError> {
+        Properties::new(settings).map(|_| ())
+    }
+
     /// Makes the clients; call it within a Tokio runtime. Returns at once: the brokers need not be
     /// there yet. An entry of `KAFKA_PROPERTIES` that librdkafka doesn't take, or that contradicts
     /// another, is a [`LogError::Configuration`] that names it.

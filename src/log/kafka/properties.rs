@@ -57,8 +57,14 @@ impl Properties {
                     KafkaError::ClientConfig(_, description, _, _) => description,
                     other => other.to_string(),
                 };
+                let what_to_do = if reason.contains("not available at build time") {
+                    "this executable was built without TLS to Kafka, build it with \
+                     `--features kafka-tls`"
+                } else {
+                    "see librdkafka's list of properties"
+                };
                 return Err(LogError::Configuration(format!(
-                    "KAFKA_PROPERTIES: {name}: {}; see librdkafka's list of properties",
+                    "KAFKA_PROPERTIES: {name}: {}; {what_to_do}",
                     without(&reason, value.expose_secret())
                 )));
             }

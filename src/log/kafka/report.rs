@@ -1,10 +1,11 @@
 //! What librdkafka has to say, in our logs and counters.
 
+use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use crate::telemetry::metrics::kafka::{ERRORS, RELAY_ERRORS};
 
@@ -18,7 +19,7 @@ pub(super) const RELAY_GROUP: &str = "message-relay-group";
 pub(super) struct Reporter {
     client: &'static str,
     relay: bool,
-    warned: Mutex<Option<(String, Instant)>>,
+    warned: Mutex<HashMap<String, Instant>>,
 }
 
 impl Reporter {
@@ -27,7 +28,7 @@ impl Reporter {
         Self {
             client,
             relay: group == Some(RELAY_GROUP),
-            warned: Mutex::new(None),
+            warned: Mutex::default(),
         }
     }
 
@@ -47,6 +48,20 @@ impl Reporter {
         }
     }
 
+    /// Whether it only says that brokers are out of reach: who watches the dependencies says that
+    /// once for the whole process.
+    fn is_absence(error: &KafkaError) -> bool {
+        matches!(
+            error.rdkafka_error_code(),
+            Some(
+                RDKafkaErrorCode::AllBrokersDown
+                    | RDKafkaErrorCode::BrokerTransportFailure
+                    | RDKafkaErrorCode::Resolve
+                    | RDKafkaErrorCode::OperationTimedOut
+            )
+        )
+    }
+
     /// An error that librdkafka deals with by itself.
     pub(super) fn error(&self, error: &KafkaError, reason: &str) {
         let kind = error
@@ -57,11 +72,12 @@ impl Reporter {
             RELAY_ERRORS.counter(&[&kind]).increment(1);
         }
         let now = Instant::now();
-        let news = {
+        let news = !Self::is_absence(error) && {
+            // A handful of kinds: the codes of librdkafka.
             let mut warned = lock(&self.warned);
-            let known = matches!(&*warned, Some((last, at)) if *last == kind && now - *at < QUIET);
+            let known = warned.get(&kind).is_some_and(|at| now - *at < QUIET);
             if !known {
-                *warned = Some((kind.clone(), now));
+                warned.insert(kind.clone(), now);
             }
             !known
         };

@@ -68,6 +68,10 @@ pub struct WorkerMetrics {
 impl WorkerMetrics {
     /// Takes the handles; `topic` is where terminal records go.
     pub fn new(topic: &str) -> Self {
+        // So that a rate over them begins at zero, and not with the first failure.
+        for code in ErrorCode::OF_ENDINGS {
+            FAILED.counter(&[code.as_str()]).increment(0);
+        }
         let of = |status| (PROCESSED.counter(&[status]), DURATION.histogram(&[status]));
         Self {
             success: of("success"),

@@ -1,0 +1,170 @@
+//! A log of one partition in memory; every reader of it is assigned that partition, as two
+//! members are for a moment that believe they own it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use tokio::sync::Notify;
+
+use super::Journal;
+use crate::log::{
+    AppendError, Assignment, Consumer, Event, Log, LogError, NewRecord, Place, Record, TopicSpec,
+};
+
+#[derive(Default)]
+pub(super) struct Topics {
+    records: Mutex<HashMap<String, Vec<Record>>>,
+    committed: Mutex<Option<i64>>,
+    /// Appends to this topic are never acknowledged, and not made.
+    pub(super) stuck: Mutex<Option<String>>,
+    /// When a question is appended, by the log's clock.
+    pub(super) timestamp_ms: Mutex<i64>,
+    changed: Notify,
+    journal: Journal,
+}
+
+pub(super) struct TestLog(pub(super) Arc<Topics>);
+
+struct Reader {
+    topics: Arc<Topics>,
+    topic: String,
+    at: Option<i64>,
+}
+
+impl Topics {
+    pub(super) fn new(journal: Journal) -> Arc<Self> {
+        Arc::new(Self {
+            timestamp_ms: Mutex::new(super::double::EPOCH_MS),
+            journal,
+            ..Self::default()
+        })
+    }
+
+    pub(super) fn put(&self, topic: &str, record: NewRecord) -> Place {
+        let mut all = self.records.lock().unwrap();
+        let records = all.entry(topic.to_owned()).or_default();
+        let offset = records.len() as i64;
+        records.push(Record {
+            topic: topic.into(),
+            partition: 0,
+            offset,
+            timestamp_ms: *self.timestamp_ms.lock().unwrap(),
+            key: record.key,
+            value: record.value,
+            headers: record.headers,
+        });
+        self.changed.notify_waiters();
+        Place {
+            partition: 0,
+            offset,
+        }
+    }
+
+    pub(super) fn values(&self, topic: &str) -> Vec<serde_json::Value> {
+        let all = self.records.lock().unwrap();
+        let records = all.get(topic).map(Vec::as_slice).unwrap_or_default();
+        let parse = |record: &Record| serde_json::from_slice(&record.value).unwrap_or_default();
+        records.iter().map(parse).collect()
+    }
+
+    pub(super) fn committed(&self) -> i64 {
+        self.committed.lock().unwrap().unwrap_or(0)
+    }
+
+    pub(super) fn value(text: &str) -> NewRecord {
+        NewRecord {
+            key: None,
+            value: Bytes::from(text.to_owned()),
+            headers: vec![],
+        }
+    }
+}
+
+#[async_trait]
+impl Consumer for Reader {
+    async fn next(&mut self) -> Event {
+        loop {
+            let changed = self.topics.changed.notified();
+            let Some(at) = self.at else {
+                let committed = *self.topics.committed.lock().unwrap();
+                self.at = Some(committed.unwrap_or(0));
+                return Event::Assigned(vec![Assignment {
+                    partition: 0,
+                    committed,
+                }]);
+            };
+            let record = {
+                let all = self.topics.records.lock().unwrap();
+                all.get(&self.topic)
+                    .and_then(|records| records.get(at as usize).cloned())
+            };
+            if let Some(record) = record {
+                self.at = Some(at + 1);
+                return Event::Record(record);
+            }
+            changed.await;
+        }
+    }
+
+    fn store(&mut self, _: i32, next_offset: i64) {
+        let mut committed = self.topics.committed.lock().unwrap();
+        *committed = Some(next_offset.max(committed.unwrap_or(0)));
+        self.topics.journal.lock().unwrap().push("offset".into());
+    }
+
+    fn pause(&mut self) {}
+
+    fn resume(&mut self) {}
+
+    async fn seek(&mut self, _: i32, offset: i64) -> Result<(), LogError> {
+        self.at = Some(offset);
+        Ok(())
+    }
+
+    async fn close(self: Box<Self>) {}
+}
+
+#[async_trait]
+impl Log for TestLog {
+    fn append(
+        &self,
+        topic: &str,
+        record: NewRecord,
+    ) -> BoxFuture<'static, Result<Place, AppendError>> {
+        if self.0.stuck.lock().unwrap().as_deref() == Some(topic) {
+            return Box::pin(std::future::pending());
+        }
+        let place = self.0.put(topic, record);
+        self.0.journal.lock().unwrap().push(topic.to_owned());
+        Box::pin(async move { Ok(place) })
+    }
+
+    fn consumer(&self, _: &str, topic: &str) -> Result<Box<dyn Consumer>, LogError> {
+        Ok(Box::new(Reader {
+            topics: Arc::clone(&self.0),
+            topic: topic.to_owned(),
+            at: None,
+        }))
+    }
+
+    async fn ensure_topics(&self, _: &[TopicSpec]) -> Result<Vec<String>, LogError> {
+        Ok(vec![])
+    }
+
+    async fn offset_at(&self, _: &str, _: i32, _: i64) -> Result<Option<i64>, LogError> {
+        Ok(None)
+    }
+
+    async fn cluster_id(&self) -> Result<String, LogError> {
+        Ok("test".into())
+    }
+
+    async fn check(&self) -> Result<(), LogError> {
+        Ok(())
+    }
+
+    async fn flush(&self) {}
+}
