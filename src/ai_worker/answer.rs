@@ -176,8 +176,8 @@ impl Model {
             if !error.retryable || calls.made >= calls.most || !in_time {
                 return Written::Failed(error, writer.text());
             }
-            tracing::warn!(%error, attempt, delay_ms = delay.as_millis() as u64, "tried again");
-            ProviderMetrics::retried(attempt);
+            tracing::warn!(%error, attempt, delay_ms = delay.as_millis() as u64, "the model's call failed and is tried again");
+            ProviderMetrics::retries(attempt).increment(1);
             if let Some(signal) = pause(delay, writer).await {
                 return after(signal, writer);
             }

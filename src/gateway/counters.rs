@@ -17,6 +17,7 @@ pub(super) struct Counters {
     pub(super) redis_messages: Counter,
     pub(super) repaired: Counter,
     pub(super) gaps: Counter,
+    pub(super) catch_ups: Counter,
 }
 
 impl Counters {
@@ -33,6 +34,7 @@ impl Counters {
             redis_messages: m::REDIS_MESSAGES_RECEIVED_TOTAL.counter(&[server_id]),
             repaired: m::REPAIRED_TOTAL.counter(&[server_id]),
             gaps: m::FEED_GAPS_TOTAL.counter(&[server_id]),
+            catch_ups: m::CATCH_UPS_TOTAL.counter(&[server_id]),
         }
     }
 

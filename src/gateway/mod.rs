@@ -4,7 +4,8 @@
 //! [`connection`] owns the socket, [`inbound`] admits, produces and waits for the log. An answer's
 //! way out: [`feed`] takes what is published, [`registry`] finds the user, [`user`] decides what
 //! each socket still has to get, [`outbound`] is its bounded queue. What was published and did
-//! not arrive is found by [`repair`].
+//! not arrive is found by [`repair`]. Sockets of `chatmesh.v1` also see answers grow, come back
+//! with a position and catch up by a read: [`v1`]. [`history`] is what was said, over HTTP.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -26,6 +27,7 @@ mod connection;
 mod counters;
 mod feed;
 mod handshake;
+mod history;
 mod inbound;
 mod origin;
 mod outbound;
@@ -36,6 +38,7 @@ mod routes;
 mod server;
 mod token;
 mod user;
+mod v1;
 
 pub use server::serve;
 

@@ -1,17 +1,13 @@
 //! `POST /token`: gives out the stored token of a user (protocol.md sections 4 and 5).
 
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::header::{
-    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_MAX_AGE,
-    AUTHORIZATION, CACHE_CONTROL, HeaderValue,
-};
+use hyper::StatusCode;
+use hyper::header::{CACHE_CONTROL, HeaderValue};
 use hyper::http::request::Parts as RequestParts;
-use hyper::{Response, StatusCode};
 use rand::Rng as _;
 use secrecy::ExposeSecret as _;
 use serde_json::json;
 
+use super::history::bearer;
 use super::reply::{Refusal, Reply, json_reply};
 use super::{Gateway, auth, handshake, origin};
 use crate::config::settings::TokenEndpoint;
@@ -29,13 +25,7 @@ pub(super) async fn issue(gateway: &Gateway, request: &RequestParts) -> Result<R
     match &gateway.settings.token_endpoint {
         TokenEndpoint::Off => return Err(Refusal::not_found()),
         TokenEndpoint::Admin(key) => {
-            let given = request
-                .headers
-                .get(AUTHORIZATION)
-                .and_then(|value| value.to_str().ok())
-                .and_then(|value| value.split_once(' '))
-                .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-                .map_or("", |(_, key)| key.trim());
+            let given = bearer(&request.headers).unwrap_or_default();
             if !auth::same_secret(given, key.expose_secret()) {
                 return Err(Refusal::unauthorized("the admin key is missing or wrong"));
             }
@@ -75,20 +65,11 @@ pub(super) fn preflight(gateway: &Gateway, request: &RequestParts) -> Result<Rep
         return Err(Refusal::not_found());
     }
     origin::check(gateway, &request.headers)?;
-    let mut reply = Response::new(Full::new(Bytes::new()));
-    *reply.status_mut() = StatusCode::NO_CONTENT;
-    let headers = reply.headers_mut();
-    headers.insert(
-        ACCESS_CONTROL_ALLOW_METHODS,
-        HeaderValue::from_static("POST, OPTIONS"),
-    );
-    headers.insert(
-        ACCESS_CONTROL_ALLOW_HEADERS,
-        HeaderValue::from_static("authorization, content-type, x-correlation-id, x-request-id"),
-    );
-    headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
-    origin::add_cors(gateway, &request.headers, &mut reply);
-    Ok(reply)
+    Ok(origin::preflight(
+        gateway,
+        &request.headers,
+        "POST, OPTIONS",
+    ))
 }
 
 #[cfg(test)]

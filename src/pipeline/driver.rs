@@ -330,11 +330,11 @@ impl Driver {
                 }
             }
             Ended::GoBack if state.generation == finish.generation => {
-                tracing::warn!(
+                tracing::info!(
                     topic = %self.settings.topic,
                     partition = finish.partition,
                     offset = finish.offset,
-                    "the fan-out lost data: the partition goes back"
+                    "the fan-out may have lost something: the partition goes back"
                 );
                 self.go_back(finish.partition);
                 return;

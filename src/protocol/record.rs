@@ -105,6 +105,10 @@ fn unreadable(error: &serde_json::Error) -> UnreadableRecord {
 impl Question {
     /// Reads a record of `incoming_messages`. Only the original's fields need be there.
     pub fn parse(record: &Record) -> Result<Self, UnreadableRecord> {
+        // An array would do for serde.
+        if record.value.trim_ascii_start().first() != Some(&b'{') {
+            return Err(UnreadableRecord("not a JSON object".into()));
+        }
         let raw: RawQuestion = serde_json::from_slice(&record.value).map_err(|e| unreadable(&e))?;
         if raw.kind.as_deref().is_some_and(|kind| kind != "message") {
             return Err(UnreadableRecord("type is not `message`".into()));

@@ -95,26 +95,29 @@ impl Rewind {
         let mut look = tokio::time::interval(LOOK_EVERY);
         loop {
             tokio::select! {
-                changed = disruptions.changed() => {
-                    if changed.is_err() {
-                        // A fan-out that never loses its connection has no more to say.
-                        std::future::pending::<()>().await;
-                    }
+                // A fan-out that never loses its connection has nothing to say here.
+                Ok(()) = disruptions.changed() => {
                     tracing::warn!("the fan-out was away or failed over: partitions go back");
                     if commands.send(Command::AllGoBack).await.is_err() {
                         return;
                     }
                 }
                 _ = look.tick() => {
+                    let mut lost = Vec::new();
                     for partition in self.settled() {
                         if self.lost_marker(partition).await {
-                            tracing::warn!(
-                                partition,
-                                "the fan-out's marker is gone: it lost its data and is rebuilt"
-                            );
-                            if commands.send(Command::GoesBack(partition)).await.is_err() {
-                                return;
-                            }
+                            lost.push(partition);
+                        }
+                    }
+                    if !lost.is_empty() {
+                        tracing::warn!(
+                            partitions = ?lost,
+                            "the fan-out's markers are gone: it lost its data and is rebuilt"
+                        );
+                    }
+                    for partition in lost {
+                        if commands.send(Command::GoesBack(partition)).await.is_err() {
+                            return;
                         }
                     }
                 }

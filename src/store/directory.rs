@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// Raised with every change that an older or newer program could not read.
@@ -68,7 +69,12 @@ impl Directory {
             dir: path.to_owned(),
             reason: e.to_string(),
         };
-        fs::create_dir_all(path).map_err(io)?;
+        // Conversations are in it: nobody else's business. A folder that is there keeps its mode.
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(io)?;
         let mut lock = OpenOptions::new()
             .read(true)
             .write(true)

@@ -224,7 +224,7 @@ impl Durable {
             return Ok(());
         }
         Err(StoreError(format!(
-            "{} MiB free in {}, and MIN_FREE_DISK needs {}: free some space, new messages are refused until then",
+            "{} MiB free in {}, and MIN_FREE_DISK needs {} MiB: free some space, new messages are refused until then",
             free >> 20,
             self.shared.directory.path().display(),
             self.shared.min_free.div_ceil(1 << 20),

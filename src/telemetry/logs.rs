@@ -119,12 +119,13 @@ pub fn init(settings: &LoggingSettings) -> Result<LogsGuard, LogsError> {
 }
 
 /// A plain level means chatmesh's own lines: what libraries say below `info` is a flood, and may
-/// show what they send; the store's says each of its steps at `info`. A filter that names them is
+/// show what they send; the store's says each of its steps at `info`,
+/// and Redis's each lost connection several times. A filter that names them is
 /// taken as it is.
 fn directives(level: &str) -> &str {
     match level {
-        "info" => "info,fjall=warn,lsm_tree=warn",
-        "debug" => "info,fjall=warn,lsm_tree=warn,chatmesh=debug",
+        "info" => "info,fjall=warn,lsm_tree=warn,fred=error",
+        "debug" => "info,fjall=warn,lsm_tree=warn,fred=error,chatmesh=debug",
         "trace" => "info,chatmesh=trace",
         other => other,
     }

@@ -11,7 +11,7 @@ use chatmesh::fanout::{
 };
 use chatmesh::protocol::ids::{ConversationId, MessageId, UserId};
 use chatmesh::protocol::position::Epoch;
-use chatmesh::store::Store;
+use chatmesh::store::{Store, Table};
 use tempfile::TempDir;
 use tokio::sync::{mpsc, watch};
 
@@ -22,7 +22,7 @@ use crate::fanout_contract::Backend;
 struct Replaceable {
     durable: bool,
     bounds: Bounds,
-    current: Mutex<(Arc<EmbeddedFanout>, Option<TempDir>)>,
+    current: Mutex<(Arc<EmbeddedFanout>, Store, Option<TempDir>)>,
 }
 
 impl Replaceable {
@@ -35,14 +35,14 @@ impl Replaceable {
         }
     }
 
-    fn empty(durable: bool, bounds: &Bounds) -> (Arc<EmbeddedFanout>, Option<TempDir>) {
+    fn empty(durable: bool, bounds: &Bounds) -> (Arc<EmbeddedFanout>, Store, Option<TempDir>) {
         let dir = durable.then(|| tempfile::tempdir().unwrap());
         let store = match &dir {
             Some(dir) => Store::open(dir.path(), 0).unwrap(),
             None => Store::in_memory(),
         };
-        let fanout = EmbeddedFanout::open(store, bounds.clone()).unwrap();
-        (Arc::new(fanout), dir)
+        let fanout = EmbeddedFanout::open(store.clone(), bounds.clone()).unwrap();
+        (Arc::new(fanout), store, dir)
     }
 
     fn lose(&self) {
@@ -191,6 +191,18 @@ impl Backend for EmbeddedBackend {
         if let Some(fanout) = self.fanout.get() {
             fanout.lose();
         }
+    }
+
+    async fn holds(&self, user: &UserId, text: &str) -> bool {
+        let fanout = self.fanout.get().unwrap();
+        let store = fanout.current.lock().unwrap().1.clone();
+        let from = [user.as_str().as_bytes(), b"\0"].concat();
+        let to = [user.as_str().as_bytes(), b"\x01"].concat();
+        [Table::Users, Table::History].into_iter().any(|table| {
+            let entries = store.scan(table, &from, &to, usize::MAX, false).unwrap();
+            let mut values = entries.iter().map(|(_, value)| value.windows(text.len()));
+            values.any(|mut parts| parts.any(|part| part == text.as_bytes()))
+        })
     }
 }
 

@@ -13,6 +13,7 @@ mod fanout_contract;
 mod fanout_embedded;
 mod fanout_redis;
 mod gateway_classic;
+mod gateway_v1;
 mod log_contract;
 mod log_embedded;
 mod log_kafka;

@@ -1,9 +1,10 @@
 //! A message on its way from the gateway to its outcome: `admit`, `begin`, `live`, `keep`,
 //! `cancel`. The order of the checks in each is the contract's (protocol.md section 3).
 
+use super::end::End;
 use super::history::Told;
 use super::keys;
-use super::user::{End, Flight, UserState, millis};
+use super::user::{Flight, UserState, millis};
 use super::users::World;
 use crate::fanout::{
     Admitted, Begin, Begun, CancelResult, Channel, Ending, Keep, Kept, LEASE, Live, LiveReply,

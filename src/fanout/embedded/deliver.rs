@@ -1,8 +1,9 @@
 //! A terminal record comes to its user.
 
+use super::end::End;
 use super::history::Told;
 use super::mailbox::{Mailbox, StoredFrame};
-use super::user::{End, UserState};
+use super::user::UserState;
 use super::users::World;
 use crate::fanout::{Channel, Deliver, Delivered, Result};
 use crate::store::Batch;

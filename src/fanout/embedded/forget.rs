@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::codec::damaged;
+use super::end::{End, StoredEnd};
 use super::history::age_and_message;
 use super::keys::{self, Tag};
-use super::user::{End, StoredEnd, UserState};
+use super::user::UserState;
 use super::users::World;
 use crate::fanout::Result;
 use crate::protocol::ids::{ConversationId, MessageId};

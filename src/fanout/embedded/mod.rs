@@ -35,6 +35,7 @@ use crate::store::{Batch, Store, StoreError, Table};
 mod answer;
 mod codec;
 mod deliver;
+mod end;
 mod feed;
 mod forget;
 mod history;

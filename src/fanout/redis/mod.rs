@@ -15,12 +15,13 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use self::reply::{Reply, unreadable};
+use self::results::{read_entry, read_look, read_outcome, read_token, read_turn};
 use self::scripts::{Script, Scripts};
 use self::trouble::Trouble;
 use super::{
     Admitted, Begin, Begun, CancelResult, ConversationEntry, Deliver, Delivered, Ending, Fanout,
-    FanoutError, Feed, FeedEvent, InFlight, Keep, Kept, Live, LiveReply, Look, Outcome, Read,
-    Result, Subject, Turn, TurnStatus,
+    FanoutError, Feed, FeedEvent, Keep, Kept, Live, LiveReply, Look, Read, Result, Subject, Turn,
+    TurnStatus,
 };
 use crate::config::settings::RedisSettings;
 use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId, UserId};
@@ -31,6 +32,7 @@ mod connection;
 mod feed;
 mod frame;
 mod reply;
+mod results;
 mod scripts;
 mod servers;
 mod trouble;
@@ -115,15 +117,6 @@ fn status_code(status: TurnStatus) -> &'static str {
     }
 }
 
-fn status_of(code: &str) -> Result<TurnStatus> {
-    match code {
-        "a" => Ok(TurnStatus::Answered),
-        "c" => Ok(TurnStatus::Cancelled),
-        "f" => Ok(TurnStatus::Failed),
-        _ => Err(unreadable("status of a turn")),
-    }
-}
-
 fn push_ending(args: &mut Vec<Value>, ending: &Ending) {
     let question = ending.turn.question.as_deref();
     args.extend([
@@ -133,84 +126,6 @@ fn push_ending(args: &mut Vec<Value>, ending: &Ending) {
         text(&ending.turn.answer),
         text(status_code(ending.turn.status)),
     ]);
-}
-
-fn read_outcome(reply: &mut Reply) -> Result<Outcome> {
-    Ok(Outcome {
-        frame: reply.text()?,
-        delivered: reply.position()?,
-    })
-}
-
-fn message_id(text: &str) -> Result<MessageId> {
-    MessageId::parse(text).map_err(|_| unreadable("message id"))
-}
-
-fn read_in_flight(mut fields: Reply) -> Result<InFlight> {
-    Ok(InFlight {
-        message_id: message_id(&fields.text()?)?,
-        id: match fields.text()?.as_str() {
-            "" => None,
-            id => Some(ClientMessageId::parse(id).map_err(|_| unreadable("client's id"))?),
-        },
-        conversation: ConversationId::parse(&fields.text()?)
-            .map_err(|_| unreadable("conversation"))?,
-        attempt: fields.parse("attempt")?,
-        index: fields.parse("index")?,
-        text: fields.text()?,
-    })
-}
-
-fn read_look(mut reply: Reply) -> Result<Look> {
-    let mut look = Look {
-        n: reply.parse("counter")?,
-        n_id: reply.text()?,
-        end: reply.position()?.ok_or_else(|| unreadable("position"))?,
-        recovered: reply.text()? == "1",
-        more: reply.text()? == "1",
-        frames: Vec::new(),
-        in_flight: Vec::new(),
-        pending: Vec::new(),
-    };
-    let mut frames = reply.list()?;
-    while !frames.is_empty() {
-        let position = frames.position()?.ok_or_else(|| unreadable("position"))?;
-        look.frames.push((position, frames.text()?));
-    }
-    let mut answers = reply.list()?;
-    while !answers.is_empty() {
-        look.in_flight.push(read_in_flight(answers.list()?)?);
-    }
-    look.in_flight
-        .sort_by(|one, other| one.message_id.cmp(&other.message_id));
-    let mut pending = reply.list()?;
-    while !pending.is_empty() {
-        let message = message_id(&pending.text()?)?;
-        look.pending
-            .push(frame::read_pending(message, &pending.text()?)?);
-    }
-    Ok(look)
-}
-
-fn read_turn(mut fields: Reply) -> Result<Turn> {
-    Ok(Turn {
-        message_id: message_id(&fields.text()?)?,
-        status: status_of(&fields.text()?)?,
-        question: fields.optional()?,
-        answer: fields.text()?,
-        at_ms: fields.parse("time")?,
-    })
-}
-
-fn read_token(mut reply: Reply) -> Result<Option<(String, u64)>> {
-    if reply.is_empty() {
-        return Ok(None);
-    }
-    let token = reply.text()?;
-    let seconds: i64 = reply.parse("time to live")?;
-    // A token that somebody stored without an end is as good as one with a far end.
-    let left = u64::try_from(seconds).unwrap_or(u64::from(u32::MAX));
-    Ok(Some((token, left)))
 }
 
 fn unexpected(word: &str) -> FanoutError {
@@ -447,13 +362,7 @@ impl Fanout for RedisFanout {
             .await?;
         let mut entries = Vec::new();
         while !reply.is_empty() {
-            let mut fields = reply.list()?;
-            entries.push(ConversationEntry {
-                conversation: ConversationId::parse(&fields.text()?)
-                    .map_err(|_| unreadable("conversation"))?,
-                turns: fields.parse("number of turns")?,
-                updated_ms: fields.parse("time")?,
-            });
+            entries.push(read_entry(reply.list()?)?);
         }
         Ok(entries)
     }

@@ -35,6 +35,8 @@ type Inner = Arc<StreamConsumer<Context>>;
 
 /// A member of a consumer group on one topic.
 pub(super) struct KafkaConsumer {
+    properties: Properties,
+    group: String,
     /// There until it is closed.
     inner: Option<Inner>,
     topic: Arc<str>,
@@ -59,26 +61,59 @@ impl KafkaConsumer {
         group: &str,
         topic: &str,
     ) -> Result<Self, LogError> {
-        let refused = |error: KafkaError| {
+        let name: Arc<str> = Arc::from(topic);
+        let inner = make(properties, group, &name).map_err(|error| {
             LogError::Configuration(format!(
                 "the kafka consumer of {topic} cannot be made: {}; check KAFKA_PROPERTIES",
                 properties.redact(&error.to_string())
             ))
-        };
-        let name: Arc<str> = Arc::from(topic);
-        let inner: StreamConsumer<Context> = properties
-            .consumer(group)
-            .create_with_context(Context::new(group, Arc::clone(&name)))
-            .map_err(refused)?;
-        inner.subscribe(&[topic]).map_err(refused)?;
+        })?;
         Ok(Self {
-            inner: Some(Arc::new(inner)),
+            properties: properties.clone(),
+            group: group.to_owned(),
+            inner: Some(inner),
             topic: name,
             assigned: BTreeSet::new(),
             paused: false,
             offered: None,
             ready: VecDeque::new(),
         })
+    }
+
+    /// Joins the group anew where librdkafka has left this member without brokers. What it had is
+    /// lost, and what was stored and not committed comes again.
+    fn rejoin(&mut self) {
+        let orphaned = |inner: &Inner| inner.context().brokers.are_gone();
+        if !self.inner.as_ref().is_some_and(orphaned) {
+            return;
+        }
+        tracing::warn!(
+            topic = %self.topic,
+            "kafka: the consumer has no brokers any more and joins its group anew"
+        );
+        match make(&self.properties, &self.group, &self.topic) {
+            Ok(inner) => {
+                // It can't reach anybody: there is nothing to commit and nobody to say goodbye to.
+                self.leave(false);
+                self.inner = Some(inner);
+                self.ready.clear();
+                let lost: Vec<i32> = std::mem::take(&mut self.assigned).into_iter().collect();
+                if !lost.is_empty() {
+                    self.ready.push_back(Event::Revoked(lost));
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, topic = %self.topic, "kafka: it could not be made anew");
+            }
+        }
+    }
+
+    /// As if librdkafka had left this member without brokers.
+    #[cfg(test)]
+    pub(super) fn lose_brokers(&self) {
+        if let Some(inner) = &self.inner {
+            inner.context().brokers.lose();
+        }
     }
 
     /// Turns the changes that the callback noted into events.
@@ -142,7 +177,7 @@ impl KafkaConsumer {
             .context()
             .lag
             .assign(assignments.iter().map(|assignment| assignment.partition));
-        tracing::info!(?assignments, topic = %self.topic, "kafka: partitions came");
+        tracing::debug!(?assignments, topic = %self.topic, "kafka: partitions came");
         self.ready.push_back(Event::Assigned(assignments));
     }
 
@@ -192,6 +227,13 @@ impl KafkaConsumer {
     }
 }
 
+fn make(properties: &Properties, group: &str, topic: &Arc<str>) -> Result<Inner, KafkaError> {
+    let context = Context::new(group, Arc::clone(topic));
+    let inner: StreamConsumer<Context> = properties.consumer(group).create_with_context(context)?;
+    inner.subscribe(&[topic])?;
+    Ok(Arc::new(inner))
+}
+
 /// Asks until there is an answer for every partition.
 async fn committed(inner: Inner, partitions: TopicPartitionList) -> TopicPartitionList {
     loop {
@@ -218,10 +260,11 @@ async fn committed(inner: Inner, partitions: TopicPartitionList) -> TopicPartiti
 #[async_trait]
 impl Consumer for KafkaConsumer {
     async fn next(&mut self) -> Event {
-        let Some(inner) = self.inner.clone() else {
-            return std::future::pending().await;
-        };
         loop {
+            self.rejoin();
+            let Some(inner) = self.inner.clone() else {
+                return std::future::pending().await;
+            };
             self.follow(&inner);
             if let Some(event) = self.ready.pop_front() {
                 return event;

@@ -9,10 +9,11 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::DeliveryResult;
 use rdkafka::producer::ProducerContext;
-use rdkafka::{ClientContext, Message};
+use rdkafka::{ClientContext, Message, Statistics};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
+use super::orphan::Brokers;
 use super::report::{Reporter, lock};
 use crate::log::{AppendError, Place};
 
@@ -62,6 +63,8 @@ impl Drop for Ticket {
 /// Receives delivery reports, on the producer's own thread.
 pub(super) struct Context {
     reporter: Reporter,
+    /// Whether there is anybody to talk to.
+    pub(super) brokers: Brokers,
     /// How long a topic must have been missing before its records are refused.
     patience: Duration,
     /// Topics that were reported as missing, and when first. Right after an outage of the brokers
@@ -75,6 +78,7 @@ impl Context {
     pub(super) fn new(patience: Duration) -> Self {
         Self {
             reporter: Reporter::new("producer", None),
+            brokers: Brokers::default(),
             patience,
             missing: Mutex::default(),
             any_missing: AtomicBool::new(false),
@@ -108,6 +112,10 @@ pub(super) fn nowhere(topic: &str) -> AppendError {
 }
 
 impl ClientContext for Context {
+    fn stats(&self, statistics: Statistics) {
+        self.brokers.look(&statistics);
+    }
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
         self.reporter.line(level, facility, text);
     }

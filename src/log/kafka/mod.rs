@@ -15,7 +15,8 @@ use async_trait::async_trait;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::producer::Producer as _;
+use rdkafka::error::KafkaError;
+use rdkafka::producer::{BaseProducer, Producer as _};
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::OnceCell;
 use tokio::task::spawn_blocking;
@@ -32,10 +33,13 @@ mod admin;
 mod consumer;
 mod delivery;
 mod lag;
+mod orphan;
 mod producer;
 mod properties;
 mod rebalance;
 mod report;
+#[cfg(test)]
+mod tests;
 
 /// Within this [`Log::check`] has its answer.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -62,7 +66,18 @@ pub struct KafkaLog {
 impl KafkaLog {
     /// Checks what [`KafkaLog::connect`] would refuse, without making a client.
     pub fn validate(settings: &KafkaSettings) -> Result<(), LogError> {
-        Properties::new(settings).map(|_| ())
+        let properties = Properties::new(settings)?;
+        // What contradicts another property shows when a client is made.
+        let refused = |error: KafkaError| {
+            LogError::Configuration(format!(
+                "the kafka client cannot be made: {}; check KAFKA_PROPERTIES",
+                properties.redact(&error.to_string())
+            ))
+        };
+        let producer: Result<BaseProducer, _> = properties.producer().create();
+        let consumer: Result<BaseConsumer, _> = properties.consumer("validate").create();
+        producer.map(drop).map_err(refused)?;
+        consumer.map(drop).map_err(refused)
     }
 
     /// Makes the clients; call it within a Tokio runtime. Returns at once: the brokers need not be
@@ -167,6 +182,7 @@ impl Log for KafkaLog {
     }
 
     async fn check(&self) -> Result<(), LogError> {
+        self.producer.revive();
         let client = self.producer.client()?;
         let check = {
             let mut checking = lock(&self.checking);

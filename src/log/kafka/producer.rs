@@ -191,6 +191,21 @@ impl Producer {
         }
     }
 
+    /// Makes the client anew where librdkafka has left it without brokers. What it had taken is
+    /// reported as unknown.
+    pub(super) fn revive(&self) {
+        let mut core = lock(&self.shared.core);
+        let orphaned = |client: &Client| client.context().brokers.are_gone();
+        if !core.client.as_ref().is_some_and(orphaned) {
+            return;
+        }
+        tracing::warn!("kafka: the producer has no brokers any more and is made anew");
+        match make(&self.shared.properties) {
+            Ok(client) => retire(core.client.replace(client)),
+            Err(error) => tracing::error!(%error, "kafka: the producer could not be made anew"),
+        }
+    }
+
     /// The client below, to ask about metadata: its events are served, unlike an idle admin
     /// client's, which would pile up.
     pub(super) fn client(&self) -> Result<Client, LogError> {

@@ -7,6 +7,7 @@ use rdkafka::ClientConfig;
 use rdkafka::error::KafkaError;
 use secrecy::ExposeSecret;
 
+use super::orphan::INTERVAL_MS;
 use crate::config::settings::KafkaSettings;
 use crate::log::LogError;
 
@@ -103,6 +104,7 @@ impl Properties {
                 &propagation.to_string(),
             ),
             ("queue.buffering.max.kbytes", "65536"),
+            ("statistics.interval.ms", INTERVAL_MS),
         ])
     }
 
@@ -119,7 +121,7 @@ impl Properties {
             ("partition.assignment.strategy", assignor),
             ("session.timeout.ms", "6000"),
             ("heartbeat.interval.ms", "1500"),
-            ("statistics.interval.ms", "5000"),
+            ("statistics.interval.ms", INTERVAL_MS),
             ("queued.max.messages.kbytes", "16384"),
             ("fetch.error.backoff.ms", "100"),
             ("fetch.queue.backoff.ms", "100"),

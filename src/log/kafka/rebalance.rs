@@ -12,6 +12,7 @@ use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientContext, Statistics, TopicPartitionList};
 
 use super::lag::Lag;
+use super::orphan::Brokers;
 use super::report::{Reporter, lock};
 
 /// A change of what this member has.
@@ -27,6 +28,8 @@ pub(super) struct Context {
     reporter: Reporter,
     /// The gauges of what is assigned.
     pub(super) lag: Lag,
+    /// Whether there is anybody to talk to.
+    pub(super) brokers: Brokers,
     changes: Mutex<VecDeque<Change>>,
     /// Set before the consumer is dropped: nobody asks for changes any more.
     closing: AtomicBool,
@@ -37,6 +40,7 @@ impl Context {
         Self {
             reporter: Reporter::new("consumer", Some(group)),
             lag: Lag::new(group, topic),
+            brokers: Brokers::default(),
             changes: Mutex::default(),
             closing: AtomicBool::new(false),
         }
@@ -75,6 +79,7 @@ impl ClientContext for Context {
 
     fn stats(&self, statistics: Statistics) {
         self.lag.update(&statistics);
+        self.brokers.look(&statistics);
     }
 }
 

@@ -131,6 +131,15 @@ metric!(
     ["server_id"]
 );
 
+metric!(
+    CATCH_UPS_TOTAL,
+    "websocket_catch_ups_total",
+    Counter,
+    Count,
+    "Times that a chatmesh.v1 socket was told everything anew: at its start, after it fell behind, after a loss.",
+    ["server_id"]
+);
+
 /// All of them.
 pub const ALL: &[&Metric] = &[
     &CONNECTIONS_ACTIVE,
@@ -147,4 +156,5 @@ pub const ALL: &[&Metric] = &[
     &REDIS_ERRORS_TOTAL,
     &REPAIRED_TOTAL,
     &FEED_GAPS_TOTAL,
+    &CATCH_UPS_TOTAL,
 ];

@@ -169,8 +169,9 @@ impl ProviderMetrics {
         }
     }
 
-    /// Counts an attempt after the first one; called by who tries again.
-    pub fn retried(attempt: u32) {
-        RETRIES.counter(&[&attempt.to_string()]).increment(1);
+    /// Counts attempts of this number, which is 2 for the first one after the first; counted by
+    /// who tries again.
+    pub fn retries(attempt: u32) -> Counter {
+        RETRIES.counter(&[&attempt.to_string()])
     }
 }

@@ -19,6 +19,9 @@ pub(crate) trait Backend: Send + Sync {
 
     /// All that is kept of this user is lost.
     async fn lose(&self, user: &UserId);
+
+    /// Whether anything that is kept of this user, of whatever kind, has this text in it.
+    async fn holds(&self, user: &UserId, text: &str) -> bool;
 }
 
 /// A user of its own.

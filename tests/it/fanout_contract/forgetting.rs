@@ -44,6 +44,7 @@ impl Case<'_> {
             .unwrap()
             .unwrap();
         assert!(turns.iter().all(|t| t.message_id != message.message_id));
+        assert!(!self.backend.holds(&self.user, "secret").await);
     }
 
     async fn whole_mailbox(&self) -> Vec<(i64, String)> {
@@ -63,10 +64,12 @@ pub(crate) async fn a_forgotten_conversation_leaves_nothing(backend: &dyn Backen
     let case = Case::new(backend).await;
     let (gone, stays) = (case.message(), case.message_in(&other()));
     for (offset, message) in [(3, &gone), (4, &stays)] {
-        case.admit(message).await;
-        case.answer(message, "text").await;
-        case.deliver(message, offset, "text").await;
+        let text = if offset == 3 { "secret" } else { "text" };
+        case.fanout.admit(message, text).await.unwrap();
+        case.answer(message, text).await;
+        case.deliver(message, offset, text).await;
     }
+    assert!(case.backend.holds(&case.user, "secret").await);
     let waiting = case.message_in(&other());
     case.admit(&waiting).await;
 
@@ -95,15 +98,15 @@ pub(crate) async fn forgetting_everything_spares_other_users(backend: &dyn Backe
     let mut messages = Vec::new();
     for (offset, name) in ["default", "a", "a:b", "z"].into_iter().enumerate() {
         let message = case.message_in(&ConversationId::parse(name).unwrap());
-        case.answer(&message, "text").await;
-        case.deliver(&message, offset as i64, "text").await;
+        case.answer(&message, "secret").await;
+        case.deliver(&message, offset as i64, "secret").await;
         messages.push(message);
     }
-    let mut unknown = case.delivery(&case.message(), 9, "by an original worker");
+    let mut unknown = case.delivery(&case.message(), 9, "secret, by an original worker");
     unknown.conversation = None;
     case.deliver_call(unknown).await;
     messages.push(case.message());
-    case.admit(&messages[4]).await;
+    case.fanout.admit(&messages[4], "secret").await.unwrap();
     let theirs = bystander.message();
     bystander.answer(&theirs, "theirs").await;
     bystander.deliver(&theirs, 1, "theirs").await;
@@ -165,15 +168,16 @@ pub(crate) async fn what_is_forgotten_while_it_streams_ends_once_and_is_not_kept
         feed.subscribe(&case.user, channel).await.unwrap();
     }
     let message = case.message();
-    case.admit(&message).await;
+    case.fanout.admit(&message, "secret").await.unwrap();
     let owner = Owner::random();
     let number = attempt(&case.begin(&message, &owner, 0).await);
-    case.live(&message, &owner, number, Some((0, "se"))).await;
+    case.live(&message, &owner, number, Some((0, "secret")))
+        .await;
 
     assert!(case.forget(Some(&message.conversation)).await);
     case.assert_gone(&message).await;
     assert_cancel(&case, &mut events, &message).await;
-    let reply = case.live(&message, &owner, number, Some((1, "cret"))).await;
+    let reply = case.live(&message, &owner, number, Some((1, "s"))).await;
     assert_eq!(reply, LiveReply::Cancelled);
     let known = kept(case.keep(&message, &owner, number, "secret").await);
     assert_eq!((known.frame, known.delivered), (terminal("stopped"), None));
@@ -225,7 +229,7 @@ pub(crate) async fn what_is_forgotten_before_its_taking_is_never_answered(backen
         feed.subscribe(&case.user, channel).await.unwrap();
     }
     let message = case.message();
-    case.admit(&message).await;
+    case.fanout.admit(&message, "secret").await.unwrap();
     assert!(case.forget(Some(&message.conversation)).await);
     assert_cancel(&case, &mut events, &message).await;
     // Other sockets learn nothing of it any more.
@@ -254,7 +258,7 @@ pub(crate) async fn what_is_forgotten_between_keep_and_deliver_is_told_and_not_k
 ) {
     let case = Case::new(backend).await;
     let message = case.message();
-    case.admit(&message).await;
+    case.fanout.admit(&message, "secret").await.unwrap();
     case.answer(&message, "secret").await;
     assert!(case.forget(None).await);
     case.assert_gone(&message).await;
@@ -290,11 +294,12 @@ pub(crate) async fn a_forgotten_message_resent_is_never_answered_again(backend: 
     let (told, open) = (case.message(), case.message());
     case.answer(&told, "secret").await;
     case.deliver(&told, 0, "secret").await;
-    case.admit(&open).await;
+    case.fanout.admit(&open, "secret").await.unwrap();
     case.forget(Some(&told.conversation)).await;
     assert_eq!(case.admit(&told).await, Admitted::Forgotten);
     // Nobody was told its end, and the log may not have it: its record brings the end.
-    assert_eq!(case.admit(&open).await, Admitted::New);
+    let resent = case.fanout.admit(&open, "secret").await.unwrap();
+    assert_eq!(resent, Admitted::New);
     case.assert_gone(&open).await;
     let known = outcome(case.begin(&open, &Owner::random(), 0).await);
     assert_eq!(known.delivered, None);
@@ -349,4 +354,28 @@ pub(crate) async fn a_conversation_begins_anew_after_it_was_forgotten(backend: &
         .await
         .unwrap();
     assert_eq!(listed[0].turns, 1);
+}
+
+pub(crate) async fn much_is_forgotten_as_a_whole(backend: &dyn Backend) {
+    let case = Case::new(backend).await;
+    let mut last = Vec::new();
+    for (name, turns) in [("a", 600), ("b", 500), ("c", 1), ("d", 1)] {
+        let conversation = ConversationId::parse(name).unwrap();
+        for number in 0..turns {
+            let message = case.message_in(&conversation);
+            // As a relay rebuilds it: one call.
+            case.deliver(&message, last.len() as i64 * 1000 + number, "secret")
+                .await;
+            if number + 1 == turns {
+                last.push(message);
+            }
+        }
+    }
+    assert!(case.forget(None).await);
+    for message in &last {
+        case.assert_gone(message).await;
+        assert_eq!(case.admit(message).await, Admitted::Forgotten);
+    }
+    let listed = case.fanout.conversations(&case.user, None, 9).await;
+    assert!(listed.unwrap().is_empty());
 }

@@ -82,6 +82,7 @@ macro_rules! fanout_contract {
             a_rewind_brings_nothing_forgotten_back,
             a_forgotten_message_resent_is_never_answered_again,
             what_fell_out_of_the_history_is_forgotten_too,
+            much_is_forgotten_as_a_whole,
             a_conversation_begins_anew_after_it_was_forgotten,
         }
     };

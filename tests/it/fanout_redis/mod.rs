@@ -62,6 +62,27 @@ impl Backend for RedisBackend {
             .await
             .unwrap();
     }
+
+    async fn holds(&self, user: &UserId, text: &str) -> bool {
+        let tag = format!("{{user:{user}}}");
+        let script = r"
+            local read = {
+              string = function(key) return { redis.call('GET', key) } end,
+              hash = function(key) return redis.call('HGETALL', key) end,
+              set = function(key) return redis.call('SMEMBERS', key) end,
+              zset = function(key) return redis.call('ZRANGE', key, 0, -1) end,
+            }
+            for _, key in ipairs(redis.call('KEYS', KEYS[1] .. ':*')) do
+              for _, value in ipairs(read[redis.call('TYPE', key).ok](key)) do
+                if string.find(value, ARGV[1], 1, true) then
+                  return 1
+                end
+              end
+            end
+            return 0";
+        let found: i64 = self.admin.eval(script, tag.as_str(), text).await.unwrap();
+        found == 1
+    }
 }
 
 mod single {

@@ -19,15 +19,15 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 
 /// Keeps what was appended; acknowledges while `acknowledging` is true.
-pub(super) struct FakeLog {
+pub(crate) struct FakeLog {
     records: Mutex<Vec<(String, NewRecord)>>,
     appended: watch::Sender<usize>,
     acknowledging: watch::Sender<bool>,
-    pub(super) refusing: AtomicBool,
+    pub(crate) refusing: AtomicBool,
 }
 
 impl FakeLog {
-    pub(super) fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self {
             records: Mutex::default(),
             appended: watch::Sender::new(0),
@@ -36,12 +36,12 @@ impl FakeLog {
         })
     }
 
-    pub(super) fn acknowledge(&self, yes: bool) {
+    pub(crate) fn acknowledge(&self, yes: bool) {
         self.acknowledging.send_replace(yes);
     }
 
     /// The first `count` records, once there are as many.
-    pub(super) async fn records(&self, count: usize) -> Vec<(String, NewRecord)> {
+    pub(crate) async fn records(&self, count: usize) -> Vec<(String, NewRecord)> {
         let mut appended = self.appended.subscribe();
         appended.wait_for(|n| *n >= count).await.unwrap();
         self.records.lock().unwrap().clone()

@@ -23,7 +23,7 @@ use self::fakes::{FakeFanout, FakeLog};
 
 mod answers;
 mod door;
-mod fakes;
+pub(crate) mod fakes;
 mod messages;
 
 /// Far above what anything here takes; reached only by a failure.
@@ -43,7 +43,7 @@ impl Drop for Gateway {
     }
 }
 
-fn settings() -> GatewaySettings {
+pub(crate) fn settings() -> GatewaySettings {
     GatewaySettings {
         listen: ([127, 0, 0, 1], 0).into(),
         server_id: "server_1".into(),

@@ -269,3 +269,35 @@ async fn after_a_failed_call_nothing_in_memory_is_believed() {
         assert_ne!(after.n_id, before.n_id);
     }
 }
+
+#[tokio::test]
+async fn a_restart_forgets_nothing_that_was_forgotten() {
+    for mut bench in Bench::both(&Bounds::default()) {
+        let owner = Owner::random();
+        bench.attempt("told", &owner, 0).await;
+        bench.keep("told", &owner, 1, "answer").await;
+        bench.deliver("told", 0, None).await;
+        bench.admit("open").await;
+        bench.attempt("open", &owner, 0).await;
+        bench.live("open", &owner, 1, 0).await;
+        assert!(bench.fanout.forget(&user(), None).await.unwrap());
+
+        bench.restart();
+
+        assert_eq!(bench.admit("told").await, Admitted::Forgotten);
+        assert_eq!(bench.live("open", &owner, 1, 1).await, LiveReply::Cancelled);
+        let kept = bench.keep("open", &owner, 1, "answer").await;
+        assert_eq!(outcome_frame(kept), frame("open", "stopped"));
+        bench.deliver("open", 1, Some(0)).await;
+        assert!(bench.context().await.is_empty());
+        let look = bench.read(Some(at(0))).await;
+        assert!(look.recovered && look.frames.is_empty() && look.pending.is_empty());
+        assert_eq!(look.end, at(1));
+
+        // The notes go with their time.
+        bench.pass(3 * DAY_MS);
+        bench.sweep();
+        assert_eq!(bench.entries(), 0);
+        assert_eq!(bench.admit("told").await, Admitted::New);
+    }
+}

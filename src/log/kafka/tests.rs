@@ -1,0 +1,79 @@
+//! Clients that librdkafka has left without brokers, on its own stand-in for a cluster.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rdkafka::mocking::MockCluster;
+use rdkafka::producer::Producer as _;
+use tokio::time::timeout;
+
+use super::KafkaLog;
+use super::consumer::KafkaConsumer;
+use super::properties::Properties;
+use crate::config::settings::KafkaSettings;
+use crate::log::{Consumer, Event, Log, NewRecord};
+
+fn settings(bootstrap_servers: String) -> KafkaSettings {
+    KafkaSettings {
+        bootstrap_servers,
+        topic_partitions: 1,
+        replication_factor: 1,
+        linger: Duration::from_millis(1),
+        produce_timeout: Duration::from_secs(20),
+        interop: false,
+        properties: BTreeMap::new(),
+        client_id: "test".into(),
+    }
+}
+
+fn record(text: &'static str) -> NewRecord {
+    NewRecord {
+        key: None,
+        value: Bytes::from_static(text.as_bytes()),
+        headers: vec![],
+    }
+}
+
+async fn next(consumer: &mut KafkaConsumer) -> Event {
+    timeout(Duration::from_secs(60), consumer.next())
+        .await
+        .expect("an event")
+}
+
+async fn next_record(consumer: &mut KafkaConsumer) -> Bytes {
+    loop {
+        if let Event::Record(record) = next(consumer).await {
+            return record.value;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_left_without_brokers_are_made_anew_and_go_on() {
+    let cluster = MockCluster::new(1).unwrap();
+    cluster.create_topic("topic", 1, 1).unwrap();
+    let settings = settings(cluster.bootstrap_servers());
+    let log = KafkaLog::connect(&settings).unwrap();
+    let properties = Properties::new(&settings).unwrap();
+    let mut consumer = KafkaConsumer::join(&properties, "group", "topic").unwrap();
+    log.append("topic", record("one")).await.unwrap();
+    assert_eq!(next_record(&mut consumer).await, "one");
+
+    consumer.lose_brokers();
+    let revoked = next(&mut consumer).await;
+    assert!(
+        matches!(&revoked, Event::Revoked(lost) if lost == &[0]),
+        "{revoked:?}"
+    );
+    log.producer.client().unwrap().context().brokers.lose();
+    log.check().await.unwrap();
+    assert!(!log.producer.client().unwrap().context().brokers.are_gone());
+
+    log.append("topic", record("two")).await.unwrap();
+    // Nothing was stored, so it begins at the first again, after an assignment of its own.
+    let assigned = next(&mut consumer).await;
+    assert!(matches!(assigned, Event::Assigned(_)), "{assigned:?}");
+    assert_eq!(next_record(&mut consumer).await, "one");
+    assert_eq!(next_record(&mut consumer).await, "two");
+}

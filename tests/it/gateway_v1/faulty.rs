@@ -1,0 +1,197 @@
+//! The embedded fan-out in memory, with faults that a test decides: it can be away, and what it
+//! publishes can be lost on its way.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use chatmesh::fanout::embedded::EmbeddedFanout;
+use chatmesh::fanout::{
+    Admitted, Begin, Begun, Bounds, CancelResult, ConversationEntry, Deliver, Delivered, Fanout,
+    FanoutError, Feed, FeedEvent, Keep, Kept, Live, LiveReply, Look, Read, Result, Subject, Turn,
+};
+use chatmesh::protocol::ids::{ConversationId, MessageId, UserId};
+use chatmesh::protocol::position::Epoch;
+use chatmesh::store::Store;
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+
+use crate::support::SOON;
+
+pub(super) struct Faulty {
+    inner: EmbeddedFanout,
+    pub(super) away: AtomicBool,
+    losing: Arc<AtomicBool>,
+    lost: watch::Sender<usize>,
+    pub(super) reads: AtomicUsize,
+    events: Mutex<Option<mpsc::Sender<FeedEvent>>>,
+}
+
+impl Faulty {
+    pub(super) fn new() -> Arc<Self> {
+        let inner = EmbeddedFanout::open(Store::in_memory(), Bounds::default()).unwrap();
+        Arc::new(Self {
+            inner,
+            away: AtomicBool::new(false),
+            losing: Arc::default(),
+            lost: watch::Sender::new(0),
+            reads: AtomicUsize::new(0),
+            events: Mutex::default(),
+        })
+    }
+
+    fn here(&self) -> Result<&EmbeddedFanout> {
+        if self.away.load(Ordering::SeqCst) {
+            return Err(FanoutError::Unavailable("the test says so".into()));
+        }
+        Ok(&self.inner)
+    }
+
+    /// What is published from now on is lost.
+    pub(super) fn lose(&self) {
+        self.losing.store(true, Ordering::SeqCst);
+    }
+
+    /// Nothing more is lost, once so many frames were.
+    pub(super) async fn lost(&self, count: usize) {
+        let mut lost = self.lost.subscribe();
+        timeout(SOON, lost.wait_for(|lost| *lost >= count))
+            .await
+            .unwrap()
+            .unwrap();
+        self.losing.store(false, Ordering::SeqCst);
+    }
+
+    /// Puts an event between those that are published.
+    pub(super) async fn event(&self, event: FeedEvent) {
+        let events = self.events.lock().unwrap().clone().unwrap();
+        events.send(event).await.unwrap();
+    }
+}
+
+#[async_trait]
+impl Fanout for Faulty {
+    async fn admit(&self, subject: &Subject, content: &str) -> Result<Admitted> {
+        self.here()?.admit(subject, content).await
+    }
+
+    async fn accept(&self, subject: &Subject, frame: String) -> Result<()> {
+        self.here()?.accept(subject, frame).await
+    }
+
+    async fn begin(&self, call: Begin) -> Result<Begun> {
+        self.inner.begin(call).await
+    }
+
+    async fn live(&self, call: Live) -> Result<LiveReply> {
+        self.inner.live(call).await
+    }
+
+    async fn keep(&self, call: Keep) -> Result<Kept> {
+        self.inner.keep(call).await
+    }
+
+    async fn deliver(&self, call: Deliver) -> Result<Delivered> {
+        self.inner.deliver(call).await
+    }
+
+    async fn cancel(&self, user: &UserId, message_id: &MessageId) -> Result<CancelResult> {
+        self.here()?.cancel(user, message_id).await
+    }
+
+    async fn read(&self, call: Read) -> Result<Look> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
+        self.here()?.read(call).await
+    }
+
+    async fn context(
+        &self,
+        user: &UserId,
+        conversation: &ConversationId,
+        limit: usize,
+        max_age: Duration,
+    ) -> Result<Vec<Turn>> {
+        self.inner.context(user, conversation, limit, max_age).await
+    }
+
+    async fn forget(&self, user: &UserId, of: Option<&ConversationId>) -> Result<bool> {
+        self.here()?.forget(user, of).await
+    }
+
+    async fn conversations(
+        &self,
+        user: &UserId,
+        after: Option<&ConversationId>,
+        limit: usize,
+    ) -> Result<Vec<ConversationEntry>> {
+        self.here()?.conversations(user, after, limit).await
+    }
+
+    async fn history(
+        &self,
+        user: &UserId,
+        conversation: &ConversationId,
+        before: Option<&MessageId>,
+        limit: usize,
+    ) -> Result<Option<Vec<Turn>>> {
+        self.here()?
+            .history(user, conversation, before, limit)
+            .await
+    }
+
+    async fn clear_pending(&self, user: &UserId, message_id: &MessageId) -> Result<()> {
+        self.here()?.clear_pending(user, message_id).await
+    }
+
+    async fn stored_token(&self, user: &UserId) -> Result<Option<(String, u64)>> {
+        self.here()?.stored_token(user).await
+    }
+
+    async fn issue_token(
+        &self,
+        user: &UserId,
+        candidate: &str,
+        ttl: Duration,
+    ) -> Result<(String, u64)> {
+        self.here()?.issue_token(user, candidate, ttl).await
+    }
+
+    async fn marker_present(&self, epoch: &Epoch) -> Result<bool> {
+        self.inner.marker_present(epoch).await
+    }
+
+    async fn set_marker(&self, epoch: &Epoch) -> Result<()> {
+        self.inner.set_marker(epoch).await
+    }
+
+    fn disruptions(&self) -> watch::Receiver<u64> {
+        self.inner.disruptions()
+    }
+
+    async fn feed(&self, capacity: usize) -> Result<(Arc<dyn Feed>, mpsc::Receiver<FeedEvent>)> {
+        let (feed, mut published) = self.inner.feed(capacity).await?;
+        let (sender, receiver) = mpsc::channel(capacity);
+        *self.events.lock().unwrap() = Some(sender.clone());
+        let (losing, lost) = (self.losing.clone(), self.lost.clone());
+        tokio::spawn(async move {
+            while let Some(event) = published.recv().await {
+                if losing.load(Ordering::SeqCst) {
+                    lost.send_modify(|lost| *lost += 1);
+                } else if sender.send(event).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok((feed, receiver))
+    }
+
+    async fn warnings(&self) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+
+    async fn check(&self) -> Result<()> {
+        self.here()?.check().await
+    }
+}

@@ -1,0 +1,129 @@
+//! Coming in the middle, coming back, falling behind.
+
+use std::fmt::Write as _;
+
+use super::*;
+
+#[tokio::test]
+async fn coming_back_at_any_point_gives_the_same_transcript() {
+    let gateway = start(settings()).await;
+    let pieces = ["one ", "two ", "three ", "four"];
+    let last = pieces.len() + 2;
+    for cut in 0..=last {
+        let user = format!("user-{cut}");
+        let mut device = gateway.device(&user).await;
+        let mut step = 0;
+        let mut cut_here = async |device: &mut Device| {
+            if step == cut {
+                device.drop_connection();
+                device.connect(gateway.port).await;
+            }
+            step += 1;
+        };
+        device.say("a1", "x").await;
+        device.until_accepted("a1").await;
+        cut_here(&mut device).await;
+        let mut answer = gateway.begin(&user, "a1").await;
+        for piece in pieces {
+            gateway.say(&mut answer, piece).await;
+            cut_here(&mut device).await;
+        }
+        gateway.end(&answer).await;
+        cut_here(&mut device).await;
+        let end = device.end_of("a1").await;
+        assert_eq!(end["content"], "one two three four");
+        // Again from the end: nothing is there to be told.
+        device.drop_connection();
+        let welcome = device.connect(gateway.port).await;
+        assert_eq!(welcome["recovered"], true);
+        device.send_text(r#"{"type":"ping"}"#).await;
+        assert_eq!(device.frame().await["type"], "pong");
+    }
+}
+
+#[tokio::test]
+async fn who_joins_in_mid_answer_gets_the_snapshot_and_goes_on_from_there() {
+    let gateway = start(settings()).await;
+    let mut phone = gateway.device("alice").await;
+    phone.say("a1", "the question").await;
+    phone.until_accepted("a1").await;
+    let mut answer = gateway.begin("alice", "a1").await;
+    gateway.say(&mut answer, "one ").await;
+    gateway.say(&mut answer, "two ").await;
+    let mut laptop = gateway.device("alice").await;
+    let pending = laptop.frames[0]["pending"].clone();
+    assert_eq!(pending[0]["content"], "the question");
+    assert_eq!(pending[0]["id"], "a1");
+    let snapshot = laptop.frame().await;
+    assert_eq!(
+        (&snapshot["type"], &snapshot["index"]),
+        (&json!("snapshot"), &json!(2))
+    );
+    assert_eq!(snapshot["content"], "one two ");
+    gateway.say(&mut answer, "three").await;
+    let delta = laptop.frame().await;
+    assert_eq!(
+        (&delta["type"], &delta["index"]),
+        (&json!("delta"), &json!(2))
+    );
+    gateway.end(&answer).await;
+    for device in [&mut phone, &mut laptop] {
+        assert_eq!(device.end_of("a1").await["content"], "one two three");
+    }
+}
+
+#[tokio::test]
+async fn a_long_replay_comes_whole_and_in_order_through_a_small_queue() {
+    let gateway = start(GatewaySettings {
+        outbound_queue_bytes: 16 << 10,
+        ..settings()
+    })
+    .await;
+    let mut device = gateway.device("alice").await;
+    device.drop_connection();
+    let filler = "x".repeat(10_000);
+    for number in 0..60 {
+        gateway
+            .answer("alice", &format!("a{number}"), &[&filler])
+            .await;
+    }
+    let welcome = device.connect(gateway.port).await;
+    assert_eq!(welcome["recovered"], true);
+    device.until_ended(&["a59"]).await;
+    let ended: Vec<String> = device.transcript.order_of("default");
+    let expected: Vec<String> = (0..60).map(|number| format!("a{number}")).collect();
+    assert_eq!(ended, expected);
+}
+
+#[tokio::test]
+async fn a_reader_that_falls_behind_gets_snapshots_and_every_end() {
+    let gateway = start(GatewaySettings {
+        outbound_queue_bytes: 64 << 10,
+        ..settings()
+    })
+    .await;
+    let mut slow = Device::new("alice").small_window();
+    gateway.device("alice").await;
+    slow.connect(gateway.port).await;
+    let filler = "x".repeat(64 << 10);
+    let mut text = String::new();
+    // More than the kernel holds for a reader that does not read.
+    for number in 0..14 {
+        let mut answer = gateway.begin("alice", &format!("a{number}")).await;
+        for piece in 0..4 {
+            text.clear();
+            let _ = write!(text, "{piece}{filler}");
+            gateway.say(&mut answer, &text).await;
+        }
+        if number != 13 {
+            gateway.end(&answer).await;
+            continue;
+        }
+        slow.until_text("a13", "3x").await;
+        assert!(slow.shown("a13").snapshots > 0, "it never fell behind");
+        gateway.end(&answer).await;
+    }
+    slow.until_ended(&["a13"]).await;
+    assert_eq!(slow.transcript.order_of("default").len(), 14);
+    assert_eq!(slow.transcript.reloads, 1, "only the first welcome");
+}

@@ -1,0 +1,210 @@
+//! The gateway on `chatmesh.v1`, over real sockets: the test is the worker and the relay, on the
+//! embedded fan-out in memory, and decides what is lost.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use chatmesh::config::settings::GatewaySettings;
+use chatmesh::fanout::{
+    Begin, Begun, Deliver, Delivered, Ending, Fanout as _, Keep, Live, LiveReply, Owner, Subject,
+    Turn, TurnStatus,
+};
+use chatmesh::gateway::{GatewayError, Parts, serve};
+use chatmesh::health::Health;
+use chatmesh::protocol::ids::{ClientMessageId, ConversationId, MessageId, UserId};
+use chatmesh::protocol::position::{Epoch, Position};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use self::faulty::Faulty;
+use crate::gateway_classic::fakes::FakeLog;
+use crate::gateway_classic::settings;
+use crate::support::v1::Device;
+
+mod faulty;
+mod follows;
+mod messages;
+mod repairs;
+
+struct Gateway {
+    port: u16,
+    log: Arc<FakeLog>,
+    fanout: Arc<Faulty>,
+    drain: CancellationToken,
+    served: JoinHandle<Result<(), GatewayError>>,
+    offsets: AtomicI64,
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.served.abort();
+    }
+}
+
+async fn start(settings: GatewaySettings) -> Gateway {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (log, fanout) = (FakeLog::new(), Faulty::new());
+    let drain = CancellationToken::new();
+    let parts = Parts {
+        log: log.clone(),
+        fanout: fanout.clone(),
+        settings,
+        health: Arc::new(Health::new(&[])),
+        admin: Arc::new(|_, _| None),
+    };
+    let served = tokio::spawn(serve(listener, parts, drain.clone()));
+    Gateway {
+        port,
+        log,
+        fanout,
+        drain,
+        served,
+        offsets: AtomicI64::new(0),
+    }
+}
+
+fn at(offset: i64) -> Position {
+    Position {
+        epoch: Epoch::new("test", "0", 0),
+        offset,
+    }
+}
+
+/// An answer that the test writes.
+struct Answer {
+    subject: Subject,
+    owner: Owner,
+    attempt: u32,
+    index: u32,
+    text: String,
+}
+
+impl Gateway {
+    async fn device(&self, user: &str) -> Device {
+        let mut device = Device::new(user);
+        // The feed is opened while the first clients come.
+        device.connect_patiently(&[self.port]).await;
+        device
+    }
+
+    async fn begin(&self, user: &str, id: &str) -> Answer {
+        self.begin_in(user, id, "default").await
+    }
+
+    async fn begin_in(&self, user: &str, id: &str, conversation: &str) -> Answer {
+        let user = UserId::parse(user).unwrap();
+        let id = ClientMessageId::parse(id).unwrap();
+        let subject = Subject {
+            message_id: MessageId::of_client(&user, &id),
+            user,
+            id: Some(id),
+            conversation: ConversationId::parse(conversation).unwrap(),
+        };
+        let owner = Owner::random();
+        let call = Begin {
+            subject: subject.clone(),
+            owner: owner.clone(),
+            had: 0,
+            cancelled: ending(&subject, "", TurnStatus::Cancelled),
+        };
+        let Begun::Attempt { number, .. } = self.fanout.begin(call).await.unwrap() else {
+            panic!("it can't be begun");
+        };
+        Answer {
+            subject,
+            owner,
+            attempt: number,
+            index: 0,
+            text: String::new(),
+        }
+    }
+
+    async fn say(&self, answer: &mut Answer, text: &str) {
+        let call = Live {
+            subject: answer.subject.clone(),
+            owner: answer.owner.clone(),
+            attempt: answer.attempt,
+            delta: Some((answer.index, text.to_owned())),
+        };
+        assert_eq!(self.fanout.live(call).await.unwrap(), LiveReply::Written);
+        answer.index += 1;
+        answer.text.push_str(text);
+    }
+
+    async fn keep(&self, answer: &Answer) {
+        let call = Keep {
+            subject: answer.subject.clone(),
+            owner: answer.owner.clone(),
+            attempt: answer.attempt,
+            ending: ending(&answer.subject, &answer.text, TurnStatus::Answered),
+            cancelled: ending(&answer.subject, &answer.text, TurnStatus::Cancelled),
+        };
+        self.fanout.keep(call).await.unwrap();
+    }
+
+    async fn deliver(&self, answer: &Answer) {
+        let offset = self.offsets.fetch_add(1, Ordering::SeqCst);
+        let frame = ending(&answer.subject, &answer.text, TurnStatus::Answered).frame;
+        let call = Deliver {
+            user: answer.subject.user.clone(),
+            message_id: answer.subject.message_id.clone(),
+            conversation: Some(answer.subject.conversation.clone()),
+            position: at(offset),
+            known: None,
+            rewind: false,
+            frame: with_position(&frame, offset),
+            answer: answer.text.clone(),
+            status: TurnStatus::Answered,
+        };
+        let delivered = self.fanout.deliver(call).await.unwrap();
+        assert!(matches!(delivered, Delivered::Published(_)));
+    }
+
+    async fn end(&self, answer: &Answer) {
+        self.keep(answer).await;
+        self.deliver(answer).await;
+    }
+
+    /// The whole answer to a message.
+    async fn answer(&self, user: &str, id: &str, pieces: &[&str]) {
+        let mut answer = self.begin(user, id).await;
+        for piece in pieces {
+            self.say(&mut answer, piece).await;
+        }
+        self.end(&answer).await;
+    }
+}
+
+fn with_position(frame: &str, offset: i64) -> String {
+    let mut frame: Value = serde_json::from_str(frame).unwrap();
+    frame["position"] = at(offset).to_string().into();
+    frame.to_string()
+}
+
+fn ending(subject: &Subject, text: &str, status: TurnStatus) -> Ending {
+    let mut frame = json!({"v": 1, "type": "response", "content": text, "userid": subject.user,
+        "timestamp": "2024-01-01T12:00:00Z", "processing_time_ms": 5, "correlation_id": "c",
+        "message_id": subject.message_id, "id": subject.id, "finish_reason": "stop",
+        "model": "test", "attempt": 1, "conversation_id": subject.conversation,
+        "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}});
+    if status == TurnStatus::Cancelled {
+        frame["type"] = "error".into();
+        frame["code"] = "cancelled".into();
+        frame["message"] = "Cancelled".into();
+        frame["retryable"] = false.into();
+    }
+    Ending {
+        frame: frame.to_string(),
+        turn: Turn {
+            message_id: subject.message_id.clone(),
+            question: Some("?".into()),
+            answer: text.to_owned(),
+            status,
+            at_ms: 0,
+        },
+    }
+}
