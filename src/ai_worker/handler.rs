@@ -287,11 +287,14 @@ impl Handler for WorkerHandler {
 
     async fn handle(&self, delivery: &Delivery, work: &mut Work) -> Verdict {
         let begun = Instant::now();
+        let appended_ms = delivery.record.timestamp_ms;
+        self.metrics.taken(appended_ms);
         let verdict = self
             .take(delivery, work)
             .await
             .unwrap_or_else(Verdict::from);
-        self.metrics.processed(&verdict, begun.elapsed());
+        self.metrics
+            .processed(&verdict, begun.elapsed(), appended_ms);
         verdict
     }
 

@@ -189,6 +189,9 @@ impl Handler for RelayHandler {
 
     async fn handle(&self, delivery: &Delivery, work: &mut Work) -> Verdict {
         let begun = Instant::now();
+        if !delivery.replay {
+            self.metrics.taken(delivery.record.timestamp_ms);
+        }
         let verdict = self
             .bring(delivery, work)
             .await

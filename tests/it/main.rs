@@ -7,6 +7,7 @@
 )]
 
 mod config;
+mod containers;
 mod e2e;
 mod fanout_contract;
 mod fanout_embedded;
@@ -16,5 +17,7 @@ mod gateway_v1;
 mod log_contract;
 mod log_embedded;
 mod log_kafka;
+mod monitoring;
+mod nginx;
 mod smoke;
 mod support;

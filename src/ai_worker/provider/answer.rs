@@ -55,6 +55,11 @@ impl CallRecord {
         self.end();
     }
 
+    fn first_token(&self) {
+        let seconds = self.started.elapsed().as_secs_f64();
+        self.model.first_token.record(seconds);
+    }
+
     fn end(&mut self) {
         self.counted = true;
         let seconds = self.started.elapsed().as_secs_f64();
@@ -209,6 +214,9 @@ impl Answer {
         self.usage = chunk.usage.or(self.usage);
         let has_text = !chunk.text.is_empty();
         if has_text {
+            if self.phase == Phase::Waiting {
+                self.record.first_token();
+            }
             self.ready.push_back(ModelEvent::Text(chunk.text));
         }
         match (self.phase, chunk.finish_reason) {

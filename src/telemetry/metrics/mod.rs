@@ -15,6 +15,8 @@ pub use exporter::{Exporter, ExporterError};
 pub mod gateway;
 pub mod kafka;
 
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Unit};
 
 /// What a metric counts.
@@ -41,6 +43,13 @@ pub struct Metric {
     pub help: &'static str,
     /// Label names, in the order in which values are given.
     pub labels: &'static [&'static str],
+}
+
+/// Time since a moment in milliseconds of the Unix epoch; zero where the other clock is ahead.
+fn since(moment_ms: i64) -> Duration {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let moment = Duration::from_millis(u64::try_from(moment_ms).unwrap_or_default());
+    now.unwrap_or_default().saturating_sub(moment)
 }
 
 const METADATA: Metadata<'static> = Metadata::new("chatmesh", Level::INFO, Some(module_path!()));

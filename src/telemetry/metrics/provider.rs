@@ -45,6 +45,15 @@ pub const DURATION: Metric = Metric {
     labels: &["model"],
 };
 
+/// What a person waits before something is to be read.
+pub const FIRST_TOKEN: Metric = Metric {
+    name: "ai_consumer_openai_first_token_seconds",
+    kind: Kind::Histogram,
+    unit: Unit::Seconds,
+    help: "Time from a call to the model's API to the first text of its answer",
+    labels: &["model"],
+};
+
 /// As the API counted them.
 pub const TOKENS: Metric = Metric {
     name: "ai_consumer_openai_tokens_total",
@@ -74,7 +83,14 @@ pub const SPACING: Metric = Metric {
 
 /// All of them.
 pub const ALL: &[&Metric] = &[
-    &REQUESTS, &ERRORS, &RETRIES, &DURATION, &TOKENS, &THROTTLED, &SPACING,
+    &REQUESTS,
+    &ERRORS,
+    &RETRIES,
+    &DURATION,
+    &FIRST_TOKEN,
+    &TOKENS,
+    &THROTTLED,
+    &SPACING,
 ];
 
 /// Handles of one model's calls.
@@ -84,6 +100,7 @@ pub(crate) struct ModelHandles {
     pub(crate) error: Counter,
     pub(crate) cancelled: Counter,
     pub(crate) duration: Histogram,
+    pub(crate) first_token: Histogram,
     prompt_tokens: Counter,
     completion_tokens: Counter,
     total_tokens: Counter,
@@ -135,6 +152,7 @@ impl ProviderMetrics {
             error: requests("error"),
             cancelled: requests("cancelled"),
             duration: DURATION.histogram(&[model]),
+            first_token: FIRST_TOKEN.histogram(&[model]),
             prompt_tokens: tokens("prompt"),
             completion_tokens: tokens("completion"),
             total_tokens: tokens("total"),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use metrics::{Counter, Histogram, Unit};
 
-use super::{Kind, Metric};
+use super::{Kind, Metric, since};
 use crate::pipeline::Verdict;
 
 macro_rules! metric {
@@ -46,6 +46,11 @@ metric!(
     "Time to work on a terminal record", &["status"]
 );
 metric!(
+    /// The log's part of an answer's way; records read back don't count.
+    LOG_WAIT, "message_relay_log_wait_seconds", Histogram, Seconds,
+    "Time from the log's taking of a terminal record to the relay's, by the clocks of both", &[]
+);
+metric!(
     /// One delivery with its repetitions.
     PUBLISH_DURATION, "message_relay_redis_publish_duration_seconds", Histogram, Seconds,
     "Time until the fan-out took a delivery, its repetitions with it", &[]
@@ -63,6 +68,7 @@ pub const ALL: &[&Metric] = &[
     &PUBLISHED,
     &PUBLISH_ERRORS,
     &DURATION,
+    &LOG_WAIT,
     &PUBLISH_DURATION,
     &ZERO_SUBSCRIBERS,
 ];
@@ -77,6 +83,7 @@ pub struct RelayMetrics {
     publish_errors: Counter,
     success_duration: Histogram,
     error_duration: Histogram,
+    log_wait: Histogram,
     publish_duration: Histogram,
     pub(crate) zero_subscribers: Counter,
 }
@@ -93,9 +100,15 @@ impl RelayMetrics {
             publish_errors: PUBLISH_ERRORS.counter(&["unavailable"]),
             success_duration: DURATION.histogram(&["success"]),
             error_duration: DURATION.histogram(&["error"]),
+            log_wait: LOG_WAIT.histogram(&[]),
             publish_duration: PUBLISH_DURATION.histogram(&[]),
             zero_subscribers: ZERO_SUBSCRIBERS.counter(&[]),
         }
+    }
+
+    /// A record was taken for the first time; `appended_ms` is the log's time.
+    pub(crate) fn taken(&self, appended_ms: i64) {
+        self.log_wait.record(since(appended_ms));
     }
 
     pub(crate) fn processed(&self, verdict: &Verdict, time: Duration) {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use metrics::{Counter, Histogram, Unit};
 
-use super::{Kind, Metric};
+use super::{Kind, Metric, since};
 use crate::pipeline::Verdict;
 use crate::protocol::error_code::ErrorCode;
 
@@ -35,6 +35,24 @@ pub const DURATION: Metric = Metric {
     labels: &["status"],
 };
 
+/// The log's part of a message's way here; a message that is taken again counts again.
+pub const LOG_WAIT: Metric = Metric {
+    name: "ai_consumer_log_wait_seconds",
+    kind: Kind::Histogram,
+    unit: Unit::Seconds,
+    help: "Time from the log's taking of a message to the worker's, by the clocks of both",
+    labels: &[],
+};
+
+/// All but the way to the client's socket.
+pub const END_TO_END: Metric = Metric {
+    name: "ai_consumer_end_to_end_seconds",
+    kind: Kind::Histogram,
+    unit: Unit::Seconds,
+    help: "Time from the log's taking of a message to its acknowledged terminal record",
+    labels: &[],
+};
+
 /// Terminal records.
 pub const PUBLISHED: Metric = Metric {
     name: "ai_consumer_kafka_publish_total",
@@ -54,12 +72,22 @@ pub const PUBLISH_ERRORS: Metric = Metric {
 };
 
 /// All of them.
-pub const ALL: &[&Metric] = &[&PROCESSED, &FAILED, &DURATION, &PUBLISHED, &PUBLISH_ERRORS];
+pub const ALL: &[&Metric] = &[
+    &PROCESSED,
+    &FAILED,
+    &DURATION,
+    &LOG_WAIT,
+    &END_TO_END,
+    &PUBLISHED,
+    &PUBLISH_ERRORS,
+];
 
 /// Handles of one worker.
 pub struct WorkerMetrics {
     success: (Counter, Histogram),
     error: (Counter, Histogram),
+    log_wait: Histogram,
+    end_to_end: Histogram,
     published: Counter,
     publish_failed: Counter,
     publish_errors: Counter,
@@ -76,13 +104,20 @@ impl WorkerMetrics {
         Self {
             success: of("success"),
             error: of("error"),
+            log_wait: LOG_WAIT.histogram(&[]),
+            end_to_end: END_TO_END.histogram(&[]),
             published: PUBLISHED.counter(&[topic, "success"]),
             publish_failed: PUBLISHED.counter(&[topic, "error"]),
             publish_errors: PUBLISH_ERRORS.counter(&[topic]),
         }
     }
 
-    pub(crate) fn processed(&self, verdict: &Verdict, time: Duration) {
+    /// A message was taken; `appended_ms` is the log's time.
+    pub(crate) fn taken(&self, appended_ms: i64) {
+        self.log_wait.record(since(appended_ms));
+    }
+
+    pub(crate) fn processed(&self, verdict: &Verdict, time: Duration, appended_ms: i64) {
         let (count, duration) = match verdict {
             Verdict::Done => &self.success,
             Verdict::Dead(_) | Verdict::Failed(_) => &self.error,
@@ -90,6 +125,7 @@ impl WorkerMetrics {
         };
         count.increment(1);
         duration.record(time);
+        self.end_to_end.record(since(appended_ms));
     }
 
     pub(crate) fn failed(code: ErrorCode) {

@@ -1,0 +1,163 @@
+//! The whole deployment in containers: `tests/run --containers`, on any machine with Docker.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use reqwest::Method;
+
+use crate::support::client::{Classic, Event};
+use crate::support::{SOON, eventually, http, unique};
+
+const PORT: u16 = 8080;
+const ROLES: [&str; 4] = ["gateway-1", "gateway-2", "ai-worker", "relay"];
+
+fn run(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program)
+        .args(arguments)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        // A .env of this clone may name a real model, which costs money.
+        .env("ENV_FILE", ".env.example")
+        .output()
+        .unwrap_or_else(|error| panic!("{program} can't be run: {error}"));
+    let out = String::from_utf8_lossy(&output.stdout).into_owned();
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success(),
+        "{program} {arguments:?}: {out}{err}"
+    );
+    out
+}
+
+fn compose(arguments: &[&str]) -> String {
+    let profiles = ["compose", "--profile", "*"];
+    run("docker", &[&profiles, arguments].concat())
+}
+
+fn inspect(service: &str, format: &str) -> String {
+    let id = compose(&["ps", "--all", "--quiet", service]);
+    let text = run("docker", &["inspect", "--format", format, id.trim()]);
+    text.trim().to_owned()
+}
+
+/// Up while it lives.
+struct Deployment;
+
+impl Drop for Deployment {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", compose(&["ps", "--all"]));
+            eprintln!("{}", compose(&["logs", "--no-color", "--tail", "30"]));
+            run("just", &["clean"]);
+        }
+    }
+}
+
+async fn token(user: &str) -> String {
+    let url = format!("http://127.0.0.1:{PORT}/token?userid={user}");
+    let reply = http::post(&url, &[]).await;
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    reply.json()["token"].as_str().unwrap().to_owned()
+}
+
+async fn assert_answered(client: &mut Classic, text: &str) {
+    let answer = client.ask(text).await;
+    assert_eq!(answer["type"], "response", "{answer}");
+    assert!(answer.to_string().contains(text), "{answer}");
+}
+
+async fn open(user: &str, token: &str) -> Classic {
+    Classic::connect(PORT, token, user)
+        .await
+        .unwrap_or_else(|refused| panic!("{user} was refused: {refused:?}"))
+}
+
+async fn targets_up() -> usize {
+    let url = "http://127.0.0.1:9090/api/v1/targets?state=active";
+    let Ok(reply) = http::try_call(Method::GET, url, &[]).await else {
+        return 0;
+    };
+    let reply = reply.json();
+    let targets = reply["data"]["activeTargets"].as_array().unwrap();
+    targets.iter().filter(|one| one["health"] == "up").count()
+}
+
+fn log(service: &str) -> PathBuf {
+    let name = format!("docker-logs/{service}.log");
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs Docker, just, and the ports 3000, 6379, 8080, 9090 and 9092: tests/run --containers"]
+async fn the_deployment_answers_and_outlives_its_gateways() {
+    let deployment = Deployment;
+    let said = run("just", &["up"]);
+    assert!(said.contains("http://localhost:8080/health"), "{said}");
+    assert!(said.contains("demo model"), "{said}");
+    assert!(said.contains("Warning: TOKEN_ENDPOINT=open"), "{said}");
+
+    let user = unique("alice");
+    let secret = token(&user).await;
+    let refused = Classic::connect(PORT, "wrong", &user).await.unwrap_err();
+    assert_eq!(refused.status, 401);
+    let mut client = open(&user, &secret).await;
+    assert_answered(&mut client, "hello there").await;
+
+    eventually("Prometheus gets all roles", SOON, || async {
+        targets_up().await == ROLES.len()
+    })
+    .await;
+    let grafana = http::get("http://127.0.0.1:3000/api/health").await;
+    assert_eq!(grafana.status, 200);
+
+    for role in ROLES {
+        let hardened = "{{.HostConfig.ReadonlyRootfs}} {{.Config.User}} {{.State.Health.Status}}";
+        assert_eq!(
+            inspect(role, hardened),
+            "true 65532:65532 healthy",
+            "{role}"
+        );
+    }
+    for gateway in ["gateway-1", "gateway-2"] {
+        let limits = inspect(gateway, "{{.HostConfig.Memory}} {{.HostConfig.NanoCpus}}");
+        assert_eq!(limits, "536870912 1000000000");
+    }
+    for service in ROLES
+        .iter()
+        .chain(&["kafka", "redis", "nginx", "prometheus", "grafana"])
+    {
+        eventually(&format!("docker-logs has {service}"), SOON, || async {
+            std::fs::metadata(log(service)).is_ok_and(|file| file.len() > 0)
+        })
+        .await;
+    }
+
+    // Stopped: it drains and ends by itself, and clients find the other one.
+    compose(&["stop", "gateway-1"]);
+    assert_eq!(inspect("gateway-1", "{{.State.ExitCode}}"), "0");
+    if let Event::Closed(_) = client.next(Duration::from_millis(100)).await {
+        client = open(&user, &secret).await;
+    }
+    assert_answered(&mut client, "after a stop").await;
+    compose(&["start", "gateway-1"]);
+    eventually("gateway-1 is healthy again", SOON * 2, || async {
+        inspect("gateway-1", "{{.State.Health.Status}}") == "healthy"
+    })
+    .await;
+
+    // Killed.
+    compose(&["kill", "gateway-2"]);
+    assert_eq!(client.expect_close().await, None);
+    client = open(&user, &secret).await;
+    assert_answered(&mut client, "after a kill").await;
+    client.close().await;
+
+    let written = std::fs::read_to_string(log("nginx")).unwrap();
+    assert!(written.contains(r#""path":"/ws""#), "{written}");
+    assert!(!written.contains(&secret), "the token is in nginx's log");
+
+    run("just", &["clean"]);
+    assert_eq!(compose(&["ps", "--all", "--quiet"]), "");
+    assert!(!log("nginx").exists());
+    drop(deployment);
+}

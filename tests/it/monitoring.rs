@@ -1,0 +1,319 @@
+//! The shipped Prometheus rules and Grafana dashboard, against real roles and a real Prometheus.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use chatmesh::telemetry::metrics::{Kind, Metric};
+use chatmesh::telemetry::metrics::{gateway, kafka, pipeline, process, provider, relay, worker};
+use reqwest::Method;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::support::client::Classic;
+use crate::support::model::Answer;
+use crate::support::process::free_port;
+use crate::support::stack::Stack;
+use crate::support::{SOON, eventually, http};
+
+const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy");
+
+fn shipped(path: &str) -> String {
+    let path = Path::new(DEPLOY).join(path);
+    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+fn declared() -> Vec<&'static Metric> {
+    let of_roles = [
+        process::ALL,
+        gateway::ALL,
+        kafka::ALL,
+        pipeline::ALL,
+        provider::ALL,
+        relay::ALL,
+        worker::ALL,
+    ];
+    of_roles.concat()
+}
+
+/// As it is stored: a histogram is several series.
+fn stored(metric: &Metric) -> String {
+    let suffix = if metric.kind == Kind::Histogram {
+        "_count"
+    } else {
+        ""
+    };
+    format!("{}{suffix}", metric.name)
+}
+
+/// The declared metric that a name in a query means.
+fn meant<'a>(name: &str, metrics: &[&'a Metric]) -> Option<&'a Metric> {
+    let base = ["_bucket", "_sum", "_count"]
+        .iter()
+        .find_map(|suffix| name.strip_suffix(suffix));
+    metrics.iter().copied().find(|metric| match metric.kind {
+        Kind::Histogram => Some(metric.name) == base,
+        _ => metric.name == name,
+    })
+}
+
+/// Names of chatmesh's metrics in a query.
+fn names(query: &str) -> impl Iterator<Item = &str> {
+    const OURS: [&str; 5] = [
+        "websocket_",
+        "ai_consumer_",
+        "message_relay_",
+        "chatmesh_",
+        "process_",
+    ];
+    query
+        .split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
+        .filter(|word| OURS.iter().any(|prefix| word.starts_with(prefix)))
+}
+
+/// The dashboard's queries, with Grafana's variables as it would set them.
+fn dashboard_queries() -> Vec<String> {
+    let dashboard: Value =
+        serde_json::from_str(&shipped("grafana/dashboards/chatmesh.json")).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    let mut queries = Vec::new();
+    for panel in panels {
+        if panel["type"] == "row" {
+            continue;
+        }
+        assert_ne!(panel["description"], "", "{}", panel["title"]);
+        for target in panel["targets"].as_array().unwrap() {
+            let query = target["expr"].as_str().unwrap();
+            let query = query.replace("$__rate_interval", "1m");
+            queries.push(query.replace("$__range", "30m"));
+        }
+    }
+    queries
+}
+
+fn promtool(args: &[&str]) {
+    let output = Command::new("promtool")
+        .args(args)
+        .current_dir(Path::new(DEPLOY).join("prometheus"))
+        .output()
+        .expect("run promtool (tests/run installs it)");
+    assert!(
+        output.status.success(),
+        "promtool {args:?}: {}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[test]
+fn promtool_finds_nothing_wrong_and_alerts_fire_when_they_should() {
+    promtool(&["check", "config", "prometheus.yml"]);
+    promtool(&["check", "rules", "rules.yml"]);
+    promtool(&["test", "rules", "rules_test.yml"]);
+}
+
+#[test]
+fn rules_and_dashboard_name_declared_metrics_and_each_declared_one_is_seen() {
+    let metrics = declared();
+    let mut texts = dashboard_queries();
+    texts.push(shipped("prometheus/rules.yml"));
+    let mut seen = BTreeSet::new();
+    for text in &texts {
+        for name in names(text) {
+            let metric = meant(name, &metrics).unwrap_or_else(|| panic!("{name} is not declared"));
+            seen.insert(metric.name);
+        }
+    }
+    let unseen: Vec<_> = metrics
+        .iter()
+        .filter(|metric| !seen.contains(metric.name))
+        .map(|metric| metric.name)
+        .collect();
+    assert!(unseen.is_empty(), "in no rule and no panel: {unseen:?}");
+}
+
+#[test]
+fn no_label_is_of_users_or_conversations() {
+    for metric in declared() {
+        for label in metric.labels {
+            let unbounded = [
+                "user",
+                "conversation",
+                "message_id",
+                "channel",
+                "correlation",
+            ];
+            assert!(
+                !unbounded.iter().any(|word| label.contains(word)),
+                "{} has the label {label}",
+                metric.name
+            );
+        }
+    }
+}
+
+/// A real Prometheus on the shipped configuration; killed when dropped.
+struct Prometheus {
+    port: u16,
+    _dir: TempDir,
+    child: Child,
+}
+
+impl Prometheus {
+    async fn start(gateways: [u16; 2], worker: u16, relay: u16) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let port = free_port();
+        let mut text = shipped("prometheus/prometheus.yml");
+        let targets = [
+            ("gateway-1:8000", gateways[0]),
+            ("gateway-2:8000", gateways[1]),
+            ("ai-worker:8002", worker),
+            ("relay:8001", relay),
+        ];
+        for (name, port) in targets {
+            assert!(text.contains(name), "{name} is not scraped");
+            text = text.replace(name, &format!("127.0.0.1:{port}"));
+        }
+        // A test should not wait five seconds for each look.
+        let every = "scrape_interval: 5s\n  scrape_timeout: 4s\n  evaluation_interval: 15s";
+        assert!(text.contains(every), "{text}");
+        let often = "scrape_interval: 1s\n  scrape_timeout: 1s\n  evaluation_interval: 1s";
+        let config = dir.path().join("prometheus.yml");
+        std::fs::write(&config, text.replace(every, often)).unwrap();
+        std::fs::write(
+            dir.path().join("rules.yml"),
+            shipped("prometheus/rules.yml"),
+        )
+        .unwrap();
+        let argument = |name: &str, value: PathBuf| format!("--{name}={}", value.display());
+        let child = Command::new("prometheus")
+            .arg(argument("config.file", config))
+            .arg(argument("storage.tsdb.path", dir.path().join("data")))
+            .arg(format!("--web.listen-address=127.0.0.1:{port}"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("start prometheus (tests/run installs it)");
+        let prometheus = Self {
+            port,
+            _dir: dir,
+            child,
+        };
+        eventually("Prometheus is ready", SOON, || async {
+            http::try_call(Method::GET, &prometheus.url("/-/ready"), &[])
+                .await
+                .is_ok_and(|reply| reply.status == 200)
+        })
+        .await;
+        prometheus
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.port)
+    }
+
+    /// `data` of an answer; fails on an error.
+    async fn get(&self, path: &str) -> Value {
+        let reply = http::get(&self.url(path)).await;
+        assert_eq!(reply.status, 200, "{path}: {}", reply.body);
+        reply.json()["data"].take()
+    }
+
+    async fn query(&self, query: &str) -> Vec<Value> {
+        let mut url = url::Url::parse(&self.url("/api/v1/query")).unwrap();
+        url.query_pairs_mut().append_pair("query", query);
+        let reply = http::get(url.as_str()).await;
+        assert_eq!(reply.status, 200, "{query}: {}", reply.body);
+        reply.json()["data"]["result"].as_array().unwrap().clone()
+    }
+
+    async fn knows(&self, metric: &Metric) -> bool {
+        !self.query(&stored(metric)).await.is_empty()
+    }
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_real_prometheus_gets_every_metric_and_answers_every_panel() {
+    let mut stack = Stack::start().await;
+    let one = stack.gateway("server_1").start().await;
+    let two = stack.gateway("server_2").start().await;
+    let worker = stack.worker("worker_1").start().await;
+    let relay = stack.relay("relay_1").start().await;
+    let ports = [one.port(), two.port()];
+    let prometheus = Prometheus::start(ports, worker.port(), relay.port()).await;
+
+    // All goes well, then one call fails and is tried again, then one fails for good.
+    let mut alice = Classic::open(one.port(), "alice").await;
+    assert_eq!(alice.ask("hello").await["type"], "response");
+    stack
+        .model
+        .next_for("again", Answer::error(500, "server_error", "for a moment"));
+    assert_eq!(alice.ask("again").await["type"], "response");
+    stack
+        .model
+        .next_for("never", Answer::error(400, "invalid_request", "not this"));
+    assert_eq!(alice.ask("never").await["type"], "error");
+    // What clients do wrong.
+    alice.send_text("not JSON").await;
+    assert_eq!(alice.frame().await["type"], "error");
+    assert!(Classic::connect(two.port(), "", "bob").await.is_err());
+    // What Redis and Kafka do wrong.
+    stack.redis.kill9();
+    alice.send_message("redis is away").await;
+    alice.next(Duration::from_secs(10)).await;
+    stack.redis.restart().await;
+    stack.kafka.kill();
+    eventually("the gateway notices", SOON, || async {
+        !one.is_ready().await
+    })
+    .await;
+    stack.kafka.run().await;
+    eventually("the gateway is back", SOON, || one.is_ready()).await;
+    alice.close().await;
+
+    let targets = [one.port(), two.port(), worker.port(), relay.port()];
+    eventually("all targets are up", SOON, || async {
+        let data = prometheus.get("/api/v1/targets?state=active").await;
+        let active = data["activeTargets"].as_array().unwrap();
+        active.len() == targets.len() && active.iter().all(|target| target["health"] == "up")
+    })
+    .await;
+
+    let missing = || async {
+        let mut missing = Vec::new();
+        for metric in declared() {
+            if !prometheus.knows(metric).await {
+                missing.push(metric.name);
+            }
+        }
+        missing
+    };
+    let deadline = tokio::time::Instant::now() + SOON;
+    loop {
+        let missing = missing().await;
+        if missing.is_empty() {
+            break;
+        }
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "never set by a role: {missing:?}"
+        );
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    for query in dashboard_queries() {
+        assert!(!prometheus.query(&query).await.is_empty(), "empty: {query}");
+    }
+    let rules = prometheus.get("/api/v1/rules").await;
+    for rule in rules["groups"][0]["rules"].as_array().unwrap() {
+        assert_eq!(rule["health"], "ok", "{rule}");
+    }
+}

@@ -1,0 +1,260 @@
+//! The shipped nginx configuration, run by a real nginx in front of real gateways.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::support::client::Classic;
+use crate::support::process::{Chatmesh, free_port};
+use crate::support::stack::Stack;
+use crate::support::{SOON, eventually, http};
+
+const SHIPPED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/nginx/nginx.conf");
+/// A token that would be seen in a log.
+const TOKEN: &str = "very-secret-token";
+
+/// A running nginx; killed when dropped.
+struct Nginx {
+    port: u16,
+    dir: TempDir,
+    child: Child,
+}
+
+/// Debian's is not in everybody's path.
+fn command() -> Command {
+    let sbin = Path::new("/usr/sbin/nginx");
+    Command::new(if sbin.exists() {
+        sbin
+    } else {
+        "nginx".as_ref()
+    })
+}
+
+/// The shipped file with this test's addresses and folder; nothing else is changed.
+fn configured(dir: &Path, port: u16, gateways: [u16; 2]) -> PathBuf {
+    let mut text = std::fs::read_to_string(SHIPPED).unwrap();
+    let folder = dir.display();
+    let changes = [
+        // First: the folder itself may lie below /tmp.
+        (" /tmp/", format!(" {folder}/")),
+        ("listen 8080 ", format!("listen 127.0.0.1:{port} ")),
+        ("gateway-1:8000", format!("127.0.0.1:{}", gateways[0])),
+        ("gateway-2:8000", format!("127.0.0.1:{}", gateways[1])),
+        ("/dev/stdout", format!("{folder}/access.log")),
+        ("/dev/stderr", format!("{folder}/error.log")),
+    ];
+    for (shipped, here) in changes {
+        assert!(text.contains(shipped), "{shipped} is not in {SHIPPED}");
+        text = text.replace(shipped, &here);
+    }
+    let file = dir.join("nginx.conf");
+    std::fs::write(&file, text).unwrap();
+    file
+}
+
+impl Nginx {
+    /// Checks the configuration by `nginx -t` and starts on it.
+    async fn start(gateways: [u16; 2]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let port = free_port();
+        let file = configured(dir.path(), port, gateways);
+        let with = |command: &mut Command| {
+            command.arg("-p").arg(dir.path()).arg("-c").arg(&file);
+            command.arg("-e").arg(dir.path().join("error.log"));
+        };
+        let mut check = command();
+        with(&mut check);
+        let checked = check
+            .arg("-t")
+            .output()
+            .expect("run nginx (tests/run installs it)");
+        let said = String::from_utf8_lossy(&checked.stderr).into_owned();
+        assert!(checked.status.success(), "nginx -t: {said}");
+        assert!(!said.contains("[warn]"), "nginx -t: {said}");
+
+        let mut run = command();
+        with(&mut run);
+        let child = run
+            .args(["-g", "daemon off;"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let nginx = Self { port, dir, child };
+        eventually("nginx answers", SOON, || async {
+            http::try_call(reqwest::Method::GET, &nginx.url("/health/live"), &[])
+                .await
+                .is_ok_and(|reply| reply.status == 200)
+        })
+        .await;
+        nginx
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.port)
+    }
+
+    fn log(&self, name: &str) -> String {
+        std::fs::read_to_string(self.dir.path().join(name)).unwrap_or_default()
+    }
+
+    /// A socket through it. Never refused: that is what it is for.
+    async fn open(&self, user: &str) -> Classic {
+        Classic::connect(self.port, TOKEN, user)
+            .await
+            .unwrap_or_else(|refused| panic!("{user} was refused: {refused:?}"))
+    }
+
+    fn assert_no_token_in_the_logs(&self) {
+        let access = self.log("access.log");
+        assert!(access.contains(r#""path":"/ws""#), "{access}");
+        for line in access.lines() {
+            serde_json::from_str::<serde_json::Value>(line)
+                .unwrap_or_else(|error| panic!("not JSON ({error}): {line}"));
+        }
+        for log in [access, self.log("error.log")] {
+            assert!(!log.contains(TOKEN), "{log}");
+        }
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        // SIGTERM: its worker processes end with it.
+        crate::support::process::signal(self.child.id(), "TERM");
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!(
+                "--- nginx ---\n{}{}",
+                self.log("error.log"),
+                self.log("access.log")
+            );
+        }
+    }
+}
+
+/// What a metric without further labels is at.
+async fn connections(gateway: &Chatmesh) -> usize {
+    let text = http::get(&gateway.url("/metrics")).await.body;
+    text.lines()
+        .find_map(|line| line.strip_prefix("websocket_connections_active{"))
+        .and_then(|rest| rest.rsplit(' ').next()?.parse().ok())
+        .unwrap_or(0)
+}
+
+async fn assert_answered(client: &mut Classic, text: &str) {
+    let answer = client.ask(text).await;
+    assert_eq!(answer["type"], "response", "{answer}");
+    assert!(answer.to_string().contains(text), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sockets_are_spread_evenly_and_no_token_is_logged() {
+    const SOCKETS: usize = 200;
+    let stack = Stack::start().await;
+    let one = stack.gateway("server_1").start().await;
+    let two = stack.gateway("server_2").start().await;
+    let _worker = stack.worker("worker_1").start().await;
+    let _relay = stack.relay("relay_1").start().await;
+    let nginx = Nginx::start([one.port(), two.port()]).await;
+
+    let mut clients = Vec::new();
+    for n in 0..SOCKETS {
+        clients.push(nginx.open(&format!("user{n}")).await);
+    }
+    let (on_one, on_two) = (connections(&one).await, connections(&two).await);
+    assert_eq!(on_one + on_two, SOCKETS);
+    assert!(
+        on_one.abs_diff(on_two) <= SOCKETS / 20,
+        "{on_one} and {on_two}"
+    );
+    for client in [0, 1, SOCKETS - 1] {
+        assert_answered(&mut clients[client], &format!("hello {client}")).await;
+    }
+
+    let health = http::get(&nginx.url(&format!("/health?token={TOKEN}"))).await;
+    assert_eq!(health.status, 200);
+    assert_eq!(health.header("x-content-type-options"), Some("nosniff"));
+    assert_eq!(health.header("x-frame-options"), Some("DENY"));
+    assert_eq!(health.header("referrer-policy"), Some("no-referrer"));
+    assert_eq!(health.header("server"), Some("nginx"));
+    for closed in ["/metrics", "/metrics/"] {
+        assert_eq!(http::get(&nginx.url(closed)).await.status, 404);
+    }
+    let refused = Classic::connect(nginx.port, "", "alice").await.unwrap_err();
+    assert_eq!(refused.status, 401, "{refused:?}");
+    let large = "x".repeat(40_000);
+    let refused = Classic::connect(nginx.port, &large, "alice")
+        .await
+        .unwrap_err();
+    assert_eq!(refused.status, 414, "{refused:?}");
+    nginx.assert_no_token_in_the_logs();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_of_a_gateway_that_stops_or_dies_come_back_to_the_other_one() {
+    const SOCKETS: usize = 40;
+    let stack = Stack::start().await;
+    let first = stack.gateway("server_1");
+    let mut one = first.start().await;
+    let mut two = stack.gateway("server_2").start().await;
+    let _worker = stack.worker("worker_1").start().await;
+    let _relay = stack.relay("relay_1").start().await;
+    let nginx = Nginx::start([one.port(), two.port()]).await;
+
+    let mut clients = Vec::new();
+    for n in 0..SOCKETS {
+        clients.push(nginx.open(&format!("user{n}")).await);
+    }
+    assert_eq!(connections(&one).await, SOCKETS / 2);
+
+    // Gently: those of the first gateway are told to come back, and find the other one at once.
+    one.drain().await;
+    let mut told = 0;
+    for (n, client) in clients.iter_mut().enumerate() {
+        if let crate::support::client::Event::Closed(code) =
+            client.next(Duration::from_millis(50)).await
+        {
+            assert_eq!(code, Some(1001), "user{n}");
+            told += 1;
+            *client = nginx.open(&format!("user{n}")).await;
+        }
+    }
+    assert_eq!(told, SOCKETS / 2);
+    for (n, client) in clients.iter_mut().enumerate() {
+        assert_answered(client, &format!("after a stop {n}")).await;
+    }
+    assert_eq!(connections(&two).await, SOCKETS);
+
+    // Killed: every socket is on the second gateway, which dies without a word.
+    let one = first.start().await;
+    eventually("the first gateway takes clients again", SOON, || async {
+        Classic::connect(one.port(), TOKEN, "early").await.is_ok()
+    })
+    .await;
+    two.kill9();
+    for (n, client) in clients.iter_mut().enumerate() {
+        assert_eq!(client.expect_close().await, None, "user{n}");
+        *client = nginx.open(&format!("user{n}")).await;
+    }
+    for (n, client) in clients.iter_mut().enumerate() {
+        assert_answered(client, &format!("after a kill {n}")).await;
+    }
+    eventually("all are on the first gateway", SOON, || async {
+        connections(&one).await == SOCKETS
+    })
+    .await;
+    // A socket's line is written when it ends.
+    for client in clients {
+        client.close().await;
+    }
+    let retried = format!("127.0.0.1:{}, 127.0.0.1:{}", two.port(), one.port());
+    eventually("nginx says that it tried again", SOON, || async {
+        nginx.log("access.log").contains(&retried)
+    })
+    .await;
+    nginx.assert_no_token_in_the_logs();
+}
