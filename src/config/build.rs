@@ -11,9 +11,9 @@ use super::keys::{self, Key};
 use super::kind::{Kind, Value};
 use super::layers::{self, DEFAULT, Sources};
 use super::settings::{
-    AuthMode, EmbeddedSettings, GatewaySettings, KafkaSettings, LogFormat, LoggingSettings,
-    ModelApiSettings, PipelineSettings, PromptSettings, RedisSettings, RelaySettings,
-    TokenEndpoint, WorkerSettings,
+    AuthMode, EmbeddedSettings, GatewaySettings, JwtKeys, JwtSettings, KafkaSettings, LogFormat,
+    LoggingSettings, ModelApiSettings, PipelineSettings, PromptSettings, RedisSettings,
+    RelaySettings, TokenEndpoint, WorkerSettings,
 };
 use super::{Role, checks};
 use crate::fanout::Bounds;
@@ -213,11 +213,35 @@ impl Config {
     pub(super) fn auth_mode(&self) -> AuthMode {
         match self.text(&keys::AUTH_MODE) {
             Some("open") => AuthMode::Open,
+            Some("jwt") => AuthMode::Jwt,
             None if self.role == Role::AllInOne && self.listen().ip().is_loopback() => {
                 AuthMode::Open
             }
             _ => AuthMode::Stored,
         }
+    }
+
+    /// Signed tokens; `None` in other modes.
+    fn jwt(&self) -> Option<JwtSettings> {
+        if self.auth_mode() != AuthMode::Jwt {
+            return None;
+        }
+        let keys = if let Some(secret) = self.secret(&keys::JWT_SECRET) {
+            JwtKeys::Secret(secret)
+        } else if let Some(path) = self.text(&keys::JWT_PUBLIC_KEY_FILE) {
+            JwtKeys::PublicKeyFile(path.into())
+        } else {
+            let place = self.text(&keys::JWT_JWKS)?;
+            match url::Url::parse(place) {
+                Ok(url) if matches!(url.scheme(), "http" | "https") => JwtKeys::JwksUrl(url),
+                _ => JwtKeys::JwksFile(place.into()),
+            }
+        };
+        Some(JwtSettings {
+            keys,
+            audience: self.list(&keys::JWT_AUDIENCE),
+            issuer: self.list(&keys::JWT_ISSUER),
+        })
     }
 
     pub(super) fn token_endpoint(&self) -> TokenEndpoint {
@@ -252,6 +276,7 @@ impl Config {
             server_id: self.server_id(),
             messages_topic: self.messages_topic(),
             auth: self.auth_mode(),
+            jwt: self.jwt(),
             token_endpoint: self.token_endpoint(),
             token_ttl: self.duration(&keys::TOKEN_TTL),
             allow_origins: self.list(&keys::ALLOW_ORIGINS),

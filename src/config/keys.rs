@@ -152,9 +152,19 @@ keys! {
     REDIS_COMMAND_TIMEOUT_MS "redis.command_timeout_ms" POSITIVE_MS, Is("2000"), SCALED,
         "After it a call to Redis counts as failed.";
 
-    AUTH_MODE "auth.mode" Kind::Choice(&["stored", "open"]),
+    AUTH_MODE "auth.mode" Kind::Choice(&["stored", "jwt", "open"]),
         Worked("stored; open for all-in-one on a loopback address"), GATEWAY,
-        "What a token is: stored in Redis as the original's, or anything that is not empty (open).";
+        "What a token is: stored in Redis as the original's, signed (jwt), or anything that is not empty (open).";
+    JWT_SECRET "auth.jwt_secret" Kind::Text, Worked("none"), GATEWAY, secret: true,
+        "HS256 key of signed tokens, at least 32 bytes, taken as they are; or one of the next two.";
+    JWT_PUBLIC_KEY_FILE "auth.jwt_public_key_file" Kind::Text, Worked("none"), GATEWAY,
+        "Public key (PEM) of signed tokens: RSA (RS256), P-256 (ES256) or Ed25519 (EdDSA).";
+    JWT_JWKS "auth.jwt_jwks" Kind::Text, Worked("none"), GATEWAY,
+        "JSON Web Key Set of signed tokens, a file or an http(s) URL; read again when keys change.";
+    JWT_AUDIENCE "auth.jwt_audience" Kind::List, Worked("not looked at"), GATEWAY,
+        "What a signed token must name in aud, one of these.";
+    JWT_ISSUER "auth.jwt_issuer" Kind::List, Worked("not looked at"), GATEWAY,
+        "Who must have issued a signed token (iss), one of these.";
     TOKEN_ENDPOINT "auth.token_endpoint" Kind::Choice(&["off", "admin", "open"]),
         Worked("admin where an admin key is set, else off"), GATEWAY,
         "Who may call POST /token; open gives anybody anybody's token, as the original did.";

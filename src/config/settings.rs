@@ -61,8 +61,41 @@ pub struct EmbeddedSettings {
 pub enum AuthMode {
     /// The original's tokens in Redis.
     Stored,
+    /// Signed tokens (JWT).
+    Jwt,
     /// Any non-empty token.
     Open,
+}
+
+/// By what signed tokens are checked.
+#[derive(Debug, Clone)]
+pub enum JwtKeys {
+    /// `JWT_SECRET`: HS256, and `POST /token` can make them.
+    Secret(SecretString),
+    /// `JWT_PUBLIC_KEY_FILE`: one public key in PEM, of RSA (RS256), P-256 (ES256) or Ed25519.
+    PublicKeyFile(PathBuf),
+    /// `JWT_JWKS`, a file: read again now and then.
+    JwksFile(PathBuf),
+    /// `JWT_JWKS`, a URL.
+    JwksUrl(url::Url),
+}
+
+/// Signed tokens.
+#[derive(Debug, Clone)]
+pub struct JwtSettings {
+    /// By what they are checked.
+    pub keys: JwtKeys,
+    /// `JWT_AUDIENCE`: `aud` must name one of them; empty: any, or none.
+    pub audience: Vec<String>,
+    /// `JWT_ISSUER`: `iss` must be one of them; empty: any, or none.
+    pub issuer: Vec<String>,
+}
+
+impl JwtSettings {
+    /// Whether tokens can be made here too.
+    pub fn signs(&self) -> bool {
+        matches!(self.keys, JwtKeys::Secret(_))
+    }
 }
 
 /// `TOKEN_ENDPOINT`: who may call `POST /token`.
@@ -87,6 +120,8 @@ pub struct GatewaySettings {
     pub messages_topic: String,
     /// `AUTH_MODE`.
     pub auth: AuthMode,
+    /// Signed tokens, in `AUTH_MODE=jwt`.
+    pub jwt: Option<JwtSettings>,
     /// `TOKEN_ENDPOINT`.
     pub token_endpoint: TokenEndpoint,
     /// `TOKEN_TTL` (3600 s).

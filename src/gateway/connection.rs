@@ -14,12 +14,12 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error as WsError, error::ProtocolError};
 
-use super::Gateway;
 use super::handshake::Session;
 use super::inbound::Inbound;
 use super::registry::Entry;
 use super::repair;
 use super::user::Socket;
+use super::{Gateway, auth};
 use crate::protocol::close::CloseReason;
 
 /// From the 101 to the socket.
@@ -95,9 +95,10 @@ pub(super) async fn run(gateway: Arc<Gateway>, session: Session, upgraded: OnUpg
     let socket = Arc::new(Socket::new(settings.outbound_queue_bytes));
     let _counted = Counted::new(&gateway, &socket, &session);
     let (mut sink, mut frames) = stream.split();
-    let (broken, ()) = tokio::join!(
+    let (broken, (), ()) = tokio::join!(
         read(&gateway, &session, &socket, &mut frames),
         socket.outbound.write_to(&mut sink, &gateway.counters.sent),
+        auth::close_at(session.granted.ends(true), &socket.outbound),
     );
     if broken
         && !gateway.force.is_cancelled()

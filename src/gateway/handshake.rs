@@ -58,6 +58,8 @@ pub(super) struct Session {
     pub(super) correlation_id: Arc<str>,
     /// W3C trace context that the client brought.
     pub(super) traceparent: Option<Bytes>,
+    /// By which token.
+    pub(super) granted: auth::Granted,
 }
 
 /// Checks an upgrade request. What it lets in runs on in a task of its own.
@@ -76,7 +78,8 @@ pub(super) async fn upgrade(
     origin::check(gateway, request.headers())?;
     let mut reply = create_response_with_body(&request, || Full::new(Bytes::new()))
         .map_err(|_| Refusal::bad_request("a WebSocket upgrade (version 13) is expected here"))?;
-    auth::check_token(gateway, &user, query.token.as_deref()).await?;
+    let token = auth::presented(query.token.as_deref(), request.headers());
+    let granted = auth::check_token(gateway, &user, token).await?;
     if !gateway.registry.has_feed() {
         return Err(Refusal::unavailable("answers can't be received yet"));
     }
@@ -88,6 +91,7 @@ pub(super) async fn upgrade(
         user,
         correlation_id,
         traceparent: traceparent(request.headers()),
+        granted,
     };
     let upgraded = hyper::upgrade::on(&mut request);
     gateway

@@ -21,7 +21,7 @@ use crate::fanout::Fanout;
 use crate::health::Health;
 use crate::log::Log;
 
-mod auth;
+pub(crate) mod auth;
 mod connection;
 mod counters;
 mod feed;
@@ -37,6 +37,7 @@ mod server;
 mod token;
 mod user;
 
+pub use auth::KeyError;
 pub use server::serve;
 
 /// Answers the routes that every role has (`/metrics`, `/health/live`, `/health/ready`); `None`
@@ -63,6 +64,9 @@ pub enum GatewayError {
     /// The listener has no address.
     #[error("the listening socket is unusable: {0}")]
     Listener(#[from] std::io::Error),
+    /// No token could be checked.
+    #[error("the keys of tokens can't be used: {0}")]
+    Keys(#[from] KeyError),
     /// No more events will come from the fan-out.
     #[error("the subscription to the fan-out ended, restart the gateway")]
     FeedEnded,
@@ -70,6 +74,8 @@ pub enum GatewayError {
 
 /// What all connections share.
 struct Gateway {
+    /// Checks the tokens where they are signed.
+    verifier: Option<auth::jwt::Verifier>,
     log: Arc<dyn Log>,
     fanout: Arc<dyn Fanout>,
     settings: GatewaySettings,

@@ -12,9 +12,11 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::auth::jwt::Verifier;
 use super::counters::Counters;
 use super::registry::Registry;
 use super::{Gateway, GatewayError, Parts, feed, repair, routes};
+use crate::config::settings::AuthMode;
 
 /// A client that has not sent its request's head by then is cut off; so is an idle one.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -39,7 +41,12 @@ pub async fn serve(
 ) -> Result<(), GatewayError> {
     let loopback = listener.local_addr()?.ip().is_loopback();
     let settings = parts.settings;
+    let verifier = match &settings.jwt {
+        Some(jwt) if settings.auth == AuthMode::Jwt => Some(Verifier::new(jwt)?),
+        _ => None,
+    };
     let gateway = Arc::new(Gateway {
+        verifier,
         counters: Counters::new(&settings.server_id, &settings.messages_topic),
         log: parts.log,
         fanout: parts.fanout,

@@ -1,44 +1,49 @@
-//! `POST /token`: gives out the stored token of a user (protocol.md sections 4 and 5).
+//! `POST /token`: gives out a user's token, stored or signed (protocol.md sections 4 and 5).
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_MAX_AGE,
-    AUTHORIZATION, CACHE_CONTROL, HeaderValue,
+    CACHE_CONTROL, HeaderValue,
 };
 use hyper::http::request::Parts as RequestParts;
 use hyper::{Response, StatusCode};
-use rand::Rng as _;
-use secrecy::ExposeSecret as _;
+use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::json;
 
 use super::reply::{Refusal, Reply, json_reply};
 use super::{Gateway, auth, handshake, origin};
-use crate::config::settings::TokenEndpoint;
+use crate::config::settings::{AuthMode, JwtSettings, TokenEndpoint};
+use crate::protocol::ids::UserId;
 
-/// 258 bits; the length and the alphabet of the original's tokens.
-fn random_token() -> String {
-    const URL_SAFE: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let mut random = rand::rng();
-    (0..43)
-        .map(|_| char::from(URL_SAFE[random.random_range(0..URL_SAFE.len())]))
-        .collect()
+fn admin(request: &RequestParts, key: &SecretString) -> Result<(), Refusal> {
+    let given = auth::bearer(&request.headers).unwrap_or_default();
+    if auth::same_secret(given, key.expose_secret()) {
+        Ok(())
+    } else {
+        Err(Refusal::unauthorized("the admin key is missing or wrong"))
+    }
+}
+
+fn issued(user: &UserId, token: &str, expires_in: u64) -> Reply {
+    let body = json!({"token": token, "userid": user, "expires_in": expires_in});
+    let mut reply = json_reply(StatusCode::OK, &body);
+    reply
+        .headers_mut()
+        .insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    reply
 }
 
 pub(super) async fn issue(gateway: &Gateway, request: &RequestParts) -> Result<Reply, Refusal> {
+    let settings = &gateway.settings;
+    // Nothing that could sign one.
+    if settings.auth == AuthMode::Jwt && !settings.jwt.as_ref().is_some_and(JwtSettings::signs) {
+        return Err(Refusal::not_found());
+    }
     match &gateway.settings.token_endpoint {
         TokenEndpoint::Off => return Err(Refusal::not_found()),
         TokenEndpoint::Admin(key) => {
-            let given = request
-                .headers
-                .get(AUTHORIZATION)
-                .and_then(|value| value.to_str().ok())
-                .and_then(|value| value.split_once(' '))
-                .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-                .map_or("", |(_, key)| key.trim());
-            if !auth::same_secret(given, key.expose_secret()) {
-                return Err(Refusal::unauthorized("the admin key is missing or wrong"));
-            }
+            admin(request, key)?;
         }
         TokenEndpoint::Open => {}
     }
@@ -46,21 +51,18 @@ pub(super) async fn issue(gateway: &Gateway, request: &RequestParts) -> Result<R
         return Err(Refusal::unavailable("this gateway is stopping"));
     }
     let user = handshake::Query::of(&request.uri).user()?;
-    let issued = gateway
+    if settings.auth == AuthMode::Jwt {
+        let token = settings.jwt.as_ref();
+        let token = token.and_then(|jwt| auth::jwt::issue(jwt, &user, settings.token_ttl));
+        let token = token.ok_or(Refusal::unavailable("tokens can't be issued now"))?;
+        return Ok(issued(&user, &token, settings.token_ttl.as_secs().max(1)));
+    }
+    let stored = gateway
         .fanout
-        .issue_token(&user, &random_token(), gateway.settings.token_ttl)
+        .issue_token(&user, &auth::random_token(), settings.token_ttl)
         .await;
-    match issued {
-        Ok((token, expires_in)) => {
-            let mut reply = json_reply(
-                StatusCode::OK,
-                &json!({"token": token, "userid": user, "expires_in": expires_in}),
-            );
-            reply
-                .headers_mut()
-                .insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-            Ok(reply)
-        }
+    match stored {
+        Ok((token, expires_in)) => Ok(issued(&user, &token, expires_in)),
         Err(error) => {
             gateway.counters.redis_error("issue_token");
             tracing::warn!(%error, "a token could not be issued");
@@ -89,18 +91,4 @@ pub(super) fn preflight(gateway: &Gateway, request: &RequestParts) -> Result<Rep
     headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
     origin::add_cors(gateway, &request.headers, &mut reply);
     Ok(reply)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_token_has_the_originals_form_and_is_never_the_same() {
-        let token = random_token();
-        assert_eq!(token.len(), 43);
-        let safe = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
-        assert!(token.bytes().all(safe));
-        assert_ne!(token, random_token());
-    }
 }

@@ -17,6 +17,10 @@ pub enum CloseReason {
     TooBig,
     /// The connection broke without a goodbye; never sent.
     Lost,
+    /// The token is missing, wrong or expired.
+    Unauthorized,
+    /// This token, or this web page, may not.
+    Forbidden,
     /// A ping was not answered in time.
     PingTimeout,
     /// The client does not read what is sent to it.
@@ -26,7 +30,7 @@ pub enum CloseReason {
 }
 
 /// Every row of the table.
-pub const ALL: [CloseReason; 10] = [
+pub const ALL: [CloseReason; 12] = [
     CloseReason::Normal,
     CloseReason::GoingAway,
     CloseReason::ProtocolError,
@@ -34,6 +38,8 @@ pub const ALL: [CloseReason; 10] = [
     CloseReason::BadUtf8,
     CloseReason::TooBig,
     CloseReason::Lost,
+    CloseReason::Unauthorized,
+    CloseReason::Forbidden,
     CloseReason::PingTimeout,
     CloseReason::SlowConsumer,
     CloseReason::BackendLost,
@@ -50,6 +56,8 @@ impl CloseReason {
             Self::Lost => (1006, "connection_lost", true),
             Self::BadUtf8 => (1007, "bad_utf8", false),
             Self::TooBig => (1009, "too_big", false),
+            Self::Unauthorized => (4401, "unauthorized", false),
+            Self::Forbidden => (4403, "forbidden", false),
             Self::PingTimeout => (4408, "ping_timeout", true),
             Self::SlowConsumer => (4409, "slow_consumer", true),
             Self::BackendLost => (4503, "backend_lost", true),

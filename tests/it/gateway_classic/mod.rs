@@ -25,6 +25,7 @@ mod answers;
 mod door;
 mod fakes;
 mod messages;
+mod signed;
 
 /// Far above what anything here takes; reached only by a failure.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -49,6 +50,7 @@ fn settings() -> GatewaySettings {
         server_id: "server_1".into(),
         messages_topic: "incoming_messages".into(),
         auth: AuthMode::Open,
+        jwt: None,
         token_endpoint: TokenEndpoint::Off,
         token_ttl: Duration::from_secs(3600),
         allow_origins: vec!["https://chat.example".into()],
