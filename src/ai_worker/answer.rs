@@ -33,14 +33,8 @@ pub(super) struct Model {
 pub(super) struct Calls {
     deadline: Instant,
     made: u32,
-    most: u32,
-}
-
-impl Calls {
     /// At most this many (`OPENAI_MAX_ATTEMPTS`).
-    pub(super) fn most(&self) -> u32 {
-        self.most
-    }
+    most: u32,
 }
 
 /// How the writing of an answer ended.

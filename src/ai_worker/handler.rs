@@ -80,7 +80,11 @@ impl WorkerHandler {
                     tracing::debug!(left_ms = left.as_millis() as u64, "another worker has it");
                     work.wait(left + jitter).await?;
                 }
-                Begun::Attempt { number, now_ms } => {
+                Begun::Attempt {
+                    number,
+                    now_ms,
+                    taking,
+                } => {
                     had = number;
                     let mut attempt = Attempt {
                         question,
@@ -100,7 +104,7 @@ impl WorkerHandler {
                             // lease does not count.
                             let deadline = Instant::now() + self.settings.message_deadline;
                             let calls = calls.get_or_insert_with(|| self.model.calls(deadline));
-                            self.answer(&mut attempt, now_ms, calls, work).await
+                            self.answer(&mut attempt, now_ms, taking, calls, work).await
                         }
                     };
                     had = had.max(attempt.number);
@@ -116,6 +120,7 @@ impl WorkerHandler {
         &self,
         attempt: &mut Attempt<'_>,
         now_ms: i64,
+        taking: u32,
         calls: &mut super::answer::Calls,
         work: &mut Work,
     ) -> Attempted {
@@ -128,16 +133,8 @@ impl WorkerHandler {
                 .keep(attempt, endings.failed(ErrorCode::Expired), "", None, work)
                 .await;
         }
-        let most = self
-            .settings
-            .pipeline
-            .max_deliveries
-            .saturating_mul(calls.most());
-        if attempt.number > most {
-            let reason = format!(
-                "taken {} times without coming to an end",
-                attempt.number - 1
-            );
+        if taking > self.settings.pipeline.max_deliveries {
+            let reason = format!("taken {} times without coming to an end", taking - 1);
             WorkerMetrics::failed(ErrorCode::Internal);
             let ending = endings.failed(ErrorCode::Internal);
             return self.keep(attempt, ending, "", Some(reason), work).await;

@@ -139,6 +139,10 @@ pub enum Admitted {
     Kept,
     /// Ended and delivered: the frame, with its position.
     Delivered(String, Position),
+    /// Its end was delivered once, and all of it has been forgotten since: nothing to produce, no
+    /// frame to wait for. The socket that resent it is told that it is cancelled, without content
+    /// and position (unless it was told its end before).
+    Forgotten,
 }
 
 /// A worker's random id for one taking of one record.
@@ -183,6 +187,9 @@ pub enum Begun {
         number: u32,
         /// The fan-out's clock, milliseconds since the Unix epoch.
         now_ms: i64,
+        /// How many owners have begun this message, this one included: 1 where nobody did before.
+        /// What an owner repeats counts once.
+        taking: u32,
     },
 }
 
@@ -341,6 +348,18 @@ pub struct Pending {
     pub content: String,
 }
 
+/// A conversation of a user, as it is listed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConversationEntry {
+    /// Its name.
+    pub conversation: ConversationId,
+    /// How many turns it has.
+    pub turns: u64,
+    /// When the newest of them was stored, milliseconds since the Unix epoch by the fan-out's
+    /// clock.
+    pub updated_ms: i64,
+}
+
 /// Which of a user's channels a frame came by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Channel {
@@ -348,6 +367,8 @@ pub enum Channel {
     Terminal,
     /// `{user:alice}:live`: everything else, and terminal frames of a rewind.
     Live,
+    /// `{user:alice}:cancel`: the `message_id`s of cancelled messages, for the worker that writes.
+    Cancel,
 }
 
 /// What a [`Feed`] brings.
@@ -388,6 +409,10 @@ pub trait Fanout: Send + Sync + 'static {
     /// other devices.
     async fn admit(&self, subject: &Subject, content: &str) -> Result<Admitted>;
 
+    /// The log has acknowledged a message: publishes `frame` (the `accepted` frame for the user's
+    /// other sockets, JSON) on the live channel, unless the message has ended already.
+    async fn accept(&self, subject: &Subject, frame: String) -> Result<()>;
+
     /// A worker takes a message.
     async fn begin(&self, call: Begin) -> Result<Begun>;
 
@@ -415,6 +440,41 @@ pub trait Fanout: Send + Sync + 'static {
         limit: usize,
         max_age: Duration,
     ) -> Result<Vec<Turn>>;
+
+    /// Forgets one conversation, or with `None` all of a user: history, mailbox frames, outcomes.
+    /// What is in flight or pending there is marked cancelled, and its ids, and those of all that
+    /// is removed, are remembered for `dedup_ttl` as forgotten: `keep` and `deliver` (rewinds too)
+    /// put nothing of them back. A frame of a forgotten message is still published to sockets that
+    /// wait for its end, and is not kept. Returns whether there was anything.
+    ///
+    /// To a client that resumes it is as if the frames had never been: `recovered` stays true. A
+    /// worker that meets a forgotten message gets the cancelled ending and stores nothing; it
+    /// produces it unless an end was delivered before. A resent one is never answered: while no
+    /// end was delivered it is admitted as new (so that the log has it, and a worker says that it
+    /// is cancelled; the second such record is dropped by `deliver`), but not noted as pending;
+    /// afterwards it is [`Admitted::Forgotten`]. What no longer is or not yet was known here
+    /// (a message of the log that was never admitted, or of a server that lost its data) can't be
+    /// forgotten.
+    async fn forget(&self, user: &UserId, conversation: Option<&ConversationId>) -> Result<bool>;
+
+    /// The user's conversations, the one with the newest turn first, at most `limit`, after the
+    /// entry `after` (of an earlier call) where it is given; none where that is gone.
+    async fn conversations(
+        &self,
+        user: &UserId,
+        after: Option<&ConversationId>,
+        limit: usize,
+    ) -> Result<Vec<ConversationEntry>>;
+
+    /// Turns of a conversation, newest first, failed ones among them, at most `limit`, before
+    /// (older than) the turn of `before` where it is given; `None` where `before` is not there.
+    async fn history(
+        &self,
+        user: &UserId,
+        conversation: &ConversationId,
+        before: Option<&MessageId>,
+        limit: usize,
+    ) -> Result<Option<Vec<Turn>>>;
 
     /// Beside an original relay only: the gateway saw the message's answer, so it is no longer
     /// pending (protocol.md section 6).

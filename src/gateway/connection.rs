@@ -8,19 +8,23 @@ use futures_util::StreamExt as _;
 use futures_util::stream::SplitStream;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
+use rand::Rng as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error as WsError, error::ProtocolError};
+use tokio_util::sync::CancellationToken;
 
-use super::handshake::Session;
+use super::handshake::{Protocol, Session};
 use super::inbound::Inbound;
 use super::registry::Entry;
 use super::repair;
 use super::user::Socket;
+use super::v1::{self, Line};
 use super::{Gateway, auth};
 use crate::protocol::close::CloseReason;
+use crate::protocol::v1::closing;
 
 /// From the 101 to the socket.
 const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -28,9 +32,16 @@ const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a client may take to say goodbye too.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// The largest frame to a client, beyond what its queue holds.
+const WRITE_BUFFER: usize = 8 << 20;
+
 /// Sockets are closed no faster than this when a gateway stops, so that the others are not run
 /// over by those that come back.
 const DRAIN_STEP: Duration = Duration::from_millis(5);
+
+/// A client that is told to come back is told to wait at least for so long, and at most.
+const RETRY_MIN: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(10);
 
 /// But all of them within this.
 const DRAIN_SPREAD: Duration = Duration::from_secs(5);
@@ -82,17 +93,10 @@ pub(super) async fn run(gateway: Arc<Gateway>, session: Session, upgraded: OnUpg
         tracing::debug!(correlation_id, "the client went before its upgrade");
         return;
     };
-    let settings = &gateway.settings;
-    let config = WebSocketConfig::default()
-        .read_buffer_size(4096)
-        .write_buffer_size(0)
-        // One frame at a time is handed over, and control frames beside it.
-        .max_write_buffer_size(2 * settings.outbound_queue_bytes + 65_536)
-        .max_message_size(Some(settings.max_frame_bytes))
-        .max_frame_size(Some(settings.max_frame_bytes));
-    let io = TokioIo::new(upgraded);
-    let stream = WebSocketStream::from_raw_socket(io, Role::Server, Some(config)).await;
-    let socket = Arc::new(Socket::new(settings.outbound_queue_bytes));
+    let stream = websocket(&gateway, upgraded).await;
+    let line = matches!(session.protocol, Protocol::V1 { .. }).then(Line::new);
+    let queue_bytes = gateway.settings.outbound_queue_bytes;
+    let socket = Arc::new(Socket::new(queue_bytes, line));
     let _counted = Counted::new(&gateway, &socket, &session);
     let (mut sink, mut frames) = stream.split();
     let (broken, (), ()) = tokio::join!(
@@ -105,6 +109,42 @@ pub(super) async fn run(gateway: Arc<Gateway>, session: Session, upgraded: OnUpg
         && let Ok(stream) = sink.reunite(frames)
     {
         linger(stream.into_inner()).await;
+    }
+}
+
+async fn websocket(gateway: &Gateway, upgraded: Upgraded) -> WebSocketStream<Io> {
+    let settings = &gateway.settings;
+    let config = WebSocketConfig::default()
+        .read_buffer_size(4096)
+        .write_buffer_size(0)
+        // One frame at a time is handed over, of any size that an answer can have, and control
+        // frames beside it.
+        .max_write_buffer_size(2 * settings.outbound_queue_bytes + WRITE_BUFFER)
+        .max_message_size(Some(settings.max_frame_bytes))
+        .max_frame_size(Some(settings.max_frame_bytes));
+    let io = TokioIo::new(upgraded);
+    WebSocketStream::from_raw_socket(io, Role::Server, Some(config)).await
+}
+
+/// Says by a close frame what a browser could not see in the status of a refused upgrade.
+pub(super) async fn turn_away(gateway: Arc<Gateway>, upgraded: OnUpgrade, reason: CloseReason) {
+    let Ok(Ok(upgraded)) = timeout(UPGRADE_TIMEOUT, upgraded).await else {
+        return;
+    };
+    let mut stream = websocket(&gateway, upgraded).await;
+    let frame = CloseFrame {
+        code: reason.code().into(),
+        reason: reason.name().into(),
+    };
+    let goodbye = async {
+        // Whether it arrives is the client's affair.
+        if stream.close(Some(frame)).await.is_ok() {
+            while let Some(Ok(_)) = stream.next().await {}
+        }
+    };
+    tokio::select! {
+        _ = timeout(GOODBYE_TIMEOUT, goodbye) => {}
+        () = gateway.force.cancelled() => {}
     }
 }
 
@@ -136,12 +176,18 @@ async fn enter(
     let deadline = Instant::now() + gateway.settings.produce_timeout;
     let mut pause = Duration::from_millis(50);
     let mut joined = None;
+    let since = match &session.protocol {
+        Protocol::V1 { since, .. } if !gateway.settings.interop => since.as_ref(),
+        _ => None,
+    };
     loop {
         let entry = match joined.take() {
             Some(entry) => Ok(entry),
-            None => gateway.registry.join(&session.user, socket).await,
+            None => gateway.registry.join(&session.user, socket, since).await,
         };
         let (error, operation) = match entry {
+            // What it is to be told begins with a read of its own.
+            Ok(entry) if socket.line.is_some() => return Ok(entry),
             Ok(entry) => match repair::look_at_end(gateway, &entry).await {
                 Ok(look) => {
                     let mut state = entry.state();
@@ -209,7 +255,7 @@ async fn read(
         entry.clone(),
         socket.clone(),
     );
-    let broken = take_frames(gateway, socket, frames, &mut inbound).await;
+    let broken = take_frames(gateway, session, socket, frames, &mut inbound).await;
     // Not before everything that was read has been produced: its answers are waited for here.
     let finish = async {
         while !inbound.is_empty() {
@@ -249,11 +295,28 @@ async fn goodbye(gateway: &Gateway, socket: &Socket, frames: &mut Frames) -> boo
 /// where the client's bytes can't be followed any more.
 async fn take_frames(
     gateway: &Gateway,
-    socket: &Socket,
+    session: &Session,
+    socket: &Arc<Socket>,
     frames: &mut Frames,
     inbound: &mut Inbound,
 ) -> bool {
     let outbound = &socket.outbound;
+    let entry = inbound.entry();
+    let (since, ends) = match &session.protocol {
+        Protocol::Classic => (None, None),
+        Protocol::V1 { since, ends } => (since.clone(), *ends),
+    };
+    let since = since.filter(|_| !gateway.settings.interop);
+    let mut following = std::pin::pin!(v1::catch_up::follow(gateway, &entry, socket, since));
+    let welcomed = socket.line.as_ref().map_or_else(
+        || {
+            let at_once = CancellationToken::new();
+            at_once.cancel();
+            at_once
+        },
+        |line| line.welcomed.clone(),
+    );
+    let mut expiry = std::pin::pin!(sleep_until(ends.unwrap_or_else(Instant::now)));
     let interval = gateway.settings.ping_interval;
     let patience = gateway.settings.ping_timeout;
     let mut heard = Instant::now();
@@ -262,13 +325,23 @@ async fn take_frames(
     let mut turn = std::pin::pin!(sleep_until(heard));
     let mut draining = false;
     loop {
-        let reading = !draining && inbound.has_room();
+        // Nothing is answered before `welcome`.
+        let reading = !draining && welcomed.is_cancelled() && inbound.has_room();
         tokio::select! {
             () = gateway.force.cancelled() => {
                 outbound.stop(CloseReason::GoingAway);
                 return true;
             }
             () = outbound.closing() => return false,
+            reason = &mut following, if socket.line.is_some() => {
+                outbound.close(reason);
+                return false;
+            }
+            () = welcomed.cancelled(), if !welcomed.is_cancelled() => {}
+            () = &mut expiry, if ends.is_some() => {
+                outbound.close(CloseReason::Unauthorized);
+                return false;
+            }
             () = inbound.step(), if !inbound.is_empty() => {}
             frame = frames.next(), if reading => {
                 heard = Instant::now();
@@ -327,6 +400,11 @@ async fn take_frames(
                 turn.as_mut().reset(Instant::now() + wait_for_turn(gateway));
             }
             () = &mut turn, if draining && inbound.is_empty() => {
+                if socket.line.is_some() {
+                    let retry = u64::try_from(retry_after(gateway).as_millis()).unwrap_or(0);
+                    let closing = closing(&session.user, "going_away", retry);
+                    outbound.push_control(closing.into());
+                }
                 outbound.close(CloseReason::GoingAway);
                 return false;
             }
@@ -341,6 +419,13 @@ fn wait_for_turn(gateway: &Gateway) -> Duration {
     let spread = (gateway.settings.drain_timeout / 2).min(DRAIN_SPREAD);
     let paced = DRAIN_STEP.saturating_mul(u32::try_from(before).unwrap_or(u32::MAX));
     paced.min(spread.mul_f64(before as f64 / all as f64))
+}
+
+/// When a client should come back: the more there are, the more they are spread.
+fn retry_after(gateway: &Gateway) -> Duration {
+    let all = u32::try_from(gateway.registry.connections()).unwrap_or(u32::MAX);
+    let most = (RETRY_MIN + DRAIN_STEP.saturating_mul(all)).min(RETRY_MAX);
+    rand::rng().random_range(RETRY_MIN..=most)
 }
 
 fn reason_of(error: &WsError) -> CloseReason {

@@ -5,14 +5,17 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::sleep;
+use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use super::registry::Entry;
 use super::user::{Source, Taken};
+use super::v1::followers::{Live, Mark};
 use super::{Gateway, GatewayError};
-use crate::fanout::FeedEvent;
-use crate::protocol::frame::Published;
+use crate::fanout::{Channel, FeedEvent};
+use crate::protocol::frame::{Kind, Published};
 use crate::protocol::ids::MessageId;
 use crate::protocol::position::Position;
+use crate::protocol::v1;
 
 /// Events between the fan-out and the one task that hands them out; over it, a gap.
 const EVENTS: usize = 65_536;
@@ -52,12 +55,16 @@ async fn hand_out(gateway: &Gateway, clears: Clears) -> Result<(), GatewayError>
     gateway.registry.set_feed(feed);
     while let Some(event) = events.recv().await {
         match event {
-            FeedEvent::Frame { user, payload, .. } => {
+            FeedEvent::Frame {
+                user,
+                channel,
+                payload,
+            } => {
                 gateway.counters.redis_messages.increment(1);
                 let Some(entry) = gateway.registry.get(&user) else {
                     continue;
                 };
-                let taken = take(gateway, &entry, &payload, None, Source::Live);
+                let taken = published(gateway, &entry, channel, &payload);
                 if let Some(ended) = taken.ended
                     && gateway.settings.interop
                     && clears.try_send((entry, ended)).is_err()
@@ -75,22 +82,54 @@ async fn hand_out(gateway: &Gateway, clears: Clears) -> Result<(), GatewayError>
     Err(GatewayError::FeedEnded)
 }
 
-/// Tells a frame to the sockets of `entry` that have not had it. `position` is the mailbox's;
-/// a published frame brings its own.
-pub(super) fn take(
-    gateway: &Gateway,
-    entry: &Entry,
-    payload: &[u8],
-    position: Option<Position>,
-    source: Source,
-) -> Taken {
+/// Hands what was published to the sockets of `entry`.
+fn published(gateway: &Gateway, entry: &Entry, channel: Channel, payload: &[u8]) -> Taken {
+    let Some(frame) = parse(gateway, entry, payload) else {
+        return Taken::default();
+    };
+    let position: Option<Position> = frame.position.as_deref().and_then(|at| at.parse().ok());
+    let mut state = entry.state();
+    if !state.followers.is_empty() {
+        let text = v1::of_published(&frame, &entry.user);
+        state.followers.publish(Live {
+            mark: match (&frame.n_id, frame.n) {
+                (Some(n_id), Some(n)) => Some(Mark::new(n_id, n)),
+                _ => None,
+            },
+            terminal: frame.is_terminal(),
+            message_id: frame.message_id.clone(),
+            position: position.clone(),
+            origin: frame.origin.as_deref().map(Into::into),
+            text: text.map(Utf8Bytes::from),
+        });
+        entry.published.notify_waiters();
+        if matches!(frame.kind(), Kind::Accepted | Kind::Delta | Kind::Restarted)
+            && let Some(id) = &frame.message_id
+        {
+            state.under_way(id);
+        }
+    }
+    drop(state);
+    if !frame.is_terminal() {
+        return Taken::default();
+    }
+    let source = match channel {
+        // Of a rewind: classic sockets have no positions, and get only what they wait for.
+        Channel::Live => Source::Rebuilt,
+        _ => Source::Live,
+    };
+    hand_out_terminal(entry, &frame, position, source)
+}
+
+/// Reads a frame; `None` where it is none, or another user's.
+fn parse<'a>(gateway: &Gateway, entry: &Entry, payload: &'a [u8]) -> Option<Published<'a>> {
     let frame = match Published::parse(payload) {
         Ok(frame) => frame,
         Err(error) => {
             gateway.counters.message_error("unreadable_frame");
             let (line, column) = (error.line(), error.column());
             tracing::warn!(line, column, "a published frame can't be read");
-            return Taken::default();
+            return None;
         }
     };
     if frame
@@ -100,10 +139,32 @@ pub(super) fn take(
     {
         gateway.counters.message_error("foreign_frame");
         tracing::error!("a published frame names another user than its channel, not delivered");
-        return Taken::default();
+        return None;
     }
-    let position = position.or_else(|| frame.position.as_deref()?.parse().ok());
-    let taken = entry.state().take(&entry.user, &frame, position, source);
+    Some(frame)
+}
+
+/// Tells a kept frame to the classic sockets of `entry` that have not had it.
+pub(super) fn take(
+    gateway: &Gateway,
+    entry: &Entry,
+    payload: &[u8],
+    position: Position,
+    source: Source,
+) -> Taken {
+    match parse(gateway, entry, payload) {
+        Some(frame) => hand_out_terminal(entry, &frame, Some(position), source),
+        None => Taken::default(),
+    }
+}
+
+fn hand_out_terminal(
+    entry: &Entry,
+    frame: &Published<'_>,
+    position: Option<Position>,
+    source: Source,
+) -> Taken {
+    let taken = entry.state().take(&entry.user, frame, position, source);
     if taken.told {
         tracing::debug!(
             correlation_id = frame.correlation_id.as_deref().unwrap_or_default(),

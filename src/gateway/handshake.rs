@@ -6,18 +6,23 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::HeaderValue;
-use hyper::{HeaderMap, Method, Request, Uri};
+use hyper::header::{HeaderValue, SEC_WEBSOCKET_PROTOCOL};
+use hyper::{HeaderMap, Method, Request, StatusCode, Uri};
+use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
 
 use super::reply::{Refusal, Reply};
 use super::{Gateway, auth, connection, origin};
+use crate::protocol::close::CloseReason;
 use crate::protocol::ids::UserId;
+use crate::protocol::position::Position;
+use crate::protocol::v1;
 
 /// The parameters of a request.
 pub(super) struct Query<'a> {
     userid: Option<Cow<'a, str>>,
     token: Option<Cow<'a, str>>,
+    since: Option<Cow<'a, str>>,
 }
 
 impl<'a> Query<'a> {
@@ -25,12 +30,14 @@ impl<'a> Query<'a> {
         let mut query = Self {
             userid: None,
             token: None,
+            since: None,
         };
         let raw = uri.query().unwrap_or_default();
         for (name, value) in url::form_urlencoded::parse(raw.as_bytes()) {
             match &*name {
                 "userid" => query.userid = Some(value),
                 "token" => query.token = Some(value),
+                "since" => query.since = Some(value).filter(|value| !value.is_empty()),
                 _ => {}
             }
         }
@@ -50,6 +57,38 @@ impl<'a> Query<'a> {
     }
 }
 
+/// The position that a `chatmesh.v1` client comes with. A position of another log is one that
+/// nothing can be recovered from; what no server can have given out is refused.
+fn since(query: &Query<'_>) -> Result<Option<Position>, Refusal> {
+    query
+        .since
+        .as_deref()
+        .map(str::parse)
+        .transpose()
+        .map_err(|_| Refusal::bad_request("`since` must be a position that the server gave out"))
+}
+
+/// Whether the client offers `chatmesh.v1`.
+fn offers_v1(headers: &HeaderMap) -> bool {
+    headers
+        .get_all(SEC_WEBSOCKET_PROTOCOL)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|name| name.trim() == v1::SUBPROTOCOL)
+}
+
+/// The protocol that the client and we speak.
+#[derive(Debug, Clone)]
+pub(super) enum Protocol {
+    Classic,
+    V1 {
+        since: Option<Position>,
+        /// When the token ends, and the connection with it.
+        ends: Option<Instant>,
+    },
+}
+
 /// Who connects, and how its messages are followed.
 #[derive(Debug, Clone)]
 pub(super) struct Session {
@@ -60,6 +99,7 @@ pub(super) struct Session {
     pub(super) traceparent: Option<Bytes>,
     /// By which token.
     pub(super) granted: auth::Granted,
+    pub(super) protocol: Protocol,
 }
 
 /// Checks an upgrade request. What it lets in runs on in a task of its own.
@@ -75,11 +115,44 @@ pub(super) async fn upgrade(
     }
     let query = Query::of(request.uri());
     let user = query.user()?;
-    origin::check(gateway, request.headers())?;
     let mut reply = create_response_with_body(&request, || Full::new(Bytes::new()))
-        .map_err(|_| Refusal::bad_request("a WebSocket upgrade (version 13) is expected here"))?;
-    let token = auth::presented(query.token.as_deref(), request.headers());
-    let granted = auth::check_token(gateway, &user, token).await?;
+        .map_err(|_| Refusal::bad_request("a WebSocket upgrade (version 13) is expected here"));
+    let v1 = reply.is_ok() && offers_v1(request.headers());
+    if v1 && let Ok(reply) = &mut reply {
+        let name = HeaderValue::from_static(v1::SUBPROTOCOL);
+        reply.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, name);
+    }
+    let since = if v1 { since(&query)? } else { None };
+    let allowed = match origin::check(gateway, request.headers()) {
+        Ok(()) if reply.is_err() => Ok(auth::Granted::default()),
+        Ok(()) => {
+            let token = auth::presented(query.token.as_deref(), request.headers());
+            auth::check_token(gateway, &user, token).await
+        }
+        Err(refusal) => Err(refusal),
+    };
+    let granted = match allowed {
+        Ok(granted) => granted,
+        Err(refusal) => {
+            let reason = match refusal.status {
+                StatusCode::UNAUTHORIZED => CloseReason::Unauthorized,
+                StatusCode::FORBIDDEN => CloseReason::Forbidden,
+                _ => return Err(refusal),
+            };
+            // A browser hides the status of a failed upgrade from the page.
+            return match reply {
+                Ok(reply) if v1 => {
+                    gateway.counters.refused(refusal.status.as_u16());
+                    let upgraded = hyper::upgrade::on(&mut request);
+                    let turned_away = connection::turn_away(gateway.clone(), upgraded, reason);
+                    gateway.tasks.spawn(turned_away);
+                    Ok(reply)
+                }
+                _ => Err(refusal),
+            };
+        }
+    };
+    let mut reply = reply?;
     if !gateway.registry.has_feed() {
         return Err(Refusal::unavailable("answers can't be received yet"));
     }
@@ -92,6 +165,12 @@ pub(super) async fn upgrade(
         correlation_id,
         traceparent: traceparent(request.headers()),
         granted,
+        protocol: if v1 {
+            let ends = granted.ends(false);
+            Protocol::V1 { since, ends }
+        } else {
+            Protocol::Classic
+        },
     };
     let upgraded = hyper::upgrade::on(&mut request);
     gateway

@@ -7,43 +7,64 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesOrdered, FuturesUnordered};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, timeout_at};
+use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use super::handshake::Session;
 use super::registry::Entry;
 use super::user::{Socket, Source};
+use super::v1::asks::{self, Cancel};
 use super::{Gateway, feed};
-use crate::fanout::{Admitted, Subject};
+use crate::fanout::{Admitted, CancelResult, Subject};
 use crate::log::{AppendError, NewRecord, Place};
+use crate::protocol::close::CloseReason;
 use crate::protocol::error_code::ErrorCode;
-use crate::protocol::frame::{classic_error, parse_classic};
-use crate::protocol::ids::{ConversationId, MessageId};
+use crate::protocol::frame::{Published, classic_error, parse_classic};
+use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId};
+use crate::protocol::position::Position;
 use crate::protocol::record::{QuestionRecord, header};
 use crate::protocol::timestamp::now_rfc3339;
+use crate::protocol::v1::{self, Accepted, ClientFrame};
 
 /// Messages of one connection that are not acknowledged yet.
-const IN_FLIGHT: usize = 64;
+pub(super) const IN_FLIGHT: usize = 64;
 
 struct Message {
     id: MessageId,
+    client_id: Option<ClientMessageId>,
+    conversation: ConversationId,
+    interrupt: bool,
     correlation_id: Arc<str>,
     content: String,
     received: Instant,
 }
 
 struct Produced {
-    id: MessageId,
-    correlation_id: Arc<str>,
-    received: Instant,
+    message: Message,
     /// `None` where it took too long.
     result: Option<Result<Place, AppendError>>,
 }
+
+/// What was under way and has come to its next step.
+enum Step {
+    Produced(Box<Produced>),
+    Cancelled(Cancel, Option<CancelResult>),
+    /// The user's other sockets were told of a message, or not.
+    Announced,
+}
+
+/// What waits until everything before it is admitted: nothing else is read meanwhile.
+enum Held {
+    Interrupt(Box<Message>),
+    Cancel(Cancel),
+}
+
+type Admission = (Message, Option<Admitted>);
 
 /// The messages of one connection that are under way.
 pub(super) struct Inbound {
@@ -51,8 +72,9 @@ pub(super) struct Inbound {
     session: Session,
     entry: Arc<Entry>,
     socket: Arc<Socket>,
-    admissions: FuturesOrdered<BoxFuture<'static, (Message, Option<Admitted>)>>,
-    acknowledgements: FuturesUnordered<BoxFuture<'static, Produced>>,
+    admissions: FuturesOrdered<BoxFuture<'static, Admission>>,
+    held: Option<Held>,
+    steps: FuturesUnordered<BoxFuture<'static, Step>>,
 }
 
 impl Inbound {
@@ -68,18 +90,24 @@ impl Inbound {
             entry,
             socket,
             admissions: FuturesOrdered::new(),
-            acknowledgements: FuturesUnordered::new(),
+            held: None,
+            steps: FuturesUnordered::new(),
         }
+    }
+
+    /// The user whose messages they are.
+    pub(super) fn entry(&self) -> Arc<Entry> {
+        self.entry.clone()
     }
 
     /// Whether everything read has found its end.
     pub(super) fn is_empty(&self) -> bool {
-        self.admissions.is_empty() && self.acknowledgements.is_empty()
+        self.admissions.is_empty() && self.steps.is_empty() && self.held.is_none()
     }
 
     /// Whether another message may be read.
     pub(super) fn has_room(&self) -> bool {
-        self.admissions.len() + self.acknowledgements.len() < IN_FLIGHT
+        self.held.is_none() && self.admissions.len() + self.steps.len() < IN_FLIGHT
     }
 
     /// Takes a text frame.
@@ -89,83 +117,236 @@ impl Inbound {
         let number = gateway.messages.fetch_add(1, Ordering::Relaxed);
         let correlation_id: Arc<str> = format!("{}-{number}", self.session.correlation_id).into();
         let limit = gateway.settings.max_content_chars;
-        match parse_classic(text, &self.session.user, limit) {
-            Err(refused) => self.refuse(refused.code, &refused.text, &correlation_id),
-            Ok(content) => {
-                let message = Message {
+        if self.socket.line.is_none() {
+            match parse_classic(text, &self.session.user, limit) {
+                Err(refused) => self.refuse(refused.code, &refused.text, &correlation_id, None),
+                Ok(content) => self.admit(Message {
                     id: MessageId::random(),
+                    client_id: None,
+                    conversation: ConversationId::default_conversation(),
+                    interrupt: false,
+                    correlation_id,
+                    content,
+                    received: Instant::now(),
+                }),
+            }
+            return;
+        }
+        match v1::parse(text, &self.session.user, limit) {
+            Err(v1::RefusedFrame { refused, id }) => {
+                self.refuse(refused.code, &refused.text, &correlation_id, id.as_ref());
+            }
+            Ok(ClientFrame::Ping) => self.socket.outbound.push_control(v1::PONG.into()),
+            Ok(ClientFrame::Cancel { message_id, id }) => {
+                self.held = Some(Held::Cancel(Cancel {
+                    message_id,
+                    id,
+                    correlation_id,
+                }));
+                self.release();
+            }
+            Ok(ClientFrame::Message {
+                id,
+                content,
+                conversation,
+                interrupt,
+            }) => {
+                let message = Message {
+                    id: MessageId::of_client(&self.session.user, &id),
+                    client_id: Some(id),
+                    conversation,
+                    interrupt,
                     correlation_id,
                     content,
                     received: Instant::now(),
                 };
-                let subject = Subject {
-                    user: self.session.user.clone(),
-                    message_id: message.id.clone(),
-                    id: None,
-                    conversation: ConversationId::default_conversation(),
-                };
-                let gateway = gateway.clone();
-                self.admissions
-                    .push_back(Box::pin(admit(gateway, subject, message)));
+                if interrupt {
+                    self.held = Some(Held::Interrupt(Box::new(message)));
+                    self.release();
+                } else {
+                    self.admit(message);
+                }
             }
         }
+    }
+
+    /// Goes on with what is held, when everything before it is admitted.
+    fn release(&mut self) {
+        if !self.admissions.is_empty() {
+            return;
+        }
+        match self.held.take() {
+            None => {}
+            Some(Held::Interrupt(message)) => self.admit(*message),
+            Some(Held::Cancel(cancel)) => {
+                let (gateway, user) = (self.gateway.clone(), self.session.user.clone());
+                let deadline = Instant::now() + gateway.settings.produce_timeout / 2;
+                self.steps.push(Box::pin(async move {
+                    let result = asks::cancel(&gateway, &user, &cancel.message_id, deadline).await;
+                    Step::Cancelled(cancel, result)
+                }));
+            }
+        }
+    }
+
+    fn subject(&self, message: &Message) -> Subject {
+        Subject {
+            user: self.session.user.clone(),
+            message_id: message.id.clone(),
+            id: message.client_id.clone(),
+            conversation: message.conversation.clone(),
+        }
+    }
+
+    fn admit(&mut self, message: Message) {
+        let subject = self.subject(&message);
+        let gateway = self.gateway.clone();
+        self.admissions
+            .push_back(Box::pin(admit(gateway, subject, message)));
     }
 
     /// Carries what is under way a step on; pending for ever where nothing is. Cancel-safe.
     pub(super) async fn step(&mut self) {
         tokio::select! {
-            Some((message, admitted)) = self.admissions.next(), if !self.admissions.is_empty() =>
-                self.produce(message, admitted),
-            Some(produced) = self.acknowledgements.next(), if !self.acknowledgements.is_empty() =>
-                self.finish(&produced),
+            Some((message, admitted)) = self.admissions.next(), if !self.admissions.is_empty() => {
+                self.admitted(message, admitted);
+                self.release();
+            }
+            Some(step) = self.steps.next(), if !self.steps.is_empty() => match step {
+                Step::Produced(produced) => self.finish(*produced),
+                Step::Cancelled(cancel, result) => self.cancelled(&cancel, result),
+                Step::Announced => {}
+            },
             else => std::future::pending().await,
         }
     }
 
-    fn refuse(&self, code: ErrorCode, text: &str, correlation_id: &str) {
+    fn refuse(
+        &self,
+        code: ErrorCode,
+        text: &str,
+        correlation_id: &str,
+        id: Option<&ClientMessageId>,
+    ) {
         self.gateway.counters.message_error(code.as_str());
         tracing::debug!(correlation_id, code = code.as_str(), "message not accepted");
-        let frame = classic_error(&self.session.user, code, text, correlation_id);
-        self.socket.outbound.push(frame.into());
+        let (user, outbound) = (&self.session.user, &self.socket.outbound);
+        if self.socket.line.is_some() {
+            outbound.push_control(v1::error(user, id, code, text, correlation_id).into());
+        } else {
+            outbound.push(classic_error(user, code, text, correlation_id).into());
+        }
     }
 
-    fn produce(&self, message: Message, admitted: Option<Admitted>) {
+    fn cancelled(&self, cancel: &Cancel, result: Option<CancelResult>) {
+        let user = &self.session.user;
+        let Some(result) = result else {
+            let (code, id) = (ErrorCode::Unavailable, cancel.id.as_ref());
+            self.refuse(code, code.text(), &cancel.correlation_id, id);
+            return;
+        };
+        let correlation_id = &*cancel.correlation_id;
+        tracing::info!(correlation_id, message_id = %cancel.message_id, ?result, "cancel");
+        let frame = v1::cancel_result(user, &cancel.message_id, cancel.id.as_ref(), result);
+        self.socket.outbound.push_control(frame.into());
+    }
+
+    fn accepted(&self, message: &Message) {
+        if self.socket.line.is_some() {
+            let frame = Accepted {
+                userid: &self.session.user,
+                message_id: &message.id,
+                id: message.client_id.as_ref(),
+                conversation_id: &message.conversation,
+                content: None,
+                origin: None,
+            };
+            self.socket.outbound.push_control(frame.to_json().into());
+        }
+    }
+
+    fn admitted(&mut self, message: Message, admitted: Option<Admitted>) {
+        let (id, correlation) = (message.id.clone(), message.correlation_id.clone());
         match admitted {
             None => {
-                let code = ErrorCode::Unavailable;
-                self.refuse(code, code.text(), &message.correlation_id);
+                let (code, id) = (ErrorCode::Unavailable, message.client_id.as_ref());
+                self.refuse(code, code.text(), &message.correlation_id, id);
             }
             Some(Admitted::New) => {
-                let (id, correlation) = (message.id.clone(), message.correlation_id.clone());
                 self.entry.state().opened(id, correlation);
                 let appended = self.append(&message);
                 let deadline = message.received + self.gateway.settings.produce_timeout;
-                self.acknowledgements.push(Box::pin(async move {
-                    Produced {
-                        id: message.id,
-                        correlation_id: message.correlation_id,
-                        received: message.received,
+                self.steps.push(Box::pin(async move {
+                    Step::Produced(Box::new(Produced {
                         result: timeout_at(deadline, appended).await.ok(),
-                    }
+                        message,
+                    }))
                 }));
             }
             // Its answer is on its way.
             Some(Admitted::Kept) => {
-                let (id, correlation) = (message.id, message.correlation_id);
                 self.entry.state().opened(id, correlation);
+                self.accepted(&message);
+            }
+            Some(Admitted::Delivered(frame, position)) if self.socket.line.is_some() => {
+                self.accepted(&message);
+                self.tell_again(&message, &frame, &position);
+            }
+            Some(Admitted::Forgotten) => {
+                self.accepted(&message);
+                self.forgotten(&message);
             }
             Some(Admitted::Delivered(frame, position)) => {
-                let (id, correlation) = (message.id, message.correlation_id);
                 self.entry.state().opened(id, correlation);
-                let (payload, at) = (frame.as_bytes(), Some(position));
-                feed::take(&self.gateway, &self.entry, payload, at, Source::Mailbox);
+                let payload = frame.as_bytes();
+                feed::take(
+                    &self.gateway,
+                    &self.entry,
+                    payload,
+                    position,
+                    Source::Mailbox,
+                );
             }
+        }
+    }
+
+    /// All that is left of the message is that it has ended.
+    fn forgotten(&self, message: &Message) {
+        let user = &self.session.user;
+        let outbound = &self.socket.outbound;
+        if self.socket.line.is_some() {
+            let id = message.client_id.as_ref();
+            let frame = v1::forgotten(user, &message.id, id, &message.conversation);
+            outbound.push_control(frame.into());
+        } else {
+            let (code, correlation_id) = (ErrorCode::Cancelled, &message.correlation_id);
+            outbound.push(classic_error(user, code, code.text(), correlation_id).into());
+        }
+    }
+
+    /// A resent message whose terminal frame the socket has had gets it again. One that is not
+    /// that far gets it by a read, as everything else that it has not had.
+    fn tell_again(&self, message: &Message, frame: &str, position: &Position) {
+        let text = Published::parse(frame.as_bytes())
+            .ok()
+            .and_then(|frame| v1::of_published(&frame, &self.session.user));
+        let Some(text) = text.map(Utf8Bytes::from) else {
+            return;
+        };
+        let mut state = self.entry.state();
+        let outbound = &self.socket.outbound;
+        if state.followers.has_reached(&self.socket, position) && outbound.offer(text.clone()) {
+            return;
+        }
+        let id = message.id.clone();
+        if !state.followers.await_terminal(&self.socket, id, text) {
+            drop(state);
+            outbound.close(CloseReason::SlowConsumer);
         }
     }
 
     fn append(&self, message: &Message) -> BoxFuture<'static, Result<Place, AppendError>> {
         let settings = &self.gateway.settings;
-        let conversation = ConversationId::default_conversation();
         let record = QuestionRecord {
             v: 1,
             kind: "message",
@@ -175,9 +356,10 @@ impl Inbound {
             server_id: &settings.server_id,
             correlation_id: &message.correlation_id,
             message_id: &message.id,
-            id: None,
-            conversation_id: &conversation,
-            stream: false,
+            id: message.client_id.as_ref(),
+            conversation_id: &message.conversation,
+            // Of a classic client too: another of the user's devices may watch.
+            stream: true,
         };
         let value = match serde_json::to_vec(&record) {
             Ok(value) => value,
@@ -207,16 +389,17 @@ impl Inbound {
         )
     }
 
-    fn finish(&self, produced: &Produced) {
+    fn finish(&self, produced: Produced) {
         let counters = &self.gateway.counters;
-        let correlation_id = &*produced.correlation_id;
-        let message_id = produced.id.as_str();
-        let error = match &produced.result {
+        let Produced { message, result } = produced;
+        let correlation_id = &*message.correlation_id;
+        let message_id = message.id.as_str();
+        let error = match &result {
             Some(Ok(place)) => {
                 counters.published.increment(1);
                 counters
                     .duration
-                    .record(produced.received.elapsed().as_secs_f64());
+                    .record(message.received.elapsed().as_secs_f64());
                 let (partition, offset) = (place.partition, place.offset);
                 tracing::info!(
                     correlation_id,
@@ -225,6 +408,8 @@ impl Inbound {
                     offset,
                     "message accepted"
                 );
+                self.accepted(&message);
+                self.announce(&message);
                 return;
             }
             Some(Err(error)) => error.to_string(),
@@ -237,42 +422,60 @@ impl Inbound {
             error,
             "message not acknowledged"
         );
-        let code = match &produced.result {
+        let code = match &result {
             // It will never be there. Otherwise it may be, and its answer comes then.
             Some(Err(AppendError::Refused(_))) => {
-                self.entry.state().refused(&produced.id);
+                self.entry.state().refused(&message.id);
                 ErrorCode::Internal
             }
             _ => ErrorCode::Unavailable,
         };
-        self.refuse(code, code.text(), correlation_id);
+        self.refuse(
+            code,
+            code.text(),
+            correlation_id,
+            message.client_id.as_ref(),
+        );
+    }
+
+    /// Shows the question to the user's other sockets.
+    fn announce(&self, message: &Message) {
+        let subject = self.subject(message);
+        let frame = Accepted {
+            userid: &self.session.user,
+            message_id: &message.id,
+            id: message.client_id.as_ref(),
+            conversation_id: &message.conversation,
+            content: Some(&message.content),
+            origin: self.socket.line.as_ref().map(|line| &*line.origin),
+        }
+        .to_json();
+        let gateway = self.gateway.clone();
+        let deadline = Instant::now() + gateway.settings.produce_timeout / 2;
+        self.steps.push(Box::pin(async move {
+            // Who misses it sees the answer all the same, and the question in the history.
+            asks::ask(&gateway, "accept", deadline, || {
+                gateway.fanout.accept(&subject, frame.clone())
+            })
+            .await;
+            Step::Announced
+        }));
     }
 }
 
 /// Asks the fan-out, again where it is away, for half of the time that a message has: the other
 /// half is the log's.
-async fn admit(
-    gateway: Arc<Gateway>,
-    subject: Subject,
-    message: Message,
-) -> (Message, Option<Admitted>) {
+async fn admit(gateway: Arc<Gateway>, subject: Subject, message: Message) -> Admission {
     let deadline = message.received + gateway.settings.produce_timeout / 2;
-    let mut pause = Duration::from_millis(50);
-    loop {
-        let asked = gateway.fanout.admit(&subject, &message.content);
-        let error = match timeout_at(deadline, asked).await {
-            Ok(Ok(admitted)) => return (message, Some(admitted)),
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "no answer in time".to_owned(),
-        };
-        gateway.counters.redis_error("admit");
-        if Instant::now() + pause >= deadline {
-            let correlation_id = &*message.correlation_id;
-            let message_id = message.id.as_str();
-            tracing::warn!(correlation_id, message_id, error, "message not admitted");
-            return (message, None);
-        }
-        sleep(pause).await;
-        pause *= 2;
+    let admitted = asks::ask(&gateway, "admit", deadline, || {
+        gateway.fanout.admit(&subject, &message.content)
+    })
+    .await;
+    if message.interrupt
+        && admitted == Some(Admitted::New)
+        && !asks::interrupt(&gateway, &subject, deadline).await
+    {
+        return (message, None);
     }
+    (message, admitted)
 }

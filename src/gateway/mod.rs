@@ -36,6 +36,7 @@ mod routes;
 mod server;
 mod token;
 mod user;
+mod v1;
 
 pub use auth::KeyError;
 pub use server::serve;

@@ -23,12 +23,18 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// What a queued frame costs beside its text.
 const FRAME_COST: usize = 64;
 
+/// What the gateway's own answers may take beyond the limit: they can't wait for room.
+const CONTROL_BYTES: usize = 64 << 10;
+
 /// The queue. Frames keep their order; a ping overtakes them, the close frame comes after them.
-/// Over its limit the client counts as slow: the frames are dropped and the socket is closed.
+/// Over its limit a classic client counts as slow: the frames are dropped and the socket is
+/// closed. For `chatmesh.v1` frames are only offered, and what finds no room comes later.
 pub(super) struct Outbound {
     limit: usize,
     state: Mutex<State>,
     wake: Notify,
+    /// Something was taken out.
+    taken: Notify,
     closing: CancellationToken,
     abandoned: CancellationToken,
 }
@@ -56,6 +62,7 @@ impl Outbound {
             limit,
             state: Mutex::default(),
             wake: Notify::new(),
+            taken: Notify::new(),
             closing: CancellationToken::new(),
             abandoned: CancellationToken::new(),
         }
@@ -67,20 +74,57 @@ impl Outbound {
 
     /// Queues a text frame; nothing where the socket is closing. Never waits.
     pub(super) fn push(&self, frame: Utf8Bytes) {
+        if !self.enqueue(frame, self.limit) {
+            self.close(CloseReason::SlowConsumer);
+        }
+    }
+
+    /// As [`Self::push`], for the gateway's own short answers: they have room of their own.
+    pub(super) fn push_control(&self, frame: Utf8Bytes) {
+        if !self.enqueue(frame, self.limit + CONTROL_BYTES) {
+            self.close(CloseReason::SlowConsumer);
+        }
+    }
+
+    /// Queues a text frame where there is room for it, and says whether there was. An empty queue
+    /// takes any frame. A socket that is closing takes none and says yes.
+    pub(super) fn offer(&self, frame: Utf8Bytes) -> bool {
+        let limit = if self.state().frames.is_empty() {
+            usize::MAX
+        } else {
+            self.limit
+        };
+        self.enqueue(frame, limit)
+    }
+
+    fn enqueue(&self, frame: Utf8Bytes, limit: usize) -> bool {
         let mut state = self.state();
         if state.ended_by.is_some() {
-            return;
+            return true;
         }
-        let cost = frame.as_str().len() + FRAME_COST;
-        if state.bytes + cost > self.limit {
-            drop(state);
-            self.close(CloseReason::SlowConsumer);
-            return;
+        let bytes = state.bytes + frame.as_str().len() + FRAME_COST;
+        if bytes > limit {
+            return false;
         }
-        state.bytes += cost;
+        state.bytes = bytes;
         state.frames.push_back(frame);
         drop(state);
         self.wake.notify_one();
+        true
+    }
+
+    /// Queues a text frame as soon as there is room; for one caller at a time.
+    pub(super) async fn push_when_room(&self, frame: Utf8Bytes) {
+        while !self.offer(frame.clone()) {
+            self.taken.notified().await;
+        }
+    }
+
+    /// Returns once nothing is queued; for one caller at a time.
+    pub(super) async fn drained(&self) {
+        while !self.state().frames.is_empty() {
+            self.taken.notified().await;
+        }
     }
 
     /// Asks the client whether it is there.
@@ -139,6 +183,7 @@ impl Outbound {
                 }
                 if let Some(frame) = state.frames.pop_front() {
                     state.bytes -= frame.as_str().len() + FRAME_COST;
+                    self.taken.notify_one();
                     return Next::Write(Message::Text(frame));
                 }
                 if let Some(reason) = state.ended_by {

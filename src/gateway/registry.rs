@@ -1,5 +1,6 @@
 //! Which users have sockets here, and their subscriptions.
 
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -9,8 +10,10 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::user::{Socket, UserState};
+use super::v1::catch_up::SharedRead;
 use crate::fanout::{Channel, FanoutError, Feed};
 use crate::protocol::ids::UserId;
+use crate::protocol::position::Position;
 
 /// A subscription that is not confirmed by then counts as failed.
 const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -18,7 +21,10 @@ const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     New,
-    Subscribed,
+    /// To the terminal channel, and where a `chatmesh.v1` socket came, to the live one.
+    Subscribed {
+        live: bool,
+    },
     /// Out of the map; whoever still holds it looks again.
     Gone,
 }
@@ -29,6 +35,10 @@ pub(super) struct Entry {
     /// Held while the subscription is made or ended: who joins while the last one leaves waits.
     phase: tokio::sync::Mutex<Phase>,
     state: Mutex<UserState>,
+    /// For its `chatmesh.v1` sockets.
+    pub(super) reads: SharedRead,
+    /// Something was published to them.
+    pub(super) published: Notify,
 }
 
 impl Entry {
@@ -42,6 +52,7 @@ pub(super) struct Registry {
     users: DashMap<UserId, Arc<Entry>>,
     feed: OnceLock<Arc<dyn Feed>>,
     connections: AtomicUsize,
+    spread: RandomState,
     /// Published frames may have been lost.
     pub(super) gap: Notify,
 }
@@ -85,10 +96,21 @@ impl Registry {
             .collect()
     }
 
+    /// The users with `chatmesh.v1` sockets, a part of them: each user is in one of `parts`.
+    pub(super) fn following(&self, part: u64, parts: u64) -> Vec<Arc<Entry>> {
+        self.users
+            .iter()
+            .filter(|entry| self.spread.hash_one(entry.key()) % parts.max(1) == part)
+            .filter(|entry| !entry.state().followers.is_empty())
+            .map(|entry| entry.value().clone())
+            .collect()
+    }
+
     /// Every user's mailbox has to be read.
     pub(super) fn lost_frames(&self) {
         for entry in &self.users {
-            entry.state().set_due();
+            let mut state = entry.state();
+            state.set_due();
         }
         self.gap.notify_one();
     }
@@ -99,6 +121,7 @@ impl Registry {
         &self,
         user: &UserId,
         socket: &Arc<Socket>,
+        since: Option<&Position>,
     ) -> Result<Arc<Entry>, FanoutError> {
         let Some(feed) = self.feed.get() else {
             return Err(FanoutError::Unavailable("no subscription yet".into()));
@@ -112,28 +135,35 @@ impl Registry {
                         user: user.clone(),
                         phase: tokio::sync::Mutex::new(Phase::New),
                         state: Mutex::default(),
+                        reads: SharedRead::default(),
+                        published: Notify::new(),
                     })
                 })
                 .clone();
             let mut phase = entry.phase.lock().await;
             match *phase {
                 Phase::Gone => continue,
-                Phase::Subscribed => {}
+                Phase::Subscribed { .. } => {}
                 Phase::New => {
-                    let subscribed =
-                        timeout(SUBSCRIBE_TIMEOUT, feed.subscribe(user, Channel::Terminal))
-                            .await
-                            .unwrap_or_else(|_| {
-                                Err(FanoutError::Unavailable("no confirmation in time".into()))
-                            });
-                    if let Err(error) = subscribed {
+                    if let Err(error) = in_time(feed.subscribe(user, Channel::Terminal)).await {
                         self.forget(&entry, &mut phase);
                         return Err(error);
                     }
-                    *phase = Phase::Subscribed;
+                    *phase = Phase::Subscribed { live: false };
                 }
             }
-            entry.state().add(socket.clone());
+            if socket.line.is_some() && *phase == (Phase::Subscribed { live: false }) {
+                if let Err(error) = in_time(feed.subscribe(user, Channel::Live)).await {
+                    if entry.state().is_empty() {
+                        // Nobody is here, and nobody may come again to end it.
+                        let _ = in_time(feed.unsubscribe(user, Channel::Terminal)).await;
+                        self.forget(&entry, &mut phase);
+                    }
+                    return Err(error);
+                }
+                *phase = Phase::Subscribed { live: true };
+            }
+            entry.state().add(socket.clone(), since.cloned());
             drop(phase);
             return Ok(entry);
         }
@@ -145,29 +175,48 @@ impl Registry {
             .remove_if(&entry.user, |_, current| Arc::ptr_eq(current, entry));
     }
 
-    /// Takes a socket out; the last one of a user ends the subscription.
+    /// Takes a socket out; the last one of a user ends the subscriptions, the last one of
+    /// `chatmesh.v1` that to the live channel.
     pub(super) async fn leave(
         &self,
         entry: &Arc<Entry>,
         socket: &Arc<Socket>,
     ) -> Result<(), FanoutError> {
-        if !entry.state().remove(socket) {
-            return Ok(());
+        {
+            let mut state = entry.state();
+            state.remove(socket);
+            let live_wanted = !state.followers.is_empty() || socket.line.is_none();
+            if !state.is_empty() && live_wanted {
+                return Ok(());
+            }
         }
         let mut phase = entry.phase.lock().await;
-        if *phase != Phase::Subscribed || !entry.state().is_empty() {
+        let Phase::Subscribed { live } = *phase else {
             return Ok(());
-        }
+        };
+        let (nobody, live_wanted) = {
+            let state = entry.state();
+            (state.is_empty(), !state.followers.is_empty())
+        };
         let Some(feed) = self.feed.get() else {
             return Ok(());
         };
-        let result = timeout(
-            SUBSCRIBE_TIMEOUT,
-            feed.unsubscribe(&entry.user, Channel::Terminal),
-        )
-        .await
-        .unwrap_or_else(|_| Err(FanoutError::Unavailable("no confirmation in time".into())));
-        self.forget(entry, &mut phase);
+        let mut result = Ok(());
+        if live && !live_wanted {
+            result = in_time(feed.unsubscribe(&entry.user, Channel::Live)).await;
+            *phase = Phase::Subscribed { live: false };
+        }
+        if nobody {
+            let ended = in_time(feed.unsubscribe(&entry.user, Channel::Terminal)).await;
+            self.forget(entry, &mut phase);
+            result = result.and(ended);
+        }
         result
     }
+}
+
+async fn in_time(call: impl Future<Output = Result<(), FanoutError>>) -> Result<(), FanoutError> {
+    timeout(SUBSCRIBE_TIMEOUT, call)
+        .await
+        .unwrap_or_else(|_| Err(FanoutError::Unavailable("no confirmation in time".into())))
 }

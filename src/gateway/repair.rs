@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::registry::Entry;
 use super::user::Source;
+use super::v1::followers::Mark;
 use super::{Gateway, feed};
 use crate::fanout::{FanoutError, Look, Read};
 use crate::protocol::position::Position;
@@ -18,6 +19,12 @@ const AT_ONCE: usize = 16;
 
 /// At most so far apart are the reads of two users.
 const SPREAD: Duration = Duration::from_millis(20);
+
+/// What was published before a look at the user is here by then, or lost.
+const ON_ITS_WAY: Duration = Duration::from_millis(200);
+
+/// Every user with a `chatmesh.v1` socket is read once in so many ticks of `OPEN_CHECK_MS`.
+const ALL_EVERY: u64 = 12;
 
 /// Bytes of frames in one read.
 const PAGE: usize = 256 << 10;
@@ -29,13 +36,18 @@ const PAGES: usize = 64;
 pub(super) async fn run(gateway: Arc<Gateway>) {
     let mut tick = interval(gateway.settings.open_check.max(SPREAD));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ticks = 0_u64;
     loop {
-        tokio::select! {
+        let mut entries = tokio::select! {
             () = gateway.force.cancelled() => return,
-            _ = tick.tick() => {}
-            () = gateway.registry.gap.notified() => {}
-        }
-        let entries = gateway.registry.wanting_check();
+            _ = tick.tick() => {
+                ticks += 1;
+                gateway.registry.following(ticks % ALL_EVERY, ALL_EVERY)
+            }
+            () = gateway.registry.gap.notified() => Vec::new(),
+        };
+        entries.retain(|entry| !entry.state().wants_check());
+        entries.extend(gateway.registry.wanting_check());
         let users = u32::try_from(entries.len()).unwrap_or(u32::MAX).max(1);
         let spread = (gateway.settings.open_check / 2 / users).min(SPREAD);
         let gateway = &*gateway;
@@ -46,7 +58,11 @@ pub(super) async fn run(gateway: Arc<Gateway>) {
             })
             .for_each_concurrent(AT_ONCE, |entry| async move {
                 if let Err(error) = check(gateway, &entry).await {
-                    entry.state().set_due();
+                    let mut state = entry.state();
+                    state.set_due();
+                    // Who can't be told anything for long is closed.
+                    state.followers.all_stale();
+                    drop(state);
                     gateway.counters.redis_error("read");
                     tracing::debug!(%error, "a mailbox could not be read, trying again");
                 }
@@ -80,17 +96,52 @@ async fn read(
         .await
 }
 
+/// Makes the `chatmesh.v1` sockets read that have missed something. `newest` is the highest number
+/// that one of them followed before the look, `fed` the last that had been published to us.
+async fn follow_up(
+    entry: &Entry,
+    look: &Look,
+    (newest, fed): (Option<Mark>, Option<Mark>),
+    lost: bool,
+) {
+    let mark = Mark::new(&look.n_id, look.n);
+    let back = |seen: &Mark| seen.n_id == mark.n_id && seen.n > mark.n;
+    if newest.iter().chain(&fed).any(back) {
+        entry.state().followers.all_stale();
+        return;
+    }
+    let arrived = async {
+        loop {
+            let more = entry.published.notified();
+            tokio::pin!(more);
+            more.as_mut().enable();
+            if entry.state().followers.reached(&mark) {
+                return;
+            }
+            more.await;
+        }
+    };
+    // It may be on its way still; not after a gap.
+    let patience = if lost { Duration::ZERO } else { ON_ITS_WAY };
+    if timeout(patience, arrived).await.is_err() {
+        entry.state().followers.behind(&mark);
+    }
+}
+
 /// One user: tells what its sockets have missed.
 async fn check(gateway: &Gateway, entry: &Entry) -> Result<(), FanoutError> {
     // A gap from now on asks for another check.
-    entry.state().checked();
-    let after = entry.state().verified();
+    let (lost, after, marks) = {
+        let mut state = entry.state();
+        (state.checked(), state.verified(), state.followers.newest())
+    };
     // The first frames after "never used" may be those of a mailbox that was lost and rebuilt.
     let mut source = match &after {
         Some(position) if position.epoch.empty_mailbox().is_none() => Source::Mailbox,
         _ => Source::Rebuilt,
     };
     let mut look = read(gateway, entry, after.clone(), after.is_none()).await?;
+    follow_up(entry, &look, marks, lost).await;
     if after.is_some() && !look.recovered {
         // The position is worth nothing any more: trimmed, or lost with Redis. What is waited for
         // may be in what the mailbox has.
@@ -101,7 +152,7 @@ async fn check(gateway: &Gateway, entry: &Entry) -> Result<(), FanoutError> {
         let mut last = None;
         for (position, frame) in look.frames {
             let payload = frame.as_bytes();
-            let taken = feed::take(gateway, entry, payload, Some(position.clone()), source);
+            let taken = feed::take(gateway, entry, payload, position.clone(), source);
             if taken.told {
                 gateway.counters.repaired.increment(1);
             }

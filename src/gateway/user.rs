@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use super::outbound::Outbound;
+use super::v1::Line;
+use super::v1::followers::Followers;
 use crate::fanout::Pending;
 use crate::protocol::frame::Published;
 use crate::protocol::ids::{MessageId, UserId};
@@ -37,15 +39,18 @@ const OPEN_AGE: Duration = Duration::from_secs(12 * 3600);
 pub(super) struct Socket {
     /// What goes out to it.
     pub(super) outbound: Outbound,
-    /// Where the mailbox ended when it connected: nothing up to there is for it.
+    /// Where the mailbox ended when it connected: nothing up to there is for it. Of a classic one.
     pub(super) start: OnceLock<Position>,
+    /// Of a `chatmesh.v1` one.
+    pub(super) line: Option<Line>,
 }
 
 impl Socket {
-    pub(super) fn new(queue_bytes: usize) -> Self {
+    pub(super) fn new(queue_bytes: usize, line: Option<Line>) -> Self {
         Self {
             outbound: Outbound::new(queue_bytes),
             start: OnceLock::new(),
+            line,
         }
     }
 }
@@ -78,7 +83,10 @@ struct Open {
 /// See the module.
 #[derive(Default)]
 pub(super) struct UserState {
+    /// Classic ones.
     sockets: Vec<Arc<Socket>>,
+    /// The others.
+    pub(super) followers: Followers,
     open: HashMap<MessageId, Open>,
     told: HashSet<Arc<str>>,
     told_in_order: VecDeque<(Arc<str>, Option<Position>)>,
@@ -91,23 +99,30 @@ pub(super) struct UserState {
     due: bool,
 }
 
-fn up_to(position: &Position, bound: Option<&Position>) -> bool {
+pub(super) fn up_to(position: &Position, bound: Option<&Position>) -> bool {
     bound.is_some_and(|bound| bound.epoch == position.epoch && position.offset <= bound.offset)
 }
 
 impl UserState {
-    pub(super) fn add(&mut self, socket: Arc<Socket>) {
-        self.sockets.push(socket);
+    /// `since` is the position that a `chatmesh.v1` socket came with.
+    pub(super) fn add(&mut self, socket: Arc<Socket>, since: Option<Position>) {
+        if socket.line.is_some() {
+            self.followers.add(socket, since);
+        } else {
+            self.sockets.push(socket);
+        }
     }
 
-    /// Returns whether it was the last.
-    pub(super) fn remove(&mut self, socket: &Arc<Socket>) -> bool {
-        self.sockets.retain(|other| !Arc::ptr_eq(other, socket));
-        self.sockets.is_empty()
+    pub(super) fn remove(&mut self, socket: &Arc<Socket>) {
+        if socket.line.is_some() {
+            self.followers.remove(socket);
+        } else {
+            self.sockets.retain(|other| !Arc::ptr_eq(other, socket));
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.sockets.is_empty()
+        self.sockets.is_empty() && self.followers.is_empty()
     }
 
     /// A socket has connected and the mailbox ends here.
@@ -129,9 +144,9 @@ impl UserState {
         self.unverified = 0;
     }
 
-    /// The check that was asked for begins.
-    pub(super) fn checked(&mut self) {
-        self.due = false;
+    /// The check begins. Says whether it was asked for.
+    pub(super) fn checked(&mut self) -> bool {
+        std::mem::take(&mut self.due)
     }
 
     pub(super) fn set_due(&mut self) {
@@ -171,9 +186,14 @@ impl UserState {
     pub(super) fn pending(&mut self, pending: &[Pending]) {
         for one in pending {
             let id = &one.message_id;
-            if !self.open.contains_key(id) && !self.told.contains(id.as_str()) {
-                self.opened(id.clone(), "".into());
-            }
+            self.under_way(id);
+        }
+    }
+
+    /// A frame said that this message has not ended.
+    pub(super) fn under_way(&mut self, id: &MessageId) {
+        if !self.open.contains_key(id) && !self.told.contains(id.as_str()) {
+            self.opened(id.clone(), "".into());
         }
     }
 
@@ -217,14 +237,16 @@ impl UserState {
                 (Source::Rebuilt, _) => false,
             };
         if news {
-            let Some(classic) = frame.to_classic(user) else {
-                return Taken::default();
-            };
-            let classic = Utf8Bytes::from(classic);
-            for socket in &self.sockets {
-                let before = |position| up_to(position, socket.start.get());
-                if !position.as_ref().is_some_and(before) {
-                    socket.outbound.push(classic.clone());
+            if !self.sockets.is_empty() {
+                let Some(classic) = frame.to_classic(user) else {
+                    return Taken::default();
+                };
+                let classic = Utf8Bytes::from(classic);
+                for socket in &self.sockets {
+                    let before = |position| up_to(position, socket.start.get());
+                    if !position.as_ref().is_some_and(before) {
+                        socket.outbound.push(classic.clone());
+                    }
                 }
             }
             if let Some(key) = key {

@@ -19,7 +19,7 @@ pub struct Refused {
 }
 
 impl Refused {
-    fn invalid(what: &str) -> Self {
+    pub(super) fn invalid(what: &str) -> Self {
         Self {
             code: ErrorCode::InvalidMessage,
             text: format!("{}: {what}", ErrorCode::InvalidMessage.text()),
@@ -62,7 +62,15 @@ pub fn parse_classic(
     {
         return Err(Refused::invalid("`userid` must be the connection's"));
     }
-    let Some(content) = frame.content else {
+    content_of(frame.content, max_content_chars)
+}
+
+/// A message's text, of either protocol.
+pub(super) fn content_of(
+    content: Option<Cow<'_, str>>,
+    max_content_chars: usize,
+) -> Result<String, Refused> {
+    let Some(content) = content else {
         return Err(Refused::invalid("`content` is missing"));
     };
     let content: String = if content.contains('\0') {
@@ -86,22 +94,59 @@ pub fn parse_classic(
     Ok(content)
 }
 
-/// A frame published on a user's channel, as far as classic sockets need it. Tolerant: an original
+/// What a published frame is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Terminal: the whole answer.
+    Response,
+    /// Terminal: a failure.
+    Error,
+    /// Terminal: stopped by its user; published as an `error` with that code.
+    Cancelled,
+    /// A message of this user is durable.
+    Accepted,
+    /// A piece of an answer.
+    Delta,
+    /// The text so far is worth nothing.
+    Restarted,
+    /// Nothing that clients are to see.
+    Other,
+}
+
+/// A frame published on one of a user's channels, as far as sockets need it. Tolerant: an original
 /// service may have written it.
 #[derive(Debug, Deserialize)]
 pub struct Published<'a> {
     #[serde(rename = "type", borrow)]
-    kind: Cow<'a, str>,
+    type_name: Cow<'a, str>,
     #[serde(borrow, default)]
-    content: Option<&'a RawValue>,
+    pub(super) content: Option<&'a RawValue>,
     #[serde(borrow, default)]
-    message: Option<&'a RawValue>,
+    pub(super) message: Option<&'a RawValue>,
     #[serde(borrow, default)]
-    timestamp: Option<&'a RawValue>,
+    pub(super) timestamp: Option<&'a RawValue>,
     #[serde(borrow, default)]
-    processing_time_ms: Option<&'a RawValue>,
+    pub(super) processing_time_ms: Option<&'a RawValue>,
     #[serde(borrow, default)]
-    code: Option<&'a RawValue>,
+    pub(super) code: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    pub(super) id: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    pub(super) conversation_id: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    pub(super) attempt: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    pub(super) index: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    pub(super) retryable: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    pub(super) retry_after_ms: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    pub(super) finish_reason: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    pub(super) model: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    pub(super) usage: Option<&'a RawValue>,
     /// Whose it says it is.
     #[serde(borrow, default)]
     pub userid: Option<Cow<'a, str>>,
@@ -114,6 +159,15 @@ pub struct Published<'a> {
     /// Where it is in `responses`; absent where an original relay published it.
     #[serde(borrow, default)]
     pub position: Option<Cow<'a, str>>,
+    /// The socket that sent the message, of an `accepted`.
+    #[serde(borrow, default)]
+    pub origin: Option<Cow<'a, str>>,
+    /// Its number; absent where an original relay published it.
+    #[serde(default)]
+    pub n: Option<u64>,
+    /// The random id of the counter that `n` is of.
+    #[serde(borrow, default)]
+    pub n_id: Option<Cow<'a, str>>,
 }
 
 #[derive(Serialize)]
@@ -140,7 +194,7 @@ struct ClassicError<'a, M: Serialize, C: Serialize> {
     correlation_id: &'a str,
 }
 
-fn json(frame: &impl Serialize) -> String {
+pub(super) fn json(frame: &impl Serialize) -> String {
     // Only maps with other keys than strings can fail, and there are none.
     serde_json::to_string(frame).unwrap_or_default()
 }
@@ -151,11 +205,31 @@ impl<'a> Published<'a> {
         serde_json::from_slice(payload)
     }
 
+    /// What it is.
+    pub fn kind(&self) -> Kind {
+        match &*self.type_name {
+            "response" => Kind::Response,
+            "error" if self.code.is_some_and(|code| code.get() == r#""cancelled""#) => {
+                Kind::Cancelled
+            }
+            "error" => Kind::Error,
+            "accepted" => Kind::Accepted,
+            "delta" => Kind::Delta,
+            "restarted" => Kind::Restarted,
+            _ => Kind::Other,
+        }
+    }
+
+    /// Whether it ends a message.
+    pub fn is_terminal(&self) -> bool {
+        matches!(self.kind(), Kind::Response | Kind::Error | Kind::Cancelled)
+    }
+
     /// What a classic socket of `user` gets of it: exactly the fields of section 1.1. `None` for a
     /// type that classic clients never see.
     pub fn to_classic(&self, user: &UserId) -> Option<String> {
         let correlation_id = self.correlation_id.as_deref().unwrap_or_default();
-        match &*self.kind {
+        match &*self.type_name {
             "response" => Some(json(&ClassicResponse {
                 r#type: "response",
                 content: self.content,

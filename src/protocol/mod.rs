@@ -10,3 +10,4 @@ pub mod ids;
 pub mod position;
 pub mod record;
 pub mod timestamp;
+pub mod v1;

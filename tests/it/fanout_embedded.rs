@@ -6,8 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chatmesh::fanout::embedded::EmbeddedFanout;
 use chatmesh::fanout::{
-    Admitted, Begin, Begun, Bounds, CancelResult, Deliver, Delivered, Fanout, Feed, FeedEvent,
-    Keep, Kept, Live, LiveReply, Look, Read, Result, Subject, Turn,
+    Admitted, Begin, Begun, Bounds, CancelResult, ConversationEntry, Deliver, Delivered, Fanout,
+    Feed, FeedEvent, Keep, Kept, Live, LiveReply, Look, Read, Result, Subject, Turn,
 };
 use chatmesh::protocol::ids::{ConversationId, MessageId, UserId};
 use chatmesh::protocol::position::Epoch;
@@ -61,6 +61,33 @@ impl Replaceable {
 impl Fanout for Replaceable {
     async fn admit(&self, subject: &Subject, content: &str) -> Result<Admitted> {
         self.now().admit(subject, content).await
+    }
+
+    async fn accept(&self, subject: &Subject, frame: String) -> Result<()> {
+        self.now().accept(subject, frame).await
+    }
+
+    async fn forget(&self, user: &UserId, conversation: Option<&ConversationId>) -> Result<bool> {
+        self.now().forget(user, conversation).await
+    }
+
+    async fn conversations(
+        &self,
+        user: &UserId,
+        after: Option<&ConversationId>,
+        limit: usize,
+    ) -> Result<Vec<ConversationEntry>> {
+        self.now().conversations(user, after, limit).await
+    }
+
+    async fn history(
+        &self,
+        user: &UserId,
+        conversation: &ConversationId,
+        before: Option<&MessageId>,
+        limit: usize,
+    ) -> Result<Option<Vec<Turn>>> {
+        self.now().history(user, conversation, before, limit).await
     }
 
     async fn begin(&self, call: Begin) -> Result<Begun> {

@@ -3,11 +3,11 @@
 
 use super::history::Told;
 use super::keys;
-use super::user::{Flight, UserState, millis};
+use super::user::{End, Flight, UserState, millis};
 use super::users::World;
 use crate::fanout::{
-    Admitted, Begin, Begun, CancelResult, Ending, Keep, Kept, LEASE, Live, LiveReply, Outcome,
-    Result, Subject,
+    Admitted, Begin, Begun, CancelResult, Channel, Ending, Keep, Kept, LEASE, Live, LiveReply,
+    Outcome, Result, Subject,
 };
 use crate::protocol::ids::MessageId;
 use crate::store::{Batch, Table};
@@ -19,12 +19,16 @@ impl UserState {
         content: &str,
         world: &World<'_>,
     ) -> Result<Admitted> {
-        match self.outcome(&subject.message_id, world)? {
-            Some(Outcome {
+        match self.end(&subject.message_id, world)? {
+            Some(End::Outcome(Outcome {
                 frame,
                 delivered: Some(position),
-            }) => return Ok(Admitted::Delivered(frame, position)),
-            Some(_) => return Ok(Admitted::Kept),
+            })) => return Ok(Admitted::Delivered(frame, position)),
+            Some(End::Outcome(_)) => return Ok(Admitted::Kept),
+            Some(End::Forgotten(Some(_))) => return Ok(Admitted::Forgotten),
+            // Nobody has been told yet: a worker will say that it is cancelled, once the log has
+            // it. What was written is not noted again.
+            Some(End::Forgotten(None)) => return Ok(Admitted::New),
             None => {}
         }
         if !self.is_pending(&subject.message_id, world) {
@@ -35,10 +39,27 @@ impl UserState {
         Ok(Admitted::New)
     }
 
+    pub(super) fn accept(
+        &mut self,
+        message: &MessageId,
+        frame: &str,
+        world: &World<'_>,
+    ) -> Result<()> {
+        if self.end(message, world)?.is_none() {
+            self.publish(Channel::Live, frame);
+        }
+        Ok(())
+    }
+
     pub(super) fn begin(&mut self, call: Begin, world: &World<'_>) -> Result<Begun> {
         let message = &call.subject.message_id;
-        if let Some(outcome) = self.outcome(message, world)? {
-            return Ok(Begun::Ended(outcome));
+        match self.end(message, world)? {
+            Some(End::Outcome(outcome)) => return Ok(Begun::Ended(outcome)),
+            Some(End::Forgotten(delivered)) => {
+                let frame = call.cancelled.frame;
+                return Ok(Begun::Ended(Outcome { frame, delivered }));
+            }
+            None => {}
         }
         if self.is_marked(message, world) {
             let outcome = self.store_outcome(&call.subject, call.cancelled, world)?;
@@ -47,10 +68,12 @@ impl UserState {
         let number = match self.flight(message, world) {
             Some(flight) if flight.owner == call.owner && flight.attempt > call.had => {
                 let number = flight.attempt;
+                let taking = flight.owners.len() as u32;
                 self.renew(message, world);
                 return Ok(Begun::Attempt {
                     number,
                     now_ms: world.now_ms,
+                    taking,
                 });
             }
             Some(flight) if flight.owner != call.owner && flight.lease_until_ms > world.now_ms => {
@@ -60,6 +83,14 @@ impl UserState {
             Some(flight) => flight.attempt.max(call.had) + 1,
             None => call.had + 1,
         };
+        let mut owners = match self.flights.remove(message) {
+            Some(flight) => flight.owners,
+            None => Vec::new(),
+        };
+        if !owners.contains(&call.owner) {
+            owners.push(call.owner.clone());
+        }
+        let taking = owners.len() as u32;
         self.flights.insert(
             message.clone(),
             Flight {
@@ -73,6 +104,7 @@ impl UserState {
                 touched_ms: world.now_ms,
                 ended: false,
                 told: None,
+                owners,
             },
         );
         self.renew(message, world);
@@ -82,6 +114,7 @@ impl UserState {
         Ok(Begun::Attempt {
             number,
             now_ms: world.now_ms,
+            taking,
         })
     }
 
@@ -102,12 +135,15 @@ impl UserState {
             )
         });
         // Every outcome passes through this state, so where an answer is in flight, it knows.
-        let ended = match known {
-            Some((ended, ..)) => ended,
-            None => self.outcome(message, world)?.is_some(),
-        };
-        if ended {
+        if let Some((true, ..)) = known {
             return Ok(LiveReply::Fenced);
+        }
+        if known.is_none() {
+            match self.end(message, world)? {
+                Some(End::Forgotten(None)) => return Ok(LiveReply::Cancelled),
+                Some(_) => return Ok(LiveReply::Fenced),
+                None => {}
+            }
         }
         if self.is_marked(message, world) {
             return Ok(LiveReply::Cancelled);
@@ -138,10 +174,15 @@ impl UserState {
         let known = self
             .flight(message, world)
             .map(|flight| (flight.ended, flight.belongs_to(&call.owner, call.attempt)));
-        if known.is_none_or(|(ended, _)| ended)
-            && let Some(outcome) = self.outcome(message, world)?
-        {
-            return Ok(Kept::Outcome(outcome));
+        if known.is_none_or(|(ended, _)| ended) {
+            match self.end(message, world)? {
+                Some(End::Outcome(outcome)) => return Ok(Kept::Outcome(outcome)),
+                Some(End::Forgotten(delivered)) => {
+                    let frame = call.cancelled.frame;
+                    return Ok(Kept::Outcome(Outcome { frame, delivered }));
+                }
+                None => {}
+            }
         }
         if known.is_some_and(|(_, owns)| !owns) {
             return Ok(Kept::Fenced);
@@ -168,7 +209,8 @@ impl UserState {
         let message = &subject.message_id;
         let Ending { frame, turn } = ending;
         let mut batch = Batch::default();
-        self.put_outcome(&mut batch, message, None, &frame, world);
+        let conversation = Some(&subject.conversation);
+        self.put_outcome(&mut batch, message, conversation, None, &frame, world);
         self.put_turn(
             &mut batch,
             &subject.conversation,
@@ -196,10 +238,9 @@ impl UserState {
         message: &MessageId,
         world: &World<'_>,
     ) -> Result<CancelResult> {
-        if self.outcome(message, world)?.is_some() {
+        if self.end(message, world)?.is_some() {
             return Ok(CancelResult::AlreadyDone);
         }
-        // The mark is what stops the owner: the next `live`, at most a second away, says so.
         if !self.is_marked(message, world) {
             let mut batch = Batch::default();
             let key = keys::mark(&self.user, message);
@@ -207,7 +248,9 @@ impl UserState {
             world.store.commit(batch)?;
             self.marks.insert(message.clone(), world.now_ms);
         }
-        Ok(if self.is_pending(message, world) {
+        self.publish_cancel(message);
+        let known = self.is_pending(message, world) || self.flight(message, world).is_some();
+        Ok(if known {
             CancelResult::Cancelling
         } else {
             CancelResult::Unknown

@@ -1,6 +1,7 @@
 //! How entries of the store are written: fields one after the other, texts with their length.
 
 use crate::fanout::FanoutError;
+use crate::protocol::ids::ConversationId;
 
 /// Writes the fields of one value.
 pub(super) struct Writer(Vec<u8>);
@@ -86,6 +87,14 @@ impl<'a> Reader<'a> {
 
     pub(super) fn optional(&mut self) -> Result<Option<&'a str>> {
         Ok(Some(self.text()?).filter(|text| !text.is_empty()))
+    }
+
+    /// A conversation, where there is one.
+    pub(super) fn conversation(&mut self) -> Result<Option<ConversationId>> {
+        match self.optional()? {
+            Some(text) => ConversationId::parse(text).map(Some).map_err(|_| damaged()),
+            None => Ok(None),
+        }
     }
 
     pub(super) fn rest(self) -> Result<&'a str> {

@@ -1,8 +1,8 @@
 //! A terminal record comes to its user.
 
 use super::history::Told;
-use super::mailbox::Mailbox;
-use super::user::UserState;
+use super::mailbox::{Mailbox, StoredFrame};
+use super::user::{End, UserState};
 use super::users::World;
 use crate::fanout::{Channel, Deliver, Delivered, Result};
 use crate::store::Batch;
@@ -34,9 +34,10 @@ impl UserState {
             self.drop_mailbox(world)?;
         }
         self.remove_pending(&mut batch, &call.message_id);
-        let elsewhere = self
-            .outcome(&call.message_id, world)?
-            .and_then(|outcome| outcome.delivered)
+        let end = self.end(&call.message_id, world)?;
+        let forgotten = matches!(end, Some(End::Forgotten(_)));
+        let elsewhere = end
+            .and_then(End::delivered)
             .is_some_and(|at| at != *position);
         let mailbox = self
             .mailbox
@@ -49,12 +50,33 @@ impl UserState {
             world.store.commit(batch)?;
             return Ok(Delivered::Already);
         }
-        mailbox.push(&mut batch, &self.user, position, &call.frame, world)?;
+        let channel = if call.rewind {
+            Channel::Live
+        } else {
+            Channel::Terminal
+        };
+        if forgotten {
+            // Its end is still told, once, and nothing of it is kept.
+            mailbox.pass(position, world);
+            mailbox.put(&mut batch, &self.user);
+            self.put_forgotten(&mut batch, &call.message_id, Some(position), world);
+            world.store.commit(batch)?;
+            self.flights.remove(&call.message_id);
+            return Ok(Delivered::Published(self.publish(channel, &call.frame)));
+        }
+        let stored = StoredFrame {
+            at_ms: world.now_ms,
+            message: call.message_id.clone(),
+            conversation: call.conversation.clone(),
+            json: &call.frame,
+        };
+        mailbox.push(&mut batch, &self.user, position, &stored, world)?;
         mailbox.put(&mut batch, &self.user);
         self.put_outcome(
             &mut batch,
             &call.message_id,
-            Some(&position.to_string()),
+            call.conversation.as_ref(),
+            Some(position),
             &call.frame,
             world,
         );
@@ -84,13 +106,6 @@ impl UserState {
         // the record again.
         world.store.commit(batch)?;
         self.flights.remove(&call.message_id);
-        let channel = if call.rewind {
-            Channel::Live
-        } else {
-            Channel::Terminal
-        };
-        Ok(Delivered::Published(
-            self.publish_terminal(channel, &call.frame),
-        ))
+        Ok(Delivered::Published(self.publish(channel, &call.frame)))
     }
 }

@@ -64,6 +64,7 @@ struct Subscription {
     queue: Arc<Queue>,
     terminal: bool,
     live: bool,
+    cancel: bool,
 }
 
 /// All subscriptions to one user; guarded by the user's lock.
@@ -90,6 +91,7 @@ impl Subscriptions {
                     queue: Arc::clone(queue),
                     terminal: false,
                     live: false,
+                    cancel: false,
                 });
                 self.0.len() - 1
             }
@@ -98,8 +100,9 @@ impl Subscriptions {
         match channel {
             Channel::Terminal => one.terminal = on,
             Channel::Live => one.live = on,
+            Channel::Cancel => one.cancel = on,
         }
-        if !one.terminal && !one.live {
+        if !(one.terminal || one.live || one.cancel) {
             self.0.swap_remove(index);
         }
     }
@@ -119,6 +122,7 @@ impl Subscriptions {
         let wants = |one: &&Subscription| match channel {
             Channel::Terminal => one.terminal,
             Channel::Live => one.live,
+            Channel::Cancel => one.cancel,
         };
         if !self.0.iter().any(|one| wants(&one)) {
             return 0;

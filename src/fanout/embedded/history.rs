@@ -29,7 +29,7 @@ fn encode(turn: &Turn) -> Vec<u8> {
         .rest(&turn.answer)
 }
 
-fn decode(value: &[u8]) -> Result<Turn> {
+pub(super) fn decode(value: &[u8]) -> Result<Turn> {
     let mut reader = Reader::new(value);
     let at_ms = reader.number()?;
     let message_id = MessageId::parse(reader.text()?).map_err(|_| damaged())?;
@@ -70,7 +70,7 @@ pub(super) struct Told<'a> {
 
 impl UserState {
     /// The turn of a message, if it is there, and its number.
-    fn turn(
+    pub(super) fn turn(
         &self,
         conversation: &ConversationId,
         message: &MessageId,

@@ -126,6 +126,23 @@ pub(super) fn turns(user: &UserId, of: &ConversationId) -> (Vec<u8>, Vec<u8>) {
     )
 }
 
+/// All conversations of a user, beginning after this one where there is one.
+pub(super) fn conversations(user: &UserId, after: Option<&ConversationId>) -> (Vec<u8>, Vec<u8>) {
+    let name = user.as_str().as_bytes();
+    let from = match after {
+        // A conversation's keys go on with a zero byte.
+        Some(after) => [name, b"\0", after.as_str().as_bytes(), b"\x01"].concat(),
+        None => [name, b"\0"].concat(),
+    };
+    (from, [name, b"\x01"].concat())
+}
+
+/// The conversation of a key of the history's table.
+pub(super) fn conversation_of(key: &[u8]) -> Option<ConversationId> {
+    let name = key.splitn(3, |byte| *byte == 0).nth(1)?;
+    ConversationId::parse(std::str::from_utf8(name).ok()?).ok()
+}
+
 /// Where a message's turn is: the index of the history's table.
 pub(super) fn turn_of(user: &UserId, of: &ConversationId, message: &MessageId) -> Vec<u8> {
     conversation(user, of, b'i', message.as_str().as_bytes())

@@ -4,11 +4,12 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::codec::{Reader, Writer, damaged};
+use super::forget::Which;
 use super::keys::{self, Tag};
 use super::user::{UserState, expired};
 use super::users::World;
 use crate::fanout::Result;
-use crate::protocol::ids::UserId;
+use crate::protocol::ids::{ConversationId, MessageId, UserId};
 use crate::protocol::position::{Epoch, Position};
 use crate::store::{Batch, Table};
 
@@ -41,6 +42,34 @@ pub(super) struct Mailbox {
     /// The frames, oldest first, once somebody needed to know: it is known from the beginning of
     /// a new mailbox, and otherwise from the first trimming.
     frames: Option<VecDeque<Kept>>,
+}
+
+/// A frame as it is stored.
+pub(super) struct StoredFrame<'a> {
+    pub(super) at_ms: i64,
+    pub(super) message: MessageId,
+    pub(super) conversation: Option<ConversationId>,
+    pub(super) json: &'a str,
+}
+
+impl<'a> StoredFrame<'a> {
+    fn encode(&self) -> Vec<u8> {
+        Writer::with_capacity(self.json.len() + 128)
+            .number(self.at_ms)
+            .text(self.message.as_str())
+            .optional(self.conversation.as_ref().map(ConversationId::as_str))
+            .rest(self.json)
+    }
+
+    pub(super) fn decode(value: &'a [u8]) -> Result<Self> {
+        let mut reader = Reader::new(value);
+        Ok(Self {
+            at_ms: reader.number()?,
+            message: MessageId::parse(reader.text()?).map_err(|_| damaged())?,
+            conversation: reader.conversation()?,
+            json: reader.rest()?,
+        })
+    }
 }
 
 impl Mailbox {
@@ -137,10 +166,11 @@ impl Mailbox {
                 .iter()
                 .map(|(key, value)| {
                     let (.., rest) = keys::parse(key).ok_or_else(damaged)?;
+                    let frame = StoredFrame::decode(value)?;
                     Ok(Kept {
                         offset: keys::number(rest).ok_or_else(damaged)? as i64,
-                        at_ms: Reader::new(value).number()?,
-                        bytes: value.len() - 8,
+                        at_ms: frame.at_ms,
+                        bytes: frame.json.len(),
                     })
                 })
                 .collect::<Result<_>>()?
@@ -194,12 +224,13 @@ impl Mailbox {
         batch: &mut Batch,
         user: &UserId,
         position: &Position,
-        frame: &str,
+        frame: &StoredFrame<'_>,
         world: &World<'_>,
     ) -> Result<()> {
-        self.make_room(batch, user, Some(frame.len()), world)?;
+        let bytes = frame.json.len();
+        self.make_room(batch, user, Some(bytes), world)?;
         self.pass(position, world);
-        if world.bounds.mailbox_frames == 0 || frame.len() > world.bounds.mailbox_bytes {
+        if world.bounds.mailbox_frames == 0 || bytes > world.bounds.mailbox_bytes {
             // Too large ever to fit: as if it had been trimmed at once.
             self.floor = position.offset;
             self.empty_id = None;
@@ -209,19 +240,53 @@ impl Mailbox {
             self.oldest_ms = world.now_ms;
         }
         self.count += 1;
-        self.bytes += frame.len();
+        self.bytes += bytes;
         if let Some(frames) = &mut self.frames {
             frames.push_back(Kept {
                 offset: position.offset,
                 at_ms: world.now_ms,
-                bytes: frame.len(),
+                bytes,
             });
         }
-        let value = Writer::with_capacity(frame.len() + 8)
-            .number(world.now_ms)
-            .rest(frame);
-        batch.put(Table::Users, keys::frame(user, position.offset), value);
+        let key = keys::frame(user, position.offset);
+        batch.put(Table::Users, key, frame.encode());
         Ok(())
+    }
+
+    /// Removes the frames of these conversations, and says whose they were and where. No floor is
+    /// raised: it is as if they had never been.
+    pub(super) fn forget(
+        &mut self,
+        batch: &mut Batch,
+        user: &UserId,
+        which: &Which<'_>,
+        world: &World<'_>,
+    ) -> Result<Vec<(MessageId, Position)>> {
+        let mut gone = Vec::new();
+        let mut stay = VecDeque::new();
+        for kept in std::mem::take(self.frames(user, world)?) {
+            let key = keys::frame(user, kept.offset);
+            let value = world.store.get(Table::Users, &key)?.ok_or_else(damaged)?;
+            let frame = StoredFrame::decode(&value)?;
+            if !which.has(frame.conversation.as_ref()) {
+                stay.push_back(kept);
+                continue;
+            }
+            batch.delete(Table::Users, key);
+            self.count -= 1;
+            self.bytes = self.bytes.saturating_sub(kept.bytes);
+            let position = Position {
+                epoch: self.end().epoch,
+                offset: kept.offset,
+            };
+            gone.push((frame.message, position));
+        }
+        self.oldest_ms = stay.front().map_or(0, |oldest| oldest.at_ms);
+        self.frames = Some(stay);
+        if !gone.is_empty() {
+            self.put(batch, user);
+        }
+        Ok(gone)
     }
 }
 

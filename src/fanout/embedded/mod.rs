@@ -19,13 +19,14 @@ use tokio::sync::{mpsc, watch};
 
 use self::codec::{Reader, Writer};
 use self::feed::EmbeddedFeed;
+use self::forget::Which;
 use self::keys::Tag;
 use self::sweep::Sweeper;
 use self::user::millis;
 use self::users::{Environment, Users};
 use super::{
-    Admitted, Begin, Begun, Bounds, CancelResult, Deliver, Delivered, Fanout, FanoutError, Feed,
-    FeedEvent, Keep, Kept, Live, LiveReply, Look, Read, Result, Subject, Turn,
+    Admitted, Begin, Begun, Bounds, CancelResult, ConversationEntry, Deliver, Delivered, Fanout,
+    FanoutError, Feed, FeedEvent, Keep, Kept, Live, LiveReply, Look, Read, Result, Subject, Turn,
 };
 use crate::protocol::ids::{ConversationId, MessageId, UserId};
 use crate::protocol::position::Epoch;
@@ -35,8 +36,10 @@ mod answer;
 mod codec;
 mod deliver;
 mod feed;
+mod forget;
 mod history;
 mod keys;
+mod listing;
 mod mailbox;
 mod read;
 mod sweep;
@@ -142,6 +145,12 @@ impl Fanout for EmbeddedFanout {
         })
     }
 
+    async fn accept(&self, subject: &Subject, frame: String) -> Result<()> {
+        self.users.with(&subject.user, |state, world| {
+            state.accept(&subject.message_id, &frame, world)
+        })
+    }
+
     async fn begin(&self, call: Begin) -> Result<Begun> {
         let user = call.subject.user.clone();
         self.users
@@ -183,6 +192,35 @@ impl Fanout for EmbeddedFanout {
     ) -> Result<Vec<Turn>> {
         self.users.with(user, |state, world| {
             state.context(conversation, limit, max_age, world)
+        })
+    }
+
+    async fn forget(&self, user: &UserId, conversation: Option<&ConversationId>) -> Result<bool> {
+        self.users.with(user, |state, world| {
+            state.forget(&Which::of(conversation), world)
+        })
+    }
+
+    async fn conversations(
+        &self,
+        user: &UserId,
+        after: Option<&ConversationId>,
+        limit: usize,
+    ) -> Result<Vec<ConversationEntry>> {
+        self.users.with(user, |state, world| {
+            state.conversations(after, limit, world)
+        })
+    }
+
+    async fn history(
+        &self,
+        user: &UserId,
+        conversation: &ConversationId,
+        before: Option<&MessageId>,
+        limit: usize,
+    ) -> Result<Option<Vec<Turn>>> {
+        self.users.with(user, |state, world| {
+            state.history(conversation, before, limit, world)
         })
     }
 

@@ -2,7 +2,7 @@
 
 use super::codec::{Reader, damaged};
 use super::keys::{self, Tag};
-use super::mailbox::Mailbox;
+use super::mailbox::{Mailbox, StoredFrame};
 use super::user::{UserState, expired, millis};
 use super::users::World;
 use crate::fanout::{InFlight, Look, Pending, Read, Result};
@@ -74,7 +74,7 @@ impl UserState {
         flights
     }
 
-    fn pending(&self, world: &World<'_>) -> Result<Vec<Pending>> {
+    pub(super) fn pending(&self, world: &World<'_>) -> Result<Vec<Pending>> {
         let mut entries: Vec<_> = self
             .pending
             .values()
@@ -128,9 +128,7 @@ fn frames_after(
         for (key, value) in &page {
             let (.., rest) = keys::parse(key).ok_or_else(damaged)?;
             let offset = keys::number(rest).ok_or_else(damaged)? as i64;
-            let mut reader = Reader::new(value);
-            reader.number()?;
-            let frame = reader.rest()?;
+            let frame = StoredFrame::decode(value)?.json;
             if !frames.is_empty() && bytes + frame.len() > max_bytes {
                 return Ok((frames, true));
             }

@@ -15,6 +15,7 @@ use super::mailbox::Mailbox;
 use super::users::World;
 use crate::fanout::{Bounds, Channel, Outcome, Owner, Result, Subject, TurnStatus};
 use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId, UserId};
+use crate::protocol::position::Position;
 use crate::store::{Batch, Table};
 
 /// Entries that are read from the store at once.
@@ -41,12 +42,64 @@ pub(super) struct Flight {
     /// What this process put into the history as the message's end, so that `deliver` of the same
     /// need not read it.
     pub(super) told: Option<(String, TurnStatus)>,
+    /// Everybody who has begun it.
+    pub(super) owners: Vec<Owner>,
 }
 
 impl Flight {
     /// Whether this owner, in this attempt, is who writes it.
     pub(super) fn belongs_to(&self, owner: &Owner, attempt: u32) -> bool {
         self.owner == *owner && self.attempt == attempt
+    }
+}
+
+/// What is known of a message that has ended.
+#[derive(Debug)]
+pub(super) enum End {
+    Outcome(Outcome),
+    /// It was forgotten, and leaves nothing behind. Where an end was delivered; without, its user
+    /// is still to be told that it is cancelled.
+    Forgotten(Option<Position>),
+}
+
+impl End {
+    /// Where it was delivered.
+    pub(super) fn delivered(self) -> Option<Position> {
+        match self {
+            Self::Outcome(outcome) => outcome.delivered,
+            Self::Forgotten(delivered) => delivered,
+        }
+    }
+}
+
+/// An end as it is stored: an outcome with its frame, a forgotten message without.
+pub(super) struct StoredEnd {
+    pub(super) at_ms: i64,
+    pub(super) conversation: Option<ConversationId>,
+    pub(super) end: End,
+}
+
+impl StoredEnd {
+    pub(super) fn decode(value: &[u8]) -> Result<Self> {
+        let mut reader = Reader::new(value);
+        let at_ms = reader.number()?;
+        let delivered = match reader.optional()? {
+            Some(position) => Some(position.parse().map_err(|_| damaged())?),
+            None => None,
+        };
+        let conversation = reader.conversation()?;
+        let end = match reader.rest()? {
+            "" => End::Forgotten(delivered),
+            frame => End::Outcome(Outcome {
+                frame: frame.to_owned(),
+                delivered,
+            }),
+        };
+        Ok(Self {
+            at_ms,
+            conversation,
+            end,
+        })
     }
 }
 
@@ -185,28 +238,14 @@ impl UserState {
             .filter(|flight| !expired(flight.touched_ms, world.bounds.pending_ttl, world.now_ms))
     }
 
-    /// The message's outcome, if it is kept.
-    pub(super) fn outcome(
-        &self,
-        message: &MessageId,
-        world: &World<'_>,
-    ) -> Result<Option<Outcome>> {
+    /// How the message has ended, if it has.
+    pub(super) fn end(&self, message: &MessageId, world: &World<'_>) -> Result<Option<End>> {
         let key = keys::outcome(&self.user, message);
         let Some(value) = world.store.get(Table::Users, &key)? else {
             return Ok(None);
         };
-        let mut reader = Reader::new(&value);
-        if expired(reader.number()?, world.bounds.dedup_ttl, world.now_ms) {
-            return Ok(None);
-        }
-        let delivered = match reader.optional()? {
-            Some(position) => Some(position.parse().map_err(|_| damaged())?),
-            None => None,
-        };
-        Ok(Some(Outcome {
-            delivered,
-            frame: reader.rest()?.to_owned(),
-        }))
+        let stored = StoredEnd::decode(&value)?;
+        Ok((!expired(stored.at_ms, world.bounds.dedup_ttl, world.now_ms)).then_some(stored.end))
     }
 
     /// Notes an outcome.
@@ -214,15 +253,29 @@ impl UserState {
         &self,
         batch: &mut Batch,
         message: &MessageId,
-        delivered: Option<&str>,
+        conversation: Option<&ConversationId>,
+        delivered: Option<&Position>,
         frame: &str,
         world: &World<'_>,
     ) {
-        let value = Writer::with_capacity(frame.len() + 96)
+        let delivered = delivered.map(ToString::to_string);
+        let value = Writer::with_capacity(frame.len() + 160)
             .number(world.now_ms)
-            .optional(delivered)
+            .optional(delivered.as_deref())
+            .optional(conversation.map(ConversationId::as_str))
             .rest(frame);
         batch.put(Table::Users, keys::outcome(&self.user, message), value);
+    }
+
+    /// Notes that the message is forgotten.
+    pub(super) fn put_forgotten(
+        &self,
+        batch: &mut Batch,
+        message: &MessageId,
+        delivered: Option<&Position>,
+        world: &World<'_>,
+    ) {
+        self.put_outcome(batch, message, None, delivered, "", world);
     }
 
     /// Whether the message is pending.
@@ -281,12 +334,20 @@ impl UserState {
         self.last_turn.insert(conversation.clone(), sequence);
     }
 
-    /// Publishes a terminal frame with its number, and says how many subscriptions there are.
-    pub(super) fn publish_terminal(&mut self, channel: Channel, frame: &str) -> u64 {
+    /// Publishes a frame with its number, and says how many subscriptions there are.
+    pub(super) fn publish(&mut self, channel: Channel, frame: &str) -> u64 {
         self.n += 1;
         let (n, n_id) = (self.n, &self.n_id);
         self.subscriptions
             .publish(&self.user, channel, || numbered(frame, n, n_id))
+    }
+
+    /// Tells whoever writes the answer that it is not wanted any more.
+    pub(super) fn publish_cancel(&mut self, message: &MessageId) {
+        self.subscriptions.publish(&self.user, Channel::Cancel, || {
+            let notice = serde_json::json!({ "message_id": message });
+            notice.to_string().into()
+        });
     }
 
     /// Publishes a `delta` (with an index and content) or a `restarted`.

@@ -17,13 +17,18 @@ pub(super) fn name(user: &UserId, channel: Channel) -> String {
     match channel {
         Channel::Terminal => format!("user:{user}"),
         Channel::Live => format!("{{user:{user}}}:live"),
+        Channel::Cancel => format!("{{user:{user}}}:cancel"),
     }
 }
 
 /// Whose channel this is, and which.
 pub(super) fn parse(name: &str) -> Option<(UserId, Channel)> {
     let (user, channel) = if let Some(rest) = name.strip_prefix("{user:") {
-        (rest.strip_suffix("}:live")?, Channel::Live)
+        match rest.split_once('}')? {
+            (user, ":live") => (user, Channel::Live),
+            (user, ":cancel") => (user, Channel::Cancel),
+            _ => return None,
+        }
     } else {
         (name.strip_prefix("user:")?, Channel::Terminal)
     };
@@ -45,11 +50,11 @@ mod tests {
             "x:1:m",
         ] {
             let user = UserId::parse(user).unwrap();
-            for channel in [Channel::Terminal, Channel::Live] {
+            for channel in [Channel::Terminal, Channel::Live, Channel::Cancel] {
                 assert_eq!(parse(&name(&user, channel)), Some((user.clone(), channel)));
             }
         }
-        assert_eq!(parse("{user:alice}:cancel"), None);
+        assert_eq!(parse("{user:alice}:1:m"), None);
         assert_eq!(parse("other"), None);
     }
 }

@@ -15,8 +15,7 @@ struct LiveFrame<'a> {
     message_id: &'a MessageId,
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<&'a ClientMessageId>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    conversation_id: Option<&'a ConversationId>,
+    conversation_id: &'a ConversationId,
     #[serde(skip_serializing_if = "Option::is_none")]
     attempt: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -32,7 +31,7 @@ impl<'a> LiveFrame<'a> {
             userid: &subject.user,
             message_id: &subject.message_id,
             id: subject.id.as_ref(),
-            conversation_id: Some(&subject.conversation),
+            conversation_id: &subject.conversation,
             attempt: None,
             index: None,
             content: None,
@@ -61,18 +60,8 @@ pub(super) fn restarted(subject: &Subject) -> String {
 }
 
 /// Tells the worker that owns the message, on `{user:alice}:cancel`.
-pub(super) fn cancel(user: &UserId, message_id: &MessageId) -> String {
-    LiveFrame {
-        kind: "cancel",
-        userid: user,
-        message_id,
-        id: None,
-        conversation_id: None,
-        attempt: None,
-        index: None,
-        content: None,
-    }
-    .json()
+pub(super) fn cancel(message_id: &MessageId) -> String {
+    serde_json::json!({ "message_id": message_id }).to_string()
 }
 
 /// An entry of `pending` as it is stored.

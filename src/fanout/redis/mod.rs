@@ -17,9 +17,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use self::reply::{Reply, unreadable};
 use self::scripts::{Script, Scripts};
 use super::{
-    Admitted, Begin, Begun, CancelResult, Deliver, Delivered, Ending, Fanout, FanoutError, Feed,
-    FeedEvent, InFlight, Keep, Kept, Live, LiveReply, Look, Outcome, Read, Result, Subject, Turn,
-    TurnStatus,
+    Admitted, Begin, Begun, CancelResult, ConversationEntry, Deliver, Delivered, Ending, Fanout,
+    FanoutError, Feed, FeedEvent, InFlight, Keep, Kept, Live, LiveReply, Look, Outcome, Read,
+    Result, Subject, Turn, TurnStatus,
 };
 use crate::config::settings::RedisSettings;
 use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId, UserId};
@@ -32,6 +32,10 @@ mod frame;
 mod reply;
 mod scripts;
 mod servers;
+
+/// Messages that one run of `forget` removes before it lets others have their turn: some
+/// milliseconds of Redis.
+const FORGET_AT_ONCE: usize = 1000;
 
 /// The fan-out on Redis. Clones of its connections end when this and its feeds are dropped.
 pub struct RedisFanout {
@@ -216,6 +220,7 @@ impl Fanout for RedisFanout {
         match reply.text()?.as_str() {
             "new" => Ok(Admitted::New),
             "kept" => Ok(Admitted::Kept),
+            "forgotten" => Ok(Admitted::Forgotten),
             "delivered" => {
                 let frame = reply.text()?;
                 let position = reply.position()?.ok_or_else(|| unreadable("position"))?;
@@ -223,6 +228,17 @@ impl Fanout for RedisFanout {
             }
             word => Err(unexpected(word)),
         }
+    }
+
+    async fn accept(&self, subject: &Subject, frame: String) -> Result<()> {
+        let args = vec![
+            random_id(),
+            text(subject.message_id.as_str()),
+            text(frame.trim_end()),
+        ];
+        self.run_for(&self.scripts.accept, &subject.user, args)
+            .await
+            .map(|_| ())
     }
 
     async fn begin(&self, call: Begin) -> Result<Begun> {
@@ -246,6 +262,7 @@ impl Fanout for RedisFanout {
             "attempt" => Ok(Begun::Attempt {
                 number: reply.parse("attempt")?,
                 now_ms: reply.parse("time")?,
+                taking: reply.parse("taking")?,
             }),
             word => Err(unexpected(word)),
         }
@@ -337,7 +354,7 @@ impl Fanout for RedisFanout {
     async fn cancel(&self, user: &UserId, message_id: &MessageId) -> Result<CancelResult> {
         let args = vec![
             text(message_id.as_str()),
-            Value::from(frame::cancel(user, message_id)),
+            Value::from(frame::cancel(message_id)),
         ];
         let mut reply = self.run_for(&self.scripts.cancel, user, args).await?;
         match reply.text()?.as_str() {
@@ -384,6 +401,79 @@ impl Fanout for RedisFanout {
         }
         turns.reverse();
         Ok(turns)
+    }
+
+    async fn forget(&self, user: &UserId, conversation: Option<&ConversationId>) -> Result<bool> {
+        let args = vec![
+            text(conversation.map_or("", ConversationId::as_str)),
+            Value::from(FORGET_AT_ONCE.to_string()),
+        ];
+        let mut found = false;
+        // Each run begins anew and finds what is left, so one that failed is made good by a repeat.
+        loop {
+            let mut reply = self
+                .run_for(&self.scripts.forget, user, args.clone())
+                .await?;
+            let count: u64 = reply.parse("count")?;
+            found |= count > 0;
+            if reply.text()? != "1" {
+                return Ok(found);
+            }
+        }
+    }
+
+    async fn conversations(
+        &self,
+        user: &UserId,
+        after: Option<&ConversationId>,
+        limit: usize,
+    ) -> Result<Vec<ConversationEntry>> {
+        let args = vec![
+            text(after.map_or("", ConversationId::as_str)),
+            Value::from(limit.to_string()),
+        ];
+        let mut reply = self
+            .run_for(&self.scripts.conversations, user, args)
+            .await?;
+        let mut entries = Vec::new();
+        while !reply.is_empty() {
+            let mut fields = reply.list()?;
+            entries.push(ConversationEntry {
+                conversation: ConversationId::parse(&fields.text()?)
+                    .map_err(|_| unreadable("conversation"))?,
+                turns: fields.parse("number of turns")?,
+                updated_ms: fields.parse("time")?,
+            });
+        }
+        Ok(entries)
+    }
+
+    async fn history(
+        &self,
+        user: &UserId,
+        conversation: &ConversationId,
+        before: Option<&MessageId>,
+        limit: usize,
+    ) -> Result<Option<Vec<Turn>>> {
+        let limit = limit.min(self.settings.bounds.history_turns);
+        let args = vec![
+            text(conversation.as_str()),
+            text(before.map_or("", MessageId::as_str)),
+            Value::from(limit.to_string()),
+        ];
+        let mut reply = self.run_for(&self.scripts.turns, user, args).await?;
+        match reply.text()?.as_str() {
+            "gone" => Ok(None),
+            "turns" => {
+                let mut fields = reply.list()?;
+                let mut turns = Vec::new();
+                while !fields.is_empty() {
+                    turns.push(read_turn(fields.list()?)?);
+                }
+                Ok(Some(turns))
+            }
+            word => Err(unexpected(word)),
+        }
     }
 
     async fn clear_pending(&self, user: &UserId, message_id: &MessageId) -> Result<()> {

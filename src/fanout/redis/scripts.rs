@@ -58,6 +58,7 @@ async fn send(
 #[derive(Debug)]
 pub(super) struct Scripts {
     pub(super) admit: Script,
+    pub(super) accept: Script,
     pub(super) begin: Script,
     pub(super) live: Script,
     pub(super) keep: Script,
@@ -65,6 +66,9 @@ pub(super) struct Scripts {
     pub(super) cancel: Script,
     pub(super) read: Script,
     pub(super) context: Script,
+    pub(super) forget: Script,
+    pub(super) conversations: Script,
+    pub(super) turns: Script,
     pub(super) clear_pending: Script,
     pub(super) issue_token: Script,
 }
@@ -93,6 +97,7 @@ impl Scripts {
         let script = |parts: &[&str]| Script::new(format!("{head}{}", parts.concat()));
         Self {
             admit: script(&[COMMON, include_str!("scripts/admit.lua")]),
+            accept: script(&[COMMON, include_str!("scripts/accept.lua")]),
             begin: script(&[COMMON, HISTORY, include_str!("scripts/begin.lua")]),
             live: script(&[COMMON, include_str!("scripts/live.lua")]),
             keep: script(&[COMMON, HISTORY, include_str!("scripts/keep.lua")]),
@@ -105,6 +110,9 @@ impl Scripts {
             cancel: script(&[COMMON, include_str!("scripts/cancel.lua")]),
             read: script(&[COMMON, MAILBOX, include_str!("scripts/read.lua")]),
             context: script(&[COMMON, include_str!("scripts/context.lua")]),
+            forget: script(&[COMMON, MAILBOX, include_str!("scripts/forget.lua")]),
+            conversations: script(&[COMMON, include_str!("scripts/conversations.lua")]),
+            turns: script(&[COMMON, include_str!("scripts/turns.lua")]),
             clear_pending: script(&[COMMON, include_str!("scripts/clear_pending.lua")]),
             issue_token: Script::new(include_str!("scripts/issue_token.lua").to_owned()),
         }

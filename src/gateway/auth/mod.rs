@@ -66,7 +66,7 @@ pub(super) fn presented<'a>(query: Option<&'a str>, headers: &'a HeaderMap) -> O
 }
 
 /// An open door.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Granted {
     ends: Option<Instant>,
     /// A stored token, which for a classic client only opens the door.
@@ -101,10 +101,7 @@ pub(super) async fn check_token(
         return Err(Refusal::unauthorized("`token` is missing"));
     };
     match gateway.settings.auth {
-        AuthMode::Open => Ok(Granted {
-            ends: None,
-            stored: false,
-        }),
+        AuthMode::Open => Ok(Granted::default()),
         AuthMode::Stored => match gateway.fanout.stored_token(user).await {
             Ok(Some((stored, seconds))) if same_secret(token, &stored) => Ok(Granted {
                 ends: Some(Instant::now() + Duration::from_secs(seconds).min(FAR)),

@@ -310,3 +310,39 @@ pub(crate) async fn repeats_of_every_call_change_nothing(backend: &dyn Backend) 
     assert_eq!(known.frame, terminal("a"));
     assert!(case.read(None).await.in_flight.is_empty());
 }
+
+pub(crate) async fn the_text_is_shown_until_it_is_delivered(backend: &dyn Backend) {
+    let case = Case::new(backend).await;
+    let message = case.message();
+    let owner = Owner::random();
+    let number = attempt(&case.begin(&message, &owner, 0).await);
+    case.live(&message, &owner, number, Some((0, "text"))).await;
+    kept(case.keep(&message, &owner, number, "text").await);
+    let shown = &case.read(None).await.in_flight[0];
+    assert_eq!(shown.message_id, message.message_id);
+    assert_eq!((shown.text.as_str(), shown.index), ("text", 1));
+    case.deliver(&message, 0, "text").await;
+    assert!(case.read(None).await.in_flight.is_empty());
+}
+
+pub(crate) async fn takings_count_owners_and_not_their_repeats(backend: &dyn Backend) {
+    let case = Case::new(backend).await;
+    let message = case.message();
+    let (one, other) = (Owner::random(), Owner::random());
+    let taken = |begun: Begun| match begun {
+        Begun::Attempt { number, taking, .. } => (number, taking),
+        begun => panic!("expected an attempt, got {begun:?}"),
+    };
+    assert_eq!(taken(case.begin(&message, &one, 0).await), (1, 1));
+    assert_eq!(taken(case.begin(&message, &one, 0).await), (1, 1));
+    assert_eq!(taken(case.begin(&message, &one, 1).await), (2, 1));
+    assert_eq!(
+        taken(case.begin_when_free(&message, &other, 0).await),
+        (3, 2)
+    );
+    assert_eq!(taken(case.begin(&message, &other, 3).await), (4, 2));
+    // The first one again, after the second has stalled.
+    assert_eq!(taken(case.begin_when_free(&message, &one, 2).await), (5, 2));
+    let next = case.message();
+    assert_eq!(taken(case.begin(&next, &one, 0).await), (1, 1));
+}

@@ -1,12 +1,15 @@
 //! What is published, and that it arrives.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use chatmesh::fanout::{Channel, FeedEvent, Owner};
+use chatmesh::fanout::{
+    Admitted, CancelResult, Channel, Delivered, Feed, FeedEvent, LiveReply, Owner,
+};
 use serde_json::Value;
 use tokio::sync::mpsc::Receiver;
 
-use super::case::{Backend, Case, attempt, kept};
+use super::case::{Backend, Case, attempt, kept, terminal};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -19,7 +22,10 @@ pub(crate) async fn next_event(events: &mut Receiver<FeedEvent>) -> FeedEvent {
 }
 
 /// The next frame of this user; a gap before it is an error of the test's quiet server.
-async fn next_frame(case: &Case<'_>, events: &mut Receiver<FeedEvent>) -> (Channel, Value) {
+pub(crate) async fn next_frame(
+    case: &Case<'_>,
+    events: &mut Receiver<FeedEvent>,
+) -> (Channel, Value) {
     match next_event(events).await {
         FeedEvent::Frame {
             user,
@@ -158,4 +164,136 @@ pub(crate) async fn s11_a_counter_made_anew_has_another_id(backend: &dyn Backend
     let after = case.read(None).await;
     assert_eq!(after.n, before.n, "the same number");
     assert_ne!(after.n_id, before.n_id);
+}
+
+pub(crate) async fn s4_what_is_published_after_data_loss_begins_at_its_first_piece(
+    backend: &dyn Backend,
+) {
+    let case = Case::new(backend).await;
+    let message = case.message();
+    let (first, second) = (Owner::random(), Owner::random());
+    let (_feed, mut events) = subscribed(&case, &[Channel::Live]).await;
+    case.begin(&message, &first, 0).await;
+    case.live(&message, &first, 1, Some((0, "ol"))).await;
+    case.live(&message, &first, 1, Some((1, "d"))).await;
+    next_frame(&case, &mut events).await;
+    let (_, seen) = next_frame(&case, &mut events).await;
+    case.lose().await;
+    let (_feed, mut events) = subscribed(&case, &[Channel::Live]).await;
+    // The same number again: only the index says that the text begins anew, and the counter's id
+    // that what was seen before counts no more.
+    assert_eq!(attempt(&case.begin(&message, &second, 0).await), 1);
+    let skipped = case.live(&message, &second, 1, Some((2, "!"))).await;
+    assert_eq!(skipped, LiveReply::Expected(0));
+    case.live(&message, &second, 1, Some((0, "new"))).await;
+    let (_, frame) = next_frame(&case, &mut events).await;
+    assert_eq!((&frame["attempt"], &frame["index"]), (&1.into(), &0.into()));
+    assert_eq!(frame["content"], "new");
+    assert_ne!(frame["n_id"], seen["n_id"]);
+}
+
+pub(crate) async fn s8_a_resend_while_the_frame_is_under_way_is_told_the_same_end(
+    backend: &dyn Backend,
+) {
+    let case = Case::new(backend).await;
+    let (_feed, mut events) = subscribed(&case, &[Channel::Terminal]).await;
+    let message = case.message();
+    let before = case.read(None).await.end;
+    case.admit(&message).await;
+    case.answer(&message, "text").await;
+    case.deliver(&message, 7, "text").await;
+    // The live frame is not read yet. The position says that the socket, which is at `before`,
+    // will have it from there, or by a `read`: both are the same one.
+    let resent = case.admit(&message).await;
+    assert_eq!(resent, Admitted::Delivered(terminal("text"), case.at(7)));
+    assert_eq!(case.after(&before).await, Some(vec![(7, terminal("text"))]));
+    let (_, frame) = next_frame(&case, &mut events).await;
+    assert_eq!(frame["content"], "text");
+    assert_eq!(case.read(None).await.n, 1, "a resend was published");
+}
+
+pub(crate) async fn s10_a_lost_publish_is_found_by_reading(backend: &dyn Backend) {
+    let case = Case::new(backend).await;
+    let message = case.message();
+    case.admit(&message).await;
+    let before = case.read(None).await;
+    assert_eq!(before.pending.len(), 1);
+    case.answer(&message, "text").await;
+    // Nobody hears it.
+    assert_eq!(
+        case.deliver(&message, 0, "text").await,
+        Delivered::Published(0)
+    );
+    let look = case.read(Some(&before.end)).await;
+    assert!(look.recovered && look.pending.is_empty() && look.in_flight.is_empty());
+    assert_eq!(look.frames, [(case.at(0), terminal("text"))]);
+    assert_eq!((look.n, look.n_id), (before.n + 1, before.n_id));
+}
+
+pub(crate) async fn accepted_is_published_until_the_message_has_ended(backend: &dyn Backend) {
+    let case = Case::new(backend).await;
+    let (_feed, mut events) = subscribed(&case, &[Channel::Live]).await;
+    let message = case.message();
+    case.admit(&message).await;
+    let accepted = r#"{"type":"accepted","content":"a\"}"}"#;
+    for n in 1..=2 {
+        case.fanout.accept(&message, accepted.into()).await.unwrap();
+        let (channel, frame) = next_frame(&case, &mut events).await;
+        assert_eq!(
+            (channel, &frame["type"]),
+            (Channel::Live, &"accepted".into())
+        );
+        assert_eq!(frame["content"], "a\"}");
+        assert_eq!(frame["n"], n);
+        assert!(frame["n_id"].is_string());
+    }
+    case.answer(&message, "text").await;
+    case.fanout.accept(&message, accepted.into()).await.unwrap();
+    case.deliver(&message, 0, "text").await;
+    case.fanout.accept(&message, accepted.into()).await.unwrap();
+    assert_eq!(case.read(None).await.n, 3);
+    let other = case.message();
+    case.fanout.accept(&other, accepted.into()).await.unwrap();
+    let (_, frame) = next_frame(&case, &mut events).await;
+    assert_eq!(frame["n"], 4, "accepted was published after the end");
+}
+
+pub(crate) async fn a_cancel_is_told_to_who_writes(backend: &dyn Backend) {
+    let case = Case::new(backend).await;
+    let (feed, mut events) = subscribed(&case, &[Channel::Cancel, Channel::Live]).await;
+    let message = case.message();
+    // In flight, though not pending: a gateway never admitted it, or the note was lost.
+    case.begin(&message, &Owner::random(), 0).await;
+    for _ in 0..2 {
+        let result = case.fanout.cancel(&case.user, &message.message_id).await;
+        assert_eq!(result.unwrap(), CancelResult::Cancelling);
+        let (channel, notice) = next_frame(&case, &mut events).await;
+        assert_eq!(channel, Channel::Cancel);
+        assert_eq!(
+            notice,
+            serde_json::json!({ "message_id": message.message_id })
+        );
+    }
+    assert_eq!(case.read(None).await.n, 0, "a notice took a frame's number");
+    feed.unsubscribe(&case.user, Channel::Cancel).await.unwrap();
+    // Confirms everything before it on the same connections.
+    feed.subscribe(&case.user, Channel::Live).await.unwrap();
+    case.fanout
+        .cancel(&case.user, &message.message_id)
+        .await
+        .unwrap();
+    case.fanout
+        .accept(&message, r#"{"type":"accepted"}"#.into())
+        .await
+        .unwrap();
+    assert_eq!(next_frame(&case, &mut events).await.0, Channel::Live);
+}
+
+/// A feed of the user's channels.
+async fn subscribed(case: &Case<'_>, channels: &[Channel]) -> (Arc<dyn Feed>, Receiver<FeedEvent>) {
+    let (feed, events) = case.fanout.feed(100).await.unwrap();
+    for channel in channels {
+        feed.subscribe(&case.user, *channel).await.unwrap();
+    }
+    (feed, events)
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use chatmesh::fanout::{Bounds, Owner, TurnStatus};
-use chatmesh::protocol::ids::{ConversationId, UserId};
+use chatmesh::protocol::ids::{ConversationId, MessageId, UserId};
 use chatmesh::protocol::position::Epoch;
 
 use super::case::{Backend, Case, attempt, kept, unique};
@@ -167,4 +167,108 @@ pub(crate) async fn a_marker_is_there_once_set(backend: &dyn Backend) {
     }
     let other = Epoch::new(&unique(), "0", 0);
     assert!(!case.fanout.marker_present(&other).await.unwrap());
+}
+
+pub(crate) async fn the_history_is_paged_from_the_newest_back(backend: &dyn Backend) {
+    let bounds = Bounds {
+        history_turns: 5,
+        ..Bounds::default()
+    };
+    let case = Case::with(backend, bounds).await;
+    let conversation = ConversationId::parse("paged").unwrap();
+    let mut messages = Vec::new();
+    for number in 0..6 {
+        let message = case.message_in(&conversation);
+        let owner = Owner::random();
+        case.begin(&message, &owner, 0).await;
+        let status = if number % 2 == 0 {
+            TurnStatus::Failed
+        } else {
+            TurnStatus::Answered
+        };
+        let text = format!("{number}");
+        kept(case.keep_as(&message, &owner, 1, &text, status).await);
+        messages.push(message.message_id);
+    }
+    let page = async |before: Option<&MessageId>, limit| {
+        let page = case
+            .fanout
+            .history(&case.user, &conversation, before, limit);
+        let turns = page.await.unwrap();
+        turns.map(|turns| {
+            turns
+                .into_iter()
+                .map(|turn| turn.answer)
+                .collect::<Vec<_>>()
+        })
+    };
+    assert_eq!(page(None, 2).await.unwrap(), ["5", "4"]);
+    assert_eq!(page(Some(&messages[4]), 2).await.unwrap(), ["3", "2"]);
+    assert_eq!(page(Some(&messages[2]), 2).await.unwrap(), ["1"]);
+    assert!(page(Some(&messages[1]), 2).await.unwrap().is_empty());
+    assert_eq!(page(None, 100).await.unwrap().len(), 5);
+    assert!(page(None, 0).await.unwrap().is_empty());
+    assert_eq!(page(Some(&messages[0]), 2).await, None, "it fell out");
+    assert_eq!(page(Some(&MessageId::random()), 2).await, None);
+
+    let newest = case.fanout.history(&case.user, &conversation, None, 2);
+    let newest = newest.await.unwrap().unwrap();
+    assert_eq!(newest[1].status, TurnStatus::Failed);
+    assert_eq!(newest[0].message_id, messages[5]);
+    let question = format!("question {}", messages[5]);
+    assert_eq!(newest[0].question, Some(question));
+    assert!(newest[0].at_ms >= newest[1].at_ms && newest[1].at_ms > 1_600_000_000_000);
+    let never = ConversationId::default_conversation();
+    let none = case.fanout.history(&case.user, &never, None, 2).await;
+    assert_eq!(none.unwrap(), Some(vec![]));
+}
+
+pub(crate) async fn conversations_are_listed_by_their_newest_turn(backend: &dyn Backend) {
+    let case = Case::new(backend).await;
+    let names = ["a", "a:b", "b", "a.b"];
+    for name in names.iter().chain(["a"].iter()) {
+        let message = case.message_in(&ConversationId::parse(name).unwrap());
+        case.answer(&message, "text").await;
+        // By milliseconds.
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+    let page = async |after: Option<&str>, limit| {
+        let after = after.map(|name| ConversationId::parse(name).unwrap());
+        let entries = case
+            .fanout
+            .conversations(&case.user, after.as_ref(), limit)
+            .await
+            .unwrap();
+        entries
+            .into_iter()
+            .map(|entry| {
+                (
+                    entry.conversation.to_string(),
+                    entry.turns,
+                    entry.updated_ms,
+                )
+            })
+            .collect::<Vec<_>>()
+    };
+    let all = page(None, 100).await;
+    let listed: Vec<_> = all
+        .iter()
+        .map(|(name, turns, _)| (name.as_str(), *turns))
+        .collect();
+    assert_eq!(listed, [("a", 2), ("a.b", 1), ("b", 1), ("a:b", 1)]);
+    assert!(all.is_sorted_by(|one, other| one.2 > other.2) && all[3].2 > 1_600_000_000_000);
+    assert_eq!(page(None, 2).await, all[..2]);
+    assert_eq!(page(Some("a.b"), 2).await, all[2..]);
+    assert!(page(Some("a:b"), 2).await.is_empty());
+    assert!(page(Some("never"), 2).await.is_empty());
+    assert!(page(None, 0).await.is_empty());
+    let other = Case::new(backend).await;
+    assert!(
+        other
+            .fanout
+            .conversations(&other.user, None, 9)
+            .await
+            .unwrap()
+            .is_empty()
+    );
 }

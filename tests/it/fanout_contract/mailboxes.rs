@@ -264,3 +264,20 @@ pub(crate) async fn pending_is_listed_until_delivered(backend: &dyn Backend) {
     assert_eq!(look.pending.len(), 1);
     assert_eq!(look.pending[0].message_id, messages[2].message_id);
 }
+
+pub(crate) async fn s9_a_socket_that_dies_in_its_replay_misses_nothing(backend: &dyn Backend) {
+    let case = Case::new(backend).await;
+    case.deliver(&case.message(), 1, "seen").await;
+    for offset in 2..6 {
+        case.deliver(&case.message(), offset, "missed").await;
+    }
+    let since = case.at(1);
+    let offsets = |frames: Vec<(i64, String)>| -> Vec<i64> {
+        frames.into_iter().map(|(offset, _)| offset).collect()
+    };
+    // It dies before any frame of the replay, and after some of them; others follow meanwhile.
+    assert_eq!(offsets(case.after(&since).await.unwrap()), [2, 3, 4, 5]);
+    case.deliver(&case.message(), 6, "later").await;
+    assert_eq!(offsets(case.after(&since).await.unwrap()), [2, 3, 4, 5, 6]);
+    assert_eq!(offsets(case.after(&case.at(3)).await.unwrap()), [4, 5, 6]);
+}

@@ -4,12 +4,14 @@
 mod answers;
 mod case;
 mod feeds;
+mod forgetting;
 mod histories;
 mod mailboxes;
 
 pub(crate) use answers::*;
 pub(crate) use case::Backend;
 pub(crate) use feeds::*;
+pub(crate) use forgetting::*;
 pub(crate) use histories::*;
 pub(crate) use mailboxes::*;
 
@@ -23,10 +25,14 @@ macro_rules! fanout_contract {
             s2_the_answer_that_was_seen_first_wins,
             s3_a_rewind_brings_back_what_was_rolled_back,
             s4_after_data_loss_the_text_begins_anew,
+            s4_what_is_published_after_data_loss_begins_at_its_first_piece,
             s5_a_stale_piece_is_refused_after_beginning_again,
             s6_a_repeated_begin_keeps_attempt_and_text,
             s7_a_rebuilt_outcome_spares_the_model,
             s8_a_resent_message_is_told_what_is_known,
+            s8_a_resend_while_the_frame_is_under_way_is_told_the_same_end,
+            s9_a_socket_that_dies_in_its_replay_misses_nothing,
+            s10_a_lost_publish_is_found_by_reading,
             s11_a_counter_made_anew_has_another_id,
             s12_a_mailbox_rebuilt_from_the_middle_does_not_pretend,
             s13_a_worker_that_wakes_up_gets_the_other_ones_outcome,
@@ -61,6 +67,22 @@ macro_rules! fanout_contract {
             a_rewind_stays_off_the_terminal_channel,
             a_subscription_ends,
             a_reader_that_falls_behind_gets_a_gap,
+            accepted_is_published_until_the_message_has_ended,
+            a_cancel_is_told_to_who_writes,
+            the_text_is_shown_until_it_is_delivered,
+            takings_count_owners_and_not_their_repeats,
+            the_history_is_paged_from_the_newest_back,
+            conversations_are_listed_by_their_newest_turn,
+            a_forgotten_conversation_leaves_nothing,
+            forgetting_everything_spares_other_users,
+            forgetting_raises_no_floor,
+            what_is_forgotten_while_it_streams_ends_once_and_is_not_kept,
+            what_is_forgotten_before_its_taking_is_never_answered,
+            what_is_forgotten_between_keep_and_deliver_is_told_and_not_kept,
+            a_rewind_brings_nothing_forgotten_back,
+            a_forgotten_message_resent_is_never_answered_again,
+            what_fell_out_of_the_history_is_forgotten_too,
+            a_conversation_begins_anew_after_it_was_forgotten,
         }
     };
     (@each $backend:expr; $($name:ident),* $(,)?) => {

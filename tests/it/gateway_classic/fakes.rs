@@ -8,8 +8,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use chatmesh::fanout::{
-    Admitted, Begin, Begun, CancelResult, Channel, Deliver, Delivered, Fanout, FanoutError, Feed,
-    FeedEvent, Keep, Kept, Live, LiveReply, Look, Pending, Read, Result, Subject, Turn,
+    Admitted, Begin, Begun, CancelResult, Channel, ConversationEntry, Deliver, Delivered, Fanout,
+    FanoutError, Feed, FeedEvent, Keep, Kept, Live, LiveReply, Look, Pending, Read, Result,
+    Subject, Turn,
 };
 use chatmesh::log::{AppendError, Consumer, Log, LogError, NewRecord, Place, TopicSpec};
 use chatmesh::protocol::ids::{ConversationId, MessageId, UserId};
@@ -337,6 +338,33 @@ impl Fanout for FakeFanout {
             subscriptions: self.subscriptions.clone(),
         };
         Ok((Arc::new(feed), receiver))
+    }
+
+    async fn accept(&self, _subject: &Subject, _frame: String) -> Result<()> {
+        self.here()
+    }
+
+    async fn forget(&self, _user: &UserId, _of: Option<&ConversationId>) -> Result<bool> {
+        unused()
+    }
+
+    async fn conversations(
+        &self,
+        _user: &UserId,
+        _after: Option<&ConversationId>,
+        _limit: usize,
+    ) -> Result<Vec<ConversationEntry>> {
+        unused()
+    }
+
+    async fn history(
+        &self,
+        _user: &UserId,
+        _conversation: &ConversationId,
+        _before: Option<&MessageId>,
+        _limit: usize,
+    ) -> Result<Option<Vec<Turn>>> {
+        unused()
     }
 
     async fn begin(&self, _call: Begin) -> Result<Begun> {

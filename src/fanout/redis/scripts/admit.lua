@@ -1,5 +1,10 @@
 -- ARGV: message, its entry in pending (JSON)
-local frame, position = outcome(ARGV[1])
+local frame, position, forgotten = outcome(ARGV[1])
+if forgotten then
+  -- Without a position nobody has been told yet: a worker will say that it is cancelled, once the
+  -- log has it. What was written is not noted again.
+  return { position and 'forgotten' or 'new' }
+end
 if position then
   return { 'delivered', frame, position }
 end

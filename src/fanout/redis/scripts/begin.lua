@@ -1,7 +1,10 @@
 -- ARGV: new counter's id, message, client's id, conversation, owner, attempt had, `restarted`
 -- frame, the cancelled ending (5)
 local message, owner, had = ARGV[2], ARGV[5], tonumber(ARGV[6])
-local frame, position = outcome(message)
+local frame, position, forgotten = outcome(message)
+if forgotten then
+  return { 'ended', ARGV[8], position or '' }
+end
 if frame then
   return { 'ended', frame, position or '' }
 end
@@ -13,6 +16,15 @@ end
 local key = P .. 'a:' .. message
 local answer = redis.call('HMGET', key, 'owner', 'until', 'attempt')
 local attempt = tonumber(answer[3] or '0')
+
+-- How many owners there have been, this one included.
+local function taking()
+  if redis.call('HSETNX', key, 'by:' .. owner, '1') == 1 then
+    return redis.call('HINCRBY', key, 'taking', 1)
+  end
+  return redis.call('HGET', key, 'taking')
+end
+
 if answer[1] and answer[1] ~= owner and tonumber(answer[2]) > now then
   return { 'busy', int(tonumber(answer[2]) - now) }
 end
@@ -20,7 +32,7 @@ if answer[1] == owner and attempt > had then
   -- A repeat of this call: the text that was written since stays.
   redis.call('HSET', key, 'until', int(now + LEASE))
   touch_answer(message)
-  return { 'attempt', int(attempt), int(now) }
+  return { 'attempt', int(attempt), int(now), int(taking()) }
 end
 
 attempt = math.max(attempt, had) + 1
@@ -32,4 +44,4 @@ touch_answer(message)
 if attempt > 1 then
   publish(LIVE, ARGV[7], ARGV[1], ',"attempt":' .. int(attempt))
 end
-return { 'attempt', int(attempt), int(now) }
+return { 'attempt', int(attempt), int(now), int(taking()) }

@@ -1,11 +1,13 @@
 -- ARGV: message, notice for the owner
-if outcome(ARGV[1]) then
+local frame, _, forgotten = outcome(ARGV[1])
+if frame or forgotten then
   return { 'already_done' }
 end
 redis.call('SET', P .. 'c:' .. ARGV[1], '1', 'PX', int(DEDUP_TTL))
 redis.call(PUBLISH, TAG .. ':cancel', ARGV[2])
 expire_pending()
-if redis.call('HEXISTS', P .. 'p', ARGV[1]) == 1 then
+if redis.call('HEXISTS', P .. 'p', ARGV[1]) == 1
+  or redis.call('EXISTS', P .. 'a:' .. ARGV[1]) == 1 then
   return { 'cancelling' }
 end
 return { 'unknown' }

@@ -33,10 +33,11 @@ local function publish(channel, frame, new_counter, extra)
     .. ',"n":' .. int(n) .. ',"n_id":"' .. id .. '"}')
 end
 
--- The terminal frame and, once delivered, its position.
+-- The terminal frame; once delivered, its position; and whether the message was forgotten: then it
+-- has no frame, ends as cancelled if nothing was delivered yet, and leaves nothing behind.
 local function outcome(message)
-  local o = redis.call('HMGET', P .. 'o:' .. message, 'f', 'p')
-  return o[1], o[2]
+  local o = redis.call('HMGET', P .. 'o:' .. message, 'f', 'p', 'x')
+  return o[1], o[2], o[3]
 end
 
 local function keep_outcome(message, frame)

@@ -23,28 +23,34 @@ end
 redis.call('HSET', M, 'en', ARGV[6])
 
 local place = epoch .. '.' .. ARGV[6]
-local _, position = outcome(message)
+local _, position, forgotten = outcome(message)
 if position and position ~= place then
   touch_mailbox()
   return { 'already' }
 end
 
-keep_outcome(message, ARGV[10])
 redis.call('HSET', P .. 'o:' .. message, 'p', place)
 redis.call('DEL', P .. 'a:' .. message, P .. 't:' .. message)
 redis.call('SREM', P .. 'as', message)
+local channel = TERMINAL
+if ARGV[9] == '1' then
+  channel = LIVE
+end
+if forgotten then
+  -- Its end is still told, once, and nothing of it is kept.
+  redis.call('PEXPIRE', P .. 'o:' .. message, int(DEDUP_TTL))
+  touch_mailbox()
+  return { 'published', publish(channel, ARGV[10], ARGV[1]) }
+end
+keep_outcome(message, ARGV[10])
 if ARGV[4] ~= '' then
   put_turn(ARGV[4], message, false, ARGV[11], ARGV[12])
 end
 
 local size = #ARGV[10]
-redis.call('ZADD', MZ, ARGV[6], ARGV[6] .. ':' .. int(now) .. ':' .. size)
+redis.call('ZADD', MZ, ARGV[6], ARGV[6] .. ':' .. int(now) .. ':' .. size .. ':' .. message .. ' ' .. ARGV[4])
 redis.call('HSET', MF, ARGV[6], ARGV[10])
 redis.call('HINCRBY', M, 'bytes', size)
 trim_mailbox()
 touch_mailbox()
-local channel = TERMINAL
-if ARGV[9] == '1' then
-  channel = LIVE
-end
 return { 'published', publish(channel, ARGV[10], ARGV[1]) }

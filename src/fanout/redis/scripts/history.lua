@@ -1,6 +1,9 @@
 -- A conversation's turns: a hash with the parts of each turn under its message, and their order by
 -- the time (microseconds) at which they were first stored. `hl` lists the conversations by their
--- last turn, for paging through them.
+-- last turn, for paging through them. `hx` has `message conversation` of turns that fell out of the
+-- bounds while their outcome is still there, for `forget`: so a conversation stays that long at least.
+local HISTORY_KEPT = math.max(HISTORY_TTL, DEDUP_TTL)
+
 local function put_turn(conversation, message, question, answer, status)
   local turns, order = P .. 'h:' .. conversation, P .. 'ho:' .. conversation
   if redis.call('ZSCORE', order, message) then
@@ -28,14 +31,19 @@ local function put_turn(conversation, message, question, answer, status)
   end
   for _, old in ipairs(gone) do
     redis.call('ZREM', order, old)
+    if redis.call('EXISTS', P .. 'o:' .. old) == 1 then
+      redis.call('ZADD', P .. 'hx', int(now), old .. ' ' .. conversation)
+      redis.call('ZREMRANGEBYSCORE', P .. 'hx', '-inf', int(now - DEDUP_TTL))
+      redis.call('PEXPIRE', P .. 'hx', int(DEDUP_TTL))
+    end
     redis.call('HDEL', turns, 'q:' .. old, 'a:' .. old, 's:' .. old)
   end
 
-  redis.call('PEXPIRE', turns, int(HISTORY_TTL))
-  redis.call('PEXPIRE', order, int(HISTORY_TTL))
+  redis.call('PEXPIRE', turns, int(HISTORY_KEPT))
+  redis.call('PEXPIRE', order, int(HISTORY_KEPT))
   redis.call('ZADD', P .. 'hl', int(now), conversation)
-  redis.call('ZREMRANGEBYSCORE', P .. 'hl', '-inf', int(now - HISTORY_TTL))
-  redis.call('PEXPIRE', P .. 'hl', int(HISTORY_TTL))
+  redis.call('ZREMRANGEBYSCORE', P .. 'hl', '-inf', int(now - HISTORY_KEPT))
+  redis.call('PEXPIRE', P .. 'hl', int(HISTORY_KEPT))
 end
 
 -- An ending in five arguments from ARGV[i]: frame, whether there is a question, question, answer,

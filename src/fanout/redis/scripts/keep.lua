@@ -1,6 +1,9 @@
 -- ARGV: message, conversation, owner, attempt, the ending (5), the cancelled ending (5)
 local message = ARGV[1]
-local frame, position = outcome(message)
+local frame, position, forgotten = outcome(message)
+if forgotten then
+  return { 'ended', ARGV[10], position or '' }
+end
 if frame then
   return { 'ended', frame, position or '' }
 end

@@ -1,6 +1,10 @@
 -- ARGV: new counter's id, message, owner, attempt, index (empty: only the lease), text, `delta` frame
 local message = ARGV[2]
 if redis.call('EXISTS', P .. 'o:' .. message) == 1 then
+  local o = redis.call('HMGET', P .. 'o:' .. message, 'x', 'p')
+  if o[1] and not o[2] then
+    return { 'cancelled' }
+  end
   return { 'fenced' }
 end
 if is_cancelled(message) then

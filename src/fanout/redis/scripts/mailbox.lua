@@ -1,6 +1,6 @@
 -- The mailbox. `m`: its id, epoch (ep, empty before the first frame), floor (fl: every frame after
 -- this offset is here), end (en), bytes, and v while it is as a `read` made it and untrimmed, so
--- that the position of the empty mailbox is still good. `mz`: offset:time:bytes by offset.
+-- that the position of the empty mailbox is still good. `mz`: `offset:time:bytes:message conversation` by offset.
 -- `mf`: the frames by offset.
 local M, MZ, MF = P .. 'm', P .. 'mz', P .. 'mf'
 
@@ -20,7 +20,7 @@ local function trim_mailbox()
   local removed
   while frames > 0 do
     local entry = redis.call('ZRANGE', MZ, 0, 0)[1]
-    local offset, at, size = string.match(entry, '^(%d+):(%d+):(%d+)$')
+    local offset, at, size = string.match(entry, '^(%d+):(%d+):(%d+):')
     if frames <= MAILBOX_FRAMES and bytes <= MAILBOX_BYTES and tonumber(at) > now - MAILBOX_TTL then
       break
     end

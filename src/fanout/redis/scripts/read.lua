@@ -34,7 +34,7 @@ local first = from or (ARGV[6] == '1' and '-inf')
 if first then
   local room = tonumber(ARGV[5])
   for _, entry in ipairs(redis.call('ZRANGEBYSCORE', MZ, first, '+inf')) do
-    local offset, _, size = string.match(entry, '^(%d+):(%d+):(%d+)$')
+    local offset, _, size = string.match(entry, '^(%d+):(%d+):(%d+):')
     room = room - tonumber(size)
     if room < 0 and #frames > 0 then
       more = '1'

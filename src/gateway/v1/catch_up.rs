@@ -1,0 +1,260 @@
+//! Reads for sockets that can't follow what is published, and tells them what they are to know.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout};
+use tokio_tungstenite::tungstenite::Utf8Bytes;
+
+use super::followers::Mark;
+use crate::fanout::{FanoutError, Look, Read};
+use crate::gateway::Gateway;
+use crate::gateway::inbound::IN_FLIGHT;
+use crate::gateway::registry::Entry;
+use crate::gateway::user::Socket;
+use crate::protocol::close::CloseReason;
+use crate::protocol::frame::Published;
+use crate::protocol::position::Position;
+use crate::protocol::v1::{self, Limits, Welcome};
+
+/// Bytes of frames in one read: a socket holds one page while it waits for room.
+const PAGE: usize = 64 << 10;
+
+/// A socket that has not taken what is queued by then does not read.
+const BEHIND: Duration = Duration::from_secs(30);
+
+/// The fan-out may be away for so many times `PRODUCE_TIMEOUT_MS` before sockets are closed.
+const AWAY: u32 = 3;
+
+/// One `read` at a time for a user, shared by those of its sockets that want the same.
+#[derive(Default)]
+pub(in crate::gateway) struct SharedRead {
+    waiting: AtomicUsize,
+    last: tokio::sync::Mutex<Option<Shared>>,
+}
+
+struct Shared {
+    after: Option<Position>,
+    from: u64,
+    look: Arc<Look>,
+}
+
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Keeps a socket going until it ends; returns why, where that is decided here.
+pub(in crate::gateway) async fn follow(
+    gateway: &Gateway,
+    entry: &Entry,
+    socket: &Arc<Socket>,
+    since: Option<Position>,
+) -> CloseReason {
+    let mut first = Some(since);
+    loop {
+        if !entry.state().followers.is_stale(socket) {
+            if let Some(line) = &socket.line {
+                line.wake.notified().await;
+            }
+            continue;
+        }
+        // What is lost is told at once; to a slow client when it has read what there is.
+        if first.is_none() && timeout(BEHIND, socket.outbound.drained()).await.is_err() {
+            return CloseReason::SlowConsumer;
+        }
+        if let Err(reason) = catch_up(gateway, entry, socket, &mut first).await {
+            return reason;
+        }
+    }
+}
+
+/// Tells a socket everything up to one look at the user, and lets it follow from there.
+async fn catch_up(
+    gateway: &Gateway,
+    entry: &Entry,
+    socket: &Arc<Socket>,
+    first: &mut Option<Option<Position>>,
+) -> Result<(), CloseReason> {
+    let user = &entry.user;
+    let mut page = 0;
+    loop {
+        let look = patiently(gateway, entry, socket).await?;
+        if !gateway.settings.interop {
+            entry.state().pending(&look.pending);
+        }
+        let recovered = look.recovered && !gateway.settings.interop;
+        if page == 0 || !recovered {
+            let welcome = |position: &Position, recovered| {
+                welcome(gateway, entry, position, recovered, &look)
+            };
+            let frame = if !recovered {
+                let position = entry.state().followers.not_recovered(socket, &look.end);
+                Some(welcome(&position, false))
+            } else if let Some(Some(since)) = first {
+                Some(welcome(since, true))
+            } else {
+                None
+            };
+            *first = None;
+            if let Some(frame) = frame {
+                push(socket, frame).await?;
+                if let Some(line) = &socket.line {
+                    line.welcomed.cancel();
+                }
+            }
+        }
+        page += 1;
+        if recovered {
+            for (position, frame) in &look.frames {
+                tell(entry, socket, position, frame).await?;
+            }
+            if look.more {
+                continue;
+            }
+        }
+        for answer in &look.in_flight {
+            push(socket, v1::snapshot(user, answer)).await?;
+        }
+        let mark = Mark::new(&look.n_id, look.n);
+        let awaited = entry.state().followers.follow(socket, mark);
+        for frame in awaited {
+            push(socket, frame).await?;
+        }
+        return Ok(());
+    }
+}
+
+async fn push(socket: &Socket, frame: impl Into<Utf8Bytes>) -> Result<(), CloseReason> {
+    let pushed = socket.outbound.push_when_room(frame.into());
+    timeout(BEHIND, pushed)
+        .await
+        .map_err(|_| CloseReason::SlowConsumer)
+}
+
+/// Tells a kept terminal frame, where the socket has not had it.
+async fn tell(
+    entry: &Entry,
+    socket: &Arc<Socket>,
+    position: &Position,
+    frame: &str,
+) -> Result<(), CloseReason> {
+    let published = Published::parse(frame.as_bytes()).ok();
+    if entry.state().followers.wants(socket, position) {
+        let text = published
+            .as_ref()
+            .and_then(|frame| v1::of_published(frame, &entry.user));
+        if let Some(text) = text {
+            push(socket, text).await?;
+        }
+    }
+    let message_id = published.and_then(|frame| frame.message_id);
+    entry
+        .state()
+        .followers
+        .advance(socket, position.clone(), message_id.as_ref());
+    Ok(())
+}
+
+fn welcome(
+    gateway: &Gateway,
+    entry: &Entry,
+    position: &Position,
+    recovered: bool,
+    look: &Look,
+) -> String {
+    let settings = &gateway.settings;
+    Welcome {
+        user: &entry.user,
+        server_id: &settings.server_id,
+        position: &position.to_string(),
+        recovered,
+        pending: &look.pending,
+        heartbeat_ms: u64::try_from(settings.ping_interval.as_millis()).unwrap_or(u64::MAX),
+        limits: Limits {
+            max_content_chars: settings.max_content_chars,
+            max_frame_bytes: settings.max_frame_bytes,
+            max_pending: IN_FLIGHT,
+        },
+    }
+    .to_json()
+}
+
+/// Reads, again where the fan-out is away.
+async fn patiently(
+    gateway: &Gateway,
+    entry: &Entry,
+    socket: &Arc<Socket>,
+) -> Result<Arc<Look>, CloseReason> {
+    let deadline = Instant::now() + gateway.settings.produce_timeout * AWAY;
+    let mut pause = Duration::from_millis(50);
+    loop {
+        match look(gateway, entry, socket).await {
+            Ok(look) => return Ok(look),
+            Err(error) => {
+                gateway.counters.redis_error("read");
+                entry.state().followers.give_up(socket);
+                if gateway.drain.is_cancelled() {
+                    return Err(CloseReason::GoingAway);
+                }
+                if Instant::now() + pause >= deadline {
+                    tracing::warn!(%error, "a connection can't be served any more");
+                    return Err(CloseReason::BackendLost);
+                }
+            }
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(1));
+    }
+}
+
+/// One look at the user that was begun after this socket had lost something.
+async fn look(
+    gateway: &Gateway,
+    entry: &Entry,
+    socket: &Arc<Socket>,
+) -> Result<Arc<Look>, FanoutError> {
+    let reads = &entry.reads;
+    reads.waiting.fetch_add(1, Ordering::Relaxed);
+    let waiting = Waiting(&reads.waiting);
+    let begun = entry.state().followers.begin(socket);
+    let mut last = reads.last.lock().await;
+    drop(waiting);
+    let others = reads.waiting.load(Ordering::Relaxed) > 0;
+    if let Some(shared) = &*last
+        && shared.after == begun.after
+        && shared.from >= begun.stale
+    {
+        let mut state = entry.state();
+        if state.followers.holds_since(shared.from) {
+            state.followers.share(socket, shared.from);
+            drop(state);
+            let look = shared.look.clone();
+            if !others {
+                *last = None;
+            }
+            return Ok(look);
+        }
+    }
+    // Others may have read meanwhile: everything since now is held in any case.
+    let begun = entry.state().followers.begin(socket);
+    let after = begun.after.clone();
+    let look = gateway.fanout.read(Read {
+        user: entry.user.clone(),
+        after: after.clone(),
+        from_start: false,
+        max_bytes: PAGE,
+    });
+    let look = Arc::new(look.await?);
+    let others = reads.waiting.load(Ordering::Relaxed) > 0;
+    *last = others.then(|| Shared {
+        after,
+        from: begun.from,
+        look: look.clone(),
+    });
+    Ok(look)
+}

@@ -1,0 +1,465 @@
+//! Which of a user's `chatmesh.v1` sockets have had everything up to which published frame.
+//!
+//! A socket follows: it gets every published frame, and the number of the next one is the last
+//! plus one. Where that does not hold, or its queue has no room for a frame, it is stale until a
+//! `read` has told what it is to know. While one is read, what is published meanwhile is held
+//! back here, for all sockets of the user at once, within a bound; over it they read again.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use tokio_tungstenite::tungstenite::Utf8Bytes;
+
+use crate::gateway::user::{Socket, up_to};
+use crate::protocol::ids::MessageId;
+use crate::protocol::position::Position;
+
+/// Bytes that are published to one user during a read and held back.
+const HELD_BYTES: usize = 512 << 10;
+
+/// Bytes of terminal frames that one socket's resent messages wait for.
+const AWAITED_BYTES: usize = 1 << 20;
+
+/// What a held frame costs beside its text.
+const HELD_COST: usize = 128;
+
+/// The number of a published frame and the random id of its counter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::gateway) struct Mark {
+    pub(in crate::gateway) n_id: Arc<str>,
+    pub(in crate::gateway) n: u64,
+}
+
+impl Mark {
+    pub(in crate::gateway) fn new(n_id: &str, n: u64) -> Self {
+        let n_id = n_id.into();
+        Self { n_id, n }
+    }
+}
+
+/// A published frame, ready for sockets.
+#[derive(Debug, Clone)]
+pub(in crate::gateway) struct Live {
+    /// `None` where an original relay published it.
+    pub(in crate::gateway) mark: Option<Mark>,
+    pub(in crate::gateway) terminal: bool,
+    pub(in crate::gateway) message_id: Option<MessageId>,
+    /// Of a terminal frame.
+    pub(in crate::gateway) position: Option<Position>,
+    /// The socket that is not to get it.
+    pub(in crate::gateway) origin: Option<Arc<str>>,
+    /// `None` where it is not for clients, and only its number counts.
+    pub(in crate::gateway) text: Option<Utf8Bytes>,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// Has to read. Since this event.
+    Stale(u64),
+    /// Reads. Everything held since this event is to be looked at afterwards.
+    Reading(u64),
+    /// Has had everything up to here.
+    Following(Mark),
+}
+
+struct Follower {
+    socket: Arc<Socket>,
+    phase: Phase,
+    /// Up to here it has had every terminal frame: where a read goes on.
+    cursor: Option<Position>,
+    /// Before the client had to reload its history it had been here.
+    had: Option<Position>,
+    /// Resent messages whose terminal frame it had not had by an event: the frames.
+    awaited: HashMap<MessageId, (u64, Utf8Bytes)>,
+}
+
+/// Where a follower's next read begins.
+#[derive(Debug, Clone)]
+pub(in crate::gateway) struct Begun {
+    pub(in crate::gateway) after: Option<Position>,
+    /// The event at which it became stale.
+    pub(in crate::gateway) stale: u64,
+    /// The event at which it began to read.
+    pub(in crate::gateway) from: u64,
+}
+
+/// See the module.
+#[derive(Default)]
+pub(in crate::gateway) struct Followers {
+    list: Vec<Follower>,
+    /// The last frame that was published to us.
+    fed: Option<Mark>,
+    /// Counts what happens here.
+    event: u64,
+    held: VecDeque<(u64, Live)>,
+    held_bytes: usize,
+    /// Everything published after this event is in `held`.
+    held_since: u64,
+}
+
+impl Follower {
+    fn wake(&self) {
+        if let Some(line) = &self.socket.line {
+            line.wake.notify_one();
+        }
+    }
+
+    fn has_had(&self, position: &Position) -> bool {
+        up_to(position, self.cursor.as_ref()) || up_to(position, self.had.as_ref())
+    }
+
+    /// Hands it a frame; false where there is no room.
+    fn take(&mut self, live: &Live) -> bool {
+        let Some(text) = &live.text else {
+            return true;
+        };
+        if live.terminal {
+            if live.position.as_ref().is_some_and(|at| self.has_had(at)) {
+                return true;
+            }
+            if !self.socket.outbound.offer(text.clone()) {
+                return false;
+            }
+            if live.position.is_some() {
+                self.cursor.clone_from(&live.position);
+            }
+            if let Some(id) = &live.message_id {
+                self.awaited.remove(id);
+            }
+            return true;
+        }
+        let own = self.socket.line.as_ref().map(|line| &line.origin);
+        if live.origin.is_some() && live.origin.as_ref() == own {
+            return true;
+        }
+        self.socket.outbound.offer(text.clone())
+    }
+
+    /// Hands a following socket the next frame; false where it can't follow.
+    fn step(&mut self, live: &Live) -> bool {
+        let Phase::Following(at) = &mut self.phase else {
+            return true;
+        };
+        if let Some(mark) = &live.mark {
+            if at.n_id != mark.n_id || mark.n > at.n + 1 {
+                return false;
+            }
+            if mark.n <= at.n {
+                // The read that it began with had it.
+                return true;
+            }
+            at.n = mark.n;
+        }
+        self.take(live)
+    }
+}
+
+impl Followers {
+    pub(in crate::gateway) fn add(&mut self, socket: Arc<Socket>, since: Option<Position>) {
+        self.event += 1;
+        self.list.push(Follower {
+            socket,
+            phase: Phase::Stale(self.event),
+            had: since.clone(),
+            cursor: since,
+            awaited: HashMap::new(),
+        });
+    }
+
+    pub(in crate::gateway) fn remove(&mut self, socket: &Arc<Socket>) {
+        self.list.retain(|one| !Arc::ptr_eq(&one.socket, socket));
+        self.let_go();
+        if self.list.is_empty() {
+            self.fed = None;
+        }
+    }
+
+    pub(in crate::gateway) fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    fn get(&mut self, socket: &Arc<Socket>) -> Option<&mut Follower> {
+        self.list
+            .iter_mut()
+            .find(|one| Arc::ptr_eq(&one.socket, socket))
+    }
+
+    fn is_reading(&self) -> bool {
+        self.list
+            .iter()
+            .any(|one| matches!(one.phase, Phase::Reading(_)))
+    }
+
+    /// Drops what is held when nobody reads.
+    fn let_go(&mut self) {
+        if !self.is_reading() {
+            self.drop_held();
+        }
+    }
+
+    fn drop_held(&mut self) {
+        self.held = VecDeque::new();
+        self.held_bytes = 0;
+        self.held_since = self.event;
+    }
+
+    /// A frame was published.
+    pub(in crate::gateway) fn publish(&mut self, mut live: Live) {
+        if self.list.is_empty() {
+            return;
+        }
+        self.event += 1;
+        if let Some(mark) = &mut live.mark {
+            if let Some(fed) = &self.fed
+                && fed.n_id == mark.n_id
+            {
+                mark.n_id = fed.n_id.clone();
+                if mark.n <= fed.n {
+                    // The counter went back: the fan-out has lost what came after it.
+                    self.fed = Some(mark.clone());
+                    self.all_stale();
+                    return;
+                }
+            }
+            self.fed = Some(mark.clone());
+        }
+        for follower in &mut self.list {
+            if !follower.step(&live) {
+                follower.phase = Phase::Stale(self.event);
+                follower.wake();
+            }
+        }
+        if self.is_reading() {
+            let cost = live.text.as_ref().map_or(0, |text| text.as_str().len()) + HELD_COST;
+            if self.held_bytes + cost > HELD_BYTES {
+                self.drop_held();
+            } else {
+                self.held_bytes += cost;
+                self.held.push_back((self.event, live));
+            }
+        } else {
+            self.held_since = self.event;
+        }
+    }
+
+    /// Nothing is known to be complete: all have to read.
+    pub(in crate::gateway) fn all_stale(&mut self) {
+        self.event += 1;
+        self.drop_held();
+        for follower in &mut self.list {
+            if matches!(follower.phase, Phase::Following(_)) {
+                follower.phase = Phase::Stale(self.event);
+                follower.wake();
+            }
+        }
+    }
+
+    /// One socket has to read.
+    pub(in crate::gateway) fn set_stale(&mut self, socket: &Arc<Socket>) {
+        self.event += 1;
+        let event = self.event;
+        if let Some(follower) = self.get(socket)
+            && matches!(follower.phase, Phase::Following(_))
+        {
+            follower.phase = Phase::Stale(event);
+            follower.wake();
+        }
+    }
+
+    pub(in crate::gateway) fn is_stale(&mut self, socket: &Arc<Socket>) -> bool {
+        self.get(socket)
+            .is_some_and(|one| matches!(one.phase, Phase::Stale(_)))
+    }
+
+    /// The highest number that a socket follows, and the last that was published to us.
+    pub(in crate::gateway) fn newest(&self) -> (Option<Mark>, Option<Mark>) {
+        let following = self.list.iter().filter_map(|one| match &one.phase {
+            Phase::Following(at) => Some(at),
+            _ => None,
+        });
+        (following.max_by_key(|at| at.n).cloned(), self.fed.clone())
+    }
+
+    /// Whether every socket that follows has had everything up to there.
+    pub(in crate::gateway) fn reached(&self, mark: &Mark) -> bool {
+        self.list.iter().all(|one| match &one.phase {
+            Phase::Following(at) => at.n_id == mark.n_id && at.n >= mark.n,
+            _ => true,
+        })
+    }
+
+    /// Makes those read that have not had everything up to there.
+    pub(in crate::gateway) fn behind(&mut self, mark: &Mark) {
+        self.event += 1;
+        for follower in &mut self.list {
+            if let Phase::Following(at) = &follower.phase
+                && (at.n_id != mark.n_id || at.n < mark.n)
+            {
+                follower.phase = Phase::Stale(self.event);
+                follower.wake();
+            }
+        }
+    }
+
+    /// A read for this socket begins now: what is published from here on is held.
+    pub(in crate::gateway) fn begin(&mut self, socket: &Arc<Socket>) -> Begun {
+        if !self.is_reading() {
+            self.drop_held();
+        }
+        let from = self.event;
+        let Some(follower) = self.get(socket) else {
+            return Begun {
+                after: None,
+                stale: from,
+                from,
+            };
+        };
+        let stale = match follower.phase {
+            Phase::Stale(event) | Phase::Reading(event) => event,
+            Phase::Following(_) => from,
+        };
+        follower.phase = Phase::Reading(from);
+        Begun {
+            after: follower.cursor.clone(),
+            stale,
+            from,
+        }
+    }
+
+    /// Whether what was published since this event is held.
+    pub(in crate::gateway) fn holds_since(&self, from: u64) -> bool {
+        self.held_since <= from
+    }
+
+    /// The read failed, or its result could not be handed over.
+    pub(in crate::gateway) fn give_up(&mut self, socket: &Arc<Socket>) {
+        let event = self.event;
+        if let Some(follower) = self.get(socket) {
+            follower.phase = Phase::Stale(event);
+        }
+        self.let_go();
+    }
+
+    /// The mailbox does not have what came after the socket's position: the client reloads. It
+    /// goes on from `end`. Returns what the client is told as its position: it should not name
+    /// less than it has had.
+    pub(in crate::gateway) fn not_recovered(
+        &mut self,
+        socket: &Arc<Socket>,
+        end: &Position,
+    ) -> Position {
+        let Some(follower) = self.get(socket) else {
+            return end.clone();
+        };
+        let real = |position: &&Position| position.epoch.empty_mailbox().is_none();
+        if let Some(cursor) = follower.cursor.as_ref().filter(real)
+            && !up_to(cursor, follower.had.as_ref())
+        {
+            follower.had = Some(cursor.clone());
+        }
+        follower.cursor = Some(end.clone());
+        match &follower.had {
+            Some(had) if up_to(end, Some(had)) => had.clone(),
+            Some(had) if real(&had) && end.epoch.empty_mailbox().is_some() => had.clone(),
+            _ => end.clone(),
+        }
+    }
+
+    /// Whether the socket is still to get the terminal frame of this position.
+    pub(in crate::gateway) fn wants(&mut self, socket: &Arc<Socket>, position: &Position) -> bool {
+        self.get(socket).is_some_and(|one| !one.has_had(position))
+    }
+
+    /// Whether the socket's position has reached this one.
+    pub(in crate::gateway) fn has_reached(
+        &mut self,
+        socket: &Arc<Socket>,
+        position: &Position,
+    ) -> bool {
+        self.get(socket).is_some_and(|one| one.has_had(position))
+    }
+
+    /// The socket was told, or passed over, the terminal frame of this position.
+    pub(in crate::gateway) fn advance(
+        &mut self,
+        socket: &Arc<Socket>,
+        position: Position,
+        message_id: Option<&MessageId>,
+    ) {
+        if let Some(follower) = self.get(socket) {
+            follower.cursor = Some(position);
+            if let Some(id) = message_id {
+                follower.awaited.remove(id);
+            }
+        }
+    }
+
+    /// The terminal frame of a resent message is to come by a read, or after it. False where too
+    /// many wait already.
+    pub(in crate::gateway) fn await_terminal(
+        &mut self,
+        socket: &Arc<Socket>,
+        id: MessageId,
+        text: Utf8Bytes,
+    ) -> bool {
+        self.set_stale(socket);
+        let event = self.event;
+        let Some(follower) = self.get(socket) else {
+            return true;
+        };
+        let waiting = follower.awaited.values();
+        let bytes: usize = waiting.map(|(_, text)| text.as_str().len()).sum();
+        if bytes > AWAITED_BYTES {
+            return false;
+        }
+        follower.awaited.insert(id, (event, text));
+        true
+    }
+
+    /// Everything up to `mark` was handed over: hands over what was held since the read began,
+    /// and follows from there. Where it can't, it has to read again. Returns the awaited frames
+    /// that the read would have brought, but the mailbox does not have any more.
+    pub(in crate::gateway) fn follow(
+        &mut self,
+        socket: &Arc<Socket>,
+        mark: Mark,
+    ) -> Vec<Utf8Bytes> {
+        self.event += 1;
+        let (event, held_since) = (self.event, self.held_since);
+        let this = |one: &Follower| Arc::ptr_eq(&one.socket, socket);
+        let Some(index) = self.list.iter().position(this) else {
+            return Vec::new();
+        };
+        let follower = &mut self.list[index];
+        let Phase::Reading(from) = follower.phase else {
+            return Vec::new();
+        };
+        let mut follows = held_since <= from;
+        follower.phase = Phase::Following(mark);
+        if follows {
+            let mut held = self.held.iter().filter(|(event, _)| *event > from);
+            follows = held.all(|(_, live)| follower.step(live));
+        }
+        let mut ripe = Vec::new();
+        follower.awaited.retain(|_, (since, text)| {
+            let wait = *since > from;
+            if !wait {
+                ripe.push(text.clone());
+            }
+            wait
+        });
+        if !follows || !follower.awaited.is_empty() {
+            follower.phase = Phase::Stale(event);
+            follower.wake();
+        }
+        self.let_go();
+        ripe
+    }
+
+    /// A read that another socket of this user began at `from` serves this one too.
+    pub(in crate::gateway) fn share(&mut self, socket: &Arc<Socket>, from: u64) {
+        if let Some(follower) = self.get(socket) {
+            follower.phase = Phase::Reading(from);
+        }
+    }
+}

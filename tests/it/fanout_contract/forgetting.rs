@@ -1,0 +1,352 @@
+//! What a user has forgotten leaves nothing, is never answered, and still ends once.
+
+use chatmesh::fanout::{
+    Admitted, Bounds, CancelResult, Channel, Delivered, LiveReply, Owner, Subject,
+};
+use chatmesh::protocol::ids::ConversationId;
+use tokio::sync::mpsc::Receiver;
+
+use super::case::{Backend, Case, attempt, kept, outcome, published, terminal};
+use super::feeds::next_frame;
+
+fn other() -> ConversationId {
+    ConversationId::parse("other:one").unwrap()
+}
+
+impl Case<'_> {
+    async fn forget(&self, conversation: Option<&ConversationId>) -> bool {
+        let forgotten = self.fanout.forget(&self.user, conversation);
+        forgotten.await.unwrap()
+    }
+
+    async fn turns(&self, conversation: &ConversationId) -> usize {
+        let turns = self.fanout.history(&self.user, conversation, None, 100);
+        turns.await.unwrap().unwrap().len()
+    }
+
+    /// Nothing of the message is to be seen anywhere.
+    async fn assert_gone(&self, message: &Subject) {
+        let look = self.read(None).await;
+        assert!(
+            look.in_flight
+                .iter()
+                .all(|a| a.message_id != message.message_id)
+        );
+        assert!(
+            look.pending
+                .iter()
+                .all(|p| p.message_id != message.message_id)
+        );
+        let turns = self
+            .fanout
+            .history(&self.user, &message.conversation, None, 100)
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(turns.iter().all(|t| t.message_id != message.message_id));
+    }
+
+    async fn whole_mailbox(&self) -> Vec<(i64, String)> {
+        let call = chatmesh::fanout::Read {
+            user: self.user.clone(),
+            after: None,
+            from_start: true,
+            max_bytes: 1 << 20,
+        };
+        let look = self.fanout.read(call).await.unwrap();
+        let frames = look.frames.into_iter();
+        frames.map(|(at, frame)| (at.offset, frame)).collect()
+    }
+}
+
+pub(crate) async fn a_forgotten_conversation_leaves_nothing(backend: &dyn Backend) {
+    let case = Case::new(backend).await;
+    let (gone, stays) = (case.message(), case.message_in(&other()));
+    for (offset, message) in [(3, &gone), (4, &stays)] {
+        case.admit(message).await;
+        case.answer(message, "text").await;
+        case.deliver(message, offset, "text").await;
+    }
+    let waiting = case.message_in(&other());
+    case.admit(&waiting).await;
+
+    assert!(case.forget(Some(&gone.conversation)).await);
+    case.assert_gone(&gone).await;
+    assert_eq!(case.whole_mailbox().await, [(4, terminal("text"))]);
+    assert_eq!(case.turns(&other()).await, 1);
+    assert_eq!(case.read(None).await.pending.len(), 1);
+    let listed = case
+        .fanout
+        .conversations(&case.user, None, 9)
+        .await
+        .unwrap();
+    assert_eq!(listed.len(), 1);
+    assert_eq!(listed[0].conversation, other());
+    let known = case.admit(&stays).await;
+    assert_eq!(known, Admitted::Delivered(terminal("text"), case.at(4)));
+
+    assert!(!case.forget(Some(&gone.conversation)).await, "found again");
+    let never = ConversationId::parse("never").unwrap();
+    assert!(!case.forget(Some(&never)).await);
+}
+
+pub(crate) async fn forgetting_everything_spares_other_users(backend: &dyn Backend) {
+    let (case, bystander) = (Case::new(backend).await, Case::new(backend).await);
+    let mut messages = Vec::new();
+    for (offset, name) in ["default", "a", "a:b", "z"].into_iter().enumerate() {
+        let message = case.message_in(&ConversationId::parse(name).unwrap());
+        case.answer(&message, "text").await;
+        case.deliver(&message, offset as i64, "text").await;
+        messages.push(message);
+    }
+    let mut unknown = case.delivery(&case.message(), 9, "by an original worker");
+    unknown.conversation = None;
+    case.deliver_call(unknown).await;
+    messages.push(case.message());
+    case.admit(&messages[4]).await;
+    let theirs = bystander.message();
+    bystander.answer(&theirs, "theirs").await;
+    bystander.deliver(&theirs, 1, "theirs").await;
+
+    assert!(case.forget(None).await);
+    for message in &messages {
+        case.assert_gone(message).await;
+    }
+    assert!(case.whole_mailbox().await.is_empty());
+    let listed = case
+        .fanout
+        .conversations(&case.user, None, 9)
+        .await
+        .unwrap();
+    assert!(listed.is_empty(), "{listed:?}");
+    assert_eq!(case.read(None).await.end, case.at(9));
+    assert!(!case.forget(None).await, "found again");
+
+    assert_eq!(bystander.turns(&theirs.conversation).await, 1);
+    assert_eq!(bystander.whole_mailbox().await, [(1, terminal("theirs"))]);
+}
+
+pub(crate) async fn forgetting_raises_no_floor(backend: &dyn Backend) {
+    let bounds = Bounds {
+        mailbox_frames: 4,
+        ..Bounds::default()
+    };
+    let case = Case::with(backend, bounds).await;
+    let empty = case.read(None).await.end;
+    for offset in 0..4 {
+        let conversation = if offset % 2 == 0 {
+            other()
+        } else {
+            ConversationId::default_conversation()
+        };
+        let message = case.message_in(&conversation);
+        case.deliver(&message, offset, &format!("{offset}")).await;
+    }
+    case.forget(Some(&other())).await;
+    let frames = case.after(&empty).await.unwrap();
+    assert_eq!(frames, [(1, terminal("1")), (3, terminal("3"))]);
+    let frames = case.after(&case.at(2)).await.unwrap();
+    assert_eq!(frames, [(3, terminal("3"))]);
+    // What was forgotten takes no room any more: four are here before one falls out.
+    case.deliver(&case.message(), 4, "4").await;
+    case.deliver(&case.message(), 5, "5").await;
+    assert_eq!(case.after(&empty).await.unwrap().len(), 4);
+    case.deliver(&case.message(), 6, "6").await;
+    assert_eq!(case.after(&empty).await, None);
+    assert_eq!(case.after(&case.at(1)).await.unwrap().len(), 4);
+}
+
+pub(crate) async fn what_is_forgotten_while_it_streams_ends_once_and_is_not_kept(
+    backend: &dyn Backend,
+) {
+    let case = Case::new(backend).await;
+    let (feed, mut events) = case.fanout.feed(100).await.unwrap();
+    for channel in [Channel::Terminal, Channel::Cancel] {
+        feed.subscribe(&case.user, channel).await.unwrap();
+    }
+    let message = case.message();
+    case.admit(&message).await;
+    let owner = Owner::random();
+    let number = attempt(&case.begin(&message, &owner, 0).await);
+    case.live(&message, &owner, number, Some((0, "se"))).await;
+
+    assert!(case.forget(Some(&message.conversation)).await);
+    case.assert_gone(&message).await;
+    assert_cancel(&case, &mut events, &message).await;
+    let reply = case.live(&message, &owner, number, Some((1, "cret"))).await;
+    assert_eq!(reply, LiveReply::Cancelled);
+    let known = kept(case.keep(&message, &owner, number, "secret").await);
+    assert_eq!((known.frame, known.delivered), (terminal("stopped"), None));
+    case.assert_gone(&message).await;
+    // Another worker that takes it, because the first one died here, has the same to produce.
+    let known = outcome(case.begin(&message, &Owner::random(), 0).await);
+    assert_eq!(
+        (known.frame, known.delivered),
+        (terminal("stopped early"), None)
+    );
+
+    case.deliver(&case.message_in(&other()), 4, "before").await;
+    next_frame(&case, &mut events).await;
+    assert!(published(case.deliver(&message, 5, "stopped").await));
+    let (channel, frame) = next_frame(&case, &mut events).await;
+    assert_eq!(
+        (channel, &frame["content"]),
+        (Channel::Terminal, &"stopped".into())
+    );
+    for offset in [5, 6] {
+        let again = case.deliver(&message, offset, "stopped").await;
+        assert_eq!(again, Delivered::Already);
+    }
+    case.assert_gone(&message).await;
+    let look = case.read(Some(&case.at(4))).await;
+    assert!(look.recovered && look.frames.is_empty());
+    assert_eq!(look.end, case.at(6));
+    let known = outcome(case.begin(&message, &owner, number).await);
+    assert_eq!(known.delivered, Some(case.at(5)));
+    let reply = case.live(&message, &owner, number, None).await;
+    assert_eq!(reply, LiveReply::Fenced);
+}
+
+async fn assert_cancel(
+    case: &Case<'_>,
+    events: &mut Receiver<chatmesh::fanout::FeedEvent>,
+    message: &Subject,
+) {
+    let (channel, notice) = next_frame(case, events).await;
+    assert_eq!(channel, Channel::Cancel);
+    let expected = serde_json::json!({ "message_id": message.message_id });
+    assert_eq!(notice, expected);
+}
+
+pub(crate) async fn what_is_forgotten_before_its_taking_is_never_answered(backend: &dyn Backend) {
+    let case = Case::new(backend).await;
+    let (feed, mut events) = case.fanout.feed(100).await.unwrap();
+    for channel in [Channel::Cancel, Channel::Live] {
+        feed.subscribe(&case.user, channel).await.unwrap();
+    }
+    let message = case.message();
+    case.admit(&message).await;
+    assert!(case.forget(Some(&message.conversation)).await);
+    assert_cancel(&case, &mut events, &message).await;
+    // Other sockets learn nothing of it any more.
+    case.fanout
+        .accept(&message, r#"{"type":"accepted"}"#.into())
+        .await
+        .unwrap();
+    let result = case.fanout.cancel(&case.user, &message.message_id).await;
+    assert_eq!(result.unwrap(), CancelResult::AlreadyDone);
+    let known = outcome(case.begin(&message, &Owner::random(), 0).await);
+    assert_eq!(
+        (known.frame, known.delivered),
+        (terminal("stopped early"), None)
+    );
+    let mut delivery = case.delivery(&message, 1, "stopped early");
+    delivery.rewind = true;
+    assert!(published(case.deliver_call(delivery).await));
+    let (_, frame) = next_frame(&case, &mut events).await;
+    assert_eq!(frame["content"], "stopped early");
+    case.assert_gone(&message).await;
+    assert!(case.whole_mailbox().await.is_empty());
+}
+
+pub(crate) async fn what_is_forgotten_between_keep_and_deliver_is_told_and_not_kept(
+    backend: &dyn Backend,
+) {
+    let case = Case::new(backend).await;
+    let message = case.message();
+    case.admit(&message).await;
+    case.answer(&message, "secret").await;
+    assert!(case.forget(None).await);
+    case.assert_gone(&message).await;
+    assert!(published(case.deliver(&message, 1, "secret").await));
+    case.assert_gone(&message).await;
+    assert!(case.whole_mailbox().await.is_empty());
+    assert_eq!(
+        case.deliver(&message, 2, "secret").await,
+        Delivered::Already
+    );
+}
+
+pub(crate) async fn a_rewind_brings_nothing_forgotten_back(backend: &dyn Backend) {
+    let case = Case::new(backend).await;
+    let message = case.message();
+    case.answer(&message, "secret").await;
+    case.deliver(&message, 3, "secret").await;
+    case.forget(Some(&message.conversation)).await;
+    for offset in [3, 7] {
+        let mut rewound = case.delivery(&message, offset, "secret");
+        rewound.rewind = true;
+        assert_eq!(case.deliver_call(rewound).await, Delivered::Already);
+    }
+    case.assert_gone(&message).await;
+    assert!(case.whole_mailbox().await.is_empty());
+    let known = outcome(case.begin(&message, &Owner::random(), 0).await);
+    assert_eq!(known.delivered, Some(case.at(3)));
+    assert_eq!(known.frame, terminal("stopped early"));
+}
+
+pub(crate) async fn a_forgotten_message_resent_is_never_answered_again(backend: &dyn Backend) {
+    let case = Case::new(backend).await;
+    let (told, open) = (case.message(), case.message());
+    case.answer(&told, "secret").await;
+    case.deliver(&told, 0, "secret").await;
+    case.admit(&open).await;
+    case.forget(Some(&told.conversation)).await;
+    assert_eq!(case.admit(&told).await, Admitted::Forgotten);
+    // Nobody was told its end, and the log may not have it: its record brings the end.
+    assert_eq!(case.admit(&open).await, Admitted::New);
+    case.assert_gone(&open).await;
+    let known = outcome(case.begin(&open, &Owner::random(), 0).await);
+    assert_eq!(known.delivered, None);
+    assert!(published(case.deliver(&open, 1, "stopped early").await));
+    assert_eq!(case.admit(&open).await, Admitted::Forgotten);
+    case.assert_gone(&told).await;
+    case.assert_gone(&open).await;
+}
+
+pub(crate) async fn what_fell_out_of_the_history_is_forgotten_too(backend: &dyn Backend) {
+    let bounds = Bounds {
+        history_turns: 2,
+        mailbox_frames: 1,
+        ..Bounds::default()
+    };
+    let case = Case::with(backend, bounds).await;
+    let messages = [
+        case.message(),
+        case.message(),
+        case.message(),
+        case.message(),
+    ];
+    for (offset, message) in messages.iter().enumerate() {
+        case.answer(message, "secret").await;
+        case.deliver(message, offset as i64, "secret").await;
+    }
+    assert!(case.forget(Some(&messages[0].conversation)).await);
+    for message in &messages {
+        assert_eq!(case.admit(message).await, Admitted::Forgotten);
+    }
+}
+
+pub(crate) async fn a_conversation_begins_anew_after_it_was_forgotten(backend: &dyn Backend) {
+    let case = Case::new(backend).await;
+    for offset in 0..3 {
+        let message = case.message();
+        case.answer(&message, "old").await;
+        case.deliver(&message, offset, "old").await;
+    }
+    case.forget(None).await;
+    let message = case.message();
+    assert_eq!(case.admit(&message).await, Admitted::New);
+    case.answer(&message, "new").await;
+    let mut delivery = case.delivery(&message, 3, "new");
+    delivery.known = Some(case.at(2));
+    assert!(published(case.deliver_call(delivery).await));
+    assert_eq!(case.turns(&message.conversation).await, 1);
+    assert_eq!(case.whole_mailbox().await, [(3, terminal("new"))]);
+    let listed = case
+        .fanout
+        .conversations(&case.user, None, 9)
+        .await
+        .unwrap();
+    assert_eq!(listed[0].turns, 1);
+}
