@@ -1,10 +1,12 @@
 //! Asks the model and reads its answer, with the attempts that the provider's faults need.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::StreamExt;
+use tokio::time::Instant;
 
+use super::cancels::Cancels;
 use super::coalesce::Coalescer;
 use super::ending::{Answer, fitting, json_len};
 use super::handler::Attempt;
@@ -27,6 +29,7 @@ pub(super) struct Model {
     fanout: Arc<dyn Fanout>,
     settings: WorkerSettings,
     backoff: Backoff,
+    cancels: Cancels,
 }
 
 /// The provider calls of one taking of a message, over all its attempts.
@@ -57,12 +60,14 @@ enum CallEnd {
 }
 
 impl Model {
+    /// Must be called inside a tokio runtime.
     pub(super) fn new(
         provider: Arc<dyn Provider>,
         fanout: Arc<dyn Fanout>,
         settings: WorkerSettings,
     ) -> Self {
         Self {
+            cancels: Cancels::start(Arc::clone(&fanout)),
             provider,
             fanout,
             settings,
@@ -104,6 +109,7 @@ impl Model {
             subjects,
             attempt.endings(),
             coalescer,
+            self.cancels.watcher(),
         );
         let written = match self.request(attempt, work).await {
             Ok(request) => self.ask(&request, calls, &writer).await,
@@ -146,7 +152,7 @@ impl Model {
             let end = tokio::select! {
                 biased;
                 signal = writer.stopped() => CallEnd::Signal(signal),
-                () = tokio::time::sleep_until(calls.deadline.into()) => CallEnd::DeadlineOver,
+                () = tokio::time::sleep_until(calls.deadline) => CallEnd::DeadlineOver,
                 result = self.call(request, writer) => match result {
                     Ok(answer) => CallEnd::Answer(answer),
                     Err(error) => CallEnd::Failed(error),

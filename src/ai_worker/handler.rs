@@ -102,7 +102,8 @@ impl WorkerHandler {
                         Job::Answer => {
                             // The deadline is for answering: waiting for another worker's
                             // lease does not count.
-                            let deadline = Instant::now() + self.settings.message_deadline;
+                            let deadline =
+                                tokio::time::Instant::now() + self.settings.message_deadline;
                             let calls = calls.get_or_insert_with(|| self.model.calls(deadline));
                             self.answer(&mut attempt, now_ms, taking, calls, work).await
                         }

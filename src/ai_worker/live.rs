@@ -9,6 +9,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::cancels::Watcher;
 use super::coalesce::{Coalescer, Piece};
 use super::ending::Endings;
 use crate::fanout::{Begin, Begun, Fanout, Live, LiveReply, Owner, Subject};
@@ -31,6 +32,8 @@ pub(super) enum Signal {
 struct Shared {
     text: Mutex<Coalescer>,
     more: Notify,
+    /// The message may have been cancelled: ask at once.
+    look: Arc<Notify>,
     signal: watch::Sender<Signal>,
     number: AtomicU32,
 }
@@ -58,11 +61,13 @@ impl LiveWriter {
         subjects: Subjects,
         endings: &Endings<'_>,
         coalescer: Coalescer,
+        watcher: Watcher,
     ) -> Self {
         let (sender, signal) = watch::channel(Signal::Go);
         let shared = Arc::new(Shared {
             text: Mutex::new(coalescer),
             more: Notify::new(),
+            look: Arc::default(),
             signal: sender,
             number: AtomicU32::new(subjects.number),
         });
@@ -78,7 +83,18 @@ impl LiveWriter {
             stream: subjects.stream,
             shared: Arc::clone(&shared),
         };
-        let task = tokio::spawn(tracing::Instrument::in_current_span(writing.run()));
+        let watching = watcher.watch(
+            writing.begin.subject.user.clone(),
+            writing.begin.subject.message_id.clone(),
+            Arc::clone(&shared.look),
+        );
+        let both = async move {
+            tokio::select! {
+                () = writing.run() => {}
+                () = watching => {}
+            }
+        };
+        let task = tokio::spawn(tracing::Instrument::in_current_span(both));
         Self {
             shared,
             signal,
@@ -178,6 +194,7 @@ impl Writing {
             tokio::select! {
                 () = tokio::time::sleep_until(due.unwrap_or(renew_at).min(renew_at)) => {}
                 () = self.shared.more.notified(), if self.stream => {}
+                () = self.shared.look.notified() => return None,
             }
         }
     }

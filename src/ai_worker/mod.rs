@@ -18,6 +18,7 @@ use crate::telemetry::metrics::pipeline::PipelineMetrics;
 use crate::telemetry::metrics::worker::WorkerMetrics;
 
 mod answer;
+mod cancels;
 pub mod coalesce;
 mod ending;
 mod handler;

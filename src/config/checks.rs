@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::error::Problem;
 use super::keys::{self, Key};
-use super::settings::{AuthMode, TokenEndpoint};
+use super::settings::{AuthMode, Network, TokenEndpoint};
 use super::{Config, Role};
 
 /// librdkafka's default of `message.max.bytes`.
@@ -89,6 +89,12 @@ pub(super) fn contradictions(config: &Config, problems: &mut Vec<Problem>) {
             let text = "a key of HS256 has at least 32 bytes: take random ones, as from \
                         `openssl rand -base64 32`";
             add(&[&keys::JWT_SECRET], text.into());
+        }
+    }
+    for net in config.list(&keys::TRUSTED_PROXIES) {
+        if net.parse::<Network>().is_err() {
+            let text = format!("{net:?} is no address or network, as 10.0.0.1 or 10.0.0.0/8");
+            add(&[&keys::TRUSTED_PROXIES], text);
         }
     }
     let (rewind, rebuild) = (&keys::RELAY_REWIND_SECONDS, &keys::RELAY_REBUILD_SECONDS);

@@ -177,6 +177,28 @@ keys! {
         "Origins of pages that may connect; * for every one.";
     ALLOW_CREDENTIALS "gateway.allow_credentials" Kind::Bool, Is("false"), GATEWAY,
         "Whether such pages may send credentials (CORS).";
+    USER_RATE_LIMIT_MAX_REQUESTS "limits.user_requests" Kind::Int { min: 0, max: 1_000_000 }, Is("10"), ALL,
+        "Messages of one user in the window, over all gateways; 0 for any number.";
+    USER_RATE_LIMIT_WINDOW_SECONDS "limits.user_window" Kind::Seconds { min: 1, max: 86_400 }, Is("60"), ALL,
+        "That window. All of them may come at once; then one comes back after each window/number.";
+    RATE_LIMIT_FAIL "limits.fail" Kind::Choice(&["closed", "open"]), Is("closed"), GATEWAY,
+        "While Redis is away: refuse messages (closed), or take them without counting (open).";
+    USER_DAILY_TOKENS "limits.user_daily_tokens" Kind::Int { min: 0, max: 1_000_000_000_000 }, Is("0"), ALL,
+        "Model tokens of one user and day (UTC), by the provider's usage; 0 for any number.";
+    USER_MAX_CONVERSATIONS "limits.user_conversations" Kind::Int { min: 0, max: 1_000_000 }, Is("200"), ALL,
+        "Conversations that one user may have; 0 for any number.";
+    USER_MAX_PENDING "limits.user_pending" Kind::Int { min: 0, max: 10_000 }, Is("32"), ALL,
+        "Messages of one user that wait for their answers; 0 for any number.";
+    USER_MAX_CONNECTIONS "limits.user_connections" Kind::Int { min: 0, max: 1_000_000 }, Is("20"), GATEWAY,
+        "Connections of one user at one gateway; 0 for any number.";
+    ADDRESS_MAX_CONNECTIONS "limits.address_connections" Kind::Int { min: 0, max: 10_000_000 }, Is("0"), GATEWAY,
+        "Connections from one address at one gateway; 0 for any number.";
+    MAX_CONNECTIONS "limits.connections" Kind::Int { min: 0, max: 10_000_000 }, Is("0"), GATEWAY,
+        "Connections of one gateway; 0 for any number.";
+    MAX_NEW_CONNECTIONS "limits.new_connections" Kind::Int { min: 0, max: 1_000_000 }, Is("0"), GATEWAY,
+        "New connections of one gateway in a second; 0 for any number.";
+    TRUSTED_PROXIES "limits.trusted_proxies" Kind::List, Worked("none"), GATEWAY,
+        "Addresses and networks (10.0.0.0/8) of proxies whose X-Forwarded-For is believed.";
     MAX_CONTENT_CHARS "gateway.max_content_chars" Kind::Int { min: 1, max: 200_000 }, Is("8000"), GATEWAY,
         "Longest message, in characters.";
     MAX_FRAME_BYTES "gateway.max_frame_bytes" Kind::Int { min: 256, max: 900_000 }, Is("65536"), GATEWAY,

@@ -10,7 +10,7 @@ use tokio_tungstenite::tungstenite::Utf8Bytes;
 use super::registry::Entry;
 use super::user::{Source, Taken};
 use super::v1::followers::{Live, Mark};
-use super::{Gateway, GatewayError};
+use super::{Gateway, GatewayError, revocation};
 use crate::fanout::{Channel, FeedEvent};
 use crate::protocol::frame::{Kind, Published};
 use crate::protocol::ids::MessageId;
@@ -33,6 +33,7 @@ pub(super) async fn run(gateway: Arc<Gateway>) -> Result<(), GatewayError> {
     tokio::select! {
         result = handing_out => result,
         () = clearing => Ok(()),
+        () = revocation::after_gaps(&gateway) => Ok(()),
         () = gateway.force.cancelled() => Ok(()),
     }
 }
@@ -61,6 +62,7 @@ async fn hand_out(gateway: &Gateway, clears: Clears) -> Result<(), GatewayError>
                 payload,
             } => {
                 gateway.counters.redis_messages.increment(1);
+                revocation::published(gateway, &user, &payload);
                 let Some(entry) = gateway.registry.get(&user) else {
                     continue;
                 };
@@ -76,6 +78,7 @@ async fn hand_out(gateway: &Gateway, clears: Clears) -> Result<(), GatewayError>
                 tracing::info!("published frames may have been lost, reading the mailboxes");
                 gateway.counters.gaps.increment(1);
                 gateway.registry.lost_frames();
+                gateway.revocations.gap.notify_one();
             }
         }
     }

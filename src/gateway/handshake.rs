@@ -1,6 +1,7 @@
 //! From an upgrade request to a connection: parameters, origin, token, correlation id.
 
 use std::borrow::Cow;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -11,6 +12,7 @@ use hyper::{HeaderMap, Method, Request, StatusCode, Uri};
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
 
+use super::limits::Peer;
 use super::reply::{Refusal, Reply};
 use super::{Gateway, auth, connection, origin};
 use crate::protocol::close::CloseReason;
@@ -23,6 +25,9 @@ pub(super) struct Query<'a> {
     userid: Option<Cow<'a, str>>,
     token: Option<Cow<'a, str>>,
     since: Option<Cow<'a, str>>,
+    pub(super) before: Option<Cow<'a, str>>,
+    pub(super) after: Option<Cow<'a, str>>,
+    pub(super) limit: Option<Cow<'a, str>>,
 }
 
 impl<'a> Query<'a> {
@@ -31,6 +36,9 @@ impl<'a> Query<'a> {
             userid: None,
             token: None,
             since: None,
+            before: None,
+            after: None,
+            limit: None,
         };
         let raw = uri.query().unwrap_or_default();
         for (name, value) in url::form_urlencoded::parse(raw.as_bytes()) {
@@ -38,6 +46,9 @@ impl<'a> Query<'a> {
                 "userid" => query.userid = Some(value),
                 "token" => query.token = Some(value),
                 "since" => query.since = Some(value).filter(|value| !value.is_empty()),
+                "before" => query.before = Some(value),
+                "after" => query.after = Some(value),
+                "limit" => query.limit = Some(value),
                 _ => {}
             }
         }
@@ -113,6 +124,8 @@ pub(super) async fn upgrade(
     if gateway.drain.is_cancelled() {
         return Err(Refusal::unavailable("this gateway is stopping"));
     }
+    // Before anything that costs.
+    gateway.limits.pace()?;
     let query = Query::of(request.uri());
     let user = query.user()?;
     let mut reply = create_response_with_body(&request, || Full::new(Bytes::new()))
@@ -156,6 +169,10 @@ pub(super) async fn upgrade(
     if !gateway.registry.has_feed() {
         return Err(Refusal::unavailable("answers can't be received yet"));
     }
+    let peer = request.extensions().get::<Peer>();
+    let peer = peer.map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.0.ip());
+    let address = gateway.limits.address(peer, request.headers());
+    let place = gateway.limits.place(&user, address)?;
     let correlation_id = correlation_id(request.headers());
     if let Ok(value) = HeaderValue::from_str(&correlation_id) {
         reply.headers_mut().insert("x-correlation-id", value);
@@ -175,7 +192,7 @@ pub(super) async fn upgrade(
     let upgraded = hyper::upgrade::on(&mut request);
     gateway
         .tasks
-        .spawn(connection::run(gateway.clone(), session, upgraded));
+        .spawn(connection::run(gateway.clone(), session, place, upgraded));
     Ok(reply)
 }
 

@@ -26,12 +26,15 @@ mod connection;
 mod counters;
 mod feed;
 mod handshake;
+mod history;
 mod inbound;
+mod limits;
 mod origin;
 mod outbound;
 mod registry;
 mod repair;
 mod reply;
+mod revocation;
 mod routes;
 mod server;
 mod token;
@@ -84,6 +87,8 @@ struct Gateway {
     admin: Arc<Admin>,
     counters: counters::Counters,
     registry: registry::Registry,
+    limits: Arc<limits::Limits>,
+    revocations: revocation::Revocations,
     /// Whether only this machine can reach the listener.
     loopback: bool,
     /// Numbers messages in correlation ids. One for the process, not one per connection: a client

@@ -3,10 +3,13 @@
 
 use std::net::IpAddr;
 
-use hyper::HeaderMap;
+use bytes::Bytes;
+use http_body_util::Full;
 use hyper::header::{
-    ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_ORIGIN, HOST, HeaderValue, ORIGIN, VARY,
+    ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
+    ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_MAX_AGE, HOST, HeaderValue, ORIGIN, VARY,
 };
+use hyper::{HeaderMap, Response, StatusCode};
 
 use super::Gateway;
 use super::reply::{Refusal, Reply};
@@ -88,6 +91,24 @@ pub(super) fn add_cors(gateway: &Gateway, headers: &HeaderMap, reply: &mut Reply
             HeaderValue::from_static("true"),
         );
     }
+}
+
+/// Tells a browser what a page may send. Only after [`check`] let it pass.
+pub(super) fn preflight(gateway: &Gateway, headers: &HeaderMap, methods: &'static str) -> Reply {
+    let mut reply = Response::new(Full::new(Bytes::new()));
+    *reply.status_mut() = StatusCode::NO_CONTENT;
+    let to = reply.headers_mut();
+    to.insert(
+        ACCESS_CONTROL_ALLOW_METHODS,
+        HeaderValue::from_static(methods),
+    );
+    to.insert(
+        ACCESS_CONTROL_ALLOW_HEADERS,
+        HeaderValue::from_static("authorization, content-type, x-correlation-id, x-request-id"),
+    );
+    to.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
+    add_cors(gateway, headers, &mut reply);
+    reply
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use hyper::{Method, Request, StatusCode};
 use serde_json::json;
 
 use super::reply::{Refusal, Reply, json_reply};
-use super::{Gateway, handshake, origin, token};
+use super::{Gateway, handshake, history, origin, token};
 
 pub(super) async fn route(
     gateway: Arc<Gateway>,
@@ -39,13 +39,31 @@ pub(super) async fn route(
                         Ok(reply)
                     }
                 }
+                // The operator's: no page may call it, so it has no CORS.
+                Method::DELETE => match origin::check(&gateway, &parts.headers) {
+                    Ok(()) => token::revoke(&gateway, &parts).await,
+                    Err(refusal) => Err(refusal),
+                },
                 _ => Err(Refusal::method()),
             }
         }
+        "/conversations" => history(&gateway, request).await,
+        path if path.starts_with("/conversations/") => history(&gateway, request).await,
         "/health" if request.method() == Method::GET => Ok(health(&gateway)),
         _ => (gateway.admin)(request.method(), path).ok_or_else(Refusal::not_found),
     };
     Ok(result.unwrap_or_else(|refusal| refusal.reply()))
+}
+
+async fn history(gateway: &Gateway, request: Request<Incoming>) -> Result<Reply, Refusal> {
+    let (parts, _body) = request.into_parts();
+    if parts.method == Method::OPTIONS {
+        return history::preflight(gateway, &parts);
+    }
+    origin::check(gateway, &parts.headers)?;
+    let mut reply = history::serve(gateway, &parts).await;
+    origin::add_cors(gateway, &parts.headers, &mut reply);
+    Ok(reply)
 }
 
 /// As the original's.

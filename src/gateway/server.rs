@@ -14,7 +14,9 @@ use tokio_util::task::TaskTracker;
 
 use super::auth::jwt::Verifier;
 use super::counters::Counters;
+use super::limits::{Limits, Peer};
 use super::registry::Registry;
+use super::revocation::Revocations;
 use super::{Gateway, GatewayError, Parts, feed, repair, routes};
 use crate::config::settings::AuthMode;
 
@@ -53,6 +55,8 @@ pub async fn serve(
         health: parts.health,
         admin: parts.admin,
         registry: Registry::default(),
+        limits: Limits::new(settings.limits.clone()),
+        revocations: Revocations::default(),
         loopback,
         messages: AtomicU64::new(1),
         closing: AtomicU64::new(0),
@@ -104,9 +108,11 @@ async fn accept(gateway: &Arc<Gateway>, listener: &TcpListener) {
     let mut pause = Duration::from_millis(10);
     loop {
         match listener.accept().await {
-            Ok((stream, _peer)) => {
+            Ok((stream, peer)) => {
                 pause = Duration::from_millis(10);
-                gateway.tasks.spawn(serve_http(gateway.clone(), stream));
+                gateway
+                    .tasks
+                    .spawn(serve_http(gateway.clone(), stream, Peer(peer)));
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -117,12 +123,15 @@ async fn accept(gateway: &Arc<Gateway>, listener: &TcpListener) {
     }
 }
 
-async fn serve_http(gateway: Arc<Gateway>, stream: TcpStream) {
+async fn serve_http(gateway: Arc<Gateway>, stream: TcpStream, peer: Peer) {
     // Only slower without it.
     let _ = stream.set_nodelay(true);
     let service = {
         let gateway = gateway.clone();
-        service_fn(move |request| routes::route(gateway.clone(), request))
+        service_fn(move |mut request| {
+            request.extensions_mut().insert(peer);
+            routes::route(gateway.clone(), request)
+        })
     };
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

@@ -1,13 +1,9 @@
-//! `POST /token`: gives out a user's token, stored or signed (protocol.md sections 4 and 5).
+//! `POST /token` gives out a user's token, stored or signed; `DELETE /token` revokes them
+//! (protocol.md sections 4 and 5).
 
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::header::{
-    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_MAX_AGE,
-    CACHE_CONTROL, HeaderValue,
-};
+use hyper::StatusCode;
+use hyper::header::{CACHE_CONTROL, HeaderValue};
 use hyper::http::request::Parts as RequestParts;
-use hyper::{Response, StatusCode};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::json;
 
@@ -71,24 +67,36 @@ pub(super) async fn issue(gateway: &Gateway, request: &RequestParts) -> Result<R
     }
 }
 
+/// Ends what the user's tokens open, everywhere.
+pub(super) async fn revoke(gateway: &Gateway, request: &RequestParts) -> Result<Reply, Refusal> {
+    let Some(key) = &gateway.settings.admin_key else {
+        return Err(Refusal::not_found());
+    };
+    admin(request, key)?;
+    let user = handshake::Query::of(&request.uri).user()?;
+    if let Err(error) = gateway.fanout.revoke(&user).await {
+        gateway.counters.redis_error("revoke");
+        tracing::warn!(%error, "tokens could not be revoked");
+        return Err(Refusal::unavailable(
+            "it is not known whether the tokens were revoked, repeat it",
+        ));
+    }
+    tracing::info!(user = user.as_str(), "tokens revoked");
+    Ok(json_reply(
+        StatusCode::OK,
+        &json!({"userid": user, "revoked": true}),
+    ))
+}
+
 /// Answers a browser that asks whether a page may `POST /token`.
 pub(super) fn preflight(gateway: &Gateway, request: &RequestParts) -> Result<Reply, Refusal> {
     if matches!(gateway.settings.token_endpoint, TokenEndpoint::Off) {
         return Err(Refusal::not_found());
     }
     origin::check(gateway, &request.headers)?;
-    let mut reply = Response::new(Full::new(Bytes::new()));
-    *reply.status_mut() = StatusCode::NO_CONTENT;
-    let headers = reply.headers_mut();
-    headers.insert(
-        ACCESS_CONTROL_ALLOW_METHODS,
-        HeaderValue::from_static("POST, OPTIONS"),
-    );
-    headers.insert(
-        ACCESS_CONTROL_ALLOW_HEADERS,
-        HeaderValue::from_static("authorization, content-type, x-correlation-id, x-request-id"),
-    );
-    headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
-    origin::add_cors(gateway, &request.headers, &mut reply);
-    Ok(reply)
+    Ok(origin::preflight(
+        gateway,
+        &request.headers,
+        "POST, OPTIONS",
+    ))
 }

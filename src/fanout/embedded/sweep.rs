@@ -137,8 +137,9 @@ fn is_gone(users: &Users, tag: Tag, value: &[u8], now_ms: i64) -> Result<bool> {
         Tag::Frame => false,
         Tag::Pending => expired(at_ms, bounds.pending_ttl, now_ms),
         Tag::Mark | Tag::Outcome => expired(at_ms, bounds.dedup_ttl, now_ms),
-        // A token's number is when it ends.
-        Tag::Token => at_ms <= now_ms,
+        // A token's number is when it ends, and so is a count's.
+        Tag::Token | Tag::Rate | Tag::Cost => at_ms <= now_ms,
+        Tag::Revoked => false,
     })
 }
 
@@ -160,8 +161,8 @@ impl UserState {
             let ttl = match tag {
                 Tag::Pending => world.bounds.pending_ttl,
                 Tag::Mark | Tag::Outcome => world.bounds.dedup_ttl,
-                Tag::Token => Duration::ZERO,
-                Tag::Head | Tag::Frame => continue,
+                Tag::Token | Tag::Rate | Tag::Cost => Duration::ZERO,
+                Tag::Head | Tag::Frame | Tag::Revoked => continue,
             };
             if !expired(at_ms, ttl, world.now_ms) {
                 continue;

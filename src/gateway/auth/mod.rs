@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::Gateway;
 use super::outbound::Outbound;
 use super::reply::Refusal;
+use super::revocation;
 use crate::config::settings::AuthMode;
 use crate::protocol::close::CloseReason;
 use crate::protocol::ids::UserId;
@@ -69,6 +70,8 @@ pub(super) fn presented<'a>(query: Option<&'a str>, headers: &'a HeaderMap) -> O
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Granted {
     ends: Option<Instant>,
+    /// Revocations since then end it: when a signed token was made, or when another was looked at.
+    pub(super) since_ms: i64,
     /// A stored token, which for a classic client only opens the door.
     stored: bool,
 }
@@ -100,11 +103,16 @@ pub(super) async fn check_token(
     let Some(token) = token.filter(|token| !token.is_empty()) else {
         return Err(Refusal::unauthorized("`token` is missing"));
     };
+    let since_ms = revocation::now_ms();
     match gateway.settings.auth {
-        AuthMode::Open => Ok(Granted::default()),
+        AuthMode::Open => Ok(Granted {
+            since_ms,
+            ..Granted::default()
+        }),
         AuthMode::Stored => match gateway.fanout.stored_token(user).await {
             Ok(Some((stored, seconds))) if same_secret(token, &stored) => Ok(Granted {
                 ends: Some(Instant::now() + Duration::from_secs(seconds).min(FAR)),
+                since_ms,
                 stored: true,
             }),
             Ok(_) => Err(Refusal::unauthorized("`token` is not valid for this user")),
@@ -120,9 +128,12 @@ pub(super) async fn check_token(
             };
             match verifier.verify(token, user).await {
                 Ok(verified) => {
+                    let since_ms = verified.issued_ms.unwrap_or(i64::MIN);
+                    not_revoked(gateway, user, since_ms).await?;
                     let left = verified.ends.duration_since(SystemTime::now());
                     Ok(Granted {
                         ends: Some(Instant::now() + left.unwrap_or_default().min(FAR)),
+                        since_ms,
                         stored: false,
                     })
                 }
@@ -132,6 +143,27 @@ pub(super) async fn check_token(
             }
         }
     }
+}
+
+async fn not_revoked(gateway: &Gateway, user: &UserId, since_ms: i64) -> Result<(), Refusal> {
+    match gateway.fanout.revoked_at(user).await {
+        Ok(Some(at_ms)) if since_ms <= at_ms => {
+            Err(Refusal::unauthorized("`token` has been revoked"))
+        }
+        Ok(_) => Ok(()),
+        Err(error) => {
+            gateway.counters.redis_error("revoked_at");
+            tracing::warn!(%error, "revocations could not be looked up");
+            Err(Refusal::unavailable("tokens can't be looked up now"))
+        }
+    }
+}
+
+/// Whose a signed token says that it is, where a request does not say it: to be checked for this
+/// user then.
+pub(super) fn claimed(gateway: &Gateway, token: Option<&str>) -> Option<UserId> {
+    gateway.verifier.as_ref()?;
+    UserId::parse(&jwt::claimed_subject(token?)?).ok()
 }
 
 #[cfg(test)]

@@ -7,3 +7,4 @@ mod load;
 mod originals;
 mod outages;
 mod provider;
+mod streaming;

@@ -95,7 +95,7 @@ async fn messages_of_a_socket_are_produced_in_their_order_and_whole() {
         assert_eq!(value["userid"], "alice");
         assert_eq!(value["server_id"], "server_1");
         assert_eq!(value["conversation_id"], "default");
-        assert_eq!(value["stream"], false);
+        assert_eq!(value["stream"], true);
         let header = |name: &str| {
             let found = record.headers.iter().find(|(key, _)| key == name).unwrap();
             String::from_utf8(found.1.to_vec()).unwrap()

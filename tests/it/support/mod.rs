@@ -12,9 +12,13 @@ pub(crate) mod kafka;
 pub(crate) mod kafka_broker;
 pub(crate) mod model;
 pub(crate) mod process;
+pub(crate) mod proxy;
 pub(crate) mod redis;
+pub(crate) mod redis_cluster;
 mod selftest;
 pub(crate) mod stack;
+pub(crate) mod v1;
+pub(crate) mod world;
 
 /// Enough for anything that should take a moment, also on a busy machine.
 pub(crate) const SOON: Duration = Duration::from_secs(30);

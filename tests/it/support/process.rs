@@ -210,6 +210,11 @@ impl Chatmesh {
         self.spec.port()
     }
 
+    /// How it was started.
+    pub(crate) fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
     pub(crate) fn url(&self, path: &str) -> String {
         format!("http://127.0.0.1:{}{path}", self.port())
     }

@@ -103,19 +103,28 @@ impl PrivateRedis {
         assert_eq!(self.inline("FLUSHALL").as_deref(), Some("+OK"));
     }
 
+    /// Closes every connection that listens to channels.
+    pub(crate) fn kill_subscribers(&self) {
+        let _ = self.inline("CLIENT KILL TYPE pubsub");
+    }
+
     fn answers(&self) -> bool {
         self.inline("PING").as_deref() == Some("+PONG")
     }
 
-    /// A command without a client library; the first line of its answer.
     fn inline(&self, command: &str) -> Option<String> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
-        stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
-        stream.write_all(format!("{command}\r\n").as_bytes()).ok()?;
-        let mut line = String::new();
-        BufReader::new(stream).read_line(&mut line).ok()?;
-        Some(line.trim_end().to_owned())
+        inline(self.port, command)
     }
+}
+
+/// A command without a client library; the first line of its answer.
+pub(super) fn inline(port: u16, command: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+    stream.write_all(format!("{command}\r\n").as_bytes()).ok()?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).ok()?;
+    Some(line.trim_end().to_owned())
 }
 
 impl Drop for PrivateRedis {

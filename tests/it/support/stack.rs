@@ -13,6 +13,7 @@ use super::kafka_broker::KafkaBroker;
 use super::model::ScriptedModel;
 use super::process::Spec;
 use super::redis::PrivateRedis;
+use super::redis_cluster::RedisCluster;
 
 /// The gateways produce here, the workers consume it.
 pub(crate) const MESSAGES: &str = "incoming_messages";
@@ -34,6 +35,8 @@ pub(crate) async fn turn() -> MutexGuard<'static, ()> {
 pub(crate) struct Stack {
     pub(crate) kafka: KafkaBroker,
     pub(crate) redis: PrivateRedis,
+    /// In place of `redis`, where the roles are to use a cluster.
+    pub(crate) cluster: Option<RedisCluster>,
     pub(crate) model: ScriptedModel,
     _turn: MutexGuard<'static, ()>,
 }
@@ -51,12 +54,22 @@ impl Stack {
         stack
     }
 
+    /// With a Redis cluster of three in place of one Redis.
+    pub(crate) async fn start_clustered(model: ScriptedModel) -> Self {
+        let mut stack = Self::not_started(model).await;
+        stack.kafka.spawn();
+        stack.cluster = Some(RedisCluster::start().await);
+        stack.kafka.ready().await;
+        stack
+    }
+
     /// Addresses are known, and neither Kafka nor Redis is there yet.
     pub(crate) async fn not_started(model: ScriptedModel) -> Self {
         let turn = turn().await;
         Self {
             kafka: KafkaBroker::prepare(""),
             redis: PrivateRedis::not_started(),
+            cluster: None,
             model,
             _turn: turn,
         }
@@ -68,9 +81,13 @@ impl Stack {
 
     /// The environment as the original's services have it.
     fn on(&self, spec: Spec) -> Spec {
+        let spec = match &self.cluster {
+            Some(cluster) => spec.env("REDIS_URL", &cluster.url()),
+            None => spec
+                .env("REDIS_HOST", "127.0.0.1")
+                .env("REDIS_PORT", &self.redis.port().to_string()),
+        };
         spec.env("KAFKA_BOOTSTRAP_SERVERS", &self.kafka.address())
-            .env("REDIS_HOST", "127.0.0.1")
-            .env("REDIS_PORT", &self.redis.port().to_string())
             .env("KAFKA_TOPIC_PARTITIONS", "6")
             .env("LOG_LEVEL", "info")
     }

@@ -1,0 +1,114 @@
+//! A TCP proxy in front of a Redis that loses published messages of chosen channels.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{JoinHandle, JoinSet};
+
+/// The proxy; gone when dropped.
+pub(crate) struct LossyRedis {
+    port: u16,
+    lost: Arc<Mutex<Lost>>,
+    server: JoinHandle<()>,
+}
+
+#[derive(Default)]
+struct Lost {
+    channels: Vec<String>,
+    count: usize,
+}
+
+impl LossyRedis {
+    pub(crate) async fn start(redis: u16) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("bind");
+        let port = listener.local_addr().expect("an address").port();
+        let lost = Arc::new(Mutex::new(Lost::default()));
+        let shared = lost.clone();
+        let server = tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((client, _)) = listener.accept().await {
+                let shared = shared.clone();
+                connections.spawn(async move {
+                    let Ok(server) = TcpStream::connect(("127.0.0.1", redis)).await else {
+                        return;
+                    };
+                    let _ = client.set_nodelay(true);
+                    let _ = server.set_nodelay(true);
+                    pass(client, server, shared).await;
+                });
+            }
+        });
+        Self { port, lost, server }
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// From now on messages of this channel reach nobody behind the proxy.
+    pub(crate) fn lose(&self, channel: &str) {
+        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        lost.channels.push(channel.to_owned());
+    }
+
+    /// How many were lost.
+    pub(crate) fn count(&self) -> usize {
+        self.lost
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .count
+    }
+}
+
+impl Drop for LossyRedis {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+async fn pass(client: TcpStream, server: TcpStream, lost: Arc<Mutex<Lost>>) {
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_server, mut to_server) = server.into_split();
+    let there = tokio::io::copy(&mut from_client, &mut to_server);
+    let back = async {
+        let mut buffer = vec![0; 64 * 1024];
+        loop {
+            match from_server.read(&mut buffer).await {
+                Ok(0) | Err(_) => break,
+                Ok(count) => {
+                    let bytes = &mut buffer[..count];
+                    divert(bytes, &lost);
+                    if to_client.write_all(bytes).await.is_err() {
+                        break;
+                    }
+                }
+            }
+        }
+    };
+    tokio::select! {
+        _ = there => {}
+        () = back => {}
+    }
+}
+
+/// Gives the messages another channel's name of the same length, that nobody knows: the stream
+/// stays whole.
+fn divert(bytes: &mut [u8], lost: &Mutex<Lost>) {
+    let mut lost = lost.lock().unwrap_or_else(PoisonError::into_inner);
+    let channels = lost.channels.clone();
+    for channel in channels {
+        let head = format!("message\r\n${}\r\n{channel}\r\n", channel.len());
+        let mut from = 0;
+        while let Some(at) = find(&bytes[from..], head.as_bytes()) {
+            let end = from + at + head.len();
+            bytes[end - 3] = b'!';
+            lost.count += 1;
+            from = end;
+        }
+    }
+}
+
+fn find(bytes: &[u8], part: &[u8]) -> Option<usize> {
+    bytes.windows(part.len()).position(|window| window == part)
+}

@@ -1,0 +1,397 @@
+//! A good client of `chatmesh.v1`: it keeps its position, comes back with it, sends again by `id`
+//! what was not accepted, and checks every frame that it gets.
+
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::protocol::frame::Frame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
+use tokio_tungstenite::tungstenite::{self, Message as Wire};
+use tokio_tungstenite::{WebSocketStream, client_async};
+
+use super::SOON;
+use super::client::{Event, Refused};
+
+mod transcript;
+
+pub(crate) use transcript::{Message, Transcript};
+
+/// One device of a user, connected or not.
+pub(crate) struct Device {
+    pub(crate) user: String,
+    pub(crate) token: String,
+    pub(crate) transcript: Transcript,
+    socket: Option<WebSocketStream<TcpStream>>,
+    /// Every frame of this connection.
+    pub(crate) frames: Vec<Value>,
+    /// Size of the kernel's receive buffer, where it is to be small.
+    window: Option<u32>,
+    /// The close code of the last connection, where it ended with one.
+    pub(crate) closed: Option<u16>,
+}
+
+impl Device {
+    /// Not connected, and it knows nothing.
+    pub(crate) fn new(user: &str) -> Self {
+        Self {
+            user: user.to_owned(),
+            token: "any-token".to_owned(),
+            transcript: Transcript::new(user),
+            socket: None,
+            frames: Vec::new(),
+            window: None,
+            closed: None,
+        }
+    }
+
+    /// A new one that has its first `welcome`.
+    pub(crate) async fn open(port: u16, user: &str) -> Self {
+        let mut device = Self::new(user);
+        device.connect(port).await;
+        device
+    }
+
+    /// Its kernel takes little that the program does not read.
+    pub(crate) fn small_window(mut self) -> Self {
+        self.window = Some(4096);
+        self
+    }
+
+    /// Connects with the position that it has, and takes the `welcome`.
+    pub(crate) async fn connect(&mut self, port: u16) -> Value {
+        match self.try_connect(port).await {
+            Ok(welcome) => welcome,
+            Err(refused) => panic!("{} was refused: {refused:?}", self.user),
+        }
+    }
+
+    /// Connects, again and again until a gateway is there.
+    pub(crate) async fn connect_patiently(&mut self, ports: &[u16]) -> Value {
+        let deadline = Instant::now() + SOON;
+        for port in ports.iter().cycle() {
+            match self.try_connect(*port).await {
+                Ok(welcome) => return welcome,
+                Err(refused) => assert!(Instant::now() < deadline, "{}: {refused:?}", self.user),
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        unreachable!("there are ports");
+    }
+
+    pub(crate) async fn try_connect(&mut self, port: u16) -> Result<Value, Refused> {
+        let mut path = format!("/ws?token={}&userid={}", self.token, self.user);
+        if let Some(position) = &self.transcript.position {
+            path.push_str("&since=");
+            path.push_str(position);
+        }
+        self.upgrade(port, &path, &[]).await?;
+        match self.next(SOON).await {
+            Event::Frame(frame) => {
+                assert_eq!(frame["type"], "welcome", "the first frame: {frame}");
+                Ok(frame)
+            }
+            other => Err(Refused {
+                status: 0,
+                headers: Vec::new(),
+                body: format!("no welcome but {other:?}"),
+            }),
+        }
+    }
+
+    /// Opens a socket on a path of one's own and reads nothing of it.
+    pub(crate) async fn upgrade(
+        &mut self,
+        port: u16,
+        path: &str,
+        headers: &[(&'static str, &str)],
+    ) -> Result<(), Refused> {
+        self.drop_connection();
+        let refused = |error: &dyn std::fmt::Display| Refused {
+            status: 0,
+            headers: Vec::new(),
+            body: error.to_string(),
+        };
+        let socket = TcpSocket::new_v4().expect("a socket");
+        if let Some(size) = self.window {
+            socket.set_recv_buffer_size(size).expect("a socket option");
+        }
+        let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
+        let stream = socket.connect(address).await.map_err(|e| refused(&e))?;
+        stream.set_nodelay(true).expect("a socket option");
+        let mut request = format!("ws://127.0.0.1:{port}{path}")
+            .into_client_request()
+            .expect("a request");
+        let all = [("sec-websocket-protocol", "chatmesh.v1")];
+        for (name, value) in all.iter().chain(headers) {
+            let value = value.parse().expect("a header's value");
+            request.headers_mut().insert(*name, value);
+        }
+        match timeout(SOON, client_async(request, stream)).await {
+            Ok(Ok((socket, _))) => {
+                self.socket = Some(socket);
+                self.frames.clear();
+                self.closed = None;
+                self.transcript.connected();
+                Ok(())
+            }
+            Ok(Err(tungstenite::Error::Http(response))) => Err(Refused {
+                status: response.status().as_u16(),
+                headers: Vec::new(),
+                body: String::from_utf8_lossy(response.body().as_deref().unwrap_or_default())
+                    .into_owned(),
+            }),
+            Ok(Err(error)) => Err(refused(&error)),
+            Err(_) => Err(refused(&"the upgrade was not answered")),
+        }
+    }
+
+    pub(crate) fn is_connected(&self) -> bool {
+        self.socket.is_some()
+    }
+
+    /// The cable is pulled: no goodbye.
+    pub(crate) fn drop_connection(&mut self) {
+        self.socket = None;
+    }
+
+    /// A message with an `id` in the conversation `default`.
+    pub(crate) async fn say(&mut self, id: &str, content: &str) {
+        self.say_in("default", id, content).await;
+    }
+
+    pub(crate) async fn say_in(&mut self, conversation: &str, id: &str, content: &str) {
+        let mut frame = json!({"type": "message", "id": id, "content": content});
+        if conversation != "default" {
+            frame["conversation_id"] = conversation.into();
+        }
+        self.say_frame(&frame).await;
+    }
+
+    /// With `interrupt: true`.
+    pub(crate) async fn interrupt_with(&mut self, id: &str, content: &str) {
+        let frame = json!({"type": "message", "id": id, "content": content, "interrupt": true});
+        self.say_frame(&frame).await;
+    }
+
+    /// A `message` frame.
+    pub(crate) async fn say_frame(&mut self, frame: &Value) {
+        if let Some(id) = frame["id"].as_str() {
+            self.transcript.sending(id);
+        }
+        self.send_text(&frame.to_string()).await;
+    }
+
+    /// Cancels by the client's `id`.
+    pub(crate) async fn cancel(&mut self, id: &str) {
+        self.send_text(&json!({"type": "cancel", "id": id}).to_string())
+            .await;
+    }
+
+    /// Cancels by the `message_id`.
+    pub(crate) async fn cancel_message(&mut self, message_id: &str) {
+        let frame = json!({"type": "cancel", "message_id": message_id});
+        self.send_text(&frame.to_string()).await;
+    }
+
+    pub(crate) async fn send_text(&mut self, text: &str) {
+        self.send(Wire::text(text)).await;
+    }
+
+    pub(crate) async fn send_binary(&mut self, bytes: &[u8]) {
+        self.send(Wire::binary(bytes.to_vec())).await;
+    }
+
+    /// A text frame that is no text.
+    pub(crate) async fn send_invalid_utf8(&mut self) {
+        let frame = Frame::message(vec![b'{', 0xff, 0xfe], OpCode::Data(Data::Text), true);
+        self.send(Wire::Frame(frame)).await;
+    }
+
+    /// A fragment that continues nothing.
+    pub(crate) async fn send_stray_continuation(&mut self) {
+        let frame = Frame::message(b"x".to_vec(), OpCode::Data(Data::Continue), true);
+        self.send(Wire::Frame(frame)).await;
+    }
+
+    /// Sends; a socket that is closed meanwhile shows itself by the next read.
+    async fn send(&mut self, message: Wire) {
+        let Some(socket) = &mut self.socket else {
+            panic!("{} is not connected", self.user);
+        };
+        let _ = timeout(SOON, socket.send(message)).await;
+    }
+
+    /// The next frame, taken into the transcript; the end; or silence.
+    pub(crate) async fn next(&mut self, limit: Duration) -> Event {
+        let deadline = Instant::now() + limit;
+        loop {
+            let Some(socket) = &mut self.socket else {
+                return Event::Closed(self.closed);
+            };
+            match timeout_at(deadline, socket.next()).await {
+                Err(_) => return Event::Silent,
+                Ok(Some(Ok(Wire::Text(text)))) => {
+                    let frame: Value = serde_json::from_str(&text)
+                        .unwrap_or_else(|e| panic!("a frame is not JSON ({e}): {text}"));
+                    if self.frames.is_empty() {
+                        assert_eq!(frame["type"], "welcome", "the first frame: {frame}");
+                    }
+                    self.transcript.take(&frame);
+                    self.frames.push(frame.clone());
+                    return Event::Frame(frame);
+                }
+                Ok(Some(Ok(Wire::Close(frame)))) => {
+                    self.closed = frame.map(|frame| frame.code.into());
+                    self.socket = None;
+                }
+                Ok(Some(Ok(_))) => {}
+                Ok(None | Some(Err(_))) => self.socket = None,
+            }
+        }
+    }
+
+    /// The next frame; fails when there is none.
+    pub(crate) async fn frame(&mut self) -> Value {
+        match self.next(SOON).await {
+            Event::Frame(frame) => frame,
+            other => panic!(
+                "{} expected a frame, got {other:?} after {:?}",
+                self.user,
+                self.frames.last()
+            ),
+        }
+    }
+
+    /// Reads until the condition holds; fails when the connection ends or the time is over.
+    pub(crate) async fn until<F>(&mut self, what: &str, condition: F)
+    where
+        F: Fn(&Transcript) -> bool,
+    {
+        let seen = self.until_or_closed(what, condition).await;
+        assert!(
+            seen,
+            "{}: closed ({:?}) before {what}",
+            self.user, self.closed
+        );
+    }
+
+    /// Reads until the condition holds; false when the connection ends first.
+    pub(crate) async fn until_or_closed<F>(&mut self, what: &str, condition: F) -> bool
+    where
+        F: Fn(&Transcript) -> bool,
+    {
+        let deadline = Instant::now() + SOON;
+        loop {
+            if condition(&self.transcript) {
+                return true;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.next(left).await {
+                Event::Frame(_) => {}
+                Event::Closed(_) => return false,
+                Event::Silent => panic!(
+                    "{}: not within {SOON:?}: {what}\nthe last frames: {:#?}",
+                    self.user,
+                    &self.frames[self.frames.len().saturating_sub(8)..]
+                ),
+            }
+        }
+    }
+
+    /// Reads until the frame of this type, and returns it.
+    pub(crate) async fn until_type(&mut self, kind: &str) -> Value {
+        loop {
+            let frame = self.frame().await;
+            if frame["type"] == kind {
+                return frame;
+            }
+        }
+    }
+
+    /// Reads until the message has begun to be answered.
+    pub(crate) async fn until_text(&mut self, id: &str, part: &str) {
+        let what = format!("{id} shows {part:?}");
+        self.until(&what, |t| t.get(id).is_some_and(|m| m.text.contains(part)))
+            .await;
+    }
+
+    pub(crate) async fn until_accepted(&mut self, id: &str) {
+        let accepted = |t: &Transcript| t.get(id).is_some_and(Message::is_accepted);
+        self.until(&format!("{id} is accepted"), accepted).await;
+    }
+
+    /// Reads until all have ended.
+    pub(crate) async fn until_ended(&mut self, ids: &[&str]) {
+        let what = format!("{ids:?} end");
+        self.until(&what, |t| ended(t, ids)).await;
+    }
+
+    /// The message's terminal frame.
+    pub(crate) async fn end_of(&mut self, id: &str) -> Value {
+        self.until_ended(&[id]).await;
+        let message = self.transcript.get(id).expect("it ended");
+        message.terminal.clone().expect("it ended")
+    }
+
+    /// Sends, and returns the terminal frame.
+    pub(crate) async fn ask(&mut self, id: &str, content: &str) -> Value {
+        self.say(id, content).await;
+        self.end_of(id).await
+    }
+
+    /// What is shown of a message.
+    pub(crate) fn shown(&self, id: &str) -> &Message {
+        self.transcript
+            .get(id)
+            .unwrap_or_else(|| panic!("{} knows nothing of {id}", self.user))
+    }
+
+    /// Fails if any frame comes, or the end.
+    pub(crate) async fn expect_silence(&mut self, period: Duration) {
+        match self.next(period).await {
+            Event::Silent => {}
+            other => panic!("{} expected silence, got {other:?}", self.user),
+        }
+    }
+
+    /// The close code; frames before it are taken.
+    pub(crate) async fn expect_close(&mut self) -> Option<u16> {
+        let closed = !self.until_or_closed("the close", |_| false).await;
+        assert!(closed);
+        self.closed
+    }
+
+    /// Goes on through lost connections, as the loop of a good client does, until all messages
+    /// (`id` and content) have ended: comes back with the position, and sends again what it does
+    /// not know to be accepted.
+    pub(crate) async fn carry_through(&mut self, ports: &[u16], messages: &[(&str, &str)]) {
+        let ids: Vec<&str> = messages.iter().map(|(id, _)| *id).collect();
+        let mut turn = 0;
+        while !ended(&self.transcript, &ids) {
+            if !self.is_connected() {
+                let ports: Vec<u16> = ports.iter().copied().cycle().skip(turn).take(8).collect();
+                self.connect_patiently(&ports).await;
+                turn += 1;
+                for (id, content) in messages {
+                    let known = self
+                        .transcript
+                        .get(id)
+                        .is_some_and(|m| m.is_accepted() || m.terminal.is_some() || m.is_growing());
+                    if !known {
+                        self.say(id, content).await;
+                    }
+                }
+            }
+            self.until_or_closed("all ends", |t| ended(t, &ids)).await;
+        }
+    }
+}
+
+fn ended(transcript: &Transcript, ids: &[&str]) -> bool {
+    ids.iter()
+        .all(|id| transcript.get(id).is_some_and(|m| m.terminal.is_some()))
+}
