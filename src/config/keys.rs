@@ -177,6 +177,19 @@ keys! {
         "Origins of pages that may connect; * for every one.";
     ALLOW_CREDENTIALS "gateway.allow_credentials" Kind::Bool, Is("false"), GATEWAY,
         "Whether such pages may send credentials (CORS).";
+    MAX_CONTENT_CHARS "gateway.max_content_chars" Kind::Int { min: 1, max: 200_000 }, Is("8000"), GATEWAY,
+        "Longest message, in characters.";
+    MAX_FRAME_BYTES "gateway.max_frame_bytes" Kind::Int { min: 256, max: 900_000 }, Is("65536"), GATEWAY,
+        "Largest frame that a client may send.";
+    OUTBOUND_QUEUE_BYTES "gateway.outbound_queue_bytes" Kind::Int { min: 65_536, max: 1 << 30 }, Is("1048576"), GATEWAY,
+        "Frames that may wait for one slow client before it is closed.";
+    PING_INTERVAL_MS "gateway.ping_interval_ms" POSITIVE_MS, Is("25000"), GATEWAY,
+        "Time between pings to a silent client.";
+    PING_TIMEOUT_MS "gateway.ping_timeout_ms" POSITIVE_MS, Is("10000"), GATEWAY,
+        "A client that answers no ping within it is closed.";
+    OPEN_CHECK_MS "gateway.open_check_ms" Kind::Millis { min: 100, max: 600_000 }, Is("5000"), GATEWAY,
+        "How often users who wait for something are looked up, in case a last frame was lost.";
+
     USER_RATE_LIMIT_MAX_REQUESTS "limits.user_requests" Kind::Int { min: 0, max: 1_000_000 }, Is("10"), ALL,
         "Messages of one user in the window, over all gateways; 0 for any number.";
     USER_RATE_LIMIT_WINDOW_SECONDS "limits.user_window" Kind::Seconds { min: 1, max: 86_400 }, Is("60"), ALL,
@@ -199,18 +212,6 @@ keys! {
         "New connections of one gateway in a second; 0 for any number.";
     TRUSTED_PROXIES "limits.trusted_proxies" Kind::List, Worked("none"), GATEWAY,
         "Addresses and networks (10.0.0.0/8) of proxies whose X-Forwarded-For is believed.";
-    MAX_CONTENT_CHARS "gateway.max_content_chars" Kind::Int { min: 1, max: 200_000 }, Is("8000"), GATEWAY,
-        "Longest message, in characters.";
-    MAX_FRAME_BYTES "gateway.max_frame_bytes" Kind::Int { min: 256, max: 900_000 }, Is("65536"), GATEWAY,
-        "Largest frame that a client may send.";
-    OUTBOUND_QUEUE_BYTES "gateway.outbound_queue_bytes" Kind::Int { min: 65_536, max: 1 << 30 }, Is("1048576"), GATEWAY,
-        "Frames that may wait for one slow client before it is closed.";
-    PING_INTERVAL_MS "gateway.ping_interval_ms" POSITIVE_MS, Is("25000"), GATEWAY,
-        "Time between pings to a silent client.";
-    PING_TIMEOUT_MS "gateway.ping_timeout_ms" POSITIVE_MS, Is("10000"), GATEWAY,
-        "A client that answers no ping within it is closed.";
-    OPEN_CHECK_MS "gateway.open_check_ms" Kind::Millis { min: 100, max: 600_000 }, Is("5000"), GATEWAY,
-        "How often users who wait for something are looked up, in case a last frame was lost.";
 
     MAX_WORKERS "worker.max_workers" Kind::Int { min: 1, max: 10_000 }, Is("50"), WORKER,
         "Messages answered at once.";

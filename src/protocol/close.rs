@@ -101,7 +101,7 @@ mod tests {
     #[test]
     fn clients_are_told_to_come_back_only_where_it_helps() {
         for reason in ALL {
-            let by_contract = matches!(reason.code(), 1001 | 1006 | 4408 | 4409 | 4503);
+            let by_contract = matches!(reason.code(), 1001 | 1006 | 4408 | 4409 | 4429 | 4503);
             assert_eq!(reason.come_back(), by_contract, "{reason:?}");
         }
     }

@@ -15,5 +15,6 @@ mod gateway_classic;
 mod log_contract;
 mod log_embedded;
 mod log_kafka;
+mod parsers;
 mod smoke;
 mod support;

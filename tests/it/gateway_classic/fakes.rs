@@ -40,6 +40,11 @@ impl FakeLog {
         self.acknowledging.send_replace(yes);
     }
 
+    /// Nothing was appended up to now.
+    pub(super) fn is_empty(&self) -> bool {
+        self.records.lock().unwrap().is_empty()
+    }
+
     /// The first `count` records, once there are as many.
     pub(super) async fn records(&self, count: usize) -> Vec<(String, NewRecord)> {
         let mut appended = self.appended.subscribe();

@@ -24,6 +24,7 @@ use self::fakes::{FakeFanout, FakeLog};
 mod answers;
 mod door;
 mod fakes;
+mod limits;
 mod messages;
 mod signed;
 
