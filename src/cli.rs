@@ -17,6 +17,8 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::app;
 use crate::config::{self, Config, ConfigErrors, Flag, Role, Sources};
+use crate::protocol::ids::UserId;
+use crate::tools::token;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -71,6 +73,9 @@ enum Command {
         #[arg(long)]
         ephemeral: bool,
     },
+    /// Make, look at and revoke users' tokens, with a gateway's configuration.
+    #[command(subcommand)]
+    Token(TokenCommand),
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -93,6 +98,28 @@ struct Listen {
     /// Port to listen on; 0 takes a free one.
     #[arg(long)]
     port: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum TokenCommand {
+    /// Print a token for a user: a signed one, or the one that Redis holds, or a new one there.
+    Issue {
+        /// Whose.
+        userid: String,
+    },
+    /// Exit code 0 if a token is good, else 1.
+    Verify {
+        /// Whose.
+        userid: String,
+        /// The token; - reads it from standard input, so that it stays out of the shell's history.
+        #[arg(default_value = "-")]
+        token: String,
+    },
+    /// End a user's tokens, and close what they have opened.
+    Revoke {
+        /// Whose.
+        userid: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -164,6 +191,7 @@ fn carry_out(cli: Cli) -> anyhow::Result<()> {
             }
             start(Role::AllInOne, common, flags)
         }
+        Command::Token(command) => tokens(common, command),
         Command::Config(ConfigCommand::Show { role, json }) => {
             let config = load(role, common, Vec::new())?;
             print(&if json {
@@ -233,6 +261,43 @@ fn start(role: Role, common: Common, flags: Vec<Flag>) -> anyhow::Result<()> {
         .build()
         .context("the runtime can't be started")?
         .block_on(app::run(role, config))
+}
+
+fn tokens(common: Common, command: TokenCommand) -> anyhow::Result<()> {
+    let config = load(Role::Gateway, common, Vec::new())?;
+    let user = |text: &str| {
+        UserId::parse(text).map_err(|_| {
+            anyhow::anyhow!("a userid is 1 to 128 characters of A-Z a-z 0-9 . _ : @ | + -")
+        })
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("the runtime can't be started")?;
+    match command {
+        TokenCommand::Issue { userid } => {
+            let token = runtime.block_on(token::issue(&config, &user(&userid)?))?;
+            print(&format!("{token}\n"))
+        }
+        TokenCommand::Verify { userid, token } => {
+            let token = if token == "-" {
+                let mut line = String::new();
+                std::io::stdin()
+                    .lock()
+                    .take(16 << 10)
+                    .read_to_string(&mut line)?;
+                line.trim().to_owned()
+            } else {
+                token
+            };
+            let left = runtime.block_on(token::verify(&config, &user(&userid)?, &token))?;
+            print(&format!("good for {} s\n", left.as_secs()))
+        }
+        TokenCommand::Revoke { userid } => {
+            runtime.block_on(token::revoke(&config, &user(&userid)?))?;
+            print("revoked\n")
+        }
+    }
 }
 
 /// All of a health check, connecting included.

@@ -53,3 +53,4 @@ pub mod relay;
 pub mod signals;
 pub mod store;
 pub mod telemetry;
+mod tools;

@@ -25,7 +25,7 @@ pub(super) fn say(address: SocketAddr, config: &Config, people: bool) {
     );
     let token = match config.gateway().auth {
         AuthMode::Open => "any",
-        AuthMode::Stored => "TOKEN",
+        AuthMode::Stored | AuthMode::Jwt => "TOKEN",
     };
     let url = format!("ws://{address}/ws?token={token}&userid=me");
     if !people {

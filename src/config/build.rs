@@ -11,12 +11,12 @@ use super::keys::{self, Key};
 use super::kind::{Kind, Value};
 use super::layers::{self, DEFAULT, Sources};
 use super::settings::{
-    AuthMode, EmbeddedSettings, GatewaySettings, KafkaSettings, LogFormat, LoggingSettings,
-    ModelApiSettings, PipelineSettings, PromptSettings, RedisSettings, RelaySettings,
-    TokenEndpoint, WorkerSettings,
+    AuthMode, ConnectionLimits, EmbeddedSettings, GatewaySettings, JwtKeys, JwtSettings,
+    KafkaSettings, LogFormat, LoggingSettings, ModelApiSettings, PipelineSettings, PromptSettings,
+    RedisSettings, RelaySettings, TokenEndpoint, WorkerSettings,
 };
 use super::{Role, checks};
-use crate::fanout::Bounds;
+use crate::fanout::{Bounds, UserLimits};
 use config::ValueKind;
 
 /// What holds for one key.
@@ -133,6 +133,22 @@ impl Config {
             history_turns: self.size(&keys::HISTORY_TURNS),
             history_ttl: self.duration(&keys::HISTORY_RETENTION),
             pending_ttl: self.duration(&keys::MESSAGE_MAX_AGE),
+            limits: self.user_limits(),
+        }
+    }
+
+    fn user_limits(&self) -> UserLimits {
+        UserLimits {
+            requests: self.narrow(&keys::USER_RATE_LIMIT_MAX_REQUESTS),
+            window: self.duration(&keys::USER_RATE_LIMIT_WINDOW_SECONDS),
+            daily_tokens: self.int(&keys::USER_DAILY_TOKENS),
+            conversations: self.narrow(&keys::USER_MAX_CONVERSATIONS),
+            // An original relay leaves messages pending until a gateway sees their answers.
+            max_pending: if self.interop() {
+                0
+            } else {
+                self.narrow(&keys::USER_MAX_PENDING)
+            },
         }
     }
 
@@ -213,11 +229,35 @@ impl Config {
     pub(super) fn auth_mode(&self) -> AuthMode {
         match self.text(&keys::AUTH_MODE) {
             Some("open") => AuthMode::Open,
+            Some("jwt") => AuthMode::Jwt,
             None if self.role == Role::AllInOne && self.listen().ip().is_loopback() => {
                 AuthMode::Open
             }
             _ => AuthMode::Stored,
         }
+    }
+
+    /// Signed tokens; `None` in other modes.
+    fn jwt(&self) -> Option<JwtSettings> {
+        if self.auth_mode() != AuthMode::Jwt {
+            return None;
+        }
+        let keys = if let Some(secret) = self.secret(&keys::JWT_SECRET) {
+            JwtKeys::Secret(secret)
+        } else if let Some(path) = self.text(&keys::JWT_PUBLIC_KEY_FILE) {
+            JwtKeys::PublicKeyFile(path.into())
+        } else {
+            let place = self.text(&keys::JWT_JWKS)?;
+            match url::Url::parse(place) {
+                Ok(url) if matches!(url.scheme(), "http" | "https") => JwtKeys::JwksUrl(url),
+                _ => JwtKeys::JwksFile(place.into()),
+            }
+        };
+        Some(JwtSettings {
+            keys,
+            audience: self.list(&keys::JWT_AUDIENCE),
+            issuer: self.list(&keys::JWT_ISSUER),
+        })
     }
 
     pub(super) fn token_endpoint(&self) -> TokenEndpoint {
@@ -252,7 +292,23 @@ impl Config {
             server_id: self.server_id(),
             messages_topic: self.messages_topic(),
             auth: self.auth_mode(),
+            jwt: self.jwt(),
             token_endpoint: self.token_endpoint(),
+            admin_key: self.secret(&keys::ADMIN_KEY),
+            limits: ConnectionLimits {
+                per_user: self.size(&keys::USER_MAX_CONNECTIONS),
+                per_address: self.size(&keys::ADDRESS_MAX_CONNECTIONS),
+                per_process: self.size(&keys::MAX_CONNECTIONS),
+                per_second: self.narrow(&keys::MAX_NEW_CONNECTIONS),
+                trusted_proxies: self
+                    .list(&keys::TRUSTED_PROXIES)
+                    .iter()
+                    .filter_map(|net| net.parse().ok())
+                    .collect(),
+            },
+            rate_window: self.duration(&keys::USER_RATE_LIMIT_WINDOW_SECONDS),
+            rate_fail_open: self.text(&keys::RATE_LIMIT_FAIL) == Some("open"),
+            max_pending: self.user_limits().max_pending as usize,
             token_ttl: self.duration(&keys::TOKEN_TTL),
             allow_origins: self.list(&keys::ALLOW_ORIGINS),
             allow_credentials: self.bool(&keys::ALLOW_CREDENTIALS) && !self.any_origin(),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::error::Problem;
 use super::keys::{self, Key};
-use super::settings::{AuthMode, TokenEndpoint};
+use super::settings::{AuthMode, Network, TokenEndpoint};
 use super::{Config, Role};
 
 /// librdkafka's default of `message.max.bytes`.
@@ -68,6 +68,34 @@ pub(super) fn contradictions(config: &Config, problems: &mut Vec<Problem>) {
     {
         let text = "admin needs an admin key; set auth.admin_key (ADMIN_KEY), or off or open";
         add(&[&keys::TOKEN_ENDPOINT, &keys::ADMIN_KEY], text.into());
+    }
+    let places = [
+        &keys::JWT_SECRET,
+        &keys::JWT_PUBLIC_KEY_FILE,
+        &keys::JWT_JWKS,
+    ];
+    if config.text(&keys::AUTH_MODE) == Some("jwt") {
+        let set = places.iter().filter(|key| config.text(key).is_some());
+        if set.count() != 1 {
+            let text = "jwt needs exactly one of auth.jwt_secret (JWT_SECRET), \
+                        auth.jwt_public_key_file and auth.jwt_jwks";
+            add(
+                &[&keys::AUTH_MODE, places[0], places[1], places[2]],
+                text.into(),
+            );
+        }
+        let short = |secret: &str| secret.len() < 32;
+        if config.text(&keys::JWT_SECRET).is_some_and(short) {
+            let text = "a key of HS256 has at least 32 bytes: take random ones, as from \
+                        `openssl rand -base64 32`";
+            add(&[&keys::JWT_SECRET], text.into());
+        }
+    }
+    for net in config.list(&keys::TRUSTED_PROXIES) {
+        if net.parse::<Network>().is_err() {
+            let text = format!("{net:?} is no address or network, as 10.0.0.1 or 10.0.0.0/8");
+            add(&[&keys::TRUSTED_PROXIES], text);
+        }
     }
     let (rewind, rebuild) = (&keys::RELAY_REWIND_SECONDS, &keys::RELAY_REBUILD_SECONDS);
     if int(rebuild) < int(rewind) {
@@ -173,11 +201,18 @@ pub(super) fn notices(
                     .into(),
             );
         }
+        let jwks = config.text(&keys::JWT_JWKS).unwrap_or_default();
+        if config.auth_mode() == AuthMode::Jwt && jwks.starts_with("http://") {
+            notices.push(
+                "JWT_JWKS is fetched over http: whoever can change the answer can be any user"
+                    .into(),
+            );
+        }
         match config.token_endpoint() {
             TokenEndpoint::Open => notices.push(
                 "TOKEN_ENDPOINT=open: anybody gets anybody's token; for demonstrations only".into(),
             ),
-            TokenEndpoint::Off if role == Role::AllInOne && !open => notices.push(
+            TokenEndpoint::Off if role == Role::AllInOne && config.auth_mode() == AuthMode::Stored => notices.push(
                 "tokens are needed and nothing hands them out: set ADMIN_KEY, TOKEN_ENDPOINT or \
                  AUTH_MODE"
                     .into(),

@@ -152,9 +152,19 @@ keys! {
     REDIS_COMMAND_TIMEOUT_MS "redis.command_timeout_ms" POSITIVE_MS, Is("2000"), SCALED,
         "After it a call to Redis counts as failed.";
 
-    AUTH_MODE "auth.mode" Kind::Choice(&["stored", "open"]),
+    AUTH_MODE "auth.mode" Kind::Choice(&["stored", "jwt", "open"]),
         Worked("stored; open for all-in-one on a loopback address"), GATEWAY,
-        "What a token is: stored in Redis as the original's, or anything that is not empty (open).";
+        "What a token is: stored in Redis as the original's, signed (jwt), or anything that is not empty (open).";
+    JWT_SECRET "auth.jwt_secret" Kind::Text, Worked("none"), GATEWAY, secret: true,
+        "HS256 key of signed tokens, at least 32 bytes, taken as they are; or one of the next two.";
+    JWT_PUBLIC_KEY_FILE "auth.jwt_public_key_file" Kind::Text, Worked("none"), GATEWAY,
+        "Public key (PEM) of signed tokens: RSA (RS256), P-256 (ES256) or Ed25519 (EdDSA).";
+    JWT_JWKS "auth.jwt_jwks" Kind::Text, Worked("none"), GATEWAY,
+        "JSON Web Key Set of signed tokens, a file or an http(s) URL; read again when keys change.";
+    JWT_AUDIENCE "auth.jwt_audience" Kind::List, Worked("not looked at"), GATEWAY,
+        "What a signed token must name in aud, one of these.";
+    JWT_ISSUER "auth.jwt_issuer" Kind::List, Worked("not looked at"), GATEWAY,
+        "Who must have issued a signed token (iss), one of these.";
     TOKEN_ENDPOINT "auth.token_endpoint" Kind::Choice(&["off", "admin", "open"]),
         Worked("admin where an admin key is set, else off"), GATEWAY,
         "Who may call POST /token; open gives anybody anybody's token, as the original did.";
@@ -179,6 +189,29 @@ keys! {
         "A client that answers no ping within it is closed.";
     OPEN_CHECK_MS "gateway.open_check_ms" Kind::Millis { min: 100, max: 600_000 }, Is("5000"), GATEWAY,
         "How often users who wait for something are looked up, in case a last frame was lost.";
+
+    USER_RATE_LIMIT_MAX_REQUESTS "limits.user_requests" Kind::Int { min: 0, max: 1_000_000 }, Is("10"), ALL,
+        "Messages of one user in the window, over all gateways; 0 for any number.";
+    USER_RATE_LIMIT_WINDOW_SECONDS "limits.user_window" Kind::Seconds { min: 1, max: 86_400 }, Is("60"), ALL,
+        "That window. All of them may come at once; then one comes back after each window/number.";
+    RATE_LIMIT_FAIL "limits.fail" Kind::Choice(&["closed", "open"]), Is("closed"), GATEWAY,
+        "While Redis is away: refuse messages (closed), or take them without counting (open).";
+    USER_DAILY_TOKENS "limits.user_daily_tokens" Kind::Int { min: 0, max: 1_000_000_000_000 }, Is("0"), ALL,
+        "Model tokens of one user and day (UTC), by the provider's usage; 0 for any number.";
+    USER_MAX_CONVERSATIONS "limits.user_conversations" Kind::Int { min: 0, max: 1_000_000 }, Is("200"), ALL,
+        "Conversations that one user may have; 0 for any number.";
+    USER_MAX_PENDING "limits.user_pending" Kind::Int { min: 0, max: 10_000 }, Is("32"), ALL,
+        "Messages of one user that wait for their answers; 0 for any number.";
+    USER_MAX_CONNECTIONS "limits.user_connections" Kind::Int { min: 0, max: 1_000_000 }, Is("20"), GATEWAY,
+        "Connections of one user at one gateway; 0 for any number.";
+    ADDRESS_MAX_CONNECTIONS "limits.address_connections" Kind::Int { min: 0, max: 10_000_000 }, Is("0"), GATEWAY,
+        "Connections from one address at one gateway; 0 for any number.";
+    MAX_CONNECTIONS "limits.connections" Kind::Int { min: 0, max: 10_000_000 }, Is("0"), GATEWAY,
+        "Connections of one gateway; 0 for any number.";
+    MAX_NEW_CONNECTIONS "limits.new_connections" Kind::Int { min: 0, max: 1_000_000 }, Is("0"), GATEWAY,
+        "New connections of one gateway in a second; 0 for any number.";
+    TRUSTED_PROXIES "limits.trusted_proxies" Kind::List, Worked("none"), GATEWAY,
+        "Addresses and networks (10.0.0.0/8) of proxies whose X-Forwarded-For is believed.";
 
     MAX_WORKERS "worker.max_workers" Kind::Int { min: 1, max: 10_000 }, Is("50"), WORKER,
         "Messages answered at once.";

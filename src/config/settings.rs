@@ -1,8 +1,9 @@
 //! The settings of each part, checked and typed: what the rest of the program sees.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use secrecy::SecretString;
@@ -61,8 +62,41 @@ pub struct EmbeddedSettings {
 pub enum AuthMode {
     /// The original's tokens in Redis.
     Stored,
+    /// Signed tokens (JWT).
+    Jwt,
     /// Any non-empty token.
     Open,
+}
+
+/// By what signed tokens are checked.
+#[derive(Debug, Clone)]
+pub enum JwtKeys {
+    /// `JWT_SECRET`: HS256, and `POST /token` can make them.
+    Secret(SecretString),
+    /// `JWT_PUBLIC_KEY_FILE`: one public key in PEM, of RSA (RS256), P-256 (ES256) or Ed25519.
+    PublicKeyFile(PathBuf),
+    /// `JWT_JWKS`, a file: read again now and then.
+    JwksFile(PathBuf),
+    /// `JWT_JWKS`, a URL.
+    JwksUrl(url::Url),
+}
+
+/// Signed tokens.
+#[derive(Debug, Clone)]
+pub struct JwtSettings {
+    /// By what they are checked.
+    pub keys: JwtKeys,
+    /// `JWT_AUDIENCE`: `aud` must name one of them; empty: any, or none.
+    pub audience: Vec<String>,
+    /// `JWT_ISSUER`: `iss` must be one of them; empty: any, or none.
+    pub issuer: Vec<String>,
+}
+
+impl JwtSettings {
+    /// Whether tokens can be made here too.
+    pub fn signs(&self) -> bool {
+        matches!(self.keys, JwtKeys::Secret(_))
+    }
 }
 
 /// `TOKEN_ENDPOINT`: who may call `POST /token`.
@@ -76,6 +110,62 @@ pub enum TokenEndpoint {
     Open,
 }
 
+/// Addresses with the same first bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Network {
+    address: IpAddr,
+    bits: u8,
+}
+
+impl Network {
+    /// Whether an address belongs to it; an IPv4 one in IPv6's clothes is an IPv4 one.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let same = |one: u128, other: u128, width: u32| {
+            let other_bits = width - u32::from(self.bits);
+            let shifted = one ^ other;
+            other_bits >= 128 || shifted >> other_bits == 0
+        };
+        match (self.address, address.to_canonical()) {
+            (IpAddr::V4(one), IpAddr::V4(other)) => {
+                same(u32::from(one).into(), u32::from(other).into(), 32)
+            }
+            (IpAddr::V6(one), IpAddr::V6(other)) => same(one.into(), other.into(), 128),
+            _ => false,
+        }
+    }
+}
+
+impl FromStr for Network {
+    type Err = ();
+
+    /// `10.0.0.0/8`, `::1/128`, or an address alone.
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (address, bits) = match text.split_once('/') {
+            Some((address, bits)) => (address, Some(bits)),
+            None => (text, None),
+        };
+        let address: IpAddr = address.trim().parse().map_err(|_| ())?;
+        let most = if address.is_ipv4() { 32 } else { 128 };
+        let bits = bits.map_or(Ok(most), |bits| bits.trim().parse().map_err(|_| ()))?;
+        (bits <= most).then_some(Self { address, bits }).ok_or(())
+    }
+}
+
+/// How many connections there may be; 0 is without a bound.
+#[derive(Debug, Clone, Default)]
+pub struct ConnectionLimits {
+    /// `USER_MAX_CONNECTIONS` (20) of one user at this gateway.
+    pub per_user: usize,
+    /// `ADDRESS_MAX_CONNECTIONS` (off) from one address; an IPv6 client's is its /64.
+    pub per_address: usize,
+    /// `MAX_CONNECTIONS` (off) of this process.
+    pub per_process: usize,
+    /// `MAX_NEW_CONNECTIONS` (off) in a second.
+    pub per_second: u32,
+    /// `TRUSTED_PROXIES`: from these `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<Network>,
+}
+
 /// The gateway.
 #[derive(Debug, Clone)]
 pub struct GatewaySettings {
@@ -87,8 +177,20 @@ pub struct GatewaySettings {
     pub messages_topic: String,
     /// `AUTH_MODE`.
     pub auth: AuthMode,
+    /// Signed tokens, in `AUTH_MODE=jwt`.
+    pub jwt: Option<JwtSettings>,
     /// `TOKEN_ENDPOINT`.
     pub token_endpoint: TokenEndpoint,
+    /// `ADMIN_KEY`.
+    pub admin_key: Option<SecretString>,
+    /// How many connections there may be.
+    pub limits: ConnectionLimits,
+    /// `USER_RATE_LIMIT_WINDOW_SECONDS` (60): 100 refusals in it are abuse.
+    pub rate_window: Duration,
+    /// `RATE_LIMIT_FAIL=open`: while the fan-out is away messages are taken without being counted.
+    pub rate_fail_open: bool,
+    /// `USER_MAX_PENDING` (32), for `welcome`; 0 is without a bound.
+    pub max_pending: usize,
     /// `TOKEN_TTL` (3600 s).
     pub token_ttl: Duration,
     /// `ALLOW_ORIGINS`; `*` allows every origin.

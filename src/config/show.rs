@@ -75,6 +75,7 @@ impl Config {
             "auth.mode" => match self.auth_mode() {
                 super::settings::AuthMode::Stored => "stored".into(),
                 super::settings::AuthMode::Open => "open".into(),
+                super::settings::AuthMode::Jwt => "jwt".into(),
             },
             "auth.token_endpoint" => match self.token_endpoint() {
                 super::settings::TokenEndpoint::Off => "off".into(),

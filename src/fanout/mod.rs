@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId, UserId};
 use crate::protocol::position::{Epoch, Position};
+use crate::protocol::record::Usage;
 
 pub mod embedded;
 pub mod redis;
@@ -41,7 +42,31 @@ pub struct Bounds {
     pub history_ttl: Duration,
     /// An entry of `pending` that nothing has ended, and an answer in flight (`MESSAGE_MAX_AGE`).
     pub pending_ttl: Duration,
+    /// How much a user may ask for.
+    pub limits: UserLimits,
 }
+
+/// How much a user may ask for, over all gateways; 0 is without a bound, and the default.
+#[derive(Debug, Clone, Default)]
+pub struct UserLimits {
+    /// Messages in a window (`USER_RATE_LIMIT_MAX_REQUESTS`): so many at once, and then one after
+    /// each `window / requests`.
+    pub requests: u32,
+    /// `USER_RATE_LIMIT_WINDOW_SECONDS`.
+    pub window: Duration,
+    /// Model tokens in a day of UTC (`USER_DAILY_TOKENS`).
+    pub daily_tokens: u64,
+    /// Conversations (`USER_MAX_CONVERSATIONS`).
+    pub conversations: u32,
+    /// Messages that wait for their ends (`USER_MAX_PENDING`).
+    pub max_pending: u32,
+}
+
+/// How the frame begins that [`Fanout::revoke`] publishes: no frame of clients.
+pub const REVOKED_FRAME: &str = r#"{"type":"revoked","#;
+
+/// Milliseconds of a day, which is what [`UserLimits::daily_tokens`] are for.
+const DAY_MS: i64 = 86_400_000;
 
 impl Default for Bounds {
     fn default() -> Self {
@@ -53,6 +78,7 @@ impl Default for Bounds {
             history_turns: 1000,
             history_ttl: Duration::from_secs(30 * 24 * 3600),
             pending_ttl: Duration::from_secs(12 * 3600),
+            limits: UserLimits::default(),
         }
     }
 }
@@ -121,6 +147,31 @@ pub struct Ending {
     pub turn: Turn,
 }
 
+impl Ending {
+    /// The model's tokens that it cost, as its record's `usage` says.
+    fn tokens(&self) -> u64 {
+        #[derive(serde::Deserialize)]
+        struct Record {
+            #[serde(default)]
+            usage: Option<Usage>,
+        }
+        let record = serde_json::from_str::<Record>(&self.frame).ok();
+        let usage = record.and_then(|record| record.usage);
+        usage.map_or(0, |usage| usage.total_tokens)
+    }
+}
+
+/// The frame that tells gateways of a revocation.
+fn revoked_frame(user: &UserId, at_ms: i64) -> String {
+    format!(r#"{REVOKED_FRAME}"userid":"{user}","at_ms":{at_ms}}}"#)
+}
+
+/// This process's clock, milliseconds since the Unix epoch.
+fn now_ms() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |it| i64::try_from(it.as_millis()).unwrap_or(i64::MAX))
+}
+
 /// What is known to be a message's end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
@@ -135,6 +186,8 @@ pub struct Outcome {
 pub enum Admitted {
     /// Not ended as far as is known: produce it. It is noted as pending.
     New,
+    /// Over a limit: nothing was noted.
+    Refused(Limit),
     /// Ended, and its terminal frame is on its way: nothing to produce.
     Kept,
     /// Ended and delivered: the frame, with its position.
@@ -143,6 +196,19 @@ pub enum Admitted {
     /// frame to wait for. The socket that resent it is told that it is cancelled, without content
     /// and position (unless it was told its end before).
     Forgotten,
+}
+
+/// Which of a user's limits is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// Messages in a window: one more after this long.
+    Rate(Duration),
+    /// Tokens of the day, which ends after this long.
+    Tokens(Duration),
+    /// Messages that wait for their ends.
+    Pending,
+    /// Conversations: this would be a new one.
+    Conversations,
 }
 
 /// A worker's random id for one taking of one record.
@@ -492,6 +558,14 @@ pub trait Fanout: Send + Sync + 'static {
         candidate: &str,
         ttl: Duration,
     ) -> Result<(String, u64)>;
+
+    /// Removes the user's stored token; remembers, so that signed ones that were made before are
+    /// refused; and tells all gateways to close the user's sockets. By this process's clock, as
+    /// the tokens' own times are. Where it fails it may have been done in part: repeat it.
+    async fn revoke(&self, user: &UserId) -> Result<()>;
+
+    /// When the user's tokens were revoked last, milliseconds since the Unix epoch.
+    async fn revoked_at(&self, user: &UserId) -> Result<Option<i64>>;
 
     /// Whether the marker of this partition of `responses` is on every server that holds users:
     /// false after a server lost its data.

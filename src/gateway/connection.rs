@@ -16,13 +16,14 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, Role, WebSoc
 use tokio_tungstenite::tungstenite::{Error as WsError, error::ProtocolError};
 use tokio_util::sync::CancellationToken;
 
-use super::Gateway;
 use super::handshake::{Protocol, Session};
 use super::inbound::Inbound;
+use super::limits::Place;
 use super::registry::Entry;
 use super::repair;
 use super::user::Socket;
 use super::v1::{self, Line};
+use super::{Gateway, auth, revocation};
 use crate::protocol::close::CloseReason;
 use crate::protocol::v1::closing;
 
@@ -87,7 +88,14 @@ impl Drop for Counted<'_> {
 }
 
 /// Carries a connection. Never aborted: it ends by itself soon after the force token.
-pub(super) async fn run(gateway: Arc<Gateway>, session: Session, upgraded: OnUpgrade) {
+pub(super) async fn run(
+    gateway: Arc<Gateway>,
+    session: Session,
+    place: Place,
+    upgraded: OnUpgrade,
+) {
+    // Free again when this ends.
+    let _place = place;
     let Ok(Ok(upgraded)) = timeout(UPGRADE_TIMEOUT, upgraded).await else {
         let correlation_id = &*session.correlation_id;
         tracing::debug!(correlation_id, "the client went before its upgrade");
@@ -97,11 +105,14 @@ pub(super) async fn run(gateway: Arc<Gateway>, session: Session, upgraded: OnUpg
     let line = matches!(session.protocol, Protocol::V1 { .. }).then(Line::new);
     let queue_bytes = gateway.settings.outbound_queue_bytes;
     let socket = Arc::new(Socket::new(queue_bytes, line));
+    let since_ms = session.granted.since_ms;
+    let _listed = gateway.revocations.list(&session.user, since_ms, &socket);
     let _counted = Counted::new(&gateway, &socket, &session);
     let (mut sink, mut frames) = stream.split();
-    let (broken, ()) = tokio::join!(
+    let (broken, (), ()) = tokio::join!(
         read(&gateway, &session, &socket, &mut frames),
         socket.outbound.write_to(&mut sink, &gateway.counters.sent),
+        auth::close_at(session.granted.ends(true), &socket.outbound),
     );
     if broken
         && !gateway.force.is_cancelled()
@@ -186,9 +197,13 @@ async fn enter(
         };
         let (error, operation) = match entry {
             // What it is to be told begins with a read of its own.
-            Ok(entry) if socket.line.is_some() => return Ok(entry),
+            Ok(entry) if socket.line.is_some() => {
+                revocation::look(gateway, &session.user).await;
+                return Ok(entry);
+            }
             Ok(entry) => match repair::look_at_end(gateway, &entry).await {
                 Ok(look) => {
+                    revocation::look(gateway, &session.user).await;
                     let mut state = entry.state();
                     state.started(&look.end);
                     if !gateway.settings.interop {

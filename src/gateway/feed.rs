@@ -10,7 +10,7 @@ use tokio_tungstenite::tungstenite::Utf8Bytes;
 use super::registry::Entry;
 use super::user::{Source, Taken};
 use super::v1::followers::{Live, Mark};
-use super::{Gateway, GatewayError};
+use super::{Gateway, GatewayError, revocation};
 use crate::fanout::{Channel, FeedEvent};
 use crate::protocol::frame::{Kind, Published};
 use crate::protocol::ids::MessageId;
@@ -33,9 +33,13 @@ pub(super) async fn run(gateway: Arc<Gateway>) -> Result<(), GatewayError> {
     tokio::select! {
         result = handing_out => result,
         () = clearing => Ok(()),
+        () = revocation::after_gaps(&gateway) => Ok(()),
         () = gateway.force.cancelled() => Ok(()),
     }
 }
+
+/// The name under which readiness speaks of a gateway that can't receive answers yet.
+pub(super) const SUBSCRIPTIONS: &str = "subscriptions";
 
 type Clears = mpsc::Sender<(Arc<Entry>, MessageId)>;
 
@@ -53,6 +57,7 @@ async fn hand_out(gateway: &Gateway, clears: Clears) -> Result<(), GatewayError>
         }
     };
     gateway.registry.set_feed(feed);
+    gateway.health.set(SUBSCRIPTIONS, Ok(()));
     while let Some(event) = events.recv().await {
         match event {
             FeedEvent::Frame {
@@ -61,6 +66,7 @@ async fn hand_out(gateway: &Gateway, clears: Clears) -> Result<(), GatewayError>
                 payload,
             } => {
                 gateway.counters.redis_messages.increment(1);
+                revocation::published(gateway, &user, &payload);
                 let Some(entry) = gateway.registry.get(&user) else {
                     continue;
                 };
@@ -76,6 +82,7 @@ async fn hand_out(gateway: &Gateway, clears: Clears) -> Result<(), GatewayError>
                 tracing::info!("published frames may have been lost, reading the mailboxes");
                 gateway.counters.gaps.increment(1);
                 gateway.registry.lost_frames();
+                gateway.revocations.gap.notify_one();
             }
         }
     }

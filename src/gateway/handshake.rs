@@ -1,6 +1,7 @@
 //! From an upgrade request to a connection: parameters, origin, token, correlation id.
 
 use std::borrow::Cow;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -11,6 +12,7 @@ use hyper::{HeaderMap, Method, Request, StatusCode, Uri};
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
 
+use super::limits::Peer;
 use super::reply::{Refusal, Reply};
 use super::{Gateway, auth, connection, origin};
 use crate::protocol::close::CloseReason;
@@ -106,6 +108,8 @@ pub(super) struct Session {
     pub(super) correlation_id: Arc<str>,
     /// W3C trace context that the client brought.
     pub(super) traceparent: Option<Bytes>,
+    /// By which token.
+    pub(super) granted: auth::Granted,
     pub(super) protocol: Protocol,
 }
 
@@ -120,6 +124,8 @@ pub(super) async fn upgrade(
     if gateway.drain.is_cancelled() {
         return Err(Refusal::unavailable("this gateway is stopping"));
     }
+    // Before anything that costs.
+    gateway.limits.pace()?;
     let query = Query::of(request.uri());
     let user = query.user()?;
     let mut reply = create_response_with_body(&request, || Full::new(Bytes::new()))
@@ -131,12 +137,15 @@ pub(super) async fn upgrade(
     }
     let since = if v1 { since(&query)? } else { None };
     let allowed = match origin::check(gateway, request.headers()) {
-        Ok(()) if reply.is_err() => Ok(None),
-        Ok(()) => auth::check_token(gateway, &user, query.token.as_deref()).await,
+        Ok(()) if reply.is_err() => Ok(auth::Granted::default()),
+        Ok(()) => {
+            let token = auth::presented(query.token.as_deref(), request.headers());
+            auth::check_token(gateway, &user, token).await
+        }
         Err(refusal) => Err(refusal),
     };
-    let left = match allowed {
-        Ok(left) => left,
+    let granted = match allowed {
+        Ok(granted) => granted,
         Err(refusal) => {
             let reason = match refusal.status {
                 StatusCode::UNAUTHORIZED => CloseReason::Unauthorized,
@@ -160,6 +169,10 @@ pub(super) async fn upgrade(
     if !gateway.registry.has_feed() {
         return Err(Refusal::unavailable("answers can't be received yet"));
     }
+    let peer = request.extensions().get::<Peer>();
+    let peer = peer.map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.0.ip());
+    let address = gateway.limits.address(peer, request.headers());
+    let place = gateway.limits.place(&user, address)?;
     let correlation_id = correlation_id(request.headers());
     if let Ok(value) = HeaderValue::from_str(&correlation_id) {
         reply.headers_mut().insert("x-correlation-id", value);
@@ -168,8 +181,9 @@ pub(super) async fn upgrade(
         user,
         correlation_id,
         traceparent: traceparent(request.headers()),
+        granted,
         protocol: if v1 {
-            let ends = left.and_then(|left| Instant::now().checked_add(left));
+            let ends = granted.ends(false);
             Protocol::V1 { since, ends }
         } else {
             Protocol::Classic
@@ -178,7 +192,7 @@ pub(super) async fn upgrade(
     let upgraded = hyper::upgrade::on(&mut request);
     gateway
         .tasks
-        .spawn(connection::run(gateway.clone(), session, upgraded));
+        .spawn(connection::run(gateway.clone(), session, place, upgraded));
     Ok(reply)
 }
 

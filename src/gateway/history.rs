@@ -4,9 +4,9 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::header::{AUTHORIZATION, CACHE_CONTROL, HeaderValue};
+use hyper::header::{CACHE_CONTROL, HeaderValue};
 use hyper::http::request::Parts as RequestParts;
-use hyper::{HeaderMap, Method, Response, StatusCode};
+use hyper::{Method, Response, StatusCode};
 use serde::Serialize;
 use serde_json::json;
 
@@ -30,12 +30,6 @@ const PAGE_BYTES: usize = 1 << 20;
 /// What a page may send here beside the methods that need no asking.
 pub(super) const METHODS: &str = "GET, DELETE, OPTIONS";
 
-/// The token of `Authorization: Bearer <token>`.
-pub(super) fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
-}
-
 /// Answers a request below `/conversations`; the caller adds what browsers need.
 pub(super) async fn serve(gateway: &Gateway, request: &RequestParts) -> Reply {
     match answer(gateway, request).await {
@@ -58,8 +52,13 @@ enum Target {
 async fn answer(gateway: &Gateway, request: &RequestParts) -> Result<Reply, Refusal> {
     let target = target(request.uri.path())?;
     let query = Query::of(&request.uri);
-    let user = query.user()?;
-    auth::check_token(gateway, &user, bearer(&request.headers)).await?;
+    let token = auth::bearer(&request.headers);
+    // A signed token says itself whose it is.
+    let user = match query.user() {
+        Ok(user) => user,
+        Err(refusal) => auth::claimed(gateway, token).ok_or(refusal)?,
+    };
+    auth::check_token(gateway, &user, token).await?;
     match (&request.method, target) {
         (&Method::GET, Target::All) => conversations(gateway, &user, &query).await,
         (&Method::GET, Target::Messages(of)) => messages(gateway, &user, &of, &query).await,

@@ -20,7 +20,7 @@ use super::registry::Entry;
 use super::user::{Socket, Source};
 use super::v1::asks::{self, Cancel};
 use super::{Gateway, feed};
-use crate::fanout::{Admitted, CancelResult, Subject};
+use crate::fanout::{Admitted, CancelResult, Limit, Subject};
 use crate::log::{AppendError, NewRecord, Place};
 use crate::protocol::close::CloseReason;
 use crate::protocol::error_code::ErrorCode;
@@ -58,6 +58,9 @@ enum Step {
     Announced,
 }
 
+/// Refusals within one rate window after which the connection is closed.
+const ABUSE: u32 = 100;
+
 /// What waits until everything before it is admitted: nothing else is read meanwhile.
 enum Held {
     Interrupt(Box<Message>),
@@ -75,6 +78,8 @@ pub(super) struct Inbound {
     admissions: FuturesOrdered<BoxFuture<'static, Admission>>,
     held: Option<Held>,
     steps: FuturesUnordered<BoxFuture<'static, Step>>,
+    /// Messages over a limit, since the beginning of a rate window.
+    refused: (Instant, u32),
 }
 
 impl Inbound {
@@ -92,6 +97,7 @@ impl Inbound {
             admissions: FuturesOrdered::new(),
             held: None,
             steps: FuturesUnordered::new(),
+            refused: (Instant::now(), 0),
         }
     }
 
@@ -272,6 +278,7 @@ impl Inbound {
                 let (code, id) = (ErrorCode::Unavailable, message.client_id.as_ref());
                 self.refuse(code, code.text(), &message.correlation_id, id);
             }
+            Some(Admitted::Refused(limit)) => self.over(limit, &message),
             Some(Admitted::New) => {
                 self.entry.state().opened(id, correlation);
                 let appended = self.append(&message);
@@ -307,6 +314,45 @@ impl Inbound {
                     Source::Mailbox,
                 );
             }
+        }
+    }
+
+    /// Says that a limit is reached. Who goes on and on is closed.
+    fn over(&mut self, limit: Limit, message: &Message) {
+        let code = ErrorCode::RateLimited;
+        let (text, wait) = match limit {
+            Limit::Rate(wait) => (code.text(), Some(wait)),
+            Limit::Tokens(wait) => (
+                "Rate limit exceeded. The budget of today is used up.",
+                Some(wait),
+            ),
+            Limit::Pending => (
+                "Rate limit exceeded. Too many messages wait for their answers.",
+                None,
+            ),
+            Limit::Conversations => (
+                "Rate limit exceeded. Delete a conversation before beginning another one.",
+                None,
+            ),
+        };
+        self.gateway.counters.message_error(code.as_str());
+        let correlation_id = &*message.correlation_id;
+        tracing::debug!(correlation_id, ?limit, "message not accepted");
+        let (user, outbound) = (&self.session.user, &self.socket.outbound);
+        if self.socket.line.is_some() {
+            let id = message.client_id.as_ref();
+            let frame = v1::refusal(user, id, code, text, correlation_id, wait);
+            outbound.push_control(frame.into());
+        } else {
+            outbound.push(classic_error(user, code, text, correlation_id).into());
+        }
+        let now = Instant::now();
+        if now.duration_since(self.refused.0) >= self.gateway.settings.rate_window {
+            self.refused = (now, 0);
+        }
+        self.refused.1 += 1;
+        if self.refused.1 >= ABUSE {
+            outbound.close(CloseReason::RateAbused);
         }
     }
 
@@ -471,6 +517,11 @@ async fn admit(gateway: Arc<Gateway>, subject: Subject, message: Message) -> Adm
         gateway.fanout.admit(&subject, &message.content)
     })
     .await;
+    let admitted = match admitted {
+        // Nobody counts while the fan-out is away, and that was asked for.
+        None if gateway.settings.rate_fail_open => Some(Admitted::New),
+        admitted => admitted,
+    };
     if message.interrupt
         && admitted == Some(Admitted::New)
         && !asks::interrupt(&gateway, &subject, deadline).await

@@ -22,24 +22,27 @@ use crate::fanout::Fanout;
 use crate::health::Health;
 use crate::log::Log;
 
-mod auth;
+pub(crate) mod auth;
 mod connection;
 mod counters;
 mod feed;
 mod handshake;
 mod history;
 mod inbound;
+mod limits;
 mod origin;
 mod outbound;
 mod registry;
 mod repair;
 mod reply;
+mod revocation;
 mod routes;
 mod server;
 mod token;
 mod user;
 mod v1;
 
+pub use auth::KeyError;
 pub use server::serve;
 
 /// Answers the routes that every role has (`/metrics`, `/health/live`, `/health/ready`); `None`
@@ -66,6 +69,9 @@ pub enum GatewayError {
     /// The listener has no address.
     #[error("the listening socket is unusable: {0}")]
     Listener(#[from] std::io::Error),
+    /// No token could be checked.
+    #[error("the keys of tokens can't be used: {0}")]
+    Keys(#[from] KeyError),
     /// No more events will come from the fan-out.
     #[error("the subscription to the fan-out ended, restart the gateway")]
     FeedEnded,
@@ -73,6 +79,8 @@ pub enum GatewayError {
 
 /// What all connections share.
 struct Gateway {
+    /// Checks the tokens where they are signed.
+    verifier: Option<auth::jwt::Verifier>,
     log: Arc<dyn Log>,
     fanout: Arc<dyn Fanout>,
     settings: GatewaySettings,
@@ -80,6 +88,8 @@ struct Gateway {
     admin: Arc<Admin>,
     counters: counters::Counters,
     registry: registry::Registry,
+    limits: Arc<limits::Limits>,
+    revocations: revocation::Revocations,
     /// Whether only this machine can reach the listener.
     loopback: bool,
     /// Numbers messages in correlation ids. One for the process, not one per connection: a client

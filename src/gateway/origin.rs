@@ -16,7 +16,12 @@ use super::reply::{Refusal, Reply};
 use crate::config::settings::AuthMode;
 
 fn text(headers: &HeaderMap, name: hyper::header::HeaderName) -> Option<Result<&str, Refusal>> {
-    let value = headers.get(name)?;
+    let mut values = headers.get_all(name).iter();
+    let value = values.next()?;
+    if values.next().is_some() {
+        // Which of them counts is nothing to argue about.
+        return Some(Err(Refusal::forbidden("a header is there twice")));
+    }
     Some(
         value
             .to_str()
@@ -56,10 +61,23 @@ fn is_allowed(origin: &str, allowed: &[String]) -> bool {
 }
 
 fn is_loopback(host: &str) -> bool {
-    let name = match host.strip_prefix('[') {
-        Some(rest) => rest.split_once(']').map_or("", |(name, _)| name),
-        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
+    let (name, port) = match host.strip_prefix('[') {
+        Some(rest) => match rest.split_once(']') {
+            Some((name, "")) => (name, None),
+            Some((name, port)) => match port.strip_prefix(':') {
+                Some(port) => (name, Some(port)),
+                None => return false,
+            },
+            None => return false,
+        },
+        None => match host.split_once(':') {
+            Some((name, port)) => (name, Some(port)),
+            None => (host, None),
+        },
     };
+    if port.is_some_and(|port| port.parse::<u16>().is_err()) {
+        return false;
+    }
     name.eq_ignore_ascii_case("localhost")
         || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
@@ -133,6 +151,18 @@ mod tests {
             "10.0.0.1:80",
             "[::2]",
             "::",
+            "localhost.",
+            "localhost@evil.example",
+            "evil.example#localhost",
+            "127.0.0.1.nip.io:8000",
+            "0.0.0.0:8000",
+            "0x7f000001",
+            "2130706433",
+            "127.1",
+            "[::1",
+            "[::1]evil.example",
+            "[::ffff:127.0.0.1].evil.example",
+            "localhost:80:evil.example",
         ] {
             assert!(!is_loopback(bad), "{bad}");
         }

@@ -39,6 +39,11 @@ pub(super) async fn route(
                         Ok(reply)
                     }
                 }
+                // The operator's: no page may call it, so it has no CORS.
+                Method::DELETE => match origin::check(&gateway, &parts.headers) {
+                    Ok(()) => token::revoke(&gateway, &parts).await,
+                    Err(refusal) => Err(refusal),
+                },
                 _ => Err(Refusal::method()),
             }
         }

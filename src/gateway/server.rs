@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -13,9 +15,13 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::auth::jwt::Verifier;
 use super::counters::Counters;
+use super::limits::{Limits, Peer};
 use super::registry::Registry;
+use super::revocation::Revocations;
 use super::{Gateway, GatewayError, Parts, feed, repair, routes};
+use crate::config::settings::AuthMode;
 
 /// A client that has not sent its request's head by then is cut off; so is an idle one.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -43,13 +49,20 @@ pub async fn serve(
 ) -> Result<(), GatewayError> {
     let loopback = listener.local_addr()?.ip().is_loopback();
     let settings = parts.settings;
+    let verifier = match &settings.jwt {
+        Some(jwt) if settings.auth == AuthMode::Jwt => Some(Verifier::new(jwt)?),
+        _ => None,
+    };
     let gateway = Arc::new(Gateway {
+        verifier,
         counters: Counters::new(&settings.server_id, &settings.messages_topic),
         log: parts.log,
         fanout: parts.fanout,
         health: parts.health,
         admin: parts.admin,
         registry: Registry::default(),
+        limits: Limits::new(settings.limits.clone()),
+        revocations: Revocations::default(),
         loopback,
         messages: AtomicU64::new(1),
         closing: AtomicU64::new(0),
@@ -58,6 +71,9 @@ pub async fn serve(
         tasks: TaskTracker::new(),
         settings,
     });
+    gateway
+        .health
+        .set(feed::SUBSCRIPTIONS, Err("not open yet".into()));
     // Whatever ends this future ends its tasks.
     let _force = gateway.force.clone().drop_guard();
     let mut feed = tokio::spawn(feed::run(gateway.clone()));
@@ -102,16 +118,18 @@ pub async fn serve(
 /// off instead of spinning.
 async fn accept(gateway: &Arc<Gateway>, listener: &TcpListener) {
     loop {
-        let stream = next_stream(listener).await;
-        gateway.tasks.spawn(serve_http(gateway.clone(), stream));
+        let (stream, peer) = next_stream(listener).await;
+        gateway
+            .tasks
+            .spawn(serve_http(gateway.clone(), stream, peer));
     }
 }
 
-async fn next_stream(listener: &TcpListener) -> TcpStream {
+async fn next_stream(listener: &TcpListener) -> (TcpStream, Peer) {
     let mut pause = Duration::from_millis(10);
     loop {
         match listener.accept().await {
-            Ok((stream, _peer)) => return stream,
+            Ok((stream, peer)) => return (stream, Peer(peer)),
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
                 sleep(pause).await;
@@ -127,11 +145,14 @@ async fn turn_away(gateway: &Arc<Gateway>, listener: &TcpListener) {
     let mut late = JoinSet::new();
     loop {
         tokio::select! {
-            stream = next_stream(listener), if late.len() < LATE => {
+            (stream, peer) = next_stream(listener), if late.len() < LATE => {
                 let gateway = gateway.clone();
                 late.spawn(async move {
                     let service =
-                        service_fn(move |request| routes::route(gateway.clone(), request));
+                        service_fn(move |mut request: Request<Incoming>| {
+                            request.extensions_mut().insert(peer);
+                            routes::route(gateway.clone(), request)
+                        });
                     let connection = http1::Builder::new()
                         .timer(TokioTimer::new())
                         .header_read_timeout(HTTP_GRACE)
@@ -148,12 +169,15 @@ async fn turn_away(gateway: &Arc<Gateway>, listener: &TcpListener) {
     }
 }
 
-async fn serve_http(gateway: Arc<Gateway>, stream: TcpStream) {
+async fn serve_http(gateway: Arc<Gateway>, stream: TcpStream, peer: Peer) {
     // Only slower without it.
     let _ = stream.set_nodelay(true);
     let service = {
         let gateway = gateway.clone();
-        service_fn(move |request| routes::route(gateway.clone(), request))
+        service_fn(move |mut request| {
+            request.extensions_mut().insert(peer);
+            routes::route(gateway.clone(), request)
+        })
     };
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

@@ -25,12 +25,14 @@ pub enum CloseReason {
     PingTimeout,
     /// The client does not read what is sent to it.
     SlowConsumer,
+    /// Went on and on over the message rate.
+    RateAbused,
     /// The fan-out was out of reach and did not come back in time.
     BackendLost,
 }
 
 /// Every row of the table.
-pub const ALL: [CloseReason; 12] = [
+pub const ALL: [CloseReason; 13] = [
     CloseReason::Normal,
     CloseReason::GoingAway,
     CloseReason::ProtocolError,
@@ -42,6 +44,7 @@ pub const ALL: [CloseReason; 12] = [
     CloseReason::Forbidden,
     CloseReason::PingTimeout,
     CloseReason::SlowConsumer,
+    CloseReason::RateAbused,
     CloseReason::BackendLost,
 ];
 
@@ -60,6 +63,7 @@ impl CloseReason {
             Self::Forbidden => (4403, "forbidden", false),
             Self::PingTimeout => (4408, "ping_timeout", true),
             Self::SlowConsumer => (4409, "slow_consumer", true),
+            Self::RateAbused => (4429, "rate_abused", true),
             Self::BackendLost => (4503, "backend_lost", true),
         }
     }
@@ -97,7 +101,7 @@ mod tests {
     #[test]
     fn clients_are_told_to_come_back_only_where_it_helps() {
         for reason in ALL {
-            let by_contract = matches!(reason.code(), 1001 | 1006 | 4408 | 4409 | 4503);
+            let by_contract = matches!(reason.code(), 1001 | 1006 | 4408 | 4409 | 4429 | 4503);
             assert_eq!(reason.come_back(), by_contract, "{reason:?}");
         }
     }

@@ -1,6 +1,7 @@
 //! What clients send and get on `chatmesh.v1` (protocol.md section 1.2).
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -416,6 +417,18 @@ pub fn error(
     text: &str,
     correlation_id: &str,
 ) -> String {
+    refusal(user, id, code, text, correlation_id, None)
+}
+
+/// The same, and when it may be tried again.
+pub fn refusal(
+    user: &UserId,
+    id: Option<&ClientMessageId>,
+    code: ErrorCode,
+    text: &str,
+    correlation_id: &str,
+    wait: Option<Duration>,
+) -> String {
     #[derive(Serialize)]
     struct Shape<'a> {
         r#type: &'static str,
@@ -425,6 +438,8 @@ pub fn error(
         code: ErrorCode,
         message: &'a str,
         retryable: bool,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        retry_after_ms: Option<u64>,
         correlation_id: &'a str,
     }
     json(&Shape {
@@ -434,6 +449,7 @@ pub fn error(
         code,
         message: text,
         retryable: code.retryable(),
+        retry_after_ms: wait.map(|wait| wait.as_millis() as u64),
         correlation_id,
     })
 }

@@ -409,3 +409,30 @@ fn healthcheck_fails_where_the_role_is_not_ready_and_says_why() {
         }
     }
 }
+
+#[test]
+fn signed_tokens_need_one_key_and_a_long_one() {
+    let check = |set: &[&str]| {
+        let mut args = vec!["config", "check", "gateway", "--set", "auth.mode=jwt"];
+        for one in set {
+            args.extend(["--set", one]);
+        }
+        let (code, _, said) = crate::support::process::Spec::new(&args).run();
+        (code, said)
+    };
+    let long = "auth.jwt_secret=0123456789abcdef0123456789abcdef";
+    assert_eq!(check(&[long]).0, Some(0));
+    assert_eq!(check(&["auth.jwt_jwks=https://id.example/keys"]).0, Some(0));
+    let (code, said) = check(&[]);
+    assert_eq!(code, Some(2));
+    assert!(said.contains("exactly one of auth.jwt_secret"), "{said}");
+    let (code, _) = check(&[long, "auth.jwt_jwks=keys.json"]);
+    assert_eq!(code, Some(2));
+    let (code, said) = check(&["auth.jwt_secret=short-and-secret"]);
+    assert_eq!(code, Some(2));
+    assert!(said.contains("at least 32 bytes"), "{said}");
+    assert!(!said.contains("short-and-secret"), "{said}");
+    let (code, said) = check(&["auth.jwt_jwks=http://id.example/keys"]);
+    assert_eq!(code, Some(0));
+    assert!(said.contains("fetched over http"), "{said}");
+}

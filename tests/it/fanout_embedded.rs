@@ -128,6 +128,14 @@ impl Fanout for Replaceable {
         self.now().clear_pending(user, message_id).await
     }
 
+    async fn revoke(&self, user: &UserId) -> Result<()> {
+        self.now().revoke(user).await
+    }
+
+    async fn revoked_at(&self, user: &UserId) -> Result<Option<i64>> {
+        self.now().revoked_at(user).await
+    }
+
     async fn stored_token(&self, user: &UserId) -> Result<Option<(String, u64)>> {
         self.now().stored_token(user).await
     }

@@ -19,5 +19,6 @@ mod log_embedded;
 mod log_kafka;
 mod monitoring;
 mod nginx;
+mod parsers;
 mod smoke;
 mod support;

@@ -308,6 +308,14 @@ impl Fanout for Double {
         Ok(vec![])
     }
 
+    async fn revoke(&self, user: &UserId) -> Result<()> {
+        self.inner().revoke(user).await
+    }
+
+    async fn revoked_at(&self, user: &UserId) -> Result<Option<i64>> {
+        self.inner().revoked_at(user).await
+    }
+
     async fn check(&self) -> Result<()> {
         Ok(())
     }

@@ -34,6 +34,9 @@ impl UserState {
         }
         if !self.is_pending(&subject.message_id, world) {
             let mut batch = Batch::default();
+            if let Some(limit) = self.over_limit(&mut batch, &subject.conversation, world)? {
+                return Ok(Admitted::Refused(limit));
+            }
             self.put_pending(&mut batch, subject, content, world);
             world.store.commit(batch)?;
         }
@@ -63,7 +66,7 @@ impl UserState {
             None => {}
         }
         if self.is_marked(message, world) {
-            let outcome = self.store_outcome(&call.subject, call.cancelled, world)?;
+            let outcome = self.store_outcome(&call.subject, call.cancelled, 0, world)?;
             return Ok(Begun::Ended(outcome));
         }
         let number = match self.flight(message, world) {
@@ -188,12 +191,16 @@ impl UserState {
         if known.is_some_and(|(_, owns)| !owns) {
             return Ok(Kept::Fenced);
         }
+        let tokens = match world.bounds.limits.daily_tokens {
+            0 => 0,
+            _ => call.ending.tokens(),
+        };
         let ending = if self.is_marked(message, world) {
             call.cancelled
         } else {
             call.ending
         };
-        self.store_outcome(&call.subject, ending, world)
+        self.store_outcome(&call.subject, ending, tokens, world)
             .map(Kept::Outcome)
     }
 
@@ -205,11 +212,13 @@ impl UserState {
         &mut self,
         subject: &Subject,
         ending: Ending,
+        tokens: u64,
         world: &World<'_>,
     ) -> Result<Outcome> {
         let message = &subject.message_id;
         let Ending { frame, turn } = ending;
         let mut batch = Batch::default();
+        self.count_tokens(&mut batch, tokens, world)?;
         let conversation = Some(&subject.conversation);
         self.put_outcome(&mut batch, message, conversation, None, &frame, world);
         self.put_turn(

@@ -19,17 +19,26 @@ pub(super) enum Tag {
     Frame = b'm',
     /// An outcome, by message.
     Outcome = b'o',
+    /// From when on another message is free.
+    Rate = b'r',
     /// The stored token.
     Token = b't',
+    /// What the model cost today.
+    Cost = b'u',
+    /// When the tokens were revoked.
+    Revoked = b'v',
 }
 
-const TAGS: [Tag; 6] = [
+const TAGS: [Tag; 9] = [
     Tag::Head,
     Tag::Pending,
     Tag::Mark,
     Tag::Frame,
     Tag::Outcome,
+    Tag::Rate,
     Tag::Token,
+    Tag::Cost,
+    Tag::Revoked,
 ];
 
 /// The version of these layouts; sorts before every user.

@@ -25,8 +25,9 @@ use self::sweep::Sweeper;
 use self::user::millis;
 use self::users::{Environment, Users};
 use super::{
-    Admitted, Begin, Begun, Bounds, CancelResult, ConversationEntry, Deliver, Delivered, Fanout,
-    FanoutError, Feed, FeedEvent, Keep, Kept, Live, LiveReply, Look, Read, Result, Subject, Turn,
+    Admitted, Begin, Begun, Bounds, CancelResult, Channel, ConversationEntry, Deliver, Delivered,
+    Fanout, FanoutError, Feed, FeedEvent, Keep, Kept, Live, LiveReply, Look, Read, Result, Subject,
+    Turn,
 };
 use crate::protocol::ids::{ConversationId, MessageId, UserId};
 use crate::protocol::position::Epoch;
@@ -40,6 +41,7 @@ mod feed;
 mod forget;
 mod history;
 mod keys;
+mod limits;
 mod listing;
 mod mailbox;
 mod read;
@@ -264,6 +266,32 @@ impl Fanout for EmbeddedFanout {
             world.store.commit(batch)?;
             Ok((candidate.to_owned(), seconds_left(ends_ms, world.now_ms)))
         })
+    }
+
+    async fn revoke(&self, user: &UserId) -> Result<()> {
+        let at_ms = crate::fanout::now_ms();
+        self.users.with(user, |state, world| {
+            let key = keys::user(user, Tag::Revoked, b"");
+            let before = match world.store.get(Table::Users, &key)? {
+                Some(value) => Reader::new(&value).number()?,
+                None => i64::MIN,
+            };
+            let mut batch = Batch::default();
+            batch.put(Table::Users, key, at_ms.max(before).to_be_bytes());
+            batch.delete(Table::Users, keys::user(user, Tag::Token, b""));
+            world.store.commit(batch)?;
+            let frame = crate::fanout::revoked_frame(user, at_ms);
+            state.publish(Channel::Terminal, &frame);
+            Ok(())
+        })
+    }
+
+    async fn revoked_at(&self, user: &UserId) -> Result<Option<i64>> {
+        let key = keys::user(user, Tag::Revoked, b"");
+        match self.users.store.get(Table::Users, &key)? {
+            Some(value) => Ok(Some(Reader::new(&value).number()?)),
+            None => Ok(None),
+        }
     }
 
     async fn marker_present(&self, epoch: &Epoch) -> Result<bool> {

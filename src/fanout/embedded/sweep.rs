@@ -133,12 +133,12 @@ fn is_gone(users: &Users, tag: Tag, value: &[u8], now_ms: i64) -> Result<bool> {
     let at_ms = Reader::new(value).number()?;
     Ok(match tag {
         Tag::Head => Mailbox::decode(value)?.is_due(bounds.mailbox_ttl, now_ms),
-        // They go with their head.
-        Tag::Frame => false,
+        // Frames go with their head; how long a revocation matters nobody knows.
+        Tag::Frame | Tag::Revoked => false,
         Tag::Pending => expired(at_ms, bounds.pending_ttl, now_ms),
         Tag::Mark | Tag::Outcome => expired(at_ms, bounds.dedup_ttl, now_ms),
-        // A token's number is when it ends.
-        Tag::Token => at_ms <= now_ms,
+        // A token's number is when it ends, and so is a count's.
+        Tag::Token | Tag::Rate | Tag::Cost => at_ms <= now_ms,
     })
 }
 
@@ -160,8 +160,8 @@ impl UserState {
             let ttl = match tag {
                 Tag::Pending => world.bounds.pending_ttl,
                 Tag::Mark | Tag::Outcome => world.bounds.dedup_ttl,
-                Tag::Token => Duration::ZERO,
-                Tag::Head | Tag::Frame => continue,
+                Tag::Token | Tag::Rate | Tag::Cost => Duration::ZERO,
+                Tag::Head | Tag::Frame | Tag::Revoked => continue,
             };
             if !expired(at_ms, ttl, world.now_ms) {
                 continue;

@@ -149,7 +149,7 @@ impl UserState {
                         let message = MessageId::parse(message).map_err(|_| damaged())?;
                         self.marks.insert(message, Reader::new(value).number()?);
                     }
-                    Tag::Frame | Tag::Outcome | Tag::Token => {}
+                    _ => {}
                 }
             }
             match page.last() {

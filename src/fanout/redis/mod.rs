@@ -20,8 +20,8 @@ use self::scripts::{Script, Scripts};
 use self::trouble::Trouble;
 use super::{
     Admitted, Begin, Begun, CancelResult, ConversationEntry, Deliver, Delivered, Ending, Fanout,
-    FanoutError, Feed, FeedEvent, Keep, Kept, Live, LiveReply, Look, Read, Result, Subject, Turn,
-    TurnStatus,
+    FanoutError, Feed, FeedEvent, Keep, Kept, Limit, Live, LiveReply, Look, Read, Result, Subject,
+    Turn, TurnStatus,
 };
 use crate::config::settings::RedisSettings;
 use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId, UserId};
@@ -88,6 +88,14 @@ impl RedisFanout {
             .map(Reply::new)
     }
 
+    /// What an ending costs its user, where that is counted at all.
+    fn tokens(&self, ending: &Ending) -> u64 {
+        match self.settings.bounds.limits.daily_tokens {
+            0 => 0,
+            _ => ending.tokens(),
+        }
+    }
+
     async fn run_for(&self, script: &Script, user: &UserId, args: Vec<Value>) -> Result<Reply> {
         self.run(script, &channel::tag(user), args).await
     }
@@ -128,6 +136,10 @@ fn push_ending(args: &mut Vec<Value>, ending: &Ending) {
     ]);
 }
 
+fn wait(reply: &mut Reply) -> Result<Duration> {
+    Ok(Duration::from_millis(reply.parse("time to wait")?))
+}
+
 fn unexpected(word: &str) -> FanoutError {
     FanoutError::Unexpected(format!("a script answered {word:?}"))
 }
@@ -138,12 +150,17 @@ impl Fanout for RedisFanout {
         let args = vec![
             text(subject.message_id.as_str()),
             Value::from(frame::pending_entry(subject, content)),
+            text(subject.conversation.as_str()),
         ];
         let mut reply = self
             .run_for(&self.scripts.admit, &subject.user, args)
             .await?;
         match reply.text()?.as_str() {
             "new" => Ok(Admitted::New),
+            "rate" => Ok(Admitted::Refused(Limit::Rate(wait(&mut reply)?))),
+            "tokens" => Ok(Admitted::Refused(Limit::Tokens(wait(&mut reply)?))),
+            "pending" => Ok(Admitted::Refused(Limit::Pending)),
+            "conversations" => Ok(Admitted::Refused(Limit::Conversations)),
             "kept" => Ok(Admitted::Kept),
             "forgotten" => Ok(Admitted::Forgotten),
             "delivered" => {
@@ -232,6 +249,7 @@ impl Fanout for RedisFanout {
         ];
         push_ending(&mut args, &call.ending);
         push_ending(&mut args, &call.cancelled);
+        args.push(Value::from(self.tokens(&call.ending).to_string()));
         let mut reply = self
             .run_for(&self.scripts.keep, &subject.user, args)
             .await?;
@@ -421,6 +439,32 @@ impl Fanout for RedisFanout {
         let key = channel::token_key(user);
         read_token(self.run(&self.scripts.issue_token, &key, args).await?)?
             .ok_or_else(|| unreadable("token"))
+    }
+
+    async fn revoke(&self, user: &UserId) -> Result<()> {
+        // The token is in another slot than the rest of the user. It goes first: whoever comes
+        // with it after that is refused, and who is in already is closed by what follows.
+        let key = channel::token_key(user);
+        self.run(&self.scripts.drop_token, &key, Vec::new()).await?;
+        let at_ms = super::now_ms();
+        let args = vec![
+            random_id(),
+            Value::from(at_ms.to_string()),
+            Value::from(super::revoked_frame(user, at_ms)),
+        ];
+        self.run_for(&self.scripts.revoke, user, args)
+            .await
+            .map(|_| ())
+    }
+
+    async fn revoked_at(&self, user: &UserId) -> Result<Option<i64>> {
+        let mut reply = self
+            .run_for(&self.scripts.revoked_at, user, Vec::new())
+            .await?;
+        match reply.optional()? {
+            Some(at_ms) => at_ms.parse().map(Some).map_err(|_| unreadable("time")),
+            None => Ok(None),
+        }
     }
 
     async fn marker_present(&self, epoch: &Epoch) -> Result<bool> {

@@ -71,10 +71,14 @@ pub(super) struct Scripts {
     pub(super) turns: Script,
     pub(super) clear_pending: Script,
     pub(super) issue_token: Script,
+    pub(super) drop_token: Script,
+    pub(super) revoke: Script,
+    pub(super) revoked_at: Script,
 }
 
 const COMMON: &str = include_str!("scripts/common.lua");
 const HISTORY: &str = include_str!("scripts/history.lua");
+const LIMITS: &str = include_str!("scripts/limits.lua");
 const MAILBOX: &str = include_str!("scripts/mailbox.lua");
 
 impl Scripts {
@@ -83,7 +87,9 @@ impl Scripts {
             "local PUBLISH, LEASE = '{}', {}\n\
              local DEDUP_TTL, PENDING_TTL = {}, {}\n\
              local MAILBOX_TTL, MAILBOX_FRAMES, MAILBOX_BYTES = {}, {}, {}\n\
-             local HISTORY_TTL, HISTORY_TURNS = {}, {}\n",
+             local HISTORY_TTL, HISTORY_TURNS = {}, {}\n\
+             local RATE, WINDOW, DAILY = {}, {}, {}\n\
+             local CONVERSATIONS, PENDING = {}, {}\n",
             if clustered { "SPUBLISH" } else { "PUBLISH" },
             LEASE.as_millis(),
             bounds.dedup_ttl.as_millis().max(1),
@@ -93,14 +99,19 @@ impl Scripts {
             bounds.mailbox_bytes,
             bounds.history_ttl.as_millis().max(1),
             bounds.history_turns,
+            bounds.limits.requests,
+            bounds.limits.window.as_micros().max(1),
+            bounds.limits.daily_tokens,
+            bounds.limits.conversations,
+            bounds.limits.max_pending,
         );
         let script = |parts: &[&str]| Script::new(format!("{head}{}", parts.concat()));
         Self {
-            admit: script(&[COMMON, include_str!("scripts/admit.lua")]),
+            admit: script(&[COMMON, LIMITS, include_str!("scripts/admit.lua")]),
             accept: script(&[COMMON, include_str!("scripts/accept.lua")]),
             begin: script(&[COMMON, HISTORY, include_str!("scripts/begin.lua")]),
             live: script(&[COMMON, include_str!("scripts/live.lua")]),
-            keep: script(&[COMMON, HISTORY, include_str!("scripts/keep.lua")]),
+            keep: script(&[COMMON, HISTORY, LIMITS, include_str!("scripts/keep.lua")]),
             deliver: script(&[
                 COMMON,
                 HISTORY,
@@ -114,6 +125,9 @@ impl Scripts {
             conversations: script(&[COMMON, include_str!("scripts/conversations.lua")]),
             turns: script(&[COMMON, include_str!("scripts/turns.lua")]),
             clear_pending: script(&[COMMON, include_str!("scripts/clear_pending.lua")]),
+            drop_token: Script::new("return { redis.call('DEL', KEYS[1]) }".to_owned()),
+            revoke: script(&[COMMON, include_str!("scripts/revoke.lua")]),
+            revoked_at: script(&[COMMON, "return { redis.call('GET', P .. 'rv') }"]),
             issue_token: Script::new(include_str!("scripts/issue_token.lua").to_owned()),
         }
     }

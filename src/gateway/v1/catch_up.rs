@@ -186,7 +186,10 @@ fn welcome(
         limits: Limits {
             max_content_chars: settings.max_content_chars,
             max_frame_bytes: settings.max_frame_bytes,
-            max_pending: IN_FLIGHT,
+            max_pending: match settings.max_pending {
+                0 => IN_FLIGHT,
+                most => most.min(IN_FLIGHT),
+            },
         },
     }
     .to_json()

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::support::client::Classic;
 use crate::support::model::{Script, ScriptedModel};
 use crate::support::process::Spec;
-use crate::support::{SOON, eventually};
+use crate::support::{SOON, eventually, http};
 
 fn with_model(spec: Spec, model: &ScriptedModel) -> Spec {
     spec.env("OPENAI_BASE_URL", &model.base_url())
@@ -164,4 +164,28 @@ async fn kill_9_again_and_again_loses_nothing_and_answers_nothing_twice() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn a_drain_keeps_classic_clients_until_they_are_answered_and_turns_others_away() {
+    let model =
+        ScriptedModel::start_with(|asked| Script::echo(asked).after(Duration::from_secs(3)).into())
+            .await;
+    let mut process = with_model(Spec::ephemeral(), &model).start().await;
+    let mut waiting = Classic::open(process.port(), "alice").await;
+    let mut idle = Classic::open(process.port(), "bob").await;
+    waiting.send_message("are you still there?").await;
+    eventually("the model is asked", SOON, || async { model.count() == 1 }).await;
+    process.term();
+    assert_eq!(idle.expect_close().await, Some(1001));
+    let ready = http::get(&process.url("/health/ready")).await;
+    assert_eq!(ready.status, 503);
+    let Err(refused) = Classic::connect(process.port(), "any", "carol").await else {
+        panic!("a draining gateway took a new client");
+    };
+    assert_eq!(refused.status, 503);
+    let frame = waiting.frame().await;
+    assert_eq!(frame["content"], "echo: are you still there?", "{frame}");
+    assert_eq!(waiting.expect_close().await, Some(1001));
+    assert_eq!(process.wait_exit(SOON).await.code(), Some(0));
 }

@@ -6,6 +6,7 @@ mod case;
 mod feeds;
 mod forgetting;
 mod histories;
+mod limits;
 mod mailboxes;
 
 pub(crate) use answers::*;
@@ -13,6 +14,7 @@ pub(crate) use case::Backend;
 pub(crate) use feeds::*;
 pub(crate) use forgetting::*;
 pub(crate) use histories::*;
+pub(crate) use limits::*;
 pub(crate) use mailboxes::*;
 
 /// Makes a test of every part of the contract. `$backend` is an async expression that gives a
@@ -62,6 +64,12 @@ macro_rules! fanout_contract {
             the_delivered_answer_is_what_history_says,
             tokens_are_issued_once_and_run_out,
             hostile_userids_touch_nobody_else,
+            a_message_rate_is_one_budget_for_all_gateways,
+            a_message_rate_comes_back_with_time,
+            messages_that_wait_are_bounded,
+            conversations_are_bounded,
+            tokens_of_the_day_are_counted_once,
+            a_revocation_is_remembered_told_and_removes_the_token,
             a_marker_is_there_once_set,
             frames_arrive_in_order_and_numbered_over_both_channels,
             a_rewind_stays_off_the_terminal_channel,

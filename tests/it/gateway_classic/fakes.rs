@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use chatmesh::fanout::{
     Admitted, Begin, Begun, CancelResult, Channel, ConversationEntry, Deliver, Delivered, Fanout,
-    FanoutError, Feed, FeedEvent, Keep, Kept, Live, LiveReply, Look, Pending, Read, Result,
+    FanoutError, Feed, FeedEvent, Keep, Kept, Limit, Live, LiveReply, Look, Pending, Read, Result,
     Subject, Turn,
 };
 use chatmesh::log::{AppendError, Consumer, Log, LogError, NewRecord, Place, TopicSpec};
@@ -38,6 +38,11 @@ impl FakeLog {
 
     pub(crate) fn acknowledge(&self, yes: bool) {
         self.acknowledging.send_replace(yes);
+    }
+
+    /// Nothing was appended up to now.
+    pub(super) fn is_empty(&self) -> bool {
+        self.records.lock().unwrap().is_empty()
     }
 
     /// The first `count` records, once there are as many.
@@ -118,6 +123,9 @@ struct Mailbox {
 
 pub(super) struct FakeFanout {
     tokens: Mutex<HashMap<UserId, String>>,
+    /// What `admit` says, where it refuses.
+    pub(super) refuse: Mutex<Option<Limit>>,
+    revoked: Mutex<HashMap<UserId, i64>>,
     mailboxes: Mutex<HashMap<UserId, Mailbox>>,
     subscribed: Arc<Mutex<HashSet<UserId>>>,
     subscriptions: Arc<AtomicUsize>,
@@ -171,6 +179,8 @@ impl FakeFanout {
     pub(super) fn new() -> Arc<Self> {
         Arc::new(Self {
             tokens: Mutex::default(),
+            refuse: Mutex::default(),
+            revoked: Mutex::default(),
             mailboxes: Mutex::default(),
             subscribed: Arc::default(),
             subscriptions: Arc::default(),
@@ -248,6 +258,9 @@ fn unused<T>() -> Result<T> {
 impl Fanout for FakeFanout {
     async fn admit(&self, subject: &Subject, content: &str) -> Result<Admitted> {
         self.here()?;
+        if let Some(limit) = *self.refuse.lock().unwrap() {
+            return Ok(Admitted::Refused(limit));
+        }
         let mut mailboxes = self.mailboxes.lock().unwrap();
         let mailbox = mailboxes.entry(subject.user.clone()).or_default();
         mailbox.pending.push(Pending {
@@ -395,6 +408,25 @@ impl Fanout for FakeFanout {
         _max_age: Duration,
     ) -> Result<Vec<Turn>> {
         unused()
+    }
+
+    async fn revoke(&self, user: &UserId) -> Result<()> {
+        self.here()?;
+        self.tokens.lock().unwrap().remove(user);
+        let now = std::time::SystemTime::now();
+        let at_ms = now
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap()
+            .as_millis() as i64;
+        self.revoked.lock().unwrap().insert(user.clone(), at_ms);
+        let frame = format!(r#"{{"type":"revoked","userid":"{user}","at_ms":{at_ms}}}"#);
+        self.publish(user.as_str(), &frame).await;
+        Ok(())
+    }
+
+    async fn revoked_at(&self, user: &UserId) -> Result<Option<i64>> {
+        self.here()?;
+        Ok(self.revoked.lock().unwrap().get(user).copied())
     }
 
     async fn marker_present(&self, _epoch: &Epoch) -> Result<bool> {

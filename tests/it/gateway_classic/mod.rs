@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chatmesh::config::settings::{AuthMode, GatewaySettings, TokenEndpoint};
+use chatmesh::config::settings::{AuthMode, ConnectionLimits, GatewaySettings, TokenEndpoint};
 use chatmesh::gateway::{GatewayError, Parts, serve};
 use chatmesh::health::Health;
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -24,7 +24,9 @@ use self::fakes::{FakeFanout, FakeLog};
 mod answers;
 mod door;
 pub(crate) mod fakes;
+mod limits;
 mod messages;
+mod signed;
 
 /// Far above what anything here takes; reached only by a failure.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -49,7 +51,13 @@ pub(crate) fn settings() -> GatewaySettings {
         server_id: "server_1".into(),
         messages_topic: "incoming_messages".into(),
         auth: AuthMode::Open,
+        jwt: None,
         token_endpoint: TokenEndpoint::Off,
+        admin_key: None,
+        limits: ConnectionLimits::default(),
+        rate_window: Duration::from_secs(60),
+        rate_fail_open: false,
+        max_pending: 0,
         token_ttl: Duration::from_secs(3600),
         allow_origins: vec!["https://chat.example".into()],
         allow_credentials: false,

@@ -191,6 +191,14 @@ impl Fanout for Faulty {
         Ok(Vec::new())
     }
 
+    async fn revoke(&self, user: &UserId) -> Result<()> {
+        self.here()?.revoke(user).await
+    }
+
+    async fn revoked_at(&self, user: &UserId) -> Result<Option<i64>> {
+        self.here()?.revoked_at(user).await
+    }
+
     async fn check(&self) -> Result<()> {
         self.here()?.check().await
     }

@@ -75,7 +75,13 @@ impl Spec {
 
     fn with_port_flag(args: &[&str]) -> Self {
         let port = free_port();
-        let mut spec = Self::new(args).arg("--port").arg(&port.to_string());
+        // Without the limits of a user: tests send more, and those of the limits set them.
+        let mut spec = Self::new(args)
+            .arg("--port")
+            .arg(&port.to_string())
+            .env("USER_RATE_LIMIT_MAX_REQUESTS", "0")
+            .env("USER_MAX_PENDING", "0")
+            .env("USER_MAX_CONNECTIONS", "0");
         spec.port = Some(port);
         spec
     }

@@ -1,4 +1,4 @@
--- ARGV: message, its entry in pending (JSON)
+-- ARGV: message, its entry in pending (JSON), its conversation
 local frame, position, forgotten = outcome(ARGV[1])
 if forgotten then
   -- Without a position nobody has been told yet: a worker will say that it is cancelled, once the
@@ -12,7 +12,12 @@ if frame then
   return { 'kept' }
 end
 expire_pending()
-if redis.call('HSETNX', P .. 'p', ARGV[1], ARGV[2]) == 1 then
+if redis.call('HEXISTS', P .. 'p', ARGV[1]) == 0 then
+  local over = over_limit(ARGV[3])
+  if over then
+    return over
+  end
+  redis.call('HSET', P .. 'p', ARGV[1], ARGV[2])
   redis.call('ZADD', P .. 'po', int(now_us), ARGV[1])
 end
 redis.call('PEXPIRE', P .. 'p', int(PENDING_TTL))

@@ -1,4 +1,4 @@
--- ARGV: message, conversation, owner, attempt, the ending (5), the cancelled ending (5)
+-- ARGV: message, conversation, owner, attempt, the ending (5), the cancelled ending (5), tokens
 local message = ARGV[1]
 local frame, position, forgotten = outcome(message)
 if forgotten then
@@ -17,4 +17,5 @@ if is_cancelled(message) then
 end
 -- The text in flight stays until the delivery: whoever connects before it still gets a snapshot.
 store_ending(ARGV[2], message, ending)
+count_tokens(ARGV[15])
 return { 'ended', ARGV[ending], '' }

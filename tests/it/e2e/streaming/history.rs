@@ -110,7 +110,10 @@ pub(super) async fn a_deleted_conversation_is_gone_and_the_others_stay(world: Ar
     device.say_in("secret", "s-2", "what did I say?").await;
     device.end_of("s-2").await;
     let context = world.model().asked_for("what did I say?");
-    let of_user: Vec<_> = context.iter().flat_map(crate::support::model::Asked::messages).collect();
+    let of_user: Vec<_> = context
+        .iter()
+        .flat_map(crate::support::model::Asked::messages)
+        .collect();
     assert!(
         of_user
             .iter()

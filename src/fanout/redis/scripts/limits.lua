@@ -1,0 +1,35 @@
+-- How much a user may ask for. `r` is the time (microseconds) from which on another message is free
+-- again: each moves it by a message's share of the window, and it may be at most a window ahead.
+-- `u:` is what a day has cost.
+local DAY = 86400000
+local TODAY = P .. 'u:' .. int(math.floor(now / DAY))
+
+local function count_tokens(tokens)
+  if DAILY > 0 and tonumber(tokens) > 0 then
+    redis.call('INCRBY', TODAY, tokens)
+    redis.call('PEXPIRE', TODAY, int(2 * DAY))
+  end
+end
+
+-- Nothing where one more message is allowed; then it is counted.
+local function over_limit(conversation)
+  if PENDING > 0 and redis.call('HLEN', P .. 'p') >= PENDING then
+    return { 'pending' }
+  end
+  if CONVERSATIONS > 0 and not redis.call('ZSCORE', P .. 'hl', conversation)
+    and redis.call('ZCARD', P .. 'hl') >= CONVERSATIONS then
+    return { 'conversations' }
+  end
+  if DAILY > 0 and tonumber(redis.call('GET', TODAY) or '0') >= DAILY then
+    return { 'tokens', int(DAY - now % DAY) }
+  end
+  if RATE > 0 then
+    local share = math.max(math.floor(WINDOW / RATE), 1)
+    local free = math.max(tonumber(redis.call('GET', P .. 'r') or '0'), now_us)
+    local wait = free + share - WINDOW - now_us
+    if wait > 0 then
+      return { 'rate', int(math.ceil(wait / 1000)) }
+    end
+    redis.call('SET', P .. 'r', int(free + share), 'PX', int(math.ceil(WINDOW / 1000) + 1))
+  end
+end

@@ -1,0 +1,205 @@
+//! Whether a token opens the door for a user (protocol.md section 5).
+
+use std::time::{Duration, SystemTime};
+
+use hyper::HeaderMap;
+use hyper::header::{AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL};
+use rand::Rng as _;
+use subtle::ConstantTimeEq;
+use tokio::time::Instant;
+
+use super::Gateway;
+use super::outbound::Outbound;
+use super::reply::Refusal;
+use super::revocation;
+use crate::config::settings::AuthMode;
+use crate::protocol::close::CloseReason;
+use crate::protocol::ids::UserId;
+
+mod jwks;
+pub(crate) mod jwt;
+
+use jwt::Denied;
+pub use jwt::KeyError;
+
+/// Longer than any connection lives, and within what timers can say.
+const FAR: Duration = Duration::from_secs(366 * 86_400);
+
+/// Equal, in a time that does not depend on where they differ.
+pub(crate) fn same_secret(given: &str, expected: &str) -> bool {
+    given.as_bytes().ct_eq(expected.as_bytes()).into()
+}
+
+/// A token in the original's form: 43 characters, 258 bits.
+pub(crate) fn random_token() -> String {
+    const URL_SAFE: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let mut random = rand::rng();
+    (0..43)
+        .map(|_| char::from(URL_SAFE[random.random_range(0..URL_SAFE.len())]))
+        .collect()
+}
+
+/// What `Authorization: Bearer` brings.
+pub(super) fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme
+        .eq_ignore_ascii_case("bearer")
+        .then(|| token.trim())
+        .filter(|token| !token.is_empty())
+}
+
+/// The token of a request: in the query as the original's, as `Authorization: Bearer`, or as the
+/// subprotocol entry `bearer.TOKEN` of a browser, which can set no header.
+pub(super) fn presented<'a>(query: Option<&'a str>, headers: &'a HeaderMap) -> Option<&'a str> {
+    let offered = || {
+        headers
+            .get_all(SEC_WEBSOCKET_PROTOCOL)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .find_map(|entry| entry.trim().strip_prefix("bearer."))
+    };
+    query
+        .filter(|token| !token.is_empty())
+        .or_else(|| bearer(headers))
+        .or_else(offered)
+        .filter(|token| !token.is_empty())
+}
+
+/// An open door.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Granted {
+    ends: Option<Instant>,
+    /// Revocations since then end it: when a signed token was made, or when another was looked at.
+    pub(super) since_ms: i64,
+    /// A stored token, which for a classic client only opens the door.
+    stored: bool,
+}
+
+impl Granted {
+    /// When the connection ends because its token does.
+    pub(super) fn ends(self, classic: bool) -> Option<Instant> {
+        self.ends.filter(|_| !(classic && self.stored))
+    }
+}
+
+/// Closes a socket when its token ends. Returns at the latest when it closes.
+pub(super) async fn close_at(ends: Option<Instant>, outbound: &Outbound) {
+    let Some(ends) = ends else {
+        return;
+    };
+    tokio::select! {
+        () = tokio::time::sleep_until(ends) => outbound.close(CloseReason::Unauthorized),
+        () = outbound.closing() => {}
+    }
+}
+
+/// Lets the bearer of `token` in as `user`, or says why not.
+pub(super) async fn check_token(
+    gateway: &Gateway,
+    user: &UserId,
+    token: Option<&str>,
+) -> Result<Granted, Refusal> {
+    let Some(token) = token.filter(|token| !token.is_empty()) else {
+        return Err(Refusal::unauthorized("`token` is missing"));
+    };
+    let since_ms = revocation::now_ms();
+    match gateway.settings.auth {
+        AuthMode::Open => Ok(Granted {
+            since_ms,
+            ..Granted::default()
+        }),
+        AuthMode::Stored => match gateway.fanout.stored_token(user).await {
+            Ok(Some((stored, seconds))) if same_secret(token, &stored) => Ok(Granted {
+                ends: Some(Instant::now() + Duration::from_secs(seconds).min(FAR)),
+                since_ms,
+                stored: true,
+            }),
+            Ok(_) => Err(Refusal::unauthorized("`token` is not valid for this user")),
+            Err(error) => {
+                gateway.counters.redis_error("stored_token");
+                tracing::warn!(%error, "a token could not be looked up");
+                Err(Refusal::unavailable("tokens can't be looked up now"))
+            }
+        },
+        AuthMode::Jwt => {
+            let Some(verifier) = &gateway.verifier else {
+                return Err(Refusal::unavailable("tokens can't be checked now"));
+            };
+            match verifier.verify(token, user).await {
+                Ok(verified) => {
+                    let since_ms = verified.issued_ms.unwrap_or(i64::MIN);
+                    not_revoked(gateway, user, since_ms).await?;
+                    let left = verified.ends.duration_since(SystemTime::now());
+                    Ok(Granted {
+                        ends: Some(Instant::now() + left.unwrap_or_default().min(FAR)),
+                        since_ms,
+                        stored: false,
+                    })
+                }
+                Err(Denied::Invalid(why)) => Err(Refusal::unauthorized(why)),
+                Err(Denied::WrongUser) => Err(Refusal::forbidden("`token` is another user's")),
+                Err(Denied::KeysAway) => Err(Refusal::unavailable("tokens can't be checked now")),
+            }
+        }
+    }
+}
+
+async fn not_revoked(gateway: &Gateway, user: &UserId, since_ms: i64) -> Result<(), Refusal> {
+    match gateway.fanout.revoked_at(user).await {
+        Ok(Some(at_ms)) if since_ms <= at_ms => {
+            Err(Refusal::unauthorized("`token` has been revoked"))
+        }
+        Ok(_) => Ok(()),
+        Err(error) => {
+            gateway.counters.redis_error("revoked_at");
+            tracing::warn!(%error, "revocations could not be looked up");
+            Err(Refusal::unavailable("tokens can't be looked up now"))
+        }
+    }
+}
+
+/// Whose a signed token says that it is, where a request does not say it: to be checked for this
+/// user then.
+pub(super) fn claimed(gateway: &Gateway, token: Option<&str>) -> Option<UserId> {
+    gateway.verifier.as_ref()?;
+    UserId::parse(&jwt::claimed_subject(token?)?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::header::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn a_token_has_the_originals_form_and_is_never_the_same() {
+        let token = random_token();
+        assert_eq!(token.len(), 43);
+        let safe = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+        assert!(token.bytes().all(safe));
+        assert_ne!(token, random_token());
+    }
+
+    #[test]
+    fn a_token_is_found_wherever_a_client_may_put_it() {
+        let headers = |name: &'static str, value: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(name, HeaderValue::from_static(value));
+            headers
+        };
+        let none = HeaderMap::new();
+        assert_eq!(presented(None, &none), None);
+        assert_eq!(presented(Some(""), &none), None);
+        assert_eq!(presented(Some("q"), &none), Some("q"));
+        let basic = headers("authorization", "Basic abc");
+        assert_eq!(presented(None, &basic), None);
+        let header = headers("authorization", "bearer  h");
+        assert_eq!(presented(None, &header), Some("h"));
+        assert_eq!(presented(Some("q"), &header), Some("q"));
+        let offered = headers("sec-websocket-protocol", "chatmesh.v1, bearer.a.b-c_d");
+        assert_eq!(presented(None, &offered), Some("a.b-c_d"));
+        let empty = headers("sec-websocket-protocol", "bearer.");
+        assert_eq!(presented(None, &empty), None);
+    }
+}

@@ -1,0 +1,3 @@
+//! What an operator does beside the roles.
+
+pub(crate) mod token;

@@ -1,0 +1,203 @@
+//! How much a user may ask for, and revocations.
+
+use std::time::Duration;
+
+use chatmesh::fanout::{
+    Admitted, Bounds, Channel, FeedEvent, Keep, Limit, Owner, REVOKED_FRAME, TurnStatus, UserLimits,
+};
+use chatmesh::protocol::ids::{ConversationId, UserId};
+
+use super::Backend;
+use super::case::*;
+
+fn with(limits: UserLimits) -> Bounds {
+    Bounds {
+        limits,
+        ..Bounds::default()
+    }
+}
+
+pub(crate) async fn a_message_rate_is_one_budget_for_all_gateways(backend: &dyn Backend) {
+    let bounds = with(UserLimits {
+        requests: 4,
+        window: Duration::from_secs(3600),
+        ..UserLimits::default()
+    });
+    let case = Case::with(backend, bounds.clone()).await;
+    // A second gateway, and all messages at once: exactly four are allowed.
+    let other = backend.open(bounds).await;
+    let messages: Vec<_> = (0..12).map(|_| case.message()).collect();
+    let calls = messages.iter().enumerate().map(|(i, message)| {
+        let fanout = if i % 2 == 0 { &case.fanout } else { &other };
+        fanout.admit(message, "question")
+    });
+    let answers = futures_util::future::join_all(calls).await;
+    let mut admitted = Vec::new();
+    for (message, answer) in messages.iter().zip(answers) {
+        match answer.unwrap() {
+            Admitted::New => admitted.push(message),
+            Admitted::Refused(Limit::Rate(wait)) => {
+                // A quarter of the window until the next one.
+                assert!(wait <= Duration::from_secs(900), "{wait:?}");
+                assert!(wait > Duration::from_secs(850), "{wait:?}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(admitted.len(), 4);
+    // A repeat, and a message sent again, cost nothing and are not refused.
+    assert_eq!(case.admit(admitted[0]).await, Admitted::New);
+    // What was refused left nothing behind.
+    assert_eq!(case.read(None).await.pending.len(), 4);
+    // Ended messages have used up the budget all the same.
+    for message in admitted {
+        case.answer(message, "text").await;
+    }
+    let refused = case.admit(&case.message()).await;
+    assert!(matches!(refused, Admitted::Refused(Limit::Rate(_))));
+    // Another user has a budget of their own.
+    let bounds = with(UserLimits {
+        requests: 4,
+        window: Duration::from_secs(3600),
+        ..UserLimits::default()
+    });
+    let neighbour = Case::with(backend, bounds).await;
+    assert_eq!(neighbour.admit(&neighbour.message()).await, Admitted::New);
+}
+
+pub(crate) async fn a_message_rate_comes_back_with_time(backend: &dyn Backend) {
+    let bounds = with(UserLimits {
+        requests: 2,
+        window: Duration::from_secs(1),
+        ..UserLimits::default()
+    });
+    let case = Case::with(backend, bounds).await;
+    case.admit(&case.message()).await;
+    case.admit(&case.message()).await;
+    let mut waited = false;
+    for _ in 0..3 {
+        let message = case.message();
+        while let Admitted::Refused(limit) = case.admit(&message).await {
+            let Limit::Rate(wait) = limit else {
+                panic!("{limit:?}");
+            };
+            assert!(wait <= Duration::from_millis(500), "{wait:?}");
+            tokio::time::sleep(wait).await;
+            waited = true;
+        }
+    }
+    assert!(waited);
+}
+
+pub(crate) async fn messages_that_wait_are_bounded(backend: &dyn Backend) {
+    let bounds = with(UserLimits {
+        max_pending: 2,
+        ..UserLimits::default()
+    });
+    let case = Case::with(backend, bounds).await;
+    let (one, two) = (case.message(), case.message());
+    case.admit(&one).await;
+    case.admit(&two).await;
+    let third = case.message();
+    assert_eq!(case.admit(&third).await, Admitted::Refused(Limit::Pending));
+    assert_eq!(case.admit(&one).await, Admitted::New);
+    case.answer(&one, "text").await;
+    case.deliver(&one, 1, "text").await;
+    assert_eq!(case.admit(&third).await, Admitted::New);
+}
+
+pub(crate) async fn conversations_are_bounded(backend: &dyn Backend) {
+    let bounds = with(UserLimits {
+        conversations: 2,
+        ..UserLimits::default()
+    });
+    let case = Case::with(backend, bounds).await;
+    let of = |name: &str| ConversationId::parse(name).unwrap();
+    for name in ["a", "b"] {
+        let message = case.message_in(&of(name));
+        assert_eq!(case.admit(&message).await, Admitted::New);
+        case.answer(&message, "text").await;
+    }
+    let third = case.message_in(&of("c"));
+    let refused = Admitted::Refused(Limit::Conversations);
+    assert_eq!(case.admit(&third).await, refused);
+    let known = case.message_in(&of("b"));
+    assert_eq!(case.admit(&known).await, Admitted::New);
+    case.fanout
+        .forget(&case.user, Some(&of("a")))
+        .await
+        .unwrap();
+    assert_eq!(case.admit(&third).await, Admitted::New);
+}
+
+pub(crate) async fn tokens_of_the_day_are_counted_once(backend: &dyn Backend) {
+    let bounds = with(UserLimits {
+        daily_tokens: 100,
+        ..UserLimits::default()
+    });
+    let case = Case::with(backend, bounds).await;
+    let spend = async |tokens: u32| {
+        let message = case.message();
+        assert_eq!(case.admit(&message).await, Admitted::New);
+        let owner = Owner::random();
+        let attempt = attempt(&case.begin(&message, &owner, 0).await);
+        let mut ending = Case::ending(&message, "text", TurnStatus::Answered);
+        ending.frame = format!(
+            r#"{{"type":"response","content":"text","usage":{{"prompt_tokens":1,"completion_tokens":1,"total_tokens":{tokens}}}}}"#
+        );
+        let call = Keep {
+            cancelled: Case::ending(&message, "", TurnStatus::Cancelled),
+            subject: message,
+            owner,
+            attempt,
+            ending,
+        };
+        // The second is the client library's repeat.
+        let first = case.fanout.keep(call.clone()).await.unwrap();
+        assert_eq!(case.fanout.keep(call).await.unwrap(), first);
+    };
+    spend(60).await;
+    spend(40).await;
+    match case.admit(&case.message()).await {
+        Admitted::Refused(Limit::Tokens(wait)) => {
+            assert!(wait <= Duration::from_secs(86_400), "{wait:?}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+pub(crate) async fn a_revocation_is_remembered_told_and_removes_the_token(backend: &dyn Backend) {
+    let case = Case::new(backend).await;
+    let (feed, mut events) = case.fanout.feed(64).await.unwrap();
+    feed.subscribe(&case.user, Channel::Terminal).await.unwrap();
+    let hour = Duration::from_secs(3600);
+    case.fanout
+        .issue_token(&case.user, "theirs", hour)
+        .await
+        .unwrap();
+    assert_eq!(case.fanout.revoked_at(&case.user).await.unwrap(), None);
+    case.fanout.revoke(&case.user).await.unwrap();
+    let token = case.fanout.stored_token(&case.user).await.unwrap();
+    assert_eq!(token, None);
+    let at_ms = case.fanout.revoked_at(&case.user).await.unwrap().unwrap();
+    let told = async {
+        loop {
+            if let Some(FeedEvent::Frame { user, payload, .. }) = events.recv().await {
+                return (user, String::from_utf8(payload.to_vec()).unwrap());
+            }
+        }
+    };
+    let told = tokio::time::timeout(Duration::from_secs(20), told).await;
+    let (user, payload) = told.unwrap();
+    assert_eq!(user, case.user);
+    assert!(payload.starts_with(REVOKED_FRAME), "{payload}");
+    let frame: serde_json::Value = serde_json::from_str(&payload).unwrap();
+    assert_eq!(frame["at_ms"], at_ms);
+    assert_eq!(frame["userid"], case.user.as_str());
+    // Once more moves it on, never back; and it is nobody else's.
+    case.fanout.revoke(&case.user).await.unwrap();
+    let again = case.fanout.revoked_at(&case.user).await.unwrap().unwrap();
+    assert!(again >= at_ms);
+    let other = UserId::parse(&format!("{}.", case.user)).unwrap();
+    assert_eq!(case.fanout.revoked_at(&other).await.unwrap(), None);
+}

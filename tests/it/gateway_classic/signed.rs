@@ -1,0 +1,102 @@
+//! Signed tokens at the door: handed out, brought in each way, ended.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use chatmesh::config::settings::{JwtKeys, JwtSettings};
+use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use serde_json::json;
+
+use super::*;
+
+const SECRET: &str = "0123456789abcdef0123456789abcdef";
+
+fn signed() -> GatewaySettings {
+    GatewaySettings {
+        auth: AuthMode::Jwt,
+        jwt: Some(JwtSettings {
+            keys: JwtKeys::Secret(SECRET.into()),
+            audience: Vec::new(),
+            issuer: Vec::new(),
+        }),
+        token_endpoint: TokenEndpoint::Open,
+        ..settings()
+    }
+}
+
+fn token(user: &str, seconds: i64) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let exp = i64::try_from(now.as_secs()).unwrap() + seconds;
+    let key = EncodingKey::from_secret(SECRET.as_bytes());
+    let claims = json!({"sub": user, "exp": exp});
+    encode(&Header::new(Algorithm::HS256), &claims, &key).unwrap()
+}
+
+#[tokio::test]
+async fn a_signed_token_is_taken_from_query_header_and_subprotocol() {
+    let gateway = start(signed()).await;
+    let (status, _, body) = gateway.http("POST /token?userid=alice HTTP/1.1").await;
+    assert_eq!(status, 200, "{body}");
+    let body: Value = serde_json::from_str(&body).unwrap();
+    let good = body["token"].as_str().unwrap();
+    let query = format!("?userid=alice&token={good}");
+    while gateway.try_upgrade(&query, &[]).await.0 == 503 {}
+    let (alice, bearer) = ("?userid=alice", format!("Bearer {good}"));
+    let entry = format!("bearer.{good}");
+    assert_eq!(gateway.try_upgrade(&query, &[]).await.0, 101);
+    let header = [("authorization", bearer.as_str())];
+    assert_eq!(gateway.try_upgrade(alice, &header).await.0, 101);
+    assert_eq!(gateway.try_upgrade("?userid=bob", &header).await.0, 403);
+    assert_eq!(gateway.try_upgrade(alice, &[]).await.0, 401);
+    let old = format!("?userid=alice&token={}", token("alice", -60));
+    assert_eq!(gateway.try_upgrade(&old, &[]).await.0, 401);
+    // The client library refuses an upgrade that names no subprotocol: by hand.
+    let mut stream = TcpStream::connect(gateway.addr).await.unwrap();
+    let request = format!(
+        "GET /ws{alice} HTTP/1.1\r\nHost: {}\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+         Sec-WebSocket-Protocol: {entry}\r\nConnection: Upgrade\r\n\r\n",
+        gateway.addr
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        let byte = timeout(PATIENCE, stream.read_u8()).await.unwrap().unwrap();
+        head.push(char::from(byte.to_ascii_lowercase()));
+    }
+    assert!(head.starts_with("http/1.1 101"), "{head}");
+    assert!(!head.contains("sec-websocket-protocol"), "{head}");
+    assert!(!head.contains(&good.to_ascii_lowercase()), "{head}");
+}
+
+#[tokio::test]
+async fn a_connection_ends_when_its_signed_token_does() {
+    let gateway = start(signed()).await;
+    // Thirty seconds of skew are granted to it.
+    let query = format!("?userid=alice&token={}", token("alice", -27));
+    let mut client = loop {
+        match gateway.upgrade(&query, &[]).await {
+            Ok(client) => break client,
+            Err((503, _)) => tokio::task::yield_now().await,
+            Err(other) => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(client.closed().await, 4401);
+}
+
+#[tokio::test]
+async fn nothing_is_handed_out_where_nothing_can_sign() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keys.json");
+    std::fs::write(&path, r#"{"keys":[]}"#).unwrap();
+    let gateway = start(GatewaySettings {
+        jwt: Some(JwtSettings {
+            keys: JwtKeys::JwksFile(path),
+            audience: Vec::new(),
+            issuer: Vec::new(),
+        }),
+        ..signed()
+    })
+    .await;
+    let (status, _, _) = gateway.http("POST /token?userid=alice HTTP/1.1").await;
+    assert_eq!(status, 404);
+}
