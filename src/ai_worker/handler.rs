@@ -366,6 +366,7 @@ fn terminal_record(question: &Question, outcome: &Outcome) -> NewRecord {
     NewRecord {
         key: Some(text(question.user.as_str())),
         value: text(&outcome.frame),
+        null_value: false,
         headers,
     }
 }

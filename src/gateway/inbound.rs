@@ -430,6 +430,7 @@ impl Inbound {
             NewRecord {
                 key: Some(bytes(self.session.user.as_str())),
                 value: value.into(),
+                null_value: false,
                 headers,
             },
         )

@@ -34,6 +34,9 @@ pub struct NewRecord {
     pub key: Option<Bytes>,
     /// The payload.
     pub value: Bytes,
+    /// The record has no payload at all (Kafka's tombstone), and `value` is empty. Only a record
+    /// that was read so is written so; the embedded log makes it an empty payload.
+    pub null_value: bool,
     /// Read without decoding the value.
     pub headers: Headers,
 }
@@ -62,6 +65,8 @@ pub struct Record {
     pub key: Option<Bytes>,
     /// The payload; empty where the record has none.
     pub value: Bytes,
+    /// The record has no payload at all (Kafka's tombstone).
+    pub null_value: bool,
     /// In order.
     pub headers: Headers,
 }

@@ -86,6 +86,7 @@ fn without_value(letter: &NewRecord) -> NewRecord {
     NewRecord {
         key: letter.key.clone(),
         value: Bytes::new(),
+        null_value: false,
         headers,
     }
 }
@@ -103,6 +104,7 @@ fn letter(record: &Record, reason: &str, attempts: u32) -> NewRecord {
     NewRecord {
         key: record.key.clone(),
         value: record.value.clone(),
+        null_value: record.null_value,
         headers,
     }
 }

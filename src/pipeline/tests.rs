@@ -48,6 +48,7 @@ impl Shared {
             timestamp_ms: offset,
             key: Some(Bytes::from(lane.to_owned())),
             value: Bytes::from(vec![b'x'; size]),
+            null_value: false,
             headers: vec![],
         });
         self.changed.notify_waiters();

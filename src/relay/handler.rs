@@ -311,6 +311,7 @@ mod tests {
             timestamp_ms: 1,
             key: Some(Bytes::from_static(b"alice")),
             value: Bytes::from(value.to_owned()),
+            null_value: false,
             headers: vec![],
         }
     }

@@ -79,6 +79,7 @@ fn record(key: Option<&str>, value: &str) -> NewRecord {
     NewRecord {
         key: key.map(|key| Bytes::copy_from_slice(key.as_bytes())),
         value: Bytes::copy_from_slice(value.as_bytes()),
+        null_value: false,
         headers: Vec::new(),
     }
 }
@@ -542,6 +543,7 @@ pub(crate) async fn bytes_come_out_as_they_went_in(log: Arc<dyn Log>) {
         NewRecord {
             key: Some(Bytes::new()),
             value: all.clone(),
+            null_value: false,
             headers: vec![
                 header("twice", b"1"),
                 header("empty", b""),
@@ -551,11 +553,13 @@ pub(crate) async fn bytes_come_out_as_they_went_in(log: Arc<dyn Log>) {
         NewRecord {
             key: Some(all.clone()),
             value: Bytes::new(),
+            null_value: false,
             headers: vec![header("binary", &all)],
         },
         NewRecord {
             key: None,
             value: vec![b'x'; 900_000].into(),
+            null_value: false,
             headers: vec![],
         },
     ];
@@ -589,6 +593,7 @@ pub(crate) async fn a_record_over_the_limit_is_refused_and_harms_nothing(log: Ar
         NewRecord {
             key: Some(Bytes::from_static(b"k")),
             value: vec![0; 2 << 20].into(),
+            null_value: false,
             headers: Vec::new(),
         },
     );

@@ -62,6 +62,7 @@ fn record(value: &str) -> NewRecord {
     NewRecord {
         key: Some("k".into()),
         value: value.to_owned().into(),
+        null_value: false,
         headers: vec![("name".into(), "value".into())],
     }
 }

@@ -53,6 +53,7 @@ fn record(key: &str, value: &str) -> NewRecord {
     NewRecord {
         key: Some(Bytes::copy_from_slice(key.as_bytes())),
         value: Bytes::copy_from_slice(value.as_bytes()),
+        null_value: false,
         headers: Vec::new(),
     }
 }

@@ -54,6 +54,7 @@ impl Topics {
             timestamp_ms: *self.timestamp_ms.lock().unwrap(),
             key: record.key,
             value: record.value,
+            null_value: false,
             headers: record.headers,
         });
         self.changed.notify_waiters();
@@ -78,6 +79,7 @@ impl Topics {
         NewRecord {
             key: None,
             value: Bytes::from(text.to_owned()),
+            null_value: false,
             headers: vec![],
         }
     }

@@ -172,6 +172,7 @@ mod tests {
                 timestamp_ms,
                 key: key.map(Bytes::from),
                 value: value.into(),
+                null_value: false,
                 headers: headers.into_iter().map(|(n, v)| (n, v.into())).collect(),
             };
             let bytes = encode(&record);

@@ -263,6 +263,7 @@ impl Topic {
                     timestamp_ms: stored.timestamp_ms,
                     key: stored.key,
                     value: stored.value,
+                    null_value: false,
                     headers: stored.headers,
                 };
                 bytes += record.size();

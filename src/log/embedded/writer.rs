@@ -75,6 +75,7 @@ impl Writer {
             timestamp_ms,
             key: record.key,
             value: record.value,
+            null_value: false,
             headers: record.headers,
         };
         let mut queue = lock(&self.queue);

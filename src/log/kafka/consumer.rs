@@ -407,6 +407,7 @@ fn owned(message: &BorrowedMessage<'_>, topic: &Arc<str>) -> Record {
             .payload()
             .map(Bytes::copy_from_slice)
             .unwrap_or_default(),
+        null_value: message.payload().is_none(),
         headers: headers(message),
     }
 }

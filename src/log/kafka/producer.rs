@@ -250,7 +250,7 @@ impl Core {
             };
             let mut out = BaseRecord::<[u8], [u8], _>::with_opaque_to(topic, ticket);
             out.key = record.key.as_deref();
-            out.payload = Some(&record.value);
+            out.payload = Some(&*record.value).filter(|_| !record.null_value);
             if !record.headers.is_empty() {
                 let headers = OwnedHeaders::new_with_capacity(record.headers.len());
                 out.headers = Some(

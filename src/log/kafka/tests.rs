@@ -31,6 +31,7 @@ fn record(text: &'static str) -> NewRecord {
     NewRecord {
         key: None,
         value: Bytes::from_static(text.as_bytes()),
+        null_value: false,
         headers: vec![],
     }
 }
@@ -76,4 +77,27 @@ async fn clients_left_without_brokers_are_made_anew_and_go_on() {
     assert!(matches!(assigned, Event::Assigned(_)), "{assigned:?}");
     assert_eq!(next_record(&mut consumer).await, "one");
     assert_eq!(next_record(&mut consumer).await, "two");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_without_a_payload_stays_one() {
+    let cluster = MockCluster::new(1).unwrap();
+    cluster.create_topic("topic", 1, 1).unwrap();
+    let settings = settings(cluster.bootstrap_servers());
+    let log = KafkaLog::connect(&settings).unwrap();
+    let properties = Properties::new(&settings).unwrap();
+    let mut consumer = KafkaConsumer::join(&properties, "group", "topic").unwrap();
+    let nothing = NewRecord {
+        null_value: true,
+        ..record("")
+    };
+    log.append("topic", nothing).await.unwrap();
+    log.append("topic", record("")).await.unwrap();
+    let mut null_values = Vec::new();
+    while null_values.len() < 2 {
+        if let Event::Record(record) = next(&mut consumer).await {
+            null_values.push(record.null_value);
+        }
+    }
+    assert_eq!(null_values, [true, false]);
 }

@@ -158,8 +158,8 @@ async fn roles_started_before_their_backends_wait_say_for_what_and_go_on() {
         })
         .await;
         assert_eq!(http::get(&role.url("/health/live")).await.status, 200);
-        let log = role.log().to_lowercase();
-        assert!(log.contains("kafka") || log.contains("redis"), "{log}");
+        role.says("waiting for kafka", SOON).await;
+        role.says("waiting for redis", SOON).await;
     }
     stack.redis.restart().await;
     for role in [&gateway, &worker, &relay] {
