@@ -28,6 +28,8 @@ pub(super) struct Model {
     provider: Arc<dyn Provider>,
     fanout: Arc<dyn Fanout>,
     settings: WorkerSettings,
+    /// `OPENAI_MAX_ATTEMPTS`; the demo model needs one.
+    most_calls: u32,
     backoff: Backoff,
     cancels: Cancels,
 }
@@ -68,12 +70,12 @@ impl Model {
         fanout: Arc<dyn Fanout>,
         settings: WorkerSettings,
     ) -> Self {
-        // So that a rate over them begins at zero, and not with the first failure.
-        for attempt in 2..=settings
+        let most_calls = settings
             .model
             .as_ref()
-            .map_or(1, |model| model.max_attempts)
-        {
+            .map_or(1, |model| model.max_attempts);
+        // So that a rate over them begins at zero, and not with the first failure.
+        for attempt in 2..=most_calls {
             ProviderMetrics::retries(attempt).increment(0);
         }
         Self {
@@ -81,21 +83,17 @@ impl Model {
             provider,
             fanout,
             settings,
+            most_calls,
             backoff: Backoff::default(),
         }
     }
 
     /// The calls that a taking may make.
     pub(super) fn calls(&self) -> Calls {
-        let most = self
-            .settings
-            .model
-            .as_ref()
-            .map_or(1, |model| model.max_attempts);
         Calls {
             deadline: None,
             made: 0,
-            most,
+            most: self.most_calls,
         }
     }
 
@@ -184,7 +182,8 @@ impl Model {
             if !error.retryable || calls.made >= calls.most || !in_time {
                 return Written::Failed(error, writer.text());
             }
-            tracing::warn!(%error, attempt, delay_ms = delay.as_millis() as u64, "the model's call failed and is tried again");
+            let delay_ms = delay.as_millis() as u64;
+            tracing::warn!(%error, attempt, delay_ms, "the model's call failed and is tried again");
             ProviderMetrics::retries(attempt).increment(1);
             if let Some(signal) = pause(delay, writer).await {
                 return after(signal, writer);

@@ -161,7 +161,7 @@ impl Config {
             replication_factor: self.narrow(&keys::KAFKA_REPLICATION_FACTOR),
             linger: self.duration(&keys::KAFKA_LINGER_MS),
             produce_timeout: self.duration(&keys::PRODUCE_TIMEOUT_MS),
-            interop: self.bool(&keys::INTEROP),
+            interop: self.interop(),
             properties: properties.map(|(k, v)| (k, v.into())).collect(),
             client_id: self.server_id(),
         }
@@ -417,7 +417,6 @@ impl Config {
             rewind: self.duration(&keys::RELAY_REWIND_SECONDS),
             rebuild: self.duration(&keys::RELAY_REBUILD_SECONDS),
             log_epoch: self.owned(&keys::LOG_EPOCH),
-            interop: self.interop(),
             admin_listen: self.admin_listen(),
         }
     }

@@ -308,8 +308,6 @@ pub struct RelaySettings {
     pub rebuild: Duration,
     /// `LOG_EPOCH` (0): raised by who makes `responses` anew.
     pub log_epoch: String,
-    /// `INTEROP`: nothing is replayed on `user:` channels, unknown answers are passed on as they are.
-    pub interop: bool,
     /// Health and metrics address (`METRICS_PORT` 8001).
     pub admin_listen: SocketAddr,
 }

@@ -142,7 +142,7 @@ fn all_in_one_is_untouched_by_what_a_deployment_sets() {
     assert_eq!(config.gateway().messages_topic, "incoming_messages");
     assert_eq!(config.worker().pipeline.topic, "incoming_messages");
     assert_eq!(config.relay().pipeline.dead_letter_topic, "responses.dlq");
-    assert!(!config.gateway().interop && !config.relay().interop);
+    assert!(!config.gateway().interop && !config.kafka().interop);
     assert_eq!(config.gateway().auth, AuthMode::Open);
 }
 

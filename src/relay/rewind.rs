@@ -263,7 +263,6 @@ mod tests {
             rewind: Duration::from_secs(60),
             rebuild: Duration::from_secs(600),
             log_epoch: "0".into(),
-            interop: false,
             admin_listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         }
     }
