@@ -174,7 +174,7 @@ impl PlainKafka {
     }
 
     /// A member of a group as the original's services are: `range`, automatic commits.
-    pub(crate) fn member(&self, group: &str, topic: &str) -> StreamConsumer {
+    pub(crate) fn member(&self, group: &str, topic: &str) -> Member {
         let consumer: StreamConsumer = ClientConfig::new()
             .set("bootstrap.servers", &self.bootstrap)
             .set("group.id", group)
@@ -185,7 +185,7 @@ impl PlainKafka {
             .create()
             .expect("a consumer");
         consumer.subscribe(&[topic]).expect("subscribe");
-        consumer
+        Member(Some(consumer))
     }
 
     /// Puts lines on a topic as a person would: `kcat`, no key, no headers.
@@ -203,8 +203,21 @@ impl PlainKafka {
     }
 }
 
+/// A plain consumer in a group.
+pub(crate) struct Member(Option<StreamConsumer>);
+
+impl Drop for Member {
+    /// Leaves the group on a thread of its own: leaving waits for the broker, without end when that
+    /// has gone in the middle of a rebalance, and a test's runtime would wait with it.
+    fn drop(&mut self) {
+        let consumer = self.0.take();
+        std::thread::spawn(move || drop(consumer));
+    }
+}
+
 /// Receives one record; `None` when none comes in time. Errors of the connection are waited out.
-pub(crate) async fn receive(consumer: &StreamConsumer, limit: Duration) -> Option<Seen> {
+pub(crate) async fn receive(member: &Member, limit: Duration) -> Option<Seen> {
+    let consumer = member.0.as_ref()?;
     let deadline = Instant::now() + limit;
     while Instant::now() < deadline {
         // librdkafka's wake-up can get lost, so no wait is long.
