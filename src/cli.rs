@@ -18,7 +18,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::app;
 use crate::config::{self, Config, ConfigErrors, Flag, Role, Sources};
 use crate::protocol::ids::UserId;
-use crate::tools::token;
+use crate::tools::{dlq, print, token};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -41,7 +41,7 @@ struct Cli {
     command: Command,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 struct Common {
     /// Configuration file (TOML).
     #[arg(long, global = true, value_name = "FILE")]
@@ -76,6 +76,9 @@ enum Command {
     /// Make, look at and revoke users' tokens, with a gateway's configuration.
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Look at dead letters, replay or drop them: in Kafka where its or Redis's address is set,
+    /// otherwise in all-in-one's data directory.
+    Dlq(dlq::Arguments),
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -181,17 +184,14 @@ fn carry_out(cli: Cli) -> anyhow::Result<()> {
             ephemeral,
         } => {
             let mut flags = listen.flags("server");
-            if let Some(dir) = data_dir {
-                flags.push(flag("--data-dir", "embedded.data_dir", dir));
-                // Who names a folder means it to be used, whatever EPHEMERAL says.
-                flags.push(flag("--data-dir", "embedded.ephemeral", "false"));
-            }
+            flags.extend(data_dir.into_iter().flat_map(in_folder));
             if ephemeral {
                 flags.push(flag("--ephemeral", "embedded.ephemeral", "true"));
             }
             start(Role::AllInOne, common, flags)
         }
         Command::Token(command) => tokens(common, command),
+        Command::Dlq(arguments) => dead_letters(common, arguments),
         Command::Config(ConfigCommand::Show { role, json }) => {
             let config = load(role, common, Vec::new())?;
             print(&if json {
@@ -213,15 +213,6 @@ fn carry_out(cli: Cli) -> anyhow::Result<()> {
     }
 }
 
-/// To standard output; a reader that has seen enough (`| head`) is no failure.
-fn print(text: &str) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(()),
-    }
-}
-
 impl Listen {
     fn flags(self, section: &str) -> Vec<Flag> {
         let host = self
@@ -240,6 +231,14 @@ fn flag(flag: &str, key: &str, value: impl Into<String>) -> Flag {
         key: key.to_owned(),
         value: value.into(),
     }
+}
+
+/// Who names a folder means it to be used, whatever EPHEMERAL says.
+fn in_folder(folder: String) -> [Flag; 2] {
+    [
+        flag("--data-dir", "embedded.data_dir", folder),
+        flag("--data-dir", "embedded.ephemeral", "false"),
+    ]
 }
 
 fn load(role: Role, common: Common, named: Vec<Flag>) -> Result<Config, ConfigErrors> {
@@ -298,6 +297,35 @@ fn tokens(common: Common, command: TokenCommand) -> anyhow::Result<()> {
             print("revoked\n")
         }
     }
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("the runtime can't be started")
+}
+
+fn dead_letters(common: Common, arguments: dlq::Arguments) -> anyhow::Result<()> {
+    let folder = arguments.data_dir.as_ref();
+    let flags: Vec<Flag> = folder
+        .map(|folder| folder.display().to_string())
+        .into_iter()
+        .flat_map(in_folder)
+        .collect();
+    let place = if let Some(url) = arguments.url.clone() {
+        dlq::Place::Running(load(Role::AllInOne, common, flags)?, url)
+    } else {
+        let scaled = load(Role::AiWorker, common.clone(), Vec::new())?;
+        if folder.is_none() && scaled.names_servers() {
+            app::validate(&scaled)?;
+            dlq::Place::Kafka(scaled)
+        } else {
+            dlq::Place::Folder(load(Role::AllInOne, common, flags)?)
+        }
+    };
+    runtime()?.block_on(dlq::run(arguments, place))
 }
 
 /// All of a health check, connecting included.

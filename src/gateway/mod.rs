@@ -21,6 +21,7 @@ use crate::config::settings::GatewaySettings;
 use crate::fanout::Fanout;
 use crate::health::Health;
 use crate::log::Log;
+use crate::pipeline::letters::Letters;
 
 pub(crate) mod auth;
 mod connection;
@@ -29,6 +30,7 @@ mod feed;
 mod handshake;
 mod history;
 mod inbound;
+mod letters;
 mod limits;
 mod origin;
 mod outbound;
@@ -61,6 +63,9 @@ pub struct Parts {
     pub health: Arc<Health>,
     /// The routes that every role has.
     pub admin: Arc<Admin>,
+    /// The dead letters, where this process alone can reach them: then it serves them to who
+    /// brings the admin key.
+    pub letters: Option<Letters>,
 }
 
 /// Why the gateway ended by itself.
@@ -86,6 +91,7 @@ struct Gateway {
     settings: GatewaySettings,
     health: Arc<Health>,
     admin: Arc<Admin>,
+    letters: Option<Letters>,
     counters: counters::Counters,
     registry: registry::Registry,
     limits: Arc<limits::Limits>,

@@ -113,6 +113,18 @@ impl MessageId {
         ])
     }
 
+    /// The identity of the message that brings a dead letter's record back: the same however often
+    /// it is brought back, and never that of the record.
+    pub fn of_replay(topic: &str, partition: i32, offset: i64, timestamp_ms: i64) -> Self {
+        Self::derive(&[
+            "replay",
+            topic,
+            &partition.to_string(),
+            &offset.to_string(),
+            &timestamp_ms.to_string(),
+        ])
+    }
+
     /// Each part goes in with its length before it, so that no two lists of parts collide.
     fn derive(parts: &[&str]) -> Self {
         let mut name = Vec::new();

@@ -16,6 +16,8 @@ pub mod header {
     pub const CORRELATION_ID: &str = "correlation_id";
     /// W3C trace context.
     pub const TRACEPARENT: &str = "traceparent";
+    /// The message of which this one is a replay (protocol.md section 7).
+    pub const REPLAY_OF: &str = "replay_of";
 }
 
 /// What a user asked: a record of `incoming_messages`, as it is written.
