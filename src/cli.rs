@@ -18,7 +18,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::app;
 use crate::config::{self, Config, ConfigErrors, Flag, Role, Sources};
 use crate::protocol::ids::UserId;
-use crate::tools::{dlq, print, token};
+use crate::tools::{dlq, doctor, print, token};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -79,6 +79,9 @@ enum Command {
     /// Look at dead letters, replay or drop them: in Kafka where its or Redis's address is set,
     /// otherwise in all-in-one's data directory.
     Dlq(dlq::Arguments),
+    /// Check all that a deployment stands on, and say what to do. Exit code 0: no problem, 1:
+    /// problems, 2: the configuration can't be used.
+    Doctor(doctor::Arguments),
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -191,6 +194,7 @@ fn carry_out(cli: Cli) -> anyhow::Result<()> {
             start(Role::AllInOne, common, flags)
         }
         Command::Token(command) => tokens(common, command),
+        Command::Doctor(arguments) => examine(&common, &arguments),
         Command::Dlq(arguments) => dead_letters(common, arguments),
         Command::Config(ConfigCommand::Show { role, json }) => {
             let config = load(role, common, Vec::new())?;
@@ -305,6 +309,38 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
         .enable_all()
         .build()
         .context("the runtime can't be started")
+}
+
+fn examine(common: &Common, arguments: &doctor::Arguments) -> anyhow::Result<()> {
+    let folder = arguments.data_dir.clone().into_iter().flat_map(in_folder);
+    let folder: Vec<Flag> = folder.collect();
+    let mut loaded = doctor::Loaded {
+        configs: Vec::new(),
+        wrong: Vec::new(),
+    };
+    let roles = match arguments.role {
+        Some(role) => vec![role],
+        None if !folder.is_empty() => vec![Role::AllInOne],
+        None => match load(Role::AiWorker, common.clone(), Vec::new()) {
+            Ok(config) if !config.names_servers() => vec![Role::AllInOne],
+            _ => vec![Role::Gateway, Role::AiWorker, Role::Relay],
+        },
+    };
+    for role in roles {
+        let flags = match role {
+            Role::AllInOne => folder.clone(),
+            _ => Vec::new(),
+        };
+        match load(role, common.clone(), flags) {
+            Ok(config) => loaded.configs.push(config),
+            Err(errors) => loaded.wrong.push((role, errors)),
+        }
+    }
+    let runtime = runtime()?;
+    let result = runtime.block_on(doctor::run(arguments, loaded));
+    // What still asks a server that does not answer is not waited for.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
 }
 
 fn dead_letters(common: Common, arguments: dlq::Arguments) -> anyhow::Result<()> {

@@ -3,6 +3,7 @@
 use std::io::Write as _;
 
 pub(crate) mod dlq;
+pub(crate) mod doctor;
 pub(crate) mod token;
 
 /// To standard output; a reader that has seen enough (`| head`) is no failure.

@@ -19,6 +19,7 @@ mod log_embedded;
 mod log_kafka;
 mod monitoring;
 mod nginx;
+mod operate;
 mod parsers;
 mod smoke;
 mod support;
