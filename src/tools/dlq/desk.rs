@@ -40,6 +40,8 @@ struct Running {
     client: reqwest::Client,
     base: Url,
     key: SecretString,
+    /// What to look at when it does not answer.
+    hint: String,
 }
 
 impl Desk {
@@ -121,7 +123,12 @@ impl Desk {
             if address.ip().is_unspecified() {
                 address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
             }
-            return Self::running(config, &format!("http://{address}"));
+            let hint = format!(
+                "data directory {} is in use; name the address of the chatmesh that runs on it by \
+                 --url, or stop it",
+                folder.display()
+            );
+            return Self::asking(config, &format!("http://{address}"), hint);
         }
         let pid = pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
         bail!(
@@ -132,16 +139,30 @@ impl Desk {
     }
 
     fn running(config: &Config, url: &str) -> anyhow::Result<Self> {
+        Self::asking(config, url, "is all-in-one running there?".to_owned())
+    }
+
+    fn asking(config: &Config, url: &str, hint: String) -> anyhow::Result<Self> {
         let base = Url::parse(url)
             .ok()
             .filter(|url| matches!(url.scheme(), "http" | "https"));
         let base = base.context("--url must begin with http:// or https://")?;
         let key = config.gateway().admin_key;
         let key = key.context("a running all-in-one is asked with its admin key: set ADMIN_KEY")?;
-        let client = reqwest::Client::builder().timeout(ASK).build()?;
+        // The key goes to nobody else.
+        let client = reqwest::Client::builder()
+            .timeout(ASK)
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .build()?;
         Ok(Self {
             place: base.to_string(),
-            work: Work::There(Running { client, base, key }),
+            work: Work::There(Running {
+                client,
+                base,
+                key,
+                hint,
+            }),
             stopped: false,
         })
     }
@@ -234,9 +255,9 @@ impl Running {
             .client
             .request(method, url)
             .bearer_auth(self.key.expose_secret());
-        let reply = request.send().await.with_context(|| {
-            format!("{} can't be asked: is all-in-one running there?", self.base)
-        })?;
+        let reply = request.send().await.map_err(reqwest::Error::without_url);
+        let reply =
+            reply.with_context(|| format!("{} can't be asked: {}", self.base, self.hint))?;
         let status = reply.status();
         let body: Value = reply.json().await.unwrap_or_default();
         match status {
