@@ -29,8 +29,8 @@ mod yaml {
             .map(|line| (line.len() - line.trim_start().len(), line.trim_start()))
             .collect();
         let mut lines = lines.into_iter().peekable();
-        match lines.peek() {
-            Some((indent, _)) => block(&mut lines, *indent),
+        match lines.peek().copied() {
+            Some((indent, _)) => block(&mut lines, indent),
             None => Value::Null,
         }
     }
