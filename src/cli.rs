@@ -321,10 +321,16 @@ fn examine(common: &Common, arguments: &doctor::Arguments) -> anyhow::Result<()>
     let roles = match arguments.role {
         Some(role) => vec![role],
         None if !folder.is_empty() => vec![Role::AllInOne],
-        None => match load(Role::AiWorker, common.clone(), Vec::new()) {
-            Ok(config) if !config.names_servers() => vec![Role::AllInOne],
-            _ => vec![Role::Gateway, Role::AiWorker, Role::Relay],
-        },
+        // What says where the servers are is read alike for every role; one may be wrong.
+        None => {
+            let mut any = Role::ALL.iter();
+            let any = any.find_map(|role| load(*role, common.clone(), Vec::new()).ok());
+            if any.is_some_and(|config| !config.names_servers()) {
+                vec![Role::AllInOne]
+            } else {
+                vec![Role::Gateway, Role::AiWorker, Role::Relay]
+            }
+        }
     };
     for role in roles {
         let flags = match role {

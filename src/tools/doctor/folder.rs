@@ -30,7 +30,10 @@ pub(super) fn look(config: &Config, findings: &mut Findings) {
         );
     }
     if let Err(why) = folder.format {
-        findings.sentence(super::report::Status::Problem, &why);
+        let (text, advice) = why
+            .rsplit_once(": ")
+            .unwrap_or((&why, "look at what is in it"));
+        findings.problem(text, advice);
     }
     match (folder.exists, folder.held) {
         (false, _) => findings.ok(format!(
