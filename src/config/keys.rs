@@ -120,7 +120,7 @@ keys! {
         By(&[(Role::AiWorker, "8002"), (Role::Relay, "8001")]), ADMIN,
         "Port of health and metrics; the gateway has them on its own port.";
 
-    OTEL_EXPORTER_OTLP_ENDPOINT "traces.endpoint" Kind::HttpUrl, Worked("none: traces are passed on, and not recorded"), ALL,
+    OTEL_EXPORTER_OTLP_ENDPOINT "traces.url" Kind::HttpUrl, Worked("none: traces are passed on, and not recorded"), ALL,
         "OTLP/HTTP collector that gets the traces, such as http://localhost:4318; /v1/traces is added.";
     OTEL_EXPORTER_OTLP_HEADERS "traces.headers" Kind::Map, Is(""), ALL, secret: true,
         "Headers for it, as key=value,key=value; values may be percent-encoded.";

@@ -537,8 +537,14 @@ impl Attendant {
                 .unwrap_or_else(|_| Verdict::Failed("the handler panicked".to_owned()));
             let reason = match verdict {
                 Verdict::Done => return Ok(Ended::Finished),
-                Verdict::GoBack => return Ok(Ended::GoBack),
-                Verdict::Left => return Ok(Ended::Left),
+                Verdict::GoBack => {
+                    work.span_mut().event("goes back");
+                    return Ok(Ended::GoBack);
+                }
+                Verdict::Left => {
+                    work.span_mut().event("left to another");
+                    return Ok(Ended::Left);
+                }
                 Verdict::Dead(reason) => {
                     work.span_mut().fail("dead_letter");
                     self.dead_letters

@@ -24,7 +24,7 @@ pub use exporter::TracesError;
 pub use span::{Kind, Span};
 
 /// How long the end of a process waits for the last spans to be exported.
-const FLUSH: Duration = Duration::from_secs(3);
+const FLUSH: Duration = Duration::from_secs(2);
 
 /// What the log and the fan-out are called in `messaging.system`.
 #[derive(Debug, Clone, Copy)]

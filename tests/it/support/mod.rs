@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 pub(crate) mod client;
+pub(crate) mod collector;
 pub(crate) mod http;
 pub(crate) mod kafka;
 pub(crate) mod kafka_broker;
