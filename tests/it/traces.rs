@@ -146,7 +146,10 @@ fn look_at(spans: &[Span], answer: &Value) {
     assert_eq!(ids.len(), spans.len());
     for span in spans {
         assert!(span.start <= span.end, "{span:?}");
-        assert_eq!(span.state, "vendor=x", "{span:?}");
+        // Frames name the trace alone.
+        if span.name != "deliver to socket" {
+            assert_eq!(span.state, "vendor=x", "{span:?}");
+        }
         let text = format!("{span:?}");
         for hidden in [USER, PROMPT, "hidden-conversation", "sk-test", "any-token"] {
             assert!(!text.contains(hidden), "{hidden} in {span:?}");
