@@ -498,6 +498,7 @@ mod tests {
             position: None,
             origin: None,
             text: Some(format!("d{n}").into()),
+            trace: None,
         }
     }
 
