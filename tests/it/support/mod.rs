@@ -10,6 +10,7 @@ pub(crate) mod client;
 pub(crate) mod http;
 pub(crate) mod kafka;
 pub(crate) mod kafka_broker;
+pub(crate) mod link;
 pub(crate) mod model;
 pub(crate) mod process;
 pub(crate) mod proxy;

@@ -108,6 +108,13 @@ impl Spec {
         Self::with_metrics_port(&["relay"])
     }
 
+    /// The same with its health and metrics on another free port.
+    pub(crate) fn other_metrics_port(mut self) -> Self {
+        let port = free_port();
+        self.port = Some(port);
+        self.env("METRICS_PORT", &port.to_string())
+    }
+
     /// Everything in one process, in memory only.
     pub(crate) fn ephemeral() -> Self {
         Self::with_port_flag(&["all-in-one", "--ephemeral"])
