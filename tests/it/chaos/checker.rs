@@ -145,7 +145,9 @@ impl Checker {
     ) {
         let id = device.message_id(&sent.id).unwrap_or_default();
         let of_content = |turn: &&&Turn| turn.question.as_deref() == Some(sent.content.as_str());
-        let turn = history.get(id).or_else(|| history.values().find(of_content));
+        let turn = history
+            .get(id)
+            .or_else(|| history.values().find(of_content));
         if device.reloads > 1 && turn.is_some() {
             return;
         }
@@ -233,7 +235,10 @@ impl Checker {
         self.count.messages += seen.sent;
         for frame in &seen.frames {
             if frame["userid"] != seen.user.as_str() {
-                self.breach(&format!("{}: a frame of another user: {frame}", seen.user), &[]);
+                self.breach(
+                    &format!("{}: a frame of another user: {frame}", seen.user),
+                    &[],
+                );
             }
             let Some(id) = frame["message_id"].as_str() else {
                 continue;

@@ -82,7 +82,9 @@ impl Crowd {
                 pace: size.pace,
                 reloaded: HashSet::new(),
             };
-            crowd.users.spawn(user.with_devices(1 + usize::from(n % 3 == 0)));
+            crowd
+                .users
+                .spawn(user.with_devices(1 + usize::from(n % 3 == 0)));
         }
         for n in 0..size.classic {
             let rng = StdRng::seed_from_u64(seed.wrapping_mul(37).wrapping_add(n as u64));
@@ -388,7 +390,8 @@ async fn classic(
     let patience = Duration::from_secs(8);
     while !*stopped.borrow() {
         let door = *doors.choose(&mut rng).expect("a door");
-        let Ok(Ok(mut client)) = timeout(patience, Classic::connect(door, "any-token", &name)).await
+        let Ok(Ok(mut client)) =
+            timeout(patience, Classic::connect(door, "any-token", &name)).await
         else {
             tokio::time::sleep(Duration::from_millis(rng.random_range(50..400))).await;
             continue;

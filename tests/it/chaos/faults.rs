@@ -246,7 +246,11 @@ impl<'a> Storm<'a> {
             }
             Fault::ProviderDown => {
                 for member in self.fleet.members.iter().filter(|m| m.is_worker()) {
-                    member.outside.as_ref().expect("a worker's").set(Traffic::Cut);
+                    member
+                        .outside
+                        .as_ref()
+                        .expect("a worker's")
+                        .set(Traffic::Cut);
                 }
                 // Within what the worker tries: 1 and 2 s between three attempts.
                 sleep(hold / 4).await;

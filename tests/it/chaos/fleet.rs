@@ -113,6 +113,11 @@ fn listeners(direct: &[(u16, u16)]) -> String {
 
 impl Fleet {
     pub(super) async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// With more settings for every role.
+    pub(super) async fn start_with(settings: &[(&str, &str)]) -> Self {
         let turn = turn().await;
         let whims = Arc::new(Whims::default());
         let model = ScriptedModel::start_with({
@@ -146,7 +151,9 @@ impl Fleet {
                 }
                 _ => (Spec::relay(), None),
             };
-            let spec = spec
+            let spec = settings
+                .iter()
+                .fold(spec, |spec, (name, value)| spec.env(name, value))
                 .env("KAFKA_BOOTSTRAP_SERVERS", &format!("127.0.0.1:{link}"))
                 .env("KAFKA_TOPIC_PARTITIONS", "6")
                 .env("REDIS_HOST", "127.0.0.1")

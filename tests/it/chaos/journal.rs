@@ -102,10 +102,10 @@ impl Journal {
                 return Ok(last.saturating_duration_since(since));
             }
             if Instant::now() > deadline {
-                let stuck = of_interest.by_ref().filter(|(_, life)| life.ended.is_none());
-                return Err(stuck
-                    .map(|(id, life)| (id.clone(), life.clone()))
-                    .collect());
+                let stuck = of_interest
+                    .by_ref()
+                    .filter(|(_, life)| life.ended.is_none());
+                return Err(stuck.map(|(id, life)| (id.clone(), life.clone())).collect());
             }
         }
     }

@@ -10,9 +10,11 @@ use tokio::time::Instant;
 
 mod checker;
 mod clients;
+mod disk;
 mod faults;
 mod fleet;
 mod journal;
+mod soak;
 
 use checker::Checker;
 use clients::{Crowd, Size};

@@ -113,7 +113,10 @@ impl PlainKafka {
             .create()
             .expect("an admin client");
         let grown = admin
-            .create_partitions([&NewPartitions::new(topic, partitions)], &AdminOptions::new())
+            .create_partitions(
+                [&NewPartitions::new(topic, partitions)],
+                &AdminOptions::new(),
+            )
             .await
             .expect("more partitions");
         for topic in grown {
