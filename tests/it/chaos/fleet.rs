@@ -5,8 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::MutexGuard;
-
 use crate::nginx::Nginx;
 use crate::support::kafka::PlainKafka;
 use crate::support::kafka_broker::KafkaBroker;
@@ -14,7 +12,7 @@ use crate::support::link::{Link, Traffic};
 use crate::support::model::{Answer, Script, ScriptedModel};
 use crate::support::process::{Chatmesh, Spec, free_port};
 use crate::support::redis::PrivateRedis;
-use crate::support::stack::turn;
+use crate::support::stack::{Turn, turn_alone};
 
 /// A process of the fleet and what it is connected by.
 pub(super) struct Member {
@@ -84,7 +82,7 @@ pub(super) struct Fleet {
     /// Gateways, workers, relays: two each.
     pub(super) members: Vec<Member>,
     nginx: Nginx,
-    _turn: MutexGuard<'static, ()>,
+    _turn: Turn,
 }
 
 const NAMES: [&str; 6] = [
@@ -118,7 +116,7 @@ impl Fleet {
 
     /// With more settings for every role.
     pub(super) async fn start_with(settings: &[(&str, &str)]) -> Self {
-        let turn = turn().await;
+        let turn = turn_alone().await;
         let whims = Arc::new(Whims::default());
         let model = ScriptedModel::start_with({
             let whims = whims.clone();
