@@ -11,6 +11,7 @@ pub(crate) mod collector;
 pub(crate) mod http;
 pub(crate) mod kafka;
 pub(crate) mod kafka_broker;
+pub(crate) mod link;
 pub(crate) mod model;
 pub(crate) mod process;
 pub(crate) mod proxy;
