@@ -19,6 +19,7 @@ pub mod letters;
 pub mod offsets;
 #[cfg(test)]
 mod tests;
+mod traced;
 mod work;
 
 pub use work::{Stopped, Work};
@@ -33,6 +34,8 @@ pub struct Delivery {
     pub replay: bool,
     /// Generation of its partition; grows whenever the partition is assigned or goes back.
     pub generation: u64,
+    /// When it came from the log.
+    pub received: std::time::SystemTime,
 }
 
 /// What became of a record.
