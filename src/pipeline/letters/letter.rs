@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::again::{identity, user_of};
 use super::dlq;
 use crate::log::{AppendError, LogError, Record};
 use crate::protocol::error_code::ErrorCode;
@@ -148,8 +149,8 @@ impl Letter {
             at_ms: record.timestamp_ms,
             code: code_of(&reason).to_owned(),
             attempts: number(dlq::ATTEMPTS).map_or(0, |n| n as u32),
-            userid: super::user_of(record).map(|user| user.to_string()),
-            message_id: super::identity(record, &source).to_string(),
+            userid: user_of(record).map(|user| user.to_string()),
+            message_id: identity(record, &source).to_string(),
             correlation_id: correlation_id(record),
             replay_of: record.header_text(header::REPLAY_OF).map(str::to_owned),
             value_left_out: number(dlq::VALUE_LEFT_OUT).map(|n| n as u64),

@@ -5,6 +5,7 @@ use crate::config::settings::EmbeddedSettings;
 use crate::fanout::Bounds;
 use crate::log::Log;
 use crate::log::embedded::EmbeddedLog;
+use crate::protocol::record::Question;
 use crate::store::Store;
 
 const TOPIC: &str = "incoming_messages";
