@@ -43,6 +43,7 @@ mod user;
 mod v1;
 
 pub use auth::KeyError;
+pub use auth::jwt::{Denied, Verified, Verifier};
 pub use server::serve;
 
 /// Answers the routes that every role has (`/metrics`, `/health/live`, `/health/ready`); `None`
@@ -80,7 +81,7 @@ pub enum GatewayError {
 /// What all connections share.
 struct Gateway {
     /// Checks the tokens where they are signed.
-    verifier: Option<auth::jwt::Verifier>,
+    verifier: Option<Verifier>,
     log: Arc<dyn Log>,
     fanout: Arc<dyn Fanout>,
     settings: GatewaySettings,
