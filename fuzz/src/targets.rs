@@ -107,9 +107,7 @@ pub fn client_frames(data: &[u8]) {
 /// 0xff (which no text has) into value, key and the headers' values.
 fn record(data: &[u8]) -> Record {
     let (has, rest) = data.split_first().unwrap_or((&0, &[]));
-    let mut parts = rest
-        .split(|byte| *byte == 0xff)
-        .map(Bytes::copy_from_slice);
+    let mut parts = rest.split(|byte| *byte == 0xff).map(Bytes::copy_from_slice);
     let value = parts.next().unwrap_or_default();
     let mut part = |bit: u8| parts.next().filter(|_| has & bit != 0);
     let key = part(1);
@@ -276,7 +274,10 @@ pub fn positions(data: &[u8]) {
     }
     assert_eq!(UserId::parse(text).is_ok(), is_identifier(text, 128));
     assert_eq!(ConversationId::parse(text).is_ok(), is_identifier(text, 64));
-    assert_eq!(ClientMessageId::parse(text).is_ok(), is_identifier(text, 64));
+    assert_eq!(
+        ClientMessageId::parse(text).is_ok(),
+        is_identifier(text, 64)
+    );
     assert_eq!(MessageId::parse(text).is_ok(), is_identifier(text, 64));
 }
 
@@ -286,7 +287,7 @@ fn base64(data: &[u8]) -> String {
     let mut text = String::new();
     for chunk in data.chunks(3) {
         let byte = |n: usize| u32::from(chunk.get(n).copied().unwrap_or(0));
-        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
+        let bits = (byte(0) << 16) | (byte(1) << 8) | byte(2);
         for digit in 0..=chunk.len() {
             let index = (bits >> (18 - 6 * digit)) & 63;
             text.push(char::from(DIGITS[index as usize]));
