@@ -1,0 +1,3 @@
+/** Types of the chatmesh client. */
+
+export declare const SUBPROTOCOL: 'chatmesh.v1';
