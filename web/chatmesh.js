@@ -517,6 +517,7 @@ export class ChatMesh {
       }
     }
     this.#clear('connect');
+    this.#alive();
     this.#failures = 0;
     this.#refusals = 0;
     this.#setState({ state: 'open', words: 'Connected.' });
