@@ -22,3 +22,4 @@ mod nginx;
 mod parsers;
 mod smoke;
 mod support;
+mod web;

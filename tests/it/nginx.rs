@@ -181,6 +181,24 @@ async fn sockets_are_spread_evenly_and_no_token_is_logged() {
     assert_eq!(health.header("x-frame-options"), Some("DENY"));
     assert_eq!(health.header("referrer-policy"), Some("no-referrer"));
     assert_eq!(health.header("server"), Some("nginx"));
+    for path in ["/", "/test-ui.html", "/chatmesh.js"] {
+        let file = http::get(&nginx.url(path)).await;
+        assert_eq!(file.status, 200, "{path}");
+        let policies = file.headers.get_all("content-security-policy");
+        let policies: Vec<_> = policies.iter().collect();
+        assert_eq!(policies.len(), 1, "{policies:?}");
+        let policy = policies[0].to_str().unwrap();
+        let sockets = format!("ws://127.0.0.1:{}", nginx.port);
+        assert!(policy.contains("default-src 'none'"), "{policy}");
+        assert!(policy.contains(&sockets), "{policy}");
+        for once in ["x-content-type-options", "referrer-policy", "etag"] {
+            assert_eq!(file.headers.get_all(once).iter().count(), 1, "{once}");
+        }
+        let etag = file.header("etag").unwrap();
+        let known = [("if-none-match", etag)];
+        let same = http::try_call(reqwest::Method::GET, &nginx.url(path), &known).await;
+        assert_eq!(same.unwrap().status, 304, "both gateways say the same");
+    }
     for closed in ["/metrics", "/metrics/"] {
         assert_eq!(http::get(&nginx.url(closed)).await.status, 404);
     }

@@ -1,6 +1,6 @@
 // The conversation that is shown, and where it is scrolled to.
 
-import { $, icon } from './dom.js';
+import { $, announce, icon } from './dom.js';
 import { TurnView } from './turn.js';
 
 const NEAR = 8;
@@ -16,7 +16,11 @@ export class Thread {
     this.actions = {
       grown: () => this.#stay(),
       retry: (turn) => {
-        chats.retry(this.chat, turn);
+        try {
+          chats.retry(this.chat, turn);
+        } catch (error) {
+          announce(error.message);
+        }
         this.toEnd();
         focusBox();
       },

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+pub(crate) mod browser;
 pub(crate) mod client;
 pub(crate) mod http;
 pub(crate) mod kafka;
@@ -18,6 +19,7 @@ pub(crate) mod redis_cluster;
 mod selftest;
 pub(crate) mod stack;
 pub(crate) mod v1;
+pub(crate) mod wire;
 pub(crate) mod world;
 
 /// Enough for anything that should take a moment, also on a busy machine.

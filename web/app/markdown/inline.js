@@ -194,7 +194,8 @@ function emphasize(list, growing) {
   }
   if (growing) {
     for (let entry = list.tail; entry; entry = entry.previous) {
-      if (entry.char && entry.char !== '_' && entry.opens && entry.count === 2 && entry.next) wrap(list, entry, null, 2);
+      const begun = entry.char && entry.char !== '_' && entry.opens && entry.next;
+      if (begun && (entry.count === 2 || (entry.count === 1 && !entry.closes))) wrap(list, entry, null, entry.count);
     }
   }
 }
