@@ -2,8 +2,6 @@
 
 import { kept } from './dom.js';
 
-const TITLES = 'chatmesh.titles';
-const OUTBOX = 'chatmesh.outbox';
 const MOST_TITLES = 200;
 const MOST_LISTED = 400;
 
@@ -28,7 +26,10 @@ export class Chats {
     this.changed = changed;
     this.all = new Map();
     this.current = null;
-    this.titles = kept.get(TITLES) ?? {};
+    // Of this user only: somebody else may sign in here next.
+    this.titlesKey = `chatmesh.titles.${client.userId}`;
+    this.outboxKey = `chatmesh.outbox.${client.userId}`;
+    this.titles = kept.get(this.titlesKey) ?? {};
     this.channel = typeof BroadcastChannel === 'function' ? new BroadcastChannel(`chatmesh.${client.userId}`) : null;
     if (this.channel) this.channel.onmessage = ({ data }) => this.#drop(data.forgotten);
     client.on('reload', () => this.refresh());
@@ -80,8 +81,12 @@ export class Chats {
 
   /** What was sent before the page was left and was never accepted is sent again. */
   resume() {
-    for (const { id, conversationId, question } of kept.get(OUTBOX, sessionStorage) ?? []) {
-      this.#adopt(this.client.send(question, { id, conversationId }));
+    for (const { id, conversationId, question } of kept.get(this.outboxKey, sessionStorage) ?? []) {
+      try {
+        this.#adopt(this.client.send(question, { id, conversationId }));
+      } catch {
+        // Damaged by hand; the others are still sent.
+      }
     }
   }
 
@@ -125,7 +130,7 @@ export class Chats {
     delete this.titles[chat.id];
     this.titles[chat.id] = chat.title;
     for (const id of Object.keys(this.titles).slice(0, -MOST_TITLES)) delete this.titles[id];
-    kept.set(TITLES, this.titles);
+    kept.set(this.titlesKey, this.titles);
   }
 
   /** The newest turns of a conversation. */
@@ -187,7 +192,7 @@ export class Chats {
   #drop(id) {
     this.all.delete(id);
     delete this.titles[id];
-    kept.set(TITLES, this.titles);
+    kept.set(this.titlesKey, this.titles);
     if (this.current?.id === id) {
       this.current = null;
       this.changed('turns', null);
@@ -252,6 +257,6 @@ export class Chats {
   #keepOutbox() {
     const waiting = this.client.open.filter((one) => one.mine && (one.state === 'queued' || one.state === 'sent'));
     const outbox = waiting.map(({ id, conversationId, question }) => ({ id, conversationId, question }));
-    kept.set(OUTBOX, outbox.length ? outbox : null, sessionStorage);
+    kept.set(this.outboxKey, outbox.length ? outbox : null, sessionStorage);
   }
 }

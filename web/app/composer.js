@@ -1,4 +1,4 @@
-// The message box: Enter sends, Shift+Enter begins a new line, Escape stops the answer.
+// The message box: Enter sends, Shift+Enter begins a new line.
 
 import { $, icon } from './dom.js';
 
@@ -13,8 +13,6 @@ export class Composer {
       if (event.key === 'Enter' && !event.shiftKey && !event.isComposing && event.keyCode !== 229) {
         event.preventDefault();
         this.#submit(send);
-      } else if (event.key === 'Escape' && !event.isComposing) {
-        stop();
       }
     });
     box.addEventListener('input', () => this.#changed());

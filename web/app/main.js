@@ -49,7 +49,7 @@ function start(userId) {
   }
 
   function stop() {
-    for (const turn of growing()) turn.live.cancel().catch(() => announce('It could not be stopped. Please try again.'));
+    for (const { live } of growing()) live.cancel().catch(() => announce('It could not be stopped. Please try again.'));
     show();
   }
 
@@ -63,7 +63,7 @@ function start(userId) {
     chats.open(addressed());
     drawer(false);
     // On a phone the keyboard would cover what was just opened.
-    if (matchMedia('(hover: hover)').matches) composer.focus();
+    if (!matchMedia('(pointer: coarse)').matches) composer.focus();
   }
 
   $('new-chat').prepend(icon('plus'));
@@ -81,6 +81,10 @@ function start(userId) {
   $('who').replaceChildren(icon('person'), h('span', {}, userId));
   $('who').setAttribute('aria-label', `You are ${userId}. Change it.`);
   $('who').addEventListener('click', () => identity.ask());
+  addEventListener('keydown', (event) => {
+    const elsewhere = document.querySelector('dialog[open]') || document.body.classList.contains('drawer-open');
+    if (event.key === 'Escape' && !event.isComposing && !elsewhere) stop();
+  });
   addEventListener('popstate', arrive);
   addEventListener('hashchange', arrive);
 

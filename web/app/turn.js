@@ -71,13 +71,18 @@ export class TurnView {
     const question = turn.question ?? 'A message of another device';
     if (this.question.textContent !== question) this.question.textContent = question;
     this.question.classList.toggle('unknown', turn.question === null);
-    this.element.setAttribute('aria-busy', String(turn.live !== null));
     if (turn.live) {
       if (this.following !== turn.live) this.#follow(turn.live);
     } else if (this.following === null && this.shown !== turn.text) {
       this.#draw(turn.text, false);
     }
+    this.element.setAttribute('aria-busy', String(this.#busy));
     this.#showNote();
+  }
+
+  /** Whether it grows, or its end is still to be drawn. */
+  get #busy() {
+    return this.turn.live !== null || this.following !== null;
   }
 
   async #follow(answer) {
@@ -85,6 +90,8 @@ export class TurnView {
     let spent = 0;
     try {
       for await (const { text } of answer) {
+        // Another conversation is shown now; coming back makes a new view.
+        if (!this.element.isConnected) return;
         const began = performance.now();
         this.#draw(text, true);
         this.#showNote();
@@ -110,14 +117,14 @@ export class TurnView {
   #showNote() {
     const { turn } = this;
     const state = turn.live ? `${turn.live.state} ${turn.live.text !== ''} ${turn.live.cancelling != null}` : `${turn.status} ${turn.error?.code}`;
-    const key = `${state} ${turn.question !== null}`;
+    const key = `${state} ${turn.question !== null} ${this.#busy}`;
     if (this.noted === key) return;
     this.noted = key;
     this.#stopCountdown();
     this.note.classList.toggle('bad', turn.status === 'failed');
     this.note.replaceChildren(...this.#noteParts());
     this.note.hidden = this.note.childNodes.length === 0;
-    const done = !turn.live && turn.status !== 'failed' && turn.text !== '';
+    const done = !this.#busy && turn.status !== 'failed' && turn.text !== '';
     this.tools.replaceChildren(...(done ? this.#toolParts() : []));
     this.tools.hidden = !done;
   }
@@ -131,6 +138,7 @@ export class TurnView {
       const dots = h('span', { class: 'waiting-dots', 'aria-hidden': 'true' }, h('i'), h('i'), h('i'));
       return [dots, h('span', {}, words[turn.live.state] ?? '')];
     }
+    if (this.#busy) return [];
     if (turn.status === 'cancelled') {
       return [turn.text ? 'Stopped here.' : 'Stopped before it began.', ...this.#retryPart('Ask again')];
     }

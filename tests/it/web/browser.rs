@@ -257,6 +257,7 @@ async fn two_tabs_are_in_step() {
         "shared"
     );
     // Stopped here, stopped there.
+    browser.click("#box").await;
     browser
         .press(&crate::support::browser::key::ESCAPE.to_string())
         .await;
@@ -378,7 +379,7 @@ async fn limits_and_tokens_are_explained_and_can_be_mended() {
         .env("TOKEN_ENDPOINT", "admin")
         .env("ADMIN_KEY", "an-admin-key-of-this-test")
         .env("USER_RATE_LIMIT_MAX_REQUESTS", "1")
-        .env("USER_RATE_LIMIT_WINDOW_SECONDS", "3")
+        .env("USER_RATE_LIMIT_WINDOW_SECONDS", "6")
         .start()
         .await;
     let key = [("authorization", "Bearer an-admin-key-of-this-test")];
@@ -410,7 +411,6 @@ async fn limits_and_tokens_are_explained_and_can_be_mended() {
     assert_eq!(leaked, false);
 
     ask(&browser, "one").await;
-    shows(&browser, "echo: one").await;
     ask(&browser, "two").await;
     browser
         .until("document.body.innerText.includes('You can send again in')")
@@ -433,4 +433,14 @@ async fn limits_and_tokens_are_explained_and_can_be_mended() {
     browser
         .until("document.getElementById('identity').open")
         .await;
+
+    // Where everybody may have a token, the page gets one by itself.
+    let open_server = with_model(Spec::ephemeral(), &model)
+        .env("AUTH_MODE", "stored")
+        .env("TOKEN_ENDPOINT", "open")
+        .start()
+        .await;
+    open(&browser, &open_server.url("/")).await;
+    ask(&browser, "three").await;
+    shows(&browser, "echo: three").await;
 }

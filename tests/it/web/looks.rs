@@ -283,8 +283,8 @@ async fn a_text_that_grows_ends_as_the_whole_text_and_keeps_its_finished_parts()
     let result = browser.run(&script).await;
     assert_eq!(result["same"], true, "{result:#}");
     assert_eq!(result["kept"], true);
-    // About 2 µs a character on a slow machine; building all of it each time would take minutes.
+    // A second on a quiet machine; building all of it each time would take minutes.
     let spent = result["spent"].as_f64().unwrap();
-    assert!(spent < 10_000.0, "{spent} ms");
+    assert!(spent < 30_000.0, "{spent} ms");
     browser.assert_no_complaints().await;
 }
