@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
+use crate::support::browser::Browser;
 use crate::support::client::Classic;
+use crate::support::model::Script;
 use crate::support::process::{Chatmesh, free_port};
 use crate::support::stack::Stack;
 use crate::support::{SOON, eventually, http};
@@ -275,4 +277,48 @@ async fn clients_of_a_gateway_that_stops_or_dies_come_back_to_the_other_one() {
     })
     .await;
     nginx.assert_no_token_in_the_logs();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_chat_page_goes_on_with_an_answer_when_its_gateway_is_killed() {
+    let stack = Stack::start().await;
+    let mut one = stack.gateway("server_1").start().await;
+    let mut two = stack.gateway("server_2").start().await;
+    let _worker = stack.worker("worker_1").start().await;
+    let _relay = stack.relay("relay_1").start().await;
+    let nginx = Nginx::start([one.port(), two.port()]).await;
+    let words: Vec<String> = (1..=150).map(|n| format!("word{n}")).collect();
+    let text = words.join(" ");
+    let paced = Script::say(&text).paced(Duration::from_millis(20));
+    stack.model.next_for("count", paced);
+
+    let browser = Browser::start().await;
+    browser.open(&nginx.url("/")).await;
+    let connected = "document.getElementById('connection').dataset.state === 'open'";
+    browser.until(connected).await;
+    browser.write("#box", "count\u{e007}").await;
+    let answer = "(document.querySelector('.answer')?.innerText ?? '')";
+    browser
+        .until(&format!("{answer}.includes('word10 ')"))
+        .await;
+    let its = if connections(&one).await == 1 {
+        &mut one
+    } else {
+        &mut two
+    };
+    assert_eq!(connections(its).await, 1);
+    its.kill9();
+    browser
+        .until(&format!("{answer}.includes('word150')"))
+        .await;
+    browser
+        .until("document.querySelector('.turn[aria-busy=false]')")
+        .await;
+    browser.until(connected).await;
+    assert_eq!(browser.text(answer).await.trim(), text);
+    assert_eq!(
+        stack.model.count_for("count"),
+        1,
+        "the answer was not begun anew"
+    );
 }
