@@ -46,6 +46,7 @@ const FILES: &[(&str, &str, &[u8])] = files! {
     SCRIPT "app/thread.js";
     SCRIPT "app/turn.js";
     SCRIPT "app/markdown/blocks.js";
+    SCRIPT "app/markdown/colour.js";
     SCRIPT "app/markdown/inline.js";
     SCRIPT "app/markdown/view.js";
 };

@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
 import { blocksOf, linesOf } from '../app/markdown/blocks.js';
+import { piecesOf } from '../app/markdown/colour.js';
 import { inlinesOf, safeAddress } from '../app/markdown/inline.js';
 
 const blocks = (text) => blocksOf(linesOf(text)).map(({ first, next, ...block }) => block);
@@ -86,6 +87,23 @@ test('lists: nested, numbered, loose, with code and tasks', () => {
   assert.equal(blocks('- a\n\n- b')[0].loose, true);
   assert.equal(blocks('1. a\n  - under it\n2. b')[0].items[0].blocks[1].type, 'list', 'as models indent');
   assert.deepEqual(types('text\n2. not a list\n1. a list'), ['paragraph', 'list']);
+});
+
+test('colours change nothing of a code', () => {
+  const code = 'fn f() { // let\n  let s = "a \\" fn"; /* x */ 0x1F + 2.5 // it\'s\n}';
+  const pieces = piecesOf(code, 'rust');
+  assert.equal(pieces.map(([, text]) => text).join(''), code);
+  const of = (kind) => pieces.filter(([one]) => one === kind).map(([, text]) => text);
+  assert.deepEqual(of('word'), ['fn', 'let']);
+  assert.deepEqual(of('comment'), ['// let', '/* x */', '// it\'s']);
+  assert.deepEqual(of('string'), ['"a \\" fn"']);
+  assert.deepEqual(of('number'), ['0x1F', '2.5']);
+  assert.deepEqual(piecesOf('# no "x', 'python')[0], ['comment', '# no "x']);
+  assert.deepEqual(piecesOf('SELECT a -- b', 'sql').map(([kind]) => kind), ['word', null, 'comment']);
+  for (const text of ['\'', '"', '/*', '`', '/', '-', '#', '\\', '\'\n', 'é "']) {
+    for (const language of ['js', 'sh', 'sql', 'x']) assert.equal(piecesOf(text.repeat(500), language).map(([, one]) => one).join(''), text.repeat(500));
+  }
+  assert.deepEqual(piecesOf('let x', 'text'), [[null, 'let x']]);
 });
 
 test('a hostile text takes neither the stack nor the time', () => {

@@ -102,6 +102,7 @@ const CONTRASTS: &str = r"(() => {
     for (const ground of ['ground', 'side', 'raised', 'code']) {
         for (const text of ['text', 'muted', 'accent', 'danger', 'warn', 'good']) pairs.push([text, ground]);
     }
+    for (const text of ['code-word', 'code-string', 'code-number']) pairs.push([text, 'code']);
     pairs.push(['text', 'bubble'], ['muted', 'bubble'], ['on-accent', 'accent'], ['on-danger', 'danger'], ['ground', 'text']);
     return pairs.map(([text, ground]) => {
         const [high, low] = [light(text), light(ground)].sort((a, b) => b - a);
@@ -271,7 +272,7 @@ async fn a_text_that_grows_ends_as_the_whole_text_and_keeps_its_finished_parts()
          const growing = new MarkdownView(long);
          let all = '';
          const began = performance.now();
-         for (let n = 0; n < 2000; n += 1) {{
+         for (let n = 0; n < 600; n += 1) {{
              all += n % 40 ? 'A **sentence** of an answer with `code` in it. ' : '\\n\\n';
              growing.update(all, true);
          }}

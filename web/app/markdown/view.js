@@ -2,6 +2,7 @@
 
 import { copyButton, h } from '../dom.js';
 import { blocksOf, linesOf } from './blocks.js';
+import { piecesOf } from './colour.js';
 import { inlinesOf } from './inline.js';
 
 export class MarkdownView {
@@ -26,8 +27,9 @@ export class MarkdownView {
     const rest = text.slice(this.settled);
     const lines = linesOf(rest);
     const blocks = blocksOf(lines);
-    if (this.code && blocks.length === 1 && blocks[0].type === 'code' && blocks[0].language === this.code.language) {
-      this.#addCode(blocks[0]);
+    const [only] = blocks;
+    if (growing && this.code && blocks.length === 1 && !only.closed && only.language === this.code.language) {
+      this.#addCode(only.text);
       return;
     }
     this.code = null;
@@ -46,16 +48,15 @@ export class MarkdownView {
     }
     if (begun === 1 && last.type === 'code' && !last.closed) {
       const text = this.root.lastChild.querySelector('code').firstChild;
-      this.code = { language: last.language, text, length: last.text.length };
+      this.code = { language: last.language, text };
     }
   }
 
-  #addCode(block) {
+  #addCode(all) {
     // The tail may be taken back: a closing fence that has only begun.
     const { text } = this.code;
-    if (block.text.startsWith(text.data)) text.appendData(block.text.slice(text.data.length));
-    else text.data = block.text;
-    if (block.closed) this.code = null;
+    if (all.startsWith(text.data)) text.appendData(all.slice(text.data.length));
+    else text.data = all;
   }
 }
 
@@ -73,7 +74,7 @@ function build(block, growing) {
     case 'rule':
       return h('hr');
     case 'code':
-      return buildCode(block);
+      return buildCode(block, growing);
     case 'quote':
       return h('blockquote', { dir: 'auto' }, ...children(block.blocks, growing));
     case 'list':
@@ -89,8 +90,11 @@ function children(blocks, growing) {
   return blocks.map((block, n) => build(block, growing && n === blocks.length - 1));
 }
 
-function buildCode({ language, text }) {
-  const code = h('code', {}, document.createTextNode(text));
+function buildCode({ language, text, closed }, growing) {
+  // Coloured when it is whole.
+  const pieces = growing && !closed ? [[null, text]] : piecesOf(text, language);
+  const parts = pieces.map(([kind, piece]) => (kind ? h('span', { class: `code-${kind}` }, piece) : document.createTextNode(piece)));
+  const code = h('code', {}, ...parts);
   const label = language || 'text';
   return h(
     'figure',
