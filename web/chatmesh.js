@@ -676,7 +676,7 @@ export class ChatMesh {
     } else if (code === 1001) {
       this.#retry('The server restarts.', comeBack ?? undefined);
     } else {
-      this.#retry(code === 4503 ? 'The server has trouble behind it.' : 'The connection was lost.');
+      this.#retry(code === 4503 ? 'The server has trouble behind it.' : 'The connection was lost.', comeBack ?? undefined);
     }
   }
 

@@ -123,12 +123,12 @@ impl File {
     }
 
     /// Answers a request for it.
-    pub(super) fn serve(&self, method: &Method, headers: &HeaderMap) -> Result<Reply, Refusal> {
+    pub(super) fn serve(&self, method: &Method, headers: &HeaderMap) -> Reply {
         if method != Method::GET && method != Method::HEAD {
             let mut reply = Refusal::method().reply();
             let allow = HeaderValue::from_static("GET, HEAD");
             reply.headers_mut().insert(ALLOW, allow);
-            return Ok(reply);
+            return reply;
         }
         let known = headers
             .get_all(IF_NONE_MATCH)
@@ -158,7 +158,7 @@ impl File {
         if self.shared {
             to.insert(ACCESS_CONTROL_ALLOW_ORIGIN, fixed("*"));
         }
-        Ok(reply)
+        reply
     }
 }
 

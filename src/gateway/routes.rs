@@ -51,7 +51,7 @@ pub(super) async fn route(
         path if path.starts_with("/conversations/") => history(&gateway, request).await,
         "/health" if request.method() == Method::GET => Ok(health(&gateway)),
         _ => match gateway.page.as_ref().and_then(|page| page.find(path)) {
-            Some(file) => file.serve(request.method(), request.headers()),
+            Some(file) => Ok(file.serve(request.method(), request.headers())),
             None => (gateway.admin)(request.method(), path).ok_or_else(Refusal::not_found),
         },
     };

@@ -136,11 +136,16 @@ export class Chats {
   /** The newest turns of a conversation. */
   async load(chat) {
     chat.stale = false;
+    const began = performance.now();
+    chat.asked = began;
     try {
       const page = await this.client.messages(chat.id, { limit: 50 });
+      // Another one was begun later, and knows more.
+      if (chat.asked !== began) return;
       chat.trouble = null;
-      this.#merge(chat, page);
+      this.#merge(chat, page, began);
     } catch (error) {
+      if (chat.asked !== began) return;
       chat.stale = true;
       chat.trouble = `The earlier messages could not be loaded: ${error.message}`;
     }
@@ -172,11 +177,11 @@ export class Chats {
     });
   }
 
-  /** The history's turns, and behind them what is only here: under way, or never accepted. */
-  #merge(chat, page) {
+  /** The history's turns, and behind them what is only here: under way, never accepted, or ended since it was asked. */
+  #merge(chat, page, began) {
     const turns = this.#turns(chat, page);
     const listed = new Set(turns);
-    const own = chat.turns.filter((turn) => !listed.has(turn) && (turn.live || !turn.messageId));
+    const own = chat.turns.filter((turn) => !listed.has(turn) && (turn.live || !turn.messageId || turn.endedAt >= began));
     chat.turns = [...turns, ...own];
     chat.next = page.next;
     const question = chat.turns.find((turn) => turn.question)?.question;
@@ -240,6 +245,7 @@ export class Chats {
     const [chat, turn] = this.#turnOf(answer);
     if (!turn) return;
     turn.live = null;
+    turn.endedAt = performance.now();
     turn.messageId = answer.messageId;
     turn.text = answer.text;
     turn.status = answer.state;
@@ -249,6 +255,8 @@ export class Chats {
     if (turn.question === null || answer.error?.code === 'missed') {
       chat.stale = true;
       if (chat === this.current) this.load(chat);
+      // The list goes on without its name where it can't be had.
+      else this.#nameUnknown().catch(() => {});
     }
     this.changed('list');
     this.changed('turns', chat);

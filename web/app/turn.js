@@ -149,7 +149,8 @@ export class TurnView {
   #failedParts() {
     const { error } = this.turn;
     const advice = error ? (ADVICE[error.code] ?? error.message) : 'This message was not answered.';
-    const text = h('span', { role: 'alert' }, advice);
+    // What failed long ago is no news.
+    const text = h('span', { role: error ? 'alert' : null }, advice);
     const retry = this.#retryPart('Try again');
     if (error?.retryAfterMs > 0 && retry.length) {
       const left = h('span');

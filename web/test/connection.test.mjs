@@ -55,16 +55,18 @@ test('the waiting time is jittered between half of it and all', async (t) => {
   assert.equal(client.state.retryInMs, 125);
 });
 
-test('a closing server says when to come back', async (t) => {
-  const { connect, sockets, tick } = await begin(t);
-  const socket = await connect();
-  socket.say({ type: 'closing', reason: 'going_away', retry_after_ms: 5000 });
-  socket.end(1001, 'going_away');
-  await tick(4999);
-  assert.equal(sockets().length, 1);
-  await tick(64);
-  assert.equal(sockets().length, 2);
-});
+for (const code of [1001, 1006]) {
+  test(`a closing server says when to come back, also when the end is ${code}`, async (t) => {
+    const { connect, sockets, tick } = await begin(t);
+    const socket = await connect();
+    socket.say({ type: 'closing', reason: 'going_away', retry_after_ms: 5000 });
+    socket.end(code);
+    await tick(4999);
+    assert.equal(sockets().length, 1);
+    await tick(64);
+    assert.equal(sockets().length, 2);
+  });
+}
 
 test('4429 waits at least half a minute', async (t) => {
   const { connect, sockets, tick } = await begin(t);
