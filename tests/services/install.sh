@@ -46,9 +46,13 @@ install_packages() {
     command -v kcat >/dev/null || missing+=(kcat)
     command -v nginx >/dev/null || [[ -x /usr/sbin/nginx ]] || missing+=(nginx-light)
     command -v promtool >/dev/null || missing+=(prometheus)
-    if ! command -v chromium >/dev/null || ! command -v chromedriver >/dev/null; then
+    if ! browser_works; then
+        command -v apt-cache >/dev/null && apt_refresh
+        # Ubuntu's are only pointers to snap packages.
+        apt_has chromium-driver || die "please install Chromium or Chrome, and chromedriver, by hand"
         missing+=(chromium chromium-driver fonts-dejavu-core)
     fi
+    compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || missing+=(libfaketime)
     java_works || missing+=("$(java_package)")
     [[ -d $KAFKA_JARS ]] || command -v mvn >/dev/null || missing+=(maven)
     [[ -d /etc/ssl/certs ]] || missing+=(ca-certificates)
@@ -57,6 +61,12 @@ install_packages() {
     fi
     at_least "$(redis-server --version | sed -n 's/.* v=\([0-9.]*\) .*/\1/p')" 7 ||
         die "needs Redis 7 or newer; this system's is older: $(redis-server --version)"
+}
+
+# A browser, and what drives it.
+browser_works() {
+    command -v chromedriver >/dev/null || return 1
+    command -v chromium >/dev/null || command -v google-chrome >/dev/null
 }
 
 # Releases carry different ones; the newer ones have no 17 any more.
@@ -190,6 +200,22 @@ install_node() {
     mv -T "$staging/node_modules/node-linux-$machine" "$CACHE/node-$NODE_VERSION"
     rm -rf "$staging"
     node_works "$TEST_NODE" || die "the Node that npm brought does not run here"
+}
+
+install_fuzzer() {
+    local missing=()
+    command -v gcc >/dev/null && command -v make >/dev/null && command -v g++ >/dev/null ||
+        missing+=(build-essential)
+    command -v perl >/dev/null || missing+=(perl)
+    command -v pkg-config >/dev/null || missing+=(pkg-config)
+    if ((${#missing[@]})); then
+        apt_install "${missing[@]}"
+    fi
+    install_rust
+    if ! cargo fuzz --version >/dev/null 2>&1; then
+        say "installing cargo-fuzz"
+        cargo install --quiet --locked cargo-fuzz
+    fi
 }
 
 install_all() {

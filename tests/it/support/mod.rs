@@ -8,9 +8,11 @@ use tokio::time::Instant;
 
 pub(crate) mod browser;
 pub(crate) mod client;
+pub(crate) mod collector;
 pub(crate) mod http;
 pub(crate) mod kafka;
 pub(crate) mod kafka_broker;
+pub(crate) mod link;
 pub(crate) mod model;
 pub(crate) mod process;
 pub(crate) mod proxy;
@@ -19,7 +21,6 @@ pub(crate) mod redis_cluster;
 mod selftest;
 pub(crate) mod stack;
 pub(crate) mod v1;
-pub(crate) mod wire;
 pub(crate) mod world;
 
 /// Enough for anything that should take a moment, also on a busy machine.

@@ -3,9 +3,9 @@
 use serde_json::json;
 
 use crate::support::browser::Browser;
+use crate::support::link::{Link, Traffic};
 use crate::support::model::{Answer, Script, ScriptedModel};
 use crate::support::process::{Chatmesh, Spec};
-use crate::support::wire::Wire;
 use crate::support::{SOON, eventually};
 
 use std::time::Duration;
@@ -197,19 +197,19 @@ async fn an_answer_goes_on_through_lost_connections_and_a_reload() {
     model.next_for("count", paced(&text));
     model.next_for("again", paced(&text));
     let server = started(&model).await;
-    let wire = Wire::to(server.port()).await;
+    let link = Link::to(server.port()).await;
     let browser = Browser::start().await;
-    open(&browser, &wire.url("/")).await;
+    open(&browser, &format!("http://127.0.0.1:{}/", link.port())).await;
     ask(&browser, "count").await;
     shows(&browser, "word10 ").await;
-    wire.cut();
+    link.set(Traffic::Cut);
     browser.until(&format!("!({CONNECTED})")).await;
     // Sent while nobody is there, and answered after that.
     ask(&browser, "meanwhile").await;
     browser
         .until("document.body.innerText.includes('when there is a connection')")
         .await;
-    wire.mend();
+    link.set(Traffic::Open);
     browser
         .until("document.querySelectorAll('.turn').length === 2")
         .await;
