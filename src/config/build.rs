@@ -311,6 +311,7 @@ impl Config {
             rate_fail_open: self.text(&keys::RATE_LIMIT_FAIL) == Some("open"),
             max_pending: self.user_limits().max_pending as usize,
             token_ttl: self.duration(&keys::TOKEN_TTL),
+            chat_page: self.text(&keys::CHAT_PAGE) != Some("off"),
             allow_origins: self.list(&keys::ALLOW_ORIGINS),
             allow_credentials: self.bool(&keys::ALLOW_CREDENTIALS) && !self.any_origin(),
             max_content_chars: self.size(&keys::MAX_CONTENT_CHARS),

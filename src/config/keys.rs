@@ -192,6 +192,8 @@ keys! {
     TOKEN_TTL "auth.token_ttl" POSITIVE_S, Is("3600"), GATEWAY,
         "Seconds that a token made here is good for.";
 
+    CHAT_PAGE "gateway.chat_page" Kind::Choice(&["on", "off"]), Is("on"), GATEWAY,
+        "Whether the chat page and chatmesh.js are served.";
     ALLOW_ORIGINS "gateway.allow_origins" Kind::List, Is("*"), GATEWAY,
         "Origins of pages that may connect; * for every one.";
     ALLOW_CREDENTIALS "gateway.allow_credentials" Kind::Bool, Is("false"), GATEWAY,

@@ -5,7 +5,8 @@
 //! way out: [`feed`] takes what is published, [`registry`] finds the user, [`user`] decides what
 //! each socket still has to get, [`outbound`] is its bounded queue. What was published and did
 //! not arrive is found by [`repair`]. Sockets of `chatmesh.v1` also see answers grow, come back
-//! with a position and catch up by a read: [`v1`]. [`history`] is what was said, over HTTP.
+//! with a position and catch up by a read: [`v1`]. [`history`] is what was said, over HTTP, and
+//! [`page`] the chat page for people with a browser.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -34,6 +35,7 @@ mod letters;
 mod limits;
 mod origin;
 mod outbound;
+mod page;
 mod registry;
 mod repair;
 mod reply;
@@ -100,6 +102,8 @@ struct Gateway {
     /// Connections that are no WebSocket, or not yet.
     waiting: Arc<waiting::Waiting>,
     revocations: revocation::Revocations,
+    /// The chat page, unless it is switched off.
+    page: Option<page::Page>,
     /// Whether only this machine can reach the listener.
     loopback: bool,
     /// Numbers messages in correlation ids. One for the process, not one per connection: a client

@@ -60,7 +60,10 @@ pub(super) async fn route(
         _ => match origin::check_host(&gateway, request.headers()) {
             Err(refusal) => Err(refusal),
             Ok(()) if path == "/health" && request.method() == Method::GET => Ok(health(&gateway)),
-            Ok(()) => (gateway.admin)(request.method(), path).ok_or_else(Refusal::not_found),
+            Ok(()) => match gateway.page.as_ref().and_then(|page| page.find(path)) {
+                Some(file) => Ok(file.serve(request.method(), request.headers())),
+                None => (gateway.admin)(request.method(), path).ok_or_else(Refusal::not_found),
+            },
         },
     };
     Ok(result.unwrap_or_else(|refusal| refusal.reply()))

@@ -27,3 +27,4 @@ mod parsers;
 mod smoke;
 mod support;
 mod traces;
+mod web;

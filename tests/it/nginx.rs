@@ -7,6 +7,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
+use crate::support::browser::Browser;
 use crate::support::client::Classic;
 use crate::support::model::Script;
 use crate::support::process::{Chatmesh, free_port};
@@ -287,6 +288,24 @@ async fn sockets_are_spread_evenly_and_no_token_is_logged() {
     assert_eq!(health.header("x-frame-options"), Some("DENY"));
     assert_eq!(health.header("referrer-policy"), Some("no-referrer"));
     assert_eq!(health.header("server"), Some("nginx"));
+    for path in ["/", "/test-ui.html", "/chatmesh.js"] {
+        let file = http::get(&nginx.url(path)).await;
+        assert_eq!(file.status, 200, "{path}");
+        let policies = file.headers.get_all("content-security-policy");
+        let policies: Vec<_> = policies.iter().collect();
+        assert_eq!(policies.len(), 1, "{policies:?}");
+        let policy = policies[0].to_str().unwrap();
+        let sockets = format!("ws://127.0.0.1:{}", nginx.port);
+        assert!(policy.contains("default-src 'none'"), "{policy}");
+        assert!(policy.contains(&sockets), "{policy}");
+        for once in ["x-content-type-options", "referrer-policy", "etag"] {
+            assert_eq!(file.headers.get_all(once).iter().count(), 1, "{once}");
+        }
+        let etag = file.header("etag").unwrap();
+        let known = [("if-none-match", etag)];
+        let same = http::try_call(reqwest::Method::GET, &nginx.url(path), &known).await;
+        assert_eq!(same.unwrap().status, 304, "both gateways say the same");
+    }
     for closed in ["/metrics", "/metrics/"] {
         assert_eq!(http::get(&nginx.url(closed)).await.status, 404);
     }
@@ -368,4 +387,48 @@ async fn clients_of_a_gateway_that_stops_or_dies_come_back_to_the_other_one() {
     })
     .await;
     nginx.assert_no_token_in_the_logs();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_chat_page_goes_on_with_an_answer_when_its_gateway_is_killed() {
+    let stack = Stack::start().await;
+    let mut one = stack.gateway("server_1").start().await;
+    let mut two = stack.gateway("server_2").start().await;
+    let _worker = stack.worker("worker_1").start().await;
+    let _relay = stack.relay("relay_1").start().await;
+    let nginx = Nginx::start([one.port(), two.port()]).await;
+    let words: Vec<String> = (1..=150).map(|n| format!("word{n}")).collect();
+    let text = words.join(" ");
+    let paced = Script::say(&text).paced(Duration::from_millis(20));
+    stack.model.next_for("count", paced);
+
+    let browser = Browser::start().await;
+    browser.open(&nginx.url("/")).await;
+    let connected = "document.getElementById('connection').dataset.state === 'open'";
+    browser.until(connected).await;
+    browser.write("#box", "count\u{e007}").await;
+    let answer = "(document.querySelector('.answer')?.innerText ?? '')";
+    browser
+        .until(&format!("{answer}.includes('word10 ')"))
+        .await;
+    let its = if connections(&one).await == 1 {
+        &mut one
+    } else {
+        &mut two
+    };
+    assert_eq!(connections(its).await, 1);
+    its.kill9();
+    browser
+        .until(&format!("{answer}.includes('word150')"))
+        .await;
+    browser
+        .until("document.querySelector('.turn[aria-busy=false]')")
+        .await;
+    browser.until(connected).await;
+    assert_eq!(browser.text(answer).await.trim(), text);
+    assert_eq!(
+        stack.model.count_for("count"),
+        1,
+        "the answer was not begun anew"
+    );
 }
