@@ -120,10 +120,10 @@ impl Client {
         &self.texts[usize::from(message)].pieces
     }
 
-    pub(crate) fn connect(&mut self, gives_position: bool) {
+    pub(crate) fn connect(&mut self) {
         self.phase = Phase::Stale;
         self.welcomed = false;
-        self.cursor = self.position.filter(|_| gives_position);
+        self.cursor = self.position;
         self.had = self.cursor;
     }
 
@@ -263,7 +263,7 @@ impl Client {
                 if !recovered {
                     for (message, end) in history {
                         let seen = &mut self.seen[usize::from(message)];
-                        if *seen == Seen::No {
+                        if !matches!(seen, Seen::Frame(_)) {
                             *seen = Seen::History(end);
                         }
                     }

@@ -75,7 +75,10 @@ type Parents = HashMap<u64, (u64, Step), BuildHasherDefault<Fold>>;
 /// Goes through all states that can be reached.
 pub(crate) fn explore(bounds: &Bounds) -> Report {
     let begun = Instant::now();
-    let first = World::new(bounds);
+    let mut first = World::new(bounds);
+    for step in bounds.after {
+        first.apply(*step).expect("a good beginning");
+    }
     let root = hash(&first);
     let mut parents = Parents::default();
     parents.insert(root, (root, Step::Connect));

@@ -135,8 +135,6 @@ pub(crate) enum Rule {
     Index,
     /// `keep` returns an outcome that is there.
     FirstOutcome,
-    /// `keep` is taken from the current owner and attempt only.
-    KeepFenced,
     /// `deliver` makes the frame the outcome and the answer in the history.
     Told,
     /// A second record of a message is not told.
@@ -147,8 +145,6 @@ pub(crate) enum Rule {
     Gap,
     /// A socket never gets what is at or below its position.
     Filter,
-    /// A socket that comes back gives its position.
-    Since,
     /// A relay goes back when a partition comes to it.
     Rewind,
     /// Only a kept outcome is produced.
@@ -457,9 +453,7 @@ impl Shared {
             Some(Ended::Forgotten(at)) => return Keeping::Outcome(cancelled, at),
             _ => {}
         }
-        let fenced = self.keeps(Rule::KeepFenced);
         if let Some(flight) = &self.kept(message).flight
-            && fenced
             && (flight.owner != owner || flight.attempt != attempt)
         {
             return Keeping::Fenced;

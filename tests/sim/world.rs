@@ -40,6 +40,8 @@ pub(crate) struct Bounds {
     pub(crate) faults: u8,
     /// Faults of a kind; what is not named is left out.
     pub(crate) each: &'static [(Fault, u8)],
+    /// Steps before the search begins.
+    pub(crate) after: &'static [Step],
     pub(crate) without: Option<Rule>,
 }
 
@@ -159,6 +161,8 @@ pub(crate) struct World {
     pub(crate) paid: Vec<u8>,
     pub(crate) expired: Vec<u8>,
     pub(crate) losses: u8,
+    /// The client was told that these are being cancelled.
+    cancelling: Vec<bool>,
     owners: [[Owner; 4]; 2],
     pieces: u8,
     window: u8,
@@ -196,6 +200,7 @@ impl World {
             paid: vec![0; messages],
             expired: vec![0; messages],
             losses: 0,
+            cancelling: vec![false; messages],
             owners: Default::default(),
             pieces: bounds.pieces,
             window: bounds.window,
@@ -390,13 +395,13 @@ impl World {
     fn in_window(&self, saved: &Shared) -> bool {
         let end = saved.mailbox.as_ref().and_then(|mailbox| mailbox.end);
         let end = end.map_or(0, |end| end + 1);
-        let complete = saved.marker == Marker::Complete;
-        !complete || end >= self.committed_out.saturating_sub(self.window)
+        let delivered = self.relays[self.deliverer].next.max(self.committed_out);
+        saved.marker != Marker::Complete || end >= delivered.saturating_sub(self.window)
     }
 
     pub(crate) fn apply(&mut self, step: Step) -> Checked {
         match step {
-            Step::Connect => self.client.connect(self.shared.keeps(Rule::Since)),
+            Step::Connect => self.client.connect(),
             Step::Read => self.client.read(&mut self.shared),
             Step::Feed => self.client.feed(self.shared.keeps(Rule::Gap), self.shared.keeps(Rule::Filter)),
             Step::Receive => return self.receive(),
@@ -492,6 +497,7 @@ impl World {
                 if done != (result == Cancelled::AlreadyDone) {
                     return Err(format!("cancel of message {about} claims {result:?}"));
                 }
+                self.cancelling[about] |= result == Cancelled::Cancelling;
             }
             Fault::Resend => self.gateways[1] = Gateway::Admits(about as u8),
             Fault::Repeat => {}
@@ -727,7 +733,11 @@ impl World {
         Ok(())
     }
 
+    /// Nothing new is delivered before the relay has gone back; what is under way may arrive.
     fn relay_has_work(&self, relay: &Relay) -> bool {
+        if relay.disrupted {
+            return false;
+        }
         !relay.started
             || usize::from(relay.next) < self.responses.len()
             || !relay.settled && relay.next >= relay.until
@@ -838,6 +848,11 @@ impl World {
             let Some(first) = self.first_end(message) else {
                 return Err(format!("message {message} was accepted and has no end"));
             };
+            // The mark is lost with the data.
+            let told = self.cancelling[usize::from(message)] && self.losses == 0;
+            if told && first.how != How::Cancelled {
+                return Err(format!("message {message} was to be cancelled and is {first:?}"));
+            }
             let seen = self.client.seen(message);
             if seen != Some(first) {
                 return Err(format!(
