@@ -8,7 +8,10 @@
 )]
 
 mod client;
+mod conformance;
+mod cuts;
 mod explore;
 mod reference;
+mod scenarios;
 mod searches;
 mod world;

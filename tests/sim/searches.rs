@@ -202,7 +202,7 @@ fn every_rule_is_needed() {
         (Rule::KeptOnly, sent(&[(Cancel, 1)])),
         (Rule::Lane, Bounds { after: BOTH, ..two(&[0, 0], &[(MoveWorker, 1)]) }),
         (Rule::Contiguous, Bounds { after: BOTH, ..two(&[0, 1], &[(CrashWorker, 1)]) }),
-        (Rule::MarkerToken, answered(&[(Empty, 1), (Repeat, 1), (MoveRelay, 1)])),
+        (Rule::MarkerToken, Bounds { faults: 3, ..answered(&[(Empty, 1), (Repeat, 1), (MoveRelay, 1)]) }),
     ];
     let mut missed = Vec::new();
     for (rule, bounds) in rules {
