@@ -105,7 +105,6 @@ pub(crate) enum Call {
     Keep(Message, Owner, u8, End, End),
     Deliver(Message, Offset, Option<Offset>, End),
     SetMarker(u8),
-    Cancel(Message),
 }
 
 /// One atomic step.
@@ -133,7 +132,6 @@ pub(crate) enum Step {
     CopyGateway(usize),
     CopyWorker(usize, usize),
     CopyRelay(usize),
-    CopyCancel(Message),
     Fault(Fault, usize),
 }
 
@@ -438,10 +436,6 @@ impl World {
             Step::CopyRelay(index) => {
                 self.spend(Fault::Repeat);
                 self.repeated = self.relay_call(&self.relays[index]);
-            }
-            Step::CopyCancel(message) => {
-                self.spend(Fault::Repeat);
-                self.repeated = Some(Call::Cancel(message));
             }
             Step::Fault(fault, about) => return self.fault(fault, about),
         }
@@ -822,9 +816,6 @@ impl World {
             }
             Call::SetMarker(token) => {
                 self.shared.set_marker(token);
-            }
-            Call::Cancel(message) => {
-                self.shared.cancel(message);
             }
         }
     }
