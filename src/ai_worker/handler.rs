@@ -66,7 +66,7 @@ impl WorkerHandler {
                 subject: subject.clone(),
                 owner: owner.clone(),
                 had,
-                cancelled: endings.cancelled(""),
+                cancelled: endings.cancelled(said(written.as_ref())),
             };
             match work
                 .until("begin", || self.fanout.begin(begin.clone()))
@@ -312,6 +312,15 @@ impl Handler for WorkerHandler {
                 .await?;
         }
         Ok(())
+    }
+}
+
+/// What this taking has had of the model: a cancelled message ends with it.
+fn said(written: Option<&Written>) -> &str {
+    match written {
+        Some(Written::Answer(answer)) => &answer.text,
+        Some(Written::Cancelled(text) | Written::Failed(_, text)) => text,
+        Some(Written::Again) | None => "",
     }
 }
 
