@@ -327,10 +327,15 @@ impl Client {
             return Err(format!("message {message} ended before message {before}"));
         }
         if up_to(at, self.position) {
-            return Err(format!("a frame at {at}, and the position is {:?}", self.position));
+            return Err(format!(
+                "a frame at {at}, and the position is {:?}",
+                self.position
+            ));
         }
         if world.first_end(message) != Some(end) {
-            return Err(format!("message {message} ended as {end:?}, not its first record"));
+            return Err(format!(
+                "message {message} ended as {end:?}, not its first record"
+            ));
         }
         if end.how == How::Answered && end.call == 0 {
             return Err(format!("message {message} is answered without words"));

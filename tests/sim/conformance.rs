@@ -27,8 +27,8 @@ use rand::{Rng, SeedableRng};
 use tokio::sync::mpsc;
 
 use crate::reference::{
-    Admitted, Begun, Cancelled, Delivered, End, Frame, How, Keeping, Lived, Message, Offset,
-    Owner, Position, Published, Shared,
+    Admitted, Begun, Cancelled, Delivered, End, Frame, How, Keeping, Lived, Message, Offset, Owner,
+    Position, Published, Shared,
 };
 
 const CONVERSATIONS: &[u8] = &[0, 0, 1, 0];
@@ -238,7 +238,11 @@ fn random_calls(seed: u64) -> Vec<Op> {
             44..54 => Op::Keep(message, owner, attempt, end),
             54..70 => {
                 let back = rng.random_bool(0.3);
-                let at = if back { rng.random_range(0..=offset) } else { offset + 1 };
+                let at = if back {
+                    rng.random_range(0..=offset)
+                } else {
+                    offset + 1
+                };
                 offset = offset.max(at);
                 let known = rng.random_bool(0.6).then(|| at.saturating_sub(1));
                 Op::Deliver(message, at, known, end, rng.random())
@@ -315,7 +319,11 @@ fn answer(shared: &mut Shared, op: Op) -> String {
             turns.fold(String::new(), |mut text, turn| {
                 let (end, question) = (turn.end, turn.question);
                 let answer = words(end);
-                let _ = write!(text, "m{} {question} {answer} {:?}; ", turn.message, end.how);
+                let _ = write!(
+                    text,
+                    "m{} {question} {answer} {:?}; ",
+                    turn.message, end.how
+                );
                 text
             })
         }
@@ -435,7 +443,11 @@ impl Runner<'_> {
     async fn call(&mut self, op: Op) -> Result<String, real::FanoutError> {
         let fanout = self.real.fanout();
         let outcome = |outcome: real::Outcome| {
-            format!("{} {:?}", outcome.frame, outcome.delivered.map(|at| at.offset))
+            format!(
+                "{} {:?}",
+                outcome.frame,
+                outcome.delivered.map(|at| at.offset)
+            )
         };
         let owned = |owner: Owner| owners()[usize::from(owner)].clone();
         Ok(match op {
@@ -517,12 +529,15 @@ impl Runner<'_> {
             Op::History(number) => {
                 let (of, no) = (conversation(number), None);
                 let turns = fanout.history(&self.user, &of, no, 100).await?;
-                turns.unwrap_or_default().iter().fold(String::new(), |mut text, turn| {
-                    let question = turn.question.is_some();
-                    let (message, answer) = (&turn.message_id, &turn.answer);
-                    let _ = write!(text, "{message} {question} {answer} {:?}; ", turn.status);
-                    text
-                })
+                turns
+                    .unwrap_or_default()
+                    .iter()
+                    .fold(String::new(), |mut text, turn| {
+                        let question = turn.question.is_some();
+                        let (message, answer) = (&turn.message_id, &turn.answer);
+                        let _ = write!(text, "{message} {question} {answer} {:?}; ", turn.status);
+                        text
+                    })
             }
             Op::Forget(only) => {
                 let only = only.map(conversation);
@@ -557,19 +572,29 @@ impl Runner<'_> {
             from_start: false,
             max_bytes: 1 << 20,
         };
-        let look = self.real.fanout().read(call).await.map_err(|e| e.to_string())?;
+        let look = self
+            .real
+            .fanout()
+            .read(call)
+            .await
+            .map_err(|e| e.to_string())?;
         // A position that this fan-out never named is none.
         let ours = shared.read(after.filter(|_| theirs_after.is_some()));
         same(&mut self.names.counters, ours.id, &look.n_id)?;
         match ours.end {
             Position::At(offset) if look.end == at(offset) => {}
             Position::Empty(id) => same(&mut self.names.mailboxes, id, &look.end)?,
-            Position::At(_) => return Err(format!("it ends at {:?}, not {:?}", look.end, ours.end)),
+            Position::At(_) => {
+                return Err(format!("it ends at {:?}, not {:?}", look.end, ours.end));
+            }
         }
         let frames = ours.frames.iter();
         let frames = frames.map(|(offset, message, end)| (at(*offset), frame(*message, *end)));
         let flights = ours.in_flight.iter().map(|(message, attempt, text)| {
-            let words = text.iter().map(|call| format!("[{call}]")).collect::<String>();
+            let words = text
+                .iter()
+                .map(|call| format!("[{call}]"))
+                .collect::<String>();
             format!("m{message} {attempt} {} {words}", text.len())
         });
         let pending = ours.pending.iter().map(|message| format!("m{message}"));
@@ -581,7 +606,10 @@ impl Runner<'_> {
             pending.collect::<Vec<_>>(),
         );
         let flights = look.in_flight.iter().map(|one| {
-            format!("{} {} {} {}", one.message_id, one.attempt, one.index, one.text)
+            format!(
+                "{} {} {} {}",
+                one.message_id, one.attempt, one.index, one.text
+            )
         });
         let pending = look.pending.iter().map(|one| one.message_id.to_string());
         let theirs = (
@@ -611,7 +639,10 @@ impl Runner<'_> {
                 text("type")
             };
             let (n, attempt, index) = (number("n"), number("attempt"), number("index"));
-            format!("{channel:?} {kind} {} {n:?} {attempt:?} {index:?}", text("message_id"))
+            format!(
+                "{channel:?} {kind} {} {n:?} {attempt:?} {index:?}",
+                text("message_id")
+            )
         });
         let ours = out.iter().map(|one| {
             let (channel, kind, message, attempt, index) = match one.frame {
@@ -630,7 +661,10 @@ impl Runner<'_> {
                     (channel, "terminal", message, None, None)
                 }
             };
-            format!("{channel} {kind} m{message} {:?} {attempt:?} {index:?}", Some(one.n))
+            format!(
+                "{channel} {kind} m{message} {:?} {attempt:?} {index:?}",
+                Some(one.n)
+            )
         });
         let (ours, theirs) = (ours.collect::<Vec<_>>(), theirs.collect::<Vec<_>>());
         if ours == theirs {
@@ -666,7 +700,9 @@ impl Runner<'_> {
             let theirs = self.call(op).await.map_err(|e| e.to_string())?;
             let ours = answer(&mut shared, op);
             if ours != theirs {
-                return Err(format!("at the end the history is {theirs:?}, not {ours:?}"));
+                return Err(format!(
+                    "at the end the history is {theirs:?}, not {ours:?}"
+                ));
             }
         }
         Ok(())
@@ -710,7 +746,11 @@ where
     F: Fn(Vec<Op>) -> Fut,
     Fut: Future<Output = Result<(), String>>,
 {
-    let setting = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
+    let setting = |name: &str| {
+        std::env::var(name)
+            .ok()
+            .map(|text| text.parse::<u64>().unwrap())
+    };
     let seeds = match setting("SIM_SEED") {
         Some(seed) => seed..seed + 1,
         None => 0..setting("SIM_TRACES").unwrap_or(traces),
@@ -728,7 +768,10 @@ where
         panic!("{name}, SIM_SEED={seed}: {wrong}\n{trace}");
     }
     let time = begun.elapsed();
-    eprintln!("{name}: {count} traces of {CALLS} calls in {:.1} s", time.as_secs_f64());
+    eprintln!(
+        "{name}: {count} traces of {CALLS} calls in {:.1} s",
+        time.as_secs_f64()
+    );
 }
 
 #[tokio::test]
@@ -781,11 +824,43 @@ async fn redis(variable: &str, traces: u64) {
 }
 
 #[tokio::test]
+async fn a_marker_that_is_written_again_does_not_call_an_emptied_redis_complete() {
+    for variable in ["TEST_REDIS_URL", "TEST_REDIS_CLUSTER_URL"] {
+        let url = std::env::var(variable)
+            .unwrap_or_else(|_| panic!("{variable} is not set: run the tests by tests/run"));
+        let settings = RedisSettings {
+            url: url.as_str().into(),
+            command_timeout: Duration::from_secs(10),
+            bounds: bounds(),
+        };
+        let fanout = RedisFanout::connect(&settings).unwrap();
+        let unique = || Epoch::new(&uuid::Uuid::new_v4().simple().to_string(), "0", 0);
+        // As on a server that was emptied after a relay had left its token.
+        let epoch = unique();
+        assert!(!fanout.complete_marker(&epoch, "token").await.unwrap());
+        assert!(!fanout.marker_present(&epoch).await.unwrap());
+        // Two relays, one after the other: the first one's word counts no more.
+        assert!(!fanout.begin_marker(&epoch, "one").await.unwrap());
+        assert!(!fanout.marker_present(&epoch).await.unwrap());
+        assert!(!fanout.begin_marker(&epoch, "two").await.unwrap());
+        assert!(!fanout.complete_marker(&epoch, "one").await.unwrap());
+        assert!(fanout.complete_marker(&epoch, "two").await.unwrap());
+        assert!(fanout.marker_present(&epoch).await.unwrap());
+        // Whoever comes now finds it, and a repeat changes nothing.
+        assert!(fanout.begin_marker(&epoch, "three").await.unwrap());
+        assert!(fanout.complete_marker(&epoch, "three").await.unwrap());
+        let other = unique();
+        fanout.set_marker(&other).await.unwrap();
+        assert!(fanout.marker_present(&other).await.unwrap());
+    }
+}
+
+#[tokio::test]
 async fn the_scripts_of_redis_agree_with_the_reference() {
-    redis("TEST_REDIS_URL", 60).await;
+    redis("TEST_REDIS_URL", 40).await;
 }
 
 #[tokio::test]
 async fn the_scripts_of_a_redis_cluster_agree_with_the_reference() {
-    redis("TEST_REDIS_CLUSTER_URL", 20).await;
+    redis("TEST_REDIS_CLUSTER_URL", 10).await;
 }

@@ -130,7 +130,7 @@ fn a_journal_that_is_cut_anywhere_has_whole_batches_and_all_before_the_cut() {
         end: end(&journal, 0),
         content: content(&store),
     });
-    for number in 0..9 {
+    for number in 0..6 {
         let ticket = store.commit(batch(number)).unwrap();
         store.synced_blocking(ticket).unwrap();
         // What is acknowledged is in the file by now.
@@ -142,11 +142,14 @@ fn a_journal_that_is_cut_anywhere_has_whole_batches_and_all_before_the_cut() {
     let mut opened = 0;
     for pair in points.windows(2) {
         let (before, after) = (&pair[0], &pair[1]);
-        assert!(after.end > before.end, "an acknowledged batch is not in the journal");
+        assert!(
+            after.end > before.end,
+            "an acknowledged batch is not in the journal"
+        );
         let length = after.end - before.end;
         let mut cuts = vec![1, 13, length / 2, length - 1, length];
         // The engine's buffer is written in pieces of this size.
-        cuts.extend((1..).map(|piece| piece * 8192).take_while(|cut| *cut < length));
+        cuts.extend((1..3).map(|piece| piece * 8192).filter(|cut| *cut < length));
         cuts.sort_unstable();
         cuts.dedup();
         for (index, cut) in cuts.into_iter().enumerate() {
@@ -159,22 +162,31 @@ fn a_journal_that_is_cut_anywhere_has_whole_batches_and_all_before_the_cut() {
                 let store = Store::open(copied.path(), 0)
                     .unwrap_or_else(|error| panic!("cut at {cut}, {tail:?}: {error}"));
                 let found = content(&store);
-                assert!(found == expected.content, "cut at {cut}, {tail:?}: other content");
-                if index % 3 == 0 {
+                assert!(
+                    found == expected.content,
+                    "cut at {cut}, {tail:?}: other content"
+                );
+                if index % 4 == 0 {
                     // And it goes on: what is committed after the cut is there the next time.
                     let ticket = store.commit(batch(200)).unwrap();
                     store.synced_blocking(ticket).unwrap();
                     let expected = content(&store);
                     drop(store);
                     let store = Store::open(copied.path(), 0).unwrap();
-                    assert!(content(&store) == expected, "cut at {cut}, {tail:?}, and going on");
+                    assert!(
+                        content(&store) == expected,
+                        "cut at {cut}, {tail:?}, and going on"
+                    );
                     opened += 1;
                 }
             }
         }
     }
     drop(store);
-    eprintln!("{opened} cut journals opened in {:.1} s", begun.elapsed().as_secs_f64());
+    eprintln!(
+        "{opened} cut journals opened in {:.1} s",
+        begun.elapsed().as_secs_f64()
+    );
 }
 
 fn open_log(dir: &Path) -> Arc<EmbeddedLog> {
@@ -224,7 +236,7 @@ async fn a_log_that_is_cut_anywhere_has_every_acknowledged_record_once_and_in_or
     let journal = journal(dir.path());
     let mut acknowledged = Vec::new();
     let mut last = end(&journal, 0);
-    for number in 0..10 {
+    for number in 0..5 {
         // Two at once: they may be in one batch or in two.
         let both = [record(2 * number), record(2 * number + 1)].map(|one| log.append("t", one));
         for append in both {
@@ -251,30 +263,38 @@ async fn a_log_that_is_cut_anywhere_has_every_acknowledged_record_once_and_in_or
         }
     }
     drop(log);
-    eprintln!("{opened} cut logs opened in {:.1} s", begun.elapsed().as_secs_f64());
+    eprintln!(
+        "{opened} cut logs opened in {:.1} s",
+        begun.elapsed().as_secs_f64()
+    );
 }
 
+/// Power that goes while the disk writes the pages of a batch out of order leaves a hole before an
+/// end that is there. The engine refuses to open such a journal, or leaves the batch out; it never
+/// reads half of it.
 #[test]
-fn probe_hole() {
+fn a_hole_in_the_last_batch_is_never_read_as_data() {
     let dir = TempDir::new().unwrap();
     let store = Store::open(dir.path(), 0).unwrap();
     let journal = journal(dir.path());
     let mut last = end(&journal, 0);
     for number in 0..3 {
+        let before = content(&store);
         let ticket = store.commit(batch(number)).unwrap();
         store.synced_blocking(ticket).unwrap();
         let now = end(&journal, last);
-        if number == 2 {
-            for (from, len) in [(0u64, 512u64), (600, 512), (20_000, 4096), (30_000, 512), ((now - last).saturating_sub(600), 512)] {
+        let length = now - last;
+        if length > 10_000 {
+            for from in [0, 600, length / 3, length / 2, length - 600] {
                 let copied = TempDir::new().unwrap();
                 copy(dir.path(), copied.path(), now, Tail::Zeros);
                 let path = journals(copied.path()).remove(0);
                 let mut file = File::options().write(true).open(path).unwrap();
                 file.seek(SeekFrom::Start(last + from)).unwrap();
-                file.write_all(&vec![0; len as usize]).unwrap();
+                file.write_all(&[0; 512]).unwrap();
                 match Store::open(copied.path(), 0) {
-                    Ok(store) => eprintln!("hole at {from}: opens, {:?}", store.get(Table::LogState, b"last")),
-                    Err(error) => eprintln!("hole at {from}: {error}"),
+                    Ok(store) => assert!(content(&store) == before, "a hole at {from}"),
+                    Err(error) => assert!(error.to_string().contains("Checksum"), "{error}"),
                 }
             }
         }

@@ -628,7 +628,8 @@ impl Shared {
 
     /// The rewind has reached where it began. False: data was lost meanwhile.
     pub(crate) fn set_marker(&mut self, token: u8) -> bool {
-        let seen = matches!(self.marker, Marker::Complete) || self.marker == Marker::Rebuilding(token);
+        let seen =
+            matches!(self.marker, Marker::Complete) || self.marker == Marker::Rebuilding(token);
         if seen || !self.keeps(Rule::MarkerToken) {
             self.marker = Marker::Complete;
             return true;

@@ -9,8 +9,8 @@ use crate::world::Fault::{
     RollBack,
 };
 use crate::world::Step::{
-    Again, CommitRelay, Connect, CopyRelay, CopyWorker, Feed, LeaseEnds, Notice,
-    Read, Receive, Send, Snapshot, Work,
+    Again, CommitRelay, Connect, CopyRelay, CopyWorker, Feed, LeaseEnds, Notice, Read, Receive,
+    Send, Snapshot, Work,
 };
 use crate::world::{Bounds, Stage, Step, World};
 
@@ -41,7 +41,10 @@ fn begun(messages: usize) -> World {
         after: &[],
         without: None,
     });
-    go(&mut world, &[Connect, Read, Receive, Step::Relay(0), Step::Relay(0)]);
+    go(
+        &mut world,
+        &[Connect, Read, Receive, Step::Relay(0), Step::Relay(0)],
+    );
     world
 }
 
@@ -50,7 +53,10 @@ fn go(world: &mut World, steps: &[Step]) {
     for step in steps {
         world.steps(&mut possible);
         world.faults(&mut possible);
-        assert!(possible.contains(step), "{step:?} is not possible in {world:#?}");
+        assert!(
+            possible.contains(step),
+            "{step:?} is not possible in {world:#?}"
+        );
         if let Err(violation) = world.apply(*step) {
             panic!("{step:?}: {violation}");
         }
@@ -69,7 +75,11 @@ fn take(world: &mut World, worker: usize, record: usize) {
 
 fn hear(world: &mut World) {
     while world.client.can_feed() || world.client.can_receive() {
-        let step = if world.client.can_receive() { Receive } else { Feed };
+        let step = if world.client.can_receive() {
+            Receive
+        } else {
+            Feed
+        };
         go(world, &[step]);
     }
 }
@@ -101,7 +111,10 @@ fn s1_a_repeated_deliver_before_the_rewind_is_lost() {
     take(&mut world, 0, 1);
     go(&mut world, &[Work(0, 1); 4]);
     hear(&mut world);
-    go(&mut world, &[Step::Relay(0), CopyRelay(0), Step::Fault(Empty, 0), Again]);
+    go(
+        &mut world,
+        &[Step::Relay(0), CopyRelay(0), Step::Fault(Empty, 0), Again],
+    );
     assert_eq!(world.mailbox_end(), None, "R1 was taken without R0");
     assert!(!matches!(world.position(), Some(Position::At(_))));
     go(&mut world, &[Notice(0)]);
@@ -118,7 +131,10 @@ fn s2_the_answer_that_the_log_has_first_is_the_only_one() {
     go(&mut world, &[Step::Relay(0)]);
     hear(&mut world);
     let seen = world.client.seen(0);
-    go(&mut world, &[Step::Fault(CrashWorker, 0), Step::Fault(Empty, 0)]);
+    go(
+        &mut world,
+        &[Step::Fault(CrashWorker, 0), Step::Fault(Empty, 0)],
+    );
     take(&mut world, 0, 0);
     go(&mut world, &[Work(0, 0); 4]);
     assert_eq!(world.responses.len(), 2);
@@ -134,7 +150,10 @@ fn s3_what_was_rolled_back_is_brought_back_by_another_relay() {
     take(&mut world, 0, 0);
     go(&mut world, &[Work(0, 0); 4]);
     go(&mut world, &[Snapshot, Step::Relay(0), CommitRelay(0)]);
-    go(&mut world, &[Step::Fault(CrashRelay, 0), Step::Fault(RollBack, 0)]);
+    go(
+        &mut world,
+        &[Step::Fault(CrashRelay, 0), Step::Fault(RollBack, 0)],
+    );
     assert_eq!((world.committed_out, world.mailbox_end()), (1, None));
     let world = rest(world);
     assert_eq!(world.mailbox_end(), Some(0));
@@ -148,7 +167,10 @@ fn s4_the_text_begins_anew_with_the_same_attempt() {
     go(&mut world, &[Work(0, 0)]);
     hear(&mut world);
     assert_eq!(world.client.text(0), [1]);
-    go(&mut world, &[Step::Fault(CrashWorker, 0), Step::Fault(Empty, 0)]);
+    go(
+        &mut world,
+        &[Step::Fault(CrashWorker, 0), Step::Fault(Empty, 0)],
+    );
     take(&mut world, 0, 0);
     let attempt = world.workers[0].tasks[0].map(|one| one.attempt);
     assert_eq!(attempt, Some(1), "the same number again");
@@ -163,17 +185,30 @@ fn s5_a_stale_copy_of_a_fenced_workers_text_is_refused() {
     let mut world = begun(1);
     send(&mut world, 0);
     take(&mut world, 0, 0);
-    go(&mut world, &[Step::Fault(CrashWorker, 0), LeaseEnds(0), Snapshot]);
+    go(
+        &mut world,
+        &[Step::Fault(CrashWorker, 0), LeaseEnds(0), Snapshot],
+    );
     take(&mut world, 0, 0);
-    go(&mut world, &[CopyWorker(0, 0), Work(0, 0), Step::Fault(RollBack, 0)]);
+    go(
+        &mut world,
+        &[CopyWorker(0, 0), Work(0, 0), Step::Fault(RollBack, 0)],
+    );
     // Fenced by what was rolled back to, and begun again.
     go(&mut world, &[Work(0, 0)]);
-    assert_eq!(world.workers[0].tasks[0].map(|one| one.stage), Some(Stage::Begins));
+    assert_eq!(
+        world.workers[0].tasks[0].map(|one| one.stage),
+        Some(Stage::Begins)
+    );
     go(&mut world, &[Work(0, 0)]);
     assert_eq!(world.workers[0].tasks[0].map(|one| one.attempt), Some(3));
     go(&mut world, &[Again]);
     let flight = world.shared.messages[0].flight.as_ref();
-    assert_eq!(flight.map(|one| one.text.len()), Some(0), "the stale copy was taken");
+    assert_eq!(
+        flight.map(|one| one.text.len()),
+        Some(0),
+        "the stale copy was taken"
+    );
     rest(world);
 }
 
@@ -181,7 +216,10 @@ fn s5_a_stale_copy_of_a_fenced_workers_text_is_refused() {
 fn s6_a_repeated_begin_keeps_attempt_and_text() {
     let mut world = begun(1);
     send(&mut world, 0);
-    go(&mut world, &[Work(0, 0), CopyWorker(0, 0), Work(0, 0), Work(0, 0), Again]);
+    go(
+        &mut world,
+        &[Work(0, 0), CopyWorker(0, 0), Work(0, 0), Work(0, 0), Again],
+    );
     let flight = world.shared.messages[0].flight.clone().unwrap();
     assert_eq!((flight.attempt, flight.text), (1, vec![1]));
     assert_eq!(rest(world).paid, [1]);
@@ -193,10 +231,22 @@ fn s7_a_redelivered_message_is_answered_from_what_was_delivered() {
     send(&mut world, 0);
     take(&mut world, 0, 0);
     go(&mut world, &[Work(0, 0); 4]);
-    go(&mut world, &[Step::Relay(0), Step::Fault(Empty, 0), Notice(0), Step::Relay(0), Step::Relay(0)]);
+    go(
+        &mut world,
+        &[
+            Step::Relay(0),
+            Step::Fault(Empty, 0),
+            Notice(0),
+            Step::Relay(0),
+            Step::Relay(0),
+        ],
+    );
     go(&mut world, &[Step::Fault(CrashWorker, 0)]);
     take(&mut world, 0, 0);
-    assert_eq!(world.workers[0].tasks[0].map(|one| one.stage), Some(Stage::Done));
+    assert_eq!(
+        world.workers[0].tasks[0].map(|one| one.stage),
+        Some(Stage::Done)
+    );
     assert!(world.shared.messages[0].flight.is_none());
     let world = rest(world);
     assert_eq!((world.paid, world.responses.len()), (vec![1], 1));
@@ -217,7 +267,10 @@ fn s8_a_message_sent_again_is_told_once() {
     send(&mut world, 0);
     take(&mut world, 0, 0);
     go(&mut world, &[Work(0, 0); 4]);
-    go(&mut world, &[Step::Relay(0), Step::Fault(Resend, 0), Step::Gateway(1)]);
+    go(
+        &mut world,
+        &[Step::Relay(0), Step::Fault(Resend, 0), Step::Gateway(1)],
+    );
     assert_eq!(rest(world).incoming.len(), 1);
 }
 
@@ -277,14 +330,24 @@ fn s11_another_counter_at_the_same_number_is_read() {
 #[test]
 fn s12_a_mailbox_rebuilt_from_the_middle_does_not_pretend() {
     let mut shared = Shared::new(&[0; 3], 200, None);
-    let end = crate::reference::End { call: 1, pieces: 1, how: How::Answered };
+    let end = crate::reference::End {
+        call: 1,
+        pieces: 1,
+        how: How::Answered,
+    };
     assert_eq!(shared.deliver(1, 5, None, end, true), Delivered::Published);
-    assert_eq!(shared.deliver(2, 6, Some(5), end, true), Delivered::Published);
+    assert_eq!(
+        shared.deliver(2, 6, Some(5), end, true),
+        Delivered::Published
+    );
     assert!(!shared.read(Some(Position::At(4))).recovered);
     let look = shared.read(Some(Position::At(5)));
     assert!(look.recovered);
     assert_eq!(look.frames, [(6, 2, end)]);
-    assert!(!shared.read(Some(Position::At(7))).recovered, "beyond the end");
+    assert!(
+        !shared.read(Some(Position::At(7))).recovered,
+        "beyond the end"
+    );
 }
 
 #[test]
@@ -293,8 +356,14 @@ fn s13_a_worker_that_wakes_up_gets_the_other_ones_outcome() {
     send(&mut world, 0);
     take(&mut world, 0, 0);
     go(&mut world, &[Work(0, 0), Work(0, 0)]);
-    assert!(matches!(world.workers[0].tasks[0].map(|one| one.stage), Some(Stage::Keeps(_))));
-    go(&mut world, &[Step::Fault(Pause, 0), Step::Fault(Fault::MoveWorker, 1)]);
+    assert!(matches!(
+        world.workers[0].tasks[0].map(|one| one.stage),
+        Some(Stage::Keeps(_))
+    ));
+    go(
+        &mut world,
+        &[Step::Fault(Pause, 0), Step::Fault(Fault::MoveWorker, 1)],
+    );
     take(&mut world, 1, 0);
     go(&mut world, &[Work(1, 0); 3]);
     let theirs = world.shared.messages[0].ended;
@@ -303,7 +372,10 @@ fn s13_a_worker_that_wakes_up_gets_the_other_ones_outcome() {
     let Some(Ended::Outcome(end, _)) = theirs else {
         panic!("no outcome")
     };
-    assert_eq!(world.workers[0].tasks[0].map(|one| one.stage), Some(Stage::Produces(end)));
+    assert_eq!(
+        world.workers[0].tasks[0].map(|one| one.stage),
+        Some(Stage::Produces(end))
+    );
     let world = rest(world);
     assert_eq!(world.client.seen(0), Some(end));
 }
@@ -322,11 +394,19 @@ fn s14_a_cancel_counts_whenever_it_comes() {
         send(&mut world, 0);
         go(&mut world, &vec![Work(0, 0); far]);
         let result = world.shared.clone().cancel(0);
-        let expected = if how == How::Cancelled { Cancelled::Cancelling } else { Cancelled::AlreadyDone };
+        let expected = if how == How::Cancelled {
+            Cancelled::Cancelling
+        } else {
+            Cancelled::AlreadyDone
+        };
         assert_eq!(result, expected, "{far} steps");
         go(&mut world, &[Step::Fault(Cancel, 0)]);
         let world = rest(world);
-        assert_eq!(world.client.seen(0).map(|end| end.how), Some(how), "{far} steps");
+        assert_eq!(
+            world.client.seen(0).map(|end| end.how),
+            Some(how),
+            "{far} steps"
+        );
     }
 }
 
@@ -334,7 +414,15 @@ fn s14_a_cancel_counts_whenever_it_comes() {
 fn s15_two_gateways_admit_one_message() {
     let mut world = begun(1);
     go(&mut world, &[Send(0, 0), Step::Fault(Resend, 0)]);
-    go(&mut world, &[Step::Gateway(0), Step::Gateway(1), Step::Gateway(0), Step::Gateway(1)]);
+    go(
+        &mut world,
+        &[
+            Step::Gateway(0),
+            Step::Gateway(1),
+            Step::Gateway(0),
+            Step::Gateway(1),
+        ],
+    );
     assert_eq!(world.incoming, [0, 0], "two records");
     let world = rest(world);
     assert_eq!(world.paid, [1]);
@@ -345,12 +433,21 @@ fn s15_two_gateways_admit_one_message() {
 #[test]
 fn what_the_calls_tell_apart() {
     let mut shared = Shared::new(&[0], 200, None);
-    let cancelled = crate::reference::End { call: 0, pieces: 0, how: How::Cancelled };
+    let cancelled = crate::reference::End {
+        call: 0,
+        pieces: 0,
+        how: How::Cancelled,
+    };
     assert_eq!(shared.live(0, 1, 1, None), Lived::Lost);
-    assert_eq!(shared.begin(0, 1, 0, cancelled), Begun::Attempt { number: 1, taking: 1 });
+    assert_eq!(
+        shared.begin(0, 1, 0, cancelled),
+        Begun::Attempt {
+            number: 1,
+            taking: 1
+        }
+    );
     assert_eq!(shared.live(0, 1, 1, Some((0, 1))), Lived::Written);
     assert_eq!(shared.live(0, 1, 1, Some((0, 1))), Lived::Expected(1));
     assert_eq!(shared.live(0, 2, 1, Some((1, 1))), Lived::Fenced);
     assert!(matches!(shared.begin(0, 2, 0, cancelled), Begun::Busy(_)));
 }
-

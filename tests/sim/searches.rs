@@ -187,7 +187,14 @@ search! {
 fn every_rule_is_needed() {
     let rules: &[(Rule, Bounds)] = &[
         (Rule::Known, answered(&[(Empty, 1), (Repeat, 1)])),
-        (Rule::Had, Bounds { faults: 3, after: TAKEN_OVER, ..one(&[(CrashWorker, 1), (RollBack, 1), (Repeat, 1)]) }),
+        (
+            Rule::Had,
+            Bounds {
+                faults: 3,
+                after: TAKEN_OVER,
+                ..one(&[(CrashWorker, 1), (RollBack, 1), (Repeat, 1)])
+            },
+        ),
         (Rule::Busy, sent(&[(MoveWorker, 1)])),
         (Rule::Repeat, sent(&[(Repeat, 1)])),
         (Rule::Fenced, sent(&[(MoveWorker, 1), (Pause, 1)])),
@@ -200,16 +207,41 @@ fn every_rule_is_needed() {
         (Rule::Filter, sent(&[(Empty, 1)])),
         (Rule::Rewind, answered(&[(RollBack, 1), (CrashRelay, 1)])),
         (Rule::KeptOnly, sent(&[(Cancel, 1)])),
-        (Rule::Lane, Bounds { after: BOTH, ..two(&[0, 0], &[(MoveWorker, 1)]) }),
-        (Rule::Contiguous, Bounds { after: BOTH, ..two(&[0, 1], &[(CrashWorker, 1)]) }),
-        (Rule::MarkerToken, Bounds { faults: 3, ..answered(&[(Empty, 1), (Repeat, 1), (MoveRelay, 1)]) }),
+        (
+            Rule::Lane,
+            Bounds {
+                after: BOTH,
+                ..two(&[0, 0], &[(MoveWorker, 1)])
+            },
+        ),
+        (
+            Rule::Contiguous,
+            Bounds {
+                after: BOTH,
+                ..two(&[0, 1], &[(CrashWorker, 1)])
+            },
+        ),
+        (
+            Rule::MarkerToken,
+            Bounds {
+                faults: 3,
+                ..answered(&[(Empty, 1), (Repeat, 1), (MoveRelay, 1)])
+            },
+        ),
     ];
     let mut missed = Vec::new();
     for (rule, bounds) in rules {
-        let bounds = Bounds { without: Some(*rule), ..bounds.clone() };
+        let bounds = Bounds {
+            without: Some(*rule),
+            ..bounds.clone()
+        };
         let report = explore(&bounds);
         match report.violation {
-            Some((violation, trace)) => eprintln!("without {rule:?}, {} states, {} steps: {violation}", report.states, trace.len()),
+            Some((violation, trace)) => eprintln!(
+                "without {rule:?}, {} states, {} steps: {violation}",
+                report.states,
+                trace.len()
+            ),
             None => missed.push((*rule, report.states)),
         }
     }

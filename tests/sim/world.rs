@@ -345,7 +345,11 @@ impl World {
             fault(Fault::MoveRelay, 1 - self.deliverer);
         }
         for (message, kept) in self.shared.messages.iter().enumerate() {
-            if kept.flight.as_ref().is_some_and(|one| one.lease > 0 && self.is_alive(one.owner)) {
+            if kept
+                .flight
+                .as_ref()
+                .is_some_and(|one| one.lease > 0 && self.is_alive(one.owner))
+            {
                 fault(Fault::Pause, message);
             }
         }
@@ -358,7 +362,11 @@ impl World {
         if self.shared.n > 0 {
             fault(Fault::Empty, 0);
         }
-        if self.saved.as_ref().is_some_and(|saved| self.in_window(saved)) {
+        if self
+            .saved
+            .as_ref()
+            .is_some_and(|saved| self.in_window(saved))
+        {
             fault(Fault::RollBack, 0);
         }
         for message in 0..self.paid.len() {
@@ -371,7 +379,10 @@ impl World {
         }
         if self.repeated.is_none() && self.can(Fault::Repeat) {
             for gateway in 0..2 {
-                if matches!(self.gateways[gateway], Gateway::Admits(_) | Gateway::Accepts(_)) {
+                if matches!(
+                    self.gateways[gateway],
+                    Gateway::Admits(_) | Gateway::Accepts(_)
+                ) {
                     steps.push(Step::CopyGateway(gateway));
                 }
             }
@@ -401,7 +412,10 @@ impl World {
         match step {
             Step::Connect => self.client.connect(),
             Step::Read => self.client.read(&mut self.shared),
-            Step::Feed => self.client.feed(self.shared.keeps(Rule::Gap), self.shared.keeps(Rule::Filter)),
+            Step::Feed => self.client.feed(
+                self.shared.keeps(Rule::Gap),
+                self.shared.keeps(Rule::Filter),
+            ),
             Step::Receive => return self.receive(),
             Step::Check => self.client.set_stale(),
             Step::Send(gateway, message) => {
@@ -518,7 +532,10 @@ impl World {
     }
 
     fn is_alive(&self, owner: Owner) -> bool {
-        let tasks = self.workers.iter().flat_map(|one| one.tasks.iter().flatten());
+        let tasks = self
+            .workers
+            .iter()
+            .flat_map(|one| one.tasks.iter().flatten());
         tasks
             .filter(|one| one.stage != Stage::Done)
             .any(|one| one.owner == owner)
@@ -676,7 +693,9 @@ impl World {
                         taking.call = 0;
                         taking.stage = Stage::Begins;
                     }
-                    Lived::Cancelled => taking.stage = Stage::Keeps(self.end(taking, How::Cancelled)),
+                    Lived::Cancelled => {
+                        taking.stage = Stage::Keeps(self.end(taking, How::Cancelled))
+                    }
                 }
                 if taking.stage == Stage::Writes && taking.sent == self.pieces {
                     let end = self.end(taking, How::Answered);
@@ -753,10 +772,18 @@ impl World {
         if !relay.started {
             let token = self.shared.look_at_marker();
             let base = self.committed_out;
-            let from = if token == 0 { base.saturating_sub(self.window) } else { 0 };
+            let from = if token == 0 {
+                base.saturating_sub(self.window)
+            } else {
+                0
+            };
             self.relays[index] = Relay {
                 started: true,
-                next: if self.shared.keeps(Rule::Rewind) { from } else { base },
+                next: if self.shared.keeps(Rule::Rewind) {
+                    from
+                } else {
+                    base
+                },
                 until: base.max(relay.until),
                 token,
                 ..Relay::default()
@@ -842,7 +869,9 @@ impl World {
             // The mark is lost with the data.
             let told = self.cancelling[usize::from(message)] && self.losses == 0;
             if told && first.how != How::Cancelled {
-                return Err(format!("message {message} was to be cancelled and is {first:?}"));
+                return Err(format!(
+                    "message {message} was to be cancelled and is {first:?}"
+                ));
             }
             let seen = self.client.seen(message);
             if seen != Some(first) {
@@ -851,7 +880,9 @@ impl World {
                 ));
             }
             let mut turns = self.shared.history.iter();
-            let turn = turns.find(|turn| turn.message == message).map(|one| one.end);
+            let turn = turns
+                .find(|turn| turn.message == message)
+                .map(|one| one.end);
             if turn != Some(first) {
                 return Err(format!(
                     "the log says that message {message} ended as {first:?}, the history {turn:?}"

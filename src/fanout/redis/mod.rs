@@ -483,7 +483,8 @@ impl Fanout for RedisFanout {
     }
 
     async fn complete_marker(&self, epoch: &Epoch, token: &str) -> Result<bool> {
-        self.marker(&self.scripts.complete_marker, epoch, token).await
+        self.marker(&self.scripts.complete_marker, epoch, token)
+            .await
     }
 
     async fn set_marker(&self, epoch: &Epoch) -> Result<()> {

@@ -139,9 +139,7 @@ impl Scripts {
             drop_token: Script::new("return { redis.call('DEL', KEYS[1]) }".to_owned()),
             revoke: script(&[COMMON, include_str!("scripts/revoke.lua")]),
             revoked_at: script(&[COMMON, "return { redis.call('GET', P .. 'rv') }"]),
-            look_at_marker: Script::new(format!(
-                "{MARKER} return there == '1' and put('1') or 0"
-            )),
+            look_at_marker: Script::new(format!("{MARKER} return there == '1' and put('1') or 0")),
             begin_marker: Script::new(format!(
                 "{MARKER} return put(there == '1' and '1' or ARGV[1])"
             )),

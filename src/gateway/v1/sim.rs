@@ -17,8 +17,8 @@ use rand::{Rng, SeedableRng};
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
-use tokio_tungstenite::tungstenite::protocol::Message;
 use tokio_tungstenite::tungstenite::Error as WsError;
+use tokio_tungstenite::tungstenite::protocol::Message;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -215,7 +215,9 @@ async fn backend(fanout: Arc<EmbeddedFanout>, chance: Chance) {
                 Begun::Ended(_) => panic!("nobody ended it"),
             };
             let mut text = String::new();
-            let dies = chance.is(0.2).then(|| chance.below(u64::from(PIECES)) as u32);
+            let dies = chance
+                .is(0.2)
+                .then(|| chance.below(u64::from(PIECES)) as u32);
             for index in 0..PIECES {
                 chance.pause(40).await;
                 if dies == Some(index) {
@@ -320,7 +322,8 @@ impl Client {
                 {
                     return Err(format!("{position} after {had}"));
                 }
-                let before = (0..position.offset).find(|it| !self.ends.contains_key(&format!("m{it}")));
+                let before =
+                    (0..position.offset).find(|it| !self.ends.contains_key(&format!("m{it}")));
                 if let Some(before) = before {
                     return Err(format!("{id} ended before m{before}"));
                 }
@@ -367,7 +370,10 @@ async fn client(
         let queue = gateway.settings.outbound_queue_bytes;
         let socket = Arc::new(Socket::new(queue, Some(Line::new())));
         let since = client.position.clone();
-        let joined = gateway.registry.join(&user(), &socket, since.as_ref()).await;
+        let joined = gateway
+            .registry
+            .join(&user(), &socket, since.as_ref())
+            .await;
         let entry = joined.map_err(|error| error.to_string())?;
         let following = tokio::spawn({
             let (gateway, entry, socket) = (gateway.clone(), entry.clone(), socket.clone());
@@ -385,7 +391,10 @@ async fn client(
                     sent.map(|()| sender).map_err(|_| WsError::ConnectionClosed)
                 });
                 let mut sink = pin!(sink);
-                socket.outbound.write_to(&mut sink, &gateway.counters.sent).await;
+                socket
+                    .outbound
+                    .write_to(&mut sink, &gateway.counters.sent)
+                    .await;
             }
         });
         client.welcomed = false;
@@ -397,7 +406,11 @@ async fn client(
             if client.ends.len() == MESSAGES || !stays && Instant::now() >= end {
                 break Ok(());
             }
-            let patience = if stays { Duration::from_secs(30) } else { end - Instant::now() };
+            let patience = if stays {
+                Duration::from_secs(30)
+            } else {
+                end - Instant::now()
+            };
             let Ok(Some(Message::Text(frame))) = timeout(patience, frames.recv()).await else {
                 break Ok(());
             };
@@ -410,7 +423,10 @@ async fn client(
                 Ok(true) => {
                     for turn in history(&fanout).await {
                         let end = (turn.answer, false);
-                        client.ends.entry(turn.message_id.to_string()).or_insert(end);
+                        client
+                            .ends
+                            .entry(turn.message_id.to_string())
+                            .or_insert(end);
                     }
                 }
                 Err(wrong) => break Err(wrong),
@@ -451,11 +467,16 @@ async fn run(seed: u64) -> Result<(), String> {
     let truth = history(&fanout).await;
     for client in clients {
         let waiting = timeout(Duration::from_secs(3600), client).await;
-        let client = waiting.map_err(|_| "a client never knew all ends")?.unwrap()?;
+        let client = waiting
+            .map_err(|_| "a client never knew all ends")?
+            .unwrap()?;
         for turn in &truth {
             let known = &client.ends[turn.message_id.as_str()].0;
             if *known != turn.answer {
-                return Err(format!("{} ended as {known}, the history has {}", turn.message_id, turn.answer));
+                return Err(format!(
+                    "{} ended as {known}, the history has {}",
+                    turn.message_id, turn.answer
+                ));
             }
         }
     }
