@@ -160,6 +160,8 @@ pub struct ConnectionLimits {
     pub per_address: usize,
     /// `MAX_CONNECTIONS` (off) of this process.
     pub per_process: usize,
+    /// `MAX_HTTP_CONNECTIONS` (1024) that are no WebSocket, or not yet.
+    pub http: usize,
     /// `MAX_NEW_CONNECTIONS` (off) in a second.
     pub per_second: u32,
     /// `TRUSTED_PROXIES`: from these `X-Forwarded-For` is believed.
@@ -207,6 +209,8 @@ pub struct GatewaySettings {
     pub produce_timeout: Duration,
     /// `DRAIN_TIMEOUT_MS` (25000).
     pub drain_timeout: Duration,
+    /// `HEAD_TIMEOUT_MS` (10000): how long a client may take to send its request's head.
+    pub head_timeout: Duration,
     /// `PING_INTERVAL_MS` (25000) between protocol pings to a silent client.
     pub ping_interval: Duration,
     /// `PING_TIMEOUT_MS` (10000): a client that answers none by then is closed with 4408.
@@ -325,6 +329,46 @@ pub struct LoggingSettings {
     pub folder: Option<PathBuf>,
     /// `LOG_FILES` (14): how many daily files are kept.
     pub max_files: usize,
+}
+
+/// Traces, by the variables of OpenTelemetry.
+#[derive(Debug, Clone)]
+pub struct TraceSettings {
+    /// `OTEL_EXPORTER_OTLP_ENDPOINT`: the collector; `None`: nothing is recorded.
+    pub endpoint: Option<url::Url>,
+    /// `OTEL_EXPORTER_OTLP_HEADERS`. Values may be secrets.
+    pub headers: BTreeMap<String, SecretString>,
+    /// `OTEL_EXPORTER_OTLP_TIMEOUT` (10000): for one request.
+    pub timeout: Duration,
+    /// `OTEL_SERVICE_NAME`.
+    pub service_name: Option<String>,
+    /// The service's name where nothing names it.
+    pub role_name: String,
+    /// `SERVER_ID`.
+    pub instance: String,
+    /// `OTEL_RESOURCE_ATTRIBUTES`.
+    pub resource: BTreeMap<String, String>,
+    /// `OTEL_TRACES_SAMPLER` (parentbased_always_on).
+    pub sampler: TraceSampler,
+    /// `OTEL_TRACES_SAMPLER_ARG` (1): the part that a ratio takes, 0 to 1.
+    pub sampler_arg: f64,
+}
+
+/// `OTEL_TRACES_SAMPLER`: which traces are recorded. The first three don't ask who began one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TraceSampler {
+    /// All.
+    AlwaysOn,
+    /// None.
+    AlwaysOff,
+    /// A part of them, chosen by their id.
+    Ratio,
+    /// As who began it says; all that begin here.
+    ParentOrOn,
+    /// As who began it says; none that begin here.
+    ParentOrOff,
+    /// As who began it says; a part of those that begin here.
+    ParentOrRatio,
 }
 
 /// `LOG_FORMAT`.

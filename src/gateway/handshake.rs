@@ -18,6 +18,8 @@ use super::{Gateway, auth, connection, origin};
 use crate::protocol::close::CloseReason;
 use crate::protocol::ids::UserId;
 use crate::protocol::position::Position;
+use crate::protocol::record::header;
+use crate::protocol::trace_context::TraceContext;
 use crate::protocol::v1;
 
 /// The parameters of a request.
@@ -53,6 +55,11 @@ impl<'a> Query<'a> {
             }
         }
         query
+    }
+
+    /// Whether there is a `userid`, good or not.
+    pub(super) fn names_user(&self) -> bool {
+        self.userid.is_some()
     }
 
     pub(super) fn user(&self) -> Result<UserId, Refusal> {
@@ -106,8 +113,8 @@ pub(super) struct Session {
     pub(super) user: UserId,
     /// Of the connection; a message's has a number behind it.
     pub(super) correlation_id: Arc<str>,
-    /// W3C trace context that the client brought.
-    pub(super) traceparent: Option<Bytes>,
+    /// The trace that the client brought, of messages that bring none of their own.
+    pub(super) trace: Option<TraceContext>,
     /// By which token.
     pub(super) granted: auth::Granted,
     pub(super) protocol: Protocol,
@@ -180,7 +187,7 @@ pub(super) async fn upgrade(
     let session = Session {
         user,
         correlation_id,
-        traceparent: traceparent(request.headers()),
+        trace: trace(request.headers()),
         granted,
         protocol: if v1 {
             let ends = granted.ends(false);
@@ -205,14 +212,21 @@ fn correlation_id(headers: &HeaderMap) -> Arc<str> {
         .map_or_else(|| uuid::Uuid::new_v4().to_string().into(), Into::into)
 }
 
-fn traceparent(headers: &HeaderMap) -> Option<Bytes> {
-    let value = headers.get("traceparent")?.as_bytes();
-    let hex = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b'-');
-    (value.len() == 55 && value.iter().all(hex)).then(|| Bytes::copy_from_slice(value))
+/// Two of the one header are none; several of the other are one list.
+fn trace(headers: &HeaderMap) -> Option<TraceContext> {
+    let mut parents = headers.get_all(header::TRACEPARENT).iter();
+    let (parent, None) = (parents.next()?, parents.next()) else {
+        return None;
+    };
+    let states = headers.get_all(header::TRACESTATE).iter();
+    let states: Vec<&str> = states.filter_map(|value| value.to_str().ok()).collect();
+    TraceContext::parse(parent.to_str().ok()?, Some(&states.join(",")))
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -234,6 +248,21 @@ mod tests {
     }
 
     #[test]
+    fn a_trace_is_one_header_and_its_state_may_be_several() {
+        let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let mut headers = HeaderMap::new();
+        assert_eq!(trace(&headers), None);
+        headers.append("traceparent", HeaderValue::from_static(parent));
+        headers.append("tracestate", HeaderValue::from_static("a=1"));
+        headers.append("tracestate", HeaderValue::from_static("b=2, c=3"));
+        let read = trace(&headers).unwrap();
+        assert_eq!(read.traceparent(), parent);
+        assert_eq!(read.tracestate(), Some("a=1,b=2,c=3"));
+        headers.append("traceparent", HeaderValue::from_static(parent));
+        assert_eq!(trace(&headers), None);
+    }
+
+    #[test]
     fn a_correlation_id_that_could_break_a_log_line_is_replaced() {
         let with = |value: &str| {
             let mut headers = HeaderMap::new();
@@ -243,6 +272,49 @@ mod tests {
         assert_eq!(with("abc-1"), "abc-1");
         for bad in ["a b", "a\tb", "", &"x".repeat(129)] {
             assert_ne!(with(bad), bad);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_request_line_is_read_and_only_safe_userids_of_it(text in "[!-~]{0,120}") {
+            if let Ok(uri) = format!("/ws?{text}").parse::<Uri>() {
+                let query = Query::of(&uri);
+                if let Ok(user) = query.user() {
+                    prop_assert!(query.names_user());
+                    prop_assert!(UserId::parse(user.as_str()).is_ok());
+                }
+                let _ = since(&query);
+            }
+        }
+
+        #[test]
+        fn a_parameter_is_read_as_it_was_written(value in ".{1,60}") {
+            let pairs = [("before", &value), ("since", &value), ("token", &value)];
+            let text = url::form_urlencoded::Serializer::new(String::new())
+                .extend_pairs(pairs)
+                .finish();
+            let uri: Uri = format!("/ws?{text}").parse().unwrap();
+            let query = Query::of(&uri);
+            for read in [&query.before, &query.since, &query.token] {
+                prop_assert_eq!(read.as_deref(), Some(&*value));
+            }
+        }
+
+        #[test]
+        fn no_header_breaks_what_is_read_of_it(bytes in prop::collection::vec(any::<u8>(), 0..70)) {
+            if let Ok(value) = HeaderValue::from_bytes(&bytes) {
+                let mut headers = HeaderMap::new();
+                for name in ["traceparent", "x-correlation-id", "sec-websocket-protocol"] {
+                    headers.insert(name, value.clone());
+                }
+                headers.insert("authorization", value);
+                let id = correlation_id(&headers);
+                prop_assert!(id.bytes().all(|byte| byte.is_ascii_graphic()));
+                let _ = (traceparent(&headers), offers_v1(&headers));
+                let token = auth::presented(None, &headers);
+                prop_assert!(token.is_none_or(|token| !token.is_empty()));
+            }
         }
     }
 }

@@ -45,6 +45,7 @@ install_packages() {
     command -v kcat >/dev/null || missing+=(kcat)
     command -v nginx >/dev/null || [[ -x /usr/sbin/nginx ]] || missing+=(nginx-light)
     command -v promtool >/dev/null || missing+=(prometheus)
+    compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || missing+=(libfaketime)
     java_works || missing+=("$(java_package)")
     [[ -d $KAFKA_JARS ]] || command -v mvn >/dev/null || missing+=(maven)
     [[ -d /etc/ssl/certs ]] || missing+=(ca-certificates)
@@ -148,6 +149,22 @@ POM
             die "Maven could not get Kafka; the lines above say why"
         mv -T "$staging/jars" "$KAFKA_JARS"
     ) 8>"$CACHE/lock"
+}
+
+install_fuzzer() {
+    local missing=()
+    command -v gcc >/dev/null && command -v make >/dev/null && command -v g++ >/dev/null ||
+        missing+=(build-essential)
+    command -v perl >/dev/null || missing+=(perl)
+    command -v pkg-config >/dev/null || missing+=(pkg-config)
+    if ((${#missing[@]})); then
+        apt_install "${missing[@]}"
+    fi
+    install_rust
+    if ! cargo fuzz --version >/dev/null 2>&1; then
+        say "installing cargo-fuzz"
+        cargo install --quiet --locked cargo-fuzz
+    fi
 }
 
 install_all() {

@@ -58,6 +58,7 @@ pub(crate) struct Spec {
     args: Vec<String>,
     env: Vec<(String, String)>,
     port: Option<u16>,
+    descriptors: Option<u32>,
     dir: Arc<TempDir>,
 }
 
@@ -69,21 +70,14 @@ impl Spec {
             args: args.iter().map(|arg| (*arg).to_owned()).collect(),
             env: Vec::new(),
             port: None,
+            descriptors: None,
             dir: Arc::new(tempfile::tempdir().expect("a temporary folder")),
         }
     }
 
     fn with_port_flag(args: &[&str]) -> Self {
-        let port = free_port();
         // Without the limits of a user: tests send more, and those of the limits set them.
-        let mut spec = Self::new(args)
-            .arg("--port")
-            .arg(&port.to_string())
-            .env("USER_RATE_LIMIT_MAX_REQUESTS", "0")
-            .env("USER_MAX_PENDING", "0")
-            .env("USER_MAX_CONNECTIONS", "0");
-        spec.port = Some(port);
-        spec
+        Self::new(args).with_port()
     }
 
     fn with_metrics_port(args: &[&str]) -> Self {
@@ -108,6 +102,13 @@ impl Spec {
         Self::with_metrics_port(&["relay"])
     }
 
+    /// The same with its health and metrics on another free port.
+    pub(crate) fn other_metrics_port(mut self) -> Self {
+        let port = free_port();
+        self.port = Some(port);
+        self.env("METRICS_PORT", &port.to_string())
+    }
+
     /// Everything in one process, in memory only.
     pub(crate) fn ephemeral() -> Self {
         Self::with_port_flag(&["all-in-one", "--ephemeral"])
@@ -118,6 +119,17 @@ impl Spec {
         let spec = Self::with_port_flag(&["all-in-one"]);
         let data = spec.dir().join("data");
         spec.arg("--data-dir").arg(&data.display().to_string())
+    }
+
+    /// On a free port, without the limits of a user.
+    pub(crate) fn with_port(mut self) -> Self {
+        let port = free_port();
+        self.port = Some(port);
+        self.arg("--port")
+            .arg(&port.to_string())
+            .env("USER_RATE_LIMIT_MAX_REQUESTS", "0")
+            .env("USER_MAX_PENDING", "0")
+            .env("USER_MAX_CONNECTIONS", "0")
     }
 
     pub(crate) fn arg(mut self, arg: &str) -> Self {
@@ -133,6 +145,12 @@ impl Spec {
 
     pub(crate) fn without_env(mut self, name: &str) -> Self {
         self.env.retain(|(known, _)| known != name);
+        self
+    }
+
+    /// With so few file descriptors (`ulimit -n`).
+    pub(crate) fn descriptors(mut self, most: u32) -> Self {
+        self.descriptors = Some(most);
         self
     }
 
@@ -152,7 +170,16 @@ impl Spec {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_chatmesh"));
+        let program = env!("CARGO_BIN_EXE_chatmesh");
+        let mut command = match self.descriptors {
+            None => Command::new(program),
+            Some(most) => {
+                let mut shell = Command::new("sh");
+                let limited = format!("ulimit -n {most} && exec \"$0\" \"$@\"");
+                shell.args(["-c", &limited, program]);
+                shell
+            }
+        };
         command
             .args(&self.args)
             .env_clear()
@@ -214,6 +241,10 @@ pub(crate) struct Chatmesh {
 impl Chatmesh {
     pub(crate) fn port(&self) -> u16 {
         self.spec.port()
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// How it was started.
