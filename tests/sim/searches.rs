@@ -174,11 +174,11 @@ search! {
     redis_emptied_and_a_call_repeated: sent(&[(Empty, 1), (Repeat, 1)]);
     redis_emptied_under_a_relay: answered(&[(Empty, 2), (CrashRelay, 1), (MoveRelay, 1)]);
     redis_emptied_and_a_delivery_repeated: answered(&[(Empty, 1), (Repeat, 1), (DropSocket, 1)]);
-    redis_rolled_back: Bounds { faults: 1, ..one(&[(RollBack, 1)]) };
+    redis_rolled_back: Bounds { faults: 1, ..sent(&[(RollBack, 1)]) };
     redis_rolled_back_under_a_relay: answered(&[(RollBack, 1), (CrashRelay, 1), (LosePublish, 1)]);
     a_paused_worker_and_another: sent(&[(Pause, 2), (MoveWorker, 1), (Repeat, 1)]);
     cancelled_and_worse: sent(&[(Cancel, 1), (CrashWorker, 1), (Empty, 1), (Repeat, 1)]);
-    sent_again_and_worse: sent(&[(Resend, 2), (CrashWorker, 1), (Empty, 1)]);
+    sent_again_and_worse: sent(&[(Resend, 1), (CrashWorker, 1), (Empty, 1)]);
     the_socket_dies_and_worse: sent(&[(DropSocket, 2), (LosePublish, 1), (Empty, 1)]);
 }
 
