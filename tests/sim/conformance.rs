@@ -229,7 +229,7 @@ impl Runner<'_> {
                 real::CancelResult::AlreadyDone => "already done".into(),
                 real::CancelResult::Unknown => "unknown".into(),
             },
-            Op::Read(_) => String::new(),
+            Op::Read(_) | Op::Restart => String::new(),
             Op::History(number) => {
                 let (of, no) = (conversation(number), None);
                 let turns = fanout.history(&self.user, &of, no, 100).await?;
@@ -259,7 +259,6 @@ impl Runner<'_> {
                 self.real.empty().await;
                 String::new()
             }
-            Op::Restart => String::new(),
         })
     }
 
@@ -295,10 +294,8 @@ impl Runner<'_> {
         let frames = ours.frames.iter();
         let frames = frames.map(|(offset, message, end)| (at(*offset), frame(*message, *end)));
         let flights = ours.in_flight.iter().map(|(message, attempt, text)| {
-            let words = text
-                .iter()
-                .map(|call| format!("[{call}]"))
-                .collect::<String>();
+            let words: Vec<_> = text.iter().map(|call| format!("[{call}]")).collect();
+            let words = words.concat();
             format!("m{message} {attempt} {} {words}", text.len())
         });
         let pending = ours.pending.iter().map(|message| format!("m{message}"));
@@ -468,7 +465,8 @@ where
         let run = &run;
         let calls = shrunk(calls, |calls| async move { run(calls).await.is_err() }).await;
         let wrong = run(calls.clone()).await.unwrap_err();
-        let trace: String = calls.iter().map(|call| format!("    {call:?}\n")).collect();
+        let trace: Vec<_> = calls.iter().map(|call| format!("    {call:?}\n")).collect();
+        let trace = trace.concat();
         panic!("{name}, SIM_SEED={seed}: {wrong}\n{trace}");
     }
     let time = begun.elapsed();

@@ -599,9 +599,8 @@ impl Shared {
             let kept = self.kept(message);
             let at = match kept.ended {
                 Some(Ended::Outcome(_, at)) => at,
-                Some(Ended::Forgotten(_)) => continue,
                 None if listed || kept.flight.is_some() => None,
-                None => continue,
+                Some(Ended::Forgotten(_)) | None => continue,
             };
             kept.ended = Some(Ended::Forgotten(at));
             kept.flight = None;

@@ -120,7 +120,8 @@ fn two(conversations: &'static [u8], each: &'static [(Fault, u8)]) -> Bounds {
 }
 
 fn written(trace: &[impl std::fmt::Debug]) -> String {
-    trace.iter().map(|step| format!("    {step:?}\n")).collect()
+    let lines: Vec<_> = trace.iter().map(|step| format!("    {step:?}\n")).collect();
+    lines.concat()
 }
 
 fn holds(name: &str, bounds: &Bounds) {

@@ -32,7 +32,7 @@ use crate::fanout::{
     TurnStatus,
 };
 use crate::gateway::user::Socket;
-use crate::gateway::{Gateway, counters, feed, limits, registry, repair, revocation};
+use crate::gateway::{Gateway, counters, feed, limits, registry, repair, revocation, waiting};
 use crate::health::Health;
 use crate::log::embedded::EmbeddedLog;
 use crate::protocol::close::CloseReason;
@@ -103,6 +103,7 @@ fn gateway(fanout: Arc<EmbeddedFanout>) -> Arc<Gateway> {
         ping_timeout: Duration::from_secs(20),
         open_check: Duration::from_secs(5),
         interop: false,
+        head_timeout: Duration::from_secs(10),
     };
     Arc::new(Gateway {
         verifier: None,
@@ -113,6 +114,7 @@ fn gateway(fanout: Arc<EmbeddedFanout>) -> Arc<Gateway> {
         admin: Arc::new(|_, _| None),
         registry: registry::Registry::default(),
         limits: limits::Limits::new(settings.limits.clone()),
+        waiting: waiting::Waiting::new(0, 0, settings.head_timeout),
         revocations: revocation::Revocations::default(),
         loopback: true,
         messages: AtomicU64::new(1),
@@ -341,9 +343,10 @@ impl Client {
     fn one_voice(&self, id: &str) -> Result<(), String> {
         let (attempt, text, pieces) = &self.texts[id];
         let number = &id[1..];
-        let expected: String = (0..*pieces)
+        let expected: Vec<_> = (0..*pieces)
             .map(|index| format!("[{number}.{attempt}.{index}]"))
             .collect();
+        let expected = expected.concat();
         if *text == expected {
             Ok(())
         } else {

@@ -8,27 +8,26 @@ impl World {
     }
 
     pub(super) fn can_work(&self, worker: usize, record: usize) -> bool {
-        match self.task(worker, record) {
-            Some(taking) => match taking.stage {
+        if let Some(taking) = self.task(worker, record) {
+            return match taking.stage {
                 Stage::Done => false,
                 // Asking again while it is busy changes nothing.
                 Stage::Begins => !self.is_busy(self.incoming[record], taking.owner),
                 _ => true,
-            },
-            None => {
-                let lane = self.shared.conversation(self.incoming[record]);
-                worker == self.reader
-                    && record >= usize::from(self.committed_in)
-                    && (usize::from(self.committed_in)..record).all(|before| {
-                        self.shared.conversation(self.incoming[before]) != lane
-                            || self.task(worker, before).is_some_and(|one| {
-                                one.stage == Stage::Done
-                                    || !self.shared.keeps(Rule::Lane)
-                                        && matches!(one.stage, Stage::Produces(_))
-                            })
-                    })
-            }
+            };
         }
+        let lane = self.shared.conversation(self.incoming[record]);
+        let early = !self.shared.keeps(Rule::Lane);
+        let over = |one: Taking| {
+            one.stage == Stage::Done || early && matches!(one.stage, Stage::Produces(_))
+        };
+        let from = usize::from(self.committed_in);
+        worker == self.reader
+            && record >= from
+            && (from..record).all(|before| {
+                self.shared.conversation(self.incoming[before]) != lane
+                    || self.task(worker, before).is_some_and(over)
+            })
     }
 
     fn is_busy(&self, message: Message, owner: Owner) -> bool {
@@ -134,11 +133,11 @@ impl World {
                         taking.stage = Stage::Begins;
                     }
                     Lived::Cancelled => {
-                        taking.stage = Stage::Keeps(self.end(taking, How::Cancelled))
+                        taking.stage = Stage::Keeps(Self::end(taking, How::Cancelled));
                     }
                 }
                 if taking.stage == Stage::Writes && taking.sent == self.pieces {
-                    let end = self.end(taking, How::Answered);
+                    let end = Self::end(taking, How::Answered);
                     taking.stage = if self.shared.keeps(Rule::KeptOnly) {
                         Stage::Keeps(end)
                     } else {
@@ -168,7 +167,7 @@ impl World {
         Ok(())
     }
 
-    fn end(&self, taking: Taking, how: How) -> End {
+    fn end(taking: Taking, how: How) -> End {
         End {
             call: taking.call,
             pieces: taking.sent,
