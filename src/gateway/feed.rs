@@ -90,7 +90,12 @@ async fn hand_out(gateway: &Gateway, clears: Clears) -> Result<(), GatewayError>
 }
 
 /// Hands what was published to the sockets of `entry`.
-fn published(gateway: &Gateway, entry: &Entry, channel: Channel, payload: &[u8]) -> Taken {
+pub(super) fn published(
+    gateway: &Gateway,
+    entry: &Entry,
+    channel: Channel,
+    payload: &[u8],
+) -> Taken {
     let Some(frame) = parse(gateway, entry, payload) else {
         return Taken::default();
     };

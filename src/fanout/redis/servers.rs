@@ -11,6 +11,7 @@ use fred::types::{Expiration, InfoKind};
 use futures_util::future::try_join_all;
 
 use super::connection::failure;
+use super::scripts::Script;
 use crate::fanout::{FanoutError, Result};
 use crate::protocol::position::Epoch;
 
@@ -79,15 +80,18 @@ async fn marker_keys(client: &Client, epoch: &Epoch) -> Result<Vec<String>> {
     Ok(tags(&ranges).values().map(|tag| key(tag)).collect())
 }
 
-pub(super) async fn marker_present(client: &Client, epoch: &Epoch) -> Result<bool> {
+/// Runs one of the marker's scripts on every server that holds users; whether all said yes.
+pub(super) async fn marker(
+    client: &Client,
+    script: &Script,
+    epoch: &Epoch,
+    token: &str,
+) -> Result<bool> {
     let keys = marker_keys(client, epoch).await?;
-    let looks = keys
-        .iter()
-        .map(|key| client.expire::<bool, _>(key.as_str(), MARKER_TTL_SECONDS, None));
-    let found = try_join_all(looks)
-        .await
-        .map_err(|error| failure(client, &error))?;
-    Ok(found.into_iter().all(|present| present))
+    let args = || vec![token.into(), MARKER_TTL_SECONDS.to_string().into()];
+    let runs = keys.iter().map(|key| script.run(client, key, args()));
+    let answers = try_join_all(runs).await?;
+    Ok(answers.iter().all(|answer| answer.as_i64() == Some(1)))
 }
 
 pub(super) async fn set_marker(client: &Client, epoch: &Epoch) -> Result<()> {
