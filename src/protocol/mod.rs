@@ -11,3 +11,4 @@ pub mod position;
 pub mod record;
 pub mod timestamp;
 pub mod v1;
+pub mod wire;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::error_code::ErrorCode;
@@ -19,12 +20,14 @@ pub mod header {
 }
 
 /// What a user asked: a record of `incoming_messages`, as it is written.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[schemars(rename = "QuestionRecord", extend("required" = ["content", "userid"]))]
 pub struct QuestionRecord<'a> {
     /// Version of the schema: 1.
     pub v: u8,
     /// Always `message`.
     #[serde(rename = "type")]
+    #[schemars(extend("const" = "message"))]
     pub kind: &'static str,
     /// The text.
     pub content: &'a str,
@@ -142,7 +145,7 @@ impl Question {
 }
 
 /// What the model used, as its API counted.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Usage {
     /// Tokens of the prompt.
     #[serde(default)]
@@ -156,7 +159,7 @@ pub struct Usage {
 }
 
 /// `type` of a terminal record.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum TerminalKind {
     /// The whole answer.
@@ -166,7 +169,8 @@ pub enum TerminalKind {
 }
 
 /// How a message ended: a record of `responses`, and the frame that clients get of it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "TerminalRecord")]
 pub struct Terminal {
     /// Version of the schema: 1; 0 where an original service wrote it.
     #[serde(default)]

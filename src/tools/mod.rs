@@ -1,3 +1,4 @@
-//! What an operator does beside the roles.
+//! What people do beside the roles.
 
+pub(crate) mod chat;
 pub(crate) mod token;
