@@ -6,8 +6,11 @@
     reason = "a test that can't go on panics, and says what it saw"
 )]
 
+mod chat;
 mod config;
 mod containers;
+mod contracts;
+mod documents;
 mod e2e;
 mod fanout_contract;
 mod fanout_embedded;

@@ -151,7 +151,8 @@ impl Spec {
         self.port.expect("this command serves no port")
     }
 
-    fn command(&self) -> Command {
+    /// What would be run, with nothing on its standard input.
+    pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_chatmesh"));
         command
             .args(&self.args)
