@@ -30,6 +30,7 @@ mod options;
 mod session;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -40,6 +41,9 @@ pub use options::{Options, Question, Token};
 
 use link::Link;
 use session::{Command, Session};
+
+/// A server that does not take a goodbye is left without one.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 /// Questions and cancels that wait for the session's task.
 const COMMANDS: usize = 64;
@@ -92,6 +96,13 @@ impl Client {
         match self.commands.send(command).await {
             Ok(()) => Ok(answer),
             Err(_) => Err(self.over()),
+        }
+    }
+
+    /// Says goodbye. Whoever just drops the client looks to the server like a broken connection.
+    pub async fn close(mut self) {
+        if self.commands.send(Command::Close).await.is_ok() {
+            let _ = tokio::time::timeout(GOODBYE, &mut self.task).await;
         }
     }
 

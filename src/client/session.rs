@@ -34,6 +34,7 @@ const FAR: Duration = Duration::from_secs(86_400);
 pub(super) enum Command {
     Ask(Question, Writer),
     Cancel(ClientMessageId),
+    Close,
 }
 
 /// A question that has not ended.
@@ -72,6 +73,8 @@ pub(super) struct Session {
     /// The server said that it will close.
     closing: Option<Duration>,
     silence: Duration,
+    /// The caller has had enough.
+    leaving: bool,
     backoff: Backoff,
 }
 
@@ -92,6 +95,7 @@ impl Session {
             position: None,
             closing: None,
             silence: FAR,
+            leaving: false,
             backoff: Backoff::default(),
         };
         Ok((session, watched))
@@ -131,10 +135,11 @@ impl Session {
         loop {
             self.state.send_replace(State::Lost(why));
             let pause = self.backoff.next(least);
-            self.meanwhile(tokio::time::sleep(pause)).await;
+            let paused = self.meanwhile(tokio::time::sleep(pause)).await;
+            paused.ok_or("it was closed")?;
             let (link, since) = (self.link.clone(), self.position.clone());
             let opened = self.meanwhile(async move { open(&link, since.as_deref()).await });
-            match opened.await {
+            match opened.await.ok_or("it was closed")? {
                 Ok((socket, welcome)) => {
                     self.socket = socket;
                     self.welcome = Some(welcome);
@@ -154,14 +159,18 @@ impl Session {
     }
 
     /// Takes commands while something else goes on, and ends what has waited too long.
-    async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> T {
+    /// `None` when the caller closes the client.
+    async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
         let mut work = pin!(work);
         loop {
             let patience = self.link.options.patience;
             let first = self.asked.iter().map(|asked| asked.waits_since).min();
             let until = first.map_or_else(|| Instant::now() + FAR, |first| first + patience);
+            if self.leaving {
+                return None;
+            }
             tokio::select! {
-                done = &mut work => return done,
+                done = &mut work => return Some(done),
                 Some(command) = self.inbox.recv() => { self.note(command); }
                 () = sleep_until(until) => {
                     let why = match &*self.state.borrow() {
@@ -202,6 +211,10 @@ impl Session {
                 asked.cancel = true;
                 Some(asked.cancel_frame())
             }
+            Command::Close => {
+                self.leaving = true;
+                None
+            }
         }
     }
 
@@ -215,6 +228,11 @@ impl Session {
             return left;
         }
         loop {
+            if self.leaving {
+                let goodbye = timeout(SEND, self.socket.close(None)).await;
+                tracing::debug!(told = matches!(goodbye, Ok(Ok(()))), "closed by its user");
+                return Left::Never("it was closed".into());
+            }
             let again = self.asked.iter().filter_map(|asked| asked.again_at).min();
             let again = again.unwrap_or_else(|| Instant::now() + FAR);
             let sent = tokio::select! {

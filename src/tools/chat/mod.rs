@@ -96,16 +96,16 @@ async fn chat(args: ChatArgs) -> anyhow::Result<()> {
     };
     let client = Client::connect(options).await.map_err(explained)?;
     let mut screen = Screen::new();
-    if args.list {
-        return list(&client, &mut screen).await;
-    }
-    match question {
+    let done = match question {
+        _ if args.list => list(&client, &mut screen).await,
         Some(text) => {
             let question = Question::new(text).in_conversation(conversation);
             terminal::once(&client, question, &mut screen).await
         }
         None => terminal::talk(&client, conversation, screen).await,
-    }
+    };
+    client.close().await;
+    done
 }
 
 fn explained(error: ClientError) -> anyhow::Error {

@@ -143,7 +143,7 @@ async fn shells_take_their_completions() {
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
         let (code, script, err) = Spec::new(&["completions", shell]).run();
         assert_eq!(code, Some(0), "{shell}: {err}");
-        for word in ["all-in-one", "completions", "--conversation"] {
+        for word in ["all-in-one", "completions", "conversation"] {
             assert!(script.contains(word), "{shell} knows no {word}");
         }
         let file = tempfile::NamedTempFile::new().unwrap();

@@ -97,7 +97,7 @@ async fn every_classic_example_is_taken_and_every_answer_is_as_documented() {
     let mut expected = Expected::of(&document, "classic");
     let mut sent = 0;
     for (name, message) in messages(&document, "classic", "receive") {
-        for example in examples(&message) {
+        for example in examples(message) {
             let user = example["userid"].as_str().unwrap_or("user123");
             let mut client = Classic::open(server.port(), user).await;
             client.send_text(&example.to_string()).await;

@@ -66,10 +66,9 @@ fn without_comment(text: &str) -> &str {
     for (at, c) in text.char_indices() {
         match quote {
             Some(open) if c == open => quote = None,
-            Some(_) => {}
             None if c == '\'' || c == '"' => quote = Some(c),
             None if c == '#' && before.is_whitespace() => return &text[..at],
-            None => {}
+            Some(_) | None => {}
         }
         before = c;
     }
@@ -132,8 +131,7 @@ fn simple_commands(text: &str) -> Vec<Vec<String>> {
     let mut word = String::new();
     let mut quote = None;
     let mut in_word = false;
-    let mut chars = text.chars().peekable();
-    while let Some(c) = chars.next() {
+    for c in text.chars() {
         match quote {
             Some(open) if c == open => quote = None,
             Some(_) => word.push(c),
@@ -295,10 +293,11 @@ impl Run {
                     self.fault(step, &format!("the Justfile has no recipe {recipe}"));
                 }
             }
-            ["tests/run", flag, ..] if flag.starts_with("--") => {
-                if !read(&root().join("tests/run")).contains(&format!("{flag})")) {
-                    self.fault(step, "tests/run has no such option");
-                }
+            ["tests/run", flag, ..]
+                if flag.starts_with("--")
+                    && !read(&root().join("tests/run")).contains(&format!("{flag})")) =>
+            {
+                self.fault(step, "tests/run has no such option");
             }
             ["cargo", subcommand, ..] => {
                 let known = [

@@ -158,6 +158,8 @@ fn settings_in(text: &str) -> Vec<String> {
 #[test]
 fn every_setting_that_a_document_names_exists() {
     let keys = read(&root().join("src/config/keys.rs"));
+    let of_name = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
+    let keys: BTreeSet<&str> = keys.split(|c| !of_name(c)).collect();
     let (_, chat_help, _) = Spec::new(&["chat", "--help"]).run();
     let mut unknown = BTreeSet::new();
     for document in documents() {
@@ -167,7 +169,7 @@ fn every_setting_that_a_document_names_exists() {
         }
         for (line, text) in prose(&document.text) {
             for name in settings_in(text) {
-                let known = keys.contains(&format!("\"{name}\""))
+                let known = keys.contains(name.as_str())
                     || chat_help.contains(&format!("[env: {name}"))
                     || name.starts_with("TEST_")
                     || name == "CHATMESH_CONFIG"
