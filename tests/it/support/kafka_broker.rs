@@ -155,7 +155,8 @@ impl KafkaBroker {
 
     fn java(&self, class: &str) -> Command {
         let mut java = Command::new("java");
-        java.args(["-Xmx512m", "-cp"])
+        // A broker of a test lives for seconds: compiling it well costs more than it brings.
+        java.args(["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx512m", "-cp"])
             .arg(jars().join("*"))
             .arg(class)
             .current_dir(self.folder.path())
