@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 
 use super::{chat, server};
+use crate::support::SOON;
 use crate::support::http::post;
 use crate::support::model::{Answer, Script, ScriptedModel};
 use crate::support::process::Spec;
@@ -46,6 +47,8 @@ async fn only_the_answer_is_on_standard_output_and_failures_have_their_codes() {
     let quiet = String::new;
     let answered = |text: &str| (Some(0), text.to_owned(), quiet());
     assert_eq!(feed(&chat, "hi\n").await, answered("echo: hi\n"));
+    // It says goodbye.
+    server.says("\"reason\":\"normal\"", SOON).await;
     // A program gets it as it is.
     assert_eq!(feed(&chat, "twice").await, answered("whole \x1b[1m\n"));
     assert_eq!(

@@ -156,11 +156,16 @@ impl KafkaBroker {
     fn java(&self, class: &str) -> Command {
         let mut java = Command::new("java");
         // A broker of a test lives for seconds: compiling it well costs more than it brings.
-        java.args(["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx512m", "-cp"])
-            .arg(jars().join("*"))
-            .arg(class)
-            .current_dir(self.folder.path())
-            .stdin(Stdio::null());
+        java.args([
+            "-XX:TieredStopAtLevel=1",
+            "-XX:+UseSerialGC",
+            "-Xmx512m",
+            "-cp",
+        ])
+        .arg(jars().join("*"))
+        .arg(class)
+        .current_dir(self.folder.path())
+        .stdin(Stdio::null());
         java
     }
 
