@@ -453,6 +453,8 @@ impl Asked {
             conversation_id: self.question.conversation.clone(),
             interrupt: self.question.interrupt && !self.accepted,
             userid: None,
+            traceparent: None,
+            tracestate: None,
         })
     }
 

@@ -10,5 +10,6 @@ pub mod ids;
 pub mod position;
 pub mod record;
 pub mod timestamp;
+pub mod trace_context;
 pub mod v1;
 pub mod wire;

@@ -6,6 +6,7 @@
     reason = "a test that can't go on panics, and says what it saw"
 )]
 
+mod chaos;
 mod chat;
 mod config;
 mod containers;
@@ -25,3 +26,4 @@ mod nginx;
 mod parsers;
 mod smoke;
 mod support;
+mod traces;

@@ -67,6 +67,12 @@ pub struct Message {
     /// May be left out; if it is there it must be the connection's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub userid: Option<UserId>,
+    /// The trace that the client began for it (W3C trace context); a bad one is ignored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
+    /// What goes with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tracestate: Option<String>,
 }
 
 /// Stops a message, by one of its two names, from any device of its user.
@@ -261,6 +267,9 @@ pub struct Response {
     /// Where it is; for `since`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub position: Option<String>,
+    /// The trace that the message belongs to (W3C trace context), where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
 }
 
 /// Terminal: stopped by its user.
@@ -295,6 +304,9 @@ pub struct Cancelled {
     /// Where it is; for `since`. Absent where everything else of the message was forgotten.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub position: Option<String>,
+    /// The trace that the message belongs to (W3C trace context), where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
 }
 
 /// Without `message_id`: refused. With one: the message failed for good.
@@ -338,6 +350,9 @@ pub struct Failure {
     /// Where it is, if it is terminal; for `since`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub position: Option<String>,
+    /// The trace that the message belongs to (W3C trace context), where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
 }
 
 /// What became of a `cancel`. It never claims what did not happen.
