@@ -100,6 +100,8 @@ const NOT_SETTINGS: &[&str] = &[
     "CHATMESH_TEST_TIMEOUT_SECONDS",
     "CHATMESH_TAG",
     "ENV_FILE",
+    // Of OpenTelemetry, and said to be none of ours.
+    "OTEL_EXPORTER_OTLP_COMPRESSION",
     // Of HTTP, SQL, Redis, Kafka, signals and formats.
     "DELETE",
     "PATCH",
