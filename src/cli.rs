@@ -13,16 +13,18 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::app;
 use crate::config::{self, Config, ConfigErrors, Flag, Role, Sources};
 use crate::protocol::ids::UserId;
-use crate::tools::{dlq, doctor, print, token};
+use crate::tools::{chat, dlq, doctor, print, token};
 
 const EXAMPLES: &str = "\
 Examples:
   chatmesh all-in-one                        everything in one process, nothing to install
+  chatmesh chat                              talk to it, in another terminal
+  echo hi | chatmesh chat                    only the answer on standard output
   chatmesh gateway --port 8000               one role of a deployment on Kafka and Redis
   chatmesh ai-worker --set model.name=gpt-4o-mini
   chatmesh config show relay                 what a relay would run with, and why
@@ -30,6 +32,16 @@ Examples:
 
 Every key can be set in a file (--config, CHATMESH_CONFIG), in .env or the environment, and by
 --set; the later one wins.";
+
+const CHAT: &str = "\
+At the prompt: Enter sends, Alt-Enter begins another line, pasted lines are one message, Ctrl-C stops
+an answer, and at the prompt it leaves.
+
+Where standard input is no terminal, all of it is one question. Where standard output is none, the
+answer is printed when it is whole, as it is; a terminal gets it as it grows, without control
+characters. What happens to the connection is told on standard error.
+
+Exit codes: 0 answered, 1 failed or stopped, 2 used wrongly.";
 
 /// Carries AI conversations between clients and models, and loses nothing.
 #[derive(Debug, Parser)]
@@ -73,6 +85,9 @@ enum Command {
         #[arg(long)]
         ephemeral: bool,
     },
+    /// Talk to a server in this terminal, or ask one question through a pipe.
+    #[command(after_help = CHAT)]
+    Chat(chat::ChatArgs),
     /// Make, look at and revoke users' tokens, with a gateway's configuration.
     #[command(subcommand)]
     Token(TokenCommand),
@@ -85,6 +100,11 @@ enum Command {
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Print what makes a shell complete this command line.
+    Completions {
+        /// For this shell.
+        shell: clap_complete::Shell,
+    },
     /// Exit code 0 if the local role is ready, else 1; for containers.
     Healthcheck {
         /// Whose configured address is asked.
@@ -169,7 +189,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(error) => {
             eprintln!("error: {error:#}");
             let configured = error.downcast_ref::<ConfigErrors>().is_some()
-                || error.downcast_ref::<app::Unusable>().is_some();
+                || error.downcast_ref::<app::Unusable>().is_some()
+                || error.downcast_ref::<chat::Misused>().is_some();
             ExitCode::from(if configured { 2 } else { 1 })
         }
     }
@@ -192,6 +213,12 @@ fn carry_out(cli: Cli) -> anyhow::Result<()> {
                 flags.push(flag("--ephemeral", "embedded.ephemeral", "true"));
             }
             start(Role::AllInOne, common, flags)
+        }
+        Command::Chat(args) => chat::run(args),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "chatmesh", &mut script);
+            print(&String::from_utf8_lossy(&script))
         }
         Command::Token(command) => tokens(common, command),
         Command::Doctor(arguments) => examine(&common, &arguments),
@@ -449,7 +476,6 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        use clap::CommandFactory;
         Cli::command().debug_assert();
     }
 

@@ -1,7 +1,8 @@
-//! What an operator does beside the roles.
+//! What people do beside the roles.
 
 use std::io::Write as _;
 
+pub(crate) mod chat;
 pub(crate) mod dlq;
 pub(crate) mod doctor;
 pub(crate) mod token;

@@ -8,8 +8,11 @@
 
 mod access;
 mod chaos;
+mod chat;
 mod config;
 mod containers;
+mod contracts;
+mod documents;
 mod e2e;
 mod fanout_contract;
 mod fanout_embedded;

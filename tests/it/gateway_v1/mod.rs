@@ -24,6 +24,7 @@ use crate::gateway_classic::fakes::FakeLog;
 use crate::gateway_classic::settings;
 use crate::support::v1::Device;
 
+mod client;
 mod faulty;
 mod follows;
 mod messages;
