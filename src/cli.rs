@@ -18,7 +18,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::app;
 use crate::config::{self, Config, ConfigErrors, Flag, Role, Sources};
 use crate::protocol::ids::UserId;
-use crate::tools::token;
+use crate::tools::{mock_openai, token};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -79,6 +79,8 @@ enum Command {
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Serve OpenAI's API without a model, for load tests and demos.
+    MockOpenai(mock_openai::MockArgs),
     /// Exit code 0 if the local role is ready, else 1; for containers.
     Healthcheck {
         /// Whose configured address is asked.
@@ -209,6 +211,7 @@ fn carry_out(cli: Cli) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Config(ConfigCommand::Default) => print(&config::default_file()),
+        Command::MockOpenai(args) => mock_openai::run(args, print),
         Command::Healthcheck { role, url } => healthcheck(role, common, url),
     }
 }

@@ -1,3 +1,6 @@
 //! What an operator does beside the roles.
 
+pub(crate) mod descriptors;
+pub(crate) mod mock_openai;
+pub(crate) mod span;
 pub(crate) mod token;
