@@ -18,7 +18,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::app;
 use crate::config::{self, Config, ConfigErrors, Flag, Role, Sources};
 use crate::protocol::ids::UserId;
-use crate::tools::{mock_openai, token};
+use crate::tools::{load_test, mock_openai, token};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -79,6 +79,8 @@ enum Command {
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Connect many clients, and say what they see.
+    LoadTest(load_test::LoadArgs),
     /// Serve OpenAI's API without a model, for load tests and demos.
     MockOpenai(mock_openai::MockArgs),
     /// Exit code 0 if the local role is ready, else 1; for containers.
@@ -161,7 +163,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     match carry_out(cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             let configured = error.downcast_ref::<ConfigErrors>().is_some()
@@ -171,9 +173,9 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn carry_out(cli: Cli) -> anyhow::Result<()> {
+fn carry_out(cli: Cli) -> anyhow::Result<ExitCode> {
     let Cli { common, command } = cli;
-    match command {
+    let done = match command {
         Command::Gateway(listen) => start(Role::Gateway, common, listen.flags("server")),
         Command::AiWorker(listen) => start(Role::AiWorker, common, listen.flags("metrics")),
         Command::Relay(listen) => start(Role::Relay, common, listen.flags("metrics")),
@@ -212,8 +214,10 @@ fn carry_out(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Config(ConfigCommand::Default) => print(&config::default_file()),
         Command::MockOpenai(args) => mock_openai::run(args, print),
+        Command::LoadTest(args) => return load_test::run(args, print),
         Command::Healthcheck { role, url } => healthcheck(role, common, url),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 /// To standard output; a reader that has seen enough (`| head`) is no failure.

@@ -14,6 +14,7 @@ mod fanout_embedded;
 mod fanout_redis;
 mod gateway_classic;
 mod gateway_v1;
+mod load_tools;
 mod log_contract;
 mod log_embedded;
 mod log_kafka;

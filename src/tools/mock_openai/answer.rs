@@ -141,9 +141,10 @@ impl Chunks {
             (Kind::Echo(text, ends), tokens)
         } else {
             let tokens = self.tokens.pick(mix(hash));
-            let kind = match self.stamp {
-                true => Kind::Stamps,
-                false => Kind::Words(hash),
+            let kind = if self.stamp {
+                Kind::Stamps
+            } else {
+                Kind::Words(hash)
             };
             (kind, tokens)
         };
@@ -157,9 +158,10 @@ impl Chunks {
     }
 
     fn wrap(&self, asked: &Asked) -> &Wrap {
-        match asked.include_usage {
-            true => &self.with_usage,
-            false => &self.plain,
+        if asked.include_usage {
+            &self.with_usage
+        } else {
+            &self.plain
         }
     }
 
