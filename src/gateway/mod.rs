@@ -23,6 +23,8 @@ use crate::health::Health;
 use crate::log::Log;
 
 pub(crate) mod auth;
+#[doc(hidden)]
+pub mod bench;
 mod connection;
 mod counters;
 mod feed;
