@@ -4,6 +4,9 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
 use serde_json::Value;
 
 use super::{Args, Measured};
@@ -61,12 +64,14 @@ impl Mock {
 pub(crate) struct Chatmesh<'a> {
     args: &'a Args,
     url: String,
-    _roles: Vec<Process>,
+    topics: [String; 2],
+    roles: Vec<Process>,
 }
 
 impl<'a> Chatmesh<'a> {
     pub(crate) async fn start(args: &'a Args, model: Option<String>) -> Self {
         let name = uuid::Uuid::new_v4().simple().to_string();
+        let topics = ["messages", "responses"].map(|topic| format!("bench-{name}-{topic}"));
         let mut roles = Vec::new();
         let mut ports = Vec::new();
         for (role, port) in [
@@ -85,8 +90,8 @@ impl<'a> Chatmesh<'a> {
                 .env("KAFKA_BOOTSTRAP_SERVERS", &args.kafka)
                 .env("KAFKA_LINGER_MS", args.linger.to_string())
                 .env("KAFKA_TOPIC_PARTITIONS", args.partitions.to_string())
-                .env("MESSAGES_TOPIC", format!("bench-{name}-messages"))
-                .env("RESPONSES_TOPIC", format!("bench-{name}-responses"))
+                .env("MESSAGES_TOPIC", &topics[0])
+                .env("RESPONSES_TOPIC", &topics[1])
                 .env("REDIS_URL", &args.redis)
                 .env("AUTH_MODE", "open")
                 // What is measured is not a limit.
@@ -109,7 +114,8 @@ impl<'a> Chatmesh<'a> {
         let chatmesh = Self {
             args,
             url: format!("ws://127.0.0.1:{}/ws", ports[0]),
-            _roles: roles,
+            topics,
+            roles,
         };
         let began = Instant::now();
         for port in ports {
@@ -126,6 +132,20 @@ impl<'a> Chatmesh<'a> {
         // Ready doesn't mean that partitions are assigned; an answer does.
         chatmesh.run(1, Duration::from_secs(1)).await;
         chatmesh
+    }
+
+    /// Ends the roles, and leaves nothing in Kafka.
+    pub(crate) async fn stop(self) {
+        drop(self.roles);
+        let dead = self.topics.each_ref().map(|topic| format!("{topic}.dlq"));
+        let topics = self.topics.iter().chain(&dead);
+        let topics: Vec<&str> = topics.map(String::as_str).collect();
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", &self.args.kafka);
+        let admin: AdminClient<DefaultClientContext> = config.create().unwrap();
+        let _ = admin.delete_topics(&topics, &AdminOptions::new()).await;
+        // Its end waits for its thread.
+        let _ = tokio::task::spawn_blocking(move || drop(admin)).await;
     }
 
     pub(crate) async fn run(&self, clients: usize, length: Duration) -> Measured {

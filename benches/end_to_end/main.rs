@@ -159,6 +159,7 @@ async fn run(args: &Args) -> Vec<Pair> {
             });
         }
         floor.stop().await;
+        chatmesh.stop().await;
     }
     pairs
 }

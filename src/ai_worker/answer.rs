@@ -19,6 +19,7 @@ use crate::fanout::{Fanout, Turn};
 use crate::pipeline::{Stopped, Work};
 use crate::protocol::error_code::ErrorCode;
 use crate::telemetry::metrics::provider::ProviderMetrics;
+use crate::telemetry::traces::{Kind, Span};
 
 /// `finish_reason` of an answer that `MAX_ANSWER_BYTES` ended.
 const LENGTH: &str = "length";
@@ -119,8 +120,11 @@ impl Model {
             coalescer,
             self.cancels.watcher(),
         );
-        let written = match self.request(attempt, work).await {
-            Ok(request) => self.ask(&request, calls, &writer).await,
+        let reading = work.span().child(Kind::Internal, format_args!("context"));
+        let request = self.request(attempt, work).await;
+        drop(reading);
+        let written = match request {
+            Ok(request) => self.ask(&request, calls, &writer, work.span()).await,
             Err(Stopped) => Written::Again,
         };
         attempt.number = writer.number();
@@ -154,20 +158,28 @@ impl Model {
         Ok(Prompt::build(settings, &turns, &question.content))
     }
 
-    async fn ask(&self, request: &ModelRequest, calls: &mut Calls, writer: &LiveWriter) -> Written {
+    async fn ask(
+        &self,
+        request: &ModelRequest,
+        calls: &mut Calls,
+        writer: &LiveWriter,
+        message: &Span,
+    ) -> Written {
         let over = Instant::now() + self.settings.message_deadline;
         let deadline = *calls.deadline.get_or_insert(over);
         loop {
             calls.made += 1;
+            let mut span = self.begin_call(request, calls.made, message);
             let end = tokio::select! {
                 biased;
                 signal = writer.stopped() => CallEnd::Signal(signal),
                 () = tokio::time::sleep_until(deadline) => CallEnd::DeadlineOver,
-                result = self.call(request, writer) => match result {
+                result = self.call(request, writer, &mut span) => match result {
                     Ok(answer) => CallEnd::Answer(answer),
                     Err(error) => CallEnd::Failed(error),
                 },
             };
+            end_call(span, &end);
             let error = match end {
                 CallEnd::Answer(answer) => return Written::Answer(answer),
                 CallEnd::Signal(signal) => return after(signal, writer),
@@ -195,11 +207,36 @@ impl Model {
         }
     }
 
+    /// The span of one call, by the conventions for generative AI.
+    fn begin_call(&self, request: &ModelRequest, number: u32, message: &Span) -> Span {
+        let name = format_args!("chat {}", request.model);
+        let mut span = message.child(Kind::Client, name);
+        if !span.is_recorded() {
+            return span;
+        }
+        let api = self.settings.model.as_ref();
+        span.text("gen_ai.operation.name", "chat");
+        let provider = api.map_or("chatmesh.demo", |_| "openai");
+        span.text("gen_ai.provider.name", provider);
+        span.text("gen_ai.request.model", &request.model);
+        span.number("gen_ai.request.max_tokens", request.max_tokens);
+        span.float("gen_ai.request.temperature", request.temperature);
+        span.number("chatmesh.attempt", number);
+        if let Some(url) = api.map(|api| &api.base_url) {
+            span.text("server.address", url.host_str().unwrap_or_default());
+            if let Some(port) = url.port_or_known_default() {
+                span.number("server.port", port);
+            }
+        }
+        span
+    }
+
     /// One call of the provider, read to its end.
     async fn call(
         &self,
         request: &ModelRequest,
         writer: &LiveWriter,
+        span: &mut Span,
     ) -> Result<Answer, ModelError> {
         let mut stream = self.provider.call(request).await?;
         let mut answer = Answer {
@@ -210,6 +247,9 @@ impl Model {
         while let Some(event) = stream.next().await {
             match event? {
                 ModelEvent::Text(text) => {
+                    if answer.text.is_empty() {
+                        span.event("first token");
+                    }
                     let fit = fitting(&text, room);
                     writer.push(fit);
                     answer.text.push_str(fit);
@@ -236,6 +276,23 @@ impl Model {
             detail: "the answer ended without a reason".to_owned(),
             kind: "cut_off",
         })
+    }
+}
+
+fn end_call(mut span: Span, end: &CallEnd) {
+    match end {
+        CallEnd::Answer(answer) => {
+            span.text("gen_ai.response.model", &answer.model);
+            span.texts("gen_ai.response.finish_reasons", &[&answer.finish_reason]);
+            if let Some(usage) = &answer.usage {
+                span.number("gen_ai.usage.input_tokens", usage.prompt_tokens);
+                span.number("gen_ai.usage.output_tokens", usage.completion_tokens);
+            }
+        }
+        CallEnd::Failed(error) => span.fail(error.kind),
+        CallEnd::Signal(Signal::Cancelled) => span.event("cancelled"),
+        CallEnd::Signal(Signal::Go | Signal::Fenced) => span.event("taken over"),
+        CallEnd::DeadlineOver => span.fail("deadline"),
     }
 }
 

@@ -16,8 +16,10 @@ use crate::log::{Log, NewRecord, Record};
 use crate::pipeline::{Delivery, Handler, Stopped, Verdict, Work};
 use crate::protocol::error_code::ErrorCode;
 use crate::protocol::ids::{ConversationId, MessageId, UserId};
-use crate::protocol::record::{Question, Terminal, header};
+use crate::protocol::record::{Question, Terminal, add_trace, header};
+use crate::protocol::trace_context::TraceContext;
 use crate::telemetry::metrics::worker::WorkerMetrics;
+use crate::telemetry::traces::{self, Kind};
 
 pub(super) struct WorkerHandler {
     pub(super) log: Arc<dyn Log>,
@@ -68,10 +70,12 @@ impl WorkerHandler {
                 had,
                 cancelled: endings.cancelled(""),
             };
-            match work
+            let taking_it = work.span().child(Kind::Internal, format_args!("begin"));
+            let begun = work
                 .until("begin", || self.fanout.begin(begin.clone()))
-                .await?
-            {
+                .await?;
+            drop(taking_it);
+            match begun {
                 Begun::Ended(outcome) => {
                     tracing::info!("already ended, nothing is paid again");
                     let dead = dead_again(job, &outcome);
@@ -199,7 +203,10 @@ impl WorkerHandler {
             cancelled: attempt.endings.cancelled(text),
             ending,
         };
-        match work.finish("keep", || self.fanout.keep(call.clone())).await {
+        let keeping = work.span().child(Kind::Internal, format_args!("keep"));
+        let kept = work.finish("keep", || self.fanout.keep(call.clone())).await;
+        drop(keeping);
+        match kept {
             Kept::Outcome(outcome) => {
                 let ours = outcome.frame == call.ending.frame;
                 Attempted::Ended(outcome, dead.filter(|_| ours))
@@ -220,8 +227,16 @@ impl WorkerHandler {
         work: &mut Work,
     ) -> Result<Verdict, Stopped> {
         if outcome.delivered.is_none() {
-            let record = terminal_record(question, outcome);
             let topic = &self.settings.responses_topic;
+            let mut sending = work
+                .span()
+                .child(Kind::Producer, format_args!("send {topic}"));
+            sending.text("messaging.system", traces::log_system());
+            sending.text("messaging.operation.name", "send");
+            sending.text("messaging.operation.type", "send");
+            sending.text("messaging.destination.name", topic);
+            sending.text("messaging.message.id", question.message_id.as_str());
+            let record = terminal_record(question, outcome, sending.context());
             let place = work
                 .finish("produce", || {
                     let appended = self.log.append(topic, record.clone());
@@ -233,6 +248,8 @@ impl WorkerHandler {
                 })
                 .await;
             self.metrics.published();
+            sending.number("messaging.kafka.offset", place.offset);
+            drop(sending);
             tracing::info!(
                 partition = place.partition,
                 offset = place.offset,
@@ -255,6 +272,7 @@ impl WorkerHandler {
             "message",
             correlation_id = %question.correlation_id,
             message_id = %question.message_id,
+            trace_id = work.span().trace_id(),
         );
         self.settle(&question, &job, work).instrument(span).await
     }
@@ -348,7 +366,11 @@ fn dead_again(job: &Job, outcome: &Outcome) -> Option<String> {
     is_dead.then(|| format!("ended before: {}", code.as_str()))
 }
 
-fn terminal_record(question: &Question, outcome: &Outcome) -> NewRecord {
+fn terminal_record(
+    question: &Question,
+    outcome: &Outcome,
+    trace: Option<&TraceContext>,
+) -> NewRecord {
     let text = |value: &str| Bytes::from(value.to_owned());
     let mut headers = vec![
         (
@@ -360,9 +382,7 @@ fn terminal_record(question: &Question, outcome: &Outcome) -> NewRecord {
             text(&question.correlation_id),
         ),
     ];
-    if let Some(traceparent) = &question.traceparent {
-        headers.push((header::TRACEPARENT.to_owned(), text(traceparent)));
-    }
+    add_trace(&mut headers, trace);
     NewRecord {
         key: Some(text(question.user.as_str())),
         value: text(&outcome.frame),
@@ -384,7 +404,6 @@ fn question_from_headers(record: &Record) -> Option<Question> {
         conversation: ConversationId::default_conversation(),
         content: "".into(),
         correlation_id: correlation_id.into(),
-        traceparent: None,
         stream: false,
         appended_ms: record.timestamp_ms,
         message_id,

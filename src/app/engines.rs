@@ -15,6 +15,7 @@ use crate::log::kafka::KafkaLog;
 use crate::log::{Log, TopicSpec};
 use crate::store::Store;
 use crate::telemetry::dependencies::Dependency;
+use crate::telemetry::traces::Systems;
 
 /// The name under which readiness speaks of topics that are not there yet.
 const TOPICS: &str = "topics";
@@ -42,6 +43,15 @@ pub(super) fn validate(config: &Config) -> Result<(), Unusable> {
 }
 
 impl Engines {
+    /// What they are called in traces.
+    pub(super) fn systems(role: Role) -> Systems {
+        let (log, fanout) = match role {
+            Role::AllInOne => ("chatmesh", "chatmesh"),
+            Role::Gateway | Role::AiWorker | Role::Relay => ("kafka", "redis"),
+        };
+        Systems { log, fanout }
+    }
+
     /// Kafka and Redis. Neither need be there yet.
     pub(super) fn distributed(config: &Config) -> anyhow::Result<Self> {
         let log = KafkaLog::connect(&config.kafka()).context("Kafka's client can't be made")?;

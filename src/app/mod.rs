@@ -17,7 +17,7 @@ use crate::health::Health;
 use crate::signals::Signals;
 use crate::telemetry::admin::{self, AdminState};
 use crate::telemetry::metrics::{self, Exporter, Metric};
-use crate::telemetry::{dependencies, logs};
+use crate::telemetry::{dependencies, logs, traces};
 use crate::{ai_worker, gateway, relay};
 
 mod engines;
@@ -33,6 +33,7 @@ const METRICS: &[&[&Metric]] = &[
     metrics::pipeline::ALL,
     metrics::provider::ALL,
     metrics::relay::ALL,
+    metrics::traces::ALL,
     metrics::worker::ALL,
 ];
 
@@ -61,6 +62,7 @@ pub async fn run(role: Role, config: Config) -> anyhow::Result<()> {
     let exporter = Exporter::install(METRICS)?;
     exporter.build_info(role.as_str());
     tokio::spawn(exporter.clone().upkeep(stop.clone()));
+    let exporting = traces::start(&config.traces(), Engines::systems(role))?;
     for notice in config.notices() {
         tracing::warn!("{notice}");
     }
@@ -97,6 +99,9 @@ pub async fn run(role: Role, config: Config) -> anyhow::Result<()> {
     }
     let result = app.serve(listener).await;
     app.engines.log.flush().await;
+    if let Some(exporting) = exporting {
+        exporting.finish().await;
+    }
     app.stop.cancel();
     watching.await?;
     match &result {

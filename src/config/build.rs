@@ -13,7 +13,7 @@ use super::layers::{self, DEFAULT, Sources};
 use super::settings::{
     AuthMode, ConnectionLimits, EmbeddedSettings, GatewaySettings, JwtKeys, JwtSettings,
     KafkaSettings, LogFormat, LoggingSettings, ModelApiSettings, PipelineSettings, PromptSettings,
-    RedisSettings, RelaySettings, TokenEndpoint, WorkerSettings,
+    RedisSettings, RelaySettings, TokenEndpoint, TraceSampler, TraceSettings, WorkerSettings,
 };
 use super::{Role, checks};
 use crate::fanout::{Bounds, UserLimits};
@@ -421,6 +421,35 @@ impl Config {
         }
     }
 
+    /// Traces.
+    pub fn traces(&self) -> TraceSettings {
+        let endpoint = self.text(&keys::OTEL_EXPORTER_OTLP_ENDPOINT);
+        let headers = self.map(&keys::OTEL_EXPORTER_OTLP_HEADERS).into_iter();
+        let resource = self.map(&keys::OTEL_RESOURCE_ATTRIBUTES).into_iter();
+        TraceSettings {
+            endpoint: endpoint.and_then(|url| url::Url::parse(url).ok()),
+            headers: headers
+                .map(|(name, value)| (name, percent_decoded(&value).into()))
+                .collect(),
+            timeout: self.duration(&keys::OTEL_EXPORTER_OTLP_TIMEOUT),
+            service_name: self.text(&keys::OTEL_SERVICE_NAME).map(str::to_owned),
+            role_name: format!("chatmesh-{}", self.role.as_str()),
+            instance: self.server_id(),
+            resource: resource
+                .map(|(name, value)| (name, percent_decoded(&value)))
+                .collect(),
+            sampler: match self.text(&keys::OTEL_TRACES_SAMPLER) {
+                Some("always_on") => TraceSampler::AlwaysOn,
+                Some("always_off") => TraceSampler::AlwaysOff,
+                Some("traceidratio") => TraceSampler::Ratio,
+                Some("parentbased_always_off") => TraceSampler::ParentOrOff,
+                Some("parentbased_traceidratio") => TraceSampler::ParentOrRatio,
+                _ => TraceSampler::ParentOrOn,
+            },
+            sampler_arg: self.float(&keys::OTEL_TRACES_SAMPLER_ARG),
+        }
+    }
+
     /// Logs.
     pub fn logging(&self) -> LoggingSettings {
         let app_name = self.text(&keys::APP_NAME).unwrap_or(self.role.as_str());
@@ -437,6 +466,27 @@ impl Config {
             max_files: self.size(&keys::LOG_FILES),
         }
     }
+}
+
+/// As the variables of OpenTelemetry have it; what is no encoding stays as it is.
+fn percent_decoded(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let code = after
+            .get(..2)
+            .and_then(|code| std::str::from_utf8(code).ok());
+        let code = code.filter(|code| code.bytes().all(|b| b.is_ascii_hexdigit()));
+        let byte = code.and_then(|code| u8::from_str_radix(code, 16).ok());
+        if let (b'%', Some(byte)) = (first, byte) {
+            bytes.push(byte);
+            rest = &after[2..];
+        } else {
+            bytes.push(*first);
+            rest = after;
+        }
+    }
+    String::from_utf8(bytes).unwrap_or_else(|_| text.to_owned())
 }
 
 /// Of a table: which name came from where.

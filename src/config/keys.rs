@@ -120,6 +120,25 @@ keys! {
         By(&[(Role::AiWorker, "8002"), (Role::Relay, "8001")]), ADMIN,
         "Port of health and metrics; the gateway has them on its own port.";
 
+    OTEL_EXPORTER_OTLP_ENDPOINT "traces.url" Kind::HttpUrl, Worked("none: traces are passed on, and not recorded"), ALL,
+        "OTLP/HTTP collector that gets the traces, such as http://localhost:4318; /v1/traces is added.";
+    OTEL_EXPORTER_OTLP_HEADERS "traces.headers" Kind::Map, Is(""), ALL, secret: true,
+        "Headers for it, as key=value,key=value; values may be percent-encoded.";
+    OTEL_EXPORTER_OTLP_PROTOCOL "traces.protocol" Kind::Choice(&["http/protobuf"]), Is("http/protobuf"), ALL,
+        "How it is spoken to; gRPC is not built in, collectors listen for HTTP on port 4318.";
+    OTEL_EXPORTER_OTLP_TIMEOUT "traces.timeout_ms" POSITIVE_MS, Is("10000"), ALL,
+        "Milliseconds after which a request to it has failed; its spans are lost then.";
+    OTEL_SERVICE_NAME "traces.service_name" Kind::Text, Worked("chatmesh- and the role's name"), ALL,
+        "Name of this service in traces.";
+    OTEL_RESOURCE_ATTRIBUTES "traces.resource_attributes" Kind::Map, Is(""), ALL,
+        "More about this process in traces, as key=value,key=value; values may be percent-encoded.";
+    OTEL_TRACES_SAMPLER "traces.sampler" Kind::Choice(&["always_on", "always_off", "traceidratio",
+            "parentbased_always_on", "parentbased_always_off", "parentbased_traceidratio"]),
+        Is("parentbased_always_on"), ALL,
+        "Which traces are recorded; parentbased ones do as the client's traceparent says.";
+    OTEL_TRACES_SAMPLER_ARG "traces.sampler_arg" Kind::Float { min: 0.0, max: 1.0 }, Is("1"), ALL,
+        "The part that a traceidratio sampler takes, 0 to 1.";
+
     KAFKA_BOOTSTRAP_SERVERS "kafka.bootstrap_servers" Kind::List, Is("localhost:9092"), SCALED,
         "Brokers, host:port.";
     MESSAGES_TOPIC "kafka.messages_topic" Kind::Topic, Is("incoming_messages"), SCALED,

@@ -327,6 +327,46 @@ pub struct LoggingSettings {
     pub max_files: usize,
 }
 
+/// Traces, by the variables of OpenTelemetry.
+#[derive(Debug, Clone)]
+pub struct TraceSettings {
+    /// `OTEL_EXPORTER_OTLP_ENDPOINT`: the collector; `None`: nothing is recorded.
+    pub endpoint: Option<url::Url>,
+    /// `OTEL_EXPORTER_OTLP_HEADERS`. Values may be secrets.
+    pub headers: BTreeMap<String, SecretString>,
+    /// `OTEL_EXPORTER_OTLP_TIMEOUT` (10000): for one request.
+    pub timeout: Duration,
+    /// `OTEL_SERVICE_NAME`.
+    pub service_name: Option<String>,
+    /// The service's name where nothing names it.
+    pub role_name: String,
+    /// `SERVER_ID`.
+    pub instance: String,
+    /// `OTEL_RESOURCE_ATTRIBUTES`.
+    pub resource: BTreeMap<String, String>,
+    /// `OTEL_TRACES_SAMPLER` (parentbased_always_on).
+    pub sampler: TraceSampler,
+    /// `OTEL_TRACES_SAMPLER_ARG` (1): the part that a ratio takes, 0 to 1.
+    pub sampler_arg: f64,
+}
+
+/// `OTEL_TRACES_SAMPLER`: which traces are recorded. The first three don't ask who began one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TraceSampler {
+    /// All.
+    AlwaysOn,
+    /// None.
+    AlwaysOff,
+    /// A part of them, chosen by their id.
+    Ratio,
+    /// As who began it says; all that begin here.
+    ParentOrOn,
+    /// As who began it says; none that begin here.
+    ParentOrOff,
+    /// As who began it says; a part of those that begin here.
+    ParentOrRatio,
+}
+
 /// `LOG_FORMAT`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {

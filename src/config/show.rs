@@ -43,10 +43,11 @@ impl Config {
                 sources,
                 ..
             }) if !map.is_empty() => {
+                let hidden = |name: &str| key.secret || looks_secret(name);
                 let row = |(name, value): (&String, &String)| Shown {
                     key: format!("{}.{name}", key.name),
                     variable: key.var,
-                    value: if looks_secret(name) { HIDDEN } else { value }.into(),
+                    value: if hidden(name) { HIDDEN } else { value }.into(),
                     source: sources.get(name).cloned().unwrap_or_default(),
                 };
                 return map.iter().map(row).collect();

@@ -114,6 +114,7 @@ pub(super) fn published(
             position: position.clone(),
             origin: frame.origin.as_deref().map(Into::into),
             text: text.map(Utf8Bytes::from),
+            trace: frame.trace(),
         });
         entry.published.notify_waiters();
         if matches!(frame.kind(), Kind::Accepted | Kind::Delta | Kind::Restarted)
@@ -182,6 +183,9 @@ fn hand_out_terminal(
         tracing::debug!(
             correlation_id = frame.correlation_id.as_deref().unwrap_or_default(),
             message_id = frame.message_id.as_ref().map_or("", MessageId::as_str),
+            trace_id = frame
+                .trace()
+                .map(|trace| tracing::field::display(trace.trace_id())),
             ?source,
             "answer handed to the user's sockets"
         );

@@ -18,6 +18,8 @@ use super::{Gateway, auth, connection, origin};
 use crate::protocol::close::CloseReason;
 use crate::protocol::ids::UserId;
 use crate::protocol::position::Position;
+use crate::protocol::record::header;
+use crate::protocol::trace_context::TraceContext;
 use crate::protocol::v1;
 
 /// The parameters of a request.
@@ -106,8 +108,8 @@ pub(super) struct Session {
     pub(super) user: UserId,
     /// Of the connection; a message's has a number behind it.
     pub(super) correlation_id: Arc<str>,
-    /// W3C trace context that the client brought.
-    pub(super) traceparent: Option<Bytes>,
+    /// The trace that the client brought, of messages that bring none of their own.
+    pub(super) trace: Option<TraceContext>,
     /// By which token.
     pub(super) granted: auth::Granted,
     pub(super) protocol: Protocol,
@@ -180,7 +182,7 @@ pub(super) async fn upgrade(
     let session = Session {
         user,
         correlation_id,
-        traceparent: traceparent(request.headers()),
+        trace: trace(request.headers()),
         granted,
         protocol: if v1 {
             let ends = granted.ends(false);
@@ -205,10 +207,15 @@ fn correlation_id(headers: &HeaderMap) -> Arc<str> {
         .map_or_else(|| uuid::Uuid::new_v4().to_string().into(), Into::into)
 }
 
-fn traceparent(headers: &HeaderMap) -> Option<Bytes> {
-    let value = headers.get("traceparent")?.as_bytes();
-    let hex = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b'-');
-    (value.len() == 55 && value.iter().all(hex)).then(|| Bytes::copy_from_slice(value))
+/// Two of the one header are none; several of the other are one list.
+fn trace(headers: &HeaderMap) -> Option<TraceContext> {
+    let mut parents = headers.get_all(header::TRACEPARENT).iter();
+    let (parent, None) = (parents.next()?, parents.next()) else {
+        return None;
+    };
+    let states = headers.get_all(header::TRACESTATE).iter();
+    let states: Vec<&str> = states.filter_map(|value| value.to_str().ok()).collect();
+    TraceContext::parse(parent.to_str().ok()?, Some(&states.join(",")))
 }
 
 #[cfg(test)]
@@ -231,6 +238,21 @@ mod tests {
             let uri: Uri = bad.parse().unwrap();
             assert!(Query::of(&uri).user().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_trace_is_one_header_and_its_state_may_be_several() {
+        let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let mut headers = HeaderMap::new();
+        assert_eq!(trace(&headers), None);
+        headers.append("traceparent", HeaderValue::from_static(parent));
+        headers.append("tracestate", HeaderValue::from_static("a=1"));
+        headers.append("tracestate", HeaderValue::from_static("b=2, c=3"));
+        let read = trace(&headers).unwrap();
+        assert_eq!(read.traceparent(), parent);
+        assert_eq!(read.tracestate(), Some("a=1,b=2,c=3"));
+        headers.append("traceparent", HeaderValue::from_static(parent));
+        assert_eq!(trace(&headers), None);
     }
 
     #[test]

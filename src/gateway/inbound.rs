@@ -27,9 +27,11 @@ use crate::protocol::error_code::ErrorCode;
 use crate::protocol::frame::{Published, classic_error, parse_classic};
 use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId};
 use crate::protocol::position::Position;
-use crate::protocol::record::{QuestionRecord, header};
+use crate::protocol::record::{QuestionRecord, add_trace, header};
 use crate::protocol::timestamp::now_rfc3339;
+use crate::protocol::trace_context::TraceContext;
 use crate::protocol::v1::{self, Accepted, ClientFrame};
+use crate::telemetry::traces::{self, Kind, Span};
 
 /// Messages of one connection that are not acknowledged yet.
 pub(super) const IN_FLIGHT: usize = 64;
@@ -42,6 +44,8 @@ struct Message {
     correlation_id: Arc<str>,
     content: String,
     received: Instant,
+    /// From here to its acknowledgement.
+    span: Span,
 }
 
 struct Produced {
@@ -134,6 +138,7 @@ impl Inbound {
                     correlation_id,
                     content,
                     received: Instant::now(),
+                    span: self.begin(None),
                 }),
             }
             return;
@@ -156,6 +161,7 @@ impl Inbound {
                 content,
                 conversation,
                 interrupt,
+                trace,
             }) => {
                 let message = Message {
                     id: MessageId::of_client(&self.session.user, &id),
@@ -165,6 +171,7 @@ impl Inbound {
                     correlation_id,
                     content,
                     received: Instant::now(),
+                    span: self.begin(trace),
                 };
                 if interrupt {
                     self.held = Some(Held::Interrupt(Box::new(message)));
@@ -174,6 +181,12 @@ impl Inbound {
                 }
             }
         }
+    }
+
+    /// Begins a message's span, in the trace that it brought, or else in its connection's.
+    fn begin(&self, trace: Option<TraceContext>) -> Span {
+        let parent = trace.or_else(|| self.session.trace.clone());
+        Span::begin(parent, Kind::Server, format_args!("receive message"))
     }
 
     /// Goes on with what is held, when everything before it is admitted.
@@ -204,7 +217,10 @@ impl Inbound {
         }
     }
 
-    fn admit(&mut self, message: Message) {
+    fn admit(&mut self, mut message: Message) {
+        let span = &mut message.span;
+        span.text("messaging.message.id", message.id.as_str());
+        span.text("correlation_id", &message.correlation_id);
         let subject = self.subject(&message);
         let gateway = self.gateway.clone();
         self.admissions
@@ -271,23 +287,31 @@ impl Inbound {
         }
     }
 
-    fn admitted(&mut self, message: Message, admitted: Option<Admitted>) {
+    fn admitted(&mut self, mut message: Message, admitted: Option<Admitted>) {
         let (id, correlation) = (message.id.clone(), message.correlation_id.clone());
         match admitted {
             None => {
                 let (code, id) = (ErrorCode::Unavailable, message.client_id.as_ref());
+                message.span.fail(code.as_str());
                 self.refuse(code, code.text(), &message.correlation_id, id);
             }
-            Some(Admitted::Refused(limit)) => self.over(limit, &message),
+            Some(Admitted::Refused(limit)) => {
+                message.span.fail(ErrorCode::RateLimited.as_str());
+                self.over(limit, &message);
+            }
             Some(Admitted::New) => {
                 self.entry.state().opened(id, correlation);
-                let appended = self.append(&message);
+                let mut sending = self.begin_sending(&message);
+                let appended = self.append(&message, sending.context());
                 let deadline = message.received + self.gateway.settings.produce_timeout;
                 self.steps.push(Box::pin(async move {
-                    Step::Produced(Box::new(Produced {
-                        result: timeout_at(deadline, appended).await.ok(),
-                        message,
-                    }))
+                    let result = timeout_at(deadline, appended).await.ok();
+                    match &result {
+                        Some(Ok(place)) => sending.number("messaging.kafka.offset", place.offset),
+                        Some(Err(_)) => sending.fail("refused"),
+                        None => sending.fail("timeout"),
+                    }
+                    Step::Produced(Box::new(Produced { message, result }))
                 }));
             }
             // Its answer is on its way.
@@ -391,7 +415,23 @@ impl Inbound {
         }
     }
 
-    fn append(&self, message: &Message) -> BoxFuture<'static, Result<Place, AppendError>> {
+    fn begin_sending(&self, message: &Message) -> Span {
+        let topic = &self.gateway.settings.messages_topic;
+        let name = format_args!("send {topic}");
+        let mut span = message.span.child(Kind::Producer, name);
+        span.text("messaging.system", traces::log_system());
+        span.text("messaging.operation.name", "send");
+        span.text("messaging.operation.type", "send");
+        span.text("messaging.destination.name", topic);
+        span.text("messaging.message.id", message.id.as_str());
+        span
+    }
+
+    fn append(
+        &self,
+        message: &Message,
+        trace: Option<&TraceContext>,
+    ) -> BoxFuture<'static, Result<Place, AppendError>> {
         let settings = &self.gateway.settings;
         let record = QuestionRecord {
             v: 1,
@@ -422,9 +462,7 @@ impl Inbound {
                 bytes(&message.correlation_id),
             ),
         ];
-        if let Some(traceparent) = &self.session.traceparent {
-            headers.push((header::TRACEPARENT.to_owned(), traceparent.clone()));
-        }
+        add_trace(&mut headers, trace);
         self.gateway.log.append(
             &settings.messages_topic,
             NewRecord {
@@ -438,8 +476,12 @@ impl Inbound {
 
     fn finish(&self, produced: Produced) {
         let counters = &self.gateway.counters;
-        let Produced { message, result } = produced;
+        let Produced {
+            mut message,
+            result,
+        } = produced;
         let correlation_id = &*message.correlation_id;
+        let trace_id = message.span.trace_id();
         let message_id = message.id.as_str();
         let error = match &result {
             Some(Ok(place)) => {
@@ -451,6 +493,7 @@ impl Inbound {
                 tracing::info!(
                     correlation_id,
                     message_id,
+                    trace_id,
                     partition,
                     offset,
                     "message accepted"
@@ -466,9 +509,11 @@ impl Inbound {
         tracing::warn!(
             correlation_id,
             message_id,
+            trace_id,
             error,
             "message not acknowledged"
         );
+        message.span.fail("not_acknowledged");
         let code = match &result {
             // It will never be there. Otherwise it may be, and its answer comes then.
             Some(Err(AppendError::Refused(_))) => {
@@ -514,6 +559,7 @@ impl Inbound {
 /// half is the log's.
 async fn admit(gateway: Arc<Gateway>, subject: Subject, message: Message) -> Admission {
     let deadline = message.received + gateway.settings.produce_timeout / 2;
+    let _admitting = message.span.child(Kind::Internal, format_args!("admit"));
     let admitted = asks::ask(&gateway, "admit", deadline, || {
         gateway.fanout.admit(&subject, &message.content)
     })

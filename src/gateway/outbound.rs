@@ -13,6 +13,8 @@ use tokio_tungstenite::tungstenite::{Error as WsError, Utf8Bytes};
 use tokio_util::sync::CancellationToken;
 
 use crate::protocol::close::CloseReason;
+use crate::protocol::trace_context::TraceContext;
+use crate::telemetry::traces::{self, Kind, Span};
 
 /// A write that takes longer is a client that does not read.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -41,7 +43,7 @@ pub(super) struct Outbound {
 
 #[derive(Default)]
 struct State {
-    frames: VecDeque<Utf8Bytes>,
+    frames: VecDeque<Queued>,
     bytes: usize,
     ping: bool,
     ended_by: Option<CloseReason>,
@@ -49,8 +51,37 @@ struct State {
     gone: bool,
 }
 
+struct Queued {
+    text: Utf8Bytes,
+    /// Until it is written; of a frame whose trace is recorded.
+    delivery: Option<Box<Span>>,
+}
+
+impl Queued {
+    /// Where the frame's trace is recorded here, its delivery begins.
+    fn new(text: Utf8Bytes, trace: Option<&TraceContext>) -> Self {
+        let delivery = trace.filter(|_| traces::are_on()).map(|trace| {
+            let name = format_args!("deliver to socket");
+            Box::new(Span::begin(Some(trace.clone()), Kind::Consumer, name))
+        });
+        Self {
+            text,
+            delivery: delivery.filter(|span| span.is_recorded()),
+        }
+    }
+}
+
+/// Frames that nobody will get.
+fn lose(frames: &mut VecDeque<Queued>) {
+    for frame in frames.drain(..) {
+        if let Some(mut delivery) = frame.delivery {
+            delivery.fail("socket_closed");
+        }
+    }
+}
+
 enum Next {
-    Write(Message),
+    Write(Message, Option<Box<Span>>),
     Close(CloseReason),
     Gone,
 }
@@ -74,14 +105,19 @@ impl Outbound {
 
     /// Queues a text frame; nothing where the socket is closing. Never waits.
     pub(super) fn push(&self, frame: Utf8Bytes) {
-        if !self.enqueue(frame, self.limit) {
+        self.push_traced(frame, None);
+    }
+
+    /// As [`Self::push`], of a frame that belongs to a trace.
+    pub(super) fn push_traced(&self, frame: Utf8Bytes, trace: Option<&TraceContext>) {
+        if !self.enqueue(frame, self.limit, trace) {
             self.close(CloseReason::SlowConsumer);
         }
     }
 
     /// As [`Self::push`], for the gateway's own short answers: they have room of their own.
     pub(super) fn push_control(&self, frame: Utf8Bytes) {
-        if !self.enqueue(frame, self.limit + CONTROL_BYTES) {
+        if !self.enqueue(frame, self.limit + CONTROL_BYTES, None) {
             self.close(CloseReason::SlowConsumer);
         }
     }
@@ -89,15 +125,20 @@ impl Outbound {
     /// Queues a text frame where there is room for it, and says whether there was. An empty queue
     /// takes any frame. A socket that is closing takes none and says yes.
     pub(super) fn offer(&self, frame: Utf8Bytes) -> bool {
+        self.offer_traced(frame, None)
+    }
+
+    /// As [`Self::offer`], of a frame that belongs to a trace.
+    pub(super) fn offer_traced(&self, frame: Utf8Bytes, trace: Option<&TraceContext>) -> bool {
         let limit = if self.state().frames.is_empty() {
             usize::MAX
         } else {
             self.limit
         };
-        self.enqueue(frame, limit)
+        self.enqueue(frame, limit, trace)
     }
 
-    fn enqueue(&self, frame: Utf8Bytes, limit: usize) -> bool {
+    fn enqueue(&self, frame: Utf8Bytes, limit: usize, trace: Option<&TraceContext>) -> bool {
         let mut state = self.state();
         if state.ended_by.is_some() {
             return true;
@@ -107,15 +148,15 @@ impl Outbound {
             return false;
         }
         state.bytes = bytes;
-        state.frames.push_back(frame);
+        state.frames.push_back(Queued::new(frame, trace));
         drop(state);
         self.wake.notify_one();
         true
     }
 
     /// Queues a text frame as soon as there is room; for one caller at a time.
-    pub(super) async fn push_when_room(&self, frame: Utf8Bytes) {
-        while !self.offer(frame.clone()) {
+    pub(super) async fn push_when_room(&self, frame: Utf8Bytes, trace: Option<&TraceContext>) {
+        while !self.offer_traced(frame.clone(), trace) {
             self.taken.notified().await;
         }
     }
@@ -139,7 +180,8 @@ impl Outbound {
     #[cfg(test)]
     pub(super) fn queued(&self) -> Vec<String> {
         let state = self.state();
-        state.frames.iter().map(ToString::to_string).collect()
+        let texts = state.frames.iter().map(|frame| frame.text.to_string());
+        texts.collect()
     }
 
     /// Asks the client whether it is there.
@@ -156,7 +198,7 @@ impl Outbound {
         }
         state.ended_by = Some(reason);
         if reason == CloseReason::SlowConsumer {
-            state.frames.clear();
+            lose(&mut state.frames);
             self.abandoned.cancel();
         }
         drop(state);
@@ -169,7 +211,7 @@ impl Outbound {
         let mut state = self.state();
         state.ended_by.get_or_insert(reason);
         state.gone = true;
-        state.frames.clear();
+        lose(&mut state.frames);
         drop(state);
         self.abandoned.cancel();
         self.closing.cancel();
@@ -194,12 +236,12 @@ impl Outbound {
                     return Next::Gone;
                 }
                 if std::mem::take(&mut state.ping) {
-                    return Next::Write(Message::Ping(bytes::Bytes::new()));
+                    return Next::Write(Message::Ping(bytes::Bytes::new()), None);
                 }
                 if let Some(frame) = state.frames.pop_front() {
-                    state.bytes -= frame.as_str().len() + FRAME_COST;
+                    state.bytes -= frame.text.as_str().len() + FRAME_COST;
                     self.taken.notify_one();
-                    return Next::Write(Message::Text(frame));
+                    return Next::Write(Message::Text(frame.text), frame.delivery);
                 }
                 if let Some(reason) = state.ended_by {
                     return Next::Close(reason);
@@ -215,8 +257,8 @@ impl Outbound {
         S: Sink<Message, Error = WsError> + Unpin,
     {
         loop {
-            let message = match self.next().await {
-                Next::Write(message) => message,
+            let (message, mut delivery) = match self.next().await {
+                Next::Write(message, delivery) => (message, delivery),
                 Next::Gone => return,
                 Next::Close(reason) => {
                     let frame = CloseFrame {
@@ -229,19 +271,32 @@ impl Outbound {
                 }
             };
             let text = message.is_text();
-            tokio::select! {
+            let trouble = tokio::select! {
                 biased;
                 written = timeout(WRITE_TIMEOUT, sink.send(message)) => match written {
-                    Ok(Ok(())) if text => sent.increment(1),
-                    Ok(Ok(())) => {}
-                    Ok(Err(_)) => {
-                        self.stop(CloseReason::Lost);
-                        return;
-                    }
-                    Err(_) => self.close(CloseReason::SlowConsumer),
+                    Ok(Ok(())) => None,
+                    Ok(Err(_)) => Some(CloseReason::Lost),
+                    Err(_) => Some(CloseReason::SlowConsumer),
                 },
-                () = self.abandoned.cancelled() => {}
+                () = self.abandoned.cancelled() => {
+                    if let Some(delivery) = &mut delivery {
+                        delivery.fail("socket_closed");
+                    }
+                    continue;
+                }
+            };
+            let Some(trouble) = trouble else {
+                sent.increment(u64::from(text));
+                continue;
+            };
+            if let Some(delivery) = &mut delivery {
+                delivery.fail(trouble.name());
             }
+            if trouble == CloseReason::Lost {
+                self.stop(trouble);
+                return;
+            }
+            self.close(trouble);
         }
     }
 }
@@ -252,7 +307,7 @@ mod tests {
 
     fn text(next: Next) -> String {
         match next {
-            Next::Write(message) => message.into_text().unwrap().to_string(),
+            Next::Write(message, _) => message.into_text().unwrap().to_string(),
             Next::Close(reason) => reason.name().to_owned(),
             Next::Gone => "gone".to_owned(),
         }

@@ -259,10 +259,12 @@ impl UserState {
                     return Taken::default();
                 };
                 let classic = Utf8Bytes::from(classic);
+                let trace = frame.trace();
                 for socket in &self.sockets {
                     let before = |position| up_to(position, socket.start.get());
                     if !position.as_ref().is_some_and(before) {
-                        socket.outbound.push(classic.clone());
+                        let outbound = &socket.outbound;
+                        outbound.push_traced(classic.clone(), trace.as_ref());
                     }
                 }
             }

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::dead_letter::DeadLetters;
 use super::lanes::{Back, Next, Partition};
-use super::{Delivery, GoBack, Handler, Stopped, Verdict, Work};
+use super::{Delivery, GoBack, Handler, Stopped, Verdict, Work, traced};
 use crate::config::settings::PipelineSettings;
 use crate::log::{Assignment, Consumer, Event};
 use crate::telemetry::metrics::pipeline::PipelineMetrics;
@@ -100,6 +100,7 @@ struct Attendant {
     dead_letters: DeadLetters,
     slots: Arc<Semaphore>,
     max_deliveries: u32,
+    group: String,
 }
 
 struct Driver {
@@ -131,6 +132,7 @@ impl Driver {
                 dead_letters: parts.dead_letters,
                 slots: Arc::new(Semaphore::new(parts.settings.max_workers)),
                 max_deliveries: parts.settings.max_deliveries,
+                group: parts.settings.group.clone(),
             }),
             go_back: parts.go_back,
             commands: parts.commands,
@@ -524,6 +526,7 @@ async fn next_command(commands: &mut Option<mpsc::Receiver<Command>>) -> Option<
 impl Attendant {
     async fn attend(&self, delivery: &Delivery, stop: CancellationToken) -> Result<Ended, Stopped> {
         let mut work = Work::begin(Arc::clone(&self.slots), stop).await?;
+        *work.span_mut() = traced::begin(delivery, &self.group);
         let mut taking = 0;
         loop {
             taking += 1;
@@ -534,9 +537,16 @@ impl Attendant {
                 .unwrap_or_else(|_| Verdict::Failed("the handler panicked".to_owned()));
             let reason = match verdict {
                 Verdict::Done => return Ok(Ended::Finished),
-                Verdict::GoBack => return Ok(Ended::GoBack),
-                Verdict::Left => return Ok(Ended::Left),
+                Verdict::GoBack => {
+                    work.span_mut().event("goes back");
+                    return Ok(Ended::GoBack);
+                }
+                Verdict::Left => {
+                    work.span_mut().event("left to another");
+                    return Ok(Ended::Left);
+                }
                 Verdict::Dead(reason) => {
+                    work.span_mut().fail("dead_letter");
                     self.dead_letters
                         .put(&delivery.record, &reason, taking, &mut work)
                         .await?;
@@ -550,10 +560,12 @@ impl Attendant {
                 offset = delivery.record.offset,
                 message_id = delivery.record.header_text("message_id"),
                 correlation_id = delivery.record.header_text("correlation_id"),
+                trace_id = work.span().trace_id(),
                 taking,
                 reason,
                 "working on a record failed"
             );
+            work.span_mut().event("failed");
             if taking >= self.max_deliveries {
                 let telling = AssertUnwindSafe(self.handler.give_up(delivery, &reason, &mut work));
                 if let Ok(told) = telling.catch_unwind().await {
@@ -569,6 +581,7 @@ impl Attendant {
                 self.dead_letters
                     .put(&delivery.record, &reason, taking, &mut work)
                     .await?;
+                work.span_mut().fail("dead_letter");
                 return Ok(Ended::Finished);
             }
             work.wait(FIRST_RETRY * 2_u32.pow(taking.min(5))).await?;

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -102,6 +103,7 @@ impl Partition {
             record: Arc::new(record),
             replay,
             generation: self.generation,
+            received: SystemTime::now(),
         };
         if let Some(queue) = self.lanes.get_mut(&lane) {
             queue.push_back(delivery);

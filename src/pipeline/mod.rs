@@ -18,6 +18,7 @@ mod lanes;
 pub mod offsets;
 #[cfg(test)]
 mod tests;
+mod traced;
 mod work;
 
 pub use work::{Stopped, Work};
@@ -32,6 +33,8 @@ pub struct Delivery {
     pub replay: bool,
     /// Generation of its partition; grows whenever the partition is assigned or goes back.
     pub generation: u64,
+    /// When it came from the log.
+    pub received: std::time::SystemTime,
 }
 
 /// What became of a record.

@@ -10,6 +10,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::telemetry::traces::Span;
+
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
 /// A dependency that stays away is spoken of this often for each record that waits for it.
@@ -26,6 +28,7 @@ pub struct Work {
     slots: Arc<Semaphore>,
     held: Option<OwnedSemaphorePermit>,
     stop: CancellationToken,
+    span: Span,
 }
 
 impl Work {
@@ -38,6 +41,7 @@ impl Work {
             slots,
             held: None,
             stop,
+            span: Span::default(),
         };
         work.take_slot().await?;
         Ok(work)
@@ -55,6 +59,15 @@ impl Work {
                 Ok(())
             }
         }
+    }
+
+    /// The record's part of its trace, from its coming to its end.
+    pub fn span(&self) -> &Span {
+        &self.span
+    }
+
+    pub(super) fn span_mut(&mut self) -> &mut Span {
+        &mut self.span
     }
 
     /// Whether waiting is still worth it.

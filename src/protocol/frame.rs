@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 
 use super::error_code::ErrorCode;
 use super::ids::{MessageId, UserId};
+use super::trace_context::TraceContext;
 
 /// Why a client's frame is not taken: the `code` and the text of the `error` that answers it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -172,6 +173,9 @@ pub struct Published<'a> {
     /// Where it is in `responses`; absent where an original relay published it.
     #[serde(borrow, default)]
     pub position: Option<Cow<'a, str>>,
+    /// The trace of a terminal frame.
+    #[serde(borrow, default)]
+    pub(super) traceparent: Option<&'a RawValue>,
     /// The socket that sent the message, of an `accepted`.
     #[serde(borrow, default)]
     pub origin: Option<Cow<'a, str>>,
@@ -216,6 +220,13 @@ impl<'a> Published<'a> {
     /// Reads a published payload.
     pub fn parse(payload: &'a [u8]) -> Result<Self, serde_json::Error> {
         serde_json::from_slice(payload)
+    }
+
+    /// The trace that it belongs to.
+    pub fn trace(&self) -> Option<TraceContext> {
+        // Nothing in a good one needs an escape.
+        let field = self.traceparent?.get().strip_prefix('"')?;
+        TraceContext::parse(field.strip_suffix('"')?, None)
     }
 
     /// What it is.

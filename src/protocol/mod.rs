@@ -10,4 +10,5 @@ pub mod ids;
 pub mod position;
 pub mod record;
 pub mod timestamp;
+pub mod trace_context;
 pub mod v1;

@@ -2,11 +2,14 @@
 
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use bytes::Bytes;
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::error_code::ErrorCode;
 use super::ids::{ClientMessageId, ConversationId, MessageId, UserId};
-use crate::log::Record;
+use super::trace_context::TraceContext;
+use crate::log::{Headers, Record};
 
 /// Names of the headers that records carry beside their value.
 pub mod header {
@@ -16,6 +19,26 @@ pub mod header {
     pub const CORRELATION_ID: &str = "correlation_id";
     /// W3C trace context.
     pub const TRACEPARENT: &str = "traceparent";
+    /// What goes with it.
+    pub const TRACESTATE: &str = "tracestate";
+}
+
+/// The trace that a record belongs to, where its headers say so.
+pub fn trace_of(record: &Record) -> Option<TraceContext> {
+    let traceparent = record.header_text(header::TRACEPARENT)?;
+    TraceContext::parse(traceparent, record.header_text(header::TRACESTATE))
+}
+
+/// Puts a trace into the headers of a record that is to be written.
+pub fn add_trace(headers: &mut Headers, trace: Option<&TraceContext>) {
+    let Some(trace) = trace else {
+        return;
+    };
+    headers.push((header::TRACEPARENT.to_owned(), trace.traceparent().into()));
+    if let Some(state) = trace.tracestate() {
+        let state = Bytes::copy_from_slice(state.as_bytes());
+        headers.push((header::TRACESTATE.to_owned(), state));
+    }
 }
 
 /// What a user asked: a record of `incoming_messages`, as it is written.
@@ -62,8 +85,6 @@ pub struct Question {
     pub content: Arc<str>,
     /// By which logs are followed; never empty.
     pub correlation_id: Arc<str>,
-    /// W3C trace context of who asked.
-    pub traceparent: Option<Arc<str>>,
     /// Whether anybody watches the answer being written.
     pub stream: bool,
     /// When the log took it, milliseconds since the Unix epoch by the log's clock.
@@ -133,7 +154,6 @@ impl Question {
                 .unwrap_or_else(ConversationId::default_conversation),
             content: raw.content.into(),
             correlation_id: correlation_id.into(),
-            traceparent: record.header_text(header::TRACEPARENT).map(Into::into),
             stream: raw.stream,
             appended_ms: record.timestamp_ms,
             message_id,
@@ -224,12 +244,24 @@ pub struct Terminal {
     /// Where the record is in `responses`: added by the relay, never in the log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub position: Option<String>,
+    /// Whether it names a trace: added by the relay to the frame, never in the log.
+    #[serde(
+        rename = "traceparent",
+        default,
+        skip_serializing,
+        deserialize_with = "is_there"
+    )]
+    pub names_trace: bool,
     /// Number of the frame over both of the user's channels: added by the fan-out.
     #[serde(default, skip_serializing)]
     pub n: Option<u64>,
     /// The random id of the counter that `n` is of.
     #[serde(default, skip_serializing)]
     pub n_id: Option<String>,
+}
+
+fn is_there<'de, D: Deserializer<'de>>(field: D) -> Result<bool, D::Error> {
+    IgnoredAny::deserialize(field).map(|_| true)
 }
 
 impl Terminal {
@@ -260,6 +292,7 @@ impl Terminal {
             usage: None,
             attempt: None,
             position: None,
+            names_trace: false,
             n: None,
             n_id: None,
         }

@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 use super::error_code::ErrorCode;
 use super::frame::{Kind, Published, Refused, content_of, json, read_object};
 use super::ids::{ClientMessageId, ConversationId, MessageId, UserId};
+use super::trace_context::TraceContext;
 use crate::fanout::{CancelResult, InFlight, Pending};
 
 /// The name in `Sec-WebSocket-Protocol`.
@@ -30,6 +31,8 @@ pub enum ClientFrame {
         conversation: ConversationId,
         /// Cancels what is pending before it in its conversation.
         interrupt: bool,
+        /// The trace that the client began for it.
+        trace: Option<TraceContext>,
     },
     /// Stop a message.
     Cancel {
@@ -67,6 +70,19 @@ struct Raw<'a> {
     interrupt: Option<bool>,
     #[serde(borrow, default)]
     userid: Option<Cow<'a, str>>,
+    // Whatever they are: a bad trace never costs a message.
+    #[serde(borrow, default)]
+    traceparent: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    tracestate: Option<&'a RawValue>,
+}
+
+impl Raw<'_> {
+    fn trace(&self) -> Option<TraceContext> {
+        let text = |field: &RawValue| serde_json::from_str::<String>(field.get()).ok();
+        let state = self.tracestate.and_then(text);
+        TraceContext::parse(&text(self.traceparent?)?, state.as_deref())
+    }
 }
 
 #[derive(Deserialize)]
@@ -95,7 +111,11 @@ fn read(text: &str, user: &UserId, max_content_chars: usize) -> Result<ClientFra
         text,
         "a JSON object with fields of the documented types is expected",
     )?;
-    if frame.userid.is_some_and(|named| named != user.as_str()) {
+    if frame
+        .userid
+        .as_deref()
+        .is_some_and(|named| named != user.as_str())
+    {
         return Err(Refused::invalid("`userid` must be the connection's"));
     }
     let id = |given: &str| {
@@ -130,6 +150,7 @@ fn read(text: &str, user: &UserId, max_content_chars: usize) -> Result<ClientFra
             };
             Ok(ClientFrame::Message {
                 id,
+                trace: frame.trace(),
                 content: content_of(frame.content, max_content_chars)?,
                 conversation,
                 interrupt: frame.interrupt.unwrap_or(false),
@@ -182,6 +203,8 @@ struct Frame<'a> {
     correlation_id: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     position: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    traceparent: Option<&'a RawValue>,
 }
 
 #[derive(Serialize)]
@@ -207,6 +230,7 @@ pub fn of_published(frame: &Published<'_>, user: &UserId) -> Option<String> {
         processing_time_ms: frame.processing_time_ms,
         attempt: frame.attempt,
         position: frame.position.as_deref(),
+        traceparent: frame.traceparent,
         ..base
     };
     Some(json(&match frame.kind() {
@@ -243,6 +267,7 @@ pub fn of_published(frame: &Published<'_>, user: &UserId) -> Option<String> {
             processing_time_ms: None,
             attempt: None,
             position: None,
+            traceparent: None,
             ..end
         },
         Kind::Delta | Kind::Restarted => Frame {
@@ -257,6 +282,7 @@ pub fn of_published(frame: &Published<'_>, user: &UserId) -> Option<String> {
             timestamp: None,
             processing_time_ms: None,
             position: None,
+            traceparent: None,
             ..end
         },
         Kind::Other => return None,

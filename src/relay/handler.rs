@@ -17,7 +17,9 @@ use crate::protocol::ids::{MessageId, UserId};
 use crate::protocol::position::{Epoch, Position};
 use crate::protocol::record::{Terminal, TerminalKind, UnreadableRecord, header};
 use crate::protocol::timestamp::now_rfc3339;
+use crate::protocol::trace_context::TraceContext;
 use crate::telemetry::metrics::relay::RelayMetrics;
+use crate::telemetry::traces::{self, Kind};
 
 /// Users whose last position is remembered; of others a loss is found by the marker alone.
 const REMEMBERED_USERS: u64 = 200_000;
@@ -80,6 +82,11 @@ impl RelayHandler {
             .get(user)
             .filter(|(generation, _)| *generation == delivery.generation)
             .map(|(_, position)| position);
+        let mut publishing = work.span().child(Kind::Producer, format_args!("publish"));
+        publishing.text("messaging.system", traces::fanout_system());
+        publishing.text("messaging.operation.name", "publish");
+        publishing.text("messaging.operation.type", "send");
+        publishing.text("messaging.message.id", bring.message_id.as_str());
         let call = Deliver {
             user: user.clone(),
             message_id: bring.message_id.clone(),
@@ -87,7 +94,7 @@ impl RelayHandler {
             position: position.clone(),
             known,
             rewind: delivery.replay,
-            frame: bring.frame.clone(),
+            frame: with_trace(bring.frame.clone(), publishing.context()),
             answer: answer(terminal),
             status: status(terminal),
         };
@@ -101,6 +108,7 @@ impl RelayHandler {
         self.metrics.published(begun.elapsed());
         match delivered {
             Delivered::Published(receivers) => {
+                publishing.number("chatmesh.receivers", receivers);
                 self.known
                     .insert(user.clone(), (delivery.generation, position));
                 if receivers == 0 && !delivery.replay {
@@ -164,6 +172,7 @@ impl RelayHandler {
                     "relay",
                     correlation_id = %bring.terminal.correlation_id,
                     message_id = %bring.message_id,
+                    trace_id = work.span().trace_id(),
                 );
                 self.deliver(delivery, &bring, work).instrument(span).await
             }
@@ -223,7 +232,10 @@ fn read(record: &Record, position: &Position) -> Result<Bring, UnreadableRecord>
         .message_id
         .clone()
         .unwrap_or_else(|| record.derived_message_id());
-    let foreign = terminal.position.is_some() || terminal.n.is_some() || terminal.n_id.is_some();
+    let foreign = terminal.position.is_some()
+        || terminal.names_trace
+        || terminal.n.is_some()
+        || terminal.n_id.is_some();
     let frame = if foreign || terminal.correlation_id.is_empty() {
         // An original gateway stops delivering after a frame without a correlation id, and what
         // only the relay and the fan-out may say is not taken from a record.
@@ -248,6 +260,19 @@ fn read(record: &Record, position: &Position) -> Result<Bring, UnreadableRecord>
 fn with_position(object: &str, position: &Position) -> String {
     let open = object.trim_end().strip_suffix('}').unwrap_or(object);
     format!("{open},\"position\":\"{position}\"}}")
+}
+
+/// The trace as the client, and the gateway that hands the frame to it, is to see it.
+fn with_trace(mut object: String, trace: Option<&TraceContext>) -> String {
+    if let Some(trace) = trace
+        && object.ends_with('}')
+    {
+        object.pop();
+        object.push_str(",\"traceparent\":\"");
+        object.push_str(&trace.traceparent());
+        object.push_str("\"}");
+    }
+    object
 }
 
 fn failure_from_headers(record: &Record, code: ErrorCode) -> Option<Terminal> {
@@ -276,6 +301,7 @@ fn failure_from_headers(record: &Record, code: ErrorCode) -> Option<Terminal> {
         usage: None,
         attempt: None,
         position: None,
+        names_trace: false,
         n: None,
         n_id: None,
     })
@@ -334,9 +360,10 @@ mod tests {
 
     #[test]
     fn a_record_does_not_choose_its_own_position() {
-        let value = r#"{"type":"response","content":"hi","userid":"alice","correlation_id":"c","position":"x.9","n":4}"#;
+        let value = r#"{"type":"response","content":"hi","userid":"alice","correlation_id":"c","position":"x.9","n":4,"traceparent":null}"#;
         let bring = read(&record(value), &position()).unwrap();
         let frame: serde_json::Value = serde_json::from_str(&bring.frame).unwrap();
+        assert_eq!(frame.get("traceparent"), None);
         assert_eq!(frame["position"], position().to_string());
         assert_eq!(frame.get("n"), None);
     }

@@ -1,6 +1,7 @@
-//! Logs, metrics, and the HTTP server that shows a process's health.
+//! Logs, metrics, traces, and the HTTP server that shows a process's health.
 
 pub mod admin;
 pub mod dependencies;
 pub mod logs;
 pub mod metrics;
+pub mod traces;

@@ -2,19 +2,19 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Raises the limit as far as the system lets a process do by itself, and returns it; `None` is no
-/// limit.
-pub(crate) fn raise() -> Option<u64> {
+/// Raises the limit as far as the system lets a process do by itself, for root that is as many as
+/// are `wanted`, and returns it; `None` is no limit.
+pub(crate) fn raise(wanted: u64) -> Option<u64> {
     let limit = getrlimit(Resource::Nofile);
-    if limit.current == limit.maximum {
-        return limit.current;
+    let allowed = limit.maximum;
+    for most in [allowed.map(|allowed| allowed.max(wanted)), allowed] {
+        let raised = Rlimit {
+            current: most,
+            maximum: most,
+        };
+        if setrlimit(Resource::Nofile, raised).is_ok() {
+            return most;
+        }
     }
-    let wanted = Rlimit {
-        current: limit.maximum,
-        maximum: limit.maximum,
-    };
-    match setrlimit(Resource::Nofile, wanted) {
-        Ok(()) => limit.maximum,
-        Err(_) => limit.current,
-    }
+    limit.current
 }

@@ -196,6 +196,8 @@ fn secrets_are_never_printed() {
             "rediss-sentinel://u:TOPSECRET9@r:26379?sentinelServiceName=m&sentinelPassword=TOPSECRET0",
         ),
         ("KAFKA_PROPERTIES", properties),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://u:TOPSECRET@c:4318"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "x-key=TOPSECRET"),
     ];
     for role in ["gateway", "ai-worker", "relay", "all-in-one"] {
         for json in [&["--json"][..], &[]] {
@@ -223,6 +225,7 @@ fn secrets_are_never_printed() {
         ("REDIS_URL", "http://u:TOPSECRET@r"),
         ("OPENAI_BASE_URL", "htp://u:TOPSECRET@r"),
         ("KAFKA_PROPERTIES", "TOPSECRET"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "TOPSECRET"),
     ];
     for (variable, value) in bad {
         let mut command = chatmesh(folder.path());

@@ -6,6 +6,7 @@
     reason = "a test that can't go on panics, and says what it saw"
 )]
 
+mod chaos;
 mod config;
 mod containers;
 mod e2e;
@@ -23,3 +24,4 @@ mod nginx;
 mod parsers;
 mod smoke;
 mod support;
+mod traces;

@@ -6,7 +6,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use chatmesh::telemetry::metrics::{Kind, Metric};
-use chatmesh::telemetry::metrics::{gateway, kafka, pipeline, process, provider, relay, worker};
+use chatmesh::telemetry::metrics::{
+    gateway, kafka, pipeline, process, provider, relay, traces, worker,
+};
 use reqwest::Method;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -32,6 +34,7 @@ fn declared() -> Vec<&'static Metric> {
         pipeline::ALL,
         provider::ALL,
         relay::ALL,
+        traces::ALL,
         worker::ALL,
     ];
     of_roles.concat()

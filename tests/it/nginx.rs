@@ -16,8 +16,8 @@ const SHIPPED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/nginx/nginx.c
 const TOKEN: &str = "very-secret-token";
 
 /// A running nginx; killed when dropped.
-struct Nginx {
-    port: u16,
+pub(crate) struct Nginx {
+    pub(crate) port: u16,
     dir: TempDir,
     child: Child,
 }
@@ -56,7 +56,7 @@ fn configured(dir: &Path, port: u16, gateways: [u16; 2]) -> PathBuf {
 
 impl Nginx {
     /// Checks the configuration by `nginx -t` and starts on it.
-    async fn start(gateways: [u16; 2]) -> Self {
+    pub(crate) async fn start(gateways: [u16; 2]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let port = free_port();
         let file = configured(dir.path(), port, gateways);

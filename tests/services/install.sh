@@ -45,6 +45,7 @@ install_packages() {
     command -v kcat >/dev/null || missing+=(kcat)
     command -v nginx >/dev/null || [[ -x /usr/sbin/nginx ]] || missing+=(nginx-light)
     command -v promtool >/dev/null || missing+=(prometheus)
+    compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || missing+=(libfaketime)
     java_works || missing+=("$(java_package)")
     [[ -d $KAFKA_JARS ]] || command -v mvn >/dev/null || missing+=(maven)
     [[ -d /etc/ssl/certs ]] || missing+=(ca-certificates)

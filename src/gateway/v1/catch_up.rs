@@ -15,6 +15,7 @@ use crate::gateway::user::Socket;
 use crate::protocol::close::CloseReason;
 use crate::protocol::frame::Published;
 use crate::protocol::position::Position;
+use crate::protocol::trace_context::TraceContext;
 use crate::protocol::v1::{self, Limits, Welcome};
 
 /// Bytes of frames in one read: a socket holds one page while it waits for room.
@@ -81,6 +82,7 @@ async fn catch_up(
     occasion: &mut Occasion,
 ) -> Result<(), CloseReason> {
     let user = &entry.user;
+    let in_time = matches!(occasion, Occasion::Repair);
     gateway.counters.catch_ups.increment(1);
     let mut page = 0;
     loop {
@@ -119,7 +121,7 @@ async fn catch_up(
         page += 1;
         if recovered {
             for (position, frame) in &look.frames {
-                tell(entry, socket, position, frame).await?;
+                tell(entry, socket, position, frame, in_time).await?;
             }
             if look.more {
                 continue;
@@ -138,7 +140,15 @@ async fn catch_up(
 }
 
 async fn push(socket: &Socket, frame: impl Into<Utf8Bytes>) -> Result<(), CloseReason> {
-    let pushed = socket.outbound.push_when_room(frame.into());
+    push_traced(socket, frame, None).await
+}
+
+async fn push_traced(
+    socket: &Socket,
+    frame: impl Into<Utf8Bytes>,
+    trace: Option<&TraceContext>,
+) -> Result<(), CloseReason> {
+    let pushed = socket.outbound.push_when_room(frame.into(), trace);
     timeout(BEHIND, pushed)
         .await
         .map_err(|_| CloseReason::SlowConsumer)
@@ -150,6 +160,7 @@ async fn tell(
     socket: &Arc<Socket>,
     position: &Position,
     frame: &str,
+    in_time: bool,
 ) -> Result<(), CloseReason> {
     let published = Published::parse(frame.as_bytes()).ok();
     if entry.state().followers.wants(socket, position) {
@@ -157,7 +168,11 @@ async fn tell(
             .as_ref()
             .and_then(|frame| v1::of_published(frame, &entry.user));
         if let Some(text) = text {
-            push(socket, text).await?;
+            // A client that comes back may get hundreds of old ones: those tell nothing of how
+            // an answer was delivered.
+            let trace = published.as_ref().filter(|_| in_time);
+            let trace = trace.and_then(Published::trace);
+            push_traced(socket, text, trace.as_ref()).await?;
         }
     }
     let message_id = published.and_then(|frame| frame.message_id);

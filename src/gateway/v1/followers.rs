@@ -13,6 +13,7 @@ use tokio_tungstenite::tungstenite::Utf8Bytes;
 use crate::gateway::user::{Socket, up_to};
 use crate::protocol::ids::MessageId;
 use crate::protocol::position::Position;
+use crate::protocol::trace_context::TraceContext;
 
 /// Bytes that are published to one user during a read and held back.
 const HELD_BYTES: usize = 512 << 10;
@@ -50,6 +51,8 @@ pub(in crate::gateway) struct Live {
     pub(in crate::gateway) origin: Option<Arc<str>>,
     /// `None` where it is not for clients, and only its number counts.
     pub(in crate::gateway) text: Option<Utf8Bytes>,
+    /// Of a terminal frame.
+    pub(in crate::gateway) trace: Option<TraceContext>,
 }
 
 #[derive(Debug)]
@@ -117,7 +120,8 @@ impl Follower {
             if live.position.as_ref().is_some_and(|at| self.has_had(at)) {
                 return true;
             }
-            if !self.socket.outbound.offer(text.clone()) {
+            let outbound = &self.socket.outbound;
+            if !outbound.offer_traced(text.clone(), live.trace.as_ref()) {
                 return false;
             }
             if live.position.is_some() {
@@ -494,6 +498,7 @@ mod tests {
             position: None,
             origin: None,
             text: Some(format!("d{n}").into()),
+            trace: None,
         }
     }
 

@@ -9,6 +9,7 @@ pub mod pipeline;
 pub mod process;
 pub mod provider;
 pub mod relay;
+pub mod traces;
 pub mod worker;
 
 pub use exporter::{Exporter, ExporterError};

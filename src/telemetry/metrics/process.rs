@@ -51,6 +51,15 @@ pub const MAX_FDS: Metric = Metric {
     labels: &[],
 };
 
+/// Units of work that the runtime keeps: connections, lanes, timers' owners.
+pub const TASKS: Metric = Metric {
+    name: "chatmesh_tasks",
+    kind: Kind::Gauge,
+    unit: Unit::Count,
+    help: "Asynchronous tasks that are alive",
+    labels: &[],
+};
+
 /// Set by the watcher of dependencies.
 pub const DEPENDENCY_UP: Metric = Metric {
     name: "chatmesh_dependency_up",
@@ -76,16 +85,18 @@ pub const ALL: &[&Metric] = &[
     &RESIDENT_MEMORY,
     &OPEN_FDS,
     &MAX_FDS,
+    &TASKS,
     &DEPENDENCY_UP,
     &LOG_LINES_DROPPED,
 ];
 
-/// Sets the gauges about the process from `/proc`, where there is one.
+/// Sets the gauges about the process from `/proc`, where there is one, and from the runtime.
 #[derive(Debug)]
 pub(super) struct Process {
     resident: Gauge,
     open_fds: Gauge,
     max_fds: Gauge,
+    tasks: Gauge,
     lines_dropped: Counter,
 }
 
@@ -98,6 +109,7 @@ impl Process {
             resident: RESIDENT_MEMORY.gauge(&[]),
             open_fds: OPEN_FDS.gauge(&[]),
             max_fds: MAX_FDS.gauge(&[]),
+            tasks: TASKS.gauge(&[]),
             lines_dropped: LOG_LINES_DROPPED.counter(&[]),
         }
     }
@@ -112,6 +124,9 @@ impl Process {
         if let Ok(entries) = std::fs::read_dir("/proc/self/fd") {
             // The listing itself has one open.
             self.open_fds.set(entries.count().saturating_sub(1) as f64);
+        }
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            self.tasks.set(runtime.metrics().num_alive_tasks() as f64);
         }
         self.lines_dropped
             .absolute(crate::telemetry::logs::dropped_lines());

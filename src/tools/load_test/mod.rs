@@ -167,8 +167,9 @@ pub(crate) fn run(
     args: LoadArgs,
     say: impl FnOnce(&str) -> anyhow::Result<()>,
 ) -> anyhow::Result<ExitCode> {
-    if let Some(files) = descriptors::raise()
-        && files < u64::from(args.clients) + SPARE_FILES
+    let needed = u64::from(args.clients) + SPARE_FILES;
+    if let Some(files) = descriptors::raise(needed)
+        && files < needed
     {
         bail!(
             "this process may open {files} files, too few for {} connections: raise the hard limit \
@@ -284,6 +285,7 @@ async fn conduct(args: &LoadArgs, plan: &Arc<Plan>) -> anyhow::Result<(Stats, Du
         let _ = begin.send(Some(began));
         conductor.until_all_are_done(began).await;
     }
+    let held = began.map_or(Duration::ZERO, |began| began.elapsed());
     conductor.bar.finish_and_clear();
     stage.end.cancel();
     let mut all = Stats::new();
@@ -291,10 +293,9 @@ async fn conduct(args: &LoadArgs, plan: &Arc<Plan>) -> anyhow::Result<(Stats, Du
         let stats = thread.join();
         all.add(stats.map_err(|_| anyhow::anyhow!("a thread of clients panicked"))??);
     }
-    let length = match (plan.pace, began) {
-        (_, None) => Duration::ZERO,
-        (Pace::Idle, Some(began)) => began.elapsed(),
-        (_, Some(_)) => all.last_answer,
+    let length = match plan.pace {
+        Pace::Idle => held,
+        _ => all.last_answer,
     };
     Ok((all, length))
 }

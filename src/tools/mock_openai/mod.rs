@@ -94,7 +94,7 @@ pub(crate) fn run(
     args: MockArgs,
     say: impl FnOnce(&str) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    descriptors::raise();
+    descriptors::raise(0);
     let mut builder = match args.threads {
         1 => tokio::runtime::Builder::new_current_thread(),
         _ => tokio::runtime::Builder::new_multi_thread(),

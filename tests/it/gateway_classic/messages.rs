@@ -77,7 +77,11 @@ async fn messages_of_a_socket_are_produced_in_their_order_and_whole() {
     let gateway = start(settings()).await;
     gateway.connect("alice").await;
     let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-    let headers = [("traceparent", trace), ("x-request-id", "r1")];
+    let headers = [
+        ("traceparent", trace),
+        ("tracestate", "vendor=x"),
+        ("x-request-id", "r1"),
+    ];
     let query = "?token=t&userid=alice";
     let mut client = gateway.upgrade(query, &headers).await.unwrap();
     for number in 0..300 {
@@ -103,6 +107,7 @@ async fn messages_of_a_socket_are_produced_in_their_order_and_whole() {
         assert_eq!(value["message_id"], header("message_id"));
         assert_eq!(value["correlation_id"], header("correlation_id"));
         assert_eq!(header("traceparent"), trace);
+        assert_eq!(header("tracestate"), "vendor=x");
         assert!(header("correlation_id").starts_with("r1-"));
         assert!(ids.insert(header("message_id")));
         assert!(ids.insert(header("correlation_id")));

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer, StreamConsumer};
@@ -37,6 +37,7 @@ pub(super) fn metadata_within(bootstrap: &str, limit: Duration) -> bool {
 pub(crate) struct Seen {
     pub(crate) partition: i32,
     pub(crate) offset: i64,
+    pub(crate) timestamp_ms: i64,
     pub(crate) key: Option<String>,
     pub(crate) value: String,
     pub(crate) headers: BTreeMap<String, String>,
@@ -64,6 +65,7 @@ impl Seen {
         Self {
             partition: message.partition(),
             offset: message.offset(),
+            timestamp_ms: message.timestamp().to_millis().unwrap_or_default(),
             key: message.key().map(text),
             value: text(message.payload().unwrap_or_default()),
             headers,
@@ -101,6 +103,24 @@ impl PlainKafka {
             .expect("create a topic");
         for topic in made {
             topic.expect("create a topic");
+        }
+    }
+
+    /// More partitions, up to this many.
+    pub(crate) async fn grow(&self, topic: &str, partitions: usize) {
+        let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
+            .set("bootstrap.servers", &self.bootstrap)
+            .create()
+            .expect("an admin client");
+        let grown = admin
+            .create_partitions(
+                [&NewPartitions::new(topic, partitions)],
+                &AdminOptions::new(),
+            )
+            .await
+            .expect("more partitions");
+        for topic in grown {
+            topic.expect("more partitions");
         }
     }
 

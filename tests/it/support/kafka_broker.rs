@@ -25,6 +25,20 @@ impl KafkaBroker {
     /// Prepares a broker without starting it: its address is known, and nobody listens there.
     /// `settings` are lines of `server.properties` over the defaults.
     pub(crate) fn prepare(settings: &str) -> Self {
+        Self::prepare_on("", "", "", settings)
+    }
+
+    /// With more listeners. Three lines: what to add to `listeners`, to `advertised.listeners`, and
+    /// the whole of `listener.security.protocol.map`.
+    pub(crate) fn prepare_with_listeners(more: &str) -> Self {
+        let mut lines = more.lines();
+        let mut line = || lines.next().expect("three lines");
+        let (listeners, advertised, protocols) = (line(), line(), line());
+        let protocols = format!("listener.security.protocol.map={protocols}");
+        Self::prepare_on(listeners, advertised, &protocols, "")
+    }
+
+    fn prepare_on(listeners: &str, advertised: &str, protocols: &str, settings: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let (port, controller) = (free_port(), free_port());
         let data = folder.path().join("data");
@@ -32,8 +46,9 @@ impl KafkaBroker {
             "process.roles=broker,controller\n\
              node.id=1\n\
              controller.quorum.voters=1@127.0.0.1:{controller}\n\
-             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
-             advertised.listeners=PLAINTEXT://127.0.0.1:{port}\n\
+             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}{listeners}\n\
+             advertised.listeners=PLAINTEXT://127.0.0.1:{port}{advertised}\n\
+             {protocols}\n\
              controller.listener.names=CONTROLLER\n\
              inter.broker.listener.name=PLAINTEXT\n\
              log.dirs={}\n\
@@ -155,11 +170,17 @@ impl KafkaBroker {
 
     fn java(&self, class: &str) -> Command {
         let mut java = Command::new("java");
-        java.args(["-Xmx512m", "-cp"])
-            .arg(jars().join("*"))
-            .arg(class)
-            .current_dir(self.folder.path())
-            .stdin(Stdio::null());
+        // A broker of a test lives for seconds: compiling it well costs more than it brings.
+        java.args([
+            "-XX:TieredStopAtLevel=1",
+            "-XX:+UseSerialGC",
+            "-Xmx512m",
+            "-cp",
+        ])
+        .arg(jars().join("*"))
+        .arg(class)
+        .current_dir(self.folder.path())
+        .stdin(Stdio::null());
         java
     }
 

@@ -7,9 +7,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 pub(crate) mod client;
+pub(crate) mod collector;
 pub(crate) mod http;
 pub(crate) mod kafka;
 pub(crate) mod kafka_broker;
+pub(crate) mod link;
 pub(crate) mod model;
 pub(crate) mod process;
 pub(crate) mod proxy;

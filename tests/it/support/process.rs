@@ -74,16 +74,8 @@ impl Spec {
     }
 
     fn with_port_flag(args: &[&str]) -> Self {
-        let port = free_port();
         // Without the limits of a user: tests send more, and those of the limits set them.
-        let mut spec = Self::new(args)
-            .arg("--port")
-            .arg(&port.to_string())
-            .env("USER_RATE_LIMIT_MAX_REQUESTS", "0")
-            .env("USER_MAX_PENDING", "0")
-            .env("USER_MAX_CONNECTIONS", "0");
-        spec.port = Some(port);
-        spec
+        Self::new(args).with_port()
     }
 
     fn with_metrics_port(args: &[&str]) -> Self {
@@ -108,6 +100,13 @@ impl Spec {
         Self::with_metrics_port(&["relay"])
     }
 
+    /// The same with its health and metrics on another free port.
+    pub(crate) fn other_metrics_port(mut self) -> Self {
+        let port = free_port();
+        self.port = Some(port);
+        self.env("METRICS_PORT", &port.to_string())
+    }
+
     /// Everything in one process, in memory only.
     pub(crate) fn ephemeral() -> Self {
         Self::with_port_flag(&["all-in-one", "--ephemeral"])
@@ -118,6 +117,17 @@ impl Spec {
         let spec = Self::with_port_flag(&["all-in-one"]);
         let data = spec.dir().join("data");
         spec.arg("--data-dir").arg(&data.display().to_string())
+    }
+
+    /// On a free port, without the limits of a user.
+    pub(crate) fn with_port(mut self) -> Self {
+        let port = free_port();
+        self.port = Some(port);
+        self.arg("--port")
+            .arg(&port.to_string())
+            .env("USER_RATE_LIMIT_MAX_REQUESTS", "0")
+            .env("USER_MAX_PENDING", "0")
+            .env("USER_MAX_CONNECTIONS", "0")
     }
 
     pub(crate) fn arg(mut self, arg: &str) -> Self {

@@ -117,6 +117,14 @@ impl PrivateRedis {
     }
 }
 
+/// How many keys it has.
+pub(crate) fn keys(port: u16) -> usize {
+    let said = inline(port, "DBSIZE").unwrap_or_default();
+    said.trim_start_matches(':')
+        .parse()
+        .unwrap_or_else(|_| panic!("DBSIZE: {said}"))
+}
+
 /// A command without a client library; the first line of its answer.
 pub(super) fn inline(port: u16, command: &str) -> Option<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;

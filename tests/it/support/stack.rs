@@ -3,10 +3,10 @@
 //! The names of the consumer groups are part of the contract, so two tests on one broker would
 //! share their groups and rebalance each other; a killed member would still be counted for seconds
 //! in the next test. So every such test has a broker of its own, where the topics have their
-//! default names too, and one runs at a time: ten processes beside a broker are enough for a small
-//! machine.
+//! default names too, and two run at a time: they mostly wait, for sessions to end and leases to
+//! run out.
 
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::kafka::PlainKafka;
 use super::kafka_broker::KafkaBroker;
@@ -24,11 +24,22 @@ pub(crate) const WORKERS: &str = "ai-consumer-group";
 /// The relays' consumer group.
 pub(crate) const RELAYS: &str = "message-relay-group";
 
-static TURN: Mutex<()> = Mutex::const_new(());
+/// How many such tests run at a time.
+const PLACES: u32 = 2;
+
+static TURN: Semaphore = Semaphore::const_new(PLACES as usize);
 
 /// A test's turn on the machine, for those that start many processes.
-pub(crate) async fn turn() -> MutexGuard<'static, ()> {
-    TURN.lock().await
+pub(crate) type Turn = SemaphorePermit<'static>;
+
+/// Beside others.
+pub(crate) async fn turn() -> Turn {
+    TURN.acquire().await.expect("never closed")
+}
+
+/// Alone: for those that measure times, or take the whole machine.
+pub(crate) async fn turn_alone() -> Turn {
+    TURN.acquire_many(PLACES).await.expect("never closed")
 }
 
 /// The backends of one test. Drop the roles before it.
@@ -38,7 +49,7 @@ pub(crate) struct Stack {
     /// In place of `redis`, where the roles are to use a cluster.
     pub(crate) cluster: Option<RedisCluster>,
     pub(crate) model: ScriptedModel,
-    _turn: MutexGuard<'static, ()>,
+    _turn: Turn,
 }
 
 impl Stack {

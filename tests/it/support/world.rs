@@ -7,7 +7,9 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use reqwest::Method;
 use serde_json::Value;
+use tokio::time::Instant;
 
+use super::SOON;
 use super::http::try_call;
 use super::kafka::PlainKafka;
 use super::model::ScriptedModel;
@@ -85,7 +87,7 @@ impl World {
             .chain(&mut self.workers)
             .chain(&mut self.relays);
         for role in roles {
-            role.ready(super::SOON).await;
+            role.ready(SOON).await;
         }
     }
 
@@ -204,6 +206,18 @@ pub(crate) struct Turn {
     pub(crate) status: String,
 }
 
+impl Turn {
+    fn of(turn: &Value) -> Self {
+        let text = |field: &str| turn[field].as_str().unwrap_or("").to_owned();
+        Self {
+            message_id: text("message_id"),
+            question: turn["question"].as_str().map(str::to_owned),
+            answer: text("answer"),
+            status: text("status"),
+        }
+    }
+}
+
 /// A user's own history over HTTP.
 pub(crate) struct History {
     port: u16,
@@ -261,22 +275,45 @@ impl History {
             path.push_str("&before=");
             path.push_str(before);
         }
-        let text = |turn: &Value, field: &str| turn[field].as_str().unwrap_or("").to_owned();
         let listed = self.list(&path, "messages").await;
-        listed
-            .iter()
-            .map(|turn| Turn {
-                message_id: text(turn, "message_id"),
-                question: turn["question"].as_str().map(str::to_owned),
-                answer: text(turn, "answer"),
-                status: text(turn, "status"),
-            })
-            .collect()
+        listed.iter().map(Turn::of).collect()
     }
 
     /// All that a page of 100 has.
     pub(crate) async fn turns(&self, conversation: &str) -> Vec<Turn> {
         self.page(conversation, None, 100).await
+    }
+
+    /// All turns that are kept, newest first. Waits out a gateway or a backend that is away.
+    pub(crate) async fn all_turns(&self, conversation: &str) -> Vec<Turn> {
+        let deadline = Instant::now() + SOON;
+        let mut all: Vec<Turn> = Vec::new();
+        let mut before: Option<String> = None;
+        loop {
+            let mut path = format!(
+                "/conversations/{conversation}/messages?limit=200&userid={}",
+                self.user
+            );
+            if let Some(before) = &before {
+                path.push_str("&before=");
+                path.push_str(before);
+            }
+            let url = format!("http://127.0.0.1:{}{path}", self.port);
+            let headers = [("authorization", "Bearer any-token")];
+            let reply = try_call(Method::GET, &url, &headers).await;
+            let Some(reply) = reply.ok().filter(|reply| reply.status == 200) else {
+                assert!(Instant::now() < deadline, "no history of {}", self.user);
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            };
+            let body = reply.json();
+            let page = body["messages"].as_array().cloned().unwrap_or_default();
+            all.extend(page.iter().map(Turn::of));
+            match body["next"].as_str() {
+                Some(next) => before = Some(next.to_owned()),
+                None => return all,
+            }
+        }
     }
 
     /// The turn of one message, if it is there.

@@ -115,6 +115,10 @@ impl ScriptedModel {
         format!("http://127.0.0.1:{}/v1", self.port)
     }
 
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
     /// The next request with this prompt is answered so; several wait in a queue.
     pub(crate) fn next_for(&self, prompt: &str, answer: impl Into<Answer>) {
         let mut state = self.shared.lock();

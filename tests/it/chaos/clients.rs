@@ -1,0 +1,416 @@
+//! The people: some with one device, some with two, some with a client of the original's.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+use serde_json::Value;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+
+use super::journal::Journal;
+use crate::support::client::{Classic, Event};
+use crate::support::v1::{Device, Transcript};
+use crate::support::world::{History, Turn};
+
+/// A message as its client sent it.
+#[derive(Debug, Clone)]
+pub(super) struct Sent {
+    pub(super) id: String,
+    pub(super) conversation: String,
+    pub(super) content: String,
+}
+
+/// What a user of `chatmesh.v1` sent and had on the screens at the end.
+#[derive(Debug)]
+pub(super) struct Seen {
+    pub(super) user: String,
+    pub(super) sent: Vec<Sent>,
+    pub(super) devices: Vec<Transcript>,
+    pub(super) history: Vec<Turn>,
+}
+
+/// What a classic client got, over all its connections.
+#[derive(Debug)]
+pub(super) struct ClassicSeen {
+    pub(super) user: String,
+    pub(super) sent: usize,
+    pub(super) frames: Vec<Value>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Size {
+    pub(super) users: usize,
+    pub(super) classic: usize,
+    /// Between two messages of a user, on average.
+    pub(super) pace: Duration,
+}
+
+/// Everybody, at work.
+pub(super) struct Crowd {
+    stop: watch::Sender<bool>,
+    users: JoinSet<Seen>,
+    classic: JoinSet<ClassicSeen>,
+}
+
+/// Conversations of a user.
+const CONVERSATIONS: [&str; 2] = ["default", "second"];
+/// A client does not send more before something has ended.
+const MOST_OPEN: usize = 6;
+/// How long a client that was told to stop waits for what has not ended.
+const LAST: Duration = Duration::from_secs(90);
+
+impl Crowd {
+    pub(super) fn start(size: Size, doors: &[u16], journal: &Arc<Journal>, seed: u64) -> Self {
+        let (stop, stopped) = watch::channel(false);
+        let mut crowd = Self {
+            stop,
+            users: JoinSet::new(),
+            classic: JoinSet::new(),
+        };
+        for n in 0..size.users {
+            let user = User {
+                name: format!("user{n}"),
+                doors: doors.to_vec(),
+                journal: journal.clone(),
+                rng: StdRng::seed_from_u64(seed.wrapping_mul(31).wrapping_add(n as u64)),
+                stopped: stopped.clone(),
+                pace: size.pace,
+                reloaded: HashSet::new(),
+            };
+            crowd
+                .users
+                .spawn(user.with_devices(1 + usize::from(n % 3 == 0)));
+        }
+        for n in 0..size.classic {
+            let rng = StdRng::seed_from_u64(seed.wrapping_mul(37).wrapping_add(n as u64));
+            let name = format!("classic{n}");
+            let doors = doors.to_vec();
+            crowd
+                .classic
+                .spawn(classic(name, doors, rng, stopped.clone(), size.pace));
+        }
+        crowd
+    }
+
+    /// Whether anybody has failed: a frame broke a rule.
+    pub(super) fn failed(&mut self) -> Option<String> {
+        if let Some(Err(error)) = self.users.try_join_next() {
+            return Some(words_of(error));
+        }
+        if let Some(Err(error)) = self.classic.try_join_next() {
+            return Some(words_of(error));
+        }
+        None
+    }
+
+    /// Tells all to finish, and collects what they saw.
+    pub(super) async fn finish(mut self) -> Result<(Vec<Seen>, Vec<ClassicSeen>), Vec<String>> {
+        self.stop.send_replace(true);
+        let (mut users, mut classic, mut failures) = (Vec::new(), Vec::new(), Vec::new());
+        while let Some(ended) = self.users.join_next().await {
+            match ended {
+                Ok(seen) => users.push(seen),
+                Err(error) => failures.push(words_of(error)),
+            }
+        }
+        while let Some(ended) = self.classic.join_next().await {
+            match ended {
+                Ok(seen) => classic.push(seen),
+                Err(error) => failures.push(words_of(error)),
+            }
+        }
+        if failures.is_empty() {
+            Ok((users, classic))
+        } else {
+            Err(failures)
+        }
+    }
+}
+
+fn words_of(error: tokio::task::JoinError) -> String {
+    match error.try_into_panic() {
+        Ok(panic) => panic
+            .downcast_ref::<String>()
+            .cloned()
+            .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+            .unwrap_or_else(|| "a panic without words".to_owned()),
+        Err(error) => error.to_string(),
+    }
+}
+
+struct User {
+    name: String,
+    doors: Vec<u16>,
+    journal: Arc<Journal>,
+    rng: StdRng,
+    stopped: watch::Receiver<bool>,
+    pace: Duration,
+    /// `id`s whose end was found in the history, when the server could not replay it.
+    reloaded: HashSet<String>,
+}
+
+impl User {
+    async fn with_devices(mut self, devices: usize) -> Seen {
+        // What has been sent so far, for those who only look on; and whether that is all.
+        let (tell, told) = watch::channel((Vec::new(), false));
+        let mut others = JoinSet::new();
+        for _ in 1..devices {
+            let rng = StdRng::seed_from_u64(self.rng.random());
+            let looking = look_on(self.name.clone(), self.doors.clone(), rng, told.clone());
+            others.spawn(looking);
+        }
+        let writer = self.write(&tell).await;
+        let sent = tell.borrow().0.clone();
+        let mut transcripts = vec![writer];
+        while let Some(other) = others.join_next().await {
+            match other {
+                Ok(transcript) => transcripts.push(transcript),
+                Err(error) => panic!("{}", words_of(error)),
+            }
+        }
+        let history = history(&self.doors, &self.name).await;
+        Seen {
+            user: self.name,
+            sent,
+            devices: transcripts,
+            history,
+        }
+    }
+
+    /// Writes messages until it is told to stop and all have ended.
+    async fn write(&mut self, tell: &watch::Sender<(Vec<Sent>, bool)>) -> Transcript {
+        let mut device = Device::new(&self.name);
+        let mut next = Instant::now() + self.pace.mul_f64(self.rng.random_range(0.0..1.0));
+        let mut last = None;
+        let mut sent: Vec<Sent> = Vec::new();
+        loop {
+            let stopping = *self.stopped.borrow();
+            let open = self.open(&device.transcript, &sent);
+            if stopping {
+                let last = *last.get_or_insert_with(|| Instant::now() + LAST);
+                if open.is_empty() {
+                    break;
+                }
+                assert!(
+                    Instant::now() < last,
+                    "{}: not ended within {LAST:?}: {:?}",
+                    self.name,
+                    open.iter().map(|message| &message.id).collect::<Vec<_>>()
+                );
+            }
+            let few = open.len() < MOST_OPEN;
+            if !device.is_connected() {
+                if !come_in(&mut device, &self.doors, &mut self.rng).await {
+                    continue;
+                }
+                self.after_coming_in(&mut device, &sent).await;
+                continue;
+            }
+            if !stopping && few && Instant::now() >= next {
+                let message = self.another(sent.len());
+                self.journal.sent(&message.id);
+                sent.push(message.clone());
+                tell.send_modify(|told| told.0.push(message.clone()));
+                send(&mut device, &message).await;
+                next = Instant::now() + self.pace.mul_f64(self.rng.random_range(0.5..1.5));
+            }
+            let wait = next
+                .saturating_duration_since(Instant::now())
+                .clamp(Duration::from_millis(10), Duration::from_millis(250));
+            if let Event::Frame(frame) = device.next(wait).await {
+                self.journal.take(&frame);
+                if frame["type"] == "accepted" && self.rng.random_bool(0.04) {
+                    let id = frame["id"].as_str().unwrap_or_default().to_owned();
+                    device.cancel(&id).await;
+                }
+                if is_refusal(&frame) {
+                    // Not known to be in the log: it is sent again by the same id.
+                    tokio::time::sleep(Duration::from_millis(self.rng.random_range(50..300))).await;
+                    self.again(&mut device, &sent).await;
+                }
+                forget_frames(&mut device);
+            }
+            if self.rng.random_bool(0.003) {
+                device.drop_connection();
+            }
+        }
+        tell.send_modify(|told| told.1 = true);
+        // Once more from where it is: nothing is new.
+        device.drop_connection();
+        while !come_in(&mut device, &self.doors, &mut self.rng).await {}
+        device.transcript
+    }
+
+    fn open(&self, transcript: &Transcript, sent: &[Sent]) -> Vec<Sent> {
+        let mut open = open(transcript, sent);
+        open.retain(|message| !self.reloaded.contains(&message.id));
+        open
+    }
+
+    fn another(&mut self, n: usize) -> Sent {
+        let id = format!("{}-{n}", self.name);
+        Sent {
+            content: format!("{id} {:08x}", self.rng.random::<u32>()),
+            conversation: (*CONVERSATIONS.choose(&mut self.rng).expect("two")).to_owned(),
+            id,
+        }
+    }
+
+    async fn after_coming_in(&mut self, device: &mut Device, sent: &[Sent]) {
+        if device.transcript.reloads > 1 {
+            // As a client reloads the history when it is told to.
+            let turns = history(&self.doors, &self.name).await;
+            for message in self.open(&device.transcript, sent) {
+                let id = device.transcript.message_id(&message.id);
+                if id.is_some_and(|id| turns.iter().any(|turn| turn.message_id == id)) {
+                    self.journal.reloaded(&message.id);
+                    self.reloaded.insert(message.id);
+                }
+            }
+        }
+        self.again(device, sent).await;
+    }
+
+    /// Sends again, in order, what is not known to be accepted.
+    async fn again(&mut self, device: &mut Device, sent: &[Sent]) {
+        for message in self.open(&device.transcript, sent) {
+            let known = device.transcript.get(&message.id);
+            if !known.is_some_and(|m| m.is_accepted() || m.is_growing()) {
+                send(device, &message).await;
+            }
+        }
+    }
+}
+
+fn is_refusal(frame: &Value) -> bool {
+    frame["type"] == "error" && !frame["message_id"].is_string()
+}
+
+async fn send(device: &mut Device, message: &Sent) {
+    if device.is_connected() {
+        device
+            .say_in(&message.conversation, &message.id, &message.content)
+            .await;
+    }
+}
+
+/// A device keeps all frames of its connection: too many here.
+fn forget_frames(device: &mut Device) {
+    if device.frames.len() > 64 {
+        device.frames.drain(..63);
+    }
+}
+
+fn open(transcript: &Transcript, sent: &[Sent]) -> Vec<Sent> {
+    // The newest few are what can be open.
+    let from = sent.len().saturating_sub(4 * MOST_OPEN);
+    sent[from..]
+        .iter()
+        .filter(|message| {
+            transcript
+                .get(&message.id)
+                .is_none_or(|m| m.terminal.is_none())
+        })
+        .cloned()
+        .collect()
+}
+
+/// Through one of the doors; false: not this time.
+async fn come_in(device: &mut Device, doors: &[u16], rng: &mut StdRng) -> bool {
+    let door = *doors.choose(rng).expect("a door");
+    let patience = Duration::from_secs(8);
+    if let Ok(Ok(_)) = timeout(patience, device.try_connect(door)).await {
+        return true;
+    }
+    device.drop_connection();
+    tokio::time::sleep(Duration::from_millis(rng.random_range(50..400))).await;
+    false
+}
+
+/// A second device: it only looks on, and comes and goes.
+async fn look_on(
+    name: String,
+    doors: Vec<u16>,
+    mut rng: StdRng,
+    told: watch::Receiver<(Vec<Sent>, bool)>,
+) -> Transcript {
+    let mut device = Device::new(&name);
+    let mut last = None;
+    loop {
+        if told.borrow().1 {
+            let deadline = *last.get_or_insert_with(|| Instant::now() + LAST);
+            let missing = open(&device.transcript, &told.borrow().0);
+            if missing.is_empty() || device.transcript.reloads > 1 || Instant::now() > deadline {
+                break;
+            }
+        }
+        if !device.is_connected() {
+            come_in(&mut device, &doors, &mut rng).await;
+            continue;
+        }
+        device.next(Duration::from_millis(200)).await;
+        forget_frames(&mut device);
+        if rng.random_bool(0.005) {
+            device.drop_connection();
+            tokio::time::sleep(Duration::from_millis(rng.random_range(0..2000))).await;
+        }
+    }
+    device.drop_connection();
+    while !come_in(&mut device, &doors, &mut rng).await {}
+    device.transcript
+}
+
+/// All turns of a user, from whichever gateway has them.
+async fn history(doors: &[u16], user: &str) -> Vec<Turn> {
+    let mut all = Vec::new();
+    for conversation in CONVERSATIONS {
+        all.extend(History::new(doors[0], user).all_turns(conversation).await);
+    }
+    all
+}
+
+/// A client that knows nothing of positions: what it was owed when its socket died, it never gets.
+async fn classic(
+    name: String,
+    doors: Vec<u16>,
+    mut rng: StdRng,
+    stopped: watch::Receiver<bool>,
+    pace: Duration,
+) -> ClassicSeen {
+    let mut seen = ClassicSeen {
+        user: name.clone(),
+        sent: 0,
+        frames: Vec::new(),
+    };
+    let patience = Duration::from_secs(8);
+    while !*stopped.borrow() {
+        let door = *doors.choose(&mut rng).expect("a door");
+        let Ok(Ok(mut client)) =
+            timeout(patience, Classic::connect(door, "any-token", &name)).await
+        else {
+            tokio::time::sleep(Duration::from_millis(rng.random_range(50..400))).await;
+            continue;
+        };
+        let mut next = Instant::now() + pace.mul_f64(rng.random_range(0.0..1.0));
+        loop {
+            let stopping = *stopped.borrow();
+            if !stopping && Instant::now() >= next {
+                client.send_message(&format!("{name} {}", seen.sent)).await;
+                seen.sent += 1;
+                next = Instant::now() + pace.mul_f64(rng.random_range(0.5..1.5));
+            }
+            match client.next(Duration::from_millis(100)).await {
+                Event::Frame(frame) => seen.frames.push(frame),
+                Event::Closed(_) => break,
+                Event::Silent if stopping => break,
+                Event::Silent => {}
+            }
+        }
+    }
+    seen
+}

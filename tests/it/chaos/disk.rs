@@ -1,0 +1,129 @@
+//! A disk that is full, under the embedded log.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::support::SOON;
+use crate::support::client::Event;
+use crate::support::process::Spec;
+use crate::support::v1::Device;
+
+/// A small disk of its own; unmounted when dropped.
+struct Disk(tempfile::TempDir);
+
+impl Disk {
+    fn mount(megabytes: u32) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let size = format!("size={megabytes}m");
+        let mounted = sudo(
+            "mount",
+            &["-t", "tmpfs", "-o", &size, "tmpfs"],
+            folder.path(),
+        );
+        assert!(
+            mounted,
+            "mount a tmpfs: needs root, or sudo without a password"
+        );
+        Self(folder)
+    }
+
+    /// Takes all room that there is.
+    fn fill(&self) {
+        use std::io::Write;
+        let mut file = std::fs::File::create(self.0.path().join("ballast")).expect("ballast");
+        let block = vec![1_u8; 4096];
+        while file.write_all(&block).is_ok() {}
+    }
+
+    fn free(&self) {
+        std::fs::remove_file(self.0.path().join("ballast")).expect("ballast");
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        sudo("umount", &["-l"], self.0.path());
+    }
+}
+
+fn sudo(program: &str, args: &[&str], folder: &Path) -> bool {
+    let run = |command: &mut Command| {
+        let status = command.args(args).arg(folder).status();
+        status.is_ok_and(|status| status.success())
+    };
+    run(&mut Command::new(program)) || run(Command::new("sudo").arg("-n").arg(program))
+}
+
+/// `min_free`: for 0 the disk is full before the process can know.
+async fn a_full_disk(min_free: &str) {
+    let disk = Disk::mount(192);
+    let data = disk.0.path().join("data");
+    let spec = Spec::new(&["all-in-one"]).arg("--data-dir");
+    let spec = spec.arg(&data.display().to_string());
+    let spec = spec.with_port().env("MIN_FREE_DISK", min_free);
+    let mut process = spec.start().await;
+    let mut device = Device::open(process.port(), "alice").await;
+    let mut accepted = vec!["before-0".to_owned()];
+    assert_eq!(device.ask("before-0", "hello").await["type"], "response");
+
+    disk.fill();
+    // Whatever is said of each message while there is no room, is true.
+    let mut refused = 0;
+    for n in 0..40 {
+        if refused == 2 {
+            break;
+        }
+        let id = format!("full-{n}");
+        if !device.is_connected() && device.try_connect(process.port()).await.is_err() {
+            break;
+        }
+        device.say(&id, &"x".repeat(2000)).await;
+        loop {
+            match device.next(Duration::from_secs(12)).await {
+                Event::Frame(frame) if frame["id"] == id.as_str() => {
+                    if frame["type"] == "accepted" {
+                        accepted.push(id);
+                        break;
+                    }
+                    if frame["type"] == "error" {
+                        assert_eq!(frame["code"], "unavailable", "{frame}");
+                        refused += 1;
+                        break;
+                    }
+                }
+                Event::Frame(_) => {}
+                _ => {
+                    refused += 1;
+                    break;
+                }
+            }
+        }
+    }
+    assert!(refused > 0, "the disk never was full");
+    disk.free();
+    // As a supervisor would, should the process have given up.
+    process.kill9();
+    let process = spec.start().await;
+    device.connect_patiently(&[process.port()]).await;
+    let ids: Vec<&str> = accepted.iter().map(String::as_str).collect();
+    device.until_ended(&ids).await;
+    assert_eq!(device.ask("after", "hello").await["type"], "response");
+    let missing = |id: &&str| {
+        device
+            .transcript
+            .get(id)
+            .is_none_or(|m| m.terminal.is_none())
+    };
+    assert_eq!(ids.iter().find(|id| missing(id)), None, "within {SOON:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_the_room_that_is_kept_free_messages_are_refused_and_nothing_is_lost() {
+    a_full_disk("16777216").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_is_full_to_the_last_byte_loses_nothing_that_was_accepted() {
+    a_full_disk("0").await;
+}

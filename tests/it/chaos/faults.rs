@@ -1,0 +1,405 @@
+//! What goes wrong, and how long it takes until it is right again.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+use tokio::time::{Instant, sleep};
+
+use super::fleet::Fleet;
+use super::journal::{Journal, Life};
+use crate::support::link::Traffic;
+use crate::support::stack::{MESSAGES, RELAYS, RESPONSES, WORKERS};
+use crate::support::{SOON, eventually};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Fault {
+    GatewayKilled,
+    WorkerKilled,
+    RelayKilled,
+    GatewayStopped,
+    WorkerStopped,
+    RelayStopped,
+    GatewayPaused,
+    WorkerPaused,
+    RelayPaused,
+    KafkaKilled,
+    KafkaStopped,
+    KafkaPaused,
+    RedisRestarted,
+    RedisEmptied,
+    RedisPaused,
+    LinkCut,
+    LinkSilent,
+    LinkSlow,
+    ProviderDown,
+    ProviderFaulty,
+    ClockShifted,
+    RebalanceStorm,
+    PartitionsAdded,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self:?}")
+    }
+}
+
+/// How often each is drawn, in a hundred or so.
+const WEIGHTS: [(Fault, u32); 22] = [
+    (Fault::GatewayKilled, 8),
+    (Fault::WorkerKilled, 10),
+    (Fault::RelayKilled, 8),
+    (Fault::GatewayStopped, 5),
+    (Fault::WorkerStopped, 6),
+    (Fault::RelayStopped, 5),
+    (Fault::GatewayPaused, 2),
+    (Fault::WorkerPaused, 3),
+    (Fault::RelayPaused, 2),
+    (Fault::KafkaKilled, 3),
+    (Fault::KafkaStopped, 2),
+    (Fault::KafkaPaused, 2),
+    (Fault::RedisRestarted, 6),
+    (Fault::RedisEmptied, 4),
+    (Fault::RedisPaused, 3),
+    (Fault::LinkCut, 10),
+    (Fault::LinkSilent, 6),
+    (Fault::LinkSlow, 5),
+    (Fault::ProviderDown, 4),
+    (Fault::ProviderFaulty, 5),
+    (Fault::ClockShifted, 2),
+    (Fault::RebalanceStorm, 2),
+];
+
+/// What a short run begins with, so that each sort is in it.
+const FIRST: [Fault; 12] = [
+    Fault::WorkerKilled,
+    Fault::RelayKilled,
+    Fault::GatewayKilled,
+    Fault::RedisRestarted,
+    Fault::WorkerStopped,
+    Fault::KafkaKilled,
+    Fault::RedisEmptied,
+    Fault::ProviderFaulty,
+    Fault::GatewayStopped,
+    Fault::LinkCut,
+    Fault::RelayStopped,
+    Fault::LinkSilent,
+];
+
+/// Longer than a member's session at Kafka (6 s) and a worker's lease (3 s).
+const PAUSE: Duration = Duration::from_secs(9);
+
+/// What one fault cost.
+#[derive(Debug, Clone)]
+pub(super) struct Blow {
+    pub(super) fault: Fault,
+    /// From the kill, or from when what was away is back, until everything that was open then had
+    /// ended.
+    pub(super) recovery: Duration,
+    /// What was open when it struck, where it may cost calls of the model.
+    pub(super) at_stake: usize,
+}
+
+/// Messages that did not end.
+pub(super) struct Stuck {
+    pub(super) blow: String,
+    pub(super) lives: Vec<(String, Life)>,
+}
+
+pub(super) struct Storm<'a> {
+    pub(super) fleet: &'a mut Fleet,
+    journal: &'a Journal,
+    rng: StdRng,
+    pub(super) blows: Vec<Blow>,
+}
+
+/// What a struck system is given until nothing is open any more.
+const LIMIT: Duration = Duration::from_secs(60);
+
+impl<'a> Storm<'a> {
+    pub(super) fn new(fleet: &'a mut Fleet, journal: &'a Journal, seed: u64) -> Self {
+        Self {
+            fleet,
+            journal,
+            rng: StdRng::seed_from_u64(seed),
+            blows: Vec::new(),
+        }
+    }
+
+    fn draw(&mut self, n: usize) -> Fault {
+        if let Some(first) = FIRST.get(n) {
+            return *first;
+        }
+        if n == 40 {
+            return Fault::PartitionsAdded;
+        }
+        let drawn = WEIGHTS.choose_weighted(&mut self.rng, |(_, weight)| *weight);
+        drawn.expect("weights").0
+    }
+
+    /// The next fault, from when it strikes until everything has recovered.
+    pub(super) async fn strike(&mut self) -> Result<(), Stuck> {
+        let fault = self.draw(self.blows.len());
+        let at_stake = self.journal.open();
+        let (what, since) = self.inflict(fault).await;
+        let until = Instant::now().max(since) + Duration::from_millis(500);
+        match self.journal.caught_up(since, until, LIMIT).await {
+            Ok(recovery) => {
+                eprintln!(
+                    "chaos: {:3} {fault} ({what}): {} ms",
+                    self.blows.len() + 1,
+                    recovery.as_millis()
+                );
+                self.blows.push(Blow {
+                    fault,
+                    recovery,
+                    at_stake,
+                });
+                self.everybody_runs().await;
+                Ok(())
+            }
+            Err(lives) => Err(Stuck {
+                blow: format!("{fault} ({what})"),
+                lives,
+            }),
+        }
+    }
+
+    /// As a supervisor does: what has ended is started again.
+    async fn everybody_runs(&mut self) {
+        for member in &mut self.fleet.members {
+            match &mut member.process {
+                Some(process) => process.ready(LIMIT).await,
+                None => member.start().await,
+            }
+        }
+    }
+
+    fn one_of(&mut self, role: &str) -> usize {
+        let first = match role {
+            "gateway" => 0,
+            "worker" => 2,
+            _ => 4,
+        };
+        first + self.rng.random_range(0..2)
+    }
+
+    /// Does it, and undoes it. Returns what it was, and from when recovery counts.
+    async fn inflict(&mut self, fault: Fault) -> (String, Instant) {
+        let hold = Duration::from_millis(self.rng.random_range(500..4000));
+        match fault {
+            Fault::GatewayKilled => self.kill("gateway").await,
+            Fault::WorkerKilled => self.kill("worker").await,
+            Fault::RelayKilled => self.kill("relay").await,
+            Fault::GatewayStopped => self.stop("gateway").await,
+            Fault::WorkerStopped => self.stop("worker").await,
+            Fault::RelayStopped => self.stop("relay").await,
+            Fault::GatewayPaused => self.pause("gateway").await,
+            Fault::WorkerPaused => self.pause("worker").await,
+            Fault::RelayPaused => self.pause("relay").await,
+            Fault::KafkaKilled => {
+                self.fleet.kafka.kill();
+                sleep(hold).await;
+                self.fleet.kafka.run().await;
+                ("the broker".into(), Instant::now())
+            }
+            Fault::KafkaStopped => {
+                self.fleet.kafka.terminate();
+                sleep(hold).await;
+                self.fleet.kafka.run().await;
+                ("the broker".into(), Instant::now())
+            }
+            Fault::KafkaPaused => {
+                self.fleet.kafka.stop();
+                sleep(PAUSE).await;
+                self.fleet.kafka.cont();
+                ("the broker".into(), Instant::now())
+            }
+            Fault::RedisRestarted => {
+                self.fleet.redis.kill9();
+                sleep(hold / 2).await;
+                self.fleet.redis.restart().await;
+                ("with its data".into(), Instant::now())
+            }
+            Fault::RedisEmptied => {
+                self.fleet.redis.kill9();
+                sleep(hold / 2).await;
+                self.fleet.redis.restart_empty().await;
+                ("without its data".into(), Instant::now())
+            }
+            Fault::RedisPaused => {
+                self.fleet.redis.freeze();
+                sleep(hold * 2).await;
+                self.fleet.redis.thaw();
+                ("Redis".into(), Instant::now())
+            }
+            Fault::LinkCut => self.disturb(Traffic::Cut, hold).await,
+            Fault::LinkSilent => self.disturb(Traffic::Silent, hold * 2).await,
+            Fault::LinkSlow => {
+                let slow = Traffic::Slow(Duration::from_millis(100));
+                self.disturb(slow, hold * 2).await
+            }
+            Fault::ProviderDown => {
+                for member in self.fleet.members.iter().filter(|m| m.is_worker()) {
+                    member
+                        .outside
+                        .as_ref()
+                        .expect("a worker's")
+                        .set(Traffic::Cut);
+                }
+                // Within what the worker tries: 1 and 2 s between three attempts.
+                sleep(hold / 4).await;
+                self.fleet.mend();
+                ("both workers'".into(), Instant::now())
+            }
+            Fault::ProviderFaulty => {
+                self.fleet.whims.on.store(true, Ordering::Relaxed);
+                sleep(hold * 2).await;
+                self.fleet.whims.on.store(false, Ordering::Relaxed);
+                ("errors, 429 and cut-offs".into(), Instant::now())
+            }
+            Fault::ClockShifted => self.shift_a_clock().await,
+            Fault::RebalanceStorm => self.rebalance().await,
+            Fault::PartitionsAdded => self.add_partitions().await,
+        }
+    }
+
+    /// SIGKILL, and started again by a supervisor.
+    async fn kill(&mut self, role: &str) -> (String, Instant) {
+        let n = self.one_of(role);
+        let pause = Duration::from_millis(self.rng.random_range(100..3000));
+        let since = Instant::now();
+        self.fleet.members[n].kill9();
+        sleep(pause).await;
+        self.fleet.members[n].start().await;
+        (self.fleet.members[n].name.into(), since)
+    }
+
+    /// SIGTERM; it has to end in order.
+    async fn stop(&mut self, role: &str) -> (String, Instant) {
+        let n = self.one_of(role);
+        let since = Instant::now();
+        let member = &mut self.fleet.members[n];
+        member.running().term();
+        let status = member.running().wait_exit(SOON).await;
+        assert_eq!(status.code(), Some(0), "{} ended badly", member.name);
+        member.bury();
+        member.start().await;
+        (member.name.into(), since)
+    }
+
+    /// SIGSTOP for longer than its session and its leases.
+    async fn pause(&mut self, role: &str) -> (String, Instant) {
+        let n = self.one_of(role);
+        let member = &mut self.fleet.members[n];
+        member.running().stop();
+        sleep(PAUSE).await;
+        member.running().cont();
+        (member.name.into(), Instant::now())
+    }
+
+    async fn disturb(&mut self, traffic: Traffic, hold: Duration) -> (String, Instant) {
+        let n = self.rng.random_range(0..6);
+        let which = self.rng.random_range(0..3);
+        let member = &self.fleet.members[n];
+        let (to, link) = match (which, &member.outside) {
+            (0, Some(outside)) if member.is_gateway() => ("its clients", outside),
+            (0, Some(outside)) => ("the model", outside),
+            (1, _) => ("Kafka", &member.to_kafka),
+            _ => ("Redis", &member.to_redis),
+        };
+        link.set(traffic);
+        sleep(hold).await;
+        link.set(Traffic::Open);
+        (format!("{} and {to}", member.name), Instant::now())
+    }
+
+    /// Started anew, a role lives in another hour.
+    async fn shift_a_clock(&mut self) -> (String, Instant) {
+        let n = self.rng.random_range(0..6);
+        let shift = *["-3700s", "+3700s"].choose(&mut self.rng).expect("two");
+        let since = Instant::now();
+        let right = self.fleet.members[n].spec.clone();
+        let member = &mut self.fleet.members[n];
+        member.kill9();
+        member.spec = right
+            .clone()
+            .env("LD_PRELOAD", &faketime())
+            .env("FAKETIME", shift)
+            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        member.start().await;
+        // For some messages' time.
+        sleep(Duration::from_secs(3)).await;
+        let member = &mut self.fleet.members[n];
+        member.kill9();
+        member.spec = right;
+        member.start().await;
+        (format!("{} by {shift}", member.name), since)
+    }
+
+    /// A third worker comes and goes.
+    async fn rebalance(&mut self) -> (String, Instant) {
+        let spec = self.fleet.members[2].spec.clone().named("worker_3");
+        let spec = spec.other_metrics_port();
+        for _ in 0..4 {
+            let mut third = spec.start().await;
+            sleep(Duration::from_millis(self.rng.random_range(100..1500))).await;
+            third.kill9();
+        }
+        ("a third worker, four times".into(), Instant::now())
+    }
+
+    /// With the gateways drained and nothing waiting, as documented.
+    async fn add_partitions(&mut self) -> (String, Instant) {
+        for n in 0..2 {
+            self.fleet.members[n].running().drain().await;
+            self.fleet.members[n].bury();
+        }
+        let plain = self.fleet.plain();
+        for (group, topic) in [(WORKERS, MESSAGES), (RELAYS, RESPONSES)] {
+            eventually("everything is answered", LIMIT, || async {
+                plain.lag(group, topic).await == 0
+            })
+            .await;
+        }
+        plain.grow(MESSAGES, 9).await;
+        for n in 0..2 {
+            self.fleet.members[n].start().await;
+        }
+        ("incoming_messages has 9".into(), Instant::now())
+    }
+
+    /// Times to recover by fault, in ms: how many, the median, the longest.
+    pub(super) fn recoveries(&self) -> BTreeMap<Fault, (usize, u128, u128)> {
+        let mut by_fault: BTreeMap<Fault, Vec<u128>> = BTreeMap::new();
+        for blow in &self.blows {
+            let times = by_fault.entry(blow.fault).or_default();
+            times.push(blow.recovery.as_millis());
+        }
+        by_fault
+            .into_iter()
+            .map(|(fault, mut times)| {
+                times.sort_unstable();
+                let median = times[times.len() / 2];
+                let longest = times.last().copied().unwrap_or_default();
+                (fault, (times.len(), median, longest))
+            })
+            .collect()
+    }
+}
+
+/// The library that lies about the time; `tests/run` installs it.
+fn faketime() -> String {
+    let folders = std::fs::read_dir("/usr/lib").expect("/usr/lib").flatten();
+    folders
+        .map(|folder| folder.path().join("faketime/libfaketimeMT.so.1"))
+        .find(|library| library.exists())
+        .expect("libfaketime (tests/run installs it)")
+        .display()
+        .to_string()
+}

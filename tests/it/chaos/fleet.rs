@@ -1,0 +1,255 @@
+//! Two of each role behind nginx, on a Kafka, a Redis and a model of their own, with a link that can
+//! be broken wherever one talks to another.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crate::nginx::Nginx;
+use crate::support::kafka::PlainKafka;
+use crate::support::kafka_broker::KafkaBroker;
+use crate::support::link::{Link, Traffic};
+use crate::support::model::{Answer, Script, ScriptedModel};
+use crate::support::process::{Chatmesh, Spec, free_port};
+use crate::support::redis::PrivateRedis;
+use crate::support::stack::{Turn, turn_alone};
+
+/// A process of the fleet and what it is connected by.
+pub(super) struct Member {
+    pub(super) name: &'static str,
+    pub(super) spec: Spec,
+    pub(super) process: Option<Chatmesh>,
+    pub(super) to_kafka: Link,
+    pub(super) to_redis: Link,
+    /// A gateway's clients, a worker's model.
+    pub(super) outside: Option<Link>,
+    /// What earlier processes of it wrote.
+    pub(super) logs: Vec<String>,
+}
+
+impl Member {
+    pub(super) async fn start(&mut self) {
+        self.process = Some(self.spec.start().await);
+    }
+
+    /// The process ended: its log is kept.
+    pub(super) fn bury(&mut self) {
+        if let Some(process) = self.process.take() {
+            self.logs.push(process.log());
+        }
+    }
+
+    pub(super) fn kill9(&mut self) {
+        if let Some(process) = &mut self.process {
+            process.kill9();
+        }
+        self.bury();
+    }
+
+    pub(super) fn running(&mut self) -> &mut Chatmesh {
+        self.process.as_mut().expect("it runs")
+    }
+
+    pub(super) fn is_gateway(&self) -> bool {
+        self.name.starts_with("gateway")
+    }
+
+    pub(super) fn is_worker(&self) -> bool {
+        self.name.starts_with("worker")
+    }
+
+    fn whole_log(&self) -> String {
+        let mut all = self.logs.concat();
+        if let Some(process) = &self.process {
+            all.push_str(&process.log());
+        }
+        all
+    }
+}
+
+/// The model's whims: off, it answers everything whole.
+#[derive(Debug, Default)]
+pub(super) struct Whims {
+    pub(super) on: AtomicBool,
+    calls: AtomicUsize,
+}
+
+pub(super) struct Fleet {
+    pub(super) kafka: KafkaBroker,
+    pub(super) redis: PrivateRedis,
+    pub(super) model: ScriptedModel,
+    pub(super) whims: Arc<Whims>,
+    /// Gateways, workers, relays: two each.
+    pub(super) members: Vec<Member>,
+    nginx: Nginx,
+    _turn: Turn,
+}
+
+const NAMES: [&str; 6] = [
+    "gateway_1",
+    "gateway_2",
+    "worker_1",
+    "worker_2",
+    "relay_1",
+    "relay_2",
+];
+
+/// Every member has a listener of its own at the broker, which advertises the member's link: so
+/// that no client gets around its link by what it learns from the broker.
+fn listeners(direct: &[(u16, u16)]) -> String {
+    let mut listeners = String::new();
+    let mut advertised = String::new();
+    let mut protocols = "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT".to_owned();
+    for (n, (behind, link)) in direct.iter().enumerate() {
+        use std::fmt::Write as _;
+        write!(listeners, ",L{n}://127.0.0.1:{behind}").unwrap();
+        write!(advertised, ",L{n}://127.0.0.1:{link}").unwrap();
+        write!(protocols, ",L{n}:PLAINTEXT").unwrap();
+    }
+    format!("{listeners}\n{advertised}\n{protocols}")
+}
+
+impl Fleet {
+    pub(super) async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// With more settings for every role.
+    pub(super) async fn start_with(settings: &[(&str, &str)]) -> Self {
+        let turn = turn_alone().await;
+        let whims = Arc::new(Whims::default());
+        let model = ScriptedModel::start_with({
+            let whims = whims.clone();
+            move |asked| answer(&whims, &asked.prompt)
+        })
+        .await;
+        let behind: Vec<(u16, u16)> = NAMES.iter().map(|_| (free_port(), free_port())).collect();
+        let mut kafka = KafkaBroker::prepare_with_listeners(&listeners(&behind));
+        kafka.run().await;
+        let mut redis = PrivateRedis::not_started();
+        redis.restart().await;
+
+        let mut members = Vec::new();
+        for (name, (behind, link)) in NAMES.into_iter().zip(behind) {
+            let to_kafka = Link::between(link, behind).await;
+            let to_redis = Link::to(redis.port()).await;
+            let (spec, outside) = match name.split('_').next() {
+                Some("gateway") => {
+                    let spec = Spec::gateway();
+                    let clients = Link::to(spec.port()).await;
+                    (spec, Some(clients))
+                }
+                Some("worker") => {
+                    let provider = Link::to(model.port()).await;
+                    let url = format!("http://127.0.0.1:{}/v1", provider.port());
+                    let spec = Spec::ai_worker()
+                        .env("OPENAI_BASE_URL", &url)
+                        .env("OPENAI_API_KEY", "sk-test");
+                    (spec, Some(provider))
+                }
+                _ => (Spec::relay(), None),
+            };
+            let spec = settings
+                .iter()
+                .fold(spec, |spec, (name, value)| spec.env(name, value))
+                .env("KAFKA_BOOTSTRAP_SERVERS", &format!("127.0.0.1:{link}"))
+                .env("KAFKA_TOPIC_PARTITIONS", "6")
+                .env("REDIS_HOST", "127.0.0.1")
+                .env("REDIS_PORT", &to_redis.port().to_string())
+                .env("LOG_LEVEL", "info")
+                .env("SERVER_ID", name)
+                .named(name);
+            members.push(Member {
+                name,
+                spec,
+                process: None,
+                to_kafka,
+                to_redis,
+                outside,
+                logs: Vec::new(),
+            });
+        }
+        for member in &mut members {
+            member.start().await;
+        }
+        let clients = |n: usize| members[n].outside.as_ref().expect("a gateway").port();
+        let nginx = Nginx::start([clients(0), clients(1)]).await;
+        Self {
+            kafka,
+            redis,
+            model,
+            whims,
+            members,
+            nginx,
+            _turn: turn,
+        }
+    }
+
+    /// Where clients connect: mostly at the balancer.
+    pub(super) fn doors(&self) -> Vec<u16> {
+        let direct = |n: usize| self.members[n].outside.as_ref().expect("a gateway").port();
+        vec![self.nginx.port, self.nginx.port, direct(0), direct(1)]
+    }
+
+    pub(super) fn plain(&self) -> PlainKafka {
+        self.kafka.plain()
+    }
+
+    /// Every link as it should be.
+    pub(super) fn mend(&self) {
+        for member in &self.members {
+            let links = [Some(&member.to_kafka), Some(&member.to_redis)];
+            for link in links.into_iter().flatten().chain(&member.outside) {
+                link.set(Traffic::Open);
+            }
+        }
+    }
+
+    /// What all processes wrote of one of these ids, by time.
+    pub(super) fn path_of(&self, ids: &[String]) -> String {
+        let mut lines: Vec<String> = Vec::new();
+        for member in &self.members {
+            for line in member.whole_log().lines() {
+                if ids.iter().any(|id| line.contains(id.as_str())) {
+                    lines.push(format!("{line}   [{}]", member.name));
+                }
+            }
+        }
+        lines.sort();
+        lines.join("\n")
+    }
+}
+
+/// An answer whose words name the call that they are of, so that text of two calls is never taken
+/// for one: `c17.0 c17.1 … end` and the question.
+fn answer(whims: &Whims, prompt: &str) -> Answer {
+    let call = whims.calls.fetch_add(1, Ordering::Relaxed);
+    let words = 4 + call % 9;
+    let whim = if whims.on.load(Ordering::Relaxed) {
+        call % 10
+    } else {
+        9
+    };
+    match whim {
+        0 => return Answer::error(500, "server_error", "a whim"),
+        1 => return Answer::rate_limited().header("retry-after-ms", "200"),
+        _ => {}
+    }
+    let mut script = Script::new().role();
+    for n in 0..words {
+        if whim < 4 && n == words / 2 {
+            return script.cut().paced(PACE).into();
+        }
+        script = script.token(&format!("c{call}.{n} "));
+    }
+    script
+        .token(&format!("end {prompt}"))
+        .finish("stop")
+        .usage()
+        .done()
+        .paced(PACE)
+        .into()
+}
+
+/// Between two words: an answer takes a tenth to a third of a second.
+const PACE: Duration = Duration::from_millis(20);

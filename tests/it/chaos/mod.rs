@@ -1,0 +1,168 @@
+//! The promises under fire: two of each role, clients that come and go, and one fault after another.
+//!
+//! `tests/run --chaos` runs the long form. A failure prints the seed: `CHATMESH_CHAOS_SEED` draws the
+//! same faults in the same order (not the same moments: these are real processes).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+mod checker;
+mod clients;
+mod disk;
+mod faults;
+mod fleet;
+mod journal;
+mod soak;
+
+use checker::Checker;
+use clients::{Crowd, Size};
+use faults::{Fault, Storm, Stuck};
+use fleet::Fleet;
+use journal::Journal;
+
+use crate::support::stack::{MESSAGES, RESPONSES};
+
+fn number(name: &str, default: u64) -> u64 {
+    match std::env::var(name) {
+        Ok(value) => value
+            .parse()
+            .unwrap_or_else(|_| panic!("{name}={value} is not a number")),
+        Err(_) => default,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_short_storm_loses_nothing_doubles_nothing_and_keeps_the_order() {
+    let size = Size {
+        users: 30,
+        classic: 6,
+        pace: Duration::from_millis(1500),
+    };
+    let seed = number("CHATMESH_CHAOS_SEED", 1);
+    storm(seed, size, Duration::from_secs(75)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "up to twenty minutes: tests/run --chaos"]
+async fn a_long_storm_loses_nothing_doubles_nothing_and_keeps_the_order() {
+    let users = usize::try_from(number("CHATMESH_CHAOS_USERS", 200)).expect("a number of users");
+    let size = Size {
+        users,
+        classic: users / 8,
+        pace: Duration::from_millis(number("CHATMESH_CHAOS_PACE_MS", 3000)),
+    };
+    let random = uuid::Uuid::new_v4().as_u128() as u64 % 1_000_000;
+    let seed = number("CHATMESH_CHAOS_SEED", random);
+    let seconds = number("CHATMESH_CHAOS_SECONDS", 900);
+    storm(seed, size, Duration::from_secs(seconds)).await;
+}
+
+async fn storm(seed: u64, size: Size, period: Duration) {
+    eprintln!("chaos: seed {seed}");
+    let mut fleet = Fleet::start().await;
+    let journal = Arc::new(Journal::default());
+    let mut crowd = Crowd::start(size, &fleet.doors(), &journal, seed);
+    let mut storm = Storm::new(&mut fleet, &journal, seed);
+    let began = Instant::now();
+    let mut failure = None;
+    while began.elapsed() < period && failure.is_none() {
+        if let Err(Stuck { blow, lives }) = storm.strike().await {
+            let ids: Vec<String> = lives
+                .iter()
+                .flat_map(|(id, life)| life.message_id.clone().or(Some(id.clone())))
+                .take(3)
+                .collect();
+            failure = Some(format!(
+                "after {blow}: {} messages have not ended, such as {:?}\n{}",
+                lives.len(),
+                lives.first(),
+                storm.fleet.path_of(&ids)
+            ));
+        }
+        // A client that failed reads no more: that is why something has not ended.
+        failure = crowd.failed().or(failure);
+    }
+    if let Some(failure) = failure {
+        panic!("seed {seed}, fault {}: {failure}", storm.blows.len() + 1);
+    }
+    let (users, classic) = match crowd.finish().await {
+        Ok(seen) => seen,
+        Err(failures) => panic!("seed {seed}: {}", failures.join("\n")),
+    };
+    let took = began.elapsed();
+
+    let plain = storm.fleet.plain();
+    let whole = Duration::from_secs(3);
+    let messages = plain.read(MESSAGES, usize::MAX, whole).await;
+    let responses = plain.read(RESPONSES, usize::MAX, whole).await;
+    let mut checker = Checker::new(&messages, &responses);
+    for seen in &users {
+        checker.user(seen);
+    }
+    for seen in &classic {
+        checker.classic(seen);
+    }
+    report(&storm, &checker, took);
+    assert!(
+        checker.count.answered > 0,
+        "seed {seed}: nothing was answered"
+    );
+    if let Some(breach) = checker.breaches().first() {
+        panic!(
+            "seed {seed}: {} promises broken: {}\nthe path of the first:\n{}",
+            checker.breaches().len(),
+            checker
+                .breaches()
+                .iter()
+                .take(10)
+                .map(|breach| format!("\n  {}", breach.text))
+                .collect::<String>(),
+            storm.fleet.path_of(&breach.ids)
+        );
+    }
+}
+
+fn report(storm: &Storm<'_>, checker: &Checker, took: Duration) {
+    let count = &checker.count;
+    let calls = storm.fleet.model.count();
+    let ended = count.answered + count.cancelled + count.failed + count.from_history;
+    let costly = |fault: &Fault| {
+        !matches!(
+            fault,
+            Fault::ProviderDown | Fault::ProviderFaulty | Fault::GatewayKilled
+        )
+    };
+    let at_stake: usize = storm
+        .blows
+        .iter()
+        .filter(|blow| costly(&blow.fault))
+        .map(|blow| blow.at_stake)
+        .sum();
+    eprintln!(
+        "chaos: {} faults in {} s, {} messages: {} answered, {} cancelled, {} failed, {} from the \
+         history after {} reloads",
+        storm.blows.len(),
+        took.as_secs(),
+        count.messages,
+        count.answered,
+        count.cancelled,
+        count.failed,
+        count.from_history,
+        count.reloads,
+    );
+    eprintln!(
+        "chaos: {} lost, {} doubled, {} out of order; {} records produced again",
+        count.lost, count.doubled, count.out_of_order, count.records_again
+    );
+    eprintln!(
+        "chaos: {calls} calls of the model, {:.3} for each ended message; {at_stake} were open when \
+         something struck",
+        calls as f64 / ended.max(1) as f64
+    );
+    eprintln!("chaos: time to recover in ms");
+    for (fault, (times, median, longest)) in storm.recoveries() {
+        eprintln!("chaos:   {fault:<16} {times:3} times, median {median:6}, longest {longest:6}");
+    }
+}

@@ -1,0 +1,105 @@
+//! Steady traffic for a long time: nothing may grow.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::clients::{Crowd, Size};
+use super::fleet::Fleet;
+use super::journal::Journal;
+use super::number;
+use crate::support::{http, redis};
+
+/// Between two looks.
+const EVERY: Duration = Duration::from_secs(5);
+/// What is kept of a message is gone after this long, so that it can be seen to go.
+const KEEP_SECONDS: &str = "30";
+
+/// Each thing that is looked at, and its values.
+type Series = BTreeMap<String, Vec<f64>>;
+
+async fn look(fleet: &Fleet, series: &mut Series) {
+    let watched = [
+        (
+            "process_resident_memory_bytes",
+            "memory in MiB",
+            1_048_576.0,
+        ),
+        ("process_open_fds", "descriptors", 1.0),
+        ("chatmesh_tasks", "tasks", 1.0),
+    ];
+    for member in &fleet.members {
+        let process = member.process.as_ref().expect("it runs");
+        let text = http::get(&process.url("/metrics")).await.body;
+        for (metric, what, unit) in watched {
+            let value = text.lines().find_map(|line| {
+                let rest = line.strip_prefix(metric)?;
+                rest.rsplit(' ').next()?.parse::<f64>().ok()
+            });
+            let value = value.unwrap_or_else(|| panic!("{} has no {metric}", member.name));
+            let name = format!("{} {what}", member.name);
+            series.entry(name).or_default().push(value / unit);
+        }
+    }
+    let keys = redis::keys(fleet.redis.port());
+    series
+        .entry("Redis keys".into())
+        .or_default()
+        .push(keys as f64);
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[sorted.len() / 2]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "as long as it is told: tests/run --soak MINUTES"]
+async fn steady_traffic_lets_nothing_grow() {
+    let period = Duration::from_secs(60 * number("CHATMESH_SOAK_MINUTES", 5));
+    let kept = ["DEDUP_TTL", "MAILBOX_TTL", "CHAT_HISTORY_TTL"].map(|name| (name, KEEP_SECONDS));
+    let fleet = Fleet::start_with(&kept).await;
+    let journal = Arc::new(Journal::default());
+    let size = Size {
+        users: 60,
+        classic: 10,
+        pace: Duration::from_millis(1500),
+    };
+    let mut crowd = Crowd::start(
+        size,
+        &fleet.doors(),
+        &journal,
+        number("CHATMESH_CHAOS_SEED", 1),
+    );
+    let mut series = Series::new();
+    let began = Instant::now();
+    while began.elapsed() < period {
+        sleep(EVERY).await;
+        look(&fleet, &mut series).await;
+        assert_eq!(crowd.failed(), None);
+    }
+    let (messages, _) = journal.counts();
+    let seen = crowd.finish().await;
+    assert!(seen.is_ok(), "{seen:?}");
+    eprintln!(
+        "soak: {} s, {messages} messages; medians of the second and the last quarter",
+        period.as_secs()
+    );
+    let mut grown = Vec::new();
+    for (name, values) in &series {
+        let quarter = values.len() / 4;
+        assert!(quarter > 0, "too short to say anything: give it minutes");
+        // The first quarter warms up: pools, caches, what is kept for its time to live.
+        let early = median(&values[quarter..2 * quarter]);
+        let late = median(&values[values.len() - quarter..]);
+        eprintln!("soak:   {name:<28} {early:10.1} {late:10.1}");
+        // Noise is not growth: a tenth, and some of each thing.
+        if late > early * 1.1 + 8.0 {
+            grown.push(format!("{name}: {early:.1} to {late:.1}"));
+        }
+    }
+    assert!(grown.is_empty(), "grown: {grown:?}");
+}

@@ -1,0 +1,187 @@
+//! A small OpenTelemetry collector: OTLP over HTTP, protobuf.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value};
+use prost::Message as _;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+/// A span as it came.
+#[derive(Debug, Clone)]
+pub(crate) struct Span {
+    /// `service.name` of who sent it.
+    pub(crate) service: String,
+    pub(crate) name: String,
+    pub(crate) trace: String,
+    pub(crate) id: String,
+    /// Empty for none.
+    pub(crate) parent: String,
+    pub(crate) state: String,
+    /// As protobuf numbers them: 1 internal, 2 server, 3 client, 4 producer, 5 consumer.
+    pub(crate) kind: i32,
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+    pub(crate) attributes: HashMap<String, String>,
+    pub(crate) events: Vec<String>,
+    pub(crate) failed: bool,
+}
+
+#[derive(Default)]
+struct State {
+    spans: Vec<Span>,
+    /// Headers of each request.
+    headers: Vec<HashMap<String, String>>,
+}
+
+/// The collector; gone when dropped.
+pub(crate) struct Collector {
+    port: u16,
+    state: Arc<Mutex<State>>,
+    server: JoinHandle<()>,
+}
+
+impl Collector {
+    pub(crate) async fn start() -> Self {
+        Self::start_as(true).await
+    }
+
+    /// Takes requests and never answers.
+    pub(crate) async fn start_hanging() -> Self {
+        Self::start_as(false).await
+    }
+
+    async fn start_as(answers: bool) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("bind");
+        let port = listener.local_addr().expect("an address").port();
+        let state: Arc<Mutex<State>> = Arc::default();
+        let taken = state.clone();
+        let server = tokio::spawn(async move {
+            // Connections end with this set, and so with the server.
+            let mut connections = tokio::task::JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                let state = taken.clone();
+                let service = service_fn(move |request| take(request, state.clone(), answers));
+                connections.spawn(
+                    hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service),
+                );
+            }
+        });
+        Self {
+            port,
+            state,
+            server,
+        }
+    }
+
+    /// For `OTEL_EXPORTER_OTLP_ENDPOINT`.
+    pub(crate) fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// How many requests came.
+    pub(crate) fn requests(&self) -> usize {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.headers.len()
+    }
+
+    /// A header of the first request.
+    pub(crate) fn header(&self, name: &str) -> Option<String> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.headers.first()?.get(name).cloned()
+    }
+
+    /// The spans of a trace so far.
+    pub(crate) fn trace(&self, id: &str) -> Vec<Span> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let spans = state.spans.iter().filter(|span| span.trace == id);
+        spans.cloned().collect()
+    }
+}
+
+impl Drop for Collector {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+async fn take(
+    request: Request<Incoming>,
+    state: Arc<Mutex<State>>,
+    answers: bool,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    assert_eq!(request.uri().path(), "/v1/traces");
+    let headers = request.headers().iter();
+    let headers = headers.map(|(name, value)| {
+        let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
+        (name.as_str().to_owned(), value)
+    });
+    let headers = headers.collect();
+    let body = request.into_body().collect().await.expect("a whole body");
+    let body = ExportTraceServiceRequest::decode(body.to_bytes()).expect("OTLP");
+    {
+        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.headers.push(headers);
+        state.spans.extend(spans(body));
+    }
+    if !answers {
+        std::future::pending::<()>().await;
+    }
+    Ok(Response::new(Full::default()))
+}
+
+fn spans(request: ExportTraceServiceRequest) -> Vec<Span> {
+    let mut spans = Vec::new();
+    for of_resource in request.resource_spans {
+        let resource = of_resource.resource.expect("a resource");
+        let service = attributes(resource.attributes)
+            .remove("service.name")
+            .expect("a service.name");
+        for span in of_resource.scope_spans.into_iter().flat_map(|s| s.spans) {
+            spans.push(Span {
+                service: service.clone(),
+                name: span.name,
+                trace: hex(&span.trace_id),
+                id: hex(&span.span_id),
+                parent: hex(&span.parent_span_id),
+                state: span.trace_state,
+                kind: span.kind,
+                start: span.start_time_unix_nano,
+                end: span.end_time_unix_nano,
+                attributes: attributes(span.attributes),
+                events: span.events.into_iter().map(|event| event.name).collect(),
+                failed: span.status.is_some_and(|status| status.code == 2),
+            });
+        }
+    }
+    spans
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("a string takes it");
+        text
+    })
+}
+
+fn attributes(list: Vec<KeyValue>) -> HashMap<String, String> {
+    let text = |value: Option<AnyValue>| match value.and_then(|value| value.value) {
+        Some(any_value::Value::StringValue(text)) => text,
+        Some(any_value::Value::IntValue(number)) => number.to_string(),
+        other => format!("{other:?}"),
+    };
+    list.into_iter()
+        .map(|one| (one.key, text(one.value)))
+        .collect()
+}

@@ -1,0 +1,352 @@
+//! Traces: one for a message, over all roles, to a real OTLP collector; and nothing lost or held up
+//! where there is none.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::support::client::Classic;
+use crate::support::collector::{Collector, Span};
+use crate::support::model::{Answer, ScriptedModel};
+use crate::support::process::{Chatmesh, Spec, free_port};
+use crate::support::stack::Stack;
+use crate::support::v1::Device;
+use crate::support::{SOON, eventually, http};
+
+const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+const CLIENT: &str = "b7ad6b7169203331";
+const USER: &str = "secretive-alice";
+const PROMPT: &str = "a confidential question";
+
+/// What the client sends for its one message, sampled or not.
+fn traceparent(flags: &str) -> String {
+    format!("00-{TRACE}-{CLIENT}-{flags}")
+}
+
+fn trace_of(frame: &Value) -> &str {
+    let field = frame["traceparent"].as_str();
+    let field = field.unwrap_or_else(|| panic!("no traceparent: {frame}"));
+    assert_eq!(field.len(), 55, "{field}");
+    &field[3..35]
+}
+
+fn traced(spec: Spec, collector: &Collector) -> Spec {
+    spec.env("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.endpoint())
+        .env("OTEL_EXPORTER_OTLP_HEADERS", "x-key=a%20key")
+        .env("LOG_FORMAT", "json")
+}
+
+/// Asks with a trace that the client began; the first call of the model fails. A second device of
+/// the user gets the answer too.
+async fn ask(port: u16, model: &ScriptedModel) -> Value {
+    model.next_for(PROMPT, Answer::error(500, "server_error", "for a moment"));
+    let mut phone = Device::open(port, USER).await;
+    let mut laptop = Device::open(port, USER).await;
+    let frame = json!({
+        "type": "message", "id": "1", "content": PROMPT, "conversation_id": "hidden-conversation",
+        "traceparent": traceparent("01"), "tracestate": "vendor=x",
+    });
+    laptop.say_frame(&frame).await;
+    let answer = laptop.end_of("1").await;
+    assert_eq!(answer["type"], "response", "{answer}");
+    phone.until_type("response").await;
+    answer
+}
+
+/// A step of the trace: its service, name, kind, and its parent's name.
+type Step = (&'static str, &'static str, i32, &'static str);
+
+const STEPS: [Step; 18] = [
+    ("gateway", "receive message", 2, "client"),
+    ("gateway", "admit", 1, "receive message"),
+    ("gateway", "send incoming_messages", 4, "receive message"),
+    (
+        "ai-worker",
+        "log wait incoming_messages",
+        1,
+        "send incoming_messages",
+    ),
+    (
+        "ai-worker",
+        "process incoming_messages",
+        5,
+        "send incoming_messages",
+    ),
+    ("ai-worker", "lane wait", 1, "process incoming_messages"),
+    ("ai-worker", "begin", 1, "process incoming_messages"),
+    ("ai-worker", "context", 1, "process incoming_messages"),
+    (
+        "ai-worker",
+        "chat gpt-3.5-turbo",
+        3,
+        "process incoming_messages",
+    ),
+    (
+        "ai-worker",
+        "chat gpt-3.5-turbo",
+        3,
+        "process incoming_messages",
+    ),
+    ("ai-worker", "keep", 1, "process incoming_messages"),
+    (
+        "ai-worker",
+        "send responses",
+        4,
+        "process incoming_messages",
+    ),
+    ("relay", "log wait responses", 1, "send responses"),
+    ("relay", "process responses", 5, "send responses"),
+    ("relay", "lane wait", 1, "process responses"),
+    ("relay", "publish", 4, "process responses"),
+    ("gateway", "deliver to socket", 5, "publish"),
+    ("gateway", "deliver to socket", 5, "publish"),
+];
+
+/// All of the trace is there, and each step has its parent.
+async fn whole(collector: &Collector, services: fn(&str) -> String) -> Vec<Span> {
+    let steps = STEPS.len();
+    let what = format!("{steps} spans");
+    eventually(&what, SOON, || async {
+        let spans = collector.trace(TRACE);
+        assert!(spans.len() <= steps, "more than was expected: {spans:#?}");
+        spans.len() == steps
+    })
+    .await;
+    let spans = collector.trace(TRACE);
+    let name_of = |id: &str| match spans.iter().find(|span| span.id == id) {
+        Some(span) => span.name.as_str(),
+        None if id == CLIENT => "client",
+        None => "nobody",
+    };
+    let mut seen: Vec<(String, &str, i32, &str)> = spans
+        .iter()
+        .map(|span| {
+            let parent = name_of(&span.parent);
+            (span.service.clone(), span.name.as_str(), span.kind, parent)
+        })
+        .collect();
+    let mut expected: Vec<(String, &str, i32, &str)> = STEPS
+        .iter()
+        .map(|(service, name, kind, parent)| (services(service), *name, *kind, *parent))
+        .collect();
+    seen.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(seen, expected);
+    spans
+}
+
+/// What the spans say, and what they must not.
+fn look_at(spans: &[Span], answer: &Value) {
+    let ids: HashSet<&str> = spans.iter().map(|span| span.id.as_str()).collect();
+    assert_eq!(ids.len(), spans.len());
+    for span in spans {
+        assert!(span.start <= span.end, "{span:?}");
+        // Frames name the trace alone.
+        if span.name != "deliver to socket" {
+            assert_eq!(span.state, "vendor=x", "{span:?}");
+        }
+        let text = format!("{span:?}");
+        for hidden in [USER, PROMPT, "hidden-conversation", "sk-test", "any-token"] {
+            assert!(!text.contains(hidden), "{hidden} in {span:?}");
+        }
+    }
+    let mut calls: Vec<&Span> = spans
+        .iter()
+        .filter(|s| s.name.starts_with("chat"))
+        .collect();
+    calls.sort_by_key(|span| span.start);
+    assert_eq!(calls[0].attributes["chatmesh.attempt"], "1");
+    assert!(calls[0].failed && calls[0].events.is_empty(), "{calls:#?}");
+    assert!(calls[0].attributes.contains_key("error.type"));
+    assert_eq!(calls[1].attributes["chatmesh.attempt"], "2");
+    assert_eq!(calls[1].events, ["first token"]);
+    assert_eq!(calls[1].attributes["gen_ai.operation.name"], "chat");
+    assert!(
+        calls[1]
+            .attributes
+            .contains_key("gen_ai.usage.output_tokens")
+    );
+    let failed = spans.iter().filter(|span| span.failed);
+    assert_eq!(failed.count(), 1, "only the first call failed");
+    let named = |name: &str| spans.iter().find(|span| span.name == name).unwrap();
+    let received = named("receive message");
+    assert_eq!(
+        received.attributes["messaging.message.id"],
+        answer["message_id"]
+    );
+    assert_eq!(
+        received.attributes["correlation_id"],
+        answer["correlation_id"]
+    );
+    // The way of the message in its order.
+    let mut before = 0;
+    for name in [
+        "receive message",
+        "send incoming_messages",
+        "process incoming_messages",
+        "send responses",
+        "process responses",
+        "publish",
+        "deliver to socket",
+    ] {
+        let start = named(name).start;
+        assert!(start >= before, "{name} began too early");
+        before = start;
+    }
+    let waits = named("log wait incoming_messages");
+    assert_eq!(waits.end, named("process incoming_messages").start);
+    // The frame that the client gets names the step that it came from.
+    let publish = &named("publish").id;
+    assert_eq!(answer["traceparent"], format!("00-{TRACE}-{publish}-01"));
+}
+
+async fn says_the_trace(process: &Chatmesh, text: &str) {
+    process.says(TRACE, SOON).await;
+    let log = process.log();
+    let line = log.lines().find(|line| line.contains(text));
+    let line = line.unwrap_or_else(|| panic!("{text} is not said: {log}"));
+    let line: Value = serde_json::from_str(line).unwrap();
+    assert_eq!(line["trace_id"], TRACE, "{line}");
+    assert!(line["correlation_id"].is_string(), "{line}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_trace_shows_all_steps_of_a_message_over_three_processes() {
+    let collector = Collector::start().await;
+    let stack = Stack::start().await;
+    let gateway = traced(stack.gateway("server_1"), &collector).start().await;
+    let worker = traced(stack.worker("worker_1"), &collector).start().await;
+    let relay = traced(stack.relay("relay_1"), &collector).start().await;
+    let answer = ask(gateway.port(), &stack.model).await;
+    assert_eq!(trace_of(&answer), TRACE);
+    let spans = whole(&collector, |role| format!("chatmesh-{role}")).await;
+    look_at(&spans, &answer);
+    assert_eq!(collector.header("x-key").as_deref(), Some("a key"));
+    let system = |name: &str| {
+        let span = spans.iter().find(|span| span.name == name).unwrap();
+        span.attributes["messaging.system"].clone()
+    };
+    assert_eq!(system("process incoming_messages"), "kafka");
+    assert_eq!(system("publish"), "redis");
+    says_the_trace(&gateway, "message accepted").await;
+    says_the_trace(&worker, "terminal record produced").await;
+    says_the_trace(&relay, "delivered").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_in_one_shows_the_same_trace_and_what_is_not_sampled_is_not_shown() {
+    let collector = Collector::start().await;
+    let model = ScriptedModel::start().await;
+    let mut process = traced(Spec::ephemeral(), &collector)
+        .env("OPENAI_BASE_URL", &model.base_url())
+        .env("OPENAI_TIMEOUT_MS", "20000")
+        .env("OTEL_SERVICE_NAME", "my chat")
+        .start()
+        .await;
+    let answer = ask(process.port(), &model).await;
+    let spans = whole(&collector, |_| "my chat".to_owned()).await;
+    look_at(&spans, &answer);
+    says_the_trace(&process, "message accepted").await;
+
+    let mut device = Device::open(process.port(), "bob").await;
+    let other = "11111111111111111111111111111111";
+    let unsampled = format!("00-{other}-{CLIENT}-00");
+    let frame = json!({"type": "message", "id": "1", "content": "x", "traceparent": unsampled});
+    device.say_frame(&frame).await;
+    let answer = device.end_of("1").await;
+    assert_eq!(trace_of(&answer), other);
+    assert!(answer["traceparent"].as_str().unwrap().ends_with("-00"));
+    // A bad trace costs nothing but itself, and the gateway begins one.
+    let frame = json!({"type": "message", "id": "2", "content": "y", "traceparent": 7});
+    device.say_frame(&frame).await;
+    let answer = device.end_of("2").await;
+    let own = trace_of(&answer).to_owned();
+    assert!(own != other && own != TRACE);
+    // The end of the process brings what is still queued.
+    process.drain().await;
+    let spans = collector.trace(&own);
+    let root = spans.iter().find(|span| span.parent.is_empty()).unwrap();
+    assert_eq!(root.name, "receive message");
+    assert!(spans.iter().any(|span| span.name == "deliver to socket"));
+    assert!(collector.trace(other).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trace_is_passed_on_where_nobody_records_it() {
+    let process = Spec::ephemeral().start().await;
+    let mut device = Device::new(USER);
+    let path = format!("/ws?token=t&userid={USER}");
+    let ours = traceparent("01");
+    let headers = [("traceparent", ours.as_str())];
+    device
+        .upgrade(process.port(), &path, &headers)
+        .await
+        .unwrap();
+    device.until_type("welcome").await;
+    assert_eq!(device.ask("1", "hello").await["traceparent"], ours);
+    // A client that brings none gets none; nor does a classic one.
+    let mut other = Device::open(process.port(), "bob").await;
+    assert_eq!(other.ask("1", "hello").await.get("traceparent"), None);
+    let mut classic = Classic::connect_with(process.port(), &path, &headers, USER)
+        .await
+        .unwrap();
+    assert_eq!(classic.ask("hello").await.get("traceparent"), None);
+    let metrics = http::get(&process.url("/metrics")).await.body;
+    assert!(metrics.contains("chatmesh_trace_spans_exported_total 0"));
+}
+
+/// Asks some, and ends the process; both within the usual time.
+async fn answers_and_drains(endpoint: &str, while_waiting: impl AsyncFnOnce(&Chatmesh)) {
+    let mut process = Spec::ephemeral()
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
+        .env("OTEL_EXPORTER_OTLP_TIMEOUT", "60000")
+        .start()
+        .await;
+    let mut device = Device::open(process.port(), USER).await;
+    assert_eq!(device.ask("0", "first").await["type"], "response");
+    while_waiting(&process).await;
+    let begun = Instant::now();
+    for n in 1..=20 {
+        let answer = device.ask(&n.to_string(), "hello").await;
+        assert_eq!(answer["type"], "response");
+    }
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(15), "20 answers took {took:?}");
+    device.drop_connection();
+    process.term();
+    let status = process.wait_exit(Duration::from_secs(12)).await;
+    assert_eq!(status.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_collector_that_hangs_holds_up_neither_answers_nor_the_end() {
+    let collector = Collector::start_hanging().await;
+    answers_and_drains(&collector.endpoint(), async |_| {
+        eventually("an export hangs", SOON, || async {
+            collector.requests() == 1
+        })
+        .await;
+    })
+    .await;
+    assert_eq!(collector.requests(), 1, "one at a time");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn spans_that_a_missing_collector_does_not_take_are_counted_and_said_once() {
+    let nobody = format!("http://127.0.0.1:{}", free_port());
+    answers_and_drains(&nobody, async |process| {
+        let url = process.url("/metrics");
+        let lost = r#"chatmesh_trace_spans_dropped_total{reason="export_failed"}"#;
+        eventually("the loss is counted", SOON, || async {
+            let metrics = http::get(&url).await.body;
+            let line = metrics.lines().find(|line| line.starts_with(lost));
+            line.is_some_and(|line| !line.ends_with(" 0"))
+        })
+        .await;
+        let said = "the collector does not take them";
+        assert_eq!(process.log().matches(said).count(), 1);
+    })
+    .await;
+}
