@@ -299,6 +299,7 @@ impl Config {
                 per_user: self.size(&keys::USER_MAX_CONNECTIONS),
                 per_address: self.size(&keys::ADDRESS_MAX_CONNECTIONS),
                 per_process: self.size(&keys::MAX_CONNECTIONS),
+                http: self.size(&keys::MAX_HTTP_CONNECTIONS),
                 per_second: self.narrow(&keys::MAX_NEW_CONNECTIONS),
                 trusted_proxies: self
                     .list(&keys::TRUSTED_PROXIES)
@@ -317,6 +318,7 @@ impl Config {
             outbound_queue_bytes: self.size(&keys::OUTBOUND_QUEUE_BYTES),
             produce_timeout: self.duration(&keys::PRODUCE_TIMEOUT_MS),
             drain_timeout: self.duration(&keys::DRAIN_TIMEOUT_MS),
+            head_timeout: self.duration(&keys::HEAD_TIMEOUT_MS),
             ping_interval: self.duration(&keys::PING_INTERVAL_MS),
             ping_timeout: self.duration(&keys::PING_TIMEOUT_MS),
             open_check: self.duration(&keys::OPEN_CHECK_MS),

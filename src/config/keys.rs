@@ -190,7 +190,7 @@ keys! {
     ADMIN_KEY "auth.admin_key" Kind::Text, Worked("none"), GATEWAY, secret: true,
         "Key of the operator's calls, as Authorization: Bearer.";
     TOKEN_TTL "auth.token_ttl" POSITIVE_S, Is("3600"), GATEWAY,
-        "Seconds that a stored token is good for.";
+        "Seconds that a token made here is good for.";
 
     ALLOW_ORIGINS "gateway.allow_origins" Kind::List, Is("*"), GATEWAY,
         "Origins of pages that may connect; * for every one.";
@@ -202,6 +202,8 @@ keys! {
         "Largest frame that a client may send.";
     OUTBOUND_QUEUE_BYTES "gateway.outbound_queue_bytes" Kind::Int { min: 65_536, max: 1 << 30 }, Is("1048576"), GATEWAY,
         "Frames that may wait for one slow client before it is closed.";
+    HEAD_TIMEOUT_MS "gateway.head_timeout_ms" POSITIVE_MS, Is("10000"), GATEWAY,
+        "How long a client may take to send its request's head.";
     PING_INTERVAL_MS "gateway.ping_interval_ms" POSITIVE_MS, Is("25000"), GATEWAY,
         "Time between pings to a silent client.";
     PING_TIMEOUT_MS "gateway.ping_timeout_ms" POSITIVE_MS, Is("10000"), GATEWAY,
@@ -222,13 +224,15 @@ keys! {
     USER_MAX_PENDING "limits.user_pending" Kind::Int { min: 0, max: 10_000 }, Is("32"), ALL,
         "Messages of one user that wait for their answers; 0 for any number.";
     USER_MAX_CONNECTIONS "limits.user_connections" Kind::Int { min: 0, max: 1_000_000 }, Is("20"), GATEWAY,
-        "Connections of one user at one gateway; 0 for any number.";
+        "WebSockets of one user at one gateway; 0 for any number.";
     ADDRESS_MAX_CONNECTIONS "limits.address_connections" Kind::Int { min: 0, max: 10_000_000 }, Is("0"), GATEWAY,
-        "Connections from one address at one gateway; 0 for any number.";
+        "WebSockets from one address at one gateway, and as many other connections; 0 for any number.";
     MAX_CONNECTIONS "limits.connections" Kind::Int { min: 0, max: 10_000_000 }, Is("0"), GATEWAY,
-        "Connections of one gateway; 0 for any number.";
+        "WebSockets of one gateway; 0 for any number.";
+    MAX_HTTP_CONNECTIONS "limits.http_connections" Kind::Int { min: 0, max: 10_000_000 }, Is("1024"), GATEWAY,
+        "Connections of one gateway that are no WebSocket, or not yet; at the bound the longest silent one goes.";
     MAX_NEW_CONNECTIONS "limits.new_connections" Kind::Int { min: 0, max: 1_000_000 }, Is("0"), GATEWAY,
-        "New connections of one gateway in a second; 0 for any number.";
+        "New WebSockets of one gateway in a second; 0 for any number.";
     TRUSTED_PROXIES "limits.trusted_proxies" Kind::List, Worked("none"), GATEWAY,
         "Addresses and networks (10.0.0.0/8) of proxies whose X-Forwarded-For is believed.";
 

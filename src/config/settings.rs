@@ -160,6 +160,8 @@ pub struct ConnectionLimits {
     pub per_address: usize,
     /// `MAX_CONNECTIONS` (off) of this process.
     pub per_process: usize,
+    /// `MAX_HTTP_CONNECTIONS` (1024) that are no WebSocket, or not yet.
+    pub http: usize,
     /// `MAX_NEW_CONNECTIONS` (off) in a second.
     pub per_second: u32,
     /// `TRUSTED_PROXIES`: from these `X-Forwarded-For` is believed.
@@ -207,6 +209,8 @@ pub struct GatewaySettings {
     pub produce_timeout: Duration,
     /// `DRAIN_TIMEOUT_MS` (25000).
     pub drain_timeout: Duration,
+    /// `HEAD_TIMEOUT_MS` (10000): how long a client may take to send its request's head.
+    pub head_timeout: Duration,
     /// `PING_INTERVAL_MS` (25000) between protocol pings to a silent client.
     pub ping_interval: Duration,
     /// `PING_TIMEOUT_MS` (10000): a client that answers none by then is closed with 4408.

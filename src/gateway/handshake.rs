@@ -57,6 +57,11 @@ impl<'a> Query<'a> {
         query
     }
 
+    /// Whether there is a `userid`, good or not.
+    pub(super) fn names_user(&self) -> bool {
+        self.userid.is_some()
+    }
+
     pub(super) fn user(&self) -> Result<UserId, Refusal> {
         let given = self
             .userid
@@ -220,6 +225,8 @@ fn trace(headers: &HeaderMap) -> Option<TraceContext> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -265,6 +272,49 @@ mod tests {
         assert_eq!(with("abc-1"), "abc-1");
         for bad in ["a b", "a\tb", "", &"x".repeat(129)] {
             assert_ne!(with(bad), bad);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_request_line_is_read_and_only_safe_userids_of_it(text in "[!-~]{0,120}") {
+            if let Ok(uri) = format!("/ws?{text}").parse::<Uri>() {
+                let query = Query::of(&uri);
+                if let Ok(user) = query.user() {
+                    prop_assert!(query.names_user());
+                    prop_assert!(UserId::parse(user.as_str()).is_ok());
+                }
+                let _ = since(&query);
+            }
+        }
+
+        #[test]
+        fn a_parameter_is_read_as_it_was_written(value in ".{1,60}") {
+            let pairs = [("before", &value), ("since", &value), ("token", &value)];
+            let text = url::form_urlencoded::Serializer::new(String::new())
+                .extend_pairs(pairs)
+                .finish();
+            let uri: Uri = format!("/ws?{text}").parse().unwrap();
+            let query = Query::of(&uri);
+            for read in [&query.before, &query.since, &query.token] {
+                prop_assert_eq!(read.as_deref(), Some(&*value));
+            }
+        }
+
+        #[test]
+        fn no_header_breaks_what_is_read_of_it(bytes in prop::collection::vec(any::<u8>(), 0..70)) {
+            if let Ok(value) = HeaderValue::from_bytes(&bytes) {
+                let mut headers = HeaderMap::new();
+                for name in ["traceparent", "x-correlation-id", "sec-websocket-protocol"] {
+                    headers.insert(name, value.clone());
+                }
+                headers.insert("authorization", value);
+                let id = correlation_id(&headers);
+                prop_assert!(id.bytes().all(|byte| byte.is_ascii_graphic()));
+                let _ = (traceparent(&headers), offers_v1(&headers));
+                let token = auth::presented(None, &headers);
+                prop_assert!(token.is_none_or(|token| !token.is_empty()));
+            }
         }
     }
 }

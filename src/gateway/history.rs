@@ -55,8 +55,8 @@ async fn answer(gateway: &Gateway, request: &RequestParts) -> Result<Reply, Refu
     let token = auth::bearer(&request.headers);
     // A signed token says itself whose it is.
     let user = match query.user() {
-        Ok(user) => user,
-        Err(refusal) => auth::claimed(gateway, token).ok_or(refusal)?,
+        Err(refusal) if !query.names_user() => auth::claimed(gateway, token).ok_or(refusal)?,
+        user => user?,
     };
     auth::check_token(gateway, &user, token).await?;
     match (&request.method, target) {
@@ -250,6 +250,8 @@ pub(super) fn preflight(gateway: &Gateway, request: &RequestParts) -> Result<Rep
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -274,5 +276,23 @@ mod tests {
             assert_eq!(conversation(bad), None, "{bad}");
         }
         assert!(matches!(target("/conversations"), Ok(Target::All)));
+    }
+
+    proptest! {
+        #[test]
+        fn a_path_names_a_conversation_as_it_was_written_or_none(
+            name in "[A-Za-z0-9._:@|+-]{1,64}",
+            rest in "[!-~]{0,60}",
+        ) {
+            use std::fmt::Write as _;
+            let mut path = "/conversations/".to_owned();
+            for byte in name.bytes() {
+                write!(path, "%{byte:02X}").unwrap();
+            }
+            let read = target(&path);
+            prop_assert!(matches!(read, Ok(Target::Conversation(of)) if of.as_str() == name));
+            let _ = target(&format!("/conversations{rest}"));
+            let _ = target(&format!("/conversations/{rest}"));
+        }
     }
 }

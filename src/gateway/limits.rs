@@ -67,7 +67,7 @@ fn leave<K: Eq + Hash + Clone>(map: &DashMap<K, usize>, key: &K) {
 }
 
 /// Whoever has an IPv6 address mostly has its whole /64.
-fn counted(address: IpAddr) -> IpAddr {
+pub(super) fn counted(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
             Some(v4) => v4.into(),
@@ -91,14 +91,16 @@ impl Limits {
         })
     }
 
+    /// Whether it is one of `TRUSTED_PROXIES`.
+    pub(super) fn is_proxy(&self, peer: IpAddr) -> bool {
+        let nets = &self.settings.trusted_proxies;
+        nets.iter().any(|net| net.contains(peer))
+    }
+
     /// The client's address: the peer's, or what trusted proxies say of it. Each of them adds the
     /// address that it sees at the end of the list, so what stands before an untrusted one is only
     /// that one's claim.
     pub(super) fn address(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
-        let trusted = |ip: IpAddr| {
-            let nets = &self.settings.trusted_proxies;
-            nets.iter().any(|net| net.contains(ip))
-        };
         let mut address = peer;
         let values: Vec<_> = headers.get_all("x-forwarded-for").iter().collect();
         let hops = values
@@ -107,7 +109,7 @@ impl Limits {
             .filter_map(|value| value.to_str().ok())
             .flat_map(|value| value.rsplit(','));
         for hop in hops {
-            if !trusted(address) {
+            if !self.is_proxy(address) {
                 break;
             }
             match hop.trim().parse() {

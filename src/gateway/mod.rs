@@ -1,6 +1,6 @@
 //! The gateway: clients' WebSockets on one side, the log and the fan-out on the other.
 //!
-//! A message's way in: [`server`] accepts, [`routes`] picks, [`handshake`] checks who it is,
+//! A message's way in: [`server`] accepts, [`waiting`] bounds who says nothing, [`routes`] picks, [`handshake`] checks who it is,
 //! [`connection`] owns the socket, [`inbound`] admits, produces and waits for the log. An answer's
 //! way out: [`feed`] takes what is published, [`registry`] finds the user, [`user`] decides what
 //! each socket still has to get, [`outbound`] is its bounded queue. What was published and did
@@ -43,8 +43,10 @@ mod server;
 mod token;
 mod user;
 mod v1;
+mod waiting;
 
 pub use auth::KeyError;
+pub use auth::jwt::{Denied, Verified, Verifier};
 pub use server::serve;
 
 /// Answers the routes that every role has (`/metrics`, `/health/live`, `/health/ready`); `None`
@@ -82,7 +84,7 @@ pub enum GatewayError {
 /// What all connections share.
 struct Gateway {
     /// Checks the tokens where they are signed.
-    verifier: Option<auth::jwt::Verifier>,
+    verifier: Option<Verifier>,
     log: Arc<dyn Log>,
     fanout: Arc<dyn Fanout>,
     settings: GatewaySettings,
@@ -91,6 +93,8 @@ struct Gateway {
     counters: counters::Counters,
     registry: registry::Registry,
     limits: Arc<limits::Limits>,
+    /// Connections that are no WebSocket, or not yet.
+    waiting: Arc<waiting::Waiting>,
     revocations: revocation::Revocations,
     /// Whether only this machine can reach the listener.
     loopback: bool,

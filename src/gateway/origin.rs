@@ -29,16 +29,32 @@ fn text(headers: &HeaderMap, name: hyper::header::HeaderName) -> Option<Result<&
     )
 }
 
+/// Anybody on this machine may come in, and so could any web page by the browser of this machine:
+/// through a name of its own that points here (Host), or straight (Origin).
+fn is_private(gateway: &Gateway) -> bool {
+    gateway.settings.auth == AuthMode::Open && gateway.loopback
+}
+
+/// Refuses requests that came by a name of somebody else's that points to this machine. What needs
+/// no token (health, metrics) is as little for such a page as the rest.
+pub(super) fn check_host(gateway: &Gateway, headers: &HeaderMap) -> Result<(), Refusal> {
+    if !is_private(gateway) {
+        return Ok(());
+    }
+    let host = text(headers, HOST).transpose()?.unwrap_or_default();
+    if is_loopback(host) {
+        Ok(())
+    } else {
+        Err(Refusal::forbidden("the host must be a loopback address"))
+    }
+}
+
 /// Refuses requests of web pages that are not allowed. An absent `Origin` is no browser's.
 pub(super) fn check(gateway: &Gateway, headers: &HeaderMap) -> Result<(), Refusal> {
+    check_host(gateway, headers)?;
     let origin = text(headers, ORIGIN).transpose()?;
-    if gateway.settings.auth == AuthMode::Open && gateway.loopback {
-        // Anybody on this machine may come in, and so could any web page by the browser of this
-        // machine: through a name of its own that points here (Host), or straight (Origin).
+    if is_private(gateway) {
         let host = text(headers, HOST).transpose()?.unwrap_or_default();
-        if !is_loopback(host) {
-            return Err(Refusal::forbidden("the host must be a loopback address"));
-        }
         return match origin {
             Some(origin) if !same_origin(origin, host) => {
                 Err(Refusal::forbidden("this origin is not allowed"))

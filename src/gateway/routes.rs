@@ -49,8 +49,11 @@ pub(super) async fn route(
         }
         "/conversations" => history(&gateway, request).await,
         path if path.starts_with("/conversations/") => history(&gateway, request).await,
-        "/health" if request.method() == Method::GET => Ok(health(&gateway)),
-        _ => (gateway.admin)(request.method(), path).ok_or_else(Refusal::not_found),
+        _ => match origin::check_host(&gateway, request.headers()) {
+            Err(refusal) => Err(refusal),
+            Ok(()) if path == "/health" && request.method() == Method::GET => Ok(health(&gateway)),
+            Ok(()) => (gateway.admin)(request.method(), path).ok_or_else(Refusal::not_found),
+        },
     };
     Ok(result.unwrap_or_else(|refusal| refusal.reply()))
 }

@@ -17,14 +17,12 @@ use tokio_util::task::TaskTracker;
 
 use super::auth::jwt::Verifier;
 use super::counters::Counters;
-use super::limits::{Limits, Peer};
+use super::limits::{Limits, Peer, counted};
 use super::registry::Registry;
 use super::revocation::Revocations;
+use super::waiting::{Seat, Waiting};
 use super::{Gateway, GatewayError, Parts, feed, repair, routes};
 use crate::config::settings::AuthMode;
-
-/// A client that has not sent its request's head by then is cut off; so is an idle one.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Bytes of a request's head.
 const HEAD_BYTES: usize = 16 << 10;
@@ -62,6 +60,11 @@ pub async fn serve(
         admin: parts.admin,
         registry: Registry::default(),
         limits: Limits::new(settings.limits.clone()),
+        waiting: Waiting::new(
+            settings.limits.http,
+            settings.limits.per_address,
+            settings.head_timeout,
+        ),
         revocations: Revocations::default(),
         loopback,
         messages: AtomicU64::new(1),
@@ -118,20 +121,28 @@ pub async fn serve(
 /// off instead of spinning.
 async fn accept(gateway: &Arc<Gateway>, listener: &TcpListener) {
     loop {
-        let (stream, peer) = next_stream(listener).await;
+        gateway.waiting.room().await;
+        let (stream, peer) = next_stream(gateway, listener).await;
+        let address = peer.0.ip();
+        let is_proxy = gateway.limits.is_proxy(address);
+        let Some(seat) = gateway.waiting.enter(counted(address), is_proxy) else {
+            gateway.counters.refused(503);
+            continue;
+        };
         gateway
             .tasks
-            .spawn(serve_http(gateway.clone(), stream, peer));
+            .spawn(serve_http(gateway.clone(), stream, peer, Arc::new(seat)));
     }
 }
 
-async fn next_stream(listener: &TcpListener) -> (TcpStream, Peer) {
+async fn next_stream(gateway: &Gateway, listener: &TcpListener) -> (TcpStream, Peer) {
     let mut pause = Duration::from_millis(10);
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => return (stream, Peer(peer)),
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
+                gateway.waiting.give_way();
                 sleep(pause).await;
                 pause = (pause * 2).min(Duration::from_secs(1));
             }
@@ -145,7 +156,7 @@ async fn turn_away(gateway: &Arc<Gateway>, listener: &TcpListener) {
     let mut late = JoinSet::new();
     loop {
         tokio::select! {
-            (stream, peer) = next_stream(listener), if late.len() < LATE => {
+            (stream, peer) = next_stream(gateway, listener), if late.len() < LATE => {
                 let gateway = gateway.clone();
                 late.spawn(async move {
                     let service =
@@ -169,25 +180,37 @@ async fn turn_away(gateway: &Arc<Gateway>, listener: &TcpListener) {
     }
 }
 
-async fn serve_http(gateway: Arc<Gateway>, stream: TcpStream, peer: Peer) {
+async fn serve_http(gateway: Arc<Gateway>, stream: TcpStream, peer: Peer, seat: Arc<Seat>) {
     // Only slower without it.
     let _ = stream.set_nodelay(true);
     let service = {
-        let gateway = gateway.clone();
+        let (gateway, seat) = (gateway.clone(), seat.clone());
         service_fn(move |mut request| {
+            seat.spoke();
             request.extensions_mut().insert(peer);
-            routes::route(gateway.clone(), request)
+            let (gateway, seat) = (gateway.clone(), seat.clone());
+            async move {
+                let reply = routes::route(gateway, request).await;
+                seat.answered();
+                reply
+            }
         })
     };
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
+        .header_read_timeout(gateway.settings.head_timeout)
         .max_buf_size(HEAD_BYTES)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let result = tokio::select! {
         result = connection.as_mut() => result,
+        () = seat.over() => {
+            if !seat.has_spoken() {
+                gateway.counters.refused(408);
+            }
+            return;
+        }
         () = gateway.drain.cancelled() => {
             connection.as_mut().graceful_shutdown();
             tokio::select! {
@@ -198,6 +221,9 @@ async fn serve_http(gateway: Arc<Gateway>, stream: TcpStream, peer: Peer) {
         }
     };
     if let Err(error) = result {
+        if error.is_timeout() && !seat.has_spoken() {
+            gateway.counters.refused(408);
+        }
         tracing::debug!(%error, "http connection ended");
     }
 }

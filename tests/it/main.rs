@@ -6,6 +6,7 @@
     reason = "a test that can't go on panics, and says what it saw"
 )]
 
+mod access;
 mod chaos;
 mod config;
 mod containers;

@@ -1,18 +1,9 @@
 //! Whatever comes from the network: every parser takes anything without breaking, and what it lets
 //! through keeps its promises.
 
-use std::str::FromStr as _;
-
 use chatmesh::config::settings::Network;
-use chatmesh::protocol::frame::{Published, parse_classic};
-use chatmesh::protocol::ids::{ClientMessageId, ConversationId, MessageId, UserId};
-use chatmesh::protocol::position::Position;
-use chatmesh::protocol::v1;
+use chatmesh::protocol::ids::UserId;
 use proptest::prelude::*;
-
-fn alice() -> UserId {
-    UserId::parse("alice").unwrap()
-}
 
 /// JSON that is nearly a frame: known names, any values.
 fn nearly_a_frame() -> impl Strategy<Value = String> {
@@ -61,62 +52,145 @@ fn any_text() -> impl Strategy<Value = String> {
     ]
 }
 
+/// What the fuzzer is for finds most; these run everywhere, and with every build.
+#[path = "../../fuzz/src/targets.rs"]
+#[allow(unreachable_pub, reason = "it is a library too")]
+mod targets;
+
+/// JSON that is nearly a record of either topic, or nearly the claims of a token: known names, values
+/// that mostly fit.
+fn nearly_a_record() -> impl Strategy<Value = String> {
+    let leaf = prop_oneof![
+        8 => prop::sample::select(vec![
+            "message", "response", "error", "alice", "default", "HS256", "unavailable", "m-1",
+        ]).prop_map(serde_json::Value::from),
+        2 => ".{0,20}".prop_map(serde_json::Value::from),
+        2 => any::<u32>().prop_map(serde_json::Value::from),
+        1 => any::<f64>().prop_map(serde_json::Value::from),
+        1 => any::<bool>().prop_map(serde_json::Value::from),
+        1 => Just(serde_json::Value::Null),
+        1 => Just(serde_json::json!({"prompt_tokens": 1, "total_tokens": 3})),
+        1 => Just(serde_json::json!(["message", "x"])),
+        1 => Just(serde_json::json!(4_102_444_800_u64)),
+    ];
+    let names = [
+        "v",
+        "type",
+        "content",
+        "userid",
+        "timestamp",
+        "server_id",
+        "correlation_id",
+        "message_id",
+        "id",
+        "conversation_id",
+        "stream",
+        "processing_time_ms",
+        "code",
+        "message",
+        "retryable",
+        "retry_after_ms",
+        "finish_reason",
+        "model",
+        "usage",
+        "attempt",
+        "position",
+        "n",
+        "n_id",
+        "sub",
+        "exp",
+        "iat",
+        "nbf",
+        "alg",
+        "crit",
+        "typ",
+        "kid",
+    ];
+    let field = (prop::sample::select(names.to_vec()), leaf);
+    prop::collection::vec(field, 0..10).prop_map(|fields| {
+        // What no record can do without is mostly there.
+        let mut all = serde_json::json!({"type": "message", "content": "x", "userid": "alice"});
+        for (name, value) in fields {
+            all[name] = value;
+        }
+        all.to_string()
+    })
+}
+
+fn any_bytes() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![
+        prop::collection::vec(any::<u8>(), 0..200),
+        any_text().prop_map(String::into_bytes),
+        nearly_a_record().prop_map(String::into_bytes),
+        // Cut off, or with one byte changed.
+        (nearly_a_record(), any::<prop::sample::Index>(), any::<u8>()).prop_map(
+            |(text, at, by)| {
+                let mut bytes = text.into_bytes();
+                let at = at.index(bytes.len());
+                if by < 64 {
+                    bytes.truncate(at);
+                } else {
+                    bytes[at] = by;
+                }
+                bytes
+            }
+        ),
+    ]
+}
+
+/// As `targets::records` cuts it: flags, then value, key and headers.
+fn a_record() -> impl Strategy<Value = Vec<u8>> {
+    (
+        any::<u8>(),
+        any_bytes(),
+        prop::collection::vec(any_bytes(), 0..6),
+    )
+        .prop_map(|(has, value, others)| {
+            let mut bytes = vec![has];
+            bytes.extend(value);
+            for other in others {
+                bytes.push(0xff);
+                bytes.extend(other);
+            }
+            bytes
+        })
+}
+
+fn a_position() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![
+        "[!-~]{0,220}".prop_map(String::into_bytes),
+        "[a-zA-Z0-9_~-]{1,190}[.][0-9]{1,20}".prop_map(String::into_bytes),
+        ".{0,140}".prop_map(String::into_bytes),
+        "[A-Za-z0-9._:@|+-]{0,140}".prop_map(String::into_bytes),
+    ]
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
-    fn a_clients_frame_is_understood_or_refused_within_its_bounds(
-        text in any_text(),
-        limit in 1_usize..50,
-    ) {
-        if let Ok(content) = parse_classic(&text, &alice(), limit) {
-            prop_assert!(content.chars().count() <= limit);
-            prop_assert!(!content.trim().is_empty() && !content.contains('\0'));
-        }
-        if let Ok(v1::ClientFrame::Message { content, .. }) = v1::parse(&text, &alice(), limit) {
-            prop_assert!(content.chars().count() <= limit);
-            prop_assert!(!content.trim().is_empty() && !content.contains('\0'));
-        }
+    fn a_clients_frame_is_understood_or_refused_within_its_bounds(bytes in any_bytes()) {
+        targets::client_frames(&bytes);
     }
 
     #[test]
-    fn a_published_frame_never_breaks_a_gateway(text in any_text()) {
-        if let Ok(frame) = Published::parse(text.as_bytes()) {
-            let user = alice();
-            if let Some(told) = frame.to_classic(&user) {
-                let told: serde_json::Value = serde_json::from_str(&told).unwrap();
-                prop_assert_eq!(&told["userid"], "alice");
-            }
-            if let Some(told) = v1::of_published(&frame, &user) {
-                let told: serde_json::Value = serde_json::from_str(&told).unwrap();
-                prop_assert_eq!(&told["userid"], "alice");
-            }
-        }
+    fn a_record_of_either_topic_is_read_whole_or_not_at_all(bytes in a_record()) {
+        targets::records(&bytes);
     }
 
     #[test]
-    fn bytes_that_are_no_text_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
-        let _ = Published::parse(&bytes);
+    fn a_published_frame_never_breaks_a_gateway(bytes in any_bytes()) {
+        targets::published(&bytes);
     }
 
     #[test]
-    fn an_identifier_has_only_what_is_safe_in_keys_channels_headers_and_logs(text in ".{0,140}") {
-        let safe = |text: &str, most: usize| {
-            (1..=most).contains(&text.len())
-                && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._:@|+-".contains(&b))
-        };
-        prop_assert_eq!(UserId::parse(&text).is_ok(), safe(&text, 128));
-        prop_assert_eq!(ConversationId::parse(&text).is_ok(), safe(&text, 64));
-        prop_assert_eq!(ClientMessageId::parse(&text).is_ok(), safe(&text, 64));
-        let _ = MessageId::parse(&text);
+    fn positions_and_identifiers_have_only_what_is_safe(bytes in a_position()) {
+        targets::positions(&bytes);
     }
 
     #[test]
-    fn a_position_is_read_as_it_was_written(text in "[!-~]{0,220}") {
-        if let Ok(position) = Position::from_str(&text) {
-            prop_assert!(text.len() <= 200);
-            prop_assert_eq!(position.to_string().parse::<Position>().ok(), Some(position));
-        }
+    fn only_a_signed_token_opens_the_door(bytes in any_bytes()) {
+        targets::tokens(&bytes);
     }
 
     #[test]
@@ -124,6 +198,27 @@ proptest! {
         if let Ok(network) = text.parse::<Network>() {
             network.contains(ip.into());
         }
+    }
+}
+
+/// What the fuzzer starts from, and what it once found.
+#[test]
+fn the_corpus_of_the_fuzzer_holds() {
+    let all: [(&str, fn(&[u8])); 5] = [
+        ("client_frames", targets::client_frames),
+        ("records", targets::records),
+        ("published", targets::published),
+        ("positions", targets::positions),
+        ("tokens", targets::tokens),
+    ];
+    for (name, target) in all {
+        let seeds = format!("{}/fuzz/seeds/{name}", env!("CARGO_MANIFEST_DIR"));
+        let mut count = 0;
+        for seed in std::fs::read_dir(&seeds).unwrap() {
+            target(&std::fs::read(seed.unwrap().path()).unwrap());
+            count += 1;
+        }
+        assert!(count > 0, "{seeds} is empty");
     }
 }
 

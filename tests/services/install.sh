@@ -151,6 +151,22 @@ POM
     ) 8>"$CACHE/lock"
 }
 
+install_fuzzer() {
+    local missing=()
+    command -v gcc >/dev/null && command -v make >/dev/null && command -v g++ >/dev/null ||
+        missing+=(build-essential)
+    command -v perl >/dev/null || missing+=(perl)
+    command -v pkg-config >/dev/null || missing+=(pkg-config)
+    if ((${#missing[@]})); then
+        apt_install "${missing[@]}"
+    fi
+    install_rust
+    if ! cargo fuzz --version >/dev/null 2>&1; then
+        say "installing cargo-fuzz"
+        cargo install --quiet --locked cargo-fuzz
+    fi
+}
+
 install_all() {
     install_packages
     install_rust

@@ -154,3 +154,69 @@ fn usage(value: &Value) -> Option<Usage> {
         total_tokens: total.unwrap_or(prompt_tokens.saturating_add(completion_tokens)),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn value() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Into::into),
+            any::<u64>().prop_map(Into::into),
+            any::<f64>().prop_map(Into::into),
+            ".{0,100}".prop_map(Into::into),
+            Just(json!("error")),
+            Just(json!([{"type": "text", "text": "a"}, {"text": 7}, "b"])),
+        ];
+        leaf.prop_recursive(2, 8, 3, |inner| {
+            let names = [
+                "content",
+                "delta",
+                "message",
+                "index",
+                "error",
+                "total_tokens",
+            ];
+            prop::collection::hash_map(prop::sample::select(names.to_vec()), inner, 0..3)
+                .prop_map(|map| map.into_iter().map(|(k, v)| (k.to_owned(), v)).collect())
+        })
+    }
+
+    fn of(data: String, is_error: bool) -> Said {
+        Said::of(&Event { data, is_error })
+    }
+
+    proptest! {
+        #[test]
+        fn a_chunk_of_any_form_is_read_or_said_to_be_none(
+            data in ".{0,100}",
+            (choices, usage, model, error) in (value(), value(), value(), value()),
+            (delta, reason) in (value(), value()),
+            is_error in any::<bool>(),
+        ) {
+            of(data, is_error);
+            for choices in [choices, json!([{"index": 0, "delta": delta, "finish_reason": reason}])] {
+                let wire = json!({"choices": choices, "usage": usage, "model": model});
+                if let Said::Chunk(chunk) = of(wire.to_string(), false) {
+                    prop_assert!(chunk.finish_reason.is_none_or(|reason| reason.len() <= 64));
+                    prop_assert!(chunk.model.is_none_or(|model| model.len() <= 200));
+                }
+                let with_error = json!({"choices": choices, "error": error});
+                of(with_error.to_string(), is_error);
+            }
+        }
+
+        #[test]
+        fn text_is_never_changed(text in ".{0,100}") {
+            let wire = json!({"choices": [{"delta": {"content": text.clone()}}]});
+            match of(wire.to_string(), false) {
+                Said::Chunk(chunk) => prop_assert_eq!(chunk.text, text),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}

@@ -186,3 +186,63 @@ impl Jwks {
         parse(&text).ok_or_else(|| "it is no JSON Web Key Set".into())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A key whose fields have any of the values that fields of keys have.
+    fn nearly_a_key() -> impl Strategy<Value = serde_json::Value> {
+        let names = [
+            "kty", "crv", "x", "y", "n", "e", "k", "kid", "use", "alg", "key_ops",
+        ];
+        let values = [
+            "RSA",
+            "EC",
+            "OKP",
+            "oct",
+            "P-256",
+            "Ed25519",
+            "AQAB",
+            "",
+            "sig",
+            "enc",
+            "RS256",
+            "HS256",
+            "none",
+            "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo",
+            "!",
+            "\u{e9}",
+        ];
+        let value = prop_oneof![
+            8 => prop::sample::select(values.to_vec()).prop_map(Into::into),
+            1 => any::<i32>().prop_map(Into::into),
+            1 => Just(serde_json::Value::Null),
+        ];
+        let field = (prop::sample::select(names.to_vec()), value);
+        prop::collection::vec(field, 0..8).prop_map(|fields| {
+            let mut key = serde_json::json!({});
+            for (name, value) in fields {
+                key[name] = value;
+            }
+            key
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn no_key_set_breaks_a_gateway_and_only_public_keys_are_taken(
+            keys in prop::collection::vec(nearly_a_key(), 0..6),
+            bytes in prop::collection::vec(any::<u8>(), 0..100),
+        ) {
+            let _ = parse(&bytes);
+            let text = serde_json::json!({"keys": keys}).to_string();
+            let read = parse(text.as_bytes()).expect("it is a set");
+            prop_assert!(read.len() <= keys.len());
+            let public = [Algorithm::RS256, Algorithm::ES256, Algorithm::EdDSA];
+            prop_assert!(read.iter().all(|key| public.contains(&key.algorithm)));
+        }
+    }
+}

@@ -105,7 +105,7 @@ impl Key {
 
 /// Why a token is not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Denied {
+pub enum Denied {
     /// No token that is good here.
     Invalid(&'static str),
     /// Good, but another user's.
@@ -116,11 +116,11 @@ pub(crate) enum Denied {
 
 /// What a good token says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Verified {
+pub struct Verified {
     /// When it ends, with the skew that is granted to it.
-    pub(crate) ends: SystemTime,
+    pub ends: SystemTime,
     /// When it was made, milliseconds since the Unix epoch.
-    pub(crate) issued_ms: Option<i64>,
+    pub issued_ms: Option<i64>,
 }
 
 #[derive(Deserialize)]
@@ -137,7 +137,7 @@ enum Keys {
 }
 
 /// Checks tokens.
-pub(crate) struct Verifier {
+pub struct Verifier {
     keys: Keys,
     audience: Vec<String>,
     issuer: Vec<String>,
@@ -155,7 +155,7 @@ impl Verifier {
     ///
     /// # Errors
     /// A file that can't be used.
-    pub(crate) fn new(settings: &JwtSettings) -> Result<Self, KeyError> {
+    pub fn new(settings: &JwtSettings) -> Result<Self, KeyError> {
         let keys = match &settings.keys {
             JwtKeys::Secret(secret) => Keys::One(Key::secret(secret)),
             JwtKeys::PublicKeyFile(path) => {
@@ -176,7 +176,7 @@ impl Verifier {
     ///
     /// # Errors
     /// Why not.
-    pub(crate) async fn verify(&self, token: &str, user: &UserId) -> Result<Verified, Denied> {
+    pub async fn verify(&self, token: &str, user: &UserId) -> Result<Verified, Denied> {
         const BROKEN: Denied = Denied::Invalid("`token` is not a token that is accepted here");
         if token.len() > LONGEST {
             return Err(BROKEN);

@@ -47,7 +47,7 @@ metric!(
     "websocket_refused_total",
     Counter,
     Count,
-    "Upgrade requests that were refused, by HTTP status.",
+    "Upgrade requests that were refused, by HTTP status; 408: no request came in time.",
     ["server_id", "status"]
 );
 metric!(

@@ -24,9 +24,11 @@ use self::fakes::{FakeFanout, FakeLog};
 mod answers;
 mod door;
 pub(crate) mod fakes;
+mod heads;
 mod limits;
 mod messages;
 mod signed;
+mod silent;
 
 /// Far above what anything here takes; reached only by a failure.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -66,6 +68,7 @@ pub(crate) fn settings() -> GatewaySettings {
         outbound_queue_bytes: 1 << 20,
         produce_timeout: Duration::from_secs(10),
         drain_timeout: Duration::from_secs(10),
+        head_timeout: Duration::from_secs(10),
         ping_interval: Duration::from_secs(25),
         ping_timeout: Duration::from_secs(10),
         open_check: Duration::from_secs(5),

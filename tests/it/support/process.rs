@@ -58,6 +58,7 @@ pub(crate) struct Spec {
     args: Vec<String>,
     env: Vec<(String, String)>,
     port: Option<u16>,
+    descriptors: Option<u32>,
     dir: Arc<TempDir>,
 }
 
@@ -69,6 +70,7 @@ impl Spec {
             args: args.iter().map(|arg| (*arg).to_owned()).collect(),
             env: Vec::new(),
             port: None,
+            descriptors: None,
             dir: Arc::new(tempfile::tempdir().expect("a temporary folder")),
         }
     }
@@ -146,6 +148,12 @@ impl Spec {
         self
     }
 
+    /// With so few file descriptors (`ulimit -n`).
+    pub(crate) fn descriptors(mut self, most: u32) -> Self {
+        self.descriptors = Some(most);
+        self
+    }
+
     /// What logs and failures call it.
     pub(crate) fn named(mut self, name: &str) -> Self {
         name.clone_into(&mut self.name);
@@ -162,7 +170,16 @@ impl Spec {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_chatmesh"));
+        let program = env!("CARGO_BIN_EXE_chatmesh");
+        let mut command = match self.descriptors {
+            None => Command::new(program),
+            Some(most) => {
+                let mut shell = Command::new("sh");
+                let limited = format!("ulimit -n {most} && exec \"$0\" \"$@\"");
+                shell.args(["-c", &limited, program]);
+                shell
+            }
+        };
         command
             .args(&self.args)
             .env_clear()
@@ -224,6 +241,10 @@ pub(crate) struct Chatmesh {
 impl Chatmesh {
     pub(crate) fn port(&self) -> u16 {
         self.spec.port()
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// How it was started.

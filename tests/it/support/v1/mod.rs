@@ -83,7 +83,8 @@ impl Device {
     }
 
     pub(crate) async fn try_connect(&mut self, port: u16) -> Result<Value, Refused> {
-        let mut path = format!("/ws?token={}&userid={}", self.token, self.user);
+        let user: String = url::form_urlencoded::byte_serialize(self.user.as_bytes()).collect();
+        let mut path = format!("/ws?token={}&userid={user}", self.token);
         if let Some(position) = &self.transcript.position {
             path.push_str("&since=");
             path.push_str(position);

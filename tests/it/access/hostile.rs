@@ -1,0 +1,124 @@
+//! Userids and conversations that mean something to what is behind: refused at every route.
+
+use super::*;
+use crate::support::client::Classic;
+
+fn names() -> Vec<String> {
+    let mut names: Vec<String> = [
+        "*",
+        "?",
+        "[a-z]*",
+        "user:*",
+        "{}",
+        "{a}",
+        "a{b}c",
+        "{user:alice}",
+        "a b",
+        " alice",
+        "alice ",
+        "a\r\nSET x y\r\n",
+        "a\nb",
+        "a\tb",
+        "a\0",
+        "\0",
+        "../alice",
+        "..\\alice",
+        "a/b",
+        "%2e%2e%2f",
+        "a%00",
+        "\u{e9}lise",
+        "alic\u{435}",
+        "\u{1f600}",
+        "\u{202e}ecila",
+        "'",
+        "\"",
+        "a,b",
+        "a;b",
+        "<b>",
+        "$(id)",
+        "`id`",
+        "a&b=c",
+        "a#b",
+        "",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    names.extend(["a".repeat(129), "a".repeat(3000), "\u{e9}".repeat(128)]);
+    names
+}
+
+/// Every route that takes a userid refuses it, with the right credentials too.
+pub(super) async fn userids_are_refused_everywhere(ground: &Ground) {
+    for name in names() {
+        let user = encoded(&name);
+        let token = made_for(&name);
+        let own = Some(&*token);
+        let admin = Some(ADMIN_KEY);
+        for (method, path, bearer) in [
+            (Method::POST, "/token?", admin),
+            (Method::DELETE, "/token?", admin),
+            (Method::GET, "/conversations?", own),
+            (Method::DELETE, "/conversations?", own),
+            (Method::GET, "/conversations/default/messages?", own),
+            (Method::DELETE, "/conversations/default?", own),
+        ] {
+            let path = format!("{path}userid={user}");
+            let status = ground.status(method.clone(), &path, bearer).await;
+            assert_eq!(status, 400, "{method} {path} as {name:?}");
+        }
+        // Nor as whom the token names.
+        let status = ground.status(Method::GET, "/conversations", own).await;
+        assert!([400, 401].contains(&status), "{status} for {name:?}");
+        let path = format!("/ws?token={token}&userid={user}");
+        let refused = Classic::connect_with(ground.port(0), &path, &[], &name).await;
+        assert_eq!(refused.unwrap_err().status, 400, "{name:?}");
+        let refused = Device::new(&name).upgrade(ground.port(0), &path, &[]).await;
+        assert_eq!(refused.unwrap_err().status, 400, "{name:?} on chatmesh.v1");
+    }
+}
+
+/// And so does every place of another identifier; nothing of it reaches a store.
+pub(super) async fn other_identifiers_are_refused_everywhere(ground: &Ground) {
+    let user = unique("careful");
+    let mut device = ground.device(0, &user).await;
+    let token = device.token.clone();
+    let kept = unique("kept");
+    device.ask("m-1", &kept).await;
+    for name in names() {
+        let part = encoded(&name).replace('+', "%20");
+        for (method, path) in [
+            (Method::DELETE, format!("/conversations/{part}")),
+            (Method::GET, format!("/conversations/{part}/messages")),
+            (
+                Method::GET,
+                format!("/conversations/default/messages?before={}", encoded(&name)),
+            ),
+            (
+                Method::GET,
+                format!("/conversations?after={}", encoded(&name)),
+            ),
+        ] {
+            let status = ground.status(method.clone(), &path, Some(&token)).await;
+            assert!([400, 404].contains(&status), "{status}: {method} {path}");
+        }
+        for frame in [
+            json!({"type": "message", "id": name, "content": "x"}),
+            json!({"type": "message", "id": "m-2", "content": "x", "conversation_id": name}),
+            json!({"type": "message", "id": "m-2", "content": "x", "userid": name}),
+            json!({"type": "cancel", "id": name}),
+            json!({"type": "cancel", "message_id": name}),
+        ] {
+            device.send_text(&frame.to_string()).await;
+            let answer = device.frame().await;
+            assert_eq!(answer["code"], "invalid_message", "{frame}: {answer}");
+        }
+        let path = format!("/ws?token={token}&userid={user}&since={}", encoded(&name));
+        let mut other = Device::new(&user);
+        match other.upgrade(ground.port(0), &path, &[]).await {
+            Err(refused) => assert_eq!(refused.status, 400, "{name:?}"),
+            Ok(()) => assert!(name.is_empty(), "since={name:?} was taken"),
+        }
+    }
+    let turns = ground.history(&user, &token, "default").await;
+    assert_eq!(turns, [(kept.clone(), format!("echo: {kept}"))]);
+}

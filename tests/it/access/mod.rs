@@ -1,0 +1,180 @@
+//! Who may come in, to what, and how much of it: with real tokens, on real processes.
+
+use std::collections::BTreeMap;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::support::http::Reply;
+use crate::support::model::ScriptedModel;
+use crate::support::process::{Chatmesh, Spec};
+use crate::support::v1::Device;
+use crate::support::{SOON, eventually, kafka, redis_url, unique};
+
+mod descriptors;
+mod hostile;
+mod revoked;
+mod two_users;
+
+const SECRET: &str = "a-secret-of-more-than-32-bytes-0123456789";
+const ADMIN_KEY: &str = "the-operators-own-key";
+
+/// A running system with signed tokens: everything in one process, or two gateways, a worker and a
+/// relay on Kafka and Redis.
+struct Ground {
+    gateways: Vec<Chatmesh>,
+    others: Vec<Chatmesh>,
+    model: ScriptedModel,
+    client: reqwest::Client,
+}
+
+/// Without connections kept: they would hold places, and tell nothing.
+fn client() -> reqwest::Client {
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .pool_max_idle_per_host(0);
+    client.timeout(SOON).build().unwrap()
+}
+
+impl Ground {
+    async fn embedded() -> Self {
+        let model = ScriptedModel::start().await;
+        let spec = signed(Spec::ephemeral(), &model);
+        Self {
+            gateways: vec![spec.start().await],
+            others: Vec::new(),
+            model,
+            client: client(),
+        }
+    }
+
+    async fn scaled_out() -> Self {
+        let model = ScriptedModel::start().await;
+        let topic = unique("access");
+        let role = |spec: Spec| {
+            signed(spec, &model)
+                .env("KAFKA_BOOTSTRAP_SERVERS", &kafka())
+                .env("REDIS_URL", &redis_url())
+                .env("MESSAGES_TOPIC", &format!("{topic}-in"))
+                .env("RESPONSES_TOPIC", &format!("{topic}-out"))
+                .env("KAFKA_TOPIC_PARTITIONS", "2")
+        };
+        let gateway = |name: &str| role(Spec::gateway()).env("SERVER_ID", name).spawn();
+        let mut ground = Self {
+            gateways: vec![gateway("server_1"), gateway("server_2")],
+            others: vec![role(Spec::ai_worker()).spawn(), role(Spec::relay()).spawn()],
+            model,
+            client: client(),
+        };
+        for process in ground.gateways.iter_mut().chain(&mut ground.others) {
+            process.ready(SOON).await;
+        }
+        ground
+    }
+
+    /// Of a gateway; where there is but one, of that.
+    fn port(&self, n: usize) -> u16 {
+        self.gateways[n % self.gateways.len()].port()
+    }
+
+    async fn call(&self, method: Method, path: &str, bearer: Option<&str>) -> Reply {
+        let url = self.gateways[0].url(path);
+        let mut request = self.client.request(method.clone(), &url);
+        if let Some(token) = bearer {
+            request = request.bearer_auth(token);
+        }
+        let answer = request.send().await;
+        let answer = answer.unwrap_or_else(|error| panic!("{method} {path}: {error:?}"));
+        Reply {
+            status: answer.status().as_u16(),
+            headers: answer.headers().clone(),
+            body: answer.text().await.unwrap(),
+        }
+    }
+
+    async fn status(&self, method: Method, path: &str, bearer: Option<&str>) -> u16 {
+        self.call(method, path, bearer).await.status
+    }
+
+    /// A token as the operator's backend fetches it.
+    async fn token(&self, user: &str) -> String {
+        let path = format!("/token?userid={}", encoded(user));
+        let reply = self.call(Method::POST, &path, Some(ADMIN_KEY)).await;
+        assert_eq!(reply.status, 200, "{user}: {}", reply.body);
+        reply.json()["token"].as_str().unwrap().to_owned()
+    }
+
+    async fn revoke(&self, user: &str) {
+        let path = format!("/token?userid={}", encoded(user));
+        let status = self.status(Method::DELETE, &path, Some(ADMIN_KEY)).await;
+        assert_eq!(status, 200);
+    }
+
+    /// A `chatmesh.v1` device with a token of its own.
+    async fn device(&self, n: usize, user: &str) -> Device {
+        let mut device = Device::new(user);
+        device.token = self.token(user).await;
+        device.connect_patiently(&[self.port(n)]).await;
+        device
+    }
+
+    /// Questions and answers of a conversation over HTTP.
+    async fn history(&self, user: &str, token: &str, conversation: &str) -> Vec<(String, String)> {
+        let path = format!(
+            "/conversations/{conversation}/messages?userid={}",
+            encoded(user)
+        );
+        let reply = self.call(Method::GET, &path, Some(token)).await;
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        let text = |turn: &Value, field: &str| turn[field].as_str().unwrap_or("").to_owned();
+        let messages = reply.json()["messages"].as_array().unwrap().clone();
+        let pair = |turn: &Value| (text(turn, "question"), text(turn, "answer"));
+        messages.iter().map(pair).collect()
+    }
+
+    /// What all processes have printed, by their address.
+    fn logs(&self) -> BTreeMap<String, String> {
+        let processes = self.gateways.iter().chain(&self.others);
+        processes.map(|it| (it.url(""), it.log())).collect()
+    }
+
+    /// Nothing of these was ever printed.
+    fn assert_unprinted(&self, secrets: &[(&str, &str)]) {
+        for (of, log) in self.logs() {
+            assert!(log.contains("started"), "{of} printed nothing");
+            for (what, secret) in secrets {
+                assert!(!log.contains(secret), "{of} printed {what}");
+            }
+        }
+    }
+}
+
+fn signed(spec: Spec, model: &ScriptedModel) -> Spec {
+    spec.env("AUTH_MODE", "jwt")
+        .env("JWT_SECRET", SECRET)
+        .env("ADMIN_KEY", ADMIN_KEY)
+        .env("OPENAI_BASE_URL", &model.base_url())
+        .env("OPENAI_TIMEOUT_MS", "20000")
+        .env("OPENAI_IDLE_TIMEOUT_MS", "240000")
+}
+
+fn encoded(text: &str) -> String {
+    url::form_urlencoded::byte_serialize(text.as_bytes()).collect()
+}
+
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    i64::try_from(since.as_secs()).unwrap()
+}
+
+/// Claims that the key's owner has signed, whatever they are.
+fn made(claims: &Value) -> String {
+    let key = EncodingKey::from_secret(SECRET.as_bytes());
+    encode(&Header::new(Algorithm::HS256), claims, &key).unwrap()
+}
+
+fn made_for(user: &str) -> String {
+    made(&json!({"sub": user, "exp": now() + 600, "iat": now() + 1}))
+}

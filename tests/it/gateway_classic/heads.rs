@@ -1,0 +1,133 @@
+//! Requests of any form: each is answered or cut off, and none of them breaks anything.
+
+use chatmesh::config::settings::{JwtKeys, JwtSettings};
+use proptest::prelude::*;
+use proptest::strategy::ValueTree as _;
+use proptest::test_runner::TestRunner;
+
+use super::*;
+
+/// Bytes that may stand in a request's line or in a header, good or not.
+fn text(most: usize) -> impl Strategy<Value = String> {
+    let of = move |set: &str| format!("{set}{{0,{most}}}");
+    prop_oneof![
+        prop::string::string_regex(&of("[!-~]")).unwrap(),
+        prop::string::string_regex(&of("[A-Za-z0-9._~%&=+/?:@,;-]")).unwrap(),
+        prop::sample::select(vec![
+            "alice",
+            "%",
+            "%2",
+            "%zz",
+            "%00",
+            "%ff%fe",
+            "%2e%2e%2f",
+            "%0d%0a",
+            "..",
+            "default",
+            "bearer.x.y.z",
+            "chatmesh.v1, bearer.",
+            "Bearer ",
+            "Bearer a.b.c",
+            "127.0.0.1",
+            "[::1",
+            "[::1]:",
+            "localhost:99999",
+            ",,,",
+            "18446744073709551616",
+            "-1",
+            "a~0~1.7",
+        ])
+        .prop_map(str::to_owned),
+    ]
+}
+
+fn head() -> impl Strategy<Value = String> {
+    let method = prop::sample::select(vec!["GET", "POST", "DELETE", "OPTIONS", "HEAD", "PUT", "X"]);
+    let path = prop_oneof![
+        Just("/ws".to_owned()),
+        Just("/token".to_owned()),
+        Just("/conversations".to_owned()),
+        text(40).prop_map(|name| format!("/conversations/{name}")),
+        text(40).prop_map(|name| format!("/conversations/{name}/messages")),
+        text(60).prop_map(|rest| format!("/{rest}")),
+    ];
+    let names = ["userid", "token", "since", "before", "after", "limit", "x"];
+    let parameter = (prop::sample::select(names.to_vec()), text(60))
+        .prop_map(|(name, value)| format!("{name}={value}"));
+    let names = [
+        "Authorization",
+        "Origin",
+        "Sec-WebSocket-Protocol",
+        "Sec-WebSocket-Key",
+        "Sec-WebSocket-Version",
+        "Upgrade",
+        "X-Forwarded-For",
+        "X-Correlation-ID",
+        "traceparent",
+        "Content-Length",
+        "Transfer-Encoding",
+        "Access-Control-Request-Method",
+    ];
+    let header = (prop::sample::select(names.to_vec()), text(60))
+        .prop_map(|(name, value)| format!("\r\n{name}: {value}"));
+    let parameters = prop::collection::vec(parameter, 0..4);
+    (
+        method,
+        path,
+        parameters,
+        prop::collection::vec(header, 0..5),
+    )
+        .prop_map(|(method, path, parameters, headers)| {
+            let (query, headers) = (parameters.join("&"), headers.concat());
+            format!("{method} {path}?{query} HTTP/1.1{headers}")
+        })
+}
+
+#[tokio::test]
+async fn no_request_breaks_a_gateway() {
+    let gateway = start(GatewaySettings {
+        auth: AuthMode::Jwt,
+        jwt: Some(JwtSettings {
+            keys: JwtKeys::Secret("0123456789abcdef0123456789abcdef".into()),
+            audience: Vec::new(),
+            issuer: Vec::new(),
+        }),
+        token_endpoint: TokenEndpoint::Open,
+        limits: ConnectionLimits {
+            trusted_proxies: vec!["127.0.0.0/8".parse().unwrap()],
+            ..ConnectionLimits::default()
+        },
+        head_timeout: Duration::from_millis(200),
+        ..settings()
+    })
+    .await;
+    let mut runner = TestRunner::deterministic();
+    let (heads, mut answered) = (head(), 0);
+    for _ in 0..400 {
+        let head = heads.new_tree(&mut runner).unwrap().current();
+        let request = format!(
+            "{head}\r\nHost: {}\r\nConnection: close\r\n\r\n",
+            gateway.addr
+        );
+        let mut stream = TcpStream::connect(gateway.addr).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        let read = timeout(PATIENCE, stream.read_to_end(&mut answer)).await;
+        let _ = read.unwrap_or_else(|_| panic!("no end came of {request:?}"));
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        // A request that goes on in a body may be cut off; a panic would look so too.
+        let whole = !head.contains("Content-Length") && !head.contains("Transfer-Encoding");
+        assert!(
+            !whole || answer.starts_with("HTTP/1."),
+            "{request:?}: {answer}"
+        );
+        let status = answer.split(' ').nth(1).and_then(|it| it.parse().ok());
+        assert!(
+            status.is_none_or(|it: u16| it < 500 || it == 503),
+            "{request:?}: {answer}"
+        );
+        answered += usize::from(status.is_some());
+    }
+    assert!(answered > 300, "{answered}");
+    assert_eq!(gateway.http("GET /health HTTP/1.1").await.0, 200);
+}
