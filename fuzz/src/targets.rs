@@ -13,6 +13,7 @@ use chatmesh::protocol::frame::{Published, parse_classic};
 use chatmesh::protocol::ids::{ClientMessageId, ConversationId, MessageId, UserId};
 use chatmesh::protocol::position::Position;
 use chatmesh::protocol::record::{Question, QuestionRecord, Terminal, header};
+use chatmesh::protocol::trace_context::TraceContext;
 use chatmesh::protocol::v1::{self, ClientFrame};
 use futures_util::FutureExt as _;
 use jsonwebtoken::{Algorithm, EncodingKey};
@@ -77,11 +78,14 @@ pub fn client_frames(data: &[u8]) {
             content,
             conversation,
             interrupt,
+            trace,
         } => {
             assert_is_content(content);
             assert!(is_identifier(id.as_str(), 64) && is_identifier(conversation.as_str(), 64));
             json!({"type": "message", "id": id, "content": content,
-                "conversation_id": conversation, "interrupt": interrupt})
+                "conversation_id": conversation, "interrupt": interrupt,
+                "traceparent": trace.as_ref().map(TraceContext::traceparent),
+                "tracestate": trace.as_ref().and_then(TraceContext::tracestate)})
         }
         ClientFrame::Cancel {
             message_id,
@@ -200,7 +204,7 @@ fn question_round_trip(record: &Record, question: &Question) {
         (
             (question.message_id, question.id, question.user),
             (question.conversation, question.content, question.stream),
-            (question.correlation_id, question.traceparent),
+            question.correlation_id,
         )
     };
     assert_eq!(all(&again), all(question));

@@ -305,13 +305,13 @@ mod tests {
         fn no_header_breaks_what_is_read_of_it(bytes in prop::collection::vec(any::<u8>(), 0..70)) {
             if let Ok(value) = HeaderValue::from_bytes(&bytes) {
                 let mut headers = HeaderMap::new();
-                for name in ["traceparent", "x-correlation-id", "sec-websocket-protocol"] {
+                for name in ["traceparent", "tracestate", "x-correlation-id", "sec-websocket-protocol"] {
                     headers.insert(name, value.clone());
                 }
                 headers.insert("authorization", value);
                 let id = correlation_id(&headers);
                 prop_assert!(id.bytes().all(|byte| byte.is_ascii_graphic()));
-                let _ = (traceparent(&headers), offers_v1(&headers));
+                let _ = (trace(&headers), offers_v1(&headers));
                 let token = auth::presented(None, &headers);
                 prop_assert!(token.is_none_or(|token| !token.is_empty()));
             }
