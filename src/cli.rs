@@ -18,7 +18,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use crate::app;
 use crate::config::{self, Config, ConfigErrors, Flag, Role, Sources};
 use crate::protocol::ids::UserId;
-use crate::tools::{chat, dlq, doctor, print, token};
+use crate::tools::{chat, dlq, doctor, load_test, mock_openai, print, token};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -105,6 +105,10 @@ enum Command {
         /// For this shell.
         shell: clap_complete::Shell,
     },
+    /// Connect many clients, and say what they see.
+    LoadTest(load_test::LoadArgs),
+    /// Serve OpenAI's API without a model, for load tests and demos.
+    MockOpenai(mock_openai::MockArgs),
     /// Exit code 0 if the local role is ready, else 1; for containers.
     Healthcheck {
         /// Whose configured address is asked.
@@ -185,7 +189,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     match carry_out(cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             let configured = error.downcast_ref::<ConfigErrors>().is_some()
@@ -196,9 +200,9 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn carry_out(cli: Cli) -> anyhow::Result<()> {
+fn carry_out(cli: Cli) -> anyhow::Result<ExitCode> {
     let Cli { common, command } = cli;
-    match command {
+    let done = match command {
         Command::Gateway(listen) => start(Role::Gateway, common, listen.flags("server")),
         Command::AiWorker(listen) => start(Role::AiWorker, common, listen.flags("metrics")),
         Command::Relay(listen) => start(Role::Relay, common, listen.flags("metrics")),
@@ -240,8 +244,11 @@ fn carry_out(cli: Cli) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Config(ConfigCommand::Default) => print(&config::default_file()),
+        Command::MockOpenai(args) => mock_openai::run(args, print),
+        Command::LoadTest(args) => return load_test::run(args, print),
         Command::Healthcheck { role, url } => healthcheck(role, common, url),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 impl Listen {

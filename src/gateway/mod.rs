@@ -25,6 +25,8 @@ use crate::log::Log;
 use crate::pipeline::letters::Letters;
 
 pub(crate) mod auth;
+#[doc(hidden)]
+pub mod bench;
 mod connection;
 mod counters;
 mod feed;

@@ -3,8 +3,12 @@
 use std::io::Write as _;
 
 pub(crate) mod chat;
+pub(crate) mod descriptors;
 pub(crate) mod dlq;
 pub(crate) mod doctor;
+pub(crate) mod load_test;
+pub(crate) mod mock_openai;
+pub(crate) mod span;
 pub(crate) mod token;
 
 /// To standard output; a reader that has seen enough (`| head`) is no failure.

@@ -20,6 +20,7 @@ mod fanout_redis;
 mod gateway_classic;
 mod gateway_v1;
 mod kubernetes;
+mod load_tools;
 mod log_contract;
 mod log_embedded;
 mod log_kafka;
