@@ -31,6 +31,7 @@ mod channel;
 mod connection;
 mod feed;
 mod frame;
+pub mod inspect;
 mod reply;
 mod results;
 mod scripts;

@@ -19,7 +19,7 @@ use crate::protocol::position::Epoch;
 const MARKER_TTL_SECONDS: i64 = 30 * 24 * 3600;
 
 /// The servers of a cluster that hold users.
-async fn masters(client: &Client) -> Result<Vec<Server>> {
+pub(super) async fn masters(client: &Client) -> Result<Vec<Server>> {
     let masters: BTreeSet<Server> = routing(client)
         .await?
         .slots()
@@ -29,7 +29,7 @@ async fn masters(client: &Client) -> Result<Vec<Server>> {
     Ok(masters.into_iter().collect())
 }
 
-async fn routing(client: &Client) -> Result<ClusterRouting> {
+pub(super) async fn routing(client: &Client) -> Result<ClusterRouting> {
     if client.num_primary_cluster_nodes() == 0 {
         // Waits until the cluster was reached for the first time, or the command's time is over.
         client
@@ -127,7 +127,7 @@ pub(super) async fn check(client: &Client) -> Result<()> {
         .map_err(|_| FanoutError::Unavailable("redis did not answer in time".into()))?
 }
 
-async fn info(client: &Client, node: Option<&Server>, kind: InfoKind) -> Option<String> {
+pub(super) async fn info(client: &Client, node: Option<&Server>, kind: InfoKind) -> Option<String> {
     let answer: std::result::Result<String, _> = match node {
         Some(node) => {
             client
@@ -144,14 +144,14 @@ async fn info(client: &Client, node: Option<&Server>, kind: InfoKind) -> Option<
 }
 
 /// `name:value` of an INFO section.
-fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+pub(super) fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
     info.lines()
         .filter_map(|line| line.split_once(':'))
         .find(|(key, _)| *key == name)
         .map(|(_, value)| value.trim())
 }
 
-fn warn_of(memory: Option<&str>, persistence: Option<&str>, place: &str) -> Vec<String> {
+pub(super) fn warn_of(memory: Option<&str>, persistence: Option<&str>, place: &str) -> Vec<String> {
     let mut warnings = Vec::new();
     let policy = memory.and_then(|info| field(info, "maxmemory_policy"));
     if let Some(policy) = policy.filter(|policy| *policy != "noeviction") {

@@ -166,7 +166,7 @@ async fn network(gateway: Arc<Gateway>, chance: Chance) {
                 continue;
             }
             if let Some(entry) = gateway.registry.get(&user) {
-                feed::published(&gateway, &entry, channel, &payload);
+                feed::published(&gateway.counters, &entry, channel, &payload);
             }
         }
     }
