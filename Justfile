@@ -58,6 +58,21 @@ lint:
     cargo fmt --all --check
     cargo clippy --all-targets -- -D warnings
 
+# Measure the parts of a message's way on the processor, or those whose names contain NAME
+bench name="":
+    cargo bench --bench parts -- {{ name }}
+
+# Compare chatmesh with the bare chain below it, on a real Kafka and Redis of its own
+bench-e2e *flags:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    eval "$(tests/run --services)"
+    cargo bench --bench end_to_end -- {{ flags }}
+
+# Connect many clients to a running gateway (--help lists what it can do)
+load-test *flags:
+    cargo run --release --quiet -- load-test {{ flags }}
+
 # Run everything in one process on this machine, without containers
 demo:
     cargo run --release -- all-in-one --ephemeral

@@ -351,6 +351,24 @@ impl Config {
         }
     }
 
+    /// Where the dead letters of the worker and of the relay are.
+    pub fn dead_letter_topics(&self) -> [String; 2] {
+        [self.messages_topic(), self.responses_topic()].map(|topic| format!("{topic}.dlq"))
+    }
+
+    /// Whether somebody said where Kafka or Redis is: a deployment on servers is meant.
+    pub fn names_servers(&self) -> bool {
+        let said = [
+            &keys::KAFKA_BOOTSTRAP_SERVERS,
+            &keys::REDIS_URL,
+            &keys::REDIS_HOST,
+        ];
+        said.into_iter().any(|key| {
+            let setting = self.settings.get(key.name);
+            setting.is_some_and(|setting| setting.source != DEFAULT)
+        })
+    }
+
     fn pipeline(&self, topic: String, group: &str, max_workers: &Key) -> PipelineSettings {
         PipelineSettings {
             dead_letter_topic: format!("{topic}.dlq"),

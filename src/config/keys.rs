@@ -319,6 +319,9 @@ keys! {
         "True while a service of the original system is in the deployment.";
 }
 
+/// Variables of `chatmesh chat`, which is no role: known, so that they are no mistake.
+pub(super) const OF_CHAT: [&str; 3] = ["CHATMESH_URL", "CHATMESH_USER", "CHATMESH_TOKEN"];
+
 /// Variables of the original that chatmesh reads over, and what a person should know of it. Said
 /// only where the value is not the original's usual one.
 pub(super) const NOT_USED: &[(&str, &str, &[Role])] = &[

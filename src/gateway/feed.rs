@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
+use super::counters::Counters;
 use super::registry::Entry;
 use super::user::{Source, Taken};
 use super::v1::followers::{Live, Mark};
@@ -70,7 +71,7 @@ async fn hand_out(gateway: &Gateway, clears: Clears) -> Result<(), GatewayError>
                 let Some(entry) = gateway.registry.get(&user) else {
                     continue;
                 };
-                let taken = published(gateway, &entry, channel, &payload);
+                let taken = published(&gateway.counters, &entry, channel, &payload);
                 if let Some(ended) = taken.ended
                     && gateway.settings.interop
                     && clears.try_send((entry, ended)).is_err()
@@ -90,8 +91,13 @@ async fn hand_out(gateway: &Gateway, clears: Clears) -> Result<(), GatewayError>
 }
 
 /// Hands what was published to the sockets of `entry`.
-fn published(gateway: &Gateway, entry: &Entry, channel: Channel, payload: &[u8]) -> Taken {
-    let Some(frame) = parse(gateway, entry, payload) else {
+pub(super) fn published(
+    counters: &Counters,
+    entry: &Entry,
+    channel: Channel,
+    payload: &[u8],
+) -> Taken {
+    let Some(frame) = parse(counters, entry, payload) else {
         return Taken::default();
     };
     let position: Option<Position> = frame.position.as_deref().and_then(|at| at.parse().ok());
@@ -130,11 +136,11 @@ fn published(gateway: &Gateway, entry: &Entry, channel: Channel, payload: &[u8])
 }
 
 /// Reads a frame; `None` where it is none, or another user's.
-fn parse<'a>(gateway: &Gateway, entry: &Entry, payload: &'a [u8]) -> Option<Published<'a>> {
+fn parse<'a>(counters: &Counters, entry: &Entry, payload: &'a [u8]) -> Option<Published<'a>> {
     let frame = match Published::parse(payload) {
         Ok(frame) => frame,
         Err(error) => {
-            gateway.counters.message_error("unreadable_frame");
+            counters.message_error("unreadable_frame");
             let (line, column) = (error.line(), error.column());
             tracing::warn!(line, column, "a published frame can't be read");
             return None;
@@ -145,7 +151,7 @@ fn parse<'a>(gateway: &Gateway, entry: &Entry, payload: &'a [u8]) -> Option<Publ
         .as_deref()
         .is_some_and(|named| named != entry.user.as_str())
     {
-        gateway.counters.message_error("foreign_frame");
+        counters.message_error("foreign_frame");
         tracing::error!("a published frame names another user than its channel, not delivered");
         return None;
     }
@@ -160,7 +166,7 @@ pub(super) fn take(
     position: Position,
     source: Source,
 ) -> Taken {
-    match parse(gateway, entry, payload) {
+    match parse(&gateway.counters, entry, payload) {
         Some(frame) => hand_out_terminal(entry, &frame, Some(position), source),
         None => Taken::default(),
     }

@@ -22,14 +22,18 @@ use crate::config::settings::GatewaySettings;
 use crate::fanout::Fanout;
 use crate::health::Health;
 use crate::log::Log;
+use crate::pipeline::letters::Letters;
 
 pub(crate) mod auth;
+#[doc(hidden)]
+pub mod bench;
 mod connection;
 mod counters;
 mod feed;
 mod handshake;
 mod history;
 mod inbound;
+mod letters;
 mod limits;
 mod origin;
 mod outbound;
@@ -65,6 +69,9 @@ pub struct Parts {
     pub health: Arc<Health>,
     /// The routes that every role has.
     pub admin: Arc<Admin>,
+    /// The dead letters, where this process alone can reach them: then it serves them to who
+    /// brings the admin key.
+    pub letters: Option<Letters>,
 }
 
 /// Why the gateway ended by itself.
@@ -90,6 +97,7 @@ struct Gateway {
     settings: GatewaySettings,
     health: Arc<Health>,
     admin: Arc<Admin>,
+    letters: Option<Letters>,
     counters: counters::Counters,
     registry: registry::Registry,
     limits: Arc<limits::Limits>,

@@ -168,6 +168,14 @@ impl Outbound {
         }
     }
 
+    /// Takes out everything that is queued, and says how many frames that were. For benchmarks,
+    /// which have nobody to write to.
+    pub(super) fn discard(&self) -> usize {
+        let mut state = self.state();
+        state.bytes = 0;
+        state.frames.drain(..).count()
+    }
+
     /// What is queued.
     #[cfg(test)]
     pub(super) fn queued(&self) -> Vec<String> {

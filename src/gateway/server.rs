@@ -59,6 +59,7 @@ pub async fn serve(
         fanout: parts.fanout,
         health: parts.health,
         admin: parts.admin,
+        letters: parts.letters,
         registry: Registry::default(),
         limits: Limits::new(settings.limits.clone()),
         waiting: Waiting::new(

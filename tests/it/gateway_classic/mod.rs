@@ -87,6 +87,7 @@ async fn start(settings: GatewaySettings) -> Gateway {
         fanout: fanout.clone(),
         settings,
         health: Arc::new(Health::new(&[])),
+        letters: None,
         admin: Arc::new(|_, _| None),
     };
     let served = tokio::spawn(serve(listener, parts, drain.clone()));

@@ -1,0 +1,192 @@
+//! chatmesh as processes, with topics of its own, and its load test.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
+use serde_json::Value;
+
+use super::{Args, Measured};
+
+const READY: Duration = Duration::from_secs(60);
+
+/// Killed when dropped.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn command(args: &Args, arguments: &[&str]) -> Command {
+    let mut command = Command::new(&args.chatmesh);
+    command
+        .args(arguments)
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        // Where there is no .env.
+        .current_dir(std::env::temp_dir())
+        .stdin(Stdio::null());
+    command
+}
+
+/// `chatmesh mock-openai`.
+pub(crate) struct Mock {
+    pub(crate) url: String,
+    _process: Process,
+}
+
+impl Mock {
+    pub(crate) fn start(args: &Args, flags: &[&str]) -> Self {
+        let tokens = args.tokens.to_string();
+        let mut command = command(args, &["mock-openai", "--port", "0"]);
+        if flags.is_empty() {
+            command.args(["--tokens", &tokens]);
+        }
+        let mut child = command.args(flags).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        let out = child.stdout.take().unwrap();
+        BufReader::new(out).read_line(&mut line).unwrap();
+        let (_, url) = line.trim().split_once('=').expect("the mock's address");
+        Self {
+            url: url.to_owned(),
+            _process: Process(child),
+        }
+    }
+}
+
+/// A gateway, a worker and a relay.
+pub(crate) struct Chatmesh<'a> {
+    args: &'a Args,
+    url: String,
+    topics: [String; 2],
+    roles: Vec<Process>,
+}
+
+impl<'a> Chatmesh<'a> {
+    pub(crate) async fn start(args: &'a Args, model: Option<String>) -> Self {
+        let name = uuid::Uuid::new_v4().simple().to_string();
+        let topics = ["messages", "responses"].map(|topic| format!("bench-{name}-{topic}"));
+        let mut roles = Vec::new();
+        let mut ports = Vec::new();
+        for (role, port) in [
+            ("gateway", "PORT"),
+            ("ai-worker", "METRICS_PORT"),
+            ("relay", "METRICS_PORT"),
+        ] {
+            let free = free_port();
+            let mut command = command(args, &[role]);
+            command
+                .env(port, free.to_string())
+                .env("HOST", "127.0.0.1")
+                .env("METRICS_HOST", "127.0.0.1")
+                .env("LOG_LEVEL", "warn")
+                .env("SERVER_ID", format!("bench-{role}"))
+                .env("KAFKA_BOOTSTRAP_SERVERS", &args.kafka)
+                .env("KAFKA_LINGER_MS", args.linger.to_string())
+                .env("KAFKA_TOPIC_PARTITIONS", args.partitions.to_string())
+                .env("MESSAGES_TOPIC", &topics[0])
+                .env("RESPONSES_TOPIC", &topics[1])
+                .env("REDIS_URL", &args.redis)
+                .env("AUTH_MODE", "open")
+                // What is measured is not a limit.
+                .env("USER_RATE_LIMIT_MAX_REQUESTS", "0")
+                .env("USER_MAX_PENDING", "0")
+                .env("MAX_WORKERS", "1000")
+                .env("RELAY_MAX_IN_FLIGHT", "1000");
+            if let Some(url) = &model {
+                command
+                    .env("OPENAI_BASE_URL", url)
+                    .env("OPENAI_TIMEOUT_MS", "30000");
+            }
+            for pair in &args.env {
+                let (name, value) = pair.split_once('=').expect("--env NAME=VALUE");
+                command.env(name, value);
+            }
+            roles.push(Process(command.stdout(Stdio::null()).spawn().unwrap()));
+            ports.push(free);
+        }
+        let chatmesh = Self {
+            args,
+            url: format!("ws://127.0.0.1:{}/ws", ports[0]),
+            topics,
+            roles,
+        };
+        let began = Instant::now();
+        for port in ports {
+            let url = format!("http://127.0.0.1:{port}/health/ready");
+            loop {
+                let answer = reqwest::get(&url).await;
+                if answer.is_ok_and(|answer| answer.status().is_success()) {
+                    break;
+                }
+                assert!(began.elapsed() < READY, "{url} is not ready");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+        // Ready doesn't mean that partitions are assigned; an answer does.
+        chatmesh.run(1, Duration::from_secs(1)).await;
+        chatmesh
+    }
+
+    /// Ends the roles, and leaves nothing in Kafka.
+    pub(crate) async fn stop(self) {
+        drop(self.roles);
+        let dead = self.topics.each_ref().map(|topic| format!("{topic}.dlq"));
+        let topics = self.topics.iter().chain(&dead);
+        let topics: Vec<&str> = topics.map(String::as_str).collect();
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", &self.args.kafka);
+        let admin: AdminClient<DefaultClientContext> = config.create().unwrap();
+        let _ = admin.delete_topics(&topics, &AdminOptions::new()).await;
+        // Its end waits for its thread.
+        let _ = tokio::task::spawn_blocking(move || drop(admin)).await;
+    }
+
+    pub(crate) async fn run(&self, clients: usize, length: Duration) -> Measured {
+        let clients = clients.to_string();
+        let length = format!("{}ms", length.as_millis());
+        let mut command = command(
+            self.args,
+            &[
+                "load-test",
+                "--closed-loop",
+                "--json",
+                "--quiet",
+                "--url",
+                &self.url,
+                "--clients",
+                &clients,
+                "--duration",
+                &length,
+            ],
+        );
+        let output = tokio::task::spawn_blocking(move || command.output());
+        let output = output.await.unwrap().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        let result: Value = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|_| panic!("the load test failed: {error}"));
+        for note in result["notes"].as_array().into_iter().flatten() {
+            eprintln!("  load-test: {note}");
+        }
+        let ms = |time: &str, of: &str| result["latency_ms"][time][of].as_f64();
+        Measured {
+            p50: ms("whole", "p50").unwrap_or(0.0),
+            p99: ms("whole", "p99").unwrap_or(0.0),
+            first_token_p50: ms("first_token", "p50"),
+            throughput: result["throughput"].as_f64().unwrap_or(0.0),
+            lost: result["sent"].as_u64().unwrap_or(0) - result["delivered"].as_u64().unwrap_or(0),
+        }
+    }
+}
+
+/// One that nothing listens on now.
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}

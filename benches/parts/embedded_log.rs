@@ -1,0 +1,83 @@
+//! The embedded log in memory and on disk: appended at once, acknowledged, read.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use chatmesh::config::settings::EmbeddedSettings;
+use chatmesh::fanout::Bounds;
+use chatmesh::log::embedded::EmbeddedLog;
+use chatmesh::log::{Event, Log, NewRecord, TopicSpec};
+use chatmesh::store::Store;
+use criterion::{Criterion, Throughput};
+use futures_util::future::join_all;
+use tokio::runtime::Runtime;
+
+const RECORDS: usize = 1_000;
+
+fn open(store: Store) -> Arc<EmbeddedLog> {
+    let settings = EmbeddedSettings {
+        data_dir: None,
+        partitions: 4,
+        retention: Duration::from_secs(3600),
+        min_free_disk: 0,
+        bounds: Bounds::default(),
+    };
+    Arc::new(EmbeddedLog::open(store, &settings, Duration::from_secs(10)).unwrap())
+}
+
+async fn append(log: &EmbeddedLog) {
+    let appended = (0..RECORDS).map(|n| {
+        let record = NewRecord {
+            key: Some(Bytes::from(format!("user{}", n % 100))),
+            value: Bytes::from_static(&[b'x'; 230]),
+            ..NewRecord::default()
+        };
+        log.append("topic", record)
+    });
+    for place in join_all(appended).await {
+        place.unwrap();
+    }
+}
+
+async fn read(log: &EmbeddedLog) {
+    let group = uuid::Uuid::new_v4().to_string();
+    let mut consumer = log.consumer(&group, "topic").unwrap();
+    let mut left = RECORDS;
+    while left > 0 {
+        if let Event::Record(_) = consumer.next().await {
+            left -= 1;
+        }
+    }
+    consumer.close().await;
+}
+
+pub(crate) fn all(criterion: &mut Criterion) {
+    let runtime = Runtime::new().unwrap();
+    let mut group = criterion.benchmark_group("embedded log");
+    group.throughput(Throughput::Elements(RECORDS as u64));
+    group.sample_size(20);
+    let folder = tempfile::tempdir().unwrap();
+    for (name, store) in [
+        ("memory", Store::in_memory()),
+        ("disk", Store::open(folder.path(), 0).unwrap()),
+    ] {
+        let log = {
+            let _inside = runtime.enter();
+            open(store)
+        };
+        let topic = TopicSpec {
+            name: "topic".to_owned(),
+            partitions: 4,
+            replication: 1,
+        };
+        runtime.block_on(log.ensure_topics(&[topic])).unwrap();
+        group.bench_function(format!("append 1,000, {name}"), |bencher| {
+            bencher.to_async(&runtime).iter(|| append(&log));
+        });
+        group.bench_function(format!("read 1,000, {name}"), |bencher| {
+            bencher.to_async(&runtime).iter(|| read(&log));
+        });
+    }
+    group.finish();
+}

@@ -1,0 +1,145 @@
+//! The lane scheduler: records in, one after the other in each lane, offsets out; with a handler
+//! that has nothing to do.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use chatmesh::config::settings::{EmbeddedSettings, PipelineSettings};
+use chatmesh::fanout::Bounds;
+use chatmesh::log::embedded::EmbeddedLog;
+use chatmesh::log::{Assignment, Consumer, Event, LogError, Record};
+use chatmesh::pipeline::dead_letter::DeadLetters;
+use chatmesh::pipeline::driver::{self, Parts};
+use chatmesh::pipeline::{Delivery, Handler, Stopped, Verdict, Work};
+use chatmesh::store::Store;
+use chatmesh::telemetry::metrics::pipeline::PipelineMetrics;
+use criterion::{BatchSize, Criterion, Throughput};
+use tokio::runtime::Runtime;
+use tokio_util::sync::CancellationToken;
+
+const RECORDS: i64 = 5_000;
+
+/// Hands out what it has, and ends the pipeline when all of it is finished.
+struct Given {
+    records: Vec<Record>,
+    assigned: bool,
+    drain: CancellationToken,
+}
+
+#[async_trait]
+impl Consumer for Given {
+    async fn next(&mut self) -> Event {
+        if !self.assigned {
+            self.assigned = true;
+            return Event::Assigned(vec![Assignment {
+                partition: 0,
+                committed: Some(0),
+            }]);
+        }
+        match self.records.pop() {
+            Some(record) => Event::Record(record),
+            None => std::future::pending().await,
+        }
+    }
+
+    fn store(&mut self, _partition: i32, next_offset: i64) {
+        if next_offset == RECORDS {
+            self.drain.cancel();
+        }
+    }
+
+    fn pause(&mut self) {}
+
+    fn resume(&mut self) {}
+
+    async fn seek(&mut self, _partition: i32, _offset: i64) -> Result<(), LogError> {
+        Ok(())
+    }
+
+    async fn close(self: Box<Self>) {}
+}
+
+struct Nothing;
+
+#[async_trait]
+impl Handler for Nothing {
+    fn lane(&self, record: &Record) -> String {
+        let key = record.key.as_deref().unwrap_or_default();
+        String::from_utf8_lossy(key).into_owned()
+    }
+
+    async fn handle(&self, _delivery: &Delivery, _work: &mut Work) -> Verdict {
+        Verdict::Done
+    }
+
+    async fn give_up(&self, _: &Delivery, _: &str, _: &mut Work) -> Result<(), Stopped> {
+        Ok(())
+    }
+}
+
+fn parts(users: i64, drain: &CancellationToken) -> Parts {
+    let topic: Arc<str> = "topic".into();
+    let record = |offset: i64| Record {
+        topic: Arc::clone(&topic),
+        partition: 0,
+        offset,
+        timestamp_ms: 0,
+        key: Some(Bytes::from(format!("user{}", offset % users))),
+        value: Bytes::from_static(&[b'x'; 200]),
+        null_value: false,
+        headers: Vec::new(),
+    };
+    let settings = EmbeddedSettings {
+        data_dir: None,
+        partitions: 1,
+        retention: Duration::from_secs(3600),
+        min_free_disk: 0,
+        bounds: Bounds::default(),
+    };
+    let log = EmbeddedLog::open(Store::in_memory(), &settings, Duration::from_secs(1)).unwrap();
+    Parts {
+        consumer: Box::new(Given {
+            records: (0..RECORDS).rev().map(record).collect(),
+            assigned: false,
+            drain: drain.clone(),
+        }),
+        handler: Arc::new(Nothing),
+        go_back: None,
+        commands: None,
+        dead_letters: DeadLetters::new(Arc::new(log), "topic.dlq".to_owned()),
+        settings: PipelineSettings {
+            topic: "topic".to_owned(),
+            dead_letter_topic: "topic.dlq".to_owned(),
+            group: "group".to_owned(),
+            max_workers: 512,
+            max_deliveries: 5,
+            read_ahead_bytes: 1 << 30,
+            drain_timeout: Duration::from_secs(5),
+        },
+        metrics: PipelineMetrics::of_worker("topic"),
+    }
+}
+
+pub(crate) fn all(criterion: &mut Criterion) {
+    let runtime = Runtime::new().unwrap();
+    let mut group = criterion.benchmark_group("lanes of 5,000 records");
+    group.throughput(Throughput::Elements(RECORDS as u64));
+    group.sample_size(20);
+    for users in [1, 100, RECORDS] {
+        group.bench_function(format!("{users} lanes"), |bencher| {
+            bencher.to_async(&runtime).iter_batched(
+                || {
+                    let drain = CancellationToken::new();
+                    // The embedded log of the dead letters starts tasks.
+                    let _inside = runtime.enter();
+                    (parts(users, &drain), drain)
+                },
+                |(parts, drain)| driver::run(parts, drain),
+                BatchSize::PerIteration,
+            );
+        });
+    }
+    group.finish();
+}

@@ -1,0 +1,35 @@
+//! The parts of a message's way that cost time on a processor: `just bench`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stderr,
+    missing_docs,
+    reason = "a benchmark that can't go on panics, and says what it saw"
+)]
+
+use criterion::{Criterion, criterion_group};
+
+mod embedded_log;
+mod frames;
+mod lanes;
+mod offsets;
+mod registry;
+
+criterion_group!(
+    parts,
+    frames::all,
+    offsets::all,
+    lanes::all,
+    registry::all,
+    embedded_log::all
+);
+
+fn main() {
+    // `cargo test --all-targets` starts this too, and would wait for it.
+    if !std::env::args().any(|argument| argument == "--bench") {
+        eprintln!("benchmarks run by: just bench");
+        return;
+    }
+    parts();
+    Criterion::default().configure_from_args().final_summary();
+}

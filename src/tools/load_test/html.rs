@@ -1,0 +1,151 @@
+//! The report as one page that needs nothing else.
+
+use std::fmt::Write as _;
+
+use super::plot::{Line, Plot};
+use super::report::{Judged, Report, Row, short};
+use super::require::OF_TIMES;
+use super::stats::Series;
+
+const STYLE: &str = "
+:root{color-scheme:light dark;--k0:#1d6fd1;--k1:#d9480f;--k2:#5f3dc4;--k3:#868e96;--line:#8884}
+@media(prefers-color-scheme:dark){:root{--k0:#6cb0ff;--k1:#ff9b66;--k2:#b197fc;--k3:#adb5bd}}
+body{font:15px/1.5 system-ui,sans-serif;max-width:860px;margin:2em auto;padding:0 1em}
+h1{font-size:1.4em;margin-bottom:0}h2{font-size:1.1em;margin:1.6em 0 .4em}
+table{border-collapse:collapse}td,th{padding:.2em .8em .2em 0;text-align:right;border-bottom:1px solid var(--line)}
+td:first-child,th:first-child{text-align:left}th{font-weight:600}
+figure{margin:1.2em 0}svg{width:100%;height:auto;display:block}svg text{font-size:11px;fill:currentColor;opacity:.75}
+.grid{stroke:var(--line);fill:none}.line{fill:none;stroke-width:1.8;stroke-linejoin:round;stroke-linecap:round}
+.line.k0{stroke:var(--k0)}.line.k1{stroke:var(--k1)}.line.k2{stroke:var(--k2)}.line.k3{stroke:var(--k3)}
+.key::before{content:'';display:inline-block;width:1em;height:3px;margin:0 .4em .25em 1em}
+.key.k0::before{background:var(--k0)}.key.k1::before{background:var(--k1)}
+.key.k2::before{background:var(--k2)}.key.k3::before{background:var(--k3)}
+.hint{fill:transparent}.hint:hover{fill:var(--line)}
+.met::before{content:'✓ ';color:#2b8a3e}.missed::before{content:'✗ ';color:#e03131}.note{border-left:3px solid var(--k1);padding-left:.8em}
+";
+
+/// The page.
+pub(super) fn page(report: &Report, series: &Series) -> String {
+    let mut out = String::new();
+    // Writing to a string does not fail.
+    let _ = write(&mut out, report, series);
+    out
+}
+
+fn write(out: &mut String, report: &Report, series: &Series) -> std::fmt::Result {
+    writeln!(
+        out,
+        "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width\">\n\
+         <title>chatmesh load test</title><style>{STYLE}</style>\n\
+         <h1>Load test</h1>\n<p>{}</p>",
+        escape(&report.head)
+    )?;
+    for note in &report.notes {
+        writeln!(out, "<p class=\"note\">{}.</p>", escape(note))?;
+    }
+    judged(out, "Required", &report.required)?;
+    judged(out, "The original’s criteria", &report.criteria)?;
+    writeln!(out, "<h2>Result</h2><table>")?;
+    for (name, value) in &report.facts {
+        writeln!(out, "<tr><td>{name}<td>{}", escape(value))?;
+    }
+    writeln!(out, "</table>")?;
+    if !report.rows.is_empty() {
+        latencies(out, &report.rows)?;
+    }
+    if series.buckets.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "<h2>Over time</h2>")?;
+    for plot in plots(series) {
+        out.push_str(&plot.figure());
+    }
+    let width = short(series.width.as_secs_f64());
+    writeln!(
+        out,
+        "<p>Each point is {width} s. Times count from when a message was to be sent.</p>"
+    )
+}
+
+fn judged(out: &mut String, title: &str, all: &[Judged]) -> std::fmt::Result {
+    if all.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "<h2>{title}</h2><table>")?;
+    for judged in all {
+        let class = if judged.met { "met" } else { "missed" };
+        let value = judged.shown();
+        let text = escape(&judged.text);
+        writeln!(out, "<tr><td class=\"{class}\">{text}<td>{value}")?;
+    }
+    writeln!(out, "</table>")
+}
+
+fn latencies(out: &mut String, rows: &[Row]) -> std::fmt::Result {
+    write!(out, "<h2>Times in milliseconds</h2><table><tr><th>")?;
+    for of in OF_TIMES {
+        write!(out, "<th>{of}")?;
+    }
+    for row in rows {
+        write!(out, "\n<tr><td>{}", row.title)?;
+        let times = &row.times;
+        for value in [
+            times.percentile_ms(50.0),
+            times.percentile_ms(90.0),
+            times.percentile_ms(99.0),
+            times.percentile_ms(99.9),
+            times.max_ms(),
+            times.mean_ms(),
+        ] {
+            write!(out, "<td>{}", value.map_or("–".to_owned(), short))?;
+        }
+    }
+    writeln!(out, "</table>")
+}
+
+fn plots(series: &Series) -> [Plot; 2] {
+    let step = series.width.as_secs_f64();
+    let buckets = &series.buckets;
+    let line = |name, values: Vec<Option<f64>>| Line { name, values };
+    let percentile = |percent: f64| -> Vec<Option<f64>> {
+        let moments = buckets.iter();
+        moments
+            .map(|moment| moment.percentile_ms(percent))
+            .collect()
+    };
+    let a_second = |number: u64| Some(number as f64 / step);
+    [
+        Plot {
+            title: "Messages a second",
+            unit: "/s",
+            step,
+            lines: vec![
+                line(
+                    "answered",
+                    buckets.iter().map(|b| a_second(b.answered)).collect(),
+                ),
+                line("sent", buckets.iter().map(|b| a_second(b.sent)).collect()),
+            ],
+            logarithmic: false,
+        },
+        Plot {
+            title: "Whole answer, ms",
+            unit: "ms",
+            step,
+            lines: vec![
+                line("p50", percentile(50.0)),
+                line("p99", percentile(99.0)),
+                line("p99.9", percentile(99.9)),
+                line("max", percentile(100.0)),
+            ],
+            logarithmic: true,
+        },
+    ]
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+}

@@ -1,0 +1,476 @@
+//! What a test has shown, as text and as JSON.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+
+use super::client::{Pace, Plan};
+use super::require::Condition;
+use super::stats::{Counts, Stats, Times};
+
+/// A condition and what became of it.
+#[derive(Debug)]
+pub(super) struct Judged {
+    pub(super) text: String,
+    pub(super) value: Option<f64>,
+    unit: &'static str,
+    pub(super) met: bool,
+}
+
+impl Judged {
+    /// The value, for people.
+    pub(super) fn shown(&self) -> String {
+        let value = self.value.map(|value| short(value) + self.unit);
+        value.unwrap_or("not measured".to_owned())
+    }
+}
+
+/// A kind of time.
+#[derive(Debug)]
+pub(super) struct Row {
+    pub(super) name: &'static str,
+    pub(super) title: &'static str,
+    pub(super) times: Times,
+}
+
+/// The whole result.
+#[derive(Debug)]
+pub(super) struct Report {
+    pub(super) head: String,
+    pub(super) rows: Vec<Row>,
+    pub(super) criteria: Vec<Judged>,
+    pub(super) required: Vec<Judged>,
+    pub(super) notes: Vec<String>,
+    pub(super) facts: Vec<(&'static str, String)>,
+    idle: bool,
+    json: Value,
+}
+
+/// The original system's own criteria for its load test.
+const ORIGINAL: [(&str, &str); 3] = [
+    ("connections>=100", "100 connections or more"),
+    ("throughput>=100", "100 messages a second or more"),
+    ("delivered>95%", "more than 95 % delivered"),
+];
+
+/// Late by this much at p99, the schedule was not kept.
+const LATE_MS: f64 = 20.0;
+
+/// Values by the names that conditions know.
+struct Values<'a> {
+    plan: &'a Plan,
+    stats: &'a Stats,
+    seconds: f64,
+}
+
+impl Values<'_> {
+    fn times(&self, name: &str) -> Option<&Times> {
+        Some(match name {
+            "whole" => &self.stats.whole,
+            "accepted" => &self.stats.acceptance,
+            "first_token" => &self.stats.first_token,
+            "token" => &self.stats.token,
+            "connect" => &self.stats.connecting,
+            _ => return None,
+        })
+    }
+
+    fn a_second(&self, number: u64) -> Option<f64> {
+        (self.seconds > 0.0).then(|| number as f64 / self.seconds)
+    }
+
+    fn get(&self, name: &str) -> Option<f64> {
+        let stats = self.stats;
+        match name {
+            "delivered" => {
+                (stats.sent > 0).then(|| stats.delivered as f64 * 100.0 / stats.sent as f64)
+            }
+            "throughput" => self.a_second(stats.delivered).or(Some(0.0)),
+            "tokens" => self.a_second(stats.deltas),
+            "loss" => Some(stats.lost as f64),
+            "doubles" => Some(stats.doubles as f64),
+            "order" => Some(stats.out_of_order as f64),
+            "mixed_up" => Some(stats.mixed_up as f64),
+            "errors" => Some((stats.failed + stats.refused) as f64),
+            "connections" => Some(stats.connected as f64),
+            _ => {
+                let (time, of) = name.split_once('.').unwrap_or(("whole", name));
+                match self.times(time) {
+                    Some(times) => of_times(times, of),
+                    // p99.9 has a dot of its own.
+                    None => of_times(&stats.whole, name),
+                }
+            }
+        }
+    }
+
+    fn judge(&self, text: &str, says: &str) -> Option<Judged> {
+        match text.parse() {
+            Ok(Condition::Value(comparison)) => {
+                let value = self.get(&comparison.name);
+                Some(Judged {
+                    text: says.to_owned(),
+                    met: comparison.holds(value),
+                    unit: comparison.unit(),
+                    value,
+                })
+            }
+            _ => None,
+        }
+    }
+
+    fn original(&self) -> Vec<Judged> {
+        let judged = ORIGINAL.iter();
+        judged
+            .filter_map(|(text, says)| self.judge(text, says))
+            .collect()
+    }
+
+    fn required(&self, conditions: &[Condition]) -> Vec<Judged> {
+        let mut required = Vec::new();
+        for condition in conditions {
+            match condition {
+                Condition::Original => required.extend(self.original()),
+                Condition::Value(comparison) => {
+                    let value = self.get(&comparison.name);
+                    required.push(Judged {
+                        text: comparison.to_string(),
+                        met: comparison.holds(value),
+                        unit: comparison.unit(),
+                        value,
+                    });
+                }
+            }
+        }
+        required
+    }
+
+    fn notes(&self) -> Vec<String> {
+        let (stats, mut notes) = (self.stats, Vec::new());
+        limits(stats, &mut notes);
+        for (reason, number) in &stats.not_connected {
+            let advice = match reason.as_str() {
+                "HTTP 401" | "close 4401" => {
+                    ": the server wants tokens; give --token or --admin-key, or start it with \
+                     AUTH_MODE=open or TOKEN_ENDPOINT=open for this test"
+                }
+                "HTTP 503" => {
+                    ": the server is stopping, or at a limit of its own; MAX_CONNECTIONS, \
+                     MAX_NEW_CONNECTIONS and ADDRESS_MAX_CONNECTIONS set them (0 lifts one), and \
+                     --ramp-up connects more slowly"
+                }
+                _ => "",
+            };
+            notes.push(format!(
+                "{number} clients could not connect ({reason}){advice}"
+            ));
+        }
+        for (reason, number) in &stats.closed {
+            notes.push(format!("{number} connections ended early ({reason})"));
+        }
+        let late = stats.late.percentile_ms(99.0).unwrap_or(0.0);
+        if late > LATE_MS {
+            notes.push(format!(
+                "1 % of the messages were sent more than {late:.0} ms late, which counts as their \
+                 latency: the server did not read them, or this machine is too busy for both (more \
+                 --threads, or another machine)"
+            ));
+        }
+        if !self.plan.v1 && stats.delivered > 0 && stats.recognised < stats.delivered {
+            notes.push(
+                "the answers don't repeat the messages, and classic ones don't name them: order and \
+                 doubles are not known, and times are counted as if answers came in order. Use the \
+                 demo model, mock-openai --echo, or leave out --classic"
+                    .to_owned(),
+            );
+        }
+        if stats.strange > 0 {
+            notes.push(format!("{} frames were not understood", stats.strange));
+        }
+        notes
+    }
+}
+
+/// Says when it was the server's limits that were measured.
+fn limits(stats: &Stats, notes: &mut Vec<String>) {
+    for (text, number) in &stats.limits {
+        let setting = match text.as_str() {
+            text if text.contains("budget") => "USER_DAILY_TOKENS=0",
+            text if text.contains("wait for their answers") => "USER_MAX_PENDING=0",
+            text if text.contains("conversation") => "USER_MAX_CONVERSATIONS=0",
+            _ => "USER_RATE_LIMIT_MAX_REQUESTS=0",
+        };
+        notes.push(format!(
+            "{number} of {} messages were refused by the server's limit for one user (\"{text}\"): \
+             that limit was measured, not the server. Start the gateways with {setting}, or use more \
+             --clients with fewer messages each",
+            stats.sent
+        ));
+    }
+    if let Some(number) = stats.closed.get("close 4429") {
+        notes.push(format!(
+            "{number} clients were closed for going on after the rate limit (4429)"
+        ));
+    }
+}
+
+fn of_times(times: &Times, of: &str) -> Option<f64> {
+    match of {
+        "max" => times.max_ms(),
+        "mean" => times.mean_ms(),
+        percentile => {
+            let percent = percentile.strip_prefix('p')?.parse().ok()?;
+            times.percentile_ms(percent)
+        }
+    }
+}
+
+impl Report {
+    pub(super) fn new(
+        plan: &Plan,
+        conditions: &[Condition],
+        stats: &Stats,
+        length: Duration,
+    ) -> Self {
+        let seconds = length.as_secs_f64();
+        let values = Values {
+            plan,
+            stats,
+            seconds,
+        };
+        let idle = plan.pace == Pace::Idle;
+        let rows = [
+            ("connect", "connected", &stats.connecting),
+            ("accepted", "accepted", &stats.acceptance),
+            ("first_token", "first token", &stats.first_token),
+            ("whole", "whole answer", &stats.whole),
+            ("token", "token since its writing", &stats.token),
+        ];
+        let rows = rows.into_iter().filter(|(.., times)| times.count() > 0);
+        let mut report = Self {
+            head: head(plan),
+            rows: rows
+                .map(|(name, title, times)| Row {
+                    name,
+                    title,
+                    times: times.clone(),
+                })
+                .collect(),
+            criteria: if idle { Vec::new() } else { values.original() },
+            required: values.required(conditions),
+            notes: values.notes(),
+            facts: facts(&values, idle),
+            idle,
+            json: Value::Null,
+        };
+        report.json = report.to_json(&values);
+        report
+    }
+
+    /// Whether everything that was required is so. A test in which nobody got in is none.
+    pub(super) fn holds(&self) -> bool {
+        self.required.iter().all(|judged| judged.met) && self.json["connections"] != 0
+    }
+
+    pub(super) fn json(&self) -> &Value {
+        &self.json
+    }
+
+    fn to_json(&self, values: &Values<'_>) -> Value {
+        let (plan, stats) = (values.plan, values.stats);
+        let judged = |all: &[Judged]| -> Vec<Value> {
+            all.iter()
+                .map(|j| json!({"condition": j.text, "value": rounded(j.value), "met": j.met}))
+                .collect()
+        };
+        let mut latencies = Map::new();
+        for row in &self.rows {
+            let mut times = Map::new();
+            times.insert("count".into(), row.times.count().into());
+            for of in super::require::OF_TIMES {
+                times.insert(of.into(), rounded(of_times(&row.times, of)));
+            }
+            latencies.insert(row.name.into(), times.into());
+        }
+        let targets: Vec<&str> = plan.targets.iter().map(|t| t.url.as_str()).collect();
+        let (mode, rate, in_flight) = match plan.pace {
+            Pace::Idle => ("idle", None, None),
+            Pace::Open(rate) => ("open-loop", Some(rate), None),
+            Pace::Closed(in_flight) => ("closed-loop", None, Some(in_flight)),
+        };
+        json!({
+            "urls": targets,
+            "protocol": if plan.v1 { "chatmesh.v1" } else { "classic" },
+            "mode": mode,
+            "rate": rate,
+            "in_flight": in_flight,
+            "clients": plan.clients,
+            "connections": stats.connected,
+            "not_connected": counts(&stats.not_connected),
+            "closed_early": counts(&stats.closed),
+            "seconds": rounded(Some(values.seconds)),
+            "sent": stats.sent,
+            "accepted": stats.accepted,
+            "delivered": stats.delivered,
+            "delivered_percent": rounded(values.get("delivered")),
+            "throughput": rounded(values.get("throughput")),
+            "failed": stats.failed,
+            "refused": stats.refused,
+            "errors": counts(&stats.errors),
+            "lost": stats.lost,
+            "doubles": stats.doubles,
+            "out_of_order": stats.out_of_order,
+            "mixed_up": stats.mixed_up,
+            "not_understood": stats.strange,
+            "deltas": stats.deltas,
+            "deltas_per_second": rounded(values.get("tokens")),
+            "restarted": stats.restarted,
+            "latency_ms": latencies,
+            "sent_late_p99_ms": rounded(stats.late.percentile_ms(99.0)),
+            "original_criteria": judged(&self.criteria),
+            "required": judged(&self.required),
+            "notes": self.notes,
+            "met": self.required.iter().all(|judged| judged.met) && stats.connected > 0,
+        })
+    }
+
+    pub(super) fn text(&self) -> String {
+        let mut out = String::new();
+        // Writing to a string does not fail.
+        let _ = self.write(&mut out);
+        out
+    }
+
+    fn write(&self, out: &mut String) -> std::fmt::Result {
+        writeln!(out, "{}\n", self.head)?;
+        for (name, value) in &self.facts {
+            writeln!(out, "  {name:<16} {value}")?;
+        }
+        if !self.rows.is_empty() {
+            let heads = super::require::OF_TIMES.map(|of| format!("{of:>9}"));
+            writeln!(out, "\n  {:<24}{}  ms", "", heads.concat())?;
+        }
+        for row in &self.rows {
+            write!(out, "  {:<24}", row.title)?;
+            for of in super::require::OF_TIMES {
+                let value = of_times(&row.times, of).map_or("–".to_owned(), short);
+                write!(out, "{value:>9}")?;
+            }
+            writeln!(out)?;
+        }
+        if !self.idle {
+            writeln!(out, "\nThe original's criteria")?;
+            write_judged(out, &self.criteria)?;
+        }
+        if !self.required.is_empty() {
+            writeln!(out, "\nRequired")?;
+            write_judged(out, &self.required)?;
+        }
+        for note in &self.notes {
+            writeln!(out, "\nNote: {note}.")?;
+        }
+        Ok(())
+    }
+}
+
+fn write_judged(out: &mut String, all: &[Judged]) -> std::fmt::Result {
+    for judged in all {
+        let value = judged.shown();
+        let sign = if judged.met { "✓" } else { "✗" };
+        writeln!(out, "  {sign} {:<32} {value}", judged.text)?;
+    }
+    Ok(())
+}
+
+fn head(plan: &Plan) -> String {
+    let protocol = if plan.v1 { "chatmesh.v1" } else { "classic" };
+    let targets: Vec<&str> = plan.targets.iter().map(|t| t.url.authority()).collect();
+    let (clients, targets) = (plan.clients, targets.join(", "));
+    let does = match plan.pace {
+        Pace::Idle => "connected only".to_owned(),
+        Pace::Open(rate) => format!("{} messages a second together (open loop)", short(rate)),
+        Pace::Closed(1) => "each waiting for its answer (closed loop)".to_owned(),
+        Pace::Closed(n) => format!("each with {n} messages under way (closed loop)"),
+    };
+    format!("{clients} clients of {targets} ({protocol}), {does}")
+}
+
+fn facts(values: &Values<'_>, idle: bool) -> Vec<(&'static str, String)> {
+    let (stats, plan) = (values.stats, values.plan);
+    let value = |name: &str| values.get(name).map_or("–".to_owned(), short);
+    let mut facts = vec![(
+        "connections",
+        format!("{} of {}", stats.connected, plan.clients),
+    )];
+    let closed: u64 = stats.closed.values().sum();
+    if idle {
+        facts.push(("held for", format!("{} s", short(values.seconds))));
+        facts.push(("ended early", closed.to_string()));
+        return facts;
+    }
+    facts.extend([
+        ("sent", stats.sent.to_string()),
+        (
+            "delivered",
+            format!("{} ({} %)", stats.delivered, value("delivered")),
+        ),
+        (
+            "throughput",
+            format!(
+                "{} answers/s over {} s",
+                value("throughput"),
+                short(values.seconds)
+            ),
+        ),
+    ]);
+    if stats.deltas > 0 {
+        facts.push((
+            "deltas",
+            format!("{} ({}/s)", stats.deltas, value("tokens")),
+        ));
+    }
+    facts.extend([
+        ("lost", stats.lost.to_string()),
+        ("doubles", stats.doubles.to_string()),
+        ("out of order", stats.out_of_order.to_string()),
+    ]);
+    for (name, number) in [
+        ("mixed up", stats.mixed_up),
+        ("failed", stats.failed),
+        ("refused", stats.refused),
+        ("begun anew", stats.restarted),
+        ("ended early", closed),
+    ] {
+        if number > 0 {
+            facts.push((name, number.to_string()));
+        }
+    }
+    for (code, number) in &stats.errors {
+        // Codes are few, and say most.
+        facts.push(("error", format!("{code} {number}")));
+    }
+    facts
+}
+
+fn counts(counts: &Counts) -> Value {
+    let all = counts.iter();
+    all.map(|(name, number)| (name.clone(), Value::from(*number)))
+        .collect::<Map<_, _>>()
+        .into()
+}
+
+/// Three digits after the point are more than is measured.
+fn rounded(value: Option<f64>) -> Value {
+    value.map_or(Value::Null, |v| json!((v * 1e3).round() / 1e3))
+}
+
+/// As many digits as mean something.
+pub(super) fn short(value: f64) -> String {
+    let digits = match value.abs() {
+        v if v >= 100.0 || v.fract() < 1e-9 => 0,
+        v if v >= 10.0 => 1,
+        _ => 2,
+    };
+    format!("{value:.digits$}")
+}
