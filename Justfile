@@ -86,6 +86,7 @@ _addresses:
     set_in_file() { grep -Eq "^(export )?$1=.*[^[:space:]\"']" "$ENV_FILE"; }
     echo
     echo "Settings     $ENV_FILE"
+    echo "Chat         http://localhost:8080/"
     echo "WebSocket    ws://localhost:8080/ws?token=TOKEN&userid=USER"
     echo "Health       http://localhost:8080/health"
     echo "Prometheus   http://localhost:9090/"

@@ -13,16 +13,18 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::app;
 use crate::config::{self, Config, ConfigErrors, Flag, Role, Sources};
 use crate::protocol::ids::UserId;
-use crate::tools::{load_test, mock_openai, token};
+use crate::tools::{chat, dlq, doctor, load_test, mock_openai, print, token};
 
 const EXAMPLES: &str = "\
 Examples:
   chatmesh all-in-one                        everything in one process, nothing to install
+  chatmesh chat                              talk to it, in another terminal
+  echo hi | chatmesh chat                    only the answer on standard output
   chatmesh gateway --port 8000               one role of a deployment on Kafka and Redis
   chatmesh ai-worker --set model.name=gpt-4o-mini
   chatmesh config show relay                 what a relay would run with, and why
@@ -30,6 +32,16 @@ Examples:
 
 Every key can be set in a file (--config, CHATMESH_CONFIG), in .env or the environment, and by
 --set; the later one wins.";
+
+const CHAT: &str = "\
+At the prompt: Enter sends, Alt-Enter begins another line, pasted lines are one message, Ctrl-C stops
+an answer, and at the prompt it leaves.
+
+Where standard input is no terminal, all of it is one question. Where standard output is none, the
+answer is printed when it is whole, as it is; a terminal gets it as it grows, without control
+characters. What happens to the connection is told on standard error.
+
+Exit codes: 0 answered, 1 failed or stopped, 2 used wrongly.";
 
 /// Carries AI conversations between clients and models, and loses nothing.
 #[derive(Debug, Parser)]
@@ -41,7 +53,7 @@ struct Cli {
     command: Command,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 struct Common {
     /// Configuration file (TOML).
     #[arg(long, global = true, value_name = "FILE")]
@@ -73,12 +85,26 @@ enum Command {
         #[arg(long)]
         ephemeral: bool,
     },
+    /// Talk to a server in this terminal, or ask one question through a pipe.
+    #[command(after_help = CHAT)]
+    Chat(chat::ChatArgs),
     /// Make, look at and revoke users' tokens, with a gateway's configuration.
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Look at dead letters, replay or drop them: in Kafka where its or Redis's address is set,
+    /// otherwise in all-in-one's data directory.
+    Dlq(dlq::Arguments),
+    /// Check all that a deployment stands on, and say what to do. Exit code 0: no problem, 1:
+    /// problems, 2: the configuration can't be used.
+    Doctor(doctor::Arguments),
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Print what makes a shell complete this command line.
+    Completions {
+        /// For this shell.
+        shell: clap_complete::Shell,
+    },
     /// Connect many clients, and say what they see.
     LoadTest(load_test::LoadArgs),
     /// Serve OpenAI's API without a model, for load tests and demos.
@@ -167,7 +193,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(error) => {
             eprintln!("error: {error:#}");
             let configured = error.downcast_ref::<ConfigErrors>().is_some()
-                || error.downcast_ref::<app::Unusable>().is_some();
+                || error.downcast_ref::<app::Unusable>().is_some()
+                || error.downcast_ref::<chat::Misused>().is_some();
             ExitCode::from(if configured { 2 } else { 1 })
         }
     }
@@ -185,17 +212,21 @@ fn carry_out(cli: Cli) -> anyhow::Result<ExitCode> {
             ephemeral,
         } => {
             let mut flags = listen.flags("server");
-            if let Some(dir) = data_dir {
-                flags.push(flag("--data-dir", "embedded.data_dir", dir));
-                // Who names a folder means it to be used, whatever EPHEMERAL says.
-                flags.push(flag("--data-dir", "embedded.ephemeral", "false"));
-            }
+            flags.extend(data_dir.into_iter().flat_map(in_folder));
             if ephemeral {
                 flags.push(flag("--ephemeral", "embedded.ephemeral", "true"));
             }
             start(Role::AllInOne, common, flags)
         }
+        Command::Chat(args) => chat::run(args),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "chatmesh", &mut script);
+            print(&String::from_utf8_lossy(&script))
+        }
         Command::Token(command) => tokens(common, command),
+        Command::Doctor(arguments) => examine(&common, &arguments),
+        Command::Dlq(arguments) => dead_letters(common, arguments),
         Command::Config(ConfigCommand::Show { role, json }) => {
             let config = load(role, common, Vec::new())?;
             print(&if json {
@@ -220,15 +251,6 @@ fn carry_out(cli: Cli) -> anyhow::Result<ExitCode> {
     done.map(|()| ExitCode::SUCCESS)
 }
 
-/// To standard output; a reader that has seen enough (`| head`) is no failure.
-fn print(text: &str) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(()),
-    }
-}
-
 impl Listen {
     fn flags(self, section: &str) -> Vec<Flag> {
         let host = self
@@ -247,6 +269,14 @@ fn flag(flag: &str, key: &str, value: impl Into<String>) -> Flag {
         key: key.to_owned(),
         value: value.into(),
     }
+}
+
+/// Who names a folder means it to be used, whatever EPHEMERAL says.
+fn in_folder(folder: String) -> [Flag; 2] {
+    [
+        flag("--data-dir", "embedded.data_dir", folder),
+        flag("--data-dir", "embedded.ephemeral", "false"),
+    ]
 }
 
 fn load(role: Role, common: Common, named: Vec<Flag>) -> Result<Config, ConfigErrors> {
@@ -305,6 +335,73 @@ fn tokens(common: Common, command: TokenCommand) -> anyhow::Result<()> {
             print("revoked\n")
         }
     }
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("the runtime can't be started")
+}
+
+fn examine(common: &Common, arguments: &doctor::Arguments) -> anyhow::Result<()> {
+    let folder = arguments.data_dir.clone().into_iter().flat_map(in_folder);
+    let folder: Vec<Flag> = folder.collect();
+    let mut loaded = doctor::Loaded {
+        configs: Vec::new(),
+        wrong: Vec::new(),
+    };
+    let roles = match arguments.role {
+        Some(role) => vec![role],
+        None if !folder.is_empty() => vec![Role::AllInOne],
+        // What says where the servers are is read alike for every role; one may be wrong.
+        None => {
+            let mut any = Role::ALL.iter();
+            let any = any.find_map(|role| load(*role, common.clone(), Vec::new()).ok());
+            if any.is_some_and(|config| !config.names_servers()) {
+                vec![Role::AllInOne]
+            } else {
+                vec![Role::Gateway, Role::AiWorker, Role::Relay]
+            }
+        }
+    };
+    for role in roles {
+        let flags = match role {
+            Role::AllInOne => folder.clone(),
+            _ => Vec::new(),
+        };
+        match load(role, common.clone(), flags) {
+            Ok(config) => loaded.configs.push(config),
+            Err(errors) => loaded.wrong.push((role, errors)),
+        }
+    }
+    let runtime = runtime()?;
+    let result = runtime.block_on(doctor::run(arguments, loaded));
+    // What still asks a server that does not answer is not waited for.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+fn dead_letters(common: Common, arguments: dlq::Arguments) -> anyhow::Result<()> {
+    let folder = arguments.data_dir.as_ref();
+    let flags: Vec<Flag> = folder
+        .map(|folder| folder.display().to_string())
+        .into_iter()
+        .flat_map(in_folder)
+        .collect();
+    let place = if let Some(url) = arguments.url.clone() {
+        dlq::Place::Running(load(Role::AllInOne, common, flags)?, url)
+    } else {
+        let scaled = load(Role::AiWorker, common.clone(), Vec::new())?;
+        if folder.is_none() && scaled.names_servers() {
+            app::validate(&scaled)?;
+            dlq::Place::Kafka(scaled)
+        } else {
+            dlq::Place::Folder(load(Role::AllInOne, common, flags)?)
+        }
+    };
+    runtime()?.block_on(dlq::run(arguments, place))
 }
 
 /// All of a health check, connecting included.
@@ -386,7 +483,6 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        use clap::CommandFactory;
         Cli::command().debug_assert();
     }
 

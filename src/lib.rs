@@ -42,6 +42,7 @@
 pub mod ai_worker;
 pub mod app;
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod fanout;
 pub mod gateway;

@@ -59,6 +59,17 @@ impl<'a> Endings<'a> {
         self.ending(&terminal, text.to_owned(), TurnStatus::Cancelled)
     }
 
+    /// The same for who has only the ending without a text.
+    pub(super) fn cancelled_at(cancelled: &Ending, text: &str) -> Ending {
+        let mut ending = cancelled.clone();
+        if let Ok(mut terminal) = Terminal::parse(cancelled.frame.as_bytes()) {
+            terminal.content = Some(text.to_owned());
+            ending.frame = terminal.to_json();
+            text.clone_into(&mut ending.turn.answer);
+        }
+        ending
+    }
+
     fn failure(&self, code: ErrorCode) -> Terminal {
         Terminal {
             processing_time_ms: Some(self.elapsed_ms()),

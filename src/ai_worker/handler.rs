@@ -68,7 +68,7 @@ impl WorkerHandler {
                 subject: subject.clone(),
                 owner: owner.clone(),
                 had,
-                cancelled: endings.cancelled(""),
+                cancelled: endings.cancelled(said(written.as_ref())),
             };
             let taking_it = work.span().child(Kind::Internal, format_args!("begin"));
             let begun = work
@@ -330,6 +330,15 @@ impl Handler for WorkerHandler {
                 .await?;
         }
         Ok(())
+    }
+}
+
+/// What this taking has had of the model: a cancelled message ends with it.
+fn said(written: Option<&Written>) -> &str {
+    match written {
+        Some(Written::Answer(answer)) => &answer.text,
+        Some(Written::Cancelled(text) | Written::Failed(_, text)) => text,
+        Some(Written::Again) | None => "",
     }
 }
 

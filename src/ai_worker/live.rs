@@ -227,6 +227,13 @@ impl Writing {
         }
     }
 
+    /// The whole text so far.
+    fn said(&self) -> String {
+        let text = &self.shared.text;
+        let text = text.lock().unwrap_or_else(PoisonError::into_inner);
+        text.text().to_owned()
+    }
+
     /// The fan-out no longer has the text: take the message again under a higher number, and
     /// write the whole text again from index 0.
     async fn begin_again(&mut self) -> Result<(), Signal> {
@@ -235,7 +242,12 @@ impl Writing {
             "the fan-out lost the text so far: begun again"
         );
         loop {
-            match self.fanout.begin(self.begin.clone()).await {
+            // Cancelled meanwhile, the message ends with what was said until now.
+            let begin = Begin {
+                cancelled: Endings::cancelled_at(&self.begin.cancelled, &self.said()),
+                ..self.begin.clone()
+            };
+            match self.fanout.begin(begin).await {
                 Ok(Begun::Attempt { number, .. }) => {
                     self.begin.had = number;
                     self.shared.number.store(number, Ordering::Release);

@@ -12,7 +12,7 @@ use crate::fanout::redis::RedisFanout;
 use crate::health::Health;
 use crate::log::embedded::EmbeddedLog;
 use crate::log::kafka::KafkaLog;
-use crate::log::{Log, TopicSpec};
+use crate::log::{Browse, Log, TopicSpec};
 use crate::store::Store;
 use crate::telemetry::dependencies::Dependency;
 use crate::telemetry::traces::Systems;
@@ -24,6 +24,8 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 pub(super) struct Engines {
     pub(super) log: Arc<dyn Log>,
     pub(super) fanout: Arc<dyn Fanout>,
+    /// The log once more, where no other process can look into it.
+    pub(super) own: Option<Arc<dyn Browse>>,
     embedded: bool,
 }
 
@@ -60,6 +62,7 @@ impl Engines {
         Ok(Self {
             log: Arc::new(log),
             fanout: Arc::new(fanout),
+            own: None,
             embedded: false,
         })
     }
@@ -76,8 +79,10 @@ impl Engines {
             };
             let log = EmbeddedLog::open(store.clone(), &settings, produce_timeout)?;
             let fanout = EmbeddedFanout::open(store, settings.bounds.clone())?;
+            let log = Arc::new(log);
             Ok(Self {
-                log: Arc::new(log),
+                own: Some(log.clone()),
+                log,
                 fanout: Arc::new(fanout),
                 embedded: true,
             })

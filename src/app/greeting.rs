@@ -23,24 +23,29 @@ pub(super) fn say(address: SocketAddr, config: &Config, people: bool) {
         || "in memory, gone when this process ends".into(),
         |folder| folder.display().to_string(),
     );
-    let token = match config.gateway().auth {
+    let gateway = config.gateway();
+    let token = match gateway.auth {
         AuthMode::Open => "any",
         AuthMode::Stored | AuthMode::Jwt => "TOKEN",
     };
     let url = format!("ws://{address}/ws?token={token}&userid=me");
+    let page = if gateway.chat_page {
+        format!("http://{address}/")
+    } else {
+        "off (CHAT_PAGE)".to_owned()
+    };
     if !people {
-        tracing::info!(%url, model, data, "connect a WebSocket client to try it");
+        tracing::info!(page, %url, model, data, "open the page, or connect a WebSocket client, to try it");
         return;
     }
     println!(
         "\n  chatmesh {version}\n\n  \
+         chat      {page}\n  \
          connect   {url}\n  \
          health    http://{address}/health\n  \
          answers   {model}\n  \
          data      {data}\n\n  \
-         Try it: websocat '{url}', then type\n  \
-         {{\"type\":\"message\",\"content\":\"Hello, how are you?\"}}\n\n  \
-         Ctrl-C ends it.\n",
+         Open the chat in a browser to try it. Ctrl-C ends it.\n",
         version = env!("CARGO_PKG_VERSION"),
     );
 }

@@ -14,6 +14,7 @@ use crate::ai_worker::provider::openai::OpenAi;
 use crate::config::settings::{LogFormat, WorkerSettings};
 use crate::config::{Config, Role};
 use crate::health::Health;
+use crate::pipeline::letters::Letters;
 use crate::signals::Signals;
 use crate::telemetry::admin::{self, AdminState};
 use crate::telemetry::metrics::{self, Exporter, Metric};
@@ -167,6 +168,10 @@ impl App {
             settings: self.config.gateway(),
             health: Arc::clone(&self.health),
             admin: Arc::new(move |method, path| admin::respond(path, method, &state)),
+            letters: self.engines.own.clone().map(|log| {
+                let topics = self.config.dead_letter_topics();
+                Letters::new(log, topics.to_vec())
+            }),
         };
         gateway::serve(listener, parts, drain).await?;
         Ok(())

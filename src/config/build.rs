@@ -311,6 +311,7 @@ impl Config {
             rate_fail_open: self.text(&keys::RATE_LIMIT_FAIL) == Some("open"),
             max_pending: self.user_limits().max_pending as usize,
             token_ttl: self.duration(&keys::TOKEN_TTL),
+            chat_page: self.text(&keys::CHAT_PAGE) != Some("off"),
             allow_origins: self.list(&keys::ALLOW_ORIGINS),
             allow_credentials: self.bool(&keys::ALLOW_CREDENTIALS) && !self.any_origin(),
             max_content_chars: self.size(&keys::MAX_CONTENT_CHARS),
@@ -348,6 +349,24 @@ impl Config {
             Role::AllInOne => "responses".to_owned(),
             _ => self.owned(&keys::RESPONSES_TOPIC),
         }
+    }
+
+    /// Where the dead letters of the worker and of the relay are.
+    pub fn dead_letter_topics(&self) -> [String; 2] {
+        [self.messages_topic(), self.responses_topic()].map(|topic| format!("{topic}.dlq"))
+    }
+
+    /// Whether somebody said where Kafka or Redis is: a deployment on servers is meant.
+    pub fn names_servers(&self) -> bool {
+        let said = [
+            &keys::KAFKA_BOOTSTRAP_SERVERS,
+            &keys::REDIS_URL,
+            &keys::REDIS_HOST,
+        ];
+        said.into_iter().any(|key| {
+            let setting = self.settings.get(key.name);
+            setting.is_some_and(|setting| setting.source != DEFAULT)
+        })
     }
 
     fn pipeline(&self, topic: String, group: &str, max_workers: &Key) -> PipelineSettings {

@@ -192,6 +192,8 @@ keys! {
     TOKEN_TTL "auth.token_ttl" POSITIVE_S, Is("3600"), GATEWAY,
         "Seconds that a token made here is good for.";
 
+    CHAT_PAGE "gateway.chat_page" Kind::Choice(&["on", "off"]), Is("on"), GATEWAY,
+        "Whether the chat page and chatmesh.js are served.";
     ALLOW_ORIGINS "gateway.allow_origins" Kind::List, Is("*"), GATEWAY,
         "Origins of pages that may connect; * for every one.";
     ALLOW_CREDENTIALS "gateway.allow_credentials" Kind::Bool, Is("false"), GATEWAY,
@@ -316,6 +318,9 @@ keys! {
     INTEROP "interop.enabled" Kind::Bool, Is("false"), SCALED,
         "True while a service of the original system is in the deployment.";
 }
+
+/// Variables of `chatmesh chat`, which is no role: known, so that they are no mistake.
+pub(super) const OF_CHAT: [&str; 3] = ["CHATMESH_URL", "CHATMESH_USER", "CHATMESH_TOKEN"];
 
 /// Variables of the original that chatmesh reads over, and what a person should know of it. Said
 /// only where the value is not the original's usual one.

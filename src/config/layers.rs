@@ -266,6 +266,7 @@ fn of_variables(
             .iter()
             .map(|(var, _, _)| format!("CHATMESH_{var}")),
     );
+    ours.extend(keys::OF_CHAT.map(str::to_owned));
     for (name, (_, source)) in variables {
         if name.starts_with("CHATMESH_") && !ours.contains(name) {
             problems.push(unknown(name, source));

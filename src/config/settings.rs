@@ -195,6 +195,8 @@ pub struct GatewaySettings {
     pub max_pending: usize,
     /// `TOKEN_TTL` (3600 s).
     pub token_ttl: Duration,
+    /// `CHAT_PAGE` (on): whether the chat page and the browser client are served.
+    pub chat_page: bool,
     /// `ALLOW_ORIGINS`; `*` allows every origin.
     pub allow_origins: Vec<String>,
     /// `ALLOW_CREDENTIALS` for CORS (false).

@@ -574,6 +574,21 @@ pub trait Fanout: Send + Sync + 'static {
     /// Puts the marker on every server that holds users.
     async fn set_marker(&self, epoch: &Epoch) -> Result<()>;
 
+    /// As [`Fanout::marker_present`], for a relay that is about to bring the mailboxes back: where
+    /// the marker is gone, `token` (a random word) is left in its place.
+    async fn begin_marker(&self, epoch: &Epoch, token: &str) -> Result<bool> {
+        let _ = token;
+        self.marker_present(epoch).await
+    }
+
+    /// Puts the marker on every server that has it or still has this `token`. False where one has
+    /// neither: it lost its data meanwhile. So a repeat of this call, which the client library
+    /// makes after a reconnect, never calls an emptied server complete.
+    async fn complete_marker(&self, epoch: &Epoch, token: &str) -> Result<bool> {
+        let _ = token;
+        self.set_marker(epoch).await.map(|()| true)
+    }
+
     /// Grows at every reconnect and failover: what was written before may be gone.
     fn disruptions(&self) -> watch::Receiver<u64>;
 

@@ -5,7 +5,8 @@
 //! way out: [`feed`] takes what is published, [`registry`] finds the user, [`user`] decides what
 //! each socket still has to get, [`outbound`] is its bounded queue. What was published and did
 //! not arrive is found by [`repair`]. Sockets of `chatmesh.v1` also see answers grow, come back
-//! with a position and catch up by a read: [`v1`]. [`history`] is what was said, over HTTP.
+//! with a position and catch up by a read: [`v1`]. [`history`] is what was said, over HTTP, and
+//! [`page`] the chat page for people with a browser.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -21,6 +22,7 @@ use crate::config::settings::GatewaySettings;
 use crate::fanout::Fanout;
 use crate::health::Health;
 use crate::log::Log;
+use crate::pipeline::letters::Letters;
 
 pub(crate) mod auth;
 #[doc(hidden)]
@@ -31,9 +33,11 @@ mod feed;
 mod handshake;
 mod history;
 mod inbound;
+mod letters;
 mod limits;
 mod origin;
 mod outbound;
+mod page;
 mod registry;
 mod repair;
 mod reply;
@@ -65,6 +69,9 @@ pub struct Parts {
     pub health: Arc<Health>,
     /// The routes that every role has.
     pub admin: Arc<Admin>,
+    /// The dead letters, where this process alone can reach them: then it serves them to who
+    /// brings the admin key.
+    pub letters: Option<Letters>,
 }
 
 /// Why the gateway ended by itself.
@@ -90,12 +97,15 @@ struct Gateway {
     settings: GatewaySettings,
     health: Arc<Health>,
     admin: Arc<Admin>,
+    letters: Option<Letters>,
     counters: counters::Counters,
     registry: registry::Registry,
     limits: Arc<limits::Limits>,
     /// Connections that are no WebSocket, or not yet.
     waiting: Arc<waiting::Waiting>,
     revocations: revocation::Revocations,
+    /// The chat page, unless it is switched off.
+    page: Option<page::Page>,
     /// Whether only this machine can reach the listener.
     loopback: bool,
     /// Numbers messages in correlation ids. One for the process, not one per connection: a client

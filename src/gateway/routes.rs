@@ -8,7 +8,7 @@ use hyper::{Method, Request, StatusCode};
 use serde_json::json;
 
 use super::reply::{Refusal, Reply, json_reply};
-use super::{Gateway, handshake, history, origin, token};
+use super::{Gateway, handshake, history, letters, origin, token};
 
 pub(super) async fn route(
     gateway: Arc<Gateway>,
@@ -49,10 +49,21 @@ pub(super) async fn route(
         }
         "/conversations" => history(&gateway, request).await,
         path if path.starts_with("/conversations/") => history(&gateway, request).await,
+        // The operator's too.
+        path if path == "/dead-letters" || path.starts_with("/dead-letters/") => {
+            let (parts, _body) = request.into_parts();
+            match origin::check(&gateway, &parts.headers) {
+                Ok(()) => letters::serve(&gateway, &parts).await,
+                Err(refusal) => Err(refusal),
+            }
+        }
         _ => match origin::check_host(&gateway, request.headers()) {
             Err(refusal) => Err(refusal),
             Ok(()) if path == "/health" && request.method() == Method::GET => Ok(health(&gateway)),
-            Ok(()) => (gateway.admin)(request.method(), path).ok_or_else(Refusal::not_found),
+            Ok(()) => match gateway.page.as_ref().and_then(|page| page.find(path)) {
+                Some(file) => Ok(file.serve(request.method(), request.headers())),
+                None => (gateway.admin)(request.method(), path).ok_or_else(Refusal::not_found),
+            },
         },
     };
     Ok(result.unwrap_or_else(|refusal| refusal.reply()))

@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 use super::auth::jwt::Verifier;
 use super::counters::Counters;
 use super::limits::{Limits, Peer, counted};
+use super::page::Page;
 use super::registry::Registry;
 use super::revocation::Revocations;
 use super::waiting::{Seat, Waiting};
@@ -58,6 +59,7 @@ pub async fn serve(
         fanout: parts.fanout,
         health: parts.health,
         admin: parts.admin,
+        letters: parts.letters,
         registry: Registry::default(),
         limits: Limits::new(settings.limits.clone()),
         waiting: Waiting::new(
@@ -66,6 +68,7 @@ pub async fn serve(
             settings.head_timeout,
         ),
         revocations: Revocations::default(),
+        page: settings.chat_page.then(|| Page::new(&settings)),
         loopback,
         messages: AtomicU64::new(1),
         closing: AtomicU64::new(0),

@@ -12,7 +12,7 @@ use super::{Gateway, auth, handshake, origin};
 use crate::config::settings::{AuthMode, JwtSettings, TokenEndpoint};
 use crate::protocol::ids::UserId;
 
-fn admin(request: &RequestParts, key: &SecretString) -> Result<(), Refusal> {
+pub(super) fn admin(request: &RequestParts, key: &SecretString) -> Result<(), Refusal> {
     let given = auth::bearer(&request.headers).unwrap_or_default();
     if auth::same_secret(given, key.expose_secret()) {
         Ok(())

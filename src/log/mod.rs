@@ -218,3 +218,43 @@ pub trait Log: Send + Sync + 'static {
     /// Waits until everything appended was acknowledged or timed out, at most `PRODUCE_TIMEOUT_MS`.
     async fn flush(&self);
 }
+
+/// What there is of a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// Which.
+    pub partition: i32,
+    /// Offset of the oldest record that is kept.
+    pub start: i64,
+    /// The offset after the newest record's.
+    pub end: i64,
+}
+
+/// Looking into the log without being a member of a group, for what operators do.
+#[async_trait]
+pub trait Browse: Log {
+    /// The partitions of a topic in order; none where there is no such topic.
+    async fn extents(&self, topic: &str) -> Result<Vec<Extent>, LogError>;
+
+    /// Records of a partition with `from <= offset < to`, in order: at least one where there is
+    /// one, and about `max_bytes` of them. Empty means that there are no more.
+    async fn read(
+        &self,
+        topic: &str,
+        partition: i32,
+        from: i64,
+        to: i64,
+        max_bytes: usize,
+    ) -> Result<Vec<Record>, LogError>;
+}
+
+/// A key that leads to this partition of so many, as [`NewRecord::key`] places it.
+pub fn key_of_partition(partition: i32, partitions: usize) -> Bytes {
+    let leads_there =
+        |key: &String| embedded::place(key.as_bytes(), partitions) == partition as usize;
+    // Hashes are spread evenly, so that the key is found long before this bound.
+    let key = (0..1_000_000_u32)
+        .map(|n| format!("partition-{partition}-{n}"))
+        .find(leads_there);
+    Bytes::from(key.unwrap_or_default())
+}

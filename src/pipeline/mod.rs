@@ -15,6 +15,7 @@ use crate::log::Record;
 pub mod dead_letter;
 pub mod driver;
 mod lanes;
+pub mod letters;
 pub mod offsets;
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,7 @@
 //! The pipeline over a log of a few records in memory, with paused time.
 
+mod sim;
+
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};

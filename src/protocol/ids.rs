@@ -1,8 +1,10 @@
 //! Identifiers that clients and records bring along, checked where they enter.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize};
 use uuid::Uuid;
 
@@ -60,8 +62,23 @@ macro_rules! identifier {
 
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+                let text = Cow::<'de, str>::deserialize(deserializer)?;
                 Self::parse(&text).map_err(serde::de::Error::custom)
+            }
+        }
+
+        impl JsonSchema for $name {
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!({
+                    "type": "string",
+                    "minLength": 1,
+                    "maxLength": $max,
+                    "pattern": "^[A-Za-z0-9._:@|+-]+$",
+                })
             }
         }
     };
@@ -89,6 +106,19 @@ impl ConversationId {
     pub fn default_conversation() -> Self {
         Self("default".into())
     }
+
+    /// A new one, as our own client names it.
+    pub fn random() -> Self {
+        let random = Uuid::new_v4().simple().to_string();
+        Self(format!("chat-{}", &random[..12]).into())
+    }
+}
+
+impl ClientMessageId {
+    /// A new one, as our own client chooses it.
+    pub fn random() -> Self {
+        Self(Uuid::new_v4().to_string().into())
+    }
 }
 
 impl MessageId {
@@ -106,6 +136,18 @@ impl MessageId {
     /// (protocol.md section 2). `timestamp_ms` is the record's own, in milliseconds.
     pub fn of_record(topic: &str, partition: i32, offset: i64, timestamp_ms: i64) -> Self {
         Self::derive(&[
+            topic,
+            &partition.to_string(),
+            &offset.to_string(),
+            &timestamp_ms.to_string(),
+        ])
+    }
+
+    /// The identity of the message that brings a dead letter's record back: the same however often
+    /// it is brought back, and never that of the record.
+    pub fn of_replay(topic: &str, partition: i32, offset: i64, timestamp_ms: i64) -> Self {
+        Self::derive(&[
+            "replay",
             topic,
             &partition.to_string(),
             &offset.to_string(),

@@ -12,3 +12,4 @@ pub mod record;
 pub mod timestamp;
 pub mod trace_context;
 pub mod v1;
+pub mod wire;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use schemars::JsonSchema;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -19,6 +20,8 @@ pub mod header {
     pub const CORRELATION_ID: &str = "correlation_id";
     /// W3C trace context.
     pub const TRACEPARENT: &str = "traceparent";
+    /// The message of which this one is a replay (protocol.md section 7).
+    pub const REPLAY_OF: &str = "replay_of";
     /// What goes with it.
     pub const TRACESTATE: &str = "tracestate";
 }
@@ -42,12 +45,14 @@ pub fn add_trace(headers: &mut Headers, trace: Option<&TraceContext>) {
 }
 
 /// What a user asked: a record of `incoming_messages`, as it is written.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[schemars(rename = "QuestionRecord", extend("required" = ["content", "userid"]))]
 pub struct QuestionRecord<'a> {
     /// Version of the schema: 1.
     pub v: u8,
     /// Always `message`.
     #[serde(rename = "type")]
+    #[schemars(extend("const" = "message"))]
     pub kind: &'static str,
     /// The text.
     pub content: &'a str,
@@ -162,7 +167,7 @@ impl Question {
 }
 
 /// What the model used, as its API counted.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Usage {
     /// Tokens of the prompt.
     #[serde(default)]
@@ -176,7 +181,7 @@ pub struct Usage {
 }
 
 /// `type` of a terminal record.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum TerminalKind {
     /// The whole answer.
@@ -186,7 +191,8 @@ pub enum TerminalKind {
 }
 
 /// How a message ended: a record of `responses`, and the frame that clients get of it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "TerminalRecord")]
 pub struct Terminal {
     /// Version of the schema: 1; 0 where an original service wrote it.
     #[serde(default)]
@@ -250,6 +256,10 @@ pub struct Terminal {
         default,
         skip_serializing,
         deserialize_with = "is_there"
+    )]
+    #[schemars(
+        with = "Option<String>",
+        description = "Its trace (W3C trace context): added by the relay to the frame, never in the log."
     )]
     pub names_trace: bool,
     /// Number of the frame over both of the user's channels: added by the fan-out.

@@ -101,8 +101,15 @@ impl RelayHandler {
         let begun = Instant::now();
         let delivered = work
             .until("deliver", || {
+                // What was known when the call was made may be gone: go back before it is repeated.
+                let lost = self.rewind.is_disrupted(record.partition);
                 let call = self.fanout.deliver(call.clone());
-                async { call.await.inspect_err(|_| self.metrics.publish_failed()) }
+                async move {
+                    if lost {
+                        return Ok(Delivered::Lost);
+                    }
+                    call.await.inspect_err(|_| self.metrics.publish_failed())
+                }
             })
             .await?;
         self.metrics.published(begun.elapsed());

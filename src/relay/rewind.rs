@@ -21,13 +21,15 @@ const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
 
 /// How far a partition has come.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Progress {
     /// Read back from this moment of the log on.
     from_ms: i64,
     window: Duration,
     /// How often the fan-out had been disrupted by then.
     disruptions: u64,
+    /// Left in the marker's place where that was gone.
+    token: String,
     /// The marker was written since.
     settled: bool,
 }
@@ -170,7 +172,8 @@ impl GoBack for Rewind {
         }
         let epoch = self.epoch(partition);
         let disruptions = *self.disruptions.borrow();
-        let present = until("marker", || self.fanout.marker_present(&epoch)).await;
+        let token = uuid::Uuid::new_v4().simple().to_string();
+        let present = until("marker", || self.fanout.begin_marker(&epoch, &token)).await;
         let window = if present { self.rewind } else { self.rebuild };
         let base = oldest_open_ms.unwrap_or(i64::MAX).min(now_ms());
         let from_ms = base - window.as_millis() as i64;
@@ -184,6 +187,7 @@ impl GoBack for Rewind {
                 from_ms,
                 window,
                 disruptions,
+                token,
                 settled: false,
             },
         );
@@ -192,12 +196,23 @@ impl GoBack for Rewind {
 
     async fn reached(&self, partition: i32) {
         let epoch = self.epoch(partition);
-        until("marker", || self.fanout.set_marker(&epoch)).await;
+        let begun = self.progress().get(&partition).map(|it| it.token.clone());
+        match begun {
+            Some(token) => {
+                // Where it is refused the marker is missed at the next look, and the partition goes
+                // back for longer.
+                if !until("marker", || self.fanout.complete_marker(&epoch, &token)).await {
+                    tracing::warn!(partition, "the fan-out lost its data while it was rebuilt");
+                }
+            }
+            None => until("marker", || self.fanout.set_marker(&epoch)).await,
+        }
         let mut progress = self.progress();
         let entry = progress.entry(partition).or_insert(Progress {
             from_ms: i64::MIN,
             window: self.rewind,
             disruptions: *self.disruptions.borrow(),
+            token: String::new(),
             settled: true,
         });
         entry.settled = true;

@@ -63,6 +63,91 @@ pub(super) struct Directory {
     _lock: File,
 }
 
+/// What there is of a data directory, as far as it can be seen without touching it.
+#[derive(Debug)]
+pub struct Folder {
+    /// Whether it is there.
+    pub exists: bool,
+    /// Whether this user may write into it, or make it.
+    pub writable: bool,
+    /// Somebody works on it; its process id, where it could be read.
+    pub held: Option<Option<u32>>,
+    /// Whether others than its owner may look into it.
+    pub open_to_others: bool,
+    /// What would keep this program from working on it.
+    pub format: Result<(), String>,
+    /// Bytes that this user may still write there.
+    pub free: u64,
+}
+
+/// Looks at a data directory; makes, locks and changes nothing.
+///
+/// # Errors
+/// Not even the place where it would be can be looked at.
+pub fn look(path: &Path) -> std::io::Result<Folder> {
+    use std::os::unix::fs::PermissionsExt;
+
+    use rustix::fs::Access;
+    let path = std::path::absolute(path)?;
+    // A folder that is not there is made below the nearest one that is.
+    let nearest = path.ancestors().find(|folder| folder.exists());
+    let nearest = nearest.unwrap_or(Path::new("/"));
+    let stat = rustix::fs::statvfs(nearest)?;
+    let exists = path.is_dir();
+    let access = rustix::fs::access(nearest, Access::WRITE_OK | Access::EXEC_OK);
+    let mut folder = Folder {
+        exists,
+        writable: nearest.is_dir() && access.is_ok(),
+        held: None,
+        open_to_others: exists && fs::metadata(&path)?.permissions().mode() & 0o077 != 0,
+        format: Ok(()),
+        free: stat.f_bavail.saturating_mul(stat.f_frsize),
+    };
+    if !exists {
+        return Ok(folder);
+    }
+    if let Ok(mut lock) = File::open(path.join(LOCK)) {
+        // Shared, and given back at once: who opens the folder meanwhile would wait a moment.
+        if matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)) {
+            let mut text = String::new();
+            let _ = lock.read_to_string(&mut text);
+            folder.held = Some(text.trim().parse().ok());
+        }
+    }
+    folder.format = judge_format(&path).map_err(|error| error.to_string());
+    Ok(folder)
+}
+
+/// Whether this program can read what is there; nothing yet is fine too.
+fn judge_format(path: &Path) -> Result<(), OpenError> {
+    let text = match fs::read(path.join(MARKER)) {
+        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let ours = !path.join(TABLES).exists();
+            return ours.then_some(()).ok_or_else(|| OpenError::NotOurs {
+                dir: path.to_owned(),
+            });
+        }
+        Err(error) => {
+            return Err(OpenError::Io {
+                dir: path.to_owned(),
+                reason: error.to_string(),
+            });
+        }
+    };
+    let text = text.trim();
+    if text == format!("chatmesh {FORMAT}") {
+        return Ok(());
+    }
+    let shown: String = text.chars().take(40).collect();
+    Err(OpenError::OtherFormat {
+        dir: path.to_owned(),
+        found: shown
+            .strip_prefix("chatmesh ")
+            .map_or_else(|| format!("{shown:?} (unknown)"), ToOwned::to_owned),
+    })
+}
+
 impl Directory {
     pub(super) fn open(path: &Path) -> Result<Self, OpenError> {
         let io = |e: std::io::Error| OpenError::Io {
@@ -108,45 +193,24 @@ impl Directory {
     }
 
     fn check_format(&self) -> Result<(), OpenError> {
+        judge_format(&self.path)?;
         let io = |e: std::io::Error| OpenError::Io {
             dir: self.path.clone(),
             reason: e.to_string(),
         };
         let marker = self.path.join(MARKER);
-        let expected = format!("chatmesh {FORMAT}");
-        match fs::read(&marker) {
-            Ok(bytes) => {
-                let text = String::from_utf8_lossy(&bytes);
-                let text = text.trim();
-                if text == expected {
-                    return Ok(());
-                }
-                let shown: String = text.chars().take(40).collect();
-                Err(OpenError::OtherFormat {
-                    dir: self.path.clone(),
-                    found: shown
-                        .strip_prefix("chatmesh ")
-                        .map_or_else(|| format!("{shown:?} (unknown)"), ToOwned::to_owned),
-                })
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                if self.tables().exists() {
-                    return Err(OpenError::NotOurs {
-                        dir: self.path.clone(),
-                    });
-                }
-                // Whole or not there: a marker cut by a crash would lock its owner out.
-                let new = self.path.join(format!("{MARKER}.new"));
-                let mut file = File::create(&new).map_err(io)?;
-                writeln!(file, "{expected}").map_err(io)?;
-                file.sync_all().map_err(io)?;
-                fs::rename(&new, &marker).map_err(io)?;
-                File::open(&self.path)
-                    .and_then(|dir| dir.sync_all())
-                    .map_err(io)
-            }
-            Err(e) => Err(io(e)),
+        if marker.exists() {
+            return Ok(());
         }
+        // Whole or not there: a marker cut by a crash would lock its owner out.
+        let new = self.path.join(format!("{MARKER}.new"));
+        let mut file = File::create(&new).map_err(io)?;
+        writeln!(file, "chatmesh {FORMAT}").map_err(io)?;
+        file.sync_all().map_err(io)?;
+        fs::rename(&new, &marker).map_err(io)?;
+        File::open(&self.path)
+            .and_then(|dir| dir.sync_all())
+            .map_err(io)
     }
 
     pub(super) fn path(&self) -> &Path {

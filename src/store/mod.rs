@@ -8,7 +8,7 @@ mod directory;
 mod durable;
 mod memory;
 
-pub use directory::OpenError;
+pub use directory::{Folder, OpenError, look};
 use durable::Durable;
 use memory::Memory;
 

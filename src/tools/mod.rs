@@ -1,7 +1,21 @@
-//! What an operator does beside the roles.
+//! What people do beside the roles.
 
+use std::io::Write as _;
+
+pub(crate) mod chat;
 pub(crate) mod descriptors;
+pub(crate) mod dlq;
+pub(crate) mod doctor;
 pub(crate) mod load_test;
 pub(crate) mod mock_openai;
 pub(crate) mod span;
 pub(crate) mod token;
+
+/// To standard output; a reader that has seen enough (`| head`) is no failure.
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}

@@ -8,21 +8,27 @@
 
 mod access;
 mod chaos;
+mod chat;
 mod config;
 mod containers;
+mod contracts;
+mod documents;
 mod e2e;
 mod fanout_contract;
 mod fanout_embedded;
 mod fanout_redis;
 mod gateway_classic;
 mod gateway_v1;
+mod kubernetes;
 mod load_tools;
 mod log_contract;
 mod log_embedded;
 mod log_kafka;
 mod monitoring;
 mod nginx;
+mod operate;
 mod parsers;
 mod smoke;
 mod support;
 mod traces;
+mod web;

@@ -26,7 +26,7 @@ fn shipped(path: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-fn declared() -> Vec<&'static Metric> {
+pub(crate) fn declared() -> Vec<&'static Metric> {
     let of_roles = [
         process::ALL,
         gateway::ALL,

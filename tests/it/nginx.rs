@@ -5,10 +5,14 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use tempfile::TempDir;
+use tokio::task::JoinHandle;
 
+use crate::support::browser::Browser;
 use crate::support::client::Classic;
+use crate::support::model::Script;
 use crate::support::process::{Chatmesh, free_port};
 use crate::support::stack::Stack;
+use crate::support::v1::{Device, Transcript};
 use crate::support::{SOON, eventually, http};
 
 const SHIPPED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/nginx/nginx.conf");
@@ -145,6 +149,80 @@ async fn connections(gateway: &Chatmesh) -> usize {
         .unwrap_or(0)
 }
 
+/// Devices of `chatmesh.v1` in the middle of slow answers.
+const DEVICES: usize = 20;
+const IDS: [&str; 3] = ["1", "2", "3"];
+
+/// Each asks three things and goes on, through lost connections, until all are answered. Returns
+/// when half of the answers have begun.
+async fn under_load(stack: &Stack, nginx: &Nginx) -> Vec<JoinHandle<(Device, usize)>> {
+    let prompt = |n: usize, id: &str| format!("load {n} {id}");
+    let mut load = Vec::new();
+    for n in 0..DEVICES {
+        let prompts = IDS.map(|id| prompt(n, id));
+        for text in &prompts {
+            let slow = Script::say(&format!("answer to {text} in some words"));
+            stack
+                .model
+                .next_for(text, slow.paced(Duration::from_millis(150)));
+        }
+        let mut device = Device::new(&format!("loaded{n}"));
+        TOKEN.clone_into(&mut device.token);
+        device.connect(nginx.port).await;
+        let port = nginx.port;
+        load.push(tokio::spawn(async move {
+            // Each in a conversation of its own would be answered at once; so they follow each
+            // other, and some are not begun when the gateway stops.
+            for (id, text) in IDS.iter().zip(&prompts) {
+                device.say(id, text).await;
+            }
+            let mut closed = 0;
+            let all = |transcript: &Transcript| {
+                let ended = |id| transcript.get(id).is_some_and(|m| m.terminal.is_some());
+                IDS.into_iter().all(ended)
+            };
+            if !device.until_or_closed("all answers", all).await {
+                assert_eq!(device.closed, Some(1001), "{}", device.user);
+                closed += 1;
+                let texts = prompts.iter().map(String::as_str);
+                let messages: Vec<(&str, &str)> = IDS.into_iter().zip(texts).collect();
+                device.carry_through(&[port], &messages).await;
+            }
+            (device, closed)
+        }));
+    }
+    eventually("answers are under way", SOON, || async {
+        stack.model.count() >= DEVICES / 2
+    })
+    .await;
+    load
+}
+
+/// Every answer came once, whole, and was paid once; those of the gateway that stopped came back.
+async fn assert_missed_nothing(stack: &Stack, load: Vec<JoinHandle<(Device, usize)>>) {
+    let mut came_back = 0;
+    for (n, task) in load.into_iter().enumerate() {
+        let (device, closed) = task.await.unwrap();
+        came_back += closed;
+        for id in IDS {
+            let shown = device.shown(id);
+            assert_eq!(shown.ended(), Some("response"), "{}", device.user);
+            assert_eq!(shown.text, format!("answer to load {n} {id} in some words"));
+            assert_eq!(stack.model.count_for(&format!("load {n} {id}")), 1);
+        }
+        // The very first `welcome` can't recover anything; the one after the stop did.
+        assert_eq!(
+            device.transcript.reloads, 1,
+            "{} had to reload",
+            device.user
+        );
+    }
+    assert!(
+        came_back >= DEVICES / 4,
+        "about half of {DEVICES} were on the gateway that stopped, {came_back} came back"
+    );
+}
+
 async fn assert_answered(client: &mut Classic, text: &str) {
     let answer = client.ask(text).await;
     assert_eq!(answer["type"], "response", "{answer}");
@@ -153,7 +231,10 @@ async fn assert_answered(client: &mut Classic, text: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sockets_are_spread_evenly_and_no_token_is_logged() {
-    const SOCKETS: usize = 200;
+    // As many of `chatmesh.v1` as classic ones.
+    const SOCKETS: usize = 1000;
+    // Opened at the same time: nginx's own processes share their counts or they don't.
+    const AT_ONCE: usize = 20;
     let stack = Stack::start().await;
     let one = stack.gateway("server_1").start().await;
     let two = stack.gateway("server_2").start().await;
@@ -161,9 +242,24 @@ async fn sockets_are_spread_evenly_and_no_token_is_logged() {
     let _relay = stack.relay("relay_1").start().await;
     let nginx = Nginx::start([one.port(), two.port()]).await;
 
-    let mut clients = Vec::new();
-    for n in 0..SOCKETS {
-        clients.push(nginx.open(&format!("user{n}")).await);
+    let (mut clients, mut devices) = (Vec::new(), Vec::new());
+    for first in (0..SOCKETS / 2).step_by(AT_ONCE) {
+        let numbers = first..(first + AT_ONCE).min(SOCKETS / 2);
+        let classic = numbers.clone().map(|n| {
+            let nginx = &nginx;
+            async move { nginx.open(&format!("user{n}")).await }
+        });
+        clients.extend(futures_util::future::join_all(classic).await);
+        let v1 = numbers.map(|n| {
+            let port = nginx.port;
+            async move {
+                let mut device = Device::new(&format!("device{n}"));
+                TOKEN.clone_into(&mut device.token);
+                device.connect(port).await;
+                device
+            }
+        });
+        devices.extend(futures_util::future::join_all(v1).await);
     }
     let (on_one, on_two) = (connections(&one).await, connections(&two).await);
     assert_eq!(on_one + on_two, SOCKETS);
@@ -171,9 +267,20 @@ async fn sockets_are_spread_evenly_and_no_token_is_logged() {
         on_one.abs_diff(on_two) <= SOCKETS / 20,
         "{on_one} and {on_two}"
     );
-    for client in [0, 1, SOCKETS - 1] {
-        assert_answered(&mut clients[client], &format!("hello {client}")).await;
+    let last = SOCKETS / 2 - 1;
+    for n in [0, 1, last] {
+        assert_answered(&mut clients[n], &format!("hello {n}")).await;
+        let answer = devices[n].ask("1", &format!("hello device {n}")).await;
+        assert_eq!(answer["content"], format!("echo: hello device {n}"));
     }
+    // Those that said nothing got nothing, and are all there still.
+    clients[last / 2]
+        .expect_silence(Duration::from_millis(100))
+        .await;
+    devices[last / 2]
+        .expect_silence(Duration::from_millis(100))
+        .await;
+    assert_eq!(connections(&one).await + connections(&two).await, SOCKETS);
 
     let health = http::get(&nginx.url(&format!("/health?token={TOKEN}"))).await;
     assert_eq!(health.status, 200);
@@ -181,6 +288,24 @@ async fn sockets_are_spread_evenly_and_no_token_is_logged() {
     assert_eq!(health.header("x-frame-options"), Some("DENY"));
     assert_eq!(health.header("referrer-policy"), Some("no-referrer"));
     assert_eq!(health.header("server"), Some("nginx"));
+    for path in ["/", "/test-ui.html", "/chatmesh.js"] {
+        let file = http::get(&nginx.url(path)).await;
+        assert_eq!(file.status, 200, "{path}");
+        let policies = file.headers.get_all("content-security-policy");
+        let policies: Vec<_> = policies.iter().collect();
+        assert_eq!(policies.len(), 1, "{policies:?}");
+        let policy = policies[0].to_str().unwrap();
+        let sockets = format!("ws://127.0.0.1:{}", nginx.port);
+        assert!(policy.contains("default-src 'none'"), "{policy}");
+        assert!(policy.contains(&sockets), "{policy}");
+        for once in ["x-content-type-options", "referrer-policy", "etag"] {
+            assert_eq!(file.headers.get_all(once).iter().count(), 1, "{once}");
+        }
+        let etag = file.header("etag").unwrap();
+        let known = [("if-none-match", etag)];
+        let same = http::try_call(reqwest::Method::GET, &nginx.url(path), &known).await;
+        assert_eq!(same.unwrap().status, 304, "both gateways say the same");
+    }
     for closed in ["/metrics", "/metrics/"] {
         assert_eq!(http::get(&nginx.url(closed)).await.status, 404);
     }
@@ -210,6 +335,7 @@ async fn clients_of_a_gateway_that_stops_or_dies_come_back_to_the_other_one() {
         clients.push(nginx.open(&format!("user{n}")).await);
     }
     assert_eq!(connections(&one).await, SOCKETS / 2);
+    let load = under_load(&stack, &nginx).await;
 
     // Gently: those of the first gateway are told to come back, and find the other one at once.
     one.drain().await;
@@ -224,10 +350,14 @@ async fn clients_of_a_gateway_that_stops_or_dies_come_back_to_the_other_one() {
         }
     }
     assert_eq!(told, SOCKETS / 2);
+    assert_missed_nothing(&stack, load).await;
     for (n, client) in clients.iter_mut().enumerate() {
         assert_answered(client, &format!("after a stop {n}")).await;
     }
-    assert_eq!(connections(&two).await, SOCKETS);
+    eventually("all are on the second gateway", SOON, || async {
+        connections(&two).await == SOCKETS
+    })
+    .await;
 
     // Killed: every socket is on the second gateway, which dies without a word.
     let one = first.start().await;
@@ -257,4 +387,48 @@ async fn clients_of_a_gateway_that_stops_or_dies_come_back_to_the_other_one() {
     })
     .await;
     nginx.assert_no_token_in_the_logs();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_chat_page_goes_on_with_an_answer_when_its_gateway_is_killed() {
+    let stack = Stack::start().await;
+    let mut one = stack.gateway("server_1").start().await;
+    let mut two = stack.gateway("server_2").start().await;
+    let _worker = stack.worker("worker_1").start().await;
+    let _relay = stack.relay("relay_1").start().await;
+    let nginx = Nginx::start([one.port(), two.port()]).await;
+    let words: Vec<String> = (1..=150).map(|n| format!("word{n}")).collect();
+    let text = words.join(" ");
+    let paced = Script::say(&text).paced(Duration::from_millis(20));
+    stack.model.next_for("count", paced);
+
+    let browser = Browser::start().await;
+    browser.open(&nginx.url("/")).await;
+    let connected = "document.getElementById('connection').dataset.state === 'open'";
+    browser.until(connected).await;
+    browser.write("#box", "count\u{e007}").await;
+    let answer = "(document.querySelector('.answer')?.innerText ?? '')";
+    browser
+        .until(&format!("{answer}.includes('word10 ')"))
+        .await;
+    let its = if connections(&one).await == 1 {
+        &mut one
+    } else {
+        &mut two
+    };
+    assert_eq!(connections(its).await, 1);
+    its.kill9();
+    browser
+        .until(&format!("{answer}.includes('word150')"))
+        .await;
+    browser
+        .until("document.querySelector('.turn[aria-busy=false]')")
+        .await;
+    browser.until(connected).await;
+    assert_eq!(browser.text(answer).await.trim(), text);
+    assert_eq!(
+        stack.model.count_for("count"),
+        1,
+        "the answer was not begun anew"
+    );
 }

@@ -1,7 +1,8 @@
 # shellcheck shell=bash
-# What a fresh Debian or Ubuntu lacks: packages by apt, Rust, and Kafka by Maven.
+# What a fresh Debian or Ubuntu lacks: packages by apt, Rust, Kafka by Maven, and Node by npm.
 
 KAFKA_VERSION=4.1.1
+NODE_VERSION=22
 CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/chatmesh
 KAFKA_JARS=$CACHE/kafka-$KAFKA_VERSION
 
@@ -45,6 +46,12 @@ install_packages() {
     command -v kcat >/dev/null || missing+=(kcat)
     command -v nginx >/dev/null || [[ -x /usr/sbin/nginx ]] || missing+=(nginx-light)
     command -v promtool >/dev/null || missing+=(prometheus)
+    if ! browser_works; then
+        command -v apt-cache >/dev/null && apt_refresh
+        # Ubuntu's are only pointers to snap packages.
+        apt_has chromium-driver || die "please install Chromium or Chrome, and chromedriver, by hand"
+        missing+=(chromium chromium-driver fonts-dejavu-core)
+    fi
     compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || missing+=(libfaketime)
     java_works || missing+=("$(java_package)")
     [[ -d $KAFKA_JARS ]] || command -v mvn >/dev/null || missing+=(maven)
@@ -54,6 +61,12 @@ install_packages() {
     fi
     at_least "$(redis-server --version | sed -n 's/.* v=\([0-9.]*\) .*/\1/p')" 7 ||
         die "needs Redis 7 or newer; this system's is older: $(redis-server --version)"
+}
+
+# A browser, and what drives it.
+browser_works() {
+    command -v chromedriver >/dev/null || return 1
+    command -v chromium >/dev/null || command -v google-chrome >/dev/null
 }
 
 # Releases carry different ones; the newer ones have no 17 any more.
@@ -151,6 +164,44 @@ POM
     ) 8>"$CACHE/lock"
 }
 
+# The browser client's tests need the test runner of Node 20 and its WebSocket.
+node_works() {
+    local have
+    have=$("$1" --version 2>/dev/null) && at_least "${have#v}" 20.10
+}
+
+# Sets TEST_NODE. Where the system has none that is new enough, and apt neither: by npm, as one
+# executable beside Kafka.
+install_node() {
+    local candidate machine staging
+    TEST_NODE=node
+    node_works node && return
+    if command -v apt-cache >/dev/null; then
+        apt_refresh
+        candidate=$(apt-cache policy nodejs 2>/dev/null | sed -n 's/^ *Candidate: \([0-9.]*\).*/\1/p')
+        if [[ -n $candidate ]] && at_least "$candidate" 20.10; then
+            apt_install nodejs
+            return
+        fi
+    fi
+    TEST_NODE=$CACHE/node-$NODE_VERSION/bin/node
+    node_works "$TEST_NODE" && return
+    command -v npm >/dev/null || apt_install npm
+    case $(uname -m) in
+        x86_64) machine=x64 ;;
+        aarch64) machine=arm64 ;;
+        *) die "please install Node 20.10 or newer by hand" ;;
+    esac
+    say "getting Node $NODE_VERSION by npm"
+    staging=$(mktemp -d "$CACHE/download.XXXXXX")
+    npm install --silent --no-audit --no-fund --ignore-scripts --prefix "$staging" \
+        "node-linux-$machine@$NODE_VERSION" >&2 || die "npm could not get Node; the lines above say why"
+    rm -rf "$CACHE/node-$NODE_VERSION"
+    mv -T "$staging/node_modules/node-linux-$machine" "$CACHE/node-$NODE_VERSION"
+    rm -rf "$staging"
+    node_works "$TEST_NODE" || die "the Node that npm brought does not run here"
+}
+
 install_fuzzer() {
     local missing=()
     command -v gcc >/dev/null && command -v make >/dev/null && command -v g++ >/dev/null ||
@@ -171,4 +222,5 @@ install_all() {
     install_packages
     install_rust
     install_kafka
+    install_node
 }

@@ -143,3 +143,25 @@ async fn what_waits_in_its_lane_or_for_a_slot_is_cancelled_unasked() {
     codes.sort();
     assert_eq!(codes, ["\"cancelled\"", "\"cancelled\"", "null"]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_cancel_that_meets_a_lost_fan_out_keeps_what_was_said() {
+    let rig = Rig::new([vec![say("Once upon"), Step::Hang]]);
+    let _worker = rig.start();
+    let id = rig.ask("alice", "hello");
+    rig.until("written", || !rig.fanout.deltas().is_empty())
+        .await;
+    rig.fanout.begin_gate.close();
+    rig.fanout.lose_all();
+    rig.until("begun again", || {
+        rig.fanout.begins.load(Ordering::SeqCst) == 2
+    })
+    .await;
+    // The mark is there before the message is taken again.
+    let other = rig.fanout.beside();
+    other.cancel(&user("alice"), &id).await.unwrap();
+    rig.fanout.begin_gate.open();
+    rig.until_committed(1).await;
+    assert_eq!(rig.ends()[0]["code"], "cancelled");
+    assert_eq!(rig.ends()[0]["content"], "Once upon");
+}

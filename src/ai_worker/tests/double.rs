@@ -112,6 +112,8 @@ pub(super) struct Double {
     pub(super) written: Mutex<Vec<Written>>,
     /// Before `live` does anything.
     pub(super) live_gate: Gate,
+    /// Before `begin` does anything.
+    pub(super) begin_gate: Gate,
     /// After `begin` was carried out, before its answer comes.
     pub(super) begun_gate: Gate,
     pub(super) begins: AtomicU32,
@@ -144,6 +146,7 @@ impl Double {
             journal,
             written: Mutex::default(),
             live_gate: Gate::new(),
+            begin_gate: Gate::new(),
             begun_gate: Gate::new(),
             begins: AtomicU32::new(0),
             context_away_until: Mutex::default(),
@@ -182,6 +185,7 @@ impl Fanout for Double {
 
     async fn begin(&self, call: Begin) -> Result<Begun> {
         self.begins.fetch_add(1, Ordering::SeqCst);
+        self.begin_gate.pass().await;
         let begun = self.inner().begin(call).await;
         self.begun_gate.pass().await;
         begun

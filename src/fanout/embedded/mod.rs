@@ -99,9 +99,12 @@ impl EmbeddedFanout {
         })
     }
 
-    /// For tests of other components: with their clock.
-    #[cfg(test)]
-    pub(crate) fn open_at(
+    /// With a clock of the caller's, milliseconds since the Unix epoch that never go back: for
+    /// simulations. Sweeps nothing by itself.
+    ///
+    /// # Errors
+    /// [`FanoutError::Unexpected`] where another version of chatmesh wrote the store.
+    pub fn open_at(
         store: Store,
         bounds: Bounds,
         clock: Box<dyn Fn() -> i64 + Send + Sync>,

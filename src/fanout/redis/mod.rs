@@ -31,6 +31,7 @@ mod channel;
 mod connection;
 mod feed;
 mod frame;
+pub mod inspect;
 mod reply;
 mod results;
 mod scripts;
@@ -94,6 +95,13 @@ impl RedisFanout {
             0 => 0,
             _ => ending.tokens(),
         }
+    }
+
+    async fn marker(&self, script: &Script, epoch: &Epoch, token: &str) -> Result<bool> {
+        let call = servers::marker(&self.client, script, epoch, token);
+        tokio::time::timeout(self.settings.command_timeout, call)
+            .await
+            .map_err(|_| FanoutError::Unavailable("redis did not answer in time".into()))?
     }
 
     async fn run_for(&self, script: &Script, user: &UserId, args: Vec<Value>) -> Result<Reply> {
@@ -468,7 +476,16 @@ impl Fanout for RedisFanout {
     }
 
     async fn marker_present(&self, epoch: &Epoch) -> Result<bool> {
-        servers::marker_present(&self.client, epoch).await
+        self.marker(&self.scripts.look_at_marker, epoch, "").await
+    }
+
+    async fn begin_marker(&self, epoch: &Epoch, token: &str) -> Result<bool> {
+        self.marker(&self.scripts.begin_marker, epoch, token).await
+    }
+
+    async fn complete_marker(&self, epoch: &Epoch, token: &str) -> Result<bool> {
+        self.marker(&self.scripts.complete_marker, epoch, token)
+            .await
     }
 
     async fn set_marker(&self, epoch: &Epoch) -> Result<()> {

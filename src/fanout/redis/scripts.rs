@@ -74,12 +74,23 @@ pub(super) struct Scripts {
     pub(super) drop_token: Script,
     pub(super) revoke: Script,
     pub(super) revoked_at: Script,
+    pub(super) look_at_marker: Script,
+    pub(super) begin_marker: Script,
+    pub(super) complete_marker: Script,
 }
 
 const COMMON: &str = include_str!("scripts/common.lua");
 const HISTORY: &str = include_str!("scripts/history.lua");
 const LIMITS: &str = include_str!("scripts/limits.lua");
 const MAILBOX: &str = include_str!("scripts/mailbox.lua");
+
+/// The marker is `1`, or the token of the relay that brings the mailboxes back. KEYS: the marker.
+/// ARGV: token, seconds to live.
+const MARKER: &str = "local there = redis.call('GET', KEYS[1])\n\
+                      local function put(value)\n\
+                        redis.call('SET', KEYS[1], value, 'EX', ARGV[2])\n\
+                        return value == '1' and 1 or 0\n\
+                      end\n";
 
 impl Scripts {
     pub(super) fn new(bounds: &Bounds, clustered: bool) -> Self {
@@ -128,6 +139,13 @@ impl Scripts {
             drop_token: Script::new("return { redis.call('DEL', KEYS[1]) }".to_owned()),
             revoke: script(&[COMMON, include_str!("scripts/revoke.lua")]),
             revoked_at: script(&[COMMON, "return { redis.call('GET', P .. 'rv') }"]),
+            look_at_marker: Script::new(format!("{MARKER} return there == '1' and put('1') or 0")),
+            begin_marker: Script::new(format!(
+                "{MARKER} return put(there == '1' and '1' or ARGV[1])"
+            )),
+            complete_marker: Script::new(format!(
+                "{MARKER} return (there == '1' or there == ARGV[1]) and put('1') or 0"
+            )),
             issue_token: Script::new(include_str!("scripts/issue_token.lua").to_owned()),
         }
     }

@@ -11,6 +11,7 @@ use fred::types::{Expiration, InfoKind};
 use futures_util::future::try_join_all;
 
 use super::connection::failure;
+use super::scripts::Script;
 use crate::fanout::{FanoutError, Result};
 use crate::protocol::position::Epoch;
 
@@ -18,7 +19,7 @@ use crate::protocol::position::Epoch;
 const MARKER_TTL_SECONDS: i64 = 30 * 24 * 3600;
 
 /// The servers of a cluster that hold users.
-async fn masters(client: &Client) -> Result<Vec<Server>> {
+pub(super) async fn masters(client: &Client) -> Result<Vec<Server>> {
     let masters: BTreeSet<Server> = routing(client)
         .await?
         .slots()
@@ -28,7 +29,7 @@ async fn masters(client: &Client) -> Result<Vec<Server>> {
     Ok(masters.into_iter().collect())
 }
 
-async fn routing(client: &Client) -> Result<ClusterRouting> {
+pub(super) async fn routing(client: &Client) -> Result<ClusterRouting> {
     if client.num_primary_cluster_nodes() == 0 {
         // Waits until the cluster was reached for the first time, or the command's time is over.
         client
@@ -79,15 +80,18 @@ async fn marker_keys(client: &Client, epoch: &Epoch) -> Result<Vec<String>> {
     Ok(tags(&ranges).values().map(|tag| key(tag)).collect())
 }
 
-pub(super) async fn marker_present(client: &Client, epoch: &Epoch) -> Result<bool> {
+/// Runs one of the marker's scripts on every server that holds users; whether all said yes.
+pub(super) async fn marker(
+    client: &Client,
+    script: &Script,
+    epoch: &Epoch,
+    token: &str,
+) -> Result<bool> {
     let keys = marker_keys(client, epoch).await?;
-    let looks = keys
-        .iter()
-        .map(|key| client.expire::<bool, _>(key.as_str(), MARKER_TTL_SECONDS, None));
-    let found = try_join_all(looks)
-        .await
-        .map_err(|error| failure(client, &error))?;
-    Ok(found.into_iter().all(|present| present))
+    let args = || vec![token.into(), MARKER_TTL_SECONDS.to_string().into()];
+    let runs = keys.iter().map(|key| script.run(client, key, args()));
+    let answers = try_join_all(runs).await?;
+    Ok(answers.iter().all(|answer| answer.as_i64() == Some(1)))
 }
 
 pub(super) async fn set_marker(client: &Client, epoch: &Epoch) -> Result<()> {
@@ -123,7 +127,7 @@ pub(super) async fn check(client: &Client) -> Result<()> {
         .map_err(|_| FanoutError::Unavailable("redis did not answer in time".into()))?
 }
 
-async fn info(client: &Client, node: Option<&Server>, kind: InfoKind) -> Option<String> {
+pub(super) async fn info(client: &Client, node: Option<&Server>, kind: InfoKind) -> Option<String> {
     let answer: std::result::Result<String, _> = match node {
         Some(node) => {
             client
@@ -140,14 +144,14 @@ async fn info(client: &Client, node: Option<&Server>, kind: InfoKind) -> Option<
 }
 
 /// `name:value` of an INFO section.
-fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+pub(super) fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
     info.lines()
         .filter_map(|line| line.split_once(':'))
         .find(|(key, _)| *key == name)
         .map(|(_, value)| value.trim())
 }
 
-fn warn_of(memory: Option<&str>, persistence: Option<&str>, place: &str) -> Vec<String> {
+pub(super) fn warn_of(memory: Option<&str>, persistence: Option<&str>, place: &str) -> Vec<String> {
     let mut warnings = Vec::new();
     let policy = memory.and_then(|info| field(info, "maxmemory_policy"));
     if let Some(policy) = policy.filter(|policy| *policy != "noeviction") {

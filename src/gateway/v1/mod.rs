@@ -11,6 +11,8 @@ use tokio_util::sync::CancellationToken;
 pub(super) mod asks;
 pub(super) mod catch_up;
 pub(super) mod followers;
+#[cfg(test)]
+mod sim;
 
 /// What a socket of this protocol has beside a classic one.
 pub(super) struct Line {

@@ -5,6 +5,7 @@
 //! ever reads a record that the disk could still lose, so no offset is ever given out twice.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -13,7 +14,9 @@ use async_trait::async_trait;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 
-use super::{AppendError, Consumer, Log, LogError, NewRecord, Place, TopicSpec};
+use super::{
+    AppendError, Browse, Consumer, Extent, Log, LogError, NewRecord, Place, Record, TopicSpec,
+};
 use crate::config::settings::EmbeddedSettings;
 use crate::store::{Batch, Store, StoreError, Table};
 
@@ -27,6 +30,7 @@ mod writer;
 
 use consumer::Member;
 use keeper::Keeper;
+pub(super) use placement::of_key as place;
 use topic::Topic;
 use writer::Writer;
 
@@ -281,5 +285,47 @@ impl Log for EmbeddedLog {
     async fn flush(&self) {
         let written = self.core.writer.barrier();
         let _ = tokio::time::timeout(self.produce_timeout, written).await;
+    }
+}
+
+#[async_trait]
+impl Browse for EmbeddedLog {
+    async fn extents(&self, topic: &str) -> Result<Vec<Extent>, LogError> {
+        let Some(topic) = self.core.known(topic) else {
+            return Ok(Vec::new());
+        };
+        Ok((0..)
+            .zip(&topic.partitions)
+            .map(|(partition, part)| Extent {
+                partition,
+                start: part.start.load(Ordering::Acquire),
+                end: part.end(),
+            })
+            .collect())
+    }
+
+    async fn read(
+        &self,
+        topic: &str,
+        partition: i32,
+        from: i64,
+        to: i64,
+        max_bytes: usize,
+    ) -> Result<Vec<Record>, LogError> {
+        let Some(topic) = self.core.known(topic) else {
+            return Ok(Vec::new());
+        };
+        let part = usize::try_from(partition)
+            .ok()
+            .and_then(|index| topic.partitions.get(index));
+        let Some(to) = part.map(|part| to.min(part.end())) else {
+            return Ok(Vec::new());
+        };
+        let store = self.core.store.clone();
+        let reading = move || topic.read(&store, partition, from, to, max_bytes.max(1));
+        tokio::task::spawn_blocking(reading)
+            .await
+            .map_err(|e| LogError::Unavailable(e.to_string()))?
+            .map_err(unavailable)
     }
 }

@@ -1,7 +1,7 @@
 //! Which partition a key is in: as Java's clients place it.
 
 /// The partition of a key among `partitions`.
-pub(super) fn of_key(key: &[u8], partitions: usize) -> usize {
+pub(in crate::log) fn of_key(key: &[u8], partitions: usize) -> usize {
     (murmur2(key) & 0x7fff_ffff) as usize % partitions
 }
 

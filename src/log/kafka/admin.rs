@@ -13,6 +13,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::Producer as _;
 use tokio::task::spawn_blocking;
 
+use super::inspect::Topic;
 use super::producer::Client;
 use super::properties::Properties;
 use super::report::Reporter;
@@ -51,18 +52,7 @@ pub(super) async fn ensure_topics(
     let (there, missing): (Vec<&TopicSpec>, Vec<&TopicSpec>) = topics
         .iter()
         .partition(|topic| cluster.replicas.contains_key(&topic.name));
-    // An admin client's events are served by nobody, so it lives only as long as it is used.
-    let admin: AdminClient<Context> = properties
-        .client()
-        .create_with_context(Context {
-            reporter: Reporter::new("admin", None),
-        })
-        .map_err(|error| {
-            LogError::Configuration(format!(
-                "the kafka client cannot be made: {}; check KAFKA_PROPERTIES",
-                properties.redact(&error.to_string())
-            ))
-        })?;
+    let admin = admin(properties)?;
     let result = async {
         let raced = create(&admin, &missing, cluster.brokers).await?;
         let replicas = if raced.is_empty() {
@@ -75,6 +65,37 @@ pub(super) async fn ensure_topics(
     }
     .await;
     // Its drop waits for its thread.
+    let _ = spawn_blocking(move || drop(admin)).await;
+    result
+}
+
+/// An admin client's events are served by nobody, so it lives only as long as it is used.
+fn admin(properties: &Properties) -> Result<AdminClient<Context>, LogError> {
+    properties
+        .client()
+        .create_with_context(Context {
+            reporter: Reporter::new("admin", None),
+        })
+        .map_err(|error| {
+            LogError::Configuration(format!(
+                "the kafka client cannot be made: {}; check KAFKA_PROPERTIES",
+                properties.redact(&error.to_string())
+            ))
+        })
+}
+
+/// A sentence for each setting of these topics that endangers something; nothing is made.
+pub(super) async fn warnings(
+    properties: &Properties,
+    topics: &[TopicSpec],
+    found: &[Topic],
+) -> Result<Vec<String>, LogError> {
+    let admin = admin(properties)?;
+    let judged: Vec<&TopicSpec> = topics.iter().collect();
+    let replicas = found
+        .iter()
+        .map(|topic| (topic.name.clone(), topic.replicas));
+    let result = judge(&admin, &judged, &replicas.collect()).await;
     let _ = spawn_blocking(move || drop(admin)).await;
     result
 }

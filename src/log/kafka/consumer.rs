@@ -396,7 +396,7 @@ impl Drop for KafkaConsumer {
     }
 }
 
-fn owned(message: &BorrowedMessage<'_>, topic: &Arc<str>) -> Record {
+pub(super) fn owned(message: &BorrowedMessage<'_>, topic: &Arc<str>) -> Record {
     Record {
         topic: Arc::clone(topic),
         partition: message.partition(),

@@ -4,6 +4,7 @@
 //! - `producer`, `delivery`: appending, in the order of the calls, and what became of it
 //! - `consumer`, `rebalance`: reading as a member of a group
 //! - `admin`: topics
+//! - `browse`, `inspect`: what operators look at, without joining a group
 //! - `lag`, `report`: metrics and logs
 //!
 //! librdkafka reconnects by itself and for ever; nothing here gives up because a broker is away.
@@ -26,12 +27,16 @@ use self::consumer::KafkaConsumer;
 use self::producer::Producer;
 use self::properties::Properties;
 use self::report::lock;
-use super::{AppendError, Consumer, Log, LogError, NewRecord, Place, TopicSpec};
+use super::{
+    AppendError, Browse, Consumer, Extent, Log, LogError, NewRecord, Place, Record, TopicSpec,
+};
 use crate::config::settings::KafkaSettings;
 
 mod admin;
+mod browse;
 mod consumer;
 mod delivery;
+pub mod inspect;
 mod lag;
 mod orphan;
 mod producer;
@@ -208,5 +213,29 @@ impl Log for KafkaLog {
 
     async fn flush(&self) {
         self.producer.flush().await;
+    }
+}
+
+#[async_trait]
+impl Browse for KafkaLog {
+    async fn extents(&self, topic: &str) -> Result<Vec<Extent>, LogError> {
+        let (client, topic) = (self.lookup()?, topic.to_owned());
+        spawn_blocking(move || browse::extents(&client, &topic))
+            .await
+            .map_err(unavailable)?
+    }
+
+    async fn read(
+        &self,
+        topic: &str,
+        partition: i32,
+        from: i64,
+        to: i64,
+        max_bytes: usize,
+    ) -> Result<Vec<Record>, LogError> {
+        let (properties, topic) = (self.properties.clone(), topic.to_owned());
+        spawn_blocking(move || browse::read(&properties, &topic, partition, from, to, max_bytes))
+            .await
+            .map_err(unavailable)?
     }
 }

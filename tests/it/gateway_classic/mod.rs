@@ -61,6 +61,7 @@ pub(crate) fn settings() -> GatewaySettings {
         rate_fail_open: false,
         max_pending: 0,
         token_ttl: Duration::from_secs(3600),
+        chat_page: true,
         allow_origins: vec!["https://chat.example".into()],
         allow_credentials: false,
         max_content_chars: 8000,
@@ -86,6 +87,7 @@ async fn start(settings: GatewaySettings) -> Gateway {
         fanout: fanout.clone(),
         settings,
         health: Arc::new(Health::new(&[])),
+        letters: None,
         admin: Arc::new(|_, _| None),
     };
     let served = tokio::spawn(serve(listener, parts, drain.clone()));

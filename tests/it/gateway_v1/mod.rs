@@ -24,6 +24,7 @@ use crate::gateway_classic::fakes::FakeLog;
 use crate::gateway_classic::settings;
 use crate::support::v1::Device;
 
+mod client;
 mod faulty;
 mod follows;
 mod messages;
@@ -54,6 +55,7 @@ async fn start(settings: GatewaySettings) -> Gateway {
         fanout: fanout.clone(),
         settings,
         health: Arc::new(Health::new(&[])),
+        letters: None,
         admin: Arc::new(|_, _| None),
     };
     let served = tokio::spawn(serve(listener, parts, drain.clone()));

@@ -169,7 +169,8 @@ impl Spec {
         self.port.expect("this command serves no port")
     }
 
-    fn command(&self) -> Command {
+    /// What would be run, with nothing on its standard input.
+    pub(crate) fn command(&self) -> Command {
         let program = env!("CARGO_BIN_EXE_chatmesh");
         let mut command = match self.descriptors {
             None => Command::new(program),

@@ -112,6 +112,11 @@ impl PrivateRedis {
         self.inline("PING").as_deref() == Some("+PONG")
     }
 
+    /// A command that must be answered by OK.
+    pub(crate) fn ok(&self, command: &str) {
+        assert_eq!(self.inline(command).as_deref(), Some("+OK"), "{command}");
+    }
+
     fn inline(&self, command: &str) -> Option<String> {
         inline(self.port, command)
     }

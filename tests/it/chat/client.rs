@@ -1,0 +1,159 @@
+//! The client under `chatmesh chat`, as a library.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use chatmesh::client::{Client, ClientError, End, Event, Options, Question, State, Token};
+use chatmesh::protocol::ids::ClientMessageId;
+use reqwest::Method;
+use tokio::time::timeout;
+
+use super::door::Door;
+use super::server;
+use crate::support::SOON;
+use crate::support::http::{post, try_call};
+use crate::support::model::{Script, ScriptedModel};
+
+fn options(port: u16) -> Options {
+    Options::new(&format!("ws://127.0.0.1:{port}/ws"), "alice").unwrap()
+}
+
+fn content(end: &End) -> &str {
+    match end {
+        End::Answered { content, .. } => content,
+        other => panic!("no answer but {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn what_is_asked_while_the_connection_is_lost_is_asked_once_and_answered() {
+    let model = ScriptedModel::start().await;
+    let server = server(&model).start().await;
+    let mut door = Door::open(server.port()).await;
+    let client = Client::connect(options(door.port())).await.unwrap();
+    let first = client.ask(Question::new("first")).await.unwrap();
+    assert_eq!(content(&first.end().await), "echo: first");
+    let mut state = client.state();
+    door.shut().await;
+    let lost = state.wait_for(|state| matches!(state, State::Lost(_)));
+    assert!(timeout(SOON, lost).await.unwrap().is_ok());
+    let asked = client.ask(Question::new("meanwhile")).await.unwrap();
+    door.reopen().await;
+    let end = timeout(SOON, asked.end()).await.unwrap();
+    assert_eq!(content(&end), "echo: meanwhile");
+    assert_eq!(model.count_for("meanwhile"), 1);
+}
+
+#[tokio::test]
+async fn who_waits_longer_than_the_patience_is_told_that_it_is_unknown() {
+    let model = ScriptedModel::start().await;
+    model.next_for("never", Script::new().role().text("some ").hang());
+    let server = server(&model).start().await;
+    let mut door = Door::open(server.port()).await;
+    let patient = options(door.port()).patience(Duration::from_millis(300));
+    let client = Client::connect(patient).await.unwrap();
+    let mut answer = client.ask(Question::new("never")).await.unwrap();
+    loop {
+        match timeout(SOON, answer.next()).await.unwrap() {
+            Some(Event::Delta(_)) => break,
+            Some(Event::Accepted(_)) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    door.shut().await;
+    let end = timeout(SOON, answer.end()).await.unwrap();
+    assert!(matches!(end, End::Lost { .. }), "{end:?}");
+}
+
+#[tokio::test]
+async fn the_same_id_again_brings_the_same_answer_and_costs_nothing() {
+    let model = ScriptedModel::start().await;
+    let server = server(&model).start().await;
+    let id = ClientMessageId::parse("order-1").unwrap();
+    for _ in 0..2 {
+        let client = Client::connect(options(server.port())).await.unwrap();
+        let question = Question::new("once").with_id(id.clone());
+        let answer = client.ask(question).await.unwrap();
+        assert_eq!(
+            content(&timeout(SOON, answer.end()).await.unwrap()),
+            "echo: once"
+        );
+    }
+    assert_eq!(model.count_for("once"), 1);
+}
+
+#[tokio::test]
+async fn a_cancelled_answer_ends_with_the_text_so_far() {
+    let model = ScriptedModel::start().await;
+    model.next_for("long", Script::new().role().text("so far ").hang());
+    let server = server(&model).start().await;
+    let client = Client::connect(options(server.port())).await.unwrap();
+    let mut answer = client.ask(Question::new("long")).await.unwrap();
+    while !matches!(
+        timeout(SOON, answer.next()).await.unwrap(),
+        Some(Event::Delta(_))
+    ) {}
+    answer.cancel().await;
+    let End::Cancelled { content } = timeout(SOON, answer.end()).await.unwrap() else {
+        panic!("it was not cancelled");
+    };
+    assert_eq!(content.as_deref(), Some("so far "));
+}
+
+#[tokio::test]
+async fn a_revoked_token_is_replaced_and_a_given_one_is_the_end() {
+    let model = ScriptedModel::start().await;
+    let server = server(&model)
+        .env("AUTH_MODE", "stored")
+        .env("TOKEN_ENDPOINT", "admin")
+        .env("ADMIN_KEY", "an-admin-key-of-some-length")
+        .start()
+        .await;
+    let key = [("authorization", "Bearer an-admin-key-of-some-length")];
+    let url = server.url("/token?userid=alice");
+    let fetched = Arc::new(AtomicUsize::new(0));
+    let (count, from) = (fetched.clone(), url.clone());
+    let callback = Token::Callback(Arc::new(move || {
+        count.fetch_add(1, Ordering::SeqCst);
+        let from = from.clone();
+        Box::pin(async move {
+            let issued = post(&from, &key).await.json();
+            Ok(issued["token"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned()
+                .into())
+        })
+    }));
+    let renewing = Client::connect(options(server.port()).token(callback))
+        .await
+        .unwrap();
+    let token = post(&url, &key).await.json()["token"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let given = options(server.port()).token(Token::Given(token.into()));
+    let given = Client::connect(given).await.unwrap();
+
+    let revoked = try_call(Method::DELETE, &url, &key).await.unwrap();
+    assert_eq!(revoked.status, 200);
+    let mut state = given.state();
+    let over = state.wait_for(|state| matches!(state, State::Over(_)));
+    assert!(timeout(SOON, over).await.unwrap().is_ok());
+    let refused = given.ask(Question::new("more")).await;
+    assert!(matches!(refused, Err(ClientError::Over(_))));
+
+    let mut state = renewing.state();
+    let back = async {
+        while fetched.load(Ordering::SeqCst) < 2 {
+            state.changed().await.unwrap();
+        }
+    };
+    timeout(SOON, back).await.unwrap();
+    let answer = renewing.ask(Question::new("more")).await.unwrap();
+    assert_eq!(
+        content(&timeout(SOON, answer.end()).await.unwrap()),
+        "echo: more"
+    );
+}

@@ -1,0 +1,170 @@
+//! Without a terminal: one question, and its answer for a program.
+
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+use super::{chat, server};
+use crate::support::SOON;
+use crate::support::http::post;
+use crate::support::model::{Answer, Script, ScriptedModel};
+use crate::support::process::Spec;
+
+/// Exit code, standard output, standard error.
+async fn feed(spec: &Spec, input: &'static str) -> (Option<i32>, String, String) {
+    let mut command = spec.command();
+    let run = move || {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It may end before it has read, where it does not need to.
+        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+        child.wait_with_output().unwrap()
+    };
+    let output = tokio::task::spawn_blocking(run).await.unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (
+        output.status.code(),
+        text(output.stdout),
+        text(output.stderr),
+    )
+}
+
+#[tokio::test]
+async fn only_the_answer_is_on_standard_output_and_failures_have_their_codes() {
+    let model = ScriptedModel::start().await;
+    // What a first attempt had written is no part of the answer.
+    model.next_for("twice", Script::new().role().text("half ").cut());
+    model.next_for("twice", Script::say("whole \x1b[1m"));
+    model.next_for(
+        "no",
+        Answer::error(400, "bad", "this is not for the client"),
+    );
+    let server = server(&model).start().await;
+    let chat = chat(server.port());
+    let quiet = String::new;
+    let answered = |text: &str| (Some(0), text.to_owned(), quiet());
+    assert_eq!(feed(&chat, "hi\n").await, answered("echo: hi\n"));
+    // It says goodbye.
+    server.says("\"reason\":\"normal\"", SOON).await;
+    // A program gets it as it is.
+    assert_eq!(feed(&chat, "twice").await, answered("whole \x1b[1m\n"));
+    assert_eq!(
+        feed(&chat, "line one\nline two\n").await,
+        answered("echo: line one\nline two\n")
+    );
+    let (code, out, err) = feed(&chat, "no").await;
+    assert_eq!((code, out.as_str()), (Some(1), ""), "{err}");
+    assert!(
+        err.starts_with("error: ") && err.contains("provider_rejected"),
+        "{err}"
+    );
+
+    for (arguments, input) in [
+        (vec!["chat", "--url", "ftp://nowhere"], "hi"),
+        (vec!["chat", "--user", "a b"], "hi"),
+        (vec!["chat", "--conversation", "a b"], "hi"),
+        (vec!["chat", "--new", "--list"], "hi"),
+        (vec!["chat"], " \n"),
+    ] {
+        let (code, out, err) = feed(&Spec::new(&arguments), input).await;
+        assert_eq!((code, out.as_str()), (Some(2), ""), "{arguments:?}: {err}");
+        assert!(err.starts_with("error: "), "{err}");
+    }
+    let (code, out, err) = feed(&Spec::new(&["chat", "--url", "127.0.0.1:9"]), "hi").await;
+    assert_eq!((code, out.as_str()), (Some(1), ""), "{err}");
+    assert!(err.contains("can't be reached"), "{err}");
+}
+
+#[tokio::test]
+async fn conversations_are_kept_apart_and_listed() {
+    let model = ScriptedModel::start().await;
+    let server = server(&model).start().await;
+    let port = server.port();
+    assert_eq!(feed(&chat(port), "one").await.0, Some(0));
+    let trip = chat(port).arg("--conversation").arg("trip");
+    assert_eq!(feed(&trip, "two").await.0, Some(0));
+    assert_eq!(feed(&trip, "three").await.0, Some(0));
+    assert_eq!(feed(&chat(port).arg("--new"), "four").await.0, Some(0));
+    let asked = model.asked_for("three").remove(0);
+    let asked: Vec<String> = asked.messages().into_iter().map(|(_, text)| text).collect();
+    assert!(
+        asked.contains(&"two".to_owned()) && !asked.contains(&"one".to_owned()),
+        "{asked:?}"
+    );
+    let alone = model.asked_for("four").remove(0).messages();
+    assert!(alone.iter().all(|(_, text)| text != "one"), "{alone:?}");
+    let (code, list, _) = feed(&chat(port).arg("--list"), "").await;
+    assert_eq!(code, Some(0));
+    let lines: Vec<&str> = list.lines().collect();
+    assert_eq!(lines.len(), 3, "{list}");
+    assert!(lines[0].starts_with("chat-"), "newest first: {list}");
+    assert!(lines[1].starts_with("trip\t2 turns\t"), "{list}");
+}
+
+#[tokio::test]
+async fn tokens_are_fetched_or_given_and_never_shown() {
+    let model = ScriptedModel::start().await;
+    let stored = |endpoint: &str| {
+        server(&model)
+            .env("AUTH_MODE", "stored")
+            .env("TOKEN_ENDPOINT", endpoint)
+            .env("ADMIN_KEY", "an-admin-key-of-some-length")
+    };
+    let open = stored("open").start().await;
+    assert_eq!(feed(&chat(open.port()), "hi").await.0, Some(0));
+
+    let closed = stored("admin").start().await;
+    let (code, out, err) = feed(&chat(closed.port()), "hi").await;
+    assert_eq!((code, out.as_str()), (Some(1), ""));
+    assert!(err.contains("CHATMESH_TOKEN"), "{err}");
+    let wrong = chat(closed.port()).env("CHATMESH_TOKEN", "wrong-and-secret");
+    let (code, _, err) = feed(&wrong, "hi").await;
+    assert_eq!(code, Some(1));
+    assert!(!err.contains("wrong-and-secret"), "{err}");
+    let (_, help, _) = feed(&wrong.arg("--help"), "").await;
+    assert!(
+        help.contains("CHATMESH_TOKEN") && !help.contains("wrong-and-secret"),
+        "{help}"
+    );
+
+    let key = [("authorization", "Bearer an-admin-key-of-some-length")];
+    let issued = post(&closed.url("/token?userid=me"), &key).await.json();
+    let token = issued["token"].as_str().unwrap();
+    let given = chat(closed.port()).env("CHATMESH_TOKEN", token);
+    assert_eq!(
+        feed(&given, "hi").await,
+        (Some(0), "echo: hi\n".into(), String::new())
+    );
+    assert!(!closed.log().contains(token), "the token is in the log");
+}
+
+#[tokio::test]
+async fn shells_take_their_completions() {
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        let (code, script, err) = Spec::new(&["completions", shell]).run();
+        assert_eq!(code, Some(0), "{shell}: {err}");
+        for word in ["all-in-one", "completions", "conversation"] {
+            assert!(script.contains(word), "{shell} knows no {word}");
+        }
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), script).unwrap();
+        // PowerShell and elvish have no check without running.
+        let arguments: &[&str] = match shell {
+            "bash" | "zsh" => &["-n"],
+            "fish" => &["--no-execute"],
+            _ => continue,
+        };
+        let checked = Command::new(shell)
+            .args(arguments)
+            .arg(file.path())
+            .output();
+        match checked {
+            Ok(output) => assert!(output.status.success(), "{shell}: {output:?}"),
+            Err(error) => assert_ne!(shell, "bash", "bash can't be run: {error}"),
+        }
+    }
+    assert_eq!(Spec::new(&["completions", "csh"]).run().0, Some(2));
+}

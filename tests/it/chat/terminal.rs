@@ -1,0 +1,148 @@
+//! In a real terminal.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::time::Duration;
+
+use super::door::Door;
+use super::pty::{CTRL_C, Pty};
+use super::{chat, on, server};
+use crate::support::model::{Script, ScriptedModel};
+use crate::support::process::Spec;
+use crate::support::{SOON, eventually};
+
+#[tokio::test]
+async fn ctrl_c_stops_the_answer_and_at_the_prompt_it_leaves_and_all_is_there_the_next_time() {
+    let model = ScriptedModel::start().await;
+    let endless = Script::new().role().text("so far it ").hang();
+    model.next_for("a long story", endless);
+    let server = server(&model).start().await;
+    let spec = chat(server.port());
+    let mut terminal = Pty::run(&spec);
+    terminal.says("hello").await;
+    terminal.shows("echo: hello").await;
+    terminal.says("a long story").await;
+    terminal.shows("so far it ").await;
+    terminal.types(CTRL_C);
+    terminal.shows("stopped").await;
+    eventually("the model's stream is closed", SOON, || async {
+        model.closed_early().contains(&"a long story".to_owned())
+    })
+    .await;
+    terminal.says("still there?").await;
+    terminal.shows("echo: still there?").await;
+    terminal.shows("> ").await;
+    terminal.types(CTRL_C);
+    assert_eq!(terminal.ends().await, Some(0));
+
+    let lines = spec.dir().join(".local/state/chatmesh/chat-history");
+    let kept = std::fs::read_to_string(&lines).unwrap();
+    assert!(kept.contains("a long story"), "{kept}");
+    let mode = lines.metadata().unwrap().permissions().mode();
+    assert_eq!(mode & 0o077, 0, "others can read what was typed");
+
+    let mut terminal = Pty::run(&spec);
+    for shown in [
+        "> hello",
+        "echo: hello",
+        "> a long story",
+        "(stopped)",
+        "so far it",
+    ] {
+        terminal.shows(shown).await;
+    }
+    terminal.shows("echo: still there?").await;
+    terminal.shows("> ").await;
+    // The line before, from the history.
+    terminal.types("\x1b[A");
+    terminal.shows("still there?").await;
+    terminal.types("\x15\x04");
+    assert_eq!(terminal.ends().await, Some(0));
+    assert_eq!(model.count_for("still there?"), 1);
+}
+
+#[tokio::test]
+async fn an_answer_goes_on_where_it_was_when_the_gateway_comes_back() {
+    let words: Vec<String> = (0..60).map(|n| format!("word{n} ")).collect();
+    let story = Script::say(&words.concat()).paced(Duration::from_millis(60));
+    let model = ScriptedModel::start().await;
+    model.next_for("a story", story);
+    let server = server(&model).start().await;
+    let mut door = Door::open(server.port()).await;
+    let mut terminal = Pty::run(&chat(door.port()));
+    terminal.says("a story").await;
+    terminal.shows("word5 ").await;
+    door.shut().await;
+    terminal.shows("connection lost").await;
+    door.reopen().await;
+    terminal.shows("connected again").await;
+    terminal.shows("word59").await;
+    terminal.shows("> ").await;
+    let all = terminal.all();
+    for word in &words {
+        let times = all.matches(word.as_str()).count();
+        assert_eq!(times, 1, "{word:?} is shown {times} times");
+    }
+    assert_eq!(model.count_for("a story"), 1, "it was paid twice");
+}
+
+#[tokio::test]
+async fn an_answer_whose_server_was_killed_is_begun_anew_and_said_to_be() {
+    let model = ScriptedModel::start().await;
+    let half = Script::new().role().text("half an ans").hang();
+    model.next_for("will it come?", half);
+    model.next_for("will it come?", Script::say("the whole answer"));
+    let spec = on(Spec::durable(), &model);
+    let mut process = spec.start().await;
+    let mut terminal = Pty::run(&chat(process.port()));
+    terminal.says("will it come?").await;
+    terminal.shows("half an").await;
+    process.kill9();
+    terminal.shows("connection lost").await;
+    let _again = spec.start().await;
+    terminal.shows("connected again").await;
+    terminal.shows("anew").await;
+    terminal.shows("the whole answer").await;
+    terminal.shows("> ").await;
+}
+
+#[tokio::test]
+async fn a_hostile_answer_can_not_drive_the_terminal() {
+    let model = ScriptedModel::start().await;
+    let hostile = "before \x1b]0;pwned\x07\u{9b}2J\x1b[31mred\r\x08 after";
+    // In the middle of a sequence, too.
+    model.next_for("attack", Script::say(hostile));
+    model.next_for(
+        "again",
+        Script::new()
+            .role()
+            .token("\x1b")
+            .token("]52;c;aGk=\x07 end")
+            .finish("stop")
+            .done(),
+    );
+    let server = server(&model).start().await;
+    let mut terminal = Pty::run(&chat(server.port()));
+    terminal.says("attack").await;
+    terminal.shows("after").await;
+    terminal.says("again").await;
+    terminal.shows(" end").await;
+    terminal.shows("> ").await;
+    let all = terminal.all();
+    for sequence in ["\x1b]", "\u{9b}", "\x07", "\x1b[31m", "\x08 after"] {
+        assert!(!all.contains(sequence), "{sequence:?} reached the terminal");
+    }
+    assert!(all.contains("␛]0;pwned␇"), "it is not shown what was there");
+}
+
+#[tokio::test]
+async fn pasted_lines_are_one_message() {
+    let model = ScriptedModel::start().await;
+    let server = server(&model).start().await;
+    let mut terminal = Pty::run(&chat(server.port()));
+    terminal.shows("> ").await;
+    terminal.types("\x1b[200~line one\rline two\x1b[201~");
+    terminal.shows("line two").await;
+    terminal.types("\r");
+    terminal.shows("echo: line one").await;
+    assert_eq!(model.count_for("line one\nline two"), 1);
+}

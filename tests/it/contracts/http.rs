@@ -1,0 +1,173 @@
+//! Every documented request is made of a real server, with the examples of its parameters, and the
+//! answer is held against its schema.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::Document;
+use crate::support::client::Classic;
+use crate::support::http::{Reply, try_call};
+use crate::support::process::{Chatmesh, Spec};
+
+const KEY: &str = "an-admin-key-of-some-length";
+const USER: &str = "user123";
+
+/// In an order in which each finds what it needs; what is not named here goes before the deletes.
+const LAST: [&str; 3] = ["forgetConversation", "forgetEverything", "revokeTokens"];
+
+struct Request<'a> {
+    document: &'a Document,
+    id: &'a str,
+    path: &'a str,
+    method: Method,
+    operation: &'a Value,
+}
+
+impl Request<'_> {
+    /// The address with every parameter's example in it.
+    fn address(&self, server: &Chatmesh) -> String {
+        let mut path = self.path.to_owned();
+        let mut query = url::form_urlencoded::Serializer::new(String::new());
+        let parameters = self.operation["parameters"].as_array();
+        for parameter in parameters.into_iter().flatten() {
+            let parameter = self.document.follow(parameter);
+            let name = parameter["name"].as_str().unwrap();
+            let example = match &parameter["example"] {
+                Value::String(text) => text.clone(),
+                Value::Null => continue,
+                other => other.to_string(),
+            };
+            match parameter["in"].as_str() {
+                Some("path") => path = path.replace(&format!("{{{name}}}"), &example),
+                Some("query") => {
+                    query.append_pair(name, &example);
+                }
+                _ => {}
+            }
+        }
+        assert!(
+            !path.contains('{'),
+            "{}: a parameter of {path} has no example",
+            self.id
+        );
+        let query = query.finish();
+        let separator = if query.is_empty() { "" } else { "?" };
+        server.url(&format!("{path}{separator}{query}"))
+    }
+
+    fn check(&self, reply: &Reply) {
+        let status = reply.status.to_string();
+        let documented = &self.operation["responses"][&status];
+        assert!(
+            !documented.is_null(),
+            "{} answers {status}, which is not documented: {}",
+            self.id,
+            reply.body
+        );
+        let documented = self.document.follow(documented);
+        let Some(content) = documented["content"].as_object() else {
+            assert_eq!(reply.body, "", "{}: a body that is not documented", self.id);
+            return;
+        };
+        let kind = reply.header("content-type").unwrap_or_default();
+        let kind = kind.split(';').next().unwrap_or_default();
+        let body = content.get(kind);
+        let body = body.unwrap_or_else(|| panic!("{} answers {kind:?}", self.id));
+        if kind == "application/json" {
+            self.document.holds(&body["schema"], &reply.json(), self.id);
+        } else {
+            assert!(!reply.body.is_empty(), "{} answers nothing", self.id);
+        }
+    }
+
+    /// Which secret it needs, if any.
+    fn secret<'a>(&self, token: &'a str) -> Option<&'a str> {
+        let needs = |scheme: &str| {
+            let all = self.operation["security"].as_array().into_iter().flatten();
+            all.into_iter().any(|one| one.get(scheme).is_some())
+        };
+        if needs("adminKey") {
+            Some(KEY)
+        } else {
+            needs("userToken").then_some(token)
+        }
+    }
+}
+
+async fn call(method: &Method, url: &str, secret: Option<&str>) -> Reply {
+    let bearer = secret.map(|secret| format!("Bearer {secret}"));
+    let headers: Vec<_> = bearer
+        .iter()
+        .map(|v| ("authorization", v.as_str()))
+        .collect();
+    try_call(method.clone(), url, &headers).await.unwrap()
+}
+
+#[tokio::test]
+async fn every_documented_request_is_answered_as_documented() {
+    let document = Document::openapi();
+    let server = Spec::ephemeral()
+        .env("AUTH_MODE", "stored")
+        .env("TOKEN_ENDPOINT", "admin")
+        .env("ADMIN_KEY", KEY)
+        .start()
+        .await;
+    let url = server.url(&format!("/token?userid={USER}"));
+    let token = call(&Method::POST, &url, Some(KEY)).await.json()["token"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let mut client = Classic::connect(server.port(), &token, USER).await.unwrap();
+    client.ask("hello").await;
+
+    let mut requests = Vec::new();
+    for (path, item) in document.root["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            if let "get" | "post" | "delete" = method.as_str() {
+                requests.push(Request {
+                    document: &document,
+                    id: operation["operationId"].as_str().unwrap(),
+                    path,
+                    method: method.to_uppercase().parse().unwrap(),
+                    operation,
+                });
+            }
+        }
+    }
+    requests.sort_by_key(|one| {
+        LAST.iter()
+            .position(|id| *id == one.id)
+            .map_or(0, |at| at + 1)
+    });
+    assert!(requests.len() >= 10, "only {} requests", requests.len());
+    for one in &requests {
+        let address = one.address(&server);
+        let secret = one.secret(&token);
+        if secret.is_some() {
+            // Not with a wrong one.
+            let refused = call(&one.method, &address, Some("wrong")).await;
+            assert_eq!(refused.status, 401, "{}", one.id);
+            one.check(&refused);
+        }
+        let reply = call(&one.method, &address, secret).await;
+        // An upgrade is none here.
+        let expected = if one.path == "/ws" {
+            400..401
+        } else {
+            200..205
+        };
+        assert!(expected.contains(&reply.status), "{}: {reply:?}", one.id);
+        one.check(&reply);
+    }
+    // Other methods and paths have the documented form too.
+    let schema = json!({"$ref": "#/components/schemas/Refused"});
+    for (method, path, status) in [
+        (Method::PUT, "/token", 405),
+        (Method::POST, "/health/live", 405),
+        (Method::GET, "/nowhere", 404),
+    ] {
+        let reply = call(&method, &server.url(path), None).await;
+        assert_eq!(reply.status, status, "{method} {path}");
+        document.holds(&schema, &reply.json(), path);
+    }
+}

@@ -1,0 +1,180 @@
+//! Every example of the sockets is sent to a real server, and every frame that it answers is held
+//! against its schema.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Value, json};
+
+use super::Document;
+use crate::support::client::Classic;
+use crate::support::model::{Answer, Script, ScriptedModel};
+use crate::support::process::Spec;
+use crate::support::v1::Device;
+
+/// The messages of a channel that one side sends: by name, as they are documented.
+fn messages<'a>(document: &'a Document, channel: &str, action: &str) -> Vec<(String, &'a Value)> {
+    let channel = format!("#/channels/{channel}");
+    let operations = document.root["operations"].as_object().unwrap().values();
+    let of_channel = operations.filter(|operation| {
+        operation["action"] == action && operation["channel"]["$ref"] == channel.as_str()
+    });
+    of_channel
+        .flat_map(|operation| operation["messages"].as_array().unwrap())
+        .map(|message| {
+            let name = message["$ref"]
+                .as_str()
+                .unwrap()
+                .rsplit('/')
+                .next()
+                .unwrap();
+            (name.to_owned(), document.follow(message))
+        })
+        .collect()
+}
+
+/// What a server sends on a channel: each frame must be one of these.
+struct Expected<'a> {
+    document: &'a Document,
+    by_type: BTreeMap<String, &'a Value>,
+    seen: BTreeSet<String>,
+}
+
+impl<'a> Expected<'a> {
+    fn of(document: &'a Document, channel: &str) -> Self {
+        let by_type = messages(document, channel, "send")
+            .into_iter()
+            .map(|(_, message)| {
+                let kind = &document.follow(&message["payload"])["properties"]["type"]["const"];
+                (kind.as_str().unwrap().to_owned(), &message["payload"])
+            });
+        Self {
+            document,
+            by_type: by_type.collect(),
+            seen: BTreeSet::new(),
+        }
+    }
+
+    fn check(&mut self, frame: &Value) {
+        let kind = frame["type"].as_str().unwrap_or_default();
+        let schema = self.by_type.get(kind);
+        let schema = schema.unwrap_or_else(|| panic!("{kind:?} is not documented: {frame}"));
+        self.document.holds(schema, frame, kind);
+        self.seen.insert(kind.to_owned());
+    }
+
+    /// Every documented kind of frame was there.
+    fn complete(self) {
+        let all: BTreeSet<String> = self.by_type.into_keys().collect();
+        let missing: Vec<&String> = all.difference(&self.seen).collect();
+        assert!(
+            missing.is_empty(),
+            "documented, and never sent here: {missing:?}"
+        );
+    }
+}
+
+fn examples(message: &Value) -> Vec<Value> {
+    let examples = message["examples"].as_array().map(Vec::as_slice);
+    let examples = examples.unwrap_or_default().iter();
+    examples.map(|example| example["payload"].clone()).collect()
+}
+
+async fn start(model: &ScriptedModel) -> crate::support::process::Chatmesh {
+    Spec::ephemeral()
+        .env("OPENAI_BASE_URL", &model.base_url())
+        .env("OPENAI_TIMEOUT_MS", "20000")
+        .env("OPENAI_IDLE_TIMEOUT_MS", "20000")
+        .start()
+        .await
+}
+
+#[tokio::test]
+async fn every_classic_example_is_taken_and_every_answer_is_as_documented() {
+    let document = Document::asyncapi();
+    let model = ScriptedModel::start().await;
+    model.next_for("fail", Answer::error(400, "bad", "no"));
+    let server = start(&model).await;
+    let mut expected = Expected::of(&document, "classic");
+    let mut sent = 0;
+    for (name, message) in messages(&document, "classic", "receive") {
+        for example in examples(message) {
+            let user = example["userid"].as_str().unwrap_or("user123");
+            let mut client = Classic::open(server.port(), user).await;
+            client.send_text(&example.to_string()).await;
+            let frame = client.frame().await;
+            assert_eq!(frame["type"], "response", "{name}: {frame}");
+            expected.check(&frame);
+            sent += 1;
+        }
+    }
+    assert!(sent >= 2, "there are examples");
+    let mut client = Classic::open(server.port(), "user123").await;
+    // A refusal, and a failure.
+    client.send_text("{}").await;
+    expected.check(&client.frame().await);
+    expected.check(&client.ask("fail").await);
+    expected.complete();
+}
+
+#[tokio::test]
+async fn every_example_of_v1_is_taken_and_every_frame_is_as_documented() {
+    let document = Document::asyncapi();
+    let model = ScriptedModel::start().await;
+    model.next_for("fail", Answer::error(400, "bad", "no"));
+    model.next_for("again", Script::new().role().text("half ").cut());
+    let slow = || Script::new().role().text("so far ").hang();
+    model.next_for("slow", slow());
+    let mut server = start(&model).await;
+    let mut expected = Expected::of(&document, "v1");
+    let mut sent = BTreeSet::new();
+
+    for (name, message) in messages(&document, "v1", "receive") {
+        for example in examples(message) {
+            let kind = example["type"].as_str().unwrap();
+            let mut device = Device::open(server.port(), "user123").await;
+            if kind == "message" {
+                let id = example["id"].as_str().unwrap().to_owned();
+                device.say_frame(&example).await;
+                let end = device.end_of(&id).await;
+                assert_eq!(end["type"], "response", "{name}: {end}");
+            } else {
+                device.send_text(&example.to_string()).await;
+                let answer = if kind == "cancel" {
+                    "cancel_result"
+                } else {
+                    "pong"
+                };
+                device.until_type(answer).await;
+            }
+            device.frames.iter().for_each(|frame| expected.check(frame));
+            sent.insert(kind.to_owned());
+        }
+    }
+    let kinds = ["message", "cancel", "ping"].map(str::to_owned);
+    assert_eq!(sent, BTreeSet::from(kinds));
+
+    // What no example brings: a failure, a refusal, another attempt; an answer that is being
+    // written, seen by a second device, and cancelled; a server that stops.
+    let mut device = Device::open(server.port(), "user123").await;
+    device.ask("e1", "fail").await;
+    device
+        .send_text(&json!({"type": "message", "content": "x"}).to_string())
+        .await;
+    device.until_type("error").await;
+    device.ask("e2", "again").await;
+    device.say("e3", "slow").await;
+    device.until_text("e3", "so far").await;
+    let mut other = Device::open(server.port(), "user123").await;
+    other.until_type("snapshot").await;
+    other.say("e4", "waits").await;
+    device.cancel("e3").await;
+    other.until_ended(&["e3", "e4"]).await;
+    device.until_ended(&["e3", "e4"]).await;
+    server.term();
+    device.until_type("closing").await;
+    for frame in device.frames.iter().chain(&other.frames) {
+        expected.check(frame);
+    }
+    expected.complete();
+    server.wait_exit(crate::support::SOON).await;
+}

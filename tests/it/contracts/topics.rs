@@ -1,0 +1,94 @@
+//! The topics: what the code writes and reads is what is documented.
+
+use chatmesh::log::Record;
+use chatmesh::protocol::error_code::ErrorCode;
+use chatmesh::protocol::ids::{ClientMessageId, ConversationId, MessageId, UserId};
+use chatmesh::protocol::record::{Question, QuestionRecord, Terminal, TerminalKind, Usage};
+use serde_json::Value;
+
+use super::Document;
+
+fn payload<'a>(document: &'a Document, channel: &str, message: &str) -> &'a Value {
+    let message = &document.root["channels"][channel]["messages"][message];
+    let message = document.follow(message);
+    assert!(
+        message["payload"].is_object(),
+        "{channel} has no such message"
+    );
+    message
+}
+
+fn record(value: &Value) -> Record {
+    Record {
+        topic: "incoming_messages".into(),
+        partition: 0,
+        offset: 0,
+        timestamp_ms: 0,
+        key: None,
+        value: value.to_string().into_bytes().into(),
+        null_value: false,
+        headers: Vec::new(),
+    }
+}
+
+#[test]
+fn what_is_written_to_the_topics_is_as_documented() {
+    let document = Document::asyncapi();
+    let user = UserId::parse("user123").unwrap();
+    let id = ClientMessageId::parse("1").unwrap();
+    let written = QuestionRecord {
+        v: 1,
+        kind: "message",
+        content: "Hello",
+        userid: &user,
+        timestamp: "2024-01-01T12:00:00Z".into(),
+        server_id: "server_1",
+        correlation_id: "c-1",
+        message_id: &MessageId::of_client(&user, &id),
+        id: Some(&id),
+        conversation_id: &ConversationId::default_conversation(),
+        stream: true,
+    };
+    let message = payload(&document, "incomingMessages", "question");
+    let written = serde_json::to_value(&written).unwrap();
+    document.holds(&message["payload"], &written, "a question");
+
+    let question = Question::parse(&record(&written)).unwrap();
+    let answered = Terminal {
+        content: Some("Hello!".into()),
+        processing_time_ms: Some(12),
+        finish_reason: Some("stop".into()),
+        model: Some("m".into()),
+        usage: Some(Usage::default()),
+        attempt: Some(1),
+        ..Terminal::of(&question, TerminalKind::Response)
+    };
+    let message = payload(&document, "responses", "end");
+    for end in [
+        answered,
+        Terminal::failure(&question, ErrorCode::ProviderFailed),
+    ] {
+        let end: Value = serde_json::from_str(&end.to_json()).unwrap();
+        document.holds(&message["payload"], &end, "an end");
+    }
+}
+
+#[test]
+fn every_example_of_the_topics_can_be_read() {
+    let document = Document::asyncapi();
+    let examples = |channel, name| {
+        let message = payload(&document, channel, name);
+        let examples = message["examples"].as_array().unwrap();
+        assert!(!examples.is_empty(), "{channel} has examples");
+        examples.iter().map(|example| &example["payload"])
+    };
+    for example in examples("incomingMessages", "question") {
+        let question = Question::parse(&record(example)).unwrap();
+        assert_eq!(*question.content, *example["content"].as_str().unwrap());
+    }
+    for (channel, name) in [("responses", "end"), ("user", "end")] {
+        for example in examples(channel, name) {
+            Terminal::parse(example.to_string().as_bytes()).unwrap();
+        }
+    }
+}

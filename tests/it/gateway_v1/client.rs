@@ -1,0 +1,65 @@
+//! Our own client where the log, the gateway and the worker do as the test wants.
+
+use std::time::Duration;
+
+use chatmesh::client::{Client, End, Event, Options, Question, State};
+use chatmesh::config::settings::GatewaySettings;
+use chatmesh::protocol::ids::ClientMessageId;
+use tokio::time::timeout;
+
+use super::{Gateway, start};
+use crate::gateway_classic::settings;
+use crate::support::SOON;
+
+async fn client(gateway: &Gateway) -> Client {
+    // The feed is opened while the first clients come.
+    gateway.device("first").await;
+    let server = format!("http://127.0.0.1:{}", gateway.port);
+    let options = Options::new(&server, "alice").unwrap();
+    Client::connect(options).await.unwrap()
+}
+
+#[tokio::test]
+async fn what_the_log_did_not_acknowledge_is_sent_again_by_the_same_id() {
+    let gateway = start(GatewaySettings {
+        produce_timeout: Duration::from_millis(200),
+        ..settings()
+    })
+    .await;
+    let client = client(&gateway).await;
+    gateway.log.acknowledge(false);
+    let id = ClientMessageId::parse("a1").unwrap();
+    let question = Question::new("x").with_id(id);
+    let mut answer = client.ask(question).await.unwrap();
+    // Twice in the log, and nobody was told that it failed.
+    let records = timeout(SOON, gateway.log.records(2)).await.unwrap();
+    assert_eq!(records[0].1.key, records[1].1.key);
+    gateway.log.acknowledge(true);
+    let accepted = timeout(SOON, answer.next()).await.unwrap();
+    assert!(matches!(accepted, Some(Event::Accepted(_))), "{accepted:?}");
+    gateway.answer("alice", "a1", &["one ", "two"]).await;
+    let mut text = String::new();
+    let end = loop {
+        match timeout(SOON, answer.next()).await.unwrap().unwrap() {
+            Event::Delta(more) => text.push_str(&more),
+            Event::Ended(end) => break end,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(matches!(end, End::Answered { content, .. } if content == "one two"));
+    assert!("one two".starts_with(&text), "{text}");
+}
+
+#[tokio::test]
+async fn a_stopping_server_is_left_and_come_back_to() {
+    let gateway = start(settings()).await;
+    let client = client(&gateway).await;
+    let mut state = client.state();
+    gateway.drain.cancel();
+    let lost = timeout(SOON, state.wait_for(|state| *state != State::Connected)).await;
+    let lost = lost.unwrap().unwrap().clone();
+    assert!(
+        matches!(&lost, State::Lost(why) if why.contains("stopped")),
+        "{lost:?}"
+    );
+}

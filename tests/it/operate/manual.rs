@@ -1,0 +1,182 @@
+//! `docs/operations.md`: every alert has its chapter, every link leads somewhere, and every command
+//! is one that there is.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use crate::support::process::Spec;
+
+fn file(path: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// A heading's anchor, as GitHub makes it.
+fn anchor(heading: &str) -> String {
+    let kept = |c: &char| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_');
+    let text: String = heading.to_lowercase().chars().filter(kept).collect();
+    text.replace(' ', "-")
+}
+
+fn anchors(text: &str) -> BTreeSet<String> {
+    let headings = text.lines().filter(|line| line.starts_with('#'));
+    headings
+        .map(|line| anchor(line.trim_start_matches('#').trim()))
+        .collect()
+}
+
+#[test]
+fn every_alert_leads_to_its_chapter_and_every_chapter_has_its_alert() {
+    let (rules, manual) = (
+        file("deploy/prometheus/rules.yml"),
+        file("docs/operations.md"),
+    );
+    let anchors = anchors(&manual);
+    let alerts: Vec<&str> = rules
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- alert: "))
+        .collect();
+    assert!(alerts.len() > 10, "{alerts:?}");
+    for alert in &alerts {
+        let chapter = alert.to_lowercase();
+        assert!(anchors.contains(&chapter), "{alert} has no chapter");
+        let link = format!("runbook: \"docs/operations.md#{chapter}\"");
+        assert_eq!(
+            rules.matches(&link).count(),
+            1,
+            "{alert} does not say {link}"
+        );
+    }
+    let runbooks = rules.matches("runbook: ").count();
+    assert_eq!(runbooks, alerts.len());
+    for heading in manual
+        .lines()
+        .filter_map(|line| line.strip_prefix("### Chatmesh"))
+    {
+        assert!(
+            alerts.contains(&format!("Chatmesh{heading}").as_str()),
+            "no alert: {heading}"
+        );
+    }
+}
+
+#[test]
+fn every_link_of_the_documents_leads_somewhere() {
+    for document in [
+        "docs/operations.md",
+        "README.md",
+        "ARCHITECTURE.md",
+        "docs/protocol.md",
+    ] {
+        let text = file(document);
+        for (_, rest) in text
+            .match_indices("](")
+            .map(|(at, _)| text.split_at(at + 2))
+        {
+            let target = rest.split(')').next().unwrap();
+            if target.contains("://") {
+                continue;
+            }
+            let (path, chapter) = target.split_once('#').unwrap_or((target, ""));
+            let folder = Path::new(document).parent().unwrap();
+            let path = if path.is_empty() {
+                document.into()
+            } else {
+                folder.join(path)
+            };
+            let path = path.to_str().unwrap().to_owned();
+            let there = Path::new(env!("CARGO_MANIFEST_DIR")).join(&path).exists();
+            assert!(there, "{document}: {target}");
+            if !chapter.is_empty() {
+                assert!(
+                    anchors(&file(&path)).contains(chapter),
+                    "{document}: {target}"
+                );
+            }
+        }
+    }
+}
+
+/// Words of every `chatmesh …` command of the manual, in blocks and in the text.
+fn commands(manual: &str) -> BTreeSet<Vec<String>> {
+    let mut commands = BTreeSet::new();
+    let mut block = false;
+    for line in manual.lines() {
+        if line.starts_with("```") {
+            block = !block;
+        }
+        let pieces: Vec<&str> = if block {
+            vec![line]
+        } else {
+            line.split('`').skip(1).step_by(2).collect()
+        };
+        for piece in pieces {
+            let piece = piece.split(" # ").next().unwrap();
+            let mut words = piece.split_whitespace().map(str::to_owned);
+            if words.by_ref().find(|word| !word.contains('=')).as_deref() == Some("chatmesh") {
+                commands.insert(words.collect());
+            }
+        }
+    }
+    commands
+}
+
+#[test]
+fn every_command_of_the_manual_is_one_that_there_is() {
+    let manual = file("docs/operations.md");
+    let commands = commands(&manual);
+    assert!(commands.len() > 12, "{commands:?}");
+    for words in commands {
+        // Subcommands and flags are taken by the parser before it comes to `--help`.
+        let words = words.iter().map(|word| match word.as_str() {
+            "ROLE" | "<command>" => "config",
+            word => word,
+        });
+        let mut words: Vec<&str> = words.collect();
+        if words.first() == Some(&"config") && words.len() == 3 && words[2] == "config" {
+            words[2] = "relay";
+        }
+        words.push("--help");
+        let (code, out, err) = Spec::new(&words).run();
+        assert_eq!(code, Some(0), "chatmesh {words:?}: {out}{err}");
+    }
+    let just = file("Justfile");
+    for recipe in manual
+        .split("just ")
+        .skip(1)
+        .filter_map(|rest| rest.split_whitespace().next())
+    {
+        let recipe = recipe.trim_matches(|c: char| !c.is_alphanumeric() && c != '-');
+        let there = just.lines().any(|line| line.starts_with(recipe));
+        assert!(there, "just {recipe}");
+    }
+}
+
+#[test]
+fn every_setting_and_metric_of_the_manual_is_one_that_there_is() {
+    let manual = file("docs/operations.md");
+    let (_, defaults, _) = Spec::new(&["config", "default"]).run();
+    let metrics: BTreeSet<&str> = crate::monitoring::declared()
+        .iter()
+        .map(|m| m.name)
+        .collect();
+    for (at, word) in manual.split('`').enumerate().filter(|(at, _)| at % 2 == 1) {
+        let name = word.split(['=', '{', ' ', '(']).next().unwrap();
+        let setting = name.len() > 3
+            && name.contains('_')
+            && name.chars().all(|c| c.is_ascii_uppercase() || c == '_');
+        if setting {
+            assert!(defaults.contains(name), "{name} is no setting ({at})");
+        }
+        let ours = [
+            "websocket_",
+            "ai_consumer_",
+            "message_relay_",
+            "chatmesh_",
+            "process_",
+        ];
+        if ours.iter().any(|prefix| name.starts_with(prefix)) {
+            assert!(metrics.contains(name), "{name} is no metric");
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! A real Chromium without a window, driven by WebDriver.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use reqwest::Method;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::sync::{Mutex, MutexGuard};
+use tokio::time::Instant;
+
+use super::process::free_port;
+use super::{SOON, eventually};
+
+const ARGUMENTS: [&str; 10] = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--window-size=1280,800",
+];
+
+/// One at a time: each is several processes.
+static TURN: Mutex<()> = Mutex::const_new(());
+
+/// Where pictures of pages are kept.
+pub(crate) fn pictures() -> PathBuf {
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("screenshots");
+    std::fs::create_dir_all(&folder).expect("a folder for screenshots");
+    folder
+}
+
+/// A browser with a profile of its own; gone when dropped.
+pub(crate) struct Browser {
+    driver: Child,
+    client: reqwest::Client,
+    session: String,
+    profile: TempDir,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Browser {
+    pub(crate) async fn start() -> Self {
+        let turn = TURN.lock().await;
+        let profile = tempfile::tempdir().expect("a temporary folder");
+        let port = free_port();
+        let driver = Command::new("chromedriver")
+            .arg(format!("--port={port}"))
+            .env("HOME", profile.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("start chromedriver (tests/run installs it)");
+        let mut browser = Self {
+            driver,
+            client: reqwest::Client::builder().no_proxy().build().expect("HTTP"),
+            session: format!("http://127.0.0.1:{port}"),
+            profile,
+            _turn: turn,
+        };
+        eventually("chromedriver answers", SOON, || async {
+            browser.try_call(Method::GET, "/status", None).await.is_ok()
+        })
+        .await;
+        let data = browser.profile.path().join("profile");
+        let mut arguments: Vec<String> = ARGUMENTS.map(str::to_owned).into();
+        arguments.push(format!("--user-data-dir={}", data.display()));
+        let wanted = json!({"capabilities": {"alwaysMatch": {
+            "browserName": "chrome",
+            "goog:loggingPrefs": {"browser": "ALL"},
+            "goog:chromeOptions": {"args": arguments},
+        }}});
+        let made = browser.post("/session", wanted).await;
+        let id = made["sessionId"].as_str().expect("a session").to_owned();
+        browser.session = format!("{}/session/{id}", browser.session);
+        browser
+    }
+
+    async fn try_call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+    ) -> Result<Value, String> {
+        let mut request = self
+            .client
+            .request(method, format!("{}{path}", self.session))
+            .timeout(Duration::from_secs(60));
+        if let Some(body) = body {
+            request = request.body(body.to_string());
+        }
+        let reply = request.send().await.map_err(|error| error.to_string())?;
+        let failed = !reply.status().is_success();
+        let text = reply.text().await.map_err(|error| error.to_string())?;
+        let mut value: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+        if failed {
+            return Err(value["value"]["message"].to_string());
+        }
+        Ok(value["value"].take())
+    }
+
+    async fn post(&self, path: &str, body: Value) -> Value {
+        self.try_call(Method::POST, path, Some(body))
+            .await
+            .unwrap_or_else(|error| panic!("{path}: {error}"))
+    }
+
+    async fn get(&self, path: &str) -> Value {
+        self.try_call(Method::GET, path, None)
+            .await
+            .unwrap_or_else(|error| panic!("{path}: {error}"))
+    }
+
+    pub(crate) async fn open(&self, url: &str) {
+        self.post("/url", json!({"url": url})).await;
+    }
+
+    pub(crate) async fn reload(&self) {
+        self.post("/refresh", json!({})).await;
+    }
+
+    /// Runs `return SCRIPT` in the page.
+    pub(crate) async fn js(&self, script: &str) -> Value {
+        let script = format!("return ({script})");
+        let body = json!({"script": script, "args": []});
+        self.post("/execute/sync", body).await
+    }
+
+    /// The same for text.
+    pub(crate) async fn text(&self, script: &str) -> String {
+        self.js(script).await.as_str().unwrap_or("").to_owned()
+    }
+
+    /// Runs the body of an async function, and returns what it returns.
+    pub(crate) async fn run(&self, body: &str) -> Value {
+        let script = format!(
+            "const done = arguments[0]; (async () => {{ {body} }})()\
+             .then(done, (error) => done({{ failed: String(error) }}))"
+        );
+        let body = json!({"script": script, "args": []});
+        self.post("/execute/async", body).await
+    }
+
+    /// Waits until this is true in the page.
+    pub(crate) async fn until(&self, condition: &str) {
+        let deadline = Instant::now() + SOON;
+        loop {
+            if self.js(&format!("Boolean({condition})")).await == true {
+                return;
+            }
+            if Instant::now() >= deadline {
+                let picture = pictures().join("failed.png");
+                self.picture(&picture).await;
+                let text = self.text("document.body.innerText").await;
+                let log = self.log().await;
+                panic!("not in time: {condition}\nthe page says:\n{text}\nits log: {log:?}");
+            }
+            tokio::time::sleep(Duration::from_millis(30)).await;
+        }
+    }
+
+    async fn element(&self, selector: &str) -> String {
+        let wanted = json!({"using": "css selector", "value": selector});
+        let found = self.post("/element", wanted).await;
+        let id = found.as_object().and_then(|found| found.values().next());
+        id.and_then(Value::as_str).expect("an element").to_owned()
+    }
+
+    pub(crate) async fn click(&self, selector: &str) {
+        let element = self.element(selector).await;
+        self.post(&format!("/element/{element}/click"), json!({}))
+            .await;
+    }
+
+    pub(crate) async fn write(&self, selector: &str, text: &str) {
+        let element = self.element(selector).await;
+        self.post(&format!("/element/{element}/value"), json!({"text": text}))
+            .await;
+    }
+
+    /// Presses keys one after the other, wherever the focus is. See [`key`].
+    pub(crate) async fn press(&self, keys: &str) {
+        let mut actions = Vec::new();
+        for key in keys.chars() {
+            actions.push(json!({"type": "keyDown", "value": key}));
+            actions.push(json!({"type": "keyUp", "value": key}));
+        }
+        let keyboard = json!({"type": "key", "id": "keyboard", "actions": actions});
+        self.post("/actions", json!({"actions": [keyboard]})).await;
+    }
+
+    /// Presses a key while another one is held.
+    pub(crate) async fn press_with(&self, held: char, key: char) {
+        let actions = json!([
+            {"type": "keyDown", "value": held},
+            {"type": "keyDown", "value": key},
+            {"type": "keyUp", "value": key},
+            {"type": "keyUp", "value": held},
+        ]);
+        let keyboard = json!({"type": "key", "id": "keyboard", "actions": actions});
+        self.post("/actions", json!({"actions": [keyboard]})).await;
+    }
+
+    /// Handles of the open tabs, this one first.
+    pub(crate) async fn new_tab(&self) -> [String; 2] {
+        let this = self.get("/window").await;
+        let other = self.post("/window/new", json!({"type": "tab"})).await;
+        let name = |value: &Value| value.as_str().expect("a handle").to_owned();
+        [name(&this), name(&other["handle"])]
+    }
+
+    pub(crate) async fn switch_to(&self, tab: &str) {
+        self.post("/window", json!({"handle": tab})).await;
+    }
+
+    /// A command of the browser's own protocol.
+    pub(crate) async fn devtools(&self, command: &str, parameters: Value) -> Value {
+        let body = json!({"cmd": command, "params": parameters});
+        self.post("/goog/cdp/execute", body).await
+    }
+
+    /// As on a screen of this size, dark or light.
+    pub(crate) async fn screen(&self, width: u32, height: u32, dark: bool) {
+        let scheme = if dark { "dark" } else { "light" };
+        let features = json!([{"name": "prefers-color-scheme", "value": scheme}]);
+        self.devtools("Emulation.setEmulatedMedia", json!({"features": features}))
+            .await;
+        let metrics = json!({"width": width, "height": height, "deviceScaleFactor": 1,
+            "mobile": width < 600});
+        self.devtools("Emulation.setDeviceMetricsOverride", metrics)
+            .await;
+        let done = "document.getAnimations().every((one) => one.playState === 'finished' \
+                    || one.effect.getTiming().iterations === Infinity)";
+        self.until(done).await;
+    }
+
+    pub(crate) async fn picture(&self, file: &std::path::Path) {
+        let taken = self
+            .devtools("Page.captureScreenshot", json!({"format": "png"}))
+            .await;
+        let text = taken["data"].as_str().expect("a picture");
+        std::fs::write(file, decoded(text)).expect("write a picture");
+    }
+
+    /// What the browser complained about since the last call.
+    pub(crate) async fn log(&self) -> Vec<String> {
+        let entries = self.post("/se/log", json!({"type": "browser"})).await;
+        let entries = entries.as_array().cloned().unwrap_or_default();
+        let line = |entry: Value| format!("{} {}", entry["level"], entry["message"]);
+        entries.into_iter().map(line).collect()
+    }
+
+    /// Fails when the browser complained about anything.
+    pub(crate) async fn assert_no_complaints(&self) {
+        let log = self.log().await;
+        assert!(log.is_empty(), "{log:#?}");
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        let _ = self.driver.kill();
+        let _ = self.driver.wait();
+        // The browser's processes know their profile, which nobody else has.
+        let profile = self.profile.path().display().to_string();
+        let own = |pid: u32| {
+            std::fs::read(format!("/proc/{pid}/cmdline"))
+                .is_ok_and(|line| String::from_utf8_lossy(&line).contains(&profile))
+        };
+        let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        for process in processes {
+            let pid = process.file_name().to_string_lossy().parse();
+            if let Ok(pid) = pid
+                && own(pid)
+            {
+                super::process::signal(pid, "KILL");
+            }
+        }
+    }
+}
+
+/// Keys without a character, as WebDriver names them.
+pub(crate) mod key {
+    pub(crate) const TAB: char = '\u{e004}';
+    pub(crate) const ENTER: char = '\u{e007}';
+    pub(crate) const SHIFT: char = '\u{e008}';
+    pub(crate) const ESCAPE: char = '\u{e00c}';
+}
+
+/// Base64.
+fn decoded(text: &str) -> Vec<u8> {
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut bytes = Vec::with_capacity(text.len() / 4 * 3);
+    let (mut bits, mut count) = (0_u32, 0);
+    for letter in text.bytes() {
+        let Some(value) = LETTERS.iter().position(|one| *one == letter) else {
+            continue;
+        };
+        bits = (bits << 6) | value as u32;
+        count += 6;
+        if count >= 8 {
+            count -= 8;
+            bytes.push((bits >> count) as u8);
+        }
+    }
+    bytes
+}

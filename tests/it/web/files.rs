@@ -1,0 +1,130 @@
+//! How the page's files are served.
+
+use reqwest::Method;
+
+use crate::support::http::{self, Reply};
+use crate::support::process::{Chatmesh, Spec};
+
+async fn call(server: &Chatmesh, method: Method, path: &str, headers: &[(&str, &str)]) -> Reply {
+    http::try_call(method, &server.url(path), headers)
+        .await
+        .unwrap()
+}
+
+/// How the page of a server with these settings gets its token.
+async fn token_source(settings: &[(&str, &str)]) -> String {
+    let mut spec = Spec::ephemeral();
+    for (name, value) in settings {
+        spec = spec.env(name, value);
+    }
+    let server = spec.start().await;
+    let page = http::get(&server.url("/")).await.body;
+    let (_, rest) = page.split_once("chatmesh-token\" content=\"").unwrap();
+    rest.split('"').next().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn every_file_has_its_type_and_a_strict_policy_and_is_sent_once() {
+    let server = Spec::ephemeral().start().await;
+    let page = http::get(&server.url("/")).await.body;
+    let linked: Vec<&str> = page
+        .split('"')
+        .filter(|part| part.starts_with("app/"))
+        .collect();
+    assert!(linked.len() >= 5, "{linked:?}");
+    assert!(!page.contains("://"), "the page names another host");
+    let mut paths = vec!["/".to_owned(), "/test-ui.html".to_owned()];
+    paths.extend(["/chatmesh.js".to_owned(), "/chatmesh.d.ts".to_owned()]);
+    paths.extend(linked.iter().map(|path| format!("/{path}")));
+    for path in &paths {
+        let reply = call(&server, Method::GET, path, &[]).await;
+        assert_eq!(reply.status, 200, "{path}");
+        let kind = match path.rsplit('.').next().unwrap() {
+            "js" => "text/javascript; charset=utf-8",
+            "css" => "text/css; charset=utf-8",
+            "svg" => "image/svg+xml",
+            "ts" => "text/plain; charset=utf-8",
+            _ => "text/html; charset=utf-8",
+        };
+        assert_eq!(reply.header("content-type"), Some(kind), "{path}");
+        assert_eq!(reply.header("x-content-type-options"), Some("nosniff"));
+        assert_eq!(reply.header("referrer-policy"), Some("no-referrer"));
+        assert_eq!(reply.header("cache-control"), Some("no-cache"));
+        let policy = reply.header("content-security-policy").unwrap();
+        for part in [
+            "default-src 'none'",
+            "script-src 'self'",
+            "style-src 'self'",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+        ] {
+            assert!(policy.contains(part), "{path}: {policy}");
+        }
+        let sockets = format!("ws://127.0.0.1:{}", server.port());
+        assert!(policy.contains(&sockets), "{policy}");
+        assert!(!policy.contains("unsafe") && !policy.contains('*'));
+
+        let head = call(&server, Method::HEAD, path, &[]).await;
+        assert_eq!((head.status, head.body.as_str()), (200, ""), "{path}");
+        assert_eq!(
+            head.header("content-length"),
+            reply.header("content-length")
+        );
+
+        let etag = reply.header("etag").unwrap();
+        let several = format!("\"other\", W/{etag}");
+        for known in [etag, &several, "*"] {
+            let same = call(&server, Method::GET, path, &[("if-none-match", known)]).await;
+            assert_eq!((same.status, same.body.as_str()), (304, ""), "{path}");
+            assert_eq!(same.header("etag"), Some(etag));
+        }
+        let other = [("if-none-match", "\"other\"")];
+        assert_eq!(call(&server, Method::GET, path, &other).await.status, 200);
+        let post = call(&server, Method::POST, path, &[]).await;
+        assert_eq!(post.status, 405, "{path}");
+        assert_eq!(post.header("allow"), Some("GET, HEAD"));
+    }
+    let client = call(&server, Method::GET, "/chatmesh.js", &[]).await;
+    let anybody = client.header("access-control-allow-origin");
+    assert_eq!(anybody, Some("*"), "pages of other origins import it");
+    for path in [
+        "/app",
+        "/app/",
+        "/app/main.js/",
+        "/app/../index.html",
+        "/index.html",
+    ] {
+        assert_eq!(
+            call(&server, Method::GET, path, &[]).await.status,
+            404,
+            "{path}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_page_is_told_how_it_gets_a_token_and_can_be_switched_off() {
+    assert_eq!(token_source(&[]).await, "any");
+    let stored = ("AUTH_MODE", "stored");
+    assert_eq!(token_source(&[stored]).await, "ask");
+    let open = ("TOKEN_ENDPOINT", "open");
+    assert_eq!(token_source(&[stored, open]).await, "endpoint");
+
+    let server = Spec::ephemeral().env("CHAT_PAGE", "off").start().await;
+    for path in ["/", "/test-ui.html", "/chatmesh.js", "/app/main.js"] {
+        assert_eq!(
+            call(&server, Method::GET, path, &[]).await.status,
+            404,
+            "{path}"
+        );
+    }
+    assert_eq!(http::get(&server.url("/health")).await.status, 200);
+}
+
+#[tokio::test]
+async fn the_greeting_names_the_page() {
+    let server = Spec::ephemeral().start().await;
+    let page = format!("http://127.0.0.1:{}/", server.port());
+    server.says(&page, crate::support::SOON).await;
+}

@@ -1,0 +1,6 @@
+//! What people see in a browser, and the client that other programs use.
+
+mod browser;
+mod client;
+mod files;
+mod looks;
