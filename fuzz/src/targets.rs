@@ -215,7 +215,7 @@ struct Told {
     r#type: String,
     userid: String,
     #[serde(flatten)]
-    rest: std::collections::BTreeMap<String, IgnoredAny>,
+    rest: std::collections::BTreeMap<String, serde_json::Value>,
 }
 
 fn told(text: &str, kinds: &[&str]) -> BTreeSet<String> {

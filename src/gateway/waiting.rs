@@ -279,7 +279,7 @@ mod tests {
     async fn a_head_has_so_much_time_whatever_of_it_comes() {
         let waiting = Waiting::new(0, 0, HEAD);
         let seat = waiting.enter(ip(1), false).unwrap();
-        advance(HEAD - Duration::from_millis(10)).await;
+        advance(HEAD.saturating_sub(Duration::from_millis(10))).await;
         assert!(!now(seat.over()).await);
         advance(Duration::from_millis(20)).await;
         assert!(now(seat.over()).await && !seat.has_spoken());

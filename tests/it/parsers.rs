@@ -204,7 +204,8 @@ proptest! {
 /// What the fuzzer starts from, and what it once found.
 #[test]
 fn the_corpus_of_the_fuzzer_holds() {
-    let all: [(&str, fn(&[u8])); 5] = [
+    type Target = fn(&[u8]);
+    let all: [(&str, Target); 5] = [
         ("client_frames", targets::client_frames),
         ("records", targets::records),
         ("published", targets::published),

@@ -104,9 +104,12 @@ fn gateway(fanout: Arc<EmbeddedFanout>) -> Arc<Gateway> {
         open_check: Duration::from_secs(5),
         interop: false,
         head_timeout: Duration::from_secs(10),
+        chat_page: false,
     };
     Arc::new(Gateway {
         verifier: None,
+        letters: None,
+        page: None,
         counters: counters::Counters::new("s", "incoming_messages"),
         log: log(),
         fanout,

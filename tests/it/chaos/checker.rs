@@ -273,6 +273,13 @@ impl Checker {
         }
     }
 
+    /// The first few, a line each.
+    pub(super) fn some_breaches(&self) -> String {
+        let texts = self.breaches.iter().take(10);
+        let lines: Vec<&str> = texts.map(|breach| breach.text.as_str()).collect();
+        lines.join("\n  ")
+    }
+
     pub(super) fn breaches(&self) -> &[Breach] {
         &self.breaches
     }

@@ -71,7 +71,7 @@ async fn storm(seed: u64, size: Size, period: Duration) {
         if let Err(Stuck { blow, lives }) = storm.strike().await {
             let ids: Vec<String> = lives
                 .iter()
-                .flat_map(|(id, life)| life.message_id.clone().or(Some(id.clone())))
+                .filter_map(|(id, life)| life.message_id.clone().or(Some(id.clone())))
                 .take(3)
                 .collect();
             failure = Some(format!(
@@ -113,12 +113,7 @@ async fn storm(seed: u64, size: Size, period: Duration) {
         panic!(
             "seed {seed}: {} promises broken: {}\nthe path of the first:\n{}",
             checker.breaches().len(),
-            checker
-                .breaches()
-                .iter()
-                .take(10)
-                .map(|breach| format!("\n  {}", breach.text))
-                .collect::<String>(),
+            checker.some_breaches(),
             storm.fleet.path_of(&breach.ids)
         );
     }
