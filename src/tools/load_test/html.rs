@@ -3,9 +3,10 @@
 use std::fmt::Write as _;
 
 use super::plot::{Line, Plot};
-use super::report::{Judged, Report, Row, short};
+use super::report::{Report, Row};
 use super::require::OF_TIMES;
 use super::stats::Series;
+use super::values::{Judged, short};
 
 const STYLE: &str = "
 :root{color-scheme:light dark;--k0:#1d6fd1;--k1:#d9480f;--k2:#5f3dc4;--k3:#868e96;--line:#8884}

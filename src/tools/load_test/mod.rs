@@ -3,31 +3,24 @@
 //! It is made to run beside the servers that it measures. Threads share nothing, a client is one
 //! task, and frames are read no further than they matter.
 
-use std::io::IsTerminal as _;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use tokio::sync::{Semaphore, watch};
-use tokio::task::LocalSet;
-use tokio::time::{Instant, MissedTickBehavior, interval};
-use tokio_util::sync::CancellationToken;
 
-use self::client::{Neighbours, Pace, Plan, Stage};
+use self::client::{Pace, Plan};
 use self::report::Report;
 use self::require::Condition;
-use self::stats::Stats;
 use self::target::{Target, Tokens};
 use super::descriptors;
 
 mod client;
+mod conductor;
+mod connect;
 mod frames;
 mod html;
 mod ledger;
@@ -36,6 +29,7 @@ mod report;
 mod require;
 mod stats;
 mod target;
+mod values;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -153,12 +147,6 @@ fn time(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// How often the conductor looks, and the bar moves.
-const TICK: Duration = Duration::from_millis(100);
-/// After the last answer: what must not come would come now.
-const QUIET: Duration = Duration::from_millis(300);
-/// Connecting at once, all threads together.
-const CONNECTING: usize = 128;
 /// Descriptors beside the connections.
 const SPARE_FILES: u64 = 64;
 
@@ -183,7 +171,7 @@ pub(crate) fn run(
         .context("the runtime can't be started")?;
     let (plan, stats, length) = runtime.block_on(async {
         let plan = Arc::new(plan(&args).await?);
-        let (stats, length) = conduct(&args, &plan).await?;
+        let (stats, length) = conductor::conduct(&args, &plan).await?;
         anyhow::Ok((plan, stats, length))
     })?;
     let report = Report::new(&plan, &args.require, &stats, length);
@@ -251,205 +239,6 @@ fn padding(size: usize) -> String {
         .cycle()
         .take(size)
         .collect()
-}
-
-/// Runs the clients, and adds up what they saw; and how long messages were sent and answered.
-async fn conduct(args: &LoadArgs, plan: &Arc<Plan>) -> anyhow::Result<(Stats, Duration)> {
-    let (begin, begun) = watch::channel(None);
-    let stage = Arc::new(Stage {
-        started: Instant::now(),
-        begin: begun,
-        end: CancellationToken::new(),
-        arrived: AtomicU64::new(0),
-        connected: AtomicU64::new(0),
-        sent: AtomicU64::new(0),
-        ended: AtomicU64::new(0),
-        finished: AtomicU64::new(0),
-    });
-    // Whatever ends this also ends the clients.
-    let _end = stage.end.clone().drop_guard();
-    let threads = usize::from(args.threads).min(plan.clients);
-    let threads: Vec<_> = (0..threads)
-        .map(|number| {
-            let (plan, stage) = (Arc::clone(plan), Arc::clone(&stage));
-            std::thread::Builder::new()
-                .name(format!("clients-{number}"))
-                .spawn(move || thread(number, threads, plan, stage))
-        })
-        .collect::<Result<_, _>>()
-        .context("a thread can't be started")?;
-
-    let conductor = Conductor::new(args, plan, &stage);
-    let began = conductor.until_all_are_there().await;
-    if let Some(began) = began {
-        let _ = begin.send(Some(began));
-        conductor.until_all_are_done(began).await;
-    }
-    let held = began.map_or(Duration::ZERO, |began| began.elapsed());
-    conductor.bar.finish_and_clear();
-    stage.end.cancel();
-    let mut all = Stats::new();
-    for thread in threads {
-        let stats = thread.join();
-        all.add(stats.map_err(|_| anyhow::anyhow!("a thread of clients panicked"))??);
-    }
-    let length = match plan.pace {
-        Pace::Idle => held,
-        _ => all.last_answer,
-    };
-    Ok((all, length))
-}
-
-/// A thread with its share of the clients.
-fn thread(
-    number: usize,
-    threads: usize,
-    plan: Arc<Plan>,
-    stage: Arc<Stage>,
-) -> std::io::Result<Stats> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let around = Rc::new(Neighbours {
-        stats: std::cell::RefCell::new(Stats::new()),
-        doors: Semaphore::new((CONNECTING / threads).max(1)),
-        plan,
-        stage,
-    });
-    let local = LocalSet::new();
-    for client in (number..around.plan.clients).step_by(threads) {
-        local.spawn_local(client::run(client, Rc::clone(&around)));
-    }
-    runtime.block_on(local);
-    Ok(around.stats.replace(Stats::new()))
-}
-
-/// Sees to the test's phases, and shows them.
-struct Conductor<'a> {
-    args: &'a LoadArgs,
-    plan: &'a Plan,
-    stage: &'a Stage,
-    bar: ProgressBar,
-}
-
-impl<'a> Conductor<'a> {
-    fn new(args: &'a LoadArgs, plan: &'a Plan, stage: &'a Stage) -> Self {
-        let shown = std::io::stderr().is_terminal() && !args.quiet;
-        let target = if shown {
-            ProgressDrawTarget::stderr()
-        } else {
-            ProgressDrawTarget::hidden()
-        };
-        let bar = ProgressBar::with_draw_target(Some(plan.clients as u64), target);
-        let style = ProgressStyle::with_template("{prefix:10} {bar:30} {pos}/{len}  {msg}");
-        if let Ok(style) = style {
-            bar.set_style(style);
-        }
-        bar.set_prefix("connecting");
-        Self {
-            args,
-            plan,
-            stage,
-            bar,
-        }
-    }
-
-    /// When messages begin; `None` when there is nobody to send any, or the user stopped it.
-    async fn until_all_are_there(&self) -> Option<Instant> {
-        let mut ticks = ticks();
-        let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
-        loop {
-            tokio::select! {
-                _ = ticks.tick() => {}
-                _ = &mut interrupted => return None,
-            }
-            let arrived = self.stage.arrived.load(Ordering::Relaxed);
-            let connected = self.stage.connected.load(Ordering::Relaxed);
-            self.bar.set_position(connected);
-            if arrived - connected > 0 {
-                self.bar
-                    .set_message(format!("{} failed", arrived - connected));
-            }
-            if arrived == self.plan.clients as u64 {
-                // Not before all clients know it.
-                return (connected > 0).then(|| Instant::now() + Duration::from_millis(20));
-            }
-        }
-    }
-
-    async fn until_all_are_done(&self, began: Instant) {
-        let (plan, stage) = (self.plan, self.stage);
-        let total = self.total();
-        self.bar.set_prefix(match plan.pace {
-            Pace::Idle => "holding",
-            _ => "messages",
-        });
-        self.bar.set_length(total.unwrap_or(0));
-        let mut ticks = ticks();
-        let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
-        let (mut seen, mut moved) = (0, Instant::now());
-        loop {
-            tokio::select! {
-                _ = ticks.tick() => {}
-                _ = &mut interrupted => return,
-            }
-            let elapsed = began.elapsed();
-            let sent = stage.sent.load(Ordering::Relaxed);
-            let ended = stage.ended.load(Ordering::Relaxed);
-            let finished = stage.finished.load(Ordering::Relaxed);
-            if plan.pace == Pace::Idle {
-                let open = stage.connected.load(Ordering::Relaxed);
-                self.bar.set_position(elapsed.as_secs());
-                self.bar.set_message(format!("s, {open} connected"));
-                if finished == plan.clients as u64 || plan.duration.is_some_and(|d| elapsed >= d) {
-                    return;
-                }
-                continue;
-            }
-            self.bar.set_position(match total {
-                Some(_) if plan.messages == u64::MAX => elapsed.as_secs(),
-                _ => ended,
-            });
-            let a_second = ended as f64 / elapsed.as_secs_f64().max(0.1);
-            let open = sent.saturating_sub(ended);
-            self.bar
-                .set_message(format!("{ended} answered, {open} open, {a_second:.0}/s"));
-            if finished == plan.clients as u64 {
-                tokio::time::sleep(QUIET).await;
-                return;
-            }
-            if sent + ended != seen {
-                (seen, moved) = (sent + ended, Instant::now());
-            } else if moved.elapsed() >= self.args.patience && !self.sends(began) {
-                return;
-            }
-        }
-    }
-
-    /// Whether the schedule has still something to send, be it in an hour.
-    fn sends(&self, began: Instant) -> bool {
-        let Pace::Open(rate) = self.plan.pace else {
-            return false;
-        };
-        let all = self.plan.messages as f64 * self.plan.clients as f64 / rate;
-        let length = self.plan.duration.map_or(all, |d| d.as_secs_f64().min(all));
-        began.elapsed().as_secs_f64() < length
-    }
-
-    /// The bar's length: messages, or seconds.
-    fn total(&self) -> Option<u64> {
-        match self.plan.messages {
-            u64::MAX => self.plan.duration.map(|duration| duration.as_secs()),
-            _ if self.plan.pace == Pace::Idle => self.plan.duration.map(|d| d.as_secs()),
-            messages => Some(messages.saturating_mul(self.plan.clients as u64)),
-        }
-    }
-}
-
-fn ticks() -> tokio::time::Interval {
-    let mut ticks = interval(TICK);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    ticks
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::report::short;
+use super::values::short;
 
 const WIDTH: f64 = 820.0;
 const HEIGHT: f64 = 240.0;

@@ -1,0 +1,97 @@
+//! How a client gets in, and why it is out.
+
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use hyper::header::{HeaderValue, SEC_WEBSOCKET_PROTOCOL};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_tungstenite::{WebSocketStream, client_async_with_config};
+
+use super::client::{Neighbours, Plan};
+use crate::protocol::v1::SUBPROTOCOL;
+
+pub(super) type Socket = WebSocketStream<TcpStream>;
+
+/// Connecting, upgrade and welcome.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Why a client is no longer connected.
+pub(super) struct Gone(pub(super) String);
+
+/// Opens the `number`th connection when it is its turn.
+pub(super) async fn connect(number: usize, around: &Neighbours) -> Result<Socket, Gone> {
+    let plan = &around.plan;
+    let turn = plan.ramp_up.mul_f64(number as f64 / plan.clients as f64);
+    sleep_until(around.stage.started + turn).await;
+    let _door = around.doors.acquire().await;
+    let began = Instant::now();
+    let socket = timeout_at(began + CONNECT_TIMEOUT, open(number, plan)).await;
+    let socket = socket.unwrap_or_else(|_| Err(Gone("no answer in 30 s".to_owned())))?;
+    let took = began.elapsed();
+    around.stats.borrow_mut().connecting.record(took);
+    Ok(socket)
+}
+
+async fn open(number: usize, plan: &Plan) -> Result<Socket, Gone> {
+    let target = &plan.targets[number % plan.targets.len()];
+    let user = format!("{}{number}", plan.user);
+    let token = plan.tokens.of(target, &user).await;
+    let token = token.map_err(|error| Gone(format!("{error:#}")))?;
+    let source = match plan.sources.len() {
+        0 => None,
+        // Neighbours in number are spread over the targets, so not that number again.
+        sources => Some(plan.sources[number / plan.targets.len() % sources]),
+    };
+    let stream = target.connect(source).await.map_err(|error| {
+        let advice = match error.raw_os_error() {
+            // EMFILE, EADDRNOTAVAIL
+            Some(24) => " (raise ulimit -n)",
+            Some(99) => " (no ports left: more --source addresses)",
+            _ => "",
+        };
+        Gone(format!("{error}{advice}"))
+    })?;
+    let request = target.upgrade_url(&token, &user).into_client_request();
+    let mut request = request.map_err(|error| Gone(error.to_string()))?;
+    if plan.v1 {
+        let protocol = HeaderValue::from_static(SUBPROTOCOL);
+        request
+            .headers_mut()
+            .insert(SEC_WEBSOCKET_PROTOCOL, protocol);
+    }
+    let config = WebSocketConfig::default()
+        .read_buffer_size(2048)
+        .write_buffer_size(0)
+        .max_write_buffer_size(1 << 20);
+    let upgraded = client_async_with_config(request, stream, Some(config)).await;
+    let (mut socket, _) = upgraded.map_err(|error| match error {
+        Error::Http(response) => Gone(format!("HTTP {}", response.status().as_u16())),
+        other => Gone(other.to_string()),
+    })?;
+    if plan.v1 {
+        loop {
+            match socket.next().await {
+                Some(Ok(Message::Text(text))) if text.contains("\"welcome\"") => break,
+                Some(Ok(Message::Ping(_) | Message::Text(_))) => {}
+                other => return Err(gone(other)),
+            }
+        }
+    }
+    Ok(socket)
+}
+
+/// What the end of a socket says.
+pub(super) fn gone(end: Option<Result<Message, Error>>) -> Gone {
+    Gone(match end {
+        Some(Ok(Message::Close(Some(frame)))) => format!("close {}", u16::from(frame.code)),
+        Some(Ok(Message::Close(None)) | Err(Error::ConnectionClosed)) | None => {
+            "closed without a code".to_owned()
+        }
+        Some(Ok(_)) => "a frame that is not text".to_owned(),
+        Some(Err(error)) => error.to_string(),
+    })
+}
