@@ -15,7 +15,7 @@ use crate::support::stack::Stack;
 use crate::support::v1::{Device, Transcript};
 use crate::support::{SOON, eventually, http};
 
-const SHIPPED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/nginx/nginx.conf");
+const SHIPPED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/nginx.conf");
 /// A token that would be seen in a log.
 const TOKEN: &str = "very-secret-token";
 

@@ -99,6 +99,13 @@ const NOT_SETTINGS: &[&str] = &[
     "RUST_BACKTRACE",
     "CHATMESH_TEST_TIMEOUT_SECONDS",
     "CHATMESH_TAG",
+    "CHATMESH_CHAOS_SEED",
+    "CHATMESH_CHAOS_SECONDS",
+    "CHATMESH_CHAOS_USERS",
+    "CHATMESH_CHAOS_PACE_MS",
+    "SIM_SEED",
+    "SIM_FAULTS",
+    "SIM_PIECES",
     "ENV_FILE",
     // Of OpenTelemetry, and said to be none of ours.
     "OTEL_EXPORTER_OTLP_COMPRESSION",
