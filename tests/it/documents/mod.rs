@@ -106,6 +106,8 @@ const NOT_SETTINGS: &[&str] = &[
     "SIM_SEED",
     "SIM_FAULTS",
     "SIM_PIECES",
+    "SIM_TRACES",
+    "SIM_RUNS",
     "ENV_FILE",
     // Of OpenTelemetry, and said to be none of ours.
     "OTEL_EXPORTER_OTLP_COMPRESSION",
