@@ -395,7 +395,7 @@ async fn limits_and_tokens_are_explained_and_can_be_mended() {
     browser.write("#identity-user", "alice").await;
     browser.write("#identity-token", "wrong\u{e007}").await;
     browser
-        .until("document.getElementById('identity-text').textContent.includes('sign in again')")
+        .until("document.getElementById('identity-text').textContent.includes('check both')")
         .await;
     browser
         .write("#identity-token", &format!("{token}\u{e007}"))
