@@ -6,7 +6,7 @@ const MOST_DRAFTS = 50;
 const MOST_DRAFT_CHARS = 40_000;
 
 /** What is written and not sent, by conversation; '' is a new one. For this tab, also after a reload. */
-class Drafts {
+export class Drafts {
   constructor(userId) {
     this.key = `chatmesh.drafts.${userId}`;
     const found = kept.get(this.key, sessionStorage);

@@ -80,6 +80,7 @@ export class Thread {
     $('welcome').hidden = chat !== null;
     $('earlier').hidden = !chat?.next;
     const trouble = chat?.trouble ?? (chat?.loaded && chat.turns.length === 0 ? NOTHING : '');
+    $('trouble').className = trouble === NOTHING ? 'hint' : 'trouble';
     $('trouble').hidden = trouble === '';
     $('trouble').textContent = trouble;
     this.#stay();

@@ -434,6 +434,10 @@ async fn limits_and_tokens_are_explained_and_can_be_mended() {
         .until("document.getElementById('identity').open")
         .await;
 
+    browser
+        .until("document.getElementById('identity-text').textContent.includes('any more')")
+        .await;
+
     // Where everybody may have a token, the page gets one by itself.
     let open_server = with_model(Spec::ephemeral(), &model)
         .env("AUTH_MODE", "stored")
