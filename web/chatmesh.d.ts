@@ -48,7 +48,7 @@ export interface ChatMeshOptions {
   userId: string;
   /** A token, or a function that gets one whenever one is needed. */
   token: string | ((why: TokenReason) => Token | Promise<Token>);
-  /** Where the gateway is, http(s) or ws(s); in a browser the page's own address by default. */
+  /** Where the gateway is, http(s) or ws(s), or `invalid_url` is thrown; in a browser the page's own address by default. */
   url?: string | URL;
   /** Goes on from here; see ChatMesh.position. */
   position?: string;

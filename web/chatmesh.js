@@ -193,6 +193,8 @@ export class ChatMesh {
   #failures = 0;
   #refusals = 0;
   #comeBack = null;
+  /** Whether this socket has ever been open. */
+  #reached = false;
   #token = null;
   #tokenEnds = Infinity;
   #tokenCall = null;
@@ -209,9 +211,7 @@ export class ChatMesh {
       throw new ChatError('invalid_user', 'userId must be 1 to 128 characters of A-Z a-z 0-9 . _ : @ | + -');
     }
     this.#options = options;
-    this.#base = new URL(options.url ?? globalThis.location?.href);
-    this.#base.protocol = this.#base.protocol.replace('ws', 'http');
-    this.#base.search = this.#base.hash = '';
+    this.#base = baseOf(options.url ?? globalThis.location?.href);
     this.#position = options.position ?? null;
   }
 
@@ -611,7 +611,9 @@ export class ChatMesh {
     this.#socket = socket;
     this.#comeBack = null;
     const current = () => this.#socket === socket;
+    this.#reached = false;
     socket.onopen = () => {
+      if (current()) this.#reached = true;
       if (current() && socket.protocol !== undefined && socket.protocol !== SUBPROTOCOL) {
         this.#shut(new ConnectionError('protocol', `The server does not speak ${SUBPROTOCOL}.`), 1000);
       }
@@ -676,7 +678,8 @@ export class ChatMesh {
     } else if (code === 1001) {
       this.#retry('The server restarts.', comeBack ?? undefined);
     } else {
-      this.#retry(code === 4503 ? 'The server has trouble behind it.' : 'The connection was lost.', comeBack ?? undefined);
+      const why = this.#reached ? 'The connection was lost.' : 'The server could not be reached.';
+      this.#retry(code === 4503 ? 'The server has trouble behind it.' : why, comeBack ?? undefined);
     }
   }
 
@@ -782,6 +785,23 @@ export class ChatMesh {
     }
     throw new HttpError(reply.status, body?.code ?? 'http', body?.message ?? `The server answered ${reply.status}.`);
   }
+}
+
+/** Where the paths of the server begin. */
+function baseOf(given) {
+  let url;
+  try {
+    url = new URL(given);
+  } catch {
+    // Said below.
+  }
+  if (!url || !['http:', 'https:', 'ws:', 'wss:'].includes(url.protocol)) {
+    const what = given === undefined ? 'there is none' : `not ${given}`;
+    throw new ChatError('invalid_url', `url must be a whole address that begins with http://, https://, ws:// or wss://; ${what}.`);
+  }
+  url.protocol = url.protocol.replace('ws', 'http');
+  url.search = url.hash = '';
+  return url;
 }
 
 function newId() {

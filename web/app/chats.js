@@ -4,6 +4,8 @@ import { kept } from './dom.js';
 
 const MOST_TITLES = 200;
 const MOST_LISTED = 400;
+/** Messages that were refused, and are kept until they are sent after all. */
+const MOST_REFUSED = 50;
 
 function newChatId() {
   const bytes = crypto.getRandomValues(new Uint8Array(10));
@@ -15,6 +17,11 @@ function titleOf(text) {
   return line.length > 80 ? `${line.slice(0, 79)}…` : line;
 }
 
+/** The server never took it: refused, or there was no connection to the end. */
+function refused(turn) {
+  return turn.status === 'failed' && turn.messageId === null && turn.question !== null;
+}
+
 /**
  * A turn: `{ id, messageId, question, text, status, live, error }`. `status` is live, answered,
  * cancelled or failed; `live` is the client's Answer while it grows.
@@ -22,7 +29,7 @@ function titleOf(text) {
 export class Chats {
   constructor(client, changed) {
     this.client = client;
-    /** Called with 'list' or 'turns', and the chat. */
+    /** Called with 'list', with 'turns' and the chat, or with 'gone' and its id. */
     this.changed = changed;
     this.all = new Map();
     this.current = null;
@@ -46,7 +53,7 @@ export class Chats {
   #chat(id) {
     let chat = this.all.get(id);
     if (!chat) {
-      chat = { id, title: this.titles[id] ?? null, updatedAt: Date.now(), turns: [], stale: true, next: null, trouble: null };
+      chat = { id, title: this.titles[id] ?? null, updatedAt: Date.now(), turns: [], stale: true, loaded: false, next: null, trouble: null };
       this.all.set(id, chat);
     }
     return chat;
@@ -54,6 +61,9 @@ export class Chats {
 
   /** Shows a conversation; null begins a new one. */
   open(id) {
+    const before = this.current;
+    // An address that named nothing.
+    if (before?.loaded && before.turns.length === 0 && before.title === null) this.all.delete(before.id);
     this.current = id === null ? null : this.#chat(id);
     if (this.current?.stale) this.load(this.current);
     this.changed('list');
@@ -74,20 +84,33 @@ export class Chats {
   /** Asks again what was not answered. What the server never took keeps its id. */
   retry(chat, turn) {
     const id = turn.messageId ? undefined : turn.id;
-    if (!turn.messageId) chat.turns = chat.turns.filter((one) => one !== turn);
     const again = this.client.send(turn.question, { conversationId: chat.id, id });
+    if (!turn.messageId) chat.turns = chat.turns.filter((one) => one !== turn);
     this.#adopt(again);
   }
 
-  /** What was sent before the page was left and was never accepted is sent again. */
+  /** What was sent before the page was left and was never accepted is sent again; what was refused is shown. */
   resume() {
-    for (const { id, conversationId, question } of kept.get(this.outboxKey, sessionStorage) ?? []) {
+    const outbox = kept.get(this.outboxKey, sessionStorage);
+    if (!Array.isArray(outbox)) return;
+    // All of the refused ones first: with each message that is sent the outbox is written anew.
+    for (const one of outbox) if (one?.refusedAt) this.#showRefused(one);
+    for (const one of outbox) {
       try {
-        this.#adopt(this.client.send(question, { id, conversationId }));
+        const { id, conversationId, question, refusedAt } = one;
+        if (!refusedAt) this.#adopt(this.client.send(question, { id, conversationId }));
       } catch {
         // Damaged by hand; the others are still sent.
       }
     }
+  }
+
+  #showRefused({ id, conversationId, question, refusedAt }) {
+    if (![id, conversationId, question].every((one) => typeof one === 'string')) return;
+    const chat = this.#chat(conversationId);
+    chat.updatedAt = Number(refusedAt) || chat.updatedAt;
+    chat.turns.push({ id, messageId: null, question, text: '', status: 'failed', live: null, error: null, refusedAt });
+    if (chat.title === null) this.#name(chat, question);
   }
 
   /** The server's list anew, and the conversation that is shown. */
@@ -103,7 +126,7 @@ export class Chats {
         after = page.next;
       } while (after && found.size < MOST_LISTED);
       for (const chat of [...this.all.values()]) {
-        const busy = chat === this.current || chat.turns.some((turn) => turn.live);
+        const busy = chat === this.current || chat.turns.some((turn) => turn.live || refused(turn));
         if (!found.has(chat.id) && !busy) this.all.delete(chat.id);
       }
       for (const [id, one] of found) this.#chat(id).updatedAt = Date.parse(one.updated_at) || Date.now();
@@ -171,7 +194,9 @@ export class Chats {
     const known = new Map(chat.turns.filter((turn) => turn.messageId).map((turn) => [turn.messageId, turn]));
     return page.messages.toReversed().map((one) => {
       const turn = known.get(one.message_id) ?? { id: null, messageId: one.message_id, live: null, error: null };
-      if (!turn.live) Object.assign(turn, { text: one.answer, status: one.status });
+      // Of a failed one the history has words about the failure, which nobody asked or answered.
+      const text = one.status === 'failed' ? '' : one.answer;
+      if (!turn.live) Object.assign(turn, { text, status: one.status });
       turn.question = one.question ?? turn.question ?? null;
       return turn;
     });
@@ -184,6 +209,7 @@ export class Chats {
     const own = chat.turns.filter((turn) => !listed.has(turn) && (turn.live || !turn.messageId || turn.endedAt >= began));
     chat.turns = [...turns, ...own];
     chat.next = page.next;
+    chat.loaded = true;
     const question = chat.turns.find((turn) => turn.question)?.question;
     if (chat.title === null && question) this.#name(chat, question);
   }
@@ -202,6 +228,8 @@ export class Chats {
       this.current = null;
       this.changed('turns', null);
     }
+    this.#keepOutbox();
+    this.changed('gone', id);
     this.changed('list');
   }
 
@@ -218,6 +246,8 @@ export class Chats {
     }
     Object.assign(turn, { live: answer, status: 'live', question: answer.question ?? turn.question ?? null });
     if (chat.title === null && turn.question) this.#name(chat, turn.question);
+    // Where it could not even be tried, its end has been told already.
+    if (answer.ended) this.#ended(answer);
     this.#keepOutbox();
     this.changed('list');
     this.changed('turns', chat);
@@ -241,15 +271,16 @@ export class Chats {
   }
 
   #ended(answer) {
-    this.#keepOutbox();
     const [chat, turn] = this.#turnOf(answer);
-    if (!turn) return;
+    if (!turn) return this.#keepOutbox();
     turn.live = null;
     turn.endedAt = performance.now();
     turn.messageId = answer.messageId;
-    turn.text = answer.text;
+    turn.text = answer.state === 'failed' ? '' : answer.text;
     turn.status = answer.state;
     turn.error = answer.error;
+    if (refused(turn)) turn.refusedAt = Date.now();
+    this.#keepOutbox();
     // The history may have brought it under its message id meanwhile.
     chat.turns = chat.turns.filter((one) => one === turn || one.messageId === null || one.messageId !== turn.messageId);
     if (turn.question === null || answer.error?.code === 'missed') {
@@ -265,6 +296,11 @@ export class Chats {
   #keepOutbox() {
     const waiting = this.client.open.filter((one) => one.mine && (one.state === 'queued' || one.state === 'sent'));
     const outbox = waiting.map(({ id, conversationId, question }) => ({ id, conversationId, question }));
+    const given = new Set(outbox.map(({ id }) => id));
+    const left = [...this.all.values()].flatMap(({ id: conversationId, turns }) =>
+      turns.filter((turn) => refused(turn) && !given.has(turn.id)).map(({ id, question, refusedAt }) => ({ id, conversationId, question, refusedAt })),
+    );
+    outbox.push(...left.sort((a, b) => a.refusedAt - b.refusedAt).slice(-MOST_REFUSED));
     kept.set(this.outboxKey, outbox.length ? outbox : null, sessionStorage);
   }
 }

@@ -29,11 +29,19 @@ export async function token({ refused }) {
   if (source === 'endpoint') return fetchToken();
   if (refused) {
     kept.set('chatmesh.token', null, sessionStorage);
-    throw new AuthError('unauthorized', 'The server does not take this token any more. Please sign in again.');
+    const text = kept.get('chatmesh.worked', sessionStorage)
+      ? 'The server does not take this token any more. Please sign in again.'
+      : 'The server does not take this token for this user id. Please check both.';
+    throw new AuthError('unauthorized', text);
   }
   const known = kept.get('chatmesh.token', sessionStorage);
   if (known) return known;
   throw new AuthError('unauthorized', 'Please sign in.');
+}
+
+/** The server took the token. */
+export function worked() {
+  if (source === 'ask') kept.set('chatmesh.worked', true, sessionStorage);
 }
 
 async function fetchToken() {
@@ -87,6 +95,7 @@ export function prepare() {
     if (problem) return;
     kept.set('chatmesh.user', user);
     if (source === 'ask') kept.set('chatmesh.token', given, sessionStorage);
+    kept.set('chatmesh.worked', null, sessionStorage);
     history.replaceState(null, '', location.pathname);
     location.reload();
   });

@@ -16,9 +16,10 @@ function start(userId) {
   const client = new ChatMesh({ url: new URL('.', document.baseURI).href, userId, token: identity.token });
   const chats = new Chats(client, (what, chat) => {
     if (what === 'list') sidebar.show();
+    else if (what === 'gone') composer.forget(chat);
     else if (chat === chats.current) show();
   });
-  const composer = new Composer({ send, stop, limits: () => client.limits });
+  const composer = new Composer({ userId, send, stop, limits: () => client.limits });
   const thread = new Thread(chats, () => composer.focus());
   const sidebar = new Sidebar(chats, { left: () => go(null) });
 
@@ -31,6 +32,7 @@ function start(userId) {
     const title = chats.current ? (chats.current.title ?? 'Conversation') : 'New chat';
     $('title').textContent = title;
     document.title = chats.current ? `${title} – Chat` : 'Chat';
+    composer.show(chats.current?.id ?? '');
     composer.answering(growing().length > 0);
   }
 
@@ -90,6 +92,7 @@ function start(userId) {
 
   client.on('state', ({ state, error }) => {
     if (state === 'closed' && error instanceof AuthError) identity.ask(error.message);
+    if (state === 'open') identity.worked();
     // A conversation whose history could not be had is tried again with the connection.
     if (state === 'open' && chats.current?.stale) chats.load(chats.current);
   });

@@ -3,6 +3,7 @@
 import { $, announce, icon } from './dom.js';
 import { TurnView } from './turn.js';
 
+const NOTHING = 'There is nothing here: this conversation was deleted, or there never was one. A message begins it anew.';
 const NEAR = 8;
 const AWAY = new Set(['ArrowUp', 'PageUp', 'Home']);
 
@@ -30,7 +31,10 @@ export class Thread {
     scroll.addEventListener('touchmove', () => this.#letGo(), { passive: true });
     scroll.addEventListener('keydown', (event) => AWAY.has(event.key) && this.#letGo());
     scroll.addEventListener('scroll', () => this.#scrolled(), { passive: true });
-    new ResizeObserver(() => this.#stay()).observe(scroll);
+    // Whatever changes the height, also buttons and boxes that come after the last piece of text.
+    const sizes = new ResizeObserver(() => this.#stay());
+    sizes.observe(scroll);
+    sizes.observe($('turns').parentElement);
     $('to-end').prepend(icon('down'));
     $('to-end').addEventListener('click', () => {
       this.toEnd();
@@ -75,8 +79,10 @@ export class Thread {
     }
     $('welcome').hidden = chat !== null;
     $('earlier').hidden = !chat?.next;
-    $('trouble').hidden = !chat?.trouble;
-    $('trouble').textContent = chat?.trouble ?? '';
+    const trouble = chat?.trouble ?? (chat?.loaded && chat.turns.length === 0 ? NOTHING : '');
+    $('trouble').className = trouble === NOTHING ? 'hint' : 'trouble';
+    $('trouble').hidden = trouble === '';
+    $('trouble').textContent = trouble;
     this.#stay();
   }
 

@@ -8,17 +8,34 @@ const ADVICE = {
   rate_limited: 'That was too much at once.',
   too_large: null,
   invalid_message: null,
+  missed: null,
   unavailable: 'The server could not take this message. Try again in a moment.',
   unauthorized: 'You are signed out. Sign in again, then send it once more.',
   closed: 'The connection is closed. Connect again, then send it once more.',
   expired: 'This message waited too long for its turn. Send it again if you still need the answer.',
   provider_timeout: 'The model took too long to answer. Try again, or ask for something shorter.',
   provider_rate_limited: 'The model has too much to do now. Try again in a minute.',
-  provider_rejected: 'The model does not answer this. Try to say it in another way.',
+  provider_rejected:
+    'The model refused this request. If it happens with every message, tell whoever runs this server: its access to the model may not be set up.',
   provider_failed: 'The model could not answer. Try again in a moment.',
   internal: 'Something went wrong on the server. Try again in a moment.',
   queue_full: 'Too many messages wait for their answers. Let some of them finish first.',
 };
+
+/** The history does not tell why, so after a reload this is all that is known. */
+const NOT_ANSWERED = 'This message was not answered.';
+const NOT_SENT = 'This message was not sent.';
+const EMPTY = 'The model gave an empty answer.';
+
+function blank(text) {
+  return text.trim() === '';
+}
+
+function adviceOf({ error, messageId }) {
+  if (!error) return messageId ? NOT_ANSWERED : NOT_SENT;
+  if (Object.hasOwn(ADVICE, error.code)) return ADVICE[error.code] ?? error.message;
+  return error.messageId ? NOT_ANSWERED : error.message;
+}
 
 /** Time between two drawings while an answer grows; longer where drawing itself takes long. */
 function nextFrame(spent) {
@@ -102,9 +119,10 @@ export class TurnView {
       // The turn has the error, and the note says it.
     }
     this.following = null;
-    this.#draw(answer.text, false);
+    // What a failed one had begun is no answer, and the history does not have it.
+    this.#draw(answer.state === 'failed' ? '' : answer.text, false);
     this.update();
-    if (answer.state === 'answered') announce(`Answer: ${this.answer.textContent.slice(0, 2000)}`);
+    if (answer.state === 'answered') announce(blank(answer.text) ? EMPTY : `Answer: ${this.answer.textContent.slice(0, 2000)}`);
     else if (answer.state === 'cancelled') announce('The answer was stopped.');
   }
 
@@ -116,7 +134,7 @@ export class TurnView {
 
   #showNote() {
     const { turn } = this;
-    const state = turn.live ? `${turn.live.state} ${turn.live.text !== ''} ${turn.live.cancelling != null}` : `${turn.status} ${turn.error?.code}`;
+    const state = turn.live ? `${turn.live.state} ${turn.live.text !== ''} ${turn.live.cancelling != null}` : `${turn.status} ${turn.error?.code} ${turn.messageId !== null} ${blank(turn.text)}`;
     const key = `${state} ${turn.question !== null} ${this.#busy}`;
     if (this.noted === key) return;
     this.noted = key;
@@ -124,7 +142,7 @@ export class TurnView {
     this.note.classList.toggle('bad', turn.status === 'failed');
     this.note.replaceChildren(...this.#noteParts());
     this.note.hidden = this.note.childNodes.length === 0;
-    const done = !this.#busy && turn.status !== 'failed' && turn.text !== '';
+    const done = !this.#busy && turn.status !== 'failed' && !blank(turn.text);
     this.tools.replaceChildren(...(done ? this.#toolParts() : []));
     this.tools.hidden = !done;
   }
@@ -143,14 +161,14 @@ export class TurnView {
       return [turn.text ? 'Stopped here.' : 'Stopped before it began.', ...this.#retryPart('Ask again')];
     }
     if (turn.status === 'failed') return this.#failedParts();
+    if (blank(turn.text)) return [EMPTY, ...this.#retryPart('Ask again')];
     return [];
   }
 
   #failedParts() {
     const { error } = this.turn;
-    const advice = error ? (ADVICE[error.code] ?? error.message) : 'This message was not answered.';
     // What failed long ago is no news.
-    const text = h('span', { role: error ? 'alert' : null }, advice);
+    const text = h('span', { role: error ? 'alert' : null }, adviceOf(this.turn));
     const retry = this.#retryPart('Try again');
     if (error?.retryAfterMs > 0 && retry.length) {
       const left = h('span');

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { AuthError, ChatMesh, ConnectionError } from '../chatmesh.js';
+import { AuthError, ChatError, ChatMesh, ConnectionError } from '../chatmesh.js';
 import { begin, settle } from './fake.mjs';
 
 test('the token travels as a subprotocol and never in the address', async (t) => {
@@ -162,6 +162,26 @@ test('a server that never answers is given up on and tried again', async (t) => 
   last().open();
   await tick(10_000);
   assert.equal(client.state.state, 'waiting', 'an open socket without a welcome is none');
+});
+
+test('a server that was never reached is not called lost', async (t) => {
+  const { client, last, tick } = await begin(t);
+  client.connect();
+  await settle();
+  last().end(1006);
+  assert.match(client.state.words, /could not be reached/);
+  await tick(250);
+  last().welcome();
+  last().end(1006);
+  assert.match(client.state.words, /was lost/);
+});
+
+test('an address that is none is told in words', () => {
+  for (const url of ['ftp://x', 'x', '', '//x/y', 'http://', 'localhost:8000', undefined]) {
+    const made = () => new ChatMesh({ url, userId: 'me', token: 't' });
+    assert.throws(made, (error) => error instanceof ChatError && error.code === 'invalid_url' && error.message.includes('http://'), url);
+  }
+  for (const url of ['ws://x', 'wss://x/y?z#a', 'http://x', new URL('https://x')]) new ChatMesh({ url, userId: 'me', token: 't' });
 });
 
 test('a silent connection is pinged, and dropped when no pong comes', async (t) => {

@@ -55,6 +55,10 @@ test('emphasis, code, links and their nesting', () => {
     ['![alt](https://x.y/i.png)', [link('https://x.y/i.png', 'alt')]],
     ['see https://x.y/a_b. (https://x.y/c)', ['see ', link('https://x.y/a_b', 'https://x.y/a_b'), '. (', link('https://x.y/c', 'https://x.y/c'), ')']],
     ['a &lt;b&gt; &amp;lt;', ['a <b> &lt;']],
+    ['&copy; &mdash; &#39; &#x2014; &nope; &#0; &constructor; a&b', ['© — \' — &nope; \ufffd &constructor; a&b']],
+    ['\\(a_1 * b_2 * c\\) and \\[x^2\\]', ['\\(a_1 * b_2 * c\\) and \\[x^2\\]']],
+    ['\\(f\\)(x)', ['\\(f\\)(x)']],
+    ['\\[no link\\](https://x.y) \\(open', ['[no link](', { type: 'link', href: 'https://x.y/', children: ['https://x.y'] }, ') (open']],
     ['one  \ntwo\\\nthree\nfour', ['one', { type: 'break' }, 'two', { type: 'break' }, 'three\nfour']],
     ['un**closed `code', ['un**closed `code']],
   ];
@@ -62,6 +66,7 @@ test('emphasis, code, links and their nesting', () => {
   assert.deepEqual(inlinesOf('un**closed `code', true), ['un', strong('closed ', code('code'))]);
   assert.deepEqual(inlinesOf('an *em', true), ['an ', emphasis('em')]);
   assert.deepEqual(inlinesOf('2*3', true), ['2*3']);
+  assert.deepEqual(inlinesOf('\\(a', true), ['\\(a']);
 });
 
 test('blocks', () => {
@@ -108,7 +113,7 @@ test('colours change nothing of a code', () => {
 
 test('a hostile text takes neither the stack nor the time', () => {
   const began = performance.now();
-  for (const text of ['> '.repeat(2e4), '- '.repeat(2e4) + 'x', '['.repeat(2e4), '*a_'.repeat(1e4), '**a'.repeat(1e4), '``a`'.repeat(2e4), '[a](' .repeat(2e4), '|a|\n'.repeat(2e4), '- a\n'.repeat(2e4), '<'.repeat(2e4), '\\'.repeat(2e4)]) {
+  for (const text of ['> '.repeat(2e4), '- '.repeat(2e4) + 'x', '['.repeat(2e4), '*a_'.repeat(1e4), '**a'.repeat(1e4), '``a`'.repeat(2e4), '[a](' .repeat(2e4), '|a|\n'.repeat(2e4), '- a\n'.repeat(2e4), '<'.repeat(2e4), '\\'.repeat(2e4), '\\('.repeat(2e4), '\\['.repeat(2e4) + '\\](x']) {
     for (const growing of [true, false]) inlinesOf(text, growing);
     blocksOf(linesOf(text));
   }

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { readFileSync, statSync } from 'node:fs';
+import { existsSync, readFileSync, statSync } from 'node:fs';
 import { test } from 'node:test';
 
 import * as client from '../chatmesh.js';
@@ -28,7 +28,11 @@ test('the package has every file that it names', () => {
     assert.ok(statSync(new URL(`../${file}`, import.meta.url)).size > 0, file);
   }
   assert.equal(manifest.license, 'Apache-2.0');
-  const version = /^version = "(.*)"$/m.exec(readFileSync(new URL('../../Cargo.toml', import.meta.url), 'utf8'))[1];
-  assert.equal(manifest.version, version, 'the client has the version of the server');
   assert.ok(!/\bimport\b.*\bfrom\b/.test(read('chatmesh.js')), 'it has no dependencies');
+});
+
+const cargo = new URL('../../Cargo.toml', import.meta.url);
+test('the client has the version of the server', { skip: !existsSync(cargo) && 'this is a copy of the folder alone' }, () => {
+  const version = /^version = "(.*)"$/m.exec(readFileSync(cargo, 'utf8'))[1];
+  assert.equal(JSON.parse(read('package.json')).version, version);
 });

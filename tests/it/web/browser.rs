@@ -395,7 +395,7 @@ async fn limits_and_tokens_are_explained_and_can_be_mended() {
     browser.write("#identity-user", "alice").await;
     browser.write("#identity-token", "wrong\u{e007}").await;
     browser
-        .until("document.getElementById('identity-text').textContent.includes('sign in again')")
+        .until("document.getElementById('identity-text').textContent.includes('check both')")
         .await;
     browser
         .write("#identity-token", &format!("{token}\u{e007}"))
@@ -432,6 +432,10 @@ async fn limits_and_tokens_are_explained_and_can_be_mended() {
     assert_eq!(revoked.unwrap().status, 200);
     browser
         .until("document.getElementById('identity').open")
+        .await;
+
+    browser
+        .until("document.getElementById('identity-text').textContent.includes('any more')")
         .await;
 
     // Where everybody may have a token, the page gets one by itself.

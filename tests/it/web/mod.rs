@@ -2,5 +2,6 @@
 
 mod browser;
 mod client;
+mod endings;
 mod files;
 mod looks;

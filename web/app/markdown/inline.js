@@ -2,7 +2,16 @@
 
 const PUNCTUATION = /[\p{P}\p{S}]/u;
 const ADDRESS = /^https?:\/\/[^\s<>"`]+/;
-const ENTITIES = { amp: '&', lt: '<', gt: '>', quot: '"', nbsp: '\u00a0', '#39': "'" };
+/** Those that models write; others stay as they are. */
+const ENTITIES = {
+  amp: '&', lt: '<', gt: '>', quot: '"', apos: "'", nbsp: '\u00a0', copy: '©', reg: '®', trade: '™', hellip: '…', mdash: '—', ndash: '–',
+  lsquo: '‘', rsquo: '’', ldquo: '“', rdquo: '”', laquo: '«', raquo: '»', middot: '·', bull: '•', deg: '°', plusmn: '±', times: '×',
+  divide: '÷', frac12: '½', frac14: '¼', frac34: '¾', sup2: '²', sup3: '³', micro: 'µ', euro: '€', pound: '£', yen: '¥', cent: '¢', sect: '§',
+  para: '¶', larr: '←', rarr: '→', uarr: '↑', darr: '↓', harr: '↔', le: '≤', ge: '≥', ne: '≠', asymp: '≈', infin: '∞', minus: '−',
+  radic: '√', sum: '∑', alpha: 'α', beta: 'β', gamma: 'γ', delta: 'δ', lambda: 'λ', pi: 'π', sigma: 'σ', omega: 'ω',
+};
+/** What closes a formula of TeX. */
+const FORMULA = { '(': '\\)', '[': '\\]' };
 
 /** Where a link may lead; null for anything that could run or surprise. */
 export function safeAddress(text) {
@@ -33,12 +42,22 @@ export function inlinesOf(text, growing = false) {
     flush();
     return list.push(entry);
   };
-  // Runs of backticks that nothing closes: looked for once, not once a run.
+  // Runs of backticks and formulas that nothing closes: looked for once, not once each.
   const unclosed = new Set();
   while (at < text.length) {
     const char = text[at];
     if (char === '\\' && at + 1 < text.length) {
+      const end = FORMULA[text[at + 1]];
+      const close = !end || unclosed.has(end) ? -1 : text.indexOf(end, at + 2);
+      if (end && close < 0) unclosed.add(end);
+      // A formula stays as it is written. `\[no link\](…)` is none.
+      if (close >= 0 && !(end === FORMULA['['] && text[close + 2] === '(')) {
+        plain += text.slice(at, close + 2);
+        at = close + 2;
+        continue;
+      }
       if (text[at + 1] === '\n') put({ node: { type: 'break' } });
+      else if (end && growing && close < 0) plain += text.slice(at, at + 2);
       else plain += PUNCTUATION.test(text[at + 1]) ? text[at + 1] : `\\${text[at + 1]}`;
       at += 2;
     } else if (char === '`') {
@@ -100,9 +119,10 @@ export function inlinesOf(text, growing = false) {
         at += 1;
       }
     } else if (char === '&') {
-      const entity = /^&(amp|lt|gt|quot|nbsp|#39);/.exec(text.slice(at, at + 8));
-      plain += entity ? ENTITIES[entity[1]] : '&';
-      at += entity ? entity[0].length : 1;
+      const entity = /^&(#\d{1,7}|#x[\da-f]{1,6}|[a-z\d]{2,8});/i.exec(text.slice(at, at + 12));
+      const decoded = entity && entityOf(entity[1]);
+      plain += decoded ?? '&';
+      at += decoded ? entity[0].length : 1;
     } else if (char === '\n') {
       const hard = plain.endsWith('  ');
       plain = plain.trimEnd();
@@ -119,6 +139,14 @@ export function inlinesOf(text, growing = false) {
   flush();
   emphasize(list, growing);
   return list.nodes();
+}
+
+/** What `&name;` stands for; null for what is not known. */
+function entityOf(name) {
+  if (name[0] !== '#') return Object.hasOwn(ENTITIES, name) ? ENTITIES[name] : null;
+  const code = /^#x/i.test(name) ? parseInt(name.slice(2), 16) : Number(name.slice(1));
+  const text = code > 0 && code <= 0x10ffff ? String.fromCodePoint(code) : '\ufffd';
+  return text.isWellFormed?.() === false ? '\ufffd' : text;
 }
 
 function closing(text, from, marks) {
