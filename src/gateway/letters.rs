@@ -38,6 +38,12 @@ pub(super) async fn serve(gateway: &Gateway, request: &RequestParts) -> Result<R
 }
 
 fn away(error: LettersError) -> Refusal {
+    if matches!(error, LettersError::NotOurs { .. }) {
+        return Refusal {
+            message: error.to_string().into(),
+            ..Refusal::bad_request("")
+        };
+    }
     tracing::warn!(%error, "dead letters can't be read");
     Refusal::unavailable("the dead letters can't be read now")
 }
