@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::Context;
+use secrecy::SecretString;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -16,6 +17,7 @@ use crate::config::{Config, Role};
 use crate::health::Health;
 use crate::pipeline::letters::Letters;
 use crate::signals::Signals;
+use crate::store::Holder;
 use crate::telemetry::admin::{self, AdminState};
 use crate::telemetry::metrics::{self, Exporter, Metric};
 use crate::telemetry::{dependencies, logs, traces};
@@ -77,6 +79,19 @@ pub async fn run(role: Role, config: Config) -> anyhow::Result<()> {
         Role::AllInOne => Engines::embedded(&config).await?,
         _ => Engines::distributed(&config)?,
     };
+    let local_key = match config.embedded().data_dir {
+        Some(folder) if role == Role::AllInOne => {
+            let key = SecretString::from(gateway::auth::random_token());
+            let holder = Holder {
+                address: reachable(address),
+                key: key.clone(),
+            };
+            let announced = holder.announce(&folder);
+            announced.with_context(|| format!("{} can't be written", folder.display()))?;
+            Some(key)
+        }
+        _ => None,
+    };
     let health = Arc::new(Health::new(engines.names()));
     let state = AdminState::new(
         role.service(),
@@ -88,6 +103,7 @@ pub async fn run(role: Role, config: Config) -> anyhow::Result<()> {
         role,
         config,
         engines,
+        local_key,
         health,
         state: Arc::new(state),
         drain,
@@ -116,6 +132,8 @@ struct App {
     role: Role,
     config: Config,
     engines: Engines,
+    /// Proves to who may read the data directory that this process works on it.
+    local_key: Option<SecretString>,
     health: Arc<Health>,
     state: Arc<AdminState>,
     /// Finish, and end.
@@ -170,7 +188,10 @@ impl App {
             admin: Arc::new(move |method, path| admin::respond(path, method, &state)),
             letters: self.engines.own.clone().map(|log| {
                 let topics = self.config.dead_letter_topics();
-                Letters::new(log, topics.to_vec())
+                gateway::Desk {
+                    letters: Letters::new(log, topics.to_vec()),
+                    key: self.local_key.clone(),
+                }
             }),
         };
         gateway::serve(listener, parts, drain).await?;

@@ -22,7 +22,6 @@ use crate::config::settings::GatewaySettings;
 use crate::fanout::Fanout;
 use crate::health::Health;
 use crate::log::Log;
-use crate::pipeline::letters::Letters;
 
 pub(crate) mod auth;
 #[doc(hidden)]
@@ -51,6 +50,7 @@ mod waiting;
 
 pub use auth::KeyError;
 pub use auth::jwt::{Denied, Verified, Verifier};
+pub use letters::Desk;
 pub use server::serve;
 
 /// Answers the routes that every role has (`/metrics`, `/health/live`, `/health/ready`); `None`
@@ -70,8 +70,8 @@ pub struct Parts {
     /// The routes that every role has.
     pub admin: Arc<Admin>,
     /// The dead letters, where this process alone can reach them: then it serves them to who
-    /// brings the admin key.
-    pub letters: Option<Letters>,
+    /// brings the admin key, or the desk's.
+    pub letters: Option<Desk>,
 }
 
 /// Why the gateway ended by itself.
@@ -97,7 +97,7 @@ struct Gateway {
     settings: GatewaySettings,
     health: Arc<Health>,
     admin: Arc<Admin>,
-    letters: Option<Letters>,
+    letters: Option<Desk>,
     counters: counters::Counters,
     registry: registry::Registry,
     limits: Arc<limits::Limits>,

@@ -1,5 +1,7 @@
 //! HTTP answers of the gateway's own.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
@@ -15,7 +17,7 @@ pub(super) type Reply = Response<Full<Bytes>>;
 pub(super) struct Refusal {
     pub(super) status: StatusCode,
     pub(super) code: ErrorCode,
-    pub(super) message: &'static str,
+    pub(super) message: Cow<'static, str>,
 }
 
 impl Refusal {
@@ -23,7 +25,7 @@ impl Refusal {
         Self {
             status: StatusCode::BAD_REQUEST,
             code: ErrorCode::InvalidMessage,
-            message,
+            message: Cow::Borrowed(message),
         }
     }
 
@@ -31,7 +33,7 @@ impl Refusal {
         Self {
             status: StatusCode::NOT_FOUND,
             code: ErrorCode::InvalidMessage,
-            message: "nothing is here",
+            message: Cow::Borrowed("nothing is here"),
         }
     }
 
@@ -39,7 +41,7 @@ impl Refusal {
         Self {
             status: StatusCode::METHOD_NOT_ALLOWED,
             code: ErrorCode::InvalidMessage,
-            message: "this method is not served here",
+            message: Cow::Borrowed("this method is not served here"),
         }
     }
 
@@ -47,7 +49,7 @@ impl Refusal {
         Self {
             status: StatusCode::UNAUTHORIZED,
             code: ErrorCode::Unauthorized,
-            message,
+            message: Cow::Borrowed(message),
         }
     }
 
@@ -55,7 +57,7 @@ impl Refusal {
         Self {
             status: StatusCode::FORBIDDEN,
             code: ErrorCode::Unauthorized,
-            message,
+            message: Cow::Borrowed(message),
         }
     }
 
@@ -63,7 +65,7 @@ impl Refusal {
         Self {
             status: StatusCode::SERVICE_UNAVAILABLE,
             code: ErrorCode::Unavailable,
-            message,
+            message: Cow::Borrowed(message),
         }
     }
 

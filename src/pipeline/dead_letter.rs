@@ -9,6 +9,8 @@ use crate::log::{AppendError, Log, NewRecord, Record};
 
 /// Names of the headers that a dead letter carries beside the record's own.
 pub mod header {
+    /// All of them, and those of settlements, begin so. A record's own ones that do are left out.
+    pub const OURS: &str = "dlq.";
     /// Why.
     pub const REASON: &str = "dlq.reason";
     /// How often it was tried.
@@ -94,6 +96,8 @@ fn without_value(letter: &NewRecord) -> NewRecord {
 fn letter(record: &Record, reason: &str, attempts: u32) -> NewRecord {
     let reason: String = reason.chars().take(MAX_REASON).collect();
     let mut headers = record.headers.clone();
+    // Whoever wrote the record must not say what became of it, nor settle somebody's letter.
+    headers.retain(|(name, _)| !name.starts_with(header::OURS));
     let mut add = |name: &str, value: String| headers.push((name.to_owned(), Bytes::from(value)));
     add(header::REASON, reason);
     add(header::ATTEMPTS, attempts.to_string());
@@ -106,5 +110,39 @@ fn letter(record: &Record, reason: &str, attempts: u32) -> NewRecord {
         value: record.value.clone(),
         null_value: record.null_value,
         headers,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_cannot_bring_headers_that_only_dead_letters_and_settlements_have() {
+        let text = |text: &str| Bytes::from(text.to_owned());
+        let headers = [
+            ("dlq.settled", "3/0"),
+            ("dlq.settled_by", "drop"),
+            ("dlq.topic", "elsewhere"),
+            ("message_id", "m"),
+        ];
+        let record = Record {
+            topic: "incoming_messages".into(),
+            partition: 3,
+            offset: 9,
+            timestamp_ms: 1,
+            key: None,
+            value: text("x"),
+            null_value: false,
+            headers: headers.map(|(n, v)| (n.to_owned(), text(v))).to_vec(),
+        };
+        let headers = letter(&record, "unreadable record: x", 1).headers;
+        let of = |name: &str| {
+            let of = headers.iter().filter(|(other, _)| other == name);
+            of.map(|(_, value)| value.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(of("message_id"), [text("m")]);
+        assert_eq!(of(header::TOPIC), [text("incoming_messages")]);
+        assert!(of("dlq.settled").is_empty() && of("dlq.settled_by").is_empty());
     }
 }

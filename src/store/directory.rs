@@ -5,6 +5,8 @@ use std::io::{Read, Seek, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use super::holder;
+
 /// Raised with every change that an older or newer program could not read.
 const FORMAT: u32 = 1;
 const MARKER: &str = "chatmesh.format";
@@ -60,7 +62,7 @@ pub enum OpenError {
 pub(super) struct Directory {
     path: PathBuf,
     /// The lock belongs to the open file, so the system takes it back even after kill -9.
-    _lock: File,
+    lock: File,
 }
 
 /// What there is of a data directory, as far as it can be seen without touching it.
@@ -68,6 +70,8 @@ pub(super) struct Directory {
 pub struct Folder {
     /// Whether it is there.
     pub exists: bool,
+    /// Whether chatmesh has worked on it: its marker is there.
+    pub made: bool,
     /// Whether this user may write into it, or make it.
     pub writable: bool,
     /// Somebody works on it; its process id, where it could be read.
@@ -97,6 +101,7 @@ pub fn look(path: &Path) -> std::io::Result<Folder> {
     let access = rustix::fs::access(nearest, Access::WRITE_OK | Access::EXEC_OK);
     let mut folder = Folder {
         exists,
+        made: path.join(MARKER).exists(),
         writable: nearest.is_dir() && access.is_ok(),
         held: None,
         open_to_others: exists && fs::metadata(&path)?.permissions().mode() & 0o077 != 0,
@@ -148,6 +153,14 @@ fn judge_format(path: &Path) -> Result<(), OpenError> {
     })
 }
 
+impl Drop for Directory {
+    fn drop(&mut self) {
+        // The lock is still held. What can't be taken back is told apart by who reads it.
+        let _ = holder::forget(&self.path);
+        let _ = self.lock.set_len(0);
+    }
+}
+
 impl Directory {
     pub(super) fn open(path: &Path) -> Result<Self, OpenError> {
         let io = |e: std::io::Error| OpenError::Io {
@@ -180,13 +193,15 @@ impl Directory {
             }
             Err(TryLockError::Error(e)) => return Err(io(e)),
         }
+        // Of one that was killed.
+        holder::forget(path).map_err(io)?;
         lock.set_len(0).map_err(io)?;
         lock.rewind().map_err(io)?;
         writeln!(lock, "{}", std::process::id()).map_err(io)?;
 
         let directory = Self {
             path: path.to_owned(),
-            _lock: lock,
+            lock,
         };
         directory.check_format()?;
         Ok(directory)

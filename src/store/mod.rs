@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 mod directory;
 mod durable;
+mod holder;
 mod memory;
 
 pub use directory::{Folder, OpenError, look};
 use durable::Durable;
+pub use holder::Holder;
 use memory::Memory;
 
 /// An ordered map from bytes to bytes.

@@ -265,3 +265,47 @@ fn a_journal_that_was_cut_anywhere_opens_with_whole_batches() {
     assert!(counts.is_sorted_by(|a, b| a >= b), "{counts:?}");
     assert!(counts[0] >= 38 && counts[5] < 20, "{counts:?}");
 }
+
+#[test]
+fn a_clean_end_leaves_neither_a_pid_nor_an_address_and_nobody_takes_those_of_a_killed_one() {
+    use std::os::unix::fs::PermissionsExt;
+
+    use secrecy::ExposeSecret;
+    let dir = tempfile::tempdir().unwrap();
+    let lock = dir.path().join("chatmesh.lock");
+    let holder = Holder {
+        address: "127.0.0.1:8000".parse().unwrap(),
+        key: "the key".into(),
+    };
+    // Left by a process that was killed.
+    holder.announce(dir.path()).unwrap();
+    let store = Store::open(dir.path(), 0).unwrap();
+    assert!(Holder::of(dir.path()).is_none());
+    let pid = std::fs::read_to_string(&lock).unwrap();
+    assert_eq!(pid.trim(), std::process::id().to_string());
+
+    for _ in 0..2 {
+        holder.announce(dir.path()).unwrap();
+    }
+    let read = Holder::of(dir.path()).unwrap();
+    assert_eq!(read.address, holder.address);
+    assert_eq!(read.key.expose_secret(), "the key");
+    let file = std::fs::metadata(dir.path().join("chatmesh.running")).unwrap();
+    assert_eq!(file.permissions().mode() & 0o777, 0o600);
+
+    drop(store);
+    assert!(Holder::of(dir.path()).is_none());
+    assert_eq!(std::fs::read_to_string(&lock).unwrap(), "");
+    assert!(matches!(look(dir.path()).unwrap().held, None));
+}
+
+#[test]
+fn a_look_makes_nothing_and_tells_a_data_directory_from_another_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    for path in [dir.path().to_owned(), dir.path().join("not/there")] {
+        assert!(!look(&path).unwrap().made);
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    drop(Store::open(dir.path(), 0).unwrap());
+    assert!(look(dir.path()).unwrap().made);
+}

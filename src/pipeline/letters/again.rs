@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde_json::Value;
 
-use super::{Letter, Source};
+use super::{Letter, Source, dlq};
 use crate::log::{NewRecord, Record};
 use crate::protocol::ids::{MessageId, UserId};
 use crate::protocol::record::{Question, header};
@@ -39,7 +39,7 @@ pub(super) fn identity(record: &Record, source: &Source) -> MessageId {
 pub(super) fn replayed(record: &Record, letter: &Letter, message_id: &MessageId) -> NewRecord {
     let old = identity(record, &letter.source);
     let ours = |name: &str| {
-        name.starts_with("dlq.") || name == header::MESSAGE_ID || name == header::REPLAY_OF
+        name.starts_with(dlq::OURS) || name == header::MESSAGE_ID || name == header::REPLAY_OF
     };
     let mut headers = record.headers.clone();
     headers.retain(|(name, _)| !ours(name));

@@ -242,6 +242,12 @@ pub enum Failure {
         "its content was too large for the dead-letter topic, and its own topic no longer has it; drop it"
     )]
     ValueGone,
+    /// What was put back where it says would be read by nobody.
+    #[error(
+        "it does not say from which topic it came ({0:?} is none that is read here); drop it, or \
+         use the configuration under which it was written"
+    )]
+    NoSource(String),
     /// The log does not take it.
     #[error(transparent)]
     Append(#[from] AppendError),

@@ -39,6 +39,19 @@ mod settlement {
 /// Why dead letters could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum LettersError {
+    /// Another topic than those of dead letters was named. Nothing was done.
+    #[error(
+        "{topic:?} is no dead-letter topic; those are {}{}", known.join(" and "),
+        meant.as_ref().map(|meant| format!("; {meant} may be meant")).unwrap_or_default()
+    )]
+    NotOurs {
+        /// What was named.
+        topic: String,
+        /// What could have been.
+        known: Vec<String>,
+        /// The address, or topic, that may be meant.
+        meant: Option<String>,
+    },
     /// The log could not be asked.
     #[error(transparent)]
     Log(#[from] LogError),
@@ -106,9 +119,35 @@ impl Letters {
         Self { log, topics }
     }
 
+    /// Only in its own topics may anything be read and written: a settlement elsewhere would be
+    /// a message.
+    fn ours(&self, topic: &str, after: &str) -> Result<(), LettersError> {
+        if self.topics.iter().any(|ours| ours == topic) {
+            return Ok(());
+        }
+        let meant = self
+            .topics
+            .iter()
+            .find(|ours| source_of(ours) == Some(topic));
+        Err(LettersError::NotOurs {
+            topic: topic.to_owned(),
+            known: self.topics.clone(),
+            meant: meant.map(|ours| format!("{ours}{after}")),
+        })
+    }
+
+    fn all_ours(&self, addresses: &[Address]) -> Result<(), LettersError> {
+        addresses
+            .iter()
+            .try_for_each(|at| self.ours(&at.topic, &format!("/{}/{}", at.partition, at.offset)))
+    }
+
     /// The letters that are not settled, oldest first. Those that are there twice (their writer
     /// died in between) are one.
     pub async fn list(&self, filter: &Filter) -> Result<Vec<Letter>, LettersError> {
+        if let Some(only) = &filter.topic {
+            self.ours(only, "")?;
+        }
         let mut all = Vec::new();
         for topic in &self.topics {
             if filter.topic.as_ref().is_some_and(|only| only != topic) {
@@ -130,6 +169,7 @@ impl Letters {
         &self,
         addresses: &[Address],
     ) -> Result<Vec<(Address, Option<(Letter, Option<Way>)>)>, LettersError> {
+        self.all_ours(addresses)?;
         // One look at each topic, from its oldest letter on.
         let mut since: BTreeMap<&str, i64> = BTreeMap::new();
         for address in addresses {
@@ -154,6 +194,7 @@ impl Letters {
 
     /// A letter with its content.
     pub async fn open(&self, address: &Address) -> Result<Option<Opened>, LettersError> {
+        self.all_ours(std::slice::from_ref(address))?;
         let Some(record) = self.record(address).await? else {
             return Ok(None);
         };
@@ -171,6 +212,11 @@ impl Letters {
     /// settles the letter. Repeating it changes nothing while its end is remembered (`DEDUP_TTL`):
     /// the new identity hangs on nothing but where the record once was.
     pub async fn replay(&self, letter: &Letter) -> Result<Way, Failure> {
+        let topic = &letter.source.topic;
+        let read_here = |ours: &String| source_of(ours) == Some(topic);
+        if !self.topics.iter().any(read_here) {
+            return Err(Failure::NoSource(topic.clone()));
+        }
         let record = self.whole(letter).await?;
         let message_id = letter.source.replay_id();
         let new = replayed(&record, letter, &message_id);
@@ -316,17 +362,31 @@ impl Letters {
     }
 }
 
+/// The topic whose dead letters are in this one.
+fn source_of(topic: &str) -> Option<&str> {
+    let source = topic.strip_suffix(".dlq");
+    source.filter(|source| !source.is_empty())
+}
+
+/// Whether a record settles letters. One that only carries such headers along, since somebody
+/// wrote them into a message that then became a dead letter, has a reason or a content.
+fn is_settlement(record: &Record) -> bool {
+    let settles = |name: &str| matches!(name, settlement::OF | settlement::BY);
+    let mut ours = record.headers.iter().map(|(name, _)| name.as_str());
+    record.value.is_empty()
+        && record.header_text(settlement::OF).is_some()
+        && record.header_text(settlement::BY).is_some()
+        && ours.all(|name| settles(name) || !name.starts_with(dlq::OURS))
+}
+
 impl Found {
     fn take(&mut self, record: &Record) {
-        let mut of = record
-            .headers
-            .iter()
-            .filter(|(name, _)| name == settlement::OF)
-            .peekable();
-        if of.peek().is_none() {
+        if !is_settlement(record) {
             self.letters.push(Letter::of(record));
             return;
         }
+        let headers = record.headers.iter();
+        let of = headers.filter(|(name, _)| name == settlement::OF);
         let way = match (
             record.header_text(settlement::BY),
             record.header_text(header::MESSAGE_ID),

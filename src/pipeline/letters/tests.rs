@@ -267,3 +267,82 @@ fn an_address_reads_back_and_nothing_else_does() {
         assert!(bad.parse::<Address>().is_err(), "{bad}");
     }
 }
+
+#[tokio::test]
+async fn only_dead_letter_topics_may_be_named() {
+    let log = log();
+    let letters = letters(&log);
+    let live = log.append(TOPIC, dead("a", 1, "x", &[])).await.unwrap();
+    let address = Address {
+        topic: TOPIC.into(),
+        partition: live.partition,
+        offset: live.offset,
+    };
+    let one = std::slice::from_ref(&address);
+    let mut errors = Vec::new();
+    for replay in [false, true] {
+        errors.push(letters.settle_at(one, replay).await.unwrap_err());
+    }
+    errors.push(letters.find(one).await.unwrap_err());
+    errors.push(letters.open(&address).await.unwrap_err());
+    for error in errors {
+        let meant = format!("{DEAD}/{}/{} may be meant", live.partition, live.offset);
+        assert!(error.to_string().ends_with(&meant), "{error}");
+    }
+    let topic = Some(TOPIC.to_owned());
+    let filter = Filter {
+        topic,
+        ..Filter::default()
+    };
+    letters.list(&filter).await.unwrap_err();
+    let other: Address = "tables.dlq/0/0".parse().unwrap();
+    let error = letters.settle_at(&[other], false).await.unwrap_err();
+    assert!(!error.to_string().contains("may be meant"), "{error}");
+    assert_eq!(all(&log, TOPIC).await.len(), 1, "nothing is written");
+}
+
+#[tokio::test]
+async fn a_header_that_was_copied_from_a_message_settles_nothing() {
+    let log = log();
+    let letters = letters(&log);
+    log.append(DEAD, dead("a", 1, "internal", &[]))
+        .await
+        .unwrap();
+    let listed = letters.list(&Filter::default()).await.unwrap();
+    let at = &listed[0].address;
+    let at = format!("{}/{}", at.partition, at.offset);
+    let copied = [(settlement::OF, at.as_str()), (settlement::BY, "drop")];
+    // As a dead letter with and without its value, and as what a stranger may write.
+    log.append(DEAD, dead("a", 2, "unreadable record: x", &copied))
+        .await
+        .unwrap();
+    let mut empty = dead("a", 3, "unreadable record: x", &copied);
+    empty.value = Bytes::new();
+    log.append(DEAD, empty.clone()).await.unwrap();
+    empty.headers.retain(|(name, _)| name == settlement::OF);
+    log.append(DEAD, empty).await.unwrap();
+    let left = letters.list(&Filter::default()).await.unwrap();
+    assert_eq!(left.len(), 4, "{left:?}");
+    letters.drop(&left[0]).await.unwrap();
+    assert_eq!(letters.list(&Filter::default()).await.unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn a_letter_that_came_from_no_topic_that_is_read_is_not_replayed() {
+    let log = log();
+    let letters = letters(&log);
+    for topic in ["", "elsewhere", DEAD] {
+        let mut record = dead("a", 1, "internal", &[]);
+        record.headers.retain(|(name, _)| name != dlq::TOPIC);
+        let topic = Bytes::from(topic.to_owned());
+        record.headers.push((dlq::TOPIC.to_owned(), topic));
+        log.append(DEAD, record).await.unwrap();
+    }
+    let listed = letters.list(&Filter::default()).await.unwrap();
+    assert_eq!(listed.len(), 3);
+    for letter in &listed {
+        let failed = letters.replay(letter).await;
+        assert!(matches!(failed, Err(Failure::NoSource(_))), "{failed:?}");
+    }
+    assert_eq!(letters.list(&Filter::default()).await.unwrap().len(), 3);
+}

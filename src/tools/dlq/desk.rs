@@ -17,7 +17,7 @@ use crate::log::embedded::EmbeddedLog;
 use crate::log::kafka::KafkaLog;
 use crate::log::{Browse, Log as _};
 use crate::pipeline::letters::{Address, Filter, Letter, Letters, Opened, Settled};
-use crate::store::{OpenError, Store};
+use crate::store::{self, Holder, OpenError, Store};
 use crate::tools::print;
 
 /// A settled letter costs a running `all-in-one` two writes; a list reads every letter.
@@ -40,6 +40,8 @@ struct Running {
     client: reqwest::Client,
     base: Url,
     key: SecretString,
+    /// Whether the key is that of the data directory's holder.
+    holder: bool,
     /// What to look at when it does not answer.
     hint: String,
 }
@@ -54,8 +56,9 @@ impl Desk {
                 let known = log.check().await;
                 known.with_context(|| {
                     format!(
-                        "Kafka at {servers} can't be asked; --data-dir and --url are for an \
-                         all-in-one"
+                        "Kafka at {servers} can't be asked, which KAFKA_… or REDIS_… names (in .env, \
+                         the environment or a file); for an all-in-one say `dlq --data-dir FOLDER`, \
+                         or `dlq --url URL` while it runs"
                     )
                 })?;
                 Ok(Self::here(
@@ -94,6 +97,15 @@ impl Desk {
                 folder.display()
             );
         }
+        let seen = store::look(&folder);
+        let seen = seen.with_context(|| format!("{} can't be looked at", folder.display()))?;
+        if !seen.made {
+            bail!(
+                "{} is no data directory of chatmesh: name one by --data-dir, a running \
+                 all-in-one by --url, or Kafka by KAFKA_BOOTSTRAP_SERVERS",
+                folder.display()
+            );
+        }
         let opening = {
             let folder = folder.clone();
             tokio::task::spawn_blocking(move || {
@@ -109,46 +121,47 @@ impl Desk {
                 true,
             )),
             Err(error) => match error.downcast_ref() {
-                Some(OpenError::Held { pid, .. }) => Self::held(&config, &folder, *pid),
+                Some(OpenError::Held { pid, .. }) => Self::held(&folder, *pid),
                 _ => Err(error),
             },
         }
     }
 
-    /// A process has the folder: it is asked itself where that is possible.
-    fn held(config: &Config, folder: &Path, pid: Option<u32>) -> anyhow::Result<Self> {
-        let address = config.health_listen();
-        if config.gateway().admin_key.is_some() && address.port() != 0 {
-            let mut address = address;
-            if address.ip().is_unspecified() {
-                address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
-            }
+    /// A process has the folder: it is asked itself, where it says in the folder how. Nobody else
+    /// is: who listens on the configured port may work on another folder.
+    fn held(folder: &Path, pid: Option<u32>) -> anyhow::Result<Self> {
+        let shown = folder.display();
+        if let Some(holder) = Holder::of(folder) {
             let hint = format!(
-                "data directory {} is in use; name the address of the chatmesh that runs on it by \
-                 --url, or stop it",
-                folder.display()
+                "data directory {shown} is in use by who should listen there; if it is starting \
+                 or stopping, try again, otherwise name its address by --url"
             );
-            return Self::asking(config, &format!("http://{address}"), hint);
+            return Self::asking(
+                &format!("http://{}", holder.address),
+                holder.key,
+                true,
+                hint,
+            );
         }
         let pid = pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
         bail!(
-            "data directory {} is in use by a running chatmesh{pid}: stop it first, or start it \
-             with ADMIN_KEY set, and then, with the same ADMIN_KEY, use --url http://ITS-ADDRESS",
-            folder.display()
+            "data directory {shown} is in use by a running chatmesh{pid} that does not say there \
+             how it is asked: try again if it is just starting, or stop it first, or use --url \
+             http://ITS-ADDRESS with its ADMIN_KEY"
         )
     }
 
     fn running(config: &Config, url: &str) -> anyhow::Result<Self> {
-        Self::asking(config, url, "is all-in-one running there?".to_owned())
+        let key = config.gateway().admin_key;
+        let key = key.context("a running all-in-one is asked with its admin key: set ADMIN_KEY")?;
+        Self::asking(url, key, false, "is all-in-one running there?".to_owned())
     }
 
-    fn asking(config: &Config, url: &str, hint: String) -> anyhow::Result<Self> {
+    fn asking(url: &str, key: SecretString, holder: bool, hint: String) -> anyhow::Result<Self> {
         let base = Url::parse(url)
             .ok()
             .filter(|url| matches!(url.scheme(), "http" | "https"));
         let base = base.context("--url must begin with http:// or https://")?;
-        let key = config.gateway().admin_key;
-        let key = key.context("a running all-in-one is asked with its admin key: set ADMIN_KEY")?;
         // The key goes to nobody else.
         let client = reqwest::Client::builder()
             .timeout(ASK)
@@ -161,6 +174,7 @@ impl Desk {
                 client,
                 base,
                 key,
+                holder,
                 hint,
             }),
             stopped: false,
@@ -262,6 +276,7 @@ impl Running {
         let body: Value = reply.json().await.unwrap_or_default();
         match status {
             StatusCode::OK => Ok(Some(body)),
+            StatusCode::UNAUTHORIZED if self.holder => bail!("{}: {}", self.base, self.hint),
             StatusCode::UNAUTHORIZED => bail!("{}: ADMIN_KEY is not the one there", self.base),
             StatusCode::NOT_FOUND => Ok(None),
             status => bail!(
@@ -273,6 +288,9 @@ impl Running {
     }
 
     fn no_route(&self) -> anyhow::Error {
+        if self.holder {
+            return anyhow::anyhow!("{} serves no dead letters: {}", self.base, self.hint);
+        }
         anyhow::anyhow!(
             "{} serves no dead letters: it must be an all-in-one that was started with ADMIN_KEY; \
              those of a deployment are in Kafka",

@@ -174,6 +174,12 @@ async fn settle(desk: &Desk, choice: Choice, replay: bool) -> anyhow::Result<()>
     };
     let verb = if replay { "replay" } else { "drop" };
     if choice.dry_run {
+        // Listed ones are there.
+        let named = addresses.iter().take_while(|_| !choice.all);
+        for address in named {
+            let opened = desk.open_letter(address).await?;
+            opened.with_context(|| format!("there is no letter {address}"))?;
+        }
         return would(verb, &letters, &addresses, choice.json);
     }
     if addresses.is_empty() {

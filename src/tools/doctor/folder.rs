@@ -43,6 +43,9 @@ pub(super) fn look(config: &Config, findings: &mut Findings) {
             let pid = pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
             findings.ok(format!("{shown} is in use by a running chatmesh{pid}"));
         }
+        (true, None) if !folder.made => findings.ok(format!(
+            "{shown} is there and no data directory yet: the first start makes it one"
+        )),
         (true, None) => findings.ok(format!("{shown} is there, and nobody works on it")),
     }
     if folder.open_to_others {

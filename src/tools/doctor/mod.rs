@@ -132,10 +132,18 @@ pub(crate) async fn run(arguments: &Arguments, loaded: Loaded) -> anyhow::Result
         return Err(unusable.into());
     }
     let problems = report.problems();
+    // A copied .env names servers even where only an all-in-one is meant.
+    let guessed = arguments.role.is_none() && scaled.is_some();
     ensure!(
         problems == 0,
-        "{problems} problem{}",
-        if problems == 1 { "" } else { "s" }
+        "{problems} problem{}{}",
+        if problems == 1 { "" } else { "s" },
+        if guessed {
+            "; Kafka and Redis were looked at since KAFKA_BOOTSTRAP_SERVERS, REDIS_URL or \
+             REDIS_HOST is set (perhaps in .env): for an all-in-one say `doctor all-in-one`"
+        } else {
+            ""
+        }
     );
     Ok(())
 }

@@ -32,10 +32,8 @@ pub(super) async fn look(config: &Config, findings: &mut Findings) {
     let deadline = tokio::time::Instant::now() + CONNECT;
     while let Err(error) = fanout.check().await {
         if tokio::time::Instant::now() >= deadline {
-            findings.problem(
-                format!("{place} does not answer: {error}"),
-                "start it, or correct REDIS_URL (or REDIS_HOST, REDIS_PORT, REDIS_PASSWORD)",
-            );
+            let (text, advice) = unanswered(&place, &error.to_string());
+            findings.problem(text, advice);
             return;
         }
         tokio::time::sleep(AGAIN).await;
@@ -85,6 +83,22 @@ pub(super) async fn look(config: &Config, findings: &mut Findings) {
     let clustered = matches!(servers.arrangement, Arrangement::Cluster { .. });
     for master in &servers.masters {
         judge(master, clustered, findings);
+    }
+}
+
+/// What an error of the connection means, and what to do about it.
+fn unanswered(place: &str, error: &str) -> (String, &'static str) {
+    // Who refuses a password is there, however the call that waited for it ended.
+    let refusals = ["Authentication Error", "WRONGPASS", "NOAUTH"];
+    match refusals.into_iter().find_map(|refusal| error.find(refusal)) {
+        Some(at) => (
+            format!("{place} refuses the login: {}", &error[at..]),
+            "correct the password in REDIS_URL (or REDIS_PASSWORD), and the user's name if one is there",
+        ),
+        None => (
+            format!("{place} does not answer: {error}"),
+            "start it, or correct REDIS_URL (or REDIS_HOST, REDIS_PORT, REDIS_PASSWORD)",
+        ),
     }
 }
 
@@ -166,5 +180,28 @@ fn judge(master: &Master, clustered: bool, findings: &mut Findings) {
             format!("an answer takes {} ms{at}", master.round_trip_ms),
             "put Redis nearer to the roles, and look at its load",
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_password_is_told_first_and_not_as_silence() {
+        let (text, advice) = unanswered(
+            "redis:6379",
+            "fan-out unavailable: redis did not answer in time: Authentication Error (WRONGPASS \
+             invalid username-password pair)",
+        );
+        assert_eq!(
+            text,
+            "redis:6379 refuses the login: Authentication Error (WRONGPASS invalid \
+             username-password pair)"
+        );
+        assert!(advice.starts_with("correct the password in REDIS_URL"));
+        let (text, advice) = unanswered("redis:6379", "fan-out unavailable: IO Error (refused)");
+        assert!(text.starts_with("redis:6379 does not answer"), "{text}");
+        assert!(advice.starts_with("start it"), "{advice}");
     }
 }

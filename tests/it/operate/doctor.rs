@@ -173,7 +173,17 @@ async fn a_redis_that_would_lose_data_is_told_from_one_that_only_might() {
     seen.has("redis", "problem", "set maxmemory-policy to noeviction");
     assert_eq!(seen.code, Some(1));
     set("requirepass", SECRETS[1]);
-    examine(&spec).has("redis", "problem", "REDIS_PASSWORD");
+    for url in [
+        redis.url(),
+        redis.url().replace("redis://", "redis://:not-it@"),
+    ] {
+        let seen = examine(&spec.clone().env("REDIS_URL", &url));
+        seen.has("redis", "problem", "refuses the login").has(
+            "redis",
+            "problem",
+            "correct the password in REDIS_URL",
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

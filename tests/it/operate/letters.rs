@@ -108,18 +108,43 @@ async fn a_refused_message_is_replayed_while_all_in_one_runs_and_after_it_was_st
     assert_eq!(code, Some(1));
     assert!(out.contains("settled already"), "{out}");
 
-    // Its folder is held: it is asked itself where it can be, and otherwise the way is told.
+    // Its folder is held: it is asked itself, by what it says in the folder. Whoever listens on
+    // the configured port is asked nothing, and the admin key is not even needed.
     let folder = spec.dir().join("data");
     let here = ["--data-dir", folder.to_str().unwrap()];
-    let port = process.port().to_string();
+    let other = Spec::durable().env("ADMIN_KEY", KEY).start().await;
+    let port = other.port().to_string();
     let beside = [("ADMIN_KEY", KEY), ("PORT", port.as_str())];
     assert_eq!(listed(&beside, &here).len(), 2);
-    let (code, _, err) = dlq(&[], &[&["list"], &here[..]].concat());
+    assert_eq!(listed(&[], &here).len(), 2);
+    let said = folder.join("chatmesh.running");
+    let kept = std::fs::read_to_string(&said).unwrap();
+    // Another server does not take the key that stands there.
+    let stale = kept.replace(&process.port().to_string(), &port);
+    std::fs::write(&said, stale).unwrap();
+    let (code, _, err) = dlq(&beside, &[&["list"], &here[..]].concat());
     assert_eq!(code, Some(1));
     assert!(err.contains("in use") && err.contains("--url"), "{err}");
+    std::fs::remove_file(&said).unwrap();
+    let (code, _, err) = dlq(&beside, &[&["list"], &here[..]].concat());
+    assert_eq!(code, Some(1));
+    assert!(err.contains("in use") && err.contains("--url"), "{err}");
+    std::fs::write(&said, kept).unwrap();
+
+    // Other topics than those of dead letters are no business of these commands.
+    for how in [&running[..], &here[..]] {
+        for command in ["show", "drop", "replay"] {
+            let (code, out, err) = dlq(&key, &[&[command, "incoming_messages/0/0"], how].concat());
+            assert_eq!(code, Some(1), "{out}");
+            assert!(err.contains("incoming_messages.dlq/0/0 may be"), "{err}");
+        }
+    }
 
     // Stopped, the folder itself is worked on; the answer comes after the start.
     process.drain().await;
+    assert!(!said.exists());
+    let lock = std::fs::read_to_string(folder.join("chatmesh.lock")).unwrap();
+    assert_eq!(lock, "", "no pid of a process that has ended");
     done(&[], &[&["drop", address(&letters[1])], &here[..]].concat());
     let out = done(
         &[],
@@ -140,6 +165,12 @@ async fn a_refused_message_is_replayed_while_all_in_one_runs_and_after_it_was_st
     let (code, _, err) = dlq(&[], &["list", "--data-dir", "nowhere"]);
     assert_eq!(code, Some(1));
     assert!(err.contains("there is no data directory"), "{err}");
+    let some = spec.dir().join("some");
+    std::fs::create_dir(&some).unwrap();
+    let (code, _, err) = dlq(&[], &["list", "--data-dir", some.to_str().unwrap()]);
+    assert_eq!(code, Some(1));
+    assert!(err.contains("is no data directory"), "{err}");
+    assert_eq!(std::fs::read_dir(&some).unwrap().count(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
