@@ -60,11 +60,7 @@ pub(crate) struct Good {
 
 /// Whether a token is good. A signed one says so itself; whether it was revoked is looked up where
 /// it is known where Redis is.
-pub(crate) async fn verify(
-    config: &Config,
-    user: &UserId,
-    token: &str,
-) -> anyhow::Result<Good> {
+pub(crate) async fn verify(config: &Config, user: &UserId, token: &str) -> anyhow::Result<Good> {
     let settings = config.gateway();
     match settings.auth {
         AuthMode::Open => bail!(OPEN),
@@ -141,7 +137,10 @@ mod tests {
             revoke(&stored, &user).await.unwrap_err(),
         ] {
             let error = format!("{error:#}");
-            assert!(error.contains("REDIS_URL") && error.contains("/token"), "{error}");
+            assert!(
+                error.contains("REDIS_URL") && error.contains("/token"),
+                "{error}"
+            );
         }
         let secret = "0123456789abcdef0123456789abcdef";
         let signed = config(&[("AUTH_MODE", "jwt"), ("JWT_SECRET", secret)]);

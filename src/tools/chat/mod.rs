@@ -112,7 +112,7 @@ fn explained(error: ClientError) -> anyhow::Error {
     let hint = match &error {
         ClientError::Unauthorized(_) => {
             "give one by --token or CHATMESH_TOKEN; who runs the server can make one for this --user"
-        },
+        }
         ClientError::Unreachable { .. } => {
             "is it running? `chatmesh all-in-one` starts one here; --url names another"
         }
