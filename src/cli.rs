@@ -327,8 +327,13 @@ fn tokens(common: Common, command: TokenCommand) -> anyhow::Result<()> {
             } else {
                 token
             };
-            let left = runtime.block_on(token::verify(&config, &user(&userid)?, &token))?;
-            print(&format!("good for {} s\n", left.as_secs()))
+            let good = runtime.block_on(token::verify(&config, &user(&userid)?, &token))?;
+            if !good.looked_up {
+                eprintln!(
+                    "whether it was revoked was not looked up: REDIS_URL and REDIS_HOST are not set"
+                );
+            }
+            print(&format!("good for {} s\n", good.left.as_secs()))
         }
         TokenCommand::Revoke { userid } => {
             runtime.block_on(token::revoke(&config, &user(&userid)?))?;

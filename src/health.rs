@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 /// Shared by a role's parts and its HTTP server. Begins with every dependency it was made with as
 /// "not reached yet", so that readiness is false until each has answered once.
@@ -14,7 +17,8 @@ pub struct Health {
 #[derive(Debug)]
 struct State {
     draining: bool,
-    failing: BTreeMap<&'static str, String>,
+    /// Since when, and why.
+    failing: BTreeMap<&'static str, (Instant, String)>,
 }
 
 /// Why a role is not ready.
@@ -40,7 +44,7 @@ impl Health {
     pub fn new(dependencies: &[&'static str]) -> Self {
         let failing = dependencies
             .iter()
-            .map(|name| (*name, "not reached yet".to_owned()))
+            .map(|name| (*name, (Instant::now(), "not reached yet".to_owned())))
             .collect();
         Self {
             state: Mutex::new(State {
@@ -59,8 +63,20 @@ impl Health {
         let mut state = self.state();
         match result {
             Ok(()) => state.failing.remove(dependency).is_some(),
-            Err(reason) => state.failing.insert(dependency, reason).is_none(),
+            Err(reason) => {
+                let before = state.failing.get(dependency).map(|(since, _)| *since);
+                let since = before.unwrap_or_else(Instant::now);
+                state.failing.insert(dependency, (since, reason));
+                before.is_none()
+            }
         }
+    }
+
+    /// For how long no check of `dependency` has succeeded; zero where the last one did.
+    pub fn away(&self, dependency: &str) -> Duration {
+        let state = self.state();
+        let failing = state.failing.get(dependency);
+        failing.map_or(Duration::ZERO, |(since, _)| since.elapsed())
     }
 
     /// From now on not ready: the role was told to stop.
@@ -76,7 +92,26 @@ impl Health {
         }
         match state.failing.first_key_value() {
             None => Ok(()),
-            Some((name, reason)) => Err(NotReady::Dependency(name, reason.clone())),
+            Some((name, (_, reason))) => Err(NotReady::Dependency(name, reason.clone())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn how_long_something_is_away_is_counted_from_its_first_failure() {
+        let health = Health::new(&[]);
+        let second = Duration::from_secs(1);
+        assert_eq!(health.away("redis"), Duration::ZERO);
+        assert!(health.set("redis", Err("refused".into())));
+        tokio::time::advance(second).await;
+        assert!(!health.set("redis", Err("refused again".into())));
+        tokio::time::advance(second).await;
+        assert_eq!(health.away("redis"), 2 * second);
+        assert!(health.set("redis", Ok(())));
+        assert_eq!(health.away("redis"), Duration::ZERO);
     }
 }

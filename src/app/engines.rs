@@ -29,10 +29,10 @@ pub(super) struct Engines {
     embedded: bool,
 }
 
-/// Settings that the engine's own client refuses.
+/// Settings that only who uses them can judge, and refuses.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub struct Unusable(String);
+pub struct Unusable(pub(super) String);
 
 /// Checks what only the clients of Kafka and Redis can judge; nothing is connected to.
 pub(super) fn validate(config: &Config) -> Result<(), Unusable> {

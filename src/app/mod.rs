@@ -14,6 +14,7 @@ use crate::ai_worker::provider::demo::Demo;
 use crate::ai_worker::provider::openai::OpenAi;
 use crate::config::settings::{LogFormat, WorkerSettings};
 use crate::config::{Config, Role};
+use crate::gateway::auth::jwt::Verifier;
 use crate::health::Health;
 use crate::pipeline::letters::Letters;
 use crate::signals::Signals;
@@ -40,13 +41,35 @@ const METRICS: &[&[&Metric]] = &[
     metrics::worker::ALL,
 ];
 
-/// Checks what only the clients of Kafka and Redis can judge of a configuration; nothing is
-/// connected to.
+/// Checks what only those can judge of a configuration who use it: the clients of Kafka and Redis,
+/// and who reads the keys of tokens. Nothing is connected to.
 ///
 /// # Errors
-/// A property of librdkafka or a Redis URL that can't be used.
+/// A property of librdkafka, a Redis URL or a file of keys that can't be used.
 pub fn validate(config: &Config) -> Result<(), Unusable> {
+    validate_engines(config)?;
+    verifier(config).map(|_| ())
+}
+
+/// Checks what only the clients of Kafka and Redis can judge.
+pub(crate) fn validate_engines(config: &Config) -> Result<(), Unusable> {
     engines::validate(config)
+}
+
+/// Reads the keys of signed tokens, where this role checks such tokens.
+pub(crate) fn verifier(config: &Config) -> Result<Option<Verifier>, Unusable> {
+    if !matches!(config.role(), Role::Gateway | Role::AllInOne) {
+        return Ok(None);
+    }
+    let unusable = |error| {
+        Unusable(format!(
+            "the keys of tokens can't be used: {error}; put good ones where JWT_PUBLIC_KEY_FILE \
+             or JWT_JWKS says"
+        ))
+    };
+    let jwt = config.gateway().jwt;
+    jwt.map(|jwt| Verifier::new(&jwt).map_err(unusable))
+        .transpose()
 }
 
 /// Runs a role until a signal ends it, and then until it has drained.

@@ -107,6 +107,12 @@ impl Link {
         !matches!(self.options.token, Token::Given(_))
     }
 
+    /// Whether the token at hand is none, tried since there was no other.
+    pub(super) fn anonymous(&self) -> bool {
+        let any = |token: &SecretString| token.expose_secret() == ANY;
+        matches!(self.options.token, Token::Server(_)) && self.known().as_ref().is_some_and(any)
+    }
+
     fn known(&self) -> std::sync::MutexGuard<'_, Option<SecretString>> {
         self.token.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -122,8 +128,9 @@ impl Link {
                 let issued: IssuedToken = self.body(response).await?;
                 Ok(issued.token.into())
             }
-            // No such route: tokens come from elsewhere, or none is needed.
+            // No such route, or not for us: tokens come from elsewhere, or any will do.
             StatusCode::NOT_FOUND => Ok(SecretString::from(ANY)),
+            StatusCode::UNAUTHORIZED if key.is_none() => Ok(SecretString::from(ANY)),
             _ => Err(self.refusal(response).await),
         }
     }

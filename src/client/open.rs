@@ -31,8 +31,15 @@ pub(super) async fn open(
     link: &Link,
     since: Option<&str>,
 ) -> Result<(Socket, Welcome), ClientError> {
-    match try_open(link, since).await {
+    let result = match try_open(link, since).await {
         Err(ClientError::Unauthorized(_)) if link.renew() => try_open(link, since).await,
+        result => result,
+    };
+    match result {
+        // What the server says of it would be about a token that nobody gave.
+        Err(ClientError::Unauthorized(_)) if link.anonymous() => {
+            Err(ClientError::Unauthorized("none was given".into()))
+        }
         result => result,
     }
 }

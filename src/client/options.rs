@@ -19,7 +19,8 @@ pub enum Token {
     /// This one, as long as it is good.
     Given(SecretString),
     /// The server's `POST /token`, with the admin key where one is given. A server that has no
-    /// such route is tried without a real token, which one with `AUTH_MODE=open` takes.
+    /// such route, or wants a key for it where none is given, is tried without a real token,
+    /// which one with `AUTH_MODE=open` takes.
     Server(Option<SecretString>),
     /// Asked for one at the start, and again when the server does not take it any more.
     Callback(Fetch),

@@ -358,12 +358,16 @@ impl Config {
 
     /// Whether somebody said where Kafka or Redis is: a deployment on servers is meant.
     pub fn names_servers(&self) -> bool {
-        let said = [
-            &keys::KAFKA_BOOTSTRAP_SERVERS,
-            &keys::REDIS_URL,
-            &keys::REDIS_HOST,
-        ];
-        said.into_iter().any(|key| {
+        self.said(&[&keys::KAFKA_BOOTSTRAP_SERVERS]) || self.names_redis()
+    }
+
+    /// Whether somebody said where Redis is.
+    pub fn names_redis(&self) -> bool {
+        self.said(&[&keys::REDIS_URL, &keys::REDIS_HOST])
+    }
+
+    fn said(&self, keys: &[&Key]) -> bool {
+        keys.iter().any(|key| {
             let setting = self.settings.get(key.name);
             setting.is_some_and(|setting| setting.source != DEFAULT)
         })

@@ -65,6 +65,9 @@ enum Step {
 /// Refusals within one rate window after which the connection is closed.
 const ABUSE: u32 = 100;
 
+/// The fan-out that may be away while the rest is not, as its health is noted.
+const FANOUT: &str = "redis";
+
 /// What waits until everything before it is admitted: nothing else is read meanwhile.
 enum Held {
     Interrupt(Box<Message>),
@@ -558,12 +561,16 @@ impl Inbound {
 /// Asks the fan-out, again where it is away, for half of the time that a message has: the other
 /// half is the log's.
 async fn admit(gateway: Arc<Gateway>, subject: Subject, message: Message) -> Admission {
-    let deadline = message.received + gateway.settings.produce_timeout / 2;
+    let patience = gateway.settings.produce_timeout / 2;
+    let deadline = message.received + patience;
     let _admitting = message.span.child(Kind::Internal, format_args!("admit"));
-    let admitted = asks::ask(&gateway, "admit", deadline, || {
-        gateway.fanout.admit(&subject, &message.content)
-    })
-    .await;
+    // What has been away for as long as a message would wait is not waited for once more.
+    let admitted = if gateway.health.away(FANOUT) > patience {
+        None
+    } else {
+        let admit = || gateway.fanout.admit(&subject, &message.content);
+        asks::ask(&gateway, "admit", deadline, admit).await
+    };
     let admitted = match admitted {
         // Nobody counts while the fan-out is away, and that was asked for.
         None if gateway.settings.rate_fail_open => Some(Admitted::New),

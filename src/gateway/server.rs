@@ -52,6 +52,9 @@ pub async fn serve(
         Some(jwt) if settings.auth == AuthMode::Jwt => Some(Verifier::new(jwt)?),
         _ => None,
     };
+    if let Some(verifier) = &verifier {
+        verifier.begin();
+    }
     let gateway = Arc::new(Gateway {
         verifier,
         counters: Counters::new(&settings.server_id, &settings.messages_topic),

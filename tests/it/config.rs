@@ -439,3 +439,43 @@ fn signed_tokens_need_one_key_and_a_long_one() {
     assert_eq!(code, Some(0));
     assert!(said.contains("fetched over http"), "{said}");
 }
+
+#[test]
+fn keys_that_check_no_token_are_told_before_anybody_is_locked_out() {
+    let folder = folder(&[
+        ("empty.json", r#"{"keys":[]}"#),
+        ("secret.json", r#"{"keys":[{"kty":"oct","k":"AAAA"}]}"#),
+    ]);
+    let jwt = |args: &[&str], keys: &str| {
+        let mut command = chatmesh(folder.path());
+        command.args(args).env("AUTH_MODE", "jwt");
+        run(command.env("JWT_JWKS", keys))
+    };
+    let doctor = ["doctor", "all-in-one", "--no-model", "--json"];
+    for (keys, said) in [
+        ("nowhere.json", "nowhere.json can't be read"),
+        ("empty.json", "lists no key"),
+        ("secret.json", "`kty: oct`"),
+    ] {
+        for role in ["gateway", "all-in-one"] {
+            let done = jwt(&["config", "check", role], keys);
+            assert_eq!(done.code, 2, "{}", done.err);
+            assert!(done.err.contains(said), "{}", done.err);
+        }
+        let done = jwt(&["all-in-one", "--ephemeral", "--port", "0"], keys);
+        assert_eq!(done.code, 2, "{}", done.err);
+        assert!(done.err.contains(said), "{}", done.err);
+        assert!(!done.out.contains("open the page"), "{}", done.out);
+        let done = jwt(&doctor, keys);
+        assert_eq!(done.code, 2, "{}", done.out);
+        assert!(done.out.contains(r#""area": "keys""#), "{}", done.out);
+        assert!(done.out.contains(said), "{}", done.out);
+    }
+    // What is behind a URL is only looked at by who connects.
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr();
+    let url = format!("http://{}/keys", closed.unwrap());
+    assert_eq!(jwt(&["config", "check", "gateway"], &url).code, 0);
+    let done = jwt(&doctor, &url);
+    assert_eq!(done.code, 1, "{}", done.out);
+    assert!(done.out.contains("no token can be checked"), "{}", done.out);
+}

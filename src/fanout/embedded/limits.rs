@@ -1,5 +1,6 @@
 //! How much a user may ask for: as `limits.lua` on Redis.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::codec::{Reader, Writer};
@@ -31,14 +32,8 @@ impl UserState {
                 return Ok(Some(Limit::Pending));
             }
         }
-        if limits.conversations > 0 {
-            let (from, to) = keys::turns(&self.user, conversation);
-            let known = world.store.scan(Table::History, &from, &to, 1, false)?;
-            if known.is_empty()
-                && self.conversation_names(world)?.len() >= limits.conversations as usize
-            {
-                return Ok(Some(Limit::Conversations));
-            }
+        if limits.conversations > 0 && self.one_too_many(conversation, world)? {
+            return Ok(Some(Limit::Conversations));
         }
         if limits.daily_tokens > 0 && self.cost(world)? >= limits.daily_tokens {
             let left = DAY_MS - world.now_ms.rem_euclid(DAY_MS);
@@ -69,6 +64,25 @@ impl UserState {
             batch.put(Table::Users, key, value.finish());
         }
         Ok(None)
+    }
+
+    /// Whether a message would begin a conversation above the limit. Those that only pending
+    /// messages are in count as well: each will be there when its message has ended.
+    fn one_too_many(&self, conversation: &ConversationId, world: &World<'_>) -> Result<bool> {
+        let most = world.bounds.limits.conversations as usize;
+        let (from, to) = keys::turns(&self.user, conversation);
+        let known = world.store.scan(Table::History, &from, &to, 1, false)?;
+        if !known.is_empty() {
+            return Ok(false);
+        }
+        let mut names: BTreeSet<ConversationId> =
+            self.conversation_names(world)?.into_iter().collect();
+        // Only who is near the limit pays for the look at each.
+        if names.len() < most && names.len() + self.pending.len() >= most {
+            let pending = self.pending(world)?.into_iter();
+            names.extend(pending.map(|one| one.conversation));
+        }
+        Ok(names.len() >= most && !names.contains(conversation))
     }
 
     /// The tokens of today.

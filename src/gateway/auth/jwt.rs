@@ -41,6 +41,9 @@ pub enum KeyError {
     /// A file that is no key set.
     #[error("{0} is no JSON Web Key Set")]
     NoSet(String),
+    /// A key set with which no token can be checked.
+    #[error("{0} {1}")]
+    Useless(String, String),
     /// The client for a key set's URL can't be made.
     #[error("keys can't be fetched: {0}")]
     Client(String),
@@ -172,6 +175,24 @@ impl Verifier {
         })
     }
 
+    /// Begins to fetch what is behind a URL, so that the log tells early what is wrong with it.
+    pub(crate) fn begin(&self) {
+        if let Keys::Set(set) = &self.keys {
+            set.begin();
+        }
+    }
+
+    /// Looks whether the keys can be had now; how many there are.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(crate) async fn look(&self) -> Result<usize, String> {
+        match &self.keys {
+            Keys::One(_) => Ok(1),
+            Keys::Set(set) => set.look().await,
+        }
+    }
+
     /// Whether `token` is good, and this user's.
     ///
     /// # Errors
@@ -231,6 +252,12 @@ impl Verifier {
         };
         if claims.sub != user.as_str() {
             return Err(Denied::WrongUser);
+        }
+        // A date to come would outlive every revocation until then.
+        let latest = SystemTime::now() + SKEW;
+        let latest = latest.duration_since(UNIX_EPOCH).unwrap_or_default();
+        if claims.iat.is_some_and(|iat| iat > latest.as_secs_f64()) {
+            return Err(Denied::Invalid("`token` is not good yet"));
         }
         let seconds = claims.exp + SKEW.as_secs_f64();
         let since_epoch = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);

@@ -102,6 +102,19 @@ async fn a_token_of_ours_opens_for_its_user_until_it_ends_and_no_longer() {
             json!({"sub": "alice", "exp": now() + 60, "nbf": now() + 90}),
             false,
         ),
+        (
+            json!({"sub": "alice", "exp": now() + 9999, "iat": now() + 20}),
+            true,
+        ),
+        // It would be newer than every revocation until then.
+        (
+            json!({"sub": "alice", "exp": now() + 9999, "iat": now() + 90}),
+            false,
+        ),
+        (
+            json!({"sub": "alice", "exp": now() + 9999, "iat": 1e300}),
+            false,
+        ),
         (json!({"sub": "alice"}), false),
         (json!({"sub": "alice", "exp": "tomorrow"}), false),
         (json!({"sub": "alice", "exp": -1}), false),
@@ -313,12 +326,15 @@ async fn keys_are_rotated_without_a_restart_and_strangers_can_not_make_us_ask_of
     tokio::time::advance(Duration::from_secs(2)).await;
     tokio::time::resume();
     assert!(verifier.verify(&by_old, &alice()).await.is_ok());
-    let before = asked.load(Ordering::SeqCst);
-    sender.send_replace(json!({"keys": [old, new]}).to_string());
+    // The first unknown key is looked for at once, whenever the set was read, then none for a
+    // minute.
+    let before = asked.load(Ordering::SeqCst) + 1;
     for _ in 0..20 {
-        // Read a moment ago.
         assert!(verifier.verify(&by_new, &alice()).await.is_err());
     }
+    assert_eq!(asked.load(Ordering::SeqCst), before);
+    sender.send_replace(json!({"keys": [old, new]}).to_string());
+    assert!(verifier.verify(&by_new, &alice()).await.is_err());
     assert_eq!(asked.load(Ordering::SeqCst), before);
     tokio::time::pause();
     tokio::time::advance(Duration::from_secs(61)).await;
@@ -342,6 +358,82 @@ async fn keys_are_rotated_without_a_restart_and_strangers_can_not_make_us_ask_of
     assert!(verifier.verify(&by_new, &alice()).await.is_ok());
 }
 
+#[tokio::test]
+async fn a_key_listed_just_after_the_start_is_found_at_once() {
+    let rsa = EncodingKey::from_rsa_pem(RSA).unwrap();
+    let ec = EncodingKey::from_ec_pem(EC).unwrap();
+    let old = jwk(&rsa, Algorithm::RS256, "old");
+    let new = jwk(&ec, Algorithm::ES256, "new");
+    let (sender, set) = tokio::sync::watch::channel(json!({"keys": [old]}).to_string());
+    let (url, asked) = set_server(set).await;
+    let verifier = Verifier::new(&settings(JwtKeys::JwksUrl(url))).unwrap();
+    verifier.begin();
+    let by_old = signed(Algorithm::RS256, Some("old"), &rsa, &good());
+    assert!(verifier.verify(&by_old, &alice()).await.is_ok());
+    assert_eq!(asked.load(Ordering::SeqCst), 1, "who comes meanwhile waits");
+    sender.send_replace(json!({"keys": [old, new]}).to_string());
+    let by_new = signed(Algorithm::ES256, Some("new"), &ec, &good());
+    assert!(verifier.verify(&by_new, &alice()).await.is_ok());
+    assert_eq!(asked.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn who_names_an_unknown_key_and_leaves_does_not_stop_the_search_for_it() {
+    let rsa = EncodingKey::from_rsa_pem(RSA).unwrap();
+    let set = json!({"keys": [jwk(&rsa, Algorithm::RS256, "new")]}).to_string();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/keys", listener.local_addr().unwrap());
+    let (asked, was_asked) = tokio::sync::oneshot::channel();
+    let (answer, may_answer) = tokio::sync::oneshot::channel::<()>();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut head = [0; 4096];
+        let _ = stream.read(&mut head).await;
+        asked.send(()).unwrap();
+        may_answer.await.unwrap();
+        let head = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length:";
+        let answer = format!("{head} {}\r\n\r\n{set}", set.len());
+        stream.write_all(answer.as_bytes()).await.unwrap();
+    });
+    let keys = JwtKeys::JwksUrl(url.parse().unwrap());
+    let verifier = Verifier::new(&settings(keys)).unwrap();
+    let evil = signed(Algorithm::RS256, Some("evil"), &rsa, &good());
+    {
+        let user = alice();
+        let verifying = verifier.verify(&evil, &user);
+        tokio::select! {
+            _ = verifying => panic!("there is no answer yet"),
+            it = was_asked => it.unwrap(),
+        }
+    }
+    // The stranger is gone; there is one answer only, and whoever comes gets it.
+    answer.send(()).unwrap();
+    let token = signed(Algorithm::RS256, Some("new"), &rsa, &good());
+    let verified = verifier.verify(&token, &alice()).await;
+    assert!(verified.is_ok(), "{verified:?}");
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_set_behind_a_url_is_told() {
+    let (sender, set) = tokio::sync::watch::channel(String::new());
+    let (url, _) = set_server(set).await;
+    let verifier = Verifier::new(&settings(JwtKeys::JwksUrl(url))).unwrap();
+    let rsa = EncodingKey::from_rsa_pem(RSA).unwrap();
+    let good = json!({"keys": [jwk(&rsa, Algorithm::RS256, "r")]}).to_string();
+    for (answer, said) in [
+        ("", "500"),
+        ("[]", "no JSON Web Key Set"),
+        (r#"{"keys":[]}"#, "no key at all"),
+        (r#"{"keys":[{"kty":"oct","k":"AAAA"}]}"#, "`kty: oct`"),
+    ] {
+        sender.send_replace(answer.to_owned());
+        let error = verifier.look().await.unwrap_err();
+        assert!(error.contains(said), "{error}");
+    }
+    sender.send_replace(good);
+    assert_eq!(verifier.look().await, Ok(1));
+}
+
 #[test]
 fn a_file_without_a_usable_key_is_told_at_the_start() {
     let (_folder, path) = file("no key");
@@ -351,6 +443,10 @@ fn a_file_without_a_usable_key_is_told_at_the_start() {
     };
     assert!(error(JwtKeys::PublicKeyFile(path.clone())).contains("no public key"));
     assert!(error(JwtKeys::JwksFile(path)).contains("no JSON Web Key Set"));
+    let (_folder, path) = file(r#"{"keys":[]}"#);
+    assert!(error(JwtKeys::JwksFile(path)).contains("lists no key"));
+    let (_folder, path) = file(r#"{"keys":[{"kty":"oct","k":"AAAA"}]}"#);
+    assert!(error(JwtKeys::JwksFile(path)).contains("`kty: oct`"));
     let missing = error(JwtKeys::PublicKeyFile("/nowhere/key.pem".into()));
     assert!(
         missing.contains("/nowhere/key.pem can't be read"),

@@ -110,7 +110,9 @@ async fn chat(args: ChatArgs) -> anyhow::Result<()> {
 
 fn explained(error: ClientError) -> anyhow::Error {
     let hint = match &error {
-        ClientError::Unauthorized(_) => "set CHATMESH_TOKEN to a token for this --user",
+        ClientError::Unauthorized(_) => {
+            "give one by --token or CHATMESH_TOKEN; who runs the server can make one for this --user"
+        }
         ClientError::Unreachable { .. } => {
             "is it running? `chatmesh all-in-one` starts one here; --url names another"
         }

@@ -9,12 +9,11 @@ use clap::Args;
 use self::report::{Findings, Report, Status};
 use super::print;
 use crate::app;
-use crate::config::settings::AuthMode;
 use crate::config::{Config, ConfigErrors, Role};
-use crate::gateway::auth::jwt::Verifier;
 
 mod folder;
 mod kafka;
+mod keys;
 mod model;
 mod redis;
 mod report;
@@ -65,7 +64,7 @@ pub(crate) async fn run(arguments: &Arguments, loaded: Loaded) -> anyhow::Result
     }
     let mut usable = Vec::new();
     for config in &loaded.configs {
-        match app::validate(config) {
+        match app::validate_engines(config) {
             Ok(()) => {
                 judge(config, &mut findings);
                 usable.push(config);
@@ -107,7 +106,20 @@ pub(crate) async fn run(arguments: &Arguments, loaded: Loaded) -> anyhow::Result
         }
         findings
     };
-    let (kafka, redis, model) = tokio::join!(
+    let keys = async {
+        let mut findings = Findings::of("keys");
+        let doors = usable
+            .iter()
+            .filter(|c| matches!(c.role(), Role::Gateway | Role::AllInOne));
+        let mut unusable = None;
+        for config in doors {
+            unusable = keys::look(config, &mut findings).await.err().or(unusable);
+        }
+        (findings, unusable)
+    };
+    let ((keys, unusable_keys), kafka, redis, model) = tokio::join!(
+        // Bounded by itself.
+        keys,
         bounded("kafka", kafka),
         bounded("redis", redis),
         bounded("model", model)
@@ -116,7 +128,7 @@ pub(crate) async fn run(arguments: &Arguments, loaded: Loaded) -> anyhow::Result
     if let Some(config) = usable.iter().find(|config| config.role() == Role::AllInOne) {
         folder::look(config, &mut data);
     }
-    for findings in [kafka, redis, data, model] {
+    for findings in [keys, kafka, redis, data, model] {
         checks.extend(findings.checks);
     }
     let report = Report::new(deployment(&loaded), checks);
@@ -128,7 +140,7 @@ pub(crate) async fn run(arguments: &Arguments, loaded: Loaded) -> anyhow::Result
     if let Some((_, errors)) = loaded.wrong.into_iter().next() {
         return Err(errors.into());
     }
-    if let Some(unusable) = unusable {
+    if let Some(unusable) = unusable.or(unusable_keys) {
         return Err(unusable.into());
     }
     let problems = report.problems();
@@ -178,19 +190,6 @@ fn judge(config: &Config, findings: &mut Findings) {
     for notice in config.notices() {
         findings.sentence(Status::Warning, &format!("{role}: {notice}"));
         fine = false;
-    }
-    if matches!(role, Role::Gateway | Role::AllInOne) {
-        let gateway = config.gateway();
-        if let (AuthMode::Jwt, Some(jwt)) = (gateway.auth, &gateway.jwt)
-            && let Err(error) = Verifier::new(jwt)
-        {
-            let text = format!("{role}: the keys of tokens can't be used: {error}");
-            findings.problem(
-                text,
-                "put a good key where JWT_PUBLIC_KEY_FILE or JWT_JWKS says",
-            );
-            fine = false;
-        }
     }
     if fine {
         findings.ok(format!("{role}: nothing is wrong"));

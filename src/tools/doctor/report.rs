@@ -21,7 +21,7 @@ pub(super) enum Status {
 /// One thing that was looked at.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Check {
-    /// `configuration`, `kafka`, `redis`, `model` or `data`.
+    /// `configuration`, `keys`, `kafka`, `redis`, `model` or `data`.
     pub(super) area: &'static str,
     pub(super) status: Status,
     /// What was seen. Never a secret.

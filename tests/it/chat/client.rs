@@ -157,3 +157,26 @@ async fn a_revoked_token_is_replaced_and_a_given_one_is_the_end() {
         "echo: more"
     );
 }
+
+#[tokio::test]
+async fn who_has_no_token_is_let_in_where_any_will_do_and_otherwise_told_to_bring_one() {
+    let model = ScriptedModel::start().await;
+    // With the key, `POST /token` is the operator's.
+    let open = server(&model).env("ADMIN_KEY", "operator").start().await;
+    let client = Client::connect(options(open.port())).await.unwrap();
+    let answer = client.ask(Question::new("hello")).await.unwrap();
+    let end = timeout(SOON, answer.end()).await.unwrap();
+    assert_eq!(content(&end), "echo: hello");
+    let stored = server(&model)
+        .env("AUTH_MODE", "stored")
+        .env("ADMIN_KEY", "operator")
+        .start()
+        .await;
+    let error = Client::connect(options(stored.port())).await.unwrap_err();
+    let none = ClientError::Unauthorized("none was given".into());
+    assert_eq!(error, none);
+    // A key that was given and is wrong is no lack of a token.
+    let wrong = options(stored.port()).token(Token::Server(Some("wrong".into())));
+    let error = Client::connect(wrong).await.unwrap_err();
+    assert!(error.to_string().contains("admin key"), "{error}");
+}

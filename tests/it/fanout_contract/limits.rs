@@ -130,6 +130,28 @@ pub(crate) async fn conversations_are_bounded(backend: &dyn Backend) {
     assert_eq!(case.admit(&third).await, Admitted::New);
 }
 
+pub(crate) async fn conversations_that_only_wait_are_counted_too(backend: &dyn Backend) {
+    let bounds = with(UserLimits {
+        conversations: 2,
+        ..UserLimits::default()
+    });
+    let case = Case::with(backend, bounds).await;
+    let of = |name: &str| ConversationId::parse(name).unwrap();
+    let first = case.message_in(&of("a"));
+    assert_eq!(case.admit(&first).await, Admitted::New);
+    assert_eq!(case.admit(&case.message_in(&of("b"))).await, Admitted::New);
+    let third = case.message_in(&of("c"));
+    let refused = Admitted::Refused(Limit::Conversations);
+    assert_eq!(case.admit(&third).await, refused);
+    // More in one that has begun, and what is sent again, are no new ones.
+    assert_eq!(case.admit(&case.message_in(&of("b"))).await, Admitted::New);
+    assert_eq!(case.admit(&first).await, Admitted::New);
+    // One that has a turn and waits for the next is one.
+    case.answer(&first, "text").await;
+    assert_eq!(case.admit(&case.message_in(&of("a"))).await, Admitted::New);
+    assert_eq!(case.admit(&third).await, refused);
+}
+
 pub(crate) async fn tokens_of_the_day_are_counted_once(backend: &dyn Backend) {
     let bounds = with(UserLimits {
         daily_tokens: 100,

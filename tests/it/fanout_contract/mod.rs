@@ -68,6 +68,7 @@ macro_rules! fanout_contract {
             a_message_rate_comes_back_with_time,
             messages_that_wait_are_bounded,
             conversations_are_bounded,
+            conversations_that_only_wait_are_counted_too,
             tokens_of_the_day_are_counted_once,
             a_revocation_is_remembered_told_and_removes_the_token,
             a_marker_is_there_once_set,

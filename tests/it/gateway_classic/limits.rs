@@ -137,6 +137,27 @@ async fn with_the_fan_out_away_messages_are_refused_or_taken_as_it_is_set() {
 }
 
 #[tokio::test]
+async fn with_the_fan_out_known_to_be_away_nobody_waits_for_it() {
+    let gateway = start(GatewaySettings {
+        produce_timeout: Duration::from_millis(400),
+        ..settings()
+    })
+    .await;
+    let mut client = gateway.connect("alice").await;
+    gateway.health.set("redis", Err("refused".into()));
+    while gateway.health.away("redis") <= Duration::from_millis(200) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // The fan-out would answer: refused is refused without having asked it.
+    client.ask("hello").await;
+    assert_eq!(client.json().await["code"], "unavailable");
+    gateway.health.set("redis", Ok(()));
+    client.ask("hello").await;
+    let taken = timeout(PATIENCE, gateway.log.records(1)).await;
+    assert_eq!(taken.unwrap().len(), 1);
+}
+
+#[tokio::test]
 async fn revoking_closes_the_users_sockets_and_nobody_elses() {
     let gateway = start(GatewaySettings {
         auth: AuthMode::Stored,

@@ -37,6 +37,7 @@ struct Gateway {
     addr: SocketAddr,
     log: Arc<FakeLog>,
     fanout: Arc<FakeFanout>,
+    health: Arc<Health>,
     drain: CancellationToken,
     served: JoinHandle<Result<(), GatewayError>>,
 }
@@ -82,11 +83,12 @@ async fn start(settings: GatewaySettings) -> Gateway {
     let addr = listener.local_addr().unwrap();
     let (log, fanout) = (FakeLog::new(), FakeFanout::new());
     let drain = CancellationToken::new();
+    let health = Arc::new(Health::new(&[]));
     let parts = Parts {
         log: log.clone(),
         fanout: fanout.clone(),
         settings,
-        health: Arc::new(Health::new(&[])),
+        health: health.clone(),
         letters: None,
         admin: Arc::new(|_, _| None),
     };
@@ -95,6 +97,7 @@ async fn start(settings: GatewaySettings) -> Gateway {
         addr,
         log,
         fanout,
+        health,
         drain,
         served,
     }

@@ -11,13 +11,37 @@ local function count_tokens(tokens)
   end
 end
 
+-- Whether a message would begin a conversation above the limit. Those that only pending messages
+-- are in count as well: each will be there when its message has ended.
+local function one_too_many(conversation)
+  if redis.call('ZSCORE', P .. 'hl', conversation) then
+    return false
+  end
+  local count = redis.call('ZCARD', P .. 'hl')
+  -- Only who is near the limit pays for the look at each.
+  if count >= CONVERSATIONS or count + redis.call('HLEN', P .. 'p') < CONVERSATIONS then
+    return count >= CONVERSATIONS
+  end
+  local seen = {}
+  for _, entry in ipairs(redis.call('HVALS', P .. 'p')) do
+    local name = cjson.decode(entry)['conversation']
+    if name == conversation then
+      return false
+    end
+    if not seen[name] and not redis.call('ZSCORE', P .. 'hl', name) then
+      seen[name] = true
+      count = count + 1
+    end
+  end
+  return count >= CONVERSATIONS
+end
+
 -- Nothing where one more message is allowed; then it is counted.
 local function over_limit(conversation)
   if PENDING > 0 and redis.call('HLEN', P .. 'p') >= PENDING then
     return { 'pending' }
   end
-  if CONVERSATIONS > 0 and not redis.call('ZSCORE', P .. 'hl', conversation)
-    and redis.call('ZCARD', P .. 'hl') >= CONVERSATIONS then
+  if CONVERSATIONS > 0 and one_too_many(conversation) then
     return { 'conversations' }
   end
   if DAILY > 0 and tonumber(redis.call('GET', TODAY) or '0') >= DAILY then
