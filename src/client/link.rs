@@ -73,7 +73,14 @@ impl Link {
         };
         match tokio::time::timeout(TIMEOUT, request.send()).await {
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(unreachable(causes(&error.without_url()))),
+            Ok(Err(error)) => {
+                let why = causes(&error.without_url());
+                // Of rustls: what came back is no TLS at all.
+                if self.options.server.scheme() == "https" && why.contains("InvalidContentType") {
+                    return Err(self.strange("seems to speak http: write http:// or ws://"));
+                }
+                Err(unreachable(why))
+            }
             Err(_) => Err(unreachable("it does not answer".into())),
         }
     }
@@ -105,6 +112,14 @@ impl Link {
     pub(super) fn renew(&self) -> bool {
         *self.known() = None;
         !matches!(self.options.token, Token::Given(_))
+    }
+
+    /// Whether the token at hand is none.
+    pub(super) fn without_token(&self) -> bool {
+        let known = self.known();
+        known
+            .as_ref()
+            .is_some_and(|token| token.expose_secret() == ANY)
     }
 
     fn known(&self) -> std::sync::MutexGuard<'_, Option<SecretString>> {

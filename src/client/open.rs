@@ -60,6 +60,9 @@ async fn try_open(link: &Link, since: Option<&str>) -> Result<(Socket, Welcome),
         Ok(Some(Ok(Wire::Close(frame)))) => {
             let code = frame.map(|frame| u16::from(frame.code));
             Err(match (advice(code), code) {
+                (Advice::NewToken, _) if link.without_token() => {
+                    ClientError::Unauthorized("none was given".into())
+                }
                 (Advice::NewToken, _) => ClientError::Unauthorized("it was not taken".into()),
                 (Advice::Never(reason), Some(4403)) => ClientError::Forbidden(reason.name().into()),
                 (Advice::Never(reason), _) => link.strange(&format!("closed: {}", reason.name())),
@@ -106,6 +109,12 @@ async fn upgrade(link: &Link, since: Option<&str>) -> Result<Socket, ClientError
             .header(AUTHORIZATION, secret(format!("Bearer {token}"))?)
     };
     let response = link.send(request).await?;
+    if response.status() == StatusCode::NOT_FOUND {
+        let place = link.place();
+        return Err(ClientError::Unexpected(format!(
+            "no chatmesh at {place}: it answered 404"
+        )));
+    }
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         return Err(link.refusal(response).await);
     }
