@@ -110,11 +110,14 @@ enum Command {
     /// Serve OpenAI's API without a model, for load tests and demos.
     MockOpenai(mock_openai::MockArgs),
     /// Exit code 0 if the local role is ready, else 1; for containers.
+    ///
+    /// It asks at the address that is configured (PORT of a gateway and all-in-one, METRICS_PORT
+    /// of a worker and a relay), or at --url.
     Healthcheck {
         /// Whose configured address is asked.
         #[arg(default_value = "gateway")]
         role: Role,
-        /// Ask here instead (http:// only).
+        /// Ask here instead (http:// only), as http://127.0.0.1:8000/health/ready.
         #[arg(long)]
         url: Option<String>,
     },

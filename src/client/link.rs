@@ -73,7 +73,14 @@ impl Link {
         };
         match tokio::time::timeout(TIMEOUT, request.send()).await {
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(unreachable(causes(&error.without_url()))),
+            Ok(Err(error)) => {
+                let why = causes(&error.without_url());
+                // Of rustls: what came back is no TLS at all.
+                if self.options.server.scheme() == "https" && why.contains("InvalidContentType") {
+                    return Err(self.strange("seems to speak http: write http:// or ws://"));
+                }
+                Err(unreachable(why))
+            }
             Err(_) => Err(unreachable("it does not answer".into())),
         }
     }

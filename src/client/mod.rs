@@ -21,6 +21,7 @@
 //! ```
 
 mod answer;
+mod asked;
 mod backoff;
 mod error;
 mod history;

@@ -113,6 +113,12 @@ async fn upgrade(link: &Link, since: Option<&str>) -> Result<Socket, ClientError
             .header(AUTHORIZATION, secret(format!("Bearer {token}"))?)
     };
     let response = link.send(request).await?;
+    if response.status() == StatusCode::NOT_FOUND {
+        let place = link.place();
+        return Err(ClientError::Unexpected(format!(
+            "no chatmesh at {place}: it answered 404"
+        )));
+    }
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         return Err(link.refusal(response).await);
     }

@@ -12,6 +12,7 @@ use tokio_tungstenite::tungstenite::Message as Wire;
 
 use super::State;
 use super::answer::{End, Event, Writer};
+use super::asked::Asked;
 use super::backoff::{Advice, Backoff, advice};
 use super::error::ClientError;
 use super::link::Link;
@@ -19,7 +20,7 @@ use super::open::{Socket, open};
 use super::options::Question;
 use crate::protocol::error_code::ErrorCode;
 use crate::protocol::ids::ClientMessageId;
-use crate::protocol::wire::v1::{Cancel, Failure, FromServer, Message, ToServer, Welcome};
+use crate::protocol::wire::v1::{Failure, FromServer, ToServer, Welcome};
 
 /// What the server's kernel does not take for so long is not going to arrive.
 const SEND: Duration = Duration::from_secs(15);
@@ -35,22 +36,6 @@ pub(super) enum Command {
     Ask(Question, Writer),
     Cancel(ClientMessageId),
     Close,
-}
-
-/// A question that has not ended.
-#[derive(Debug)]
-struct Asked {
-    question: Question,
-    writer: Writer,
-    accepted: bool,
-    cancel: bool,
-    /// The attempt and the index that the next delta continues.
-    next: Option<(u32, u32)>,
-    /// When its waiting for a server that takes it began.
-    waits_since: Instant,
-    /// The server could not take it: then again.
-    again_at: Option<Instant>,
-    backoff: Backoff,
 }
 
 /// Why a connection ended.
@@ -189,16 +174,7 @@ impl Session {
     fn note(&mut self, command: Command) -> Option<ToServer> {
         match command {
             Command::Ask(question, writer) => {
-                let asked = Asked {
-                    question,
-                    writer,
-                    accepted: false,
-                    cancel: false,
-                    next: None,
-                    waits_since: Instant::now(),
-                    again_at: None,
-                    backoff: Backoff::default(),
-                };
+                let asked = Asked::new(question, writer);
                 let frame = asked.frame();
                 self.asked.push(asked);
                 Some(frame)
@@ -442,38 +418,6 @@ impl Session {
             retry_after,
         };
         self.end(frame.position, frame.id.as_ref(), end);
-    }
-}
-
-impl Asked {
-    fn frame(&self) -> ToServer {
-        ToServer::Message(Message {
-            id: self.question.id.clone(),
-            content: self.question.content.clone(),
-            conversation_id: self.question.conversation.clone(),
-            interrupt: self.question.interrupt && !self.accepted,
-            userid: None,
-            traceparent: None,
-            tracestate: None,
-        })
-    }
-
-    fn cancel_frame(&self) -> ToServer {
-        ToServer::Cancel(Cancel {
-            id: Some(self.question.id.clone()),
-            message_id: None,
-        })
-    }
-
-    fn accept(&mut self, message_id: &crate::protocol::ids::MessageId) {
-        if !self.accepted {
-            self.accepted = true;
-            self.writer.push(Event::Accepted(message_id.clone()));
-        }
-    }
-
-    fn ended(self, end: End) {
-        self.writer.push(Event::Ended(end));
     }
 }
 

@@ -126,7 +126,7 @@ pub(super) async fn upgrade(
     mut request: Request<Incoming>,
 ) -> Result<Reply, Refusal> {
     if request.method() != Method::GET {
-        return Err(Refusal::method());
+        return Err(Refusal::method("GET"));
     }
     if gateway.drain.is_cancelled() {
         return Err(Refusal::unavailable("this gateway is stopping"));

@@ -64,7 +64,9 @@ async fn answer(gateway: &Gateway, request: &RequestParts) -> Result<Reply, Refu
         (&Method::GET, Target::Messages(of)) => messages(gateway, &user, &of, &query).await,
         (&Method::DELETE, Target::All) => forget(gateway, &user, None).await,
         (&Method::DELETE, Target::Conversation(of)) => forget(gateway, &user, Some(&of)).await,
-        _ => Err(Refusal::method()),
+        (_, Target::All) => Err(Refusal::method(METHODS)),
+        (_, Target::Conversation(_)) => Err(Refusal::method("DELETE, OPTIONS")),
+        (_, Target::Messages(_)) => Err(Refusal::method("GET, OPTIONS")),
     }
 }
 

@@ -37,12 +37,12 @@ pub(super) async fn serve(gateway: &Gateway, request: &RequestParts) -> Result<R
         .strip_prefix("/dead-letters")
         .unwrap_or_default();
     let body = match (&request.method, path.trim_matches('/')) {
-        (&Method::GET, "") => list(letters, request).await?,
-        (&Method::GET, address) => show(letters, address).await?,
         (&Method::POST, "replay") => settle(letters, request, true).await?,
         (&Method::POST, "drop") => settle(letters, request, false).await?,
-        (&Method::POST, _) => return Err(Refusal::not_found()),
-        _ => return Err(Refusal::method()),
+        (_, "replay" | "drop") => return Err(Refusal::method("POST")),
+        (&Method::GET, "") => list(letters, request).await?,
+        (&Method::GET, address) => show(letters, address).await?,
+        _ => return Err(Refusal::method("GET")),
     };
     let mut reply = json_reply(StatusCode::OK, &body);
     let headers = reply.headers_mut();

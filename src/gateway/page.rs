@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{
-    ACCESS_CONTROL_ALLOW_ORIGIN, ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG,
-    HOST, HeaderName, HeaderValue, IF_NONE_MATCH, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+    ACCESS_CONTROL_ALLOW_ORIGIN, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, HOST,
+    HeaderName, HeaderValue, IF_NONE_MATCH, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::{HeaderMap, Method, Response, StatusCode};
 use uuid::Uuid;
@@ -125,10 +125,7 @@ impl File {
     /// Answers a request for it.
     pub(super) fn serve(&self, method: &Method, headers: &HeaderMap) -> Reply {
         if method != Method::GET && method != Method::HEAD {
-            let mut reply = Refusal::method().reply();
-            let allow = HeaderValue::from_static("GET, HEAD");
-            reply.headers_mut().insert(ALLOW, allow);
-            return reply;
+            return Refusal::method("GET, HEAD").reply();
         }
         let known = headers
             .get_all(IF_NONE_MATCH)

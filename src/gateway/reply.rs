@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
 use serde_json::json;
 
@@ -16,15 +16,19 @@ pub(super) type Reply = Response<Full<Bytes>>;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub(super) status: StatusCode,
-    pub(super) code: ErrorCode,
+    /// An `error` frame's, or one of those that only a route can have.
+    pub(super) code: &'static str,
     pub(super) message: Cow<'static, str>,
+    /// Of a 405: the methods that there are.
+    pub(super) allow: Option<&'static str>,
 }
 
 impl Refusal {
     pub(super) const fn bad_request(message: &'static str) -> Self {
         Self {
             status: StatusCode::BAD_REQUEST,
-            code: ErrorCode::InvalidMessage,
+            code: ErrorCode::InvalidMessage.as_str(),
+            allow: None,
             message: Cow::Borrowed(message),
         }
     }
@@ -32,15 +36,18 @@ impl Refusal {
     pub(super) const fn not_found() -> Self {
         Self {
             status: StatusCode::NOT_FOUND,
-            code: ErrorCode::InvalidMessage,
+            code: "not_found",
+            allow: None,
             message: Cow::Borrowed("nothing is here"),
         }
     }
 
-    pub(super) const fn method() -> Self {
+    /// `allow` are the methods that this route has.
+    pub(super) const fn method(allow: &'static str) -> Self {
         Self {
             status: StatusCode::METHOD_NOT_ALLOWED,
-            code: ErrorCode::InvalidMessage,
+            code: "method_not_allowed",
+            allow: Some(allow),
             message: Cow::Borrowed("this method is not served here"),
         }
     }
@@ -48,7 +55,8 @@ impl Refusal {
     pub(super) const fn unauthorized(message: &'static str) -> Self {
         Self {
             status: StatusCode::UNAUTHORIZED,
-            code: ErrorCode::Unauthorized,
+            code: ErrorCode::Unauthorized.as_str(),
+            allow: None,
             message: Cow::Borrowed(message),
         }
     }
@@ -56,7 +64,8 @@ impl Refusal {
     pub(super) const fn forbidden(message: &'static str) -> Self {
         Self {
             status: StatusCode::FORBIDDEN,
-            code: ErrorCode::Unauthorized,
+            code: ErrorCode::Unauthorized.as_str(),
+            allow: None,
             message: Cow::Borrowed(message),
         }
     }
@@ -64,7 +73,8 @@ impl Refusal {
     pub(super) const fn unavailable(message: &'static str) -> Self {
         Self {
             status: StatusCode::SERVICE_UNAVAILABLE,
-            code: ErrorCode::Unavailable,
+            code: ErrorCode::Unavailable.as_str(),
+            allow: None,
             message: Cow::Borrowed(message),
         }
     }
@@ -74,6 +84,11 @@ impl Refusal {
             self.status,
             &json!({"type": "error", "code": self.code, "message": self.message}),
         );
+        if let Some(allow) = self.allow {
+            reply
+                .headers_mut()
+                .insert(ALLOW, HeaderValue::from_static(allow));
+        }
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             reply
                 .headers_mut()
@@ -90,4 +105,20 @@ pub(super) fn json_reply(status: StatusCode, body: &serde_json::Value) -> Reply 
         .headers_mut()
         .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     reply
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_route_that_is_missing_and_a_method_that_is_wrong_have_codes_of_their_own() {
+        let missing = Refusal::not_found();
+        assert_eq!((missing.code, missing.status.as_u16()), ("not_found", 404));
+        assert!(missing.reply().headers().get(ALLOW).is_none());
+        let wrong = Refusal::method("GET, HEAD");
+        let (code, status) = ("method_not_allowed", 405);
+        assert_eq!((wrong.code, wrong.status.as_u16()), (code, status));
+        assert_eq!(wrong.reply().headers()[ALLOW], "GET, HEAD");
+    }
 }

@@ -44,7 +44,7 @@ pub(super) async fn route(
                     Ok(()) => token::revoke(&gateway, &parts).await,
                     Err(refusal) => Err(refusal),
                 },
-                _ => Err(Refusal::method()),
+                _ => Err(Refusal::method("POST, DELETE, OPTIONS")),
             }
         }
         "/conversations" => history(&gateway, request).await,

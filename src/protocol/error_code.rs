@@ -45,7 +45,7 @@ impl ErrorCode {
     ];
 
     /// As it stands in frames and metric labels.
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::InvalidMessage => "invalid_message",
             Self::TooLarge => "too_large",

@@ -383,6 +383,11 @@ fn exit_codes_tell_use_from_failure() {
     for word in ["all-in-one", "healthcheck", "Examples:", "CHATMESH_CONFIG"] {
         assert!(help.contains(word), "{help}");
     }
+    let help = run(chatmesh(folder.path()).args(["healthcheck", "--help"])).out;
+    assert!(
+        help.contains("METRICS_PORT") && help.contains("--url"),
+        "{help}"
+    );
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod lines;
 mod screen;
 mod terminal;
 mod text;
+mod words;
 
 use screen::Screen;
 
@@ -43,7 +44,7 @@ pub(crate) struct ChatArgs {
     /// Begin a conversation with a new name.
     #[arg(long, conflicts_with = "conversation")]
     new: bool,
-    /// List the user's conversations, and end.
+    /// List the user's conversations, with their turns and the time of the newest, and end.
     #[arg(long, conflicts_with_all = ["new", "conversation"])]
     list: bool,
 }
@@ -99,6 +100,10 @@ async fn chat(args: ChatArgs) -> anyhow::Result<()> {
     let done = match question {
         _ if args.list => list(&client, &mut screen).await,
         Some(text) => {
+            if args.new {
+                // Nobody could go on with it otherwise.
+                screen.notice(&format!("conversation {conversation}"));
+            }
             let question = Question::new(text).in_conversation(conversation);
             terminal::once(&client, question, &mut screen).await
         }
@@ -123,16 +128,22 @@ fn explained(error: ClientError) -> anyhow::Error {
 
 async fn list(client: &Client, screen: &mut Screen) -> anyhow::Result<()> {
     let mut after = None;
+    let mut none = true;
     loop {
         let page = client.conversations(after.as_ref()).await?;
         for one in &page.conversations {
+            none = false;
+            let turns = if one.turns == 1 { "turn" } else { "turns" };
             screen.line(&format!(
-                "{}\t{} turns\t{}",
+                "{}\t{} {turns}\t{}",
                 one.conversation_id, one.turns, one.updated_at
             ))?;
         }
         after = page.next;
         if after.is_none() {
+            if none {
+                screen.notice("no conversations yet");
+            }
             return Ok(());
         }
     }

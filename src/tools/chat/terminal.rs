@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use super::lines::{Line, Lines};
 use super::screen::Screen;
 use super::text::harmless;
+use super::words;
 use crate::client::{Answer, Client, End, Event, Question, State};
 use crate::protocol::ids::ConversationId;
 use crate::protocol::wire::http::TurnEnd;
@@ -171,6 +172,9 @@ async fn follow(
             } => {
                 screen.whole(&content)?;
                 screen.finish()?;
+                if content.trim().is_empty() {
+                    screen.notice("the answer is empty");
+                }
                 if finish_reason.as_deref() == Some("length") {
                     screen.notice("the answer was cut off: it reached the length limit");
                 }
@@ -183,11 +187,15 @@ async fn follow(
                 screen.finish()?;
                 Ok(Outcome::Stopped)
             }
-            End::Failed { code, message, .. } => {
+            End::Failed {
+                code,
+                message,
+                retry_after,
+                ..
+            } => {
                 screen.anew("the answer broke off");
-                let code = code.map(|code| format!(" ({})", code.as_str()));
-                let code = code.unwrap_or_default();
-                Ok(Outcome::Failed(harmless(&format!("{message}{code}"))))
+                let why = words::failed(code, &message, retry_after);
+                Ok(Outcome::Failed(harmless(&why)))
             }
             End::Lost { why } => {
                 screen.anew("the answer did not come to its end");

@@ -108,7 +108,7 @@ pub(crate) struct LoadArgs {
     /// How long answers are waited for while none comes.
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time)]
     patience: Duration,
-    /// Threads; one serves about 20,000 answers a second.
+    /// Threads; more where the test keeps one busy.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: u16,
     /// Fail with exit code 1 unless this holds, like 'p99<200ms' or loss=0; may be repeated.

@@ -6,8 +6,15 @@ use std::time::Duration;
 
 use chatmesh::client::{Client, ClientError, End, Event, Options, Question, State, Token};
 use chatmesh::protocol::ids::ClientMessageId;
+use futures_util::{SinkExt as _, StreamExt as _};
 use reqwest::Method;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
 use tokio::time::timeout;
+use tokio_tungstenite::accept_hdr_async;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
+use tokio_tungstenite::tungstenite::http::HeaderValue;
 
 use super::door::Door;
 use super::server;
@@ -81,6 +88,62 @@ async fn the_same_id_again_brings_the_same_answer_and_costs_nothing() {
         );
     }
     assert_eq!(model.count_for("once"), 1);
+}
+
+/// A server that greets, and answers the first message before it says that it has accepted it.
+#[expect(clippy::result_large_err, reason = "the library's own type")]
+async fn hasty(listener: TcpListener) {
+    let (stream, _) = listener.accept().await.unwrap();
+    let mut socket = accept_hdr_async(stream, |_: &Request, mut response: Response| {
+        let name = HeaderValue::from_static("chatmesh.v1");
+        response
+            .headers_mut()
+            .insert("sec-websocket-protocol", name);
+        Ok(response)
+    })
+    .await
+    .unwrap();
+    let welcome = json!({
+        "type": "welcome", "userid": "alice", "server_id": "s", "position": "p0",
+        "recovered": false, "pending": [], "heartbeat_ms": 25000,
+        "limits": {"max_content_chars": 100, "max_frame_bytes": 1000, "max_pending": 8},
+    });
+    socket
+        .send(Message::text(welcome.to_string()))
+        .await
+        .unwrap();
+    let mut number = 0;
+    while let Some(Ok(Message::Text(text))) = socket.next().await {
+        let asked: Value = serde_json::from_str(&text).unwrap();
+        number += 1;
+        let about = |kind: &str| {
+            json!({
+                "type": kind, "userid": "alice", "message_id": format!("m{number}"),
+                "id": asked["id"], "conversation_id": "default", "correlation_id": "c",
+                "position": format!("p{number}"), "content": asked["content"],
+            })
+        };
+        for kind in ["response", "accepted"] {
+            let frame = about(kind).to_string();
+            socket.send(Message::text(frame)).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_comes_before_its_accepted_is_one_answer() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let server = tokio::spawn(hasty(listener));
+    let token = Token::Given("any".to_owned().into());
+    let client = Client::connect(options(port).token(token)).await.unwrap();
+    for text in ["one", "two"] {
+        let answer = client.ask(Question::new(text)).await.unwrap();
+        let end = timeout(SOON, answer.end()).await.unwrap();
+        assert_eq!(content(&end), text);
+    }
+    client.close().await;
+    timeout(SOON, server).await.unwrap().unwrap();
 }
 
 #[tokio::test]

@@ -46,6 +46,8 @@ async fn only_the_answer_is_on_standard_output_and_failures_have_their_codes() {
     let chat = chat(server.port());
     let quiet = String::new;
     let answered = |text: &str| (Some(0), text.to_owned(), quiet());
+    let none = (Some(0), String::new(), "no conversations yet\n".to_owned());
+    assert_eq!(feed(&chat.clone().arg("--list"), "").await, none);
     assert_eq!(feed(&chat, "hi\n").await, answered("echo: hi\n"));
     // It says goodbye.
     server.says("\"reason\":\"normal\"", SOON).await;
@@ -55,10 +57,16 @@ async fn only_the_answer_is_on_standard_output_and_failures_have_their_codes() {
         feed(&chat, "line one\nline two\n").await,
         answered("echo: line one\nline two\n")
     );
+    let silent = Script::new().role().finish("stop").done();
+    model.next_for("say nothing", silent);
+    let (code, out, err) = feed(&chat, "say nothing").await;
+    assert_eq!((code, out.trim()), (Some(0), ""), "{err}");
+    assert_eq!(err, "the answer is empty\n");
     let (code, out, err) = feed(&chat, "no").await;
     assert_eq!((code, out.as_str()), (Some(1), ""), "{err}");
     assert!(
-        err.starts_with("error: ") && err.contains("provider_rejected"),
+        err.starts_with("error: the model refused this request")
+            && err.contains("provider_rejected"),
         "{err}"
     );
 
@@ -87,7 +95,8 @@ async fn conversations_are_kept_apart_and_listed() {
     let trip = chat(port).arg("--conversation").arg("trip");
     assert_eq!(feed(&trip, "two").await.0, Some(0));
     assert_eq!(feed(&trip, "three").await.0, Some(0));
-    assert_eq!(feed(&chat(port).arg("--new"), "four").await.0, Some(0));
+    let (code, out, told) = feed(&chat(port).arg("--new"), "four").await;
+    assert_eq!((code, out.as_str()), (Some(0), "echo: four\n"), "{told}");
     let asked = model.asked_for("three").remove(0);
     let asked: Vec<String> = asked.messages().into_iter().map(|(_, text)| text).collect();
     assert!(
@@ -101,7 +110,39 @@ async fn conversations_are_kept_apart_and_listed() {
     let lines: Vec<&str> = list.lines().collect();
     assert_eq!(lines.len(), 3, "{list}");
     assert!(lines[0].starts_with("chat-"), "newest first: {list}");
+    let name = lines[0].split('\t').next().unwrap();
+    assert_eq!(told, format!("conversation {name}\n"));
+    assert!(lines[0].contains("\t1 turn\t20"), "{list}");
     assert!(lines[1].starts_with("trip\t2 turns\t"), "{list}");
+}
+
+#[tokio::test]
+async fn a_wrong_address_is_told_from_a_server_that_is_down() {
+    let server = Spec::ephemeral().start().await;
+    let port = server.port();
+    for (url, expected) in [
+        (format!("https://127.0.0.1:{port}"), "seems to speak http"),
+        (
+            format!("http://127.0.0.1:{port}/nope"),
+            "no chatmesh at http://127.0.0.1",
+        ),
+    ] {
+        let (code, out, err) = feed(&Spec::new(&["chat", "--url", &url]), "hi").await;
+        assert_eq!((code, out.as_str()), (Some(1), ""), "{err}");
+        assert!(err.contains(expected), "{err}");
+        assert!(!err.contains("is it running"), "{err}");
+    }
+    // It gives no tokens out, and none was brought.
+    let closed = Spec::ephemeral()
+        .env("AUTH_MODE", "stored")
+        .env("TOKEN_ENDPOINT", "off");
+    let closed = closed.start().await;
+    let (code, _, err) = feed(&chat(closed.port()), "hi").await;
+    assert_eq!(code, Some(1));
+    assert!(
+        err.contains("none was given") && err.contains("CHATMESH_TOKEN"),
+        "{err}"
+    );
 }
 
 #[tokio::test]

@@ -7,13 +7,24 @@ use serde_json::{Value, json};
 use super::Document;
 use crate::support::client::Classic;
 use crate::support::http::{Reply, try_call};
+use crate::support::model::{Answer, ScriptedModel};
 use crate::support::process::{Chatmesh, Spec};
+use crate::support::{SOON, eventually};
 
 const KEY: &str = "an-admin-key-of-some-length";
 const USER: &str = "user123";
 
 /// In an order in which each finds what it needs; what is not named here goes before the deletes.
-const LAST: [&str; 3] = ["forgetConversation", "forgetEverything", "revokeTokens"];
+const LAST: [&str; 5] = [
+    "replayDeadLetters",
+    "dropDeadLetters",
+    "forgetConversation",
+    "forgetEverything",
+    "revokeTokens",
+];
+
+/// Every route answers the first like GET, and browsers use the second before they call.
+const OTHERS: [&str; 2] = ["HEAD", "OPTIONS"];
 
 struct Request<'a> {
     document: &'a Document,
@@ -21,6 +32,8 @@ struct Request<'a> {
     path: &'a str,
     method: Method,
     operation: &'a Value,
+    /// In place of the example's address in the parameters of dead letters.
+    letter: Option<&'a str>,
 }
 
 impl Request<'_> {
@@ -37,6 +50,7 @@ impl Request<'_> {
                 Value::Null => continue,
                 other => other.to_string(),
             };
+            let example = self.of_letter(name).unwrap_or(example);
             match parameter["in"].as_str() {
                 Some("path") => path = path.replace(&format!("{{{name}}}"), &example),
                 Some("query") => {
@@ -53,6 +67,16 @@ impl Request<'_> {
         let query = query.finish();
         let separator = if query.is_empty() { "" } else { "?" };
         server.url(&format!("{path}{separator}{query}"))
+    }
+
+    /// Its part of the letter's address, `topic/partition/offset`.
+    fn of_letter(&self, parameter: &str) -> Option<String> {
+        let letter = self.letter?;
+        let parts = ["topic", "partition", "offset"];
+        match parts.iter().position(|part| *part == parameter) {
+            Some(at) => letter.split('/').nth(at).map(str::to_owned),
+            None => (parameter == "address").then(|| letter.to_owned()),
+        }
     }
 
     fn check(&self, reply: &Reply) {
@@ -106,7 +130,10 @@ async fn call(method: &Method, url: &str, secret: Option<&str>) -> Reply {
 #[tokio::test]
 async fn every_documented_request_is_answered_as_documented() {
     let document = Document::openapi();
+    let model = ScriptedModel::start().await;
+    model.next_for("bad", Answer::error(400, "bad", "not this"));
     let server = Spec::ephemeral()
+        .env("OPENAI_BASE_URL", &model.base_url())
         .env("AUTH_MODE", "stored")
         .env("TOKEN_ENDPOINT", "admin")
         .env("ADMIN_KEY", KEY)
@@ -119,6 +146,15 @@ async fn every_documented_request_is_answered_as_documented() {
         .to_owned();
     let mut client = Classic::connect(server.port(), &token, USER).await.unwrap();
     client.ask("hello").await;
+    client.ask("bad").await;
+    let url = server.url("/dead-letters");
+    eventually("the refused message is a dead letter", SOON, || async {
+        let listed = call(&Method::GET, &url, Some(KEY)).await.json();
+        listed["letters"][0].is_object()
+    })
+    .await;
+    let listed = call(&Method::GET, &url, Some(KEY)).await.json();
+    let letter = listed["letters"][0]["address"].as_str().unwrap();
 
     let mut requests = Vec::new();
     for (path, item) in document.root["paths"].as_object().unwrap() {
@@ -130,6 +166,7 @@ async fn every_documented_request_is_answered_as_documented() {
                     path,
                     method: method.to_uppercase().parse().unwrap(),
                     operation,
+                    letter: Some(letter),
                 });
             }
         }
@@ -159,15 +196,78 @@ async fn every_documented_request_is_answered_as_documented() {
         assert!(expected.contains(&reply.status), "{}: {reply:?}", one.id);
         one.check(&reply);
     }
-    // Other methods and paths have the documented form too.
-    let schema = json!({"$ref": "#/components/schemas/Refused"});
-    for (method, path, status) in [
-        (Method::PUT, "/token", 405),
-        (Method::POST, "/health/live", 405),
-        (Method::GET, "/nowhere", 404),
+    // Paths that are none, and what is not there, have the documented form too.
+    let missing = &document.root["components"]["responses"]["Missing"];
+    let schema = &missing["content"]["application/json"]["schema"];
+    for (path, secret) in [
+        ("/nowhere", None),
+        ("/favicon.ico", None),
+        ("/app/nowhere.js", None),
+        ("/dead-letters/nowhere", Some(KEY)),
     ] {
-        let reply = call(&method, &server.url(path), None).await;
-        assert_eq!(reply.status, status, "{method} {path}");
-        document.holds(&schema, &reply.json(), path);
+        let reply = call(&Method::GET, &server.url(path), secret).await;
+        assert_eq!(reply.status, 404, "{path}");
+        document.holds(schema, &reply.json(), path);
+        assert_eq!(reply.json()["code"], "not_found", "{path}");
     }
+}
+
+/// The test above takes its token away.
+#[tokio::test]
+async fn every_other_method_is_refused_with_those_that_there_are() {
+    let document = Document::openapi();
+    let server = Spec::ephemeral()
+        .env("AUTH_MODE", "open")
+        .env("ADMIN_KEY", KEY)
+        .start()
+        .await;
+    for (path, item) in document.root["paths"].as_object().unwrap() {
+        let methods = item.as_object().unwrap();
+        let some = methods.keys().next().unwrap();
+        let request = Request {
+            document: &document,
+            id: path,
+            path,
+            method: Method::PATCH,
+            operation: &methods[some],
+            letter: None,
+        };
+        let address = request.address(&server);
+        let reply = call(&Method::PATCH, &address, request.secret("any")).await;
+        assert_eq!(reply.status, 405, "{path}: {}", reply.body);
+        assert_eq!(reply.json()["code"], "method_not_allowed", "{path}");
+        let allow = reply.header("allow").unwrap_or_default().to_owned();
+        let allow: Vec<&str> = allow.split(", ").collect();
+        for method in methods.keys() {
+            assert!(
+                allow.contains(&&*method.to_uppercase()),
+                "{path}: {allow:?}"
+            );
+        }
+        for method in allow.iter().filter(|method| !OTHERS.contains(method)) {
+            let operation = &methods.get(&method.to_lowercase());
+            assert!(operation.is_some(), "{path}: {method} is not documented");
+        }
+        for operation in methods.values() {
+            Request {
+                operation,
+                method: Method::PATCH,
+                ..request
+            }
+            .check(&reply);
+        }
+    }
+    // What a person tries first.
+    for (method, path) in [(Method::GET, "/token"), (Method::POST, "/ws")] {
+        let reply = call(&method, &server.url(path), None).await;
+        assert_eq!(reply.json()["code"], "method_not_allowed", "{path}");
+    }
+    let gone = "/conversations/default/messages?userid=u&before=nope";
+    let mut client = Classic::connect(server.port(), "any", "u").await.unwrap();
+    client.ask("hello").await;
+    let reply = call(&Method::GET, &server.url(gone), Some("any")).await;
+    assert_eq!(
+        (reply.status, &reply.json()["code"]),
+        (404, &json!("not_found"))
+    );
 }
