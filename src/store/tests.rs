@@ -296,7 +296,7 @@ fn a_clean_end_leaves_neither_a_pid_nor_an_address_and_nobody_takes_those_of_a_k
     drop(store);
     assert!(Holder::of(dir.path()).is_none());
     assert_eq!(std::fs::read_to_string(&lock).unwrap(), "");
-    assert!(matches!(look(dir.path()).unwrap().held, None));
+    assert!(look(dir.path()).unwrap().held.is_none());
 }
 
 #[test]
