@@ -87,7 +87,9 @@ async fn a_connection_ends_when_its_signed_token_does() {
 async fn nothing_is_handed_out_where_nothing_can_sign() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("keys.json");
-    std::fs::write(&path, r#"{"keys":[]}"#).unwrap();
+    let public =
+        r#"{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}"#;
+    std::fs::write(&path, format!(r#"{{"keys":[{public}]}}"#)).unwrap();
     let gateway = start(GatewaySettings {
         jwt: Some(JwtSettings {
             keys: JwtKeys::JwksFile(path),
