@@ -60,7 +60,13 @@ fn median(values: &[f64]) -> f64 {
 #[ignore = "as long as it is told: tests/run --soak MINUTES"]
 async fn steady_traffic_lets_nothing_grow() {
     let period = Duration::from_secs(60 * number("CHATMESH_SOAK_MINUTES", 5));
-    let kept = ["DEDUP_TTL", "MAILBOX_TTL", "CHAT_HISTORY_TTL"].map(|name| (name, KEEP_SECONDS));
+    let kept = [
+        "DEDUP_TTL",
+        "MAILBOX_TTL",
+        "CHAT_HISTORY_TTL",
+        "MESSAGE_MAX_AGE",
+    ];
+    let kept = kept.map(|name| (name, KEEP_SECONDS));
     let fleet = Fleet::start_with(&kept).await;
     let journal = Arc::new(Journal::default());
     let size = Size {
