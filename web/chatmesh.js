@@ -607,7 +607,14 @@ export class ChatMesh {
     const url = this.#at('ws', { userid: this.userId, since: this.#position ?? undefined });
     url.protocol = url.protocol.replace('http', 'ws');
     // Not in the address: addresses end up in logs.
-    const socket = new Socket(url.href, [SUBPROTOCOL, `bearer.${token}`]);
+    let socket;
+    try {
+      socket = new Socket(url.href, [SUBPROTOCOL, `bearer.${token}`]);
+    } catch (cause) {
+      // Such as ws: on a page of https:.
+      this.#shut(new ConnectionError('no_websocket', `No WebSocket could be opened: ${cause.message}`, { cause }));
+      return;
+    }
     this.#socket = socket;
     this.#comeBack = null;
     const current = () => this.#socket === socket;

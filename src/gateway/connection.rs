@@ -177,6 +177,16 @@ async fn linger(mut io: Io) {
     let _ = timeout(GOODBYE_TIMEOUT, rest).await;
 }
 
+/// Looks whether the user was put out meanwhile, for as long as anybody wants the connection: one
+/// that is closed, or cut off by a stop, lets nobody in.
+async fn look_for_revocation(gateway: &Gateway, session: &Session, socket: &Socket) {
+    tokio::select! {
+        () = revocation::look(gateway, &session.user) => {}
+        () = socket.outbound.closing() => {}
+        () = gateway.force.cancelled() => {}
+    }
+}
+
 /// Subscribes, and looks where the mailbox ends; again where the fan-out is away.
 async fn enter(
     gateway: &Gateway,
@@ -198,12 +208,12 @@ async fn enter(
         let (error, operation) = match entry {
             // What it is to be told begins with a read of its own.
             Ok(entry) if socket.line.is_some() => {
-                revocation::look(gateway, &session.user).await;
+                look_for_revocation(gateway, session, socket).await;
                 return Ok(entry);
             }
             Ok(entry) => match repair::look_at_end(gateway, &entry).await {
                 Ok(look) => {
-                    revocation::look(gateway, &session.user).await;
+                    look_for_revocation(gateway, session, socket).await;
                     let mut state = entry.state();
                     state.started(&look.end);
                     if !gateway.settings.interop {

@@ -4,7 +4,7 @@
 //! while it was made looks after it has subscribed, and all look again after a gap: so none stays.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use dashmap::DashMap;
 use serde::Deserialize;
@@ -46,14 +46,6 @@ impl Drop for Guard<'_> {
             sockets.is_empty()
         });
     }
-}
-
-/// Milliseconds since the Unix epoch.
-pub(super) fn now_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| {
-        i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
-    })
 }
 
 impl Revocations {

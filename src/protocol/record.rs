@@ -20,10 +20,10 @@ pub mod header {
     pub const CORRELATION_ID: &str = "correlation_id";
     /// W3C trace context.
     pub const TRACEPARENT: &str = "traceparent";
-    /// The message of which this one is a replay (protocol.md section 7).
-    pub const REPLAY_OF: &str = "replay_of";
     /// What goes with it.
     pub const TRACESTATE: &str = "tracestate";
+    /// The message of which this one is a replay (protocol.md section 7).
+    pub const REPLAY_OF: &str = "replay_of";
 }
 
 /// The trace that a record belongs to, where its headers say so.

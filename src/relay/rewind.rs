@@ -197,6 +197,8 @@ impl GoBack for Rewind {
     async fn reached(&self, partition: i32) {
         let epoch = self.epoch(partition);
         let begun = self.progress().get(&partition).map(|it| it.token.clone());
+        // Without a token no way back was begun: the group has never read there.
+        let begun = begun.filter(|token| !token.is_empty());
         match begun {
             Some(token) => {
                 // Where it is refused the marker is missed at the next look, and the partition goes

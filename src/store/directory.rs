@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::holder;
 
@@ -112,7 +113,7 @@ pub fn look(path: &Path) -> std::io::Result<Folder> {
         return Ok(folder);
     }
     if let Ok(mut lock) = File::open(path.join(LOCK)) {
-        // Shared, and given back at once: who opens the folder meanwhile would wait a moment.
+        // Shared, and given back at once: who opens the folder meanwhile tries again.
         if matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)) {
             let mut text = String::new();
             let _ = lock.read_to_string(&mut text);
@@ -121,6 +122,18 @@ pub fn look(path: &Path) -> std::io::Result<Folder> {
     }
     folder.format = judge_format(&path).map_err(|error| error.to_string());
     Ok(folder)
+}
+
+/// Who only looks at the folder holds the lock for a moment; whoever works on it keeps it.
+fn lock_patiently(lock: &File) -> Result<(), TryLockError> {
+    const TRIES: u32 = 20;
+    for _ in 1..TRIES {
+        match lock.try_lock() {
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(10)),
+            tried => return tried,
+        }
+    }
+    lock.try_lock()
 }
 
 /// Whether this program can read what is there; nothing yet is fine too.
@@ -180,7 +193,7 @@ impl Directory {
             .truncate(false)
             .open(path.join(LOCK))
             .map_err(io)?;
-        match lock.try_lock() {
+        match lock_patiently(&lock) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let mut text = String::new();

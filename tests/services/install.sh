@@ -43,6 +43,7 @@ install_packages() {
     command -v pkg-config >/dev/null || missing+=(pkg-config)
     command -v redis-server >/dev/null || missing+=(redis-server)
     command -v redis-cli >/dev/null || missing+=(redis-tools)
+    command -v curl >/dev/null || missing+=(curl)
     command -v kcat >/dev/null || missing+=(kcat)
     command -v nginx >/dev/null || [[ -x /usr/sbin/nginx ]] || missing+=(nginx-light)
     command -v promtool >/dev/null || missing+=(prometheus)

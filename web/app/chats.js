@@ -177,9 +177,13 @@ export class Chats {
 
   /** The turns before those that are shown. */
   async older(chat) {
-    if (!chat.next) return;
+    const before = chat.next;
+    if (!before) return;
     try {
-      const page = await this.client.messages(chat.id, { limit: 50, before: chat.next });
+      const page = await this.client.messages(chat.id, { limit: 50, before });
+      // Asked twice, or loaded anew meanwhile.
+      if (chat.next !== before) return;
+      chat.trouble = null;
       chat.turns.unshift(...this.#turns(chat, page));
       chat.next = page.next;
     } catch (error) {

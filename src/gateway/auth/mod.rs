@@ -11,10 +11,10 @@ use tokio::time::Instant;
 use super::Gateway;
 use super::outbound::Outbound;
 use super::reply::Refusal;
-use super::revocation;
 use crate::config::settings::AuthMode;
 use crate::protocol::close::CloseReason;
 use crate::protocol::ids::UserId;
+use crate::protocol::timestamp::now_ms;
 
 mod jwks;
 pub(crate) mod jwt;
@@ -103,7 +103,7 @@ pub(super) async fn check_token(
     let Some(token) = token.filter(|token| !token.is_empty()) else {
         return Err(Refusal::unauthorized("`token` is missing"));
     };
-    let since_ms = revocation::now_ms();
+    let since_ms = now_ms();
     match gateway.settings.auth {
         AuthMode::Open => Ok(Granted {
             since_ms,

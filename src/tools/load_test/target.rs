@@ -135,6 +135,7 @@ impl Tokens {
             .no_proxy()
             .tls_certs_only([])
             .connect_timeout(std::time::Duration::from_secs(5))
+            .timeout(std::time::Duration::from_secs(30))
             .build()?;
         let place = target.url.authority();
         let mut request = client.post(target.token_url(user));
