@@ -36,8 +36,9 @@ pub(super) async fn once(
     screen: &mut Screen,
 ) -> anyhow::Result<()> {
     let mut interrupts = signal(SignalKind::interrupt())?;
+    let mut state = client.state();
     let answer = client.ask(question).await?;
-    match show(client, answer, screen, &mut interrupts).await? {
+    match show(&mut state, answer, screen, &mut interrupts).await? {
         Outcome::Done | Outcome::Unread => Ok(()),
         Outcome::Stopped | Outcome::Leave => bail!("stopped before the answer was whole"),
         Outcome::Failed(why) => bail!(why),
@@ -88,7 +89,7 @@ pub(super) async fn talk(
         }
         let question = Question::new(text.trim()).in_conversation(conversation.clone());
         let answer = client.ask(question).await?;
-        match show(client, answer, &mut screen, &mut interrupts).await? {
+        match show(&mut state, answer, &mut screen, &mut interrupts).await? {
             Outcome::Done => screen.line("")?,
             Outcome::Stopped => screen.notice("stopped\n"),
             Outcome::Failed(why) => screen.notice(&format!("error: {why}\n")),
@@ -109,12 +110,12 @@ fn in_words(state: &State) -> String {
 }
 
 async fn show(
-    client: &Client,
+    state: &mut watch::Receiver<State>,
     answer: Answer,
     screen: &mut Screen,
     interrupts: &mut Signal,
 ) -> anyhow::Result<Outcome> {
-    match follow(client.state(), answer, screen, interrupts).await {
+    match follow(state, answer, screen, interrupts).await {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Outcome::Unread),
         other => Ok(other?),
     }
@@ -122,16 +123,16 @@ async fn show(
 
 /// Shows an answer until it has ended.
 async fn follow(
-    mut state: watch::Receiver<State>,
+    state: &mut watch::Receiver<State>,
     mut answer: Answer,
     screen: &mut Screen,
     interrupts: &mut Signal,
 ) -> io::Result<Outcome> {
-    state.mark_unchanged();
     let mut stopping = false;
     loop {
         let event = tokio::select! {
-            event = answer.next() => event,
+            // What came over a new connection is shown after the notice of it.
+            biased;
             _ = interrupts.recv() => {
                 if stopping {
                     return Ok(Outcome::Leave);
@@ -146,6 +147,7 @@ async fn follow(
                 screen.notice(&said);
                 continue;
             }
+            event = answer.next() => event,
         };
         let end = match event {
             Some(Event::Delta(text)) => {
