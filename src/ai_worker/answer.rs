@@ -18,6 +18,7 @@ use crate::config::settings::WorkerSettings;
 use crate::fanout::{Fanout, Turn};
 use crate::pipeline::{Stopped, Work};
 use crate::protocol::error_code::ErrorCode;
+use crate::protocol::record::Question;
 use crate::telemetry::metrics::provider::ProviderMetrics;
 use crate::telemetry::traces::{Kind, Span};
 
@@ -120,9 +121,7 @@ impl Model {
             coalescer,
             self.cancels.watcher(),
         );
-        let reading = work.span().child(Kind::Internal, format_args!("context"));
         let request = self.request(attempt, work).await;
-        drop(reading);
         let written = match request {
             Ok(request) => self.ask(&request, calls, &writer, work.span()).await,
             Err(Stopped) => Written::Again,
@@ -131,31 +130,55 @@ impl Model {
         written
     }
 
-    /// The prompt. Earlier turns are read here, when the one before has been kept.
+    /// What came earlier in the conversation; nothing where `wanted` says no, or the model is to
+    /// know nothing of it. The one before has been kept when this message's turn comes.
+    pub(super) async fn earlier(
+        &self,
+        question: &Question,
+        wanted: bool,
+    ) -> crate::fanout::Result<Vec<Turn>> {
+        let settings = &self.settings.prompt;
+        if !wanted || !settings.keep_history || settings.history_max_messages == 0 {
+            return Ok(Vec::new());
+        }
+        let most = settings.history_max_messages;
+        let (user, conversation) = (&question.user, &question.conversation);
+        // Most turns are two messages, and this message's own may be among them. Only where they
+        // are not, as many as there may be are read: a turn is at least one message.
+        let mut limit = most.div_ceil(2) + 1;
+        loop {
+            let context = self
+                .fanout
+                .context(user, conversation, limit, settings.history_ttl);
+            let mut turns = context.await?;
+            let all = turns.len() < limit || limit > most;
+            turns.retain(|turn| turn.message_id != question.message_id);
+            if all || Prompt::messages(&turns) >= most {
+                return Ok(turns);
+            }
+            limit = most + 1;
+        }
+    }
+
     async fn request(
         &self,
-        attempt: &Attempt<'_>,
+        attempt: &mut Attempt<'_>,
         work: &mut Work,
     ) -> Result<ModelRequest, Stopped> {
-        let settings = &self.settings.prompt;
         let question = attempt.question;
-        let mut turns: Vec<Turn> = Vec::new();
-        if settings.keep_history && settings.history_max_messages > 0 {
-            // A turn is at least one message, and this message's own may be among them.
-            let most = settings.history_max_messages + 1;
-            turns = work
-                .until("history", || {
-                    self.fanout.context(
-                        &question.user,
-                        &question.conversation,
-                        most,
-                        settings.history_ttl,
-                    )
-                })
-                .await?;
-            turns.retain(|turn| turn.message_id != question.message_id);
-        }
-        Ok(Prompt::build(settings, &turns, &question.content))
+        let turns = match attempt.earlier.take() {
+            Some(turns) => turns,
+            None => {
+                let _reading = work.span().child(Kind::Internal, format_args!("context"));
+                work.until("history", || self.earlier(question, true))
+                    .await?
+            }
+        };
+        Ok(Prompt::build(
+            &self.settings.prompt,
+            &turns,
+            &question.content,
+        ))
     }
 
     async fn ask(

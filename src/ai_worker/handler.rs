@@ -11,7 +11,7 @@ use tracing::Instrument;
 use super::answer::{Model, Written};
 use super::ending::Endings;
 use crate::config::settings::WorkerSettings;
-use crate::fanout::{Begin, Begun, Ending, Fanout, Keep, Kept, Outcome, Owner, Subject};
+use crate::fanout::{Begin, Begun, Ending, Fanout, Keep, Kept, Outcome, Owner, Subject, Turn};
 use crate::log::{Log, NewRecord, Record};
 use crate::pipeline::{Delivery, Handler, Stopped, Verdict, Work};
 use crate::protocol::error_code::ErrorCode;
@@ -71,10 +71,19 @@ impl WorkerHandler {
                 cancelled: endings.cancelled(said(written.as_ref())),
             };
             let taking_it = work.span().child(Kind::Internal, format_args!("begin"));
-            let begun = work
-                .until("begin", || self.fanout.begin(begin.clone()))
+            // Both at once: what came earlier in the conversation is needed in nearly every case.
+            let ahead = matches!(job, Job::Answer) && written.is_none();
+            let reading = ahead.then(|| work.span().child(Kind::Internal, format_args!("context")));
+            let (begun, earlier) = work
+                .until("begin", || async {
+                    let (begun, earlier) = tokio::join!(
+                        self.fanout.begin(begin.clone()),
+                        self.model.earlier(question, ahead)
+                    );
+                    begun.map(|begun| (begun, earlier.ok()))
+                })
                 .await?;
-            drop(taking_it);
+            drop((taking_it, reading));
             match begun {
                 Begun::Ended(outcome) => {
                     tracing::info!("already ended, nothing is paid again");
@@ -94,6 +103,7 @@ impl WorkerHandler {
                     had = number;
                     let mut attempt = Attempt {
                         question,
+                        earlier: earlier.filter(|_| ahead),
                         subject: &subject,
                         owner: &owner,
                         endings: &endings,
@@ -281,6 +291,8 @@ impl WorkerHandler {
 /// One attempt at one message.
 pub(super) struct Attempt<'a> {
     pub(super) question: &'a Question,
+    /// What came earlier in the conversation, where that is known.
+    pub(super) earlier: Option<Vec<Turn>>,
     pub(super) subject: &'a Subject,
     pub(super) owner: &'a Owner,
     endings: &'a Endings<'a>,

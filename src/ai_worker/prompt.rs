@@ -15,6 +15,14 @@ const PROMPT_OVERHEAD: usize = 3;
 pub struct Prompt;
 
 impl Prompt {
+    /// How many messages `turns` would be, all of them.
+    pub(super) fn messages(turns: &[Turn]) -> usize {
+        let turns = turns.iter().filter(|turn| in_context(turn));
+        turns
+            .map(|turn| 1 + usize::from(turn.question.is_some()))
+            .sum()
+    }
+
     /// `turns` are the conversation's, oldest first.
     ///
     /// The newest turns that fit are taken whole, in order and without a gap: at most

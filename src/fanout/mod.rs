@@ -183,6 +183,26 @@ pub struct Outcome {
 
 /// Answer to [`Fanout::admit`].
 #[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admission {
+    /// What is to be done.
+    pub admitted: Admitted,
+    /// Of a new message: how many are subscribed to the user's live channel. Whoever subscribes
+    /// later finds the message in `pending`.
+    pub watchers: u64,
+}
+
+impl From<Admitted> for Admission {
+    /// Any number may be subscribed.
+    fn from(admitted: Admitted) -> Self {
+        Self {
+            admitted,
+            watchers: u64::MAX,
+        }
+    }
+}
+
+/// What becomes of a message that a gateway has.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Admitted {
     /// Not ended as far as is known: produce it. It is noted as pending.
     New,
@@ -473,7 +493,7 @@ pub trait Feed: Send + Sync {
 pub trait Fanout: Send + Sync + 'static {
     /// A gateway is about to produce a message. `content` is kept in `pending` for the user's
     /// other devices.
-    async fn admit(&self, subject: &Subject, content: &str) -> Result<Admitted>;
+    async fn admit(&self, subject: &Subject, content: &str) -> Result<Admission>;
 
     /// The log has acknowledged a message: publishes `frame` (the `accepted` frame for the user's
     /// other sockets, JSON) on the live channel, unless the message has ended already.

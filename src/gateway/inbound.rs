@@ -44,6 +44,8 @@ struct Message {
     correlation_id: Arc<str>,
     content: String,
     received: Instant,
+    /// Gateways that listen for this user's live frames, as far as is known.
+    watchers: u64,
     /// From here to its acknowledgement.
     span: Span,
 }
@@ -74,7 +76,7 @@ enum Held {
     Cancel(Cancel),
 }
 
-type Admission = (Message, Option<Admitted>);
+type Asked = (Message, Option<Admitted>);
 
 /// The messages of one connection that are under way.
 pub(super) struct Inbound {
@@ -82,7 +84,7 @@ pub(super) struct Inbound {
     session: Session,
     entry: Arc<Entry>,
     socket: Arc<Socket>,
-    admissions: FuturesOrdered<BoxFuture<'static, Admission>>,
+    admissions: FuturesOrdered<BoxFuture<'static, Asked>>,
     held: Option<Held>,
     steps: FuturesUnordered<BoxFuture<'static, Step>>,
     /// Messages over a limit, since the beginning of a rate window.
@@ -141,6 +143,7 @@ impl Inbound {
                     correlation_id,
                     content,
                     received: Instant::now(),
+                    watchers: u64::MAX,
                     span: self.begin(None),
                 }),
             }
@@ -174,6 +177,7 @@ impl Inbound {
                     correlation_id,
                     content,
                     received: Instant::now(),
+                    watchers: u64::MAX,
                     span: self.begin(trace),
                 };
                 if interrupt {
@@ -533,8 +537,13 @@ impl Inbound {
         );
     }
 
-    /// Shows the question to the user's other sockets.
+    /// Shows the question to the user's other sockets, if there are any: most users have one, and
+    /// one that connects after the admission finds the message in `pending`.
     fn announce(&self, message: &Message) {
+        let own = usize::from(self.socket.line.is_some());
+        if message.watchers <= 1 && self.entry.state().followers.count() <= own {
+            return;
+        }
         let subject = self.subject(message);
         let frame = Accepted {
             userid: &self.session.user,
@@ -560,7 +569,7 @@ impl Inbound {
 
 /// Asks the fan-out, again where it is away, for half of the time that a message has: the other
 /// half is the log's.
-async fn admit(gateway: Arc<Gateway>, subject: Subject, message: Message) -> Admission {
+async fn admit(gateway: Arc<Gateway>, subject: Subject, mut message: Message) -> Asked {
     let patience = gateway.settings.produce_timeout / 2;
     let deadline = message.received + patience;
     let _admitting = message.span.child(Kind::Internal, format_args!("admit"));
@@ -571,6 +580,10 @@ async fn admit(gateway: Arc<Gateway>, subject: Subject, message: Message) -> Adm
         let admit = || gateway.fanout.admit(&subject, &message.content);
         asks::ask(&gateway, "admit", deadline, admit).await
     };
+    let admitted = admitted.map(|admission| {
+        message.watchers = admission.watchers;
+        admission.admitted
+    });
     let admitted = match admitted {
         // Nobody counts while the fan-out is away, and that was asked for.
         None if gateway.settings.rate_fail_open => Some(Admitted::New),

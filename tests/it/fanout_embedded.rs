@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chatmesh::fanout::embedded::EmbeddedFanout;
 use chatmesh::fanout::{
-    Admitted, Begin, Begun, Bounds, CancelResult, ConversationEntry, Deliver, Delivered, Fanout,
+    Admission, Begin, Begun, Bounds, CancelResult, ConversationEntry, Deliver, Delivered, Fanout,
     Feed, FeedEvent, Keep, Kept, Live, LiveReply, Look, Read, Result, Subject, Turn,
 };
 use chatmesh::protocol::ids::{ConversationId, MessageId, UserId};
@@ -59,7 +59,7 @@ impl Replaceable {
 
 #[async_trait]
 impl Fanout for Replaceable {
-    async fn admit(&self, subject: &Subject, content: &str) -> Result<Admitted> {
+    async fn admit(&self, subject: &Subject, content: &str) -> Result<Admission> {
         self.now().admit(subject, content).await
     }
 

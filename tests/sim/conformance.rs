@@ -155,7 +155,7 @@ impl Runner<'_> {
         };
         let owned = |owner: Owner| owners()[usize::from(owner)].clone();
         Ok(match op {
-            Op::Admit(message) => match fanout.admit(&self.subject(message), "?").await? {
+            Op::Admit(message) => match fanout.admit(&self.subject(message), "?").await?.admitted {
                 real::Admitted::New => "new".into(),
                 real::Admitted::Kept => "kept".into(),
                 real::Admitted::Delivered(frame, at) => format!("{frame} at {}", at.offset),

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::Journal;
 use crate::fanout::embedded::EmbeddedFanout;
 use crate::fanout::{
-    Admitted, Begin, Begun, Bounds, CancelResult, Channel, ConversationEntry, Deliver, Delivered,
+    Admission, Begin, Begun, Bounds, CancelResult, Channel, ConversationEntry, Deliver, Delivered,
     Fanout, FanoutError, Feed, FeedEvent, Keep, Kept, Live, LiveReply, Look, Read, Result, Subject,
     Turn,
 };
@@ -175,7 +175,7 @@ impl Double {
 
 #[async_trait]
 impl Fanout for Double {
-    async fn admit(&self, subject: &Subject, content: &str) -> Result<Admitted> {
+    async fn admit(&self, subject: &Subject, content: &str) -> Result<Admission> {
         self.inner().admit(subject, content).await
     }
 

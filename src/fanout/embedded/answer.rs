@@ -7,8 +7,8 @@ use super::keys;
 use super::user::{Flight, UserState, millis};
 use super::users::World;
 use crate::fanout::{
-    Admitted, Begin, Begun, CancelResult, Channel, Ending, Keep, Kept, LEASE, Live, LiveReply,
-    Outcome, Result, Subject,
+    Admission, Admitted, Begin, Begun, CancelResult, Channel, Ending, Keep, Kept, LEASE, Live,
+    LiveReply, Outcome, Result, Subject,
 };
 use crate::protocol::ids::MessageId;
 use crate::store::{Batch, Table};
@@ -19,28 +19,32 @@ impl UserState {
         subject: &Subject,
         content: &str,
         world: &World<'_>,
-    ) -> Result<Admitted> {
+    ) -> Result<Admission> {
+        let new = Admission {
+            admitted: Admitted::New,
+            watchers: self.watchers(),
+        };
         match self.end(&subject.message_id, world)? {
             Some(End::Outcome(Outcome {
                 frame,
                 delivered: Some(position),
-            })) => return Ok(Admitted::Delivered(frame, position)),
-            Some(End::Outcome(_)) => return Ok(Admitted::Kept),
-            Some(End::Forgotten(Some(_))) => return Ok(Admitted::Forgotten),
+            })) => return Ok(Admitted::Delivered(frame, position).into()),
+            Some(End::Outcome(_)) => return Ok(Admitted::Kept.into()),
+            Some(End::Forgotten(Some(_))) => return Ok(Admitted::Forgotten.into()),
             // Nobody has been told yet: a worker will say that it is cancelled, once the log has
             // it. What was written is not noted again.
-            Some(End::Forgotten(None)) => return Ok(Admitted::New),
+            Some(End::Forgotten(None)) => return Ok(new),
             None => {}
         }
         if !self.is_pending(&subject.message_id, world) {
             let mut batch = Batch::default();
             if let Some(limit) = self.over_limit(&mut batch, &subject.conversation, world)? {
-                return Ok(Admitted::Refused(limit));
+                return Ok(Admitted::Refused(limit).into());
             }
             self.put_pending(&mut batch, subject, content, world);
             world.store.commit(batch)?;
         }
-        Ok(Admitted::New)
+        Ok(new)
     }
 
     pub(super) fn accept(

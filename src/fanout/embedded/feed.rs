@@ -67,6 +67,16 @@ struct Subscription {
     cancel: bool,
 }
 
+impl Subscription {
+    fn wants(&self, channel: Channel) -> bool {
+        match channel {
+            Channel::Terminal => self.terminal,
+            Channel::Live => self.live,
+            Channel::Cancel => self.cancel,
+        }
+    }
+}
+
 /// All subscriptions to one user; guarded by the user's lock.
 #[derive(Debug, Default)]
 pub(super) struct Subscriptions(Vec<Subscription>);
@@ -107,6 +117,11 @@ impl Subscriptions {
         }
     }
 
+    /// How many there are to a channel.
+    pub(super) fn count(&self, channel: Channel) -> u64 {
+        self.0.iter().filter(|one| one.wants(channel)).count() as u64
+    }
+
     /// Offers a frame to all of the channel and says how many they are. `payload` is made only
     /// when there are any.
     pub(super) fn publish(
@@ -119,11 +134,7 @@ impl Subscriptions {
             return 0;
         }
         self.drop_closed();
-        let wants = |one: &&Subscription| match channel {
-            Channel::Terminal => one.terminal,
-            Channel::Live => one.live,
-            Channel::Cancel => one.cancel,
-        };
+        let wants = |one: &&Subscription| one.wants(channel);
         if !self.0.iter().any(|one| wants(&one)) {
             return 0;
         }

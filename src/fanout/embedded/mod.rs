@@ -25,7 +25,7 @@ use self::sweep::Sweeper;
 use self::user::millis;
 use self::users::{Environment, Users};
 use super::{
-    Admitted, Begin, Begun, Bounds, CancelResult, Channel, ConversationEntry, Deliver, Delivered,
+    Admission, Begin, Begun, Bounds, CancelResult, Channel, ConversationEntry, Deliver, Delivered,
     Fanout, FanoutError, Feed, FeedEvent, Keep, Kept, Live, LiveReply, Look, Read, Result, Subject,
     Turn,
 };
@@ -156,7 +156,7 @@ fn token(store: &Store, user: &UserId, now_ms: i64) -> Result<Option<(String, u6
 
 #[async_trait]
 impl Fanout for EmbeddedFanout {
-    async fn admit(&self, subject: &Subject, content: &str) -> Result<Admitted> {
+    async fn admit(&self, subject: &Subject, content: &str) -> Result<Admission> {
         self.users.with(&subject.user, |state, world| {
             state.admit(subject, content, world)
         })

@@ -251,6 +251,11 @@ impl UserState {
             .publish(&self.user, channel, || numbered(frame, n, n_id))
     }
 
+    /// How many are subscribed to the live channel.
+    pub(super) fn watchers(&self) -> u64 {
+        self.subscriptions.count(Channel::Live)
+    }
+
     /// Tells whoever writes the answer that it is not wanted any more.
     pub(super) fn publish_cancel(&mut self, message: &MessageId) {
         self.subscriptions.publish(&self.user, Channel::Cancel, || {

@@ -15,13 +15,13 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use self::reply::{Reply, unreadable};
-use self::results::{read_entry, read_look, read_outcome, read_token, read_turn};
+use self::results::{read_entry, read_look, read_outcome, read_token, read_turns};
 use self::scripts::{Script, Scripts};
 use self::trouble::Trouble;
 use super::{
-    Admitted, Begin, Begun, CancelResult, ConversationEntry, Deliver, Delivered, Ending, Fanout,
-    FanoutError, Feed, FeedEvent, Keep, Kept, Limit, Live, LiveReply, Look, Read, Result, Subject,
-    Turn, TurnStatus,
+    Admission, Admitted, Begin, Begun, CancelResult, ConversationEntry, Deliver, Delivered, Ending,
+    Fanout, FanoutError, Feed, FeedEvent, Keep, Kept, Limit, Live, LiveReply, Look, Read, Result,
+    Subject, Turn, TurnStatus,
 };
 use crate::config::settings::RedisSettings;
 use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId, UserId};
@@ -154,7 +154,7 @@ fn unexpected(word: &str) -> FanoutError {
 
 #[async_trait]
 impl Fanout for RedisFanout {
-    async fn admit(&self, subject: &Subject, content: &str) -> Result<Admitted> {
+    async fn admit(&self, subject: &Subject, content: &str) -> Result<Admission> {
         let args = vec![
             text(subject.message_id.as_str()),
             Value::from(frame::pending_entry(subject, content)),
@@ -163,21 +163,27 @@ impl Fanout for RedisFanout {
         let mut reply = self
             .run_for(&self.scripts.admit, &subject.user, args)
             .await?;
-        match reply.text()?.as_str() {
-            "new" => Ok(Admitted::New),
-            "rate" => Ok(Admitted::Refused(Limit::Rate(wait(&mut reply)?))),
-            "tokens" => Ok(Admitted::Refused(Limit::Tokens(wait(&mut reply)?))),
-            "pending" => Ok(Admitted::Refused(Limit::Pending)),
-            "conversations" => Ok(Admitted::Refused(Limit::Conversations)),
-            "kept" => Ok(Admitted::Kept),
-            "forgotten" => Ok(Admitted::Forgotten),
+        let admitted = match reply.text()?.as_str() {
+            "new" => {
+                return Ok(Admission {
+                    admitted: Admitted::New,
+                    watchers: reply.parse("number of subscribers")?,
+                });
+            }
+            "rate" => Admitted::Refused(Limit::Rate(wait(&mut reply)?)),
+            "tokens" => Admitted::Refused(Limit::Tokens(wait(&mut reply)?)),
+            "pending" => Admitted::Refused(Limit::Pending),
+            "conversations" => Admitted::Refused(Limit::Conversations),
+            "kept" => Admitted::Kept,
+            "forgotten" => Admitted::Forgotten,
             "delivered" => {
                 let frame = reply.text()?;
                 let position = reply.position()?.ok_or_else(|| unreadable("position"))?;
-                Ok(Admitted::Delivered(frame, position))
+                Admitted::Delivered(frame, position)
             }
-            word => Err(unexpected(word)),
-        }
+            word => return Err(unexpected(word)),
+        };
+        Ok(admitted.into())
     }
 
     async fn accept(&self, subject: &Subject, frame: String) -> Result<()> {
@@ -345,11 +351,8 @@ impl Fanout for RedisFanout {
             Value::from(limit.to_string()),
             Value::from(millis(max_age).to_string()),
         ];
-        let mut reply = self.run_for(&self.scripts.context, user, args).await?;
-        let mut turns = Vec::new();
-        while !reply.is_empty() {
-            turns.push(read_turn(reply.list()?)?);
-        }
+        let reply = self.run_for(&self.scripts.context, user, args).await?;
+        let mut turns = read_turns(reply)?;
         turns.reverse();
         Ok(turns)
     }
@@ -409,14 +412,7 @@ impl Fanout for RedisFanout {
         let mut reply = self.run_for(&self.scripts.turns, user, args).await?;
         match reply.text()?.as_str() {
             "gone" => Ok(None),
-            "turns" => {
-                let mut fields = reply.list()?;
-                let mut turns = Vec::new();
-                while !fields.is_empty() {
-                    turns.push(read_turn(fields.list()?)?);
-                }
-                Ok(Some(turns))
-            }
+            "turns" => read_turns(reply.list()?).map(Some),
             word => Err(unexpected(word)),
         }
     }

@@ -69,13 +69,34 @@ pub(super) fn read_look(mut reply: Reply) -> Result<Look> {
     Ok(look)
 }
 
-pub(super) fn read_turn(mut fields: Reply) -> Result<Turn> {
-    Ok(Turn {
-        message_id: message_id(&fields.text()?)?,
-        status: status_of(&fields.text()?)?,
-        question: fields.optional()?,
-        answer: fields.text()?,
-        at_ms: fields.parse("time")?,
+/// Turns as `turn.lua` has them: message, turn, time in microseconds.
+pub(super) fn read_turns(mut reply: Reply) -> Result<Vec<Turn>> {
+    let mut turns = Vec::new();
+    while !reply.is_empty() {
+        let message_id = message_id(&reply.text()?)?;
+        let turn = reply.text()?;
+        let at_us: i64 = reply.parse("time of a turn")?;
+        turns.push(read_turn(message_id, &turn, at_us).ok_or_else(|| unreadable("turn"))?);
+    }
+    Ok(turns)
+}
+
+fn read_turn(message_id: MessageId, turn: &str, at_us: i64) -> Option<Turn> {
+    let (status, rest) = turn.split_at_checked(1)?;
+    let (length, texts) = rest.split_once(':')?;
+    let (question, answer) = match length {
+        "-" => (None, texts),
+        length => {
+            let (question, answer) = texts.split_at_checked(length.parse().ok()?)?;
+            (Some(question.to_owned()), answer)
+        }
+    };
+    Some(Turn {
+        message_id,
+        status: status_of(status).ok()?,
+        question,
+        answer: answer.to_owned(),
+        at_ms: at_us / 1000,
     })
 }
 

@@ -80,9 +80,14 @@ pub(super) struct Scripts {
 }
 
 const COMMON: &str = include_str!("scripts/common.lua");
+const ANSWER: &str = include_str!("scripts/answer.lua");
 const HISTORY: &str = include_str!("scripts/history.lua");
 const LIMITS: &str = include_str!("scripts/limits.lua");
 const MAILBOX: &str = include_str!("scripts/mailbox.lua");
+const PENDING: &str = include_str!("scripts/pending.lua");
+const PUBLISH: &str = include_str!("scripts/publish.lua");
+const TOKENS: &str = include_str!("scripts/tokens.lua");
+const TURN: &str = include_str!("scripts/turn.lua");
 
 /// The marker is `1`, or the token of the relay that brings the mailboxes back. KEYS: the marker.
 /// ARGV: token, seconds to live.
@@ -95,13 +100,14 @@ const MARKER: &str = "local there = redis.call('GET', KEYS[1])\n\
 impl Scripts {
     pub(super) fn new(bounds: &Bounds, clustered: bool) -> Self {
         let head = format!(
-            "local PUBLISH, LEASE = '{}', {}\n\
+            "local PUBLISH, NUMSUB, LEASE = '{}', '{}', {}\n\
              local DEDUP_TTL, PENDING_TTL = {}, {}\n\
              local MAILBOX_TTL, MAILBOX_FRAMES, MAILBOX_BYTES = {}, {}, {}\n\
              local HISTORY_TTL, HISTORY_TURNS = {}, {}\n\
              local RATE, WINDOW, DAILY = {}, {}, {}\n\
              local CONVERSATIONS, PENDING = {}, {}\n",
             if clustered { "SPUBLISH" } else { "PUBLISH" },
+            if clustered { "SHARDNUMSUB" } else { "NUMSUB" },
             LEASE.as_millis(),
             bounds.dedup_ttl.as_millis().max(1),
             bounds.pending_ttl.as_millis().max(1),
@@ -118,26 +124,46 @@ impl Scripts {
         );
         let script = |parts: &[&str]| Script::new(format!("{head}{}", parts.concat()));
         Self {
-            admit: script(&[COMMON, LIMITS, include_str!("scripts/admit.lua")]),
-            accept: script(&[COMMON, include_str!("scripts/accept.lua")]),
-            begin: script(&[COMMON, HISTORY, include_str!("scripts/begin.lua")]),
-            live: script(&[COMMON, include_str!("scripts/live.lua")]),
-            keep: script(&[COMMON, HISTORY, LIMITS, include_str!("scripts/keep.lua")]),
+            // Each part that a script does not need costs it about as much as a command.
+            admit: script(&[
+                COMMON,
+                PENDING,
+                TOKENS,
+                LIMITS,
+                include_str!("scripts/admit.lua"),
+            ]),
+            accept: script(&[COMMON, PUBLISH, include_str!("scripts/accept.lua")]),
+            begin: script(&[
+                COMMON,
+                PUBLISH,
+                ANSWER,
+                HISTORY,
+                include_str!("scripts/begin.lua"),
+            ]),
+            live: script(&[COMMON, PUBLISH, ANSWER, include_str!("scripts/live.lua")]),
+            keep: script(&[COMMON, HISTORY, TOKENS, include_str!("scripts/keep.lua")]),
             deliver: script(&[
                 COMMON,
+                PUBLISH,
                 HISTORY,
                 MAILBOX,
                 include_str!("scripts/deliver.lua"),
             ]),
-            cancel: script(&[COMMON, include_str!("scripts/cancel.lua")]),
-            read: script(&[COMMON, MAILBOX, include_str!("scripts/read.lua")]),
-            context: script(&[COMMON, include_str!("scripts/context.lua")]),
-            forget: script(&[COMMON, MAILBOX, include_str!("scripts/forget.lua")]),
+            cancel: script(&[COMMON, PENDING, include_str!("scripts/cancel.lua")]),
+            read: script(&[
+                COMMON,
+                PUBLISH,
+                PENDING,
+                MAILBOX,
+                include_str!("scripts/read.lua"),
+            ]),
+            context: script(&[COMMON, TURN, include_str!("scripts/context.lua")]),
+            forget: script(&[COMMON, PENDING, MAILBOX, include_str!("scripts/forget.lua")]),
             conversations: script(&[COMMON, include_str!("scripts/conversations.lua")]),
-            turns: script(&[COMMON, include_str!("scripts/turns.lua")]),
+            turns: script(&[COMMON, TURN, include_str!("scripts/turns.lua")]),
             clear_pending: script(&[COMMON, include_str!("scripts/clear_pending.lua")]),
             drop_token: Script::new("return { redis.call('DEL', KEYS[1]) }".to_owned()),
-            revoke: script(&[COMMON, include_str!("scripts/revoke.lua")]),
+            revoke: script(&[COMMON, PUBLISH, include_str!("scripts/revoke.lua")]),
             revoked_at: script(&[COMMON, "return { redis.call('GET', P .. 'rv') }"]),
             look_at_marker: Script::new(format!("{MARKER} return there == '1' and put('1') or 0")),
             begin_marker: Script::new(format!(

@@ -178,6 +178,11 @@ impl Followers {
         }
     }
 
+    /// How many there are.
+    pub(in crate::gateway) fn count(&self) -> usize {
+        self.list.len()
+    }
+
     pub(in crate::gateway) fn is_empty(&self) -> bool {
         self.list.is_empty()
     }

@@ -118,7 +118,11 @@ impl<'a> Case<'a> {
     }
 
     pub(crate) async fn admit(&self, subject: &Subject) -> Admitted {
-        self.fanout.admit(subject, "question").await.unwrap()
+        self.fanout
+            .admit(subject, "question")
+            .await
+            .unwrap()
+            .admitted
     }
 
     pub(crate) async fn begin(&self, subject: &Subject, owner: &Owner, had: u32) -> Begun {

@@ -34,7 +34,7 @@ pub(crate) async fn a_message_rate_is_one_budget_for_all_gateways(backend: &dyn 
     let answers = futures_util::future::join_all(calls).await;
     let mut admitted = Vec::new();
     for (message, answer) in messages.iter().zip(answers) {
-        match answer.unwrap() {
+        match answer.unwrap().admitted {
             Admitted::New => admitted.push(message),
             Admitted::Refused(Limit::Rate(wait)) => {
                 // A quarter of the window until the next one.

@@ -8,9 +8,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use chatmesh::fanout::{
-    Admitted, Begin, Begun, CancelResult, Channel, ConversationEntry, Deliver, Delivered, Fanout,
-    FanoutError, Feed, FeedEvent, Keep, Kept, Limit, Live, LiveReply, Look, Pending, Read, Result,
-    Subject, Turn,
+    Admission, Admitted, Begin, Begun, CancelResult, Channel, ConversationEntry, Deliver,
+    Delivered, Fanout, FanoutError, Feed, FeedEvent, Keep, Kept, Limit, Live, LiveReply, Look,
+    Pending, Read, Result, Subject, Turn,
 };
 use chatmesh::log::{AppendError, Consumer, Log, LogError, NewRecord, Place, TopicSpec};
 use chatmesh::protocol::ids::{ConversationId, MessageId, UserId};
@@ -256,10 +256,10 @@ fn unused<T>() -> Result<T> {
 
 #[async_trait]
 impl Fanout for FakeFanout {
-    async fn admit(&self, subject: &Subject, content: &str) -> Result<Admitted> {
+    async fn admit(&self, subject: &Subject, content: &str) -> Result<Admission> {
         self.here()?;
         if let Some(limit) = *self.refuse.lock().unwrap() {
-            return Ok(Admitted::Refused(limit));
+            return Ok(Admitted::Refused(limit).into());
         }
         let mut mailboxes = self.mailboxes.lock().unwrap();
         let mailbox = mailboxes.entry(subject.user.clone()).or_default();
@@ -269,7 +269,7 @@ impl Fanout for FakeFanout {
             conversation: subject.conversation.clone(),
             content: content.to_owned(),
         });
-        Ok(Admitted::New)
+        Ok(Admitted::New.into())
     }
 
     async fn read(&self, call: Read) -> Result<Look> {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chatmesh::fanout::embedded::EmbeddedFanout;
 use chatmesh::fanout::{
-    Admitted, Begin, Begun, Bounds, CancelResult, ConversationEntry, Deliver, Delivered, Fanout,
+    Admission, Begin, Begun, Bounds, CancelResult, ConversationEntry, Deliver, Delivered, Fanout,
     FanoutError, Feed, FeedEvent, Keep, Kept, Live, LiveReply, Look, Read, Result, Subject, Turn,
 };
 use chatmesh::protocol::ids::{ConversationId, MessageId, UserId};
@@ -73,7 +73,7 @@ impl Faulty {
 
 #[async_trait]
 impl Fanout for Faulty {
-    async fn admit(&self, subject: &Subject, content: &str) -> Result<Admitted> {
+    async fn admit(&self, subject: &Subject, content: &str) -> Result<Admission> {
         self.here()?.admit(subject, content).await
     }
 

@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicU64;
 
 use super::sweep::Sweep;
 use super::*;
-use crate::fanout::{Ending, Owner, TurnStatus};
+use crate::fanout::{Admitted, Ending, Owner, TurnStatus};
 use crate::protocol::position::Position;
 
 mod feed;
@@ -89,7 +89,11 @@ impl Bench {
     }
 
     async fn admit(&self, message: &str) -> Admitted {
-        self.fanout.admit(&subject(message), "hi?").await.unwrap()
+        self.fanout
+            .admit(&subject(message), "hi?")
+            .await
+            .unwrap()
+            .admitted
     }
 
     async fn begin(&self, message: &str, owner: &Owner, had: u32) -> Begun {

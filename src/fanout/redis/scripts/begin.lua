@@ -17,7 +17,7 @@ local key = P .. 'a:' .. message
 local answer = redis.call('HMGET', key, 'owner', 'until', 'attempt')
 local attempt = tonumber(answer[3] or '0')
 
--- How many owners there have been, this one included.
+-- How many owners there have been, this one included, of an answer that is there already.
 local function taking()
   if redis.call('HSETNX', key, 'by:' .. owner, '1') == 1 then
     return redis.call('HINCRBY', key, 'taking', 1)
@@ -36,12 +36,18 @@ if answer[1] == owner and attempt > had then
 end
 
 attempt = math.max(attempt, had) + 1
-redis.call('HSET', key, 'owner', owner, 'until', int(now + LEASE), 'attempt', int(attempt),
-  'next', '0', 'id', ARGV[3], 'conversation', ARGV[4])
-redis.call('DEL', P .. 't:' .. message)
+local takings = '1'
+if answer[3] then
+  redis.call('DEL', P .. 't:' .. message)
+  takings = int(taking())
+else
+  redis.call('HSET', key, 'id', ARGV[3], 'conversation', ARGV[4], 'by:' .. owner, '1', 'taking', '1')
+end
+redis.call('HSET', key, 'owner', owner, 'until', int(now + LEASE), 'attempt', int(attempt), 'next', '0')
 redis.call('SADD', P .. 'as', message)
-touch_answer(message)
+renew(key, PENDING_TTL)
+renew(P .. 'as', PENDING_TTL)
 if attempt > 1 then
   publish(LIVE, ARGV[7], ARGV[1], ',"attempt":' .. int(attempt))
 end
-return { 'attempt', int(attempt), int(now), int(taking()) }
+return { 'attempt', int(attempt), int(now), takings }

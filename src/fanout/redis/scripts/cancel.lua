@@ -5,8 +5,7 @@ if frame or forgotten then
 end
 redis.call('SET', P .. 'c:' .. ARGV[1], '1', 'PX', int(DEDUP_TTL))
 redis.call(PUBLISH, TAG .. ':cancel', ARGV[2])
-expire_pending()
-if redis.call('HEXISTS', P .. 'p', ARGV[1]) == 1
+if is_pending(ARGV[1])
   or redis.call('EXISTS', P .. 'a:' .. ARGV[1]) == 1 then
   return { 'cancelling' }
 end

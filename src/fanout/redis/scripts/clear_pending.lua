@@ -1,3 +1,3 @@
 -- ARGV: message
-drop_pending(ARGV[1])
+redis.call('HDEL', PENDING_KEY, ARGV[1])
 return { 'done' }

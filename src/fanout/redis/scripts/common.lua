@@ -12,25 +12,23 @@ local now = math.floor(now_us / 1000)
 
 -- Lua would write a large number as 1e+15.
 local function int(x)
-  return string.format('%.0f', x)
+  return string.format('%d', x)
 end
 
-local function touch_counter()
-  redis.call('PEXPIRE', P .. 'n', int(math.max(MAILBOX_TTL, DEDUP_TTL, PENDING_TTL)))
+-- What changes often has its expiry renewed not with every change but with the first one in each
+-- 32nd part of its time, and for a part longer: so it is never shorter than `ttl` after a change.
+local function part(ttl)
+  return math.max(math.floor(ttl / 32), 1)
 end
 
--- The counter's random id is the caller's: Redis's own randomness repeats after a restart.
-local function publish(channel, frame, new_counter, extra)
-  local key = P .. 'n'
-  local n = redis.call('HINCRBY', key, 'n', 1)
-  local id = redis.call('HGET', key, 'id')
-  if not id then
-    id = new_counter
-    redis.call('HSET', key, 'id', id)
-  end
-  touch_counter()
-  return redis.call(PUBLISH, channel, string.sub(frame, 1, -2) .. (extra or '')
-    .. ',"n":' .. int(n) .. ',"n_id":"' .. id .. '"}')
+-- Whether that is to be done, where the last change was at `before` (ms; nil: there was none).
+local function is_due(before, ttl)
+  before = tonumber(before)
+  return not before or math.floor(before / part(ttl)) ~= math.floor(now / part(ttl))
+end
+
+local function renew(key, ttl)
+  redis.call('PEXPIRE', key, int(ttl + part(ttl)))
 end
 
 -- The terminal frame; once delivered, its position; and whether the message was forgotten: then it
@@ -50,21 +48,5 @@ local function is_cancelled(message)
   return redis.call('EXISTS', P .. 'c:' .. message) == 1
 end
 
-local function drop_pending(message)
-  redis.call('ZREM', P .. 'po', message)
-  redis.call('HDEL', P .. 'p', message)
-end
-
--- What nothing has ended in all that time.
-local function expire_pending()
-  local old = redis.call('ZRANGEBYSCORE', P .. 'po', '-inf', int(now_us - PENDING_TTL * 1000))
-  for _, message in ipairs(old) do
-    drop_pending(message)
-  end
-end
-
-local function touch_answer(message)
-  redis.call('PEXPIRE', P .. 'a:' .. message, int(PENDING_TTL))
-  redis.call('PEXPIRE', P .. 't:' .. message, int(PENDING_TTL))
-  redis.call('PEXPIRE', P .. 'as', int(PENDING_TTL))
-end
+-- What is pending (pending.lua).
+local PENDING_KEY = P .. 'p'

@@ -38,12 +38,11 @@ for _, message in ipairs(redis.call('SMEMBERS', P .. 'as')) do
   end
 end
 
-local pending = redis.call('HGETALL', P .. 'p')
-for i = 1, #pending, 2 do
-  if here(cjson.decode(pending[i + 1])['conversation']) and redis.call('HEXISTS', P .. 'p', pending[i]) == 1 then
-    stop(pending[i])
-    forget(pending[i])
-    drop_pending(pending[i])
+for _, pending in ipairs(all_pending()) do
+  if here(cjson.decode(pending.entry)['conversation']) then
+    stop(pending.message)
+    forget(pending.message)
+    drop_pending(pending.message)
   end
 end
 

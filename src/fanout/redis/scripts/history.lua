@@ -1,30 +1,45 @@
--- A conversation's turns: a hash with the parts of each turn under its message, and their order by
+-- A conversation's turns: a hash with each turn under its message (turn.lua), and their order by
 -- the time (microseconds) at which they were first stored. `hl` lists the conversations by their
 -- last turn, for paging through them. `hx` has `message conversation` of turns that fell out of the
 -- bounds while their outcome is still there, for `forget`: so a conversation stays that long at least.
 local HISTORY_KEPT = math.max(HISTORY_TTL, DEDUP_TTL)
 
+local function turn(question, answer, status)
+  if question then
+    return status .. #question .. ':' .. question .. answer
+  end
+  return status .. '-:' .. answer
+end
+
 local function put_turn(conversation, message, question, answer, status)
   local turns, order = P .. 'h:' .. conversation, P .. 'ho:' .. conversation
-  if redis.call('ZSCORE', order, message) then
-    redis.call('HSET', turns, 'a:' .. message, answer, 's:' .. message, status)
-    if question then
-      redis.call('HSETNX', turns, 'q:' .. message, question)
-    end
-    return
-  end
   local at = now_us
   local last = redis.call('ZREVRANGE', order, 0, 0, 'WITHSCORES')
   if last[2] and tonumber(last[2]) >= at then
     at = tonumber(last[2]) + 1
   end
-  redis.call('ZADD', order, int(at), message)
-  redis.call('HSET', turns, 'a:' .. message, answer, 's:' .. message, status)
-  if question then
-    redis.call('HSET', turns, 'q:' .. message, question)
+  if last[1] == message or redis.call('ZADD', order, 'NX', int(at), message) == 0 then
+    local before = redis.call('HGET', turns, message) or ''
+    local length, from = string.match(before, '^%a(%d+):()')
+    if length then
+      question = string.sub(before, from, from + length - 1)
+    end
+    redis.call('HSET', turns, message, turn(question, answer, status))
+    return
   end
+  redis.call('HSET', turns, message, turn(question, answer, status))
+  redis.call('ZADD', P .. 'hl', int(now), conversation)
 
-  local gone = redis.call('ZRANGEBYSCORE', order, '-inf', int(now_us - HISTORY_TTL * 1000))
+  -- Whoever reads passes over what is too old, so that need not go at once.
+  local due = is_due(last[2] and tonumber(last[2]) / 1000, HISTORY_KEPT)
+  local gone = {}
+  if due then
+    gone = redis.call('ZRANGEBYSCORE', order, '-inf', int(now_us - HISTORY_TTL * 1000))
+    renew(turns, HISTORY_KEPT)
+    renew(order, HISTORY_KEPT)
+    redis.call('ZREMRANGEBYSCORE', P .. 'hl', '-inf', int(now - HISTORY_KEPT))
+    renew(P .. 'hl', HISTORY_KEPT)
+  end
   local excess = redis.call('ZCARD', order) - HISTORY_TURNS
   if excess > #gone then
     gone = redis.call('ZRANGE', order, 0, excess - 1)
@@ -36,14 +51,8 @@ local function put_turn(conversation, message, question, answer, status)
       redis.call('ZREMRANGEBYSCORE', P .. 'hx', '-inf', int(now - DEDUP_TTL))
       redis.call('PEXPIRE', P .. 'hx', int(DEDUP_TTL))
     end
-    redis.call('HDEL', turns, 'q:' .. old, 'a:' .. old, 's:' .. old)
+    redis.call('HDEL', turns, old)
   end
-
-  redis.call('PEXPIRE', turns, int(HISTORY_KEPT))
-  redis.call('PEXPIRE', order, int(HISTORY_KEPT))
-  redis.call('ZADD', P .. 'hl', int(now), conversation)
-  redis.call('ZREMRANGEBYSCORE', P .. 'hl', '-inf', int(now - HISTORY_KEPT))
-  redis.call('PEXPIRE', P .. 'hl', int(HISTORY_KEPT))
 end
 
 -- An ending in five arguments from ARGV[i]: frame, whether there is a question, question, answer,

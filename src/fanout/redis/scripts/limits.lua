@@ -1,15 +1,5 @@
 -- How much a user may ask for. `r` is the time (microseconds) from which on another message is free
 -- again: each moves it by a message's share of the window, and it may be at most a window ahead.
--- `u:` is what a day has cost.
-local DAY = 86400000
-local TODAY = P .. 'u:' .. int(math.floor(now / DAY))
-
-local function count_tokens(tokens)
-  if DAILY > 0 and tonumber(tokens) > 0 then
-    redis.call('INCRBY', TODAY, tokens)
-    redis.call('PEXPIRE', TODAY, int(2 * DAY))
-  end
-end
 
 -- Whether a message would begin a conversation above the limit. Those that only pending messages
 -- are in count as well: each will be there when its message has ended.
@@ -19,12 +9,12 @@ local function one_too_many(conversation)
   end
   local count = redis.call('ZCARD', P .. 'hl')
   -- Only who is near the limit pays for the look at each.
-  if count >= CONVERSATIONS or count + redis.call('HLEN', P .. 'p') < CONVERSATIONS then
+  if count >= CONVERSATIONS or count + redis.call('HLEN', PENDING_KEY) < CONVERSATIONS then
     return count >= CONVERSATIONS
   end
   local seen = {}
-  for _, entry in ipairs(redis.call('HVALS', P .. 'p')) do
-    local name = cjson.decode(entry)['conversation']
+  for _, pending in ipairs(all_pending()) do
+    local name = cjson.decode(pending.entry)['conversation']
     if name == conversation then
       return false
     end
@@ -38,7 +28,7 @@ end
 
 -- Nothing where one more message is allowed; then it is counted.
 local function over_limit(conversation)
-  if PENDING > 0 and redis.call('HLEN', P .. 'p') >= PENDING then
+  if PENDING > 0 and redis.call('HLEN', PENDING_KEY) >= PENDING and #all_pending() >= PENDING then
     return { 'pending' }
   end
   if CONVERSATIONS > 0 and one_too_many(conversation) then

@@ -1,16 +1,21 @@
 -- ARGV: new counter's id, new mailbox's id, epoch after (or empty), offset after, bytes of frames,
 -- '1' for all frames where there is no position after which
-redis.call('HSETNX', P .. 'n', 'id', ARGV[1])
-touch_counter()
-local counter = redis.call('HMGET', P .. 'n', 'n', 'id')
+local n_id, n = counter(ARGV[1])
 
-if redis.call('HSETNX', M, 'id', ARGV[2]) == 1 then
+local mailbox = redis.call('HMGET', M, 'id', 'ep', 'fl', 'en', 'v', 'at')
+if not mailbox[1] then
   redis.call('DEL', MZ, MF)
-  redis.call('HSET', M, 'ep', '', 'fl', '0', 'en', '0', 'bytes', '0', 'v', '1')
+  redis.call('HSET', M, 'id', ARGV[2], 'ep', '', 'fl', '0', 'en', '0', 'bytes', '0', 'v', '1')
+  mailbox = { ARGV[2], '', '0', '0', '1' }
 end
-trim_mailbox()
-touch_mailbox()
-local mailbox = redis.call('HMGET', M, 'id', 'ep', 'fl', 'en', 'v')
+if is_due(mailbox[6], 2 * MAILBOX_TTL) then
+  touch_mailbox()
+end
+local count = redis.call('ZCARD', MZ)
+if count > 0 then
+  trim_mailbox(count, tonumber(redis.call('HGET', M, 'bytes')), mailbox[5], true)
+  mailbox = redis.call('HMGET', M, 'id', 'ep', 'fl', 'en', 'v')
+end
 local epoch, empty = mailbox[2], 'new~' .. mailbox[1]
 local last = empty .. '.0'
 if epoch ~= '' then
@@ -56,10 +61,9 @@ for _, message in ipairs(redis.call('SMEMBERS', P .. 'as')) do
   end
 end
 
-expire_pending()
 local pending = {}
-for _, message in ipairs(redis.call('ZRANGE', P .. 'po', 0, -1)) do
-  pending[#pending + 1] = message
-  pending[#pending + 1] = redis.call('HGET', P .. 'p', message) or ''
+for _, entry in ipairs(all_pending()) do
+  pending[#pending + 1] = entry.message
+  pending[#pending + 1] = entry.entry
 end
-return { counter[1] or '0', counter[2], last, from and '1' or '0', more, frames, answers, pending }
+return { n or '0', n_id, last, from and '1' or '0', more, frames, answers, pending }
