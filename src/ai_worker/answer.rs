@@ -117,7 +117,7 @@ impl Model {
         let writer = LiveWriter::start(
             Arc::clone(&self.fanout),
             subjects,
-            attempt.endings(),
+            attempt.cancelled.clone(),
             coalescer,
             self.cancels.watcher(),
         );

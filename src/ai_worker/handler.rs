@@ -40,8 +40,14 @@ enum Job {
 
 /// How one attempt ended.
 enum Attempted {
-    /// The outcome is fixed; where the record is to become a dead letter, why.
-    Ended(Outcome, Option<String>),
+    /// The outcome is fixed.
+    Ended {
+        outcome: Outcome,
+        /// Where the record is to become a dead letter, why.
+        dead: Option<String>,
+        /// It is the one that this attempt brought, and not one that was there before.
+        ours: bool,
+    },
     /// Another worker has it, or another attempt is needed.
     Again,
 }
@@ -102,6 +108,7 @@ impl WorkerHandler {
                 } => {
                     had = number;
                     let mut attempt = Attempt {
+                        cancelled: &begin.cancelled,
                         question,
                         earlier: earlier.filter(|_| ahead),
                         subject: &subject,
@@ -123,8 +130,15 @@ impl WorkerHandler {
                         }
                     };
                     had = had.max(attempt.number);
-                    if let Attempted::Ended(outcome, dead) = done {
-                        let dead = dead.or_else(|| dead_again(job, &outcome));
+                    if let Attempted::Ended {
+                        outcome,
+                        mut dead,
+                        ours,
+                    } = done
+                    {
+                        if !ours {
+                            dead = dead_again(job, &outcome);
+                        }
                         return self.produce(question, &outcome, dead, work).await;
                     }
                 }
@@ -219,7 +233,11 @@ impl WorkerHandler {
         match kept {
             Kept::Outcome(outcome) => {
                 let ours = outcome.frame == call.ending.frame;
-                Attempted::Ended(outcome, dead.filter(|_| ours))
+                Attempted::Ended {
+                    outcome,
+                    dead,
+                    ours,
+                }
             }
             Kept::Fenced => {
                 tracing::info!(attempt = attempt.number, "another worker has taken over");
@@ -295,15 +313,11 @@ pub(super) struct Attempt<'a> {
     pub(super) earlier: Option<Vec<Turn>>,
     pub(super) subject: &'a Subject,
     pub(super) owner: &'a Owner,
+    /// The ending of a message that was cancelled before anything was said.
+    pub(super) cancelled: &'a Ending,
     endings: &'a Endings<'a>,
     /// Its number; grows when the fan-out loses its data meanwhile.
     pub(super) number: u32,
-}
-
-impl<'a> Attempt<'a> {
-    pub(super) fn endings(&self) -> &'a Endings<'a> {
-        self.endings
-    }
 }
 
 #[async_trait]

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::cancels::Watcher;
 use super::coalesce::{Coalescer, Piece};
 use super::ending::Endings;
-use crate::fanout::{Begin, Begun, Fanout, Live, LiveReply, Owner, Subject};
+use crate::fanout::{Begin, Begun, Ending, Fanout, Live, LiveReply, Owner, Subject};
 
 /// A third of the lease, so that one lost renewal costs nothing.
 const RENEW_EVERY: Duration = Duration::from_secs(1);
@@ -59,7 +59,7 @@ impl LiveWriter {
     pub(super) fn start(
         fanout: Arc<dyn Fanout>,
         subjects: Subjects,
-        endings: &Endings<'_>,
+        cancelled: Ending,
         coalescer: Coalescer,
         watcher: Watcher,
     ) -> Self {
@@ -75,7 +75,7 @@ impl LiveWriter {
             subject: subjects.subject,
             owner: subjects.owner,
             had: subjects.number,
-            cancelled: endings.cancelled(""),
+            cancelled,
         };
         let writing = Writing {
             fanout,

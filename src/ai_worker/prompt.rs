@@ -100,40 +100,49 @@ pub(crate) fn estimate_prompt(messages: &[ChatMessage]) -> usize {
 /// digits costs a token per 4 bytes begun, other ASCII a token each but single spaces, which
 /// belong to the next word; everything else a token per 3 bytes begun. No model's own count.
 pub(crate) fn estimate_tokens(text: &str) -> usize {
-    #[derive(Clone, Copy, PartialEq)]
-    enum Class {
-        Space,
-        Word,
-        Sign,
-        Other,
-    }
+    let mut bytes = text.as_bytes();
     let mut tokens = 0;
-    let mut run = (Class::Sign, 0_usize);
-    let mut close = |(class, bytes): (Class, usize)| {
+    while let Some(first) = bytes.first() {
+        let class = CLASSES[usize::from(*first)];
+        let run = bytes
+            .iter()
+            .position(|byte| CLASSES[usize::from(*byte)] != class)
+            .unwrap_or(bytes.len());
         tokens += match class {
-            Class::Space => bytes / 2,
-            Class::Word => bytes.div_ceil(4),
-            Class::Sign => bytes,
-            Class::Other => bytes.div_ceil(3),
+            Class::Space => run / 2,
+            Class::Word => run.div_ceil(4),
+            Class::Sign => run,
+            Class::Other => run.div_ceil(3),
         };
-    };
-    for c in text.chars() {
-        let class = match c {
-            ' ' => Class::Space,
-            _ if c.is_ascii_alphanumeric() => Class::Word,
-            _ if c.is_ascii() => Class::Sign,
-            _ => Class::Other,
-        };
-        if class == run.0 {
-            run.1 += c.len_utf8();
-        } else {
-            close(run);
-            run = (class, c.len_utf8());
-        }
+        bytes = &bytes[run..];
     }
-    close(run);
     tokens
 }
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Class {
+    Space,
+    Word,
+    Sign,
+    /// A part of a character beyond ASCII.
+    Other,
+}
+
+/// By byte: every prompt is counted anew, so this is among what an answer costs most.
+static CLASSES: [Class; 256] = {
+    let mut classes = [Class::Other; 256];
+    let mut byte = 0;
+    while byte < 128 {
+        let c = byte as u8;
+        classes[byte] = match c {
+            b' ' => Class::Space,
+            _ if c.is_ascii_alphanumeric() => Class::Word,
+            _ => Class::Sign,
+        };
+        byte += 1;
+    }
+    classes
+};
 
 #[cfg(test)]
 mod tests {

@@ -20,8 +20,8 @@ use self::scripts::{Script, Scripts};
 use self::trouble::Trouble;
 use super::{
     Admission, Admitted, Begin, Begun, CancelResult, ConversationEntry, Deliver, Delivered, Ending,
-    Fanout, FanoutError, Feed, FeedEvent, Keep, Kept, Limit, Live, LiveReply, Look, Read, Result,
-    Subject, Turn, TurnStatus,
+    Fanout, FanoutError, Feed, FeedEvent, Keep, Kept, Limit, Live, LiveReply, Look, Outcome, Read,
+    Result, Subject, Turn, TurnStatus,
 };
 use crate::config::settings::RedisSettings;
 use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId, UserId};
@@ -102,6 +102,23 @@ impl RedisFanout {
         tokio::time::timeout(self.settings.command_timeout, call)
             .await
             .map_err(|_| FanoutError::Unavailable("redis did not answer in time".into()))?
+    }
+
+    /// Runs it without the ending of a cancelled message, which nearly none needs, and once more
+    /// with it where it is asked for. Until then nothing was changed.
+    async fn run_or_with_ending(
+        &self,
+        script: &Script,
+        user: &UserId,
+        mut args: Vec<Value>,
+        cancelled: &Ending,
+    ) -> Result<Reply> {
+        let reply = self.run_for(script, user, args.clone()).await?;
+        if !reply.next_is("cancelled") {
+            return Ok(reply);
+        }
+        push_ending(&mut args, cancelled);
+        self.run_for(script, user, args).await
     }
 
     async fn run_for(&self, script: &Script, user: &UserId, args: Vec<Value>) -> Result<Reply> {
@@ -199,7 +216,7 @@ impl Fanout for RedisFanout {
 
     async fn begin(&self, call: Begin) -> Result<Begun> {
         let subject = &call.subject;
-        let mut args = vec![
+        let args = vec![
             random_id(),
             text(subject.message_id.as_str()),
             text(client_id(subject)),
@@ -208,9 +225,8 @@ impl Fanout for RedisFanout {
             Value::from(call.had.to_string()),
             Value::from(frame::restarted(subject)),
         ];
-        push_ending(&mut args, &call.cancelled);
         let mut reply = self
-            .run_for(&self.scripts.begin, &subject.user, args)
+            .run_or_with_ending(&self.scripts.begin, &subject.user, args, &call.cancelled)
             .await?;
         match reply.text()?.as_str() {
             "ended" => Ok(Begun::Ended(read_outcome(&mut reply)?)),
@@ -262,12 +278,15 @@ impl Fanout for RedisFanout {
             Value::from(call.attempt.to_string()),
         ];
         push_ending(&mut args, &call.ending);
-        push_ending(&mut args, &call.cancelled);
         args.push(Value::from(self.tokens(&call.ending).to_string()));
         let mut reply = self
-            .run_for(&self.scripts.keep, &subject.user, args)
+            .run_or_with_ending(&self.scripts.keep, &subject.user, args, &call.cancelled)
             .await?;
         match reply.text()?.as_str() {
+            "kept" => Ok(Kept::Outcome(Outcome {
+                frame: call.ending.frame,
+                delivered: None,
+            })),
             "ended" => Ok(Kept::Outcome(read_outcome(&mut reply)?)),
             "fenced" => Ok(Kept::Fenced),
             word => Err(unexpected(word)),

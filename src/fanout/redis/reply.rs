@@ -23,6 +23,13 @@ impl Reply {
         self.0.as_slice().is_empty()
     }
 
+    /// Whether the next text is this one; it stays.
+    pub(super) fn next_is(&self, text: &str) -> bool {
+        let next = self.0.as_slice().first();
+        next.and_then(Value::as_bytes)
+            .is_some_and(|next| next == text.as_bytes())
+    }
+
     /// The next text, or nothing where the script had none.
     pub(super) fn optional(&mut self) -> Result<Option<String>> {
         match self.0.next() {

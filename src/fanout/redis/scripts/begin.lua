@@ -1,14 +1,18 @@
 -- ARGV: new counter's id, message, client's id, conversation, owner, attempt had, `restarted`
--- frame, the cancelled ending (5)
+-- frame, the cancelled ending (5) where it was asked for
 local message, owner, had = ARGV[2], ARGV[5], tonumber(ARGV[6])
 local frame, position, forgotten = outcome(message)
+local cancelled = not frame and (forgotten or is_cancelled(message))
+if cancelled and not ARGV[8] then
+  return { 'cancelled' }
+end
 if forgotten then
   return { 'ended', ARGV[8], position or '' }
 end
 if frame then
   return { 'ended', frame, position or '' }
 end
-if is_cancelled(message) then
+if cancelled then
   store_ending(ARGV[4], message, 8)
   return { 'ended', ARGV[8], '' }
 end
