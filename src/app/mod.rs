@@ -8,6 +8,7 @@ use secrecy::SecretString;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::ai_worker::provider::Provider;
 use crate::ai_worker::provider::demo::Demo;
@@ -238,7 +239,7 @@ impl App {
             provider: provider(&settings)?,
             settings,
         };
-        ai_worker::run(parts, drain).await?;
+        in_a_task(ai_worker::run(parts, drain)).await?;
         Ok(())
     }
 
@@ -256,7 +257,7 @@ impl App {
             fanout: Arc::clone(&self.engines.fanout),
             settings,
         };
-        relay::run(parts, drain).await?;
+        in_a_task(relay::run(parts, drain)).await?;
         Ok(())
     }
 
@@ -307,6 +308,19 @@ impl App {
         let (others, relay) = tokio::join!(others, relay);
         others?;
         relay
+    }
+}
+
+/// Runs it by the runtime's workers: the thread that waits here has to be woken for each step. Ends
+/// it when it is dropped.
+async fn in_a_task<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
+    match AbortOnDropHandle::new(tokio::spawn(work)).await {
+        Ok(done) => done,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // Only by the runtime's end, and that ends this too.
+            Err(_) => std::future::pending().await,
+        },
     }
 }
 

@@ -10,7 +10,6 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
 
 use super::dead_letter::DeadLetters;
 use super::lanes::{Back, Next, Partition};
@@ -55,13 +54,7 @@ pub struct Parts {
 /// Runs until `drain` fires, then ends what is at work within `drain_timeout`, commits and leaves
 /// the group. What is still at work after that is aborted; it will be read again elsewhere.
 pub async fn run(parts: Parts, drain: CancellationToken) {
-    // A task of its own: what waits here may be polled by a thread that has to be woken each time.
-    let task = tokio::spawn(Driver::new(parts).run(drain));
-    if let Err(error) = AbortOnDropHandle::new(task).await
-        && let Ok(panic) = error.try_into_panic()
-    {
-        std::panic::resume_unwind(panic);
-    }
+    Driver::new(parts).run(drain).await;
 }
 
 /// How a record's work ended.
