@@ -197,9 +197,12 @@ pub(super) async fn upgrade(
         },
     };
     let upgraded = hyper::upgrade::on(&mut request);
-    gateway
-        .tasks
-        .spawn(connection::run(gateway.clone(), session, place, upgraded));
+    gateway.tasks.spawn(connection::run(
+        gateway.clone(),
+        Arc::new(session),
+        place,
+        upgraded,
+    ));
     Ok(reply)
 }
 

@@ -28,6 +28,7 @@ pub(crate) mod auth;
 pub mod bench;
 mod connection;
 mod counters;
+mod drain;
 mod feed;
 mod handshake;
 mod history;
@@ -47,6 +48,7 @@ mod token;
 mod user;
 mod v1;
 mod waiting;
+mod wire;
 
 pub use auth::KeyError;
 pub use auth::jwt::{Denied, Verified, Verifier};
