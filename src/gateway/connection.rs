@@ -7,13 +7,11 @@ use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
-use futures_util::stream::SplitStream;
+use futures_util::{SinkExt as _, StreamExt as _};
 use hyper::upgrade::OnUpgrade;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error as WsError, error::ProtocolError};
 
 use super::drain::Leaving;
@@ -24,6 +22,7 @@ use super::registry::Entry;
 use super::repair;
 use super::user::Socket;
 use super::v1::{self, Line};
+use super::websocket::WebSocket;
 use super::wire::{self, Wire};
 use super::{Gateway, auth, revocation};
 use crate::protocol::close::CloseReason;
@@ -38,7 +37,7 @@ const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The largest frame to a client, beyond what its queue holds.
 const WRITE_BUFFER: usize = 8 << 20;
 
-type Frames = SplitStream<WebSocketStream<Wire>>;
+type Frames<'a> = &'a WebSocket;
 
 /// Counts a connection; its end is counted on every way out.
 struct Counted<'a> {
@@ -91,7 +90,7 @@ pub(super) fn run(
     async move {
         // Free again when this ends.
         let _place = &place;
-        let Some(stream) = Box::pin(websocket(&gateway, upgraded)).await else {
+        let Some(websocket) = Box::pin(websocket(&gateway, upgraded)).await else {
             let correlation_id = &*session.correlation_id;
             tracing::debug!(correlation_id, "the client went before its upgrade");
             return;
@@ -102,7 +101,7 @@ pub(super) fn run(
         let since_ms = session.granted.since_ms;
         let _listed = gateway.revocations.list(&session.user, since_ms, &socket);
         let _counted = Counted::new(&gateway, &socket, &session);
-        let (mut sink, mut frames) = stream.split();
+        let (mut frames, mut sink) = (&websocket, &websocket);
         let ends = session.granted.ends(true);
         let (broken, (), ()) = tokio::join!(
             read(&gateway, &session, &socket, &mut frames),
@@ -115,15 +114,15 @@ pub(super) fn run(
         );
         if broken
             && !gateway.force.is_cancelled()
-            && let Ok(stream) = sink.reunite(frames)
+            && let Some(wire) = websocket.into_wire()
         {
-            Box::pin(linger(stream.into_inner())).await;
+            Box::pin(linger(wire)).await;
         }
     }
 }
 
 /// `None` where the client went before.
-async fn websocket(gateway: &Gateway, upgraded: OnUpgrade) -> Option<WebSocketStream<Wire>> {
+async fn websocket(gateway: &Gateway, upgraded: OnUpgrade) -> Option<WebSocket> {
     let upgraded = timeout(UPGRADE_TIMEOUT, upgraded).await.ok()?.ok()?;
     let wire = Wire::of(upgraded)?;
     let settings = &gateway.settings;
@@ -135,12 +134,12 @@ async fn websocket(gateway: &Gateway, upgraded: OnUpgrade) -> Option<WebSocketSt
         .max_write_buffer_size(2 * settings.outbound_queue_bytes + WRITE_BUFFER)
         .max_message_size(Some(settings.max_frame_bytes))
         .max_frame_size(Some(settings.max_frame_bytes));
-    Some(WebSocketStream::from_raw_socket(wire, Role::Server, Some(config)).await)
+    Some(WebSocket::new(wire, config).await)
 }
 
 /// Says by a close frame what a browser could not see in the status of a refused upgrade.
 pub(super) async fn turn_away(gateway: Arc<Gateway>, upgraded: OnUpgrade, reason: CloseReason) {
-    let Some(mut stream) = websocket(&gateway, upgraded).await else {
+    let Some(websocket) = websocket(&gateway, upgraded).await else {
         return;
     };
     let frame = CloseFrame {
@@ -149,7 +148,8 @@ pub(super) async fn turn_away(gateway: Arc<Gateway>, upgraded: OnUpgrade, reason
     };
     let goodbye = async {
         // Whether it arrives is the client's affair.
-        if stream.close(Some(frame)).await.is_ok() {
+        let mut stream = &websocket;
+        if stream.send(Message::Close(Some(frame))).await.is_ok() {
             while let Some(Ok(_)) = stream.next().await {}
         }
     };
@@ -264,7 +264,7 @@ async fn read(
     gateway: &Arc<Gateway>,
     session: &Arc<Session>,
     socket: &Arc<Socket>,
-    frames: &mut Frames,
+    frames: &mut Frames<'_>,
 ) -> bool {
     let entry = match Box::pin(enter(gateway, session, socket)).await {
         Ok(entry) => entry,
@@ -282,7 +282,7 @@ async fn read(
 async fn part(
     gateway: &Gateway,
     socket: &Arc<Socket>,
-    frames: &mut Frames,
+    frames: &mut Frames<'_>,
     mut inbound: Inbound,
     broken: bool,
 ) -> bool {
@@ -311,7 +311,7 @@ async fn part(
 }
 
 /// Waits until the client has said goodbye too. True where it did not.
-async fn goodbye(gateway: &Gateway, socket: &Socket, frames: &mut Frames) -> bool {
+async fn goodbye(gateway: &Gateway, socket: &Socket, frames: &mut Frames<'_>) -> bool {
     let ended = async { while let Some(Ok(_)) = frames.next().await {} };
     tokio::select! {
         ended = timeout(GOODBYE_TIMEOUT, ended) => ended.is_err(),
@@ -328,7 +328,7 @@ async fn take_frames(
     gateway: &Gateway,
     session: &Session,
     socket: &Arc<Socket>,
-    frames: &mut Frames,
+    frames: &mut Frames<'_>,
     inbound: &mut Inbound,
 ) -> bool {
     let outbound = &socket.outbound;
@@ -386,6 +386,7 @@ async fn take_frames(
                 let interval = gateway.settings.ping_interval;
                 let patience = gateway.settings.ping_timeout;
                 inbound.rest();
+                frames.rest();
                 if !reading {
                     // Not the client is silent: nobody listens.
                     heard = now;

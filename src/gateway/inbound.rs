@@ -216,7 +216,7 @@ impl Inbound {
 
     /// Begins a message's span, in the trace that it brought, or else in its connection's.
     fn begin(&self, trace: Option<TraceContext>) -> Span {
-        let parent = trace.or_else(|| self.session.trace.clone());
+        let parent = trace.or_else(|| self.session.trace.as_deref().cloned());
         Span::begin(parent, Kind::Server, format_args!("receive message"))
     }
 

@@ -48,6 +48,7 @@ mod token;
 mod user;
 mod v1;
 mod waiting;
+mod websocket;
 mod wire;
 
 pub use auth::KeyError;
