@@ -26,7 +26,7 @@ pub(super) const READ_BUFFER: usize = 128;
 const CHUNK: usize = 4096;
 
 /// A library that had a longer frame than this is worth making anew.
-const LONG: u64 = 512;
+const LONG: u64 = READ_BUFFER as u64;
 
 /// See the module.
 #[derive(Debug)]
