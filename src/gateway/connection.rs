@@ -81,6 +81,7 @@ impl Drop for Counted<'_> {
 /// Most connections are idle at most times, and there are many: what this future and those in it
 /// hold, each of them costs. So what happens seldom or briefly is boxed, and what comes along is
 /// used where it was captured: an `async fn` would hold it twice.
+#[expect(clippy::manual_async_fn, reason = "it would be larger, see above")]
 pub(super) fn run(
     gateway: Arc<Gateway>,
     session: Arc<Session>,

@@ -64,7 +64,7 @@ impl Raw {
     /// Writes a frame that is masked with zeros: by its first byte and its content.
     async fn frame(&mut self, first: u8, content: &str) {
         let length = u16::try_from(content.len()).unwrap();
-        let mut bytes = vec![first, 0x80 | 126];
+        let mut bytes = vec![first, 0x80 | 0x7e];
         bytes.extend(length.to_be_bytes());
         bytes.extend([0; 4]);
         bytes.extend(content.as_bytes());
