@@ -1,21 +1,20 @@
 //! One WebSocket from its upgrade to its end.
 
+use std::future::{pending, poll_fn};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
-use futures_util::stream::SplitStream;
-use hyper::upgrade::{OnUpgrade, Upgraded};
-use hyper_util::rt::TokioIo;
-use rand::Rng as _;
+use futures_util::{SinkExt as _, StreamExt as _};
+use hyper::upgrade::OnUpgrade;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, Role, WebSocketConfig};
+use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error as WsError, error::ProtocolError};
-use tokio_util::sync::CancellationToken;
 
+use super::drain::Leaving;
 use super::handshake::{Protocol, Session};
 use super::inbound::Inbound;
 use super::limits::Place;
@@ -23,6 +22,8 @@ use super::registry::Entry;
 use super::repair;
 use super::user::Socket;
 use super::v1::{self, Line};
+use super::websocket::WebSocket;
+use super::wire::{self, Wire};
 use super::{Gateway, auth, revocation};
 use crate::protocol::close::CloseReason;
 use crate::protocol::v1::closing;
@@ -36,19 +37,7 @@ const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The largest frame to a client, beyond what its queue holds.
 const WRITE_BUFFER: usize = 8 << 20;
 
-/// Sockets are closed no faster than this when a gateway stops, so that the others are not run
-/// over by those that come back.
-const DRAIN_STEP: Duration = Duration::from_millis(5);
-
-/// A client that is told to come back is told to wait at least for so long, and at most.
-const RETRY_MIN: Duration = Duration::from_millis(100);
-const RETRY_MAX: Duration = Duration::from_secs(10);
-
-/// But all of them within this.
-const DRAIN_SPREAD: Duration = Duration::from_secs(5);
-
-type Io = TokioIo<Upgraded>;
-type Frames = SplitStream<WebSocketStream<Io>>;
+type Frames<'a> = &'a WebSocket;
 
 /// Counts a connection; its end is counted on every way out.
 struct Counted<'a> {
@@ -88,67 +77,80 @@ impl Drop for Counted<'_> {
 }
 
 /// Carries a connection. Never aborted: it ends by itself soon after the force token.
-pub(super) async fn run(
+///
+/// Most connections are idle at most times, and there are many: what this future and those in it
+/// hold, each of them costs. So what happens seldom or briefly is boxed, and what comes along is
+/// used where it was captured: an `async fn` would hold it twice.
+#[expect(clippy::manual_async_fn, reason = "it would be larger, see above")]
+pub(super) fn run(
     gateway: Arc<Gateway>,
-    session: Session,
+    session: Arc<Session>,
     place: Place,
     upgraded: OnUpgrade,
-) {
-    // Free again when this ends.
-    let _place = place;
-    let Ok(Ok(upgraded)) = timeout(UPGRADE_TIMEOUT, upgraded).await else {
-        let correlation_id = &*session.correlation_id;
-        tracing::debug!(correlation_id, "the client went before its upgrade");
-        return;
-    };
-    let stream = websocket(&gateway, upgraded).await;
-    let line = matches!(session.protocol, Protocol::V1 { .. }).then(Line::new);
-    let queue_bytes = gateway.settings.outbound_queue_bytes;
-    let socket = Arc::new(Socket::new(queue_bytes, line));
-    let since_ms = session.granted.since_ms;
-    let _listed = gateway.revocations.list(&session.user, since_ms, &socket);
-    let _counted = Counted::new(&gateway, &socket, &session);
-    let (mut sink, mut frames) = stream.split();
-    let (broken, (), ()) = tokio::join!(
-        read(&gateway, &session, &socket, &mut frames),
-        socket.outbound.write_to(&mut sink, &gateway.counters.sent),
-        auth::close_at(session.granted.ends(true), &socket.outbound),
-    );
-    if broken
-        && !gateway.force.is_cancelled()
-        && let Ok(stream) = sink.reunite(frames)
-    {
-        linger(stream.into_inner()).await;
+) -> impl Future<Output = ()> + Send {
+    async move {
+        // Free again when this ends.
+        let _place = &place;
+        let Some(websocket) = Box::pin(websocket(&gateway, upgraded)).await else {
+            let correlation_id = &*session.correlation_id;
+            tracing::debug!(correlation_id, "the client went before its upgrade");
+            return;
+        };
+        let line = matches!(session.protocol, Protocol::V1 { .. }).then(Line::new);
+        let queue_bytes = gateway.settings.outbound_queue_bytes;
+        let socket = Arc::new(Socket::new(queue_bytes, line));
+        let since_ms = session.granted.since_ms;
+        let _listed = gateway.revocations.list(&session.user, since_ms, &socket);
+        let _counted = Counted::new(&gateway, &socket, &session);
+        let (mut frames, mut sink) = (&websocket, &websocket);
+        let ends = session.granted.ends(true);
+        let (broken, (), ()) = tokio::join!(
+            read(&gateway, &session, &socket, &mut frames),
+            socket.outbound.write_to(&mut sink, &gateway.counters.sent),
+            async {
+                if ends.is_some() {
+                    Box::pin(auth::close_at(ends, &socket.outbound)).await;
+                }
+            },
+        );
+        if broken
+            && !gateway.force.is_cancelled()
+            && let Some(wire) = websocket.into_wire()
+        {
+            Box::pin(linger(wire)).await;
+        }
     }
 }
 
-async fn websocket(gateway: &Gateway, upgraded: Upgraded) -> WebSocketStream<Io> {
+/// `None` where the client went before.
+async fn websocket(gateway: &Gateway, upgraded: OnUpgrade) -> Option<WebSocket> {
+    let upgraded = timeout(UPGRADE_TIMEOUT, upgraded).await.ok()?.ok()?;
+    let wire = Wire::of(upgraded)?;
     let settings = &gateway.settings;
     let config = WebSocketConfig::default()
-        .read_buffer_size(4096)
+        .read_buffer_size(wire::READ_BUFFER)
         .write_buffer_size(0)
         // One frame at a time is handed over, of any size that an answer can have, and control
         // frames beside it.
         .max_write_buffer_size(2 * settings.outbound_queue_bytes + WRITE_BUFFER)
         .max_message_size(Some(settings.max_frame_bytes))
         .max_frame_size(Some(settings.max_frame_bytes));
-    let io = TokioIo::new(upgraded);
-    WebSocketStream::from_raw_socket(io, Role::Server, Some(config)).await
+    Some(WebSocket::new(wire, config).await)
 }
 
 /// Says by a close frame what a browser could not see in the status of a refused upgrade.
 pub(super) async fn turn_away(gateway: Arc<Gateway>, upgraded: OnUpgrade, reason: CloseReason) {
-    let Ok(Ok(upgraded)) = timeout(UPGRADE_TIMEOUT, upgraded).await else {
+    let Some(websocket) = websocket(&gateway, upgraded).await else {
         return;
     };
-    let mut stream = websocket(&gateway, upgraded).await;
     let frame = CloseFrame {
         code: reason.code().into(),
         reason: reason.name().into(),
     };
     let goodbye = async {
         // Whether it arrives is the client's affair.
-        if stream.close(Some(frame)).await.is_ok() {
+        let mut stream = &websocket;
+        if stream.send(Message::Close(Some(frame))).await.is_ok() {
             while let Some(Ok(_)) = stream.next().await {}
         }
     };
@@ -160,7 +162,7 @@ pub(super) async fn turn_away(gateway: Arc<Gateway>, upgraded: OnUpgrade, reason
 
 /// Reads what the client still sends before the connection is closed: closing over unread bytes
 /// resets it, and the client would lose the close frame with its reason.
-async fn linger(mut io: Io) {
+async fn linger(mut io: Wire) {
     let rest = async {
         if io.shutdown().await.is_err() {
             return;
@@ -261,25 +263,31 @@ async fn leave(gateway: &Gateway, entry: &Arc<Entry>, socket: &Arc<Socket>) {
 /// bytes can't be followed any more, so that it can't say goodbye.
 async fn read(
     gateway: &Arc<Gateway>,
-    session: &Session,
+    session: &Arc<Session>,
     socket: &Arc<Socket>,
-    frames: &mut Frames,
+    frames: &mut Frames<'_>,
 ) -> bool {
-    let outbound = &socket.outbound;
-    let entry = match enter(gateway, session, socket).await {
+    let entry = match Box::pin(enter(gateway, session, socket)).await {
         Ok(entry) => entry,
         Err(reason) => {
-            outbound.close(reason);
-            return goodbye(gateway, socket, frames).await;
+            socket.outbound.close(reason);
+            return Box::pin(goodbye(gateway, socket, frames)).await;
         }
     };
-    let mut inbound = Inbound::new(
-        gateway.clone(),
-        session.clone(),
-        entry.clone(),
-        socket.clone(),
-    );
+    let mut inbound = Inbound::new(gateway.clone(), session.clone(), entry, socket.clone());
     let broken = take_frames(gateway, session, socket, frames, &mut inbound).await;
+    Box::pin(part(gateway, socket, frames, inbound, broken)).await
+}
+
+/// Ends a connection. As [`read`].
+async fn part(
+    gateway: &Gateway,
+    socket: &Arc<Socket>,
+    frames: &mut Frames<'_>,
+    mut inbound: Inbound,
+    broken: bool,
+) -> bool {
+    let entry = inbound.entry();
     // Not before everything that was read has been produced: its answers are waited for here.
     let finish = async {
         while !inbound.is_empty() {
@@ -297,14 +305,14 @@ async fn read(
     tokio::select! {
         ((), broken) = async { tokio::join!(finish, part) } => broken,
         () = gateway.force.cancelled() => {
-            outbound.stop(CloseReason::GoingAway);
+            socket.outbound.stop(CloseReason::GoingAway);
             true
         }
     }
 }
 
 /// Waits until the client has said goodbye too. True where it did not.
-async fn goodbye(gateway: &Gateway, socket: &Socket, frames: &mut Frames) -> bool {
+async fn goodbye(gateway: &Gateway, socket: &Socket, frames: &mut Frames<'_>) -> bool {
     let ended = async { while let Some(Ok(_)) = frames.next().await {} };
     tokio::select! {
         ended = timeout(GOODBYE_TIMEOUT, ended) => ended.is_err(),
@@ -321,7 +329,7 @@ async fn take_frames(
     gateway: &Gateway,
     session: &Session,
     socket: &Arc<Socket>,
-    frames: &mut Frames,
+    frames: &mut Frames<'_>,
     inbound: &mut Inbound,
 ) -> bool {
     let outbound = &socket.outbound;
@@ -332,31 +340,19 @@ async fn take_frames(
     };
     let since = since.filter(|_| !gateway.settings.interop);
     let mut following = std::pin::pin!(v1::catch_up::follow(gateway, &entry, socket, since));
-    let welcomed = socket.line.as_ref().map_or_else(
-        || {
-            let at_once = CancellationToken::new();
-            at_once.cancel();
-            at_once
-        },
-        |line| line.welcomed.clone(),
-    );
-    let mut expiry = std::pin::pin!(sleep_until(ends.unwrap_or_else(Instant::now)));
-    let interval = gateway.settings.ping_interval;
-    let patience = gateway.settings.ping_timeout;
+    let mut welcomed = socket.line.is_none();
+    let mut expiry = ends.map(|ends| Box::pin(sleep_until(ends)));
     let mut heard = Instant::now();
     let mut pinged: Option<Instant> = None;
-    let mut idle = std::pin::pin!(sleep_until(heard + interval));
-    let mut turn = std::pin::pin!(sleep_until(heard));
-    let mut draining = false;
-    // A classic client can't ask for what it missed: in a drain it is kept until it was answered,
-    // as long as the drain's time allows.
-    let mut any_open = entry.state().any_open();
-    let mut unanswered = socket.line.is_none();
-    let mut patience_ends = std::pin::pin!(sleep_until(heard));
+    let mut idle = std::pin::pin!(sleep_until(heard + gateway.settings.ping_interval));
+    let mut leaving: Option<Box<Leaving>> = None;
     loop {
         // Nothing is answered before `welcome`.
-        let reading = !draining && welcomed.is_cancelled() && inbound.has_room();
+        let reading = leaving.is_none() && welcomed && inbound.has_room();
+        // In this order: what ends the connection never waits for what its client sends, and
+        // `welcome` is seen as soon as it is queued.
         tokio::select! {
+            biased;
             () = gateway.force.cancelled() => {
                 outbound.stop(CloseReason::GoingAway);
                 return true;
@@ -366,16 +362,57 @@ async fn take_frames(
                 outbound.close(reason);
                 return false;
             }
-            () = welcomed.cancelled(), if !welcomed.is_cancelled() => {}
-            () = &mut expiry, if ends.is_some() => {
+            () = poll_fn(|_| is_welcomed(socket)), if !welcomed => welcomed = true,
+            () = elapsed(&mut expiry), if expiry.is_some() => {
                 outbound.close(CloseReason::Unauthorized);
                 return false;
+            }
+            () = gateway.drain.cancelled(), if leaving.is_none() => {
+                // A classic client can't ask for what it missed: it is kept until it was answered.
+                let unanswered = socket.line.is_none().then(|| entry.state().any_open());
+                leaving = Some(Box::new(Leaving::begin(gateway, unanswered)));
+            }
+            () = Leaving::turn(&mut leaving, inbound.is_empty()), if leaving.is_some() => {
+                if socket.line.is_some() {
+                    let retry = Leaving::retry_after(gateway);
+                    let retry = u64::try_from(retry.as_millis()).unwrap_or(0);
+                    let closing = closing(&session.user, "going_away", retry);
+                    outbound.push_control(closing.into());
+                }
+                outbound.close(CloseReason::GoingAway);
+                return false;
+            }
+            () = &mut idle, if leaving.is_none() => {
+                let now = Instant::now();
+                let interval = gateway.settings.ping_interval;
+                let patience = gateway.settings.ping_timeout;
+                inbound.rest();
+                frames.rest();
+                if !reading {
+                    // Not the client is silent: nobody listens.
+                    heard = now;
+                    pinged = None;
+                }
+                let next = match pinged {
+                    Some(at) if now >= at + patience => {
+                        outbound.close(CloseReason::PingTimeout);
+                        return true;
+                    }
+                    Some(at) => at + patience,
+                    None if now >= heard + interval => {
+                        outbound.ping();
+                        pinged = Some(now);
+                        now + patience
+                    }
+                    None => heard + interval,
+                };
+                idle.as_mut().reset(next);
             }
             () = inbound.step(), if !inbound.is_empty() => {}
             frame = frames.next(), if reading => {
                 heard = Instant::now();
                 if pinged.take().is_some() {
-                    idle.as_mut().reset(heard + interval);
+                    idle.as_mut().reset(heard + gateway.settings.ping_interval);
                 }
                 match frame {
                     Some(Ok(Message::Text(text))) => inbound.frame(text.as_str()),
@@ -402,65 +439,24 @@ async fn take_frames(
                     }
                 }
             }
-            () = &mut idle, if !draining => {
-                let now = Instant::now();
-                if !reading {
-                    // Not the client is silent: nobody listens.
-                    heard = now;
-                    pinged = None;
-                }
-                let next = match pinged {
-                    Some(at) if now >= at + patience => {
-                        outbound.close(CloseReason::PingTimeout);
-                        return true;
-                    }
-                    Some(at) => at + patience,
-                    None if now >= heard + interval => {
-                        outbound.ping();
-                        pinged = Some(now);
-                        now + patience
-                    }
-                    None => heard + interval,
-                };
-                idle.as_mut().reset(next);
-            }
-            () = gateway.drain.cancelled(), if !draining => {
-                draining = true;
-                let now = Instant::now();
-                turn.as_mut().reset(now + wait_for_turn(gateway));
-                patience_ends.as_mut().reset(now + gateway.settings.drain_timeout.mul_f64(0.8));
-            }
-            _ = any_open.wait_for(|any| !any), if draining && unanswered && inbound.is_empty() => {
-                unanswered = false;
-            }
-            () = &mut patience_ends, if draining && unanswered => unanswered = false,
-            () = &mut turn, if draining && inbound.is_empty() && !unanswered => {
-                if socket.line.is_some() {
-                    let retry = u64::try_from(retry_after(gateway).as_millis()).unwrap_or(0);
-                    let closing = closing(&session.user, "going_away", retry);
-                    outbound.push_control(closing.into());
-                }
-                outbound.close(CloseReason::GoingAway);
-                return false;
-            }
         }
     }
 }
 
-/// How long this socket waits before it is closed when the gateway stops.
-fn wait_for_turn(gateway: &Gateway) -> Duration {
-    let before = gateway.closing.fetch_add(1, Ordering::Relaxed);
-    let all = (gateway.registry.connections() as u64).max(before + 1);
-    let spread = (gateway.settings.drain_timeout / 2).min(DRAIN_SPREAD);
-    let paced = DRAIN_STEP.saturating_mul(u32::try_from(before).unwrap_or(u32::MAX));
-    paced.min(spread.mul_f64(before as f64 / all as f64))
+/// For who asks again whenever something may have been queued.
+fn is_welcomed(socket: &Socket) -> Poll<()> {
+    match &socket.line {
+        Some(line) if !line.welcomed.load(Ordering::Relaxed) => Poll::Pending,
+        _ => Poll::Ready(()),
+    }
 }
 
-/// When a client should come back: the more there are, the more they are spread.
-fn retry_after(gateway: &Gateway) -> Duration {
-    let all = u32::try_from(gateway.registry.connections()).unwrap_or(u32::MAX);
-    let most = (RETRY_MIN + DRAIN_STEP.saturating_mul(all)).min(RETRY_MAX);
-    rand::rng().random_range(RETRY_MIN..=most)
+/// Of no timer: never.
+async fn elapsed(timer: &mut Option<Pin<Box<Sleep>>>) {
+    match timer {
+        Some(timer) => timer.await,
+        None => pending().await,
+    }
 }
 
 fn reason_of(error: &WsError) -> CloseReason {

@@ -114,7 +114,7 @@ pub(super) struct Session {
     /// Of the connection; a message's has a number behind it.
     pub(super) correlation_id: Arc<str>,
     /// The trace that the client brought, of messages that bring none of their own.
-    pub(super) trace: Option<TraceContext>,
+    pub(super) trace: Option<Box<TraceContext>>,
     /// By which token.
     pub(super) granted: auth::Granted,
     pub(super) protocol: Protocol,
@@ -187,7 +187,7 @@ pub(super) async fn upgrade(
     let session = Session {
         user,
         correlation_id,
-        trace: trace(request.headers()),
+        trace: trace(request.headers()).map(Box::new),
         granted,
         protocol: if v1 {
             let ends = granted.ends(false);
@@ -197,9 +197,12 @@ pub(super) async fn upgrade(
         },
     };
     let upgraded = hyper::upgrade::on(&mut request);
-    gateway
-        .tasks
-        .spawn(connection::run(gateway.clone(), session, place, upgraded));
+    gateway.tasks.spawn(connection::run(
+        gateway.clone(),
+        Arc::new(session),
+        place,
+        upgraded,
+    ));
     Ok(reply)
 }
 

@@ -5,8 +5,10 @@
 //! not read. Order is kept because admissions come back in order, and a record's place is taken
 //! when `append` is called.
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -81,20 +83,36 @@ type Asked = (Message, Option<Admitted>);
 /// The messages of one connection that are under way.
 pub(super) struct Inbound {
     gateway: Arc<Gateway>,
-    session: Session,
+    session: Arc<Session>,
     entry: Arc<Entry>,
     socket: Arc<Socket>,
+    /// `None` of a client that has long been silent.
+    under_way: Option<Box<UnderWay>>,
+    /// Messages over a limit, since the beginning of a rate window.
+    refused: (Instant, u32),
+}
+
+#[derive(Default)]
+struct UnderWay {
     admissions: FuturesOrdered<BoxFuture<'static, Asked>>,
     held: Option<Held>,
     steps: FuturesUnordered<BoxFuture<'static, Step>>,
-    /// Messages over a limit, since the beginning of a rate window.
-    refused: (Instant, u32),
+}
+
+impl UnderWay {
+    fn is_empty(&self) -> bool {
+        self.admissions.is_empty() && self.steps.is_empty() && self.held.is_none()
+    }
+
+    fn has_room(&self) -> bool {
+        self.held.is_none() && self.admissions.len() + self.steps.len() < IN_FLIGHT
+    }
 }
 
 impl Inbound {
     pub(super) fn new(
         gateway: Arc<Gateway>,
-        session: Session,
+        session: Arc<Session>,
         entry: Arc<Entry>,
         socket: Arc<Socket>,
     ) -> Self {
@@ -103,9 +121,7 @@ impl Inbound {
             session,
             entry,
             socket,
-            admissions: FuturesOrdered::new(),
-            held: None,
-            steps: FuturesUnordered::new(),
+            under_way: None,
             refused: (Instant::now(), 0),
         }
     }
@@ -117,12 +133,24 @@ impl Inbound {
 
     /// Whether everything read has found its end.
     pub(super) fn is_empty(&self) -> bool {
-        self.admissions.is_empty() && self.steps.is_empty() && self.held.is_none()
+        self.under_way.as_ref().is_none_or(|it| it.is_empty())
     }
 
     /// Whether another message may be read.
     pub(super) fn has_room(&self) -> bool {
-        self.held.is_none() && self.admissions.len() + self.steps.len() < IN_FLIGHT
+        self.under_way.as_ref().is_none_or(|it| it.has_room())
+    }
+
+    /// Gives back the memory of messages that were under way, where none is: their client is
+    /// silent.
+    pub(super) fn rest(&mut self) {
+        if self.is_empty() {
+            self.under_way = None;
+        }
+    }
+
+    fn under_way(&mut self) -> &mut UnderWay {
+        self.under_way.get_or_insert_default()
     }
 
     /// Takes a text frame.
@@ -155,7 +183,7 @@ impl Inbound {
             }
             Ok(ClientFrame::Ping) => self.socket.outbound.push_control(v1::PONG.into()),
             Ok(ClientFrame::Cancel { message_id, id }) => {
-                self.held = Some(Held::Cancel(Cancel {
+                self.under_way().held = Some(Held::Cancel(Cancel {
                     message_id,
                     id,
                     correlation_id,
@@ -181,7 +209,7 @@ impl Inbound {
                     span: self.begin(trace),
                 };
                 if interrupt {
-                    self.held = Some(Held::Interrupt(Box::new(message)));
+                    self.under_way().held = Some(Held::Interrupt(Box::new(message)));
                     self.release();
                 } else {
                     self.admit(message);
@@ -192,22 +220,23 @@ impl Inbound {
 
     /// Begins a message's span, in the trace that it brought, or else in its connection's.
     fn begin(&self, trace: Option<TraceContext>) -> Span {
-        let parent = trace.or_else(|| self.session.trace.clone());
+        let parent = trace.or_else(|| self.session.trace.as_deref().cloned());
         Span::begin(parent, Kind::Server, format_args!("receive message"))
     }
 
     /// Goes on with what is held, when everything before it is admitted.
     fn release(&mut self) {
-        if !self.admissions.is_empty() {
+        let under_way = self.under_way();
+        if !under_way.admissions.is_empty() {
             return;
         }
-        match self.held.take() {
+        match under_way.held.take() {
             None => {}
             Some(Held::Interrupt(message)) => self.admit(*message),
             Some(Held::Cancel(cancel)) => {
                 let (gateway, user) = (self.gateway.clone(), self.session.user.clone());
                 let deadline = Instant::now() + gateway.settings.produce_timeout / 2;
-                self.steps.push(Box::pin(async move {
+                self.under_way().steps.push(Box::pin(async move {
                     let result = asks::cancel(&gateway, &user, &cancel.message_id, deadline).await;
                     Step::Cancelled(cancel, result)
                 }));
@@ -230,24 +259,35 @@ impl Inbound {
         span.text("correlation_id", &message.correlation_id);
         let subject = self.subject(&message);
         let gateway = self.gateway.clone();
-        self.admissions
+        self.under_way()
+            .admissions
             .push_back(Box::pin(admit(gateway, subject, message)));
     }
 
     /// Carries what is under way a step on; pending for ever where nothing is. Cancel-safe.
     pub(super) async fn step(&mut self) {
-        tokio::select! {
-            Some((message, admitted)) = self.admissions.next(), if !self.admissions.is_empty() => {
-                self.admitted(message, admitted);
-                self.release();
-            }
-            Some(step) = self.steps.next(), if !self.steps.is_empty() => match step {
-                Step::Produced(produced) => self.finish(*produced),
-                Step::Cancelled(cancel, result) => self.cancelled(&cancel, result),
-                Step::Announced => {}
-            },
-            else => std::future::pending().await,
+        poll_fn(|cx| self.poll_step(cx)).await;
+    }
+
+    fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(under_way) = &mut self.under_way else {
+            return Poll::Pending;
+        };
+        if let Poll::Ready(Some(admission)) = under_way.admissions.poll_next_unpin(cx) {
+            let (message, admitted) = admission;
+            self.admitted(message, admitted);
+            self.release();
+            return Poll::Ready(());
         }
+        let Poll::Ready(Some(step)) = under_way.steps.poll_next_unpin(cx) else {
+            return Poll::Pending;
+        };
+        match step {
+            Step::Produced(produced) => self.finish(*produced),
+            Step::Cancelled(cancel, result) => self.cancelled(&cancel, result),
+            Step::Announced => {}
+        }
+        Poll::Ready(())
     }
 
     fn refuse(
@@ -311,7 +351,7 @@ impl Inbound {
                 let mut sending = self.begin_sending(&message);
                 let appended = self.append(&message, sending.context());
                 let deadline = message.received + self.gateway.settings.produce_timeout;
-                self.steps.push(Box::pin(async move {
+                self.under_way().steps.push(Box::pin(async move {
                     let result = timeout_at(deadline, appended).await.ok();
                     match &result {
                         Some(Ok(place)) => sending.number("messaging.kafka.offset", place.offset),
@@ -481,7 +521,7 @@ impl Inbound {
         )
     }
 
-    fn finish(&self, produced: Produced) {
+    fn finish(&mut self, produced: Produced) {
         let counters = &self.gateway.counters;
         let Produced {
             mut message,
@@ -539,7 +579,7 @@ impl Inbound {
 
     /// Shows the question to the user's other sockets, if there are any: most users have one, and
     /// one that connects after the admission finds the message in `pending`.
-    fn announce(&self, message: &Message) {
+    fn announce(&mut self, message: &Message) {
         let own = usize::from(self.socket.line.is_some());
         if message.watchers <= 1 && self.entry.state().followers.count() <= own {
             return;
@@ -556,7 +596,7 @@ impl Inbound {
         .to_json();
         let gateway = self.gateway.clone();
         let deadline = Instant::now() + gateway.settings.produce_timeout / 2;
-        self.steps.push(Box::pin(async move {
+        self.under_way().steps.push(Box::pin(async move {
             // Who misses it sees the answer all the same, and the question in the history.
             asks::ask(&gateway, "accept", deadline, || {
                 gateway.fanout.accept(&subject, frame.clone())

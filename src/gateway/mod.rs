@@ -1,12 +1,13 @@
 //! The gateway: clients' WebSockets on one side, the log and the fan-out on the other.
 //!
-//! A message's way in: [`server`] accepts, [`waiting`] bounds who says nothing, [`routes`] picks, [`handshake`] checks who it is,
-//! [`connection`] owns the socket, [`inbound`] admits, produces and waits for the log. An answer's
-//! way out: [`feed`] takes what is published, [`registry`] finds the user, [`user`] decides what
-//! each socket still has to get, [`outbound`] is its bounded queue. What was published and did
-//! not arrive is found by [`repair`]. Sockets of `chatmesh.v1` also see answers grow, come back
-//! with a position and catch up by a read: [`v1`]. [`history`] is what was said, over HTTP, and
-//! [`page`] the chat page for people with a browser.
+//! A message's way in: [`server`] accepts, [`waiting`] bounds who says nothing, [`routes`] picks,
+//! [`handshake`] checks who it is, [`connection`] owns the socket ([`wire`] and [`websocket`] are
+//! below it, [`drain`] is its end where the gateway stops), [`inbound`] admits, produces and waits
+//! for the log. An answer's way out: [`feed`] takes what is published, [`registry`] finds the user,
+//! [`user`] decides what each socket still has to get, [`outbound`] is its bounded queue. What was
+//! published and did not arrive is found by [`repair`]. Sockets of `chatmesh.v1` also see answers
+//! grow, come back with a position and catch up by a read: [`v1`]. [`history`] is what was said,
+//! over HTTP, and [`page`] the chat page for people with a browser.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -28,6 +29,7 @@ pub(crate) mod auth;
 pub mod bench;
 mod connection;
 mod counters;
+mod drain;
 mod feed;
 mod handshake;
 mod history;
@@ -47,6 +49,8 @@ mod token;
 mod user;
 mod v1;
 mod waiting;
+mod websocket;
+mod wire;
 
 pub use auth::KeyError;
 pub use auth::jwt::{Denied, Verified, Verifier};

@@ -50,10 +50,16 @@ impl Drop for Guard<'_> {
 
 impl Revocations {
     pub(super) fn list(&self, user: &UserId, granted_ms: i64, socket: &Arc<Socket>) -> Guard<'_> {
-        self.users.entry(user.clone()).or_default().push(Listed {
+        let mut sockets = self.users.entry(user.clone()).or_default();
+        // Mostly there is one: a vector would begin with room for four.
+        if sockets.capacity() == 0 {
+            sockets.reserve_exact(1);
+        }
+        sockets.push(Listed {
             granted_ms,
             socket: socket.clone(),
         });
+        drop(sockets);
         Guard {
             list: self,
             user: user.clone(),

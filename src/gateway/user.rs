@@ -89,8 +89,8 @@ pub(super) struct UserState {
     /// The others.
     pub(super) followers: Followers,
     open: HashMap<MessageId, Open>,
-    /// Whether `open` holds anything, for who waits until it does not.
-    any_open: watch::Sender<bool>,
+    /// Whether `open` holds anything, once somebody waits until it does not.
+    any_open: Option<watch::Sender<bool>>,
     told: HashSet<Arc<str>>,
     told_in_order: VecDeque<(Arc<str>, Option<Position>)>,
     unverified: usize,
@@ -157,14 +157,19 @@ impl UserState {
     }
 
     /// Whether an answer is waited for.
-    pub(super) fn any_open(&self) -> watch::Receiver<bool> {
-        self.any_open.subscribe()
+    pub(super) fn any_open(&mut self) -> watch::Receiver<bool> {
+        let now = !self.open.is_empty();
+        let any_open = &mut self.any_open;
+        any_open
+            .get_or_insert_with(|| watch::Sender::new(now))
+            .subscribe()
     }
 
     fn note_open(&self) {
         let now = !self.open.is_empty();
-        self.any_open
-            .send_if_modified(|any| std::mem::replace(any, now) != now);
+        if let Some(any_open) = &self.any_open {
+            any_open.send_if_modified(|any| std::mem::replace(any, now) != now);
+        }
     }
 
     /// Whether the mailbox has to be read.

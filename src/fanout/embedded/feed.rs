@@ -97,6 +97,10 @@ impl Subscriptions {
             Some(index) => index,
             None if !on => return,
             None => {
+                if self.0.capacity() == 0 {
+                    // Mostly there is one: a vector would begin with room for four.
+                    self.0.reserve_exact(1);
+                }
                 self.0.push(Subscription {
                     queue: Arc::clone(queue),
                     terminal: false,

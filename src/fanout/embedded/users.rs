@@ -55,7 +55,8 @@ impl World<'_> {
 
 #[derive(Debug, Default)]
 struct Shard {
-    users: HashMap<UserId, UserState>,
+    /// Boxed: a map is up to twice as large as what is in it.
+    users: HashMap<UserId, Box<UserState>>,
     /// Look for states to let go when there are more than this.
     crowded: usize,
 }
@@ -125,7 +126,7 @@ impl Users {
         }
         let state = match shard.users.entry(user.clone()) {
             Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => entry.insert(UserState::new(user.clone(), &world)),
+            Entry::Vacant(entry) => entry.insert(Box::new(UserState::new(user.clone(), &world))),
         };
         state.used_ms = world.now_ms;
         let result = state.load(&world).and_then(|()| rule(state, &world));

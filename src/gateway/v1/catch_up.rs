@@ -1,6 +1,7 @@
 //! Reads for sockets that can't follow what is published, and tells them what they are to know.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
@@ -62,13 +63,8 @@ pub(in crate::gateway) async fn follow(
             }
             continue;
         }
-        // What is lost is told at once; to a slow client when it has read what there is.
-        if matches!(occasion, Occasion::Repair)
-            && timeout(BEHIND, socket.outbound.drained()).await.is_err()
-        {
-            return CloseReason::SlowConsumer;
-        }
-        if let Err(reason) = catch_up(gateway, entry, socket, &mut occasion).await {
+        // Boxed: a socket spends its life in the wait above.
+        if let Err(reason) = Box::pin(catch_up(gateway, entry, socket, &mut occasion)).await {
             return reason;
         }
     }
@@ -83,6 +79,10 @@ async fn catch_up(
 ) -> Result<(), CloseReason> {
     let user = &entry.user;
     let in_time = matches!(occasion, Occasion::Repair);
+    // What is lost is told at once; to a slow client when it has read what there is.
+    if in_time && timeout(BEHIND, socket.outbound.drained()).await.is_err() {
+        return Err(CloseReason::SlowConsumer);
+    }
     gateway.counters.catch_ups.increment(1);
     let mut page = 0;
     loop {
@@ -114,7 +114,7 @@ async fn catch_up(
             if let Some(frame) = frame {
                 push(socket, frame).await?;
                 if let Some(line) = &socket.line {
-                    line.welcomed.cancel();
+                    line.welcomed.store(true, Ordering::Relaxed);
                 }
             }
         }

@@ -161,6 +161,10 @@ impl Follower {
 impl Followers {
     pub(in crate::gateway) fn add(&mut self, socket: Arc<Socket>, since: Option<Position>) {
         self.event += 1;
+        // Most users have one: a vector would begin with room for four.
+        if self.list.capacity() == 0 {
+            self.list.reserve_exact(1);
+        }
         self.list.push(Follower {
             socket,
             phase: Phase::Stale(self.event),

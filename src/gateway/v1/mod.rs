@@ -4,9 +4,9 @@
 //! follow what is published: new ones, slow ones, and all where something was lost.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use tokio::sync::Notify;
-use tokio_util::sync::CancellationToken;
 
 pub(super) mod asks;
 pub(super) mod catch_up;
@@ -21,7 +21,7 @@ pub(super) struct Line {
     /// It has to read.
     pub(super) wake: Notify,
     /// `welcome` is in the queue.
-    pub(super) welcomed: CancellationToken,
+    pub(super) welcomed: AtomicBool,
 }
 
 impl Line {
@@ -29,7 +29,7 @@ impl Line {
         Self {
             origin: uuid::Uuid::new_v4().simple().to_string().into(),
             wake: Notify::new(),
-            welcomed: CancellationToken::new(),
+            welcomed: AtomicBool::new(false),
         }
     }
 }

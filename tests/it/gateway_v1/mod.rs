@@ -27,6 +27,7 @@ use crate::support::v1::Device;
 mod client;
 mod faulty;
 mod follows;
+mod idle;
 mod messages;
 mod repairs;
 
