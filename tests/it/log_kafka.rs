@@ -168,40 +168,6 @@ async fn a_broker_killed_under_appends_loses_and_doubles_nothing() {
     consumer.close().await;
 }
 
-/// Who came back as somebody else would wait a whole session (6 s) for who it was.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_member_is_back_at_once_after_an_outage_longer_than_its_session() {
-    let mut broker = KafkaBroker::start().await;
-    let log = KafkaLog::connect(&broker.settings()).expect("settings");
-    let topic = topic(&log, 2).await;
-    let mut consumer = log.consumer(&name("group"), &topic).expect("a consumer");
-    append(&log, &topic, record("k", "before")).await;
-    assert_eq!(text(&read(&mut consumer, 1).await[0]), "before");
-    for n in 0..3 {
-        broker.kill();
-        let over = Instant::now() + Duration::from_millis(7500);
-        while Instant::now() < over {
-            let _ = timeout(Duration::from_millis(500), consumer.next()).await;
-        }
-        broker.run().await;
-        let back = Instant::now();
-        let late = format!("late {n}");
-        append(&log, &topic, record("k", &late)).await;
-        // Nothing was finished, so what came before comes again.
-        while text(&read(&mut consumer, 1).await[0]) != late {}
-        let took = back.elapsed();
-        eprintln!("back after {} ms", took.as_millis());
-        assert!(took < Duration::from_secs(5), "outage {n}: {took:?}");
-    }
-    let left = Instant::now();
-    consumer.close().await;
-    assert!(
-        left.elapsed() < Duration::from_secs(3),
-        "{:?}",
-        left.elapsed()
-    );
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_hangs_for_15_s_holds_things_up_and_loses_nothing() {
     let broker = KafkaBroker::start().await;

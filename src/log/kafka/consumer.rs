@@ -7,10 +7,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::FutureExt;
 use rdkafka::consumer::{CommitMode, Consumer as _, StreamConsumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::groups::{GroupInfo, GroupList};
 use rdkafka::message::{BorrowedMessage, Headers as _};
 use rdkafka::{Message, Offset, TopicPartitionList};
 use tokio::sync::oneshot;
@@ -33,10 +31,6 @@ const SEEK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long leaving the group may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Of that, how long until the group has taken note.
-const GOODBYE_TIMEOUT: Duration = Duration::from_secs(3);
-const GOODBYE_POLL: Duration = Duration::from_millis(20);
-
 type Inner = Arc<StreamConsumer<Context>>;
 
 /// A member of a consumer group on one topic.
@@ -45,10 +39,6 @@ pub(super) struct KafkaConsumer {
     group: String,
     /// There until it is closed.
     inner: Option<Inner>,
-    /// By which the group knows this member, whatever happens to its session.
-    instance: String,
-    /// librdkafka has given this member up.
-    broken: bool,
     topic: Arc<str>,
     assigned: BTreeSet<i32>,
     paused: bool,
@@ -72,7 +62,7 @@ impl KafkaConsumer {
         topic: &str,
     ) -> Result<Self, LogError> {
         let name: Arc<str> = Arc::from(topic);
-        let (inner, instance) = make(properties, group, &name).map_err(|error| {
+        let inner = make(properties, group, &name).map_err(|error| {
             LogError::Configuration(format!(
                 "the kafka consumer of {topic} cannot be made: {}; check KAFKA_PROPERTIES",
                 properties.redact(&error.to_string())
@@ -82,8 +72,6 @@ impl KafkaConsumer {
             properties: properties.clone(),
             group: group.to_owned(),
             inner: Some(inner),
-            instance,
-            broken: false,
             topic: name,
             assigned: BTreeSet::new(),
             paused: false,
@@ -92,24 +80,22 @@ impl KafkaConsumer {
         })
     }
 
-    /// Joins the group anew where librdkafka has left this member without brokers, or has given it
-    /// up. What it had is lost, and what was stored and not committed comes again.
+    /// Joins the group anew where librdkafka has left this member without brokers. What it had is
+    /// lost, and what was stored and not committed comes again.
     fn rejoin(&mut self) {
         let orphaned = |inner: &Inner| inner.context().brokers.are_gone();
-        if !self.broken && !self.inner.as_ref().is_some_and(orphaned) {
+        if !self.inner.as_ref().is_some_and(orphaned) {
             return;
         }
         tracing::warn!(
             topic = %self.topic,
-            "kafka: the consumer has no brokers any more, or was given up, and joins its group anew"
+            "kafka: the consumer has no brokers any more and joins its group anew"
         );
         match make(&self.properties, &self.group, &self.topic) {
-            Ok((inner, instance)) => {
+            Ok(inner) => {
                 // It can't reach anybody: there is nothing to commit and nobody to say goodbye to.
                 self.leave(false);
                 self.inner = Some(inner);
-                self.instance = instance;
-                self.broken = false;
                 self.ready.clear();
                 let lost: Vec<i32> = std::mem::take(&mut self.assigned).into_iter().collect();
                 if !lost.is_empty() {
@@ -208,7 +194,6 @@ impl KafkaConsumer {
     fn leave(&mut self, commit: bool) -> Option<oneshot::Receiver<()>> {
         let inner = self.inner.take()?;
         let offered = self.offered.take();
-        let (group, instance) = (self.group.clone(), self.instance.clone());
         let (done, wait) = oneshot::channel();
         std::thread::spawn(move || {
             inner.context().begin_to_close();
@@ -228,15 +213,11 @@ impl KafkaConsumer {
                     tracing::debug!(%error, "kafka: an offer could not be answered at the end");
                 }
             }
-            if commit {
-                match inner.commit_consumer_state(CommitMode::Sync) {
-                    Err(error)
-                        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::NoOffset) =>
-                    {
-                        tracing::warn!(%error, "kafka: the last commit failed, records will come again");
-                    }
-                    _ => say_goodbye(&inner, &group, &instance),
-                }
+            if commit
+                && let Err(error) = inner.commit_consumer_state(CommitMode::Sync)
+                && error.rdkafka_error_code() != Some(RDKafkaErrorCode::NoOffset)
+            {
+                tracing::warn!(%error, "kafka: the last commit failed, records will come again");
             }
             drop(inner);
             // Nobody waits any longer: fine.
@@ -246,54 +227,11 @@ impl KafkaConsumer {
     }
 }
 
-/// A member, and the name by which its group knows it. It is a static one: when brokers were away
-/// for longer than its session it comes back in its own place. As a dynamic one it would come back
-/// as somebody else, and the group would wait for who it was for a whole session more.
-fn make(
-    properties: &Properties,
-    group: &str,
-    topic: &Arc<str>,
-) -> Result<(Inner, String), KafkaError> {
+fn make(properties: &Properties, group: &str, topic: &Arc<str>) -> Result<Inner, KafkaError> {
     let context = Context::new(group, Arc::clone(topic));
-    let mut config = properties.consumer(group);
-    let instance = uuid::Uuid::new_v4().simple().to_string();
-    config.set("group.instance.id", &instance);
-    let inner: StreamConsumer<Context> = config.create_with_context(context)?;
+    let inner: StreamConsumer<Context> = properties.consumer(group).create_with_context(context)?;
     inner.subscribe(&[topic])?;
-    Ok((Arc::new(inner), instance))
-}
-
-/// A static member that is closed keeps its place for a session, for whoever comes back by its
-/// name. Nobody will: so it unsubscribes, which makes librdkafka leave, and waits until the group
-/// knows. Blocks.
-fn say_goodbye(inner: &Inner, group: &str, instance: &str) {
-    inner.unsubscribe();
-    let deadline = Instant::now() + GOODBYE_TIMEOUT;
-    while Instant::now() < deadline {
-        // The callback that gives the partitions back runs in here.
-        while inner.recv().now_or_never().is_some() {}
-        if inner
-            .assignment()
-            .is_ok_and(|assigned| assigned.count() == 0)
-        {
-            // The group makes a member's id of its name and something random.
-            let known = inner.fetch_group_list(Some(group), GOODBYE_TIMEOUT / 3);
-            let is_in = |list: &GroupList| {
-                let groups = list.groups().iter();
-                let mut members = groups.flat_map(GroupInfo::members);
-                members.any(|member| member.id().starts_with(instance))
-            };
-            match known {
-                Ok(list) if !is_in(&list) => return,
-                Ok(_) => {}
-                Err(error) => {
-                    tracing::debug!(%error, "kafka: whether the group knows is not known yet");
-                }
-            }
-        }
-        std::thread::sleep(GOODBYE_POLL);
-    }
-    tracing::warn!("kafka: the group was not told that this member leaves and waits for it");
+    Ok(Arc::new(inner))
 }
 
 /// Asks until there is an answer for every partition.
@@ -357,10 +295,6 @@ impl Consumer for KafkaConsumer {
                     if self.assigned.contains(&partition) {
                         self.ready.push_back(Event::Record(record));
                     }
-                }
-                Ok(Err(error @ KafkaError::MessageConsumptionFatal(_))) => {
-                    tracing::warn!(%error, topic = %self.topic, "kafka: receiving ended");
-                    self.broken = true;
                 }
                 // Counted and logged by the context; librdkafka goes on by itself.
                 Ok(Err(error)) => tracing::debug!(%error, topic = %self.topic, "kafka: receiving"),

@@ -22,10 +22,6 @@ const RESERVED: &[(&str, &str)] = &[
         "enable.auto.offset.store",
         "an offset is stored only when its record is finished",
     ),
-    (
-        "group.instance.id",
-        "each process has one of its own, made anew when it starts",
-    ),
     ("group.protocol", "only the classic protocol is supported"),
 ];
 
