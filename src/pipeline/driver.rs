@@ -89,6 +89,13 @@ impl Open {
     }
 }
 
+/// Reading back, of all partitions that are at it at one time.
+struct WayBack {
+    since: Instant,
+    /// Worked on again so far.
+    records: u64,
+}
+
 struct Prepared {
     partition: i32,
     generation: u64,
@@ -120,6 +127,8 @@ struct Driver {
     counter: u64,
     open: Open,
     paused: bool,
+    /// From when the first partition goes back until none is at it any more.
+    way_back: Option<WayBack>,
     stop: CancellationToken,
 }
 
@@ -146,6 +155,7 @@ impl Driver {
             counter: 0,
             open: Open::default(),
             paused: false,
+            way_back: None,
             stop: CancellationToken::new(),
         }
     }
@@ -185,6 +195,7 @@ impl Driver {
             }
             self.seek_where_idle().await;
             self.keep_bounds();
+            self.look_for_the_way_back();
             if deadline.is_some() && self.tasks.is_empty() {
                 break;
             }
@@ -348,6 +359,9 @@ impl Driver {
         }
         if finish.replay {
             state.finish_replay(finish.offset);
+            if let Some(way) = &mut self.way_back {
+                way.records += 1;
+            }
         }
         if let Some(delivery) = state.next(&finish.lane) {
             let (tenure, stop) = (state.tenure, state.stop.clone());
@@ -396,6 +410,10 @@ impl Driver {
         };
         let committed = offsets.next();
         state.back = Back::Preparing;
+        self.way_back.get_or_insert_with(|| WayBack {
+            since: Instant::now(),
+            records: 0,
+        });
         self.preparing.spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => None,
@@ -480,6 +498,27 @@ impl Driver {
             tracing::info!(topic = %self.settings.topic, partition = number, "read back");
             let stop = state.stop.clone();
             self.say_reached(number, stop, go_back);
+        }
+    }
+
+    /// Says once how much was read back and how long that took, when all partitions are through.
+    fn look_for_the_way_back(&mut self) {
+        if self.way_back.is_none()
+            || !self.notices.is_empty()
+            || self.partitions.values().any(|state| state.back != Back::No)
+        {
+            return;
+        }
+        if let Some(way) = self.way_back.take() {
+            let seconds = way.since.elapsed().as_secs_f64();
+            tracing::info!(
+                topic = %self.settings.topic,
+                partitions = self.partitions.len(),
+                records = way.records,
+                seconds = (seconds * 10.0).round() / 10.0,
+                per_second = (way.records as f64 / seconds.max(0.001)) as u64,
+                "all that the fan-out may have lost was read back and delivered again"
+            );
         }
     }
 

@@ -121,7 +121,12 @@ impl RelayHandler {
                 if receivers == 0 && !delivery.replay {
                     self.metrics.zero_subscribers.increment(1);
                 }
-                tracing::info!(receivers, replay = delivery.replay, "delivered");
+                // A rebuild delivers everything of ten minutes again, and is told of as a whole.
+                if delivery.replay {
+                    tracing::debug!(receivers, replay = true, "delivered");
+                } else {
+                    tracing::info!(receivers, replay = false, "delivered");
+                }
                 Ok(Verdict::Done)
             }
             Delivered::Already => {

@@ -273,6 +273,11 @@ impl Checker {
         }
     }
 
+    /// What was found elsewhere.
+    pub(super) fn add(&mut self, breaches: Vec<Breach>) {
+        self.breaches.extend(breaches);
+    }
+
     /// The first few, a line each.
     pub(super) fn some_breaches(&self) -> String {
         let texts = self.breaches.iter().take(10);

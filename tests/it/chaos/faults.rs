@@ -10,6 +10,7 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use tokio::time::{Instant, sleep};
 
+use super::calls::{Stake, key_of};
 use super::fleet::Fleet;
 use super::journal::{Journal, Life};
 use crate::support::link::Traffic;
@@ -91,6 +92,39 @@ const FIRST: [Fault; 12] = [
     Fault::LinkSilent,
 ];
 
+/// Which faults strike, other than the usual ones.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Plan {
+    /// None of the model, nor of the way to it.
+    pub(super) steady_model: bool,
+    /// This one, again and again.
+    pub(super) only: Option<Fault>,
+}
+
+impl Plan {
+    /// `CHATMESH_CHAOS_PROVIDER=steady`, `CHATMESH_CHAOS_ONLY=KafkaKilled`.
+    pub(super) fn from_env() -> Self {
+        let steady_model = match std::env::var("CHATMESH_CHAOS_PROVIDER").as_deref() {
+            Err(_) | Ok("") => false,
+            Ok("steady") => true,
+            Ok(other) => panic!("CHATMESH_CHAOS_PROVIDER={other}: only steady is known"),
+        };
+        let only = std::env::var("CHATMESH_CHAOS_ONLY").ok().map(|name| {
+            let named = WEIGHTS.iter().find(|(fault, _)| fault.to_string() == name);
+            named
+                .unwrap_or_else(|| panic!("CHATMESH_CHAOS_ONLY={name}: no such fault"))
+                .0
+        });
+        Self { steady_model, only }
+    }
+
+    fn has(self, fault: Fault) -> bool {
+        !(self.steady_model && matches!(fault, Fault::ProviderDown | Fault::ProviderFaulty))
+    }
+}
+
+const ALL_WORKERS: [&str; 3] = ["worker_1", "worker_2", "worker_3"];
+
 /// Longer than a member's session at Kafka (6 s) and a worker's lease (3 s).
 const PAUSE: Duration = Duration::from_secs(9);
 
@@ -101,8 +135,6 @@ pub(super) struct Blow {
     /// From the kill, or from when what was away is back, until everything that was open then had
     /// ended.
     pub(super) recovery: Duration,
-    /// What was open when it struck, where it may cost calls of the model.
-    pub(super) at_stake: usize,
 }
 
 /// Messages that did not end.
@@ -115,37 +147,67 @@ pub(super) struct Storm<'a> {
     pub(super) fleet: &'a mut Fleet,
     journal: &'a Journal,
     rng: StdRng,
+    plan: Plan,
     pub(super) blows: Vec<Blow>,
+    /// What may have cost calls of the model.
+    pub(super) stakes: Vec<Stake>,
 }
 
 /// What a struck system is given until nothing is open any more.
 const LIMIT: Duration = Duration::from_secs(60);
 
 impl<'a> Storm<'a> {
-    pub(super) fn new(fleet: &'a mut Fleet, journal: &'a Journal, seed: u64) -> Self {
+    pub(super) fn new(fleet: &'a mut Fleet, journal: &'a Journal, plan: Plan, seed: u64) -> Self {
         Self {
             fleet,
             journal,
             rng: StdRng::seed_from_u64(seed),
+            plan,
             blows: Vec::new(),
+            stakes: Vec::new(),
         }
     }
 
     fn draw(&mut self, n: usize) -> Fault {
-        if let Some(first) = FIRST.get(n) {
+        if let Some(only) = self.plan.only {
+            return only;
+        }
+        if let Some(first) = FIRST.iter().filter(|fault| self.plan.has(**fault)).nth(n) {
             return *first;
         }
         if n == 40 {
             return Fault::PartitionsAdded;
         }
-        let drawn = WEIGHTS.choose_weighted(&mut self.rng, |(_, weight)| *weight);
-        drawn.expect("weights").0
+        loop {
+            let drawn = WEIGHTS.choose_weighted(&mut self.rng, |(_, weight)| *weight);
+            let fault = drawn.expect("weights").0;
+            if self.plan.has(fault) {
+                return fault;
+            }
+        }
+    }
+
+    /// What these workers have in flight may be asked for again.
+    fn may_cost(&mut self, workers: &[&'static str], from: Instant) {
+        self.stakes.push(Stake {
+            workers: workers.to_vec(),
+            from,
+            until: Instant::now(),
+            provider: false,
+        });
+    }
+
+    /// These workers' calls were disturbed.
+    fn model_failed(&mut self, workers: &[&'static str], from: Instant) {
+        self.may_cost(workers, from);
+        if let Some(stake) = self.stakes.last_mut() {
+            stake.provider = true;
+        }
     }
 
     /// The next fault, from when it strikes until everything has recovered.
     pub(super) async fn strike(&mut self) -> Result<(), Stuck> {
         let fault = self.draw(self.blows.len());
-        let at_stake = self.journal.open();
         let (what, since) = self.inflict(fault).await;
         let until = Instant::now().max(since) + Duration::from_millis(500);
         match self.journal.caught_up(since, until, LIMIT).await {
@@ -155,11 +217,7 @@ impl<'a> Storm<'a> {
                     self.blows.len() + 1,
                     recovery.as_millis()
                 );
-                self.blows.push(Blow {
-                    fault,
-                    recovery,
-                    at_stake,
-                });
+                self.blows.push(Blow { fault, recovery });
                 self.everybody_runs().await;
                 Ok(())
             }
@@ -227,9 +285,11 @@ impl<'a> Storm<'a> {
                 ("with its data".into(), Instant::now())
             }
             Fault::RedisEmptied => {
+                let from = Instant::now();
                 self.fleet.redis.kill9();
                 sleep(hold / 2).await;
                 self.fleet.redis.restart_empty().await;
+                self.may_cost(&ALL_WORKERS, from);
                 ("without its data".into(), Instant::now())
             }
             Fault::RedisPaused => {
@@ -245,6 +305,7 @@ impl<'a> Storm<'a> {
                 self.disturb(slow, hold * 2).await
             }
             Fault::ProviderDown => {
+                let from = Instant::now();
                 for member in self.fleet.members.iter().filter(|m| m.is_worker()) {
                     member
                         .outside
@@ -255,6 +316,7 @@ impl<'a> Storm<'a> {
                 // Within what the worker tries: 1 and 2 s between three attempts.
                 sleep(hold / 4).await;
                 self.fleet.mend();
+                self.model_failed(&ALL_WORKERS, from);
                 ("both workers'".into(), Instant::now())
             }
             Fault::ProviderFaulty => {
@@ -274,10 +336,13 @@ impl<'a> Storm<'a> {
         let n = self.one_of(role);
         let pause = Duration::from_millis(self.rng.random_range(100..3000));
         let since = Instant::now();
+        let name = self.fleet.members[n].name;
         self.fleet.members[n].kill9();
         sleep(pause).await;
+        // Its last requests have come to the model by now.
+        self.may_cost(&[name], since);
         self.fleet.members[n].start().await;
-        (self.fleet.members[n].name.into(), since)
+        (name.into(), since)
     }
 
     /// SIGTERM; it has to end in order.
@@ -296,17 +361,25 @@ impl<'a> Storm<'a> {
     /// SIGSTOP for longer than its session and its leases.
     async fn pause(&mut self, role: &str) -> (String, Instant) {
         let n = self.one_of(role);
+        let from = Instant::now();
         let member = &mut self.fleet.members[n];
+        let name = member.name;
         member.running().stop();
         sleep(PAUSE).await;
         member.running().cont();
-        (member.name.into(), Instant::now())
+        self.may_cost(&[name], from);
+        (name.into(), Instant::now())
     }
 
     async fn disturb(&mut self, traffic: Traffic, hold: Duration) -> (String, Instant) {
         let n = self.rng.random_range(0..6);
-        let which = self.rng.random_range(0..3);
+        let mut which = self.rng.random_range(0..3);
         let member = &self.fleet.members[n];
+        let name = member.name;
+        if self.plan.steady_model && member.is_worker() {
+            which = which.max(1);
+        }
+        let from = Instant::now();
         let (to, link) = match (which, &member.outside) {
             (0, Some(outside)) if member.is_gateway() => ("its clients", outside),
             (0, Some(outside)) => ("the model", outside),
@@ -316,7 +389,10 @@ impl<'a> Storm<'a> {
         link.set(traffic);
         sleep(hold).await;
         link.set(Traffic::Open);
-        (format!("{} and {to}", member.name), Instant::now())
+        if to == "the model" {
+            self.model_failed(&[name], from);
+        }
+        (format!("{name} and {to}"), Instant::now())
     }
 
     /// Started anew, a role lives in another hour.
@@ -326,7 +402,10 @@ impl<'a> Storm<'a> {
         let since = Instant::now();
         let right = self.fleet.members[n].spec.clone();
         let member = &mut self.fleet.members[n];
+        let name = member.name;
         member.kill9();
+        self.may_cost(&[name], since);
+        let member = &mut self.fleet.members[n];
         member.spec = right
             .clone()
             .env("LD_PRELOAD", &faketime())
@@ -335,21 +414,27 @@ impl<'a> Storm<'a> {
         member.start().await;
         // For some messages' time.
         sleep(Duration::from_secs(3)).await;
+        let from = Instant::now();
+        self.fleet.members[n].kill9();
+        self.may_cost(&[name], from);
         let member = &mut self.fleet.members[n];
-        member.kill9();
         member.spec = right;
         member.start().await;
-        (format!("{} by {shift}", member.name), since)
+        (format!("{name} by {shift}"), since)
     }
 
     /// A third worker comes and goes.
     async fn rebalance(&mut self) -> (String, Instant) {
         let spec = self.fleet.members[2].spec.clone().named("worker_3");
-        let spec = spec.other_metrics_port();
+        let spec = spec
+            .other_metrics_port()
+            .env("OPENAI_API_KEY", &key_of("worker_3"));
         for _ in 0..4 {
             let mut third = spec.start().await;
             sleep(Duration::from_millis(self.rng.random_range(100..1500))).await;
+            let from = Instant::now();
             third.kill9();
+            self.may_cost(&["worker_3"], from);
         }
         ("a third worker, four times".into(), Instant::now())
     }

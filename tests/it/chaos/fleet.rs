@@ -1,15 +1,17 @@
 //! Two of each role behind nginx, on a Kafka, a Redis and a model of their own, with a link that can
 //! be broken wherever one talks to another.
 
-use std::sync::Arc;
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use super::calls::key_of;
 use crate::nginx::Nginx;
 use crate::support::kafka::PlainKafka;
 use crate::support::kafka_broker::KafkaBroker;
 use crate::support::link::{Link, Traffic};
-use crate::support::model::{Answer, Script, ScriptedModel};
+use crate::support::model::{Answer, Asked, Script, ScriptedModel};
 use crate::support::process::{Chatmesh, Spec, free_port};
 use crate::support::redis::PrivateRedis;
 use crate::support::stack::{Turn, turn_alone};
@@ -72,6 +74,15 @@ impl Member {
 pub(super) struct Whims {
     pub(super) on: AtomicBool,
     calls: AtomicUsize,
+    /// The questions that got no whole answer, and their how manieth call that was.
+    faulty: Mutex<HashSet<(String, usize)>>,
+}
+
+impl Whims {
+    pub(super) fn faulty(&self) -> HashSet<(String, usize)> {
+        let faulty = self.faulty.lock().unwrap_or_else(PoisonError::into_inner);
+        faulty.clone()
+    }
 }
 
 pub(super) struct Fleet {
@@ -120,7 +131,7 @@ impl Fleet {
         let whims = Arc::new(Whims::default());
         let model = ScriptedModel::start_with({
             let whims = whims.clone();
-            move |asked| answer(&whims, &asked.prompt)
+            move |asked| answer(&whims, asked)
         })
         .await;
         let behind: Vec<(u16, u16)> = NAMES.iter().map(|_| (free_port(), free_port())).collect();
@@ -144,7 +155,7 @@ impl Fleet {
                     let url = format!("http://127.0.0.1:{}/v1", provider.port());
                     let spec = Spec::ai_worker()
                         .env("OPENAI_BASE_URL", &url)
-                        .env("OPENAI_API_KEY", "sk-test");
+                        .env("OPENAI_API_KEY", &key_of(name));
                     (spec, Some(provider))
                 }
                 _ => (Spec::relay(), None),
@@ -222,7 +233,8 @@ impl Fleet {
 
 /// An answer whose words name the call that they are of, so that text of two calls is never taken
 /// for one: `c17.0 c17.1 … end` and the question.
-fn answer(whims: &Whims, prompt: &str) -> Answer {
+fn answer(whims: &Whims, asked: &Asked) -> Answer {
+    let prompt = &asked.prompt;
     let call = whims.calls.fetch_add(1, Ordering::Relaxed);
     let words = 4 + call % 9;
     let whim = if whims.on.load(Ordering::Relaxed) {
@@ -230,15 +242,20 @@ fn answer(whims: &Whims, prompt: &str) -> Answer {
     } else {
         9
     };
+    if whim < 4 {
+        let mut faulty = whims.faulty.lock().unwrap_or_else(PoisonError::into_inner);
+        faulty.insert((prompt.clone(), asked.earlier));
+    }
     match whim {
         0 => return Answer::error(500, "server_error", "a whim"),
         1 => return Answer::rate_limited().header("retry-after-ms", "200"),
         _ => {}
     }
+    let pace = if call % 16 == 15 { SLOW_PACE } else { PACE };
     let mut script = Script::new().role();
     for n in 0..words {
         if whim < 4 && n == words / 2 {
-            return script.cut().paced(PACE).into();
+            return script.cut().paced(pace).into();
         }
         script = script.token(&format!("c{call}.{n} "));
     }
@@ -247,9 +264,11 @@ fn answer(whims: &Whims, prompt: &str) -> Answer {
         .finish("stop")
         .usage()
         .done()
-        .paced(PACE)
+        .paced(pace)
         .into()
 }
 
 /// Between two words: an answer takes a tenth to a third of a second.
 const PACE: Duration = Duration::from_millis(20);
+/// Some take one to three seconds: longer than what lies between two commits of offsets.
+const SLOW_PACE: Duration = Duration::from_millis(250);

@@ -70,12 +70,6 @@ impl Journal {
         (lives.len(), ended)
     }
 
-    /// How many have not ended.
-    pub(super) fn open(&self) -> usize {
-        let (sent, ended) = self.counts();
-        sent - ended
-    }
-
     /// Waits until everything that was sent up to `until` has ended: how long after `since` that
     /// was. `Err`: what has not ended when the time is over.
     pub(super) async fn caught_up(

@@ -2,12 +2,15 @@
 //!
 //! `tests/run --chaos` runs the long form. A failure prints the seed: `CHATMESH_CHAOS_SEED` draws the
 //! same faults in the same order (not the same moments: these are real processes).
+//! `CHATMESH_CHAOS_PROVIDER=steady` leaves out the faults of the model, `CHATMESH_CHAOS_ONLY=KafkaKilled`
+//! all but one.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+mod calls;
 mod checker;
 mod clients;
 mod disk;
@@ -16,9 +19,10 @@ mod fleet;
 mod journal;
 mod soak;
 
+use calls::{Calls, Clock};
 use checker::Checker;
 use clients::{Crowd, Size};
-use faults::{Fault, Storm, Stuck};
+use faults::{Plan, Storm, Stuck};
 use fleet::Fleet;
 use journal::Journal;
 
@@ -64,7 +68,8 @@ async fn storm(seed: u64, size: Size, period: Duration) {
     let mut fleet = Fleet::start().await;
     let journal = Arc::new(Journal::default());
     let mut crowd = Crowd::start(size, &fleet.doors(), &journal, seed);
-    let mut storm = Storm::new(&mut fleet, &journal, seed);
+    let clock = Clock::now();
+    let mut storm = Storm::new(&mut fleet, &journal, Plan::from_env(), seed);
     let began = Instant::now();
     let mut failure = None;
     while began.elapsed() < period && failure.is_none() {
@@ -104,7 +109,15 @@ async fn storm(seed: u64, size: Size, period: Duration) {
     for seen in &classic {
         checker.classic(seen);
     }
-    report(&storm, &checker, took);
+    let mut calls = calls::count(
+        &storm.fleet.model.asked(),
+        &storm.fleet.whims.faulty(),
+        &storm.stakes,
+        (&messages, &responses),
+        clock,
+    );
+    checker.add(std::mem::take(&mut calls.breaches));
+    report(&storm, &checker, &calls, took);
     assert!(
         checker.count.answered > 0,
         "seed {seed}: nothing was answered"
@@ -119,22 +132,8 @@ async fn storm(seed: u64, size: Size, period: Duration) {
     }
 }
 
-fn report(storm: &Storm<'_>, checker: &Checker, took: Duration) {
+fn report(storm: &Storm<'_>, checker: &Checker, calls: &Calls, took: Duration) {
     let count = &checker.count;
-    let calls = storm.fleet.model.count();
-    let ended = count.answered + count.cancelled + count.failed + count.from_history;
-    let costly = |fault: &Fault| {
-        !matches!(
-            fault,
-            Fault::ProviderDown | Fault::ProviderFaulty | Fault::GatewayKilled
-        )
-    };
-    let at_stake: usize = storm
-        .blows
-        .iter()
-        .filter(|blow| costly(&blow.fault))
-        .map(|blow| blow.at_stake)
-        .sum();
     eprintln!(
         "chaos: {} faults in {} s, {} messages: {} answered, {} cancelled, {} failed, {} from the \
          history after {} reloads",
@@ -152,9 +151,9 @@ fn report(storm: &Storm<'_>, checker: &Checker, took: Duration) {
         count.lost, count.doubled, count.out_of_order, count.records_again
     );
     eprintln!(
-        "chaos: {calls} calls of the model, {:.3} for each ended message; {at_stake} were open when \
-         something struck",
-        calls as f64 / ended.max(1) as f64
+        "chaos: {} calls of the model, {} beyond one for each message, {} of them after a fault of the \
+         model; {} answers were in flight when a worker or Redis's data went",
+        calls.made, calls.again, calls.excused, calls.in_flight
     );
     eprintln!("chaos: time to recover in ms");
     for (fault, (times, median, longest)) in storm.recoveries() {
