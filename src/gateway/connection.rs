@@ -167,8 +167,9 @@ async fn linger(mut io: Wire) {
         if io.shutdown().await.is_err() {
             return;
         }
-        let mut buffer = [0; 2048];
-        for _ in 0..4096 {
+        // Thousands may be closed at once: each holds it.
+        let mut buffer = [0; 256];
+        for _ in 0..32_768 {
             match io.read(&mut buffer).await {
                 Ok(0) | Err(_) => return,
                 Ok(_) => {}
@@ -299,7 +300,7 @@ async fn part(
         if broken {
             true
         } else {
-            goodbye(gateway, socket, frames).await
+            Box::pin(goodbye(gateway, socket, frames)).await
         }
     };
     tokio::select! {

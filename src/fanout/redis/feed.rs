@@ -16,7 +16,7 @@ use fred::interfaces::{ClientLike, ClusterInterface, EventInterface, PubsubInter
 use fred::types::{ClusterStateChange, ConnectHandle, Message};
 use futures_util::{StreamExt, TryStreamExt};
 use tokio::sync::broadcast::{Receiver, error::RecvError};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::channel;
@@ -28,6 +28,9 @@ use crate::protocol::ids::UserId;
 const BATCH: usize = 500;
 /// SSUBSCRIBEs under way when all of them are renewed: each is for one channel.
 const CONCURRENT: usize = 256;
+/// UNSUBSCRIBEs under way. When thousands of users leave at once, as where a balancer dies, the
+/// client library would hold a command of some kilobytes for each.
+const LEAVING: usize = 64;
 /// How often the connections prove that they are alive. A subscriber sends nothing by itself, so
 /// otherwise a peer that vanished would never be noticed.
 const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -40,6 +43,7 @@ struct State {
     /// What is wanted, with the number of `subscribe` calls that wait for their first
     /// confirmation: a call that fails takes its channel back only when no other wants it.
     wanted: Mutex<HashMap<String, Wanted>>,
+    leaving: Semaphore,
     gap: Notify,
 }
 
@@ -77,10 +81,13 @@ impl State {
     }
 
     async fn drop_subscription(&self, name: &str) -> std::result::Result<(), fred::error::Error> {
+        // Never closed.
+        let _turn = self.leaving.acquire().await;
+        // Boxed, so that those whose turn has not come hold no room for it.
         if self.clustered {
-            self.client.sunsubscribe(name).await
+            Box::pin(self.client.sunsubscribe(name)).await
         } else {
-            self.client.unsubscribe(name).await
+            Box::pin(self.client.unsubscribe(name)).await
         }
     }
 
@@ -172,6 +179,7 @@ pub(super) async fn open(
     let state = Arc::new(State {
         clustered: client.is_clustered(),
         wanted: Mutex::default(),
+        leaving: Semaphore::new(LEAVING),
         gap: Notify::new(),
         client,
     });
