@@ -171,13 +171,15 @@ impl Spec {
 
     /// What would be run, with nothing on its standard input.
     pub(crate) fn command(&self) -> Command {
-        let program = env!("CARGO_BIN_EXE_chatmesh");
+        // Another build of it, where the environment names one.
+        let program = std::env::var_os("TEST_CHATMESH");
+        let program = program.unwrap_or_else(|| env!("CARGO_BIN_EXE_chatmesh").into());
         let mut command = match self.descriptors {
             None => Command::new(program),
             Some(most) => {
                 let mut shell = Command::new("sh");
                 let limited = format!("ulimit -n {most} && exec \"$0\" \"$@\"");
-                shell.args(["-c", &limited, program]);
+                shell.args(["-c", &limited]).arg(program);
                 shell
             }
         };
