@@ -166,13 +166,12 @@ impl Model {
         work: &mut Work,
     ) -> Result<ModelRequest, Stopped> {
         let question = attempt.question;
-        let turns = match attempt.earlier.take() {
-            Some(turns) => turns,
-            None => {
-                let _reading = work.span().child(Kind::Internal, format_args!("context"));
-                work.until("history", || self.earlier(question, true))
-                    .await?
-            }
+        let turns = if let Some(turns) = attempt.earlier.take() {
+            turns
+        } else {
+            let _reading = work.span().child(Kind::Internal, format_args!("context"));
+            let earlier = work.until("history", || self.earlier(question, true));
+            earlier.await?
         };
         Ok(Prompt::build(
             &self.settings.prompt,
