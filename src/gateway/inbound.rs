@@ -580,8 +580,9 @@ impl Inbound {
     /// Shows the question to the user's other sockets, if there are any: most users have one, and
     /// one that connects after the admission finds the message in `pending`.
     fn announce(&mut self, message: &Message) {
+        // This socket, and for it this gateway's subscription.
         let own = usize::from(self.socket.line.is_some());
-        if message.watchers <= 1 && self.entry.state().followers.count() <= own {
+        if message.watchers <= own as u64 && self.entry.state().followers.count() <= own {
             return;
         }
         let subject = self.subject(message);
