@@ -15,7 +15,7 @@ use super::prompt::Prompt;
 use super::provider::backoff::Backoff;
 use super::provider::{ModelError, ModelEvent, ModelRequest, Provider};
 use crate::config::settings::WorkerSettings;
-use crate::fanout::{Fanout, Turn};
+use crate::fanout::{self, Fanout, Turn};
 use crate::pipeline::{Stopped, Work};
 use crate::protocol::error_code::ErrorCode;
 use crate::protocol::record::Question;
@@ -130,15 +130,11 @@ impl Model {
         written
     }
 
-    /// What came earlier in the conversation; nothing where `wanted` says no, or the model is to
-    /// know nothing of it. The one before has been kept when this message's turn comes.
-    pub(super) async fn earlier(
-        &self,
-        question: &Question,
-        wanted: bool,
-    ) -> crate::fanout::Result<Vec<Turn>> {
+    /// What came earlier in the conversation; nothing where the model is to know nothing of it. The
+    /// one before has been kept when this message's turn comes.
+    pub(super) async fn earlier(&self, question: &Question) -> fanout::Result<Vec<Turn>> {
         let settings = &self.settings.prompt;
-        if !wanted || !settings.keep_history || settings.history_max_messages == 0 {
+        if !settings.keep_history || settings.history_max_messages == 0 {
             return Ok(Vec::new());
         }
         let most = settings.history_max_messages;
@@ -170,7 +166,7 @@ impl Model {
             turns
         } else {
             let _reading = work.span().child(Kind::Internal, format_args!("context"));
-            let earlier = work.until("history", || self.earlier(question, true));
+            let earlier = work.until("history", || self.earlier(question));
             earlier.await?
         };
         Ok(Prompt::build(

@@ -80,13 +80,17 @@ impl WorkerHandler {
             // Both at once: what came earlier in the conversation is needed in nearly every case.
             let ahead = matches!(job, Job::Answer) && written.is_none();
             let reading = ahead.then(|| work.span().child(Kind::Internal, format_args!("context")));
+            let earlier = || async {
+                if !ahead {
+                    return None;
+                }
+                self.model.earlier(question).await.ok()
+            };
             let (begun, earlier) = work
                 .until("begin", || async {
-                    let (begun, earlier) = tokio::join!(
-                        self.fanout.begin(begin.clone()),
-                        self.model.earlier(question, ahead)
-                    );
-                    begun.map(|begun| (begun, earlier.ok()))
+                    let begun = self.fanout.begin(begin.clone());
+                    let (begun, earlier) = tokio::join!(begun, earlier());
+                    begun.map(|begun| (begun, earlier))
                 })
                 .await?;
             drop((taking_it, reading));
@@ -110,7 +114,7 @@ impl WorkerHandler {
                     let mut attempt = Attempt {
                         cancelled: &begin.cancelled,
                         question,
-                        earlier: earlier.filter(|_| ahead),
+                        earlier,
                         subject: &subject,
                         owner: &owner,
                         endings: &endings,

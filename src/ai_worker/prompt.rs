@@ -17,10 +17,7 @@ pub struct Prompt;
 impl Prompt {
     /// How many messages `turns` would be, all of them.
     pub(super) fn messages(turns: &[Turn]) -> usize {
-        let turns = turns.iter().filter(|turn| in_context(turn));
-        turns
-            .map(|turn| 1 + usize::from(turn.question.is_some()))
-            .sum()
+        turns.iter().filter(|turn| in_context(turn)).map(size).sum()
     }
 
     /// `turns` are the conversation's, oldest first.
@@ -51,7 +48,7 @@ impl Prompt {
                 let asked = turn.question.as_deref();
                 let asked = asked.map(|text| message(Role::User, text));
                 let tokens = cost(&answer) + asked.as_ref().map_or(0, cost);
-                let count = 1 + usize::from(asked.is_some());
+                let count = size(turn);
                 if count > messages_left || tokens > tokens_left {
                     break;
                 }
@@ -78,6 +75,11 @@ impl Prompt {
 
 fn in_context(turn: &Turn) -> bool {
     turn.status != TurnStatus::Failed && !turn.answer.is_empty()
+}
+
+/// Messages of a turn.
+fn size(turn: &Turn) -> usize {
+    1 + usize::from(turn.question.is_some())
 }
 
 fn message(role: Role, content: &str) -> ChatMessage {

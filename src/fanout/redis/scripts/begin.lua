@@ -2,19 +2,17 @@
 -- frame, the cancelled ending (5) where it was asked for
 local message, owner, had = ARGV[2], ARGV[5], tonumber(ARGV[6])
 local frame, position, forgotten = outcome(message)
-local cancelled = not frame and (forgotten or is_cancelled(message))
-if cancelled and not ARGV[8] then
-  return { 'cancelled' }
-end
-if forgotten then
-  return { 'ended', ARGV[8], position or '' }
-end
 if frame then
   return { 'ended', frame, position or '' }
 end
-if cancelled then
-  store_ending(ARGV[4], message, 8)
-  return { 'ended', ARGV[8], '' }
+if forgotten or is_cancelled(message) then
+  if not ARGV[8] then
+    return { 'cancelled' }
+  end
+  if not forgotten then
+    store_ending(ARGV[4], message, 8)
+  end
+  return { 'ended', ARGV[8], position or '' }
 end
 
 local key = P .. 'a:' .. message

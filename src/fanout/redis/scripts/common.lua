@@ -38,12 +38,6 @@ local function outcome(message)
   return o[1], o[2], o[3]
 end
 
-local function keep_outcome(message, frame)
-  local key = P .. 'o:' .. message
-  redis.call('HSET', key, 'f', frame)
-  redis.call('PEXPIRE', key, int(DEDUP_TTL))
-end
-
 local function is_cancelled(message)
   return redis.call('EXISTS', P .. 'c:' .. message) == 1
 end

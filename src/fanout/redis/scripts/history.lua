@@ -58,6 +58,8 @@ end
 -- An ending in five arguments from ARGV[i]: frame, whether there is a question, question, answer,
 -- status.
 local function store_ending(conversation, message, i)
-  keep_outcome(message, ARGV[i])
+  local key = P .. 'o:' .. message
+  redis.call('HSET', key, 'f', ARGV[i])
+  redis.call('PEXPIRE', key, int(DEDUP_TTL))
   put_turn(conversation, message, ARGV[i + 1] == '1' and ARGV[i + 2], ARGV[i + 3], ARGV[i + 4])
 end

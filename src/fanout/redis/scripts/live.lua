@@ -1,8 +1,8 @@
 -- ARGV: new counter's id, message, owner, attempt, index (empty: only the lease), text, `delta` frame
 local message = ARGV[2]
 if redis.call('EXISTS', P .. 'o:' .. message, P .. 'c:' .. message) > 0 then
-  local o = redis.call('HMGET', P .. 'o:' .. message, 'f', 'x', 'p')
-  if o[1] or o[3] then
+  local o = redis.call('HMGET', P .. 'o:' .. message, 'f', 'p')
+  if o[1] or o[2] then
     return { 'fenced' }
   end
   return { 'cancelled' }

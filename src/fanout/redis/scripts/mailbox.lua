@@ -13,7 +13,7 @@ local function touch_mailbox()
 end
 
 -- Removes from the front what is over the bounds in number and bytes, and where `aged` says so
--- what is too old. `bytes` is noted already, `v` is as above.
+-- what is too old. `bytes` is noted already, `v` is as above. Returns the new floor, if it moved.
 local function trim_mailbox(frames, bytes, v, aged)
   local removed
   while frames > 0 do
@@ -38,4 +38,5 @@ local function trim_mailbox(frames, bytes, v, aged)
       redis.call('HDEL', M, 'v')
     end
   end
+  return removed
 end

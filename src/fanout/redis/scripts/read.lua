@@ -2,7 +2,7 @@
 -- '1' for all frames where there is no position after which
 local n_id, n = counter(ARGV[1])
 
-local mailbox = redis.call('HMGET', M, 'id', 'ep', 'fl', 'en', 'v', 'at')
+local mailbox = redis.call('HMGET', M, 'id', 'ep', 'fl', 'en', 'v', 'at', 'bytes')
 if not mailbox[1] then
   redis.call('DEL', MZ, MF)
   redis.call('HSET', M, 'id', ARGV[2], 'ep', '', 'fl', '0', 'en', '0', 'bytes', '0', 'v', '1')
@@ -11,10 +11,9 @@ end
 if is_due(mailbox[6], 2 * MAILBOX_TTL) then
   touch_mailbox()
 end
-local count = redis.call('ZCARD', MZ)
-if count > 0 then
-  trim_mailbox(count, tonumber(redis.call('HGET', M, 'bytes')), mailbox[5], true)
-  mailbox = redis.call('HMGET', M, 'id', 'ep', 'fl', 'en', 'v')
+local floor = trim_mailbox(redis.call('ZCARD', MZ), tonumber(mailbox[7] or '0'), mailbox[5], true)
+if floor then
+  mailbox[3], mailbox[5] = floor, nil
 end
 local epoch, empty = mailbox[2], 'new~' .. mailbox[1]
 local last = empty .. '.0'
