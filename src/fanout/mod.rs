@@ -166,12 +166,6 @@ fn revoked_frame(user: &UserId, at_ms: i64) -> String {
     format!(r#"{REVOKED_FRAME}"userid":"{user}","at_ms":{at_ms}}}"#)
 }
 
-/// This process's clock, milliseconds since the Unix epoch.
-fn now_ms() -> i64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |it| i64::try_from(it.as_millis()).unwrap_or(i64::MAX))
-}
-
 /// What is known to be a message's end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {

@@ -272,7 +272,7 @@ impl Fanout for EmbeddedFanout {
     }
 
     async fn revoke(&self, user: &UserId) -> Result<()> {
-        let at_ms = crate::fanout::now_ms();
+        let at_ms = crate::protocol::timestamp::now_ms();
         self.users.with(user, |state, world| {
             let key = keys::user(user, Tag::Revoked, b"");
             let before = match world.store.get(Table::Users, &key)? {

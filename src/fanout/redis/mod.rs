@@ -26,6 +26,7 @@ use super::{
 use crate::config::settings::RedisSettings;
 use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId, UserId};
 use crate::protocol::position::Epoch;
+use crate::protocol::timestamp::now_ms;
 
 mod channel;
 mod connection;
@@ -469,7 +470,7 @@ impl Fanout for RedisFanout {
         // with it after that is refused, and who is in already is closed by what follows.
         let key = channel::token_key(user);
         self.run(&self.scripts.drop_token, &key, Vec::new()).await?;
-        let at_ms = super::now_ms();
+        let at_ms = now_ms();
         let args = vec![
             random_id(),
             Value::from(at_ms.to_string()),
