@@ -47,6 +47,7 @@ pub mod config;
 pub mod fanout;
 pub mod gateway;
 pub mod health;
+mod http_client;
 pub mod log;
 pub mod pipeline;
 pub mod protocol;

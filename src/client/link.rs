@@ -10,6 +10,7 @@ use url::Url;
 
 use super::error::ClientError;
 use super::options::{Options, Token};
+use crate::http_client;
 use crate::protocol::wire::http::{IssuedToken, Refused};
 
 /// A request, until its answer begins; and connecting.
@@ -27,20 +28,10 @@ pub(super) struct Link {
 
 impl Link {
     pub(super) fn new(options: Options) -> Result<Self, ClientError> {
-        let mut builder = reqwest::Client::builder()
+        let http = http_client::for_server(&options.server)
             .connect_timeout(TIMEOUT)
-            .redirect(reqwest::redirect::Policy::none())
-            .user_agent(concat!("chatmesh/", env!("CARGO_PKG_VERSION")))
             // Upgrades are of HTTP/1.1.
-            .http1_only();
-        if options.server.scheme() == "http" {
-            // A machine without certificates can speak plain HTTP.
-            builder = builder.tls_certs_only([]);
-        }
-        if is_loopback(&options.server) {
-            builder = builder.no_proxy();
-        }
-        let http = builder
+            .http1_only()
             .build()
             .map_err(|error| ClientError::Setup(causes(&error)))?;
         Ok(Self {
@@ -178,15 +169,6 @@ impl Link {
             },
             _ => self.strange(&format!("does not do that: {why}")),
         }
-    }
-}
-
-fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(url::Host::Domain(name)) => name == "localhost",
-        Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
-        Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
-        None => false,
     }
 }
 

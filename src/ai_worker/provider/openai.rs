@@ -8,12 +8,12 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
-use reqwest::{Client, Response, StatusCode, redirect};
+use reqwest::{Client, Response, StatusCode};
 use secrecy::ExposeSecret;
 use serde::Serialize;
 use time::OffsetDateTime;
 use tokio::time::{Instant, timeout_at};
-use url::{Host, Url};
+use url::Url;
 
 use super::answer::{Answer, CallRecord, Patience};
 use super::error::{self, Advice, Reported, kind};
@@ -21,6 +21,7 @@ use super::sse::{self, Broken, Event, MAX_EVENT_BYTES};
 use super::throttle::Throttle;
 use super::{ChatMessage, ModelError, ModelRequest, ModelStream, Provider};
 use crate::config::settings::ModelApiSettings;
+use crate::http_client;
 use crate::telemetry::metrics::provider::ProviderMetrics;
 
 /// The most that is read of a refusal's body.
@@ -280,8 +281,7 @@ fn client(settings: &ModelApiSettings) -> Result<Client, BuildError> {
         value.set_sensitive(true);
         headers.insert(AUTHORIZATION, value);
     }
-    let mut builder = Client::builder()
-        .user_agent(concat!("chatmesh/", env!("CARGO_PKG_VERSION")))
+    http_client::for_server(&settings.base_url)
         .default_headers(headers)
         .connect_timeout(settings.first_token_timeout.min(MAX_CONNECT_TIMEOUT))
         // Hundreds of answers at once over HTTP/1.1 keep their connections for the next ones.
@@ -291,28 +291,8 @@ fn client(settings: &ModelApiSettings) -> Result<Client, BuildError> {
         // A dead HTTP/2 connection would take all its answers with it.
         .http2_keep_alive_interval(Duration::from_secs(15))
         .http2_keep_alive_timeout(Duration::from_secs(10))
-        .redirect(redirect::Policy::none())
-        .referer(false);
-    if settings.base_url.scheme() == "http" {
-        // Redirects aren't followed, so no certificate is ever looked at; and a machine without
-        // any (a bare container with a local model) must do.
-        builder = builder.tls_certs_only([]);
-    }
-    if is_loopback(&settings.base_url) {
-        builder = builder.no_proxy();
-    }
-    builder
         .build()
         .map_err(|error| BuildError::Client(error::chain(&error)))
-}
-
-fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(Host::Domain(name)) => name == "localhost",
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.is_loopback(),
-        None => false,
-    }
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

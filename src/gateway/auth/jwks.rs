@@ -17,6 +17,8 @@ use serde::Deserialize;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::http_client;
+
 use super::jwt::{Denied, Key, KeyError, read_file};
 
 /// After that the set is read again.
@@ -171,14 +173,8 @@ impl Jwks {
     /// # Errors
     /// The client can't be made.
     pub(super) fn url(url: &url::Url) -> Result<Self, KeyError> {
-        let mut builder = reqwest::Client::builder()
+        let client = http_client::for_server(url)
             .connect_timeout(TIMEOUT)
-            .redirect(reqwest::redirect::Policy::none());
-        if url.scheme() == "http" {
-            // No certificate is looked at, so none need be installed.
-            builder = builder.tls_certs_only([]);
-        }
-        let client = builder
             .build()
             .map_err(|error| KeyError::Client(error.to_string()))?;
         Ok(Self::new(

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
-use reqwest::redirect;
+
+use crate::http_client;
 
 /// The most that is read of a collector's answer.
 const MAX_BODY: usize = 64 << 10;
@@ -14,25 +15,10 @@ pub(super) struct Client(reqwest::Client);
 
 impl Client {
     pub(super) fn new(endpoint: &url::Url, timeout: Duration) -> Result<Self, reqwest::Error> {
-        let mut builder = reqwest::Client::builder()
-            .user_agent(concat!("chatmesh/", env!("CARGO_PKG_VERSION")))
+        http_client::for_server(endpoint)
             .timeout(timeout)
-            .redirect(redirect::Policy::none())
-            .referer(false);
-        if endpoint.scheme() == "http" {
-            // No certificate is ever looked at, so none need be installed.
-            builder = builder.tls_certs_only([]);
-        }
-        let loopback = match endpoint.host() {
-            Some(url::Host::Domain(name)) => name == "localhost",
-            Some(url::Host::Ipv4(address)) => address.is_loopback(),
-            Some(url::Host::Ipv6(address)) => address.is_loopback(),
-            None => false,
-        };
-        if loopback {
-            builder = builder.no_proxy();
-        }
-        builder.build().map(Self)
+            .build()
+            .map(Self)
     }
 }
 

@@ -13,6 +13,7 @@ use url::Url;
 
 use super::Place;
 use crate::config::Config;
+use crate::http_client;
 use crate::log::embedded::EmbeddedLog;
 use crate::log::kafka::KafkaLog;
 use crate::log::{Browse, Log as _};
@@ -166,15 +167,11 @@ impl Desk {
         let _ = base.set_username("");
         let _ = base.set_password(None);
         // The key goes to nobody else.
-        let mut builder = reqwest::Client::builder()
+        let client = http_client::for_server(&base)
             .timeout(ASK)
             .no_proxy()
-            .redirect(reqwest::redirect::Policy::none());
-        if base.scheme() == "http" {
-            // No certificate is looked at, so none need be installed.
-            builder = builder.tls_certs_only([]);
-        }
-        let client = builder.build().context("the HTTP client can't be made")?;
+            .build()
+            .context("the HTTP client can't be made")?;
         Ok(Self {
             place: base.to_string(),
             work: Work::There(Running {
