@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
+use super::fleet::LONG;
 use super::journal::Journal;
 use crate::support::client::{Classic, Event};
 use crate::support::v1::{Device, Transcript};
@@ -23,6 +24,7 @@ pub(super) struct Sent {
     pub(super) id: String,
     pub(super) conversation: String,
     pub(super) content: String,
+    long: bool,
 }
 
 /// What a user of `chatmesh.v1` sent and had on the screens at the end.
@@ -57,8 +59,10 @@ pub(super) struct Crowd {
     classic: JoinSet<ClassicSeen>,
 }
 
-/// Conversations of a user.
-const CONVERSATIONS: [&str; 2] = ["default", "second"];
+/// Conversations of a user: in the last one each answer takes seconds, and holds up only that one.
+const CONVERSATIONS: [&str; 3] = ["default", "second", "long"];
+/// How many of the messages get a long answer.
+const LONG_SHARE: f64 = 1.0 / 16.0;
 /// A client does not send more before something has ended.
 const MOST_OPEN: usize = 6;
 /// How long a client that was told to stop waits for what has not ended.
@@ -213,7 +217,7 @@ impl User {
             }
             if !stopping && few && Instant::now() >= next {
                 let message = self.another(sent.len());
-                self.journal.sent(&message.id);
+                self.journal.sent(&message.id, message.long);
                 sent.push(message.clone());
                 tell.send_modify(|told| told.0.push(message.clone()));
                 send(&mut device, &message).await;
@@ -254,9 +258,13 @@ impl User {
 
     fn another(&mut self, n: usize) -> Sent {
         let id = format!("{}-{n}", self.name);
+        let long = self.rng.random_bool(LONG_SHARE);
+        let conversation = if long { 2 } else { self.rng.random_range(0..2) };
+        let mark = if long { LONG } else { "" };
         Sent {
-            content: format!("{id} {:08x}", self.rng.random::<u32>()),
-            conversation: (*CONVERSATIONS.choose(&mut self.rng).expect("two")).to_owned(),
+            content: format!("{id} {:08x}{mark}", self.rng.random::<u32>()),
+            conversation: CONVERSATIONS[conversation].to_owned(),
+            long,
             id,
         }
     }

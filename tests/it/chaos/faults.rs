@@ -130,11 +130,13 @@ const PAUSE: Duration = Duration::from_secs(9);
 
 /// What one fault cost.
 #[derive(Debug, Clone)]
-pub(super) struct Blow {
-    pub(super) fault: Fault,
+struct Blow {
+    fault: Fault,
     /// From the kill, or from when what was away is back, until everything that was open then had
-    /// ended.
-    pub(super) recovery: Duration,
+    /// ended. `None` of the first of two that struck at once: their time is the second's.
+    recovery: Option<Duration>,
+    /// It struck before the system had recovered from another one.
+    second: bool,
 }
 
 /// Messages that did not end.
@@ -148,10 +150,14 @@ pub(super) struct Storm<'a> {
     journal: &'a Journal,
     rng: StdRng,
     plan: Plan,
-    pub(super) blows: Vec<Blow>,
+    blows: Vec<Blow>,
+    partitions_added: bool,
     /// What may have cost calls of the model.
     pub(super) stakes: Vec<Stake>,
 }
+
+/// How many faults strike while the system still recovers from the one before.
+const TWO_AT_ONCE: f64 = 0.2;
 
 /// What a struck system is given until nothing is open any more.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -164,6 +170,7 @@ impl<'a> Storm<'a> {
             rng: StdRng::seed_from_u64(seed),
             plan,
             blows: Vec::new(),
+            partitions_added: false,
             stakes: Vec::new(),
         }
     }
@@ -175,7 +182,8 @@ impl<'a> Storm<'a> {
         if let Some(first) = FIRST.iter().filter(|fault| self.plan.has(**fault)).nth(n) {
             return *first;
         }
-        if n == 40 {
+        if n >= 40 && !self.partitions_added {
+            self.partitions_added = true;
             return Fault::PartitionsAdded;
         }
         loop {
@@ -205,10 +213,25 @@ impl<'a> Storm<'a> {
         }
     }
 
-    /// The next fault, from when it strikes until everything has recovered.
+    /// The next fault, from when it strikes until everything has recovered. When each sort has been
+    /// there, some strike while the system still recovers from another one.
     pub(super) async fn strike(&mut self) -> Result<(), Stuck> {
-        let fault = self.draw(self.blows.len());
-        let (what, since) = self.inflict(fault).await;
+        let n = self.blows.len();
+        let fault = self.draw(n);
+        let (mut what, mut since) = self.inflict(fault).await;
+        let usual = self.plan.only.is_none() && n >= FIRST.len();
+        let second = (usual && self.rng.random_bool(TWO_AT_ONCE)).then(|| self.draw(n));
+        if let Some(second) = second {
+            self.blows.push(Blow {
+                fault,
+                recovery: None,
+                second: false,
+            });
+            let (other, later) = self.inflict(second).await;
+            what = format!("{other}; before it {fault}, {what}");
+            since = later;
+        }
+        let fault = second.unwrap_or(fault);
         let until = Instant::now().max(since) + Duration::from_millis(500);
         match self.journal.caught_up(since, until, LIMIT).await {
             Ok(recovery) => {
@@ -217,7 +240,11 @@ impl<'a> Storm<'a> {
                     self.blows.len() + 1,
                     recovery.as_millis()
                 );
-                self.blows.push(Blow { fault, recovery });
+                self.blows.push(Blow {
+                    fault,
+                    recovery: Some(recovery),
+                    second: second.is_some(),
+                });
                 self.everybody_runs().await;
                 Ok(())
             }
@@ -226,6 +253,11 @@ impl<'a> Storm<'a> {
                 lives,
             }),
         }
+    }
+
+    /// How many faults have struck.
+    pub(super) fn faults(&self) -> usize {
+        self.blows.len()
     }
 
     /// As a supervisor does: what has ended is started again.
@@ -459,22 +491,24 @@ impl<'a> Storm<'a> {
         ("incoming_messages has 9".into(), Instant::now())
     }
 
-    /// Times to recover by fault, in ms: how many, the median, the longest.
-    pub(super) fn recoveries(&self) -> BTreeMap<Fault, (usize, u128, u128)> {
-        let mut by_fault: BTreeMap<Fault, Vec<u128>> = BTreeMap::new();
+    /// How often each fault struck, and the times to recover from it where it struck alone, in ms and
+    /// sorted. Under `None` those of two at once.
+    pub(super) fn recoveries(&self) -> BTreeMap<Option<Fault>, (usize, Vec<u128>)> {
+        let mut all: BTreeMap<Option<Fault>, (usize, Vec<u128>)> = BTreeMap::new();
         for blow in &self.blows {
-            let times = by_fault.entry(blow.fault).or_default();
-            times.push(blow.recovery.as_millis());
+            all.entry(Some(blow.fault)).or_default().0 += 1;
+            let Some(recovery) = blow.recovery else {
+                continue;
+            };
+            let alone = (!blow.second).then_some(blow.fault);
+            let (times, measured) = all.entry(alone).or_default();
+            *times += usize::from(blow.second);
+            measured.push(recovery.as_millis());
         }
-        by_fault
-            .into_iter()
-            .map(|(fault, mut times)| {
-                times.sort_unstable();
-                let median = times[times.len() / 2];
-                let longest = times.last().copied().unwrap_or_default();
-                (fault, (times.len(), median, longest))
-            })
-            .collect()
+        for (_, measured) in all.values_mut() {
+            measured.sort_unstable();
+        }
+        all
     }
 }
 

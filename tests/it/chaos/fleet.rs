@@ -251,7 +251,11 @@ fn answer(whims: &Whims, asked: &Asked) -> Answer {
         1 => return Answer::rate_limited().header("retry-after-ms", "200"),
         _ => {}
     }
-    let pace = if call % 16 == 15 { SLOW_PACE } else { PACE };
+    let pace = if prompt.ends_with(LONG) {
+        SLOW_PACE
+    } else {
+        PACE
+    };
     let mut script = Script::new().role();
     for n in 0..words {
         if whim < 4 && n == words / 2 {
@@ -270,5 +274,7 @@ fn answer(whims: &Whims, asked: &Asked) -> Answer {
 
 /// Between two words: an answer takes a tenth to a third of a second.
 const PACE: Duration = Duration::from_millis(20);
-/// Some take one to three seconds: longer than what lies between two commits of offsets.
+/// How a question ends that asks for a long answer.
+pub(super) const LONG: &str = " at length";
+/// That takes one to three seconds: longer than what lies between two commits of offsets.
 const SLOW_PACE: Duration = Duration::from_millis(250);

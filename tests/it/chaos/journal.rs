@@ -7,9 +7,14 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::time::Instant;
 
+/// A long answer may meet several faults, one after the other.
+const MOST: Duration = Duration::from_secs(120);
+
 #[derive(Debug, Clone)]
 pub(super) struct Life {
     pub(super) sent: Instant,
+    /// Its answer takes seconds by itself, so that it says nothing of how long a recovery took.
+    pub(super) long: bool,
     pub(super) accepted: Option<Instant>,
     pub(super) ended: Option<Instant>,
     pub(super) message_id: Option<String>,
@@ -18,22 +23,39 @@ pub(super) struct Life {
 /// Shared by all clients of a run.
 #[derive(Debug, Default)]
 pub(super) struct Journal {
-    lives: Mutex<HashMap<String, Life>>,
+    lives: Mutex<Lives>,
+}
+
+#[derive(Debug, Default)]
+struct Lives {
+    open: HashMap<String, Life>,
+    ended: Vec<Life>,
+}
+
+impl Lives {
+    fn end(&mut self, id: &str) {
+        if let Some(mut life) = self.open.remove(id) {
+            life.ended = Some(Instant::now());
+            self.ended.push(life);
+        }
+    }
 }
 
 impl Journal {
-    fn lives(&self) -> MutexGuard<'_, HashMap<String, Life>> {
+    fn lives(&self) -> MutexGuard<'_, Lives> {
         self.lives.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn sent(&self, id: &str) {
+    /// A new message.
+    pub(super) fn sent(&self, id: &str, long: bool) {
         let life = Life {
             sent: Instant::now(),
+            long,
             accepted: None,
             ended: None,
             message_id: None,
         };
-        self.lives().entry(id.to_owned()).or_insert(life);
+        self.lives().open.insert(id.to_owned(), life);
     }
 
     /// Takes a frame that the sending client got.
@@ -42,36 +64,33 @@ impl Journal {
             return;
         };
         let mut lives = self.lives();
-        let Some(life) = lives.get_mut(id) else {
+        let Some(life) = lives.open.get_mut(id) else {
             return;
         };
-        let now = Instant::now();
         let Some(message_id) = frame["message_id"].as_str() else {
             return;
         };
         life.message_id.get_or_insert_with(|| message_id.to_owned());
         match kind {
-            "accepted" => drop(life.accepted.get_or_insert(now)),
-            "response" | "cancelled" | "error" => drop(life.ended.get_or_insert(now)),
+            "accepted" => drop(life.accepted.get_or_insert_with(Instant::now)),
+            "response" | "cancelled" | "error" => lives.end(id),
             _ => {}
         }
     }
 
     /// Its client learnt the end from the history.
     pub(super) fn reloaded(&self, id: &str) {
-        if let Some(life) = self.lives().get_mut(id) {
-            life.ended.get_or_insert(Instant::now());
-        }
+        self.lives().end(id);
     }
 
+    /// All messages, and those that have ended.
     pub(super) fn counts(&self) -> (usize, usize) {
         let lives = self.lives();
-        let ended = lives.values().filter(|life| life.ended.is_some()).count();
-        (lives.len(), ended)
+        (lives.open.len() + lives.ended.len(), lives.ended.len())
     }
 
-    /// Waits until everything that was sent up to `until` has ended: how long after `since` that
-    /// was. `Err`: what has not ended when the time is over.
+    /// Waits until everything that was sent up to `until` has ended, but for long answers: how long
+    /// after `since` that was. `Err`: what has not ended in time, long answers among it.
     pub(super) async fn caught_up(
         &self,
         since: Instant,
@@ -81,25 +100,25 @@ impl Journal {
         let deadline = Instant::now() + limit;
         loop {
             tokio::time::sleep(Duration::from_millis(20)).await;
-            if Instant::now() < until {
+            let now = Instant::now();
+            if now < until {
                 continue;
             }
             let lives = self.lives();
-            let mut of_interest = lives.iter().filter(|(_, life)| life.sent <= until);
-            if of_interest.clone().all(|(_, life)| life.ended.is_some()) {
-                let last = lives
-                    .values()
-                    .filter(|life| life.sent <= until)
-                    .filter_map(|life| life.ended)
-                    .max();
-                let last = last.unwrap_or(since);
-                return Ok(last.saturating_duration_since(since));
+            let overdue = |life: &Life| {
+                let patient = life.long && now <= life.sent + MOST;
+                life.sent <= until && !patient && (life.long || now > deadline)
+            };
+            let stuck = lives.open.iter().filter(|(_, life)| overdue(life));
+            let stuck: Vec<_> = stuck.map(|(id, life)| (id.clone(), life.clone())).collect();
+            if !stuck.is_empty() {
+                return Err(stuck);
             }
-            if Instant::now() > deadline {
-                let stuck = of_interest
-                    .by_ref()
-                    .filter(|(_, life)| life.ended.is_none());
-                return Err(stuck.map(|(id, life)| (id.clone(), life.clone())).collect());
+            let of_interest = |life: &&Life| life.sent <= until && !life.long;
+            if !lives.open.values().any(|life| of_interest(&life)) {
+                let ends = lives.ended.iter().filter(of_interest);
+                let last = ends.filter_map(|life| life.ended).max();
+                return Ok(last.unwrap_or(since).saturating_duration_since(since));
             }
         }
     }
