@@ -370,11 +370,12 @@ async fn take_frames(
             }
             () = gateway.drain.cancelled(), if leaving.is_none() => {
                 // A classic client can't ask for what it missed: it is kept until it was answered.
-                let unanswered = socket.line.is_none().then(|| entry.state().any_open());
-                leaving = Some(Box::new(Leaving::begin(gateway, unanswered)));
+                let to_answer = socket.line.is_none().then(|| entry.clone());
+                leaving = Some(Box::new(Leaving::begin(gateway, to_answer)));
             }
             () = Leaving::turn(&mut leaving, inbound.is_empty()), if leaving.is_some() => {
-                if socket.line.is_some() {
+                // Nothing comes before `welcome`: who waits for it still is closed without a word.
+                if socket.line.is_some() && welcomed {
                     let retry = Leaving::retry_after(gateway);
                     let retry = u64::try_from(retry.as_millis()).unwrap_or(0);
                     let closing = closing(&session.user, "going_away", retry);

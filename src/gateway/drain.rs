@@ -2,16 +2,17 @@
 
 use std::future::{pending, poll_fn};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use rand::Rng as _;
-use tokio::sync::watch;
 use tokio::time::{Sleep, sleep};
 
 use super::Gateway;
+use super::registry::Entry;
 
 /// Sockets are closed no faster than this when a gateway stops, so that the others are not run
 /// over by those that come back.
@@ -32,23 +33,29 @@ pub(super) struct Leaving {
 }
 
 struct Unanswered {
+    entry: Arc<Entry>,
     answered: BoxFuture<'static, ()>,
     patience: Pin<Box<Sleep>>,
 }
 
 impl Leaving {
-    /// `any_open` of a client that is to be answered first: whether anything is open.
-    pub(super) fn begin(gateway: &Gateway, any_open: Option<watch::Receiver<bool>>) -> Self {
+    /// `to_answer` is the user of a client that is to be answered first.
+    pub(super) fn begin(gateway: &Gateway, to_answer: Option<Arc<Entry>>) -> Self {
         let patience = gateway.settings.drain_timeout.mul_f64(0.8);
-        Self {
-            turn: Box::pin(sleep(wait_for_turn(gateway))),
-            unanswered: any_open.map(|mut any_open| Unanswered {
+        let unanswered = |entry: Arc<Entry>| {
+            let mut any_open = entry.state().any_open();
+            Unanswered {
+                entry,
                 answered: Box::pin(async move {
-                    // Where nobody can tell it any more, nothing is open.
+                    // An error: nobody can tell it any more, so nothing is open.
                     let _ = any_open.wait_for(|any| !any).await;
                 }),
                 patience: Box::pin(sleep(patience)),
-            }),
+            }
+        };
+        Self {
+            turn: Box::pin(sleep(wait_for_turn(gateway))),
+            unanswered: to_answer.map(unanswered),
         }
     }
 
@@ -64,7 +71,14 @@ impl Leaving {
     fn poll(&mut self, cx: &mut Context<'_>, nothing_under_way: bool) -> Poll<()> {
         if let Some(unanswered) = &mut self.unanswered {
             let answered = nothing_under_way && unanswered.answered.as_mut().poll(cx).is_ready();
-            if answered || unanswered.patience.as_mut().poll(cx).is_ready() {
+            let waited_enough = !answered && unanswered.patience.as_mut().poll(cx).is_ready();
+            if waited_enough {
+                tracing::warn!(
+                    message_ids = ?unanswered.entry.state().some_open(),
+                    "a classic client is let go before it was answered, most of DRAIN_TIMEOUT_MS is over"
+                );
+            }
+            if answered || waited_enough {
                 self.unanswered = None;
             }
         }

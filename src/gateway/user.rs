@@ -165,6 +165,11 @@ impl UserState {
             .subscribe()
     }
 
+    /// Some of what is waited for, for a log.
+    pub(super) fn some_open(&self) -> Vec<&MessageId> {
+        self.open.keys().take(4).collect()
+    }
+
     fn note_open(&self) {
         let now = !self.open.is_empty();
         if let Some(any_open) = &self.any_open {

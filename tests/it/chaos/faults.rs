@@ -93,32 +93,36 @@ const FIRST: [Fault; 12] = [
 ];
 
 /// Which faults strike, other than the usual ones.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Plan {
     /// None of the model, nor of the way to it.
     pub(super) steady_model: bool,
-    /// This one, again and again.
-    pub(super) only: Option<Fault>,
+    /// These, again and again; empty: all.
+    pub(super) only: Vec<Fault>,
 }
 
 impl Plan {
-    /// `CHATMESH_CHAOS_PROVIDER=steady`, `CHATMESH_CHAOS_ONLY=KafkaKilled`.
+    /// `CHATMESH_CHAOS_PROVIDER=steady`, `CHATMESH_CHAOS_ONLY=KafkaKilled,RelayStopped`.
     pub(super) fn from_env() -> Self {
         let steady_model = match std::env::var("CHATMESH_CHAOS_PROVIDER").as_deref() {
             Err(_) | Ok("") => false,
             Ok("steady") => true,
             Ok(other) => panic!("CHATMESH_CHAOS_PROVIDER={other}: only steady is known"),
         };
-        let only = std::env::var("CHATMESH_CHAOS_ONLY").ok().map(|name| {
+        let only = std::env::var("CHATMESH_CHAOS_ONLY").unwrap_or_default();
+        let only = only.split(',').filter(|name| !name.is_empty()).map(|name| {
             let named = WEIGHTS.iter().find(|(fault, _)| fault.to_string() == name);
             named
-                .unwrap_or_else(|| panic!("CHATMESH_CHAOS_ONLY={name}: no such fault"))
+                .unwrap_or_else(|| panic!("CHATMESH_CHAOS_ONLY: no fault is named {name}"))
                 .0
         });
-        Self { steady_model, only }
+        Self {
+            steady_model,
+            only: only.collect(),
+        }
     }
 
-    fn has(self, fault: Fault) -> bool {
+    fn has(&self, fault: Fault) -> bool {
         !(self.steady_model && matches!(fault, Fault::ProviderDown | Fault::ProviderFaulty))
     }
 }
@@ -176,8 +180,8 @@ impl<'a> Storm<'a> {
     }
 
     fn draw(&mut self, n: usize) -> Fault {
-        if let Some(only) = self.plan.only {
-            return only;
+        if let Some(only) = self.plan.only.choose(&mut self.rng) {
+            return *only;
         }
         if let Some(first) = FIRST.iter().filter(|fault| self.plan.has(**fault)).nth(n) {
             return *first;
@@ -219,7 +223,7 @@ impl<'a> Storm<'a> {
         let n = self.blows.len();
         let fault = self.draw(n);
         let (mut what, mut since) = self.inflict(fault).await;
-        let usual = self.plan.only.is_none() && n >= FIRST.len();
+        let usual = self.plan.only.is_empty() && n >= FIRST.len();
         let second = (usual && self.rng.random_bool(TWO_AT_ONCE)).then(|| self.draw(n));
         if let Some(second) = second {
             self.blows.push(Blow {

@@ -2,8 +2,8 @@
 //!
 //! `tests/run --chaos` runs the long form. A failure prints the seed: `CHATMESH_CHAOS_SEED` draws the
 //! same faults in the same order (not the same moments: these are real processes).
-//! `CHATMESH_CHAOS_PROVIDER=steady` leaves out the faults of the model, `CHATMESH_CHAOS_ONLY=KafkaKilled`
-//! all but one.
+//! `CHATMESH_CHAOS_PROVIDER=steady` leaves out the faults of the model, `CHATMESH_CHAOS_ONLY=KafkaKilled,RelayStopped`
+//! all but these.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::*;
+use crate::support::{SOON, eventually};
 
 #[tokio::test]
 async fn coming_back_at_any_point_gives_the_same_transcript() {
@@ -126,4 +127,19 @@ async fn a_reader_that_falls_behind_gets_snapshots_and_every_end() {
     slow.until_ended(&["a13"]).await;
     assert_eq!(slow.transcript.order_of("default").len(), 14);
     assert_eq!(slow.transcript.reloads, 1, "only the first welcome");
+}
+
+#[tokio::test]
+async fn who_waits_for_welcome_when_the_gateway_stops_gets_no_other_frame() {
+    let gateway = start(settings()).await;
+    gateway.fanout.away.store(true, Ordering::SeqCst);
+    let mut device = Device::new("alice");
+    let path = "/ws?token=any-token&userid=alice";
+    device.upgrade(gateway.port, path, &[]).await.unwrap();
+    eventually("where it is to begin is asked for", SOON, || async {
+        gateway.fanout.reads.load(Ordering::SeqCst) > 0
+    })
+    .await;
+    gateway.drain.cancel();
+    assert_eq!(device.expect_close().await, Some(1001));
 }
