@@ -134,6 +134,7 @@ impl Fleet {
             move |asked| answer(&whims, asked)
         })
         .await;
+        model.forget_bodies();
         let behind: Vec<(u16, u16)> = NAMES.iter().map(|_| (free_port(), free_port())).collect();
         let mut kafka = KafkaBroker::prepare_with_listeners(&listeners(&behind));
         kafka.run().await;

@@ -56,6 +56,8 @@ type Rule = Arc<dyn Fn(&Asked) -> Answer + Send + Sync>;
 
 struct State {
     asked: Vec<Asked>,
+    /// Whether what was asked is kept whole.
+    with_bodies: bool,
     counts: HashMap<String, usize>,
     queued: HashMap<String, VecDeque<Answer>>,
     closed_early: Vec<String>,
@@ -95,6 +97,7 @@ impl ScriptedModel {
         let port = listener.local_addr().expect("an address").port();
         let shared = Shared(Arc::new(Mutex::new(State {
             asked: Vec::new(),
+            with_bodies: true,
             counts: HashMap::new(),
             queued: HashMap::new(),
             closed_early: Vec::new(),
@@ -124,6 +127,11 @@ impl ScriptedModel {
         let mut state = self.shared.lock();
         let queue = state.queued.entry(prompt.to_owned()).or_default();
         queue.push_back(answer.into());
+    }
+
+    /// From now on only prompts are kept: bodies hold whole conversations, too much for a long run.
+    pub(crate) fn forget_bodies(&self) {
+        self.shared.lock().with_bodies = false;
     }
 
     /// Every request so far, in order.
@@ -285,7 +293,11 @@ fn take(
         at,
         earlier,
     };
-    state.asked.push(asked.clone());
+    let mut kept = asked.clone();
+    if !state.with_bodies {
+        kept.body = Value::Null;
+    }
+    state.asked.push(kept);
     state.open += 1;
     state.most_open = state.most_open.max(state.open);
     let queued = state.queued.get_mut(&prompt).and_then(VecDeque::pop_front);

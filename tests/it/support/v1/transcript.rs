@@ -51,6 +51,8 @@ impl Message {
 pub(crate) struct Transcript {
     user: String,
     messages: BTreeMap<String, Message>,
+    /// `message_id`s by the clients' `id`s: a long run looks them up all the time.
+    by_id: BTreeMap<String, String>,
     /// `message_id`s in the order of their terminal frames.
     pub(crate) order: Vec<String>,
     /// What to give as `since`.
@@ -89,17 +91,14 @@ impl Transcript {
 
     /// By the client's `id` or the `message_id`.
     pub(crate) fn get(&self, id: &str) -> Option<&Message> {
-        let by_id = |message: &&Message| message.id.as_deref() == Some(id);
         self.messages
             .get(id)
-            .or_else(|| self.messages.values().find(by_id))
+            .or_else(|| self.messages.get(self.by_id.get(id)?))
     }
 
     /// The `message_id` of a client's `id`.
     pub(crate) fn message_id(&self, id: &str) -> Option<&str> {
-        let mut all = self.messages.iter();
-        all.find(|(_, message)| message.id.as_deref() == Some(id))
-            .map(|(message_id, _)| message_id.as_str())
+        self.by_id.get(id).map(String::as_str)
     }
 
     pub(crate) fn all(&self) -> impl Iterator<Item = &Message> {
@@ -287,6 +286,10 @@ impl Transcript {
                 || conversation.is_none()
                 || known.conversation.as_deref() == conversation;
             rule!(self, frame, same, "another conversation");
+        }
+        if let Some(id) = id {
+            let known = self.by_id.entry(id.to_owned());
+            known.or_insert_with(|| message_id.clone());
         }
         let message = self.messages.entry(message_id).or_default();
         let owned = |text: Option<&str>| text.map(str::to_owned);
