@@ -14,8 +14,9 @@ use super::live::{LiveWriter, Signal, Subjects};
 use super::prompt::Prompt;
 use super::provider::backoff::Backoff;
 use super::provider::{ModelError, ModelEvent, ModelRequest, Provider};
+use super::recent::Known;
 use crate::config::settings::WorkerSettings;
-use crate::fanout::{self, Fanout, Turn};
+use crate::fanout::{self, Fanout, Recall, Turn};
 use crate::pipeline::{Stopped, Work};
 use crate::protocol::error_code::ErrorCode;
 use crate::protocol::record::Question;
@@ -130,18 +131,43 @@ impl Model {
         written
     }
 
+    /// How many turns are asked for, or remembered, of a conversation. Most turns are two messages,
+    /// and this message's own may be among them.
+    pub(super) fn recalled_turns(&self) -> usize {
+        self.settings.prompt.history_max_messages.div_ceil(2) + 1
+    }
+
+    /// What `begin` is to say of the conversation's history.
+    pub(super) fn recall(&self, known: Option<&Known>) -> Option<Recall> {
+        let settings = &self.settings.prompt;
+        let wanted = settings.keep_history && settings.history_max_messages > 0;
+        wanted.then(|| Recall {
+            limit: self.recalled_turns(),
+            max_age: settings.history_ttl,
+            known: known.map(|known| known.mark.clone()),
+        })
+    }
+
+    /// Whether these are all turns that the prompt can use, and this message's own not among them.
+    fn is_enough(&self, turns: &[Turn], question: &Question) -> bool {
+        let own = |turn: &Turn| turn.message_id == question.message_id;
+        let most = self.settings.prompt.history_max_messages;
+        (turns.len() < self.recalled_turns() || Prompt::messages(turns) >= most)
+            && !turns.iter().any(own)
+    }
+
     /// What came earlier in the conversation; nothing where the model is to know nothing of it. The
     /// one before has been kept when this message's turn comes.
-    pub(super) async fn earlier(&self, question: &Question) -> fanout::Result<Vec<Turn>> {
+    async fn earlier(&self, question: &Question) -> fanout::Result<Vec<Turn>> {
         let settings = &self.settings.prompt;
         if !settings.keep_history || settings.history_max_messages == 0 {
             return Ok(Vec::new());
         }
         let most = settings.history_max_messages;
         let (user, conversation) = (&question.user, &question.conversation);
-        // Most turns are two messages, and this message's own may be among them. Only where they
-        // are not, as many as there may be are read: a turn is at least one message.
-        let mut limit = most.div_ceil(2) + 1;
+        // Only where the first turns are too few messages, as many as there may be are read: a turn
+        // is at least one message.
+        let mut limit = self.recalled_turns();
         loop {
             let context = self
                 .fanout
@@ -158,22 +184,18 @@ impl Model {
 
     async fn request(
         &self,
-        attempt: &mut Attempt<'_>,
+        attempt: &Attempt<'_>,
         work: &mut Work,
     ) -> Result<ModelRequest, Stopped> {
-        let question = attempt.question;
-        let turns = if let Some(turns) = attempt.earlier.take() {
-            turns
-        } else {
-            let _reading = work.span().child(Kind::Internal, format_args!("context"));
-            let earlier = work.until("history", || self.earlier(question));
-            earlier.await?
-        };
-        Ok(Prompt::build(
-            &self.settings.prompt,
-            &turns,
-            &question.content,
-        ))
+        let (question, settings) = (attempt.question, &self.settings.prompt);
+        if let Some(known) = &attempt.known
+            && self.is_enough(&known.turns, question)
+        {
+            return Ok(Prompt::build(settings, &known.turns, &question.content));
+        }
+        let _reading = work.span().child(Kind::Internal, format_args!("context"));
+        let turns = work.until("history", || self.earlier(question)).await?;
+        Ok(Prompt::build(settings, &turns, &question.content))
     }
 
     async fn ask(

@@ -10,8 +10,9 @@ use tracing::Instrument;
 
 use super::answer::{Model, Written};
 use super::ending::Endings;
+use super::recent::{Known, Recent};
 use crate::config::settings::WorkerSettings;
-use crate::fanout::{Begin, Begun, Ending, Fanout, Keep, Kept, Outcome, Owner, Subject, Turn};
+use crate::fanout::{Begin, Begun, Ending, Fanout, Keep, Kept, Outcome, Owner, Recalled, Subject};
 use crate::log::{Log, NewRecord, Record};
 use crate::pipeline::{Delivery, Handler, Stopped, Verdict, Work};
 use crate::protocol::error_code::ErrorCode;
@@ -26,6 +27,7 @@ pub(super) struct WorkerHandler {
     pub(super) fanout: Arc<dyn Fanout>,
     pub(super) settings: WorkerSettings,
     pub(super) model: Model,
+    pub(super) recent: Recent,
     pub(super) metrics: WorkerMetrics,
 }
 
@@ -66,6 +68,8 @@ impl WorkerHandler {
         let mut had = 0;
         let mut calls = None;
         let mut written = None;
+        let answering = matches!(job, Job::Answer);
+        let mut known = answering.then(|| self.recent.take(question)).flatten();
         loop {
             if work.stopped() {
                 return Err(Stopped);
@@ -75,25 +79,15 @@ impl WorkerHandler {
                 owner: owner.clone(),
                 had,
                 cancelled: endings.cancelled(said(written.as_ref())),
+                recall: (answering && written.is_none())
+                    .then(|| self.model.recall(known.as_ref()))
+                    .flatten(),
             };
             let taking_it = work.span().child(Kind::Internal, format_args!("begin"));
-            // Both at once: what came earlier in the conversation is needed in nearly every case.
-            let ahead = matches!(job, Job::Answer) && written.is_none();
-            let reading = ahead.then(|| work.span().child(Kind::Internal, format_args!("context")));
-            let earlier = || async {
-                if !ahead {
-                    return None;
-                }
-                self.model.earlier(question).await.ok()
-            };
-            let (begun, earlier) = work
-                .until("begin", || async {
-                    let begun = self.fanout.begin(begin.clone());
-                    let (begun, earlier) = tokio::join!(begun, earlier());
-                    begun.map(|begun| (begun, earlier))
-                })
+            let begun = work
+                .until("begin", || self.fanout.begin(begin.clone()))
                 .await?;
-            drop((taking_it, reading));
+            drop(taking_it);
             match begun {
                 Begun::Ended(outcome) => {
                     tracing::info!("already ended, nothing is paid again");
@@ -109,12 +103,18 @@ impl WorkerHandler {
                     number,
                     now_ms,
                     taking,
+                    history,
                 } => {
                     had = number;
+                    let known = match history {
+                        None => None,
+                        Some(Recalled::Known) => known.take(),
+                        Some(Recalled::Turns(mark, turns)) => Some(Known::new(mark, turns)),
+                    };
                     let mut attempt = Attempt {
                         cancelled: &begin.cancelled,
                         question,
-                        earlier,
+                        known,
                         subject: &subject,
                         owner: &owner,
                         endings: &endings,
@@ -123,7 +123,7 @@ impl WorkerHandler {
                     let done = match job {
                         Job::Fail(reason) => {
                             let ending = endings.failed(ErrorCode::Internal);
-                            self.keep(&attempt, ending, "", Some(reason.clone()), work)
+                            self.keep(&mut attempt, ending, "", Some(reason.clone()), work)
                                 .await
                         }
                         Job::Answer => {
@@ -180,6 +180,9 @@ impl WorkerHandler {
             let ending = endings.failed(ErrorCode::Internal);
             return self.keep(attempt, ending, "", Some(reason), work).await;
         }
+        if let Some(known) = &mut attempt.known {
+            known.forget_where_old(self.settings.prompt.history_ttl, now_ms);
+        }
         let had = self.model.write(attempt, calls, work).await;
         if let Written::Failed(error, _) = &had {
             tracing::warn!(%error, "the model gave no answer");
@@ -194,7 +197,12 @@ impl WorkerHandler {
     }
 
     /// Fixes what was written as the outcome.
-    async fn end(&self, attempt: &Attempt<'_>, written: &Written, work: &mut Work) -> Attempted {
+    async fn end(
+        &self,
+        attempt: &mut Attempt<'_>,
+        written: &Written,
+        work: &mut Work,
+    ) -> Attempted {
         let endings = attempt.endings;
         match written {
             Written::Answer(answer) => {
@@ -218,7 +226,7 @@ impl WorkerHandler {
     /// meanwhile: the answer is there and paid.
     async fn keep(
         &self,
-        attempt: &Attempt<'_>,
+        attempt: &mut Attempt<'_>,
         ending: Ending,
         text: &str,
         dead: Option<String>,
@@ -235,6 +243,20 @@ impl WorkerHandler {
         let kept = work.finish("keep", || self.fanout.keep(call.clone())).await;
         drop(keeping);
         match kept {
+            Kept::Grown(outcome, grown) => {
+                let limit = self.model.recalled_turns();
+                let known = attempt.known.take();
+                if let Some(known) =
+                    known.and_then(|known| known.grown(grown, call.ending.turn, limit))
+                {
+                    self.recent.put(attempt.question, known);
+                }
+                Attempted::Ended {
+                    outcome,
+                    dead,
+                    ours: true,
+                }
+            }
             Kept::Outcome(outcome) => {
                 let ours = outcome.frame == call.ending.frame;
                 Attempted::Ended {
@@ -314,7 +336,7 @@ impl WorkerHandler {
 pub(super) struct Attempt<'a> {
     pub(super) question: &'a Question,
     /// What came earlier in the conversation, where that is known.
-    pub(super) earlier: Option<Vec<Turn>>,
+    pub(super) known: Option<Known>,
     pub(super) subject: &'a Subject,
     pub(super) owner: &'a Owner,
     /// The ending of a message that was cancelled before anything was said.

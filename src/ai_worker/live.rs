@@ -76,6 +76,7 @@ impl LiveWriter {
             owner: subjects.owner,
             had: subjects.number,
             cancelled,
+            recall: None,
         };
         let writing = Writing {
             fanout,

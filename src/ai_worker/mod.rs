@@ -25,6 +25,7 @@ mod handler;
 mod live;
 pub mod prompt;
 pub mod provider;
+mod recent;
 #[cfg(test)]
 mod tests;
 
@@ -54,6 +55,7 @@ pub async fn run(parts: Parts, drain: CancellationToken) -> Result<(), LogError>
     let handler = handler::WorkerHandler {
         log: Arc::clone(&log),
         fanout: Arc::clone(&fanout),
+        recent: recent::Recent::default(),
         model: answer::Model::new(provider, fanout, settings.clone()),
         metrics: WorkerMetrics::new(&settings.responses_topic),
         settings,

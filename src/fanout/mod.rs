@@ -166,6 +166,10 @@ fn revoked_frame(user: &UserId, at_ms: i64) -> String {
     format!(r#"{REVOKED_FRAME}"userid":"{user}","at_ms":{at_ms}}}"#)
 }
 
+/// Where a conversation may have so many turns, a context hardly ever reaches its bound, and a
+/// worker need not know what fell out of it.
+const MANY_TURNS: usize = 1000;
+
 /// What is known to be a message's end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
@@ -252,6 +256,34 @@ pub struct Begin {
     pub had: u32,
     /// The ending that is kept if the message was cancelled before this.
     pub cancelled: Ending,
+    /// What is to be brought of the conversation's history with an attempt; `None` for nothing.
+    pub recall: Option<Recall>,
+}
+
+/// Which state a conversation's history is in: another one after each change but the going of what
+/// is too old, or one too many where many are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HistoryMark(String);
+
+/// What a worker wants to know of a conversation's history: [`Fanout::context`] in the same call.
+#[derive(Debug, Clone)]
+pub struct Recall {
+    /// At most so many turns.
+    pub limit: usize,
+    /// None where the newest is older.
+    pub max_age: Duration,
+    /// The state of which the worker has the turns in mind: they are brought only where it is
+    /// another one.
+    pub known: Option<HistoryMark>,
+}
+
+/// A conversation's history as [`Fanout::begin`] found it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Recalled {
+    /// In the state that the worker knows.
+    Known,
+    /// In this one, with these turns in the model's context, oldest first.
+    Turns(HistoryMark, Vec<Turn>),
 }
 
 /// Answer to [`Fanout::begin`].
@@ -270,6 +302,8 @@ pub enum Begun {
         /// How many owners have begun this message, this one included: 1 where nobody did before.
         /// What an owner repeats counts once.
         taking: u32,
+        /// The history, where it was asked for. Its absence says nothing: ask for the context.
+        history: Option<Recalled>,
     },
 }
 
@@ -321,8 +355,22 @@ pub struct Keep {
 pub enum Kept {
     /// The message's outcome: this call's ending, its `cancelled`, or one that was there.
     Outcome(Outcome),
+    /// The outcome is this call's ending, and its turn is the newest of the conversation now,
+    /// whose other turns are as they were.
+    Grown(Outcome, Grown),
     /// Another owner or attempt: `begin` again to learn the outcome.
     Fenced,
+}
+
+/// A conversation's history with one turn more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grown {
+    /// Its state before.
+    pub before: HistoryMark,
+    /// Its state now.
+    pub now: HistoryMark,
+    /// When the turn was stored, milliseconds since the Unix epoch by the fan-out's clock.
+    pub at_ms: i64,
 }
 
 /// Argument of [`Fanout::deliver`].

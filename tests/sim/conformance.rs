@@ -173,6 +173,7 @@ impl Runner<'_> {
                     owner: owned(owner),
                     had: u32::from(had),
                     cancelled: Self::ending(message, STOPPED),
+                    recall: None,
                 };
                 match fanout.begin(call).await? {
                     real::Begun::Ended(end) => outcome(end),
@@ -203,7 +204,7 @@ impl Runner<'_> {
                     cancelled: Self::ending(message, STOPPED),
                 };
                 match fanout.keep(call).await? {
-                    real::Kept::Outcome(end) => outcome(end),
+                    real::Kept::Outcome(end) | real::Kept::Grown(end, _) => outcome(end),
                     real::Kept::Fenced => "fenced".into(),
                 }
             }

@@ -158,6 +158,11 @@ impl Double {
         Arc::clone(&self.inner.lock().unwrap())
     }
 
+    fn is_context_away(&self) -> bool {
+        let away = *self.context_away_until.lock().unwrap();
+        away.is_some_and(|until| Instant::now() < until)
+    }
+
     /// Everything that it held is gone.
     pub(super) fn lose_all(&self) {
         *self.inner.lock().unwrap() = empty();
@@ -186,7 +191,12 @@ impl Fanout for Double {
     async fn begin(&self, call: Begin) -> Result<Begun> {
         self.begins.fetch_add(1, Ordering::SeqCst);
         self.begin_gate.pass().await;
-        let begun = self.inner().begin(call).await;
+        let mut begun = self.inner().begin(call).await;
+        if self.is_context_away()
+            && let Ok(Begun::Attempt { history, .. }) = &mut begun
+        {
+            *history = None;
+        }
         self.begun_gate.pass().await;
         begun
     }
@@ -205,7 +215,7 @@ impl Fanout for Double {
 
     async fn keep(&self, call: Keep) -> Result<Kept> {
         let kept = self.inner().keep(call).await?;
-        if matches!(kept, Kept::Outcome(_)) {
+        if matches!(kept, Kept::Outcome(_) | Kept::Grown(..)) {
             self.journal.lock().unwrap().push("kept".into());
         }
         Ok(kept)
@@ -238,8 +248,7 @@ impl Fanout for Double {
         limit: usize,
         max_age: Duration,
     ) -> Result<Vec<Turn>> {
-        let away = *self.context_away_until.lock().unwrap();
-        if away.is_some_and(|until| Instant::now() < until) {
+        if self.is_context_away() {
             return Err(FanoutError::Unavailable("away".into()));
         }
         let inner = self.inner();

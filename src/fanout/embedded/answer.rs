@@ -7,8 +7,8 @@ use super::keys;
 use super::user::{Flight, UserState, millis};
 use super::users::World;
 use crate::fanout::{
-    Admission, Admitted, Begin, Begun, CancelResult, Channel, Ending, Keep, Kept, LEASE, Live,
-    LiveReply, Outcome, Result, Subject,
+    Admission, Admitted, Begin, Begun, CancelResult, Channel, Ending, Grown, Keep, Kept, LEASE,
+    Live, LiveReply, Outcome, Recall, Result, Subject,
 };
 use crate::protocol::ids::MessageId;
 use crate::store::{Batch, Table};
@@ -70,7 +70,7 @@ impl UserState {
             None => {}
         }
         if self.is_marked(message, world) {
-            let outcome = self.store_outcome(&call.subject, call.cancelled, 0, world)?;
+            let (outcome, _) = self.store_outcome(&call.subject, call.cancelled, 0, world)?;
             return Ok(Begun::Ended(outcome));
         }
         let number = match self.flight(message, world) {
@@ -78,11 +78,7 @@ impl UserState {
                 let number = flight.attempt;
                 let taking = flight.owners.len() as u32;
                 self.renew(message, world);
-                return Ok(Begun::Attempt {
-                    number,
-                    now_ms: world.now_ms,
-                    taking,
-                });
+                return self.begun(number, taking, &call.subject, call.recall.as_ref(), world);
             }
             Some(flight) if flight.owner != call.owner && flight.lease_until_ms > world.now_ms => {
                 let left = flight.lease_until_ms - world.now_ms;
@@ -119,10 +115,23 @@ impl UserState {
         if number > 1 {
             self.publish_live(&call.subject, number, None);
         }
+        self.begun(number, taking, &call.subject, call.recall.as_ref(), world)
+    }
+
+    fn begun(
+        &mut self,
+        number: u32,
+        taking: u32,
+        subject: &Subject,
+        recall: Option<&Recall>,
+        world: &World<'_>,
+    ) -> Result<Begun> {
+        let history = recall.map(|recall| self.recall(&subject.conversation, recall, world));
         Ok(Begun::Attempt {
             number,
             now_ms: world.now_ms,
             taking,
+            history: history.transpose()?,
         })
     }
 
@@ -199,13 +208,17 @@ impl UserState {
             0 => 0,
             _ => call.ending.tokens(),
         };
-        let ending = if self.is_marked(message, world) {
+        let is_marked = self.is_marked(message, world);
+        let ending = if is_marked {
             call.cancelled
         } else {
             call.ending
         };
-        self.store_outcome(&call.subject, ending, tokens, world)
-            .map(Kept::Outcome)
+        let (outcome, grown) = self.store_outcome(&call.subject, ending, tokens, world)?;
+        Ok(match grown {
+            Some(grown) if !is_marked => Kept::Grown(outcome, grown),
+            _ => Kept::Outcome(outcome),
+        })
     }
 
     /// Stores how a message ends, and its turn. Returns without waiting for the disk: commits
@@ -218,14 +231,14 @@ impl UserState {
         ending: Ending,
         tokens: u64,
         world: &World<'_>,
-    ) -> Result<Outcome> {
+    ) -> Result<(Outcome, Option<Grown>)> {
         let message = &subject.message_id;
         let Ending { frame, turn } = ending;
         let mut batch = Batch::default();
         self.count_tokens(&mut batch, tokens, world)?;
         let conversation = Some(&subject.conversation);
         self.put_outcome(&mut batch, message, conversation, None, &frame, world);
-        self.put_turn(
+        let grown = self.put_turn(
             &mut batch,
             &subject.conversation,
             message,
@@ -241,10 +254,11 @@ impl UserState {
             flight.ended = true;
             flight.told = Some((turn.answer, turn.status));
         }
-        Ok(Outcome {
+        let outcome = Outcome {
             frame,
             delivered: None,
-        })
+        };
+        Ok((outcome, grown))
     }
 
     pub(super) fn cancel(

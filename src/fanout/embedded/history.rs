@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use super::codec::{Reader, Writer, damaged};
 use super::keys;
-use super::user::{UserState, expired};
+use super::user::{LastTurn, UserState, expired};
 use super::users::World;
-use crate::fanout::{Result, Turn, TurnStatus};
+use crate::fanout::{Grown, HistoryMark, MANY_TURNS, Recall, Recalled, Result, Turn, TurnStatus};
 use crate::protocol::ids::{ConversationId, MessageId};
 use crate::store::{Batch, Table};
 
@@ -58,6 +58,10 @@ pub(super) fn age_and_message(value: &[u8]) -> Result<(i64, MessageId)> {
     Ok((at_ms, message))
 }
 
+fn mark(last: LastTurn) -> HistoryMark {
+    HistoryMark(last.state.to_string())
+}
+
 /// A message's end as the history is to have it.
 pub(super) struct Told<'a> {
     /// What the user wrote, where it is known.
@@ -88,8 +92,37 @@ impl UserState {
         }
     }
 
+    /// The conversation's newest turn.
+    fn last_turn(&mut self, conversation: &ConversationId, world: &World<'_>) -> Result<LastTurn> {
+        if let Some(last) = self.last_turn.get(conversation) {
+            return Ok(*last);
+        }
+        let (from, to) = keys::turns(&self.user, conversation);
+        let last = world.store.scan(Table::History, &from, &to, 1, true)?;
+        let sequence = match last.first() {
+            Some((key, _)) => keys::parse_turn(key).ok_or_else(damaged)?.2,
+            None => 0,
+        };
+        Ok(self.note_last_turn(conversation, sequence, world))
+    }
+
+    /// The history as a `begin` asks for it.
+    pub(super) fn recall(
+        &mut self,
+        conversation: &ConversationId,
+        recall: &Recall,
+        world: &World<'_>,
+    ) -> Result<Recalled> {
+        let mark = mark(self.last_turn(conversation, world)?);
+        if recall.known.as_ref() == Some(&mark) {
+            return Ok(Recalled::Known);
+        }
+        let turns = self.context(conversation, recall.limit, recall.max_age, world)?;
+        Ok(Recalled::Turns(mark, turns))
+    }
+
     /// Puts a message's end into the history: over its turn, where it has one, and otherwise as
-    /// the newest. A question that is there stays.
+    /// the newest; then, where nothing else changed, it says so. A question that is there stays.
     pub(super) fn put_turn(
         &mut self,
         batch: &mut Batch,
@@ -97,7 +130,7 @@ impl UserState {
         message: &MessageId,
         told: &Told<'_>,
         world: &World<'_>,
-    ) -> Result<()> {
+    ) -> Result<Option<Grown>> {
         let mut turn = Turn {
             message_id: message.clone(),
             question: told.question.map(str::to_owned),
@@ -110,24 +143,21 @@ impl UserState {
             turn.at_ms = old.at_ms;
             let key = keys::turn(&self.user, conversation, sequence);
             batch.put(Table::History, key, encode(&turn));
-            return Ok(());
+            self.last_turn.remove(conversation);
+            return Ok(None);
         }
-        let last = if let Some(last) = self.last_turn.get(conversation) {
-            *last
-        } else {
-            let (from, to) = keys::turns(&self.user, conversation);
-            let last = world.store.scan(Table::History, &from, &to, 1, true)?;
-            match last.first() {
-                Some((key, _)) => keys::parse_turn(key).ok_or_else(damaged)?.2,
-                None => 0,
-            }
-        };
-        let sequence = last + 1;
+        let before = self.last_turn(conversation, world)?;
+        let sequence = before.sequence + 1;
         let key = keys::turn(&self.user, conversation, sequence);
         batch.put(Table::History, key, encode(&turn));
         let key = keys::turn_of(&self.user, conversation, message);
         batch.put(Table::History, key, sequence.to_be_bytes());
-        self.note_last_turn(conversation, sequence);
+        let now = self.note_last_turn(conversation, sequence, world);
+        let grown = Grown {
+            before: mark(before),
+            now: mark(now),
+            at_ms: turn.at_ms,
+        };
         // Numbers have no gaps: where one comes, the one that falls out of the bound is known.
         // (After the bound was lowered, the rest of it goes by age.)
         if let Some(out) = sequence.checked_sub(world.bounds.history_turns as u64) {
@@ -139,9 +169,12 @@ impl UserState {
                     Table::History,
                     keys::turn_of(&self.user, conversation, &message),
                 );
+                if world.bounds.history_turns < MANY_TURNS {
+                    return Ok(None);
+                }
             }
         }
-        Ok(())
+        Ok(Some(grown))
     }
 
     /// See [`crate::fanout::Fanout::context`].

@@ -59,6 +59,15 @@ pub(super) struct PendingEntry {
     pub(super) at_ms: i64,
 }
 
+/// A conversation's newest turn.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LastTurn {
+    /// Its number; 0 where there is none.
+    pub(super) sequence: u64,
+    /// The state of the history: a random number with each.
+    pub(super) state: u64,
+}
+
 /// A user's state. Durable parts are copies of what the store holds.
 #[derive(Debug)]
 pub(super) struct UserState {
@@ -77,8 +86,8 @@ pub(super) struct UserState {
     next_pending: u64,
     /// Cancel marks and when they were set.
     pub(super) marks: HashMap<MessageId, i64>,
-    /// Number of the last turn, of conversations used lately.
-    pub(super) last_turn: HashMap<ConversationId, u64>,
+    /// The newest turn, of conversations used lately.
+    pub(super) last_turn: HashMap<ConversationId, LastTurn>,
 }
 
 /// Milliseconds of a bound.
@@ -231,16 +240,26 @@ impl UserState {
             .is_some_and(|at| !expired(*at, world.bounds.dedup_ttl, world.now_ms))
     }
 
-    /// Remembers the number of a conversation's last turn.
-    pub(super) fn note_last_turn(&mut self, conversation: &ConversationId, sequence: u64) {
-        if let Some(last) = self.last_turn.get_mut(conversation) {
-            *last = sequence;
-            return;
+    /// Remembers the number of a conversation's last turn, as another state of the history.
+    pub(super) fn note_last_turn(
+        &mut self,
+        conversation: &ConversationId,
+        sequence: u64,
+        world: &World<'_>,
+    ) -> LastTurn {
+        let last = LastTurn {
+            sequence,
+            state: (world.random)(),
+        };
+        if let Some(there) = self.last_turn.get_mut(conversation) {
+            *there = last;
+            return last;
         }
         if self.last_turn.len() >= CONVERSATIONS {
             self.last_turn.clear();
         }
-        self.last_turn.insert(conversation.clone(), sequence);
+        self.last_turn.insert(conversation.clone(), last);
+        last
     }
 
     /// Publishes a frame with its number, and says how many subscriptions there are.

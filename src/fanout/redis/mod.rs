@@ -15,7 +15,9 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use self::reply::{Reply, unreadable};
-use self::results::{read_entry, read_look, read_outcome, read_token, read_turns};
+use self::results::{
+    read_entry, read_grown, read_history, read_look, read_outcome, read_token, read_turns,
+};
 use self::scripts::{Script, Scripts};
 use self::trouble::Trouble;
 use super::{
@@ -96,6 +98,10 @@ impl RedisFanout {
             0 => 0,
             _ => ending.tokens(),
         }
+    }
+
+    fn turns_at_most(&self, limit: usize) -> usize {
+        limit.min(self.settings.bounds.history_turns)
     }
 
     async fn marker(&self, script: &Script, epoch: &Epoch, token: &str) -> Result<bool> {
@@ -217,6 +223,10 @@ impl Fanout for RedisFanout {
 
     async fn begin(&self, call: Begin) -> Result<Begun> {
         let subject = &call.subject;
+        let recall = call.recall.as_ref();
+        let limit = recall.map_or(0, |recall| self.turns_at_most(recall.limit));
+        let max_age = recall.map_or(0, |recall| millis(recall.max_age));
+        let known = recall.and_then(|recall| recall.known.as_ref());
         let args = vec![
             random_id(),
             text(subject.message_id.as_str()),
@@ -225,6 +235,9 @@ impl Fanout for RedisFanout {
             text(call.owner.as_str()),
             Value::from(call.had.to_string()),
             Value::from(frame::restarted(subject)),
+            Value::from(limit.to_string()),
+            Value::from(max_age.to_string()),
+            text(known.map_or("", |known| &known.0)),
         ];
         let mut reply = self
             .run_or_with_ending(&self.scripts.begin, &subject.user, args, &call.cancelled)
@@ -236,6 +249,7 @@ impl Fanout for RedisFanout {
                 number: reply.parse("attempt")?,
                 now_ms: reply.parse("time")?,
                 taking: reply.parse("taking")?,
+                history: read_history(reply, known)?,
             }),
             word => Err(unexpected(word)),
         }
@@ -284,10 +298,16 @@ impl Fanout for RedisFanout {
             .run_or_with_ending(&self.scripts.keep, &subject.user, args, &call.cancelled)
             .await?;
         match reply.text()?.as_str() {
-            "kept" => Ok(Kept::Outcome(Outcome {
-                frame: call.ending.frame,
-                delivered: None,
-            })),
+            "kept" => {
+                let outcome = Outcome {
+                    frame: call.ending.frame,
+                    delivered: None,
+                };
+                Ok(match read_grown(reply, subject)? {
+                    Some(grown) => Kept::Grown(outcome, grown),
+                    None => Kept::Outcome(outcome),
+                })
+            }
             "ended" => Ok(Kept::Outcome(read_outcome(&mut reply)?)),
             "fenced" => Ok(Kept::Fenced),
             word => Err(unexpected(word)),
@@ -365,7 +385,7 @@ impl Fanout for RedisFanout {
         limit: usize,
         max_age: Duration,
     ) -> Result<Vec<Turn>> {
-        let limit = limit.min(self.settings.bounds.history_turns);
+        let limit = self.turns_at_most(limit);
         let args = vec![
             text(conversation.as_str()),
             Value::from(limit.to_string()),

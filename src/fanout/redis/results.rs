@@ -2,7 +2,10 @@
 
 use super::frame::read_pending;
 use super::reply::{Reply, unreadable};
-use crate::fanout::{ConversationEntry, InFlight, Look, Outcome, Result, Turn, TurnStatus};
+use crate::fanout::{
+    ConversationEntry, Grown, HistoryMark, InFlight, Look, Outcome, Recalled, Result, Subject,
+    Turn, TurnStatus,
+};
 use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId};
 
 fn status_of(code: &str) -> Result<TurnStatus> {
@@ -79,6 +82,42 @@ pub(super) fn read_turns(mut reply: Reply) -> Result<Vec<Turn>> {
         turns.push(read_turn(message_id, &turn, at_us).ok_or_else(|| unreadable("turn"))?);
     }
     Ok(turns)
+}
+
+/// A conversation's state, and its turns, newest first, unless this is the `known` one.
+pub(super) fn read_history(
+    mut reply: Reply,
+    known: Option<&HistoryMark>,
+) -> Result<Option<Recalled>> {
+    if reply.is_empty() {
+        return Ok(None);
+    }
+    let mark = HistoryMark(reply.text()?);
+    if reply.is_empty() && known == Some(&mark) {
+        return Ok(Some(Recalled::Known));
+    }
+    // Without a known one the empty one is taken for it: there are no turns.
+    let mut turns = if reply.is_empty() {
+        Vec::new()
+    } else {
+        read_turns(reply.list()?)?
+    };
+    turns.reverse();
+    Ok(Some(Recalled::Turns(mark, turns)))
+}
+
+/// A conversation's state before, and the time of the turn that it has more.
+pub(super) fn read_grown(mut reply: Reply, subject: &Subject) -> Result<Option<Grown>> {
+    if reply.is_empty() {
+        return Ok(None);
+    }
+    let before = HistoryMark(reply.text()?);
+    let at_us: i64 = reply.parse("time of a turn")?;
+    Ok(Some(Grown {
+        before,
+        now: HistoryMark(format!("{} {at_us}", subject.message_id)),
+        at_ms: at_us / 1000,
+    }))
 }
 
 fn read_turn(message_id: MessageId, turn: &str, at_us: i64) -> Option<Turn> {

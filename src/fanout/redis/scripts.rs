@@ -7,7 +7,7 @@ use fred::types::cluster::ClusterRouting;
 use fred::types::{ClusterHash, CustomCommand, Value};
 
 use super::connection::failure;
-use crate::fanout::{Bounds, LEASE, Result};
+use crate::fanout::{Bounds, LEASE, MANY_TURNS, Result};
 
 /// One script and its digest.
 #[derive(Debug)]
@@ -81,6 +81,7 @@ pub(super) struct Scripts {
 
 const COMMON: &str = include_str!("scripts/common.lua");
 const ANSWER: &str = include_str!("scripts/answer.lua");
+const CONTEXT: &str = include_str!("scripts/context.lua");
 const HISTORY: &str = include_str!("scripts/history.lua");
 const LIMITS: &str = include_str!("scripts/limits.lua");
 const MAILBOX: &str = include_str!("scripts/mailbox.lua");
@@ -103,7 +104,7 @@ impl Scripts {
             "local PUBLISH, NUMSUB, LEASE = '{}', '{}', {}\n\
              local DEDUP_TTL, PENDING_TTL = {}, {}\n\
              local MAILBOX_TTL, MAILBOX_FRAMES, MAILBOX_BYTES = {}, {}, {}\n\
-             local HISTORY_TTL, HISTORY_TURNS = {}, {}\n\
+             local HISTORY_TTL, HISTORY_TURNS, MANY_TURNS = {}, {}, {}\n\
              local RATE, WINDOW, DAILY = {}, {}, {}\n\
              local CONVERSATIONS, PENDING = {}, {}\n",
             if clustered { "SPUBLISH" } else { "PUBLISH" },
@@ -116,6 +117,7 @@ impl Scripts {
             bounds.mailbox_bytes,
             bounds.history_ttl.as_millis().max(1),
             bounds.history_turns,
+            bounds.history_turns >= MANY_TURNS,
             bounds.limits.requests,
             bounds.limits.window.as_micros().max(1),
             bounds.limits.daily_tokens,
@@ -138,6 +140,8 @@ impl Scripts {
                 PUBLISH,
                 ANSWER,
                 HISTORY,
+                TURN,
+                CONTEXT,
                 include_str!("scripts/begin.lua"),
             ]),
             live: script(&[COMMON, PUBLISH, ANSWER, include_str!("scripts/live.lua")]),
@@ -157,7 +161,13 @@ impl Scripts {
                 MAILBOX,
                 include_str!("scripts/read.lua"),
             ]),
-            context: script(&[COMMON, TURN, include_str!("scripts/context.lua")]),
+            context: script(&[
+                COMMON,
+                TURN,
+                CONTEXT,
+                // ARGV: conversation, turns at most, age of the newest (ms)
+                "return context(ARGV[1], tonumber(ARGV[2]), ARGV[3])",
+            ]),
             forget: script(&[COMMON, PENDING, MAILBOX, include_str!("scripts/forget.lua")]),
             conversations: script(&[COMMON, include_str!("scripts/conversations.lua")]),
             turns: script(&[COMMON, TURN, include_str!("scripts/turns.lua")]),

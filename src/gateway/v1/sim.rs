@@ -210,6 +210,7 @@ async fn backend(fanout: Arc<EmbeddedFanout>, chance: Chance) {
                 owner: owner.clone(),
                 had: 0,
                 cancelled: ending(number, ""),
+                recall: None,
             };
             let attempt = match fanout.begin(call).await.unwrap() {
                 Begun::Attempt { number, .. } => number,

@@ -52,7 +52,7 @@ pub(crate) fn outcome(begun: Begun) -> Outcome {
 
 pub(crate) fn kept(kept: Kept) -> Outcome {
     match kept {
-        Kept::Outcome(outcome) => outcome,
+        Kept::Outcome(outcome) | Kept::Grown(outcome, _) => outcome,
         Kept::Fenced => panic!("expected an outcome, got fenced"),
     }
 }
@@ -131,6 +131,7 @@ impl<'a> Case<'a> {
             owner: owner.clone(),
             had,
             cancelled: Self::ending(subject, "stopped early", TurnStatus::Cancelled),
+            recall: None,
         };
         self.fanout.begin(call).await.unwrap()
     }

@@ -259,6 +259,7 @@ async fn an_interrupt_cancels_what_was_before_it_and_sent_again_nothing_that_cam
             owner: Owner::random(),
             had: 0,
             cancelled: ending(&subject, "", TurnStatus::Cancelled),
+            recall: None,
         };
         let begun = gateway.fanout.begin(call).await.unwrap();
         assert_eq!(

@@ -113,6 +113,7 @@ impl Gateway {
             owner: owner.clone(),
             had: 0,
             cancelled: ending(&subject, "", TurnStatus::Cancelled),
+            recall: None,
         };
         let Begun::Attempt { number, .. } = self.fanout.begin(call).await.unwrap() else {
             panic!("it can't be begun");

@@ -102,6 +102,7 @@ impl Bench {
             owner: owner.clone(),
             had,
             cancelled: ending(message, "stopped", TurnStatus::Cancelled),
+            recall: None,
         };
         self.fanout.begin(call).await.unwrap()
     }
@@ -242,7 +243,7 @@ fn offsets(look: &Look) -> Vec<i64> {
 
 fn outcome_frame(kept: Kept) -> String {
     match kept {
-        Kept::Outcome(outcome) => outcome.frame,
+        Kept::Outcome(outcome) | Kept::Grown(outcome, _) => outcome.frame,
         Kept::Fenced => panic!("fenced"),
     }
 }

@@ -1,18 +1,19 @@
 -- ARGV: new counter's id, message, client's id, conversation, owner, attempt had, `restarted`
--- frame, the cancelled ending (5) where it was asked for
+-- frame, turns of the history at most (0: none are wanted), age of the newest (ms), its mark where
+-- the caller has them, the cancelled ending (5) where it was asked for
 local message, owner, had = ARGV[2], ARGV[5], tonumber(ARGV[6])
 local frame, position, forgotten = outcome(message)
 if frame then
   return { 'ended', frame, position or '' }
 end
 if forgotten or is_cancelled(message) then
-  if not ARGV[8] then
+  if not ARGV[11] then
     return { 'cancelled' }
   end
   if not forgotten then
-    store_ending(ARGV[4], message, 8)
+    store_ending(ARGV[4], message, 11)
   end
-  return { 'ended', ARGV[8], position or '' }
+  return { 'ended', ARGV[11], position or '' }
 end
 
 local key = P .. 'a:' .. message
@@ -30,11 +31,25 @@ end
 if answer[1] and answer[1] ~= owner and tonumber(answer[2]) > now then
   return { 'busy', int(tonumber(answer[2]) - now) }
 end
+
+-- What came earlier in the conversation, unless the caller has it.
+local function begun(number, takings)
+  local limit = tonumber(ARGV[8])
+  if limit == 0 then
+    return { 'attempt', int(number), int(now), takings }
+  end
+  local mark = history_mark(ARGV[4])
+  if mark == ARGV[10] then
+    return { 'attempt', int(number), int(now), takings, mark }
+  end
+  return { 'attempt', int(number), int(now), takings, mark, context(ARGV[4], limit, ARGV[9]) }
+end
+
 if answer[1] == owner and attempt > had then
   -- A repeat of this call: the text that was written since stays.
   redis.call('HSET', key, 'until', int(now + LEASE))
   touch_answer(message)
-  return { 'attempt', int(attempt), int(now), int(taking()) }
+  return begun(attempt, int(taking()))
 end
 
 attempt = math.max(attempt, had) + 1
@@ -42,14 +57,15 @@ local takings = '1'
 if answer[3] then
   redis.call('DEL', P .. 't:' .. message)
   takings = int(taking())
+  redis.call('HSET', key, 'owner', owner, 'until', int(now + LEASE), 'attempt', int(attempt), 'next', '0')
 else
-  redis.call('HSET', key, 'id', ARGV[3], 'conversation', ARGV[4], 'by:' .. owner, '1', 'taking', '1')
+  redis.call('HSET', key, 'id', ARGV[3], 'conversation', ARGV[4], 'by:' .. owner, '1', 'taking', '1',
+    'owner', owner, 'until', int(now + LEASE), 'attempt', int(attempt), 'next', '0')
 end
-redis.call('HSET', key, 'owner', owner, 'until', int(now + LEASE), 'attempt', int(attempt), 'next', '0')
 redis.call('SADD', P .. 'as', message)
 renew(key, PENDING_TTL)
 renew(P .. 'as', PENDING_TTL)
 if attempt > 1 then
   publish(LIVE, ARGV[7], ARGV[1], ',"attempt":' .. int(attempt))
 end
-return { 'attempt', int(attempt), int(now), takings }
+return begun(attempt, takings)

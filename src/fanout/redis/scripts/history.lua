@@ -11,6 +11,7 @@ local function turn(question, answer, status)
   return status .. '-:' .. answer
 end
 
+-- Returns the states before and, as its time, after, where a turn was added and nothing else changed.
 local function put_turn(conversation, message, question, answer, status)
   local turns, order = P .. 'h:' .. conversation, P .. 'ho:' .. conversation
   local at = now_us
@@ -19,6 +20,8 @@ local function put_turn(conversation, message, question, answer, status)
     at = tonumber(last[2]) + 1
   end
   if last[1] == message or redis.call('ZADD', order, 'NX', int(at), message) == 0 then
+    -- The conversation's state (turn.lua) is another one with this.
+    redis.call('ZINCRBY', order, 1, last[1])
     local before = redis.call('HGET', turns, message) or ''
     local length, from = string.match(before, '^%a(%d+):()')
     if length then
@@ -53,6 +56,10 @@ local function put_turn(conversation, message, question, answer, status)
     end
     redis.call('HDEL', turns, old)
   end
+  -- With a bound that a context could reach, who has the turns in mind can't tell what went.
+  if #gone == 0 or MANY_TURNS then
+    return last[1] and last[1] .. ' ' .. last[2] or '', int(at)
+  end
 end
 
 -- An ending in five arguments from ARGV[i]: frame, whether there is a question, question, answer,
@@ -61,5 +68,5 @@ local function store_ending(conversation, message, i)
   local key = P .. 'o:' .. message
   redis.call('HSET', key, 'f', ARGV[i])
   redis.call('PEXPIRE', key, int(DEDUP_TTL))
-  put_turn(conversation, message, ARGV[i + 1] == '1' and ARGV[i + 2], ARGV[i + 3], ARGV[i + 4])
+  return put_turn(conversation, message, ARGV[i + 1] == '1' and ARGV[i + 2], ARGV[i + 3], ARGV[i + 4])
 end

@@ -23,9 +23,9 @@ if is_cancelled(message) then
   end
 end
 -- The text in flight stays until the delivery: whoever connects before it still gets a snapshot.
-store_ending(ARGV[2], message, ending)
+local before, at = store_ending(ARGV[2], message, ending)
 count_tokens(ARGV[10])
 if ending == 5 then
-  return { 'kept' }
+  return { 'kept', before, at }
 end
 return { 'ended', ARGV[ending], '' }

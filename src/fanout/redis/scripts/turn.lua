@@ -17,3 +17,10 @@ local function turns_of(turns, page)
   end
   return found
 end
+
+-- The state of a conversation (history.lua): its newest turn, and its time, which is moved where any
+-- turn is changed. Empty where there is none.
+local function history_mark(conversation)
+  local last = redis.call('ZREVRANGE', P .. 'ho:' .. conversation, 0, 0, 'WITHSCORES')
+  return last[1] and last[1] .. ' ' .. last[2] or ''
+end
