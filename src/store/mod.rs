@@ -96,6 +96,11 @@ impl Store {
         })
     }
 
+    /// Whether nobody ever waits for a disk.
+    pub fn is_in_memory(&self) -> bool {
+        matches!(self.backing, Backing::Memory(_))
+    }
+
     /// The value of a key.
     pub fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         match &self.backing {

@@ -32,7 +32,7 @@ use consumer::Member;
 use keeper::Keeper;
 pub(super) use placement::of_key as place;
 use topic::Topic;
-use writer::Writer;
+use writer::{Append, Writer};
 
 /// A record's key, value and headers, in bytes; as a Kafka broker's default.
 const MAX_RECORD: usize = 1 << 20;
@@ -220,10 +220,16 @@ impl Log for EmbeddedLog {
             Ok(topic) => topic,
             Err(error) => return refuse(AppendError::Unknown(error.to_string())),
         };
-        let Some(answer) = self.core.writer.append(&topic, record) else {
-            return refuse(AppendError::Unknown(
-                "too much waits for the disk, try again later".into(),
-            ));
+        let appended = self.core.writer.append(&self.core.store, &topic, record);
+        let answer = match appended {
+            Ok(Append::Done(place)) => return ready(Ok(place)).boxed(),
+            Ok(Append::Waits(answer)) => answer,
+            Ok(Append::Full) => {
+                return refuse(AppendError::Unknown(
+                    "too much waits for the disk, try again later".into(),
+                ));
+            }
+            Err(error) => return refuse(AppendError::Unknown(error.to_string())),
         };
         let deadline = tokio::time::Instant::now() + self.produce_timeout;
         async move {

@@ -1,5 +1,8 @@
 //! The thread that puts appended records into the store: many at a time, in the order in which
 //! they were appended, and shown to readers when they are on disk.
+//!
+//! Where there is no disk, whoever appends puts its record into the store itself: handing it to the
+//! thread, and back, would be most of what it costs.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -11,7 +14,7 @@ use super::codec;
 use super::topic::{Topic, lock};
 use crate::log::{NewRecord, Place, Record};
 use crate::protocol::timestamp::now_ms;
-use crate::store::{Batch, Store, Table};
+use crate::store::{Batch, Store, StoreError, Table};
 
 /// What callers may have handed over and the disk has not taken, in bytes.
 const MAX_QUEUED: usize = 256 << 20;
@@ -47,6 +50,16 @@ struct Queue {
     stop: bool,
 }
 
+/// What became of a record.
+pub(super) enum Append {
+    /// It is in the log.
+    Done(Place),
+    /// It has its place, and is told when it is on disk.
+    Waits(oneshot::Receiver<Place>),
+    /// Too much waits.
+    Full,
+}
+
 /// Between those who append and the thread.
 #[derive(Default)]
 pub(super) struct Writer {
@@ -55,17 +68,16 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// Takes the record's place in the order of its partition; `None` while too much waits.
-    /// The answer comes when it is on disk.
+    /// Takes the record's place in the order of its partition.
     pub(super) fn append(
         &self,
+        store: &Store,
         topic: &Arc<Topic>,
         record: NewRecord,
-    ) -> Option<oneshot::Receiver<Place>> {
+    ) -> Result<Append, StoreError> {
         let index = topic.place(record.key.as_deref());
-        let (answer, receiver) = oneshot::channel();
         let partition = &topic.partitions[index];
-        // Held until the record is queued: the queue has each partition's records in order.
+        // Held until the record is queued, or in the log: so each partition's are in order.
         let mut head = lock(&partition.head);
         let timestamp_ms = now_ms().max(head.last_ms);
         let record = Record {
@@ -78,9 +90,25 @@ impl Writer {
             null_value: false,
             headers: record.headers,
         };
+        if store.is_in_memory() {
+            let place = Place {
+                partition: record.partition,
+                offset: record.offset,
+            };
+            let mut batch = Batch::default();
+            put(&mut batch, topic, &record);
+            store.commit(batch)?;
+            head.next += 1;
+            head.last_ms = timestamp_ms;
+            partition.publish(record);
+            drop(head);
+            topic.changed.send_replace(());
+            return Ok(Append::Done(place));
+        }
+        let (answer, receiver) = oneshot::channel();
         let mut queue = lock(&self.queue);
         if queue.bytes + record.size() > MAX_QUEUED {
-            return None;
+            return Ok(Append::Full);
         }
         head.next += 1;
         head.last_ms = timestamp_ms;
@@ -93,7 +121,7 @@ impl Writer {
         drop(queue);
         drop(head);
         self.wake.notify_one();
-        Some(receiver)
+        Ok(Append::Waits(receiver))
     }
 
     /// Answers when everything appended before is on disk.
@@ -157,11 +185,7 @@ impl Writer {
             let mut batch = Batch::default();
             for item in items {
                 if let Item::Record(Appended { topic, record, .. }) = item {
-                    batch.put(
-                        Table::Log,
-                        codec::record_key(topic.id, record.partition, record.offset),
-                        codec::encode(record),
-                    );
+                    put(&mut batch, topic, record);
                 }
             }
             if batch.is_empty() {
@@ -190,6 +214,11 @@ impl Writer {
             }
         }
     }
+}
+
+fn put(batch: &mut Batch, topic: &Topic, record: &Record) {
+    let key = codec::record_key(topic.id, record.partition, record.offset);
+    batch.put(Table::Log, key, codec::encode(record));
 }
 
 fn publish(items: Vec<Item>) {
