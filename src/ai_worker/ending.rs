@@ -1,9 +1,10 @@
 //! How messages end: terminal records and their turns in the history.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::provider::ModelError;
-use crate::fanout::{Ending, Turn, TurnStatus};
+use crate::fanout::{Ending, LazyEnding, Turn, TurnStatus};
 use crate::protocol::error_code::ErrorCode;
 use crate::protocol::record::{Question, Terminal, TerminalKind, Usage};
 
@@ -17,13 +18,14 @@ pub(super) struct Answer {
 }
 
 /// Makes the endings of one message.
-pub(super) struct Endings<'a> {
-    question: &'a Question,
+#[derive(Clone)]
+pub(super) struct Endings {
+    question: Arc<Question>,
     taken: Instant,
 }
 
-impl<'a> Endings<'a> {
-    pub(super) fn new(question: &'a Question, taken: Instant) -> Self {
+impl Endings {
+    pub(super) fn new(question: Arc<Question>, taken: Instant) -> Self {
         Self { question, taken }
     }
 
@@ -59,28 +61,37 @@ impl<'a> Endings<'a> {
         self.ending(&terminal, text.to_owned(), TurnStatus::Cancelled)
     }
 
+    /// The same, where it comes to that.
+    pub(super) fn cancelled_later(&self, text: &str) -> LazyEnding {
+        let (endings, text) = (self.clone(), text.to_owned());
+        LazyEnding::new(move || endings.cancelled(&text))
+    }
+
     /// The same for who has only the ending without a text.
-    pub(super) fn cancelled_at(cancelled: &Ending, text: &str) -> Ending {
-        let mut ending = cancelled.clone();
-        if let Ok(mut terminal) = Terminal::parse(cancelled.frame.as_bytes()) {
-            terminal.content = Some(text.to_owned());
-            ending.frame = terminal.to_json();
-            text.clone_into(&mut ending.turn.answer);
-        }
-        ending
+    pub(super) fn cancelled_at(cancelled: &LazyEnding, text: String) -> LazyEnding {
+        let cancelled = cancelled.clone();
+        LazyEnding::new(move || {
+            let mut ending = cancelled.make();
+            if let Ok(mut terminal) = Terminal::parse(ending.frame.as_bytes()) {
+                terminal.content = Some(text.clone());
+                ending.frame = terminal.to_json();
+                ending.turn.answer.clone_from(&text);
+            }
+            ending
+        })
     }
 
     fn failure(&self, code: ErrorCode) -> Terminal {
         Terminal {
             processing_time_ms: Some(self.elapsed_ms()),
-            ..Terminal::failure(self.question, code)
+            ..Terminal::failure(&self.question, code)
         }
     }
 
     fn terminal(&self, kind: TerminalKind) -> Terminal {
         Terminal {
             processing_time_ms: Some(self.elapsed_ms()),
-            ..Terminal::of(self.question, kind)
+            ..Terminal::of(&self.question, kind)
         }
     }
 

@@ -12,7 +12,9 @@ use super::answer::{Model, Written};
 use super::ending::Endings;
 use super::recent::{Known, Recent};
 use crate::config::settings::WorkerSettings;
-use crate::fanout::{Begin, Begun, Ending, Fanout, Keep, Kept, Outcome, Owner, Recalled, Subject};
+use crate::fanout::{
+    Begin, Begun, Ending, Fanout, Keep, Kept, LazyEnding, Outcome, Owner, Recalled, Subject,
+};
 use crate::log::{Log, NewRecord, Record};
 use crate::pipeline::{Delivery, Handler, Stopped, Verdict, Work};
 use crate::protocol::error_code::ErrorCode;
@@ -57,12 +59,12 @@ enum Attempted {
 impl WorkerHandler {
     async fn settle(
         &self,
-        question: &Question,
+        question: &Arc<Question>,
         job: &Job,
         work: &mut Work,
     ) -> Result<Verdict, Stopped> {
         let taken = Instant::now();
-        let endings = Endings::new(question, taken);
+        let endings = Endings::new(Arc::clone(question), taken);
         let subject = subject_of(question);
         let owner = Owner::random();
         let mut had = 0;
@@ -78,7 +80,7 @@ impl WorkerHandler {
                 subject: subject.clone(),
                 owner: owner.clone(),
                 had,
-                cancelled: endings.cancelled(said(written.as_ref())),
+                cancelled: endings.cancelled_later(said(written.as_ref())),
                 recall: (answering && written.is_none())
                     .then(|| self.model.recall(known.as_ref()))
                     .flatten(),
@@ -236,8 +238,8 @@ impl WorkerHandler {
             subject: attempt.subject.clone(),
             owner: attempt.owner.clone(),
             attempt: attempt.number,
-            cancelled: attempt.endings.cancelled(text),
-            ending,
+            cancelled: attempt.endings.cancelled_later(text),
+            ending: Arc::new(ending),
         };
         let keeping = work.span().child(Kind::Internal, format_args!("keep"));
         let kept = work.finish("keep", || self.fanout.keep(call.clone())).await;
@@ -247,7 +249,7 @@ impl WorkerHandler {
                 let limit = self.model.recalled_turns();
                 let known = attempt.known.take();
                 if let Some(known) =
-                    known.and_then(|known| known.grown(grown, call.ending.turn, limit))
+                    known.and_then(|known| known.grown(grown, &call.ending.turn, limit))
                 {
                     self.recent.put(attempt.question, known);
                 }
@@ -328,6 +330,7 @@ impl WorkerHandler {
             message_id = %question.message_id,
             trace_id = work.span().trace_id(),
         );
+        let question = Arc::new(question);
         self.settle(&question, &job, work).instrument(span).await
     }
 }
@@ -340,8 +343,8 @@ pub(super) struct Attempt<'a> {
     pub(super) subject: &'a Subject,
     pub(super) owner: &'a Owner,
     /// The ending of a message that was cancelled before anything was said.
-    pub(super) cancelled: &'a Ending,
-    endings: &'a Endings<'a>,
+    pub(super) cancelled: &'a LazyEnding,
+    endings: &'a Endings,
     /// Its number; grows when the fan-out loses its data meanwhile.
     pub(super) number: u32,
 }
@@ -378,7 +381,7 @@ impl Handler for WorkerHandler {
             .ok()
             .or_else(|| question_from_headers(&delivery.record));
         if let Some(question) = question {
-            self.settle(&question, &Job::Fail(reason.to_owned()), work)
+            self.settle(&Arc::new(question), &Job::Fail(reason.to_owned()), work)
                 .await?;
         }
         Ok(())

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::cancels::Watcher;
 use super::coalesce::{Coalescer, Piece};
 use super::ending::Endings;
-use crate::fanout::{Begin, Begun, Ending, Fanout, Live, LiveReply, Owner, Subject};
+use crate::fanout::{Begin, Begun, Fanout, LazyEnding, Live, LiveReply, Owner, Subject};
 
 /// A third of the lease, so that one lost renewal costs nothing.
 const RENEW_EVERY: Duration = Duration::from_secs(1);
@@ -59,7 +59,7 @@ impl LiveWriter {
     pub(super) fn start(
         fanout: Arc<dyn Fanout>,
         subjects: Subjects,
-        cancelled: Ending,
+        cancelled: LazyEnding,
         coalescer: Coalescer,
         watcher: Watcher,
     ) -> Self {
@@ -245,7 +245,7 @@ impl Writing {
         loop {
             // Cancelled meanwhile, the message ends with what was said until now.
             let begin = Begin {
-                cancelled: Endings::cancelled_at(&self.begin.cancelled, &self.said()),
+                cancelled: Endings::cancelled_at(&self.begin.cancelled, self.said()),
                 ..self.begin.clone()
             };
             match self.fanout.begin(begin).await {

@@ -56,14 +56,17 @@ impl Known {
 
     /// The same with one turn more, and at most `limit`; nothing where it was another state that
     /// grew.
-    pub(super) fn grown(mut self, grown: Grown, mut turn: Turn, limit: usize) -> Option<Self> {
+    pub(super) fn grown(mut self, grown: Grown, turn: &Turn, limit: usize) -> Option<Self> {
         if self.mark != grown.before || !self.lasts {
             return None;
         }
         self.mark = grown.now;
-        turn.at_ms = grown.at_ms;
         if turn.status != TurnStatus::Failed {
-            self.turns.push(turn);
+            let at_ms = grown.at_ms;
+            self.turns.push(Turn {
+                at_ms,
+                ..turn.clone()
+            });
         }
         let excess = self.turns.len().saturating_sub(limit);
         self.turns.drain(..excess);

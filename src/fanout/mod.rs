@@ -8,6 +8,7 @@
 //! What is kept here is a cache of the log, but for the outcomes and the history; it can be
 //! emptied or rolled back at any time, and the relay rebuilds the mailboxes.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -161,6 +162,34 @@ impl Ending {
     }
 }
 
+/// An ending that is made only where it is needed, which is seldom.
+#[derive(Clone)]
+pub struct LazyEnding(Arc<dyn Fn() -> Ending + Send + Sync>);
+
+impl LazyEnding {
+    /// Made by this, each time.
+    pub fn new(make: impl Fn() -> Ending + Send + Sync + 'static) -> Self {
+        Self(Arc::new(make))
+    }
+
+    /// The ending.
+    pub fn make(&self) -> Ending {
+        (self.0)()
+    }
+}
+
+impl From<Ending> for LazyEnding {
+    fn from(ending: Ending) -> Self {
+        Self::new(move || ending.clone())
+    }
+}
+
+impl fmt::Debug for LazyEnding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LazyEnding")
+    }
+}
+
 /// The frame that tells gateways of a revocation.
 fn revoked_frame(user: &UserId, at_ms: i64) -> String {
     format!(r#"{REVOKED_FRAME}"userid":"{user}","at_ms":{at_ms}}}"#)
@@ -255,7 +284,7 @@ pub struct Begin {
     /// The highest attempt that this owner has had; 0 for none.
     pub had: u32,
     /// The ending that is kept if the message was cancelled before this.
-    pub cancelled: Ending,
+    pub cancelled: LazyEnding,
     /// What is to be brought of the conversation's history with an attempt; `None` for nothing.
     pub recall: Option<Recall>,
 }
@@ -345,9 +374,9 @@ pub struct Keep {
     /// In which attempt.
     pub attempt: u32,
     /// How it ends.
-    pub ending: Ending,
+    pub ending: Arc<Ending>,
     /// How it ends if it was cancelled: the text so far.
-    pub cancelled: Ending,
+    pub cancelled: LazyEnding,
 }
 
 /// Answer to [`Fanout::keep`].

@@ -58,7 +58,7 @@ async fn ask(port: u16, model: &ScriptedModel) -> Value {
 /// A step of the trace: its service, name, kind, and its parent's name.
 type Step = (&'static str, &'static str, i32, &'static str);
 
-const STEPS: [Step; 18] = [
+const STEPS: [Step; 17] = [
     ("gateway", "receive message", 2, "client"),
     ("gateway", "admit", 1, "receive message"),
     ("gateway", "send incoming_messages", 4, "receive message"),
@@ -76,7 +76,6 @@ const STEPS: [Step; 18] = [
     ),
     ("ai-worker", "lane wait", 1, "process incoming_messages"),
     ("ai-worker", "begin", 1, "process incoming_messages"),
-    ("ai-worker", "context", 1, "process incoming_messages"),
     (
         "ai-worker",
         "chat gpt-3.5-turbo",

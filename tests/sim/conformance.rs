@@ -172,7 +172,7 @@ impl Runner<'_> {
                     subject: self.subject(message),
                     owner: owned(owner),
                     had: u32::from(had),
-                    cancelled: Self::ending(message, STOPPED),
+                    cancelled: Self::ending(message, STOPPED).into(),
                     recall: None,
                 };
                 match fanout.begin(call).await? {
@@ -200,8 +200,8 @@ impl Runner<'_> {
                     subject: self.subject(message),
                     owner: owned(owner),
                     attempt: u32::from(attempt),
-                    ending: Self::ending(message, end),
-                    cancelled: Self::ending(message, STOPPED),
+                    ending: Self::ending(message, end).into(),
+                    cancelled: Self::ending(message, STOPPED).into(),
                 };
                 match fanout.keep(call).await? {
                     real::Kept::Outcome(end) | real::Kept::Grown(end, _) => outcome(end),

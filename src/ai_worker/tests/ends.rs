@@ -2,6 +2,7 @@
 
 use super::double::EPOCH_MS;
 use super::*;
+use crate::fanout::Fanout;
 
 fn broken() -> Vec<Step> {
     vec![say("half"), wait_ms(100), Step::Break]
@@ -176,4 +177,35 @@ async fn what_cannot_be_read_is_a_dead_letter_and_holds_up_nobody() {
     rig.until_committed(2).await;
     assert_eq!(rig.topics.values(DEAD).len(), 1);
     assert_eq!(rig.ends().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_worker_remembers_is_what_the_history_says() {
+    let rig = Rig::new(["a1", "a2", "a3", "a5", "a6"].map(answer));
+    let worker = rig.start();
+    let user = user("alice");
+    let mut asked = 0;
+    let ask = async |rig: &Rig, number: i64| {
+        rig.ask("alice", &format!("q{number}"));
+        rig.until_committed(number).await;
+    };
+    for _ in 0..3 {
+        asked += 1;
+        ask(&rig, asked).await;
+    }
+    // Another worker has the conversation for a while, and then it is forgotten.
+    worker.crash().await;
+    let other = rig.beside([answer("a4")]);
+    let elsewhere = other.start();
+    ask(&rig, 4).await;
+    elsewhere.crash().await;
+    let _worker = rig.start();
+    ask(&rig, 5).await;
+    rig.fanout.forget(&user, None).await.unwrap();
+    ask(&rig, 6).await;
+    let requests = rig.script.requests.lock().unwrap().clone();
+    assert_eq!(requests[2], ["q1", "a1", "q2", "a2", "q3"]);
+    let five = ["q1", "a1", "q2", "a2", "q3", "a3", "q4", "a4", "q5"];
+    assert_eq!(requests[3], five);
+    assert_eq!(requests[4], ["q6"]);
 }

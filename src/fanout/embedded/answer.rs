@@ -1,6 +1,8 @@
 //! A message on its way from the gateway to its outcome: `admit`, `begin`, `live`, `keep`,
 //! `cancel`. The order of the checks in each is the contract's (protocol.md section 3).
 
+use std::sync::Arc;
+
 use super::end::End;
 use super::history::Told;
 use super::keys;
@@ -64,13 +66,14 @@ impl UserState {
         match self.end(message, world)? {
             Some(End::Outcome(outcome)) => return Ok(Begun::Ended(outcome)),
             Some(End::Forgotten(delivered)) => {
-                let frame = call.cancelled.frame;
+                let frame = call.cancelled.make().frame;
                 return Ok(Begun::Ended(Outcome { frame, delivered }));
             }
             None => {}
         }
         if self.is_marked(message, world) {
-            let (outcome, _) = self.store_outcome(&call.subject, call.cancelled, 0, world)?;
+            let (outcome, _) =
+                self.store_outcome(&call.subject, call.cancelled.make(), 0, world)?;
             return Ok(Begun::Ended(outcome));
         }
         let number = match self.flight(message, world) {
@@ -195,7 +198,7 @@ impl UserState {
             match self.end(message, world)? {
                 Some(End::Outcome(outcome)) => return Ok(Kept::Outcome(outcome)),
                 Some(End::Forgotten(delivered)) => {
-                    let frame = call.cancelled.frame;
+                    let frame = call.cancelled.make().frame;
                     return Ok(Kept::Outcome(Outcome { frame, delivered }));
                 }
                 None => {}
@@ -210,9 +213,9 @@ impl UserState {
         };
         let is_marked = self.is_marked(message, world);
         let ending = if is_marked {
-            call.cancelled
+            call.cancelled.make()
         } else {
-            call.ending
+            Arc::unwrap_or_clone(call.ending)
         };
         let (outcome, grown) = self.store_outcome(&call.subject, ending, tokens, world)?;
         Ok(match grown {

@@ -22,8 +22,8 @@ use self::scripts::{Script, Scripts};
 use self::trouble::Trouble;
 use super::{
     Admission, Admitted, Begin, Begun, CancelResult, ConversationEntry, Deliver, Delivered, Ending,
-    Fanout, FanoutError, Feed, FeedEvent, Keep, Kept, Limit, Live, LiveReply, Look, Outcome, Read,
-    Result, Subject, Turn, TurnStatus,
+    Fanout, FanoutError, Feed, FeedEvent, Keep, Kept, LazyEnding, Limit, Live, LiveReply, Look,
+    Outcome, Read, Result, Subject, Turn, TurnStatus,
 };
 use crate::config::settings::RedisSettings;
 use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId, UserId};
@@ -118,13 +118,13 @@ impl RedisFanout {
         script: &Script,
         user: &UserId,
         mut args: Vec<Value>,
-        cancelled: &Ending,
+        cancelled: &LazyEnding,
     ) -> Result<Reply> {
         let reply = self.run_for(script, user, args.clone()).await?;
         if !reply.next_is("cancelled") {
             return Ok(reply);
         }
-        push_ending(&mut args, cancelled);
+        push_ending(&mut args, &cancelled.make());
         self.run_for(script, user, args).await
     }
 
@@ -300,7 +300,7 @@ impl Fanout for RedisFanout {
         match reply.text()?.as_str() {
             "kept" => {
                 let outcome = Outcome {
-                    frame: call.ending.frame,
+                    frame: call.ending.frame.clone(),
                     delivered: None,
                 };
                 Ok(match read_grown(reply, subject)? {

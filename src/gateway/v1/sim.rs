@@ -209,7 +209,7 @@ async fn backend(fanout: Arc<EmbeddedFanout>, chance: Chance) {
                 subject: subject.clone(),
                 owner: owner.clone(),
                 had: 0,
-                cancelled: ending(number, ""),
+                cancelled: ending(number, "").into(),
                 recall: None,
             };
             let attempt = match fanout.begin(call).await.unwrap() {
@@ -246,8 +246,8 @@ async fn backend(fanout: Arc<EmbeddedFanout>, chance: Chance) {
                 subject: subject.clone(),
                 owner,
                 attempt,
-                ending: ending(number, &text),
-                cancelled: ending(number, ""),
+                ending: ending(number, &text).into(),
+                cancelled: ending(number, "").into(),
             };
             fanout.keep(call).await.unwrap();
             break text;

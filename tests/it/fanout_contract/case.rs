@@ -130,7 +130,7 @@ impl<'a> Case<'a> {
             subject: subject.clone(),
             owner: owner.clone(),
             had,
-            cancelled: Self::ending(subject, "stopped early", TurnStatus::Cancelled),
+            cancelled: Self::ending(subject, "stopped early", TurnStatus::Cancelled).into(),
             recall: None,
         };
         self.fanout.begin(call).await.unwrap()
@@ -190,8 +190,8 @@ impl<'a> Case<'a> {
             subject: subject.clone(),
             owner: owner.clone(),
             attempt,
-            ending: Self::ending(subject, text, status),
-            cancelled: Self::ending(subject, "stopped", TurnStatus::Cancelled),
+            ending: Self::ending(subject, text, status).into(),
+            cancelled: Self::ending(subject, "stopped", TurnStatus::Cancelled).into(),
         };
         self.fanout.keep(call).await.unwrap()
     }

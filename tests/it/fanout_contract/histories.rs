@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use chatmesh::fanout::{Bounds, Owner, TurnStatus};
+use chatmesh::fanout::{
+    Begin, Begun, Bounds, HistoryMark, Kept, Owner, Recall, Recalled, Subject, TurnStatus,
+};
 use chatmesh::protocol::ids::{ConversationId, MessageId, UserId};
 use chatmesh::protocol::position::Epoch;
 
@@ -271,4 +273,120 @@ pub(crate) async fn conversations_are_listed_by_their_newest_turn(backend: &dyn 
             .unwrap()
             .is_empty()
     );
+}
+
+/// What a worker remembers of a conversation, as it does it.
+struct Memory {
+    mark: HistoryMark,
+    answers: Vec<String>,
+}
+
+async fn begin_with(
+    case: &Case<'_>,
+    message: &Subject,
+    owner: &Owner,
+    known: Option<&HistoryMark>,
+) -> (u32, Option<Memory>) {
+    let call = Begin {
+        subject: message.clone(),
+        owner: owner.clone(),
+        had: 0,
+        cancelled: Case::ending(message, "", TurnStatus::Cancelled).into(),
+        recall: Some(Recall {
+            limit: 100,
+            max_age: Duration::from_secs(3600),
+            known: known.cloned(),
+        }),
+    };
+    match case.fanout.begin(call).await.unwrap() {
+        Begun::Attempt {
+            number,
+            history: Some(history),
+            ..
+        } => match history {
+            Recalled::Known => (number, None),
+            Recalled::Turns(mark, turns) => {
+                let answers = turns.into_iter().map(|turn| turn.answer).collect();
+                (number, Some(Memory { mark, answers }))
+            }
+        },
+        other => panic!("expected an attempt with the history, got {other:?}"),
+    }
+}
+
+pub(crate) async fn a_history_that_the_worker_knows_is_not_brought_again_and_any_other_is(
+    backend: &dyn Backend,
+) {
+    let case = Case::new(backend).await;
+    let conversation = ConversationId::default_conversation();
+    let mut memory: Option<Memory> = None;
+    let mut brought = Vec::new();
+    let mut first = None;
+    for step in 0..12 {
+        // What happens between two messages of a conversation, behind the back of who remembers.
+        let silent = match step {
+            3 => {
+                let other = case.message();
+                case.answer(&other, "other worker").await;
+                false
+            }
+            5 => {
+                // Rebuilt from the log, in place of what was kept.
+                let message: &Subject = first.as_ref().unwrap();
+                case.deliver(message, 1, "told otherwise").await;
+                false
+            }
+            7 => {
+                case.deliver(&case.message(), 2, "original worker").await;
+                false
+            }
+            9 => {
+                case.fanout
+                    .forget(&case.user, Some(&conversation))
+                    .await
+                    .unwrap();
+                false
+            }
+            0 => false,
+            _ => true,
+        };
+        let (message, owner) = (case.message(), Owner::random());
+        let known = memory.as_ref().map(|memory| memory.mark.clone());
+        let (number, news) = begin_with(&case, &message, &owner, known.as_ref()).await;
+        brought.push(news.is_some());
+        assert_eq!(news.is_none(), silent, "step {step}");
+        let mut now = news.or_else(|| memory.take()).unwrap();
+        let real = case.context(&conversation).await;
+        let real: Vec<String> = real.into_iter().map(|turn| turn.answer).collect();
+        assert_eq!(now.answers, real, "step {step}");
+        let Kept::Grown(_, grown) = case.keep(&message, &owner, number, "mine").await else {
+            panic!("step {step}: a new turn");
+        };
+        assert_eq!(grown.before, now.mark);
+        now.mark = grown.now;
+        now.answers.push("mine".to_owned());
+        memory = Some(now);
+        first.get_or_insert(message);
+    }
+    assert_eq!(brought.iter().filter(|brought| **brought).count(), 5);
+}
+
+pub(crate) async fn what_was_forgotten_while_an_answer_was_written_is_not_what_grew(
+    backend: &dyn Backend,
+) {
+    let case = Case::new(backend).await;
+    let conversation = ConversationId::default_conversation();
+    case.answer(&case.message(), "secret").await;
+    let (message, owner) = (case.message(), Owner::random());
+    let (_, news) = begin_with(&case, &message, &owner, None).await;
+    assert_eq!(news.unwrap().answers, ["secret"]);
+    case.fanout
+        .forget(&case.user, Some(&conversation))
+        .await
+        .unwrap();
+    // In flight there, it is forgotten itself.
+    let kept = case.keep(&message, &owner, 1, "mine").await;
+    assert!(matches!(kept, Kept::Outcome(_)), "{kept:?}");
+    let (_, news) = begin_with(&case, &case.message(), &owner, None).await;
+    assert!(news.unwrap().answers.is_empty());
 }

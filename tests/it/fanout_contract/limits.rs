@@ -168,15 +168,15 @@ pub(crate) async fn tokens_of_the_day_are_counted_once(backend: &dyn Backend) {
             r#"{{"type":"response","content":"text","usage":{{"prompt_tokens":1,"completion_tokens":1,"total_tokens":{tokens}}}}}"#
         );
         let call = Keep {
-            cancelled: Case::ending(&message, "", TurnStatus::Cancelled),
+            cancelled: Case::ending(&message, "", TurnStatus::Cancelled).into(),
             subject: message,
             owner,
             attempt,
-            ending,
+            ending: ending.into(),
         };
         // The second is the client library's repeat.
-        let first = case.fanout.keep(call.clone()).await.unwrap();
-        assert_eq!(case.fanout.keep(call).await.unwrap(), first);
+        let first = kept(case.fanout.keep(call.clone()).await.unwrap());
+        assert_eq!(kept(case.fanout.keep(call).await.unwrap()), first);
     };
     spend(60).await;
     spend(40).await;

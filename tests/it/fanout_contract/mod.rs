@@ -61,6 +61,8 @@ macro_rules! fanout_contract {
             pending_is_listed_until_delivered,
             the_context_has_each_turn_once_in_order_without_failures,
             the_context_is_bounded_in_number_and_age,
+            a_history_that_the_worker_knows_is_not_brought_again_and_any_other_is,
+            what_was_forgotten_while_an_answer_was_written_is_not_what_grew,
             the_delivered_answer_is_what_history_says,
             tokens_are_issued_once_and_run_out,
             hostile_userids_touch_nobody_else,

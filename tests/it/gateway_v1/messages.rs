@@ -258,7 +258,7 @@ async fn an_interrupt_cancels_what_was_before_it_and_sent_again_nothing_that_cam
             subject: subject.clone(),
             owner: Owner::random(),
             had: 0,
-            cancelled: ending(&subject, "", TurnStatus::Cancelled),
+            cancelled: ending(&subject, "", TurnStatus::Cancelled).into(),
             recall: None,
         };
         let begun = gateway.fanout.begin(call).await.unwrap();

@@ -112,7 +112,7 @@ impl Gateway {
             subject: subject.clone(),
             owner: owner.clone(),
             had: 0,
-            cancelled: ending(&subject, "", TurnStatus::Cancelled),
+            cancelled: ending(&subject, "", TurnStatus::Cancelled).into(),
             recall: None,
         };
         let Begun::Attempt { number, .. } = self.fanout.begin(call).await.unwrap() else {
@@ -144,8 +144,8 @@ impl Gateway {
             subject: answer.subject.clone(),
             owner: answer.owner.clone(),
             attempt: answer.attempt,
-            ending: ending(&answer.subject, &answer.text, TurnStatus::Answered),
-            cancelled: ending(&answer.subject, &answer.text, TurnStatus::Cancelled),
+            ending: ending(&answer.subject, &answer.text, TurnStatus::Answered).into(),
+            cancelled: ending(&answer.subject, &answer.text, TurnStatus::Cancelled).into(),
         };
         self.fanout.keep(call).await.unwrap();
     }

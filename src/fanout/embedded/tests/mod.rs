@@ -101,7 +101,7 @@ impl Bench {
             subject: subject(message),
             owner: owner.clone(),
             had,
-            cancelled: ending(message, "stopped", TurnStatus::Cancelled),
+            cancelled: ending(message, "stopped", TurnStatus::Cancelled).into(),
             recall: None,
         };
         self.fanout.begin(call).await.unwrap()
@@ -129,8 +129,8 @@ impl Bench {
             subject: subject(message),
             owner: owner.clone(),
             attempt,
-            ending: ending(message, answer, TurnStatus::Answered),
-            cancelled: ending(message, "stopped", TurnStatus::Cancelled),
+            ending: ending(message, answer, TurnStatus::Answered).into(),
+            cancelled: ending(message, "stopped", TurnStatus::Cancelled).into(),
         };
         self.fanout.keep(call).await.unwrap()
     }
