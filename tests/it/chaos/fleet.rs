@@ -1,10 +1,12 @@
 //! Two of each role behind nginx, on a Kafka, a Redis and a model of their own, with a link that can
 //! be broken wherever one talks to another.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+
+use serde_json::Value;
 
 use super::calls::key_of;
 use crate::nginx::Nginx;
@@ -215,6 +217,26 @@ impl Fleet {
                 link.set(Traffic::Open);
             }
         }
+    }
+
+    /// What all processes warned of, and how often.
+    pub(super) fn warnings(&self) -> Vec<(usize, String)> {
+        let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+        for member in &self.members {
+            for line in member.whole_log().lines() {
+                let Ok(line) = serde_json::from_str::<Value>(line) else {
+                    continue;
+                };
+                let (level, said) = (line["level"].as_str(), line["message"].as_str());
+                if let (Some(level @ ("WARN" | "ERROR")), Some(said)) = (level, said) {
+                    let role = member.name.split('_').next().unwrap_or_default();
+                    *counts.entry(format!("{role} {level} {said}")).or_default() += 1;
+                }
+            }
+        }
+        let mut warnings: Vec<_> = counts.into_iter().map(|(said, n)| (n, said)).collect();
+        warnings.sort_by(|a, b| b.cmp(a));
+        warnings
     }
 
     /// What all processes wrote of one of these ids, by time.

@@ -155,6 +155,10 @@ fn report(storm: &Storm<'_>, checker: &Checker, calls: &Calls, took: Duration) {
          model; {} answers were in flight when a worker or Redis's data went",
         calls.made, calls.again, calls.excused, calls.in_flight
     );
+    eprintln!("chaos: what the roles warned of");
+    for (times, said) in storm.fleet.warnings() {
+        eprintln!("chaos:   {times:5} {said}");
+    }
     eprintln!("chaos: time to recover in ms, of faults that struck alone");
     for (fault, (times, measured)) in storm.recoveries() {
         let name = fault.map_or("two at once".to_owned(), |fault| fault.to_string());
