@@ -161,7 +161,7 @@ pub(super) struct Storm<'a> {
 }
 
 /// How many faults strike while the system still recovers from the one before.
-const TWO_AT_ONCE: f64 = 0.2;
+const TWO_AT_ONCE: f64 = 0.3;
 
 /// What a struck system is given until nothing is open any more.
 const LIMIT: Duration = Duration::from_secs(60);

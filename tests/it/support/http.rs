@@ -1,5 +1,6 @@
 //! Small HTTP calls to a role.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use reqwest::Method;
@@ -22,17 +23,24 @@ impl Reply {
     }
 }
 
+/// Made once: reading the machine's certificates takes a debug build long. It keeps no connection,
+/// since those belong to the runtime of one test.
+static CLIENT: LazyLock<reqwest::Client> = LazyLock::new(|| {
+    reqwest::Client::builder()
+        .no_proxy()
+        .timeout(Duration::from_secs(5))
+        .pool_max_idle_per_host(0)
+        .build()
+        .expect("a client")
+});
+
 /// `Err` when nothing answers, or not within five seconds.
 pub(crate) async fn try_call(
     method: Method,
     url: &str,
     headers: &[(&str, &str)],
 ) -> Result<Reply, reqwest::Error> {
-    let client = reqwest::Client::builder()
-        .no_proxy()
-        .timeout(Duration::from_secs(5))
-        .build()?;
-    let mut request = client.request(method, url);
+    let mut request = CLIENT.request(method, url);
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
