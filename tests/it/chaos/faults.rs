@@ -130,17 +130,17 @@ impl Plan {
 const ALL_WORKERS: [&str; 3] = ["worker_1", "worker_2", "worker_3"];
 
 /// Longer than a member's session at Kafka (6 s) and a worker's lease (3 s).
-const PAUSE: Duration = Duration::from_secs(9);
+const PAUSE: Duration = Duration::from_millis(7500);
 
 /// What one fault cost.
 #[derive(Debug, Clone)]
 struct Blow {
     fault: Fault,
     /// From the kill, or from when what was away is back, until everything that was open then had
-    /// ended. `None` of the first of two that struck at once: their time is the second's.
+    /// ended. `None` where another one struck before that: their time is the last one's.
     recovery: Option<Duration>,
-    /// It struck before the system had recovered from another one.
-    second: bool,
+    /// The system had recovered from all others.
+    alone: bool,
 }
 
 /// Messages that did not end.
@@ -160,8 +160,9 @@ pub(super) struct Storm<'a> {
     pub(super) stakes: Vec<Stake>,
 }
 
-/// How many faults strike while the system still recovers from the one before.
-const TWO_AT_ONCE: f64 = 0.3;
+/// How often another fault strikes while the system still recovers, and how many do at most.
+const ONE_MORE: f64 = 0.6;
+const MOST_AT_ONCE: usize = 4;
 
 /// What a struck system is given until nothing is open any more.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -223,19 +224,21 @@ impl<'a> Storm<'a> {
         let n = self.blows.len();
         let fault = self.draw(n);
         let (mut what, mut since) = self.inflict(fault).await;
+        let mut fault = fault;
+        let mut at_once = 1;
         let usual = self.plan.only.is_empty() && n >= FIRST.len();
-        let second = (usual && self.rng.random_bool(TWO_AT_ONCE)).then(|| self.draw(n));
-        if let Some(second) = second {
+        while usual && at_once < MOST_AT_ONCE && self.rng.random_bool(ONE_MORE) {
             self.blows.push(Blow {
                 fault,
                 recovery: None,
-                second: false,
+                alone: false,
             });
-            let (other, later) = self.inflict(second).await;
+            let next = self.draw(self.blows.len());
+            let (other, later) = self.inflict(next).await;
             what = format!("{other}; before it {fault}, {what}");
-            since = later;
+            (fault, since) = (next, later);
+            at_once += 1;
         }
-        let fault = second.unwrap_or(fault);
         let until = Instant::now().max(since) + Duration::from_millis(500);
         match self.journal.caught_up(since, until, LIMIT).await {
             Ok(recovery) => {
@@ -247,7 +250,7 @@ impl<'a> Storm<'a> {
                 self.blows.push(Blow {
                     fault,
                     recovery: Some(recovery),
-                    second: second.is_some(),
+                    alone: at_once == 1,
                 });
                 self.everybody_runs().await;
                 Ok(())
@@ -285,7 +288,7 @@ impl<'a> Storm<'a> {
 
     /// Does it, and undoes it. Returns what it was, and from when recovery counts.
     async fn inflict(&mut self, fault: Fault) -> (String, Instant) {
-        let hold = Duration::from_millis(self.rng.random_range(500..4000));
+        let hold = Duration::from_millis(self.rng.random_range(300..2500));
         match fault {
             Fault::GatewayKilled => self.kill("gateway").await,
             Fault::WorkerKilled => self.kill("worker").await,
@@ -496,7 +499,7 @@ impl<'a> Storm<'a> {
     }
 
     /// How often each fault struck, and the times to recover from it where it struck alone, in ms and
-    /// sorted. Under `None` those of two at once.
+    /// sorted. Under `None` those of several at once.
     pub(super) fn recoveries(&self) -> BTreeMap<Option<Fault>, (usize, Vec<u128>)> {
         let mut all: BTreeMap<Option<Fault>, (usize, Vec<u128>)> = BTreeMap::new();
         for blow in &self.blows {
@@ -504,9 +507,9 @@ impl<'a> Storm<'a> {
             let Some(recovery) = blow.recovery else {
                 continue;
             };
-            let alone = (!blow.second).then_some(blow.fault);
+            let alone = blow.alone.then_some(blow.fault);
             let (times, measured) = all.entry(alone).or_default();
-            *times += usize::from(blow.second);
+            *times += usize::from(!blow.alone);
             measured.push(recovery.as_millis());
         }
         for (_, measured) in all.values_mut() {

@@ -161,7 +161,7 @@ fn report(storm: &Storm<'_>, checker: &Checker, calls: &Calls, took: Duration) {
     }
     eprintln!("chaos: time to recover in ms, of faults that struck alone");
     for (fault, (times, measured)) in storm.recoveries() {
-        let name = fault.map_or("two at once".to_owned(), |fault| fault.to_string());
+        let name = fault.map_or("several at once".to_owned(), |fault| fault.to_string());
         let longest = measured.last().copied().unwrap_or_default();
         let median = measured
             .get(measured.len() / 2)
