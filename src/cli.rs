@@ -1,5 +1,5 @@
 //! The command line: subcommands and flags, and the exit code (0 done, 1 failed, 2 used or
-//! configured wrongly).
+//! configured wrongly; a load test has more, which its help lists).
 #![expect(
     clippy::print_stderr,
     reason = "errors of the command line are for its user; everything else is logged"
@@ -197,8 +197,15 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             eprintln!("error: {error:#}");
             let configured = error.downcast_ref::<ConfigErrors>().is_some()
                 || error.downcast_ref::<app::Unusable>().is_some()
-                || error.downcast_ref::<chat::Misused>().is_some();
-            ExitCode::from(if configured { 2 } else { 1 })
+                || error.downcast_ref::<chat::Misused>().is_some()
+                || error.downcast_ref::<load_test::Misused>().is_some();
+            ExitCode::from(match configured {
+                true => 2,
+                false if error.downcast_ref::<load_test::NoTest>().is_some() => {
+                    load_test::NoTest::CODE
+                }
+                false => 1,
+            })
         }
     }
 }
