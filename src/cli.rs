@@ -18,7 +18,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use crate::app;
 use crate::config::{self, Config, ConfigErrors, Flag, Role, Sources};
 use crate::protocol::ids::UserId;
-use crate::tools::{chat, dlq, doctor, load_test, mock_openai, print, token};
+use crate::tools::{Misused, chat, dlq, doctor, load_test, mock_openai, print, token};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -198,13 +198,14 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             let configured = error.downcast_ref::<ConfigErrors>().is_some()
                 || error.downcast_ref::<app::Unusable>().is_some()
                 || error.downcast_ref::<chat::Misused>().is_some()
-                || error.downcast_ref::<load_test::Misused>().is_some();
-            ExitCode::from(match configured {
-                true => 2,
-                false if error.downcast_ref::<load_test::NoTest>().is_some() => {
-                    load_test::NoTest::CODE
-                }
-                false => 1,
+                || error.downcast_ref::<Misused>().is_some();
+            let no_test = error.downcast_ref::<load_test::NoTest>().is_some();
+            ExitCode::from(if configured {
+                2
+            } else if no_test {
+                load_test::NoTest::CODE
+            } else {
+                1
             })
         }
     }

@@ -145,10 +145,10 @@ impl<'a> Client<'a> {
             if !around.plan.v1 {
                 self.ledger.abandon();
             }
-            around.stage.away.fetch_add(1, Ordering::Relaxed);
             if self.finished {
                 return;
             }
+            around.stage.away.fetch_add(1, Ordering::Relaxed);
             let Some(link) = self.come_back(why).await else {
                 return;
             };

@@ -31,7 +31,7 @@ pub(super) struct Outcome {
     pub(super) stats: Stats,
     /// For which messages were to be sent, and answers came.
     pub(super) length: Duration,
-    /// The user ended it: the exit code that shells give to the signal.
+    /// The user ended it before its time: the exit code that shells give to the signal.
     pub(super) interrupted: Option<u8>,
 }
 
@@ -91,10 +91,12 @@ pub(super) async fn conduct(
         _ if stopped || plan.pace == Pace::Idle => held.max(stats.last_answer),
         planned => planned.unwrap_or_default().max(stats.last_answer),
     };
+    // Holding connections until somebody ends it ends so.
+    let endless = plan.pace == Pace::Idle && plan.duration.is_none();
     Ok(Outcome {
         stats,
         length,
-        interrupted,
+        interrupted: interrupted.filter(|_| !endless),
     })
 }
 

@@ -103,7 +103,9 @@ impl Client<'_> {
 
     /// What it has had, for when it comes back.
     fn reached(&mut self, frame: &Frame<'_>) {
-        if let Some(position) = frame.position {
+        if let Some(position) = frame.position
+            && !is_before(position, &self.position)
+        {
             position.clone_into(&mut self.position);
         }
     }
@@ -135,6 +137,30 @@ impl Client<'_> {
             "error" if frame.message_id.is_none() => self.ledger.newest(),
             "error" => self.ledger.oldest(),
             _ => None,
+        }
+    }
+}
+
+/// Whether a position is known to be before another: the end of a message that was sent again
+/// comes with the one that it has always had.
+fn is_before(position: &str, other: &str) -> bool {
+    let parts = (position.rsplit_once('.'), other.rsplit_once('.'));
+    let (Some((log, offset)), Some((other_log, other))) = parts else {
+        return false;
+    };
+    let numbers = (offset.parse::<u64>(), other.parse());
+    log == other_log && matches!(numbers, (Ok(offset), Ok(other)) if offset < other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_position_does_not_go_back_within_its_log() {
+        assert!(is_before("a~b~0.9", "a~b~0.10"));
+        for other in ["a~b~0.9", "a~b~0.8", "a~c~0.10", "", "new~x.0"] {
+            assert!(!is_before("a~b~0.9", other), "{other}");
         }
     }
 }

@@ -19,7 +19,7 @@ use self::plan::{Pace, Plan};
 use self::report::Report;
 use self::require::Condition;
 use self::target::{Target, Tokens};
-use super::descriptors;
+use super::{Misused, descriptors};
 use crate::signals::Signals;
 
 mod client;
@@ -58,7 +58,7 @@ Clients whose connections end come back, and what could not be sent counts as no
 
 Exit codes: 0 all is so; 1 a condition is missed, not one message was delivered, or the report can't be
 written; 2 used wrongly; 3 there was no test, as no server answers or none let anybody in; 130 and 143
-interrupted by Ctrl-C and by SIGTERM, after the report.";
+interrupted by Ctrl-C and by SIGTERM, after the report (--idle without --duration is ended so: 0).";
 
 /// The test.
 #[derive(Debug, Clone, Args)]
@@ -172,11 +172,6 @@ fn file(text: &str) -> Result<PathBuf, String> {
         _ => Ok(text.into()),
     }
 }
-
-/// Used wrongly, as the command line's grammar can't tell: exit code 2.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(crate) struct Misused(String);
 
 /// There was no test, since the server or this machine did not let it begin: exit code 3.
 #[derive(Debug, thiserror::Error)]

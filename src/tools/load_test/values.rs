@@ -162,8 +162,8 @@ impl Values<'_> {
         if late > LATE_MS && stats.late.count() >= 100 {
             notes.push(format!(
                 "1 % of the messages were sent more than {late:.0} ms late, which counts as their \
-                 latency: the server did not read them, or this machine is too busy for both (more \
-                 --threads, or another machine)"
+                 latency: the server was away or did not read them, or this machine is too busy for \
+                 both (more --threads, or another machine)"
             ));
         }
         if stats.delivered > 0 && !self.tells_apart() {
