@@ -49,9 +49,10 @@ A server lets each user send 10 messages a minute if it isn't told otherwise; fo
 with USER_RATE_LIMIT_MAX_REQUESTS=0 and USER_MAX_PENDING=0.
 
 Conditions are NAME OPERATOR VALUE, with =, <, <=, > and >=. Names: p50, p90, p99, p99.9, max and mean of
-the whole answer (or of another time: accepted.p99, first_token.p99, token.p99, connect.p99), delivered
-(%), throughput (answers a second), loss, doubles, order, mixed_up, errors, connections, tokens (deltas a
-second). `original` stands for the three criteria of the original system.
+the whole answer (or of another time: accepted.p99, first_token.p99, token.p99, connect.p99), with a unit:
+ms, s, m; delivered (%), throughput (answers a second), loss (lost, or not sent though planned), doubles,
+order, mixed_up, errors, connections, tokens (deltas a second). `original` stands for the three criteria of
+the original system. What was not measured is missed.
 
 Times count from when a message was to be sent, so a server that stalls doesn't look faster than it is.
 Clients whose connections end come back, and what could not be sent counts as not delivered.

@@ -100,7 +100,11 @@ impl FromStr for Condition {
         };
         let (name, value) = (name.trim(), value.trim());
         let wanted = if is_time(name) {
-            milliseconds(value)?
+            let wanted = milliseconds(value)?;
+            if wanted <= 0.0 && operator == Operator::Less {
+                return Err(format!("{value:?}: that can never be"));
+            }
+            wanted
         } else if VALUES.contains(&name) {
             number(name, value, operator)?
         } else {
@@ -264,6 +268,7 @@ mod tests {
             "loss=1%",
             "errors>=-1",
             "p99<-5ms",
+            "p99<0ms",
         ] {
             assert!(wrong.parse::<Condition>().is_err(), "{wrong}");
         }
