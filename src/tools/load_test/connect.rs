@@ -91,11 +91,23 @@ async fn open(number: usize, plan: &Plan, since: &str) -> Result<Link, Gone> {
         .write_buffer_size(0)
         .max_write_buffer_size(1 << 20);
     let upgraded = client_async_with_config(request, stream, Some(config)).await;
-    let (mut socket, _) = upgraded.map_err(|error| match error {
+    let (socket, _) = upgraded.map_err(|error| match error {
         Error::Http(response) => Gone(format!("HTTP {}", response.status().as_u16())),
         other => Gone(other.to_string()),
     })?;
-    while plan.v1 {
+    if plan.v1 {
+        return welcomed(socket).await;
+    }
+    Ok(Link {
+        socket,
+        position: None,
+        recovered: false,
+    })
+}
+
+/// Waits for the server's first word.
+async fn welcomed(mut socket: Socket) -> Result<Link, Gone> {
+    loop {
         match socket.next().await {
             Some(Ok(Message::Text(text))) => {
                 let frame = Frame::parse(&text).filter(|frame| frame.kind == "welcome");
@@ -113,11 +125,6 @@ async fn open(number: usize, plan: &Plan, since: &str) -> Result<Link, Gone> {
             other => return Err(gone(other)),
         }
     }
-    Ok(Link {
-        socket,
-        position: None,
-        recovered: false,
-    })
 }
 
 /// What the end of a socket says.

@@ -39,9 +39,8 @@ impl Plan {
     /// How long messages are to be sent; `None` where only the answers decide it.
     pub(super) fn length(&self) -> Option<Duration> {
         match self.pace {
-            Pace::Idle => None,
             Pace::Closed(_) if self.messages == u64::MAX => self.duration,
-            Pace::Closed(_) => None,
+            Pace::Idle | Pace::Closed(_) => None,
             Pace::Open(rate) => {
                 let all = self.messages as f64 * self.clients as f64 / rate;
                 let all = Duration::try_from_secs_f64(all).ok();
