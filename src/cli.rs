@@ -1,5 +1,5 @@
 //! The command line: subcommands and flags, and the exit code (0 done, 1 failed, 2 used or
-//! configured wrongly).
+//! configured wrongly; a load test has more, which its help lists).
 #![expect(
     clippy::print_stderr,
     reason = "errors of the command line are for its user; everything else is logged"
@@ -18,7 +18,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use crate::app;
 use crate::config::{self, Config, ConfigErrors, Flag, Role, Sources};
 use crate::protocol::ids::UserId;
-use crate::tools::{chat, dlq, doctor, load_test, mock_openai, print, token};
+use crate::tools::{Misused, chat, dlq, doctor, load_test, mock_openai, print, token};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -197,8 +197,16 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             eprintln!("error: {error:#}");
             let configured = error.downcast_ref::<ConfigErrors>().is_some()
                 || error.downcast_ref::<app::Unusable>().is_some()
-                || error.downcast_ref::<chat::Misused>().is_some();
-            ExitCode::from(if configured { 2 } else { 1 })
+                || error.downcast_ref::<chat::Misused>().is_some()
+                || error.downcast_ref::<Misused>().is_some();
+            let no_test = error.downcast_ref::<load_test::NoTest>().is_some();
+            ExitCode::from(if configured {
+                2
+            } else if no_test {
+                load_test::NoTest::CODE
+            } else {
+                1
+            })
         }
     }
 }

@@ -23,7 +23,7 @@ impl Signals {
     }
 
     /// The next signal: its name and the exit code that shells give it.
-    async fn next(&mut self) -> (&'static str, i32) {
+    pub(crate) async fn next(&mut self) -> (&'static str, u8) {
         tokio::select! {
             _ = self.terminate.recv() => ("SIGTERM", 143),
             _ = self.interrupt.recv() => ("SIGINT", 130),
@@ -38,7 +38,7 @@ impl Signals {
         drain.cancel();
         let (name, code) = self.next().await;
         tracing::warn!("{name} while draining: ending at once");
-        std::process::exit(code);
+        std::process::exit(code.into());
     }
 }
 

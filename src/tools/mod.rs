@@ -11,6 +11,11 @@ pub(crate) mod mock_openai;
 pub(crate) mod span;
 pub(crate) mod token;
 
+/// Used wrongly, as the command line's grammar can't tell: exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Misused(pub(crate) String);
+
 /// To standard output; a reader that has seen enough (`| head`) is no failure.
 pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();

@@ -20,6 +20,11 @@ impl Span {
         }
     }
 
+    /// The greatest.
+    pub(crate) const fn most(self) -> u64 {
+        self.high
+    }
+
     /// The one that `random` chooses.
     pub(crate) fn pick(self, random: u64) -> u64 {
         let width = u128::from(self.high - self.low) + 1;
@@ -62,6 +67,11 @@ impl fmt::Display for Span {
 pub(crate) struct Share(f64);
 
 impl Share {
+    /// Its part of all, from 0 to 1.
+    pub(crate) const fn part(self) -> f64 {
+        self.0
+    }
+
     /// Whether `random` falls into it.
     pub(crate) fn holds(self, random: u64) -> bool {
         (random >> 11) as f64 / (1_u64 << 53) as f64 <= self.0 && self.0 > 0.0

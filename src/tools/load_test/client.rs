@@ -1,61 +1,39 @@
 //! One client: connects, sends when it is time, and notes what comes.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Poll;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use futures_util::{Sink as _, SinkExt as _, StreamExt as _};
+use rand::Rng as _;
 use tokio::sync::{Semaphore, watch};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_util::sync::CancellationToken;
 
-use super::connect::{Gone, Socket, connect, gone};
-use super::frames::{Frame, mark, marked, stamps};
-use super::ledger::{End, Ledger};
+use super::connect::{Gone, Link, Socket, again, connect, gone};
+use super::frames::mark;
+use super::ledger::Ledger;
+use super::plan::{Pace, Plan};
 use super::stats::{Stats, count};
-use super::target::{Target, Tokens};
-use crate::protocol::error_code::ErrorCode;
 
 /// What tokio's timers may be late, so that clients wake up so much earlier. A message that is sent
 /// before its time is measured from its sending.
 const TIMER: Duration = Duration::from_millis(1);
-
-/// When messages are sent.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Pace {
-    /// Never.
-    Idle,
-    /// So many a second by all clients together, whatever becomes of them.
-    Open(f64),
-    /// As soon as there are fewer than so many of this client under way.
-    Closed(usize),
-}
-
-/// What all clients do.
-#[derive(Debug)]
-pub(super) struct Plan {
-    pub(super) targets: Vec<Target>,
-    pub(super) sources: Vec<IpAddr>,
-    pub(super) tokens: Tokens,
-    pub(super) clients: usize,
-    pub(super) v1: bool,
-    pub(super) pace: Pace,
-    /// Of each client.
-    pub(super) messages: u64,
-    pub(super) duration: Option<Duration>,
-    pub(super) ramp_up: Duration,
-    /// Beginning of the users' names.
-    pub(super) user: String,
-    /// Text after the mark.
-    pub(super) padding: String,
-}
+/// Before the first attempt to come back, and the most before another; half of it at least.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(4));
+/// After a close for going on over a limit.
+const ABUSED: Duration = Duration::from_secs(20);
+/// Longer than a test.
+const NEVER: Duration = Duration::from_secs(365 * 86_400);
+/// What was due for less than this when the user ended the test was about to be sent.
+const ABOUT_TO: Duration = Duration::from_millis(50);
 
 /// What the test's conductor and its clients tell each other.
 #[derive(Debug)]
@@ -65,9 +43,14 @@ pub(super) struct Stage {
     pub(super) begin: watch::Receiver<Option<Instant>>,
     /// Everybody stops.
     pub(super) end: CancellationToken,
+    /// It is the user who ends it.
+    pub(super) interrupted: AtomicBool,
     /// Connected, or failed to.
     pub(super) arrived: AtomicU64,
+    /// Got in.
     pub(super) connected: AtomicU64,
+    /// Lost their connections, and are not back.
+    pub(super) away: AtomicU64,
     pub(super) sent: AtomicU64,
     pub(super) ended: AtomicU64,
     /// Clients that have nothing more to do.
@@ -90,63 +73,144 @@ pub(super) async fn run(number: usize, around: Rc<Neighbours>) {
         .end
         .run_until_cancelled(connect(number, &around))
         .await;
-    let mut client = match connected {
-        Some(Ok(socket)) => {
+    let mut client = Client::new(number, &around);
+    match connected {
+        Some(Ok(link)) => {
             around.stats.borrow_mut().connected += 1;
             stage.connected.fetch_add(1, Ordering::Relaxed);
-            Client::new(number, socket, &around)
+            stage.arrived.fetch_add(1, Ordering::Relaxed);
+            client.stay(link).await;
         }
         Some(Err(Gone(why))) => {
             count(&mut around.stats.borrow_mut().not_connected, &why);
             stage.arrived.fetch_add(1, Ordering::Relaxed);
-            stage.finished.fetch_add(1, Ordering::Relaxed);
-            return;
+            client.finish();
+            // Only then it is known what it would have had to send.
+            stage.end.cancelled().await;
         }
-        None => return,
-    };
-    stage.arrived.fetch_add(1, Ordering::Relaxed);
-    let gone = client.live().await;
-    client.finish();
-    around.stats.borrow_mut().lost += client.ledger.open() as u64;
-    if let Err(Gone(why)) = gone {
-        count(&mut around.stats.borrow_mut().closed, &why);
-    } else {
-        // Politely, but a server that doesn't listen any more is not waited for.
-        let _ = timeout(Duration::from_secs(1), client.socket.close(None)).await;
+        None => {}
     }
+    client.finish();
+    client.add_up();
 }
 
-enum Step {
+pub(super) enum Step {
     /// Another frame can be written.
     Room,
     Read(Option<Result<Message, Error>>),
 }
 
-struct Client<'a> {
+pub(super) struct Client<'a> {
     number: usize,
-    socket: Socket,
-    around: &'a Neighbours,
-    ledger: Ledger,
+    pub(super) around: &'a Neighbours,
+    pub(super) ledger: Ledger,
     sent: u64,
-    begin: Instant,
+    /// What it has had, where it comes back.
+    pub(super) position: String,
+    /// Messages to send once more.
+    pub(super) again: VecDeque<u64>,
+    pub(super) begin: Instant,
     finished: bool,
 }
 
 impl<'a> Client<'a> {
-    fn new(number: usize, socket: Socket, around: &'a Neighbours) -> Self {
+    fn new(number: usize, around: &'a Neighbours) -> Self {
         Self {
             number,
-            socket,
             around,
-            ledger: Ledger::default(),
+            ledger: Ledger::new(around.plan.v1),
             sent: 0,
+            position: String::new(),
+            again: VecDeque::new(),
             begin: Instant::now(),
             finished: false,
         }
     }
 
+    /// Until the test ends; whenever the connection does before, the client comes back.
+    async fn stay(&mut self, link: Link) {
+        let around = self.around;
+        let mut socket = link.socket;
+        self.position = link.position.unwrap_or_default();
+        loop {
+            let Err(Gone(why)) = self.live(&mut socket).await else {
+                // Politely, but a server that doesn't listen any more is not waited for.
+                let _ = timeout(Duration::from_secs(1), socket.close(None)).await;
+                return;
+            };
+            drop(socket);
+            let begun = *around.stage.begin.borrow();
+            let at = begun.map_or(Duration::ZERO, |begun| begun.elapsed());
+            around.stats.borrow_mut().closed(&why, at);
+            if !around.plan.v1 {
+                self.ledger.abandon();
+            }
+            if self.finished {
+                return;
+            }
+            around.stage.away.fetch_add(1, Ordering::Relaxed);
+            let Some(link) = self.come_back(why).await else {
+                return;
+            };
+            around.stage.away.fetch_sub(1, Ordering::Relaxed);
+            socket = link.socket;
+            if let Some(position) = link.position {
+                self.position = position;
+            }
+            if around.plan.v1 {
+                self.again = self.ledger.to_send_again(!link.recovered);
+            }
+        }
+    }
+
+    /// Tries until it is in again; `None` when the test ended before.
+    async fn come_back(&mut self, mut why: String) -> Option<Link> {
+        let (number, around) = (self.number, self.around);
+        let (mut pause, most) = PAUSE;
+        if why == "close 4429" {
+            pause = ABUSED;
+        }
+        if is_final(&why) {
+            // Nothing more is sent, and it needn't be waited for.
+            self.finish();
+            pause = NEVER;
+        }
+        loop {
+            let tried = async {
+                sleep(pause.mul_f64(rand::rng().random_range(0.5..=1.0))).await;
+                again(number, around, &self.position).await
+            };
+            match around.stage.end.run_until_cancelled(tried).await {
+                Some(Ok(link)) => {
+                    around.stats.borrow_mut().returned += 1;
+                    return Some(link);
+                }
+                Some(Err(Gone(reason))) => why = reason,
+                None => {
+                    count(&mut around.stats.borrow_mut().away, &why);
+                    return None;
+                }
+            }
+            pause = pause.saturating_mul(2).min(most);
+        }
+    }
+
+    /// What there is to say of it at the end.
+    fn add_up(&self) {
+        let stage = &self.around.stage;
+        let mut stats = self.around.stats.borrow_mut();
+        stats.lost += self.ledger.open() as u64;
+        let Some(begun) = *stage.begin.borrow() else {
+            return;
+        };
+        let interrupted = stage.interrupted.load(Ordering::Relaxed);
+        let until = interrupted.then(|| begun.elapsed().saturating_sub(ABOUT_TO));
+        let scheduled = self.around.plan.scheduled(self.number, until);
+        stats.not_sent += scheduled.saturating_sub(self.sent);
+    }
+
     /// Until the test ends, or the connection does.
-    async fn live(&mut self) -> Result<(), Gone> {
+    async fn live(&mut self, socket: &mut Socket) -> Result<(), Gone> {
         let stage = Arc::clone(&self.around.stage);
         let mut end = pin!(stage.end.cancelled());
         let mut begin = stage.begin.clone();
@@ -154,7 +218,7 @@ impl<'a> Client<'a> {
         loop {
             let idle = self.around.plan.pace == Pace::Idle;
             tokio::select! {
-                step = self.step(false) => self.take(step)?,
+                step = step(socket, false) => self.take(step)?,
                 begun = begin.wait_for(Option::is_some), if !idle => {
                     match begun.map(|at| *at) {
                         Ok(Some(at)) => self.begin = at,
@@ -168,7 +232,10 @@ impl<'a> Client<'a> {
         let mut timer = pin!(sleep_until(self.begin));
         loop {
             let now = Instant::now();
-            let due = self.due(now);
+            let due = match self.again.front() {
+                Some(_) => Some(now),
+                None => self.due(now),
+            };
             if due.is_none() && self.ledger.open() == 0 && self.is_done(now) {
                 // Doubles may still come.
                 self.finish();
@@ -181,29 +248,14 @@ impl<'a> Client<'a> {
                 timer.as_mut().reset(wake);
             }
             tokio::select! {
-                step = self.step(is_due) => match (step, due) {
-                    (Step::Room, Some(due)) => self.send(due)?,
+                step = step(socket, is_due) => match (step, due) {
+                    (Step::Room, Some(due)) => self.send(socket, due)?,
                     (step, _) => self.take(step)?,
                 },
                 () = timer.as_mut(), if waits.is_some() => {}
                 () = &mut end => return Ok(()),
             }
         }
-    }
-
-    /// Reads a frame, or says that one can be written where that is wanted.
-    async fn step(&mut self, wants_room: bool) -> Step {
-        let mut socket = Pin::new(&mut self.socket);
-        poll_fn(|cx| {
-            // Also writes what is left of the last one.
-            match socket.as_mut().poll_ready(cx) {
-                Poll::Ready(Ok(())) if wants_room => return Poll::Ready(Step::Room),
-                Poll::Ready(Err(error)) => return Poll::Ready(Step::Read(Some(Err(error)))),
-                Poll::Ready(Ok(())) | Poll::Pending => {}
-            }
-            socket.poll_next_unpin(cx).map(Step::Read)
-        })
-        .await
     }
 
     /// When the next message is to be sent; `None` when none is, or not before an answer.
@@ -213,11 +265,8 @@ impl<'a> Client<'a> {
             return None;
         }
         let due = match plan.pace {
-            Pace::Open(rate) => {
-                let before = self.number as f64 + self.sent as f64 * plan.clients as f64;
-                self.begin + Duration::from_secs_f64(before / rate)
-            }
-            Pace::Closed(most) if self.ledger.open() < most => now.max(self.begin),
+            Pace::Open(rate) => self.begin + plan.offset(rate, self.number, self.sent),
+            Pace::Closed(most) if self.ledger.in_flight() < most => now.max(self.begin),
             Pace::Closed(_) | Pace::Idle => return None,
         };
         let over = plan
@@ -244,123 +293,58 @@ impl<'a> Client<'a> {
         }
     }
 
-    fn send(&mut self, due: Instant) -> Result<(), Gone> {
-        let plan = &self.around.plan;
+    fn send(&mut self, socket: &mut Socket, due: Instant) -> Result<(), Gone> {
+        if let Some(number) = self.again.pop_front() {
+            if !self.ledger.sent_again(number) {
+                return Ok(());
+            }
+            self.around.stats.borrow_mut().sent_again += 1;
+            return self.write(socket, number);
+        }
         let now = Instant::now();
         let number = self.ledger.sent(due.min(now));
         self.sent += 1;
-        let (mark, padding) = (mark(number), &plan.padding);
-        let text = if plan.v1 {
-            format!(r#"{{"type":"message","id":"{number}","content":"{mark}{padding}"}}"#)
-        } else {
-            format!(r#"{{"type":"message","content":"{mark}{padding}"}}"#)
-        };
         let mut stats = self.around.stats.borrow_mut();
         stats.sent += 1;
         stats.late.record(now.saturating_duration_since(due));
         stats.series.sent(now.saturating_duration_since(self.begin));
         drop(stats);
         self.around.stage.sent.fetch_add(1, Ordering::Relaxed);
-        let sent = self.socket.start_send_unpin(Message::text(text));
+        self.write(socket, number)
+    }
+
+    fn write(&self, socket: &mut Socket, number: u64) -> Result<(), Gone> {
+        let plan = &self.around.plan;
+        let (mark, padding) = (mark(number), &plan.padding);
+        let text = if plan.v1 {
+            format!(r#"{{"type":"message","id":"{number}","content":"{mark}{padding}"}}"#)
+        } else {
+            format!(r#"{{"type":"message","content":"{mark}{padding}"}}"#)
+        };
+        let sent = socket.start_send_unpin(Message::text(text));
         sent.map_err(|error| gone(Some(Err(error))))
     }
+}
 
-    fn take(&mut self, step: Step) -> Result<(), Gone> {
-        match step {
-            Step::Room | Step::Read(Some(Ok(Message::Ping(_) | Message::Pong(_)))) => Ok(()),
-            Step::Read(Some(Ok(Message::Text(text)))) => {
-                self.frame(&text);
-                Ok(())
-            }
-            Step::Read(other) => Err(gone(other)),
-        }
-    }
+/// Whether a client that was closed so must not come back.
+fn is_final(why: &str) -> bool {
+    let code = why
+        .strip_prefix("close ")
+        .and_then(|code| code.parse().ok());
+    matches!(code, Some(1002 | 1003 | 1007 | 1009 | 4403))
+}
 
-    fn frame(&mut self, text: &str) {
-        let now = Instant::now();
-        let around = self.around;
-        let stats = &mut *around.stats.borrow_mut();
-        let Some(frame) = Frame::parse(text) else {
-            stats.strange += 1;
-            return;
-        };
-        let number = match frame.id {
-            Some(id) => id.parse().ok(),
-            None => self.classic(&frame),
-        };
-        match frame.kind {
-            "accepted" => {
-                if let Some(number) = number {
-                    self.ledger.accepted(number, now, stats);
-                }
-            }
-            "delta" | "snapshot" => {
-                stats.deltas += 1;
-                if let Some(number) = number {
-                    self.ledger.begun(number, now, stats);
-                }
-                if let Some(content) = frame.content {
-                    for stamp in stamps(content) {
-                        let clock = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
-                        let took = clock.saturating_sub(Duration::from_micros(stamp));
-                        stats.token.record(took);
-                    }
-                }
-            }
-            "response" => {
-                let said = frame.content.and_then(marked);
-                stats.recognised += u64::from(said.is_some());
-                if said.is_some() && said != number {
-                    stats.mixed_up += 1;
-                }
-                self.end(number, End::Delivered, now, stats);
-            }
-            "cancelled" => self.end(number, End::Failed, now, stats),
-            "error" => {
-                let code = frame.code.unwrap_or("no code");
-                count(&mut stats.errors, code);
-                if code == ErrorCode::RateLimited.as_str() {
-                    count(&mut stats.limits, &frame.text());
-                }
-                let end = match frame.message_id {
-                    Some(_) => End::Failed,
-                    None => End::Refused,
-                };
-                self.end(number, end, now, stats);
-            }
-            "restarted" => stats.restarted += 1,
-            "closing" | "welcome" | "pong" | "cancel_result" => {}
-            _ => stats.strange += 1,
+/// Reads a frame, or says that one can be written where that is wanted.
+async fn step(socket: &mut Socket, wants_room: bool) -> Step {
+    let mut socket = Pin::new(socket);
+    poll_fn(|cx| {
+        // Also writes what is left of the last one.
+        match socket.as_mut().poll_ready(cx) {
+            Poll::Ready(Ok(())) if wants_room => return Poll::Ready(Step::Room),
+            Poll::Ready(Err(error)) => return Poll::Ready(Step::Read(Some(Err(error)))),
+            Poll::Ready(Ok(())) | Poll::Pending => {}
         }
-    }
-
-    fn end(&mut self, number: Option<u64>, end: End, now: Instant, stats: &mut Stats) {
-        let Some(number) = number else {
-            stats.strange += 1;
-            return;
-        };
-        let took = self.ledger.ended(number, end, now, stats);
-        self.around.stage.ended.fetch_add(1, Ordering::Relaxed);
-        if let Some(took) = took {
-            let at = now.saturating_duration_since(self.begin);
-            stats.last_answer = stats.last_answer.max(at);
-            if end == End::Delivered {
-                stats.series.answered(at, took);
-            }
-        }
-    }
-
-    /// The message that a classic frame is about, which doesn't say it: by the mark in the answer,
-    /// otherwise the oldest. A refusal comes at once, so it is the newest.
-    fn classic(&self, frame: &Frame<'_>) -> Option<u64> {
-        match frame.kind {
-            "response" => {
-                let marked = frame.content.and_then(marked);
-                marked.or_else(|| self.ledger.oldest())
-            }
-            "error" if frame.message_id.is_none() => self.ledger.newest(),
-            "error" => self.ledger.oldest(),
-            _ => None,
-        }
-    }
+        socket.poll_next_unpin(cx).map(Step::Read)
+    })
+    .await
 }

@@ -3,7 +3,7 @@
 use std::io::IsTerminal as _;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -14,8 +14,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::LoadArgs;
-use super::client::{self, Neighbours, Pace, Plan, Stage};
+use super::client::{self, Neighbours, Stage};
+use super::plan::{Pace, Plan};
 use super::stats::Stats;
+use crate::signals::Signals;
 
 /// How often the conductor looks, and the bar moves.
 const TICK: Duration = Duration::from_millis(100);
@@ -24,18 +26,30 @@ const QUIET: Duration = Duration::from_millis(300);
 /// Connecting at once, all threads together.
 const CONNECTING: usize = 128;
 
-/// Runs the clients, and adds up what they saw; and how long messages were sent and answered.
+/// What became of the test.
+pub(super) struct Outcome {
+    pub(super) stats: Stats,
+    /// For which messages were to be sent, and answers came.
+    pub(super) length: Duration,
+    /// The user ended it before its time: the exit code that shells give to the signal.
+    pub(super) interrupted: Option<u8>,
+}
+
+/// Runs the clients, and adds up what they saw.
 pub(super) async fn conduct(
     args: &LoadArgs,
     plan: &Arc<Plan>,
-) -> anyhow::Result<(Stats, Duration)> {
+    signals: &mut Signals,
+) -> anyhow::Result<Outcome> {
     let (begin, begun) = watch::channel(None);
     let stage = Arc::new(Stage {
         started: Instant::now(),
         begin: begun,
         end: CancellationToken::new(),
+        interrupted: AtomicBool::new(false),
         arrived: AtomicU64::new(0),
         connected: AtomicU64::new(0),
+        away: AtomicU64::new(0),
         sent: AtomicU64::new(0),
         ended: AtomicU64::new(0),
         finished: AtomicU64::new(0),
@@ -54,24 +68,36 @@ pub(super) async fn conduct(
         .context("a thread can't be started")?;
 
     let conductor = Conductor::new(args, plan, &stage);
-    let began = conductor.until_all_are_there().await;
-    if let Some(began) = began {
-        let _ = begin.send(Some(began));
-        conductor.until_all_are_done(began).await;
-    }
+    let mut began = None;
+    let interrupted = tokio::select! {
+        () = conductor.until_the_end(&begin, &mut began) => None,
+        (_, code) = signals.next() => Some(code),
+    };
     let held = began.map_or(Duration::ZERO, |began| began.elapsed());
     conductor.bar.finish_and_clear();
+    let stopped = interrupted.is_some();
+    stage.interrupted.store(stopped, Ordering::Relaxed);
     stage.end.cancel();
-    let mut all = Stats::new();
+    let mut stats = Stats::new();
     for thread in threads {
-        let stats = thread.join();
-        all.add(stats.map_err(|_| anyhow::anyhow!("a thread of clients panicked"))??);
+        let seen = thread.join();
+        stats.add(seen.map_err(|_| anyhow::anyhow!("a thread of clients panicked"))??);
     }
-    let length = match plan.pace {
-        Pace::Idle => held,
-        _ => all.last_answer,
+    if stopped {
+        // It may have come yet.
+        stats.open = std::mem::take(&mut stats.lost);
+    }
+    let length = match plan.length() {
+        _ if stopped || plan.pace == Pace::Idle => held.max(stats.last_answer),
+        planned => planned.unwrap_or_default().max(stats.last_answer),
     };
-    Ok((all, length))
+    // Holding connections until somebody ends it ends so.
+    let endless = plan.pace == Pace::Idle && plan.duration.is_none();
+    Ok(Outcome {
+        stats,
+        length,
+        interrupted: interrupted.filter(|_| !endless),
+    })
 }
 
 /// A thread with its share of the clients.
@@ -128,15 +154,24 @@ impl<'a> Conductor<'a> {
         }
     }
 
-    /// When messages begin; `None` when there is nobody to send any, or the user stopped it.
+    /// All phases. Says in `began` when messages did.
+    async fn until_the_end(
+        &self,
+        begin: &watch::Sender<Option<Instant>>,
+        began: &mut Option<Instant>,
+    ) {
+        if let Some(at) = self.until_all_are_there().await {
+            *began = Some(at);
+            let _ = begin.send(Some(at));
+            self.until_all_are_done(at).await;
+        }
+    }
+
+    /// When messages begin; `None` when there is nobody to send any.
     async fn until_all_are_there(&self) -> Option<Instant> {
         let mut ticks = ticks();
-        let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
         loop {
-            tokio::select! {
-                _ = ticks.tick() => {}
-                _ = &mut interrupted => return None,
-            }
+            ticks.tick().await;
             let arrived = self.stage.arrived.load(Ordering::Relaxed);
             let connected = self.stage.connected.load(Ordering::Relaxed);
             self.bar.set_position(connected);
@@ -160,19 +195,15 @@ impl<'a> Conductor<'a> {
         });
         self.bar.set_length(total.unwrap_or(0));
         let mut ticks = ticks();
-        let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
         let (mut seen, mut moved) = (0, Instant::now());
         loop {
-            tokio::select! {
-                _ = ticks.tick() => {}
-                _ = &mut interrupted => return,
-            }
+            ticks.tick().await;
             let elapsed = began.elapsed();
             let sent = stage.sent.load(Ordering::Relaxed);
             let ended = stage.ended.load(Ordering::Relaxed);
             let finished = stage.finished.load(Ordering::Relaxed);
             if plan.pace == Pace::Idle {
-                let open = stage.connected.load(Ordering::Relaxed);
+                let open = stage.connected.load(Ordering::Relaxed) - self.away();
                 self.bar.set_position(elapsed.as_secs());
                 self.bar.set_message(format!("s, {open} connected"));
                 if finished == plan.clients as u64 || plan.duration.is_some_and(|d| elapsed >= d) {
@@ -186,8 +217,13 @@ impl<'a> Conductor<'a> {
             });
             let a_second = ended as f64 / elapsed.as_secs_f64().max(0.1);
             let open = sent.saturating_sub(ended);
-            self.bar
-                .set_message(format!("{ended} answered, {open} open, {a_second:.0}/s"));
+            let away = match self.away() {
+                0 => String::new(),
+                away => format!(", {away} clients away"),
+            };
+            self.bar.set_message(format!(
+                "{ended} answered, {open} open, {a_second:.0}/s{away}"
+            ));
             if finished == plan.clients as u64 {
                 tokio::time::sleep(QUIET).await;
                 return;
@@ -200,14 +236,21 @@ impl<'a> Conductor<'a> {
         }
     }
 
-    /// Whether the schedule has still something to send, be it in an hour.
+    /// Clients that lost their connections and are not back.
+    fn away(&self) -> u64 {
+        self.stage.away.load(Ordering::Relaxed)
+    }
+
+    /// Whether there is still something to send by plan, be it in an hour.
     fn sends(&self, began: Instant) -> bool {
-        let Pace::Open(rate) = self.plan.pace else {
-            return false;
-        };
-        let all = self.plan.messages as f64 * self.plan.clients as f64 / rate;
-        let length = self.plan.duration.map_or(all, |d| d.as_secs_f64().min(all));
-        began.elapsed().as_secs_f64() < length
+        match self.plan.pace {
+            // Clients that only miss their answers have nothing to send either.
+            Pace::Closed(_) if self.away() == 0 => false,
+            _ => self
+                .plan
+                .length()
+                .is_some_and(|length| began.elapsed() < length),
+        }
     }
 
     /// The bar's length: messages, or seconds.

@@ -15,6 +15,11 @@ pub(super) struct Frame<'a> {
     pub(super) message_id: Option<&'a str>,
     #[serde(borrow)]
     pub(super) code: Option<&'a str>,
+    /// Of a terminal frame or a welcome.
+    #[serde(borrow)]
+    pub(super) position: Option<&'a str>,
+    /// Of a welcome: what comes follows what the client has had.
+    pub(super) recovered: Option<bool>,
     /// As it stands in JSON.
     #[serde(borrow)]
     pub(super) content: Option<&'a RawValue>,

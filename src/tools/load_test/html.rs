@@ -1,6 +1,9 @@
 //! The report as one page that needs nothing else.
 
 use std::fmt::Write as _;
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::path::PathBuf;
 
 use super::plot::{Line, Plot};
 use super::report::{Report, Row};
@@ -24,6 +27,47 @@ figure{margin:1.2em 0}svg{width:100%;height:auto;display:block}svg text{font-siz
 .hint{fill:transparent}.hint:hover{fill:var(--line)}
 .met::before{content:'✓ ';color:#2b8a3e}.missed::before{content:'✗ ';color:#e03131}.note{border-left:3px solid var(--k1);padding-left:.8em}
 ";
+
+/// Where the page goes, opened before there is anything to lose. A file that was made for it is
+/// removed when no page came.
+#[derive(Debug)]
+pub(super) struct Place {
+    file: File,
+    path: PathBuf,
+    made: bool,
+}
+
+impl Place {
+    /// Opens it; what is in it stays until there is something else.
+    pub(super) fn open(path: PathBuf) -> std::io::Result<Self> {
+        let made = !path.exists();
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)?;
+        Ok(Self { file, path, made })
+    }
+
+    /// Writes the page over what was there.
+    pub(super) fn write(mut self, page: &str) -> std::io::Result<()> {
+        if self.file.metadata()?.is_file() {
+            self.file.set_len(0)?;
+        }
+        self.file.write_all(page.as_bytes())?;
+        self.made = false;
+        Ok(())
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.made {
+            // It is empty, and nobody misses it.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
 
 /// The page.
 pub(super) fn page(report: &Report, series: &Series) -> String {

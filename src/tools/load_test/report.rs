@@ -1,13 +1,13 @@
 //! What a test has shown, as text and as JSON.
 
 use std::fmt::Write as _;
-use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::client::{Pace, Plan};
+use super::conductor::Outcome;
+use super::plan::{Pace, Plan};
 use super::require::Condition;
-use super::stats::{Counts, Stats, Times};
+use super::stats::{Counts, Times};
 use super::values::{Judged, Values, of_times, short};
 
 /// A kind of time.
@@ -28,21 +28,20 @@ pub(super) struct Report {
     pub(super) notes: Vec<String>,
     pub(super) facts: Vec<(&'static str, String)>,
     idle: bool,
+    /// A test without connections is none.
+    pub(super) somebody_got_in: bool,
+    nothing_was_delivered: bool,
     json: Value,
 }
 
 impl Report {
-    pub(super) fn new(
-        plan: &Plan,
-        conditions: &[Condition],
-        stats: &Stats,
-        length: Duration,
-    ) -> Self {
-        let seconds = length.as_secs_f64();
+    pub(super) fn new(plan: &Plan, conditions: &[Condition], outcome: &Outcome) -> Self {
+        let stats = &outcome.stats;
         let values = Values {
             plan,
             stats,
-            seconds,
+            seconds: outcome.length.as_secs_f64(),
+            interrupted: outcome.interrupted.is_some(),
         };
         let idle = plan.pace == Pace::Idle;
         let rows = [
@@ -67,15 +66,18 @@ impl Report {
             notes: values.notes(),
             facts: facts(&values, idle),
             idle,
+            somebody_got_in: stats.connected > 0,
+            nothing_was_delivered: values.nothing_was_delivered(),
             json: Value::Null,
         };
         report.json = report.to_json(&values);
         report
     }
 
-    /// Whether everything that was required is so. A test in which nobody got in is none.
+    /// Whether everything that was required is so, and there is something that was measured.
     pub(super) fn holds(&self) -> bool {
-        self.required.iter().all(|judged| judged.met) && self.json["connections"] != 0
+        let met = self.required.iter().all(|judged| judged.met);
+        met && self.somebody_got_in && !self.nothing_was_delivered
     }
 
     pub(super) fn json(&self) -> &Value {
@@ -114,8 +116,13 @@ impl Report {
             "connections": stats.connected,
             "not_connected": counts(&stats.not_connected),
             "closed_early": counts(&stats.closed),
+            "came_back": stats.returned,
+            "not_back": counts(&stats.away),
+            "interrupted": values.interrupted,
             "seconds": rounded(Some(values.seconds)),
             "sent": stats.sent,
+            "not_sent": stats.not_sent,
+            "sent_again": stats.sent_again,
             "accepted": stats.accepted,
             "delivered": stats.delivered,
             "delivered_percent": rounded(values.get("delivered")),
@@ -124,9 +131,10 @@ impl Report {
             "refused": stats.refused,
             "errors": counts(&stats.errors),
             "lost": stats.lost,
-            "doubles": stats.doubles,
-            "out_of_order": stats.out_of_order,
-            "mixed_up": stats.mixed_up,
+            "open": stats.open,
+            "doubles": values.told(stats.doubles),
+            "out_of_order": values.told(stats.out_of_order),
+            "mixed_up": values.told(stats.mixed_up),
             "not_understood": stats.strange,
             "deltas": stats.deltas,
             "deltas_per_second": rounded(values.get("tokens")),
@@ -136,7 +144,7 @@ impl Report {
             "original_criteria": judged(&self.criteria),
             "required": judged(&self.required),
             "notes": self.notes,
-            "met": self.required.iter().all(|judged| judged.met) && stats.connected > 0,
+            "met": self.holds(),
         })
     }
 
@@ -214,8 +222,11 @@ fn facts(values: &Values<'_>, idle: bool) -> Vec<(&'static str, String)> {
         facts.push(("ended early", closed.to_string()));
         return facts;
     }
+    facts.push(("sent", stats.sent.to_string()));
+    if stats.not_sent > 0 {
+        facts.push(("not sent", stats.not_sent.to_string()));
+    }
     facts.extend([
-        ("sent", stats.sent.to_string()),
         (
             "delivered",
             format!("{} ({} %)", stats.delivered, value("delivered")),
@@ -235,17 +246,28 @@ fn facts(values: &Values<'_>, idle: bool) -> Vec<(&'static str, String)> {
             format!("{} ({}/s)", stats.deltas, value("tokens")),
         ));
     }
+    let told = |number: u64| {
+        let number = values.told(number);
+        number.map_or("not measured".to_owned(), |number| number.to_string())
+    };
+    facts.push(("lost", stats.lost.to_string()));
+    if values.interrupted {
+        facts.push(("open", stats.open.to_string()));
+    }
     facts.extend([
-        ("lost", stats.lost.to_string()),
-        ("doubles", stats.doubles.to_string()),
-        ("out of order", stats.out_of_order.to_string()),
+        ("doubles", told(stats.doubles)),
+        ("out of order", told(stats.out_of_order)),
     ]);
+    if stats.mixed_up > 0 || !values.tells_apart() {
+        facts.push(("mixed up", told(stats.mixed_up)));
+    }
     for (name, number) in [
-        ("mixed up", stats.mixed_up),
         ("failed", stats.failed),
         ("refused", stats.refused),
         ("begun anew", stats.restarted),
         ("ended early", closed),
+        ("came back", stats.returned),
+        ("sent again", stats.sent_again),
     ] {
         if number > 0 {
             facts.push((name, number.to_string()));

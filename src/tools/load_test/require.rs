@@ -99,30 +99,17 @@ impl FromStr for Condition {
             return Err("needs NAME<VALUE, with <, <=, =, >= or >".to_owned());
         };
         let (name, value) = (name.trim(), value.trim());
-        let is_time = is_time(name);
-        if !is_time && !VALUES.contains(&name) {
-            let values = VALUES.join(", ");
-            return Err(format!(
-                "{name:?} is not known: {values}, p99, accepted.p99 …"
-            ));
-        }
-        let units: &[(&str, f64)] = if is_time {
-            &[("ms", 1.0), ("us", 0.001), ("µs", 0.001), ("s", 1000.0)]
+        let wanted = if is_time(name) {
+            let wanted = milliseconds(value)?;
+            if wanted <= 0.0 && operator == Operator::Less {
+                return Err(format!("{value:?}: that can never be"));
+            }
+            wanted
+        } else if VALUES.contains(&name) {
+            number(name, value, operator)?
         } else {
-            &[("%", 1.0), ("/s", 1.0)]
+            return Err(unknown(name));
         };
-        let found = units
-            .iter()
-            .find_map(|(unit, factor)| Some((value.strip_suffix(unit)?, *factor)));
-        if is_time && found.is_none() {
-            return Err(format!("{value:?} needs a unit: ms or s"));
-        }
-        let (number, factor) = found.unwrap_or((value, 1.0));
-        let number: Result<f64, _> = number.trim().parse();
-        let wanted = number.map_err(|_| format!("{value:?} is no value"))? * factor;
-        if !wanted.is_finite() {
-            return Err(format!("{value:?} is no value"));
-        }
         Ok(Self::Value(Comparison {
             name: name.to_owned(),
             operator,
@@ -130,6 +117,78 @@ impl FromStr for Condition {
             text: text.trim().to_owned(),
         }))
     }
+}
+
+/// What a name might have been.
+fn unknown(name: &str) -> String {
+    let (of, values) = (OF_TIMES.join(", "), VALUES.join(", "));
+    match name.split_once('.') {
+        Some((time, _)) if TIMES.contains(&time) => {
+            format!("{name:?} is not known: {time} has {of}")
+        }
+        _ if name.starts_with('p') => {
+            format!("{name:?} is not known: the whole answer's times are {of}, or accepted.p99 …")
+        }
+        _ if TIMES.contains(&name) => format!("{name:?} needs one of {of}, like {name}.p99"),
+        _ => format!("{name:?} is not known: {values}, {of}, or accepted.p99 …"),
+    }
+}
+
+/// A time of a condition. Unlike elsewhere, its unit must be there: nobody could tell whether 5 is
+/// milliseconds or seconds.
+fn milliseconds(value: &str) -> Result<f64, String> {
+    const UNITS: [(&str, f64); 6] = [
+        ("ms", 1.0),
+        ("us", 0.001),
+        ("µs", 0.001),
+        ("s", 1e3),
+        ("m", 60e3),
+        ("h", 3600e3),
+    ];
+    let mut units = UNITS.iter();
+    let found = units.find_map(|(unit, factor)| Some((value.strip_suffix(unit)?, *factor)));
+    let (digits, factor) = found.unwrap_or((value, 1.0));
+    match digits.trim().parse::<f64>() {
+        Ok(number) if number < 0.0 => Err(format!("{value:?}: a time is not below 0")),
+        Ok(number) if !number.is_finite() => Err(format!("{value:?} is no time")),
+        Ok(_) if found.is_none() => Err(format!("{value:?} needs a unit: ms, s, m or h")),
+        Ok(number) => Ok(number * factor),
+        Err(_) => Err(format!("{value:?} is no time, which is like 200ms or 1.5s")),
+    }
+}
+
+/// A value of a condition that is no time.
+fn number(name: &str, value: &str, operator: Operator) -> Result<f64, String> {
+    let unit = match name {
+        "delivered" => "%",
+        "throughput" | "tokens" => "/s",
+        _ => "",
+    };
+    let digits = value.strip_suffix(unit).unwrap_or(value).trim();
+    let wanted = match digits.parse::<f64>() {
+        Ok(wanted) if wanted.is_finite() => wanted,
+        _ if unit.is_empty() => return Err(format!("{value:?} is no number")),
+        _ => return Err(format!("{value:?} is no number, with or without {unit}")),
+    };
+    let counted = unit.is_empty();
+    if wanted < 0.0 {
+        return Err(format!("{value:?}: {name} is not below 0"));
+    }
+    if name == "delivered" && wanted > 100.0 {
+        return Err(format!("{value:?}: no more than 100 % can be delivered"));
+    }
+    if counted && operator == Operator::Equal && wanted.fract() != 0.0 {
+        return Err(format!("{value:?}: {name} is a whole number"));
+    }
+    let never = match operator {
+        Operator::More => name == "delivered" && wanted >= 100.0,
+        Operator::Less => wanted <= 0.0,
+        _ => false,
+    };
+    if never {
+        return Err(format!("{value:?}: that can never be"));
+    }
+    Ok(wanted)
 }
 
 fn is_time(name: &str) -> bool {
@@ -153,6 +212,7 @@ mod tests {
     #[test]
     fn conditions_are_read_with_their_units() {
         assert!(holds("p99<200ms", 199.9) && !holds("p99<200ms", 200.0));
+        assert!(holds("p99<1m", 59_999.0) && !holds("p99<1m", 60_000.0));
         assert!(holds("p99.9 <= 1.5s", 1500.0) && !holds("accepted.max<=1s", 1000.1));
         assert!(holds("loss=0", 0.0) && !holds("loss==0", 1.0));
         assert!(holds("delivered>95%", 95.1) && !holds("delivered>95%", 95.0));
@@ -169,6 +229,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_wrong_with_a_condition_is_said() {
+        for (wrong, says) in [
+            ("p99<-5", "below 0"),
+            ("p99<abc", "no time"),
+            ("p99<5%", "no time"),
+            ("p99<5", "needs a unit"),
+            ("p98<1ms", "p50, p90, p99, p99.9"),
+            ("accepted.p98<1ms", "p50, p90, p99, p99.9"),
+            ("accepted<1ms", "accepted.p99"),
+            ("delivered>200", "100 %"),
+            ("loss=0.5", "whole number"),
+            ("loss<abc", "no number"),
+        ] {
+            let error = wrong.parse::<Condition>().unwrap_err();
+            assert!(error.contains(says), "{wrong}: {error}");
+        }
+    }
+
+    #[test]
     fn wrong_conditions_are_refused() {
         for wrong in [
             "",
@@ -182,6 +261,14 @@ mod tests {
             "p99<5%",
             "x.p99<1s",
             "throughput>inf",
+            "delivered>200",
+            "delivered>100%",
+            "loss=0.5",
+            "loss<0",
+            "loss=1%",
+            "errors>=-1",
+            "p99<-5ms",
+            "p99<0ms",
         ] {
             assert!(wrong.parse::<Condition>().is_err(), "{wrong}");
         }

@@ -180,6 +180,16 @@ pub(super) struct Stats {
     pub(super) not_connected: Counts,
     /// Connections that ended before the test, by close code.
     pub(super) closed: Counts,
+    /// Since the beginning, when the first and the last of them ended.
+    pub(super) closed_at: Option<(Duration, Duration)>,
+    /// Of clients that came back.
+    pub(super) returned: u64,
+    /// Clients that were not back at the end, by the last reason.
+    pub(super) away: Counts,
+    /// Messages of the schedule that could not be sent.
+    pub(super) not_sent: u64,
+    /// Messages that were sent once more by their id after a connection was lost.
+    pub(super) sent_again: u64,
     pub(super) sent: u64,
     pub(super) accepted: u64,
     pub(super) delivered: u64,
@@ -189,6 +199,8 @@ pub(super) struct Stats {
     pub(super) refused: u64,
     /// Neither answered nor refused when the test ended.
     pub(super) lost: u64,
+    /// The same, where the user ended the test.
+    pub(super) open: u64,
     pub(super) doubles: u64,
     pub(super) out_of_order: u64,
     /// Answers with the text of another message's.
@@ -214,6 +226,8 @@ pub(super) struct Stats {
     pub(super) last_answer: Duration,
     /// Answers that could be told apart by their text.
     pub(super) recognised: u64,
+    /// Ends of classic messages that did not say whose they were.
+    pub(super) guessed: u64,
 }
 
 impl Stats {
@@ -222,12 +236,18 @@ impl Stats {
             connected: 0,
             not_connected: Counts::new(),
             closed: Counts::new(),
+            closed_at: None,
+            returned: 0,
+            away: Counts::new(),
+            not_sent: 0,
+            sent_again: 0,
             sent: 0,
             accepted: 0,
             delivered: 0,
             failed: 0,
             refused: 0,
             lost: 0,
+            open: 0,
             doubles: 0,
             out_of_order: 0,
             mixed_up: 0,
@@ -245,10 +265,22 @@ impl Stats {
             series: Series::new(),
             last_answer: Duration::ZERO,
             recognised: 0,
+            guessed: 0,
         }
     }
 
+    /// A connection has ended early.
+    pub(super) fn closed(&mut self, why: &str, since_begin: Duration) {
+        count(&mut self.closed, why);
+        let (first, last) = self.closed_at.unwrap_or((since_begin, since_begin));
+        self.closed_at = Some((first.min(since_begin), last.max(since_begin)));
+    }
+
     pub(super) fn add(&mut self, other: Self) {
+        if let Some((first, last)) = other.closed_at {
+            let (mine_first, mine_last) = self.closed_at.unwrap_or((first, last));
+            self.closed_at = Some((first.min(mine_first), last.max(mine_last)));
+        }
         for (mine, more) in [
             (&mut self.connected, other.connected),
             (&mut self.sent, other.sent),
@@ -264,12 +296,17 @@ impl Stats {
             (&mut self.deltas, other.deltas),
             (&mut self.restarted, other.restarted),
             (&mut self.recognised, other.recognised),
+            (&mut self.guessed, other.guessed),
+            (&mut self.returned, other.returned),
+            (&mut self.not_sent, other.not_sent),
+            (&mut self.sent_again, other.sent_again),
         ] {
             *mine += more;
         }
         for (mine, more) in [
             (&mut self.not_connected, other.not_connected),
             (&mut self.closed, other.closed),
+            (&mut self.away, other.away),
             (&mut self.errors, other.errors),
             (&mut self.limits, other.limits),
         ] {

@@ -10,6 +10,38 @@ use url::Url;
 /// Connections from one address to one server; a little below what Linux has ports for.
 const PORTS: usize = 25_000;
 
+/// Reads `ws://host:port/ws`; `http://host:port` means the same.
+pub(super) fn url(text: &str) -> Result<Url, String> {
+    let mut url: Url = match text.parse() {
+        Ok(url) => url,
+        Err(url::ParseError::RelativeUrlWithoutBase) => {
+            return Err("is no URL, which begins with ws://".to_owned());
+        }
+        Err(error) => return Err(error.to_string()),
+    };
+    match url.scheme() {
+        "http" => {
+            let _ = url.set_scheme("ws");
+        }
+        "ws" => {}
+        "wss" | "https" => {
+            return Err(
+                "a load test speaks ws:// only, as TLS would be most of what it measures: name the \
+                 gateway behind the proxy"
+                    .to_owned(),
+            );
+        }
+        other => return Err(format!("{other}: is not known, ws:// is")),
+    }
+    if url.host_str().is_none_or(str::is_empty) {
+        return Err("the URL has no host".to_owned());
+    }
+    if url.path() == "/" {
+        url.set_path("/ws");
+    }
+    Ok(url)
+}
+
 /// A server under test.
 #[derive(Debug, Clone)]
 pub(super) struct Target {
@@ -18,29 +50,15 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// Reads `ws://host:port/ws`; `http://host:port` means the same.
-    pub(super) async fn resolve(text: &str) -> anyhow::Result<Self> {
-        let mut url: Url = text.parse().with_context(|| format!("{text} is no URL"))?;
-        match url.scheme() {
-            "http" => {
-                let _ = url.set_scheme("ws");
-            }
-            "ws" => {}
-            "wss" | "https" => bail!(
-                "{text}: a load test speaks ws:// only, as TLS would be most of what it measures: \
-                 name the gateway behind the proxy"
-            ),
-            other => bail!("{text}: {other}:// is not known, ws:// is"),
-        }
-        if url.path() == "/" {
-            url.set_path("/ws");
-        }
+    /// Finds the address of a URL that [`url`] took.
+    pub(super) async fn resolve(url: &Url) -> anyhow::Result<Self> {
         let host = url.host_str().context("the URL has no host")?;
         let host = host.trim_start_matches('[').trim_end_matches(']');
         let port = url.port_or_known_default().unwrap_or(80);
         let address = tokio::net::lookup_host((host, port)).await;
         let address = address.ok().and_then(|mut found| found.next());
         let address = address.with_context(|| format!("{host} is not known"))?;
+        let url = url.clone();
         Ok(Self { url, address })
     }
 
@@ -48,11 +66,15 @@ impl Target {
         self.address.ip().is_loopback()
     }
 
-    pub(super) fn upgrade_url(&self, token: &str, user: &str) -> String {
+    /// Of a client that wants what comes after the position `since`; empty: after none.
+    pub(super) fn upgrade_url(&self, token: &str, user: &str, since: &str) -> String {
         let mut url = self.url.clone();
         url.query_pairs_mut()
             .append_pair("token", token)
             .append_pair("userid", user);
+        if !since.is_empty() {
+            url.query_pairs_mut().append_pair("since", since);
+        }
         url.into()
     }
 
@@ -78,6 +100,11 @@ impl Target {
         stream.set_nodelay(true)?;
         Ok(stream)
     }
+}
+
+/// Whether connections can come from this address: it is this machine's.
+pub(super) fn is_ours(source: IpAddr) -> std::io::Result<()> {
+    std::net::UdpSocket::bind(SocketAddr::new(source, 0)).map(drop)
 }
 
 /// The addresses that clients connect from, in turn; empty where the system may choose. One
@@ -180,29 +207,42 @@ impl Tokens {
 mod tests {
     use super::*;
 
+    async fn resolved(text: &str) -> Target {
+        Target::resolve(&url(text).unwrap()).await.unwrap()
+    }
+
     #[tokio::test]
     async fn urls_are_taken_in_their_usual_forms() {
         for text in ["ws://127.0.0.1:8000/ws", "http://127.0.0.1:8000"] {
-            let target = Target::resolve(text).await.unwrap();
+            let target = resolved(text).await;
             let want = "ws://127.0.0.1:8000/ws?token=a%2Bb&userid=u";
-            assert_eq!(target.upgrade_url("a+b", "u"), want);
+            assert_eq!(target.upgrade_url("a+b", "u", ""), want);
             let want = "http://127.0.0.1:8000/token?userid=u";
             assert_eq!(target.token_url("u").as_str(), want);
         }
-        for text in ["wss://h/ws", "ftp://h", "127.0.0.1:8000", "nothing"] {
-            assert!(Target::resolve(text).await.is_err(), "{text}");
+        for text in [
+            "wss://h/ws",
+            "ftp://h",
+            "127.0.0.1:8000",
+            "localhost:8000",
+            "nothing",
+            "ws://h:99999",
+            "ws://",
+            "",
+        ] {
+            assert!(url(text).is_err(), "{text}");
         }
     }
 
     #[tokio::test]
     async fn more_clients_than_ports_come_from_more_addresses() {
-        let target = Target::resolve("ws://127.0.0.1:1/").await.unwrap();
+        let target = resolved("ws://127.0.0.1:1/").await;
         let targets = [target.clone(), target];
         assert!(sources(&[], &targets, 2 * PORTS).unwrap().is_empty());
         let many = sources(&[], &targets, 2 * PORTS + 1).unwrap();
         assert_eq!(many.len(), 2);
         assert!(many.iter().all(IpAddr::is_loopback), "{many:?}");
-        let far = Target::resolve("ws://192.0.2.1:1/").await.unwrap();
+        let far = resolved("ws://192.0.2.1:1/").await;
         assert!(sources(&[], &[far], PORTS + 1).is_err());
     }
 }

@@ -1,6 +1,6 @@
 //! Values of a result by their names, what conditions make of them, and what there is to say.
 
-use super::client::Plan;
+use super::plan::{Pace, Plan};
 use super::require::Condition;
 use super::stats::{Stats, Times};
 
@@ -35,8 +35,10 @@ const LATE_MS: f64 = 20.0;
 pub(super) struct Values<'a> {
     pub(super) plan: &'a Plan,
     pub(super) stats: &'a Stats,
-    /// From the first message to the last answer.
+    /// From the first message to the last answer, and no less than was planned.
     pub(super) seconds: f64,
+    /// The user ended the test.
+    pub(super) interrupted: bool,
 }
 
 impl Values<'_> {
@@ -55,18 +57,32 @@ impl Values<'_> {
         (self.seconds > 0.0).then(|| number as f64 / self.seconds)
     }
 
+    /// Whether each answer could be told to be some message's. Classic frames don't say it, only
+    /// the text does, where the model repeats the message's.
+    pub(super) fn tells_apart(&self) -> bool {
+        self.plan.v1
+            || self.plan.pace == Pace::Idle
+            || (self.stats.guessed == 0 && self.stats.recognised > 0)
+    }
+
+    /// A count, where answers can be told apart.
+    pub(super) fn told(&self, number: u64) -> Option<u64> {
+        self.tells_apart().then_some(number)
+    }
+
     pub(super) fn get(&self, name: &str) -> Option<f64> {
         let stats = self.stats;
         match name {
             "delivered" => {
-                (stats.sent > 0).then(|| stats.delivered as f64 * 100.0 / stats.sent as f64)
+                let all = stats.sent.saturating_sub(stats.open) + stats.not_sent;
+                (all > 0).then(|| stats.delivered as f64 * 100.0 / all as f64)
             }
             "throughput" => self.a_second(stats.delivered).or(Some(0.0)),
             "tokens" => self.a_second(stats.deltas),
-            "loss" => Some(stats.lost as f64),
-            "doubles" => Some(stats.doubles as f64),
-            "order" => Some(stats.out_of_order as f64),
-            "mixed_up" => Some(stats.mixed_up as f64),
+            "loss" => Some((stats.lost + stats.not_sent) as f64),
+            "doubles" => self.told(stats.doubles).map(|number| number as f64),
+            "order" => self.told(stats.out_of_order).map(|number| number as f64),
+            "mixed_up" => self.told(stats.mixed_up).map(|number| number as f64),
             "errors" => Some((stats.failed + stats.refused) as f64),
             "connections" => Some(stats.connected as f64),
             _ => {
@@ -123,6 +139,7 @@ impl Values<'_> {
 
     pub(super) fn notes(&self) -> Vec<String> {
         let (stats, mut notes) = (self.stats, Vec::new());
+        self.endings(&mut notes);
         limits(stats, &mut notes);
         for (reason, number) in &stats.not_connected {
             let advice = match reason.as_str() {
@@ -141,22 +158,19 @@ impl Values<'_> {
                 "{number} clients could not connect ({reason}){advice}"
             ));
         }
-        for (reason, number) in &stats.closed {
-            notes.push(format!("{number} connections ended early ({reason})"));
-        }
         let late = stats.late.percentile_ms(99.0).unwrap_or(0.0);
-        if late > LATE_MS {
+        if late > LATE_MS && stats.late.count() >= 100 {
             notes.push(format!(
                 "1 % of the messages were sent more than {late:.0} ms late, which counts as their \
-                 latency: the server did not read them, or this machine is too busy for both (more \
-                 --threads, or another machine)"
+                 latency: the server was away or did not read them, or this machine is too busy for \
+                 both (more --threads, or another machine)"
             ));
         }
-        if !self.plan.v1 && stats.delivered > 0 && stats.recognised < stats.delivered {
+        if stats.delivered > 0 && !self.tells_apart() {
             notes.push(
-                "the answers don't repeat the messages, and classic ones don't name them: order and \
-                 doubles are not known, and times are counted as if answers came in order. Use the \
-                 demo model, mock-openai --echo, or leave out --classic"
+                "the answers don't all repeat their messages, and classic ones don't name them: \
+                 order, doubles and mixed up were not measured, and times are counted as if answers \
+                 came in order. Use the demo model, mock-openai --echo, or leave out --classic"
                     .to_owned(),
             );
         }
@@ -164,6 +178,61 @@ impl Values<'_> {
             notes.push(format!("{} frames were not understood", stats.strange));
         }
         notes
+    }
+}
+
+impl Values<'_> {
+    /// What ended before its time.
+    fn endings(&self, notes: &mut Vec<String>) {
+        let stats = self.stats;
+        if self.interrupted {
+            notes.push(format!(
+                "the test was interrupted {} s after its beginning: {} messages without an answer \
+                 were still open, and none counts as lost",
+                short(self.seconds),
+                stats.open
+            ));
+        } else if self.nothing_was_delivered() {
+            notes.push("not a single message was delivered".to_owned());
+        }
+        if let Some((first, last)) = stats.closed_at {
+            let reasons: Vec<String> = stats
+                .closed
+                .iter()
+                .map(|(reason, number)| format!("{number} {reason}"))
+                .collect();
+            let number: u64 = stats.closed.values().sum();
+            let at = match [first, last].map(|at| short(at.as_secs_f64())) {
+                [first, last] if first == last => format!("{first} s after the beginning"),
+                [first, last] => format!("{first} to {last} s after the beginning"),
+            };
+            let (returned, again) = (stats.returned, stats.sent_again);
+            let again = match again {
+                0 => String::new(),
+                again => format!(" and sent {again} messages again"),
+            };
+            notes.push(format!(
+                "{number} connections ended early, {at} ({}); clients came back {returned} \
+                 times{again}",
+                reasons.join(", ")
+            ));
+        }
+        for (reason, number) in &stats.away {
+            notes.push(format!(
+                "{number} clients were not back when the test ended ({reason})"
+            ));
+        }
+        if stats.not_sent > 0 {
+            notes.push(format!(
+                "{} messages were to be sent and could not be: they count as not delivered",
+                stats.not_sent
+            ));
+        }
+    }
+
+    /// A test without any answer shows nothing, whatever was not lost in it.
+    pub(super) fn nothing_was_delivered(&self) -> bool {
+        self.plan.pace != Pace::Idle && self.stats.delivered == 0 && !self.interrupted
     }
 }
 
@@ -176,10 +245,15 @@ fn limits(stats: &Stats, notes: &mut Vec<String>) {
             text if text.contains("conversation") => "USER_MAX_CONVERSATIONS=0",
             _ => "USER_RATE_LIMIT_MAX_REQUESTS=0",
         };
+        // Who lifts the one meets the other.
+        let also = match setting {
+            "USER_RATE_LIMIT_MAX_REQUESTS=0" => " and USER_MAX_PENDING=0",
+            _ => "",
+        };
         notes.push(format!(
             "{number} of {} messages were refused by the server's limit for one user (\"{text}\"): \
-             that limit was measured, not the server. Start the gateways with {setting}, or use more \
-             --clients with fewer messages each",
+             that limit was measured, not the server. Start the gateways with {setting}{also}, or \
+             use more --clients with fewer messages each",
             stats.sent
         ));
     }

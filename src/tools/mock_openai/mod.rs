@@ -12,8 +12,8 @@ use clap::Args;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::descriptors;
 use super::span::{Share, Span};
+use super::{Misused, descriptors};
 use crate::signals::Signals;
 
 mod answer;
@@ -46,8 +46,8 @@ pub(crate) struct MockArgs {
     /// Time before an answer's first token, in milliseconds: fixed, or from a to b.
     #[arg(long, value_name = "N|A..B", default_value = "0")]
     latency_ms: Span,
-    /// Tokens of an answer.
-    #[arg(long, value_name = "N|A..B", default_value = "20")]
+    /// Tokens of an answer, up to 100000.
+    #[arg(long, value_name = "N|A..B", default_value = "20", value_parser = tokens)]
     tokens: Span,
     /// Pace of an answer's tokens; 0 sends all at once.
     #[arg(long, value_name = "N", default_value_t = 0.0, value_parser = pace)]
@@ -75,7 +75,7 @@ pub(crate) struct MockArgs {
     #[arg(long)]
     stamp: bool,
     /// The model's name.
-    #[arg(long, value_name = "NAME", default_value = "mock")]
+    #[arg(long, value_name = "NAME", default_value = "mock", value_parser = name)]
     model: String,
     /// Threads that serve.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
@@ -89,11 +89,46 @@ fn pace(text: &str) -> Result<f64, String> {
     }
 }
 
+/// An unpaced answer is made in one piece, of some 200 bytes a token.
+const MOST_TOKENS: u64 = 100_000;
+
+fn tokens(text: &str) -> Result<Span, String> {
+    let span: Span = text.parse()?;
+    if span.most() > MOST_TOKENS {
+        return Err(format!("an answer has up to {MOST_TOKENS} tokens"));
+    }
+    Ok(span)
+}
+
+fn name(text: &str) -> Result<String, String> {
+    match text.trim() {
+        "" => Err("needs a name".to_owned()),
+        _ => Ok(text.to_owned()),
+    }
+}
+
+impl MockArgs {
+    /// What no flag by itself can tell.
+    fn check(&self) -> Result<(), Misused> {
+        let shares = [self.rate_limit_share, self.error_share, self.cut_share];
+        let all: f64 = shares.iter().map(|share| share.part()).sum();
+        if all > 1.0 + 1e-9 {
+            return Err(Misused(format!(
+                "--rate-limit-share, --error-share and --cut-share are {:.0} % together, and there \
+                 are only 100 % of calls",
+                all * 100.0
+            )));
+        }
+        Ok(())
+    }
+}
+
 /// Serves until a signal ends it. `say` prints for the user.
 pub(crate) fn run(
     args: MockArgs,
     say: impl FnOnce(&str) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
+    args.check()?;
     descriptors::raise(0);
     let mut builder = match args.threads {
         1 => tokio::runtime::Builder::new_current_thread(),

@@ -1,0 +1,127 @@
+//! What is not a test, not measured, or can't be written, and the exit codes that say so.
+
+use serde_json::{Value, json};
+
+use super::{Mock, load_test, result};
+use crate::support::process::{Spec, free_port};
+
+#[tokio::test]
+async fn what_classic_answers_do_not_tell_is_not_measured() {
+    let mock = Mock::start(&[]);
+    let server = Spec::ephemeral()
+        .env("OPENAI_BASE_URL", &mock.url)
+        .start()
+        .await;
+    let few = [
+        "--classic",
+        "--closed-loop",
+        "--clients",
+        "2",
+        "--messages",
+        "3",
+    ];
+    let flags = [&few[..], &["--json", "--require", "doubles=0"]].concat();
+    let (code, result) = result(&server, &flags);
+    assert_eq!(result["delivered"], 6, "{result:#}");
+    for name in ["doubles", "out_of_order", "mixed_up"] {
+        assert!(result.get(name).is_some_and(Value::is_null), "{result:#}");
+    }
+    let required = json!([{"condition": "doubles=0", "value": null, "met": false}]);
+    assert_eq!((code, &result["required"]), (Some(1), &required));
+    let (code, text, _) = load_test(&server, &few);
+    assert_eq!(code, Some(0), "{text}");
+    for name in ["doubles", "out of order", "mixed up"] {
+        let mut lines = text.lines();
+        let line = lines.find(|line| line.trim_start().starts_with(name));
+        assert!(
+            line.is_some_and(|line| line.ends_with("not measured")),
+            "{text}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_report_that_can_not_be_written_does_not_take_the_result_with_it() {
+    let server = Spec::ephemeral().start().await;
+    let flags = [
+        "--clients",
+        "2",
+        "--messages",
+        "2",
+        "--json",
+        "--html",
+        "/dev/full",
+    ];
+    let (code, out, errors) = load_test(&server, &flags);
+    assert_eq!(code, Some(1), "{errors}");
+    assert!(errors.contains("/dev/full can't be written"), "{errors}");
+    let result: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(result["delivered"], 4, "{result:#}");
+}
+
+#[tokio::test]
+async fn a_test_in_which_nothing_was_delivered_is_no_success() {
+    let server = Spec::ephemeral()
+        .env("MAX_CONTENT_CHARS", "10")
+        .start()
+        .await;
+    let (code, text, errors) = load_test(&server, &["--clients", "2", "--messages", "2"]);
+    assert_eq!(code, Some(1), "{text}{errors}");
+    assert!(
+        text.contains("not a single message was delivered"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_server_that_is_not_there_is_said_to_be_and_leaves_no_report() {
+    let url = format!("ws://127.0.0.1:{}", free_port());
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("report.html");
+    let spec = Spec::new(&["load-test", "--url", &url]);
+    let with_report = spec.clone().arg("--html").arg(file.to_str().unwrap());
+    let (code, _, errors) = with_report.run();
+    assert_eq!(code, Some(3));
+    assert!(errors.contains("does not answer"), "{errors}");
+    assert!(!file.exists());
+    // Where no token is fetched, the connections are what fails.
+    let (code, text, errors) = spec.arg("--token").arg("x").run();
+    assert_eq!(code, Some(3), "{errors}");
+    assert!(text.contains("100 clients could not connect"), "{text}");
+}
+
+/// Commands, flags, and what is said of them.
+const WRONG: &[(&str, &[&str], &str)] = &[
+    ("load-test", &["--messages", "0"], "0 is not in"),
+    ("load-test", &["--duration", "0"], "above 0"),
+    ("load-test", &["--clients", "0"], "0 is not in"),
+    ("load-test", &["--url", "foo"], "ws://"),
+    ("load-test", &["--url", "ftp://x"], "ws://"),
+    ("load-test", &["--url", "ws://127.0.0.1:99999"], "port"),
+    ("load-test", &["--html", "-"], "standard output"),
+    (
+        "load-test",
+        &["--html", "/nowhere/x.html"],
+        "can't be written",
+    ),
+    ("load-test", &["--source", "192.0.2.1"], "of this machine"),
+    ("load-test", &["--require", "p99<5%"], "no time"),
+    ("mock-openai", &["--tokens", "1..200000"], "100000"),
+    ("mock-openai", &["--model", " "], "needs a name"),
+    (
+        "mock-openai",
+        &["--error-share", "60%", "--cut-share", "0.5"],
+        "110 %",
+    ),
+];
+
+#[test]
+fn what_is_used_wrongly_is_said_before_anything_is_sent() {
+    for (command, flags, says) in WRONG {
+        let spec = Spec::new(&[command]);
+        let spec = flags.iter().fold(spec, |spec, flag| spec.arg(flag));
+        let (code, out, errors) = spec.run();
+        assert_eq!(code, Some(2), "{flags:?}: {out}{errors}");
+        assert!(errors.contains(says), "{flags:?}: {errors}");
+    }
+}
