@@ -313,7 +313,11 @@ async fn a_real_prometheus_gets_every_metric_and_answers_every_panel() {
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
     for query in dashboard_queries() {
-        assert!(!prometheus.query(&query).await.is_empty(), "empty: {query}");
+        // A rate needs two scrapes of what was counted a moment ago for the first time.
+        eventually(&format!("values of {query}"), SOON, || async {
+            !prometheus.query(&query).await.is_empty()
+        })
+        .await;
     }
     let rules = prometheus.get("/api/v1/rules").await;
     for rule in rules["groups"][0]["rules"].as_array().unwrap() {

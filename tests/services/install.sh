@@ -53,7 +53,6 @@ install_packages() {
         apt_has chromium-driver || die "please install Chromium or Chrome, and chromedriver, by hand"
         missing+=(chromium chromium-driver fonts-dejavu-core)
     fi
-    compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || missing+=(libfaketime)
     java_works || missing+=("$(java_package)")
     [[ -d $KAFKA_JARS ]] || command -v mvn >/dev/null || missing+=(maven)
     [[ -d /etc/ssl/certs ]] || missing+=(ca-certificates)

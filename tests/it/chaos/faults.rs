@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::process::Command;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -437,7 +438,7 @@ impl<'a> Storm<'a> {
     /// Started anew, a role lives in another hour.
     async fn shift_a_clock(&mut self) -> (String, Instant) {
         let n = self.rng.random_range(0..6);
-        let shift = *["-3700s", "+3700s"].choose(&mut self.rng).expect("two");
+        let shift = *["-3700", "3700"].choose(&mut self.rng).expect("two");
         let since = Instant::now();
         let right = self.fleet.members[n].spec.clone();
         let member = &mut self.fleet.members[n];
@@ -447,9 +448,8 @@ impl<'a> Storm<'a> {
         let member = &mut self.fleet.members[n];
         member.spec = right
             .clone()
-            .env("LD_PRELOAD", &faketime())
-            .env("FAKETIME", shift)
-            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+            .env("LD_PRELOAD", &other_clock())
+            .env("CLOCK_SHIFT_SECONDS", shift);
         member.start().await;
         // For some messages' time.
         sleep(Duration::from_secs(3)).await;
@@ -459,7 +459,7 @@ impl<'a> Storm<'a> {
         let member = &mut self.fleet.members[n];
         member.spec = right;
         member.start().await;
-        (format!("{name} by {shift}"), since)
+        (format!("{name} by {shift} s"), since)
     }
 
     /// A third worker comes and goes.
@@ -519,13 +519,15 @@ impl<'a> Storm<'a> {
     }
 }
 
-/// The library that lies about the time; `tests/run` installs it.
-fn faketime() -> String {
-    let folders = std::fs::read_dir("/usr/lib").expect("/usr/lib").flatten();
-    folders
-        .map(|folder| folder.path().join("faketime/libfaketimeMT.so.1"))
-        .find(|library| library.exists())
-        .expect("libfaketime (tests/run installs it)")
-        .display()
-        .to_string()
+/// The library that lies about the time, compiled by what librdkafka was.
+fn other_clock() -> String {
+    let library = concat!(env!("CARGO_TARGET_TMPDIR"), "/clock.so");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/chaos/clock.c");
+    let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".to_owned());
+    let compiled = Command::new(compiler)
+        .args(["-shared", "-fPIC", "-O2", "-o", library, source])
+        .status()
+        .expect("a C compiler");
+    assert!(compiled.success(), "{source} can't be compiled");
+    library.to_owned()
 }
