@@ -197,7 +197,6 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             eprintln!("error: {error:#}");
             let configured = error.downcast_ref::<ConfigErrors>().is_some()
                 || error.downcast_ref::<app::Unusable>().is_some()
-                || error.downcast_ref::<chat::Misused>().is_some()
                 || error.downcast_ref::<Misused>().is_some();
             let no_test = error.downcast_ref::<load_test::NoTest>().is_some();
             ExitCode::from(if configured {

@@ -137,13 +137,17 @@ impl Model {
         self.settings.prompt.history_max_messages.div_ceil(2) + 1
     }
 
+    /// Whether the model is to know anything of what came earlier.
+    fn keeps_history(&self) -> bool {
+        let settings = &self.settings.prompt;
+        settings.keep_history && settings.history_max_messages > 0
+    }
+
     /// What `begin` is to say of the conversation's history.
     pub(super) fn recall(&self, known: Option<&Known>) -> Option<Recall> {
-        let settings = &self.settings.prompt;
-        let wanted = settings.keep_history && settings.history_max_messages > 0;
-        wanted.then(|| Recall {
+        self.keeps_history().then(|| Recall {
             limit: self.recalled_turns(),
-            max_age: settings.history_ttl,
+            max_age: self.settings.prompt.history_ttl,
             known: known.map(|known| known.mark.clone()),
         })
     }
@@ -160,7 +164,7 @@ impl Model {
     /// one before has been kept when this message's turn comes.
     async fn earlier(&self, question: &Question) -> fanout::Result<Vec<Turn>> {
         let settings = &self.settings.prompt;
-        if !settings.keep_history || settings.history_max_messages == 0 {
+        if !self.keeps_history() {
             return Ok(Vec::new());
         }
         let most = settings.history_max_messages;

@@ -34,7 +34,7 @@ impl Backoff {
 
 /// What a close code asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Advice {
+pub(crate) enum Advice {
     /// Come back, after at least this long.
     Return(Option<Duration>),
     /// With another token.
@@ -43,7 +43,8 @@ pub(super) enum Advice {
     Never(CloseReason),
 }
 
-pub(super) fn advice(code: Option<u16>) -> Advice {
+/// What a client does after a connection that ended by this code, or without one.
+pub(crate) fn advice(code: Option<u16>) -> Advice {
     let Some(code) = code else {
         return Advice::Return(None);
     };

@@ -22,7 +22,7 @@
 
 mod answer;
 mod asked;
-mod backoff;
+pub(crate) mod backoff;
 mod error;
 mod history;
 mod link;

@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use clap::Args;
 use secrecy::SecretString;
 
+use super::Misused;
 use crate::client::{Client, ClientError, Options, Question, Token};
 use crate::protocol::ids::ConversationId;
 
@@ -48,11 +49,6 @@ pub(crate) struct ChatArgs {
     #[arg(long, conflicts_with_all = ["new", "conversation"])]
     list: bool,
 }
-
-/// Used wrongly: exit code 2.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(crate) struct Misused(String);
 
 fn misused(error: impl std::fmt::Display) -> anyhow::Error {
     Misused(error.to_string()).into()

@@ -22,14 +22,13 @@ use super::frames::mark;
 use super::ledger::Ledger;
 use super::plan::{Pace, Plan};
 use super::stats::{Stats, count};
+use crate::client::backoff::{Advice, advice};
 
 /// What tokio's timers may be late, so that clients wake up so much earlier. A message that is sent
 /// before its time is measured from its sending.
 const TIMER: Duration = Duration::from_millis(1);
 /// Before the first attempt to come back, and the most before another; half of it at least.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(4));
-/// After a close for going on over a limit.
-const ABUSED: Duration = Duration::from_secs(20);
 /// Longer than a test.
 const NEVER: Duration = Duration::from_secs(365 * 86_400);
 /// What was due for less than this when the user ended the test was about to be sent.
@@ -167,13 +166,14 @@ impl<'a> Client<'a> {
     async fn come_back(&mut self, mut why: String) -> Option<Link> {
         let (number, around) = (self.number, self.around);
         let (mut pause, most) = PAUSE;
-        if why == "close 4429" {
-            pause = ABUSED;
-        }
-        if is_final(&why) {
-            // Nothing more is sent, and it needn't be waited for.
-            self.finish();
-            pause = NEVER;
+        match advice(close_code(&why)) {
+            Advice::Never(_) => {
+                // Nothing more is sent, and it needn't be waited for.
+                self.finish();
+                pause = NEVER;
+            }
+            Advice::Return(Some(least)) => pause = least * 2,
+            Advice::Return(None) | Advice::NewToken => {}
         }
         loop {
             let tried = async {
@@ -326,12 +326,9 @@ impl<'a> Client<'a> {
     }
 }
 
-/// Whether a client that was closed so must not come back.
-fn is_final(why: &str) -> bool {
-    let code = why
-        .strip_prefix("close ")
-        .and_then(|code| code.parse().ok());
-    matches!(code, Some(1002 | 1003 | 1007 | 1009 | 4403))
+/// The code by which a connection was closed, where it was.
+fn close_code(why: &str) -> Option<u16> {
+    why.strip_prefix("close ")?.parse().ok()
 }
 
 /// Reads a frame, or says that one can be written where that is wanted.

@@ -223,9 +223,8 @@ impl<'a> Storm<'a> {
     /// there, some strike while the system still recovers from another one.
     pub(super) async fn strike(&mut self) -> Result<(), Stuck> {
         let n = self.blows.len();
-        let fault = self.draw(n);
+        let mut fault = self.draw(n);
         let (mut what, mut since) = self.inflict(fault).await;
-        let mut fault = fault;
         let mut at_once = 1;
         let usual = self.plan.only.is_empty() && n >= FIRST.len();
         while usual && at_once < MOST_AT_ONCE && self.rng.random_bool(ONE_MORE) {
