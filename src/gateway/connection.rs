@@ -220,7 +220,7 @@ async fn enter(
                     let mut state = entry.state();
                     state.started(&look.end);
                     if !gateway.settings.interop {
-                        state.pending(&look.pending);
+                        state.looked(&look);
                     }
                     drop(state);
                     // Set once: nobody else knows the socket's start.

@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use rand::Rng as _;
-use tokio::time::{Sleep, sleep};
+use tokio::sync::watch;
+use tokio::time::{Sleep, sleep, sleep_until};
 
 use super::Gateway;
+use super::awaited::Wait;
 use super::registry::Entry;
 
 /// Sockets are closed no faster than this when a gateway stops, so that the others are not run
@@ -42,14 +44,12 @@ impl Leaving {
     /// `to_answer` is the user of a client that is to be answered first.
     pub(super) fn begin(gateway: &Gateway, to_answer: Option<Arc<Entry>>) -> Self {
         let patience = gateway.settings.drain_timeout.mul_f64(0.8);
+        let produce_timeout = gateway.settings.produce_timeout;
         let unanswered = |entry: Arc<Entry>| {
-            let mut any_open = entry.state().any_open();
+            let wait = entry.state().awaited.wait();
             Unanswered {
                 entry,
-                answered: Box::pin(async move {
-                    // An error: nobody can tell it any more, so nothing is open.
-                    let _ = any_open.wait_for(|any| !any).await;
-                }),
+                answered: Box::pin(answered(wait, produce_timeout)),
                 patience: Box::pin(sleep(patience)),
             }
         };
@@ -74,7 +74,7 @@ impl Leaving {
             let waited_enough = !answered && unanswered.patience.as_mut().poll(cx).is_ready();
             if waited_enough {
                 tracing::warn!(
-                    message_ids = ?unanswered.entry.state().some_open(),
+                    message_ids = ?unanswered.entry.state().awaited.some(),
                     "a classic client is let go before it was answered, most of DRAIN_TIMEOUT_MS is over"
                 );
             }
@@ -93,6 +93,28 @@ impl Leaving {
         let all = u32::try_from(gateway.registry.connections()).unwrap_or(u32::MAX);
         let most = (RETRY_MIN + STEP.saturating_mul(all)).min(RETRY_MAX);
         rand::rng().random_range(RETRY_MIN..=most)
+    }
+}
+
+/// Returns when nothing is waited for. What has not come to the log `produce_timeout` after it was
+/// heard of is none of it: its gateway died, or the log was away, and it never comes.
+async fn answered(mut wait: watch::Receiver<Wait>, produce_timeout: Duration) {
+    loop {
+        let now = *wait.borrow_and_update();
+        let given_up = async {
+            match now {
+                Wait::No => {}
+                Wait::Maybe(newest) => sleep_until((newest + produce_timeout).into()).await,
+                Wait::Answer => pending().await,
+            }
+        };
+        tokio::select! {
+            () = given_up => return,
+            // An error: nobody can tell it any more, so nothing is waited for.
+            changed = wait.changed() => if changed.is_err() {
+                return;
+            }
+        }
     }
 }
 

@@ -72,6 +72,9 @@ async fn hand_out(gateway: &Gateway, clears: Clears) -> Result<(), GatewayError>
                     continue;
                 };
                 let taken = published(&gateway.counters, &entry, channel, &payload);
+                if taken.left {
+                    gateway.registry.left(entry.clone());
+                }
                 if let Some(ended) = taken.ended
                     && gateway.settings.interop
                     && clears.try_send((entry, ended)).is_err()
@@ -120,7 +123,8 @@ pub(super) fn published(
         if matches!(frame.kind(), Kind::Accepted | Kind::Delta | Kind::Restarted)
             && let Some(id) = &frame.message_id
         {
-            state.under_way(id);
+            state.under_way(id, frame.conversation().as_ref());
+            state.awaited.is_in_log(id);
         }
     }
     drop(state);

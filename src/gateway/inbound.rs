@@ -336,6 +336,7 @@ impl Inbound {
 
     fn admitted(&mut self, mut message: Message, admitted: Option<Admitted>) {
         let (id, correlation) = (message.id.clone(), message.correlation_id.clone());
+        let conversation = message.conversation.clone();
         match admitted {
             None => {
                 let (code, id) = (ErrorCode::Unavailable, message.client_id.as_ref());
@@ -347,7 +348,10 @@ impl Inbound {
                 self.over(limit, &message);
             }
             Some(Admitted::New) => {
-                self.entry.state().opened(id, correlation);
+                self.entry
+                    .state()
+                    .awaited
+                    .add(id, correlation, Some(conversation));
                 let mut sending = self.begin_sending(&message);
                 let appended = self.append(&message, sending.context());
                 let deadline = message.received + self.gateway.settings.produce_timeout;
@@ -363,7 +367,12 @@ impl Inbound {
             }
             // Its answer is on its way.
             Some(Admitted::Kept) => {
-                self.entry.state().opened(id, correlation);
+                let mut state = self.entry.state();
+                state
+                    .awaited
+                    .add(id.clone(), correlation, Some(conversation));
+                state.awaited.is_in_log(&id);
+                drop(state);
                 self.accepted(&message);
             }
             Some(Admitted::Delivered(frame, position)) if self.socket.line.is_some() => {
@@ -375,7 +384,10 @@ impl Inbound {
                 self.forgotten(&message);
             }
             Some(Admitted::Delivered(frame, position)) => {
-                self.entry.state().opened(id, correlation);
+                self.entry
+                    .state()
+                    .awaited
+                    .add(id, correlation, Some(conversation));
                 let payload = frame.as_bytes();
                 feed::take(
                     &self.gateway,
@@ -545,6 +557,7 @@ impl Inbound {
                     offset,
                     "message accepted"
                 );
+                self.entry.state().awaited.is_in_log(&message.id);
                 self.accepted(&message);
                 self.announce(&message);
                 return;
@@ -564,7 +577,7 @@ impl Inbound {
         let code = match &result {
             // It will never be there. Otherwise it may be, and its answer comes then.
             Some(Err(AppendError::Refused(_))) => {
-                self.entry.state().refused(&message.id);
+                self.entry.state().awaited.remove(&message.id);
                 ErrorCode::Internal
             }
             _ => ErrorCode::Unavailable,

@@ -25,6 +25,7 @@ use crate::health::Health;
 use crate::log::Log;
 
 pub(crate) mod auth;
+mod awaited;
 #[doc(hidden)]
 pub mod bench;
 mod connection;

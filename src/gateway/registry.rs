@@ -53,8 +53,12 @@ pub(super) struct Registry {
     feed: OnceLock<Arc<dyn Feed>>,
     connections: AtomicUsize,
     spread: RandomState,
-    /// Published frames may have been lost.
+    /// Published frames may have been lost: all mailboxes have to be read.
     pub(super) gap: Notify,
+    /// Users of whom a frame waits for a reading of the mailbox. Each is there once.
+    urgent: Mutex<Vec<Arc<Entry>>>,
+    /// There are such.
+    pub(super) is_urgent: Notify,
 }
 
 impl Registry {
@@ -87,6 +91,22 @@ impl Registry {
         self.users.get(user).map(|entry| entry.value().clone())
     }
 
+    /// A frame of this user was left to a reading of the mailbox.
+    pub(super) fn left(&self, entry: Arc<Entry>) {
+        let mut urgent = self.urgent.lock().unwrap_or_else(PoisonError::into_inner);
+        if !urgent.iter().any(|other| Arc::ptr_eq(other, &entry)) {
+            urgent.push(entry);
+        }
+        drop(urgent);
+        self.is_urgent.notify_one();
+    }
+
+    /// Those whose mailboxes have to be read at once.
+    pub(super) fn take_urgent(&self) -> Vec<Arc<Entry>> {
+        let mut urgent = self.urgent.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *urgent)
+    }
+
     /// The users whose mailboxes have to be read.
     pub(super) fn wanting_check(&self) -> Vec<Arc<Entry>> {
         self.users
@@ -109,8 +129,7 @@ impl Registry {
     /// Every user's mailbox has to be read.
     pub(super) fn lost_frames(&self) {
         for entry in &self.users {
-            let mut state = entry.state();
-            state.set_due();
+            entry.state().lost_frames();
         }
         self.gap.notify_one();
     }

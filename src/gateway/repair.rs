@@ -34,14 +34,22 @@ const PAGE: usize = 256 << 10;
 /// Pages of one check; the next check goes on where it ended.
 const PAGES: usize = 64;
 
-/// Reads the users for whom something is open every `OPEN_CHECK_MS`, and all users after a gap.
+/// Reads the users for whom something is open every `OPEN_CHECK_MS`, all users after a gap, and at
+/// once those of whom a frame was left to it.
 pub(super) async fn run(gateway: Arc<Gateway>) {
+    tokio::select! {
+        () = gateway.force.cancelled() => {}
+        () = in_turn(&gateway) => {}
+        () = at_once(&gateway) => {}
+    }
+}
+
+async fn in_turn(gateway: &Gateway) {
     let mut tick = interval(gateway.settings.open_check.max(SPREAD));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut ticks = 0_u64;
     loop {
         let mut entries = tokio::select! {
-            () = gateway.force.cancelled() => return,
             _ = tick.tick() => {
                 ticks += 1;
                 gateway.registry.following(ticks % ALL_EVERY, ALL_EVERY)
@@ -52,26 +60,47 @@ pub(super) async fn run(gateway: Arc<Gateway>) {
         entries.extend(gateway.registry.wanting_check());
         let users = u32::try_from(entries.len()).unwrap_or(u32::MAX).max(1);
         let spread = (gateway.settings.open_check / 2 / users).min(SPREAD);
-        let gateway = &*gateway;
-        let checks = stream::iter(entries)
+        stream::iter(entries)
             .then(|entry| async {
                 sleep(spread).await;
                 entry
             })
             .for_each_concurrent(AT_ONCE, |entry| async move {
-                if let Err(error) = check(gateway, &entry).await {
-                    let mut state = entry.state();
-                    state.set_due();
-                    // Who can't be told anything for long is closed.
-                    state.followers.all_stale();
-                    drop(state);
-                    gateway.counters.redis_error("read");
-                    tracing::debug!(%error, "a mailbox could not be read, trying again");
-                }
-            });
-        tokio::select! {
-            () = gateway.force.cancelled() => return,
-            () = checks => {}
+                read_all(gateway, &entry).await;
+            })
+            .await;
+    }
+}
+
+async fn at_once(gateway: &Gateway) {
+    loop {
+        gateway.registry.is_urgent.notified().await;
+        stream::iter(gateway.registry.take_urgent())
+            .for_each_concurrent(AT_ONCE, |entry| async move {
+                read_all(gateway, &entry).await;
+            })
+            .await;
+    }
+}
+
+/// Until no frame waits for it any more.
+async fn read_all(gateway: &Gateway, entry: &Entry) {
+    if !entry.state().begin_reading() {
+        return;
+    }
+    loop {
+        let checked = check(gateway, entry).await;
+        if let Err(error) = &checked {
+            gateway.counters.redis_error("read");
+            tracing::debug!(%error, "a mailbox could not be read, trying again");
+        }
+        let mut state = entry.state();
+        if checked.is_err() {
+            // Who can't be told anything for long is closed.
+            state.followers.all_stale();
+        }
+        if state.end_look(checked.is_err()) {
+            return;
         }
     }
 }
@@ -135,7 +164,7 @@ async fn check(gateway: &Gateway, entry: &Entry) -> Result<(), FanoutError> {
     // A gap from now on asks for another check.
     let (lost, after, marks) = {
         let mut state = entry.state();
-        (state.checked(), state.verified(), state.followers.newest())
+        (state.looking(), state.verified(), state.followers.newest())
     };
     // The first frames after "never used" may be those of a mailbox that was lost and rebuilt.
     let mut source = match &after {
@@ -152,7 +181,7 @@ async fn check(gateway: &Gateway, entry: &Entry) -> Result<(), FanoutError> {
     }
     for _ in 0..PAGES {
         let mut last = None;
-        for (position, frame) in look.frames {
+        for (position, frame) in std::mem::take(&mut look.frames) {
             let payload = frame.as_bytes();
             let taken = feed::take(gateway, entry, payload, position.clone(), source);
             if taken.told {
@@ -161,13 +190,16 @@ async fn check(gateway: &Gateway, entry: &Entry) -> Result<(), FanoutError> {
             last = Some(position);
         }
         let next = last.filter(|_| look.more);
-        let page_end = next.clone().unwrap_or(look.end);
+        let page_end = next.clone().unwrap_or_else(|| look.end.clone());
         {
             let mut state = entry.state();
             if !gateway.settings.interop {
-                state.pending(&look.pending);
+                state.looked(&look);
             }
             state.set_verified(page_end);
+            if next.is_none() {
+                state.saw_all();
+            }
         }
         let Some(next) = next else {
             return Ok(());

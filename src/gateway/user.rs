@@ -4,22 +4,26 @@
 //! told is kept once per user, not per socket. Three things decide about a terminal frame: whether
 //! it was told already (by `message_id`, or by position where an original worker left that out);
 //! where it stands to the positions, which only grow within an epoch; and whether its message is
-//! open, that is, somebody here waits for it. An open message's answer is told whatever the
-//! positions say: after Redis lost its data they may say nothing.
+//! awaited here. An awaited message's answer is told whatever the positions say: after Redis lost
+//! its data they may say nothing.
+//!
+//! A frame may be published and not arrive, or be brought back by a relay's rewind, which is not
+//! published to classic sockets. It is found in the mailbox then, and what was published after it
+//! must not be told before it: so while that may be so, a published frame is left to the reading of
+//! the mailbox, which has both, in order.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
+use super::awaited::Awaited;
 use super::outbound::Outbound;
 use super::v1::Line;
 use super::v1::followers::Followers;
-use crate::fanout::Pending;
+use crate::fanout::Look;
 use crate::protocol::frame::Published;
-use crate::protocol::ids::{MessageId, UserId};
+use crate::protocol::ids::{ConversationId, MessageId, UserId};
 use crate::protocol::position::Position;
 
 /// Frames remembered as told; above the mailbox's default bound, so that reading a whole mailbox
@@ -29,12 +33,6 @@ const TOLD: usize = 256;
 /// After so many frames since the mailbox was last read it is read again, so that what is
 /// remembered reaches back to where a read begins.
 const UNVERIFIED: usize = 128;
-
-/// Open messages of a user; the oldest give way.
-const OPEN: usize = 256;
-
-/// After that the worker answers `expired`, or has answered long ago (`MESSAGE_MAX_AGE`).
-const OPEN_AGE: Duration = Duration::from_secs(12 * 3600);
 
 /// One connection, as its user's other parts see it.
 pub(super) struct Socket {
@@ -74,11 +72,8 @@ pub(super) struct Taken {
     pub(super) told: bool,
     /// The message that waited for it.
     pub(super) ended: Option<MessageId>,
-}
-
-struct Open {
-    since: Instant,
-    correlation_id: Arc<str>,
+    /// Left to a reading of the mailbox, at once.
+    pub(super) left: bool,
 }
 
 /// See the module.
@@ -88,9 +83,7 @@ pub(super) struct UserState {
     sockets: Vec<Arc<Socket>>,
     /// The others.
     pub(super) followers: Followers,
-    open: HashMap<MessageId, Open>,
-    /// Whether `open` holds anything, once somebody waits until it does not.
-    any_open: Option<watch::Sender<bool>>,
+    pub(super) awaited: Awaited,
     told: HashSet<Arc<str>>,
     told_in_order: VecDeque<(Arc<str>, Option<Position>)>,
     unverified: usize,
@@ -98,8 +91,14 @@ pub(super) struct UserState {
     verified: Option<Position>,
     /// The highest position told.
     seen: Option<Position>,
-    /// The mailbox must be read although nothing is open.
+    /// The mailbox must be read although nothing is awaited.
     due: bool,
+    /// Published frames may have been lost, and the mailbox was not read to its end since.
+    gap: bool,
+    /// A published frame was left to a reading of the mailbox.
+    left: bool,
+    /// It is being read.
+    reading: bool,
 }
 
 pub(super) fn up_to(position: &Position, bound: Option<&Position>) -> bool {
@@ -147,98 +146,99 @@ impl UserState {
         self.unverified = 0;
     }
 
-    /// The check begins. Says whether it was asked for.
-    pub(super) fn checked(&mut self) -> bool {
+    /// A reading is to begin. False where another one is at work: that one looks again then.
+    pub(super) fn begin_reading(&mut self) -> bool {
+        let begins = !self.reading;
+        self.due |= !begins;
+        self.reading = true;
+        begins
+    }
+
+    /// One look at the mailbox begins. Says whether it was asked for.
+    pub(super) fn looking(&mut self) -> bool {
+        self.left = false;
         std::mem::take(&mut self.due)
+    }
+
+    /// It has seen all. Nothing is known to be missing, unless another look was asked for meanwhile.
+    pub(super) fn saw_all(&mut self) {
+        self.gap &= self.due;
+    }
+
+    /// The look is over. Whether the reading is too: it is not where a frame waits for another look.
+    pub(super) fn end_look(&mut self, failed: bool) -> bool {
+        self.due |= failed;
+        self.reading = self.left && !failed;
+        !self.reading
     }
 
     pub(super) fn set_due(&mut self) {
         self.due = true;
     }
 
-    /// Whether an answer is waited for.
-    pub(super) fn any_open(&mut self) -> watch::Receiver<bool> {
-        let now = !self.open.is_empty();
-        let any_open = &mut self.any_open;
-        any_open
-            .get_or_insert_with(|| watch::Sender::new(now))
-            .subscribe()
-    }
-
-    /// Some of what is waited for, for a log.
-    pub(super) fn some_open(&self) -> Vec<&MessageId> {
-        self.open.keys().take(4).collect()
-    }
-
-    fn note_open(&self) {
-        let now = !self.open.is_empty();
-        if let Some(any_open) = &self.any_open {
-            any_open.send_if_modified(|any| std::mem::replace(any, now) != now);
-        }
+    /// Published frames may have been lost.
+    pub(super) fn lost_frames(&mut self) {
+        self.due = true;
+        self.gap = true;
     }
 
     /// Whether the mailbox has to be read.
     pub(super) fn wants_check(&mut self) -> bool {
-        self.open.retain(|_, open| open.since.elapsed() < OPEN_AGE);
-        self.note_open();
-        self.due || !self.open.is_empty()
+        self.awaited.forget_old();
+        self.due || !self.awaited.is_empty()
     }
 
-    /// An answer to this message is waited for.
-    pub(super) fn opened(&mut self, message_id: MessageId, correlation_id: Arc<str>) {
-        if self.open.len() >= OPEN
-            && let Some(oldest) = self.open.iter().min_by_key(|(_, open)| open.since)
-        {
-            let oldest = oldest.0.clone();
-            self.open.remove(&oldest);
+    /// What another connection or gateway left open is waited for too.
+    pub(super) fn looked(&mut self, look: &Look) {
+        for one in &look.pending {
+            self.under_way(&one.message_id, Some(&one.conversation));
         }
-        let since = Instant::now();
-        self.open.insert(
-            message_id,
-            Open {
-                since,
-                correlation_id,
-            },
-        );
-        self.note_open();
-    }
-
-    /// None will come.
-    pub(super) fn refused(&mut self, message_id: &MessageId) {
-        self.open.remove(message_id);
-        self.note_open();
-    }
-
-    /// What another connection or gateway left pending is waited for too.
-    pub(super) fn pending(&mut self, pending: &[Pending]) {
-        for one in pending {
-            let id = &one.message_id;
-            self.under_way(id);
+        // A worker has taken it from the log.
+        for answer in &look.in_flight {
+            self.under_way(&answer.message_id, Some(&answer.conversation));
+            self.awaited.is_in_log(&answer.message_id);
         }
     }
 
-    /// A frame said that this message has not ended.
-    pub(super) fn under_way(&mut self, id: &MessageId) {
-        if !self.open.contains_key(id) && !self.told.contains(id.as_str()) {
-            self.opened(id.clone(), "".into());
+    /// This message has not ended.
+    pub(super) fn under_way(&mut self, id: &MessageId, conversation: Option<&ConversationId>) {
+        if !self.awaited.has(id) && !self.told.contains(id.as_str()) {
+            self.awaited
+                .add(id.clone(), "".into(), conversation.cloned());
         }
     }
 
-    fn open_message(&self, frame: &Published<'_>) -> Option<MessageId> {
+    fn awaited_message(&self, frame: &Published<'_>) -> Option<MessageId> {
         if let Some(id) = &frame.message_id
-            && self.open.contains_key(id)
+            && self.awaited.has(id)
         {
             return Some(id.clone());
         }
-        // An original worker knows only the correlation id, which is unique per message here.
-        let correlation_id = frame
-            .correlation_id
-            .as_deref()
-            .filter(|id| !id.is_empty())?;
-        self.open
-            .iter()
-            .find(|(_, open)| &*open.correlation_id == correlation_id)
-            .map(|(id, _)| id.clone())
+        let correlation_id = frame.correlation_id.as_deref();
+        let correlation_id = correlation_id.filter(|id| !id.is_empty())?;
+        self.awaited.by_correlation(correlation_id).cloned()
+    }
+
+    /// Whether a published frame is left to a reading of the mailbox: what comes before it may have
+    /// been missed. It is awaited from then on, so that the reading tells it whatever became of the
+    /// mailbox meanwhile.
+    fn leave(&mut self, frame: &Published<'_>) -> bool {
+        let (Some(id), false) = (&frame.message_id, self.sockets.is_empty()) else {
+            return false;
+        };
+        if !self.gap && self.awaited.is_empty() {
+            return false;
+        }
+        let conversation = frame.conversation();
+        let early = |of: &ConversationId| self.awaited.is_early(id, of);
+        if !self.gap && !conversation.as_ref().is_some_and(early) {
+            return false;
+        }
+        self.under_way(id, conversation.as_ref());
+        self.awaited.is_in_log(id);
+        self.due = true;
+        self.left = true;
+        true
     }
 
     /// Tells a terminal frame to the sockets that have not had it.
@@ -249,7 +249,7 @@ impl UserState {
         position: Option<Position>,
         source: Source,
     ) -> Taken {
-        let ended = self.open_message(frame);
+        let ended = self.awaited_message(frame);
         let key: Option<Arc<str>> = match (&frame.message_id, &position) {
             (Some(id), _) => Some(id.as_str().into()),
             (None, Some(position)) => Some(position.to_string().into()),
@@ -264,6 +264,13 @@ impl UserState {
                 (Source::Rebuilt, _) => false,
             };
         if news {
+            // The mailbox has only what has a position.
+            if source == Source::Live && position.is_some() && self.leave(frame) {
+                return Taken {
+                    left: true,
+                    ..Taken::default()
+                };
+            }
             if !self.sockets.is_empty() {
                 let Some(classic) = frame.to_classic(user) else {
                     return Taken::default();
@@ -283,10 +290,16 @@ impl UserState {
             }
         }
         if let Some(id) = &ended {
-            self.open.remove(id);
-            self.note_open();
+            if source != Source::Live {
+                self.awaited.was_read(id);
+            }
+            self.awaited.remove(id);
         }
-        Taken { told: news, ended }
+        Taken {
+            told: news,
+            ended,
+            left: false,
+        }
     }
 
     fn remember(&mut self, key: Arc<str>, position: Option<Position>) {
@@ -356,7 +369,7 @@ mod tests {
         let mut state = UserState::default();
         state.started(&at(10));
         let id = MessageId::parse("m").unwrap();
-        state.opened(id.clone(), "c-1".into());
+        state.awaited.add(id.clone(), "c-1".into(), None);
         assert!(!tell(&mut state, "other", 4, Source::Rebuilt));
         assert!(!tell(&mut state, "other", 4, Source::Live));
         assert!(tell(&mut state, "m", 5, Source::Rebuilt));
@@ -364,22 +377,7 @@ mod tests {
         assert!(!tell(&mut state, "m", 50, Source::Live));
         assert!(!state.wants_check());
         // Told already: a look that still says pending opens it no more.
-        state.pending(&[Pending {
-            message_id: id,
-            id: None,
-            conversation: crate::protocol::ids::ConversationId::default_conversation(),
-            content: String::new(),
-        }]);
+        state.under_way(&id, None);
         assert!(!state.wants_check());
-    }
-
-    #[test]
-    fn open_messages_are_bounded() {
-        let mut state = UserState::default();
-        for number in 0..2 * OPEN {
-            let id = MessageId::parse(&number.to_string()).unwrap();
-            state.opened(id, "c".into());
-        }
-        assert_eq!(state.open.len(), OPEN);
     }
 }

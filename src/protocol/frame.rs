@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::error_code::ErrorCode;
-use super::ids::{MessageId, UserId};
+use super::ids::{ConversationId, MessageId, UserId};
 use super::trace_context::TraceContext;
 
 /// Why a client's frame is not taken: the `code` and the text of the `error` that answers it.
@@ -227,6 +227,15 @@ impl<'a> Published<'a> {
         // Nothing in a good one needs an escape.
         let field = self.traceparent?.get().strip_prefix('"')?;
         TraceContext::parse(field.strip_suffix('"')?, None)
+    }
+
+    /// The conversation; the default one where an original service wrote the frame.
+    pub fn conversation(&self) -> Option<ConversationId> {
+        let Some(raw) = self.conversation_id else {
+            return Some(ConversationId::default_conversation());
+        };
+        let text: Cow<'_, str> = serde_json::from_str(raw.get()).ok()?;
+        ConversationId::parse(&text).ok()
     }
 
     /// What it is.

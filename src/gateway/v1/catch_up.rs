@@ -91,10 +91,7 @@ async fn catch_up(
             let mut state = entry.state();
             state.started(&look.end);
             if !gateway.settings.interop {
-                state.pending(&look.pending);
-                for answer in &look.in_flight {
-                    state.under_way(&answer.message_id);
-                }
+                state.looked(&look);
             }
         }
         let recovered = look.recovered && !gateway.settings.interop;

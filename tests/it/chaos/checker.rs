@@ -230,10 +230,10 @@ impl Checker {
 
     /// A classic client: nothing twice, nothing of others, in order.
     pub(super) fn classic(&mut self, seen: &ClassicSeen) {
-        let mut last = None;
+        let mut last: Option<((i64, i32, i64), String)> = None;
         let mut had: HashMap<&str, usize> = HashMap::new();
         self.count.messages += seen.sent;
-        for frame in &seen.frames {
+        for (at, frame) in &seen.frames {
             if frame["userid"] != seen.user.as_str() {
                 self.breach(
                     &format!("{}: a frame of another user: {frame}", seen.user),
@@ -259,11 +259,19 @@ impl Checker {
                 self.breach(&format!("{}: ended and not in the log", seen.user), &[id]);
                 continue;
             };
-            if last.is_some_and(|last| last > place) {
+            if let Some((before, other)) = last
+                && before > place
+            {
                 self.count.out_of_order += 1;
-                self.breach(&format!("{}: out of order (I3)", seen.user), &[id]);
+                self.breach(
+                    &format!(
+                        "{}: {id} at {place:?} came after {other} at {before:?}, at {at} (I3)",
+                        seen.user
+                    ),
+                    &[id, &other],
+                );
             }
-            last = Some(place);
+            last = Some((place, id.to_owned()));
         }
         for (id, times) in had {
             if times > 1 {
@@ -278,9 +286,9 @@ impl Checker {
         self.breaches.extend(breaches);
     }
 
-    /// The first few, a line each.
-    pub(super) fn some_breaches(&self) -> String {
-        let texts = self.breaches.iter().take(10);
+    /// The first `count`, a line each.
+    pub(super) fn some_breaches(&self, count: usize) -> String {
+        let texts = self.breaches.iter().take(count);
         let lines: Vec<&str> = texts.map(|breach| breach.text.as_str()).collect();
         lines.join("\n  ")
     }

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
+use super::calls::now_ms;
 use super::fleet::LONG;
 use super::journal::Journal;
 use crate::support::client::{Classic, Event};
@@ -41,7 +42,8 @@ pub(super) struct Seen {
 pub(super) struct ClassicSeen {
     pub(super) user: String,
     pub(super) sent: usize,
-    pub(super) frames: Vec<Value>,
+    /// Each with when it came, in ms since 1970.
+    pub(super) frames: Vec<(i64, Value)>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -413,7 +415,7 @@ async fn classic(
                 next = Instant::now() + pace.mul_f64(rng.random_range(0.5..1.5));
             }
             match client.next(Duration::from_millis(100)).await {
-                Event::Frame(frame) => seen.frames.push(frame),
+                Event::Frame(frame) => seen.frames.push((now_ms(), frame)),
                 Event::Closed(_) => break,
                 Event::Silent if stopping => break,
                 Event::Silent => {}

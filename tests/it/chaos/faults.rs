@@ -11,7 +11,7 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use tokio::time::{Instant, sleep};
 
-use super::calls::{Stake, key_of};
+use super::calls::{Cost, Stake, key_of, now_ms};
 use super::fleet::Fleet;
 use super::journal::{Journal, Life};
 use crate::support::link::Traffic;
@@ -159,6 +159,8 @@ pub(super) struct Storm<'a> {
     partitions_added: bool,
     /// What may have cost calls of the model.
     pub(super) stakes: Vec<Stake>,
+    /// Each fault, with when it struck and when it was undone.
+    pub(super) diary: Vec<String>,
 }
 
 /// How often another fault strikes while the system still recovers, and how many do at most.
@@ -178,6 +180,7 @@ impl<'a> Storm<'a> {
             blows: Vec::new(),
             partitions_added: false,
             stakes: Vec::new(),
+            diary: Vec::new(),
         }
     }
 
@@ -201,22 +204,14 @@ impl<'a> Storm<'a> {
         }
     }
 
-    /// What these workers have in flight may be asked for again.
-    fn may_cost(&mut self, workers: &[&'static str], from: Instant) {
+    /// It may have cost calls of these workers.
+    fn may_cost(&mut self, cost: Cost, workers: &[&'static str], from: Instant) {
         self.stakes.push(Stake {
             workers: workers.to_vec(),
             from,
             until: Instant::now(),
-            provider: false,
+            cost,
         });
-    }
-
-    /// These workers' calls were disturbed.
-    fn model_failed(&mut self, workers: &[&'static str], from: Instant) {
-        self.may_cost(workers, from);
-        if let Some(stake) = self.stakes.last_mut() {
-            stake.provider = true;
-        }
     }
 
     /// The next fault, from when it strikes until everything has recovered. When each sort has been
@@ -226,8 +221,11 @@ impl<'a> Storm<'a> {
         let mut fault = self.draw(n);
         let (mut what, mut since) = self.inflict(fault).await;
         let mut at_once = 1;
-        let usual = self.plan.only.is_empty() && n >= FIRST.len();
-        while usual && at_once < MOST_AT_ONCE && self.rng.random_bool(ONE_MORE) {
+        let many = match self.plan.only.len() {
+            0 => n >= FIRST.len(),
+            only => only > 1,
+        };
+        while many && at_once < MOST_AT_ONCE && self.rng.random_bool(ONE_MORE) {
             self.blows.push(Blow {
                 fault,
                 recovery: None,
@@ -286,8 +284,16 @@ impl<'a> Storm<'a> {
         first + self.rng.random_range(0..2)
     }
 
-    /// Does it, and undoes it. Returns what it was, and from when recovery counts.
+    /// Does it, undoes it, and writes it down. Returns what it was, and from when recovery counts.
     async fn inflict(&mut self, fault: Fault) -> (String, Instant) {
+        let from = now_ms();
+        let (what, since) = self.do_and_undo(fault).await;
+        self.diary
+            .push(format!("{from} {} {fault} ({what})", now_ms()));
+        (what, since)
+    }
+
+    async fn do_and_undo(&mut self, fault: Fault) -> (String, Instant) {
         let hold = Duration::from_millis(self.rng.random_range(300..2500));
         match fault {
             Fault::GatewayKilled => self.kill("gateway").await,
@@ -300,21 +306,27 @@ impl<'a> Storm<'a> {
             Fault::WorkerPaused => self.pause("worker").await,
             Fault::RelayPaused => self.pause("relay").await,
             Fault::KafkaKilled => {
+                let from = Instant::now();
                 self.fleet.kafka.kill();
                 sleep(hold).await;
                 self.fleet.kafka.run().await;
+                self.may_cost(Cost::Moved, &ALL_WORKERS, from);
                 ("the broker".into(), Instant::now())
             }
             Fault::KafkaStopped => {
+                let from = Instant::now();
                 self.fleet.kafka.terminate();
                 sleep(hold).await;
                 self.fleet.kafka.run().await;
+                self.may_cost(Cost::Moved, &ALL_WORKERS, from);
                 ("the broker".into(), Instant::now())
             }
             Fault::KafkaPaused => {
+                let from = Instant::now();
                 self.fleet.kafka.stop();
                 sleep(PAUSE).await;
                 self.fleet.kafka.cont();
+                self.may_cost(Cost::Moved, &ALL_WORKERS, from);
                 ("the broker".into(), Instant::now())
             }
             Fault::RedisRestarted => {
@@ -328,7 +340,7 @@ impl<'a> Storm<'a> {
                 self.fleet.redis.kill9();
                 sleep(hold / 2).await;
                 self.fleet.redis.restart_empty().await;
-                self.may_cost(&ALL_WORKERS, from);
+                self.may_cost(Cost::Redis, &ALL_WORKERS, from);
                 ("without its data".into(), Instant::now())
             }
             Fault::RedisPaused => {
@@ -355,7 +367,7 @@ impl<'a> Storm<'a> {
                 // Within what the worker tries: 1 and 2 s between three attempts.
                 sleep(hold / 4).await;
                 self.fleet.mend();
-                self.model_failed(&ALL_WORKERS, from);
+                self.may_cost(Cost::Model, &ALL_WORKERS, from);
                 ("both workers'".into(), Instant::now())
             }
             Fault::ProviderFaulty => {
@@ -379,7 +391,7 @@ impl<'a> Storm<'a> {
         self.fleet.members[n].kill9();
         sleep(pause).await;
         // Its last requests have come to the model by now.
-        self.may_cost(&[name], since);
+        self.may_cost(Cost::Worker, &[name], since);
         self.fleet.members[n].start().await;
         (name.into(), since)
     }
@@ -406,7 +418,7 @@ impl<'a> Storm<'a> {
         member.running().stop();
         sleep(PAUSE).await;
         member.running().cont();
-        self.may_cost(&[name], from);
+        self.may_cost(Cost::Worker, &[name], from);
         (name.into(), Instant::now())
     }
 
@@ -428,8 +440,12 @@ impl<'a> Storm<'a> {
         link.set(traffic);
         sleep(hold).await;
         link.set(Traffic::Open);
-        if to == "the model" {
-            self.model_failed(&[name], from);
+        match to {
+            "the model" => self.may_cost(Cost::Model, &[name], from),
+            "Kafka" if name.starts_with("worker") => {
+                self.may_cost(Cost::Moved, &[name], from);
+            }
+            _ => {}
         }
         (format!("{name} and {to}"), Instant::now())
     }
@@ -443,7 +459,7 @@ impl<'a> Storm<'a> {
         let member = &mut self.fleet.members[n];
         let name = member.name;
         member.kill9();
-        self.may_cost(&[name], since);
+        self.may_cost(Cost::Worker, &[name], since);
         let member = &mut self.fleet.members[n];
         member.spec = right
             .clone()
@@ -454,7 +470,7 @@ impl<'a> Storm<'a> {
         sleep(Duration::from_secs(3)).await;
         let from = Instant::now();
         self.fleet.members[n].kill9();
-        self.may_cost(&[name], from);
+        self.may_cost(Cost::Worker, &[name], from);
         let member = &mut self.fleet.members[n];
         member.spec = right;
         member.start().await;
@@ -472,7 +488,7 @@ impl<'a> Storm<'a> {
             sleep(Duration::from_millis(self.rng.random_range(100..1500))).await;
             let from = Instant::now();
             third.kill9();
-            self.may_cost(&["worker_3"], from);
+            self.may_cost(Cost::Worker, &["worker_3"], from);
         }
         ("a third worker, four times".into(), Instant::now())
     }

@@ -2,6 +2,7 @@
 //! be broken wherever one talks to another.
 
 use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -237,6 +238,23 @@ impl Fleet {
         let mut warnings: Vec<_> = counts.into_iter().map(|(said, n)| (n, said)).collect();
         warnings.sort_by(|a, b| b.cmp(a));
         warnings
+    }
+
+    /// Keeps what all processes wrote, and these texts, for who wants to understand a failure.
+    /// Returns the folder.
+    pub(super) fn keep(&self, seed: u64, texts: &[(&str, &str)]) -> PathBuf {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("chaos-{seed}"));
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let keep = |name: &str, text: &str| {
+            std::fs::write(folder.join(name), text).expect("write a file");
+        };
+        for member in &self.members {
+            keep(&format!("{}.log", member.name), &member.whole_log());
+        }
+        for (name, text) in texts {
+            keep(name, text);
+        }
+        folder
     }
 
     /// What all processes wrote of one of these ids, by time.

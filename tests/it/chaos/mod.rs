@@ -17,6 +17,7 @@ mod disk;
 mod faults;
 mod fleet;
 mod journal;
+mod rebuild;
 mod soak;
 
 use calls::{Calls, Clock};
@@ -52,9 +53,10 @@ async fn a_short_storm_loses_nothing_doubles_nothing_and_keeps_the_order() {
 #[ignore = "up to twenty minutes: tests/run --chaos"]
 async fn a_long_storm_loses_nothing_doubles_nothing_and_keeps_the_order() {
     let users = usize::try_from(number("CHATMESH_CHAOS_USERS", 200)).expect("a number of users");
+    let classic = number("CHATMESH_CHAOS_CLASSIC", users as u64 / 8);
     let size = Size {
         users,
-        classic: users / 8,
+        classic: usize::try_from(classic).expect("a number of users"),
         pace: Duration::from_millis(number("CHATMESH_CHAOS_PACE_MS", 3000)),
     };
     let random = uuid::Uuid::new_v4().as_u128() as u64 % 1_000_000;
@@ -90,7 +92,13 @@ async fn storm(seed: u64, size: Size, period: Duration) {
         failure = crowd.failed().or(failure);
     }
     if let Some(failure) = failure {
-        panic!("seed {seed}, fault {}: {failure}", storm.faults() + 1);
+        let faults = storm.diary.join("\n");
+        let folder = storm.fleet.keep(seed, &[("faults.txt", &faults)]);
+        let n = storm.faults() + 1;
+        panic!(
+            "seed {seed}, fault {n}: {failure}\nall of it: {}",
+            folder.display()
+        );
     }
     let (users, classic) = match crowd.finish().await {
         Ok(seen) => seen,
@@ -123,11 +131,19 @@ async fn storm(seed: u64, size: Size, period: Duration) {
         "seed {seed}: nothing was answered"
     );
     if let Some(breach) = checker.breaches().first() {
+        let folder = storm.fleet.keep(
+            seed,
+            &[
+                ("faults.txt", &storm.diary.join("\n")),
+                ("breaches.txt", &checker.some_breaches(usize::MAX)),
+            ],
+        );
         panic!(
-            "seed {seed}: {} promises broken: {}\nthe path of the first:\n{}",
+            "seed {seed}: {} promises broken: {}\nthe path of the first:\n{}\nall of it: {}",
             checker.breaches().len(),
-            checker.some_breaches(),
-            storm.fleet.path_of(&breach.ids)
+            checker.some_breaches(10),
+            storm.fleet.path_of(&breach.ids),
+            folder.display()
         );
     }
 }
@@ -152,8 +168,9 @@ fn report(storm: &Storm<'_>, checker: &Checker, calls: &Calls, took: Duration) {
     );
     eprintln!(
         "chaos: {} calls of the model, {} beyond one for each message, {} of them after a fault of the \
-         model; {} answers were in flight when a worker or Redis's data went",
-        calls.made, calls.again, calls.excused, calls.in_flight
+         model; {} answers were in flight when a worker or Redis's data went, and {} calls were for \
+         what was answered, and not committed when both went",
+        calls.made, calls.again, calls.excused, calls.in_flight, calls.uncommitted
     );
     eprintln!("chaos: what the roles warned of");
     for (times, said) in storm.fleet.warnings() {

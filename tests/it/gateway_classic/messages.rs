@@ -259,3 +259,33 @@ async fn a_drain_ends_in_time_although_the_log_never_answers() {
     let served = timeout(Duration::from_secs(8), &mut gateway.served).await;
     served.unwrap().unwrap().unwrap();
 }
+
+#[tokio::test]
+async fn a_drain_waits_no_longer_for_what_never_came_to_the_log() {
+    let produce_timeout = Duration::from_secs(1);
+    let mut gateway = start(GatewaySettings {
+        produce_timeout,
+        drain_timeout: Duration::from_secs(60),
+        ..settings()
+    })
+    .await;
+    let mut first = gateway.connect("alice").await;
+    gateway.log.acknowledge(false);
+    first.ask("admitted, and not acknowledged").await;
+    gateway.log.records(1).await;
+    assert_eq!(first.json().await["code"], "unavailable");
+    // Another connection hears of it as pending.
+    let mut second = gateway.connect("alice").await;
+    let began = std::time::Instant::now();
+    gateway.drain.cancel();
+    assert_eq!(first.closed().await, 1001);
+    assert_eq!(second.closed().await, 1001);
+    assert!(
+        began.elapsed() < produce_timeout * 5,
+        "{:?}",
+        began.elapsed()
+    );
+    drop((first, second));
+    let served = timeout(PATIENCE, &mut gateway.served).await.unwrap();
+    served.unwrap().unwrap();
+}

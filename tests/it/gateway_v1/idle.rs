@@ -5,8 +5,8 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::*;
-use crate::support::SOON;
 use crate::support::process::{Chatmesh, Spec};
+use crate::support::{SOON, eventually};
 
 /// Resident memory of a process in bytes.
 fn resident(process: &Chatmesh) -> usize {
@@ -118,8 +118,11 @@ async fn silent_connections_give_back_what_their_long_frames_needed() {
             client.until(PING).await;
         }
     }
-    let each = resident(&process).saturating_sub(before) / 150;
-    assert!(each < BOUND, "{each} bytes a connection");
+    // The allocator keeps what was given back for some seconds before it tells the kernel.
+    eventually("their memory is given back", SOON, || async {
+        resident(&process).saturating_sub(before) / 150 < BOUND
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -1,0 +1,222 @@
+//! The messages whose answers a user's sockets here wait for.
+//!
+//! Not all of them are known to be in the log: a gateway may have died, or the log been away,
+//! before the message came there, and then no answer comes. Nor are they all of this gateway's
+//! sockets: a look at the user names what others left open.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use crate::protocol::ids::{ConversationId, MessageId};
+
+/// Messages of a user; the oldest give way.
+const MOST: usize = 256;
+
+/// After that the worker answers `expired`, or has answered long ago (`MESSAGE_MAX_AGE`).
+const AGE: Duration = Duration::from_secs(12 * 3600);
+
+/// What a socket that is to be closed may still wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// Nothing.
+    No,
+    /// Messages that may never have come to the log, the newest of them known since then.
+    Maybe(Instant),
+    /// The answer of a message that is in the log.
+    Answer,
+}
+
+struct Message {
+    since: Instant,
+    correlation_id: Arc<str>,
+    /// Where that is known.
+    conversation: Option<ConversationId>,
+    in_log: bool,
+    /// The end of a later message was read from the mailbox, and this one's was not before it: it
+    /// comes after that one, or never.
+    passed: bool,
+}
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Awaited {
+    messages: HashMap<MessageId, Message>,
+    /// Once somebody follows it.
+    wait: Option<watch::Sender<Wait>>,
+}
+
+impl Awaited {
+    pub(super) fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+
+    pub(super) fn has(&self, id: &MessageId) -> bool {
+        self.messages.contains_key(id)
+    }
+
+    /// Some of them, for a log.
+    pub(super) fn some(&self) -> Vec<&MessageId> {
+        self.messages.keys().take(4).collect()
+    }
+
+    /// What is waited for from now on.
+    pub(super) fn wait(&mut self) -> watch::Receiver<Wait> {
+        let now = self.now();
+        self.wait
+            .get_or_insert_with(|| watch::Sender::new(now))
+            .subscribe()
+    }
+
+    fn now(&self) -> Wait {
+        if self.messages.values().any(|message| message.in_log) {
+            return Wait::Answer;
+        }
+        let newest = self.messages.values().map(|message| message.since).max();
+        newest.map_or(Wait::No, Wait::Maybe)
+    }
+
+    fn changed(&self) {
+        if let Some(wait) = &self.wait {
+            let now = self.now();
+            wait.send_if_modified(|wait| std::mem::replace(wait, now) != now);
+        }
+    }
+
+    /// One more; whether it comes to the log is not known yet.
+    pub(super) fn add(
+        &mut self,
+        id: MessageId,
+        correlation_id: Arc<str>,
+        conversation: Option<ConversationId>,
+    ) {
+        if self.messages.len() >= MOST
+            && let Some((oldest, _)) = self.messages.iter().min_by_key(|(_, one)| one.since)
+        {
+            let oldest = oldest.clone();
+            self.messages.remove(&oldest);
+        }
+        self.messages.insert(
+            id,
+            Message {
+                since: Instant::now(),
+                correlation_id,
+                conversation,
+                in_log: false,
+                passed: false,
+            },
+        );
+        self.changed();
+    }
+
+    /// It is in the log: its answer comes.
+    pub(super) fn is_in_log(&mut self, id: &MessageId) {
+        if let Some(message) = self.messages.get_mut(id) {
+            message.in_log = true;
+            self.changed();
+        }
+    }
+
+    /// It has ended, or never will.
+    pub(super) fn remove(&mut self, id: &MessageId) {
+        self.messages.remove(id);
+        self.changed();
+    }
+
+    pub(super) fn forget_old(&mut self) {
+        self.messages.retain(|_, one| one.since.elapsed() < AGE);
+        self.changed();
+    }
+
+    /// An original worker knows only the correlation id, which is unique per message here.
+    pub(super) fn by_correlation(&self, correlation_id: &str) -> Option<&MessageId> {
+        let mut messages = self.messages.iter();
+        let found = messages.find(|(_, message)| &*message.correlation_id == correlation_id);
+        found.map(|(id, _)| id)
+    }
+
+    /// Whether the end of `id` may have come too early: an earlier message of its conversation has
+    /// not ended here, so its own end may have been missed.
+    pub(super) fn is_early(&self, id: &MessageId, conversation: &ConversationId) -> bool {
+        let since = self.messages.get(id).map(|message| message.since);
+        self.messages.iter().any(|(other, message)| {
+            other != id
+                && !message.passed
+                && message.conversation.as_ref() == Some(conversation)
+                && since.is_none_or(|since| message.since < since)
+        })
+    }
+
+    /// The end of `id` was read from the mailbox, after all ends that come before it.
+    pub(super) fn was_read(&mut self, id: &MessageId) {
+        let Some(read) = self.messages.get(id) else {
+            return;
+        };
+        let (since, conversation) = (read.since, read.conversation.clone());
+        for message in self.messages.values_mut() {
+            message.passed |= message.since < since && message.conversation == conversation;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(text: &str) -> MessageId {
+        MessageId::parse(text).unwrap()
+    }
+
+    fn with(ids: &[&str]) -> Awaited {
+        let mut awaited = Awaited::default();
+        for one in ids {
+            let conversation = Some(ConversationId::default_conversation());
+            awaited.add(id(one), "c".into(), conversation);
+            // Two of them never come at the same moment.
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        awaited
+    }
+
+    #[test]
+    fn they_are_bounded() {
+        let mut awaited = Awaited::default();
+        for number in 0..2 * MOST {
+            awaited.add(id(&number.to_string()), "c".into(), None);
+        }
+        assert_eq!(awaited.messages.len(), MOST);
+    }
+
+    #[test]
+    fn an_end_is_early_while_an_earlier_message_of_its_conversation_has_not_ended() {
+        let mut awaited = with(&["m1", "m2", "m3"]);
+        let default = ConversationId::default_conversation();
+        let other = ConversationId::parse("other").unwrap();
+        assert!(!awaited.is_early(&id("m1"), &default));
+        assert!(awaited.is_early(&id("m2"), &default));
+        assert!(!awaited.is_early(&id("m2"), &other));
+        assert!(awaited.is_early(&id("unknown"), &default));
+        // m1 is not in the mailbox before m2: nothing is to be held up for it any more.
+        awaited.was_read(&id("m2"));
+        assert!(!awaited.is_early(&id("m2"), &default));
+        assert!(awaited.is_early(&id("m3"), &default), "m2 itself");
+        awaited.remove(&id("m2"));
+        assert!(!awaited.is_early(&id("m3"), &default));
+    }
+
+    #[test]
+    fn what_may_not_be_in_the_log_is_told_apart() {
+        let mut awaited = with(&["m1", "m2"]);
+        let newest = awaited.messages[&id("m2")].since;
+        let wait = awaited.wait();
+        assert_eq!(*wait.borrow(), Wait::Maybe(newest));
+        awaited.is_in_log(&id("m1"));
+        assert_eq!(*wait.borrow(), Wait::Answer);
+        awaited.remove(&id("m1"));
+        assert_eq!(*wait.borrow(), Wait::Maybe(newest));
+        awaited.remove(&id("m2"));
+        assert_eq!(*wait.borrow(), Wait::No);
+    }
+}

@@ -1,0 +1,89 @@
+//! How fast a relay gives an emptied Redis back what the log has: `tests/run --rebuild RECORDS`.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use super::number;
+use crate::support::model::ScriptedModel;
+use crate::support::stack::{RELAYS, RESPONSES, Stack};
+use crate::support::{eventually, redis};
+
+const PARTITIONS: i32 = 12;
+const USERS: usize = 2000;
+/// Bytes of an answer's text.
+const TEXT: usize = 400;
+/// For each of the two ways through the log, on a machine that is slow.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// What the relay logs at the end of the way back.
+const READ_BACK: &str = "all that the fan-out may have lost was read back and delivered again";
+
+/// An answer as a worker produces it (protocol.md, section 2).
+fn answer(n: usize) -> (String, String) {
+    let user = format!("u{}", n * 7919 % USERS);
+    let message = uuid::Uuid::from_u128(0x4000_0000_0000_8000_0000_0000_0000_0000 + n as u128);
+    let value = json!({
+        "v": 1, "type": "response", "content": "x".repeat(TEXT), "userid": user,
+        "timestamp": "2026-01-01T10:00:00.000Z", "processing_time_ms": 812,
+        "correlation_id": message, "message_id": message, "id": format!("m{n}"),
+        "conversation_id": "default", "finish_reason": "stop", "model": "demo", "attempt": 1,
+        "usage": {"prompt_tokens": 10, "completion_tokens": 60, "total_tokens": 70},
+    });
+    (user, value.to_string())
+}
+
+/// Processor time that a process has used so far.
+fn processor_seconds(pid: u32) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("a process");
+    // The name, which may have spaces, ends at the last parenthesis; utime and stime are in 1/100 s.
+    let after = stat.rsplit(')').next().unwrap_or_default();
+    let fields: Vec<f64> = after
+        .split_whitespace()
+        .map(|f| f.parse().unwrap_or_default())
+        .collect();
+    (fields[11] + fields[12]) / 100.0
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures, on a quiet machine: tests/run --rebuild RECORDS"]
+async fn an_emptied_redis_has_all_answers_again() {
+    let records = usize::try_from(number("CHATMESH_REBUILD_RECORDS", 50_000)).expect("a count");
+    let stack = Stack::start_with(ScriptedModel::start().await).await;
+    let plain = stack.plain();
+    plain.create_topic(RESPONSES, PARTITIONS).await;
+    let relay = stack.relay("relay_1").start().await;
+    for first in (0..records).step_by(2000) {
+        let mut sending = JoinSet::new();
+        for n in first..(first + 2000).min(records) {
+            let plain = plain.clone();
+            sending.spawn(async move {
+                let (user, value) = answer(n);
+                plain.produce(RESPONSES, Some(&user), &value, &[]).await;
+            });
+        }
+        sending.join_all().await;
+    }
+    eventually("all is delivered", PATIENCE, || async {
+        plain.lag(RELAYS, RESPONSES).await == 0
+    })
+    .await;
+    let port = stack.redis.port();
+    let before = redis::keys(port);
+    let pids = [relay.pid(), stack.redis.pid()];
+    let used = pids.map(processor_seconds);
+    stack.redis.flush_all();
+    relay.says(READ_BACK, PATIENCE).await;
+    let log = relay.log();
+    let line = log.lines().find(|line| line.contains(READ_BACK));
+    let said: Value = serde_json::from_str(line.expect("the line")).expect("a line of JSON");
+    eprintln!("rebuild: {said}");
+    eprintln!(
+        "rebuild: processor time of the relay {:.1} s, of Redis {:.1} s; {before} keys before, {} after",
+        processor_seconds(pids[0]) - used[0],
+        processor_seconds(pids[1]) - used[1],
+        redis::keys(port),
+    );
+    assert_eq!(said["records"], records, "all that the log has");
+    assert_eq!(redis::keys(port), before, "nothing is missing");
+}
