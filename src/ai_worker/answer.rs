@@ -210,8 +210,9 @@ impl Model {
         message: &Span,
     ) -> Written {
         let over = Instant::now() + self.settings.message_deadline;
-        let deadline = *calls.deadline.get_or_insert(over);
+        calls.deadline.get_or_insert(over);
         loop {
+            let deadline = calls.deadline.unwrap_or(over);
             calls.made += 1;
             let mut span = self.begin_call(request, calls.made, message);
             let end = tokio::select! {
@@ -248,6 +249,13 @@ impl Model {
                 // What was said is never continued by another attempt's words (I4).
                 return Written::Again;
             }
+            // Nobody pays again for what another has taken over: a process that was stopped for longer
+            // than its lease sees a model that did not answer. A fan-out that is away costs no time.
+            let asked = Instant::now();
+            if let Err(signal) = writer.still_ours().await {
+                return after(signal, writer);
+            }
+            calls.deadline = Some(deadline + asked.elapsed());
         }
     }
 

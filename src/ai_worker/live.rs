@@ -1,7 +1,7 @@
 //! The live road of one attempt: renews the lease and writes the text so far, beside the reader
 //! of the model, which never waits for it.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -36,6 +36,9 @@ struct Shared {
     look: Arc<Notify>,
     signal: watch::Sender<Signal>,
     number: AtomicU32,
+    /// Calls of the fan-out begun, and the last of them that said that the attempt is still ours.
+    asked: AtomicU64,
+    ours: watch::Sender<u64>,
 }
 
 /// What an attempt is about.
@@ -70,6 +73,8 @@ impl LiveWriter {
             look: Arc::default(),
             signal: sender,
             number: AtomicU32::new(subjects.number),
+            asked: AtomicU64::new(0),
+            ours: watch::Sender::new(0),
         });
         let begin = Begin {
             subject: subjects.subject,
@@ -144,6 +149,20 @@ impl LiveWriter {
             Err(_) => std::future::pending().await,
         }
     }
+
+    /// Asks the fan-out, for as long as it is away, and waits for a reason to stop or word that there
+    /// is none: for who has slept for longer than the lease and does not know it.
+    pub(super) async fn still_ours(&self) -> Result<(), Signal> {
+        let asked = self.shared.asked.load(Ordering::Acquire);
+        let mut ours = self.shared.ours.subscribe();
+        self.shared.look.notify_one();
+        tokio::select! {
+            biased;
+            signal = self.stopped() => Err(signal),
+            // It can't fail: the sender is held here.
+            _ = ours.wait_for(|at| *at > asked) => Ok(()),
+        }
+    }
 }
 
 impl Drop for LiveWriter {
@@ -205,6 +224,7 @@ impl Writing {
         let next = piece.as_ref().map(|piece| piece.index + 1);
         let delta = piece.map(|piece| (piece.index, piece.text));
         loop {
+            let asked = self.shared.asked.fetch_add(1, Ordering::AcqRel) + 1;
             let call = Live {
                 subject: self.begin.subject.clone(),
                 owner: self.begin.owner.clone(),
@@ -212,19 +232,20 @@ impl Writing {
                 delta: delta.clone(),
             };
             match self.fanout.live(call).await {
-                Ok(LiveReply::Written) => return Ok(()),
+                Ok(LiveReply::Written) => {}
                 // A repeat of a piece that had arrived.
-                Ok(LiveReply::Expected(index)) if next.is_none_or(|next| next == index) => {
-                    return Ok(());
-                }
+                Ok(LiveReply::Expected(index)) if next.is_none_or(|next| next == index) => {}
                 Ok(LiveReply::Fenced) => return Err(Signal::Fenced),
                 Ok(LiveReply::Cancelled) => return Err(Signal::Cancelled),
-                Ok(LiveReply::Lost | LiveReply::Expected(_)) => return self.begin_again().await,
+                Ok(LiveReply::Lost | LiveReply::Expected(_)) => self.begin_again().await?,
                 Err(error) => {
                     tracing::debug!(%error, "live text waits");
                     tokio::time::sleep(REPEAT_AFTER).await;
+                    continue;
                 }
             }
+            self.shared.ours.send_replace(asked);
+            return Ok(());
         }
     }
 

@@ -365,6 +365,45 @@ mod tests {
     }
 
     #[test]
+    fn what_is_published_after_a_loss_waits_for_what_was_lost() {
+        let mut state = UserState::default();
+        state.add(Arc::new(Socket::new(1 << 20, None)), None);
+        state.started(&at(0));
+        state.lost_frames();
+        assert!(state.begin_reading());
+        assert!(state.looking());
+        // Published after the look was asked for, before its result is here.
+        assert!(!tell(&mut state, "m2", 2, Source::Live));
+        assert!(tell(&mut state, "m1", 1, Source::Mailbox));
+        state.saw_all();
+        assert!(!state.end_look(false), "m2 waits for another look");
+        assert!(!tell(&mut state, "m3", 3, Source::Live), "m2 is missing");
+        assert!(state.looking());
+        for (id, offset) in [("m2", 2), ("m3", 3)] {
+            // Whatever became of the mailbox meanwhile.
+            assert!(tell(&mut state, id, offset, Source::Rebuilt));
+        }
+        state.saw_all();
+        assert!(state.end_look(false));
+        assert!(tell(&mut state, "m4", 4, Source::Live));
+        assert!(!state.wants_check());
+    }
+
+    #[test]
+    fn a_reading_that_failed_is_due_and_not_at_work() {
+        let mut state = UserState::default();
+        state.add(Arc::new(Socket::new(1 << 20, None)), None);
+        state.lost_frames();
+        assert!(state.begin_reading());
+        assert!(!state.begin_reading(), "one at a time");
+        assert!(state.looking());
+        assert!(!tell(&mut state, "m1", 1, Source::Live));
+        assert!(state.end_look(true));
+        assert!(state.wants_check());
+        assert!(state.begin_reading());
+    }
+
+    #[test]
     fn an_open_message_is_told_whatever_its_position_and_once() {
         let mut state = UserState::default();
         state.started(&at(10));

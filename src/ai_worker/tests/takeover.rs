@@ -150,3 +150,23 @@ async fn an_answer_that_ends_while_it_is_begun_again_is_not_paid_twice() {
     assert_eq!(rig.script.calls(), 1);
     assert_eq!(rig.ends()[0]["content"], "one two");
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_another_has_taken_over_is_not_paid_again_after_a_failure() {
+    let rig = Rig::new([vec![wait_ms(4500), Step::Break]]);
+    rig.fanout.live_gate.close();
+    let _first = rig.start();
+    rig.ask("alice", "hello");
+    pass(Duration::from_secs(4)).await;
+    let other = rig.beside([answer("theirs")]);
+    let _second = other.start();
+    rig.until("the other has ended it", || rig.ends().len() == 1)
+        .await;
+    // It fails, would be tried again, and hears nothing yet of who has it.
+    pass(Duration::from_secs(3)).await;
+    rig.fanout.live_gate.open();
+    rig.until("both have ended it", || rig.ends().len() == 2)
+        .await;
+    assert_eq!((rig.script.calls(), other.script.calls()), (1, 1));
+    assert_eq!(rig.ends()[0], rig.ends()[1]);
+}

@@ -206,10 +206,15 @@ impl<'a> Storm<'a> {
 
     /// It may have cost calls of these workers.
     fn may_cost(&mut self, cost: Cost, workers: &[&'static str], from: Instant) {
+        // What was on its way to the model comes there when the way is open again.
+        let on_its_way = match cost {
+            Cost::Model => Duration::from_secs(1),
+            Cost::Worker | Cost::Redis | Cost::Moved => Duration::ZERO,
+        };
         self.stakes.push(Stake {
             workers: workers.to_vec(),
             from,
-            until: Instant::now(),
+            until: Instant::now() + on_its_way,
             cost,
         });
     }

@@ -179,11 +179,14 @@ fn report(storm: &Storm<'_>, checker: &Checker, calls: &Calls, took: Duration) {
     eprintln!("chaos: time to recover in ms, of faults that struck alone");
     for (fault, (times, measured)) in storm.recoveries() {
         let name = fault.map_or("several at once".to_owned(), |fault| fault.to_string());
-        let longest = measured.last().copied().unwrap_or_default();
-        let median = measured
-            .get(measured.len() / 2)
-            .copied()
-            .unwrap_or_default();
-        eprintln!("chaos:   {name:<16} {times:3} times, median {median:6}, longest {longest:6}");
+        let median = measured.get(measured.len() / 2);
+        let took = match (median, measured.last()) {
+            (Some(median), Some(longest)) => format!("median {median:6}, longest {longest:6}"),
+            _ => "never alone".to_owned(),
+        };
+        eprintln!(
+            "chaos:   {name:<16} {times:3} times, {:3} measured, {took}",
+            measured.len()
+        );
     }
 }
