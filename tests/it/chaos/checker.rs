@@ -29,6 +29,8 @@ pub(super) struct Count {
     pub(super) from_history: usize,
     pub(super) reloads: usize,
     pub(super) records_again: usize,
+    /// Texts on a screen that the end of another call replaced: only where Redis lost its data.
+    pub(super) replaced: usize,
 }
 
 pub(super) struct Checker {
@@ -130,6 +132,13 @@ impl Checker {
             }
         }
         for device in &seen.devices {
+            for (id, text) in &device.replaced {
+                self.count.replaced += 1;
+                if let Err(fault) = words(text) {
+                    let user = &seen.user;
+                    self.breach(&format!("{user}: {fault} (I4): {text:?}"), &[id]);
+                }
+            }
             self.count.reloads += device.reloads.saturating_sub(1);
             self.order(seen, device);
         }

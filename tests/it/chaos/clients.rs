@@ -191,6 +191,7 @@ impl User {
     /// Writes messages until it is told to stop and all have ended.
     async fn write(&mut self, tell: &watch::Sender<(Vec<Sent>, bool)>) -> Transcript {
         let mut device = Device::new(&self.name);
+        device.transcript.redis_may_be_emptied = true;
         let mut next = Instant::now() + self.pace.mul_f64(self.rng.random_range(0.0..1.0));
         let mut last = None;
         let mut sent: Vec<Sent> = Vec::new();
@@ -350,6 +351,7 @@ async fn look_on(
     told: watch::Receiver<(Vec<Sent>, bool)>,
 ) -> Transcript {
     let mut device = Device::new(&name);
+    device.transcript.redis_may_be_emptied = true;
     let mut last = None;
     loop {
         if told.borrow().1 {

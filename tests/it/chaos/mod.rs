@@ -20,7 +20,7 @@ mod journal;
 mod rebuild;
 mod soak;
 
-use calls::{Calls, Clock};
+use calls::{Calls, Clock, Cost};
 use checker::Checker;
 use clients::{Crowd, Size};
 use faults::{Plan, Storm, Stuck};
@@ -130,6 +130,12 @@ async fn storm(seed: u64, size: Size, period: Duration) {
         checker.count.answered > 0,
         "seed {seed}: nothing was answered"
     );
+    let emptied = storm.stakes.iter().any(|stake| stake.cost == Cost::Redis);
+    assert!(
+        emptied || checker.count.replaced == 0,
+        "seed {seed}: {} texts were replaced by the end of another call",
+        checker.count.replaced
+    );
     if let Some(breach) = checker.breaches().first() {
         let folder = storm.fleet.keep(
             seed,
@@ -163,8 +169,9 @@ fn report(storm: &Storm<'_>, checker: &Checker, calls: &Calls, took: Duration) {
         count.reloads,
     );
     eprintln!(
-        "chaos: {} lost, {} doubled, {} out of order; {} records produced again",
-        count.lost, count.doubled, count.out_of_order, count.records_again
+        "chaos: {} lost, {} doubled, {} out of order; {} records produced again, {} texts replaced by \
+         the end of another call",
+        count.lost, count.doubled, count.out_of_order, count.records_again, count.replaced
     );
     eprintln!(
         "chaos: {} calls of the model, {} beyond one for each message, {} of them after a fault of the \

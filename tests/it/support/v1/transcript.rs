@@ -61,6 +61,11 @@ pub(crate) struct Transcript {
     pub(crate) reloads: usize,
     /// Live frames about what has ended: only where Redis lost its data.
     pub(crate) strays: usize,
+    /// Redis may lose its data: then the model may be asked again for what has ended, and attempts are
+    /// numbered from 1 again. The end that comes then is the first one's.
+    pub(crate) redis_may_be_emptied: bool,
+    /// Texts that another one's end replaced so, by `message_id`.
+    pub(crate) replaced: Vec<(String, String)>,
     /// `id`s that were ever sent, and how often again on this connection: so often their stored
     /// terminal frame may come again.
     ever_sent: BTreeSet<String>,
@@ -445,7 +450,12 @@ impl Transcript {
         let same = frame["attempt"].as_u64() == Some(before.attempt);
         if kind == "response" && before.next.is_some() && same {
             let grown = content.starts_with(&before.text);
-            rule!(self, frame, grown, "the text so far was {:?}", before.text);
+            let may_be = grown || self.redis_may_be_emptied;
+            rule!(self, frame, may_be, "the text so far was {:?}", before.text);
+            if !grown {
+                let id = frame["message_id"].as_str().unwrap_or_default();
+                self.replaced.push((id.to_owned(), before.text.clone()));
+            }
         }
         self.advance(frame);
         let message_id = frame["message_id"].as_str().unwrap_or_default().to_owned();
