@@ -10,7 +10,6 @@ use futures_util::{StreamExt as _, stream};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::registry::Entry;
-use super::user::Source;
 use super::v1::followers::Mark;
 use super::{Gateway, feed};
 use crate::fanout::{FanoutError, Look, Read};
@@ -166,23 +165,19 @@ async fn check(gateway: &Gateway, entry: &Entry) -> Result<(), FanoutError> {
         let mut state = entry.state();
         (state.looking(), state.verified(), state.followers.newest())
     };
-    // The first frames after "never used" may be those of a mailbox that was lost and rebuilt.
-    let mut source = match &after {
-        Some(position) if position.epoch.empty_mailbox().is_none() => Source::Mailbox,
-        _ => Source::Rebuilt,
-    };
     let mut look = read(gateway, entry, after.clone(), after.is_none()).await?;
     follow_up(entry, &look, marks, lost).await;
     if after.is_some() && !look.recovered {
         // The position is worth nothing any more: trimmed, or lost with Redis. What is waited for
         // may be in what the mailbox has.
-        source = Source::Rebuilt;
+        entry.state().rebuilt();
         look = read(gateway, entry, None, true).await?;
     }
     for _ in 0..PAGES {
         let mut last = None;
         for (position, frame) in std::mem::take(&mut look.frames) {
             let payload = frame.as_bytes();
+            let source = entry.state().source(&position);
             let taken = feed::take(gateway, entry, payload, position.clone(), source);
             if taken.told {
                 gateway.counters.repaired.increment(1);

@@ -59,9 +59,9 @@ impl Socket {
 pub(super) enum Source {
     /// Published.
     Live,
-    /// Read from the mailbox after a position that was told: all of it is news.
+    /// Read from the mailbox, above what may be old: all of it is news.
     Mailbox,
-    /// Read from a mailbox that was rebuilt: only what is waited for is news.
+    /// Of a rewind, or read from a mailbox that may be of one: only what is waited for is news.
     Rebuilt,
 }
 
@@ -74,6 +74,17 @@ pub(super) struct Taken {
     pub(super) ended: Option<MessageId>,
     /// Left to a reading of the mailbox, at once.
     pub(super) left: bool,
+}
+
+/// Up to where the mailbox's frames may be old ones, which a relay's rewind has put there again. No
+/// classic socket may be run over by those: only what is awaited is told of them.
+#[derive(Debug, Default)]
+enum Old {
+    /// As far as is known: who connects while a mailbox is rebuilt can't see that it is.
+    #[default]
+    All,
+    /// A frame was published here as it was delivered first: the rewind had passed by then.
+    UpTo(Position),
 }
 
 /// See the module.
@@ -91,6 +102,7 @@ pub(super) struct UserState {
     verified: Option<Position>,
     /// The highest position told.
     seen: Option<Position>,
+    old: Old,
     /// The mailbox must be read although nothing is awaited.
     due: bool,
     /// Published frames may have been lost, and the mailbox was not read to its end since.
@@ -138,6 +150,19 @@ impl UserState {
     /// Up to where the mailbox was read.
     pub(super) fn verified(&self) -> Option<Position> {
         self.verified.clone()
+    }
+
+    /// The mailbox was lost: what it has from now on may be old.
+    pub(super) fn rebuilt(&mut self) {
+        self.old = Old::All;
+    }
+
+    /// What a frame of the mailbox is, by its position.
+    pub(super) fn source(&self, position: &Position) -> Source {
+        match &self.old {
+            Old::UpTo(old) if !up_to(position, Some(old)) => Source::Mailbox,
+            Old::All | Old::UpTo(_) => Source::Rebuilt,
+        }
     }
 
     /// The mailbox was read up to here.
@@ -249,6 +274,9 @@ impl UserState {
         position: Option<Position>,
         source: Source,
     ) -> Taken {
+        if let (Source::Live, Some(position), Old::All) = (source, &position, &self.old) {
+            self.old = Old::UpTo(position.clone());
+        }
         let ended = self.awaited_message(frame);
         let key: Option<Arc<str>> = match (&frame.message_id, &position) {
             (Some(id), _) => Some(id.as_str().into()),
@@ -387,6 +415,19 @@ mod tests {
         assert!(state.end_look(false));
         assert!(tell(&mut state, "m4", 4, Source::Live));
         assert!(!state.wants_check());
+    }
+
+    #[test]
+    fn what_a_rewind_put_into_the_mailbox_again_is_told_to_who_waits_for_it_alone() {
+        let mut state = UserState::default();
+        // It connects in the middle of the rebuilding: the mailbox's end is an old frame.
+        state.started(&at(10));
+        assert_eq!(state.source(&at(11)), Source::Rebuilt);
+        assert!(tell(&mut state, "fresh", 20, Source::Live));
+        assert_eq!(state.source(&at(19)), Source::Rebuilt);
+        assert_eq!(state.source(&at(21)), Source::Mailbox);
+        state.rebuilt();
+        assert_eq!(state.source(&at(21)), Source::Rebuilt);
     }
 
     #[test]

@@ -35,6 +35,9 @@ pub(super) struct Stake {
 
 /// Within so much of each other two faults strike at once: partitions move after a session of 6 s.
 const AT_ONCE_MS: i64 = 20_000;
+/// After a fault of Kafka members wait for the session of who is gone, and those who come back one
+/// after the other move partitions again.
+const MOVES_LATE_MS: i64 = 12_000;
 
 /// Milliseconds since 1970, as the broker writes when it appends a record (`LogAppendTime`).
 pub(super) fn now_ms() -> i64 {
@@ -152,8 +155,9 @@ pub(super) fn count(
                 })
         });
         let uncommitted = calls.iter().filter(|call| {
-            let between =
-                |stake: &&Stake| clock.ms(stake.until) >= ended && clock.ms(stake.from) <= call.at;
+            let between = |stake: &&Stake, late: i64| {
+                clock.ms(stake.until) + late >= ended && clock.ms(stake.from) <= call.at
+            };
             let mut lost = stakes.iter().filter(|stake| stake.cost == Cost::Redis);
             let moved = |lost: &Stake| {
                 let moves = |stake: &&Stake| {
@@ -164,9 +168,9 @@ pub(super) fn count(
                     (clock.ms(stake.from) - clock.ms(lost.from)).abs() <= AT_ONCE_MS
                 };
                 let mut moved = stakes.iter().filter(moves).filter(close);
-                moved.any(|stake| between(&stake))
+                moved.any(|stake| between(&stake, MOVES_LATE_MS))
             };
-            call.at > ended && lost.any(|lost| between(&lost) && moved(lost))
+            call.at > ended && lost.any(|lost| between(&lost, 0) && moved(lost))
         });
         let (again, excused) = (calls.len() - 1, excused.count());
         let uncommitted = uncommitted.count();
