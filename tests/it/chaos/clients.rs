@@ -195,6 +195,7 @@ impl User {
         let mut next = Instant::now() + self.pace.mul_f64(self.rng.random_range(0.0..1.0));
         let mut last = None;
         let mut sent: Vec<Sent> = Vec::new();
+        let mut reloads = 0;
         loop {
             let stopping = *self.stopped.borrow();
             let open = self.open(&device.transcript, &sent);
@@ -225,6 +226,12 @@ impl User {
                 tell.send_modify(|told| told.0.push(message.clone()));
                 send(&mut device, &message).await;
                 next = Instant::now() + self.pace.mul_f64(self.rng.random_range(0.5..1.5));
+            }
+            if device.transcript.reloads > reloads {
+                // Told in mid-connection that something can't be replayed: the history has it.
+                reloads = device.transcript.reloads;
+                self.after_coming_in(&mut device, &sent).await;
+                continue;
             }
             let wait = next
                 .saturating_duration_since(Instant::now())
