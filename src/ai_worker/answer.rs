@@ -210,9 +210,8 @@ impl Model {
         message: &Span,
     ) -> Written {
         let over = Instant::now() + self.settings.message_deadline;
-        calls.deadline.get_or_insert(over);
+        let mut deadline = *calls.deadline.get_or_insert(over);
         loop {
-            let deadline = calls.deadline.unwrap_or(over);
             calls.made += 1;
             let mut span = self.begin_call(request, calls.made, message);
             let end = tokio::select! {
@@ -255,7 +254,8 @@ impl Model {
             if let Err(signal) = writer.still_ours().await {
                 return after(signal, writer);
             }
-            calls.deadline = Some(deadline + asked.elapsed());
+            deadline += asked.elapsed();
+            calls.deadline = Some(deadline);
         }
     }
 

@@ -113,7 +113,7 @@ impl Awaited {
 
     /// It is in the log: its answer comes.
     pub(super) fn is_in_log(&mut self, id: &MessageId) {
-        if let Some(message) = self.messages.get_mut(id) {
+        if let Some(message) = self.messages.get_mut(id).filter(|one| !one.in_log) {
             message.in_log = true;
             self.changed();
         }

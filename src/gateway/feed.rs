@@ -123,7 +123,10 @@ pub(super) fn published(
         if matches!(frame.kind(), Kind::Accepted | Kind::Delta | Kind::Restarted)
             && let Some(id) = &frame.message_id
         {
-            state.under_way(id, frame.conversation().as_ref());
+            // Pieces come often, and only the first frame is news.
+            if !state.awaited.has(id) {
+                state.under_way(id, frame.conversation().as_ref());
+            }
             state.awaited.is_in_log(id);
         }
     }

@@ -55,7 +55,7 @@ pub(super) struct Registry {
     spread: RandomState,
     /// Published frames may have been lost: all mailboxes have to be read.
     pub(super) gap: Notify,
-    /// Users of whom a frame waits for a reading of the mailbox. Each is there once.
+    /// Users of whom a frame waits for a reading of the mailbox: each once for a look.
     urgent: Mutex<Vec<Arc<Entry>>>,
     /// There are such.
     pub(super) is_urgent: Notify,
@@ -91,12 +91,10 @@ impl Registry {
         self.users.get(user).map(|entry| entry.value().clone())
     }
 
-    /// A frame of this user was left to a reading of the mailbox.
+    /// A frame of this user was left to a reading of the mailbox, the first since the last look.
     pub(super) fn left(&self, entry: Arc<Entry>) {
         let mut urgent = self.urgent.lock().unwrap_or_else(PoisonError::into_inner);
-        if !urgent.iter().any(|other| Arc::ptr_eq(other, &entry)) {
-            urgent.push(entry);
-        }
+        urgent.push(entry);
         drop(urgent);
         self.is_urgent.notify_one();
     }

@@ -72,7 +72,7 @@ pub(super) struct Taken {
     pub(super) told: bool,
     /// The message that waited for it.
     pub(super) ended: Option<MessageId>,
-    /// Left to a reading of the mailbox, at once.
+    /// Left to a reading of the mailbox, at once; the first one since the last look.
     pub(super) left: bool,
 }
 
@@ -193,7 +193,8 @@ impl UserState {
     /// The look is over. Whether the reading is too: it is not where a frame waits for another look.
     pub(super) fn end_look(&mut self, failed: bool) -> bool {
         self.due |= failed;
-        self.reading = self.left && !failed;
+        self.left &= !failed;
+        self.reading = self.left;
         !self.reading
     }
 
@@ -262,7 +263,6 @@ impl UserState {
         self.under_way(id, conversation.as_ref());
         self.awaited.is_in_log(id);
         self.due = true;
-        self.left = true;
         true
     }
 
@@ -295,7 +295,7 @@ impl UserState {
             // The mailbox has only what has a position.
             if source == Source::Live && position.is_some() && self.leave(frame) {
                 return Taken {
-                    left: true,
+                    left: !std::mem::replace(&mut self.left, true),
                     ..Taken::default()
                 };
             }
