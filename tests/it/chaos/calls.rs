@@ -60,7 +60,7 @@ impl Clock {
         }
     }
 
-    fn ms(&self, at: Instant) -> i64 {
+    pub(super) fn ms(&self, at: Instant) -> i64 {
         self.ms + i64::try_from((at - self.instant).as_millis()).expect("a short run")
     }
 }

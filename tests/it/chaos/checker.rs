@@ -3,9 +3,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::calls::{Clock, Cost, Stake};
 use super::clients::{ClassicSeen, Seen, Sent};
 use crate::support::kafka::Seen as Record;
-use crate::support::v1::{Message, Transcript};
+use crate::support::v1::{Message, Replaced, Transcript};
 use crate::support::world::Turn;
 
 /// One broken promise.
@@ -36,15 +37,27 @@ pub(super) struct Count {
 pub(super) struct Checker {
     /// Where in the log each message was accepted first.
     accepted: HashMap<String, (i64, i32, i64)>,
+    /// From when until when Redis went and came back without its data, by the log's time.
+    emptied: Vec<(i64, i64)>,
+    clock: Clock,
     breaches: Vec<Breach>,
     pub(super) count: Count,
 }
 
 impl Checker {
-    /// From the records of both topics.
-    pub(super) fn new(messages: &[Record], responses: &[Record]) -> Self {
+    /// From the records of both topics, and what Redis lost.
+    pub(super) fn new(
+        messages: &[Record],
+        responses: &[Record],
+        stakes: &[Stake],
+        clock: Clock,
+    ) -> Self {
+        let emptied = stakes.iter().filter(|stake| stake.cost == Cost::Redis);
+        let emptied = emptied.map(|stake| (clock.ms(stake.from), clock.ms(stake.until)));
         let mut checker = Self {
             accepted: HashMap::new(),
+            emptied: emptied.collect(),
+            clock,
             breaches: Vec::new(),
             count: Count::default(),
         };
@@ -132,19 +145,34 @@ impl Checker {
             }
         }
         for device in &seen.devices {
-            for (id, text) in &device.replaced {
-                self.count.replaced += 1;
-                if let Err(fault) = words(text) {
-                    let user = &seen.user;
-                    self.breach(&format!("{user}: {fault} (I4): {text:?}"), &[id]);
-                }
+            for replaced in &device.replaced {
+                self.replaced(replaced);
             }
             self.count.reloads += device.reloads.saturating_sub(1);
             self.order(seen, device);
         }
     }
 
-    /// Only who was told to reload the history may lack a frame, and then the history has it.
+    /// Another call's end took this text's place: Redis must have lost its data after the message was
+    /// accepted, and the text must be of one call itself.
+    fn replaced(&mut self, replaced: &Replaced) {
+        self.count.replaced += 1;
+        let id = replaced.message_id.as_str();
+        let at = self.clock.ms(replaced.at);
+        let accepted = self.accepted.get(id).map_or(i64::MAX, |(ms, ..)| *ms);
+        let mut emptied = self.emptied.iter();
+        if !emptied.any(|(from, until)| *until >= accepted && *from <= at) {
+            let text = &replaced.text;
+            let what = format!("replaced, and Redis had its data (I4): {text:?}");
+            self.breach(&what, &[id]);
+        }
+        if let Err(fault) = words(&replaced.text) {
+            self.breach(&format!("{fault} (I4): {:?}", replaced.text), &[id]);
+        }
+    }
+
+    /// Only who was told to reload the history may lack a frame, or who was not there before the
+    /// message was sent; and then the history has it.
     fn missing(
         &mut self,
         sent: &Sent,
@@ -157,7 +185,8 @@ impl Checker {
         let turn = history
             .get(id)
             .or_else(|| history.values().find(of_content));
-        if device.reloads > 1 && turn.is_some() {
+        let was_there = device.since.is_some_and(|since| since <= sent.at);
+        if turn.is_some() && (device.reloads > 1 || !was_there) {
             return;
         }
         self.count.lost += 1;

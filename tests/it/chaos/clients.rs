@@ -25,6 +25,7 @@ pub(super) struct Sent {
     pub(super) id: String,
     pub(super) conversation: String,
     pub(super) content: String,
+    pub(super) at: Instant,
     long: bool,
 }
 
@@ -274,6 +275,7 @@ impl User {
         Sent {
             content: format!("{id} {:08x}{mark}", self.rng.random::<u32>()),
             conversation: CONVERSATIONS[conversation].to_owned(),
+            at: Instant::now(),
             long,
             id,
         }

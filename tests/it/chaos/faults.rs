@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -263,6 +264,14 @@ impl<'a> Storm<'a> {
                 lives,
             }),
         }
+    }
+
+    /// Keeps the roles' logs, the faults and these texts. Returns the folder.
+    pub(super) fn keep(&self, seed: u64, texts: &[(&str, &str)]) -> PathBuf {
+        let faults = self.diary.join("\n");
+        let mut all = vec![("faults.txt", faults.as_str())];
+        all.extend(texts);
+        self.fleet.keep(seed, &all)
     }
 
     /// How many faults have struck.

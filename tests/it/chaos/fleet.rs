@@ -17,7 +17,8 @@ use crate::support::link::{Link, Traffic};
 use crate::support::model::{Answer, Asked, Script, ScriptedModel};
 use crate::support::process::{Chatmesh, Spec, free_port};
 use crate::support::redis::PrivateRedis;
-use crate::support::stack::{Turn, turn_alone};
+use crate::support::stack::{RELAYS, Turn, WORKERS, turn_alone};
+use crate::support::{SOON, eventually};
 
 /// A process of the fleet and what it is connected by.
 pub(super) struct Member {
@@ -186,6 +187,12 @@ impl Fleet {
         }
         for member in &mut members {
             member.start().await;
+        }
+        // Members that join one after the other move partitions: that is to be over.
+        let plain = kafka.plain();
+        for group in [WORKERS, RELAYS] {
+            let joined = format!("both members of {group} know what is theirs");
+            eventually(&joined, SOON, || plain.is_stable(group, 2)).await;
         }
         let clients = |n: usize| members[n].outside.as_ref().expect("a gateway").port();
         let nginx = Nginx::start([clients(0), clients(1)]).await;

@@ -193,6 +193,24 @@ impl PlainKafka {
         asking.await.expect("the group's lag")
     }
 
+    /// Whether the group has this many members, and all know what is theirs.
+    pub(crate) async fn is_stable(&self, group: &str, members: usize) -> bool {
+        let (bootstrap, group) = (self.bootstrap.clone(), group.to_owned());
+        let asking = tokio::task::spawn_blocking(move || {
+            let consumer: BaseConsumer = ClientConfig::new()
+                .set("bootstrap.servers", &bootstrap)
+                .create()
+                .expect("a consumer");
+            // A group that nobody has joined yet may be an error.
+            let groups = consumer.fetch_group_list(Some(&group), Duration::from_secs(10));
+            groups.is_ok_and(|groups| {
+                let mut named = groups.groups().iter().filter(|found| found.name() == group);
+                named.any(|found| found.state() == "Stable" && found.members().len() == members)
+            })
+        });
+        asking.await.expect("the group's state")
+    }
+
     /// A member of a group as the original's services are: `range`, automatic commits.
     pub(crate) fn member(&self, group: &str, topic: &str) -> Member {
         let consumer: StreamConsumer = ClientConfig::new()

@@ -18,7 +18,7 @@ use super::client::{Event, Refused};
 
 mod transcript;
 
-pub(crate) use transcript::{Message, Transcript};
+pub(crate) use transcript::{Message, Replaced, Transcript};
 
 /// One device of a user, connected or not.
 pub(crate) struct Device {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use chatmesh::protocol::position::Position;
 use serde_json::Value;
+use tokio::time::Instant;
 
 /// One message and what came of it.
 #[derive(Debug, Clone, Default)]
@@ -46,6 +47,14 @@ impl Message {
     }
 }
 
+/// A text that the end of another call replaced: only where Redis lost its data.
+#[derive(Debug, Clone)]
+pub(crate) struct Replaced {
+    pub(crate) message_id: String,
+    pub(crate) text: String,
+    pub(crate) at: Instant,
+}
+
 /// All messages of one device, over its connections.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Transcript {
@@ -57,6 +66,8 @@ pub(crate) struct Transcript {
     pub(crate) order: Vec<String>,
     /// What to give as `since`.
     pub(crate) position: Option<String>,
+    /// When its first `welcome` came: from then on it is to be told everything.
+    pub(crate) since: Option<Instant>,
     /// How often the server said that it can't replay.
     pub(crate) reloads: usize,
     /// Live frames about what has ended: only where Redis lost its data.
@@ -64,8 +75,7 @@ pub(crate) struct Transcript {
     /// Redis may lose its data: then the model may be asked again for what has ended, and attempts are
     /// numbered from 1 again. The end that comes then is the first one's.
     pub(crate) redis_may_be_emptied: bool,
-    /// Texts that another one's end replaced so, by `message_id`.
-    pub(crate) replaced: Vec<(String, String)>,
+    pub(crate) replaced: Vec<Replaced>,
     /// `id`s that were ever sent, and how often again on this connection: so often their stored
     /// terminal frame may come again.
     ever_sent: BTreeSet<String>,
@@ -219,6 +229,7 @@ impl Transcript {
     }
 
     fn welcome(&mut self, frame: &Value) {
+        self.since.get_or_insert_with(Instant::now);
         rule!(
             self,
             frame,
@@ -454,7 +465,11 @@ impl Transcript {
             rule!(self, frame, may_be, "the text so far was {:?}", before.text);
             if !grown {
                 let id = frame["message_id"].as_str().unwrap_or_default();
-                self.replaced.push((id.to_owned(), before.text.clone()));
+                self.replaced.push(Replaced {
+                    message_id: id.to_owned(),
+                    text: before.text.clone(),
+                    at: Instant::now(),
+                });
             }
         }
         self.advance(frame);
