@@ -125,10 +125,6 @@ fn listeners(direct: &[(u16, u16)]) -> String {
 }
 
 impl Fleet {
-    pub(super) async fn start() -> Self {
-        Self::start_with(&[]).await
-    }
-
     /// With more settings for every role.
     pub(super) async fn start_with(settings: &[(&str, &str)]) -> Self {
         let turn = turn_alone().await;

@@ -3,7 +3,7 @@
 //! `tests/run --chaos` runs the long form. A failure prints the seed: `CHATMESH_CHAOS_SEED` draws the
 //! same faults in the same order (not the same moments: these are real processes).
 //! `CHATMESH_CHAOS_PROVIDER=steady` leaves out the faults of the model, `CHATMESH_CHAOS_ONLY=KafkaKilled,RelayStopped`
-//! all but these.
+//! all but these. `CHATMESH_CHAOS_SET=MAX_WORKERS=200` gives every role other settings.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -67,7 +67,12 @@ async fn a_long_storm_loses_nothing_doubles_nothing_and_keeps_the_order() {
 
 async fn storm(seed: u64, size: Size, period: Duration) {
     eprintln!("chaos: seed {seed}");
-    let mut fleet = Fleet::start().await;
+    let set = std::env::var("CHATMESH_CHAOS_SET").unwrap_or_default();
+    let settings = set.split(',').filter(|one| !one.is_empty()).map(|one| {
+        let setting = one.split_once('=');
+        setting.unwrap_or_else(|| panic!("CHATMESH_CHAOS_SET: {one:?} is not NAME=VALUE"))
+    });
+    let mut fleet = Fleet::start_with(&settings.collect::<Vec<_>>()).await;
     let journal = Arc::new(Journal::default());
     let mut crowd = Crowd::start(size, &fleet.doors(), &journal, seed);
     let clock = Clock::now();
