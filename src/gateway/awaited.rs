@@ -171,11 +171,13 @@ mod tests {
 
     fn with(ids: &[&str]) -> Awaited {
         let mut awaited = Awaited::default();
+        let mut since = Instant::now();
         for one in ids {
             let conversation = Some(ConversationId::default_conversation());
             awaited.add(id(one), "c".into(), conversation);
             // Two of them never come at the same moment.
-            std::thread::sleep(Duration::from_millis(1));
+            since += Duration::from_millis(1);
+            awaited.messages.get_mut(&id(one)).unwrap().since = since;
         }
         awaited
     }
