@@ -351,7 +351,7 @@ impl Inbound {
                 self.entry
                     .state()
                     .awaited
-                    .add(id, correlation, Some(conversation));
+                    .admitted(id, correlation, Some(conversation));
                 let mut sending = self.begin_sending(&message);
                 let appended = self.append(&message, sending.context());
                 let deadline = message.received + self.gateway.settings.produce_timeout;
@@ -370,7 +370,7 @@ impl Inbound {
                 let mut state = self.entry.state();
                 state
                     .awaited
-                    .add(id.clone(), correlation, Some(conversation));
+                    .open(id.clone(), correlation, Some(conversation));
                 state.awaited.is_in_log(&id);
                 drop(state);
                 self.accepted(&message);
@@ -387,7 +387,7 @@ impl Inbound {
                 self.entry
                     .state()
                     .awaited
-                    .add(id, correlation, Some(conversation));
+                    .open(id, correlation, Some(conversation));
                 let payload = frame.as_bytes();
                 feed::take(
                     &self.gateway,

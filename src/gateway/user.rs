@@ -230,7 +230,7 @@ impl UserState {
     pub(super) fn under_way(&mut self, id: &MessageId, conversation: Option<&ConversationId>) {
         if !self.awaited.has(id) && !self.told.contains(id.as_str()) {
             self.awaited
-                .add(id.clone(), "".into(), conversation.cloned());
+                .open(id.clone(), "".into(), conversation.cloned());
         }
     }
 
@@ -418,6 +418,26 @@ mod tests {
     }
 
     #[test]
+    fn what_is_published_after_a_frame_that_was_left_is_left_too() {
+        let mut state = UserState::default();
+        state.add(Arc::new(Socket::new(1 << 20, None)), None);
+        state.started(&at(0));
+        // Admitted here; m1 elsewhere, and Redis has lost that it is open.
+        let default = Some(ConversationId::default_conversation());
+        let m2 = MessageId::parse("m2").unwrap();
+        state.awaited.admitted(m2, "c-2".into(), default);
+        assert!(!tell(&mut state, "m1", 1, Source::Live), "is m2 missing?");
+        assert!(!tell(&mut state, "m2", 2, Source::Live), "m1 is not told");
+        assert!(state.begin_reading());
+        state.looking();
+        assert!(tell(&mut state, "m1", 1, Source::Mailbox));
+        assert!(tell(&mut state, "m2", 2, Source::Mailbox));
+        state.saw_all();
+        assert!(state.end_look(false));
+        assert!(tell(&mut state, "m3", 3, Source::Live));
+    }
+
+    #[test]
     fn what_a_rewind_put_into_the_mailbox_again_is_told_to_who_waits_for_it_alone() {
         let mut state = UserState::default();
         // It connects in the middle of the rebuilding: the mailbox's end is an old frame.
@@ -449,7 +469,7 @@ mod tests {
         let mut state = UserState::default();
         state.started(&at(10));
         let id = MessageId::parse("m").unwrap();
-        state.awaited.add(id.clone(), "c-1".into(), None);
+        state.awaited.admitted(id.clone(), "c-1".into(), None);
         assert!(!tell(&mut state, "other", 4, Source::Rebuilt));
         assert!(!tell(&mut state, "other", 4, Source::Live));
         assert!(tell(&mut state, "m", 5, Source::Rebuilt));

@@ -175,7 +175,7 @@ fn report(storm: &Storm<'_>, checker: &Checker, calls: &Calls, took: Duration) {
     eprintln!("chaos: time to recover in ms, of faults that struck alone");
     for (fault, (times, measured)) in storm.recoveries() {
         let name = fault.map_or("several at once".to_owned(), |fault| fault.to_string());
-        let median = measured.get(measured.len() / 2);
+        let median = measured.get(measured.len().saturating_sub(1) / 2);
         let took = match (median, measured.last()) {
             (Some(median), Some(longest)) => format!("median {median:6}, longest {longest:6}"),
             _ => "never alone".to_owned(),
