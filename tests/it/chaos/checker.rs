@@ -1,10 +1,13 @@
 //! Decides from what clients sent and received, and from what the log holds, whether every promise
 //! was kept. It knows the contract (docs/protocol.md), not how it is kept.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use serde_json::Value;
+use tokio::time::Instant;
 
 use super::calls::{Clock, Cost, Stake};
-use super::clients::{ClassicSeen, Seen, Sent};
+use super::clients::{ClassicSeen, Connection, Seen, Sent};
 use crate::support::kafka::Seen as Record;
 use crate::support::v1::{Message, Replaced, Transcript};
 use crate::support::world::Turn;
@@ -34,9 +37,22 @@ pub(super) struct Count {
     pub(super) replaced: usize,
 }
 
+/// `RELAY_REBUILD_SECONDS` (600), but for what passes until a relay sees that Redis is empty.
+const REBUILT_MS: i64 = 570_000;
+/// A call that failed is repeated, and one that the model's rate held up comes later.
+const LATE_FAILURE_MS: i64 = 30_000;
+/// Longer than the longest recovery.
+const IN_TIME_MS: i64 = 30_000;
+
 pub(super) struct Checker {
     /// Where in the log each message was accepted first.
     accepted: HashMap<String, (i64, i32, i64)>,
+    /// When the log got each message's first end, in ms.
+    ended: HashMap<String, i64>,
+    /// The messages of what was said.
+    said: HashMap<String, String>,
+    /// While the model, or the way to it, was at fault: only then may an answer fail.
+    model_at_fault: Vec<(i64, i64)>,
     /// From when until when Redis went and came back without its data, by the log's time.
     emptied: Vec<(i64, i64)>,
     clock: Clock,
@@ -45,17 +61,23 @@ pub(super) struct Checker {
 }
 
 impl Checker {
-    /// From the records of both topics, and what Redis lost.
+    /// From the records of both topics, what Redis lost, and when the model was at fault.
     pub(super) fn new(
-        messages: &[Record],
-        responses: &[Record],
+        (messages, responses): (&[Record], &[Record]),
         stakes: &[Stake],
+        model_at_fault: &[(Instant, Instant)],
         clock: Clock,
     ) -> Self {
         let emptied = stakes.iter().filter(|stake| stake.cost == Cost::Redis);
         let emptied = emptied.map(|stake| (clock.ms(stake.from), clock.ms(stake.until)));
+        let at_fault = model_at_fault.iter();
         let mut checker = Self {
             accepted: HashMap::new(),
+            ended: HashMap::new(),
+            said: HashMap::new(),
+            model_at_fault: at_fault
+                .map(|(from, until)| (clock.ms(*from), clock.ms(*until)))
+                .collect(),
             emptied: emptied.collect(),
             clock,
             breaches: Vec::new(),
@@ -68,6 +90,8 @@ impl Checker {
             let place = (record.timestamp_ms, record.partition, record.offset);
             let first = checker.accepted.entry(id.clone()).or_insert(place);
             *first = (*first).min(place);
+            let content = value["content"].as_str().unwrap_or_default();
+            checker.said.insert(content.to_owned(), id.clone());
             users.insert(id, value["userid"].as_str().unwrap_or_default().to_owned());
         }
         let mut ends: HashMap<String, usize> = HashMap::new();
@@ -77,6 +101,8 @@ impl Checker {
             if users.get(&id).map(String::as_str) != value["userid"].as_str() {
                 checker.breach("an answer without its message, or of another user", &[&id]);
             }
+            let ended = checker.ended.entry(id.clone()).or_insert(i64::MAX);
+            *ended = (*ended).min(record.timestamp_ms);
             *ends.entry(id).or_default() += 1;
         }
         let unanswered: Vec<String> = checker
@@ -112,6 +138,17 @@ impl Checker {
             self.count.doubled += seen.history.len() - history.len();
             self.breach(&format!("{}: twice in the history", seen.user), &[]);
         }
+        let said: HashSet<&str> = seen.sent.iter().map(|sent| sent.content.as_str()).collect();
+        for turn in &seen.history {
+            let question = turn.question.as_deref();
+            if question.is_some_and(|question| !said.contains(question)) {
+                let user = &seen.user;
+                self.breach(
+                    &format!("{user}: not its own (I8): {turn:?}"),
+                    &[&turn.message_id],
+                );
+            }
+        }
         self.count.messages += seen.sent.len();
         for sent in &seen.sent {
             let mut ends = Vec::new();
@@ -123,6 +160,9 @@ impl Checker {
                 };
                 let id = device.message_id(&sent.id).unwrap_or_default();
                 self.end(sent, id, ended, history.get(id).copied());
+                if ended.ended() == Some("cancelled") && !seen.cancelled.contains(&sent.id) {
+                    self.breach(&format!("{}: nobody cancelled it", sent.id), &[id]);
+                }
                 ends.push((id.to_owned(), ended.clone()));
             }
             for pair in ends.windows(2) {
@@ -217,8 +257,19 @@ impl Checker {
                 &[id, &sent.id],
             );
         }
-        // What is older than the history's bounds, or than what Redis lost, is not in it.
-        let Some(turn) = turn else { return };
+        if kind == "error" && !self.may_fail(id) {
+            self.breach(
+                &format!("{}: failed, and the model was well: {ended:?}", sent.id),
+                &[id, &sent.id],
+            );
+        }
+        let Some(turn) = turn else {
+            if !self.may_be_forgotten(id) {
+                self.count.lost += 1;
+                self.breach(&format!("{}: not in the history (I5)", sent.id), &[id]);
+            }
+            return;
+        };
         let status = match kind {
             "response" => "answered",
             "cancelled" => "cancelled",
@@ -266,35 +317,40 @@ impl Checker {
         }
     }
 
-    /// A classic client: nothing twice, nothing of others, in order.
+    /// An answer fails where the model was at fault between the message and its end; a worker that
+    /// waits for the model's rate makes that later.
+    fn may_fail(&self, id: &str) -> bool {
+        let accepted = self.accepted.get(id).map_or(0, |(ms, ..)| *ms);
+        let ended = self.ended.get(id).copied().unwrap_or(i64::MAX);
+        let mut faults = self.model_at_fault.iter();
+        faults.any(|(from, until)| *from <= ended && accepted <= *until + LATE_FAILURE_MS)
+    }
+
+    /// What had ended long before Redis lost its data is not brought back.
+    fn may_be_forgotten(&self, id: &str) -> bool {
+        let ended = self.ended.get(id).copied().unwrap_or(i64::MAX);
+        let mut emptied = self.emptied.iter();
+        emptied.any(|(_, until)| ended < *until - REBUILT_MS)
+    }
+
+    /// A classic client: nothing twice, nothing of others, in order; and what was said on a
+    /// connection that stayed open is answered there, or refused.
     pub(super) fn classic(&mut self, seen: &ClassicSeen) {
         let mut last: Option<((i64, i32, i64), String)> = None;
         let mut had: HashMap<&str, usize> = HashMap::new();
-        self.count.messages += seen.sent;
-        for (at, frame) in &seen.frames {
-            if frame["userid"] != seen.user.as_str() {
-                self.breach(
-                    &format!("{}: a frame of another user: {frame}", seen.user),
-                    &[],
-                );
+        let user = &seen.user;
+        let frames = seen.connections.iter().flat_map(|one| &one.frames);
+        for (at, frame) in frames {
+            if frame["userid"] != user.as_str() {
+                self.breach(&format!("{user}: a frame of another user: {frame}"), &[]);
             }
             let Some(id) = frame["message_id"].as_str() else {
                 continue;
             };
             *had.entry(id).or_default() += 1;
-            match frame["type"].as_str() {
-                Some("response") => {
-                    self.count.answered += 1;
-                    let text = frame["content"].as_str().unwrap_or_default();
-                    let question = text.split_once("end ").map_or("", |(_, question)| question);
-                    if let Some(fault) = whole(text, question) {
-                        self.breach(&format!("{}: {fault} (I4): {text:?}", seen.user), &[id]);
-                    }
-                }
-                _ => self.count.failed += 1,
-            }
+            self.classic_end(user, id, frame);
             let Some(place) = self.accepted.get(id).copied() else {
-                self.breach(&format!("{}: ended and not in the log", seen.user), &[id]);
+                self.breach(&format!("{user}: ended and not in the log"), &[id]);
                 continue;
             };
             if let Some((before, other)) = last
@@ -303,19 +359,65 @@ impl Checker {
                 self.count.out_of_order += 1;
                 self.breach(
                     &format!(
-                        "{}: {id} at {place:?} came after {other} at {before:?}, at {at} (I3)",
-                        seen.user
+                        "{user}: {id} at {place:?} came after {other} at {before:?}, at {at} (I3)"
                     ),
                     &[id, &other],
                 );
             }
             last = Some((place, id.to_owned()));
         }
+        for connection in &seen.connections {
+            self.count.messages += connection.sent.len();
+            self.owed(user, connection, &had);
+        }
         for (id, times) in had {
             if times > 1 {
                 self.count.doubled += 1;
-                self.breach(&format!("{}: {times} times (I1)", seen.user), &[id]);
+                self.breach(&format!("{user}: {times} times (I1)"), &[id]);
             }
+        }
+    }
+
+    fn classic_end(&mut self, user: &str, id: &str, frame: &Value) {
+        if frame["type"] != "response" {
+            self.count.failed += 1;
+            if !self.may_fail(id) {
+                let what = format!("{user}: failed, and the model was well: {frame}");
+                self.breach(&what, &[id]);
+            }
+            return;
+        }
+        self.count.answered += 1;
+        let text = frame["content"].as_str().unwrap_or_default();
+        let question = text.split_once("end ").map_or("", |(_, question)| question);
+        if let Some(fault) = whole(text, question) {
+            self.breach(&format!("{user}: {fault} (I4): {text:?}"), &[id]);
+        }
+    }
+
+    /// What a connection should have brought before it ended, with time to recover from anything.
+    fn owed(&mut self, user: &str, connection: &Connection, had: &HashMap<&str, usize>) {
+        let in_time = |ms: i64| ms + IN_TIME_MS < connection.until;
+        let mut unknown = 0;
+        for (at, content) in &connection.sent {
+            let Some(id) = self.said.get(content).cloned() else {
+                unknown += usize::from(in_time(*at));
+                continue;
+            };
+            let ended = self.ended.get(&id).copied().unwrap_or(i64::MAX);
+            if ended < connection.until && in_time(ended) && !had.contains_key(id.as_str()) {
+                self.count.lost += 1;
+                let what = format!("{user}: no answer on the connection that asked (I1)");
+                self.breach(&what, &[&id]);
+            }
+        }
+        let frames = connection.frames.iter();
+        let refused = frames.filter(|(_, frame)| !frame["message_id"].is_string());
+        let refused = refused.count();
+        if unknown > refused {
+            self.count.lost += unknown - refused;
+            let what = format!("{user}: {unknown} never in the log, {refused} refused (I1)");
+            self.breach(&what, &[]);
         }
     }
 

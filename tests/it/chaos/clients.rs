@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout};
 use super::calls::now_ms;
 use super::fleet::LONG;
 use super::journal::Journal;
+use crate::support::SOON;
 use crate::support::client::{Classic, Event};
 use crate::support::v1::{Device, Transcript};
 use crate::support::world::{History, Turn};
@@ -34,17 +35,28 @@ pub(super) struct Sent {
 pub(super) struct Seen {
     pub(super) user: String,
     pub(super) sent: Vec<Sent>,
+    /// `id`s that it asked to cancel.
+    pub(super) cancelled: HashSet<String>,
     pub(super) devices: Vec<Transcript>,
     pub(super) history: Vec<Turn>,
 }
 
-/// What a classic client got, over all its connections.
+/// What a classic client sent and got, connection by connection.
 #[derive(Debug)]
 pub(super) struct ClassicSeen {
     pub(super) user: String,
-    pub(super) sent: usize,
-    /// Each with when it came, in ms since 1970.
+    pub(super) connections: Vec<Connection>,
+}
+
+/// One connection of a classic client. All times are in ms since 1970.
+#[derive(Debug, Default)]
+pub(super) struct Connection {
+    /// What was said, and when.
+    pub(super) sent: Vec<(i64, String)>,
+    /// Each frame, and when it came.
     pub(super) frames: Vec<(i64, Value)>,
+    /// When it ended.
+    pub(super) until: i64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -88,6 +100,7 @@ impl Crowd {
                 stopped: stopped.clone(),
                 pace: size.pace,
                 reloaded: HashSet::new(),
+                cancelled: HashSet::new(),
             };
             crowd
                 .users
@@ -159,6 +172,7 @@ struct User {
     pace: Duration,
     /// `id`s whose end was found in the history, when the server could not replay it.
     reloaded: HashSet<String>,
+    cancelled: HashSet<String>,
 }
 
 impl User {
@@ -180,10 +194,11 @@ impl User {
                 Err(error) => panic!("{}", words_of(error)),
             }
         }
-        let history = history(&self.doors, &self.name).await;
+        let history = whole_history(&self.doors, &self.name, &transcripts).await;
         Seen {
             user: self.name,
             sent,
+            cancelled: self.cancelled,
             devices: transcripts,
             history,
         }
@@ -242,6 +257,7 @@ impl User {
                 if frame["type"] == "accepted" && self.rng.random_bool(0.04) {
                     let id = frame["id"].as_str().unwrap_or_default().to_owned();
                     device.cancel(&id).await;
+                    self.cancelled.insert(id);
                 }
                 if is_refusal(&frame) {
                     // Not known to be in the log: it is sent again by the same id.
@@ -395,6 +411,21 @@ async fn history(doors: &[u16], user: &str) -> Vec<Turn> {
     all
 }
 
+/// The history, as soon as it has all that has ended, or what there is of it after a while: a Redis
+/// that lost its data is being filled, or had lost what is older than that.
+async fn whole_history(doors: &[u16], user: &str, devices: &[Transcript]) -> Vec<Turn> {
+    let deadline = Instant::now() + SOON;
+    loop {
+        let turns = history(doors, user).await;
+        let known: HashSet<&str> = turns.iter().map(|turn| turn.message_id.as_str()).collect();
+        let mut ended = devices.iter().flat_map(|device| &device.order);
+        if ended.all(|id| known.contains(id.as_str())) || Instant::now() > deadline {
+            return turns;
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
 /// A client that knows nothing of positions: what it was owed when its socket died, it never gets.
 async fn classic(
     name: String,
@@ -405,10 +436,10 @@ async fn classic(
 ) -> ClassicSeen {
     let mut seen = ClassicSeen {
         user: name.clone(),
-        sent: 0,
-        frames: Vec::new(),
+        connections: Vec::new(),
     };
     let patience = Duration::from_secs(8);
+    let mut said = 0;
     while !*stopped.borrow() {
         let door = *doors.choose(&mut rng).expect("a door");
         let Ok(Ok(mut client)) =
@@ -417,21 +448,31 @@ async fn classic(
             tokio::time::sleep(Duration::from_millis(rng.random_range(50..400))).await;
             continue;
         };
+        let mut connection = Connection::default();
         let mut next = Instant::now() + pace.mul_f64(rng.random_range(0.0..1.0));
+        let mut last = None;
         loop {
             let stopping = *stopped.borrow();
-            if !stopping && Instant::now() >= next {
-                client.send_message(&format!("{name} {}", seen.sent)).await;
-                seen.sent += 1;
+            if stopping {
+                let last = *last.get_or_insert_with(|| Instant::now() + LAST);
+                if connection.frames.len() >= connection.sent.len() || Instant::now() > last {
+                    break;
+                }
+            } else if Instant::now() >= next {
+                let content = format!("{name} {said}");
+                said += 1;
+                connection.sent.push((now_ms(), content.clone()));
+                client.send_message(&content).await;
                 next = Instant::now() + pace.mul_f64(rng.random_range(0.5..1.5));
             }
             match client.next(Duration::from_millis(100)).await {
-                Event::Frame(frame) => seen.frames.push((now_ms(), frame)),
+                Event::Frame(frame) => connection.frames.push((now_ms(), frame)),
                 Event::Closed(_) => break,
-                Event::Silent if stopping => break,
                 Event::Silent => {}
             }
         }
+        connection.until = now_ms();
+        seen.connections.push(connection);
     }
     seen
 }

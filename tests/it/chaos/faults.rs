@@ -13,7 +13,7 @@ use rand::{Rng, SeedableRng};
 use tokio::time::{Instant, sleep};
 
 use super::calls::{Cost, Stake, key_of, now_ms};
-use super::fleet::Fleet;
+use super::fleet::{Fleet, PARTITIONS};
 use super::journal::{Journal, Life};
 use crate::support::link::Traffic;
 use crate::support::stack::{MESSAGES, RELAYS, RESPONSES, WORKERS};
@@ -113,10 +113,14 @@ impl Plan {
         };
         let only = std::env::var("CHATMESH_CHAOS_ONLY").unwrap_or_default();
         let only = only.split(',').filter(|name| !name.is_empty()).map(|name| {
-            let named = WEIGHTS.iter().find(|(fault, _)| fault.to_string() == name);
-            named
-                .unwrap_or_else(|| panic!("CHATMESH_CHAOS_ONLY: no fault is named {name}"))
-                .0
+            let all = WEIGHTS.iter().map(|(fault, _)| *fault);
+            let mut all = all.chain([Fault::PartitionsAdded]);
+            let named = all.clone().find(|fault| fault.to_string() == name);
+            named.unwrap_or_else(|| {
+                let known: Vec<String> = all.by_ref().map(|fault| fault.to_string()).collect();
+                let known = known.join(", ");
+                panic!("CHATMESH_CHAOS_ONLY: no fault is named {name}; there are {known}")
+            })
         });
         Self {
             steady_model,
@@ -157,9 +161,11 @@ pub(super) struct Storm<'a> {
     rng: StdRng,
     plan: Plan,
     blows: Vec<Blow>,
-    partitions_added: bool,
+    partitions: usize,
     /// What may have cost calls of the model.
     pub(super) stakes: Vec<Stake>,
+    /// While the model, or the way to it, was at fault: answers may fail.
+    pub(super) model_at_fault: Vec<(Instant, Instant)>,
     /// Each fault, with when it struck and when it was undone.
     pub(super) diary: Vec<String>,
 }
@@ -179,8 +185,9 @@ impl<'a> Storm<'a> {
             rng: StdRng::seed_from_u64(seed),
             plan,
             blows: Vec::new(),
-            partitions_added: false,
+            partitions: PARTITIONS,
             stakes: Vec::new(),
+            model_at_fault: Vec::new(),
             diary: Vec::new(),
         }
     }
@@ -192,8 +199,7 @@ impl<'a> Storm<'a> {
         if let Some(first) = FIRST.iter().filter(|fault| self.plan.has(**fault)).nth(n) {
             return *first;
         }
-        if n >= 40 && !self.partitions_added {
-            self.partitions_added = true;
+        if n >= 40 && self.partitions == PARTITIONS {
             return Fault::PartitionsAdded;
         }
         loop {
@@ -212,10 +218,14 @@ impl<'a> Storm<'a> {
             Cost::Model => Duration::from_secs(1),
             Cost::Worker | Cost::Redis | Cost::Moved => Duration::ZERO,
         };
+        let until = Instant::now() + on_its_way;
+        if cost == Cost::Model {
+            self.model_at_fault.push((from, until));
+        }
         self.stakes.push(Stake {
             workers: workers.to_vec(),
             from,
-            until: Instant::now() + on_its_way,
+            until,
             cost,
         });
     }
@@ -385,9 +395,11 @@ impl<'a> Storm<'a> {
                 ("both workers'".into(), Instant::now())
             }
             Fault::ProviderFaulty => {
+                let from = Instant::now();
                 self.fleet.whims.on.store(true, Ordering::Relaxed);
                 sleep(hold * 2).await;
                 self.fleet.whims.on.store(false, Ordering::Relaxed);
+                self.model_at_fault.push((from, Instant::now()));
                 ("errors, 429 and cut-offs".into(), Instant::now())
             }
             Fault::ClockShifted => self.shift_a_clock().await,
@@ -520,11 +532,19 @@ impl<'a> Storm<'a> {
             })
             .await;
         }
-        plain.grow(MESSAGES, 9).await;
+        self.partitions += 3;
+        let now = self.partitions;
+        for topic in [MESSAGES, RESPONSES] {
+            plain.grow(topic, now).await;
+        }
+        for member in &mut self.fleet.members {
+            let spec = member.spec.clone();
+            member.spec = spec.env("KAFKA_TOPIC_PARTITIONS", &now.to_string());
+        }
         for n in 0..2 {
             self.fleet.members[n].start().await;
         }
-        ("incoming_messages has 9".into(), Instant::now())
+        (format!("both topics have {now}"), Instant::now())
     }
 
     /// How often each fault struck, and the times to recover from it where it struck alone, in ms and

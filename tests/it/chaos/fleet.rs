@@ -100,6 +100,9 @@ pub(super) struct Fleet {
     _turn: Turn,
 }
 
+/// Of each topic, at first.
+pub(super) const PARTITIONS: usize = 6;
+
 const NAMES: [&str; 6] = [
     "gateway_1",
     "gateway_2",
@@ -161,16 +164,16 @@ impl Fleet {
                 }
                 _ => (Spec::relay(), None),
             };
-            let spec = settings
-                .iter()
-                .fold(spec, |spec, (name, value)| spec.env(name, value))
+            let spec = spec
                 .env("KAFKA_BOOTSTRAP_SERVERS", &format!("127.0.0.1:{link}"))
-                .env("KAFKA_TOPIC_PARTITIONS", "6")
+                .env("KAFKA_TOPIC_PARTITIONS", &PARTITIONS.to_string())
                 .env("REDIS_HOST", "127.0.0.1")
                 .env("REDIS_PORT", &to_redis.port().to_string())
                 .env("LOG_LEVEL", "info")
                 .env("SERVER_ID", name)
                 .named(name);
+            let set = |spec: Spec, (name, value): &(&str, &str)| spec.env(name, value);
+            let spec = settings.iter().fold(spec, set);
             members.push(Member {
                 name,
                 spec,
@@ -270,7 +273,11 @@ impl Fleet {
                 }
             }
         }
-        lines.sort();
+        let time = |line: &String| {
+            let (_, rest) = line.split_once("\"timestamp\":\"")?;
+            Some(rest.split('"').next()?.to_owned())
+        };
+        lines.sort_by_cached_key(time);
         lines.join("\n")
     }
 }

@@ -110,7 +110,12 @@ async fn storm(seed: u64, size: Size, period: Duration) {
     let whole = Duration::from_secs(3);
     let messages = plain.read(MESSAGES, usize::MAX, whole).await;
     let responses = plain.read(RESPONSES, usize::MAX, whole).await;
-    let mut checker = Checker::new(&messages, &responses, &storm.stakes, clock);
+    let mut checker = Checker::new(
+        (&messages, &responses),
+        &storm.stakes,
+        &storm.model_at_fault,
+        clock,
+    );
     for seen in &users {
         checker.user(seen);
     }
