@@ -75,8 +75,8 @@ pub(super) struct Calls {
     pub(super) excused: usize,
     /// Answers that were in flight when something struck that may cost a call.
     pub(super) in_flight: usize,
-    /// Calls for what was answered, and not committed yet when its partition moved and Redis lost
-    /// its outcome at once: not promised (docs/reliability.md).
+    /// Calls for what was answered, when Redis lost its outcome and at once its partition moved
+    /// before it was committed, or its client sent it again: not promised (docs/reliability.md).
     pub(super) uncommitted: usize,
     pub(super) breaches: Vec<Breach>,
 }
@@ -120,6 +120,14 @@ pub(super) fn count(
             (text("content"), text("message_id"))
         })
         .collect();
+    let mut taken: HashMap<String, Vec<i64>> = HashMap::new();
+    for record in messages {
+        let id = record.json()["message_id"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
+        taken.entry(id).or_default().push(record.timestamp_ms);
+    }
     let mut ends: HashMap<String, Vec<i64>> = HashMap::new();
     for record in responses {
         let id = record.json()["message_id"]
@@ -170,7 +178,13 @@ pub(super) fn count(
                 let mut moved = stakes.iter().filter(moves).filter(close);
                 moved.any(|stake| between(&stake, MOVES_LATE_MS))
             };
-            call.at > ended && lost.any(|lost| between(&lost, 0) && moved(lost))
+            // Its client did not know of the end yet, and sent it again.
+            let sent_again = |lost: &Stake| {
+                let mut taken = taken.get(&id).into_iter().flatten();
+                taken.any(|at| *at > ended && *at >= clock.ms(lost.from) && *at <= call.at)
+            };
+            let lost_and = |lost: &Stake| moved(lost) || sent_again(lost);
+            call.at > ended && lost.any(|lost| between(&lost, 0) && lost_and(lost))
         });
         let (again, excused) = (calls.len() - 1, excused.count());
         let uncommitted = uncommitted.count();
@@ -261,6 +275,16 @@ mod tests {
         assert_eq!(bad(&late, &[], std::slice::from_ref(&lost)), 1);
         assert_eq!(bad(&late, &[], std::slice::from_ref(&moved)), 1);
         assert_eq!(bad(&late, &[], &[lost, moved.clone()]), 0);
+        // Or its client sent it again, after the loss.
+        let bad_again = |ms| {
+            let again = record(&json!({"content": "q", "message_id": "m"}), clock.ms + ms);
+            let messages = [&messages[..], std::slice::from_ref(&again)].concat();
+            let lost = stake("worker_1", 1000, Cost::Redis);
+            let (none, both) = (HashSet::new(), (&messages[..], &responses[..]));
+            count(&late, &none, &[lost], both, clock).breaches.len()
+        };
+        assert_eq!(bad_again(1900), 0);
+        assert_eq!(bad_again(950), 1);
         let before = stake("worker_2", 850, Cost::Redis);
         assert_eq!(bad(&late, &[], &[before, moved]), 1);
     }

@@ -101,8 +101,9 @@ async fn storm(seed: u64, size: Size, period: Duration) {
         None => crowd.finish().await.map_err(|all| all.join("\n")),
     };
     let (users, classic) = ended.unwrap_or_else(|failure| {
-        let folder = storm.keep(seed, &[]);
-        panic!("seed {seed}, {failure}\nall of it: {}", folder.display())
+        let verdict = format!("seed {seed}, {failure}\n");
+        let folder = storm.keep(seed, &[("verdict.txt", &verdict)]);
+        panic!("{verdict}all of it: {}", folder.display())
     });
     let took = began.elapsed();
 
@@ -136,15 +137,15 @@ async fn storm(seed: u64, size: Size, period: Duration) {
         "seed {seed}: nothing was answered"
     );
     if let Some(breach) = checker.breaches().first() {
-        let all = checker.some_breaches(usize::MAX);
-        let folder = storm.keep(seed, &[("breaches.txt", &all)]);
-        panic!(
-            "seed {seed}: {} promises broken: {}\nthe path of the first:\n{}\nall of it: {}",
+        let verdict = format!(
+            "seed {seed}: {} promises broken: {}\nthe path of the first:\n{}\n",
             checker.breaches().len(),
             checker.some_breaches(10),
-            storm.fleet.path_of(&breach.ids),
-            folder.display()
+            storm.fleet.path_of(&breach.ids)
         );
+        let all = checker.some_breaches(usize::MAX);
+        let folder = storm.keep(seed, &[("breaches.txt", &all), ("verdict.txt", &verdict)]);
+        panic!("{verdict}all of it: {}", folder.display());
     }
 }
 
