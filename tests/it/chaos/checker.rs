@@ -51,6 +51,8 @@ pub(super) struct Checker {
     ended: HashMap<String, i64>,
     /// The messages of what was said.
     said: HashMap<String, String>,
+    /// And of their correlation ids: all that a classic client's error names.
+    by_correlation: HashMap<String, String>,
     /// While the model, or the way to it, was at fault: only then may an answer fail.
     model_at_fault: Vec<(i64, i64)>,
     /// From when until when Redis went and came back without its data, by the log's time.
@@ -75,6 +77,7 @@ impl Checker {
             accepted: HashMap::new(),
             ended: HashMap::new(),
             said: HashMap::new(),
+            by_correlation: HashMap::new(),
             model_at_fault: at_fault
                 .map(|(from, until)| (clock.ms(*from), clock.ms(*until)))
                 .collect(),
@@ -92,6 +95,9 @@ impl Checker {
             *first = (*first).min(place);
             let content = value["content"].as_str().unwrap_or_default();
             checker.said.insert(content.to_owned(), id.clone());
+            let correlation = value["correlation_id"].as_str().unwrap_or_default();
+            let of = &mut checker.by_correlation;
+            of.insert(correlation.to_owned(), id.clone());
             users.insert(id, value["userid"].as_str().unwrap_or_default().to_owned());
         }
         let mut ends: HashMap<String, usize> = HashMap::new();
@@ -337,20 +343,20 @@ impl Checker {
     /// connection that stayed open is answered there, or refused.
     pub(super) fn classic(&mut self, seen: &ClassicSeen) {
         let mut last: Option<((i64, i32, i64), String)> = None;
-        let mut had: HashMap<&str, usize> = HashMap::new();
+        let mut had: HashMap<String, usize> = HashMap::new();
         let user = &seen.user;
         let frames = seen.connections.iter().flat_map(|one| &one.frames);
         for (at, frame) in frames {
             if frame["userid"] != user.as_str() {
                 self.breach(&format!("{user}: a frame of another user: {frame}"), &[]);
             }
-            let Some(id) = frame["message_id"].as_str() else {
+            let Some(id) = self.ended_by(frame) else {
                 continue;
             };
-            *had.entry(id).or_default() += 1;
-            self.classic_end(user, id, frame);
-            let Some(place) = self.accepted.get(id).copied() else {
-                self.breach(&format!("{user}: ended and not in the log"), &[id]);
+            *had.entry(id.clone()).or_default() += 1;
+            self.classic_end(user, &id, frame);
+            let Some(place) = self.accepted.get(&id).copied() else {
+                self.breach(&format!("{user}: ended and not in the log"), &[&id]);
                 continue;
             };
             if let Some((before, other)) = last
@@ -361,10 +367,10 @@ impl Checker {
                     &format!(
                         "{user}: {id} at {place:?} came after {other} at {before:?}, at {at} (I3)"
                     ),
-                    &[id, &other],
+                    &[&id, &other],
                 );
             }
-            last = Some((place, id.to_owned()));
+            last = Some((place, id));
         }
         for connection in &seen.connections {
             self.count.messages += connection.sent.len();
@@ -373,9 +379,18 @@ impl Checker {
         for (id, times) in had {
             if times > 1 {
                 self.count.doubled += 1;
-                self.breach(&format!("{user}: {times} times (I1)"), &[id]);
+                self.breach(&format!("{user}: {times} times (I1)"), &[&id]);
             }
         }
+    }
+
+    /// The message that a frame ends; none where it refuses one.
+    fn ended_by(&self, frame: &Value) -> Option<String> {
+        if let Some(id) = frame["message_id"].as_str() {
+            return Some(id.to_owned());
+        }
+        let correlation = frame["correlation_id"].as_str()?;
+        self.by_correlation.get(correlation).cloned()
     }
 
     fn classic_end(&mut self, user: &str, id: &str, frame: &Value) {
@@ -396,7 +411,7 @@ impl Checker {
     }
 
     /// What a connection should have brought before it ended, with time to recover from anything.
-    fn owed(&mut self, user: &str, connection: &Connection, had: &HashMap<&str, usize>) {
+    fn owed(&mut self, user: &str, connection: &Connection, had: &HashMap<String, usize>) {
         let in_time = |ms: i64| ms + IN_TIME_MS < connection.until;
         let mut unknown = 0;
         for (at, content) in &connection.sent {
@@ -405,14 +420,14 @@ impl Checker {
                 continue;
             };
             let ended = self.ended.get(&id).copied().unwrap_or(i64::MAX);
-            if ended < connection.until && in_time(ended) && !had.contains_key(id.as_str()) {
+            if ended < connection.until && in_time(ended) && !had.contains_key(&id) {
                 self.count.lost += 1;
                 let what = format!("{user}: no answer on the connection that asked (I1)");
                 self.breach(&what, &[&id]);
             }
         }
         let frames = connection.frames.iter();
-        let refused = frames.filter(|(_, frame)| !frame["message_id"].is_string());
+        let refused = frames.filter(|(_, frame)| self.ended_by(frame).is_none());
         let refused = refused.count();
         if unknown > refused {
             self.count.lost += unknown - refused;
