@@ -93,6 +93,18 @@ struct Call<'a> {
     faulty: bool,
 }
 
+/// When the log got the records of each message, in ms.
+fn times(records: &[Record]) -> HashMap<String, Vec<i64>> {
+    let mut times: HashMap<String, Vec<i64>> = HashMap::new();
+    for record in records {
+        let value = record.json();
+        let id = value["message_id"].as_str().unwrap_or_default();
+        let of = times.entry(id.to_owned()).or_default();
+        of.push(record.timestamp_ms);
+    }
+    times
+}
+
 /// Each call beyond the first of a message needs a fault at which that message was in flight, one
 /// for each. In flight: a call was begun by a worker that was struck, and the log had no answer.
 /// Or else two at once, by which an answered message is read again and its outcome lost.
@@ -120,22 +132,7 @@ pub(super) fn count(
             (text("content"), text("message_id"))
         })
         .collect();
-    let mut taken: HashMap<String, Vec<i64>> = HashMap::new();
-    for record in messages {
-        let id = record.json()["message_id"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned();
-        taken.entry(id).or_default().push(record.timestamp_ms);
-    }
-    let mut ends: HashMap<String, Vec<i64>> = HashMap::new();
-    for record in responses {
-        let id = record.json()["message_id"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned();
-        ends.entry(id).or_default().push(record.timestamp_ms);
-    }
+    let (taken, ends) = (times(messages), times(responses));
     let struck = |stake: &Stake, call: &Call<'_>| {
         stake.workers.iter().any(|name| key_of(name) == call.key)
             && call.at <= clock.ms(stake.until)

@@ -231,7 +231,7 @@ impl Checker {
         let turn = history
             .get(id)
             .or_else(|| history.values().find(of_content));
-        let was_there = device.since.is_some_and(|since| since <= sent.at);
+        let was_there = device.welcomed.is_some_and(|at| at <= sent.at);
         if turn.is_some() && (device.reloads > 1 || !was_there) {
             return;
         }

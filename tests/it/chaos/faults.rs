@@ -114,10 +114,10 @@ impl Plan {
         let only = std::env::var("CHATMESH_CHAOS_ONLY").unwrap_or_default();
         let only = only.split(',').filter(|name| !name.is_empty()).map(|name| {
             let all = WEIGHTS.iter().map(|(fault, _)| *fault);
-            let mut all = all.chain([Fault::PartitionsAdded]);
+            let all = all.chain([Fault::PartitionsAdded]);
             let named = all.clone().find(|fault| fault.to_string() == name);
             named.unwrap_or_else(|| {
-                let known: Vec<String> = all.by_ref().map(|fault| fault.to_string()).collect();
+                let known: Vec<String> = all.map(|fault| fault.to_string()).collect();
                 let known = known.join(", ");
                 panic!("CHATMESH_CHAOS_ONLY: no fault is named {name}; there are {known}")
             })

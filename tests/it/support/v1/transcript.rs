@@ -67,7 +67,7 @@ pub(crate) struct Transcript {
     /// What to give as `since`.
     pub(crate) position: Option<String>,
     /// When its first `welcome` came: from then on it is to be told everything.
-    pub(crate) since: Option<Instant>,
+    pub(crate) welcomed: Option<Instant>,
     /// How often the server said that it can't replay.
     pub(crate) reloads: usize,
     /// Live frames about what has ended: only where Redis lost its data.
@@ -229,7 +229,7 @@ impl Transcript {
     }
 
     fn welcome(&mut self, frame: &Value) {
-        self.since.get_or_insert_with(Instant::now);
+        self.welcomed.get_or_insert_with(Instant::now);
         rule!(
             self,
             frame,
