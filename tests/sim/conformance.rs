@@ -34,7 +34,7 @@ use tokio::sync::mpsc;
 
 use crate::reference::{
     Admitted, Begun, Cancelled, Delivered, End, Frame, How, Keeping, Lived, Message, Offset, Owner,
-    Position, Published, Shared,
+    PARTITION, Position, Published, Shared,
 };
 
 const CONVERSATIONS: &[u8] = &[0, 0, 1, 0];
@@ -115,9 +115,15 @@ fn conversation(number: u8) -> ConversationId {
 
 fn at(offset: Offset) -> position::Position {
     position::Position {
-        epoch: Epoch::new("c", "0", 0),
-        offset: i64::from(offset),
+        epoch: Epoch::new("c", "0", i32::from(offset / PARTITION)),
+        offset: i64::from(offset % PARTITION),
     }
+}
+
+/// The reference's name of a position.
+fn place(position: &position::Position) -> Offset {
+    let mut places = 0..=Offset::MAX;
+    places.find(|offset| at(*offset) == *position).unwrap()
 }
 
 impl Runner<'_> {
@@ -150,7 +156,7 @@ impl Runner<'_> {
             format!(
                 "{} {:?}",
                 outcome.frame,
-                outcome.delivered.map(|at| at.offset)
+                outcome.delivered.map(|at| place(&at))
             )
         };
         let owned = |owner: Owner| owners()[usize::from(owner)].clone();
@@ -158,7 +164,7 @@ impl Runner<'_> {
             Op::Admit(message) => match fanout.admit(&self.subject(message), "?").await?.admitted {
                 real::Admitted::New => "new".into(),
                 real::Admitted::Kept => "kept".into(),
-                real::Admitted::Delivered(frame, at) => format!("{frame} at {}", at.offset),
+                real::Admitted::Delivered(frame, at) => format!("{frame} at {}", place(&at)),
                 real::Admitted::Forgotten => "forgotten".into(),
                 real::Admitted::Refused(limit) => format!("{limit:?}"),
             },

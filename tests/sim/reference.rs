@@ -6,8 +6,18 @@
 pub(crate) type Message = u8;
 /// A worker's random id for one taking.
 pub(crate) type Owner = u8;
-/// Of a record in `responses`.
+/// Of a record in `responses`: its partition and its place there.
 pub(crate) type Offset = u8;
+
+/// Places in one partition.
+pub(crate) const PARTITION: Offset = 32;
+
+/// Other partitions in which a mailbox remembers its end.
+const OTHERS: usize = 4;
+
+fn partition(at: Offset) -> Offset {
+    at / PARTITION
+}
 
 const COUNTER: usize = 0;
 const MAILBOX: usize = 1;
@@ -69,6 +79,44 @@ pub(crate) struct Mailbox {
     /// Its last frame apart from its bounds.
     pub(crate) end: Option<Offset>,
     pub(crate) frames: Vec<(Offset, Message, End)>,
+    /// Its user has moved here from other partitions: where it ended there, the latest first.
+    pub(crate) was: Vec<Offset>,
+    /// It was moved by a rewind, and nothing new has come since: no position is good.
+    pub(crate) mixed: bool,
+    /// No position below this one is good.
+    pub(crate) good_from: Offset,
+}
+
+impl Mailbox {
+    fn new(id: u8, good: bool, floor: Offset) -> Self {
+        Self {
+            id,
+            good,
+            floor,
+            end: None,
+            frames: Vec::new(),
+            was: Vec::new(),
+            mixed: false,
+            good_from: 0,
+        }
+    }
+
+    /// Where it ended in the partition of this position.
+    fn end_beside(&self, at: Offset) -> Option<Offset> {
+        let mut ends = self.end.iter().chain(&self.was).copied();
+        ends.find(|end| partition(*end) == partition(at))
+    }
+
+    /// What comes after it for a user who has moved to another partition.
+    fn moved(&self, id: u8, to: Offset, rewind: bool) -> Self {
+        let ends = self.end.iter().chain(&self.was).copied();
+        let other = |end: &Offset| partition(*end) != partition(to);
+        Self {
+            was: ends.filter(other).take(OTHERS).collect(),
+            mixed: rewind,
+            ..Self::new(id, false, to)
+        }
+    }
 }
 
 /// A turn of the history.
@@ -464,32 +512,44 @@ impl Shared {
         Keeping::Outcome(end, None)
     }
 
-    /// `named`: the record says its conversation.
+    /// `rewind`: it was delivered before, as far as the relay's commits say.
     pub(crate) fn deliver(
         &mut self,
         message: Message,
         offset: Offset,
         known: Option<Offset>,
         end: End,
-        named: bool,
+        rewind: bool,
     ) -> Delivered {
-        let last = self.mailbox.as_ref().and_then(|mailbox| mailbox.end);
-        if self.keeps(Rule::Known) && known.is_some_and(|known| last.is_none_or(|at| at < known)) {
+        let ended_beside = |at| self.mailbox.as_ref().and_then(|one| one.end_beside(at));
+        let last = ended_beside(offset);
+        let knows = |known: &Offset| partition(*known) == partition(offset);
+        if self.keeps(Rule::Known) && known.filter(knows).is_some_and(|known| last < Some(known)) {
             return Delivered::Lost;
         }
         self.pending.retain(|one| *one != message);
         if last.is_some_and(|last| offset <= last) {
             return Delivered::Already;
         }
-        if self.mailbox.is_none() {
-            let id = self.fresh(MAILBOX);
-            self.mailbox = Some(Mailbox {
-                id,
-                good: false,
-                floor: offset,
-                end: None,
-                frames: Vec::new(),
-            });
+        let elsewhere = |end| partition(end) != partition(offset);
+        let current = self.mailbox.as_ref().map(|mailbox| mailbox.end);
+        let anew = current.is_none_or(|end| end.is_some_and(elsewhere));
+        let id = if anew { self.fresh(MAILBOX) } else { 0 };
+        match &mut self.mailbox {
+            None => self.mailbox = Some(Mailbox::new(id, false, offset)),
+            Some(one)
+                if one
+                    .end
+                    .is_some_and(|end| partition(end) != partition(offset)) =>
+            {
+                *one = one.moved(id, offset, rewind);
+            }
+            Some(one) => {
+                if one.mixed && !rewind {
+                    one.mixed = false;
+                    one.good_from = offset;
+                }
+            }
         }
         let bound = self.frames;
         let once = self.keeps(Rule::Once);
@@ -524,9 +584,7 @@ impl Shared {
             _ => end,
         };
         self.kept(message).ended = Some(Ended::Outcome(outcome, Some(offset)));
-        if named {
-            self.put_turn(message, false, outcome);
-        }
+        self.put_turn(message, false, outcome);
         self.publish(Frame::Terminal(message, offset, end));
         Delivered::Published
     }
@@ -549,20 +607,19 @@ impl Shared {
         }
         if self.mailbox.is_none() {
             let id = self.fresh(MAILBOX);
-            self.mailbox = Some(Mailbox {
-                id,
-                good: true,
-                floor: 0,
-                end: None,
-                frames: Vec::new(),
-            });
+            self.mailbox = Some(Mailbox::new(id, true, 0));
         }
         let mailbox = self.mailbox.as_ref().unwrap();
         let from = match after {
             Some(Position::Empty(id)) => (mailbox.good && mailbox.id == id).then_some(-1),
             Some(Position::At(at)) => mailbox
                 .end
-                .filter(|end| (mailbox.floor..=*end).contains(&at))
+                .filter(|end| {
+                    let good = mailbox.floor.max(mailbox.good_from);
+                    !mailbox.mixed
+                        && partition(*end) == partition(at)
+                        && (good..=*end).contains(&at)
+                })
                 .map(|_| i16::from(at)),
             None => None,
         };

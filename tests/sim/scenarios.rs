@@ -335,9 +335,9 @@ fn s12_a_mailbox_rebuilt_from_the_middle_does_not_pretend() {
         pieces: 1,
         how: How::Answered,
     };
-    assert_eq!(shared.deliver(1, 5, None, end, true), Delivered::Published);
+    assert_eq!(shared.deliver(1, 5, None, end, false), Delivered::Published);
     assert_eq!(
-        shared.deliver(2, 6, Some(5), end, true),
+        shared.deliver(2, 6, Some(5), end, false),
         Delivered::Published
     );
     assert!(!shared.read(Some(Position::At(4))).recovered);

@@ -409,7 +409,7 @@ impl World {
                 self.shared.keep(message, owner, attempt, end, cancelled);
             }
             Call::Deliver(message, at, known, end) => {
-                self.shared.deliver(message, at, known, end, true);
+                self.shared.deliver(message, at, known, end, false);
             }
             Call::SetMarker(token) => {
                 self.shared.set_marker(token);

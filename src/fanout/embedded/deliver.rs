@@ -13,26 +13,30 @@ impl UserState {
         let position = &call.position;
         self.drop_unused_mailbox(world)?;
         let mut batch = Batch::default();
-        let last = self.mailbox.as_ref().and_then(|one| one.last.as_ref());
-        let same = last.filter(|last| last.epoch == position.epoch);
-        // What is known of another epoch (the topic was made anew) says nothing about this one.
-        let lost = call
-            .known
-            .as_ref()
-            .filter(|known| known.epoch == position.epoch)
-            .is_some_and(|known| same.is_none_or(|last| last.offset < known.offset));
-        let here = same.is_some_and(|last| position.offset <= last.offset);
-        let other_epoch = last.is_some() && same.is_none();
-        if lost {
+        let mailbox = self.mailbox.as_ref();
+        let last = mailbox.and_then(|one| one.end_in(&position.epoch));
+        // What is known of another epoch says nothing about this one.
+        let known = call.known.as_ref();
+        if known.is_some_and(|known| known.epoch == position.epoch && last < Some(known.offset)) {
             return Ok(Delivered::Lost);
         }
-        if here {
+        if last.is_some_and(|last| position.offset <= last) {
             self.clear_pending(&call.message_id, world)?;
             return Ok(Delivered::Already);
         }
 
-        if other_epoch {
+        let current = mailbox.and_then(|one| one.last.as_ref());
+        if current.is_some_and(|last| last.epoch != position.epoch) {
+            let moved = self
+                .mailbox
+                .as_mut()
+                .map(|one| one.moved(&position.epoch, call.rewind, world.now_ms));
             self.drop_mailbox(world)?;
+            self.mailbox = moved;
+        } else if let Some(mailbox) = &mut self.mailbox
+            && !call.rewind
+        {
+            mailbox.comes_new(position.offset);
         }
         self.remove_pending(&mut batch, &call.message_id);
         let end = self.end(&call.message_id, world)?;

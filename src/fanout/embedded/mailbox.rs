@@ -21,6 +21,12 @@ struct Kept {
     bytes: usize,
 }
 
+/// Other epochs whose end is remembered.
+const OTHER_EPOCHS: usize = 4;
+
+/// Above every offset.
+const NONE_IS_GOOD: i64 = i64::MAX;
+
 /// A mailbox without its frames.
 #[derive(Debug)]
 pub(super) struct Mailbox {
@@ -42,6 +48,13 @@ pub(super) struct Mailbox {
     /// The frames, oldest first, once somebody needed to know: it is known from the beginning of
     /// a new mailbox, and otherwise from the first trimming.
     frames: Option<VecDeque<Kept>>,
+    /// Where it ended in other epochs, the latest first: partitions were added and its user moved,
+    /// and a relay that takes the old partition goes back in it.
+    was: Vec<Position>,
+    /// No position below this offset is good. Two partitions are brought back at once after a
+    /// loss, in any order: until something new comes, a position in one says nothing about the
+    /// other.
+    good_from: i64,
 }
 
 /// A frame as it is stored.
@@ -83,7 +96,48 @@ impl Mailbox {
             bytes: 0,
             oldest_ms: 0,
             frames: Some(VecDeque::new()),
+            was: Vec::new(),
+            good_from: 0,
         }
+    }
+
+    /// What comes after this one for a user who has moved to another epoch.
+    pub(super) fn moved(&mut self, to: &Epoch, rewind: bool, now_ms: i64) -> Self {
+        let mut was = std::mem::take(&mut self.was);
+        was.retain(|position| position.epoch != *to);
+        if let Some(last) = self.last.take() {
+            was.retain(|position| position.epoch != last.epoch);
+            was.insert(0, last);
+        }
+        was.truncate(OTHER_EPOCHS);
+        Self {
+            was,
+            good_from: if rewind { NONE_IS_GOOD } else { 0 },
+            ..Self::empty(None, now_ms)
+        }
+    }
+
+    /// A frame comes that is delivered for the first time: from here on positions are good.
+    pub(super) fn comes_new(&mut self, offset: i64) {
+        if self.good_from == NONE_IS_GOOD {
+            self.good_from = offset;
+        }
+    }
+
+    /// Where it ended in this epoch.
+    pub(super) fn end_in(&self, epoch: &Epoch) -> Option<i64> {
+        let last = self.last.iter().chain(&self.was);
+        let mut last = last.filter(|last| last.epoch == *epoch);
+        last.next().map(|last| last.offset)
+    }
+
+    /// What is known of other epochs, as text: mostly nothing.
+    fn others(&self) -> String {
+        if self.was.is_empty() {
+            return String::new();
+        }
+        let was = self.was.iter().map(|position| format!(" {position}"));
+        format!("{}{}", self.good_from, was.collect::<String>())
     }
 
     fn encode(&self) -> Vec<u8> {
@@ -96,7 +150,7 @@ impl Mailbox {
             .number(self.count as i64)
             .number(self.bytes as i64)
             .number(self.oldest_ms)
-            .finish()
+            .rest(&self.others())
     }
 
     pub(super) fn decode(value: &[u8]) -> Result<Self> {
@@ -107,16 +161,25 @@ impl Mailbox {
             Some(position) => Some(position.parse().map_err(|_| damaged())?),
             None => None,
         };
-        Ok(Self {
+        let mut mailbox = Self {
             used_ms,
-            empty_id,
             last,
             floor: reader.number()?,
             count: usize::try_from(reader.number()?).map_err(|_| damaged())?,
             bytes: usize::try_from(reader.number()?).map_err(|_| damaged())?,
             oldest_ms: reader.number()?,
             frames: None,
-        })
+            ..Self::empty(empty_id, used_ms)
+        };
+        let mut others = reader.rest()?.split_terminator(' ');
+        if let Some(good_from) = others.next() {
+            mailbox.good_from = good_from.parse().map_err(|_| damaged())?;
+        }
+        for position in others {
+            let position = position.parse().map_err(|_| damaged())?;
+            mailbox.was.push(position);
+        }
+        Ok(mailbox)
     }
 
     /// Of no use for twice its frames' time to live: its end has to outlive them.
@@ -149,7 +212,8 @@ impl Mailbox {
             return same.then_some(-1);
         }
         let last = self.last.as_ref()?;
-        (last.epoch == after.epoch && (self.floor..=last.offset).contains(&after.offset))
+        let good = self.floor.max(self.good_from);
+        (last.epoch == after.epoch && (good..=last.offset).contains(&after.offset))
             .then_some(after.offset)
     }
 

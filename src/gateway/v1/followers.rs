@@ -18,6 +18,9 @@ use crate::protocol::trace_context::TraceContext;
 /// Bytes that are published to one user during a read and held back.
 const HELD_BYTES: usize = 512 << 10;
 
+/// Partitions in which one socket's last position is remembered beside the current one.
+const OTHER_EPOCHS: usize = 4;
+
 /// Bytes of terminal frames that one socket's resent messages wait for.
 const AWAITED_BYTES: usize = 1 << 20;
 
@@ -70,8 +73,9 @@ struct Follower {
     phase: Phase,
     /// Up to here it has had every terminal frame: where a read goes on.
     cursor: Option<Position>,
-    /// Before the client had to reload its history it had been here.
-    had: Option<Position>,
+    /// Up to these positions it has had what it is to have, the latest first: before the client
+    /// had to reload its history, or before its user moved to another partition. One per epoch.
+    had: Vec<Position>,
     /// Resent messages whose terminal frame it had not had by an event: the frames.
     awaited: HashMap<MessageId, (u64, Utf8Bytes)>,
 }
@@ -108,7 +112,32 @@ impl Follower {
     }
 
     fn has_had(&self, position: &Position) -> bool {
-        up_to(position, self.cursor.as_ref()) || up_to(position, self.had.as_ref())
+        let mut had = self.cursor.iter().chain(&self.had);
+        had.any(|had| up_to(position, Some(had)))
+    }
+
+    /// It goes on from here.
+    fn go_on(&mut self, position: Position) {
+        let before = self.cursor.replace(position);
+        if let (Some(before), Some(now)) = (before, &self.cursor)
+            && before.epoch != now.epoch
+        {
+            self.remember(before);
+        }
+    }
+
+    /// It has been here.
+    fn remember(&mut self, position: Position) {
+        if position.epoch.empty_mailbox().is_some() || self.has_had_before(&position) {
+            return;
+        }
+        self.had.retain(|had| had.epoch != position.epoch);
+        self.had.truncate(OTHER_EPOCHS - 1);
+        self.had.insert(0, position);
+    }
+
+    fn has_had_before(&self, position: &Position) -> bool {
+        self.had.iter().any(|had| up_to(position, Some(had)))
     }
 
     /// Hands it a frame; false where there is no room.
@@ -124,8 +153,8 @@ impl Follower {
             if !outbound.offer_traced(text.clone(), live.trace.as_ref()) {
                 return false;
             }
-            if live.position.is_some() {
-                self.cursor.clone_from(&live.position);
+            if let Some(position) = &live.position {
+                self.go_on(position.clone());
             }
             if let Some(id) = &live.message_id {
                 self.awaited.remove(id);
@@ -168,7 +197,7 @@ impl Followers {
         self.list.push(Follower {
             socket,
             phase: Phase::Stale(self.event),
-            had: since.clone(),
+            had: Vec::new(),
             cursor: since,
             awaited: HashMap::new(),
         });
@@ -369,18 +398,14 @@ impl Followers {
         let Some(follower) = self.get(socket) else {
             return end.clone();
         };
-        let real = |position: &&Position| position.epoch.empty_mailbox().is_none();
-        if let Some(cursor) = follower.cursor.as_ref().filter(real)
-            && !up_to(cursor, follower.had.as_ref())
-        {
-            follower.had = Some(cursor.clone());
+        if let Some(cursor) = follower.cursor.replace(end.clone()) {
+            follower.remember(cursor);
         }
-        follower.cursor = Some(end.clone());
-        match &follower.had {
-            Some(had) if up_to(end, Some(had)) => had.clone(),
-            Some(had) if real(&had) && end.epoch.empty_mailbox().is_some() => had.clone(),
-            _ => end.clone(),
-        }
+        let lost = end.epoch.empty_mailbox().is_some();
+        let mut had = follower.had.iter();
+        had.find(|had| lost || up_to(end, Some(had)))
+            .unwrap_or(end)
+            .clone()
     }
 
     /// Whether the socket is still to get the terminal frame of this position.
@@ -405,7 +430,7 @@ impl Followers {
         message_id: Option<&MessageId>,
     ) {
         if let Some(follower) = self.get(socket) {
-            follower.cursor = Some(position);
+            follower.go_on(position);
             if let Some(id) = message_id {
                 follower.awaited.remove(id);
             }
@@ -599,6 +624,43 @@ mod tests {
         followers.publish(rebuilt(2, 5));
         followers.publish(rebuilt(3, 6));
         assert_eq!(socket.outbound.queued(), ["t5", "t6"]);
+    }
+
+    #[test]
+    fn what_was_had_before_the_user_moved_to_another_partition_is_not_told_again() {
+        let mut followers = Followers::default();
+        let socket = following(&mut followers, 0);
+        let moved = |offset| Position {
+            epoch: Epoch::new("c", "0", 1),
+            offset,
+        };
+        let elsewhere = |n, offset| Live {
+            position: Some(moved(offset)),
+            text: Some(format!("m{offset}").into()),
+            ..end(n, offset)
+        };
+        followers.publish(end(1, 5));
+        followers.publish(elsewhere(2, 0));
+        // What was written late to the old one, and what a relay brings back of both.
+        followers.publish(end(3, 6));
+        followers.publish(end(4, 5));
+        followers.publish(elsewhere(5, 0));
+        followers.publish(elsewhere(6, 1));
+        followers.publish(end(7, 6));
+        assert_eq!(socket.outbound.queued(), ["t5", "m0", "t6", "m1"]);
+        // Redis was emptied, and the old partition is brought back first.
+        followers.all_stale();
+        assert_eq!(followers.begin(&socket).after, Some(moved(1)));
+        assert_eq!(followers.not_recovered(&socket, &at(2)), at(6));
+        followers.follow(&socket, Mark::new("b", 0));
+        let rebuilt = |n, live| Live {
+            mark: Some(Mark::new("b", n)),
+            ..live
+        };
+        followers.publish(rebuilt(1, end(1, 3)));
+        followers.publish(rebuilt(2, elsewhere(2, 1)));
+        followers.publish(rebuilt(3, elsewhere(3, 2)));
+        assert_eq!(socket.outbound.queued(), ["t5", "m0", "t6", "m1", "m2"]);
     }
 
     #[test]

@@ -2,11 +2,21 @@
 
 use super::*;
 
+/// More than a mailbox remembers the ends of.
+const PARTITIONS: usize = 6;
+
+fn place_in(partition: usize, at: Offset) -> Offset {
+    partition as Offset * PARTITION + at
+}
+
 /// Random calls, most of which can happen in the state that the ones before led to.
 pub(super) fn random_calls(seed: u64) -> Vec<Op> {
     let rng = &mut StdRng::seed_from_u64(seed);
     let mut shared = Shared::new(CONVERSATIONS, FRAMES, None);
-    let mut offset: Offset = rng.random_range(0..4);
+    // Where the records of each partition end, and which one is the user's.
+    let mut ends = [0; PARTITIONS].map(|_: Offset| rng.random_range(0..4));
+    let mut home = 0;
+    let moves = rng.random_bool(0.5);
     let mut positions = vec![None];
     let mut calls = Vec::new();
     for number in 0..CALLS as u8 {
@@ -34,20 +44,32 @@ pub(super) fn random_calls(seed: u64) -> Vec<Op> {
             }
             44..54 => Op::Keep(message, owner, attempt, end),
             54..70 => {
-                let back = rng.random_bool(0.3);
-                let at = if back {
-                    rng.random_range(0..=offset)
+                if moves && rng.random_bool(0.15) {
+                    home = rng.random_range(0..PARTITIONS);
+                }
+                let late = moves && rng.random_bool(0.2);
+                let of = if late {
+                    rng.random_range(0..PARTITIONS)
                 } else {
-                    offset + 1
+                    home
                 };
-                offset = offset.max(at);
-                let known = rng.random_bool(0.6).then(|| at.saturating_sub(1));
-                Op::Deliver(message, at, known, end, rng.random())
+                let back = rng.random_bool(0.3) || ends[of] + 1 == PARTITION;
+                let at = if back {
+                    rng.random_range(0..=ends[of])
+                } else {
+                    ends[of] + 1
+                };
+                ends[of] = ends[of].max(at);
+                let known = rng
+                    .random_bool(0.6)
+                    .then(|| place_in(of, at.saturating_sub(1)));
+                Op::Deliver(message, place_in(of, at), known, end, rng.random())
             }
             70..74 => Op::Cancel(message),
             74..86 => {
                 let learnt = positions[rng.random_range(0..positions.len())];
-                let any = Some(Position::At(rng.random_range(0..=offset + 1)));
+                let any = rng.random_range(0..=(ends[home] + 1).min(PARTITION - 1));
+                let any = Some(Position::At(place_in(home, any)));
                 Op::Read(if rng.random_bool(0.6) { learnt } else { any })
             }
             86..91 => Op::History(rng.random_range(0..2)),
@@ -96,8 +118,8 @@ pub(super) fn answer(shared: &mut Shared, op: Op) -> String {
                 Keeping::Fenced => "fenced".into(),
             }
         }
-        Op::Deliver(message, at, known, end, _) => {
-            match shared.deliver(message, at, known, end, true) {
+        Op::Deliver(message, at, known, end, rewind) => {
+            match shared.deliver(message, at, known, end, rewind) {
                 Delivered::Published => "published".into(),
                 Delivered::Already => "already".into(),
                 Delivered::Lost => "lost".into(),

@@ -56,7 +56,7 @@ impl World {
                 }
             }
             Some(Call::Deliver(message, at, known, end)) => {
-                match self.shared.deliver(message, at, known, end, true) {
+                match self.shared.deliver(message, at, known, end, false) {
                     Delivered::Published | Delivered::Already => {
                         relay.known = Some(at);
                         relay.next = at + 1;

@@ -1,15 +1,19 @@
 -- ARGV: new counter's id, new mailbox's id, message, conversation (or empty), epoch, offset, known
 -- epoch (or empty), known offset, 1 in a rewind, frame, answer, status
 local message, epoch, offset = ARGV[3], ARGV[5], tonumber(ARGV[6])
-local mailbox = redis.call('HMGET', M, 'id', 'ep', 'en', 'bytes', 'at', 'v')
+local rewind = ARGV[9] == '1'
+local mailbox = redis.call('HMGET', M, 'id', 'ep', 'en', 'bytes', 'at', 'v', 'was', 'fr')
 local same = mailbox[2] == epoch
+-- Where it ended in this epoch: partitions were added and its user moved, and a relay that takes
+-- the old partition goes back in it.
+local last = same and mailbox[3] or ended_before(mailbox[7], epoch)
 
--- What is known of another epoch (the topic was made anew) says nothing about this one.
-if ARGV[7] == epoch and (not same or tonumber(mailbox[3]) < tonumber(ARGV[8])) then
+-- What is known of another epoch says nothing about this one.
+if ARGV[7] == epoch and (not last or tonumber(last) < tonumber(ARGV[8])) then
   return { 'lost' }
 end
 redis.call('HDEL', PENDING_KEY, message)
-if same and offset <= tonumber(mailbox[3]) then
+if last and offset <= tonumber(last) then
   return { 'already' }
 end
 
@@ -17,9 +21,17 @@ local bytes, due, v = tonumber(mailbox[4] or '0'), is_due(mailbox[5], 2 * MAILBO
 if not mailbox[1] or (not same and mailbox[2] ~= '') then
   redis.call('DEL', M, MZ, MF)
   redis.call('HSET', M, 'id', ARGV[2], 'ep', epoch, 'fl', ARGV[6])
+  if mailbox[1] then
+    redis.call('HSET', M, 'was', with_end(mailbox[7], mailbox[2], mailbox[3], epoch))
+    if rewind then
+      redis.call('HSET', M, 'fr', NONE_IS_GOOD)
+    end
+  end
   bytes, due, v = 0, true, nil
 elseif not same then
   redis.call('HSET', M, 'ep', epoch, 'fl', ARGV[6])
+elseif mailbox[8] == NONE_IS_GOOD and not rewind then
+  redis.call('HSET', M, 'fr', ARGV[6])
 end
 
 -- Also for a message that was delivered at another position: the relay names this one as known next.
@@ -39,10 +51,7 @@ end
 
 redis.call('DEL', P .. 'a:' .. message, P .. 't:' .. message)
 redis.call('SREM', P .. 'as', message)
-local channel = TERMINAL
-if ARGV[9] == '1' then
-  channel = LIVE
-end
+local channel = rewind and LIVE or TERMINAL
 local key = P .. 'o:' .. message
 if forgotten then
   -- Its end is still told, once, and nothing of it is kept.

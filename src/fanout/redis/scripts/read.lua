@@ -2,7 +2,7 @@
 -- '1' for all frames where there is no position after which
 local n_id, n = counter(ARGV[1])
 
-local mailbox = redis.call('HMGET', M, 'id', 'ep', 'fl', 'en', 'v', 'at', 'bytes')
+local mailbox = redis.call('HMGET', M, 'id', 'ep', 'fl', 'en', 'v', 'at', 'bytes', 'fr')
 if not mailbox[1] then
   redis.call('DEL', MZ, MF)
   redis.call('HSET', M, 'id', ARGV[2], 'ep', '', 'fl', '0', 'en', '0', 'bytes', '0', 'v', '1')
@@ -28,7 +28,8 @@ if ARGV[3] == empty then
   end
 elseif ARGV[3] ~= '' and ARGV[3] == epoch then
   local after = tonumber(ARGV[4])
-  if after >= tonumber(mailbox[3]) and after <= tonumber(mailbox[4]) then
+  local good = math.max(tonumber(mailbox[3]), tonumber(mailbox[8] or '0'))
+  if after >= good and after <= tonumber(mailbox[4]) then
     from = '(' .. ARGV[4]
   end
 end
