@@ -485,7 +485,7 @@ where
 
 #[tokio::test]
 async fn the_embedded_fan_out_agrees_with_the_reference() {
-    check("embedded", 300, |calls| async move {
+    check("embedded", 1000, |calls| async move {
         let mut real = Embedded::new().await;
         let mut runner = Runner {
             real: &mut real,

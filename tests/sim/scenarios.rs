@@ -328,6 +328,30 @@ fn s11_another_counter_at_the_same_number_is_read() {
 }
 
 #[test]
+fn a_user_who_moved_to_another_partition_is_told_nothing_again() {
+    let mut shared = Shared::new(&[0; 3], 200, None);
+    let end = crate::reference::End {
+        call: 1,
+        pieces: 1,
+        how: How::Answered,
+    };
+    let (old, new) = (5, crate::reference::PARTITION);
+    for (message, at) in [(0, old), (1, new)] {
+        let delivered = shared.deliver(message, at, None, end, false);
+        assert_eq!(delivered, Delivered::Published);
+    }
+    // A relay takes the old partition and goes back in it, and what was late in it comes then.
+    shared.out.clear();
+    assert_eq!(shared.deliver(0, old, None, end, true), Delivered::Already);
+    assert!(shared.out.is_empty());
+    let late = shared.deliver(2, old + 1, Some(old), end, false);
+    assert_eq!(late, Delivered::Published, "it was not lost");
+    assert!(!shared.read(Some(Position::At(new))).recovered);
+    let next = shared.deliver(1, new, Some(new), end, true);
+    assert_eq!(next, Delivered::Already);
+}
+
+#[test]
 fn s12_a_mailbox_rebuilt_from_the_middle_does_not_pretend() {
     let mut shared = Shared::new(&[0; 3], 200, None);
     let end = crate::reference::End {

@@ -44,16 +44,17 @@ pub(super) fn random_calls(seed: u64) -> Vec<Op> {
             }
             44..54 => Op::Keep(message, owner, attempt, end),
             54..70 => {
-                if moves && rng.random_bool(0.15) {
-                    home = rng.random_range(0..PARTITIONS);
+                if moves && rng.random_bool(0.6) {
+                    home = (home + 1) % PARTITIONS;
                 }
-                let late = moves && rng.random_bool(0.2);
+                let late = moves && rng.random_bool(0.3);
                 let of = if late {
                     rng.random_range(0..PARTITIONS)
                 } else {
                     home
                 };
-                let back = rng.random_bool(0.3) || ends[of] + 1 == PARTITION;
+                let back =
+                    rng.random_bool(if late { 0.6 } else { 0.3 }) || ends[of] + 1 == PARTITION;
                 let at = if back {
                     rng.random_range(0..=ends[of])
                 } else {
