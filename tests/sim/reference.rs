@@ -13,7 +13,7 @@ pub(crate) type Offset = u8;
 pub(crate) const PARTITION: Offset = 32;
 
 /// Other partitions in which a mailbox remembers its end.
-const OTHERS: usize = 4;
+const OTHERS: usize = 16;
 
 fn partition(at: Offset) -> Offset {
     at / PARTITION

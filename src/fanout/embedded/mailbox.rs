@@ -22,7 +22,7 @@ struct Kept {
 }
 
 /// Other epochs whose end is remembered.
-const OTHER_EPOCHS: usize = 4;
+const OTHER_EPOCHS: usize = 16;
 
 /// Above every offset.
 const NONE_IS_GOOD: i64 = i64::MAX;

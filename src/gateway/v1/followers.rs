@@ -19,7 +19,7 @@ use crate::protocol::trace_context::TraceContext;
 const HELD_BYTES: usize = 512 << 10;
 
 /// Partitions in which one socket's last position is remembered beside the current one.
-const OTHER_EPOCHS: usize = 4;
+const OTHER_EPOCHS: usize = 16;
 
 /// Bytes of terminal frames that one socket's resent messages wait for.
 const AWAITED_BYTES: usize = 1 << 20;

@@ -33,9 +33,14 @@ pub(super) struct Count {
     pub(super) from_history: usize,
     pub(super) reloads: usize,
     pub(super) records_again: usize,
+    /// Frames that came once more, where partitions were added and Redis was emptied.
+    pub(super) told_after_move: usize,
     /// Texts on a screen that the end of another call replaced: only where Redis lost its data.
     pub(super) replaced: usize,
 }
+
+/// A loss of Redis's data must be mended after so long, as everything after a fault.
+const REFILLED_MS: i64 = 60_000;
 
 /// `RELAY_REBUILD_SECONDS` (600), but for what passes until a relay sees that Redis is empty.
 const REBUILT_MS: i64 = 570_000;
@@ -195,6 +200,9 @@ impl Checker {
                 self.replaced(replaced);
             }
             self.count.reloads += device.reloads.saturating_sub(1);
+            for (id, at) in &device.told_after_move {
+                self.told_after_move(id, *at);
+            }
             self.order(seen, device);
         }
     }
@@ -214,6 +222,17 @@ impl Checker {
         }
         if let Err(fault) = words(&replaced.text) {
             self.breach(&format!("{fault} (I4): {:?}", replaced.text), &[id]);
+        }
+    }
+
+    /// A user who had moved to another partition was told a frame once more: Redis must have been emptied
+    /// shortly before.
+    fn told_after_move(&mut self, id: &str, at: Instant) {
+        self.count.told_after_move += 1;
+        let at = self.clock.ms(at);
+        let mut emptied = self.emptied.iter();
+        if !emptied.any(|(from, until)| *from <= at && at <= *until + REFILLED_MS) {
+            self.breach("told a second time, and Redis had its data (I2)", &[id]);
         }
     }
 

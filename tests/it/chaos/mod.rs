@@ -165,8 +165,14 @@ fn report(storm: &Storm<'_>, checker: &Checker, calls: &Calls, took: Duration) {
     );
     eprintln!(
         "chaos: {} lost, {} doubled, {} out of order; {} records produced again, {} texts replaced by \
-         the end of another call",
-        count.lost, count.doubled, count.out_of_order, count.records_again, count.replaced
+         the end of another call, {} frames told once more after partitions were added and Redis was \
+         emptied",
+        count.lost,
+        count.doubled,
+        count.out_of_order,
+        count.records_again,
+        count.replaced,
+        count.told_after_move
     );
     eprintln!(
         "chaos: {} calls of the model, {} beyond one for each message, {} of them after a fault of the \

@@ -2,7 +2,6 @@
 
 use super::*;
 
-/// More than a mailbox remembers the ends of.
 const PARTITIONS: usize = 6;
 
 fn place_in(partition: usize, at: Offset) -> Offset {

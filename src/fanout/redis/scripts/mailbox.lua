@@ -10,7 +10,7 @@ local M, MZ, MF = P .. 'm', P .. 'mz', P .. 'mf'
 -- position in one says nothing about the other. Above every offset, and exact as a number.
 local NONE_IS_GOOD = '9007199254740991'
 -- Other epochs whose end is remembered.
-local OTHER_EPOCHS = 4
+local OTHER_EPOCHS = 16
 
 local function ended_before(was, epoch)
   for other, offset in string.gmatch(was or '', '(%S+)%.(%d+)') do

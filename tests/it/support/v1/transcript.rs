@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use chatmesh::protocol::position::Position;
+use chatmesh::protocol::position::{Epoch, Position};
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -75,6 +75,11 @@ pub(crate) struct Transcript {
     /// Redis may lose its data: then the model may be asked again for what has ended, and attempts are
     /// numbered from 1 again. The end that comes then is the first one's.
     pub(crate) redis_may_be_emptied: bool,
+    /// The partitions of what it was told. Where its user has moved and Redis was emptied, frames may come
+    /// once more (docs/reliability.md).
+    epochs: Vec<Epoch>,
+    /// The messages whose frames came so, and when.
+    pub(crate) told_after_move: Vec<(String, Instant)>,
     pub(crate) replaced: Vec<Replaced>,
     /// `id`s that were ever sent, and how often again on this connection: so often their stored
     /// terminal frame may come again.
@@ -394,13 +399,20 @@ impl Transcript {
         if let Some(first) = &before.terminal {
             let id = before.id.clone().unwrap_or_default();
             let again = self.resent.get(&id).copied().unwrap_or_default();
+            let moved = self.redis_may_be_emptied && self.epochs.len() > 1;
             rule!(
                 self,
                 frame,
-                again > 0,
+                again > 0 || moved,
                 "a second terminal frame; the first was {first}"
             );
-            self.resent.insert(id, again - 1);
+            if again > 0 {
+                self.resent.insert(id, again - 1);
+            } else {
+                let id = frame["message_id"].as_str().unwrap_or_default();
+                self.told_after_move.push((id.to_owned(), Instant::now()));
+                self.advance(frame);
+            }
             rule!(
                 self,
                 frame,
@@ -493,6 +505,11 @@ impl Transcript {
             parsed.is_some(),
             "a position that nobody can give back"
         );
+        if let Some(new) = &parsed
+            && !self.epochs.contains(&new.epoch)
+        {
+            self.epochs.push(new.epoch.clone());
+        }
         let had: Option<Position> = self.position.as_deref().and_then(|had| had.parse().ok());
         if let (Some(new), Some(had)) = (parsed, had)
             && new.epoch == had.epoch
