@@ -537,13 +537,7 @@ impl Shared {
         let id = if anew { self.fresh(MAILBOX) } else { 0 };
         match &mut self.mailbox {
             None => self.mailbox = Some(Mailbox::new(id, false, offset)),
-            Some(one)
-                if one
-                    .end
-                    .is_some_and(|end| partition(end) != partition(offset)) =>
-            {
-                *one = one.moved(id, offset, rewind);
-            }
+            Some(one) if anew => *one = one.moved(id, offset, rewind),
             Some(one) => {
                 if one.mixed && !rewind {
                     one.mixed = false;

@@ -112,8 +112,7 @@ impl Follower {
     }
 
     fn has_had(&self, position: &Position) -> bool {
-        let mut had = self.cursor.iter().chain(&self.had);
-        had.any(|had| up_to(position, Some(had)))
+        up_to(position, self.cursor.as_ref()) || self.has_had_before(position)
     }
 
     /// It goes on from here.
