@@ -3,11 +3,11 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use serde_json::Value;
 use tokio::time::Instant;
 
+use super::answers::{part, whole, words};
 use super::calls::{Clock, Cost, Stake};
-use super::clients::{ClassicSeen, Connection, Seen, Sent};
+use super::clients::{Seen, Sent};
 use crate::support::kafka::Seen as Record;
 use crate::support::v1::{Message, Replaced, Transcript};
 use crate::support::world::Turn;
@@ -46,18 +46,15 @@ const REFILLED_MS: i64 = 60_000;
 const REBUILT_MS: i64 = 570_000;
 /// A call that failed is repeated, and one that the model's rate held up comes later.
 const LATE_FAILURE_MS: i64 = 30_000;
-/// Longer than the longest recovery.
-const IN_TIME_MS: i64 = 30_000;
-
 pub(super) struct Checker {
     /// Where in the log each message was accepted first.
-    accepted: HashMap<String, (i64, i32, i64)>,
+    pub(super) accepted: HashMap<String, (i64, i32, i64)>,
     /// When the log got each message's first end, in ms.
-    ended: HashMap<String, i64>,
+    pub(super) ended: HashMap<String, i64>,
     /// The messages of what was said.
-    said: HashMap<String, String>,
+    pub(super) said: HashMap<String, String>,
     /// And of their correlation ids: all that a classic client's error names.
-    by_correlation: HashMap<String, String>,
+    pub(super) by_correlation: HashMap<String, String>,
     /// While the model, or the way to it, was at fault: only then may an answer fail.
     model_at_fault: Vec<(i64, i64)>,
     /// From when until when Redis went and came back without its data, by the log's time.
@@ -130,7 +127,7 @@ impl Checker {
         checker
     }
 
-    fn breach(&mut self, text: &str, ids: &[&str]) {
+    pub(super) fn breach(&mut self, text: &str, ids: &[&str]) {
         self.breaches.push(Breach {
             text: text.to_owned(),
             ids: ids.iter().map(|id| (*id).to_owned()).collect(),
@@ -166,7 +163,9 @@ impl Checker {
             for device in &seen.devices {
                 let message = device.get(&sent.id);
                 let Some(ended) = message.filter(|message| message.terminal.is_some()) else {
-                    self.missing(sent, message, device, &history);
+                    let mut devices = seen.devices.iter();
+                    let id = devices.find_map(|device| device.message_id(&sent.id));
+                    self.missing(sent, id.unwrap_or_default(), device, &history);
                     continue;
                 };
                 let id = device.message_id(&sent.id).unwrap_or_default();
@@ -229,35 +228,54 @@ impl Checker {
     /// shortly before.
     fn told_after_move(&mut self, id: &str, at: Instant) {
         self.count.told_after_move += 1;
-        let at = self.clock.ms(at);
-        let mut emptied = self.emptied.iter();
-        if !emptied.any(|(from, until)| *from <= at && at <= *until + REFILLED_MS) {
+        if !self.is_being_refilled(at) {
             self.breach("told a second time, and Redis had its data (I2)", &[id]);
         }
     }
 
+    fn is_being_refilled(&self, at: Instant) -> bool {
+        let at = self.clock.ms(at);
+        let mut emptied = self.emptied.iter();
+        emptied.any(|(from, until)| *from <= at && at <= *until + REFILLED_MS)
+    }
+
+    /// Frames from before a move come once more while Redis is refilled: also one that the device was told
+    /// to find in the history, and so has only now.
+    fn is_told_after_move(&self, device: &Transcript, message_id: &str) -> bool {
+        let ended_at = device.get(message_id).and_then(|message| message.ended_at);
+        device.may_be_told_again()
+            && device.reloads > 1
+            && ended_at.is_some_and(|at| self.is_being_refilled(at))
+    }
+
     /// Only who was told to reload the history may lack a frame, or who was not there before the
-    /// message was sent; and then the history has it.
+    /// message was sent; and then the history has it, or had it then.
     fn missing(
         &mut self,
         sent: &Sent,
-        message: Option<&Message>,
+        id: &str,
         device: &Transcript,
         history: &BTreeMap<&str, &Turn>,
     ) {
-        let id = device.message_id(&sent.id).unwrap_or_default();
         let of_content = |turn: &&&Turn| turn.question.as_deref() == Some(sent.content.as_str());
         let turn = history
             .get(id)
             .or_else(|| history.values().find(of_content));
         let was_there = device.welcomed.is_some_and(|at| at <= sent.at);
-        if turn.is_some() && (device.reloads > 1 || !was_there) {
+        let in_history = turn.is_some() || self.may_be_forgotten(id);
+        if in_history && (device.reloads > 1 || !was_there) {
             return;
         }
         self.count.lost += 1;
-        let known = message.map(|m| (m.is_accepted(), m.text.clone()));
+        let known = device.get(&sent.id);
+        let known = known.map(|m| (m.is_accepted(), m.text.clone()));
         self.breach(
-            &format!("{}: a device never saw its end (I1): {known:?}", sent.id),
+            &format!(
+                "{}: a device never saw its end (I1), told to reload {} times, in the history: {}: {known:?}",
+                sent.id,
+                device.reloads.saturating_sub(1),
+                turn.is_some()
+            ),
             &[id, &sent.id],
         );
     }
@@ -331,6 +349,10 @@ impl Checker {
             if let Some((before, other)) = last.get(conversation)
                 && *before > place
             {
+                if self.is_told_after_move(device, message_id) {
+                    self.count.told_after_move += 1;
+                    continue;
+                }
                 let other = other.clone();
                 self.count.out_of_order += 1;
                 self.breach(
@@ -344,7 +366,7 @@ impl Checker {
 
     /// An answer fails where the model was at fault between the message and its end; a worker that
     /// waits for the model's rate makes that later.
-    fn may_fail(&self, id: &str) -> bool {
+    pub(super) fn may_fail(&self, id: &str) -> bool {
         let accepted = self.accepted.get(id).map_or(0, |(ms, ..)| *ms);
         let ended = self.ended.get(id).copied().unwrap_or(i64::MAX);
         let mut faults = self.model_at_fault.iter();
@@ -356,103 +378,6 @@ impl Checker {
         let ended = self.ended.get(id).copied().unwrap_or(i64::MAX);
         let mut emptied = self.emptied.iter();
         emptied.any(|(_, until)| ended < *until - REBUILT_MS)
-    }
-
-    /// A classic client: nothing twice, nothing of others, in order; and what was said on a
-    /// connection that stayed open is answered there, or refused.
-    pub(super) fn classic(&mut self, seen: &ClassicSeen) {
-        let mut last: Option<((i64, i32, i64), String)> = None;
-        let mut had: HashMap<String, usize> = HashMap::new();
-        let user = &seen.user;
-        let frames = seen.connections.iter().flat_map(|one| &one.frames);
-        for (at, frame) in frames {
-            if frame["userid"] != user.as_str() {
-                self.breach(&format!("{user}: a frame of another user: {frame}"), &[]);
-            }
-            let Some(id) = self.ended_by(frame) else {
-                continue;
-            };
-            *had.entry(id.clone()).or_default() += 1;
-            self.classic_end(user, &id, frame);
-            let Some(place) = self.accepted.get(&id).copied() else {
-                self.breach(&format!("{user}: ended and not in the log"), &[&id]);
-                continue;
-            };
-            if let Some((before, other)) = last
-                && before > place
-            {
-                self.count.out_of_order += 1;
-                self.breach(
-                    &format!(
-                        "{user}: {id} at {place:?} came after {other} at {before:?}, at {at} (I3)"
-                    ),
-                    &[&id, &other],
-                );
-            }
-            last = Some((place, id));
-        }
-        for connection in &seen.connections {
-            self.count.messages += connection.sent.len();
-            self.owed(user, connection, &had);
-        }
-        for (id, times) in had {
-            if times > 1 {
-                self.count.doubled += 1;
-                self.breach(&format!("{user}: {times} times (I1)"), &[&id]);
-            }
-        }
-    }
-
-    /// The message that a frame ends; none where it refuses one.
-    fn ended_by(&self, frame: &Value) -> Option<String> {
-        if let Some(id) = frame["message_id"].as_str() {
-            return Some(id.to_owned());
-        }
-        let correlation = frame["correlation_id"].as_str()?;
-        self.by_correlation.get(correlation).cloned()
-    }
-
-    fn classic_end(&mut self, user: &str, id: &str, frame: &Value) {
-        if frame["type"] != "response" {
-            self.count.failed += 1;
-            if !self.may_fail(id) {
-                let what = format!("{user}: failed, and the model was well: {frame}");
-                self.breach(&what, &[id]);
-            }
-            return;
-        }
-        self.count.answered += 1;
-        let text = frame["content"].as_str().unwrap_or_default();
-        let question = text.split_once("end ").map_or("", |(_, question)| question);
-        if let Some(fault) = whole(text, question) {
-            self.breach(&format!("{user}: {fault} (I4): {text:?}"), &[id]);
-        }
-    }
-
-    /// What a connection should have brought before it ended, with time to recover from anything.
-    fn owed(&mut self, user: &str, connection: &Connection, had: &HashMap<String, usize>) {
-        let in_time = |ms: i64| ms + IN_TIME_MS < connection.until;
-        let mut unknown = 0;
-        for (at, content) in &connection.sent {
-            let Some(id) = self.said.get(content).cloned() else {
-                unknown += usize::from(in_time(*at));
-                continue;
-            };
-            let ended = self.ended.get(&id).copied().unwrap_or(i64::MAX);
-            if ended < connection.until && in_time(ended) && !had.contains_key(&id) {
-                self.count.lost += 1;
-                let what = format!("{user}: no answer on the connection that asked (I1)");
-                self.breach(&what, &[&id]);
-            }
-        }
-        let frames = connection.frames.iter();
-        let refused = frames.filter(|(_, frame)| self.ended_by(frame).is_none());
-        let refused = refused.count();
-        if unknown > refused {
-            self.count.lost += unknown - refused;
-            let what = format!("{user}: {unknown} never in the log, {refused} refused (I1)");
-            self.breach(&what, &[]);
-        }
     }
 
     /// What was found elsewhere.
@@ -469,72 +394,5 @@ impl Checker {
 
     pub(super) fn breaches(&self) -> &[Breach] {
         &self.breaches
-    }
-}
-
-/// What is wrong with the words: they must be of one call, from the first on, without a gap.
-/// Returns how they end, too.
-fn words(text: &str) -> Result<Option<&str>, String> {
-    let mut call = None;
-    let mut rest = text;
-    let mut next = 0_usize;
-    loop {
-        if let Some(question) = rest.strip_prefix("end ") {
-            return Ok(Some(question));
-        }
-        if rest.is_empty() {
-            return Ok(None);
-        }
-        let (word, after) = rest.split_once(' ').unwrap_or((rest, ""));
-        let parts = word.strip_prefix('c').and_then(|word| word.split_once('.'));
-        let Some((of, index)) = parts else {
-            return Err(format!("{word:?} is no word of the model"));
-        };
-        if call.is_some_and(|call| call != of) {
-            return Err("text of two calls is spliced".to_owned());
-        }
-        call = Some(of);
-        if index.parse() != Ok(next) {
-            return Err(format!("word {next} is missing"));
-        }
-        next += 1;
-        rest = after;
-    }
-}
-
-fn whole(text: &str, question: &str) -> Option<String> {
-    match words(text) {
-        Ok(Some(end)) if end == question => None,
-        Ok(Some(end)) => Some(format!("the answer of another question, {end:?}")),
-        Ok(None) => Some("an answer without its end".to_owned()),
-        Err(fault) => Some(fault),
-    }
-}
-
-fn part(text: &str, question: &str) -> Option<String> {
-    match words(text) {
-        Ok(None) => None,
-        Ok(Some(end)) if question.starts_with(end) => None,
-        Ok(Some(end)) => Some(format!("the answer of another question, {end:?}")),
-        Err(fault) => Some(fault),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_splice_a_gap_and_another_answer_are_seen() {
-        assert_eq!(whole("c1.0 c1.1 end q", "q"), None);
-        assert!(whole("c1.0 c2.1 end q", "q").is_some());
-        assert!(whole("c1.0 c1.2 end q", "q").is_some());
-        assert!(whole("c1.1 end q", "q").is_some());
-        assert!(whole("c1.0 c1.0 c1.1 end q", "q").is_some());
-        assert!(whole("c1.0 c1.1 ", "q").is_some());
-        assert!(whole("c1.0 end other", "q").is_some());
-        assert_eq!(part("c1.0 c1.1 ", "q"), None);
-        assert_eq!(part("", "q"), None);
-        assert!(part("c1.0 c2.0 ", "q").is_some());
     }
 }

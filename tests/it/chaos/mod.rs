@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+mod answers;
 mod calls;
 mod checker;
+mod classic;
 mod clients;
 mod disk;
 mod faults;

@@ -229,6 +229,27 @@ pub(crate) async fn a_topic_made_anew_begins_a_new_mailbox(backend: &dyn Backend
     assert_eq!(case.read(None).await.end, case.at(0));
 }
 
+pub(crate) async fn the_ends_in_sixteen_other_partitions_are_remembered(backend: &dyn Backend) {
+    let mut case = Case::new(backend).await;
+    let cluster = unique();
+    let mut rewound = Vec::new();
+    for partition in 0..=17 {
+        case.epoch = Epoch::new(&cluster, "0", partition);
+        let mut delivery = case.delivery(&case.message(), 7, "x");
+        assert!(published(case.deliver_call(delivery.clone()).await));
+        delivery.known = Some(case.at(7));
+        delivery.rewind = true;
+        rewound.push(delivery);
+    }
+    // The first is forgotten: what its relay knows is lost, as where Redis lost it.
+    let first = rewound.remove(0);
+    assert_eq!(case.deliver_call(first).await, Delivered::Lost);
+    for delivery in rewound {
+        assert_eq!(case.deliver_call(delivery).await, Delivered::Already);
+    }
+    assert_eq!(case.read(None).await.end, case.at(7), "nothing moved");
+}
+
 pub(crate) async fn a_message_delivered_elsewhere_still_moves_the_end(backend: &dyn Backend) {
     let case = Case::new(backend).await;
     let message = case.message();

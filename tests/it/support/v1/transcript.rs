@@ -25,6 +25,8 @@ pub(crate) struct Message {
     /// `accepted` frames, and whether each had the content.
     pub(crate) accepted: Vec<bool>,
     pub(crate) terminal: Option<Value>,
+    /// When it came.
+    pub(crate) ended_at: Option<Instant>,
     /// Terminal frames that a resent `id` brought again.
     pub(crate) repeated: usize,
 }
@@ -399,11 +401,10 @@ impl Transcript {
         if let Some(first) = &before.terminal {
             let id = before.id.clone().unwrap_or_default();
             let again = self.resent.get(&id).copied().unwrap_or_default();
-            let moved = self.redis_may_be_emptied && self.epochs.len() > 1;
             rule!(
                 self,
                 frame,
-                again > 0 || moved,
+                again > 0 || self.may_be_told_again(),
                 "a second terminal frame; the first was {first}"
             );
             if again > 0 {
@@ -491,6 +492,12 @@ impl Transcript {
         message.text = content;
         message.next = None;
         message.terminal = Some(frame.clone());
+        message.ended_at = Some(Instant::now());
+    }
+
+    /// Its user has moved to another partition, and Redis may have been emptied since.
+    pub(crate) fn may_be_told_again(&self) -> bool {
+        self.redis_may_be_emptied && self.epochs.len() > 1
     }
 
     /// Positions only grow within their epoch.
