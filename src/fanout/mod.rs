@@ -633,6 +633,14 @@ pub trait Fanout: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Option<Vec<Turn>>>;
 
+    /// The frames of those `messages` whose end was delivered and was not forgotten, in one look and in
+    /// the order of `messages`: for who waits for an end that the mailbox can't tell any more.
+    async fn delivered(
+        &self,
+        user: &UserId,
+        messages: &[MessageId],
+    ) -> Result<Vec<(Position, String)>>;
+
     /// Beside an original relay only: the gateway saw the message's answer, so it is no longer
     /// pending (protocol.md section 6).
     async fn clear_pending(&self, user: &UserId, message_id: &MessageId) -> Result<()>;

@@ -60,6 +60,13 @@ impl Awaited {
         self.messages.contains_key(id)
     }
 
+    /// All of them, the one that is waited for longest first.
+    pub(super) fn in_turn(&self) -> Vec<MessageId> {
+        let mut all: Vec<_> = self.messages.iter().collect();
+        all.sort_by_key(|(_, message)| message.since);
+        all.into_iter().map(|(id, _)| id.clone()).collect()
+    }
+
     /// Some of them, for a log.
     pub(super) fn some(&self) -> Vec<&MessageId> {
         self.messages.keys().take(4).collect()

@@ -136,7 +136,7 @@ pub(super) fn published(
     }
     let source = match channel {
         // Of a rewind: classic sockets have no positions, and get only what they wait for.
-        Channel::Live => Source::Rebuilt,
+        Channel::Live => Source::Rewind,
         _ => Source::Live,
     };
     hand_out_terminal(entry, &frame, position, source)

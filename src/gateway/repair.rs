@@ -10,10 +10,11 @@ use futures_util::{StreamExt as _, stream};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::registry::Entry;
+use super::user::Source;
 use super::v1::followers::Mark;
 use super::{Gateway, feed};
 use crate::fanout::{FanoutError, Look, Read};
-use crate::protocol::position::Position;
+use crate::protocol::position::{Epoch, Position};
 
 /// Mailboxes that are read at once.
 const AT_ONCE: usize = 16;
@@ -158,6 +159,33 @@ async fn follow_up(
     }
 }
 
+/// Tells the ends that are waited for and were delivered, in the order of each partition, the partition
+/// of the longest wait first.
+async fn tell_delivered(gateway: &Gateway, entry: &Entry) -> Result<(), FanoutError> {
+    let awaited = entry.state().awaited.in_turn();
+    if awaited.is_empty() {
+        return Ok(());
+    }
+    let mut frames = gateway.fanout.delivered(&entry.user, &awaited).await?;
+    let mut epochs: Vec<Epoch> = Vec::new();
+    for (position, _) in &frames {
+        if !epochs.contains(&position.epoch) {
+            epochs.push(position.epoch.clone());
+        }
+    }
+    frames.sort_by_key(|(position, _)| {
+        let turn = epochs.iter().position(|epoch| *epoch == position.epoch);
+        (turn, position.offset)
+    });
+    for (position, frame) in frames {
+        let taken = feed::take(gateway, entry, frame.as_bytes(), position, Source::Rebuilt);
+        if taken.told {
+            gateway.counters.repaired.increment(1);
+        }
+    }
+    Ok(())
+}
+
 /// One user: tells what its sockets have missed.
 async fn check(gateway: &Gateway, entry: &Entry) -> Result<(), FanoutError> {
     // A gap from now on asks for another check.
@@ -167,6 +195,11 @@ async fn check(gateway: &Gateway, entry: &Entry) -> Result<(), FanoutError> {
     };
     let mut look = read(gateway, entry, after.clone(), after.is_none()).await?;
     follow_up(entry, &look, marks, lost).await;
+    if !look.recovered {
+        // Not all of what is waited for need be in the mailbox: it may have been trimmed, or its user
+        // may have moved to another partition, which begins it anew.
+        tell_delivered(gateway, entry).await?;
+    }
     if after.is_some() && !look.recovered {
         // The position is worth nothing any more: trimmed, or lost with Redis. What is waited for
         // may be in what the mailbox has.

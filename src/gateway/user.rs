@@ -61,7 +61,9 @@ pub(super) enum Source {
     Live,
     /// Read from the mailbox, above what may be old: all of it is news.
     Mailbox,
-    /// Of a rewind, or read from a mailbox that may be of one: only what is waited for is news.
+    /// Published by a rewind: only what is waited for is news.
+    Rewind,
+    /// Read from a mailbox that may be of a rewind: only what is waited for is news.
     Rebuilt,
 }
 
@@ -160,7 +162,10 @@ impl UserState {
     /// What a frame of the mailbox is, by its position.
     pub(super) fn source(&self, position: &Position) -> Source {
         match &self.old {
-            Old::UpTo(old) if !up_to(position, Some(old)) => Source::Mailbox,
+            Old::UpTo(old) if old.epoch == position.epoch && old.offset < position.offset => {
+                Source::Mailbox
+            }
+            // Of another partition it may be from before its user moved.
             Old::All | Old::UpTo(_) => Source::Rebuilt,
         }
     }
@@ -274,7 +279,9 @@ impl UserState {
         position: Option<Position>,
         source: Source,
     ) -> Taken {
-        if let (Source::Live, Some(position), Old::All) = (source, &position, &self.old) {
+        if let (Source::Live, Some(position)) = (source, &position)
+            && !matches!(&self.old, Old::UpTo(old) if old.epoch == position.epoch)
+        {
             self.old = Old::UpTo(position.clone());
         }
         let ended = self.awaited_message(frame);
@@ -289,11 +296,12 @@ impl UserState {
                 _ if ended.is_some() => true,
                 (Source::Live, Some(position)) => !up_to(position, self.seen.as_ref()),
                 (Source::Live, None) | (Source::Mailbox, _) => true,
-                (Source::Rebuilt, _) => false,
+                (Source::Rewind | Source::Rebuilt, _) => false,
             };
+        let published = matches!(source, Source::Live | Source::Rewind);
         if news {
             // The mailbox has only what has a position.
-            if source == Source::Live && position.is_some() && self.leave(frame) {
+            if published && position.is_some() && self.leave(frame) {
                 return Taken {
                     left: !std::mem::replace(&mut self.left, true),
                     ..Taken::default()
@@ -318,7 +326,7 @@ impl UserState {
             }
         }
         if let Some(id) = &ended {
-            if source != Source::Live {
+            if !published {
                 self.awaited.was_read(id);
             }
             self.awaited.remove(id);
@@ -446,6 +454,12 @@ mod tests {
         assert!(tell(&mut state, "fresh", 20, Source::Live));
         assert_eq!(state.source(&at(19)), Source::Rebuilt);
         assert_eq!(state.source(&at(21)), Source::Mailbox);
+        // What it had in another partition comes back with it.
+        let epoch = Epoch::new("c", "0", 1);
+        assert_eq!(
+            state.source(&Position { epoch, offset: 30 }),
+            Source::Rebuilt
+        );
         state.rebuilt();
         assert_eq!(state.source(&at(21)), Source::Rebuilt);
     }

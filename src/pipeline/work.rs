@@ -33,7 +33,7 @@ pub struct Work {
 
 impl Work {
     /// Waits for a slot.
-    pub(super) async fn begin(
+    pub(crate) async fn begin(
         slots: Arc<Semaphore>,
         stop: CancellationToken,
     ) -> Result<Self, Stopped> {

@@ -21,8 +21,8 @@ use crate::protocol::trace_context::TraceContext;
 use crate::telemetry::metrics::relay::RelayMetrics;
 use crate::telemetry::traces::{self, Kind};
 
-/// Users whose last position is remembered; of others a loss is found by the marker alone.
-const REMEMBERED_USERS: u64 = 200_000;
+/// Last positions that are remembered; of other users a loss is found by the marker alone.
+const REMEMBERED: u64 = 200_000;
 
 pub(super) struct RelayHandler {
     fanout: Arc<dyn Fanout>,
@@ -30,9 +30,10 @@ pub(super) struct RelayHandler {
     log_epoch: String,
     rewind: Arc<Rewind>,
     metrics: RelayMetrics,
-    /// The last position of a user that is known to be in the mailbox, and the generation of the
-    /// partition in which it was learnt: after going back nothing is known.
-    known: Cache<UserId, (u64, Position)>,
+    /// The last position of a user in a partition that is known to be in the mailbox, and the
+    /// generation of the partition in which it was learnt: after going back nothing is known. Who has
+    /// moved to another partition has one in each: a loss between two of either has to be seen.
+    known: Cache<(UserId, i32), (u64, Position)>,
 }
 
 /// A terminal frame as it goes to clients, and what the fan-out has to know of it.
@@ -56,7 +57,7 @@ impl RelayHandler {
             log_epoch: settings.log_epoch.clone(),
             rewind,
             metrics,
-            known: Cache::new(REMEMBERED_USERS),
+            known: Cache::new(REMEMBERED),
         }
     }
 
@@ -77,9 +78,10 @@ impl RelayHandler {
         let terminal = &bring.terminal;
         let position = self.position(record);
         let user = &terminal.userid;
+        let whose = (user.clone(), record.partition);
         let known = self
             .known
-            .get(user)
+            .get(&whose)
             .filter(|(generation, _)| *generation == delivery.generation)
             .map(|(_, position)| position);
         let mut publishing = work.span().child(Kind::Producer, format_args!("publish"));
@@ -116,8 +118,7 @@ impl RelayHandler {
         match delivered {
             Delivered::Published(receivers) => {
                 publishing.number("chatmesh.receivers", receivers);
-                self.known
-                    .insert(user.clone(), (delivery.generation, position));
+                self.known.insert(whose, (delivery.generation, position));
                 if receivers == 0 && !delivery.replay {
                     self.metrics.zero_subscribers.increment(1);
                 }
@@ -131,8 +132,7 @@ impl RelayHandler {
             }
             Delivered::Already => {
                 // The mailbox ends here or above.
-                self.known
-                    .insert(user.clone(), (delivery.generation, position));
+                self.known.insert(whose, (delivery.generation, position));
                 Ok(Verdict::Done)
             }
             Delivered::Lost => Ok(Verdict::GoBack),
@@ -337,9 +337,59 @@ fn status(terminal: &Terminal) -> TurnStatus {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
+    use std::time::SystemTime;
 
+    use bytes::Bytes;
+    use tokio::sync::Semaphore;
+    use tokio_util::sync::CancellationToken;
+
+    use super::super::rewind::tests::{SlowLog, settings};
     use super::*;
+    use crate::fanout::Bounds;
+    use crate::fanout::embedded::EmbeddedFanout;
+    use crate::store::Store;
+
+    fn answer_at(partition: i32, offset: i64) -> Delivery {
+        let value = format!(
+            r#"{{"type":"response","content":"hi","userid":"alice","correlation_id":"c{partition}.{offset}"}}"#
+        );
+        Delivery {
+            record: Arc::new(Record {
+                partition,
+                offset,
+                ..record(&value)
+            }),
+            replay: false,
+            generation: 1,
+            received: SystemTime::now(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_loss_is_seen_in_every_partition_that_its_user_had() {
+        let empty = || EmbeddedFanout::open(Store::in_memory(), Bounds::default()).unwrap();
+        let mut handler = {
+            let (log, fanout) = (Arc::new(SlowLog), Arc::new(empty()));
+            let rewind = Rewind::new(log, fanout.clone(), "c".into(), &settings());
+            let rewind = Arc::new(rewind);
+            RelayHandler::new(fanout, "c".into(), &settings(), rewind, RelayMetrics::new())
+        };
+        let slots = Arc::new(Semaphore::new(1));
+        let mut work = Work::begin(slots, CancellationToken::new()).await.unwrap();
+        for partition in [2, 3] {
+            let verdict = handler.handle(&answer_at(partition, 7), &mut work).await;
+            assert_eq!(verdict, Verdict::Done);
+        }
+        handler.fanout = Arc::new(empty());
+        for partition in [2, 3] {
+            let verdict = handler.handle(&answer_at(partition, 8), &mut work).await;
+            assert_eq!(verdict, Verdict::GoBack, "{partition}");
+        }
+        let mut gone_back = answer_at(2, 7);
+        gone_back.generation = 2;
+        let verdict = handler.handle(&gone_back, &mut work).await;
+        assert_eq!(verdict, Verdict::Done, "nothing is known after going back");
+    }
 
     fn record(value: &str) -> Record {
         Record {

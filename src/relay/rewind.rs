@@ -222,7 +222,7 @@ impl GoBack for Rewind {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::net::{Ipv4Addr, SocketAddr};
 
     use futures_util::future::BoxFuture;
@@ -235,7 +235,7 @@ mod tests {
     use crate::store::Store;
 
     /// A log that takes for ever to find an offset.
-    struct SlowLog;
+    pub(in crate::relay) struct SlowLog;
 
     #[async_trait]
     impl Log for SlowLog {
@@ -266,7 +266,7 @@ mod tests {
         async fn flush(&self) {}
     }
 
-    fn settings() -> RelaySettings {
+    pub(in crate::relay) fn settings() -> RelaySettings {
         RelaySettings {
             pipeline: PipelineSettings {
                 topic: "responses".into(),

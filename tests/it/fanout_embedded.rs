@@ -10,7 +10,7 @@ use chatmesh::fanout::{
     Feed, FeedEvent, Keep, Kept, Live, LiveReply, Look, Read, Result, Subject, Turn,
 };
 use chatmesh::protocol::ids::{ConversationId, MessageId, UserId};
-use chatmesh::protocol::position::Epoch;
+use chatmesh::protocol::position::{Epoch, Position};
 use chatmesh::store::{Store, Table};
 use tempfile::TempDir;
 use tokio::sync::{mpsc, watch};
@@ -122,6 +122,14 @@ impl Fanout for Replaceable {
         max_age: Duration,
     ) -> Result<Vec<Turn>> {
         self.now().context(user, conversation, limit, max_age).await
+    }
+
+    async fn delivered(
+        &self,
+        user: &UserId,
+        messages: &[MessageId],
+    ) -> Result<Vec<(Position, String)>> {
+        self.now().delivered(user, messages).await
     }
 
     async fn clear_pending(&self, user: &UserId, message_id: &MessageId) -> Result<()> {

@@ -19,7 +19,7 @@ use crate::fanout::{
     Turn,
 };
 use crate::protocol::ids::{ConversationId, MessageId, UserId};
-use crate::protocol::position::Epoch;
+use crate::protocol::position::{Epoch, Position};
 use crate::store::Store;
 
 /// The fan-out's clock at the beginning of each test.
@@ -277,6 +277,14 @@ impl Fanout for Double {
     ) -> Result<Option<Vec<Turn>>> {
         let inner = self.inner();
         inner.history(user, conversation, before, limit).await
+    }
+
+    async fn delivered(
+        &self,
+        user: &UserId,
+        messages: &[MessageId],
+    ) -> Result<Vec<(Position, String)>> {
+        self.inner().delivered(user, messages).await
     }
 
     async fn clear_pending(&self, user: &UserId, message_id: &MessageId) -> Result<()> {

@@ -70,6 +70,23 @@ impl UserState {
         Ok((!expired(stored.at_ms, world.bounds.dedup_ttl, world.now_ms)).then_some(stored.end))
     }
 
+    /// The frames of those that were delivered.
+    pub(super) fn delivered(
+        &self,
+        messages: &[MessageId],
+        world: &World<'_>,
+    ) -> Result<Vec<(Position, String)>> {
+        let mut found = Vec::new();
+        for message in messages {
+            if let Some(End::Outcome(outcome)) = self.end(message, world)?
+                && let Some(position) = outcome.delivered
+            {
+                found.push((position, outcome.frame));
+            }
+        }
+        Ok(found)
+    }
+
     /// Notes an outcome.
     pub(super) fn put_outcome(
         &self,

@@ -30,7 +30,7 @@ use super::{
     Turn,
 };
 use crate::protocol::ids::{ConversationId, MessageId, UserId};
-use crate::protocol::position::Epoch;
+use crate::protocol::position::{Epoch, Position};
 use crate::store::{Batch, Store, StoreError, Table};
 
 mod answer;
@@ -239,6 +239,15 @@ impl Fanout for EmbeddedFanout {
         self.users.with(user, |state, world| {
             state.history(conversation, before, limit, world)
         })
+    }
+
+    async fn delivered(
+        &self,
+        user: &UserId,
+        messages: &[MessageId],
+    ) -> Result<Vec<(Position, String)>> {
+        self.users
+            .with(user, |state, world| state.delivered(messages, world))
     }
 
     async fn clear_pending(&self, user: &UserId, message_id: &MessageId) -> Result<()> {

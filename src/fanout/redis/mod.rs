@@ -16,7 +16,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use self::reply::{Reply, unreadable};
 use self::results::{
-    read_entry, read_grown, read_history, read_look, read_outcome, read_token, read_turns,
+    read_entry, read_frames, read_grown, read_history, read_look, read_outcome, read_token,
+    read_turns,
 };
 use self::scripts::{Script, Scripts};
 use self::trouble::Trouble;
@@ -27,7 +28,7 @@ use super::{
 };
 use crate::config::settings::RedisSettings;
 use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId, UserId};
-use crate::protocol::position::Epoch;
+use crate::protocol::position::{Epoch, Position};
 use crate::protocol::timestamp::now_ms;
 
 mod channel;
@@ -455,6 +456,18 @@ impl Fanout for RedisFanout {
             "turns" => read_turns(reply.list()?).map(Some),
             word => Err(unexpected(word)),
         }
+    }
+
+    async fn delivered(
+        &self,
+        user: &UserId,
+        messages: &[MessageId],
+    ) -> Result<Vec<(Position, String)>> {
+        if messages.is_empty() {
+            return Ok(Vec::new());
+        }
+        let args = messages.iter().map(|id| text(id.as_str())).collect();
+        read_frames(self.run_for(&self.scripts.delivered, user, args).await?)
     }
 
     async fn clear_pending(&self, user: &UserId, message_id: &MessageId) -> Result<()> {

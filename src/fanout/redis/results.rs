@@ -7,6 +7,7 @@ use crate::fanout::{
     Turn, TurnStatus,
 };
 use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId};
+use crate::protocol::position::Position;
 
 fn status_of(code: &str) -> Result<TurnStatus> {
     match code {
@@ -53,11 +54,7 @@ pub(super) fn read_look(mut reply: Reply) -> Result<Look> {
         in_flight: Vec::new(),
         pending: Vec::new(),
     };
-    let mut frames = reply.list()?;
-    while !frames.is_empty() {
-        let position = frames.position()?.ok_or_else(|| unreadable("position"))?;
-        look.frames.push((position, frames.text()?));
-    }
+    look.frames = read_frames(reply.list()?)?;
     let mut answers = reply.list()?;
     while !answers.is_empty() {
         look.in_flight.push(read_in_flight(answers.list()?)?);
@@ -70,6 +67,16 @@ pub(super) fn read_look(mut reply: Reply) -> Result<Look> {
         look.pending.push(read_pending(message, &pending.text()?)?);
     }
     Ok(look)
+}
+
+/// Position, frame.
+pub(super) fn read_frames(mut reply: Reply) -> Result<Vec<(Position, String)>> {
+    let mut frames = Vec::new();
+    while !reply.is_empty() {
+        let position = reply.position()?.ok_or_else(|| unreadable("position"))?;
+        frames.push((position, reply.text()?));
+    }
+    Ok(frames)
 }
 
 /// Turns as `turn.lua` has them: message, turn, time in microseconds.

@@ -44,6 +44,8 @@ const REFILLED_MS: i64 = 60_000;
 
 /// `RELAY_REBUILD_SECONDS` (600), but for what passes until a relay sees that Redis is empty.
 const REBUILT_MS: i64 = 570_000;
+/// A client that is told to reload may find in the history what ends meanwhile.
+const RELOADING_MS: i64 = 1_000;
 /// A call that failed is repeated, and one that the model's rate held up comes later.
 const LATE_FAILURE_MS: i64 = 30_000;
 pub(super) struct Checker {
@@ -163,9 +165,7 @@ impl Checker {
             for device in &seen.devices {
                 let message = device.get(&sent.id);
                 let Some(ended) = message.filter(|message| message.terminal.is_some()) else {
-                    let mut devices = seen.devices.iter();
-                    let id = devices.find_map(|device| device.message_id(&sent.id));
-                    self.missing(sent, id.unwrap_or_default(), device, &history);
+                    self.missing(sent, device, &history);
                     continue;
                 };
                 let id = device.message_id(&sent.id).unwrap_or_default();
@@ -248,22 +248,15 @@ impl Checker {
             && ended_at.is_some_and(|at| self.is_being_refilled(at))
     }
 
-    /// Only who was told to reload the history may lack a frame, or who was not there before the
-    /// message was sent; and then the history has it, or had it then.
-    fn missing(
-        &mut self,
-        sent: &Sent,
-        id: &str,
-        device: &Transcript,
-        history: &BTreeMap<&str, &Turn>,
-    ) {
-        let of_content = |turn: &&&Turn| turn.question.as_deref() == Some(sent.content.as_str());
-        let turn = history
-            .get(id)
-            .or_else(|| history.values().find(of_content));
-        let was_there = device.welcomed.is_some_and(|at| at <= sent.at);
-        let in_history = turn.is_some() || self.may_be_forgotten(id);
-        if in_history && (device.reloads > 1 || !was_there) {
+    /// Only what had ended when a device was told to reload the history (or came for the first time)
+    /// may it lack; and then the history has it, or had it then.
+    fn missing(&mut self, sent: &Sent, device: &Transcript, history: &BTreeMap<&str, &Turn>) {
+        let id = self.said.get(&sent.content).cloned().unwrap_or_default();
+        let ended = self.ended.get(&id).copied().unwrap_or(i64::MAX);
+        let mut reloaded = device.reloaded.iter();
+        let reloaded = reloaded.any(|at| ended <= self.clock.ms(*at) + RELOADING_MS);
+        let in_history = history.contains_key(id.as_str());
+        if reloaded && (in_history || self.may_be_forgotten(&id)) {
             return;
         }
         self.count.lost += 1;
@@ -271,12 +264,10 @@ impl Checker {
         let known = known.map(|m| (m.is_accepted(), m.text.clone()));
         self.breach(
             &format!(
-                "{}: a device never saw its end (I1), told to reload {} times, in the history: {}: {known:?}",
+                "{}: a device never saw its end (I1), reloaded since: {reloaded}, in the history: {in_history}: {known:?}",
                 sent.id,
-                device.reloads.saturating_sub(1),
-                turn.is_some()
             ),
-            &[id, &sent.id],
+            &[&id, &sent.id],
         );
     }
 

@@ -95,7 +95,8 @@ impl Checker {
             let ended = self.ended.get(&id).copied().unwrap_or(i64::MAX);
             if ended < connection.until && in_time(ended) && !had.contains_key(&id) {
                 self.count.lost += 1;
-                let what = format!("{user}: no answer on the connection that asked (I1)");
+                let what =
+                    format!("{user}: no answer on the connection that asked, {id} at {at} (I1)");
                 self.breach(&what, &[&id]);
             }
         }

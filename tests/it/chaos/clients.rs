@@ -82,6 +82,8 @@ const LONG_SHARE: f64 = 1.0 / 16.0;
 const MOST_OPEN: usize = 6;
 /// How long a client that was told to stop waits for what has not ended.
 const LAST: Duration = Duration::from_secs(90);
+/// And for what may be in the history already.
+const UNDER_WAY: Duration = Duration::from_secs(5);
 
 impl Crowd {
     pub(super) fn start(size: Size, doors: &[u16], journal: &Arc<Journal>, seed: u64) -> Self {
@@ -380,9 +382,16 @@ async fn look_on(
     let mut last = None;
     loop {
         if told.borrow().1 {
-            let deadline = *last.get_or_insert_with(|| Instant::now() + LAST);
+            let begun = *last.get_or_insert_with(Instant::now);
             let missing = open(&device.transcript, &told.borrow().0);
-            if missing.is_empty() || device.transcript.reloads > 1 || Instant::now() > deadline {
+            let reloaded = device.transcript.reloaded.last().copied();
+            // What was under way when it reloaded may come, or be in the history.
+            let surely = |message: &Sent| reloaded.is_none_or(|at| at < message.at);
+            let patience = match missing.iter().any(surely) {
+                true => LAST,
+                false => UNDER_WAY,
+            };
+            if missing.is_empty() || begun.elapsed() > patience {
                 break;
             }
         }

@@ -250,6 +250,33 @@ pub(crate) async fn the_ends_in_sixteen_other_partitions_are_remembered(backend:
     assert_eq!(case.read(None).await.end, case.at(7), "nothing moved");
 }
 
+pub(crate) async fn delivered_ends_outlive_the_mailbox(backend: &dyn Backend) {
+    let bounds = Bounds {
+        mailbox_frames: 1,
+        ..Bounds::default()
+    };
+    let mut case = Case::with(backend, bounds).await;
+    let [first, second, kept, open] = [(); 4].map(|()| case.message());
+    case.deliver(&first, 3, "first").await;
+    let at_first = case.at(3);
+    case.epoch = Epoch::new(&unique(), "0", 1);
+    case.deliver(&second, 1, "second").await;
+    case.answer(&kept, "kept").await;
+    // In the order asked; what was not delivered is left out.
+    let asked = [&open, &second, &kept, &first].map(|one| one.message_id.clone());
+    let found = case.fanout.delivered(&case.user, &asked).await.unwrap();
+    let expected = [
+        (case.at(1), terminal("second")),
+        (at_first, terminal("first")),
+    ];
+    assert_eq!(found, expected);
+    assert_eq!(case.fanout.delivered(&case.user, &[]).await.unwrap(), []);
+    // Nor what was forgotten.
+    case.fanout.forget(&case.user, None).await.unwrap();
+    let found = case.fanout.delivered(&case.user, &asked).await.unwrap();
+    assert_eq!(found, []);
+}
+
 pub(crate) async fn a_message_delivered_elsewhere_still_moves_the_end(backend: &dyn Backend) {
     let case = Case::new(backend).await;
     let message = case.message();

@@ -58,6 +58,7 @@ macro_rules! fanout_contract {
             a_mailbox_rebuilt_from_the_middle_is_read_from_its_oldest,
             a_topic_made_anew_begins_a_new_mailbox,
             the_ends_in_sixteen_other_partitions_are_remembered,
+            delivered_ends_outlive_the_mailbox,
             a_message_delivered_elsewhere_still_moves_the_end,
             pending_is_listed_until_delivered,
             the_context_has_each_turn_once_in_order_without_failures,

@@ -141,6 +141,29 @@ async fn an_answer_whose_publication_was_lost_is_found_before_the_next_is_told()
 }
 
 #[tokio::test]
+async fn an_answer_that_the_mailbox_lost_when_its_user_moved_is_told_in_order() {
+    let gateway = start(settings()).await;
+    let mut client = gateway.connect("alice").await;
+    for question in ["one", "two", "three"] {
+        client.ask(question).await;
+    }
+    let (one, _) = produced(&gateway, 0).await;
+    let (two, _) = produced(&gateway, 1).await;
+    let (three, _) = produced(&gateway, 2).await;
+    // Two publications are lost, and then the frames.
+    for (id, offset, content) in [(&one, 3, "first"), (&two, 4, "second")] {
+        let frame = answer("alice", id, offset, content);
+        gateway.fanout.keep_only("alice", offset, &frame);
+    }
+    gateway.fanout.begin_anew("alice", 4);
+    gateway.fanout.deliver("alice", &three, 5, "third").await;
+    for content in ["first", "second", "third"] {
+        assert_eq!(client.json().await["content"], content);
+    }
+    client.expect_silence().await;
+}
+
+#[tokio::test]
 async fn after_a_rebuild_only_what_is_waited_for_is_told() {
     let gateway = start(checking()).await;
     gateway

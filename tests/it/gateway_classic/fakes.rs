@@ -118,6 +118,8 @@ struct Mailbox {
     /// Everything after this offset is in `frames`.
     floor: i64,
     frames: Vec<(Position, String)>,
+    /// Delivered, and not there any more.
+    gone: Vec<(Position, String)>,
     pending: Vec<Pending>,
 }
 
@@ -239,6 +241,15 @@ impl FakeFanout {
         self.publish(name, &payload).await;
     }
 
+    /// Its user has moved to another partition and back: the mailbox begins anew, the ends are known.
+    pub(super) fn begin_anew(&self, name: &str, floor: i64) {
+        let mut mailboxes = self.mailboxes.lock().unwrap();
+        let mailbox = mailboxes.entry(user(name)).or_default();
+        let frames = std::mem::take(&mut mailbox.frames);
+        mailbox.gone.extend(frames);
+        mailbox.floor = floor;
+    }
+
     /// The data is lost, and rebuilt from `floor` on.
     pub(super) fn rebuild(&self, name: &str, floor: i64) {
         let mut mailboxes = self.mailboxes.lock().unwrap();
@@ -315,6 +326,24 @@ impl Fanout for FakeFanout {
         };
         self.reads.send_modify(|reads| *reads += 1);
         Ok(look)
+    }
+
+    async fn delivered(
+        &self,
+        user: &UserId,
+        messages: &[MessageId],
+    ) -> Result<Vec<(Position, String)>> {
+        self.here()?;
+        let mailboxes = self.mailboxes.lock().unwrap();
+        let Some(mailbox) = mailboxes.get(user) else {
+            return Ok(Vec::new());
+        };
+        let found = messages.iter().filter_map(|id| {
+            let named = format!(r#""message_id":"{id}""#);
+            let mut frames = mailbox.gone.iter().chain(&mailbox.frames);
+            frames.find(|(_, frame)| frame.contains(&named)).cloned()
+        });
+        Ok(found.collect())
     }
 
     async fn clear_pending(&self, _user: &UserId, message_id: &MessageId) -> Result<()> {

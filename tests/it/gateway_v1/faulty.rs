@@ -13,7 +13,7 @@ use chatmesh::fanout::{
     FanoutError, Feed, FeedEvent, Keep, Kept, Live, LiveReply, Look, Read, Result, Subject, Turn,
 };
 use chatmesh::protocol::ids::{ConversationId, MessageId, UserId};
-use chatmesh::protocol::position::Epoch;
+use chatmesh::protocol::position::{Epoch, Position};
 use chatmesh::store::Store;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
@@ -139,6 +139,14 @@ impl Fanout for Faulty {
         self.here()?
             .history(user, conversation, before, limit)
             .await
+    }
+
+    async fn delivered(
+        &self,
+        user: &UserId,
+        messages: &[MessageId],
+    ) -> Result<Vec<(Position, String)>> {
+        self.here()?.delivered(user, messages).await
     }
 
     async fn clear_pending(&self, user: &UserId, message_id: &MessageId) -> Result<()> {

@@ -68,16 +68,16 @@ pub(crate) struct Transcript {
     pub(crate) order: Vec<String>,
     /// What to give as `since`.
     pub(crate) position: Option<String>,
-    /// When its first `welcome` came: from then on it is to be told everything.
-    pub(crate) welcomed: Option<Instant>,
-    /// How often the server said that it can't replay.
+    /// How often the server said that it can't replay, the first time included.
     pub(crate) reloads: usize,
+    /// And when: what had ended by then is in the history, and everything else is to be told.
+    pub(crate) reloaded: Vec<Instant>,
     /// Live frames about what has ended: only where Redis lost its data.
     pub(crate) strays: usize,
     /// Redis may lose its data: then the model may be asked again for what has ended, and attempts are
     /// numbered from 1 again. The end that comes then is the first one's.
     pub(crate) redis_may_be_emptied: bool,
-    /// The partitions of what it was told. Where its user has moved and Redis was emptied, frames may come
+    /// The partitions that it was told of. Where its user has moved and Redis was emptied, frames may come
     /// once more (docs/reliability.md).
     epochs: Vec<Epoch>,
     /// The messages whose frames came so, and when.
@@ -236,7 +236,6 @@ impl Transcript {
     }
 
     fn welcome(&mut self, frame: &Value) {
-        self.welcomed.get_or_insert_with(Instant::now);
         rule!(
             self,
             frame,
@@ -271,6 +270,7 @@ impl Transcript {
             }
             Some(false) => {
                 self.reloads += 1;
+                self.reloaded.push(Instant::now());
                 // Snapshots follow.
                 for message in self.messages.values_mut() {
                     message.next = None;
@@ -279,6 +279,8 @@ impl Transcript {
             None => rule!(self, frame, false, "recovered is missing"),
         }
         self.position = position.map(str::to_owned);
+        let parsed: Option<Position> = position.and_then(|position| position.parse().ok());
+        self.note_epoch(parsed.as_ref());
         let pending = frame["pending"].as_array().cloned();
         rule!(self, frame, pending.is_some(), "pending is missing");
         for entry in pending.unwrap_or_default() {
@@ -500,6 +502,15 @@ impl Transcript {
         self.redis_may_be_emptied && self.epochs.len() > 1
     }
 
+    fn note_epoch(&mut self, position: Option<&Position>) {
+        if let Some(Position { epoch, .. }) = position
+            && epoch.empty_mailbox().is_none()
+            && !self.epochs.contains(epoch)
+        {
+            self.epochs.push(epoch.clone());
+        }
+    }
+
     /// Positions only grow within their epoch.
     fn advance(&mut self, frame: &Value) {
         let text = frame["position"].as_str();
@@ -512,11 +523,7 @@ impl Transcript {
             parsed.is_some(),
             "a position that nobody can give back"
         );
-        if let Some(new) = &parsed
-            && !self.epochs.contains(&new.epoch)
-        {
-            self.epochs.push(new.epoch.clone());
-        }
+        self.note_epoch(parsed.as_ref());
         let had: Option<Position> = self.position.as_deref().and_then(|had| had.parse().ok());
         if let (Some(new), Some(had)) = (parsed, had)
             && new.epoch == had.epoch
