@@ -57,10 +57,14 @@ impl Checker {
         }
     }
 
-    /// The message that a frame ends; none where it refuses one.
+    /// The message that a frame ends; none where it refuses one, or says that the log did not
+    /// acknowledge it in time: then it may be there, and its answer comes (protocol.md, section 1).
     fn ended_by(&self, frame: &Value) -> Option<String> {
         if let Some(id) = frame["message_id"].as_str() {
             return Some(id.to_owned());
+        }
+        if frame["code"] == "unavailable" {
+            return None;
         }
         let correlation = frame["correlation_id"].as_str()?;
         self.by_correlation.get(correlation).cloned()
