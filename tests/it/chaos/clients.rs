@@ -234,7 +234,7 @@ impl User {
                 if !come_in(&mut device, &self.doors, &mut self.rng).await {
                     continue;
                 }
-                self.after_coming_in(&mut device, &sent).await;
+                self.after_coming_in(&mut device, &sent, &mut reloads).await;
                 continue;
             }
             if !stopping && few && Instant::now() >= next {
@@ -247,8 +247,7 @@ impl User {
             }
             if device.transcript.reloads > reloads {
                 // Told in mid-connection that something can't be replayed: the history has it.
-                reloads = device.transcript.reloads;
-                self.after_coming_in(&mut device, &sent).await;
+                self.after_coming_in(&mut device, &sent, &mut reloads).await;
                 continue;
             }
             let wait = next
@@ -299,9 +298,10 @@ impl User {
         }
     }
 
-    async fn after_coming_in(&mut self, device: &mut Device, sent: &[Sent]) {
-        if device.transcript.reloads > 1 {
-            // As a client reloads the history when it is told to.
+    /// `reloads` is how often it has been told to before.
+    async fn after_coming_in(&mut self, device: &mut Device, sent: &[Sent], reloads: &mut usize) {
+        if device.transcript.reloads > std::mem::replace(reloads, device.transcript.reloads) {
+            // As a client reloads the history when it is told to, and only then.
             let turns = history(&self.doors, &self.name).await;
             for message in self.open(&device.transcript, sent) {
                 let id = device.transcript.message_id(&message.id);
