@@ -387,10 +387,8 @@ async fn look_on(
             let reloaded = device.transcript.reloaded.last().copied();
             // What was under way when it reloaded may come, or be in the history.
             let surely = |message: &Sent| reloaded.is_none_or(|at| at < message.at);
-            let patience = match missing.iter().any(surely) {
-                true => LAST,
-                false => UNDER_WAY,
-            };
+            let sure = missing.iter().any(surely);
+            let patience = if sure { LAST } else { UNDER_WAY };
             if missing.is_empty() || begun.elapsed() > patience {
                 break;
             }
