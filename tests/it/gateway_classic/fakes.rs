@@ -297,7 +297,7 @@ impl Fanout for FakeFanout {
             .map_or(mailbox.floor, |(position, _)| position.offset);
         let end = Position { epoch, offset };
         let recovered = call.after.as_ref().is_some_and(|after| {
-            after.epoch.empty_mailbox().is_some()
+            (after.epoch.empty_mailbox().is_some() && mailbox.gone.is_empty())
                 || (after.epoch == end.epoch && (mailbox.floor..=offset).contains(&after.offset))
         });
         let from = call.after.map_or(-1, |after| {
