@@ -163,9 +163,6 @@ async fn follow_up(
 /// of the longest wait first.
 async fn tell_delivered(gateway: &Gateway, entry: &Entry) -> Result<(), FanoutError> {
     let awaited = entry.state().awaited.in_turn();
-    if awaited.is_empty() {
-        return Ok(());
-    }
     let mut frames = gateway.fanout.delivered(&entry.user, &awaited).await?;
     let mut epochs: Vec<Epoch> = Vec::new();
     for (position, _) in &frames {
@@ -178,12 +175,16 @@ async fn tell_delivered(gateway: &Gateway, entry: &Entry) -> Result<(), FanoutEr
         (turn, position.offset)
     });
     for (position, frame) in frames {
-        let taken = feed::take(gateway, entry, frame.as_bytes(), position, Source::Rebuilt);
-        if taken.told {
-            gateway.counters.repaired.increment(1);
-        }
+        tell(gateway, entry, &frame, position, Source::Rebuilt);
     }
     Ok(())
+}
+
+fn tell(gateway: &Gateway, entry: &Entry, frame: &str, position: Position, source: Source) {
+    let taken = feed::take(gateway, entry, frame.as_bytes(), position, source);
+    if taken.told {
+        gateway.counters.repaired.increment(1);
+    }
 }
 
 /// One user: tells what its sockets have missed.
@@ -199,22 +200,18 @@ async fn check(gateway: &Gateway, entry: &Entry) -> Result<(), FanoutError> {
         // Not all of what is waited for need be in the mailbox: it may have been trimmed, or its user
         // may have moved to another partition, which begins it anew.
         tell_delivered(gateway, entry).await?;
-    }
-    if after.is_some() && !look.recovered {
-        // The position is worth nothing any more: trimmed, or lost with Redis. What is waited for
-        // may be in what the mailbox has.
-        entry.state().rebuilt();
-        look = read(gateway, entry, None, true).await?;
+        if after.is_some() {
+            // The position is worth nothing any more: trimmed, or lost with Redis. What is waited
+            // for may be in what the mailbox has.
+            entry.state().rebuilt();
+            look = read(gateway, entry, None, true).await?;
+        }
     }
     for _ in 0..PAGES {
         let mut last = None;
         for (position, frame) in std::mem::take(&mut look.frames) {
-            let payload = frame.as_bytes();
             let source = entry.state().source(&position);
-            let taken = feed::take(gateway, entry, payload, position.clone(), source);
-            if taken.told {
-                gateway.counters.repaired.increment(1);
-            }
+            tell(gateway, entry, &frame, position.clone(), source);
             last = Some(position);
         }
         let next = last.filter(|_| look.more);

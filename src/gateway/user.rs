@@ -456,12 +456,38 @@ mod tests {
         assert_eq!(state.source(&at(21)), Source::Mailbox);
         // What it had in another partition comes back with it.
         let epoch = Epoch::new("c", "0", 1);
-        assert_eq!(
-            state.source(&Position { epoch, offset: 30 }),
-            Source::Rebuilt
-        );
-        state.rebuilt();
+        let there = |offset| Position {
+            epoch: epoch.clone(),
+            offset,
+        };
+        assert_eq!(state.source(&there(30)), Source::Rebuilt);
+        // Until something is delivered there for the first time.
+        let user = UserId::parse("alice").unwrap();
+        let frame = br#"{"type":"response","content":"x","message_id":"moved"}"#;
+        let frame = Published::parse(frame).unwrap();
+        state.take(&user, &frame, Some(there(40)), Source::Live);
+        assert_eq!(state.source(&there(39)), Source::Rebuilt);
+        assert_eq!(state.source(&there(41)), Source::Mailbox);
         assert_eq!(state.source(&at(21)), Source::Rebuilt);
+        state.rebuilt();
+        assert_eq!(state.source(&there(41)), Source::Rebuilt);
+    }
+
+    #[test]
+    fn what_a_rewind_publishes_waits_for_what_was_lost() {
+        let mut state = UserState::default();
+        state.add(Arc::new(Socket::new(1 << 20, None)), None);
+        state.started(&at(0));
+        let default = Some(ConversationId::default_conversation());
+        for id in ["m1", "m2"] {
+            let message = MessageId::parse(id).unwrap();
+            state.awaited.admitted(message, id.into(), default.clone());
+        }
+        assert!(!tell(&mut state, "m2", 2, Source::Rewind), "m1 is missing");
+        for (id, offset) in [("m1", 1), ("m2", 2)] {
+            assert!(tell(&mut state, id, offset, Source::Rebuilt));
+        }
+        assert!(!tell(&mut state, "old", 3, Source::Rewind), "not awaited");
     }
 
     #[test]
