@@ -212,7 +212,8 @@ async fn assert_missed_nothing(stack: &Stack, load: Vec<JoinHandle<(Device, usiz
         }
         // The very first `welcome` can't recover anything; the one after the stop did.
         assert_eq!(
-            device.transcript.reloads, 1,
+            device.transcript.reloads(),
+            1,
             "{} had to reload",
             device.user
         );

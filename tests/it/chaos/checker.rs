@@ -198,7 +198,7 @@ impl Checker {
             for replaced in &device.replaced {
                 self.replaced(replaced);
             }
-            self.count.reloads += device.reloads.saturating_sub(1);
+            self.count.reloads += device.reloads().saturating_sub(1);
             for (id, at) in &device.told_after_move {
                 self.told_after_move(id, *at);
             }
@@ -244,7 +244,7 @@ impl Checker {
     fn is_told_after_move(&self, device: &Transcript, message_id: &str) -> bool {
         let ended_at = device.get(message_id).and_then(|message| message.ended_at);
         device.may_be_told_again()
-            && device.reloads > 1
+            && device.reloads() > 1
             && ended_at.is_some_and(|at| self.is_being_refilled(at))
     }
 

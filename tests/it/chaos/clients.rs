@@ -245,7 +245,7 @@ impl User {
                 send(&mut device, &message).await;
                 next = Instant::now() + self.pace.mul_f64(self.rng.random_range(0.5..1.5));
             }
-            if device.transcript.reloads > reloads {
+            if device.transcript.reloads() > reloads {
                 // Told in mid-connection that something can't be replayed: the history has it.
                 self.after_coming_in(&mut device, &sent, &mut reloads).await;
                 continue;
@@ -300,10 +300,12 @@ impl User {
 
     /// `reloads` is how often it has been told to before.
     async fn after_coming_in(&mut self, device: &mut Device, sent: &[Sent], reloads: &mut usize) {
-        if device.transcript.reloads > std::mem::replace(reloads, device.transcript.reloads) {
+        let before = std::mem::replace(reloads, device.transcript.reloads());
+        let open = self.open(&device.transcript, sent);
+        if *reloads > before && !open.is_empty() {
             // As a client reloads the history when it is told to, and only then.
             let turns = history(&self.doors, &self.name).await;
-            for message in self.open(&device.transcript, sent) {
+            for message in open {
                 let id = device.transcript.message_id(&message.id);
                 if id.is_some_and(|id| turns.iter().any(|turn| turn.message_id == id)) {
                     self.journal.reloaded(&message.id);

@@ -126,7 +126,7 @@ async fn a_reader_that_falls_behind_gets_snapshots_and_every_end() {
     }
     slow.until_ended(&["a13"]).await;
     assert_eq!(slow.transcript.order_of("default").len(), 14);
-    assert_eq!(slow.transcript.reloads, 1, "only the first welcome");
+    assert_eq!(slow.transcript.reloads(), 1, "only the first welcome");
 }
 
 #[tokio::test]

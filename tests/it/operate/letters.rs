@@ -1,7 +1,6 @@
 //! `chatmesh dlq` on a data directory, on a running all-in-one, and on Kafka.
 
 use serde_json::Value;
-use std::time::Instant;
 
 use crate::support::client::Classic;
 use crate::support::kafka::PlainKafka;
@@ -59,12 +58,11 @@ async fn a_refused_message_is_replayed_while_all_in_one_runs_and_after_it_was_st
     let running = ["--url", url.as_str()];
     let key = [("ADMIN_KEY", KEY)];
     // The user is told first, and then the letter is written.
-    let deadline = Instant::now() + SOON;
-    let mut letters = listed(&key, &running);
-    while letters.len() < 3 && Instant::now() < deadline {
-        letters = listed(&key, &running);
-    }
-    assert_eq!(letters.len(), 3, "{letters:?}");
+    eventually("three letters", SOON, || async {
+        listed(&key, &running).len() == 3
+    })
+    .await;
+    let letters = listed(&key, &running);
     assert_eq!(letters[0]["code"], "provider_rejected");
     assert_eq!(letters[0]["userid"], "alice");
     let table = done(&key, &[&["list"], &running[..]].concat());

@@ -66,9 +66,9 @@ impl Scene {
             .expect("in the history");
         assert_eq!(turn.answer, self.text);
         // Who was away gets what it missed, or is told that it can't.
-        let before = self.away.transcript.reloads;
+        let before = self.away.transcript.reloads();
         self.away.connect_patiently(&[world.port(1)]).await;
-        if self.away.transcript.reloads == before {
+        if self.away.transcript.reloads() == before {
             self.away.until_ended(&["m-0", "m-1"]).await;
             assert_eq!(self.away.shown("m-1").text, self.text);
         }
@@ -212,7 +212,7 @@ pub(super) async fn a_drained_gateway_sends_its_clients_to_another(world: &mut W
             .await;
         assert_eq!(device.shown("m-1").text, text);
         assert_eq!(device.shown("m-1").restarts, 0);
-        assert_eq!(device.transcript.reloads, 1, "it had a good position");
+        assert_eq!(device.transcript.reloads(), 1, "it had a good position");
         assert_eq!(world.model().count_for(prompt), 1);
     });
     join_all(come_back).await;

@@ -101,7 +101,7 @@ pub(super) async fn a_deleted_conversation_is_gone_and_the_others_stay(world: Ar
     assert_eq!(questions(&reply), ["keep this"]);
     // It is in nobody's mailbox any more.
     away.connect(world.port(1)).await;
-    if away.transcript.reloads == 1 {
+    if away.transcript.reloads() == 1 {
         away.until_ended(&["k-1"]).await;
     }
     away.expect_silence(A_WHILE).await;

@@ -83,7 +83,8 @@ async fn play(world: &World, cuts: &[usize]) -> (Transcript, usize) {
         "{cuts:?}"
     );
     assert_eq!(
-        device.transcript.reloads, 1,
+        device.transcript.reloads(),
+        1,
         "only the first had no position: {cuts:?}"
     );
     assert_eq!(device.transcript.strays, 0, "{cuts:?}");
@@ -195,7 +196,7 @@ pub(super) async fn a_position_of_nobody_is_said_to_be_worth_nothing(world: Arc<
         other.transcript.position = Some(foreign.clone());
         let welcome = other.connect(world.port(1)).await;
         assert_eq!(welcome["recovered"], false, "{foreign}: {welcome}");
-        assert_eq!(other.transcript.reloads, 1);
+        assert_eq!(other.transcript.reloads(), 1);
         if foreign.ends_with("999999") {
             // What the mailbox lost may still come back; below its position it wants nothing.
             continue;

@@ -68,9 +68,8 @@ pub(crate) struct Transcript {
     pub(crate) order: Vec<String>,
     /// What to give as `since`.
     pub(crate) position: Option<String>,
-    /// How often the server said that it can't replay, the first time included.
-    pub(crate) reloads: usize,
-    /// And when: what had ended by then is in the history, and everything else is to be told.
+    /// When the server said that it can't replay, the first time included: what had ended by then is in
+    /// the history, and everything else is to be told.
     pub(crate) reloaded: Vec<Instant>,
     /// Live frames about what has ended: only where Redis lost its data.
     pub(crate) strays: usize,
@@ -116,6 +115,11 @@ impl Transcript {
         self.messages
             .get(id)
             .or_else(|| self.messages.get(self.by_id.get(id)?))
+    }
+
+    /// How often the server said that it can't replay, the first time included.
+    pub(crate) fn reloads(&self) -> usize {
+        self.reloaded.len()
     }
 
     /// The `message_id` of a client's `id`.
@@ -269,7 +273,6 @@ impl Transcript {
                 );
             }
             Some(false) => {
-                self.reloads += 1;
                 self.reloaded.push(Instant::now());
                 // Snapshots follow.
                 for message in self.messages.values_mut() {
