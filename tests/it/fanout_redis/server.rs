@@ -113,7 +113,9 @@ impl Sentinel {
             ),
         )
         .unwrap();
-        let sentinel = start("redis-sentinel", &[path.display().to_string()], port);
+        // Not `redis-sentinel`, which is a package of its own.
+        let arguments = [path.display().to_string(), "--sentinel".into()];
+        let sentinel = start("redis-server", &arguments, port);
         wait_until("sentinel knows the replica", || {
             ask(port, "SENTINEL MASTER chatmesh")
                 .is_some_and(|state| state.contains("num-slaves\r\n$1\r\n1"))
