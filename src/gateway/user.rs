@@ -378,10 +378,14 @@ mod tests {
     }
 
     fn tell(state: &mut UserState, id: &str, offset: i64, source: Source) -> bool {
+        tell_at(state, id, at(offset), source)
+    }
+
+    fn tell_at(state: &mut UserState, id: &str, position: Position, source: Source) -> bool {
         let user = UserId::parse("alice").unwrap();
         let json = format!(r#"{{"type":"response","content":"x","message_id":"{id}"}}"#);
         let frame = Published::parse(json.as_bytes()).unwrap();
-        state.take(&user, &frame, Some(at(offset)), source).told
+        state.take(&user, &frame, Some(position), source).told
     }
 
     #[test]
@@ -462,10 +466,7 @@ mod tests {
         };
         assert_eq!(state.source(&there(30)), Source::Rebuilt);
         // Until something is delivered there for the first time.
-        let user = UserId::parse("alice").unwrap();
-        let frame = br#"{"type":"response","content":"x","message_id":"moved"}"#;
-        let frame = Published::parse(frame).unwrap();
-        state.take(&user, &frame, Some(there(40)), Source::Live);
+        assert!(tell_at(&mut state, "moved", there(40), Source::Live));
         assert_eq!(state.source(&there(39)), Source::Rebuilt);
         assert_eq!(state.source(&there(41)), Source::Mailbox);
         assert_eq!(state.source(&at(21)), Source::Rebuilt);
