@@ -633,13 +633,9 @@ pub trait Fanout: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Option<Vec<Turn>>>;
 
-    /// The frames of those `messages` whose end was delivered and was not forgotten, in one look and in
-    /// the order of `messages`: for who waits for an end that the mailbox can't tell any more.
-    async fn delivered(
-        &self,
-        user: &UserId,
-        messages: &[MessageId],
-    ) -> Result<Vec<(Position, String)>>;
+    /// Those of the `messages` whose end was delivered, in one look and in the order of `messages`: for
+    /// who waits for an end that the mailbox can't tell any more.
+    async fn delivered(&self, user: &UserId, messages: &[MessageId]) -> Result<Vec<DeliveredEnd>>;
 
     /// Beside an original relay only: the gateway saw the message's answer, so it is no longer
     /// pending (protocol.md section 6).
@@ -700,6 +696,18 @@ pub trait Fanout: Send + Sync + 'static {
 
     /// Asks the server whether it answers, within 2 seconds.
     async fn check(&self) -> Result<()>;
+}
+
+/// The end of a message that was delivered, of [`Fanout::delivered`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeliveredEnd {
+    /// The message.
+    pub message_id: MessageId,
+    /// Where it was delivered.
+    pub position: Position,
+    /// The terminal frame; `None` where the message was forgotten, which ends as cancelled for who
+    /// still waits.
+    pub frame: Option<String>,
 }
 
 /// Answer to [`Fanout::cancel`].

@@ -168,6 +168,12 @@ impl Awaited {
         found.map(|(id, _)| id)
     }
 
+    /// By which its logs are followed; empty where that is not known.
+    pub(super) fn correlation_id(&self, id: &MessageId) -> Arc<str> {
+        let message = self.messages.get(id);
+        message.map_or_else(|| "".into(), |one| one.correlation_id.clone())
+    }
+
     /// Whether the end of `id` may have come too early: another message of its conversation has not
     /// ended here, and is not known to come after it, so its own end may have been missed.
     pub(super) fn is_early(&self, id: &MessageId, conversation: &ConversationId) -> bool {

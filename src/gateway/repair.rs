@@ -14,6 +14,7 @@ use super::user::Source;
 use super::v1::followers::Mark;
 use super::{Gateway, feed};
 use crate::fanout::{FanoutError, Look, Read};
+use crate::protocol::frame;
 use crate::protocol::position::{Epoch, Position};
 
 /// Mailboxes that are read at once.
@@ -159,11 +160,36 @@ async fn follow_up(
     }
 }
 
+/// The ends that are waited for and were delivered, in the order of the waiting; of a message that was
+/// forgotten it is that it is cancelled.
+async fn delivered(
+    gateway: &Gateway,
+    entry: &Entry,
+    only_forgotten: bool,
+) -> Result<Vec<(Position, String)>, FanoutError> {
+    let awaited = entry.state().awaited.in_turn();
+    if awaited.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut ends = gateway.fanout.delivered(&entry.user, &awaited).await?;
+    ends.retain(|end| !only_forgotten || end.frame.is_none());
+    let state = entry.state();
+    let frames = ends.into_iter().map(|end| {
+        let frame = end.frame.unwrap_or_else(|| {
+            frame::forgotten(
+                &end.message_id,
+                &state.awaited.correlation_id(&end.message_id),
+            )
+        });
+        (end.position, frame)
+    });
+    Ok(frames.collect())
+}
+
 /// Tells the ends that are waited for and were delivered, in the order of each partition, the partition
 /// of the longest wait first.
 async fn tell_delivered(gateway: &Gateway, entry: &Entry) -> Result<(), FanoutError> {
-    let awaited = entry.state().awaited.in_turn();
-    let mut frames = gateway.fanout.delivered(&entry.user, &awaited).await?;
+    let mut frames = delivered(gateway, entry, false).await?;
     let mut epochs: Vec<Epoch> = Vec::new();
     for (position, _) in &frames {
         if !epochs.contains(&position.epoch) {
@@ -208,13 +234,24 @@ async fn check(gateway: &Gateway, entry: &Entry) -> Result<(), FanoutError> {
         }
     }
     for _ in 0..PAGES {
-        let mut last = None;
-        for (position, frame) in std::mem::take(&mut look.frames) {
-            let source = entry.state().source(&position);
-            tell(gateway, entry, &frame, position.clone(), source);
-            last = Some(position);
-        }
+        let mut frames = std::mem::take(&mut look.frames);
+        let last = frames.last().map(|(position, _)| position.clone());
         let next = last.filter(|_| look.more);
+        if lost {
+            // The mailbox has nothing of what was forgotten, though its end may be what was missed.
+            // Asked after the look: what was delivered before its frames is known by then.
+            let mut forgotten = delivered(gateway, entry, true).await?;
+            let later =
+                |at: &Position, end: &Position| at.epoch == end.epoch && at.offset > end.offset;
+            forgotten.retain(|(at, _)| !next.as_ref().is_some_and(|end| later(at, end)));
+            frames.append(&mut forgotten);
+            // What is of another partition is from before its user moved.
+            frames.sort_by_key(|(at, _)| (at.epoch == look.end.epoch, at.offset));
+        }
+        for (position, frame) in frames {
+            let source = entry.state().source(&position);
+            tell(gateway, entry, &frame, position, source);
+        }
         let page_end = next.clone().unwrap_or_else(|| look.end.clone());
         {
             let mut state = entry.state();

@@ -293,6 +293,25 @@ impl<'a> Published<'a> {
     }
 }
 
+/// The terminal frame of a message of which everything else was forgotten, as a relay would publish it.
+pub fn forgotten(message_id: &MessageId, correlation_id: &str) -> String {
+    #[derive(Serialize)]
+    struct Forgotten<'a> {
+        r#type: &'static str,
+        code: ErrorCode,
+        message: &'static str,
+        correlation_id: &'a str,
+        message_id: &'a MessageId,
+    }
+    json(&Forgotten {
+        r#type: "error",
+        code: ErrorCode::Cancelled,
+        message: ErrorCode::Cancelled.text(),
+        correlation_id,
+        message_id,
+    })
+}
+
 /// An `error` frame of the gateway's own for a classic client.
 pub fn classic_error(user: &UserId, code: ErrorCode, text: &str, correlation_id: &str) -> String {
     json(&ClassicError {

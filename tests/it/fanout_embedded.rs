@@ -6,11 +6,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chatmesh::fanout::embedded::EmbeddedFanout;
 use chatmesh::fanout::{
-    Admission, Begin, Begun, Bounds, CancelResult, ConversationEntry, Deliver, Delivered, Fanout,
-    Feed, FeedEvent, Keep, Kept, Live, LiveReply, Look, Read, Result, Subject, Turn,
+    Admission, Begin, Begun, Bounds, CancelResult, ConversationEntry, Deliver, Delivered,
+    DeliveredEnd, Fanout, Feed, FeedEvent, Keep, Kept, Live, LiveReply, Look, Read, Result,
+    Subject, Turn,
 };
 use chatmesh::protocol::ids::{ConversationId, MessageId, UserId};
-use chatmesh::protocol::position::{Epoch, Position};
+use chatmesh::protocol::position::Epoch;
 use chatmesh::store::{Store, Table};
 use tempfile::TempDir;
 use tokio::sync::{mpsc, watch};
@@ -124,11 +125,7 @@ impl Fanout for Replaceable {
         self.now().context(user, conversation, limit, max_age).await
     }
 
-    async fn delivered(
-        &self,
-        user: &UserId,
-        messages: &[MessageId],
-    ) -> Result<Vec<(Position, String)>> {
+    async fn delivered(&self, user: &UserId, messages: &[MessageId]) -> Result<Vec<DeliveredEnd>> {
         self.now().delivered(user, messages).await
     }
 

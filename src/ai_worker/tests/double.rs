@@ -15,11 +15,11 @@ use super::Journal;
 use crate::fanout::embedded::EmbeddedFanout;
 use crate::fanout::{
     Admission, Begin, Begun, Bounds, CancelResult, Channel, ConversationEntry, Deliver, Delivered,
-    Fanout, FanoutError, Feed, FeedEvent, Keep, Kept, Live, LiveReply, Look, Read, Result, Subject,
-    Turn,
+    DeliveredEnd, Fanout, FanoutError, Feed, FeedEvent, Keep, Kept, Live, LiveReply, Look, Read,
+    Result, Subject, Turn,
 };
 use crate::protocol::ids::{ConversationId, MessageId, UserId};
-use crate::protocol::position::{Epoch, Position};
+use crate::protocol::position::Epoch;
 use crate::store::Store;
 
 /// The fan-out's clock at the beginning of each test.
@@ -279,11 +279,7 @@ impl Fanout for Double {
         inner.history(user, conversation, before, limit).await
     }
 
-    async fn delivered(
-        &self,
-        user: &UserId,
-        messages: &[MessageId],
-    ) -> Result<Vec<(Position, String)>> {
+    async fn delivered(&self, user: &UserId, messages: &[MessageId]) -> Result<Vec<DeliveredEnd>> {
         self.inner().delivered(user, messages).await
     }
 

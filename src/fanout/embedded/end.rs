@@ -4,7 +4,7 @@ use super::codec::{Reader, Writer, damaged};
 use super::keys;
 use super::user::{UserState, expired};
 use super::users::World;
-use crate::fanout::{Outcome, Result};
+use crate::fanout::{DeliveredEnd, Outcome, Result};
 use crate::protocol::ids::{ConversationId, MessageId};
 use crate::protocol::position::Position;
 use crate::store::{Batch, Table};
@@ -70,18 +70,25 @@ impl UserState {
         Ok((!expired(stored.at_ms, world.bounds.dedup_ttl, world.now_ms)).then_some(stored.end))
     }
 
-    /// The frames of those that were delivered.
+    /// Those that were delivered.
     pub(super) fn delivered(
         &self,
         messages: &[MessageId],
         world: &World<'_>,
-    ) -> Result<Vec<(Position, String)>> {
+    ) -> Result<Vec<DeliveredEnd>> {
         let mut found = Vec::new();
         for message in messages {
-            if let Some(End::Outcome(outcome)) = self.end(message, world)?
-                && let Some(position) = outcome.delivered
-            {
-                found.push((position, outcome.frame));
+            let (position, frame) = match self.end(message, world)? {
+                Some(End::Outcome(outcome)) => (outcome.delivered, Some(outcome.frame)),
+                Some(End::Forgotten(position)) => (position, None),
+                None => (None, None),
+            };
+            if let Some(position) = position {
+                found.push(DeliveredEnd {
+                    message_id: message.clone(),
+                    position,
+                    frame,
+                });
             }
         }
         Ok(found)

@@ -26,11 +26,11 @@ use self::user::millis;
 use self::users::{Environment, Users};
 use super::{
     Admission, Begin, Begun, Bounds, CancelResult, Channel, ConversationEntry, Deliver, Delivered,
-    Fanout, FanoutError, Feed, FeedEvent, Keep, Kept, Live, LiveReply, Look, Read, Result, Subject,
-    Turn,
+    DeliveredEnd, Fanout, FanoutError, Feed, FeedEvent, Keep, Kept, Live, LiveReply, Look, Read,
+    Result, Subject, Turn,
 };
 use crate::protocol::ids::{ConversationId, MessageId, UserId};
-use crate::protocol::position::{Epoch, Position};
+use crate::protocol::position::Epoch;
 use crate::store::{Batch, Store, StoreError, Table};
 
 mod answer;
@@ -241,11 +241,7 @@ impl Fanout for EmbeddedFanout {
         })
     }
 
-    async fn delivered(
-        &self,
-        user: &UserId,
-        messages: &[MessageId],
-    ) -> Result<Vec<(Position, String)>> {
+    async fn delivered(&self, user: &UserId, messages: &[MessageId]) -> Result<Vec<DeliveredEnd>> {
         self.users
             .with(user, |state, world| state.delivered(messages, world))
     }

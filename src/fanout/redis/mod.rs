@@ -16,19 +16,19 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use self::reply::{Reply, unreadable};
 use self::results::{
-    read_entry, read_frames, read_grown, read_history, read_look, read_outcome, read_token,
+    read_delivered, read_entry, read_grown, read_history, read_look, read_outcome, read_token,
     read_turns,
 };
 use self::scripts::{Script, Scripts};
 use self::trouble::Trouble;
 use super::{
-    Admission, Admitted, Begin, Begun, CancelResult, ConversationEntry, Deliver, Delivered, Ending,
-    Fanout, FanoutError, Feed, FeedEvent, Keep, Kept, LazyEnding, Limit, Live, LiveReply, Look,
-    Outcome, Read, Result, Subject, Turn, TurnStatus,
+    Admission, Admitted, Begin, Begun, CancelResult, ConversationEntry, Deliver, Delivered,
+    DeliveredEnd, Ending, Fanout, FanoutError, Feed, FeedEvent, Keep, Kept, LazyEnding, Limit,
+    Live, LiveReply, Look, Outcome, Read, Result, Subject, Turn, TurnStatus,
 };
 use crate::config::settings::RedisSettings;
 use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId, UserId};
-use crate::protocol::position::{Epoch, Position};
+use crate::protocol::position::Epoch;
 use crate::protocol::timestamp::now_ms;
 
 mod channel;
@@ -458,16 +458,12 @@ impl Fanout for RedisFanout {
         }
     }
 
-    async fn delivered(
-        &self,
-        user: &UserId,
-        messages: &[MessageId],
-    ) -> Result<Vec<(Position, String)>> {
+    async fn delivered(&self, user: &UserId, messages: &[MessageId]) -> Result<Vec<DeliveredEnd>> {
         if messages.is_empty() {
             return Ok(Vec::new());
         }
         let args = messages.iter().map(|id| text(id.as_str())).collect();
-        read_frames(self.run_for(&self.scripts.delivered, user, args).await?)
+        read_delivered(self.run_for(&self.scripts.delivered, user, args).await?)
     }
 
     async fn clear_pending(&self, user: &UserId, message_id: &MessageId) -> Result<()> {

@@ -3,8 +3,8 @@
 use super::frame::read_pending;
 use super::reply::{Reply, unreadable};
 use crate::fanout::{
-    ConversationEntry, Grown, HistoryMark, InFlight, Look, Outcome, Recalled, Result, Subject,
-    Turn, TurnStatus,
+    ConversationEntry, DeliveredEnd, Grown, HistoryMark, InFlight, Look, Outcome, Recalled, Result,
+    Subject, Turn, TurnStatus,
 };
 use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId};
 use crate::protocol::position::Position;
@@ -70,13 +70,26 @@ pub(super) fn read_look(mut reply: Reply) -> Result<Look> {
 }
 
 /// Position, frame.
-pub(super) fn read_frames(mut reply: Reply) -> Result<Vec<(Position, String)>> {
+fn read_frames(mut reply: Reply) -> Result<Vec<(Position, String)>> {
     let mut frames = Vec::new();
     while !reply.is_empty() {
         let position = reply.position()?.ok_or_else(|| unreadable("position"))?;
         frames.push((position, reply.text()?));
     }
     Ok(frames)
+}
+
+/// Ends as `delivered.lua` has them: message, position, frame (empty: it was forgotten).
+pub(super) fn read_delivered(mut reply: Reply) -> Result<Vec<DeliveredEnd>> {
+    let mut ends = Vec::new();
+    while !reply.is_empty() {
+        ends.push(DeliveredEnd {
+            message_id: message_id(&reply.text()?)?,
+            position: reply.position()?.ok_or_else(|| unreadable("position"))?,
+            frame: Some(reply.text()?).filter(|frame| !frame.is_empty()),
+        });
+    }
+    Ok(ends)
 }
 
 /// Turns as `turn.lua` has them: message, turn, time in microseconds.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use chatmesh::fanout::{Bounds, Delivered, Read};
+use chatmesh::fanout::{Bounds, Delivered, DeliveredEnd, Read, Subject};
 use chatmesh::protocol::position::{Epoch, Position};
 
 use super::case::{Backend, Case, published, terminal, unique};
@@ -265,16 +265,23 @@ pub(crate) async fn delivered_ends_outlive_the_mailbox(backend: &dyn Backend) {
     // In the order asked; what was not delivered is left out.
     let asked = [&open, &second, &kept, &first].map(|one| one.message_id.clone());
     let found = case.fanout.delivered(&case.user, &asked).await.unwrap();
+    let end = |of: &Subject, position: &Position, frame: Option<&str>| DeliveredEnd {
+        message_id: of.message_id.clone(),
+        position: position.clone(),
+        frame: frame.map(terminal),
+    };
+    let at_second = case.at(1);
     let expected = [
-        (case.at(1), terminal("second")),
-        (at_first, terminal("first")),
+        end(&second, &at_second, Some("second")),
+        end(&first, &at_first, Some("first")),
     ];
     assert_eq!(found, expected);
     assert_eq!(case.fanout.delivered(&case.user, &[]).await.unwrap(), []);
-    // Nor what was forgotten.
+    // Nothing is left of what was forgotten but that it has ended.
     case.fanout.forget(&case.user, None).await.unwrap();
     let found = case.fanout.delivered(&case.user, &asked).await.unwrap();
-    assert_eq!(found, []);
+    let expected = [end(&second, &at_second, None), end(&first, &at_first, None)];
+    assert_eq!(found, expected);
 }
 
 pub(crate) async fn a_message_delivered_elsewhere_still_moves_the_end(backend: &dyn Backend) {

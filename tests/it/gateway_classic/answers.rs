@@ -141,6 +141,47 @@ async fn an_answer_whose_publication_was_lost_is_found_before_the_next_is_told()
 }
 
 #[tokio::test]
+async fn a_lost_end_of_a_forgotten_message_is_told_as_cancelled_and_in_order() {
+    let gateway = start(settings()).await;
+    let mut client = gateway.connect("alice").await;
+    for question in ["one", "two", "three", "four"] {
+        client.ask(question).await;
+    }
+    let (one, _) = produced(&gateway, 0).await;
+    let (two, _) = produced(&gateway, 1).await;
+    let (three, correlation) = produced(&gateway, 2).await;
+    let (four, _) = produced(&gateway, 3).await;
+    gateway.fanout.forget_end("alice", &one, 3);
+    gateway.fanout.forget_end("alice", &three, 5);
+    // Those of no message of hers make more pages than one of the mailbox.
+    for (id, offset) in [(&*two, 4), ("a", 6), ("b", 7)] {
+        let frame = answer("alice", id, offset, id);
+        gateway.fanout.keep_only("alice", offset, &frame);
+    }
+    gateway.fanout.deliver("alice", &four, 8, "last").await;
+    assert_eq!(client.json().await["code"], "cancelled");
+    assert_eq!(client.json().await["content"], *two);
+    let end = client.json().await;
+    assert_eq!(end["code"], "cancelled");
+    assert_eq!(end["correlation_id"], *correlation);
+    assert_eq!(end["userid"], "alice");
+    assert_eq!(client.json().await["content"], "last");
+    client.expect_silence().await;
+}
+
+#[tokio::test]
+async fn after_a_gap_the_end_of_a_forgotten_message_is_looked_for() {
+    let gateway = start(settings()).await;
+    let mut client = gateway.connect("alice").await;
+    client.ask("question").await;
+    let (id, _) = produced(&gateway, 0).await;
+    gateway.fanout.forget_end("alice", &id, 3);
+    gateway.fanout.event(FeedEvent::Gap).await;
+    assert_eq!(client.json().await["code"], "cancelled");
+    client.expect_silence().await;
+}
+
+#[tokio::test]
 async fn an_answer_that_the_mailbox_lost_when_its_user_moved_is_told_in_order() {
     let gateway = start(settings()).await;
     let mut client = gateway.connect("alice").await;

@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use chatmesh::fanout::{
     Admission, Admitted, Begin, Begun, CancelResult, Channel, ConversationEntry, Deliver,
-    Delivered, Fanout, FanoutError, Feed, FeedEvent, Keep, Kept, Limit, Live, LiveReply, Look,
-    Pending, Read, Result, Subject, Turn,
+    Delivered, DeliveredEnd, Fanout, FanoutError, Feed, FeedEvent, Keep, Kept, Limit, Live,
+    LiveReply, Look, Pending, Read, Result, Subject, Turn,
 };
 use chatmesh::log::{AppendError, Consumer, Log, LogError, NewRecord, Place, TopicSpec};
 use chatmesh::protocol::ids::{ConversationId, MessageId, UserId};
@@ -120,6 +120,8 @@ struct Mailbox {
     frames: Vec<(Position, String)>,
     /// Delivered, and not there any more.
     gone: Vec<(Position, String)>,
+    /// Delivered, and forgotten since.
+    forgotten: Vec<(Position, String)>,
     pending: Vec<Pending>,
 }
 
@@ -250,6 +252,14 @@ impl FakeFanout {
         mailbox.floor = floor;
     }
 
+    /// It was delivered without being published, and its conversation deleted.
+    pub(super) fn forget_end(&self, name: &str, message_id: &str, offset: i64) {
+        let mut mailboxes = self.mailboxes.lock().unwrap();
+        let mailbox = mailboxes.entry(user(name)).or_default();
+        mailbox.epoch = Some(at(0).epoch);
+        mailbox.forgotten.push((at(offset), message_id.to_owned()));
+    }
+
     /// The data is lost, and rebuilt from `floor` on.
     pub(super) fn rebuild(&self, name: &str, floor: i64) {
         let mut mailboxes = self.mailboxes.lock().unwrap();
@@ -328,11 +338,7 @@ impl Fanout for FakeFanout {
         Ok(look)
     }
 
-    async fn delivered(
-        &self,
-        user: &UserId,
-        messages: &[MessageId],
-    ) -> Result<Vec<(Position, String)>> {
+    async fn delivered(&self, user: &UserId, messages: &[MessageId]) -> Result<Vec<DeliveredEnd>> {
         self.here()?;
         let mailboxes = self.mailboxes.lock().unwrap();
         let Some(mailbox) = mailboxes.get(user) else {
@@ -341,7 +347,18 @@ impl Fanout for FakeFanout {
         let found = messages.iter().filter_map(|id| {
             let named = format!(r#""message_id":"{id}""#);
             let mut frames = mailbox.gone.iter().chain(&mailbox.frames);
-            frames.find(|(_, frame)| frame.contains(&named)).cloned()
+            let kept = frames.find(|(_, frame)| frame.contains(&named));
+            let mut forgotten = mailbox.forgotten.iter();
+            let mut forgotten = || forgotten.find(|(_, named)| *named == id.as_str());
+            let (position, frame) = match kept {
+                Some((position, frame)) => (position, Some(frame.clone())),
+                None => (&forgotten()?.0, None),
+            };
+            Some(DeliveredEnd {
+                message_id: id.clone(),
+                position: position.clone(),
+                frame,
+            })
         });
         Ok(found.collect())
     }

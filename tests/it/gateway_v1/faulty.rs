@@ -9,11 +9,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chatmesh::fanout::embedded::EmbeddedFanout;
 use chatmesh::fanout::{
-    Admission, Begin, Begun, Bounds, CancelResult, ConversationEntry, Deliver, Delivered, Fanout,
-    FanoutError, Feed, FeedEvent, Keep, Kept, Live, LiveReply, Look, Read, Result, Subject, Turn,
+    Admission, Begin, Begun, Bounds, CancelResult, ConversationEntry, Deliver, Delivered,
+    DeliveredEnd, Fanout, FanoutError, Feed, FeedEvent, Keep, Kept, Live, LiveReply, Look, Read,
+    Result, Subject, Turn,
 };
 use chatmesh::protocol::ids::{ConversationId, MessageId, UserId};
-use chatmesh::protocol::position::{Epoch, Position};
+use chatmesh::protocol::position::Epoch;
 use chatmesh::store::Store;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
@@ -141,11 +142,7 @@ impl Fanout for Faulty {
             .await
     }
 
-    async fn delivered(
-        &self,
-        user: &UserId,
-        messages: &[MessageId],
-    ) -> Result<Vec<(Position, String)>> {
+    async fn delivered(&self, user: &UserId, messages: &[MessageId]) -> Result<Vec<DeliveredEnd>> {
         self.here()?.delivered(user, messages).await
     }
 

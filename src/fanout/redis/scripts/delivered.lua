@@ -1,10 +1,11 @@
 -- ARGV: messages
 local found = {}
 for _, message in ipairs(ARGV) do
-  local frame, position = outcome(message)
-  if frame and position then
+  local frame, position, forgotten = outcome(message)
+  if position and (frame or forgotten) then
+    found[#found + 1] = message
     found[#found + 1] = position
-    found[#found + 1] = frame
+    found[#found + 1] = frame or ''
   end
 end
 return found
