@@ -53,6 +53,8 @@ pub(super) struct Checker {
     pub(super) accepted: HashMap<String, (i64, i32, i64)>,
     /// When the log got each message's first end, in ms.
     pub(super) ended: HashMap<String, i64>,
+    /// What the log has of each message's end: kind and text.
+    records: HashMap<String, Vec<(String, String)>>,
     /// The messages of what was said.
     pub(super) said: HashMap<String, String>,
     /// And of their correlation ids: all that a classic client's error names.
@@ -80,6 +82,7 @@ impl Checker {
         let mut checker = Self {
             accepted: HashMap::new(),
             ended: HashMap::new(),
+            records: HashMap::new(),
             said: HashMap::new(),
             by_correlation: HashMap::new(),
             model_at_fault: at_fault
@@ -113,6 +116,13 @@ impl Checker {
             }
             let ended = checker.ended.entry(id.clone()).or_insert(i64::MAX);
             *ended = (*ended).min(record.timestamp_ms);
+            let kind = match value["code"].as_str() {
+                Some("cancelled") => "cancelled",
+                _ => value["type"].as_str().unwrap_or_default(),
+            };
+            let text = value["content"].as_str().unwrap_or_default();
+            let records = checker.records.entry(id.clone()).or_default();
+            records.push((kind.to_owned(), text.to_owned()));
             *ends.entry(id).or_default() += 1;
         }
         let unanswered: Vec<String> = checker
@@ -139,17 +149,12 @@ impl Checker {
     /// A user of `chatmesh.v1`. That no frame came twice, no index was left out, no text was
     /// spliced and no frame was another user's, its devices have checked with each frame.
     pub(super) fn user(&mut self, seen: &Seen) {
-        let history: BTreeMap<&str, &Turn> = seen
-            .history
-            .iter()
-            .map(|turn| (turn.message_id.as_str(), turn))
-            .collect();
-        if history.len() != seen.history.len() {
-            self.count.doubled += seen.history.len() - history.len();
-            self.breach(&format!("{}: twice in the history", seen.user), &[]);
-        }
+        self.history(&seen.user, &seen.history);
+        let turns = seen.history.iter().flatten();
+        let history: BTreeMap<&str, &Turn> =
+            turns.map(|turn| (turn.message_id.as_str(), turn)).collect();
         let said: HashSet<&str> = seen.sent.iter().map(|sent| sent.content.as_str()).collect();
-        for turn in &seen.history {
+        for turn in seen.history.iter().flatten() {
             let question = turn.question.as_deref();
             if question.is_some_and(|question| !said.contains(question)) {
                 let user = &seen.user;
@@ -203,6 +208,45 @@ impl Checker {
                 self.told_after_move(id, *at);
             }
             self.order(seen, device);
+        }
+    }
+
+    /// Of each conversation its turns, newest first: each message once, and in the log's order.
+    pub(super) fn history(&mut self, user: &str, conversations: &[Vec<Turn>]) {
+        let mut ids = HashSet::new();
+        for turn in conversations.iter().flatten() {
+            if !ids.insert(turn.message_id.as_str()) {
+                self.count.doubled += 1;
+                let what = format!("{user}: twice in the history");
+                self.breach(&what, &[&turn.message_id]);
+            }
+        }
+        for turns in conversations {
+            let places = turns.iter().filter_map(|turn| {
+                let id = turn.message_id.as_str();
+                Some((*self.accepted.get(id)?, id))
+            });
+            let places: Vec<_> = places.collect();
+            for pair in places.windows(2) {
+                let ((later, second), (earlier, first)) = (pair[0], pair[1]);
+                if later < earlier {
+                    self.count.out_of_order += 1;
+                    let what = format!(
+                        "{user}: {second} at {later:?} is after {first} at {earlier:?} in the history (I5)"
+                    );
+                    self.breach(&what, &[first, second]);
+                }
+            }
+        }
+    }
+
+    /// What a client was told is what the log has: of the first record or, where Redis had lost its data, of
+    /// another.
+    pub(super) fn is_in_log(&mut self, id: &str, kind: &str, text: &str) {
+        let records = self.records.get(id).map_or(&[][..], Vec::as_slice);
+        if !records.iter().any(|one| one.0 == kind && one.1 == text) {
+            let what = format!("told as {kind} {text:?}, and the log has {records:?} (I5)");
+            self.breach(&what, &[id]);
         }
     }
 
@@ -291,6 +335,9 @@ impl Checker {
                 &[id, &sent.id],
             );
         }
+        if kind != "error" {
+            self.is_in_log(id, kind, &ended.text);
+        }
         if kind == "error" && !self.may_fail(id) {
             self.breach(
                 &format!("{}: failed, and the model was well: {ended:?}", sent.id),
@@ -365,7 +412,7 @@ impl Checker {
     }
 
     /// What had ended long before Redis lost its data is not brought back.
-    fn may_be_forgotten(&self, id: &str) -> bool {
+    pub(super) fn may_be_forgotten(&self, id: &str) -> bool {
         let ended = self.ended.get(id).copied().unwrap_or(i64::MAX);
         let mut emptied = self.emptied.iter();
         emptied.any(|(_, until)| ended < *until - REBUILT_MS)

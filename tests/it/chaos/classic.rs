@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::answers::whole;
 use super::checker::Checker;
 use super::clients::{ClassicSeen, Connection};
+use crate::support::world::Turn;
 
 /// Longer than the longest recovery.
 const IN_TIME_MS: i64 = 30_000;
@@ -48,7 +49,9 @@ impl Checker {
         for connection in &seen.connections {
             self.count.messages += connection.sent.len();
             self.owed(user, connection, &had);
+            self.as_sent(user, connection);
         }
+        self.classic_history(seen);
         for (id, times) in had {
             if times > 1 {
                 self.count.doubled += 1;
@@ -84,6 +87,55 @@ impl Checker {
         let question = text.split_once("end ").map_or("", |(_, question)| question);
         if let Some(fault) = whole(text, question) {
             self.breach(&format!("{user}: {fault} (I4): {text:?}"), &[id]);
+        }
+        // A classic client names its message by nothing but what it said.
+        if self.said.get(question).is_none_or(|said| said != id) {
+            let what = format!("{user}: the answer of another question, {question:?} (I4)");
+            self.breach(&what, &[id]);
+        }
+        self.is_in_log(id, "response", text);
+    }
+
+    /// The log has the messages of a connection in the order in which they were sent.
+    fn as_sent(&mut self, user: &str, connection: &Connection) {
+        let of = |content: &String| {
+            let id = self.said.get(content)?;
+            Some((*self.accepted.get(id)?, id.clone()))
+        };
+        let sent = connection.sent.iter().map(|(_, content)| content);
+        let places: Vec<_> = sent.filter_map(of).collect();
+        for pair in places.windows(2) {
+            let ((before, first), (after, second)) = (&pair[0], &pair[1]);
+            if before > after {
+                self.count.out_of_order += 1;
+                let what = format!("{user}: {second} sent after {first}, and before it in the log");
+                self.breach(&what, &[second, first]);
+            }
+        }
+    }
+
+    /// Each answer that the client had is in the history as it was told.
+    fn classic_history(&mut self, seen: &ClassicSeen) {
+        let user = &seen.user;
+        self.history(user, &seen.history);
+        let turns = seen.history.iter().flatten();
+        let turns: HashMap<&str, &Turn> = turns.map(|one| (one.message_id.as_str(), one)).collect();
+        for (_, frame) in seen.connections.iter().flat_map(|one| &one.frames) {
+            let (Some(id), "response") = (
+                frame["message_id"].as_str(),
+                frame["type"].as_str().unwrap_or_default(),
+            ) else {
+                continue;
+            };
+            let told = frame["content"].as_str().unwrap_or_default();
+            match turns.get(id) {
+                Some(turn) if turn.status == "answered" && turn.answer == told => {}
+                None if self.may_be_forgotten(id) => {}
+                turn => {
+                    let what = format!("{user}: the history has {turn:?}, told was {told:?} (I5)");
+                    self.breach(&what, &[id]);
+                }
+            }
         }
     }
 

@@ -38,7 +38,8 @@ pub(super) struct Seen {
     /// `id`s that it asked to cancel.
     pub(super) cancelled: HashSet<String>,
     pub(super) devices: Vec<Transcript>,
-    pub(super) history: Vec<Turn>,
+    /// Of each conversation its turns, newest first.
+    pub(super) history: Vec<Vec<Turn>>,
 }
 
 /// What a classic client sent and got, connection by connection.
@@ -46,6 +47,7 @@ pub(super) struct Seen {
 pub(super) struct ClassicSeen {
     pub(super) user: String,
     pub(super) connections: Vec<Connection>,
+    pub(super) history: Vec<Vec<Turn>>,
 }
 
 /// One connection of a classic client. All times are in ms since 1970.
@@ -196,7 +198,9 @@ impl User {
                 Err(error) => panic!("{}", words_of(error)),
             }
         }
-        let history = whole_history(&self.doors, &self.name, &transcripts).await;
+        let ended = transcripts.iter().flat_map(|device| &device.order);
+        let ended = ended.map(String::as_str).collect();
+        let history = whole_history(&self.doors, &self.name, &ended).await;
         Seen {
             user: self.name,
             sent,
@@ -307,7 +311,7 @@ impl User {
             let turns = history(&self.doors, &self.name).await;
             for message in open {
                 let id = device.transcript.message_id(&message.id);
-                if id.is_some_and(|id| turns.iter().any(|turn| turn.message_id == id)) {
+                if id.is_some_and(|id| turns.iter().flatten().any(|turn| turn.message_id == id)) {
                     self.journal.reloaded(&message.id);
                     self.reloaded.insert(message.id);
                 }
@@ -411,24 +415,24 @@ async fn look_on(
     device.transcript
 }
 
-/// All turns of a user, from whichever gateway has them.
-async fn history(doors: &[u16], user: &str) -> Vec<Turn> {
+/// All turns of a user, conversation by conversation, from whichever gateway has them.
+async fn history(doors: &[u16], user: &str) -> Vec<Vec<Turn>> {
     let mut all = Vec::new();
     for conversation in CONVERSATIONS {
-        all.extend(History::new(doors[0], user).all_turns(conversation).await);
+        all.push(History::new(doors[0], user).all_turns(conversation).await);
     }
     all
 }
 
 /// The history, as soon as it has all that has ended, or what there is of it after a while: a Redis
 /// that lost its data is being filled, or had lost what is older than that.
-async fn whole_history(doors: &[u16], user: &str, devices: &[Transcript]) -> Vec<Turn> {
+async fn whole_history(doors: &[u16], user: &str, ended: &HashSet<&str>) -> Vec<Vec<Turn>> {
     let deadline = Instant::now() + SOON;
     loop {
         let turns = history(doors, user).await;
-        let known: HashSet<&str> = turns.iter().map(|turn| turn.message_id.as_str()).collect();
-        let mut ended = devices.iter().flat_map(|device| &device.order);
-        if ended.all(|id| known.contains(id.as_str())) || Instant::now() > deadline {
+        let known = turns.iter().flatten();
+        let known: HashSet<&str> = known.map(|turn| turn.message_id.as_str()).collect();
+        if ended.is_subset(&known) || Instant::now() > deadline {
             return turns;
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
@@ -446,6 +450,7 @@ async fn classic(
     let mut seen = ClassicSeen {
         user: name.clone(),
         connections: Vec::new(),
+        history: Vec::new(),
     };
     let patience = Duration::from_secs(8);
     let mut said = 0;
@@ -483,5 +488,10 @@ async fn classic(
         connection.until = now_ms();
         seen.connections.push(connection);
     }
+    let frames = seen.connections.iter().flat_map(|one| &one.frames);
+    let answers = frames.filter(|(_, frame)| frame["type"] == "response");
+    let answered = answers.filter_map(|(_, frame)| frame["message_id"].as_str());
+    let answered = answered.collect();
+    seen.history = whole_history(&doors, &name, &answered).await;
     seen
 }
