@@ -415,6 +415,10 @@ pub struct Deliver {
     pub position: Position,
     /// The user's last position that this relay knows to be in the mailbox.
     pub known: Option<Position>,
+    /// When the log got the record, in ms since the Unix epoch by its own clock. A turn that a history
+    /// has lost comes back to its place by this; without, it becomes the newest. A fan-out that
+    /// can't lose its data apart from the log's need not heed it.
+    pub ended_ms: Option<i64>,
     /// Below the group's commit as it was: published on the live channel only.
     pub rewind: bool,
     /// The terminal frame's JSON with its `position`, as it goes to clients.

@@ -95,6 +95,7 @@ impl RelayHandler {
             conversation: terminal.conversation_id.clone(),
             position: position.clone(),
             known,
+            ended_ms: Some(record.timestamp_ms),
             rewind: delivery.replay,
             frame: with_trace(bring.frame.clone(), publishing.context()),
             answer: answer(terminal),

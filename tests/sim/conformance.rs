@@ -221,6 +221,7 @@ impl Runner<'_> {
                     conversation: Some(self.subject(message).conversation),
                     position: at(offset),
                     known: known.map(at),
+                    ended_ms: None,
                     rewind,
                     frame: frame(message, end),
                     answer: words(end),

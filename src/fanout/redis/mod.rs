@@ -337,6 +337,7 @@ impl Fanout for RedisFanout {
             text(call.frame.trim_end()),
             text(&call.answer),
             text(status_code(call.status)),
+            Value::from(call.ended_ms.map_or_else(String::new, |ms| ms.to_string())),
         ];
         let mut reply = self
             .run_for(&self.scripts.deliver, &call.user, args)

@@ -259,6 +259,7 @@ async fn backend(fanout: Arc<EmbeddedFanout>, chance: Chance) {
             conversation: Some(subject.conversation.clone()),
             position: at(number),
             known: (number > 0).then(|| at(number - 1)),
+            ended_ms: None,
             rewind: chance.is(0.2),
             frame: ending(number, &text).frame,
             answer: text,

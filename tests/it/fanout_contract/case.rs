@@ -210,6 +210,7 @@ impl<'a> Case<'a> {
             conversation: Some(subject.conversation.clone()),
             position: self.at(offset),
             known: None,
+            ended_ms: None,
             rewind: false,
             frame: terminal(text),
             answer: text.to_owned(),

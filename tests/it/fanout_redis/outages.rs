@@ -43,6 +43,7 @@ fn delivery(offset: i64) -> Deliver {
             offset,
         },
         known: None,
+        ended_ms: None,
         rewind: false,
         frame: format!(r#"{{"type":"response","offset":{offset}}}"#),
         answer: "x".into(),

@@ -159,6 +159,7 @@ impl Gateway {
             conversation: Some(answer.subject.conversation.clone()),
             position: at(offset),
             known: None,
+            ended_ms: None,
             rewind: false,
             frame: with_position(&frame, offset),
             answer: answer.text.clone(),

@@ -231,6 +231,7 @@ fn delivery(name: &str, position: Position, known: Option<Position>) -> Deliver 
         frame: frame(name, "delivered"),
         position,
         known,
+        ended_ms: None,
         rewind: false,
         answer: "delivered".into(),
         status: TurnStatus::Answered,

@@ -1,5 +1,6 @@
 -- ARGV: new counter's id, new mailbox's id, message, conversation (or empty), epoch, offset, known
--- epoch (or empty), known offset, 1 in a rewind, frame, answer, status
+-- epoch (or empty), known offset, 1 in a rewind, frame, answer, status, time of the record in ms (or
+-- empty)
 local message, epoch, offset = ARGV[3], ARGV[5], tonumber(ARGV[6])
 local rewind = ARGV[9] == '1'
 local mailbox = redis.call('HMGET', M, 'id', 'ep', 'en', 'bytes', 'at', 'v', 'was', 'fr')
@@ -65,7 +66,9 @@ redis.call('PEXPIRE', key, int(DEDUP_TTL))
 -- The frame that was kept, with its position added, has its turn in the history since then.
 local as_kept = kept and string.sub(ARGV[10], 1, #kept - 1) == string.sub(kept, 1, -2)
 if ARGV[4] ~= '' and not as_kept then
-  put_turn(ARGV[4], message, false, ARGV[11], ARGV[12])
+  -- Of one millisecond they are told apart by the offset.
+  local ended = tonumber(ARGV[13])
+  put_turn(ARGV[4], message, false, ARGV[11], ARGV[12], ended and ended * 1000 + offset % 1000)
 end
 
 local size = #ARGV[10]

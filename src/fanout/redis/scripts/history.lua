@@ -1,5 +1,5 @@
 -- A conversation's turns: a hash with each turn under its message (turn.lua), and their order by
--- the time (microseconds) at which they were first stored. `hl` lists the conversations by their
+-- the time (microseconds) at which they were first stored, or the log had their ends. `hl` lists the conversations by their
 -- last turn, for paging through them. `hx` has `message conversation` of turns that fell out of the
 -- bounds while their outcome is still there, for `forget`: so a conversation stays that long at least.
 local HISTORY_KEPT = math.max(HISTORY_TTL, DEDUP_TTL)
@@ -12,12 +12,16 @@ local function turn(question, answer, status)
 end
 
 -- Returns the states before and, as its time, after, where a turn was added and nothing else changed.
-local function put_turn(conversation, message, question, answer, status)
+-- `ended` (microseconds, the log's clock) is given where a turn may come back to a server that lost it:
+-- then its place is before what was stored meanwhile.
+local function put_turn(conversation, message, question, answer, status, ended)
   local turns, order = P .. 'h:' .. conversation, P .. 'ho:' .. conversation
-  local at = now_us
+  local at = math.min(ended or now_us, now_us)
   local last = redis.call('ZREVRANGE', order, 0, 0, 'WITHSCORES')
+  local older = false
   if last[2] and tonumber(last[2]) >= at then
-    at = tonumber(last[2]) + 1
+    older = ended ~= nil
+    at = older and at or tonumber(last[2]) + 1
   end
   if last[1] == message or redis.call('ZADD', order, 'NX', int(at), message) == 0 then
     -- The conversation's state (turn.lua) is another one with this.
@@ -29,6 +33,9 @@ local function put_turn(conversation, message, question, answer, status)
     end
     redis.call('HSET', turns, message, turn(question, answer, status))
     return
+  end
+  if older then
+    redis.call('ZINCRBY', order, 1, last[1])
   end
   redis.call('HSET', turns, message, turn(question, answer, status))
   redis.call('ZADD', P .. 'hl', int(now), conversation)
@@ -57,7 +64,7 @@ local function put_turn(conversation, message, question, answer, status)
     redis.call('HDEL', turns, old)
   end
   -- With a bound that a context could reach, who has the turns in mind can't tell what went.
-  if #gone == 0 or MANY_TURNS then
+  if not older and (#gone == 0 or MANY_TURNS) then
     return last[1] and last[1] .. ' ' .. last[2] or '', int(at)
   end
 end
