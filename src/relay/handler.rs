@@ -95,7 +95,8 @@ impl RelayHandler {
             conversation: terminal.conversation_id.clone(),
             position: position.clone(),
             known,
-            ended_ms: Some(record.timestamp_ms),
+            // A record without a time has -1.
+            ended_ms: Some(record.timestamp_ms).filter(|ms| *ms > 0),
             rewind: delivery.replay,
             frame: with_trace(bring.frame.clone(), publishing.context()),
             answer: answer(terminal),
