@@ -11,13 +11,14 @@ use async_trait::async_trait;
 use chatmesh::config::settings::RedisSettings;
 use chatmesh::fanout::redis::RedisFanout;
 use chatmesh::fanout::{Bounds, Fanout};
-use chatmesh::protocol::ids::UserId;
+use chatmesh::protocol::ids::{ConversationId, UserId};
+use chatmesh::protocol::timestamp::now_ms;
 use fred::clients::Client;
 use fred::interfaces::{ClientLike, LuaInterface};
 use fred::types::Builder;
 use fred::types::config::Config;
 
-use crate::fanout_contract::Backend;
+use crate::fanout_contract::{Backend, Case};
 
 /// Redis at a URL, shared with other tests: only the test's own user is emptied.
 pub(crate) struct RedisBackend {
@@ -83,6 +84,34 @@ impl Backend for RedisBackend {
         let found: i64 = self.admin.eval(script, tag.as_str(), text).await.unwrap();
         found == 1
     }
+}
+
+/// Only a fan-out that can lose what the log has puts a turn anywhere but at the end.
+#[tokio::test]
+async fn lost_turns_come_back_before_what_was_kept_since() {
+    let backend = RedisBackend::new("TEST_REDIS_URL").await;
+    let case = Case::new(&backend).await;
+    let lost = [case.message(), case.message()];
+    for message in &lost {
+        case.answer(message, "lost").await;
+    }
+    let ended = now_ms();
+    case.lose().await;
+    let since = case.message();
+    case.answer(&since, "since").await;
+    for (offset, message) in (0..).zip(&lost) {
+        let mut rewound = case.delivery(message, offset, "lost");
+        rewound.rewind = true;
+        // Both before what came since, by any clock that is a second right.
+        rewound.ended_ms = Some(ended - 1000 + offset);
+        case.deliver_call(rewound).await;
+    }
+    let turns = case.context(&ConversationId::default_conversation()).await;
+    let ids: Vec<_> = turns.iter().map(|turn| &turn.message_id).collect();
+    assert_eq!(
+        ids,
+        [&lost[0].message_id, &lost[1].message_id, &since.message_id]
+    );
 }
 
 mod single {

@@ -1,7 +1,8 @@
 -- A conversation's turns: a hash with each turn under its message (turn.lua), and their order by
--- the time (microseconds) at which they were first stored, or the log had their ends. `hl` lists the conversations by their
--- last turn, for paging through them. `hx` has `message conversation` of turns that fell out of the
--- bounds while their outcome is still there, for `forget`: so a conversation stays that long at least.
+-- the time (microseconds) at which they were first stored, or at which the log had their ends where they
+-- were lost since. `hl` lists the conversations by their last turn, for paging through them. `hx` has
+-- `message conversation` of turns that fell out of the bounds while their outcome is still there, for
+-- `forget`: so a conversation stays that long at least.
 local HISTORY_KEPT = math.max(HISTORY_TTL, DEDUP_TTL)
 
 local function turn(question, answer, status)
