@@ -2,23 +2,28 @@
 //! what happens when the disk fails.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use fjall::{Database, JournalRecoveryError, Keyspace, KeyspaceCreateOptions, PersistMode};
 use tokio::sync::oneshot;
 
 use super::directory::{Directory, OpenError};
-use super::{Batch, Entry, StoreError, TABLES, Table, Ticket};
+use super::{Batch, Entry, StoreError, TABLES, Table, Ticket, journal};
 
 /// What has to be read again after a kill stays below this, so that opening takes a second.
 const MAX_JOURNALS: u64 = 64 << 20;
 const MEMTABLE: u64 = 8 << 20;
 const CACHE: u64 = 64 << 20;
+
+/// More than one sync that a power cut broke off would leave.
+const MOST_HOLES: usize = 16;
+const DAMAGED: &str = "its journal is damaged, and not as a power cut leaves it: the disk has changed \
+                       what was written; put back a copy of the whole directory";
 
 /// How often free space is looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -36,7 +41,33 @@ struct Engine {
 }
 
 impl Engine {
-    fn open(path: &Path) -> fjall::Result<Self> {
+    /// Opens what is there, without what a power cut left of batches that nobody was told of.
+    fn open(directory: &Directory) -> Result<Self, String> {
+        let tables = directory.tables();
+        for _ in 0..=MOST_HOLES {
+            let damage = match Self::open_as_it_is(&tables) {
+                Err(fjall::Error::JournalRecovery(
+                    damage @ JournalRecoveryError::ChecksumMismatch,
+                )) => damage,
+                opened => return opened.map_err(|error| error.to_string()),
+            };
+            let cut = journal::cut_before_last_hole(&tables, directory.path());
+            match cut.map_err(|error| format!("{damage}: {error}"))? {
+                Some(cut) => tracing::warn!(
+                    length = cut.at,
+                    bytes = cut.bytes,
+                    kept = %cut.kept.display(),
+                    "a part of the journal's end was never written, as a power cut leaves it: cut off there, \
+                     since nothing behind it had been acknowledged. Without a power cut the disk is \
+                     damaged: keep the file"
+                ),
+                None => break,
+            }
+        }
+        Err(DAMAGED.into())
+    }
+
+    fn open_as_it_is(path: &Path) -> fjall::Result<Self> {
         let database = Database::builder(path)
             .cache_size(CACHE)
             .max_journaling_size(MAX_JOURNALS)
@@ -110,7 +141,7 @@ impl Durable {
             dir: dir.to_owned(),
             reason,
         };
-        let engine = Engine::open(&directory.tables()).map_err(|e| io(e.to_string()))?;
+        let engine = Engine::open(&directory).map_err(io)?;
         let free = directory.free().map_err(|e| io(e.to_string()))?;
         let shared = Arc::new(Shared {
             directory,
@@ -368,7 +399,7 @@ impl Shared {
     /// are made on runtime threads. So the newest journal is synced through a handle of our own:
     /// the engine syncs a journal itself before it begins the next.
     fn sync_journal(&self, journal: &mut Option<(u64, File)>) -> Result<(), String> {
-        let newest = newest_journal(&self.directory.tables()).map_err(|e| e.to_string())?;
+        let newest = journal::newest(&self.directory.tables()).map_err(|e| e.to_string())?;
         let Some((id, path)) = newest else {
             let engine = self.engine.load_full().ok_or("being opened again")?;
             return engine
@@ -435,7 +466,7 @@ impl Shared {
         }
         // Nobody commits now; what was committed since the failure was noticed is as unsure.
         self.give_up(Vec::new());
-        match Engine::open(&self.directory.tables()) {
+        match Engine::open(&self.directory) {
             Ok(engine) => {
                 *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
                 self.failing.store(false, Ordering::Release);
@@ -447,20 +478,4 @@ impl Shared {
             }
         }
     }
-}
-
-fn newest_journal(tables: &Path) -> std::io::Result<Option<(u64, PathBuf)>> {
-    let mut newest: Option<(u64, PathBuf)> = None;
-    for entry in std::fs::read_dir(tables)? {
-        let path = entry?.path();
-        let id = path
-            .file_name()
-            .and_then(|name| name.to_str()?.strip_suffix(".jnl")?.parse().ok());
-        if let Some(id) = id
-            && newest.as_ref().is_none_or(|(other, _)| *other < id)
-        {
-            newest = Some((id, path));
-        }
-    }
-    Ok(newest)
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 mod directory;
 mod durable;
 mod holder;
+mod journal;
 mod memory;
 
 pub use directory::{Folder, OpenError, look};

@@ -1,3 +1,4 @@
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::*;
@@ -223,25 +224,24 @@ fn a_store_survives_kill_9_with_every_batch_that_was_committed() {
     }
 }
 
+/// Forty batches of two values of `size` bytes in `dir`, and their journal.
+fn forty_batches(dir: &Path, size: usize) -> PathBuf {
+    let store = Store::open(dir, 0).unwrap();
+    for n in 0u64..40 {
+        let mut batch = Batch::default();
+        batch.put(Table::Log, n.to_be_bytes(), vec![7; size]);
+        batch.put(Table::Users, n.to_be_bytes(), vec![8; size]);
+        store.commit(batch).unwrap();
+    }
+    drop(store);
+    let newest = journal::newest(&dir.join("tables")).unwrap();
+    newest.expect("the layout that the sync thread relies on").1
+}
+
 #[test]
 fn a_journal_that_was_cut_anywhere_opens_with_whole_batches() {
     let dir = tempfile::tempdir().unwrap();
-    {
-        let store = Store::open(dir.path(), 0).unwrap();
-        for n in 0u64..40 {
-            let mut batch = Batch::default();
-            batch.put(Table::Log, n.to_be_bytes(), vec![7; 300]);
-            batch.put(Table::Users, n.to_be_bytes(), vec![8; 300]);
-            store.commit(batch).unwrap();
-        }
-    }
-    let tables = dir.path().join("tables");
-    let journal = std::fs::read_dir(&tables)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|e| e == "jnl"))
-        .max()
-        .expect("the layout that the sync thread relies on");
+    let journal = forty_batches(dir.path(), 300);
     let whole = std::fs::read(&journal).unwrap();
     let used = whole.iter().rposition(|b| *b != 0).unwrap() as u64;
     let mut counts = Vec::new();
@@ -264,6 +264,63 @@ fn a_journal_that_was_cut_anywhere_opens_with_whole_batches() {
     }
     assert!(counts.is_sorted_by(|a, b| a >= b), "{counts:?}");
     assert!(counts[0] >= 38 && counts[5] < 20, "{counts:?}");
+}
+
+fn with_byte_range(path: &Path, at: usize, bytes: &[u8]) {
+    use std::os::unix::fs::FileExt;
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    file.write_all_at(bytes, at as u64).unwrap();
+}
+
+#[test]
+fn a_journal_with_sectors_that_were_never_written_opens_with_what_is_before_them() {
+    const VALUE: usize = 3000;
+    // In the last batch; in an earlier one; in two of them.
+    for (holes, most, least) in [(&[39][..], 39, 38), (&[30], 30, 29), (&[33, 36], 33, 32)] {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = forty_batches(dir.path(), VALUE);
+        let whole = std::fs::read(&journal).unwrap();
+        for batch in holes {
+            let value = vec![7; VALUE];
+            let values = whole.windows(VALUE).enumerate();
+            let mut values = values.filter(|(_, window)| *window == value);
+            let (from, _) = values.nth(*batch).unwrap();
+            let sector = from.next_multiple_of(512) + 512;
+            with_byte_range(&journal, sector, &[0; 1024]);
+        }
+        let store = Store::open(dir.path(), 0).unwrap();
+        let log = store.scan(Table::Log, b"", &[0xff], 100, false).unwrap();
+        assert!(
+            (least..=most).contains(&log.len()),
+            "{holes:?}: {}",
+            log.len()
+        );
+        assert!(log.iter().all(|(_, value)| *value == vec![7; VALUE]));
+        // What was cut off is kept, for its owner only.
+        let names = std::fs::read_dir(dir.path()).unwrap();
+        let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let kept = names.filter(|name| name.starts_with("journal-")).count();
+        assert_eq!(kept, holes.len());
+        // And it goes on from there.
+        let ticket = put(&store, "after", "v");
+        store.synced_blocking(ticket).unwrap();
+        drop(store);
+        let store = Store::open(dir.path(), 0).unwrap();
+        assert!(store.get(Table::Users, b"after").unwrap().is_some());
+    }
+}
+
+#[test]
+fn a_journal_that_the_disk_has_changed_is_refused_and_left_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = forty_batches(dir.path(), 3000);
+    let whole = std::fs::read(&journal).unwrap();
+    let used = whole.iter().rposition(|byte| *byte != 0).unwrap();
+    // In the middle of a value.
+    with_byte_range(&journal, used / 2 + 1500, &[9]);
+    let text = Store::open(dir.path(), 0).unwrap_err().to_string();
+    assert!(text.contains("damaged") && text.contains("copy"), "{text}");
+    assert_eq!(std::fs::read(&journal).unwrap().len(), whole.len());
 }
 
 #[test]
