@@ -23,8 +23,8 @@ use self::scripts::{Script, Scripts};
 use self::trouble::Trouble;
 use super::{
     Admission, Admitted, Begin, Begun, CancelResult, ConversationEntry, Deliver, Delivered,
-    DeliveredEnd, Ending, Fanout, FanoutError, Feed, FeedEvent, Keep, Kept, LazyEnding, Limit,
-    Live, LiveReply, Look, Outcome, Read, Result, Subject, Turn, TurnStatus,
+    DeliveredEnd, Ending, Fanout, FanoutError, Feed, FeedEvent, Keep, Kept, LEASE, LazyEnding,
+    Limit, Live, LiveReply, Look, Outcome, Read, Result, Subject, Turn, TurnStatus,
 };
 use crate::config::settings::RedisSettings;
 use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId, UserId};
@@ -87,9 +87,14 @@ impl RedisFanout {
     /// Runs a script within the command's time, whatever the client library waits for.
     async fn run(&self, script: &Script, key: &str, args: Vec<Value>) -> Result<Reply> {
         let call = script.run(&self.client, key, args);
-        tokio::time::timeout(self.settings.command_timeout, call)
-            .await
-            .map_err(|_| FanoutError::Unavailable("redis did not answer in time".into()))?
+        let answer = tokio::time::timeout(self.settings.command_timeout, call).await;
+        let late = || {
+            Err(FanoutError::Unavailable(
+                "redis did not answer in time".into(),
+            ))
+        };
+        self.trouble
+            .see(answer.unwrap_or_else(|_| late()))
             .map(Reply::new)
     }
 
@@ -236,6 +241,7 @@ impl Fanout for RedisFanout {
             text(call.owner.as_str()),
             Value::from(call.had.to_string()),
             Value::from(frame::restarted(subject)),
+            Value::from(millis(self.trouble.left_of(LEASE)).to_string()),
             Value::from(limit.to_string()),
             Value::from(max_age.to_string()),
             text(known.map_or("", |known| &known.0)),

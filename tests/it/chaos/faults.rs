@@ -432,7 +432,10 @@ impl<'a> Storm<'a> {
         assert_eq!(status.code(), Some(0), "{} ended badly", member.name);
         member.bury();
         member.start().await;
-        (member.name.into(), since)
+        let name = member.name;
+        // It ends what it has at work. What waits is read by others, with what ended behind it.
+        self.may_cost(Cost::Moved, &[name], since);
+        (name.into(), since)
     }
 
     /// SIGSTOP for longer than its session and its leases.

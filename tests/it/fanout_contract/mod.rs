@@ -10,7 +10,7 @@ mod limits;
 mod mailboxes;
 
 pub(crate) use answers::*;
-pub(crate) use case::{Backend, Case};
+pub(crate) use case::{Backend, Case, attempt, kept, outcome};
 pub(crate) use feeds::*;
 pub(crate) use forgetting::*;
 pub(crate) use histories::*;

@@ -38,6 +38,10 @@ impl RedisBackend {
     async fn new(variable: &str) -> Self {
         let url = std::env::var(variable)
             .unwrap_or_else(|_| panic!("{variable} is not set: run the tests by tests/run"));
+        Self::at(url).await
+    }
+
+    async fn at(url: String) -> Self {
         let admin = Builder::from_config(Config::from_url(&url).unwrap())
             .build()
             .unwrap();

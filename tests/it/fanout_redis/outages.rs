@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use chatmesh::fanout::redis::RedisFanout;
 use chatmesh::fanout::{
-    Bounds, Channel, Deliver, Fanout, FanoutError, FeedEvent, Read, TurnStatus,
+    Begun, Bounds, Channel, Deliver, Fanout, FanoutError, FeedEvent, LEASE, Owner, Read, TurnStatus,
 };
 use chatmesh::protocol::ids::{MessageId, UserId};
 use chatmesh::protocol::position::{Epoch, Position};
@@ -13,8 +13,8 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::server::{Cluster, Sentinel, ask, free_port, redis};
-use super::settings;
-use crate::fanout_contract::next_event;
+use super::{RedisBackend, settings};
+use crate::fanout_contract::{Case, attempt, kept, next_event, outcome};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const COMMAND: Duration = Duration::from_secs(1);
@@ -162,6 +162,50 @@ async fn a_restart_with_the_data_is_a_disruption_and_a_gap() {
     // Redis has forgotten the scripts; the subscription is there again.
     deliver(&*fanout, 2).await;
     gap_before(&mut events, 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_nobody_could_renew_is_respected_when_redis_is_back() {
+    let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
+    let durable = ["--appendonly", "yes", "--appendfsync", "always"];
+    let server = redis(port, dir.path(), &durable);
+    let backend = RedisBackend::at(format!("redis://127.0.0.1:{port}")).await;
+    let first = Case::new(&backend).await;
+    let process = || Case::of(&backend, Bounds::default(), first.user.clone());
+    let second = process().await;
+    until_there(&*first.fanout).await;
+    until_there(&*second.fanout).await;
+    let owner = Owner::random();
+    let (message, abandoned) = (first.message(), first.message());
+    for message in [&message, &abandoned] {
+        assert_eq!(attempt(&first.begin(message, &owner, 0).await), 1);
+    }
+
+    drop(server);
+    tokio::time::sleep(LEASE).await;
+    let _server = redis(port, dir.path(), &durable);
+    until_there(&*second.fanout).await;
+    let other = Owner::random();
+    let begun = second.begin(&message, &other, 0).await;
+    assert!(
+        matches!(begun, Begun::Busy(left) if left <= LEASE),
+        "{begun:?}"
+    );
+    until_there(&*first.fanout).await;
+    kept(first.keep(&message, &owner, 1, "whole").await);
+    let known = outcome(second.begin(&message, &other, 0).await);
+    assert!(known.frame.contains("whole"), "{known:?}");
+
+    // Who did not see Redis away knows that the lease is over; the others wait for it once.
+    let third = process().await;
+    until_there(&*third.fanout).await;
+    let begun = second.begin(&abandoned, &other, 0).await;
+    assert!(matches!(begun, Begun::Busy(_)), "{begun:?}");
+    let begun = third.begin(&abandoned, &Owner::random(), 0).await;
+    assert_eq!(attempt(&begun), 2);
+    tokio::time::sleep(LEASE).await;
+    let begun = second.begin_when_free(&abandoned, &other, 0).await;
+    assert_eq!(attempt(&begun), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,19 +1,20 @@
 -- ARGV: new counter's id, message, client's id, conversation, owner, attempt had, `restarted`
--- frame, turns of the history at most (0: none are wanted), age of the newest (ms), its mark where
--- the caller has them, the cancelled ending (5) where it was asked for
+-- frame, ms for which leases count that ran out, turns of the history at most (0: none are wanted), age
+-- of the newest (ms), its mark where the caller has them, the cancelled ending (5) where it was asked for
+local LONGEST_AWAY = 60000
 local message, owner, had = ARGV[2], ARGV[5], tonumber(ARGV[6])
 local frame, position, forgotten = outcome(message)
 if frame then
   return { 'ended', frame, position or '' }
 end
 if forgotten or is_cancelled(message) then
-  if not ARGV[11] then
+  if not ARGV[12] then
     return { 'cancelled' }
   end
   if not forgotten then
-    store_ending(ARGV[4], message, 11)
+    store_ending(ARGV[4], message, 12)
   end
-  return { 'ended', ARGV[11], position or '' }
+  return { 'ended', ARGV[12], position or '' }
 end
 
 local key = P .. 'a:' .. message
@@ -28,21 +29,27 @@ local function taking()
   return redis.call('HGET', key, 'taking')
 end
 
-if answer[1] and answer[1] ~= owner and tonumber(answer[2]) > now then
-  return { 'busy', int(tonumber(answer[2]) - now) }
+if answer[1] and answer[1] ~= owner then
+  local lease = tonumber(answer[2])
+  -- While this server was away nobody could renew it. Not for ever: the caller may find it away again
+  -- and again, and the owner may be dead.
+  lease = math.max(lease, math.min(now + tonumber(ARGV[8]), lease + LONGEST_AWAY))
+  if lease > now then
+    return { 'busy', int(lease - now) }
+  end
 end
 
 -- What came earlier in the conversation, unless the caller has it.
 local function begun(number, takings)
-  local limit = tonumber(ARGV[8])
+  local limit = tonumber(ARGV[9])
   if limit == 0 then
     return { 'attempt', int(number), int(now), takings }
   end
   local mark = history_mark(ARGV[4])
-  if mark == ARGV[10] then
+  if mark == ARGV[11] then
     return { 'attempt', int(number), int(now), takings, mark }
   end
-  return { 'attempt', int(number), int(now), takings, mark, context(ARGV[4], limit, ARGV[9]) }
+  return { 'attempt', int(number), int(now), takings, mark, context(ARGV[4], limit, ARGV[10]) }
 end
 
 if answer[1] == owner and attempt > had then
