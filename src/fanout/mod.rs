@@ -473,6 +473,9 @@ pub struct Look {
     pub frames: Vec<(Position, String)>,
     /// There are more after the last of `frames`: read again from its position.
     pub more: bool,
+    /// The last frame that a rewind has put into the mailbox, which may have trimmed it since. What
+    /// is there up to it was delivered before, and is no news.
+    pub rebuilt: Option<Position>,
     /// Answers being written.
     pub in_flight: Vec<InFlight>,
     /// What is accepted and not yet ended, oldest first: a hint.

@@ -35,6 +35,10 @@ struct Message {
     /// Where that is known.
     conversation: Option<ConversationId>,
     in_log: bool,
+    /// Its end is told wherever it is found, also among what a rewind has brought back: it was asked for
+    /// here, or published to sockets here. Of others a socket may have had the end by another
+    /// gateway, before Redis lost that.
+    owed: bool,
     /// Admitted here, so that `since` tells its place among the others that are. Of what another
     /// gateway admitted, or a frame told of, that is not known.
     in_order: bool,
@@ -135,6 +139,7 @@ impl Awaited {
                 correlation_id,
                 conversation,
                 in_log: false,
+                owed: in_order,
                 in_order,
                 passed: false,
             },
@@ -148,6 +153,17 @@ impl Awaited {
             message.in_log = true;
             self.changed();
         }
+    }
+
+    /// Its end was published to sockets here, and is told by a reading of the mailbox.
+    pub(super) fn is_owed_too(&mut self, id: &MessageId) {
+        if let Some(message) = self.messages.get_mut(id) {
+            message.owed = true;
+        }
+    }
+
+    pub(super) fn is_owed(&self, id: &MessageId) -> bool {
+        self.messages.get(id).is_some_and(|one| one.owed)
     }
 
     /// It has ended, or never will.

@@ -10,7 +10,7 @@ use futures_util::{StreamExt as _, stream};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::registry::Entry;
-use super::user::Source;
+use super::user::{Source, up_to};
 use super::v1::followers::Mark;
 use super::{Gateway, feed};
 use crate::fanout::{FanoutError, Look, Read};
@@ -222,6 +222,8 @@ async fn check(gateway: &Gateway, entry: &Entry) -> Result<(), FanoutError> {
     };
     let mut look = read(gateway, entry, after.clone(), after.is_none()).await?;
     follow_up(entry, &look, marks, lost).await;
+    // Where Redis was rolled back, what was read before comes once more.
+    let before = after.clone().filter(|_| !look.recovered);
     if !look.recovered {
         // Not all of what is waited for need be in the mailbox: it may have been trimmed, or its user
         // may have moved to another partition, which begins it anew.
@@ -229,7 +231,6 @@ async fn check(gateway: &Gateway, entry: &Entry) -> Result<(), FanoutError> {
         if after.is_some() {
             // The position is worth nothing any more: trimmed, or lost with Redis. What is waited
             // for may be in what the mailbox has.
-            entry.state().rebuilt();
             look = read(gateway, entry, None, true).await?;
         }
     }
@@ -249,7 +250,13 @@ async fn check(gateway: &Gateway, entry: &Entry) -> Result<(), FanoutError> {
             frames.sort_by_key(|(at, _)| (at.epoch == look.end.epoch, at.offset));
         }
         for (position, frame) in frames {
-            let source = entry.state().source(&position);
+            let old = [&look.rebuilt, &before].into_iter().flatten();
+            let mailbox = position.epoch == look.end.epoch;
+            let source = if mailbox && !old.into_iter().any(|old| up_to(&position, Some(old))) {
+                Source::Mailbox
+            } else {
+                Source::Rebuilt
+            };
             tell(gateway, entry, &frame, position, source);
         }
         let page_end = next.clone().unwrap_or_else(|| look.end.clone());

@@ -59,11 +59,12 @@ impl Socket {
 pub(super) enum Source {
     /// Published.
     Live,
-    /// Read from the mailbox, above what may be old: all of it is news.
+    /// Read from the mailbox, where it was put as it was delivered first: it is news.
     Mailbox,
-    /// Published by a rewind: only what is waited for is news.
+    /// Published by a rewind: only what is owed is news.
     Rewind,
-    /// Read from a mailbox that may be of a rewind: only what is waited for is news.
+    /// Put into the mailbox again by a rewind, or known by its message alone: only what is owed is
+    /// news.
     Rebuilt,
 }
 
@@ -76,17 +77,6 @@ pub(super) struct Taken {
     pub(super) ended: Option<MessageId>,
     /// Left to a reading of the mailbox, at once; the first one since the last look.
     pub(super) left: bool,
-}
-
-/// Up to where the mailbox's frames may be old ones, which a relay's rewind has put there again. No
-/// classic socket may be run over by those: only what is awaited is told of them.
-#[derive(Debug, Default)]
-enum Old {
-    /// As far as is known: who connects while a mailbox is rebuilt can't see that it is.
-    #[default]
-    All,
-    /// A frame was published here as it was delivered first: the rewind had passed by then.
-    UpTo(Position),
 }
 
 /// See the module.
@@ -104,7 +94,6 @@ pub(super) struct UserState {
     verified: Option<Position>,
     /// The highest position told.
     seen: Option<Position>,
-    old: Old,
     /// The mailbox must be read although nothing is awaited.
     due: bool,
     /// Published frames may have been lost, and the mailbox was not read to its end since.
@@ -152,22 +141,6 @@ impl UserState {
     /// Up to where the mailbox was read.
     pub(super) fn verified(&self) -> Option<Position> {
         self.verified.clone()
-    }
-
-    /// The mailbox was lost: what it has from now on may be old.
-    pub(super) fn rebuilt(&mut self) {
-        self.old = Old::All;
-    }
-
-    /// What a frame of the mailbox is, by its position.
-    pub(super) fn source(&self, position: &Position) -> Source {
-        match &self.old {
-            Old::UpTo(old) if old.epoch == position.epoch && old.offset < position.offset => {
-                Source::Mailbox
-            }
-            // Of another partition it may be from before its user moved.
-            Old::All | Old::UpTo(_) => Source::Rebuilt,
-        }
     }
 
     /// The mailbox was read up to here.
@@ -267,6 +240,7 @@ impl UserState {
         }
         self.under_way(id, conversation.as_ref());
         self.awaited.is_in_log(id);
+        self.awaited.is_owed_too(id);
         self.due = true;
         true
     }
@@ -279,11 +253,6 @@ impl UserState {
         position: Option<Position>,
         source: Source,
     ) -> Taken {
-        if let (Source::Live, Some(position)) = (source, &position)
-            && !matches!(&self.old, Old::UpTo(old) if old.epoch == position.epoch)
-        {
-            self.old = Old::UpTo(position.clone());
-        }
         let ended = self.awaited_message(frame);
         let key: Option<Arc<str>> = match (&frame.message_id, &position) {
             (Some(id), _) => Some(id.as_str().into()),
@@ -293,10 +262,13 @@ impl UserState {
         let known = key.as_ref().is_some_and(|key| self.told.contains(key));
         let news = !known
             && match (source, &position) {
-                _ if ended.is_some() => true,
-                (Source::Live, Some(position)) => !up_to(position, self.seen.as_ref()),
+                (Source::Live, Some(position)) => {
+                    ended.is_some() || !up_to(position, self.seen.as_ref())
+                }
                 (Source::Live, None) | (Source::Mailbox, _) => true,
-                (Source::Rewind | Source::Rebuilt, _) => false,
+                (Source::Rewind | Source::Rebuilt, _) => {
+                    ended.as_ref().is_some_and(|id| self.awaited.is_owed(id))
+                }
             };
         let published = matches!(source, Source::Live | Source::Rewind);
         if news {
@@ -450,28 +422,29 @@ mod tests {
     }
 
     #[test]
-    fn what_a_rewind_put_into_the_mailbox_again_is_told_to_who_waits_for_it_alone() {
+    fn what_a_rewind_brings_is_told_of_what_was_asked_for_or_published_here_alone() {
         let mut state = UserState::default();
-        // It connects in the middle of the rebuilding: the mailbox's end is an old frame.
-        state.started(&at(10));
-        assert_eq!(state.source(&at(11)), Source::Rebuilt);
-        assert!(tell(&mut state, "fresh", 20, Source::Live));
-        assert_eq!(state.source(&at(19)), Source::Rebuilt);
-        assert_eq!(state.source(&at(21)), Source::Mailbox);
-        // What it had in another partition comes back with it.
-        let epoch = Epoch::new("c", "0", 1);
-        let there = |offset| Position {
-            epoch: epoch.clone(),
-            offset,
-        };
-        assert_eq!(state.source(&there(30)), Source::Rebuilt);
-        // Until something is delivered there for the first time.
-        assert!(tell_at(&mut state, "moved", there(40), Source::Live));
-        assert_eq!(state.source(&there(39)), Source::Rebuilt);
-        assert_eq!(state.source(&there(41)), Source::Mailbox);
-        assert_eq!(state.source(&at(21)), Source::Rebuilt);
-        state.rebuilt();
-        assert_eq!(state.source(&there(41)), Source::Rebuilt);
+        state.add(Arc::new(Socket::new(1 << 20, None)), None);
+        state.started(&at(0));
+        let default = Some(ConversationId::default_conversation());
+        let [asked, elsewhere] = ["asked", "elsewhere"].map(|id| MessageId::parse(id).unwrap());
+        // Redis has lost that it had ended, and a worker answers it again.
+        state.under_way(&elsewhere, default.as_ref());
+        assert!(!tell(&mut state, "elsewhere", 1, Source::Rebuilt));
+        assert!(!state.wants_check(), "it has ended all the same");
+        state.under_way(&elsewhere, default.as_ref());
+        state.awaited.admitted(asked, "c".into(), default);
+        assert!(!tell(&mut state, "published", 9, Source::Live), "early");
+        for (id, offset, told) in [
+            ("elsewhere", 1, false),
+            ("asked", 8, true),
+            ("published", 9, true),
+        ] {
+            assert_eq!(tell(&mut state, id, offset, Source::Rebuilt), told, "{id}");
+        }
+        // What was delivered since it connected is told, whoever asked for it.
+        state.under_way(&MessageId::parse("later").unwrap(), None);
+        assert!(tell(&mut state, "later", 10, Source::Mailbox));
     }
 
     #[test]

@@ -310,6 +310,7 @@ impl Runner<'_> {
         let ours = (
             u64::from(ours.n),
             ours.recovered,
+            ours.rebuilt.map(at),
             frames.collect::<Vec<_>>(),
             flights.collect::<Vec<_>>(),
             pending.collect::<Vec<_>>(),
@@ -324,6 +325,7 @@ impl Runner<'_> {
         let theirs = (
             look.n,
             look.recovered,
+            look.rebuilt,
             look.frames,
             flights.collect::<Vec<_>>(),
             pending.collect::<Vec<_>>(),

@@ -85,6 +85,8 @@ pub(crate) struct Mailbox {
     pub(crate) mixed: bool,
     /// No position below this one is good.
     pub(crate) good_from: Offset,
+    /// The last frame that a rewind has put here.
+    pub(crate) rebuilt: Option<Offset>,
 }
 
 impl Mailbox {
@@ -98,6 +100,7 @@ impl Mailbox {
             was: Vec::new(),
             mixed: false,
             good_from: 0,
+            rebuilt: None,
         }
     }
 
@@ -257,6 +260,7 @@ pub(crate) struct Look {
     pub(crate) end: Position,
     pub(crate) recovered: bool,
     pub(crate) frames: Vec<(Offset, Message, End)>,
+    pub(crate) rebuilt: Option<Offset>,
     /// Message, attempt, text.
     pub(crate) in_flight: Vec<(Message, u8, Vec<u8>)>,
     pub(crate) pending: Vec<Message>,
@@ -568,6 +572,9 @@ impl Shared {
             return Delivered::Published;
         }
         mailbox.frames.push((offset, message, end));
+        if rewind {
+            mailbox.rebuilt = Some(offset);
+        }
         while mailbox.frames.len() > bound {
             mailbox.floor = mailbox.frames.remove(0).0;
             mailbox.good = false;
@@ -628,6 +635,7 @@ impl Shared {
                 .map_or(Position::Empty(mailbox.id), Position::At),
             recovered: from.is_some(),
             frames: frames.collect(),
+            rebuilt: mailbox.rebuilt,
             in_flight: flights
                 .filter_map(|(message, kept)| {
                     let flight = kept.flight.as_ref()?;

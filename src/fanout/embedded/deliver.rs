@@ -76,6 +76,9 @@ impl UserState {
             json: &call.frame,
         };
         mailbox.push(&mut batch, &self.user, position, &stored, world)?;
+        if call.rewind {
+            mailbox.rebuilt = Some(position.offset);
+        }
         mailbox.put(&mut batch, &self.user);
         self.put_outcome(
             &mut batch,

@@ -55,6 +55,8 @@ pub(super) struct Mailbox {
     /// loss, in any order: until something new comes, a position in one says nothing about the
     /// other.
     good_from: i64,
+    /// The last frame that a rewind has put here.
+    pub(super) rebuilt: Option<i64>,
 }
 
 /// A frame as it is stored.
@@ -98,7 +100,17 @@ impl Mailbox {
             frames: Some(VecDeque::new()),
             was: Vec::new(),
             good_from: 0,
+            rebuilt: None,
         }
+    }
+
+    /// Position of the last frame that a rewind has put here.
+    pub(super) fn rebuilt(&self) -> Option<Position> {
+        let last = self.last.as_ref()?;
+        Some(Position {
+            epoch: last.epoch.clone(),
+            offset: self.rebuilt?,
+        })
     }
 
     /// What comes after this one for a user who has moved to another epoch.
@@ -131,13 +143,15 @@ impl Mailbox {
         last.next().map(|last| last.offset)
     }
 
-    /// What is known of other epochs, as text: mostly nothing.
+    /// What is known of rewinds and of other epochs, as text: mostly nothing.
     fn others(&self) -> String {
-        if self.was.is_empty() {
-            return String::new();
+        let mut words = Vec::new();
+        words.extend(self.rebuilt.map(|offset| format!("r{offset}")));
+        if !self.was.is_empty() {
+            words.push(self.good_from.to_string());
+            words.extend(self.was.iter().map(ToString::to_string));
         }
-        let was = self.was.iter().map(|position| format!(" {position}"));
-        format!("{}{}", self.good_from, was.collect::<String>())
+        words.join(" ")
     }
 
     fn encode(&self) -> Vec<u8> {
@@ -171,7 +185,10 @@ impl Mailbox {
             frames: None,
             ..Self::empty(empty_id, used_ms)
         };
-        let mut others = reader.rest()?.split_terminator(' ');
+        let mut others = reader.rest()?.split_terminator(' ').peekable();
+        if let Some(offset) = others.next_if(|word| word.starts_with('r')) {
+            mailbox.rebuilt = Some(offset[1..].parse().map_err(|_| damaged())?);
+        }
         if let Some(good_from) = others.next() {
             mailbox.good_from = good_from.parse().map_err(|_| damaged())?;
         }

@@ -33,6 +33,7 @@ impl UserState {
         }
 
         let end = mailbox.end();
+        let rebuilt = mailbox.rebuilt();
         let from = call.after.as_ref().and_then(|after| mailbox.covers(after));
         // Before every offset.
         let oldest = (call.from_start && call.after.is_none()).then_some(-1);
@@ -50,6 +51,7 @@ impl UserState {
             recovered: from.is_some(),
             frames,
             more,
+            rebuilt,
             in_flight: self.in_flight(world),
             pending: self.pending(world)?,
         })

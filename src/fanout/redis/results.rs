@@ -50,6 +50,7 @@ pub(super) fn read_look(mut reply: Reply) -> Result<Look> {
         end: reply.position()?.ok_or_else(|| unreadable("position"))?,
         recovered: reply.text()? == "1",
         more: reply.text()? == "1",
+        rebuilt: reply.position()?,
         frames: Vec::new(),
         in_flight: Vec::new(),
         pending: Vec::new(),

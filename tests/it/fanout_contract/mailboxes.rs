@@ -49,6 +49,31 @@ pub(crate) async fn s3_a_rewind_brings_back_what_was_rolled_back(backend: &dyn B
     assert_eq!(case.read(None).await.end, case.at(1));
 }
 
+pub(crate) async fn a_look_tells_what_a_rewind_has_brought_from_what_is_new(backend: &dyn Backend) {
+    let case = Case::new(backend).await;
+    assert_eq!(case.read(None).await.rebuilt, None);
+    for (offset, rewind, expected) in [(3, true, Some(3)), (5, true, Some(5)), (6, false, Some(5))]
+    {
+        let mut call = case.delivery(&case.message(), offset, "x");
+        call.rewind = rewind;
+        assert!(published(case.deliver_call(call).await));
+        let rebuilt = case.read(None).await.rebuilt;
+        assert_eq!(rebuilt, expected.map(|offset| case.at(offset)));
+    }
+    // What is there already is not put there again.
+    let mut call = case.delivery(&case.message(), 6, "x");
+    call.rewind = true;
+    assert!(!published(case.deliver_call(call).await));
+    // Another process opens what is kept.
+    let other = Case::of(backend, Bounds::default(), case.user.clone()).await;
+    assert_eq!(other.read(None).await.rebuilt, Some(case.at(5)));
+    // A mailbox that has moved began anew.
+    let mut call = case.delivery(&case.message(), 1, "x");
+    call.position.epoch = Epoch::new("moved", "0", 4);
+    assert!(published(case.deliver_call(call).await));
+    assert_eq!(case.read(None).await.rebuilt, None);
+}
+
 pub(crate) async fn s12_a_mailbox_rebuilt_from_the_middle_does_not_pretend(backend: &dyn Backend) {
     let case = Case::new(backend).await;
     case.deliver(&case.message(), 4, "old").await;

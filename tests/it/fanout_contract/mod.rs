@@ -26,6 +26,7 @@ macro_rules! fanout_contract {
             s1_a_repeated_deliver_before_the_rewind_is_lost,
             s2_the_answer_that_was_seen_first_wins,
             s3_a_rewind_brings_back_what_was_rolled_back,
+            a_look_tells_what_a_rewind_has_brought_from_what_is_new,
             s4_after_data_loss_the_text_begins_anew,
             s4_what_is_published_after_data_loss_begins_at_its_first_piece,
             s5_a_stale_piece_is_refused_after_beginning_again,

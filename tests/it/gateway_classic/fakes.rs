@@ -123,6 +123,8 @@ struct Mailbox {
     /// Delivered, and forgotten since.
     forgotten: Vec<(Position, String)>,
     pending: Vec<Pending>,
+    /// Put there again by a rewind, up to this one.
+    rebuilt: Option<Position>,
 }
 
 pub(super) struct FakeFanout {
@@ -260,12 +262,13 @@ impl FakeFanout {
         mailbox.forgotten.push((at(offset), message_id.to_owned()));
     }
 
-    /// The data is lost, and rebuilt from `floor` on.
-    pub(super) fn rebuild(&self, name: &str, floor: i64) {
+    /// The data is lost, and rebuilt after `floor` up to `until`.
+    pub(super) fn rebuild(&self, name: &str, floor: i64, until: i64) {
         let mut mailboxes = self.mailboxes.lock().unwrap();
         *mailboxes.entry(user(name)).or_default() = Mailbox {
             epoch: Some(at(0).epoch),
             floor,
+            rebuilt: Some(at(until)),
             ..Mailbox::default()
         };
     }
@@ -331,6 +334,7 @@ impl Fanout for FakeFanout {
             // Small pages, so that paging is tried.
             more: all.len() > 2,
             frames: all.into_iter().take(2).collect(),
+            rebuilt: mailbox.rebuilt.clone(),
             in_flight: Vec::new(),
             pending: mailbox.pending.clone(),
         };

@@ -75,6 +75,9 @@ local size = #ARGV[10]
 bytes = bytes + size
 redis.call('ZADD', MZ, ARGV[6], ARGV[6] .. ':' .. int(now) .. ':' .. size .. ':' .. message .. ' ' .. ARGV[4])
 redis.call('HSET', MF, ARGV[6], ARGV[10])
+if rewind then
+  redis.call('HSET', M, 're', ARGV[6])
+end
 local frames = redis.call('ZCARD', MZ)
 -- Both are made anew with the first frame.
 due = due or frames == 1

@@ -2,7 +2,7 @@
 -- '1' for all frames where there is no position after which
 local n_id, n = counter(ARGV[1])
 
-local mailbox = redis.call('HMGET', M, 'id', 'ep', 'fl', 'en', 'v', 'at', 'bytes', 'fr')
+local mailbox = redis.call('HMGET', M, 'id', 'ep', 'fl', 'en', 'v', 'at', 'bytes', 'fr', 're')
 if not mailbox[1] then
   redis.call('DEL', MZ, MF)
   redis.call('HSET', M, 'id', ARGV[2], 'ep', '', 'fl', '0', 'en', '0', 'bytes', '0', 'v', '1')
@@ -66,4 +66,5 @@ for _, entry in ipairs(all_pending()) do
   pending[#pending + 1] = entry.message
   pending[#pending + 1] = entry.entry
 end
-return { n or '0', n_id, last, from and '1' or '0', more, frames, answers, pending }
+local rebuilt = mailbox[9] and epoch .. '.' .. mailbox[9] or ''
+return { n or '0', n_id, last, from and '1' or '0', more, rebuilt, frames, answers, pending }
