@@ -46,6 +46,16 @@ pub enum OpenError {
         /// The directory.
         dir: PathBuf,
     },
+    /// What is in it is not what was written.
+    #[error("data directory {dir} is damaged ({damage} in its journal): {advice}")]
+    Damaged {
+        /// The directory.
+        dir: PathBuf,
+        /// In the storage engine's words.
+        damage: String,
+        /// What to do about it.
+        advice: String,
+    },
     /// It can't be read or written.
     #[error(
         "data directory {dir} can't be used: {reason}; check its permissions and disk, or choose another one with --data-dir"

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
-use fjall::{Database, JournalRecoveryError, Keyspace, KeyspaceCreateOptions, PersistMode};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use tokio::sync::oneshot;
 
 use super::directory::{Directory, OpenError};
@@ -19,11 +19,6 @@ use super::{Batch, Entry, StoreError, TABLES, Table, Ticket, journal};
 const MAX_JOURNALS: u64 = 64 << 20;
 const MEMTABLE: u64 = 8 << 20;
 const CACHE: u64 = 64 << 20;
-
-/// More than one sync that a power cut broke off would leave.
-const MOST_HOLES: usize = 16;
-const DAMAGED: &str = "its journal is damaged, and not as a power cut leaves it: the disk has changed \
-                       what was written; put back a copy of the whole directory";
 
 /// How often free space is looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -41,33 +36,7 @@ struct Engine {
 }
 
 impl Engine {
-    /// Opens what is there, without what a power cut left of batches that nobody was told of.
-    fn open(directory: &Directory) -> Result<Self, String> {
-        let tables = directory.tables();
-        for _ in 0..=MOST_HOLES {
-            let damage = match Self::open_as_it_is(&tables) {
-                Err(fjall::Error::JournalRecovery(
-                    damage @ JournalRecoveryError::ChecksumMismatch,
-                )) => damage,
-                opened => return opened.map_err(|error| error.to_string()),
-            };
-            let cut = journal::cut_before_last_hole(&tables, directory.path());
-            match cut.map_err(|error| format!("{damage}: {error}"))? {
-                Some(cut) => tracing::warn!(
-                    length = cut.at,
-                    bytes = cut.bytes,
-                    kept = %cut.kept.display(),
-                    "a part of the journal's end was never written, as a power cut leaves it: cut off there, \
-                     since nothing behind it had been acknowledged. Without a power cut the disk is \
-                     damaged: keep the file"
-                ),
-                None => break,
-            }
-        }
-        Err(DAMAGED.into())
-    }
-
-    fn open_as_it_is(path: &Path) -> fjall::Result<Self> {
+    fn open(path: &Path) -> fjall::Result<Self> {
         let database = Database::builder(path)
             .cache_size(CACHE)
             .max_journaling_size(MAX_JOURNALS)
@@ -141,7 +110,18 @@ impl Durable {
             dir: dir.to_owned(),
             reason,
         };
-        let engine = Engine::open(&directory).map_err(io)?;
+        let tables = directory.tables();
+        let engine = Engine::open(&tables).map_err(|error| match error {
+            fjall::Error::JournalRecovery(damage) => match journal::advice(&tables) {
+                Ok(advice) => OpenError::Damaged {
+                    dir: dir.to_owned(),
+                    damage: format!("{damage:?}"),
+                    advice,
+                },
+                Err(error) => io(error.to_string()),
+            },
+            other => io(other.to_string()),
+        })?;
         let free = directory.free().map_err(|e| io(e.to_string()))?;
         let shared = Arc::new(Shared {
             directory,
@@ -466,7 +446,7 @@ impl Shared {
         }
         // Nobody commits now; what was committed since the failure was noticed is as unsure.
         self.give_up(Vec::new());
-        match Engine::open(&self.directory) {
+        match Engine::open(&self.directory.tables()) {
             Ok(engine) => {
                 *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
                 self.failing.store(false, Ordering::Release);

@@ -103,6 +103,8 @@ async fn lost_turns_come_back_before_what_was_kept_since() {
     case.lose().await;
     let since = case.message();
     case.answer(&since, "since").await;
+    // A worker did not know that it had ended, and answers it again.
+    case.answer(&lost[0], "again").await;
     for (offset, message) in (0..).zip(&lost) {
         let mut rewound = case.delivery(message, offset, "lost");
         rewound.rewind = true;

@@ -25,6 +25,11 @@ local function put_turn(conversation, message, question, answer, status, ended)
     at = older and at or tonumber(last[2]) + 1
   end
   if last[1] == message or redis.call('ZADD', order, 'NX', int(at), message) == 0 then
+    -- A worker that found its end lost has answered it again, later than it ended.
+    if ended and tonumber(redis.call('ZSCORE', order, message)) > ended then
+      redis.call('ZADD', order, int(ended), message)
+      last = redis.call('ZREVRANGE', order, 0, 0)
+    end
     -- The conversation's state (turn.lua) is another one with this.
     redis.call('ZINCRBY', order, 1, last[1])
     local before = redis.call('HGET', turns, message) or ''
