@@ -37,6 +37,8 @@ pub(super) struct Count {
     pub(super) told_after_move: usize,
     /// Texts on a screen that the end of another call replaced: only where Redis lost its data.
     pub(super) replaced: usize,
+    /// Messages that a client asked to cancel.
+    to_cancel: usize,
 }
 
 /// A loss of Redis's data must be mended after so long, as everything after a fault.
@@ -48,6 +50,9 @@ const REBUILT_MS: i64 = 570_000;
 const RELOADING_MS: i64 = 1_000;
 /// A call that failed is repeated, and one that the model's rate held up comes later.
 const LATE_FAILURE_MS: i64 = 30_000;
+/// Most cancels come in time: of so many not all come too late.
+const CANCELS: usize = 50;
+
 pub(super) struct Checker {
     /// Where in the log each message was accepted first.
     pub(super) accepted: HashMap<String, (i64, i32, i64)>,
@@ -165,6 +170,7 @@ impl Checker {
             }
         }
         self.count.messages += seen.sent.len();
+        self.count.to_cancel += seen.cancelled.len();
         for sent in &seen.sent {
             let mut ends = Vec::new();
             for device in &seen.devices {
@@ -218,6 +224,13 @@ impl Checker {
             if !ids.insert(turn.message_id.as_str()) {
                 self.count.doubled += 1;
                 let what = format!("{user}: twice in the history");
+                self.breach(&what, &[&turn.message_id]);
+            }
+        }
+        for turn in conversations.iter().flatten() {
+            let asked = turn.question.as_ref().map(|text| self.said.get(text));
+            if asked.is_some_and(|asked| asked != Some(&turn.message_id)) {
+                let what = format!("{user}: the question of another message (I5): {turn:?}");
                 self.breach(&what, &[&turn.message_id]);
             }
         }
@@ -416,6 +429,14 @@ impl Checker {
         let ended = self.ended.get(id).copied().unwrap_or(i64::MAX);
         let mut emptied = self.emptied.iter();
         emptied.any(|(_, until)| ended < *until - REBUILT_MS)
+    }
+
+    /// What is to be said of all messages together.
+    pub(super) fn all(&mut self) {
+        if self.count.to_cancel >= CANCELS && self.count.cancelled == 0 {
+            let what = format!("none of {} was cancelled", self.count.to_cancel);
+            self.breach(&what, &[]);
+        }
     }
 
     /// What was found elsewhere.

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use super::faults::preloaded;
 use crate::support::SOON;
 use crate::support::client::Event;
 use crate::support::process::Spec;
@@ -116,6 +117,34 @@ async fn a_full_disk(min_free: &str) {
             .is_none_or(|m| m.terminal.is_none())
     };
     assert_eq!(ids.iter().find(|id| missing(id)), None, "within {SOON:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_accepted_that_the_disk_did_not_make_durable() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (data, failing) = (folder.path().join("data"), folder.path().join("failing"));
+    let spec = Spec::new(&["all-in-one"]).arg("--data-dir");
+    let spec = spec.arg(&data.display().to_string()).with_port();
+    let spec = spec.env("LD_PRELOAD", &preloaded("disk"));
+    let spec = spec.env("SYNC_FAILS_WHILE", &failing.display().to_string());
+    let process = spec.start().await;
+    let mut device = Device::open(process.port(), "alice").await;
+    assert_eq!(device.ask("before", "hello").await["type"], "response");
+
+    std::fs::write(&failing, "").expect("a file");
+    device.say("meanwhile", "hello").await;
+    let refused = loop {
+        match device.next(SOON).await {
+            Event::Frame(frame) if frame["id"] == "meanwhile" => break frame,
+            Event::Frame(_) => {}
+            other => panic!("neither accepted nor refused: {other:?}"),
+        }
+    };
+    assert_eq!(refused["code"], "unavailable", "{refused}");
+    std::fs::remove_file(&failing).expect("the file");
+    device.connect_patiently(&[process.port()]).await;
+    device.say("meanwhile", "hello").await;
+    device.until_ended(&["meanwhile"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -448,6 +448,10 @@ impl<'a> Storm<'a> {
         sleep(PAUSE).await;
         member.running().cont();
         self.may_cost(Cost::Worker, &[name], from);
+        // What it was about to ask comes to the model when it is awake.
+        if let Some(stake) = self.stakes.last_mut() {
+            stake.until += Duration::from_secs(1);
+        }
         (name.into(), Instant::now())
     }
 
@@ -492,7 +496,7 @@ impl<'a> Storm<'a> {
         let member = &mut self.fleet.members[n];
         member.spec = right
             .clone()
-            .env("LD_PRELOAD", &other_clock())
+            .env("LD_PRELOAD", &preloaded("clock"))
             .env("CLOCK_SHIFT_SECONDS", shift);
         member.start().await;
         // For some messages' time.
@@ -571,15 +575,16 @@ impl<'a> Storm<'a> {
     }
 }
 
-/// The library that lies about the time, compiled by what librdkafka was.
-fn other_clock() -> String {
-    let library = concat!(env!("CARGO_TARGET_TMPDIR"), "/clock.so");
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/chaos/clock.c");
+/// A library that takes the place of something of the system's: `tests/it/chaos/NAME.c`, compiled by what
+/// librdkafka was.
+pub(super) fn preloaded(name: &str) -> String {
+    let library = format!("{}/{name}.so", env!("CARGO_TARGET_TMPDIR"));
+    let source = format!("{}/tests/it/chaos/{name}.c", env!("CARGO_MANIFEST_DIR"));
     let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".to_owned());
     let compiled = Command::new(compiler)
-        .args(["-shared", "-fPIC", "-O2", "-o", library, source])
+        .args(["-shared", "-fPIC", "-O2", "-o", &library, &source])
         .status()
         .expect("a C compiler");
     assert!(compiled.success(), "{source} can't be compiled");
-    library.to_owned()
+    library
 }

@@ -25,7 +25,7 @@ mod soak;
 use calls::{Calls, Clock};
 use checker::Checker;
 use clients::{Crowd, Size};
-use faults::{Plan, Storm, Stuck};
+use faults::{Fault, Plan, Storm, Stuck};
 use fleet::Fleet;
 use journal::Journal;
 
@@ -125,6 +125,7 @@ async fn storm(seed: u64, size: Size, period: Duration) {
     for seen in &classic {
         checker.classic(seen);
     }
+    checker.all();
     let mut calls = calls::count(
         &storm.fleet.model.asked(),
         &storm.fleet.whims.faulty(),
@@ -149,6 +150,31 @@ async fn storm(seed: u64, size: Size, period: Duration) {
         let folder = storm.keep(seed, &[("breaches.txt", &all), ("verdict.txt", &verdict)]);
         panic!("{verdict}all of it: {}", folder.display());
     }
+    // Of the builds that are shipped, with what they are shipped with.
+    if !cfg!(debug_assertions) && set.is_empty() {
+        let slow = too_slow(&storm);
+        assert!(slow.is_empty(), "seed {seed}: recovered too late: {slow:?}");
+    }
+}
+
+/// In half of the cases within so many seconds; Kafka's restarts are told apart in
+/// docs/reliability.md.
+const IN_TIME: [(Fault, u128); 4] = [
+    (Fault::WorkerKilled, 10),
+    (Fault::RelayKilled, 10),
+    (Fault::GatewayKilled, 10),
+    (Fault::RedisRestarted, 5),
+];
+
+/// What took longer to recover from than it may: seconds in the median.
+fn too_slow(storm: &Storm<'_>) -> Vec<(Fault, u128)> {
+    let recoveries = storm.recoveries();
+    let medians = IN_TIME.iter().filter_map(|(fault, seconds)| {
+        let (_, measured) = recoveries.get(&Some(*fault))?;
+        let median = *measured.get(measured.len().checked_sub(1)? / 2)?;
+        (median > seconds * 1000).then_some((*fault, median / 1000))
+    });
+    medians.collect()
 }
 
 fn report(storm: &Storm<'_>, checker: &Checker, calls: &Calls, took: Duration) {
