@@ -11,21 +11,29 @@ die() {
     exit 1
 }
 
-# A port of the loopback interface that nothing listens on, below the range that the kernel gives
-# to outgoing connections.
+# A port that no socket has, below the range that the kernel gives to outgoing connections. None is
+# given twice: a server that is still starting has not taken its port yet.
 free_port() {
     local port
     while :; do
-        port=$((16000 + (RANDOM * 32768 + RANDOM) % 16000))
+        port=$((16000 + (RANDOM * 32768 + RANDOM) % 6000))
         # A Redis Cluster node also listens 10,000 above its port.
-        if ! port_answers "$port" && ! port_answers $((port + 10000)); then
-            printf '%s\n' "$port"
+        if ! grep -qx "$port" "$STATE/ports" 2>/dev/null &&
+            ! port_taken "$port" && ! port_taken $((port + 10000)); then
+            printf '%s\n' "$port" | tee -a "$STATE/ports"
             return
         fi
     done
 }
 
-port_answers() { (: <"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+# Whether any socket has it, listening or not: an outgoing connection keeps a server from it too.
+port_taken() {
+    local hex
+    printf -v hex '%04X' "$1"
+    { cat /proc/net/tcp /proc/net/tcp6 2>/dev/null || true; } | awk -v end=":$hex" '
+        substr($2, length($2) - 4) == end { taken = 1 }
+        END { exit !taken }'
+}
 
 # wait_for SECONDS WHAT COMMAND…: until the command succeeds.
 wait_for() {
@@ -93,5 +101,5 @@ stop_services() {
             done
         done <"$STATE/processes"
     fi
-    rm -rf "${STATE:?}/data" "$STATE/processes" "$STATE/env"
+    rm -rf "${STATE:?}/data" "$STATE/processes" "$STATE/ports" "$STATE/env"
 }

@@ -33,4 +33,27 @@ CONF
 }
 
 # Ready means that a client gets metadata, not that a port is open.
-kafka_wait() { wait_for 60 Kafka kcat -b "$TEST_KAFKA" -L -m 2; }
+kafka_answers() { kcat -b "$TEST_KAFKA" -L -m 2 >/dev/null 2>&1; }
+
+kafka_wait() { wait_for 60 Kafka kafka_answers; }
+
+kafka_has_ended() {
+    local name pid started
+    read -r name pid started < <(grep '^kafka ' "$STATE/processes") && ! alive "$pid" "$started"
+}
+
+kafka_answers_or_has_ended() { kafka_answers || kafka_has_ended; }
+
+# The same of one that was just started. Kafka takes its ports seconds after they were chosen; where
+# somebody else on this machine was faster, it is started on others, once.
+kafka_started() {
+    wait_for 60 Kafka kafka_answers_or_has_ended || return
+    kafka_answers && return
+    grep -q 'Address already in use' "$STATE/kafka.log" || return
+    say "a port of Kafka's was taken meanwhile; starting it on others"
+    mv "$STATE/kafka.log" "$STATE/kafka-first.log"
+    sed -i '/^kafka /d' "$STATE/processes"
+    rm -rf "$STATE/data/kafka"
+    kafka_start
+    kafka_wait
+}

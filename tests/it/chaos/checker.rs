@@ -205,6 +205,17 @@ impl Checker {
                 None => self.count.from_history += 1,
             }
         }
+        // What was said again may be in the log twice, or by its second saying only.
+        let once = seen.sent.iter();
+        let once = once.filter(|sent| !seen.repeated.contains(&sent.id));
+        let mut said: HashMap<_, Vec<_>> = HashMap::new();
+        for sent in once {
+            let together = said.entry((sent.connection, &sent.conversation));
+            together.or_default().push(&sent.content);
+        }
+        for together in said.into_values() {
+            self.as_sent(&seen.user, together.into_iter());
+        }
         for device in &seen.devices {
             for replaced in &device.replaced {
                 self.replaced(replaced);
@@ -214,6 +225,23 @@ impl Checker {
                 self.told_after_move(id, *at);
             }
             self.order(seen, device);
+        }
+    }
+
+    /// The log has what was said on a connection, in a conversation, in the order in which it was.
+    pub(super) fn as_sent<'a>(&mut self, user: &str, said: impl Iterator<Item = &'a String>) {
+        let of = |content: &String| {
+            let id = self.said.get(content)?;
+            Some((*self.accepted.get(id)?, id.clone()))
+        };
+        let places: Vec<_> = said.filter_map(of).collect();
+        for pair in places.windows(2) {
+            let ((before, first), (after, second)) = (&pair[0], &pair[1]);
+            if before > after {
+                self.count.out_of_order += 1;
+                let what = format!("{user}: {second} sent after {first}, and before it in the log");
+                self.breach(&what, &[second, first]);
+            }
         }
     }
 

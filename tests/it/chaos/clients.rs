@@ -27,6 +27,8 @@ pub(super) struct Sent {
     pub(super) conversation: String,
     pub(super) content: String,
     pub(super) at: Instant,
+    /// Which of its device's connections it was said on first.
+    pub(super) connection: usize,
     long: bool,
 }
 
@@ -37,6 +39,8 @@ pub(super) struct Seen {
     pub(super) sent: Vec<Sent>,
     /// `id`s that it asked to cancel.
     pub(super) cancelled: HashSet<String>,
+    /// `id`s that it sent more than once.
+    pub(super) repeated: HashSet<String>,
     pub(super) devices: Vec<Transcript>,
     /// Of each conversation its turns, newest first.
     pub(super) history: Vec<Vec<Turn>>,
@@ -105,6 +109,8 @@ impl Crowd {
                 pace: size.pace,
                 reloaded: HashSet::new(),
                 cancelled: HashSet::new(),
+                repeated: HashSet::new(),
+                connection: 0,
             };
             crowd
                 .users
@@ -177,6 +183,8 @@ struct User {
     /// `id`s whose end was found in the history, when the server could not replay it.
     reloaded: HashSet<String>,
     cancelled: HashSet<String>,
+    repeated: HashSet<String>,
+    connection: usize,
 }
 
 impl User {
@@ -205,6 +213,7 @@ impl User {
             user: self.name,
             sent,
             cancelled: self.cancelled,
+            repeated: self.repeated,
             devices: transcripts,
             history,
         }
@@ -238,6 +247,7 @@ impl User {
                 if !come_in(&mut device, &self.doors, &mut self.rng).await {
                     continue;
                 }
+                self.connection += 1;
                 self.after_coming_in(&mut device, &sent, &mut reloads).await;
                 continue;
             }
@@ -297,6 +307,7 @@ impl User {
             content: format!("{id} {:08x}{mark}", self.rng.random::<u32>()),
             conversation: CONVERSATIONS[conversation].to_owned(),
             at: Instant::now(),
+            connection: self.connection,
             long,
             id,
         }
@@ -326,6 +337,7 @@ impl User {
             let known = device.transcript.get(&message.id);
             if !known.is_some_and(|m| m.is_accepted() || m.is_growing()) {
                 send(device, &message).await;
+                self.repeated.insert(message.id);
             }
         }
     }

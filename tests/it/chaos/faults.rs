@@ -7,12 +7,13 @@ use std::process::Command;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use chatmesh::protocol::timestamp::now_rfc3339;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use tokio::time::{Instant, sleep};
 
-use super::calls::{Cost, Stake, key_of, now_ms};
+use super::calls::{Cost, Stake, key_of};
 use super::fleet::{Fleet, PARTITIONS};
 use super::journal::{Journal, Life};
 use crate::support::link::Traffic;
@@ -51,6 +52,11 @@ impl fmt::Display for Fault {
         write!(f, "{self:?}")
     }
 }
+
+/// So many faults before a message's path are told with it, and so many at most from then on: a clock may
+/// have been shifted.
+const SHORTLY_BEFORE: usize = 2;
+const MOST_TOLD: usize = 20;
 
 /// How often each is drawn, in a hundred or so.
 const WEIGHTS: [(Fault, u32); 22] = [
@@ -167,7 +173,8 @@ pub(super) struct Storm<'a> {
     /// While the model, or the way to it, was at fault: answers may fail.
     pub(super) model_at_fault: Vec<(Instant, Instant)>,
     /// Each fault, with when it struck and when it was undone.
-    pub(super) diary: Vec<String>,
+    /// When each fault began (RFC 3339), and what it was.
+    diary: Vec<(String, String)>,
 }
 
 /// How often another fault strikes while the system still recovers, and how many do at most.
@@ -278,10 +285,26 @@ impl<'a> Storm<'a> {
 
     /// Keeps the roles' logs, the faults and these texts. Returns the folder.
     pub(super) fn keep(&self, seed: u64, texts: &[(&str, &str)]) -> PathBuf {
-        let faults = self.diary.join("\n");
+        let faults: Vec<&str> = self.diary.iter().map(|(_, what)| what.as_str()).collect();
+        let faults = faults.join("\n");
         let mut all = vec![("faults.txt", faults.as_str())];
         all.extend(texts);
         self.fleet.keep(seed, &all)
+    }
+
+    /// A message's path: what all roles wrote of it, and the faults meanwhile and shortly before.
+    pub(super) fn path_of(&self, ids: &[String]) -> String {
+        let mut lines = self.fleet.path_of(ids);
+        if let (Some((first, _)), Some((last, _))) = (lines.first(), lines.last()) {
+            let began = self.diary.partition_point(|(from, _)| from < first);
+            let ended = self.diary.partition_point(|(from, _)| from <= last);
+            let ended = ended.min(began + MOST_TOLD);
+            let struck = &self.diary[began.saturating_sub(SHORTLY_BEFORE)..ended];
+            lines.extend(struck.iter().cloned());
+            lines.sort();
+        }
+        let lines: Vec<String> = lines.into_iter().map(|(_, line)| line).collect();
+        lines.join("\n")
     }
 
     /// How many faults have struck.
@@ -310,10 +333,10 @@ impl<'a> Storm<'a> {
 
     /// Does it, undoes it, and writes it down. Returns what it was, and from when recovery counts.
     async fn inflict(&mut self, fault: Fault) -> (String, Instant) {
-        let from = now_ms();
+        let from = now_rfc3339();
         let (what, since) = self.do_and_undo(fault).await;
-        self.diary
-            .push(format!("{from} {} {fault} ({what})", now_ms()));
+        let line = format!("{from} until {} {fault} ({what})", now_rfc3339());
+        self.diary.push((from, line));
         (what, since)
     }
 

@@ -263,22 +263,21 @@ impl Fleet {
         folder
     }
 
-    /// What all processes wrote of one of these ids, by time.
-    pub(super) fn path_of(&self, ids: &[String]) -> String {
-        let mut lines: Vec<String> = Vec::new();
+    /// What all processes wrote of one of these ids, by time, which stands before each line.
+    pub(super) fn path_of(&self, ids: &[String]) -> Vec<(String, String)> {
+        let mut lines = Vec::new();
         for member in &self.members {
             for line in member.whole_log().lines() {
                 if ids.iter().any(|id| line.contains(id.as_str())) {
-                    lines.push(format!("{line}   [{}]", member.name));
+                    let time = line.split_once("\"timestamp\":\"");
+                    let time = time.and_then(|(_, rest)| rest.split('"').next());
+                    let time = time.unwrap_or_default().to_owned();
+                    lines.push((time, format!("{line}   [{}]", member.name)));
                 }
             }
         }
-        let time = |line: &String| {
-            let (_, rest) = line.split_once("\"timestamp\":\"")?;
-            Some(rest.split('"').next()?.to_owned())
-        };
-        lines.sort_by_cached_key(time);
-        lines.join("\n")
+        lines.sort();
+        lines
     }
 }
 

@@ -92,7 +92,7 @@ async fn storm(seed: u64, size: Size, period: Duration) {
                 "after {blow}: {} messages have not ended, such as {:?}\n{}",
                 lives.len(),
                 lives.first(),
-                storm.fleet.path_of(&ids)
+                storm.path_of(&ids)
             ));
         }
         // A client that failed reads no more: that is why something has not ended.
@@ -144,7 +144,7 @@ async fn storm(seed: u64, size: Size, period: Duration) {
             "seed {seed}: {} promises broken: {}\nthe path of the first:\n{}\n",
             checker.breaches().len(),
             checker.some_breaches(10),
-            storm.fleet.path_of(&breach.ids)
+            storm.path_of(&breach.ids)
         );
         let all = checker.some_breaches(usize::MAX);
         let folder = storm.keep(seed, &[("breaches.txt", &all), ("verdict.txt", &verdict)]);
