@@ -100,6 +100,9 @@ const FIRST: [Fault; 12] = [
     Fault::LinkSilent,
 ];
 
+/// From the fault of this number on, what has not struck yet is next: chance may leave a sort out.
+const EACH_ONCE: usize = 60;
+
 /// Which faults strike, other than the usual ones.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Plan {
@@ -172,7 +175,6 @@ pub(super) struct Storm<'a> {
     pub(super) stakes: Vec<Stake>,
     /// While the model, or the way to it, was at fault: answers may fail.
     pub(super) model_at_fault: Vec<(Instant, Instant)>,
-    /// Each fault, with when it struck and when it was undone.
     /// When each fault began (RFC 3339), and what it was.
     diary: Vec<(String, String)>,
 }
@@ -208,6 +210,13 @@ impl<'a> Storm<'a> {
         }
         if n >= 40 && self.partitions == PARTITIONS {
             return Fault::PartitionsAdded;
+        }
+        if n >= EACH_ONCE
+            && let Some((fault, _)) = WEIGHTS.iter().find(|(fault, _)| {
+                self.plan.has(*fault) && self.blows.iter().all(|blow| blow.fault != *fault)
+            })
+        {
+            return *fault;
         }
         loop {
             let drawn = WEIGHTS.choose_weighted(&mut self.rng, |(_, weight)| *weight);
