@@ -25,16 +25,24 @@ pub(super) struct Open {
     pub(super) fewer: Notify,
 }
 
+/// What librdkafka reports of a record that it calls delivered.
+pub(super) enum Report {
+    /// It is in the log.
+    At(Place),
+    /// A later record of its partition is, and no broker has acknowledged this one.
+    LaterOne,
+}
+
 /// Carries the result of one append to its caller, and counts it as open until dropped.
 pub(super) struct Ticket {
-    reply: Option<oneshot::Sender<Result<Place, AppendError>>>,
+    reply: Option<oneshot::Sender<Result<Report, AppendError>>>,
     open: Arc<Open>,
 }
 
 impl Ticket {
     /// A ticket that counts as open from now on.
     pub(super) fn new(
-        reply: oneshot::Sender<Result<Place, AppendError>>,
+        reply: oneshot::Sender<Result<Report, AppendError>>,
         open: &Arc<Open>,
     ) -> Self {
         open.count.fetch_add(1, Ordering::AcqRel);
@@ -45,7 +53,7 @@ impl Ticket {
     }
 
     /// Tells the caller.
-    pub(super) fn finish(mut self, result: Result<Place, AppendError>) {
+    pub(super) fn finish(mut self, result: Result<Report, AppendError>) {
         if let Some(reply) = self.reply.take() {
             // Who no longer waits needs no result.
             let _ = reply.send(result);
@@ -130,12 +138,17 @@ impl ProducerContext for Context {
 
     fn delivery(&self, result: &DeliveryResult<'_>, ticket: Box<Ticket>) {
         ticket.finish(match result {
+            // librdkafka reports a record as delivered, without an offset, when a later one of the partition
+            // was acknowledged: the broker would have refused that, had this one been missing. But a broker
+            // that does not know the producer (a new partition, or one that it wrote nothing to for a day)
+            // takes any, and this one may have failed.
+            Ok(message) if message.offset() < 0 => Ok(Report::LaterOne),
             Ok(message) => {
                 self.is_there(message.topic());
-                Ok(Place {
+                Ok(Report::At(Place {
                     partition: message.partition(),
                     offset: message.offset(),
-                })
+                }))
             }
             Err((error, message)) => Err(match error.rdkafka_error_code() {
                 Some(

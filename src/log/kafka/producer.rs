@@ -2,6 +2,7 @@
 //! it believes that there is no such topic.
 
 use std::collections::{HashMap, VecDeque};
+use std::future::ready;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,7 +16,7 @@ use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::delivery::{Context, Open, Ticket, classify, nowhere};
+use super::delivery::{Context, Open, Report, Ticket, classify, nowhere};
 use super::properties::Properties;
 use super::report::lock;
 use crate::log::{AppendError, LogError, NewRecord, Place};
@@ -66,7 +67,7 @@ enum Full {
 
 /// An append that librdkafka did not take yet.
 struct Waiting {
-    record: NewRecord,
+    record: Arc<NewRecord>,
     size: usize,
     deadline: Instant,
     ticket: Box<Ticket>,
@@ -102,69 +103,42 @@ impl Producer {
         topic: &str,
         record: NewRecord,
     ) -> BoxFuture<'static, Result<Place, AppendError>> {
-        let (reply, answer) = oneshot::channel();
         let allowed = self.shared.properties.produce_timeout();
         let deadline = Instant::now() + allowed;
-        let ticket = Box::new(Ticket::new(reply, &self.shared.open));
         if record.headers.iter().any(|(name, _)| name.contains('\0')) {
-            ticket.finish(Err(AppendError::Refused(
-                "a header's name holds a NUL".to_owned(),
-            )));
-        } else {
-            self.place(topic, record, deadline, ticket);
+            let reason = "a header's name holds a NUL".to_owned();
+            return ready(Err(AppendError::Refused(reason))).boxed();
         }
+        let record = Arc::new(record);
+        let mut answer = self.shared.place(topic, &record, deadline);
+        let (shared, topic) = (Arc::clone(&self.shared), topic.to_owned());
         async move {
-            match timeout_at(deadline, answer).await {
-                Ok(Ok(result)) => result,
-                Ok(Err(_)) => Err(AppendError::Unknown("the producer was closed".to_owned())),
-                Err(_) => Err(AppendError::Unknown(format!(
-                    "nothing heard for {} ms",
-                    allowed.as_millis()
-                ))),
+            loop {
+                let report = match timeout_at(deadline, answer).await {
+                    Ok(Ok(report)) => report?,
+                    Ok(Err(_)) => {
+                        return Err(AppendError::Unknown("the producer was closed".to_owned()));
+                    }
+                    Err(_) => {
+                        return Err(AppendError::Unknown(format!(
+                            "nothing heard for {} ms",
+                            allowed.as_millis()
+                        )));
+                    }
+                };
+                match report {
+                    Report::At(place) => return Ok(place),
+                    Report::LaterOne => {
+                        tracing::warn!(
+                            topic,
+                            "kafka: a record is sent again: a later one was acknowledged, and it was not"
+                        );
+                        answer = shared.place(&topic, &record, deadline);
+                    }
+                }
             }
         }
         .boxed()
-    }
-
-    fn place(&self, topic: &str, record: NewRecord, deadline: Instant, ticket: Box<Ticket>) {
-        let mut core = lock(&self.shared.core);
-        let ticket = if core.backlog.contains_key(topic) {
-            ticket
-        } else {
-            match core.send(&self.shared.properties, topic, &record, ticket) {
-                None => return,
-                Some(Full::Queue(ticket) | Full::NoTopic(ticket)) => ticket,
-            }
-        };
-        let size = topic.len()
-            + record.value.len()
-            + record.key.as_ref().map_or(0, bytes::Bytes::len)
-            + record
-                .headers
-                .iter()
-                .map(|(name, value)| name.len() + value.len())
-                .sum::<usize>()
-            + 256;
-        if core.backlog_bytes + size > BACKLOG_BYTES {
-            ticket.finish(Err(AppendError::Unknown(
-                "the local queue is full".to_owned(),
-            )));
-            return;
-        }
-        core.backlog_bytes += size;
-        let waiting = Waiting {
-            record,
-            size,
-            deadline,
-            ticket,
-        };
-        if let Some(backlog) = core.backlog.get_mut(topic) {
-            backlog.push_back(waiting);
-        } else {
-            core.backlog
-                .insert(topic.to_owned(), VecDeque::from([waiting]));
-            tokio::spawn(pump(Arc::clone(&self.shared), topic.to_owned()));
-        }
     }
 
     /// Waits until nothing is open, at most the time that an append has.
@@ -339,6 +313,56 @@ async fn look_for(shared: &Shared, topic: &str) {
 }
 
 impl Shared {
+    /// Hands a record to librdkafka, or puts it behind those that wait. Returns where its report comes.
+    fn place(
+        self: &Arc<Self>,
+        topic: &str,
+        record: &Arc<NewRecord>,
+        deadline: Instant,
+    ) -> oneshot::Receiver<Result<Report, AppendError>> {
+        let (reply, answer) = oneshot::channel();
+        let ticket = Box::new(Ticket::new(reply, &self.open));
+        let mut core = lock(&self.core);
+        let ticket = if core.backlog.contains_key(topic) {
+            ticket
+        } else {
+            match core.send(&self.properties, topic, record, ticket) {
+                None => return answer,
+                Some(Full::Queue(ticket) | Full::NoTopic(ticket)) => ticket,
+            }
+        };
+        let size = topic.len()
+            + record.value.len()
+            + record.key.as_ref().map_or(0, bytes::Bytes::len)
+            + record
+                .headers
+                .iter()
+                .map(|(name, value)| name.len() + value.len())
+                .sum::<usize>()
+            + 256;
+        if core.backlog_bytes + size > BACKLOG_BYTES {
+            ticket.finish(Err(AppendError::Unknown(
+                "the local queue is full".to_owned(),
+            )));
+            return answer;
+        }
+        core.backlog_bytes += size;
+        let waiting = Waiting {
+            record: Arc::clone(record),
+            size,
+            deadline,
+            ticket,
+        };
+        if let Some(backlog) = core.backlog.get_mut(topic) {
+            backlog.push_back(waiting);
+        } else {
+            core.backlog
+                .insert(topic.to_owned(), VecDeque::from([waiting]));
+            tokio::spawn(pump(Arc::clone(self), topic.to_owned()));
+        }
+        answer
+    }
+
     /// Moves what can be moved. True: nothing is left. `missing`: whether the topic was, the last
     /// time that a record of it was tried.
     fn move_on(&self, topic: &str, missing: &mut bool) -> bool {

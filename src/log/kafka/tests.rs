@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::Producer as _;
+use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use tokio::time::timeout;
 
 use super::KafkaLog;
@@ -100,4 +101,30 @@ async fn a_record_without_a_payload_stays_one() {
         }
     }
     assert_eq!(null_values, [true, false]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_is_not_taken_for_acknowledged_because_a_later_one_is() {
+    let cluster = MockCluster::new(1).unwrap();
+    cluster.create_topic("topic", 1, 1).unwrap();
+    let settings = settings(cluster.bootstrap_servers());
+    let log = KafkaLog::connect(&settings).unwrap();
+    log.append("topic", record("one")).await.unwrap();
+
+    // Two requests are under way, and the broker takes the second only.
+    let delay = Duration::from_millis(500);
+    cluster.broker_round_trip_time(1, delay).unwrap();
+    let not_leader = RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION;
+    cluster.request_errors(RDKafkaApiKey::Produce, &[not_leader]);
+    let two = log.append("topic", record("two"));
+    tokio::time::sleep(delay / 5).await;
+    let three = log.append("topic", record("three"));
+    let (two, three) = tokio::join!(two, three);
+    assert_eq!([three.unwrap().offset, two.unwrap().offset], [1, 2]);
+
+    let properties = Properties::new(&settings).unwrap();
+    let mut consumer = KafkaConsumer::join(&properties, "group", "topic").unwrap();
+    for text in ["one", "three", "two"] {
+        assert_eq!(next_record(&mut consumer).await, text);
+    }
 }

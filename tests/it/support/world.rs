@@ -1,6 +1,7 @@
 //! The same scenarios on every backend: everything embedded, Kafka with one Redis, Kafka with a
 //! Redis cluster.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -163,6 +164,24 @@ impl World {
 
     pub(crate) fn ports(&self) -> Vec<u16> {
         self.gateways.iter().map(Chatmesh::port).collect()
+    }
+
+    /// Keeps what the roles have printed, for who wants to understand a failure. Returns the folder.
+    fn keep_logs(&self) -> PathBuf {
+        let name = format!("world-{:?}-{}", self.backend, std::process::id());
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        std::fs::create_dir_all(&folder).expect("a folder");
+        for (role, members) in [
+            ("gateway", &self.gateways),
+            ("worker", &self.workers),
+            ("relay", &self.relays),
+        ] {
+            for (n, member) in members.iter().enumerate() {
+                let file = folder.join(format!("{role}_{}.log", n + 1));
+                std::fs::write(file, member.log()).expect("write a file");
+            }
+        }
+        folder
     }
 
     /// Removes every key of Redis.
@@ -367,6 +386,9 @@ pub(crate) async fn side_by_side(
             Ok(took) => eprintln!("{:?}: {name}: ok, {took:.1?}", world.backend),
             Err(error) => failed.push(format!("{name}: {}", words_of(error))),
         }
+    }
+    if !failed.is_empty() {
+        eprintln!("the roles' logs: {}", world.keep_logs().display());
     }
     failed
 }
