@@ -140,7 +140,7 @@ impl ProducerContext for Context {
         ticket.finish(match result {
             // librdkafka reports a record as delivered, without an offset, when a later one of the partition
             // was acknowledged: the broker would have refused that, had this one been missing. But a broker
-            // that does not know the producer (a new partition, or one that it wrote nothing to for a day)
+            // that does not know the producer (it is new, or the partition is, or it wrote nothing to it for a day)
             // takes any, and this one may have failed.
             Ok(message) if message.offset() < 0 => Ok(Report::LaterOne),
             Ok(message) => {

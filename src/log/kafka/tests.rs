@@ -107,20 +107,23 @@ async fn a_record_without_a_payload_stays_one() {
 async fn a_record_is_not_taken_for_acknowledged_because_a_later_one_is() {
     let cluster = MockCluster::new(1).unwrap();
     cluster.create_topic("topic", 1, 1).unwrap();
-    let settings = settings(cluster.bootstrap_servers());
+    let mut settings = settings(cluster.bootstrap_servers());
+    // A request for each record, so that two are under way at once.
+    let one_each = ("batch.num.messages".to_owned(), "1".into());
+    settings.properties = BTreeMap::from([one_each]);
     let log = KafkaLog::connect(&settings).unwrap();
     log.append("topic", record("one")).await.unwrap();
 
-    // Two requests are under way, and the broker takes the second only.
+    // The broker takes the second only.
     let delay = Duration::from_millis(500);
     cluster.broker_round_trip_time(1, delay).unwrap();
     let not_leader = RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION;
     cluster.request_errors(RDKafkaApiKey::Produce, &[not_leader]);
     let two = log.append("topic", record("two"));
-    tokio::time::sleep(delay / 5).await;
     let three = log.append("topic", record("three"));
     let (two, three) = tokio::join!(two, three);
     assert_eq!([three.unwrap().offset, two.unwrap().offset], [1, 2]);
+    cluster.broker_round_trip_time(1, Duration::ZERO).unwrap();
 
     let properties = Properties::new(&settings).unwrap();
     let mut consumer = KafkaConsumer::join(&properties, "group", "topic").unwrap();

@@ -2,8 +2,8 @@
 //! when something struck that may cost a call.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::time::{SystemTime, UNIX_EPOCH};
 
+use chatmesh::protocol::timestamp::now_ms;
 use tokio::time::Instant;
 
 use super::checker::Breach;
@@ -38,12 +38,6 @@ const AT_ONCE_MS: i64 = 20_000;
 /// After a fault of Kafka members wait for the session of who is gone, and those who come back one
 /// after the other move partitions again.
 const MOVES_LATE_MS: i64 = 12_000;
-
-/// Milliseconds since 1970, as the broker writes when it appends a record (`LogAppendTime`).
-pub(super) fn now_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    i64::try_from(since.expect("after 1970").as_millis()).expect("a time")
-}
 
 /// The log's time of something that the test saw.
 #[derive(Debug, Clone, Copy)]

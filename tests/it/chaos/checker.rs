@@ -208,7 +208,7 @@ impl Checker {
         // What was said again may be in the log twice, or by its second saying only.
         let once = seen.sent.iter();
         let once = once.filter(|sent| !seen.repeated.contains(&sent.id));
-        let mut said: HashMap<_, Vec<_>> = HashMap::new();
+        let mut said: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for sent in once {
             let together = said.entry((sent.connection, &sent.conversation));
             together.or_default().push(&sent.content);
