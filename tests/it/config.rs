@@ -425,7 +425,7 @@ fn signed_tokens_need_one_key_and_a_long_one() {
         for one in set {
             args.extend(["--set", one]);
         }
-        let (code, _, said) = crate::support::process::Spec::new(&args).run();
+        let (code, _, said) = crate::support::process::ProcessSpec::new(&args).run();
         (code, said)
     };
     let long = "auth.jwt_secret=0123456789abcdef0123456789abcdef";

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use reqwest::Method;
 
-use crate::support::client::{Classic, Event};
-use crate::support::{SOON, eventually, http, unique};
+use crate::support::classic::{ClassicClient, ClientEvent};
+use crate::support::{TEST_TIMEOUT, http, unique_name, wait_until};
 
 const PORT: u16 = 8080;
 const ROLES: [&str; 4] = ["gateway-1", "gateway-2", "ai-worker", "relay"];
@@ -60,14 +60,14 @@ async fn token(user: &str) -> String {
     reply.json()["token"].as_str().unwrap().to_owned()
 }
 
-async fn assert_answered(client: &mut Classic, text: &str) {
-    let answer = client.ask(text).await;
+async fn assert_answered(client: &mut ClassicClient, text: &str) {
+    let answer = client.send_and_wait(text).await;
     assert_eq!(answer["type"], "response", "{answer}");
     assert!(answer.to_string().contains(text), "{answer}");
 }
 
-async fn open(user: &str, token: &str) -> Classic {
-    Classic::connect(PORT, token, user)
+async fn open(user: &str, token: &str) -> ClassicClient {
+    ClassicClient::connect(PORT, token, user)
         .await
         .unwrap_or_else(|refused| panic!("{user} was refused: {refused:?}"))
 }
@@ -96,14 +96,16 @@ async fn the_deployment_answers_and_outlives_its_gateways() {
     assert!(said.contains("demo model"), "{said}");
     assert!(said.contains("Warning: TOKEN_ENDPOINT=open"), "{said}");
 
-    let user = unique("alice");
+    let user = unique_name("alice");
     let secret = token(&user).await;
-    let refused = Classic::connect(PORT, "wrong", &user).await.unwrap_err();
+    let refused = ClassicClient::connect(PORT, "wrong", &user)
+        .await
+        .unwrap_err();
     assert_eq!(refused.status, 401);
     let mut client = open(&user, &secret).await;
     assert_answered(&mut client, "hello there").await;
 
-    eventually("Prometheus gets all roles", SOON, || async {
+    wait_until("Prometheus gets all roles", TEST_TIMEOUT, || async {
         targets_up().await == ROLES.len()
     })
     .await;
@@ -126,21 +128,23 @@ async fn the_deployment_answers_and_outlives_its_gateways() {
         .iter()
         .chain(&["kafka", "redis", "nginx", "prometheus", "grafana"])
     {
-        eventually(&format!("docker-logs has {service}"), SOON, || async {
-            std::fs::metadata(log(service)).is_ok_and(|file| file.len() > 0)
-        })
+        wait_until(
+            &format!("docker-logs has {service}"),
+            TEST_TIMEOUT,
+            || async { std::fs::metadata(log(service)).is_ok_and(|file| file.len() > 0) },
+        )
         .await;
     }
 
     // Stopped: it drains and ends by itself, and clients find the other one.
     compose(&["stop", "gateway-1"]);
     assert_eq!(inspect("gateway-1", "{{.State.ExitCode}}"), "0");
-    if let Event::Closed(_) = client.next(Duration::from_millis(100)).await {
+    if let ClientEvent::Closed(_) = client.next_event(Duration::from_millis(100)).await {
         client = open(&user, &secret).await;
     }
     assert_answered(&mut client, "after a stop").await;
     compose(&["start", "gateway-1"]);
-    eventually("gateway-1 is healthy again", SOON * 2, || async {
+    wait_until("gateway-1 is healthy again", TEST_TIMEOUT * 2, || async {
         inspect("gateway-1", "{{.State.Health.Status}}") == "healthy"
     })
     .await;

@@ -10,7 +10,7 @@ use chatmesh::log::{AppendError, Consumer, Event, Log, LogError, NewRecord, Reco
 use tokio::time::{Instant, timeout};
 
 use crate::log_contract::log_contract;
-use crate::support::kafka_broker::{KafkaBroker, settings};
+use crate::support::kafka_broker::{KafkaBroker, kafka_settings};
 
 const WAIT: Duration = Duration::from_secs(40);
 
@@ -26,7 +26,7 @@ log_contract!(kafka);
 
 fn shared(properties: &[(&str, &str)]) -> KafkaLog {
     let address = std::env::var("TEST_KAFKA").expect("TEST_KAFKA is not set: use tests/run");
-    KafkaLog::connect(&settings(&address, properties)).expect("settings")
+    KafkaLog::connect(&kafka_settings(&address, properties)).expect("settings")
 }
 
 fn name(prefix: &str) -> String {
@@ -97,7 +97,7 @@ async fn append(log: &KafkaLog, topic: &str, new: NewRecord) -> i64 {
 async fn a_role_started_before_kafka_waits_and_goes_on_by_itself() {
     let mut broker = KafkaBroker::prepare("");
     let started = Instant::now();
-    let log = KafkaLog::connect(&broker.settings()).expect("settings");
+    let log = KafkaLog::connect(&broker.client_settings()).expect("settings");
     let topic = name("late");
     let mut consumer = log.consumer(&name("group"), &topic).expect("a consumer");
     assert!(
@@ -119,7 +119,7 @@ async fn a_role_started_before_kafka_waits_and_goes_on_by_itself() {
             .is_err()
     );
 
-    broker.run().await;
+    broker.spawn_and_wait().await;
     log.ensure_topics(&[spec(&topic, 2, 1)])
         .await
         .expect("topics");
@@ -132,7 +132,7 @@ async fn a_role_started_before_kafka_waits_and_goes_on_by_itself() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_killed_under_appends_loses_and_doubles_nothing() {
     let mut broker = KafkaBroker::start().await;
-    let mut with_time = broker.settings();
+    let mut with_time = broker.client_settings();
     with_time.produce_timeout = Duration::from_secs(60);
     let log = Arc::new(KafkaLog::connect(&with_time).expect("settings"));
     let topic = topic(&log, 2).await;
@@ -145,7 +145,7 @@ async fn a_broker_killed_under_appends_loses_and_doubles_nothing() {
             broker.kill();
         }
     }
-    broker.run().await;
+    broker.spawn_and_wait().await;
     let mut offsets = Vec::new();
     for append in appends {
         offsets.push(
@@ -171,13 +171,13 @@ async fn a_broker_killed_under_appends_loses_and_doubles_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_hangs_for_15_s_holds_things_up_and_loses_nothing() {
     let broker = KafkaBroker::start().await;
-    let log = KafkaLog::connect(&broker.settings()).expect("settings");
+    let log = KafkaLog::connect(&broker.client_settings()).expect("settings");
     let topic = topic(&log, 1).await;
     let mut consumer = log.consumer(&name("group"), &topic).expect("a consumer");
     append(&log, &topic, record("k", "before")).await;
     assert_eq!(text(&read(&mut consumer, 1).await[0]), "before");
 
-    broker.stop();
+    broker.pause();
     let stopped = Instant::now();
     let check = log.check().await;
     assert!(matches!(check, Err(LogError::Unavailable(_))), "{check:?}");
@@ -192,7 +192,7 @@ async fn a_broker_that_hangs_for_15_s_holds_things_up_and_loses_nothing() {
         "an append has 10 seconds"
     );
     tokio::time::sleep_until(stopped + Duration::from_secs(15)).await;
-    broker.cont();
+    broker.resume();
 
     append(&log, &topic, record("k", "after")).await;
     let end = Instant::now() + WAIT;
@@ -332,8 +332,8 @@ async fn topics_made_twice_and_by_two_at_once_are_made_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_topic_that_endangers_a_promise_is_warned_about() {
     let mut broker = KafkaBroker::prepare("num.partitions=1");
-    broker.run().await;
-    let log = KafkaLog::connect(&broker.settings()).expect("settings");
+    broker.spawn_and_wait().await;
+    let log = KafkaLog::connect(&broker.client_settings()).expect("settings");
     // Made by the broker itself, with its own settings.
     let topic = name("plain");
     append(&log, &topic, record("k", "v")).await;
@@ -374,8 +374,8 @@ async fn refusal(log: &KafkaLog, topic: &str) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_topic_that_nobody_makes_is_refused() {
     let mut broker = KafkaBroker::prepare("auto.create.topics.enable=false");
-    broker.run().await;
-    let log = KafkaLog::connect(&broker.settings()).expect("settings");
+    broker.spawn_and_wait().await;
+    let log = KafkaLog::connect(&broker.client_settings()).expect("settings");
     let nowhere = name("nowhere");
     let refused = refusal(&log, &nowhere).await;
     assert!(refused.contains(&nowhere), "{refused}");
@@ -411,7 +411,7 @@ async fn properties_that_contradict_each_other_are_named() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_group_shared_with_an_original_service_shares_its_partitions_too() {
     let address = std::env::var("TEST_KAFKA").expect("TEST_KAFKA is not set: use tests/run");
-    let mut interop = settings(&address, &[]);
+    let mut interop = kafka_settings(&address, &[]);
     interop.interop = true;
     let log: Arc<dyn Log> = Arc::new(KafkaLog::connect(&interop).expect("settings"));
     crate::log_contract::two_members_share_the_partitions_and_never_both_own_one(log).await;
@@ -424,7 +424,7 @@ async fn the_lag_and_the_errors_of_a_relay_are_counted_and_closing_without_a_bro
     let rendered = recorder.handle();
     let _local = metrics::set_default_local_recorder(&recorder);
     let mut broker = KafkaBroker::start().await;
-    let quick = settings(&broker.address(), &[("statistics.interval.ms", "200")]);
+    let quick = kafka_settings(&broker.address(), &[("statistics.interval.ms", "200")]);
     let log = KafkaLog::connect(&quick).expect("settings");
     let topic = topic(&log, 1).await;
     for n in 0..5 {
@@ -471,7 +471,7 @@ async fn the_lag_and_the_errors_of_a_relay_are_counted_and_closing_without_a_bro
         "{:?}",
         closing.elapsed()
     );
-    broker.run().await;
+    broker.spawn_and_wait().await;
 
     // Somebody else gets the partition: it is no longer this process's lag.
     let end = Instant::now() + WAIT;
@@ -493,6 +493,7 @@ async fn a_producer_that_failed_for_good_is_replaced() {
         RDKafkaApiKey::InitProducerId,
         &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED],
     );
-    let log = KafkaLog::connect(&settings(&cluster.bootstrap_servers(), &[])).expect("settings");
+    let log =
+        KafkaLog::connect(&kafka_settings(&cluster.bootstrap_servers(), &[])).expect("settings");
     append(&log, "t", record("k", "v")).await;
 }

@@ -13,11 +13,11 @@ use reqwest::Method;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::client::Classic;
+use crate::support::classic::ClassicClient;
 use crate::support::model::Answer;
 use crate::support::process::free_port;
 use crate::support::stack::Stack;
-use crate::support::{SOON, eventually, http};
+use crate::support::{TEST_TIMEOUT, http, wait_until};
 
 const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy");
 
@@ -204,7 +204,7 @@ impl Prometheus {
             _dir: dir,
             child,
         };
-        eventually("Prometheus is ready", SOON, || async {
+        wait_until("Prometheus is ready", TEST_TIMEOUT, || async {
             http::try_call(Method::GET, &prometheus.url("/-/ready"), &[])
                 .await
                 .is_ok_and(|reply| reply.status == 200)
@@ -255,36 +255,36 @@ async fn a_real_prometheus_gets_every_metric_and_answers_every_panel() {
     let prometheus = Prometheus::start(ports, worker.port(), relay.port()).await;
 
     // All goes well, then one call fails and is tried again, then one fails for good.
-    let mut alice = Classic::open(one.port(), "alice").await;
-    assert_eq!(alice.ask("hello").await["type"], "response");
+    let mut alice = ClassicClient::open(one.port(), "alice").await;
+    assert_eq!(alice.send_and_wait("hello").await["type"], "response");
     stack
         .model
-        .next_for("again", Answer::error(500, "server_error", "for a moment"));
-    assert_eq!(alice.ask("again").await["type"], "response");
+        .queue_answer("again", Answer::error(500, "server_error", "for a moment"));
+    assert_eq!(alice.send_and_wait("again").await["type"], "response");
     stack
         .model
-        .next_for("never", Answer::error(400, "invalid_request", "not this"));
-    assert_eq!(alice.ask("never").await["type"], "error");
+        .queue_answer("never", Answer::error(400, "invalid_request", "not this"));
+    assert_eq!(alice.send_and_wait("never").await["type"], "error");
     // What clients do wrong.
     alice.send_text("not JSON").await;
-    assert_eq!(alice.frame().await["type"], "error");
-    assert!(Classic::connect(two.port(), "", "bob").await.is_err());
+    assert_eq!(alice.next_frame().await["type"], "error");
+    assert!(ClassicClient::connect(two.port(), "", "bob").await.is_err());
     // What Redis and Kafka do wrong.
-    stack.redis.kill9();
+    stack.redis.kill();
     alice.send_message("redis is away").await;
-    alice.next(Duration::from_secs(10)).await;
+    alice.next_event(Duration::from_secs(10)).await;
     stack.redis.restart().await;
     stack.kafka.kill();
-    eventually("the gateway notices", SOON, || async {
+    wait_until("the gateway notices", TEST_TIMEOUT, || async {
         !one.is_ready().await
     })
     .await;
-    stack.kafka.run().await;
-    eventually("the gateway is back", SOON, || one.is_ready()).await;
+    stack.kafka.spawn_and_wait().await;
+    wait_until("the gateway is back", TEST_TIMEOUT, || one.is_ready()).await;
     alice.close().await;
 
     let targets = [one.port(), two.port(), worker.port(), relay.port()];
-    eventually("all targets are up", SOON, || async {
+    wait_until("all targets are up", TEST_TIMEOUT, || async {
         let data = prometheus.get("/api/v1/targets?state=active").await;
         let active = data["activeTargets"].as_array().unwrap();
         active.len() == targets.len() && active.iter().all(|target| target["health"] == "up")
@@ -300,7 +300,7 @@ async fn a_real_prometheus_gets_every_metric_and_answers_every_panel() {
         }
         missing
     };
-    let deadline = tokio::time::Instant::now() + SOON;
+    let deadline = tokio::time::Instant::now() + TEST_TIMEOUT;
     loop {
         let missing = missing().await;
         if missing.is_empty() {
@@ -314,7 +314,7 @@ async fn a_real_prometheus_gets_every_metric_and_answers_every_panel() {
     }
     for query in dashboard_queries() {
         // A rate needs two scrapes of what was counted a moment ago for the first time.
-        eventually(&format!("values of {query}"), SOON, || async {
+        wait_until(&format!("values of {query}"), TEST_TIMEOUT, || async {
             !prometheus.query(&query).await.is_empty()
         })
         .await;

@@ -8,12 +8,12 @@ use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
 use crate::support::browser::Browser;
-use crate::support::client::Classic;
+use crate::support::classic::ClassicClient;
 use crate::support::model::Script;
-use crate::support::process::{Chatmesh, free_port};
+use crate::support::process::{ChatmeshProcess, free_port};
 use crate::support::stack::Stack;
-use crate::support::v1::{Device, Transcript};
-use crate::support::{SOON, eventually, http};
+use crate::support::v1::{Transcript, V1Client};
+use crate::support::{TEST_TIMEOUT, http, wait_until};
 
 const SHIPPED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/nginx.conf");
 /// A token that would be seen in a log.
@@ -88,7 +88,7 @@ impl Nginx {
             .spawn()
             .unwrap();
         let nginx = Self { port, dir, child };
-        eventually("nginx answers", SOON, || async {
+        wait_until("nginx answers", TEST_TIMEOUT, || async {
             http::try_call(reqwest::Method::GET, &nginx.url("/health/live"), &[])
                 .await
                 .is_ok_and(|reply| reply.status == 200)
@@ -106,8 +106,8 @@ impl Nginx {
     }
 
     /// A socket through it. Never refused: that is what it is for.
-    async fn open(&self, user: &str) -> Classic {
-        Classic::connect(self.port, TOKEN, user)
+    async fn open(&self, user: &str) -> ClassicClient {
+        ClassicClient::connect(self.port, TOKEN, user)
             .await
             .unwrap_or_else(|refused| panic!("{user} was refused: {refused:?}"))
     }
@@ -141,7 +141,7 @@ impl Drop for Nginx {
 }
 
 /// What a metric without further labels is at.
-async fn connections(gateway: &Chatmesh) -> usize {
+async fn connections(gateway: &ChatmeshProcess) -> usize {
     let text = http::get(&gateway.url("/metrics")).await.body;
     text.lines()
         .find_map(|line| line.strip_prefix("websocket_connections_active{"))
@@ -155,18 +155,18 @@ const IDS: [&str; 3] = ["1", "2", "3"];
 
 /// Each asks three things and goes on, through lost connections, until all are answered. Returns
 /// when half of the answers have begun.
-async fn under_load(stack: &Stack, nginx: &Nginx) -> Vec<JoinHandle<(Device, usize)>> {
+async fn under_load(stack: &Stack, nginx: &Nginx) -> Vec<JoinHandle<(V1Client, usize)>> {
     let prompt = |n: usize, id: &str| format!("load {n} {id}");
     let mut load = Vec::new();
     for n in 0..DEVICES {
         let prompts = IDS.map(|id| prompt(n, id));
         for text in &prompts {
-            let slow = Script::say(&format!("answer to {text} in some words"));
+            let slow = Script::complete(&format!("answer to {text} in some words"));
             stack
                 .model
-                .next_for(text, slow.paced(Duration::from_millis(150)));
+                .queue_answer(text, slow.chunk_interval(Duration::from_millis(150)));
         }
-        let mut device = Device::new(&format!("loaded{n}"));
+        let mut device = V1Client::new(&format!("loaded{n}"));
         TOKEN.clone_into(&mut device.token);
         device.connect(nginx.port).await;
         let port = nginx.port;
@@ -174,41 +174,41 @@ async fn under_load(stack: &Stack, nginx: &Nginx) -> Vec<JoinHandle<(Device, usi
             // Each in a conversation of its own would be answered at once; so they follow each
             // other, and some are not begun when the gateway stops.
             for (id, text) in IDS.iter().zip(&prompts) {
-                device.say(id, text).await;
+                device.send_message(id, text).await;
             }
             let mut closed = 0;
             let all = |transcript: &Transcript| {
                 let ended = |id| transcript.get(id).is_some_and(|m| m.terminal.is_some());
                 IDS.into_iter().all(ended)
             };
-            if !device.until_or_closed("all answers", all).await {
+            if !device.wait_for_or_close("all answers", all).await {
                 assert_eq!(device.closed, Some(1001), "{}", device.user);
                 closed += 1;
                 let texts = prompts.iter().map(String::as_str);
                 let messages: Vec<(&str, &str)> = IDS.into_iter().zip(texts).collect();
-                device.carry_through(&[port], &messages).await;
+                device.reconnect_until_ended(&[port], &messages).await;
             }
             (device, closed)
         }));
     }
-    eventually("answers are under way", SOON, || async {
-        stack.model.count() >= DEVICES / 2
+    wait_until("answers are under way", TEST_TIMEOUT, || async {
+        stack.model.request_count() >= DEVICES / 2
     })
     .await;
     load
 }
 
 /// Every answer came once, whole, and was paid once; those of the gateway that stopped came back.
-async fn assert_missed_nothing(stack: &Stack, load: Vec<JoinHandle<(Device, usize)>>) {
+async fn assert_missed_nothing(stack: &Stack, load: Vec<JoinHandle<(V1Client, usize)>>) {
     let mut came_back = 0;
     for (n, task) in load.into_iter().enumerate() {
         let (device, closed) = task.await.unwrap();
         came_back += closed;
         for id in IDS {
-            let shown = device.shown(id);
+            let shown = device.message(id);
             assert_eq!(shown.ended(), Some("response"), "{}", device.user);
             assert_eq!(shown.text, format!("answer to load {n} {id} in some words"));
-            assert_eq!(stack.model.count_for(&format!("load {n} {id}")), 1);
+            assert_eq!(stack.model.request_count_for(&format!("load {n} {id}")), 1);
         }
         // The very first `welcome` can't recover anything; the one after the stop did.
         assert_eq!(
@@ -224,8 +224,8 @@ async fn assert_missed_nothing(stack: &Stack, load: Vec<JoinHandle<(Device, usiz
     );
 }
 
-async fn assert_answered(client: &mut Classic, text: &str) {
-    let answer = client.ask(text).await;
+async fn assert_answered(client: &mut ClassicClient, text: &str) {
+    let answer = client.send_and_wait(text).await;
     assert_eq!(answer["type"], "response", "{answer}");
     assert!(answer.to_string().contains(text), "{answer}");
 }
@@ -254,7 +254,7 @@ async fn sockets_are_spread_evenly_and_no_token_is_logged() {
         let v1 = numbers.map(|n| {
             let port = nginx.port;
             async move {
-                let mut device = Device::new(&format!("device{n}"));
+                let mut device = V1Client::new(&format!("device{n}"));
                 TOKEN.clone_into(&mut device.token);
                 device.connect(port).await;
                 device
@@ -271,15 +271,17 @@ async fn sockets_are_spread_evenly_and_no_token_is_logged() {
     let last = SOCKETS / 2 - 1;
     for n in [0, 1, last] {
         assert_answered(&mut clients[n], &format!("hello {n}")).await;
-        let answer = devices[n].ask("1", &format!("hello device {n}")).await;
+        let answer = devices[n]
+            .send_and_wait("1", &format!("hello device {n}"))
+            .await;
         assert_eq!(answer["content"], format!("echo: hello device {n}"));
     }
     // Those that said nothing got nothing, and are all there still.
     clients[last / 2]
-        .expect_silence(Duration::from_millis(100))
+        .expect_no_frame(Duration::from_millis(100))
         .await;
     devices[last / 2]
-        .expect_silence(Duration::from_millis(100))
+        .expect_no_frame(Duration::from_millis(100))
         .await;
     assert_eq!(connections(&one).await + connections(&two).await, SOCKETS);
 
@@ -310,10 +312,12 @@ async fn sockets_are_spread_evenly_and_no_token_is_logged() {
     for closed in ["/metrics", "/metrics/"] {
         assert_eq!(http::get(&nginx.url(closed)).await.status, 404);
     }
-    let refused = Classic::connect(nginx.port, "", "alice").await.unwrap_err();
+    let refused = ClassicClient::connect(nginx.port, "", "alice")
+        .await
+        .unwrap_err();
     assert_eq!(refused.status, 401, "{refused:?}");
     let large = "x".repeat(40_000);
-    let refused = Classic::connect(nginx.port, &large, "alice")
+    let refused = ClassicClient::connect(nginx.port, &large, "alice")
         .await
         .unwrap_err();
     assert_eq!(refused.status, 414, "{refused:?}");
@@ -342,8 +346,8 @@ async fn clients_of_a_gateway_that_stops_or_dies_come_back_to_the_other_one() {
     one.drain().await;
     let mut told = 0;
     for (n, client) in clients.iter_mut().enumerate() {
-        if let crate::support::client::Event::Closed(code) =
-            client.next(Duration::from_millis(50)).await
+        if let crate::support::classic::ClientEvent::Closed(code) =
+            client.next_event(Duration::from_millis(50)).await
         {
             assert_eq!(code, Some(1001), "user{n}");
             told += 1;
@@ -355,18 +359,24 @@ async fn clients_of_a_gateway_that_stops_or_dies_come_back_to_the_other_one() {
     for (n, client) in clients.iter_mut().enumerate() {
         assert_answered(client, &format!("after a stop {n}")).await;
     }
-    eventually("all are on the second gateway", SOON, || async {
+    wait_until("all are on the second gateway", TEST_TIMEOUT, || async {
         connections(&two).await == SOCKETS
     })
     .await;
 
     // Killed: every socket is on the second gateway, which dies without a word.
     let one = first.start().await;
-    eventually("the first gateway takes clients again", SOON, || async {
-        Classic::connect(one.port(), TOKEN, "early").await.is_ok()
-    })
+    wait_until(
+        "the first gateway takes clients again",
+        TEST_TIMEOUT,
+        || async {
+            ClassicClient::connect(one.port(), TOKEN, "early")
+                .await
+                .is_ok()
+        },
+    )
     .await;
-    two.kill9();
+    two.kill();
     for (n, client) in clients.iter_mut().enumerate() {
         assert_eq!(client.expect_close().await, None, "user{n}");
         *client = nginx.open(&format!("user{n}")).await;
@@ -374,7 +384,7 @@ async fn clients_of_a_gateway_that_stops_or_dies_come_back_to_the_other_one() {
     for (n, client) in clients.iter_mut().enumerate() {
         assert_answered(client, &format!("after a kill {n}")).await;
     }
-    eventually("all are on the first gateway", SOON, || async {
+    wait_until("all are on the first gateway", TEST_TIMEOUT, || async {
         connections(&one).await == SOCKETS
     })
     .await;
@@ -383,7 +393,7 @@ async fn clients_of_a_gateway_that_stops_or_dies_come_back_to_the_other_one() {
         client.close().await;
     }
     let retried = format!("127.0.0.1:{}, 127.0.0.1:{}", two.port(), one.port());
-    eventually("nginx says that it tried again", SOON, || async {
+    wait_until("nginx says that it tried again", TEST_TIMEOUT, || async {
         nginx.log("access.log").contains(&retried)
     })
     .await;
@@ -400,17 +410,17 @@ async fn the_chat_page_goes_on_with_an_answer_when_its_gateway_is_killed() {
     let nginx = Nginx::start([one.port(), two.port()]).await;
     let words: Vec<String> = (1..=150).map(|n| format!("word{n}")).collect();
     let text = words.join(" ");
-    let paced = Script::say(&text).paced(Duration::from_millis(20));
-    stack.model.next_for("count", paced);
+    let paced = Script::complete(&text).chunk_interval(Duration::from_millis(20));
+    stack.model.queue_answer("count", paced);
 
     let browser = Browser::start().await;
     browser.open(&nginx.url("/")).await;
     let connected = "document.getElementById('connection').dataset.state === 'open'";
-    browser.until(connected).await;
+    browser.wait_for(connected).await;
     browser.write("#box", "count\u{e007}").await;
     let answer = "(document.querySelector('.answer')?.innerText ?? '')";
     browser
-        .until(&format!("{answer}.includes('word10 ')"))
+        .wait_for(&format!("{answer}.includes('word10 ')"))
         .await;
     let its = if connections(&one).await == 1 {
         &mut one
@@ -418,17 +428,17 @@ async fn the_chat_page_goes_on_with_an_answer_when_its_gateway_is_killed() {
         &mut two
     };
     assert_eq!(connections(its).await, 1);
-    its.kill9();
+    its.kill();
     browser
-        .until(&format!("{answer}.includes('word150')"))
+        .wait_for(&format!("{answer}.includes('word150')"))
         .await;
     browser
-        .until("document.querySelector('.turn[aria-busy=false]')")
+        .wait_for("document.querySelector('.turn[aria-busy=false]')")
         .await;
-    browser.until(connected).await;
+    browser.wait_for(connected).await;
     assert_eq!(browser.text(answer).await.trim(), text);
     assert_eq!(
-        stack.model.count_for("count"),
+        stack.model.request_count_for("count"),
         1,
         "the answer was not begun anew"
     );

@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use super::support::client::Classic;
+use super::support::classic::ClassicClient;
 use super::support::model::{Answer, ScriptedModel};
-use super::support::process::Spec;
-use super::support::{SOON, eventually, http, kafka, redis_url, unique};
+use super::support::process::ProcessSpec;
+use super::support::{TEST_TIMEOUT, http, kafka_address, redis_url, unique_name, wait_until};
 
 /// A role with the shared real services, and topics that no other test has.
-fn role(spec: Spec) -> Spec {
-    let topic = unique("smoke");
-    spec.env("KAFKA_BOOTSTRAP_SERVERS", &kafka())
+fn role(spec: ProcessSpec) -> ProcessSpec {
+    let topic = unique_name("smoke");
+    spec.env("KAFKA_BOOTSTRAP_SERVERS", &kafka_address())
         .env("REDIS_URL", &redis_url())
         .env("CONSUME_TOPIC", &format!("{topic}-in"))
         .env("PRODUCE_TOPIC", &format!("{topic}-out"))
@@ -19,7 +19,7 @@ fn role(spec: Spec) -> Spec {
 
 #[test]
 fn version_names_the_program_and_its_version() {
-    let (code, out, _) = Spec::new(&["--version"]).run();
+    let (code, out, _) = ProcessSpec::new(&["--version"]).run();
     assert_eq!(code, Some(0));
     assert_eq!(
         out.trim(),
@@ -29,7 +29,7 @@ fn version_names_the_program_and_its_version() {
 
 #[test]
 fn help_names_every_role() {
-    let (code, out, _) = Spec::new(&["--help"]).run();
+    let (code, out, _) = ProcessSpec::new(&["--help"]).run();
     assert_eq!(code, Some(0));
     for role in [
         "all-in-one",
@@ -46,7 +46,7 @@ fn help_names_every_role() {
 #[test]
 fn an_unknown_subcommand_or_flag_is_exit_code_2() {
     for args in [&["no-such-role"][..], &["gateway", "--no-such-flag"]] {
-        let (code, _, err) = Spec::new(args).run();
+        let (code, _, err) = ProcessSpec::new(args).run();
         assert_eq!(code, Some(2), "{args:?}: {err}");
         assert!(err.contains("no-such"), "{args:?}: {err}");
     }
@@ -57,7 +57,7 @@ const ROLES: [&str; 4] = ["all-in-one", "gateway", "ai-worker", "relay"];
 #[test]
 fn config_check_is_silent_about_a_good_configuration() {
     for role in ROLES {
-        let (code, out, err) = Spec::new(&["config", "check", role]).run();
+        let (code, out, err) = ProcessSpec::new(&["config", "check", role]).run();
         assert_eq!(code, Some(0), "{role}: {err}");
         assert_eq!(out, "", "{role}");
     }
@@ -79,7 +79,7 @@ fn config_check_takes_the_originals_env_files_as_they_are() {
                      OPENAI_API_KEY=sk-smoke\n\
                      MAX_WORKERS=50\n";
     for role in ROLES {
-        let spec = Spec::new(&["config", "check", role]);
+        let spec = ProcessSpec::new(&["config", "check", role]);
         std::fs::write(spec.dir().join(".env"), originals).unwrap();
         let (code, _, err) = spec.run();
         assert_eq!(code, Some(0), "{role}: {err}");
@@ -88,10 +88,10 @@ fn config_check_takes_the_originals_env_files_as_they_are() {
 
 #[test]
 fn the_default_file_that_is_printed_is_a_good_one() {
-    let (code, out, _) = Spec::new(&["config", "default"]).run();
+    let (code, out, _) = ProcessSpec::new(&["config", "default"]).run();
     assert_eq!(code, Some(0));
     for role in ROLES {
-        let spec = Spec::new(&["config", "check", role, "--config", "chatmesh.toml"]);
+        let spec = ProcessSpec::new(&["config", "check", role, "--config", "chatmesh.toml"]);
         std::fs::write(spec.dir().join("chatmesh.toml"), &out).unwrap();
         let (code, _, err) = spec.run();
         assert_eq!(code, Some(0), "{role}: {err}");
@@ -100,7 +100,7 @@ fn the_default_file_that_is_printed_is_a_good_one() {
 
 #[test]
 fn an_unknown_key_of_a_file_is_named_with_the_file_and_is_exit_code_2() {
-    let spec = Spec::new(&["gateway", "--config", "mine.toml"]);
+    let spec = ProcessSpec::new(&["gateway", "--config", "mine.toml"]);
     std::fs::write(
         spec.dir().join("mine.toml"),
         "[kafka]\nbootstrap = \"k:1\"\n",
@@ -116,7 +116,7 @@ fn an_unknown_key_of_a_file_is_named_with_the_file_and_is_exit_code_2() {
 
 #[test]
 fn an_unknown_key_of_a_flag_is_exit_code_2() {
-    let (code, _, err) = Spec::new(&["relay", "--set", "no.such.key=1"]).run();
+    let (code, _, err) = ProcessSpec::new(&["relay", "--set", "no.such.key=1"]).run();
     assert_eq!(code, Some(2), "{err}");
     assert!(err.contains("no.such.key"), "{err}");
 }
@@ -124,7 +124,7 @@ fn an_unknown_key_of_a_flag_is_exit_code_2() {
 #[test]
 fn a_flag_wins_over_the_environment_and_that_over_the_file() {
     let file = "[worker]\nmax_workers = 1\n[history]\nmax_messages = 1\n[model]\nmax_tokens = 1\n";
-    let spec = Spec::new(&["config", "show", "ai-worker", "--config", "mine.toml"])
+    let spec = ProcessSpec::new(&["config", "show", "ai-worker", "--config", "mine.toml"])
         .arg("--set")
         .arg("MAX_WORKERS=3")
         .env("MAX_WORKERS", "2")
@@ -150,7 +150,7 @@ fn a_flag_wins_over_the_environment_and_that_over_the_file() {
 
 #[test]
 fn config_show_hides_secrets_and_names_sources() {
-    let spec = Spec::new(&["config", "show", "ai-worker"])
+    let spec = ProcessSpec::new(&["config", "show", "ai-worker"])
         .env("OPENAI_API_KEY", "sk-very-secret")
         .env("MAX_WORKERS", "7");
     let (code, out, err) = spec.run();
@@ -164,24 +164,26 @@ fn config_show_hides_secrets_and_names_sources() {
 
 #[test]
 fn a_bad_value_names_its_variable_and_is_exit_code_2() {
-    let (code, _, err) = Spec::new(&["gateway"]).env("TOKEN_TTL", "soon").run();
+    let (code, _, err) = ProcessSpec::new(&["gateway"])
+        .env("TOKEN_TTL", "soon")
+        .run();
     assert_eq!(code, Some(2), "{err}");
     assert!(err.contains("TOKEN_TTL"), "{err}");
 }
 
 #[test]
 fn an_unknown_chatmesh_variable_is_exit_code_2() {
-    let spec = Spec::new(&["config", "check"]).env("CHATMESH_NO_SUCH_KEY", "1");
+    let spec = ProcessSpec::new(&["config", "check"]).env("CHATMESH_NO_SUCH_KEY", "1");
     let (code, _, err) = spec.run();
     assert_eq!(code, Some(2), "{err}");
     assert!(err.contains("CHATMESH_NO_SUCH_KEY"), "{err}");
 }
 
 /// Starts, gets ready, answers the operator's routes, and ends in order on SIGTERM.
-async fn starts_and_stops(name: &str, spec: Spec) {
+async fn starts_and_stops(name: &str, spec: ProcessSpec) {
     let mut process = spec.start().await;
     let port = process.port().to_string();
-    let check = Spec::new(&["healthcheck", name])
+    let check = ProcessSpec::new(&["healthcheck", name])
         .env("PORT", &port)
         .env("METRICS_PORT", &port);
     let (code, _, err) = check.run();
@@ -200,57 +202,60 @@ async fn starts_and_stops(name: &str, spec: Spec) {
 
 #[tokio::test]
 async fn a_gateway_starts_gets_ready_and_ends_on_sigterm() {
-    starts_and_stops("gateway", role(Spec::gateway())).await;
+    starts_and_stops("gateway", role(ProcessSpec::gateway())).await;
 }
 
 #[tokio::test]
 async fn a_worker_starts_gets_ready_and_ends_on_sigterm() {
-    starts_and_stops("ai-worker", role(Spec::ai_worker())).await;
+    starts_and_stops("ai-worker", role(ProcessSpec::ai_worker())).await;
 }
 
 #[tokio::test]
 async fn a_relay_starts_gets_ready_and_ends_on_sigterm() {
-    starts_and_stops("relay", role(Spec::relay())).await;
+    starts_and_stops("relay", role(ProcessSpec::relay())).await;
 }
 
 #[tokio::test]
 async fn all_in_one_starts_gets_ready_and_ends_on_sigterm() {
-    starts_and_stops("all-in-one", Spec::ephemeral()).await;
-    starts_and_stops("all-in-one", Spec::durable()).await;
+    starts_and_stops("all-in-one", ProcessSpec::ephemeral()).await;
+    starts_and_stops("all-in-one", ProcessSpec::durable()).await;
 }
 
 #[tokio::test]
 async fn a_second_signal_ends_a_drain_at_once() {
     // A model that never answers keeps the drain busy.
     let model = ScriptedModel::start_with(|_| Answer::Hang).await;
-    let mut process = Spec::ephemeral()
+    let mut process = ProcessSpec::ephemeral()
         .env("DRAIN_TIMEOUT_MS", "120000")
         .env("OPENAI_BASE_URL", &model.base_url())
         .env("OPENAI_TIMEOUT_MS", "120000")
         .start()
         .await;
-    let mut client = Classic::open(process.port(), "busy").await;
+    let mut client = ClassicClient::open(process.port(), "busy").await;
     client.send_message("takes for ever").await;
-    eventually("the model is asked", SOON, || async { model.open() == 1 }).await;
-    process.term();
-    eventually("the drain has begun", SOON, || async {
+    wait_until("the model is asked", TEST_TIMEOUT, || async {
+        model.open_requests() == 1
+    })
+    .await;
+    process.terminate();
+    wait_until("the drain has begun", TEST_TIMEOUT, || async {
         !process.is_ready().await
     })
     .await;
-    process.term();
+    process.terminate();
     process.wait_exit(Duration::from_secs(10)).await;
 }
 
 #[tokio::test]
 async fn a_second_process_on_a_data_folder_is_told_so() {
-    let first = Spec::durable();
+    let first = ProcessSpec::durable();
     let data = first.dir().join("data");
     let running = first.start().await;
     let port = super::support::process::free_port().to_string();
     let data = data.display().to_string();
-    let second = Spec::new(&["all-in-one", "--port", &port, "--data-dir", &data]);
+    let second = ProcessSpec::new(&["all-in-one", "--port", &port, "--data-dir", &data]);
     let mut second = second.spawn();
-    let status = second.wait_exit(SOON).await;
+    let status = second.wait_exit(TEST_TIMEOUT).await;
     assert!(!status.success());
     let log = second.log();
     assert!(log.contains(&data), "the folder is not named in:\n{log}");

@@ -7,13 +7,13 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::support::client::Classic;
-use crate::support::collector::{Collector, Span};
+use crate::support::classic::ClassicClient;
+use crate::support::collector::{Span, TraceCollector};
 use crate::support::model::{Answer, ScriptedModel};
-use crate::support::process::{Chatmesh, Spec, free_port};
+use crate::support::process::{ChatmeshProcess, ProcessSpec, free_port};
 use crate::support::stack::Stack;
-use crate::support::v1::Device;
-use crate::support::{SOON, eventually, http};
+use crate::support::v1::V1Client;
+use crate::support::{TEST_TIMEOUT, http, wait_until};
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const CLIENT: &str = "b7ad6b7169203331";
@@ -32,7 +32,7 @@ fn trace_of(frame: &Value) -> &str {
     &field[3..35]
 }
 
-fn traced(spec: Spec, collector: &Collector) -> Spec {
+fn traced(spec: ProcessSpec, collector: &TraceCollector) -> ProcessSpec {
     spec.env("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.endpoint())
         .env("OTEL_EXPORTER_OTLP_HEADERS", "x-key=a%20key")
         .env("LOG_FORMAT", "json")
@@ -41,17 +41,17 @@ fn traced(spec: Spec, collector: &Collector) -> Spec {
 /// Asks with a trace that the client began; the first call of the model fails. A second device of
 /// the user gets the answer too.
 async fn ask(port: u16, model: &ScriptedModel) -> Value {
-    model.next_for(PROMPT, Answer::error(500, "server_error", "for a moment"));
-    let mut phone = Device::open(port, USER).await;
-    let mut laptop = Device::open(port, USER).await;
+    model.queue_answer(PROMPT, Answer::error(500, "server_error", "for a moment"));
+    let mut phone = V1Client::open(port, USER).await;
+    let mut laptop = V1Client::open(port, USER).await;
     let frame = json!({
         "type": "message", "id": "1", "content": PROMPT, "conversation_id": "hidden-conversation",
         "traceparent": traceparent("01"), "tracestate": "vendor=x",
     });
-    laptop.say_frame(&frame).await;
-    let answer = laptop.end_of("1").await;
+    laptop.send_message_frame(&frame).await;
+    let answer = laptop.wait_for_end("1").await;
     assert_eq!(answer["type"], "response", "{answer}");
-    phone.until_type("response").await;
+    phone.wait_for_type("response").await;
     answer
 }
 
@@ -104,10 +104,10 @@ const STEPS: [Step; 17] = [
 ];
 
 /// All of the trace is there, and each step has its parent.
-async fn whole(collector: &Collector, services: fn(&str) -> String) -> Vec<Span> {
+async fn whole(collector: &TraceCollector, services: fn(&str) -> String) -> Vec<Span> {
     let steps = STEPS.len();
     let what = format!("{steps} spans");
-    eventually(&what, SOON, || async {
+    wait_until(&what, TEST_TIMEOUT, || async {
         let spans = collector.trace(TRACE);
         assert!(spans.len() <= steps, "more than was expected: {spans:#?}");
         spans.len() == steps
@@ -201,8 +201,8 @@ fn look_at(spans: &[Span], answer: &Value) {
     assert_eq!(answer["traceparent"], format!("00-{TRACE}-{publish}-01"));
 }
 
-async fn says_the_trace(process: &Chatmesh, text: &str) {
-    process.says(TRACE, SOON).await;
+async fn says_the_trace(process: &ChatmeshProcess, text: &str) {
+    process.wait_for_log(TRACE, TEST_TIMEOUT).await;
     let log = process.log();
     let line = log.lines().find(|line| line.contains(text));
     let line = line.unwrap_or_else(|| panic!("{text} is not said: {log}"));
@@ -213,7 +213,7 @@ async fn says_the_trace(process: &Chatmesh, text: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_trace_shows_all_steps_of_a_message_over_three_processes() {
-    let collector = Collector::start().await;
+    let collector = TraceCollector::start().await;
     let stack = Stack::start().await;
     let gateway = traced(stack.gateway("server_1"), &collector).start().await;
     let worker = traced(stack.worker("worker_1"), &collector).start().await;
@@ -236,9 +236,9 @@ async fn one_trace_shows_all_steps_of_a_message_over_three_processes() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_in_one_shows_the_same_trace_and_what_is_not_sampled_is_not_shown() {
-    let collector = Collector::start().await;
+    let collector = TraceCollector::start().await;
     let model = ScriptedModel::start().await;
-    let mut process = traced(Spec::ephemeral(), &collector)
+    let mut process = traced(ProcessSpec::ephemeral(), &collector)
         .env("OPENAI_BASE_URL", &model.base_url())
         .env("OPENAI_TIMEOUT_MS", "20000")
         .env("OTEL_SERVICE_NAME", "my chat")
@@ -249,18 +249,18 @@ async fn all_in_one_shows_the_same_trace_and_what_is_not_sampled_is_not_shown() 
     look_at(&spans, &answer);
     says_the_trace(&process, "message accepted").await;
 
-    let mut device = Device::open(process.port(), "bob").await;
+    let mut device = V1Client::open(process.port(), "bob").await;
     let other = "11111111111111111111111111111111";
     let unsampled = format!("00-{other}-{CLIENT}-00");
     let frame = json!({"type": "message", "id": "1", "content": "x", "traceparent": unsampled});
-    device.say_frame(&frame).await;
-    let answer = device.end_of("1").await;
+    device.send_message_frame(&frame).await;
+    let answer = device.wait_for_end("1").await;
     assert_eq!(trace_of(&answer), other);
     assert!(answer["traceparent"].as_str().unwrap().ends_with("-00"));
     // A bad trace costs nothing but itself, and the gateway begins one.
     let frame = json!({"type": "message", "id": "2", "content": "y", "traceparent": 7});
-    device.say_frame(&frame).await;
-    let answer = device.end_of("2").await;
+    device.send_message_frame(&frame).await;
+    let answer = device.wait_for_end("2").await;
     let own = trace_of(&answer).to_owned();
     assert!(own != other && own != TRACE);
     // The end of the process brings what is still queued.
@@ -274,8 +274,8 @@ async fn all_in_one_shows_the_same_trace_and_what_is_not_sampled_is_not_shown() 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_trace_is_passed_on_where_nobody_records_it() {
-    let process = Spec::ephemeral().start().await;
-    let mut device = Device::new(USER);
+    let process = ProcessSpec::ephemeral().start().await;
+    let mut device = V1Client::new(USER);
     let path = format!("/ws?token=t&userid={USER}");
     let ours = traceparent("01");
     let headers = [("traceparent", ours.as_str())];
@@ -283,47 +283,56 @@ async fn a_trace_is_passed_on_where_nobody_records_it() {
         .upgrade(process.port(), &path, &headers)
         .await
         .unwrap();
-    device.until_type("welcome").await;
-    assert_eq!(device.ask("1", "hello").await["traceparent"], ours);
+    device.wait_for_type("welcome").await;
+    assert_eq!(
+        device.send_and_wait("1", "hello").await["traceparent"],
+        ours
+    );
     // A client that brings none gets none; nor does a classic one.
-    let mut other = Device::open(process.port(), "bob").await;
-    assert_eq!(other.ask("1", "hello").await.get("traceparent"), None);
-    let mut classic = Classic::connect_with(process.port(), &path, &headers, USER)
+    let mut other = V1Client::open(process.port(), "bob").await;
+    assert_eq!(
+        other.send_and_wait("1", "hello").await.get("traceparent"),
+        None
+    );
+    let mut classic = ClassicClient::connect_with(process.port(), &path, &headers, USER)
         .await
         .unwrap();
-    assert_eq!(classic.ask("hello").await.get("traceparent"), None);
+    assert_eq!(
+        classic.send_and_wait("hello").await.get("traceparent"),
+        None
+    );
     let metrics = http::get(&process.url("/metrics")).await.body;
     assert!(metrics.contains("chatmesh_trace_spans_exported_total 0"));
 }
 
 /// Asks some, and ends the process; both within the usual time.
-async fn answers_and_drains(endpoint: &str, while_waiting: impl AsyncFnOnce(&Chatmesh)) {
-    let mut process = Spec::ephemeral()
+async fn answers_and_drains(endpoint: &str, while_waiting: impl AsyncFnOnce(&ChatmeshProcess)) {
+    let mut process = ProcessSpec::ephemeral()
         .env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
         .env("OTEL_EXPORTER_OTLP_TIMEOUT", "60000")
         .start()
         .await;
-    let mut device = Device::open(process.port(), USER).await;
-    assert_eq!(device.ask("0", "first").await["type"], "response");
+    let mut device = V1Client::open(process.port(), USER).await;
+    assert_eq!(device.send_and_wait("0", "first").await["type"], "response");
     while_waiting(&process).await;
     let begun = Instant::now();
     for n in 1..=20 {
-        let answer = device.ask(&n.to_string(), "hello").await;
+        let answer = device.send_and_wait(&n.to_string(), "hello").await;
         assert_eq!(answer["type"], "response");
     }
     let took = begun.elapsed();
     assert!(took < Duration::from_secs(15), "20 answers took {took:?}");
     device.drop_connection();
-    process.term();
+    process.terminate();
     let status = process.wait_exit(Duration::from_secs(12)).await;
     assert_eq!(status.code(), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_collector_that_hangs_holds_up_neither_answers_nor_the_end() {
-    let collector = Collector::start_hanging().await;
+    let collector = TraceCollector::start_hanging().await;
     answers_and_drains(&collector.endpoint(), async |_| {
-        eventually("an export hangs", SOON, || async {
+        wait_until("an export hangs", TEST_TIMEOUT, || async {
             collector.requests() == 1
         })
         .await;
@@ -338,7 +347,7 @@ async fn spans_that_a_missing_collector_does_not_take_are_counted_and_said_once(
     answers_and_drains(&nobody, async |process| {
         let url = process.url("/metrics");
         let lost = r#"chatmesh_trace_spans_dropped_total{reason="export_failed"}"#;
-        eventually("the loss is counted", SOON, || async {
+        wait_until("the loss is counted", TEST_TIMEOUT, || async {
             let metrics = http::get(&url).await.body;
             let line = metrics.lines().find(|line| line.starts_with(lost));
             line.is_some_and(|line| !line.ends_with(" 0"))

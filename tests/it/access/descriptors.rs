@@ -6,7 +6,7 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use super::*;
-use crate::support::client::Classic;
+use crate::support::classic::ClassicClient;
 
 const REFUSED: &str = "could not be accepted";
 
@@ -20,9 +20,9 @@ fn used(pid: u32) -> u64 {
 
 #[tokio::test]
 async fn without_descriptors_it_waits_and_those_who_are_in_are_served() {
-    let process = Spec::ephemeral()
+    let process = ProcessSpec::ephemeral()
         .env("HEAD_TIMEOUT_MS", "600000")
-        .descriptors(96)
+        .max_descriptors(96)
         .start()
         .await;
     // Who only opens connections gives way to others.
@@ -34,9 +34,9 @@ async fn without_descriptors_it_waits_and_those_who_are_in_are_served() {
                 .unwrap(),
         );
     }
-    process.says(REFUSED, SOON).await;
+    process.wait_for_log(REFUSED, TEST_TIMEOUT).await;
     let mut clients = Vec::new();
-    let first = timeout(SOON, Classic::open(process.port(), "user0")).await;
+    let first = timeout(TEST_TIMEOUT, ClassicClient::open(process.port(), "user0")).await;
     clients.push(first.expect("silent connections keep others out"));
     drop(silent);
 
@@ -44,7 +44,7 @@ async fn without_descriptors_it_waits_and_those_who_are_in_are_served() {
     let wait = Duration::from_secs(4);
     loop {
         let user = format!("user{}", clients.len());
-        match timeout(wait, Classic::connect(process.port(), "t", &user)).await {
+        match timeout(wait, ClassicClient::connect(process.port(), "t", &user)).await {
             Ok(Ok(client)) => clients.push(client),
             Ok(Err(_)) | Err(_) => break,
         }
@@ -59,16 +59,16 @@ async fn without_descriptors_it_waits_and_those_who_are_in_are_served() {
     assert!(used < 60, "{used} hundredths of a second in three");
     let said = process.log().matches(REFUSED).count() - said;
     assert!((1..20).contains(&said), "said {said} times");
-    let answer = clients[0].ask("is it still there?").await;
+    let answer = clients[0].send_and_wait("is it still there?").await;
     assert_eq!(answer["type"], "response", "{answer}");
 
     drop((waiting, clients));
-    eventually("it takes connections again", SOON, || async {
+    wait_until("it takes connections again", TEST_TIMEOUT, || async {
         process.is_ready().await
     })
     .await;
-    Classic::open(process.port(), "late")
+    ClassicClient::open(process.port(), "late")
         .await
-        .ask("hello")
+        .send_and_wait("hello")
         .await;
 }

@@ -1,7 +1,7 @@
 //! Userids and conversations that mean something to what is behind: refused at every route.
 
 use super::*;
-use crate::support::client::Classic;
+use crate::support::classic::ClassicClient;
 
 fn names() -> Vec<String> {
     let mut names: Vec<String> = [
@@ -70,20 +70,22 @@ pub(super) async fn userids_are_refused_everywhere(ground: &Ground) {
         let status = ground.status(Method::GET, "/conversations", own).await;
         assert!([400, 401].contains(&status), "{status} for {name:?}");
         let path = format!("/ws?token={token}&userid={user}");
-        let refused = Classic::connect_with(ground.port(0), &path, &[], &name).await;
+        let refused = ClassicClient::connect_with(ground.port(0), &path, &[], &name).await;
         assert_eq!(refused.unwrap_err().status, 400, "{name:?}");
-        let refused = Device::new(&name).upgrade(ground.port(0), &path, &[]).await;
+        let refused = V1Client::new(&name)
+            .upgrade(ground.port(0), &path, &[])
+            .await;
         assert_eq!(refused.unwrap_err().status, 400, "{name:?} on chatmesh.v1");
     }
 }
 
 /// And so does every place of another identifier; nothing of it reaches a store.
 pub(super) async fn other_identifiers_are_refused_everywhere(ground: &Ground) {
-    let user = unique("careful");
+    let user = unique_name("careful");
     let mut device = ground.device(0, &user).await;
     let token = device.token.clone();
-    let kept = unique("kept");
-    device.ask("m-1", &kept).await;
+    let kept = unique_name("kept");
+    device.send_and_wait("m-1", &kept).await;
     for name in names() {
         let part = encoded(&name).replace('+', "%20");
         for (method, path) in [
@@ -109,11 +111,11 @@ pub(super) async fn other_identifiers_are_refused_everywhere(ground: &Ground) {
             json!({"type": "cancel", "message_id": name}),
         ] {
             device.send_text(&frame.to_string()).await;
-            let answer = device.frame().await;
+            let answer = device.next_frame().await;
             assert_eq!(answer["code"], "invalid_message", "{frame}: {answer}");
         }
         let path = format!("/ws?token={token}&userid={user}&since={}", encoded(&name));
-        let mut other = Device::new(&user);
+        let mut other = V1Client::new(&user);
         match other.upgrade(ground.port(0), &path, &[]).await {
             Err(refused) => assert_eq!(refused.status, 400, "{name:?}"),
             Ok(()) => assert!(name.is_empty(), "since={name:?} was taken"),

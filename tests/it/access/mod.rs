@@ -9,9 +9,11 @@ use serde_json::{Value, json};
 
 use crate::support::http::Reply;
 use crate::support::model::ScriptedModel;
-use crate::support::process::{Chatmesh, Spec};
-use crate::support::v1::Device;
-use crate::support::{SOON, eventually, kafka, redis_url, unique};
+use crate::support::process::{ChatmeshProcess, ProcessSpec};
+use crate::support::v1::V1Client;
+use crate::support::{
+    QUIET_PERIOD, TEST_TIMEOUT, kafka_address, redis_url, unique_name, wait_until,
+};
 
 mod descriptors;
 mod hostile;
@@ -24,8 +26,8 @@ const ADMIN_KEY: &str = "the-operators-own-key";
 /// A running system with signed tokens: everything in one process, or two gateways, a worker and a
 /// relay on Kafka and Redis.
 struct Ground {
-    gateways: Vec<Chatmesh>,
-    others: Vec<Chatmesh>,
+    gateways: Vec<ChatmeshProcess>,
+    others: Vec<ChatmeshProcess>,
     model: ScriptedModel,
     client: reqwest::Client,
 }
@@ -35,13 +37,13 @@ fn client() -> reqwest::Client {
     let client = reqwest::Client::builder()
         .no_proxy()
         .pool_max_idle_per_host(0);
-    client.timeout(SOON).build().unwrap()
+    client.timeout(TEST_TIMEOUT).build().unwrap()
 }
 
 impl Ground {
     async fn embedded() -> Self {
         let model = ScriptedModel::start().await;
-        let spec = signed(Spec::ephemeral(), &model);
+        let spec = signed(ProcessSpec::ephemeral(), &model);
         Self {
             gateways: vec![spec.start().await],
             others: Vec::new(),
@@ -52,24 +54,27 @@ impl Ground {
 
     async fn scaled_out() -> Self {
         let model = ScriptedModel::start().await;
-        let topic = unique("access");
-        let role = |spec: Spec| {
+        let topic = unique_name("access");
+        let role = |spec: ProcessSpec| {
             signed(spec, &model)
-                .env("KAFKA_BOOTSTRAP_SERVERS", &kafka())
+                .env("KAFKA_BOOTSTRAP_SERVERS", &kafka_address())
                 .env("REDIS_URL", &redis_url())
                 .env("MESSAGES_TOPIC", &format!("{topic}-in"))
                 .env("RESPONSES_TOPIC", &format!("{topic}-out"))
                 .env("KAFKA_TOPIC_PARTITIONS", "2")
         };
-        let gateway = |name: &str| role(Spec::gateway()).env("SERVER_ID", name).spawn();
+        let gateway = |name: &str| role(ProcessSpec::gateway()).env("SERVER_ID", name).spawn();
         let mut ground = Self {
             gateways: vec![gateway("server_1"), gateway("server_2")],
-            others: vec![role(Spec::ai_worker()).spawn(), role(Spec::relay()).spawn()],
+            others: vec![
+                role(ProcessSpec::ai_worker()).spawn(),
+                role(ProcessSpec::relay()).spawn(),
+            ],
             model,
             client: client(),
         };
         for process in ground.gateways.iter_mut().chain(&mut ground.others) {
-            process.ready(SOON).await;
+            process.wait_ready(TEST_TIMEOUT).await;
         }
         ground
     }
@@ -113,10 +118,10 @@ impl Ground {
     }
 
     /// A `chatmesh.v1` device with a token of its own.
-    async fn device(&self, n: usize, user: &str) -> Device {
-        let mut device = Device::new(user);
+    async fn device(&self, n: usize, user: &str) -> V1Client {
+        let mut device = V1Client::new(user);
         device.token = self.token(user).await;
-        device.connect_patiently(&[self.port(n)]).await;
+        device.connect_with_retries(&[self.port(n)]).await;
         device
     }
 
@@ -151,7 +156,7 @@ impl Ground {
     }
 }
 
-fn signed(spec: Spec, model: &ScriptedModel) -> Spec {
+fn signed(spec: ProcessSpec, model: &ScriptedModel) -> ProcessSpec {
     spec.env("AUTH_MODE", "jwt")
         .env("JWT_SECRET", SECRET)
         .env("ADMIN_KEY", ADMIN_KEY)

@@ -1,31 +1,31 @@
 //! Signed tokens end to end: refused, revoked, and whose history they open.
 
 use super::*;
-use crate::support::client::{Classic, Event};
+use crate::support::classic::{ClassicClient, ClientEvent};
 
-async fn classic(ground: &Ground, n: usize, user: &str, token: &str) -> Result<Classic, u16> {
-    let client = Classic::connect(ground.port(n), token, user).await;
+async fn classic(ground: &Ground, n: usize, user: &str, token: &str) -> Result<ClassicClient, u16> {
+    let client = ClassicClient::connect(ground.port(n), token, user).await;
     client.map_err(|refused| refused.status)
 }
 
 /// The close code by which `chatmesh.v1` refuses a token; `None` where it is taken.
 async fn refused(ground: &Ground, n: usize, user: &str, token: &str) -> Option<u16> {
-    let mut device = Device::new(user);
+    let mut device = V1Client::new(user);
     let path = format!("/ws?userid={user}&token={token}");
     device.upgrade(ground.port(n), &path, &[]).await.unwrap();
-    match device.next(SOON).await {
-        Event::Frame(frame) => {
+    match device.next_event(TEST_TIMEOUT).await {
+        ClientEvent::Frame(frame) => {
             assert_eq!(frame["type"], "welcome");
             None
         }
-        Event::Closed(code) => Some(code.expect("a close frame")),
-        Event::Silent => panic!("neither taken nor refused"),
+        ClientEvent::Closed(code) => Some(code.expect("a close frame")),
+        ClientEvent::TimedOut => panic!("neither taken nor refused"),
     }
 }
 
 /// Revoked at one gateway; the sockets at the other are closed, and the old tokens open nothing.
 pub(super) async fn one_revocation_ends_all_of_a_users_sockets(ground: &Ground) {
-    let (user, other) = (unique("revoked"), unique("stays"));
+    let (user, other) = (unique_name("revoked"), unique_name("stays"));
     let mut staying = ground.device(1, &other).await;
     let mut devices = vec![ground.device(0, &user).await, ground.device(1, &user).await];
     let token = ground.token(&user).await;
@@ -36,7 +36,7 @@ pub(super) async fn one_revocation_ends_all_of_a_users_sockets(ground: &Ground) 
     // Once they are answered they have all subscribed.
     for client in &mut classics {
         client.send_text("?").await;
-        assert_eq!(client.frame().await["code"], "invalid_message");
+        assert_eq!(client.next_frame().await["code"], "invalid_message");
     }
     let undated = made(&json!({"sub": user, "exp": now() + 600}));
     assert_eq!(refused(ground, 1, &user, &undated).await, None);
@@ -62,11 +62,14 @@ pub(super) async fn one_revocation_ends_all_of_a_users_sockets(ground: &Ground) 
     }
     assert_eq!(ground.status(Method::GET, &path, Some(&new)).await, 200);
     assert!(staying.is_connected());
-    assert_eq!(staying.ask("m-1", "still here").await["type"], "response");
+    assert_eq!(
+        staying.send_and_wait("m-1", "still here").await["type"],
+        "response"
+    );
 }
 
 pub(super) async fn each_refusal_has_its_code_on_both_protocols(ground: &Ground) {
-    let user = unique("refused");
+    let user = unique_name("refused");
     let good = json!({"sub": user, "exp": now() + 600});
     let with = |name: &str, value: Value| {
         let mut claims = good.clone();
@@ -107,7 +110,7 @@ pub(super) async fn each_refusal_has_its_code_on_both_protocols(ground: &Ground)
     }
     // It ends with its token, which has 30 seconds of skew.
     let short = with("exp", json!(now() - 28));
-    let mut device = Device::new(&user);
+    let mut device = V1Client::new(&user);
     device.token = short;
     device.connect(ground.port(0)).await;
     assert_eq!(device.expect_close().await, Some(4401));
@@ -115,11 +118,14 @@ pub(super) async fn each_refusal_has_its_code_on_both_protocols(ground: &Ground)
 
 /// Without `userid=` a signed token's history is its subject's.
 pub(super) async fn the_history_is_the_tokens_subjects(ground: &Ground) {
-    let user = unique("subject");
+    let user = unique_name("subject");
     let mut device = ground.device(0, &user).await;
-    let text = unique("said");
-    device.ask("m-1", &text).await;
-    let (token, other) = (device.token.clone(), ground.token(&unique("other")).await);
+    let text = unique_name("said");
+    device.send_and_wait("m-1", &text).await;
+    let (token, other) = (
+        device.token.clone(),
+        ground.token(&unique_name("other")).await,
+    );
     let listed = ground
         .call(Method::GET, "/conversations", Some(&token))
         .await;

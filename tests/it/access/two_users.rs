@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use super::*;
-use crate::support::client::{Classic, Event};
+use crate::support::classic::{ClassicClient, ClientEvent};
 use crate::support::model::Script;
-use crate::support::world::A_WHILE;
 
 /// Userids that are taken, and lie as near to Alice's as can be.
 fn neighbours(alice: &str) -> Vec<String> {
@@ -18,11 +17,11 @@ fn neighbours(alice: &str) -> Vec<String> {
     ]
 }
 
-async fn classic(ground: &Ground, n: usize, user: &str) -> Classic {
+async fn classic(ground: &Ground, n: usize, user: &str) -> ClassicClient {
     let path = format!("/ws?userid={}", encoded(user));
     let bearer = format!("Bearer {}", ground.token(user).await);
     let headers = [("authorization", bearer.as_str())];
-    let client = Classic::connect_with(ground.port(n), &path, &headers, user).await;
+    let client = ClassicClient::connect_with(ground.port(n), &path, &headers, user).await;
     client.unwrap_or_else(|refused| panic!("{user}: {refused:?}"))
 }
 
@@ -45,16 +44,16 @@ async fn meddle(ground: &Ground, alice: &Alice, user: &str) {
             assert_eq!(status, 403, "{path} by {user}");
         }
         let path = format!("/ws?userid={userid}&token={bearer}");
-        let refused = Classic::connect_with(ground.port(0), &path, &[], user).await;
+        let refused = ClassicClient::connect_with(ground.port(0), &path, &[], user).await;
         assert_eq!(refused.unwrap_err().status, 403);
-        let mut turned_away = Device::new(user);
+        let mut turned_away = V1Client::new(user);
         turned_away
             .upgrade(ground.port(0), &path, &[])
             .await
             .unwrap();
         assert!(matches!(
-            turned_away.next(SOON).await,
-            Event::Closed(Some(4403))
+            turned_away.next_event(TEST_TIMEOUT).await,
+            ClientEvent::Closed(Some(4403))
         ));
     }
     // A user's token is not the operator's key.
@@ -67,11 +66,11 @@ async fn meddle(ground: &Ground, alice: &Alice, user: &str) {
     }
 
     // The same names mean other things, and hers can't be named.
-    let mine = unique("mine");
-    device.say_in("private", "a-1", &mine).await;
-    let end = device.end_of("a-1").await;
+    let mine = unique_name("mine");
+    device.send_message_in("private", "a-1", &mine).await;
+    let end = device.wait_for_end("a-1").await;
     assert_eq!(end["content"], format!("echo: {mine}"));
-    let asked = ground.model.asked_for(&mine).remove(0).messages();
+    let asked = ground.model.requests_for(&mine).remove(0).messages();
     assert!(
         asked.iter().all(|(_, text)| !text.contains(&alice.mark)),
         "{asked:?}"
@@ -82,7 +81,7 @@ async fn meddle(ground: &Ground, alice: &Alice, user: &str) {
         json!({"type": "cancel", "id": "a-2"}),
     ] {
         device.send_text(&cancel.to_string()).await;
-        let told = device.until_type("cancel_result").await;
+        let told = device.wait_for_type("cancel_result").await;
         assert_eq!(told["result"], "unknown", "{cancel}: {told}");
     }
     let turns = ground.history(user, &token, "private").await;
@@ -94,12 +93,12 @@ async fn meddle(ground: &Ground, alice: &Alice, user: &str) {
     assert_eq!(ground.status(Method::GET, &path, Some(&token)).await, 404);
 
     // Her position says nothing to them.
-    let mut late = Device::new(user);
+    let mut late = V1Client::new(user);
     late.token.clone_from(&token);
     late.transcript.position.clone_from(&alice.position);
     let welcome = late.connect(ground.port(0)).await;
     assert_eq!(welcome["pending"], json!([]), "{welcome}");
-    while let Event::Frame(frame) = late.next(Duration::from_millis(300)).await {
+    while let ClientEvent::Frame(frame) = late.next_event(Duration::from_millis(300)).await {
         assert!(!frame.to_string().contains(&alice.mark), "{frame}");
     }
     drop(late);
@@ -128,11 +127,11 @@ struct Alice {
 }
 
 pub(super) async fn nobody_sees_or_changes_what_is_anothers(ground: &Ground) {
-    let user = unique("alice");
-    let mark = unique("mark");
+    let user = unique_name("alice");
+    let mark = unique_name("mark");
     let (first, second) = (format!("{mark} first"), format!("{mark} second"));
     let growing = Script::new().role().text(&format!("{mark} grows ")).hang();
-    ground.model.next_for(&second, growing);
+    ground.model.queue_answer(&second, growing);
 
     // All who are near are there, on both protocols and all gateways, before anything happens.
     let mut bystanders = Vec::new();
@@ -143,11 +142,11 @@ pub(super) async fn nobody_sees_or_changes_what_is_anothers(ground: &Ground) {
     }
     let mut hers = classic(ground, 0, &user).await;
     let mut device = ground.device(1, &user).await;
-    device.say_in("private", "a-1", &first).await;
-    let end = device.end_of("a-1").await;
-    assert_eq!(hers.frame().await["content"], end["content"]);
-    device.say_in("private", "a-2", &second).await;
-    device.until_text("a-2", "grows").await;
+    device.send_message_in("private", "a-1", &first).await;
+    let end = device.wait_for_end("a-1").await;
+    assert_eq!(hers.next_frame().await["content"], end["content"]);
+    device.send_message_in("private", "a-2", &second).await;
+    device.wait_for_text("a-2", "grows").await;
     let alice = Alice {
         token: device.token.clone(),
         growing: device.transcript.message_id("a-2").unwrap().to_owned(),
@@ -157,10 +156,10 @@ pub(super) async fn nobody_sees_or_changes_what_is_anothers(ground: &Ground) {
         mark: mark.clone(),
     };
     for (bystander, other) in bystanders.iter_mut().zip(&mut classics) {
-        let event = bystander.next(Duration::from_millis(100)).await;
-        let got = matches!(event, Event::Frame(_));
+        let event = bystander.next_event(Duration::from_millis(100)).await;
+        let got = matches!(event, ClientEvent::Frame(_));
         assert!(!got, "{} got {event:?}", bystander.user);
-        other.expect_silence(Duration::from_millis(100)).await;
+        other.expect_no_frame(Duration::from_millis(100)).await;
     }
     let around = neighbours(&user);
     let meddling = around.iter().map(|near| meddle(ground, &alice, near));
@@ -178,15 +177,15 @@ pub(super) async fn nobody_sees_or_changes_what_is_anothers(ground: &Ground) {
     }
 
     // She was not: it is still being written, and everything is there.
-    assert_eq!(ground.model.count_for(&second), 1);
-    assert_eq!(device.shown("a-2").ended(), None);
+    assert_eq!(ground.model.request_count_for(&second), 1);
+    assert_eq!(device.message("a-2").ended(), None);
     device.cancel("a-2").await;
-    device.until_ended(&["a-2"]).await;
-    assert_eq!(device.shown("a-2").ended(), Some("cancelled"));
+    device.wait_for_ends(&["a-2"]).await;
+    assert_eq!(device.message("a-2").ended(), Some("cancelled"));
     let turns = ground.history(&user, &alice.token, "private").await;
     let questions: Vec<&String> = turns.iter().map(|(question, _)| question).collect();
     assert_eq!(questions, [&second, &first]);
-    while let Event::Frame(frame) = device.next(A_WHILE).await {
+    while let ClientEvent::Frame(frame) = device.next_event(QUIET_PERIOD).await {
         // Of her own cancel; it may come after the end.
         assert_eq!(frame["type"], "cancel_result", "{frame}");
     }

@@ -7,8 +7,8 @@ use chatmesh::protocol::timestamp::now_ms;
 use tokio::time::Instant;
 
 use super::checker::Breach;
-use crate::support::kafka::Seen as Record;
-use crate::support::model::Asked;
+use crate::support::kafka_client::KafkaRecord as Record;
+use crate::support::model::ModelRequest;
 
 /// How a fault may cost calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,7 +103,7 @@ fn times(records: &[Record]) -> HashMap<String, Vec<i64>> {
 /// for each. In flight: a call was begun by a worker that was struck, and the log had no answer.
 /// Or else two at once, by which an answered message is read again and its outcome lost.
 pub(super) fn count(
-    asked: &[Asked],
+    asked: &[ModelRequest],
     faulty: &HashSet<(String, usize)>,
     stakes: &[Stake],
     (messages, responses): (&[Record], &[Record]),
@@ -115,7 +115,7 @@ pub(super) fn count(
         calls.entry(&asked.prompt).or_default().push(Call {
             at: clock.ms(asked.at),
             key: key.trim_start_matches("Bearer "),
-            faulty: faulty.contains(&(asked.prompt.clone(), asked.earlier)),
+            faulty: faulty.contains(&(asked.prompt.clone(), asked.previous_requests)),
         });
     }
     let ids: HashMap<String, String> = messages
@@ -215,14 +215,14 @@ mod tests {
         }
     }
 
-    fn asked(at: Instant, earlier: usize) -> Asked {
-        Asked {
+    fn asked(at: Instant, earlier: usize) -> ModelRequest {
+        ModelRequest {
             prompt: "q".into(),
             body: Value::Null,
             authorization: Some("Bearer sk-worker_1".into()),
             path: String::new(),
             at,
-            earlier,
+            previous_requests: earlier,
         }
     }
 
@@ -243,7 +243,7 @@ mod tests {
         };
         let two = [asked(at(100), 0), asked(at(500), 1)];
         let three = [asked(at(100), 0), asked(at(500), 1), asked(at(700), 2)];
-        let bad = |calls: &[Asked], faulty: &[usize], stakes: &[Stake]| {
+        let bad = |calls: &[ModelRequest], faulty: &[usize], stakes: &[Stake]| {
             let faulty = faulty.iter().map(|n| ("q".to_owned(), *n)).collect();
             let count = count(calls, &faulty, stakes, (&messages, &responses), clock);
             count.breaches.len()

@@ -8,9 +8,9 @@ use tokio::time::Instant;
 use super::answers::{part, whole, words};
 use super::calls::{Clock, Cost, Stake};
 use super::clients::{Seen, Sent};
-use crate::support::kafka::Seen as Record;
+use crate::support::history::HistoryTurn;
+use crate::support::kafka_client::KafkaRecord as Record;
 use crate::support::v1::{Message, Replaced, Transcript};
-use crate::support::world::Turn;
 
 /// One broken promise.
 #[derive(Debug)]
@@ -156,7 +156,7 @@ impl Checker {
     pub(super) fn user(&mut self, seen: &Seen) {
         self.history(&seen.user, &seen.history);
         let turns = seen.history.iter().flatten();
-        let history: BTreeMap<&str, &Turn> =
+        let history: BTreeMap<&str, &HistoryTurn> =
             turns.map(|turn| (turn.message_id.as_str(), turn)).collect();
         let said: HashSet<&str> = seen.sent.iter().map(|sent| sent.content.as_str()).collect();
         for turn in seen.history.iter().flatten() {
@@ -246,7 +246,7 @@ impl Checker {
     }
 
     /// Of each conversation its turns, newest first: each message once, and in the log's order.
-    pub(super) fn history(&mut self, user: &str, conversations: &[Vec<Turn>]) {
+    pub(super) fn history(&mut self, user: &str, conversations: &[Vec<HistoryTurn>]) {
         let mut ids = HashSet::new();
         for turn in conversations.iter().flatten() {
             if !ids.insert(turn.message_id.as_str()) {
@@ -335,7 +335,12 @@ impl Checker {
 
     /// Only what had ended when a device was told to reload the history (or came for the first time)
     /// may it lack; and then the history has it, or had it then.
-    fn missing(&mut self, sent: &Sent, device: &Transcript, history: &BTreeMap<&str, &Turn>) {
+    fn missing(
+        &mut self,
+        sent: &Sent,
+        device: &Transcript,
+        history: &BTreeMap<&str, &HistoryTurn>,
+    ) {
         let id = self.said.get(&sent.content).cloned().unwrap_or_default();
         let ended = self.ended.get(&id).copied().unwrap_or(i64::MAX);
         let mut reloaded = device.reloaded.iter();
@@ -357,7 +362,7 @@ impl Checker {
     }
 
     /// The terminal frame against the question and the history.
-    fn end(&mut self, sent: &Sent, id: &str, ended: &Message, turn: Option<&Turn>) {
+    fn end(&mut self, sent: &Sent, id: &str, ended: &Message, turn: Option<&HistoryTurn>) {
         if !self.accepted.contains_key(id) {
             self.breach(
                 &format!("{}: ended and not in the log (I1)", sent.id),

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::answers::whole;
 use super::checker::Checker;
 use super::clients::{ClassicSeen, Connection};
-use crate::support::world::Turn;
+use crate::support::history::HistoryTurn;
 
 /// Longer than the longest recovery.
 const IN_TIME_MS: i64 = 30_000;
@@ -101,7 +101,8 @@ impl Checker {
         let user = &seen.user;
         self.history(user, &seen.history);
         let turns = seen.history.iter().flatten();
-        let turns: HashMap<&str, &Turn> = turns.map(|one| (one.message_id.as_str(), one)).collect();
+        let turns: HashMap<&str, &HistoryTurn> =
+            turns.map(|one| (one.message_id.as_str(), one)).collect();
         for (_, frame) in seen.connections.iter().flat_map(|one| &one.frames) {
             let (Some(id), "response") = (
                 frame["message_id"].as_str(),

@@ -15,10 +15,11 @@ use tokio::time::{Instant, timeout};
 
 use super::fleet::LONG;
 use super::journal::Journal;
-use crate::support::SOON;
-use crate::support::client::{Classic, Event};
-use crate::support::v1::{Device, Transcript};
-use crate::support::world::{History, Turn};
+use crate::support::TEST_TIMEOUT;
+use crate::support::classic::{ClassicClient, ClientEvent};
+use crate::support::history::{HistoryClient, HistoryTurn};
+use crate::support::scenario::panic_message;
+use crate::support::v1::{Transcript, V1Client};
 
 /// A message as its client sent it.
 #[derive(Debug, Clone)]
@@ -43,7 +44,7 @@ pub(super) struct Seen {
     pub(super) repeated: HashSet<String>,
     pub(super) devices: Vec<Transcript>,
     /// Of each conversation its turns, newest first.
-    pub(super) history: Vec<Vec<Turn>>,
+    pub(super) history: Vec<Vec<HistoryTurn>>,
 }
 
 /// What a classic client sent and got, connection by connection.
@@ -51,7 +52,7 @@ pub(super) struct Seen {
 pub(super) struct ClassicSeen {
     pub(super) user: String,
     pub(super) connections: Vec<Connection>,
-    pub(super) history: Vec<Vec<Turn>>,
+    pub(super) history: Vec<Vec<HistoryTurn>>,
 }
 
 /// One connection of a classic client. All times are in ms since 1970.
@@ -130,10 +131,10 @@ impl Crowd {
     /// Whether anybody has failed: a frame broke a rule.
     pub(super) fn failed(&mut self) -> Option<String> {
         if let Some(Err(error)) = self.users.try_join_next() {
-            return Some(words_of(error));
+            return Some(panic_message(error));
         }
         if let Some(Err(error)) = self.classic.try_join_next() {
-            return Some(words_of(error));
+            return Some(panic_message(error));
         }
         None
     }
@@ -145,13 +146,13 @@ impl Crowd {
         while let Some(ended) = self.users.join_next().await {
             match ended {
                 Ok(seen) => users.push(seen),
-                Err(error) => failures.push(words_of(error)),
+                Err(error) => failures.push(panic_message(error)),
             }
         }
         while let Some(ended) = self.classic.join_next().await {
             match ended {
                 Ok(seen) => classic.push(seen),
-                Err(error) => failures.push(words_of(error)),
+                Err(error) => failures.push(panic_message(error)),
             }
         }
         if failures.is_empty() {
@@ -159,17 +160,6 @@ impl Crowd {
         } else {
             Err(failures)
         }
-    }
-}
-
-fn words_of(error: tokio::task::JoinError) -> String {
-    match error.try_into_panic() {
-        Ok(panic) => panic
-            .downcast_ref::<String>()
-            .cloned()
-            .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
-            .unwrap_or_else(|| "a panic without words".to_owned()),
-        Err(error) => error.to_string(),
     }
 }
 
@@ -203,7 +193,7 @@ impl User {
         while let Some(other) = others.join_next().await {
             match other {
                 Ok(transcript) => transcripts.push(transcript),
-                Err(error) => panic!("{}", words_of(error)),
+                Err(error) => panic!("{}", panic_message(error)),
             }
         }
         let ended = transcripts.iter().flat_map(|device| &device.order);
@@ -221,7 +211,7 @@ impl User {
 
     /// Writes messages until it is told to stop and all have ended.
     async fn write(&mut self, tell: &watch::Sender<(Vec<Sent>, bool)>) -> Transcript {
-        let mut device = Device::new(&self.name);
+        let mut device = V1Client::new(&self.name);
         device.transcript.redis_may_be_emptied = true;
         let mut next = Instant::now() + self.pace.mul_f64(self.rng.random_range(0.0..1.0));
         let mut last = None;
@@ -267,7 +257,7 @@ impl User {
             let wait = next
                 .saturating_duration_since(Instant::now())
                 .clamp(Duration::from_millis(10), Duration::from_millis(250));
-            if let Event::Frame(frame) = device.next(wait).await {
+            if let ClientEvent::Frame(frame) = device.next_event(wait).await {
                 self.journal.take(&frame);
                 if frame["type"] == "accepted" && self.rng.random_bool(0.04) {
                     let id = frame["id"].as_str().unwrap_or_default().to_owned();
@@ -314,7 +304,7 @@ impl User {
     }
 
     /// `reloads` is how often it has been told to before.
-    async fn after_coming_in(&mut self, device: &mut Device, sent: &[Sent], reloads: &mut usize) {
+    async fn after_coming_in(&mut self, device: &mut V1Client, sent: &[Sent], reloads: &mut usize) {
         let before = std::mem::replace(reloads, device.transcript.reloads());
         let open = self.open(&device.transcript, sent);
         if *reloads > before && !open.is_empty() {
@@ -332,7 +322,7 @@ impl User {
     }
 
     /// Sends again, in order, what is not known to be accepted.
-    async fn again(&mut self, device: &mut Device, sent: &[Sent]) {
+    async fn again(&mut self, device: &mut V1Client, sent: &[Sent]) {
         for message in self.open(&device.transcript, sent) {
             let known = device.transcript.get(&message.id);
             if !known.is_some_and(|m| m.is_accepted() || m.is_growing()) {
@@ -347,16 +337,16 @@ fn is_refusal(frame: &Value) -> bool {
     frame["type"] == "error" && !frame["message_id"].is_string()
 }
 
-async fn send(device: &mut Device, message: &Sent) {
+async fn send(device: &mut V1Client, message: &Sent) {
     if device.is_connected() {
         device
-            .say_in(&message.conversation, &message.id, &message.content)
+            .send_message_in(&message.conversation, &message.id, &message.content)
             .await;
     }
 }
 
 /// A device keeps all frames of its connection: too many here.
-fn forget_frames(device: &mut Device) {
+fn forget_frames(device: &mut V1Client) {
     if device.frames.len() > 64 {
         device.frames.drain(..63);
     }
@@ -377,7 +367,7 @@ fn open(transcript: &Transcript, sent: &[Sent]) -> Vec<Sent> {
 }
 
 /// Through one of the doors; false: not this time.
-async fn come_in(device: &mut Device, doors: &[u16], rng: &mut StdRng) -> bool {
+async fn come_in(device: &mut V1Client, doors: &[u16], rng: &mut StdRng) -> bool {
     let door = *doors.choose(rng).expect("a door");
     let patience = Duration::from_secs(8);
     if let Ok(Ok(_)) = timeout(patience, device.try_connect(door)).await {
@@ -395,7 +385,7 @@ async fn look_on(
     mut rng: StdRng,
     told: watch::Receiver<(Vec<Sent>, bool)>,
 ) -> Transcript {
-    let mut device = Device::new(&name);
+    let mut device = V1Client::new(&name);
     device.transcript.redis_may_be_emptied = true;
     let mut last = None;
     loop {
@@ -415,7 +405,7 @@ async fn look_on(
             come_in(&mut device, &doors, &mut rng).await;
             continue;
         }
-        device.next(Duration::from_millis(200)).await;
+        device.next_event(Duration::from_millis(200)).await;
         forget_frames(&mut device);
         if rng.random_bool(0.005) {
             device.drop_connection();
@@ -428,18 +418,22 @@ async fn look_on(
 }
 
 /// All turns of a user, conversation by conversation, from whichever gateway has them.
-async fn history(doors: &[u16], user: &str) -> Vec<Vec<Turn>> {
+async fn history(doors: &[u16], user: &str) -> Vec<Vec<HistoryTurn>> {
     let mut all = Vec::new();
     for conversation in CONVERSATIONS {
-        all.push(History::new(doors[0], user).all_turns(conversation).await);
+        all.push(
+            HistoryClient::new(doors[0], user)
+                .all_turns(conversation)
+                .await,
+        );
     }
     all
 }
 
 /// The history, as soon as it has all that has ended, or what there is of it after a while: a Redis
 /// that lost its data is being filled, or had lost what is older than that.
-async fn whole_history(doors: &[u16], user: &str, ended: &HashSet<&str>) -> Vec<Vec<Turn>> {
-    let deadline = Instant::now() + SOON;
+async fn whole_history(doors: &[u16], user: &str, ended: &HashSet<&str>) -> Vec<Vec<HistoryTurn>> {
+    let deadline = Instant::now() + TEST_TIMEOUT;
     loop {
         let turns = history(doors, user).await;
         let known = turns.iter().flatten();
@@ -469,7 +463,7 @@ async fn classic(
     while !*stopped.borrow() {
         let door = *doors.choose(&mut rng).expect("a door");
         let Ok(Ok(mut client)) =
-            timeout(patience, Classic::connect(door, "any-token", &name)).await
+            timeout(patience, ClassicClient::connect(door, "any-token", &name)).await
         else {
             tokio::time::sleep(Duration::from_millis(rng.random_range(50..400))).await;
             continue;
@@ -491,10 +485,10 @@ async fn classic(
                 client.send_message(&content).await;
                 next = Instant::now() + pace.mul_f64(rng.random_range(0.5..1.5));
             }
-            match client.next(Duration::from_millis(100)).await {
-                Event::Frame(frame) => connection.frames.push((now_ms(), frame)),
-                Event::Closed(_) => break,
-                Event::Silent => {}
+            match client.next_event(Duration::from_millis(100)).await {
+                ClientEvent::Frame(frame) => connection.frames.push((now_ms(), frame)),
+                ClientEvent::Closed(_) => break,
+                ClientEvent::TimedOut => {}
             }
         }
         connection.until = now_ms();

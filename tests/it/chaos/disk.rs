@@ -5,10 +5,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::faults::preloaded;
-use crate::support::SOON;
-use crate::support::client::Event;
-use crate::support::process::Spec;
-use crate::support::v1::Device;
+use crate::support::TEST_TIMEOUT;
+use crate::support::classic::ClientEvent;
+use crate::support::process::ProcessSpec;
+use crate::support::v1::V1Client;
 
 /// A small disk of its own; unmounted when dropped.
 struct Disk(tempfile::TempDir);
@@ -60,13 +60,16 @@ fn sudo(program: &str, args: &[&str], folder: &Path) -> bool {
 async fn a_full_disk(min_free: &str) {
     let disk = Disk::mount(192);
     let data = disk.0.path().join("data");
-    let spec = Spec::new(&["all-in-one"]).arg("--data-dir");
+    let spec = ProcessSpec::new(&["all-in-one"]).arg("--data-dir");
     let spec = spec.arg(&data.display().to_string());
-    let spec = spec.with_port().env("MIN_FREE_DISK", min_free);
+    let spec = spec.on_free_port().env("MIN_FREE_DISK", min_free);
     let mut process = spec.start().await;
-    let mut device = Device::open(process.port(), "alice").await;
+    let mut device = V1Client::open(process.port(), "alice").await;
     let mut accepted = vec!["before-0".to_owned()];
-    assert_eq!(device.ask("before-0", "hello").await["type"], "response");
+    assert_eq!(
+        device.send_and_wait("before-0", "hello").await["type"],
+        "response"
+    );
 
     disk.fill();
     // Whatever is said of each message while there is no room, is true.
@@ -79,10 +82,10 @@ async fn a_full_disk(min_free: &str) {
         if !device.is_connected() && device.try_connect(process.port()).await.is_err() {
             break;
         }
-        device.say(&id, &"x".repeat(2000)).await;
+        device.send_message(&id, &"x".repeat(2000)).await;
         loop {
-            match device.next(Duration::from_secs(12)).await {
-                Event::Frame(frame) if frame["id"] == id.as_str() => {
+            match device.next_event(Duration::from_secs(12)).await {
+                ClientEvent::Frame(frame) if frame["id"] == id.as_str() => {
                     if frame["type"] == "accepted" {
                         accepted.push(id);
                         break;
@@ -93,7 +96,7 @@ async fn a_full_disk(min_free: &str) {
                         break;
                     }
                 }
-                Event::Frame(_) => {}
+                ClientEvent::Frame(_) => {}
                 _ => {
                     refused += 1;
                     break;
@@ -104,47 +107,57 @@ async fn a_full_disk(min_free: &str) {
     assert!(refused > 0, "the disk never was full");
     disk.free();
     // As a supervisor would, should the process have given up.
-    process.kill9();
+    process.kill();
     let process = spec.start().await;
-    device.connect_patiently(&[process.port()]).await;
+    device.connect_with_retries(&[process.port()]).await;
     let ids: Vec<&str> = accepted.iter().map(String::as_str).collect();
-    device.until_ended(&ids).await;
-    assert_eq!(device.ask("after", "hello").await["type"], "response");
+    device.wait_for_ends(&ids).await;
+    assert_eq!(
+        device.send_and_wait("after", "hello").await["type"],
+        "response"
+    );
     let missing = |id: &&str| {
         device
             .transcript
             .get(id)
             .is_none_or(|m| m.terminal.is_none())
     };
-    assert_eq!(ids.iter().find(|id| missing(id)), None, "within {SOON:?}");
+    assert_eq!(
+        ids.iter().find(|id| missing(id)),
+        None,
+        "within {TEST_TIMEOUT:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_accepted_that_the_disk_did_not_make_durable() {
     let folder = tempfile::tempdir().expect("a folder");
     let (data, failing) = (folder.path().join("data"), folder.path().join("failing"));
-    let spec = Spec::new(&["all-in-one"]).arg("--data-dir");
-    let spec = spec.arg(&data.display().to_string()).with_port();
+    let spec = ProcessSpec::new(&["all-in-one"]).arg("--data-dir");
+    let spec = spec.arg(&data.display().to_string()).on_free_port();
     let spec = spec.env("LD_PRELOAD", &preloaded("disk"));
     let spec = spec.env("SYNC_FAILS_WHILE", &failing.display().to_string());
     let process = spec.start().await;
-    let mut device = Device::open(process.port(), "alice").await;
-    assert_eq!(device.ask("before", "hello").await["type"], "response");
+    let mut device = V1Client::open(process.port(), "alice").await;
+    assert_eq!(
+        device.send_and_wait("before", "hello").await["type"],
+        "response"
+    );
 
     std::fs::write(&failing, "").expect("a file");
-    device.say("meanwhile", "hello").await;
+    device.send_message("meanwhile", "hello").await;
     let refused = loop {
-        match device.next(SOON).await {
-            Event::Frame(frame) if frame["id"] == "meanwhile" => break frame,
-            Event::Frame(_) => {}
+        match device.next_event(TEST_TIMEOUT).await {
+            ClientEvent::Frame(frame) if frame["id"] == "meanwhile" => break frame,
+            ClientEvent::Frame(_) => {}
             other => panic!("neither accepted nor refused: {other:?}"),
         }
     };
     assert_eq!(refused["code"], "unavailable", "{refused}");
     std::fs::remove_file(&failing).expect("the file");
-    device.connect_patiently(&[process.port()]).await;
-    device.say("meanwhile", "hello").await;
-    device.until_ended(&["meanwhile"]).await;
+    device.connect_with_retries(&[process.port()]).await;
+    device.send_message("meanwhile", "hello").await;
+    device.wait_for_ends(&["meanwhile"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -16,9 +16,9 @@ use tokio::time::{Instant, sleep};
 use super::calls::{Cost, Stake, key_of};
 use super::fleet::{Fleet, PARTITIONS};
 use super::journal::{Journal, Life};
-use crate::support::link::Traffic;
 use crate::support::stack::{MESSAGES, RELAYS, RESPONSES, WORKERS};
-use crate::support::{SOON, eventually};
+use crate::support::tcp_proxy::ProxyMode;
+use crate::support::{TEST_TIMEOUT, wait_until};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Fault {
@@ -325,7 +325,7 @@ impl<'a> Storm<'a> {
     async fn everybody_runs(&mut self) {
         for member in &mut self.fleet.members {
             match &mut member.process {
-                Some(process) => process.ready(LIMIT).await,
+                Some(process) => process.wait_ready(LIMIT).await,
                 None => member.start().await,
             }
         }
@@ -365,7 +365,7 @@ impl<'a> Storm<'a> {
                 let from = Instant::now();
                 self.fleet.kafka.kill();
                 sleep(hold).await;
-                self.fleet.kafka.run().await;
+                self.fleet.kafka.spawn_and_wait().await;
                 self.may_cost(Cost::Moved, &ALL_WORKERS, from);
                 ("the broker".into(), Instant::now())
             }
@@ -373,42 +373,42 @@ impl<'a> Storm<'a> {
                 let from = Instant::now();
                 self.fleet.kafka.terminate();
                 sleep(hold).await;
-                self.fleet.kafka.run().await;
+                self.fleet.kafka.spawn_and_wait().await;
                 self.may_cost(Cost::Moved, &ALL_WORKERS, from);
                 ("the broker".into(), Instant::now())
             }
             Fault::KafkaPaused => {
                 let from = Instant::now();
-                self.fleet.kafka.stop();
+                self.fleet.kafka.pause();
                 sleep(PAUSE).await;
-                self.fleet.kafka.cont();
+                self.fleet.kafka.resume();
                 self.may_cost(Cost::Moved, &ALL_WORKERS, from);
                 ("the broker".into(), Instant::now())
             }
             Fault::RedisRestarted => {
-                self.fleet.redis.kill9();
+                self.fleet.redis.kill();
                 sleep(hold / 2).await;
                 self.fleet.redis.restart().await;
                 ("with its data".into(), Instant::now())
             }
             Fault::RedisEmptied => {
                 let from = Instant::now();
-                self.fleet.redis.kill9();
+                self.fleet.redis.kill();
                 sleep(hold / 2).await;
                 self.fleet.redis.restart_empty().await;
                 self.may_cost(Cost::Redis, &ALL_WORKERS, from);
                 ("without its data".into(), Instant::now())
             }
             Fault::RedisPaused => {
-                self.fleet.redis.freeze();
+                self.fleet.redis.pause();
                 sleep(hold * 2).await;
-                self.fleet.redis.thaw();
+                self.fleet.redis.resume();
                 ("Redis".into(), Instant::now())
             }
-            Fault::LinkCut => self.disturb(Traffic::Cut, hold).await,
-            Fault::LinkSilent => self.disturb(Traffic::Silent, hold * 2).await,
+            Fault::LinkCut => self.disturb(ProxyMode::Disconnect, hold).await,
+            Fault::LinkSilent => self.disturb(ProxyMode::Stall, hold * 2).await,
             Fault::LinkSlow => {
-                let slow = Traffic::Slow(Duration::from_millis(100));
+                let slow = ProxyMode::Delay(Duration::from_millis(100));
                 self.disturb(slow, hold * 2).await
             }
             Fault::ProviderDown => {
@@ -418,7 +418,7 @@ impl<'a> Storm<'a> {
                         .outside
                         .as_ref()
                         .expect("a worker's")
-                        .set(Traffic::Cut);
+                        .set_mode(ProxyMode::Disconnect);
                 }
                 // Within what the worker tries: 1 and 2 s between three attempts.
                 sleep(hold / 4).await;
@@ -446,7 +446,7 @@ impl<'a> Storm<'a> {
         let pause = Duration::from_millis(self.rng.random_range(100..3000));
         let since = Instant::now();
         let name = self.fleet.members[n].name;
-        self.fleet.members[n].kill9();
+        self.fleet.members[n].kill();
         sleep(pause).await;
         // Its last requests have come to the model by now.
         self.may_cost(Cost::Worker, &[name], since);
@@ -459,8 +459,8 @@ impl<'a> Storm<'a> {
         let n = self.one_of(role);
         let since = Instant::now();
         let member = &mut self.fleet.members[n];
-        member.running().term();
-        let status = member.running().wait_exit(SOON).await;
+        member.running().terminate();
+        let status = member.running().wait_exit(TEST_TIMEOUT).await;
         assert_eq!(status.code(), Some(0), "{} ended badly", member.name);
         member.bury();
         member.start().await;
@@ -476,9 +476,9 @@ impl<'a> Storm<'a> {
         let from = Instant::now();
         let member = &mut self.fleet.members[n];
         let name = member.name;
-        member.running().stop();
+        member.running().pause();
         sleep(PAUSE).await;
-        member.running().cont();
+        member.running().resume();
         self.may_cost(Cost::Worker, &[name], from);
         // What it was about to ask comes to the model when it is awake.
         if let Some(stake) = self.stakes.last_mut() {
@@ -487,7 +487,7 @@ impl<'a> Storm<'a> {
         (name.into(), Instant::now())
     }
 
-    async fn disturb(&mut self, traffic: Traffic, hold: Duration) -> (String, Instant) {
+    async fn disturb(&mut self, traffic: ProxyMode, hold: Duration) -> (String, Instant) {
         let n = self.rng.random_range(0..6);
         let mut which = self.rng.random_range(0..3);
         let member = &self.fleet.members[n];
@@ -502,9 +502,9 @@ impl<'a> Storm<'a> {
             (1, _) => ("Kafka", &member.to_kafka),
             _ => ("Redis", &member.to_redis),
         };
-        link.set(traffic);
+        link.set_mode(traffic);
         sleep(hold).await;
-        link.set(Traffic::Open);
+        link.set_mode(ProxyMode::Forward);
         match to {
             "the model" => self.may_cost(Cost::Model, &[name], from),
             "Kafka" if name.starts_with("worker") => {
@@ -523,7 +523,7 @@ impl<'a> Storm<'a> {
         let right = self.fleet.members[n].spec.clone();
         let member = &mut self.fleet.members[n];
         let name = member.name;
-        member.kill9();
+        member.kill();
         self.may_cost(Cost::Worker, &[name], since);
         let member = &mut self.fleet.members[n];
         member.spec = right
@@ -534,7 +534,7 @@ impl<'a> Storm<'a> {
         // For some messages' time.
         sleep(Duration::from_secs(3)).await;
         let from = Instant::now();
-        self.fleet.members[n].kill9();
+        self.fleet.members[n].kill();
         self.may_cost(Cost::Worker, &[name], from);
         let member = &mut self.fleet.members[n];
         member.spec = right;
@@ -544,15 +544,15 @@ impl<'a> Storm<'a> {
 
     /// A third worker comes and goes.
     async fn rebalance(&mut self) -> (String, Instant) {
-        let spec = self.fleet.members[2].spec.clone().named("worker_3");
+        let spec = self.fleet.members[2].spec.clone().with_name("worker_3");
         let spec = spec
-            .other_metrics_port()
+            .on_other_metrics_port()
             .env("OPENAI_API_KEY", &key_of("worker_3"));
         for _ in 0..4 {
             let mut third = spec.start().await;
             sleep(Duration::from_millis(self.rng.random_range(100..1500))).await;
             let from = Instant::now();
-            third.kill9();
+            third.kill();
             self.may_cost(Cost::Worker, &["worker_3"], from);
         }
         ("a third worker, four times".into(), Instant::now())
@@ -564,17 +564,17 @@ impl<'a> Storm<'a> {
             self.fleet.members[n].running().drain().await;
             self.fleet.members[n].bury();
         }
-        let plain = self.fleet.plain();
+        let kafka = self.fleet.kafka_client();
         for (group, topic) in [(WORKERS, MESSAGES), (RELAYS, RESPONSES)] {
-            eventually("everything is answered", LIMIT, || async {
-                plain.lag(group, topic).await == 0
+            wait_until("everything is answered", LIMIT, || async {
+                kafka.lag(group, topic).await == 0
             })
             .await;
         }
         self.partitions += 3;
         let now = self.partitions;
         for topic in [MESSAGES, RESPONSES] {
-            plain.grow(topic, now).await;
+            kafka.grow(topic, now).await;
         }
         for member in &mut self.fleet.members {
             let spec = member.spec.clone();

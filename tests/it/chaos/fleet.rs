@@ -11,24 +11,25 @@ use serde_json::Value;
 
 use super::calls::key_of;
 use crate::nginx::Nginx;
-use crate::support::kafka::PlainKafka;
 use crate::support::kafka_broker::KafkaBroker;
-use crate::support::link::{Link, Traffic};
-use crate::support::model::{Answer, Asked, Script, ScriptedModel};
-use crate::support::process::{Chatmesh, Spec, free_port};
+use crate::support::kafka_client::KafkaClient;
+use crate::support::machine::{MachinePermit, reserve_machine};
+use crate::support::model::{Answer, ModelRequest, Script, ScriptedModel};
+use crate::support::process::{ChatmeshProcess, ProcessSpec, free_port};
 use crate::support::redis::PrivateRedis;
-use crate::support::stack::{RELAYS, Turn, WORKERS, turn_alone};
-use crate::support::{SOON, eventually};
+use crate::support::stack::{RELAYS, WORKERS};
+use crate::support::tcp_proxy::{ProxyMode, TcpProxy};
+use crate::support::{TEST_TIMEOUT, wait_until};
 
 /// A process of the fleet and what it is connected by.
 pub(super) struct Member {
     pub(super) name: &'static str,
-    pub(super) spec: Spec,
-    pub(super) process: Option<Chatmesh>,
-    pub(super) to_kafka: Link,
-    pub(super) to_redis: Link,
+    pub(super) spec: ProcessSpec,
+    pub(super) process: Option<ChatmeshProcess>,
+    pub(super) to_kafka: TcpProxy,
+    pub(super) to_redis: TcpProxy,
     /// A gateway's clients, a worker's model.
-    pub(super) outside: Option<Link>,
+    pub(super) outside: Option<TcpProxy>,
     /// What earlier processes of it wrote.
     pub(super) logs: Vec<String>,
 }
@@ -45,14 +46,14 @@ impl Member {
         }
     }
 
-    pub(super) fn kill9(&mut self) {
+    pub(super) fn kill(&mut self) {
         if let Some(process) = &mut self.process {
-            process.kill9();
+            process.kill();
         }
         self.bury();
     }
 
-    pub(super) fn running(&mut self) -> &mut Chatmesh {
+    pub(super) fn running(&mut self) -> &mut ChatmeshProcess {
         self.process.as_mut().expect("it runs")
     }
 
@@ -97,7 +98,7 @@ pub(super) struct Fleet {
     /// Gateways, workers, relays: two each.
     pub(super) members: Vec<Member>,
     nginx: Nginx,
-    _turn: Turn,
+    _permit: MachinePermit,
 }
 
 /// Of each topic, at first.
@@ -130,39 +131,39 @@ fn listeners(direct: &[(u16, u16)]) -> String {
 impl Fleet {
     /// With more settings for every role.
     pub(super) async fn start_with(settings: &[(&str, &str)]) -> Self {
-        let turn = turn_alone().await;
+        let permit = reserve_machine().await;
         let whims = Arc::new(Whims::default());
         let model = ScriptedModel::start_with({
             let whims = whims.clone();
             move |asked| answer(&whims, asked)
         })
         .await;
-        model.forget_bodies();
+        model.discard_bodies();
         let behind: Vec<(u16, u16)> = NAMES.iter().map(|_| (free_port(), free_port())).collect();
         let mut kafka = KafkaBroker::prepare_with_listeners(&listeners(&behind));
-        kafka.run().await;
+        kafka.spawn_and_wait().await;
         let mut redis = PrivateRedis::not_started();
         redis.restart().await;
 
         let mut members = Vec::new();
         for (name, (behind, link)) in NAMES.into_iter().zip(behind) {
-            let to_kafka = Link::between(link, behind).await;
-            let to_redis = Link::to(redis.port()).await;
+            let to_kafka = TcpProxy::start_on(link, behind).await;
+            let to_redis = TcpProxy::start(redis.port()).await;
             let (spec, outside) = match name.split('_').next() {
                 Some("gateway") => {
-                    let spec = Spec::gateway();
-                    let clients = Link::to(spec.port()).await;
+                    let spec = ProcessSpec::gateway();
+                    let clients = TcpProxy::start(spec.port()).await;
                     (spec, Some(clients))
                 }
                 Some("worker") => {
-                    let provider = Link::to(model.port()).await;
+                    let provider = TcpProxy::start(model.port()).await;
                     let url = format!("http://127.0.0.1:{}/v1", provider.port());
-                    let spec = Spec::ai_worker()
+                    let spec = ProcessSpec::ai_worker()
                         .env("OPENAI_BASE_URL", &url)
                         .env("OPENAI_API_KEY", &key_of(name));
                     (spec, Some(provider))
                 }
-                _ => (Spec::relay(), None),
+                _ => (ProcessSpec::relay(), None),
             };
             let spec = spec
                 .env("KAFKA_BOOTSTRAP_SERVERS", &format!("127.0.0.1:{link}"))
@@ -171,8 +172,8 @@ impl Fleet {
                 .env("REDIS_PORT", &to_redis.port().to_string())
                 .env("LOG_LEVEL", "info")
                 .env("SERVER_ID", name)
-                .named(name);
-            let set = |spec: Spec, (name, value): &(&str, &str)| spec.env(name, value);
+                .with_name(name);
+            let set = |spec: ProcessSpec, (name, value): &(&str, &str)| spec.env(name, value);
             let spec = settings.iter().fold(spec, set);
             members.push(Member {
                 name,
@@ -188,10 +189,10 @@ impl Fleet {
             member.start().await;
         }
         // Members that join one after the other move partitions: that is to be over.
-        let plain = kafka.plain();
+        let client = kafka.kafka_client();
         for group in [WORKERS, RELAYS] {
             let joined = format!("both members of {group} know what is theirs");
-            eventually(&joined, SOON, || plain.is_stable(group, 2)).await;
+            wait_until(&joined, TEST_TIMEOUT, || client.is_group_stable(group, 2)).await;
         }
         let clients = |n: usize| members[n].outside.as_ref().expect("a gateway").port();
         let nginx = Nginx::start([clients(0), clients(1)]).await;
@@ -202,7 +203,7 @@ impl Fleet {
             whims,
             members,
             nginx,
-            _turn: turn,
+            _permit: permit,
         }
     }
 
@@ -212,8 +213,8 @@ impl Fleet {
         vec![self.nginx.port, self.nginx.port, direct(0), direct(1)]
     }
 
-    pub(super) fn plain(&self) -> PlainKafka {
-        self.kafka.plain()
+    pub(super) fn kafka_client(&self) -> KafkaClient {
+        self.kafka.kafka_client()
     }
 
     /// Every link as it should be.
@@ -221,7 +222,7 @@ impl Fleet {
         for member in &self.members {
             let links = [Some(&member.to_kafka), Some(&member.to_redis)];
             for link in links.into_iter().flatten().chain(&member.outside) {
-                link.set(Traffic::Open);
+                link.set_mode(ProxyMode::Forward);
             }
         }
     }
@@ -283,7 +284,7 @@ impl Fleet {
 
 /// An answer whose words name the call that they are of, so that text of two calls is never taken
 /// for one: `c17.0 c17.1 … end` and the question.
-fn answer(whims: &Whims, asked: &Asked) -> Answer {
+fn answer(whims: &Whims, asked: &ModelRequest) -> Answer {
     let prompt = &asked.prompt;
     let call = whims.calls.fetch_add(1, Ordering::Relaxed);
     let words = 4 + call % 9;
@@ -294,7 +295,7 @@ fn answer(whims: &Whims, asked: &Asked) -> Answer {
     };
     if whim < 4 {
         let mut faulty = whims.faulty.lock().unwrap_or_else(PoisonError::into_inner);
-        faulty.insert((prompt.clone(), asked.earlier));
+        faulty.insert((prompt.clone(), asked.previous_requests));
     }
     match whim {
         0 => return Answer::error(500, "server_error", "a whim"),
@@ -309,7 +310,7 @@ fn answer(whims: &Whims, asked: &Asked) -> Answer {
     let mut script = Script::new().role();
     for n in 0..words {
         if whim < 4 && n == words / 2 {
-            return script.cut().paced(pace).into();
+            return script.cut().chunk_interval(pace).into();
         }
         script = script.token(&format!("c{call}.{n} "));
     }
@@ -318,7 +319,7 @@ fn answer(whims: &Whims, asked: &Asked) -> Answer {
         .finish("stop")
         .usage()
         .done()
-        .paced(pace)
+        .chunk_interval(pace)
         .into()
 }
 

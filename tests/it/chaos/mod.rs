@@ -109,10 +109,10 @@ async fn storm(seed: u64, size: Size, period: Duration) {
     });
     let took = began.elapsed();
 
-    let plain = storm.fleet.plain();
+    let kafka = storm.fleet.kafka_client();
     let whole = Duration::from_secs(3);
-    let messages = plain.read(MESSAGES, usize::MAX, whole).await;
-    let responses = plain.read(RESPONSES, usize::MAX, whole).await;
+    let messages = kafka.read(MESSAGES, usize::MAX, whole).await;
+    let responses = kafka.read(RESPONSES, usize::MAX, whole).await;
     let mut checker = Checker::new(
         (&messages, &responses),
         &storm.stakes,
@@ -127,7 +127,7 @@ async fn storm(seed: u64, size: Size, period: Duration) {
     }
     checker.all();
     let mut calls = calls::count(
-        &storm.fleet.model.asked(),
+        &storm.fleet.model.requests(),
         &storm.fleet.whims.faulty(),
         &storm.stakes,
         (&messages, &responses),

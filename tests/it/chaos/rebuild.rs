@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 use super::number;
 use crate::support::model::ScriptedModel;
 use crate::support::stack::{RELAYS, RESPONSES, Stack};
-use crate::support::{eventually, redis};
+use crate::support::{redis, wait_until};
 
 const PARTITIONS: i32 = 12;
 const USERS: usize = 2000;
@@ -50,30 +50,30 @@ fn processor_seconds(pid: u32) -> f64 {
 async fn an_emptied_redis_has_all_answers_again() {
     let records = usize::try_from(number("CHATMESH_REBUILD_RECORDS", 50_000)).expect("a count");
     let stack = Stack::start_with(ScriptedModel::start().await).await;
-    let plain = stack.plain();
-    plain.create_topic(RESPONSES, PARTITIONS).await;
+    let kafka = stack.kafka_client();
+    kafka.create_topic(RESPONSES, PARTITIONS).await;
     let relay = stack.relay("relay_1").start().await;
     for first in (0..records).step_by(2000) {
         let mut sending = JoinSet::new();
         for n in first..(first + 2000).min(records) {
-            let plain = plain.clone();
+            let kafka = kafka.clone();
             sending.spawn(async move {
                 let (user, value) = answer(n);
-                plain.produce(RESPONSES, Some(&user), &value, &[]).await;
+                kafka.produce(RESPONSES, Some(&user), &value, &[]).await;
             });
         }
         sending.join_all().await;
     }
-    eventually("all is delivered", PATIENCE, || async {
-        plain.lag(RELAYS, RESPONSES).await == 0
+    wait_until("all is delivered", PATIENCE, || async {
+        kafka.lag(RELAYS, RESPONSES).await == 0
     })
     .await;
     let port = stack.redis.port();
-    let before = redis::keys(port);
+    let before = redis::key_count(port);
     let pids = [relay.pid(), stack.redis.pid()];
     let used = pids.map(processor_seconds);
     stack.redis.flush_all();
-    relay.says(READ_BACK, PATIENCE).await;
+    relay.wait_for_log(READ_BACK, PATIENCE).await;
     let log = relay.log();
     let line = log.lines().find(|line| line.contains(READ_BACK));
     let said: Value = serde_json::from_str(line.expect("the line")).expect("a line of JSON");
@@ -82,8 +82,8 @@ async fn an_emptied_redis_has_all_answers_again() {
         "rebuild: processor time of the relay {:.1} s, of Redis {:.1} s; {before} keys before, {} after",
         processor_seconds(pids[0]) - used[0],
         processor_seconds(pids[1]) - used[1],
-        redis::keys(port),
+        redis::key_count(port),
     );
     assert_eq!(said["records"], records, "all that the log has");
-    assert_eq!(redis::keys(port), before, "nothing is missing");
+    assert_eq!(redis::key_count(port), before, "nothing is missing");
 }

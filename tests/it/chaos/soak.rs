@@ -43,7 +43,7 @@ async fn look(fleet: &Fleet, series: &mut Series) {
             series.entry(name).or_default().push(value / unit);
         }
     }
-    let keys = redis::keys(fleet.redis.port());
+    let keys = redis::key_count(fleet.redis.port());
     series
         .entry("Redis keys".into())
         .or_default()

@@ -18,7 +18,7 @@ use tokio_tungstenite::tungstenite::http::HeaderValue;
 
 use super::door::Door;
 use super::server;
-use crate::support::SOON;
+use crate::support::TEST_TIMEOUT;
 use crate::support::http::{post, try_call};
 use crate::support::model::{Script, ScriptedModel};
 
@@ -44,32 +44,32 @@ async fn what_is_asked_while_the_connection_is_lost_is_asked_once_and_answered()
     let mut state = client.state();
     door.shut().await;
     let lost = state.wait_for(|state| matches!(state, State::Lost(_)));
-    assert!(timeout(SOON, lost).await.unwrap().is_ok());
+    assert!(timeout(TEST_TIMEOUT, lost).await.unwrap().is_ok());
     let asked = client.ask(Question::new("meanwhile")).await.unwrap();
     door.reopen().await;
-    let end = timeout(SOON, asked.end()).await.unwrap();
+    let end = timeout(TEST_TIMEOUT, asked.end()).await.unwrap();
     assert_eq!(content(&end), "echo: meanwhile");
-    assert_eq!(model.count_for("meanwhile"), 1);
+    assert_eq!(model.request_count_for("meanwhile"), 1);
 }
 
 #[tokio::test]
 async fn who_waits_longer_than_the_patience_is_told_that_it_is_unknown() {
     let model = ScriptedModel::start().await;
-    model.next_for("never", Script::new().role().text("some ").hang());
+    model.queue_answer("never", Script::new().role().text("some ").hang());
     let server = server(&model).start().await;
     let mut door = Door::open(server.port()).await;
     let patient = options(door.port()).patience(Duration::from_millis(300));
     let client = Client::connect(patient).await.unwrap();
     let mut answer = client.ask(Question::new("never")).await.unwrap();
     loop {
-        match timeout(SOON, answer.next()).await.unwrap() {
+        match timeout(TEST_TIMEOUT, answer.next()).await.unwrap() {
             Some(Event::Delta(_)) => break,
             Some(Event::Accepted(_)) => {}
             other => panic!("{other:?}"),
         }
     }
     door.shut().await;
-    let end = timeout(SOON, answer.end()).await.unwrap();
+    let end = timeout(TEST_TIMEOUT, answer.end()).await.unwrap();
     assert!(matches!(end, End::Lost { .. }), "{end:?}");
 }
 
@@ -83,11 +83,11 @@ async fn the_same_id_again_brings_the_same_answer_and_costs_nothing() {
         let question = Question::new("once").with_id(id.clone());
         let answer = client.ask(question).await.unwrap();
         assert_eq!(
-            content(&timeout(SOON, answer.end()).await.unwrap()),
+            content(&timeout(TEST_TIMEOUT, answer.end()).await.unwrap()),
             "echo: once"
         );
     }
-    assert_eq!(model.count_for("once"), 1);
+    assert_eq!(model.request_count_for("once"), 1);
 }
 
 /// A server that greets, and answers the first message before it says that it has accepted it.
@@ -139,26 +139,26 @@ async fn an_answer_that_comes_before_its_accepted_is_one_answer() {
     let client = Client::connect(options(port).token(token)).await.unwrap();
     for text in ["one", "two"] {
         let answer = client.ask(Question::new(text)).await.unwrap();
-        let end = timeout(SOON, answer.end()).await.unwrap();
+        let end = timeout(TEST_TIMEOUT, answer.end()).await.unwrap();
         assert_eq!(content(&end), text);
     }
     client.close().await;
-    timeout(SOON, server).await.unwrap().unwrap();
+    timeout(TEST_TIMEOUT, server).await.unwrap().unwrap();
 }
 
 #[tokio::test]
 async fn a_cancelled_answer_ends_with_the_text_so_far() {
     let model = ScriptedModel::start().await;
-    model.next_for("long", Script::new().role().text("so far ").hang());
+    model.queue_answer("long", Script::new().role().text("so far ").hang());
     let server = server(&model).start().await;
     let client = Client::connect(options(server.port())).await.unwrap();
     let mut answer = client.ask(Question::new("long")).await.unwrap();
     while !matches!(
-        timeout(SOON, answer.next()).await.unwrap(),
+        timeout(TEST_TIMEOUT, answer.next()).await.unwrap(),
         Some(Event::Delta(_))
     ) {}
     answer.cancel().await;
-    let End::Cancelled { content } = timeout(SOON, answer.end()).await.unwrap() else {
+    let End::Cancelled { content } = timeout(TEST_TIMEOUT, answer.end()).await.unwrap() else {
         panic!("it was not cancelled");
     };
     assert_eq!(content.as_deref(), Some("so far "));
@@ -203,7 +203,7 @@ async fn a_revoked_token_is_replaced_and_a_given_one_is_the_end() {
     assert_eq!(revoked.status, 200);
     let mut state = given.state();
     let over = state.wait_for(|state| matches!(state, State::Over(_)));
-    assert!(timeout(SOON, over).await.unwrap().is_ok());
+    assert!(timeout(TEST_TIMEOUT, over).await.unwrap().is_ok());
     let refused = given.ask(Question::new("more")).await;
     assert!(matches!(refused, Err(ClientError::Over(_))));
 
@@ -213,10 +213,10 @@ async fn a_revoked_token_is_replaced_and_a_given_one_is_the_end() {
             state.changed().await.unwrap();
         }
     };
-    timeout(SOON, back).await.unwrap();
+    timeout(TEST_TIMEOUT, back).await.unwrap();
     let answer = renewing.ask(Question::new("more")).await.unwrap();
     assert_eq!(
-        content(&timeout(SOON, answer.end()).await.unwrap()),
+        content(&timeout(TEST_TIMEOUT, answer.end()).await.unwrap()),
         "echo: more"
     );
 }
@@ -228,7 +228,7 @@ async fn who_has_no_token_is_let_in_where_any_will_do_and_otherwise_told_to_brin
     let open = server(&model).env("ADMIN_KEY", "operator").start().await;
     let client = Client::connect(options(open.port())).await.unwrap();
     let answer = client.ask(Question::new("hello")).await.unwrap();
-    let end = timeout(SOON, answer.end()).await.unwrap();
+    let end = timeout(TEST_TIMEOUT, answer.end()).await.unwrap();
     assert_eq!(content(&end), "echo: hello");
     let stored = server(&model)
         .env("AUTH_MODE", "stored")

@@ -4,13 +4,13 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 
 use super::{chat, server};
-use crate::support::SOON;
+use crate::support::TEST_TIMEOUT;
 use crate::support::http::post;
 use crate::support::model::{Answer, Script, ScriptedModel};
-use crate::support::process::Spec;
+use crate::support::process::ProcessSpec;
 
 /// Exit code, standard output, standard error.
-async fn feed(spec: &Spec, input: &'static str) -> (Option<i32>, String, String) {
+async fn feed(spec: &ProcessSpec, input: &'static str) -> (Option<i32>, String, String) {
     let mut command = spec.command();
     let run = move || {
         let mut child = command
@@ -36,9 +36,9 @@ async fn feed(spec: &Spec, input: &'static str) -> (Option<i32>, String, String)
 async fn only_the_answer_is_on_standard_output_and_failures_have_their_codes() {
     let model = ScriptedModel::start().await;
     // What a first attempt had written is no part of the answer.
-    model.next_for("twice", Script::new().role().text("half ").cut());
-    model.next_for("twice", Script::say("whole \x1b[1m"));
-    model.next_for(
+    model.queue_answer("twice", Script::new().role().text("half ").cut());
+    model.queue_answer("twice", Script::complete("whole \x1b[1m"));
+    model.queue_answer(
         "no",
         Answer::error(400, "bad", "this is not for the client"),
     );
@@ -50,7 +50,9 @@ async fn only_the_answer_is_on_standard_output_and_failures_have_their_codes() {
     assert_eq!(feed(&chat.clone().arg("--list"), "").await, none);
     assert_eq!(feed(&chat, "hi\n").await, answered("echo: hi\n"));
     // It says goodbye.
-    server.says("\"reason\":\"normal\"", SOON).await;
+    server
+        .wait_for_log("\"reason\":\"normal\"", TEST_TIMEOUT)
+        .await;
     // A program gets it as it is.
     assert_eq!(feed(&chat, "twice").await, answered("whole \x1b[1m\n"));
     assert_eq!(
@@ -58,7 +60,7 @@ async fn only_the_answer_is_on_standard_output_and_failures_have_their_codes() {
         answered("echo: line one\nline two\n")
     );
     let silent = Script::new().role().finish("stop").done();
-    model.next_for("say nothing", silent);
+    model.queue_answer("say nothing", silent);
     let (code, out, err) = feed(&chat, "say nothing").await;
     assert_eq!((code, out.trim()), (Some(0), ""), "{err}");
     assert_eq!(err, "the answer is empty\n");
@@ -77,11 +79,11 @@ async fn only_the_answer_is_on_standard_output_and_failures_have_their_codes() {
         (vec!["chat", "--new", "--list"], "hi"),
         (vec!["chat"], " \n"),
     ] {
-        let (code, out, err) = feed(&Spec::new(&arguments), input).await;
+        let (code, out, err) = feed(&ProcessSpec::new(&arguments), input).await;
         assert_eq!((code, out.as_str()), (Some(2), ""), "{arguments:?}: {err}");
         assert!(err.starts_with("error: "), "{err}");
     }
-    let (code, out, err) = feed(&Spec::new(&["chat", "--url", "127.0.0.1:9"]), "hi").await;
+    let (code, out, err) = feed(&ProcessSpec::new(&["chat", "--url", "127.0.0.1:9"]), "hi").await;
     assert_eq!((code, out.as_str()), (Some(1), ""), "{err}");
     assert!(err.contains("can't be reached"), "{err}");
 }
@@ -97,13 +99,13 @@ async fn conversations_are_kept_apart_and_listed() {
     assert_eq!(feed(&trip, "three").await.0, Some(0));
     let (code, out, told) = feed(&chat(port).arg("--new"), "four").await;
     assert_eq!((code, out.as_str()), (Some(0), "echo: four\n"), "{told}");
-    let asked = model.asked_for("three").remove(0);
+    let asked = model.requests_for("three").remove(0);
     let asked: Vec<String> = asked.messages().into_iter().map(|(_, text)| text).collect();
     assert!(
         asked.contains(&"two".to_owned()) && !asked.contains(&"one".to_owned()),
         "{asked:?}"
     );
-    let alone = model.asked_for("four").remove(0).messages();
+    let alone = model.requests_for("four").remove(0).messages();
     assert!(alone.iter().all(|(_, text)| text != "one"), "{alone:?}");
     let (code, list, _) = feed(&chat(port).arg("--list"), "").await;
     assert_eq!(code, Some(0));
@@ -118,7 +120,7 @@ async fn conversations_are_kept_apart_and_listed() {
 
 #[tokio::test]
 async fn a_wrong_address_is_told_from_a_server_that_is_down() {
-    let server = Spec::ephemeral().start().await;
+    let server = ProcessSpec::ephemeral().start().await;
     let port = server.port();
     for (url, expected) in [
         (format!("https://127.0.0.1:{port}"), "seems to speak http"),
@@ -127,13 +129,13 @@ async fn a_wrong_address_is_told_from_a_server_that_is_down() {
             "no chatmesh at http://127.0.0.1",
         ),
     ] {
-        let (code, out, err) = feed(&Spec::new(&["chat", "--url", &url]), "hi").await;
+        let (code, out, err) = feed(&ProcessSpec::new(&["chat", "--url", &url]), "hi").await;
         assert_eq!((code, out.as_str()), (Some(1), ""), "{err}");
         assert!(err.contains(expected), "{err}");
         assert!(!err.contains("is it running"), "{err}");
     }
     // It gives no tokens out, and none was brought.
-    let closed = Spec::ephemeral()
+    let closed = ProcessSpec::ephemeral()
         .env("AUTH_MODE", "stored")
         .env("TOKEN_ENDPOINT", "off");
     let closed = closed.start().await;
@@ -185,7 +187,7 @@ async fn tokens_are_fetched_or_given_and_never_shown() {
 #[tokio::test]
 async fn shells_take_their_completions() {
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
-        let (code, script, err) = Spec::new(&["completions", shell]).run();
+        let (code, script, err) = ProcessSpec::new(&["completions", shell]).run();
         assert_eq!(code, Some(0), "{shell}: {err}");
         for word in ["all-in-one", "completions", "conversation"] {
             assert!(script.contains(word), "{shell} knows no {word}");
@@ -207,5 +209,5 @@ async fn shells_take_their_completions() {
             Err(error) => assert_ne!(shell, "bash", "bash can't be run: {error}"),
         }
     }
-    assert_eq!(Spec::new(&["completions", "csh"]).run().0, Some(2));
+    assert_eq!(ProcessSpec::new(&["completions", "csh"]).run().0, Some(2));
 }

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
-use crate::support::process::{Spec, wait_exit};
-use crate::support::{SOON, eventually};
+use crate::support::process::{ProcessSpec, wait_exit};
+use crate::support::{TEST_TIMEOUT, wait_until};
 
 pub(super) const CTRL_C: &str = "\x03";
 
@@ -25,7 +25,7 @@ pub(super) struct Pty {
 }
 
 impl Pty {
-    pub(super) fn run(spec: &Spec) -> Self {
+    pub(super) fn run(spec: &ProcessSpec) -> Self {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a pseudo-terminal");
         grantpt(&master).expect("a pseudo-terminal");
         unlockpt(&master).expect("a pseudo-terminal");
@@ -102,7 +102,10 @@ impl Pty {
             let screen = screen.lock().unwrap_or_else(PoisonError::into_inner);
             String::from_utf8_lossy(&screen).into_owned()
         };
-        eventually(&what, SOON, || async { find(&all(), seen).is_some() }).await;
+        wait_until(&what, TEST_TIMEOUT, || async {
+            find(&all(), seen).is_some()
+        })
+        .await;
         self.seen = find(&all(), seen).unwrap_or(seen) + text.len();
     }
 
@@ -117,7 +120,7 @@ impl Pty {
 
     /// The exit code, when it ends by itself.
     pub(super) async fn ends(&mut self) -> Option<i32> {
-        let status = wait_exit(&mut self.child, SOON).await;
+        let status = wait_exit(&mut self.child, TEST_TIMEOUT).await;
         status.expect("the program does not end").code()
     }
 }

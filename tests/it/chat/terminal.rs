@@ -7,14 +7,14 @@ use super::door::Door;
 use super::pty::{CTRL_C, Pty};
 use super::{chat, on, server};
 use crate::support::model::{Script, ScriptedModel};
-use crate::support::process::Spec;
-use crate::support::{SOON, eventually};
+use crate::support::process::ProcessSpec;
+use crate::support::{TEST_TIMEOUT, wait_until};
 
 #[tokio::test]
 async fn ctrl_c_stops_the_answer_and_at_the_prompt_it_leaves_and_all_is_there_the_next_time() {
     let model = ScriptedModel::start().await;
     let endless = Script::new().role().text("so far it ").hang();
-    model.next_for("a long story", endless);
+    model.queue_answer("a long story", endless);
     let server = server(&model).start().await;
     let spec = chat(server.port());
     let mut terminal = Pty::run(&spec);
@@ -24,8 +24,8 @@ async fn ctrl_c_stops_the_answer_and_at_the_prompt_it_leaves_and_all_is_there_th
     terminal.shows("so far it ").await;
     terminal.types(CTRL_C);
     terminal.shows("stopped").await;
-    eventually("the model's stream is closed", SOON, || async {
-        model.closed_early().contains(&"a long story".to_owned())
+    wait_until("the model's stream is closed", TEST_TIMEOUT, || async {
+        model.aborted_prompts().contains(&"a long story".to_owned())
     })
     .await;
     terminal.says("still there?").await;
@@ -57,15 +57,15 @@ async fn ctrl_c_stops_the_answer_and_at_the_prompt_it_leaves_and_all_is_there_th
     terminal.shows("still there?").await;
     terminal.types("\x15\x04");
     assert_eq!(terminal.ends().await, Some(0));
-    assert_eq!(model.count_for("still there?"), 1);
+    assert_eq!(model.request_count_for("still there?"), 1);
 }
 
 #[tokio::test]
 async fn an_answer_goes_on_where_it_was_when_the_gateway_comes_back() {
     let words: Vec<String> = (0..60).map(|n| format!("word{n} ")).collect();
-    let story = Script::say(&words.concat()).paced(Duration::from_millis(60));
+    let story = Script::complete(&words.concat()).chunk_interval(Duration::from_millis(60));
     let model = ScriptedModel::start().await;
-    model.next_for("a story", story);
+    model.queue_answer("a story", story);
     let server = server(&model).start().await;
     let mut door = Door::open(server.port()).await;
     let mut terminal = Pty::run(&chat(door.port()));
@@ -82,21 +82,21 @@ async fn an_answer_goes_on_where_it_was_when_the_gateway_comes_back() {
         let times = all.matches(word.as_str()).count();
         assert_eq!(times, 1, "{word:?} is shown {times} times");
     }
-    assert_eq!(model.count_for("a story"), 1, "it was paid twice");
+    assert_eq!(model.request_count_for("a story"), 1, "it was paid twice");
 }
 
 #[tokio::test]
 async fn an_answer_whose_server_was_killed_is_begun_anew_and_said_to_be() {
     let model = ScriptedModel::start().await;
     let half = Script::new().role().text("half an ans").hang();
-    model.next_for("will it come?", half);
-    model.next_for("will it come?", Script::say("the whole answer"));
-    let spec = on(Spec::durable(), &model);
+    model.queue_answer("will it come?", half);
+    model.queue_answer("will it come?", Script::complete("the whole answer"));
+    let spec = on(ProcessSpec::durable(), &model);
     let mut process = spec.start().await;
     let mut terminal = Pty::run(&chat(process.port()));
     terminal.says("will it come?").await;
     terminal.shows("half an").await;
-    process.kill9();
+    process.kill();
     terminal.shows("connection lost").await;
     let _again = spec.start().await;
     terminal.shows("connected again").await;
@@ -110,8 +110,8 @@ async fn a_hostile_answer_can_not_drive_the_terminal() {
     let model = ScriptedModel::start().await;
     let hostile = "before \x1b]0;pwned\x07\u{9b}2J\x1b[31mred\r\x08 after";
     // In the middle of a sequence, too.
-    model.next_for("attack", Script::say(hostile));
-    model.next_for(
+    model.queue_answer("attack", Script::complete(hostile));
+    model.queue_answer(
         "again",
         Script::new()
             .role()
@@ -144,5 +144,5 @@ async fn pasted_lines_are_one_message() {
     terminal.shows("line two").await;
     terminal.types("\r");
     terminal.shows("echo: line one").await;
-    assert_eq!(model.count_for("line one\nline two"), 1);
+    assert_eq!(model.request_count_for("line one\nline two"), 1);
 }

@@ -5,11 +5,11 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::Document;
-use crate::support::client::Classic;
+use crate::support::classic::ClassicClient;
 use crate::support::http::{Reply, try_call};
 use crate::support::model::{Answer, ScriptedModel};
-use crate::support::process::{Chatmesh, Spec};
-use crate::support::{SOON, eventually};
+use crate::support::process::{ChatmeshProcess, ProcessSpec};
+use crate::support::{TEST_TIMEOUT, wait_until};
 
 const KEY: &str = "an-admin-key-of-some-length";
 const USER: &str = "user123";
@@ -38,7 +38,7 @@ struct Request<'a> {
 
 impl Request<'_> {
     /// The address with every parameter's example in it.
-    fn address(&self, server: &Chatmesh) -> String {
+    fn address(&self, server: &ChatmeshProcess) -> String {
         let mut path = self.path.to_owned();
         let mut query = url::form_urlencoded::Serializer::new(String::new());
         let parameters = self.operation["parameters"].as_array();
@@ -131,8 +131,8 @@ async fn call(method: &Method, url: &str, secret: Option<&str>) -> Reply {
 async fn every_documented_request_is_answered_as_documented() {
     let document = Document::openapi();
     let model = ScriptedModel::start().await;
-    model.next_for("bad", Answer::error(400, "bad", "not this"));
-    let server = Spec::ephemeral()
+    model.queue_answer("bad", Answer::error(400, "bad", "not this"));
+    let server = ProcessSpec::ephemeral()
         .env("OPENAI_BASE_URL", &model.base_url())
         .env("AUTH_MODE", "stored")
         .env("TOKEN_ENDPOINT", "admin")
@@ -144,14 +144,20 @@ async fn every_documented_request_is_answered_as_documented() {
         .as_str()
         .unwrap()
         .to_owned();
-    let mut client = Classic::connect(server.port(), &token, USER).await.unwrap();
-    client.ask("hello").await;
-    client.ask("bad").await;
+    let mut client = ClassicClient::connect(server.port(), &token, USER)
+        .await
+        .unwrap();
+    client.send_and_wait("hello").await;
+    client.send_and_wait("bad").await;
     let url = server.url("/dead-letters");
-    eventually("the refused message is a dead letter", SOON, || async {
-        let listed = call(&Method::GET, &url, Some(KEY)).await.json();
-        listed["letters"][0].is_object()
-    })
+    wait_until(
+        "the refused message is a dead letter",
+        TEST_TIMEOUT,
+        || async {
+            let listed = call(&Method::GET, &url, Some(KEY)).await.json();
+            listed["letters"][0].is_object()
+        },
+    )
     .await;
     let listed = call(&Method::GET, &url, Some(KEY)).await.json();
     let letter = listed["letters"][0]["address"].as_str().unwrap();
@@ -216,7 +222,7 @@ async fn every_documented_request_is_answered_as_documented() {
 #[tokio::test]
 async fn every_other_method_is_refused_with_those_that_there_are() {
     let document = Document::openapi();
-    let server = Spec::ephemeral()
+    let server = ProcessSpec::ephemeral()
         .env("AUTH_MODE", "open")
         .env("ADMIN_KEY", KEY)
         .start()
@@ -263,8 +269,10 @@ async fn every_other_method_is_refused_with_those_that_there_are() {
         assert_eq!(reply.json()["code"], "method_not_allowed", "{path}");
     }
     let gone = "/conversations/default/messages?userid=u&before=nope";
-    let mut client = Classic::connect(server.port(), "any", "u").await.unwrap();
-    client.ask("hello").await;
+    let mut client = ClassicClient::connect(server.port(), "any", "u")
+        .await
+        .unwrap();
+    client.send_and_wait("hello").await;
     let reply = call(&Method::GET, &server.url(gone), Some("any")).await;
     assert_eq!(
         (reply.status, &reply.json()["code"]),

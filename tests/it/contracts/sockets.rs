@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Value, json};
 
 use super::Document;
-use crate::support::client::Classic;
+use crate::support::classic::ClassicClient;
 use crate::support::model::{Answer, Script, ScriptedModel};
-use crate::support::process::Spec;
-use crate::support::v1::Device;
+use crate::support::process::ProcessSpec;
+use crate::support::v1::V1Client;
 
 /// The messages of a channel that one side sends: by name, as they are documented.
 fn messages<'a>(document: &'a Document, channel: &str, action: &str) -> Vec<(String, &'a Value)> {
@@ -79,8 +79,8 @@ fn examples(message: &Value) -> Vec<Value> {
     examples.map(|example| example["payload"].clone()).collect()
 }
 
-async fn start(model: &ScriptedModel) -> crate::support::process::Chatmesh {
-    Spec::ephemeral()
+async fn start(model: &ScriptedModel) -> crate::support::process::ChatmeshProcess {
+    ProcessSpec::ephemeral()
         .env("OPENAI_BASE_URL", &model.base_url())
         .env("OPENAI_TIMEOUT_MS", "20000")
         .env("OPENAI_IDLE_TIMEOUT_MS", "20000")
@@ -92,27 +92,27 @@ async fn start(model: &ScriptedModel) -> crate::support::process::Chatmesh {
 async fn every_classic_example_is_taken_and_every_answer_is_as_documented() {
     let document = Document::asyncapi();
     let model = ScriptedModel::start().await;
-    model.next_for("fail", Answer::error(400, "bad", "no"));
+    model.queue_answer("fail", Answer::error(400, "bad", "no"));
     let server = start(&model).await;
     let mut expected = Expected::of(&document, "classic");
     let mut sent = 0;
     for (name, message) in messages(&document, "classic", "receive") {
         for example in examples(message) {
             let user = example["userid"].as_str().unwrap_or("user123");
-            let mut client = Classic::open(server.port(), user).await;
+            let mut client = ClassicClient::open(server.port(), user).await;
             client.send_text(&example.to_string()).await;
-            let frame = client.frame().await;
+            let frame = client.next_frame().await;
             assert_eq!(frame["type"], "response", "{name}: {frame}");
             expected.check(&frame);
             sent += 1;
         }
     }
     assert!(sent >= 2, "there are examples");
-    let mut client = Classic::open(server.port(), "user123").await;
+    let mut client = ClassicClient::open(server.port(), "user123").await;
     // A refusal, and a failure.
     client.send_text("{}").await;
-    expected.check(&client.frame().await);
-    expected.check(&client.ask("fail").await);
+    expected.check(&client.next_frame().await);
+    expected.check(&client.send_and_wait("fail").await);
     expected.complete();
 }
 
@@ -120,10 +120,10 @@ async fn every_classic_example_is_taken_and_every_answer_is_as_documented() {
 async fn every_example_of_v1_is_taken_and_every_frame_is_as_documented() {
     let document = Document::asyncapi();
     let model = ScriptedModel::start().await;
-    model.next_for("fail", Answer::error(400, "bad", "no"));
-    model.next_for("again", Script::new().role().text("half ").cut());
+    model.queue_answer("fail", Answer::error(400, "bad", "no"));
+    model.queue_answer("again", Script::new().role().text("half ").cut());
     let slow = || Script::new().role().text("so far ").hang();
-    model.next_for("slow", slow());
+    model.queue_answer("slow", slow());
     let mut server = start(&model).await;
     let mut expected = Expected::of(&document, "v1");
     let mut sent = BTreeSet::new();
@@ -131,11 +131,11 @@ async fn every_example_of_v1_is_taken_and_every_frame_is_as_documented() {
     for (name, message) in messages(&document, "v1", "receive") {
         for example in examples(message) {
             let kind = example["type"].as_str().unwrap();
-            let mut device = Device::open(server.port(), "user123").await;
+            let mut device = V1Client::open(server.port(), "user123").await;
             if kind == "message" {
                 let id = example["id"].as_str().unwrap().to_owned();
-                device.say_frame(&example).await;
-                let end = device.end_of(&id).await;
+                device.send_message_frame(&example).await;
+                let end = device.wait_for_end(&id).await;
                 assert_eq!(end["type"], "response", "{name}: {end}");
             } else {
                 device.send_text(&example.to_string()).await;
@@ -144,7 +144,7 @@ async fn every_example_of_v1_is_taken_and_every_frame_is_as_documented() {
                 } else {
                     "pong"
                 };
-                device.until_type(answer).await;
+                device.wait_for_type(answer).await;
             }
             device.frames.iter().for_each(|frame| expected.check(frame));
             sent.insert(kind.to_owned());
@@ -155,26 +155,26 @@ async fn every_example_of_v1_is_taken_and_every_frame_is_as_documented() {
 
     // What no example brings: a failure, a refusal, another attempt; an answer that is being
     // written, seen by a second device, and cancelled; a server that stops.
-    let mut device = Device::open(server.port(), "user123").await;
-    device.ask("e1", "fail").await;
+    let mut device = V1Client::open(server.port(), "user123").await;
+    device.send_and_wait("e1", "fail").await;
     device
         .send_text(&json!({"type": "message", "content": "x"}).to_string())
         .await;
-    device.until_type("error").await;
-    device.ask("e2", "again").await;
-    device.say("e3", "slow").await;
-    device.until_text("e3", "so far").await;
-    let mut other = Device::open(server.port(), "user123").await;
-    other.until_type("snapshot").await;
-    other.say("e4", "waits").await;
+    device.wait_for_type("error").await;
+    device.send_and_wait("e2", "again").await;
+    device.send_message("e3", "slow").await;
+    device.wait_for_text("e3", "so far").await;
+    let mut other = V1Client::open(server.port(), "user123").await;
+    other.wait_for_type("snapshot").await;
+    other.send_message("e4", "waits").await;
     device.cancel("e3").await;
-    other.until_ended(&["e3", "e4"]).await;
-    device.until_ended(&["e3", "e4"]).await;
-    server.term();
-    device.until_type("closing").await;
+    other.wait_for_ends(&["e3", "e4"]).await;
+    device.wait_for_ends(&["e3", "e4"]).await;
+    server.terminate();
+    device.wait_for_type("closing").await;
     for frame in device.frames.iter().chain(&other.frames) {
         expected.check(frame);
     }
     expected.complete();
-    server.wait_exit(crate::support::SOON).await;
+    server.wait_exit(crate::support::TEST_TIMEOUT).await;
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::{Document, documents, read, root};
-use crate::support::process::{Chatmesh, Spec};
+use crate::support::process::{ChatmeshProcess, ProcessSpec};
 
 /// A command as it stands in a document.
 struct Step {
@@ -194,7 +194,7 @@ fn chatmesh(command: &[String]) -> Option<&[String]> {
 }
 
 struct Run {
-    server: Chatmesh,
+    server: ChatmeshProcess,
     faults: Vec<String>,
 }
 
@@ -208,7 +208,7 @@ impl Run {
     fn check_arguments(&mut self, step: &Step, arguments: &[String]) {
         let mut all: Vec<&str> = arguments.iter().map(String::as_str).collect();
         all.push("--help");
-        let (code, _, err) = Spec::new(&all).run();
+        let (code, _, err) = ProcessSpec::new(&all).run();
         if code != Some(0) {
             self.fault(step, &format!("chatmesh does not take that: {err}"));
         }
@@ -347,7 +347,7 @@ fn curl_reaches_us(command: &[String]) -> bool {
 
 #[tokio::test]
 async fn every_command_in_the_documents_runs() {
-    let server = Spec::ephemeral().start().await;
+    let server = ProcessSpec::ephemeral().start().await;
     let mut run = Run {
         server,
         faults: Vec::new(),

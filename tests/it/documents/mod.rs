@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use crate::support::process::Spec;
+use crate::support::process::ProcessSpec;
 
 mod commands;
 
@@ -176,7 +176,7 @@ fn every_setting_that_a_document_names_exists() {
     let keys = read(&root().join("src/config/keys.rs"));
     let of_name = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
     let keys: BTreeSet<&str> = keys.split(|c| !of_name(c)).collect();
-    let (_, chat_help, _) = Spec::new(&["chat", "--help"]).run();
+    let (_, chat_help, _) = ProcessSpec::new(&["chat", "--help"]).run();
     let mut unknown = BTreeSet::new();
     for document in documents() {
         // The changelog may tell of what is gone.

@@ -2,21 +2,21 @@
 
 use std::time::Duration;
 
-use crate::support::client::Classic;
+use crate::support::classic::ClassicClient;
 use crate::support::model::{Script, ScriptedModel};
-use crate::support::process::Spec;
-use crate::support::{SOON, eventually, http};
+use crate::support::process::ProcessSpec;
+use crate::support::{TEST_TIMEOUT, http, wait_until};
 
-fn with_model(spec: Spec, model: &ScriptedModel) -> Spec {
+fn with_model(spec: ProcessSpec, model: &ScriptedModel) -> ProcessSpec {
     spec.env("OPENAI_BASE_URL", &model.base_url())
         .env("OPENAI_TIMEOUT_MS", "20000")
 }
 
 #[tokio::test]
 async fn the_demo_model_answers_and_says_that_it_is_none() {
-    let process = Spec::ephemeral().start().await;
-    let mut client = Classic::open(process.port(), "alice").await;
-    let frame = client.ask("is anybody there?").await;
+    let process = ProcessSpec::ephemeral().start().await;
+    let mut client = ClassicClient::open(process.port(), "alice").await;
+    let frame = client.send_and_wait("is anybody there?").await;
     assert_eq!(frame["type"], "response", "{frame}");
     let content = frame["content"].as_str().unwrap();
     assert!(content.contains("is anybody there?"), "{content}");
@@ -25,17 +25,17 @@ async fn the_demo_model_answers_and_says_that_it_is_none() {
 
 #[tokio::test]
 async fn the_terminal_says_where_it_listens() {
-    let process = Spec::ephemeral().start().await;
+    let process = ProcessSpec::ephemeral().start().await;
     let address = format!("127.0.0.1:{}", process.port());
-    process.says(&address, SOON).await;
+    process.wait_for_log(&address, TEST_TIMEOUT).await;
 }
 
 #[tokio::test]
 async fn a_frame_has_all_fields_of_the_classic_protocol() {
     let model = ScriptedModel::start().await;
-    let process = with_model(Spec::ephemeral(), &model).start().await;
-    let mut client = Classic::open(process.port(), "alice").await;
-    let frame = client.ask("hello").await;
+    let process = with_model(ProcessSpec::ephemeral(), &model).start().await;
+    let mut client = ClassicClient::open(process.port(), "alice").await;
+    let frame = client.send_and_wait("hello").await;
     assert_eq!(frame["type"], "response");
     assert_eq!(frame["content"], "echo: hello");
     assert_eq!(frame["userid"], "alice");
@@ -54,45 +54,45 @@ async fn a_frame_has_all_fields_of_the_classic_protocol() {
 #[tokio::test]
 async fn all_sockets_of_a_user_get_the_answer_and_nobody_else_does() {
     let model = ScriptedModel::start().await;
-    let process = with_model(Spec::ephemeral(), &model).start().await;
-    let mut laptop = Classic::open(process.port(), "alice").await;
-    let mut phone = Classic::open(process.port(), "alice").await;
-    let mut other = Classic::open(process.port(), "alice2").await;
-    let frame = laptop.ask("hello").await;
-    assert_eq!(phone.frame().await, frame);
-    other.expect_silence(Duration::from_secs(1)).await;
+    let process = with_model(ProcessSpec::ephemeral(), &model).start().await;
+    let mut laptop = ClassicClient::open(process.port(), "alice").await;
+    let mut phone = ClassicClient::open(process.port(), "alice").await;
+    let mut other = ClassicClient::open(process.port(), "alice2").await;
+    let frame = laptop.send_and_wait("hello").await;
+    assert_eq!(phone.next_frame().await, frame);
+    other.expect_no_frame(Duration::from_secs(1)).await;
 }
 
 #[tokio::test]
 async fn an_unanswered_message_is_answered_after_kill_9_and_restart() {
     let model = ScriptedModel::start().await;
-    model.next_for("before", Script::say("early"));
-    model.next_for("unanswered", Script::new().token("half an ans").hang());
+    model.queue_answer("before", Script::complete("early"));
+    model.queue_answer("unanswered", Script::new().token("half an ans").hang());
     // Slow enough that the client, which can't resume, is back first.
-    let late = Script::say("whole answer").after(Duration::from_secs(4));
-    model.next_for("unanswered", late);
-    let spec = with_model(Spec::durable(), &model);
+    let late = Script::complete("whole answer").initial_delay(Duration::from_secs(4));
+    model.queue_answer("unanswered", late);
+    let spec = with_model(ProcessSpec::durable(), &model);
     let mut process = spec.start().await;
-    let mut client = Classic::open(process.port(), "alice").await;
-    assert_eq!(client.ask("before").await["content"], "early");
+    let mut client = ClassicClient::open(process.port(), "alice").await;
+    assert_eq!(client.send_and_wait("before").await["content"], "early");
     client.send_message("unanswered").await;
-    eventually("the model is asked", SOON, || async {
-        model.count_for("unanswered") == 1
+    wait_until("the model is asked", TEST_TIMEOUT, || async {
+        model.request_count_for("unanswered") == 1
     })
     .await;
-    process.kill9();
+    process.kill();
     assert_eq!(client.expect_close().await, None);
 
     let process = spec.start().await;
-    let mut client = Classic::open(process.port(), "alice").await;
-    let frame = client.frame().await;
+    let mut client = ClassicClient::open(process.port(), "alice").await;
+    let frame = client.next_frame().await;
     assert_eq!(frame["content"], "whole answer", "{frame}");
-    client.expect_silence(Duration::from_secs(6)).await;
-    assert_eq!(model.count_for("unanswered"), 2);
-    assert_eq!(model.count_for("before"), 1, "it was paid twice");
+    client.expect_no_frame(Duration::from_secs(6)).await;
+    assert_eq!(model.request_count_for("unanswered"), 2);
+    assert_eq!(model.request_count_for("before"), 1, "it was paid twice");
     // The conversation is still there as context.
-    client.ask("after").await;
-    let asked = model.asked_for("after").remove(0);
+    client.send_and_wait("after").await;
+    let asked = model.requests_for("after").remove(0);
     let contents: Vec<String> = asked.messages().into_iter().map(|(_, text)| text).collect();
     for turn in ["before", "early", "unanswered", "whole answer", "after"] {
         let times = contents.iter().filter(|text| *text == turn).count();
@@ -106,29 +106,31 @@ async fn kill_9_again_and_again_loses_nothing_and_answers_nothing_twice() {
     const USERS: usize = 20;
     // Slow enough to be killed in the middle.
     let model = ScriptedModel::start_with(|asked| {
-        Script::echo(asked).paced(Duration::from_millis(40)).into()
+        Script::echo(asked)
+            .chunk_interval(Duration::from_millis(40))
+            .into()
     })
     .await;
-    let spec = with_model(Spec::durable(), &model);
+    let spec = with_model(ProcessSpec::durable(), &model);
     for round in 0..ROUNDS {
         let mut process = spec.start().await;
-        let before = model.count();
+        let before = model.request_count();
         for user in 0..USERS {
-            let mut client = Classic::open(process.port(), &format!("user{user}")).await;
+            let mut client = ClassicClient::open(process.port(), &format!("user{user}")).await;
             client
                 .send_message(&format!("{user} in round {round}"))
                 .await;
             client.close().await;
         }
-        // Asked means accepted. Not all are, when the process dies.
-        eventually("some of them are asked", SOON, || async {
-            model.count() >= before + USERS / 2
+        // ModelRequest means accepted. Not all are, when the process dies.
+        wait_until("some of them are asked", TEST_TIMEOUT, || async {
+            model.request_count() >= before + USERS / 2
         })
         .await;
-        process.kill9();
+        process.kill();
     }
     let asked: std::collections::BTreeSet<String> = model
-        .asked()
+        .requests()
         .into_iter()
         .map(|asked| asked.prompt)
         .collect();
@@ -137,17 +139,17 @@ async fn kill_9_again_and_again_loses_nothing_and_answers_nothing_twice() {
     let answered = |user: usize| {
         let (model, port) = (&model, process.port());
         async move {
-            let mut client = Classic::open(port, &format!("user{user}")).await;
+            let mut client = ClassicClient::open(port, &format!("user{user}")).await;
             let question = format!("{user} looks back");
             // What still was open is answered first, in order.
             client.send_message(&question).await;
             loop {
-                let frame = client.frame().await;
+                let frame = client.next_frame().await;
                 if frame["content"] == format!("echo: {question}") {
                     break;
                 }
             }
-            model.asked_for(&question).remove(0).messages()
+            model.requests_for(&question).remove(0).messages()
         }
     };
     for user in 0..USERS {
@@ -168,24 +170,30 @@ async fn kill_9_again_and_again_loses_nothing_and_answers_nothing_twice() {
 
 #[tokio::test]
 async fn a_drain_keeps_classic_clients_until_they_are_answered_and_turns_others_away() {
-    let model =
-        ScriptedModel::start_with(|asked| Script::echo(asked).after(Duration::from_secs(3)).into())
-            .await;
-    let mut process = with_model(Spec::ephemeral(), &model).start().await;
-    let mut waiting = Classic::open(process.port(), "alice").await;
-    let mut idle = Classic::open(process.port(), "bob").await;
+    let model = ScriptedModel::start_with(|asked| {
+        Script::echo(asked)
+            .initial_delay(Duration::from_secs(3))
+            .into()
+    })
+    .await;
+    let mut process = with_model(ProcessSpec::ephemeral(), &model).start().await;
+    let mut waiting = ClassicClient::open(process.port(), "alice").await;
+    let mut idle = ClassicClient::open(process.port(), "bob").await;
     waiting.send_message("are you still there?").await;
-    eventually("the model is asked", SOON, || async { model.count() == 1 }).await;
-    process.term();
+    wait_until("the model is asked", TEST_TIMEOUT, || async {
+        model.request_count() == 1
+    })
+    .await;
+    process.terminate();
     assert_eq!(idle.expect_close().await, Some(1001));
     let ready = http::get(&process.url("/health/ready")).await;
     assert_eq!(ready.status, 503);
-    let Err(refused) = Classic::connect(process.port(), "any", "carol").await else {
+    let Err(refused) = ClassicClient::connect(process.port(), "any", "carol").await else {
         panic!("a draining gateway took a new client");
     };
     assert_eq!(refused.status, 503);
-    let frame = waiting.frame().await;
+    let frame = waiting.next_frame().await;
     assert_eq!(frame["content"], "echo: are you still there?", "{frame}");
     assert_eq!(waiting.expect_close().await, Some(1001));
-    assert_eq!(process.wait_exit(SOON).await.code(), Some(0));
+    assert_eq!(process.wait_exit(TEST_TIMEOUT).await.code(), Some(0));
 }

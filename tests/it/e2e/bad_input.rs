@@ -4,15 +4,15 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::support::client::{Classic, Event};
+use crate::support::classic::{ClassicClient, ClientEvent};
 use crate::support::model::ScriptedModel;
-use crate::support::process::{Chatmesh, Spec};
+use crate::support::process::{ChatmeshProcess, ProcessSpec};
 use crate::support::redis::subscribe;
 use crate::support::stack::{MESSAGES, RELAYS, RESPONSES, Stack, WORKERS};
-use crate::support::{SOON, eventually};
+use crate::support::{TEST_TIMEOUT, wait_until};
 
-async fn small(model: &ScriptedModel) -> Chatmesh {
-    Spec::ephemeral()
+async fn small(model: &ScriptedModel) -> ChatmeshProcess {
+    ProcessSpec::ephemeral()
         .env("OPENAI_BASE_URL", &model.base_url())
         .env("OPENAI_TIMEOUT_MS", "10000")
         .start()
@@ -23,7 +23,7 @@ async fn small(model: &ScriptedModel) -> Chatmesh {
 async fn a_malformed_message_gets_an_error_and_the_socket_lives_on() {
     let model = ScriptedModel::start().await;
     let process = small(&model).await;
-    let mut client = Classic::open(process.port(), "alice").await;
+    let mut client = ClassicClient::open(process.port(), "alice").await;
     let too_long = "x".repeat(8001);
     let bad = [
         "not json".to_owned(),
@@ -50,7 +50,7 @@ async fn a_malformed_message_gets_an_error_and_the_socket_lives_on() {
     ];
     for (n, text) in bad.iter().enumerate() {
         client.send_text(text).await;
-        let frame = client.frame().await;
+        let frame = client.next_frame().await;
         let start: String = text.chars().take(60).collect();
         assert_eq!(frame["type"], "error", "{n}: {start}: {frame}");
         let message = frame["message"].as_str().unwrap_or("");
@@ -69,15 +69,22 @@ async fn a_malformed_message_gets_an_error_and_the_socket_lives_on() {
             "{n}: {frame}"
         );
     }
-    assert_eq!(model.count(), 0, "a refused message reached the model");
-    assert_eq!(client.ask("hello").await["content"], "echo: hello");
+    assert_eq!(
+        model.request_count(),
+        0,
+        "a refused message reached the model"
+    );
+    assert_eq!(
+        client.send_and_wait("hello").await["content"],
+        "echo: hello"
+    );
 }
 
 #[tokio::test]
 async fn what_the_original_allowed_is_allowed() {
     let model = ScriptedModel::start().await;
     let process = small(&model).await;
-    let mut client = Classic::open(process.port(), "alice").await;
+    let mut client = ClassicClient::open(process.port(), "alice").await;
     let longest = "ü".repeat(8000);
     let good = [
         (
@@ -104,9 +111,9 @@ async fn what_the_original_allowed_is_allowed() {
     ];
     for (frame, prompt) in good {
         client.send_text(&frame.to_string()).await;
-        let answer = client.frame().await;
+        let answer = client.next_frame().await;
         assert_eq!(answer["type"], "response", "{answer}");
-        assert_eq!(model.count_for(prompt), 1, "{answer}");
+        assert_eq!(model.request_count_for(prompt), 1, "{answer}");
     }
 }
 
@@ -114,29 +121,32 @@ async fn what_the_original_allowed_is_allowed() {
 async fn frames_that_no_client_should_send_close_the_socket_with_their_code() {
     let model = ScriptedModel::start().await;
     let process = small(&model).await;
-    let mut witness = Classic::open(process.port(), "witness").await;
+    let mut witness = ClassicClient::open(process.port(), "witness").await;
 
-    let mut client = Classic::open(process.port(), "alice").await;
+    let mut client = ClassicClient::open(process.port(), "alice").await;
     client.send_binary(b"{}").await;
     assert_eq!(client.expect_close().await, Some(1003));
 
-    let mut client = Classic::open(process.port(), "alice").await;
+    let mut client = ClassicClient::open(process.port(), "alice").await;
     client.send_invalid_utf8().await;
     assert_eq!(client.expect_close().await, Some(1007));
 
-    let mut client = Classic::open(process.port(), "alice").await;
+    let mut client = ClassicClient::open(process.port(), "alice").await;
     client.send_text(&"x".repeat(70_000)).await;
     // The close frame can be lost when the server resets a connection with unread bytes.
-    match client.next(SOON).await {
-        Event::Closed(code) => assert!([Some(1009), None].contains(&code), "{code:?}"),
+    match client.next_event(TEST_TIMEOUT).await {
+        ClientEvent::Closed(code) => assert!([Some(1009), None].contains(&code), "{code:?}"),
         other => panic!("{other:?}"),
     }
-    assert_eq!(witness.ask("hello").await["content"], "echo: hello");
+    assert_eq!(
+        witness.send_and_wait("hello").await["content"],
+        "echo: hello"
+    );
 }
 
 #[tokio::test]
 async fn bad_parameters_are_refused_before_the_upgrade() {
-    let process = Spec::ephemeral().start().await;
+    let process = ProcessSpec::ephemeral().start().await;
     let long = "u".repeat(129);
     for (path, status) in [
         ("/ws?token=t".to_owned(), 400),
@@ -148,7 +158,7 @@ async fn bad_parameters_are_refused_before_the_upgrade() {
         ("/ws?userid=alice".to_owned(), 401),
         ("/ws?token=&userid=alice".to_owned(), 401),
     ] {
-        let refused = Classic::connect_with(process.port(), &path, &[], "alice").await;
+        let refused = ClassicClient::connect_with(process.port(), &path, &[], "alice").await;
         let refused = refused.map(|_| ()).expect_err(&path);
         assert_eq!(refused.status, status, "{path}: {refused:?}");
     }
@@ -156,17 +166,17 @@ async fn bad_parameters_are_refused_before_the_upgrade() {
 
 #[tokio::test]
 async fn a_page_of_another_origin_can_not_use_an_open_loopback_server() {
-    let process = Spec::ephemeral().start().await;
+    let process = ProcessSpec::ephemeral().start().await;
     let headers = [("origin", "http://evil.example")];
     let path = "/ws?token=t&userid=alice";
-    let refused = Classic::connect_with(process.port(), path, &headers, "alice").await;
+    let refused = ClassicClient::connect_with(process.port(), path, &headers, "alice").await;
     assert_eq!(refused.unwrap_err().status, 403);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unreadable_messages_become_dead_letters_and_hold_up_nothing() {
     let stack = Stack::start().await;
-    let plain = stack.plain();
+    let kafka = stack.kafka_client();
     let _worker = stack.worker("worker_1").start().await;
     let _relay = stack.relay("relay_1").start().await;
     let (_client, mut channel) = subscribe(&stack.redis.url(), "user:alice").await;
@@ -181,17 +191,17 @@ async fn unreadable_messages_become_dead_letters_and_hold_up_nothing() {
         json!({"type": "other", "content": "hi", "userid": "alice"}).to_string(),
     ];
     for value in &bad {
-        plain.produce(MESSAGES, Some("someone"), value, &[]).await;
+        kafka.produce(MESSAGES, Some("someone"), value, &[]).await;
     }
     // Who can be told is told.
     let headers = [("message_id", "m-1"), ("correlation_id", "c-1")];
-    plain.produce(MESSAGES, Some("alice"), "{", &headers).await;
+    kafka.produce(MESSAGES, Some("alice"), "{", &headers).await;
     let good = json!({"type": "message", "content": "hello", "userid": "alice"}).to_string();
-    plain.produce(MESSAGES, Some("alice"), &good, &[]).await;
+    kafka.produce(MESSAGES, Some("alice"), &good, &[]).await;
 
     let mut frames = Vec::new();
     while frames.len() < 2 {
-        let frame = tokio::time::timeout(SOON, channel.recv()).await;
+        let frame = tokio::time::timeout(TEST_TIMEOUT, channel.recv()).await;
         let frame = frame.expect("a frame").expect("an open channel");
         frames.push(serde_json::from_str::<serde_json::Value>(&frame).unwrap());
     }
@@ -206,8 +216,8 @@ async fn unreadable_messages_become_dead_letters_and_hold_up_nothing() {
         "{frames:?}"
     );
 
-    let dead = plain
-        .read(&format!("{MESSAGES}.dlq"), bad.len() + 1, SOON)
+    let dead = kafka
+        .read(&format!("{MESSAGES}.dlq"), bad.len() + 1, TEST_TIMEOUT)
         .await;
     let mut values: Vec<&str> = dead.iter().map(|seen| seen.value.as_str()).collect();
     let mut want: Vec<&str> = bad.iter().map(String::as_str).chain(["{"]).collect();
@@ -219,8 +229,8 @@ async fn unreadable_messages_become_dead_letters_and_hold_up_nothing() {
         assert!(!letter.headers["dlq.reason"].is_empty(), "{letter:?}");
         assert!(letter.key.is_some());
     }
-    eventually("the group is past them", SOON, || async {
-        plain.lag(WORKERS, MESSAGES).await == 0
+    wait_until("the group is past them", TEST_TIMEOUT, || async {
+        kafka.lag(WORKERS, MESSAGES).await == 0
     })
     .await;
 }
@@ -228,7 +238,7 @@ async fn unreadable_messages_become_dead_letters_and_hold_up_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unreadable_answers_become_dead_letters_and_hold_up_nothing() {
     let stack = Stack::start().await;
-    let plain = stack.plain();
+    let kafka = stack.kafka_client();
     let relay = stack.relay("relay_1").start().await;
     let (_client, mut channel) = subscribe(&stack.redis.url(), "user:alice").await;
     let bad = [
@@ -238,25 +248,25 @@ async fn unreadable_answers_become_dead_letters_and_hold_up_nothing() {
         json!({"type": "response", "content": "hi", "userid": "no good"}).to_string(),
     ];
     for value in &bad {
-        plain.produce(RESPONSES, Some("alice"), value, &[]).await;
+        kafka.produce(RESPONSES, Some("alice"), value, &[]).await;
     }
     let good = json!({
         "v": 1, "type": "response", "content": "hello", "userid": "alice",
         "timestamp": "2024-01-01T12:00:00Z", "processing_time_ms": 1,
         "correlation_id": "c", "message_id": "m-2",
     });
-    plain
+    kafka
         .produce(RESPONSES, Some("alice"), &good.to_string(), &[])
         .await;
-    let frame = tokio::time::timeout(SOON, channel.recv()).await;
+    let frame = tokio::time::timeout(TEST_TIMEOUT, channel.recv()).await;
     let frame: serde_json::Value = serde_json::from_str(&frame.unwrap().unwrap()).unwrap();
     assert_eq!(frame["content"], "hello", "{frame}");
-    let dead = plain
-        .read(&format!("{RESPONSES}.dlq"), bad.len(), SOON)
+    let dead = kafka
+        .read(&format!("{RESPONSES}.dlq"), bad.len(), TEST_TIMEOUT)
         .await;
     assert_eq!(dead.len(), bad.len(), "{dead:?}");
-    eventually("the group is past them", SOON, || async {
-        plain.lag(RELAYS, RESPONSES).await == 0
+    wait_until("the group is past them", TEST_TIMEOUT, || async {
+        kafka.lag(RELAYS, RESPONSES).await == 0
     })
     .await;
     assert!(relay.is_ready().await);

@@ -6,20 +6,24 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::load::{Load, Plan, accepted, assert_answered_once_in_order, text};
-use crate::support::client::Classic;
+use crate::support::classic::ClassicClient;
 use crate::support::model::{Script, ScriptedModel};
-use crate::support::process::Chatmesh;
+use crate::support::process::ChatmeshProcess;
 use crate::support::redis::subscribe;
 use crate::support::stack::{MESSAGES, RELAYS, RESPONSES, Stack, WORKERS};
-use crate::support::{SOON, eventually};
+use crate::support::{TEST_TIMEOUT, wait_until};
 
 /// Longer than the gateways' look after what may be lost (5 s).
 const QUIET: Duration = Duration::from_secs(7);
 
 /// Answers in some pieces over about a tenth of a second.
 async fn unhurried() -> ScriptedModel {
-    ScriptedModel::start_with(|asked| Script::echo(asked).paced(Duration::from_millis(15)).into())
-        .await
+    ScriptedModel::start_with(|asked| {
+        Script::echo(asked)
+            .chunk_interval(Duration::from_millis(15))
+            .into()
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -43,49 +47,49 @@ async fn killed_and_paused_processes_lose_nothing_double_nothing_and_keep_the_or
         limit: Duration::from_secs(150),
         quiet: QUIET,
     };
-    let load = Load::start(&gateways.each_ref().map(Chatmesh::port), plan).await;
+    let load = Load::start(&gateways.each_ref().map(ChatmeshProcess::port), plan).await;
 
-    eventually("the load runs", SOON, || async {
-        stack.model.count() > 100
+    wait_until("the load runs", TEST_TIMEOUT, || async {
+        stack.model.request_count() > 100
     })
     .await;
-    worker_1.kill9();
+    worker_1.kill();
     let _worker_3 = stack.worker("worker_3").start().await;
-    let mark = stack.model.count();
-    eventually("the load goes on", SOON, || async {
-        stack.model.count() > mark + 100
+    let mark = stack.model.request_count();
+    wait_until("the load goes on", TEST_TIMEOUT, || async {
+        stack.model.request_count() > mark + 100
     })
     .await;
-    relay_1.kill9();
+    relay_1.kill();
     let _relay_3 = stack.relay("relay_3").start().await;
-    let mark = stack.model.count();
-    eventually("the load goes on", SOON, || async {
-        stack.model.count() > mark + 100
+    let mark = stack.model.request_count();
+    wait_until("the load goes on", TEST_TIMEOUT, || async {
+        stack.model.request_count() > mark + 100
     })
     .await;
-    worker_2.stop();
+    worker_2.pause();
     // Well past its session (6 s) and its leases (3 s): others own all that it believes to own.
     tokio::time::sleep(Duration::from_secs(20)).await;
-    worker_2.cont();
+    worker_2.resume();
 
     let outcomes = load.finish().await;
     assert_answered_once_in_order(&outcomes, MESSAGES_EACH);
 
     let records = stack
-        .plain()
+        .kafka_client()
         .read(MESSAGES, USERS * MESSAGES_EACH + 1, Duration::from_secs(5))
         .await;
     assert_eq!(records.len(), USERS * MESSAGES_EACH);
     assert_eq!(accepted(&records).len(), USERS * MESSAGES_EACH);
     // Only what was in flight at a kill may have been asked again: at most all lanes, twice.
-    let asked = stack.model.count();
+    let asked = stack.model.request_count();
     assert!(
         asked <= USERS * MESSAGES_EACH + 200,
         "{asked} calls of the model"
     );
     for (group, topic) in [(WORKERS, MESSAGES), (RELAYS, RESPONSES)] {
-        eventually("everything is committed", SOON, || async {
-            stack.plain().lag(group, topic).await == 0
+        wait_until("everything is committed", TEST_TIMEOUT, || async {
+            stack.kafka_client().lag(group, topic).await == 0
         })
         .await;
     }
@@ -109,7 +113,7 @@ async fn what_a_killed_gateway_had_accepted_is_delivered_once() {
         let user = format!("user{n}");
         let channel = format!("user:{user}");
         listeners.push(subscribe(&stack.redis.url(), &channel).await);
-        clients.push(Classic::open(doomed.port(), &user).await);
+        clients.push(ClassicClient::open(doomed.port(), &user).await);
     }
     for round in 0..3 {
         for client in &mut clients {
@@ -117,26 +121,29 @@ async fn what_a_killed_gateway_had_accepted_is_delivered_once() {
             client.send_message(&text).await;
         }
     }
-    eventually("the load runs", SOON, || async { stack.model.count() > 20 }).await;
-    doomed.kill9();
+    wait_until("the load runs", TEST_TIMEOUT, || async {
+        stack.model.request_count() > 20
+    })
+    .await;
+    doomed.kill();
     for client in &mut clients {
         assert_eq!(client.expect_close().await, None);
     }
 
-    eventually(
+    wait_until(
         "everything is answered",
         Duration::from_secs(60),
         || async {
-            let plain = stack.plain();
-            stack.model.count() > 20
-                && plain.lag(WORKERS, MESSAGES).await == 0
-                && plain.lag(RELAYS, RESPONSES).await == 0
+            let kafka = stack.kafka_client();
+            stack.model.request_count() > 20
+                && kafka.lag(WORKERS, MESSAGES).await == 0
+                && kafka.lag(RELAYS, RESPONSES).await == 0
         },
     )
     .await;
     tokio::time::sleep(QUIET).await;
     let records = stack
-        .plain()
+        .kafka_client()
         .read(MESSAGES, USERS * 3 + 1, Duration::from_secs(5))
         .await;
     let accepted = accepted(&records);
@@ -153,8 +160,11 @@ async fn what_a_killed_gateway_had_accepted_is_delivered_once() {
     assert_eq!(delivered, once);
 
     // The other one serves the same user.
-    let mut client = Classic::open(other.port(), "user0").await;
-    assert_eq!(client.ask("hello").await["content"], "echo: hello");
+    let mut client = ClassicClient::open(other.port(), "user0").await;
+    assert_eq!(
+        client.send_and_wait("hello").await["content"],
+        "echo: hello"
+    );
     other.drain().await;
 }
 
@@ -173,24 +183,27 @@ async fn draining_roles_under_load_finish_or_hand_over_what_they_have() {
         quiet: QUIET,
     };
     let load = Load::start(&[gateway.port()], plan).await;
-    eventually("the load runs", SOON, || async { stack.model.count() > 30 }).await;
+    wait_until("the load runs", TEST_TIMEOUT, || async {
+        stack.model.request_count() > 30
+    })
+    .await;
     let _worker_2 = stack.worker("worker_2").start().await;
     let _relay_2 = stack.relay("relay_2").start().await;
     worker.drain().await;
     relay.drain().await;
     assert_answered_once_in_order(&load.finish().await, MESSAGES_EACH);
     // An orderly end hands over without a second call for any message.
-    assert_eq!(stack.model.count(), 30 * MESSAGES_EACH);
+    assert_eq!(stack.model.request_count(), 30 * MESSAGES_EACH);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_draining_gateway_closes_its_sockets_as_going_away() {
     let stack = Stack::start().await;
     let mut gateway = stack.gateway("server_1").start().await;
-    let mut client = Classic::open(gateway.port(), "alice").await;
-    gateway.term();
+    let mut client = ClassicClient::open(gateway.port(), "alice").await;
+    gateway.terminate();
     assert_eq!(client.expect_close().await, Some(1001));
-    let status = gateway.wait_exit(SOON).await;
+    let status = gateway.wait_exit(TEST_TIMEOUT).await;
     assert_eq!(status.code(), Some(0));
 }
 
@@ -203,17 +216,17 @@ async fn sockets_of_one_user_at_two_gateways_both_get_the_answer() {
     ];
     let _worker = stack.worker("worker_1").start().await;
     let _relay = stack.relay("relay_1").start().await;
-    let mut laptop = Classic::open(gateways[0].port(), "alice").await;
-    let mut phone = Classic::open(gateways[1].port(), "alice").await;
-    let frame = laptop.ask("hello").await;
+    let mut laptop = ClassicClient::open(gateways[0].port(), "alice").await;
+    let mut phone = ClassicClient::open(gateways[1].port(), "alice").await;
+    let frame = laptop.send_and_wait("hello").await;
     assert_eq!(frame["content"], "echo: hello");
-    assert_eq!(phone.frame().await, frame);
+    assert_eq!(phone.next_frame().await, frame);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn topics_may_have_other_names_and_one_partition() {
     let stack = Stack::start().await;
-    let on = |spec: crate::support::process::Spec, consume: &str, produce: &str| {
+    let on = |spec: crate::support::process::ProcessSpec, consume: &str, produce: &str| {
         spec.env("KAFKA_TOPIC_PARTITIONS", "1")
             .env("CONSUME_TOPIC", consume)
             .env("PRODUCE_TOPIC", produce)
@@ -223,9 +236,12 @@ async fn topics_may_have_other_names_and_one_partition() {
         .start()
         .await;
     let _relay = on(stack.relay("relay_1"), "answered", "").start().await;
-    let mut client = Classic::open(gateway.port(), "alice").await;
-    assert_eq!(client.ask("hello").await["content"], "echo: hello");
-    let records = stack.plain().read("answered", 1, SOON).await;
+    let mut client = ClassicClient::open(gateway.port(), "alice").await;
+    assert_eq!(
+        client.send_and_wait("hello").await["content"],
+        "echo: hello"
+    );
+    let records = stack.kafka_client().read("answered", 1, TEST_TIMEOUT).await;
     assert_eq!(records.len(), 1);
     assert_eq!(records[0].partition, 0);
 }
@@ -233,21 +249,21 @@ async fn topics_may_have_other_names_and_one_partition() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_correlation_id_is_in_the_logs_of_all_three_roles() {
     let stack = Stack::start().await;
-    let json = |spec: crate::support::process::Spec| spec.env("LOG_FORMAT", "json");
+    let json = |spec: crate::support::process::ProcessSpec| spec.env("LOG_FORMAT", "json");
     let gateway = json(stack.gateway("server_1")).start().await;
     let worker = json(stack.worker("worker_1")).start().await;
     let relay = json(stack.relay("relay_1")).start().await;
     let headers = [("x-correlation-id", "trace-me-please")];
     let path = "/ws?token=a-secret-token&userid=alice";
-    let mut client = Classic::connect_with(gateway.port(), path, &headers, "alice")
+    let mut client = ClassicClient::connect_with(gateway.port(), path, &headers, "alice")
         .await
         .unwrap();
     assert_eq!(client.correlation_id.as_deref(), Some("trace-me-please"));
-    let frame = client.ask("a confidential question").await;
+    let frame = client.send_and_wait("a confidential question").await;
     let id = frame["correlation_id"].as_str().unwrap().to_owned();
     assert!(id.starts_with("trace-me-please-"), "{id}");
     for role in [&gateway, &worker, &relay] {
-        role.says(&id, SOON).await;
+        role.wait_for_log(&id, TEST_TIMEOUT).await;
         let log = role.log();
         assert!(!log.contains("a-secret-token") && !log.contains("sk-test"));
         assert!(!log.contains("confidential"), "content above debug");

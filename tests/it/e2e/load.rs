@@ -7,8 +7,8 @@ use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::support::client::{Classic, Event};
-use crate::support::kafka::Seen;
+use crate::support::classic::{ClassicClient, ClientEvent};
+use crate::support::kafka_client::KafkaRecord;
 
 /// What is sent.
 #[derive(Debug, Clone, Copy)]
@@ -49,7 +49,7 @@ impl Load {
         let mut clients = Vec::new();
         for n in 0..plan.users {
             let user = format!("user{n}");
-            clients.push(Classic::open(ports[n % ports.len()], &user).await);
+            clients.push(ClassicClient::open(ports[n % ports.len()], &user).await);
         }
         let mut users = JoinSet::new();
         for (n, client) in clients.into_iter().enumerate() {
@@ -72,7 +72,7 @@ impl Load {
     }
 }
 
-async fn one_user(mut client: Classic, plan: Plan, offset: Duration) -> Outcome {
+async fn one_user(mut client: ClassicClient, plan: Plan, offset: Duration) -> Outcome {
     let user = client.user.clone();
     let mut frames = Vec::new();
     let mut closed = None;
@@ -89,17 +89,17 @@ async fn one_user(mut client: Classic, plan: Plan, offset: Duration) -> Outcome 
         }
         let until = if sent < plan.messages { next } else { end };
         match client
-            .next(until.saturating_duration_since(Instant::now()))
+            .next_event(until.saturating_duration_since(Instant::now()))
             .await
         {
-            Event::Frame(frame) => {
+            ClientEvent::Frame(frame) => {
                 frames.push(frame);
                 if sent == plan.messages && frames.len() >= sent {
                     end = (Instant::now() + plan.quiet).min(deadline);
                 }
             }
-            Event::Silent => {}
-            Event::Closed(code) => {
+            ClientEvent::TimedOut => {}
+            ClientEvent::Closed(code) => {
                 closed = Some(format!("close code {code:?} after {sent} messages"));
                 break;
             }
@@ -141,18 +141,22 @@ pub(super) fn assert_answered_once_in_order(outcomes: &[Outcome], messages: usiz
 }
 
 /// The `message_id`s in the log, with their user: what was accepted.
-pub(super) fn accepted(records: &[Seen]) -> BTreeMap<String, String> {
+pub(super) fn accepted(records: &[KafkaRecord]) -> BTreeMap<String, String> {
     let text = |value: &Value, name: &str| value[name].as_str().expect("a string").to_owned();
     records
         .iter()
-        .map(Seen::json)
+        .map(KafkaRecord::json)
         .map(|value| (text(&value, "message_id"), text(&value, "userid")))
         .collect()
 }
 
 /// Everything in the log ended in exactly one terminal frame at its user, and everything that was
 /// sent either ended so or was refused (an `error` without a `message_id`).
-pub(super) fn assert_accepted_ended_once(outcomes: &[Outcome], records: &[Seen], messages: usize) {
+pub(super) fn assert_accepted_ended_once(
+    outcomes: &[Outcome],
+    records: &[KafkaRecord],
+    messages: usize,
+) {
     let accepted = accepted(records);
     let mut ended: BTreeMap<&str, usize> = BTreeMap::new();
     for outcome in outcomes {

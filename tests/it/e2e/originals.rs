@@ -1,4 +1,4 @@
-//! The services of the original system, played from outside by plain Kafka and Redis clients. Each
+//! The services of the original system, played from outside by kafka Kafka and Redis clients. Each
 //! can stand in for the chatmesh role of the same job.
 
 use std::time::Duration;
@@ -6,14 +6,14 @@ use std::time::Duration;
 use fred::interfaces::{KeysInterface, PubsubInterface};
 use serde_json::{Value, json};
 
-use crate::support::client::Classic;
-use crate::support::kafka::receive;
-use crate::support::process::Spec;
-use crate::support::redis::{plain_client, subscribe};
+use crate::support::classic::ClassicClient;
+use crate::support::kafka_client::receive;
+use crate::support::process::ProcessSpec;
+use crate::support::redis::{redis_client, subscribe};
 use crate::support::stack::{MESSAGES, RELAYS, RESPONSES, Stack, WORKERS};
-use crate::support::{SOON, eventually, http};
+use crate::support::{TEST_TIMEOUT, http, wait_until};
 
-fn interop(spec: Spec) -> Spec {
+fn interop(spec: ProcessSpec) -> ProcessSpec {
     spec.env("INTEROP", "true")
 }
 
@@ -49,7 +49,7 @@ fn assert_original_frame(frame: &Value, user: &str) {
 }
 
 async fn next_json(receiver: &mut tokio::sync::mpsc::UnboundedReceiver<String>) -> Value {
-    let text = tokio::time::timeout(SOON, receiver.recv())
+    let text = tokio::time::timeout(TEST_TIMEOUT, receiver.recv())
         .await
         .expect("a frame on the user's channel")
         .expect("an open channel");
@@ -62,10 +62,10 @@ async fn an_original_gateway_gets_its_answers() {
     let _worker = interop(stack.worker("worker_1")).start().await;
     let _relay = interop(stack.relay("relay_1")).start().await;
     let (_client, mut channel) = subscribe(&stack.redis.url(), "user:user123").await;
-    let plain = stack.plain();
+    let kafka = stack.kafka_client();
     for n in 0..5 {
         let record = original_question("user123", &format!("question {n}"), &format!("corr-{n}"));
-        plain.produce(MESSAGES, Some("user123"), &record, &[]).await;
+        kafka.produce(MESSAGES, Some("user123"), &record, &[]).await;
     }
     for n in 0..5 {
         let frame = next_json(&mut channel).await;
@@ -82,7 +82,7 @@ async fn a_line_of_kcat_without_key_or_headers_is_answered_on_the_users_channel(
     let _relay = stack.relay("relay_1").start().await;
     let (_client, mut channel) = subscribe(&stack.redis.url(), "user:user123").await;
     let line = r#"{"type":"message","content":"Hello, how are you?","userid":"user123"}"#;
-    stack.plain().kcat(MESSAGES, line);
+    stack.kafka_client().produce_with_kcat(MESSAGES, line);
     let frame = next_json(&mut channel).await;
     assert_original_frame(&frame, "user123");
     assert_eq!(frame["content"], "echo: Hello, how are you?");
@@ -93,12 +93,14 @@ async fn an_original_worker_answers_clients_of_our_gateway() {
     let stack = Stack::start().await;
     let gateway = interop(stack.gateway("server_1")).start().await;
     let _relay = interop(stack.relay("relay_1")).start().await;
-    let plain = stack.plain();
-    let worker = plain.member(WORKERS, MESSAGES);
-    let mut client = Classic::open(gateway.port(), "user123").await;
+    let kafka = stack.kafka_client();
+    let worker = kafka.member(WORKERS, MESSAGES);
+    let mut client = ClassicClient::open(gateway.port(), "user123").await;
     for n in 0..3 {
         client.send_message(&format!("question {n}")).await;
-        let record = receive(&worker, SOON).await.expect("the gateway's record");
+        let record = receive(&worker, TEST_TIMEOUT)
+            .await
+            .expect("the gateway's record");
         assert_eq!(record.key.as_deref(), Some("user123"));
         let question = record.json();
         // What the original's worker reads of it.
@@ -108,14 +110,14 @@ async fn an_original_worker_answers_clients_of_our_gateway() {
         assert_eq!(question["server_id"], "server_1");
         assert!(question["timestamp"].is_string() && question["correlation_id"].is_string());
         let answer = original_answer(&question, &format!("answer {n}"));
-        plain
+        kafka
             .produce(RESPONSES, Some("user123"), &answer, &[])
             .await;
-        let frame = client.frame().await;
+        let frame = client.next_frame().await;
         assert_original_frame(&frame, "user123");
         assert_eq!(frame["content"], format!("answer {n}"));
     }
-    client.expect_silence(Duration::from_secs(7)).await;
+    client.expect_no_frame(Duration::from_secs(7)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -123,36 +125,38 @@ async fn an_original_relay_serves_clients_of_our_gateway() {
     let stack = Stack::start().await;
     let gateway = interop(stack.gateway("server_1")).start().await;
     let _worker = interop(stack.worker("worker_1")).start().await;
-    let plain = stack.plain();
-    let relay = plain.member(RELAYS, RESPONSES);
-    let redis = plain_client(&stack.redis.url()).await;
-    let mut client = Classic::open(gateway.port(), "user123").await;
+    let kafka = stack.kafka_client();
+    let relay = kafka.member(RELAYS, RESPONSES);
+    let redis = redis_client(&stack.redis.url()).await;
+    let mut client = ClassicClient::open(gateway.port(), "user123").await;
     for n in 0..3 {
         client.send_message(&format!("question {n}")).await;
-        let record = receive(&relay, SOON).await.expect("the worker's record");
+        let record = receive(&relay, TEST_TIMEOUT)
+            .await
+            .expect("the worker's record");
         let answer = record.json();
         assert_original_frame(&answer, "user123");
         // The original publishes the value as it came.
         let channel = format!("user:{}", answer["userid"].as_str().unwrap());
         let _: i64 = redis.publish(channel, record.value).await.unwrap();
-        let frame = client.frame().await;
+        let frame = client.next_frame().await;
         assert_eq!(frame["content"], format!("echo: question {n}"));
         assert_eq!(frame["type"], "response");
     }
-    client.expect_silence(Duration::from_secs(7)).await;
+    client.expect_no_frame(Duration::from_secs(7)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_original_worker_and_ours_share_the_work_of_one_group() {
     const USERS: usize = 24;
     let stack = Stack::start().await;
-    let plain = stack.plain();
+    let kafka = stack.kafka_client();
     let gateway = interop(stack.gateway("server_1")).start().await;
     let _relay = interop(stack.relay("relay_1")).start().await;
     let _ours = interop(stack.worker("worker_1")).start().await;
-    let theirs = plain.member(WORKERS, MESSAGES);
+    let theirs = kafka.member(WORKERS, MESSAGES);
     let (answers, played) = {
-        let plain = plain.clone();
+        let kafka = kafka.clone();
         let (sender, answers) = tokio::sync::watch::channel(0_usize);
         let played = tokio::spawn(async move {
             loop {
@@ -163,7 +167,7 @@ async fn an_original_worker_and_ours_share_the_work_of_one_group() {
                 let content = format!("theirs: {}", question["content"].as_str().unwrap());
                 let answer = original_answer(&question, &content);
                 let user = question["userid"].as_str().unwrap().to_owned();
-                plain.produce(RESPONSES, Some(&user), &answer, &[]).await;
+                kafka.produce(RESPONSES, Some(&user), &answer, &[]).await;
                 sender.send_modify(|count| *count += 1);
             }
         });
@@ -173,20 +177,20 @@ async fn an_original_worker_and_ours_share_the_work_of_one_group() {
     let mut round = 0;
     let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
     loop {
-        let ours = stack.model.count();
+        let ours = stack.model.request_count();
         let theirs = *answers.borrow();
         for n in 0..USERS {
             let user = format!("user{n}");
-            let mut client = Classic::open(gateway.port(), &user).await;
+            let mut client = ClassicClient::open(gateway.port(), &user).await;
             let question = format!("round {round}");
-            let frame = client.ask(&question).await;
+            let frame = client.send_and_wait(&question).await;
             let content = frame["content"].as_str().unwrap().to_owned();
             let both = [format!("echo: {question}"), format!("theirs: {question}")];
             assert!(both.contains(&content), "{content}");
             client.close().await;
         }
         round += 1;
-        if stack.model.count() > ours && *answers.borrow() > theirs {
+        if stack.model.request_count() > ours && *answers.borrow() > theirs {
             break;
         }
         assert!(
@@ -200,7 +204,7 @@ async fn an_original_worker_and_ours_share_the_work_of_one_group() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stored_token_is_good_at_our_gateway_and_at_an_original_one() {
     let stack = Stack::start().await;
-    let redis = plain_client(&stack.redis.url()).await;
+    let redis = redis_client(&stack.redis.url()).await;
     let gateway = stack
         .gateway("server_1")
         .env("AUTH_MODE", "stored")
@@ -215,13 +219,13 @@ async fn a_stored_token_is_good_at_our_gateway_and_at_an_original_one() {
         .await
         .unwrap();
     assert!(
-        Classic::connect(gateway.port(), &theirs, "alice")
+        ClassicClient::connect(gateway.port(), &theirs, "alice")
             .await
             .is_ok()
     );
-    let wrong = Classic::connect(gateway.port(), &"B".repeat(43), "alice").await;
+    let wrong = ClassicClient::connect(gateway.port(), &"B".repeat(43), "alice").await;
     assert_eq!(wrong.unwrap_err().status, 401);
-    let refused = Classic::connect(gateway.port(), &theirs, "bob")
+    let refused = ClassicClient::connect(gateway.port(), &theirs, "bob")
         .await
         .unwrap_err();
     assert!([401, 403].contains(&refused.status), "{refused:?}");
@@ -250,7 +254,7 @@ async fn a_stored_token_is_good_at_our_gateway_and_at_an_original_one() {
         "also an original gateway's"
     );
     assert!(
-        Classic::connect(gateway.port(), token, "carol")
+        ClassicClient::connect(gateway.port(), token, "carol")
             .await
             .is_ok()
     );
@@ -262,11 +266,11 @@ async fn a_failure_is_an_error_frame_that_an_original_gateway_forwards() {
     let _worker = interop(stack.worker("worker_1")).start().await;
     let _relay = interop(stack.relay("relay_1")).start().await;
     let refusal = crate::support::model::Answer::error(400, "invalid_request_error", "no");
-    stack.model.next_for("refused", refusal);
+    stack.model.queue_answer("refused", refusal);
     let (_client, mut channel) = subscribe(&stack.redis.url(), "user:user123").await;
     let record = original_question("user123", "refused", "corr-1");
     stack
-        .plain()
+        .kafka_client()
         .produce(MESSAGES, Some("user123"), &record, &[])
         .await;
     let frame = next_json(&mut channel).await;
@@ -274,8 +278,8 @@ async fn a_failure_is_an_error_frame_that_an_original_gateway_forwards() {
     assert_eq!(frame["userid"], "user123");
     assert_eq!(frame["correlation_id"], "corr-1");
     assert_eq!(frame["message"], "Service temporarily unavailable");
-    eventually("the worker has committed it", SOON, || async {
-        stack.plain().lag(WORKERS, MESSAGES).await == 0
+    wait_until("the worker has committed it", TEST_TIMEOUT, || async {
+        stack.kafka_client().lag(WORKERS, MESSAGES).await == 0
     })
     .await;
 }

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use super::load::{Load, Plan, assert_accepted_ended_once};
-use crate::support::client::Classic;
+use crate::support::classic::ClassicClient;
 use crate::support::model::{Script, ScriptedModel};
-use crate::support::process::Chatmesh;
+use crate::support::process::ChatmeshProcess;
 use crate::support::stack::{MESSAGES, Stack};
-use crate::support::{SOON, eventually, http};
+use crate::support::{TEST_TIMEOUT, http, wait_until};
 
 const PLAN: Plan = Plan {
     users: 30,
@@ -18,9 +18,9 @@ const PLAN: Plan = Plan {
 };
 
 struct Running {
-    gateway: Chatmesh,
-    worker: Chatmesh,
-    relay: Chatmesh,
+    gateway: ChatmeshProcess,
+    worker: ChatmeshProcess,
+    relay: ChatmeshProcess,
     // Last, so that it goes after the roles.
     stack: Stack,
 }
@@ -28,7 +28,9 @@ struct Running {
 impl Running {
     async fn start() -> Self {
         let model = ScriptedModel::start_with(|asked| {
-            Script::echo(asked).paced(Duration::from_millis(15)).into()
+            Script::echo(asked)
+                .chunk_interval(Duration::from_millis(15))
+                .into()
         })
         .await;
         let stack = Stack::start_with(model).await;
@@ -48,15 +50,15 @@ impl Running {
 
     /// Some more messages reach the model.
     async fn goes_on(&self) {
-        let mark = self.stack.model.count();
-        eventually("the load goes on", SOON, || async {
-            self.stack.model.count() > mark + PLAN.users
+        let mark = self.stack.model.request_count();
+        wait_until("the load goes on", TEST_TIMEOUT, || async {
+            self.stack.model.request_count() > mark + PLAN.users
         })
         .await;
     }
 
     async fn unready(&self) {
-        eventually("every role is unready", SOON, || async {
+        wait_until("every role is unready", TEST_TIMEOUT, || async {
             let roles = [&self.gateway, &self.worker, &self.relay];
             for role in roles {
                 if role.is_ready().await {
@@ -70,22 +72,25 @@ impl Running {
 
     async fn ready(&mut self) {
         for role in [&mut self.gateway, &mut self.worker, &mut self.relay] {
-            role.ready(SOON).await;
+            role.wait_ready(TEST_TIMEOUT).await;
         }
     }
 
     async fn check(mut self, load: Load) {
         let outcomes = load.finish().await;
         let count = PLAN.users * PLAN.messages;
-        let plain = self.stack.plain();
-        let records = plain
+        let kafka = self.stack.kafka_client();
+        let records = kafka
             .read(MESSAGES, 2 * count, Duration::from_secs(5))
             .await;
         assert_accepted_ended_once(&outcomes, &records, PLAN.messages);
         self.ready().await;
         // And it still works, without anybody's help.
-        let mut client = Classic::open(self.gateway.port(), "afterwards").await;
-        assert_eq!(client.ask("hello").await["content"], "echo: hello");
+        let mut client = ClassicClient::open(self.gateway.port(), "afterwards").await;
+        assert_eq!(
+            client.send_and_wait("hello").await["content"],
+            "echo: hello"
+        );
     }
 }
 
@@ -103,7 +108,7 @@ async fn redis_emptied_under_load_loses_no_answer() {
 async fn redis_restarted_with_its_data_under_load_loses_no_answer() {
     let mut running = Running::start().await;
     let load = running.load().await;
-    running.stack.redis.kill9();
+    running.stack.redis.kill();
     running.unready().await;
     running.stack.redis.restart().await;
     running.ready().await;
@@ -123,9 +128,9 @@ async fn redis_restarted_empty_under_load_loses_no_answer() {
 async fn redis_frozen_under_load_loses_no_answer() {
     let mut running = Running::start().await;
     let load = running.load().await;
-    running.stack.redis.freeze();
+    running.stack.redis.pause();
     running.unready().await;
-    running.stack.redis.thaw();
+    running.stack.redis.resume();
     running.ready().await;
     running.check(load).await;
 }
@@ -136,7 +141,7 @@ async fn kafka_killed_and_restarted_under_load_loses_no_answer() {
     let load = running.load().await;
     running.stack.kafka.kill();
     running.unready().await;
-    running.stack.kafka.run().await;
+    running.stack.kafka.spawn_and_wait().await;
     running.ready().await;
     running.check(load).await;
 }
@@ -148,34 +153,41 @@ async fn roles_started_before_their_backends_wait_say_for_what_and_go_on() {
     let mut worker = stack.worker("worker_1").spawn();
     let mut relay = stack.relay("relay_1").spawn();
     for role in [&gateway, &worker, &relay] {
-        eventually("it is alive, and says for what it waits", SOON, || async {
-            let ready = role.url("/health/ready");
-            let Ok(reply) = http::try_call(reqwest::Method::GET, &ready, &[]).await else {
-                return false;
-            };
-            let said = reply.body.to_lowercase();
-            reply.status == 503 && (said.contains("kafka") || said.contains("redis"))
-        })
+        wait_until(
+            "it is alive, and says for what it waits",
+            TEST_TIMEOUT,
+            || async {
+                let ready = role.url("/health/ready");
+                let Ok(reply) = http::try_call(reqwest::Method::GET, &ready, &[]).await else {
+                    return false;
+                };
+                let said = reply.body.to_lowercase();
+                reply.status == 503 && (said.contains("kafka") || said.contains("redis"))
+            },
+        )
         .await;
         assert_eq!(http::get(&role.url("/health/live")).await.status, 200);
-        role.says("waiting for kafka", SOON).await;
-        role.says("waiting for redis", SOON).await;
+        role.wait_for_log("waiting for kafka", TEST_TIMEOUT).await;
+        role.wait_for_log("waiting for redis", TEST_TIMEOUT).await;
     }
     stack.redis.restart().await;
     for role in [&gateway, &worker, &relay] {
-        eventually("it waits for Kafka alone", SOON, || async {
+        wait_until("it waits for Kafka alone", TEST_TIMEOUT, || async {
             let reply = http::get(&role.url("/health/ready")).await;
             let said = reply.body.to_lowercase();
             reply.status == 503 && said.contains("kafka") && !said.contains("redis")
         })
         .await;
     }
-    stack.kafka.run().await;
+    stack.kafka.spawn_and_wait().await;
     for role in [&mut gateway, &mut worker, &mut relay] {
-        role.ready(SOON).await;
+        role.wait_ready(TEST_TIMEOUT).await;
     }
-    let mut client = Classic::open(gateway.port(), "alice").await;
-    assert_eq!(client.ask("hello").await["content"], "echo: hello");
+    let mut client = ClassicClient::open(gateway.port(), "alice").await;
+    assert_eq!(
+        client.send_and_wait("hello").await["content"],
+        "echo: hello"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -187,7 +199,7 @@ async fn a_role_that_still_waits_for_its_backends_ends_on_sigterm() {
         stack.relay("r"),
     ] {
         let mut role = spec.spawn();
-        eventually("it is alive", SOON, || async {
+        wait_until("it is alive", TEST_TIMEOUT, || async {
             let url = role.url("/health/live");
             http::try_call(reqwest::Method::GET, &url, &[])
                 .await

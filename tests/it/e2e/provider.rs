@@ -4,19 +4,19 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::support::client::Classic;
-use crate::support::model::{Answer, ErrorForm, Script, ScriptedModel};
-use crate::support::process::{Chatmesh, Spec};
+use crate::support::classic::ClassicClient;
+use crate::support::model::{Answer, Script, ScriptedModel, StreamErrorFormat};
+use crate::support::process::{ChatmeshProcess, ProcessSpec};
 use crate::support::stack::{MESSAGES, RESPONSES, Stack, WORKERS};
-use crate::support::{SOON, eventually};
+use crate::support::{TEST_TIMEOUT, wait_until};
 
 /// Everything embedded, on this model.
-async fn small(model: &ScriptedModel) -> Chatmesh {
+async fn small(model: &ScriptedModel) -> ChatmeshProcess {
     small_spec(model).start().await
 }
 
-fn small_spec(model: &ScriptedModel) -> Spec {
-    Spec::ephemeral()
+fn small_spec(model: &ScriptedModel) -> ProcessSpec {
+    ProcessSpec::ephemeral()
         .env("OPENAI_BASE_URL", &model.base_url())
         .env("OPENAI_TIMEOUT_MS", "3000")
         .env("OPENAI_IDLE_TIMEOUT_MS", "1500")
@@ -34,9 +34,9 @@ fn assert_failed(frame: &Value, code: &str) {
 
 /// Asks in a conversation of its own (every user has one), so that cases run side by side.
 async fn ask(port: u16, user: &str, prompt: &str) -> Value {
-    let mut client = Classic::open(port, user).await;
+    let mut client = ClassicClient::open(port, user).await;
     client.send_message(prompt).await;
-    let frame = client.frame_within(Duration::from_secs(60)).await;
+    let frame = client.next_frame_within(Duration::from_secs(60)).await;
     client.close().await;
     frame
 }
@@ -61,15 +61,15 @@ async fn a_passing_fault_is_tried_again_and_only_the_last_attempt_is_seen() {
         ("never a token", Script::new().role().hang().into()),
         (
             "error, nested",
-            half().error(ErrorForm::Nested, "broken").into(),
+            half().error(StreamErrorFormat::Nested, "broken").into(),
         ),
         (
             "error, flat",
-            half().error(ErrorForm::Flat, "broken").into(),
+            half().error(StreamErrorFormat::Flat, "broken").into(),
         ),
         (
             "error, line",
-            half().error(ErrorForm::Line, "broken").into(),
+            half().error(StreamErrorFormat::Line, "broken").into(),
         ),
         (
             "400 that says try again",
@@ -78,7 +78,7 @@ async fn a_passing_fault_is_tried_again_and_only_the_last_attempt_is_seen() {
     ];
     let mut asking = tokio::task::JoinSet::new();
     for (n, (name, fault)) in faults.into_iter().enumerate() {
-        model.next_for(name, fault);
+        model.queue_answer(name, fault);
         let port = process.port();
         asking.spawn(async move { (name, ask(port, &format!("user{n}"), name).await) });
     }
@@ -86,7 +86,7 @@ async fn a_passing_fault_is_tried_again_and_only_the_last_attempt_is_seen() {
         let (name, frame) = asked.unwrap();
         assert_eq!(frame["type"], "response", "{name}: {frame}");
         assert_eq!(frame["content"], format!("echo: {name}"), "{frame}");
-        assert_eq!(model.count_for(name), 2, "{name}");
+        assert_eq!(model.request_count_for(name), 2, "{name}");
     }
 }
 
@@ -105,10 +105,10 @@ async fn a_final_refusal_is_not_tried_again() {
         ),
     ];
     for (name, refusal) in refusals {
-        model.next_for(name, refusal);
+        model.queue_answer(name, refusal);
         let frame = ask(process.port(), "alice", name).await;
         assert_eq!(frame["type"], "error", "{name}: {frame}");
-        assert_eq!(model.count_for(name), 1, "{name}");
+        assert_eq!(model.request_count_for(name), 1, "{name}");
     }
     // And the process has taken no harm.
     let frame = ask(process.port(), "alice", "hello").await;
@@ -133,12 +133,12 @@ async fn a_lasting_fault_is_tried_three_times_and_ends_in_one_error() {
         ("silent", "provider_timeout"),
         ("limited", "provider_rate_limited"),
     ] {
-        let mut client = Classic::open(process.port(), prompt).await;
+        let mut client = ClassicClient::open(process.port(), prompt).await;
         client.send_message(prompt).await;
-        let frame = client.frame_within(Duration::from_secs(60)).await;
+        let frame = client.next_frame_within(Duration::from_secs(60)).await;
         assert_failed(&frame, code);
-        assert_eq!(model.count_for(prompt), 3, "{prompt}");
-        client.expect_silence(Duration::from_millis(500)).await;
+        assert_eq!(model.request_count_for(prompt), 3, "{prompt}");
+        client.expect_no_frame(Duration::from_millis(500)).await;
     }
 }
 
@@ -148,11 +148,11 @@ async fn a_429_slows_every_call_of_the_worker() {
     let model = ScriptedModel::start().await;
     let process = small(&model).await;
     let limited = Answer::rate_limited().header("retry-after-ms", "2000");
-    model.next_for("first", limited);
+    model.queue_answer("first", limited);
     let port = process.port();
     let first = tokio::spawn(async move { ask(port, "alice", "first").await });
-    eventually("the first was refused", SOON, || async {
-        model.count_for("first") == 1 && model.open() == 0
+    wait_until("the first was refused", TEST_TIMEOUT, || async {
+        model.request_count_for("first") == 1 && model.open_requests() == 0
     })
     .await;
     // Not at once: the refusal must have been read.
@@ -160,9 +160,12 @@ async fn a_429_slows_every_call_of_the_worker() {
     let second = ask(port, "bob", "second").await;
     assert_eq!(second["content"], "echo: second");
     assert_eq!(first.await.unwrap()["content"], "echo: first");
-    let refused = model.asked_for("first")[0].at;
+    let refused = model.requests_for("first")[0].at;
     let earliest = pause.checked_sub(Duration::from_millis(100)).unwrap();
-    for again in [&model.asked_for("first")[1], &model.asked_for("second")[0]] {
+    for again in [
+        &model.requests_for("first")[1],
+        &model.requests_for("second")[0],
+    ] {
         let waited = again.at - refused;
         assert!(waited >= earliest, "{} came after {waited:?}", again.prompt);
     }
@@ -173,12 +176,12 @@ async fn retry_after_in_seconds_is_honoured() {
     let model = ScriptedModel::start().await;
     let process = small(&model).await;
     let busy = Answer::error(503, "overloaded", "later").header("Retry-After", "2");
-    model.next_for("hello", busy);
+    model.queue_answer("hello", busy);
     assert_eq!(
         ask(process.port(), "alice", "hello").await["content"],
         "echo: hello"
     );
-    let asked = model.asked_for("hello");
+    let asked = model.requests_for("hello");
     let waited = asked[1].at - asked[0].at;
     assert!(waited >= Duration::from_millis(1900), "{waited:?}");
 }
@@ -217,15 +220,15 @@ async fn other_vendors_streams_are_understood() {
                 .finish("stop")
                 .done(),
         ),
-        ("CRLF", Script::say(text).crlf()),
-        ("single bytes", Script::say(text).split(1)),
-        ("odd pieces", Script::say(text).crlf().split(7)),
+        ("CRLF", Script::complete(text).crlf()),
+        ("single bytes", Script::complete(text).split(1)),
+        ("odd pieces", Script::complete(text).crlf().split(7)),
     ];
     for (name, script) in vendors {
-        model.next_for(name, script);
+        model.queue_answer(name, script);
         let frame = ask(process.port(), "alice", name).await;
         assert_eq!(frame["content"], text, "{name}: {frame}");
-        assert_eq!(model.count_for(name), 1, "{name}");
+        assert_eq!(model.request_count_for(name), 1, "{name}");
     }
 }
 
@@ -234,13 +237,13 @@ async fn the_key_goes_to_the_api_and_a_local_server_needs_none() {
     let model = ScriptedModel::start().await;
     let keyless = small(&model).await;
     ask(keyless.port(), "alice", "without").await;
-    assert_eq!(model.asked_for("without")[0].authorization, None);
+    assert_eq!(model.requests_for("without")[0].authorization, None);
     let keyed = small_spec(&model)
         .env("OPENAI_API_KEY", "sk-secret")
         .start()
         .await;
     ask(keyed.port(), "alice", "with").await;
-    let asked = model.asked_for("with").remove(0);
+    let asked = model.requests_for("with").remove(0);
     assert_eq!(asked.authorization.as_deref(), Some("Bearer sk-secret"));
     assert_eq!(asked.path, "/v1/chat/completions");
     assert_eq!(asked.body["stream"], true);
@@ -257,18 +260,18 @@ async fn the_context_has_each_earlier_turn_once_and_no_failed_one() {
         .env("SYSTEM_PROMPT", "Be brief.")
         .start()
         .await;
-    model.next_for("two", Answer::error(400, "invalid_request_error", "no"));
-    model.next_for("three", Script::new().role().token("half").cut());
-    let mut client = Classic::open(process.port(), "alice").await;
+    model.queue_answer("two", Answer::error(400, "invalid_request_error", "no"));
+    model.queue_answer("three", Script::new().role().token("half").cut());
+    let mut client = ClassicClient::open(process.port(), "alice").await;
     // All at once: the later ones are queued while the earlier ones are answered.
     for prompt in ["one", "two", "three", "four"] {
         client.send_message(prompt).await;
     }
     for _ in 0..4 {
-        client.frame().await;
+        client.next_frame().await;
     }
     let turn = |role: &str, text: &str| (role.to_owned(), text.to_owned());
-    let asked = model.asked_for("four").remove(0);
+    let asked = model.requests_for("four").remove(0);
     assert_eq!(
         asked.messages(),
         [
@@ -282,7 +285,7 @@ async fn the_context_has_each_earlier_turn_once_and_no_failed_one() {
     );
     // Another user's conversation is another.
     ask(process.port(), "bob", "five").await;
-    assert_eq!(model.asked_for("five").remove(0).messages().len(), 2);
+    assert_eq!(model.requests_for("five").remove(0).messages().len(), 2);
 }
 
 #[tokio::test]
@@ -293,21 +296,24 @@ async fn without_keep_history_every_message_stands_alone() {
         .env("SYSTEM_PROMPT", "Be brief.")
         .start()
         .await;
-    let mut client = Classic::open(process.port(), "alice").await;
-    client.ask("one").await;
-    client.ask("two").await;
-    assert_eq!(model.asked_for("two").remove(0).messages().len(), 2);
+    let mut client = ClassicClient::open(process.port(), "alice").await;
+    client.send_and_wait("one").await;
+    client.send_and_wait("two").await;
+    assert_eq!(model.requests_for("two").remove(0).messages().len(), 2);
 }
 
 #[tokio::test]
 async fn a_slow_conversation_holds_up_no_other() {
     let model = ScriptedModel::start().await;
-    model.next_for("slow", Script::say("at last").paced(Duration::from_secs(1)));
+    model.queue_answer(
+        "slow",
+        Script::complete("at last").chunk_interval(Duration::from_secs(1)),
+    );
     let process = small(&model).await;
-    let mut slow = Classic::open(process.port(), "slow").await;
+    let mut slow = ClassicClient::open(process.port(), "slow").await;
     slow.send_message("slow").await;
-    eventually("the slow one is asked", SOON, || async {
-        model.count_for("slow") == 1
+    wait_until("the slow one is asked", TEST_TIMEOUT, || async {
+        model.request_count_for("slow") == 1
     })
     .await;
     let began = tokio::time::Instant::now();
@@ -315,17 +321,19 @@ async fn a_slow_conversation_holds_up_no_other() {
         ask(process.port(), &format!("user{n}"), "hello").await;
     }
     assert!(
-        model.open() == 1,
+        model.open_requests() == 1,
         "the slow one is over already, after {:?}",
         began.elapsed()
     );
-    assert_eq!(slow.frame().await["content"], "at last");
+    assert_eq!(slow.next_frame().await["content"], "at last");
 }
 
 #[tokio::test]
 async fn max_workers_bounds_the_calls_at_once() {
     let model = ScriptedModel::start_with(|asked| {
-        Script::echo(asked).after(Duration::from_millis(300)).into()
+        Script::echo(asked)
+            .initial_delay(Duration::from_millis(300))
+            .into()
     })
     .await;
     let process = small_spec(&model).env("MAX_WORKERS", "4").start().await;
@@ -337,7 +345,7 @@ async fn max_workers_bounds_the_calls_at_once() {
     for frame in asking.join_all().await {
         assert_eq!(frame["content"], "echo: hello", "{frame}");
     }
-    assert_eq!(model.most_open(), 4);
+    assert_eq!(model.max_open_requests(), 4);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -347,16 +355,16 @@ async fn the_distributed_chain_survives_every_fault_and_keeps_dead_letters() {
         _ => Script::echo(asked).into(),
     })
     .await;
-    model.next_for(
+    model.queue_answer(
         "slow",
-        Script::say("echo: slow").paced(Duration::from_millis(700)),
+        Script::complete("echo: slow").chunk_interval(Duration::from_millis(700)),
     );
-    model.next_for("cut", Script::new().role().token("half").cut());
-    model.next_for(
+    model.queue_answer("cut", Script::new().role().token("half").cut());
+    model.queue_answer(
         "limited",
         Answer::rate_limited().header("retry-after-ms", "500"),
     );
-    model.next_for("refused", Answer::error(400, "invalid_request_error", "no"));
+    model.queue_answer("refused", Answer::error(400, "invalid_request_error", "no"));
     let stack = Stack::start_with(model).await;
     let gateway = stack.gateway("server_1").start().await;
     let _worker = stack.worker("worker_1").start().await;
@@ -374,12 +382,14 @@ async fn the_distributed_chain_survives_every_fault_and_keeps_dead_letters() {
             _ => assert_eq!(frame["content"], format!("echo: {prompt}"), "{frame}"),
         }
     }
-    assert_eq!(stack.model.count_for("broken"), 3);
-    assert_eq!(stack.model.count_for("refused"), 1);
+    assert_eq!(stack.model.request_count_for("broken"), 3);
+    assert_eq!(stack.model.request_count_for("refused"), 1);
 
-    let plain = stack.plain();
-    let originals = plain.read(MESSAGES, 6, SOON).await;
-    let dead = plain.read(&format!("{MESSAGES}.dlq"), 2, SOON).await;
+    let kafka = stack.kafka_client();
+    let originals = kafka.read(MESSAGES, 6, TEST_TIMEOUT).await;
+    let dead = kafka
+        .read(&format!("{MESSAGES}.dlq"), 2, TEST_TIMEOUT)
+        .await;
     assert_eq!(dead.len(), 2, "{dead:?}");
     for letter in &dead {
         let (partition, offset) = (
@@ -413,9 +423,9 @@ async fn the_distributed_chain_survives_every_fault_and_keeps_dead_letters() {
         );
     }
     // One terminal record each, and nothing stays behind.
-    assert_eq!(plain.read(RESPONSES, 6, SOON).await.len(), 6);
-    eventually("everything is committed", SOON, || async {
-        plain.lag(WORKERS, MESSAGES).await == 0
+    assert_eq!(kafka.read(RESPONSES, 6, TEST_TIMEOUT).await.len(), 6);
+    wait_until("everything is committed", TEST_TIMEOUT, || async {
+        kafka.lag(WORKERS, MESSAGES).await == 0
     })
     .await;
 }

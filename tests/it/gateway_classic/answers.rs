@@ -34,7 +34,7 @@ async fn all_sockets_of_a_user_get_a_frame_once_and_nobody_else() {
         assert_eq!(frame["message_id"], "m1");
         let fields = frame.as_object().unwrap();
         assert_eq!(fields.len(), 7, "{frame}");
-        client.expect_silence().await;
+        client.expect_no_frame().await;
     }
     // On the wrong channel, but it names its user: nobody gets it.
     gateway
@@ -137,7 +137,7 @@ async fn an_answer_whose_publication_was_lost_is_found_before_the_next_is_told()
     gateway.fanout.publish("alice", &lost).await;
     gateway.fanout.deliver("alice", "m9", 9, "next").await;
     assert_eq!(client.json().await["content"], "next");
-    client.expect_silence().await;
+    client.expect_no_frame().await;
 }
 
 #[tokio::test]
@@ -168,7 +168,7 @@ async fn a_lost_end_of_a_forgotten_message_is_told_as_cancelled_and_in_order() {
     for content in ["a", "b", "last"] {
         assert_eq!(client.json().await["content"], content);
     }
-    client.expect_silence().await;
+    client.expect_no_frame().await;
 }
 
 #[tokio::test]
@@ -180,7 +180,7 @@ async fn after_a_gap_the_end_of_a_forgotten_message_is_looked_for() {
     gateway.fanout.forget_end("alice", &id, 3);
     gateway.fanout.event(FeedEvent::Gap).await;
     assert_eq!(client.json().await["code"], "cancelled");
-    client.expect_silence().await;
+    client.expect_no_frame().await;
 }
 
 #[tokio::test]
@@ -203,7 +203,7 @@ async fn an_answer_that_the_mailbox_lost_when_its_user_moved_is_told_in_order() 
     for content in ["first", "second", "third"] {
         assert_eq!(client.json().await["content"], content);
     }
-    client.expect_silence().await;
+    client.expect_no_frame().await;
 }
 
 #[tokio::test]
@@ -231,7 +231,7 @@ async fn after_a_rebuild_only_what_is_waited_for_is_told() {
     assert_eq!(client.json().await["content"], "answer");
     gateway.fanout.deliver("alice", "e", 16, "live").await;
     assert_eq!(client.json().await["content"], "live");
-    client.expect_silence().await;
+    client.expect_no_frame().await;
 }
 
 #[tokio::test]
@@ -265,7 +265,7 @@ async fn what_another_connection_may_have_had_before_a_loss_is_not_told_again() 
     // It could come too early: so it is read, with what is before it.
     gateway.fanout.deliver("alice", "later", 12, "live").await;
     assert_eq!(second.json().await["content"], "live");
-    second.expect_silence().await;
+    second.expect_no_frame().await;
 }
 
 #[tokio::test]
@@ -301,7 +301,7 @@ async fn after_a_gap_every_user_gets_what_was_lost() {
                 format!("{number} for {name}")
             );
         }
-        client.expect_silence().await;
+        client.expect_no_frame().await;
     }
 }
 

@@ -191,7 +191,7 @@ async fn revoking_closes_the_users_sockets_and_nobody_elses() {
         assert_eq!(client.closed().await, 4401);
         assert_eq!(gateway.try_upgrade(&query, &[]).await.0, 401);
     }
-    bob.expect_silence().await;
+    bob.expect_no_frame().await;
 }
 
 #[tokio::test]

@@ -69,7 +69,7 @@ async fn what_breaks_the_websocket_protocol_is_closed_with_its_code() {
         });
         assert_eq!(u16::from(closed.unwrap().code), code);
     }
-    gateway.connect("alice").await.expect_silence().await;
+    gateway.connect("alice").await.expect_no_frame().await;
 }
 
 #[tokio::test]
@@ -216,7 +216,7 @@ async fn a_client_that_answers_pings_stays() {
             pings += 1;
         }
     }
-    client.expect_silence().await;
+    client.expect_no_frame().await;
 }
 
 #[tokio::test]

@@ -234,7 +234,7 @@ impl Client {
     }
 
     /// Nothing was sent to this client up to now: what it is sent next comes first.
-    async fn expect_silence(&mut self) {
+    async fn expect_no_frame(&mut self) {
         self.send_text("?").await;
         let frame = self.json().await;
         assert_eq!(frame["code"], "invalid_message", "{frame}");

@@ -73,9 +73,9 @@ async fn a_crowd_that_says_nothing_does_not_keep_others_out() {
     let asked = timeout(PATIENCE, gateway.http("GET /health HTTP/1.1"));
     assert_eq!(asked.await.unwrap().0, 200);
     let came = timeout(PATIENCE, gateway.connect("bob"));
-    came.await.unwrap().expect_silence().await;
+    came.await.unwrap().expect_no_frame().await;
     // Sockets are not among those who make room.
-    alice.expect_silence().await;
+    alice.expect_no_frame().await;
     ended(silent.remove(0)).await;
 }
 

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use super::{Gateway, start};
 use crate::gateway_classic::settings;
-use crate::support::SOON;
+use crate::support::TEST_TIMEOUT;
 
 async fn client(gateway: &Gateway) -> Client {
     // The feed is opened while the first clients come.
@@ -32,15 +32,15 @@ async fn what_the_log_did_not_acknowledge_is_sent_again_by_the_same_id() {
     let question = Question::new("x").with_id(id);
     let mut answer = client.ask(question).await.unwrap();
     // Twice in the log, and nobody was told that it failed.
-    let records = timeout(SOON, gateway.log.records(2)).await.unwrap();
+    let records = timeout(TEST_TIMEOUT, gateway.log.records(2)).await.unwrap();
     assert_eq!(records[0].1.key, records[1].1.key);
     gateway.log.acknowledge(true);
-    let accepted = timeout(SOON, answer.next()).await.unwrap();
+    let accepted = timeout(TEST_TIMEOUT, answer.next()).await.unwrap();
     assert!(matches!(accepted, Some(Event::Accepted(_))), "{accepted:?}");
     gateway.answer("alice", "a1", &["one ", "two"]).await;
     let mut text = String::new();
     let end = loop {
-        match timeout(SOON, answer.next()).await.unwrap().unwrap() {
+        match timeout(TEST_TIMEOUT, answer.next()).await.unwrap().unwrap() {
             Event::Delta(more) => text.push_str(&more),
             Event::Ended(end) => break end,
             other => panic!("{other:?}"),
@@ -56,7 +56,11 @@ async fn a_stopping_server_is_left_and_come_back_to() {
     let client = client(&gateway).await;
     let mut state = client.state();
     gateway.drain.cancel();
-    let lost = timeout(SOON, state.wait_for(|state| *state != State::Connected)).await;
+    let lost = timeout(
+        TEST_TIMEOUT,
+        state.wait_for(|state| *state != State::Connected),
+    )
+    .await;
     let lost = lost.unwrap().unwrap().clone();
     assert!(
         matches!(&lost, State::Lost(why) if why.contains("stopped")),

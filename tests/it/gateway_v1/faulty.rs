@@ -19,7 +19,7 @@ use chatmesh::store::Store;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
-use crate::support::SOON;
+use crate::support::TEST_TIMEOUT;
 
 pub(super) struct Faulty {
     inner: EmbeddedFanout,
@@ -58,7 +58,7 @@ impl Faulty {
     /// Nothing more is lost, once so many frames were.
     pub(super) async fn lost(&self, count: usize) {
         let mut lost = self.lost.subscribe();
-        timeout(SOON, lost.wait_for(|lost| *lost >= count))
+        timeout(TEST_TIMEOUT, lost.wait_for(|lost| *lost >= count))
             .await
             .unwrap()
             .unwrap();

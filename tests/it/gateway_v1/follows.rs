@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::*;
-use crate::support::{SOON, eventually};
+use crate::support::{TEST_TIMEOUT, wait_until};
 
 #[tokio::test]
 async fn coming_back_at_any_point_gives_the_same_transcript() {
@@ -14,15 +14,15 @@ async fn coming_back_at_any_point_gives_the_same_transcript() {
         let user = format!("user-{cut}");
         let mut device = gateway.device(&user).await;
         let mut step = 0;
-        let mut cut_here = async |device: &mut Device| {
+        let mut cut_here = async |device: &mut V1Client| {
             if step == cut {
                 device.drop_connection();
                 device.connect(gateway.port).await;
             }
             step += 1;
         };
-        device.say("a1", "x").await;
-        device.until_accepted("a1").await;
+        device.send_message("a1", "x").await;
+        device.wait_for_accepted("a1").await;
         cut_here(&mut device).await;
         let mut answer = gateway.begin(&user, "a1").await;
         for piece in pieces {
@@ -31,14 +31,14 @@ async fn coming_back_at_any_point_gives_the_same_transcript() {
         }
         gateway.end(&answer).await;
         cut_here(&mut device).await;
-        let end = device.end_of("a1").await;
+        let end = device.wait_for_end("a1").await;
         assert_eq!(end["content"], "one two three four");
         // Again from the end: nothing is there to be told.
         device.drop_connection();
         let welcome = device.connect(gateway.port).await;
         assert_eq!(welcome["recovered"], true);
         device.send_text(r#"{"type":"ping"}"#).await;
-        assert_eq!(device.frame().await["type"], "pong");
+        assert_eq!(device.next_frame().await["type"], "pong");
     }
 }
 
@@ -46,8 +46,8 @@ async fn coming_back_at_any_point_gives_the_same_transcript() {
 async fn who_joins_in_mid_answer_gets_the_snapshot_and_goes_on_from_there() {
     let gateway = start(settings()).await;
     let mut phone = gateway.device("alice").await;
-    phone.say("a1", "the question").await;
-    phone.until_accepted("a1").await;
+    phone.send_message("a1", "the question").await;
+    phone.wait_for_accepted("a1").await;
     let mut answer = gateway.begin("alice", "a1").await;
     gateway.say(&mut answer, "one ").await;
     gateway.say(&mut answer, "two ").await;
@@ -55,21 +55,21 @@ async fn who_joins_in_mid_answer_gets_the_snapshot_and_goes_on_from_there() {
     let pending = laptop.frames[0]["pending"].clone();
     assert_eq!(pending[0]["content"], "the question");
     assert_eq!(pending[0]["id"], "a1");
-    let snapshot = laptop.frame().await;
+    let snapshot = laptop.next_frame().await;
     assert_eq!(
         (&snapshot["type"], &snapshot["index"]),
         (&json!("snapshot"), &json!(2))
     );
     assert_eq!(snapshot["content"], "one two ");
     gateway.say(&mut answer, "three").await;
-    let delta = laptop.frame().await;
+    let delta = laptop.next_frame().await;
     assert_eq!(
         (&delta["type"], &delta["index"]),
         (&json!("delta"), &json!(2))
     );
     gateway.end(&answer).await;
     for device in [&mut phone, &mut laptop] {
-        assert_eq!(device.end_of("a1").await["content"], "one two three");
+        assert_eq!(device.wait_for_end("a1").await["content"], "one two three");
     }
 }
 
@@ -90,7 +90,7 @@ async fn a_long_replay_comes_whole_and_in_order_through_a_small_queue() {
     }
     let welcome = device.connect(gateway.port).await;
     assert_eq!(welcome["recovered"], true);
-    device.until_ended(&["a59"]).await;
+    device.wait_for_ends(&["a59"]).await;
     let ended: Vec<String> = device.transcript.order_of("default");
     let expected: Vec<String> = (0..60).map(|number| format!("a{number}")).collect();
     assert_eq!(ended, expected);
@@ -103,7 +103,7 @@ async fn a_reader_that_falls_behind_gets_snapshots_and_every_end() {
         ..settings()
     })
     .await;
-    let mut slow = Device::new("alice").small_window();
+    let mut slow = V1Client::new("alice").with_small_receive_buffer();
     gateway.device("alice").await;
     slow.connect(gateway.port).await;
     let filler = "x".repeat(64 << 10);
@@ -120,11 +120,11 @@ async fn a_reader_that_falls_behind_gets_snapshots_and_every_end() {
             gateway.end(&answer).await;
             continue;
         }
-        slow.until_text("a13", "3x").await;
-        assert!(slow.shown("a13").snapshots > 0, "it never fell behind");
+        slow.wait_for_text("a13", "3x").await;
+        assert!(slow.message("a13").snapshots > 0, "it never fell behind");
         gateway.end(&answer).await;
     }
-    slow.until_ended(&["a13"]).await;
+    slow.wait_for_ends(&["a13"]).await;
     assert_eq!(slow.transcript.order_of("default").len(), 14);
     assert_eq!(slow.transcript.reloads(), 1, "only the first welcome");
 }
@@ -133,12 +133,14 @@ async fn a_reader_that_falls_behind_gets_snapshots_and_every_end() {
 async fn who_waits_for_welcome_when_the_gateway_stops_gets_no_other_frame() {
     let gateway = start(settings()).await;
     gateway.fanout.away.store(true, Ordering::SeqCst);
-    let mut device = Device::new("alice");
+    let mut device = V1Client::new("alice");
     let path = "/ws?token=any-token&userid=alice";
     device.upgrade(gateway.port, path, &[]).await.unwrap();
-    eventually("where it is to begin is asked for", SOON, || async {
-        gateway.fanout.reads.load(Ordering::SeqCst) > 0
-    })
+    wait_until(
+        "where it is to begin is asked for",
+        TEST_TIMEOUT,
+        || async { gateway.fanout.reads.load(Ordering::SeqCst) > 0 },
+    )
     .await;
     gateway.drain.cancel();
     assert_eq!(device.expect_close().await, Some(1001));

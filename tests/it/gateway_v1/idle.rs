@@ -5,11 +5,11 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::*;
-use crate::support::process::{Chatmesh, Spec};
-use crate::support::{SOON, eventually};
+use crate::support::process::{ChatmeshProcess, ProcessSpec};
+use crate::support::{TEST_TIMEOUT, wait_until};
 
 /// Resident memory of a process in bytes.
-fn resident(process: &Chatmesh) -> usize {
+fn resident(process: &ChatmeshProcess) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:"));
     let kib = line.unwrap().split_whitespace().nth(1).unwrap();
@@ -57,7 +57,7 @@ impl Raw {
                 assert!(length > 0, "closed");
             }
         };
-        let found = timeout(SOON, found).await;
+        let found = timeout(TEST_TIMEOUT, found).await;
         found.unwrap_or_else(|_| panic!("no {}", String::from_utf8_lossy(wanted)));
     }
 
@@ -84,7 +84,10 @@ async fn connect(port: u16, name: &str, count: usize) -> Vec<Raw> {
 #[tokio::test]
 async fn idle_connections_cost_little_memory() {
     const BOUND: usize = 9 << 10;
-    let process = Spec::ephemeral().env("AUTH_MODE", "open").start().await;
+    let process = ProcessSpec::ephemeral()
+        .env("AUTH_MODE", "open")
+        .start()
+        .await;
     let _first = connect(process.port(), "first", 300).await;
     let before = resident(&process);
     let more = connect(process.port(), "more", 1000).await;
@@ -96,7 +99,7 @@ async fn idle_connections_cost_little_memory() {
 #[tokio::test]
 async fn silent_connections_give_back_what_their_long_frames_needed() {
     const BOUND: usize = 24 << 10;
-    let process = Spec::ephemeral()
+    let process = ProcessSpec::ephemeral()
         .env("AUTH_MODE", "open")
         .env("PING_INTERVAL_MS", "100")
         .env("PING_TIMEOUT_MS", "600000")
@@ -119,7 +122,7 @@ async fn silent_connections_give_back_what_their_long_frames_needed() {
         }
     }
     // The allocator keeps what was given back for some seconds before it tells the kernel.
-    eventually("their memory is given back", SOON, || async {
+    wait_until("their memory is given back", TEST_TIMEOUT, || async {
         resident(&process).saturating_sub(before) / 150 < BOUND
     })
     .await;
@@ -129,7 +132,7 @@ async fn silent_connections_give_back_what_their_long_frames_needed() {
 async fn nothing_is_lost_where_buffers_are_given_back_between_and_amid_frames() {
     let gateway = start(GatewaySettings {
         ping_interval: Duration::from_millis(5),
-        ping_timeout: SOON,
+        ping_timeout: TEST_TIMEOUT,
         ..settings()
     })
     .await;
@@ -151,6 +154,8 @@ async fn nothing_is_lost_where_buffers_are_given_back_between_and_amid_frames() 
         client.until(format!("\"id\":\"a{n}\"").as_bytes()).await;
         tokio::time::sleep(pause).await;
     }
-    let records = timeout(SOON, gateway.log.records(20)).await.unwrap();
+    let records = timeout(TEST_TIMEOUT, gateway.log.records(20))
+        .await
+        .unwrap();
     assert_eq!(records.len(), 20);
 }

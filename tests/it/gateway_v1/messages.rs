@@ -3,8 +3,8 @@
 use tokio::time::timeout;
 
 use super::*;
-use crate::support::SOON;
-use crate::support::client::{Classic, Event};
+use crate::support::TEST_TIMEOUT;
+use crate::support::classic::{ClassicClient, ClientEvent};
 
 #[tokio::test]
 async fn only_the_offered_subprotocol_is_spoken_and_echoed() {
@@ -14,25 +14,25 @@ async fn only_the_offered_subprotocol_is_spoken_and_echoed() {
     let several = [("sec-websocket-protocol", "other, chatmesh.v1")];
     let path = "/ws?token=t&userid=alice";
     device.upgrade(gateway.port, path, &several).await.unwrap();
-    assert_eq!(device.frame().await["type"], "welcome");
-    let mut stranger = Classic::connect_with(gateway.port, path, &[], "alice")
+    assert_eq!(device.next_frame().await["type"], "welcome");
+    let mut stranger = ClassicClient::connect_with(gateway.port, path, &[], "alice")
         .await
         .unwrap();
     stranger.send_text(r#"{"type":"ping"}"#).await;
-    assert_eq!(stranger.frame().await["code"], "invalid_message");
+    assert_eq!(stranger.next_frame().await["code"], "invalid_message");
 }
 
 #[tokio::test]
 async fn a_position_that_no_server_gave_out_is_refused_and_a_foreign_one_is_worth_nothing() {
     let gateway = start(settings()).await;
     gateway.device("alice").await;
-    let mut device = Device::new("alice");
+    let mut device = V1Client::new("alice");
     let path = "/ws?token=t&userid=alice&since=nonsense";
     let refused = device.upgrade(gateway.port, path, &[]).await.unwrap_err();
     assert_eq!(refused.status, 400);
     let path = "/ws?token=t&userid=alice&since=foreign~0~1.7";
     device.upgrade(gateway.port, path, &[]).await.unwrap();
-    assert_eq!(device.frame().await["recovered"], false);
+    assert_eq!(device.next_frame().await["recovered"], false);
 }
 
 #[tokio::test]
@@ -40,17 +40,17 @@ async fn a_message_is_accepted_streamed_and_ended_on_all_devices() {
     let gateway = start(settings()).await;
     let mut phone = gateway.device("alice").await;
     let mut laptop = gateway.device("alice").await;
-    let mut classic = Classic::open(gateway.port, "alice").await;
+    let mut classic = ClassicClient::open(gateway.port, "alice").await;
     // It has no welcome: once it is answered, its frames reach it.
-    assert_eq!(classic.ask("").await["code"], "invalid_message");
+    assert_eq!(classic.send_and_wait("").await["code"], "invalid_message");
     let mut other = gateway.device("bob").await;
 
-    phone.say("a1", "the question").await;
-    let accepted = phone.until_type("accepted").await;
+    phone.send_message("a1", "the question").await;
+    let accepted = phone.wait_for_type("accepted").await;
     let fields: Vec<&String> = accepted.as_object().unwrap().keys().collect();
     let expected = ["conversation_id", "id", "message_id", "type", "userid"];
     assert_eq!(fields, expected, "{accepted}");
-    let shown = laptop.until_type("accepted").await;
+    let shown = laptop.wait_for_type("accepted").await;
     let fields: Vec<&String> = shown.as_object().unwrap().keys().collect();
     let expected = [
         "content",
@@ -72,10 +72,10 @@ async fn a_message_is_accepted_streamed_and_ended_on_all_devices() {
 
     gateway.answer("alice", "a1", &["one ", "two"]).await;
     for device in [&mut phone, &mut laptop] {
-        let end = device.end_of("a1").await;
+        let end = device.wait_for_end("a1").await;
         assert_eq!(end["content"], "one two");
         assert_eq!(end["position"], at(0).to_string());
-        assert_eq!(device.shown("a1").deltas, 2);
+        assert_eq!(device.message("a1").deltas, 2);
         for hidden in ["n", "n_id", "origin", "v"] {
             assert!(
                 device
@@ -85,7 +85,7 @@ async fn a_message_is_accepted_streamed_and_ended_on_all_devices() {
             );
         }
     }
-    let end = classic.frame().await;
+    let end = classic.next_frame().await;
     assert_eq!(
         (&end["type"], &end["content"]),
         (&json!("response"), &json!("one two"))
@@ -94,18 +94,18 @@ async fn a_message_is_accepted_streamed_and_ended_on_all_devices() {
     // Nobody else, and nothing else.
     for device in [&mut phone, &mut laptop, &mut other] {
         device.send_text(r#"{"type":"ping"}"#).await;
-        assert_eq!(device.frame().await["type"], "pong");
+        assert_eq!(device.next_frame().await["type"], "pong");
     }
-    assert_eq!(classic.ask("").await["code"], "invalid_message");
+    assert_eq!(classic.send_and_wait("").await["code"], "invalid_message");
 }
 
 #[tokio::test]
 async fn a_classic_clients_question_is_shown_on_the_other_devices() {
     let gateway = start(settings()).await;
     let mut phone = gateway.device("alice").await;
-    let mut classic = Classic::open(gateway.port, "alice").await;
+    let mut classic = ClassicClient::open(gateway.port, "alice").await;
     classic.send_message("from the old client").await;
-    let accepted = phone.until_type("accepted").await;
+    let accepted = phone.wait_for_type("accepted").await;
     assert_eq!(accepted["content"], "from the old client");
     assert!(accepted.get("id").is_none());
 }
@@ -119,8 +119,8 @@ async fn an_unacknowledged_message_is_unknown_and_not_refused() {
     .await;
     let mut device = gateway.device("alice").await;
     gateway.log.acknowledge(false);
-    device.say("a1", "x").await;
-    let error = device.until_type("error").await;
+    device.send_message("a1", "x").await;
+    let error = device.wait_for_type("error").await;
     assert_eq!(
         (&error["code"], &error["id"]),
         (&json!("unavailable"), &json!("a1"))
@@ -131,10 +131,10 @@ async fn an_unacknowledged_message_is_unknown_and_not_refused() {
     );
     // The log has it after all, and so has it sent again.
     gateway.log.acknowledge(true);
-    device.say("a1", "x").await;
-    device.until_accepted("a1").await;
+    device.send_message("a1", "x").await;
+    device.wait_for_accepted("a1").await;
     gateway.answer("alice", "a1", &["y"]).await;
-    assert_eq!(device.end_of("a1").await["content"], "y");
+    assert_eq!(device.wait_for_end("a1").await["content"], "y");
 }
 
 #[tokio::test]
@@ -142,22 +142,22 @@ async fn a_resent_id_brings_its_end_again_to_the_socket_that_resent_it_only() {
     let gateway = start(settings()).await;
     let mut phone = gateway.device("alice").await;
     let mut laptop = gateway.device("alice").await;
-    phone.say("a1", "x").await;
-    phone.until_accepted("a1").await;
+    phone.send_message("a1", "x").await;
+    phone.wait_for_accepted("a1").await;
     let answer = gateway.begin("alice", "a1").await;
     gateway.keep(&answer).await;
     // Its end is on its way: nothing is produced again.
-    phone.say("a1", "x").await;
-    assert_eq!(phone.until_type("accepted").await["id"], "a1");
+    phone.send_message("a1", "x").await;
+    assert_eq!(phone.wait_for_type("accepted").await["id"], "a1");
     gateway.deliver(&answer).await;
-    phone.end_of("a1").await;
-    laptop.end_of("a1").await;
-    phone.say("a1", "x").await;
-    assert_eq!(phone.frame().await["type"], "accepted");
-    assert_eq!(phone.frame().await["type"], "response");
+    phone.wait_for_end("a1").await;
+    laptop.wait_for_end("a1").await;
+    phone.send_message("a1", "x").await;
+    assert_eq!(phone.next_frame().await["type"], "accepted");
+    assert_eq!(phone.next_frame().await["type"], "response");
     assert_eq!(gateway.log.records(1).await.len(), 1);
     laptop.send_text(r#"{"type":"ping"}"#).await;
-    assert_eq!(laptop.frame().await["type"], "pong");
+    assert_eq!(laptop.next_frame().await["type"], "pong");
 }
 
 #[tokio::test]
@@ -165,19 +165,19 @@ async fn a_resent_ids_end_that_the_socket_has_not_reached_comes_once() {
     let gateway = start(settings()).await;
     let mut device = gateway.device("alice").await;
     for id in ["a1", "a2"] {
-        device.say(id, "x").await;
-        device.until_accepted(id).await;
+        device.send_message(id, "x").await;
+        device.wait_for_accepted(id).await;
     }
     gateway.fanout.lose();
     gateway.answer("alice", "a1", &["one"]).await;
     gateway.answer("alice", "a2", &["two"]).await;
     gateway.fanout.lost(4).await;
-    device.say("a2", "x").await;
+    device.send_message("a2", "x").await;
     // The one before it comes too, for it has the lower position; then nothing.
-    device.until_ended(&["a1", "a2"]).await;
-    assert_eq!(device.shown("a2").repeated, 0);
+    device.wait_for_ends(&["a1", "a2"]).await;
+    assert_eq!(device.message("a2").repeated, 0);
     device.send_text(r#"{"type":"ping"}"#).await;
-    assert_eq!(device.until_type("pong").await["type"], "pong");
+    assert_eq!(device.wait_for_type("pong").await["type"], "pong");
     let ends = device
         .frames
         .iter()
@@ -190,11 +190,11 @@ async fn cancel_says_what_happened() {
     let gateway = start(settings()).await;
     let mut device = gateway.device("alice").await;
     let mut other = gateway.device("alice").await;
-    device.say("a1", "x").await;
-    device.until_accepted("a1").await;
+    device.send_message("a1", "x").await;
+    device.wait_for_accepted("a1").await;
     gateway.begin("alice", "a1").await;
     other.cancel("a1").await;
-    let result = other.until_type("cancel_result").await;
+    let result = other.wait_for_type("cancel_result").await;
     assert_eq!(
         (&result["result"], &result["id"]),
         (&json!("cancelling"), &json!("a1"))
@@ -204,24 +204,24 @@ async fn cancel_says_what_happened() {
         device.transcript.message_id("a1"),
         Some(message_id.as_str())
     );
-    device.say("a2", "x").await;
-    device.until_accepted("a2").await;
+    device.send_message("a2", "x").await;
+    device.wait_for_accepted("a2").await;
     gateway.answer("alice", "a2", &["y"]).await;
-    device.end_of("a2").await;
+    device.wait_for_end("a2").await;
     device.cancel("a2").await;
     assert_eq!(
-        device.until_type("cancel_result").await["result"],
+        device.wait_for_type("cancel_result").await["result"],
         "already_done"
     );
     device.cancel_message("no-such-message").await;
-    let result = device.until_type("cancel_result").await;
+    let result = device.wait_for_type("cancel_result").await;
     assert_eq!(result["result"], "unknown");
     assert_eq!(result["message_id"], "no-such-message");
     // Sent right behind its message it never overtakes it.
-    device.say("a3", "x").await;
+    device.send_message("a3", "x").await;
     device.cancel("a3").await;
     assert_eq!(
-        device.until_type("cancel_result").await["result"],
+        device.wait_for_type("cancel_result").await["result"],
         "cancelling"
     );
 }
@@ -230,16 +230,16 @@ async fn cancel_says_what_happened() {
 async fn an_interrupt_cancels_what_was_before_it_and_sent_again_nothing_that_came_later() {
     let gateway = start(settings()).await;
     let mut device = gateway.device("alice").await;
-    device.say("a1", "x").await;
-    device.say_in("elsewhere", "b1", "x").await;
-    device.interrupt_with("a2", "y").await;
-    device.say("a3", "z").await;
-    device.interrupt_with("a2", "y").await;
+    device.send_message("a1", "x").await;
+    device.send_message_in("elsewhere", "b1", "x").await;
+    device.send_interrupting_message("a2", "y").await;
+    device.send_message("a3", "z").await;
+    device.send_interrupting_message("a2", "y").await;
     for id in ["a1", "b1", "a2", "a3"] {
-        device.until_accepted(id).await;
+        device.wait_for_accepted(id).await;
     }
     device.send_text(r#"{"type":"ping"}"#).await;
-    device.until_type("pong").await;
+    device.wait_for_type("pong").await;
     for (id, conversation, cancelled) in [
         ("a1", "default", true),
         ("b1", "elsewhere", false),
@@ -276,16 +276,16 @@ async fn a_draining_gateway_says_when_to_come_back_after_what_was_read_is_accept
     let mut idle = gateway.device("idle").await;
     let mut busy = gateway.device("busy").await;
     gateway.log.acknowledge(false);
-    busy.say("a1", "last words").await;
+    busy.send_message("a1", "last words").await;
     gateway.log.records(1).await;
     gateway.drain.cancel();
     assert_eq!(idle.expect_close().await, Some(1001));
     assert_eq!(idle.frames.last().unwrap()["type"], "closing");
     gateway.log.acknowledge(true);
     assert_eq!(busy.expect_close().await, Some(1001));
-    assert!(busy.shown("a1").is_accepted());
+    assert!(busy.message("a1").is_accepted());
     drop((idle, busy));
-    timeout(SOON, &mut gateway.served)
+    timeout(TEST_TIMEOUT, &mut gateway.served)
         .await
         .unwrap()
         .unwrap()
@@ -308,16 +308,19 @@ async fn a_token_ends_its_connection_and_a_classic_one_stays() {
         .issue_token(&user, "secret", ttl)
         .await
         .unwrap();
-    let mut wrong = Device::new("alice");
+    let mut wrong = V1Client::new("alice");
     let path = "/ws?token=wrong&userid=alice";
     wrong.upgrade(gateway.port, path, &[]).await.unwrap();
     assert_eq!(wrong.expect_close().await, Some(4401));
-    let mut classic = Classic::connect(gateway.port, &token, "alice")
+    let mut classic = ClassicClient::connect(gateway.port, &token, "alice")
         .await
         .unwrap();
-    let mut device = Device::new("alice");
+    let mut device = V1Client::new("alice");
     device.token = token;
     device.connect(gateway.port).await;
     assert_eq!(device.expect_close().await, Some(4401));
-    assert!(matches!(classic.next(Duration::ZERO).await, Event::Silent));
+    assert!(matches!(
+        classic.next_event(Duration::ZERO).await,
+        ClientEvent::TimedOut
+    ));
 }

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use self::faulty::Faulty;
 use crate::gateway_classic::fakes::FakeLog;
 use crate::gateway_classic::settings;
-use crate::support::v1::Device;
+use crate::support::v1::V1Client;
 
 mod client;
 mod faulty;
@@ -87,10 +87,10 @@ struct Answer {
 }
 
 impl Gateway {
-    async fn device(&self, user: &str) -> Device {
-        let mut device = Device::new(user);
+    async fn device(&self, user: &str) -> V1Client {
+        let mut device = V1Client::new(user);
         // The feed is opened while the first clients come.
-        device.connect_patiently(&[self.port]).await;
+        device.connect_with_retries(&[self.port]).await;
         device
     }
 

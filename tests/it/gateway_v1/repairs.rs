@@ -5,7 +5,7 @@ use chatmesh::fanout::{Channel, FeedEvent};
 use tokio::time::Instant;
 
 use super::*;
-use crate::support::client::Classic;
+use crate::support::classic::ClassicClient;
 
 fn checking() -> GatewaySettings {
     GatewaySettings {
@@ -18,37 +18,37 @@ fn checking() -> GatewaySettings {
 async fn an_end_whose_publish_was_lost_is_found_though_nothing_follows() {
     let gateway = start(checking()).await;
     let mut device = gateway.device("alice").await;
-    device.say("a1", "x").await;
-    device.until_accepted("a1").await;
+    device.send_message("a1", "x").await;
+    device.wait_for_accepted("a1").await;
     let mut answer = gateway.begin("alice", "a1").await;
     gateway.say(&mut answer, "one").await;
-    device.until_text("a1", "one").await;
+    device.wait_for_text("a1", "one").await;
     gateway.fanout.lose();
     gateway.end(&answer).await;
     gateway.fanout.lost(1).await;
-    assert_eq!(device.end_of("a1").await["content"], "one");
+    assert_eq!(device.wait_for_end("a1").await["content"], "one");
     // And from there on it follows.
-    device.say("a2", "x").await;
-    device.until_accepted("a2").await;
+    device.send_message("a2", "x").await;
+    device.wait_for_accepted("a2").await;
     gateway.answer("alice", "a2", &["two"]).await;
-    device.end_of("a2").await;
+    device.wait_for_end("a2").await;
 }
 
 #[tokio::test]
 async fn a_lost_delta_is_seen_by_the_next_and_never_spliced() {
     let gateway = start(settings()).await;
     let mut device = gateway.device("alice").await;
-    device.say("a1", "x").await;
-    device.until_accepted("a1").await;
+    device.send_message("a1", "x").await;
+    device.wait_for_accepted("a1").await;
     let mut answer = gateway.begin("alice", "a1").await;
     gateway.say(&mut answer, "one ").await;
-    device.until_text("a1", "one ").await;
+    device.wait_for_text("a1", "one ").await;
     gateway.fanout.lose();
     gateway.say(&mut answer, "two ").await;
     gateway.fanout.lost(1).await;
     gateway.say(&mut answer, "three ").await;
-    device.until_text("a1", "one two three ").await;
-    assert_eq!(device.shown("a1").snapshots, 1);
+    device.wait_for_text("a1", "one two three ").await;
+    assert_eq!(device.message("a1").snapshots, 1);
 }
 
 #[tokio::test]
@@ -61,7 +61,7 @@ async fn after_a_gap_a_user_is_read_once_however_many_sockets_there_are() {
     let mut answer = gateway.begin("alice", "a1").await;
     gateway.say(&mut answer, "one ").await;
     for device in &mut devices {
-        device.until_text("a1", "one ").await;
+        device.wait_for_text("a1", "one ").await;
     }
     let before = gateway.fanout.reads.load(Ordering::SeqCst);
     gateway.fanout.lose();
@@ -69,7 +69,7 @@ async fn after_a_gap_a_user_is_read_once_however_many_sockets_there_are() {
     gateway.fanout.lost(1).await;
     gateway.fanout.event(FeedEvent::Gap).await;
     for device in &mut devices {
-        device.end_of("a1").await;
+        device.wait_for_end("a1").await;
     }
     let reads = gateway.fanout.reads.load(Ordering::SeqCst) - before;
     assert_eq!(
@@ -98,10 +98,10 @@ async fn a_frame_of_another_user_reaches_nobody_whatever_channel_it_came_by() {
         }
     }
     gateway.answer("bob", "b1", &["for bob"]).await;
-    bob.until_ended(&["b1"]).await;
+    bob.wait_for_ends(&["b1"]).await;
     assert!(bob.frames.iter().all(|frame| frame["content"] != "secret"));
     alice.send_text(r#"{"type":"ping"}"#).await;
-    assert_eq!(alice.frame().await["type"], "pong");
+    assert_eq!(alice.next_frame().await["type"], "pong");
 }
 
 #[tokio::test]
@@ -115,12 +115,12 @@ async fn frames_of_an_original_relay_are_delivered_as_they_come() {
     let headers = [("sec-websocket-protocol", "chatmesh.v1")];
     let path = format!("/ws?token=t&userid=alice&since={}", at(0));
     // What an original worker wrote has no `message_id`, which a good client of ours insists on.
-    let mut client = Classic::connect_with(gateway.port, &path, &headers, "alice")
+    let mut client = ClassicClient::connect_with(gateway.port, &path, &headers, "alice")
         .await
         .unwrap();
-    assert_eq!(client.frame().await["recovered"], false);
+    assert_eq!(client.next_frame().await["recovered"], false);
     client.send_text(r#"{"type":"ping"}"#).await;
-    assert_eq!(client.frame().await["type"], "pong");
+    assert_eq!(client.next_frame().await["type"], "pong");
     let frame = json!({"type": "response", "content": "old", "userid": "alice",
         "timestamp": "2024-01-01T12:00:00Z", "correlation_id": "c"});
     gateway
@@ -131,7 +131,7 @@ async fn frames_of_an_original_relay_are_delivered_as_they_come() {
             payload: Bytes::from(frame.to_string()),
         })
         .await;
-    assert_eq!(client.frame().await["content"], "old");
+    assert_eq!(client.next_frame().await["content"], "old");
 }
 
 #[tokio::test]
@@ -142,14 +142,14 @@ async fn a_fan_out_that_stays_away_closes_the_socket_and_one_that_returns_does_n
     })
     .await;
     let mut device = gateway.device("alice").await;
-    device.say("a1", "x").await;
-    device.until_accepted("a1").await;
+    device.send_message("a1", "x").await;
+    device.wait_for_accepted("a1").await;
     gateway.fanout.away.store(true, Ordering::SeqCst);
     let since = Instant::now();
     assert_eq!(device.expect_close().await, Some(4503));
     assert!(since.elapsed() >= Duration::from_millis(300));
     gateway.fanout.away.store(false, Ordering::SeqCst);
-    device.connect_patiently(&[gateway.port]).await;
+    device.connect_with_retries(&[gateway.port]).await;
     gateway.answer("alice", "a1", &["y"]).await;
-    assert_eq!(device.end_of("a1").await["content"], "y");
+    assert_eq!(device.wait_for_end("a1").await["content"], "y");
 }

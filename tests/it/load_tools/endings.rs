@@ -3,11 +3,11 @@
 use serde_json::{Value, json};
 
 use super::{Mock, spec};
-use crate::support::process::{Chatmesh, Spec, signal};
-use crate::support::{SOON, eventually, http};
+use crate::support::process::{ChatmeshProcess, ProcessSpec, signal};
+use crate::support::{TEST_TIMEOUT, http, wait_until};
 
 /// Messages that a server has received.
-async fn received(server: &Chatmesh) -> f64 {
+async fn received(server: &ChatmeshProcess) -> f64 {
     let page = http::get(&server.url("/metrics")).await.body;
     let values = page.lines().filter_map(|line| {
         let of = line.strip_prefix("websocket_messages_received_total")?;
@@ -20,7 +20,10 @@ async fn received(server: &Chatmesh) -> f64 {
 const SCHEDULED: u64 = 200;
 
 /// Begins a test of so many messages, and returns in its midst.
-async fn begun(server: &Chatmesh, flags: &[&str]) -> tokio::task::JoinHandle<(Option<i32>, Value)> {
+async fn begun(
+    server: &ChatmeshProcess,
+    flags: &[&str],
+) -> tokio::task::JoinHandle<(Option<i32>, Value)> {
     let all = [
         &[
             "--json",
@@ -40,7 +43,7 @@ async fn begun(server: &Chatmesh, flags: &[&str]) -> tokio::task::JoinHandle<(Op
         let result = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{out}{errors}"));
         (code, result)
     });
-    eventually("messages come", SOON, || async {
+    wait_until("messages come", TEST_TIMEOUT, || async {
         received(server).await >= 20.0
     })
     .await;
@@ -54,7 +57,7 @@ fn sum(counts: &Value) -> u64 {
 
 #[tokio::test]
 async fn a_server_that_dies_does_not_make_its_figures_better() {
-    let mut server = Spec::ephemeral().start().await;
+    let mut server = ProcessSpec::ephemeral().start().await;
     let flags = [
         "--patience",
         "1s",
@@ -64,7 +67,7 @@ async fn a_server_that_dies_does_not_make_its_figures_better() {
         "original",
     ];
     let test = begun(&server, &flags).await;
-    server.kill9();
+    server.kill();
     let (code, result) = test.await.unwrap();
     assert_eq!(code, Some(1), "{result:#}");
     let number = |name: &str| result[name].as_u64().unwrap();
@@ -78,7 +81,7 @@ async fn a_server_that_dies_does_not_make_its_figures_better() {
     near("seconds", 5.0);
     near("delivered_percent", delivered * 100.0 / SCHEDULED as f64);
     near("throughput", delivered / 5.0);
-    assert_eq!(sum(&result["closed_early"]), 4, "{result:#}");
+    assert_eq!(sum(&result["aborted_prompts"]), 4, "{result:#}");
     assert_eq!(sum(&result["not_back"]), 4, "{result:#}");
     let missed = |judged: &Value| judged["met"] == false;
     assert!(missed(&result["required"][0]), "{result:#}");
@@ -90,7 +93,7 @@ async fn a_server_that_dies_does_not_make_its_figures_better() {
 
 #[tokio::test]
 async fn clients_come_back_to_a_server_that_does_and_miss_nothing() {
-    let spec = Spec::durable();
+    let spec = ProcessSpec::durable();
     let mut server = spec.start().await;
     let flags = [
         "--require",
@@ -101,7 +104,7 @@ async fn clients_come_back_to_a_server_that_does_and_miss_nothing() {
         "delivered=100%",
     ];
     let test = begun(&server, &flags).await;
-    server.kill9();
+    server.kill();
     let _server = spec.start().await;
     let (code, result) = test.await.unwrap();
     assert_eq!(code, Some(0), "{result:#}");
@@ -122,7 +125,7 @@ async fn clients_come_back_to_a_server_that_does_and_miss_nothing() {
 #[tokio::test]
 async fn a_test_that_its_user_ends_still_reports_and_calls_nothing_lost() {
     let mock = Mock::start(&["--latency-ms", "600000"]);
-    let server = Spec::ephemeral()
+    let server = ProcessSpec::ephemeral()
         .env("OPENAI_BASE_URL", &mock.url)
         .env("OPENAI_TIMEOUT_MS", "120000")
         .start()
@@ -138,12 +141,14 @@ async fn a_test_that_its_user_ends_still_reports_and_calls_nothing_lost() {
             "--json",
         ];
         let mut test = spec(&server, &flags).spawn();
-        eventually("the model is asked for each client", SOON, || async {
-            mock.stats().await["calls"].as_u64() >= Some(call)
-        })
+        wait_until(
+            "the model is asked for each client",
+            TEST_TIMEOUT,
+            || async { mock.stats().await["calls"].as_u64() >= Some(call) },
+        )
         .await;
         signal(test.pid(), name);
-        let ended = test.wait_exit(SOON).await;
+        let ended = test.wait_exit(TEST_TIMEOUT).await;
         assert_eq!(ended.code(), Some(code), "{}", test.log());
         let result: Value = serde_json::from_str(&test.log()).unwrap();
         assert_eq!(result["interrupted"], true, "{result:#}");

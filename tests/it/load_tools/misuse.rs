@@ -3,12 +3,12 @@
 use serde_json::{Value, json};
 
 use super::{Mock, load_test, result};
-use crate::support::process::{Spec, free_port};
+use crate::support::process::{ProcessSpec, free_port};
 
 #[tokio::test]
 async fn what_classic_answers_do_not_tell_is_not_measured() {
     let mock = Mock::start(&[]);
-    let server = Spec::ephemeral()
+    let server = ProcessSpec::ephemeral()
         .env("OPENAI_BASE_URL", &mock.url)
         .start()
         .await;
@@ -42,7 +42,7 @@ async fn what_classic_answers_do_not_tell_is_not_measured() {
 
 #[tokio::test]
 async fn a_report_that_can_not_be_written_does_not_take_the_result_with_it() {
-    let server = Spec::ephemeral().start().await;
+    let server = ProcessSpec::ephemeral().start().await;
     let flags = [
         "--clients",
         "2",
@@ -61,7 +61,7 @@ async fn a_report_that_can_not_be_written_does_not_take_the_result_with_it() {
 
 #[tokio::test]
 async fn a_test_in_which_nothing_was_delivered_is_no_success() {
-    let server = Spec::ephemeral()
+    let server = ProcessSpec::ephemeral()
         .env("MAX_CONTENT_CHARS", "10")
         .start()
         .await;
@@ -78,7 +78,7 @@ fn a_server_that_is_not_there_is_said_to_be_and_leaves_no_report() {
     let url = format!("ws://127.0.0.1:{}", free_port());
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("report.html");
-    let spec = Spec::new(&["load-test", "--url", &url]);
+    let spec = ProcessSpec::new(&["load-test", "--url", &url]);
     let with_report = spec.clone().arg("--html").arg(file.to_str().unwrap());
     let (code, _, errors) = with_report.run();
     assert_eq!(code, Some(3));
@@ -118,7 +118,7 @@ const WRONG: &[(&str, &[&str], &str)] = &[
 #[test]
 fn what_is_used_wrongly_is_said_before_anything_is_sent() {
     for (command, flags, says) in WRONG {
-        let spec = Spec::new(&[command]);
+        let spec = ProcessSpec::new(&[command]);
         let spec = flags.iter().fold(spec, |spec, flag| spec.arg(flag));
         let (code, out, errors) = spec.run();
         assert_eq!(code, Some(2), "{flags:?}: {out}{errors}");

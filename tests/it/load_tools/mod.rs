@@ -5,8 +5,8 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::support::process::{Chatmesh, Spec};
-use crate::support::{SOON, eventually, http};
+use crate::support::process::{ChatmeshProcess, ProcessSpec};
+use crate::support::{TEST_TIMEOUT, http, wait_until};
 
 mod endings;
 mod misuse;
@@ -132,17 +132,17 @@ async fn the_mock_fails_as_it_is_told_and_counts_it() {
     }
 }
 
-fn spec(server: &Chatmesh, flags: &[&str]) -> Spec {
+fn spec(server: &ChatmeshProcess, flags: &[&str]) -> ProcessSpec {
     let url = server.url("").replace("http", "ws");
-    let spec = Spec::new(&["load-test", "--url", &url]);
+    let spec = ProcessSpec::new(&["load-test", "--url", &url]);
     flags.iter().fold(spec, |spec, flag| spec.arg(flag))
 }
 
-fn load_test(server: &Chatmesh, flags: &[&str]) -> (Option<i32>, String, String) {
+fn load_test(server: &ChatmeshProcess, flags: &[&str]) -> (Option<i32>, String, String) {
     spec(server, flags).run()
 }
 
-fn result(server: &Chatmesh, flags: &[&str]) -> (Option<i32>, Value) {
+fn result(server: &ChatmeshProcess, flags: &[&str]) -> (Option<i32>, Value) {
     let (code, out, errors) = load_test(server, flags);
     let result = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{out}{errors}"));
     (code, result)
@@ -150,7 +150,7 @@ fn result(server: &Chatmesh, flags: &[&str]) -> (Option<i32>, Value) {
 
 #[tokio::test]
 async fn a_load_test_counts_every_message_in_both_protocols_and_modes() {
-    let server = Spec::ephemeral().start().await;
+    let server = ProcessSpec::ephemeral().start().await;
     for flags in [
         &["--rate", "300"][..],
         &["--rate", "300", "--classic", "--threads", "2"],
@@ -189,7 +189,7 @@ async fn a_load_test_counts_every_message_in_both_protocols_and_modes() {
 
 #[tokio::test]
 async fn a_missed_condition_is_exit_code_1_and_the_report_is_one_file() {
-    let server = Spec::ephemeral().start().await;
+    let server = ProcessSpec::ephemeral().start().await;
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("report.html");
     let file = file.to_str().unwrap();
@@ -211,7 +211,7 @@ async fn a_missed_condition_is_exit_code_1_and_the_report_is_one_file() {
 
 #[tokio::test]
 async fn a_measured_rate_limit_is_named_with_what_lifts_it() {
-    let spec = Spec::ephemeral().env("USER_RATE_LIMIT_MAX_REQUESTS", "2");
+    let spec = ProcessSpec::ephemeral().env("USER_RATE_LIMIT_MAX_REQUESTS", "2");
     let server = spec.start().await;
     let flags = ["--clients", "3", "--messages", "5", "--rate", "200"];
     let (code, text, errors) = load_test(&server, &flags);
@@ -228,12 +228,12 @@ async fn a_measured_rate_limit_is_named_with_what_lifts_it() {
 
 #[tokio::test]
 async fn an_idle_test_holds_its_connections_until_its_time_is_over() {
-    let server = Spec::ephemeral().start().await;
+    let server = ProcessSpec::ephemeral().start().await;
     let flags = ["--idle", "--clients", "30", "--duration", "3s", "--json"];
     let spec = spec(&server, &flags);
     let test = tokio::task::spawn_blocking(move || spec.run());
     let url = server.url("/health");
-    eventually("all are connected", SOON, || async {
+    wait_until("all are connected", TEST_TIMEOUT, || async {
         http::get(&url).await.json()["total_connections"] == 30
     })
     .await;
@@ -244,5 +244,5 @@ async fn an_idle_test_holds_its_connections_until_its_time_is_over() {
         (&result["connections"], &result["sent"]),
         (&json!(30), &json!(0))
     );
-    assert_eq!(result["closed_early"], json!({}));
+    assert_eq!(result["aborted_prompts"], json!({}));
 }

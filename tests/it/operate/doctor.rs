@@ -4,18 +4,20 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::support::kafka::PlainKafka;
+use crate::support::kafka_client::KafkaClient;
 use crate::support::model::{Answer, ScriptedModel};
-use crate::support::process::{Spec, free_port};
+use crate::support::process::{ProcessSpec, free_port};
 use crate::support::redis::PrivateRedis;
-use crate::support::{kafka, redis_cluster_url, redis_sentinel_url, redis_url, unique};
+use crate::support::{
+    kafka_address, redis_cluster_url, redis_sentinel_url, redis_url, unique_name,
+};
 
 const SECRETS: [&str; 3] = ["sk-secret-key", "redis-secret", "kafka-secret"];
 
 /// A deployment on the shared services, with topics of its own that are as they should be.
-async fn deployment() -> (Spec, String) {
-    let topic = unique("doctor");
-    let plain = PlainKafka::new(&kafka());
+async fn deployment() -> (ProcessSpec, String) {
+    let topic = unique_name("doctor");
+    let plain = KafkaClient::new(&kafka_address());
     for name in [
         topic.clone(),
         format!("{topic}-out"),
@@ -24,8 +26,8 @@ async fn deployment() -> (Spec, String) {
     ] {
         plain.create_topic(&name, 2).await;
     }
-    let spec = Spec::new(&["doctor", "--json"])
-        .env("KAFKA_BOOTSTRAP_SERVERS", &kafka())
+    let spec = ProcessSpec::new(&["doctor", "--json"])
+        .env("KAFKA_BOOTSTRAP_SERVERS", &kafka_address())
         .env("KAFKA_TOPIC_PARTITIONS", "2")
         .env("MESSAGES_TOPIC", &topic)
         .env("RESPONSES_TOPIC", &format!("{topic}-out"))
@@ -41,7 +43,7 @@ struct Seen {
     out: String,
 }
 
-fn examine(spec: &Spec) -> Seen {
+fn examine(spec: &ProcessSpec) -> Seen {
     let (code, out, err) = spec.run();
     for secret in SECRETS {
         assert!(!out.contains(secret) && !err.contains(secret), "{out}{err}");
@@ -81,7 +83,7 @@ async fn a_good_deployment_has_no_problems_on_one_redis_a_cluster_and_sentinel()
         .has("redis", "ok", "version")
         .has("redis", "ok", "clock")
         .has("model", "ok", "first token after");
-    assert_eq!(model.count(), 1);
+    assert_eq!(model.request_count(), 1);
     for url in [redis_cluster_url(), redis_sentinel_url()] {
         let seen = examine(&spec.clone().env("REDIS_URL", &url).arg("--no-model"));
         seen.has("redis", "ok", "answers")
@@ -94,7 +96,7 @@ async fn a_good_deployment_has_no_problems_on_one_redis_a_cluster_and_sentinel()
                 .any(|c| c["area"] == "redis" && c["status"] == "problem")
         );
     }
-    assert_eq!(model.count(), 1, "--no-model costs nothing");
+    assert_eq!(model.request_count(), 1, "--no-model costs nothing");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -104,7 +106,7 @@ async fn topics_of_the_roles_own_making_are_fine_and_missing_or_small_ones_are_t
     let small = examine(&spec.clone().env("KAFKA_TOPIC_PARTITIONS", "12"));
     small.has("kafka", "problem", "KAFKA_TOPIC_PARTITIONS says 12");
     assert_eq!(small.code, Some(1));
-    let missing = examine(&spec.clone().env("MESSAGES_TOPIC", &unique("missing")));
+    let missing = examine(&spec.clone().env("MESSAGES_TOPIC", &unique_name("missing")));
     missing.has("kafka", "warning", "is missing");
     let replicas = examine(&spec.clone().env("KAFKA_REPLICATION_FACTOR", "3"));
     replicas
@@ -112,7 +114,7 @@ async fn topics_of_the_roles_own_making_are_fine_and_missing_or_small_ones_are_t
         .has("kafka", "problem", &topic);
 
     // Records that nobody reads.
-    let plain = PlainKafka::new(&kafka());
+    let plain = KafkaClient::new(&kafka_address());
     let group = examine(&spec);
     group.has("kafka", "warning", "nobody reads");
     plain.produce(&topic, Some("a"), "{}", &[]).await;
@@ -122,7 +124,7 @@ async fn topics_of_the_roles_own_making_are_fine_and_missing_or_small_ones_are_t
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_does_not_answer_is_named_in_bounded_time_without_secrets() {
     let nowhere = format!("127.0.0.1:{}", free_port());
-    let spec = Spec::new(&["doctor", "--json"])
+    let spec = ProcessSpec::new(&["doctor", "--json"])
         .env("KAFKA_BOOTSTRAP_SERVERS", &nowhere)
         .env("KAFKA_PROPERTIES", &format!("client.rack={}", SECRETS[2]))
         .env("REDIS_URL", &format!("redis://:{}@{nowhere}", SECRETS[1]))
@@ -162,7 +164,7 @@ async fn a_redis_that_would_lose_data_is_told_from_one_that_only_might() {
     let (spec, _) = deployment().await;
     let spec = spec.arg("--no-model").env("REDIS_URL", &redis.url());
     examine(&spec).has("redis", "ok", "noeviction");
-    let set = |name: &str, value: &str| redis.ok(&format!("CONFIG SET {name} {value}"));
+    let set = |name: &str, value: &str| redis.expect_ok(&format!("CONFIG SET {name} {value}"));
     set("maxmemory-policy", "allkeys-lru");
     set("appendonly", "no");
     examine(&spec)
@@ -189,7 +191,7 @@ async fn a_redis_that_would_lose_data_is_told_from_one_that_only_might() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_model_that_refuses_says_which_setting_to_correct() {
     let model = ScriptedModel::start().await;
-    let spec = Spec::new(&["doctor", "--json", "all-in-one"])
+    let spec = ProcessSpec::new(&["doctor", "--json", "all-in-one"])
         .env("OPENAI_BASE_URL", &model.base_url())
         .env("OPENAI_API_KEY", SECRETS[0])
         .env("OPENAI_TIMEOUT_MS", "1500");
@@ -210,7 +212,7 @@ async fn a_model_that_refuses_says_which_setting_to_correct() {
         (Answer::out_of_quota(), "quota"),
         (Answer::Hang, "OPENAI_TIMEOUT_MS"),
     ] {
-        model.next_for(say, answer);
+        model.queue_answer(say, answer);
         let seen = examine(&spec);
         assert_eq!(seen.code, Some(1));
         seen.has("model", "problem", setting);
@@ -223,11 +225,11 @@ async fn a_model_that_refuses_says_which_setting_to_correct() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_data_directory_is_looked_at_without_being_touched() {
-    let spec = Spec::durable();
+    let spec = ProcessSpec::durable();
     let folder = spec.dir().join("data");
     let doctor = |folder: &std::path::Path| {
         let folder = folder.to_str().unwrap();
-        Spec::new(&[
+        ProcessSpec::new(&[
             "doctor",
             "--json",
             "--no-model",
@@ -257,7 +259,7 @@ async fn a_data_directory_is_looked_at_without_being_touched() {
     std::fs::write(folder.join("chatmesh.format"), "chatmesh 99\n").unwrap();
     examine(&doctor(&folder)).has("data", "problem", "format 99");
     // For people it is text.
-    let (code, out, _) = Spec::new(&["doctor", "--no-model"]).run();
+    let (code, out, _) = ProcessSpec::new(&["doctor", "--no-model"]).run();
     assert_eq!(code, Some(0), "{out}");
     assert!(out.contains("checked: all-in-one"), "{out}");
 }

@@ -2,19 +2,19 @@
 
 use serde_json::Value;
 
-use crate::support::client::Classic;
-use crate::support::kafka::PlainKafka;
+use crate::support::classic::ClassicClient;
+use crate::support::kafka_client::KafkaClient;
 use crate::support::model::{Answer, ScriptedModel};
-use crate::support::process::Spec;
+use crate::support::process::ProcessSpec;
 use crate::support::stack::{MESSAGES, Stack};
-use crate::support::v1::Device;
-use crate::support::{SOON, eventually, http, kafka, redis_url, unique};
+use crate::support::v1::V1Client;
+use crate::support::{TEST_TIMEOUT, http, kafka_address, redis_url, unique_name, wait_until};
 
 const KEY: &str = "an-admin-key";
 
 /// Runs `chatmesh dlq …` as an operator would: exit code, output, errors.
 fn dlq(env: &[(&str, &str)], args: &[&str]) -> (Option<i32>, String, String) {
-    let mut spec = Spec::new(&[&["dlq"], args].concat());
+    let mut spec = ProcessSpec::new(&[&["dlq"], args].concat());
     for (name, value) in env {
         spec = spec.env(name, value);
     }
@@ -42,23 +42,32 @@ async fn a_refused_message_is_replayed_while_all_in_one_runs_and_after_it_was_st
     let model = ScriptedModel::start().await;
     let refused = || Answer::error(400, "invalid_request_error", "not this");
     for secret in ["secret one", "secret two", "secret three"] {
-        model.next_for(secret, refused());
+        model.queue_answer(secret, refused());
     }
-    let spec = Spec::durable()
+    let spec = ProcessSpec::durable()
         .env("OPENAI_BASE_URL", &model.base_url())
         .env("OPENAI_TIMEOUT_MS", "10000")
         .env("ADMIN_KEY", KEY);
     let mut process = spec.start().await;
-    let mut alice = Device::open(process.port(), "alice").await;
-    assert_eq!(alice.ask("1", "secret one").await["type"], "error");
-    assert_eq!(alice.ask("2", "secret two").await["type"], "error");
-    assert_eq!(alice.ask("3", "secret three").await["type"], "error");
+    let mut alice = V1Client::open(process.port(), "alice").await;
+    assert_eq!(
+        alice.send_and_wait("1", "secret one").await["type"],
+        "error"
+    );
+    assert_eq!(
+        alice.send_and_wait("2", "secret two").await["type"],
+        "error"
+    );
+    assert_eq!(
+        alice.send_and_wait("3", "secret three").await["type"],
+        "error"
+    );
 
     let url = process.url("/");
     let running = ["--url", url.as_str()];
     let key = [("ADMIN_KEY", KEY)];
     // The user is told first, and then the letter is written.
-    eventually("three letters", SOON, || async {
+    wait_until("three letters", TEST_TIMEOUT, || async {
         listed(&key, &running).len() == 3
     })
     .await;
@@ -93,7 +102,7 @@ async fn a_refused_message_is_replayed_while_all_in_one_runs_and_after_it_was_st
         &[&["replay", "--dry-run"], &all[..], &running[..]].concat(),
     );
     assert!(would.contains("would replay 1"), "{would}");
-    assert_eq!(model.count_for("secret one"), 1);
+    assert_eq!(model.request_count_for("secret one"), 1);
     let (code, _, err) = dlq(&key, &[&["replay"], &all[..], &running[..]].concat());
     assert_eq!(code, Some(1), "nobody can be asked here");
     assert!(err.contains("--yes"), "{err}");
@@ -101,7 +110,7 @@ async fn a_refused_message_is_replayed_while_all_in_one_runs_and_after_it_was_st
         &key,
         &[&["replay", "--yes"], &all[..], &running[..]].concat(),
     );
-    let answer = alice.until_type("response").await;
+    let answer = alice.wait_for_type("response").await;
     assert_eq!(answer["content"], "echo: secret one");
     assert_ne!(answer["message_id"], letters[0]["message_id"]);
     assert_eq!(answer.get("id"), None, "{answer}");
@@ -116,7 +125,7 @@ async fn a_refused_message_is_replayed_while_all_in_one_runs_and_after_it_was_st
     // the configured port is asked nothing, and the admin key is not even needed.
     let folder = spec.dir().join("data");
     let here = ["--data-dir", folder.to_str().unwrap()];
-    let other = Spec::durable().env("ADMIN_KEY", KEY).start().await;
+    let other = ProcessSpec::durable().env("ADMIN_KEY", KEY).start().await;
     let port = other.port().to_string();
     let beside = [("ADMIN_KEY", KEY), ("PORT", port.as_str())];
     assert_eq!(listed(&beside, &here).len(), 2);
@@ -159,13 +168,13 @@ async fn a_refused_message_is_replayed_while_all_in_one_runs_and_after_it_was_st
     assert!(out.contains("no dead letters"), "{out}");
     let again = spec.start().await;
     alice.connect(again.port()).await;
-    eventually("the model is asked", SOON, || async {
-        model.count_for("secret three") == 2
+    wait_until("the model is asked", TEST_TIMEOUT, || async {
+        model.request_count_for("secret three") == 2
     })
     .await;
-    let answer = alice.until_type("response").await;
+    let answer = alice.wait_for_type("response").await;
     assert_eq!(answer["content"], "echo: secret three");
-    assert_eq!(model.count_for("secret two"), 1);
+    assert_eq!(model.request_count_for("secret two"), 1);
     let (code, _, err) = dlq(&[], &["list", "--data-dir", "nowhere"]);
     assert_eq!(code, Some(1));
     assert!(err.contains("there is no data directory"), "{err}");
@@ -183,18 +192,18 @@ async fn letters_in_kafka_are_replayed_once_and_answered() {
     let gateway = stack.gateway("server_1").start().await;
     let _worker = stack.worker("worker_1").start().await;
     let _relay = stack.relay("relay_1").start().await;
-    let mut bob = Classic::open(gateway.port(), "bob").await;
+    let mut bob = ClassicClient::open(gateway.port(), "bob").await;
     for n in 0..3 {
         let text = format!("refused {n}");
         stack
             .model
-            .next_for(&text, Answer::error(400, "invalid_request_error", "no"));
-        assert_eq!(bob.ask(&text).await["type"], "error");
+            .queue_answer(&text, Answer::error(400, "invalid_request_error", "no"));
+        assert_eq!(bob.send_and_wait(&text).await["type"], "error");
     }
     let servers = stack.kafka.address();
     let env = [("KAFKA_BOOTSTRAP_SERVERS", servers.as_str())];
     // The letter is written after the error was told.
-    eventually("three letters", SOON, || async {
+    wait_until("three letters", TEST_TIMEOUT, || async {
         listed(&env, &[]).len() == 3
     })
     .await;
@@ -205,7 +214,7 @@ async fn letters_in_kafka_are_replayed_once_and_answered() {
     assert_eq!(settled.len(), 2, "{out}");
     let mut answers = Vec::new();
     for _ in 0..2 {
-        let frame = bob.frame().await;
+        let frame = bob.next_frame().await;
         assert_eq!(frame["type"], "response", "{frame}");
         answers.push(frame["message_id"].clone());
     }
@@ -214,9 +223,9 @@ async fn letters_in_kafka_are_replayed_once_and_answered() {
         assert!(answers.contains(&one["message_id"]), "{one} {answers:?}");
     }
     assert!(listed(&env, &[]).is_empty());
-    assert_eq!(stack.model.count(), 5);
+    assert_eq!(stack.model.request_count(), 5);
     // The record names the old message in its header and its value.
-    let records = stack.plain().read(MESSAGES, 5, SOON).await;
+    let records = stack.kafka_client().read(MESSAGES, 5, TEST_TIMEOUT).await;
     let replays: Vec<_> = records
         .iter()
         .filter(|r| !r.json()["replay_of"].is_null())
@@ -236,8 +245,8 @@ async fn letters_in_kafka_are_replayed_once_and_answered() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_letters_with_other_records_between_them_are_all_found_in_kafka() {
-    let plain = PlainKafka::new(&kafka());
-    let topic = unique("letters");
+    let plain = KafkaClient::new(&kafka_address());
+    let topic = unique_name("letters");
     let dead = format!("{topic}.dlq");
     plain.create_topic(&topic, 3).await;
     plain.create_topic(&dead, 3).await;
@@ -262,7 +271,7 @@ async fn many_letters_with_other_records_between_them_are_all_found_in_kafka() {
             .produce(&dead, Some(&user), "{not JSON", &headers)
             .await;
     }
-    let (servers, redis) = (kafka(), redis_url());
+    let (servers, redis) = (kafka_address(), redis_url());
     let env = [
         ("KAFKA_BOOTSTRAP_SERVERS", servers.as_str()),
         ("REDIS_URL", redis.as_str()),
@@ -279,7 +288,7 @@ async fn many_letters_with_other_records_between_them_are_all_found_in_kafka() {
     // What nobody here can read goes back as it is.
     done(&env, &["replay", "--all", "--yes", "--limit", "25"]);
     assert_eq!(listed(&env, &[]).len(), 5);
-    let back = plain.read(&topic, 25, SOON).await;
+    let back = plain.read(&topic, 25, TEST_TIMEOUT).await;
     assert_eq!(back.len(), 25);
     assert!(
         back.iter()

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use crate::support::process::Spec;
+use crate::support::process::ProcessSpec;
 
 fn file(path: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
@@ -51,7 +51,7 @@ fn every_alert_leads_to_its_chapter_and_every_chapter_has_its_alert() {
     assert_eq!(runbooks, alerts.len());
     for heading in manual
         .lines()
-        .filter_map(|line| line.strip_prefix("### Chatmesh"))
+        .filter_map(|line| line.strip_prefix("### ChatmeshProcess"))
     {
         assert!(
             alerts.contains(&format!("Chatmesh{heading}").as_str()),
@@ -137,7 +137,7 @@ fn every_command_of_the_manual_is_one_that_there_is() {
             words[2] = "relay";
         }
         words.push("--help");
-        let (code, out, err) = Spec::new(&words).run();
+        let (code, out, err) = ProcessSpec::new(&words).run();
         assert_eq!(code, Some(0), "chatmesh {words:?}: {out}{err}");
     }
     let just = file("Justfile");
@@ -155,7 +155,7 @@ fn every_command_of_the_manual_is_one_that_there_is() {
 #[test]
 fn every_setting_and_metric_of_the_manual_is_one_that_there_is() {
     let manual = file("docs/operations.md");
-    let (_, defaults, _) = Spec::new(&["config", "default"]).run();
+    let (_, defaults, _) = ProcessSpec::new(&["config", "default"]).run();
     let metrics: BTreeSet<&str> = crate::monitoring::declared()
         .iter()
         .map(|m| m.name)

@@ -11,7 +11,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use super::process::free_port;
-use super::{SOON, eventually};
+use super::{TEST_TIMEOUT, wait_until};
 
 const ARGUMENTS: [&str; 10] = [
     "--headless=new",
@@ -65,7 +65,7 @@ impl Browser {
             profile,
             _turn: turn,
         };
-        eventually("chromedriver answers", SOON, || async {
+        wait_until("chromedriver answers", TEST_TIMEOUT, || async {
             browser.try_call(Method::GET, "/status", None).await.is_ok()
         })
         .await;
@@ -149,8 +149,8 @@ impl Browser {
     }
 
     /// Waits until this is true in the page.
-    pub(crate) async fn until(&self, condition: &str) {
-        let deadline = Instant::now() + SOON;
+    pub(crate) async fn wait_for(&self, condition: &str) {
+        let deadline = Instant::now() + TEST_TIMEOUT;
         loop {
             if self.js(&format!("Boolean({condition})")).await == true {
                 return;
@@ -238,7 +238,7 @@ impl Browser {
             .await;
         let done = "document.getAnimations().every((one) => one.playState === 'finished' \
                     || one.effect.getTiming().iterations === Infinity)";
-        self.until(done).await;
+        self.wait_for(done).await;
     }
 
     pub(crate) async fn picture(&self, file: &std::path::Path) {

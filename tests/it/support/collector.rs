@@ -44,13 +44,13 @@ struct State {
 }
 
 /// The collector; gone when dropped.
-pub(crate) struct Collector {
+pub(crate) struct TraceCollector {
     port: u16,
     state: Arc<Mutex<State>>,
     server: JoinHandle<()>,
 }
 
-impl Collector {
+impl TraceCollector {
     pub(crate) async fn start() -> Self {
         Self::start_as(true).await
     }
@@ -109,7 +109,7 @@ impl Collector {
     }
 }
 
-impl Drop for Collector {
+impl Drop for TraceCollector {
     fn drop(&mut self) {
         self.server.abort();
     }

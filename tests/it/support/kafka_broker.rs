@@ -8,7 +8,7 @@ use std::time::Duration;
 use chatmesh::config::settings::KafkaSettings;
 use tempfile::TempDir;
 
-use super::kafka::{PlainKafka, metadata_within};
+use super::kafka_client::{KafkaClient, metadata_within};
 use super::process::{free_port, signal};
 
 /// A machine that is busy with other tests takes its time.
@@ -86,14 +86,14 @@ impl KafkaBroker {
     /// A broker that answers.
     pub(crate) async fn start() -> Self {
         let mut broker = Self::prepare("");
-        broker.run().await;
+        broker.spawn_and_wait().await;
         broker
     }
 
     /// Starts the process, for the first time or again, and waits until it answers.
-    pub(crate) async fn run(&mut self) {
+    pub(crate) async fn spawn_and_wait(&mut self) {
         self.spawn();
-        self.ready().await;
+        self.wait_ready().await;
     }
 
     /// Starts the process without waiting.
@@ -115,7 +115,7 @@ impl KafkaBroker {
     }
 
     /// Waits until a client gets metadata.
-    pub(crate) async fn ready(&mut self) {
+    pub(crate) async fn wait_ready(&mut self) {
         let address = self.address();
         let answers = tokio::task::spawn_blocking(move || metadata_within(&address, READY));
         let answers = answers.await.expect("the wait for the broker");
@@ -128,13 +128,13 @@ impl KafkaBroker {
     }
 
     /// Settings of a client of this broker.
-    pub(crate) fn settings(&self) -> KafkaSettings {
-        settings(&self.address(), &[])
+    pub(crate) fn client_settings(&self) -> KafkaSettings {
+        kafka_settings(&self.address(), &[])
     }
 
     /// Access without chatmesh's code.
-    pub(crate) fn plain(&self) -> PlainKafka {
-        PlainKafka::new(&self.address())
+    pub(crate) fn kafka_client(&self) -> KafkaClient {
+        KafkaClient::new(&self.address())
     }
 
     /// SIGKILL.
@@ -154,12 +154,12 @@ impl KafkaBroker {
     }
 
     /// SIGSTOP: connections stay, and nothing answers.
-    pub(crate) fn stop(&self) {
+    pub(crate) fn pause(&self) {
         self.signal("STOP");
     }
 
     /// SIGCONT.
-    pub(crate) fn cont(&self) {
+    pub(crate) fn resume(&self) {
         self.signal("CONT");
     }
 
@@ -196,7 +196,7 @@ impl Drop for KafkaBroker {
 }
 
 /// Settings as a role would have them, with properties over them.
-pub(crate) fn settings(address: &str, properties: &[(&str, &str)]) -> KafkaSettings {
+pub(crate) fn kafka_settings(address: &str, properties: &[(&str, &str)]) -> KafkaSettings {
     KafkaSettings {
         bootstrap_servers: address.to_owned(),
         topic_partitions: 4,

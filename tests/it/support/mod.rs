@@ -1,4 +1,5 @@
-//! What the integration tests share: addresses, unique names, processes, clients, a scripted model.
+//! Shared parts of the integration tests: addresses of the shared services, private servers, roles
+//! as child processes, clients of both protocols, a scripted model API and waiting for conditions.
 #![allow(dead_code, reason = "each test uses some of it")]
 
 use std::future::Future;
@@ -7,67 +8,77 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 pub(crate) mod browser;
-pub(crate) mod client;
+pub(crate) mod classic;
 pub(crate) mod collector;
+pub(crate) mod history;
 pub(crate) mod http;
-pub(crate) mod kafka;
 pub(crate) mod kafka_broker;
-pub(crate) mod link;
+pub(crate) mod kafka_client;
+pub(crate) mod lossy_redis;
+pub(crate) mod machine;
 pub(crate) mod model;
 pub(crate) mod process;
-pub(crate) mod proxy;
 pub(crate) mod redis;
 pub(crate) mod redis_cluster;
-mod selftest;
+pub(crate) mod redis_server;
+pub(crate) mod scenario;
+mod self_test;
 pub(crate) mod stack;
+pub(crate) mod system;
+pub(crate) mod tcp_proxy;
 pub(crate) mod v1;
-pub(crate) mod world;
 
-/// Enough for anything that should take a moment, also on a busy machine.
-pub(crate) const SOON: Duration = Duration::from_secs(30);
+/// Limit for any step that normally takes a moment; generous because the machine may be busy.
+pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-fn address(name: &str) -> String {
-    match std::env::var(name) {
+/// How long a test listens for a frame that must not arrive, where no later frame can prove that
+/// it was never sent.
+pub(crate) const QUIET_PERIOD: Duration = Duration::from_millis(1500);
+
+fn address(variable: &str) -> String {
+    match std::env::var(variable) {
         Ok(value) if !value.is_empty() => value,
-        _ => panic!("{name} is not set: run tests/run NAME, or eval \"$(tests/run --services)\""),
+        _ => {
+            panic!("{variable} is not set: run tests/run NAME, or eval \"$(tests/run --services)\"")
+        }
     }
 }
 
-/// `host:port` of a real Kafka that all tests share.
-pub(crate) fn kafka() -> String {
+/// `host:port` of the real Kafka that all tests share.
+pub(crate) fn kafka_address() -> String {
     address("TEST_KAFKA")
 }
 
-/// URL of a real Redis that all tests share.
+/// URL of the real Redis that all tests share.
 pub(crate) fn redis_url() -> String {
     address("TEST_REDIS_URL")
 }
 
-/// URL of a real Redis cluster of three that all tests share.
+/// URL of the real Redis cluster of three nodes that all tests share.
 pub(crate) fn redis_cluster_url() -> String {
     address("TEST_REDIS_CLUSTER_URL")
 }
 
-/// URL of a real Redis behind three sentinels that all tests share.
+/// URL of the real Redis behind three sentinels that all tests share.
 pub(crate) fn redis_sentinel_url() -> String {
     address("TEST_REDIS_SENTINEL_URL")
 }
 
-/// A name that nothing else has: a user, a topic, a group.
-pub(crate) fn unique(prefix: &str) -> String {
+/// Returns a name for a user, topic or group that no other test uses.
+pub(crate) fn unique_name(prefix: &str) -> String {
     let id = uuid::Uuid::new_v4().simple().to_string();
     format!("{prefix}-{}", &id[..12])
 }
 
-/// Asks until `condition` holds, and fails by the name of `what` when it does not in time.
-pub(crate) async fn eventually<F, Fut>(what: &str, limit: Duration, mut condition: F)
+/// Checks `condition` every 50 ms until it holds. Panics with `what` after `limit`.
+pub(crate) async fn wait_until<F, Fut>(what: &str, limit: Duration, mut condition: F)
 where
     F: FnMut() -> Fut,
     Fut: Future<Output = bool>,
 {
     let deadline = Instant::now() + limit;
     while !condition().await {
-        assert!(Instant::now() < deadline, "{what}: not within {limit:?}");
+        assert!(Instant::now() < deadline, "not within {limit:?}: {what}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }

@@ -1,4 +1,4 @@
-//! The built executable as a child process, with a clean environment and its output kept.
+//! The built executable as a child process, with a clean environment and its output in a file.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -10,11 +10,11 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tokio::time::Instant;
 
-use super::{SOON, http};
+use super::{TEST_TIMEOUT, http};
 
-/// A loopback port that nothing listens on. They lie below the range that the kernel gives to
-/// outgoing connections, so that none of those can take one before its server is up, and no two
-/// calls in this process return the same.
+/// Returns a loopback port without a listener. The ports lie below the range that the kernel assigns
+/// to outgoing connections, so no such connection can occupy one before its server starts, and no
+/// two calls in this process return the same port.
 pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     const FIRST: u32 = 10_000;
@@ -37,7 +37,7 @@ pub(crate) fn signal(pid: u32, name: &str) {
     assert!(status.is_ok(), "sh could not be run");
 }
 
-/// Polls for the end of a child.
+/// Polls for the exit of a child. Returns `None` if it still runs after `limit`.
 pub(crate) async fn wait_exit(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
     let deadline = Instant::now() + limit;
     loop {
@@ -51,18 +51,19 @@ pub(crate) async fn wait_exit(child: &mut Child, limit: Duration) -> Option<Exit
     }
 }
 
-/// How a process is to be started; can be started again and again, on the same folder.
+/// The command line, environment and folder of a process. It can be started any number of times, each
+/// time on the same folder.
 #[derive(Debug, Clone)]
-pub(crate) struct Spec {
+pub(crate) struct ProcessSpec {
     name: String,
     args: Vec<String>,
     env: Vec<(String, String)>,
     port: Option<u16>,
-    descriptors: Option<u32>,
+    max_descriptors: Option<u32>,
     dir: Arc<TempDir>,
 }
 
-impl Spec {
+impl ProcessSpec {
     /// `chatmesh ARGS…`, in a new folder that is also its home.
     pub(crate) fn new(args: &[&str]) -> Self {
         Self {
@@ -70,26 +71,20 @@ impl Spec {
             args: args.iter().map(|arg| (*arg).to_owned()).collect(),
             env: Vec::new(),
             port: None,
-            descriptors: None,
+            max_descriptors: None,
             dir: Arc::new(tempfile::tempdir().expect("a temporary folder")),
         }
     }
 
-    fn with_port_flag(args: &[&str]) -> Self {
-        // Without the limits of a user: tests send more, and those of the limits set them.
-        Self::new(args).with_port()
-    }
-
     fn with_metrics_port(args: &[&str]) -> Self {
-        let port = free_port();
-        let mut spec = Self::new(args).env("METRICS_PORT", &port.to_string());
-        spec.port = Some(port);
-        spec
+        Self::new(args).on_other_metrics_port()
     }
 
-    /// A gateway on a free loopback port, with tokens of any form.
+    /// A gateway on a free loopback port that accepts any token.
     pub(crate) fn gateway() -> Self {
-        Self::with_port_flag(&["gateway", "--host", "127.0.0.1"]).env("AUTH_MODE", "open")
+        Self::new(&["gateway", "--host", "127.0.0.1"])
+            .on_free_port()
+            .env("AUTH_MODE", "open")
     }
 
     /// A worker with its health and metrics on a free port.
@@ -102,27 +97,28 @@ impl Spec {
         Self::with_metrics_port(&["relay"])
     }
 
-    /// The same with its health and metrics on another free port.
-    pub(crate) fn other_metrics_port(mut self) -> Self {
+    /// Moves health and metrics to another free port, so that a copy can run beside the first one.
+    pub(crate) fn on_other_metrics_port(mut self) -> Self {
         let port = free_port();
         self.port = Some(port);
         self.env("METRICS_PORT", &port.to_string())
     }
 
-    /// Everything in one process, in memory only.
+    /// All roles in one process, in memory only.
     pub(crate) fn ephemeral() -> Self {
-        Self::with_port_flag(&["all-in-one", "--ephemeral"])
+        Self::new(&["all-in-one", "--ephemeral"]).on_free_port()
     }
 
-    /// Everything in one process, on a durable folder below [`Spec::dir`].
+    /// All roles in one process, on a durable folder below [`ProcessSpec::dir`].
     pub(crate) fn durable() -> Self {
-        let spec = Self::with_port_flag(&["all-in-one"]);
+        let spec = Self::new(&["all-in-one"]).on_free_port();
         let data = spec.dir().join("data");
         spec.arg("--data-dir").arg(&data.display().to_string())
     }
 
-    /// On a free port, without the limits of a user.
-    pub(crate) fn with_port(mut self) -> Self {
+    /// Serves on a free port, and switches off the limits per user: most tests send more than these
+    /// allow, and the tests of the limits set them.
+    pub(crate) fn on_free_port(mut self) -> Self {
         let port = free_port();
         self.port = Some(port);
         self.arg("--port")
@@ -137,6 +133,7 @@ impl Spec {
         self
     }
 
+    /// Sets a variable, in place of an earlier value.
     pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
         self.env.retain(|(known, _)| known != name);
         self.env.push((name.to_owned(), value.to_owned()));
@@ -148,19 +145,19 @@ impl Spec {
         self
     }
 
-    /// With so few file descriptors (`ulimit -n`).
-    pub(crate) fn descriptors(mut self, most: u32) -> Self {
-        self.descriptors = Some(most);
+    /// Limits the number of file descriptors (`ulimit -n`).
+    pub(crate) fn max_descriptors(mut self, limit: u32) -> Self {
+        self.max_descriptors = Some(limit);
         self
     }
 
-    /// What logs and failures call it.
-    pub(crate) fn named(mut self, name: &str) -> Self {
+    /// Sets the name that log files and failures use.
+    pub(crate) fn with_name(mut self, name: &str) -> Self {
         name.clone_into(&mut self.name);
         self
     }
 
-    /// Its working folder and home.
+    /// Its working folder, which is also its home.
     pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
     }
@@ -169,16 +166,16 @@ impl Spec {
         self.port.expect("this command serves no port")
     }
 
-    /// What would be run, with nothing on its standard input.
+    /// The command to run, with an empty standard input. `TEST_CHATMESH` in the environment replaces
+    /// the executable by another build of it.
     pub(crate) fn command(&self) -> Command {
-        // Another build of it, where the environment names one.
         let program = std::env::var_os("TEST_CHATMESH");
         let program = program.unwrap_or_else(|| env!("CARGO_BIN_EXE_chatmesh").into());
-        let mut command = match self.descriptors {
+        let mut command = match self.max_descriptors {
             None => Command::new(program),
-            Some(most) => {
+            Some(limit) => {
                 let mut shell = Command::new("sh");
-                let limited = format!("ulimit -n {most} && exec \"$0\" \"$@\"");
+                let limited = format!("ulimit -n {limit} && exec \"$0\" \"$@\"");
                 shell.args(["-c", &limited]).arg(program);
                 shell
             }
@@ -195,12 +192,12 @@ impl Spec {
         command
     }
 
-    /// Starts it and returns at once.
-    pub(crate) fn spawn(&self) -> Chatmesh {
+    /// Starts the process and returns at once.
+    pub(crate) fn spawn(&self) -> ChatmeshProcess {
         let log = self
             .dir
             .path()
-            .join(format!("{}.log", super::unique(&self.name)));
+            .join(format!("{}.log", super::unique_name(&self.name)));
         let out = File::create(&log).expect("a log file");
         let child = self
             .command()
@@ -208,21 +205,21 @@ impl Spec {
             .stderr(out)
             .spawn()
             .expect("start chatmesh");
-        Chatmesh {
+        ChatmeshProcess {
             child,
             log,
             spec: self.clone(),
         }
     }
 
-    /// Starts it and waits until it says that it is ready.
-    pub(crate) async fn start(&self) -> Chatmesh {
+    /// Starts the process and waits until it reports that it is ready.
+    pub(crate) async fn start(&self) -> ChatmeshProcess {
         let mut process = self.spawn();
-        process.ready(SOON).await;
+        process.wait_ready(TEST_TIMEOUT).await;
         process
     }
 
-    /// Runs it to its end: exit code, standard output, standard error.
+    /// Runs the process to its end. Returns the exit code, standard output and standard error.
     pub(crate) fn run(&self) -> (Option<i32>, String, String) {
         let output = self.command().output().expect("start chatmesh");
         (
@@ -233,15 +230,16 @@ impl Spec {
     }
 }
 
-/// A running chatmesh; killed when dropped. When the test fails, its last lines are shown.
+/// A running chatmesh process. Drop kills it; when the test panics, drop also prints the last lines of
+/// its log.
 #[derive(Debug)]
-pub(crate) struct Chatmesh {
+pub(crate) struct ChatmeshProcess {
     child: Child,
     log: PathBuf,
-    spec: Spec,
+    spec: ProcessSpec,
 }
 
-impl Chatmesh {
+impl ChatmeshProcess {
     pub(crate) fn port(&self) -> u16 {
         self.spec.port()
     }
@@ -250,8 +248,8 @@ impl Chatmesh {
         self.child.id()
     }
 
-    /// How it was started.
-    pub(crate) fn spec(&self) -> &Spec {
+    /// The specification that it was started from.
+    pub(crate) fn spec(&self) -> &ProcessSpec {
         &self.spec
     }
 
@@ -259,7 +257,7 @@ impl Chatmesh {
         format!("http://127.0.0.1:{}{path}", self.port())
     }
 
-    /// What it printed so far.
+    /// Its output so far.
     pub(crate) fn log(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
     }
@@ -270,12 +268,12 @@ impl Chatmesh {
             .is_ok_and(|reply| reply.status == 200)
     }
 
-    /// Waits for `/health/ready`, and fails when the process ends before that.
-    pub(crate) async fn ready(&mut self, limit: Duration) {
+    /// Waits for `/health/ready`. Panics if the process exits first.
+    pub(crate) async fn wait_ready(&mut self, limit: Duration) {
         let deadline = Instant::now() + limit;
         while !self.is_ready().await {
-            let ended = self.child.try_wait().expect("wait for chatmesh");
-            assert!(ended.is_none(), "{} ended: {ended:?}", self.spec.name);
+            let exit = self.child.try_wait().expect("wait for chatmesh");
+            assert!(exit.is_none(), "{} exited: {exit:?}", self.spec.name);
             assert!(
                 Instant::now() < deadline,
                 "{} is not ready within {limit:?}",
@@ -285,48 +283,49 @@ impl Chatmesh {
         }
     }
 
-    /// Waits until its output holds `text`.
-    pub(crate) async fn says(&self, text: &str, limit: Duration) {
-        let what = format!("{} says {text:?}", self.spec.name);
-        super::eventually(&what, limit, || async { self.log().contains(text) }).await;
+    /// Waits until its output contains `text`.
+    pub(crate) async fn wait_for_log(&self, text: &str, limit: Duration) {
+        let what = format!("{text:?} in the log of {}", self.spec.name);
+        super::wait_until(&what, limit, || async { self.log().contains(text) }).await;
     }
 
-    pub(crate) fn term(&self) {
+    /// Sends SIGTERM.
+    pub(crate) fn terminate(&self) {
         signal(self.child.id(), "TERM");
     }
 
-    /// Ends it as a crash would, and waits until it is gone.
-    pub(crate) fn kill9(&mut self) {
+    /// Sends SIGKILL and waits for the exit.
+    pub(crate) fn kill(&mut self) {
         self.child.kill().expect("kill chatmesh");
         self.child.wait().expect("wait for chatmesh");
     }
 
-    /// Freezes it (SIGSTOP).
-    pub(crate) fn stop(&self) {
+    /// Sends SIGSTOP.
+    pub(crate) fn pause(&self) {
         signal(self.child.id(), "STOP");
     }
 
-    /// Lets it go on (SIGCONT).
-    pub(crate) fn cont(&self) {
+    /// Sends SIGCONT.
+    pub(crate) fn resume(&self) {
         signal(self.child.id(), "CONT");
     }
 
     pub(crate) async fn wait_exit(&mut self, limit: Duration) -> ExitStatus {
         match wait_exit(&mut self.child, limit).await {
             Some(status) => status,
-            None => panic!("{} did not end within {limit:?}", self.spec.name),
+            None => panic!("{} did not exit within {limit:?}", self.spec.name),
         }
     }
 
-    /// SIGTERM; it must end by itself, in order, with exit code 0.
+    /// Sends SIGTERM and waits for an orderly exit with code 0.
     pub(crate) async fn drain(&mut self) {
-        self.term();
-        let status = self.wait_exit(SOON).await;
-        assert_eq!(status.code(), Some(0), "{} ended badly", self.spec.name);
+        self.terminate();
+        let status = self.wait_exit(TEST_TIMEOUT).await;
+        assert_eq!(status.code(), Some(0), "{} exited badly", self.spec.name);
     }
 }
 
-impl Drop for Chatmesh {
+impl Drop for ChatmeshProcess {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();

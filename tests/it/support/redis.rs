@@ -1,38 +1,35 @@
-//! A Redis of a test's own, to be killed, emptied and frozen; and plain access to any Redis.
-
-use std::io::{BufRead, BufReader, Write};
-use std::net::TcpStream;
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+//! A private Redis that a test can kill, empty and pause, and Redis clients without chatmesh's code.
 
 use fred::interfaces::ClientLike;
 use tempfile::TempDir;
 
-use super::process::{free_port, signal};
-use super::{SOON, eventually};
+use super::process::free_port;
+use super::redis_server::{RedisServer, send_command};
 
-/// A private `redis-server`; killed when dropped.
+/// Options of a server that keeps its data over a crash: an append-only file, synced every second.
+pub(super) const APPEND_ONLY: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "everysec"];
+
+/// A Redis of one test with an append-only file. Drop kills it.
 #[derive(Debug)]
 pub(crate) struct PrivateRedis {
     port: u16,
     dir: TempDir,
-    child: Option<Child>,
+    server: Option<RedisServer>,
 }
 
 impl PrivateRedis {
-    /// Starts one that keeps its data in an append-only file.
     pub(crate) async fn start() -> Self {
         let mut redis = Self::not_started();
         redis.restart().await;
         redis
     }
 
-    /// Its address is known, but nothing is there yet; [`PrivateRedis::restart`] starts it.
+    /// Chooses the address without starting a server; [`PrivateRedis::restart`] starts it.
     pub(crate) fn not_started() -> Self {
         Self {
             port: free_port(),
             dir: tempfile::tempdir().expect("a temporary folder"),
-            child: None,
+            server: None,
         }
     }
 
@@ -41,36 +38,27 @@ impl PrivateRedis {
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.child.as_ref().expect("it runs").id()
+        self.server.as_ref().expect("the server runs").pid()
     }
 
     pub(crate) fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// Starts it on the data that it had.
+    /// Starts the server on the data of its append-only file. A running server is killed first.
     pub(crate) async fn restart(&mut self) {
-        self.kill9();
-        let child = Command::new("redis-server")
-            .args(["--bind", "127.0.0.1", "--port", &self.port.to_string()])
-            .args(["--appendonly", "yes", "--appendfsync", "everysec"])
-            .args(["--save", ""])
-            .arg("--dir")
-            .arg(self.dir.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("start redis-server (tests/run installs it)");
-        self.child = Some(child);
-        eventually("a private Redis answers", SOON, || async { self.answers() }).await;
+        self.kill();
+        let (port, dir) = (self.port, self.dir.path().to_owned());
+        let start = move || RedisServer::start(port, &dir, &APPEND_ONLY);
+        let server = tokio::task::spawn_blocking(start).await;
+        self.server = Some(server.expect("a started Redis"));
     }
 
-    /// Starts it with nothing, as a server that lost its disk.
+    /// Starts the server without data, like one that lost its disk.
     pub(crate) async fn restart_empty(&mut self) {
-        self.kill9();
-        for entry in std::fs::read_dir(self.dir.path()).expect("the data's folder") {
-            let path = entry.expect("an entry of the data's folder").path();
+        self.kill();
+        for entry in std::fs::read_dir(self.dir.path()).expect("the data folder") {
+            let path = entry.expect("an entry of the data folder").path();
             if path.is_dir() {
                 std::fs::remove_dir_all(path).expect("remove data");
             } else {
@@ -80,89 +68,64 @@ impl PrivateRedis {
         self.restart().await;
     }
 
-    /// Ends it as a crash would. What it had written to its file stays.
-    pub(crate) fn kill9(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
+    /// Kills the server (SIGKILL). What it wrote to its append-only file remains.
+    pub(crate) fn kill(&mut self) {
+        self.server = None;
+    }
+
+    /// Sends SIGSTOP: connections stay open and nothing answers.
+    pub(crate) fn pause(&self) {
+        if let Some(server) = &self.server {
+            server.pause();
         }
     }
 
-    /// Freezes it (SIGSTOP): connections stay open and nothing answers.
-    pub(crate) fn freeze(&self) {
-        if let Some(child) = &self.child {
-            signal(child.id(), "STOP");
+    /// Sends SIGCONT.
+    pub(crate) fn resume(&self) {
+        if let Some(server) = &self.server {
+            server.resume();
         }
     }
 
-    /// Lets it go on (SIGCONT).
-    pub(crate) fn thaw(&self) {
-        if let Some(child) = &self.child {
-            signal(child.id(), "CONT");
-        }
-    }
-
-    /// Removes every key.
+    /// Deletes every key.
     pub(crate) fn flush_all(&self) {
-        assert_eq!(self.inline("FLUSHALL").as_deref(), Some("+OK"));
+        self.expect_ok("FLUSHALL");
     }
 
-    /// Closes every connection that listens to channels.
+    /// Closes every connection that subscribes to channels.
     pub(crate) fn kill_subscribers(&self) {
-        let _ = self.inline("CLIENT KILL TYPE pubsub");
+        let _ = send_command(self.port, "CLIENT KILL TYPE pubsub");
     }
 
-    fn answers(&self) -> bool {
-        self.inline("PING").as_deref() == Some("+PONG")
-    }
-
-    /// A command that must be answered by OK.
-    pub(crate) fn ok(&self, command: &str) {
-        assert_eq!(self.inline(command).as_deref(), Some("+OK"), "{command}");
-    }
-
-    fn inline(&self, command: &str) -> Option<String> {
-        inline(self.port, command)
+    /// Sends a command and panics unless the reply is OK.
+    pub(crate) fn expect_ok(&self, command: &str) {
+        let reply = send_command(self.port, command);
+        assert_eq!(reply.as_deref(), Some("+OK"), "{command}");
     }
 }
 
-/// How many keys it has.
-pub(crate) fn keys(port: u16) -> usize {
-    let said = inline(port, "DBSIZE").unwrap_or_default();
-    said.trim_start_matches(':')
+/// The number of keys of a server.
+pub(crate) fn key_count(port: u16) -> usize {
+    let reply = send_command(port, "DBSIZE").unwrap_or_default();
+    reply
+        .trim_start_matches(':')
         .parse()
-        .unwrap_or_else(|_| panic!("DBSIZE: {said}"))
+        .unwrap_or_else(|_| panic!("DBSIZE: {reply}"))
 }
 
-/// A command without a client library; the first line of its answer.
-pub(super) fn inline(port: u16, command: &str) -> Option<String> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
-    stream.write_all(format!("{command}\r\n").as_bytes()).ok()?;
-    let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line).ok()?;
-    Some(line.trim_end().to_owned())
-}
-
-impl Drop for PrivateRedis {
-    fn drop(&mut self) {
-        self.kill9();
-    }
-}
-
-fn plain_config(url: &str) -> fred::types::config::Config {
+fn client_config(url: &str) -> fred::types::config::Config {
     fred::types::config::Config::from_url(url).expect("a Redis URL")
 }
 
 /// A connected client without any of chatmesh's code.
-pub(crate) async fn plain_client(url: &str) -> fred::clients::Client {
-    let client = fred::clients::Client::new(plain_config(url), None, None, None);
+pub(crate) async fn redis_client(url: &str) -> fred::clients::Client {
+    let client = fred::clients::Client::new(client_config(url), None, None, None);
     client.init().await.expect("connect to Redis");
     client
 }
 
-/// What the original gateway does: subscribes to `user:{userid}` by plain pub/sub. Every payload
-/// comes out of the channel in order.
+/// Subscribes to a channel by plain pub/sub, as the original gateway does. Returns the connection and
+/// the payloads in order.
 pub(crate) async fn subscribe(
     url: &str,
     channel: &str,
@@ -172,12 +135,12 @@ pub(crate) async fn subscribe(
 ) {
     use fred::interfaces::{EventInterface, PubsubInterface};
     let performance = fred::types::config::PerformanceConfig {
-        // The default of 32 loses what a busy test does not read at once.
+        // The default of 32 drops messages that a busy test does not read at once.
         broadcast_channel_capacity: 65_536,
         ..Default::default()
     };
     let client =
-        fred::clients::SubscriberClient::new(plain_config(url), Some(performance), None, None);
+        fred::clients::SubscriberClient::new(client_config(url), Some(performance), None, None);
     client.init().await.expect("connect to Redis");
     let mut messages = client.message_rx();
     client.subscribe(channel).await.expect("subscribe");

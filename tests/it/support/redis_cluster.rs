@@ -1,16 +1,16 @@
-//! A Redis cluster of a test's own, of three nodes without replicas.
+//! A private Redis cluster of three nodes without replicas.
 
 use std::net::TcpListener;
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
-use super::process::{free_port, signal};
-use super::redis::inline;
-use super::{SOON, eventually};
+use super::process::free_port;
+use super::redis::APPEND_ONLY;
+use super::redis_server::{RedisServer, send_command};
+use super::{TEST_TIMEOUT, wait_until};
 
-/// Three nodes; killed when dropped.
+/// Three nodes with append-only files. Drop kills them.
 pub(crate) struct RedisCluster {
     nodes: Vec<Node>,
 }
@@ -18,37 +18,18 @@ pub(crate) struct RedisCluster {
 struct Node {
     port: u16,
     dir: TempDir,
-    child: Option<Child>,
+    server: Option<RedisServer>,
 }
 
 impl Node {
-    fn start(&mut self) {
-        let child = Command::new("redis-server")
-            .args(["--bind", "127.0.0.1", "--port", &self.port.to_string()])
-            .args(["--appendonly", "yes", "--appendfsync", "everysec"])
-            .args(["--save", "", "--cluster-enabled", "yes"])
-            .args(["--cluster-node-timeout", "3000"])
-            .arg("--dir")
-            .arg(self.dir.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("start redis-server (tests/run installs it)");
-        self.child = Some(child);
-    }
-
-    fn kill9(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        self.kill9();
+    /// Starts the node on the data of its append-only file.
+    async fn start(&mut self) {
+        let (port, dir) = (self.port, self.dir.path().to_owned());
+        let mut options = APPEND_ONLY.to_vec();
+        options.extend(["--cluster-enabled", "yes", "--cluster-node-timeout", "3000"]);
+        let start = move || RedisServer::start(port, &dir, &options);
+        let server = tokio::task::spawn_blocking(start).await;
+        self.server = Some(server.expect("a started node of the cluster"));
     }
 }
 
@@ -57,23 +38,23 @@ impl RedisCluster {
         let mut nodes = Vec::new();
         while nodes.len() < 3 {
             let port = free_port();
-            // The nodes talk to each other 10,000 above.
+            // The cluster bus of a node listens 10,000 above its port.
             if TcpListener::bind(("127.0.0.1", port + 10_000)).is_ok() {
                 let dir = tempfile::tempdir().expect("a temporary folder");
                 nodes.push(Node {
                     port,
                     dir,
-                    child: None,
+                    server: None,
                 });
             }
         }
         let mut cluster = Self { nodes };
-        cluster.run().await;
+        cluster.start_nodes().await;
         let addresses = cluster
             .nodes
             .iter()
             .map(|node| format!("127.0.0.1:{}", node.port));
-        let made = Command::new("redis-cli")
+        let created = Command::new("redis-cli")
             .args(["--cluster", "create"])
             .args(addresses)
             .arg("--cluster-yes")
@@ -81,38 +62,33 @@ impl RedisCluster {
             .output()
             .expect("run redis-cli");
         assert!(
-            made.status.success(),
+            created.status.success(),
             "{}",
-            String::from_utf8_lossy(&made.stdout)
+            String::from_utf8_lossy(&created.stdout)
         );
-        cluster.ready().await;
+        cluster.wait_ready().await;
         cluster
     }
 
-    async fn run(&mut self) {
+    async fn start_nodes(&mut self) {
         for node in &mut self.nodes {
-            node.start();
-        }
-        for node in &self.nodes {
-            eventually("a node of the cluster answers", SOON, || async {
-                inline(node.port, "PING").as_deref() == Some("+PONG")
-            })
-            .await;
+            node.start().await;
         }
     }
 
-    /// Every node serves its slots. A key of each node's slots is asked for at each.
-    async fn ready(&self) {
-        eventually("the cluster is one", SOON, || async {
-            self.nodes.iter().all(|node| {
-                let output = Command::new("redis-cli")
-                    .args(["-p", &node.port.to_string(), "cluster", "info"])
-                    .output()
-                    .expect("run redis-cli");
-                let said = String::from_utf8_lossy(&output.stdout).into_owned();
-                said.contains("cluster_state:ok") && said.contains("cluster_known_nodes:3")
-            })
-        })
+    /// Waits until every node knows the others and serves its slots.
+    async fn wait_ready(&self) {
+        wait_until(
+            "every node reports a complete cluster",
+            TEST_TIMEOUT,
+            || async {
+                self.nodes.iter().all(|node| {
+                    send_command(node.port, "CLUSTER INFO").is_some_and(|info| {
+                        info.contains("cluster_state:ok") && info.contains("cluster_known_nodes:3")
+                    })
+                })
+            },
+        )
         .await;
     }
 
@@ -123,45 +99,41 @@ impl RedisCluster {
         )
     }
 
-    /// Removes every key.
+    /// Deletes every key.
     pub(crate) fn flush_all(&self) {
         for node in &self.nodes {
-            assert_eq!(inline(node.port, "FLUSHALL").as_deref(), Some("+OK"));
+            let reply = send_command(node.port, "FLUSHALL");
+            assert_eq!(reply.as_deref(), Some("+OK"));
         }
     }
 
-    /// Closes every connection that listens to channels.
+    /// Closes every connection that subscribes to channels.
     pub(crate) fn kill_subscribers(&self) {
         for node in &self.nodes {
-            let _ = inline(node.port, "CLIENT KILL TYPE pubsub");
+            let _ = send_command(node.port, "CLIENT KILL TYPE pubsub");
         }
     }
 
-    /// All nodes crash and come back with what they had written.
+    /// Kills all nodes and restarts them on the data of their append-only files.
     pub(crate) async fn restart(&mut self) {
         for node in &mut self.nodes {
-            node.kill9();
+            node.server = None;
         }
-        self.run().await;
-        self.ready().await;
+        self.start_nodes().await;
+        self.wait_ready().await;
     }
 
-    /// Freezes every node.
-    pub(crate) fn freeze(&self) {
-        self.signal("STOP");
+    /// Sends SIGSTOP to every node.
+    pub(crate) fn pause(&self) {
+        self.servers().for_each(RedisServer::pause);
     }
 
-    /// Lets them go on.
-    pub(crate) fn thaw(&self) {
-        self.signal("CONT");
+    /// Sends SIGCONT to every node.
+    pub(crate) fn resume(&self) {
+        self.servers().for_each(RedisServer::resume);
     }
 
-    fn signal(&self, name: &str) {
-        for child in self.nodes.iter().filter_map(|node| node.child.as_ref()) {
-            signal(child.id(), name);
-        }
+    fn servers(&self) -> impl Iterator<Item = &RedisServer> {
+        self.nodes.iter().filter_map(|node| node.server.as_ref())
     }
 }
-
-/// A pause in which the servers write what they have to their files.
-pub(crate) const WRITTEN: Duration = Duration::from_millis(1200);

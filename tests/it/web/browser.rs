@@ -3,10 +3,10 @@
 use serde_json::json;
 
 use crate::support::browser::Browser;
-use crate::support::link::{Link, Traffic};
 use crate::support::model::{Answer, Script, ScriptedModel};
-use crate::support::process::{Chatmesh, Spec};
-use crate::support::{SOON, eventually};
+use crate::support::process::{ChatmeshProcess, ProcessSpec};
+use crate::support::tcp_proxy::{ProxyMode, TcpProxy};
+use crate::support::{TEST_TIMEOUT, wait_until};
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ const CONNECTED: &str = "document.getElementById('connection').dataset.state ===
 const ANSWERED: &str = "document.querySelector('.turn') && \
                         !document.querySelector('.turn[aria-busy=true]')";
 
-pub(super) fn with_model(spec: Spec, model: &ScriptedModel) -> Spec {
+pub(super) fn with_model(spec: ProcessSpec, model: &ScriptedModel) -> ProcessSpec {
     spec.env("OPENAI_BASE_URL", &model.base_url())
         .env("OPENAI_TIMEOUT_MS", "60000")
         .env("OPENAI_IDLE_TIMEOUT_MS", "60000")
@@ -26,7 +26,7 @@ pub(super) fn with_model(spec: Spec, model: &ScriptedModel) -> Spec {
 /// The page, connected.
 pub(super) async fn open(browser: &Browser, url: &str) {
     browser.open(url).await;
-    browser.until(CONNECTED).await;
+    browser.wait_for(CONNECTED).await;
 }
 
 pub(super) async fn ask(browser: &Browser, question: &str) {
@@ -36,12 +36,12 @@ pub(super) async fn ask(browser: &Browser, question: &str) {
 /// Waits until the answer holds this.
 async fn shows(browser: &Browser, text: &str) {
     browser
-        .until(&format!("({ANSWER}).includes({})", json!(text)))
+        .wait_for(&format!("({ANSWER}).includes({})", json!(text)))
         .await;
 }
 
-async fn started(model: &ScriptedModel) -> Chatmesh {
-    with_model(Spec::ephemeral(), model).start().await
+async fn started(model: &ScriptedModel) -> ChatmeshProcess {
+    with_model(ProcessSpec::ephemeral(), model).start().await
 }
 
 fn words(count: usize) -> String {
@@ -57,7 +57,7 @@ fn half(text: &str) -> Script {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_streams_in_and_the_conversation_is_listed_and_deleted() {
     let model = ScriptedModel::start().await;
-    model.next_for("first", half("It *begins* "));
+    model.queue_answer("first", half("It *begins* "));
     let server = started(&model).await;
     let browser = Browser::start().await;
     open(&browser, &server.url("/test-ui.html")).await;
@@ -85,7 +85,7 @@ async fn an_answer_streams_in_and_the_conversation_is_listed_and_deleted() {
     ask(&browser, "second").await;
     shows(&browser, "echo: second").await;
     browser
-        .until("document.querySelectorAll('#conversations li').length === 2")
+        .wait_for("document.querySelectorAll('#conversations li').length === 2")
         .await;
     assert_eq!(
         browser
@@ -99,14 +99,14 @@ async fn an_answer_streams_in_and_the_conversation_is_listed_and_deleted() {
     // Stop, by the button.
     browser.click("#stop").await;
     browser
-        .until("document.body.innerText.includes('Stopped here.')")
+        .wait_for("document.body.innerText.includes('Stopped here.')")
         .await;
     assert!(browser.text(ANSWER).await.contains("It begins"));
     browser
-        .until("document.getElementById('stop').hidden")
+        .wait_for("document.getElementById('stop').hidden")
         .await;
-    eventually("the model's stream is closed", SOON, || async {
-        model.closed_early() == ["first"]
+    wait_until("the model's stream is closed", TEST_TIMEOUT, || async {
+        model.aborted_prompts() == ["first"]
     })
     .await;
 
@@ -121,25 +121,25 @@ async fn an_answer_streams_in_and_the_conversation_is_listed_and_deleted() {
     );
 
     // Both are there after a reload, from the server's history.
-    browser.until(ANSWERED).await;
+    browser.wait_for(ANSWERED).await;
     browser.reload().await;
     shows(&browser, "echo: first").await;
     browser
-        .until("document.body.innerText.includes('Stopped here.')")
+        .wait_for("document.body.innerText.includes('Stopped here.')")
         .await;
 
     browser.click("#conversations li.current button").await;
     browser.click("#confirm button[value=yes]").await;
     browser
-        .until("document.querySelectorAll('#conversations li').length === 1")
+        .wait_for("document.querySelectorAll('#conversations li').length === 1")
         .await;
     browser
-        .until("!document.getElementById('welcome').hidden")
+        .wait_for("!document.getElementById('welcome').hidden")
         .await;
     browser.reload().await;
-    browser.until(CONNECTED).await;
+    browser.wait_for(CONNECTED).await;
     browser
-        .until("document.querySelectorAll('#conversations li').length === 1")
+        .wait_for("document.querySelectorAll('#conversations li').length === 1")
         .await;
     browser.assert_no_complaints().await;
 }
@@ -147,17 +147,17 @@ async fn an_answer_streams_in_and_the_conversation_is_listed_and_deleted() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_goes_on_to_its_end_after_kill_9_in_its_middle() {
     let model = ScriptedModel::start().await;
-    model.next_for("long", half("one two three "));
-    let spec = with_model(Spec::durable(), &model);
+    model.queue_answer("long", half("one two three "));
+    let spec = with_model(ProcessSpec::durable(), &model);
     let mut server = spec.start().await;
     let browser = Browser::start().await;
     open(&browser, &server.url("/")).await;
     ask(&browser, "long").await;
     shows(&browser, "one two three").await;
-    model.next_for("long", Script::say("four five six, and that is all."));
+    model.queue_answer("long", Script::complete("four five six, and that is all."));
 
-    server.kill9();
-    browser.until(&format!("!({CONNECTED})")).await;
+    server.kill();
+    browser.wait_for(&format!("!({CONNECTED})")).await;
     let said = browser
         .text("document.getElementById('connection-words').textContent")
         .await;
@@ -166,7 +166,7 @@ async fn an_answer_goes_on_to_its_end_after_kill_9_in_its_middle() {
 
     let _server = spec.start().await;
     shows(&browser, "four five six, and that is all.").await;
-    browser.until(ANSWERED).await;
+    browser.wait_for(ANSWERED).await;
     let whole = browser.text(ANSWER).await;
     assert_eq!(
         whole.trim(),
@@ -179,7 +179,7 @@ async fn an_answer_goes_on_to_its_end_after_kill_9_in_its_middle() {
             .await,
         1
     );
-    assert_eq!(model.count_for("long"), 2);
+    assert_eq!(model.request_count_for("long"), 2);
     // The browser itself notes every connection that fails, and nothing else may be there.
     let other: Vec<String> = browser.log().await;
     let other: Vec<&String> = other
@@ -193,52 +193,56 @@ async fn an_answer_goes_on_to_its_end_after_kill_9_in_its_middle() {
 async fn an_answer_goes_on_through_lost_connections_and_a_reload() {
     let text = words(150);
     let model = ScriptedModel::start().await;
-    let paced = |text: &str| Script::say(text).paced(Duration::from_millis(20));
-    model.next_for("count", paced(&text));
-    model.next_for("again", paced(&text));
+    let paced = |text: &str| Script::complete(text).chunk_interval(Duration::from_millis(20));
+    model.queue_answer("count", paced(&text));
+    model.queue_answer("again", paced(&text));
     let server = started(&model).await;
-    let link = Link::to(server.port()).await;
+    let link = TcpProxy::start(server.port()).await;
     let browser = Browser::start().await;
     open(&browser, &format!("http://127.0.0.1:{}/", link.port())).await;
     ask(&browser, "count").await;
     shows(&browser, "word10 ").await;
-    link.set(Traffic::Cut);
-    browser.until(&format!("!({CONNECTED})")).await;
+    link.set_mode(ProxyMode::Disconnect);
+    browser.wait_for(&format!("!({CONNECTED})")).await;
     // Sent while nobody is there, and answered after that.
     ask(&browser, "meanwhile").await;
     browser
-        .until("document.body.innerText.includes('when there is a connection')")
+        .wait_for("document.body.innerText.includes('when there is a connection')")
         .await;
-    link.set(Traffic::Open);
+    link.set_mode(ProxyMode::Forward);
     browser
-        .until("document.querySelectorAll('.turn').length === 2")
+        .wait_for("document.querySelectorAll('.turn').length === 2")
         .await;
     shows(&browser, "echo: meanwhile").await;
     let first = browser
         .text("document.querySelector('.turn .answer').innerText")
         .await;
     assert_eq!(first.trim(), text);
-    assert_eq!(model.count_for("count"), 1, "the model was asked once");
+    assert_eq!(
+        model.request_count_for("count"),
+        1,
+        "the model was asked once"
+    );
 
     ask(&browser, "again").await;
     shows(&browser, "word10 ").await;
     browser.reload().await;
     browser
-        .until("document.querySelectorAll('.turn').length === 3")
+        .wait_for("document.querySelectorAll('.turn').length === 3")
         .await;
     shows(&browser, "word150").await;
-    browser.until(ANSWERED).await;
+    browser.wait_for(ANSWERED).await;
     assert_eq!(browser.text(ANSWER).await.trim(), text);
     let asked =
         browser.text("[...document.querySelectorAll('.question')].map((q) => q.innerText).join()");
     assert_eq!(asked.await, "count,meanwhile,again");
-    assert_eq!(model.count(), 3);
+    assert_eq!(model.request_count(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_tabs_are_in_step() {
     let model = ScriptedModel::start().await;
-    model.next_for("shared", half("both see this "));
+    model.queue_answer("shared", half("both see this "));
     let server = started(&model).await;
     let browser = Browser::start().await;
     open(&browser, &server.url("/")).await;
@@ -262,7 +266,7 @@ async fn two_tabs_are_in_step() {
         .press(&crate::support::browser::key::ESCAPE.to_string())
         .await;
     browser
-        .until("document.body.innerText.includes('Stopped here.')")
+        .wait_for("document.body.innerText.includes('Stopped here.')")
         .await;
     ask(&browser, "from the second tab").await;
     shows(&browser, "echo: from the second tab").await;
@@ -281,11 +285,11 @@ async fn two_tabs_are_in_step() {
     browser.click("#conversations li.current button").await;
     browser.click("#confirm button[value=yes]").await;
     browser
-        .until("!document.getElementById('welcome').hidden")
+        .wait_for("!document.getElementById('welcome').hidden")
         .await;
     browser.switch_to(&two).await;
     browser
-        .until("!document.getElementById('welcome').hidden")
+        .wait_for("!document.getElementById('welcome').hidden")
         .await;
     browser.assert_no_complaints().await;
 }
@@ -315,16 +319,16 @@ async fn a_hostile_answer_and_question_do_nothing() {
         } else {
             HOSTILE.to_owned()
         };
-        Answer::from(Script::say(&text))
+        Answer::from(Script::complete(&text))
     })
     .await;
     let server = started(&model).await;
     let browser = Browser::start().await;
     open(&browser, &server.url("/")).await;
     ask(&browser, "<img src=x onerror=window.hacked=13>").await;
-    browser.until(ANSWERED).await;
+    browser.wait_for(ANSWERED).await;
     browser
-        .until("document.querySelector('.answer figure.code')")
+        .wait_for("document.querySelector('.answer figure.code')")
         .await;
     let found = browser
         .js("[...document.querySelectorAll('#turns *')].filter((e) => \
@@ -357,9 +361,9 @@ async fn a_hostile_answer_and_question_do_nothing() {
     }
     ask(&browser, "deep").await;
     browser
-        .until("document.querySelectorAll('.turn').length === 2")
+        .wait_for("document.querySelectorAll('.turn').length === 2")
         .await;
-    browser.until(ANSWERED).await;
+    browser.wait_for(ANSWERED).await;
     assert_eq!(browser.js("window.hacked ?? null").await, json!(null));
     let asked = browser
         .js(
@@ -374,7 +378,7 @@ async fn a_hostile_answer_and_question_do_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn limits_and_tokens_are_explained_and_can_be_mended() {
     let model = ScriptedModel::start().await;
-    let server = with_model(Spec::ephemeral(), &model)
+    let server = with_model(ProcessSpec::ephemeral(), &model)
         .env("AUTH_MODE", "stored")
         .env("TOKEN_ENDPOINT", "admin")
         .env("ADMIN_KEY", "an-admin-key-of-this-test")
@@ -390,17 +394,17 @@ async fn limits_and_tokens_are_explained_and_can_be_mended() {
     let browser = Browser::start().await;
     browser.open(&server.url("/")).await;
     browser
-        .until("document.getElementById('identity').open")
+        .wait_for("document.getElementById('identity').open")
         .await;
     browser.write("#identity-user", "alice").await;
     browser.write("#identity-token", "wrong\u{e007}").await;
     browser
-        .until("document.getElementById('identity-text').textContent.includes('check both')")
+        .wait_for("document.getElementById('identity-text').textContent.includes('check both')")
         .await;
     browser
         .write("#identity-token", &format!("{token}\u{e007}"))
         .await;
-    browser.until(CONNECTED).await;
+    browser.wait_for(CONNECTED).await;
     let _ = browser.log().await;
     let leaked = browser
         .js(&format!(
@@ -413,11 +417,11 @@ async fn limits_and_tokens_are_explained_and_can_be_mended() {
     ask(&browser, "one").await;
     ask(&browser, "two").await;
     browser
-        .until("document.body.innerText.includes('You can send again in')")
+        .wait_for("document.body.innerText.includes('You can send again in')")
         .await;
     let waits = "document.querySelector('.turn:last-of-type .note button').disabled";
     assert_eq!(browser.js(waits).await, true);
-    browser.until(&format!("!{waits}")).await;
+    browser.wait_for(&format!("!{waits}")).await;
     browser.click(".turn:last-of-type .note button").await;
     shows(&browser, "echo: two").await;
     assert_eq!(
@@ -431,15 +435,15 @@ async fn limits_and_tokens_are_explained_and_can_be_mended() {
     let revoked = crate::support::http::try_call(reqwest::Method::DELETE, &url, &key).await;
     assert_eq!(revoked.unwrap().status, 200);
     browser
-        .until("document.getElementById('identity').open")
+        .wait_for("document.getElementById('identity').open")
         .await;
 
     browser
-        .until("document.getElementById('identity-text').textContent.includes('any more')")
+        .wait_for("document.getElementById('identity-text').textContent.includes('any more')")
         .await;
 
     // Where everybody may have a token, the page gets one by itself.
-    let open_server = with_model(Spec::ephemeral(), &model)
+    let open_server = with_model(ProcessSpec::ephemeral(), &model)
         .env("AUTH_MODE", "stored")
         .env("TOKEN_ENDPOINT", "open")
         .start()

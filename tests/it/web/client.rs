@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::process::Spec;
+use crate::support::process::ProcessSpec;
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("web")
@@ -35,7 +35,7 @@ fn the_clients_own_tests_pass() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_example_of_the_guide_runs_as_it_stands() {
-    let server = Spec::ephemeral().start().await;
+    let server = ProcessSpec::ephemeral().start().await;
     let guide = std::fs::read_to_string(folder().join("README.md")).unwrap();
     let example = guide.split("```js\n").nth(1).unwrap();
     let example = example.split("```").next().unwrap();

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::browser::{ask, open, with_model};
 use crate::support::browser::{Browser, pictures};
 use crate::support::model::{Answer, Script, ScriptedModel};
-use crate::support::process::Spec;
+use crate::support::process::ProcessSpec;
 
 const FROM_END: &str = "(({scrollHeight, clientHeight, scrollTop}) => \
                         Math.round(scrollHeight - clientHeight - scrollTop))\
@@ -16,14 +16,14 @@ const BOX: &str = "document.getElementById('box').value";
 
 async fn says(browser: &Browser, text: &str) {
     browser
-        .until(&format!("({LAST}).includes({})", json!(text)))
+        .wait_for(&format!("({LAST}).includes({})", json!(text)))
         .await;
 }
 
 async fn reload(browser: &Browser) {
     browser.reload().await;
     browser
-        .until("document.getElementById('connection').dataset.state === 'open'")
+        .wait_for("document.getElementById('connection').dataset.state === 'open'")
         .await;
 }
 
@@ -40,10 +40,10 @@ async fn the_end_of_an_answer_and_of_an_error_is_in_view() {
         if asked.prompt == "refuse" {
             return Answer::error(401, "invalid_api_key", "wrong key");
         }
-        Answer::from(Script::say(&"A sentence of an answer.\n\n".repeat(30)))
+        Answer::from(Script::complete(&"A sentence of an answer.\n\n".repeat(30)))
     })
     .await;
-    let server = with_model(Spec::ephemeral(), &model).start().await;
+    let server = with_model(ProcessSpec::ephemeral(), &model).start().await;
     let browser = Browser::start().await;
     open(&browser, &server.url("/")).await;
     for (width, height) in [(1280, 600), (1280, 800), (390, 844)] {
@@ -55,7 +55,7 @@ async fn the_end_of_an_answer_and_of_an_error_is_in_view() {
                 _ => ".turn:last-of-type .note.bad button",
             };
             browser
-                .until(&format!("document.querySelector('{end}')"))
+                .wait_for(&format!("document.querySelector('{end}')"))
                 .await;
             settled(&browser).await;
             let left = browser.js(FROM_END).await;
@@ -86,7 +86,7 @@ async fn a_failed_or_empty_turn_says_so_and_nothing_else_also_after_a_reload() {
         _ => Answer::error(401, "invalid_api_key", "wrong key"),
     })
     .await;
-    let server = with_model(Spec::ephemeral(), &model).start().await;
+    let server = with_model(ProcessSpec::ephemeral(), &model).start().await;
     let browser = Browser::start().await;
     open(&browser, &server.url("/")).await;
     ask(&browser, "refused").await;
@@ -109,7 +109,7 @@ async fn a_failed_or_empty_turn_says_so_and_nothing_else_also_after_a_reload() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_refused_or_only_written_is_kept_through_a_reload() {
     let model = ScriptedModel::start().await;
-    let server = with_model(Spec::ephemeral(), &model)
+    let server = with_model(ProcessSpec::ephemeral(), &model)
         .env("USER_RATE_LIMIT_MAX_REQUESTS", "1")
         .env("USER_RATE_LIMIT_WINDOW_SECONDS", "15")
         .start()
@@ -130,7 +130,7 @@ async fn what_was_refused_or_only_written_is_kept_through_a_reload() {
     assert_eq!(browser.text(BOX).await, "another thought");
     let listed =
         "[...document.querySelectorAll('#conversations a')].map((a) => a.innerText).join()";
-    browser.until(&format!("({listed}) === 'two,one'")).await;
+    browser.wait_for(&format!("({listed}) === 'two,one'")).await;
     browser.picture(&pictures().join("not-sent.png")).await;
     browser.click("#conversations li:nth-child(2) a").await;
     says(&browser, "echo: one").await;
@@ -141,7 +141,7 @@ async fn what_was_refused_or_only_written_is_kept_through_a_reload() {
     // Sent after all, once the server takes it; then nothing is left to be sent.
     browser.click(".turn:last-of-type .note button").await;
     browser
-        .until(&format!(
+        .wait_for(&format!(
             "({LAST}).includes('echo: two') \
              || document.querySelector('.turn:last-of-type .note button:enabled')?.click()"
         ))
@@ -150,17 +150,17 @@ async fn what_was_refused_or_only_written_is_kept_through_a_reload() {
     says(&browser, "echo: two").await;
     let turns = "document.querySelectorAll('.turn').length";
     assert_eq!(browser.js(turns).await, 1);
-    assert_eq!(model.count_for("two"), 1);
+    assert_eq!(model.request_count_for("two"), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_address_of_no_conversation_says_so() {
     let model = ScriptedModel::start().await;
-    let server = with_model(Spec::ephemeral(), &model).start().await;
+    let server = with_model(ProcessSpec::ephemeral(), &model).start().await;
     let browser = Browser::start().await;
     open(&browser, &server.url("/#/c/does-not-exist")).await;
     let nothing = "document.getElementById('trouble').innerText.includes('There is nothing here')";
-    browser.until(nothing).await;
+    browser.wait_for(nothing).await;
     browser.picture(&pictures().join("nothing-here.png")).await;
     browser.click("#new-chat").await;
     assert_eq!(browser.js(nothing).await, false);

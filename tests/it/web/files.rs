@@ -3,9 +3,14 @@
 use reqwest::Method;
 
 use crate::support::http::{self, Reply};
-use crate::support::process::{Chatmesh, Spec};
+use crate::support::process::{ChatmeshProcess, ProcessSpec};
 
-async fn call(server: &Chatmesh, method: Method, path: &str, headers: &[(&str, &str)]) -> Reply {
+async fn call(
+    server: &ChatmeshProcess,
+    method: Method,
+    path: &str,
+    headers: &[(&str, &str)],
+) -> Reply {
     http::try_call(method, &server.url(path), headers)
         .await
         .unwrap()
@@ -13,7 +18,7 @@ async fn call(server: &Chatmesh, method: Method, path: &str, headers: &[(&str, &
 
 /// How the page of a server with these settings gets its token.
 async fn token_source(settings: &[(&str, &str)]) -> String {
-    let mut spec = Spec::ephemeral();
+    let mut spec = ProcessSpec::ephemeral();
     for (name, value) in settings {
         spec = spec.env(name, value);
     }
@@ -25,7 +30,7 @@ async fn token_source(settings: &[(&str, &str)]) -> String {
 
 #[tokio::test]
 async fn every_file_has_its_type_and_a_strict_policy_and_is_sent_once() {
-    let server = Spec::ephemeral().start().await;
+    let server = ProcessSpec::ephemeral().start().await;
     let page = http::get(&server.url("/")).await.body;
     let linked: Vec<&str> = page
         .split('"')
@@ -111,7 +116,10 @@ async fn the_page_is_told_how_it_gets_a_token_and_can_be_switched_off() {
     let open = ("TOKEN_ENDPOINT", "open");
     assert_eq!(token_source(&[stored, open]).await, "endpoint");
 
-    let server = Spec::ephemeral().env("CHAT_PAGE", "off").start().await;
+    let server = ProcessSpec::ephemeral()
+        .env("CHAT_PAGE", "off")
+        .start()
+        .await;
     for path in ["/", "/test-ui.html", "/chatmesh.js", "/app/main.js"] {
         assert_eq!(
             call(&server, Method::GET, path, &[]).await.status,
@@ -124,7 +132,9 @@ async fn the_page_is_told_how_it_gets_a_token_and_can_be_switched_off() {
 
 #[tokio::test]
 async fn the_greeting_names_the_page() {
-    let server = Spec::ephemeral().start().await;
+    let server = ProcessSpec::ephemeral().start().await;
     let page = format!("http://127.0.0.1:{}/", server.port());
-    server.says(&page, crate::support::SOON).await;
+    server
+        .wait_for_log(&page, crate::support::TEST_TIMEOUT)
+        .await;
 }

@@ -5,15 +5,15 @@ use serde_json::{Value, json};
 use super::browser::{ask, open, with_model};
 use crate::support::browser::{Browser, key, pictures};
 use crate::support::model::{Answer, Script, ScriptedModel};
-use crate::support::process::Spec;
+use crate::support::process::ProcessSpec;
 
 const SHOWCASE: &str = include_str!("showcase.md");
 
 async fn showcase() -> ScriptedModel {
     ScriptedModel::start_with(|asked| match asked.prompt.as_str() {
         "hang" => Script::new().role().text("It goes on ").hang().into(),
-        "rtl" => Answer::from(Script::say("مرحبا بك في الدردشة")),
-        _ => Answer::from(Script::say(SHOWCASE)),
+        "rtl" => Answer::from(Script::complete("مرحبا بك في الدردشة")),
+        _ => Answer::from(Script::complete(SHOWCASE)),
     })
     .await
 }
@@ -23,7 +23,7 @@ const ANSWERED: &str = "document.querySelector('.turn .tools:not([hidden])')";
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_page_fits_its_screen_and_can_be_read_in_light_and_dark() {
     let model = showcase().await;
-    let server = with_model(Spec::ephemeral(), &model).start().await;
+    let server = with_model(ProcessSpec::ephemeral(), &model).start().await;
     let browser = Browser::start().await;
     open(&browser, &server.url("/")).await;
     for question in [
@@ -31,11 +31,11 @@ async fn the_page_fits_its_screen_and_can_be_read_in_light_and_dark() {
         "Compare SQL joins in a table",
     ] {
         ask(&browser, question).await;
-        browser.until(ANSWERED).await;
+        browser.wait_for(ANSWERED).await;
         browser.click("#new-chat").await;
     }
     ask(&browser, "What is a hash map?").await;
-    browser.until(ANSWERED).await;
+    browser.wait_for(ANSWERED).await;
     for (name, width, height, dark) in [
         ("desktop-light", 1280, 800, false),
         ("desktop-dark", 1280, 800, true),
@@ -58,14 +58,16 @@ async fn the_page_fits_its_screen_and_can_be_read_in_light_and_dark() {
     // On a phone the list is a drawer.
     browser.click("#open-menu").await;
     browser
-        .until("document.body.classList.contains('drawer-open')")
+        .wait_for("document.body.classList.contains('drawer-open')")
         .await;
-    browser.until("document.getElementById('main').inert").await;
+    browser
+        .wait_for("document.getElementById('main').inert")
+        .await;
     browser.screen(390, 844, false).await;
     browser.picture(&pictures().join("phone-drawer.png")).await;
     browser.press(&key::ESCAPE.to_string()).await;
     browser
-        .until("document.activeElement.id === 'open-menu'")
+        .wait_for("document.activeElement.id === 'open-menu'")
         .await;
     let small = browser
         .js(
@@ -113,7 +115,7 @@ const CONTRASTS: &str = r"(() => {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_keyboard_is_enough_and_everything_has_a_name() {
     let model = showcase().await;
-    let server = with_model(Spec::ephemeral(), &model).start().await;
+    let server = with_model(ProcessSpec::ephemeral(), &model).start().await;
     let browser = Browser::start().await;
     open(&browser, &server.url("/")).await;
     let focused = "document.activeElement.id || document.activeElement.className \
@@ -133,7 +135,7 @@ async fn the_keyboard_is_enough_and_everything_has_a_name() {
         0
     );
     browser.press(&key::ENTER.to_string()).await;
-    browser.until(ANSWERED).await;
+    browser.wait_for(ANSWERED).await;
     assert_eq!(browser.text(focused).await, "box", "the focus stays");
     let said = browser
         .text("document.getElementById('announce').textContent")
@@ -143,7 +145,7 @@ async fn the_keyboard_is_enough_and_everything_has_a_name() {
     // Around the page, from its very beginning: everything that can be clicked is there.
     browser.js("document.activeElement.blur()").await;
     browser.reload().await;
-    browser.until(ANSWERED).await;
+    browser.wait_for(ANSWERED).await;
     browser
         .js("(document.body.tabIndex = -1, document.body.focus(), document.body.removeAttribute('tabindex'))")
         .await;
@@ -176,17 +178,17 @@ async fn the_keyboard_is_enough_and_everything_has_a_name() {
     browser.click("#box").await;
     browser.press(&format!("hang{}", key::ENTER)).await;
     browser
-        .until("document.body.innerText.includes('It goes on')")
+        .wait_for("document.body.innerText.includes('It goes on')")
         .await;
     browser.press(&key::ESCAPE.to_string()).await;
     browser
-        .until("document.getElementById('announce').textContent.includes('stopped')")
+        .wait_for("document.getElementById('announce').textContent.includes('stopped')")
         .await;
     assert_named(&browser).await;
 
     browser.press(&format!("rtl{}", key::ENTER)).await;
     browser
-        .until("document.body.innerText.includes('مرحبا')")
+        .wait_for("document.body.innerText.includes('مرحبا')")
         .await;
     let direction = browser
         .js("getComputedStyle(document.querySelector('.turn:last-of-type .answer p')).direction")
@@ -244,7 +246,7 @@ async fn assert_named(browser: &Browser) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_text_that_grows_ends_as_the_whole_text_and_keeps_its_finished_parts() {
-    let server = Spec::ephemeral().start().await;
+    let server = ProcessSpec::ephemeral().start().await;
     let browser = Browser::start().await;
     open(&browser, &server.url("/")).await;
     let text = format!(

@@ -2,29 +2,29 @@
 
 use std::time::Duration;
 
-use crate::support::client::{Classic, Event};
+use crate::support::classic::{ClassicClient, ClientEvent};
 use crate::support::model::Script;
 use crate::support::stack::Stack;
-use crate::support::v1::Device;
-use crate::support::world::{Backend, World};
-use crate::support::{SOON, http, unique};
+use crate::support::system::{Backend, TestSystem};
+use crate::support::v1::V1Client;
+use crate::support::{TEST_TIMEOUT, http, unique_name};
 
 #[tokio::test]
 async fn frames_that_no_client_should_send_close_the_socket_with_their_code() {
-    let world = World::start(Backend::Embedded, &[]).await;
-    let mut device = Device::open(world.port(0), "alice").await;
+    let system = TestSystem::start(Backend::Embedded, &[]).await;
+    let mut device = V1Client::open(system.port(0), "alice").await;
     device.send_binary(b"{}").await;
     assert_eq!(device.expect_close().await, Some(1003));
 
-    let mut device = Device::open(world.port(0), "alice").await;
+    let mut device = V1Client::open(system.port(0), "alice").await;
     device.send_invalid_utf8().await;
     assert_eq!(device.expect_close().await, Some(1007));
 
-    let mut device = Device::open(world.port(0), "alice").await;
+    let mut device = V1Client::open(system.port(0), "alice").await;
     device.send_stray_continuation().await;
     assert_eq!(device.expect_close().await, Some(1002));
 
-    let mut device = Device::open(world.port(0), "alice").await;
+    let mut device = V1Client::open(system.port(0), "alice").await;
     device.send_text(&"x".repeat(70_000)).await;
     // The close frame can be lost when the server resets a connection with unread bytes.
     let code = device.expect_close().await;
@@ -33,11 +33,11 @@ async fn frames_that_no_client_should_send_close_the_socket_with_their_code() {
 
 #[tokio::test]
 async fn who_may_not_come_in_learns_it_by_a_close_code() {
-    let world = World::start(Backend::Embedded, &[]).await;
-    let mut device = Device::new("alice");
+    let system = TestSystem::start(Backend::Embedded, &[]).await;
+    let mut device = V1Client::new("alice");
     for path in ["/ws?userid=alice", "/ws?token=&userid=alice"] {
         device
-            .upgrade(world.port(0), path, &[])
+            .upgrade(system.port(0), path, &[])
             .await
             .expect("an upgrade");
         assert_eq!(device.expect_close().await, Some(4401), "{path}");
@@ -46,48 +46,49 @@ async fn who_may_not_come_in_learns_it_by_a_close_code() {
     let evil = [("origin", "http://evil.example")];
     let path = "/ws?token=t&userid=alice";
     device
-        .upgrade(world.port(0), path, &evil)
+        .upgrade(system.port(0), path, &evil)
         .await
         .expect("an upgrade");
     assert_eq!(device.expect_close().await, Some(4403));
     // Bad parameters are a mistake of the page, not of its user.
     for path in ["/ws?token=t&userid=a%20b", "/ws?token=t"] {
-        let refused = device.upgrade(world.port(0), path, &[]).await.unwrap_err();
+        let refused = device.upgrade(system.port(0), path, &[]).await.unwrap_err();
         assert_eq!(refused.status, 400, "{path}: {refused:?}");
     }
     // Without the subprotocol it is a status, and an unknown one is not echoed.
-    let refused = Classic::connect_with(world.port(0), "/ws?userid=alice", &[], "alice").await;
+    let refused =
+        ClassicClient::connect_with(system.port(0), "/ws?userid=alice", &[], "alice").await;
     assert_eq!(refused.unwrap_err().status, 401);
 }
 
 #[tokio::test]
 async fn a_client_that_answers_no_ping_is_closed() {
     let env = [("PING_INTERVAL_MS", "300"), ("PING_TIMEOUT_MS", "400")];
-    let world = World::start(Backend::Embedded, &env).await;
-    let mut device = Device::open(world.port(0), "alice").await;
-    let mut other = Device::open(world.port(0), "bob").await;
+    let system = TestSystem::start(Backend::Embedded, &env).await;
+    let mut device = V1Client::open(system.port(0), "alice").await;
+    let mut other = V1Client::open(system.port(0), "bob").await;
     // It reads, and so answers.
-    other.expect_silence(Duration::from_secs(2)).await;
+    other.expect_no_frame(Duration::from_secs(2)).await;
     assert_eq!(device.expect_close().await, Some(4408));
 }
 
 #[tokio::test]
 async fn a_draining_process_says_when_to_come_back() {
-    let mut world = World::start(Backend::Embedded, &[]).await;
-    let prompt = unique("drained");
-    let slow = Script::say("one two three four").paced(Duration::from_millis(150));
-    world.model().next_for(&prompt, slow);
-    let mut device = Device::open(world.port(0), "alice").await;
-    let mut idle = Device::open(world.port(0), "bob").await;
-    device.say("m-1", &prompt).await;
-    device.until_text("m-1", "one").await;
-    world.gateways[0].term();
+    let mut system = TestSystem::start(Backend::Embedded, &[]).await;
+    let prompt = unique_name("drained");
+    let slow = Script::complete("one two three four").chunk_interval(Duration::from_millis(150));
+    system.model().queue_answer(&prompt, slow);
+    let mut device = V1Client::open(system.port(0), "alice").await;
+    let mut idle = V1Client::open(system.port(0), "bob").await;
+    device.send_message("m-1", &prompt).await;
+    device.wait_for_text("m-1", "one").await;
+    system.gateways[0].terminate();
     for socket in [&mut idle, &mut device] {
         assert_eq!(socket.expect_close().await, Some(1001));
         let closing = socket.frames.last().unwrap();
         assert_eq!(closing["type"], "closing", "{closing}");
     }
-    let status = world.gateways[0].wait_exit(SOON).await;
+    let status = system.gateways[0].wait_exit(TEST_TIMEOUT).await;
     assert_eq!(status.code(), Some(0));
 }
 
@@ -101,7 +102,7 @@ async fn stored_tokens_open_the_door_and_close_it_when_they_expire() {
         .env("TOKEN_TTL", "3")
         .start()
         .await;
-    let mut device = Device::new("alice");
+    let mut device = V1Client::new("alice");
     device.token = "wrong".to_owned();
     let path = "/ws?token=wrong&userid=alice";
     device
@@ -124,11 +125,11 @@ async fn stored_tokens_open_the_door_and_close_it_when_they_expire() {
     // A classic client's token only opens the door.
     let reply = http::post(&gateway.url("/token?userid=bob"), &[]).await;
     let token = reply.json()["token"].as_str().unwrap().to_owned();
-    let mut classic = Classic::connect(gateway.port(), &token, "bob")
+    let mut classic = ClassicClient::connect(gateway.port(), &token, "bob")
         .await
         .unwrap();
-    match classic.next(Duration::from_secs(5)).await {
-        Event::Silent => {}
+    match classic.next_event(Duration::from_secs(5)).await {
+        ClientEvent::TimedOut => {}
         other => panic!("{other:?}"),
     }
 }
@@ -137,8 +138,8 @@ async fn stored_tokens_open_the_door_and_close_it_when_they_expire() {
 async fn without_redis_a_new_socket_is_told_to_come_back() {
     let mut stack = Stack::start().await;
     let mut gateway = stack.gateway("server_1").start().await;
-    stack.redis.kill9();
-    let mut device = Device::new("alice");
+    stack.redis.kill();
+    let mut device = V1Client::new("alice");
     let refused = device
         .try_connect(gateway.port())
         .await
@@ -147,6 +148,6 @@ async fn without_redis_a_new_socket_is_told_to_come_back() {
     let told = refused.status == 503 || device.closed == Some(4503);
     assert!(told, "{refused:?}, {:?}", device.closed);
     stack.redis.restart().await;
-    gateway.ready(SOON).await;
-    device.connect_patiently(&[gateway.port()]).await;
+    gateway.wait_ready(TEST_TIMEOUT).await;
+    device.connect_with_retries(&[gateway.port()]).await;
 }

@@ -7,11 +7,12 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::words;
-use crate::support::client::{Classic, Event};
+use crate::support::classic::{ClassicClient, ClientEvent};
+use crate::support::history::HistoryClient;
 use crate::support::model::Script;
-use crate::support::v1::{Device, Transcript};
-use crate::support::world::{A_WHILE, History, World};
-use crate::support::{SOON, eventually, unique};
+use crate::support::system::TestSystem;
+use crate::support::v1::{Transcript, V1Client};
+use crate::support::{QUIET_PERIOD, TEST_TIMEOUT, unique_name, wait_until};
 
 const PACE: Duration = Duration::from_millis(60);
 
@@ -21,11 +22,11 @@ fn endless(text: &str) -> Script {
 }
 
 /// Until the model has seen that nobody reads the answer any more.
-async fn closed(world: &World, prompt: &str, since: Instant) {
-    eventually("the model's connection is closed", SOON, || async {
-        world
+async fn closed(system: &TestSystem, prompt: &str, since: Instant) {
+    wait_until("the model's connection is closed", TEST_TIMEOUT, || async {
+        system
             .model()
-            .closed_early()
+            .aborted_prompts()
             .iter()
             .any(|closed| closed == prompt)
     })
@@ -34,19 +35,19 @@ async fn closed(world: &World, prompt: &str, since: Instant) {
     assert!(took < Duration::from_millis(1200), "closed after {took:?}");
 }
 
-pub(super) async fn all_devices_see_the_same_also_who_joins_in_mid_answer(world: Arc<World>) {
-    let user = unique("devices");
-    let prompt = unique("shared");
+pub(super) async fn all_devices_see_the_same_also_who_joins_in_mid_answer(system: Arc<TestSystem>) {
+    let user = unique_name("devices");
+    let prompt = unique_name("shared");
     let text = words("shared", 60);
-    world
+    system
         .model()
-        .next_for(&prompt, Script::say(&text).paced(PACE));
-    let mut laptop = Device::open(world.port(0), &user).await;
-    let mut phone = Device::open(world.port(1), &user).await;
-    laptop.say("m-1", &prompt).await;
-    laptop.until_text("m-1", "shared3 ").await;
-    let mut tablet = Device::new(&user);
-    let welcome = tablet.connect(world.port(1)).await;
+        .queue_answer(&prompt, Script::complete(&text).chunk_interval(PACE));
+    let mut laptop = V1Client::open(system.port(0), &user).await;
+    let mut phone = V1Client::open(system.port(1), &user).await;
+    laptop.send_message("m-1", &prompt).await;
+    laptop.wait_for_text("m-1", "shared3 ").await;
+    let mut tablet = V1Client::new(&user);
+    let welcome = tablet.connect(system.port(1)).await;
     assert_eq!(welcome["recovered"], false);
     let pending = &welcome["pending"][0];
     assert_eq!(pending["content"], prompt.as_str(), "{welcome}");
@@ -54,52 +55,59 @@ pub(super) async fn all_devices_see_the_same_also_who_joins_in_mid_answer(world:
     assert_eq!(pending["conversation_id"], "default");
     // A reload in mid-answer looks as if nothing had happened.
     laptop.drop_connection();
-    let welcome = laptop.connect(world.port(1)).await;
+    let welcome = laptop.connect(system.port(1)).await;
     assert_eq!(welcome["recovered"], true, "{welcome}");
     for device in [&mut laptop, &mut phone, &mut tablet] {
-        let end = device.end_of("m-1").await;
+        let end = device.wait_for_end("m-1").await;
         assert_eq!(end["content"], text.as_str());
         assert_eq!(device.transcript.strays, 0);
     }
     assert_eq!(
-        phone.shown("m-1").accepted,
+        phone.message("m-1").accepted,
         [true],
         "one `accepted`, with the content"
     );
-    assert_eq!(phone.shown("m-1").question.as_deref(), Some(&*prompt));
-    assert_eq!(phone.shown("m-1").snapshots, 0);
-    assert_eq!(tablet.shown("m-1").snapshots, 1);
+    assert_eq!(phone.message("m-1").question.as_deref(), Some(&*prompt));
+    assert_eq!(phone.message("m-1").snapshots, 0);
+    assert_eq!(tablet.message("m-1").snapshots, 1);
     assert_eq!(
         tablet.frames[1]["type"], "snapshot",
         "{:?}",
         tablet.frames[1]
     );
-    assert!(tablet.shown("m-1").deltas > 0, "it goes on from there");
-    assert_eq!(tablet.shown("m-1").question.as_deref(), Some(&*prompt));
-    assert_eq!(laptop.shown("m-1").snapshots, 1);
-    assert_eq!(world.model().count_for(&prompt), 1);
+    assert!(tablet.message("m-1").deltas > 0, "it goes on from there");
+    assert_eq!(tablet.message("m-1").question.as_deref(), Some(&*prompt));
+    assert_eq!(laptop.message("m-1").snapshots, 1);
+    assert_eq!(system.model().request_count_for(&prompt), 1);
 }
 
-pub(super) async fn classic_clients_see_only_response_and_error(world: Arc<World>) {
-    let user = unique("devices");
-    let (asked, told, stopped) = (unique("by-v1"), unique("by-classic"), unique("stopped"));
-    world
+pub(super) async fn classic_clients_see_only_response_and_error(system: Arc<TestSystem>) {
+    let user = unique_name("devices");
+    let (asked, told, stopped) = (
+        unique_name("by-v1"),
+        unique_name("by-classic"),
+        unique_name("stopped"),
+    );
+    system.model().queue_answer(
+        &asked,
+        Script::complete(&words("a", 8)).chunk_interval(PACE),
+    );
+    system
         .model()
-        .next_for(&asked, Script::say(&words("a", 8)).paced(PACE));
-    world
+        .queue_answer(&told, Script::complete(&words("b", 8)).chunk_interval(PACE));
+    system
         .model()
-        .next_for(&told, Script::say(&words("b", 8)).paced(PACE));
-    world.model().next_for(&stopped, endless("some words "));
-    let mut classic = Classic::open(world.port(0), &user).await;
-    let mut device = Device::open(world.port(1), &user).await;
-    device.ask("m-1", &asked).await;
+        .queue_answer(&stopped, endless("some words "));
+    let mut classic = ClassicClient::open(system.port(0), &user).await;
+    let mut device = V1Client::open(system.port(1), &user).await;
+    device.send_and_wait("m-1", &asked).await;
     classic.send_message(&told).await;
     let of_classic = |transcript: &Transcript| {
         let mut all = transcript.all();
         all.any(|message| message.question.as_deref() == Some(&*told) && message.ended().is_some())
     };
     device
-        .until("the classic client's question ends", of_classic)
+        .wait_for("the classic client's question ends", of_classic)
         .await;
     let by_classic = device
         .transcript
@@ -108,18 +116,18 @@ pub(super) async fn classic_clients_see_only_response_and_error(world: Arc<World
         .unwrap();
     assert_eq!(by_classic.accepted, [true], "the question is shown, too");
     assert!(by_classic.deltas > 1, "{} deltas", by_classic.deltas);
-    device.say("m-3", &stopped).await;
-    device.until_text("m-3", "some").await;
+    device.send_message("m-3", &stopped).await;
+    device.wait_for_text("m-3", "some").await;
     device.cancel("m-3").await;
-    device.until_ended(&["m-3"]).await;
-    assert_eq!(device.shown("m-3").ended(), Some("cancelled"));
+    device.wait_for_ends(&["m-3"]).await;
+    assert_eq!(device.message("m-3").ended(), Some("cancelled"));
     let expected: [(&str, Value); 3] = [
         ("response", words("a", 8).into()),
         ("response", words("b", 8).into()),
         ("error", Value::Null),
     ];
     for (kind, content) in expected {
-        let frame = classic.frame().await;
+        let frame = classic.next_frame().await;
         assert_eq!(frame["type"], kind, "{frame}");
         assert_eq!(frame["content"], content, "{frame}");
         for field in [
@@ -137,39 +145,39 @@ pub(super) async fn classic_clients_see_only_response_and_error(world: Arc<World
             assert!(frame["message"].is_string(), "{frame}");
         }
     }
-    match classic.next(A_WHILE).await {
-        Event::Silent => {}
+    match classic.next_event(QUIET_PERIOD).await {
+        ClientEvent::TimedOut => {}
         other => panic!("{other:?}"),
     }
 }
 
-pub(super) async fn cancel_from_another_device_while_it_is_written(world: Arc<World>) {
-    let user = unique("devices");
-    let prompt = unique("written");
-    world
+pub(super) async fn cancel_from_another_device_while_it_is_written(system: Arc<TestSystem>) {
+    let user = unique_name("devices");
+    let prompt = unique_name("written");
+    system
         .model()
-        .next_for(&prompt, endless("what was said so far "));
-    let mut laptop = Device::open(world.port(0), &user).await;
-    let mut phone = Device::open(world.port(1), &user).await;
-    laptop.say("m-1", &prompt).await;
+        .queue_answer(&prompt, endless("what was said so far "));
+    let mut laptop = V1Client::open(system.port(0), &user).await;
+    let mut phone = V1Client::open(system.port(1), &user).await;
+    laptop.send_message("m-1", &prompt).await;
     // All of it: what the model has said is what is kept.
-    phone.until_text("m-1", "so far").await;
+    phone.wait_for_text("m-1", "so far").await;
     // Also when nothing is being written, a worker hears of it.
     phone.cancel("m-1").await;
     let cancelled = Instant::now();
-    let result = phone.until_type("cancel_result").await;
+    let result = phone.wait_for_type("cancel_result").await;
     assert_eq!(result["result"], "cancelling", "{result}");
-    closed(&world, &prompt, cancelled).await;
+    closed(&system, &prompt, cancelled).await;
     for device in [&mut laptop, &mut phone] {
-        let end = device.end_of("m-1").await;
+        let end = device.wait_for_end("m-1").await;
         assert_eq!(end["type"], "cancelled", "{end}");
         assert_eq!(end["content"], "what was said so far ", "{end}");
         assert_eq!(end["id"], "m-1");
     }
     phone.cancel("m-1").await;
-    assert_eq!(phone.frame().await["result"], "already_done");
+    assert_eq!(phone.next_frame().await["result"], "already_done");
     let message_id = laptop.transcript.message_id("m-1").unwrap().to_owned();
-    let history = History::new(world.port(0), &user);
+    let history = HistoryClient::new(system.port(0), &user);
     let turn = history
         .turn("default", &message_id)
         .await
@@ -178,62 +186,67 @@ pub(super) async fn cancel_from_another_device_while_it_is_written(world: Arc<Wo
     assert_eq!(turn.answer, "what was said so far ");
     assert_eq!(turn.question.as_deref(), Some(&*prompt));
     // And in the model's context.
-    let next = unique("next");
-    laptop.ask("m-2", &next).await;
-    let context = world.model().asked_for(&next).remove(0).messages();
+    let next = unique_name("next");
+    laptop.send_and_wait("m-2", &next).await;
+    let context = system.model().requests_for(&next).remove(0).messages();
     let said: Vec<&str> = context.iter().map(|(_, text)| text.trim()).collect();
     assert!(said.contains(&"what was said so far"), "{said:?}");
-    assert_eq!(world.model().count_for(&prompt), 1);
+    assert_eq!(system.model().request_count_for(&prompt), 1);
 }
 
-pub(super) async fn cancel_before_the_model_is_asked(world: Arc<World>) {
-    let user = unique("devices");
-    let (first, second) = (unique("first"), unique("second"));
-    world.model().next_for(&first, endless("busy "));
-    let mut laptop = Device::open(world.port(0), &user).await;
-    let mut phone = Device::open(world.port(1), &user).await;
-    laptop.say("m-1", &first).await;
-    laptop.until_text("m-1", "busy").await;
-    laptop.say("m-2", &second).await;
-    laptop.until_accepted("m-2").await;
-    phone.until_accepted("m-2").await;
+pub(super) async fn cancel_before_the_model_is_asked(system: Arc<TestSystem>) {
+    let user = unique_name("devices");
+    let (first, second) = (unique_name("first"), unique_name("second"));
+    system.model().queue_answer(&first, endless("busy "));
+    let mut laptop = V1Client::open(system.port(0), &user).await;
+    let mut phone = V1Client::open(system.port(1), &user).await;
+    laptop.send_message("m-1", &first).await;
+    laptop.wait_for_text("m-1", "busy").await;
+    laptop.send_message("m-2", &second).await;
+    laptop.wait_for_accepted("m-2").await;
+    phone.wait_for_accepted("m-2").await;
     let message_id = phone.transcript.message_id("m-2").unwrap().to_owned();
     phone.cancel_message(&message_id).await;
-    let result = phone.until_type("cancel_result").await;
+    let result = phone.wait_for_type("cancel_result").await;
     assert_eq!(result["result"], "cancelling", "{result}");
     assert_eq!(result["message_id"], message_id.as_str());
     phone.cancel("m-1").await;
     for device in [&mut laptop, &mut phone] {
-        device.until_ended(&["m-1", "m-2"]).await;
+        device.wait_for_ends(&["m-1", "m-2"]).await;
         for id in ["m-1", "m-2"] {
-            assert_eq!(device.shown(id).ended(), Some("cancelled"), "{id}");
+            assert_eq!(device.message(id).ended(), Some("cancelled"), "{id}");
         }
         assert_eq!(device.transcript.order_of("default"), ["m-1", "m-2"]);
     }
-    assert_eq!(laptop.shown("m-2").text, "");
-    assert_eq!(world.model().count_for(&second), 0, "it was paid");
+    assert_eq!(laptop.message("m-2").text, "");
+    assert_eq!(system.model().request_count_for(&second), 0, "it was paid");
 }
 
-pub(super) async fn interrupt_cancels_what_is_pending_before_it(world: Arc<World>) {
-    let user = unique("devices");
-    let (first, waiting, last) = (unique("first"), unique("waiting"), unique("last"));
-    let elsewhere = unique("elsewhere");
-    world.model().next_for(&first, endless("on and on "));
-    let slow = Script::say(&words("else", 30)).paced(PACE);
-    world.model().next_for(&elsewhere, slow);
-    let mut device = Device::open(world.port(0), &user).await;
-    device.say_in("other", "o-1", &elsewhere).await;
-    device.say("m-1", &first).await;
-    device.until_text("m-1", "on and").await;
-    device.say("m-2", &waiting).await;
-    device.until_accepted("m-2").await;
-    device.interrupt_with("m-3", &last).await;
-    device.until_ended(&["m-1", "m-2", "m-3", "o-1"]).await;
-    let kinds = ["m-1", "m-2", "m-3", "o-1"].map(|id| device.shown(id).ended().unwrap().to_owned());
+pub(super) async fn interrupt_cancels_what_is_pending_before_it(system: Arc<TestSystem>) {
+    let user = unique_name("devices");
+    let (first, waiting, last) = (
+        unique_name("first"),
+        unique_name("waiting"),
+        unique_name("last"),
+    );
+    let elsewhere = unique_name("elsewhere");
+    system.model().queue_answer(&first, endless("on and on "));
+    let slow = Script::complete(&words("else", 30)).chunk_interval(PACE);
+    system.model().queue_answer(&elsewhere, slow);
+    let mut device = V1Client::open(system.port(0), &user).await;
+    device.send_message_in("other", "o-1", &elsewhere).await;
+    device.send_message("m-1", &first).await;
+    device.wait_for_text("m-1", "on and").await;
+    device.send_message("m-2", &waiting).await;
+    device.wait_for_accepted("m-2").await;
+    device.send_interrupting_message("m-3", &last).await;
+    device.wait_for_ends(&["m-1", "m-2", "m-3", "o-1"]).await;
+    let kinds =
+        ["m-1", "m-2", "m-3", "o-1"].map(|id| device.message(id).ended().unwrap().to_owned());
     assert_eq!(kinds, ["cancelled", "cancelled", "response", "response"]);
-    assert_eq!(device.shown("m-3").text, format!("echo: {last}"));
+    assert_eq!(device.message("m-3").text, format!("echo: {last}"));
     assert_eq!(device.transcript.order_of("default"), ["m-1", "m-2", "m-3"]);
-    assert_eq!(world.model().count_for(&waiting), 0);
+    assert_eq!(system.model().request_count_for(&waiting), 0);
     let results = device
         .frames
         .iter()
@@ -241,24 +254,29 @@ pub(super) async fn interrupt_cancels_what_is_pending_before_it(world: Arc<World
     assert_eq!(results.count(), 0, "nobody asked for one");
 }
 
-pub(super) async fn the_same_id_through_two_gateways_at_once_is_one_message(world: Arc<World>) {
-    let user = unique("devices");
-    let prompt = unique("nervous");
+pub(super) async fn the_same_id_through_two_gateways_at_once_is_one_message(
+    system: Arc<TestSystem>,
+) {
+    let user = unique_name("devices");
+    let prompt = unique_name("nervous");
     let text = words("once", 20);
-    world
+    system
         .model()
-        .next_for(&prompt, Script::say(&text).paced(PACE));
-    let mut laptop = Device::open(world.port(0), &user).await;
-    let mut phone = Device::open(world.port(1), &user).await;
-    tokio::join!(laptop.say("m-1", &prompt), phone.say("m-1", &prompt));
+        .queue_answer(&prompt, Script::complete(&text).chunk_interval(PACE));
+    let mut laptop = V1Client::open(system.port(0), &user).await;
+    let mut phone = V1Client::open(system.port(1), &user).await;
+    tokio::join!(
+        laptop.send_message("m-1", &prompt),
+        phone.send_message("m-1", &prompt)
+    );
     // And again, while it is in flight.
-    laptop.until_text("m-1", "once1 ").await;
-    laptop.say("m-1", &prompt).await;
+    laptop.wait_for_text("m-1", "once1 ").await;
+    laptop.send_message("m-1", &prompt).await;
     for device in [&mut laptop, &mut phone] {
-        let end = device.end_of("m-1").await;
+        let end = device.wait_for_end("m-1").await;
         assert_eq!(end["content"], text.as_str());
         assert!(
-            device.shown("m-1").accepted.contains(&false),
+            device.message("m-1").accepted.contains(&false),
             "its own `accepted`"
         );
     }
@@ -266,28 +284,32 @@ pub(super) async fn the_same_id_through_two_gateways_at_once_is_one_message(worl
     assert_eq!(ids[0], ids[1]);
     for device in [&mut laptop, &mut phone] {
         // More `accepted` may come, but no second end: the transcript checks that.
-        let deadline = Instant::now() + A_WHILE;
-        while let Event::Frame(_) = device.next(deadline - Instant::now()).await {}
+        let deadline = Instant::now() + QUIET_PERIOD;
+        while let ClientEvent::Frame(_) = device.next_event(deadline - Instant::now()).await {}
         assert_eq!(
-            device.shown("m-1").repeated,
+            device.message("m-1").repeated,
             0,
             "nobody resent it after the end"
         );
     }
-    assert_eq!(world.model().count_for(&prompt), 1, "it was paid twice");
+    assert_eq!(
+        system.model().request_count_for(&prompt),
+        1,
+        "it was paid twice"
+    );
 }
 
-pub(super) async fn an_id_resent_after_the_end_brings_the_stored_answer(world: Arc<World>) {
-    let user = unique("devices");
-    let prompt = unique("stored");
-    let mut laptop = Device::open(world.port(0), &user).await;
-    let mut phone = Device::open(world.port(1), &user).await;
-    let end = laptop.ask("m-1", &prompt).await;
-    phone.until_ended(&["m-1"]).await;
+pub(super) async fn an_id_resent_after_the_end_brings_the_stored_answer(system: Arc<TestSystem>) {
+    let user = unique_name("devices");
+    let prompt = unique_name("stored");
+    let mut laptop = V1Client::open(system.port(0), &user).await;
+    let mut phone = V1Client::open(system.port(1), &user).await;
+    let end = laptop.send_and_wait("m-1", &prompt).await;
+    phone.wait_for_ends(&["m-1"]).await;
     let seen = laptop.frames.len();
-    laptop.say("m-1", &prompt).await;
+    laptop.send_message("m-1", &prompt).await;
     let again = |t: &Transcript| t.get("m-1").is_some_and(|m| m.repeated == 1);
-    laptop.until("the stored answer comes", again).await;
+    laptop.wait_for("the stored answer comes", again).await;
     let kinds: Vec<&Value> = laptop.frames[seen..]
         .iter()
         .map(|frame| &frame["type"])
@@ -295,40 +317,47 @@ pub(super) async fn an_id_resent_after_the_end_brings_the_stored_answer(world: A
     assert_eq!(kinds, ["accepted", "response"]);
     assert_eq!(laptop.frames.last(), Some(&end));
     // Also to one that comes later and knows nothing of it.
-    let mut late = Device::open(world.port(1), &user).await;
-    late.say("m-1", &prompt).await;
-    assert_eq!(late.end_of("m-1").await, end);
+    let mut late = V1Client::open(system.port(1), &user).await;
+    late.send_message("m-1", &prompt).await;
+    assert_eq!(late.wait_for_end("m-1").await, end);
     for device in [&mut laptop, &mut phone, &mut late] {
-        device.expect_silence(A_WHILE).await;
+        device.expect_no_frame(QUIET_PERIOD).await;
     }
-    assert_eq!(world.model().count_for(&prompt), 1);
+    assert_eq!(system.model().request_count_for(&prompt), 1);
 }
 
-pub(super) async fn a_conversation_takes_turns_and_others_run_beside_it(world: Arc<World>) {
-    let user = unique("devices");
-    let (first, second, beside) = (unique("first"), unique("second"), unique("beside"));
-    let slow = Script::say(&words("slow", 60)).paced(PACE);
-    world.model().next_for(&first, slow);
-    let mut device = Device::open(world.port(0), &user).await;
-    device.say("m-1", &first).await;
-    device.say("m-2", &second).await;
-    device.until_text("m-1", "slow0").await;
-    device.say_in("beside", "b-1", &beside).await;
-    device.until_ended(&["b-1"]).await;
+pub(super) async fn a_conversation_takes_turns_and_others_run_beside_it(system: Arc<TestSystem>) {
+    let user = unique_name("devices");
+    let (first, second, beside) = (
+        unique_name("first"),
+        unique_name("second"),
+        unique_name("beside"),
+    );
+    let slow = Script::complete(&words("slow", 60)).chunk_interval(PACE);
+    system.model().queue_answer(&first, slow);
+    let mut device = V1Client::open(system.port(0), &user).await;
+    device.send_message("m-1", &first).await;
+    device.send_message("m-2", &second).await;
+    device.wait_for_text("m-1", "slow0").await;
+    device.send_message_in("beside", "b-1", &beside).await;
+    device.wait_for_ends(&["b-1"]).await;
     assert_eq!(
-        device.shown("m-1").ended(),
+        device.message("m-1").ended(),
         None,
         "it waited for the other conversation"
     );
     assert_eq!(
-        world.model().count_for(&second),
+        system.model().request_count_for(&second),
         0,
         "it did not wait its turn"
     );
-    device.until_ended(&["m-1", "m-2"]).await;
+    device.wait_for_ends(&["m-1", "m-2"]).await;
     assert_eq!(device.transcript.order_of("default"), ["m-1", "m-2"]);
-    assert_eq!(device.shown("b-1").conversation.as_deref(), Some("beside"));
-    let context = world.model().asked_for(&second).remove(0).messages();
+    assert_eq!(
+        device.message("b-1").conversation.as_deref(),
+        Some("beside")
+    );
+    let context = system.model().requests_for(&second).remove(0).messages();
     let knows_beside = context.iter().any(|(_, text)| text.contains(&beside));
     let knows_first = context.iter().any(|(_, text)| *text == first);
     assert!(knows_first && !knows_beside, "{context:?}");

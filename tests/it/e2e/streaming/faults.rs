@@ -6,12 +6,13 @@ use futures_util::future::join_all;
 use tokio::time::Instant;
 
 use super::{MAILBOX_FRAMES, words};
-use crate::support::client::Classic;
+use crate::support::classic::ClassicClient;
+use crate::support::history::HistoryClient;
+use crate::support::lossy_redis::LossyRedis;
 use crate::support::model::Script;
-use crate::support::proxy::LossyRedis;
-use crate::support::v1::{Device, Transcript};
-use crate::support::world::{A_WHILE, Backend, History, World};
-use crate::support::{SOON, eventually, unique};
+use crate::support::system::{Backend, TestSystem};
+use crate::support::v1::{Transcript, V1Client};
+use crate::support::{QUIET_PERIOD, TEST_TIMEOUT, unique_name, wait_until};
 
 const PACE: Duration = Duration::from_millis(80);
 
@@ -21,24 +22,24 @@ struct Scene {
     user: String,
     prompt: String,
     text: String,
-    device: Device,
-    away: Device,
+    device: V1Client,
+    away: V1Client,
 }
 
 impl Scene {
-    async fn set(world: &World, count: usize) -> Self {
-        let user = unique("fault");
-        let prompt = unique("growing");
+    async fn set(system: &TestSystem, count: usize) -> Self {
+        let user = unique_name("fault");
+        let prompt = unique_name("growing");
         let text = words("grown", count);
-        world
+        system
             .model()
-            .next_for(&prompt, Script::say(&text).paced(PACE));
-        let mut away = Device::open(world.port(1), &user).await;
+            .queue_answer(&prompt, Script::complete(&text).chunk_interval(PACE));
+        let mut away = V1Client::open(system.port(1), &user).await;
         away.drop_connection();
-        let mut device = Device::open(world.port(0), &user).await;
-        device.ask("m-0", &unique("before")).await;
-        device.say("m-1", &prompt).await;
-        device.until_text("m-1", "grown4 ").await;
+        let mut device = V1Client::open(system.port(0), &user).await;
+        device.send_and_wait("m-0", &unique_name("before")).await;
+        device.send_message("m-1", &prompt).await;
+        device.wait_for_text("m-1", "grown4 ").await;
         Self {
             user,
             prompt,
@@ -49,16 +50,16 @@ impl Scene {
     }
 
     /// All devices end with the right text, and so does the history.
-    async fn check(mut self, world: &World) {
-        let ports = world.ports();
+    async fn check(mut self, system: &TestSystem) {
+        let ports = system.ports();
         let messages = [("m-1", self.prompt.as_str())];
-        self.device.carry_through(&ports, &messages).await;
-        let shown = self.device.shown("m-1");
+        self.device.reconnect_until_ended(&ports, &messages).await;
+        let shown = self.device.message("m-1");
         assert_eq!(shown.ended(), Some("response"), "{shown:?}");
         assert_eq!(shown.text, self.text);
-        let calls = world.model().count_for(&self.prompt);
+        let calls = system.model().request_count_for(&self.prompt);
         assert!(calls <= 2, "{calls} calls of the model");
-        let history = History::new(world.port(1), &self.user);
+        let history = HistoryClient::new(system.port(1), &self.user);
         let message_id = self.device.transcript.message_id("m-1").unwrap().to_owned();
         let turn = history
             .turn("default", &message_id)
@@ -67,74 +68,74 @@ impl Scene {
         assert_eq!(turn.answer, self.text);
         // Who was away gets what it missed, or is told that it can't.
         let before = self.away.transcript.reloads();
-        self.away.connect_patiently(&[world.port(1)]).await;
+        self.away.connect_with_retries(&[system.port(1)]).await;
         if self.away.transcript.reloads() == before {
-            self.away.until_ended(&["m-0", "m-1"]).await;
-            assert_eq!(self.away.shown("m-1").text, self.text);
+            self.away.wait_for_ends(&["m-0", "m-1"]).await;
+            assert_eq!(self.away.message("m-1").text, self.text);
         }
         // And it goes on, for both.
-        let next = unique("afterwards");
-        self.device.say("m-2", &next).await;
+        let next = unique_name("afterwards");
+        self.device.send_message("m-2", &next).await;
         for device in [&mut self.device, &mut self.away] {
-            let end = device.end_of("m-2").await;
+            let end = device.wait_for_end("m-2").await;
             assert_eq!(end["content"], format!("echo: {next}"));
         }
         // What the relay delivers again comes to nobody twice.
-        self.device.expect_silence(A_WHILE).await;
+        self.device.expect_no_frame(QUIET_PERIOD).await;
     }
 }
 
-pub(super) async fn redis_is_emptied(world: &mut World) {
-    let scene = Scene::set(world, 50).await;
-    world.flush_redis();
-    scene.check(world).await;
+pub(super) async fn redis_is_emptied(system: &mut TestSystem) {
+    let scene = Scene::set(system, 50).await;
+    system.flush_redis();
+    scene.check(system).await;
 }
 
-pub(super) async fn redis_is_restarted(world: &mut World) {
-    let scene = Scene::set(world, 60).await;
-    world.restart_redis().await;
-    scene.check(world).await;
+pub(super) async fn redis_is_restarted(system: &mut TestSystem) {
+    let scene = Scene::set(system, 60).await;
+    system.restart_redis().await;
+    scene.check(system).await;
 }
 
-pub(super) async fn a_gateway_is_killed(world: &mut World) {
-    let scene = Scene::set(world, 50).await;
-    world.gateways[0].kill9();
-    let spec = world.gateways[0].spec().clone();
-    world.gateways[0] = spec.start().await;
-    scene.check(world).await;
+pub(super) async fn a_gateway_is_killed(system: &mut TestSystem) {
+    let scene = Scene::set(system, 50).await;
+    system.gateways[0].kill();
+    let spec = system.gateways[0].spec().clone();
+    system.gateways[0] = spec.start().await;
+    scene.check(system).await;
 }
 
-pub(super) async fn a_relay_is_killed(world: &mut World) {
-    let scene = Scene::set(world, 40).await;
-    world.relays[0].kill9();
-    let spec = world.relays[0].spec().clone();
-    world.relays[0] = spec.start().await;
-    scene.check(world).await;
+pub(super) async fn a_relay_is_killed(system: &mut TestSystem) {
+    let scene = Scene::set(system, 40).await;
+    system.relays[0].kill();
+    let spec = system.relays[0].spec().clone();
+    system.relays[0] = spec.start().await;
+    scene.check(system).await;
 }
 
 /// The text of the first attempt must not be in the second's, which goes on for long enough.
-fn two_attempts(world: &World, prompt: &str, first: Script) -> String {
+fn two_attempts(system: &TestSystem, prompt: &str, first: Script) -> String {
     let whole = words("second", 60);
-    world.model().next_for(prompt, first);
-    world
+    system.model().queue_answer(prompt, first);
+    system
         .model()
-        .next_for(prompt, Script::say(&whole).paced(PACE));
+        .queue_answer(prompt, Script::complete(&whole).chunk_interval(PACE));
     whole
 }
 
-pub(super) async fn a_worker_is_killed_and_another_begins_anew(world: &mut World) {
-    let prompt = unique("killed");
-    let first = Script::say(&words("first", 400)).paced(PACE);
-    let whole = two_attempts(world, &prompt, first);
-    let mut device = Device::open(world.port(0), &unique("fault")).await;
-    device.say("m-1", &prompt).await;
-    device.until_text("m-1", "first4 ").await;
-    let worker = world.worker_of(&prompt);
-    world.workers[worker].kill9();
+pub(super) async fn a_worker_is_killed_and_another_begins_anew(system: &mut TestSystem) {
+    let prompt = unique_name("killed");
+    let first = Script::complete(&words("first", 400)).chunk_interval(PACE);
+    let whole = two_attempts(system, &prompt, first);
+    let mut device = V1Client::open(system.port(0), &unique_name("fault")).await;
+    device.send_message("m-1", &prompt).await;
+    device.wait_for_text("m-1", "first4 ").await;
+    let worker = system.worker_of(&prompt);
+    system.workers[worker].kill();
     let restarted = |t: &Transcript| t.get("m-1").is_some_and(|m| m.restarts == 1);
-    device.until("the answer begins anew", restarted).await;
-    assert_eq!(device.shown("m-1").text, "");
-    device.until_text("m-1", "second0 ").await;
+    device.wait_for("the answer begins anew", restarted).await;
+    assert_eq!(device.message("m-1").text, "");
+    device.wait_for_text("m-1", "second0 ").await;
     let begun = device
         .frames
         .iter()
@@ -142,65 +143,67 @@ pub(super) async fn a_worker_is_killed_and_another_begins_anew(world: &mut World
         .find(|frame| frame["type"] == "delta")
         .unwrap();
     assert_eq!(begun["attempt"], 2, "{begun}");
-    let end = device.end_of("m-1").await;
+    let end = device.wait_for_end("m-1").await;
     assert_eq!(end["content"], whole.as_str());
     assert_eq!(end["attempt"], 2);
-    assert_eq!(device.shown("m-1").accepted.len(), 1);
-    let spec = world.workers[worker].spec().clone();
-    world.workers[worker] = spec.start().await;
+    assert_eq!(device.message("m-1").accepted.len(), 1);
+    let spec = system.workers[worker].spec().clone();
+    system.workers[worker] = spec.start().await;
 }
 
-pub(super) async fn a_worker_sleeps_past_its_session_and_is_fenced(world: &mut World) {
-    let prompt = unique("asleep");
-    let first = Script::say(&words("first", 4000)).paced(Duration::from_millis(20));
-    let whole = two_attempts(world, &prompt, first);
-    let user = unique("fault");
-    let mut device = Device::open(world.port(0), &user).await;
-    let mut phone = Device::open(world.port(1), &user).await;
-    device.say("m-1", &prompt).await;
-    device.until_text("m-1", "first4 ").await;
-    let worker = world.worker_of(&prompt);
-    world.workers[worker].stop();
+pub(super) async fn a_worker_sleeps_past_its_session_and_is_fenced(system: &mut TestSystem) {
+    let prompt = unique_name("asleep");
+    let first = Script::complete(&words("first", 4000)).chunk_interval(Duration::from_millis(20));
+    let whole = two_attempts(system, &prompt, first);
+    let user = unique_name("fault");
+    let mut device = V1Client::open(system.port(0), &user).await;
+    let mut phone = V1Client::open(system.port(1), &user).await;
+    device.send_message("m-1", &prompt).await;
+    device.wait_for_text("m-1", "first4 ").await;
+    let worker = system.worker_of(&prompt);
+    system.workers[worker].pause();
     // Past its lease and its session another one takes over.
-    device.until_text("m-1", "second4 ").await;
-    assert!(!device.shown("m-1").text.contains("first"), "spliced");
+    device.wait_for_text("m-1", "second4 ").await;
+    assert!(!device.message("m-1").text.contains("first"), "spliced");
     // It wakes with a full buffer of the old text, and believes that it owns the message.
-    world.workers[worker].cont();
-    eventually("the old call is closed", SOON, || async {
-        world.model().closed_early().contains(&prompt)
+    system.workers[worker].resume();
+    wait_until("the old call is closed", TEST_TIMEOUT, || async {
+        system.model().aborted_prompts().contains(&prompt)
     })
     .await;
     for socket in [&mut device, &mut phone] {
-        let end = socket.end_of("m-1").await;
+        let end = socket.wait_for_end("m-1").await;
         assert_eq!(end["content"], whole.as_str());
-        assert_eq!(socket.shown("m-1").restarts, 1);
+        assert_eq!(socket.message("m-1").restarts, 1);
         assert_eq!(socket.transcript.strays, 0);
-        socket.expect_silence(A_WHILE).await;
+        socket.expect_no_frame(QUIET_PERIOD).await;
     }
-    let turns = History::new(world.port(0), &user).turns("default").await;
+    let turns = HistoryClient::new(system.port(0), &user)
+        .turns("default")
+        .await;
     assert_eq!(turns.len(), 1, "{turns:?}");
     assert_eq!(turns[0].answer, whole);
-    assert_eq!(world.model().count_for(&prompt), 2);
+    assert_eq!(system.model().request_count_for(&prompt), 2);
 }
 
-pub(super) async fn a_drained_gateway_sends_its_clients_to_another(world: &mut World) {
+pub(super) async fn a_drained_gateway_sends_its_clients_to_another(system: &mut TestSystem) {
     const COUNT: usize = 8;
     let text = words("drained", 50);
     let mut devices = Vec::new();
     for _ in 0..COUNT {
-        let prompt = unique("drained");
-        world
+        let prompt = unique_name("drained");
+        system
             .model()
-            .next_for(&prompt, Script::say(&text).paced(PACE));
-        let mut device = Device::open(world.port(0), &unique("fault")).await;
-        device.say("m-1", &prompt).await;
+            .queue_answer(&prompt, Script::complete(&text).chunk_interval(PACE));
+        let mut device = V1Client::open(system.port(0), &unique_name("fault")).await;
+        device.send_message("m-1", &prompt).await;
         devices.push((device, prompt));
     }
     for (device, _) in &mut devices {
-        device.until_text("m-1", "drained1 ").await;
+        device.wait_for_text("m-1", "drained1 ").await;
     }
-    let other = [world.port(1)];
-    world.gateways[0].term();
+    let other = [system.port(1)];
+    system.gateways[0].terminate();
     let come_back = devices.iter_mut().map(|(device, prompt)| async {
         assert_eq!(device.expect_close().await, Some(1001));
         let closing = device.frames.last().unwrap().clone();
@@ -208,100 +211,102 @@ pub(super) async fn a_drained_gateway_sends_its_clients_to_another(world: &mut W
         let pause = closing["retry_after_ms"].as_u64().unwrap();
         tokio::time::sleep(Duration::from_millis(pause.min(3000))).await;
         device
-            .carry_through(&other, &[("m-1", prompt.as_str())])
+            .reconnect_until_ended(&other, &[("m-1", prompt.as_str())])
             .await;
-        assert_eq!(device.shown("m-1").text, text);
-        assert_eq!(device.shown("m-1").restarts, 0);
+        assert_eq!(device.message("m-1").text, text);
+        assert_eq!(device.message("m-1").restarts, 0);
         assert_eq!(device.transcript.reloads(), 1, "it had a good position");
-        assert_eq!(world.model().count_for(prompt), 1);
+        assert_eq!(system.model().request_count_for(prompt), 1);
     });
     join_all(come_back).await;
-    let status = world.gateways[0].wait_exit(SOON).await;
+    let status = system.gateways[0].wait_exit(TEST_TIMEOUT).await;
     assert_eq!(status.code(), Some(0));
-    let spec = world.gateways[0].spec().clone();
-    world.gateways[0] = spec.start().await;
+    let spec = system.gateways[0].spec().clone();
+    system.gateways[0] = spec.start().await;
 }
 
-pub(super) async fn a_lost_publish_of_an_end_is_found(world: &mut World) {
+pub(super) async fn a_lost_publish_of_an_end_is_found(system: &mut TestSystem) {
     // Where the subscribers' connections break, whatever was published meanwhile is lost.
-    let user = unique("fault");
-    let prompt = unique("broken");
+    let user = unique_name("fault");
+    let prompt = unique_name("broken");
     let text = words("broken", 30);
-    world
+    system
         .model()
-        .next_for(&prompt, Script::say(&text).paced(PACE));
-    let mut device = Device::open(world.port(0), &user).await;
-    let mut classic = Classic::open(world.port(1), &user).await;
-    device.say("m-1", &prompt).await;
-    device.until_text("m-1", "broken9 ").await;
+        .queue_answer(&prompt, Script::complete(&text).chunk_interval(PACE));
+    let mut device = V1Client::open(system.port(0), &user).await;
+    let mut classic = ClassicClient::open(system.port(1), &user).await;
+    device.send_message("m-1", &prompt).await;
+    device.wait_for_text("m-1", "broken9 ").await;
     let began = Instant::now();
     while began.elapsed() < PACE * 25 {
-        match &world.stack().cluster {
+        match &system.stack().cluster {
             Some(cluster) => cluster.kill_subscribers(),
-            None => world.stack().redis.kill_subscribers(),
+            None => system.stack().redis.kill_subscribers(),
         }
         tokio::time::sleep(Duration::from_millis(150)).await;
     }
-    assert_eq!(device.end_of("m-1").await["content"], text.as_str());
-    assert_eq!(classic.frame().await["content"], text.as_str());
+    assert_eq!(device.wait_for_end("m-1").await["content"], text.as_str());
+    assert_eq!(classic.next_frame().await["content"], text.as_str());
     assert!(
         began.elapsed() < Duration::from_secs(15),
         "{:?}",
         began.elapsed()
     );
 
-    if world.backend != Backend::Redis {
+    if system.backend != Backend::Redis {
         return;
     }
     // Where only this one message is lost, nothing shows it.
-    let proxy = LossyRedis::start(world.stack().redis.port()).await;
-    let spec = world
+    let proxy = LossyRedis::start(system.stack().redis.port()).await;
+    let spec = system
         .gateway("server_3")
         .env("REDIS_PORT", &proxy.port().to_string());
     let behind = spec.start().await;
-    let mut watcher = Device::new(&user);
+    let mut watcher = V1Client::new(&user);
     // Until it can listen again, a gateway takes nobody in.
-    watcher.connect_patiently(&[world.port(0)]).await;
-    let mut device = Device::new(&user);
-    device.connect_patiently(&[behind.port()]).await;
-    let mut classic = Classic::open(behind.port(), &user).await;
-    let prompt = unique("lost");
-    let script = Script::say("it is here").paced(Duration::from_millis(300));
-    world.model().next_for(&prompt, script);
-    device.say("m-2", &prompt).await;
-    device.until_text("m-2", "it").await;
-    proxy.lose(&format!("user:{user}"));
-    watcher.until_ended(&["m-2"]).await;
+    watcher.connect_with_retries(&[system.port(0)]).await;
+    let mut device = V1Client::new(&user);
+    device.connect_with_retries(&[behind.port()]).await;
+    let mut classic = ClassicClient::open(behind.port(), &user).await;
+    let prompt = unique_name("lost");
+    let script = Script::complete("it is here").chunk_interval(Duration::from_millis(300));
+    system.model().queue_answer(&prompt, script);
+    device.send_message("m-2", &prompt).await;
+    device.wait_for_text("m-2", "it").await;
+    proxy.drop_channel(&format!("user:{user}"));
+    watcher.wait_for_ends(&["m-2"]).await;
     let ended = Instant::now();
-    assert_eq!(device.end_of("m-2").await["content"], "it is here");
-    assert_eq!(classic.frame().await["content"], "it is here");
+    assert_eq!(device.wait_for_end("m-2").await["content"], "it is here");
+    assert_eq!(classic.next_frame().await["content"], "it is here");
     assert!(
-        proxy.count() > 0,
+        proxy.dropped_count() > 0,
         "nothing was lost: this test shows nothing"
     );
     let took = ended.elapsed();
     assert!(took < Duration::from_secs(7), "found after {took:?}");
 }
 
-pub(super) async fn a_trimmed_mailbox_says_so_and_the_history_is_whole(world: &mut World) {
-    let user = unique("fault");
-    let mut away = Device::open(world.port(1), &user).await;
+pub(super) async fn a_trimmed_mailbox_says_so_and_the_history_is_whole(system: &mut TestSystem) {
+    let user = unique_name("fault");
+    let mut away = V1Client::open(system.port(1), &user).await;
     away.drop_connection();
-    let mut device = Device::open(world.port(0), &user).await;
+    let mut device = V1Client::open(system.port(0), &user).await;
     let mut asked = Vec::new();
     let mut half = None;
     for n in 0..MAILBOX_FRAMES + 2 {
-        let prompt = unique("trimmed");
-        device.ask(&format!("m-{n}"), &prompt).await;
+        let prompt = unique_name("trimmed");
+        device.send_and_wait(&format!("m-{n}"), &prompt).await;
         asked.push(prompt);
         if n == MAILBOX_FRAMES - 1 {
             half = device.transcript.position.clone();
         }
     }
-    let welcome = away.connect(world.port(1)).await;
+    let welcome = away.connect(system.port(1)).await;
     assert_eq!(welcome["recovered"], false, "{welcome}");
-    away.expect_silence(A_WHILE).await;
-    let turns = History::new(world.port(1), &user).turns("default").await;
+    away.expect_no_frame(QUIET_PERIOD).await;
+    let turns = HistoryClient::new(system.port(1), &user)
+        .turns("default")
+        .await;
     let questions: Vec<_> = turns
         .iter()
         .rev()
@@ -310,77 +315,79 @@ pub(super) async fn a_trimmed_mailbox_says_so_and_the_history_is_whole(world: &m
     assert_eq!(questions, asked);
     // From the position of that `welcome` on it misses nothing.
     away.drop_connection();
-    device.ask("last", &unique("after")).await;
-    let welcome = away.connect(world.port(0)).await;
+    device.send_and_wait("last", &unique_name("after")).await;
+    let welcome = away.connect(system.port(0)).await;
     assert_eq!(welcome["recovered"], true, "{welcome}");
-    away.until_ended(&["last"]).await;
+    away.wait_for_ends(&["last"]).await;
     // What is still in the mailbox is replayed.
-    let mut recent = Device::new(&user);
+    let mut recent = V1Client::new(&user);
     recent.transcript.position = half;
-    let welcome = recent.connect(world.port(1)).await;
+    let welcome = recent.connect(system.port(1)).await;
     assert_eq!(welcome["recovered"], true, "{welcome}");
-    recent.until_ended(&["m-48", "m-49", "last"]).await;
-    recent.expect_silence(A_WHILE).await;
+    recent.wait_for_ends(&["m-48", "m-49", "last"]).await;
+    recent.expect_no_frame(QUIET_PERIOD).await;
 }
 
 /// The operator made `responses` anew, and says so by `LOG_EPOCH`.
-pub(super) async fn positions_of_another_epoch_are_worth_nothing(world: &mut World) {
-    let user = unique("fault");
-    let mut away = Device::open(world.port(0), &user).await;
-    let (before, after) = (unique("before"), unique("after"));
-    away.ask("m-1", &before).await;
+pub(super) async fn positions_of_another_epoch_are_worth_nothing(system: &mut TestSystem) {
+    let user = unique_name("fault");
+    let mut away = V1Client::open(system.port(0), &user).await;
+    let (before, after) = (unique_name("before"), unique_name("after"));
+    away.send_and_wait("m-1", &before).await;
     away.drop_connection();
-    let mut online = Device::open(world.port(0), &user).await;
-    if world.backend == Backend::Embedded {
-        world.gateways[0].drain().await;
-        let spec = world.gateways[0].spec().clone().env("LOG_EPOCH", "1");
-        world.gateways[0] = spec.start().await;
-        online.connect(world.port(0)).await;
+    let mut online = V1Client::open(system.port(0), &user).await;
+    if system.backend == Backend::Embedded {
+        system.gateways[0].drain().await;
+        let spec = system.gateways[0].spec().clone().env("LOG_EPOCH", "1");
+        system.gateways[0] = spec.start().await;
+        online.connect(system.port(0)).await;
     } else {
-        for relay in &mut world.relays {
+        for relay in &mut system.relays {
             relay.drain().await;
             let spec = relay.spec().clone().env("LOG_EPOCH", "1");
             *relay = spec.start().await;
         }
     }
-    online.ask("m-2", &after).await;
-    let welcome = away.connect(world.port(1)).await;
+    online.send_and_wait("m-2", &after).await;
+    let welcome = away.connect(system.port(1)).await;
     assert_eq!(welcome["recovered"], false, "{welcome}");
-    let turns = History::new(world.port(1), &user).turns("default").await;
+    let turns = HistoryClient::new(system.port(1), &user)
+        .turns("default")
+        .await;
     let questions: Vec<_> = turns
         .iter()
         .rev()
         .filter_map(|turn| turn.question.clone())
         .collect();
     assert_eq!(questions, [before, after]);
-    let end = away.ask("m-3", &unique("third")).await;
+    let end = away.send_and_wait("m-3", &unique_name("third")).await;
     assert_eq!(end["type"], "response", "{end}");
-    online.until_ended(&["m-3"]).await;
+    online.wait_for_ends(&["m-3"]).await;
     for device in [&mut away, &mut online] {
-        device.expect_silence(A_WHILE).await;
+        device.expect_no_frame(QUIET_PERIOD).await;
     }
 }
 
 /// One process with everything: killed and started again on its folder.
-pub(super) async fn everything_is_killed_and_the_text_begins_anew(world: &mut World) {
-    let prompt = unique("killed");
-    let first = Script::say(&words("first", 400)).paced(PACE);
-    let whole = two_attempts(world, &prompt, first);
-    let mut device = Device::open(world.port(0), &unique("fault")).await;
-    let done = device.ask("m-0", &unique("done")).await;
-    device.say("m-1", &prompt).await;
-    device.until_text("m-1", "first4 ").await;
-    world.gateways[0].kill9();
+pub(super) async fn everything_is_killed_and_the_text_begins_anew(system: &mut TestSystem) {
+    let prompt = unique_name("killed");
+    let first = Script::complete(&words("first", 400)).chunk_interval(PACE);
+    let whole = two_attempts(system, &prompt, first);
+    let mut device = V1Client::open(system.port(0), &unique_name("fault")).await;
+    let done = device.send_and_wait("m-0", &unique_name("done")).await;
+    device.send_message("m-1", &prompt).await;
+    device.wait_for_text("m-1", "first4 ").await;
+    system.gateways[0].kill();
     assert_eq!(device.expect_close().await, None);
-    let spec = world.gateways[0].spec().clone();
-    world.gateways[0] = spec.start().await;
-    let welcome = device.connect(world.port(0)).await;
+    let spec = system.gateways[0].spec().clone();
+    system.gateways[0] = spec.start().await;
+    let welcome = device.connect(system.port(0)).await;
     assert_eq!(welcome["recovered"], true, "{welcome}");
-    let end = device.end_of("m-1").await;
+    let end = device.wait_for_end("m-1").await;
     assert_eq!(end["content"], whole.as_str());
     // The first is where it was.
-    device.say("m-0", "whatever").await;
+    device.send_message("m-0", "whatever").await;
     let again = |t: &Transcript| t.get("m-0").is_some_and(|m| m.repeated == 1);
-    device.until("the stored answer comes", again).await;
+    device.wait_for("the stored answer comes", again).await;
     assert_eq!(device.frames.last(), Some(&done));
 }

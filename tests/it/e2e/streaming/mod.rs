@@ -11,10 +11,11 @@ mod slow;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use crate::support::world::{
-    Backend, Fault, Scenario, World, none_failed, one_after_another, side_by_side,
+use crate::support::scenario::{
+    FaultScenario, Scenario, assert_none_failed, run_concurrently, run_sequentially,
 };
-use crate::{faults, scenarios};
+use crate::support::system::{Backend, TestSystem};
+use crate::{fault_scenarios, scenarios};
 
 /// `name0 name1 …`
 fn words(name: &str, count: usize) -> String {
@@ -58,15 +59,15 @@ fn heavy() -> Vec<(&'static str, Scenario)> {
 }
 
 /// They break things: one at a time.
-fn breaking(backend: Backend) -> Vec<(&'static str, Fault)> {
+fn breaking(backend: Backend) -> Vec<(&'static str, FaultScenario)> {
     if backend == Backend::Embedded {
-        return faults![
+        return fault_scenarios![
             faults::everything_is_killed_and_the_text_begins_anew,
             faults::a_trimmed_mailbox_says_so_and_the_history_is_whole,
             faults::positions_of_another_epoch_are_worth_nothing,
         ];
     }
-    faults![
+    fault_scenarios![
         faults::redis_is_emptied,
         faults::redis_is_restarted,
         faults::a_gateway_is_killed,
@@ -83,16 +84,16 @@ fn breaking(backend: Backend) -> Vec<(&'static str, Fault)> {
 /// Small enough to be trimmed by a test, and more than any other scenario has.
 const MAILBOX_FRAMES: usize = 48;
 
-/// In one world, since starting it takes longer than most of them.
+/// In one system, since starting it takes longer than most of them.
 async fn everything_on(backend: Backend) {
     let frames = MAILBOX_FRAMES.to_string();
-    let world = World::start(backend, &[("MAILBOX_FRAMES", &frames)]).await;
-    let world = Arc::new(world);
-    let mut failed = side_by_side(&world, calm()).await;
-    failed.extend(side_by_side(&world, heavy()).await);
-    let world = Arc::into_inner(world).expect("all scenarios are over");
-    failed.extend(one_after_another(world, breaking(backend)).await);
-    none_failed(&failed);
+    let system = TestSystem::start(backend, &[("MAILBOX_FRAMES", &frames)]).await;
+    let system = Arc::new(system);
+    let mut failed = run_concurrently(&system, calm()).await;
+    failed.extend(run_concurrently(&system, heavy()).await);
+    let system = Arc::into_inner(system).expect("all scenarios are over");
+    failed.extend(run_sequentially(system, breaking(backend)).await);
+    assert_none_failed(&failed);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -115,9 +116,9 @@ async fn slow_readers_on(backend: Backend) {
         ("OUTBOUND_QUEUE_BYTES", "65536"),
         ("MAILBOX_BYTES", "33554432"),
     ];
-    let world = Arc::new(World::start(backend, &bounds).await);
+    let system = Arc::new(TestSystem::start(backend, &bounds).await);
     let slow = scenarios![slow::slow_readers_get_snapshots_and_dead_ones_are_closed];
-    none_failed(&side_by_side(&world, slow).await);
+    assert_none_failed(&run_concurrently(&system, slow).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -9,62 +9,62 @@ use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 
 use super::words;
-use crate::support::client::Event;
+use crate::support::classic::ClientEvent;
 use crate::support::model::Script;
-use crate::support::unique;
-use crate::support::v1::{Device, Transcript};
-use crate::support::world::{A_WHILE, World};
+use crate::support::system::TestSystem;
+use crate::support::v1::{Transcript, V1Client};
+use crate::support::{QUIET_PERIOD, unique_name};
 
 const PACE: Duration = Duration::from_millis(45);
 
 /// The recorded exchange: two messages, streamed one after the other.
 fn exchange() -> [(&'static str, String, String); 2] {
     [
-        ("m-1", unique("one"), words("alpha", 9)),
-        ("m-2", unique("two"), words("beta", 5)),
+        ("m-1", unique_name("one"), words("alpha", 9)),
+        ("m-2", unique_name("two"), words("beta", 5)),
     ]
 }
 
 /// Plays the exchange, and pulls the cable after each of these counts of frames; the last
 /// connection lasts. Every connection goes to another gateway than the one before.
-async fn play(world: &World, cuts: &[usize]) -> (Transcript, usize) {
-    let user = unique("resume");
+async fn play(system: &TestSystem, cuts: &[usize]) -> (Transcript, usize) {
+    let user = unique_name("resume");
     let exchange = exchange();
     for (_, prompt, text) in &exchange {
-        world
+        system
             .model()
-            .next_for(prompt, Script::say(text).paced(PACE));
+            .queue_answer(prompt, Script::complete(text).chunk_interval(PACE));
     }
     let messages: Vec<(&str, &str)> = exchange
         .iter()
         .map(|(id, prompt, _)| (*id, prompt.as_str()))
         .collect();
-    let mut device = Device::open(world.port(0), &user).await;
+    let mut device = V1Client::open(system.port(0), &user).await;
     for (id, prompt) in &messages {
-        device.say(id, prompt).await;
+        device.send_message(id, prompt).await;
     }
     let mut frames = 0;
     for (n, cut) in cuts.iter().enumerate() {
         for _ in 0..*cut {
-            match device.next(Duration::from_secs(4)).await {
-                Event::Frame(_) => frames += 1,
+            match device.next_event(Duration::from_secs(4)).await {
+                ClientEvent::Frame(_) => frames += 1,
                 // There are fewer than that.
-                Event::Silent => break,
-                Event::Closed(code) => panic!("{user} was closed: {code:?}"),
+                ClientEvent::TimedOut => break,
+                ClientEvent::Closed(code) => panic!("{user} was closed: {code:?}"),
             }
         }
         device.drop_connection();
-        let ports = [world.port(n + 1)];
-        device.connect_patiently(&ports).await;
+        let ports = [system.port(n + 1)];
+        device.connect_with_retries(&ports).await;
         for (id, prompt) in &messages {
             let known = device.transcript.get(id);
             if known.is_none_or(|m| !m.is_accepted() && m.terminal.is_none()) {
-                device.say(id, prompt).await;
+                device.send_message(id, prompt).await;
             }
         }
     }
     while device.transcript.ends().len() < messages.len() {
-        device.frame().await;
+        device.next_frame().await;
         frames += 1;
     }
     for (id, prompt, text) in &exchange {
@@ -72,7 +72,7 @@ async fn play(world: &World, cuts: &[usize]) -> (Transcript, usize) {
         let ends = device.transcript.ends();
         assert_eq!(ends.get(*id), Some(&expected), "{user} after {cuts:?}");
         assert_eq!(
-            world.model().count_for(prompt),
+            system.model().request_count_for(prompt),
             1,
             "{user} after {cuts:?}: paid twice"
         );
@@ -91,8 +91,8 @@ async fn play(world: &World, cuts: &[usize]) -> (Transcript, usize) {
     (device.transcript, frames)
 }
 
-pub(super) async fn resuming_at_every_cut_gives_the_same_transcript(world: Arc<World>) {
-    let (whole, frames) = play(&world, &[]).await;
+pub(super) async fn resuming_at_every_cut_gives_the_same_transcript(system: Arc<TestSystem>) {
+    let (whole, frames) = play(&system, &[]).await;
     assert!(frames > 10, "{frames} frames are no stream");
     // Each place, and some pairs and triples of places.
     let mut plans: Vec<Vec<usize>> = (0..=frames).map(|cut| vec![cut]).collect();
@@ -102,55 +102,57 @@ pub(super) async fn resuming_at_every_cut_gives_the_same_transcript(world: Arc<W
         plans.push(several.new_tree(&mut runner).expect("a plan").current());
     }
     for some in plans.chunks(14) {
-        let played = join_all(some.iter().map(|cuts| play(&world, cuts))).await;
+        let played = join_all(some.iter().map(|cuts| play(&system, cuts))).await;
         for ((transcript, _), cuts) in played.iter().zip(some) {
             assert_eq!(transcript.ends(), whole.ends(), "cut after {cuts:?}");
         }
     }
 }
 
-pub(super) async fn a_client_hops_between_gateways_in_mid_answer(world: Arc<World>) {
-    let user = unique("hop");
-    let prompt = unique("long");
+pub(super) async fn a_client_hops_between_gateways_in_mid_answer(system: Arc<TestSystem>) {
+    let user = unique_name("hop");
+    let prompt = unique_name("long");
     let text = words("hop", 80);
-    world
+    system
         .model()
-        .next_for(&prompt, Script::say(&text).paced(PACE));
-    let mut device = Device::open(world.port(0), &user).await;
-    device.say("m-1", &prompt).await;
-    device.until_accepted("m-1").await;
+        .queue_answer(&prompt, Script::complete(&text).chunk_interval(PACE));
+    let mut device = V1Client::open(system.port(0), &user).await;
+    device.send_message("m-1", &prompt).await;
+    device.wait_for_accepted("m-1").await;
     let mut hops = 0;
     while device.transcript.ends().is_empty() {
         for _ in 0..4 {
             if device.transcript.ends().is_empty() {
-                device.frame().await;
+                device.next_frame().await;
             }
         }
         if device.transcript.ends().is_empty() {
             hops += 1;
             device.drop_connection();
-            let welcome = device.connect(world.port(hops)).await;
+            let welcome = device.connect(system.port(hops)).await;
             assert_eq!(welcome["recovered"], true, "{welcome}");
         }
     }
     assert!(hops > 3, "{hops} hops");
-    let shown = device.shown("m-1");
+    let shown = device.message("m-1");
     assert_eq!(shown.text, text);
     assert_eq!(shown.restarts, 0);
     assert_eq!(device.transcript.strays, 0);
-    assert_eq!(world.model().count_for(&prompt), 1);
+    assert_eq!(system.model().request_count_for(&prompt), 1);
 }
 
-pub(super) async fn what_was_missed_is_replayed_in_order_however_much_it_is(world: Arc<World>) {
+pub(super) async fn what_was_missed_is_replayed_in_order_however_much_it_is(
+    system: Arc<TestSystem>,
+) {
     const COUNT: usize = 40;
-    let user = unique("missed");
+    let user = unique_name("missed");
     let long = "long ".repeat(2000);
-    let mut away = Device::open(world.port(0), &user).await;
-    let mut at_work = Device::open(world.port(1), &user).await;
+    let mut away = V1Client::open(system.port(0), &user).await;
+    let mut at_work = V1Client::open(system.port(1), &user).await;
     away.drop_connection();
     let ids: Vec<String> = (0..COUNT).map(|n| format!("m-{n}")).collect();
     for id in &ids {
-        let prompt = unique("missed");
+        let prompt = unique_name("missed");
         let script = Script::new()
             .role()
             .token(&long)
@@ -158,43 +160,43 @@ pub(super) async fn what_was_missed_is_replayed_in_order_however_much_it_is(worl
             .finish("stop")
             .usage()
             .done();
-        world.model().next_for(&prompt, script);
-        at_work.ask(id, &prompt).await;
+        system.model().queue_answer(&prompt, script);
+        at_work.send_and_wait(id, &prompt).await;
     }
     // A socket that dies between `welcome` and the replay has missed nothing (S9).
     for n in 0..3 {
-        let welcome = away.connect(world.port(n)).await;
+        let welcome = away.connect(system.port(n)).await;
         assert_eq!(welcome["recovered"], true, "{welcome}");
         assert_eq!(away.frames.len(), 1);
         away.drop_connection();
     }
-    let welcome = away.connect(world.port(1)).await;
+    let welcome = away.connect(system.port(1)).await;
     assert_eq!(
         welcome["position"].as_str(),
         away.transcript.position.as_deref()
     );
     let all: Vec<&str> = ids.iter().map(String::as_str).collect();
-    away.until_ended(&all).await;
+    away.wait_for_ends(&all).await;
     assert_eq!(away.transcript.order_of("default"), ids);
     assert_eq!(away.transcript.ends(), at_work.transcript.ends());
-    away.expect_silence(A_WHILE).await;
+    away.expect_no_frame(QUIET_PERIOD).await;
     // With the last position nothing comes again.
     away.drop_connection();
-    let welcome = away.connect(world.port(0)).await;
+    let welcome = away.connect(system.port(0)).await;
     assert_eq!(welcome["recovered"], true, "{welcome}");
-    away.expect_silence(A_WHILE).await;
+    away.expect_no_frame(QUIET_PERIOD).await;
 }
 
-pub(super) async fn a_position_of_nobody_is_said_to_be_worth_nothing(world: Arc<World>) {
-    let user = unique("foreign");
-    let mut device = Device::open(world.port(0), &user).await;
-    device.ask("m-1", &unique("one")).await;
+pub(super) async fn a_position_of_nobody_is_said_to_be_worth_nothing(system: Arc<TestSystem>) {
+    let user = unique_name("foreign");
+    let mut device = V1Client::open(system.port(0), &user).await;
+    device.send_and_wait("m-1", &unique_name("one")).await;
     let good = device.transcript.position.clone().unwrap();
     let (epoch, _) = good.rsplit_once('.').unwrap();
     for foreign in ["another~0~1.3".to_owned(), format!("{epoch}.999999")] {
-        let mut other = Device::new(&user);
+        let mut other = V1Client::new(&user);
         other.transcript.position = Some(foreign.clone());
-        let welcome = other.connect(world.port(1)).await;
+        let welcome = other.connect(system.port(1)).await;
         assert_eq!(welcome["recovered"], false, "{foreign}: {welcome}");
         assert_eq!(other.transcript.reloads(), 1);
         if foreign.ends_with("999999") {
@@ -202,19 +204,21 @@ pub(super) async fn a_position_of_nobody_is_said_to_be_worth_nothing(world: Arc<
             continue;
         }
         // It is served from here on.
-        let end = other.ask(&unique("id"), &unique("two")).await;
+        let end = other
+            .send_and_wait(&unique_name("id"), &unique_name("two"))
+            .await;
         assert_eq!(end["type"], "response", "{end}");
     }
     // What no server ever gave out is refused, or worth as little.
-    let mut other = Device::new(&user);
+    let mut other = V1Client::new(&user);
     other.transcript.position = Some("no-position".to_owned());
-    match other.try_connect(world.port(0)).await {
+    match other.try_connect(system.port(0)).await {
         Ok(welcome) => assert_eq!(welcome["recovered"], false, "{welcome}"),
         Err(refused) => assert_eq!(refused.status, 400, "{refused:?}"),
     }
     // No position is no position.
-    let mut new = Device::new(&user);
-    let welcome = new.connect(world.port(0)).await;
+    let mut new = V1Client::new(&user);
+    let welcome = new.connect(system.port(0)).await;
     assert_eq!(welcome["recovered"], false, "{welcome}");
-    new.expect_silence(A_WHILE).await;
+    new.expect_no_frame(QUIET_PERIOD).await;
 }

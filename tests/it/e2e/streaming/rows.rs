@@ -8,21 +8,21 @@ use tokio::time::Instant;
 
 use super::words;
 use crate::support::model::{Answer, Script};
-use crate::support::unique;
-use crate::support::v1::Device;
-use crate::support::world::{A_WHILE, World};
+use crate::support::system::TestSystem;
+use crate::support::v1::V1Client;
+use crate::support::{QUIET_PERIOD, unique_name};
 
-pub(super) async fn an_answer_is_accepted_streamed_and_ended_once(world: Arc<World>) {
-    let user = unique("rows");
-    let prompt = unique("stream");
+pub(super) async fn an_answer_is_accepted_streamed_and_ended_once(system: Arc<TestSystem>) {
+    let user = unique_name("rows");
+    let prompt = unique_name("stream");
     let text = words("piece", 12);
-    let script = Script::say(&text).paced(Duration::from_millis(40));
-    world.model().next_for(&prompt, script);
-    let mut device = Device::open(world.port(0), &user).await;
+    let script = Script::complete(&text).chunk_interval(Duration::from_millis(40));
+    system.model().queue_answer(&prompt, script);
+    let mut device = V1Client::open(system.port(0), &user).await;
     let welcome = device.frames[0].clone();
     assert_eq!(welcome["recovered"], false, "it gave no position");
     assert_eq!(welcome["pending"], json!([]));
-    let end = device.ask("m-1", &prompt).await;
+    let end = device.send_and_wait("m-1", &prompt).await;
     assert_eq!(end["type"], "response", "{end}");
     assert_eq!(end["content"], text.as_str());
     assert_eq!(end["finish_reason"], "stop");
@@ -31,7 +31,7 @@ pub(super) async fn an_answer_is_accepted_streamed_and_ended_once(world: Arc<Wor
     assert_eq!(end["usage"]["total_tokens"], 18);
     assert_eq!(end["conversation_id"], "default");
     assert_eq!(end["id"], "m-1");
-    let shown = device.shown("m-1");
+    let shown = device.message("m-1");
     assert_eq!(
         shown.accepted,
         [false],
@@ -39,7 +39,7 @@ pub(super) async fn an_answer_is_accepted_streamed_and_ended_once(world: Arc<Wor
     );
     assert!(shown.deltas > 3, "{} deltas", shown.deltas);
     assert_eq!(shown.restarts, 0);
-    device.expect_silence(A_WHILE).await;
+    device.expect_no_frame(QUIET_PERIOD).await;
     let deltas: String = device
         .frames
         .iter()
@@ -52,8 +52,8 @@ pub(super) async fn an_answer_is_accepted_streamed_and_ended_once(world: Arc<Wor
     assert_eq!(deltas, text);
 }
 
-pub(super) async fn the_first_token_leaves_at_once(world: Arc<World>) {
-    let prompt = unique("first");
+pub(super) async fn the_first_token_leaves_at_once(system: Arc<TestSystem>) {
+    let prompt = unique_name("first");
     let script = Script::new()
         .role()
         .token("first ")
@@ -62,47 +62,47 @@ pub(super) async fn the_first_token_leaves_at_once(world: Arc<World>) {
         .finish("stop")
         .usage()
         .done();
-    world.model().next_for(&prompt, script);
-    let mut device = Device::open(world.port(0), &unique("rows")).await;
-    device.say("m-1", &prompt).await;
-    device.until_text("m-1", "first").await;
-    assert!(device.shown("m-1").is_growing());
-    let asked = world.model().asked_for(&prompt)[0].at;
+    system.model().queue_answer(&prompt, script);
+    let mut device = V1Client::open(system.port(0), &unique_name("rows")).await;
+    device.send_message("m-1", &prompt).await;
+    device.wait_for_text("m-1", "first").await;
+    assert!(device.message("m-1").is_growing());
+    let asked = system.model().requests_for(&prompt)[0].at;
     assert!(
         asked.elapsed() < Duration::from_secs(3),
         "it waited for more"
     );
-    let end = device.end_of("m-1").await;
+    let end = device.wait_for_end("m-1").await;
     assert_eq!(end["content"], "first last");
 }
 
-pub(super) async fn many_tokens_cost_few_frames(world: Arc<World>) {
-    let prompt = unique("many");
+pub(super) async fn many_tokens_cost_few_frames(system: Arc<TestSystem>) {
+    let prompt = unique_name("many");
     let text = words("t", 300);
-    let script = Script::say(&text).paced(Duration::from_millis(10));
-    world.model().next_for(&prompt, script);
-    let mut device = Device::open(world.port(0), &unique("rows")).await;
-    device.say("m-1", &prompt).await;
-    device.until_text("m-1", "t0").await;
+    let script = Script::complete(&text).chunk_interval(Duration::from_millis(10));
+    system.model().queue_answer(&prompt, script);
+    let mut device = V1Client::open(system.port(0), &unique_name("rows")).await;
+    device.send_message("m-1", &prompt).await;
+    device.wait_for_text("m-1", "t0").await;
     let began = Instant::now();
-    let end = device.end_of("m-1").await;
+    let end = device.wait_for_end("m-1").await;
     assert_eq!(end["content"], text.as_str());
     let most = began.elapsed().as_secs_f64() * 40.0 + 8.0;
-    let deltas = device.shown("m-1").deltas;
+    let deltas = device.message("m-1").deltas;
     assert!((deltas as f64) < most, "{deltas} deltas, at most {most}");
     assert!(deltas > 20, "{deltas} deltas are no stream");
 }
 
-pub(super) async fn ping_is_answered_by_pong(world: Arc<World>) {
-    let mut device = Device::open(world.port(0), &unique("rows")).await;
+pub(super) async fn ping_is_answered_by_pong(system: Arc<TestSystem>) {
+    let mut device = V1Client::open(system.port(0), &unique_name("rows")).await;
     device.send_text(r#"{"type":"ping"}"#).await;
-    let pong = device.frame().await;
+    let pong = device.next_frame().await;
     assert_eq!(pong, json!({"type": "pong"}));
 }
 
-pub(super) async fn what_is_no_message_is_refused_and_the_socket_lives_on(world: Arc<World>) {
-    let user = unique("rows");
-    let mut device = Device::open(world.port(0), &user).await;
+pub(super) async fn what_is_no_message_is_refused_and_the_socket_lives_on(system: Arc<TestSystem>) {
+    let user = unique_name("rows");
+    let mut device = V1Client::open(system.port(0), &user).await;
     let long = "x".repeat(8001);
     let long_id = "i".repeat(65);
     let bad: [(Value, &str); 12] = [
@@ -148,7 +148,7 @@ pub(super) async fn what_is_no_message_is_refused_and_the_socket_lives_on(world:
     ];
     for (frame, code) in bad {
         device.send_text(&frame.to_string()).await;
-        let error = device.frame().await;
+        let error = device.next_frame().await;
         let start: String = frame.to_string().chars().take(80).collect();
         assert_eq!(error["type"], "error", "{start}: {error}");
         assert_eq!(error["code"], code, "{start}: {error}");
@@ -163,51 +163,53 @@ pub(super) async fn what_is_no_message_is_refused_and_the_socket_lives_on(world:
             assert_eq!(error["id"], "r-1", "it says which: {error}");
         }
     }
-    let prompt = unique("good");
+    let prompt = unique_name("good");
     let good = json!({"type": "message", "id": "m-1", "content": prompt, "userid": user, "x": 1});
-    device.say_frame(&good).await;
-    let end = device.end_of("m-1").await;
+    device.send_message_frame(&good).await;
+    let end = device.wait_for_end("m-1").await;
     assert_eq!(end["content"], format!("echo: {prompt}"));
 }
 
-pub(super) async fn a_failure_is_a_terminal_error(world: Arc<World>) {
-    let user = unique("rows");
-    let prompt = unique("rejected");
+pub(super) async fn a_failure_is_a_terminal_error(system: Arc<TestSystem>) {
+    let user = unique_name("rows");
+    let prompt = unique_name("rejected");
     let refused = Answer::error(400, "invalid_request_error", "this model does not like you");
-    world.model().next_for(&prompt, refused);
-    let mut device = Device::open(world.port(0), &user).await;
-    let end = device.ask("m-1", &prompt).await;
+    system.model().queue_answer(&prompt, refused);
+    let mut device = V1Client::open(system.port(0), &user).await;
+    let end = device.send_and_wait("m-1", &prompt).await;
     assert_eq!(end["type"], "error", "{end}");
     assert_eq!(end["code"], "provider_rejected");
     assert_eq!(end["retryable"], false);
     assert_eq!(end["id"], "m-1");
-    assert_eq!(device.shown("m-1").accepted, [false]);
+    assert_eq!(device.message("m-1").accepted, [false]);
     // The conversation goes on.
-    let end = device.ask("m-2", &unique("next")).await;
+    let end = device.send_and_wait("m-2", &unique_name("next")).await;
     assert_eq!(end["type"], "response", "{end}");
 }
 
-pub(super) async fn a_provider_that_breaks_off_restarts_the_text(world: Arc<World>) {
-    let prompt = unique("cut");
+pub(super) async fn a_provider_that_breaks_off_restarts_the_text(system: Arc<TestSystem>) {
+    let prompt = unique_name("cut");
     let pace = Duration::from_millis(60);
     let broken = Script::new()
         .role()
         .text("old words that nobody keeps ")
         .cut();
-    world.model().next_for(&prompt, broken.paced(pace));
-    let whole = words("new", 6);
-    world
+    system
         .model()
-        .next_for(&prompt, Script::say(&whole).paced(pace));
-    let mut device = Device::open(world.port(0), &unique("rows")).await;
-    device.say("m-1", &prompt).await;
-    device.until_text("m-1", "old").await;
-    let end = device.end_of("m-1").await;
+        .queue_answer(&prompt, broken.chunk_interval(pace));
+    let whole = words("new", 6);
+    system
+        .model()
+        .queue_answer(&prompt, Script::complete(&whole).chunk_interval(pace));
+    let mut device = V1Client::open(system.port(0), &unique_name("rows")).await;
+    device.send_message("m-1", &prompt).await;
+    device.wait_for_text("m-1", "old").await;
+    let end = device.wait_for_end("m-1").await;
     assert_eq!(end["type"], "response", "{end}");
     assert_eq!(end["content"], whole.as_str());
     assert_eq!(end["attempt"], 2);
-    assert_eq!(device.shown("m-1").restarts, 1);
-    assert_eq!(world.model().count_for(&prompt), 2);
+    assert_eq!(device.message("m-1").restarts, 1);
+    assert_eq!(system.model().request_count_for(&prompt), 2);
     let restarted = device
         .frames
         .iter()
@@ -215,22 +217,22 @@ pub(super) async fn a_provider_that_breaks_off_restarts_the_text(world: Arc<Worl
     assert_eq!(restarted.unwrap()["attempt"], 2);
 }
 
-pub(super) async fn a_cancel_never_claims_what_did_not_happen(world: Arc<World>) {
-    let mut device = Device::open(world.port(0), &unique("rows")).await;
+pub(super) async fn a_cancel_never_claims_what_did_not_happen(system: Arc<TestSystem>) {
+    let mut device = V1Client::open(system.port(0), &unique_name("rows")).await;
     device.cancel("never-sent").await;
-    let result = device.frame().await;
+    let result = device.next_frame().await;
     assert_eq!(result["type"], "cancel_result", "{result}");
     assert_eq!(result["result"], "unknown");
     assert_eq!(result["id"], "never-sent");
-    let end = device.ask("m-1", &unique("done")).await;
+    let end = device.send_and_wait("m-1", &unique_name("done")).await;
     device.cancel("m-1").await;
-    let result = device.frame().await;
+    let result = device.next_frame().await;
     assert_eq!(result["result"], "already_done", "{result}");
     assert_eq!(result["id"], "m-1");
     let message_id = end["message_id"].as_str().unwrap().to_owned();
     device.cancel_message(&message_id).await;
-    let result = device.frame().await;
+    let result = device.next_frame().await;
     assert_eq!(result["result"], "already_done", "{result}");
     assert_eq!(result["message_id"], message_id.as_str());
-    device.expect_silence(A_WHILE).await;
+    device.expect_no_frame(QUIET_PERIOD).await;
 }

@@ -5,40 +5,42 @@ use std::time::Duration;
 
 use super::words;
 use crate::support::model::Script;
-use crate::support::v1::{Device, Transcript};
-use crate::support::world::World;
-use crate::support::{eventually, unique};
+use crate::support::system::TestSystem;
+use crate::support::v1::{Transcript, V1Client};
+use crate::support::{unique_name, wait_until};
 
 /// All of it is more than the kernel holds back for a reader that doesn't read (up to 4 MiB).
 const ANSWERS: usize = 24;
 const PIECES: usize = 57;
 
-pub(super) async fn slow_readers_get_snapshots_and_dead_ones_are_closed(world: Arc<World>) {
-    let user = unique("slow");
-    let mut watcher = Device::open(world.port(0), &user).await;
-    let mut slow = Device::new(&user).small_window();
-    let mut dead = Device::new(&user).small_window();
-    slow.connect(world.port(0)).await;
-    dead.connect(world.port(0)).await;
+pub(super) async fn slow_readers_get_snapshots_and_dead_ones_are_closed(system: Arc<TestSystem>) {
+    let user = unique_name("slow");
+    let mut watcher = V1Client::open(system.port(0), &user).await;
+    let mut slow = V1Client::new(&user).with_small_receive_buffer();
+    let mut dead = V1Client::new(&user).with_small_receive_buffer();
+    slow.connect(system.port(0)).await;
+    dead.connect(system.port(0)).await;
     let filler = words("x", 800);
     // By their lengths: to look for a word in megabytes at every frame would hold up the test.
     let length = PIECES * filler.len();
     let has_all = |t: &Transcript| t.all().filter(|m| m.text.len() > length).count() == ANSWERS;
     let ids: Vec<String> = (0..ANSWERS).map(|n| format!("m-{n}")).collect();
     for id in &ids {
-        let prompt = unique("flood");
+        let prompt = unique_name("flood");
         let mut script = Script::new().role();
         for piece in 0..PIECES {
             script = script.token(&format!("p{piece} {filler}"));
             script = script.wait(Duration::from_millis(20));
         }
         script = script.wait(Duration::from_secs(6)).token("the end");
-        world
+        system
             .model()
-            .next_for(&prompt, script.finish("stop").usage().done());
-        watcher.say_in(id, id, &prompt).await;
+            .queue_answer(&prompt, script.finish("stop").usage().done());
+        watcher.send_message_in(id, id, &prompt).await;
     }
-    watcher.until("all is written but the ends", has_all).await;
+    watcher
+        .wait_for("all is written but the ends", has_all)
+        .await;
     let open = watcher
         .transcript
         .all()
@@ -46,21 +48,21 @@ pub(super) async fn slow_readers_get_snapshots_and_dead_ones_are_closed(world: A
         .count();
     assert!(open > 0, "too late: nothing is being written any more");
     let all: Vec<&str> = ids.iter().map(String::as_str).collect();
-    slow.until_ended(&all).await;
+    slow.wait_for_ends(&all).await;
     assert!(slow.is_connected(), "a snapshot was enough");
     let snapshots: usize = slow.transcript.all().map(|m| m.snapshots).sum();
     assert!(
         snapshots > 0,
         "it never fell behind: this test shows nothing"
     );
-    watcher.until_ended(&all).await;
+    watcher.wait_for_ends(&all).await;
     assert_eq!(slow.transcript.ends(), watcher.transcript.ends());
     for id in &ids {
-        assert!(slow.shown(id).text.ends_with("the end"), "{id}");
+        assert!(slow.message(id).text.ends_with("the end"), "{id}");
     }
 
-    let gateway = &world.gateways[0];
-    eventually(
+    let gateway = &system.gateways[0];
+    wait_until(
         "the dead reader is given up",
         Duration::from_secs(40),
         || async {
@@ -72,9 +74,9 @@ pub(super) async fn slow_readers_get_snapshots_and_dead_ones_are_closed(world: A
     let code = dead.expect_close().await;
     // The close frame waits behind what the reader left in the kernel, and not for ever.
     assert!([Some(4409), None].contains(&code), "{code:?}");
-    let welcome = dead.connect(world.port(1)).await;
+    let welcome = dead.connect(system.port(1)).await;
     assert_eq!(welcome["recovered"], true, "{welcome}");
-    dead.until_ended(&all).await;
+    dead.wait_for_ends(&all).await;
     assert_eq!(dead.transcript.ends(), watcher.transcript.ends());
 }
 

@@ -21,11 +21,11 @@ use tokio::time::Instant;
 mod script;
 
 use script::Step;
-pub(crate) use script::{Answer, ErrorForm, Script};
+pub(crate) use script::{Answer, Script, StreamErrorFormat};
 
 /// A request as it came.
 #[derive(Debug, Clone)]
-pub(crate) struct Asked {
+pub(crate) struct ModelRequest {
     /// Content of the last message: by it tests know their own requests.
     pub(crate) prompt: String,
     /// The whole body.
@@ -36,10 +36,10 @@ pub(crate) struct Asked {
     pub(crate) path: String,
     pub(crate) at: Instant,
     /// How often this prompt had been asked before.
-    pub(crate) earlier: usize,
+    pub(crate) previous_requests: usize,
 }
 
-impl Asked {
+impl ModelRequest {
     /// Role and content of every message of the prompt.
     pub(crate) fn messages(&self) -> Vec<(String, String)> {
         let text = |message: &Value, name: &str| message[name].as_str().unwrap_or("").to_owned();
@@ -52,17 +52,17 @@ impl Asked {
     }
 }
 
-type Rule = Arc<dyn Fn(&Asked) -> Answer + Send + Sync>;
+type Rule = Arc<dyn Fn(&ModelRequest) -> Answer + Send + Sync>;
 
 struct State {
-    asked: Vec<Asked>,
+    asked: Vec<ModelRequest>,
     /// Whether what was asked is kept whole.
     with_bodies: bool,
     counts: HashMap<String, usize>,
     queued: HashMap<String, VecDeque<Answer>>,
-    closed_early: Vec<String>,
+    aborted_prompts: Vec<String>,
     open: usize,
-    most_open: usize,
+    max_open_requests: usize,
     rule: Rule,
 }
 
@@ -91,7 +91,7 @@ impl ScriptedModel {
     /// Answers by a rule; what is queued for a prompt goes first.
     pub(crate) async fn start_with<F>(rule: F) -> Self
     where
-        F: Fn(&Asked) -> Answer + Send + Sync + 'static,
+        F: Fn(&ModelRequest) -> Answer + Send + Sync + 'static,
     {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("bind");
         let port = listener.local_addr().expect("an address").port();
@@ -100,9 +100,9 @@ impl ScriptedModel {
             with_bodies: true,
             counts: HashMap::new(),
             queued: HashMap::new(),
-            closed_early: Vec::new(),
+            aborted_prompts: Vec::new(),
             open: 0,
-            most_open: 0,
+            max_open_requests: 0,
             rule: Arc::new(rule),
         })));
         let server = tokio::spawn(serve(listener, shared.clone()));
@@ -123,52 +123,52 @@ impl ScriptedModel {
     }
 
     /// The next request with this prompt is answered so; several wait in a queue.
-    pub(crate) fn next_for(&self, prompt: &str, answer: impl Into<Answer>) {
+    pub(crate) fn queue_answer(&self, prompt: &str, answer: impl Into<Answer>) {
         let mut state = self.shared.lock();
         let queue = state.queued.entry(prompt.to_owned()).or_default();
         queue.push_back(answer.into());
     }
 
     /// From now on only prompts are kept: bodies hold whole conversations, too much for a long run.
-    pub(crate) fn forget_bodies(&self) {
+    pub(crate) fn discard_bodies(&self) {
         self.shared.lock().with_bodies = false;
     }
 
     /// Every request so far, in order.
-    pub(crate) fn asked(&self) -> Vec<Asked> {
+    pub(crate) fn requests(&self) -> Vec<ModelRequest> {
         self.shared.lock().asked.clone()
     }
 
     /// Requests with this prompt so far.
-    pub(crate) fn asked_for(&self, prompt: &str) -> Vec<Asked> {
+    pub(crate) fn requests_for(&self, prompt: &str) -> Vec<ModelRequest> {
         let state = self.shared.lock();
         let same = state.asked.iter().filter(|asked| asked.prompt == prompt);
         same.cloned().collect()
     }
 
     /// How many requests there were.
-    pub(crate) fn count(&self) -> usize {
+    pub(crate) fn request_count(&self) -> usize {
         self.shared.lock().asked.len()
     }
 
     /// How many requests there were with this prompt.
-    pub(crate) fn count_for(&self, prompt: &str) -> usize {
+    pub(crate) fn request_count_for(&self, prompt: &str) -> usize {
         self.shared.lock().counts.get(prompt).copied().unwrap_or(0)
     }
 
     /// Prompts whose client went away before the script's end.
-    pub(crate) fn closed_early(&self) -> Vec<String> {
-        self.shared.lock().closed_early.clone()
+    pub(crate) fn aborted_prompts(&self) -> Vec<String> {
+        self.shared.lock().aborted_prompts.clone()
     }
 
     /// Requests that are being answered now.
-    pub(crate) fn open(&self) -> usize {
+    pub(crate) fn open_requests(&self) -> usize {
         self.shared.lock().open
     }
 
     /// The most that were being answered at once.
-    pub(crate) fn most_open(&self) -> usize {
-        self.shared.lock().most_open
+    pub(crate) fn max_open_requests(&self) -> usize {
+        self.shared.lock().max_open_requests
     }
 }
 
@@ -223,7 +223,7 @@ impl Drop for Work {
         let mut state = self.shared.lock();
         state.open -= 1;
         if !self.whole {
-            state.closed_early.push(self.prompt.clone());
+            state.aborted_prompts.push(self.prompt.clone());
         }
     }
 }
@@ -283,15 +283,15 @@ fn take(
 ) -> (Answer, Work) {
     let mut state = shared.lock();
     let count = state.counts.entry(prompt.clone()).or_default();
-    let earlier = *count;
+    let previous_requests = *count;
     *count += 1;
-    let asked = Asked {
+    let asked = ModelRequest {
         prompt: prompt.clone(),
         body,
         authorization,
         path,
         at,
-        earlier,
+        previous_requests,
     };
     let mut kept = asked.clone();
     if !state.with_bodies {
@@ -299,7 +299,7 @@ fn take(
     }
     state.asked.push(kept);
     state.open += 1;
-    state.most_open = state.most_open.max(state.open);
+    state.max_open_requests = state.max_open_requests.max(state.open);
     let queued = state.queued.get_mut(&prompt).and_then(VecDeque::pop_front);
     let rule = state.rule.clone();
     drop(state);

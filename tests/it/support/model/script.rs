@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::Asked;
+use super::ModelRequest;
 
 /// How one request is answered.
 #[derive(Debug, Clone)]
@@ -61,7 +61,7 @@ impl From<Script> for Answer {
 
 /// How an error object in the middle of a stream looks.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum ErrorForm {
+pub(crate) enum StreamErrorFormat {
     /// `data: {"error": {"message": …}}`
     Nested,
     /// `data: {"object": "error", "message": …}`
@@ -108,13 +108,13 @@ impl Script {
     }
 
     /// A whole answer: the text in some chunks, `stop`, usage, `[DONE]`.
-    pub(crate) fn say(text: &str) -> Self {
+    pub(crate) fn complete(text: &str) -> Self {
         Self::new().role().text(text).finish("stop").usage().done()
     }
 
     /// `echo: ` and the prompt.
-    pub(crate) fn echo(asked: &Asked) -> Self {
-        Self::say(&format!("echo: {}", asked.prompt))
+    pub(crate) fn echo(asked: &ModelRequest) -> Self {
+        Self::complete(&format!("echo: {}", asked.prompt))
     }
 
     /// The usual first delta, that names the role.
@@ -160,15 +160,15 @@ impl Script {
     }
 
     /// An error object.
-    pub(crate) fn error(self, form: ErrorForm, message: &str) -> Self {
+    pub(crate) fn error(self, form: StreamErrorFormat, message: &str) -> Self {
         match form {
-            ErrorForm::Nested => {
+            StreamErrorFormat::Nested => {
                 self.event(&json!({"error": {"message": message, "type": "server_error"}}))
             }
-            ErrorForm::Flat => {
+            StreamErrorFormat::Flat => {
                 self.event(&json!({"object": "error", "message": message, "code": 500}))
             }
-            ErrorForm::Line => {
+            StreamErrorFormat::Line => {
                 let body = json!({"message": message, "code": 500});
                 self.raw(&format!("error: {body}\n\n"))
             }
@@ -199,7 +199,7 @@ impl Script {
     }
 
     /// Silence before everything: after the status, before the first byte.
-    pub(crate) fn after(mut self, time: Duration) -> Self {
+    pub(crate) fn initial_delay(mut self, time: Duration) -> Self {
         self.steps.insert(0, Step::Wait(time));
         self
     }
@@ -217,7 +217,7 @@ impl Script {
     }
 
     /// This long between any two events.
-    pub(crate) fn paced(mut self, time: Duration) -> Self {
+    pub(crate) fn chunk_interval(mut self, time: Duration) -> Self {
         self.pace = Some(time);
         self
     }

@@ -13,15 +13,15 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 use tokio_tungstenite::tungstenite::{self, Message as Wire};
 use tokio_tungstenite::{WebSocketStream, client_async};
 
-use super::SOON;
-use super::client::{Event, Refused};
+use super::TEST_TIMEOUT;
+use super::classic::{ClientEvent, UpgradeRefused};
 
 mod transcript;
 
 pub(crate) use transcript::{Message, Replaced, Transcript};
 
 /// One device of a user, connected or not.
-pub(crate) struct Device {
+pub(crate) struct V1Client {
     pub(crate) user: String,
     pub(crate) token: String,
     pub(crate) transcript: Transcript,
@@ -34,7 +34,7 @@ pub(crate) struct Device {
     pub(crate) closed: Option<u16>,
 }
 
-impl Device {
+impl V1Client {
     /// Not connected, and it knows nothing.
     pub(crate) fn new(user: &str) -> Self {
         Self {
@@ -56,7 +56,7 @@ impl Device {
     }
 
     /// Its kernel takes little that the program does not read.
-    pub(crate) fn small_window(mut self) -> Self {
+    pub(crate) fn with_small_receive_buffer(mut self) -> Self {
         self.window = Some(4096);
         self
     }
@@ -70,8 +70,8 @@ impl Device {
     }
 
     /// Connects, again and again until a gateway is there.
-    pub(crate) async fn connect_patiently(&mut self, ports: &[u16]) -> Value {
-        let deadline = Instant::now() + SOON;
+    pub(crate) async fn connect_with_retries(&mut self, ports: &[u16]) -> Value {
+        let deadline = Instant::now() + TEST_TIMEOUT;
         for port in ports.iter().cycle() {
             match self.try_connect(*port).await {
                 Ok(welcome) => return welcome,
@@ -82,7 +82,7 @@ impl Device {
         unreachable!("there are ports");
     }
 
-    pub(crate) async fn try_connect(&mut self, port: u16) -> Result<Value, Refused> {
+    pub(crate) async fn try_connect(&mut self, port: u16) -> Result<Value, UpgradeRefused> {
         let user: String = url::form_urlencoded::byte_serialize(self.user.as_bytes()).collect();
         let mut path = format!("/ws?token={}&userid={user}", self.token);
         if let Some(position) = &self.transcript.position {
@@ -90,12 +90,12 @@ impl Device {
             path.push_str(position);
         }
         self.upgrade(port, &path, &[]).await?;
-        match self.next(SOON).await {
-            Event::Frame(frame) => {
+        match self.next_event(TEST_TIMEOUT).await {
+            ClientEvent::Frame(frame) => {
                 assert_eq!(frame["type"], "welcome", "the first frame: {frame}");
                 Ok(frame)
             }
-            other => Err(Refused {
+            other => Err(UpgradeRefused {
                 status: 0,
                 headers: Vec::new(),
                 body: format!("no welcome but {other:?}"),
@@ -109,9 +109,9 @@ impl Device {
         port: u16,
         path: &str,
         headers: &[(&'static str, &str)],
-    ) -> Result<(), Refused> {
+    ) -> Result<(), UpgradeRefused> {
         self.drop_connection();
-        let refused = |error: &dyn std::fmt::Display| Refused {
+        let refused = |error: &dyn std::fmt::Display| UpgradeRefused {
             status: 0,
             headers: Vec::new(),
             body: error.to_string(),
@@ -131,7 +131,7 @@ impl Device {
             let value = value.parse().expect("a header's value");
             request.headers_mut().insert(*name, value);
         }
-        match timeout(SOON, client_async(request, stream)).await {
+        match timeout(TEST_TIMEOUT, client_async(request, stream)).await {
             Ok(Ok((socket, _))) => {
                 self.socket = Some(socket);
                 self.frames.clear();
@@ -139,7 +139,7 @@ impl Device {
                 self.transcript.connected();
                 Ok(())
             }
-            Ok(Err(tungstenite::Error::Http(response))) => Err(Refused {
+            Ok(Err(tungstenite::Error::Http(response))) => Err(UpgradeRefused {
                 status: response.status().as_u16(),
                 headers: Vec::new(),
                 body: String::from_utf8_lossy(response.body().as_deref().unwrap_or_default())
@@ -160,26 +160,26 @@ impl Device {
     }
 
     /// A message with an `id` in the conversation `default`.
-    pub(crate) async fn say(&mut self, id: &str, content: &str) {
-        self.say_in("default", id, content).await;
+    pub(crate) async fn send_message(&mut self, id: &str, content: &str) {
+        self.send_message_in("default", id, content).await;
     }
 
-    pub(crate) async fn say_in(&mut self, conversation: &str, id: &str, content: &str) {
+    pub(crate) async fn send_message_in(&mut self, conversation: &str, id: &str, content: &str) {
         let mut frame = json!({"type": "message", "id": id, "content": content});
         if conversation != "default" {
             frame["conversation_id"] = conversation.into();
         }
-        self.say_frame(&frame).await;
+        self.send_message_frame(&frame).await;
     }
 
     /// With `interrupt: true`.
-    pub(crate) async fn interrupt_with(&mut self, id: &str, content: &str) {
+    pub(crate) async fn send_interrupting_message(&mut self, id: &str, content: &str) {
         let frame = json!({"type": "message", "id": id, "content": content, "interrupt": true});
-        self.say_frame(&frame).await;
+        self.send_message_frame(&frame).await;
     }
 
     /// A `message` frame.
-    pub(crate) async fn say_frame(&mut self, frame: &Value) {
+    pub(crate) async fn send_message_frame(&mut self, frame: &Value) {
         if let Some(id) = frame["id"].as_str() {
             self.transcript.sending(id);
         }
@@ -223,18 +223,18 @@ impl Device {
         let Some(socket) = &mut self.socket else {
             panic!("{} is not connected", self.user);
         };
-        let _ = timeout(SOON, socket.send(message)).await;
+        let _ = timeout(TEST_TIMEOUT, socket.send(message)).await;
     }
 
     /// The next frame, taken into the transcript; the end; or silence.
-    pub(crate) async fn next(&mut self, limit: Duration) -> Event {
+    pub(crate) async fn next_event(&mut self, limit: Duration) -> ClientEvent {
         let deadline = Instant::now() + limit;
         loop {
             let Some(socket) = &mut self.socket else {
-                return Event::Closed(self.closed);
+                return ClientEvent::Closed(self.closed);
             };
             match timeout_at(deadline, socket.next()).await {
-                Err(_) => return Event::Silent,
+                Err(_) => return ClientEvent::TimedOut,
                 Ok(Some(Ok(Wire::Text(text)))) => {
                     let frame: Value = serde_json::from_str(&text)
                         .unwrap_or_else(|e| panic!("a frame is not JSON ({e}): {text}"));
@@ -243,7 +243,7 @@ impl Device {
                     }
                     self.transcript.take(&frame);
                     self.frames.push(frame.clone());
-                    return Event::Frame(frame);
+                    return ClientEvent::Frame(frame);
                 }
                 Ok(Some(Ok(Wire::Close(frame)))) => {
                     self.closed = frame.map(|frame| frame.code.into());
@@ -256,9 +256,9 @@ impl Device {
     }
 
     /// The next frame; fails when there is none.
-    pub(crate) async fn frame(&mut self) -> Value {
-        match self.next(SOON).await {
-            Event::Frame(frame) => frame,
+    pub(crate) async fn next_frame(&mut self) -> Value {
+        match self.next_event(TEST_TIMEOUT).await {
+            ClientEvent::Frame(frame) => frame,
             other => panic!(
                 "{} expected a frame, got {other:?} after {:?}",
                 self.user,
@@ -268,11 +268,11 @@ impl Device {
     }
 
     /// Reads until the condition holds; fails when the connection ends or the time is over.
-    pub(crate) async fn until<F>(&mut self, what: &str, condition: F)
+    pub(crate) async fn wait_for<F>(&mut self, what: &str, condition: F)
     where
         F: Fn(&Transcript) -> bool,
     {
-        let seen = self.until_or_closed(what, condition).await;
+        let seen = self.wait_for_or_close(what, condition).await;
         assert!(
             seen,
             "{}: closed ({:?}) before {what}",
@@ -281,21 +281,21 @@ impl Device {
     }
 
     /// Reads until the condition holds; false when the connection ends first.
-    pub(crate) async fn until_or_closed<F>(&mut self, what: &str, condition: F) -> bool
+    pub(crate) async fn wait_for_or_close<F>(&mut self, what: &str, condition: F) -> bool
     where
         F: Fn(&Transcript) -> bool,
     {
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + TEST_TIMEOUT;
         loop {
             if condition(&self.transcript) {
                 return true;
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            match self.next(left).await {
-                Event::Frame(_) => {}
-                Event::Closed(_) => return false,
-                Event::Silent => panic!(
-                    "{}: not within {SOON:?}: {what}\nthe last frames: {:#?}",
+            match self.next_event(left).await {
+                ClientEvent::Frame(_) => {}
+                ClientEvent::Closed(_) => return false,
+                ClientEvent::TimedOut => panic!(
+                    "{}: not within {TEST_TIMEOUT:?}: {what}\nthe last frames: {:#?}",
                     self.user,
                     &self.frames[self.frames.len().saturating_sub(8)..]
                 ),
@@ -304,9 +304,9 @@ impl Device {
     }
 
     /// Reads until the frame of this type, and returns it.
-    pub(crate) async fn until_type(&mut self, kind: &str) -> Value {
+    pub(crate) async fn wait_for_type(&mut self, kind: &str) -> Value {
         loop {
-            let frame = self.frame().await;
+            let frame = self.next_frame().await;
             if frame["type"] == kind {
                 return frame;
             }
@@ -314,54 +314,54 @@ impl Device {
     }
 
     /// Reads until the message has begun to be answered.
-    pub(crate) async fn until_text(&mut self, id: &str, part: &str) {
+    pub(crate) async fn wait_for_text(&mut self, id: &str, part: &str) {
         let what = format!("{id} shows {part:?}");
-        self.until(&what, |t| t.get(id).is_some_and(|m| m.text.contains(part)))
+        self.wait_for(&what, |t| t.get(id).is_some_and(|m| m.text.contains(part)))
             .await;
     }
 
-    pub(crate) async fn until_accepted(&mut self, id: &str) {
+    pub(crate) async fn wait_for_accepted(&mut self, id: &str) {
         let accepted = |t: &Transcript| t.get(id).is_some_and(Message::is_accepted);
-        self.until(&format!("{id} is accepted"), accepted).await;
+        self.wait_for(&format!("{id} is accepted"), accepted).await;
     }
 
     /// Reads until all have ended.
-    pub(crate) async fn until_ended(&mut self, ids: &[&str]) {
+    pub(crate) async fn wait_for_ends(&mut self, ids: &[&str]) {
         let what = format!("{ids:?} end");
-        self.until(&what, |t| ended(t, ids)).await;
+        self.wait_for(&what, |t| ended(t, ids)).await;
     }
 
     /// The message's terminal frame.
-    pub(crate) async fn end_of(&mut self, id: &str) -> Value {
-        self.until_ended(&[id]).await;
+    pub(crate) async fn wait_for_end(&mut self, id: &str) -> Value {
+        self.wait_for_ends(&[id]).await;
         let message = self.transcript.get(id).expect("it ended");
         message.terminal.clone().expect("it ended")
     }
 
     /// Sends, and returns the terminal frame.
-    pub(crate) async fn ask(&mut self, id: &str, content: &str) -> Value {
-        self.say(id, content).await;
-        self.end_of(id).await
+    pub(crate) async fn send_and_wait(&mut self, id: &str, content: &str) -> Value {
+        self.send_message(id, content).await;
+        self.wait_for_end(id).await
     }
 
     /// What is shown of a message.
-    pub(crate) fn shown(&self, id: &str) -> &Message {
+    pub(crate) fn message(&self, id: &str) -> &Message {
         self.transcript
             .get(id)
             .unwrap_or_else(|| panic!("{} knows nothing of {id}", self.user))
     }
 
     /// Fails if any frame comes, or the end.
-    pub(crate) async fn expect_silence(&mut self, period: Duration) {
-        match self.next(period).await {
-            Event::Silent => {}
+    pub(crate) async fn expect_no_frame(&mut self, period: Duration) {
+        match self.next_event(period).await {
+            ClientEvent::TimedOut => {}
             other => panic!("{} expected silence, got {other:?}", self.user),
         }
     }
 
     /// The close code; frames before it are taken.
     pub(crate) async fn expect_close(&mut self) -> Option<u16> {
-        let closed = !self.until_or_closed("the close", |_| false).await;
+        let closed = !self.wait_for_or_close("the close", |_| false).await;
         assert!(closed);
         self.closed
     }
@@ -369,13 +369,13 @@ impl Device {
     /// Goes on through lost connections, as the loop of a good client does, until all messages
     /// (`id` and content) have ended: comes back with the position, and sends again what it does
     /// not know to be accepted.
-    pub(crate) async fn carry_through(&mut self, ports: &[u16], messages: &[(&str, &str)]) {
+    pub(crate) async fn reconnect_until_ended(&mut self, ports: &[u16], messages: &[(&str, &str)]) {
         let ids: Vec<&str> = messages.iter().map(|(id, _)| *id).collect();
         let mut turn = 0;
         while !ended(&self.transcript, &ids) {
             if !self.is_connected() {
                 let ports: Vec<u16> = ports.iter().copied().cycle().skip(turn).take(8).collect();
-                self.connect_patiently(&ports).await;
+                self.connect_with_retries(&ports).await;
                 turn += 1;
                 for (id, content) in messages {
                     let known = self
@@ -383,11 +383,11 @@ impl Device {
                         .get(id)
                         .is_some_and(|m| m.is_accepted() || m.terminal.is_some() || m.is_growing());
                     if !known {
-                        self.say(id, content).await;
+                        self.send_message(id, content).await;
                     }
                 }
             }
-            self.until_or_closed("all ends", |t| ended(t, &ids)).await;
+            self.wait_for_or_close("all ends", |t| ended(t, &ids)).await;
         }
     }
 }

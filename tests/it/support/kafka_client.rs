@@ -34,7 +34,7 @@ pub(super) fn metadata_within(bootstrap: &str, limit: Duration) -> bool {
 
 /// A record as another program reads it.
 #[derive(Debug, Clone)]
-pub(crate) struct Seen {
+pub(crate) struct KafkaRecord {
     pub(crate) partition: i32,
     pub(crate) offset: i64,
     pub(crate) timestamp_ms: i64,
@@ -43,7 +43,7 @@ pub(crate) struct Seen {
     pub(crate) headers: BTreeMap<String, String>,
 }
 
-impl Seen {
+impl KafkaRecord {
     pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.value)
             .unwrap_or_else(|e| panic!("a record is not JSON ({e}): {}", self.value))
@@ -75,12 +75,12 @@ impl Seen {
 
 /// Kafka without any of chatmesh's code.
 #[derive(Clone)]
-pub(crate) struct PlainKafka {
+pub(crate) struct KafkaClient {
     bootstrap: String,
     producer: FutureProducer,
 }
 
-impl PlainKafka {
+impl KafkaClient {
     pub(crate) fn new(bootstrap: &str) -> Self {
         Self {
             bootstrap: bootstrap.to_owned(),
@@ -153,7 +153,12 @@ impl PlainKafka {
 
     /// Every record of the topic from its beginning, as soon as there are at least `count`, else
     /// what there is when the time is over.
-    pub(crate) async fn read(&self, topic: &str, count: usize, limit: Duration) -> Vec<Seen> {
+    pub(crate) async fn read(
+        &self,
+        topic: &str,
+        count: usize,
+        limit: Duration,
+    ) -> Vec<KafkaRecord> {
         let (bootstrap, topic) = (self.bootstrap.clone(), topic.to_owned());
         let reading =
             tokio::task::spawn_blocking(move || read_all(&bootstrap, &topic, count, limit));
@@ -194,7 +199,7 @@ impl PlainKafka {
     }
 
     /// Whether the group has this many members, and all know what is theirs.
-    pub(crate) async fn is_stable(&self, group: &str, members: usize) -> bool {
+    pub(crate) async fn is_group_stable(&self, group: &str, members: usize) -> bool {
         let (bootstrap, group) = (self.bootstrap.clone(), group.to_owned());
         let asking = tokio::task::spawn_blocking(move || {
             let consumer: BaseConsumer = ClientConfig::new()
@@ -212,7 +217,7 @@ impl PlainKafka {
     }
 
     /// A member of a group as the original's services are: `range`, automatic commits.
-    pub(crate) fn member(&self, group: &str, topic: &str) -> Member {
+    pub(crate) fn member(&self, group: &str, topic: &str) -> GroupMember {
         let consumer: StreamConsumer = ClientConfig::new()
             .set("bootstrap.servers", &self.bootstrap)
             .set("group.id", group)
@@ -223,11 +228,11 @@ impl PlainKafka {
             .create()
             .expect("a consumer");
         consumer.subscribe(&[topic]).expect("subscribe");
-        Member(Some(consumer))
+        GroupMember(Some(consumer))
     }
 
     /// Puts lines on a topic as a person would: `kcat`, no key, no headers.
-    pub(crate) fn kcat(&self, topic: &str, line: &str) {
+    pub(crate) fn produce_with_kcat(&self, topic: &str, line: &str) {
         use std::io::Write;
         let mut child = Command::new("kcat")
             .args(["-P", "-b", &self.bootstrap, "-t", topic])
@@ -242,9 +247,9 @@ impl PlainKafka {
 }
 
 /// A plain consumer in a group.
-pub(crate) struct Member(Option<StreamConsumer>);
+pub(crate) struct GroupMember(Option<StreamConsumer>);
 
-impl Drop for Member {
+impl Drop for GroupMember {
     /// Leaves the group on a thread of its own: leaving waits for the broker, without end when that
     /// has gone in the middle of a rebalance, and a test's runtime would wait with it.
     fn drop(&mut self) {
@@ -254,14 +259,14 @@ impl Drop for Member {
 }
 
 /// Receives one record; `None` when none comes in time. Errors of the connection are waited out.
-pub(crate) async fn receive(member: &Member, limit: Duration) -> Option<Seen> {
+pub(crate) async fn receive(member: &GroupMember, limit: Duration) -> Option<KafkaRecord> {
     let consumer = member.0.as_ref()?;
     let deadline = Instant::now() + limit;
     while Instant::now() < deadline {
         // librdkafka's wake-up can get lost, so no wait is long.
         let wait = (Instant::now() + Duration::from_secs(1)).min(deadline);
         if let Ok(Ok(message)) = tokio::time::timeout_at(wait, consumer.recv()).await {
-            return Some(Seen::of(&message));
+            return Some(KafkaRecord::of(&message));
         }
     }
     None
@@ -283,11 +288,11 @@ fn ends(consumer: &BaseConsumer, topic: &str) -> HashMap<i32, i64> {
         .collect()
 }
 
-fn read_all(bootstrap: &str, topic: &str, count: usize, limit: Duration) -> Vec<Seen> {
+fn read_all(bootstrap: &str, topic: &str, count: usize, limit: Duration) -> Vec<KafkaRecord> {
     let deadline = std::time::Instant::now() + limit;
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", bootstrap)
-        .set("group.id", super::unique("reader"))
+        .set("group.id", super::unique_name("reader"))
         .set("enable.auto.commit", "false")
         .create()
         .expect("a consumer");
@@ -311,7 +316,7 @@ fn read_all(bootstrap: &str, topic: &str, count: usize, limit: Duration) -> Vec<
     let mut seen = Vec::new();
     while seen.len() < count && std::time::Instant::now() < deadline {
         if let Some(Ok(message)) = consumer.poll(Duration::from_millis(100)) {
-            seen.push(Seen::of(&message));
+            seen.push(KafkaRecord::of(&message));
         }
     }
     seen

@@ -12,11 +12,11 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{WebSocketStream, client_async};
 
-use super::SOON;
+use super::TEST_TIMEOUT;
 
 /// A refused upgrade.
 #[derive(Debug)]
-pub(crate) struct Refused {
+pub(crate) struct UpgradeRefused {
     pub(crate) status: u16,
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: String,
@@ -24,24 +24,24 @@ pub(crate) struct Refused {
 
 /// What a socket brought.
 #[derive(Debug)]
-pub(crate) enum Event {
+pub(crate) enum ClientEvent {
     Frame(Value),
     /// Closed, with the close code where a close frame came.
     Closed(Option<u16>),
     /// Nothing in time.
-    Silent,
+    TimedOut,
 }
 
 /// An open socket.
 #[derive(Debug)]
-pub(crate) struct Classic {
+pub(crate) struct ClassicClient {
     socket: WebSocketStream<TcpStream>,
     pub(crate) user: String,
     /// `X-Correlation-ID` of the upgrade's answer.
     pub(crate) correlation_id: Option<String>,
 }
 
-impl Classic {
+impl ClassicClient {
     /// With any token: for gateways with `AUTH_MODE=open`.
     pub(crate) async fn open(port: u16, user: &str) -> Self {
         Self::connect(port, "any-token", user)
@@ -49,7 +49,11 @@ impl Classic {
             .unwrap_or_else(|refused| panic!("{user} was refused: {refused:?}"))
     }
 
-    pub(crate) async fn connect(port: u16, token: &str, user: &str) -> Result<Self, Refused> {
+    pub(crate) async fn connect(
+        port: u16,
+        token: &str,
+        user: &str,
+    ) -> Result<Self, UpgradeRefused> {
         Self::connect_with(port, &format!("/ws?token={token}&userid={user}"), &[], user).await
     }
 
@@ -59,8 +63,8 @@ impl Classic {
         path: &str,
         headers: &[(&'static str, &str)],
         user: &str,
-    ) -> Result<Self, Refused> {
-        let refused = |error: &dyn std::fmt::Display| Refused {
+    ) -> Result<Self, UpgradeRefused> {
+        let refused = |error: &dyn std::fmt::Display| UpgradeRefused {
             status: 0,
             headers: Vec::new(),
             body: error.to_string(),
@@ -77,7 +81,7 @@ impl Classic {
                 .headers_mut()
                 .insert(*name, value.parse().expect("a header's value"));
         }
-        match timeout(SOON, client_async(request, stream)).await {
+        match timeout(TEST_TIMEOUT, client_async(request, stream)).await {
             Ok(Ok((socket, response))) => Ok(Self {
                 socket,
                 user: user.to_owned(),
@@ -87,7 +91,7 @@ impl Classic {
                     .and_then(|value| value.to_str().ok())
                     .map(str::to_owned),
             }),
-            Ok(Err(tungstenite::Error::Http(response))) => Err(Refused {
+            Ok(Err(tungstenite::Error::Http(response))) => Err(UpgradeRefused {
                 status: response.status().as_u16(),
                 headers: response
                     .headers()
@@ -128,23 +132,23 @@ impl Classic {
 
     /// Sends; a socket that is closed meanwhile shows itself by the next read.
     async fn send(&mut self, message: Message) {
-        let _ = timeout(SOON, self.socket.send(message)).await;
+        let _ = timeout(TEST_TIMEOUT, self.socket.send(message)).await;
     }
 
     /// The next frame, the end, or silence.
-    pub(crate) async fn next(&mut self, limit: Duration) -> Event {
+    pub(crate) async fn next_event(&mut self, limit: Duration) -> ClientEvent {
         let deadline = Instant::now() + limit;
         loop {
             match timeout_at(deadline, self.socket.next()).await {
-                Err(_) => return Event::Silent,
-                Ok(None | Some(Err(_))) => return Event::Closed(None),
+                Err(_) => return ClientEvent::TimedOut,
+                Ok(None | Some(Err(_))) => return ClientEvent::Closed(None),
                 Ok(Some(Ok(Message::Text(text)))) => {
                     let frame = serde_json::from_str(&text)
                         .unwrap_or_else(|e| panic!("a frame is not JSON ({e}): {text}"));
-                    return Event::Frame(frame);
+                    return ClientEvent::Frame(frame);
                 }
                 Ok(Some(Ok(Message::Close(frame)))) => {
-                    return Event::Closed(frame.map(|frame| frame.code.into()));
+                    return ClientEvent::Closed(frame.map(|frame| frame.code.into()));
                 }
                 Ok(Some(Ok(_))) => {}
             }
@@ -152,27 +156,27 @@ impl Classic {
     }
 
     /// The next frame; fails when there is none.
-    pub(crate) async fn frame(&mut self) -> Value {
-        self.frame_within(SOON).await
+    pub(crate) async fn next_frame(&mut self) -> Value {
+        self.next_frame_within(TEST_TIMEOUT).await
     }
 
-    pub(crate) async fn frame_within(&mut self, limit: Duration) -> Value {
-        match self.next(limit).await {
-            Event::Frame(frame) => frame,
+    pub(crate) async fn next_frame_within(&mut self, limit: Duration) -> Value {
+        match self.next_event(limit).await {
+            ClientEvent::Frame(frame) => frame,
             other => panic!("{} expected a frame, got {other:?}", self.user),
         }
     }
 
     /// Sends and returns the next frame.
-    pub(crate) async fn ask(&mut self, content: &str) -> Value {
+    pub(crate) async fn send_and_wait(&mut self, content: &str) -> Value {
         self.send_message(content).await;
-        self.frame().await
+        self.next_frame().await
     }
 
     /// Fails if anything comes, the end included.
-    pub(crate) async fn expect_silence(&mut self, period: Duration) {
-        match self.next(period).await {
-            Event::Silent => {}
+    pub(crate) async fn expect_no_frame(&mut self, period: Duration) {
+        match self.next_event(period).await {
+            ClientEvent::TimedOut => {}
             other => panic!("{} expected silence, got {other:?}", self.user),
         }
     }
@@ -180,15 +184,15 @@ impl Classic {
     /// The close code; frames before it are passed over.
     pub(crate) async fn expect_close(&mut self) -> Option<u16> {
         loop {
-            match self.next(SOON).await {
-                Event::Closed(code) => return code,
-                Event::Frame(_) => {}
-                Event::Silent => panic!("{} was not closed", self.user),
+            match self.next_event(TEST_TIMEOUT).await {
+                ClientEvent::Closed(code) => return code,
+                ClientEvent::Frame(_) => {}
+                ClientEvent::TimedOut => panic!("{} was not closed", self.user),
             }
         }
     }
 
     pub(crate) async fn close(mut self) {
-        let _ = timeout(SOON, self.socket.close(None)).await;
+        let _ = timeout(TEST_TIMEOUT, self.socket.close(None)).await;
     }
 }

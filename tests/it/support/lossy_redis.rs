@@ -47,13 +47,13 @@ impl LossyRedis {
     }
 
     /// From now on messages of this channel reach nobody behind the proxy.
-    pub(crate) fn lose(&self, channel: &str) {
+    pub(crate) fn drop_channel(&self, channel: &str) {
         let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
         lost.channels.push(channel.to_owned());
     }
 
     /// How many were lost.
-    pub(crate) fn count(&self) -> usize {
+    pub(crate) fn dropped_count(&self) -> usize {
         self.lost
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

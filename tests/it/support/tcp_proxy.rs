@@ -12,34 +12,34 @@ use super::process::free_port;
 
 /// What passes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Traffic {
+pub(crate) enum ProxyMode {
     /// Everything, at once.
-    Open,
+    Forward,
     /// Everything, each piece this much later.
-    Slow(Duration),
+    Delay(Duration),
     /// Nothing, and nobody is told: connections stay.
-    Silent,
+    Stall,
     /// Nothing: connections are torn down, and new ones at once.
-    Cut,
+    Disconnect,
 }
 
 /// A proxy on a port of its own; gone when dropped.
-pub(crate) struct Link {
+pub(crate) struct TcpProxy {
     port: u16,
-    traffic: watch::Sender<Traffic>,
+    traffic: watch::Sender<ProxyMode>,
     server: JoinHandle<()>,
 }
 
-impl Link {
+impl TcpProxy {
     /// In front of a port on which somebody listens, or will.
-    pub(crate) async fn to(port: u16) -> Self {
-        Self::between(free_port(), port).await
+    pub(crate) async fn start(port: u16) -> Self {
+        Self::start_on(free_port(), port).await
     }
 
     /// Listens on a port that was chosen before.
-    pub(crate) async fn between(own: u16, port: u16) -> Self {
+    pub(crate) async fn start_on(own: u16, port: u16) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", own)).await.expect("bind");
-        let (traffic, now) = watch::channel(Traffic::Open);
+        let (traffic, now) = watch::channel(ProxyMode::Forward);
         let upstream = SocketAddr::from(([127, 0, 0, 1], port));
         Self {
             port: own,
@@ -52,18 +52,18 @@ impl Link {
         self.port
     }
 
-    pub(crate) fn set(&self, traffic: Traffic) {
+    pub(crate) fn set_mode(&self, traffic: ProxyMode) {
         self.traffic.send_replace(traffic);
     }
 }
 
-impl Drop for Link {
+impl Drop for TcpProxy {
     fn drop(&mut self) {
         self.server.abort();
     }
 }
 
-async fn serve(listener: TcpListener, upstream: SocketAddr, traffic: watch::Receiver<Traffic>) {
+async fn serve(listener: TcpListener, upstream: SocketAddr, traffic: watch::Receiver<ProxyMode>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -80,7 +80,7 @@ async fn serve(listener: TcpListener, upstream: SocketAddr, traffic: watch::Rece
     }
 }
 
-async fn connection(near: TcpStream, upstream: SocketAddr, traffic: watch::Receiver<Traffic>) {
+async fn connection(near: TcpStream, upstream: SocketAddr, traffic: watch::Receiver<ProxyMode>) {
     let open = async {
         let Ok(far) = TcpStream::connect(upstream).await else {
             return;
@@ -97,14 +97,14 @@ async fn connection(near: TcpStream, upstream: SocketAddr, traffic: watch::Recei
     let mut until = traffic.clone();
     tokio::select! {
         () = open => {}
-        _ = until.wait_for(|now| *now == Traffic::Cut) => {}
+        _ = until.wait_for(|now| *now == ProxyMode::Disconnect) => {}
     }
 }
 
 async fn pass(
     from: &mut (impl AsyncReadExt + Unpin),
     to: &mut (impl AsyncWriteExt + Unpin),
-    mut traffic: watch::Receiver<Traffic>,
+    mut traffic: watch::Receiver<ProxyMode>,
 ) {
     let mut buffer = vec![0; 16 * 1024];
     loop {
@@ -112,11 +112,11 @@ async fn pass(
             Ok(0) | Err(_) => return,
             Ok(count) => count,
         };
-        let flows = traffic.wait_for(|now| *now != Traffic::Silent).await;
+        let flows = traffic.wait_for(|now| *now != ProxyMode::Stall).await;
         let Ok(flows) = flows.map(|now| *now) else {
             return;
         };
-        if let Traffic::Slow(delay) = flows {
+        if let ProxyMode::Delay(delay) = flows {
             tokio::time::sleep(delay).await;
         }
         if to.write_all(&buffer[..count]).await.is_err() {

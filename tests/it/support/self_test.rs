@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 
-use super::model::{Answer, ErrorForm, Script, ScriptedModel};
+use super::model::{Answer, Script, ScriptedModel, StreamErrorFormat};
 use super::redis::PrivateRedis;
-use super::{SOON, eventually};
+use super::{TEST_TIMEOUT, wait_until};
 
 async fn ask(model: &ScriptedModel, prompt: &str) -> reqwest::Response {
     let body =
@@ -26,7 +26,7 @@ async fn ask(model: &ScriptedModel, prompt: &str) -> reqwest::Response {
 #[tokio::test]
 async fn the_scripted_model_streams_pieces_that_cut_characters() {
     let model = ScriptedModel::start().await;
-    model.next_for("umlaut", Script::say("grün 🦀").crlf().split(3));
+    model.queue_answer("umlaut", Script::complete("grün 🦀").crlf().split(3));
     let mut body = ask(&model, "umlaut").await.bytes_stream();
     let (mut all, mut pieces, mut broken) = (Vec::new(), 0, false);
     while let Some(piece) = body.next().await {
@@ -41,23 +41,23 @@ async fn the_scripted_model_streams_pieces_that_cut_characters() {
         text.contains("grün ") && text.ends_with("data: [DONE]\r\n\r\n"),
         "{text}"
     );
-    assert_eq!(model.count_for("umlaut"), 1);
-    assert!(model.closed_early().is_empty());
+    assert_eq!(model.request_count_for("umlaut"), 1);
+    assert!(model.aborted_prompts().is_empty());
 }
 
 #[tokio::test]
 async fn the_scripted_model_sees_that_a_client_went_away() {
     let model = ScriptedModel::start().await;
-    model.next_for("middle", Script::new().token("a").hang());
-    model.next_for("hang", Answer::Hang);
+    model.queue_answer("middle", Script::new().token("a").hang());
+    model.queue_answer("hang", Answer::Hang);
     let mut body = ask(&model, "middle").await.bytes_stream();
     assert!(body.next().await.is_some());
-    assert!(model.closed_early().is_empty());
+    assert!(model.aborted_prompts().is_empty());
     drop(body);
     let hanging = tokio::time::timeout(Duration::from_millis(200), ask(&model, "hang")).await;
     assert!(hanging.is_err());
-    eventually("both are noticed", SOON, || async {
-        model.closed_early().len() == 2 && model.open() == 0
+    wait_until("both are noticed", TEST_TIMEOUT, || async {
+        model.aborted_prompts().len() == 2 && model.open_requests() == 0
     })
     .await;
 }
@@ -65,7 +65,7 @@ async fn the_scripted_model_sees_that_a_client_went_away() {
 #[tokio::test]
 async fn the_scripted_model_cuts_a_connection_after_what_it_sent() {
     let model = ScriptedModel::start().await;
-    model.next_for("cut", Script::new().token("kept").cut());
+    model.queue_answer("cut", Script::new().token("kept").cut());
     let mut body = ask(&model, "cut").await.bytes_stream();
     let first = body.next().await.unwrap().unwrap();
     assert!(String::from_utf8_lossy(&first).contains("kept"));
@@ -76,14 +76,14 @@ async fn the_scripted_model_cuts_a_connection_after_what_it_sent() {
 async fn a_private_redis_keeps_its_data_or_loses_it_as_told() {
     use fred::interfaces::KeysInterface;
     let mut redis = PrivateRedis::start().await;
-    let client = super::redis::plain_client(&redis.url()).await;
+    let client = super::redis::redis_client(&redis.url()).await;
     let _: () = client.set("k", "v", None, None, false).await.unwrap();
     redis.restart().await;
-    let client = super::redis::plain_client(&redis.url()).await;
+    let client = super::redis::redis_client(&redis.url()).await;
     let kept: Option<String> = client.get("k").await.unwrap();
     assert_eq!(kept.as_deref(), Some("v"));
     redis.restart_empty().await;
-    let client = super::redis::plain_client(&redis.url()).await;
+    let client = super::redis::redis_client(&redis.url()).await;
     let kept: Option<String> = client.get("k").await.unwrap();
     assert_eq!(kept, None);
 }
@@ -92,11 +92,11 @@ async fn a_private_redis_keeps_its_data_or_loses_it_as_told() {
 async fn the_scripted_model_knows_every_form_of_an_error_in_a_stream() {
     let model = ScriptedModel::start().await;
     for (form, sign) in [
-        (ErrorForm::Nested, r#"data: {"error":{"#),
-        (ErrorForm::Flat, r#""object":"error""#),
-        (ErrorForm::Line, "error: {"),
+        (StreamErrorFormat::Nested, r#"data: {"error":{"#),
+        (StreamErrorFormat::Flat, r#""object":"error""#),
+        (StreamErrorFormat::Line, "error: {"),
     ] {
-        model.next_for("fail", Script::new().token("a").error(form, "broken"));
+        model.queue_answer("fail", Script::new().token("a").error(form, "broken"));
         let body = ask(&model, "fail").await.text().await.unwrap();
         assert!(body.contains(sign), "{form:?}: {body}");
     }
@@ -105,16 +105,16 @@ async fn the_scripted_model_knows_every_form_of_an_error_in_a_stream() {
 #[tokio::test]
 async fn a_private_kafka_keeps_its_records_over_a_crash() {
     let mut kafka = super::kafka_broker::KafkaBroker::start().await;
-    let plain = kafka.plain();
+    let plain = kafka.kafka_client();
     plain.create_topic("t", 3).await;
     plain.produce("t", Some("k"), "one", &[("h", "x")]).await;
-    plain.kcat("t", "two");
+    plain.produce_with_kcat("t", "two");
     kafka.kill();
-    kafka.run().await;
-    let mut seen = kafka.plain().read("t", 2, SOON).await;
+    kafka.spawn_and_wait().await;
+    let mut seen = kafka.kafka_client().read("t", 2, TEST_TIMEOUT).await;
     seen.sort_by(|a, b| a.value.cmp(&b.value));
     assert_eq!(seen.len(), 2, "{seen:?}");
     assert_eq!(seen[0].headers["h"], "x");
     assert_eq!(seen[1].key, None);
-    assert_eq!(kafka.plain().lag("nobody", "t").await, 2);
+    assert_eq!(kafka.kafka_client().lag("nobody", "t").await, 2);
 }
