@@ -7,7 +7,8 @@ use bytes::Bytes;
 use chatmesh::config::settings::EmbeddedSettings;
 use chatmesh::fanout::Bounds;
 use chatmesh::log::embedded::EmbeddedLog;
-use chatmesh::log::{Event, Log, NewRecord, TopicSpec};
+use chatmesh::log::{ConsumerEvent, Log, TopicSpec};
+use chatmesh::protocol::log_record::NewRecord;
 use chatmesh::store::Store;
 use criterion::{Criterion, Throughput};
 use futures_util::future::join_all;
@@ -45,7 +46,7 @@ async fn read(log: &EmbeddedLog) {
     let mut consumer = log.consumer(&group, "topic").unwrap();
     let mut left = RECORDS;
     while left > 0 {
-        if let Event::Record(_) = consumer.next().await {
+        if let ConsumerEvent::Record(_) = consumer.next().await {
             left -= 1;
         }
     }

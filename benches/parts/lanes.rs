@@ -9,10 +9,11 @@ use bytes::Bytes;
 use chatmesh::config::settings::{EmbeddedSettings, PipelineSettings};
 use chatmesh::fanout::Bounds;
 use chatmesh::log::embedded::EmbeddedLog;
-use chatmesh::log::{Assignment, Consumer, Event, LogError, Record};
+use chatmesh::log::{Assignment, Consumer, ConsumerEvent, LogError};
 use chatmesh::pipeline::dead_letter::DeadLetters;
 use chatmesh::pipeline::driver::{self, Parts};
 use chatmesh::pipeline::{Delivery, Handler, Stopped, Verdict, Work};
+use chatmesh::protocol::log_record::Record;
 use chatmesh::store::Store;
 use chatmesh::telemetry::metrics::pipeline::PipelineMetrics;
 use criterion::{BatchSize, Criterion, Throughput};
@@ -30,21 +31,21 @@ struct Given {
 
 #[async_trait]
 impl Consumer for Given {
-    async fn next(&mut self) -> Event {
+    async fn next(&mut self) -> ConsumerEvent {
         if !self.assigned {
             self.assigned = true;
-            return Event::Assigned(vec![Assignment {
+            return ConsumerEvent::Assigned(vec![Assignment {
                 partition: 0,
                 committed: Some(0),
             }]);
         }
         match self.records.pop() {
-            Some(record) => Event::Record(record),
+            Some(record) => ConsumerEvent::Record(record),
             None => std::future::pending().await,
         }
     }
 
-    fn store(&mut self, _partition: i32, next_offset: i64) {
+    fn store_offset(&mut self, _partition: i32, next_offset: i64) {
         if next_offset == RECORDS {
             self.drain.cancel();
         }

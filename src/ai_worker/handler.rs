@@ -15,10 +15,11 @@ use crate::config::settings::WorkerSettings;
 use crate::fanout::{
     Begin, Begun, Ending, Fanout, Keep, Kept, LazyEnding, Outcome, Owner, Recalled, Subject,
 };
-use crate::log::{Log, NewRecord, Record};
+use crate::log::Log;
 use crate::pipeline::{Delivery, Handler, Stopped, Verdict, Work};
 use crate::protocol::error_code::ErrorCode;
 use crate::protocol::ids::{ConversationId, MessageId, UserId};
+use crate::protocol::log_record::{NewRecord, Record};
 use crate::protocol::record::{Question, Terminal, add_trace, header};
 use crate::protocol::trace_context::TraceContext;
 use crate::telemetry::metrics::worker::WorkerMetrics;

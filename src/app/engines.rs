@@ -12,7 +12,7 @@ use crate::fanout::redis::RedisFanout;
 use crate::health::Health;
 use crate::log::embedded::EmbeddedLog;
 use crate::log::kafka::KafkaLog;
-use crate::log::{Browse, Log, TopicSpec};
+use crate::log::{Log, LogBrowser, TopicSpec};
 use crate::store::Store;
 use crate::telemetry::dependencies::Dependency;
 use crate::telemetry::traces::Systems;
@@ -25,7 +25,7 @@ pub(super) struct Engines {
     pub(super) log: Arc<dyn Log>,
     pub(super) fanout: Arc<dyn Fanout>,
     /// The log once more, where no other process can look into it.
-    pub(super) own: Option<Arc<dyn Browse>>,
+    pub(super) own: Option<Arc<dyn LogBrowser>>,
     embedded: bool,
 }
 

@@ -23,11 +23,12 @@ use super::user::{Socket, Source};
 use super::v1::asks::{self, Cancel};
 use super::{Gateway, feed};
 use crate::fanout::{Admitted, CancelResult, Limit, Subject};
-use crate::log::{AppendError, NewRecord, Place};
+use crate::log::{AppendError, LogOffset};
 use crate::protocol::close::CloseReason;
 use crate::protocol::error_code::ErrorCode;
 use crate::protocol::frame::{Published, classic_error, parse_classic};
 use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId};
+use crate::protocol::log_record::NewRecord;
 use crate::protocol::position::Position;
 use crate::protocol::record::{QuestionRecord, add_trace, header};
 use crate::protocol::timestamp::now_rfc3339;
@@ -55,7 +56,7 @@ struct Message {
 struct Produced {
     message: Message,
     /// `None` where it took too long.
-    result: Option<Result<Place, AppendError>>,
+    result: Option<Result<LogOffset, AppendError>>,
 }
 
 /// What was under way and has come to its next step.
@@ -490,7 +491,7 @@ impl Inbound {
         &self,
         message: &Message,
         trace: Option<&TraceContext>,
-    ) -> BoxFuture<'static, Result<Place, AppendError>> {
+    ) -> BoxFuture<'static, Result<LogOffset, AppendError>> {
         let settings = &self.gateway.settings;
         let record = QuestionRecord {
             v: 1,

@@ -1,207 +1,153 @@
-//! The log seam: topics of partitions, keys, consumer groups, offsets, redelivery.
+//! The log seam: topics, partitions, keys, consumer groups, offsets and redelivery.
 //!
-//! Two implementations, one contract: [`kafka`] for a deployment, [`embedded`] for one process.
-//! What every implementation promises, and the contract suite checks:
+//! Two implementations share one contract: [`kafka`] for a cluster of processes, [`embedded`] for
+//! a single process. The contract suite (`tests/it/log_contract`) checks these guarantees for
+//! both:
 //!
-//! - **Order.** Records of one producer handle with the same key are in one partition, in the
-//!   order in which [`Log::append`] was called (called: its future need not be awaited before the
-//!   next call, see there).
+//! - **Order.** Records that one [`Log`] handle appends with the same key are in one partition, in
+//!   the order of the calls of [`Log::append`]. The returned future need not be awaited before the
+//!   next call.
 //! - **Durability.** An append that returned `Ok` survives the death of every chatmesh process and,
-//!   within the engine's own settings, of its machine.
-//! - **At least once.** A record is delivered to a group again until an offset above it was stored
-//!   by [`Consumer::store`] and committed. Stored offsets are committed in the background, at
-//!   revocation and by [`Consumer::close`].
-//! - **One reader.** Of the members of a group at most one is assigned a partition at a time, as
-//!   far as the group knows: a paused process may believe that it still is.
-
-use std::sync::Arc;
+//!   as far as the engine's own settings allow, the death of its machine.
+//! - **At-least-once delivery.** A record is delivered to a group again until an offset above it
+//!   was stored by [`Consumer::store_offset`] and committed. Stored offsets are committed in the
+//!   background, when partitions are revoked, and by [`Consumer::close`].
+//! - **One reader.** A partition is assigned to at most one member of a group at a time, from the
+//!   group's point of view: a paused process may still believe that it owns the partition.
 
 use async_trait::async_trait;
-use bytes::Bytes;
+use futures_util::future::BoxFuture;
 
-use crate::protocol::ids::MessageId;
+use crate::protocol::log_record::{NewRecord, Record};
 
 pub mod embedded;
 pub mod kafka;
+pub mod partitioner;
 
-/// Headers in order; a name may stand there twice.
-pub type Headers = Vec<(String, Bytes)>;
-
-/// A record to be appended.
-#[derive(Debug, Clone, Default)]
-pub struct NewRecord {
-    /// Decides the partition (murmur2, as Java's clients place it); without one any partition.
-    pub key: Option<Bytes>,
-    /// The payload.
-    pub value: Bytes,
-    /// The record has no payload at all (Kafka's tombstone), and `value` is empty. Only a record
-    /// that was read so is written so; the embedded log makes it an empty payload.
-    pub null_value: bool,
-    /// Read without decoding the value.
-    pub headers: Headers,
-}
-
-/// Where an appended record is.
+/// The address of a record inside its topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
-    /// Partition, from 0.
+pub struct LogOffset {
+    /// The partition, from 0.
     pub partition: i32,
-    /// Offset in it, from 0.
+    /// The offset in the partition, from 0.
     pub offset: i64,
 }
 
-/// A record that was read.
-#[derive(Debug, Clone)]
-pub struct Record {
-    /// The topic.
-    pub topic: Arc<str>,
-    /// Partition, from 0.
-    pub partition: i32,
-    /// Offset in it, from 0. Offsets grow, and may have gaps.
-    pub offset: i64,
-    /// When it was appended, milliseconds since the Unix epoch by the log's clock.
-    pub timestamp_ms: i64,
-    /// The key, where there is one.
-    pub key: Option<Bytes>,
-    /// The payload; empty where the record has none.
-    pub value: Bytes,
-    /// The record has no payload at all (Kafka's tombstone).
-    pub null_value: bool,
-    /// In order.
-    pub headers: Headers,
-}
-
-impl Record {
-    /// The last header of this name, where it is UTF-8.
-    pub fn header_text(&self, name: &str) -> Option<&str> {
-        let (_, value) = self.headers.iter().rev().find(|(key, _)| key == name)?;
-        std::str::from_utf8(value).ok()
-    }
-
-    /// The identity of a record that carries none (protocol.md section 2).
-    pub fn derived_message_id(&self) -> MessageId {
-        MessageId::of_record(&self.topic, self.partition, self.offset, self.timestamp_ms)
-    }
-
-    /// About how much memory it holds, in bytes.
-    pub fn size(&self) -> usize {
-        let headers: usize = self.headers.iter().map(|(k, v)| k.len() + v.len()).sum();
-        self.value.len() + self.key.as_ref().map_or(0, Bytes::len) + headers + 128
-    }
-}
-
-/// Why a record was not acknowledged.
+/// Why an append was not acknowledged.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum AppendError {
-    /// The log will never take this record (too large, topic not allowed): a fault of the record.
+    /// The log never accepts this record: it is too large, or its topic is not allowed. Sending it
+    /// again does not help.
     #[error("the log refused the record: {0}")]
     Refused(String),
-    /// Not acknowledged in time. The record may be there, or appear later: sending the same
-    /// message again is safe only because its identity is the same.
+    /// The acknowledgement did not arrive in time. The record may be in the log or may appear
+    /// later, so it may be appended again only if its message id makes the duplicate harmless.
     #[error("the log did not acknowledge in time: {0}")]
     Unknown(String),
 }
 
-/// The log could not be asked.
+/// Why a request to the log failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum LogError {
-    /// Away, or not yet there; worth waiting for.
+    /// The log is not reachable, or not ready yet. The request can be retried.
     #[error("{0}")]
     Unavailable(String),
-    /// Will not work until a person changes something.
+    /// The request fails until an operator changes something. Retrying does not help.
     #[error("{0}")]
     Configuration(String),
 }
 
-/// A topic that has to be there.
+/// A topic that must exist.
 #[derive(Debug, Clone)]
 pub struct TopicSpec {
-    /// Its name.
+    /// The topic's name.
     pub name: String,
-    /// How many partitions it is made with when it is missing; an existing one keeps its own.
+    /// Number of partitions if the topic has to be created. An existing topic keeps its own.
     pub partitions: i32,
-    /// How many replicas it is made with, and should have.
+    /// Number of replicas if the topic has to be created, and the number below which an existing
+    /// one is reported.
     pub replication: i16,
 }
 
-/// What a consumer tells its owner, in the order in which it happened.
+/// What a [`Consumer`] reports, in the order in which it happened.
 #[derive(Debug)]
-pub enum Event {
-    /// These partitions are now this member's.
+pub enum ConsumerEvent {
+    /// The group assigned these partitions to this member.
     Assigned(Vec<Assignment>),
-    /// These no longer are. Records of them that were handed out stay valid to look at, but
-    /// storing their offsets does nothing.
+    /// The group revoked these partitions. Records of them that were delivered before can still be
+    /// read, but storing their offsets has no effect.
     Revoked(Vec<i32>),
     /// The next record of an assigned partition.
     Record(Record),
 }
 
-/// A partition that came to this member.
+/// A partition that the group assigned to this member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Assignment {
-    /// Which.
+    /// The partition, from 0.
     pub partition: i32,
-    /// The group's committed offset (the next to be read), if it has one.
+    /// The group's committed offset, which is the next one to be read. `None` if the group has
+    /// never committed one for this partition.
     pub committed: Option<i64>,
 }
 
-/// One member of a consumer group. Dropping it leaves the group without committing; use
-/// [`Consumer::close`].
+/// One member of a consumer group. Dropping it leaves the group without committing; call
+/// [`Consumer::close`] to commit first.
 #[async_trait]
 pub trait Consumer: Send {
-    /// The next event. Cancel-safe. Never ends and never fails: faults of the connection are
-    /// logged, counted, shown by [`Log::check`], and waited out.
+    /// Waits for the next event. Cancel-safe. Never ends and never fails: connection faults are
+    /// logged, counted, reported by [`Log::check`], and waited out.
     ///
-    /// Must be called again within a few seconds for as long as the consumer lives (also while
-    /// everything is paused): group membership hangs on it.
-    async fn next(&mut self) -> Event;
+    /// Must be called again within a few seconds for as long as the consumer lives, even while it
+    /// is paused: the group excludes a member that stops polling.
+    async fn next(&mut self) -> ConsumerEvent;
 
-    /// Everything below `next_offset` is finished; committed soon. For a partition that is no
-    /// longer assigned it does nothing.
-    fn store(&mut self, partition: i32, next_offset: i64);
+    /// Stores the offset below which every record of the partition is finished. It is committed
+    /// soon after. Has no effect for a partition that is no longer assigned.
+    fn store_offset(&mut self, partition: i32, next_offset: i64);
 
-    /// Hands out no more records of any partition until [`Consumer::resume`]; a few that were
-    /// already fetched may still come.
+    /// Stops the delivery of records from all partitions until [`Consumer::resume`]. A few records
+    /// that are already fetched may still be delivered.
     fn pause(&mut self);
 
-    /// Undoes [`Consumer::pause`].
+    /// Resumes delivery after [`Consumer::pause`].
     fn resume(&mut self);
 
-    /// The next records of this assigned partition come from `offset` on. Records from before
-    /// the seek are not handed out after it returned. Does not touch the committed offset.
+    /// Continues an assigned partition at `offset`. No record that was fetched before the seek is
+    /// delivered after it returned. Does not change the committed offset.
     async fn seek(&mut self, partition: i32, offset: i64) -> Result<(), LogError>;
 
-    /// Commits what was stored and leaves the group, so that others take over at once.
-    /// Bounded by about 5 seconds when the log is away.
+    /// Commits the stored offsets and leaves the group, so that other members take over at once.
+    /// Takes at most about 5 seconds if the log is unavailable.
     async fn close(self: Box<Self>);
 }
 
-/// The log.
+/// A log: appends records, opens consumers, and manages topics.
 #[async_trait]
 pub trait Log: Send + Sync + 'static {
     /// Appends a record and waits for its acknowledgement, at most `PRODUCE_TIMEOUT_MS`.
     ///
-    /// The record's place in the order is taken when this function is *called*, before the
-    /// returned future is first polled: callers may call in order and await later. The call
-    /// itself never blocks; a full local queue is waited for inside the future, and then the
-    /// order among the waiting calls of one key is still kept.
+    /// The record takes its position in the order when this function is *called*, before the
+    /// returned future is first polled: callers may call in order and await later. The call itself
+    /// never blocks. If the local queue is full, the future waits for it, and the calls that wait
+    /// with one key still keep their order.
     fn append(
         &self,
         topic: &str,
         record: NewRecord,
-    ) -> futures_util::future::BoxFuture<'static, Result<Place, AppendError>>;
+    ) -> BoxFuture<'static, Result<LogOffset, AppendError>>;
 
-    /// Joins `group` as a reader of `topic`. Begins at the committed offsets, and where there
-    /// are none at the earliest record. Returns at once; the log need not be there yet.
+    /// Joins `group` as a reader of `topic`. Each partition starts at its committed offset, or at
+    /// its earliest record if there is none. Returns at once, even if the log is not reachable yet.
     fn consumer(&self, group: &str, topic: &str) -> Result<Box<dyn Consumer>, LogError>;
 
-    /// Makes the topics that are missing, and returns a sentence for each setting of an existing
-    /// one that endangers what chatmesh promises (too few replicas, `min.insync.replicas`,
-    /// another timestamp type).
+    /// Creates the topics that are missing. Returns one warning for each setting of an existing
+    /// topic that endangers chatmesh's guarantees: too few replicas, `min.insync.replicas` below 2,
+    /// or timestamps that are not the brokers' own.
     async fn ensure_topics(&self, topics: &[TopicSpec]) -> Result<Vec<String>, LogError>;
 
-    /// The offset of the first record of the partition whose timestamp is at or after
-    /// `timestamp_ms`; `None` where there is none that young.
+    /// The offset of the first record of the partition with a timestamp at or after
+    /// `timestamp_ms`. `None` if every record is older.
     async fn offset_at(
         &self,
         topic: &str,
@@ -209,35 +155,36 @@ pub trait Log: Send + Sync + 'static {
         timestamp_ms: i64,
     ) -> Result<Option<i64>, LogError>;
 
-    /// A name of this log that no other log has (Kafka's cluster id): part of every position.
+    /// An id that no other log has (Kafka's cluster id). It is part of every position.
     async fn cluster_id(&self) -> Result<String, LogError>;
 
-    /// Asks the log whether it answers, within 2 seconds.
+    /// Checks within 2 seconds whether the log answers.
     async fn check(&self) -> Result<(), LogError>;
 
-    /// Waits until everything appended was acknowledged or timed out, at most `PRODUCE_TIMEOUT_MS`.
+    /// Waits until every append was acknowledged or timed out, at most `PRODUCE_TIMEOUT_MS`.
     async fn flush(&self);
 }
 
-/// What there is of a partition.
+/// The range of offsets that a partition holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Extent {
-    /// Which.
+pub struct PartitionRange {
+    /// The partition, from 0.
     pub partition: i32,
-    /// Offset of the oldest record that is kept.
+    /// The offset of the oldest retained record.
     pub start: i64,
-    /// The offset after the newest record's.
+    /// The offset that the next record will get.
     pub end: i64,
 }
 
-/// Looking into the log without being a member of a group, for what operators do.
+/// Read access to the log without joining a consumer group, for operators' tools.
 #[async_trait]
-pub trait Browse: Log {
-    /// The partitions of a topic in order; none where there is no such topic.
-    async fn extents(&self, topic: &str) -> Result<Vec<Extent>, LogError>;
+pub trait LogBrowser: Log {
+    /// The range of each partition of a topic, in order of partitions. Empty if the topic does not
+    /// exist.
+    async fn partition_ranges(&self, topic: &str) -> Result<Vec<PartitionRange>, LogError>;
 
-    /// Records of a partition with `from <= offset < to`, in order: at least one where there is
-    /// one, and about `max_bytes` of them. Empty means that there are no more.
+    /// Reads records of a partition with `from <= offset < to` in order, until they exceed
+    /// `max_bytes`: at least one if there is one. Empty means that there are no more.
     async fn read(
         &self,
         topic: &str,
@@ -246,15 +193,4 @@ pub trait Browse: Log {
         to: i64,
         max_bytes: usize,
     ) -> Result<Vec<Record>, LogError>;
-}
-
-/// A key that leads to this partition of so many, as [`NewRecord::key`] places it.
-pub fn key_of_partition(partition: i32, partitions: usize) -> Bytes {
-    let leads_there =
-        |key: &String| embedded::place(key.as_bytes(), partitions) == partition as usize;
-    // Hashes are spread evenly, so that the key is found long before this bound.
-    let key = (0..1_000_000_u32)
-        .map(|n| format!("partition-{partition}-{n}"))
-        .find(leads_there);
-    Bytes::from(key.unwrap_or_default())
 }

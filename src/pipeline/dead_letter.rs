@@ -5,7 +5,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{Stopped, Work};
-use crate::log::{AppendError, Log, NewRecord, Record};
+use crate::log::{AppendError, Log};
+use crate::protocol::log_record::{NewRecord, Record};
 
 /// Names of the headers that a dead letter carries beside the record's own.
 pub mod header {

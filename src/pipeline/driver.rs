@@ -15,7 +15,7 @@ use super::dead_letter::DeadLetters;
 use super::lanes::{Back, Next, Partition};
 use super::{Delivery, GoBack, Handler, Stopped, Verdict, Work, traced};
 use crate::config::settings::PipelineSettings;
-use crate::log::{Assignment, Consumer, Event};
+use crate::log::{Assignment, Consumer, ConsumerEvent};
 use crate::telemetry::metrics::pipeline::PipelineMetrics;
 
 /// A partition that reads back counts as through after this long without a record.
@@ -225,20 +225,20 @@ impl Driver {
         );
     }
 
-    fn on_event(&mut self, event: Event, draining: bool) {
+    fn on_event(&mut self, event: ConsumerEvent, draining: bool) {
         match event {
-            Event::Assigned(assigned) => {
+            ConsumerEvent::Assigned(assigned) => {
                 for assignment in assigned {
                     self.on_assigned(assignment);
                 }
             }
-            Event::Revoked(revoked) => {
+            ConsumerEvent::Revoked(revoked) => {
                 for partition in revoked {
                     self.on_revoked(partition);
                 }
             }
-            Event::Record(_) if draining => {}
-            Event::Record(record) => self.on_record(record),
+            ConsumerEvent::Record(_) if draining => {}
+            ConsumerEvent::Record(record) => self.on_record(record),
         }
     }
 
@@ -269,7 +269,7 @@ impl Driver {
         }
     }
 
-    fn on_record(&mut self, record: crate::log::Record) {
+    fn on_record(&mut self, record: crate::protocol::log_record::Record) {
         let Some(partition) = self.partitions.get_mut(&record.partition) else {
             return;
         };
@@ -339,7 +339,7 @@ impl Driver {
         match finish.ended {
             Ended::Finished => {
                 if let Some(next) = state.finish(finish.offset) {
-                    self.consumer.store(finish.partition, next);
+                    self.consumer.store_offset(finish.partition, next);
                 }
             }
             Ended::GoBack if state.generation == finish.generation => {

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Delivery;
 use super::offsets::{OffsetTracker, Taken};
-use crate::log::Record;
+use crate::protocol::log_record::Record;
 
 /// An assigned partition.
 #[derive(Debug)]

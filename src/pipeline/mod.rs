@@ -10,7 +10,7 @@
 
 use async_trait::async_trait;
 
-use crate::log::Record;
+use crate::protocol::log_record::Record;
 
 pub mod dead_letter;
 pub mod driver;

@@ -19,8 +19,9 @@ use super::driver::{self, Command, Parts};
 use super::{Delivery, GoBack, Handler, Stopped, Verdict, Work};
 use crate::config::settings::PipelineSettings;
 use crate::log::{
-    AppendError, Assignment, Consumer, Event, Log, LogError, NewRecord, Place, Record, TopicSpec,
+    AppendError, Assignment, Consumer, ConsumerEvent, Log, LogError, LogOffset, TopicSpec,
 };
+use crate::protocol::log_record::{NewRecord, Record};
 use crate::telemetry::metrics::pipeline::PipelineMetrics;
 
 /// Partition 0 and 1 of a topic, read by one member; what it does is written down.
@@ -63,7 +64,7 @@ impl Shared {
 
 struct FakeConsumer {
     shared: Arc<Shared>,
-    events: mpsc::UnboundedReceiver<Event>,
+    events: mpsc::UnboundedReceiver<ConsumerEvent>,
     at: HashMap<i32, i64>,
 }
 
@@ -85,30 +86,30 @@ impl FakeConsumer {
 
 #[async_trait]
 impl Consumer for FakeConsumer {
-    async fn next(&mut self) -> Event {
+    async fn next(&mut self) -> ConsumerEvent {
         loop {
             let shared = Arc::clone(&self.shared);
             let changed = shared.changed.notified();
             if let Ok(event) = self.events.try_recv() {
                 match &event {
-                    Event::Assigned(assigned) => self.at.extend(
+                    ConsumerEvent::Assigned(assigned) => self.at.extend(
                         assigned
                             .iter()
                             .map(|a| (a.partition, a.committed.unwrap_or(0))),
                     ),
-                    Event::Revoked(revoked) => self.at.retain(|p, _| !revoked.contains(p)),
-                    Event::Record(_) => {}
+                    ConsumerEvent::Revoked(revoked) => self.at.retain(|p, _| !revoked.contains(p)),
+                    ConsumerEvent::Record(_) => {}
                 }
                 return event;
             }
             if let Some(record) = self.next_record() {
-                return Event::Record(record);
+                return ConsumerEvent::Record(record);
             }
             changed.await;
         }
     }
 
-    fn store(&mut self, partition: i32, next_offset: i64) {
+    fn store_offset(&mut self, partition: i32, next_offset: i64) {
         let before = self
             .shared
             .stored
@@ -148,14 +149,14 @@ impl Log for FakeLog {
         &self,
         _topic: &str,
         record: NewRecord,
-    ) -> BoxFuture<'static, Result<Place, AppendError>> {
+    ) -> BoxFuture<'static, Result<LogOffset, AppendError>> {
         let most = *self.0.most_bytes.lock().unwrap();
         if most.is_some_and(|most| record.value.len() > most) {
             return Box::pin(async { Err(AppendError::Refused("too large".into())) });
         }
         self.0.dead.lock().unwrap().push(record);
         Box::pin(async {
-            Ok(Place {
+            Ok(LogOffset {
                 partition: 0,
                 offset: 0,
             })
@@ -241,7 +242,7 @@ where
 
 struct Rig {
     shared: Arc<Shared>,
-    events: mpsc::UnboundedSender<Event>,
+    events: mpsc::UnboundedSender<ConsumerEvent>,
     commands: mpsc::Sender<Command>,
     drain: CancellationToken,
     running: JoinHandle<()>,
@@ -287,7 +288,7 @@ fn start(handler: Arc<dyn Handler>, max_workers: usize, go_back: Option<Arc<dyn 
 impl Rig {
     fn assign(&self, partition: i32, committed: Option<i64>) {
         self.events
-            .send(Event::Assigned(vec![Assignment {
+            .send(ConsumerEvent::Assigned(vec![Assignment {
                 partition,
                 committed,
             }]))
@@ -296,7 +297,9 @@ impl Rig {
     }
 
     fn revoke(&self, partition: i32) {
-        self.events.send(Event::Revoked(vec![partition])).unwrap();
+        self.events
+            .send(ConsumerEvent::Revoked(vec![partition]))
+            .unwrap();
         self.shared.changed.notify_waiters();
     }
 

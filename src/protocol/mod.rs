@@ -7,6 +7,7 @@ pub mod close;
 pub mod error_code;
 pub mod frame;
 pub mod ids;
+pub mod log_record;
 pub mod position;
 pub mod record;
 pub mod timestamp;

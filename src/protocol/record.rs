@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::error_code::ErrorCode;
 use super::ids::{ClientMessageId, ConversationId, MessageId, UserId};
 use super::trace_context::TraceContext;
-use crate::log::{Headers, Record};
+use crate::protocol::log_record::{Headers, Record};
 
 /// Names of the headers that records carry beside their value.
 pub mod header {

@@ -231,7 +231,8 @@ pub(super) mod tests {
     use crate::config::settings::PipelineSettings;
     use crate::fanout::Bounds;
     use crate::fanout::embedded::EmbeddedFanout;
-    use crate::log::{AppendError, Consumer, LogError, NewRecord, Place, TopicSpec};
+    use crate::log::{AppendError, Consumer, LogError, LogOffset, TopicSpec};
+    use crate::protocol::log_record::NewRecord;
     use crate::store::Store;
 
     /// A log that takes for ever to find an offset.
@@ -239,7 +240,11 @@ pub(super) mod tests {
 
     #[async_trait]
     impl Log for SlowLog {
-        fn append(&self, _: &str, _: NewRecord) -> BoxFuture<'static, Result<Place, AppendError>> {
+        fn append(
+            &self,
+            _: &str,
+            _: NewRecord,
+        ) -> BoxFuture<'static, Result<LogOffset, AppendError>> {
             Box::pin(std::future::pending())
         }
 

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use chatmesh::log::{AppendError, Consumer, Event, Log, NewRecord, Place, Record, TopicSpec};
+use chatmesh::log::{AppendError, Consumer, ConsumerEvent, Log, LogOffset, TopicSpec};
+use chatmesh::protocol::log_record::{NewRecord, Record};
 use tokio::time::{Instant, timeout};
 
 /// How many partitions a backend must give the topics of this suite.
@@ -85,7 +86,12 @@ fn record(key: Option<&str>, value: &str) -> NewRecord {
 }
 
 /// Appends `0..count` as values under one key.
-async fn fill(log: &Arc<dyn Log>, topic: &str, key: &str, values: std::ops::Range<u32>) -> Place {
+async fn fill(
+    log: &Arc<dyn Log>,
+    topic: &str,
+    key: &str,
+    values: std::ops::Range<u32>,
+) -> LogOffset {
     let futures: Vec<_> = values
         .map(|n| log.append(topic, record(Some(key), &n.to_string())))
         .collect();
@@ -122,7 +128,7 @@ impl Member {
     /// One event within `wait`, and the record if it was one.
     async fn step(&mut self, wait: Duration) -> Option<Option<Record>> {
         match timeout(wait, self.consumer.next()).await.ok()? {
-            Event::Assigned(assignments) => {
+            ConsumerEvent::Assigned(assignments) => {
                 for assignment in assignments {
                     let before = self
                         .assigned
@@ -131,7 +137,7 @@ impl Member {
                 }
                 Some(None)
             }
-            Event::Revoked(partitions) => {
+            ConsumerEvent::Revoked(partitions) => {
                 for partition in partitions {
                     assert!(
                         self.assigned.remove(&partition).is_some(),
@@ -140,7 +146,7 @@ impl Member {
                 }
                 Some(None)
             }
-            Event::Record(record) => {
+            ConsumerEvent::Record(record) => {
                 assert!(
                     self.assigned.contains_key(&record.partition),
                     "a record of a partition that is another's: {record:?}"
@@ -227,7 +233,7 @@ pub(crate) async fn order_per_key_holds_though_acknowledgements_are_awaited_in_a
             ));
         }
     }
-    let mut places: BTreeMap<&str, Vec<Place>> = BTreeMap::new();
+    let mut places: BTreeMap<&str, Vec<LogOffset>> = BTreeMap::new();
     for (key, future) in futures.into_iter().rev() {
         places
             .entry(key)
@@ -298,7 +304,7 @@ pub(crate) async fn a_stored_offset_is_where_the_next_member_begins(log: Arc<dyn
     let mut first = Member::join(&log, &group, &topic);
     let records = first.records(4).await;
     let next = records[3].offset + 1;
-    first.consumer.store(last.partition, next);
+    first.consumer.store_offset(last.partition, next);
     first.close().await;
 
     let mut second = Member::join(&log, &group, &topic);
@@ -312,7 +318,9 @@ pub(crate) async fn a_record_that_was_not_stored_comes_again(log: Arc<dyn Log>) 
     let place = fill(&log, &topic, "k", 0..3).await;
     let mut first = Member::join(&log, &group, &topic);
     let records = first.records(3).await;
-    first.consumer.store(place.partition, records[0].offset + 1);
+    first
+        .consumer
+        .store_offset(place.partition, records[0].offset + 1);
     first.close().await;
     for _ in 0..2 {
         let mut next = Member::join(&log, &group, &topic);
@@ -397,7 +405,7 @@ pub(crate) async fn a_member_that_leaves_hands_over(log: Arc<dyn Log>) {
     let of_a = a.drain(QUIET).await;
     assert!(!of_a.is_empty());
     for record in &of_a {
-        a.consumer.store(record.partition, record.offset + 1);
+        a.consumer.store_offset(record.partition, record.offset + 1);
     }
     let left: BTreeSet<u32> = numbers(&of_a).into_iter().collect();
     a.close().await;
@@ -433,7 +441,7 @@ pub(crate) async fn storing_for_a_partition_that_was_lost_does_nothing(log: Arc<
     let lost: BTreeSet<i32> = b.assigned.keys().copied().collect();
     for record in &records {
         if lost.contains(&record.partition) {
-            a.consumer.store(record.partition, record.offset + 1);
+            a.consumer.store_offset(record.partition, record.offset + 1);
         }
     }
     a.close().await;
@@ -477,7 +485,7 @@ pub(crate) async fn a_seek_does_not_move_the_commit_back(log: Arc<dyn Log>) {
     let records = member.records(6).await;
     member
         .consumer
-        .store(place.partition, records[4].offset + 1);
+        .store_offset(place.partition, records[4].offset + 1);
     member
         .consumer
         .seek(place.partition, records[0].offset)

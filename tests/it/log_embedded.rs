@@ -8,7 +8,8 @@ use std::time::Duration;
 use chatmesh::config::settings::EmbeddedSettings;
 use chatmesh::fanout::Bounds;
 use chatmesh::log::embedded::EmbeddedLog;
-use chatmesh::log::{AppendError, Consumer, Event, Log, NewRecord, Record};
+use chatmesh::log::{AppendError, Consumer, ConsumerEvent, Log};
+use chatmesh::protocol::log_record::{NewRecord, Record};
 use chatmesh::store::Store;
 use futures_util::FutureExt;
 use tempfile::TempDir;
@@ -70,7 +71,7 @@ fn record(value: &str) -> NewRecord {
 async fn next_record(consumer: &mut Box<dyn Consumer>) -> Record {
     loop {
         let event = tokio::time::timeout(TIMEOUT, consumer.next()).await;
-        if let Event::Record(record) = event.expect("a record in time") {
+        if let ConsumerEvent::Record(record) = event.expect("a record in time") {
             return record;
         }
     }
@@ -91,7 +92,7 @@ async fn a_restart_keeps_records_offsets_commits_and_the_id() {
         let kept = next_record(&mut keeping).await;
         assert_eq!(kept.offset, round, "it goes on where it was");
         assert_eq!(kept.headers, record("").headers);
-        keeping.store(kept.partition, kept.offset + 1);
+        keeping.store_offset(kept.partition, kept.offset + 1);
         keeping.close().await;
         assert_eq!(next_record(&mut reading).await.offset, 0, "from the start");
     }
@@ -105,10 +106,10 @@ async fn stored_offsets_are_committed_without_being_asked() {
     log.append("t", record("1")).await.unwrap();
     let mut first = log.consumer("g", "t").unwrap();
     let begun = next_record(&mut first).await;
-    first.store(begun.partition, 1);
+    first.store_offset(begun.partition, 1);
     // It leaves as a killed one does; what was committed by then is all that counts.
     tokio::time::sleep(Duration::from_millis(1200)).await;
-    first.store(begun.partition, 2);
+    first.store_offset(begun.partition, 2);
     drop(first);
     let mut second = log.consumer("g", "t").unwrap();
     assert_eq!(next_record(&mut second).await.offset, 1);
@@ -150,8 +151,8 @@ async fn what_every_group_has_finished_is_removed_and_nothing_else() {
     let mut behind = log.consumer("behind", "t").unwrap();
     let partition = next_record(&mut ahead).await.partition;
     next_record(&mut behind).await;
-    ahead.store(partition, 8);
-    behind.store(partition, 3);
+    ahead.store_offset(partition, 8);
+    behind.store_offset(partition, 3);
     let begun = std::time::Instant::now();
     while log.offset_at("t", partition, 0).await.unwrap() != Some(3) {
         assert!(begun.elapsed() < TIMEOUT, "nothing was removed");
@@ -162,8 +163,8 @@ async fn what_every_group_has_finished_is_removed_and_nothing_else() {
     assert_eq!(log.offset_at("t", partition, 0).await.unwrap(), Some(3));
     assert_eq!(log.offset_at("t.dlq", partition, 0).await.unwrap(), Some(0));
 
-    behind.store(partition, 10);
-    ahead.store(partition, 10);
+    behind.store_offset(partition, 10);
+    ahead.store_offset(partition, 10);
     let begun = std::time::Instant::now();
     while log.offset_at("t", partition, 0).await.unwrap().is_some() {
         assert!(begun.elapsed() < TIMEOUT, "not all was removed");
@@ -203,7 +204,7 @@ async fn child_that_works_until_it_is_killed() {
     tokio::spawn(async move {
         loop {
             let record = next_record(&mut consumer).await;
-            consumer.store(record.partition, record.offset + 1);
+            consumer.store_offset(record.partition, record.offset + 1);
         }
     });
     loop {
@@ -259,7 +260,7 @@ async fn kill_9_loses_no_acknowledged_record_and_gives_no_offset_twice() {
         assert!(end > last);
         last = end;
         let mut worker = log.consumer("g", "t").unwrap();
-        let Event::Assigned(assigned) = worker.next().await else {
+        let ConsumerEvent::Assigned(assigned) = worker.next().await else {
             panic!("the first event is the assignment");
         };
         let committed = assigned.iter().filter_map(|a| a.committed).max();
@@ -280,7 +281,7 @@ async fn what_is_read_from_disk_comes_whole_and_in_order_and_not_after_a_seek() 
     }
     let log = open_dir(dir.path());
     let mut consumer = log.consumer("g", "t").unwrap();
-    let Event::Assigned(_) = consumer.next().await else {
+    let ConsumerEvent::Assigned(_) = consumer.next().await else {
         panic!("the first event is the assignment");
     };
     let mut probe = log.consumer("probe", "t").unwrap();

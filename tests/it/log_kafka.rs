@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use chatmesh::log::kafka::KafkaLog;
-use chatmesh::log::{AppendError, Consumer, Event, Log, LogError, NewRecord, Record, TopicSpec};
+use chatmesh::log::{AppendError, Consumer, ConsumerEvent, Log, LogError, TopicSpec};
+use chatmesh::protocol::log_record::{NewRecord, Record};
 use tokio::time::{Instant, timeout};
 
 use crate::log_contract::log_contract;
@@ -62,7 +63,7 @@ fn text(record: &Record) -> String {
     String::from_utf8_lossy(&record.value).into_owned()
 }
 
-async fn next(consumer: &mut Box<dyn Consumer>) -> Event {
+async fn next(consumer: &mut Box<dyn Consumer>) -> ConsumerEvent {
     timeout(WAIT, consumer.next())
         .await
         .expect("an event in time")
@@ -72,7 +73,7 @@ async fn next(consumer: &mut Box<dyn Consumer>) -> Event {
 async fn read(consumer: &mut Box<dyn Consumer>, count: usize) -> Vec<Record> {
     let mut records = Vec::new();
     while records.len() < count {
-        if let Event::Record(record) = next(consumer).await {
+        if let ConsumerEvent::Record(record) = next(consumer).await {
             records.push(record);
         }
     }
@@ -200,7 +201,7 @@ async fn a_broker_that_hangs_for_15_s_holds_things_up_and_loses_nothing() {
         assert!(Instant::now() < end);
         // The one of unknown outcome may be there too.
         match next(&mut consumer).await {
-            Event::Record(record) if text(&record) == "after" => break,
+            ConsumerEvent::Record(record) if text(&record) == "after" => break,
             _ => {}
         }
     }
@@ -216,14 +217,14 @@ async fn a_consumer_starved_past_its_session_is_told_and_comes_back() {
     let topic = topic(&log, 2).await;
     let group = name("group");
     let mut consumer = log.consumer(&group, &topic).expect("a consumer");
-    assert!(matches!(next(&mut consumer).await, Event::Assigned(all) if all.len() == 2));
+    assert!(matches!(next(&mut consumer).await, ConsumerEvent::Assigned(all) if all.len() == 2));
     // Nothing calls `next`: the group has to believe that this member hangs.
     tokio::time::sleep(Duration::from_secs(8)).await;
     // Not this member's any more, though it doesn't know yet.
-    consumer.store(0, 7);
-    assert!(matches!(next(&mut consumer).await, Event::Revoked(all) if all.len() == 2));
+    consumer.store_offset(0, 7);
+    assert!(matches!(next(&mut consumer).await, ConsumerEvent::Revoked(all) if all.len() == 2));
     match next(&mut consumer).await {
-        Event::Assigned(all) => {
+        ConsumerEvent::Assigned(all) => {
             assert_eq!(all.len(), 2);
             assert!(
                 all.iter().all(|one| one.committed.is_none()),
@@ -237,11 +238,13 @@ async fn a_consumer_starved_past_its_session_is_told_and_comes_back() {
     consumer.close().await;
 }
 
-fn follow(owned: &mut BTreeSet<i32>, event: Event) {
+fn follow(owned: &mut BTreeSet<i32>, event: ConsumerEvent) {
     match event {
-        Event::Assigned(all) => owned.extend(all.iter().map(|assignment| assignment.partition)),
-        Event::Revoked(all) => owned.retain(|partition| !all.contains(partition)),
-        Event::Record(record) => panic!("{record:?}"),
+        ConsumerEvent::Assigned(all) => {
+            owned.extend(all.iter().map(|assignment| assignment.partition))
+        }
+        ConsumerEvent::Revoked(all) => owned.retain(|partition| !all.contains(partition)),
+        ConsumerEvent::Record(record) => panic!("{record:?}"),
     }
 }
 
@@ -276,7 +279,10 @@ async fn partitions_that_come_while_paused_are_paused() {
     append(&log, &topic, record("k", "one")).await;
     let mut consumer = log.consumer(&name("group"), &topic).expect("a consumer");
     consumer.pause();
-    assert!(matches!(next(&mut consumer).await, Event::Assigned(_)));
+    assert!(matches!(
+        next(&mut consumer).await,
+        ConsumerEvent::Assigned(_)
+    ));
     let early = timeout(Duration::from_secs(2), consumer.next()).await;
     assert!(early.is_err(), "{early:?}");
     consumer.resume();
@@ -434,7 +440,7 @@ async fn the_lag_and_the_errors_of_a_relay_are_counted_and_closing_without_a_bro
         .consumer("message-relay-group", &topic)
         .expect("a consumer");
     let offset = read(&mut consumer, 5).await[1].offset;
-    consumer.store(0, offset + 1);
+    consumer.store_offset(0, offset + 1);
 
     let relay =
         |lag: u32| format!("message_relay_kafka_lag{{topic=\"{topic}\",partition=\"0\"}} {lag}\n");

@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use chatmesh::config::settings::EmbeddedSettings;
 use chatmesh::fanout::Bounds;
 use chatmesh::log::embedded::EmbeddedLog;
-use chatmesh::log::{Event, Log, NewRecord};
+use chatmesh::log::{ConsumerEvent, Log};
+use chatmesh::protocol::log_record::NewRecord;
 use chatmesh::store::{Batch, Store, TABLES, Table};
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
@@ -220,7 +221,7 @@ async fn read(log: &EmbeddedLog, expected: usize) -> Vec<(i64, String)> {
     let mut read = Vec::new();
     while read.len() < expected {
         let event = tokio::time::timeout(Duration::from_secs(10), consumer.next()).await;
-        if let Event::Record(record) = event.expect("a record that was acknowledged") {
+        if let ConsumerEvent::Record(record) = event.expect("a record that was acknowledged") {
             let value = String::from_utf8(record.value.to_vec()).unwrap();
             read.push((record.offset, value));
         }

@@ -11,8 +11,9 @@ use tokio::sync::Notify;
 
 use super::Journal;
 use crate::log::{
-    AppendError, Assignment, Consumer, Event, Log, LogError, NewRecord, Place, Record, TopicSpec,
+    AppendError, Assignment, Consumer, ConsumerEvent, Log, LogError, LogOffset, TopicSpec,
 };
+use crate::protocol::log_record::{NewRecord, Record};
 
 #[derive(Default)]
 pub(super) struct Topics {
@@ -43,7 +44,7 @@ impl Topics {
         })
     }
 
-    pub(super) fn put(&self, topic: &str, record: NewRecord) -> Place {
+    pub(super) fn put(&self, topic: &str, record: NewRecord) -> LogOffset {
         let mut all = self.records.lock().unwrap();
         let records = all.entry(topic.to_owned()).or_default();
         let offset = records.len() as i64;
@@ -58,7 +59,7 @@ impl Topics {
             headers: record.headers,
         });
         self.changed.notify_waiters();
-        Place {
+        LogOffset {
             partition: 0,
             offset,
         }
@@ -87,13 +88,13 @@ impl Topics {
 
 #[async_trait]
 impl Consumer for Reader {
-    async fn next(&mut self) -> Event {
+    async fn next(&mut self) -> ConsumerEvent {
         loop {
             let changed = self.topics.changed.notified();
             let Some(at) = self.at else {
                 let committed = *self.topics.committed.lock().unwrap();
                 self.at = Some(committed.unwrap_or(0));
-                return Event::Assigned(vec![Assignment {
+                return ConsumerEvent::Assigned(vec![Assignment {
                     partition: 0,
                     committed,
                 }]);
@@ -105,13 +106,13 @@ impl Consumer for Reader {
             };
             if let Some(record) = record {
                 self.at = Some(at + 1);
-                return Event::Record(record);
+                return ConsumerEvent::Record(record);
             }
             changed.await;
         }
     }
 
-    fn store(&mut self, _: i32, next_offset: i64) {
+    fn store_offset(&mut self, _: i32, next_offset: i64) {
         let mut committed = self.topics.committed.lock().unwrap();
         *committed = Some(next_offset.max(committed.unwrap_or(0)));
         self.topics.journal.lock().unwrap().push("offset".into());
@@ -135,7 +136,7 @@ impl Log for TestLog {
         &self,
         topic: &str,
         record: NewRecord,
-    ) -> BoxFuture<'static, Result<Place, AppendError>> {
+    ) -> BoxFuture<'static, Result<LogOffset, AppendError>> {
         if self.0.stuck.lock().unwrap().as_deref() == Some(topic) {
             return Box::pin(std::future::pending());
         }

@@ -2,7 +2,7 @@
 
 use bytes::{Buf, Bytes};
 
-use crate::log::{Headers, NewRecord, Record};
+use crate::protocol::log_record::{Headers, NewRecord, Record};
 
 /// Where a partition's records begin, for `offset`; ascending with it.
 pub(super) fn record_key(topic: u32, partition: i32, offset: i64) -> [u8; 16] {

@@ -11,7 +11,8 @@ use tokio::task::JoinHandle;
 
 use super::group::{Change, Group};
 use super::topic::Topic;
-use crate::log::{Consumer, Event, LogError, Record};
+use crate::log::{Consumer, ConsumerEvent, LogError};
+use crate::protocol::log_record::Record;
 use crate::store::{Store, StoreError};
 
 /// What is read ahead of a partition, in bytes; a larger record comes alone.
@@ -87,7 +88,7 @@ impl Member {
             .load(Ordering::Acquire)
     }
 
-    fn change(&mut self) -> Option<Event> {
+    fn change(&mut self) -> Option<ConsumerEvent> {
         let epoch = self.group.epoch();
         if epoch == self.epoch {
             return None;
@@ -99,7 +100,7 @@ impl Member {
                 }
                 // Somebody waits for them.
                 self.topic.changed.send_replace(());
-                Some(Event::Revoked(partitions))
+                Some(ConsumerEvent::Revoked(partitions))
             }
             Some(Change::Assigned(assignments)) => {
                 for assignment in &assignments {
@@ -113,7 +114,7 @@ impl Member {
                     };
                     self.readings.insert(assignment.partition, reading);
                 }
-                Some(Event::Assigned(assignments))
+                Some(ConsumerEvent::Assigned(assignments))
             }
             None => {
                 // The look itself may have let go of something untold.
@@ -209,7 +210,7 @@ impl Member {
 
 #[async_trait]
 impl Consumer for Member {
-    async fn next(&mut self) -> Event {
+    async fn next(&mut self) -> ConsumerEvent {
         loop {
             // With records always at hand nothing below would ever let other tasks run.
             tokio::task::coop::consume_budget().await;
@@ -220,7 +221,7 @@ impl Consumer for Member {
             }
             if !self.paused {
                 if let Some(record) = self.ready() {
-                    return Event::Record(record);
+                    return ConsumerEvent::Record(record);
                 }
                 if self.read_on() {
                     continue;
@@ -250,7 +251,7 @@ impl Consumer for Member {
         }
     }
 
-    fn store(&mut self, partition: i32, next_offset: i64) {
+    fn store_offset(&mut self, partition: i32, next_offset: i64) {
         self.group.store(self.id, partition, next_offset);
     }
 

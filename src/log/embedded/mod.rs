@@ -15,7 +15,8 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 
 use super::{
-    AppendError, Browse, Consumer, Extent, Log, LogError, NewRecord, Place, Record, TopicSpec,
+    AppendError, Consumer, Log, LogBrowser, LogError, LogOffset, NewRecord, PartitionRange, Record,
+    TopicSpec,
 };
 use crate::config::settings::EmbeddedSettings;
 use crate::store::{Batch, Store, StoreError, Table};
@@ -24,13 +25,11 @@ mod codec;
 mod consumer;
 mod group;
 mod keeper;
-mod placement;
 mod topic;
 mod writer;
 
 use consumer::Member;
 use keeper::Keeper;
-pub(super) use placement::of_key as place;
 use topic::Topic;
 use writer::{Append, Writer};
 
@@ -203,7 +202,7 @@ impl Log for EmbeddedLog {
         &self,
         topic: &str,
         record: NewRecord,
-    ) -> BoxFuture<'static, Result<Place, AppendError>> {
+    ) -> BoxFuture<'static, Result<LogOffset, AppendError>> {
         let refuse = |error| ready(Err(error)).boxed();
         let size = codec::size(&record);
         if size > MAX_RECORD {
@@ -295,14 +294,14 @@ impl Log for EmbeddedLog {
 }
 
 #[async_trait]
-impl Browse for EmbeddedLog {
-    async fn extents(&self, topic: &str) -> Result<Vec<Extent>, LogError> {
+impl LogBrowser for EmbeddedLog {
+    async fn partition_ranges(&self, topic: &str) -> Result<Vec<PartitionRange>, LogError> {
         let Some(topic) = self.core.known(topic) else {
             return Ok(Vec::new());
         };
         Ok((0..)
             .zip(&topic.partitions)
-            .map(|(partition, part)| Extent {
+            .map(|(partition, part)| PartitionRange {
                 partition,
                 start: part.start.load(Ordering::Acquire),
                 end: part.end(),

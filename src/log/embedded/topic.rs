@@ -8,8 +8,8 @@ use tokio::sync::watch;
 
 use super::codec;
 use super::group::Group;
-use super::placement;
-use crate::log::Record;
+use crate::log::partitioner::partition_for_key;
+use crate::protocol::log_record::Record;
 use crate::store::{Batch, Store, StoreError, Table, Ticket};
 
 /// Newest records of a partition that readers get without asking the store, in bytes.
@@ -182,7 +182,7 @@ impl Topic {
     /// The partition of a record with this key.
     pub(super) fn place(&self, key: Option<&[u8]>) -> usize {
         match key {
-            Some(key) => placement::of_key(key, self.partitions.len()),
+            Some(key) => partition_for_key(key, self.partitions.len()),
             None => self.round_robin.fetch_add(1, Ordering::Relaxed) % self.partitions.len(),
         }
     }

@@ -12,7 +12,8 @@ use tokio::sync::oneshot;
 
 use super::codec;
 use super::topic::{Topic, lock};
-use crate::log::{NewRecord, Place, Record};
+use crate::log::LogOffset;
+use crate::protocol::log_record::{NewRecord, Record};
 use crate::protocol::timestamp::now_ms;
 use crate::store::{Batch, Store, StoreError, Table};
 
@@ -25,7 +26,7 @@ const RETRY: Duration = Duration::from_millis(200);
 struct Appended {
     topic: Arc<Topic>,
     record: Record,
-    answer: oneshot::Sender<Place>,
+    answer: oneshot::Sender<LogOffset>,
 }
 
 enum Item {
@@ -53,9 +54,9 @@ struct Queue {
 /// What became of a record.
 pub(super) enum Append {
     /// It is in the log.
-    Done(Place),
+    Done(LogOffset),
     /// It has its place, and is told when it is on disk.
-    Waits(oneshot::Receiver<Place>),
+    Waits(oneshot::Receiver<LogOffset>),
     /// Too much waits.
     Full,
 }
@@ -91,7 +92,7 @@ impl Writer {
             headers: record.headers,
         };
         if store.is_in_memory() {
-            let place = Place {
+            let place = LogOffset {
                 partition: record.partition,
                 offset: record.offset,
             };
@@ -233,7 +234,7 @@ fn publish(items: Vec<Item>) {
                     answer,
                     ..
                 } = appended;
-                let place = Place {
+                let place = LogOffset {
                     partition: record.partition,
                     offset: record.offset,
                 };

@@ -12,7 +12,8 @@ use super::consumer::owned;
 use super::properties::Properties;
 use super::report::Reporter;
 use super::{ASK_TIMEOUT, unavailable};
-use crate::log::{Extent, LogError, Record};
+use crate::log::{LogError, PartitionRange};
+use crate::protocol::log_record::Record;
 
 /// One page of records has to come within it.
 const READ_TIMEOUT: Duration = Duration::from_secs(15);
@@ -55,31 +56,34 @@ pub(super) fn reader(
     })
 }
 
-/// See [`crate::log::Browse::extents`]; blocks.
-pub(super) fn extents(client: &BaseConsumer, topic: &str) -> Result<Vec<Extent>, LogError> {
+/// See [`crate::log::LogBrowser::partition_ranges`]; blocks.
+pub(super) fn partition_ranges(
+    client: &BaseConsumer,
+    topic: &str,
+) -> Result<Vec<PartitionRange>, LogError> {
     // All topics: asking for a missing one by name would make it on some clusters.
     let metadata = client
         .fetch_metadata(None, ASK_TIMEOUT)
         .map_err(unavailable)?;
     let found = metadata.topics().iter().find(|found| found.name() == topic);
     let partitions = found.map_or(&[][..], |found| found.partitions());
-    let mut extents = Vec::with_capacity(partitions.len());
+    let mut partition_ranges = Vec::with_capacity(partitions.len());
     for partition in partitions {
         let partition = partition.id();
         let (start, end) = client
             .fetch_watermarks(topic, partition, ASK_TIMEOUT)
             .map_err(unavailable)?;
-        extents.push(Extent {
+        partition_ranges.push(PartitionRange {
             partition,
             start,
             end,
         });
     }
-    extents.sort_unstable_by_key(|extent| extent.partition);
-    Ok(extents)
+    partition_ranges.sort_unstable_by_key(|extent| extent.partition);
+    Ok(partition_ranges)
 }
 
-/// See [`crate::log::Browse::read`]; blocks.
+/// See [`crate::log::LogBrowser::read`]; blocks.
 pub(super) fn read(
     properties: &Properties,
     topic: &str,

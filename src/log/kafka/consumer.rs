@@ -17,7 +17,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::properties::Properties;
 use super::rebalance::{Change, Context, take};
-use crate::log::{Assignment, Consumer, Event, Headers, LogError, Record};
+use crate::log::{Assignment, Consumer, ConsumerEvent, LogError};
+use crate::protocol::log_record::{Headers, Record};
 
 /// A wake-up of librdkafka's queue can be lost; this long later it is looked at anyway.
 const POLL: Duration = Duration::from_secs(1);
@@ -45,7 +46,7 @@ pub(super) struct KafkaConsumer {
     /// Partitions that wait until their committed offsets are known.
     offered: Option<Offered>,
     /// What is to be handed out before anything is polled.
-    ready: VecDeque<Event>,
+    ready: VecDeque<ConsumerEvent>,
 }
 
 /// Partitions that the group gave and that were not taken yet: nothing of them is fetched.
@@ -99,7 +100,7 @@ impl KafkaConsumer {
                 self.ready.clear();
                 let lost: Vec<i32> = std::mem::take(&mut self.assigned).into_iter().collect();
                 if !lost.is_empty() {
-                    self.ready.push_back(Event::Revoked(lost));
+                    self.ready.push_back(ConsumerEvent::Revoked(lost));
                 }
             }
             Err(error) => {
@@ -138,7 +139,7 @@ impl KafkaConsumer {
                         .filter(|p| self.assigned.remove(p))
                         .collect();
                     if !lost.is_empty() {
-                        self.ready.push_back(Event::Revoked(lost));
+                        self.ready.push_back(ConsumerEvent::Revoked(lost));
                     }
                 }
             }
@@ -178,7 +179,7 @@ impl KafkaConsumer {
             .lag
             .assign(assignments.iter().map(|assignment| assignment.partition));
         tracing::debug!(?assignments, topic = %self.topic, "kafka: partitions came");
-        self.ready.push_back(Event::Assigned(assignments));
+        self.ready.push_back(ConsumerEvent::Assigned(assignments));
     }
 
     fn list(&self) -> TopicPartitionList {
@@ -259,7 +260,7 @@ async fn committed(inner: Inner, partitions: TopicPartitionList) -> TopicPartiti
 
 #[async_trait]
 impl Consumer for KafkaConsumer {
-    async fn next(&mut self) -> Event {
+    async fn next(&mut self) -> ConsumerEvent {
         loop {
             self.rejoin();
             let Some(inner) = self.inner.clone() else {
@@ -293,7 +294,7 @@ impl Consumer for KafkaConsumer {
                     // The poll that brought it may have called back before.
                     self.follow(&inner);
                     if self.assigned.contains(&partition) {
-                        self.ready.push_back(Event::Record(record));
+                        self.ready.push_back(ConsumerEvent::Record(record));
                     }
                 }
                 // Counted and logged by the context; librdkafka goes on by itself.
@@ -303,7 +304,7 @@ impl Consumer for KafkaConsumer {
         }
     }
 
-    fn store(&mut self, partition: i32, next_offset: i64) {
+    fn store_offset(&mut self, partition: i32, next_offset: i64) {
         let Some(inner) = &self.inner else { return };
         if !self.assigned.contains(&partition) {
             return;
@@ -373,7 +374,7 @@ impl Consumer for KafkaConsumer {
         }
         // librdkafka drops what it has fetched; this is what was taken from it already.
         self.ready.retain(
-            |event| !matches!(event, Event::Record(record) if record.partition == partition),
+            |event| !matches!(event, ConsumerEvent::Record(record) if record.partition == partition),
         );
         Ok(())
     }

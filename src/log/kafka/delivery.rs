@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::orphan::Brokers;
 use super::report::{Reporter, lock};
-use crate::log::{AppendError, Place};
+use crate::log::{AppendError, LogOffset};
 
 /// How many appends have no result yet.
 #[derive(Default)]
@@ -28,7 +28,7 @@ pub(super) struct Open {
 /// What librdkafka reports of a record that it calls delivered.
 pub(super) enum Report {
     /// It is in the log.
-    At(Place),
+    At(LogOffset),
     /// A later record of its partition is, and no broker has acknowledged this one.
     LaterOne,
 }
@@ -145,7 +145,7 @@ impl ProducerContext for Context {
             Ok(message) if message.offset() < 0 => Ok(Report::LaterOne),
             Ok(message) => {
                 self.is_there(message.topic());
-                Ok(Report::At(Place {
+                Ok(Report::At(LogOffset {
                     partition: message.partition(),
                     offset: message.offset(),
                 }))

@@ -28,7 +28,8 @@ use self::producer::Producer;
 use self::properties::Properties;
 use self::report::lock;
 use super::{
-    AppendError, Browse, Consumer, Extent, Log, LogError, NewRecord, Place, Record, TopicSpec,
+    AppendError, Consumer, Log, LogBrowser, LogError, LogOffset, NewRecord, PartitionRange, Record,
+    TopicSpec,
 };
 use crate::config::settings::KafkaSettings;
 
@@ -133,7 +134,7 @@ impl Log for KafkaLog {
         &self,
         topic: &str,
         record: NewRecord,
-    ) -> BoxFuture<'static, Result<Place, AppendError>> {
+    ) -> BoxFuture<'static, Result<LogOffset, AppendError>> {
         self.producer.append(topic, record)
     }
 
@@ -217,10 +218,10 @@ impl Log for KafkaLog {
 }
 
 #[async_trait]
-impl Browse for KafkaLog {
-    async fn extents(&self, topic: &str) -> Result<Vec<Extent>, LogError> {
+impl LogBrowser for KafkaLog {
+    async fn partition_ranges(&self, topic: &str) -> Result<Vec<PartitionRange>, LogError> {
         let (client, topic) = (self.lookup()?, topic.to_owned());
-        spawn_blocking(move || browse::extents(&client, &topic))
+        spawn_blocking(move || browse::partition_ranges(&client, &topic))
             .await
             .map_err(unavailable)?
     }

@@ -19,7 +19,8 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use super::delivery::{Context, Open, Report, Ticket, classify, nowhere};
 use super::properties::Properties;
 use super::report::lock;
-use crate::log::{AppendError, LogError, NewRecord, Place};
+use crate::log::{AppendError, LogError, LogOffset};
+use crate::protocol::log_record::NewRecord;
 
 /// What may wait for room in librdkafka's queue, in bytes; beyond it an append fails at once.
 const BACKLOG_BYTES: usize = 64 * 1024 * 1024;
@@ -102,7 +103,7 @@ impl Producer {
         &self,
         topic: &str,
         record: NewRecord,
-    ) -> BoxFuture<'static, Result<Place, AppendError>> {
+    ) -> BoxFuture<'static, Result<LogOffset, AppendError>> {
         let allowed = self.shared.properties.produce_timeout();
         let deadline = Instant::now() + allowed;
         if record.headers.iter().any(|(name, _)| name.contains('\0')) {

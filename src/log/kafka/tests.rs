@@ -13,7 +13,8 @@ use super::KafkaLog;
 use super::consumer::KafkaConsumer;
 use super::properties::Properties;
 use crate::config::settings::KafkaSettings;
-use crate::log::{Consumer, Event, Log, NewRecord};
+use crate::log::{Consumer, ConsumerEvent, Log};
+use crate::protocol::log_record::NewRecord;
 
 fn settings(bootstrap_servers: String) -> KafkaSettings {
     KafkaSettings {
@@ -37,7 +38,7 @@ fn record(text: &'static str) -> NewRecord {
     }
 }
 
-async fn next(consumer: &mut KafkaConsumer) -> Event {
+async fn next(consumer: &mut KafkaConsumer) -> ConsumerEvent {
     timeout(Duration::from_secs(60), consumer.next())
         .await
         .expect("an event")
@@ -45,7 +46,7 @@ async fn next(consumer: &mut KafkaConsumer) -> Event {
 
 async fn next_record(consumer: &mut KafkaConsumer) -> Bytes {
     loop {
-        if let Event::Record(record) = next(consumer).await {
+        if let ConsumerEvent::Record(record) = next(consumer).await {
             return record.value;
         }
     }
@@ -65,7 +66,7 @@ async fn clients_left_without_brokers_are_made_anew_and_go_on() {
     consumer.lose_brokers();
     let revoked = next(&mut consumer).await;
     assert!(
-        matches!(&revoked, Event::Revoked(lost) if lost == &[0]),
+        matches!(&revoked, ConsumerEvent::Revoked(lost) if lost == &[0]),
         "{revoked:?}"
     );
     log.producer.client().unwrap().context().brokers.lose();
@@ -75,7 +76,10 @@ async fn clients_left_without_brokers_are_made_anew_and_go_on() {
     log.append("topic", record("two")).await.unwrap();
     // Nothing was stored, so it begins at the first again, after an assignment of its own.
     let assigned = next(&mut consumer).await;
-    assert!(matches!(assigned, Event::Assigned(_)), "{assigned:?}");
+    assert!(
+        matches!(assigned, ConsumerEvent::Assigned(_)),
+        "{assigned:?}"
+    );
     assert_eq!(next_record(&mut consumer).await, "one");
     assert_eq!(next_record(&mut consumer).await, "two");
 }
@@ -96,7 +100,7 @@ async fn a_record_without_a_payload_stays_one() {
     log.append("topic", record("")).await.unwrap();
     let mut null_values = Vec::new();
     while null_values.len() < 2 {
-        if let Event::Record(record) = next(&mut consumer).await {
+        if let ConsumerEvent::Record(record) = next(&mut consumer).await {
             null_values.push(record.null_value);
         }
     }

@@ -4,8 +4,8 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use super::{Letter, Source, dlq};
-use crate::log::{NewRecord, Record};
 use crate::protocol::ids::{MessageId, UserId};
+use crate::protocol::log_record::{NewRecord, Record};
 use crate::protocol::record::{Question, header};
 
 /// The identity of the message that a record of its topic was about.

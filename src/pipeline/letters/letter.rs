@@ -7,9 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use super::again::{identity, user_of};
 use super::dlq;
-use crate::log::{AppendError, LogError, Record};
+use crate::log::{AppendError, LogError};
 use crate::protocol::error_code::ErrorCode;
 use crate::protocol::ids::MessageId;
+use crate::protocol::log_record::Record;
 use crate::protocol::record::header;
 use crate::protocol::timestamp::rfc3339;
 

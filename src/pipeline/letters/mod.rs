@@ -12,7 +12,8 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::dead_letter::header as dlq;
-use crate::log::{AppendError, Browse, Extent, LogError, NewRecord, Record, key_of_partition};
+use crate::log::{AppendError, LogBrowser, LogError, LogOffset, PartitionRange, partitioner};
+use crate::protocol::log_record::{NewRecord, Record};
 use crate::protocol::record::header;
 
 mod again;
@@ -60,7 +61,7 @@ pub enum LettersError {
 /// The dead letters of a log.
 #[derive(Clone)]
 pub struct Letters {
-    log: Arc<dyn Browse>,
+    log: Arc<dyn LogBrowser>,
     /// The dead-letter topics.
     topics: Vec<String>,
 }
@@ -115,7 +116,7 @@ fn text_or_hex(bytes: &[u8]) -> Value {
 
 impl Letters {
     /// Of these dead-letter topics.
-    pub fn new(log: Arc<dyn Browse>, topics: Vec<String>) -> Self {
+    pub fn new(log: Arc<dyn LogBrowser>, topics: Vec<String>) -> Self {
         Self { log, topics }
     }
 
@@ -258,7 +259,7 @@ impl Letters {
 
     async fn settle(&self, letter: &Letter, way: &Way) -> Result<(), Failure> {
         let topic = &letter.address.topic;
-        let extents = self.log.extents(topic).await?;
+        let partition_ranges = self.log.partition_ranges(topic).await?;
         let mut headers: Vec<(String, Bytes)> = letter
             .addresses()
             .map(|at| format!("{}/{}", at.partition, at.offset))
@@ -275,9 +276,9 @@ impl Letters {
             Way::Dropped => add(settlement::BY, "drop"),
         }
         let record = NewRecord {
-            key: Some(key_of_partition(
+            key: Some(partitioner::key_for_partition(
                 letter.address.partition,
-                extents.len().max(1),
+                partition_ranges.len().max(1),
             )),
             headers,
             ..NewRecord::default()
@@ -285,7 +286,7 @@ impl Letters {
         self.append(topic, record).await.map(drop)
     }
 
-    async fn append(&self, topic: &str, record: NewRecord) -> Result<crate::log::Place, Failure> {
+    async fn append(&self, topic: &str, record: NewRecord) -> Result<LogOffset, Failure> {
         let mut tries = 0;
         loop {
             tries += 1;
@@ -318,12 +319,12 @@ impl Letters {
     }
 
     async fn record(&self, address: &Address) -> Result<Option<Record>, LogError> {
-        let extents = self.log.extents(&address.topic).await?;
-        let is_there = |extent: &Extent| {
+        let partition_ranges = self.log.partition_ranges(&address.topic).await?;
+        let is_there = |extent: &PartitionRange| {
             extent.partition == address.partition
                 && (extent.start..extent.end).contains(&address.offset)
         };
-        if !extents.iter().any(is_there) {
+        if !partition_ranges.iter().any(is_there) {
             return Ok(None);
         }
         let (from, to) = (address.offset, address.offset + 1);
@@ -336,7 +337,7 @@ impl Letters {
 
     async fn look(&self, topic: &str, since_ms: Option<i64>) -> Result<Found, LogError> {
         let mut found = Found::default();
-        for extent in self.log.extents(topic).await? {
+        for extent in self.log.partition_ranges(topic).await? {
             let mut from = extent.start;
             if let (Some(since_ms), true) = (since_ms, extent.start < extent.end) {
                 let first = self

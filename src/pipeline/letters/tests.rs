@@ -60,7 +60,7 @@ fn dead(user: &str, offset: i64, reason: &str, more: &[(&str, &str)]) -> NewReco
 
 async fn all(log: &EmbeddedLog, topic: &str) -> Vec<Record> {
     let mut all = Vec::new();
-    for extent in log.extents(topic).await.unwrap() {
+    for extent in log.partition_ranges(topic).await.unwrap() {
         let mut from = extent.start;
         while from < extent.end {
             let page = log

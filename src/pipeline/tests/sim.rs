@@ -16,7 +16,7 @@ const RECORDS: i64 = 12;
 const LANES: [&str; 3] = ["a", "b", "c"];
 
 struct Member {
-    events: VecDeque<(Instant, Event)>,
+    events: VecDeque<(Instant, ConsumerEvent)>,
 }
 
 /// The log and the group, as the broker sees them.
@@ -64,7 +64,7 @@ impl Group {
         }
     }
 
-    fn tell(&mut self, member: usize, late_ms: u64, event: Event) {
+    fn tell(&mut self, member: usize, late_ms: u64, event: ConsumerEvent) {
         let at = Instant::now() + Duration::from_millis(late_ms);
         self.members[member].events.push_back((at, event));
     }
@@ -76,7 +76,7 @@ impl Group {
             partition,
             committed,
         };
-        self.tell(member, 0, Event::Assigned(vec![assignment]));
+        self.tell(member, 0, ConsumerEvent::Assigned(vec![assignment]));
     }
 
     /// The handler has finished a record: everything before it in its lane was.
@@ -109,7 +109,7 @@ struct SimConsumer {
 
 #[async_trait]
 impl Consumer for SimConsumer {
-    async fn next(&mut self) -> Event {
+    async fn next(&mut self) -> ConsumerEvent {
         loop {
             let wait = {
                 let mut group = self.group.lock().unwrap();
@@ -117,11 +117,11 @@ impl Consumer for SimConsumer {
                     Some((at, _)) if *at <= Instant::now() => {
                         let (_, event) = group.members[self.number].events.pop_front().unwrap();
                         match &event {
-                            Event::Assigned(all) => self
+                            ConsumerEvent::Assigned(all) => self
                                 .at
                                 .extend(all.iter().map(|a| (a.partition, a.committed.unwrap()))),
-                            Event::Revoked(all) => self.at.retain(|p, _| !all.contains(p)),
-                            Event::Record(_) => {}
+                            ConsumerEvent::Revoked(all) => self.at.retain(|p, _| !all.contains(p)),
+                            ConsumerEvent::Record(_) => {}
                         }
                         return event;
                     }
@@ -134,7 +134,7 @@ impl Consumer for SimConsumer {
                 let group = self.group.lock().unwrap();
                 let lane = group.lanes[*partition as usize][*at as usize];
                 *at += 1;
-                return Event::Record(Record {
+                return ConsumerEvent::Record(Record {
                     topic: "topic".into(),
                     partition: *partition,
                     offset: *at - 1,
@@ -153,7 +153,7 @@ impl Consumer for SimConsumer {
         }
     }
 
-    fn store(&mut self, partition: i32, next_offset: i64) {
+    fn store_offset(&mut self, partition: i32, next_offset: i64) {
         let mut group = self.group.lock().unwrap();
         let index = partition as usize;
         let open = (0..next_offset).find(|offset| !group.finished[index].contains(offset));
@@ -273,7 +273,7 @@ async fn run(seed: u64) -> Option<String> {
             let late = faults.random_range(0..100);
             let mut group = group.lock().unwrap();
             let before = group.owner[partition as usize];
-            group.tell(before, late, Event::Revoked(vec![partition]));
+            group.tell(before, late, ConsumerEvent::Revoked(vec![partition]));
             group.assign(1 - before, partition);
         }
         changed.notify_waiters();

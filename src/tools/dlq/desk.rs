@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::http_client;
 use crate::log::embedded::EmbeddedLog;
 use crate::log::kafka::KafkaLog;
-use crate::log::{Browse, Log as _};
+use crate::log::{Log as _, LogBrowser};
 use crate::pipeline::letters::{Address, Filter, Letter, Letters, Opened, Settled};
 use crate::store::{self, Holder, OpenError, Store};
 use crate::tools::print;
@@ -32,7 +32,7 @@ pub(super) struct Desk {
 }
 
 enum Work {
-    Here(Letters, Arc<dyn Browse>),
+    Here(Letters, Arc<dyn LogBrowser>),
     There(Running),
 }
 
@@ -74,7 +74,7 @@ impl Desk {
         }
     }
 
-    fn here(log: Arc<dyn Browse>, config: &Config, place: String, stopped: bool) -> Self {
+    fn here(log: Arc<dyn LogBrowser>, config: &Config, place: String, stopped: bool) -> Self {
         let letters = Letters::new(log.clone(), config.dead_letter_topics().to_vec());
         Self {
             work: Work::Here(letters, log),

@@ -1,8 +1,8 @@
 //! The topics: what the code writes and reads is what is documented.
 
-use chatmesh::log::Record;
 use chatmesh::protocol::error_code::ErrorCode;
 use chatmesh::protocol::ids::{ClientMessageId, ConversationId, MessageId, UserId};
+use chatmesh::protocol::log_record::Record;
 use chatmesh::protocol::record::{Question, QuestionRecord, Terminal, TerminalKind, Usage};
 use serde_json::Value;
 

@@ -12,8 +12,9 @@ use chatmesh::fanout::{
     Delivered, DeliveredEnd, Fanout, FanoutError, Feed, FeedEvent, Keep, Kept, Limit, Live,
     LiveReply, Look, Pending, Read, Result, Subject, Turn,
 };
-use chatmesh::log::{AppendError, Consumer, Log, LogError, NewRecord, Place, TopicSpec};
+use chatmesh::log::{AppendError, Consumer, Log, LogError, LogOffset, TopicSpec};
 use chatmesh::protocol::ids::{ConversationId, MessageId, UserId};
+use chatmesh::protocol::log_record::NewRecord;
 use chatmesh::protocol::position::{Epoch, Position};
 use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
@@ -59,7 +60,7 @@ impl Log for FakeLog {
         &self,
         topic: &str,
         record: NewRecord,
-    ) -> BoxFuture<'static, std::result::Result<Place, AppendError>> {
+    ) -> BoxFuture<'static, std::result::Result<LogOffset, AppendError>> {
         if self.refusing.load(Ordering::SeqCst) {
             return Box::pin(async { Err(AppendError::Refused("too large".into())) });
         }
@@ -70,7 +71,7 @@ impl Log for FakeLog {
         let mut acknowledging = self.acknowledging.subscribe();
         Box::pin(async move {
             let _ = acknowledging.wait_for(|yes| *yes).await;
-            Ok(Place {
+            Ok(LogOffset {
                 partition: 0,
                 offset,
             })
