@@ -7,11 +7,12 @@
 //! subscription, and nothing here is ever waited for by who writes an answer.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
+use parking_lot::{Mutex, MutexGuard};
 use serde::Deserialize;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
@@ -116,7 +117,7 @@ impl Drop for Watched {
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn watch(self: Arc<Self>, user: UserId, message: MessageId, look: Arc<Notify>) -> Watched {

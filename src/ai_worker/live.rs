@@ -1,10 +1,11 @@
 //! The live road of one attempt: renews the lease and writes the text so far, beside the reader
 //! of the model, which never waits for it.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -109,10 +110,7 @@ impl LiveWriter {
     }
 
     fn text_of(&self) -> MutexGuard<'_, Coalescer> {
-        self.shared
-            .text
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.shared.text.lock()
     }
 
     /// Adds what the model said. Never waits.
@@ -196,11 +194,7 @@ impl Writing {
         loop {
             let now = Instant::now();
             let due = {
-                let mut text = self
-                    .shared
-                    .text
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner);
+                let mut text = self.shared.text.lock();
                 if self.stream
                     && let Some(piece) = text.take(now)
                 {
@@ -252,7 +246,7 @@ impl Writing {
     /// The whole text so far.
     fn said(&self) -> String {
         let text = &self.shared.text;
-        let text = text.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = text.lock();
         text.text().to_owned()
     }
 
@@ -273,11 +267,7 @@ impl Writing {
                 Ok(Begun::Attempt { number, .. }) => {
                     self.begin.had = number;
                     self.shared.number.store(number, Ordering::Release);
-                    self.shared
-                        .text
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .restart();
+                    self.shared.text.lock().restart();
                     return Ok(());
                 }
                 Ok(Begun::Ended(_) | Begun::Busy(_)) => return Err(Signal::Fenced),

@@ -5,9 +5,9 @@
 //! and what it brings in place of it counts; each `keep` says from which state to which its turn led.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::fanout::{Grown, HistoryMark, Turn, TurnStatus};
@@ -105,7 +105,7 @@ impl Recent {
     /// it is then.
     pub(super) fn take(&self, question: &Question) -> Option<Known> {
         let name = name(question);
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.0.lock();
         let known = match all.young.remove(&name) {
             Some(known) => {
                 all.bytes = all.bytes.saturating_sub(known.bytes());
@@ -121,7 +121,7 @@ impl Recent {
         if bytes > BYTES / 8 {
             return;
         }
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.0.lock();
         if all.bytes + bytes > BYTES / 2 {
             all.old = std::mem::take(&mut all.young);
             all.bytes = 0;

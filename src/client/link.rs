@@ -1,8 +1,8 @@
 //! The server, over HTTP: addresses, tokens, requests.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use reqwest::header::RETRY_AFTER;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -111,8 +111,8 @@ impl Link {
         matches!(self.options.token, Token::Server(_)) && self.known().as_ref().is_some_and(any)
     }
 
-    fn known(&self) -> std::sync::MutexGuard<'_, Option<SecretString>> {
-        self.token.lock().unwrap_or_else(PoisonError::into_inner)
+    fn known(&self) -> parking_lot::MutexGuard<'_, Option<SecretString>> {
+        self.token.lock()
     }
 
     async fn fetch(&self, key: Option<&SecretString>) -> Result<SecretString, ClientError> {

@@ -3,12 +3,13 @@
 
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use hyper::HeaderMap;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::reply::Refusal;
@@ -126,7 +127,7 @@ impl Limits {
         if most == 0.0 {
             return Ok(());
         }
-        let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut bucket = self.bucket.lock();
         let now = Instant::now();
         let came = now.duration_since(bucket.at).as_secs_f64() * most;
         bucket.level = (bucket.level + came).min(most);

@@ -1,11 +1,11 @@
 //! What one socket still has to be sent: bounded in bytes, and written by one task.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::{Sink, SinkExt as _};
 use metrics::Counter;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message};
@@ -100,7 +100,7 @@ impl Outbound {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Queues a text frame; nothing where the socket is closing. Never waits.

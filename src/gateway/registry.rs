@@ -2,10 +2,11 @@
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use dashmap::DashMap;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
@@ -43,7 +44,7 @@ pub(super) struct Entry {
 
 impl Entry {
     pub(super) fn state(&self) -> MutexGuard<'_, UserState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 
@@ -93,7 +94,7 @@ impl Registry {
 
     /// A frame of this user was left to a reading of the mailbox, the first since the last look.
     pub(super) fn left(&self, entry: Arc<Entry>) {
-        let mut urgent = self.urgent.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut urgent = self.urgent.lock();
         urgent.push(entry);
         drop(urgent);
         self.is_urgent.notify_one();
@@ -101,7 +102,7 @@ impl Registry {
 
     /// Those whose mailboxes have to be read at once.
     pub(super) fn take_urgent(&self) -> Vec<Arc<Entry>> {
-        let mut urgent = self.urgent.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut urgent = self.urgent.lock();
         std::mem::take(&mut *urgent)
     }
 

@@ -3,10 +3,10 @@
 //! Both are of one task, so that neither ever waits for the other.
 
 use std::pin::Pin;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use futures_util::{FutureExt as _, Sink, SinkExt as _, Stream, StreamExt as _};
+use parking_lot::{Mutex, MutexGuard};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Error as WsError;
 use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocketConfig};
@@ -28,7 +28,7 @@ impl WebSocket {
     }
 
     fn stream(&self) -> MutexGuard<'_, Option<WebSocketStream<Wire>>> {
-        self.stream.lock().unwrap_or_else(PoisonError::into_inner)
+        self.stream.lock()
     }
 
     /// Gives back the memory that long frames have left behind, where nothing is under way. For
@@ -47,9 +47,7 @@ impl WebSocket {
 
     /// What it was made of.
     pub(super) fn into_wire(self) -> Option<Wire> {
-        let stream = self.stream.into_inner();
-        let stream = stream.unwrap_or_else(PoisonError::into_inner)?;
-        Some(stream.into_inner())
+        Some(self.stream.into_inner()?.into_inner())
     }
 }
 

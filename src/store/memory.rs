@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::sync::{PoisonError, RwLock};
+
+use parking_lot::RwLock;
 
 use super::{Batch, Entry, TABLES, Table};
 
@@ -15,10 +16,8 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    fn table(&self, table: Table) -> std::sync::RwLockReadGuard<'_, Map> {
-        self.tables[table as usize]
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
+    fn table(&self, table: Table) -> parking_lot::RwLockReadGuard<'_, Map> {
+        self.tables[table as usize].read()
     }
 
     pub(super) fn get(&self, table: Table, key: &[u8]) -> Option<Vec<u8>> {
@@ -56,9 +55,7 @@ impl Memory {
             .tables
             .iter()
             .zip(used)
-            .map(|(table, used)| {
-                used.then(|| table.write().unwrap_or_else(PoisonError::into_inner))
-            })
+            .map(|(table, used)| used.then(|| table.write()))
             .collect();
         for (table, key, value) in batch.changes {
             if let Some(map) = &mut locked[table as usize] {

@@ -1,6 +1,6 @@
 //! The embedded fan-out: the contract, in memory and on disk.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -13,6 +13,7 @@ use chatmesh::fanout::{
 use chatmesh::protocol::ids::{ConversationId, MessageId, UserId};
 use chatmesh::protocol::position::Epoch;
 use chatmesh::store::{Store, Table};
+use parking_lot::Mutex;
 use tempfile::TempDir;
 use tokio::sync::{mpsc, watch};
 
@@ -48,12 +49,12 @@ impl Replaceable {
 
     fn lose(&self) {
         let empty = Self::empty(self.durable, &self.bounds);
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.current.lock();
         *current = empty;
     }
 
     fn now(&self) -> Arc<EmbeddedFanout> {
-        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = self.current.lock();
         Arc::clone(&current.0)
     }
 }
@@ -208,7 +209,7 @@ impl Backend for EmbeddedBackend {
 
     async fn holds(&self, user: &UserId, text: &str) -> bool {
         let fanout = self.fanout.get().unwrap();
-        let store = fanout.current.lock().unwrap().1.clone();
+        let store = fanout.current.lock().1.clone();
         let from = [user.as_str().as_bytes(), b"\0"].concat();
         let to = [user.as_str().as_bytes(), b"\x01"].concat();
         [Table::Users, Table::History].into_iter().any(|table| {

@@ -6,7 +6,7 @@
 //! that it causes then sees whatever was published before.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -15,6 +15,7 @@ use fred::clients::Client;
 use fred::interfaces::{ClientLike, ClusterInterface, EventInterface, PubsubInterface};
 use fred::types::{ClusterStateChange, ConnectHandle, Message};
 use futures_util::{StreamExt, TryStreamExt};
+use parking_lot::Mutex;
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -59,8 +60,8 @@ pub(super) struct RedisFeed {
 }
 
 impl State {
-    fn wanted(&self) -> std::sync::MutexGuard<'_, HashMap<String, Wanted>> {
-        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    fn wanted(&self) -> parking_lot::MutexGuard<'_, HashMap<String, Wanted>> {
+        self.wanted.lock()
     }
 
     /// Returns when the server has taken the subscriptions.

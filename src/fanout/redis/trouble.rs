@@ -1,11 +1,12 @@
 //! Why Redis can't be reached, for people, and when that was.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fred::clients::Client;
 use fred::error::Error;
 use fred::interfaces::EventInterface;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::fanout::{FanoutError, Result};
 
@@ -48,7 +49,7 @@ impl Trouble {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Redis is away, or came back just now.

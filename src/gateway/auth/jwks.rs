@@ -7,12 +7,13 @@
 //! A reading is a task of its own: whoever caused it may go away, which is no reason to end it.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use jsonwebtoken::Algorithm;
 use jsonwebtoken::jwk::Jwk;
+use parking_lot::Mutex;
 use serde::Deserialize;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -235,8 +236,8 @@ impl Jwks {
 }
 
 impl Shared {
-    fn times(&self) -> std::sync::MutexGuard<'_, Times> {
-        self.times.lock().unwrap_or_else(PoisonError::into_inner)
+    fn times(&self) -> parking_lot::MutexGuard<'_, Times> {
+        self.times.lock()
     }
 
     fn known(&self, kid: Option<&str>, algorithm: Algorithm) -> Vec<Arc<Key>> {

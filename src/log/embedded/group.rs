@@ -1,11 +1,11 @@
 //! A consumer group: who reads which partition, and what is finished.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::topic::lock;
+use parking_lot::Mutex;
+
 use crate::log::Assignment;
 
 #[derive(Debug, Clone, Copy)]
@@ -85,7 +85,7 @@ impl Group {
 
     /// A new member's number.
     pub(super) fn join(&self) -> u64 {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let member = state.next_member;
         state.next_member += 1;
         state.members.insert(member, Member::default());
@@ -97,7 +97,7 @@ impl Group {
 
     /// Goes; with `commit` what it finished counts.
     pub(super) fn leave(&self, member: u64, commit: bool) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         if !commit && let Some(member) = state.members.get_mut(&member) {
             member.stored.clear();
         }
@@ -112,7 +112,7 @@ impl Group {
 
     /// The next thing that a member has to know. By this call it lets go of what it is asked for.
     pub(super) fn change(&self, member: u64) -> Option<Change> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let asked: Vec<usize> = state
             .owned(member)
             .into_iter()
@@ -148,7 +148,7 @@ impl Group {
     /// Takes partitions from members that were asked longer ago than `session` and don't let go of
     /// them. True where it did.
     pub(super) fn expire(&self, session: Duration) -> bool {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let overdue: Vec<usize> = (0..state.slots.len())
             .filter(|p| {
                 let owner = state.slots[*p].owner;
@@ -169,7 +169,7 @@ impl Group {
 
     /// Notes that everything below `next` is finished, if the partition is the member's.
     pub(super) fn store(&self, member: u64, partition: i32, next: i64) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let partition = partition as usize;
         let owner = state.slots.get(partition).and_then(|slot| slot.owner);
         if owner.is_none_or(|owner| owner.member != member || !owner.told) {
@@ -183,7 +183,7 @@ impl Group {
 
     /// Commits what members finished, and gives what has to be written.
     pub(super) fn take_finished(&self) -> Vec<(i32, i64)> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let State { slots, members, .. } = &mut *state;
         for member in members.values_mut() {
             for (partition, next) in std::mem::take(&mut member.stored) {
@@ -204,13 +204,13 @@ impl Group {
 
     /// Writing failed: it has to be done again.
     pub(super) fn not_written(&self, partition: i32) {
-        lock(&self.state).slots[partition as usize].written = None;
+        self.state.lock().slots[partition as usize].written = None;
     }
 
     /// Everything below was finished by this group, also if this process dies. `None` where it
     /// has neither members nor ever committed anything: nobody will miss a record.
     pub(super) fn written(&self, partition: i32) -> Option<i64> {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         let lives = !state.members.is_empty() || state.slots.iter().any(|s| s.written.is_some());
         lives.then(|| state.slots[partition as usize].written.unwrap_or(0))
     }

@@ -1,10 +1,10 @@
 //! The thread that commits offsets in the background and removes what nobody needs any more.
 
-use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::{Condvar, Mutex};
+
 use super::Core;
-use super::topic::lock;
 use crate::protocol::timestamp::now_ms;
 
 /// How often stored offsets are committed.
@@ -24,16 +24,15 @@ pub(super) struct Keeper {
 
 impl Keeper {
     pub(super) fn stop(&self) {
-        *lock(&self.stopped) = true;
+        *self.stopped.lock() = true;
         self.wake.notify_one();
     }
 
     /// True when told to stop, at the latest after `time`.
     fn wait(&self, time: Duration) -> bool {
-        let (stopped, _) = self
-            .wake
-            .wait_timeout_while(lock(&self.stopped), time, |stopped| !*stopped)
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut stopped = self.stopped.lock();
+        self.wake
+            .wait_while_for(&mut stopped, |stopped| !*stopped, time);
         *stopped
     }
 

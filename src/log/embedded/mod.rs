@@ -5,14 +5,15 @@
 //! ever reads a record that the disk could still lose, so no offset is ever given out twice.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
+use parking_lot::RwLock;
 
 use super::{
     AppendError, Consumer, Log, LogBrowser, LogError, LogOffset, NewRecord, PartitionRange, Record,
@@ -163,12 +164,12 @@ impl Core {
     }
 
     fn known(&self, name: &str) -> Option<Arc<Topic>> {
-        let topics = self.topics.read().unwrap_or_else(PoisonError::into_inner);
+        let topics = self.topics.read();
         topics.get(name).cloned()
     }
 
     fn all(&self) -> Vec<Arc<Topic>> {
-        let topics = self.topics.read().unwrap_or_else(PoisonError::into_inner);
+        let topics = self.topics.read();
         topics.values().cloned().collect()
     }
 
@@ -177,7 +178,7 @@ impl Core {
         if let Some(topic) = self.known(name) {
             return Ok(topic);
         }
-        let mut topics = self.topics.write().unwrap_or_else(PoisonError::into_inner);
+        let mut topics = self.topics.write();
         if let Some(topic) = topics.get(name) {
             return Ok(Arc::clone(topic));
         }

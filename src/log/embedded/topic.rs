@@ -1,9 +1,10 @@
 //! A topic's partitions: where they begin and end, and their newest records.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::codec;
@@ -16,10 +17,6 @@ use crate::store::{Batch, Store, StoreError, Table, Ticket};
 const TAIL_BYTES: usize = 1 << 20;
 /// Records looked at in one read of the store.
 const SCAN: usize = 256;
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Where the next record goes.
 #[derive(Debug)]
@@ -85,7 +82,7 @@ impl Partition {
     /// The record is on disk: shows it. Called in the order of offsets.
     pub(super) fn publish(&self, record: Record) {
         let next = record.offset + 1;
-        let mut tail = lock(&self.tail);
+        let mut tail = self.tail.lock();
         tail.bytes += record.size();
         tail.records.push_back(record);
         while tail.bytes > TAIL_BYTES {
@@ -101,7 +98,7 @@ impl Partition {
 
     /// Records from `from` on out of memory; `None` where the store has to be asked.
     pub(super) fn recent(&self, from: i64, max_bytes: usize) -> Option<Vec<Record>> {
-        let tail = lock(&self.tail);
+        let tail = self.tail.lock();
         if from < tail.from {
             return None;
         }
@@ -188,7 +185,7 @@ impl Topic {
     }
 
     pub(super) fn group(&self, name: &str) -> Arc<Group> {
-        let mut groups = lock(&self.groups);
+        let mut groups = self.groups.lock();
         Arc::clone(
             groups
                 .entry(name.to_owned())
@@ -199,8 +196,10 @@ impl Topic {
     /// Writes what groups have finished since the last time; in the system's buffers on return.
     /// `None` where there was nothing.
     pub(super) fn commit_offsets(&self, store: &Store) -> Result<Option<Ticket>, StoreError> {
-        let _committing = lock(&self.committing);
-        let groups: Vec<(String, Arc<Group>)> = lock(&self.groups)
+        let _committing = self.committing.lock();
+        let groups: Vec<(String, Arc<Group>)> = self
+            .groups
+            .lock()
             .iter()
             .map(|(name, group)| (name.clone(), Arc::clone(group)))
             .collect();
@@ -323,7 +322,9 @@ impl Topic {
         limit: usize,
     ) -> Result<usize, StoreError> {
         let part = &self.partitions[partition as usize];
-        let finished = lock(&self.groups)
+        let finished = self
+            .groups
+            .lock()
             .values()
             .filter_map(|group| group.written(partition))
             .min();

@@ -5,13 +5,14 @@
 //! thread, and back, would be most of what it costs.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
 use super::codec;
-use super::topic::{Topic, lock};
+use super::topic::Topic;
 use crate::log::LogOffset;
 use crate::protocol::log_record::{NewRecord, Record};
 use crate::protocol::timestamp::now_ms;
@@ -79,7 +80,7 @@ impl Writer {
         let index = topic.place(record.key.as_deref());
         let partition = &topic.partitions[index];
         // Held until the record is queued, or in the log: so each partition's are in order.
-        let mut head = lock(&partition.head);
+        let mut head = partition.head.lock();
         let timestamp_ms = now_ms().max(head.last_ms);
         let record = Record {
             topic: Arc::clone(&topic.name),
@@ -107,7 +108,7 @@ impl Writer {
             return Ok(Append::Done(place));
         }
         let (answer, receiver) = oneshot::channel();
-        let mut queue = lock(&self.queue);
+        let mut queue = self.queue.lock();
         if queue.bytes + record.size() > MAX_QUEUED {
             return Ok(Append::Full);
         }
@@ -128,20 +129,20 @@ impl Writer {
     /// Answers when everything appended before is on disk.
     pub(super) fn barrier(&self) -> oneshot::Receiver<()> {
         let (answer, receiver) = oneshot::channel();
-        lock(&self.queue).items.push_back(Item::Barrier(answer));
+        self.queue.lock().items.push_back(Item::Barrier(answer));
         self.wake.notify_one();
         receiver
     }
 
     /// Lets the thread end when the queue is empty, or the store refuses.
     pub(super) fn stop(&self) {
-        lock(&self.queue).stop = true;
+        self.queue.lock().stop = true;
         self.wake.notify_one();
     }
 
     /// The next items; `None` at the end.
     fn take(&self) -> Option<Vec<Item>> {
-        let mut queue = lock(&self.queue);
+        let mut queue = self.queue.lock();
         loop {
             if !queue.items.is_empty() {
                 let mut bytes = 0;
@@ -157,10 +158,7 @@ impl Writer {
             if queue.stop {
                 return None;
             }
-            queue = self
-                .wake
-                .wait(queue)
-                .unwrap_or_else(PoisonError::into_inner);
+            self.wake.wait(&mut queue);
         }
     }
 
@@ -169,7 +167,7 @@ impl Writer {
         while let Some(items) = self.take() {
             let written: usize = items.iter().map(Item::size).sum();
             let done = self.write(store, &items);
-            lock(&self.queue).bytes -= written;
+            self.queue.lock().bytes -= written;
             if !done {
                 // Whoever waits learns by the dropped channel that it is not known.
                 return;
@@ -205,11 +203,9 @@ impl Writer {
                 tracing::warn!(%error, "appended records could not be written, trying again until they are");
             }
             failed = true;
-            let queue = lock(&self.queue);
-            let (queue, _) = self
-                .wake
-                .wait_timeout_while(queue, RETRY, |queue| !queue.stop)
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut queue = self.queue.lock();
+            self.wake
+                .wait_while_for(&mut queue, |queue| !queue.stop, RETRY);
             if queue.stop {
                 return false;
             }

@@ -1,10 +1,11 @@
 //! What became of an append: the report of librdkafka, and the way back to the caller.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::DeliveryResult;
@@ -14,7 +15,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use super::orphan::Brokers;
-use super::report::{Reporter, lock};
+use super::report::Reporter;
 use crate::log::{AppendError, LogOffset};
 
 /// How many appends have no result yet.
@@ -95,7 +96,7 @@ impl Context {
 
     fn is_there(&self, topic: &str) {
         if self.any_missing.load(Ordering::Acquire) {
-            let mut missing = lock(&self.missing);
+            let mut missing = self.missing.lock();
             missing.remove(topic);
             self.any_missing
                 .store(!missing.is_empty(), Ordering::Release);
@@ -103,7 +104,7 @@ impl Context {
     }
 
     fn is_missing(&self, topic: &str, error: &KafkaError) -> AppendError {
-        let mut missing = lock(&self.missing);
+        let mut missing = self.missing.lock();
         self.any_missing.store(true, Ordering::Release);
         let since = *missing.entry(topic.to_owned()).or_insert_with(Instant::now);
         if since.elapsed() < self.patience {

@@ -1,13 +1,14 @@
 //! How many records of the assigned partitions are not finished.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use metrics::Gauge;
+use parking_lot::Mutex;
 use rdkafka::Statistics;
 use rdkafka::statistics::Partition;
 
-use super::report::{RELAY_GROUP, lock};
+use super::report::RELAY_GROUP;
 use crate::telemetry::metrics::kafka::{CONSUMER_LAG, RELAY_LAG};
 
 /// Gauges of the partitions that one member has; those that it loses go to 0, so that the sum over
@@ -29,7 +30,7 @@ impl Lag {
 
     /// These partitions came.
     pub(super) fn assign(&self, partitions: impl IntoIterator<Item = i32>) {
-        let mut assigned = lock(&self.assigned);
+        let mut assigned = self.assigned.lock();
         for partition in partitions {
             let label = partition.to_string();
             let mut gauges = vec![CONSUMER_LAG.gauge(&[&self.group, &self.topic, &label])];
@@ -42,7 +43,7 @@ impl Lag {
 
     /// These went.
     pub(super) fn revoke<'a>(&self, partitions: impl IntoIterator<Item = &'a i32>) {
-        let mut assigned = lock(&self.assigned);
+        let mut assigned = self.assigned.lock();
         for partition in partitions {
             for gauge in assigned.remove(partition).into_iter().flatten() {
                 gauge.set(0.0);
@@ -55,7 +56,7 @@ impl Lag {
         let Some(topic) = statistics.topics.get(&*self.topic) else {
             return;
         };
-        for (partition, gauges) in &*lock(&self.assigned) {
+        for (partition, gauges) in &*self.assigned.lock() {
             if let Some(lag) = topic.partitions.get(partition).and_then(behind) {
                 for gauge in gauges {
                     gauge.set(lag as f64);
@@ -67,7 +68,7 @@ impl Lag {
 
 impl Drop for Lag {
     fn drop(&mut self) {
-        for gauge in lock(&self.assigned).values().flatten() {
+        for gauge in self.assigned.lock().values().flatten() {
             gauge.set(0.0);
         }
     }

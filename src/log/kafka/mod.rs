@@ -9,12 +9,13 @@
 //!
 //! librdkafka reconnects by itself and for ever; nothing here gives up because a broker is away.
 
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
+use parking_lot::Mutex;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::KafkaError;
 use rdkafka::producer::{BaseProducer, Producer as _};
@@ -26,7 +27,6 @@ use tokio::time::{sleep, timeout};
 use self::consumer::KafkaConsumer;
 use self::producer::Producer;
 use self::properties::Properties;
-use self::report::lock;
 use super::{
     AppendError, Consumer, Log, LogBrowser, LogError, LogOffset, NewRecord, PartitionRange, Record,
     TopicSpec,
@@ -103,7 +103,7 @@ impl KafkaLog {
 
     /// A client without a group. Its queue is served by nobody, so it is let go when idle.
     fn lookup(&self) -> Result<Arc<BaseConsumer>, LogError> {
-        let mut lookup = lock(&self.lookup);
+        let mut lookup = self.lookup.lock();
         if let Some(client) = lookup.upgrade() {
             return Ok(client);
         }
@@ -191,7 +191,7 @@ impl Log for KafkaLog {
         self.producer.revive();
         let client = self.producer.client()?;
         let check = {
-            let mut checking = lock(&self.checking);
+            let mut checking = self.checking.lock();
             match &*checking {
                 Some(check) if check.peek().is_none() => check.clone(),
                 _ => {

@@ -3,12 +3,13 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::future::ready;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer as _, ThreadedProducer};
@@ -18,7 +19,6 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::delivery::{Context, Open, Report, Ticket, classify, nowhere};
 use super::properties::Properties;
-use super::report::lock;
 use crate::log::{AppendError, LogError, LogOffset};
 use crate::protocol::log_record::NewRecord;
 
@@ -169,7 +169,7 @@ impl Producer {
     /// Makes the client anew where librdkafka has left it without brokers. What it had taken is
     /// reported as unknown.
     pub(super) fn revive(&self) {
-        let mut core = lock(&self.shared.core);
+        let mut core = self.shared.core.lock();
         let orphaned = |client: &Client| client.context().brokers.are_gone();
         if !core.client.as_ref().is_some_and(orphaned) {
             return;
@@ -184,14 +184,14 @@ impl Producer {
     /// The client below, to ask about metadata: its events are served, unlike an idle admin
     /// client's, which would pile up.
     pub(super) fn client(&self) -> Result<Client, LogError> {
-        let client = lock(&self.shared.core).client.clone();
+        let client = self.shared.core.lock().client.clone();
         client.ok_or_else(|| LogError::Unavailable("the producer is closed".to_owned()))
     }
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        retire(lock(&self.core).client.take());
+        retire(self.core.lock().client.take());
     }
 }
 
@@ -298,7 +298,7 @@ async fn pump(shared: Arc<Shared>, topic: String) {
 /// Makes librdkafka look for a topic that it believes not to be there: it looks by itself only
 /// every few minutes.
 async fn look_for(shared: &Shared, topic: &str) {
-    let Some(client) = lock(&shared.core).client.clone() else {
+    let Some(client) = shared.core.lock().client.clone() else {
         return;
     };
     let name = topic.to_owned();
@@ -323,7 +323,7 @@ impl Shared {
     ) -> oneshot::Receiver<Result<Report, AppendError>> {
         let (reply, answer) = oneshot::channel();
         let ticket = Box::new(Ticket::new(reply, &self.open));
-        let mut core = lock(&self.core);
+        let mut core = self.core.lock();
         let ticket = if core.backlog.contains_key(topic) {
             ticket
         } else {
@@ -367,7 +367,7 @@ impl Shared {
     /// Moves what can be moved. True: nothing is left. `missing`: whether the topic was, the last
     /// time that a record of it was tried.
     fn move_on(&self, topic: &str, missing: &mut bool) -> bool {
-        let mut core = lock(&self.core);
+        let mut core = self.core.lock();
         while let Some(waiting) = core.backlog.get_mut(topic).and_then(VecDeque::pop_front) {
             core.backlog_bytes -= waiting.size;
             let Waiting {

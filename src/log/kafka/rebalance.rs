@@ -1,9 +1,10 @@
 //! What the group gives and takes, noted inside librdkafka's callback and dealt with outside it.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 
+use parking_lot::Mutex;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, RebalanceProtocol};
 use rdkafka::error::{KafkaError, KafkaResult};
@@ -13,7 +14,7 @@ use rdkafka::{ClientContext, Statistics, TopicPartitionList};
 
 use super::lag::Lag;
 use super::orphan::Brokers;
-use super::report::{Reporter, lock};
+use super::report::Reporter;
 
 /// A change of what this member has.
 pub(super) enum Change {
@@ -48,7 +49,7 @@ impl Context {
 
     /// The oldest change that was not dealt with.
     pub(super) fn next_change(&self) -> Option<Change> {
-        lock(&self.changes).pop_front()
+        self.changes.lock().pop_front()
     }
 
     /// From now on changes are answered inside the callback.
@@ -97,7 +98,9 @@ impl ConsumerContext for Context {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS
                 if partitions.count() > 0 && !self.closing.load(Ordering::Acquire) =>
             {
-                lock(&self.changes).push_back(Change::Offered(partitions.clone()));
+                self.changes
+                    .lock()
+                    .push_back(Change::Offered(partitions.clone()));
                 Ok(())
             }
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => take(consumer, partitions),
@@ -111,7 +114,7 @@ impl ConsumerContext for Context {
                     .collect();
                 self.lag.revoke(&taken);
                 tracing::info!(partitions = ?taken, lost, "kafka: partitions were taken");
-                lock(&self.changes).push_back(Change::Taken(taken));
+                self.changes.lock().push_back(Change::Taken(taken));
                 match consumer.rebalance_protocol() {
                     RebalanceProtocol::Cooperative => consumer.incremental_unassign(partitions),
                     _ => consumer.unassign(),

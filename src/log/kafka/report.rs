@@ -1,9 +1,9 @@
 //! What librdkafka has to say, in our logs and counters.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
@@ -74,7 +74,7 @@ impl Reporter {
         let now = Instant::now();
         let news = !Self::is_absence(error) && {
             // A handful of kinds: the codes of librdkafka.
-            let mut warned = lock(&self.warned);
+            let mut warned = self.warned.lock();
             let known = warned.get(&kind).is_some_and(|at| now - *at < QUIET);
             if !known {
                 warned.insert(kind.clone(), now);
@@ -88,11 +88,4 @@ impl Reporter {
             tracing::debug!(client, error = kind, "kafka: {reason}");
         }
     }
-}
-
-/// A lock that a panic elsewhere does not take away: what it guards is whole at every step.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }

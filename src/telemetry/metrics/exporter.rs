@@ -1,10 +1,11 @@
 //! The process's metrics as Prometheus reads them.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use metrics::{KeyName, Unit};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::process::{self, Process};
@@ -77,7 +78,7 @@ impl Exporter {
     pub fn install(declared: &[&[&'static Metric]]) -> Result<Self, ExporterError> {
         static INSTALLED: OnceLock<Exporter> = OnceLock::new();
         static INSTALLING: Mutex<()> = Mutex::new(());
-        let _one_at_a_time = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = INSTALLING.lock();
         let all = || {
             [process::ALL]
                 .into_iter()

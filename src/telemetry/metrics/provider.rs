@@ -2,9 +2,10 @@
 //! throttle ours.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use metrics::{Counter, Gauge, Histogram, Unit};
+use parking_lot::RwLock;
 
 use super::{Kind, Metric};
 use crate::protocol::record::Usage;
@@ -140,7 +141,7 @@ impl ProviderMetrics {
 
     /// Handles for a model of the configuration, made at its first call.
     pub(crate) fn model(&self, model: &str) -> Arc<ModelHandles> {
-        let models = self.models.read().unwrap_or_else(PoisonError::into_inner);
+        let models = self.models.read();
         if let Some(handles) = models.get(model) {
             return Arc::clone(handles);
         }
@@ -157,7 +158,7 @@ impl ProviderMetrics {
             completion_tokens: tokens("completion"),
             total_tokens: tokens("total"),
         });
-        let mut models = self.models.write().unwrap_or_else(PoisonError::into_inner);
+        let mut models = self.models.write();
         Arc::clone(models.entry(model.to_owned()).or_insert(handles))
     }
 

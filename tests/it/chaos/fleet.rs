@@ -3,10 +3,11 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use serde_json::Value;
 
 use super::calls::key_of;
@@ -85,7 +86,7 @@ pub(super) struct Whims {
 
 impl Whims {
     pub(super) fn faulty(&self) -> HashSet<(String, usize)> {
-        let faulty = self.faulty.lock().unwrap_or_else(PoisonError::into_inner);
+        let faulty = self.faulty.lock();
         faulty.clone()
     }
 }
@@ -294,7 +295,7 @@ fn answer(whims: &Whims, asked: &ModelRequest) -> Answer {
         9
     };
     if whim < 4 {
-        let mut faulty = whims.faulty.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut faulty = whims.faulty.lock();
         faulty.insert((prompt.clone(), asked.previous_requests));
     }
     match whim {

@@ -5,8 +5,9 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::process::{Child, Command};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
@@ -69,7 +70,7 @@ impl Pty {
             let mut buffer = [0; 4096];
             // An error says that nobody has the terminal open any more.
             while let Ok(count @ 1..) = output.read(&mut buffer) {
-                let mut screen = shared.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut screen = shared.lock();
                 screen.extend_from_slice(&buffer[..count]);
             }
         });
@@ -83,7 +84,7 @@ impl Pty {
 
     /// Everything that was ever written to it.
     pub(super) fn all(&self) -> String {
-        let screen = self.screen.lock().unwrap_or_else(PoisonError::into_inner);
+        let screen = self.screen.lock();
         String::from_utf8_lossy(&screen).into_owned()
     }
 
@@ -99,7 +100,7 @@ impl Pty {
         let find = |screen: &str, seen: usize| screen.get(seen..)?.find(text).map(|at| seen + at);
         let (screen, seen) = (&self.screen, self.seen);
         let all = || {
-            let screen = screen.lock().unwrap_or_else(PoisonError::into_inner);
+            let screen = screen.lock();
             String::from_utf8_lossy(&screen).into_owned()
         };
         wait_until(&what, TEST_TIMEOUT, || async {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -12,6 +12,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value};
+use parking_lot::Mutex;
 use prost::Message as _;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -91,19 +92,19 @@ impl TraceCollector {
 
     /// How many requests came.
     pub(crate) fn requests(&self) -> usize {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.state.lock();
         state.headers.len()
     }
 
     /// A header of the first request.
     pub(crate) fn header(&self, name: &str) -> Option<String> {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.state.lock();
         state.headers.first()?.get(name).cloned()
     }
 
     /// The spans of a trace so far.
     pub(crate) fn trace(&self, id: &str) -> Vec<Span> {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.state.lock();
         let spans = state.spans.iter().filter(|span| span.trace == id);
         spans.cloned().collect()
     }
@@ -130,7 +131,7 @@ async fn take(
     let body = request.into_body().collect().await.expect("a whole body");
     let body = ExportTraceServiceRequest::decode(body.to_bytes()).expect("OTLP");
     {
-        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = state.lock();
         state.headers.push(headers);
         state.spans.extend(spans(body));
     }

@@ -1,7 +1,8 @@
 //! A TCP proxy in front of a Redis that loses published messages of chosen channels.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
@@ -48,16 +49,13 @@ impl LossyRedis {
 
     /// From now on messages of this channel reach nobody behind the proxy.
     pub(crate) fn drop_channel(&self, channel: &str) {
-        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lost = self.lost.lock();
         lost.channels.push(channel.to_owned());
     }
 
     /// How many were lost.
     pub(crate) fn dropped_count(&self) -> usize {
-        self.lost
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .count
+        self.lost.lock().count
     }
 }
 
@@ -95,7 +93,7 @@ async fn pass(client: TcpStream, server: TcpStream, lost: Arc<Mutex<Lost>>) {
 /// Gives the messages another channel's name of the same length, that nobody knows: the stream
 /// stays whole.
 fn divert(bytes: &mut [u8], lost: &Mutex<Lost>) {
-    let mut lost = lost.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut lost = lost.lock();
     let channels = lost.channels.clone();
     for channel in channels {
         let head = format!("message\r\n${}\r\n{channel}\r\n", channel.len());
