@@ -41,6 +41,7 @@
 
 pub mod ai_worker;
 pub mod app;
+pub mod backoff;
 pub mod cli;
 pub mod client;
 pub mod config;

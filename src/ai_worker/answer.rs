@@ -12,9 +12,9 @@ use super::ending::{Answer, fitting, json_len};
 use super::handler::Attempt;
 use super::live::{LiveWriter, Signal, Subjects};
 use super::prompt::Prompt;
-use super::provider::backoff::Backoff;
 use super::provider::{ModelError, ModelEvent, ModelRequest, Provider};
 use super::recent::Known;
+use crate::backoff::Backoff;
 use crate::config::settings::WorkerSettings;
 use crate::fanout::{self, Fanout, Recall, Turn};
 use crate::pipeline::{Stopped, Work};
@@ -33,7 +33,6 @@ pub(super) struct Model {
     settings: WorkerSettings,
     /// `OPENAI_MAX_ATTEMPTS`; the demo model needs one.
     most_calls: u32,
-    backoff: Backoff,
     cancels: Cancels,
 }
 
@@ -87,7 +86,6 @@ impl Model {
             fanout,
             settings,
             most_calls,
-            backoff: Backoff::default(),
         }
     }
 
@@ -231,9 +229,7 @@ impl Model {
                 CallEnd::Failed(error) => error,
             };
             let attempt = calls.made + 1;
-            let delay = self
-                .backoff
-                .delay(attempt, error.retry_after, rand::random());
+            let delay = retry_delay(calls.made, error.retry_after, rand::random());
             let in_time = Instant::now() + delay < deadline;
             if !error.retryable || calls.made >= calls.most || !in_time {
                 return Written::Failed(error, writer.text());
@@ -371,5 +367,36 @@ fn deadline_over() -> ModelError {
         retry_after: None,
         detail: "no answer within MESSAGE_DEADLINE_MS".to_owned(),
         kind: "deadline",
+    }
+}
+
+/// The delay before another call to the provider after `calls_made` of them failed: never less
+/// than what the provider asked for. `random` (0 to 1) is the jitter.
+fn retry_delay(calls_made: u32, retry_after: Option<Duration>, random: f64) -> Duration {
+    const BACKOFF: Backoff =
+        Backoff::new(Duration::from_millis(500), Duration::from_secs(8)).with_jitter();
+    let delay = BACKOFF.delay(calls_made.saturating_sub(1), random);
+    delay.max(retry_after.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_between_calls_double_from_500_ms_to_8_s() {
+        let delay = |calls_made| retry_delay(calls_made, None, 1.0).as_millis();
+        assert_eq!(
+            [1, 2, 3, 4, 5, 6, 59, u32::MAX].map(delay),
+            [500, 1000, 2000, 4000, 8000, 8000, 8000, 8000]
+        );
+    }
+
+    #[test]
+    fn retry_after_of_the_provider_is_a_lower_bound() {
+        let longer = Some(Duration::from_secs(20));
+        assert_eq!(retry_delay(1, longer, 1.0), Duration::from_secs(20));
+        let shorter = Some(Duration::from_millis(20));
+        assert_eq!(retry_delay(1, shorter, 1.0), Duration::from_millis(500));
     }
 }

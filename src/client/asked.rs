@@ -3,8 +3,9 @@
 use tokio::time::Instant;
 
 use super::answer::{End, Event, Writer};
-use super::backoff::Backoff;
 use super::options::Question;
+use super::retry_hint::retry_backoff;
+use crate::backoff::Backoff;
 use crate::protocol::ids::MessageId;
 use crate::protocol::wire::v1::{Cancel, Message, ToServer};
 
@@ -34,7 +35,7 @@ impl Asked {
             next: None,
             waits_since: Instant::now(),
             again_at: None,
-            backoff: Backoff::default(),
+            backoff: retry_backoff(),
         }
     }
 

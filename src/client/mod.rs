@@ -22,12 +22,12 @@
 
 mod answer;
 mod asked;
-pub(crate) mod backoff;
 mod error;
 mod history;
 mod link;
 mod open;
 mod options;
+pub(crate) mod retry_hint;
 mod session;
 
 use std::sync::Arc;

@@ -15,9 +15,9 @@ use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
-use super::backoff::{Advice, advice};
 use super::error::ClientError;
 use super::link::Link;
+use super::retry_hint::{RetryHint, retry_hint};
 use crate::protocol::v1::SUBPROTOCOL;
 use crate::protocol::wire::v1::{FromServer, Welcome};
 
@@ -66,11 +66,15 @@ async fn try_open(link: &Link, since: Option<&str>) -> Result<(Socket, Welcome),
         },
         Ok(Some(Ok(Wire::Close(frame)))) => {
             let code = frame.map(|frame| u16::from(frame.code));
-            Err(match (advice(code), code) {
-                (Advice::NewToken, _) => ClientError::Unauthorized("it was not taken".into()),
-                (Advice::Never(reason), Some(4403)) => ClientError::Forbidden(reason.name().into()),
-                (Advice::Never(reason), _) => link.strange(&format!("closed: {}", reason.name())),
-                (Advice::Return(retry_after), _) => ClientError::Busy {
+            Err(match (retry_hint(code), code) {
+                (RetryHint::NewToken, _) => ClientError::Unauthorized("it was not taken".into()),
+                (RetryHint::Never(reason), Some(4403)) => {
+                    ClientError::Forbidden(reason.name().into())
+                }
+                (RetryHint::Never(reason), _) => {
+                    link.strange(&format!("closed: {}", reason.name()))
+                }
+                (RetryHint::Reconnect(retry_after), _) => ClientError::Busy {
                     why: "it closed the connection at once".into(),
                     retry_after,
                 },

@@ -13,11 +13,12 @@ use tokio_tungstenite::tungstenite::Message as Wire;
 use super::State;
 use super::answer::{End, Event, Writer};
 use super::asked::Asked;
-use super::backoff::{Advice, Backoff, advice};
 use super::error::ClientError;
 use super::link::Link;
 use super::open::{Socket, open};
 use super::options::Question;
+use super::retry_hint::{RetryHint, retry_backoff, retry_hint};
+use crate::backoff::Backoff;
 use crate::protocol::error_code::ErrorCode;
 use crate::protocol::ids::ClientMessageId;
 use crate::protocol::wire::v1::{Failure, FromServer, ToServer, Welcome};
@@ -81,7 +82,7 @@ impl Session {
             closing: None,
             silence: FAR,
             leaving: false,
-            backoff: Backoff::default(),
+            backoff: retry_backoff(),
         };
         Ok((session, watched))
     }
@@ -119,7 +120,7 @@ impl Session {
         }
         loop {
             self.state.send_replace(State::Lost(why));
-            let pause = self.backoff.next(least);
+            let pause = self.backoff.next_delay_after(least);
             let paused = self.meanwhile(tokio::time::sleep(pause)).await;
             paused.ok_or("it was closed")?;
             let (link, since) = (self.link.clone(), self.position.clone());
@@ -235,8 +236,8 @@ impl Session {
     }
 
     fn closed(&mut self, code: Option<u16>) -> Left {
-        match advice(code) {
-            Advice::Return(least) => Left::Return {
+        match retry_hint(code) {
+            RetryHint::Reconnect(least) => Left::Return {
                 least: self.closing.take().max(least),
                 why: match code {
                     Some(1001) => "the server is being stopped".into(),
@@ -246,9 +247,9 @@ impl Session {
                     None => "the connection broke".into(),
                 },
             },
-            Advice::NewToken if self.link.renew() => lost("the token is over"),
-            Advice::NewToken => Left::Never("the token is over or was revoked".into()),
-            Advice::Never(reason) => Left::Never(format!(
+            RetryHint::NewToken if self.link.renew() => lost("the token is over"),
+            RetryHint::NewToken => Left::Never("the token is over or was revoked".into()),
+            RetryHint::Never(reason) => Left::Never(format!(
                 "the server closed the connection for good ({})",
                 reason.name()
             )),
@@ -408,7 +409,7 @@ impl Session {
             && let Some(asked) = self.asked_as(frame.id.as_ref())
             && asked.waits_since.elapsed() < patience
         {
-            asked.again_at = Some(Instant::now() + asked.backoff.next(retry_after));
+            asked.again_at = Some(Instant::now() + asked.backoff.next_delay_after(retry_after));
             return;
         }
         let end = End::Failed {

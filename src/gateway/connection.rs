@@ -25,6 +25,7 @@ use super::v1::{self, Line};
 use super::websocket::WebSocket;
 use super::wire::{self, Wire};
 use super::{Gateway, auth, revocation};
+use crate::backoff::Backoff;
 use crate::protocol::close::CloseReason;
 use crate::protocol::v1::closing;
 
@@ -197,7 +198,7 @@ async fn enter(
     socket: &Arc<Socket>,
 ) -> Result<Arc<Entry>, CloseReason> {
     let deadline = Instant::now() + gateway.settings.produce_timeout;
-    let mut pause = Duration::from_millis(50);
+    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
     let mut joined = None;
     let since = match &session.protocol {
         Protocol::V1 { since, .. } if !gateway.settings.interop => since.as_ref(),
@@ -235,6 +236,7 @@ async fn enter(
             Err(error) => (error, "subscribe"),
         };
         gateway.counters.redis_error(operation);
+        let pause = backoff.next_delay();
         let stopping = gateway.drain.is_cancelled() || socket.outbound.ended_by().is_some();
         if stopping || Instant::now() + pause >= deadline {
             let correlation_id = &*session.correlation_id;
@@ -249,7 +251,6 @@ async fn enter(
             });
         }
         sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_secs(1));
     }
 }
 

@@ -12,6 +12,7 @@ use super::registry::Entry;
 use super::user::{Source, Taken};
 use super::v1::followers::{Live, Mark};
 use super::{Gateway, GatewayError, revocation};
+use crate::backoff::Backoff;
 use crate::fanout::{Channel, FeedEvent};
 use crate::protocol::frame::{Kind, Published};
 use crate::protocol::ids::MessageId;
@@ -45,15 +46,14 @@ pub(super) const SUBSCRIPTIONS: &str = "subscriptions";
 type Clears = mpsc::Sender<(Arc<Entry>, MessageId)>;
 
 async fn hand_out(gateway: &Gateway, clears: Clears) -> Result<(), GatewayError> {
-    let mut pause = Duration::from_millis(100);
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
     let (feed, mut events) = loop {
         match gateway.fanout.feed(EVENTS).await {
             Ok(opened) => break opened,
             Err(error) => {
                 gateway.counters.redis_error("feed");
                 tracing::warn!(%error, "waiting for the fan-out");
-                sleep(pause).await;
-                pause = (pause * 2).min(Duration::from_secs(2));
+                sleep(backoff.next_delay()).await;
             }
         }
     };

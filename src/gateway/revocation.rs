@@ -13,6 +13,7 @@ use tokio::time::sleep;
 
 use super::Gateway;
 use super::user::Socket;
+use crate::backoff::Backoff;
 use crate::config::settings::AuthMode;
 use crate::fanout::REVOKED_FRAME;
 use crate::protocol::close::CloseReason;
@@ -99,7 +100,7 @@ pub(super) async fn look(gateway: &Gateway, user: &UserId) {
     if gateway.settings.auth == AuthMode::Open {
         return;
     }
-    let mut pause = Duration::from_millis(100);
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     loop {
         match gateway.fanout.revoked_at(user).await {
             Ok(Some(at_ms)) => return gateway.revocations.revoked(user, at_ms),
@@ -112,8 +113,7 @@ pub(super) async fn look(gateway: &Gateway, user: &UserId) {
         if !gateway.revocations.users.contains_key(user) {
             return;
         }
-        sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_secs(5));
+        sleep(backoff.next_delay()).await;
     }
 }
 

@@ -23,6 +23,7 @@ use super::registry::Registry;
 use super::revocation::Revocations;
 use super::waiting::{Seat, Waiting};
 use super::{Gateway, GatewayError, Parts, feed, repair, routes};
+use crate::backoff::Backoff;
 use crate::config::settings::AuthMode;
 
 /// Bytes of a request's head.
@@ -142,15 +143,14 @@ async fn accept(gateway: &Arc<Gateway>, listener: &TcpListener) {
 }
 
 async fn next_stream(gateway: &Gateway, listener: &TcpListener) -> (TcpStream, Peer) {
-    let mut pause = Duration::from_millis(10);
+    let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(1));
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => return (stream, Peer(peer)),
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
                 gateway.waiting.give_way();
-                sleep(pause).await;
-                pause = (pause * 2).min(Duration::from_secs(1));
+                sleep(backoff.next_delay()).await;
             }
         }
     }

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::dead_letter::DeadLetters;
 use super::lanes::{Back, Next, Partition};
 use super::{Delivery, GoBack, Handler, Stopped, Verdict, Work, traced};
+use crate::backoff::Backoff;
 use crate::config::settings::PipelineSettings;
 use crate::log::{Assignment, Consumer, ConsumerEvent};
 use crate::telemetry::metrics::pipeline::PipelineMetrics;
@@ -22,7 +23,9 @@ use crate::telemetry::metrics::pipeline::PipelineMetrics;
 const SILENCE: Duration = Duration::from_secs(5);
 const TICK: Duration = Duration::from_millis(500);
 const SEEK_AGAIN: Duration = Duration::from_millis(200);
-const FIRST_RETRY: Duration = Duration::from_millis(200);
+/// The delays between deliveries of a record that its handler failed on.
+const RETRY_BACKOFF: Backoff =
+    Backoff::new(Duration::from_millis(200), Duration::from_millis(6400));
 
 /// Which partitions have to go back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -623,7 +626,7 @@ impl Attendant {
                 work.span_mut().fail("dead_letter");
                 return Ok(Ended::Finished);
             }
-            work.wait(FIRST_RETRY * 2_u32.pow(taking.min(5))).await?;
+            work.wait(RETRY_BACKOFF.delay(taking, 1.0)).await?;
         }
     }
 }

@@ -5,11 +5,11 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rand::Rng;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::backoff::Backoff;
 use crate::telemetry::traces::Span;
 
 const FIRST_WAIT: Duration = Duration::from_millis(50);
@@ -143,7 +143,7 @@ impl Work {
 /// Growing pauses between repetitions, and what is logged of them.
 struct Patience<'a> {
     what: &'a str,
-    pause: Duration,
+    backoff: Backoff,
     since: Instant,
     reminded: Option<Instant>,
 }
@@ -152,7 +152,7 @@ impl<'a> Patience<'a> {
     fn new(what: &'a str) -> Self {
         Self {
             what,
-            pause: FIRST_WAIT,
+            backoff: Backoff::new(FIRST_WAIT, LONGEST_WAIT).with_jitter(),
             since: Instant::now(),
             reminded: None,
         }
@@ -163,9 +163,7 @@ impl<'a> Patience<'a> {
             self.reminded = Some(Instant::now());
             tracing::warn!(what = self.what, %error, "waiting, repeated until it succeeds");
         }
-        let pause = self.pause.mul_f64(rand::rng().random_range(0.5..1.0));
-        self.pause = (self.pause * 2).min(LONGEST_WAIT);
-        pause
+        self.backoff.next_delay()
     }
 
     fn rewarded(&self) {

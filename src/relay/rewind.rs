@@ -1,12 +1,14 @@
 //! Where a partition of `responses` goes back to, and when.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
+use crate::backoff::Backoff;
 use crate::config::settings::RelaySettings;
 use crate::fanout::Fanout;
 use crate::log::Log;
@@ -71,8 +73,8 @@ impl Rewind {
         Epoch::new(&self.cluster, &self.log_epoch, partition)
     }
 
-    fn progress(&self) -> std::sync::MutexGuard<'_, HashMap<i32, Progress>> {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    fn progress(&self) -> parking_lot::MutexGuard<'_, HashMap<i32, Progress>> {
+        self.progress.lock()
     }
 
     /// Whether a record of this age, which was never delivered, shows that the partition did not
@@ -151,14 +153,13 @@ where
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<T, E>>,
 {
-    let mut wait = FIRST_WAIT;
+    let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
     loop {
         match call().await {
             Ok(value) => return value,
             Err(error) => tracing::debug!(what, %error, "waiting"),
         }
-        tokio::time::sleep(wait).await;
-        wait = (wait * 2).min(LONGEST_WAIT);
+        tokio::time::sleep(backoff.next_delay()).await;
     }
 }
 

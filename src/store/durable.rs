@@ -3,17 +3,19 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
 use super::directory::{Directory, OpenError};
 use super::{Batch, Entry, StoreError, TABLES, Table, Ticket, journal};
+use crate::backoff::Backoff;
 
 /// What has to be read again after a kill stays below this, so that opening takes a second.
 const MAX_JOURNALS: u64 = 64 << 20;
@@ -22,11 +24,9 @@ const CACHE: u64 = 64 << 20;
 
 /// How often free space is looked at.
 const LOOK: Duration = Duration::from_secs(1);
-const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const MOST_FAILED: usize = 64;
 /// After so long without a failure the next one is a new one.
 const CALM: Duration = Duration::from_secs(30);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 
 /// The engine's handles. A live clone of a keyspace keeps the engine's lock: they never leave.
 struct Engine {
@@ -268,11 +268,11 @@ impl Drop for Durable {
 
 impl Shared {
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queue.lock()
     }
 
     fn failure_or(&self, otherwise: &str) -> StoreError {
-        let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        let failure = self.failure.lock();
         StoreError(match &*failure {
             Some(reason) => format!("{reason}; it is opened again when the disk allows"),
             None => otherwise.to_owned(),
@@ -281,7 +281,7 @@ impl Shared {
 
     /// From now on nothing is committed until the engine was closed and opened again.
     fn fail(&self, reason: &str) {
-        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failure = self.failure.lock();
         if failure.is_none() {
             tracing::error!(reason, "the local store failed");
             *failure = Some(reason.to_owned());
@@ -296,7 +296,7 @@ impl Shared {
     /// The thread: syncs, looks at the disk, opens again what failed.
     fn run(&self) {
         let mut journal = None;
-        let mut backoff = FIRST_BACKOFF;
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         let mut looked = Instant::now();
         let mut try_again = Instant::now();
         let mut closing = None;
@@ -315,12 +315,11 @@ impl Shared {
                 if now >= try_again {
                     // One that fails soon after it was opened is opened again later and later.
                     if now.duration_since(try_again) > CALM {
-                        backoff = FIRST_BACKOFF;
+                        backoff.reset();
                     }
                     journal = None;
                     self.reopen(&mut closing);
-                    try_again = Instant::now() + backoff;
-                    backoff = (backoff * 2).min(LONGEST_BACKOFF);
+                    try_again = Instant::now() + backoff.next_delay();
                 }
                 continue;
             }
@@ -348,11 +347,7 @@ impl Shared {
                 return (std::mem::take(&mut queue.waiters), queue.stop);
             }
             let until = if failing { look.min(try_again) } else { look };
-            queue = self
-                .wake
-                .wait_timeout(queue, until - now)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            self.wake.wait_for(&mut queue, until - now);
         }
     }
 
@@ -448,7 +443,7 @@ impl Shared {
         self.give_up(Vec::new());
         match Engine::open(&self.directory.tables()) {
             Ok(engine) => {
-                *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                *self.failure.lock() = None;
                 self.failing.store(false, Ordering::Release);
                 self.engine.store(Some(Arc::new(engine)));
                 tracing::info!("the local store is open again");

@@ -1,7 +1,6 @@
 //! What answers: an OpenAI-compatible API, or the built-in demo model.
 
 mod answer;
-pub mod backoff;
 mod chunk;
 pub mod demo;
 mod error;

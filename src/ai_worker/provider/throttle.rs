@@ -1,13 +1,13 @@
 //! After a 429 all of this worker's calls go slower, not only the one that was refused.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use metrics::Gauge;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-use super::backoff::Backoff;
+use crate::backoff::Backoff;
 
 /// Spacing of calls after the first refusal; doubled by each further one.
 const FIRST_SPACING: Duration = Duration::from_millis(50);
@@ -65,17 +65,14 @@ impl Throttle {
             state: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
             changed: Notify::new(),
-            backoff: Backoff {
-                base: Duration::from_secs(1),
-                cap: Duration::from_secs(30),
-            },
+            backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(30)).with_jitter(),
             waiting,
             spacing,
         }
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> parking_lot::MutexGuard<'_, State> {
+        self.state.lock()
     }
 
     /// Waits until a call may be made. Dropping the future gives up the place and nothing else.
@@ -114,10 +111,8 @@ impl Throttle {
             // Sent before the pause that is on: says nothing new.
             return;
         }
-        let pause = retry_after.unwrap_or_else(|| {
-            self.backoff
-                .delay(state.refusals.saturating_add(1), None, random)
-        });
+        let pause = retry_after
+            .unwrap_or_else(|| self.backoff.delay(state.refusals.saturating_sub(1), random));
         state.until = state.until.max(Some(now + pause));
         self.spacing.set(state.spacing.as_secs_f64());
         drop(state);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout_at};
 
+use crate::backoff::Backoff;
 use crate::fanout::{CancelResult, FanoutError, Read, Subject};
 use crate::gateway::Gateway;
 use crate::protocol::ids::{ClientMessageId, MessageId, UserId};
@@ -27,7 +28,7 @@ pub(in crate::gateway) async fn ask<T, F>(
 where
     F: Future<Output = Result<T, FanoutError>>,
 {
-    let mut pause = Duration::from_millis(50);
+    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::MAX);
     loop {
         let error = match timeout_at(deadline, call()).await {
             Ok(Ok(answer)) => return Some(answer),
@@ -35,12 +36,12 @@ where
             Err(_) => "no answer in time".to_owned(),
         };
         gateway.counters.redis_error(operation);
+        let pause = backoff.next_delay();
         if Instant::now() + pause >= deadline {
             tracing::warn!(operation, error, "the fan-out did not answer in time");
             return None;
         }
         sleep(pause).await;
-        pause *= 2;
     }
 }
 

@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use super::followers::Mark;
+use crate::backoff::Backoff;
 use crate::fanout::{FanoutError, Look, Read};
 use crate::gateway::Gateway;
 use crate::gateway::inbound::IN_FLIGHT;
@@ -214,8 +215,9 @@ async fn patiently(
     socket: &Arc<Socket>,
 ) -> Result<Arc<Look>, CloseReason> {
     let deadline = Instant::now() + gateway.settings.produce_timeout * AWAY;
-    let mut pause = Duration::from_millis(50);
+    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
     loop {
+        let pause = backoff.next_delay();
         match look(gateway, entry, socket).await {
             Ok(look) => return Ok(look),
             Err(error) => {
@@ -231,7 +233,6 @@ async fn patiently(
             }
         }
         sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_secs(1));
     }
 }
 

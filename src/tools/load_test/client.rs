@@ -22,7 +22,7 @@ use super::frames::mark;
 use super::ledger::Ledger;
 use super::plan::{Pace, Plan};
 use super::stats::{Stats, count};
-use crate::client::backoff::{Advice, advice};
+use crate::client::retry_hint::{RetryHint, retry_hint};
 
 /// What tokio's timers may be late, so that clients wake up so much earlier. A message that is sent
 /// before its time is measured from its sending.
@@ -166,14 +166,14 @@ impl<'a> Client<'a> {
     async fn come_back(&mut self, mut why: String) -> Option<Link> {
         let (number, around) = (self.number, self.around);
         let (mut pause, most) = PAUSE;
-        match advice(close_code(&why)) {
-            Advice::Never(_) => {
+        match retry_hint(close_code(&why)) {
+            RetryHint::Never(_) => {
                 // Nothing more is sent, and it needn't be waited for.
                 self.finish();
                 pause = NEVER;
             }
-            Advice::Return(Some(least)) => pause = least * 2,
-            Advice::Return(None) | Advice::NewToken => {}
+            RetryHint::Reconnect(Some(least)) => pause = least * 2,
+            RetryHint::Reconnect(None) | RetryHint::NewToken => {}
         }
         loop {
             let tried = async {

@@ -1,0 +1,121 @@
+//! Exponential backoff: how long to wait before an operation is tried again.
+//!
+//! Each delay is twice the one before, up to a cap. Jitter spreads clients that failed at the same
+//! moment, so that they don't return at the same moment either.
+
+use std::time::Duration;
+
+/// Computes the delays between the attempts of one operation, and counts them.
+#[derive(Debug, Clone)]
+pub struct Backoff {
+    first: Duration,
+    cap: Duration,
+    has_jitter: bool,
+    /// Delays returned by [`Backoff::next_delay`] since the last reset.
+    retries: u32,
+}
+
+impl Backoff {
+    /// A backoff without jitter that starts at `first` and never exceeds `cap`.
+    pub const fn new(first: Duration, cap: Duration) -> Self {
+        Self {
+            first,
+            cap,
+            has_jitter: false,
+            retries: 0,
+        }
+    }
+
+    /// Adds jitter: every delay is a random share, between 50 and 100 %, of the exponential one.
+    pub const fn with_jitter(mut self) -> Self {
+        self.has_jitter = true;
+        self
+    }
+
+    /// The delay before a retry, counted from 0. It depends on nothing but its arguments: `random`
+    /// (0 to 1) chooses the share that jitter leaves of the delay, and is unused without jitter.
+    pub fn delay(&self, retry: u32, random: f64) -> Duration {
+        let factor = 2_u32.saturating_pow(retry);
+        let delay = self.first.saturating_mul(factor).min(self.cap);
+        if self.has_jitter {
+            delay.mul_f64(0.5 + 0.5 * random.clamp(0.0, 1.0))
+        } else {
+            delay
+        }
+    }
+
+    /// The delay before the next attempt; each call returns a longer one, up to the cap.
+    pub fn next_delay(&mut self) -> Duration {
+        let delay = self.delay(self.retries, rand::random());
+        self.retries = self.retries.saturating_add(1);
+        delay
+    }
+
+    /// Like [`Backoff::next_delay`], for a server that asked to be left alone for `minimum`. Then
+    /// the delay is the minimum plus at most the first delay, which still spreads the clients.
+    pub fn next_delay_after(&mut self, minimum: Option<Duration>) -> Duration {
+        let delay = self.next_delay();
+        minimum.map_or(delay, |minimum| minimum + delay.min(self.first))
+    }
+
+    /// Starts again at the first delay: the operation has succeeded.
+    pub fn reset(&mut self) {
+        self.retries = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FIRST: Duration = Duration::from_millis(500);
+    const CAP: Duration = Duration::from_secs(8);
+
+    #[test]
+    fn delays_double_up_to_the_cap() {
+        let backoff = Backoff::new(FIRST, CAP);
+        let delay = |retry| backoff.delay(retry, 1.0).as_millis();
+        assert_eq!(
+            [0, 1, 2, 3, 4, 5, 58, u32::MAX].map(delay),
+            [500, 1000, 2000, 4000, 8000, 8000, 8000, 8000]
+        );
+    }
+
+    #[test]
+    fn successive_delays_double_until_reset() {
+        let mut backoff = Backoff::new(FIRST, CAP);
+        let delays: Vec<u128> = (0..6).map(|_| backoff.next_delay().as_millis()).collect();
+        assert_eq!(delays, [500, 1000, 2000, 4000, 8000, 8000]);
+        backoff.reset();
+        assert_eq!(backoff.next_delay(), FIRST);
+    }
+
+    #[test]
+    fn jitter_leaves_at_least_half() {
+        let backoff = Backoff::new(FIRST, CAP).with_jitter();
+        assert_eq!(backoff.delay(1, 0.0), Duration::from_millis(500));
+        assert_eq!(backoff.delay(1, 0.5), Duration::from_millis(750));
+        assert_eq!(backoff.delay(1, 1.0), Duration::from_secs(1));
+        assert_eq!(backoff.delay(1, f64::INFINITY), Duration::from_secs(1));
+    }
+
+    #[test]
+    fn delays_with_jitter_grow_to_the_cap_and_differ() {
+        let mut backoff = Backoff::new(FIRST, CAP).with_jitter();
+        let delays: Vec<Duration> = (0..50).map(|_| backoff.next_delay()).collect();
+        assert!(delays[0] <= FIRST);
+        assert!(delays.iter().all(|delay| *delay <= CAP));
+        assert!(delays[20] >= CAP / 2);
+        assert!(delays[20..].iter().any(|delay| *delay != delays[20]));
+    }
+
+    #[test]
+    fn minimum_delay_is_kept_and_spread_by_the_first_delay() {
+        let mut backoff = Backoff::new(FIRST, CAP);
+        let minimum = Duration::from_secs(60);
+        for _ in 0..5 {
+            assert_eq!(backoff.next_delay_after(Some(minimum)), minimum + FIRST);
+        }
+        assert_eq!(backoff.next_delay_after(None), CAP);
+    }
+}
