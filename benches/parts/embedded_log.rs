@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use chatmesh::config::bounds::Bounds;
 use chatmesh::config::settings::EmbeddedSettings;
-use chatmesh::fanout::Bounds;
 use chatmesh::log::embedded::EmbeddedLog;
 use chatmesh::log::{ConsumerEvent, Log, TopicSpec};
 use chatmesh::protocol::log_record::NewRecord;

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use chatmesh::config::bounds::Bounds;
 use chatmesh::config::settings::{EmbeddedSettings, PipelineSettings};
-use chatmesh::fanout::Bounds;
 use chatmesh::log::embedded::EmbeddedLog;
 use chatmesh::log::{Assignment, Consumer, ConsumerEvent, LogError};
 use chatmesh::pipeline::dead_letter::DeadLetters;

@@ -16,7 +16,7 @@ use super::provider::{ModelError, ModelEvent, ModelRequest, Provider};
 use super::recent::Known;
 use crate::backoff::Backoff;
 use crate::config::settings::WorkerSettings;
-use crate::fanout::{self, Fanout, Recall, Turn};
+use crate::fanout::{self, Fanout, HistoryRequest, Turn};
 use crate::pipeline::{Stopped, Work};
 use crate::protocol::error_code::ErrorCode;
 use crate::protocol::record::Question;
@@ -142,8 +142,8 @@ impl Model {
     }
 
     /// What `begin` is to say of the conversation's history.
-    pub(super) fn recall(&self, known: Option<&Known>) -> Option<Recall> {
-        self.keeps_history().then(|| Recall {
+    pub(super) fn recall(&self, known: Option<&Known>) -> Option<HistoryRequest> {
+        self.keeps_history().then(|| HistoryRequest {
             limit: self.recalled_turns(),
             max_age: self.settings.prompt.history_ttl,
             known: known.map(|known| known.mark.clone()),

@@ -193,7 +193,7 @@ impl Shared {
 async fn run(fanout: Arc<dyn Fanout>, shared: Arc<Shared>) {
     shared.changed.notified().await;
     loop {
-        match fanout.feed(CAPACITY).await {
+        match fanout.open_feed(CAPACITY).await {
             Ok((feed, events)) => {
                 shared.begin_anew();
                 follow(&shared, &*feed, events).await;

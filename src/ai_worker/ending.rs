@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::provider::ModelError;
-use crate::fanout::{Ending, LazyEnding, Turn, TurnStatus};
+use crate::fanout::{DeferredOutcome, NewOutcome, Turn, TurnStatus};
 use crate::protocol::error_code::ErrorCode;
 use crate::protocol::record::{Question, Terminal, TerminalKind, Usage};
 
@@ -29,7 +29,7 @@ impl Endings {
         Self { question, taken }
     }
 
-    pub(super) fn answered(&self, answer: &Answer, attempt: u32) -> Ending {
+    pub(super) fn answered(&self, answer: &Answer, attempt: u32) -> NewOutcome {
         let terminal = Terminal {
             content: Some(answer.text.clone()),
             finish_reason: Some(answer.finish_reason.clone()),
@@ -41,12 +41,12 @@ impl Endings {
         self.ending(&terminal, answer.text.clone(), TurnStatus::Answered)
     }
 
-    pub(super) fn failed(&self, code: ErrorCode) -> Ending {
+    pub(super) fn failed(&self, code: ErrorCode) -> NewOutcome {
         let terminal = self.failure(code);
         self.ending(&terminal, code.text().to_owned(), TurnStatus::Failed)
     }
 
-    pub(super) fn failed_by_provider(&self, error: &ModelError, attempt: u32) -> Ending {
+    pub(super) fn failed_by_provider(&self, error: &ModelError, attempt: u32) -> NewOutcome {
         let mut terminal = self.failure(error.code);
         terminal.retryable = Some(error.retryable);
         terminal.retry_after_ms = error.retry_after.map(|time| time.as_millis() as u64);
@@ -55,22 +55,22 @@ impl Endings {
     }
 
     /// Stopped by its user, with what was said until then.
-    pub(super) fn cancelled(&self, text: &str) -> Ending {
+    pub(super) fn cancelled(&self, text: &str) -> NewOutcome {
         let mut terminal = self.failure(ErrorCode::Cancelled);
         terminal.content = Some(text.to_owned());
         self.ending(&terminal, text.to_owned(), TurnStatus::Cancelled)
     }
 
     /// The same, where it comes to that.
-    pub(super) fn cancelled_later(&self, text: &str) -> LazyEnding {
+    pub(super) fn cancelled_later(&self, text: &str) -> DeferredOutcome {
         let (endings, text) = (self.clone(), text.to_owned());
-        LazyEnding::new(move || endings.cancelled(&text))
+        DeferredOutcome::new(move || endings.cancelled(&text))
     }
 
     /// The same for who has only the ending without a text.
-    pub(super) fn cancelled_at(cancelled: &LazyEnding, text: String) -> LazyEnding {
+    pub(super) fn cancelled_at(cancelled: &DeferredOutcome, text: String) -> DeferredOutcome {
         let cancelled = cancelled.clone();
-        LazyEnding::new(move || {
+        DeferredOutcome::new(move || {
             let mut ending = cancelled.make();
             if let Ok(mut terminal) = Terminal::parse(ending.frame.as_bytes()) {
                 terminal.content = Some(text.clone());
@@ -99,7 +99,7 @@ impl Endings {
         self.taken.elapsed().as_millis() as u64
     }
 
-    fn ending(&self, terminal: &Terminal, answer: String, status: TurnStatus) -> Ending {
+    fn ending(&self, terminal: &Terminal, answer: String, status: TurnStatus) -> NewOutcome {
         let question = Some(self.question.content.to_string()).filter(|text| !text.is_empty());
         let turn = Turn {
             message_id: self.question.message_id.clone(),
@@ -108,7 +108,7 @@ impl Endings {
             status,
             at_ms: 0,
         };
-        Ending {
+        NewOutcome {
             frame: terminal.to_json(),
             turn,
         }

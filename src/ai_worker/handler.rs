@@ -13,7 +13,8 @@ use super::ending::Endings;
 use super::recent::{Known, Recent};
 use crate::config::settings::WorkerSettings;
 use crate::fanout::{
-    Begin, Begun, Ending, Fanout, Keep, Kept, LazyEnding, Outcome, Owner, Recalled, Subject,
+    BeginRequest, BeginResponse, DeferredOutcome, Fanout, HistoryResponse, KeepRequest,
+    KeepResponse, MessageRef, NewOutcome, Owner, StoredOutcome,
 };
 use crate::log::Log;
 use crate::pipeline::{Delivery, Handler, Stopped, Verdict, Work};
@@ -47,7 +48,7 @@ enum Job {
 enum Attempted {
     /// The outcome is fixed.
     Ended {
-        outcome: Outcome,
+        outcome: StoredOutcome,
         /// Where the record is to become a dead letter, why.
         dead: Option<String>,
         /// It is the one that this attempt brought, and not one that was there before.
@@ -68,7 +69,7 @@ impl WorkerHandler {
         let endings = Endings::new(Arc::clone(question), taken);
         let subject = subject_of(question);
         let owner = Owner::random();
-        let mut had = 0;
+        let mut last_attempt = 0;
         let mut calls = None;
         let mut written = None;
         let answering = matches!(job, Job::Answer);
@@ -77,12 +78,12 @@ impl WorkerHandler {
             if work.stopped() {
                 return Err(Stopped);
             }
-            let begin = Begin {
-                subject: subject.clone(),
+            let begin = BeginRequest {
+                message: subject.clone(),
                 owner: owner.clone(),
-                had,
-                cancelled: endings.cancelled_later(said(written.as_ref())),
-                recall: (answering && written.is_none())
+                last_attempt,
+                cancelled_outcome: endings.cancelled_later(said(written.as_ref())),
+                history: (answering && written.is_none())
                     .then(|| self.model.recall(known.as_ref()))
                     .flatten(),
             };
@@ -92,30 +93,30 @@ impl WorkerHandler {
                 .await?;
             drop(taking_it);
             match begun {
-                Begun::Ended(outcome) => {
+                BeginResponse::Ended(outcome) => {
                     tracing::info!("already ended, nothing is paid again");
                     let dead = dead_again(job, &outcome);
                     return self.produce(question, &outcome, dead, work).await;
                 }
-                Begun::Busy(left) => {
+                BeginResponse::Busy(left) => {
                     let jitter = Duration::from_millis(rand::rng().random_range(5..50));
                     tracing::debug!(left_ms = left.as_millis() as u64, "another worker has it");
                     work.wait(left + jitter).await?;
                 }
-                Begun::Attempt {
+                BeginResponse::Attempt {
                     number,
                     now_ms,
-                    taking,
+                    delivery_count,
                     history,
                 } => {
-                    had = number;
+                    last_attempt = number;
                     let known = match history {
                         None => None,
-                        Some(Recalled::Known) => known.take(),
-                        Some(Recalled::Turns(mark, turns)) => Some(Known::new(mark, turns)),
+                        Some(HistoryResponse::Unchanged) => known.take(),
+                        Some(HistoryResponse::Turns(mark, turns)) => Some(Known::new(mark, turns)),
                     };
                     let mut attempt = Attempt {
-                        cancelled: &begin.cancelled,
+                        cancelled: &begin.cancelled_outcome,
                         question,
                         known,
                         subject: &subject,
@@ -132,11 +133,11 @@ impl WorkerHandler {
                         Job::Answer => {
                             let calls = calls.get_or_insert_with(|| self.model.calls());
                             let written = &mut written;
-                            self.answer(&mut attempt, now_ms, taking, calls, written, work)
+                            self.answer(&mut attempt, now_ms, delivery_count, calls, written, work)
                                 .await
                         }
                     };
-                    had = had.max(attempt.number);
+                    last_attempt = last_attempt.max(attempt.number);
                     if let Attempted::Ended {
                         outcome,
                         mut dead,
@@ -153,14 +154,14 @@ impl WorkerHandler {
         }
     }
 
-    /// `written` is what this taking has had of the model already: an answer that could not be
+    /// `written` is what this delivery_count has had of the model already: an answer that could not be
     /// kept in its own attempt (the number had just grown, or another worker came and died) is
     /// paid, and kept in this one.
     async fn answer(
         &self,
         attempt: &mut Attempt<'_>,
         now_ms: i64,
-        taking: u32,
+        delivery_count: u32,
         calls: &mut super::answer::Calls,
         written: &mut Option<Written>,
         work: &mut Work,
@@ -177,8 +178,11 @@ impl WorkerHandler {
                 .keep(attempt, endings.failed(ErrorCode::Expired), "", None, work)
                 .await;
         }
-        if taking > self.settings.pipeline.max_deliveries {
-            let reason = format!("taken {} times without coming to an end", taking - 1);
+        if delivery_count > self.settings.pipeline.max_deliveries {
+            let reason = format!(
+                "taken {} times without coming to an end",
+                delivery_count - 1
+            );
             WorkerMetrics::failed(ErrorCode::Internal);
             let ending = endings.failed(ErrorCode::Internal);
             return self.keep(attempt, ending, "", Some(reason), work).await;
@@ -230,27 +234,27 @@ impl WorkerHandler {
     async fn keep(
         &self,
         attempt: &mut Attempt<'_>,
-        ending: Ending,
+        ending: NewOutcome,
         text: &str,
         dead: Option<String>,
         work: &mut Work,
     ) -> Attempted {
-        let call = Keep {
-            subject: attempt.subject.clone(),
+        let call = KeepRequest {
+            message: attempt.subject.clone(),
             owner: attempt.owner.clone(),
             attempt: attempt.number,
-            cancelled: attempt.endings.cancelled_later(text),
-            ending: Arc::new(ending),
+            cancelled_outcome: attempt.endings.cancelled_later(text),
+            outcome: Arc::new(ending),
         };
         let keeping = work.span().child(Kind::Internal, format_args!("keep"));
         let kept = work.finish("keep", || self.fanout.keep(call.clone())).await;
         drop(keeping);
         match kept {
-            Kept::Grown(outcome, grown) => {
+            KeepResponse::Appended(outcome, grown) => {
                 let limit = self.model.recalled_turns();
                 let known = attempt.known.take();
                 if let Some(known) =
-                    known.and_then(|known| known.grown(grown, &call.ending.turn, limit))
+                    known.and_then(|known| known.appended(grown, &call.outcome.turn, limit))
                 {
                     self.recent.put(attempt.question, known);
                 }
@@ -260,15 +264,15 @@ impl WorkerHandler {
                     ours: true,
                 }
             }
-            Kept::Outcome(outcome) => {
-                let ours = outcome.frame == call.ending.frame;
+            KeepResponse::Outcome(outcome) => {
+                let ours = outcome.frame == call.outcome.frame;
                 Attempted::Ended {
                     outcome,
                     dead,
                     ours,
                 }
             }
-            Kept::Fenced => {
+            KeepResponse::Fenced => {
                 tracing::info!(attempt = attempt.number, "another worker has taken over");
                 Attempted::Again
             }
@@ -279,11 +283,11 @@ impl WorkerHandler {
     async fn produce(
         &self,
         question: &Question,
-        outcome: &Outcome,
+        outcome: &StoredOutcome,
         dead: Option<String>,
         work: &mut Work,
     ) -> Result<Verdict, Stopped> {
-        if outcome.delivered.is_none() {
+        if outcome.delivered_at.is_none() {
             let topic = &self.settings.responses_topic;
             let mut sending = work
                 .span()
@@ -341,10 +345,10 @@ pub(super) struct Attempt<'a> {
     pub(super) question: &'a Question,
     /// What came earlier in the conversation, where that is known.
     pub(super) known: Option<Known>,
-    pub(super) subject: &'a Subject,
+    pub(super) subject: &'a MessageRef,
     pub(super) owner: &'a Owner,
     /// The ending of a message that was cancelled before anything was said.
-    pub(super) cancelled: &'a LazyEnding,
+    pub(super) cancelled: &'a DeferredOutcome,
     endings: &'a Endings,
     /// Its number; grows when the fan-out loses its data meanwhile.
     pub(super) number: u32,
@@ -389,7 +393,7 @@ impl Handler for WorkerHandler {
     }
 }
 
-/// What this taking has had of the model: a cancelled message ends with it.
+/// What this delivery_count has had of the model: a cancelled message ends with it.
 fn said(written: Option<&Written>) -> &str {
     match written {
         Some(Written::Answer(answer)) => &answer.text,
@@ -398,8 +402,8 @@ fn said(written: Option<&Written>) -> &str {
     }
 }
 
-fn subject_of(question: &Question) -> Subject {
-    Subject {
+fn subject_of(question: &Question) -> MessageRef {
+    MessageRef {
         user: question.user.clone(),
         message_id: question.message_id.clone(),
         id: question.id.clone(),
@@ -409,7 +413,7 @@ fn subject_of(question: &Question) -> Subject {
 
 /// Why a message whose outcome was there already is a dead letter: who kept the outcome may have
 /// died before it wrote one. There twice rather than not at all.
-fn dead_again(job: &Job, outcome: &Outcome) -> Option<String> {
+fn dead_again(job: &Job, outcome: &StoredOutcome) -> Option<String> {
     if let Job::Fail(reason) = job {
         return Some(reason.clone());
     }
@@ -433,7 +437,7 @@ fn dead_again(job: &Job, outcome: &Outcome) -> Option<String> {
 
 fn terminal_record(
     question: &Question,
-    outcome: &Outcome,
+    outcome: &StoredOutcome,
     trace: Option<&TraceContext>,
 ) -> NewRecord {
     let text = |value: &str| Bytes::from(value.to_owned());

@@ -13,7 +13,10 @@ use tokio::time::Instant;
 use super::cancels::Watcher;
 use super::coalesce::{Coalescer, Piece};
 use super::ending::Endings;
-use crate::fanout::{Begin, Begun, Fanout, LazyEnding, Live, LiveReply, Owner, Subject};
+use crate::fanout::{
+    BeginRequest, BeginResponse, DeferredOutcome, Fanout, LiveRequest, LiveResponse, MessageRef,
+    Owner,
+};
 
 /// A third of the lease, so that one lost renewal costs nothing.
 const RENEW_EVERY: Duration = Duration::from_secs(1);
@@ -44,7 +47,7 @@ struct Shared {
 
 /// What an attempt is about.
 pub(super) struct Subjects {
-    pub(super) subject: Subject,
+    pub(super) subject: MessageRef,
     pub(super) owner: Owner,
     pub(super) number: u32,
     /// Whether anybody watches; otherwise only the lease is renewed.
@@ -63,7 +66,7 @@ impl LiveWriter {
     pub(super) fn start(
         fanout: Arc<dyn Fanout>,
         subjects: Subjects,
-        cancelled: LazyEnding,
+        cancelled: DeferredOutcome,
         coalescer: Coalescer,
         watcher: Watcher,
     ) -> Self {
@@ -77,12 +80,12 @@ impl LiveWriter {
             asked: AtomicU64::new(0),
             ours: watch::Sender::new(0),
         });
-        let begin = Begin {
-            subject: subjects.subject,
+        let begin = BeginRequest {
+            message: subjects.subject,
             owner: subjects.owner,
-            had: subjects.number,
-            cancelled,
-            recall: None,
+            last_attempt: subjects.number,
+            cancelled_outcome: cancelled,
+            history: None,
         };
         let writing = Writing {
             fanout,
@@ -91,8 +94,8 @@ impl LiveWriter {
             shared: Arc::clone(&shared),
         };
         let watching = watcher.watch(
-            writing.begin.subject.user.clone(),
-            writing.begin.subject.message_id.clone(),
+            writing.begin.message.user.clone(),
+            writing.begin.message.message_id.clone(),
             Arc::clone(&shared.look),
         );
         let both = async move {
@@ -171,7 +174,7 @@ impl Drop for LiveWriter {
 
 struct Writing {
     fanout: Arc<dyn Fanout>,
-    begin: Begin,
+    begin: BeginRequest,
     stream: bool,
     shared: Arc<Shared>,
 }
@@ -219,19 +222,21 @@ impl Writing {
         let delta = piece.map(|piece| (piece.index, piece.text));
         loop {
             let asked = self.shared.asked.fetch_add(1, Ordering::AcqRel) + 1;
-            let call = Live {
-                subject: self.begin.subject.clone(),
+            let call = LiveRequest {
+                message: self.begin.message.clone(),
                 owner: self.begin.owner.clone(),
-                attempt: self.begin.had,
+                attempt: self.begin.last_attempt,
                 delta: delta.clone(),
             };
             match self.fanout.live(call).await {
-                Ok(LiveReply::Written) => {}
+                Ok(LiveResponse::Written) => {}
                 // A repeat of a piece that had arrived.
-                Ok(LiveReply::Expected(index)) if next.is_none_or(|next| next == index) => {}
-                Ok(LiveReply::Fenced) => return Err(Signal::Fenced),
-                Ok(LiveReply::Cancelled) => return Err(Signal::Cancelled),
-                Ok(LiveReply::Lost | LiveReply::Expected(_)) => self.begin_again().await?,
+                Ok(LiveResponse::Expected(index)) if next.is_none_or(|next| next == index) => {}
+                Ok(LiveResponse::Fenced) => return Err(Signal::Fenced),
+                Ok(LiveResponse::Cancelled) => return Err(Signal::Cancelled),
+                Ok(LiveResponse::DataLost | LiveResponse::Expected(_)) => {
+                    self.begin_again().await?
+                }
                 Err(error) => {
                     tracing::debug!(%error, "live text waits");
                     tokio::time::sleep(REPEAT_AFTER).await;
@@ -254,23 +259,26 @@ impl Writing {
     /// write the whole text again from index 0.
     async fn begin_again(&mut self) -> Result<(), Signal> {
         tracing::warn!(
-            attempt = self.begin.had,
+            attempt = self.begin.last_attempt,
             "the fan-out lost the text so far: begun again"
         );
         loop {
             // Cancelled meanwhile, the message ends with what was said until now.
-            let begin = Begin {
-                cancelled: Endings::cancelled_at(&self.begin.cancelled, self.said()),
+            let begin = BeginRequest {
+                cancelled_outcome: Endings::cancelled_at(
+                    &self.begin.cancelled_outcome,
+                    self.said(),
+                ),
                 ..self.begin.clone()
             };
             match self.fanout.begin(begin).await {
-                Ok(Begun::Attempt { number, .. }) => {
-                    self.begin.had = number;
+                Ok(BeginResponse::Attempt { number, .. }) => {
+                    self.begin.last_attempt = number;
                     self.shared.number.store(number, Ordering::Release);
                     self.shared.text.lock().restart();
                     return Ok(());
                 }
-                Ok(Begun::Ended(_) | Begun::Busy(_)) => return Err(Signal::Fenced),
+                Ok(BeginResponse::Ended(_) | BeginResponse::Busy(_)) => return Err(Signal::Fenced),
                 Err(_) => tokio::time::sleep(REPEAT_AFTER).await,
             }
         }

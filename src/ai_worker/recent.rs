@@ -10,7 +10,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::fanout::{Grown, HistoryMark, Turn, TurnStatus};
+use crate::fanout::{Appended, HistoryVersion, Turn, TurnStatus};
 use crate::protocol::record::Question;
 
 /// What is remembered, in bytes, of texts mostly: some ten thousand conversations.
@@ -24,7 +24,7 @@ const COST: usize = 200;
 #[derive(Debug)]
 pub(super) struct Known {
     /// The state.
-    pub(super) mark: HistoryMark,
+    pub(super) mark: HistoryVersion,
     /// The newest turns that the model is told of, oldest first.
     pub(super) turns: Vec<Turn>,
     /// When they were read.
@@ -35,7 +35,7 @@ pub(super) struct Known {
 }
 
 impl Known {
-    pub(super) fn new(mark: HistoryMark, turns: Vec<Turn>) -> Self {
+    pub(super) fn new(mark: HistoryVersion, turns: Vec<Turn>) -> Self {
         Self {
             lasts: !turns.is_empty(),
             read: Instant::now(),
@@ -56,13 +56,18 @@ impl Known {
 
     /// The same with one turn more, and at most `limit`; nothing where it was another state that
     /// grew.
-    pub(super) fn grown(mut self, grown: Grown, turn: &Turn, limit: usize) -> Option<Self> {
-        if self.mark != grown.before || !self.lasts {
+    pub(super) fn appended(
+        mut self,
+        appended: Appended,
+        turn: &Turn,
+        limit: usize,
+    ) -> Option<Self> {
+        if self.mark != appended.before || !self.lasts {
             return None;
         }
-        self.mark = grown.now;
+        self.mark = appended.after;
         if turn.status != TurnStatus::Failed {
-            let at_ms = grown.at_ms;
+            let at_ms = appended.at_ms;
             self.turns.push(Turn {
                 at_ms,
                 ..turn.clone()

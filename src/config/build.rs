@@ -16,7 +16,7 @@ use super::settings::{
     RedisSettings, RelaySettings, TokenEndpoint, TraceSampler, TraceSettings, WorkerSettings,
 };
 use super::{Role, checks};
-use crate::fanout::{Bounds, UserLimits};
+use crate::config::bounds::{Bounds, UserLimits};
 use config::ValueKind;
 
 /// What holds for one key.

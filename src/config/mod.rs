@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+pub mod bounds;
 mod build;
 mod checks;
 mod dotenv;

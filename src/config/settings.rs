@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
-use crate::fanout::Bounds;
+use crate::config::bounds::Bounds;
 
 /// How to reach Kafka, and how records are produced.
 #[derive(Debug, Clone)]

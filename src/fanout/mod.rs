@@ -17,6 +17,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
 use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId, UserId};
+use crate::protocol::open_message::{CancelResult, InFlightAnswer, PendingMessage};
 use crate::protocol::position::{Epoch, Position};
 use crate::protocol::record::Usage;
 
@@ -26,63 +27,11 @@ pub mod redis;
 /// How long a worker owns an answer after each `begin` or `live`, by the fan-out's clock.
 pub const LEASE: Duration = Duration::from_secs(3);
 
-/// What the fan-out keeps, how long and how much of it.
-#[derive(Debug, Clone)]
-pub struct Bounds {
-    /// Outcomes, cancel marks and forgotten ids (`DEDUP_TTL`).
-    pub dedup_ttl: Duration,
-    /// Frames in a mailbox (`MAILBOX_TTL`); an unused mailbox as a whole.
-    pub mailbox_ttl: Duration,
-    /// Frames in a mailbox.
-    pub mailbox_frames: usize,
-    /// Bytes of frames in a mailbox.
-    pub mailbox_bytes: usize,
-    /// Turns in a conversation.
-    pub history_turns: usize,
-    /// Age of a turn, and of a conversation since its last one.
-    pub history_ttl: Duration,
-    /// An entry of `pending` that nothing has ended, and an answer in flight (`MESSAGE_MAX_AGE`).
-    pub pending_ttl: Duration,
-    /// How much a user may ask for.
-    pub limits: UserLimits,
-}
-
-/// How much a user may ask for, over all gateways; 0 is without a bound, and the default.
-#[derive(Debug, Clone, Default)]
-pub struct UserLimits {
-    /// Messages in a window (`USER_RATE_LIMIT_MAX_REQUESTS`): so many at once, and then one after
-    /// each `window / requests`.
-    pub requests: u32,
-    /// `USER_RATE_LIMIT_WINDOW_SECONDS`.
-    pub window: Duration,
-    /// Model tokens in a day of UTC (`USER_DAILY_TOKENS`).
-    pub daily_tokens: u64,
-    /// Conversations (`USER_MAX_CONVERSATIONS`).
-    pub conversations: u32,
-    /// Messages that wait for their ends (`USER_MAX_PENDING`).
-    pub max_pending: u32,
-}
-
 /// How the frame begins that [`Fanout::revoke`] publishes: no frame of clients.
 pub const REVOKED_FRAME: &str = r#"{"type":"revoked","#;
 
-/// Milliseconds of a day, which is what [`UserLimits::daily_tokens`] are for.
+/// Milliseconds of a day, which is what `USER_DAILY_TOKENS` are for.
 const DAY_MS: i64 = 86_400_000;
-
-impl Default for Bounds {
-    fn default() -> Self {
-        Self {
-            dedup_ttl: Duration::from_secs(24 * 3600),
-            mailbox_ttl: Duration::from_secs(24 * 3600),
-            mailbox_frames: 200,
-            mailbox_bytes: 4 << 20,
-            history_turns: 1000,
-            history_ttl: Duration::from_secs(30 * 24 * 3600),
-            pending_ttl: Duration::from_secs(12 * 3600),
-            limits: UserLimits::default(),
-        }
-    }
-}
 
 /// The call was not carried out, or it is unknown whether it was: repeat it.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -101,7 +50,7 @@ pub type Result<T> = std::result::Result<T, FanoutError>;
 
 /// A message and whose it is: what most calls are about.
 #[derive(Debug, Clone)]
-pub struct Subject {
+pub struct MessageRef {
     /// Whose.
     pub user: UserId,
     /// The message.
@@ -141,14 +90,14 @@ pub struct Turn {
 
 /// How a message ends: its terminal record and its turn in the history.
 #[derive(Debug, Clone)]
-pub struct Ending {
+pub struct NewOutcome {
     /// The terminal record's JSON, as it is produced.
     pub frame: String,
     /// Goes into the history.
     pub turn: Turn,
 }
 
-impl Ending {
+impl NewOutcome {
     /// The model's tokens that it cost, as its record's `usage` says.
     fn tokens(&self) -> u64 {
         #[derive(serde::Deserialize)]
@@ -164,29 +113,29 @@ impl Ending {
 
 /// An ending that is made only where it is needed, which is seldom.
 #[derive(Clone)]
-pub struct LazyEnding(Arc<dyn Fn() -> Ending + Send + Sync>);
+pub struct DeferredOutcome(Arc<dyn Fn() -> NewOutcome + Send + Sync>);
 
-impl LazyEnding {
+impl DeferredOutcome {
     /// Made by this, each time.
-    pub fn new(make: impl Fn() -> Ending + Send + Sync + 'static) -> Self {
+    pub fn new(make: impl Fn() -> NewOutcome + Send + Sync + 'static) -> Self {
         Self(Arc::new(make))
     }
 
     /// The ending.
-    pub fn make(&self) -> Ending {
+    pub fn make(&self) -> NewOutcome {
         (self.0)()
     }
 }
 
-impl From<Ending> for LazyEnding {
-    fn from(ending: Ending) -> Self {
+impl From<NewOutcome> for DeferredOutcome {
+    fn from(ending: NewOutcome) -> Self {
         Self::new(move || ending.clone())
     }
 }
 
-impl fmt::Debug for LazyEnding {
+impl fmt::Debug for DeferredOutcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("LazyEnding")
+        f.write_str("DeferredOutcome")
     }
 }
 
@@ -201,42 +150,42 @@ const MANY_TURNS: usize = 1000;
 
 /// What is known to be a message's end.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Outcome {
+pub struct StoredOutcome {
     /// The terminal frame's JSON. Only this may be produced.
     pub frame: String,
     /// Where it is in `responses`, when a relay has delivered it; then there is nothing to produce.
-    pub delivered: Option<Position>,
+    pub delivered_at: Option<Position>,
 }
 
 /// Answer to [`Fanout::admit`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Admission {
     /// What is to be done.
-    pub admitted: Admitted,
+    pub decision: AdmissionDecision,
     /// Of a new message: how many are subscribed to the user's live channel. Whoever subscribes
     /// later finds the message in `pending`.
-    pub watchers: u64,
+    pub live_subscribers: u64,
 }
 
-impl From<Admitted> for Admission {
+impl From<AdmissionDecision> for Admission {
     /// Any number may be subscribed.
-    fn from(admitted: Admitted) -> Self {
+    fn from(admitted: AdmissionDecision) -> Self {
         Self {
-            admitted,
-            watchers: u64::MAX,
+            decision: admitted,
+            live_subscribers: u64::MAX,
         }
     }
 }
 
 /// What becomes of a message that a gateway has.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Admitted {
+pub enum AdmissionDecision {
     /// Not ended as far as is known: produce it. It is noted as pending.
     New,
     /// Over a limit: nothing was noted.
     Refused(Limit),
     /// Ended, and its terminal frame is on its way: nothing to produce.
-    Kept,
+    OutcomeStored,
     /// Ended and delivered: the frame, with its position.
     Delivered(String, Position),
     /// Its end was delivered once, and all of it has been forgotten since: nothing to produce, no
@@ -276,50 +225,50 @@ impl Owner {
 
 /// Argument of [`Fanout::begin`].
 #[derive(Debug, Clone)]
-pub struct Begin {
+pub struct BeginRequest {
     /// The message.
-    pub subject: Subject,
+    pub message: MessageRef,
     /// Who takes it.
     pub owner: Owner,
     /// The highest attempt that this owner has had; 0 for none.
-    pub had: u32,
+    pub last_attempt: u32,
     /// The ending that is kept if the message was cancelled before this.
-    pub cancelled: LazyEnding,
+    pub cancelled_outcome: DeferredOutcome,
     /// What is to be brought of the conversation's history with an attempt; `None` for nothing.
-    pub recall: Option<Recall>,
+    pub history: Option<HistoryRequest>,
 }
 
 /// Which state a conversation's history is in: another one after each change but the going of what
 /// is too old, or one too many where many are kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HistoryMark(String);
+pub struct HistoryVersion(String);
 
 /// What a worker wants to know of a conversation's history: [`Fanout::context`] in the same call.
 #[derive(Debug, Clone)]
-pub struct Recall {
+pub struct HistoryRequest {
     /// At most so many turns.
     pub limit: usize,
     /// None where the newest is older.
     pub max_age: Duration,
     /// The state of which the worker has the turns in mind: they are brought only where it is
     /// another one.
-    pub known: Option<HistoryMark>,
+    pub known_version: Option<HistoryVersion>,
 }
 
 /// A conversation's history as [`Fanout::begin`] found it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Recalled {
+pub enum HistoryResponse {
     /// In the state that the worker knows.
-    Known,
+    Unchanged,
     /// In this one, with these turns in the model's context, oldest first.
-    Turns(HistoryMark, Vec<Turn>),
+    Turns(HistoryVersion, Vec<Turn>),
 }
 
 /// Answer to [`Fanout::begin`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Begun {
+pub enum BeginResponse {
     /// Ended already; nothing to do but, unless it was delivered, to produce this.
-    Ended(Outcome),
+    Ended(StoredOutcome),
     /// Another owner's lease is alive for this much longer: ask again then.
     Busy(Duration),
     /// The answer is this owner's, with no text yet.
@@ -330,17 +279,17 @@ pub enum Begun {
         now_ms: i64,
         /// How many owners have begun this message, this one included: 1 where nobody did before.
         /// What an owner repeats counts once.
-        taking: u32,
+        delivery_count: u32,
         /// The history, where it was asked for. Its absence says nothing: ask for the context.
-        history: Option<Recalled>,
+        history: Option<HistoryResponse>,
     },
 }
 
 /// Argument of [`Fanout::live`].
 #[derive(Debug, Clone)]
-pub struct Live {
+pub struct LiveRequest {
     /// The message.
-    pub subject: Subject,
+    pub message: MessageRef,
     /// Who writes the answer.
     pub owner: Owner,
     /// In which attempt.
@@ -351,7 +300,7 @@ pub struct Live {
 
 /// Answer to [`Fanout::live`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LiveReply {
+pub enum LiveResponse {
     /// Done, and the lease is renewed.
     Written,
     /// Not this index (a repeat): this one is next. The lease is renewed.
@@ -361,50 +310,50 @@ pub enum LiveReply {
     /// The user has cancelled: stop, and `keep` what there is.
     Cancelled,
     /// The fan-out lost its data: `begin` again and send the whole text again.
-    Lost,
+    DataLost,
 }
 
 /// Argument of [`Fanout::keep`].
 #[derive(Debug, Clone)]
-pub struct Keep {
+pub struct KeepRequest {
     /// The message.
-    pub subject: Subject,
+    pub message: MessageRef,
     /// Who wrote the answer.
     pub owner: Owner,
     /// In which attempt.
     pub attempt: u32,
     /// How it ends.
-    pub ending: Arc<Ending>,
+    pub outcome: Arc<NewOutcome>,
     /// How it ends if it was cancelled: the text so far.
-    pub cancelled: LazyEnding,
+    pub cancelled_outcome: DeferredOutcome,
 }
 
 /// Answer to [`Fanout::keep`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Kept {
+pub enum KeepResponse {
     /// The message's outcome: this call's ending, its `cancelled`, or one that was there.
-    Outcome(Outcome),
+    Outcome(StoredOutcome),
     /// The outcome is this call's ending, and its turn is the newest of the conversation now,
     /// whose other turns are as they were.
-    Grown(Outcome, Grown),
+    Appended(StoredOutcome, Appended),
     /// Another owner or attempt: `begin` again to learn the outcome.
     Fenced,
 }
 
 /// A conversation's history with one turn more.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Grown {
+pub struct Appended {
     /// Its state before.
-    pub before: HistoryMark,
+    pub before: HistoryVersion,
     /// Its state now.
-    pub now: HistoryMark,
+    pub after: HistoryVersion,
     /// When the turn was stored, milliseconds since the Unix epoch by the fan-out's clock.
     pub at_ms: i64,
 }
 
 /// Argument of [`Fanout::deliver`].
 #[derive(Debug, Clone)]
-pub struct Deliver {
+pub struct DeliverRequest {
     /// Whose.
     pub user: UserId,
     /// The message, or the record's derived identity where an original worker wrote it.
@@ -414,13 +363,13 @@ pub struct Deliver {
     /// Where the record is in `responses`.
     pub position: Position,
     /// The user's last position that this relay knows to be in the mailbox.
-    pub known: Option<Position>,
+    pub known_end: Option<Position>,
     /// When the log got the record, in ms since the Unix epoch by its own clock. A turn that a history
     /// has lost comes back to its place by this; without, it becomes the newest. A fan-out that
     /// can't lose its data apart from the log's need not heed it.
-    pub ended_ms: Option<i64>,
+    pub logged_at_ms: Option<i64>,
     /// Below the group's commit as it was: published on the live channel only.
-    pub rewind: bool,
+    pub is_rewind: bool,
     /// The terminal frame's JSON with its `position`, as it goes to clients.
     pub frame: String,
     /// What the history is to say.
@@ -431,20 +380,20 @@ pub struct Deliver {
 
 /// Answer to [`Fanout::deliver`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Delivered {
+pub enum DeliverResponse {
     /// Put into the mailbox and published; so many subscriptions took it (of one node, where the
     /// fan-out is a cluster).
     Published(u64),
     /// Was delivered before, at this position or (the same message) at another one: only
     /// `pending` was cleared.
-    Already,
+    AlreadyDelivered,
     /// The mailbox ends below `known`: nothing was done. Rewind first.
-    Lost,
+    DataLost,
 }
 
 /// Argument of [`Fanout::read`].
 #[derive(Debug, Clone)]
-pub struct Read {
+pub struct ReadRequest {
     /// Whose.
     pub user: UserId,
     /// Frames after this position; without one no frames, only where the mailbox ends.
@@ -458,7 +407,7 @@ pub struct Read {
 
 /// Answer to [`Fanout::read`]: one consistent look.
 #[derive(Debug, Clone)]
-pub struct Look {
+pub struct UserView {
     /// The number of the last published frame of this user, 0 before the first.
     pub n: u64,
     /// The random id of the counter that `n` is of.
@@ -472,44 +421,14 @@ pub struct Look {
     /// empty where not `recovered`.
     pub frames: Vec<(Position, String)>,
     /// There are more after the last of `frames`: read again from its position.
-    pub more: bool,
+    pub has_more: bool,
     /// The last frame that a rewind has put into the mailbox, which may have trimmed it since. What
     /// is there up to it was delivered before, and is no news.
-    pub rebuilt: Option<Position>,
+    pub rebuilt_up_to: Option<Position>,
     /// Answers being written.
-    pub in_flight: Vec<InFlight>,
+    pub in_flight: Vec<InFlightAnswer>,
     /// What is accepted and not yet ended, oldest first: a hint.
-    pub pending: Vec<Pending>,
-}
-
-/// An answer being written.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct InFlight {
-    /// The message.
-    pub message_id: MessageId,
-    /// The client's own identifier, where there is one.
-    pub id: Option<ClientMessageId>,
-    /// The conversation.
-    pub conversation: ConversationId,
-    /// The attempt.
-    pub attempt: u32,
-    /// Index of the next delta.
-    pub index: u32,
-    /// The text so far.
-    pub text: String,
-}
-
-/// An accepted message without an end.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pending {
-    /// The message.
-    pub message_id: MessageId,
-    /// The client's own identifier, where there is one.
-    pub id: Option<ClientMessageId>,
-    /// The conversation.
-    pub conversation: ConversationId,
-    /// What the user wrote.
-    pub content: String,
+    pub pending: Vec<PendingMessage>,
 }
 
 /// A conversation of a user, as it is listed.
@@ -571,29 +490,29 @@ pub trait Feed: Send + Sync {
 pub trait Fanout: Send + Sync + 'static {
     /// A gateway is about to produce a message. `content` is kept in `pending` for the user's
     /// other devices.
-    async fn admit(&self, subject: &Subject, content: &str) -> Result<Admission>;
+    async fn admit(&self, subject: &MessageRef, content: &str) -> Result<Admission>;
 
     /// The log has acknowledged a message: publishes `frame` (the `accepted` frame for the user's
     /// other sockets, JSON) on the live channel, unless the message has ended already.
-    async fn accept(&self, subject: &Subject, frame: String) -> Result<()>;
+    async fn accept(&self, subject: &MessageRef, frame: String) -> Result<()>;
 
     /// A worker takes a message.
-    async fn begin(&self, call: Begin) -> Result<Begun>;
+    async fn begin(&self, call: BeginRequest) -> Result<BeginResponse>;
 
     /// A worker writes a piece of the answer, or renews its lease.
-    async fn live(&self, call: Live) -> Result<LiveReply>;
+    async fn live(&self, call: LiveRequest) -> Result<LiveResponse>;
 
     /// A worker ends a message.
-    async fn keep(&self, call: Keep) -> Result<Kept>;
+    async fn keep(&self, call: KeepRequest) -> Result<KeepResponse>;
 
     /// A relay brings a terminal record to its user.
-    async fn deliver(&self, call: Deliver) -> Result<Delivered>;
+    async fn deliver(&self, call: DeliverRequest) -> Result<DeliverResponse>;
 
     /// A user stops a message, from any device.
     async fn cancel(&self, user: &UserId, message_id: &MessageId) -> Result<CancelResult>;
 
     /// One consistent look at a user. The first one makes the empty mailbox.
-    async fn read(&self, call: Read) -> Result<Look>;
+    async fn read(&self, call: ReadRequest) -> Result<UserView>;
 
     /// The newest turns of a conversation that are part of the model's context (not failed), at
     /// most `limit`, oldest first; none where the newest is older than `max_age`.
@@ -616,7 +535,7 @@ pub trait Fanout: Send + Sync + 'static {
     /// produces it unless an end was delivered before. A resent one is never answered: while no
     /// end was delivered it is admitted as new (so that the log has it, and a worker says that it
     /// is cancelled; the second such record is dropped by `deliver`), but not noted as pending;
-    /// afterwards it is [`Admitted::Forgotten`]. What no longer is or not yet was known here
+    /// afterwards it is [`AdmissionDecision::Forgotten`]. What no longer is or not yet was known here
     /// (a message of the log that was never admitted, or of a server that lost its data) can't be
     /// forgotten.
     async fn forget(&self, user: &UserId, conversation: Option<&ConversationId>) -> Result<bool>;
@@ -642,7 +561,11 @@ pub trait Fanout: Send + Sync + 'static {
 
     /// Those of the `messages` whose end was delivered, in one look and in the order of `messages`: for
     /// who waits for an end that the mailbox can't tell any more.
-    async fn delivered(&self, user: &UserId, messages: &[MessageId]) -> Result<Vec<DeliveredEnd>>;
+    async fn delivered_outcomes(
+        &self,
+        user: &UserId,
+        messages: &[MessageId],
+    ) -> Result<Vec<DeliveredOutcome>>;
 
     /// Beside an original relay only: the gateway saw the message's answer, so it is no longer
     /// pending (protocol.md section 6).
@@ -671,16 +594,16 @@ pub trait Fanout: Send + Sync + 'static {
 
     /// Whether the marker of this partition of `responses` is on every server that holds users:
     /// false after a server lost its data.
-    async fn marker_present(&self, epoch: &Epoch) -> Result<bool>;
+    async fn has_marker(&self, epoch: &Epoch) -> Result<bool>;
 
     /// Puts the marker on every server that holds users.
     async fn set_marker(&self, epoch: &Epoch) -> Result<()>;
 
-    /// As [`Fanout::marker_present`], for a relay that is about to bring the mailboxes back: where
+    /// As [`Fanout::has_marker`], for a relay that is about to bring the mailboxes back: where
     /// the marker is gone, `token` (a random word) is left in its place.
     async fn begin_marker(&self, epoch: &Epoch, token: &str) -> Result<bool> {
         let _ = token;
-        self.marker_present(epoch).await
+        self.has_marker(epoch).await
     }
 
     /// Puts the marker on every server that has it or still has this `token`. False where one has
@@ -695,7 +618,10 @@ pub trait Fanout: Send + Sync + 'static {
     fn disruptions(&self) -> watch::Receiver<u64>;
 
     /// Opens the subscriptions of one gateway; the queue holds at most `capacity` events.
-    async fn feed(&self, capacity: usize) -> Result<(Arc<dyn Feed>, mpsc::Receiver<FeedEvent>)>;
+    async fn open_feed(
+        &self,
+        capacity: usize,
+    ) -> Result<(Arc<dyn Feed>, mpsc::Receiver<FeedEvent>)>;
 
     /// Sentences about the server's settings that endanger what chatmesh promises
     /// (`maxmemory-policy`, no persistence).
@@ -707,7 +633,7 @@ pub trait Fanout: Send + Sync + 'static {
 
 /// The end of a message that was delivered, of [`Fanout::delivered`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DeliveredEnd {
+pub struct DeliveredOutcome {
     /// The message.
     pub message_id: MessageId,
     /// Where it was delivered.
@@ -715,15 +641,4 @@ pub struct DeliveredEnd {
     /// The terminal frame; `None` where the message was forgotten, which ends as cancelled for who
     /// still waits.
     pub frame: Option<String>,
-}
-
-/// Answer to [`Fanout::cancel`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CancelResult {
-    /// It was pending, and is marked.
-    Cancelling,
-    /// It has ended.
-    AlreadyDone,
-    /// Nothing is known of it; the mark stays, for it may be on its way.
-    Unknown,
 }

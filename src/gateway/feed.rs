@@ -48,7 +48,7 @@ type Clears = mpsc::Sender<(Arc<Entry>, MessageId)>;
 async fn hand_out(gateway: &Gateway, clears: Clears) -> Result<(), GatewayError> {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
     let (feed, mut events) = loop {
-        match gateway.fanout.feed(EVENTS).await {
+        match gateway.fanout.open_feed(EVENTS).await {
             Ok(opened) => break opened,
             Err(error) => {
                 gateway.counters.redis_error("feed");

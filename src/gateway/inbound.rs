@@ -22,13 +22,14 @@ use super::registry::Entry;
 use super::user::{Socket, Source};
 use super::v1::asks::{self, Cancel};
 use super::{Gateway, feed};
-use crate::fanout::{Admitted, CancelResult, Limit, Subject};
 use crate::log::{AppendError, LogOffset};
+use crate::fanout::{AdmissionDecision, Limit, MessageRef};
 use crate::protocol::close::CloseReason;
 use crate::protocol::error_code::ErrorCode;
 use crate::protocol::frame::{Published, classic_error, parse_classic};
 use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId};
 use crate::protocol::log_record::NewRecord;
+use crate::protocol::open_message::CancelResult;
 use crate::protocol::position::Position;
 use crate::protocol::record::{QuestionRecord, add_trace, header};
 use crate::protocol::timestamp::now_rfc3339;
@@ -48,7 +49,7 @@ struct Message {
     content: String,
     received: Instant,
     /// Gateways that listen for this user's live frames, as far as is known.
-    watchers: u64,
+    live_subscribers: u64,
     /// From here to its acknowledgement.
     span: Span,
 }
@@ -79,7 +80,7 @@ enum Held {
     Cancel(Cancel),
 }
 
-type Asked = (Message, Option<Admitted>);
+type Asked = (Message, Option<AdmissionDecision>);
 
 /// The messages of one connection that are under way.
 pub(super) struct Inbound {
@@ -172,7 +173,7 @@ impl Inbound {
                     correlation_id,
                     content,
                     received: Instant::now(),
-                    watchers: u64::MAX,
+                    live_subscribers: u64::MAX,
                     span: self.begin(None),
                 }),
             }
@@ -206,7 +207,7 @@ impl Inbound {
                     correlation_id,
                     content,
                     received: Instant::now(),
-                    watchers: u64::MAX,
+                    live_subscribers: u64::MAX,
                     span: self.begin(trace),
                 };
                 if interrupt {
@@ -245,8 +246,8 @@ impl Inbound {
         }
     }
 
-    fn subject(&self, message: &Message) -> Subject {
-        Subject {
+    fn subject(&self, message: &Message) -> MessageRef {
+        MessageRef {
             user: self.session.user.clone(),
             message_id: message.id.clone(),
             id: message.client_id.clone(),
@@ -335,7 +336,7 @@ impl Inbound {
         }
     }
 
-    fn admitted(&mut self, mut message: Message, admitted: Option<Admitted>) {
+    fn admitted(&mut self, mut message: Message, admitted: Option<AdmissionDecision>) {
         let (id, correlation) = (message.id.clone(), message.correlation_id.clone());
         let conversation = message.conversation.clone();
         match admitted {
@@ -344,11 +345,11 @@ impl Inbound {
                 message.span.fail(code.as_str());
                 self.refuse(code, code.text(), &message.correlation_id, id);
             }
-            Some(Admitted::Refused(limit)) => {
+            Some(AdmissionDecision::Refused(limit)) => {
                 message.span.fail(ErrorCode::RateLimited.as_str());
                 self.over(limit, &message);
             }
-            Some(Admitted::New) => {
+            Some(AdmissionDecision::New) => {
                 self.entry
                     .state()
                     .awaited
@@ -367,7 +368,7 @@ impl Inbound {
                 }));
             }
             // Its answer is on its way.
-            Some(Admitted::Kept) => {
+            Some(AdmissionDecision::OutcomeStored) => {
                 let mut state = self.entry.state();
                 state
                     .awaited
@@ -376,15 +377,15 @@ impl Inbound {
                 drop(state);
                 self.accepted(&message);
             }
-            Some(Admitted::Delivered(frame, position)) if self.socket.line.is_some() => {
+            Some(AdmissionDecision::Delivered(frame, position)) if self.socket.line.is_some() => {
                 self.accepted(&message);
                 self.tell_again(&message, &frame, &position);
             }
-            Some(Admitted::Forgotten) => {
+            Some(AdmissionDecision::Forgotten) => {
                 self.accepted(&message);
                 self.forgotten(&message);
             }
-            Some(Admitted::Delivered(frame, position)) => {
+            Some(AdmissionDecision::Delivered(frame, position)) => {
                 self.entry
                     .state()
                     .awaited
@@ -596,7 +597,7 @@ impl Inbound {
     fn announce(&mut self, message: &Message) {
         // This socket, and for it this gateway's subscription.
         let own = usize::from(self.socket.line.is_some());
-        if message.watchers <= own as u64 && self.entry.state().followers.count() <= own {
+        if message.live_subscribers <= own as u64 && self.entry.state().followers.count() <= own {
             return;
         }
         let subject = self.subject(message);
@@ -624,7 +625,7 @@ impl Inbound {
 
 /// Asks the fan-out, again where it is away, for half of the time that a message has: the other
 /// half is the log's.
-async fn admit(gateway: Arc<Gateway>, subject: Subject, mut message: Message) -> Asked {
+async fn admit(gateway: Arc<Gateway>, subject: MessageRef, mut message: Message) -> Asked {
     let patience = gateway.settings.produce_timeout / 2;
     let deadline = message.received + patience;
     let _admitting = message.span.child(Kind::Internal, format_args!("admit"));
@@ -636,16 +637,16 @@ async fn admit(gateway: Arc<Gateway>, subject: Subject, mut message: Message) ->
         asks::ask(&gateway, "admit", deadline, admit).await
     };
     let admitted = admitted.map(|admission| {
-        message.watchers = admission.watchers;
-        admission.admitted
+        message.live_subscribers = admission.live_subscribers;
+        admission.decision
     });
     let admitted = match admitted {
         // Nobody counts while the fan-out is away, and that was asked for.
-        None if gateway.settings.rate_fail_open => Some(Admitted::New),
+        None if gateway.settings.rate_fail_open => Some(AdmissionDecision::New),
         admitted => admitted,
     };
     if message.interrupt
-        && admitted == Some(Admitted::New)
+        && admitted == Some(AdmissionDecision::New)
         && !asks::interrupt(&gateway, &subject, deadline).await
     {
         return (message, None);

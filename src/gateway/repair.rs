@@ -13,7 +13,7 @@ use super::registry::Entry;
 use super::user::{Source, up_to};
 use super::v1::followers::Mark;
 use super::{Gateway, feed};
-use crate::fanout::{FanoutError, Look, Read};
+use crate::fanout::{FanoutError, ReadRequest, UserView};
 use crate::protocol::frame;
 use crate::protocol::position::{Epoch, Position};
 
@@ -107,7 +107,7 @@ async fn read_all(gateway: &Gateway, entry: &Entry) {
 }
 
 /// Reads where the mailbox ends, for a socket that connects.
-pub(super) async fn look_at_end(gateway: &Gateway, entry: &Entry) -> Result<Look, FanoutError> {
+pub(super) async fn look_at_end(gateway: &Gateway, entry: &Entry) -> Result<UserView, FanoutError> {
     read(gateway, entry, None, false).await
 }
 
@@ -116,10 +116,10 @@ async fn read(
     entry: &Entry,
     after: Option<Position>,
     from_start: bool,
-) -> Result<Look, FanoutError> {
+) -> Result<UserView, FanoutError> {
     gateway
         .fanout
-        .read(Read {
+        .read(ReadRequest {
             user: entry.user.clone(),
             after,
             from_start,
@@ -132,7 +132,7 @@ async fn read(
 /// that one of them followed before the look, `fed` the last that had been published to us.
 async fn follow_up(
     entry: &Entry,
-    look: &Look,
+    look: &UserView,
     (newest, fed): (Option<Mark>, Option<Mark>),
     lost: bool,
 ) {
@@ -171,7 +171,10 @@ async fn delivered(
     if awaited.is_empty() {
         return Ok(Vec::new());
     }
-    let mut ends = gateway.fanout.delivered(&entry.user, &awaited).await?;
+    let mut ends = gateway
+        .fanout
+        .delivered_outcomes(&entry.user, &awaited)
+        .await?;
     ends.retain(|end| !only_forgotten || end.frame.is_none());
     let state = entry.state();
     let frames = ends.into_iter().map(|end| {
@@ -237,7 +240,7 @@ async fn check(gateway: &Gateway, entry: &Entry) -> Result<(), FanoutError> {
     for _ in 0..PAGES {
         let mut frames = std::mem::take(&mut look.frames);
         let last = frames.last().map(|(position, _)| position.clone());
-        let next = last.filter(|_| look.more);
+        let next = last.filter(|_| look.has_more);
         if lost {
             // The mailbox has nothing of what was forgotten, though its end may be what was missed.
             // Asked after the look: what was delivered before its frames is known by then.
@@ -250,7 +253,7 @@ async fn check(gateway: &Gateway, entry: &Entry) -> Result<(), FanoutError> {
             frames.sort_by_key(|(at, _)| (at.epoch == look.end.epoch, at.offset));
         }
         for (position, frame) in frames {
-            let old = [&look.rebuilt, &before].into_iter().flatten();
+            let old = [&look.rebuilt_up_to, &before].into_iter().flatten();
             let mailbox = position.epoch == look.end.epoch;
             let source = if mailbox && !old.into_iter().any(|old| up_to(&position, Some(old))) {
                 Source::Mailbox

@@ -21,7 +21,7 @@ use super::awaited::Awaited;
 use super::outbound::Outbound;
 use super::v1::Line;
 use super::v1::followers::Followers;
-use crate::fanout::Look;
+use crate::fanout::UserView;
 use crate::protocol::frame::Published;
 use crate::protocol::ids::{ConversationId, MessageId, UserId};
 use crate::protocol::position::Position;
@@ -193,7 +193,7 @@ impl UserState {
     }
 
     /// What another connection or gateway left open is waited for too.
-    pub(super) fn looked(&mut self, look: &Look) {
+    pub(super) fn looked(&mut self, look: &UserView) {
         for one in &look.pending {
             self.under_way(&one.message_id, Some(&one.conversation));
         }

@@ -8,6 +8,7 @@ pub mod error_code;
 pub mod frame;
 pub mod ids;
 pub mod log_record;
+pub mod open_message;
 pub mod position;
 pub mod record;
 pub mod timestamp;

@@ -10,7 +10,7 @@ use super::error_code::ErrorCode;
 use super::frame::{Kind, Published, Refused, content_of, json, read_object};
 use super::ids::{ClientMessageId, ConversationId, MessageId, UserId};
 use super::trace_context::TraceContext;
-use crate::fanout::{CancelResult, InFlight, Pending};
+use crate::protocol::open_message::{CancelResult, InFlightAnswer, PendingMessage};
 
 /// The name in `Sec-WebSocket-Protocol`.
 pub const SUBPROTOCOL: &str = "chatmesh.v1";
@@ -312,7 +312,7 @@ pub struct Welcome<'a> {
     /// False where the client has to reload the history.
     pub recovered: bool,
     /// What is accepted and has not ended.
-    pub pending: &'a [Pending],
+    pub pending: &'a [PendingMessage],
     /// Between protocol pings, milliseconds.
     pub heartbeat_ms: u64,
     /// Limits.
@@ -344,7 +344,7 @@ impl Welcome<'_> {
             limits: Limits,
         }
         let mut room = WELCOME_CONTENTS;
-        let entry = |one: &'_ Pending| {
+        let entry = |one: &'_ PendingMessage| {
             let fits = one.content.len() <= room;
             room -= if fits { one.content.len() } else { 0 };
             fits
@@ -410,7 +410,7 @@ impl Accepted<'_> {
 }
 
 /// The whole text of an answer being written.
-pub fn snapshot(user: &UserId, answer: &InFlight) -> String {
+pub fn snapshot(user: &UserId, answer: &InFlightAnswer) -> String {
     #[derive(Serialize)]
     struct Shape<'a> {
         r#type: &'static str,

@@ -9,7 +9,7 @@ use tracing::Instrument;
 
 use super::rewind::Rewind;
 use crate::config::settings::RelaySettings;
-use crate::fanout::{Deliver, Delivered, Fanout, TurnStatus};
+use crate::fanout::{DeliverRequest, DeliverResponse, Fanout, TurnStatus};
 use crate::pipeline::{Delivery, Handler, Stopped, Verdict, Work};
 use crate::protocol::error_code::ErrorCode;
 use crate::protocol::ids::{MessageId, UserId};
@@ -89,15 +89,15 @@ impl RelayHandler {
         publishing.text("messaging.operation.name", "publish");
         publishing.text("messaging.operation.type", "send");
         publishing.text("messaging.message.id", bring.message_id.as_str());
-        let call = Deliver {
+        let call = DeliverRequest {
             user: user.clone(),
             message_id: bring.message_id.clone(),
             conversation: terminal.conversation_id.clone(),
             position: position.clone(),
-            known,
+            known_end: known,
             // A record without a time has -1.
-            ended_ms: Some(record.timestamp_ms).filter(|ms| *ms > 0),
-            rewind: delivery.replay,
+            logged_at_ms: Some(record.timestamp_ms).filter(|ms| *ms > 0),
+            is_rewind: delivery.replay,
             frame: with_trace(bring.frame.clone(), publishing.context()),
             answer: answer(terminal),
             status: status(terminal),
@@ -110,7 +110,7 @@ impl RelayHandler {
                 let call = self.fanout.deliver(call.clone());
                 async move {
                     if lost {
-                        return Ok(Delivered::Lost);
+                        return Ok(DeliverResponse::DataLost);
                     }
                     call.await.inspect_err(|_| self.metrics.publish_failed())
                 }
@@ -118,7 +118,7 @@ impl RelayHandler {
             .await?;
         self.metrics.published(begun.elapsed());
         match delivered {
-            Delivered::Published(receivers) => {
+            DeliverResponse::Published(receivers) => {
                 publishing.number("chatmesh.receivers", receivers);
                 self.known.insert(whose, (delivery.generation, position));
                 if receivers == 0 && !delivery.replay {
@@ -132,12 +132,12 @@ impl RelayHandler {
                 }
                 Ok(Verdict::Done)
             }
-            Delivered::Already => {
+            DeliverResponse::AlreadyDelivered => {
                 // The mailbox ends here or above.
                 self.known.insert(whose, (delivery.generation, position));
                 Ok(Verdict::Done)
             }
-            Delivered::Lost => Ok(Verdict::GoBack),
+            DeliverResponse::DataLost => Ok(Verdict::GoBack),
         }
     }
 
@@ -347,7 +347,7 @@ mod tests {
 
     use super::super::rewind::tests::{SlowLog, settings};
     use super::*;
-    use crate::fanout::Bounds;
+    use crate::config::bounds::Bounds;
     use crate::fanout::embedded::EmbeddedFanout;
     use crate::store::Store;
 

@@ -140,7 +140,7 @@ impl Rewind {
 
     async fn lost_marker(&self, partition: i32) -> bool {
         matches!(
-            self.fanout.marker_present(&self.epoch(partition)).await,
+            self.fanout.has_marker(&self.epoch(partition)).await,
             Ok(false)
         )
     }
@@ -229,8 +229,8 @@ pub(super) mod tests {
     use futures_util::future::BoxFuture;
 
     use super::*;
+    use crate::config::bounds::Bounds;
     use crate::config::settings::PipelineSettings;
-    use crate::fanout::Bounds;
     use crate::fanout::embedded::EmbeddedFanout;
     use crate::log::{AppendError, Consumer, LogError, LogOffset, TopicSpec};
     use crate::protocol::log_record::NewRecord;

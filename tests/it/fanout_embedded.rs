@@ -4,13 +4,15 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use chatmesh::config::bounds::Bounds;
 use chatmesh::fanout::embedded::EmbeddedFanout;
 use chatmesh::fanout::{
-    Admission, Begin, Begun, Bounds, CancelResult, ConversationEntry, Deliver, Delivered,
-    DeliveredEnd, Fanout, Feed, FeedEvent, Keep, Kept, Live, LiveReply, Look, Read, Result,
-    Subject, Turn,
+    Admission, BeginRequest, BeginResponse, ConversationEntry, DeliverRequest, DeliverResponse,
+    DeliveredOutcome, Fanout, Feed, FeedEvent, KeepRequest, KeepResponse, LiveRequest,
+    LiveResponse, MessageRef, ReadRequest, Result, Turn, UserView,
 };
 use chatmesh::protocol::ids::{ConversationId, MessageId, UserId};
+use chatmesh::protocol::open_message::CancelResult;
 use chatmesh::protocol::position::Epoch;
 use chatmesh::store::{Store, Table};
 use parking_lot::Mutex;
@@ -61,11 +63,11 @@ impl Replaceable {
 
 #[async_trait]
 impl Fanout for Replaceable {
-    async fn admit(&self, subject: &Subject, content: &str) -> Result<Admission> {
+    async fn admit(&self, subject: &MessageRef, content: &str) -> Result<Admission> {
         self.now().admit(subject, content).await
     }
 
-    async fn accept(&self, subject: &Subject, frame: String) -> Result<()> {
+    async fn accept(&self, subject: &MessageRef, frame: String) -> Result<()> {
         self.now().accept(subject, frame).await
     }
 
@@ -92,19 +94,19 @@ impl Fanout for Replaceable {
         self.now().history(user, conversation, before, limit).await
     }
 
-    async fn begin(&self, call: Begin) -> Result<Begun> {
+    async fn begin(&self, call: BeginRequest) -> Result<BeginResponse> {
         self.now().begin(call).await
     }
 
-    async fn live(&self, call: Live) -> Result<LiveReply> {
+    async fn live(&self, call: LiveRequest) -> Result<LiveResponse> {
         self.now().live(call).await
     }
 
-    async fn keep(&self, call: Keep) -> Result<Kept> {
+    async fn keep(&self, call: KeepRequest) -> Result<KeepResponse> {
         self.now().keep(call).await
     }
 
-    async fn deliver(&self, call: Deliver) -> Result<Delivered> {
+    async fn deliver(&self, call: DeliverRequest) -> Result<DeliverResponse> {
         self.now().deliver(call).await
     }
 
@@ -112,7 +114,7 @@ impl Fanout for Replaceable {
         self.now().cancel(user, message_id).await
     }
 
-    async fn read(&self, call: Read) -> Result<Look> {
+    async fn read(&self, call: ReadRequest) -> Result<UserView> {
         self.now().read(call).await
     }
 
@@ -126,8 +128,12 @@ impl Fanout for Replaceable {
         self.now().context(user, conversation, limit, max_age).await
     }
 
-    async fn delivered(&self, user: &UserId, messages: &[MessageId]) -> Result<Vec<DeliveredEnd>> {
-        self.now().delivered(user, messages).await
+    async fn delivered_outcomes(
+        &self,
+        user: &UserId,
+        messages: &[MessageId],
+    ) -> Result<Vec<DeliveredOutcome>> {
+        self.now().delivered_outcomes(user, messages).await
     }
 
     async fn clear_pending(&self, user: &UserId, message_id: &MessageId) -> Result<()> {
@@ -155,8 +161,8 @@ impl Fanout for Replaceable {
         self.now().issue_token(user, candidate, ttl).await
     }
 
-    async fn marker_present(&self, epoch: &Epoch) -> Result<bool> {
-        self.now().marker_present(epoch).await
+    async fn has_marker(&self, epoch: &Epoch) -> Result<bool> {
+        self.now().has_marker(epoch).await
     }
 
     async fn set_marker(&self, epoch: &Epoch) -> Result<()> {
@@ -167,8 +173,11 @@ impl Fanout for Replaceable {
         self.now().disruptions()
     }
 
-    async fn feed(&self, capacity: usize) -> Result<(Arc<dyn Feed>, mpsc::Receiver<FeedEvent>)> {
-        self.now().feed(capacity).await
+    async fn open_feed(
+        &self,
+        capacity: usize,
+    ) -> Result<(Arc<dyn Feed>, mpsc::Receiver<FeedEvent>)> {
+        self.now().open_feed(capacity).await
     }
 
     async fn warnings(&self) -> Result<Vec<String>> {

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chatmesh::config::bounds::Bounds;
 use chatmesh::config::settings::EmbeddedSettings;
-use chatmesh::fanout::Bounds;
 use chatmesh::log::embedded::EmbeddedLog;
 use chatmesh::log::{AppendError, Consumer, ConsumerEvent, Log};
 use chatmesh::protocol::log_record::{NewRecord, Record};

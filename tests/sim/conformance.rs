@@ -19,7 +19,7 @@ use chatmesh::config::settings::RedisSettings;
 use chatmesh::fanout::embedded::EmbeddedFanout;
 use chatmesh::fanout::redis::RedisFanout;
 use chatmesh::fanout::{
-    self as real, Channel, Fanout, Feed, FeedEvent, LiveReply, Subject, TurnStatus,
+    self as real, Channel, Fanout, Feed, FeedEvent, LiveResponse, MessageRef, TurnStatus,
 };
 use chatmesh::protocol::ids::{ConversationId, MessageId, UserId};
 use chatmesh::protocol::position::{self, Epoch};
@@ -127,8 +127,8 @@ fn place(position: &position::Position) -> Offset {
 }
 
 impl Runner<'_> {
-    fn subject(&self, message: Message) -> Subject {
-        Subject {
+    fn subject(&self, message: Message) -> MessageRef {
+        MessageRef {
             user: self.user.clone(),
             message_id: id(message),
             id: None,
@@ -136,8 +136,8 @@ impl Runner<'_> {
         }
     }
 
-    fn ending(message: Message, end: End) -> real::Ending {
-        real::Ending {
+    fn ending(message: Message, end: End) -> real::NewOutcome {
+        real::NewOutcome {
             frame: frame(message, end),
             turn: real::Turn {
                 message_id: id(message),
@@ -152,21 +152,23 @@ impl Runner<'_> {
     /// What the fan-out says, as text.
     async fn call(&mut self, op: Op) -> Result<String, real::FanoutError> {
         let fanout = self.real.fanout();
-        let outcome = |outcome: real::Outcome| {
+        let outcome = |outcome: real::StoredOutcome| {
             format!(
                 "{} {:?}",
                 outcome.frame,
-                outcome.delivered.map(|at| place(&at))
+                outcome.delivered_at.map(|at| place(&at))
             )
         };
         let owned = |owner: Owner| owners()[usize::from(owner)].clone();
         Ok(match op {
-            Op::Admit(message) => match fanout.admit(&self.subject(message), "?").await?.admitted {
-                real::Admitted::New => "new".into(),
-                real::Admitted::Kept => "kept".into(),
-                real::Admitted::Delivered(frame, at) => format!("{frame} at {}", place(&at)),
-                real::Admitted::Forgotten => "forgotten".into(),
-                real::Admitted::Refused(limit) => format!("{limit:?}"),
+            Op::Admit(message) => match fanout.admit(&self.subject(message), "?").await?.decision {
+                real::AdmissionDecision::New => "new".into(),
+                real::AdmissionDecision::OutcomeStored => "kept".into(),
+                real::AdmissionDecision::Delivered(frame, at) => {
+                    format!("{frame} at {}", place(&at))
+                }
+                real::AdmissionDecision::Forgotten => "forgotten".into(),
+                real::AdmissionDecision::Refused(limit) => format!("{limit:?}"),
             },
             Op::Accept(message) => {
                 let frame = format!(r#"{{"type":"accepted","message_id":"m{message}"}}"#);
@@ -174,61 +176,67 @@ impl Runner<'_> {
                 String::new()
             }
             Op::Begin(message, owner, had) => {
-                let call = real::Begin {
-                    subject: self.subject(message),
+                let call = real::BeginRequest {
+                    message: self.subject(message),
                     owner: owned(owner),
-                    had: u32::from(had),
-                    cancelled: Self::ending(message, STOPPED).into(),
-                    recall: None,
+                    last_attempt: u32::from(had),
+                    cancelled_outcome: Self::ending(message, STOPPED).into(),
+                    history: None,
                 };
                 match fanout.begin(call).await? {
-                    real::Begun::Ended(end) => outcome(end),
-                    real::Begun::Busy(_) => "busy".into(),
-                    real::Begun::Attempt { number, taking, .. } => {
+                    real::BeginResponse::Ended(end) => outcome(end),
+                    real::BeginResponse::Busy(_) => "busy".into(),
+                    real::BeginResponse::Attempt {
+                        number,
+                        delivery_count,
+                        ..
+                    } => {
                         format!("attempt {number}, taking {taking}")
                     }
                 }
             }
             Op::Live(message, owner, attempt, piece) => {
-                let call = real::Live {
-                    subject: self.subject(message),
+                let call = real::LiveRequest {
+                    message: self.subject(message),
                     owner: owned(owner),
                     attempt: u32::from(attempt),
                     delta: piece.map(|(index, call)| (u32::from(index), format!("[{call}]"))),
                 };
                 match fanout.live(call).await? {
-                    LiveReply::Expected(next) => format!("expected {next}"),
+                    LiveResponse::Expected(next) => format!("expected {next}"),
                     other => format!("{other:?}").to_lowercase(),
                 }
             }
             Op::Keep(message, owner, attempt, end) => {
-                let call = real::Keep {
-                    subject: self.subject(message),
+                let call = real::KeepRequest {
+                    message: self.subject(message),
                     owner: owned(owner),
                     attempt: u32::from(attempt),
-                    ending: Self::ending(message, end).into(),
-                    cancelled: Self::ending(message, STOPPED).into(),
+                    outcome: Self::ending(message, end).into(),
+                    cancelled_outcome: Self::ending(message, STOPPED).into(),
                 };
                 match fanout.keep(call).await? {
-                    real::Kept::Outcome(end) | real::Kept::Grown(end, _) => outcome(end),
-                    real::Kept::Fenced => "fenced".into(),
+                    real::KeepResponse::Outcome(end) | real::KeepResponse::Appended(end, _) => {
+                        outcome(end)
+                    }
+                    real::KeepResponse::Fenced => "fenced".into(),
                 }
             }
             Op::Deliver(message, offset, known, end, rewind) => {
-                let call = real::Deliver {
+                let call = real::DeliverRequest {
                     user: self.user.clone(),
                     message_id: id(message),
                     conversation: Some(self.subject(message).conversation),
                     position: at(offset),
-                    known: known.map(at),
-                    ended_ms: None,
-                    rewind,
+                    known_end: known.map(at),
+                    logged_at_ms: None,
+                    is_rewind: rewind,
                     frame: frame(message, end),
                     answer: words(end),
                     status: status(end.how),
                 };
                 match fanout.deliver(call).await? {
-                    real::Delivered::Published(_) => "published".into(),
+                    real::DeliverResponse::Published(_) => "published".into(),
                     other => format!("{other:?}").to_lowercase(),
                 }
             }
@@ -277,7 +285,7 @@ impl Runner<'_> {
             Some(Position::Empty(id)) => self.names.mailboxes.get(&id).cloned(),
             None => None,
         };
-        let call = real::Read {
+        let call = real::ReadRequest {
             user: self.user.clone(),
             after: theirs_after.clone(),
             from_start: false,
@@ -310,7 +318,7 @@ impl Runner<'_> {
         let ours = (
             u64::from(ours.n),
             ours.recovered,
-            ours.rebuilt.map(at),
+            ours.rebuilt_up_to.map(at),
             frames.collect::<Vec<_>>(),
             flights.collect::<Vec<_>>(),
             pending.collect::<Vec<_>>(),
@@ -550,20 +558,20 @@ async fn a_marker_that_is_written_again_does_not_call_an_emptied_redis_complete(
         // As on a server that was emptied after a relay had left its token.
         let epoch = unique();
         assert!(!fanout.complete_marker(&epoch, "token").await.unwrap());
-        assert!(!fanout.marker_present(&epoch).await.unwrap());
+        assert!(!fanout.has_marker(&epoch).await.unwrap());
         // Two relays, one after the other: the first one's word counts no more.
         assert!(!fanout.begin_marker(&epoch, "one").await.unwrap());
-        assert!(!fanout.marker_present(&epoch).await.unwrap());
+        assert!(!fanout.has_marker(&epoch).await.unwrap());
         assert!(!fanout.begin_marker(&epoch, "two").await.unwrap());
         assert!(!fanout.complete_marker(&epoch, "one").await.unwrap());
         assert!(fanout.complete_marker(&epoch, "two").await.unwrap());
-        assert!(fanout.marker_present(&epoch).await.unwrap());
+        assert!(fanout.has_marker(&epoch).await.unwrap());
         // Whoever comes now finds it, and a repeat changes nothing.
         assert!(fanout.begin_marker(&epoch, "three").await.unwrap());
         assert!(fanout.complete_marker(&epoch, "three").await.unwrap());
         let other = unique();
         fanout.set_marker(&other).await.unwrap();
-        assert!(fanout.marker_present(&other).await.unwrap());
+        assert!(fanout.has_marker(&other).await.unwrap());
     }
 }
 

@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use chatmesh::config::bounds::Bounds;
 use chatmesh::config::settings::EmbeddedSettings;
-use chatmesh::fanout::Bounds;
 use chatmesh::log::embedded::EmbeddedLog;
 use chatmesh::log::{ConsumerEvent, Log};
 use chatmesh::protocol::log_record::NewRecord;

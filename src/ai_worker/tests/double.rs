@@ -12,13 +12,15 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
 use super::Journal;
+use crate::config::bounds::Bounds;
 use crate::fanout::embedded::EmbeddedFanout;
 use crate::fanout::{
-    Admission, Begin, Begun, Bounds, CancelResult, Channel, ConversationEntry, Deliver, Delivered,
-    DeliveredEnd, Fanout, FanoutError, Feed, FeedEvent, Keep, Kept, Live, LiveReply, Look, Read,
-    Result, Subject, Turn,
+    Admission, BeginRequest, BeginResponse, Channel, ConversationEntry, DeliverRequest,
+    DeliverResponse, DeliveredOutcome, Fanout, FanoutError, Feed, FeedEvent, KeepRequest,
+    KeepResponse, LiveRequest, LiveResponse, MessageRef, ReadRequest, Result, Turn, UserView,
 };
 use crate::protocol::ids::{ConversationId, MessageId, UserId};
+use crate::protocol::open_message::CancelResult;
 use crate::protocol::position::Epoch;
 use crate::store::Store;
 
@@ -180,20 +182,20 @@ impl Double {
 
 #[async_trait]
 impl Fanout for Double {
-    async fn admit(&self, subject: &Subject, content: &str) -> Result<Admission> {
+    async fn admit(&self, subject: &MessageRef, content: &str) -> Result<Admission> {
         self.inner().admit(subject, content).await
     }
 
-    async fn accept(&self, subject: &Subject, frame: String) -> Result<()> {
+    async fn accept(&self, subject: &MessageRef, frame: String) -> Result<()> {
         self.inner().accept(subject, frame).await
     }
 
-    async fn begin(&self, call: Begin) -> Result<Begun> {
+    async fn begin(&self, call: BeginRequest) -> Result<BeginResponse> {
         self.begins.fetch_add(1, Ordering::SeqCst);
         self.begin_gate.pass().await;
         let mut begun = self.inner().begin(call).await;
         if self.is_context_away()
-            && let Ok(Begun::Attempt { history, .. }) = &mut begun
+            && let Ok(BeginResponse::Attempt { history, .. }) = &mut begun
         {
             *history = None;
         }
@@ -201,27 +203,27 @@ impl Fanout for Double {
         begun
     }
 
-    async fn live(&self, call: Live) -> Result<LiveReply> {
+    async fn live(&self, call: LiveRequest) -> Result<LiveResponse> {
         self.live_gate.pass().await;
         let (attempt, delta) = (call.attempt, call.delta.clone());
         let reply = self.inner().live(call).await?;
         self.written.lock().unwrap().push(Written {
             at: Instant::now(),
             attempt,
-            delta: delta.filter(|_| reply == LiveReply::Written),
+            delta: delta.filter(|_| reply == LiveResponse::Written),
         });
         Ok(reply)
     }
 
-    async fn keep(&self, call: Keep) -> Result<Kept> {
+    async fn keep(&self, call: KeepRequest) -> Result<KeepResponse> {
         let kept = self.inner().keep(call).await?;
-        if matches!(kept, Kept::Outcome(_) | Kept::Grown(..)) {
+        if matches!(kept, KeepResponse::Outcome(_) | KeepResponse::Appended(..)) {
             self.journal.lock().unwrap().push("kept".into());
         }
         Ok(kept)
     }
 
-    async fn deliver(&self, call: Deliver) -> Result<Delivered> {
+    async fn deliver(&self, call: DeliverRequest) -> Result<DeliverResponse> {
         self.inner().deliver(call).await
     }
 
@@ -237,7 +239,7 @@ impl Fanout for Double {
         Ok(result)
     }
 
-    async fn read(&self, call: Read) -> Result<Look> {
+    async fn read(&self, call: ReadRequest) -> Result<UserView> {
         self.inner().read(call).await
     }
 
@@ -279,8 +281,12 @@ impl Fanout for Double {
         inner.history(user, conversation, before, limit).await
     }
 
-    async fn delivered(&self, user: &UserId, messages: &[MessageId]) -> Result<Vec<DeliveredEnd>> {
-        self.inner().delivered(user, messages).await
+    async fn delivered_outcomes(
+        &self,
+        user: &UserId,
+        messages: &[MessageId],
+    ) -> Result<Vec<DeliveredOutcome>> {
+        self.inner().delivered_outcomes(user, messages).await
     }
 
     async fn clear_pending(&self, user: &UserId, message_id: &MessageId) -> Result<()> {
@@ -300,8 +306,8 @@ impl Fanout for Double {
         self.inner().issue_token(user, candidate, ttl).await
     }
 
-    async fn marker_present(&self, epoch: &Epoch) -> Result<bool> {
-        self.inner().marker_present(epoch).await
+    async fn has_marker(&self, epoch: &Epoch) -> Result<bool> {
+        self.inner().has_marker(epoch).await
     }
 
     async fn set_marker(&self, epoch: &Epoch) -> Result<()> {
@@ -312,7 +318,10 @@ impl Fanout for Double {
         self.inner().disruptions()
     }
 
-    async fn feed(&self, capacity: usize) -> Result<(Arc<dyn Feed>, mpsc::Receiver<FeedEvent>)> {
+    async fn open_feed(
+        &self,
+        capacity: usize,
+    ) -> Result<(Arc<dyn Feed>, mpsc::Receiver<FeedEvent>)> {
         if self.ears.deaf.load(Ordering::SeqCst) {
             return Err(FanoutError::Unavailable("away".into()));
         }

@@ -9,30 +9,32 @@ use super::keys;
 use super::user::{Flight, UserState, millis};
 use super::users::World;
 use crate::fanout::{
-    Admission, Admitted, Begin, Begun, CancelResult, Channel, Ending, Grown, Keep, Kept, LEASE,
-    Live, LiveReply, Outcome, Recall, Result, Subject,
+    Admission, AdmissionDecision, Appended, BeginRequest, BeginResponse, Channel, HistoryRequest,
+    KeepRequest, KeepResponse, LEASE, LiveRequest, LiveResponse, MessageRef, NewOutcome, Result,
+    StoredOutcome,
 };
 use crate::protocol::ids::MessageId;
+use crate::protocol::open_message::CancelResult;
 use crate::store::{Batch, Table};
 
 impl UserState {
     pub(super) fn admit(
         &mut self,
-        subject: &Subject,
+        subject: &MessageRef,
         content: &str,
         world: &World<'_>,
     ) -> Result<Admission> {
         let new = Admission {
-            admitted: Admitted::New,
-            watchers: self.watchers(),
+            decision: AdmissionDecision::New,
+            live_subscribers: self.live_subscribers(),
         };
         match self.end(&subject.message_id, world)? {
-            Some(End::Outcome(Outcome {
+            Some(End::Outcome(StoredOutcome {
                 frame,
-                delivered: Some(position),
-            })) => return Ok(Admitted::Delivered(frame, position).into()),
-            Some(End::Outcome(_)) => return Ok(Admitted::Kept.into()),
-            Some(End::Forgotten(Some(_))) => return Ok(Admitted::Forgotten.into()),
+                delivered_at: Some(position),
+            })) => return Ok(AdmissionDecision::Delivered(frame, position).into()),
+            Some(End::Outcome(_)) => return Ok(AdmissionDecision::OutcomeStored.into()),
+            Some(End::Forgotten(Some(_))) => return Ok(AdmissionDecision::Forgotten.into()),
             // Nobody has been told yet: a worker will say that it is cancelled, once the log has
             // it. What was written is not noted again.
             Some(End::Forgotten(None)) => return Ok(new),
@@ -41,7 +43,7 @@ impl UserState {
         if !self.is_pending(&subject.message_id, world) {
             let mut batch = Batch::default();
             if let Some(limit) = self.over_limit(&mut batch, &subject.conversation, world)? {
-                return Ok(Admitted::Refused(limit).into());
+                return Ok(AdmissionDecision::Refused(limit).into());
             }
             self.put_pending(&mut batch, subject, content, world);
             world.store.commit(batch)?;
@@ -61,34 +63,45 @@ impl UserState {
         Ok(())
     }
 
-    pub(super) fn begin(&mut self, call: Begin, world: &World<'_>) -> Result<Begun> {
-        let message = &call.subject.message_id;
+    pub(super) fn begin(&mut self, call: BeginRequest, world: &World<'_>) -> Result<BeginResponse> {
+        let message = &call.message.message_id;
         match self.end(message, world)? {
-            Some(End::Outcome(outcome)) => return Ok(Begun::Ended(outcome)),
+            Some(End::Outcome(outcome)) => return Ok(BeginResponse::Ended(outcome)),
             Some(End::Forgotten(delivered)) => {
-                let frame = call.cancelled.make().frame;
-                return Ok(Begun::Ended(Outcome { frame, delivered }));
+                let frame = call.cancelled_outcome.make().frame;
+                return Ok(BeginResponse::Ended(StoredOutcome {
+                    frame,
+                    delivered_at: delivered,
+                }));
             }
             None => {}
         }
         if self.is_marked(message, world) {
             let (outcome, _) =
-                self.store_outcome(&call.subject, call.cancelled.make(), 0, world)?;
-            return Ok(Begun::Ended(outcome));
+                self.store_outcome(&call.message, call.cancelled_outcome.make(), 0, world)?;
+            return Ok(BeginResponse::Ended(outcome));
         }
         let number = match self.flight(message, world) {
-            Some(flight) if flight.owner == call.owner && flight.attempt > call.had => {
+            Some(flight) if flight.owner == call.owner && flight.attempt > call.last_attempt => {
                 let number = flight.attempt;
-                let taking = flight.owners.len() as u32;
+                let delivery_count = flight.owners.len() as u32;
                 self.renew(message, world);
-                return self.begun(number, taking, &call.subject, call.recall.as_ref(), world);
+                return self.begun(
+                    number,
+                    delivery_count,
+                    &call.message,
+                    call.history.as_ref(),
+                    world,
+                );
             }
             Some(flight) if flight.owner != call.owner && flight.lease_until_ms > world.now_ms => {
                 let left = flight.lease_until_ms - world.now_ms;
-                return Ok(Begun::Busy(std::time::Duration::from_millis(left as u64)));
+                return Ok(BeginResponse::Busy(std::time::Duration::from_millis(
+                    left as u64,
+                )));
             }
-            Some(flight) => flight.attempt.max(call.had) + 1,
-            None => call.had + 1,
+            Some(flight) => flight.attempt.max(call.last_attempt) + 1,
+            None => call.last_attempt + 1,
         };
         let mut owners = match self.flights.remove(message) {
             Some(flight) => flight.owners,
@@ -97,12 +110,12 @@ impl UserState {
         if !owners.contains(&call.owner) {
             owners.push(call.owner.clone());
         }
-        let taking = owners.len() as u32;
+        let delivery_count = owners.len() as u32;
         self.flights.insert(
             message.clone(),
             Flight {
-                id: call.subject.id.clone(),
-                conversation: call.subject.conversation.clone(),
+                id: call.message.id.clone(),
+                conversation: call.message.conversation.clone(),
                 owner: call.owner,
                 attempt: number,
                 index: 0,
@@ -116,24 +129,30 @@ impl UserState {
         );
         self.renew(message, world);
         if number > 1 {
-            self.publish_live(&call.subject, number, None);
+            self.publish_live(&call.message, number, None);
         }
-        self.begun(number, taking, &call.subject, call.recall.as_ref(), world)
+        self.begun(
+            number,
+            delivery_count,
+            &call.message,
+            call.history.as_ref(),
+            world,
+        )
     }
 
     fn begun(
         &mut self,
         number: u32,
-        taking: u32,
-        subject: &Subject,
-        recall: Option<&Recall>,
+        delivery_count: u32,
+        subject: &MessageRef,
+        recall: Option<&HistoryRequest>,
         world: &World<'_>,
-    ) -> Result<Begun> {
+    ) -> Result<BeginResponse> {
         let history = recall.map(|recall| self.recall(&subject.conversation, recall, world));
-        Ok(Begun::Attempt {
+        Ok(BeginResponse::Attempt {
             number,
             now_ms: world.now_ms,
-            taking,
+            delivery_count,
             history: history.transpose()?,
         })
     }
@@ -145,8 +164,8 @@ impl UserState {
         }
     }
 
-    pub(super) fn live(&mut self, call: &Live, world: &World<'_>) -> Result<LiveReply> {
-        let message = &call.subject.message_id;
+    pub(super) fn live(&mut self, call: &LiveRequest, world: &World<'_>) -> Result<LiveResponse> {
+        let message = &call.message.message_id;
         let known = self.flight(message, world).map(|flight| {
             (
                 flight.ended,
@@ -156,71 +175,74 @@ impl UserState {
         });
         // Every outcome passes through this state, so where an answer is in flight, it knows.
         if let Some((true, ..)) = known {
-            return Ok(LiveReply::Fenced);
+            return Ok(LiveResponse::Fenced);
         }
         if known.is_none() {
             match self.end(message, world)? {
-                Some(End::Forgotten(None)) => return Ok(LiveReply::Cancelled),
-                Some(_) => return Ok(LiveReply::Fenced),
+                Some(End::Forgotten(None)) => return Ok(LiveResponse::Cancelled),
+                Some(_) => return Ok(LiveResponse::Fenced),
                 None => {}
             }
         }
         if self.is_marked(message, world) {
-            return Ok(LiveReply::Cancelled);
+            return Ok(LiveResponse::Cancelled);
         }
         let Some((_, next, owns)) = known else {
-            return Ok(LiveReply::Lost);
+            return Ok(LiveResponse::DataLost);
         };
         if !owns {
-            return Ok(LiveReply::Fenced);
+            return Ok(LiveResponse::Fenced);
         }
         self.renew(message, world);
         let Some((index, content)) = &call.delta else {
-            return Ok(LiveReply::Written);
+            return Ok(LiveResponse::Written);
         };
         if *index != next {
-            return Ok(LiveReply::Expected(next));
+            return Ok(LiveResponse::Expected(next));
         }
         if let Some(flight) = self.flights.get_mut(message) {
             flight.text.push_str(content);
             flight.index += 1;
         }
-        self.publish_live(&call.subject, call.attempt, Some((*index, content)));
-        Ok(LiveReply::Written)
+        self.publish_live(&call.message, call.attempt, Some((*index, content)));
+        Ok(LiveResponse::Written)
     }
 
-    pub(super) fn keep(&mut self, call: Keep, world: &World<'_>) -> Result<Kept> {
-        let message = &call.subject.message_id;
+    pub(super) fn keep(&mut self, call: KeepRequest, world: &World<'_>) -> Result<KeepResponse> {
+        let message = &call.message.message_id;
         let known = self
             .flight(message, world)
             .map(|flight| (flight.ended, flight.belongs_to(&call.owner, call.attempt)));
         if known.is_none_or(|(ended, _)| ended) {
             match self.end(message, world)? {
-                Some(End::Outcome(outcome)) => return Ok(Kept::Outcome(outcome)),
+                Some(End::Outcome(outcome)) => return Ok(KeepResponse::Outcome(outcome)),
                 Some(End::Forgotten(delivered)) => {
-                    let frame = call.cancelled.make().frame;
-                    return Ok(Kept::Outcome(Outcome { frame, delivered }));
+                    let frame = call.cancelled_outcome.make().frame;
+                    return Ok(KeepResponse::Outcome(StoredOutcome {
+                        frame,
+                        delivered_at: delivered,
+                    }));
                 }
                 None => {}
             }
         }
         if known.is_some_and(|(_, owns)| !owns) {
-            return Ok(Kept::Fenced);
+            return Ok(KeepResponse::Fenced);
         }
         let tokens = match world.bounds.limits.daily_tokens {
             0 => 0,
-            _ => call.ending.tokens(),
+            _ => call.outcome.tokens(),
         };
         let is_marked = self.is_marked(message, world);
         let ending = if is_marked {
-            call.cancelled.make()
+            call.cancelled_outcome.make()
         } else {
-            Arc::unwrap_or_clone(call.ending)
+            Arc::unwrap_or_clone(call.outcome)
         };
-        let (outcome, grown) = self.store_outcome(&call.subject, ending, tokens, world)?;
-        Ok(match grown {
-            Some(grown) if !is_marked => Kept::Grown(outcome, grown),
-            _ => Kept::Outcome(outcome),
+        let (outcome, appended) = self.store_outcome(&call.message, ending, tokens, world)?;
+        Ok(match appended {
+            Some(appended) if !is_marked => KeepResponse::Appended(outcome, appended),
+            _ => KeepResponse::Outcome(outcome),
         })
     }
 
@@ -230,18 +252,18 @@ impl UserState {
     /// outcome only together with everything that came of it.
     fn store_outcome(
         &mut self,
-        subject: &Subject,
-        ending: Ending,
+        subject: &MessageRef,
+        ending: NewOutcome,
         tokens: u64,
         world: &World<'_>,
-    ) -> Result<(Outcome, Option<Grown>)> {
+    ) -> Result<(StoredOutcome, Option<Appended>)> {
         let message = &subject.message_id;
-        let Ending { frame, turn } = ending;
+        let NewOutcome { frame, turn } = ending;
         let mut batch = Batch::default();
         self.count_tokens(&mut batch, tokens, world)?;
         let conversation = Some(&subject.conversation);
         self.put_outcome(&mut batch, message, conversation, None, &frame, world);
-        let grown = self.put_turn(
+        let appended = self.put_turn(
             &mut batch,
             &subject.conversation,
             message,
@@ -257,11 +279,11 @@ impl UserState {
             flight.ended = true;
             flight.told = Some((turn.answer, turn.status));
         }
-        let outcome = Outcome {
+        let outcome = StoredOutcome {
             frame,
-            delivered: None,
+            delivered_at: None,
         };
-        Ok((outcome, grown))
+        Ok((outcome, appended))
     }
 
     pub(super) fn cancel(

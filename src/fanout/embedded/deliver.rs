@@ -5,24 +5,28 @@ use super::history::Told;
 use super::mailbox::{Mailbox, StoredFrame};
 use super::user::UserState;
 use super::users::World;
-use crate::fanout::{Channel, Deliver, Delivered, Result};
+use crate::fanout::{Channel, DeliverRequest, DeliverResponse, Result};
 use crate::store::Batch;
 
 impl UserState {
-    pub(super) fn deliver(&mut self, call: &Deliver, world: &World<'_>) -> Result<Delivered> {
+    pub(super) fn deliver(
+        &mut self,
+        call: &DeliverRequest,
+        world: &World<'_>,
+    ) -> Result<DeliverResponse> {
         let position = &call.position;
         self.drop_unused_mailbox(world)?;
         let mut batch = Batch::default();
         let mailbox = self.mailbox.as_ref();
         let last = mailbox.and_then(|one| one.end_in(&position.epoch));
         // What is known of another epoch says nothing about this one.
-        let known = call.known.as_ref();
+        let known = call.known_end.as_ref();
         if known.is_some_and(|known| known.epoch == position.epoch && last < Some(known.offset)) {
-            return Ok(Delivered::Lost);
+            return Ok(DeliverResponse::DataLost);
         }
         if last.is_some_and(|last| position.offset <= last) {
             self.clear_pending(&call.message_id, world)?;
-            return Ok(Delivered::Already);
+            return Ok(DeliverResponse::AlreadyDelivered);
         }
 
         let current = mailbox.and_then(|one| one.last.as_ref());
@@ -30,11 +34,11 @@ impl UserState {
             let moved = self
                 .mailbox
                 .as_mut()
-                .map(|one| one.moved(&position.epoch, call.rewind, world.now_ms));
+                .map(|one| one.moved(&position.epoch, call.is_rewind, world.now_ms));
             self.drop_mailbox(world)?;
             self.mailbox = moved;
         } else if let Some(mailbox) = &mut self.mailbox
-            && !call.rewind
+            && !call.is_rewind
         {
             mailbox.comes_new(position.offset);
         }
@@ -53,9 +57,9 @@ impl UserState {
             mailbox.pass(position, world);
             mailbox.put(&mut batch, &self.user);
             world.store.commit(batch)?;
-            return Ok(Delivered::Already);
+            return Ok(DeliverResponse::AlreadyDelivered);
         }
-        let channel = if call.rewind {
+        let channel = if call.is_rewind {
             Channel::Live
         } else {
             Channel::Terminal
@@ -67,7 +71,9 @@ impl UserState {
             self.put_forgotten(&mut batch, &call.message_id, Some(position), world);
             world.store.commit(batch)?;
             self.flights.remove(&call.message_id);
-            return Ok(Delivered::Published(self.publish(channel, &call.frame)));
+            return Ok(DeliverResponse::Published(
+                self.publish(channel, &call.frame),
+            ));
         }
         let stored = StoredFrame {
             at_ms: world.now_ms,
@@ -76,7 +82,7 @@ impl UserState {
             json: &call.frame,
         };
         mailbox.push(&mut batch, &self.user, position, &stored, world)?;
-        if call.rewind {
+        if call.is_rewind {
             mailbox.rebuilt = Some(position.offset);
         }
         mailbox.put(&mut batch, &self.user);
@@ -114,6 +120,8 @@ impl UserState {
         // the record again.
         world.store.commit(batch)?;
         self.flights.remove(&call.message_id);
-        Ok(Delivered::Published(self.publish(channel, &call.frame)))
+        Ok(DeliverResponse::Published(
+            self.publish(channel, &call.frame),
+        ))
     }
 }

@@ -4,7 +4,7 @@ use super::codec::{Reader, Writer, damaged};
 use super::keys;
 use super::user::{UserState, expired};
 use super::users::World;
-use crate::fanout::{DeliveredEnd, Outcome, Result};
+use crate::fanout::{DeliveredOutcome, Result, StoredOutcome};
 use crate::protocol::ids::{ConversationId, MessageId};
 use crate::protocol::position::Position;
 use crate::store::{Batch, Table};
@@ -12,7 +12,7 @@ use crate::store::{Batch, Table};
 /// What is known of a message that has ended.
 #[derive(Debug)]
 pub(super) enum End {
-    Outcome(Outcome),
+    Outcome(StoredOutcome),
     /// It was forgotten, and leaves nothing behind. Where an end was delivered; without, its user
     /// is still to be told that it is cancelled.
     Forgotten(Option<Position>),
@@ -22,7 +22,7 @@ impl End {
     /// Where it was delivered.
     pub(super) fn delivered(self) -> Option<Position> {
         match self {
-            Self::Outcome(outcome) => outcome.delivered,
+            Self::Outcome(outcome) => outcome.delivered_at,
             Self::Forgotten(delivered) => delivered,
         }
     }
@@ -46,9 +46,9 @@ impl StoredEnd {
         let conversation = reader.conversation()?;
         let end = match reader.rest()? {
             "" => End::Forgotten(delivered),
-            frame => End::Outcome(Outcome {
+            frame => End::Outcome(StoredOutcome {
                 frame: frame.to_owned(),
-                delivered,
+                delivered_at: delivered,
             }),
         };
         Ok(Self {
@@ -75,16 +75,16 @@ impl UserState {
         &self,
         messages: &[MessageId],
         world: &World<'_>,
-    ) -> Result<Vec<DeliveredEnd>> {
+    ) -> Result<Vec<DeliveredOutcome>> {
         let mut found = Vec::new();
         for message in messages {
             let (position, frame) = match self.end(message, world)? {
-                Some(End::Outcome(outcome)) => (outcome.delivered, Some(outcome.frame)),
+                Some(End::Outcome(outcome)) => (outcome.delivered_at, Some(outcome.frame)),
                 Some(End::Forgotten(position)) => (position, None),
                 None => (None, None),
             };
             if let Some(position) = position {
-                found.push(DeliveredEnd {
+                found.push(DeliveredOutcome {
                     message_id: message.clone(),
                     position,
                     frame,

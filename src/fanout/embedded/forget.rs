@@ -99,7 +99,7 @@ impl UserState {
                     let (.., rest) = keys::parse(key).ok_or_else(damaged)?;
                     let message = std::str::from_utf8(rest).map_err(|_| damaged())?;
                     let message = MessageId::parse(message).map_err(|_| damaged())?;
-                    gone.insert(message, outcome.delivered);
+                    gone.insert(message, outcome.delivered_at);
                 }
             }
             match page.last() {

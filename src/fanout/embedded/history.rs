@@ -6,7 +6,9 @@ use super::codec::{Reader, Writer, damaged};
 use super::keys;
 use super::user::{LastTurn, UserState, expired};
 use super::users::World;
-use crate::fanout::{Grown, HistoryMark, MANY_TURNS, Recall, Recalled, Result, Turn, TurnStatus};
+use crate::fanout::{
+    Appended, HistoryRequest, HistoryResponse, HistoryVersion, MANY_TURNS, Result, Turn, TurnStatus,
+};
 use crate::protocol::ids::{ConversationId, MessageId};
 use crate::store::{Batch, Table};
 
@@ -58,8 +60,8 @@ pub(super) fn age_and_message(value: &[u8]) -> Result<(i64, MessageId)> {
     Ok((at_ms, message))
 }
 
-fn mark(last: LastTurn) -> HistoryMark {
-    HistoryMark(last.state.to_string())
+fn mark(last: LastTurn) -> HistoryVersion {
+    HistoryVersion(last.state.to_string())
 }
 
 /// A message's end as the history is to have it.
@@ -110,15 +112,15 @@ impl UserState {
     pub(super) fn recall(
         &mut self,
         conversation: &ConversationId,
-        recall: &Recall,
+        recall: &HistoryRequest,
         world: &World<'_>,
-    ) -> Result<Recalled> {
+    ) -> Result<HistoryResponse> {
         let mark = mark(self.last_turn(conversation, world)?);
-        if recall.known.as_ref() == Some(&mark) {
-            return Ok(Recalled::Known);
+        if recall.known_version.as_ref() == Some(&mark) {
+            return Ok(HistoryResponse::Unchanged);
         }
         let turns = self.context(conversation, recall.limit, recall.max_age, world)?;
-        Ok(Recalled::Turns(mark, turns))
+        Ok(HistoryResponse::Turns(mark, turns))
     }
 
     /// Puts a message's end into the history: over its turn, where it has one, and otherwise as
@@ -130,7 +132,7 @@ impl UserState {
         message: &MessageId,
         told: &Told<'_>,
         world: &World<'_>,
-    ) -> Result<Option<Grown>> {
+    ) -> Result<Option<Appended>> {
         let mut turn = Turn {
             message_id: message.clone(),
             question: told.question.map(str::to_owned),
@@ -153,9 +155,9 @@ impl UserState {
         let key = keys::turn_of(&self.user, conversation, message);
         batch.put(Table::History, key, sequence.to_be_bytes());
         let now = self.note_last_turn(conversation, sequence, world);
-        let grown = Grown {
+        let appended = Appended {
             before: mark(before),
-            now: mark(now),
+            after: mark(now),
             at_ms: turn.at_ms,
         };
         // Numbers have no gaps: where one comes, the one that falls out of the bound is known.
@@ -174,7 +176,7 @@ impl UserState {
                 }
             }
         }
-        Ok(Some(grown))
+        Ok(Some(appended))
     }
 
     /// See [`crate::fanout::Fanout::context`].

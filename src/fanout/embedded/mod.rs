@@ -25,11 +25,13 @@ use self::sweep::Sweeper;
 use self::user::millis;
 use self::users::{Environment, Users};
 use super::{
-    Admission, Begin, Begun, Bounds, CancelResult, Channel, ConversationEntry, Deliver, Delivered,
-    DeliveredEnd, Fanout, FanoutError, Feed, FeedEvent, Keep, Kept, Live, LiveReply, Look, Read,
-    Result, Subject, Turn,
+    Admission, BeginRequest, BeginResponse, Channel, ConversationEntry, DeliverRequest,
+    DeliverResponse, DeliveredOutcome, Fanout, FanoutError, Feed, FeedEvent, KeepRequest,
+    KeepResponse, LiveRequest, LiveResponse, MessageRef, ReadRequest, Result, Turn, UserView,
 };
+use crate::config::bounds::Bounds;
 use crate::protocol::ids::{ConversationId, MessageId, UserId};
+use crate::protocol::open_message::CancelResult;
 use crate::protocol::position::Epoch;
 use crate::store::{Batch, Store, StoreError, Table};
 
@@ -156,36 +158,36 @@ fn token(store: &Store, user: &UserId, now_ms: i64) -> Result<Option<(String, u6
 
 #[async_trait]
 impl Fanout for EmbeddedFanout {
-    async fn admit(&self, subject: &Subject, content: &str) -> Result<Admission> {
+    async fn admit(&self, subject: &MessageRef, content: &str) -> Result<Admission> {
         self.users.with(&subject.user, |state, world| {
             state.admit(subject, content, world)
         })
     }
 
-    async fn accept(&self, subject: &Subject, frame: String) -> Result<()> {
+    async fn accept(&self, subject: &MessageRef, frame: String) -> Result<()> {
         self.users.with(&subject.user, |state, world| {
             state.accept(&subject.message_id, &frame, world)
         })
     }
 
-    async fn begin(&self, call: Begin) -> Result<Begun> {
-        let user = call.subject.user.clone();
+    async fn begin(&self, call: BeginRequest) -> Result<BeginResponse> {
+        let user = call.message.user.clone();
         self.users
             .with(&user, |state, world| state.begin(call, world))
     }
 
-    async fn live(&self, call: Live) -> Result<LiveReply> {
+    async fn live(&self, call: LiveRequest) -> Result<LiveResponse> {
         self.users
-            .with(&call.subject.user, |state, world| state.live(&call, world))
+            .with(&call.message.user, |state, world| state.live(&call, world))
     }
 
-    async fn keep(&self, call: Keep) -> Result<Kept> {
-        let user = call.subject.user.clone();
+    async fn keep(&self, call: KeepRequest) -> Result<KeepResponse> {
+        let user = call.message.user.clone();
         self.users
             .with(&user, |state, world| state.keep(call, world))
     }
 
-    async fn deliver(&self, call: Deliver) -> Result<Delivered> {
+    async fn deliver(&self, call: DeliverRequest) -> Result<DeliverResponse> {
         self.users
             .with(&call.user, |state, world| state.deliver(&call, world))
     }
@@ -195,7 +197,7 @@ impl Fanout for EmbeddedFanout {
             .with(user, |state, world| state.cancel(message_id, world))
     }
 
-    async fn read(&self, call: Read) -> Result<Look> {
+    async fn read(&self, call: ReadRequest) -> Result<UserView> {
         self.users
             .with(&call.user, |state, world| state.read(&call, world))
     }
@@ -241,7 +243,11 @@ impl Fanout for EmbeddedFanout {
         })
     }
 
-    async fn delivered(&self, user: &UserId, messages: &[MessageId]) -> Result<Vec<DeliveredEnd>> {
+    async fn delivered_outcomes(
+        &self,
+        user: &UserId,
+        messages: &[MessageId],
+    ) -> Result<Vec<DeliveredOutcome>> {
         self.users
             .with(user, |state, world| state.delivered(messages, world))
     }
@@ -302,7 +308,7 @@ impl Fanout for EmbeddedFanout {
         }
     }
 
-    async fn marker_present(&self, epoch: &Epoch) -> Result<bool> {
+    async fn has_marker(&self, epoch: &Epoch) -> Result<bool> {
         let marker = self
             .users
             .store
@@ -322,7 +328,10 @@ impl Fanout for EmbeddedFanout {
         self.disruptions.subscribe()
     }
 
-    async fn feed(&self, capacity: usize) -> Result<(Arc<dyn Feed>, mpsc::Receiver<FeedEvent>)> {
+    async fn open_feed(
+        &self,
+        capacity: usize,
+    ) -> Result<(Arc<dyn Feed>, mpsc::Receiver<FeedEvent>)> {
         let (feed, events) = EmbeddedFeed::open(Arc::clone(&self.users), capacity);
         Ok((Arc::new(feed), events))
     }

@@ -5,8 +5,9 @@ use super::keys::{self, Tag};
 use super::mailbox::{Mailbox, StoredFrame};
 use super::user::{UserState, expired, millis};
 use super::users::World;
-use crate::fanout::{InFlight, Look, Pending, Read, Result};
+use crate::fanout::{ReadRequest, Result, UserView};
 use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId, UserId};
+use crate::protocol::open_message::{InFlightAnswer, PendingMessage};
 use crate::protocol::position::{Epoch, Position};
 use crate::store::{Batch, Table};
 
@@ -14,7 +15,7 @@ use crate::store::{Batch, Table};
 const PAGE: usize = 16;
 
 impl UserState {
-    pub(super) fn read(&mut self, call: &Read, world: &World<'_>) -> Result<Look> {
+    pub(super) fn read(&mut self, call: &ReadRequest, world: &World<'_>) -> Result<UserView> {
         self.drop_unused_mailbox(world)?;
         let mut batch = Batch::default();
         let made = self.mailbox.is_none();
@@ -44,26 +45,26 @@ impl UserState {
             _ => (Vec::new(), false),
         };
         let (n, n_id) = self.n();
-        Ok(Look {
+        Ok(UserView {
             n,
             n_id: n_id.to_owned(),
             end,
             recovered: from.is_some(),
             frames,
-            more,
-            rebuilt,
+            has_more: more,
+            rebuilt_up_to: rebuilt,
             in_flight: self.in_flight(world),
             pending: self.pending(world)?,
         })
     }
 
-    fn in_flight(&self, world: &World<'_>) -> Vec<InFlight> {
+    fn in_flight(&self, world: &World<'_>) -> Vec<InFlightAnswer> {
         let ttl = world.bounds.pending_ttl;
         let mut flights: Vec<_> = self
             .flights
             .iter()
             .filter(|(_, flight)| !expired(flight.touched_ms, ttl, world.now_ms))
-            .map(|(message_id, flight)| InFlight {
+            .map(|(message_id, flight)| InFlightAnswer {
                 message_id: message_id.clone(),
                 id: flight.id.clone(),
                 conversation: flight.conversation.clone(),
@@ -76,7 +77,7 @@ impl UserState {
         flights
     }
 
-    pub(super) fn pending(&self, world: &World<'_>) -> Result<Vec<Pending>> {
+    pub(super) fn pending(&self, world: &World<'_>) -> Result<Vec<PendingMessage>> {
         let mut entries: Vec<_> = self
             .pending
             .values()
@@ -96,7 +97,7 @@ impl UserState {
 }
 
 /// A pending message's value, as `UserState::put_pending` writes it.
-fn decode_pending(value: &[u8]) -> Result<Pending> {
+fn decode_pending(value: &[u8]) -> Result<PendingMessage> {
     let mut reader = Reader::new(value);
     reader.number()?;
     let message_id = MessageId::parse(reader.text()?).map_err(|_| damaged())?;
@@ -104,7 +105,7 @@ fn decode_pending(value: &[u8]) -> Result<Pending> {
         Some(id) => Some(ClientMessageId::parse(id).map_err(|_| damaged())?),
         None => None,
     };
-    Ok(Pending {
+    Ok(PendingMessage {
         message_id,
         id,
         conversation: ConversationId::parse(reader.text()?).map_err(|_| damaged())?,

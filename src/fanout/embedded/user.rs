@@ -13,7 +13,8 @@ use super::feed::Subscriptions;
 use super::keys::{self, Tag};
 use super::mailbox::Mailbox;
 use super::users::World;
-use crate::fanout::{Bounds, Channel, Owner, Result, Subject, TurnStatus};
+use crate::config::bounds::Bounds;
+use crate::fanout::{Channel, MessageRef, Owner, Result, TurnStatus};
 use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId, UserId};
 use crate::store::{Batch, Table};
 
@@ -207,7 +208,7 @@ impl UserState {
     pub(super) fn put_pending(
         &mut self,
         batch: &mut Batch,
-        subject: &Subject,
+        subject: &MessageRef,
         content: &str,
         world: &World<'_>,
     ) {
@@ -271,7 +272,7 @@ impl UserState {
     }
 
     /// How many are subscribed to the live channel.
-    pub(super) fn watchers(&self) -> u64 {
+    pub(super) fn live_subscribers(&self) -> u64 {
         self.subscriptions.count(Channel::Live)
     }
 
@@ -286,7 +287,7 @@ impl UserState {
     /// Publishes a `delta` (with an index and content) or a `restarted`.
     pub(super) fn publish_live(
         &mut self,
-        subject: &Subject,
+        subject: &MessageRef,
         attempt: u32,
         delta: Option<(u32, &str)>,
     ) {

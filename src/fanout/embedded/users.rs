@@ -7,7 +7,8 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::user::UserState;
-use crate::fanout::{Bounds, Result};
+use crate::config::bounds::Bounds;
+use crate::fanout::Result;
 use crate::protocol::ids::UserId;
 use crate::store::Store;
 

@@ -176,7 +176,7 @@ pub(super) fn connect_and_count(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fanout::Bounds;
+    use crate::config::bounds::Bounds;
 
     fn settings(url: &str) -> RedisSettings {
         RedisSettings {

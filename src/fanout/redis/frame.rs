@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::fanout::{Pending, Result, Subject};
+use crate::fanout::{MessageRef, Result};
 use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId, UserId};
+use crate::protocol::open_message::PendingMessage;
 
 use super::reply::unreadable;
 
@@ -25,7 +26,7 @@ struct LiveFrame<'a> {
 }
 
 impl<'a> LiveFrame<'a> {
-    fn of(kind: &'static str, subject: &'a Subject) -> Self {
+    fn of(kind: &'static str, subject: &'a MessageRef) -> Self {
         Self {
             kind,
             userid: &subject.user,
@@ -44,7 +45,7 @@ impl<'a> LiveFrame<'a> {
     }
 }
 
-pub(super) fn delta(subject: &Subject, attempt: u32, index: u32, content: &str) -> String {
+pub(super) fn delta(subject: &MessageRef, attempt: u32, index: u32, content: &str) -> String {
     LiveFrame {
         attempt: Some(attempt),
         index: Some(index),
@@ -55,7 +56,7 @@ pub(super) fn delta(subject: &Subject, attempt: u32, index: u32, content: &str) 
 }
 
 /// Without its `attempt`: only the script knows it.
-pub(super) fn restarted(subject: &Subject) -> String {
+pub(super) fn restarted(subject: &MessageRef) -> String {
     LiveFrame::of("restarted", subject).json()
 }
 
@@ -73,7 +74,7 @@ struct Entry {
     content: String,
 }
 
-pub(super) fn pending_entry(subject: &Subject, content: &str) -> String {
+pub(super) fn pending_entry(subject: &MessageRef, content: &str) -> String {
     let entry = Entry {
         id: subject.id.clone(),
         conversation: subject.conversation.clone(),
@@ -82,9 +83,9 @@ pub(super) fn pending_entry(subject: &Subject, content: &str) -> String {
     serde_json::to_string(&entry).unwrap_or_default()
 }
 
-pub(super) fn read_pending(message_id: MessageId, entry: &str) -> Result<Pending> {
+pub(super) fn read_pending(message_id: MessageId, entry: &str) -> Result<PendingMessage> {
     let entry: Entry = serde_json::from_str(entry).map_err(|_| unreadable("pending message"))?;
-    Ok(Pending {
+    Ok(PendingMessage {
         message_id,
         id: entry.id,
         conversation: entry.conversation,

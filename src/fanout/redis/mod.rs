@@ -16,18 +16,20 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use self::reply::{Reply, unreadable};
 use self::results::{
-    read_delivered, read_entry, read_grown, read_history, read_look, read_outcome, read_token,
+    read_appended, read_delivered, read_entry, read_history, read_look, read_outcome, read_token,
     read_turns,
 };
 use self::scripts::{Script, Scripts};
 use self::trouble::Trouble;
 use super::{
-    Admission, Admitted, Begin, Begun, CancelResult, ConversationEntry, Deliver, Delivered,
-    DeliveredEnd, Ending, Fanout, FanoutError, Feed, FeedEvent, Keep, Kept, LEASE, LazyEnding,
-    Limit, Live, LiveReply, Look, Outcome, Read, Result, Subject, Turn, TurnStatus,
+    Admission, AdmissionDecision, BeginRequest, BeginResponse, ConversationEntry, DeferredOutcome,
+    DeliverRequest, DeliverResponse, DeliveredOutcome, Fanout, FanoutError, Feed, FeedEvent,
+    KeepRequest, KeepResponse, LEASE, Limit, LiveRequest, LiveResponse, MessageRef, NewOutcome,
+    ReadRequest, Result, StoredOutcome, Turn, TurnStatus, UserView,
 };
 use crate::config::settings::RedisSettings;
 use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId, UserId};
+use crate::protocol::open_message::CancelResult;
 use crate::protocol::position::Epoch;
 use crate::protocol::timestamp::now_ms;
 
@@ -99,7 +101,7 @@ impl RedisFanout {
     }
 
     /// What an ending costs its user, where that is counted at all.
-    fn tokens(&self, ending: &Ending) -> u64 {
+    fn tokens(&self, ending: &NewOutcome) -> u64 {
         match self.settings.bounds.limits.daily_tokens {
             0 => 0,
             _ => ending.tokens(),
@@ -124,7 +126,7 @@ impl RedisFanout {
         script: &Script,
         user: &UserId,
         mut args: Vec<Value>,
-        cancelled: &LazyEnding,
+        cancelled: &DeferredOutcome,
     ) -> Result<Reply> {
         let reply = self.run_for(script, user, args.clone()).await?;
         if !reply.next_is("cancelled") {
@@ -147,7 +149,7 @@ fn random_id() -> Value {
     Value::from(uuid::Uuid::new_v4().simple().to_string())
 }
 
-fn client_id(subject: &Subject) -> &str {
+fn client_id(subject: &MessageRef) -> &str {
     subject.id.as_ref().map_or("", ClientMessageId::as_str)
 }
 
@@ -163,7 +165,7 @@ fn status_code(status: TurnStatus) -> &'static str {
     }
 }
 
-fn push_ending(args: &mut Vec<Value>, ending: &Ending) {
+fn push_ending(args: &mut Vec<Value>, ending: &NewOutcome) {
     let question = ending.turn.question.as_deref();
     args.extend([
         text(ending.frame.trim_end()),
@@ -184,7 +186,7 @@ fn unexpected(word: &str) -> FanoutError {
 
 #[async_trait]
 impl Fanout for RedisFanout {
-    async fn admit(&self, subject: &Subject, content: &str) -> Result<Admission> {
+    async fn admit(&self, subject: &MessageRef, content: &str) -> Result<Admission> {
         let args = vec![
             text(subject.message_id.as_str()),
             Value::from(frame::pending_entry(subject, content)),
@@ -196,27 +198,27 @@ impl Fanout for RedisFanout {
         let admitted = match reply.text()?.as_str() {
             "new" => {
                 return Ok(Admission {
-                    admitted: Admitted::New,
-                    watchers: reply.parse("number of subscribers")?,
+                    decision: AdmissionDecision::New,
+                    live_subscribers: reply.parse("number of subscribers")?,
                 });
             }
-            "rate" => Admitted::Refused(Limit::Rate(wait(&mut reply)?)),
-            "tokens" => Admitted::Refused(Limit::Tokens(wait(&mut reply)?)),
-            "pending" => Admitted::Refused(Limit::Pending),
-            "conversations" => Admitted::Refused(Limit::Conversations),
-            "kept" => Admitted::Kept,
-            "forgotten" => Admitted::Forgotten,
+            "rate" => AdmissionDecision::Refused(Limit::Rate(wait(&mut reply)?)),
+            "tokens" => AdmissionDecision::Refused(Limit::Tokens(wait(&mut reply)?)),
+            "pending" => AdmissionDecision::Refused(Limit::Pending),
+            "conversations" => AdmissionDecision::Refused(Limit::Conversations),
+            "kept" => AdmissionDecision::OutcomeStored,
+            "forgotten" => AdmissionDecision::Forgotten,
             "delivered" => {
                 let frame = reply.text()?;
                 let position = reply.position()?.ok_or_else(|| unreadable("position"))?;
-                Admitted::Delivered(frame, position)
+                AdmissionDecision::Delivered(frame, position)
             }
             word => return Err(unexpected(word)),
         };
         Ok(admitted.into())
     }
 
-    async fn accept(&self, subject: &Subject, frame: String) -> Result<()> {
+    async fn accept(&self, subject: &MessageRef, frame: String) -> Result<()> {
         let args = vec![
             random_id(),
             text(subject.message_id.as_str()),
@@ -227,19 +229,19 @@ impl Fanout for RedisFanout {
             .map(|_| ())
     }
 
-    async fn begin(&self, call: Begin) -> Result<Begun> {
-        let subject = &call.subject;
-        let recall = call.recall.as_ref();
+    async fn begin(&self, call: BeginRequest) -> Result<BeginResponse> {
+        let subject = &call.message;
+        let recall = call.history.as_ref();
         let limit = recall.map_or(0, |recall| self.turns_at_most(recall.limit));
         let max_age = recall.map_or(0, |recall| millis(recall.max_age));
-        let known = recall.and_then(|recall| recall.known.as_ref());
+        let known = recall.and_then(|recall| recall.known_version.as_ref());
         let args = vec![
             random_id(),
             text(subject.message_id.as_str()),
             text(client_id(subject)),
             text(subject.conversation.as_str()),
             text(call.owner.as_str()),
-            Value::from(call.had.to_string()),
+            Value::from(call.last_attempt.to_string()),
             Value::from(frame::restarted(subject)),
             Value::from(millis(self.trouble.left_of(LEASE)).to_string()),
             Value::from(limit.to_string()),
@@ -247,23 +249,30 @@ impl Fanout for RedisFanout {
             text(known.map_or("", |known| &known.0)),
         ];
         let mut reply = self
-            .run_or_with_ending(&self.scripts.begin, &subject.user, args, &call.cancelled)
+            .run_or_with_ending(
+                &self.scripts.begin,
+                &subject.user,
+                args,
+                &call.cancelled_outcome,
+            )
             .await?;
         match reply.text()?.as_str() {
-            "ended" => Ok(Begun::Ended(read_outcome(&mut reply)?)),
-            "busy" => Ok(Begun::Busy(Duration::from_millis(reply.parse("lease")?))),
-            "attempt" => Ok(Begun::Attempt {
+            "ended" => Ok(BeginResponse::Ended(read_outcome(&mut reply)?)),
+            "busy" => Ok(BeginResponse::Busy(Duration::from_millis(
+                reply.parse("lease")?,
+            ))),
+            "attempt" => Ok(BeginResponse::Attempt {
                 number: reply.parse("attempt")?,
                 now_ms: reply.parse("time")?,
-                taking: reply.parse("taking")?,
+                delivery_count: reply.parse("delivery_count")?,
                 history: read_history(reply, known)?,
             }),
             word => Err(unexpected(word)),
         }
     }
 
-    async fn live(&self, call: Live) -> Result<LiveReply> {
-        let subject = &call.subject;
+    async fn live(&self, call: LiveRequest) -> Result<LiveResponse> {
+        let subject = &call.message;
         let mut args = vec![
             random_id(),
             text(subject.message_id.as_str()),
@@ -282,47 +291,52 @@ impl Fanout for RedisFanout {
             .run_for(&self.scripts.live, &subject.user, args)
             .await?;
         match reply.text()?.as_str() {
-            "written" => Ok(LiveReply::Written),
-            "expected" => Ok(LiveReply::Expected(reply.parse("index")?)),
-            "fenced" => Ok(LiveReply::Fenced),
-            "cancelled" => Ok(LiveReply::Cancelled),
-            "lost" => Ok(LiveReply::Lost),
+            "written" => Ok(LiveResponse::Written),
+            "expected" => Ok(LiveResponse::Expected(reply.parse("index")?)),
+            "fenced" => Ok(LiveResponse::Fenced),
+            "cancelled" => Ok(LiveResponse::Cancelled),
+            "lost" => Ok(LiveResponse::DataLost),
             word => Err(unexpected(word)),
         }
     }
 
-    async fn keep(&self, call: Keep) -> Result<Kept> {
-        let subject = &call.subject;
+    async fn keep(&self, call: KeepRequest) -> Result<KeepResponse> {
+        let subject = &call.message;
         let mut args = vec![
             text(subject.message_id.as_str()),
             text(subject.conversation.as_str()),
             text(call.owner.as_str()),
             Value::from(call.attempt.to_string()),
         ];
-        push_ending(&mut args, &call.ending);
-        args.push(Value::from(self.tokens(&call.ending).to_string()));
+        push_ending(&mut args, &call.outcome);
+        args.push(Value::from(self.tokens(&call.outcome).to_string()));
         let mut reply = self
-            .run_or_with_ending(&self.scripts.keep, &subject.user, args, &call.cancelled)
+            .run_or_with_ending(
+                &self.scripts.keep,
+                &subject.user,
+                args,
+                &call.cancelled_outcome,
+            )
             .await?;
         match reply.text()?.as_str() {
             "kept" => {
-                let outcome = Outcome {
-                    frame: call.ending.frame.clone(),
-                    delivered: None,
+                let outcome = StoredOutcome {
+                    frame: call.outcome.frame.clone(),
+                    delivered_at: None,
                 };
-                Ok(match read_grown(reply, subject)? {
-                    Some(grown) => Kept::Grown(outcome, grown),
-                    None => Kept::Outcome(outcome),
+                Ok(match read_appended(reply, subject)? {
+                    Some(appended) => KeepResponse::Appended(outcome, appended),
+                    None => KeepResponse::Outcome(outcome),
                 })
             }
-            "ended" => Ok(Kept::Outcome(read_outcome(&mut reply)?)),
-            "fenced" => Ok(Kept::Fenced),
+            "ended" => Ok(KeepResponse::Outcome(read_outcome(&mut reply)?)),
+            "fenced" => Ok(KeepResponse::Fenced),
             word => Err(unexpected(word)),
         }
     }
 
-    async fn deliver(&self, call: Deliver) -> Result<Delivered> {
-        let (known_epoch, known_offset) = match &call.known {
+    async fn deliver(&self, call: DeliverRequest) -> Result<DeliverResponse> {
+        let (known_epoch, known_offset) = match &call.known_end {
             Some(known) => (known.epoch.as_str(), known.offset.to_string()),
             None => ("", String::new()),
         };
@@ -339,19 +353,22 @@ impl Fanout for RedisFanout {
             Value::from(call.position.offset.to_string()),
             text(known_epoch),
             Value::from(known_offset),
-            text(if call.rewind { "1" } else { "0" }),
+            text(if call.is_rewind { "1" } else { "0" }),
             text(call.frame.trim_end()),
             text(&call.answer),
             text(status_code(call.status)),
-            Value::from(call.ended_ms.map_or_else(String::new, |ms| ms.to_string())),
+            Value::from(
+                call.logged_at_ms
+                    .map_or_else(String::new, |ms| ms.to_string()),
+            ),
         ];
         let mut reply = self
             .run_for(&self.scripts.deliver, &call.user, args)
             .await?;
         match reply.text()?.as_str() {
-            "published" => Ok(Delivered::Published(reply.parse("count")?)),
-            "already" => Ok(Delivered::Already),
-            "lost" => Ok(Delivered::Lost),
+            "published" => Ok(DeliverResponse::Published(reply.parse("count")?)),
+            "already" => Ok(DeliverResponse::AlreadyDelivered),
+            "lost" => Ok(DeliverResponse::DataLost),
             word => Err(unexpected(word)),
         }
     }
@@ -370,7 +387,7 @@ impl Fanout for RedisFanout {
         }
     }
 
-    async fn read(&self, call: Read) -> Result<Look> {
+    async fn read(&self, call: ReadRequest) -> Result<UserView> {
         let (epoch, offset) = match &call.after {
             Some(after) => (after.epoch.as_str(), after.offset.to_string()),
             None => ("", String::new()),
@@ -465,7 +482,11 @@ impl Fanout for RedisFanout {
         }
     }
 
-    async fn delivered(&self, user: &UserId, messages: &[MessageId]) -> Result<Vec<DeliveredEnd>> {
+    async fn delivered_outcomes(
+        &self,
+        user: &UserId,
+        messages: &[MessageId],
+    ) -> Result<Vec<DeliveredOutcome>> {
         if messages.is_empty() {
             return Ok(Vec::new());
         }
@@ -527,7 +548,7 @@ impl Fanout for RedisFanout {
         }
     }
 
-    async fn marker_present(&self, epoch: &Epoch) -> Result<bool> {
+    async fn has_marker(&self, epoch: &Epoch) -> Result<bool> {
         self.marker(&self.scripts.look_at_marker, epoch, "").await
     }
 
@@ -548,7 +569,10 @@ impl Fanout for RedisFanout {
         self.disruptions.clone()
     }
 
-    async fn feed(&self, capacity: usize) -> Result<(Arc<dyn Feed>, mpsc::Receiver<FeedEvent>)> {
+    async fn open_feed(
+        &self,
+        capacity: usize,
+    ) -> Result<(Arc<dyn Feed>, mpsc::Receiver<FeedEvent>)> {
         let client = connection::client(&self.settings)?;
         let patience = self.settings.command_timeout;
         // The first look at a cluster counts as a change of it; a feed has nothing to repair then.

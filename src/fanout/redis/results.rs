@@ -3,10 +3,11 @@
 use super::frame::read_pending;
 use super::reply::{Reply, unreadable};
 use crate::fanout::{
-    ConversationEntry, DeliveredEnd, Grown, HistoryMark, InFlight, Look, Outcome, Recalled, Result,
-    Subject, Turn, TurnStatus,
+    Appended, ConversationEntry, DeliveredOutcome, HistoryResponse, HistoryVersion, MessageRef,
+    Result, StoredOutcome, Turn, TurnStatus, UserView,
 };
 use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId};
+use crate::protocol::open_message::InFlightAnswer;
 use crate::protocol::position::Position;
 
 fn status_of(code: &str) -> Result<TurnStatus> {
@@ -18,10 +19,10 @@ fn status_of(code: &str) -> Result<TurnStatus> {
     }
 }
 
-pub(super) fn read_outcome(reply: &mut Reply) -> Result<Outcome> {
-    Ok(Outcome {
+pub(super) fn read_outcome(reply: &mut Reply) -> Result<StoredOutcome> {
+    Ok(StoredOutcome {
         frame: reply.text()?,
-        delivered: reply.position()?,
+        delivered_at: reply.position()?,
     })
 }
 
@@ -29,8 +30,8 @@ fn message_id(text: &str) -> Result<MessageId> {
     MessageId::parse(text).map_err(|_| unreadable("message id"))
 }
 
-fn read_in_flight(mut fields: Reply) -> Result<InFlight> {
-    Ok(InFlight {
+fn read_in_flight(mut fields: Reply) -> Result<InFlightAnswer> {
+    Ok(InFlightAnswer {
         message_id: message_id(&fields.text()?)?,
         id: match fields.text()?.as_str() {
             "" => None,
@@ -43,14 +44,14 @@ fn read_in_flight(mut fields: Reply) -> Result<InFlight> {
     })
 }
 
-pub(super) fn read_look(mut reply: Reply) -> Result<Look> {
-    let mut look = Look {
+pub(super) fn read_look(mut reply: Reply) -> Result<UserView> {
+    let mut look = UserView {
         n: reply.parse("counter")?,
         n_id: reply.text()?,
         end: reply.position()?.ok_or_else(|| unreadable("position"))?,
         recovered: reply.text()? == "1",
-        more: reply.text()? == "1",
-        rebuilt: reply.position()?,
+        has_more: reply.text()? == "1",
+        rebuilt_up_to: reply.position()?,
         frames: Vec::new(),
         in_flight: Vec::new(),
         pending: Vec::new(),
@@ -81,10 +82,10 @@ fn read_frames(mut reply: Reply) -> Result<Vec<(Position, String)>> {
 }
 
 /// Ends as `delivered.lua` has them: message, position, frame (empty: it was forgotten).
-pub(super) fn read_delivered(mut reply: Reply) -> Result<Vec<DeliveredEnd>> {
+pub(super) fn read_delivered(mut reply: Reply) -> Result<Vec<DeliveredOutcome>> {
     let mut ends = Vec::new();
     while !reply.is_empty() {
-        ends.push(DeliveredEnd {
+        ends.push(DeliveredOutcome {
             message_id: message_id(&reply.text()?)?,
             position: reply.position()?.ok_or_else(|| unreadable("position"))?,
             frame: Some(reply.text()?).filter(|frame| !frame.is_empty()),
@@ -108,14 +109,14 @@ pub(super) fn read_turns(mut reply: Reply) -> Result<Vec<Turn>> {
 /// A conversation's state, and its turns, newest first, unless this is the `known` one.
 pub(super) fn read_history(
     mut reply: Reply,
-    known: Option<&HistoryMark>,
-) -> Result<Option<Recalled>> {
+    known: Option<&HistoryVersion>,
+) -> Result<Option<HistoryResponse>> {
     if reply.is_empty() {
         return Ok(None);
     }
-    let mark = HistoryMark(reply.text()?);
+    let mark = HistoryVersion(reply.text()?);
     if reply.is_empty() && known == Some(&mark) {
-        return Ok(Some(Recalled::Known));
+        return Ok(Some(HistoryResponse::Unchanged));
     }
     // Without a known one the empty one is taken for it: there are no turns.
     let mut turns = if reply.is_empty() {
@@ -124,19 +125,19 @@ pub(super) fn read_history(
         read_turns(reply.list()?)?
     };
     turns.reverse();
-    Ok(Some(Recalled::Turns(mark, turns)))
+    Ok(Some(HistoryResponse::Turns(mark, turns)))
 }
 
 /// A conversation's state before, and the time of the turn that it has more.
-pub(super) fn read_grown(mut reply: Reply, subject: &Subject) -> Result<Option<Grown>> {
+pub(super) fn read_appended(mut reply: Reply, subject: &MessageRef) -> Result<Option<Appended>> {
     if reply.is_empty() {
         return Ok(None);
     }
-    let before = HistoryMark(reply.text()?);
+    let before = HistoryVersion(reply.text()?);
     let at_us: i64 = reply.parse("time of a turn")?;
-    Ok(Some(Grown {
+    Ok(Some(Appended {
         before,
-        now: HistoryMark(format!("{} {at_us}", subject.message_id)),
+        after: HistoryVersion(format!("{} {at_us}", subject.message_id)),
         at_ms: at_us / 1000,
     }))
 }

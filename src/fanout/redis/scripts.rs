@@ -7,7 +7,8 @@ use fred::types::cluster::ClusterRouting;
 use fred::types::{ClusterHash, CustomCommand, Value};
 
 use super::connection::failure;
-use crate::fanout::{Bounds, LEASE, MANY_TURNS, Result};
+use crate::config::bounds::Bounds;
+use crate::fanout::{LEASE, MANY_TURNS, Result};
 
 /// One script and its digest.
 #[derive(Debug)]

@@ -6,9 +6,10 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::backoff::Backoff;
-use crate::fanout::{CancelResult, FanoutError, Read, Subject};
+use crate::fanout::{FanoutError, MessageRef, ReadRequest};
 use crate::gateway::Gateway;
 use crate::protocol::ids::{ClientMessageId, MessageId, UserId};
+use crate::protocol::open_message::CancelResult;
 
 /// A client's `cancel`.
 #[derive(Debug, Clone)]
@@ -63,11 +64,11 @@ pub(in crate::gateway) async fn cancel(
 /// was admitted, does not stop what came later. False where the fan-out was away.
 pub(in crate::gateway) async fn interrupt(
     gateway: &Gateway,
-    subject: &Subject,
+    subject: &MessageRef,
     deadline: Instant,
 ) -> bool {
     let look = ask(gateway, "read", deadline, || {
-        gateway.fanout.read(Read {
+        gateway.fanout.read(ReadRequest {
             user: subject.user.clone(),
             after: None,
             from_start: false,

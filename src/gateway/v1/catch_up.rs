@@ -9,7 +9,7 @@ use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use super::followers::Mark;
 use crate::backoff::Backoff;
-use crate::fanout::{FanoutError, Look, Read};
+use crate::fanout::{FanoutError, ReadRequest, UserView};
 use crate::gateway::Gateway;
 use crate::gateway::inbound::IN_FLIGHT;
 use crate::gateway::registry::Entry;
@@ -36,7 +36,7 @@ pub(in crate::gateway) struct SharedRead(tokio::sync::Mutex<Option<Shared>>);
 struct Shared {
     after: Option<Position>,
     from: u64,
-    look: Arc<Look>,
+    look: Arc<UserView>,
 }
 
 /// Why a socket has to be told everything.
@@ -121,7 +121,7 @@ async fn catch_up(
             for (position, frame) in &look.frames {
                 tell(entry, socket, position, frame, in_time).await?;
             }
-            if look.more {
+            if look.has_more {
                 continue;
             }
         }
@@ -186,7 +186,7 @@ fn welcome(
     entry: &Entry,
     position: &Position,
     recovered: bool,
-    look: &Look,
+    look: &UserView,
 ) -> String {
     let settings = &gateway.settings;
     Welcome {
@@ -213,7 +213,7 @@ async fn patiently(
     gateway: &Gateway,
     entry: &Entry,
     socket: &Arc<Socket>,
-) -> Result<Arc<Look>, CloseReason> {
+) -> Result<Arc<UserView>, CloseReason> {
     let deadline = Instant::now() + gateway.settings.produce_timeout * AWAY;
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
     loop {
@@ -241,7 +241,7 @@ async fn look(
     gateway: &Gateway,
     entry: &Entry,
     socket: &Arc<Socket>,
-) -> Result<Arc<Look>, FanoutError> {
+) -> Result<Arc<UserView>, FanoutError> {
     let mut last = entry.reads.0.lock().await;
     let (begun, others) = {
         let mut state = entry.state();
@@ -262,7 +262,7 @@ async fn look(
         (begun, others)
     };
     let after = begun.after.clone();
-    let look = gateway.fanout.read(Read {
+    let look = gateway.fanout.read(ReadRequest {
         user: entry.user.clone(),
         after: after.clone(),
         from_start: false,

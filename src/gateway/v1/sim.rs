@@ -23,13 +23,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{Line, catch_up};
+use crate::config::bounds::Bounds;
 use crate::config::settings::{
     AuthMode, ConnectionLimits, EmbeddedSettings, GatewaySettings, TokenEndpoint,
 };
 use crate::fanout::embedded::EmbeddedFanout;
 use crate::fanout::{
-    Begin, Begun, Bounds, Deliver, Ending, Fanout, FeedEvent, Keep, Live, Owner, Subject, Turn,
-    TurnStatus,
+    BeginRequest, BeginResponse, DeliverRequest, Fanout, FeedEvent, KeepRequest, LiveRequest,
+    MessageRef, NewOutcome, Owner, Turn, TurnStatus,
 };
 use crate::gateway::user::Socket;
 use crate::gateway::{Gateway, counters, feed, limits, registry, repair, revocation, waiting};
@@ -133,8 +134,8 @@ fn user() -> UserId {
     UserId::parse("alice").unwrap()
 }
 
-fn subject(number: usize) -> Subject {
-    Subject {
+fn subject(number: usize) -> MessageRef {
+    MessageRef {
         user: user(),
         message_id: MessageId::parse(&format!("m{number}")).unwrap(),
         id: None,
@@ -151,7 +152,7 @@ fn at(offset: usize) -> Position {
 
 /// Published frames reach the gateway late, or never, or with a gap that it is told of.
 async fn network(gateway: Arc<Gateway>, chance: Chance) {
-    let (feed, mut events) = gateway.fanout.feed(65_536).await.unwrap();
+    let (feed, mut events) = gateway.fanout.open_feed(65_536).await.unwrap();
     gateway.registry.set_feed(feed);
     while let Some(event) = events.recv().await {
         chance.pause(5).await;
@@ -175,9 +176,9 @@ async fn network(gateway: Arc<Gateway>, chance: Chance) {
     }
 }
 
-fn ending(number: usize, text: &str) -> Ending {
+fn ending(number: usize, text: &str) -> NewOutcome {
     let id = subject(number).message_id;
-    Ending {
+    NewOutcome {
         frame: format!(
             r#"{{"type":"response","userid":"alice","message_id":"{id}","conversation_id":"default","correlation_id":"c","content":"{text}","position":"{}"}}"#,
             at(number)
@@ -205,20 +206,20 @@ async fn backend(fanout: Arc<EmbeddedFanout>, chance: Chance) {
         fanout.accept(&subject, accepted).await.unwrap();
         let text = loop {
             let owner = Owner::random();
-            let call = Begin {
-                subject: subject.clone(),
+            let call = BeginRequest {
+                message: subject.clone(),
                 owner: owner.clone(),
-                had: 0,
-                cancelled: ending(number, "").into(),
-                recall: None,
+                last_attempt: 0,
+                cancelled_outcome: ending(number, "").into(),
+                history: None,
             };
             let attempt = match fanout.begin(call).await.unwrap() {
-                Begun::Attempt { number, .. } => number,
-                Begun::Busy(left) => {
+                BeginResponse::Attempt { number, .. } => number,
+                BeginResponse::Busy(left) => {
                     sleep(left).await;
                     continue;
                 }
-                Begun::Ended(_) => panic!("nobody ended it"),
+                BeginResponse::Ended(_) => panic!("nobody ended it"),
             };
             let mut text = String::new();
             let dies = chance
@@ -231,8 +232,8 @@ async fn backend(fanout: Arc<EmbeddedFanout>, chance: Chance) {
                 }
                 let piece = format!("[{number}.{attempt}.{index}]");
                 text.push_str(&piece);
-                let call = Live {
-                    subject: subject.clone(),
+                let call = LiveRequest {
+                    message: subject.clone(),
                     owner: owner.clone(),
                     attempt,
                     delta: Some((index, piece)),
@@ -242,25 +243,25 @@ async fn backend(fanout: Arc<EmbeddedFanout>, chance: Chance) {
             if dies.is_some() {
                 continue;
             }
-            let call = Keep {
-                subject: subject.clone(),
+            let call = KeepRequest {
+                message: subject.clone(),
                 owner,
                 attempt,
-                ending: ending(number, &text).into(),
-                cancelled: ending(number, "").into(),
+                outcome: ending(number, &text).into(),
+                cancelled_outcome: ending(number, "").into(),
             };
             fanout.keep(call).await.unwrap();
             break text;
         };
         chance.pause(40).await;
-        let call = Deliver {
+        let call = DeliverRequest {
             user: user(),
             message_id: subject.message_id.clone(),
             conversation: Some(subject.conversation.clone()),
             position: at(number),
             known: (number > 0).then(|| at(number - 1)),
-            ended_ms: None,
-            rewind: chance.is(0.2),
+            logged_at_ms: None,
+            is_rewind: chance.is(0.2),
             frame: ending(number, &text).frame,
             answer: text,
             status: TurnStatus::Answered,

@@ -1,8 +1,8 @@
 use std::time::Duration;
 
 use super::*;
+use crate::config::bounds::Bounds;
 use crate::config::settings::EmbeddedSettings;
-use crate::fanout::Bounds;
 use crate::log::Log;
 use crate::log::embedded::EmbeddedLog;
 use crate::protocol::record::Question;

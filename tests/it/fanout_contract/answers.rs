@@ -1,6 +1,9 @@
 //! Who may write an answer, and which answer counts.
 
-use chatmesh::fanout::{Admitted, Begun, CancelResult, Delivered, Kept, LiveReply, Owner};
+use chatmesh::fanout::{
+    AdmissionDecision, BeginResponse, DeliverResponse, KeepResponse, LiveResponse, Owner,
+};
+use chatmesh::protocol::open_message::CancelResult;
 
 use super::case::{Backend, Case, attempt, kept, outcome, published, terminal};
 
@@ -14,17 +17,20 @@ pub(crate) async fn s2_the_answer_that_was_seen_first_wins(backend: &dyn Backend
     // Another worker answers again before the relay has rewound.
     case.answer(&message, "second").await;
     let mut rewound = case.delivery(&message, 10, "first");
-    rewound.rewind = true;
+    rewound.is_rewind = true;
     assert!(published(case.deliver_call(rewound).await));
     let mut second = case.delivery(&message, 11, "second");
-    second.known = Some(case.at(10));
-    assert_eq!(case.deliver_call(second).await, Delivered::Already);
+    second.known_end = Some(case.at(10));
+    assert_eq!(
+        case.deliver_call(second).await,
+        DeliverResponse::AlreadyDelivered
+    );
 
     let frames = case.after(&case.at(10)).await.unwrap();
     assert!(frames.is_empty(), "a second terminal frame: {frames:?}");
     let known = outcome(case.begin(&message, &Owner::random(), 0).await);
     assert_eq!(known.frame, terminal("first"));
-    assert_eq!(known.delivered, Some(case.at(10)));
+    assert_eq!(known.delivered_at, Some(case.at(10)));
     assert_eq!(case.context(&message.conversation).await[0].answer, "first");
 }
 
@@ -37,10 +43,10 @@ pub(crate) async fn s4_after_data_loss_the_text_begins_anew(backend: &dyn Backen
     case.lose().await;
     assert_eq!(attempt(&case.begin(&message, &second, 0).await), 1);
     let reply = case.live(&message, &second, 1, Some((0, "new"))).await;
-    assert_eq!(reply, LiveReply::Written);
+    assert_eq!(reply, LiveResponse::Written);
     // The one that had attempt 1 before can't write into this one.
     let reply = case.live(&message, &first, 1, Some((1, "er"))).await;
-    assert_eq!(reply, LiveReply::Fenced);
+    assert_eq!(reply, LiveResponse::Fenced);
     assert_eq!(case.read(None).await.in_flight[0].text, "new");
 }
 
@@ -53,15 +59,15 @@ pub(crate) async fn s5_a_stale_piece_is_refused_after_beginning_again(backend: &
     case.lose().await;
     assert_eq!(
         case.live(&message, &owner, first, Some((1, "er"))).await,
-        LiveReply::Lost
+        LiveResponse::DataLost
     );
 
     let second = attempt(&case.begin(&message, &owner, first).await);
     assert!(second > first);
     let stale = case.live(&message, &owner, first, Some((0, "old"))).await;
-    assert_eq!(stale, LiveReply::Fenced);
+    assert_eq!(stale, LiveResponse::Fenced);
     let reply = case.live(&message, &owner, second, Some((0, "new"))).await;
-    assert_eq!(reply, LiveReply::Written);
+    assert_eq!(reply, LiveResponse::Written);
     // A stale copy of the first `begin` changes nothing either.
     assert_eq!(attempt(&case.begin(&message, &owner, 0).await), second);
     assert_eq!(case.read(None).await.in_flight[0].text, "new");
@@ -90,25 +96,25 @@ pub(crate) async fn s7_a_rebuilt_outcome_spares_the_model(backend: &dyn Backend)
     case.deliver(&message, 5, "paid").await;
     case.lose().await;
     let mut rewound = case.delivery(&message, 5, "paid");
-    rewound.rewind = true;
+    rewound.is_rewind = true;
     assert!(published(case.deliver_call(rewound).await));
 
     let known = outcome(case.begin(&message, &Owner::random(), 0).await);
     assert_eq!(known.frame, terminal("paid"));
-    assert_eq!(known.delivered, Some(case.at(5)));
+    assert_eq!(known.delivered_at, Some(case.at(5)));
     assert!(case.read(None).await.in_flight.is_empty());
 }
 
 pub(crate) async fn s8_a_resent_message_is_told_what_is_known(backend: &dyn Backend) {
     let case = Case::new(backend).await;
     let message = case.message();
-    assert_eq!(case.admit(&message).await, Admitted::New);
+    assert_eq!(case.admit(&message).await, AdmissionDecision::New);
     case.answer(&message, "text").await;
-    assert_eq!(case.admit(&message).await, Admitted::Kept);
+    assert_eq!(case.admit(&message).await, AdmissionDecision::OutcomeStored);
     case.deliver(&message, 7, "text").await;
     assert_eq!(
         case.admit(&message).await,
-        Admitted::Delivered(terminal("text"), case.at(7))
+        AdmissionDecision::Delivered(terminal("text"), case.at(7))
     );
     assert!(case.read(None).await.pending.is_empty());
 }
@@ -124,7 +130,7 @@ pub(crate) async fn s13_a_worker_that_wakes_up_gets_the_other_ones_outcome(backe
     // Awake, but not the owner any more.
     assert_eq!(
         case.keep(&message, &asleep, first, "mine").await,
-        Kept::Fenced
+        KeepResponse::Fenced
     );
     kept(case.keep(&message, &other, second, "theirs").await);
     let known = kept(case.keep(&message, &asleep, first, "mine").await);
@@ -139,12 +145,12 @@ pub(crate) async fn s14_cancel_before_begin(backend: &dyn Backend) {
     let message = case.message();
     let result = case.fanout.cancel(&case.user, &message.message_id).await;
     assert_eq!(result.unwrap(), CancelResult::Unknown);
-    assert_eq!(case.admit(&message).await, Admitted::New);
+    assert_eq!(case.admit(&message).await, AdmissionDecision::New);
     let result = case.fanout.cancel(&case.user, &message.message_id).await;
     assert_eq!(result.unwrap(), CancelResult::Cancelling);
     let known = outcome(case.begin(&message, &Owner::random(), 0).await);
     assert_eq!(known.frame, terminal("stopped early"));
-    assert_eq!(known.delivered, None);
+    assert_eq!(known.delivered_at, None);
 }
 
 pub(crate) async fn s14_cancel_while_it_streams(backend: &dyn Backend) {
@@ -157,10 +163,10 @@ pub(crate) async fn s14_cancel_while_it_streams(backend: &dyn Backend) {
     let result = case.fanout.cancel(&case.user, &message.message_id).await;
     assert_eq!(result.unwrap(), CancelResult::Cancelling);
     let reply = case.live(&message, &owner, number, Some((1, "b"))).await;
-    assert_eq!(reply, LiveReply::Cancelled);
+    assert_eq!(reply, LiveResponse::Cancelled);
     assert_eq!(
         case.live(&message, &owner, number, None).await,
-        LiveReply::Cancelled
+        LiveResponse::Cancelled
     );
     let known = kept(case.keep(&message, &owner, number, "a").await);
     assert_eq!(known.frame, terminal("stopped"));
@@ -196,14 +202,20 @@ pub(crate) async fn s15_two_gateways_admit_one_message(backend: &dyn Backend) {
     let case = Case::new(backend).await;
     let message = case.message();
     let (one, other) = tokio::join!(case.admit(&message), case.admit(&message));
-    assert_eq!((one, other), (Admitted::New, Admitted::New));
+    assert_eq!(
+        (one, other),
+        (AdmissionDecision::New, AdmissionDecision::New)
+    );
     assert_eq!(case.read(None).await.pending.len(), 1);
     // Two records: the first one is answered, the second gets that answer and pays nothing.
     case.answer(&message, "once").await;
     let known = outcome(case.begin(&message, &Owner::random(), 0).await);
     assert_eq!(known.frame, terminal("once"));
     assert!(published(case.deliver(&message, 1, "once").await));
-    assert_eq!(case.deliver(&message, 2, "once").await, Delivered::Already);
+    assert_eq!(
+        case.deliver(&message, 2, "once").await,
+        DeliverResponse::AlreadyDelivered
+    );
     assert_eq!(case.context(&message.conversation).await.len(), 1);
 }
 
@@ -212,20 +224,23 @@ pub(crate) async fn a_lease_keeps_others_out_until_it_runs_out(backend: &dyn Bac
     let message = case.message();
     let (one, other) = (Owner::random(), Owner::random());
     case.begin(&message, &one, 0).await;
-    let Begun::Busy(first) = case.begin(&message, &other, 0).await else {
+    let BeginResponse::Busy(first) = case.begin(&message, &other, 0).await else {
         panic!("the lease did not hold");
     };
     assert!(first <= chatmesh::fanout::LEASE, "{first:?}");
     tokio::time::sleep(first / 2).await;
     let renewed = case.live(&message, &one, 1, None).await;
-    assert_eq!(renewed, LiveReply::Written);
+    assert_eq!(renewed, LiveResponse::Written);
     tokio::time::sleep(first / 2 + std::time::Duration::from_millis(50)).await;
     assert!(matches!(
         case.begin(&message, &other, 0).await,
-        Begun::Busy(_)
+        BeginResponse::Busy(_)
     ));
     assert_eq!(attempt(&case.begin_when_free(&message, &other, 0).await), 2);
-    assert_eq!(case.live(&message, &one, 1, None).await, LiveReply::Fenced);
+    assert_eq!(
+        case.live(&message, &one, 1, None).await,
+        LiveResponse::Fenced
+    );
 }
 
 pub(crate) async fn live_tells_fenced_lost_and_expected_apart(backend: &dyn Backend) {
@@ -233,22 +248,22 @@ pub(crate) async fn live_tells_fenced_lost_and_expected_apart(backend: &dyn Back
     let message = case.message();
     let owner = Owner::random();
     let early = case.live(&message, &owner, 1, Some((0, "a"))).await;
-    assert_eq!(early, LiveReply::Lost);
+    assert_eq!(early, LiveResponse::DataLost);
     case.begin(&message, &owner, 0).await;
     let written = case.live(&message, &owner, 1, Some((0, "a"))).await;
-    assert_eq!(written, LiveReply::Written);
+    assert_eq!(written, LiveResponse::Written);
     for (index, expected) in [(0, 1), (5, 1)] {
         let reply = case.live(&message, &owner, 1, Some((index, "x"))).await;
-        assert_eq!(reply, LiveReply::Expected(expected));
+        assert_eq!(reply, LiveResponse::Expected(expected));
     }
     for (who, number) in [(&owner, 2), (&Owner::random(), 1)] {
         let reply = case.live(&message, who, number, Some((1, "x"))).await;
-        assert_eq!(reply, LiveReply::Fenced);
+        assert_eq!(reply, LiveResponse::Fenced);
     }
     assert_eq!(case.read(None).await.in_flight[0].text, "a");
     kept(case.keep(&message, &owner, 1, "a").await);
     let late = case.live(&message, &owner, 1, Some((1, "b"))).await;
-    assert_eq!(late, LiveReply::Fenced);
+    assert_eq!(late, LiveResponse::Fenced);
 }
 
 pub(crate) async fn keep_without_anything_in_flight_stores(backend: &dyn Backend) {
@@ -269,7 +284,7 @@ pub(crate) async fn keep_of_another_attempt_is_fenced(backend: &dyn Backend) {
     case.begin(&message, &owner, 0).await;
     let number = attempt(&case.begin(&message, &owner, 1).await);
     let stale = case.keep(&message, &owner, number - 1, "stale").await;
-    assert_eq!(stale, Kept::Fenced);
+    assert_eq!(stale, KeepResponse::Fenced);
     assert!(case.context(&message.conversation).await.is_empty());
 }
 
@@ -278,15 +293,15 @@ pub(crate) async fn repeats_of_every_call_change_nothing(backend: &dyn Backend) 
     let message = case.message();
     let owner = Owner::random();
     for _ in 0..2 {
-        assert_eq!(case.admit(&message).await, Admitted::New);
+        assert_eq!(case.admit(&message).await, AdmissionDecision::New);
     }
     for _ in 0..2 {
         assert_eq!(attempt(&case.begin(&message, &owner, 0).await), 1);
     }
     let written = case.live(&message, &owner, 1, Some((0, "a"))).await;
-    assert_eq!(written, LiveReply::Written);
+    assert_eq!(written, LiveResponse::Written);
     let again = case.live(&message, &owner, 1, Some((0, "a"))).await;
-    assert_eq!(again, LiveReply::Expected(1));
+    assert_eq!(again, LiveResponse::Expected(1));
     for _ in 0..2 {
         let known = kept(case.keep(&message, &owner, 1, "a").await);
         assert_eq!(known.frame, terminal("a"));
@@ -294,7 +309,10 @@ pub(crate) async fn repeats_of_every_call_change_nothing(backend: &dyn Backend) 
     let numbered = case.read(None).await.n;
     assert!(published(case.deliver(&message, 3, "a").await));
     for _ in 0..2 {
-        assert_eq!(case.deliver(&message, 3, "a").await, Delivered::Already);
+        assert_eq!(
+            case.deliver(&message, 3, "a").await,
+            DeliverResponse::AlreadyDelivered
+        );
     }
     let look = case.read(None).await;
     assert_eq!(look.n, numbered + 1, "a repeat was published");
@@ -303,7 +321,7 @@ pub(crate) async fn repeats_of_every_call_change_nothing(backend: &dyn Backend) 
     assert_eq!(case.context(&message.conversation).await.len(), 1);
     // Late copies of what came before the delivery open nothing again.
     assert_eq!(
-        outcome(case.begin(&message, &owner, 0).await).delivered,
+        outcome(case.begin(&message, &owner, 0).await).delivered_at,
         Some(case.at(3))
     );
     let known = kept(case.keep(&message, &owner, 1, "b").await);
@@ -329,8 +347,8 @@ pub(crate) async fn takings_count_owners_and_not_their_repeats(backend: &dyn Bac
     let case = Case::new(backend).await;
     let message = case.message();
     let (one, other) = (Owner::random(), Owner::random());
-    let taken = |begun: Begun| match begun {
-        Begun::Attempt { number, taking, .. } => (number, taking),
+    let taken = |begun: BeginResponse| match begun {
+        BeginResponse::Attempt { number, taking, .. } => (number, taking),
         begun => panic!("expected an attempt, got {begun:?}"),
     };
     assert_eq!(taken(case.begin(&message, &one, 0).await), (1, 1));

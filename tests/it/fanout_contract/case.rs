@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use chatmesh::config::bounds::Bounds;
 use chatmesh::fanout::{
-    Admitted, Begin, Begun, Bounds, Deliver, Delivered, Ending, Fanout, Keep, Kept, Live,
-    LiveReply, Look, Outcome, Owner, Read, Subject, Turn, TurnStatus,
+    AdmissionDecision, BeginRequest, BeginResponse, DeliverRequest, DeliverResponse, Fanout,
+    KeepRequest, KeepResponse, LiveRequest, LiveResponse, MessageRef, NewOutcome, Owner,
+    ReadRequest, StoredOutcome, Turn, TurnStatus, UserView,
 };
 use chatmesh::protocol::ids::{ConversationId, MessageId, UserId};
 use chatmesh::protocol::position::{Epoch, Position};
@@ -36,24 +38,24 @@ pub(crate) fn unique() -> String {
     uuid::Uuid::new_v4().simple().to_string()
 }
 
-pub(crate) fn attempt(begun: &Begun) -> u32 {
+pub(crate) fn attempt(begun: &BeginResponse) -> u32 {
     match begun {
-        Begun::Attempt { number, .. } => *number,
+        BeginResponse::Attempt { number, .. } => *number,
         other => panic!("expected an attempt, got {other:?}"),
     }
 }
 
-pub(crate) fn outcome(begun: Begun) -> Outcome {
+pub(crate) fn outcome(begun: BeginResponse) -> StoredOutcome {
     match begun {
-        Begun::Ended(outcome) => outcome,
+        BeginResponse::Ended(outcome) => outcome,
         other => panic!("expected an outcome, got {other:?}"),
     }
 }
 
-pub(crate) fn kept(kept: Kept) -> Outcome {
+pub(crate) fn kept(kept: KeepResponse) -> StoredOutcome {
     match kept {
-        Kept::Outcome(outcome) | Kept::Grown(outcome, _) => outcome,
-        Kept::Fenced => panic!("expected an outcome, got fenced"),
+        KeepResponse::Outcome(outcome) | KeepResponse::Appended(outcome, _) => outcome,
+        KeepResponse::Fenced => panic!("expected an outcome, got fenced"),
     }
 }
 
@@ -84,12 +86,12 @@ impl<'a> Case<'a> {
         self.backend.lose(&self.user).await;
     }
 
-    pub(crate) fn message(&self) -> Subject {
+    pub(crate) fn message(&self) -> MessageRef {
         self.message_in(&ConversationId::default_conversation())
     }
 
-    pub(crate) fn message_in(&self, conversation: &ConversationId) -> Subject {
-        Subject {
+    pub(crate) fn message_in(&self, conversation: &ConversationId) -> MessageRef {
+        MessageRef {
             user: self.user.clone(),
             message_id: MessageId::random(),
             id: None,
@@ -104,8 +106,8 @@ impl<'a> Case<'a> {
         }
     }
 
-    pub(crate) fn ending(subject: &Subject, text: &str, status: TurnStatus) -> Ending {
-        Ending {
+    pub(crate) fn ending(subject: &MessageRef, text: &str, status: TurnStatus) -> NewOutcome {
+        NewOutcome {
             frame: terminal(text),
             turn: Turn {
                 message_id: subject.message_id.clone(),
@@ -117,21 +119,26 @@ impl<'a> Case<'a> {
         }
     }
 
-    pub(crate) async fn admit(&self, subject: &Subject) -> Admitted {
+    pub(crate) async fn admit(&self, subject: &MessageRef) -> AdmissionDecision {
         self.fanout
             .admit(subject, "question")
             .await
             .unwrap()
-            .admitted
+            .decision
     }
 
-    pub(crate) async fn begin(&self, subject: &Subject, owner: &Owner, had: u32) -> Begun {
-        let call = Begin {
-            subject: subject.clone(),
+    pub(crate) async fn begin(
+        &self,
+        subject: &MessageRef,
+        owner: &Owner,
+        last_attempt: u32,
+    ) -> BeginResponse {
+        let call = BeginRequest {
+            message: subject.clone(),
             owner: owner.clone(),
-            had,
-            cancelled: Self::ending(subject, "stopped early", TurnStatus::Cancelled).into(),
-            recall: None,
+            last_attempt: had,
+            cancelled_outcome: Self::ending(subject, "stopped early", TurnStatus::Cancelled).into(),
+            history: None,
         };
         self.fanout.begin(call).await.unwrap()
     }
@@ -139,13 +146,15 @@ impl<'a> Case<'a> {
     /// Asks again for as long as another owner's lease says.
     pub(crate) async fn begin_when_free(
         &self,
-        subject: &Subject,
+        subject: &MessageRef,
         owner: &Owner,
-        had: u32,
-    ) -> Begun {
+        last_attempt: u32,
+    ) -> BeginResponse {
         loop {
             match self.begin(subject, owner, had).await {
-                Begun::Busy(left) => tokio::time::sleep(left + Duration::from_millis(5)).await,
+                BeginResponse::Busy(left) => {
+                    tokio::time::sleep(left + Duration::from_millis(5)).await
+                }
                 begun => return begun,
             }
         }
@@ -153,13 +162,13 @@ impl<'a> Case<'a> {
 
     pub(crate) async fn live(
         &self,
-        subject: &Subject,
+        subject: &MessageRef,
         owner: &Owner,
         attempt: u32,
         delta: Option<(u32, &str)>,
-    ) -> LiveReply {
-        let call = Live {
-            subject: subject.clone(),
+    ) -> LiveResponse {
+        let call = LiveRequest {
+            message: subject.clone(),
             owner: owner.clone(),
             attempt,
             delta: delta.map(|(index, text)| (index, text.to_owned())),
@@ -169,66 +178,71 @@ impl<'a> Case<'a> {
 
     pub(crate) async fn keep(
         &self,
-        subject: &Subject,
+        subject: &MessageRef,
         owner: &Owner,
         attempt: u32,
         text: &str,
-    ) -> Kept {
+    ) -> KeepResponse {
         self.keep_as(subject, owner, attempt, text, TurnStatus::Answered)
             .await
     }
 
     pub(crate) async fn keep_as(
         &self,
-        subject: &Subject,
+        subject: &MessageRef,
         owner: &Owner,
         attempt: u32,
         text: &str,
         status: TurnStatus,
-    ) -> Kept {
-        let call = Keep {
-            subject: subject.clone(),
+    ) -> KeepResponse {
+        let call = KeepRequest {
+            message: subject.clone(),
             owner: owner.clone(),
             attempt,
-            ending: Self::ending(subject, text, status).into(),
-            cancelled: Self::ending(subject, "stopped", TurnStatus::Cancelled).into(),
+            outcome: Self::ending(subject, text, status).into(),
+            cancelled_outcome: Self::ending(subject, "stopped", TurnStatus::Cancelled).into(),
         };
         self.fanout.keep(call).await.unwrap()
     }
 
     /// A message from its taking to its kept end.
-    pub(crate) async fn answer(&self, subject: &Subject, text: &str) {
+    pub(crate) async fn answer(&self, subject: &MessageRef, text: &str) {
         let owner = Owner::random();
         let number = attempt(&self.begin(subject, &owner, 0).await);
         kept(self.keep(subject, &owner, number, text).await);
     }
 
-    pub(crate) fn delivery(&self, subject: &Subject, offset: i64, text: &str) -> Deliver {
-        Deliver {
+    pub(crate) fn delivery(&self, subject: &MessageRef, offset: i64, text: &str) -> DeliverRequest {
+        DeliverRequest {
             user: subject.user.clone(),
             message_id: subject.message_id.clone(),
             conversation: Some(subject.conversation.clone()),
             position: self.at(offset),
-            known: None,
-            ended_ms: None,
-            rewind: false,
+            known_end: None,
+            logged_at_ms: None,
+            is_rewind: false,
             frame: terminal(text),
             answer: text.to_owned(),
             status: TurnStatus::Answered,
         }
     }
 
-    pub(crate) async fn deliver(&self, subject: &Subject, offset: i64, text: &str) -> Delivered {
+    pub(crate) async fn deliver(
+        &self,
+        subject: &MessageRef,
+        offset: i64,
+        text: &str,
+    ) -> DeliverResponse {
         self.deliver_call(self.delivery(subject, offset, text))
             .await
     }
 
-    pub(crate) async fn deliver_call(&self, call: Deliver) -> Delivered {
+    pub(crate) async fn deliver_call(&self, call: DeliverRequest) -> DeliverResponse {
         self.fanout.deliver(call).await.unwrap()
     }
 
-    pub(crate) async fn read(&self, after: Option<&Position>) -> Look {
-        let call = Read {
+    pub(crate) async fn read(&self, after: Option<&Position>) -> UserView {
+        let call = ReadRequest {
             user: self.user.clone(),
             after: after.cloned(),
             from_start: false,
@@ -254,6 +268,6 @@ impl<'a> Case<'a> {
     }
 }
 
-pub(crate) fn published(delivered: Delivered) -> bool {
-    matches!(delivered, Delivered::Published(_))
+pub(crate) fn published(delivered: DeliverResponse) -> bool {
+    matches!(delivered, DeliverResponse::Published(_))
 }

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chatmesh::fanout::{
-    Admitted, CancelResult, Channel, Delivered, Feed, FeedEvent, LiveReply, Owner,
+    AdmissionDecision, Channel, DeliverResponse, Feed, FeedEvent, LiveResponse, Owner,
 };
+use chatmesh::protocol::open_message::CancelResult;
 use serde_json::Value;
 use tokio::sync::mpsc::Receiver;
 
@@ -41,7 +42,7 @@ pub(crate) async fn next_frame(
 
 pub(crate) async fn frames_arrive_in_order_and_numbered_over_both_channels(backend: &dyn Backend) {
     let case = Case::new(backend).await;
-    let (feed, mut events) = case.fanout.feed(100).await.unwrap();
+    let (feed, mut events) = case.fanout.open_feed(100).await.unwrap();
     for channel in [Channel::Terminal, Channel::Live, Channel::Live] {
         feed.subscribe(&case.user, channel).await.unwrap();
     }
@@ -82,12 +83,12 @@ pub(crate) async fn frames_arrive_in_order_and_numbered_over_both_channels(backe
 
 pub(crate) async fn a_rewind_stays_off_the_terminal_channel(backend: &dyn Backend) {
     let case = Case::new(backend).await;
-    let (feed, mut events) = case.fanout.feed(100).await.unwrap();
+    let (feed, mut events) = case.fanout.open_feed(100).await.unwrap();
     for channel in [Channel::Terminal, Channel::Live] {
         feed.subscribe(&case.user, channel).await.unwrap();
     }
     let mut rewound = case.delivery(&case.message(), 0, "old");
-    rewound.rewind = true;
+    rewound.is_rewind = true;
     case.deliver_call(rewound).await;
     case.deliver(&case.message(), 1, "new").await;
     let (channel, frame) = next_frame(&case, &mut events).await;
@@ -104,7 +105,7 @@ pub(crate) async fn a_rewind_stays_off_the_terminal_channel(backend: &dyn Backen
 
 pub(crate) async fn a_subscription_ends(backend: &dyn Backend) {
     let case = Case::new(backend).await;
-    let (feed, mut events) = case.fanout.feed(100).await.unwrap();
+    let (feed, mut events) = case.fanout.open_feed(100).await.unwrap();
     feed.subscribe(&case.user, Channel::Terminal).await.unwrap();
     feed.subscribe(&case.user, Channel::Live).await.unwrap();
     case.deliver(&case.message(), 0, "a").await;
@@ -117,7 +118,7 @@ pub(crate) async fn a_subscription_ends(backend: &dyn Backend) {
     feed.subscribe(&case.user, Channel::Live).await.unwrap();
     case.deliver(&case.message(), 1, "b").await;
     let mut rewound = case.delivery(&case.message(), 2, "c");
-    rewound.rewind = true;
+    rewound.is_rewind = true;
     case.deliver_call(rewound).await;
     let (channel, frame) = next_frame(&case, &mut events).await;
     assert_eq!(
@@ -128,7 +129,7 @@ pub(crate) async fn a_subscription_ends(backend: &dyn Backend) {
 
 pub(crate) async fn a_reader_that_falls_behind_gets_a_gap(backend: &dyn Backend) {
     let case = Case::new(backend).await;
-    let (feed, mut events) = case.fanout.feed(4).await.unwrap();
+    let (feed, mut events) = case.fanout.open_feed(4).await.unwrap();
     feed.subscribe(&case.user, Channel::Terminal).await.unwrap();
     for offset in 0..20 {
         case.deliver(&case.message(), offset, "x").await;
@@ -184,7 +185,7 @@ pub(crate) async fn s4_what_is_published_after_data_loss_begins_at_its_first_pie
     // that what was seen before counts no more.
     assert_eq!(attempt(&case.begin(&message, &second, 0).await), 1);
     let skipped = case.live(&message, &second, 1, Some((2, "!"))).await;
-    assert_eq!(skipped, LiveReply::Expected(0));
+    assert_eq!(skipped, LiveResponse::Expected(0));
     case.live(&message, &second, 1, Some((0, "new"))).await;
     let (_, frame) = next_frame(&case, &mut events).await;
     assert_eq!((&frame["attempt"], &frame["index"]), (&1.into(), &0.into()));
@@ -205,7 +206,10 @@ pub(crate) async fn s8_a_resend_while_the_frame_is_under_way_is_told_the_same_en
     // The live frame is not read yet. The position says that the socket, which is at `before`,
     // will have it from there, or by a `read`: both are the same one.
     let resent = case.admit(&message).await;
-    assert_eq!(resent, Admitted::Delivered(terminal("text"), case.at(7)));
+    assert_eq!(
+        resent,
+        AdmissionDecision::Delivered(terminal("text"), case.at(7))
+    );
     assert_eq!(case.after(&before).await, Some(vec![(7, terminal("text"))]));
     let (_, frame) = next_frame(&case, &mut events).await;
     assert_eq!(frame["content"], "text");
@@ -222,7 +226,7 @@ pub(crate) async fn s10_a_lost_publish_is_found_by_reading(backend: &dyn Backend
     // Nobody hears it.
     assert_eq!(
         case.deliver(&message, 0, "text").await,
-        Delivered::Published(0)
+        DeliverResponse::Published(0)
     );
     let look = case.read(Some(&before.end)).await;
     assert!(look.recovered && look.pending.is_empty() && look.in_flight.is_empty());
@@ -291,7 +295,7 @@ pub(crate) async fn a_cancel_is_told_to_who_writes(backend: &dyn Backend) {
 
 /// A feed of the user's channels.
 async fn subscribed(case: &Case<'_>, channels: &[Channel]) -> (Arc<dyn Feed>, Receiver<FeedEvent>) {
-    let (feed, events) = case.fanout.feed(100).await.unwrap();
+    let (feed, events) = case.fanout.open_feed(100).await.unwrap();
     for channel in channels {
         feed.subscribe(&case.user, *channel).await.unwrap();
     }

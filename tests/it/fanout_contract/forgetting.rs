@@ -1,9 +1,11 @@
 //! What a user has forgotten leaves nothing, is never answered, and still ends once.
 
+use chatmesh::config::bounds::Bounds;
 use chatmesh::fanout::{
-    Admitted, Bounds, CancelResult, Channel, Delivered, LiveReply, Owner, Subject,
+    AdmissionDecision, Channel, DeliverResponse, LiveResponse, MessageRef, Owner,
 };
 use chatmesh::protocol::ids::ConversationId;
+use chatmesh::protocol::open_message::CancelResult;
 use tokio::sync::mpsc::Receiver;
 
 use super::case::{Backend, Case, attempt, kept, outcome, published, terminal};
@@ -25,7 +27,7 @@ impl Case<'_> {
     }
 
     /// Nothing of the message is to be seen anywhere.
-    async fn assert_gone(&self, message: &Subject) {
+    async fn assert_gone(&self, message: &MessageRef) {
         let look = self.read(None).await;
         assert!(
             look.in_flight
@@ -48,7 +50,7 @@ impl Case<'_> {
     }
 
     async fn whole_mailbox(&self) -> Vec<(i64, String)> {
-        let call = chatmesh::fanout::Read {
+        let call = chatmesh::fanout::ReadRequest {
             user: self.user.clone(),
             after: None,
             from_start: true,
@@ -86,7 +88,10 @@ pub(crate) async fn a_forgotten_conversation_leaves_nothing(backend: &dyn Backen
     assert_eq!(listed.len(), 1);
     assert_eq!(listed[0].conversation, other());
     let known = case.admit(&stays).await;
-    assert_eq!(known, Admitted::Delivered(terminal("text"), case.at(4)));
+    assert_eq!(
+        known,
+        AdmissionDecision::Delivered(terminal("text"), case.at(4))
+    );
 
     assert!(!case.forget(Some(&gone.conversation)).await, "found again");
     let never = ConversationId::parse("never").unwrap();
@@ -163,7 +168,7 @@ pub(crate) async fn what_is_forgotten_while_it_streams_ends_once_and_is_not_kept
     backend: &dyn Backend,
 ) {
     let case = Case::new(backend).await;
-    let (feed, mut events) = case.fanout.feed(100).await.unwrap();
+    let (feed, mut events) = case.fanout.open_feed(100).await.unwrap();
     for channel in [Channel::Terminal, Channel::Cancel] {
         feed.subscribe(&case.user, channel).await.unwrap();
     }
@@ -178,14 +183,17 @@ pub(crate) async fn what_is_forgotten_while_it_streams_ends_once_and_is_not_kept
     case.assert_gone(&message).await;
     assert_cancel(&case, &mut events, &message).await;
     let reply = case.live(&message, &owner, number, Some((1, "s"))).await;
-    assert_eq!(reply, LiveReply::Cancelled);
+    assert_eq!(reply, LiveResponse::Cancelled);
     let known = kept(case.keep(&message, &owner, number, "secret").await);
-    assert_eq!((known.frame, known.delivered), (terminal("stopped"), None));
+    assert_eq!(
+        (known.frame, known.delivered_at),
+        (terminal("stopped"), None)
+    );
     case.assert_gone(&message).await;
     // Another worker that takes it, because the first one died here, has the same to produce.
     let known = outcome(case.begin(&message, &Owner::random(), 0).await);
     assert_eq!(
-        (known.frame, known.delivered),
+        (known.frame, known.delivered_at),
         (terminal("stopped early"), None)
     );
 
@@ -199,22 +207,22 @@ pub(crate) async fn what_is_forgotten_while_it_streams_ends_once_and_is_not_kept
     );
     for offset in [5, 6] {
         let again = case.deliver(&message, offset, "stopped").await;
-        assert_eq!(again, Delivered::Already);
+        assert_eq!(again, DeliverResponse::AlreadyDelivered);
     }
     case.assert_gone(&message).await;
     let look = case.read(Some(&case.at(4))).await;
     assert!(look.recovered && look.frames.is_empty());
     assert_eq!(look.end, case.at(6));
     let known = outcome(case.begin(&message, &owner, number).await);
-    assert_eq!(known.delivered, Some(case.at(5)));
+    assert_eq!(known.delivered_at, Some(case.at(5)));
     let reply = case.live(&message, &owner, number, None).await;
-    assert_eq!(reply, LiveReply::Fenced);
+    assert_eq!(reply, LiveResponse::Fenced);
 }
 
 async fn assert_cancel(
     case: &Case<'_>,
     events: &mut Receiver<chatmesh::fanout::FeedEvent>,
-    message: &Subject,
+    message: &MessageRef,
 ) {
     let (channel, notice) = next_frame(case, events).await;
     assert_eq!(channel, Channel::Cancel);
@@ -224,7 +232,7 @@ async fn assert_cancel(
 
 pub(crate) async fn what_is_forgotten_before_its_taking_is_never_answered(backend: &dyn Backend) {
     let case = Case::new(backend).await;
-    let (feed, mut events) = case.fanout.feed(100).await.unwrap();
+    let (feed, mut events) = case.fanout.open_feed(100).await.unwrap();
     for channel in [Channel::Cancel, Channel::Live] {
         feed.subscribe(&case.user, channel).await.unwrap();
     }
@@ -241,11 +249,11 @@ pub(crate) async fn what_is_forgotten_before_its_taking_is_never_answered(backen
     assert_eq!(result.unwrap(), CancelResult::AlreadyDone);
     let known = outcome(case.begin(&message, &Owner::random(), 0).await);
     assert_eq!(
-        (known.frame, known.delivered),
+        (known.frame, known.delivered_at),
         (terminal("stopped early"), None)
     );
     let mut delivery = case.delivery(&message, 1, "stopped early");
-    delivery.rewind = true;
+    delivery.is_rewind = true;
     assert!(published(case.deliver_call(delivery).await));
     let (_, frame) = next_frame(&case, &mut events).await;
     assert_eq!(frame["content"], "stopped early");
@@ -267,7 +275,7 @@ pub(crate) async fn what_is_forgotten_between_keep_and_deliver_is_told_and_not_k
     assert!(case.whole_mailbox().await.is_empty());
     assert_eq!(
         case.deliver(&message, 2, "secret").await,
-        Delivered::Already
+        DeliverResponse::AlreadyDelivered
     );
 }
 
@@ -279,13 +287,16 @@ pub(crate) async fn a_rewind_brings_nothing_forgotten_back(backend: &dyn Backend
     case.forget(Some(&message.conversation)).await;
     for offset in [3, 7] {
         let mut rewound = case.delivery(&message, offset, "secret");
-        rewound.rewind = true;
-        assert_eq!(case.deliver_call(rewound).await, Delivered::Already);
+        rewound.is_rewind = true;
+        assert_eq!(
+            case.deliver_call(rewound).await,
+            DeliverResponse::AlreadyDelivered
+        );
     }
     case.assert_gone(&message).await;
     assert!(case.whole_mailbox().await.is_empty());
     let known = outcome(case.begin(&message, &Owner::random(), 0).await);
-    assert_eq!(known.delivered, Some(case.at(3)));
+    assert_eq!(known.delivered_at, Some(case.at(3)));
     assert_eq!(known.frame, terminal("stopped early"));
 }
 
@@ -296,15 +307,15 @@ pub(crate) async fn a_forgotten_message_resent_is_never_answered_again(backend: 
     case.deliver(&told, 0, "secret").await;
     case.fanout.admit(&open, "secret").await.unwrap();
     case.forget(Some(&told.conversation)).await;
-    assert_eq!(case.admit(&told).await, Admitted::Forgotten);
+    assert_eq!(case.admit(&told).await, AdmissionDecision::Forgotten);
     // Nobody was told its end, and the log may not have it: its record brings the end.
     let resent = case.fanout.admit(&open, "secret").await.unwrap();
-    assert_eq!(resent.admitted, Admitted::New);
+    assert_eq!(resent.admitted, AdmissionDecision::New);
     case.assert_gone(&open).await;
     let known = outcome(case.begin(&open, &Owner::random(), 0).await);
-    assert_eq!(known.delivered, None);
+    assert_eq!(known.delivered_at, None);
     assert!(published(case.deliver(&open, 1, "stopped early").await));
-    assert_eq!(case.admit(&open).await, Admitted::Forgotten);
+    assert_eq!(case.admit(&open).await, AdmissionDecision::Forgotten);
     case.assert_gone(&told).await;
     case.assert_gone(&open).await;
 }
@@ -328,7 +339,7 @@ pub(crate) async fn what_fell_out_of_the_history_is_forgotten_too(backend: &dyn 
     }
     assert!(case.forget(Some(&messages[0].conversation)).await);
     for message in &messages {
-        assert_eq!(case.admit(message).await, Admitted::Forgotten);
+        assert_eq!(case.admit(message).await, AdmissionDecision::Forgotten);
     }
 }
 
@@ -341,10 +352,10 @@ pub(crate) async fn a_conversation_begins_anew_after_it_was_forgotten(backend: &
     }
     case.forget(None).await;
     let message = case.message();
-    assert_eq!(case.admit(&message).await, Admitted::New);
+    assert_eq!(case.admit(&message).await, AdmissionDecision::New);
     case.answer(&message, "new").await;
     let mut delivery = case.delivery(&message, 3, "new");
-    delivery.known = Some(case.at(2));
+    delivery.known_end = Some(case.at(2));
     assert!(published(case.deliver_call(delivery).await));
     assert_eq!(case.turns(&message.conversation).await, 1);
     assert_eq!(case.whole_mailbox().await, [(3, terminal("new"))]);
@@ -374,7 +385,7 @@ pub(crate) async fn much_is_forgotten_as_a_whole(backend: &dyn Backend) {
     assert!(case.forget(None).await);
     for message in &last {
         case.assert_gone(message).await;
-        assert_eq!(case.admit(message).await, Admitted::Forgotten);
+        assert_eq!(case.admit(message).await, AdmissionDecision::Forgotten);
     }
     let listed = case.fanout.conversations(&case.user, None, 9).await;
     assert!(listed.unwrap().is_empty());

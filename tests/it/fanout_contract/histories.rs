@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use chatmesh::config::bounds::Bounds;
 use chatmesh::fanout::{
-    Begin, Begun, Bounds, HistoryMark, Kept, Owner, Recall, Recalled, Subject, TurnStatus,
+    BeginRequest, BeginResponse, HistoryRequest, HistoryResponse, HistoryVersion, KeepResponse,
+    MessageRef, Owner, TurnStatus,
 };
 use chatmesh::protocol::ids::{ConversationId, MessageId, UserId};
 use chatmesh::protocol::position::Epoch;
@@ -162,13 +164,13 @@ pub(crate) async fn hostile_userids_touch_nobody_else(backend: &dyn Backend) {
 
 pub(crate) async fn a_marker_is_there_once_set(backend: &dyn Backend) {
     let case = Case::new(backend).await;
-    assert!(!case.fanout.marker_present(&case.epoch).await.unwrap());
+    assert!(!case.fanout.has_marker(&case.epoch).await.unwrap());
     for _ in 0..2 {
         case.fanout.set_marker(&case.epoch).await.unwrap();
-        assert!(case.fanout.marker_present(&case.epoch).await.unwrap());
+        assert!(case.fanout.has_marker(&case.epoch).await.unwrap());
     }
     let other = Epoch::new(&unique(), "0", 0);
-    assert!(!case.fanout.marker_present(&other).await.unwrap());
+    assert!(!case.fanout.has_marker(&other).await.unwrap());
 }
 
 pub(crate) async fn the_history_is_paged_from_the_newest_back(backend: &dyn Backend) {
@@ -277,35 +279,35 @@ pub(crate) async fn conversations_are_listed_by_their_newest_turn(backend: &dyn 
 
 /// What a worker remembers of a conversation, as it does it.
 struct Memory {
-    mark: HistoryMark,
+    mark: HistoryVersion,
     answers: Vec<String>,
 }
 
 async fn begin_with(
     case: &Case<'_>,
-    message: &Subject,
+    message: &MessageRef,
     owner: &Owner,
-    known: Option<&HistoryMark>,
+    known: Option<&HistoryVersion>,
 ) -> (u32, Option<Memory>) {
-    let call = Begin {
-        subject: message.clone(),
+    let call = BeginRequest {
+        message: message.clone(),
         owner: owner.clone(),
-        had: 0,
-        cancelled: Case::ending(message, "", TurnStatus::Cancelled).into(),
-        recall: Some(Recall {
+        last_attempt: 0,
+        cancelled_outcome: Case::ending(message, "", TurnStatus::Cancelled).into(),
+        history: Some(HistoryRequest {
             limit: 100,
             max_age: Duration::from_secs(3600),
-            known: known.cloned(),
+            known_version: known.cloned(),
         }),
     };
     match case.fanout.begin(call).await.unwrap() {
-        Begun::Attempt {
+        BeginResponse::Attempt {
             number,
             history: Some(history),
             ..
         } => match history {
-            Recalled::Known => (number, None),
-            Recalled::Turns(mark, turns) => {
+            HistoryResponse::Unchanged => (number, None),
+            HistoryResponse::Turns(mark, turns) => {
                 let answers = turns.into_iter().map(|turn| turn.answer).collect();
                 (number, Some(Memory { mark, answers }))
             }
@@ -332,7 +334,7 @@ pub(crate) async fn a_history_that_the_worker_knows_is_not_brought_again_and_any
             }
             5 => {
                 // Rebuilt from the log, in place of what was kept.
-                let message: &Subject = first.as_ref().unwrap();
+                let message: &MessageRef = first.as_ref().unwrap();
                 case.deliver(message, 1, "told otherwise").await;
                 false
             }
@@ -359,7 +361,8 @@ pub(crate) async fn a_history_that_the_worker_knows_is_not_brought_again_and_any
         let real = case.context(&conversation).await;
         let real: Vec<String> = real.into_iter().map(|turn| turn.answer).collect();
         assert_eq!(now.answers, real, "step {step}");
-        let Kept::Grown(_, grown) = case.keep(&message, &owner, number, "mine").await else {
+        let KeepResponse::Appended(_, grown) = case.keep(&message, &owner, number, "mine").await
+        else {
             panic!("step {step}: a new turn");
         };
         assert_eq!(grown.before, now.mark);
@@ -386,7 +389,7 @@ pub(crate) async fn what_was_forgotten_while_an_answer_was_written_is_not_what_g
         .unwrap();
     // In flight there, it is forgotten itself.
     let kept = case.keep(&message, &owner, 1, "mine").await;
-    assert!(matches!(kept, Kept::Outcome(_)), "{kept:?}");
+    assert!(matches!(kept, KeepResponse::Outcome(_)), "{kept:?}");
     let (_, news) = begin_with(&case, &case.message(), &owner, None).await;
     assert!(news.unwrap().answers.is_empty());
 }

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use chatmesh::config::bounds::{Bounds, UserLimits};
 use chatmesh::fanout::{
-    Admitted, Bounds, Channel, FeedEvent, Keep, Limit, Owner, REVOKED_FRAME, TurnStatus, UserLimits,
+    AdmissionDecision, Channel, FeedEvent, KeepRequest, Limit, Owner, REVOKED_FRAME, TurnStatus,
 };
 use chatmesh::protocol::ids::{ConversationId, UserId};
 
@@ -34,9 +35,9 @@ pub(crate) async fn a_message_rate_is_one_budget_for_all_gateways(backend: &dyn 
     let answers = futures_util::future::join_all(calls).await;
     let mut admitted = Vec::new();
     for (message, answer) in messages.iter().zip(answers) {
-        match answer.unwrap().admitted {
-            Admitted::New => admitted.push(message),
-            Admitted::Refused(Limit::Rate(wait)) => {
+        match answer.unwrap().decision {
+            AdmissionDecision::New => admitted.push(message),
+            AdmissionDecision::Refused(Limit::Rate(wait)) => {
                 // A quarter of the window until the next one.
                 assert!(wait <= Duration::from_secs(900), "{wait:?}");
                 assert!(wait > Duration::from_secs(850), "{wait:?}");
@@ -46,7 +47,7 @@ pub(crate) async fn a_message_rate_is_one_budget_for_all_gateways(backend: &dyn 
     }
     assert_eq!(admitted.len(), 4);
     // A repeat, and a message sent again, cost nothing and are not refused.
-    assert_eq!(case.admit(admitted[0]).await, Admitted::New);
+    assert_eq!(case.admit(admitted[0]).await, AdmissionDecision::New);
     // What was refused left nothing behind.
     assert_eq!(case.read(None).await.pending.len(), 4);
     // Ended messages have used up the budget all the same.
@@ -54,7 +55,10 @@ pub(crate) async fn a_message_rate_is_one_budget_for_all_gateways(backend: &dyn 
         case.answer(message, "text").await;
     }
     let refused = case.admit(&case.message()).await;
-    assert!(matches!(refused, Admitted::Refused(Limit::Rate(_))));
+    assert!(matches!(
+        refused,
+        AdmissionDecision::Refused(Limit::Rate(_))
+    ));
     // Another user has a budget of their own.
     let bounds = with(UserLimits {
         requests: 4,
@@ -62,7 +66,10 @@ pub(crate) async fn a_message_rate_is_one_budget_for_all_gateways(backend: &dyn 
         ..UserLimits::default()
     });
     let neighbour = Case::with(backend, bounds).await;
-    assert_eq!(neighbour.admit(&neighbour.message()).await, Admitted::New);
+    assert_eq!(
+        neighbour.admit(&neighbour.message()).await,
+        AdmissionDecision::New
+    );
 }
 
 pub(crate) async fn a_message_rate_comes_back_with_time(backend: &dyn Backend) {
@@ -77,7 +84,7 @@ pub(crate) async fn a_message_rate_comes_back_with_time(backend: &dyn Backend) {
     let mut waited = false;
     for _ in 0..3 {
         let message = case.message();
-        while let Admitted::Refused(limit) = case.admit(&message).await {
+        while let AdmissionDecision::Refused(limit) = case.admit(&message).await {
             let Limit::Rate(wait) = limit else {
                 panic!("{limit:?}");
             };
@@ -99,11 +106,14 @@ pub(crate) async fn messages_that_wait_are_bounded(backend: &dyn Backend) {
     case.admit(&one).await;
     case.admit(&two).await;
     let third = case.message();
-    assert_eq!(case.admit(&third).await, Admitted::Refused(Limit::Pending));
-    assert_eq!(case.admit(&one).await, Admitted::New);
+    assert_eq!(
+        case.admit(&third).await,
+        AdmissionDecision::Refused(Limit::Pending)
+    );
+    assert_eq!(case.admit(&one).await, AdmissionDecision::New);
     case.answer(&one, "text").await;
     case.deliver(&one, 1, "text").await;
-    assert_eq!(case.admit(&third).await, Admitted::New);
+    assert_eq!(case.admit(&third).await, AdmissionDecision::New);
 }
 
 pub(crate) async fn conversations_are_bounded(backend: &dyn Backend) {
@@ -115,19 +125,19 @@ pub(crate) async fn conversations_are_bounded(backend: &dyn Backend) {
     let of = |name: &str| ConversationId::parse(name).unwrap();
     for name in ["a", "b"] {
         let message = case.message_in(&of(name));
-        assert_eq!(case.admit(&message).await, Admitted::New);
+        assert_eq!(case.admit(&message).await, AdmissionDecision::New);
         case.answer(&message, "text").await;
     }
     let third = case.message_in(&of("c"));
-    let refused = Admitted::Refused(Limit::Conversations);
+    let refused = AdmissionDecision::Refused(Limit::Conversations);
     assert_eq!(case.admit(&third).await, refused);
     let known = case.message_in(&of("b"));
-    assert_eq!(case.admit(&known).await, Admitted::New);
+    assert_eq!(case.admit(&known).await, AdmissionDecision::New);
     case.fanout
         .forget(&case.user, Some(&of("a")))
         .await
         .unwrap();
-    assert_eq!(case.admit(&third).await, Admitted::New);
+    assert_eq!(case.admit(&third).await, AdmissionDecision::New);
 }
 
 pub(crate) async fn conversations_that_only_wait_are_counted_too(backend: &dyn Backend) {
@@ -138,17 +148,26 @@ pub(crate) async fn conversations_that_only_wait_are_counted_too(backend: &dyn B
     let case = Case::with(backend, bounds).await;
     let of = |name: &str| ConversationId::parse(name).unwrap();
     let first = case.message_in(&of("a"));
-    assert_eq!(case.admit(&first).await, Admitted::New);
-    assert_eq!(case.admit(&case.message_in(&of("b"))).await, Admitted::New);
+    assert_eq!(case.admit(&first).await, AdmissionDecision::New);
+    assert_eq!(
+        case.admit(&case.message_in(&of("b"))).await,
+        AdmissionDecision::New
+    );
     let third = case.message_in(&of("c"));
-    let refused = Admitted::Refused(Limit::Conversations);
+    let refused = AdmissionDecision::Refused(Limit::Conversations);
     assert_eq!(case.admit(&third).await, refused);
     // More in one that has begun, and what is sent again, are no new ones.
-    assert_eq!(case.admit(&case.message_in(&of("b"))).await, Admitted::New);
-    assert_eq!(case.admit(&first).await, Admitted::New);
+    assert_eq!(
+        case.admit(&case.message_in(&of("b"))).await,
+        AdmissionDecision::New
+    );
+    assert_eq!(case.admit(&first).await, AdmissionDecision::New);
     // One that has a turn and waits for the next is one.
     case.answer(&first, "text").await;
-    assert_eq!(case.admit(&case.message_in(&of("a"))).await, Admitted::New);
+    assert_eq!(
+        case.admit(&case.message_in(&of("a"))).await,
+        AdmissionDecision::New
+    );
     assert_eq!(case.admit(&third).await, refused);
 }
 
@@ -160,19 +179,19 @@ pub(crate) async fn tokens_of_the_day_are_counted_once(backend: &dyn Backend) {
     let case = Case::with(backend, bounds).await;
     let spend = async |tokens: u32| {
         let message = case.message();
-        assert_eq!(case.admit(&message).await, Admitted::New);
+        assert_eq!(case.admit(&message).await, AdmissionDecision::New);
         let owner = Owner::random();
         let attempt = attempt(&case.begin(&message, &owner, 0).await);
         let mut ending = Case::ending(&message, "text", TurnStatus::Answered);
         ending.frame = format!(
             r#"{{"type":"response","content":"text","usage":{{"prompt_tokens":1,"completion_tokens":1,"total_tokens":{tokens}}}}}"#
         );
-        let call = Keep {
-            cancelled: Case::ending(&message, "", TurnStatus::Cancelled).into(),
-            subject: message,
+        let call = KeepRequest {
+            cancelled_outcome: Case::ending(&message, "", TurnStatus::Cancelled).into(),
+            message: message,
             owner,
             attempt,
-            ending: ending.into(),
+            outcome: ending.into(),
         };
         // The second is the client library's repeat.
         let first = kept(case.fanout.keep(call.clone()).await.unwrap());
@@ -181,7 +200,7 @@ pub(crate) async fn tokens_of_the_day_are_counted_once(backend: &dyn Backend) {
     spend(60).await;
     spend(40).await;
     match case.admit(&case.message()).await {
-        Admitted::Refused(Limit::Tokens(wait)) => {
+        AdmissionDecision::Refused(Limit::Tokens(wait)) => {
             assert!(wait <= Duration::from_secs(86_400), "{wait:?}");
         }
         other => panic!("{other:?}"),
@@ -190,7 +209,7 @@ pub(crate) async fn tokens_of_the_day_are_counted_once(backend: &dyn Backend) {
 
 pub(crate) async fn a_revocation_is_remembered_told_and_removes_the_token(backend: &dyn Backend) {
     let case = Case::new(backend).await;
-    let (feed, mut events) = case.fanout.feed(64).await.unwrap();
+    let (feed, mut events) = case.fanout.open_feed(64).await.unwrap();
     feed.subscribe(&case.user, Channel::Terminal).await.unwrap();
     let hour = Duration::from_secs(3600);
     case.fanout

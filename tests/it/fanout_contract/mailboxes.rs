@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use chatmesh::fanout::{Bounds, Delivered, DeliveredEnd, Read, Subject};
+use chatmesh::config::bounds::Bounds;
+use chatmesh::fanout::{DeliverResponse, DeliveredOutcome, MessageRef, ReadRequest};
 use chatmesh::protocol::position::{Epoch, Position};
 
 use super::case::{Backend, Case, published, terminal, unique};
@@ -13,11 +14,17 @@ pub(crate) async fn s1_a_repeated_deliver_before_the_rewind_is_lost(backend: &dy
     assert!(published(case.deliver(&r0, 0, "r0").await));
     case.lose().await;
     let mut repeated = case.delivery(&r1, 1, "r1");
-    repeated.known = Some(case.at(0));
-    assert_eq!(case.deliver_call(repeated.clone()).await, Delivered::Lost);
+    repeated.known_end = Some(case.at(0));
+    assert_eq!(
+        case.deliver_call(repeated.clone()).await,
+        DeliverResponse::DataLost
+    );
     // Also where a gateway has made the empty mailbox in the meantime.
     let empty = case.read(None).await.end;
-    assert_eq!(case.deliver_call(repeated.clone()).await, Delivered::Lost);
+    assert_eq!(
+        case.deliver_call(repeated.clone()).await,
+        DeliverResponse::DataLost
+    );
     assert_eq!(
         case.read(None).await.end,
         empty,
@@ -25,7 +32,7 @@ pub(crate) async fn s1_a_repeated_deliver_before_the_rewind_is_lost(backend: &dy
     );
 
     let mut rewound = case.delivery(&r0, 0, "r0");
-    rewound.rewind = true;
+    rewound.is_rewind = true;
     assert!(published(case.deliver_call(rewound).await));
     assert!(published(case.deliver_call(repeated).await));
     let frames = case.after(&case.at(0)).await.unwrap();
@@ -41,7 +48,7 @@ pub(crate) async fn s3_a_rewind_brings_back_what_was_rolled_back(backend: &dyn B
     // Another relay starts at the commit and goes back on assignment; it knows nothing of the user.
     for (message, offset, text) in [(&r0, 0, "r0"), (&r1, 1, "r1")] {
         let mut rewound = case.delivery(message, offset, text);
-        rewound.rewind = true;
+        rewound.is_rewind = true;
         assert!(published(case.deliver_call(rewound).await));
     }
     let frames = case.after(&case.at(0)).await.unwrap();
@@ -51,27 +58,27 @@ pub(crate) async fn s3_a_rewind_brings_back_what_was_rolled_back(backend: &dyn B
 
 pub(crate) async fn a_look_tells_what_a_rewind_has_brought_from_what_is_new(backend: &dyn Backend) {
     let case = Case::new(backend).await;
-    assert_eq!(case.read(None).await.rebuilt, None);
+    assert_eq!(case.read(None).await.rebuilt_up_to, None);
     for (offset, rewind, expected) in [(3, true, Some(3)), (5, true, Some(5)), (6, false, Some(5))]
     {
         let mut call = case.delivery(&case.message(), offset, "x");
-        call.rewind = rewind;
+        call.is_rewind = rewind;
         assert!(published(case.deliver_call(call).await));
-        let rebuilt = case.read(None).await.rebuilt;
+        let rebuilt = case.read(None).await.rebuilt_up_to;
         assert_eq!(rebuilt, expected.map(|offset| case.at(offset)));
     }
     // What is there already is not put there again.
     let mut call = case.delivery(&case.message(), 6, "x");
-    call.rewind = true;
+    call.is_rewind = true;
     assert!(!published(case.deliver_call(call).await));
     // Another process opens what is kept.
     let other = Case::of(backend, Bounds::default(), case.user.clone()).await;
-    assert_eq!(other.read(None).await.rebuilt, Some(case.at(5)));
+    assert_eq!(other.read(None).await.rebuilt_up_to, Some(case.at(5)));
     // A mailbox that has moved began anew.
     let mut call = case.delivery(&case.message(), 1, "x");
     call.position.epoch = Epoch::new("moved", "0", 4);
     assert!(published(case.deliver_call(call).await));
-    assert_eq!(case.read(None).await.rebuilt, None);
+    assert_eq!(case.read(None).await.rebuilt_up_to, None);
 }
 
 pub(crate) async fn s12_a_mailbox_rebuilt_from_the_middle_does_not_pretend(backend: &dyn Backend) {
@@ -163,7 +170,7 @@ pub(crate) async fn a_mailbox_is_bounded_in_age(backend: &dyn Backend) {
     assert_eq!(look.end, case.at(1), "the end survives the bounds");
     assert!(look.recovered && look.frames.is_empty());
     let mut next = case.delivery(&case.message(), 2, "c");
-    next.known = Some(case.at(1));
+    next.known_end = Some(case.at(1));
     assert!(published(case.deliver_call(next).await));
 }
 
@@ -187,7 +194,7 @@ pub(crate) async fn a_mailbox_is_read_in_pages(backend: &dyn Backend) {
     }
     let mut seen = Vec::new();
     loop {
-        let call = Read {
+        let call = ReadRequest {
             user: case.user.clone(),
             after: Some(after.clone()),
             from_start: false,
@@ -197,20 +204,20 @@ pub(crate) async fn a_mailbox_is_read_in_pages(backend: &dyn Backend) {
         assert!(look.recovered && look.frames.len() <= 2);
         seen.extend(look.frames.iter().map(|(at, _)| at.offset));
         after = look.frames.last().map_or(after, |(at, _)| at.clone());
-        if !look.more {
+        if !look.has_more {
             break;
         }
     }
     assert_eq!(seen, (0..7).collect::<Vec<i64>>());
     // One frame comes even where it alone is larger.
-    let call = Read {
+    let call = ReadRequest {
         user: case.user.clone(),
         after: Some(case.at(4)),
         from_start: false,
         max_bytes: 1,
     };
     let look = case.fanout.read(call).await.unwrap();
-    assert_eq!((look.frames.len(), look.more), (1, true));
+    assert_eq!((look.frames.len(), look.has_more), (1, true));
 }
 
 pub(crate) async fn a_mailbox_rebuilt_from_the_middle_is_read_from_its_oldest(
@@ -221,7 +228,7 @@ pub(crate) async fn a_mailbox_rebuilt_from_the_middle_is_read_from_its_oldest(
         case.deliver(&case.message(), offset, "x").await;
     }
     assert_eq!(case.after(&case.at(30)).await, None);
-    let call = |after: Option<Position>| Read {
+    let call = |after: Option<Position>| ReadRequest {
         user: case.user.clone(),
         from_start: after.is_none(),
         after,
@@ -232,7 +239,7 @@ pub(crate) async fn a_mailbox_rebuilt_from_the_middle_is_read_from_its_oldest(
     assert!(!look.recovered);
     loop {
         seen.extend(look.frames.iter().map(|(at, _)| at.offset));
-        if !look.more {
+        if !look.has_more {
             break;
         }
         let last = look.frames.last().map(|(at, _)| at.clone());
@@ -247,7 +254,7 @@ pub(crate) async fn a_topic_made_anew_begins_a_new_mailbox(backend: &dyn Backend
     let old = case.at(500);
     case.epoch = Epoch::new(&unique(), "1", 3);
     let mut first = case.delivery(&case.message(), 0, "new");
-    first.known = Some(old.clone());
+    first.known_end = Some(old.clone());
     assert!(published(case.deliver_call(first).await));
     assert_eq!(case.after(&old).await, None);
     assert_eq!(case.after(&case.at(0)).await, Some(vec![]));
@@ -262,15 +269,18 @@ pub(crate) async fn the_ends_in_sixteen_other_partitions_are_remembered(backend:
         case.epoch = Epoch::new(&cluster, "0", partition);
         let mut delivery = case.delivery(&case.message(), 7, "x");
         assert!(published(case.deliver_call(delivery.clone()).await));
-        delivery.known = Some(case.at(7));
-        delivery.rewind = true;
+        delivery.known_end = Some(case.at(7));
+        delivery.is_rewind = true;
         rewound.push(delivery);
     }
     // The first is forgotten: what its relay knows is lost, as where Redis lost it.
     let first = rewound.remove(0);
-    assert_eq!(case.deliver_call(first).await, Delivered::Lost);
+    assert_eq!(case.deliver_call(first).await, DeliverResponse::DataLost);
     for delivery in rewound {
-        assert_eq!(case.deliver_call(delivery).await, Delivered::Already);
+        assert_eq!(
+            case.deliver_call(delivery).await,
+            DeliverResponse::AlreadyDelivered
+        );
     }
     assert_eq!(case.read(None).await.end, case.at(7), "nothing moved");
 }
@@ -289,8 +299,12 @@ pub(crate) async fn delivered_ends_outlive_the_mailbox(backend: &dyn Backend) {
     case.answer(&kept, "kept").await;
     // In the order asked; what was not delivered is left out.
     let asked = [&open, &second, &kept, &first].map(|one| one.message_id.clone());
-    let found = case.fanout.delivered(&case.user, &asked).await.unwrap();
-    let end = |of: &Subject, position: &Position, frame: Option<&str>| DeliveredEnd {
+    let found = case
+        .fanout
+        .delivered_outcomes(&case.user, &asked)
+        .await
+        .unwrap();
+    let end = |of: &MessageRef, position: &Position, frame: Option<&str>| DeliveredOutcome {
         message_id: of.message_id.clone(),
         position: position.clone(),
         frame: frame.map(terminal),
@@ -301,10 +315,20 @@ pub(crate) async fn delivered_ends_outlive_the_mailbox(backend: &dyn Backend) {
         end(&first, &at_first, Some("first")),
     ];
     assert_eq!(found, expected);
-    assert_eq!(case.fanout.delivered(&case.user, &[]).await.unwrap(), []);
+    assert_eq!(
+        case.fanout
+            .delivered_outcomes(&case.user, &[])
+            .await
+            .unwrap(),
+        []
+    );
     // Nothing is left of what was forgotten but that it has ended.
     case.fanout.forget(&case.user, None).await.unwrap();
-    let found = case.fanout.delivered(&case.user, &asked).await.unwrap();
+    let found = case
+        .fanout
+        .delivered_outcomes(&case.user, &asked)
+        .await
+        .unwrap();
     let expected = [end(&second, &at_second, None), end(&first, &at_first, None)];
     assert_eq!(found, expected);
 }
@@ -314,9 +338,12 @@ pub(crate) async fn a_message_delivered_elsewhere_still_moves_the_end(backend: &
     let message = case.message();
     case.deliver(&message, 1, "once").await;
     // The relay takes the second record for delivered and names it as known from then on.
-    assert_eq!(case.deliver(&message, 2, "twice").await, Delivered::Already);
+    assert_eq!(
+        case.deliver(&message, 2, "twice").await,
+        DeliverResponse::AlreadyDelivered
+    );
     let mut next = case.delivery(&case.message(), 3, "next");
-    next.known = Some(case.at(2));
+    next.known_end = Some(case.at(2));
     assert!(published(case.deliver_call(next).await));
     let frames = case.after(&case.at(1)).await.unwrap();
     assert_eq!(frames, [(3, terminal("next"))]);

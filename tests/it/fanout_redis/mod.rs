@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use chatmesh::config::bounds::Bounds;
 use chatmesh::config::settings::RedisSettings;
+use chatmesh::fanout::Fanout;
 use chatmesh::fanout::redis::RedisFanout;
-use chatmesh::fanout::{Bounds, Fanout};
 use chatmesh::protocol::ids::{ConversationId, UserId};
 use chatmesh::protocol::timestamp::now_ms;
 use fred::clients::Client;
@@ -107,9 +108,9 @@ async fn lost_turns_come_back_before_what_was_kept_since() {
     case.answer(&lost[0], "again").await;
     for (offset, message) in (0..).zip(&lost) {
         let mut rewound = case.delivery(message, offset, "lost");
-        rewound.rewind = true;
+        rewound.is_rewind = true;
         // Both before what came since, by any clock that is a second right.
-        rewound.ended_ms = Some(ended - 1000 + offset);
+        rewound.logged_at_ms = Some(ended - 1000 + offset);
         case.deliver_call(rewound).await;
     }
     let turns = case.context(&ConversationId::default_conversation()).await;

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use chatmesh::config::bounds::Bounds;
 use chatmesh::fanout::redis::RedisFanout;
 use chatmesh::fanout::{
-    Begun, Bounds, Channel, Deliver, Fanout, FanoutError, FeedEvent, LEASE, Owner, Read, TurnStatus,
+    BeginResponse, Channel, DeliverRequest, Fanout, FanoutError, FeedEvent, LEASE, Owner,
+    ReadRequest, TurnStatus,
 };
 use chatmesh::protocol::ids::{MessageId, UserId};
 use chatmesh::protocol::position::{Epoch, Position};
@@ -33,8 +35,8 @@ fn epoch() -> Epoch {
     Epoch::new("cluster", "0", 0)
 }
 
-fn delivery(offset: i64) -> Deliver {
-    Deliver {
+fn delivery(offset: i64) -> DeliverRequest {
+    DeliverRequest {
         user: alice(),
         message_id: MessageId::random(),
         conversation: None,
@@ -42,9 +44,9 @@ fn delivery(offset: i64) -> Deliver {
             epoch: epoch(),
             offset,
         },
-        known: None,
-        ended_ms: None,
-        rewind: false,
+        known_end: None,
+        logged_at_ms: None,
+        is_rewind: false,
         frame: format!(r#"{{"type":"response","offset":{offset}}}"#),
         answer: "x".into(),
         status: TurnStatus::Answered,
@@ -81,7 +83,7 @@ async fn disrupted(disruptions: &mut watch::Receiver<u64>) {
 }
 
 async fn end(fanout: &dyn Fanout) -> Position {
-    let call = Read {
+    let call = ReadRequest {
         user: alice(),
         after: None,
         from_start: false,
@@ -110,7 +112,7 @@ async fn gap_before(events: &mut tokio::sync::mpsc::Receiver<FeedEvent>, offset:
 async fn redis_that_is_not_there_yet_fails_calls_in_time_and_is_found_later() {
     let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
     let fanout = connect(&format!("redis://127.0.0.1:{port}"));
-    let (feed, mut events) = fanout.feed(10).await.unwrap();
+    let (feed, mut events) = fanout.open_feed(10).await.unwrap();
     let refused = timeout(COMMAND * 3, fanout.deliver(delivery(0))).await;
     let error = refused.expect("the call hangs").unwrap_err();
     assert!(matches!(error, FanoutError::Unavailable(_)), "{error}");
@@ -125,7 +127,7 @@ async fn redis_that_is_not_there_yet_fails_calls_in_time_and_is_found_later() {
     timeout(LIMIT, subscribed).await.unwrap();
     deliver(&*fanout, 5).await;
     gap_before(&mut events, 5).await;
-    assert!(!fanout.marker_present(&epoch()).await.unwrap());
+    assert!(!fanout.has_marker(&epoch()).await.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -145,7 +147,7 @@ async fn a_restart_with_the_data_is_a_disruption_and_a_gap() {
     let server = redis(port, dir.path(), &durable);
     let fanout = connect(&format!("redis://127.0.0.1:{port}"));
     until_there(&*fanout).await;
-    let (feed, mut events) = fanout.feed(10).await.unwrap();
+    let (feed, mut events) = fanout.open_feed(10).await.unwrap();
     feed.subscribe(&alice(), Channel::Terminal).await.unwrap();
     fanout.set_marker(&epoch()).await.unwrap();
     deliver(&*fanout, 1).await;
@@ -157,7 +159,7 @@ async fn a_restart_with_the_data_is_a_disruption_and_a_gap() {
     let _server = redis(port, dir.path(), &durable);
     disrupted(&mut disruptions).await;
     assert!(matches!(next_event(&mut events).await, FeedEvent::Gap));
-    assert!(fanout.marker_present(&epoch()).await.unwrap());
+    assert!(fanout.has_marker(&epoch()).await.unwrap());
     assert_eq!(end(&*fanout).await.offset, 1);
     // Redis has forgotten the scripts; the subscription is there again.
     deliver(&*fanout, 2).await;
@@ -188,7 +190,7 @@ async fn a_lease_that_nobody_could_renew_is_respected_when_redis_is_back() {
     let other = Owner::random();
     let begun = second.begin(&message, &other, 0).await;
     assert!(
-        matches!(begun, Begun::Busy(left) if left <= LEASE),
+        matches!(begun, BeginResponse::Busy(left) if left <= LEASE),
         "{begun:?}"
     );
     until_there(&*first.fanout).await;
@@ -200,7 +202,7 @@ async fn a_lease_that_nobody_could_renew_is_respected_when_redis_is_back() {
     let third = process().await;
     until_there(&*third.fanout).await;
     let begun = second.begin(&abandoned, &other, 0).await;
-    assert!(matches!(begun, Begun::Busy(_)), "{begun:?}");
+    assert!(matches!(begun, BeginResponse::Busy(_)), "{begun:?}");
     let begun = third.begin(&abandoned, &Owner::random(), 0).await;
     assert_eq!(attempt(&begun), 2);
     tokio::time::sleep(LEASE).await;
@@ -221,12 +223,12 @@ async fn a_restart_without_the_data_takes_the_marker_with_it() {
     let server = redis(port, dir.path(), &[]);
     disrupted(&mut disruptions).await;
     until_there(&*fanout).await;
-    assert!(!fanout.marker_present(&epoch()).await.unwrap());
+    assert!(!fanout.has_marker(&epoch()).await.unwrap());
 
     fanout.set_marker(&epoch()).await.unwrap();
-    assert!(fanout.marker_present(&epoch()).await.unwrap());
+    assert!(fanout.has_marker(&epoch()).await.unwrap());
     ask(server.port, "FLUSHALL").unwrap();
-    assert!(!fanout.marker_present(&epoch()).await.unwrap());
+    assert!(!fanout.has_marker(&epoch()).await.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -234,7 +236,7 @@ async fn a_failover_is_a_disruption_and_goes_on_at_the_new_master() {
     let mut servers = Sentinel::start();
     let fanout = connect(&servers.url());
     until_there(&*fanout).await;
-    let (feed, mut events) = fanout.feed(10).await.unwrap();
+    let (feed, mut events) = fanout.open_feed(10).await.unwrap();
     feed.subscribe(&alice(), Channel::Terminal).await.unwrap();
     deliver(&*fanout, 1).await;
     gap_before(&mut events, 1).await;
@@ -266,10 +268,10 @@ async fn a_slot_that_moves_is_a_disruption_and_its_subscriptions_follow() {
     let cluster = Cluster::start();
     let fanout = connect(&cluster.url());
     until_there(&*fanout).await;
-    let (feed, mut events) = fanout.feed(10).await.unwrap();
+    let (feed, mut events) = fanout.open_feed(10).await.unwrap();
     feed.subscribe(&alice(), Channel::Terminal).await.unwrap();
     fanout.set_marker(&epoch()).await.unwrap();
-    assert!(fanout.marker_present(&epoch()).await.unwrap());
+    assert!(fanout.has_marker(&epoch()).await.unwrap());
     let mut disruptions = fanout.disruptions();
     disruptions.mark_unchanged();
 
@@ -291,7 +293,7 @@ async fn a_slot_that_moves_is_a_disruption_and_its_subscriptions_follow() {
 
     // A marker is missing as soon as one of the masters has lost it.
     ask(cluster.nodes[1].port, "FLUSHALL").unwrap();
-    assert!(!fanout.marker_present(&epoch()).await.unwrap());
+    assert!(!fanout.has_marker(&epoch()).await.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -302,7 +304,7 @@ async fn thousands_of_subscriptions_come_back_before_the_gap_is_told() {
         let url = format!("redis://127.0.0.1:{port}");
         Arc::new(RedisFanout::connect(&settings(&url, Bounds::default())).unwrap())
     };
-    let (feed, mut events) = fanout.feed(10_000).await.unwrap();
+    let (feed, mut events) = fanout.open_feed(10_000).await.unwrap();
     let users: Vec<UserId> = (0..4000)
         .map(|number| UserId::parse(&format!("user-{number}")).unwrap())
         .collect();

@@ -8,13 +8,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use chatmesh::fanout::{
-    Admission, Admitted, Begin, Begun, CancelResult, Channel, ConversationEntry, Deliver,
-    Delivered, DeliveredEnd, Fanout, FanoutError, Feed, FeedEvent, Keep, Kept, Limit, Live,
-    LiveReply, Look, Pending, Read, Result, Subject, Turn,
+    Admission, AdmissionDecision, BeginRequest, BeginResponse, Channel, ConversationEntry,
+    DeliverRequest, DeliverResponse, DeliveredOutcome, Fanout, FanoutError, Feed, FeedEvent,
+    KeepRequest, KeepResponse, Limit, LiveRequest, LiveResponse, MessageRef, ReadRequest, Result,
+    Turn, UserView,
 };
 use chatmesh::log::{AppendError, Consumer, Log, LogError, LogOffset, TopicSpec};
 use chatmesh::protocol::ids::{ConversationId, MessageId, UserId};
 use chatmesh::protocol::log_record::NewRecord;
+use chatmesh::protocol::open_message::{CancelResult, PendingMessage};
 use chatmesh::protocol::position::{Epoch, Position};
 use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
@@ -123,7 +125,7 @@ struct Mailbox {
     gone: Vec<(Position, String)>,
     /// Delivered, and forgotten since.
     forgotten: Vec<(Position, String)>,
-    pending: Vec<Pending>,
+    pending: Vec<PendingMessage>,
     /// Put there again by a rewind, up to this one.
     rebuilt: Option<Position>,
 }
@@ -281,23 +283,23 @@ fn unused<T>() -> Result<T> {
 
 #[async_trait]
 impl Fanout for FakeFanout {
-    async fn admit(&self, subject: &Subject, content: &str) -> Result<Admission> {
+    async fn admit(&self, subject: &MessageRef, content: &str) -> Result<Admission> {
         self.here()?;
         if let Some(limit) = *self.refuse.lock().unwrap() {
-            return Ok(Admitted::Refused(limit).into());
+            return Ok(AdmissionDecision::Refused(limit).into());
         }
         let mut mailboxes = self.mailboxes.lock().unwrap();
         let mailbox = mailboxes.entry(subject.user.clone()).or_default();
-        mailbox.pending.push(Pending {
+        mailbox.pending.push(PendingMessage {
             message_id: subject.message_id.clone(),
             id: None,
             conversation: subject.conversation.clone(),
             content: content.to_owned(),
         });
-        Ok(Admitted::New.into())
+        Ok(AdmissionDecision::New.into())
     }
 
-    async fn read(&self, call: Read) -> Result<Look> {
+    async fn read(&self, call: ReadRequest) -> Result<UserView> {
         self.here()?;
         let mut mailboxes = self.mailboxes.lock().unwrap();
         let mailbox = mailboxes.entry(call.user).or_default();
@@ -327,15 +329,15 @@ impl Fanout for FakeFanout {
             .iter()
             .filter(|(p, _)| wanted && p.offset > from);
         let all: Vec<_> = newer.cloned().collect();
-        let look = Look {
+        let look = UserView {
             n: 1,
             n_id: "x".into(),
             end,
             recovered,
             // Small pages, so that paging is tried.
-            more: all.len() > 2,
+            has_more: all.len() > 2,
             frames: all.into_iter().take(2).collect(),
-            rebuilt: mailbox.rebuilt.clone(),
+            rebuilt_up_to: mailbox.rebuilt.clone(),
             in_flight: Vec::new(),
             pending: mailbox.pending.clone(),
         };
@@ -343,7 +345,11 @@ impl Fanout for FakeFanout {
         Ok(look)
     }
 
-    async fn delivered(&self, user: &UserId, messages: &[MessageId]) -> Result<Vec<DeliveredEnd>> {
+    async fn delivered_outcomes(
+        &self,
+        user: &UserId,
+        messages: &[MessageId],
+    ) -> Result<Vec<DeliveredOutcome>> {
         self.here()?;
         let mailboxes = self.mailboxes.lock().unwrap();
         let Some(mailbox) = mailboxes.get(user) else {
@@ -359,7 +365,7 @@ impl Fanout for FakeFanout {
                 Some((position, frame)) => (position, Some(frame.clone())),
                 None => (&forgotten()?.0, None),
             };
-            Some(DeliveredEnd {
+            Some(DeliveredOutcome {
                 message_id: id.clone(),
                 position: position.clone(),
                 frame,
@@ -394,7 +400,10 @@ impl Fanout for FakeFanout {
         Ok((token.clone(), ttl.as_secs()))
     }
 
-    async fn feed(&self, capacity: usize) -> Result<(Arc<dyn Feed>, mpsc::Receiver<FeedEvent>)> {
+    async fn open_feed(
+        &self,
+        capacity: usize,
+    ) -> Result<(Arc<dyn Feed>, mpsc::Receiver<FeedEvent>)> {
         let (sender, receiver) = mpsc::channel(capacity);
         *self.events.lock().unwrap() = Some(sender);
         let feed = FakeFeed {
@@ -404,7 +413,7 @@ impl Fanout for FakeFanout {
         Ok((Arc::new(feed), receiver))
     }
 
-    async fn accept(&self, _subject: &Subject, _frame: String) -> Result<()> {
+    async fn accept(&self, _subject: &MessageRef, _frame: String) -> Result<()> {
         self.here()
     }
 
@@ -431,19 +440,19 @@ impl Fanout for FakeFanout {
         unused()
     }
 
-    async fn begin(&self, _call: Begin) -> Result<Begun> {
+    async fn begin(&self, _call: BeginRequest) -> Result<BeginResponse> {
         unused()
     }
 
-    async fn live(&self, _call: Live) -> Result<LiveReply> {
+    async fn live(&self, _call: LiveRequest) -> Result<LiveResponse> {
         unused()
     }
 
-    async fn keep(&self, _call: Keep) -> Result<Kept> {
+    async fn keep(&self, _call: KeepRequest) -> Result<KeepResponse> {
         unused()
     }
 
-    async fn deliver(&self, _call: Deliver) -> Result<Delivered> {
+    async fn deliver(&self, _call: DeliverRequest) -> Result<DeliverResponse> {
         unused()
     }
 
@@ -480,7 +489,7 @@ impl Fanout for FakeFanout {
         Ok(self.revoked.lock().unwrap().get(user).copied())
     }
 
-    async fn marker_present(&self, _epoch: &Epoch) -> Result<bool> {
+    async fn has_marker(&self, _epoch: &Epoch) -> Result<bool> {
         unused()
     }
 

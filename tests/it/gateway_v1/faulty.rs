@@ -7,13 +7,15 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use chatmesh::config::bounds::Bounds;
 use chatmesh::fanout::embedded::EmbeddedFanout;
 use chatmesh::fanout::{
-    Admission, Begin, Begun, Bounds, CancelResult, ConversationEntry, Deliver, Delivered,
-    DeliveredEnd, Fanout, FanoutError, Feed, FeedEvent, Keep, Kept, Live, LiveReply, Look, Read,
-    Result, Subject, Turn,
+    Admission, BeginRequest, BeginResponse, ConversationEntry, DeliverRequest, DeliverResponse,
+    DeliveredOutcome, Fanout, FanoutError, Feed, FeedEvent, KeepRequest, KeepResponse, LiveRequest,
+    LiveResponse, MessageRef, ReadRequest, Result, Turn, UserView,
 };
 use chatmesh::protocol::ids::{ConversationId, MessageId, UserId};
+use chatmesh::protocol::open_message::CancelResult;
 use chatmesh::protocol::position::Epoch;
 use chatmesh::store::Store;
 use tokio::sync::{mpsc, watch};
@@ -74,27 +76,27 @@ impl Faulty {
 
 #[async_trait]
 impl Fanout for Faulty {
-    async fn admit(&self, subject: &Subject, content: &str) -> Result<Admission> {
+    async fn admit(&self, subject: &MessageRef, content: &str) -> Result<Admission> {
         self.here()?.admit(subject, content).await
     }
 
-    async fn accept(&self, subject: &Subject, frame: String) -> Result<()> {
+    async fn accept(&self, subject: &MessageRef, frame: String) -> Result<()> {
         self.here()?.accept(subject, frame).await
     }
 
-    async fn begin(&self, call: Begin) -> Result<Begun> {
+    async fn begin(&self, call: BeginRequest) -> Result<BeginResponse> {
         self.inner.begin(call).await
     }
 
-    async fn live(&self, call: Live) -> Result<LiveReply> {
+    async fn live(&self, call: LiveRequest) -> Result<LiveResponse> {
         self.inner.live(call).await
     }
 
-    async fn keep(&self, call: Keep) -> Result<Kept> {
+    async fn keep(&self, call: KeepRequest) -> Result<KeepResponse> {
         self.inner.keep(call).await
     }
 
-    async fn deliver(&self, call: Deliver) -> Result<Delivered> {
+    async fn deliver(&self, call: DeliverRequest) -> Result<DeliverResponse> {
         self.inner.deliver(call).await
     }
 
@@ -102,7 +104,7 @@ impl Fanout for Faulty {
         self.here()?.cancel(user, message_id).await
     }
 
-    async fn read(&self, call: Read) -> Result<Look> {
+    async fn read(&self, call: ReadRequest) -> Result<UserView> {
         self.reads.fetch_add(1, Ordering::SeqCst);
         self.here()?.read(call).await
     }
@@ -142,8 +144,12 @@ impl Fanout for Faulty {
             .await
     }
 
-    async fn delivered(&self, user: &UserId, messages: &[MessageId]) -> Result<Vec<DeliveredEnd>> {
-        self.here()?.delivered(user, messages).await
+    async fn delivered_outcomes(
+        &self,
+        user: &UserId,
+        messages: &[MessageId],
+    ) -> Result<Vec<DeliveredOutcome>> {
+        self.here()?.delivered_outcomes(user, messages).await
     }
 
     async fn clear_pending(&self, user: &UserId, message_id: &MessageId) -> Result<()> {
@@ -163,8 +169,8 @@ impl Fanout for Faulty {
         self.here()?.issue_token(user, candidate, ttl).await
     }
 
-    async fn marker_present(&self, epoch: &Epoch) -> Result<bool> {
-        self.inner.marker_present(epoch).await
+    async fn has_marker(&self, epoch: &Epoch) -> Result<bool> {
+        self.inner.has_marker(epoch).await
     }
 
     async fn set_marker(&self, epoch: &Epoch) -> Result<()> {
@@ -175,8 +181,11 @@ impl Fanout for Faulty {
         self.inner.disruptions()
     }
 
-    async fn feed(&self, capacity: usize) -> Result<(Arc<dyn Feed>, mpsc::Receiver<FeedEvent>)> {
-        let (feed, mut published) = self.inner.feed(capacity).await?;
+    async fn open_feed(
+        &self,
+        capacity: usize,
+    ) -> Result<(Arc<dyn Feed>, mpsc::Receiver<FeedEvent>)> {
+        let (feed, mut published) = self.inner.open_feed(capacity).await?;
         let (sender, receiver) = mpsc::channel(capacity);
         *self.events.lock().unwrap() = Some(sender.clone());
         let (losing, lost) = (self.losing.clone(), self.lost.clone());

@@ -248,22 +248,22 @@ async fn an_interrupt_cancels_what_was_before_it_and_sent_again_nothing_that_cam
     ] {
         let user = UserId::parse("alice").unwrap();
         let client_id = ClientMessageId::parse(id).unwrap();
-        let subject = Subject {
+        let subject = MessageRef {
             message_id: MessageId::of_client(&user, &client_id),
             user,
             id: Some(client_id),
             conversation: ConversationId::parse(conversation).unwrap(),
         };
-        let call = Begin {
-            subject: subject.clone(),
+        let call = BeginRequest {
+            message: subject.clone(),
             owner: Owner::random(),
-            had: 0,
-            cancelled: ending(&subject, "", TurnStatus::Cancelled).into(),
-            recall: None,
+            last_attempt: 0,
+            cancelled_outcome: ending(&subject, "", TurnStatus::Cancelled).into(),
+            history: None,
         };
         let begun = gateway.fanout.begin(call).await.unwrap();
         assert_eq!(
-            matches!(begun, Begun::Ended(_)),
+            matches!(begun, BeginResponse::Ended(_)),
             cancelled,
             "{id}: {begun:?}"
         );

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use chatmesh::config::settings::GatewaySettings;
 use chatmesh::fanout::{
-    Begin, Begun, Deliver, Delivered, Ending, Fanout as _, Keep, Live, LiveReply, Owner, Subject,
-    Turn, TurnStatus,
+    BeginRequest, BeginResponse, DeliverRequest, DeliverResponse, Fanout as _, KeepRequest,
+    LiveRequest, LiveResponse, MessageRef, NewOutcome, Owner, Turn, TurnStatus,
 };
 use chatmesh::gateway::{GatewayError, Parts, serve};
 use chatmesh::health::Health;
@@ -79,7 +79,7 @@ fn at(offset: i64) -> Position {
 
 /// An answer that the test writes.
 struct Answer {
-    subject: Subject,
+    subject: MessageRef,
     owner: Owner,
     attempt: u32,
     index: u32,
@@ -101,21 +101,21 @@ impl Gateway {
     async fn begin_in(&self, user: &str, id: &str, conversation: &str) -> Answer {
         let user = UserId::parse(user).unwrap();
         let id = ClientMessageId::parse(id).unwrap();
-        let subject = Subject {
+        let subject = MessageRef {
             message_id: MessageId::of_client(&user, &id),
             user,
             id: Some(id),
             conversation: ConversationId::parse(conversation).unwrap(),
         };
         let owner = Owner::random();
-        let call = Begin {
-            subject: subject.clone(),
+        let call = BeginRequest {
+            message: subject.clone(),
             owner: owner.clone(),
-            had: 0,
-            cancelled: ending(&subject, "", TurnStatus::Cancelled).into(),
-            recall: None,
+            last_attempt: 0,
+            cancelled_outcome: ending(&subject, "", TurnStatus::Cancelled).into(),
+            history: None,
         };
-        let Begun::Attempt { number, .. } = self.fanout.begin(call).await.unwrap() else {
+        let BeginResponse::Attempt { number, .. } = self.fanout.begin(call).await.unwrap() else {
             panic!("it can't be begun");
         };
         Answer {
@@ -128,24 +128,24 @@ impl Gateway {
     }
 
     async fn say(&self, answer: &mut Answer, text: &str) {
-        let call = Live {
-            subject: answer.subject.clone(),
+        let call = LiveRequest {
+            message: answer.subject.clone(),
             owner: answer.owner.clone(),
             attempt: answer.attempt,
             delta: Some((answer.index, text.to_owned())),
         };
-        assert_eq!(self.fanout.live(call).await.unwrap(), LiveReply::Written);
+        assert_eq!(self.fanout.live(call).await.unwrap(), LiveResponse::Written);
         answer.index += 1;
         answer.text.push_str(text);
     }
 
     async fn keep(&self, answer: &Answer) {
-        let call = Keep {
-            subject: answer.subject.clone(),
+        let call = KeepRequest {
+            message: answer.subject.clone(),
             owner: answer.owner.clone(),
             attempt: answer.attempt,
-            ending: ending(&answer.subject, &answer.text, TurnStatus::Answered).into(),
-            cancelled: ending(&answer.subject, &answer.text, TurnStatus::Cancelled).into(),
+            outcome: ending(&answer.subject, &answer.text, TurnStatus::Answered).into(),
+            cancelled_outcome: ending(&answer.subject, &answer.text, TurnStatus::Cancelled).into(),
         };
         self.fanout.keep(call).await.unwrap();
     }
@@ -153,20 +153,20 @@ impl Gateway {
     async fn deliver(&self, answer: &Answer) {
         let offset = self.offsets.fetch_add(1, Ordering::SeqCst);
         let frame = ending(&answer.subject, &answer.text, TurnStatus::Answered).frame;
-        let call = Deliver {
+        let call = DeliverRequest {
             user: answer.subject.user.clone(),
             message_id: answer.subject.message_id.clone(),
             conversation: Some(answer.subject.conversation.clone()),
             position: at(offset),
-            known: None,
-            ended_ms: None,
-            rewind: false,
+            known_end: None,
+            logged_at_ms: None,
+            is_rewind: false,
             frame: with_position(&frame, offset),
             answer: answer.text.clone(),
             status: TurnStatus::Answered,
         };
         let delivered = self.fanout.deliver(call).await.unwrap();
-        assert!(matches!(delivered, Delivered::Published(_)));
+        assert!(matches!(delivered, DeliverResponse::Published(_)));
     }
 
     async fn end(&self, answer: &Answer) {
@@ -190,7 +190,7 @@ fn with_position(frame: &str, offset: i64) -> String {
     frame.to_string()
 }
 
-fn ending(subject: &Subject, text: &str, status: TurnStatus) -> Ending {
+fn ending(subject: &MessageRef, text: &str, status: TurnStatus) -> NewOutcome {
     let mut frame = json!({"v": 1, "type": "response", "content": text, "userid": subject.user,
         "timestamp": "2024-01-01T12:00:00Z", "processing_time_ms": 5, "correlation_id": "c",
         "message_id": subject.message_id, "id": subject.id, "finish_reason": "stop",
@@ -202,7 +202,7 @@ fn ending(subject: &Subject, text: &str, status: TurnStatus) -> Ending {
         frame["message"] = "Cancelled".into();
         frame["retryable"] = false.into();
     }
-    Ending {
+    NewOutcome {
         frame: frame.to_string(),
         turn: Turn {
             message_id: subject.message_id.clone(),

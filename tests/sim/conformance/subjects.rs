@@ -42,7 +42,7 @@ impl Embedded {
     }
 
     async fn subscribe(&mut self) {
-        let (feed, events) = self.fanout.feed(1024).await.unwrap();
+        let (feed, events) = self.fanout.open_feed(1024).await.unwrap();
         for channel in [Channel::Terminal, Channel::Live] {
             feed.subscribe(&user("alice"), channel).await.unwrap();
         }

@@ -6,7 +6,7 @@ use crate::fanout::Channel;
 #[tokio::test]
 async fn frames_come_numbered_in_order_by_their_channel() {
     let bench = Bench::new(Bounds::default());
-    let (feed, mut events) = bench.fanout.feed(16).await.unwrap();
+    let (feed, mut events) = bench.fanout.open_feed(16).await.unwrap();
     for channel in [Channel::Terminal, Channel::Live, Channel::Live] {
         feed.subscribe(&user(), channel).await.unwrap();
     }
@@ -59,7 +59,7 @@ async fn frames_come_numbered_in_order_by_their_channel() {
 #[tokio::test]
 async fn a_reader_that_falls_behind_is_told_of_the_gap_after_what_it_has() {
     let bench = Bench::new(Bounds::default());
-    let (feed, mut events) = bench.fanout.feed(2).await.unwrap();
+    let (feed, mut events) = bench.fanout.open_feed(2).await.unwrap();
     feed.subscribe(&user(), Channel::Terminal).await.unwrap();
     for offset in 0..5 {
         bench.deliver(&format!("m{offset}"), offset, None).await;

@@ -44,7 +44,7 @@ async fn restart(mut bench: Bench) {
     assert_eq!(bench.context().await.len(), 3);
     let token = bench.fanout.issue_token(&user(), "u", ttl).await.unwrap();
     assert_eq!(token, ("t".to_owned(), 60));
-    assert!(bench.fanout.marker_present(&at(0).epoch).await.unwrap());
+    assert!(bench.fanout.has_marker(&at(0).epoch).await.unwrap());
     assert_eq!(
         bench.deliver("delivered", 0, None).await,
         Delivered::Already

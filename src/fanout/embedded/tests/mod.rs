@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicU64;
 
 use super::sweep::Sweep;
 use super::*;
-use crate::fanout::{Admitted, Ending, Owner, TurnStatus};
+use crate::fanout::{AdmissionDecision, NewOutcome, Owner, TurnStatus};
 use crate::protocol::position::Position;
 
 mod feed;
@@ -88,27 +88,27 @@ impl Bench {
             .sum()
     }
 
-    async fn admit(&self, message: &str) -> Admitted {
+    async fn admit(&self, message: &str) -> AdmissionDecision {
         self.fanout
             .admit(&subject(message), "hi?")
             .await
             .unwrap()
-            .admitted
+            .decision
     }
 
-    async fn begin(&self, message: &str, owner: &Owner, had: u32) -> Begun {
+    async fn begin(&self, message: &str, owner: &Owner, last_attempt: u32) -> Begun {
         let call = Begin {
-            subject: subject(message),
+            message: subject(message),
             owner: owner.clone(),
-            had,
-            cancelled: ending(message, "stopped", TurnStatus::Cancelled).into(),
-            recall: None,
+            last_attempt,
+            cancelled_outcome: ending(message, "stopped", TurnStatus::Cancelled).into(),
+            history: None,
         };
         self.fanout.begin(call).await.unwrap()
     }
 
-    async fn attempt(&self, message: &str, owner: &Owner, had: u32) -> u32 {
-        match self.begin(message, owner, had).await {
+    async fn attempt(&self, message: &str, owner: &Owner, last_attempt: u32) -> u32 {
+        match self.begin(message, owner, last_attempt).await {
             Begun::Attempt { number, .. } => number,
             other => panic!("no attempt: {other:?}"),
         }
@@ -116,7 +116,7 @@ impl Bench {
 
     async fn live(&self, message: &str, owner: &Owner, attempt: u32, delta: u32) -> LiveReply {
         let call = Live {
-            subject: subject(message),
+            message: subject(message),
             owner: owner.clone(),
             attempt,
             delta: Some((delta, format!("[{attempt}.{delta}]"))),
@@ -126,11 +126,11 @@ impl Bench {
 
     async fn keep(&self, message: &str, owner: &Owner, attempt: u32, answer: &str) -> Kept {
         let call = Keep {
-            subject: subject(message),
+            message: subject(message),
             owner: owner.clone(),
             attempt,
-            ending: ending(message, answer, TurnStatus::Answered).into(),
-            cancelled: ending(message, "stopped", TurnStatus::Cancelled).into(),
+            outcome: ending(message, answer, TurnStatus::Answered).into(),
+            cancelled_outcome: ending(message, "stopped", TurnStatus::Cancelled).into(),
         };
         self.fanout.keep(call).await.unwrap()
     }
@@ -203,8 +203,8 @@ fn frame(name: &str, answer: &str) -> String {
     format!(r#"{{"type":"response","message_id":"{name}","content":"{answer}"}}"#)
 }
 
-fn ending(name: &str, answer: &str, status: TurnStatus) -> Ending {
-    Ending {
+fn ending(name: &str, answer: &str, status: TurnStatus) -> NewOutcome {
+    NewOutcome {
         frame: frame(name, answer),
         turn: Turn {
             message_id: message(name),

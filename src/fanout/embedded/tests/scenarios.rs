@@ -1,7 +1,7 @@
 //! The interleavings of `docs/scenarios.md`, by their numbers.
 
 use super::*;
-use crate::fanout::{LEASE, Outcome};
+use crate::fanout::{LEASE, StoredOutcome};
 
 #[tokio::test]
 async fn an_answer_goes_its_way_from_admission_to_the_mailbox() {
@@ -112,9 +112,9 @@ async fn s7_a_redelivered_message_is_answered_from_its_delivered_outcome() {
     let mut bench = Bench::new(Bounds::default());
     bench.empty();
     bench.deliver("m", 3, None).await;
-    let expected = Outcome {
+    let expected = StoredOutcome {
         frame: frame("m", "delivered"),
-        delivered: Some(at(3)),
+        delivered_at: Some(at(3)),
     };
     let begun = bench.begin("m", &Owner::random(), 0).await;
     assert_eq!(begun, Begun::Ended(expected));
