@@ -14,22 +14,22 @@
 //! ```
 //!
 //! 1. [`gateway`]: a WebSocket frame is checked, gets its `message_id`, is admitted by the fan-out
-//!    ([`fanout::Fanout::admit`]) and appended to the log, keyed by its user. The log's
+//!    ([`fanout::Admissions::admit`]) and appended to the log, keyed by its user. The log's
 //!    acknowledgement is what makes it accepted; nothing is promised before.
 //! 2. [`pipeline`]: the worker's consumer reads each partition in order, puts every record into
 //!    the lane of its conversation, and works on `MAX_WORKERS` of them at once. An offset is
 //!    committed only when everything before it is finished.
-//! 3. [`ai_worker`]: the message is taken ([`fanout::Fanout::begin`]: one owner at a time, under a
+//! 3. [`ai_worker`]: the message is taken ([`fanout::Answers::begin`]: one owner at a time, under a
 //!    lease), earlier turns become a prompt, the model's answer is read as a stream and written
-//!    along the live road ([`fanout::Fanout::live`]), its end is fixed
-//!    ([`fanout::Fanout::keep`]), and only what was kept is produced to `responses`.
+//!    along the live road ([`fanout::Answers::live`]), its end is fixed
+//!    ([`fanout::Answers::keep`]), and only what was kept is produced to `responses`.
 //! 4. [`relay`]: the terminal record gets its position (partition and offset) and is delivered
-//!    ([`fanout::Fanout::deliver`]): into the user's mailbox, the history and the channel, once.
+//!    ([`fanout::Deliveries::deliver`]): into the user's mailbox, the history and the channel, once.
 //!    When the fan-out may have lost data, the partition goes back and everything of the last
 //!    while is delivered again, which changes nothing where nothing was lost.
 //! 5. [`gateway`]: the frame is found in the feed, matched with the user's sockets, and written to
 //!    each through a bounded queue. What a socket may have missed is repaired by one
-//!    [`fanout::Fanout::read`].
+//!    [`fanout::Reads::read`].
 //!
 //! Two seams hide what runs underneath: the [`log`] (Kafka, or a local durable one) and the
 //! [`fanout`] (Redis, or in process on the same local [`store`]). Each has one contract, and one

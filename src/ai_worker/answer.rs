@@ -16,7 +16,7 @@ use super::provider::{ModelError, ModelEvent, ModelRequest, Provider};
 use super::recent::Known;
 use crate::backoff::Backoff;
 use crate::config::settings::WorkerSettings;
-use crate::fanout::{self, Fanout, HistoryRequest, Turn};
+use crate::fanout::{self, HistoryRequest, Turn, WorkerFanout};
 use crate::pipeline::{Stopped, Work};
 use crate::protocol::error_code::ErrorCode;
 use crate::protocol::record::Question;
@@ -29,7 +29,7 @@ const LENGTH: &str = "length";
 /// The model, and what is asked of it.
 pub(super) struct Model {
     provider: Arc<dyn Provider>,
-    fanout: Arc<dyn Fanout>,
+    fanout: Arc<dyn WorkerFanout>,
     settings: WorkerSettings,
     /// `OPENAI_MAX_ATTEMPTS`; the demo model needs one.
     most_calls: u32,
@@ -69,7 +69,7 @@ impl Model {
     /// Must be called inside a tokio runtime.
     pub(super) fn new(
         provider: Arc<dyn Provider>,
-        fanout: Arc<dyn Fanout>,
+        fanout: Arc<dyn WorkerFanout>,
         settings: WorkerSettings,
     ) -> Self {
         let most_calls = settings
@@ -81,7 +81,7 @@ impl Model {
             ProviderMetrics::retries(attempt).increment(0);
         }
         Self {
-            cancels: Cancels::start(Arc::clone(&fanout)),
+            cancels: Cancels::start(Arc::clone(&fanout) as _),
             provider,
             fanout,
             settings,
@@ -114,7 +114,7 @@ impl Model {
         let coalescer =
             Coalescer::new(self.settings.stream_flush, self.settings.stream_flush_bytes);
         let writer = LiveWriter::start(
-            Arc::clone(&self.fanout),
+            Arc::clone(&self.fanout) as _,
             subjects,
             attempt.cancelled.clone(),
             coalescer,

@@ -17,7 +17,7 @@ use serde::Deserialize;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
-use crate::fanout::{Channel, Fanout, Feed, FeedEvent, Result};
+use crate::fanout::{Channel, Feed, FeedEvent, Feeds, Result};
 use crate::protocol::ids::{MessageId, UserId};
 
 /// An answer that is over sooner costs no subscription.
@@ -80,7 +80,7 @@ struct Payload {
 
 impl Cancels {
     /// Opens nothing before the first answer needs it. Must be called inside a tokio runtime.
-    pub(super) fn start(fanout: Arc<dyn Fanout>) -> Self {
+    pub(super) fn start(fanout: Arc<dyn Feeds>) -> Self {
         let shared = Arc::new(Shared::default());
         let task = tokio::spawn(run(fanout, Arc::clone(&shared)));
         Self { shared, task }
@@ -190,7 +190,7 @@ impl Shared {
     }
 }
 
-async fn run(fanout: Arc<dyn Fanout>, shared: Arc<Shared>) {
+async fn run(fanout: Arc<dyn Feeds>, shared: Arc<Shared>) {
     shared.changed.notified().await;
     loop {
         match fanout.open_feed(CAPACITY).await {

@@ -13,8 +13,8 @@ use super::ending::Endings;
 use super::recent::{Known, Recent};
 use crate::config::settings::WorkerSettings;
 use crate::fanout::{
-    BeginRequest, BeginResponse, DeferredOutcome, Fanout, HistoryResponse, KeepRequest,
-    KeepResponse, MessageRef, NewOutcome, Owner, StoredOutcome,
+    BeginRequest, BeginResponse, DeferredOutcome, HistoryResponse, KeepRequest, KeepResponse,
+    MessageRef, NewOutcome, Owner, StoredOutcome, WorkerFanout,
 };
 use crate::log::Log;
 use crate::pipeline::{Delivery, Handler, Stopped, Verdict, Work};
@@ -28,7 +28,7 @@ use crate::telemetry::traces::{self, Kind};
 
 pub(super) struct WorkerHandler {
     pub(super) log: Arc<dyn Log>,
-    pub(super) fanout: Arc<dyn Fanout>,
+    pub(super) fanout: Arc<dyn WorkerFanout>,
     pub(super) settings: WorkerSettings,
     pub(super) model: Model,
     pub(super) recent: Recent,

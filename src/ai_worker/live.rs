@@ -14,7 +14,7 @@ use super::cancels::Watcher;
 use super::coalesce::{Coalescer, Piece};
 use super::ending::Endings;
 use crate::fanout::{
-    BeginRequest, BeginResponse, DeferredOutcome, Fanout, LiveRequest, LiveResponse, MessageRef,
+    Answers, BeginRequest, BeginResponse, DeferredOutcome, LiveRequest, LiveResponse, MessageRef,
     Owner,
 };
 
@@ -64,7 +64,7 @@ pub(super) struct LiveWriter {
 impl LiveWriter {
     /// `cancelled` is the ending that `begin` needs when the fan-out has lost its data.
     pub(super) fn start(
-        fanout: Arc<dyn Fanout>,
+        fanout: Arc<dyn Answers>,
         subjects: Subjects,
         cancelled: DeferredOutcome,
         coalescer: Coalescer,
@@ -173,7 +173,7 @@ impl Drop for LiveWriter {
 }
 
 struct Writing {
-    fanout: Arc<dyn Fanout>,
+    fanout: Arc<dyn Answers>,
     begin: BeginRequest,
     stream: bool,
     shared: Arc<Shared>,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::settings::WorkerSettings;
-use crate::fanout::Fanout;
+use crate::fanout::WorkerFanout;
 use crate::log::{Log, LogError};
 use crate::pipeline::dead_letter::DeadLetters;
 use crate::pipeline::driver;
@@ -34,7 +34,7 @@ pub struct Parts {
     /// Messages come from here, and their terminal records go there.
     pub log: Arc<dyn Log>,
     /// Ownership, text so far, outcomes, history.
-    pub fanout: Arc<dyn Fanout>,
+    pub fanout: Arc<dyn WorkerFanout>,
     /// Answers.
     pub provider: Arc<dyn provider::Provider>,
     /// Bounds and names.

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::settings::GatewaySettings;
-use crate::fanout::Fanout;
+use crate::fanout::GatewayFanout;
 use crate::health::Health;
 use crate::log::Log;
 
@@ -67,7 +67,7 @@ pub struct Parts {
     /// Takes the messages.
     pub log: Arc<dyn Log>,
     /// Brings the answers.
-    pub fanout: Arc<dyn Fanout>,
+    pub fanout: Arc<dyn GatewayFanout>,
     /// The settings.
     pub settings: GatewaySettings,
     /// Told when the gateway drains. Checking the dependencies is up to who made it.
@@ -98,7 +98,7 @@ struct Gateway {
     /// Checks the tokens where they are signed.
     verifier: Option<Verifier>,
     log: Arc<dyn Log>,
-    fanout: Arc<dyn Fanout>,
+    fanout: Arc<dyn GatewayFanout>,
     settings: GatewaySettings,
     health: Arc<Health>,
     admin: Arc<Admin>,

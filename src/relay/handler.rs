@@ -9,7 +9,7 @@ use tracing::Instrument;
 
 use super::rewind::Rewind;
 use crate::config::settings::RelaySettings;
-use crate::fanout::{DeliverRequest, DeliverResponse, Fanout, TurnStatus};
+use crate::fanout::{DeliverRequest, DeliverResponse, Deliveries, TurnStatus};
 use crate::pipeline::{Delivery, Handler, Stopped, Verdict, Work};
 use crate::protocol::error_code::ErrorCode;
 use crate::protocol::ids::{MessageId, UserId};
@@ -25,7 +25,7 @@ use crate::telemetry::traces::{self, Kind};
 const REMEMBERED: u64 = 200_000;
 
 pub(super) struct RelayHandler {
-    fanout: Arc<dyn Fanout>,
+    fanout: Arc<dyn Deliveries>,
     cluster: String,
     log_epoch: String,
     rewind: Arc<Rewind>,
@@ -45,7 +45,7 @@ struct Bring {
 
 impl RelayHandler {
     pub(super) fn new(
-        fanout: Arc<dyn Fanout>,
+        fanout: Arc<dyn Deliveries>,
         cluster: String,
         settings: &RelaySettings,
         rewind: Arc<Rewind>,

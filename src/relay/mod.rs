@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::settings::RelaySettings;
-use crate::fanout::Fanout;
+use crate::fanout::Deliveries;
 use crate::log::{Log, LogError};
 use crate::pipeline::dead_letter::DeadLetters;
 use crate::pipeline::driver;
@@ -32,7 +32,7 @@ pub struct Parts {
     /// Terminal records come from here.
     pub log: Arc<dyn Log>,
     /// And go there.
-    pub fanout: Arc<dyn Fanout>,
+    pub fanout: Arc<dyn Deliveries>,
     /// Bounds and names.
     pub settings: RelaySettings,
 }

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::backoff::Backoff;
 use crate::config::settings::RelaySettings;
-use crate::fanout::Fanout;
+use crate::fanout::Deliveries;
 use crate::log::Log;
 use crate::pipeline::GoBack;
 use crate::pipeline::driver::Command;
@@ -39,7 +39,7 @@ struct Progress {
 /// Decides where partitions begin again, and watches for reasons to.
 pub(super) struct Rewind {
     log: Arc<dyn Log>,
-    fanout: Arc<dyn Fanout>,
+    fanout: Arc<dyn Deliveries>,
     cluster: String,
     log_epoch: String,
     topic: String,
@@ -52,7 +52,7 @@ pub(super) struct Rewind {
 impl Rewind {
     pub(super) fn new(
         log: Arc<dyn Log>,
-        fanout: Arc<dyn Fanout>,
+        fanout: Arc<dyn Deliveries>,
         cluster: String,
         settings: &RelaySettings,
     ) -> Self {

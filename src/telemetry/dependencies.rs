@@ -9,7 +9,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::metrics::process::DEPENDENCY_UP;
-use crate::fanout::Fanout;
+use crate::fanout::FanoutHealth;
 use crate::health::Health;
 use crate::log::Log;
 
@@ -52,7 +52,11 @@ impl Dependency {
     }
 
     /// The fan-out.
-    pub fn fanout(name: &'static str, place: impl Into<String>, fanout: Arc<dyn Fanout>) -> Self {
+    pub fn fanout(
+        name: &'static str,
+        place: impl Into<String>,
+        fanout: Arc<dyn FanoutHealth>,
+    ) -> Self {
         Self::new(name, place, move || {
             let fanout = Arc::clone(&fanout);
             async move { fanout.check().await.map_err(|error| error.to_string()) }

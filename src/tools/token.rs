@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail, ensure};
 
 use crate::config::Config;
 use crate::config::settings::{AuthMode, JwtSettings};
-use crate::fanout::Fanout as _;
+use crate::fanout::Tokens as _;
 use crate::fanout::redis::RedisFanout;
 use crate::gateway::auth::jwt::{self, Denied, Verifier};
 use crate::gateway::auth::{random_token, same_secret};

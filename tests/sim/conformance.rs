@@ -19,7 +19,8 @@ use chatmesh::config::settings::RedisSettings;
 use chatmesh::fanout::embedded::EmbeddedFanout;
 use chatmesh::fanout::redis::RedisFanout;
 use chatmesh::fanout::{
-    self as real, Channel, Fanout, Feed, FeedEvent, LiveResponse, MessageRef, TurnStatus,
+    self as real, Channel, Deliveries as _, Fanout, Feed, FeedEvent, Feeds as _, LiveResponse,
+    MessageRef, TurnStatus,
 };
 use chatmesh::protocol::ids::{ConversationId, MessageId, UserId};
 use chatmesh::protocol::position::{self, Epoch};

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::*;
-use crate::fanout::{Fanout, FeedEvent};
+use crate::fanout::FeedEvent;
 
 async fn cancelled_after(rig: &Rig, begin_ms: u64) -> u128 {
     let _worker = rig.start();

@@ -8,20 +8,18 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 
 use super::Journal;
 use crate::config::bounds::Bounds;
 use crate::fanout::embedded::EmbeddedFanout;
 use crate::fanout::{
-    Admission, BeginRequest, BeginResponse, Channel, ConversationEntry, DeliverRequest,
-    DeliverResponse, DeliveredOutcome, Fanout, FanoutError, Feed, FeedEvent, KeepRequest,
-    KeepResponse, LiveRequest, LiveResponse, MessageRef, ReadRequest, Result, Turn, UserView,
+    Admissions, Answers, BeginRequest, BeginResponse, Channel, FanoutError, Feed, FeedEvent, Feeds,
+    History, KeepRequest, KeepResponse, LiveRequest, LiveResponse, Result, Turn,
 };
 use crate::protocol::ids::{ConversationId, MessageId, UserId};
 use crate::protocol::open_message::CancelResult;
-use crate::protocol::position::Epoch;
 use crate::store::Store;
 
 /// The fan-out's clock at the beginning of each test.
@@ -178,18 +176,35 @@ impl Double {
         });
         deltas.collect()
     }
+
+    /// Cancels a message, and publishes the notice if the worker has subscribed to the user.
+    pub(super) async fn cancel(
+        &self,
+        user: &UserId,
+        message_id: &MessageId,
+    ) -> Result<CancelResult> {
+        let result = self.inner().cancel(user, message_id).await?;
+        if self.ears.heard.lock().unwrap().contains(user) {
+            self.ears.tell(FeedEvent::Frame {
+                user: user.clone(),
+                channel: Channel::Cancel,
+                payload: Bytes::from(format!(r#"{{"message_id":"{message_id}"}}"#)),
+            });
+        }
+        Ok(result)
+    }
+
+    pub(super) async fn forget(
+        &self,
+        user: &UserId,
+        conversation: Option<&ConversationId>,
+    ) -> Result<bool> {
+        self.inner().forget(user, conversation).await
+    }
 }
 
 #[async_trait]
-impl Fanout for Double {
-    async fn admit(&self, subject: &MessageRef, content: &str) -> Result<Admission> {
-        self.inner().admit(subject, content).await
-    }
-
-    async fn accept(&self, subject: &MessageRef, frame: String) -> Result<()> {
-        self.inner().accept(subject, frame).await
-    }
-
+impl Answers for Double {
     async fn begin(&self, call: BeginRequest) -> Result<BeginResponse> {
         self.begins.fetch_add(1, Ordering::SeqCst);
         self.begin_gate.pass().await;
@@ -223,26 +238,6 @@ impl Fanout for Double {
         Ok(kept)
     }
 
-    async fn deliver(&self, call: DeliverRequest) -> Result<DeliverResponse> {
-        self.inner().deliver(call).await
-    }
-
-    async fn cancel(&self, user: &UserId, message_id: &MessageId) -> Result<CancelResult> {
-        let result = self.inner().cancel(user, message_id).await?;
-        if self.ears.heard.lock().unwrap().contains(user) {
-            self.ears.tell(FeedEvent::Frame {
-                user: user.clone(),
-                channel: Channel::Cancel,
-                payload: Bytes::from(format!(r#"{{"message_id":"{message_id}"}}"#)),
-            });
-        }
-        Ok(result)
-    }
-
-    async fn read(&self, call: ReadRequest) -> Result<UserView> {
-        self.inner().read(call).await
-    }
-
     async fn context(
         &self,
         user: &UserId,
@@ -256,68 +251,10 @@ impl Fanout for Double {
         let inner = self.inner();
         inner.context(user, conversation, limit, max_age).await
     }
+}
 
-    async fn forget(&self, user: &UserId, conversation: Option<&ConversationId>) -> Result<bool> {
-        self.inner().forget(user, conversation).await
-    }
-
-    async fn conversations(
-        &self,
-        user: &UserId,
-        after: Option<&ConversationId>,
-        limit: usize,
-    ) -> Result<Vec<ConversationEntry>> {
-        self.inner().conversations(user, after, limit).await
-    }
-
-    async fn history(
-        &self,
-        user: &UserId,
-        conversation: &ConversationId,
-        before: Option<&MessageId>,
-        limit: usize,
-    ) -> Result<Option<Vec<Turn>>> {
-        let inner = self.inner();
-        inner.history(user, conversation, before, limit).await
-    }
-
-    async fn delivered_outcomes(
-        &self,
-        user: &UserId,
-        messages: &[MessageId],
-    ) -> Result<Vec<DeliveredOutcome>> {
-        self.inner().delivered_outcomes(user, messages).await
-    }
-
-    async fn clear_pending(&self, user: &UserId, message_id: &MessageId) -> Result<()> {
-        self.inner().clear_pending(user, message_id).await
-    }
-
-    async fn stored_token(&self, user: &UserId) -> Result<Option<(String, u64)>> {
-        self.inner().stored_token(user).await
-    }
-
-    async fn issue_token(
-        &self,
-        user: &UserId,
-        candidate: &str,
-        ttl: Duration,
-    ) -> Result<(String, u64)> {
-        self.inner().issue_token(user, candidate, ttl).await
-    }
-
-    async fn has_marker(&self, epoch: &Epoch) -> Result<bool> {
-        self.inner().has_marker(epoch).await
-    }
-
-    async fn set_marker(&self, epoch: &Epoch) -> Result<()> {
-        self.inner().set_marker(epoch).await
-    }
-
-    fn disruptions(&self) -> watch::Receiver<u64> {
-        self.inner().disruptions()
-    }
-
+#[async_trait]
+impl Feeds for Double {
     async fn open_feed(
         &self,
         capacity: usize,
@@ -328,21 +265,5 @@ impl Fanout for Double {
         let (sender, events) = mpsc::channel(capacity);
         *self.ears.events.lock().unwrap() = Some(sender);
         Ok((Arc::new(TestFeed(Arc::clone(&self.ears))), events))
-    }
-
-    async fn warnings(&self) -> Result<Vec<String>> {
-        Ok(vec![])
-    }
-
-    async fn revoke(&self, user: &UserId) -> Result<()> {
-        self.inner().revoke(user).await
-    }
-
-    async fn revoked_at(&self, user: &UserId) -> Result<Option<i64>> {
-        self.inner().revoked_at(user).await
-    }
-
-    async fn check(&self) -> Result<()> {
-        Ok(())
     }
 }

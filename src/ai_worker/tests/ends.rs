@@ -2,7 +2,6 @@
 
 use super::double::EPOCH_MS;
 use super::*;
-use crate::fanout::Fanout;
 
 fn broken() -> Vec<Step> {
     vec![say("half"), wait_ms(100), Step::Break]

@@ -1,13 +1,13 @@
-//! How entries of the store are written: fields one after the other, texts with their length.
+//! Encoding of the store's values: fields one after the other, texts prefixed with their length.
 
 use crate::fanout::FanoutError;
 use crate::protocol::ids::ConversationId;
 
-/// Writes the fields of one value.
+/// Encodes the fields of one value.
 pub(super) struct Writer(Vec<u8>);
 
 impl Writer {
-    /// For a value of about so many bytes.
+    /// Starts a value of about `bytes` bytes.
     pub(super) fn with_capacity(bytes: usize) -> Self {
         Self(Vec::with_capacity(bytes))
     }
@@ -29,13 +29,13 @@ impl Writer {
         self
     }
 
-    /// No field may hold an empty text and mean something else than nothing.
+    /// Writes `None` as an empty text. Only for fields that are never empty otherwise.
     pub(super) fn optional(self, value: Option<&str>) -> Self {
         self.text(value.unwrap_or_default())
     }
 
-    /// The last field: without a length.
-    pub(super) fn rest(mut self, value: &str) -> Vec<u8> {
+    /// Writes the last field, which needs no length, and returns the value.
+    pub(super) fn finish_with(mut self, value: &str) -> Vec<u8> {
         self.0.extend_from_slice(value.as_bytes());
         self.0
     }
@@ -45,10 +45,10 @@ impl Writer {
     }
 }
 
-/// Reads them in the same order.
+/// Decodes the fields of one value, in the order in which [`Writer`] wrote them.
 pub(super) struct Reader<'a>(&'a [u8]);
 
-/// The store holds what this program never wrote.
+/// The error for an entry of the store that this program can't have written.
 pub(super) fn damaged() -> FanoutError {
     FanoutError::Unexpected(
         "an entry of the local store can't be read; restore the data directory or begin with an \
@@ -64,24 +64,24 @@ impl<'a> Reader<'a> {
         Self(value)
     }
 
-    fn take(&mut self, length: usize) -> Result<&'a [u8]> {
-        let (taken, rest) = self.0.split_at_checked(length).ok_or_else(damaged)?;
+    fn bytes(&mut self, length: usize) -> Result<&'a [u8]> {
+        let (bytes, rest) = self.0.split_at_checked(length).ok_or_else(damaged)?;
         self.0 = rest;
-        Ok(taken)
+        Ok(bytes)
     }
 
     pub(super) fn byte(&mut self) -> Result<u8> {
-        Ok(self.take(1)?[0])
+        Ok(self.bytes(1)?[0])
     }
 
     pub(super) fn number(&mut self) -> Result<i64> {
-        let bytes = self.take(8)?.try_into().map_err(|_| damaged())?;
+        let bytes = self.bytes(8)?.try_into().map_err(|_| damaged())?;
         Ok(i64::from_be_bytes(bytes))
     }
 
     pub(super) fn text(&mut self) -> Result<&'a str> {
-        let bytes = self.take(4)?.try_into().map_err(|_| damaged())?;
-        let text = self.take(u32::from_be_bytes(bytes) as usize)?;
+        let bytes = self.bytes(4)?.try_into().map_err(|_| damaged())?;
+        let text = self.bytes(u32::from_be_bytes(bytes) as usize)?;
         std::str::from_utf8(text).map_err(|_| damaged())
     }
 
@@ -89,7 +89,7 @@ impl<'a> Reader<'a> {
         Ok(Some(self.text()?).filter(|text| !text.is_empty()))
     }
 
-    /// A conversation, where there is one.
+    /// Reads an optional conversation.
     pub(super) fn conversation(&mut self) -> Result<Option<ConversationId>> {
         match self.optional()? {
             Some(text) => ConversationId::parse(text).map(Some).map_err(|_| damaged()),
@@ -97,7 +97,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    pub(super) fn rest(self) -> Result<&'a str> {
+    /// Reads the last field.
+    pub(super) fn remainder(self) -> Result<&'a str> {
         std::str::from_utf8(self.0).map_err(|_| damaged())
     }
 }

@@ -1,4 +1,5 @@
-//! What is too old counts as gone at once; here it is removed, a little at a time.
+//! Removal of expired entries in the background. Readers treat an expired entry as absent at once;
+//! this frees its space later, in small steps.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -6,102 +7,100 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::codec::{Reader, damaged};
-use super::history;
-use super::keys::{self, Tag};
-use super::mailbox::Mailbox;
-use super::user::{UserState, expired};
-use super::users::{Users, World};
+use super::codec::damaged;
+use super::context::is_expired;
+use super::keys;
+use super::user::{needs_expiry, turn_header};
+use super::users::Users;
 use crate::fanout::{FanoutError, Result};
-use crate::protocol::ids::{ConversationId, MessageId, UserId};
-use crate::store::{Batch, Entry, Table};
+use crate::protocol::ids::{ConversationId, UserId};
+use crate::store::{Entry, Table};
 
-/// Entries looked at in one step: about a millisecond of work.
+/// Entries per step: about a millisecond of work.
 const PAGE: usize = 128;
 
-/// Between two steps of a pass.
-const BETWEEN_STEPS: Duration = Duration::from_millis(25);
+/// Pause between two steps of a pass.
+const STEP_INTERVAL: Duration = Duration::from_millis(25);
 
-/// Between two passes, and after an error.
-const BETWEEN_PASSES: Duration = Duration::from_secs(30);
+/// Pause between two passes, and after an error.
+const PASS_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Where a pass is: it goes through both tables, then through the states in memory.
+/// Progress of a pass, which covers both tables and then the states in memory.
 #[derive(Debug)]
-enum At {
+enum Progress {
+    /// The next key of the users' table.
     Users(Vec<u8>),
+    /// The next key of the history's table.
     History(Vec<u8>),
+    /// The next shard of the states in memory.
     Memory(usize),
 }
 
-/// Passes over everything, step by step.
+/// Passes over all entries, step by step.
 #[derive(Debug)]
 pub(super) struct Sweep {
     users: Arc<Users>,
-    at: At,
+    progress: Progress,
 }
 
 impl Sweep {
     pub(super) fn new(users: Arc<Users>) -> Self {
         Self {
             users,
-            at: At::Users(keys::USERS_FROM.to_vec()),
+            progress: Progress::Users(keys::USERS_FROM.to_vec()),
         }
     }
 
-    /// One step. True where it ended a pass.
+    /// Does one step. Returns whether it was the last one of a pass.
     pub(super) fn step(&mut self) -> Result<bool> {
-        let next = match &self.at {
-            At::Users(from) => match self.page(Table::Users, from)? {
-                (page, Some(next)) => {
-                    self.expire_entries(&page)?;
-                    At::Users(next)
+        let next = match &self.progress {
+            Progress::Users(from) => {
+                let (page, next) = self.page(Table::Users, from)?;
+                self.expire_entries(&page)?;
+                match next {
+                    Some(next) => Progress::Users(next),
+                    None => Progress::History(keys::USERS_FROM.to_vec()),
                 }
-                (page, None) => {
-                    self.expire_entries(&page)?;
-                    At::History(keys::USERS_FROM.to_vec())
+            }
+            Progress::History(from) => {
+                let (page, next) = self.page(Table::History, from)?;
+                self.expire_turns(&page)?;
+                match next {
+                    Some(next) => Progress::History(next),
+                    None => Progress::Memory(0),
                 }
-            },
-            At::History(from) => match self.page(Table::History, from)? {
-                (page, Some(next)) => {
-                    self.expire_turns(&page)?;
-                    At::History(next)
-                }
-                (page, None) => {
-                    self.expire_turns(&page)?;
-                    At::Memory(0)
-                }
-            },
-            At::Memory(shard) if self.users.evict(*shard) => At::Memory(shard + 1),
-            At::Memory(_) => At::Users(keys::USERS_FROM.to_vec()),
+            }
+            Progress::Memory(shard) if self.users.evict(*shard) => Progress::Memory(shard + 1),
+            Progress::Memory(_) => {
+                self.progress = Progress::Users(keys::USERS_FROM.to_vec());
+                return Ok(true);
+            }
         };
-        self.at = next;
-        Ok(matches!(&self.at, At::Users(from) if from == keys::USERS_FROM))
+        self.progress = next;
+        Ok(false)
     }
 
-    /// The entries from a key on, and where the next page begins.
+    /// The entries from a key on, and the key at which the next page begins.
     fn page(&self, table: Table, from: &[u8]) -> Result<(Vec<Entry>, Option<Vec<u8>>)> {
         let store = &self.users.store;
         let page = store.scan(table, from, keys::USERS_TO, PAGE, false)?;
-        let next = page.last().filter(|_| page.len() == PAGE).map(|(key, _)| {
-            let mut next = key.clone();
-            next.push(0);
-            next
-        });
+        let last = page.last().filter(|_| page.len() == PAGE);
+        let next = last.map(|(key, _)| keys::successor(key));
         Ok((page, next))
     }
 
     fn expire_entries(&self, page: &[Entry]) -> Result<()> {
         let now_ms = self.users.now_ms();
-        let mut found: HashMap<UserId, Vec<&[u8]>> = HashMap::new();
+        let mut expired: HashMap<UserId, Vec<&[u8]>> = HashMap::new();
         for (key, value) in page {
             let (user, tag, _) = keys::parse(key).ok_or_else(damaged)?;
-            if is_gone(&self.users, tag, value, now_ms)? {
-                found.entry(user).or_default().push(key);
+            if needs_expiry(&self.users.bounds, tag, value, now_ms)? {
+                expired.entry(user).or_default().push(key);
             }
         }
-        for (user, entries) in found {
+        for (user, entries) in expired {
             self.users
-                .with(&user, |state, world| state.expire(&entries, world))?;
+                .with_state(&user, |state, context| state.expire(&entries, context))?;
         }
         Ok(())
     }
@@ -109,85 +108,25 @@ impl Sweep {
     fn expire_turns(&self, page: &[Entry]) -> Result<()> {
         let now_ms = self.users.now_ms();
         let ttl = self.users.bounds.history_ttl;
-        let mut found: HashMap<UserId, Vec<(ConversationId, u64)>> = HashMap::new();
+        let mut expired: HashMap<UserId, Vec<(ConversationId, u64)>> = HashMap::new();
         for (key, value) in page {
             let Some((user, conversation, sequence)) = keys::parse_turn(key) else {
                 continue;
             };
-            if expired(history::age_and_message(value)?.0, ttl, now_ms) {
-                let turns = found.entry(user).or_default();
+            if is_expired(turn_header(value)?.0, ttl, now_ms) {
+                let turns = expired.entry(user).or_default();
                 turns.push((conversation, sequence));
             }
         }
-        for (user, turns) in found {
+        for (user, turns) in expired {
             self.users
-                .with(&user, |state, world| state.expire_turns(&turns, world))?;
+                .with_state(&user, |state, context| state.expire_turns(&turns, context))?;
         }
         Ok(())
     }
 }
 
-/// Whether an entry has to go, or (a mailbox's head) something of what it stands for.
-fn is_gone(users: &Users, tag: Tag, value: &[u8], now_ms: i64) -> Result<bool> {
-    let bounds = &users.bounds;
-    let at_ms = Reader::new(value).number()?;
-    Ok(match tag {
-        Tag::Head => Mailbox::decode(value)?.is_due(bounds.mailbox_ttl, now_ms),
-        // Frames go with their head; how long a revocation matters nobody knows.
-        Tag::Frame | Tag::Revoked => false,
-        Tag::Pending => expired(at_ms, bounds.pending_ttl, now_ms),
-        Tag::Mark | Tag::Outcome => expired(at_ms, bounds.dedup_ttl, now_ms),
-        // A token's number is when it ends, and so is a count's.
-        Tag::Token | Tag::Rate | Tag::Cost => at_ms <= now_ms,
-    })
-}
-
-impl UserState {
-    /// Removes those of these entries that are too old, now that nobody else can change them.
-    fn expire(&mut self, entries: &[&[u8]], world: &World<'_>) -> Result<()> {
-        let mut batch = Batch::default();
-        let mut mailbox = false;
-        for key in entries {
-            let (_, tag, rest) = keys::parse(key).ok_or_else(damaged)?;
-            if tag == Tag::Head {
-                mailbox = true;
-                continue;
-            }
-            let Some(value) = world.store.get(Table::Users, key)? else {
-                continue;
-            };
-            let at_ms = Reader::new(&value).number()?;
-            let ttl = match tag {
-                Tag::Pending => world.bounds.pending_ttl,
-                Tag::Mark | Tag::Outcome => world.bounds.dedup_ttl,
-                Tag::Token | Tag::Rate | Tag::Cost => Duration::ZERO,
-                Tag::Head | Tag::Frame | Tag::Revoked => continue,
-            };
-            if !expired(at_ms, ttl, world.now_ms) {
-                continue;
-            }
-            batch.delete(Table::Users, *key);
-            if tag == Tag::Pending {
-                let sequence = keys::number(rest).ok_or_else(damaged)?;
-                self.pending.retain(|_, entry| entry.sequence != sequence);
-            }
-            if tag == Tag::Mark {
-                let message = std::str::from_utf8(rest).map_err(|_| damaged())?;
-                self.marks
-                    .remove(&MessageId::parse(message).map_err(|_| damaged())?);
-            }
-        }
-        if !batch.is_empty() {
-            world.store.commit(batch)?;
-        }
-        if mailbox {
-            self.expire_mailbox(world)?;
-        }
-        Ok(())
-    }
-}
-
-/// The thread that sweeps. It ends when this is dropped, and with it its hold on the store.
+/// The thread that sweeps. Dropping this ends it, and with it its reference to the store.
 #[derive(Debug)]
 pub(super) struct Sweeper {
     stop: Option<mpsc::Sender<()>>,
@@ -195,7 +134,7 @@ pub(super) struct Sweeper {
 }
 
 impl Sweeper {
-    /// A thread of its own: what it reads may come from the disk.
+    /// Starts a thread of its own, because its reads may block on the disk.
     pub(super) fn start(users: Arc<Users>) -> Result<Self> {
         let (stop, stopped) = mpsc::channel();
         let thread = std::thread::Builder::new()
@@ -212,11 +151,15 @@ impl Sweeper {
 fn run(mut sweep: Sweep, stopped: &mpsc::Receiver<()>) {
     loop {
         let pause = match sweep.step() {
-            Ok(false) => BETWEEN_STEPS,
-            Ok(true) => BETWEEN_PASSES,
+            Ok(false) => STEP_INTERVAL,
+            Ok(true) => PASS_INTERVAL,
             Err(error) => {
-                tracing::warn!(%error, "removing what is too old from the fan-out failed; it is tried again");
-                BETWEEN_PASSES
+                tracing::warn!(
+                    %error,
+                    "removing expired fan-out entries failed; retried in 30 s, check the data \
+                     directory if this persists"
+                );
+                PASS_INTERVAL
             }
         };
         if !matches!(stopped.recv_timeout(pause), Err(RecvTimeoutError::Timeout)) {
@@ -231,7 +174,10 @@ impl Drop for Sweeper {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            tracing::error!("the thread that removes what is too old from the fan-out panicked");
+            tracing::error!(
+                "the thread that removes expired fan-out entries panicked; restart the process if \
+                 its data directory grows"
+            );
         }
     }
 }

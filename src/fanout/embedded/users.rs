@@ -1,68 +1,39 @@
-//! Every user's state behind the user's lock: loaded when it is needed, let go when it is idle.
+//! All users' states, each behind a lock: loaded when used, evicted when idle.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::fmt;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use parking_lot::Mutex;
+
+use super::context::{Environment, StoreContext};
 use super::user::UserState;
 use crate::config::bounds::Bounds;
 use crate::fanout::Result;
 use crate::protocol::ids::UserId;
 use crate::store::Store;
 
-/// Locks: far more than cores, so that users seldom wait for each other.
+/// Number of locks. Far more than cores, so that different users seldom contend.
 const SHARDS: usize = 64;
 
-/// A state that nothing has used for so long is let go, milliseconds.
+/// A state that was unused for this long is evicted, in milliseconds.
 const IDLE_MS: i64 = 60_000;
 
-/// With more states than this in a shard, those are let go too that were used a moment ago.
+/// A shard with more states than this evicts them already after [`CROWDED_IDLE_MS`].
 const CROWDED: usize = 1024;
 
-/// And this is a moment, milliseconds.
-const MOMENT_MS: i64 = 1_000;
-
-/// Where time and chance come from, so that a simulation can bring its own.
-pub(super) struct Environment {
-    /// Milliseconds since the Unix epoch.
-    pub(super) clock: Box<dyn Fn() -> i64 + Send + Sync>,
-    /// A number that nobody has had before.
-    pub(super) random: Box<dyn Fn() -> u64 + Send + Sync>,
-}
-
-impl fmt::Debug for Environment {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Environment")
-    }
-}
-
-/// What the rules of one user see of the world.
-pub(super) struct World<'a> {
-    pub(super) store: &'a Store,
-    pub(super) bounds: &'a Bounds,
-    /// Milliseconds since the Unix epoch.
-    pub(super) now_ms: i64,
-    pub(super) random: &'a (dyn Fn() -> u64 + Send + Sync),
-}
-
-impl World<'_> {
-    /// A random id as text.
-    pub(super) fn random_id(&self) -> String {
-        format!("{:016x}", (self.random)())
-    }
-}
+/// A state in a crowded shard that was unused for this long is evicted, in milliseconds.
+const CROWDED_IDLE_MS: i64 = 1_000;
 
 #[derive(Debug, Default)]
 struct Shard {
-    /// Boxed: a map is up to twice as large as what is in it.
+    /// Boxed, because a hash map allocates up to twice the space of its values.
     users: HashMap<UserId, Box<UserState>>,
-    /// Look for states to let go when there are more than this.
-    crowded: usize,
+    /// The shard evicts idle states when it has more states than this (or than [`CROWDED`]).
+    eviction_threshold: usize,
 }
 
-/// All users.
+/// All users' states.
 #[derive(Debug)]
 pub(super) struct Users {
     pub(super) store: Store,
@@ -83,89 +54,82 @@ impl Users {
         }
     }
 
-    fn world(&self) -> World<'_> {
-        World {
+    fn context(&self) -> StoreContext<'_> {
+        StoreContext {
             store: &self.store,
             bounds: &self.bounds,
-            now_ms: (self.environment.clock)(),
+            now_ms: self.now_ms(),
             random: &*self.environment.random,
         }
     }
 
-    fn lock(&self, user: &UserId) -> MutexGuard<'_, Shard> {
-        let index = self.hasher.hash_one(user) as usize % SHARDS;
-        // The lock is poisoned by a panic in a rule: what is in memory is forgotten below like
-        // after an error.
-        self.shards[index].lock().unwrap_or_else(|poisoned| {
-            let mut shard = poisoned.into_inner();
-            for state in shard.users.values_mut() {
-                state.distrust();
-            }
-            self.shards[index].clear_poison();
-            shard
-        })
-    }
-
-    /// Runs a rule under the user's lock.
+    /// Runs `rule` on a user's state, under the user's lock.
     ///
-    /// Rules change the state in memory before they commit. Where one fails, it is unknown what
-    /// the store has taken, so everything in memory is forgotten: for answers in flight that is
-    /// what the contract calls "the fan-out lost its data", and the rest is read again.
-    pub(super) fn with<T>(
+    /// A rule changes the state in memory before it commits. When it fails, it is unknown whether the
+    /// store has the change, so the state in memory is reset. For answers in flight that is a data
+    /// loss in the sense of the contract; everything else is loaded again. The same holds after a rule
+    /// that panicked, which is noticed at the user's next call.
+    pub(super) fn with_state<T>(
         &self,
         user: &UserId,
-        rule: impl FnOnce(&mut UserState, &World<'_>) -> Result<T>,
+        rule: impl FnOnce(&mut UserState, &StoreContext<'_>) -> Result<T>,
     ) -> Result<T> {
-        let mut shard = self.lock(user);
-        // Taken under the lock: a user's calls see a clock that does not go back.
-        let world = self.world();
-        if shard.users.len() > shard.crowded.max(CROWDED) {
-            shard
-                .users
-                .retain(|_, state| !state.is_idle(world.now_ms - MOMENT_MS));
-            shard.crowded = shard.users.len() * 2;
+        let index = self.hasher.hash_one(user) as usize % SHARDS;
+        let mut shard = self.shards[index].lock();
+        // The clock is read under the lock, so that it never goes backwards for a user's calls.
+        let context = self.context();
+        if shard.users.len() > shard.eviction_threshold.max(CROWDED) {
+            let before_ms = context.now_ms - CROWDED_IDLE_MS;
+            shard.users.retain(|_, state| !state.is_idle(before_ms));
+            shard.eviction_threshold = shard.users.len() * 2;
         }
         let state = match shard.users.entry(user.clone()) {
             Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => entry.insert(Box::new(UserState::new(user.clone(), &world))),
+            Entry::Vacant(entry) => entry.insert(Box::new(UserState::new(user.clone(), &context))),
         };
-        state.used_ms = world.now_ms;
-        let result = state.load(&world).and_then(|()| rule(state, &world));
+        state.last_used_ms = context.now_ms;
+        if std::mem::replace(&mut state.is_in_rule, true) {
+            state.reset();
+        }
+        let result = state.load(&context).and_then(|()| rule(state, &context));
+        state.is_in_rule = false;
         if result.is_err() {
-            state.distrust();
+            state.reset();
         }
         result
     }
 
-    /// Lets go of idle states, in the shard of this number; false when there is no such shard.
+    /// Evicts the idle states of one shard. Returns false if there is no shard of this index.
     pub(super) fn evict(&self, shard: usize) -> bool {
         let Some(shard) = self.shards.get(shard) else {
             return false;
         };
-        let before_ms = self.world().now_ms - IDLE_MS;
-        let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+        let now_ms = self.now_ms();
+        let mut shard = shard.lock();
         for state in shard.users.values_mut() {
-            state.tidy(before_ms + IDLE_MS, &self.bounds);
+            state.remove_expired(now_ms, &self.bounds);
         }
-        shard.users.retain(|_, state| !state.is_idle(before_ms));
-        shard.crowded = 0;
+        shard
+            .users
+            .retain(|_, state| !state.is_idle(now_ms - IDLE_MS));
+        shard.eviction_threshold = 0;
         if shard.users.len() < shard.users.capacity() / 8 {
             shard.users.shrink_to_fit();
         }
         true
     }
 
-    /// The clock.
+    /// The current time in milliseconds since the Unix epoch.
     pub(super) fn now_ms(&self) -> i64 {
-        self.world().now_ms
+        (self.environment.clock)()
     }
 
-    /// How many states are in memory.
+    /// Number of states in memory.
     #[cfg(test)]
-    pub(super) fn loaded(&self) -> usize {
+    pub(super) fn loaded_count(&self) -> usize {
         self.shards
             .iter()
-            .map(|shard| shard.lock().unwrap().users.len())
+            .map(|shard| shard.lock().users.len())
             .sum()
     }
 }

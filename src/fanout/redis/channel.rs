@@ -1,18 +1,20 @@
-//! Keys and channels of a user. A userid has no braces, so none of them can be another user's.
+//! Names of a user's keys and channels. A user id contains no braces, so no name can belong to another
+//! user.
 
 use crate::fanout::Channel;
 use crate::protocol::ids::UserId;
 
-/// The hash tag that every key of the user begins with.
+/// The hash tag that all keys of a user begin with.
 pub(super) fn tag(user: &UserId) -> String {
     format!("{{user:{user}}}")
 }
 
-/// The original's key of a user's stored token.
+/// Key of a user's stored token, as in the original system.
 pub(super) fn token_key(user: &UserId) -> String {
     format!("token:{user}")
 }
 
+/// Name of one of a user's channels.
 pub(super) fn name(user: &UserId, channel: Channel) -> String {
     match channel {
         Channel::Terminal => format!("user:{user}"),
@@ -21,7 +23,7 @@ pub(super) fn name(user: &UserId, channel: Channel) -> String {
     }
 }
 
-/// Whose channel this is, and which.
+/// Splits a channel's name into user and channel.
 pub(super) fn parse(name: &str) -> Option<(UserId, Channel)> {
     let (user, channel) = if let Some(rest) = name.strip_prefix("{user:") {
         match rest.split_once('}')? {
@@ -40,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hostile_userid_gets_only_its_own_channels() {
+    fn hostile_user_id_maps_only_to_its_own_channels() {
         for user in [
             "alice",
             "user:x",

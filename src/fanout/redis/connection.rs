@@ -1,4 +1,4 @@
-//! The connections to Redis: how they are made, how they come back, what their errors mean.
+//! Connections to Redis: configuration, reconnects, and the meaning of the client library's errors.
 
 use std::time::Duration;
 
@@ -16,18 +16,19 @@ use tokio_util::sync::CancellationToken;
 use crate::config::settings::RedisSettings;
 use crate::fanout::{FanoutError, Result};
 
-/// Commands that may wait inside the client; more are refused at once.
+/// Maximum number of commands queued inside the client. More are refused at once.
 const COMMAND_QUEUE: usize = 10_000;
-/// Published frames that may wait between the connection and the feed.
+/// Maximum number of published frames queued between the connection and the feed.
 const MESSAGE_QUEUE: usize = 16_384;
-/// Between attempts to connect, milliseconds: grows to the second.
+/// Shortest delay between two attempts to connect, in milliseconds.
 const RECONNECT_MIN_MS: u32 = 50;
+/// Longest delay between two attempts to connect, in milliseconds.
 const RECONNECT_MAX_MS: u32 = 1000;
 
-/// Makes a client that connects in the background and for ever; nothing waits for it here.
+/// Builds a client. Once started, it connects in the background and retries without limit.
 pub(super) fn client(settings: &RedisSettings) -> Result<Client> {
     let unusable = |error: &Error| {
-        // The error's text may hold the URL, and that a password.
+        // The error's own text is omitted, because it may quote the URL with its password.
         FanoutError::Unexpected(format!(
             "the redis url can't be used ({}): check REDIS_URL",
             error.kind().to_str()
@@ -35,14 +36,14 @@ pub(super) fn client(settings: &RedisSettings) -> Result<Client> {
     };
     let mut config =
         Config::from_url(settings.url.expose_secret()).map_err(|error| unusable(&error))?;
-    // Otherwise a server that is not there yet would end the client at its first attempt.
+    // Otherwise the client would give up after its first attempt if the server is not up yet.
     config.fail_fast = false;
     let timeout = settings.command_timeout;
     let connection = ConnectionConfig {
         connection_timeout: timeout.max(Duration::from_secs(1)),
         internal_command_timeout: timeout.max(Duration::from_secs(1)),
         max_command_buffer_len: COMMAND_QUEUE,
-        // A peer that vanished without closing is only noticed by its silence.
+        // The only way to detect a peer that vanished without closing the connection.
         unresponsive: UnresponsiveConfig {
             max_timeout: Some((timeout * 2).max(Duration::from_secs(4))),
             interval: Duration::from_secs(1),
@@ -72,18 +73,23 @@ pub(super) fn client(settings: &RedisSettings) -> Result<Client> {
         .map_err(|error| unusable(&error))
 }
 
-/// What a client's error means to the fan-out's callers.
-pub(super) fn failure(client: &Client, error: &Error) -> FanoutError {
+/// The error of a call that had no answer in time.
+pub(super) fn no_answer() -> FanoutError {
+    FanoutError::Unavailable("redis did not answer in time".into())
+}
+
+/// Classifies an error of the client library for the fan-out's callers.
+pub(super) fn fanout_error(client: &Client, error: &Error) -> FanoutError {
     let details = error.details();
-    // The code that Redis puts first; other texts of errors may hold arguments.
+    // Redis puts an error code first. The rest of the text may quote a command's arguments.
     let code = details.split_whitespace().next().unwrap_or_default();
     match code {
         "READONLY" => {
-            // Still connected to a master that was made a replica: find the new one.
+            // The master that we are connected to was demoted. A reconnect finds the new one.
             let client = client.clone();
             tokio::spawn(async move {
                 if let Err(error) = client.force_reconnection().await {
-                    tracing::debug!(%error, "redis: reconnecting after READONLY failed");
+                    tracing::debug!(%error, "redis reconnect after READONLY failed");
                 }
             });
             return FanoutError::Unavailable("this redis server is a replica now".into());
@@ -98,7 +104,7 @@ pub(super) fn failure(client: &Client, error: &Error) -> FanoutError {
         _ => {}
     }
     match error.kind() {
-        ErrorKind::Timeout => FanoutError::Unavailable("redis did not answer in time".into()),
+        ErrorKind::Timeout => no_answer(),
         ErrorKind::Backpressure => FanoutError::Unavailable("too many calls wait for redis".into()),
         ErrorKind::IO
         | ErrorKind::Canceled
@@ -113,14 +119,14 @@ pub(super) fn failure(client: &Client, error: &Error) -> FanoutError {
     }
 }
 
-/// Ends a client. Where the server is away, quitting would wait for it.
+/// Closes a client. The wait is bounded, because quitting would wait for an unreachable server.
 pub(super) async fn close(client: &Client, connection: &ConnectHandle) {
     let _ = tokio::time::timeout(Duration::from_secs(1), client.quit()).await;
     connection.abort();
 }
 
-/// Connects, and counts what may have cost data: each reconnect (behind sentinel a failover is
-/// one) and each change of a cluster.
+/// Connects, and counts the events after which data may be lost: each reconnect (with sentinel, a
+/// failover is one) and each change of a cluster.
 pub(super) fn connect_and_count(
     client: &Client,
     disruptions: watch::Sender<u64>,
@@ -132,7 +138,7 @@ pub(super) fn connect_and_count(
     let client = client.clone();
     tokio::spawn(async move {
         let connected = async {
-            // It may have connected before this subscribed to it, hence the bound on each wait.
+            // The connection may be established before this waits for it, so each wait is bounded.
             while !client.is_connected() {
                 let _ =
                     tokio::time::timeout(Duration::from_secs(1), client.wait_for_connect()).await;
@@ -145,23 +151,23 @@ pub(super) fn connect_and_count(
                 return;
             }
         }
-        // The first connections are announced like all others.
+        // The client library announces the first connections too. They are not disruptions.
         while reconnected.try_recv().is_ok() {}
         while changed.try_recv().is_ok() {}
         loop {
-            // An overrun of these queues is a disruption too.
+            // A `Lagged` error of these channels counts as a disruption too.
             tokio::select! {
                 event = reconnected.recv() => {
                     if matches!(event, Err(tokio::sync::broadcast::error::RecvError::Closed)) {
                         break;
                     }
-                    tracing::info!("redis: connected again");
+                    tracing::info!("redis reconnected");
                 }
                 event = changed.recv() => {
                     if matches!(event, Err(tokio::sync::broadcast::error::RecvError::Closed)) {
                         break;
                     }
-                    tracing::info!("redis: the cluster has changed");
+                    tracing::info!("redis cluster topology changed");
                 }
                 () = stop.cancelled() => {
                     close(&client, &connection).await;
@@ -187,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_url_makes_a_client() {
+    fn client_is_built_for_every_kind_of_url() {
         for url in [
             "redis://localhost:6379",
             "redis://user:secret@localhost:6379/3",
@@ -201,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unusable_url_is_refused_without_showing_its_password() {
+    fn unusable_url_is_refused_without_showing_its_password() {
         for url in [
             "",
             "redis://:s3cret@host:notaport",
@@ -217,9 +223,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_person_must_look_at_is_told_from_what_passes() {
+    async fn operator_errors_are_distinguished_from_temporary_ones() {
         let client = client(&settings("redis://localhost:1")).unwrap();
-        for (text, passes) in [
+        for (text, is_temporary) in [
             ("LOADING Redis is loading the dataset in memory", true),
             ("CLUSTERDOWN The cluster is down", true),
             (
@@ -230,16 +236,16 @@ mod tests {
             ("OOM command not allowed", false),
             ("ERR user_script:1: no", false),
         ] {
-            let error = failure(&client, &Error::new(ErrorKind::Unknown, text));
+            let error = fanout_error(&client, &Error::new(ErrorKind::Unknown, text));
             assert_eq!(
                 matches!(error, FanoutError::Unavailable(_)),
-                passes,
+                is_temporary,
                 "{text}"
             );
         }
         let timeout = Error::new(ErrorKind::Timeout, "Request timed out.");
         assert!(matches!(
-            failure(&client, &timeout),
+            fanout_error(&client, &timeout),
             FanoutError::Unavailable(_)
         ));
     }

@@ -1,79 +1,83 @@
-//! The subscriptions of one gateway, on connections of their own.
+//! The subscriptions of one process, on connections of their own.
 //!
-//! fred answers SUBSCRIBE when it is written, so a PING behind it on the same connection tells
-//! when the server has taken it; SSUBSCRIBE is answered by the server itself. After a reconnect
-//! everything is subscribed to again here, and only then comes the [`FeedEvent::Gap`]: a `read`
-//! that it causes then sees whatever was published before.
+//! The client library completes SUBSCRIBE when it is written, so a PING behind it on the same
+//! connection shows when the server has processed it. SSUBSCRIBE is completed by the server's answer.
+//! After a reconnect, everything is subscribed to again before the [`FeedEvent::Gap`] is sent. The
+//! `read` that the gap causes therefore covers everything published before the subscription.
 
 use std::collections::HashMap;
+use std::result;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use fred::clients::Client;
+use fred::error::Error;
 use fred::interfaces::{ClientLike, ClusterInterface, EventInterface, PubsubInterface};
+use fred::types::config::Server;
 use fred::types::{ClusterStateChange, ConnectHandle, Message};
 use futures_util::{StreamExt, TryStreamExt};
 use parking_lot::Mutex;
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::channel;
-use super::connection::{close, failure};
+use super::connection::{close, fanout_error};
 use crate::fanout::{Channel, Feed, FeedEvent, Result};
 use crate::protocol::ids::UserId;
 
-/// Channels in one SUBSCRIBE when all of them are renewed.
-const BATCH: usize = 500;
-/// SSUBSCRIBEs under way when all of them are renewed: each is for one channel.
-const CONCURRENT: usize = 256;
-/// UNSUBSCRIBEs under way. When thousands of users leave at once, as where a balancer dies, the
-/// client library would hold a command of some kilobytes for each.
-const LEAVING: usize = 64;
-/// How often the connections prove that they are alive. A subscriber sends nothing by itself, so
-/// otherwise a peer that vanished would never be noticed.
+/// Channels per SUBSCRIBE when all subscriptions are renewed.
+const SUBSCRIBE_BATCH: usize = 500;
+/// Concurrent SSUBSCRIBE commands when all subscriptions are renewed. Each is for one channel.
+const CONCURRENT_SUBSCRIBES: usize = 256;
+/// Concurrent UNSUBSCRIBE commands. When thousands of users disconnect at once, for example because a
+/// load balancer fails, the client library would otherwise hold some kilobytes for each command.
+const CONCURRENT_UNSUBSCRIBES: usize = 64;
+/// Interval of the liveness check. A subscriber sends nothing by itself, so a peer that vanished would
+/// otherwise never be noticed.
 const HEARTBEAT: Duration = Duration::from_secs(5);
-/// Between attempts to subscribe again.
-const RETRY: Duration = Duration::from_millis(200);
+/// Delay between two attempts to renew the subscriptions.
+const RETRY_DELAY: Duration = Duration::from_millis(200);
 
+/// What the feed's handle and its two tasks share.
 struct State {
     client: Client,
-    clustered: bool,
-    /// What is wanted, with the number of `subscribe` calls that wait for their first
-    /// confirmation: a call that fails takes its channel back only when no other wants it.
-    wanted: Mutex<HashMap<String, Wanted>>,
-    leaving: Semaphore,
+    is_clustered: bool,
+    /// The channels that should be subscribed to, by name.
+    subscriptions: Mutex<HashMap<String, Subscription>>,
+    unsubscribe_permits: Semaphore,
     gap: Notify,
 }
 
 #[derive(Default)]
-struct Wanted {
-    confirmed: bool,
+struct Subscription {
+    /// The server has confirmed it at least once.
+    is_confirmed: bool,
+    /// Number of `subscribe` calls that wait for the first confirmation. A call that fails removes
+    /// the channel only when no other call waits for it.
     waiting: usize,
 }
 
-pub(super) struct RedisFeed {
+/// The [`Feed`] on Redis. Dropping it closes its connections.
+struct RedisFeed {
     state: Arc<State>,
     _stop: DropGuard,
 }
 
 impl State {
-    fn wanted(&self) -> parking_lot::MutexGuard<'_, HashMap<String, Wanted>> {
-        self.wanted.lock()
-    }
-
-    /// Returns when the server has taken the subscriptions.
-    async fn confirm(&self, names: Vec<String>) -> std::result::Result<(), fred::error::Error> {
-        if self.clustered {
+    /// Subscribes to the channels, and returns when the server has confirmed all of them.
+    async fn subscribe_confirmed(&self, names: Vec<String>) -> result::Result<(), Error> {
+        if self.is_clustered {
             futures_util::stream::iter(names)
                 .map(|name| self.client.ssubscribe(name))
-                .buffer_unordered(CONCURRENT)
+                .buffer_unordered(CONCURRENT_SUBSCRIBES)
                 .try_collect::<()>()
                 .await
         } else {
-            for batch in names.chunks(BATCH) {
+            for batch in names.chunks(SUBSCRIBE_BATCH) {
                 self.client.subscribe(batch.to_vec()).await?;
                 self.client.ping::<()>(None).await?;
             }
@@ -81,56 +85,53 @@ impl State {
         }
     }
 
-    async fn drop_subscription(&self, name: &str) -> std::result::Result<(), fred::error::Error> {
-        // Never closed.
-        let _turn = self.leaving.acquire().await;
-        // Boxed, so that those whose turn has not come hold no room for it.
-        if self.clustered {
+    async fn unsubscribe(&self, name: &str) -> result::Result<(), Error> {
+        // Acquiring fails only after the semaphore was closed, which never happens.
+        let _permit = self.unsubscribe_permits.acquire().await;
+        // Boxed, so that calls that wait for a permit do not hold the command's memory.
+        if self.is_clustered {
             Box::pin(self.client.sunsubscribe(name)).await
         } else {
             Box::pin(self.client.unsubscribe(name)).await
         }
     }
 
-    /// Subscribes to everything that is wanted, until that has worked.
+    /// Renews all subscriptions, and retries until that succeeds.
     async fn renew(&self) {
         loop {
-            let names: Vec<String> = self.wanted().keys().cloned().collect();
-            match self.confirm(names.clone()).await {
+            let names: Vec<String> = self.subscriptions.lock().keys().cloned().collect();
+            match self.subscribe_confirmed(names.clone()).await {
                 Ok(()) => {
-                    let gone: Vec<String> = {
-                        let wanted = self.wanted();
-                        let gone = names.into_iter().filter(|name| !wanted.contains_key(name));
-                        gone.collect()
+                    let removed: Vec<String> = {
+                        let current = self.subscriptions.lock();
+                        let mut removed = names;
+                        removed.retain(|name| !current.contains_key(name));
+                        removed
                     };
-                    for name in gone {
-                        let _ = self.drop_subscription(&name).await;
+                    for name in removed {
+                        let _ = self.unsubscribe(&name).await;
                     }
                     return;
                 }
                 Err(error) => {
-                    tracing::debug!(%error, "redis: subscribing again failed, trying on");
-                    tokio::time::sleep(RETRY).await;
+                    tracing::debug!(%error, "redis resubscription failed, retrying");
+                    sleep(RETRY_DELAY).await;
                 }
             }
         }
     }
 
-    async fn alive(&self) -> bool {
-        if !self.clustered {
+    /// Whether all servers of the feed answer.
+    async fn is_alive(&self) -> bool {
+        if !self.is_clustered {
             return self.client.ping::<()>(None).await.is_ok();
         }
         let Some(routing) = self.client.cached_cluster_state() else {
             return true;
         };
         for node in routing.unique_primary_nodes() {
-            if self
-                .client
-                .with_cluster_node(node)
-                .ping::<()>(None)
-                .await
-                .is_err()
-            {
+            let node = self.client.with_cluster_node(node);
+            if node.ping::<()>(None).await.is_err() {
                 return false;
             }
         }
@@ -142,60 +143,65 @@ impl State {
 impl Feed for RedisFeed {
     async fn subscribe(&self, user: &UserId, channel: Channel) -> Result<()> {
         let name = channel::name(user, channel);
-        // Noted before it is sent: a reconnect in between renews it too.
-        self.state.wanted().entry(name.clone()).or_default().waiting += 1;
-        let result = self.state.confirm(vec![name.clone()]).await;
-        let mut wanted = self.state.wanted();
-        if let Some(entry) = wanted.get_mut(&name) {
-            entry.waiting = entry.waiting.saturating_sub(1);
-            entry.confirmed |= result.is_ok();
-            if !entry.confirmed && entry.waiting == 0 {
-                wanted.remove(&name);
+        // Recorded before it is sent, so that a reconnect in between renews it too.
+        self.state
+            .subscriptions
+            .lock()
+            .entry(name.clone())
+            .or_default()
+            .waiting += 1;
+        let result = self.state.subscribe_confirmed(vec![name.clone()]).await;
+        let mut subscriptions = self.state.subscriptions.lock();
+        if let Some(subscription) = subscriptions.get_mut(&name) {
+            subscription.waiting = subscription.waiting.saturating_sub(1);
+            subscription.is_confirmed |= result.is_ok();
+            if !subscription.is_confirmed && subscription.waiting == 0 {
+                subscriptions.remove(&name);
             }
         }
-        result.map_err(|error| failure(&self.state.client, &error))
+        result.map_err(|error| fanout_error(&self.state.client, &error))
     }
 
     async fn unsubscribe(&self, user: &UserId, channel: Channel) -> Result<()> {
         let name = channel::name(user, channel);
-        self.state.wanted().remove(&name);
+        self.state.subscriptions.lock().remove(&name);
         self.state
-            .drop_subscription(&name)
+            .unsubscribe(&name)
             .await
-            .map_err(|error| failure(&self.state.client, &error))
+            .map_err(|error| fanout_error(&self.state.client, &error))
     }
 }
 
-/// Opens a feed on `client`, which is not connected yet, and waits for its first connection at
-/// most for `patience`. `changes` are those of the cluster as the calls' connections notice them:
-/// an idle subscriber notices none.
+/// Opens a feed on `client`, which is not connected yet, and waits for its first connection for at most
+/// `max_wait`. `cluster_changes` are those that the connections of the calls observe, because an idle
+/// subscriber observes none.
 pub(super) async fn open(
     client: Client,
-    changes: Receiver<Vec<ClusterStateChange>>,
+    cluster_changes: Receiver<Vec<ClusterStateChange>>,
     capacity: usize,
-    patience: Duration,
+    max_wait: Duration,
 ) -> (Arc<dyn Feed>, mpsc::Receiver<FeedEvent>) {
     let stop = CancellationToken::new();
-    let (events, reader) = mpsc::channel(capacity.max(1));
+    let (events, receiver) = mpsc::channel(capacity.max(1));
     let state = Arc::new(State {
-        clustered: client.is_clustered(),
-        wanted: Mutex::default(),
-        leaving: Semaphore::new(LEAVING),
+        is_clustered: client.is_clustered(),
+        subscriptions: Mutex::default(),
+        unsubscribe_permits: Semaphore::new(CONCURRENT_UNSUBSCRIBES),
         gap: Notify::new(),
         client,
     });
     let messages = state.client.message_rx();
     let mut reconnected = state.client.reconnect_rx();
     let connection = state.client.connect();
-    if let Ok(Ok(())) = tokio::time::timeout(patience, state.client.ping::<()>(None)).await {
-        // The first connections are announced like all others, but nothing was missed by them.
+    if let Ok(Ok(())) = timeout(max_wait, state.client.ping::<()>(None)).await {
+        // The client library announces the first connections too, but nothing was missed by then.
         while reconnected.try_recv().is_ok() {}
     }
     tokio::spawn(forward(Arc::clone(&state), messages, events, stop.clone()));
-    tokio::spawn(watch_over(
+    tokio::spawn(maintain(
         Arc::clone(&state),
         reconnected,
-        changes,
+        cluster_changes,
         connection,
         stop.clone(),
     ));
@@ -203,51 +209,58 @@ pub(super) async fn open(
         state,
         _stop: stop.drop_guard(),
     };
-    (Arc::new(feed), reader)
+    (Arc::new(feed), receiver)
 }
 
-/// Renews the subscriptions whenever a connection may have lost them.
-async fn watch_over(
+/// Renews the subscriptions whenever a connection may have lost them. Runs until `stop`.
+async fn maintain(
     state: Arc<State>,
-    mut reconnected: Receiver<fred::types::config::Server>,
-    mut changes: Receiver<Vec<ClusterStateChange>>,
+    mut reconnected: Receiver<Server>,
+    mut cluster_changes: Receiver<Vec<ClusterStateChange>>,
     connection: ConnectHandle,
     stop: CancellationToken,
 ) {
-    let mut heartbeat = tokio::time::interval(HEARTBEAT);
-    heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut changes_open = true;
+    let mut heartbeat = interval(HEARTBEAT);
+    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut has_changes = true;
     loop {
-        let lost = tokio::select! {
+        let needs_renewal = tokio::select! {
             () = stop.cancelled() => break,
             event = reconnected.recv() => match event {
                 Err(RecvError::Closed) => break,
                 _ => true,
             },
-            event = changes.recv(), if changes_open => {
-                changes_open = !matches!(event, Err(RecvError::Closed));
-                if changes_open && let Err(error) = state.client.sync_cluster().await {
-                    tracing::debug!(%error, "redis: the feed could not learn the cluster's change");
+            event = cluster_changes.recv(), if has_changes => {
+                has_changes = !matches!(event, Err(RecvError::Closed));
+                if has_changes && let Err(error) = state.client.sync_cluster().await {
+                    tracing::debug!(%error, "redis feed failed to load the cluster topology");
                 }
-                changes_open
+                has_changes
             }
             _ = heartbeat.tick() => {
-                if state.client.is_connected() && !state.alive().await {
-                    tracing::warn!("redis: the feed's connection is dead, connecting again");
+                if state.client.is_connected() && !state.is_alive().await {
+                    tracing::warn!(
+                        "redis feed connection is dead, reconnecting; no action is needed unless \
+                         this repeats"
+                    );
                     let _ = state.client.force_reconnection().await;
                 }
                 false
             }
         };
-        if lost {
-            // One renewal serves all that has been announced until it begins.
+        if needs_renewal {
+            // One renewal covers all reconnects announced before it starts.
             while reconnected.try_recv().is_ok() {}
-            // Where nothing was confirmed yet, nothing can have been missed (the first connection).
-            let missed = state.wanted().values().any(|entry| entry.confirmed);
+            // Without a confirmed subscription nothing can have been missed (the first connection).
+            let has_missed = state
+                .subscriptions
+                .lock()
+                .values()
+                .any(|subscription| subscription.is_confirmed);
             tokio::select! {
                 () = stop.cancelled() => break,
                 () = state.renew() => {
-                    if missed {
+                    if has_missed {
                         state.gap.notify_one();
                     }
                 }
@@ -257,9 +270,9 @@ async fn watch_over(
     close(&state.client, &connection).await;
 }
 
-fn event(message: Message) -> Option<FeedEvent> {
+fn feed_event(message: Message) -> Option<FeedEvent> {
     let (user, channel) = channel::parse(&message.channel)?;
-    // A copy: what fred hands out may pin the whole read buffer.
+    // Copied, because the library's value may keep the whole read buffer alive.
     let payload = Bytes::copy_from_slice(message.value.as_bytes()?);
     Some(FeedEvent::Frame {
         user,
@@ -268,38 +281,38 @@ fn event(message: Message) -> Option<FeedEvent> {
     })
 }
 
-/// Hands the frames over; what finds no room becomes a gap.
+/// Forwards published frames to the reader. Frames that do not fit its queue become a gap.
 async fn forward(
     state: Arc<State>,
     mut messages: Receiver<Message>,
     events: mpsc::Sender<FeedEvent>,
     stop: CancellationToken,
 ) {
-    let mut gap = false;
+    let mut has_gap = false;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            () = state.gap.notified() => gap = true,
-            permit = events.reserve(), if gap => match permit {
+            () = state.gap.notified() => has_gap = true,
+            permit = events.reserve(), if has_gap => match permit {
                 Ok(permit) => {
                     permit.send(FeedEvent::Gap);
-                    gap = false;
+                    has_gap = false;
                 }
                 Err(_) => return,
             },
             message = messages.recv() => match message {
-                // While a gap waits for room, it stands for what follows too.
-                Ok(_) if gap => {}
+                // A gap that waits for room covers the frames that follow, too.
+                Ok(_) if has_gap => {}
                 Ok(message) => {
-                    if let Some(event) = event(message) {
+                    if let Some(event) = feed_event(message) {
                         match events.try_send(event) {
                             Ok(()) => {}
-                            Err(mpsc::error::TrySendError::Full(_)) => gap = true,
+                            Err(mpsc::error::TrySendError::Full(_)) => has_gap = true,
                             Err(mpsc::error::TrySendError::Closed(_)) => return,
                         }
                     }
                 }
-                Err(RecvError::Lagged(_)) => gap = true,
+                Err(RecvError::Lagged(_)) => has_gap = true,
                 Err(RecvError::Closed) => return,
             },
         }

@@ -1,12 +1,11 @@
-//! The frames that the fan-out makes itself. `n` and `n_id` are added where they are published.
+//! JSON that the fan-out builds itself. The scripts add `n` and `n_id` to frames when they publish.
 
 use serde::{Deserialize, Serialize};
 
+use super::reply::unreadable;
 use crate::fanout::{MessageRef, Result};
 use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId, UserId};
 use crate::protocol::open_message::PendingMessage;
-
-use super::reply::unreadable;
 
 #[derive(Serialize)]
 struct LiveFrame<'a> {
@@ -26,65 +25,69 @@ struct LiveFrame<'a> {
 }
 
 impl<'a> LiveFrame<'a> {
-    fn of(kind: &'static str, subject: &'a MessageRef) -> Self {
+    fn new(kind: &'static str, message: &'a MessageRef) -> Self {
         Self {
             kind,
-            userid: &subject.user,
-            message_id: &subject.message_id,
-            id: subject.id.as_ref(),
-            conversation_id: &subject.conversation,
+            userid: &message.user,
+            message_id: &message.message_id,
+            id: message.id.as_ref(),
+            conversation_id: &message.conversation,
             attempt: None,
             index: None,
             content: None,
         }
     }
 
-    fn json(&self) -> String {
-        // Only maps with other keys than strings can fail, and there are none.
+    fn to_json(&self) -> String {
+        // Serialization fails only for maps with keys that are not strings, and there are none.
         serde_json::to_string(self).unwrap_or_default()
     }
 }
 
-pub(super) fn delta(subject: &MessageRef, attempt: u32, index: u32, content: &str) -> String {
+/// The `delta` frame with a piece of text.
+pub(super) fn delta(message: &MessageRef, attempt: u32, index: u32, content: &str) -> String {
     LiveFrame {
         attempt: Some(attempt),
         index: Some(index),
         content: Some(content),
-        ..LiveFrame::of("delta", subject)
+        ..LiveFrame::new("delta", message)
     }
-    .json()
+    .to_json()
 }
 
-/// Without its `attempt`: only the script knows it.
-pub(super) fn restarted(subject: &MessageRef) -> String {
-    LiveFrame::of("restarted", subject).json()
+/// The `restarted` frame without its `attempt`, which only the script knows.
+pub(super) fn restarted(message: &MessageRef) -> String {
+    LiveFrame::new("restarted", message).to_json()
 }
 
-/// Tells the worker that owns the message, on `{user:alice}:cancel`.
-pub(super) fn cancel(message_id: &MessageId) -> String {
+/// The notice on `{user:alice}:cancel` for the worker that generates the answer.
+pub(super) fn cancel_notice(message_id: &MessageId) -> String {
     serde_json::json!({ "message_id": message_id }).to_string()
 }
 
-/// An entry of `pending` as it is stored.
+/// A pending message as it is stored.
 #[derive(Serialize, Deserialize)]
-struct Entry {
+struct PendingEntry {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     id: Option<ClientMessageId>,
     conversation: ConversationId,
     content: String,
 }
 
-pub(super) fn pending_entry(subject: &MessageRef, content: &str) -> String {
-    let entry = Entry {
-        id: subject.id.clone(),
-        conversation: subject.conversation.clone(),
+/// Encodes a pending message for storage.
+pub(super) fn pending_entry(message: &MessageRef, content: &str) -> String {
+    let entry = PendingEntry {
+        id: message.id.clone(),
+        conversation: message.conversation.clone(),
         content: content.to_owned(),
     };
     serde_json::to_string(&entry).unwrap_or_default()
 }
 
+/// Decodes a stored pending message.
 pub(super) fn read_pending(message_id: MessageId, entry: &str) -> Result<PendingMessage> {
-    let entry: Entry = serde_json::from_str(entry).map_err(|_| unreadable("pending message"))?;
+    let entry: PendingEntry =
+        serde_json::from_str(entry).map_err(|_| unreadable("pending message"))?;
     Ok(PendingMessage {
         message_id,
         id: entry.id,

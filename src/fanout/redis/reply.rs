@@ -1,15 +1,17 @@
-//! Reading what a script returned.
+//! Decoding of a script's reply.
 
 use std::str::FromStr;
 
 use fred::types::Value;
 
 use crate::fanout::{FanoutError, Result};
+use crate::protocol::ids::{ConversationId, MessageId};
 use crate::protocol::position::Position;
 
-/// The values of one answer, taken from the front.
+/// The values of one reply, consumed from the front.
 pub(super) struct Reply(std::vec::IntoIter<Value>);
 
+/// The error for a value in Redis that this version can't decode.
 pub(super) fn unreadable(what: &str) -> FanoutError {
     FanoutError::Unexpected(format!("redis holds no readable {what}"))
 }
@@ -23,14 +25,14 @@ impl Reply {
         self.0.as_slice().is_empty()
     }
 
-    /// Whether the next text is this one; it stays.
+    /// Whether the next value is this text. Consumes nothing.
     pub(super) fn next_is(&self, text: &str) -> bool {
         let next = self.0.as_slice().first();
         next.and_then(Value::as_bytes)
             .is_some_and(|next| next == text.as_bytes())
     }
 
-    /// The next text, or nothing where the script had none.
+    /// The next text; `None` where the script returned nil.
     pub(super) fn optional(&mut self) -> Result<Option<String>> {
         match self.0.next() {
             None => Err(unreadable("answer: it is too short")),
@@ -46,12 +48,20 @@ impl Reply {
         self.optional()?.ok_or_else(|| unreadable("text"))
     }
 
-    /// The next text as a number, position or identifier.
+    /// The next text, parsed. `what` names it in the error.
     pub(super) fn parse<T: FromStr>(&mut self, what: &str) -> Result<T> {
         self.text()?.parse().map_err(|_| unreadable(what))
     }
 
-    /// The next text as a position; empty for none.
+    pub(super) fn message_id(&mut self) -> Result<MessageId> {
+        MessageId::parse(&self.text()?).map_err(|_| unreadable("message id"))
+    }
+
+    pub(super) fn conversation(&mut self) -> Result<ConversationId> {
+        ConversationId::parse(&self.text()?).map_err(|_| unreadable("conversation"))
+    }
+
+    /// The next text as a position; `None` where it is empty.
     pub(super) fn position(&mut self) -> Result<Option<Position>> {
         let text = self.text()?;
         if text.is_empty() {
@@ -60,7 +70,7 @@ impl Reply {
         text.parse().map(Some).map_err(|_| unreadable("position"))
     }
 
-    /// The next list.
+    /// The next list; empty where the script returned nil.
     pub(super) fn list(&mut self) -> Result<Reply> {
         match self.0.next() {
             Some(Value::Array(values)) => Ok(Self(values.into_iter())),

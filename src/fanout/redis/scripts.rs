@@ -1,4 +1,7 @@
-//! The Lua scripts: one for each call, run by their digest.
+//! The Lua scripts, one per call, run by their digest.
+//!
+//! During a rolling upgrade, scripts of two versions run side by side. Keys, fields, arguments and
+//! replies must therefore stay compatible with the previous version.
 
 use fred::clients::Client;
 use fred::error::Error;
@@ -6,11 +9,12 @@ use fred::interfaces::ClientLike;
 use fred::types::cluster::ClusterRouting;
 use fred::types::{ClusterHash, CustomCommand, Value};
 
-use super::connection::failure;
+use super::connection::fanout_error;
 use crate::config::bounds::Bounds;
-use crate::fanout::{LEASE, MANY_TURNS, Result};
+use crate::fanout::answers::LARGE_HISTORY_TURNS;
+use crate::fanout::{LEASE, Result};
 
-/// One script and its digest.
+/// A script and its digest.
 #[derive(Debug)]
 pub(super) struct Script {
     text: String,
@@ -23,8 +27,8 @@ impl Script {
         Self { text, digest }
     }
 
-    /// Runs it where `key` is. Redis forgets scripts when it restarts, and a node of a cluster
-    /// that took over a slot may never have had it: then the whole text goes, once.
+    /// Runs the script on the server that has `key`. Redis forgets scripts when it restarts, and a
+    /// cluster node that took over a slot may never have had them. Then the text is sent, once.
     pub(super) async fn run(&self, client: &Client, key: &str, args: Vec<Value>) -> Result<Value> {
         match send(client, "EVALSHA", &self.digest, key, args.clone()).await {
             Err(error) if error.details().starts_with("NOSCRIPT") => {
@@ -32,12 +36,12 @@ impl Script {
             }
             other => other,
         }
-        .map_err(|error| failure(client, &error))
+        .map_err(|error| fanout_error(client, &error))
     }
 }
 
-/// fred's own `evalsha` fails at once on a cluster that it has not reached yet; a command with a
-/// slot of its own waits for the connection like every other one.
+/// Sends EVAL or EVALSHA. The client library's own `evalsha` fails at once on a cluster that it has not
+/// reached yet; a custom command with a slot waits for the connection like every other command.
 async fn send(
     client: &Client,
     command: &'static str,
@@ -54,8 +58,8 @@ async fn send(
         .await
 }
 
-/// Every script, with this process's bounds put in front of it: they never change while it runs,
-/// so they need not travel with each call.
+/// All scripts. The process's bounds are constants in front of each text, because they never change
+/// while it runs and need not be sent with each call.
 #[derive(Debug)]
 pub(super) struct Scripts {
     pub(super) admit: Script,
@@ -76,7 +80,7 @@ pub(super) struct Scripts {
     pub(super) drop_token: Script,
     pub(super) revoke: Script,
     pub(super) revoked_at: Script,
-    pub(super) look_at_marker: Script,
+    pub(super) has_marker: Script,
     pub(super) begin_marker: Script,
     pub(super) complete_marker: Script,
 }
@@ -92,43 +96,53 @@ const PUBLISH: &str = include_str!("scripts/publish.lua");
 const TOKENS: &str = include_str!("scripts/tokens.lua");
 const TURN: &str = include_str!("scripts/turn.lua");
 
-/// The marker is `1`, or the token of the relay that brings the mailboxes back. KEYS: the marker.
-/// ARGV: token, seconds to live.
-const MARKER: &str = "local there = redis.call('GET', KEYS[1])\n\
+/// Common part of the marker scripts. KEYS: the marker, which is `1` or the token of the relay that
+/// rebuilds the mailboxes. ARGV: token, time to live in seconds.
+const MARKER: &str = "local marker = redis.call('GET', KEYS[1])\n\
                       local function put(value)\n\
                         redis.call('SET', KEYS[1], value, 'EX', ARGV[2])\n\
                         return value == '1' and 1 or 0\n\
                       end\n";
 
+/// The constants in front of every script.
+fn constants(bounds: &Bounds, is_clustered: bool) -> String {
+    let (publish, count) = if is_clustered {
+        ("SPUBLISH", "SHARDNUMSUB")
+    } else {
+        ("PUBLISH", "NUMSUB")
+    };
+    let limits = &bounds.limits;
+    format!(
+        "local PUBLISH_COMMAND, NUMSUB_COMMAND = '{publish}', '{count}'\n\
+         local LEASE, DEDUP_TTL, PENDING_TTL = {}, {}, {}\n\
+         local MAILBOX_TTL, MAILBOX_FRAMES, MAILBOX_BYTES = {}, {}, {}\n\
+         local HISTORY_TTL, HISTORY_TURNS, IS_LARGE_HISTORY = {}, {}, {}\n\
+         local RATE_REQUESTS, RATE_WINDOW_US, DAILY_TOKENS = {}, {}, {}\n\
+         local MAX_CONVERSATIONS, MAX_PENDING = {}, {}\n",
+        LEASE.as_millis(),
+        bounds.dedup_ttl.as_millis().max(1),
+        bounds.pending_ttl.as_millis().max(1),
+        bounds.mailbox_ttl.as_millis().max(1),
+        bounds.mailbox_frames,
+        bounds.mailbox_bytes,
+        bounds.history_ttl.as_millis().max(1),
+        bounds.history_turns,
+        bounds.history_turns >= LARGE_HISTORY_TURNS,
+        limits.requests,
+        limits.window.as_micros().max(1),
+        limits.daily_tokens,
+        limits.conversations,
+        limits.max_pending,
+    )
+}
+
 impl Scripts {
-    pub(super) fn new(bounds: &Bounds, clustered: bool) -> Self {
-        let head = format!(
-            "local PUBLISH, NUMSUB, LEASE = '{}', '{}', {}\n\
-             local DEDUP_TTL, PENDING_TTL = {}, {}\n\
-             local MAILBOX_TTL, MAILBOX_FRAMES, MAILBOX_BYTES = {}, {}, {}\n\
-             local HISTORY_TTL, HISTORY_TURNS, MANY_TURNS = {}, {}, {}\n\
-             local RATE, WINDOW, DAILY = {}, {}, {}\n\
-             local CONVERSATIONS, PENDING = {}, {}\n",
-            if clustered { "SPUBLISH" } else { "PUBLISH" },
-            if clustered { "SHARDNUMSUB" } else { "NUMSUB" },
-            LEASE.as_millis(),
-            bounds.dedup_ttl.as_millis().max(1),
-            bounds.pending_ttl.as_millis().max(1),
-            bounds.mailbox_ttl.as_millis().max(1),
-            bounds.mailbox_frames,
-            bounds.mailbox_bytes,
-            bounds.history_ttl.as_millis().max(1),
-            bounds.history_turns,
-            bounds.history_turns >= MANY_TURNS,
-            bounds.limits.requests,
-            bounds.limits.window.as_micros().max(1),
-            bounds.limits.daily_tokens,
-            bounds.limits.conversations,
-            bounds.limits.max_pending,
-        );
-        let script = |parts: &[&str]| Script::new(format!("{head}{}", parts.concat()));
+    /// Builds the scripts. Each gets only the parts that it needs: a part costs every run about as much
+    /// as a Redis command.
+    pub(super) fn new(bounds: &Bounds, is_clustered: bool) -> Self {
+        let constants = constants(bounds, is_clustered);
+        let script = |parts: &[&str]| Script::new(format!("{constants}{}", parts.concat()));
         Self {
-            // Each part that a script does not need costs it about as much as a command.
             admit: script(&[
                 COMMON,
                 PENDING,
@@ -167,7 +181,7 @@ impl Scripts {
                 COMMON,
                 TURN,
                 CONTEXT,
-                // ARGV: conversation, turns at most, age of the newest (ms)
+                // ARGV: conversation, maximum number of turns, maximum age of the newest turn (ms)
                 "return context(ARGV[1], tonumber(ARGV[2]), ARGV[3])",
             ]),
             forget: script(&[COMMON, PENDING, MAILBOX, include_str!("scripts/forget.lua")]),
@@ -177,13 +191,13 @@ impl Scripts {
             clear_pending: script(&[COMMON, include_str!("scripts/clear_pending.lua")]),
             drop_token: Script::new("return { redis.call('DEL', KEYS[1]) }".to_owned()),
             revoke: script(&[COMMON, PUBLISH, include_str!("scripts/revoke.lua")]),
-            revoked_at: script(&[COMMON, "return { redis.call('GET', P .. 'rv') }"]),
-            look_at_marker: Script::new(format!("{MARKER} return there == '1' and put('1') or 0")),
+            revoked_at: script(&[COMMON, "return { redis.call('GET', PREFIX .. 'rv') }"]),
+            has_marker: Script::new(format!("{MARKER} return marker == '1' and put('1') or 0")),
             begin_marker: Script::new(format!(
-                "{MARKER} return put(there == '1' and '1' or ARGV[1])"
+                "{MARKER} return put(marker == '1' and '1' or ARGV[1])"
             )),
             complete_marker: Script::new(format!(
-                "{MARKER} return (there == '1' or there == ARGV[1]) and put('1') or 0"
+                "{MARKER} return (marker == '1' or marker == ARGV[1]) and put('1') or 0"
             )),
             issue_token: Script::new(include_str!("scripts/issue_token.lua").to_owned()),
         }

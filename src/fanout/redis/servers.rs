@@ -1,4 +1,4 @@
-//! What concerns the servers and not a user: markers, readiness, warnings.
+//! Operations on the servers rather than on one user: markers, readiness, warnings.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -10,15 +10,16 @@ use fred::types::config::Server;
 use fred::types::{Expiration, InfoKind};
 use futures_util::future::try_join_all;
 
-use super::connection::failure;
+use super::connection::{fanout_error, no_answer};
 use super::scripts::Script;
 use crate::fanout::{FanoutError, Result};
 use crate::protocol::position::Epoch;
 
-/// Renewed at every look, so that a marker goes only with its server's data.
+/// Time to live of a marker. Renewed at every check, so that a marker disappears only with its
+/// server's data.
 const MARKER_TTL_SECONDS: i64 = 30 * 24 * 3600;
 
-/// The servers of a cluster that hold users.
+/// The masters of a cluster that serve slots.
 pub(super) async fn masters(client: &Client) -> Result<Vec<Server>> {
     let masters: BTreeSet<Server> = routing(client)
         .await?
@@ -29,13 +30,14 @@ pub(super) async fn masters(client: &Client) -> Result<Vec<Server>> {
     Ok(masters.into_iter().collect())
 }
 
+/// The cluster's slots and their masters.
 pub(super) async fn routing(client: &Client) -> Result<ClusterRouting> {
     if client.num_primary_cluster_nodes() == 0 {
-        // Waits until the cluster was reached for the first time, or the command's time is over.
+        // Waits for the first connection to the cluster, or the command's timeout.
         client
             .ping::<()>(None)
             .await
-            .map_err(|error| failure(client, &error))?;
+            .map_err(|error| fanout_error(client, &error))?;
     }
     client
         .cached_cluster_state()
@@ -43,26 +45,26 @@ pub(super) async fn routing(client: &Client) -> Result<ClusterRouting> {
         .ok_or_else(|| FanoutError::Unavailable("the redis cluster is out of reach".into()))
 }
 
-/// A hash tag that leads to each master: the smallest number whose slot the master owns, so that
-/// every process finds the same one. Ranges are (first slot, last slot, master).
-fn tags<M: Ord>(ranges: &[(u16, u16, M)]) -> BTreeMap<&M, String> {
+/// For each master, a hash tag whose slot it serves: the smallest such number, so that every process
+/// computes the same one. Ranges are (first slot, last slot, master).
+fn hash_tags<M: Ord>(ranges: &[(u16, u16, M)]) -> BTreeMap<&M, String> {
     let masters: BTreeSet<&M> = ranges.iter().map(|(_, _, master)| master).collect();
-    let mut found = BTreeMap::new();
+    let mut tags = BTreeMap::new();
     // Every slot has a number far below this bound.
     for number in 0..1_000_000_u32 {
-        if found.len() == masters.len() {
+        if tags.len() == masters.len() {
             break;
         }
         let tag = number.to_string();
         let slot = ClusterRouting::hash_key(tag.as_bytes());
-        let owner = ranges
+        let range = ranges
             .iter()
             .find(|(first, last, _)| (*first..=*last).contains(&slot));
-        if let Some((_, _, master)) = owner {
-            found.entry(master).or_insert(tag);
+        if let Some((_, _, master)) = range {
+            tags.entry(master).or_insert(tag);
         }
     }
-    found
+    tags
 }
 
 /// The marker's key on each server that holds users.
@@ -77,11 +79,11 @@ async fn marker_keys(client: &Client, epoch: &Epoch) -> Result<Vec<String>> {
         .iter()
         .map(|range| (range.start, range.end, range.primary.clone()))
         .collect();
-    Ok(tags(&ranges).values().map(|tag| key(tag)).collect())
+    Ok(hash_tags(&ranges).values().map(|tag| key(tag)).collect())
 }
 
-/// Runs one of the marker's scripts on every server that holds users; whether all said yes.
-pub(super) async fn marker(
+/// Runs a marker script on every server that holds users. Returns whether all of them returned 1.
+pub(super) async fn run_marker(
     client: &Client,
     script: &Script,
     epoch: &Epoch,
@@ -94,6 +96,7 @@ pub(super) async fn marker(
     Ok(answers.iter().all(|answer| answer.as_i64() == Some(1)))
 }
 
+/// Writes the marker to every server that holds users.
 pub(super) async fn set_marker(client: &Client, epoch: &Epoch) -> Result<()> {
     let keys = marker_keys(client, epoch).await?;
     let expiry = Expiration::EX(MARKER_TTL_SECONDS);
@@ -103,10 +106,10 @@ pub(super) async fn set_marker(client: &Client, epoch: &Epoch) -> Result<()> {
     try_join_all(writes)
         .await
         .map(|_| ())
-        .map_err(|error| failure(client, &error))
+        .map_err(|error| fanout_error(client, &error))
 }
 
-/// Every server that holds users answers.
+/// Whether every server that holds users answers within 2 seconds.
 pub(super) async fn check(client: &Client) -> Result<()> {
     const LIMIT: Duration = Duration::from_secs(2);
     let ping = async {
@@ -120,13 +123,14 @@ pub(super) async fn check(client: &Client) -> Result<()> {
         } else {
             client.ping::<()>(None).await
         }
-        .map_err(|error| failure(client, &error))
+        .map_err(|error| fanout_error(client, &error))
     };
     tokio::time::timeout(LIMIT, ping)
         .await
-        .map_err(|_| FanoutError::Unavailable("redis did not answer in time".into()))?
+        .unwrap_or_else(|_| Err(no_answer()))
 }
 
+/// A section of INFO; `None` where the server forbids it, as managed servers may.
 pub(super) async fn info(client: &Client, node: Option<&Server>, kind: InfoKind) -> Option<String> {
     let answer: std::result::Result<String, _> = match node {
         Some(node) => {
@@ -137,48 +141,55 @@ pub(super) async fn info(client: &Client, node: Option<&Server>, kind: InfoKind)
         }
         None => client.info(Some(kind)).await,
     };
-    // Managed servers may forbid it; nothing follows from that.
     answer
-        .inspect_err(|error| tracing::debug!(%error, "redis: INFO is not available"))
+        .inspect_err(|error| tracing::debug!(%error, "redis INFO is not available"))
         .ok()
 }
 
-/// `name:value` of an INFO section.
-pub(super) fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+/// The value of a `name:value` line in a section of INFO.
+pub(super) fn info_field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
     info.lines()
         .filter_map(|line| line.split_once(':'))
         .find(|(key, _)| *key == name)
         .map(|(_, value)| value.trim())
 }
 
-pub(super) fn warn_of(memory: Option<&str>, persistence: Option<&str>, place: &str) -> Vec<String> {
+/// Describes settings of one server that may lose data. `at_address` (` at host:port` or empty) is
+/// inserted into the sentences.
+pub(super) fn settings_warnings(
+    memory: Option<&str>,
+    persistence: Option<&str>,
+    at_address: &str,
+) -> Vec<String> {
     let mut warnings = Vec::new();
-    let policy = memory.and_then(|info| field(info, "maxmemory_policy"));
+    let policy = memory.and_then(|info| info_field(info, "maxmemory_policy"));
     if let Some(policy) = policy.filter(|policy| *policy != "noeviction") {
-        let limited = memory
-            .and_then(|info| field(info, "maxmemory"))
+        let is_limited = memory
+            .and_then(|info| info_field(info, "maxmemory"))
             .is_some_and(|limit| limit != "0");
-        let when = if limited {
-            "redis throws keys away when its memory limit is reached, outcomes and mailboxes \
-             included, so messages may be answered twice or go missing"
+        let consequence = if is_limited {
+            "redis evicts keys at its memory limit, outcomes and mailboxes included, so messages may \
+             be answered twice or go missing"
         } else {
-            "harmless only as long as maxmemory is 0; with a limit redis would throw outcomes and \
-             mailboxes away"
+            "harmless only while maxmemory is 0; with a limit redis would evict outcomes and \
+             mailboxes"
         };
         warnings.push(format!(
-            "maxmemory-policy is {policy}{place}: {when}; set maxmemory-policy to noeviction"
+            "maxmemory-policy is {policy}{at_address}: {consequence}; set maxmemory-policy to \
+             noeviction"
         ));
     }
-    let appended = persistence.and_then(|info| field(info, "aof_enabled"));
-    if appended == Some("0") {
+    let append_only = persistence.and_then(|info| info_field(info, "aof_enabled"));
+    if append_only == Some("0") {
         warnings.push(format!(
-            "appendonly is no{place}: a restart of redis loses outcomes and history written since \
-             its last snapshot; set appendonly to yes"
+            "appendonly is no{at_address}: a restart of redis loses outcomes and history written \
+             since its last snapshot; set appendonly to yes"
         ));
     }
     warnings
 }
 
+/// Describes settings of all servers that may lose data.
 pub(super) async fn warnings(client: &Client) -> Result<Vec<String>> {
     let nodes: Vec<Option<Server>> = if client.is_clustered() {
         masters(client).await?.into_iter().map(Some).collect()
@@ -189,11 +200,12 @@ pub(super) async fn warnings(client: &Client) -> Result<Vec<String>> {
     for node in &nodes {
         let memory = info(client, node.as_ref(), InfoKind::Memory).await;
         let persistence = info(client, node.as_ref(), InfoKind::Persistence).await;
-        let place = node
-            .as_ref()
-            .map(|node| format!(" at {node}"))
-            .unwrap_or_default();
-        warnings.extend(warn_of(memory.as_deref(), persistence.as_deref(), &place));
+        let at_address = node.as_ref().map(|node| format!(" at {node}"));
+        warnings.extend(settings_warnings(
+            memory.as_deref(),
+            persistence.as_deref(),
+            &at_address.unwrap_or_default(),
+        ));
     }
     Ok(warnings)
 }
@@ -203,14 +215,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_master_gets_a_tag_of_its_own_slots() {
+    fn every_master_gets_a_tag_in_its_own_slots() {
         let ranges = [
             (0, 5460, "a"),
             (5461, 10922, "b"),
             (10923, 16382, "c"),
             (16383, 16383, "d"),
         ];
-        let tags = tags(&ranges);
+        let tags = hash_tags(&ranges);
         assert_eq!(tags.len(), 4);
         for (first, last, master) in &ranges {
             let slot = ClusterRouting::hash_key(tags[master].as_bytes());
@@ -219,14 +231,14 @@ mod tests {
     }
 
     #[test]
-    fn settings_that_lose_data_are_named_with_what_to_do() {
+    fn settings_that_lose_data_are_reported_with_the_remedy() {
         let memory = "maxmemory:1000\r\nmaxmemory_policy:allkeys-lru\r\n";
-        let warnings = warn_of(Some(memory), Some("aof_enabled:0\r\n"), " at x:1");
+        let warnings = settings_warnings(Some(memory), Some("aof_enabled:0\r\n"), " at x:1");
         assert_eq!(warnings.len(), 2);
         assert!(warnings[0].contains("allkeys-lru") && warnings[0].contains("noeviction"));
         assert!(warnings[1].contains("appendonly") && warnings[1].contains(" at x:1"));
         let memory = "maxmemory:0\r\nmaxmemory_policy:noeviction\r\n";
-        assert!(warn_of(Some(memory), Some("aof_enabled:1\r\n"), "").is_empty());
-        assert!(warn_of(None, None, "").is_empty());
+        assert!(settings_warnings(Some(memory), Some("aof_enabled:1\r\n"), "").is_empty());
+        assert!(settings_warnings(None, None, "").is_empty());
     }
 }

@@ -29,8 +29,8 @@ use crate::config::settings::{
 };
 use crate::fanout::embedded::EmbeddedFanout;
 use crate::fanout::{
-    BeginRequest, BeginResponse, DeliverRequest, Fanout, FeedEvent, KeepRequest, LiveRequest,
-    MessageRef, NewOutcome, Owner, Turn, TurnStatus,
+    Admissions, Answers, BeginRequest, BeginResponse, DeliverRequest, Deliveries, FeedEvent,
+    History, KeepRequest, LiveRequest, MessageRef, NewOutcome, Owner, Turn, TurnStatus,
 };
 use crate::gateway::user::Socket;
 use crate::gateway::{Gateway, counters, feed, limits, registry, repair, revocation, waiting};

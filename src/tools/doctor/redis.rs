@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use super::report::{Findings, Status};
 use crate::config::Config;
-use crate::fanout::Fanout as _;
+use crate::fanout::FanoutHealth as _;
 use crate::fanout::redis::RedisFanout;
-use crate::fanout::redis::inspect::{Arrangement, Master};
+use crate::fanout::redis::inspect::{Master, Topology};
 
 /// A first connection takes longer than a call; sentinel and cluster ask several servers.
 const CONNECT: Duration = Duration::from_secs(6);
@@ -46,13 +46,13 @@ pub(super) async fn look(config: &Config, findings: &mut Findings) {
             return;
         }
     };
-    match servers.arrangement {
-        Arrangement::Single => findings.ok(format!("{place} answers")),
-        Arrangement::Sentinel => {
+    match servers.topology {
+        Topology::Single => findings.ok(format!("{place} answers")),
+        Topology::Sentinel => {
             let master = servers
                 .masters
                 .first()
-                .map_or("", |master| master.place.as_str());
+                .map_or("", |master| master.address.as_str());
             findings.ok(format!(
                 "sentinel at {place} names {master} as the master, which answers"
             ));
@@ -67,20 +67,20 @@ pub(super) async fn look(config: &Config, findings: &mut Findings) {
                 );
             }
         }
-        Arrangement::Cluster { unassigned: 0 } => {
+        Topology::Cluster { unassigned: 0 } => {
             findings.ok(format!(
                 "a cluster of {} masters answers",
                 servers.masters.len()
             ));
         }
-        Arrangement::Cluster { unassigned } => findings.problem(
+        Topology::Cluster { unassigned } => findings.problem(
             format!(
                 "{unassigned} of the cluster's 16384 slots have no master: their users get nothing"
             ),
             "bring back the masters that are missing, or `redis-cli --cluster fix`",
         ),
     }
-    let clustered = matches!(servers.arrangement, Arrangement::Cluster { .. });
+    let clustered = matches!(servers.topology, Topology::Cluster { .. });
     for master in &servers.masters {
         judge(master, clustered, findings);
     }
@@ -103,10 +103,10 @@ fn unanswered(place: &str, error: &str) -> (String, &'static str) {
 }
 
 fn judge(master: &Master, clustered: bool, findings: &mut Findings) {
-    let at = if master.place.is_empty() {
+    let at = if master.address.is_empty() {
         String::new()
     } else {
-        format!(" at {}", master.place)
+        format!(" at {}", master.address)
     };
     let Some(version) = &master.version else {
         findings.warning(
@@ -125,12 +125,15 @@ fn judge(master: &Master, clustered: bool, findings: &mut Findings) {
         (Some(used), Some(limit)) => format!("{} of {} MiB used", used / MIB, limit / MIB),
         _ => "memory not known".to_owned(),
     };
-    let persistent = match master.appends {
+    let persistent = match master.has_append_only_file {
         Some(true) => "append-only file",
         Some(false) => "no append-only file",
         None => "persistence not known",
     };
-    let policy = master.policy.as_deref().unwrap_or("policy not known");
+    let policy = master
+        .eviction_policy
+        .as_deref()
+        .unwrap_or("policy not known");
     let facts = format!("version {version}{at}, {memory}, {policy}, {persistent}");
     if clustered && major < CLUSTER_VERSION {
         findings.problem(
@@ -159,7 +162,7 @@ fn judge(master: &Master, clustered: bool, findings: &mut Findings) {
             "raise maxmemory, or lower MAILBOX_BYTES, HISTORY_TURNS or HISTORY_RETENTION",
         );
     }
-    if !master.writes_well {
+    if !master.is_persisting {
         findings.problem(
             format!("the last write to disk failed{at}"),
             "look at Redis's log and at its disk",

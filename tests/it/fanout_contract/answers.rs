@@ -8,11 +8,11 @@ use chatmesh::protocol::open_message::CancelResult;
 use super::case::{Backend, Case, attempt, kept, outcome, published, terminal};
 
 pub(crate) async fn s2_the_answer_that_was_seen_first_wins(backend: &dyn Backend) {
-    let case = Case::new(backend).await;
+    let mut case = Case::new(backend).await;
     let message = case.message();
     case.answer(&message, "first").await;
     assert!(published(case.deliver(&message, 10, "first").await));
-    case.lose().await;
+    case.lose_data().await;
 
     // Another worker answers again before the relay has rewound.
     case.answer(&message, "second").await;
@@ -35,12 +35,12 @@ pub(crate) async fn s2_the_answer_that_was_seen_first_wins(backend: &dyn Backend
 }
 
 pub(crate) async fn s4_after_data_loss_the_text_begins_anew(backend: &dyn Backend) {
-    let case = Case::new(backend).await;
+    let mut case = Case::new(backend).await;
     let message = case.message();
     let (first, second) = (Owner::random(), Owner::random());
     assert_eq!(attempt(&case.begin(&message, &first, 0).await), 1);
     case.live(&message, &first, 1, Some((0, "old"))).await;
-    case.lose().await;
+    case.lose_data().await;
     assert_eq!(attempt(&case.begin(&message, &second, 0).await), 1);
     let reply = case.live(&message, &second, 1, Some((0, "new"))).await;
     assert_eq!(reply, LiveResponse::Written);
@@ -51,12 +51,12 @@ pub(crate) async fn s4_after_data_loss_the_text_begins_anew(backend: &dyn Backen
 }
 
 pub(crate) async fn s5_a_stale_piece_is_refused_after_beginning_again(backend: &dyn Backend) {
-    let case = Case::new(backend).await;
+    let mut case = Case::new(backend).await;
     let message = case.message();
     let owner = Owner::random();
     let first = attempt(&case.begin(&message, &owner, 0).await);
     case.live(&message, &owner, first, Some((0, "old"))).await;
-    case.lose().await;
+    case.lose_data().await;
     assert_eq!(
         case.live(&message, &owner, first, Some((1, "er"))).await,
         LiveResponse::DataLost
@@ -90,11 +90,11 @@ pub(crate) async fn s6_a_repeated_begin_keeps_attempt_and_text(backend: &dyn Bac
 }
 
 pub(crate) async fn s7_a_rebuilt_outcome_spares_the_model(backend: &dyn Backend) {
-    let case = Case::new(backend).await;
+    let mut case = Case::new(backend).await;
     let message = case.message();
     case.answer(&message, "paid").await;
     case.deliver(&message, 5, "paid").await;
-    case.lose().await;
+    case.lose_data().await;
     let mut rewound = case.delivery(&message, 5, "paid");
     rewound.is_rewind = true;
     assert!(published(case.deliver_call(rewound).await));
@@ -267,11 +267,11 @@ pub(crate) async fn live_tells_fenced_lost_and_expected_apart(backend: &dyn Back
 }
 
 pub(crate) async fn keep_without_anything_in_flight_stores(backend: &dyn Backend) {
-    let case = Case::new(backend).await;
+    let mut case = Case::new(backend).await;
     let message = case.message();
     let owner = Owner::random();
     let number = attempt(&case.begin(&message, &owner, 0).await);
-    case.lose().await;
+    case.lose_data().await;
     let known = kept(case.keep(&message, &owner, number, "saved").await);
     assert_eq!(known.frame, terminal("saved"));
     assert_eq!(case.context(&message.conversation).await.len(), 1);

@@ -19,11 +19,12 @@ pub(crate) trait Backend: Send + Sync {
     /// Another process's view of the same data.
     async fn open(&self, bounds: Bounds) -> Arc<dyn Fanout>;
 
-    /// All that is kept of this user is lost.
-    async fn lose(&self, user: &UserId);
+    /// Deletes everything that is stored about a user. Returns a new fan-out where the old one can't
+    /// continue on the empty data.
+    async fn lose_data(&self, user: &UserId) -> Option<Arc<dyn Fanout>>;
 
-    /// Whether anything that is kept of this user, of whatever kind, has this text in it.
-    async fn holds(&self, user: &UserId, text: &str) -> bool;
+    /// Whether anything that is stored about a user contains this text.
+    async fn contains(&self, user: &UserId, text: &str) -> bool;
 }
 
 /// A user of its own.
@@ -82,8 +83,10 @@ impl<'a> Case<'a> {
         }
     }
 
-    pub(crate) async fn lose(&self) {
-        self.backend.lose(&self.user).await;
+    pub(crate) async fn lose_data(&mut self) {
+        if let Some(fanout) = self.backend.lose_data(&self.user).await {
+            self.fanout = fanout;
+        }
     }
 
     pub(crate) fn message(&self) -> MessageRef {
@@ -136,7 +139,7 @@ impl<'a> Case<'a> {
         let call = BeginRequest {
             message: subject.clone(),
             owner: owner.clone(),
-            last_attempt: had,
+            last_attempt,
             cancelled_outcome: Self::ending(subject, "stopped early", TurnStatus::Cancelled).into(),
             history: None,
         };
@@ -151,7 +154,7 @@ impl<'a> Case<'a> {
         last_attempt: u32,
     ) -> BeginResponse {
         loop {
-            match self.begin(subject, owner, had).await {
+            match self.begin(subject, owner, last_attempt).await {
                 BeginResponse::Busy(left) => {
                     tokio::time::sleep(left + Duration::from_millis(5)).await
                 }

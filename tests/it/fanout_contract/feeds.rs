@@ -157,10 +157,10 @@ pub(crate) async fn a_reader_that_falls_behind_gets_a_gap(backend: &dyn Backend)
 }
 
 pub(crate) async fn s11_a_counter_made_anew_has_another_id(backend: &dyn Backend) {
-    let case = Case::new(backend).await;
+    let mut case = Case::new(backend).await;
     case.deliver(&case.message(), 0, "a").await;
     let before = case.read(None).await;
-    case.lose().await;
+    case.lose_data().await;
     case.deliver(&case.message(), 1, "b").await;
     let after = case.read(None).await;
     assert_eq!(after.n, before.n, "the same number");
@@ -170,7 +170,7 @@ pub(crate) async fn s11_a_counter_made_anew_has_another_id(backend: &dyn Backend
 pub(crate) async fn s4_what_is_published_after_data_loss_begins_at_its_first_piece(
     backend: &dyn Backend,
 ) {
-    let case = Case::new(backend).await;
+    let mut case = Case::new(backend).await;
     let message = case.message();
     let (first, second) = (Owner::random(), Owner::random());
     let (_feed, mut events) = subscribed(&case, &[Channel::Live]).await;
@@ -179,7 +179,7 @@ pub(crate) async fn s4_what_is_published_after_data_loss_begins_at_its_first_pie
     case.live(&message, &first, 1, Some((1, "d"))).await;
     next_frame(&case, &mut events).await;
     let (_, seen) = next_frame(&case, &mut events).await;
-    case.lose().await;
+    case.lose_data().await;
     let (_feed, mut events) = subscribed(&case, &[Channel::Live]).await;
     // The same number again: only the index says that the text begins anew, and the counter's id
     // that what was seen before counts no more.

@@ -46,7 +46,7 @@ impl Case<'_> {
             .unwrap()
             .unwrap();
         assert!(turns.iter().all(|t| t.message_id != message.message_id));
-        assert!(!self.backend.holds(&self.user, "secret").await);
+        assert!(!self.backend.contains(&self.user, "secret").await);
     }
 
     async fn whole_mailbox(&self) -> Vec<(i64, String)> {
@@ -71,7 +71,7 @@ pub(crate) async fn a_forgotten_conversation_leaves_nothing(backend: &dyn Backen
         case.answer(message, text).await;
         case.deliver(message, offset, text).await;
     }
-    assert!(case.backend.holds(&case.user, "secret").await);
+    assert!(case.backend.contains(&case.user, "secret").await);
     let waiting = case.message_in(&other());
     case.admit(&waiting).await;
 

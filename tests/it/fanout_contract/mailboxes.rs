@@ -9,10 +9,10 @@ use chatmesh::protocol::position::{Epoch, Position};
 use super::case::{Backend, Case, published, terminal, unique};
 
 pub(crate) async fn s1_a_repeated_deliver_before_the_rewind_is_lost(backend: &dyn Backend) {
-    let case = Case::new(backend).await;
+    let mut case = Case::new(backend).await;
     let (r0, r1) = (case.message(), case.message());
     assert!(published(case.deliver(&r0, 0, "r0").await));
-    case.lose().await;
+    case.lose_data().await;
     let mut repeated = case.delivery(&r1, 1, "r1");
     repeated.known_end = Some(case.at(0));
     assert_eq!(
@@ -40,11 +40,11 @@ pub(crate) async fn s1_a_repeated_deliver_before_the_rewind_is_lost(backend: &dy
 }
 
 pub(crate) async fn s3_a_rewind_brings_back_what_was_rolled_back(backend: &dyn Backend) {
-    let case = Case::new(backend).await;
+    let mut case = Case::new(backend).await;
     let (r0, r1) = (case.message(), case.message());
     case.deliver(&r0, 0, "r0").await;
     case.deliver(&r1, 1, "r1").await;
-    case.lose().await;
+    case.lose_data().await;
     // Another relay starts at the commit and goes back on assignment; it knows nothing of the user.
     for (message, offset, text) in [(&r0, 0, "r0"), (&r1, 1, "r1")] {
         let mut rewound = case.delivery(message, offset, text);
@@ -82,9 +82,9 @@ pub(crate) async fn a_look_tells_what_a_rewind_has_brought_from_what_is_new(back
 }
 
 pub(crate) async fn s12_a_mailbox_rebuilt_from_the_middle_does_not_pretend(backend: &dyn Backend) {
-    let case = Case::new(backend).await;
+    let mut case = Case::new(backend).await;
     case.deliver(&case.message(), 4, "old").await;
-    case.lose().await;
+    case.lose_data().await;
     case.deliver(&case.message(), 8, "new").await;
     assert_eq!(case.after(&case.at(4)).await, None);
     assert_eq!(case.after(&case.at(7)).await, None);
@@ -92,7 +92,7 @@ pub(crate) async fn s12_a_mailbox_rebuilt_from_the_middle_does_not_pretend(backe
 }
 
 pub(crate) async fn an_empty_mailbox_has_a_good_position(backend: &dyn Backend) {
-    let case = Case::new(backend).await;
+    let mut case = Case::new(backend).await;
     let first = case.read(None).await;
     assert!(!first.recovered, "nothing was asked for");
     assert_eq!((first.n, first.frames.len()), (0, 0));
@@ -106,7 +106,7 @@ pub(crate) async fn an_empty_mailbox_has_a_good_position(backend: &dyn Backend) 
     // Nobody was given a position between; it may have missed something.
     assert_eq!(case.after(&case.at(39)).await, None);
     // Another mailbox's position is none of this one's.
-    case.lose().await;
+    case.lose_data().await;
     assert_eq!(case.after(&first.end).await, None);
 }
 

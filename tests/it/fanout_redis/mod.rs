@@ -57,7 +57,7 @@ impl Backend for RedisBackend {
         Arc::new(RedisFanout::connect(&settings(&self.url, bounds)).unwrap())
     }
 
-    async fn lose(&self, user: &UserId) {
+    async fn lose_data(&self, user: &UserId) -> Option<Arc<dyn Fanout>> {
         // A userid has nothing that a pattern would understand.
         let tag = format!("{{user:{user}}}");
         let script = "for _, key in ipairs(redis.call('KEYS', KEYS[1] .. ':*')) do \
@@ -67,9 +67,10 @@ impl Backend for RedisBackend {
             .eval(script, tag.as_str(), None::<()>)
             .await
             .unwrap();
+        None
     }
 
-    async fn holds(&self, user: &UserId, text: &str) -> bool {
+    async fn contains(&self, user: &UserId, text: &str) -> bool {
         let tag = format!("{{user:{user}}}");
         let script = r"
             local read = {
@@ -95,13 +96,13 @@ impl Backend for RedisBackend {
 #[tokio::test]
 async fn lost_turns_come_back_before_what_was_kept_since() {
     let backend = RedisBackend::new("TEST_REDIS_URL").await;
-    let case = Case::new(&backend).await;
+    let mut case = Case::new(&backend).await;
     let lost = [case.message(), case.message()];
     for message in &lost {
         case.answer(message, "lost").await;
     }
     let ended = now_ms();
-    case.lose().await;
+    case.lose_data().await;
     let since = case.message();
     case.answer(&since, "since").await;
     // A worker did not know that it had ended, and answers it again.

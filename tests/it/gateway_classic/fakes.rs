@@ -8,10 +8,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use chatmesh::fanout::{
-    Admission, AdmissionDecision, BeginRequest, BeginResponse, Channel, ConversationEntry,
-    DeliverRequest, DeliverResponse, DeliveredOutcome, Fanout, FanoutError, Feed, FeedEvent,
-    KeepRequest, KeepResponse, Limit, LiveRequest, LiveResponse, MessageRef, ReadRequest, Result,
-    Turn, UserView,
+    Admission, AdmissionDecision, Admissions, Channel, ConversationEntry, DeliveredOutcome,
+    FanoutError, Feed, FeedEvent, Feeds, History, Limit, MessageRef, ReadRequest, Reads, Result,
+    Tokens, Turn, UserView,
 };
 use chatmesh::log::{AppendError, Consumer, Log, LogError, LogOffset, TopicSpec};
 use chatmesh::protocol::ids::{ConversationId, MessageId, UserId};
@@ -282,7 +281,7 @@ fn unused<T>() -> Result<T> {
 }
 
 #[async_trait]
-impl Fanout for FakeFanout {
+impl Admissions for FakeFanout {
     async fn admit(&self, subject: &MessageRef, content: &str) -> Result<Admission> {
         self.here()?;
         if let Some(limit) = *self.refuse.lock().unwrap() {
@@ -299,6 +298,23 @@ impl Fanout for FakeFanout {
         Ok(AdmissionDecision::New.into())
     }
 
+    async fn accept(&self, _subject: &MessageRef, _frame: String) -> Result<()> {
+        self.here()
+    }
+
+    async fn cancel(&self, _user: &UserId, _message_id: &MessageId) -> Result<CancelResult> {
+        unused()
+    }
+
+    async fn clear_pending(&self, _user: &UserId, message_id: &MessageId) -> Result<()> {
+        self.cleared
+            .send_modify(|cleared| cleared.push(message_id.clone()));
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Reads for FakeFanout {
     async fn read(&self, call: ReadRequest) -> Result<UserView> {
         self.here()?;
         let mut mailboxes = self.mailboxes.lock().unwrap();
@@ -373,13 +389,36 @@ impl Fanout for FakeFanout {
         });
         Ok(found.collect())
     }
+}
 
-    async fn clear_pending(&self, _user: &UserId, message_id: &MessageId) -> Result<()> {
-        self.cleared
-            .send_modify(|cleared| cleared.push(message_id.clone()));
-        Ok(())
+#[async_trait]
+impl History for FakeFanout {
+    async fn conversations(
+        &self,
+        _user: &UserId,
+        _after: Option<&ConversationId>,
+        _limit: usize,
+    ) -> Result<Vec<ConversationEntry>> {
+        unused()
     }
 
+    async fn history(
+        &self,
+        _user: &UserId,
+        _conversation: &ConversationId,
+        _before: Option<&MessageId>,
+        _limit: usize,
+    ) -> Result<Option<Vec<Turn>>> {
+        unused()
+    }
+
+    async fn forget(&self, _user: &UserId, _of: Option<&ConversationId>) -> Result<bool> {
+        unused()
+    }
+}
+
+#[async_trait]
+impl Tokens for FakeFanout {
     async fn stored_token(&self, user: &UserId) -> Result<Option<(String, u64)>> {
         self.here()?;
         let tokens = self.tokens.lock().unwrap();
@@ -400,76 +439,6 @@ impl Fanout for FakeFanout {
         Ok((token.clone(), ttl.as_secs()))
     }
 
-    async fn open_feed(
-        &self,
-        capacity: usize,
-    ) -> Result<(Arc<dyn Feed>, mpsc::Receiver<FeedEvent>)> {
-        let (sender, receiver) = mpsc::channel(capacity);
-        *self.events.lock().unwrap() = Some(sender);
-        let feed = FakeFeed {
-            subscribed: self.subscribed.clone(),
-            subscriptions: self.subscriptions.clone(),
-        };
-        Ok((Arc::new(feed), receiver))
-    }
-
-    async fn accept(&self, _subject: &MessageRef, _frame: String) -> Result<()> {
-        self.here()
-    }
-
-    async fn forget(&self, _user: &UserId, _of: Option<&ConversationId>) -> Result<bool> {
-        unused()
-    }
-
-    async fn conversations(
-        &self,
-        _user: &UserId,
-        _after: Option<&ConversationId>,
-        _limit: usize,
-    ) -> Result<Vec<ConversationEntry>> {
-        unused()
-    }
-
-    async fn history(
-        &self,
-        _user: &UserId,
-        _conversation: &ConversationId,
-        _before: Option<&MessageId>,
-        _limit: usize,
-    ) -> Result<Option<Vec<Turn>>> {
-        unused()
-    }
-
-    async fn begin(&self, _call: BeginRequest) -> Result<BeginResponse> {
-        unused()
-    }
-
-    async fn live(&self, _call: LiveRequest) -> Result<LiveResponse> {
-        unused()
-    }
-
-    async fn keep(&self, _call: KeepRequest) -> Result<KeepResponse> {
-        unused()
-    }
-
-    async fn deliver(&self, _call: DeliverRequest) -> Result<DeliverResponse> {
-        unused()
-    }
-
-    async fn cancel(&self, _user: &UserId, _message_id: &MessageId) -> Result<CancelResult> {
-        unused()
-    }
-
-    async fn context(
-        &self,
-        _user: &UserId,
-        _conversation: &ConversationId,
-        _limit: usize,
-        _max_age: Duration,
-    ) -> Result<Vec<Turn>> {
-        unused()
-    }
-
     async fn revoke(&self, user: &UserId) -> Result<()> {
         self.here()?;
         self.tokens.lock().unwrap().remove(user);
@@ -488,24 +457,20 @@ impl Fanout for FakeFanout {
         self.here()?;
         Ok(self.revoked.lock().unwrap().get(user).copied())
     }
+}
 
-    async fn has_marker(&self, _epoch: &Epoch) -> Result<bool> {
-        unused()
-    }
-
-    async fn set_marker(&self, _epoch: &Epoch) -> Result<()> {
-        unused()
-    }
-
-    fn disruptions(&self) -> watch::Receiver<u64> {
-        watch::Sender::new(0).subscribe()
-    }
-
-    async fn warnings(&self) -> Result<Vec<String>> {
-        unused()
-    }
-
-    async fn check(&self) -> Result<()> {
-        self.here()
+#[async_trait]
+impl Feeds for FakeFanout {
+    async fn open_feed(
+        &self,
+        capacity: usize,
+    ) -> Result<(Arc<dyn Feed>, mpsc::Receiver<FeedEvent>)> {
+        let (sender, receiver) = mpsc::channel(capacity);
+        *self.events.lock().unwrap() = Some(sender);
+        let feed = FakeFeed {
+            subscribed: self.subscribed.clone(),
+            subscriptions: self.subscriptions.clone(),
+        };
+        Ok((Arc::new(feed), receiver))
     }
 }

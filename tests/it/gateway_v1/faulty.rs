@@ -10,13 +10,11 @@ use async_trait::async_trait;
 use chatmesh::config::bounds::Bounds;
 use chatmesh::fanout::embedded::EmbeddedFanout;
 use chatmesh::fanout::{
-    Admission, BeginRequest, BeginResponse, ConversationEntry, DeliverRequest, DeliverResponse,
-    DeliveredOutcome, Fanout, FanoutError, Feed, FeedEvent, KeepRequest, KeepResponse, LiveRequest,
-    LiveResponse, MessageRef, ReadRequest, Result, Turn, UserView,
+    Admission, Admissions, ConversationEntry, DeliveredOutcome, FanoutError, Feed, FeedEvent,
+    Feeds, History, MessageRef, ReadRequest, Reads, Result, Tokens, Turn, UserView,
 };
 use chatmesh::protocol::ids::{ConversationId, MessageId, UserId};
 use chatmesh::protocol::open_message::CancelResult;
-use chatmesh::protocol::position::Epoch;
 use chatmesh::store::Store;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
@@ -52,6 +50,11 @@ impl Faulty {
         Ok(&self.inner)
     }
 
+    /// The fan-out behind this one, as workers and relays reach it.
+    pub(super) fn inner(&self) -> &EmbeddedFanout {
+        &self.inner
+    }
+
     /// What is published from now on is lost.
     pub(super) fn lose(&self) {
         self.losing.store(true, Ordering::SeqCst);
@@ -75,7 +78,7 @@ impl Faulty {
 }
 
 #[async_trait]
-impl Fanout for Faulty {
+impl Admissions for Faulty {
     async fn admit(&self, subject: &MessageRef, content: &str) -> Result<Admission> {
         self.here()?.admit(subject, content).await
     }
@@ -84,45 +87,33 @@ impl Fanout for Faulty {
         self.here()?.accept(subject, frame).await
     }
 
-    async fn begin(&self, call: BeginRequest) -> Result<BeginResponse> {
-        self.inner.begin(call).await
-    }
-
-    async fn live(&self, call: LiveRequest) -> Result<LiveResponse> {
-        self.inner.live(call).await
-    }
-
-    async fn keep(&self, call: KeepRequest) -> Result<KeepResponse> {
-        self.inner.keep(call).await
-    }
-
-    async fn deliver(&self, call: DeliverRequest) -> Result<DeliverResponse> {
-        self.inner.deliver(call).await
-    }
-
     async fn cancel(&self, user: &UserId, message_id: &MessageId) -> Result<CancelResult> {
         self.here()?.cancel(user, message_id).await
     }
 
+    async fn clear_pending(&self, user: &UserId, message_id: &MessageId) -> Result<()> {
+        self.here()?.clear_pending(user, message_id).await
+    }
+}
+
+#[async_trait]
+impl Reads for Faulty {
     async fn read(&self, call: ReadRequest) -> Result<UserView> {
         self.reads.fetch_add(1, Ordering::SeqCst);
         self.here()?.read(call).await
     }
 
-    async fn context(
+    async fn delivered_outcomes(
         &self,
         user: &UserId,
-        conversation: &ConversationId,
-        limit: usize,
-        max_age: Duration,
-    ) -> Result<Vec<Turn>> {
-        self.inner.context(user, conversation, limit, max_age).await
+        messages: &[MessageId],
+    ) -> Result<Vec<DeliveredOutcome>> {
+        self.here()?.delivered_outcomes(user, messages).await
     }
+}
 
-    async fn forget(&self, user: &UserId, of: Option<&ConversationId>) -> Result<bool> {
-        self.here()?.forget(user, of).await
-    }
-
+#[async_trait]
+impl History for Faulty {
     async fn conversations(
         &self,
         user: &UserId,
@@ -144,18 +135,13 @@ impl Fanout for Faulty {
             .await
     }
 
-    async fn delivered_outcomes(
-        &self,
-        user: &UserId,
-        messages: &[MessageId],
-    ) -> Result<Vec<DeliveredOutcome>> {
-        self.here()?.delivered_outcomes(user, messages).await
+    async fn forget(&self, user: &UserId, of: Option<&ConversationId>) -> Result<bool> {
+        self.here()?.forget(user, of).await
     }
+}
 
-    async fn clear_pending(&self, user: &UserId, message_id: &MessageId) -> Result<()> {
-        self.here()?.clear_pending(user, message_id).await
-    }
-
+#[async_trait]
+impl Tokens for Faulty {
     async fn stored_token(&self, user: &UserId) -> Result<Option<(String, u64)>> {
         self.here()?.stored_token(user).await
     }
@@ -169,18 +155,17 @@ impl Fanout for Faulty {
         self.here()?.issue_token(user, candidate, ttl).await
     }
 
-    async fn has_marker(&self, epoch: &Epoch) -> Result<bool> {
-        self.inner.has_marker(epoch).await
+    async fn revoke(&self, user: &UserId) -> Result<()> {
+        self.here()?.revoke(user).await
     }
 
-    async fn set_marker(&self, epoch: &Epoch) -> Result<()> {
-        self.inner.set_marker(epoch).await
+    async fn revoked_at(&self, user: &UserId) -> Result<Option<i64>> {
+        self.here()?.revoked_at(user).await
     }
+}
 
-    fn disruptions(&self) -> watch::Receiver<u64> {
-        self.inner.disruptions()
-    }
-
+#[async_trait]
+impl Feeds for Faulty {
     async fn open_feed(
         &self,
         capacity: usize,
@@ -199,21 +184,5 @@ impl Fanout for Faulty {
             }
         });
         Ok((feed, receiver))
-    }
-
-    async fn warnings(&self) -> Result<Vec<String>> {
-        Ok(Vec::new())
-    }
-
-    async fn revoke(&self, user: &UserId) -> Result<()> {
-        self.here()?.revoke(user).await
-    }
-
-    async fn revoked_at(&self, user: &UserId) -> Result<Option<i64>> {
-        self.here()?.revoked_at(user).await
-    }
-
-    async fn check(&self) -> Result<()> {
-        self.here()?.check().await
     }
 }

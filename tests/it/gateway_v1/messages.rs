@@ -261,7 +261,7 @@ async fn an_interrupt_cancels_what_was_before_it_and_sent_again_nothing_that_cam
             cancelled_outcome: ending(&subject, "", TurnStatus::Cancelled).into(),
             history: None,
         };
-        let begun = gateway.fanout.begin(call).await.unwrap();
+        let begun = gateway.fanout.inner().begin(call).await.unwrap();
         assert_eq!(
             matches!(begun, BeginResponse::Ended(_)),
             cancelled,

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use chatmesh::config::settings::GatewaySettings;
 use chatmesh::fanout::{
-    BeginRequest, BeginResponse, DeliverRequest, DeliverResponse, Fanout as _, KeepRequest,
-    LiveRequest, LiveResponse, MessageRef, NewOutcome, Owner, Turn, TurnStatus,
+    Answers as _, BeginRequest, BeginResponse, DeliverRequest, DeliverResponse, Deliveries as _,
+    KeepRequest, LiveRequest, LiveResponse, MessageRef, NewOutcome, Owner, Turn, TurnStatus,
 };
 use chatmesh::gateway::{GatewayError, Parts, serve};
 use chatmesh::health::Health;
@@ -115,7 +115,8 @@ impl Gateway {
             cancelled_outcome: ending(&subject, "", TurnStatus::Cancelled).into(),
             history: None,
         };
-        let BeginResponse::Attempt { number, .. } = self.fanout.begin(call).await.unwrap() else {
+        let BeginResponse::Attempt { number, .. } = self.fanout.inner().begin(call).await.unwrap()
+        else {
             panic!("it can't be begun");
         };
         Answer {
@@ -134,7 +135,10 @@ impl Gateway {
             attempt: answer.attempt,
             delta: Some((answer.index, text.to_owned())),
         };
-        assert_eq!(self.fanout.live(call).await.unwrap(), LiveResponse::Written);
+        assert_eq!(
+            self.fanout.inner().live(call).await.unwrap(),
+            LiveResponse::Written
+        );
         answer.index += 1;
         answer.text.push_str(text);
     }
@@ -147,7 +151,7 @@ impl Gateway {
             outcome: ending(&answer.subject, &answer.text, TurnStatus::Answered).into(),
             cancelled_outcome: ending(&answer.subject, &answer.text, TurnStatus::Cancelled).into(),
         };
-        self.fanout.keep(call).await.unwrap();
+        self.fanout.inner().keep(call).await.unwrap();
     }
 
     async fn deliver(&self, answer: &Answer) {
@@ -165,7 +169,7 @@ impl Gateway {
             answer: answer.text.clone(),
             status: TurnStatus::Answered,
         };
-        let delivered = self.fanout.deliver(call).await.unwrap();
+        let delivered = self.fanout.inner().deliver(call).await.unwrap();
         assert!(matches!(delivered, DeliverResponse::Published(_)));
     }
 

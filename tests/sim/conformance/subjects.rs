@@ -1,5 +1,7 @@
 //! The fan-outs under test.
 
+use chatmesh::config::bounds::Bounds;
+
 use super::*;
 
 pub(super) struct Embedded {
@@ -9,10 +11,10 @@ pub(super) struct Embedded {
     feed: Option<(Arc<dyn Feed>, mpsc::Receiver<FeedEvent>)>,
 }
 
-pub(super) fn bounds() -> real::Bounds {
-    real::Bounds {
+pub(super) fn bounds() -> Bounds {
+    Bounds {
         mailbox_frames: FRAMES,
-        ..real::Bounds::default()
+        ..Bounds::default()
     }
 }
 

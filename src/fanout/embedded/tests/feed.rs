@@ -1,26 +1,29 @@
-//! What subscribers get.
+//! Events that subscribers receive.
 
 use super::*;
 use crate::fanout::Channel;
 
 #[tokio::test]
-async fn frames_come_numbered_in_order_by_their_channel() {
-    let bench = Bench::new(Bounds::default());
-    let (feed, mut events) = bench.fanout.open_feed(16).await.unwrap();
+async fn frames_are_published_on_their_channel_in_sequence_order() {
+    let system = TestFanout::new(Bounds::default());
+    let (feed, mut events) = system.fanout.open_feed(16).await.unwrap();
     for channel in [Channel::Terminal, Channel::Live, Channel::Live] {
         feed.subscribe(&user(), channel).await.unwrap();
     }
     let owner = Owner::random();
-    bench.attempt("m", &owner, 0).await;
-    bench.live("m", &owner, 1, 0).await;
-    bench.attempt("m", &owner, 1).await;
-    assert_eq!(bench.deliver("m", 0, None).await, Delivered::Published(1));
-    let rewound = Deliver {
-        rewind: true,
+    system.attempt("m", &owner, 0).await;
+    system.live("m", &owner, 1, 0).await;
+    system.attempt("m", &owner, 1).await;
+    assert_eq!(
+        system.deliver("m", 0, None).await,
+        DeliverResponse::Published(1)
+    );
+    let rewound = DeliverRequest {
+        is_rewind: true,
         ..delivery("r", at(1), None)
     };
-    bench.fanout.deliver(rewound).await.unwrap();
-    let look = bench.read(None).await;
+    system.fanout.deliver(rewound).await.unwrap();
+    let view = system.read(None).await;
 
     let expected = [
         (Channel::Live, "delta"),
@@ -38,17 +41,20 @@ async fn frames_come_numbered_in_order_by_their_channel() {
         let frame: serde_json::Value = serde_json::from_slice(&payload).unwrap();
         assert_eq!((channel, frame["type"].as_str().unwrap()), expected);
         assert_eq!(frame["n"], n);
-        assert_eq!(frame["n_id"], look.n_id);
+        assert_eq!(frame["n_id"], view.n_id);
     }
-    assert_eq!(look.n, 4);
+    assert_eq!(view.n, 4);
 
     feed.unsubscribe(&user(), Channel::Terminal).await.unwrap();
-    assert_eq!(bench.deliver("s", 2, None).await, Delivered::Published(0));
+    assert_eq!(
+        system.deliver("s", 2, None).await,
+        DeliverResponse::Published(0)
+    );
     drop(feed);
-    bench
+    system
         .fanout
-        .deliver(Deliver {
-            rewind: true,
+        .deliver(DeliverRequest {
+            is_rewind: true,
             ..delivery("t", at(3), None)
         })
         .await
@@ -57,19 +63,19 @@ async fn frames_come_numbered_in_order_by_their_channel() {
 }
 
 #[tokio::test]
-async fn a_reader_that_falls_behind_is_told_of_the_gap_after_what_it_has() {
-    let bench = Bench::new(Bounds::default());
-    let (feed, mut events) = bench.fanout.open_feed(2).await.unwrap();
+async fn overflowing_feed_delivers_queued_frames_then_a_gap() {
+    let system = TestFanout::new(Bounds::default());
+    let (feed, mut events) = system.fanout.open_feed(2).await.unwrap();
     feed.subscribe(&user(), Channel::Terminal).await.unwrap();
     for offset in 0..5 {
-        bench.deliver(&format!("m{offset}"), offset, None).await;
+        system.deliver(&format!("m{offset}"), offset, None).await;
     }
-    // Nothing more is published: the gap has to come by itself.
+    // Nothing more is published: the gap arrives without another frame.
     for _ in 0..2 {
         assert!(matches!(events.recv().await, Some(FeedEvent::Frame { .. })));
     }
     assert!(matches!(events.recv().await, Some(FeedEvent::Gap)));
-    bench.deliver("m5", 5, None).await;
+    system.deliver("m5", 5, None).await;
     assert!(matches!(events.recv().await, Some(FeedEvent::Frame { .. })));
     assert!(events.try_recv().is_err());
 }

@@ -1,44 +1,51 @@
-//! Tests on a clock that only they move.
+//! Tests of the embedded fan-out on a clock that only the tests advance.
 
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use super::sweep::Sweep;
 use super::*;
-use crate::fanout::{AdmissionDecision, NewOutcome, Owner, TurnStatus};
-use crate::protocol::position::Position;
+use crate::fanout::{
+    AdmissionDecision, Admissions, Answers, BeginRequest, BeginResponse, DeliverRequest,
+    DeliverResponse, Deliveries, FeedEvent, Feeds, History, KeepRequest, KeepResponse, LiveRequest,
+    LiveResponse, MessageRef, NewOutcome, Owner, ReadRequest, Reads, Tokens, Turn, TurnStatus,
+    UserView,
+};
+use crate::protocol::ids::{ConversationId, MessageId, UserId};
+use crate::protocol::open_message::CancelResult;
+use crate::protocol::position::{Epoch, Position};
 
 mod feed;
-mod kept;
+mod retention;
 mod scenarios;
 
 const DAY_MS: i64 = 24 * 3600 * 1000;
 
-struct Bench {
+struct TestFanout {
     fanout: EmbeddedFanout,
     store: Store,
-    /// Where the store is, unless it is in memory.
+    /// The store's directory; `None` for a store in memory.
     dir: Option<tempfile::TempDir>,
     clock: Arc<AtomicI64>,
     random: Arc<AtomicU64>,
     bounds: Bounds,
 }
 
-impl Bench {
+impl TestFanout {
     fn new(bounds: Bounds) -> Self {
-        Self::on(Store::in_memory(), None, bounds)
+        Self::with_store(Store::in_memory(), None, bounds)
     }
 
-    /// One in memory and one on disk.
-    fn both(bounds: &Bounds) -> [Self; 2] {
+    fn in_memory_and_on_disk(bounds: &Bounds) -> [Self; 2] {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path(), 0).unwrap();
         [
             Self::new(bounds.clone()),
-            Self::on(store, Some(dir), bounds.clone()),
+            Self::with_store(store, Some(dir), bounds.clone()),
         ]
     }
 
-    fn on(store: Store, dir: Option<tempfile::TempDir>, bounds: Bounds) -> Self {
+    fn with_store(store: Store, dir: Option<tempfile::TempDir>, bounds: Bounds) -> Self {
         let clock = Arc::new(AtomicI64::new(1_700_000_000_000));
         let random = Arc::new(AtomicU64::new(1));
         Self {
@@ -51,14 +58,14 @@ impl Bench {
         }
     }
 
-    fn pass(&self, ms: i64) {
+    fn advance_clock(&self, ms: i64) {
         self.clock.fetch_add(ms, Ordering::Relaxed);
     }
 
-    /// As after the process's death: what was in memory only is gone.
+    /// Simulates the death of the process: everything that was only in memory is lost.
     fn restart(&mut self) {
         if let Some(dir) = &self.dir {
-            // Only one may hold the directory.
+            // Closes the store first, because a directory can be open only once.
             self.store = Store::in_memory();
             self.fanout = open(&self.store, &self.bounds, &self.clock, &self.random);
             self.store = Store::open(dir.path(), 0).unwrap();
@@ -66,8 +73,8 @@ impl Bench {
         self.fanout = open(&self.store, &self.bounds, &self.clock, &self.random);
     }
 
-    /// As a fan-out that lost everything.
-    fn empty(&mut self) {
+    /// Simulates a fan-out that lost all of its data.
+    fn lose_data(&mut self) {
         self.store = Store::in_memory();
         self.dir = None;
         self.restart();
@@ -78,30 +85,30 @@ impl Bench {
         while !sweep.step().unwrap() {}
     }
 
-    fn entries(&self) -> usize {
+    fn entry_count(&self) -> usize {
         [Table::Users, Table::History]
             .into_iter()
             .map(|table| {
-                let all = self.store.scan(table, b"\x01", b"\xff", usize::MAX, false);
-                all.unwrap().len()
+                let entries = self.store.scan(table, b"\x01", b"\xff", usize::MAX, false);
+                entries.unwrap().len()
             })
             .sum()
     }
 
     async fn admit(&self, message: &str) -> AdmissionDecision {
         self.fanout
-            .admit(&subject(message), "hi?")
+            .admit(&message_ref(message), "hi?")
             .await
             .unwrap()
             .decision
     }
 
-    async fn begin(&self, message: &str, owner: &Owner, last_attempt: u32) -> Begun {
-        let call = Begin {
-            message: subject(message),
+    async fn begin(&self, message: &str, owner: &Owner, last_attempt: u32) -> BeginResponse {
+        let call = BeginRequest {
+            message: message_ref(message),
             owner: owner.clone(),
             last_attempt,
-            cancelled_outcome: ending(message, "stopped", TurnStatus::Cancelled).into(),
+            cancelled_outcome: new_outcome(message, "stopped", TurnStatus::Cancelled).into(),
             history: None,
         };
         self.fanout.begin(call).await.unwrap()
@@ -109,14 +116,14 @@ impl Bench {
 
     async fn attempt(&self, message: &str, owner: &Owner, last_attempt: u32) -> u32 {
         match self.begin(message, owner, last_attempt).await {
-            Begun::Attempt { number, .. } => number,
+            BeginResponse::Attempt { number, .. } => number,
             other => panic!("no attempt: {other:?}"),
         }
     }
 
-    async fn live(&self, message: &str, owner: &Owner, attempt: u32, delta: u32) -> LiveReply {
-        let call = Live {
-            message: subject(message),
+    async fn live(&self, message: &str, owner: &Owner, attempt: u32, delta: u32) -> LiveResponse {
+        let call = LiveRequest {
+            message: message_ref(message),
             owner: owner.clone(),
             attempt,
             delta: Some((delta, format!("[{attempt}.{delta}]"))),
@@ -124,26 +131,26 @@ impl Bench {
         self.fanout.live(call).await.unwrap()
     }
 
-    async fn keep(&self, message: &str, owner: &Owner, attempt: u32, answer: &str) -> Kept {
-        let call = Keep {
-            message: subject(message),
+    async fn keep(&self, message: &str, owner: &Owner, attempt: u32, answer: &str) -> KeepResponse {
+        let call = KeepRequest {
+            message: message_ref(message),
             owner: owner.clone(),
             attempt,
-            outcome: ending(message, answer, TurnStatus::Answered).into(),
-            cancelled_outcome: ending(message, "stopped", TurnStatus::Cancelled).into(),
+            outcome: new_outcome(message, answer, TurnStatus::Answered).into(),
+            cancelled_outcome: new_outcome(message, "stopped", TurnStatus::Cancelled).into(),
         };
         self.fanout.keep(call).await.unwrap()
     }
 
-    async fn deliver(&self, message: &str, offset: i64, known: Option<i64>) -> Delivered {
+    async fn deliver(&self, message: &str, offset: i64, known_end: Option<i64>) -> DeliverResponse {
         self.fanout
-            .deliver(delivery(message, at(offset), known.map(at)))
+            .deliver(delivery(message, at(offset), known_end.map(at)))
             .await
             .unwrap()
     }
 
-    async fn read(&self, after: Option<Position>) -> Look {
-        let call = Read {
+    async fn read(&self, after: Option<Position>) -> UserView {
+        let call = ReadRequest {
             user: user(),
             after,
             from_start: false,
@@ -190,8 +197,8 @@ fn message(name: &str) -> MessageId {
     MessageId::parse(name).unwrap()
 }
 
-fn subject(name: &str) -> Subject {
-    Subject {
+fn message_ref(name: &str) -> MessageRef {
+    MessageRef {
         user: user(),
         message_id: message(name),
         id: None,
@@ -203,7 +210,7 @@ fn frame(name: &str, answer: &str) -> String {
     format!(r#"{{"type":"response","message_id":"{name}","content":"{answer}"}}"#)
 }
 
-fn ending(name: &str, answer: &str, status: TurnStatus) -> NewOutcome {
+fn new_outcome(name: &str, answer: &str, status: TurnStatus) -> NewOutcome {
     NewOutcome {
         frame: frame(name, answer),
         turn: Turn {
@@ -223,28 +230,29 @@ fn at(offset: i64) -> Position {
     }
 }
 
-fn delivery(name: &str, position: Position, known: Option<Position>) -> Deliver {
-    Deliver {
+fn delivery(name: &str, position: Position, known_end: Option<Position>) -> DeliverRequest {
+    DeliverRequest {
         user: user(),
         message_id: message(name),
         conversation: Some(ConversationId::default_conversation()),
         frame: frame(name, "delivered"),
         position,
-        known,
-        ended_ms: None,
-        rewind: false,
+        known_end,
+        logged_at_ms: None,
+        is_rewind: false,
         answer: "delivered".into(),
         status: TurnStatus::Answered,
     }
 }
 
-fn offsets(look: &Look) -> Vec<i64> {
-    look.frames.iter().map(|(at, _)| at.offset).collect()
+fn offsets(view: &UserView) -> Vec<i64> {
+    let positions = view.frames.iter().map(|(position, _)| position.offset);
+    positions.collect()
 }
 
-fn outcome_frame(kept: Kept) -> String {
-    match kept {
-        Kept::Outcome(outcome) | Kept::Grown(outcome, _) => outcome.frame,
-        Kept::Fenced => panic!("fenced"),
+fn outcome_frame(response: KeepResponse) -> String {
+    match response {
+        KeepResponse::Outcome(outcome) | KeepResponse::Appended(outcome, _) => outcome.frame,
+        KeepResponse::Fenced => panic!("fenced"),
     }
 }

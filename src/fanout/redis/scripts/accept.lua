@@ -1,6 +1,6 @@
--- ARGV: new counter's id, message, `accepted` frame
-local frame, _, forgotten = outcome(ARGV[2])
-if not frame and not forgotten then
-  publish(LIVE, ARGV[3], ARGV[1])
+-- ARGV: id for a new counter, message, `accepted` frame
+local frame, _, is_forgotten = outcome(ARGV[2])
+if not frame and not is_forgotten then
+  publish(LIVE_CHANNEL, ARGV[3], ARGV[1])
 end
 return { 'done' }

@@ -1,12 +1,14 @@
--- ARGV: message, its entry in pending (JSON), its conversation
+-- ARGV: message, its pending entry (JSON), its conversation
+local message, entry, conversation = ARGV[1], ARGV[2], ARGV[3]
+
 local function new()
-  return { 'new', int(redis.call('PUBSUB', NUMSUB, LIVE)[2]) }
+  return { 'new', int(redis.call('PUBSUB', NUMSUB_COMMAND, LIVE_CHANNEL)[2]) }
 end
 
-local frame, position, forgotten = outcome(ARGV[1])
-if forgotten then
-  -- Without a position nobody has been told yet: a worker will say that it is cancelled, once the
-  -- log has it. What was written is not noted again.
+local frame, position, is_forgotten = outcome(message)
+if is_forgotten then
+  -- Without a position no outcome was delivered: once the log has the message, a worker ends it as
+  -- cancelled. It is not recorded as pending, because its content was forgotten.
   return position and { 'forgotten' } or new()
 end
 if position then
@@ -15,12 +17,12 @@ end
 if frame then
   return { 'kept' }
 end
-if not is_pending(ARGV[1]) then
-  local over = over_limit(ARGV[3])
-  if over then
-    return over
+if not is_pending(message) then
+  local refusal = exceeded_limit(conversation)
+  if refusal then
+    return refusal
   end
-  redis.call('HSET', PENDING_KEY, ARGV[1], int(now_us) .. ' ' .. ARGV[2])
+  redis.call('HSET', PENDING_KEY, message, int(now_us) .. ' ' .. entry)
   redis.call('PEXPIRE', PENDING_KEY, int(PENDING_TTL))
 end
 return new()

@@ -1,6 +1,7 @@
--- The text never outlives its answer: another attempt would begin with it.
-local function touch_answer(message)
-  renew(P .. 'a:' .. message, PENDING_TTL)
-  renew(P .. 't:' .. message, PENDING_TTL)
-  renew(P .. 'as', PENDING_TTL)
+-- Renews the expiry of an answer in flight. The text must never outlive its answer, because the next
+-- attempt would begin with it.
+local function renew_answer(message)
+  renew_expiry(answer_key(message), PENDING_TTL)
+  renew_expiry(text_key(message), PENDING_TTL)
+  renew_expiry(ANSWERS_KEY, PENDING_TTL)
 end

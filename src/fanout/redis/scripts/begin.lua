@@ -1,78 +1,84 @@
--- ARGV: new counter's id, message, client's id, conversation, owner, attempt had, `restarted`
--- frame, ms for which leases count that ran out, turns of the history at most (0: none are wanted), age
--- of the newest (ms), its mark where the caller has them, the cancelled ending (5) where it was asked for
-local LONGEST_AWAY = 60000
-local message, owner, had = ARGV[2], ARGV[5], tonumber(ARGV[6])
-local frame, position, forgotten = outcome(message)
+-- ARGV: id for a new counter, message, client's id, conversation, owner, number of the owner's last
+-- attempt, `restarted` frame, grace period for expired leases (ms), maximum number of turns (0: no
+-- history), maximum age of the newest turn (ms), version of the history that the caller has cached,
+-- the cancelled outcome (5 arguments) where an earlier run requested it
+local message, conversation, owner, last_attempt = ARGV[2], ARGV[4], ARGV[5], tonumber(ARGV[6])
+local MAX_GRACE = 60000
+
+local frame, position, is_forgotten = outcome(message)
 if frame then
   return { 'ended', frame, position or '' }
 end
-if forgotten or is_cancelled(message) then
+if is_forgotten or is_cancelled(message) then
   if not ARGV[12] then
     return { 'cancelled' }
   end
-  if not forgotten then
-    store_ending(ARGV[4], message, 12)
+  if not is_forgotten then
+    store_outcome(conversation, message, 12)
   end
   return { 'ended', ARGV[12], position or '' }
 end
 
-local key = P .. 'a:' .. message
+local key = answer_key(message)
 local answer = redis.call('HMGET', key, 'owner', 'until', 'attempt')
-local attempt = tonumber(answer[3] or '0')
+local current_owner, lease_until, attempt = answer[1], answer[2], tonumber(answer[3] or '0')
 
--- How many owners there have been, this one included, of an answer that is there already.
-local function taking()
+-- Counts this owner in an existing answer, and returns the number of its owners.
+local function count_delivery()
   if redis.call('HSETNX', key, 'by:' .. owner, '1') == 1 then
     return redis.call('HINCRBY', key, 'taking', 1)
   end
   return redis.call('HGET', key, 'taking')
 end
 
-if answer[1] and answer[1] ~= owner then
-  local lease = tonumber(answer[2])
-  -- While this server was away nobody could renew it. Not for ever: the caller may find it away again
-  -- and again, and the owner may be dead.
-  lease = math.max(lease, math.min(now + tonumber(ARGV[8]), lease + LONGEST_AWAY))
-  if lease > now then
-    return { 'busy', int(lease - now) }
+if current_owner and current_owner ~= owner then
+  lease_until = tonumber(lease_until)
+  -- While this server was unavailable, nobody could renew the lease, so it gets a grace period. The
+  -- period is bounded, because the caller may find the server unavailable again and again while the
+  -- owner is dead.
+  local grace_until = math.min(now + tonumber(ARGV[8]), lease_until + MAX_GRACE)
+  lease_until = math.max(lease_until, grace_until)
+  if lease_until > now then
+    return { 'busy', int(lease_until - now) }
   end
 end
 
--- What came earlier in the conversation, unless the caller has it.
-local function begun(number, takings)
+-- The response to the owner, with the history unless the caller has its current version.
+local function attempt_response(number, delivery_count)
   local limit = tonumber(ARGV[9])
   if limit == 0 then
-    return { 'attempt', int(number), int(now), takings }
+    return { 'attempt', int(number), int(now), delivery_count }
   end
-  local mark = history_mark(ARGV[4])
-  if mark == ARGV[11] then
-    return { 'attempt', int(number), int(now), takings, mark }
+  local version = history_version(conversation)
+  if version == ARGV[11] then
+    return { 'attempt', int(number), int(now), delivery_count, version }
   end
-  return { 'attempt', int(number), int(now), takings, mark, context(ARGV[4], limit, ARGV[10]) }
+  local turns = context(conversation, limit, ARGV[10])
+  return { 'attempt', int(number), int(now), delivery_count, version, turns }
 end
 
-if answer[1] == owner and attempt > had then
-  -- A repeat of this call: the text that was written since stays.
+if current_owner == owner and attempt > last_attempt then
+  -- A repeat of this call: the text that was appended since stays.
   redis.call('HSET', key, 'until', int(now + LEASE))
-  touch_answer(message)
-  return begun(attempt, int(taking()))
+  renew_answer(message)
+  return attempt_response(attempt, int(count_delivery()))
 end
 
-attempt = math.max(attempt, had) + 1
-local takings = '1'
+attempt = math.max(attempt, last_attempt) + 1
+local delivery_count = '1'
 if answer[3] then
-  redis.call('DEL', P .. 't:' .. message)
-  takings = int(taking())
-  redis.call('HSET', key, 'owner', owner, 'until', int(now + LEASE), 'attempt', int(attempt), 'next', '0')
+  redis.call('DEL', text_key(message))
+  delivery_count = int(count_delivery())
+  redis.call('HSET', key, 'owner', owner, 'until', int(now + LEASE), 'attempt', int(attempt),
+    'next', '0')
 else
-  redis.call('HSET', key, 'id', ARGV[3], 'conversation', ARGV[4], 'by:' .. owner, '1', 'taking', '1',
-    'owner', owner, 'until', int(now + LEASE), 'attempt', int(attempt), 'next', '0')
+  redis.call('HSET', key, 'id', ARGV[3], 'conversation', conversation, 'by:' .. owner, '1',
+    'taking', '1', 'owner', owner, 'until', int(now + LEASE), 'attempt', int(attempt), 'next', '0')
 end
-redis.call('SADD', P .. 'as', message)
-renew(key, PENDING_TTL)
-renew(P .. 'as', PENDING_TTL)
+redis.call('SADD', ANSWERS_KEY, message)
+renew_expiry(key, PENDING_TTL)
+renew_expiry(ANSWERS_KEY, PENDING_TTL)
 if attempt > 1 then
-  publish(LIVE, ARGV[7], ARGV[1], ',"attempt":' .. int(attempt))
+  publish(LIVE_CHANNEL, ARGV[7], ARGV[1], ',"attempt":' .. int(attempt))
 end
-return begun(attempt, takings)
+return attempt_response(attempt, delivery_count)

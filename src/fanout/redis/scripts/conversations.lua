@@ -1,23 +1,24 @@
--- ARGV: conversation after which (or empty), conversations at most
-local start, limit = 0, tonumber(ARGV[2])
-if ARGV[1] ~= '' then
-  local rank = redis.call('ZREVRANK', P .. 'hl', ARGV[1])
+-- ARGV: conversation behind which the list continues (or empty), maximum number of conversations
+local after, limit = ARGV[1], tonumber(ARGV[2])
+local start = 0
+if after ~= '' then
+  local rank = redis.call('ZREVRANK', PREFIX .. 'hl', after)
   if not rank then
     return {}
   end
   start = rank + 1
 end
-local out = {}
+local entries = {}
 if limit > 0 then
-  local page = redis.call('ZREVRANGE', P .. 'hl', start, start + limit - 1, 'WITHSCORES')
+  local unexpired = '(' .. int(now_us - HISTORY_TTL * 1000)
+  local page = redis.call('ZREVRANGE', PREFIX .. 'hl', start, start + limit - 1, 'WITHSCORES')
   for i = 1, #page, 2 do
-    local conversation, at = page[i], tonumber(page[i + 1])
-    if at <= now - HISTORY_TTL then
+    local conversation, updated = page[i], tonumber(page[i + 1])
+    if updated <= now - HISTORY_TTL then
       break
     end
-    local young = '(' .. int(now_us - HISTORY_TTL * 1000)
-    local turns = redis.call('ZCOUNT', P .. 'ho:' .. conversation, young, '+inf')
-    out[#out + 1] = { conversation, int(turns), int(at) }
+    local count = redis.call('ZCOUNT', PREFIX .. 'ho:' .. conversation, unexpired, '+inf')
+    entries[#entries + 1] = { conversation, int(count), int(updated) }
   end
 end
-return out
+return entries

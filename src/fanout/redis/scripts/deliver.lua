@@ -1,15 +1,16 @@
--- ARGV: new counter's id, new mailbox's id, message, conversation (or empty), epoch, offset, known
--- epoch (or empty), known offset, 1 in a rewind, frame, answer, status, time of the record in ms (or
--- empty)
-local message, epoch, offset = ARGV[3], ARGV[5], tonumber(ARGV[6])
-local rewind = ARGV[9] == '1'
-local mailbox = redis.call('HMGET', M, 'id', 'ep', 'en', 'bytes', 'at', 'v', 'was', 'fr')
-local same = mailbox[2] == epoch
--- Where it ended in this epoch: partitions were added and its user moved, and a relay that takes
--- the old partition goes back in it.
-local last = same and mailbox[3] or ended_before(mailbox[7], epoch)
+-- ARGV: id for a new counter, id for a new mailbox, message, conversation (or empty), epoch, offset,
+-- epoch of the known end (or empty), offset of the known end, 1 in a rewind, frame, answer, status,
+-- time at which the log received the record in ms (or empty)
+local message, conversation, epoch, offset = ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
+local is_rewind, new_frame = ARGV[9] == '1', ARGV[10]
+local mailbox = redis.call('HMGET', MAILBOX_KEY, 'id', 'ep', 'en', 'bytes', 'at', 'v', 'was', 'fr')
+local id, current_epoch, current_end, other_ends = mailbox[1], mailbox[2], mailbox[3], mailbox[7]
+local is_same_epoch = current_epoch == epoch
+-- The mailbox's end in this epoch. When partitions are added, a user moves to another one, and a
+-- relay that takes over the old partition rewinds in it.
+local last = is_same_epoch and current_end or end_in(other_ends, epoch)
 
--- What is known of another epoch says nothing about this one.
+-- A known end in another epoch says nothing about this one.
 if ARGV[7] == epoch and (not last or tonumber(last) < tonumber(ARGV[8])) then
   return { 'lost' }
 end
@@ -18,69 +19,76 @@ if last and offset <= tonumber(last) then
   return { 'already' }
 end
 
-local bytes, due, v = tonumber(mailbox[4] or '0'), is_due(mailbox[5], 2 * MAILBOX_TTL), mailbox[6]
-if not mailbox[1] or (not same and mailbox[2] ~= '') then
-  redis.call('DEL', M, MZ, MF)
-  redis.call('HSET', M, 'id', ARGV[2], 'ep', epoch, 'fl', ARGV[6])
-  if mailbox[1] then
-    redis.call('HSET', M, 'was', with_end(mailbox[7], mailbox[2], mailbox[3], epoch))
-    if rewind then
-      redis.call('HSET', M, 'fr', NONE_IS_GOOD)
+local bytes, untrimmed = tonumber(mailbox[4] or '0'), mailbox[6]
+local needs_touch = needs_renewal(mailbox[5], 2 * MAILBOX_TTL)
+if not id or (not is_same_epoch and current_epoch ~= '') then
+  -- A new mailbox, or one in another epoch than its last frame: begin an empty one.
+  redis.call('DEL', MAILBOX_KEY, MAILBOX_ORDER_KEY, MAILBOX_FRAMES_KEY)
+  redis.call('HSET', MAILBOX_KEY, 'id', ARGV[2], 'ep', epoch, 'fl', ARGV[6])
+  if id then
+    local ends = add_end(other_ends, current_epoch, current_end, epoch)
+    redis.call('HSET', MAILBOX_KEY, 'was', ends)
+    if is_rewind then
+      redis.call('HSET', MAILBOX_KEY, 'fr', NO_VALID_POSITION)
     end
   end
-  bytes, due, v = 0, true, nil
-elseif not same then
-  redis.call('HSET', M, 'ep', epoch, 'fl', ARGV[6])
-elseif mailbox[8] == NONE_IS_GOOD and not rewind then
-  redis.call('HSET', M, 'fr', ARGV[6])
+  bytes, needs_touch, untrimmed = 0, true, nil
+elseif not is_same_epoch then
+  redis.call('HSET', MAILBOX_KEY, 'ep', epoch, 'fl', ARGV[6])
+elseif mailbox[8] == NO_VALID_POSITION and not is_rewind then
+  redis.call('HSET', MAILBOX_KEY, 'fr', ARGV[6])
 end
 
--- Also for a message that was delivered at another position: the relay names this one as known next.
-local function note_end()
-  redis.call('HSET', M, 'en', ARGV[6], 'bytes', int(bytes))
-  if due then
+-- Advances the mailbox's end. Also done for a message that was delivered at another position, because
+-- the relay names this position as the known end next.
+local function advance_end()
+  redis.call('HSET', MAILBOX_KEY, 'en', ARGV[6], 'bytes', int(bytes))
+  if needs_touch then
     touch_mailbox()
   end
 end
 
-local place = epoch .. '.' .. ARGV[6]
-local kept, position, forgotten = outcome(message)
-if position and position ~= place then
-  note_end()
+local new_position = epoch .. '.' .. ARGV[6]
+local stored_frame, position, is_forgotten = outcome(message)
+if position and position ~= new_position then
+  advance_end()
   return { 'already' }
 end
 
-redis.call('DEL', P .. 'a:' .. message, P .. 't:' .. message)
-redis.call('SREM', P .. 'as', message)
-local channel = rewind and LIVE or TERMINAL
-local key = P .. 'o:' .. message
-if forgotten then
-  -- Its end is still told, once, and nothing of it is kept.
-  redis.call('HSET', key, 'p', place)
+redis.call('DEL', answer_key(message), text_key(message))
+redis.call('SREM', ANSWERS_KEY, message)
+local channel = is_rewind and LIVE_CHANNEL or TERMINAL_CHANNEL
+local key = outcome_key(message)
+if is_forgotten then
+  -- The terminal frame is published once, and nothing of it is stored.
+  redis.call('HSET', key, 'p', new_position)
   redis.call('PEXPIRE', key, int(DEDUP_TTL))
-  note_end()
-  return { 'published', publish(channel, ARGV[10], ARGV[1]) }
+  advance_end()
+  return { 'published', publish(channel, new_frame, ARGV[1]) }
 end
-redis.call('HSET', key, 'f', ARGV[10], 'p', place)
+redis.call('HSET', key, 'f', new_frame, 'p', new_position)
 redis.call('PEXPIRE', key, int(DEDUP_TTL))
--- The frame that was kept, with its position added, has its turn in the history since then.
-local as_kept = kept and string.sub(ARGV[10], 1, #kept - 1) == string.sub(kept, 1, -2)
-if ARGV[4] ~= '' and not as_kept then
-  -- Of one millisecond they are told apart by the offset.
-  local ended = tonumber(ARGV[13])
-  put_turn(ARGV[4], message, false, ARGV[11], ARGV[12], ended and ended * 1000 + offset % 1000)
+-- If the frame is the stored one with its position added, `keep` has stored its turn already.
+local is_stored = stored_frame
+  and string.sub(new_frame, 1, #stored_frame - 1) == string.sub(stored_frame, 1, -2)
+if conversation ~= '' and not is_stored then
+  -- The offset distinguishes records of the same millisecond.
+  local logged = tonumber(ARGV[13])
+  local logged_us = logged and logged * 1000 + offset % 1000
+  put_turn(conversation, message, false, ARGV[11], ARGV[12], logged_us)
 end
 
-local size = #ARGV[10]
+local size = #new_frame
 bytes = bytes + size
-redis.call('ZADD', MZ, ARGV[6], ARGV[6] .. ':' .. int(now) .. ':' .. size .. ':' .. message .. ' ' .. ARGV[4])
-redis.call('HSET', MF, ARGV[6], ARGV[10])
-if rewind then
-  redis.call('HSET', M, 're', ARGV[6])
+local entry = ARGV[6] .. ':' .. int(now) .. ':' .. size .. ':' .. message .. ' ' .. conversation
+redis.call('ZADD', MAILBOX_ORDER_KEY, ARGV[6], entry)
+redis.call('HSET', MAILBOX_FRAMES_KEY, ARGV[6], new_frame)
+if is_rewind then
+  redis.call('HSET', MAILBOX_KEY, 're', ARGV[6])
 end
-local frames = redis.call('ZCARD', MZ)
--- Both are made anew with the first frame.
-due = due or frames == 1
-note_end()
-trim_mailbox(frames, bytes, v, due)
-return { 'published', publish(channel, ARGV[10], ARGV[1]) }
+local frames = redis.call('ZCARD', MAILBOX_ORDER_KEY)
+-- The first frame creates the keys of order and frames, which have no expiry yet.
+needs_touch = needs_touch or frames == 1
+advance_end()
+trim_mailbox(frames, bytes, untrimmed, needs_touch)
+return { 'published', publish(channel, new_frame, ARGV[1]) }

@@ -1,8 +1,8 @@
 -- ARGV: messages
 local found = {}
 for _, message in ipairs(ARGV) do
-  local frame, position, forgotten = outcome(message)
-  if position and (frame or forgotten) then
+  local frame, position, is_forgotten = outcome(message)
+  if position and (frame or is_forgotten) then
     found[#found + 1] = message
     found[#found + 1] = position
     found[#found + 1] = frame or ''

@@ -1,16 +1,17 @@
--- ARGV: conversation (empty: everything of the user), messages after which no further conversation
--- is begun
-local only, most = ARGV[1], tonumber(ARGV[2])
+-- ARGV: conversation (empty: everything of the user), number of messages after which no further
+-- conversation is started
+local only, limit = ARGV[1], tonumber(ARGV[2])
 local count = 0
 
--- A message without a conversation (an original worker's answer) is of the default one.
-local function here(conversation)
+-- Whether an entry of this conversation is forgotten. A message without a conversation (answered by a
+-- worker of the original system) belongs to the default one.
+local function is_in_scope(conversation)
   return only == '' or only == conversation or (conversation == '' and only == 'default')
 end
 
--- Its outcome becomes the note that it was forgotten, with the position where it was delivered.
+-- Replaces a message's outcome by a tombstone, with the position where the outcome was delivered.
 local function forget(message, position)
-  local key = P .. 'o:' .. message
+  local key = outcome_key(message)
   redis.call('HDEL', key, 'f')
   redis.call('HSET', key, 'x', '1')
   if position then
@@ -20,67 +21,67 @@ local function forget(message, position)
   count = count + 1
 end
 
--- What has no end yet ends as cancelled, and its worker is told.
-local function stop(message)
+-- Notifies the worker that a message without an outcome is cancelled.
+local function notify_worker(message)
   if not outcome(message) then
-    redis.call(PUBLISH, TAG .. ':cancel', '{"message_id":"' .. message .. '"}')
+    redis.call(PUBLISH_COMMAND, TAG .. ':cancel', '{"message_id":"' .. message .. '"}')
   end
 end
 
-for _, message in ipairs(redis.call('SMEMBERS', P .. 'as')) do
-  local conversation = redis.call('HGET', P .. 'a:' .. message, 'conversation')
-  if conversation and here(conversation) then
-    stop(message)
+for _, message in ipairs(redis.call('SMEMBERS', ANSWERS_KEY)) do
+  local conversation = redis.call('HGET', answer_key(message), 'conversation')
+  if conversation and is_in_scope(conversation) then
+    notify_worker(message)
     forget(message)
-    drop_pending(message)
-    redis.call('DEL', P .. 'a:' .. message, P .. 't:' .. message)
-    redis.call('SREM', P .. 'as', message)
+    remove_pending(message)
+    redis.call('DEL', answer_key(message), text_key(message))
+    redis.call('SREM', ANSWERS_KEY, message)
   end
 end
 
 for _, pending in ipairs(all_pending()) do
-  if here(cjson.decode(pending.entry)['conversation']) then
-    stop(pending.message)
+  if is_in_scope(cjson.decode(pending.entry)['conversation']) then
+    notify_worker(pending.message)
     forget(pending.message)
-    drop_pending(pending.message)
+    remove_pending(pending.message)
   end
 end
 
--- No floor is raised: to a client that resumes it is as if these frames had never been.
-local epoch = redis.call('HGET', M, 'ep')
-for _, entry in ipairs(redis.call('ZRANGE', MZ, 0, -1)) do
+-- The mailbox's floor stays, so that for a resuming client these frames have never existed.
+local epoch = redis.call('HGET', MAILBOX_KEY, 'ep')
+for _, entry in ipairs(redis.call('ZRANGE', MAILBOX_ORDER_KEY, 0, -1)) do
   local offset, size, message, conversation = string.match(entry, '^(%d+):%d+:(%d+):(%S+) (%S*)$')
-  if offset and here(conversation) then
-    redis.call('ZREM', MZ, entry)
-    redis.call('HDEL', MF, offset)
-    redis.call('HINCRBY', M, 'bytes', '-' .. size)
+  if offset and is_in_scope(conversation) then
+    redis.call('ZREM', MAILBOX_ORDER_KEY, entry)
+    redis.call('HDEL', MAILBOX_FRAMES_KEY, offset)
+    redis.call('HINCRBY', MAILBOX_KEY, 'bytes', '-' .. size)
     forget(message, epoch .. '.' .. offset)
   end
 end
 
-for _, member in ipairs(redis.call('ZRANGE', P .. 'hx', 0, -1)) do
+for _, member in ipairs(redis.call('ZRANGE', PREFIX .. 'hx', 0, -1)) do
   local message, conversation = string.match(member, '^(%S+) (%S+)$')
-  if here(conversation) then
-    redis.call('ZREM', P .. 'hx', member)
+  if is_in_scope(conversation) then
+    redis.call('ZREM', PREFIX .. 'hx', member)
     forget(message)
   end
 end
 
 local conversations = { only }
 if only == '' then
-  conversations = redis.call('ZRANGE', P .. 'hl', 0, -1)
+  conversations = redis.call('ZRANGE', PREFIX .. 'hl', 0, -1)
 end
-local more = '0'
+local has_more = '0'
 for _, conversation in ipairs(conversations) do
-  if count >= most then
-    more = '1'
+  if count >= limit then
+    has_more = '1'
     break
   end
-  local order = P .. 'ho:' .. conversation
-  for _, message in ipairs(redis.call('ZRANGE', order, 0, -1)) do
+  local order_key = PREFIX .. 'ho:' .. conversation
+  for _, message in ipairs(redis.call('ZRANGE', order_key, 0, -1)) do
     forget(message)
   end
-  redis.call('DEL', P .. 'h:' .. conversation, order)
-  redis.call('ZREM', P .. 'hl', conversation)
+  redis.call('DEL', PREFIX .. 'h:' .. conversation, order_key)
+  redis.call('ZREM', PREFIX .. 'hl', conversation)
 end
-return { int(count), more }
+return { int(count), has_more }

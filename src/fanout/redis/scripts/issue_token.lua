@@ -1,5 +1,5 @@
--- KEYS: the original's key of the user's token. ARGV: candidate (or empty: only look), its time to
--- live in seconds
+-- KEYS: the user's token, under the original system's key. ARGV: candidate (empty: only read), its
+-- time to live in seconds
 if ARGV[1] ~= '' then
   redis.call('SET', KEYS[1], ARGV[1], 'NX', 'EX', ARGV[2])
 end

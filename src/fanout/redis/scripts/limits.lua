@@ -1,16 +1,18 @@
--- How much a user may ask for. `r` is the time (microseconds) from which on another message is free
--- again: each moves it by a message's share of the window, and it may be at most a window ahead.
+-- Limits on what a user may request. The rate limit is a token bucket, stored in `r` as the time
+-- (microseconds) at which the bucket is full again. Each message moves it by its share of the window, to
+-- one window ahead at most.
 
--- Whether a message would begin a conversation above the limit. Those that only pending messages
--- are in count as well: each will be there when its message has ended.
-local function one_too_many(conversation)
-  if redis.call('ZSCORE', P .. 'hl', conversation) then
+-- Whether a message would begin a conversation above the limit. Conversations that have only pending
+-- messages count too, because they exist once their messages have outcomes.
+local function exceeds_conversations(conversation)
+  if redis.call('ZSCORE', PREFIX .. 'hl', conversation) then
     return false
   end
-  local count = redis.call('ZCARD', P .. 'hl')
-  -- Only who is near the limit pays for the look at each.
-  if count >= CONVERSATIONS or count + redis.call('HLEN', PENDING_KEY) < CONVERSATIONS then
-    return count >= CONVERSATIONS
+  local count = redis.call('ZCARD', PREFIX .. 'hl')
+  -- The pending messages are read only near the limit.
+  if count >= MAX_CONVERSATIONS
+    or count + redis.call('HLEN', PENDING_KEY) < MAX_CONVERSATIONS then
+    return count >= MAX_CONVERSATIONS
   end
   local seen = {}
   for _, pending in ipairs(all_pending()) do
@@ -18,32 +20,34 @@ local function one_too_many(conversation)
     if name == conversation then
       return false
     end
-    if not seen[name] and not redis.call('ZSCORE', P .. 'hl', name) then
+    if not seen[name] and not redis.call('ZSCORE', PREFIX .. 'hl', name) then
       seen[name] = true
       count = count + 1
     end
   end
-  return count >= CONVERSATIONS
+  return count >= MAX_CONVERSATIONS
 end
 
--- Nothing where one more message is allowed; then it is counted.
-local function over_limit(conversation)
-  if PENDING > 0 and redis.call('HLEN', PENDING_KEY) >= PENDING and #all_pending() >= PENDING then
+-- Returns the refusal of one more message, or nothing, and counts the message then.
+local function exceeded_limit(conversation)
+  if MAX_PENDING > 0 and redis.call('HLEN', PENDING_KEY) >= MAX_PENDING
+    and #all_pending() >= MAX_PENDING then
     return { 'pending' }
   end
-  if CONVERSATIONS > 0 and one_too_many(conversation) then
+  if MAX_CONVERSATIONS > 0 and exceeds_conversations(conversation) then
     return { 'conversations' }
   end
-  if DAILY > 0 and tonumber(redis.call('GET', TODAY) or '0') >= DAILY then
+  if DAILY_TOKENS > 0 and tonumber(redis.call('GET', TODAY_KEY) or '0') >= DAILY_TOKENS then
     return { 'tokens', int(DAY - now % DAY) }
   end
-  if RATE > 0 then
-    local share = math.max(math.floor(WINDOW / RATE), 1)
-    local free = math.max(tonumber(redis.call('GET', P .. 'r') or '0'), now_us)
-    local wait = free + share - WINDOW - now_us
+  if RATE_REQUESTS > 0 then
+    local share = math.max(math.floor(RATE_WINDOW_US / RATE_REQUESTS), 1)
+    local full = math.max(tonumber(redis.call('GET', PREFIX .. 'r') or '0'), now_us) + share
+    local wait = full - RATE_WINDOW_US - now_us
     if wait > 0 then
       return { 'rate', int(math.ceil(wait / 1000)) }
     end
-    redis.call('SET', P .. 'r', int(free + share), 'PX', int(math.ceil(WINDOW / 1000) + 1))
+    local expiry = math.ceil(RATE_WINDOW_US / 1000) + 1
+    redis.call('SET', PREFIX .. 'r', int(full), 'PX', int(expiry))
   end
 end

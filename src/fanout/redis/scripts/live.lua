@@ -1,37 +1,41 @@
--- ARGV: new counter's id, message, owner, attempt, index (empty: only the lease), text, `delta` frame
-local message = ARGV[2]
-if redis.call('EXISTS', P .. 'o:' .. message, P .. 'c:' .. message) > 0 then
-  local o = redis.call('HMGET', P .. 'o:' .. message, 'f', 'p')
-  if o[1] or o[2] then
+-- ARGV: id for a new counter, message, owner, attempt, index (empty: only renew the lease), text,
+-- `delta` frame
+local message, owner, attempt, index = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+if redis.call('EXISTS', outcome_key(message), PREFIX .. 'c:' .. message) > 0 then
+  local frame, position = outcome(message)
+  if frame or position then
     return { 'fenced' }
   end
   return { 'cancelled' }
 end
-local key = P .. 'a:' .. message
+local key = answer_key(message)
 local answer = redis.call('HMGET', key, 'owner', 'attempt', 'next', 'until')
+local next_index, lease_until = answer[3], answer[4]
 if not answer[1] then
   return { 'lost' }
 end
-if answer[1] ~= ARGV[3] or answer[2] ~= ARGV[4] then
+if answer[1] ~= owner or answer[2] ~= attempt then
   return { 'fenced' }
 end
 
-if ARGV[5] ~= answer[3] then
+if index ~= next_index then
   redis.call('HSET', key, 'until', int(now + LEASE))
-  touch_answer(message)
-  if ARGV[5] == '' then
+  renew_answer(message)
+  if index == '' then
     return { 'written' }
   end
-  return { 'expected', answer[3] }
+  return { 'expected', next_index }
 end
-local index = tonumber(answer[3])
-redis.call('HSET', key, 'until', int(now + LEASE), 'next', int(index + 1))
-redis.call('APPEND', P .. 't:' .. message, ARGV[6])
--- The expiry was renewed when the lease was last, by `begin` or without text.
-if index == 0 and now - (tonumber(answer[4]) - LEASE) <= part(PENDING_TTL) then
-  redis.call('PEXPIRE', P .. 't:' .. message, int(PENDING_TTL))
-elseif index % 32 == 0 then
-  touch_answer(message)
+local number = tonumber(index)
+redis.call('HSET', key, 'until', int(now + LEASE), 'next', int(number + 1))
+redis.call('APPEND', text_key(message), ARGV[6])
+-- The answer's expiry was renewed together with its lease, by `begin` or by a call without text. The
+-- text's key is new with the first index, and has no expiry yet.
+local renewed_at = tonumber(lease_until) - LEASE
+if number == 0 and now - renewed_at <= renewal_interval(PENDING_TTL) then
+  redis.call('PEXPIRE', text_key(message), int(PENDING_TTL))
+elseif number % 32 == 0 then
+  renew_answer(message)
 end
-publish(LIVE, ARGV[7], ARGV[1])
+publish(LIVE_CHANNEL, ARGV[7], ARGV[1])
 return { 'written' }

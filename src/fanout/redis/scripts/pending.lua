@@ -1,10 +1,11 @@
--- What is pending: by message, when it was noted (microseconds) and its entry.
-local function drop_pending(message)
+-- Pending messages: a hash by message, with the time (microseconds) at which each was recorded and its
+-- entry (JSON).
+local function remove_pending(message)
   redis.call('HDEL', PENDING_KEY, message)
 end
 
--- The entry, unless nothing has ended it in all that time, and when it was noted.
-local function fresh(value)
+-- Returns the entry and its time, or nothing where it has expired.
+local function decode_pending(value)
   local at, entry = string.match(value, '^(%d+) (.*)$')
   at = tonumber(at)
   if at > now_us - PENDING_TTL * 1000 then
@@ -14,18 +15,18 @@ end
 
 local function is_pending(message)
   local value = redis.call('HGET', PENDING_KEY, message)
-  return value and fresh(value) ~= nil
+  return value and decode_pending(value) ~= nil
 end
 
--- All of them, the first first: `message`, `entry`. What is too old is dropped.
+-- Returns all pending messages (`message`, `entry`, `at`), oldest first, and removes expired ones.
 local function all_pending()
-  local all, found = redis.call('HGETALL', PENDING_KEY), {}
-  for i = 1, #all, 2 do
-    local entry, at = fresh(all[i + 1])
+  local values, found = redis.call('HGETALL', PENDING_KEY), {}
+  for i = 1, #values, 2 do
+    local entry, at = decode_pending(values[i + 1])
     if entry then
-      found[#found + 1] = { message = all[i], entry = entry, at = at }
+      found[#found + 1] = { message = values[i], entry = entry, at = at }
     else
-      drop_pending(all[i])
+      remove_pending(values[i])
     end
   end
   table.sort(found, function(a, b)

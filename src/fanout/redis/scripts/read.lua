@@ -1,63 +1,69 @@
--- ARGV: new counter's id, new mailbox's id, epoch after (or empty), offset after, bytes of frames,
--- '1' for all frames where there is no position after which
+-- ARGV: id for a new counter, id for a new mailbox, epoch and offset after which to read (epoch may be
+-- empty), maximum size of the frames in bytes, 1 to read all frames where there is no position
+local after_epoch, after_offset = ARGV[3], ARGV[4]
 local n_id, n = counter(ARGV[1])
 
-local mailbox = redis.call('HMGET', M, 'id', 'ep', 'fl', 'en', 'v', 'at', 'bytes', 'fr', 're')
+local mailbox = redis.call('HMGET', MAILBOX_KEY,
+  'id', 'ep', 'fl', 'en', 'v', 'at', 'bytes', 'fr', 're')
 if not mailbox[1] then
-  redis.call('DEL', MZ, MF)
-  redis.call('HSET', M, 'id', ARGV[2], 'ep', '', 'fl', '0', 'en', '0', 'bytes', '0', 'v', '1')
+  redis.call('DEL', MAILBOX_ORDER_KEY, MAILBOX_FRAMES_KEY)
+  redis.call('HSET', MAILBOX_KEY,
+    'id', ARGV[2], 'ep', '', 'fl', '0', 'en', '0', 'bytes', '0', 'v', '1')
   mailbox = { ARGV[2], '', '0', '0', '1' }
 end
-if is_due(mailbox[6], 2 * MAILBOX_TTL) then
+if needs_renewal(mailbox[6], 2 * MAILBOX_TTL) then
   touch_mailbox()
 end
-local floor = trim_mailbox(redis.call('ZCARD', MZ), tonumber(mailbox[7] or '0'), mailbox[5], true)
-if floor then
-  mailbox[3], mailbox[5] = floor, nil
+local epoch, floor, last_offset, untrimmed = mailbox[2], mailbox[3], mailbox[4], mailbox[5]
+local frame_count = redis.call('ZCARD', MAILBOX_ORDER_KEY)
+local new_floor = trim_mailbox(frame_count, tonumber(mailbox[7] or '0'), untrimmed, true)
+if new_floor then
+  floor, untrimmed = new_floor, nil
 end
-local epoch, empty = mailbox[2], 'new~' .. mailbox[1]
-local last = empty .. '.0'
+local empty_epoch = 'new~' .. mailbox[1]
+local end_position = empty_epoch .. '.0'
 if epoch ~= '' then
-  last = epoch .. '.' .. mailbox[4]
+  end_position = epoch .. '.' .. last_offset
 end
 
-local from
-if ARGV[3] == empty then
-  if mailbox[5] and ARGV[4] == '0' then
-    from = '-inf'
+-- Where to resume; nil where the mailbox may lack frames after the position.
+local resume_from
+if after_epoch == empty_epoch then
+  if untrimmed and after_offset == '0' then
+    resume_from = '-inf'
   end
-elseif ARGV[3] ~= '' and ARGV[3] == epoch then
-  local after = tonumber(ARGV[4])
-  local good = math.max(tonumber(mailbox[3]), tonumber(mailbox[8] or '0'))
-  if after >= good and after <= tonumber(mailbox[4]) then
-    from = '(' .. ARGV[4]
+elseif after_epoch ~= '' and after_epoch == epoch then
+  local after = tonumber(after_offset)
+  local first_valid = math.max(tonumber(floor), tonumber(mailbox[8] or '0'))
+  if after >= first_valid and after <= tonumber(last_offset) then
+    resume_from = '(' .. after_offset
   end
 end
 
-local frames, more = {}, '0'
-local first = from or (ARGV[6] == '1' and '-inf')
-if first then
-  local room = tonumber(ARGV[5])
-  for _, entry in ipairs(redis.call('ZRANGEBYSCORE', MZ, first, '+inf')) do
+local frames, has_more = {}, '0'
+local start = resume_from or (ARGV[6] == '1' and '-inf')
+if start then
+  local remaining = tonumber(ARGV[5])
+  for _, entry in ipairs(redis.call('ZRANGEBYSCORE', MAILBOX_ORDER_KEY, start, '+inf')) do
     local offset, _, size = string.match(entry, '^(%d+):(%d+):(%d+):')
-    room = room - tonumber(size)
-    if room < 0 and #frames > 0 then
-      more = '1'
+    remaining = remaining - tonumber(size)
+    if remaining < 0 and #frames > 0 then
+      has_more = '1'
       break
     end
     frames[#frames + 1] = epoch .. '.' .. offset
-    frames[#frames + 1] = redis.call('HGET', MF, offset)
+    frames[#frames + 1] = redis.call('HGET', MAILBOX_FRAMES_KEY, offset)
   end
 end
 
 local answers = {}
-for _, message in ipairs(redis.call('SMEMBERS', P .. 'as')) do
-  local a = redis.call('HMGET', P .. 'a:' .. message, 'attempt', 'next', 'id', 'conversation')
-  if a[1] then
-    local text = redis.call('GET', P .. 't:' .. message) or ''
-    answers[#answers + 1] = { message, a[3], a[4], a[1], a[2], text }
+for _, message in ipairs(redis.call('SMEMBERS', ANSWERS_KEY)) do
+  local answer = redis.call('HMGET', answer_key(message), 'attempt', 'next', 'id', 'conversation')
+  if answer[1] then
+    local text = redis.call('GET', text_key(message)) or ''
+    answers[#answers + 1] = { message, answer[3], answer[4], answer[1], answer[2], text }
   else
-    redis.call('SREM', P .. 'as', message)
+    redis.call('SREM', ANSWERS_KEY, message)
   end
 end
 
@@ -66,5 +72,6 @@ for _, entry in ipairs(all_pending()) do
   pending[#pending + 1] = entry.message
   pending[#pending + 1] = entry.entry
 end
-local rebuilt = mailbox[9] and epoch .. '.' .. mailbox[9] or ''
-return { n or '0', n_id, last, from and '1' or '0', more, rebuilt, frames, answers, pending }
+local rebuilt_up_to = mailbox[9] and epoch .. '.' .. mailbox[9] or ''
+return { n or '0', n_id, end_position, resume_from and '1' or '0', has_more, rebuilt_up_to,
+  frames, answers, pending }

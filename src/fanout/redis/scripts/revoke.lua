@@ -1,8 +1,9 @@
--- ARGV: new counter's id, time of the revocation (milliseconds), its frame. Kept without an end:
--- how long a signed token is good is its issuer's affair.
-local before = redis.call('GET', P .. 'rv')
-if not before or tonumber(before) < tonumber(ARGV[2]) then
-  redis.call('SET', P .. 'rv', ARGV[2])
+-- ARGV: id for a new counter, time of the revocation (ms), frame that announces it. The time is stored
+-- without an expiry, because only a signed token's issuer knows how long the token is valid.
+local key = PREFIX .. 'rv'
+local previous = redis.call('GET', key)
+if not previous or tonumber(previous) < tonumber(ARGV[2]) then
+  redis.call('SET', key, ARGV[2])
 end
-publish(TERMINAL, ARGV[3], ARGV[1])
+publish(TERMINAL_CHANNEL, ARGV[3], ARGV[1])
 return {}

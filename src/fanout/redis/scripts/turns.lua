@@ -1,21 +1,23 @@
--- ARGV: conversation, message before which (or empty), turns at most
-local turns, order = P .. 'h:' .. ARGV[1], P .. 'ho:' .. ARGV[1]
-local too_old = now_us - HISTORY_TTL * 1000
-local below, limit = '+inf', tonumber(ARGV[3])
-if ARGV[2] ~= '' then
-  local at = redis.call('ZSCORE', order, ARGV[2])
-  if not at or tonumber(at) <= too_old then
+-- ARGV: conversation, message before whose turn to read (or empty), maximum number of turns
+local turns_key, order_key = PREFIX .. 'h:' .. ARGV[1], PREFIX .. 'ho:' .. ARGV[1]
+local before, limit = ARGV[2], tonumber(ARGV[3])
+local expired_us = now_us - HISTORY_TTL * 1000
+local upper_bound = '+inf'
+if before ~= '' then
+  local at = redis.call('ZSCORE', order_key, before)
+  if not at or tonumber(at) <= expired_us then
     return { 'gone' }
   end
-  below = '(' .. at
+  upper_bound = '(' .. at
 end
-local out = {}
+local found = {}
 if limit > 0 then
-  local page = redis.call('ZREVRANGEBYSCORE', order, below, '(' .. int(too_old), 'WITHSCORES', 'LIMIT', 0, limit)
-  for i, turn in ipairs(turns_of(turns, page)) do
+  local page = redis.call('ZREVRANGEBYSCORE', order_key, upper_bound, '(' .. int(expired_us),
+    'WITHSCORES', 'LIMIT', 0, limit)
+  for i, turn in ipairs(load_turns(turns_key, page)) do
     if turn then
-      out[#out + 1], out[#out + 2], out[#out + 3] = page[2 * i - 1], turn, page[2 * i]
+      found[#found + 1], found[#found + 2], found[#found + 3] = page[2 * i - 1], turn, page[2 * i]
     end
   end
 end
-return { 'turns', out }
+return { 'turns', found }

@@ -1,0 +1,185 @@
+//! The subscriptions to one user and the bounded queues behind them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{Notify, mpsc};
+
+use crate::fanout::{Channel, FeedEvent};
+use crate::protocol::ids::UserId;
+
+/// The bounded event queue of one feed.
+#[derive(Debug)]
+pub(super) struct Queue {
+    sender: mpsc::Sender<FeedEvent>,
+    /// A frame was dropped, and the [`FeedEvent::Gap`] for it is not queued yet. Until then all
+    /// further frames are dropped too, because the gap covers them.
+    has_gap: AtomicBool,
+    overflowed: Notify,
+    /// The [`Feed`](crate::fanout::Feed) was dropped.
+    is_ended: AtomicBool,
+}
+
+impl Queue {
+    pub(super) fn new(capacity: usize) -> (Self, mpsc::Receiver<FeedEvent>) {
+        let (sender, receiver) = mpsc::channel(capacity.max(1));
+        let queue = Self {
+            sender,
+            has_gap: AtomicBool::new(false),
+            overflowed: Notify::new(),
+            is_ended: AtomicBool::new(false),
+        };
+        (queue, receiver)
+    }
+
+    /// Marks the queue as no longer in use; its subscriptions are removed at the next publication.
+    pub(super) fn end(&self) {
+        self.is_ended.store(true, Ordering::Relaxed);
+    }
+
+    fn is_closed(&self) -> bool {
+        self.is_ended.load(Ordering::Relaxed) || self.sender.is_closed()
+    }
+
+    fn offer(&self, event: FeedEvent) {
+        if self.has_gap.load(Ordering::Acquire) {
+            return;
+        }
+        if let Err(TrySendError::Full(_)) = self.sender.try_send(event) {
+            self.has_gap.store(true, Ordering::Release);
+            self.overflowed.notify_one();
+        }
+    }
+
+    /// Queues a [`FeedEvent::Gap`] after each overflow, as soon as there is room. Runs until the
+    /// receiver is dropped.
+    ///
+    /// The flag is cleared before the gap is queued. Frames are offered under their user's lock after
+    /// the state has changed, so the `read` that the gap causes covers everything dropped until then.
+    pub(super) async fn report_gaps(self: Arc<Self>) {
+        loop {
+            tokio::select! {
+                () = self.overflowed.notified() => {}
+                () = self.sender.closed() => return,
+            }
+            let Ok(permit) = self.sender.reserve().await else {
+                return;
+            };
+            self.has_gap.store(false, Ordering::Release);
+            permit.send(FeedEvent::Gap);
+        }
+    }
+}
+
+/// The channels of one user that one feed has subscribed to.
+#[derive(Debug)]
+struct Subscription {
+    queue: Arc<Queue>,
+    terminal: bool,
+    live: bool,
+    cancel: bool,
+}
+
+impl Subscription {
+    fn includes(&self, channel: Channel) -> bool {
+        match channel {
+            Channel::Terminal => self.terminal,
+            Channel::Live => self.live,
+            Channel::Cancel => self.cancel,
+        }
+    }
+
+    fn set(&mut self, channel: Channel, is_subscribed: bool) {
+        match channel {
+            Channel::Terminal => self.terminal = is_subscribed,
+            Channel::Live => self.live = is_subscribed,
+            Channel::Cancel => self.cancel = is_subscribed,
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        !(self.terminal || self.live || self.cancel)
+    }
+}
+
+/// All subscriptions to one user. Guarded by the user's lock.
+#[derive(Debug, Default)]
+pub(super) struct Subscriptions(Vec<Subscription>);
+
+impl Subscriptions {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Removes the subscriptions of feeds that no longer exist.
+    pub(super) fn remove_closed(&mut self) {
+        self.0
+            .retain(|subscription| !subscription.queue.is_closed());
+    }
+
+    pub(super) fn set(&mut self, queue: &Arc<Queue>, channel: Channel, is_subscribed: bool) {
+        let mut existing = self.0.iter();
+        let index = existing.position(|subscription| Arc::ptr_eq(&subscription.queue, queue));
+        let index = match index {
+            Some(index) => index,
+            None if !is_subscribed => return,
+            None => {
+                if self.0.capacity() == 0 {
+                    // Most users have one subscription; a growing vector would reserve four.
+                    self.0.reserve_exact(1);
+                }
+                self.0.push(Subscription {
+                    queue: Arc::clone(queue),
+                    terminal: false,
+                    live: false,
+                    cancel: false,
+                });
+                self.0.len() - 1
+            }
+        };
+        let subscription = &mut self.0[index];
+        subscription.set(channel, is_subscribed);
+        if subscription.is_empty() {
+            self.0.swap_remove(index);
+        }
+    }
+
+    /// Number of subscriptions to a channel.
+    pub(super) fn count(&self, channel: Channel) -> u64 {
+        let subscriptions = self.0.iter();
+        let subscriptions = subscriptions.filter(|subscription| subscription.includes(channel));
+        subscriptions.count() as u64
+    }
+
+    /// Offers a frame to all subscriptions of a channel and returns their number. `build` runs only
+    /// when there is one.
+    pub(super) fn publish(
+        &mut self,
+        user: &UserId,
+        channel: Channel,
+        build: impl FnOnce() -> Bytes,
+    ) -> u64 {
+        if self.0.is_empty() {
+            return 0;
+        }
+        self.remove_closed();
+        if self.count(channel) == 0 {
+            return 0;
+        }
+        let payload = build();
+        let mut count = 0;
+        for subscription in &self.0 {
+            if subscription.includes(channel) {
+                subscription.queue.offer(FeedEvent::Frame {
+                    user: user.clone(),
+                    channel,
+                    payload: payload.clone(),
+                });
+                count += 1;
+            }
+        }
+        count
+    }
+}

@@ -1,0 +1,317 @@
+//! `begin`, `live` and `keep`: lease, live text and outcome of an answer. The order of the checks is
+//! part of the contract.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::UserState;
+use super::final_state::FinalState;
+use super::history::TurnContent;
+use crate::fanout::embedded::context::{StoreContext, millis};
+use crate::fanout::{
+    Appended, BeginRequest, BeginResponse, HistoryRequest, KeepRequest, KeepResponse, LEASE,
+    LiveRequest, LiveResponse, MessageRef, NewOutcome, Owner, Result, StoredOutcome, TurnStatus,
+};
+use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId};
+use crate::protocol::open_message::InFlightAnswer;
+use crate::store::Batch;
+
+/// An answer that a worker is generating.
+#[derive(Debug)]
+pub(super) struct InFlight {
+    pub(super) id: Option<ClientMessageId>,
+    pub(super) conversation: ConversationId,
+    pub(super) owner: Owner,
+    pub(super) attempt: u32,
+    /// Index of the next delta.
+    pub(super) next_index: u32,
+    pub(super) text: String,
+    pub(super) lease_until_ms: i64,
+    /// When the lease was last renewed.
+    pub(super) updated_ms: i64,
+    /// The message has an outcome. The text stays until the delivery, so that clients that connect
+    /// before it still get a snapshot.
+    pub(super) has_outcome: bool,
+    /// Answer and status of the turn that `keep` stored. A `deliver` with the same ones skips
+    /// writing the turn again.
+    pub(super) stored_turn: Option<(String, TurnStatus)>,
+    /// All owners that have begun the message.
+    pub(super) owners: Vec<Owner>,
+}
+
+impl InFlight {
+    fn is_owned_by(&self, owner: &Owner, attempt: u32) -> bool {
+        self.owner == *owner && self.attempt == attempt
+    }
+}
+
+impl UserState {
+    /// The answer in flight to a message.
+    pub(super) fn in_flight(
+        &self,
+        message: &MessageId,
+        context: &StoreContext<'_>,
+    ) -> Option<&InFlight> {
+        let ttl = context.bounds.pending_ttl;
+        self.in_flight
+            .get(message)
+            .filter(|answer| !context.is_expired(answer.updated_ms, ttl))
+    }
+
+    /// All answers in flight, by message.
+    pub(super) fn in_flight_answers(&self, context: &StoreContext<'_>) -> Vec<InFlightAnswer> {
+        let ttl = context.bounds.pending_ttl;
+        let mut answers: Vec<_> = self
+            .in_flight
+            .iter()
+            .filter(|(_, answer)| !context.is_expired(answer.updated_ms, ttl))
+            .map(|(message_id, answer)| InFlightAnswer {
+                message_id: message_id.clone(),
+                id: answer.id.clone(),
+                conversation: answer.conversation.clone(),
+                attempt: answer.attempt,
+                index: answer.next_index,
+                text: answer.text.clone(),
+            })
+            .collect();
+        answers.sort_by(|left, right| left.message_id.cmp(&right.message_id));
+        answers
+    }
+
+    pub(in crate::fanout::embedded) fn begin(
+        &mut self,
+        call: BeginRequest,
+        context: &StoreContext<'_>,
+    ) -> Result<BeginResponse> {
+        let message = &call.message.message_id;
+        match self.final_state(message, context)? {
+            Some(FinalState::Outcome(outcome)) => return Ok(BeginResponse::Ended(outcome)),
+            Some(FinalState::Tombstone(delivered_at)) => {
+                let frame = call.cancelled_outcome.make().frame;
+                return Ok(BeginResponse::Ended(StoredOutcome {
+                    frame,
+                    delivered_at,
+                }));
+            }
+            None => {}
+        }
+        if self.is_cancelled(message, context) {
+            let (outcome, _) =
+                self.store_outcome(&call.message, call.cancelled_outcome.make(), 0, context)?;
+            return Ok(BeginResponse::Ended(outcome));
+        }
+        let number = match self.in_flight(message, context) {
+            Some(answer) if answer.owner == call.owner && answer.attempt > call.last_attempt => {
+                // A repeat of this call: the text that was appended since stays.
+                let number = answer.attempt;
+                self.renew_lease(message, context);
+                return self.attempt(number, &call.message, call.history.as_ref(), context);
+            }
+            Some(answer)
+                if answer.owner != call.owner && answer.lease_until_ms > context.now_ms =>
+            {
+                let remaining_ms = answer.lease_until_ms - context.now_ms;
+                return Ok(BeginResponse::Busy(Duration::from_millis(
+                    remaining_ms as u64,
+                )));
+            }
+            Some(answer) => answer.attempt.max(call.last_attempt) + 1,
+            None => call.last_attempt + 1,
+        };
+        self.start_attempt(number, &call, context);
+        if number > 1 {
+            self.publish_restarted(&call.message, number);
+        }
+        self.attempt(number, &call.message, call.history.as_ref(), context)
+    }
+
+    fn start_attempt(&mut self, number: u32, call: &BeginRequest, context: &StoreContext<'_>) {
+        let message = &call.message.message_id;
+        let previous = self.in_flight.remove(message);
+        let mut owners = previous.map_or_else(Vec::new, |previous| previous.owners);
+        if !owners.contains(&call.owner) {
+            owners.push(call.owner.clone());
+        }
+        self.in_flight.insert(
+            message.clone(),
+            InFlight {
+                id: call.message.id.clone(),
+                conversation: call.message.conversation.clone(),
+                owner: call.owner.clone(),
+                attempt: number,
+                next_index: 0,
+                text: String::new(),
+                lease_until_ms: 0,
+                updated_ms: context.now_ms,
+                has_outcome: false,
+                stored_turn: None,
+                owners,
+            },
+        );
+        self.renew_lease(message, context);
+    }
+
+    fn attempt(
+        &mut self,
+        number: u32,
+        message: &MessageRef,
+        request: Option<&HistoryRequest>,
+        context: &StoreContext<'_>,
+    ) -> Result<BeginResponse> {
+        let answer = self.in_flight.get(&message.message_id);
+        let delivery_count = answer.map_or(1, |answer| answer.owners.len() as u32);
+        let history = request
+            .map(|request| self.requested_history(&message.conversation, request, context))
+            .transpose()?;
+        Ok(BeginResponse::Attempt {
+            number,
+            now_ms: context.now_ms,
+            delivery_count,
+            history,
+        })
+    }
+
+    fn renew_lease(&mut self, message: &MessageId, context: &StoreContext<'_>) {
+        if let Some(answer) = self.in_flight.get_mut(message) {
+            answer.updated_ms = context.now_ms;
+            answer.lease_until_ms = context.now_ms.saturating_add(millis(LEASE));
+        }
+    }
+
+    pub(in crate::fanout::embedded) fn live(
+        &mut self,
+        call: &LiveRequest,
+        context: &StoreContext<'_>,
+    ) -> Result<LiveResponse> {
+        let message = &call.message.message_id;
+        let known = self.in_flight(message, context).map(|answer| {
+            (
+                answer.has_outcome,
+                answer.next_index,
+                answer.is_owned_by(&call.owner, call.attempt),
+            )
+        });
+        // Outcomes are stored by this state only, so an answer in flight knows whether there is one.
+        if let Some((true, ..)) = known {
+            return Ok(LiveResponse::Fenced);
+        }
+        if known.is_none() {
+            match self.final_state(message, context)? {
+                Some(FinalState::Tombstone(None)) => return Ok(LiveResponse::Cancelled),
+                Some(_) => return Ok(LiveResponse::Fenced),
+                None => {}
+            }
+        }
+        if self.is_cancelled(message, context) {
+            return Ok(LiveResponse::Cancelled);
+        }
+        let Some((_, next_index, is_owner)) = known else {
+            return Ok(LiveResponse::DataLost);
+        };
+        if !is_owner {
+            return Ok(LiveResponse::Fenced);
+        }
+        self.renew_lease(message, context);
+        let Some((index, content)) = &call.delta else {
+            return Ok(LiveResponse::Written);
+        };
+        if *index != next_index {
+            return Ok(LiveResponse::Expected(next_index));
+        }
+        if let Some(answer) = self.in_flight.get_mut(message) {
+            answer.text.push_str(content);
+            answer.next_index += 1;
+        }
+        self.publish_delta(&call.message, call.attempt, *index, content);
+        Ok(LiveResponse::Written)
+    }
+
+    pub(in crate::fanout::embedded) fn keep(
+        &mut self,
+        call: KeepRequest,
+        context: &StoreContext<'_>,
+    ) -> Result<KeepResponse> {
+        let message = &call.message.message_id;
+        let known = self.in_flight(message, context).map(|answer| {
+            (
+                answer.has_outcome,
+                answer.is_owned_by(&call.owner, call.attempt),
+            )
+        });
+        if known.is_none_or(|(has_outcome, _)| has_outcome) {
+            match self.final_state(message, context)? {
+                Some(FinalState::Outcome(outcome)) => return Ok(KeepResponse::Outcome(outcome)),
+                Some(FinalState::Tombstone(delivered_at)) => {
+                    let frame = call.cancelled_outcome.make().frame;
+                    return Ok(KeepResponse::Outcome(StoredOutcome {
+                        frame,
+                        delivered_at,
+                    }));
+                }
+                None => {}
+            }
+        }
+        if known.is_some_and(|(_, is_owner)| !is_owner) {
+            return Ok(KeepResponse::Fenced);
+        }
+        let tokens = match context.bounds.limits.daily_tokens {
+            0 => 0,
+            _ => call.outcome.tokens(),
+        };
+        let is_cancelled = self.is_cancelled(message, context);
+        let outcome = if is_cancelled {
+            call.cancelled_outcome.make()
+        } else {
+            Arc::unwrap_or_clone(call.outcome)
+        };
+        let (outcome, appended) = self.store_outcome(&call.message, outcome, tokens, context)?;
+        Ok(match appended {
+            Some(appended) if !is_cancelled => KeepResponse::Appended(outcome, appended),
+            _ => KeepResponse::Outcome(outcome),
+        })
+    }
+
+    /// Stores a message's outcome and its turn.
+    ///
+    /// Returns without waiting for the disk. Commits survive in their order, and everything that
+    /// follows from the outcome (its record is appended, an offset is stored) is committed to the same
+    /// store later. A machine that dies therefore loses the outcome only together with all its
+    /// consequences.
+    fn store_outcome(
+        &mut self,
+        message: &MessageRef,
+        outcome: NewOutcome,
+        tokens: u64,
+        context: &StoreContext<'_>,
+    ) -> Result<(StoredOutcome, Option<Appended>)> {
+        let message_id = &message.message_id;
+        let conversation = &message.conversation;
+        let NewOutcome { frame, turn } = outcome;
+        let mut batch = Batch::default();
+        self.count_tokens(&mut batch, tokens, context)?;
+        self.put_outcome(
+            &mut batch,
+            message_id,
+            Some(conversation),
+            None,
+            &frame,
+            context,
+        );
+        let content = TurnContent {
+            question: turn.question.as_deref(),
+            answer: &turn.answer,
+            status: turn.status,
+        };
+        let appended = self.put_turn(&mut batch, conversation, message_id, &content, context)?;
+        context.store.commit(batch)?;
+        if let Some(answer) = self.in_flight.get_mut(message_id) {
+            answer.has_outcome = true;
+            answer.stored_turn = Some((turn.answer, turn.status));
+        }
+        let outcome = StoredOutcome {
+            frame,
+            delivered_at: None,
+        };
+        Ok((outcome, appended))
+    }
+}

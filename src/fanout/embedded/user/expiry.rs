@@ -1,0 +1,77 @@
+//! Removal of a user's expired entries from the store.
+
+use super::UserState;
+use super::mailbox::Mailbox;
+use crate::config::bounds::Bounds;
+use crate::fanout::Result;
+use crate::fanout::embedded::codec::{Reader, damaged};
+use crate::fanout::embedded::context::{StoreContext, is_expired};
+use crate::fanout::embedded::keys::{self, Tag};
+use crate::store::{Batch, Table};
+
+/// Whether an entry has expired, or for a mailbox's head, whether anything in the mailbox has.
+pub(in crate::fanout::embedded) fn needs_expiry(
+    bounds: &Bounds,
+    tag: Tag,
+    value: &[u8],
+    now_ms: i64,
+) -> Result<bool> {
+    Ok(match tag {
+        Tag::Head => Mailbox::decode(value)?.needs_expiry(bounds.mailbox_ttl, now_ms),
+        _ => is_entry_expired(bounds, tag, Reader::new(value).number()?, now_ms),
+    })
+}
+
+/// Whether an entry, which begins with the number `at_ms`, has expired.
+fn is_entry_expired(bounds: &Bounds, tag: Tag, at_ms: i64, now_ms: i64) -> bool {
+    match tag {
+        // Frames are removed with the head. A revocation matters as long as a signed token is
+        // accepted, which only the token's issuer knows.
+        Tag::Head | Tag::Frame | Tag::Revoked => false,
+        Tag::Pending => is_expired(at_ms, bounds.pending_ttl, now_ms),
+        Tag::Mark | Tag::Outcome => is_expired(at_ms, bounds.dedup_ttl, now_ms),
+        // For these the number is the time at which they end.
+        Tag::Token | Tag::Rate | Tag::Cost => at_ms <= now_ms,
+    }
+}
+
+impl UserState {
+    /// Removes those of the given entries that have expired. They are checked again, because the
+    /// caller found them without the user's lock.
+    pub(in crate::fanout::embedded) fn expire(
+        &mut self,
+        entries: &[&[u8]],
+        context: &StoreContext<'_>,
+    ) -> Result<()> {
+        let mut batch = Batch::default();
+        let mut has_mailbox = false;
+        for key in entries {
+            let (_, tag, suffix) = keys::parse(key).ok_or_else(damaged)?;
+            if tag == Tag::Head {
+                has_mailbox = true;
+                continue;
+            }
+            let Some(value) = context.store.get(Table::Users, key)? else {
+                continue;
+            };
+            let at_ms = Reader::new(&value).number()?;
+            if !is_entry_expired(context.bounds, tag, at_ms, context.now_ms) {
+                continue;
+            }
+            batch.delete(Table::Users, *key);
+            if tag == Tag::Pending {
+                self.remove_expired_pending(keys::number(suffix).ok_or_else(damaged)?);
+            }
+            if tag == Tag::Mark {
+                self.cancel_marks.remove(&keys::message(suffix)?);
+            }
+        }
+        if !batch.is_empty() {
+            context.store.commit(batch)?;
+        }
+        if has_mailbox {
+            self.expire_mailbox(context)?;
+        }
+        Ok(())
+    }
+}

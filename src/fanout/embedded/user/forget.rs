@@ -1,0 +1,180 @@
+//! `forget`: removes a conversation, or everything of a user, and leaves tombstones.
+
+use std::collections::BTreeMap;
+
+use super::UserState;
+use super::final_state::{FinalState, StoredFinalState};
+use super::history::turn_header;
+use crate::fanout::Result;
+use crate::fanout::embedded::codec::damaged;
+use crate::fanout::embedded::context::StoreContext;
+use crate::fanout::embedded::keys::{self, Tag};
+use crate::protocol::ids::{ConversationId, MessageId};
+use crate::protocol::position::Position;
+use crate::store::{Batch, Table};
+
+/// Entries per scan of the store.
+const PAGE: usize = 256;
+
+/// The conversations to forget.
+pub(in crate::fanout::embedded) struct ForgetScope<'a> {
+    /// The only conversation; `None` for all.
+    conversation: Option<&'a ConversationId>,
+    /// Whether the default conversation is included. A message without a conversation (answered by a
+    /// worker of the original system) belongs to it.
+    has_default: bool,
+}
+
+impl<'a> ForgetScope<'a> {
+    pub(in crate::fanout::embedded) fn new(conversation: Option<&'a ConversationId>) -> Self {
+        let default = ConversationId::default_conversation();
+        Self {
+            conversation,
+            has_default: conversation.is_none_or(|conversation| *conversation == default),
+        }
+    }
+
+    /// Whether an entry of this conversation is forgotten.
+    pub(super) fn includes(&self, conversation: Option<&ConversationId>) -> bool {
+        match (self.conversation, conversation) {
+            (_, None) => self.has_default,
+            (None, _) => true,
+            (Some(only), Some(conversation)) => only == conversation,
+        }
+    }
+}
+
+/// Forgotten messages, with the position where the outcome was delivered as far as it is known.
+type Forgotten = BTreeMap<MessageId, Option<Position>>;
+
+impl UserState {
+    /// See [`crate::fanout::History::forget`]. The first commit ends the open messages, and each
+    /// further one removes one conversation. After a failure, a repeat removes the rest.
+    pub(in crate::fanout::embedded) fn forget(
+        &mut self,
+        scope: &ForgetScope<'_>,
+        context: &StoreContext<'_>,
+    ) -> Result<bool> {
+        let mut batch = Batch::default();
+        let mut forgotten = self.messages_with_outcome(scope, context)?;
+        let mut open = self.open_messages(scope, context)?;
+        if let Some(mailbox) = &mut self.mailbox {
+            for (message, position) in mailbox.forget(&mut batch, &self.user, scope, context)? {
+                let delivered_at = forgotten.entry(message).or_default();
+                delivered_at.get_or_insert(position);
+            }
+        }
+        open.retain(|message| {
+            let has_outcome = forgotten.contains_key(message);
+            forgotten.entry(message.clone()).or_default();
+            !has_outcome
+        });
+        for (message, delivered_at) in &forgotten {
+            self.remove_pending(&mut batch, message);
+            self.in_flight.remove(message);
+            self.put_tombstone(&mut batch, message, delivered_at.as_ref(), context);
+        }
+        let mut is_found = !forgotten.is_empty();
+        if is_found {
+            context.store.commit(batch)?;
+        }
+        for message in &open {
+            self.publish_cancel(message);
+        }
+
+        let conversations = match scope.conversation {
+            Some(conversation) => vec![conversation.clone()],
+            None => self.conversation_names(context)?,
+        };
+        for conversation in conversations {
+            is_found |= self.forget_turns(&conversation, &forgotten, context)?;
+        }
+        Ok(is_found)
+    }
+
+    /// Messages in scope that have a stored outcome.
+    fn messages_with_outcome(
+        &self,
+        scope: &ForgetScope<'_>,
+        context: &StoreContext<'_>,
+    ) -> Result<Forgotten> {
+        let mut found = Forgotten::new();
+        let (mut from, to) = keys::range(&self.user, Tag::Outcome, Tag::Outcome);
+        loop {
+            let page = context.store.scan(Table::Users, &from, &to, PAGE, false)?;
+            for (key, value) in &page {
+                let stored = StoredFinalState::decode(value)?;
+                if let FinalState::Outcome(outcome) = stored.state
+                    && scope.includes(stored.conversation.as_ref())
+                {
+                    let (.., suffix) = keys::parse(key).ok_or_else(damaged)?;
+                    found.insert(keys::message(suffix)?, outcome.delivered_at);
+                }
+            }
+            match page.last() {
+                Some((key, _)) if page.len() == PAGE => from = keys::successor(key),
+                _ => return Ok(found),
+            }
+        }
+    }
+
+    /// Messages in scope that are pending or in flight.
+    fn open_messages(
+        &self,
+        scope: &ForgetScope<'_>,
+        context: &StoreContext<'_>,
+    ) -> Result<Vec<MessageId>> {
+        let pending = self.pending_messages(context)?.into_iter();
+        let mut open: Vec<_> = pending
+            .filter(|message| scope.includes(Some(&message.conversation)))
+            .map(|message| message.message_id)
+            .collect();
+        let in_flight = self.in_flight.iter();
+        open.extend(
+            in_flight
+                .filter(|(_, answer)| scope.includes(Some(&answer.conversation)))
+                .map(|(message, _)| message.clone()),
+        );
+        open.sort();
+        open.dedup();
+        Ok(open)
+    }
+
+    /// Removes a conversation's turns and leaves tombstones for their messages, except for those in
+    /// `forgotten`, which have one. Returns whether there were any turns.
+    fn forget_turns(
+        &mut self,
+        conversation: &ConversationId,
+        forgotten: &Forgotten,
+        context: &StoreContext<'_>,
+    ) -> Result<bool> {
+        let mut batch = Batch::default();
+        let (mut from, to) = keys::turns(&self.user, conversation);
+        loop {
+            let page = context
+                .store
+                .scan(Table::History, &from, &to, PAGE, false)?;
+            for (key, value) in &page {
+                let (_, message) = turn_header(value)?;
+                batch.delete(Table::History, key.clone());
+                let index = keys::turn_index(&self.user, conversation, &message);
+                batch.delete(Table::History, index);
+                if !forgotten.contains_key(&message) {
+                    let state = self.final_state(&message, context)?;
+                    let delivered_at = state.and_then(FinalState::delivered_at);
+                    self.put_tombstone(&mut batch, &message, delivered_at.as_ref(), context);
+                }
+            }
+            match page.last() {
+                Some((key, _)) if page.len() == PAGE => from = keys::successor(key),
+                _ => break,
+            }
+        }
+        self.last_turns.remove(conversation);
+        if batch.is_empty() {
+            return Ok(false);
+        }
+        context.store.commit(batch)?;
+        Ok(true)
+    }
+}

@@ -1,0 +1,291 @@
+//! The turns of a conversation: stored in order of arrival, indexed by message.
+
+use std::time::Duration;
+
+use super::UserState;
+use crate::fanout::answers::LARGE_HISTORY_TURNS;
+use crate::fanout::embedded::codec::{Reader, Writer, damaged};
+use crate::fanout::embedded::context::StoreContext;
+use crate::fanout::embedded::keys;
+use crate::fanout::{
+    Appended, HistoryRequest, HistoryResponse, HistoryVersion, Result, Turn, TurnStatus,
+};
+use crate::protocol::ids::{ConversationId, MessageId};
+use crate::store::{Batch, Table};
+
+/// Turns per scan of the store.
+const PAGE: usize = 32;
+
+/// Number of conversations whose newest turn is cached per user.
+const CACHED_CONVERSATIONS: usize = 32;
+
+/// A conversation's newest turn.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LastTurn {
+    /// Its sequence number; 0 where the conversation has no turns.
+    sequence: u64,
+    /// Version of the history: a new random number for each change.
+    version: u64,
+}
+
+impl LastTurn {
+    fn history_version(self) -> HistoryVersion {
+        HistoryVersion(self.version.to_string())
+    }
+}
+
+/// The content of a turn that is written.
+pub(super) struct TurnContent<'a> {
+    /// The text that the user wrote, where it is known.
+    pub(super) question: Option<&'a str>,
+    /// The text that the user received.
+    pub(super) answer: &'a str,
+    pub(super) status: TurnStatus,
+}
+
+fn encode(turn: &Turn) -> Vec<u8> {
+    let question = turn.question.as_deref().unwrap_or_default();
+    let status = match turn.status {
+        TurnStatus::Answered => 0,
+        TurnStatus::Cancelled => 1,
+        TurnStatus::Failed => 2,
+    };
+    Writer::with_capacity(question.len() + turn.answer.len() + 64)
+        .number(turn.at_ms)
+        .text(turn.message_id.as_str())
+        .byte(status)
+        .byte(u8::from(turn.question.is_some()))
+        .text(question)
+        .finish_with(&turn.answer)
+}
+
+pub(super) fn decode(value: &[u8]) -> Result<Turn> {
+    let mut reader = Reader::new(value);
+    let at_ms = reader.number()?;
+    let message_id = MessageId::parse(reader.text()?).map_err(|_| damaged())?;
+    let status = match reader.byte()? {
+        0 => TurnStatus::Answered,
+        1 => TurnStatus::Cancelled,
+        2 => TurnStatus::Failed,
+        _ => return Err(damaged()),
+    };
+    let has_question = reader.byte()? != 0;
+    let question = reader.text()?.to_owned();
+    Ok(Turn {
+        message_id,
+        question: has_question.then_some(question),
+        answer: reader.remainder()?.to_owned(),
+        status,
+        at_ms,
+    })
+}
+
+/// When the turn in this value was stored, and which message it answers.
+pub(in crate::fanout::embedded) fn turn_header(value: &[u8]) -> Result<(i64, MessageId)> {
+    let mut reader = Reader::new(value);
+    let at_ms = reader.number()?;
+    let message = MessageId::parse(reader.text()?).map_err(|_| damaged())?;
+    Ok((at_ms, message))
+}
+
+impl UserState {
+    /// The turn of a message and its sequence number.
+    pub(super) fn turn(
+        &self,
+        conversation: &ConversationId,
+        message: &MessageId,
+        context: &StoreContext<'_>,
+    ) -> Result<Option<(u64, Turn)>> {
+        let key = keys::turn_index(&self.user, conversation, message);
+        let Some(sequence) = context.store.get(Table::History, &key)? else {
+            return Ok(None);
+        };
+        let sequence = keys::number(&sequence).ok_or_else(damaged)?;
+        let key = keys::turn(&self.user, conversation, sequence);
+        match context.store.get(Table::History, &key)? {
+            Some(value) => Ok(Some((sequence, decode(&value)?))),
+            None => Ok(None),
+        }
+    }
+
+    fn last_turn(
+        &mut self,
+        conversation: &ConversationId,
+        context: &StoreContext<'_>,
+    ) -> Result<LastTurn> {
+        if let Some(last) = self.last_turns.get(conversation) {
+            return Ok(*last);
+        }
+        let (from, to) = keys::turns(&self.user, conversation);
+        let newest = context.store.scan(Table::History, &from, &to, 1, true)?;
+        let sequence = match newest.first() {
+            Some((key, _)) => keys::parse_turn(key).ok_or_else(damaged)?.2,
+            None => 0,
+        };
+        Ok(self.cache_last_turn(conversation, sequence, context))
+    }
+
+    /// Caches the newest turn of a conversation under a new version of its history.
+    fn cache_last_turn(
+        &mut self,
+        conversation: &ConversationId,
+        sequence: u64,
+        context: &StoreContext<'_>,
+    ) -> LastTurn {
+        let last = LastTurn {
+            sequence,
+            version: (context.random)(),
+        };
+        if let Some(cached) = self.last_turns.get_mut(conversation) {
+            *cached = last;
+            return last;
+        }
+        if self.last_turns.len() >= CACHED_CONVERSATIONS {
+            self.last_turns.clear();
+        }
+        self.last_turns.insert(conversation.clone(), last);
+        last
+    }
+
+    /// The history that a `begin` requests.
+    pub(super) fn requested_history(
+        &mut self,
+        conversation: &ConversationId,
+        request: &HistoryRequest,
+        context: &StoreContext<'_>,
+    ) -> Result<HistoryResponse> {
+        let version = self.last_turn(conversation, context)?.history_version();
+        if request.known_version.as_ref() == Some(&version) {
+            return Ok(HistoryResponse::Unchanged);
+        }
+        let turns = self.context(conversation, request.limit, request.max_age, context)?;
+        Ok(HistoryResponse::Turns(version, turns))
+    }
+
+    /// Writes the turn of a message: over its existing turn, whose question stays, or as the newest.
+    /// Returns the append where it is the only change to the history.
+    pub(super) fn put_turn(
+        &mut self,
+        batch: &mut Batch,
+        conversation: &ConversationId,
+        message: &MessageId,
+        content: &TurnContent<'_>,
+        context: &StoreContext<'_>,
+    ) -> Result<Option<Appended>> {
+        let mut turn = Turn {
+            message_id: message.clone(),
+            question: content.question.map(str::to_owned),
+            answer: content.answer.to_owned(),
+            status: content.status,
+            at_ms: context.now_ms,
+        };
+        if let Some((sequence, existing)) = self.turn(conversation, message, context)? {
+            turn.question = existing.question.or(turn.question);
+            turn.at_ms = existing.at_ms;
+            let key = keys::turn(&self.user, conversation, sequence);
+            batch.put(Table::History, key, encode(&turn));
+            self.last_turns.remove(conversation);
+            return Ok(None);
+        }
+        let before = self.last_turn(conversation, context)?;
+        let sequence = before.sequence + 1;
+        let key = keys::turn(&self.user, conversation, sequence);
+        batch.put(Table::History, key, encode(&turn));
+        let key = keys::turn_index(&self.user, conversation, message);
+        batch.put(Table::History, key, sequence.to_be_bytes());
+        let after = self.cache_last_turn(conversation, sequence, context);
+        let is_trimmed = self.trim_oldest_turn(batch, conversation, sequence, context)?;
+        if is_trimmed && context.bounds.history_turns < LARGE_HISTORY_TURNS {
+            return Ok(None);
+        }
+        Ok(Some(Appended {
+            before: before.history_version(),
+            after: after.history_version(),
+            at_ms: turn.at_ms,
+        }))
+    }
+
+    /// Removes the turn that exceeds the bound after the append of turn `newest`. Sequence numbers
+    /// have no gaps, so there is one at most. (After the bound was lowered, the rest expires by age.)
+    fn trim_oldest_turn(
+        &self,
+        batch: &mut Batch,
+        conversation: &ConversationId,
+        newest: u64,
+        context: &StoreContext<'_>,
+    ) -> Result<bool> {
+        let Some(oldest) = newest.checked_sub(context.bounds.history_turns as u64) else {
+            return Ok(false);
+        };
+        let key = keys::turn(&self.user, conversation, oldest);
+        let Some(value) = context.store.get(Table::History, &key)? else {
+            return Ok(false);
+        };
+        let (_, message) = turn_header(&value)?;
+        batch.delete(Table::History, key);
+        let index = keys::turn_index(&self.user, conversation, &message);
+        batch.delete(Table::History, index);
+        Ok(true)
+    }
+
+    /// See [`crate::fanout::Answers::context`].
+    pub(in crate::fanout::embedded) fn context(
+        &self,
+        conversation: &ConversationId,
+        limit: usize,
+        max_age: Duration,
+        context: &StoreContext<'_>,
+    ) -> Result<Vec<Turn>> {
+        let bounds = context.bounds;
+        let mut turns = Vec::new();
+        let (from, mut to) = keys::turns(&self.user, conversation);
+        let mut scanned = 0;
+        while turns.len() < limit && scanned < bounds.history_turns {
+            let page = context.store.scan(Table::History, &from, &to, PAGE, true)?;
+            for (_, value) in &page {
+                let turn = decode(value)?;
+                let is_expired = context.is_expired(turn.at_ms, bounds.history_ttl)
+                    || turns.is_empty() && context.is_expired(turn.at_ms, max_age);
+                scanned += 1;
+                if is_expired || turns.len() >= limit || scanned > bounds.history_turns {
+                    turns.reverse();
+                    return Ok(turns);
+                }
+                if turn.status != TurnStatus::Failed {
+                    turns.push(turn);
+                }
+            }
+            match page.last() {
+                Some((key, _)) if page.len() == PAGE => to.clone_from(key),
+                _ => break,
+            }
+        }
+        turns.reverse();
+        Ok(turns)
+    }
+
+    /// Removes those of the given turns that have expired.
+    pub(in crate::fanout::embedded) fn expire_turns(
+        &self,
+        turns: &[(ConversationId, u64)],
+        context: &StoreContext<'_>,
+    ) -> Result<()> {
+        let mut batch = Batch::default();
+        for (conversation, sequence) in turns {
+            let key = keys::turn(&self.user, conversation, *sequence);
+            let Some(value) = context.store.get(Table::History, &key)? else {
+                continue;
+            };
+            let (at_ms, message) = turn_header(&value)?;
+            if context.is_expired(at_ms, context.bounds.history_ttl) {
+                batch.delete(Table::History, key);
+                let index = keys::turn_index(&self.user, conversation, &message);
+                batch.delete(Table::History, index);
+            }
+        }
+        if !batch.is_empty() {
+            context.store.commit(batch)?;
+        }
+        Ok(())
+    }
+}

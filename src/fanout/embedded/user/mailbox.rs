@@ -1,0 +1,428 @@
+//! The mailbox: a user's terminal frames by position, bounded in number, size and age.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::UserState;
+use super::forget::ForgetScope;
+use crate::fanout::Result;
+use crate::fanout::embedded::codec::{Reader, Writer, damaged};
+use crate::fanout::embedded::context::{StoreContext, is_expired, millis};
+use crate::fanout::embedded::keys::{self, Tag};
+use crate::protocol::ids::{ConversationId, MessageId, UserId};
+use crate::protocol::position::{Epoch, Position};
+use crate::store::{Batch, Table};
+
+/// Number of other epochs whose end is remembered.
+const OTHER_EPOCHS: usize = 16;
+
+/// Value of [`Mailbox::valid_from`] while no position is valid; above every offset.
+const NO_VALID_POSITION: i64 = i64::MAX;
+
+/// What the trimming needs to know about a frame without reading it.
+#[derive(Debug, Clone, Copy)]
+struct FrameInfo {
+    offset: i64,
+    at_ms: i64,
+    bytes: usize,
+}
+
+/// A mailbox without the content of its frames.
+#[derive(Debug)]
+pub(super) struct Mailbox {
+    /// When the mailbox was last used, to within a sixteenth of its time to live.
+    last_used_ms: i64,
+    /// The id with which a `read` created the mailbox. `None` once a frame was trimmed, because the
+    /// position of the empty mailbox is invalid then.
+    empty_id: Option<String>,
+    /// Position of the last frame, even if that one was trimmed; `None` before the first frame.
+    pub(super) last: Option<Position>,
+    /// All frames after this offset are present (in the epoch of `last`).
+    floor: i64,
+    /// Number of frames.
+    count: usize,
+    /// Size of all frames in bytes.
+    bytes: usize,
+    /// When the oldest frame was stored.
+    oldest_ms: i64,
+    /// The frames, oldest first. A new mailbox knows them from the beginning; one that was loaded
+    /// reads them from the store at the first trimming.
+    frames: Option<VecDeque<FrameInfo>>,
+    /// Ends of the mailbox in other epochs, the latest first. When partitions are added, a user moves
+    /// to another one, and a relay that takes over the old partition rewinds in it.
+    other_ends: Vec<Position>,
+    /// Positions below this offset are invalid. After a data loss two partitions may be rebuilt in
+    /// any order, and a position in one says nothing about the other until a new frame arrives.
+    valid_from: i64,
+    /// Offset of the last frame that a rewind appended.
+    pub(super) rebuilt_up_to: Option<i64>,
+}
+
+/// A frame as it is stored.
+pub(super) struct StoredFrame<'a> {
+    pub(super) at_ms: i64,
+    pub(super) message: MessageId,
+    pub(super) conversation: Option<ConversationId>,
+    pub(super) json: &'a str,
+}
+
+impl<'a> StoredFrame<'a> {
+    fn encode(&self) -> Vec<u8> {
+        Writer::with_capacity(self.json.len() + 128)
+            .number(self.at_ms)
+            .text(self.message.as_str())
+            .optional(self.conversation.as_ref().map(ConversationId::as_str))
+            .finish_with(self.json)
+    }
+
+    pub(super) fn decode(value: &'a [u8]) -> Result<Self> {
+        let mut reader = Reader::new(value);
+        Ok(Self {
+            at_ms: reader.number()?,
+            message: MessageId::parse(reader.text()?).map_err(|_| damaged())?,
+            conversation: reader.conversation()?,
+            json: reader.remainder()?,
+        })
+    }
+}
+
+impl Mailbox {
+    pub(super) fn empty(id: Option<String>, now_ms: i64) -> Self {
+        Self {
+            last_used_ms: now_ms,
+            empty_id: id,
+            last: None,
+            floor: 0,
+            count: 0,
+            bytes: 0,
+            oldest_ms: 0,
+            frames: Some(VecDeque::new()),
+            other_ends: Vec::new(),
+            valid_from: 0,
+            rebuilt_up_to: None,
+        }
+    }
+
+    /// Position of the last frame that a rewind appended.
+    pub(super) fn rebuilt_position(&self) -> Option<Position> {
+        let last = self.last.as_ref()?;
+        Some(Position {
+            epoch: last.epoch.clone(),
+            offset: self.rebuilt_up_to?,
+        })
+    }
+
+    /// The empty mailbox that replaces this one when the user moves to another epoch.
+    pub(super) fn successor_in(&mut self, epoch: &Epoch, is_rewind: bool, now_ms: i64) -> Self {
+        let mut other_ends = std::mem::take(&mut self.other_ends);
+        other_ends.retain(|position| position.epoch != *epoch);
+        if let Some(last) = self.last.take() {
+            other_ends.retain(|position| position.epoch != last.epoch);
+            other_ends.insert(0, last);
+        }
+        other_ends.truncate(OTHER_EPOCHS);
+        Self {
+            other_ends,
+            valid_from: if is_rewind { NO_VALID_POSITION } else { 0 },
+            ..Self::empty(None, now_ms)
+        }
+    }
+
+    /// Makes positions from `offset` on valid, because a frame is delivered for the first time.
+    pub(super) fn validate_positions_from(&mut self, offset: i64) {
+        if self.valid_from == NO_VALID_POSITION {
+            self.valid_from = offset;
+        }
+    }
+
+    /// Offset of the mailbox's end in an epoch.
+    pub(super) fn end_in(&self, epoch: &Epoch) -> Option<i64> {
+        let mut ends = self.last.iter().chain(&self.other_ends);
+        ends.find(|end| end.epoch == *epoch).map(|end| end.offset)
+    }
+
+    /// Encodes `rebuilt_up_to`, `valid_from` and `other_ends`; empty for most mailboxes.
+    fn encode_rebuild(&self) -> String {
+        let mut words = Vec::new();
+        words.extend(self.rebuilt_up_to.map(|offset| format!("r{offset}")));
+        if !self.other_ends.is_empty() {
+            words.push(self.valid_from.to_string());
+            words.extend(self.other_ends.iter().map(ToString::to_string));
+        }
+        words.join(" ")
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let last = self.last.as_ref().map(ToString::to_string);
+        Writer::with_capacity(256)
+            .number(self.last_used_ms)
+            .optional(self.empty_id.as_deref())
+            .optional(last.as_deref())
+            .number(self.floor)
+            .number(self.count as i64)
+            .number(self.bytes as i64)
+            .number(self.oldest_ms)
+            .finish_with(&self.encode_rebuild())
+    }
+
+    pub(super) fn decode(value: &[u8]) -> Result<Self> {
+        let mut reader = Reader::new(value);
+        let last_used_ms = reader.number()?;
+        let empty_id = reader.optional()?.map(str::to_owned);
+        let last = match reader.optional()? {
+            Some(position) => Some(position.parse().map_err(|_| damaged())?),
+            None => None,
+        };
+        let mut mailbox = Self {
+            last_used_ms,
+            last,
+            floor: reader.number()?,
+            count: usize::try_from(reader.number()?).map_err(|_| damaged())?,
+            bytes: usize::try_from(reader.number()?).map_err(|_| damaged())?,
+            oldest_ms: reader.number()?,
+            frames: None,
+            ..Self::empty(empty_id, last_used_ms)
+        };
+        let mut words = reader.remainder()?.split_terminator(' ').peekable();
+        if let Some(offset) = words.next_if(|word| word.starts_with('r')) {
+            mailbox.rebuilt_up_to = Some(offset[1..].parse().map_err(|_| damaged())?);
+        }
+        if let Some(valid_from) = words.next() {
+            mailbox.valid_from = valid_from.parse().map_err(|_| damaged())?;
+        }
+        for position in words {
+            let position = position.parse().map_err(|_| damaged())?;
+            mailbox.other_ends.push(position);
+        }
+        Ok(mailbox)
+    }
+
+    /// Whether the mailbox was unused for twice its frames' time to live. Its end has to outlive the
+    /// frames.
+    fn is_unused(&self, ttl: Duration, now_ms: i64) -> bool {
+        is_expired(self.last_used_ms, ttl.saturating_mul(2), now_ms)
+    }
+
+    /// Whether the mailbox or its oldest frame has expired.
+    pub(super) fn needs_expiry(&self, ttl: Duration, now_ms: i64) -> bool {
+        self.is_unused(ttl, now_ms) || self.count > 0 && is_expired(self.oldest_ms, ttl, now_ms)
+    }
+
+    pub(super) fn put(&self, batch: &mut Batch, user: &UserId) {
+        let key = keys::user(user, Tag::Head, b"");
+        batch.put(Table::Users, key, self.encode());
+    }
+
+    /// Whether a use of the mailbox has to be recorded. Seldom true, because a read that is repeated
+    /// every few seconds must not cost a write each time.
+    pub(super) fn needs_touch(&self, context: &StoreContext<'_>) -> bool {
+        let interval_ms = millis(context.bounds.mailbox_ttl) / 16;
+        context.now_ms - self.last_used_ms >= interval_ms
+    }
+
+    /// Records that the mailbox is used now.
+    pub(super) fn touch(&mut self, now_ms: i64) {
+        self.last_used_ms = now_ms;
+    }
+
+    /// Position of the mailbox's end.
+    pub(super) fn end(&self) -> Position {
+        self.last.clone().unwrap_or_else(|| Position {
+            epoch: Epoch::of_empty_mailbox(self.empty_id.as_deref().unwrap_or_default()),
+            offset: 0,
+        })
+    }
+
+    /// The offset after which to read the frames that follow position `after`; `None` where the
+    /// mailbox may lack some of them.
+    pub(super) fn resume_offset(&self, after: &Position) -> Option<i64> {
+        if let Some(id) = after.epoch.empty_mailbox() {
+            let is_same = self.empty_id.as_deref() == Some(id) && after.offset == 0;
+            // Nothing was trimmed, so all frames follow.
+            return is_same.then_some(-1);
+        }
+        let last = self.last.as_ref()?;
+        let first_valid = self.floor.max(self.valid_from);
+        (last.epoch == after.epoch && (first_valid..=last.offset).contains(&after.offset))
+            .then_some(after.offset)
+    }
+
+    /// The frames, read from the store at the first use.
+    fn frames(
+        &mut self,
+        user: &UserId,
+        context: &StoreContext<'_>,
+    ) -> Result<&mut VecDeque<FrameInfo>> {
+        let frames = if let Some(frames) = self.frames.take() {
+            frames
+        } else {
+            let from = keys::frame(user, self.floor);
+            let (_, to) = keys::range(user, Tag::Frame, Tag::Frame);
+            context
+                .store
+                .scan(Table::Users, &from, &to, self.count, false)?
+                .iter()
+                .map(|(key, value)| {
+                    let (.., suffix) = keys::parse(key).ok_or_else(damaged)?;
+                    let frame = StoredFrame::decode(value)?;
+                    Ok(FrameInfo {
+                        offset: keys::number(suffix).ok_or_else(damaged)? as i64,
+                        at_ms: frame.at_ms,
+                        bytes: frame.json.len(),
+                    })
+                })
+                .collect::<Result<_>>()?
+        };
+        Ok(self.frames.insert(frames))
+    }
+
+    /// Removes the oldest frames until the mailbox is within its bounds, with a new frame of
+    /// `new_bytes` bytes where that is given. Returns whether any was removed.
+    pub(super) fn trim(
+        &mut self,
+        batch: &mut Batch,
+        user: &UserId,
+        new_bytes: Option<usize>,
+        context: &StoreContext<'_>,
+    ) -> Result<bool> {
+        let bounds = context.bounds;
+        let new_count = usize::from(new_bytes.is_some());
+        let mut is_trimmed = false;
+        while self.count > 0
+            && (self.count + new_count > bounds.mailbox_frames
+                || self.bytes + new_bytes.unwrap_or(0) > bounds.mailbox_bytes
+                || context.is_expired(self.oldest_ms, bounds.mailbox_ttl))
+        {
+            let frames = self.frames(user, context)?;
+            let removed = frames.pop_front().ok_or_else(damaged)?;
+            let oldest = frames.front().copied();
+            batch.delete(Table::Users, keys::frame(user, removed.offset));
+            self.count -= 1;
+            self.bytes = self.bytes.saturating_sub(removed.bytes);
+            self.floor = removed.offset;
+            self.oldest_ms = oldest.map_or(0, |oldest| oldest.at_ms);
+            self.empty_id = None;
+            is_trimmed = true;
+        }
+        Ok(is_trimmed)
+    }
+
+    /// Moves the mailbox's end to a position above all frames.
+    pub(super) fn advance_end(&mut self, position: &Position, context: &StoreContext<'_>) {
+        if self.last.is_none() {
+            self.floor = position.offset;
+        }
+        self.last = Some(position.clone());
+        self.last_used_ms = context.now_ms;
+    }
+
+    /// Appends a frame at a position above all frames.
+    pub(super) fn append(
+        &mut self,
+        batch: &mut Batch,
+        user: &UserId,
+        position: &Position,
+        frame: &StoredFrame<'_>,
+        context: &StoreContext<'_>,
+    ) -> Result<()> {
+        let bytes = frame.json.len();
+        self.trim(batch, user, Some(bytes), context)?;
+        self.advance_end(position, context);
+        if context.bounds.mailbox_frames == 0 || bytes > context.bounds.mailbox_bytes {
+            // Too large for the mailbox: the same as appended and trimmed at once.
+            self.floor = position.offset;
+            self.empty_id = None;
+            return Ok(());
+        }
+        if self.count == 0 {
+            self.oldest_ms = context.now_ms;
+        }
+        self.count += 1;
+        self.bytes += bytes;
+        if let Some(frames) = &mut self.frames {
+            frames.push_back(FrameInfo {
+                offset: position.offset,
+                at_ms: context.now_ms,
+                bytes,
+            });
+        }
+        let key = keys::frame(user, position.offset);
+        batch.put(Table::Users, key, frame.encode());
+        Ok(())
+    }
+
+    /// Removes the frames in `scope`, and returns their messages and positions. The floor stays, so
+    /// that for a resuming client the frames have never existed.
+    pub(super) fn forget(
+        &mut self,
+        batch: &mut Batch,
+        user: &UserId,
+        scope: &ForgetScope<'_>,
+        context: &StoreContext<'_>,
+    ) -> Result<Vec<(MessageId, Position)>> {
+        let mut forgotten = Vec::new();
+        let mut remaining = VecDeque::new();
+        for info in std::mem::take(self.frames(user, context)?) {
+            let key = keys::frame(user, info.offset);
+            let value = context.store.get(Table::Users, &key)?.ok_or_else(damaged)?;
+            let frame = StoredFrame::decode(&value)?;
+            if !scope.includes(frame.conversation.as_ref()) {
+                remaining.push_back(info);
+                continue;
+            }
+            batch.delete(Table::Users, key);
+            self.count -= 1;
+            self.bytes = self.bytes.saturating_sub(info.bytes);
+            let position = Position {
+                epoch: self.end().epoch,
+                offset: info.offset,
+            };
+            forgotten.push((frame.message, position));
+        }
+        self.oldest_ms = remaining.front().map_or(0, |oldest| oldest.at_ms);
+        self.frames = Some(remaining);
+        if !forgotten.is_empty() {
+            self.put(batch, user);
+        }
+        Ok(forgotten)
+    }
+}
+
+impl UserState {
+    /// Removes the mailbox, in a commit of its own because a batch may contain a key only once.
+    pub(super) fn drop_mailbox(&mut self, context: &StoreContext<'_>) -> Result<()> {
+        if let Some(mut mailbox) = self.mailbox.take() {
+            let mut batch = Batch::default();
+            for frame in mailbox.frames(&self.user, context)?.iter() {
+                batch.delete(Table::Users, keys::frame(&self.user, frame.offset));
+            }
+            batch.delete(Table::Users, keys::user(&self.user, Tag::Head, b""));
+            context.store.commit(batch)?;
+        }
+        Ok(())
+    }
+
+    /// Removes the mailbox if it has been unused for long.
+    pub(super) fn drop_unused_mailbox(&mut self, context: &StoreContext<'_>) -> Result<()> {
+        let ttl = context.bounds.mailbox_ttl;
+        match &self.mailbox {
+            Some(mailbox) if mailbox.is_unused(ttl, context.now_ms) => self.drop_mailbox(context),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes expired frames from the mailbox, or the mailbox as a whole.
+    pub(super) fn expire_mailbox(&mut self, context: &StoreContext<'_>) -> Result<()> {
+        self.drop_unused_mailbox(context)?;
+        let mut batch = Batch::default();
+        if let Some(mailbox) = &mut self.mailbox
+            && mailbox.trim(&mut batch, &self.user, None, context)?
+        {
+            mailbox.put(&mut batch, &self.user);
+        }
+        if !batch.is_empty() {
+            context.store.commit(batch)?;
+        }
+        Ok(())
+    }
+}

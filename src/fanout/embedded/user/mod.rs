@@ -1,0 +1,150 @@
+//! One user's state and the rules over it.
+//!
+//! The state is the part in memory; the rest is found in the store. The rules are spread over this
+//! folder's files, each an `impl UserState` for one group of calls. They are deterministic: time and
+//! random numbers come from the [`StoreContext`].
+
+use std::collections::HashMap;
+
+use super::codec::{Reader, damaged};
+use super::context::{StoreContext, is_expired};
+use super::keys::{self, Tag};
+use super::subscriptions::Subscriptions;
+use crate::config::bounds::Bounds;
+use crate::fanout::Result;
+use crate::protocol::ids::{ConversationId, MessageId, UserId};
+use crate::store::Table;
+
+mod admission;
+mod answer;
+mod cost;
+mod delivery;
+mod expiry;
+mod final_state;
+mod forget;
+mod history;
+mod limits;
+mod listing;
+mod mailbox;
+mod pending;
+mod publication;
+mod read;
+
+use answer::InFlight;
+pub(super) use expiry::needs_expiry;
+pub(super) use forget::ForgetScope;
+use history::LastTurn;
+pub(super) use history::turn_header;
+use mailbox::Mailbox;
+use pending::PendingEntry;
+
+/// Entries per scan of the store.
+const PAGE: usize = 512;
+
+/// One user's state. Guarded by the user's lock.
+#[derive(Debug)]
+pub(super) struct UserState {
+    user: UserId,
+    /// When the state was last used, in milliseconds since the Unix epoch.
+    pub(super) last_used_ms: i64,
+    /// Set while a rule runs. Still set at the next call if the rule panicked.
+    pub(super) is_in_rule: bool,
+    /// Sequence number of the last published frame.
+    n: u64,
+    /// Random id of the sequence counter.
+    n_id: String,
+    pub(super) subscriptions: Subscriptions,
+    /// Answers that workers are generating. Only in memory: after a restart their workers get
+    /// `DataLost` and send the text again.
+    in_flight: HashMap<MessageId, InFlight>,
+    /// Whether the fields below mirror the store.
+    is_loaded: bool,
+    mailbox: Option<Mailbox>,
+    pending: HashMap<MessageId, PendingEntry>,
+    next_pending: u64,
+    /// Cancel marks with the time at which they were set.
+    pub(super) cancel_marks: HashMap<MessageId, i64>,
+    /// The newest turn of recently used conversations.
+    last_turns: HashMap<ConversationId, LastTurn>,
+}
+
+impl UserState {
+    pub(super) fn new(user: UserId, context: &StoreContext<'_>) -> Self {
+        Self {
+            user,
+            last_used_ms: context.now_ms,
+            is_in_rule: false,
+            n: 0,
+            n_id: context.random_id(),
+            subscriptions: Subscriptions::default(),
+            in_flight: HashMap::new(),
+            is_loaded: false,
+            mailbox: None,
+            pending: HashMap::new(),
+            next_pending: 0,
+            cancel_marks: HashMap::new(),
+            last_turns: HashMap::new(),
+        }
+    }
+
+    /// Discards everything in memory but the subscriptions, because it may differ from the store.
+    pub(super) fn reset(&mut self) {
+        self.n = 0;
+        self.n_id.clear();
+        self.in_flight.clear();
+        self.is_loaded = false;
+        self.mailbox = None;
+        self.pending.clear();
+        self.cancel_marks.clear();
+        self.last_turns.clear();
+    }
+
+    /// Loads the part of the state that mirrors the store, unless that was done before.
+    pub(super) fn load(&mut self, context: &StoreContext<'_>) -> Result<()> {
+        if self.is_loaded {
+            return Ok(());
+        }
+        self.reset();
+        self.n_id = context.random_id();
+        let (mut from, to) = keys::range(&self.user, Tag::Head, Tag::Mark);
+        loop {
+            let page = context.store.scan(Table::Users, &from, &to, PAGE, false)?;
+            for (key, value) in &page {
+                let (_, tag, suffix) = keys::parse(key).ok_or_else(damaged)?;
+                match tag {
+                    Tag::Head => self.mailbox = Some(Mailbox::decode(value)?),
+                    Tag::Pending => {
+                        let sequence = keys::number(suffix).ok_or_else(damaged)?;
+                        let (message, entry) = PendingEntry::decode(sequence, value)?;
+                        self.pending.insert(message, entry);
+                        self.next_pending = self.next_pending.max(sequence + 1);
+                    }
+                    Tag::Mark => {
+                        let at_ms = Reader::new(value).number()?;
+                        self.cancel_marks.insert(keys::message(suffix)?, at_ms);
+                    }
+                    _ => {}
+                }
+            }
+            match page.last() {
+                Some((key, _)) if page.len() == PAGE => from = keys::successor(key),
+                _ => break,
+            }
+        }
+        self.is_loaded = true;
+        Ok(())
+    }
+
+    /// Whether the state can be evicted: unused since `before_ms`, with nothing that exists only in
+    /// memory.
+    pub(super) fn is_idle(&self, before_ms: i64) -> bool {
+        self.last_used_ms <= before_ms && self.in_flight.is_empty() && self.subscriptions.is_empty()
+    }
+
+    /// Removes expired answers and closed subscriptions from memory.
+    pub(super) fn remove_expired(&mut self, now_ms: i64, bounds: &Bounds) {
+        self.in_flight
+            .retain(|_, answer| !is_expired(answer.updated_ms, bounds.pending_ttl, now_ms));
+        self.subscriptions.remove_closed();
+    }
+}

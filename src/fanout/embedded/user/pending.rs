@@ -1,0 +1,156 @@
+//! Messages without an outcome, and cancel marks.
+
+use super::UserState;
+use crate::fanout::embedded::codec::{Reader, Writer, damaged};
+use crate::fanout::embedded::context::StoreContext;
+use crate::fanout::embedded::keys;
+use crate::fanout::{MessageRef, Result};
+use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId};
+use crate::protocol::open_message::PendingMessage;
+use crate::store::{Batch, Table};
+
+/// Location of a pending message in the store.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PendingEntry {
+    sequence: u64,
+    at_ms: i64,
+}
+
+impl PendingEntry {
+    /// Decodes the message's id and when it was recorded.
+    pub(super) fn decode(sequence: u64, value: &[u8]) -> Result<(MessageId, Self)> {
+        let mut reader = Reader::new(value);
+        let at_ms = reader.number()?;
+        let message = MessageId::parse(reader.text()?).map_err(|_| damaged())?;
+        Ok((message, Self { sequence, at_ms }))
+    }
+}
+
+/// Decodes the value that [`UserState::put_pending`] writes.
+fn decode_message(value: &[u8]) -> Result<PendingMessage> {
+    let mut reader = Reader::new(value);
+    reader.number()?;
+    let message_id = MessageId::parse(reader.text()?).map_err(|_| damaged())?;
+    let id = match reader.optional()? {
+        Some(id) => Some(ClientMessageId::parse(id).map_err(|_| damaged())?),
+        None => None,
+    };
+    Ok(PendingMessage {
+        message_id,
+        id,
+        conversation: ConversationId::parse(reader.text()?).map_err(|_| damaged())?,
+        content: reader.remainder()?.to_owned(),
+    })
+}
+
+impl UserState {
+    pub(super) fn is_pending(&self, message: &MessageId, context: &StoreContext<'_>) -> bool {
+        let ttl = context.bounds.pending_ttl;
+        self.pending
+            .get(message)
+            .is_some_and(|entry| !context.is_expired(entry.at_ms, ttl))
+    }
+
+    /// Number of pending messages.
+    pub(super) fn pending_count(&self, context: &StoreContext<'_>) -> usize {
+        let ttl = context.bounds.pending_ttl;
+        let entries = self.pending.values();
+        entries
+            .filter(|entry| !context.is_expired(entry.at_ms, ttl))
+            .count()
+    }
+
+    /// All pending messages, oldest first.
+    pub(super) fn pending_messages(
+        &self,
+        context: &StoreContext<'_>,
+    ) -> Result<Vec<PendingMessage>> {
+        let ttl = context.bounds.pending_ttl;
+        let mut entries: Vec<_> = self
+            .pending
+            .values()
+            .filter(|entry| !context.is_expired(entry.at_ms, ttl))
+            .collect();
+        entries.sort_by_key(|entry| entry.sequence);
+        // Single lookups, because a scan of the range would pass over many removed entries.
+        let mut messages = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let key = keys::pending(&self.user, entry.sequence);
+            if let Some(value) = context.store.get(Table::Users, &key)? {
+                messages.push(decode_message(&value)?);
+            }
+        }
+        Ok(messages)
+    }
+
+    /// Records a message as pending.
+    pub(super) fn put_pending(
+        &mut self,
+        batch: &mut Batch,
+        message: &MessageRef,
+        content: &str,
+        context: &StoreContext<'_>,
+    ) {
+        self.remove_pending(batch, &message.message_id);
+        let sequence = self.next_pending;
+        self.next_pending += 1;
+        let at_ms = context.now_ms;
+        let value = Writer::with_capacity(content.len() + 128)
+            .number(at_ms)
+            .text(message.message_id.as_str())
+            .optional(message.id.as_ref().map(ClientMessageId::as_str))
+            .text(message.conversation.as_str())
+            .finish_with(content);
+        batch.put(Table::Users, keys::pending(&self.user, sequence), value);
+        self.pending
+            .insert(message.message_id.clone(), PendingEntry { sequence, at_ms });
+    }
+
+    /// Removes a message from the pending ones.
+    pub(super) fn remove_pending(&mut self, batch: &mut Batch, message: &MessageId) {
+        if let Some(entry) = self.pending.remove(message) {
+            batch.delete(Table::Users, keys::pending(&self.user, entry.sequence));
+        }
+    }
+
+    /// Removes the expired entry with this sequence number from memory.
+    pub(super) fn remove_expired_pending(&mut self, sequence: u64) {
+        self.pending.retain(|_, entry| entry.sequence != sequence);
+    }
+
+    pub(super) fn is_cancelled(&self, message: &MessageId, context: &StoreContext<'_>) -> bool {
+        let ttl = context.bounds.dedup_ttl;
+        self.cancel_marks
+            .get(message)
+            .is_some_and(|at_ms| !context.is_expired(*at_ms, ttl))
+    }
+
+    /// Sets the cancel mark of a message.
+    pub(super) fn mark_cancelled(
+        &mut self,
+        message: &MessageId,
+        context: &StoreContext<'_>,
+    ) -> Result<()> {
+        let mut batch = Batch::default();
+        let key = keys::cancel_mark(&self.user, message);
+        batch.put(Table::Users, key, context.now_ms.to_be_bytes());
+        context.store.commit(batch)?;
+        self.cancel_marks.insert(message.clone(), context.now_ms);
+        Ok(())
+    }
+
+    /// Removes a message from the pending ones, beside a relay of the original system that does not
+    /// do it.
+    pub(in crate::fanout::embedded) fn clear_pending(
+        &mut self,
+        message: &MessageId,
+        context: &StoreContext<'_>,
+    ) -> Result<()> {
+        let mut batch = Batch::default();
+        self.remove_pending(&mut batch, message);
+        if !batch.is_empty() {
+            context.store.commit(batch)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,205 @@
+//! `begin`, `live`, `keep` and `context`.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use fred::types::Value;
+
+use super::args::{client_id, millis, number, push_outcome, random_id, text};
+use super::reply::Reply;
+use super::scripts::Script;
+use super::turn::read_turns;
+use super::{RedisFanout, frame, unexpected};
+use crate::fanout::{
+    Answers, Appended, BeginRequest, BeginResponse, DeferredOutcome, HistoryResponse,
+    HistoryVersion, KeepRequest, KeepResponse, LEASE, LiveRequest, LiveResponse, MessageRef,
+    NewOutcome, Result, StoredOutcome, Turn,
+};
+use crate::protocol::ids::{ConversationId, UserId};
+
+impl RedisFanout {
+    /// Number of tokens to count for an outcome; 0 where no limit needs them.
+    fn counted_tokens(&self, outcome: &NewOutcome) -> u64 {
+        match self.settings.bounds.limits.daily_tokens {
+            0 => 0,
+            _ => outcome.tokens(),
+        }
+    }
+
+    /// Runs a script without the outcome for a cancelled message, because hardly any call needs it.
+    /// Where the script requests it, nothing was changed yet, and the script runs again with it.
+    async fn run_with_deferred(
+        &self,
+        script: &Script,
+        user: &UserId,
+        mut args: Vec<Value>,
+        cancelled_outcome: &DeferredOutcome,
+    ) -> Result<Reply> {
+        let reply = self.run_for(script, user, args.clone()).await?;
+        if !reply.next_is("cancelled") {
+            return Ok(reply);
+        }
+        push_outcome(&mut args, &cancelled_outcome.make());
+        self.run_for(script, user, args).await
+    }
+}
+
+fn read_outcome(reply: &mut Reply) -> Result<StoredOutcome> {
+    Ok(StoredOutcome {
+        frame: reply.text()?,
+        delivered_at: reply.position()?,
+    })
+}
+
+/// Decodes a history's version and, unless that is the known one, its turns, newest first.
+fn read_history(
+    mut reply: Reply,
+    known_version: Option<&HistoryVersion>,
+) -> Result<Option<HistoryResponse>> {
+    if reply.is_empty() {
+        return Ok(None);
+    }
+    let version = HistoryVersion(reply.text()?);
+    if reply.is_empty() && known_version == Some(&version) {
+        return Ok(Some(HistoryResponse::Unchanged));
+    }
+    // Without a known version the script got an empty one, which is that of an empty history: it
+    // omits the turns then, because there are none.
+    let mut turns = if reply.is_empty() {
+        Vec::new()
+    } else {
+        read_turns(reply.list()?)?
+    };
+    turns.reverse();
+    Ok(Some(HistoryResponse::Turns(version, turns)))
+}
+
+/// Decodes a history's version before an append, and the time of the appended turn.
+fn read_appended(mut reply: Reply, message: &MessageRef) -> Result<Option<Appended>> {
+    if reply.is_empty() {
+        return Ok(None);
+    }
+    let before = HistoryVersion(reply.text()?);
+    let at_us: i64 = reply.parse("time of a turn")?;
+    Ok(Some(Appended {
+        before,
+        after: HistoryVersion(format!("{} {at_us}", message.message_id)),
+        at_ms: at_us / 1000,
+    }))
+}
+
+#[async_trait]
+impl Answers for RedisFanout {
+    async fn begin(&self, call: BeginRequest) -> Result<BeginResponse> {
+        let message = &call.message;
+        let history = call.history.as_ref();
+        let known_version = history.and_then(|history| history.known_version.as_ref());
+        let args = vec![
+            random_id(),
+            text(message.message_id.as_str()),
+            client_id(message),
+            text(message.conversation.as_str()),
+            text(call.owner.as_str()),
+            number(call.last_attempt),
+            Value::from(frame::restarted(message)),
+            millis(self.health.remaining_grace(LEASE)),
+            number(history.map_or(0, |history| self.limit_turns(history.limit))),
+            millis(history.map_or(Duration::ZERO, |history| history.max_age)),
+            text(known_version.map_or("", |version| &version.0)),
+        ];
+        let script = &self.scripts.begin;
+        let mut reply = self
+            .run_with_deferred(script, &message.user, args, &call.cancelled_outcome)
+            .await?;
+        match reply.text()?.as_str() {
+            "ended" => Ok(BeginResponse::Ended(read_outcome(&mut reply)?)),
+            "busy" => Ok(BeginResponse::Busy(Duration::from_millis(
+                reply.parse("lease")?,
+            ))),
+            "attempt" => Ok(BeginResponse::Attempt {
+                number: reply.parse("attempt")?,
+                now_ms: reply.parse("time")?,
+                delivery_count: reply.parse("delivery count")?,
+                history: read_history(reply, known_version)?,
+            }),
+            word => Err(unexpected(word)),
+        }
+    }
+
+    async fn live(&self, call: LiveRequest) -> Result<LiveResponse> {
+        let message = &call.message;
+        let mut args = vec![
+            random_id(),
+            text(message.message_id.as_str()),
+            text(call.owner.as_str()),
+            number(call.attempt),
+        ];
+        match &call.delta {
+            Some((index, content)) => args.extend([
+                number(index),
+                text(content),
+                Value::from(frame::delta(message, call.attempt, *index, content)),
+            ]),
+            None => args.push(text("")),
+        }
+        let script = &self.scripts.live;
+        let mut reply = self.run_for(script, &message.user, args).await?;
+        match reply.text()?.as_str() {
+            "written" => Ok(LiveResponse::Written),
+            "expected" => Ok(LiveResponse::Expected(reply.parse("index")?)),
+            "fenced" => Ok(LiveResponse::Fenced),
+            "cancelled" => Ok(LiveResponse::Cancelled),
+            "lost" => Ok(LiveResponse::DataLost),
+            word => Err(unexpected(word)),
+        }
+    }
+
+    async fn keep(&self, call: KeepRequest) -> Result<KeepResponse> {
+        let message = &call.message;
+        let mut args = vec![
+            text(message.message_id.as_str()),
+            text(message.conversation.as_str()),
+            text(call.owner.as_str()),
+            number(call.attempt),
+        ];
+        push_outcome(&mut args, &call.outcome);
+        args.push(number(self.counted_tokens(&call.outcome)));
+        let script = &self.scripts.keep;
+        let mut reply = self
+            .run_with_deferred(script, &message.user, args, &call.cancelled_outcome)
+            .await?;
+        match reply.text()?.as_str() {
+            "kept" => {
+                let outcome = StoredOutcome {
+                    frame: call.outcome.frame.clone(),
+                    delivered_at: None,
+                };
+                Ok(match read_appended(reply, message)? {
+                    Some(appended) => KeepResponse::Appended(outcome, appended),
+                    None => KeepResponse::Outcome(outcome),
+                })
+            }
+            "ended" => Ok(KeepResponse::Outcome(read_outcome(&mut reply)?)),
+            "fenced" => Ok(KeepResponse::Fenced),
+            word => Err(unexpected(word)),
+        }
+    }
+
+    async fn context(
+        &self,
+        user: &UserId,
+        conversation: &ConversationId,
+        limit: usize,
+        max_age: Duration,
+    ) -> Result<Vec<Turn>> {
+        let args = vec![
+            text(conversation.as_str()),
+            number(self.limit_turns(limit)),
+            millis(max_age),
+        ];
+        let reply = self.run_for(&self.scripts.context, user, args).await?;
+        let mut turns = read_turns(reply)?;
+        turns.reverse();
+        Ok(turns)
+    }
+}

@@ -1,0 +1,113 @@
+//! `read` and `delivered_outcomes`.
+
+use async_trait::async_trait;
+
+use super::RedisFanout;
+use super::args::{flag, number, random_id, text};
+use super::frame::read_pending;
+use super::reply::{Reply, unreadable};
+use crate::fanout::{DeliveredOutcome, ReadRequest, Reads, Result, UserView};
+use crate::protocol::ids::{ClientMessageId, MessageId, UserId};
+use crate::protocol::open_message::{InFlightAnswer, PendingMessage};
+use crate::protocol::position::Position;
+
+fn read_view(mut reply: Reply) -> Result<UserView> {
+    Ok(UserView {
+        n: reply.parse("counter")?,
+        n_id: reply.text()?,
+        end: reply.position()?.ok_or_else(|| unreadable("position"))?,
+        recovered: reply.text()? == "1",
+        has_more: reply.text()? == "1",
+        rebuilt_up_to: reply.position()?,
+        frames: read_frames(reply.list()?)?,
+        in_flight: read_answers(reply.list()?)?,
+        pending: read_pending_messages(reply.list()?)?,
+    })
+}
+
+/// Decodes a list of position and frame.
+fn read_frames(mut reply: Reply) -> Result<Vec<(Position, String)>> {
+    let mut frames = Vec::new();
+    while !reply.is_empty() {
+        let position = reply.position()?.ok_or_else(|| unreadable("position"))?;
+        frames.push((position, reply.text()?));
+    }
+    Ok(frames)
+}
+
+fn read_answers(mut reply: Reply) -> Result<Vec<InFlightAnswer>> {
+    let mut answers = Vec::new();
+    while !reply.is_empty() {
+        answers.push(read_answer(reply.list()?)?);
+    }
+    answers.sort_by(|left, right| left.message_id.cmp(&right.message_id));
+    Ok(answers)
+}
+
+fn read_answer(mut fields: Reply) -> Result<InFlightAnswer> {
+    Ok(InFlightAnswer {
+        message_id: fields.message_id()?,
+        id: match fields.text()?.as_str() {
+            "" => None,
+            id => Some(ClientMessageId::parse(id).map_err(|_| unreadable("client's id"))?),
+        },
+        conversation: fields.conversation()?,
+        attempt: fields.parse("attempt")?,
+        index: fields.parse("index")?,
+        text: fields.text()?,
+    })
+}
+
+/// Decodes a list of message and JSON entry.
+fn read_pending_messages(mut reply: Reply) -> Result<Vec<PendingMessage>> {
+    let mut messages = Vec::new();
+    while !reply.is_empty() {
+        let message = reply.message_id()?;
+        messages.push(read_pending(message, &reply.text()?)?);
+    }
+    Ok(messages)
+}
+
+/// Decodes a list of message, position and frame; an empty frame means that the message was forgotten.
+fn read_delivered(mut reply: Reply) -> Result<Vec<DeliveredOutcome>> {
+    let mut outcomes = Vec::new();
+    while !reply.is_empty() {
+        outcomes.push(DeliveredOutcome {
+            message_id: reply.message_id()?,
+            position: reply.position()?.ok_or_else(|| unreadable("position"))?,
+            frame: Some(reply.text()?).filter(|frame| !frame.is_empty()),
+        });
+    }
+    Ok(outcomes)
+}
+
+#[async_trait]
+impl Reads for RedisFanout {
+    async fn read(&self, call: ReadRequest) -> Result<UserView> {
+        let (epoch, offset) = match &call.after {
+            Some(after) => (text(after.epoch.as_str()), number(after.offset)),
+            None => (text(""), text("")),
+        };
+        let args = vec![
+            random_id(),
+            random_id(),
+            epoch,
+            offset,
+            number(call.max_bytes),
+            flag(call.from_start && call.after.is_none()),
+        ];
+        read_view(self.run_for(&self.scripts.read, &call.user, args).await?)
+    }
+
+    async fn delivered_outcomes(
+        &self,
+        user: &UserId,
+        messages: &[MessageId],
+    ) -> Result<Vec<DeliveredOutcome>> {
+        if messages.is_empty() {
+            return Ok(Vec::new());
+        }
+        let args = messages.iter().map(|id| text(id.as_str())).collect();
+        read_delivered(self.run_for(&self.scripts.delivered, user, args).await?)
+    }
+}
