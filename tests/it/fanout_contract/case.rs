@@ -1,4 +1,4 @@
-//! The means of the suite: one user of its own for each test.
+//! Helpers of the suite: each test has a user of its own.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,10 +13,10 @@ use chatmesh::fanout::{
 use chatmesh::protocol::ids::{ConversationId, MessageId, UserId};
 use chatmesh::protocol::position::{Epoch, Position};
 
-/// An implementation under test. Instances of one backend share their data.
+/// An implementation under test. All fan-outs of one backend share their data.
 #[async_trait]
 pub(crate) trait Backend: Send + Sync {
-    /// Another process's view of the same data.
+    /// Opens the fan-out as another process would.
     async fn open(&self, bounds: Bounds) -> Arc<dyn Fanout>;
 
     /// Deletes everything that is stored about a user. Returns a new fan-out where the old one can't
@@ -27,7 +27,7 @@ pub(crate) trait Backend: Send + Sync {
     async fn contains(&self, user: &UserId, text: &str) -> bool;
 }
 
-/// A user of its own.
+/// A fan-out and the user of one test.
 pub(crate) struct Case<'a> {
     pub(crate) backend: &'a dyn Backend,
     pub(crate) fanout: Arc<dyn Fanout>,
@@ -39,22 +39,22 @@ pub(crate) fn unique() -> String {
     uuid::Uuid::new_v4().simple().to_string()
 }
 
-pub(crate) fn attempt(begun: &BeginResponse) -> u32 {
-    match begun {
+pub(crate) fn attempt(response: &BeginResponse) -> u32 {
+    match response {
         BeginResponse::Attempt { number, .. } => *number,
         other => panic!("expected an attempt, got {other:?}"),
     }
 }
 
-pub(crate) fn outcome(begun: BeginResponse) -> StoredOutcome {
-    match begun {
+pub(crate) fn outcome(response: BeginResponse) -> StoredOutcome {
+    match response {
         BeginResponse::Ended(outcome) => outcome,
         other => panic!("expected an outcome, got {other:?}"),
     }
 }
 
-pub(crate) fn kept(kept: KeepResponse) -> StoredOutcome {
-    match kept {
+pub(crate) fn kept(response: KeepResponse) -> StoredOutcome {
+    match response {
         KeepResponse::Outcome(outcome) | KeepResponse::Appended(outcome, _) => outcome,
         KeepResponse::Fenced => panic!("expected an outcome, got fenced"),
     }
@@ -66,15 +66,19 @@ pub(crate) fn terminal(text: &str) -> String {
 
 impl<'a> Case<'a> {
     pub(crate) async fn new(backend: &'a dyn Backend) -> Case<'a> {
-        Self::with(backend, Bounds::default()).await
+        Self::with_bounds(backend, Bounds::default()).await
     }
 
-    pub(crate) async fn with(backend: &'a dyn Backend, bounds: Bounds) -> Case<'a> {
+    pub(crate) async fn with_bounds(backend: &'a dyn Backend, bounds: Bounds) -> Case<'a> {
         let user = UserId::parse(&format!("u-{}", unique())).unwrap();
-        Self::of(backend, bounds, user).await
+        Self::for_user(backend, bounds, user).await
     }
 
-    pub(crate) async fn of(backend: &'a dyn Backend, bounds: Bounds, user: UserId) -> Case<'a> {
+    pub(crate) async fn for_user(
+        backend: &'a dyn Backend,
+        bounds: Bounds,
+        user: UserId,
+    ) -> Case<'a> {
         Case {
             backend,
             fanout: backend.open(bounds).await,
@@ -109,12 +113,12 @@ impl<'a> Case<'a> {
         }
     }
 
-    pub(crate) fn ending(subject: &MessageRef, text: &str, status: TurnStatus) -> NewOutcome {
+    pub(crate) fn new_outcome(message: &MessageRef, text: &str, status: TurnStatus) -> NewOutcome {
         NewOutcome {
             frame: terminal(text),
             turn: Turn {
-                message_id: subject.message_id.clone(),
-                question: Some(format!("question {}", subject.message_id)),
+                message_id: message.message_id.clone(),
+                question: Some(format!("question {}", message.message_id)),
                 answer: text.to_owned(),
                 status,
                 at_ms: 0,
@@ -122,9 +126,9 @@ impl<'a> Case<'a> {
         }
     }
 
-    pub(crate) async fn admit(&self, subject: &MessageRef) -> AdmissionDecision {
+    pub(crate) async fn admit(&self, message: &MessageRef) -> AdmissionDecision {
         self.fanout
-            .admit(subject, "question")
+            .admit(message, "question")
             .await
             .unwrap()
             .decision
@@ -132,46 +136,47 @@ impl<'a> Case<'a> {
 
     pub(crate) async fn begin(
         &self,
-        subject: &MessageRef,
+        message: &MessageRef,
         owner: &Owner,
         last_attempt: u32,
     ) -> BeginResponse {
         let call = BeginRequest {
-            message: subject.clone(),
+            message: message.clone(),
             owner: owner.clone(),
             last_attempt,
-            cancelled_outcome: Self::ending(subject, "stopped early", TurnStatus::Cancelled).into(),
+            cancelled_outcome: Self::new_outcome(message, "stopped early", TurnStatus::Cancelled)
+                .into(),
             history: None,
         };
         self.fanout.begin(call).await.unwrap()
     }
 
-    /// Asks again for as long as another owner's lease says.
+    /// Calls `begin` again after each lease of another owner has expired.
     pub(crate) async fn begin_when_free(
         &self,
-        subject: &MessageRef,
+        message: &MessageRef,
         owner: &Owner,
         last_attempt: u32,
     ) -> BeginResponse {
         loop {
-            match self.begin(subject, owner, last_attempt).await {
-                BeginResponse::Busy(left) => {
-                    tokio::time::sleep(left + Duration::from_millis(5)).await
+            match self.begin(message, owner, last_attempt).await {
+                BeginResponse::Busy(remaining) => {
+                    tokio::time::sleep(remaining + Duration::from_millis(5)).await
                 }
-                begun => return begun,
+                response => return response,
             }
         }
     }
 
     pub(crate) async fn live(
         &self,
-        subject: &MessageRef,
+        message: &MessageRef,
         owner: &Owner,
         attempt: u32,
         delta: Option<(u32, &str)>,
     ) -> LiveResponse {
         let call = LiveRequest {
-            message: subject.clone(),
+            message: message.clone(),
             owner: owner.clone(),
             attempt,
             delta: delta.map(|(index, text)| (index, text.to_owned())),
@@ -181,45 +186,45 @@ impl<'a> Case<'a> {
 
     pub(crate) async fn keep(
         &self,
-        subject: &MessageRef,
+        message: &MessageRef,
         owner: &Owner,
         attempt: u32,
         text: &str,
     ) -> KeepResponse {
-        self.keep_as(subject, owner, attempt, text, TurnStatus::Answered)
+        self.keep_as(message, owner, attempt, text, TurnStatus::Answered)
             .await
     }
 
     pub(crate) async fn keep_as(
         &self,
-        subject: &MessageRef,
+        message: &MessageRef,
         owner: &Owner,
         attempt: u32,
         text: &str,
         status: TurnStatus,
     ) -> KeepResponse {
         let call = KeepRequest {
-            message: subject.clone(),
+            message: message.clone(),
             owner: owner.clone(),
             attempt,
-            outcome: Self::ending(subject, text, status).into(),
-            cancelled_outcome: Self::ending(subject, "stopped", TurnStatus::Cancelled).into(),
+            outcome: Self::new_outcome(message, text, status).into(),
+            cancelled_outcome: Self::new_outcome(message, "stopped", TurnStatus::Cancelled).into(),
         };
         self.fanout.keep(call).await.unwrap()
     }
 
-    /// A message from its taking to its kept end.
-    pub(crate) async fn answer(&self, subject: &MessageRef, text: &str) {
+    /// Answers a message: begins it and stores its outcome.
+    pub(crate) async fn answer(&self, message: &MessageRef, text: &str) {
         let owner = Owner::random();
-        let number = attempt(&self.begin(subject, &owner, 0).await);
-        kept(self.keep(subject, &owner, number, text).await);
+        let number = attempt(&self.begin(message, &owner, 0).await);
+        kept(self.keep(message, &owner, number, text).await);
     }
 
-    pub(crate) fn delivery(&self, subject: &MessageRef, offset: i64, text: &str) -> DeliverRequest {
+    pub(crate) fn delivery(&self, message: &MessageRef, offset: i64, text: &str) -> DeliverRequest {
         DeliverRequest {
-            user: subject.user.clone(),
-            message_id: subject.message_id.clone(),
-            conversation: Some(subject.conversation.clone()),
+            user: message.user.clone(),
+            message_id: message.message_id.clone(),
+            conversation: Some(message.conversation.clone()),
             position: self.at(offset),
             known_end: None,
             logged_at_ms: None,
@@ -232,11 +237,11 @@ impl<'a> Case<'a> {
 
     pub(crate) async fn deliver(
         &self,
-        subject: &MessageRef,
+        message: &MessageRef,
         offset: i64,
         text: &str,
     ) -> DeliverResponse {
-        self.deliver_call(self.delivery(subject, offset, text))
+        self.deliver_call(self.delivery(message, offset, text))
             .await
     }
 
@@ -254,13 +259,16 @@ impl<'a> Case<'a> {
         self.fanout.read(call).await.unwrap()
     }
 
-    /// The frames after a position, or none where it can't be said.
+    /// The frames after a position; `None` where the mailbox may lack some of them.
     pub(crate) async fn after(&self, after: &Position) -> Option<Vec<(i64, String)>> {
-        let look = self.read(Some(after)).await;
-        assert!(look.recovered || look.frames.is_empty());
-        let frames = look.frames.into_iter();
-        look.recovered
-            .then(|| frames.map(|(at, frame)| (at.offset, frame)).collect())
+        let view = self.read(Some(after)).await;
+        assert!(view.recovered || view.frames.is_empty());
+        let frames = view.frames.into_iter();
+        view.recovered.then(|| {
+            frames
+                .map(|(position, frame)| (position.offset, frame))
+                .collect()
+        })
     }
 
     pub(crate) async fn context(&self, conversation: &ConversationId) -> Vec<Turn> {
@@ -271,6 +279,6 @@ impl<'a> Case<'a> {
     }
 }
 
-pub(crate) fn published(delivered: DeliverResponse) -> bool {
-    matches!(delivered, DeliverResponse::Published(_))
+pub(crate) fn is_published(response: DeliverResponse) -> bool {
+    matches!(response, DeliverResponse::Published(_))
 }

@@ -1,4 +1,4 @@
-//! What is published, and that it arrives.
+//! Publication and subscriptions.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,15 +14,15 @@ use super::case::{Backend, Case, attempt, kept, terminal};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// The next event of a feed, which must come.
+/// The next event of a feed; fails when none arrives.
 pub(crate) async fn next_event(events: &mut Receiver<FeedEvent>) -> FeedEvent {
     tokio::time::timeout(LIMIT, events.recv())
         .await
-        .expect("nothing comes through the feed")
+        .expect("no event arrives")
         .expect("the feed has ended")
 }
 
-/// The next frame of this user; a gap before it is an error of the test's quiet server.
+/// The next frame of this user. A gap fails the test, because its server loses nothing.
 pub(crate) async fn next_frame(
     case: &Case<'_>,
     events: &mut Receiver<FeedEvent>,
@@ -36,11 +36,13 @@ pub(crate) async fn next_frame(
             assert_eq!(user, case.user);
             (channel, serde_json::from_slice(&payload).unwrap())
         }
-        FeedEvent::Gap => panic!("a gap without a reason"),
+        FeedEvent::Gap => panic!("a gap without a loss"),
     }
 }
 
-pub(crate) async fn frames_arrive_in_order_and_numbered_over_both_channels(backend: &dyn Backend) {
+pub(crate) async fn frames_arrive_in_order_and_numbered_across_both_channels(
+    backend: &dyn Backend,
+) {
     let case = Case::new(backend).await;
     let (feed, mut events) = case.fanout.open_feed(100).await.unwrap();
     for channel in [Channel::Terminal, Channel::Live, Channel::Live] {
@@ -81,7 +83,7 @@ pub(crate) async fn frames_arrive_in_order_and_numbered_over_both_channels(backe
     assert_eq!(case.read(None).await.n, 4);
 }
 
-pub(crate) async fn a_rewind_stays_off_the_terminal_channel(backend: &dyn Backend) {
+pub(crate) async fn rewind_publishes_on_the_live_channel_only(backend: &dyn Backend) {
     let case = Case::new(backend).await;
     let (feed, mut events) = case.fanout.open_feed(100).await.unwrap();
     for channel in [Channel::Terminal, Channel::Live] {
@@ -103,7 +105,7 @@ pub(crate) async fn a_rewind_stays_off_the_terminal_channel(backend: &dyn Backen
     );
 }
 
-pub(crate) async fn a_subscription_ends(backend: &dyn Backend) {
+pub(crate) async fn unsubscribed_channel_delivers_nothing_more(backend: &dyn Backend) {
     let case = Case::new(backend).await;
     let (feed, mut events) = case.fanout.open_feed(100).await.unwrap();
     feed.subscribe(&case.user, Channel::Terminal).await.unwrap();
@@ -114,7 +116,7 @@ pub(crate) async fn a_subscription_ends(backend: &dyn Backend) {
     feed.unsubscribe(&case.user, Channel::Terminal)
         .await
         .unwrap();
-    // Confirms everything before it on the same connections.
+    // Its confirmation covers everything sent before on the same connections.
     feed.subscribe(&case.user, Channel::Live).await.unwrap();
     case.deliver(&case.message(), 1, "b").await;
     let mut rewound = case.delivery(&case.message(), 2, "c");
@@ -127,7 +129,7 @@ pub(crate) async fn a_subscription_ends(backend: &dyn Backend) {
     );
 }
 
-pub(crate) async fn a_reader_that_falls_behind_gets_a_gap(backend: &dyn Backend) {
+pub(crate) async fn slow_reader_gets_a_gap(backend: &dyn Backend) {
     let case = Case::new(backend).await;
     let (feed, mut events) = case.fanout.open_feed(4).await.unwrap();
     feed.subscribe(&case.user, Channel::Terminal).await.unwrap();
@@ -137,9 +139,9 @@ pub(crate) async fn a_reader_that_falls_behind_gets_a_gap(backend: &dyn Backend)
     let mut frames = 0;
     while matches!(next_event(&mut events).await, FeedEvent::Frame { .. }) {
         frames += 1;
-        assert!(frames <= 4, "more than the feed may hold");
+        assert!(frames <= 4, "more than the queue's capacity");
     }
-    // What was dropped can be read, and it goes on afterwards.
+    // The dropped frames can be read, and later ones are delivered again.
     assert_eq!(case.read(None).await.n, 20);
     loop {
         let offset = case.read(None).await.end.offset + 1;
@@ -156,7 +158,7 @@ pub(crate) async fn a_reader_that_falls_behind_gets_a_gap(backend: &dyn Backend)
     }
 }
 
-pub(crate) async fn s11_a_counter_made_anew_has_another_id(backend: &dyn Backend) {
+pub(crate) async fn s11_recreated_counter_has_another_id(backend: &dyn Backend) {
     let mut case = Case::new(backend).await;
     case.deliver(&case.message(), 0, "a").await;
     let before = case.read(None).await;
@@ -167,9 +169,7 @@ pub(crate) async fn s11_a_counter_made_anew_has_another_id(backend: &dyn Backend
     assert_ne!(after.n_id, before.n_id);
 }
 
-pub(crate) async fn s4_what_is_published_after_data_loss_begins_at_its_first_piece(
-    backend: &dyn Backend,
-) {
+pub(crate) async fn s4_deltas_after_data_loss_start_at_index_zero(backend: &dyn Backend) {
     let mut case = Case::new(backend).await;
     let message = case.message();
     let (first, second) = (Owner::random(), Owner::random());
@@ -181,8 +181,8 @@ pub(crate) async fn s4_what_is_published_after_data_loss_begins_at_its_first_pie
     let (_, seen) = next_frame(&case, &mut events).await;
     case.lose_data().await;
     let (_feed, mut events) = subscribed(&case, &[Channel::Live]).await;
-    // The same number again: only the index says that the text begins anew, and the counter's id
-    // that what was seen before counts no more.
+    // The attempt has the same number again. Only the index shows that the text starts over, and only
+    // the counter's id that the earlier sequence numbers are void.
     assert_eq!(attempt(&case.begin(&message, &second, 0).await), 1);
     let skipped = case.live(&message, &second, 1, Some((2, "!"))).await;
     assert_eq!(skipped, LiveResponse::Expected(0));
@@ -193,7 +193,7 @@ pub(crate) async fn s4_what_is_published_after_data_loss_begins_at_its_first_pie
     assert_ne!(frame["n_id"], seen["n_id"]);
 }
 
-pub(crate) async fn s8_a_resend_while_the_frame_is_under_way_is_told_the_same_end(
+pub(crate) async fn s8_message_resent_while_its_frame_is_in_transit_gets_the_same_outcome(
     backend: &dyn Backend,
 ) {
     let case = Case::new(backend).await;
@@ -203,8 +203,8 @@ pub(crate) async fn s8_a_resend_while_the_frame_is_under_way_is_told_the_same_en
     case.admit(&message).await;
     case.answer(&message, "text").await;
     case.deliver(&message, 7, "text").await;
-    // The live frame is not read yet. The position says that the socket, which is at `before`,
-    // will have it from there, or by a `read`: both are the same one.
+    // The live frame is not read yet. Its position tells the connection, which is at `before`, that the
+    // same frame arrives live or by a `read`.
     let resent = case.admit(&message).await;
     assert_eq!(
         resent,
@@ -216,25 +216,25 @@ pub(crate) async fn s8_a_resend_while_the_frame_is_under_way_is_told_the_same_en
     assert_eq!(case.read(None).await.n, 1, "a resend was published");
 }
 
-pub(crate) async fn s10_a_lost_publish_is_found_by_reading(backend: &dyn Backend) {
+pub(crate) async fn s10_lost_publication_is_found_by_a_read(backend: &dyn Backend) {
     let case = Case::new(backend).await;
     let message = case.message();
     case.admit(&message).await;
     let before = case.read(None).await;
     assert_eq!(before.pending.len(), 1);
     case.answer(&message, "text").await;
-    // Nobody hears it.
+    // Nobody has subscribed.
     assert_eq!(
         case.deliver(&message, 0, "text").await,
         DeliverResponse::Published(0)
     );
-    let look = case.read(Some(&before.end)).await;
-    assert!(look.recovered && look.pending.is_empty() && look.in_flight.is_empty());
-    assert_eq!(look.frames, [(case.at(0), terminal("text"))]);
-    assert_eq!((look.n, look.n_id), (before.n + 1, before.n_id));
+    let view = case.read(Some(&before.end)).await;
+    assert!(view.recovered && view.pending.is_empty() && view.in_flight.is_empty());
+    assert_eq!(view.frames, [(case.at(0), terminal("text"))]);
+    assert_eq!((view.n, view.n_id), (before.n + 1, before.n_id));
 }
 
-pub(crate) async fn accepted_is_published_until_the_message_has_ended(backend: &dyn Backend) {
+pub(crate) async fn accepted_is_published_until_the_message_has_an_outcome(backend: &dyn Backend) {
     let case = Case::new(backend).await;
     let (_feed, mut events) = subscribed(&case, &[Channel::Live]).await;
     let message = case.message();
@@ -259,14 +259,14 @@ pub(crate) async fn accepted_is_published_until_the_message_has_ended(backend: &
     let other = case.message();
     case.fanout.accept(&other, accepted.into()).await.unwrap();
     let (_, frame) = next_frame(&case, &mut events).await;
-    assert_eq!(frame["n"], 4, "accepted was published after the end");
+    assert_eq!(frame["n"], 4, "accepted was published after the outcome");
 }
 
-pub(crate) async fn a_cancel_is_told_to_who_writes(backend: &dyn Backend) {
+pub(crate) async fn cancel_notifies_the_worker(backend: &dyn Backend) {
     let case = Case::new(backend).await;
     let (feed, mut events) = subscribed(&case, &[Channel::Cancel, Channel::Live]).await;
     let message = case.message();
-    // In flight, though not pending: a gateway never admitted it, or the note was lost.
+    // In flight but not pending: no gateway admitted it, or the pending entry was lost.
     case.begin(&message, &Owner::random(), 0).await;
     for _ in 0..2 {
         let result = case.fanout.cancel(&case.user, &message.message_id).await;
@@ -278,9 +278,13 @@ pub(crate) async fn a_cancel_is_told_to_who_writes(backend: &dyn Backend) {
             serde_json::json!({ "message_id": message.message_id })
         );
     }
-    assert_eq!(case.read(None).await.n, 0, "a notice took a frame's number");
+    assert_eq!(
+        case.read(None).await.n,
+        0,
+        "a notice used a sequence number"
+    );
     feed.unsubscribe(&case.user, Channel::Cancel).await.unwrap();
-    // Confirms everything before it on the same connections.
+    // Its confirmation covers everything sent before on the same connections.
     feed.subscribe(&case.user, Channel::Live).await.unwrap();
     case.fanout
         .cancel(&case.user, &message.message_id)
@@ -293,7 +297,7 @@ pub(crate) async fn a_cancel_is_told_to_who_writes(backend: &dyn Backend) {
     assert_eq!(next_frame(&case, &mut events).await.0, Channel::Live);
 }
 
-/// A feed of the user's channels.
+/// Opens a feed with subscriptions to the user's channels.
 async fn subscribed(case: &Case<'_>, channels: &[Channel]) -> (Arc<dyn Feed>, Receiver<FeedEvent>) {
     let (feed, events) = case.fanout.open_feed(100).await.unwrap();
     for channel in channels {

@@ -1,4 +1,4 @@
-//! What a user has forgotten leaves nothing, is never answered, and still ends once.
+//! Forgetting: a forgotten message leaves nothing, is never answered, and still ends exactly once.
 
 use chatmesh::config::bounds::Bounds;
 use chatmesh::fanout::{
@@ -8,7 +8,7 @@ use chatmesh::protocol::ids::ConversationId;
 use chatmesh::protocol::open_message::CancelResult;
 use tokio::sync::mpsc::Receiver;
 
-use super::case::{Backend, Case, attempt, kept, outcome, published, terminal};
+use super::case::{Backend, Case, attempt, is_published, kept, outcome, terminal};
 use super::feeds::next_frame;
 
 fn other() -> ConversationId {
@@ -26,18 +26,18 @@ impl Case<'_> {
         turns.await.unwrap().unwrap().len()
     }
 
-    /// Nothing of the message is to be seen anywhere.
+    /// Asserts that nothing of the message is stored or returned by any call.
     async fn assert_gone(&self, message: &MessageRef) {
-        let look = self.read(None).await;
+        let view = self.read(None).await;
         assert!(
-            look.in_flight
+            view.in_flight
                 .iter()
-                .all(|a| a.message_id != message.message_id)
+                .all(|answer| answer.message_id != message.message_id)
         );
         assert!(
-            look.pending
+            view.pending
                 .iter()
-                .all(|p| p.message_id != message.message_id)
+                .all(|pending| pending.message_id != message.message_id)
         );
         let turns = self
             .fanout
@@ -45,7 +45,11 @@ impl Case<'_> {
             .await
             .unwrap()
             .unwrap();
-        assert!(turns.iter().all(|t| t.message_id != message.message_id));
+        assert!(
+            turns
+                .iter()
+                .all(|turn| turn.message_id != message.message_id)
+        );
         assert!(!self.backend.contains(&self.user, "secret").await);
     }
 
@@ -56,13 +60,15 @@ impl Case<'_> {
             from_start: true,
             max_bytes: 1 << 20,
         };
-        let look = self.fanout.read(call).await.unwrap();
-        let frames = look.frames.into_iter();
-        frames.map(|(at, frame)| (at.offset, frame)).collect()
+        let view = self.fanout.read(call).await.unwrap();
+        let frames = view.frames.into_iter();
+        frames
+            .map(|(position, frame)| (position.offset, frame))
+            .collect()
     }
 }
 
-pub(crate) async fn a_forgotten_conversation_leaves_nothing(backend: &dyn Backend) {
+pub(crate) async fn forgotten_conversation_leaves_nothing(backend: &dyn Backend) {
     let case = Case::new(backend).await;
     let (gone, stays) = (case.message(), case.message_in(&other()));
     for (offset, message) in [(3, &gone), (4, &stays)] {
@@ -134,12 +140,12 @@ pub(crate) async fn forgetting_everything_spares_other_users(backend: &dyn Backe
     assert_eq!(bystander.whole_mailbox().await, [(1, terminal("theirs"))]);
 }
 
-pub(crate) async fn forgetting_raises_no_floor(backend: &dyn Backend) {
+pub(crate) async fn forgetting_does_not_raise_the_floor(backend: &dyn Backend) {
     let bounds = Bounds {
         mailbox_frames: 4,
         ..Bounds::default()
     };
-    let case = Case::with(backend, bounds).await;
+    let case = Case::with_bounds(backend, bounds).await;
     let empty = case.read(None).await.end;
     for offset in 0..4 {
         let conversation = if offset % 2 == 0 {
@@ -155,7 +161,7 @@ pub(crate) async fn forgetting_raises_no_floor(backend: &dyn Backend) {
     assert_eq!(frames, [(1, terminal("1")), (3, terminal("3"))]);
     let frames = case.after(&case.at(2)).await.unwrap();
     assert_eq!(frames, [(3, terminal("3"))]);
-    // What was forgotten takes no room any more: four are here before one falls out.
+    // Forgotten frames no longer count: four frames fit before one is trimmed.
     case.deliver(&case.message(), 4, "4").await;
     case.deliver(&case.message(), 5, "5").await;
     assert_eq!(case.after(&empty).await.unwrap().len(), 4);
@@ -164,7 +170,7 @@ pub(crate) async fn forgetting_raises_no_floor(backend: &dyn Backend) {
     assert_eq!(case.after(&case.at(1)).await.unwrap().len(), 4);
 }
 
-pub(crate) async fn what_is_forgotten_while_it_streams_ends_once_and_is_not_kept(
+pub(crate) async fn message_forgotten_while_streaming_ends_once_and_is_not_stored(
     backend: &dyn Backend,
 ) {
     let case = Case::new(backend).await;
@@ -182,15 +188,15 @@ pub(crate) async fn what_is_forgotten_while_it_streams_ends_once_and_is_not_kept
     assert!(case.forget(Some(&message.conversation)).await);
     case.assert_gone(&message).await;
     assert_cancel(&case, &mut events, &message).await;
-    let reply = case.live(&message, &owner, number, Some((1, "s"))).await;
-    assert_eq!(reply, LiveResponse::Cancelled);
+    let response = case.live(&message, &owner, number, Some((1, "s"))).await;
+    assert_eq!(response, LiveResponse::Cancelled);
     let known = kept(case.keep(&message, &owner, number, "secret").await);
     assert_eq!(
         (known.frame, known.delivered_at),
         (terminal("stopped"), None)
     );
     case.assert_gone(&message).await;
-    // Another worker that takes it, because the first one died here, has the same to produce.
+    // Another worker that takes over, because the first one died here, gets the same outcome.
     let known = outcome(case.begin(&message, &Owner::random(), 0).await);
     assert_eq!(
         (known.frame, known.delivered_at),
@@ -199,7 +205,7 @@ pub(crate) async fn what_is_forgotten_while_it_streams_ends_once_and_is_not_kept
 
     case.deliver(&case.message_in(&other()), 4, "before").await;
     next_frame(&case, &mut events).await;
-    assert!(published(case.deliver(&message, 5, "stopped").await));
+    assert!(is_published(case.deliver(&message, 5, "stopped").await));
     let (channel, frame) = next_frame(&case, &mut events).await;
     assert_eq!(
         (channel, &frame["content"]),
@@ -210,13 +216,13 @@ pub(crate) async fn what_is_forgotten_while_it_streams_ends_once_and_is_not_kept
         assert_eq!(again, DeliverResponse::AlreadyDelivered);
     }
     case.assert_gone(&message).await;
-    let look = case.read(Some(&case.at(4))).await;
-    assert!(look.recovered && look.frames.is_empty());
-    assert_eq!(look.end, case.at(6));
+    let view = case.read(Some(&case.at(4))).await;
+    assert!(view.recovered && view.frames.is_empty());
+    assert_eq!(view.end, case.at(6));
     let known = outcome(case.begin(&message, &owner, number).await);
     assert_eq!(known.delivered_at, Some(case.at(5)));
-    let reply = case.live(&message, &owner, number, None).await;
-    assert_eq!(reply, LiveResponse::Fenced);
+    let response = case.live(&message, &owner, number, None).await;
+    assert_eq!(response, LiveResponse::Fenced);
 }
 
 async fn assert_cancel(
@@ -230,7 +236,7 @@ async fn assert_cancel(
     assert_eq!(notice, expected);
 }
 
-pub(crate) async fn what_is_forgotten_before_its_taking_is_never_answered(backend: &dyn Backend) {
+pub(crate) async fn message_forgotten_before_begin_is_never_answered(backend: &dyn Backend) {
     let case = Case::new(backend).await;
     let (feed, mut events) = case.fanout.open_feed(100).await.unwrap();
     for channel in [Channel::Cancel, Channel::Live] {
@@ -240,7 +246,7 @@ pub(crate) async fn what_is_forgotten_before_its_taking_is_never_answered(backen
     case.fanout.admit(&message, "secret").await.unwrap();
     assert!(case.forget(Some(&message.conversation)).await);
     assert_cancel(&case, &mut events, &message).await;
-    // Other sockets learn nothing of it any more.
+    // Nothing is announced to other connections any more.
     case.fanout
         .accept(&message, r#"{"type":"accepted"}"#.into())
         .await
@@ -254,14 +260,14 @@ pub(crate) async fn what_is_forgotten_before_its_taking_is_never_answered(backen
     );
     let mut delivery = case.delivery(&message, 1, "stopped early");
     delivery.is_rewind = true;
-    assert!(published(case.deliver_call(delivery).await));
+    assert!(is_published(case.deliver_call(delivery).await));
     let (_, frame) = next_frame(&case, &mut events).await;
     assert_eq!(frame["content"], "stopped early");
     case.assert_gone(&message).await;
     assert!(case.whole_mailbox().await.is_empty());
 }
 
-pub(crate) async fn what_is_forgotten_between_keep_and_deliver_is_told_and_not_kept(
+pub(crate) async fn message_forgotten_between_keep_and_deliver_is_published_and_not_stored(
     backend: &dyn Backend,
 ) {
     let case = Case::new(backend).await;
@@ -270,7 +276,7 @@ pub(crate) async fn what_is_forgotten_between_keep_and_deliver_is_told_and_not_k
     case.answer(&message, "secret").await;
     assert!(case.forget(None).await);
     case.assert_gone(&message).await;
-    assert!(published(case.deliver(&message, 1, "secret").await));
+    assert!(is_published(case.deliver(&message, 1, "secret").await));
     case.assert_gone(&message).await;
     assert!(case.whole_mailbox().await.is_empty());
     assert_eq!(
@@ -279,7 +285,7 @@ pub(crate) async fn what_is_forgotten_between_keep_and_deliver_is_told_and_not_k
     );
 }
 
-pub(crate) async fn a_rewind_brings_nothing_forgotten_back(backend: &dyn Backend) {
+pub(crate) async fn rewind_restores_nothing_forgotten(backend: &dyn Backend) {
     let case = Case::new(backend).await;
     let message = case.message();
     case.answer(&message, "secret").await;
@@ -300,33 +306,34 @@ pub(crate) async fn a_rewind_brings_nothing_forgotten_back(backend: &dyn Backend
     assert_eq!(known.frame, terminal("stopped early"));
 }
 
-pub(crate) async fn a_forgotten_message_resent_is_never_answered_again(backend: &dyn Backend) {
+pub(crate) async fn forgotten_message_is_never_answered_when_resent(backend: &dyn Backend) {
     let case = Case::new(backend).await;
-    let (told, open) = (case.message(), case.message());
-    case.answer(&told, "secret").await;
-    case.deliver(&told, 0, "secret").await;
+    let (delivered, open) = (case.message(), case.message());
+    case.answer(&delivered, "secret").await;
+    case.deliver(&delivered, 0, "secret").await;
     case.fanout.admit(&open, "secret").await.unwrap();
-    case.forget(Some(&told.conversation)).await;
-    assert_eq!(case.admit(&told).await, AdmissionDecision::Forgotten);
-    // Nobody was told its end, and the log may not have it: its record brings the end.
+    case.forget(Some(&delivered.conversation)).await;
+    assert_eq!(case.admit(&delivered).await, AdmissionDecision::Forgotten);
+    // No outcome was delivered, and the log may not have the message: it is admitted, so that its record
+    // ends it.
     let resent = case.fanout.admit(&open, "secret").await.unwrap();
-    assert_eq!(resent.admitted, AdmissionDecision::New);
+    assert_eq!(resent.decision, AdmissionDecision::New);
     case.assert_gone(&open).await;
     let known = outcome(case.begin(&open, &Owner::random(), 0).await);
     assert_eq!(known.delivered_at, None);
-    assert!(published(case.deliver(&open, 1, "stopped early").await));
+    assert!(is_published(case.deliver(&open, 1, "stopped early").await));
     assert_eq!(case.admit(&open).await, AdmissionDecision::Forgotten);
-    case.assert_gone(&told).await;
+    case.assert_gone(&delivered).await;
     case.assert_gone(&open).await;
 }
 
-pub(crate) async fn what_fell_out_of_the_history_is_forgotten_too(backend: &dyn Backend) {
+pub(crate) async fn messages_trimmed_from_the_history_are_forgotten_too(backend: &dyn Backend) {
     let bounds = Bounds {
         history_turns: 2,
         mailbox_frames: 1,
         ..Bounds::default()
     };
-    let case = Case::with(backend, bounds).await;
+    let case = Case::with_bounds(backend, bounds).await;
     let messages = [
         case.message(),
         case.message(),
@@ -343,7 +350,7 @@ pub(crate) async fn what_fell_out_of_the_history_is_forgotten_too(backend: &dyn 
     }
 }
 
-pub(crate) async fn a_conversation_begins_anew_after_it_was_forgotten(backend: &dyn Backend) {
+pub(crate) async fn forgotten_conversation_can_be_started_again(backend: &dyn Backend) {
     let case = Case::new(backend).await;
     for offset in 0..3 {
         let message = case.message();
@@ -356,7 +363,7 @@ pub(crate) async fn a_conversation_begins_anew_after_it_was_forgotten(backend: &
     case.answer(&message, "new").await;
     let mut delivery = case.delivery(&message, 3, "new");
     delivery.known_end = Some(case.at(2));
-    assert!(published(case.deliver_call(delivery).await));
+    assert!(is_published(case.deliver_call(delivery).await));
     assert_eq!(case.turns(&message.conversation).await, 1);
     assert_eq!(case.whole_mailbox().await, [(3, terminal("new"))]);
     let listed = case
@@ -367,14 +374,14 @@ pub(crate) async fn a_conversation_begins_anew_after_it_was_forgotten(backend: &
     assert_eq!(listed[0].turns, 1);
 }
 
-pub(crate) async fn much_is_forgotten_as_a_whole(backend: &dyn Backend) {
+pub(crate) async fn large_history_is_forgotten_completely(backend: &dyn Backend) {
     let case = Case::new(backend).await;
     let mut last = Vec::new();
     for (name, turns) in [("a", 600), ("b", 500), ("c", 1), ("d", 1)] {
         let conversation = ConversationId::parse(name).unwrap();
         for number in 0..turns {
             let message = case.message_in(&conversation);
-            // As a relay rebuilds it: one call.
+            // One call per message, as when a relay rebuilds the history.
             case.deliver(&message, last.len() as i64 * 1000 + number, "secret")
                 .await;
             if number + 1 == turns {

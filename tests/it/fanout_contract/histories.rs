@@ -12,9 +12,7 @@ use chatmesh::protocol::position::Epoch;
 
 use super::case::{Backend, Case, attempt, kept, unique};
 
-pub(crate) async fn the_context_has_each_turn_once_in_order_without_failures(
-    backend: &dyn Backend,
-) {
+pub(crate) async fn context_has_each_turn_once_in_order_without_failed_ones(backend: &dyn Backend) {
     let case = Case::new(backend).await;
     let conversation = ConversationId::parse("a:b|c+d").unwrap();
     let statuses = [
@@ -33,8 +31,8 @@ pub(crate) async fn the_context_has_each_turn_once_in_order_without_failures(
         }
     }
     let turns = case.context(&conversation).await;
-    let told: Vec<_> = turns.iter().map(|turn| &turn.answer[..8]).collect();
-    assert_eq!(told, ["answer 0", "answer 2", "answer 3"]);
+    let answers: Vec<_> = turns.iter().map(|turn| &turn.answer[..8]).collect();
+    assert_eq!(answers, ["answer 0", "answer 2", "answer 3"]);
     assert!(turns[0].answer.ends_with("\u{1F600}/\\\" \u{0} end"));
     assert_eq!(turns[1].status, TurnStatus::Cancelled);
     assert!(
@@ -48,12 +46,12 @@ pub(crate) async fn the_context_has_each_turn_once_in_order_without_failures(
     assert!(other.is_empty(), "turns of another conversation");
 }
 
-pub(crate) async fn the_context_is_bounded_in_number_and_age(backend: &dyn Backend) {
+pub(crate) async fn context_is_bounded_in_number_and_age(backend: &dyn Backend) {
     let bounds = Bounds {
         history_turns: 4,
         ..Bounds::default()
     };
-    let case = Case::with(backend, bounds).await;
+    let case = Case::with_bounds(backend, bounds).await;
     let conversation = ConversationId::default_conversation();
     for number in 0..6 {
         case.answer(&case.message(), &format!("{number}")).await;
@@ -77,10 +75,10 @@ pub(crate) async fn the_context_is_bounded_in_number_and_age(backend: &dyn Backe
     tokio::time::sleep(Duration::from_millis(30)).await;
     let old = Duration::from_millis(10);
     let none = case.fanout.context(&case.user, &conversation, 9, old).await;
-    assert!(none.unwrap().is_empty(), "the conversation is too old");
+    assert!(none.unwrap().is_empty(), "the newest turn is too old");
 }
 
-pub(crate) async fn the_delivered_answer_is_what_history_says(backend: &dyn Backend) {
+pub(crate) async fn history_has_the_delivered_answer(backend: &dyn Backend) {
     let case = Case::new(backend).await;
     let (kept_one, rebuilt) = (case.message(), case.message());
     case.answer(&kept_one, "kept").await;
@@ -99,7 +97,7 @@ pub(crate) async fn the_delivered_answer_is_what_history_says(backend: &dyn Back
     assert_eq!(case.context(&kept_one.conversation).await.len(), 2);
 }
 
-pub(crate) async fn tokens_are_issued_once_and_run_out(backend: &dyn Backend) {
+pub(crate) async fn tokens_are_issued_once_and_expire(backend: &dyn Backend) {
     let case = Case::new(backend).await;
     assert_eq!(case.fanout.stored_token(&case.user).await.unwrap(), None);
     let hour = Duration::from_secs(3600);
@@ -120,19 +118,22 @@ pub(crate) async fn tokens_are_issued_once_and_run_out(backend: &dyn Backend) {
         .unwrap();
     let started = tokio::time::Instant::now();
     while case.fanout.stored_token(&other).await.unwrap().is_some() {
-        assert!(started.elapsed() < Duration::from_secs(20), "it never ends");
+        assert!(
+            started.elapsed() < Duration::from_secs(20),
+            "it never expires"
+        );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
-pub(crate) async fn hostile_userids_touch_nobody_else(backend: &dyn Backend) {
+pub(crate) async fn hostile_user_ids_do_not_affect_other_users(backend: &dyn Backend) {
     let base = unique();
     let plain = UserId::parse(&base).unwrap();
-    let victim = Case::of(backend, Bounds::default(), plain).await;
+    let victim = Case::for_user(backend, Bounds::default(), plain).await;
     let before = victim.read(None).await;
     for form in ["user:X", "X:live", "X:cancel", "X:1:m", "X|a", "X+", "X:"] {
         let user = UserId::parse(&form.replace('X', &base)).unwrap();
-        let other = Case::of(backend, Bounds::default(), user).await;
+        let other = Case::for_user(backend, Bounds::default(), user).await;
         let message = other.message();
         other.admit(&message).await;
         other.answer(&message, "theirs").await;
@@ -162,7 +163,7 @@ pub(crate) async fn hostile_userids_touch_nobody_else(backend: &dyn Backend) {
     assert_eq!(token, None);
 }
 
-pub(crate) async fn a_marker_is_there_once_set(backend: &dyn Backend) {
+pub(crate) async fn marker_exists_once_set(backend: &dyn Backend) {
     let case = Case::new(backend).await;
     assert!(!case.fanout.has_marker(&case.epoch).await.unwrap());
     for _ in 0..2 {
@@ -173,12 +174,12 @@ pub(crate) async fn a_marker_is_there_once_set(backend: &dyn Backend) {
     assert!(!case.fanout.has_marker(&other).await.unwrap());
 }
 
-pub(crate) async fn the_history_is_paged_from_the_newest_back(backend: &dyn Backend) {
+pub(crate) async fn history_is_paged_from_the_newest_turn(backend: &dyn Backend) {
     let bounds = Bounds {
         history_turns: 5,
         ..Bounds::default()
     };
-    let case = Case::with(backend, bounds).await;
+    let case = Case::with_bounds(backend, bounds).await;
     let conversation = ConversationId::parse("paged").unwrap();
     let mut messages = Vec::new();
     for number in 0..6 {
@@ -212,7 +213,7 @@ pub(crate) async fn the_history_is_paged_from_the_newest_back(backend: &dyn Back
     assert!(page(Some(&messages[1]), 2).await.unwrap().is_empty());
     assert_eq!(page(None, 100).await.unwrap().len(), 5);
     assert!(page(None, 0).await.unwrap().is_empty());
-    assert_eq!(page(Some(&messages[0]), 2).await, None, "it fell out");
+    assert_eq!(page(Some(&messages[0]), 2).await, None, "it was trimmed");
     assert_eq!(page(Some(&MessageId::random()), 2).await, None);
 
     let newest = case.fanout.history(&case.user, &conversation, None, 2);
@@ -233,7 +234,7 @@ pub(crate) async fn conversations_are_listed_by_their_newest_turn(backend: &dyn 
     for name in names.iter().chain(["a"].iter()) {
         let message = case.message_in(&ConversationId::parse(name).unwrap());
         case.answer(&message, "text").await;
-        // By milliseconds.
+        // The list is ordered by milliseconds.
         tokio::time::sleep(Duration::from_millis(3)).await;
     }
     let page = async |after: Option<&str>, limit| {
@@ -260,7 +261,7 @@ pub(crate) async fn conversations_are_listed_by_their_newest_turn(backend: &dyn 
         .map(|(name, turns, _)| (name.as_str(), *turns))
         .collect();
     assert_eq!(listed, [("a", 2), ("a.b", 1), ("b", 1), ("a:b", 1)]);
-    assert!(all.is_sorted_by(|one, other| one.2 > other.2) && all[3].2 > 1_600_000_000_000);
+    assert!(all.is_sorted_by(|left, right| left.2 > right.2) && all[3].2 > 1_600_000_000_000);
     assert_eq!(page(None, 2).await, all[..2]);
     assert_eq!(page(Some("a.b"), 2).await, all[2..]);
     assert!(page(Some("a:b"), 2).await.is_empty());
@@ -277,9 +278,9 @@ pub(crate) async fn conversations_are_listed_by_their_newest_turn(backend: &dyn 
     );
 }
 
-/// What a worker remembers of a conversation, as it does it.
-struct Memory {
-    mark: HistoryVersion,
+/// A worker's cache of a conversation.
+struct Cache {
+    version: HistoryVersion,
     answers: Vec<String>,
 }
 
@@ -288,12 +289,12 @@ async fn begin_with(
     message: &MessageRef,
     owner: &Owner,
     known: Option<&HistoryVersion>,
-) -> (u32, Option<Memory>) {
+) -> (u32, Option<Cache>) {
     let call = BeginRequest {
         message: message.clone(),
         owner: owner.clone(),
         last_attempt: 0,
-        cancelled_outcome: Case::ending(message, "", TurnStatus::Cancelled).into(),
+        cancelled_outcome: Case::new_outcome(message, "", TurnStatus::Cancelled).into(),
         history: Some(HistoryRequest {
             limit: 100,
             max_age: Duration::from_secs(3600),
@@ -307,33 +308,33 @@ async fn begin_with(
             ..
         } => match history {
             HistoryResponse::Unchanged => (number, None),
-            HistoryResponse::Turns(mark, turns) => {
+            HistoryResponse::Turns(version, turns) => {
                 let answers = turns.into_iter().map(|turn| turn.answer).collect();
-                (number, Some(Memory { mark, answers }))
+                (number, Some(Cache { version, answers }))
             }
         },
         other => panic!("expected an attempt with the history, got {other:?}"),
     }
 }
 
-pub(crate) async fn a_history_that_the_worker_knows_is_not_brought_again_and_any_other_is(
+pub(crate) async fn begin_returns_the_history_unless_the_known_version_is_current(
     backend: &dyn Backend,
 ) {
     let case = Case::new(backend).await;
     let conversation = ConversationId::default_conversation();
-    let mut memory: Option<Memory> = None;
-    let mut brought = Vec::new();
+    let mut cache: Option<Cache> = None;
+    let mut loaded_count = 0;
     let mut first = None;
     for step in 0..12 {
-        // What happens between two messages of a conversation, behind the back of who remembers.
-        let silent = match step {
+        // Changes between two messages of the conversation that the cache does not know of.
+        let is_unchanged = match step {
             3 => {
                 let other = case.message();
                 case.answer(&other, "other worker").await;
                 false
             }
             5 => {
-                // Rebuilt from the log, in place of what was kept.
+                // The delivered answer replaces the stored one.
                 let message: &MessageRef = first.as_ref().unwrap();
                 case.deliver(message, 1, "told otherwise").await;
                 false
@@ -353,30 +354,28 @@ pub(crate) async fn a_history_that_the_worker_knows_is_not_brought_again_and_any
             _ => true,
         };
         let (message, owner) = (case.message(), Owner::random());
-        let known = memory.as_ref().map(|memory| memory.mark.clone());
+        let known = cache.as_ref().map(|cache| cache.version.clone());
         let (number, news) = begin_with(&case, &message, &owner, known.as_ref()).await;
-        brought.push(news.is_some());
-        assert_eq!(news.is_none(), silent, "step {step}");
-        let mut now = news.or_else(|| memory.take()).unwrap();
+        loaded_count += usize::from(news.is_some());
+        assert_eq!(news.is_none(), is_unchanged, "step {step}");
+        let mut current = news.or_else(|| cache.take()).unwrap();
         let real = case.context(&conversation).await;
         let real: Vec<String> = real.into_iter().map(|turn| turn.answer).collect();
-        assert_eq!(now.answers, real, "step {step}");
-        let KeepResponse::Appended(_, grown) = case.keep(&message, &owner, number, "mine").await
+        assert_eq!(current.answers, real, "step {step}");
+        let KeepResponse::Appended(_, appended) = case.keep(&message, &owner, number, "mine").await
         else {
             panic!("step {step}: a new turn");
         };
-        assert_eq!(grown.before, now.mark);
-        now.mark = grown.now;
-        now.answers.push("mine".to_owned());
-        memory = Some(now);
+        assert_eq!(appended.before, current.version);
+        current.version = appended.after;
+        current.answers.push("mine".to_owned());
+        cache = Some(current);
         first.get_or_insert(message);
     }
-    assert_eq!(brought.iter().filter(|brought| **brought).count(), 5);
+    assert_eq!(loaded_count, 5);
 }
 
-pub(crate) async fn what_was_forgotten_while_an_answer_was_written_is_not_what_grew(
-    backend: &dyn Backend,
-) {
+pub(crate) async fn keep_after_forget_reports_no_append(backend: &dyn Backend) {
     let case = Case::new(backend).await;
     let conversation = ConversationId::default_conversation();
     case.answer(&case.message(), "secret").await;
@@ -387,7 +386,7 @@ pub(crate) async fn what_was_forgotten_while_an_answer_was_written_is_not_what_g
         .forget(&case.user, Some(&conversation))
         .await
         .unwrap();
-    // In flight there, it is forgotten itself.
+    // The message in flight in that conversation is forgotten itself.
     let kept = case.keep(&message, &owner, 1, "mine").await;
     assert!(matches!(kept, KeepResponse::Outcome(_)), "{kept:?}");
     let (_, news) = begin_with(&case, &case.message(), &owner, None).await;

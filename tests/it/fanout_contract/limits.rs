@@ -1,4 +1,4 @@
-//! How much a user may ask for, and revocations.
+//! Limits per user, and revocations.
 
 use std::time::Duration;
 
@@ -11,20 +11,20 @@ use chatmesh::protocol::ids::{ConversationId, UserId};
 use super::Backend;
 use super::case::*;
 
-fn with(limits: UserLimits) -> Bounds {
+fn bounds(limits: UserLimits) -> Bounds {
     Bounds {
         limits,
         ..Bounds::default()
     }
 }
 
-pub(crate) async fn a_message_rate_is_one_budget_for_all_gateways(backend: &dyn Backend) {
-    let bounds = with(UserLimits {
+pub(crate) async fn message_rate_is_one_budget_for_all_gateways(backend: &dyn Backend) {
+    let bounds = bounds(UserLimits {
         requests: 4,
         window: Duration::from_secs(3600),
         ..UserLimits::default()
     });
-    let case = Case::with(backend, bounds.clone()).await;
+    let case = Case::with_bounds(backend, bounds.clone()).await;
     // A second gateway, and all messages at once: exactly four are allowed.
     let other = backend.open(bounds).await;
     let messages: Vec<_> = (0..12).map(|_| case.message()).collect();
@@ -46,11 +46,11 @@ pub(crate) async fn a_message_rate_is_one_budget_for_all_gateways(backend: &dyn 
         }
     }
     assert_eq!(admitted.len(), 4);
-    // A repeat, and a message sent again, cost nothing and are not refused.
+    // A repeated call and a message that is sent again do not count, and are not refused.
     assert_eq!(case.admit(admitted[0]).await, AdmissionDecision::New);
-    // What was refused left nothing behind.
+    // Refused messages left nothing behind.
     assert_eq!(case.read(None).await.pending.len(), 4);
-    // Ended messages have used up the budget all the same.
+    // Messages with an outcome still count.
     for message in admitted {
         case.answer(message, "text").await;
     }
@@ -59,29 +59,29 @@ pub(crate) async fn a_message_rate_is_one_budget_for_all_gateways(backend: &dyn 
         refused,
         AdmissionDecision::Refused(Limit::Rate(_))
     ));
-    // Another user has a budget of their own.
-    let bounds = with(UserLimits {
+    // Another user has a separate budget.
+    let bounds = bounds(UserLimits {
         requests: 4,
         window: Duration::from_secs(3600),
         ..UserLimits::default()
     });
-    let neighbour = Case::with(backend, bounds).await;
+    let other_user = Case::with_bounds(backend, bounds).await;
     assert_eq!(
-        neighbour.admit(&neighbour.message()).await,
+        other_user.admit(&other_user.message()).await,
         AdmissionDecision::New
     );
 }
 
-pub(crate) async fn a_message_rate_comes_back_with_time(backend: &dyn Backend) {
-    let bounds = with(UserLimits {
+pub(crate) async fn message_rate_recovers_with_time(backend: &dyn Backend) {
+    let bounds = bounds(UserLimits {
         requests: 2,
         window: Duration::from_secs(1),
         ..UserLimits::default()
     });
-    let case = Case::with(backend, bounds).await;
+    let case = Case::with_bounds(backend, bounds).await;
     case.admit(&case.message()).await;
     case.admit(&case.message()).await;
-    let mut waited = false;
+    let mut was_limited = false;
     for _ in 0..3 {
         let message = case.message();
         while let AdmissionDecision::Refused(limit) = case.admit(&message).await {
@@ -90,18 +90,18 @@ pub(crate) async fn a_message_rate_comes_back_with_time(backend: &dyn Backend) {
             };
             assert!(wait <= Duration::from_millis(500), "{wait:?}");
             tokio::time::sleep(wait).await;
-            waited = true;
+            was_limited = true;
         }
     }
-    assert!(waited);
+    assert!(was_limited);
 }
 
-pub(crate) async fn messages_that_wait_are_bounded(backend: &dyn Backend) {
-    let bounds = with(UserLimits {
+pub(crate) async fn pending_messages_are_limited(backend: &dyn Backend) {
+    let bounds = bounds(UserLimits {
         max_pending: 2,
         ..UserLimits::default()
     });
-    let case = Case::with(backend, bounds).await;
+    let case = Case::with_bounds(backend, bounds).await;
     let (one, two) = (case.message(), case.message());
     case.admit(&one).await;
     case.admit(&two).await;
@@ -116,84 +116,84 @@ pub(crate) async fn messages_that_wait_are_bounded(backend: &dyn Backend) {
     assert_eq!(case.admit(&third).await, AdmissionDecision::New);
 }
 
-pub(crate) async fn conversations_are_bounded(backend: &dyn Backend) {
-    let bounds = with(UserLimits {
+pub(crate) async fn conversations_are_limited(backend: &dyn Backend) {
+    let bounds = bounds(UserLimits {
         conversations: 2,
         ..UserLimits::default()
     });
-    let case = Case::with(backend, bounds).await;
-    let of = |name: &str| ConversationId::parse(name).unwrap();
+    let case = Case::with_bounds(backend, bounds).await;
+    let conversation = |name: &str| ConversationId::parse(name).unwrap();
     for name in ["a", "b"] {
-        let message = case.message_in(&of(name));
+        let message = case.message_in(&conversation(name));
         assert_eq!(case.admit(&message).await, AdmissionDecision::New);
         case.answer(&message, "text").await;
     }
-    let third = case.message_in(&of("c"));
+    let third = case.message_in(&conversation("c"));
     let refused = AdmissionDecision::Refused(Limit::Conversations);
     assert_eq!(case.admit(&third).await, refused);
-    let known = case.message_in(&of("b"));
+    let known = case.message_in(&conversation("b"));
     assert_eq!(case.admit(&known).await, AdmissionDecision::New);
     case.fanout
-        .forget(&case.user, Some(&of("a")))
+        .forget(&case.user, Some(&conversation("a")))
         .await
         .unwrap();
     assert_eq!(case.admit(&third).await, AdmissionDecision::New);
 }
 
-pub(crate) async fn conversations_that_only_wait_are_counted_too(backend: &dyn Backend) {
-    let bounds = with(UserLimits {
+pub(crate) async fn conversations_with_only_pending_messages_count(backend: &dyn Backend) {
+    let bounds = bounds(UserLimits {
         conversations: 2,
         ..UserLimits::default()
     });
-    let case = Case::with(backend, bounds).await;
-    let of = |name: &str| ConversationId::parse(name).unwrap();
-    let first = case.message_in(&of("a"));
+    let case = Case::with_bounds(backend, bounds).await;
+    let conversation = |name: &str| ConversationId::parse(name).unwrap();
+    let first = case.message_in(&conversation("a"));
     assert_eq!(case.admit(&first).await, AdmissionDecision::New);
     assert_eq!(
-        case.admit(&case.message_in(&of("b"))).await,
+        case.admit(&case.message_in(&conversation("b"))).await,
         AdmissionDecision::New
     );
-    let third = case.message_in(&of("c"));
+    let third = case.message_in(&conversation("c"));
     let refused = AdmissionDecision::Refused(Limit::Conversations);
     assert_eq!(case.admit(&third).await, refused);
-    // More in one that has begun, and what is sent again, are no new ones.
+    // Further messages of a pending conversation, and repeated ones, begin no new conversation.
     assert_eq!(
-        case.admit(&case.message_in(&of("b"))).await,
+        case.admit(&case.message_in(&conversation("b"))).await,
         AdmissionDecision::New
     );
     assert_eq!(case.admit(&first).await, AdmissionDecision::New);
-    // One that has a turn and waits for the next is one.
+    // A conversation with a turn and a pending message counts once.
     case.answer(&first, "text").await;
     assert_eq!(
-        case.admit(&case.message_in(&of("a"))).await,
+        case.admit(&case.message_in(&conversation("a"))).await,
         AdmissionDecision::New
     );
     assert_eq!(case.admit(&third).await, refused);
 }
 
-pub(crate) async fn tokens_of_the_day_are_counted_once(backend: &dyn Backend) {
-    let bounds = with(UserLimits {
+pub(crate) async fn daily_tokens_are_counted_once(backend: &dyn Backend) {
+    let bounds = bounds(UserLimits {
         daily_tokens: 100,
         ..UserLimits::default()
     });
-    let case = Case::with(backend, bounds).await;
+    let case = Case::with_bounds(backend, bounds).await;
     let spend = async |tokens: u32| {
         let message = case.message();
         assert_eq!(case.admit(&message).await, AdmissionDecision::New);
         let owner = Owner::random();
         let attempt = attempt(&case.begin(&message, &owner, 0).await);
-        let mut ending = Case::ending(&message, "text", TurnStatus::Answered);
-        ending.frame = format!(
+        let mut outcome = Case::new_outcome(&message, "text", TurnStatus::Answered);
+        outcome.frame = format!(
             r#"{{"type":"response","content":"text","usage":{{"prompt_tokens":1,"completion_tokens":1,"total_tokens":{tokens}}}}}"#
         );
         let call = KeepRequest {
-            cancelled_outcome: Case::ending(&message, "", TurnStatus::Cancelled).into(),
-            message: message,
+            cancelled_outcome: Case::new_outcome(&message, "", TurnStatus::Cancelled).into(),
+            message,
             owner,
             attempt,
-            outcome: ending.into(),
+            outcome: outcome.into(),
         };
-        // The second is the client library's repeat.
+        // The second call is a repeat by the client library.
         let first = kept(case.fanout.keep(call.clone()).await.unwrap());
         assert_eq!(kept(case.fanout.keep(call).await.unwrap()), first);
     };
@@ -207,7 +207,7 @@ pub(crate) async fn tokens_of_the_day_are_counted_once(backend: &dyn Backend) {
     }
 }
 
-pub(crate) async fn a_revocation_is_remembered_told_and_removes_the_token(backend: &dyn Backend) {
+pub(crate) async fn revocation_is_recorded_published_and_removes_the_token(backend: &dyn Backend) {
     let case = Case::new(backend).await;
     let (feed, mut events) = case.fanout.open_feed(64).await.unwrap();
     feed.subscribe(&case.user, Channel::Terminal).await.unwrap();
@@ -221,21 +221,21 @@ pub(crate) async fn a_revocation_is_remembered_told_and_removes_the_token(backen
     let token = case.fanout.stored_token(&case.user).await.unwrap();
     assert_eq!(token, None);
     let at_ms = case.fanout.revoked_at(&case.user).await.unwrap().unwrap();
-    let told = async {
+    let next_frame = async {
         loop {
             if let Some(FeedEvent::Frame { user, payload, .. }) = events.recv().await {
                 return (user, String::from_utf8(payload.to_vec()).unwrap());
             }
         }
     };
-    let told = tokio::time::timeout(Duration::from_secs(20), told).await;
-    let (user, payload) = told.unwrap();
+    let received = tokio::time::timeout(Duration::from_secs(20), next_frame).await;
+    let (user, payload) = received.unwrap();
     assert_eq!(user, case.user);
     assert!(payload.starts_with(REVOKED_FRAME), "{payload}");
     let frame: serde_json::Value = serde_json::from_str(&payload).unwrap();
     assert_eq!(frame["at_ms"], at_ms);
     assert_eq!(frame["userid"], case.user.as_str());
-    // Once more moves it on, never back; and it is nobody else's.
+    // A second revocation never moves the time back, and does not affect other users.
     case.fanout.revoke(&case.user).await.unwrap();
     let again = case.fanout.revoked_at(&case.user).await.unwrap().unwrap();
     assert!(again >= at_ms);

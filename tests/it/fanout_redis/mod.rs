@@ -94,7 +94,7 @@ impl Backend for RedisBackend {
 
 /// Only a fan-out that can lose what the log has puts a turn anywhere but at the end.
 #[tokio::test]
-async fn lost_turns_come_back_before_what_was_kept_since() {
+async fn rebuilt_turns_are_inserted_before_later_ones() {
     let backend = RedisBackend::new("TEST_REDIS_URL").await;
     let mut case = Case::new(&backend).await;
     let lost = [case.message(), case.message()];
