@@ -146,7 +146,7 @@ impl Model {
         self.keeps_history().then(|| HistoryRequest {
             limit: self.recalled_turns(),
             max_age: self.settings.prompt.history_ttl,
-            known: known.map(|known| known.mark.clone()),
+            known_version: known.map(|known| known.mark.clone()),
         })
     }
 

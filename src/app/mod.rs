@@ -206,7 +206,7 @@ impl App {
         let state = Arc::clone(&self.state);
         let parts = gateway::Parts {
             log: Arc::clone(&self.engines.log),
-            fanout: Arc::clone(&self.engines.fanout),
+            fanout: self.engines.fanout.clone(),
             settings: self.config.gateway(),
             health: Arc::clone(&self.health),
             admin: Arc::new(move |method, path| admin::respond(path, method, &state)),
@@ -235,7 +235,7 @@ impl App {
         }
         let parts = ai_worker::Parts {
             log: Arc::clone(&self.engines.log),
-            fanout: Arc::clone(&self.engines.fanout),
+            fanout: self.engines.fanout.clone(),
             provider: provider(&settings)?,
             settings,
         };
@@ -254,7 +254,7 @@ impl App {
         }
         let parts = relay::Parts {
             log: Arc::clone(&self.engines.log),
-            fanout: Arc::clone(&self.engines.fanout),
+            fanout: self.engines.fanout.clone(),
             settings,
         };
         in_a_task(relay::run(parts, drain)).await?;

@@ -259,7 +259,7 @@ async fn backend(fanout: Arc<EmbeddedFanout>, chance: Chance) {
             message_id: subject.message_id.clone(),
             conversation: Some(subject.conversation.clone()),
             position: at(number),
-            known: (number > 0).then(|| at(number - 1)),
+            known_end: (number > 0).then(|| at(number - 1)),
             logged_at_ms: None,
             is_rewind: chance.is(0.2),
             frame: ending(number, &text).frame,
