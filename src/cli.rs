@@ -198,11 +198,11 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             let configured = error.downcast_ref::<ConfigErrors>().is_some()
                 || error.downcast_ref::<app::Unusable>().is_some()
                 || error.downcast_ref::<Misused>().is_some();
-            let no_test = error.downcast_ref::<load_test::NoTest>().is_some();
+            let no_test = error.downcast_ref::<load_test::TestNotStarted>().is_some();
             ExitCode::from(if configured {
                 2
             } else if no_test {
-                load_test::NoTest::CODE
+                load_test::TestNotStarted::EXIT_CODE
             } else {
                 1
             })

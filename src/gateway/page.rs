@@ -38,7 +38,7 @@ const FILES: &[(&str, &str, &[u8])] = files! {
     SCRIPT "app/chats.js";
     SCRIPT "app/composer.js";
     SCRIPT "app/dom.js";
-    SCRIPT "app/early.js";
+    SCRIPT "app/theme-boot.js";
     SCRIPT "app/identity.js";
     SCRIPT "app/settings.js";
     SCRIPT "app/sidebar.js";

@@ -3,12 +3,11 @@
 use std::io::Write as _;
 
 pub(crate) mod chat;
-pub(crate) mod descriptors;
 pub(crate) mod dlq;
 pub(crate) mod doctor;
+pub(crate) mod http;
 pub(crate) mod load_test;
 pub(crate) mod mock_openai;
-pub(crate) mod span;
 pub(crate) mod token;
 
 /// Used wrongly, as the command line's grammar can't tell: exit code 2.

@@ -1,347 +1,329 @@
-//! One client: connects, sends when it is time, and notes what comes.
+//! A client: connects, sends its messages on schedule, and reconnects after a lost connection.
 
-use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::{Sink as _, SinkExt as _, StreamExt as _};
 use rand::Rng as _;
-use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_tungstenite::tungstenite::{Error, Message};
-use tokio_util::sync::CancellationToken;
 
-use super::connect::{Gone, Link, Socket, again, connect, gone};
-use super::frames::mark;
-use super::ledger::Ledger;
-use super::plan::{Pace, Plan};
-use super::stats::{Stats, count};
+use super::connection::{Connection, DisconnectReason, Socket, connect, reconnect};
+use super::context::ThreadContext;
+use super::frames::marker;
+use super::plan::SendMode;
+use super::stats::increment;
+use super::tracker::MessageTracker;
+use crate::backoff::Backoff;
 use crate::client::retry_hint::{RetryHint, retry_hint};
 
-/// What tokio's timers may be late, so that clients wake up so much earlier. A message that is sent
-/// before its time is measured from its sending.
-const TIMER: Duration = Duration::from_millis(1);
-/// Before the first attempt to come back, and the most before another; half of it at least.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(4));
-/// Longer than a test.
+/// Resolution of tokio's timers. Clients wake up this much early; a message that is sent before its
+/// scheduled time is measured from when it was sent.
+const TIMER_RESOLUTION: Duration = Duration::from_millis(1);
+/// Upper limits of the delay before the first attempt to reconnect and before later ones.
+const FIRST_DELAY: Duration = Duration::from_millis(200);
+const MAX_DELAY: Duration = Duration::from_secs(4);
+/// Longer than any test.
 const NEVER: Duration = Duration::from_secs(365 * 86_400);
-/// What was due for less than this when the user ended the test was about to be sent.
-const ABOUT_TO: Duration = Duration::from_millis(50);
+/// When the user ends the test, messages that became due within this time do not count as missed.
+const INTERRUPT_GRACE: Duration = Duration::from_millis(50);
+/// How long a closing handshake may take at the end of the test.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What the test's conductor and its clients tell each other.
-#[derive(Debug)]
-pub(super) struct Stage {
-    pub(super) started: Instant,
-    /// When the first message may be sent.
-    pub(super) begin: watch::Receiver<Option<Instant>>,
-    /// Everybody stops.
-    pub(super) end: CancellationToken,
-    /// It is the user who ends it.
-    pub(super) interrupted: AtomicBool,
-    /// Connected, or failed to.
-    pub(super) arrived: AtomicU64,
-    /// Got in.
-    pub(super) connected: AtomicU64,
-    /// Lost their connections, and are not back.
-    pub(super) away: AtomicU64,
-    pub(super) sent: AtomicU64,
-    pub(super) ended: AtomicU64,
-    /// Clients that have nothing more to do.
-    pub(super) finished: AtomicU64,
-}
-
-/// What the clients of one thread share.
-pub(super) struct Neighbours {
-    pub(super) plan: Arc<Plan>,
-    pub(super) stage: Arc<Stage>,
-    pub(super) stats: RefCell<Stats>,
-    /// Connecting at once.
-    pub(super) doors: Semaphore,
-}
-
-/// The `number`th client's life.
-pub(super) async fn run(number: usize, around: Rc<Neighbours>) {
-    let stage = &around.stage;
-    let connected = stage
-        .end
-        .run_until_cancelled(connect(number, &around))
+/// Runs one client until the test ends, and adds its results to the thread's statistics.
+pub(super) async fn run_client(number: usize, context: Rc<ThreadContext>) {
+    let state = &context.state;
+    let connected = state
+        .stop
+        .run_until_cancelled(connect(number, &context))
         .await;
-    let mut client = Client::new(number, &around);
+    let mut client = Client::new(number, &context);
     match connected {
-        Some(Ok(link)) => {
-            around.stats.borrow_mut().connected += 1;
-            stage.connected.fetch_add(1, Ordering::Relaxed);
-            stage.arrived.fetch_add(1, Ordering::Relaxed);
-            client.stay(link).await;
+        Some(Ok(connection)) => {
+            context.stats.borrow_mut().connected += 1;
+            state.connected.fetch_add(1, Ordering::Relaxed);
+            state.attempted.fetch_add(1, Ordering::Relaxed);
+            client.run(connection).await;
         }
-        Some(Err(Gone(why))) => {
-            count(&mut around.stats.borrow_mut().not_connected, &why);
-            stage.arrived.fetch_add(1, Ordering::Relaxed);
-            client.finish();
-            // Only then it is known what it would have had to send.
-            stage.end.cancelled().await;
+        Some(Err(DisconnectReason(reason))) => {
+            increment(&mut context.stats.borrow_mut().not_connected, &reason);
+            state.attempted.fetch_add(1, Ordering::Relaxed);
+            client.set_finished();
+            // Only at the end of the test is it known how many messages this client missed.
+            state.stop.cancelled().await;
         }
         None => {}
     }
-    client.finish();
-    client.add_up();
+    client.set_finished();
+    client.record_missed_messages();
 }
 
-pub(super) enum Step {
-    /// Another frame can be written.
-    Room,
-    Read(Option<Result<Message, Error>>),
+/// What a client can do next with its socket.
+pub(super) enum SocketEvent {
+    /// The socket can take another frame.
+    Writable,
+    Received(Option<Result<Message, Error>>),
 }
 
+/// The state of one client.
 pub(super) struct Client<'a> {
     number: usize,
-    pub(super) around: &'a Neighbours,
-    pub(super) ledger: Ledger,
+    pub(super) context: &'a ThreadContext,
+    pub(super) tracker: MessageTracker,
     sent: u64,
-    /// What it has had, where it comes back.
+    /// Position of the last terminal frame, from which the client resumes; empty if there is none.
     pub(super) position: String,
-    /// Messages to send once more.
-    pub(super) again: VecDeque<u64>,
-    pub(super) begin: Instant,
-    finished: bool,
+    /// Messages to send once more, by number.
+    pub(super) to_resend: VecDeque<u64>,
+    pub(super) schedule_start: Instant,
+    is_finished: bool,
 }
 
 impl<'a> Client<'a> {
-    fn new(number: usize, around: &'a Neighbours) -> Self {
+    fn new(number: usize, context: &'a ThreadContext) -> Self {
         Self {
             number,
-            around,
-            ledger: Ledger::new(around.plan.v1),
+            context,
+            tracker: MessageTracker::new(context.plan.is_v1),
             sent: 0,
             position: String::new(),
-            again: VecDeque::new(),
-            begin: Instant::now(),
-            finished: false,
+            to_resend: VecDeque::new(),
+            schedule_start: Instant::now(),
+            is_finished: false,
         }
     }
 
-    /// Until the test ends; whenever the connection does before, the client comes back.
-    async fn stay(&mut self, link: Link) {
-        let around = self.around;
-        let mut socket = link.socket;
-        self.position = link.position.unwrap_or_default();
+    /// Uses the connection until the test ends, and reconnects whenever it is lost before.
+    async fn run(&mut self, connection: Connection) {
+        let context = self.context;
+        let mut socket = connection.socket;
+        self.position = connection.position.unwrap_or_default();
         loop {
-            let Err(Gone(why)) = self.live(&mut socket).await else {
-                // Politely, but a server that doesn't listen any more is not waited for.
-                let _ = timeout(Duration::from_secs(1), socket.close(None)).await;
+            let Err(DisconnectReason(reason)) = self.exchange_messages(&mut socket).await else {
+                let _ = timeout(CLOSE_TIMEOUT, socket.close(None)).await;
                 return;
             };
             drop(socket);
-            let begun = *around.stage.begin.borrow();
-            let at = begun.map_or(Duration::ZERO, |begun| begun.elapsed());
-            around.stats.borrow_mut().closed(&why, at);
-            if !around.plan.v1 {
-                self.ledger.abandon();
+            let start = *context.state.schedule_start.borrow();
+            let since_start = start.map_or(Duration::ZERO, |start| start.elapsed());
+            let stats = &context.stats;
+            stats.borrow_mut().record_early_close(&reason, since_start);
+            if !context.plan.is_v1 {
+                self.tracker.abandon_pending();
             }
-            if self.finished {
+            if self.is_finished {
                 return;
             }
-            around.stage.away.fetch_add(1, Ordering::Relaxed);
-            let Some(link) = self.come_back(why).await else {
+            context.state.reconnecting.fetch_add(1, Ordering::Relaxed);
+            let Some(connection) = self.reconnect(reason).await else {
                 return;
             };
-            around.stage.away.fetch_sub(1, Ordering::Relaxed);
-            socket = link.socket;
-            if let Some(position) = link.position {
+            context.state.reconnecting.fetch_sub(1, Ordering::Relaxed);
+            socket = connection.socket;
+            if let Some(position) = connection.position {
                 self.position = position;
             }
-            if around.plan.v1 {
-                self.again = self.ledger.to_send_again(!link.recovered);
+            if context.plan.is_v1 {
+                self.to_resend = self.tracker.messages_to_resend(!connection.is_recovered);
             }
         }
     }
 
-    /// Tries until it is in again; `None` when the test ended before.
-    async fn come_back(&mut self, mut why: String) -> Option<Link> {
-        let (number, around) = (self.number, self.around);
-        let (mut pause, most) = PAUSE;
-        match retry_hint(close_code(&why)) {
+    /// Retries until the client is connected again; `None` when the test ends before.
+    async fn reconnect(&mut self, mut reason: String) -> Option<Connection> {
+        let (number, context) = (self.number, self.context);
+        let mut backoff = Backoff::new(FIRST_DELAY, MAX_DELAY).with_jitter();
+        let mut delay = match retry_hint(close_code(&reason)) {
             RetryHint::Never(_) => {
-                // Nothing more is sent, and it needn't be waited for.
-                self.finish();
-                pause = NEVER;
+                // This client sends nothing more, and the test need not wait for it.
+                self.set_finished();
+                NEVER
             }
-            RetryHint::Reconnect(Some(least)) => pause = least * 2,
-            RetryHint::Reconnect(None) | RetryHint::NewToken => {}
-        }
+            // The random factor spreads clients that were closed at the same time.
+            RetryHint::Reconnect(Some(minimum)) => {
+                minimum.mul_f64(rand::rng().random_range(1.0..=2.0))
+            }
+            RetryHint::Reconnect(None) | RetryHint::NewToken => backoff.next_delay(),
+        };
         loop {
-            let tried = async {
-                sleep(pause.mul_f64(rand::rng().random_range(0.5..=1.0))).await;
-                again(number, around, &self.position).await
+            let attempt = async {
+                sleep(delay).await;
+                reconnect(number, context, &self.position).await
             };
-            match around.stage.end.run_until_cancelled(tried).await {
-                Some(Ok(link)) => {
-                    around.stats.borrow_mut().returned += 1;
-                    return Some(link);
+            match context.state.stop.run_until_cancelled(attempt).await {
+                Some(Ok(connection)) => {
+                    context.stats.borrow_mut().reconnections += 1;
+                    return Some(connection);
                 }
-                Some(Err(Gone(reason))) => why = reason,
+                Some(Err(DisconnectReason(latest))) => reason = latest,
                 None => {
-                    count(&mut around.stats.borrow_mut().away, &why);
+                    increment(&mut context.stats.borrow_mut().not_reconnected, &reason);
                     return None;
                 }
             }
-            pause = pause.saturating_mul(2).min(most);
+            delay = backoff.next_delay();
         }
     }
 
-    /// What there is to say of it at the end.
-    fn add_up(&self) {
-        let stage = &self.around.stage;
-        let mut stats = self.around.stats.borrow_mut();
-        stats.lost += self.ledger.open() as u64;
-        let Some(begun) = *stage.begin.borrow() else {
+    /// Counts the messages that have no answer, and those of the schedule that were not sent.
+    fn record_missed_messages(&self) {
+        let state = &self.context.state;
+        let mut stats = self.context.stats.borrow_mut();
+        stats.lost += self.tracker.pending() as u64;
+        let Some(start) = *state.schedule_start.borrow() else {
             return;
         };
-        let interrupted = stage.interrupted.load(Ordering::Relaxed);
-        let until = interrupted.then(|| begun.elapsed().saturating_sub(ABOUT_TO));
-        let scheduled = self.around.plan.scheduled(self.number, until);
+        let is_interrupted = state.is_interrupted.load(Ordering::Relaxed);
+        let until = is_interrupted.then(|| start.elapsed().saturating_sub(INTERRUPT_GRACE));
+        let scheduled = self.context.plan.scheduled(self.number, until);
         stats.not_sent += scheduled.saturating_sub(self.sent);
     }
 
-    /// Until the test ends, or the connection does.
-    async fn live(&mut self, socket: &mut Socket) -> Result<(), Gone> {
-        let stage = Arc::clone(&self.around.stage);
-        let mut end = pin!(stage.end.cancelled());
-        let mut begin = stage.begin.clone();
-        // Pings are answered by reading.
+    /// Sends and receives until the test ends (`Ok`) or the connection is lost (`Err`).
+    async fn exchange_messages(&mut self, socket: &mut Socket) -> Result<(), DisconnectReason> {
+        let state = Arc::clone(&self.context.state);
+        let mut stop = pin!(state.stop.cancelled());
+        let mut schedule_start = state.schedule_start.clone();
+        // While waiting for the start, the socket is read so that tungstenite answers pings.
         loop {
-            let idle = self.around.plan.pace == Pace::Idle;
+            let is_idle = self.context.plan.mode == SendMode::Idle;
             tokio::select! {
-                step = step(socket, false) => self.take(step)?,
-                begun = begin.wait_for(Option::is_some), if !idle => {
-                    match begun.map(|at| *at) {
-                        Ok(Some(at)) => self.begin = at,
+                event = next_event(socket, false) => self.handle_event(event)?,
+                start = schedule_start.wait_for(Option::is_some), if !is_idle => {
+                    match start.map(|start| *start) {
+                        Ok(Some(start)) => self.schedule_start = start,
                         _ => return Ok(()),
                     }
                     break;
                 }
-                () = &mut end => return Ok(()),
+                () = &mut stop => return Ok(()),
             }
         }
-        let mut timer = pin!(sleep_until(self.begin));
+        let mut timer = pin!(sleep_until(self.schedule_start));
         loop {
             let now = Instant::now();
-            let due = match self.again.front() {
+            let due = match self.to_resend.front() {
                 Some(_) => Some(now),
-                None => self.due(now),
+                None => self.next_due(now),
             };
-            if due.is_none() && self.ledger.open() == 0 && self.is_done(now) {
-                // Doubles may still come.
-                self.finish();
+            if due.is_none() && self.tracker.pending() == 0 && self.is_done_sending(now) {
+                // The client keeps reading, because duplicates may still arrive.
+                self.set_finished();
             }
-            let is_due = due.is_some_and(|due| due <= now + TIMER);
-            let waits = due.filter(|_| !is_due).map(|due| due - TIMER);
-            if let Some(wake) = waits
-                && timer.deadline() != wake
+            let is_due = due.is_some_and(|due| due <= now + TIMER_RESOLUTION);
+            let wake_at = due.filter(|_| !is_due).map(|due| due - TIMER_RESOLUTION);
+            if let Some(wake_at) = wake_at
+                && timer.deadline() != wake_at
             {
-                timer.as_mut().reset(wake);
+                timer.as_mut().reset(wake_at);
             }
             tokio::select! {
-                step = step(socket, is_due) => match (step, due) {
-                    (Step::Room, Some(due)) => self.send(socket, due)?,
-                    (step, _) => self.take(step)?,
+                event = next_event(socket, is_due) => match (event, due) {
+                    (SocketEvent::Writable, Some(due)) => self.send_next(socket, due)?,
+                    (event, _) => self.handle_event(event)?,
                 },
-                () = timer.as_mut(), if waits.is_some() => {}
-                () = &mut end => return Ok(()),
+                () = timer.as_mut(), if wake_at.is_some() => {}
+                () = &mut stop => return Ok(()),
             }
         }
     }
 
-    /// When the next message is to be sent; `None` when none is, or not before an answer.
-    fn due(&self, now: Instant) -> Option<Instant> {
-        let plan = &self.around.plan;
+    /// When the next message is due; `None` when there is none, or none before the next answer.
+    fn next_due(&self, now: Instant) -> Option<Instant> {
+        let plan = &self.context.plan;
         if self.sent >= plan.messages {
             return None;
         }
-        let due = match plan.pace {
-            Pace::Open(rate) => self.begin + plan.offset(rate, self.number, self.sent),
-            Pace::Closed(most) if self.ledger.in_flight() < most => now.max(self.begin),
-            Pace::Closed(_) | Pace::Idle => return None,
+        let due = match plan.mode {
+            SendMode::OpenLoop(rate) => {
+                self.schedule_start + plan.send_offset(rate, self.number, self.sent)
+            }
+            SendMode::ClosedLoop(max) if self.tracker.in_flight() < max => {
+                now.max(self.schedule_start)
+            }
+            SendMode::ClosedLoop(_) | SendMode::Idle => return None,
         };
-        let over = plan
+        let is_after_end = plan
             .duration
-            .is_some_and(|length| due >= self.begin + length);
-        (!over).then_some(due)
+            .is_some_and(|duration| due >= self.schedule_start + duration);
+        (!is_after_end).then_some(due)
     }
 
-    /// Whether nothing will be sent any more, whatever comes.
-    fn is_done(&self, now: Instant) -> bool {
-        let plan = &self.around.plan;
+    /// Whether the client will send nothing more, regardless of what it receives. In an open loop
+    /// with a duration this is meaningful only when [`Self::next_due`] is `None`.
+    fn is_done_sending(&self, now: Instant) -> bool {
+        let plan = &self.context.plan;
         self.sent >= plan.messages
-            || plan.duration.is_some_and(|length| match plan.pace {
-                // Then `due` alone tells it.
-                Pace::Open(_) => true,
-                _ => now >= self.begin + length,
+            || plan.duration.is_some_and(|duration| match plan.mode {
+                SendMode::OpenLoop(_) => true,
+                _ => now >= self.schedule_start + duration,
             })
     }
 
-    fn finish(&mut self) {
-        if !self.finished {
-            self.finished = true;
-            self.around.stage.finished.fetch_add(1, Ordering::Relaxed);
+    fn set_finished(&mut self) {
+        if !self.is_finished {
+            self.is_finished = true;
+            self.context.state.finished.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    fn send(&mut self, socket: &mut Socket, due: Instant) -> Result<(), Gone> {
-        if let Some(number) = self.again.pop_front() {
-            if !self.ledger.sent_again(number) {
+    /// Sends the first message that must be resent, otherwise the next new one.
+    fn send_next(&mut self, socket: &mut Socket, due: Instant) -> Result<(), DisconnectReason> {
+        if let Some(number) = self.to_resend.pop_front() {
+            if !self.tracker.record_resent(number) {
                 return Ok(());
             }
-            self.around.stats.borrow_mut().sent_again += 1;
-            return self.write(socket, number);
+            self.context.stats.borrow_mut().resent += 1;
+            return self.write_message(socket, number);
         }
         let now = Instant::now();
-        let number = self.ledger.sent(due.min(now));
+        let number = self.tracker.record_sent(due.min(now));
         self.sent += 1;
-        let mut stats = self.around.stats.borrow_mut();
+        let mut stats = self.context.stats.borrow_mut();
         stats.sent += 1;
-        stats.late.record(now.saturating_duration_since(due));
-        stats.series.sent(now.saturating_duration_since(self.begin));
+        stats.send_delay.record(now.saturating_duration_since(due));
+        let since_start = now.saturating_duration_since(self.schedule_start);
+        stats.series.record_sent(since_start);
         drop(stats);
-        self.around.stage.sent.fetch_add(1, Ordering::Relaxed);
-        self.write(socket, number)
+        self.context.state.sent.fetch_add(1, Ordering::Relaxed);
+        self.write_message(socket, number)
     }
 
-    fn write(&self, socket: &mut Socket, number: u64) -> Result<(), Gone> {
-        let plan = &self.around.plan;
-        let (mark, padding) = (mark(number), &plan.padding);
-        let text = if plan.v1 {
-            format!(r#"{{"type":"message","id":"{number}","content":"{mark}{padding}"}}"#)
+    fn write_message(&self, socket: &mut Socket, number: u64) -> Result<(), DisconnectReason> {
+        let plan = &self.context.plan;
+        let (marker, padding) = (marker(number), &plan.padding);
+        let text = if plan.is_v1 {
+            format!(r#"{{"type":"message","id":"{number}","content":"{marker}{padding}"}}"#)
         } else {
-            format!(r#"{{"type":"message","content":"{mark}{padding}"}}"#)
+            format!(r#"{{"type":"message","content":"{marker}{padding}"}}"#)
         };
         let sent = socket.start_send_unpin(Message::text(text));
-        sent.map_err(|error| gone(Some(Err(error))))
+        sent.map_err(|error| DisconnectReason::from_end(Some(Err(error))))
     }
 }
 
-/// The code by which a connection was closed, where it was.
-fn close_code(why: &str) -> Option<u16> {
-    why.strip_prefix("close ")?.parse().ok()
+/// The close code in a reason that [`DisconnectReason::from_end`] made of a close frame.
+fn close_code(reason: &str) -> Option<u16> {
+    reason.strip_prefix("close ")?.parse().ok()
 }
 
-/// Reads a frame, or says that one can be written where that is wanted.
-async fn step(socket: &mut Socket, wants_room: bool) -> Step {
+/// Waits until a frame is received, or, if `wants_to_write`, until one can be sent.
+async fn next_event(socket: &mut Socket, wants_to_write: bool) -> SocketEvent {
     let mut socket = Pin::new(socket);
     poll_fn(|cx| {
-        // Also writes what is left of the last one.
+        // `poll_ready` also flushes what remains of the last frame.
         match socket.as_mut().poll_ready(cx) {
-            Poll::Ready(Ok(())) if wants_room => return Poll::Ready(Step::Room),
-            Poll::Ready(Err(error)) => return Poll::Ready(Step::Read(Some(Err(error)))),
+            Poll::Ready(Ok(())) if wants_to_write => return Poll::Ready(SocketEvent::Writable),
+            Poll::Ready(Err(error)) => return Poll::Ready(SocketEvent::Received(Some(Err(error)))),
             Poll::Ready(Ok(())) | Poll::Pending => {}
         }
-        socket.poll_next_unpin(cx).map(Step::Read)
+        socket.poll_next_unpin(cx).map(SocketEvent::Received)
     })
     .await
 }

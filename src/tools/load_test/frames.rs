@@ -1,29 +1,29 @@
-//! Frames of the server, read no further than a load test needs.
+//! The fields of server frames that a load test needs, and the markers in message texts.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-/// A frame; what has no use here is skipped.
+/// A server frame; other fields are skipped.
 #[derive(Deserialize)]
 pub(super) struct Frame<'a> {
     #[serde(rename = "type", borrow)]
     pub(super) kind: &'a str,
-    /// The client's own name of its message.
+    /// The id that the client gave the message.
     #[serde(borrow)]
     pub(super) id: Option<&'a str>,
     #[serde(borrow)]
     pub(super) message_id: Option<&'a str>,
     #[serde(borrow)]
     pub(super) code: Option<&'a str>,
-    /// Of a terminal frame or a welcome.
+    /// Only in terminal frames and in `welcome`.
     #[serde(borrow)]
     pub(super) position: Option<&'a str>,
-    /// Of a welcome: what comes follows what the client has had.
+    /// Only in `welcome`: the server sends everything after the client's position.
     pub(super) recovered: Option<bool>,
-    /// As it stands in JSON.
+    /// Undecoded JSON.
     #[serde(borrow)]
     pub(super) content: Option<&'a RawValue>,
-    /// An error's text, as it stands in JSON.
+    /// The text of an error, as undecoded JSON.
     #[serde(borrow)]
     message: Option<&'a RawValue>,
 }
@@ -33,8 +33,8 @@ impl<'a> Frame<'a> {
         serde_json::from_str(text).ok()
     }
 
-    /// An error's text.
-    pub(super) fn text(&self) -> String {
+    /// The text of an error, decoded; empty for other frames.
+    pub(super) fn error_text(&self) -> String {
         let text = self
             .message
             .and_then(|m| serde_json::from_str(m.get()).ok());
@@ -42,22 +42,22 @@ impl<'a> Frame<'a> {
     }
 }
 
-/// What a client writes into its `number`th message, so that an answer that repeats it tells which
-/// one it answers.
-pub(super) fn mark(number: u64) -> String {
+/// The marker in the text of a message. A model that repeats the text thereby identifies the message
+/// that it answers.
+pub(super) fn marker(number: u64) -> String {
     format!("[m{number}]")
 }
 
-/// The last mark in an answer's JSON.
-pub(super) fn marked(content: &RawValue) -> Option<u64> {
+/// The number in the last marker of an answer.
+pub(super) fn find_marker(content: &RawValue) -> Option<u64> {
     let content = content.get();
     let from = content.rfind("[m")? + 2;
     let digits = &content[from..];
     digits[..digits.find(']')?].parse().ok()
 }
 
-/// The times that a delta's tokens were written at, in microseconds since 1970.
-pub(super) fn stamps(content: &RawValue) -> impl Iterator<Item = u64> {
+/// The tokens that `mock-openai --stamp` wrote: times in microseconds since 1970.
+pub(super) fn timestamps(content: &RawValue) -> impl Iterator<Item = u64> {
     let pieces = content.get().split('@').skip(1);
     pieces.filter_map(|piece| piece[..piece.find(' ')?].parse().ok())
 }
@@ -67,22 +67,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_frame_is_read_as_far_as_it_matters() {
+    fn unknown_fields_are_skipped() {
         let text = r#"{"type":"error","code":"rate_limited","message":"Rate \"limit\"","x":[1]}"#;
         let frame = Frame::parse(text).unwrap();
         assert_eq!((frame.kind, frame.code), ("error", Some("rate_limited")));
-        assert_eq!(frame.text(), "Rate \"limit\"");
+        assert_eq!(frame.error_text(), "Rate \"limit\"");
         assert!(Frame::parse("{").is_none());
     }
 
     #[test]
-    fn marks_and_stamps_are_found_in_answers() {
+    fn markers_and_timestamps_are_found_in_answers() {
         let raw = |json: &str| serde_json::from_str::<Box<RawValue>>(json).unwrap();
-        let text = format!("\"You said: {} and so on\"", mark(17));
-        assert_eq!(marked(&raw(&text)), Some(17));
-        assert_eq!(marked(&raw("\"nothing [mx]\"")), None);
+        let text = format!("\"You said: {} and so on\"", marker(17));
+        assert_eq!(find_marker(&raw(&text)), Some(17));
+        assert_eq!(find_marker(&raw("\"nothing [mx]\"")), None);
         let content = raw("\"@1732345678901234 @1732345678901300 \"");
-        let stamps: Vec<u64> = stamps(&content).collect();
-        assert_eq!(stamps, [1_732_345_678_901_234, 1_732_345_678_901_300]);
+        let written_at: Vec<u64> = timestamps(&content).collect();
+        assert_eq!(written_at, [1_732_345_678_901_234, 1_732_345_678_901_300]);
     }
 }

@@ -1,15 +1,16 @@
-//! The report as one page that needs nothing else.
+//! The report as one HTML file without external resources.
 
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::path::PathBuf;
 
+use super::condition::STATISTICS;
+use super::format::format_number;
 use super::plot::{Line, Plot};
-use super::report::{Report, Row};
-use super::require::OF_TIMES;
-use super::stats::Series;
-use super::values::{Judged, short};
+use super::report::{LatencyRow, Report};
+use super::result::Verdict;
+use super::stats::TimeSeries;
 
 const STYLE: &str = "
 :root{color-scheme:light dark;--k0:#1d6fd1;--k1:#d9480f;--k2:#5f3dc4;--k3:#868e96;--line:#8884}
@@ -28,56 +29,60 @@ figure{margin:1.2em 0}svg{width:100%;height:auto;display:block}svg text{font-siz
 .met::before{content:'✓ ';color:#2b8a3e}.missed::before{content:'✗ ';color:#e03131}.note{border-left:3px solid var(--k1);padding-left:.8em}
 ";
 
-/// Where the page goes, opened before there is anything to lose. A file that was made for it is
-/// removed when no page came.
+/// The file of the report. It is opened before the test starts, so that a wrong path is found before
+/// there is a result to lose. A file that was created and not written is removed again.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct ReportFile {
     file: File,
     path: PathBuf,
-    made: bool,
+    remove_on_drop: bool,
 }
 
-impl Place {
-    /// Opens it; what is in it stays until there is something else.
+impl ReportFile {
+    /// Opens or creates the file; an existing content stays until [`Self::write`].
     pub(super) fn open(path: PathBuf) -> std::io::Result<Self> {
-        let made = !path.exists();
+        let remove_on_drop = !path.exists();
         let file = OpenOptions::new()
             .create(true)
             .truncate(false)
             .write(true)
             .open(&path)?;
-        Ok(Self { file, path, made })
+        Ok(Self {
+            file,
+            path,
+            remove_on_drop,
+        })
     }
 
-    /// Writes the page over what was there.
+    /// Replaces the content of the file.
     pub(super) fn write(mut self, page: &str) -> std::io::Result<()> {
         if self.file.metadata()?.is_file() {
             self.file.set_len(0)?;
         }
         self.file.write_all(page.as_bytes())?;
-        self.made = false;
+        self.remove_on_drop = false;
         Ok(())
     }
 }
 
-impl Drop for Place {
+impl Drop for ReportFile {
     fn drop(&mut self) {
-        if self.made {
-            // It is empty, and nobody misses it.
+        if self.remove_on_drop {
+            // Best effort: an empty file that stays does no harm.
             let _ = std::fs::remove_file(&self.path);
         }
     }
 }
 
-/// The page.
-pub(super) fn page(report: &Report, series: &Series) -> String {
+/// Renders the report and its plots.
+pub(super) fn render_page(report: &Report, series: &TimeSeries) -> String {
     let mut out = String::new();
-    // Writing to a string does not fail.
-    let _ = write(&mut out, report, series);
+    // Writing to a string can't fail.
+    let _ = write_page(&mut out, report, series);
     out
 }
 
-fn write(out: &mut String, report: &Report, series: &Series) -> std::fmt::Result {
+fn write_page(out: &mut String, report: &Report, series: &TimeSeries) -> std::fmt::Result {
     writeln!(
         out,
         "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\">\n\
@@ -89,77 +94,77 @@ fn write(out: &mut String, report: &Report, series: &Series) -> std::fmt::Result
     for note in &report.notes {
         writeln!(out, "<p class=\"note\">{}.</p>", escape(note))?;
     }
-    judged(out, "Required", &report.required)?;
-    judged(out, "The original’s criteria", &report.criteria)?;
+    write_verdicts(out, "Required", &report.required)?;
+    write_verdicts(out, "The original’s criteria", &report.criteria)?;
     writeln!(out, "<h2>Result</h2><table>")?;
     for (name, value) in &report.facts {
         writeln!(out, "<tr><td>{name}<td>{}", escape(value))?;
     }
     writeln!(out, "</table>")?;
     if !report.rows.is_empty() {
-        latencies(out, &report.rows)?;
+        write_latencies(out, &report.rows)?;
     }
     if series.buckets.is_empty() {
         return Ok(());
     }
     writeln!(out, "<h2>Over time</h2>")?;
     for plot in plots(series) {
-        out.push_str(&plot.figure());
+        out.push_str(&plot.render());
     }
-    let width = short(series.width.as_secs_f64());
+    let width = format_number(series.width.as_secs_f64());
     writeln!(
         out,
-        "<p>Each point is {width} s. Times count from when a message was to be sent.</p>"
+        "<p>Each point is {width} s. Latency counts from the time at which a message was scheduled.</p>"
     )
 }
 
-fn judged(out: &mut String, title: &str, all: &[Judged]) -> std::fmt::Result {
-    if all.is_empty() {
+fn write_verdicts(out: &mut String, title: &str, verdicts: &[Verdict]) -> std::fmt::Result {
+    if verdicts.is_empty() {
         return Ok(());
     }
     writeln!(out, "<h2>{title}</h2><table>")?;
-    for judged in all {
-        let class = if judged.met { "met" } else { "missed" };
-        let value = judged.shown();
-        let text = escape(&judged.text);
+    for verdict in verdicts {
+        let class = if verdict.is_met { "met" } else { "missed" };
+        let value = verdict.value_text();
+        let text = escape(&verdict.text);
         writeln!(out, "<tr><td class=\"{class}\">{text}<td>{value}")?;
     }
     writeln!(out, "</table>")
 }
 
-fn latencies(out: &mut String, rows: &[Row]) -> std::fmt::Result {
-    write!(out, "<h2>Times in milliseconds</h2><table><tr><th>")?;
-    for of in OF_TIMES {
-        write!(out, "<th>{of}")?;
+fn write_latencies(out: &mut String, rows: &[LatencyRow]) -> std::fmt::Result {
+    write!(out, "<h2>Latency in milliseconds</h2><table><tr><th>")?;
+    for statistic in STATISTICS {
+        write!(out, "<th>{statistic}")?;
     }
     for row in rows {
         write!(out, "\n<tr><td>{}", row.title)?;
-        let times = &row.times;
+        let latency = &row.latency;
         for value in [
-            times.percentile_ms(50.0),
-            times.percentile_ms(90.0),
-            times.percentile_ms(99.0),
-            times.percentile_ms(99.9),
-            times.max_ms(),
-            times.mean_ms(),
+            latency.percentile_ms(50.0),
+            latency.percentile_ms(90.0),
+            latency.percentile_ms(99.0),
+            latency.percentile_ms(99.9),
+            latency.max_ms(),
+            latency.mean_ms(),
         ] {
-            write!(out, "<td>{}", value.map_or("–".to_owned(), short))?;
+            write!(out, "<td>{}", value.map_or("–".to_owned(), format_number))?;
         }
     }
     writeln!(out, "</table>")
 }
 
-fn plots(series: &Series) -> [Plot; 2] {
+fn plots(series: &TimeSeries) -> [Plot; 2] {
     let step = series.width.as_secs_f64();
     let buckets = &series.buckets;
     let line = |name, values: Vec<Option<f64>>| Line { name, values };
     let percentile = |percent: f64| -> Vec<Option<f64>> {
-        let moments = buckets.iter();
-        moments
-            .map(|moment| moment.percentile_ms(percent))
+        let buckets = buckets.iter();
+        buckets
+            .map(|bucket| bucket.percentile_ms(percent))
             .collect()
     };
-    let a_second = |number: u64| Some(number as f64 / step);
+    let per_second = |number: u64| Some(number as f64 / step);
     [
         Plot {
             title: "Messages a second",
@@ -168,11 +173,11 @@ fn plots(series: &Series) -> [Plot; 2] {
             lines: vec![
                 line(
                     "answered",
-                    buckets.iter().map(|b| a_second(b.answered)).collect(),
+                    buckets.iter().map(|b| per_second(b.answered)).collect(),
                 ),
-                line("sent", buckets.iter().map(|b| a_second(b.sent)).collect()),
+                line("sent", buckets.iter().map(|b| per_second(b.sent)).collect()),
             ],
-            logarithmic: false,
+            is_logarithmic: false,
         },
         Plot {
             title: "Whole answer, ms",
@@ -184,7 +189,7 @@ fn plots(series: &Series) -> [Plot; 2] {
                 line("p99.9", percentile(99.9)),
                 line("max", percentile(100.0)),
             ],
-            logarithmic: true,
+            is_logarithmic: true,
         },
     ]
 }

@@ -1,4 +1,4 @@
-//! What a client makes of the frames that come.
+//! How a client handles the frames that it receives.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
@@ -6,103 +6,99 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
 
-use super::client::{Client, Step};
-use super::connect::{Gone, gone};
-use super::frames::{Frame, marked, stamps};
-use super::ledger::End;
-use super::stats::{Stats, count};
+use super::client::{Client, SocketEvent};
+use super::connection::DisconnectReason;
+use super::frames::{Frame, find_marker, timestamps};
+use super::stats::{Stats, increment};
+use super::tracker::MessageOutcome;
 use crate::protocol::error_code::ErrorCode;
 
 impl Client<'_> {
-    pub(super) fn take(&mut self, step: Step) -> Result<(), Gone> {
-        match step {
-            Step::Room | Step::Read(Some(Ok(Message::Ping(_) | Message::Pong(_)))) => Ok(()),
-            Step::Read(Some(Ok(Message::Text(text)))) => {
-                self.frame(&text);
+    /// Handles a received frame; `Err` when the connection is lost.
+    pub(super) fn handle_event(&mut self, event: SocketEvent) -> Result<(), DisconnectReason> {
+        match event {
+            SocketEvent::Writable
+            | SocketEvent::Received(Some(Ok(Message::Ping(_) | Message::Pong(_)))) => Ok(()),
+            SocketEvent::Received(Some(Ok(Message::Text(text)))) => {
+                self.handle_frame(&text);
                 Ok(())
             }
-            Step::Read(other) => Err(gone(other)),
+            SocketEvent::Received(other) => Err(DisconnectReason::from_end(other)),
         }
     }
 
-    fn frame(&mut self, text: &str) {
+    fn handle_frame(&mut self, text: &str) {
         let now = Instant::now();
-        let around = self.around;
-        let stats = &mut *around.stats.borrow_mut();
+        let context = self.context;
+        let stats = &mut *context.stats.borrow_mut();
         let Some(frame) = Frame::parse(text) else {
-            stats.strange += 1;
+            stats.unexpected_frames += 1;
             return;
         };
         let number = match frame.id {
             Some(id) => id.parse().ok(),
-            None => self.classic(&frame),
+            None => self.match_classic_frame(&frame),
         };
         match frame.kind {
             "accepted" => {
                 if let Some(number) = number {
-                    self.ledger.accepted(number, now, stats);
+                    self.tracker.record_accepted(number, now, stats);
                 }
             }
             "delta" | "snapshot" => {
                 stats.deltas += 1;
                 if let Some(number) = number {
-                    self.ledger.begun(number, now, stats);
+                    self.tracker.record_first_token(number, now, stats);
                 }
-                if let Some(content) = frame.content {
-                    for stamp in stamps(content) {
-                        let clock = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
-                        let took = clock.saturating_sub(Duration::from_micros(stamp));
-                        stats.token.record(took);
-                    }
-                }
+                record_token_latency(&frame, stats);
             }
             "response" => {
-                let said = frame.content.and_then(marked);
-                stats.recognised += u64::from(said.is_some());
-                if said.is_some() && said != number {
+                let marked = frame.content.and_then(find_marker);
+                stats.marked_answers += u64::from(marked.is_some());
+                if marked.is_some() && marked != number {
                     stats.mixed_up += 1;
                 }
-                if frame.id.is_none() && said.is_none() {
-                    stats.guessed += 1;
+                if frame.id.is_none() && marked.is_none() {
+                    stats.guessed_outcomes += 1;
                 }
-                self.reached(&frame);
-                self.end(number, End::Delivered, now, stats);
+                self.advance_position(&frame);
+                self.record_outcome(number, MessageOutcome::Delivered, now, stats);
             }
             "cancelled" => {
-                self.reached(&frame);
-                self.end(number, End::Failed, now, stats);
+                self.advance_position(&frame);
+                self.record_outcome(number, MessageOutcome::Failed, now, stats);
             }
             "error" => {
                 let code = frame.code.unwrap_or("no code");
-                count(&mut stats.errors, code);
+                increment(&mut stats.errors, code);
                 if code == ErrorCode::RateLimited.as_str() {
-                    count(&mut stats.limits, &frame.text());
+                    increment(&mut stats.rate_limit_texts, &frame.error_text());
                 }
-                if frame.id.is_none() && self.ledger.open() > 1 {
-                    stats.guessed += 1;
+                if frame.id.is_none() && self.tracker.pending() > 1 {
+                    stats.guessed_outcomes += 1;
                 }
-                self.reached(&frame);
-                let end = match frame.message_id {
-                    Some(_) => End::Failed,
-                    None => End::Refused,
+                self.advance_position(&frame);
+                let outcome = match frame.message_id {
+                    Some(_) => MessageOutcome::Failed,
+                    None => MessageOutcome::Rejected,
                 };
-                self.end(number, end, now, stats);
+                self.record_outcome(number, outcome, now, stats);
             }
             "restarted" => stats.restarted += 1,
             "welcome" => {
-                let recovered = frame.recovered.unwrap_or(true);
-                self.reached(&frame);
-                if !recovered {
-                    self.again = self.ledger.to_send_again(true);
+                let is_recovered = frame.recovered.unwrap_or(true);
+                self.advance_position(&frame);
+                if !is_recovered {
+                    self.to_resend = self.tracker.messages_to_resend(true);
                 }
             }
             "closing" | "pong" | "cancel_result" => {}
-            _ => stats.strange += 1,
+            _ => stats.unexpected_frames += 1,
         }
     }
 
-    /// What it has had, for when it comes back.
-    fn reached(&mut self, frame: &Frame<'_>) {
+    /// Stores the position from which the client resumes after a reconnection.
+    fn advance_position(&mut self, frame: &Frame<'_>) {
         if let Some(position) = frame.position
             && !is_before(position, &self.position)
         {
@@ -110,46 +106,65 @@ impl Client<'_> {
         }
     }
 
-    fn end(&mut self, number: Option<u64>, end: End, now: Instant, stats: &mut Stats) {
+    fn record_outcome(
+        &mut self,
+        number: Option<u64>,
+        outcome: MessageOutcome,
+        now: Instant,
+        stats: &mut Stats,
+    ) {
         let Some(number) = number else {
-            stats.strange += 1;
+            stats.unexpected_frames += 1;
             return;
         };
-        let took = self.ledger.ended(number, end, now, stats);
-        self.around.stage.ended.fetch_add(1, Ordering::Relaxed);
-        if let Some(took) = took {
-            let at = now.saturating_duration_since(self.begin);
-            stats.last_answer = stats.last_answer.max(at);
-            if end == End::Delivered {
-                stats.series.answered(at, took);
+        let latency = self.tracker.record_outcome(number, outcome, now, stats);
+        self.context.state.completed.fetch_add(1, Ordering::Relaxed);
+        if let Some(latency) = latency {
+            let since_start = now.saturating_duration_since(self.schedule_start);
+            stats.last_answer = stats.last_answer.max(since_start);
+            if outcome == MessageOutcome::Delivered {
+                stats.series.record_answered(since_start, latency);
             }
         }
     }
 
-    /// The message that a classic frame is about, which doesn't say it: by the mark in the answer,
-    /// otherwise the oldest. A refusal comes at once, so it is the newest.
-    fn classic(&self, frame: &Frame<'_>) -> Option<u64> {
+    /// The message that a classic frame belongs to. Classic frames have no id, so an answer is
+    /// matched by the marker in its text, otherwise the oldest message is assumed. A rejection is
+    /// sent at once, so it belongs to the newest.
+    fn match_classic_frame(&self, frame: &Frame<'_>) -> Option<u64> {
         match frame.kind {
             "response" => {
-                let marked = frame.content.and_then(marked);
-                marked.or_else(|| self.ledger.oldest())
+                let marked = frame.content.and_then(find_marker);
+                marked.or_else(|| self.tracker.oldest_pending())
             }
-            "error" if frame.message_id.is_none() => self.ledger.newest(),
-            "error" => self.ledger.oldest(),
+            "error" if frame.message_id.is_none() => self.tracker.newest_pending(),
+            "error" => self.tracker.oldest_pending(),
             _ => None,
         }
     }
 }
 
-/// Whether a position is known to be before another: the end of a message that was sent again
-/// comes with the one that it has always had.
+/// Records the time since the model wrote each token, if the tokens are timestamps.
+fn record_token_latency(frame: &Frame<'_>, stats: &mut Stats) {
+    let Some(content) = frame.content else {
+        return;
+    };
+    for written_at in timestamps(content) {
+        let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+        let latency = now.saturating_sub(Duration::from_micros(written_at));
+        stats.token.record(latency);
+    }
+}
+
+/// Whether a position is known to precede another one. The repeated outcome of a message that was
+/// sent again has its original position, which must not move the client back.
 fn is_before(position: &str, other: &str) -> bool {
     let parts = (position.rsplit_once('.'), other.rsplit_once('.'));
     let (Some((log, offset)), Some((other_log, other))) = parts else {
         return false;
     };
-    let numbers = (offset.parse::<u64>(), other.parse());
-    log == other_log && matches!(numbers, (Ok(offset), Ok(other)) if offset < other)
+    let offsets = (offset.parse::<u64>(), other.parse());
+    log == other_log && matches!(offsets, (Ok(offset), Ok(other)) if offset < other)
 }
 
 #[cfg(test)]
@@ -157,7 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_position_does_not_go_back_within_its_log() {
+    fn position_does_not_move_back_within_its_log() {
         assert!(is_before("a~b~0.9", "a~b~0.10"));
         for other in ["a~b~0.9", "a~b~0.8", "a~c~0.10", "", "new~x.0"] {
             assert!(!is_before("a~b~0.9", other), "{other}");

@@ -1,19 +1,20 @@
-//! What the test's clients do, and when.
+//! The plan of a test: what the clients do and when.
 
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::target::{Target, Tokens};
+use super::target::Target;
+use super::token::TokenSource;
 
-/// When messages are sent.
+/// When clients send messages.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Pace {
-    /// Never.
+pub(super) enum SendMode {
+    /// Never: connections only.
     Idle,
-    /// So many a second by all clients together, whatever becomes of them.
-    Open(f64),
-    /// As soon as there are fewer than so many of this client under way.
-    Closed(usize),
+    /// At this rate per second over all clients, regardless of the answers.
+    OpenLoop(f64),
+    /// Whenever fewer than this many messages of the client are in flight.
+    ClosedLoop(usize),
 }
 
 /// What all clients do.
@@ -21,56 +22,61 @@ pub(super) enum Pace {
 pub(super) struct Plan {
     pub(super) targets: Vec<Target>,
     pub(super) sources: Vec<IpAddr>,
-    pub(super) tokens: Tokens,
+    pub(super) tokens: TokenSource,
     pub(super) clients: usize,
-    pub(super) v1: bool,
-    pub(super) pace: Pace,
-    /// Of each client; the greatest number where only `duration` bounds them.
+    /// Clients use chatmesh.v1; otherwise the classic protocol.
+    pub(super) is_v1: bool,
+    pub(super) mode: SendMode,
+    /// Messages of each client; `u64::MAX` when only `duration` limits them.
     pub(super) messages: u64,
+    /// How long messages are sent; `None` when only `messages` limits them.
     pub(super) duration: Option<Duration>,
+    /// Time over which the clients connect.
     pub(super) ramp_up: Duration,
-    /// Beginning of the users' names.
-    pub(super) user: String,
-    /// Text after the mark.
+    /// User names are this prefix and the client's number.
+    pub(super) user_prefix: String,
+    /// Text that follows the marker in each message.
     pub(super) padding: String,
 }
 
 impl Plan {
-    /// How long messages are to be sent; `None` where only the answers decide it.
-    pub(super) fn length(&self) -> Option<Duration> {
-        match self.pace {
-            Pace::Closed(_) if self.messages == u64::MAX => self.duration,
-            Pace::Idle | Pace::Closed(_) => None,
-            Pace::Open(rate) => {
-                let all = self.messages as f64 * self.clients as f64 / rate;
-                let all = Duration::try_from_secs_f64(all).ok();
-                all.into_iter().chain(self.duration).min()
+    /// How long the schedule takes; `None` when it depends on the answers.
+    pub(super) fn scheduled_length(&self) -> Option<Duration> {
+        match self.mode {
+            SendMode::ClosedLoop(_) if self.messages == u64::MAX => self.duration,
+            SendMode::Idle | SendMode::ClosedLoop(_) => None,
+            SendMode::OpenLoop(rate) => {
+                let seconds = self.messages as f64 * self.clients as f64 / rate;
+                let for_all_messages = Duration::try_from_secs_f64(seconds).ok();
+                for_all_messages.into_iter().chain(self.duration).min()
             }
         }
     }
 
-    /// When the `client`th client sends its `nth` message by the schedule of `rate`, after the
-    /// beginning.
-    pub(super) fn offset(&self, rate: f64, client: usize, nth: u64) -> Duration {
-        let before = client as f64 + nth as f64 * self.clients as f64;
-        Duration::from_secs_f64(before / rate)
+    /// When the client with this number sends its `nth` message at `rate`, counted from the start of
+    /// the schedule.
+    pub(super) fn send_offset(&self, rate: f64, client: usize, nth: u64) -> Duration {
+        let earlier_messages = client as f64 + nth as f64 * self.clients as f64;
+        Duration::from_secs_f64(earlier_messages / rate)
     }
 
-    /// How many messages the `client`th client was to send, in all or `until` then after the
-    /// beginning. Where answers decide how many there are, those that it was given.
+    /// Number of messages that the schedule has for a client, in total or `until` a time after its
+    /// start. When the number depends on the answers: the number given by the option, or 0.
     pub(super) fn scheduled(&self, client: usize, until: Option<Duration>) -> u64 {
-        let rate = match self.pace {
-            Pace::Open(rate) => rate,
-            Pace::Closed(_) if until.is_none() && self.duration.is_none() => return self.messages,
-            Pace::Closed(_) | Pace::Idle => return 0,
+        let rate = match self.mode {
+            SendMode::OpenLoop(rate) => rate,
+            SendMode::ClosedLoop(_) if until.is_none() && self.duration.is_none() => {
+                return self.messages;
+            }
+            SendMode::ClosedLoop(_) | SendMode::Idle => return 0,
         };
         let Some(limit) = until.into_iter().chain(self.duration).min() else {
             return self.messages;
         };
-        let about = (limit.as_secs_f64() * rate - client as f64) / self.clients as f64;
-        // Counted to its end as the clients themselves do it.
-        let mut count = (about.max(1.0) as u64 - 1).min(self.messages);
-        while count < self.messages && self.offset(rate, client, count) < limit {
+        let estimate = (limit.as_secs_f64() * rate - client as f64) / self.clients as f64;
+        // The exact end is computed as the clients do it, so that rounding is the same.
+        let mut count = (estimate.max(1.0) as u64 - 1).min(self.messages);
+        while count < self.messages && self.send_offset(rate, client, count) < limit {
             count += 1;
         }
         count
@@ -81,45 +87,51 @@ impl Plan {
 mod tests {
     use super::*;
 
-    fn plan(pace: Pace, messages: u64, seconds: Option<u64>) -> Plan {
+    fn plan(mode: SendMode, messages: u64, seconds: Option<u64>) -> Plan {
         Plan {
             targets: Vec::new(),
             sources: Vec::new(),
-            tokens: Tokens::Given(String::new()),
+            tokens: TokenSource::Fixed(String::new()),
             clients: 3,
-            v1: true,
-            pace,
+            is_v1: true,
+            mode,
             messages,
             duration: seconds.map(Duration::from_secs),
             ramp_up: Duration::ZERO,
-            user: String::new(),
+            user_prefix: String::new(),
             padding: String::new(),
         }
     }
 
-    fn all(plan: &Plan, until: Option<u64>) -> [u64; 3] {
+    fn scheduled_by_client(plan: &Plan, until: Option<u64>) -> [u64; 3] {
         [0, 1, 2].map(|client| plan.scheduled(client, until.map(Duration::from_millis)))
     }
 
     #[test]
-    fn a_schedule_has_as_many_messages_as_its_rate_and_time_say() {
-        let endless = plan(Pace::Open(10.0), u64::MAX, Some(2));
-        assert_eq!(endless.length(), Some(Duration::from_secs(2)));
-        assert_eq!(all(&endless, None), [7, 7, 6]);
-        assert_eq!(all(&endless, Some(450)), [2, 2, 1]);
-        assert_eq!(all(&endless, Some(0)), [0, 0, 0]);
-        let few = plan(Pace::Open(10.0), 2, Some(2));
-        assert_eq!(few.length(), Some(Duration::from_millis(600)));
-        assert_eq!(all(&few, None), [2, 2, 2]);
-        assert_eq!(all(&few, Some(150)), [1, 1, 0]);
+    fn open_loop_schedules_messages_by_rate_and_duration() {
+        let endless = plan(SendMode::OpenLoop(10.0), u64::MAX, Some(2));
+        assert_eq!(endless.scheduled_length(), Some(Duration::from_secs(2)));
+        assert_eq!(scheduled_by_client(&endless, None), [7, 7, 6]);
+        assert_eq!(scheduled_by_client(&endless, Some(450)), [2, 2, 1]);
+        assert_eq!(scheduled_by_client(&endless, Some(0)), [0, 0, 0]);
+        let few = plan(SendMode::OpenLoop(10.0), 2, Some(2));
+        assert_eq!(few.scheduled_length(), Some(Duration::from_millis(600)));
+        assert_eq!(scheduled_by_client(&few, None), [2, 2, 2]);
+        assert_eq!(scheduled_by_client(&few, Some(150)), [1, 1, 0]);
     }
 
     #[test]
-    fn answers_decide_how_many_messages_a_closed_loop_has_in_its_time() {
-        assert_eq!(all(&plan(Pace::Closed(1), 5, None), None), [5, 5, 5]);
-        let timed = plan(Pace::Closed(1), u64::MAX, Some(2));
-        assert_eq!(all(&timed, None), [0, 0, 0]);
-        assert_eq!(timed.length(), Some(Duration::from_secs(2)));
-        assert_eq!(all(&plan(Pace::Idle, 10, None), None), [0, 0, 0]);
+    fn closed_loop_with_a_duration_schedules_no_fixed_number() {
+        assert_eq!(
+            scheduled_by_client(&plan(SendMode::ClosedLoop(1), 5, None), None),
+            [5, 5, 5]
+        );
+        let timed = plan(SendMode::ClosedLoop(1), u64::MAX, Some(2));
+        assert_eq!(scheduled_by_client(&timed, None), [0, 0, 0]);
+        assert_eq!(timed.scheduled_length(), Some(Duration::from_secs(2)));
+        assert_eq!(
+            scheduled_by_client(&plan(SendMode::Idle, 10, None), None),
+            [0, 0, 0]
+        );
     }
 }

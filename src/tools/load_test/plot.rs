@@ -1,8 +1,8 @@
-//! Lines over time as SVG, without any script.
+//! Line charts over time as SVG, without scripts.
 
 use std::fmt::Write as _;
 
-use super::values::short;
+use super::format::format_number;
 
 const WIDTH: f64 = 820.0;
 const HEIGHT: f64 = 240.0;
@@ -11,55 +11,55 @@ const RIGHT: f64 = 12.0;
 const TOP: f64 = 10.0;
 const BOTTOM: f64 = 30.0;
 
-/// A line: a value where there is one for each moment.
+/// One line of a plot: a value for each time step, or `None` where nothing was measured.
 pub(super) struct Line {
     pub(super) name: &'static str,
     pub(super) values: Vec<Option<f64>>,
 }
 
-/// Lines over the same moments.
+/// A chart of several lines over the same time steps.
 pub(super) struct Plot {
     pub(super) title: &'static str,
     pub(super) unit: &'static str,
-    /// Seconds from one value to the next.
+    /// Seconds between two values.
     pub(super) step: f64,
     pub(super) lines: Vec<Line>,
-    /// Each tenfold is as high as the one before.
-    pub(super) logarithmic: bool,
+    /// Whether the vertical axis is logarithmic.
+    pub(super) is_logarithmic: bool,
 }
 
-/// Where values stand.
+/// The vertical axis.
 struct Scale {
     low: f64,
     high: f64,
-    logarithmic: bool,
+    is_logarithmic: bool,
 }
 
 impl Scale {
-    fn of(plot: &Plot) -> Self {
+    fn for_plot(plot: &Plot) -> Self {
         let values = plot.lines.iter().flat_map(|line| &line.values).flatten();
         let (low, high) = values.fold((f64::MAX, 0.0_f64), |(low, high), value| {
             (low.min(*value), high.max(*value))
         });
-        if plot.logarithmic {
+        if plot.is_logarithmic {
             let low = low.clamp(0.01, 1e9);
             Self {
                 low: 10_f64.powf(low.log10().floor()),
                 high: 10_f64.powf(high.max(low * 1.01).log10().ceil()),
-                logarithmic: true,
+                is_logarithmic: true,
             }
         } else {
-            let step = nice(high / 4.0);
+            let step = round_up_to_tick(high / 4.0);
             Self {
                 low: 0.0,
                 high: (high / step).ceil().max(1.0) * step,
-                logarithmic: false,
+                is_logarithmic: false,
             }
         }
     }
 
     fn y(&self, value: f64) -> f64 {
-        let part = if self.logarithmic {
+        let part = if self.is_logarithmic {
             let value = value.max(self.low);
             (value / self.low).log10() / (self.high / self.low).log10()
         } else {
@@ -71,10 +71,10 @@ impl Scale {
     fn ticks(&self) -> Vec<f64> {
         let mut ticks = Vec::new();
         let mut tick = self.low;
-        let step = nice(self.high / 4.0);
+        let step = round_up_to_tick(self.high / 4.0);
         while tick <= self.high * 1.001 {
             ticks.push(tick);
-            tick = if self.logarithmic {
+            tick = if self.is_logarithmic {
                 tick * 10.0
             } else {
                 tick + step
@@ -84,8 +84,8 @@ impl Scale {
     }
 }
 
-/// The next of 1, 2, 5, 10, 20 …
-fn nice(value: f64) -> f64 {
+/// The smallest of 1, 2, 5, 10, 20, … that is not below the value.
+fn round_up_to_tick(value: f64) -> f64 {
     let value = value.max(1e-6);
     let unit = 10_f64.powf(value.log10().floor());
     let steps = [1.0, 2.0, 5.0, 10.0];
@@ -94,20 +94,20 @@ fn nice(value: f64) -> f64 {
 }
 
 impl Plot {
-    fn moments(&self) -> usize {
+    fn step_count(&self) -> usize {
         let lengths = self.lines.iter().map(|line| line.values.len());
         lengths.max().unwrap_or(0)
     }
 
-    fn x(&self, moment: f64) -> f64 {
-        let all = (self.moments() as f64).max(1.0);
-        LEFT + moment / all * (WIDTH - LEFT - RIGHT)
+    fn x(&self, step: f64) -> f64 {
+        let steps = (self.step_count() as f64).max(1.0);
+        LEFT + step / steps * (WIDTH - LEFT - RIGHT)
     }
 
-    /// The plot as part of a page.
-    pub(super) fn figure(&self) -> String {
+    /// Renders the plot as an HTML `figure`.
+    pub(super) fn render(&self) -> String {
         let mut out = String::new();
-        // Writing to a string does not fail.
+        // Writing to a string can't fail.
         let _ = self.write(&mut out);
         out
     }
@@ -123,7 +123,7 @@ impl Plot {
             "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}\">",
             self.title
         )?;
-        let scale = Scale::of(self);
+        let scale = Scale::for_plot(self);
         let (bottom, end) = (HEIGHT - BOTTOM, WIDTH - RIGHT);
         for tick in scale.ticks() {
             let y = scale.y(tick);
@@ -133,11 +133,11 @@ impl Plot {
                  text-anchor=\"end\">{}</text>",
                 LEFT - 6.0,
                 y + 4.0,
-                short(tick)
+                format_number(tick)
             )?;
         }
-        let seconds = self.moments() as f64 * self.step;
-        let step = nice(seconds / 8.0);
+        let seconds = self.step_count() as f64 * self.step;
+        let interval = round_up_to_tick(seconds / 8.0);
         let mut tick = 0.0;
         while tick <= seconds * 1.001 {
             writeln!(
@@ -145,48 +145,54 @@ impl Plot {
                 "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{} s</text>",
                 self.x(tick / self.step),
                 bottom + 18.0,
-                short(tick)
+                format_number(tick)
             )?;
-            tick += step;
+            tick += interval;
         }
-        // The first lies on top.
+        // The first line is drawn last, so that it is on top.
         for (n, line) in self.lines.iter().enumerate().rev() {
             let mut path = String::new();
-            let mut draws = false;
-            for (moment, value) in line.values.iter().enumerate() {
+            let mut is_drawing = false;
+            for (step, value) in line.values.iter().enumerate() {
                 let Some(value) = value else {
-                    draws = false;
+                    is_drawing = false;
                     continue;
                 };
-                let x = self.x(moment as f64 + 0.5);
-                let pen = if draws { 'L' } else { 'M' };
+                let x = self.x(step as f64 + 0.5);
+                let pen = if is_drawing { 'L' } else { 'M' };
                 write!(path, "{pen}{x:.1} {:.1}", scale.y(*value))?;
-                if !draws {
-                    // One moment alone would not be seen.
+                if !is_drawing {
+                    // Makes a single point visible.
                     write!(path, "h.1")?;
                 }
-                draws = true;
+                is_drawing = true;
             }
             writeln!(out, "<path class=\"line k{n}\" d=\"{path}\"/>")?;
         }
-        self.hints(out, bottom)?;
+        self.write_tooltips(out, bottom)?;
         writeln!(out, "</svg></figure>")
     }
 
-    /// What a pointer shows: the numbers of each moment.
-    fn hints(&self, out: &mut String, bottom: f64) -> std::fmt::Result {
-        for moment in 0..self.moments() {
-            let (x, next) = (self.x(moment as f64), self.x(moment as f64 + 1.0));
+    /// Writes the tooltips, which show the values of each step.
+    fn write_tooltips(&self, out: &mut String, bottom: f64) -> std::fmt::Result {
+        for step in 0..self.step_count() {
+            let (x, next) = (self.x(step as f64), self.x(step as f64 + 1.0));
             write!(
                 out,
                 "<rect class=\"hint\" x=\"{x:.1}\" y=\"{TOP}\" width=\"{:.1}\" height=\"{:.1}\"><title>{} s",
                 next - x,
                 bottom - TOP,
-                short(moment as f64 * self.step)
+                format_number(step as f64 * self.step)
             )?;
             for line in &self.lines {
-                if let Some(Some(value)) = line.values.get(moment) {
-                    write!(out, "\n{} {} {}", line.name, short(*value), self.unit)?;
+                if let Some(Some(value)) = line.values.get(step) {
+                    write!(
+                        out,
+                        "\n{} {} {}",
+                        line.name,
+                        format_number(*value),
+                        self.unit
+                    )?;
                 }
             }
             writeln!(out, "</title></rect>")?;
@@ -199,7 +205,7 @@ impl Plot {
 mod tests {
     use super::*;
 
-    fn plot(values: Vec<Option<f64>>, logarithmic: bool) -> Plot {
+    fn plot(values: Vec<Option<f64>>, is_logarithmic: bool) -> Plot {
         Plot {
             title: "t",
             unit: "ms",
@@ -208,16 +214,16 @@ mod tests {
                 name: "p50",
                 values,
             }],
-            logarithmic,
+            is_logarithmic,
         }
     }
 
     #[test]
-    fn every_value_is_drawn_within_the_plot() {
-        for logarithmic in [false, true] {
+    fn values_are_drawn_within_the_plot() {
+        for is_logarithmic in [false, true] {
             let values = vec![Some(0.0), Some(0.004), None, Some(37.0), Some(12_345.6)];
-            let plot = plot(values, logarithmic);
-            let scale = Scale::of(&plot);
+            let plot = plot(values, is_logarithmic);
+            let scale = Scale::for_plot(&plot);
             for value in plot.lines[0].values.iter().flatten() {
                 let y = scale.y(*value);
                 assert!((TOP..=HEIGHT - BOTTOM).contains(&y), "{value} at {y}");
@@ -227,14 +233,14 @@ mod tests {
                 "{:?}",
                 scale.ticks()
             );
-            assert!(!plot.figure().contains("NaN"));
+            assert!(!plot.render().contains("NaN"));
         }
     }
 
     #[test]
-    fn a_plot_of_nothing_is_empty_and_not_broken() {
-        for logarithmic in [false, true] {
-            let figure = plot(Vec::new(), logarithmic).figure();
+    fn plot_without_values_is_valid() {
+        for is_logarithmic in [false, true] {
+            let figure = plot(Vec::new(), is_logarithmic).render();
             assert!(figure.ends_with("</svg></figure>\n"));
             assert!(
                 !figure.contains("NaN") && !figure.contains("inf"),

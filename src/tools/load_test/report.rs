@@ -1,184 +1,198 @@
-//! What a test has shown, as text and as JSON.
+//! The report of a test, as text and as JSON.
 
 use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
 
-use super::conductor::Outcome;
-use super::plan::{Pace, Plan};
-use super::require::Condition;
-use super::stats::{Counts, Times};
-use super::values::{Judged, Values, of_times, short};
+use super::condition::{Condition, STATISTICS};
+use super::format::format_number;
+use super::notes::notes;
+use super::plan::{Plan, SendMode};
+use super::result::{TestResult, Verdict, statistic_ms};
+use super::runner::Outcome;
+use super::stats::{Counts, LatencyHistogram};
 
-/// A kind of time.
+/// One measured latency, as a row of the table.
 #[derive(Debug)]
-pub(super) struct Row {
+pub(super) struct LatencyRow {
+    /// The name in conditions and in JSON.
     pub(super) name: &'static str,
     pub(super) title: &'static str,
-    pub(super) times: Times,
+    pub(super) latency: LatencyHistogram,
 }
 
-/// The whole result.
+/// All contents of a report.
 #[derive(Debug)]
 pub(super) struct Report {
+    /// One line that describes the test.
     pub(super) head: String,
-    pub(super) rows: Vec<Row>,
-    pub(super) criteria: Vec<Judged>,
-    pub(super) required: Vec<Judged>,
+    /// Latencies that were measured.
+    pub(super) rows: Vec<LatencyRow>,
+    /// Verdicts on the original system's criteria; empty for an idle test.
+    pub(super) criteria: Vec<Verdict>,
+    pub(super) required: Vec<Verdict>,
     pub(super) notes: Vec<String>,
+    /// Names and values of the counters.
     pub(super) facts: Vec<(&'static str, String)>,
-    idle: bool,
-    /// A test without connections is none.
-    pub(super) somebody_got_in: bool,
-    nothing_was_delivered: bool,
+    is_idle: bool,
+    /// At least one client connected; without that there was no test.
+    pub(super) any_connected: bool,
+    is_without_delivery: bool,
     json: Value,
 }
 
 impl Report {
     pub(super) fn new(plan: &Plan, conditions: &[Condition], outcome: &Outcome) -> Self {
         let stats = &outcome.stats;
-        let values = Values {
+        let result = TestResult {
             plan,
             stats,
             seconds: outcome.length.as_secs_f64(),
-            interrupted: outcome.interrupted.is_some(),
+            is_interrupted: outcome.interrupted.is_some(),
         };
-        let idle = plan.pace == Pace::Idle;
+        let is_idle = plan.mode == SendMode::Idle;
         let rows = [
-            ("connect", "connected", &stats.connecting),
-            ("accepted", "accepted", &stats.acceptance),
+            ("connect", "connected", &stats.connect_time),
+            ("accepted", "accepted", &stats.accept_time),
             ("first_token", "first token", &stats.first_token),
-            ("whole", "whole answer", &stats.whole),
+            ("whole", "whole answer", &stats.whole_answer),
             ("token", "token since its writing", &stats.token),
         ];
-        let rows = rows.into_iter().filter(|(.., times)| times.count() > 0);
+        let rows = rows.into_iter().filter(|(.., latency)| latency.count() > 0);
         let mut report = Self {
             head: head(plan),
             rows: rows
-                .map(|(name, title, times)| Row {
+                .map(|(name, title, latency)| LatencyRow {
                     name,
                     title,
-                    times: times.clone(),
+                    latency: latency.clone(),
                 })
                 .collect(),
-            criteria: if idle { Vec::new() } else { values.original() },
-            required: values.required(conditions),
-            notes: values.notes(),
-            facts: facts(&values, idle),
-            idle,
-            somebody_got_in: stats.connected > 0,
-            nothing_was_delivered: values.nothing_was_delivered(),
+            criteria: if is_idle {
+                Vec::new()
+            } else {
+                result.judge_original()
+            },
+            required: result.judge(conditions),
+            notes: notes(&result),
+            facts: facts(&result, is_idle),
+            is_idle,
+            any_connected: stats.connected > 0,
+            is_without_delivery: result.is_without_delivery(),
             json: Value::Null,
         };
-        report.json = report.to_json(&values);
+        report.json = report.to_json(&result);
         report
     }
 
-    /// Whether everything that was required is so, and there is something that was measured.
-    pub(super) fn holds(&self) -> bool {
-        let met = self.required.iter().all(|judged| judged.met);
-        met && self.somebody_got_in && !self.nothing_was_delivered
+    /// Whether all required conditions are met and the test delivered messages (or was idle).
+    pub(super) fn is_success(&self) -> bool {
+        let all_met = self.required.iter().all(|verdict| verdict.is_met);
+        all_met && self.any_connected && !self.is_without_delivery
     }
 
     pub(super) fn json(&self) -> &Value {
         &self.json
     }
 
-    fn to_json(&self, values: &Values<'_>) -> Value {
-        let (plan, stats) = (values.plan, values.stats);
-        let judged = |all: &[Judged]| -> Vec<Value> {
-            all.iter()
-                .map(|j| json!({"condition": j.text, "value": rounded(j.value), "met": j.met}))
+    fn to_json(&self, result: &TestResult<'_>) -> Value {
+        let (plan, stats) = (result.plan, result.stats);
+        let verdicts = |verdicts: &[Verdict]| -> Vec<Value> {
+            let verdicts = verdicts.iter();
+            verdicts
+                .map(|v| json!({"condition": v.text, "value": rounded(v.value), "met": v.is_met}))
                 .collect()
         };
         let mut latencies = Map::new();
         for row in &self.rows {
-            let mut times = Map::new();
-            times.insert("count".into(), row.times.count().into());
-            for of in super::require::OF_TIMES {
-                times.insert(of.into(), rounded(of_times(&row.times, of)));
+            let mut statistics = Map::new();
+            statistics.insert("count".into(), row.latency.count().into());
+            for statistic in STATISTICS {
+                let value = rounded(statistic_ms(&row.latency, statistic));
+                statistics.insert(statistic.into(), value);
             }
-            latencies.insert(row.name.into(), times.into());
+            latencies.insert(row.name.into(), statistics.into());
         }
         let targets: Vec<&str> = plan.targets.iter().map(|t| t.url.as_str()).collect();
-        let (mode, rate, in_flight) = match plan.pace {
-            Pace::Idle => ("idle", None, None),
-            Pace::Open(rate) => ("open-loop", Some(rate), None),
-            Pace::Closed(in_flight) => ("closed-loop", None, Some(in_flight)),
+        let (mode, rate, in_flight) = match plan.mode {
+            SendMode::Idle => ("idle", None, None),
+            SendMode::OpenLoop(rate) => ("open-loop", Some(rate), None),
+            SendMode::ClosedLoop(in_flight) => ("closed-loop", None, Some(in_flight)),
         };
         json!({
             "urls": targets,
-            "protocol": if plan.v1 { "chatmesh.v1" } else { "classic" },
+            "protocol": if plan.is_v1 { "chatmesh.v1" } else { "classic" },
             "mode": mode,
             "rate": rate,
             "in_flight": in_flight,
             "clients": plan.clients,
             "connections": stats.connected,
-            "not_connected": counts(&stats.not_connected),
-            "closed_early": counts(&stats.closed),
-            "came_back": stats.returned,
-            "not_back": counts(&stats.away),
-            "interrupted": values.interrupted,
-            "seconds": rounded(Some(values.seconds)),
+            "not_connected": counts_json(&stats.not_connected),
+            "closed_early": counts_json(&stats.closed_early),
+            "came_back": stats.reconnections,
+            "not_back": counts_json(&stats.not_reconnected),
+            "interrupted": result.is_interrupted,
+            "seconds": rounded(Some(result.seconds)),
             "sent": stats.sent,
             "not_sent": stats.not_sent,
-            "sent_again": stats.sent_again,
+            "sent_again": stats.resent,
             "accepted": stats.accepted,
             "delivered": stats.delivered,
-            "delivered_percent": rounded(values.get("delivered")),
-            "throughput": rounded(values.get("throughput")),
+            "delivered_percent": rounded(result.value("delivered")),
+            "throughput": rounded(result.value("throughput")),
             "failed": stats.failed,
-            "refused": stats.refused,
-            "errors": counts(&stats.errors),
+            "refused": stats.rejected,
+            "errors": counts_json(&stats.errors),
             "lost": stats.lost,
-            "open": stats.open,
-            "doubles": values.told(stats.doubles),
-            "out_of_order": values.told(stats.out_of_order),
-            "mixed_up": values.told(stats.mixed_up),
-            "not_understood": stats.strange,
+            "open": stats.pending,
+            "doubles": result.if_identified(stats.duplicates),
+            "out_of_order": result.if_identified(stats.out_of_order),
+            "mixed_up": result.if_identified(stats.mixed_up),
+            "not_understood": stats.unexpected_frames,
             "deltas": stats.deltas,
-            "deltas_per_second": rounded(values.get("tokens")),
+            "deltas_per_second": rounded(result.value("tokens")),
             "restarted": stats.restarted,
             "latency_ms": latencies,
-            "sent_late_p99_ms": rounded(stats.late.percentile_ms(99.0)),
-            "original_criteria": judged(&self.criteria),
-            "required": judged(&self.required),
+            "sent_late_p99_ms": rounded(stats.send_delay.percentile_ms(99.0)),
+            "original_criteria": verdicts(&self.criteria),
+            "required": verdicts(&self.required),
             "notes": self.notes,
-            "met": self.holds(),
+            "met": self.is_success(),
         })
     }
 
-    pub(super) fn text(&self) -> String {
+    pub(super) fn to_text(&self) -> String {
         let mut out = String::new();
-        // Writing to a string does not fail.
-        let _ = self.write(&mut out);
+        // Writing to a string can't fail.
+        let _ = self.write_text(&mut out);
         out
     }
 
-    fn write(&self, out: &mut String) -> std::fmt::Result {
+    fn write_text(&self, out: &mut String) -> std::fmt::Result {
         writeln!(out, "{}\n", self.head)?;
         for (name, value) in &self.facts {
             writeln!(out, "  {name:<16} {value}")?;
         }
         if !self.rows.is_empty() {
-            let heads = super::require::OF_TIMES.map(|of| format!("{of:>9}"));
-            writeln!(out, "\n  {:<24}{}  ms", "", heads.concat())?;
+            let header = STATISTICS.map(|statistic| format!("{statistic:>9}"));
+            writeln!(out, "\n  {:<24}{}  ms", "", header.concat())?;
         }
         for row in &self.rows {
             write!(out, "  {:<24}", row.title)?;
-            for of in super::require::OF_TIMES {
-                let value = of_times(&row.times, of).map_or("–".to_owned(), short);
+            for statistic in STATISTICS {
+                let value = statistic_ms(&row.latency, statistic);
+                let value = value.map_or("–".to_owned(), format_number);
                 write!(out, "{value:>9}")?;
             }
             writeln!(out)?;
         }
-        if !self.idle {
+        if !self.is_idle {
             writeln!(out, "\nThe original's criteria")?;
-            write_judged(out, &self.criteria)?;
+            write_verdicts(out, &self.criteria)?;
         }
         if !self.required.is_empty() {
             writeln!(out, "\nRequired")?;
-            write_judged(out, &self.required)?;
+            write_verdicts(out, &self.required)?;
         }
         for note in &self.notes {
             writeln!(out, "\nNote: {note}.")?;
@@ -187,39 +201,43 @@ impl Report {
     }
 }
 
-fn write_judged(out: &mut String, all: &[Judged]) -> std::fmt::Result {
-    for judged in all {
-        let value = judged.shown();
-        let sign = if judged.met { "✓" } else { "✗" };
-        writeln!(out, "  {sign} {:<32} {value}", judged.text)?;
+fn write_verdicts(out: &mut String, verdicts: &[Verdict]) -> std::fmt::Result {
+    for verdict in verdicts {
+        let value = verdict.value_text();
+        let sign = if verdict.is_met { "✓" } else { "✗" };
+        writeln!(out, "  {sign} {:<32} {value}", verdict.text)?;
     }
     Ok(())
 }
 
 fn head(plan: &Plan) -> String {
-    let protocol = if plan.v1 { "chatmesh.v1" } else { "classic" };
+    let protocol = if plan.is_v1 { "chatmesh.v1" } else { "classic" };
     let targets: Vec<&str> = plan.targets.iter().map(|t| t.url.authority()).collect();
     let (clients, targets) = (plan.clients, targets.join(", "));
-    let does = match plan.pace {
-        Pace::Idle => "connected only".to_owned(),
-        Pace::Open(rate) => format!("{} messages a second together (open loop)", short(rate)),
-        Pace::Closed(1) => "each waiting for its answer (closed loop)".to_owned(),
-        Pace::Closed(n) => format!("each with {n} messages under way (closed loop)"),
+    let activity = match plan.mode {
+        SendMode::Idle => "connected only".to_owned(),
+        SendMode::OpenLoop(rate) => format!(
+            "{} messages a second together (open loop)",
+            format_number(rate)
+        ),
+        SendMode::ClosedLoop(1) => "each waiting for its answer (closed loop)".to_owned(),
+        SendMode::ClosedLoop(n) => format!("each with {n} messages in flight (closed loop)"),
     };
-    format!("{clients} clients of {targets} ({protocol}), {does}")
+    format!("{clients} clients of {targets} ({protocol}), {activity}")
 }
 
-fn facts(values: &Values<'_>, idle: bool) -> Vec<(&'static str, String)> {
-    let (stats, plan) = (values.stats, values.plan);
-    let value = |name: &str| values.get(name).map_or("–".to_owned(), short);
+/// The counters in the order in which the report shows them.
+fn facts(result: &TestResult<'_>, is_idle: bool) -> Vec<(&'static str, String)> {
+    let (stats, plan) = (result.stats, result.plan);
+    let value = |name: &str| result.value(name).map_or("–".to_owned(), format_number);
     let mut facts = vec![(
         "connections",
         format!("{} of {}", stats.connected, plan.clients),
     )];
-    let closed: u64 = stats.closed.values().sum();
-    if idle {
-        facts.push(("held for", format!("{} s", short(values.seconds))));
-        facts.push(("ended early", closed.to_string()));
+    let ended_early: u64 = stats.closed_early.values().sum();
+    if is_idle {
+        facts.push(("held for", format!("{} s", format_number(result.seconds))));
+        facts.push(("ended early", ended_early.to_string()));
         return facts;
     }
     facts.push(("sent", stats.sent.to_string()));
@@ -236,7 +254,7 @@ fn facts(values: &Values<'_>, idle: bool) -> Vec<(&'static str, String)> {
             format!(
                 "{} answers/s over {} s",
                 value("throughput"),
-                short(values.seconds)
+                format_number(result.seconds)
             ),
         ),
     ]);
@@ -246,48 +264,48 @@ fn facts(values: &Values<'_>, idle: bool) -> Vec<(&'static str, String)> {
             format!("{} ({}/s)", stats.deltas, value("tokens")),
         ));
     }
-    let told = |number: u64| {
-        let number = values.told(number);
-        number.map_or("not measured".to_owned(), |number| number.to_string())
+    let if_identified = |count: u64| {
+        let count = result.if_identified(count);
+        count.map_or("not measured".to_owned(), |count| count.to_string())
     };
     facts.push(("lost", stats.lost.to_string()));
-    if values.interrupted {
-        facts.push(("open", stats.open.to_string()));
+    if result.is_interrupted {
+        facts.push(("open", stats.pending.to_string()));
     }
     facts.extend([
-        ("doubles", told(stats.doubles)),
-        ("out of order", told(stats.out_of_order)),
+        ("doubles", if_identified(stats.duplicates)),
+        ("out of order", if_identified(stats.out_of_order)),
     ]);
-    if stats.mixed_up > 0 || !values.tells_apart() {
-        facts.push(("mixed up", told(stats.mixed_up)));
+    if stats.mixed_up > 0 || !result.answers_are_identified() {
+        facts.push(("mixed up", if_identified(stats.mixed_up)));
     }
-    for (name, number) in [
+    for (name, count) in [
         ("failed", stats.failed),
-        ("refused", stats.refused),
-        ("begun anew", stats.restarted),
-        ("ended early", closed),
-        ("came back", stats.returned),
-        ("sent again", stats.sent_again),
+        ("refused", stats.rejected),
+        ("restarted", stats.restarted),
+        ("ended early", ended_early),
+        ("reconnected", stats.reconnections),
+        ("sent again", stats.resent),
     ] {
-        if number > 0 {
-            facts.push((name, number.to_string()));
+        if count > 0 {
+            facts.push((name, count.to_string()));
         }
     }
-    for (code, number) in &stats.errors {
-        // Codes are few, and say most.
-        facts.push(("error", format!("{code} {number}")));
+    for (code, count) in &stats.errors {
+        facts.push(("error", format!("{code} {count}")));
     }
     facts
 }
 
-fn counts(counts: &Counts) -> Value {
-    let all = counts.iter();
-    all.map(|(name, number)| (name.clone(), Value::from(*number)))
+fn counts_json(counts: &Counts) -> Value {
+    let counts = counts.iter();
+    counts
+        .map(|(name, count)| (name.clone(), Value::from(*count)))
         .collect::<Map<_, _>>()
         .into()
 }
 
-/// Three digits after the point are more than is measured.
+/// Rounds to three decimals, which is more precise than the measurement.
 fn rounded(value: Option<f64>) -> Value {
     value.map_or(Value::Null, |v| json!((v * 1e3).round() / 1e3))
 }

@@ -1,31 +1,30 @@
-//! What clients count and measure. Each thread has its own, so that nothing is shared on the way of
-//! a message; they are added up at the end.
+//! Counters and latency histograms. Each thread has its own, so that the message path has no shared
+//! state; they are merged at the end of the test.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-/// The longest that is told apart, in microseconds.
-const LONGEST_US: u64 = 3_600_000_000;
+/// Upper limit of the histograms, in microseconds (one hour); longer times count as this.
+const MAX_LATENCY_US: u64 = 3_600_000_000;
 
-/// Times in microseconds.
+/// A histogram of latencies with a resolution of 0.1 %.
 #[derive(Debug, Clone)]
-pub(super) struct Times(Histogram<u64>);
+pub(super) struct LatencyHistogram(Histogram<u64>);
 
-impl Times {
+impl LatencyHistogram {
     pub(super) fn new() -> Self {
-        let times = Histogram::new_with_bounds(1, LONGEST_US, 3);
-        // The bounds are constants that are in order.
-        Self(times.unwrap_or_else(|_| unreachable!("bounds of a histogram")))
+        let histogram = Histogram::new_with_bounds(1, MAX_LATENCY_US, 3);
+        Self(histogram.unwrap_or_else(|_| unreachable!("the bounds are valid constants")))
     }
 
-    pub(super) fn record(&mut self, time: Duration) {
-        self.0.saturating_record(micros(time));
+    pub(super) fn record(&mut self, latency: Duration) {
+        self.0.saturating_record(as_micros(latency));
     }
 
-    fn add(&mut self, other: &Self) {
-        // Both have the same bounds.
+    fn merge(&mut self, other: &Self) {
+        // Can't fail: all histograms have the same bounds.
         let _ = self.0.add(&other.0);
     }
 
@@ -33,7 +32,7 @@ impl Times {
         self.0.len()
     }
 
-    /// Milliseconds that so many percent are not above; `None` where nothing was measured.
+    /// The percentile in milliseconds; `None` when nothing was measured.
     pub(super) fn percentile_ms(&self, percent: f64) -> Option<f64> {
         (!self.0.is_empty()).then(|| self.0.value_at_percentile(percent) as f64 / 1e3)
     }
@@ -47,17 +46,17 @@ impl Times {
     }
 }
 
-fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+fn as_micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// A moment of the test.
+/// Counts of one time step of the test.
 #[derive(Debug, Clone)]
 pub(super) struct Bucket {
     pub(super) sent: u64,
     pub(super) answered: u64,
-    /// Whole answers that came in it. Coarser than [`Times`], as there are many of these.
-    times: Option<Histogram<u32>>,
+    /// Latency of the answers, with a resolution of 1 % because there are many buckets.
+    latency: Option<Histogram<u32>>,
 }
 
 impl Bucket {
@@ -65,87 +64,89 @@ impl Bucket {
         Self {
             sent: 0,
             answered: 0,
-            times: None,
+            latency: None,
         }
     }
 
-    fn add(&mut self, other: &Self) {
+    fn merge(&mut self, other: &Self) {
         self.sent += other.sent;
         self.answered += other.answered;
-        match (&mut self.times, &other.times) {
-            (Some(times), Some(more)) => {
-                let _ = times.add(more);
+        match (&mut self.latency, &other.latency) {
+            (Some(latency), Some(added)) => {
+                let _ = latency.add(added);
             }
-            (times @ None, Some(more)) => *times = Some(more.clone()),
+            (latency @ None, Some(added)) => *latency = Some(added.clone()),
             (_, None) => {}
         }
     }
 
     pub(super) fn percentile_ms(&self, percent: f64) -> Option<f64> {
-        let times = self.times.as_ref()?;
-        Some(times.value_at_percentile(percent) as f64 / 1e3)
+        let latency = self.latency.as_ref()?;
+        Some(latency.value_at_percentile(percent) as f64 / 1e3)
     }
 }
 
-/// The test over time. As it gets longer, its buckets do: there is a bound to them.
+/// Counts over time. The number of buckets is bounded: when the test becomes too long for it, pairs of
+/// buckets are merged.
 #[derive(Debug)]
-pub(super) struct Series {
+pub(super) struct TimeSeries {
     pub(super) width: Duration,
     pub(super) buckets: Vec<Bucket>,
 }
 
-/// More than a plot is wide.
-const BUCKETS: usize = 400;
-const FIRST_WIDTH: Duration = Duration::from_millis(200);
+/// As many as a plot can show.
+const MAX_BUCKETS: usize = 400;
+const INITIAL_WIDTH: Duration = Duration::from_millis(200);
 
-impl Series {
+impl TimeSeries {
     fn new() -> Self {
         Self {
-            width: FIRST_WIDTH,
+            width: INITIAL_WIDTH,
             buckets: Vec::new(),
         }
     }
 
-    fn at(&mut self, since_begin: Duration) -> &mut Bucket {
-        let number = |width: Duration| (since_begin.as_nanos() / width.as_nanos()) as usize;
-        while number(self.width) >= BUCKETS {
+    fn bucket_mut(&mut self, since_start: Duration) -> &mut Bucket {
+        let index = |width: Duration| (since_start.as_nanos() / width.as_nanos()) as usize;
+        while index(self.width) >= MAX_BUCKETS {
             self.widen();
         }
-        let number = number(self.width);
-        if self.buckets.len() <= number {
-            self.buckets.resize_with(number + 1, Bucket::new);
+        let index = index(self.width);
+        if self.buckets.len() <= index {
+            self.buckets.resize_with(index + 1, Bucket::new);
         }
-        &mut self.buckets[number]
+        &mut self.buckets[index]
     }
 
+    /// Doubles the width of the buckets.
     fn widen(&mut self) {
         self.width *= 2;
         let pairs = self.buckets.chunks(2).map(|pair| {
-            let mut both = pair[0].clone();
+            let mut merged = pair[0].clone();
             if let Some(second) = pair.get(1) {
-                both.add(second);
+                merged.merge(second);
             }
-            both
+            merged
         });
         self.buckets = pairs.collect();
     }
 
-    pub(super) fn sent(&mut self, since_begin: Duration) {
-        self.at(since_begin).sent += 1;
+    pub(super) fn record_sent(&mut self, since_start: Duration) {
+        self.bucket_mut(since_start).sent += 1;
     }
 
-    pub(super) fn answered(&mut self, since_begin: Duration, took: Duration) {
-        let bucket = self.at(since_begin);
+    pub(super) fn record_answered(&mut self, since_start: Duration, latency: Duration) {
+        let bucket = self.bucket_mut(since_start);
         bucket.answered += 1;
-        if bucket.times.is_none() {
-            bucket.times = Histogram::new_with_bounds(1, LONGEST_US, 2).ok();
+        if bucket.latency.is_none() {
+            bucket.latency = Histogram::new_with_bounds(1, MAX_LATENCY_US, 2).ok();
         }
-        if let Some(times) = &mut bucket.times {
-            times.saturating_record(micros(took));
+        if let Some(histogram) = &mut bucket.latency {
+            histogram.saturating_record(as_micros(latency));
         }
     }
 
-    fn add(&mut self, mut other: Self) {
+    fn merge(&mut self, mut other: Self) {
         while self.width < other.width {
             self.widen();
         }
@@ -155,16 +156,16 @@ impl Series {
         if self.buckets.len() < other.buckets.len() {
             self.buckets.resize_with(other.buckets.len(), Bucket::new);
         }
-        for (mine, more) in self.buckets.iter_mut().zip(&other.buckets) {
-            mine.add(more);
+        for (bucket, added) in self.buckets.iter_mut().zip(&other.buckets) {
+            bucket.merge(added);
         }
     }
 }
 
-/// Names with how often they came.
+/// How often each name (a code, a reason) occurred.
 pub(super) type Counts = BTreeMap<String, u64>;
 
-pub(super) fn count(counts: &mut Counts, name: &str) {
+pub(super) fn increment(counts: &mut Counts, name: &str) {
     if let Some(number) = counts.get_mut(name) {
         *number += 1;
     } else {
@@ -172,62 +173,64 @@ pub(super) fn count(counts: &mut Counts, name: &str) {
     }
 }
 
-/// Everything that a thread's clients saw.
+/// All counters and histograms of the clients of one thread.
 #[derive(Debug)]
 pub(super) struct Stats {
+    /// Clients that connected.
     pub(super) connected: u64,
-    /// Connections that could not be made, by reason.
+    /// Clients that could not connect, by reason.
     pub(super) not_connected: Counts,
-    /// Connections that ended before the test, by close code.
-    pub(super) closed: Counts,
-    /// Since the beginning, when the first and the last of them ended.
-    pub(super) closed_at: Option<(Duration, Duration)>,
-    /// Of clients that came back.
-    pub(super) returned: u64,
-    /// Clients that were not back at the end, by the last reason.
-    pub(super) away: Counts,
+    /// Connections that ended before the test, by close code or error.
+    pub(super) closed_early: Counts,
+    /// When the first and the last of them ended, since the start of the schedule.
+    pub(super) closed_between: Option<(Duration, Duration)>,
+    pub(super) reconnections: u64,
+    /// Clients that were still disconnected at the end, by the last reason.
+    pub(super) not_reconnected: Counts,
     /// Messages of the schedule that could not be sent.
     pub(super) not_sent: u64,
-    /// Messages that were sent once more by their id after a connection was lost.
-    pub(super) sent_again: u64,
+    /// Messages that were sent again with the same id after a lost connection.
+    pub(super) resent: u64,
     pub(super) sent: u64,
     pub(super) accepted: u64,
     pub(super) delivered: u64,
-    /// Ended by an error or as cancelled.
+    /// Messages that ended with an error or were cancelled.
     pub(super) failed: u64,
-    /// Not taken by the server.
-    pub(super) refused: u64,
-    /// Neither answered nor refused when the test ended.
+    /// Messages that the server did not accept.
+    pub(super) rejected: u64,
+    /// Messages without an outcome at the end of the test.
     pub(super) lost: u64,
-    /// The same, where the user ended the test.
-    pub(super) open: u64,
-    pub(super) doubles: u64,
+    /// Messages without an outcome when the user ended the test.
+    pub(super) pending: u64,
+    /// Outcomes of messages that already had one.
+    pub(super) duplicates: u64,
     pub(super) out_of_order: u64,
-    /// Answers with the text of another message's.
+    /// Answers that contain the text of another message.
     pub(super) mixed_up: u64,
-    /// Frames that can't be read, or are about messages that were not sent.
-    pub(super) strange: u64,
+    /// Frames that can't be parsed, or that belong to messages that were not sent.
+    pub(super) unexpected_frames: u64,
     pub(super) deltas: u64,
+    /// `restarted` frames: further attempts of the worker.
     pub(super) restarted: u64,
-    /// Codes of errors, of refusals and of failures.
+    /// Errors by code, of rejected and of failed messages.
     pub(super) errors: Counts,
-    /// Which limits of the server were met, by its text.
-    pub(super) limits: Counts,
-    pub(super) connecting: Times,
-    pub(super) acceptance: Times,
-    pub(super) first_token: Times,
-    pub(super) whole: Times,
-    /// From the model's write to the client, where its tokens tell (`mock-openai --stamp`).
-    pub(super) token: Times,
-    /// How late messages were sent, by this side's fault or because the server did not read.
-    pub(super) late: Times,
-    pub(super) series: Series,
-    /// Since the beginning, when the last answer came.
+    /// Rejections by a limit of the server, by error text.
+    pub(super) rate_limit_texts: Counts,
+    pub(super) connect_time: LatencyHistogram,
+    pub(super) accept_time: LatencyHistogram,
+    pub(super) first_token: LatencyHistogram,
+    pub(super) whole_answer: LatencyHistogram,
+    /// From the model's write to the client, if the tokens are timestamps (`mock-openai --stamp`).
+    pub(super) token: LatencyHistogram,
+    /// How late messages were sent, because this machine was busy or the server did not read.
+    pub(super) send_delay: LatencyHistogram,
+    pub(super) series: TimeSeries,
+    /// When the last answer arrived, since the start of the schedule.
     pub(super) last_answer: Duration,
-    /// Answers that could be told apart by their text.
-    pub(super) recognised: u64,
-    /// Ends of classic messages that did not say whose they were.
-    pub(super) guessed: u64,
+    /// Answers that contained a marker.
+    pub(super) marked_answers: u64,
+    /// Outcomes of classic messages that were assigned to a message by their order only.
+    pub(super) guessed_outcomes: u64,
 }
 
 impl Stats {
@@ -235,96 +238,96 @@ impl Stats {
         Self {
             connected: 0,
             not_connected: Counts::new(),
-            closed: Counts::new(),
-            closed_at: None,
-            returned: 0,
-            away: Counts::new(),
+            closed_early: Counts::new(),
+            closed_between: None,
+            reconnections: 0,
+            not_reconnected: Counts::new(),
             not_sent: 0,
-            sent_again: 0,
+            resent: 0,
             sent: 0,
             accepted: 0,
             delivered: 0,
             failed: 0,
-            refused: 0,
+            rejected: 0,
             lost: 0,
-            open: 0,
-            doubles: 0,
+            pending: 0,
+            duplicates: 0,
             out_of_order: 0,
             mixed_up: 0,
-            strange: 0,
+            unexpected_frames: 0,
             deltas: 0,
             restarted: 0,
             errors: Counts::new(),
-            limits: Counts::new(),
-            connecting: Times::new(),
-            acceptance: Times::new(),
-            first_token: Times::new(),
-            whole: Times::new(),
-            token: Times::new(),
-            late: Times::new(),
-            series: Series::new(),
+            rate_limit_texts: Counts::new(),
+            connect_time: LatencyHistogram::new(),
+            accept_time: LatencyHistogram::new(),
+            first_token: LatencyHistogram::new(),
+            whole_answer: LatencyHistogram::new(),
+            token: LatencyHistogram::new(),
+            send_delay: LatencyHistogram::new(),
+            series: TimeSeries::new(),
             last_answer: Duration::ZERO,
-            recognised: 0,
-            guessed: 0,
+            marked_answers: 0,
+            guessed_outcomes: 0,
         }
     }
 
-    /// A connection has ended early.
-    pub(super) fn closed(&mut self, why: &str, since_begin: Duration) {
-        count(&mut self.closed, why);
-        let (first, last) = self.closed_at.unwrap_or((since_begin, since_begin));
-        self.closed_at = Some((first.min(since_begin), last.max(since_begin)));
+    /// Counts a connection that ended before the test.
+    pub(super) fn record_early_close(&mut self, reason: &str, since_start: Duration) {
+        increment(&mut self.closed_early, reason);
+        let (first, last) = self.closed_between.unwrap_or((since_start, since_start));
+        self.closed_between = Some((first.min(since_start), last.max(since_start)));
     }
 
-    pub(super) fn add(&mut self, other: Self) {
-        if let Some((first, last)) = other.closed_at {
-            let (mine_first, mine_last) = self.closed_at.unwrap_or((first, last));
-            self.closed_at = Some((first.min(mine_first), last.max(mine_last)));
+    pub(super) fn merge(&mut self, other: Self) {
+        if let Some((first, last)) = other.closed_between {
+            let (own_first, own_last) = self.closed_between.unwrap_or((first, last));
+            self.closed_between = Some((first.min(own_first), last.max(own_last)));
         }
-        for (mine, more) in [
+        for (own, added) in [
             (&mut self.connected, other.connected),
             (&mut self.sent, other.sent),
             (&mut self.accepted, other.accepted),
             (&mut self.delivered, other.delivered),
             (&mut self.failed, other.failed),
-            (&mut self.refused, other.refused),
+            (&mut self.rejected, other.rejected),
             (&mut self.lost, other.lost),
-            (&mut self.doubles, other.doubles),
+            (&mut self.duplicates, other.duplicates),
             (&mut self.out_of_order, other.out_of_order),
             (&mut self.mixed_up, other.mixed_up),
-            (&mut self.strange, other.strange),
+            (&mut self.unexpected_frames, other.unexpected_frames),
             (&mut self.deltas, other.deltas),
             (&mut self.restarted, other.restarted),
-            (&mut self.recognised, other.recognised),
-            (&mut self.guessed, other.guessed),
-            (&mut self.returned, other.returned),
+            (&mut self.marked_answers, other.marked_answers),
+            (&mut self.guessed_outcomes, other.guessed_outcomes),
+            (&mut self.reconnections, other.reconnections),
             (&mut self.not_sent, other.not_sent),
-            (&mut self.sent_again, other.sent_again),
+            (&mut self.resent, other.resent),
         ] {
-            *mine += more;
+            *own += added;
         }
-        for (mine, more) in [
+        for (own, added) in [
             (&mut self.not_connected, other.not_connected),
-            (&mut self.closed, other.closed),
-            (&mut self.away, other.away),
+            (&mut self.closed_early, other.closed_early),
+            (&mut self.not_reconnected, other.not_reconnected),
             (&mut self.errors, other.errors),
-            (&mut self.limits, other.limits),
+            (&mut self.rate_limit_texts, other.rate_limit_texts),
         ] {
-            for (name, number) in more {
-                *mine.entry(name).or_default() += number;
+            for (name, number) in added {
+                *own.entry(name).or_default() += number;
             }
         }
-        for (mine, more) in [
-            (&mut self.connecting, &other.connecting),
-            (&mut self.acceptance, &other.acceptance),
+        for (own, added) in [
+            (&mut self.connect_time, &other.connect_time),
+            (&mut self.accept_time, &other.accept_time),
             (&mut self.first_token, &other.first_token),
-            (&mut self.whole, &other.whole),
+            (&mut self.whole_answer, &other.whole_answer),
             (&mut self.token, &other.token),
-            (&mut self.late, &other.late),
+            (&mut self.send_delay, &other.send_delay),
         ] {
-            mine.add(more);
+            own.merge(added);
         }
-        self.series.add(other.series);
+        self.series.merge(other.series);
         self.last_answer = self.last_answer.max(other.last_answer);
     }
 }
@@ -338,16 +341,16 @@ mod tests {
     }
 
     #[test]
-    fn a_long_test_keeps_its_counts_in_wider_buckets() {
-        let mut long = Series::new();
+    fn long_test_keeps_its_counts_in_wider_buckets() {
+        let mut long = TimeSeries::new();
         for second in 0..1_000 {
-            long.sent(ms(second * 1_000));
-            long.answered(ms(second * 1_000 + 5), ms(5));
+            long.record_sent(ms(second * 1_000));
+            long.record_answered(ms(second * 1_000 + 5), ms(5));
         }
-        assert!(long.buckets.len() <= BUCKETS);
-        let mut short = Series::new();
-        short.answered(ms(100), ms(900));
-        short.add(long);
+        assert!(long.buckets.len() <= MAX_BUCKETS);
+        let mut short = TimeSeries::new();
+        short.record_answered(ms(100), ms(900));
+        short.merge(long);
         let total: u64 = short.buckets.iter().map(|bucket| bucket.answered).sum();
         assert_eq!(total, 1_001);
         assert_eq!(short.buckets.iter().map(|b| b.sent).sum::<u64>(), 1_000);
@@ -357,15 +360,18 @@ mod tests {
 
     #[test]
     fn percentiles_are_exact_to_a_thousandth() {
-        let mut times = Times::new();
-        assert_eq!(times.percentile_ms(50.0), None);
+        let mut latency = LatencyHistogram::new();
+        assert_eq!(latency.percentile_ms(50.0), None);
         for n in 1..=1_000 {
-            times.record(ms(n));
+            latency.record(ms(n));
         }
-        for (percent, want) in [(50.0, 500.0), (99.0, 990.0), (99.9, 999.0)] {
-            let got = times.percentile_ms(percent).unwrap();
-            // Where the rank lies between two values, either may be meant.
-            assert!((got - want).abs() <= want / 500.0, "{percent}: {got}");
+        for (percent, expected) in [(50.0, 500.0), (99.0, 990.0), (99.9, 999.0)] {
+            let actual = latency.percentile_ms(percent).unwrap();
+            // When the rank falls between two values, either is correct.
+            assert!(
+                (actual - expected).abs() <= expected / 500.0,
+                "{percent}: {actual}"
+            );
         }
     }
 }

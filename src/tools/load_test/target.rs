@@ -1,21 +1,23 @@
-//! Where clients connect to, from which address, and with which token.
+//! The servers under test, and the local addresses that clients connect from.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use anyhow::{Context as _, bail};
-use serde::Deserialize;
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 use url::Url;
 
-/// Connections from one address to one server; a little below what Linux has ports for.
-const PORTS: usize = 25_000;
+use crate::tools::http;
 
-/// Reads `ws://host:port/ws`; `http://host:port` means the same.
-pub(super) fn url(text: &str) -> Result<Url, String> {
+/// Connections from one local address to one server. Linux has about 28,000 ephemeral ports; the
+/// margin is for ports in TIME_WAIT.
+const PORTS_PER_ADDRESS: usize = 25_000;
+
+/// Parses `ws://host:port/ws`; `http://host:port` means the same.
+pub(super) fn parse_url(text: &str) -> Result<Url, String> {
     let mut url: Url = match text.parse() {
         Ok(url) => url,
         Err(url::ParseError::RelativeUrlWithoutBase) => {
-            return Err("is no URL, which begins with ws://".to_owned());
+            return Err("is not a URL that begins with ws://".to_owned());
         }
         Err(error) => return Err(error.to_string()),
     };
@@ -26,12 +28,12 @@ pub(super) fn url(text: &str) -> Result<Url, String> {
         "ws" => {}
         "wss" | "https" => {
             return Err(
-                "a load test speaks ws:// only, as TLS would be most of what it measures: name the \
+                "a load test supports ws:// only, because TLS would dominate the measurement: name the \
                  gateway behind the proxy"
                     .to_owned(),
             );
         }
-        other => return Err(format!("{other}: is not known, ws:// is")),
+        other => return Err(format!("{other}: is not supported, use ws://")),
     }
     if url.host_str().is_none_or(str::is_empty) {
         return Err("the URL has no host".to_owned());
@@ -50,14 +52,13 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// Finds the address of a URL that [`url`] took.
+    /// Looks up the address of a URL that [`parse_url`] returned.
     pub(super) async fn resolve(url: &Url) -> anyhow::Result<Self> {
         let host = url.host_str().context("the URL has no host")?;
         let host = host.trim_start_matches('[').trim_end_matches(']');
         let port = url.port_or_known_default().unwrap_or(80);
-        let address = tokio::net::lookup_host((host, port)).await;
-        let address = address.ok().and_then(|mut found| found.next());
-        let address = address.with_context(|| format!("{host} is not known"))?;
+        let address = http::resolve(host, port).await;
+        let address = address.with_context(|| format!("the host {host} is not known"))?;
         let url = url.clone();
         Ok(Self { url, address })
     }
@@ -66,7 +67,8 @@ impl Target {
         self.address.ip().is_loopback()
     }
 
-    /// Of a client that wants what comes after the position `since`; empty: after none.
+    /// The URL of the upgrade request. The client resumes after the position `since`, which is empty
+    /// when it has none.
     pub(super) fn upgrade_url(&self, token: &str, user: &str, since: &str) -> String {
         let mut url = self.url.clone();
         url.query_pairs_mut()
@@ -78,7 +80,8 @@ impl Target {
         url.into()
     }
 
-    fn token_url(&self, user: &str) -> Url {
+    /// The URL of `POST /token` for a user.
+    pub(super) fn token_url(&self, user: &str) -> Url {
         let mut url = self.url.clone();
         let _ = url.set_scheme("http");
         url.set_path("/token");
@@ -87,42 +90,34 @@ impl Target {
     }
 
     pub(super) async fn connect(&self, source: Option<IpAddr>) -> std::io::Result<TcpStream> {
-        let socket = match self.address {
-            SocketAddr::V4(_) => TcpSocket::new_v4()?,
-            SocketAddr::V6(_) => TcpSocket::new_v6()?,
-        };
-        if let Some(source) = source {
-            // Ports in TIME_WAIT of an earlier test may be taken.
-            socket.set_reuseaddr(true)?;
-            socket.bind(SocketAddr::new(source, 0))?;
-        }
-        let stream = socket.connect(self.address).await?;
-        stream.set_nodelay(true)?;
-        Ok(stream)
+        http::connect(self.address, source).await
     }
 }
 
-/// Whether connections can come from this address: it is this machine's.
-pub(super) fn is_ours(source: IpAddr) -> std::io::Result<()> {
+/// Fails when connections can't be made from this address, because it is not one of this machine.
+pub(super) fn check_local_address(source: IpAddr) -> std::io::Result<()> {
     std::net::UdpSocket::bind(SocketAddr::new(source, 0)).map(drop)
 }
 
-/// The addresses that clients connect from, in turn; empty where the system may choose. One
-/// address has ports for about 28,000 connections to a server; loopback has 16 million addresses.
-pub(super) fn sources(
+/// The local addresses that clients connect from, in turn; empty when the system may choose. When
+/// the ports of one address do not suffice for `clients`, more addresses of the loopback network are
+/// used; for other networks the user must name them.
+pub(super) fn source_addresses(
     given: &[IpAddr],
     targets: &[Target],
     clients: usize,
 ) -> anyhow::Result<Vec<IpAddr>> {
-    let needed = clients.div_ceil(targets.len().max(1)).div_ceil(PORTS);
-    let local = targets.iter().all(Target::is_loopback);
+    let needed = clients
+        .div_ceil(targets.len().max(1))
+        .div_ceil(PORTS_PER_ADDRESS);
+    let is_local = targets.iter().all(Target::is_loopback);
     if !given.is_empty() || needed <= 1 {
         return Ok(given.to_vec());
     }
-    if !local || targets.iter().any(|target| target.address.is_ipv6()) {
+    if !is_local || targets.iter().any(|target| target.address.is_ipv6()) {
         bail!(
-            "one address has ports for {PORTS} connections to a server: name {needed} addresses of \
-             this machine by --source"
+            "one address has ports for {PORTS_PER_ADDRESS} connections to a server: name {needed} \
+             addresses of this machine by --source"
         );
     }
     Ok((0..needed as u32)
@@ -130,95 +125,22 @@ pub(super) fn sources(
         .collect())
 }
 
-/// How clients get their tokens.
-#[derive(Debug, Clone)]
-pub(super) enum Tokens {
-    /// All have this one.
-    Given(String),
-    /// Each asks the server for its own.
-    Fetched {
-        client: reqwest::Client,
-        admin_key: Option<String>,
-    },
-}
-
-#[derive(Deserialize)]
-struct Issued {
-    token: String,
-}
-
-impl Tokens {
-    /// Finds out what the server wants.
-    pub(super) async fn find(
-        target: &Target,
-        given: Option<String>,
-        admin_key: Option<String>,
-        user: &str,
-    ) -> anyhow::Result<Self> {
-        if let Some(token) = given {
-            return Ok(Self::Given(token));
-        }
-        let client = reqwest::Client::builder()
-            .no_proxy()
-            .tls_certs_only([])
-            .connect_timeout(std::time::Duration::from_secs(5))
-            .timeout(std::time::Duration::from_secs(30))
-            .build()?;
-        let place = target.url.authority();
-        let mut request = client.post(target.token_url(user));
-        if let Some(key) = &admin_key {
-            request = request.bearer_auth(key);
-        }
-        let response = request.send().await;
-        let response = response.with_context(|| format!("{place} does not answer"))?;
-        match response.status().as_u16() {
-            200 => Ok(Self::Fetched { client, admin_key }),
-            401 | 403 if admin_key.is_some() => {
-                bail!("{place} does not take this admin key for POST /token")
-            }
-            401 | 403 => bail!("{place} gives tokens for its admin key only: --admin-key"),
-            // The server doesn't give any: perhaps it takes any.
-            404 | 405 => Ok(Self::Given("load-test".to_owned())),
-            status => bail!("{place} answers POST /token with {status}"),
-        }
-    }
-
-    pub(super) async fn of(&self, target: &Target, user: &str) -> anyhow::Result<String> {
-        match self {
-            Self::Given(token) => Ok(token.clone()),
-            Self::Fetched { client, admin_key } => {
-                let mut request = client.post(target.token_url(user));
-                if let Some(key) = admin_key {
-                    request = request.bearer_auth(key);
-                }
-                let response = request.send().await.context("POST /token failed")?;
-                let response = response.error_for_status().map_err(|error| {
-                    let status = error.status().map_or(0, |status| status.as_u16());
-                    anyhow::anyhow!("POST /token: {status}")
-                })?;
-                let issued: Issued = response.json().await.context("POST /token failed")?;
-                Ok(issued.token)
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    async fn resolved(text: &str) -> Target {
-        Target::resolve(&url(text).unwrap()).await.unwrap()
+    async fn resolve(text: &str) -> Target {
+        Target::resolve(&parse_url(text).unwrap()).await.unwrap()
     }
 
     #[tokio::test]
-    async fn urls_are_taken_in_their_usual_forms() {
+    async fn websocket_and_http_urls_are_accepted() {
         for text in ["ws://127.0.0.1:8000/ws", "http://127.0.0.1:8000"] {
-            let target = resolved(text).await;
-            let want = "ws://127.0.0.1:8000/ws?token=a%2Bb&userid=u";
-            assert_eq!(target.upgrade_url("a+b", "u", ""), want);
-            let want = "http://127.0.0.1:8000/token?userid=u";
-            assert_eq!(target.token_url("u").as_str(), want);
+            let target = resolve(text).await;
+            let expected = "ws://127.0.0.1:8000/ws?token=a%2Bb&userid=u";
+            assert_eq!(target.upgrade_url("a+b", "u", ""), expected);
+            let expected = "http://127.0.0.1:8000/token?userid=u";
+            assert_eq!(target.token_url("u").as_str(), expected);
         }
         for text in [
             "wss://h/ws",
@@ -230,19 +152,23 @@ mod tests {
             "ws://",
             "",
         ] {
-            assert!(url(text).is_err(), "{text}");
+            assert!(parse_url(text).is_err(), "{text}");
         }
     }
 
     #[tokio::test]
-    async fn more_clients_than_ports_come_from_more_addresses() {
-        let target = resolved("ws://127.0.0.1:1/").await;
+    async fn more_clients_than_ports_use_several_loopback_addresses() {
+        let target = resolve("ws://127.0.0.1:1/").await;
         let targets = [target.clone(), target];
-        assert!(sources(&[], &targets, 2 * PORTS).unwrap().is_empty());
-        let many = sources(&[], &targets, 2 * PORTS + 1).unwrap();
+        assert!(
+            source_addresses(&[], &targets, 2 * PORTS_PER_ADDRESS)
+                .unwrap()
+                .is_empty()
+        );
+        let many = source_addresses(&[], &targets, 2 * PORTS_PER_ADDRESS + 1).unwrap();
         assert_eq!(many.len(), 2);
         assert!(many.iter().all(IpAddr::is_loopback), "{many:?}");
-        let far = resolved("ws://192.0.2.1:1/").await;
-        assert!(sources(&[], &[far], PORTS + 1).is_err());
+        let remote = resolve("ws://192.0.2.1:1/").await;
+        assert!(source_addresses(&[], &[remote], PORTS_PER_ADDRESS + 1).is_err());
     }
 }

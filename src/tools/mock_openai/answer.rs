@@ -1,110 +1,114 @@
-//! The text of an answer, and the chunks that carry it.
+//! The text of an answer, and the server-sent events that carry it.
 
 use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
-use super::MockArgs;
-use super::request::Asked;
-use crate::tools::span::{Span, fnv, mix};
+use super::args::MockArgs;
+use super::random::{NumberRange, fnv1a, splitmix64};
+use super::request::ChatRequest;
 
-/// Words of the texts. Each is a token.
+/// Words that answers consist of; each counts as one token.
 const WORDS: [&str; 16] = [
     "and ", "the ", "answer ", "goes ", "on ", "with ", "words ", "that ", "mean ", "nothing ",
     "at ", "all ", "but ", "fill ", "a ", "line ",
 ];
 
-/// What is written for every answer, made once.
+/// Chooses the text of an answer and encodes it. Everything that is the same in all answers is
+/// encoded once at the start.
 #[derive(Debug)]
-pub(super) struct Chunks {
-    tokens: Span,
+pub(super) struct AnswerEncoder {
+    tokens: NumberRange,
     seed: u64,
     echo: bool,
     stamp: bool,
     model: String,
-    plain: Wrap,
-    /// With `usage: null` in each chunk, as the API does where it was asked for.
-    with_usage: Wrap,
+    plain: ChunkTemplate,
+    /// With `usage: null` in each chunk, as the API sends it when the request asks for usage.
+    with_usage: ChunkTemplate,
 }
 
-/// The constant bytes around a token.
+/// The encoded chunks of a stream; only the token between `prefix` and `suffix` varies.
 #[derive(Debug)]
-struct Wrap {
-    first: Vec<u8>,
-    before: Vec<u8>,
-    after: Vec<u8>,
-    words: Vec<Vec<u8>>,
+struct ChunkTemplate {
+    role_chunk: Vec<u8>,
+    prefix: Vec<u8>,
+    suffix: Vec<u8>,
+    word_chunks: Vec<Vec<u8>>,
 }
 
-/// The tokens of one answer.
+/// The tokens of one answer, and how many of them have been written.
 #[derive(Debug)]
-pub(super) struct Tokens {
-    kind: Kind,
-    next: u64,
-    end: u64,
-    /// The request's limit is less than what there was to say.
-    limited: bool,
+pub(super) struct AnswerTokens {
+    text: AnswerText,
+    written: u64,
+    total: u64,
+    /// The request's `max_tokens` cut the answer short.
+    is_truncated: bool,
 }
 
 #[derive(Debug)]
-enum Kind {
+enum AnswerText {
+    /// Words that this hash of the prompt selects; the first token is the hash itself.
     Words(u64),
-    Stamps,
+    Timestamps,
+    /// The text, and the end of each token in it.
     Echo(String, Vec<usize>),
 }
 
-impl Tokens {
-    pub(super) fn count(&self) -> u64 {
-        self.end
+impl AnswerTokens {
+    pub(super) fn total(&self) -> u64 {
+        self.total
     }
 
-    pub(super) fn left(&self) -> u64 {
-        self.end - self.next
+    pub(super) fn remaining(&self) -> u64 {
+        self.total - self.written
     }
 
     fn finish_reason(&self) -> &'static str {
-        if self.limited { "length" } else { "stop" }
+        if self.is_truncated { "length" } else { "stop" }
     }
 }
 
-impl Wrap {
+impl ChunkTemplate {
     fn new(model: &str, with_usage: bool) -> Self {
         let chunk = |delta: Value| {
-            let mut chunk = chunk(model);
+            let mut chunk = new_chunk(model);
             chunk["choices"] = json!([{"index": 0, "delta": delta, "finish_reason": null}]);
             if with_usage {
                 chunk["usage"] = Value::Null;
             }
-            event(&chunk)
+            to_event(&chunk)
         };
-        let around = chunk(json!({"content": "\u{1}"}));
-        // Written as JSON, the mark is six characters that nothing else in a chunk is.
-        let at = around.find("\\u0001").unwrap_or(0);
-        let (before, after) = (&around.as_bytes()[..at], &around.as_bytes()[at + 6..]);
+        let with_placeholder = chunk(json!({"content": "\u{1}"}));
+        // JSON escapes the placeholder to six characters that occur nowhere else in a chunk.
+        let at = with_placeholder.find("\\u0001").unwrap_or(0);
+        let bytes = with_placeholder.as_bytes();
+        let (prefix, suffix) = (&bytes[..at], &bytes[at + 6..]);
         let words = WORDS.iter();
         Self {
-            first: chunk(json!({"role": "assistant", "content": ""})).into_bytes(),
-            words: words
-                .map(|word| [before, word.as_bytes(), after].concat())
+            role_chunk: chunk(json!({"role": "assistant", "content": ""})).into_bytes(),
+            word_chunks: words
+                .map(|word| [prefix, word.as_bytes(), suffix].concat())
                 .collect(),
-            before: before.to_vec(),
-            after: after.to_vec(),
+            prefix: prefix.to_vec(),
+            suffix: suffix.to_vec(),
         }
     }
 }
 
-fn chunk(model: &str) -> Value {
+fn new_chunk(model: &str) -> Value {
     json!({
         "id": "chatcmpl-mock", "object": "chat.completion.chunk", "created": 0, "model": model,
     })
 }
 
-fn event(data: &Value) -> String {
+fn to_event(data: &Value) -> String {
     format!("data: {data}\n\n")
 }
 
-fn usage(asked: &Asked, tokens: &Tokens) -> Value {
-    let (prompt, completion) = (asked.prompt_tokens, tokens.count());
+fn usage(request: &ChatRequest, tokens: &AnswerTokens) -> Value {
+    let (prompt, completion) = (request.prompt_tokens, tokens.total());
     json!({
         "prompt_tokens": prompt,
         "completion_tokens": completion,
@@ -112,134 +116,145 @@ fn usage(asked: &Asked, tokens: &Tokens) -> Value {
     })
 }
 
-impl Chunks {
+impl AnswerEncoder {
     pub(super) fn new(args: &MockArgs) -> Self {
         Self {
             tokens: args.tokens,
             seed: args.seed,
             echo: args.echo,
             stamp: args.stamp,
-            plain: Wrap::new(&args.model, false),
-            with_usage: Wrap::new(&args.model, true),
+            plain: ChunkTemplate::new(&args.model, false),
+            with_usage: ChunkTemplate::new(&args.model, true),
             model: args.model.clone(),
         }
     }
 
-    /// The answer to a request.
-    pub(super) fn tokens(&self, asked: &Asked) -> Tokens {
-        let mut hash = fnv(asked.prompt.as_bytes());
+    /// Chooses the answer to a request; its length depends only on the prompt and the seed.
+    pub(super) fn choose_tokens(&self, request: &ChatRequest) -> AnswerTokens {
+        let mut hash = fnv1a(request.prompt.as_bytes());
         if self.seed != 0 {
-            hash = fnv(&[&self.seed.to_be_bytes(), asked.prompt.as_bytes()].concat());
+            hash = fnv1a(&[&self.seed.to_be_bytes(), request.prompt.as_bytes()].concat());
         }
-        let (kind, tokens) = if self.echo {
-            let text = format!("echo: {}", asked.prompt);
+        let (text, length) = if self.echo {
+            let text = format!("echo: {}", request.prompt);
             let mut ends = Vec::new();
             for word in text.split_inclusive(char::is_whitespace) {
                 ends.push(ends.last().unwrap_or(&0) + word.len());
             }
-            let tokens = ends.len() as u64;
-            (Kind::Echo(text, ends), tokens)
+            let length = ends.len() as u64;
+            (AnswerText::Echo(text, ends), length)
         } else {
-            let tokens = self.tokens.pick(mix(hash));
-            let kind = if self.stamp {
-                Kind::Stamps
+            let length = self.tokens.pick(splitmix64(hash));
+            let text = if self.stamp {
+                AnswerText::Timestamps
             } else {
-                Kind::Words(hash)
+                AnswerText::Words(hash)
             };
-            (kind, tokens)
+            (text, length)
         };
-        let end = tokens.min(asked.max_tokens.unwrap_or(u64::MAX));
-        Tokens {
-            kind,
-            next: 0,
-            end,
-            limited: end < tokens,
+        let total = length.min(request.max_tokens.unwrap_or(u64::MAX));
+        AnswerTokens {
+            text,
+            written: 0,
+            total,
+            is_truncated: total < length,
         }
     }
 
-    fn wrap(&self, asked: &Asked) -> &Wrap {
-        if asked.include_usage {
+    fn template(&self, request: &ChatRequest) -> &ChunkTemplate {
+        if request.include_usage {
             &self.with_usage
         } else {
             &self.plain
         }
     }
 
-    /// The chunk before the tokens.
-    pub(super) fn begin(&self, asked: &Asked, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.wrap(asked).first);
+    /// Writes the chunk with the role, which precedes the tokens.
+    pub(super) fn write_role(&self, request: &ChatRequest, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.template(request).role_chunk);
     }
 
-    /// The next token's chunk; nothing after the last one.
-    pub(super) fn token(&self, asked: &Asked, tokens: &mut Tokens, out: &mut Vec<u8>) {
-        if tokens.left() == 0 {
+    /// Writes the chunk of the next token; nothing after the last one.
+    pub(super) fn write_token(
+        &self,
+        request: &ChatRequest,
+        tokens: &mut AnswerTokens,
+        out: &mut Vec<u8>,
+    ) {
+        if tokens.remaining() == 0 {
             return;
         }
-        let wrap = self.wrap(asked);
-        let n = tokens.next;
-        tokens.next += 1;
-        match &tokens.kind {
-            Kind::Words(hash) if n > 0 => {
-                out.extend_from_slice(&wrap.words[word(*hash, n)]);
+        let template = self.template(request);
+        let index = tokens.written;
+        tokens.written += 1;
+        match &tokens.text {
+            AnswerText::Words(hash) if index > 0 => {
+                out.extend_from_slice(&template.word_chunks[word_index(*hash, index)]);
             }
-            kind => {
-                out.extend_from_slice(&wrap.before);
-                match kind {
-                    Kind::Words(hash) => out.extend_from_slice(format!("{hash:016x} ").as_bytes()),
-                    Kind::Stamps => out.extend_from_slice(stamp().as_bytes()),
-                    Kind::Echo(text, ends) => {
-                        let quoted = Value::from(piece(text, ends, n)).to_string();
+            text => {
+                out.extend_from_slice(&template.prefix);
+                match text {
+                    AnswerText::Words(hash) => {
+                        out.extend_from_slice(format!("{hash:016x} ").as_bytes());
+                    }
+                    AnswerText::Timestamps => out.extend_from_slice(timestamp().as_bytes()),
+                    AnswerText::Echo(text, ends) => {
+                        let quoted = Value::from(echo_token(text, ends, index)).to_string();
                         out.extend_from_slice(&quoted.as_bytes()[1..quoted.len() - 1]);
                     }
                 }
-                out.extend_from_slice(&wrap.after);
+                out.extend_from_slice(&template.suffix);
             }
         }
     }
 
-    /// What follows the tokens.
-    pub(super) fn end(&self, asked: &Asked, tokens: &Tokens, out: &mut Vec<u8>) {
-        let mut last = chunk(&self.model);
+    /// Writes what follows the tokens: the finish reason, the usage if requested, and `[DONE]`.
+    pub(super) fn write_end(
+        &self,
+        request: &ChatRequest,
+        tokens: &AnswerTokens,
+        out: &mut Vec<u8>,
+    ) {
+        let mut last = new_chunk(&self.model);
         last["choices"] =
             json!([{"index": 0, "delta": {}, "finish_reason": tokens.finish_reason()}]);
-        if asked.include_usage {
+        if request.include_usage {
             last["usage"] = Value::Null;
         }
-        out.extend_from_slice(event(&last).as_bytes());
-        if asked.include_usage {
-            let mut totals = chunk(&self.model);
+        out.extend_from_slice(to_event(&last).as_bytes());
+        if request.include_usage {
+            let mut totals = new_chunk(&self.model);
             totals["choices"] = json!([]);
-            totals["usage"] = usage(asked, tokens);
-            out.extend_from_slice(event(&totals).as_bytes());
+            totals["usage"] = usage(request, tokens);
+            out.extend_from_slice(to_event(&totals).as_bytes());
         }
         out.extend_from_slice(b"data: [DONE]\n\n");
     }
 
-    /// A whole stream in one piece.
-    pub(super) fn all(&self, asked: &Asked, tokens: &mut Tokens) -> Vec<u8> {
-        let mut out = Vec::with_capacity(self.room(tokens));
-        self.begin(asked, &mut out);
-        while tokens.left() > 0 {
-            self.token(asked, tokens, &mut out);
+    /// Encodes a whole stream as one piece.
+    pub(super) fn encode_stream(
+        &self,
+        request: &ChatRequest,
+        tokens: &mut AnswerTokens,
+    ) -> Vec<u8> {
+        let chunk_size = self.with_usage.role_chunk.len() + 24;
+        let mut out = Vec::with_capacity(chunk_size * (tokens.remaining() as usize + 4));
+        self.write_role(request, &mut out);
+        while tokens.remaining() > 0 {
+            self.write_token(request, tokens, &mut out);
         }
-        self.end(asked, tokens, &mut out);
+        self.write_end(request, tokens, &mut out);
         out
     }
 
-    /// About the bytes that are left to write.
-    fn room(&self, tokens: &Tokens) -> usize {
-        let chunk = self.with_usage.first.len() + 24;
-        chunk * (tokens.left() as usize + 4)
-    }
-
-    /// The answer to a request that doesn't stream.
-    pub(super) fn whole(&self, asked: &Asked, tokens: &Tokens) -> Value {
-        let content: String = (0..tokens.count())
-            .map(|n| match &tokens.kind {
-                Kind::Words(hash) if n == 0 => format!("{hash:016x} "),
-                Kind::Words(hash) => WORDS[word(*hash, n)].to_owned(),
-                Kind::Stamps => stamp(),
-                Kind::Echo(text, ends) => piece(text, ends, n).to_owned(),
+    /// The answer to a request without `stream`.
+    pub(super) fn completion(&self, request: &ChatRequest, tokens: &AnswerTokens) -> Value {
+        let content: String = (0..tokens.total())
+            .map(|index| match &tokens.text {
+                AnswerText::Words(hash) if index == 0 => format!("{hash:016x} "),
+                AnswerText::Words(hash) => WORDS[word_index(*hash, index)].to_owned(),
+                AnswerText::Timestamps => timestamp(),
+                AnswerText::Echo(text, ends) => echo_token(text, ends, index).to_owned(),
             })
             .collect();
         json!({
@@ -249,23 +264,23 @@ impl Chunks {
                 "message": {"role": "assistant", "content": content},
                 "finish_reason": tokens.finish_reason(),
             }],
-            "usage": usage(asked, tokens),
+            "usage": usage(request, tokens),
         })
     }
 }
 
-/// The `n`th word's number in an answer.
-fn word(hash: u64, n: u64) -> usize {
-    (hash.wrapping_add(n) % WORDS.len() as u64) as usize
+/// Position in [`WORDS`] of an answer's token with this index.
+fn word_index(hash: u64, index: u64) -> usize {
+    (hash.wrapping_add(index) % WORDS.len() as u64) as usize
 }
 
-fn piece<'a>(text: &'a str, ends: &[usize], n: u64) -> &'a str {
-    let n = n as usize;
-    let begin = n.checked_sub(1).map_or(0, |before| ends[before]);
-    &text[begin..ends[n]]
+fn echo_token<'a>(text: &'a str, ends: &[usize], index: u64) -> &'a str {
+    let index = index as usize;
+    let start = index.checked_sub(1).map_or(0, |previous| ends[previous]);
+    &text[start..ends[index]]
 }
 
-fn stamp() -> String {
+fn timestamp() -> String {
     let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
     format!("@{} ", now.as_micros())
 }

@@ -1,4 +1,4 @@
-//! An answer's body: whole, paced, or cut off.
+//! Response bodies: one piece, a stream with a fixed token rate, or a stream that is cut off.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -8,138 +8,148 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
-use super::answer::Tokens;
-use super::request::Asked;
-use super::server::Call;
+use super::answer::AnswerTokens;
+use super::call::Call;
+use super::request::ChatRequest;
 use super::stats::add;
 
-/// The connection is closed without the body's end, on purpose.
+/// How long a stream that is to be cut off stays open after its last token, so that hyper flushes
+/// the token before it closes the connection.
+const FLUSH_DELAY: Duration = Duration::from_millis(2);
+
+/// Makes hyper close the connection without the end of the body, as `--cut-share` requests.
 #[derive(Debug, thiserror::Error)]
-#[error("cut off as asked")]
-pub(super) struct Cut;
+#[error("stream cut off by --cut-share")]
+pub(super) struct StreamCut;
 
-/// What hyper writes.
-pub(super) enum Answer {
+/// The body of a response.
+pub(super) enum ResponseBody {
     Whole(Option<Bytes>),
-    Stream(Box<Stream>),
+    Stream(Box<AnswerStream>),
 }
 
-/// Chunks one after the other.
-pub(super) struct Stream {
+/// An answer that is written token by token.
+pub(super) struct AnswerStream {
     call: Call,
-    asked: Asked,
-    tokens: Tokens,
-    /// The stream breaks off when so many tokens are left.
+    request: ChatRequest,
+    tokens: AnswerTokens,
+    /// The stream is cut off when this many tokens remain.
     cut_at: Option<u64>,
-    began: Option<Instant>,
-    due: Pin<Box<Sleep>>,
-    ended: bool,
+    started: Option<Instant>,
+    next_write: Pin<Box<Sleep>>,
+    is_finished: bool,
 }
 
-impl Answer {
+impl ResponseBody {
     pub(super) fn whole(bytes: impl Into<Bytes>) -> Self {
         Self::Whole(Some(bytes.into()))
     }
 
-    pub(super) fn stream(call: Call, asked: Asked, tokens: Tokens, cut: bool) -> Self {
-        Self::Stream(Box::new(Stream {
-            cut_at: cut.then_some(tokens.count() / 2),
+    /// A stream, which ends in the middle of the answer if `is_cut`.
+    pub(super) fn stream(
+        call: Call,
+        request: ChatRequest,
+        tokens: AnswerTokens,
+        is_cut: bool,
+    ) -> Self {
+        Self::Stream(Box::new(AnswerStream {
+            cut_at: is_cut.then_some(tokens.total() / 2),
             call,
-            asked,
+            request,
             tokens,
-            began: None,
-            due: Box::pin(sleep(Duration::ZERO)),
-            ended: false,
+            started: None,
+            next_write: Box::pin(sleep(Duration::ZERO)),
+            is_finished: false,
         }))
     }
 }
 
-impl Stream {
-    /// Everything that is due, in one piece.
-    fn next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Cut>>> {
-        if self.ended {
+impl AnswerStream {
+    /// Polls for the next piece, which has all tokens that are due.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, StreamCut>>> {
+        if self.is_finished {
             return Poll::Ready(None);
         }
         let mut out = Vec::new();
-        let pace = self.call.mock.tokens_per_second;
-        let Some(began) = self.began else {
-            self.began = Some(Instant::now());
-            self.call.mock.chunks.begin(&self.asked, &mut out);
-            if pace == 0.0 {
-                let stop = self.cut_at.unwrap_or(0);
-                while self.tokens.left() > stop {
+        let rate = self.call.state.tokens_per_second;
+        let Some(started) = self.started else {
+            self.started = Some(Instant::now());
+            self.call.state.encoder.write_role(&self.request, &mut out);
+            if rate == 0.0 {
+                let stop_at = self.cut_at.unwrap_or(0);
+                while self.tokens.remaining() > stop_at {
                     self.write_token(&mut out);
                 }
             } else {
                 self.write_token(&mut out);
             }
-            return Poll::Ready(Some(Ok(self.finish(out))));
+            return Poll::Ready(Some(Ok(self.finish_piece(out))));
         };
-        ready!(self.due.as_mut().poll(cx));
-        if self.cut_at.is_some_and(|at| self.tokens.left() <= at) {
-            self.ended = true;
-            self.call.end(|stats| &stats.cut);
-            return Poll::Ready(Some(Err(Cut)));
+        ready!(self.next_write.as_mut().poll(cx));
+        if self
+            .cut_at
+            .is_some_and(|cut_at| self.tokens.remaining() <= cut_at)
+        {
+            self.is_finished = true;
+            self.call.record_outcome(|stats| &stats.cut);
+            return Poll::Ready(Some(Err(StreamCut)));
         }
-        // One is due, and those that a busy machine let wait.
-        let due = 1 + (began.elapsed().as_secs_f64() * pace) as u64;
-        let stop = self.cut_at.unwrap_or(0);
+        // On a busy machine several tokens can be due.
+        let due = 1 + (started.elapsed().as_secs_f64() * rate) as u64;
+        let stop_at = self.cut_at.unwrap_or(0);
         loop {
             self.write_token(&mut out);
-            let written = self.tokens.count() - self.tokens.left();
-            if self.tokens.left() <= stop || written >= due {
-                return Poll::Ready(Some(Ok(self.finish(out))));
+            let written = self.tokens.total() - self.tokens.remaining();
+            if self.tokens.remaining() <= stop_at || written >= due {
+                return Poll::Ready(Some(Ok(self.finish_piece(out))));
             }
         }
     }
 
     fn write_token(&mut self, out: &mut Vec<u8>) {
-        let mock = &self.call.mock;
-        mock.chunks.token(&self.asked, &mut self.tokens, out);
+        let encoder = &self.call.state.encoder;
+        encoder.write_token(&self.request, &mut self.tokens, out);
     }
 
-    /// Adds the end if there is nothing left to say, or says when it goes on.
-    fn finish(&mut self, mut out: Vec<u8>) -> Bytes {
-        let left = self.tokens.left();
-        if self.cut_at.is_some_and(|at| left <= at) {
-            // What was written goes out before the connection ends.
-            let soon = Instant::now() + Duration::from_millis(2);
-            self.due.as_mut().reset(soon);
-        } else if left == 0 {
-            self.call
-                .mock
-                .chunks
-                .end(&self.asked, &self.tokens, &mut out);
-            self.ended = true;
-            self.call.end(|stats| &stats.answered);
+    /// Appends the end of the answer after the last token; otherwise schedules the next write.
+    fn finish_piece(&mut self, mut out: Vec<u8>) -> Bytes {
+        let remaining = self.tokens.remaining();
+        if self.cut_at.is_some_and(|cut_at| remaining <= cut_at) {
+            self.next_write.as_mut().reset(Instant::now() + FLUSH_DELAY);
+        } else if remaining == 0 {
+            let encoder = &self.call.state.encoder;
+            encoder.write_end(&self.request, &self.tokens, &mut out);
+            self.is_finished = true;
+            self.call.record_outcome(|stats| &stats.answered);
         } else {
-            let written = self.tokens.count() - left;
-            let after = Duration::from_secs_f64(written as f64 / self.call.mock.tokens_per_second);
-            let began = self.began.unwrap_or_else(Instant::now);
-            self.due = Box::pin(sleep_until(began + after));
+            let written = self.tokens.total() - remaining;
+            let rate = self.call.state.tokens_per_second;
+            let offset = Duration::from_secs_f64(written as f64 / rate);
+            let started = self.started.unwrap_or_else(Instant::now);
+            self.next_write = Box::pin(sleep_until(started + offset));
         }
         out.into()
     }
 }
 
-impl Drop for Stream {
+impl Drop for AnswerStream {
     fn drop(&mut self) {
-        let tokens = self.tokens.count() - self.tokens.left();
-        add(&self.call.mock.stats.tokens, tokens);
+        let written = self.tokens.total() - self.tokens.remaining();
+        add(&self.call.state.stats.tokens, written);
     }
 }
 
-impl Body for Answer {
+impl Body for ResponseBody {
     type Data = Bytes;
-    type Error = Cut;
+    type Error = StreamCut;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, StreamCut>>> {
         let piece = match self.get_mut() {
             Self::Whole(bytes) => bytes.take().map(Ok),
-            Self::Stream(stream) => ready!(stream.next(cx)),
+            Self::Stream(stream) => ready!(stream.poll_next(cx)),
         };
         Poll::Ready(piece.map(|piece| piece.map(Frame::data)))
     }
@@ -147,7 +157,7 @@ impl Body for Answer {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Whole(bytes) => bytes.is_none(),
-            Self::Stream(stream) => stream.ended,
+            Self::Stream(stream) => stream.is_finished,
         }
     }
 

@@ -1,4 +1,4 @@
-//! What an answer depends on in a request.
+//! Parses the fields of a chat completion request that the answer depends on.
 
 use std::borrow::Cow;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 #[derive(Deserialize)]
-struct Wire<'a> {
+struct RequestBody<'a> {
     #[serde(borrow)]
     messages: Vec<Message<'a>>,
     #[serde(default)]
@@ -31,37 +31,37 @@ struct StreamOptions {
     include_usage: bool,
 }
 
-/// A readable request.
+/// A chat completion request.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Asked {
-    /// The last user message.
+pub(super) struct ChatRequest {
+    /// The content of the last user message.
     pub(super) prompt: String,
-    /// Roughly, as nobody's tokeniser is at hand: four characters each.
+    /// Estimated at four characters per token, because the mock has no tokenizer.
     pub(super) prompt_tokens: u64,
     pub(super) stream: bool,
     pub(super) include_usage: bool,
     pub(super) max_tokens: Option<u64>,
 }
 
-impl Asked {
+impl ChatRequest {
     pub(super) fn parse(body: &[u8]) -> Result<Self, String> {
-        let wire: Wire = serde_json::from_slice(body).map_err(|error| error.to_string())?;
-        let content = wire.messages.iter().filter_map(|message| message.content);
-        let characters: usize = content.map(|content| content.get().len()).sum();
-        let asked = wire.messages.iter().rev().find(|m| m.role == "user");
-        let asked = asked.and_then(|message| message.content);
+        let body: RequestBody = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+        let contents = body.messages.iter().filter_map(|message| message.content);
+        let characters: usize = contents.map(|content| content.get().len()).sum();
+        let last_user_message = body.messages.iter().rev().find(|m| m.role == "user");
+        let content = last_user_message.and_then(|message| message.content);
         Ok(Self {
-            prompt: asked.map(text).transpose()?.unwrap_or_default(),
+            prompt: content.map(content_text).transpose()?.unwrap_or_default(),
             prompt_tokens: characters as u64 / 4 + 1,
-            stream: wire.stream,
-            include_usage: wire.stream_options.is_some_and(|o| o.include_usage),
-            max_tokens: wire.max_completion_tokens.or(wire.max_tokens),
+            stream: body.stream,
+            include_usage: body.stream_options.is_some_and(|o| o.include_usage),
+            max_tokens: body.max_completion_tokens.or(body.max_tokens),
         })
     }
 }
 
-/// Content is a string, or parts of which some are text.
-fn text(content: &RawValue) -> Result<String, String> {
+/// The text of a message's content, which is a string or a list of parts of which some are text.
+fn content_text(content: &RawValue) -> Result<String, String> {
     match serde_json::from_str(content.get()).map_err(|error| error.to_string())? {
         Value::String(text) => Ok(text),
         Value::Array(parts) => Ok(parts
@@ -69,7 +69,7 @@ fn text(content: &RawValue) -> Result<String, String> {
             .filter_map(|part| part.get("text")?.as_str())
             .collect()),
         Value::Null => Ok(String::new()),
-        _ => Err("a content is neither text nor parts".to_owned()),
+        _ => Err("a message's content must be a string or a list of parts".to_owned()),
     }
 }
 
@@ -78,17 +78,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_user_message_is_the_prompt() {
+    fn last_user_message_is_the_prompt() {
         let body = br#"{"model":"m","temperature":0.5,"stream":true,
             "stream_options":{"include_usage":true},"max_completion_tokens":9,"messages":[
             {"role":"user","content":"one"},{"role":"assistant","content":"two"},
             {"role":"user","content":[{"type":"text","text":"th\u0072ee"},{"type":"image_url"}]},
             {"role":"assistant","content":null}]}"#;
-        let asked = Asked::parse(body).unwrap();
-        assert_eq!(asked.prompt, "three");
-        assert!(asked.stream && asked.include_usage);
-        assert_eq!(asked.max_tokens, Some(9));
-        assert!(Asked::parse(b"{}").is_err());
-        assert!(Asked::parse(br#"{"messages":[{"role":"user","content":5}]}"#).is_err());
+        let request = ChatRequest::parse(body).unwrap();
+        assert_eq!(request.prompt, "three");
+        assert!(request.stream && request.include_usage);
+        assert_eq!(request.max_tokens, Some(9));
+        assert!(ChatRequest::parse(b"{}").is_err());
+        assert!(ChatRequest::parse(br#"{"messages":[{"role":"user","content":5}]}"#).is_err());
     }
 }

@@ -1,8 +1,7 @@
-//! The routes, and what the dice say of each call.
+//! The HTTP server: routes, and the random outcome of each call.
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,104 +17,38 @@ use tokio::net::TcpListener;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::MockArgs;
-use super::answer::Chunks;
-use super::body::Answer;
-use super::request::Asked;
-use super::stats::{Stats, add};
-use crate::tools::span::{Share, Span, mix};
+use super::body::ResponseBody;
+use super::call::{Call, Decision, MockState};
+use super::request::ChatRequest;
+use super::stats::add;
 
-/// More than any history that a worker sends.
+/// Larger than any history that a worker sends.
 const MAX_REQUEST_BYTES: usize = 16 << 20;
 
-/// The server's state.
-pub(super) struct Mock {
-    pub(super) chunks: Chunks,
-    pub(super) stats: Stats,
-    pub(super) tokens_per_second: f64,
-    latency_ms: Span,
-    error_share: Share,
-    rate_limit_share: Share,
-    cut_share: Share,
-    retry_after: u32,
-    seed: u64,
-    model: String,
-}
+/// Pause after a failed `accept`, which happens when no file descriptors are left: pending
+/// connections are accepted as soon as others are closed.
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
 
-impl Mock {
-    pub(super) fn new(args: &MockArgs) -> Self {
-        Self {
-            chunks: Chunks::new(args),
-            stats: Stats::default(),
-            tokens_per_second: args.tokens_per_second,
-            latency_ms: args.latency_ms,
-            error_share: args.error_share,
-            rate_limit_share: args.rate_limit_share,
-            cut_share: args.cut_share,
-            retry_after: args.retry_after,
-            seed: args.seed,
-            model: args.model.clone(),
-        }
-    }
-}
-
-/// One call, from its request to the end of its answer.
-pub(super) struct Call {
-    pub(super) mock: Arc<Mock>,
-    number: u64,
-    ended: bool,
-}
-
-impl Call {
-    fn begin(mock: &Arc<Mock>) -> Self {
-        Self {
-            mock: Arc::clone(mock),
-            number: mock.stats.begun(),
-            ended: false,
-        }
-    }
-
-    /// How it ended. What has not ended so when it is dropped is a client that hung up.
-    pub(super) fn end(&mut self, counter: impl Fn(&Stats) -> &AtomicU64) {
-        add(counter(&self.mock.stats), 1);
-        self.ended = true;
-    }
-
-    /// Random bits, the same for the same seed and number of the call.
-    fn dice(&self, n: u64) -> u64 {
-        mix(self.mock.seed ^ mix(self.number.wrapping_mul(8).wrapping_add(n)))
-    }
-}
-
-impl Drop for Call {
-    fn drop(&mut self) {
-        self.mock.stats.ended();
-        if !self.ended {
-            add(&self.mock.stats.hung_up, 1);
-        }
-    }
-}
-
-/// Serves until `stop`. Answers under way are cut off then: nobody's work depends on them.
-pub(super) async fn serve(listener: TcpListener, mock: Arc<Mock>, stop: CancellationToken) {
+/// Serves until `stop` is cancelled. Responses in progress are cut off then, because no accepted
+/// work depends on the mock.
+pub(super) async fn serve(listener: TcpListener, state: Arc<MockState>, stop: CancellationToken) {
     loop {
         let Some(accepted) = stop.run_until_cancelled(listener.accept()).await else {
             return;
         };
         let Ok((stream, _)) = accepted else {
-            // No descriptors left: those who wait get their turn when others hang up.
-            sleep(Duration::from_millis(50)).await;
+            sleep(ACCEPT_RETRY_DELAY).await;
             continue;
         };
-        // Only slower without it.
+        // A failure only makes the connection slower.
         let _ = stream.set_nodelay(true);
-        let mock = Arc::clone(&mock);
+        let state = Arc::clone(&state);
         tokio::spawn(async move {
             let service = service_fn(|request| {
-                let mock = Arc::clone(&mock);
-                async move { Ok::<_, Infallible>(route(&mock, request).await) }
+                let state = Arc::clone(&state);
+                async move { Ok::<_, Infallible>(route(&state, request).await) }
             });
-            // It ends when the client hangs up, or by a cut.
+            // An error means that the client hung up or that the stream was cut off on purpose.
             let _ = http1::Builder::new()
                 .serve_connection(TokioIo::new(stream), service)
                 .await;
@@ -123,71 +56,78 @@ pub(super) async fn serve(listener: TcpListener, mock: Arc<Mock>, stop: Cancella
     }
 }
 
-async fn route(mock: &Arc<Mock>, request: Request<Incoming>) -> Response<Answer> {
+async fn route(state: &Arc<MockState>, request: Request<Incoming>) -> Response<ResponseBody> {
     let path = request.uri().path();
     match (request.method(), path.strip_prefix("/v1").unwrap_or(path)) {
-        (&Method::POST, "/chat/completions") => complete(mock, request).await,
+        (&Method::POST, "/chat/completions") => complete(state, request).await,
         (&Method::GET, "/models") => {
             let model =
-                json!({"id": mock.model, "object": "model", "created": 0, "owned_by": "mock"});
-            answer(StatusCode::OK, &json!({"object": "list", "data": [model]}))
+                json!({"id": state.model, "object": "model", "created": 0, "owned_by": "mock"});
+            json_response(StatusCode::OK, &json!({"object": "list", "data": [model]}))
         }
-        (&Method::GET, "/stats") => answer(StatusCode::OK, &mock.stats.json()),
-        _ => refusal(StatusCode::NOT_FOUND, "not_found", "there is no such route"),
+        (&Method::GET, "/stats") => json_response(StatusCode::OK, &state.stats.to_json()),
+        _ => error_response(StatusCode::NOT_FOUND, "not_found", "no such route"),
     }
 }
 
-async fn complete(mock: &Arc<Mock>, request: Request<Incoming>) -> Response<Answer> {
-    let mut call = Call::begin(mock);
+async fn complete(state: &Arc<MockState>, request: Request<Incoming>) -> Response<ResponseBody> {
+    let mut call = Call::start(state);
     let body = Limited::new(request.into_body(), MAX_REQUEST_BYTES);
-    let asked = match body.collect().await {
-        Ok(body) => Asked::parse(&body.to_bytes()),
+    let parsed = match body.collect().await {
+        Ok(body) => ChatRequest::parse(&body.to_bytes()),
         Err(error) => Err(error.to_string()),
     };
-    let asked = match asked {
-        Ok(asked) => asked,
+    let request = match parsed {
+        Ok(request) => request,
         Err(error) => {
-            call.end(|stats| &stats.invalid);
-            let message = format!("the request can't be read: {error}");
-            return refusal(StatusCode::BAD_REQUEST, "invalid_request_error", &message);
+            call.record_outcome(|stats| &stats.invalid);
+            let message = format!("the request is invalid: {error}");
+            return error_response(StatusCode::BAD_REQUEST, "invalid_request_error", &message);
         }
     };
-    if mock.rate_limit_share.holds(call.dice(0)) {
-        call.end(|stats| &stats.rate_limited);
-        let text = "Rate limit reached, as asked by --rate-limit-share";
-        let mut response = refusal(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", text);
-        let after = HeaderValue::from(mock.retry_after);
+    if state
+        .rate_limit_share
+        .contains(call.random_bits(Decision::RateLimit))
+    {
+        call.record_outcome(|stats| &stats.rate_limited);
+        let text = "Rate limit reached, as set by --rate-limit-share";
+        let mut response =
+            error_response(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", text);
+        let after = HeaderValue::from(state.retry_after);
         response.headers_mut().insert(RETRY_AFTER, after);
         return response;
     }
-    if mock.error_share.holds(call.dice(1)) {
-        call.end(|stats| &stats.errors);
+    if state
+        .error_share
+        .contains(call.random_bits(Decision::Error))
+    {
+        call.record_outcome(|stats| &stats.errors);
         let statuses = [
             StatusCode::INTERNAL_SERVER_ERROR,
             StatusCode::BAD_GATEWAY,
             StatusCode::SERVICE_UNAVAILABLE,
         ];
-        let status = statuses[(call.dice(2) % 3) as usize];
-        return refusal(status, "server_error", "failed, as asked by --error-share");
+        let status = statuses[(call.random_bits(Decision::ErrorStatus) % 3) as usize];
+        return error_response(status, "server_error", "failed, as set by --error-share");
     }
-    let latency = mock.latency_ms.pick(call.dice(3));
+    let latency = state.latency_ms.pick(call.random_bits(Decision::Latency));
     if latency > 0 {
         sleep(Duration::from_millis(latency)).await;
     }
-    let mut tokens = mock.chunks.tokens(&asked);
-    if !asked.stream {
-        call.end(|stats| &stats.answered);
-        add(&mock.stats.tokens, tokens.count());
-        return answer(StatusCode::OK, &mock.chunks.whole(&asked, &tokens));
+    let mut tokens = state.encoder.choose_tokens(&request);
+    if !request.stream {
+        call.record_outcome(|stats| &stats.answered);
+        add(&state.stats.tokens, tokens.total());
+        return json_response(StatusCode::OK, &state.encoder.completion(&request, &tokens));
     }
-    add(&mock.stats.streamed, 1);
-    let cut = mock.cut_share.holds(call.dice(4));
-    let body = if cut || mock.tokens_per_second > 0.0 {
-        Answer::stream(call, asked, tokens, cut)
+    add(&state.stats.streamed, 1);
+    let is_cut = state.cut_share.contains(call.random_bits(Decision::Cut));
+    let body = if is_cut || state.tokens_per_second > 0.0 {
+        ResponseBody::stream(call, request, tokens, is_cut)
     } else {
-        call.end(|stats| &stats.answered);
-        add(&mock.stats.tokens, tokens.count());
-        Answer::whole(mock.chunks.all(&asked, &mut tokens))
+        call.record_outcome(|stats| &stats.answered);
+        add(&state.stats.tokens, tokens.total());
+        ResponseBody::whole(state.encoder.encode_stream(&request, &mut tokens))
     };
     let mut response = Response::new(body);
     let headers = response.headers_mut();
@@ -196,16 +136,16 @@ async fn complete(mock: &Arc<Mock>, request: Request<Incoming>) -> Response<Answ
     response
 }
 
-fn answer(status: StatusCode, body: &Value) -> Response<Answer> {
-    let mut response = Response::new(Answer::whole(Bytes::from(body.to_string())));
+fn json_response(status: StatusCode, body: &Value) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::whole(Bytes::from(body.to_string())));
     *response.status_mut() = status;
     let json = HeaderValue::from_static("application/json");
     response.headers_mut().insert(CONTENT_TYPE, json);
     response
 }
 
-/// An error as the API words it.
-fn refusal(status: StatusCode, kind: &str, message: &str) -> Response<Answer> {
+/// An error in the format of the API.
+fn error_response(status: StatusCode, kind: &str, message: &str) -> Response<ResponseBody> {
     let body = json!({"error": {"message": message, "type": kind, "param": null, "code": kind}});
-    answer(status, &body)
+    json_response(status, &body)
 }

@@ -1,10 +1,10 @@
-//! What was asked, and how it ended, for `GET /stats`.
+//! Counters of calls and their outcomes, which `GET /stats` returns.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::{Value, json};
 
-/// Counters since the start.
+/// Counters since the start of the server.
 #[derive(Debug, Default)]
 pub(super) struct Stats {
     pub(super) calls: AtomicU64,
@@ -17,7 +17,7 @@ pub(super) struct Stats {
     pub(super) invalid: AtomicU64,
     pub(super) hung_up: AtomicU64,
     pub(super) in_flight: AtomicU64,
-    pub(super) in_flight_most: AtomicU64,
+    pub(super) max_in_flight: AtomicU64,
 }
 
 pub(super) fn add(counter: &AtomicU64, number: u64) {
@@ -25,19 +25,19 @@ pub(super) fn add(counter: &AtomicU64, number: u64) {
 }
 
 impl Stats {
-    /// A call has begun; its number.
-    pub(super) fn begun(&self) -> u64 {
-        let now = self.in_flight.fetch_add(1, Ordering::Relaxed) + 1;
-        self.in_flight_most.fetch_max(now, Ordering::Relaxed);
+    /// Counts a new call and returns its number, from 0.
+    pub(super) fn start_call(&self) -> u64 {
+        let in_flight = self.in_flight.fetch_add(1, Ordering::Relaxed) + 1;
+        self.max_in_flight.fetch_max(in_flight, Ordering::Relaxed);
         self.calls.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// A call has ended, in whichever way.
-    pub(super) fn ended(&self) {
+    /// Counts the end of a call, whatever its outcome.
+    pub(super) fn end_call(&self) {
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 
-    pub(super) fn json(&self) -> Value {
+    pub(super) fn to_json(&self) -> Value {
         let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         json!({
             "calls": value(&self.calls),
@@ -50,7 +50,7 @@ impl Stats {
             "invalid": value(&self.invalid),
             "hung_up": value(&self.hung_up),
             "in_flight": value(&self.in_flight),
-            "in_flight_most": value(&self.in_flight_most),
+            "in_flight_most": value(&self.max_in_flight),
         })
     }
 }

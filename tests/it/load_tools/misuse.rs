@@ -1,4 +1,4 @@
-//! What is not a test, not measured, or can't be written, and the exit codes that say so.
+//! Invalid options, unreachable servers and unwritable reports, and their exit codes.
 
 use serde_json::{Value, json};
 
@@ -6,13 +6,13 @@ use super::{Mock, load_test, result};
 use crate::support::process::{ProcessSpec, free_port};
 
 #[tokio::test]
-async fn what_classic_answers_do_not_tell_is_not_measured() {
+async fn order_and_duplicates_are_not_measured_for_unmarked_classic_answers() {
     let mock = Mock::start(&[]);
     let server = ProcessSpec::ephemeral()
         .env("OPENAI_BASE_URL", &mock.url)
         .start()
         .await;
-    let few = [
+    let small_load = [
         "--classic",
         "--closed-loop",
         "--clients",
@@ -20,7 +20,7 @@ async fn what_classic_answers_do_not_tell_is_not_measured() {
         "--messages",
         "3",
     ];
-    let flags = [&few[..], &["--json", "--require", "doubles=0"]].concat();
+    let flags = [&small_load[..], &["--json", "--require", "doubles=0"]].concat();
     let (code, result) = result(&server, &flags);
     assert_eq!(result["delivered"], 6, "{result:#}");
     for name in ["doubles", "out_of_order", "mixed_up"] {
@@ -28,7 +28,7 @@ async fn what_classic_answers_do_not_tell_is_not_measured() {
     }
     let required = json!([{"condition": "doubles=0", "value": null, "met": false}]);
     assert_eq!((code, &result["required"]), (Some(1), &required));
-    let (code, text, _) = load_test(&server, &few);
+    let (code, text, _) = load_test(&server, &small_load);
     assert_eq!(code, Some(0), "{text}");
     for name in ["doubles", "out of order", "mixed up"] {
         let mut lines = text.lines();
@@ -41,7 +41,7 @@ async fn what_classic_answers_do_not_tell_is_not_measured() {
 }
 
 #[tokio::test]
-async fn a_report_that_can_not_be_written_does_not_take_the_result_with_it() {
+async fn result_is_printed_when_the_html_report_can_not_be_written() {
     let server = ProcessSpec::ephemeral().start().await;
     let flags = [
         "--clients",
@@ -60,7 +60,7 @@ async fn a_report_that_can_not_be_written_does_not_take_the_result_with_it() {
 }
 
 #[tokio::test]
-async fn a_test_in_which_nothing_was_delivered_is_no_success() {
+async fn test_without_a_delivery_fails() {
     let server = ProcessSpec::ephemeral()
         .env("MAX_CONTENT_CHARS", "10")
         .start()
@@ -74,7 +74,7 @@ async fn a_test_in_which_nothing_was_delivered_is_no_success() {
 }
 
 #[test]
-fn a_server_that_is_not_there_is_said_to_be_and_leaves_no_report() {
+fn unreachable_server_is_reported_and_leaves_no_html_report() {
     let url = format!("ws://127.0.0.1:{}", free_port());
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("report.html");
@@ -84,14 +84,14 @@ fn a_server_that_is_not_there_is_said_to_be_and_leaves_no_report() {
     assert_eq!(code, Some(3));
     assert!(errors.contains("does not answer"), "{errors}");
     assert!(!file.exists());
-    // Where no token is fetched, the connections are what fails.
+    // With a token no HTTP request is made, so the connections are what fails.
     let (code, text, errors) = spec.arg("--token").arg("x").run();
     assert_eq!(code, Some(3), "{errors}");
     assert!(text.contains("100 clients could not connect"), "{text}");
 }
 
-/// Commands, flags, and what is said of them.
-const WRONG: &[(&str, &[&str], &str)] = &[
+/// Commands with invalid options, and a part of the expected error.
+const INVALID: &[(&str, &[&str], &str)] = &[
     ("load-test", &["--messages", "0"], "0 is not in"),
     ("load-test", &["--duration", "0"], "above 0"),
     ("load-test", &["--clients", "0"], "0 is not in"),
@@ -105,7 +105,7 @@ const WRONG: &[(&str, &[&str], &str)] = &[
         "can't be written",
     ),
     ("load-test", &["--source", "192.0.2.1"], "of this machine"),
-    ("load-test", &["--require", "p99<5%"], "no time"),
+    ("load-test", &["--require", "p99<5%"], "not a time"),
     ("mock-openai", &["--tokens", "1..200000"], "100000"),
     ("mock-openai", &["--model", " "], "needs a name"),
     (
@@ -116,12 +116,12 @@ const WRONG: &[(&str, &[&str], &str)] = &[
 ];
 
 #[test]
-fn what_is_used_wrongly_is_said_before_anything_is_sent() {
-    for (command, flags, says) in WRONG {
+fn invalid_options_are_rejected_before_the_test_starts() {
+    for (command, flags, expected) in INVALID {
         let spec = ProcessSpec::new(&[command]);
         let spec = flags.iter().fold(spec, |spec, flag| spec.arg(flag));
         let (code, out, errors) = spec.run();
         assert_eq!(code, Some(2), "{flags:?}: {out}{errors}");
-        assert!(errors.contains(says), "{flags:?}: {errors}");
+        assert!(errors.contains(expected), "{flags:?}: {errors}");
     }
 }

@@ -1,4 +1,4 @@
-//! `chatmesh load-test` and `chatmesh mock-openai`, as a user starts them.
+//! `chatmesh load-test` and `chatmesh mock-openai`, run as processes.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 use crate::support::process::{ChatmeshProcess, ProcessSpec};
 use crate::support::{TEST_TIMEOUT, http, wait_until};
 
-mod endings;
+mod interruptions;
 mod misuse;
 
-/// Killed when dropped.
+/// A running `mock-openai`; killed when dropped.
 struct Mock {
     child: Child,
     url: String,
@@ -58,7 +58,7 @@ impl Drop for Mock {
     }
 }
 
-/// The events of a stream, `[DONE]` left out.
+/// The events of a stream without `[DONE]`.
 fn events(stream: &str) -> Vec<Value> {
     let data = stream
         .lines()
@@ -68,7 +68,7 @@ fn events(stream: &str) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn the_mock_streams_what_it_says_whole_with_its_usage() {
+async fn mock_stream_matches_the_whole_answer_and_its_usage() {
     let mock = Mock::start(&["--tokens", "5..9"]);
     let stream = mock.ask("hello", true).await.text().await.unwrap();
     assert!(stream.ends_with("data: [DONE]\n\n"), "{stream}");
@@ -80,7 +80,7 @@ async fn the_mock_streams_what_it_says_whole_with_its_usage() {
         .collect();
     let whole: Value = mock.ask("hello", false).await.json().await.unwrap();
     assert_eq!(whole["choices"][0]["message"]["content"], streamed);
-    // FNV-1a of "hello".
+    // The FNV-1a hash of "hello".
     assert!(streamed.starts_with("a430d84680aabd0b "), "{streamed}");
 
     let [.., end, usage] = &events[..] else {
@@ -96,35 +96,35 @@ async fn the_mock_streams_what_it_says_whole_with_its_usage() {
 }
 
 #[tokio::test]
-async fn the_mock_fails_as_it_is_told_and_counts_it() {
-    let failing = Mock::start(&["--error-share", "1"]);
-    let status = failing.ask("x", true).await.status().as_u16();
+async fn mock_fails_by_its_options_and_counts_the_failures() {
+    let failing_mock = Mock::start(&["--error-share", "1"]);
+    let status = failing_mock.ask("x", true).await.status().as_u16();
     assert!((500..=503).contains(&status), "{status}");
 
-    let busy = Mock::start(&["--rate-limit-share", "100%", "--retry-after", "7"]);
-    let refused = busy.ask("x", true).await;
-    assert_eq!(refused.status(), 429);
-    assert_eq!(refused.headers()["retry-after"], "7");
+    let throttling_mock = Mock::start(&["--rate-limit-share", "100%", "--retry-after", "7"]);
+    let rejected = throttling_mock.ask("x", true).await;
+    assert_eq!(rejected.status(), 429);
+    assert_eq!(rejected.headers()["retry-after"], "7");
 
     let flags = ["--cut-share", "1", "--echo", "--tokens-per-second", "50"];
-    let cutting = Mock::start(&flags);
-    let mut cut = cutting.ask("one two three four", true).await;
+    let cutting_mock = Mock::start(&flags);
+    let mut response = cutting_mock.ask("one two three four", true).await;
     let mut text = Vec::new();
-    let broken = loop {
-        match cut.chunk().await {
+    let is_cut = loop {
+        match response.chunk().await {
             Ok(Some(chunk)) => text.extend_from_slice(&chunk),
             Ok(None) => break false,
             Err(_) => break true,
         }
     };
-    assert!(broken, "the stream ended in order");
+    assert!(is_cut, "the stream ended regularly");
     let text = String::from_utf8(text).unwrap();
     assert!(text.contains("one") && !text.contains("four"), "{text}");
 
     for (mock, counter) in [
-        (&failing, "errors"),
-        (&busy, "rate_limited"),
-        (&cutting, "cut"),
+        (&failing_mock, "errors"),
+        (&throttling_mock, "rate_limited"),
+        (&cutting_mock, "cut"),
     ] {
         let stats = mock.stats().await;
         assert_eq!((&stats["calls"], &stats[counter]), (&json!(1), &json!(1)));
@@ -149,7 +149,7 @@ fn result(server: &ChatmeshProcess, flags: &[&str]) -> (Option<i32>, Value) {
 }
 
 #[tokio::test]
-async fn a_load_test_counts_every_message_in_both_protocols_and_modes() {
+async fn every_message_is_counted_in_both_protocols_and_modes() {
     let server = ProcessSpec::ephemeral().start().await;
     for flags in [
         &["--rate", "300"][..],
@@ -165,7 +165,7 @@ async fn a_load_test_counts_every_message_in_both_protocols_and_modes() {
         .concat();
         let (code, result) = result(&server, &flags);
         assert_eq!(code, Some(0), "{result:#}");
-        for (name, want) in [
+        for (name, expected) in [
             ("connections", 12),
             ("sent", 60),
             ("delivered", 60),
@@ -175,7 +175,7 @@ async fn a_load_test_counts_every_message_in_both_protocols_and_modes() {
             ("mixed_up", 0),
             ("not_understood", 0),
         ] {
-            assert_eq!(result[name], want, "{name}: {result:#}");
+            assert_eq!(result[name], expected, "{name}: {result:#}");
         }
         assert_eq!(result["latency_ms"]["whole"]["count"], 60);
         let accepted = &result["latency_ms"]["accepted"]["count"];
@@ -188,46 +188,46 @@ async fn a_load_test_counts_every_message_in_both_protocols_and_modes() {
 }
 
 #[tokio::test]
-async fn a_missed_condition_is_exit_code_1_and_the_report_is_one_file() {
+async fn unmet_condition_exits_with_1_and_the_html_report_is_self_contained() {
     let server = ProcessSpec::ephemeral().start().await;
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("report.html");
     let file = file.to_str().unwrap();
-    let few = ["--clients", "4", "--messages", "3", "--rate", "100"];
-    let flags = [&few[..], &["--require", "p99<1us", "--html", file]].concat();
+    let small_load = ["--clients", "4", "--messages", "3", "--rate", "100"];
+    let flags = [&small_load[..], &["--require", "p99<1us", "--html", file]].concat();
     let (code, text, errors) = load_test(&server, &flags);
     assert_eq!(code, Some(1), "{text}{errors}");
     assert!(text.contains("✗ p99<1us"), "{text}");
     let page = std::fs::read_to_string(file).unwrap();
     assert!(page.contains("<svg") && page.contains("p99&lt;1us"));
-    for outside in ["<script", "http://", "https://", "src="] {
-        assert!(!page.contains(outside), "{outside}");
+    for external in ["<script", "http://", "https://", "src="] {
+        assert!(!page.contains(external), "{external}");
     }
-    // A condition that means nothing is found before anything is sent.
+    // An unknown name in a condition is found before the test starts.
     let (code, _, errors) = load_test(&server, &["--require", "speed>1"]);
     assert_eq!(code, Some(2), "{errors}");
     assert!(errors.contains("throughput"), "{errors}");
 }
 
 #[tokio::test]
-async fn a_measured_rate_limit_is_named_with_what_lifts_it() {
+async fn reached_rate_limit_is_reported_with_the_setting_that_removes_it() {
     let spec = ProcessSpec::ephemeral().env("USER_RATE_LIMIT_MAX_REQUESTS", "2");
     let server = spec.start().await;
     let flags = ["--clients", "3", "--messages", "5", "--rate", "200"];
     let (code, text, errors) = load_test(&server, &flags);
     assert_eq!(code, Some(0), "{errors}");
-    let wants = [
+    let expected = [
         "9 of 15 messages were refused",
         "USER_RATE_LIMIT_MAX_REQUESTS=0",
         "USER_MAX_PENDING=0",
     ];
-    for want in wants {
-        assert!(text.contains(want), "{want}: {text}");
+    for part in expected {
+        assert!(text.contains(part), "{part}: {text}");
     }
 }
 
 #[tokio::test]
-async fn an_idle_test_holds_its_connections_until_its_time_is_over() {
+async fn idle_test_holds_its_connections_for_its_duration() {
     let server = ProcessSpec::ephemeral().start().await;
     let flags = ["--idle", "--clients", "30", "--duration", "3s", "--json"];
     let spec = spec(&server, &flags);
@@ -244,5 +244,5 @@ async fn an_idle_test_holds_its_connections_until_its_time_is_over() {
         (&result["connections"], &result["sent"]),
         (&json!(30), &json!(0))
     );
-    assert_eq!(result["aborted_prompts"], json!({}));
+    assert_eq!(result["closed_early"], json!({}));
 }

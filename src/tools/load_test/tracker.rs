@@ -1,0 +1,312 @@
+//! The messages of one client, from sending to their outcome.
+
+use std::collections::{HashSet, VecDeque};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::stats::Stats;
+
+/// A message without an outcome.
+#[derive(Debug, Clone, Copy)]
+struct PendingMessage {
+    /// When the message was scheduled. Latency is measured from here and not from the actual
+    /// sending, so that a server that blocks its clients doesn't look faster than it is (coordinated
+    /// omission).
+    scheduled: Instant,
+    is_accepted: bool,
+    has_first_token: bool,
+    /// The classic connection on which the answer was to arrive is gone, so the client does not wait
+    /// for it.
+    is_abandoned: bool,
+}
+
+/// Tracks the messages of a client in the order of their numbers, and counts losses, duplicates and
+/// order violations. Messages at the front that have an outcome are removed.
+#[derive(Debug)]
+pub(super) struct MessageTracker {
+    /// In chatmesh.v1 the server confirms acceptance with a frame of its own.
+    is_v1: bool,
+    /// Number of the message at the front of `messages`.
+    first: u64,
+    messages: VecDeque<Option<PendingMessage>>,
+    pending: usize,
+    abandoned: usize,
+    /// Messages that were sent again: the server may repeat their outcome once.
+    resent: HashSet<u64>,
+    /// One more than the highest number that was answered.
+    answered_up_to: u64,
+}
+
+/// The outcome of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum MessageOutcome {
+    Delivered,
+    Failed,
+    /// The server did not accept the message.
+    Rejected,
+}
+
+impl MessageTracker {
+    pub(super) fn new(is_v1: bool) -> Self {
+        Self {
+            is_v1,
+            first: 0,
+            messages: VecDeque::new(),
+            pending: 0,
+            abandoned: 0,
+            resent: HashSet::new(),
+            answered_up_to: 0,
+        }
+    }
+
+    /// Records a new message and returns its number.
+    pub(super) fn record_sent(&mut self, scheduled: Instant) -> u64 {
+        self.messages.push_back(Some(PendingMessage {
+            scheduled,
+            is_accepted: false,
+            has_first_token: false,
+            is_abandoned: false,
+        }));
+        self.pending += 1;
+        self.first + self.messages.len() as u64 - 1
+    }
+
+    /// Number of messages without an outcome.
+    pub(super) fn pending(&self) -> usize {
+        self.pending
+    }
+
+    /// Number of messages without an outcome whose answer can still be expected.
+    pub(super) fn in_flight(&self) -> usize {
+        self.pending - self.abandoned
+    }
+
+    /// Stops waiting for all pending messages, because their connection is gone. An answer that
+    /// arrives nevertheless is still counted.
+    pub(super) fn abandon_pending(&mut self) {
+        for message in self.messages.iter_mut().flatten() {
+            message.is_abandoned = true;
+        }
+        self.abandoned = self.pending;
+    }
+
+    /// Messages to send again after a reconnection: those that were not accepted, or `all` pending
+    /// ones when the server could not recover the client's position.
+    pub(super) fn messages_to_resend(&self, all: bool) -> VecDeque<u64> {
+        let numbered = self.messages.iter().zip(self.first..);
+        numbered
+            .filter_map(|(message, number)| {
+                let message = message.as_ref()?;
+                (all || !message.is_accepted).then_some(number)
+            })
+            .collect()
+    }
+
+    fn is_pending(&self, number: u64) -> bool {
+        let index = number.checked_sub(self.first);
+        index
+            .and_then(|index| self.messages.get(index as usize))
+            .is_some_and(Option::is_some)
+    }
+
+    /// Records that a message is sent again; returns `false` when it already has an outcome.
+    pub(super) fn record_resent(&mut self, number: u64) -> bool {
+        self.is_pending(number) && {
+            self.resent.insert(number);
+            true
+        }
+    }
+
+    fn next_number(&self) -> u64 {
+        self.first + self.messages.len() as u64
+    }
+
+    fn get_mut(&mut self, number: u64) -> Option<&mut PendingMessage> {
+        let index = number.checked_sub(self.first)?;
+        self.messages.get_mut(index as usize)?.as_mut()
+    }
+
+    /// Number of the oldest pending message that is not abandoned, otherwise of the oldest one.
+    pub(super) fn oldest_pending(&self) -> Option<u64> {
+        let mut messages = self.messages.iter();
+        let in_flight =
+            messages.position(|message| message.is_some_and(|message| !message.is_abandoned));
+        let index = in_flight.or_else(|| self.messages.iter().position(Option::is_some))?;
+        Some(self.first + index as u64)
+    }
+
+    /// Number of the newest pending message.
+    pub(super) fn newest_pending(&self) -> Option<u64> {
+        let index = self.messages.iter().rposition(Option::is_some)?;
+        Some(self.first + index as u64)
+    }
+
+    /// Records the confirmation of a message. Ignored when its answer was faster.
+    pub(super) fn record_accepted(&mut self, number: u64, now: Instant, stats: &mut Stats) {
+        let Some(message) = self.get_mut(number) else {
+            return;
+        };
+        if !message.is_accepted {
+            message.is_accepted = true;
+            stats.accepted += 1;
+            stats.accept_time.record(now - message.scheduled);
+        }
+    }
+
+    /// Records the first delta of an answer; later ones have no effect.
+    pub(super) fn record_first_token(&mut self, number: u64, now: Instant, stats: &mut Stats) {
+        if let Some(message) = self.get_mut(number)
+            && !message.has_first_token
+        {
+            message.has_first_token = true;
+            stats.first_token.record(now - message.scheduled);
+        }
+    }
+
+    /// Records the outcome of a message. Returns the time since it was scheduled; `None` when it was
+    /// rejected, when it already had an outcome (a duplicate), or when it was never sent.
+    pub(super) fn record_outcome(
+        &mut self,
+        number: u64,
+        outcome: MessageOutcome,
+        now: Instant,
+        stats: &mut Stats,
+    ) -> Option<Duration> {
+        let Some(message) = self.get_mut(number).copied() else {
+            if self.resent.remove(&number) {
+                // The client itself caused this duplicate by sending again.
+            } else if number < self.next_number() {
+                stats.duplicates += 1;
+            } else {
+                stats.unexpected_frames += 1;
+            }
+            return None;
+        };
+        self.messages[(number - self.first) as usize] = None;
+        self.pending -= 1;
+        self.abandoned -= usize::from(message.is_abandoned);
+        while let Some(None) = self.messages.front() {
+            self.messages.pop_front();
+            self.first += 1;
+        }
+        if outcome == MessageOutcome::Rejected {
+            stats.rejected += 1;
+            return None;
+        }
+        if number < self.answered_up_to {
+            stats.out_of_order += 1;
+        }
+        self.answered_up_to = self.answered_up_to.max(number + 1);
+        let latency = now - message.scheduled;
+        if !message.is_accepted {
+            // An answer implies acceptance.
+            stats.accepted += 1;
+            if self.is_v1 {
+                stats.accept_time.record(latency);
+            }
+        }
+        if outcome == MessageOutcome::Delivered {
+            stats.delivered += 1;
+            stats.whole_answer.record(latency);
+        } else {
+            stats.failed += 1;
+        }
+        Some(latency)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn losses_duplicates_and_order_violations_are_counted() {
+        let (mut tracker, mut stats) = (MessageTracker::new(true), Stats::new());
+        let now = Instant::now();
+        for _ in 0..5 {
+            tracker.record_sent(now);
+        }
+        for (number, outcome) in [
+            (0, MessageOutcome::Delivered),
+            (0, MessageOutcome::Delivered),
+            (2, MessageOutcome::Delivered),
+            (1, MessageOutcome::Failed),
+            (2, MessageOutcome::Delivered),
+            (3, MessageOutcome::Rejected),
+            (9, MessageOutcome::Delivered),
+        ] {
+            tracker.record_outcome(number, outcome, now, &mut stats);
+        }
+        assert_eq!((tracker.pending(), tracker.oldest_pending()), (1, Some(4)));
+        assert_eq!((stats.delivered, stats.failed, stats.rejected), (2, 1, 1));
+        assert_eq!(
+            (
+                stats.duplicates,
+                stats.out_of_order,
+                stats.unexpected_frames
+            ),
+            (2, 1, 1)
+        );
+    }
+
+    #[test]
+    fn accept_time_is_recorded_whatever_the_order_of_frames() {
+        let (mut tracker, mut stats) = (MessageTracker::new(true), Stats::new());
+        let now = Instant::now();
+        for _ in 0..3 {
+            tracker.record_sent(now);
+        }
+        tracker.record_accepted(0, now, &mut stats);
+        tracker.record_outcome(0, MessageOutcome::Delivered, now, &mut stats);
+        tracker.record_outcome(1, MessageOutcome::Delivered, now, &mut stats);
+        tracker.record_accepted(1, now, &mut stats);
+        tracker.record_outcome(2, MessageOutcome::Rejected, now, &mut stats);
+        assert_eq!((stats.accepted, stats.accept_time.count()), (2, 2));
+    }
+
+    #[test]
+    fn resent_message_may_be_answered_twice_but_not_three_times() {
+        let (mut tracker, mut stats) = (MessageTracker::new(true), Stats::new());
+        let now = Instant::now();
+        for _ in 0..3 {
+            tracker.record_sent(now);
+        }
+        tracker.record_accepted(1, now, &mut stats);
+        assert_eq!(tracker.messages_to_resend(false), [0, 2]);
+        tracker.record_outcome(0, MessageOutcome::Delivered, now, &mut stats);
+        assert_eq!(tracker.messages_to_resend(true), [1, 2]);
+        assert!(!tracker.record_resent(0) && tracker.record_resent(1));
+        for _ in 0..3 {
+            tracker.record_outcome(1, MessageOutcome::Delivered, now, &mut stats);
+        }
+        assert_eq!((stats.delivered, stats.duplicates), (2, 1));
+    }
+
+    #[test]
+    fn answers_of_a_lost_classic_connection_are_not_waited_for() {
+        let (mut tracker, mut stats) = (MessageTracker::new(false), Stats::new());
+        let now = Instant::now();
+        tracker.record_sent(now);
+        tracker.abandon_pending();
+        tracker.record_sent(now);
+        assert_eq!((tracker.pending(), tracker.in_flight()), (2, 1));
+        assert_eq!(tracker.oldest_pending(), Some(1));
+        tracker.record_outcome(1, MessageOutcome::Delivered, now, &mut stats);
+        assert_eq!(tracker.oldest_pending(), Some(0));
+        tracker.record_outcome(0, MessageOutcome::Delivered, now, &mut stats);
+        assert_eq!((tracker.pending(), tracker.in_flight()), (0, 0));
+    }
+
+    #[test]
+    fn latency_is_measured_from_the_scheduled_time() {
+        let (mut tracker, mut stats) = (MessageTracker::new(true), Stats::new());
+        let scheduled = Instant::now();
+        let number = tracker.record_sent(scheduled);
+        let now = scheduled + Duration::from_secs(2);
+        tracker.record_first_token(number, now, &mut stats);
+        let latency = tracker.record_outcome(number, MessageOutcome::Delivered, now, &mut stats);
+        assert_eq!(latency, Some(Duration::from_secs(2)));
+        assert!(stats.first_token.max_ms().unwrap() >= 1_999.0);
+    }
+}
