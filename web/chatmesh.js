@@ -1,83 +1,90 @@
 /**
  * The chatmesh client: one file without dependencies, for browsers and for Node 22 or newer.
  *
- * It keeps one connection by the subprotocol `chatmesh.v1`: reconnects, goes on from its position,
- * sends again (same id, same order) what was not accepted, and hands out each answer as it grows.
- * Types are in chatmesh.d.ts, a guide is in README.md.
+ * The client keeps one WebSocket connection with the subprotocol `chatmesh.v1`. It reconnects, resumes
+ * from its position, resends unaccepted messages with the same id and in the same order, and streams
+ * each answer. Types are in chatmesh.d.ts, a guide is in README.md.
  */
 
 export const SUBPROTOCOL = 'chatmesh.v1';
 
-/** Milliseconds. */
-const BACKOFF_FIRST = 250;
-const BACKOFF_MOST = 30_000;
-const AFTER_ABUSE = 30_000;
-const CONNECT_TIMEOUT = 10_000;
-const PONG_TIMEOUT = 10_000;
-const POKE_TIMEOUT = 3_000;
-const TOKEN_MARGIN = 10_000;
+const INITIAL_BACKOFF_MS = 250;
+const MAX_BACKOFF_MS = 30_000;
+/** Minimum delay after a close for too many messages (4429). */
+const RATE_LIMIT_DELAY_MS = 30_000;
+const CONNECT_TIMEOUT_MS = 10_000;
+const PONG_TIMEOUT_MS = 10_000;
+/** Pong timeout after `poke()`, when the connection is likely to be dead. */
+const POKE_TIMEOUT_MS = 3_000;
+/** A token is renewed this long before it expires. */
+const TOKEN_MARGIN_MS = 10_000;
+const DEFAULT_HEARTBEAT_MS = 25_000;
 
-const TOKEN_REFUSALS = 5;
-const RESENDS = 5;
-/** Messages that have not ended, and ended ones that late frames are still told from. */
-const MOST_OPEN = 256;
-const MOST_REMEMBERED = 512;
+const MAX_TOKEN_REJECTIONS = 5;
+/** Resends of one message after `unavailable`. */
+const MAX_RESENDS = 5;
+/** Messages without an outcome. */
+const MAX_OPEN = 256;
+/** Ended messages whose ids are remembered, so that their late frames are ignored. */
+const MAX_ENDED_IDS = 512;
 
 const USER_ID = /^[A-Za-z0-9._:@|+-]{1,128}$/;
 const NAME = /^[A-Za-z0-9._:@|+-]{1,64}$/;
-/** What a subprotocol's name may hold, and so a token. */
+/** Characters that RFC 9110 allows in a token, and thereby in the name of a subprotocol. */
 const TOKEN = /^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/;
 
-/** Close codes after which the same would happen again. */
+/** Close codes after which a new connection would fail in the same way. */
 const FATAL = new Set([1002, 1003, 1007, 1009]);
 const UNAUTHORIZED = new Set([4401, 4403]);
 
-/** Anything that goes wrong. `code` is for programs, the message for people. */
+/** Base class of all errors of the client. `code` is for programs, the message for people. */
 export class ChatError extends Error {
-  constructor(code, message, more = {}) {
-    super(message, more.cause === undefined ? undefined : { cause: more.cause });
+  constructor(code, message, details = {}) {
+    super(message, details.cause === undefined ? undefined : { cause: details.cause });
     this.name = new.target.name;
     this.code = code;
-    this.retryable = more.retryable ?? false;
-    this.retryAfterMs = more.retryAfterMs ?? null;
+    this.retryable = details.retryable ?? false;
+    this.retryAfterMs = details.retryAfterMs ?? null;
   }
 }
 
-/** A message was refused, or ended without an answer. */
+/** A message was rejected, or ended without an answer. */
 export class MessageError extends ChatError {
-  constructor(code, message, more = {}) {
-    super(code, message, more);
-    this.messageId = more.messageId ?? null;
+  constructor(code, message, details = {}) {
+    super(code, message, details);
+    this.messageId = details.messageId ?? null;
   }
 }
 
-/** The connection is closed for good; `connect()` tries anew. */
+/** The connection is closed and the client does not reconnect; `connect()` starts again. */
 export class ConnectionError extends ChatError {
-  constructor(code, message, more = {}) {
-    super(code, message, more);
-    this.closeCode = more.closeCode ?? null;
+  constructor(code, message, details = {}) {
+    super(code, message, details);
+    this.closeCode = details.closeCode ?? null;
   }
 }
 
-/** There is no token that the server takes. */
+/** The client has no token that the server accepts. */
 export class AuthError extends ConnectionError {}
 
-/** A call of the history failed. `status` is 0 where nothing answered. */
+/** A history request failed. `status` is the HTTP status, or 0 when no server answered. */
 export class HttpError extends ChatError {
-  constructor(status, code, message, more = {}) {
-    super(code, message, { retryable: status === 0 || status >= 500, ...more });
+  constructor(status, code, message, details = {}) {
+    super(code, message, { retryable: status === 0 || status >= 500, ...details });
     this.status = status;
   }
 }
 
-const grow = Symbol('grow');
-const begin = Symbol('begin');
-const end = Symbol('end');
-const note = Symbol('note');
+/** Methods of an Answer that only the client may call. */
+const append = Symbol('append');
+const replace = Symbol('replace');
+const finish = Symbol('finish');
+const setState = Symbol('setState');
 
-/** A message and the answer to it, which may still grow. */
+/** A message and its answer, which may still be streaming. */
 export class Answer {
   #client;
+  /** Counts how often the text was replaced instead of extended. */
   #epoch = 0;
   #wakeups = new Set();
   #settle;
@@ -87,22 +94,22 @@ export class Answer {
     this.id = fields.id ?? null;
     this.messageId = fields.messageId ?? null;
     this.conversationId = fields.conversationId ?? 'default';
-    /** What was asked; null where this device does not know. */
+    /** The text of the message; null while this device does not know it. */
     this.question = fields.question ?? null;
     /** Whether this client sent it. */
     this.mine = fields.mine ?? false;
     this.interrupt = fields.interrupt ?? false;
     /** queued, sent, accepted, streaming, answered, cancelled or failed. */
     this.state = fields.state ?? 'accepted';
-    /** The answer so far. */
+    /** The text of the answer so far. */
     this.text = '';
     this.attempt = 0;
     this.error = null;
-    /** The end: resolves when it is answered or cancelled, rejects with a MessageError. */
+    /** Resolves when the message is answered or cancelled, rejects with a ChatError when it fails. */
     this.result = new Promise((resolve, reject) => {
       this.#settle = { resolve, reject };
     });
-    // Who only iterates has heard of the error there.
+    // A caller that only iterates gets the error there; it must not count as unhandled here.
     this.result.catch(() => {});
   }
 
@@ -110,24 +117,24 @@ export class Answer {
     return this.state === 'answered' || this.state === 'cancelled' || this.state === 'failed';
   }
 
-  /** Stops it; resolves with what the server says: cancelling, already_done or unknown. */
+  /** Stops the answer; resolves with the server's result: cancelling, already_done or unknown. */
   cancel() {
     return this.#client.cancel(this);
   }
 
   /**
-   * Yields `{ delta, text, reset }` whenever the text has grown. A slow reader gets what came
-   * meanwhile at once. `reset`: what was yielded before no longer holds, `text` does.
+   * Yields `{ delta, text, reset }` whenever the text has changed. For a slow reader, several
+   * changes become one update. `reset` means that the text was replaced: discard earlier deltas.
    */
   async *[Symbol.asyncIterator]() {
-    let seen = 0;
+    let yielded = 0;
     let epoch = this.#epoch;
     for (;;) {
       const reset = epoch !== this.#epoch;
-      if (reset || this.text.length !== seen) {
-        const update = { delta: reset ? this.text : this.text.slice(seen), text: this.text, reset };
+      if (reset || this.text.length !== yielded) {
+        const update = { delta: reset ? this.text : this.text.slice(yielded), text: this.text, reset };
         epoch = this.#epoch;
-        seen = this.text.length;
+        yielded = this.text.length;
         yield update;
       } else if (this.ended) {
         if (this.error) throw this.error;
@@ -138,28 +145,29 @@ export class Answer {
     }
   }
 
-  /** The text goes on. */
-  [grow](piece) {
-    this.text += piece;
+  /** Extends the text. */
+  [append](delta) {
+    this.text += delta;
     this.state = 'streaming';
     this.#wake();
   }
 
-  /** The text is this from now on. */
-  [begin](text, state = 'streaming') {
+  /** Replaces the text; an extension of the earlier text is not a reset. */
+  [replace](text, state = 'streaming') {
     if (!text.startsWith(this.text)) this.#epoch += 1;
     this.text = text;
     this.state = state;
     this.#wake();
   }
 
-  /** Another state, and nothing about the text. */
-  [note](state) {
+  /** Changes the state only. */
+  [setState](state) {
     this.state = state;
     this.#wake();
   }
 
-  [end](state, result) {
+  /** Ends the answer with its result, or with an error if the state is failed. */
+  [finish](state, result) {
     if (this.ended) return;
     this.state = state;
     if (state === 'failed') {
@@ -183,35 +191,40 @@ export class ChatMesh {
   #base;
   #listeners = new Map();
   #socket = null;
-  /** What this socket has been told: message ids that were sent, and cancels. */
-  #told = null;
+  /** Messages and cancel requests that were sent on the current socket. */
+  #sentOnSocket = null;
   #timers = {};
   #state = { state: 'idle', words: 'Not connected.' };
   #position;
   #limits = null;
-  #heartbeat = 25_000;
+  #heartbeatMs = DEFAULT_HEARTBEAT_MS;
+  /** Failed attempts to connect since the last `welcome`. */
   #failures = 0;
-  #refusals = 0;
-  #comeBack = null;
-  /** Whether this socket has ever been open. */
-  #reached = false;
+  /** Rejected tokens since the last `welcome`. */
+  #tokenRejections = 0;
+  /** Delay that a `closing` frame asked for, in milliseconds. */
+  #requestedDelay = null;
+  /** Whether the current socket has been open. */
+  #wasOpen = false;
   #token = null;
-  #tokenEnds = Infinity;
+  #tokenExpiresAt = Infinity;
+  /** The pending call for a new token, which concurrent callers share. */
   #tokenCall = null;
-  #stop = [];
+  /** Removes the listeners for events of the browser. */
+  #removeListeners = [];
 
-  /** Messages that have not ended, in their order: by `id`, and by `message_id` once it is known. */
+  /** Messages without an outcome in the order of sending, and indexes by `id` and `message_id`. */
   #open = new Set();
   #byId = new Map();
   #byMessageId = new Map();
-  #ended = new Set();
+  #endedIds = new Set();
 
   constructor(options = {}) {
     if (!USER_ID.test(options.userId ?? '')) {
       throw new ChatError('invalid_user', 'userId must be 1 to 128 characters of A-Z a-z 0-9 . _ : @ | + -');
     }
     this.#options = options;
-    this.#base = baseOf(options.url ?? globalThis.location?.href);
+    this.#base = toBaseUrl(options.url ?? globalThis.location?.href);
     this.#position = options.position ?? null;
   }
 
@@ -224,22 +237,22 @@ export class ChatMesh {
     return this.#state;
   }
 
-  /** From here another client of this user can go on: give it as the option `position`. */
+  /** The position up to which the client has received; another client can resume from it. */
   get position() {
     return this.#position;
   }
 
-  /** What `welcome` said: max_content_chars, max_frame_bytes, max_pending; null before. */
+  /** The server's limits: max_content_chars, max_frame_bytes, max_pending; null before `welcome`. */
   get limits() {
     return this.#limits;
   }
 
-  /** Every message that has not ended, in order. */
+  /** All messages without an outcome, in the order of sending. */
   get open() {
     return [...this.#open];
   }
 
-  /** Calls `listener` from now on; returns a function that ends it. */
+  /** Adds a listener; returns a function that removes it. */
   on(event, listener) {
     const listeners = this.#listeners.get(event) ?? new Set();
     this.#listeners.set(event, listeners.add(listener));
@@ -251,7 +264,7 @@ export class ChatMesh {
       try {
         listener(detail);
       } catch (error) {
-        // A listener's fault is its owner's to see, and must not stop the connection.
+        // Reports the error as uncaught, so that a faulty listener does not break the connection.
         queueMicrotask(() => {
           throw error;
         });
@@ -262,8 +275,8 @@ export class ChatMesh {
   // --- Messages -------------------------------------------------------------------------------
 
   /**
-   * Sends a message and returns its Answer at once. It is sent when there is a connection, and
-   * again until it is accepted. The same `id` again is the same message, never answered twice.
+   * Queues a message and returns its Answer at once. The message is sent when there is a connection,
+   * and resent until it is accepted. A repeated `id` is the same message and is answered once.
    */
   send(question, { conversationId = 'default', id, interrupt = false } = {}) {
     if (typeof question !== 'string' || question.trim() === '') {
@@ -273,28 +286,28 @@ export class ChatMesh {
       throw new ChatError('invalid_message', 'id and conversationId must be 1 to 64 characters of A-Z a-z 0-9 . _ : @ | + -');
     }
     if (id !== undefined && this.#byId.has(id)) return this.#byId.get(id);
-    if (this.#open.size >= MOST_OPEN) {
+    if (this.#open.size >= MAX_OPEN) {
       throw new ChatError('queue_full', 'Too many messages wait for their answers.', { retryable: true });
     }
-    const own = { id: id ?? newId(), conversationId, question, interrupt, mine: true, state: 'queued' };
-    const answer = this.#track(new Answer(this, own));
-    answer.resends = 0;
+    const fields = { id: id ?? newId(), conversationId, question, interrupt, mine: true, state: 'queued' };
+    const answer = this.#track(new Answer(this, fields));
+    answer.resendCount = 0;
     if (this.#state.state === 'idle') this.connect();
-    else if (this.#state.state === 'closed') this.#fail(answer, this.#state.error ?? closedByUs());
-    else this.#pump();
+    else if (this.#state.state === 'closed') this.#fail(answer, this.#state.error ?? closedByClient());
+    else this.#sendPending();
     return answer;
   }
 
-  /** See Answer.cancel. */
+  /** Stops an answer; see Answer.cancel. */
   cancel(answer) {
     if (answer.ended) return Promise.resolve('already_done');
-    if (answer.state === 'queued' && !answer.everSent) {
-      this.#finish(answer, 'cancelled', resultOf(answer, 'cancelled', ''));
+    if (answer.state === 'queued' && !answer.wasSent) {
+      this.#finish(answer, 'cancelled', toResult(answer, 'cancelled', ''));
       return Promise.resolve('cancelling');
     }
-    answer.cancelling ??= deferred();
-    this.#pump();
-    return answer.cancelling.promise;
+    answer.pendingCancel ??= deferred();
+    this.#sendPending();
+    return answer.pendingCancel.promise;
   }
 
   #track(answer) {
@@ -304,22 +317,22 @@ export class ChatMesh {
     return answer;
   }
 
-  #forget(answer) {
+  #untrack(answer) {
     this.#open.delete(answer);
     if (answer.id) this.#byId.delete(answer.id);
     if (answer.messageId) {
       this.#byMessageId.delete(answer.messageId);
-      this.#ended.add(answer.messageId);
-      if (this.#ended.size > MOST_REMEMBERED) this.#ended.delete(first(this.#ended));
+      this.#endedIds.add(answer.messageId);
+      if (this.#endedIds.size > MAX_ENDED_IDS) this.#endedIds.delete(first(this.#endedIds));
     }
   }
 
   #finish(answer, state, result) {
-    this.#forget(answer);
-    answer[end](state, result);
-    answer.cancelling?.resolve(state === 'cancelled' ? 'cancelling' : 'already_done');
+    this.#untrack(answer);
+    answer[finish](state, result);
+    answer.pendingCancel?.resolve(state === 'cancelled' ? 'cancelling' : 'already_done');
     this.#emit('end', answer);
-    this.#pump();
+    this.#sendPending();
   }
 
   #fail(answer, error) {
@@ -331,21 +344,21 @@ export class ChatMesh {
   }
 
   /**
-   * Sends what this socket has not been told yet. One message of a conversation at a time, until
-   * it is accepted: so the order holds, also when one of them has to be sent again.
+   * Sends queued messages and cancel requests that were not sent on this socket. Each conversation
+   * has at most one unaccepted message on the way, so that resending keeps the order.
    */
-  #pump() {
+  #sendPending() {
     if (this.#state.state !== 'open') return;
     const busy = new Set();
     for (const answer of [...this.#open]) {
-      const waits = answer.state === 'queued' || answer.state === 'sent';
-      if (waits && answer.mine && !busy.has(answer.conversationId)) {
+      const isUnaccepted = answer.state === 'queued' || answer.state === 'sent';
+      if (isUnaccepted && answer.mine && !busy.has(answer.conversationId)) {
         busy.add(answer.conversationId);
-        if (!answer.pause && !this.#told.has(answer)) this.#sendMessage(answer);
+        if (!answer.resendTimer && !this.#sentOnSocket.has(answer)) this.#sendMessage(answer);
       }
-      const sent = !waits || this.#told.has(answer);
-      if (answer.cancelling && sent && !answer.ended && !this.#told.has(answer.cancelling)) {
-        this.#told.add(answer.cancelling);
+      const isSent = !isUnaccepted || this.#sentOnSocket.has(answer);
+      if (answer.pendingCancel && isSent && !answer.ended && !this.#sentOnSocket.has(answer.pendingCancel)) {
+        this.#sentOnSocket.add(answer.pendingCancel);
         this.#write(answer.id ? { type: 'cancel', id: answer.id } : { type: 'cancel', message_id: answer.messageId });
       }
     }
@@ -354,71 +367,74 @@ export class ChatMesh {
   #sendMessage(answer) {
     const frame = { type: 'message', id: answer.id, content: answer.question, conversation_id: answer.conversationId };
     if (answer.interrupt) frame.interrupt = true;
-    const tooLong = tooLarge(frame, this.#limits);
-    if (tooLong) {
-      this.#fail(answer, new MessageError('too_large', tooLong));
+    const problem = describeExcess(frame, this.#limits);
+    if (problem) {
+      this.#fail(answer, new MessageError('too_large', problem));
       return;
     }
-    this.#told.add(answer);
-    answer.resent = answer.everSent ?? false;
-    answer.everSent = true;
-    answer[note]('sent');
+    this.#sentOnSocket.add(answer);
+    answer.wasResent = answer.wasSent ?? false;
+    answer.wasSent = true;
+    answer[setState]('sent');
     this.#write(frame);
   }
 
   #write(frame) {
-    // A socket that is closing says so by its close event, and then everything is told again.
+    // After the close event of a closing socket, everything is sent again on the next one.
     if (this.#socket?.readyState === 1) this.#socket.send(JSON.stringify(frame));
   }
 
   // --- Frames ---------------------------------------------------------------------------------
 
-  #frame(frame) {
+  #handleFrame(frame) {
     switch (frame.type) {
       case 'welcome':
-        return this.#welcome(frame);
+        return this.#handleWelcome(frame);
       case 'accepted': {
-        const answer = this.#of(frame);
+        const answer = this.#answerFor(frame);
         if (!answer) return;
-        if (answer.state === 'queued' || answer.state === 'sent') answer[note]('accepted');
+        if (answer.state === 'queued' || answer.state === 'sent') answer[setState]('accepted');
         this.#emit('accepted', answer);
-        return this.#pump();
+        return this.#sendPending();
       }
       case 'delta':
-        return this.#delta(frame);
+        return this.#handleDelta(frame);
       case 'snapshot': {
-        const answer = this.#of(frame);
+        const answer = this.#answerFor(frame);
         if (!answer) return;
         answer.attempt = frame.attempt;
-        answer.next = frame.index;
-        return answer[begin](frame.content);
+        answer.nextIndex = frame.index;
+        return answer[replace](frame.content);
       }
       case 'restarted': {
-        const answer = this.#of(frame);
+        const answer = this.#answerFor(frame);
         if (!answer) return;
         answer.attempt = frame.attempt;
-        answer.next = 0;
-        return answer[begin]('', 'accepted');
+        answer.nextIndex = 0;
+        return answer[replace]('', 'accepted');
       }
       case 'response':
       case 'cancelled':
-        return this.#terminal(frame);
+        return this.#handleTerminal(frame);
       case 'error':
-        return frame.message_id ? this.#terminal(frame) : this.#refused(frame);
+        return frame.message_id ? this.#handleTerminal(frame) : this.#handleRejection(frame);
       case 'cancel_result': {
         const answer = this.#byId.get(frame.id) ?? this.#byMessageId.get(frame.message_id);
-        const waits = answer?.cancelling;
-        if (!waits) return;
-        answer.cancelling = null;
-        return waits.resolve(frame.result);
+        const pendingCancel = answer?.pendingCancel;
+        if (!pendingCancel) return;
+        answer.pendingCancel = null;
+        return pendingCancel.resolve(frame.result);
       }
       case 'closing':
-        this.#comeBack = Math.max(0, Number(frame.retry_after_ms) || 0);
+        this.#requestedDelay = Math.max(0, Number(frame.retry_after_ms) || 0);
     }
   }
 
-  /** The answer that a frame is about; a new one where another device sent the message. */
-  #of(frame) {
+  /**
+   * The answer that a frame belongs to. Creates one for a message of another device; null for a
+   * message that has ended, or when too many are open.
+   */
+  #answerFor(frame) {
     let answer = this.#byMessageId.get(frame.message_id) ?? this.#byId.get(frame.id);
     if (answer) {
       if (!answer.messageId && frame.message_id) {
@@ -428,8 +444,8 @@ export class ChatMesh {
       answer.question ??= frame.type === 'accepted' ? (frame.content ?? null) : null;
       return answer;
     }
-    if (!frame.message_id || this.#ended.has(frame.message_id)) return null;
-    if (this.#open.size >= MOST_OPEN) return null;
+    if (!frame.message_id || this.#endedIds.has(frame.message_id)) return null;
+    if (this.#open.size >= MAX_OPEN) return null;
     answer = this.#track(
       new Answer(this, {
         id: frame.id,
@@ -442,112 +458,112 @@ export class ChatMesh {
     return answer;
   }
 
-  #delta(frame) {
-    const answer = this.#of(frame);
+  #handleDelta(frame) {
+    const answer = this.#answerFor(frame);
     if (!answer) return;
     if (frame.index === 0) {
       answer.attempt = frame.attempt;
-      answer.next = 1;
-      answer[begin](frame.content);
-    } else if (frame.attempt === answer.attempt && frame.index === answer.next) {
-      answer.next += 1;
-      answer[grow](frame.content);
+      answer.nextIndex = 1;
+      answer[replace](frame.content);
+    } else if (frame.attempt === answer.attempt && frame.index === answer.nextIndex) {
+      answer.nextIndex += 1;
+      answer[append](frame.content);
     }
-    // Anything else has a beginning that this client did not see: a snapshot or the end follows.
+    // Other deltas follow a gap and are ignored: a snapshot or a terminal frame replaces the text.
   }
 
-  #terminal(frame) {
-    const answer = this.#of(frame);
-    // One that was sent again may come from before this position.
-    if (frame.position && answer && !answer.resent) this.#position = frame.position;
+  #handleTerminal(frame) {
+    const answer = this.#answerFor(frame);
+    // The repeated outcome of a resent message has its original position, which may be older.
+    if (frame.position && answer && !answer.wasResent) this.#position = frame.position;
     if (!answer) return;
     if (frame.type === 'error') {
       this.#fail(answer, messageError(frame));
       return;
     }
     const state = frame.type === 'response' ? 'answered' : 'cancelled';
-    answer[begin](frame.content ?? answer.text, answer.state);
-    this.#finish(answer, state, resultOf(answer, state, answer.text, frame));
+    answer[replace](frame.content ?? answer.text, answer.state);
+    this.#finish(answer, state, toResult(answer, state, answer.text, frame));
   }
 
-  /** Not accepted, or a cancel that could not be done. */
-  #refused(frame) {
+  /** Handles an error before acceptance, and the failure of a cancel request. */
+  #handleRejection(frame) {
     const answer = this.#byId.get(frame.id);
     const error = messageError(frame);
     if (!answer) {
       this.#emit('error', error);
     } else if (answer.state !== 'queued' && answer.state !== 'sent') {
-      answer.cancelling?.reject(error);
-      answer.cancelling = null;
-    } else if (frame.code === 'unavailable' && answer.resends < RESENDS) {
-      // Nobody knows whether it was taken; the same id again is safe.
-      answer.resends += 1;
-      this.#told?.delete(answer);
-      answer.pause = setTimeout(() => {
-        answer.pause = null;
-        this.#pump();
-      }, jittered(BACKOFF_FIRST * 2 ** answer.resends));
+      answer.pendingCancel?.reject(error);
+      answer.pendingCancel = null;
+    } else if (frame.code === 'unavailable' && answer.resendCount < MAX_RESENDS) {
+      // The message may or may not have been accepted; resending it with the same id is safe.
+      answer.resendCount += 1;
+      this.#sentOnSocket?.delete(answer);
+      answer.resendTimer = setTimeout(() => {
+        answer.resendTimer = null;
+        this.#sendPending();
+      }, jitter(INITIAL_BACKOFF_MS * 2 ** answer.resendCount));
     } else {
       this.#fail(answer, error);
     }
   }
 
-  #welcome(frame) {
+  #handleWelcome(frame) {
     this.#position = frame.position;
     this.#limits = frame.limits ?? null;
-    this.#heartbeat = frame.heartbeat_ms || this.#heartbeat;
+    this.#heartbeatMs = frame.heartbeat_ms || this.#heartbeatMs;
     const pending = new Set();
-    for (const one of frame.pending ?? []) {
-      pending.add(one.message_id);
-      this.#of({ ...one, type: 'pending' });
+    for (const message of frame.pending ?? []) {
+      pending.add(message.message_id);
+      this.#answerFor({ ...message, type: 'pending' });
     }
     if (!frame.recovered) {
-      // What ended unseen is told again to who sends the same id again.
+      // Messages may have ended unnoticed. Resending the same id makes the server repeat the outcome.
       for (const answer of [...this.#open]) {
         if (answer.state === 'queued' || answer.state === 'sent' || pending.has(answer.messageId)) continue;
         if (answer.id && answer.question !== null) {
           answer.mine = true;
-          answer.resends = 0;
-          this.#told.delete(answer);
-          answer[note]('queued');
+          answer.resendCount = 0;
+          this.#sentOnSocket.delete(answer);
+          answer[setState]('queued');
         } else {
           const text = 'How this message ended was missed; it is in the history.';
           this.#fail(answer, new MessageError('missed', text, { messageId: answer.messageId }));
         }
       }
     }
-    this.#clear('connect');
-    this.#alive();
+    this.#clearTimer('connect');
+    this.#resetHeartbeat();
     this.#failures = 0;
-    this.#refusals = 0;
+    this.#tokenRejections = 0;
     this.#setState({ state: 'open', words: 'Connected.' });
     if (!frame.recovered) this.#emit('reload', { serverId: frame.server_id });
-    this.#pump();
+    this.#sendPending();
   }
 
   // --- Connection -----------------------------------------------------------------------------
 
-  /** Connects and stays connected. Sending does so by itself. */
+  /** Connects and keeps the connection. `send` connects automatically. */
   connect() {
     if (['connecting', 'open', 'waiting'].includes(this.#state.state)) return;
-    this.#refusals = 0;
+    this.#tokenRejections = 0;
     this.#failures = 0;
-    this.#listen();
-    this.#dial();
+    this.#listenToBrowser();
+    this.#openSocket();
   }
 
-  /** Says goodbye. What has not ended here fails with the code `closed`; the server goes on. */
+  /** Closes the connection. Open messages fail here with the code `closed`; the server goes on. */
   close() {
-    this.#shut(closedByUs(), 1000);
+    this.#closeForGood(closedByClient(), 1000);
   }
 
-  /** Tries now what would be tried later, and looks whether the connection is alive. */
+  /** Reconnects without waiting, or checks whether the open connection is alive. */
   poke() {
     if (this.#state.state === 'waiting') {
-      this.#clear('retry');
-      this.#dial();
+      this.#clearTimer('retry');
+      this.#openSocket();
     } else if (this.#state.state === 'open') {
-      this.#ping(POKE_TIMEOUT);
+      this.#ping(POKE_TIMEOUT_MS);
     }
   }
 
@@ -556,18 +572,18 @@ export class ChatMesh {
     this.#emit('state', state);
   }
 
-  #listen() {
-    if (this.#stop.length > 0 || typeof globalThis.addEventListener !== 'function') return;
-    const on = (target, name, call) => {
-      target.addEventListener(name, call);
-      this.#stop.push(() => target.removeEventListener(name, call));
+  #listenToBrowser() {
+    if (this.#removeListeners.length > 0 || typeof globalThis.addEventListener !== 'function') return;
+    const on = (target, name, listener) => {
+      target.addEventListener(name, listener);
+      this.#removeListeners.push(() => target.removeEventListener(name, listener));
     };
     on(globalThis, 'online', () => this.poke());
     on(globalThis, 'pageshow', () => this.poke());
     on(globalThis, 'offline', () => {
-      // Only a hint: the server may be on this machine.
-      if (this.#state.state === 'open') this.#ping(POKE_TIMEOUT);
-      else if (this.#state.state === 'waiting') this.#setState({ ...this.#state, words: offlineWords() });
+      // `offline` is only a hint: the server may be on this machine.
+      if (this.#state.state === 'open') this.#ping(POKE_TIMEOUT_MS);
+      else if (this.#state.state === 'waiting') this.#setState({ ...this.#state, words: offlineMessage() });
     });
     const page = globalThis.document;
     if (page?.addEventListener) {
@@ -575,196 +591,198 @@ export class ChatMesh {
     }
   }
 
-  #clear(timer) {
+  #clearTimer(timer) {
     clearTimeout(this.#timers[timer]);
     delete this.#timers[timer];
   }
 
-  #later(timer, time, call) {
-    this.#clear(timer);
-    this.#timers[timer] = setTimeout(call, time);
+  #setTimer(timer, delay, callback) {
+    this.#clearTimer(timer);
+    this.#timers[timer] = setTimeout(callback, delay);
   }
 
-  async #dial() {
+  async #openSocket() {
     this.#setState({ state: 'connecting', words: this.#failures > 0 ? 'Connecting again…' : 'Connecting…' });
-    const mine = (this.#told = new WeakSet());
+    // Also identifies this attempt: after an await, another value means that it was superseded.
+    const attempt = (this.#sentOnSocket = new WeakSet());
     let token;
     try {
       token = await this.#getToken();
     } catch (error) {
-      if (this.#told !== mine) return;
-      if (error instanceof ChatError && !error.retryable) this.#shut(error);
-      else this.#retry('No token could be got.', undefined, error);
+      if (this.#sentOnSocket !== attempt) return;
+      if (error instanceof ChatError && !error.retryable) this.#closeForGood(error);
+      else this.#retry('No token could be obtained.', undefined, error);
       return;
     }
-    // Closed meanwhile, or dialled again.
-    if (this.#told !== mine) return;
+    if (this.#sentOnSocket !== attempt) return;
     const Socket = this.#options.WebSocket ?? globalThis.WebSocket;
     if (!Socket) {
-      this.#shut(new ConnectionError('no_websocket', 'There is no WebSocket here: use Node 22 or newer, or give one as the option WebSocket.'));
+      this.#closeForGood(new ConnectionError('no_websocket', 'WebSocket is not available here: use Node 22 or newer, or pass an implementation as the option WebSocket.'));
       return;
     }
-    const url = this.#at('ws', { userid: this.userId, since: this.#position ?? undefined });
+    const url = this.#url('ws', { userid: this.userId, since: this.#position ?? undefined });
     url.protocol = url.protocol.replace('http', 'ws');
-    // Not in the address: addresses end up in logs.
+    // The token travels as a subprotocol, because addresses end up in logs.
     let socket;
     try {
       socket = new Socket(url.href, [SUBPROTOCOL, `bearer.${token}`]);
     } catch (cause) {
-      // Such as ws: on a page of https:.
-      this.#shut(new ConnectionError('no_websocket', `No WebSocket could be opened: ${cause.message}`, { cause }));
+      // For example ws: on a page of https:.
+      this.#closeForGood(new ConnectionError('no_websocket', `The WebSocket could not be opened: ${cause.message}`, { cause }));
       return;
     }
     this.#socket = socket;
-    this.#comeBack = null;
-    const current = () => this.#socket === socket;
-    this.#reached = false;
+    this.#requestedDelay = null;
+    const isCurrent = () => this.#socket === socket;
+    this.#wasOpen = false;
     socket.onopen = () => {
-      if (current()) this.#reached = true;
-      if (current() && socket.protocol !== undefined && socket.protocol !== SUBPROTOCOL) {
-        this.#shut(new ConnectionError('protocol', `The server does not speak ${SUBPROTOCOL}.`), 1000);
+      if (isCurrent()) this.#wasOpen = true;
+      if (isCurrent() && socket.protocol !== undefined && socket.protocol !== SUBPROTOCOL) {
+        this.#closeForGood(new ConnectionError('protocol', `The server does not speak ${SUBPROTOCOL}.`), 1000);
       }
     };
     socket.onmessage = (event) => {
-      if (!current()) return;
-      this.#alive();
+      if (!isCurrent()) return;
+      this.#resetHeartbeat();
       let frame;
       try {
         frame = JSON.parse(event.data);
       } catch {
         return;
       }
-      if (frame !== null && typeof frame === 'object') this.#frame(frame);
+      if (frame !== null && typeof frame === 'object') this.#handleFrame(frame);
     };
-    // Its close event says more.
+    // The close event, which follows, has the reason.
     socket.onerror = () => {};
-    socket.onclose = (event) => current() && this.#lost(event.code, event.reason);
-    this.#later('connect', this.#options.connectTimeoutMs ?? CONNECT_TIMEOUT, () => this.#drop('The server did not answer in time.'));
+    socket.onclose = (event) => isCurrent() && this.#handleClose(event.code, event.reason);
+    this.#setTimer('connect', this.#options.connectTimeoutMs ?? CONNECT_TIMEOUT_MS, () => this.#abandonSocket('The server did not answer in time.'));
   }
 
-  /** Something came: the connection lives. */
-  #alive() {
-    this.#clear('pong');
-    this.#later('ping', this.#heartbeat, () => this.#ping(PONG_TIMEOUT));
+  /** A frame arrived, so the connection is alive. */
+  #resetHeartbeat() {
+    this.#clearTimer('pong');
+    this.#setTimer('ping', this.#heartbeatMs, () => this.#ping(PONG_TIMEOUT_MS));
   }
 
-  #ping(patience) {
+  #ping(timeout) {
     this.#write({ type: 'ping' });
-    // A busy one that waits already is not given more time.
-    if (!this.#timers.pong) this.#later('pong', patience, () => this.#drop('The connection went silent.'));
+    // A further ping does not extend the deadline of an earlier one.
+    if (!this.#timers.pong) this.#setTimer('pong', timeout, () => this.#abandonSocket('The connection went silent.'));
   }
 
-  /** Lets go of a socket without waiting for its goodbye, which a dead one never says. */
-  #drop(why) {
-    this.#hangUp(1000);
-    this.#retry(why);
+  /** Reconnects without waiting for a close event, which a dead connection never delivers. */
+  #abandonSocket(reason) {
+    this.#releaseSocket(1000);
+    this.#retry(reason);
   }
 
-  #hangUp(code) {
+  #releaseSocket(code) {
     const socket = this.#socket;
     this.#socket = null;
-    this.#told = null;
-    for (const timer of Object.keys(this.#timers)) this.#clear(timer);
+    this.#sentOnSocket = null;
+    for (const timer of Object.keys(this.#timers)) this.#clearTimer(timer);
     try {
       socket?.close(code);
     } catch {
-      // It was not open yet, or is gone.
+      // The socket was still connecting, or is already closed.
     }
   }
 
-  #lost(code, reason) {
-    const comeBack = this.#comeBack;
-    this.#hangUp(1000);
+  #handleClose(code, reason) {
+    const requestedDelay = this.#requestedDelay;
+    this.#releaseSocket(1000);
     if (UNAUTHORIZED.has(code)) {
-      this.#tokenRefused(code);
+      this.#handleRejectedToken(code);
     } else if (FATAL.has(code)) {
-      const text = `The server closed the connection and would again (${code} ${reason || 'protocol error'}).`;
-      this.#shut(new ConnectionError(reason || 'protocol_error', text, { closeCode: code }));
+      const text = `The server closed the connection, and reconnecting would not help (${code} ${reason || 'protocol error'}).`;
+      this.#closeForGood(new ConnectionError(reason || 'protocol_error', text, { closeCode: code }));
     } else if (code === 4429) {
-      this.#retry('Too many messages in a short time.', AFTER_ABUSE);
+      this.#retry('Too many messages in a short time.', RATE_LIMIT_DELAY_MS);
     } else if (code === 1001) {
-      this.#retry('The server restarts.', comeBack ?? undefined);
+      this.#retry('The server restarts.', requestedDelay ?? undefined);
     } else {
-      const why = this.#reached ? 'The connection was lost.' : 'The server could not be reached.';
-      this.#retry(code === 4503 ? 'The server has trouble behind it.' : why, comeBack ?? undefined);
+      const message = this.#wasOpen ? 'The connection was lost.' : 'The server could not be reached.';
+      this.#retry(code === 4503 ? 'The server is temporarily unavailable.' : message, requestedDelay ?? undefined);
     }
   }
 
-  #tokenRefused(code) {
+  #handleRejectedToken(code) {
     this.#token = null;
-    this.#refusals += 1;
-    if (typeof this.#options.token !== 'function' || this.#refusals > TOKEN_REFUSALS) {
-      this.#shut(new AuthError(code === 4403 ? 'forbidden' : 'unauthorized', 'The server did not take the token.', { closeCode: code }));
-    } else if (this.#refusals === 1) {
-      this.#dial();
+    this.#tokenRejections += 1;
+    if (typeof this.#options.token !== 'function' || this.#tokenRejections > MAX_TOKEN_REJECTIONS) {
+      this.#closeForGood(new AuthError(code === 4403 ? 'forbidden' : 'unauthorized', 'The server did not take the token.', { closeCode: code }));
+    } else if (this.#tokenRejections === 1) {
+      this.#openSocket();
     } else {
       this.#retry('The server did not take the token.');
     }
   }
 
-  #retry(why, least, error) {
-    this.#hangUp(1000);
-    const backoff = jittered(Math.min(BACKOFF_MOST, BACKOFF_FIRST * 2 ** Math.min(this.#failures, 16)));
-    // Who is told when to come does so, a little spread where all are told the same.
-    const time = Math.round(least === undefined ? backoff : least + backoff / 4);
+  /** Reconnects after a backoff, or after `minDelay` milliseconds if that is given. */
+  #retry(reason, minDelay, error) {
+    this.#releaseSocket(1000);
+    const backoff = jitter(Math.min(MAX_BACKOFF_MS, INITIAL_BACKOFF_MS * 2 ** Math.min(this.#failures, 16)));
+    // Jitter on top of a given delay spreads clients that all got the same one.
+    const delay = Math.round(minDelay === undefined ? backoff : minDelay + backoff / 4);
     this.#failures += 1;
-    this.#later('retry', time, () => this.#dial());
-    const words = globalThis.navigator?.onLine === false ? offlineWords() : `${why} Trying again…`;
-    this.#setState({ state: 'waiting', words, retryInMs: time, ...(error && { error }) });
+    this.#setTimer('retry', delay, () => this.#openSocket());
+    const words = globalThis.navigator?.onLine === false ? offlineMessage() : `${reason} Trying again…`;
+    this.#setState({ state: 'waiting', words, retryInMs: delay, ...(error && { error }) });
   }
 
-  #shut(error, code = 1000) {
-    this.#hangUp(code);
-    for (const stop of this.#stop.splice(0)) stop();
-    for (const answer of this.#open) clearTimeout(answer.pause);
+  /** Closes the connection without reconnecting; open messages fail with `error`. */
+  #closeForGood(error, code = 1000) {
+    this.#releaseSocket(code);
+    for (const remove of this.#removeListeners.splice(0)) remove();
+    for (const answer of this.#open) clearTimeout(answer.resendTimer);
     this.#setState({ state: 'closed', words: error.message, error });
     this.#failAll(error);
   }
 
-  /** The token in use, or a new one; those who ask at once share one call. */
+  /** The current token, or a new one if it has expired or was rejected. */
   #getToken(reason) {
-    if (this.#token && Date.now() < this.#tokenEnds - TOKEN_MARGIN) return Promise.resolve(this.#token);
-    this.#tokenCall ??= this.#newToken({ refused: this.#refusals > 0 || reason === 'refused' }).finally(() => {
+    if (this.#token && Date.now() < this.#tokenExpiresAt - TOKEN_MARGIN_MS) return Promise.resolve(this.#token);
+    this.#tokenCall ??= this.#newToken({ refused: this.#tokenRejections > 0 || reason === 'refused' }).finally(() => {
       this.#tokenCall = null;
     });
     return this.#tokenCall;
   }
 
-  async #newToken(why) {
-    const given = this.#options.token;
-    const got = typeof given === 'function' ? await given(why) : given;
-    const { token, expiresInMs } = typeof got === 'object' && got !== null ? got : { token: got };
+  async #newToken(reason) {
+    const option = this.#options.token;
+    const value = typeof option === 'function' ? await option(reason) : option;
+    const { token, expiresInMs } = typeof value === 'object' && value !== null ? value : { token: value };
     if (typeof token !== 'string' || !TOKEN.test(token)) {
       throw new AuthError('unauthorized', 'A token is needed: letters, digits and - . _ ~ only.');
     }
     this.#token = token;
-    this.#tokenEnds = Number.isFinite(expiresInMs) ? Date.now() + expiresInMs : Infinity;
+    this.#tokenExpiresAt = Number.isFinite(expiresInMs) ? Date.now() + expiresInMs : Infinity;
     return token;
   }
 
   // --- History --------------------------------------------------------------------------------
 
-  /** Conversations, the one with the newest turn first: `{ conversations, next }`. */
+  /** A page of conversations, the most recently used first: `{ conversations, next }`. */
   conversations({ limit, after } = {}) {
-    return this.#call('GET', 'conversations', { limit, after });
+    return this.#request('GET', 'conversations', { limit, after });
   }
 
-  /** Turns of a conversation, the newest first: `{ messages, next }`. */
+  /** A page of a conversation's turns, the newest first: `{ messages, next }`. */
   messages(conversationId, { limit, before } = {}) {
-    return this.#call('GET', `conversations/${encodeURIComponent(conversationId)}/messages`, { limit, before });
+    return this.#request('GET', `conversations/${encodeURIComponent(conversationId)}/messages`, { limit, before });
   }
 
-  /** Deletes a conversation for all devices; what is being answered in it is stopped. */
+  /** Deletes a conversation on all devices and stops its pending answers. */
   forget(conversationId) {
-    return this.#call('DELETE', `conversations/${encodeURIComponent(conversationId)}`);
+    return this.#request('DELETE', `conversations/${encodeURIComponent(conversationId)}`);
   }
 
-  /** Deletes everything of this user. */
+  /** Deletes all conversations of this user. */
   forgetAll() {
-    return this.#call('DELETE', 'conversations');
+    return this.#request('DELETE', 'conversations');
   }
 
-  #at(path, query) {
+  #url(path, query) {
     const url = new URL(path, this.#base);
     for (const [name, value] of Object.entries(query ?? {})) {
       if (value !== undefined && value !== null) url.searchParams.set(name, value);
@@ -772,39 +790,39 @@ export class ChatMesh {
     return url;
   }
 
-  async #call(method, path, query, again = true) {
+  async #request(method, path, query, mayRenewToken = true) {
     const token = await this.#getToken();
     const fetch = this.#options.fetch ?? globalThis.fetch;
-    const url = this.#at(path, { userid: this.userId, ...query });
-    let reply;
+    const url = this.#url(path, { userid: this.userId, ...query });
+    let response;
     let body;
     try {
-      reply = await fetch(url, { method, headers: { authorization: `Bearer ${token}` }, cache: 'no-store' });
-      body = reply.status === 204 ? null : await reply.json().catch(() => null);
+      response = await fetch(url, { method, headers: { authorization: `Bearer ${token}` }, cache: 'no-store' });
+      body = response.status === 204 ? null : await response.json().catch(() => null);
     } catch (cause) {
       throw new HttpError(0, 'unavailable', 'The server can’t be reached.', { cause });
     }
-    if (reply.ok) return body;
-    if (reply.status === 401 && again && typeof this.#options.token === 'function') {
+    if (response.ok) return body;
+    if (response.status === 401 && mayRenewToken && typeof this.#options.token === 'function') {
       if (this.#token === token) this.#token = null;
       await this.#getToken('refused');
-      return this.#call(method, path, query, false);
+      return this.#request(method, path, query, false);
     }
-    throw new HttpError(reply.status, body?.code ?? 'http', body?.message ?? `The server answered ${reply.status}.`);
+    throw new HttpError(response.status, body?.code ?? 'http', body?.message ?? `The server answered ${response.status}.`);
   }
 }
 
-/** Where the paths of the server begin. */
-function baseOf(given) {
+/** The HTTP address that the server's paths are relative to. */
+function toBaseUrl(address) {
   let url;
   try {
-    url = new URL(given);
+    url = new URL(address);
   } catch {
-    // Said below.
+    // Reported below.
   }
   if (!url || !['http:', 'https:', 'ws:', 'wss:'].includes(url.protocol)) {
-    const what = given === undefined ? 'there is none' : `not ${given}`;
-    throw new ChatError('invalid_url', `url must be a whole address that begins with http://, https://, ws:// or wss://; ${what}.`);
+    const actual = address === undefined ? 'it is missing' : `not ${address}`;
+    throw new ChatError('invalid_url', `url must be an absolute address that begins with http://, https://, ws:// or wss://; ${actual}.`);
   }
   url.protocol = url.protocol.replace('ws', 'http');
   url.search = url.hash = '';
@@ -820,24 +838,24 @@ function first(set) {
   return set.values().next().value;
 }
 
-/** Between half of it and all. */
-function jittered(time) {
-  return time * (0.5 + Math.random() / 2);
+/** A random delay between half of the given one and all of it. */
+function jitter(delay) {
+  return delay * (0.5 + Math.random() / 2);
 }
 
+/** A promise with its `resolve` and `reject`. Its rejection never counts as unhandled. */
 function deferred() {
-  const made = {};
-  made.promise = new Promise((resolve, reject) => Object.assign(made, { resolve, reject }));
-  // Nobody has to wait for it.
-  made.promise.catch(() => {});
-  return made;
+  const result = {};
+  result.promise = new Promise((resolve, reject) => Object.assign(result, { resolve, reject }));
+  result.promise.catch(() => {});
+  return result;
 }
 
-function closedByUs() {
+function closedByClient() {
   return new ConnectionError('closed', 'The connection was closed here.', { closeCode: 1000 });
 }
 
-function offlineWords() {
+function offlineMessage() {
   return 'This device is offline. Trying again…';
 }
 
@@ -849,7 +867,7 @@ function messageError(frame) {
   });
 }
 
-function resultOf(answer, status, content, frame = {}) {
+function toResult(answer, status, content, frame = {}) {
   return {
     status,
     content,
@@ -863,16 +881,16 @@ function resultOf(answer, status, content, frame = {}) {
   };
 }
 
-/** Why the server would refuse a frame for its size, before it closes the connection over it. */
-function tooLarge(frame, limits) {
-  const most = limits?.max_content_chars ?? Infinity;
-  // Characters are at most as many as UTF-16 units.
-  if (frame.content.length > most && [...frame.content].length > most) {
-    return `The message is too long: at most ${most} characters.`;
+/** Says which size limit a frame exceeds; null if none. The server would close the connection. */
+function describeExcess(frame, limits) {
+  const maxChars = limits?.max_content_chars ?? Infinity;
+  // Code points are counted only if the cheaper count of UTF-16 units exceeds the limit.
+  if (frame.content.length > maxChars && [...frame.content].length > maxChars) {
+    return `The message is too long: at most ${maxChars} characters.`;
   }
-  const bytes = limits?.max_frame_bytes ?? Infinity;
-  if (new TextEncoder().encode(JSON.stringify(frame)).length > bytes) {
-    return `The message is too long: at most ${bytes} bytes.`;
+  const maxBytes = limits?.max_frame_bytes ?? Infinity;
+  if (new TextEncoder().encode(JSON.stringify(frame)).length > maxBytes) {
+    return `The message is too long: at most ${maxBytes} bytes.`;
   }
   return null;
 }

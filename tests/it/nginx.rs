@@ -417,7 +417,7 @@ async fn the_chat_page_goes_on_with_an_answer_when_its_gateway_is_killed() {
     browser.open(&nginx.url("/")).await;
     let connected = "document.getElementById('connection').dataset.state === 'open'";
     browser.wait_for(connected).await;
-    browser.write("#box", "count\u{e007}").await;
+    browser.write("#message-input", "count\u{e007}").await;
     let answer = "(document.querySelector('.answer')?.innerText ?? '')";
     browser
         .wait_for(&format!("{answer}.includes('word10 ')"))

@@ -1,17 +1,19 @@
-// The message box: Enter sends, Shift+Enter begins a new line.
+// The message input: Enter sends, Shift+Enter starts a new line.
 
-import { $, icon, kept } from './dom.js';
+import { $, icon, storage } from './dom.js';
 
-const MOST_DRAFTS = 50;
-const MOST_DRAFT_CHARS = 40_000;
+const MAX_DRAFTS = 50;
+const MAX_DRAFT_CHARS = 40_000;
+/** From this number of remaining characters on, the number is shown. */
+const SHOW_REMAINING_FROM = 200;
 
-/** What is written and not sent, by conversation; '' is a new one. For this tab, also after a reload. */
+/** Unsent texts by conversation id; '' is the new conversation. Stored for this tab. */
 export class Drafts {
   constructor(userId) {
     this.key = `chatmesh.drafts.${userId}`;
-    const found = kept.get(this.key, sessionStorage);
-    const entries = found && typeof found === 'object' ? Object.entries(found) : [];
-    this.texts = new Map(entries.filter(([, text]) => typeof text === 'string').slice(-MOST_DRAFTS));
+    const stored = storage.get(this.key, sessionStorage);
+    const entries = stored && typeof stored === 'object' ? Object.entries(stored) : [];
+    this.texts = new Map(entries.filter(([, text]) => typeof text === 'string').slice(-MAX_DRAFTS));
   }
 
   get(id) {
@@ -21,9 +23,9 @@ export class Drafts {
   set(id, text) {
     if (text === this.get(id)) return;
     this.texts.delete(id);
-    if (text !== '' && text.length <= MOST_DRAFT_CHARS) this.texts.set(id, text);
-    for (const oldest of [...this.texts.keys()].slice(0, -MOST_DRAFTS)) this.texts.delete(oldest);
-    kept.set(this.key, this.texts.size ? Object.fromEntries(this.texts) : null, sessionStorage);
+    if (text !== '' && text.length <= MAX_DRAFT_CHARS) this.texts.set(id, text);
+    for (const oldest of [...this.texts.keys()].slice(0, -MAX_DRAFTS)) this.texts.delete(oldest);
+    storage.set(this.key, this.texts.size ? Object.fromEntries(this.texts) : null, sessionStorage);
   }
 }
 
@@ -31,18 +33,18 @@ export class Composer {
   constructor({ userId, send, stop, limits }) {
     this.limits = limits;
     this.drafts = new Drafts(userId);
-    this.chatId = null;
-    const box = $('box');
+    this.conversationId = null;
+    const input = $('message-input');
     $('send').append(icon('send'));
     $('stop').append(icon('stop'));
-    box.addEventListener('keydown', (event) => {
-      // While an input method composes, Enter is its own.
+    input.addEventListener('keydown', (event) => {
+      // While an input method is composing, Enter belongs to it; Safari reports key code 229.
       if (event.key === 'Enter' && !event.shiftKey && !event.isComposing && event.keyCode !== 229) {
         event.preventDefault();
         this.#submit(send);
       }
     });
-    box.addEventListener('input', () => this.#changed());
+    input.addEventListener('input', () => this.#update());
     $('composer').addEventListener('submit', (event) => {
       event.preventDefault();
       this.#submit(send);
@@ -51,69 +53,71 @@ export class Composer {
       stop();
       this.focus();
     });
-    this.#changed();
+    this.#update();
   }
 
   focus() {
-    $('box').focus();
+    $('message-input').focus();
   }
 
-  /** The draft of this conversation; '' is a new one. */
-  show(chatId) {
-    if (chatId === this.chatId) return;
-    this.chatId = chatId;
-    $('box').value = this.drafts.get(chatId);
-    this.#changed();
+  /** Shows the draft of a conversation; '' is the new conversation. */
+  show(conversationId) {
+    if (conversationId === this.conversationId) return;
+    this.conversationId = conversationId;
+    $('message-input').value = this.drafts.get(conversationId);
+    this.#update();
   }
 
-  /** The conversation is gone, and its draft with it. */
-  forget(chatId) {
-    this.drafts.set(chatId, '');
+  /** Deletes the draft of a conversation. */
+  deleteDraft(conversationId) {
+    this.drafts.set(conversationId, '');
   }
 
-  /** Offers a text to be changed or sent. */
+  /** Puts a text into the box, which the user can edit or send. */
   fill(text) {
-    $('box').value = text;
-    this.#changed();
+    $('message-input').value = text;
+    this.#update();
     this.focus();
   }
 
-  /** Whether there is an answer that can be stopped. */
-  answering(is) {
-    $('stop').hidden = !is;
+  /** Shows the stop button while an answer is in progress. */
+  setAnswering(isAnswering) {
+    $('stop').hidden = !isAnswering;
   }
 
   #submit(send) {
-    const text = $('box').value;
-    if (text.trim() === '' || this.#over() > 0) return;
-    const from = this.chatId;
+    const text = $('message-input').value;
+    if (text.trim() === '' || this.#excess() > 0) return;
+    const sentFrom = this.conversationId;
     if (send(text) === false) return;
-    this.drafts.set(from, '');
-    // A new conversation has its own draft from now on.
-    $('box').value = from === this.chatId ? '' : this.drafts.get(this.chatId);
-    this.#changed();
+    this.drafts.set(sentFrom, '');
+    // The first message of a new conversation changes the current conversation.
+    $('message-input').value = sentFrom === this.conversationId ? '' : this.drafts.get(this.conversationId);
+    this.#update();
   }
 
-  #over() {
-    const most = this.limits()?.max_content_chars ?? Infinity;
-    const { length } = $('box').value;
-    return length > most ? [...$('box').value].length - most : length - most;
+  /** Characters above the limit; negative below it. */
+  #excess() {
+    const max = this.limits()?.max_content_chars ?? Infinity;
+    const { length } = $('message-input').value;
+    return length > max ? [...$('message-input').value].length - max : length - max;
   }
 
-  #changed() {
-    const box = $('box');
+  /** Adapts the height, the stored draft, the send button and the character count to the text. */
+  #update() {
+    const input = $('message-input');
     if (!CSS.supports('field-sizing', 'content')) {
-      box.style.height = 'auto';
-      box.style.height = `${box.scrollHeight}px`;
+      input.style.height = 'auto';
+      input.style.height = `${input.scrollHeight}px`;
     }
-    if (this.chatId !== null) this.drafts.set(this.chatId, box.value);
-    const over = this.#over();
-    $('send').disabled = box.value.trim() === '' || over > 0;
-    $('box-count').hidden = over <= -200;
-    $('box-count').textContent = over > 0 ? `${characters(over)} too long.` : `${characters(-over)} left.`;
+    if (this.conversationId !== null) this.drafts.set(this.conversationId, input.value);
+    const excess = this.#excess();
+    $('send').disabled = input.value.trim() === '' || excess > 0;
+    $('characters-left').hidden = excess <= -SHOW_REMAINING_FROM;
+    $('characters-left').textContent = excess > 0 ? `${countCharacters(excess)} too long.` : `${countCharacters(-excess)} left.`;
   }
 }
 
-function characters(count) {
+function countCharacters(count) {
   return count === 1 ? '1 character' : `${count} characters`;
 }

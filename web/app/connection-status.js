@@ -1,30 +1,33 @@
-// The state of the connection, in words.
+// Shows the state of the connection, and a button that retries at once.
 
 import { $, countdown } from './dom.js';
 
-export function showConnection(client) {
-  const words = $('connection-words');
-  const tryNow = $('try-now');
-  let stop = () => {};
+/** Below this delay no countdown is shown. */
+const MIN_COUNTDOWN_MS = 2000;
+
+export function showConnectionStatus(client) {
+  const label = $('connection-label');
+  const retryButton = $('retry-connection');
+  let stopCountdown = () => {};
   const show = (state) => {
-    stop();
+    stopCountdown();
     $('connection').dataset.state = state.state;
-    tryNow.hidden = state.state !== 'waiting' && state.state !== 'closed';
-    tryNow.textContent = state.state === 'closed' ? 'Connect' : 'Try now';
-    if (state.state === 'waiting' && state.retryInMs >= 2000) {
-      // The words once, for screen readers; the seconds beside them for the others.
-      words.textContent = state.words.replace('Trying again…', '');
-      const left = document.createElement('span');
-      left.setAttribute('aria-hidden', 'true');
-      words.append(left);
-      stop = countdown(state.retryInMs, (seconds) => {
-        left.textContent = `Trying again in ${seconds} s.`;
+    retryButton.hidden = state.state !== 'waiting' && state.state !== 'closed';
+    retryButton.textContent = state.state === 'closed' ? 'Connect' : 'Try now';
+    if (state.state === 'waiting' && state.retryInMs >= MIN_COUNTDOWN_MS) {
+      // Screen readers get the text once; the countdown beside it is hidden from them.
+      label.textContent = state.words.replace('Trying again…', '');
+      const remaining = document.createElement('span');
+      remaining.setAttribute('aria-hidden', 'true');
+      label.append(remaining);
+      stopCountdown = countdown(state.retryInMs, (seconds) => {
+        remaining.textContent = `Trying again in ${seconds} s.`;
       });
-    } else if (words.textContent !== state.words) {
-      words.textContent = state.words;
+    } else if (label.textContent !== state.words) {
+      label.textContent = state.words;
     }
   };
-  tryNow.addEventListener('click', () => {
+  retryButton.addEventListener('click', () => {
     if (client.state.state === 'closed') client.connect();
     else client.poke();
   });

@@ -1,310 +1,321 @@
-// Conversations and what was said in them: the history of the server, and what is under way here.
+// The user's conversations: the history of the server, merged with the messages in progress here.
 
-import { kept } from './dom.js';
+import { storage } from './dom.js';
 
-const MOST_TITLES = 200;
-const MOST_LISTED = 400;
-/** Messages that were refused, and are kept until they are sent after all. */
-const MOST_REFUSED = 50;
+/** Titles that are stored. */
+const MAX_TITLES = 200;
+/** Conversations that are listed. */
+const MAX_LISTED = 400;
+/** Unsent messages that are stored, so that the user can resend them. */
+const MAX_UNSENT = 50;
+/** Turns in one page of the history. */
+const PAGE_SIZE = 50;
+/** Conversations whose titles are fetched at once. */
+const MAX_TITLE_REQUESTS = 50;
 
-function newChatId() {
+function newConversationId() {
   const bytes = crypto.getRandomValues(new Uint8Array(10));
   return `c-${Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join('')}`;
 }
 
-function titleOf(text) {
+function toTitle(text) {
   const line = text.trim().replace(/\s+/g, ' ');
   return line.length > 80 ? `${line.slice(0, 79)}…` : line;
 }
 
-/** The server never took it: refused, or there was no connection to the end. */
-function refused(turn) {
+/** Whether the server never accepted the message: it was rejected, or the connection was lost for good. */
+function isUnsent(turn) {
   return turn.status === 'failed' && turn.messageId === null && turn.question !== null;
 }
 
 /**
- * A turn: `{ id, messageId, question, text, status, live, error }`. `status` is live, answered,
- * cancelled or failed; `live` is the client's Answer while it grows.
+ * All conversations by id. A conversation has turns: `{ id, messageId, question, text, status, live,
+ * error }`. `status` is live, answered, cancelled or failed; `live` is the client's Answer while the
+ * answer is streaming.
  */
-export class Chats {
-  constructor(client, changed) {
+export class Conversations {
+  constructor(client, onChange) {
     this.client = client;
-    /** Called with 'list', with 'turns' and the chat, or with 'gone' and its id. */
-    this.changed = changed;
-    this.all = new Map();
+    /** Called with 'list', with 'turns' and the conversation, or with 'deleted' and its id. */
+    this.onChange = onChange;
+    this.byId = new Map();
     this.current = null;
-    // Of this user only: somebody else may sign in here next.
+    // The keys contain the user, because another user may sign in on this browser.
     this.titlesKey = `chatmesh.titles.${client.userId}`;
     this.outboxKey = `chatmesh.outbox.${client.userId}`;
-    this.titles = kept.get(this.titlesKey) ?? {};
+    this.titles = storage.get(this.titlesKey) ?? {};
     this.channel = typeof BroadcastChannel === 'function' ? new BroadcastChannel(`chatmesh.${client.userId}`) : null;
-    if (this.channel) this.channel.onmessage = ({ data }) => this.#drop(data.forgotten);
+    if (this.channel) this.channel.onmessage = ({ data }) => this.#remove(data.forgotten);
     client.on('reload', () => this.refresh());
-    client.on('message', (answer) => this.#adopt(answer));
-    client.on('accepted', (answer) => this.#accepted(answer));
-    client.on('end', (answer) => this.#ended(answer));
+    client.on('message', (answer) => this.#addTurn(answer));
+    client.on('accepted', (answer) => this.#handleAccepted(answer));
+    client.on('end', (answer) => this.#handleEnd(answer));
   }
 
-  /** Conversations, the newest first. */
+  /** All conversations, the most recently used first. */
   get list() {
-    return [...this.all.values()].sort((a, b) => b.updatedAt - a.updatedAt);
+    return [...this.byId.values()].sort((a, b) => b.updatedAt - a.updatedAt);
   }
 
-  #chat(id) {
-    let chat = this.all.get(id);
-    if (!chat) {
-      chat = { id, title: this.titles[id] ?? null, updatedAt: Date.now(), turns: [], stale: true, loaded: false, next: null, trouble: null };
-      this.all.set(id, chat);
+  /** The conversation with this id, which is created if it is unknown. */
+  #getOrCreate(id) {
+    let conversation = this.byId.get(id);
+    if (!conversation) {
+      conversation = { id, title: this.titles[id] ?? null, updatedAt: Date.now(), turns: [], isStale: true, isLoaded: false, next: null, error: null };
+      this.byId.set(id, conversation);
     }
-    return chat;
+    return conversation;
   }
 
-  /** Shows a conversation; null begins a new one. */
+  /** Makes a conversation the current one; null starts a new one. */
   open(id) {
-    const before = this.current;
-    // An address that named nothing.
-    if (before?.loaded && before.turns.length === 0 && before.title === null) this.all.delete(before.id);
-    this.current = id === null ? null : this.#chat(id);
-    if (this.current?.stale) this.load(this.current);
-    this.changed('list');
-    this.changed('turns', this.current);
+    const previous = this.current;
+    // Removes the entry of an address that named no existing conversation.
+    if (previous?.isLoaded && previous.turns.length === 0 && previous.title === null) this.byId.delete(previous.id);
+    this.current = id === null ? null : this.#getOrCreate(id);
+    if (this.current?.isStale) this.load(this.current);
+    this.onChange('list');
+    this.onChange('turns', this.current);
   }
 
-  /** Asks in the current conversation, or in a new one. */
+  /** Sends a message in the current conversation, or in a new one; returns whether it is new. */
   ask(question, { id } = {}) {
-    const began = this.current === null;
-    if (began) {
-      this.current = this.#chat(newChatId());
-      this.current.stale = false;
+    const isNew = this.current === null;
+    if (isNew) {
+      this.current = this.#getOrCreate(newConversationId());
+      this.current.isStale = false;
     }
-    this.#adopt(this.client.send(question, { conversationId: this.current.id, id }));
-    return began;
+    this.#addTurn(this.client.send(question, { conversationId: this.current.id, id }));
+    return isNew;
   }
 
-  /** Asks again what was not answered. What the server never took keeps its id. */
-  retry(chat, turn) {
+  /** Sends an unanswered message again. A message that the server never accepted keeps its id. */
+  retry(conversation, turn) {
     const id = turn.messageId ? undefined : turn.id;
-    const again = this.client.send(turn.question, { conversationId: chat.id, id });
-    if (!turn.messageId) chat.turns = chat.turns.filter((one) => one !== turn);
-    this.#adopt(again);
+    const answer = this.client.send(turn.question, { conversationId: conversation.id, id });
+    if (!turn.messageId) conversation.turns = conversation.turns.filter((other) => other !== turn);
+    this.#addTurn(answer);
   }
 
-  /** What was sent before the page was left and was never accepted is sent again; what was refused is shown. */
+  /** Restores the outbox of the previous page: resends messages that were on the way, shows unsent ones. */
   resume() {
-    const outbox = kept.get(this.outboxKey, sessionStorage);
+    const outbox = storage.get(this.outboxKey, sessionStorage);
     if (!Array.isArray(outbox)) return;
-    // All of the refused ones first: with each message that is sent the outbox is written anew.
-    for (const one of outbox) if (one?.refusedAt) this.#showRefused(one);
-    for (const one of outbox) {
+    // Unsent messages come first, because each send overwrites the stored outbox.
+    for (const entry of outbox) if (entry?.refusedAt) this.#restoreUnsent(entry);
+    for (const entry of outbox) {
       try {
-        const { id, conversationId, question, refusedAt } = one;
-        if (!refusedAt) this.#adopt(this.client.send(question, { id, conversationId }));
+        const { id, conversationId, question, refusedAt } = entry;
+        if (!refusedAt) this.#addTurn(this.client.send(question, { id, conversationId }));
       } catch {
-        // Damaged by hand; the others are still sent.
+        // A damaged entry must not prevent the others from being sent.
       }
     }
   }
 
-  #showRefused({ id, conversationId, question, refusedAt }) {
-    if (![id, conversationId, question].every((one) => typeof one === 'string')) return;
-    const chat = this.#chat(conversationId);
-    chat.updatedAt = Number(refusedAt) || chat.updatedAt;
-    chat.turns.push({ id, messageId: null, question, text: '', status: 'failed', live: null, error: null, refusedAt });
-    if (chat.title === null) this.#name(chat, question);
+  #restoreUnsent({ id, conversationId, question, refusedAt }) {
+    if (![id, conversationId, question].every((value) => typeof value === 'string')) return;
+    const conversation = this.#getOrCreate(conversationId);
+    conversation.updatedAt = Number(refusedAt) || conversation.updatedAt;
+    conversation.turns.push({ id, messageId: null, question, text: '', status: 'failed', live: null, error: null, refusedAt });
+    if (conversation.title === null) this.#setTitle(conversation, question);
   }
 
-  /** The server's list anew, and the conversation that is shown. */
+  /** Reloads the list of conversations and the current conversation from the server. */
   async refresh() {
-    for (const chat of this.all.values()) chat.stale = true;
+    for (const conversation of this.byId.values()) conversation.isStale = true;
     if (this.current) this.load(this.current);
     try {
       const found = new Map();
       let after;
       do {
         const page = await this.client.conversations({ limit: 200, after });
-        for (const one of page.conversations) found.set(one.conversation_id, one);
+        for (const entry of page.conversations) found.set(entry.conversation_id, entry);
         after = page.next;
-      } while (after && found.size < MOST_LISTED);
-      for (const chat of [...this.all.values()]) {
-        const busy = chat === this.current || chat.turns.some((turn) => turn.live || refused(turn));
-        if (!found.has(chat.id) && !busy) this.all.delete(chat.id);
+      } while (after && found.size < MAX_LISTED);
+      for (const conversation of [...this.byId.values()]) {
+        const hasLocalState = conversation === this.current || conversation.turns.some((turn) => turn.live || isUnsent(turn));
+        if (!found.has(conversation.id) && !hasLocalState) this.byId.delete(conversation.id);
       }
-      for (const [id, one] of found) this.#chat(id).updatedAt = Date.parse(one.updated_at) || Date.now();
-      this.changed('list');
-      await this.#nameUnknown();
+      for (const [id, entry] of found) this.#getOrCreate(id).updatedAt = Date.parse(entry.updated_at) || Date.now();
+      this.onChange('list');
+      await this.#fetchMissingTitles();
     } catch {
-      // The list is as it was; the connection says in words what is wrong, and another
-      // `reload` or a click on a conversation tries again.
+      // The list stays as it was. The connection status shows the problem, and the next `reload` event
+      // or a click on a conversation retries.
     }
   }
 
-  /** Conversations of other devices are named by what was asked last in them. */
-  async #nameUnknown() {
-    for (const chat of this.list.filter((one) => one.title === null).slice(0, 50)) {
-      const { messages } = await this.client.messages(chat.id, { limit: 1 });
+  /** Gives conversations of other devices a title: their latest question. */
+  async #fetchMissingTitles() {
+    for (const conversation of this.list.filter(({ title }) => title === null).slice(0, MAX_TITLE_REQUESTS)) {
+      const { messages } = await this.client.messages(conversation.id, { limit: 1 });
       const question = messages[0]?.question;
-      if (question) this.#name(chat, question);
+      if (question) this.#setTitle(conversation, question);
     }
-    this.changed('list');
+    this.onChange('list');
   }
 
-  #name(chat, question) {
-    chat.title = titleOf(question);
-    delete this.titles[chat.id];
-    this.titles[chat.id] = chat.title;
-    for (const id of Object.keys(this.titles).slice(0, -MOST_TITLES)) delete this.titles[id];
-    kept.set(this.titlesKey, this.titles);
+  #setTitle(conversation, question) {
+    conversation.title = toTitle(question);
+    delete this.titles[conversation.id];
+    this.titles[conversation.id] = conversation.title;
+    for (const id of Object.keys(this.titles).slice(0, -MAX_TITLES)) delete this.titles[id];
+    storage.set(this.titlesKey, this.titles);
   }
 
-  /** The newest turns of a conversation. */
-  async load(chat) {
-    chat.stale = false;
-    const began = performance.now();
-    chat.asked = began;
+  /** Loads the newest turns of a conversation. */
+  async load(conversation) {
+    conversation.isStale = false;
+    const startedAt = performance.now();
+    conversation.loadStartedAt = startedAt;
     try {
-      const page = await this.client.messages(chat.id, { limit: 50 });
-      // Another one was begun later, and knows more.
-      if (chat.asked !== began) return;
-      chat.trouble = null;
-      this.#merge(chat, page, began);
+      const page = await this.client.messages(conversation.id, { limit: PAGE_SIZE });
+      // A later load is in progress and has newer data.
+      if (conversation.loadStartedAt !== startedAt) return;
+      conversation.error = null;
+      this.#merge(conversation, page, startedAt);
     } catch (error) {
-      if (chat.asked !== began) return;
-      chat.stale = true;
-      chat.trouble = `The earlier messages could not be loaded: ${error.message}`;
+      if (conversation.loadStartedAt !== startedAt) return;
+      conversation.isStale = true;
+      conversation.error = `The earlier messages could not be loaded: ${error.message}`;
     }
-    this.changed('turns', chat);
+    this.onChange('turns', conversation);
   }
 
-  /** The turns before those that are shown. */
-  async older(chat) {
-    const before = chat.next;
+  /** Loads the page of turns before the loaded ones. */
+  async loadOlder(conversation) {
+    const before = conversation.next;
     if (!before) return;
     try {
-      const page = await this.client.messages(chat.id, { limit: 50, before });
-      // Asked twice, or loaded anew meanwhile.
-      if (chat.next !== before) return;
-      chat.trouble = null;
-      chat.turns.unshift(...this.#turns(chat, page));
-      chat.next = page.next;
+      const page = await this.client.messages(conversation.id, { limit: PAGE_SIZE, before });
+      // Another load has changed the turns.
+      if (conversation.next !== before) return;
+      conversation.error = null;
+      conversation.turns.unshift(...this.#toTurns(conversation, page));
+      conversation.next = page.next;
     } catch (error) {
-      // 404: that turn is gone, so nothing before it is left either.
-      if (error.status === 404) chat.next = null;
-      else chat.trouble = `The earlier messages could not be loaded: ${error.message}`;
+      // 404: the turn has been dropped from the bounded history, and so have the turns before it.
+      if (error.status === 404) conversation.next = null;
+      else conversation.error = `The earlier messages could not be loaded: ${error.message}`;
     }
-    this.changed('turns', chat);
+    this.onChange('turns', conversation);
   }
 
-  #turns(chat, page) {
-    const known = new Map(chat.turns.filter((turn) => turn.messageId).map((turn) => [turn.messageId, turn]));
-    return page.messages.toReversed().map((one) => {
-      const turn = known.get(one.message_id) ?? { id: null, messageId: one.message_id, live: null, error: null };
-      // Of a failed one the history has words about the failure, which nobody asked or answered.
-      const text = one.status === 'failed' ? '' : one.answer;
-      if (!turn.live) Object.assign(turn, { text, status: one.status });
-      turn.question = one.question ?? turn.question ?? null;
+  /** Turns of a history page in the order of display; known turns keep their objects. */
+  #toTurns(conversation, page) {
+    const known = new Map(conversation.turns.filter((turn) => turn.messageId).map((turn) => [turn.messageId, turn]));
+    return page.messages.toReversed().map((entry) => {
+      const turn = known.get(entry.message_id) ?? { id: null, messageId: entry.message_id, live: null, error: null };
+      // The history has the error text as the answer of a failed message; it is not shown as one.
+      const text = entry.status === 'failed' ? '' : entry.answer;
+      if (!turn.live) Object.assign(turn, { text, status: entry.status });
+      turn.question = entry.question ?? turn.question ?? null;
       return turn;
     });
   }
 
-  /** The history's turns, and behind them what is only here: under way, never accepted, or ended since it was asked. */
-  #merge(chat, page, began) {
-    const turns = this.#turns(chat, page);
+  /** Sets the turns to the history's, followed by local ones: live, unsent, or ended since the request. */
+  #merge(conversation, page, startedAt) {
+    const turns = this.#toTurns(conversation, page);
     const listed = new Set(turns);
-    const own = chat.turns.filter((turn) => !listed.has(turn) && (turn.live || !turn.messageId || turn.endedAt >= began));
-    chat.turns = [...turns, ...own];
-    chat.next = page.next;
-    chat.loaded = true;
-    const question = chat.turns.find((turn) => turn.question)?.question;
-    if (chat.title === null && question) this.#name(chat, question);
+    const local = conversation.turns.filter((turn) => !listed.has(turn) && (turn.live || !turn.messageId || turn.endedAt >= startedAt));
+    conversation.turns = [...turns, ...local];
+    conversation.next = page.next;
+    conversation.isLoaded = true;
+    const question = conversation.turns.find((turn) => turn.question)?.question;
+    if (conversation.title === null && question) this.#setTitle(conversation, question);
   }
 
-  async forget(chat) {
-    await this.client.forget(chat.id);
-    this.channel?.postMessage({ forgotten: chat.id });
-    this.#drop(chat.id);
+  /** Deletes a conversation on the server, and in all tabs of this browser. */
+  async delete(conversation) {
+    await this.client.forget(conversation.id);
+    this.channel?.postMessage({ forgotten: conversation.id });
+    this.#remove(conversation.id);
   }
 
-  #drop(id) {
-    this.all.delete(id);
+  #remove(id) {
+    this.byId.delete(id);
     delete this.titles[id];
-    kept.set(this.titlesKey, this.titles);
+    storage.set(this.titlesKey, this.titles);
     if (this.current?.id === id) {
       this.current = null;
-      this.changed('turns', null);
+      this.onChange('turns', null);
     }
-    this.#keepOutbox();
-    this.changed('gone', id);
-    this.changed('list');
+    this.#saveOutbox();
+    this.onChange('deleted', id);
+    this.onChange('list');
   }
 
-  // --- What the client tells -------------------------------------------------------------------
+  // --- Events of the client -------------------------------------------------------------------
 
-  #adopt(answer) {
-    const chat = this.#chat(answer.conversationId);
-    chat.updatedAt = Date.now();
-    // The history may have it already.
-    let turn = chat.turns.find((one) => one.messageId !== null && one.messageId === answer.messageId);
+  #addTurn(answer) {
+    const conversation = this.#getOrCreate(answer.conversationId);
+    conversation.updatedAt = Date.now();
+    // The turn may already have been loaded from the history.
+    let turn = conversation.turns.find(({ messageId }) => messageId !== null && messageId === answer.messageId);
     if (!turn) {
       turn = { id: answer.id, messageId: answer.messageId, error: null, text: '' };
-      chat.turns.push(turn);
+      conversation.turns.push(turn);
     }
     Object.assign(turn, { live: answer, status: 'live', question: answer.question ?? turn.question ?? null });
-    if (chat.title === null && turn.question) this.#name(chat, turn.question);
-    // Where it could not even be tried, its end has been told already.
-    if (answer.ended) this.#ended(answer);
-    this.#keepOutbox();
-    this.changed('list');
-    this.changed('turns', chat);
+    if (conversation.title === null && turn.question) this.#setTitle(conversation, turn.question);
+    // A message that could not be sent at all has already ended; its event is over.
+    if (answer.ended) this.#handleEnd(answer);
+    this.#saveOutbox();
+    this.onChange('list');
+    this.onChange('turns', conversation);
   }
 
-  #turnOf(answer) {
-    const chat = this.all.get(answer.conversationId);
-    const turn = chat?.turns.find((one) => one.live === answer);
-    return turn ? [chat, turn] : [];
+  #findTurn(answer) {
+    const conversation = this.byId.get(answer.conversationId);
+    const turn = conversation?.turns.find(({ live }) => live === answer);
+    return turn ? [conversation, turn] : [];
   }
 
-  #accepted(answer) {
-    const [chat, turn] = this.#turnOf(answer);
-    this.#keepOutbox();
+  #handleAccepted(answer) {
+    const [conversation, turn] = this.#findTurn(answer);
+    this.#saveOutbox();
     if (!turn) return;
     turn.messageId = answer.messageId;
     turn.question ??= answer.question;
-    if (chat.title === null && turn.question) this.#name(chat, turn.question);
-    this.changed('list');
-    this.changed('turns', chat);
+    if (conversation.title === null && turn.question) this.#setTitle(conversation, turn.question);
+    this.onChange('list');
+    this.onChange('turns', conversation);
   }
 
-  #ended(answer) {
-    const [chat, turn] = this.#turnOf(answer);
-    if (!turn) return this.#keepOutbox();
+  #handleEnd(answer) {
+    const [conversation, turn] = this.#findTurn(answer);
+    if (!turn) return this.#saveOutbox();
     turn.live = null;
     turn.endedAt = performance.now();
     turn.messageId = answer.messageId;
     turn.text = answer.state === 'failed' ? '' : answer.text;
     turn.status = answer.state;
     turn.error = answer.error;
-    if (refused(turn)) turn.refusedAt = Date.now();
-    this.#keepOutbox();
-    // The history may have brought it under its message id meanwhile.
-    chat.turns = chat.turns.filter((one) => one === turn || one.messageId === null || one.messageId !== turn.messageId);
+    if (isUnsent(turn)) turn.refusedAt = Date.now();
+    this.#saveOutbox();
+    // A history load may have added the same message as another turn.
+    conversation.turns = conversation.turns.filter((other) => other === turn || other.messageId === null || other.messageId !== turn.messageId);
     if (turn.question === null || answer.error?.code === 'missed') {
-      chat.stale = true;
-      if (chat === this.current) this.load(chat);
-      // The list goes on without its name where it can't be had.
-      else this.#nameUnknown().catch(() => {});
+      conversation.isStale = true;
+      if (conversation === this.current) this.load(conversation);
+      // Without a title the list shows a placeholder.
+      else this.#fetchMissingTitles().catch(() => {});
     }
-    this.changed('list');
-    this.changed('turns', chat);
+    this.onChange('list');
+    this.onChange('turns', conversation);
   }
 
-  #keepOutbox() {
-    const waiting = this.client.open.filter((one) => one.mine && (one.state === 'queued' || one.state === 'sent'));
-    const outbox = waiting.map(({ id, conversationId, question }) => ({ id, conversationId, question }));
-    const given = new Set(outbox.map(({ id }) => id));
-    const left = [...this.all.values()].flatMap(({ id: conversationId, turns }) =>
-      turns.filter((turn) => refused(turn) && !given.has(turn.id)).map(({ id, question, refusedAt }) => ({ id, conversationId, question, refusedAt })),
+  /** Stores messages that the server has not accepted, for the next page of this tab. */
+  #saveOutbox() {
+    const unaccepted = this.client.open.filter(({ mine, state }) => mine && (state === 'queued' || state === 'sent'));
+    const outbox = unaccepted.map(({ id, conversationId, question }) => ({ id, conversationId, question }));
+    const queuedIds = new Set(outbox.map(({ id }) => id));
+    const unsent = [...this.byId.values()].flatMap(({ id: conversationId, turns }) =>
+      turns.filter((turn) => isUnsent(turn) && !queuedIds.has(turn.id)).map(({ id, question, refusedAt }) => ({ id, conversationId, question, refusedAt })),
     );
-    outbox.push(...left.sort((a, b) => a.refusedAt - b.refusedAt).slice(-MOST_REFUSED));
-    kept.set(this.outboxKey, outbox.length ? outbox : null, sessionStorage);
+    outbox.push(...unsent.sort((a, b) => a.refusedAt - b.refusedAt).slice(-MAX_UNSENT));
+    storage.set(this.outboxKey, outbox.length ? outbox : null, sessionStorage);
   }
 }

@@ -1,4 +1,4 @@
-// Building nodes. Text only ever becomes text nodes; there is no innerHTML on this page.
+// Helpers for the DOM. Text only becomes text nodes: the page never uses innerHTML.
 
 const SVG = 'http://www.w3.org/2000/svg';
 
@@ -20,7 +20,7 @@ const ICONS = {
 
 export const $ = (id) => document.getElementById(id);
 
-/** An element: `on…` properties are listeners, others attributes; null and false are left out. */
+/** Creates an element. `on…` properties are listeners, others attributes; null and false are omitted. */
 export function h(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
@@ -41,65 +41,65 @@ export function icon(name) {
   return svg;
 }
 
-/** A button with an icon; the label is there for everybody as a tooltip. */
+/** A button with an icon. The label is the tooltip, and the accessible name unless there is a text. */
 export function button(name, label, onclick, text) {
   const parts = text ? [icon(name), h('span', {}, text)] : [icon(name)];
-  return h('button', { type: 'button', class: 'small', title: label, ...(!text && { 'aria-label': label }), onclick }, ...parts);
+  return h('button', { type: 'button', class: 'small-button', title: label, ...(!text && { 'aria-label': label }), onclick }, ...parts);
 }
 
-/** Copies what `textOf` says then, and tells that it did. */
-export function copyButton(label, textOf) {
-  const made = button('copy', label, async () => {
-    const done = await copy(textOf());
-    made.replaceChildren(icon(done ? 'done' : 'close'));
-    made.setAttribute('aria-label', done ? 'Copied' : 'Could not be copied');
+/** A button that copies the text that `getText` returns, and reports the result. */
+export function copyButton(label, getText) {
+  const element = button('copy', label, async () => {
+    const done = await copyText(getText());
+    element.replaceChildren(icon(done ? 'done' : 'close'));
+    element.setAttribute('aria-label', done ? 'Copied' : 'Could not be copied');
     announce(done ? 'Copied' : 'Could not be copied');
     setTimeout(() => {
-      made.replaceChildren(icon('copy'));
-      made.setAttribute('aria-label', label);
+      element.replaceChildren(icon('copy'));
+      element.setAttribute('aria-label', label);
     }, 1500);
   });
-  return made;
+  return element;
 }
 
-async function copy(text) {
+async function copyText(text) {
   try {
     await navigator.clipboard.writeText(text);
     return true;
   } catch {
-    // Not https, or not allowed: the old way.
-    const box = h('textarea', { class: 'unseen', 'aria-hidden': 'true' });
-    box.value = text;
+    // The clipboard API needs https and permission; execCommand works without.
+    const textarea = h('textarea', { class: 'visually-hidden', 'aria-hidden': 'true' });
+    textarea.value = text;
     const focused = document.activeElement;
-    document.body.append(box);
-    box.select();
+    document.body.append(textarea);
+    textarea.select();
     const done = document.execCommand('copy');
-    box.remove();
+    textarea.remove();
     focused?.focus();
     return done;
   }
 }
 
-/** Tells a screen reader. */
+/** Makes screen readers speak a text. */
 export function announce(text) {
-  $('announce').textContent = text;
+  $('announcer').textContent = text;
 }
 
-/** Calls `tick` with the seconds that are left, at once and every second, until 0 or stopped. */
-export function countdown(milliseconds, tick) {
+/** Calls `onTick` with the remaining seconds, at once and every second until 0. Returns a stop function. */
+export function countdown(milliseconds, onTick) {
   const end = Date.now() + milliseconds;
   let timer;
   const step = () => {
-    const left = Math.max(0, Math.ceil((end - Date.now()) / 1000));
-    tick(left);
-    if (left > 0) timer = setTimeout(step, (end - Date.now()) % 1000 || 1000);
+    const remaining = Math.max(0, Math.ceil((end - Date.now()) / 1000));
+    onTick(remaining);
+    if (remaining > 0) timer = setTimeout(step, (end - Date.now()) % 1000 || 1000);
   };
   step();
   return () => clearTimeout(timer);
 }
 
-/** Storage that may be forbidden, full, or damaged by hand. */
-export const kept = {
+/** JSON values in the browser's storage. Storage that is forbidden, full or damaged counts as empty. */
+export const storage = {
   get(key, store = localStorage) {
     try {
       return JSON.parse(store.getItem(key));
@@ -112,7 +112,7 @@ export const kept = {
       if (value === null) store.removeItem(key);
       else store.setItem(key, JSON.stringify(value));
     } catch {
-      // It is a convenience only.
+      // The page works without stored values.
     }
   },
 };

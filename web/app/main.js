@@ -1,110 +1,111 @@
-// The chat page: puts the parts together.
+// Entry point of the chat page: creates the client and the views, and connects them.
 
 import { AuthError, ChatMesh } from '../chatmesh.js';
-import { Chats } from './chats.js';
 import { Composer } from './composer.js';
+import { showConnectionStatus } from './connection-status.js';
+import { Conversations } from './conversations.js';
 import { $, announce, h, icon } from './dom.js';
+import { initDrawer, setDrawerOpen } from './drawer.js';
 import * as identity from './identity.js';
-import { drawer, prepareDrawer, prepareTheme } from './settings.js';
-import { Sidebar, addressOf, addressed } from './sidebar.js';
-import { showConnection } from './status.js';
+import { Sidebar, conversationInAddress, toAddress } from './sidebar.js';
+import { initTheme } from './theme.js';
 import { Thread } from './thread.js';
 
-const IDEAS = ['Explain a hash map as to a child', 'Write a haiku about the sea', 'Compare SQL joins in a table'];
+const SUGGESTIONS = ['Explain a hash map as to a child', 'Write a haiku about the sea', 'Compare SQL joins in a table'];
 
 function start(userId) {
-  const client = new ChatMesh({ url: new URL('.', document.baseURI).href, userId, token: identity.token });
-  const chats = new Chats(client, (what, chat) => {
-    if (what === 'list') sidebar.show();
-    else if (what === 'gone') composer.forget(chat);
-    else if (chat === chats.current) show();
+  const client = new ChatMesh({ url: new URL('.', document.baseURI).href, userId, token: identity.getToken });
+  const conversations = new Conversations(client, (change, subject) => {
+    if (change === 'list') sidebar.render();
+    else if (change === 'deleted') composer.deleteDraft(subject);
+    else if (subject === conversations.current) render();
   });
   const composer = new Composer({ userId, send, stop, limits: () => client.limits });
-  const thread = new Thread(chats, () => composer.focus());
-  const sidebar = new Sidebar(chats, { left: () => go(null) });
+  const thread = new Thread(conversations, () => composer.focus());
+  const sidebar = new Sidebar(conversations, { onCurrentDeleted: () => navigate(null) });
 
-  function growing() {
-    return chats.current?.turns.filter((turn) => turn.live) ?? [];
+  function liveTurns() {
+    return conversations.current?.turns.filter((turn) => turn.live) ?? [];
   }
 
-  function show() {
-    thread.show();
-    const title = chats.current ? (chats.current.title ?? 'Conversation') : 'New chat';
+  function render() {
+    thread.render();
+    const title = conversations.current ? (conversations.current.title ?? 'Conversation') : 'New chat';
     $('title').textContent = title;
-    document.title = chats.current ? `${title} – Chat` : 'Chat';
-    composer.show(chats.current?.id ?? '');
-    composer.answering(growing().length > 0);
+    document.title = conversations.current ? `${title} – Chat` : 'Chat';
+    composer.show(conversations.current?.id ?? '');
+    composer.setAnswering(liveTurns().length > 0);
   }
 
   function send(text) {
     try {
-      const began = chats.ask(text);
-      if (began) history.pushState(null, '', addressOf(chats.current.id));
+      const isNew = conversations.ask(text);
+      if (isNew) history.pushState(null, '', toAddress(conversations.current.id));
     } catch (error) {
       announce(error.message);
       return false;
     }
     announce('Sent.');
-    chats.open(chats.current.id);
-    thread.toEnd();
+    conversations.open(conversations.current.id);
+    thread.scrollToEnd();
     return true;
   }
 
   function stop() {
-    for (const { live } of growing()) live.cancel().catch(() => announce('It could not be stopped. Please try again.'));
-    show();
+    for (const { live } of liveTurns()) live.cancel().catch(() => announce('It could not be stopped. Please try again.'));
+    render();
   }
 
-  /** Shows a conversation and puts it into the address. */
-  function go(id) {
-    history.pushState(null, '', id === null ? location.pathname : addressOf(id));
-    arrive();
+  /** Opens a conversation, or a new one (null), and adds it to the browser's history. */
+  function navigate(id) {
+    history.pushState(null, '', id === null ? location.pathname : toAddress(id));
+    openAddress();
   }
 
-  function arrive() {
-    chats.open(addressed());
-    drawer(false);
-    // On a phone the keyboard would cover what was just opened.
+  function openAddress() {
+    conversations.open(conversationInAddress());
+    setDrawerOpen(false);
+    // On a phone, focus would open the keyboard, which covers the conversation.
     if (!matchMedia('(pointer: coarse)').matches) composer.focus();
   }
 
   $('new-chat').prepend(icon('plus'));
   $('new-chat').addEventListener('click', () => {
-    go(null);
+    navigate(null);
     composer.focus();
   });
   $('conversations').addEventListener('click', (event) => {
     const link = event.target.closest('a');
     if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
     event.preventDefault();
-    go(decodeURIComponent(link.hash.slice(4)));
+    navigate(decodeURIComponent(link.hash.slice(4)));
   });
-  for (const idea of IDEAS) $('ideas').append(h('button', { type: 'button', onclick: () => composer.fill(idea) }, idea));
-  $('who').replaceChildren(icon('person'), h('span', {}, userId));
-  $('who').setAttribute('aria-label', `You are ${userId}. Change it.`);
-  $('who').addEventListener('click', () => identity.ask());
+  for (const suggestion of SUGGESTIONS) $('suggestions').append(h('button', { type: 'button', onclick: () => composer.fill(suggestion) }, suggestion));
+  $('user-button').replaceChildren(icon('person'), h('span', {}, userId));
+  $('user-button').setAttribute('aria-label', `You are ${userId}. Change it.`);
+  $('user-button').addEventListener('click', () => identity.openDialog());
   addEventListener('keydown', (event) => {
-    const elsewhere = document.querySelector('dialog[open]') || document.body.classList.contains('drawer-open');
-    if (event.key === 'Escape' && !event.isComposing && !elsewhere) stop();
+    const isOverlayOpen = document.querySelector('dialog[open]') || document.body.classList.contains('drawer-open');
+    if (event.key === 'Escape' && !event.isComposing && !isOverlayOpen) stop();
   });
-  addEventListener('popstate', arrive);
-  addEventListener('hashchange', arrive);
+  addEventListener('popstate', openAddress);
+  addEventListener('hashchange', openAddress);
 
   client.on('state', ({ state, error }) => {
-    if (state === 'closed' && error instanceof AuthError) identity.ask(error.message);
-    if (state === 'open') identity.worked();
-    // A conversation whose history could not be had is tried again with the connection.
-    if (state === 'open' && chats.current?.stale) chats.load(chats.current);
+    if (state === 'closed' && error instanceof AuthError) identity.openDialog(error.message);
+    if (state === 'open') identity.recordSuccess();
+    // Retries a failed load of the history when the connection is back.
+    if (state === 'open' && conversations.current?.isStale) conversations.load(conversations.current);
   });
-  showConnection(client);
+  showConnectionStatus(client);
   client.connect();
-  chats.resume();
-  arrive();
+  conversations.resume();
+  openAddress();
 }
 
-prepareTheme();
-prepareDrawer();
-identity.prepare();
-const userId = identity.userId();
-if (userId === null) identity.ask();
+initTheme();
+initDrawer();
+identity.initDialog();
+const userId = identity.loadUserId();
+if (userId === null) identity.openDialog();
 else start(userId);

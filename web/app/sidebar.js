@@ -2,22 +2,24 @@
 
 import { $, button, h } from './dom.js';
 
-export function addressOf(id) {
+/** The fragment that names a conversation. */
+export function toAddress(id) {
   return `#/c/${encodeURIComponent(id)}`;
 }
 
-/** Which conversation the address names; null for a new one. */
-export function addressed() {
-  const found = /^#\/c\/(.+)$/.exec(location.hash);
+/** The id of the conversation that the page's address names; null for a new conversation. */
+export function conversationInAddress() {
+  const match = /^#\/c\/(.+)$/.exec(location.hash);
   try {
-    const id = found && decodeURIComponent(found[1]);
+    const id = match && decodeURIComponent(match[1]);
     return id && /^[A-Za-z0-9._:@|+-]{1,64}$/.test(id) ? id : null;
   } catch {
     return null;
   }
 }
 
-function confirmed(title) {
+/** Asks for confirmation; resolves with whether the user confirms. */
+function confirmDeletion(title) {
   const dialog = $('confirm');
   $('confirm-text').textContent = `“${title}” is deleted on all your devices. This can’t be undone.`;
   dialog.returnValue = 'no';
@@ -28,62 +30,63 @@ function confirmed(title) {
 }
 
 export class Sidebar {
-  constructor(chats, { left }) {
-    this.chats = chats;
-    this.left = left;
+  /** `onCurrentDeleted` is called when the user has deleted the current conversation. */
+  constructor(conversations, { onCurrentDeleted }) {
+    this.conversations = conversations;
+    this.onCurrentDeleted = onCurrentDeleted;
     this.rows = new Map();
   }
 
-  /** Rows keep their nodes, so that the focus stays where it is. */
-  show() {
+  /** Updates the list. Rows keep their nodes, so that the focus is not lost. */
+  render() {
     const list = $('conversations');
-    const { current } = this.chats;
-    const chats = this.chats.list.filter((chat) => chat.turns.length > 0 || chat !== current || chat.title !== null);
-    const listed = new Set(chats.map((chat) => chat.id));
+    const { current } = this.conversations;
+    const conversations = this.conversations.list.filter((conversation) => conversation.turns.length > 0 || conversation !== current || conversation.title !== null);
+    const listed = new Set(conversations.map((conversation) => conversation.id));
     for (const [id, row] of this.rows) {
       if (listed.has(id)) continue;
       row.element.remove();
       this.rows.delete(id);
     }
-    let place = null;
-    for (const chat of chats) {
-      const row = this.rows.get(chat.id) ?? this.#row(chat);
-      const title = chat.title ?? 'Conversation';
+    let previous = null;
+    for (const conversation of conversations) {
+      const row = this.rows.get(conversation.id) ?? this.#createRow(conversation);
+      const title = conversation.title ?? 'Conversation';
       if (row.link.textContent !== title) {
         row.link.textContent = title;
         row.remove.setAttribute('aria-label', `Delete “${title}”`);
       }
-      row.element.classList.toggle('current', chat === current);
-      if (chat === current) row.link.setAttribute('aria-current', 'page');
+      row.element.classList.toggle('current', conversation === current);
+      if (conversation === current) row.link.setAttribute('aria-current', 'page');
       else row.link.removeAttribute('aria-current');
-      row.mark.hidden = !chat.turns.some((turn) => turn.live);
-      const next = place ? place.nextSibling : list.firstChild;
+      row.indicator.hidden = !conversation.turns.some((turn) => turn.live);
+      const next = previous ? previous.nextSibling : list.firstChild;
       if (next !== row.element) list.insertBefore(row.element, next);
-      place = row.element;
+      previous = row.element;
     }
-    $('no-conversations').hidden = chats.length > 0;
+    $('no-conversations').hidden = conversations.length > 0;
   }
 
-  #row(chat) {
-    const link = h('a', { href: addressOf(chat.id), dir: 'auto' });
-    const mark = h('span', { class: 'answering', role: 'img', 'aria-label': 'being answered' });
-    const remove = button('trash', 'Delete', () => this.#remove(chat.id));
-    const row = { link, mark, remove, element: h('li', {}, link, mark, remove) };
-    this.rows.set(chat.id, row);
+  #createRow(conversation) {
+    const link = h('a', { href: toAddress(conversation.id), dir: 'auto' });
+    const indicator = h('span', { class: 'answering', role: 'img', 'aria-label': 'being answered' });
+    const remove = button('trash', 'Delete', () => this.#remove(conversation.id));
+    const row = { link, indicator, remove, element: h('li', {}, link, indicator, remove) };
+    this.rows.set(conversation.id, row);
     return row;
   }
 
   async #remove(id) {
-    const chat = this.chats.all.get(id);
-    if (!chat || !(await confirmed(chat.title ?? 'Conversation'))) return;
-    const shown = chat === this.chats.current;
+    const conversation = this.conversations.byId.get(id);
+    if (!conversation || !(await confirmDeletion(conversation.title ?? 'Conversation'))) return;
+    const isCurrent = conversation === this.conversations.current;
     try {
-      await this.chats.forget(chat);
-      if (shown) this.left();
+      await this.conversations.delete(conversation);
+      if (isCurrent) this.onCurrentDeleted();
       else $('new-chat').focus();
     } catch (error) {
-      chat.trouble = `The conversation could not be deleted: ${error.message} Please try again.`;
-      this.chats.open(id);
+      conversation.error = `The conversation could not be deleted: ${error.message} Please try again.`;
+      this.conversations.open(id);
     }
   }
 }

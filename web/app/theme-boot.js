@@ -1,7 +1,7 @@
-// Before anything is drawn: the person's choice of dark or light.
+// Applies the chosen theme before the first paint, so that the page does not flash in the other one.
 try {
   const theme = localStorage.getItem('chatmesh.theme');
   if (theme === 'dark' || theme === 'light') document.documentElement.dataset.theme = theme;
 } catch {
-  // No storage in this browser: its own setting counts.
+  // Without storage the browser's own setting applies.
 }

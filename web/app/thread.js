@@ -1,71 +1,74 @@
-// The conversation that is shown, and where it is scrolled to.
+// The view of the current conversation, and its scroll position.
 
 import { $, announce, icon } from './dom.js';
 import { TurnView } from './turn.js';
 
-const NOTHING = 'There is nothing here: this conversation was deleted, or there never was one. A message begins it anew.';
-const NEAR = 8;
-const AWAY = new Set(['ArrowUp', 'PageUp', 'Home']);
+const NOT_FOUND = 'There is nothing here: this conversation was deleted, or there never was one. A message begins it anew.';
+/** Distances from the end, in pixels: pin the view below, unpin it above, show the button above. */
+const PIN_DISTANCE = 8;
+const UNPIN_DISTANCE = 400;
+const BUTTON_DISTANCE = 80;
+const SCROLL_UP_KEYS = new Set(['ArrowUp', 'PageUp', 'Home']);
 
 export class Thread {
-  constructor(chats, focusBox) {
-    this.chats = chats;
-    this.chat = undefined;
+  constructor(conversations, focusInput) {
+    this.conversations = conversations;
+    this.conversation = undefined;
     this.views = new Map();
-    /** Whether the end stays in view; a person who scrolls up lets go of it. */
-    this.pinned = true;
+    /** Whether the view follows the end of the conversation; scrolling up stops that. */
+    this.isPinned = true;
     this.actions = {
-      grown: () => this.#stay(),
+      onResize: () => this.#followEnd(),
       retry: (turn) => {
         try {
-          chats.retry(this.chat, turn);
+          conversations.retry(this.conversation, turn);
         } catch (error) {
           announce(error.message);
         }
-        this.toEnd();
-        focusBox();
+        this.scrollToEnd();
+        focusInput();
       },
     };
     const scroll = $('scroll');
-    scroll.addEventListener('wheel', (event) => event.deltaY < 0 && this.#letGo(), { passive: true });
-    scroll.addEventListener('touchmove', () => this.#letGo(), { passive: true });
-    scroll.addEventListener('keydown', (event) => AWAY.has(event.key) && this.#letGo());
-    scroll.addEventListener('scroll', () => this.#scrolled(), { passive: true });
-    // Whatever changes the height, also buttons and boxes that come after the last piece of text.
-    const sizes = new ResizeObserver(() => this.#stay());
+    scroll.addEventListener('wheel', (event) => event.deltaY < 0 && this.#unpin(), { passive: true });
+    scroll.addEventListener('touchmove', () => this.#unpin(), { passive: true });
+    scroll.addEventListener('keydown', (event) => SCROLL_UP_KEYS.has(event.key) && this.#unpin());
+    scroll.addEventListener('scroll', () => this.#handleScroll(), { passive: true });
+    // Everything that changes the height, also buttons and boxes that appear after the text.
+    const sizes = new ResizeObserver(() => this.#followEnd());
     sizes.observe(scroll);
     sizes.observe($('turns').parentElement);
-    $('to-end').prepend(icon('down'));
-    $('to-end').addEventListener('click', () => {
-      this.toEnd();
-      focusBox();
+    $('scroll-to-end').prepend(icon('down'));
+    $('scroll-to-end').addEventListener('click', () => {
+      this.scrollToEnd();
+      focusInput();
     });
-    $('earlier').addEventListener('click', async () => {
+    $('load-earlier').addEventListener('click', async () => {
       const before = scroll.scrollHeight - scroll.scrollTop;
-      this.pinned = false;
-      await chats.older(this.chat);
+      this.isPinned = false;
+      await conversations.loadOlder(this.conversation);
       scroll.scrollTop = scroll.scrollHeight - before;
     });
   }
 
-  /** Shows the current conversation as it is now. */
-  show() {
-    const chat = this.chats.current;
+  /** Updates the view. Turns keep their views, so that a streaming answer is not drawn again. */
+  render() {
+    const conversation = this.conversations.current;
     const turns = $('turns');
-    if (chat !== this.chat) {
-      this.chat = chat;
+    if (conversation !== this.conversation) {
+      this.conversation = conversation;
       this.views.clear();
       turns.replaceChildren();
-      this.pinned = true;
+      this.isPinned = true;
     }
-    const listed = new Set(chat?.turns);
+    const listed = new Set(conversation?.turns);
     for (const [turn, view] of this.views) {
       if (listed.has(turn)) continue;
       view.element.remove();
       this.views.delete(turn);
     }
-    let place = null;
-    for (const turn of chat?.turns ?? []) {
+    let previous = null;
+    for (const turn of conversation?.turns ?? []) {
       let view = this.views.get(turn);
       if (view) {
         view.update();
@@ -73,44 +76,44 @@ export class Thread {
         view = new TurnView(turn, this.actions);
         this.views.set(turn, view);
       }
-      const next = place ? place.nextSibling : turns.firstChild;
+      const next = previous ? previous.nextSibling : turns.firstChild;
       if (next !== view.element) turns.insertBefore(view.element, next);
-      place = view.element;
+      previous = view.element;
     }
-    $('welcome').hidden = chat !== null;
-    $('earlier').hidden = !chat?.next;
-    const trouble = chat?.trouble ?? (chat?.loaded && chat.turns.length === 0 ? NOTHING : '');
-    $('trouble').className = trouble === NOTHING ? 'hint' : 'trouble';
-    $('trouble').hidden = trouble === '';
-    $('trouble').textContent = trouble;
-    this.#stay();
+    $('welcome').hidden = conversation !== null;
+    $('load-earlier').hidden = !conversation?.next;
+    const error = conversation?.error ?? (conversation?.isLoaded && conversation.turns.length === 0 ? NOT_FOUND : '');
+    $('thread-error').className = error === NOT_FOUND ? 'hint' : 'error-text';
+    $('thread-error').hidden = error === '';
+    $('thread-error').textContent = error;
+    this.#followEnd();
   }
 
-  toEnd() {
-    this.pinned = true;
-    this.#stay();
+  scrollToEnd() {
+    this.isPinned = true;
+    this.#followEnd();
   }
 
-  #letGo() {
+  #unpin() {
     const { scrollHeight, clientHeight } = $('scroll');
-    if (scrollHeight > clientHeight) this.pinned = false;
+    if (scrollHeight > clientHeight) this.isPinned = false;
   }
 
-  #fromEnd() {
+  #distanceFromEnd() {
     const { scrollHeight, clientHeight, scrollTop } = $('scroll');
     return scrollHeight - clientHeight - scrollTop;
   }
 
-  #scrolled() {
-    const from = this.#fromEnd();
-    if (from <= NEAR) this.pinned = true;
-    else if (from > 400) this.pinned = false;
-    $('to-end').hidden = this.pinned || from < 80;
+  #handleScroll() {
+    const distance = this.#distanceFromEnd();
+    if (distance <= PIN_DISTANCE) this.isPinned = true;
+    else if (distance > UNPIN_DISTANCE) this.isPinned = false;
+    $('scroll-to-end').hidden = this.isPinned || distance < BUTTON_DISTANCE;
   }
 
-  #stay() {
+  #followEnd() {
     const scroll = $('scroll');
-    if (this.pinned) scroll.scrollTop = scroll.scrollHeight;
-    $('to-end').hidden = this.pinned || this.#fromEnd() < 80;
+    if (this.isPinned) scroll.scrollTop = scroll.scrollHeight;
+    $('scroll-to-end').hidden = this.isPinned || this.#distanceFromEnd() < BUTTON_DISTANCE;
   }
 }

@@ -1,9 +1,9 @@
-// One question and its answer.
+// The view of a turn: a question and its answer.
 
 import { announce, button, copyButton, countdown, h } from './dom.js';
 import { MarkdownView } from './markdown/view.js';
 
-/** What went wrong and what to do, by the error's code; otherwise the server's own words. */
+/** Text for each error code: the problem and what to do. null: the server's message is shown. */
 const ADVICE = {
   rate_limited: 'That was too much at once.',
   too_large: null,
@@ -22,35 +22,35 @@ const ADVICE = {
   queue_full: 'Too many messages wait for their answers. Let some of them finish first.',
 };
 
-/** The history does not tell why, so after a reload this is all that is known. */
+/** Texts for errors without a known code: the history does not have the codes of errors. */
 const NOT_ANSWERED = 'This message was not answered.';
 const NOT_SENT = 'This message was not sent.';
-const EMPTY = 'The model gave an empty answer.';
+const EMPTY_ANSWER = 'The model gave an empty answer.';
 
-function blank(text) {
+function isBlank(text) {
   return text.trim() === '';
 }
 
-function adviceOf({ error, messageId }) {
+function errorText({ error, messageId }) {
   if (!error) return messageId ? NOT_ANSWERED : NOT_SENT;
   if (Object.hasOwn(ADVICE, error.code)) return ADVICE[error.code] ?? error.message;
   return error.messageId ? NOT_ANSWERED : error.message;
 }
 
-/** Time between two drawings while an answer grows; longer where drawing itself takes long. */
-function nextFrame(spent) {
+/** Waits before the next drawing of a streaming answer, the longer the more time drawing took. */
+function nextFrame(drawTimeMs) {
   return new Promise((resolve) => {
-    // A tab in the background draws no frames, and the answer goes on all the same.
-    const timer = setTimeout(resolve, Math.max(250, spent * 4));
+    // Background tabs have no animation frames, so a timer keeps the drawing going there.
+    const timer = setTimeout(resolve, Math.max(250, drawTimeMs * 4));
     requestAnimationFrame(() => {
-      if (spent < 8) {
+      if (drawTimeMs < 8) {
         clearTimeout(timer);
         resolve();
       } else {
         setTimeout(() => {
           clearTimeout(timer);
           resolve();
-        }, spent * 3);
+        }, drawTimeMs * 3);
       }
     });
   });
@@ -69,114 +69,114 @@ export class TurnView {
     this.element = h(
       'article',
       { class: 'turn', 'aria-label': 'Message and answer' },
-      h('h2', { class: 'unseen' }, 'You asked'),
+      h('h2', { class: 'visually-hidden' }, 'You asked'),
       this.question,
-      h('h2', { class: 'unseen' }, 'Answer'),
+      h('h2', { class: 'visually-hidden' }, 'Answer'),
       this.answer,
       this.note,
       this.tools,
     );
     this.markdown = new MarkdownView(this.answer);
-    this.shown = null;
-    this.following = null;
+    /** The text that was drawn last. */
+    this.drawnText = null;
+    /** The Answer whose stream is being drawn. */
+    this.streaming = null;
     this.update();
   }
 
-  /** Shows what the turn is now. */
+  /** Updates the view to the current state of the turn. */
   update() {
     const { turn } = this;
     const question = turn.question ?? 'A message of another device';
     if (this.question.textContent !== question) this.question.textContent = question;
     this.question.classList.toggle('unknown', turn.question === null);
     if (turn.live) {
-      if (this.following !== turn.live) this.#follow(turn.live);
-    } else if (this.following === null && this.shown !== turn.text) {
+      if (this.streaming !== turn.live) this.#drawStream(turn.live);
+    } else if (this.streaming === null && this.drawnText !== turn.text) {
       this.#draw(turn.text, false);
     }
-    this.element.setAttribute('aria-busy', String(this.#busy));
+    this.element.setAttribute('aria-busy', String(this.#isBusy));
     this.#showNote();
   }
 
-  /** Whether it grows, or its end is still to be drawn. */
-  get #busy() {
-    return this.turn.live !== null || this.following !== null;
+  /** Whether the answer is streaming, or its end has not been drawn yet. */
+  get #isBusy() {
+    return this.turn.live !== null || this.streaming !== null;
   }
 
-  async #follow(answer) {
-    this.following = answer;
-    let spent = 0;
+  async #drawStream(answer) {
+    this.streaming = answer;
     try {
       for await (const { text } of answer) {
-        // Another conversation is shown now; coming back makes a new view.
+        // Another conversation is shown; returning to this one creates a new view.
         if (!this.element.isConnected) return;
-        const began = performance.now();
+        const startedAt = performance.now();
         this.#draw(text, true);
         this.#showNote();
-        spent = performance.now() - began;
-        await nextFrame(spent);
+        await nextFrame(performance.now() - startedAt);
       }
     } catch {
-      // The turn has the error, and the note says it.
+      // The note shows the error, which the turn has.
     }
-    this.following = null;
-    // What a failed one had begun is no answer, and the history does not have it.
+    this.streaming = null;
+    // The partial text of a failed answer is discarded, as in the history.
     this.#draw(answer.state === 'failed' ? '' : answer.text, false);
     this.update();
-    if (answer.state === 'answered') announce(blank(answer.text) ? EMPTY : `Answer: ${this.answer.textContent.slice(0, 2000)}`);
+    if (answer.state === 'answered') announce(isBlank(answer.text) ? EMPTY_ANSWER : `Answer: ${this.answer.textContent.slice(0, 2000)}`);
     else if (answer.state === 'cancelled') announce('The answer was stopped.');
   }
 
-  #draw(text, growing) {
-    this.shown = text;
-    this.markdown.update(text, growing);
-    this.actions.grown();
+  #draw(text, isGrowing) {
+    this.drawnText = text;
+    this.markdown.update(text, isGrowing);
+    this.actions.onResize();
   }
 
   #showNote() {
     const { turn } = this;
-    const state = turn.live ? `${turn.live.state} ${turn.live.text !== ''} ${turn.live.cancelling != null}` : `${turn.status} ${turn.error?.code} ${turn.messageId !== null} ${blank(turn.text)}`;
-    const key = `${state} ${turn.question !== null} ${this.#busy}`;
-    if (this.noted === key) return;
-    this.noted = key;
+    const state = turn.live ? `${turn.live.state} ${turn.live.text !== ''} ${turn.live.pendingCancel != null}` : `${turn.status} ${turn.error?.code} ${turn.messageId !== null} ${isBlank(turn.text)}`;
+    const key = `${state} ${turn.question !== null} ${this.#isBusy}`;
+    if (this.noteKey === key) return;
+    this.noteKey = key;
     this.#stopCountdown();
-    this.note.classList.toggle('bad', turn.status === 'failed');
+    this.note.classList.toggle('failed', turn.status === 'failed');
     this.note.replaceChildren(...this.#noteParts());
     this.note.hidden = this.note.childNodes.length === 0;
-    const done = !this.#busy && turn.status !== 'failed' && !blank(turn.text);
-    this.tools.replaceChildren(...(done ? this.#toolParts() : []));
-    this.tools.hidden = !done;
+    const hasTools = !this.#isBusy && turn.status !== 'failed' && !isBlank(turn.text);
+    this.tools.replaceChildren(...(hasTools ? this.#toolParts() : []));
+    this.tools.hidden = !hasTools;
   }
 
   #noteParts() {
     const { turn } = this;
     if (turn.live) {
-      if (turn.live.cancelling) return ['Stopping…'];
+      if (turn.live.pendingCancel) return ['Stopping…'];
       if (turn.live.text !== '') return [];
-      const words = { queued: 'Will be sent when there is a connection', sent: 'Sending', accepted: 'Waiting for the answer', streaming: 'Answering' };
+      const labels = { queued: 'Will be sent when there is a connection', sent: 'Sending', accepted: 'Waiting for the answer', streaming: 'Answering' };
       const dots = h('span', { class: 'waiting-dots', 'aria-hidden': 'true' }, h('i'), h('i'), h('i'));
-      return [dots, h('span', {}, words[turn.live.state] ?? '')];
+      return [dots, h('span', {}, labels[turn.live.state] ?? '')];
     }
-    if (this.#busy) return [];
+    if (this.#isBusy) return [];
     if (turn.status === 'cancelled') {
       return [turn.text ? 'Stopped here.' : 'Stopped before it began.', ...this.#retryPart('Ask again')];
     }
     if (turn.status === 'failed') return this.#failedParts();
-    if (blank(turn.text)) return [EMPTY, ...this.#retryPart('Ask again')];
+    if (isBlank(turn.text)) return [EMPTY_ANSWER, ...this.#retryPart('Ask again')];
     return [];
   }
 
   #failedParts() {
     const { error } = this.turn;
-    // What failed long ago is no news.
-    const text = h('span', { role: error ? 'alert' : null }, adviceOf(this.turn));
+    // Only a new failure is an alert for screen readers.
+    const text = h('span', { role: error ? 'alert' : null }, errorText(this.turn));
     const retry = this.#retryPart('Try again');
     if (error?.retryAfterMs > 0 && retry.length) {
-      const left = h('span');
+      const remaining = h('span');
       this.#stopCountdown = countdown(error.retryAfterMs, (seconds) => {
         retry[0].disabled = seconds > 0;
-        left.textContent = seconds > 0 ? `You can send again in ${seconds} s.` : 'You can send again now.';
+        remaining.textContent = seconds > 0 ? `You can send again in ${seconds} s.` : 'You can send again now.';
       });
-      return [text, left, ...retry];
+      return [text, remaining, ...retry];
     }
     return [text, ...retry];
   }

@@ -2,30 +2,30 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
 import { AuthError, ChatError, ChatMesh, ConnectionError } from '../chatmesh.js';
-import { begin, settle } from './fake.mjs';
+import { flushPromises, startClient } from './fake-socket.mjs';
 
-test('the token travels as a subprotocol and never in the address', async (t) => {
-  const { connect } = await begin(t);
+test('token is sent as a subprotocol and not in the address', async (t) => {
+  const { connect } = await startClient(t);
   const socket = await connect();
   assert.equal(socket.url.href, 'ws://chat.test/base/ws?userid=me');
   assert.deepEqual(socket.protocols, ['chatmesh.v1', 'bearer.tok']);
 });
 
-test('a user id or a token that can not be right is refused at once', async (t) => {
+test('invalid user id or token is rejected without connecting', async (t) => {
   assert.throws(() => new ChatMesh({ url: 'http://x', userId: 'a b', token: 't' }), { code: 'invalid_user' });
-  const { client, sockets } = await begin(t, { token: 'two words' });
+  const { client, sockets } = await startClient(t, { token: 'two words' });
   client.connect();
-  await settle();
+  await flushPromises();
   assert.equal(client.state.state, 'closed');
   assert.ok(client.state.error instanceof AuthError);
   assert.equal(sockets().length, 0);
 });
 
 for (const code of [1005, 1006, 1000, 1011, 4408, 4409, 4503]) {
-  test(`close ${code}: comes back with its position, later each time`, async (t) => {
-    const { connect, sockets, tick, last, client } = await begin(t);
+  test(`close ${code}: reconnects from its position with exponential backoff`, async (t) => {
+    const { connect, sockets, tick, last, client } = await startClient(t);
     const socket = await connect({ position: 'p~0~0.7' });
-    socket.end(code);
+    socket.closeByServer(code);
     assert.equal(client.state.state, 'waiting');
     await tick(249);
     assert.equal(sockets().length, 1);
@@ -34,33 +34,33 @@ for (const code of [1005, 1006, 1000, 1011, 4408, 4409, 4503]) {
     assert.equal(last().url.searchParams.get('since'), 'p~0~0.7');
     for (const wait of [500, 1000, 2000, 4000, 8000, 16000, 30000, 30000]) {
       const before = sockets().length;
-      last().end(1006);
+      last().closeByServer(1006);
       await tick(wait - 1);
       assert.equal(sockets().length, before, `before ${wait} ms`);
       await tick(1);
       assert.equal(sockets().length, before + 1, `after ${wait} ms`);
     }
     last().welcome({ recovered: true });
-    last().end(1006);
+    last().closeByServer(1006);
     await tick(250);
-    assert.equal(client.state.state, 'connecting', 'a welcome begins the waiting times anew');
+    assert.equal(client.state.state, 'connecting', 'a welcome resets the backoff');
   });
 }
 
-test('the waiting time is jittered between half of it and all', async (t) => {
-  const { connect, client } = await begin(t);
+test('backoff is jittered between half and all of the delay', async (t) => {
+  const { connect, client } = await startClient(t);
   const socket = await connect();
   Math.random.mock.mockImplementation(() => 0);
-  socket.end(1006);
+  socket.closeByServer(1006);
   assert.equal(client.state.retryInMs, 125);
 });
 
 for (const code of [1001, 1006]) {
-  test(`a closing server says when to come back, also when the end is ${code}`, async (t) => {
-    const { connect, sockets, tick } = await begin(t);
+  test(`delay of a closing frame is used after close ${code}`, async (t) => {
+    const { connect, sockets, tick } = await startClient(t);
     const socket = await connect();
-    socket.say({ type: 'closing', reason: 'going_away', retry_after_ms: 5000 });
-    socket.end(code);
+    socket.receive({ type: 'closing', reason: 'going_away', retry_after_ms: 5000 });
+    socket.closeByServer(code);
     await tick(4999);
     assert.equal(sockets().length, 1);
     await tick(64);
@@ -68,9 +68,9 @@ for (const code of [1001, 1006]) {
   });
 }
 
-test('4429 waits at least half a minute', async (t) => {
-  const { connect, sockets, tick } = await begin(t);
-  (await connect()).end(4429, 'rate_abused');
+test('close 4429: reconnects after at least 30 s', async (t) => {
+  const { connect, sockets, tick } = await startClient(t);
+  (await connect()).closeByServer(4429, 'rate_abused');
   await tick(29_999);
   assert.equal(sockets().length, 1);
   await tick(100);
@@ -78,11 +78,11 @@ test('4429 waits at least half a minute', async (t) => {
 });
 
 for (const code of [1002, 1003, 1007, 1009]) {
-  test(`close ${code}: never comes back, and what was open fails`, async (t) => {
-    const { client, connect, sockets, tick } = await begin(t);
+  test(`close ${code}: does not reconnect, and open messages fail`, async (t) => {
+    const { client, connect, sockets, tick } = await startClient(t);
     const socket = await connect();
     const answer = client.send('hello');
-    socket.end(code, 'too_big');
+    socket.closeByServer(code, 'too_big');
     await assert.rejects(answer.result, (error) => error instanceof ConnectionError && error.closeCode === code);
     await tick(600_000);
     assert.equal(sockets().length, 1);
@@ -92,68 +92,68 @@ for (const code of [1002, 1003, 1007, 1009]) {
 }
 
 for (const code of [4401, 4403]) {
-  test(`close ${code} with a fixed token: closed for good`, async (t) => {
-    const { client, connect, sockets, tick } = await begin(t);
-    (await connect()).end(code);
+  test(`close ${code} with a fixed token: does not reconnect`, async (t) => {
+    const { client, connect, sockets, tick } = await startClient(t);
+    (await connect()).closeByServer(code);
     await tick(600_000);
     assert.equal(sockets().length, 1);
     assert.ok(client.state.error instanceof AuthError);
   });
 
-  test(`close ${code} with a token callback: a new one, at once, and then ever later`, async (t) => {
-    const asked = [];
-    const token = async (why) => `t${asked.push(why.refused)}`;
-    const { client, connect, sockets, last, tick } = await begin(t, { token });
-    (await connect()).end(code);
-    await settle();
-    assert.deepEqual(asked, [false, true]);
+  test(`close ${code} with a token callback: retries with a new token, at once and then with backoff`, async (t) => {
+    const refusals = [];
+    const token = async ({ refused }) => `t${refusals.push(refused)}`;
+    const { client, connect, sockets, last, tick } = await startClient(t, { token });
+    (await connect()).closeByServer(code);
+    await flushPromises();
+    assert.deepEqual(refusals, [false, true]);
     assert.deepEqual(last().protocols, ['chatmesh.v1', 'bearer.t2']);
-    last().end(code);
-    await settle();
-    assert.equal(sockets().length, 2, 'the second refusal in a row waits');
+    last().closeByServer(code);
+    await flushPromises();
+    assert.equal(sockets().length, 2, 'the second rejection in a row waits');
     for (let n = 0; n < 10; n += 1) {
       await tick(30_000);
-      if (client.state.state === 'connecting') last().end(code);
+      if (client.state.state === 'connecting') last().closeByServer(code);
     }
     assert.ok(client.state.error instanceof AuthError);
     assert.equal(sockets().length, 6);
   });
 }
 
-test('a token that ends is renewed before it is used again', async (t) => {
-  let given = 0;
-  const token = async () => ({ token: `t${(given += 1)}`, expiresInMs: 60_000 });
-  const { connect, last, tick } = await begin(t, { token });
-  (await connect()).end(1006);
+test('expired token is renewed before the next connection', async (t) => {
+  let issued = 0;
+  const token = async () => ({ token: `t${(issued += 1)}`, expiresInMs: 60_000 });
+  const { connect, last, tick } = await startClient(t, { token });
+  (await connect()).closeByServer(1006);
   await tick(250);
   assert.deepEqual(last().protocols[1], 'bearer.t1');
   last().welcome();
   await tick(55_000);
-  last().end(1006);
+  last().closeByServer(1006);
   await tick(30_000);
   assert.deepEqual(last().protocols[1], 'bearer.t2');
 });
 
-test('a token callback that fails is tried again, and its error is told', async (t) => {
-  let fails = true;
+test('failed token callback is retried, and its error is in the state', async (t) => {
+  let isFailing = true;
   const token = async () => {
-    if (fails) throw new Error('away');
+    if (isFailing) throw new Error('away');
     return 'tok';
   };
-  const { client, sockets, tick } = await begin(t, { token });
+  const { client, sockets, tick } = await startClient(t, { token });
   client.connect();
-  await settle();
+  await flushPromises();
   assert.equal(client.state.state, 'waiting');
   assert.equal(client.state.error.message, 'away');
-  fails = false;
+  isFailing = false;
   await tick(250);
   assert.equal(sockets().length, 1);
 });
 
-test('a server that never answers is given up on and tried again', async (t) => {
-  const { client, sockets, last, tick } = await begin(t);
+test('connection attempt without a welcome times out and is retried', async (t) => {
+  const { client, sockets, last, tick } = await startClient(t);
   client.connect();
-  await settle();
+  await flushPromises();
   await tick(10_000);
   assert.equal(client.state.state, 'waiting');
   assert.equal(last().readyState, 3);
@@ -161,91 +161,91 @@ test('a server that never answers is given up on and tried again', async (t) => 
   assert.equal(sockets().length, 2);
   last().open();
   await tick(10_000);
-  assert.equal(client.state.state, 'waiting', 'an open socket without a welcome is none');
+  assert.equal(client.state.state, 'waiting', 'an open socket without a welcome does not count');
 });
 
-test('a server that was never reached is not called lost', async (t) => {
-  const { client, last, tick } = await begin(t);
+test('state distinguishes an unreachable server from a lost connection', async (t) => {
+  const { client, last, tick } = await startClient(t);
   client.connect();
-  await settle();
-  last().end(1006);
+  await flushPromises();
+  last().closeByServer(1006);
   assert.match(client.state.words, /could not be reached/);
   await tick(250);
   last().welcome();
-  last().end(1006);
+  last().closeByServer(1006);
   assert.match(client.state.words, /was lost/);
 });
 
-test('an address that is none is told in words', () => {
+test('invalid url is rejected with an explanation', () => {
   for (const url of ['ftp://x', 'x', '', '//x/y', 'http://', 'localhost:8000', undefined]) {
-    const made = () => new ChatMesh({ url, userId: 'me', token: 't' });
-    assert.throws(made, (error) => error instanceof ChatError && error.code === 'invalid_url' && error.message.includes('http://'), url);
+    const create = () => new ChatMesh({ url, userId: 'me', token: 't' });
+    assert.throws(create, (error) => error instanceof ChatError && error.code === 'invalid_url' && error.message.includes('http://'), url);
   }
   for (const url of ['ws://x', 'wss://x/y?z#a', 'http://x', new URL('https://x')]) new ChatMesh({ url, userId: 'me', token: 't' });
 });
 
-test('a silent connection is pinged, and dropped when no pong comes', async (t) => {
-  const { client, connect, tick } = await begin(t);
+test('silent connection is pinged, and dropped without a pong', async (t) => {
+  const { client, connect, tick } = await startClient(t);
   const socket = await connect({ heartbeat_ms: 1000 });
   await tick(1000);
-  assert.equal(socket.of('ping').length, 1);
-  socket.say({ type: 'pong' });
+  assert.equal(socket.sentOfType('ping').length, 1);
+  socket.receive({ type: 'pong' });
   await tick(1000);
-  assert.equal(socket.of('ping').length, 2);
+  assert.equal(socket.sentOfType('ping').length, 2);
   await tick(10_000);
   assert.equal(client.state.state, 'waiting');
   assert.equal(socket.readyState, 3);
 });
 
-test('what a socket says after it was given up counts no more', async (t) => {
-  const { client, connect, tick, last } = await begin(t);
+test('events of an abandoned socket are ignored', async (t) => {
+  const { client, connect, tick, last } = await startClient(t);
   const old = await connect();
   await tick(25_000);
   await tick(10_000);
   await tick(250);
   last().welcome({ position: 'p~0~0.9' });
-  old.say({ type: 'welcome', position: 'p~0~0.2', recovered: true });
-  old.end(4401);
+  old.receive({ type: 'welcome', position: 'p~0~0.2', recovered: true });
+  old.closeByServer(4401);
   assert.equal(client.position, 'p~0~0.9');
   assert.equal(client.state.state, 'open');
 });
 
-test('a server of another protocol is told from one of ours', async (t) => {
-  const { client, last } = await begin(t);
+test('server that selects no subprotocol is reported', async (t) => {
+  const { client, last } = await startClient(t);
   client.connect();
-  await settle();
+  await flushPromises();
   const socket = last();
   socket.readyState = 1;
   socket.onopen({});
   assert.equal(client.state.error.code, 'protocol');
 });
 
-test('a browser that is online again, or shown again, tries at once', async (t) => {
-  const world = new EventTarget();
+test('online and visibilitychange events trigger a reconnect or a ping', async (t) => {
+  const browser = new EventTarget();
   const page = Object.assign(new EventTarget(), { visibilityState: 'visible' });
-  for (const [name, value] of [['addEventListener', world.addEventListener.bind(world)], ['removeEventListener', world.removeEventListener.bind(world)], ['document', page]]) {
+  for (const [name, value] of [['addEventListener', browser.addEventListener.bind(browser)], ['removeEventListener', browser.removeEventListener.bind(browser)], ['document', page]]) {
     globalThis[name] = value;
     t.after(() => delete globalThis[name]);
   }
-  const { client, connect, sockets, last, tick } = await begin(t);
+  const { client, connect, sockets, last, tick } = await startClient(t);
   const socket = await connect();
-  socket.end(1006);
-  world.dispatchEvent(new Event('online'));
-  await settle();
+  socket.closeByServer(1006);
+  browser.dispatchEvent(new Event('online'));
+  await flushPromises();
   assert.equal(sockets().length, 2);
   last().welcome({ recovered: true });
   page.dispatchEvent(new Event('visibilitychange'));
-  assert.equal(last().of('ping').length, 1);
+  assert.equal(last().sentOfType('ping').length, 1);
   await tick(3000);
-  assert.equal(client.state.state, 'waiting', 'after a sleep nobody answers any more');
+  assert.equal(client.state.state, 'waiting', 'without a pong the connection is dropped');
   client.close();
-  world.dispatchEvent(new Event('online'));
-  await settle();
-  assert.equal(sockets().length, 2, 'closed is closed');
+  browser.dispatchEvent(new Event('online'));
+  await flushPromises();
+  assert.equal(sockets().length, 2, 'a closed client stays closed');
 });
 
-test('close says goodbye, fails what is open, and connect begins anew', async (t) => {
-  const { client, connect, sockets, tick } = await begin(t);
+test('close fails open messages, and connect starts again', async (t) => {
+  const { client, connect, sockets, tick } = await startClient(t);
   const socket = await connect();
   const answer = client.send('hello');
   client.close();
@@ -254,19 +254,19 @@ test('close says goodbye, fails what is open, and connect begins anew', async (t
   await tick(600_000);
   assert.equal(sockets().length, 1);
   client.connect();
-  await settle();
+  await flushPromises();
   assert.equal(sockets().length, 2);
 });
 
-test('a listener that throws does not stop the others', async (t) => {
-  const { client, connect } = await begin(t);
+test('throwing listener does not stop the others', async (t) => {
+  const { client, connect } = await startClient(t);
   const later = t.mock.method(globalThis, 'queueMicrotask', () => {});
   client.on('reload', () => {
     throw new Error('mine');
   });
-  let told = 0;
-  client.on('reload', () => (told += 1));
+  let calls = 0;
+  client.on('reload', () => (calls += 1));
   await connect();
-  assert.throws(later.mock.calls[0].arguments[0], /mine/, 'its owner sees it');
-  assert.equal(told, 1);
+  assert.throws(later.mock.calls[0].arguments[0], /mine/, 'the error is reported as uncaught');
+  assert.equal(calls, 1);
 });

@@ -1,24 +1,24 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { Chats } from '../app/chats.js';
 import { Drafts } from '../app/composer.js';
+import { Conversations } from '../app/conversations.js';
 import { ChatError, MessageError } from '../chatmesh.js';
-import { begin } from './fake.mjs';
+import { startClient } from './fake-socket.mjs';
 
-/** As a browser has it. */
-class Store {
+/** In place of the browser's Storage. */
+class FakeStorage {
   map = new Map();
   getItem = (key) => this.map.get(key) ?? null;
   setItem = (key, value) => this.map.set(key, String(value));
   removeItem = (key) => this.map.delete(key);
 }
 
-function stores(t) {
-  const before = globalThis.BroadcastChannel;
-  Object.assign(globalThis, { localStorage: new Store(), sessionStorage: new Store(), BroadcastChannel: undefined });
+function installStorage(t) {
+  const original = globalThis.BroadcastChannel;
+  Object.assign(globalThis, { localStorage: new FakeStorage(), sessionStorage: new FakeStorage(), BroadcastChannel: undefined });
   t.after(() => {
-    globalThis.BroadcastChannel = before;
+    globalThis.BroadcastChannel = original;
     delete globalThis.localStorage;
     delete globalThis.sessionStorage;
   });
@@ -30,99 +30,99 @@ const history = (pages) => ({
   fetch: async (url) => ({ ok: true, status: 200, json: async () => pages[url.pathname.split('/').at(-1)] ?? { conversations: [], messages: [], next: null } }),
 });
 
-test('refused messages are kept, bounded, shown by the next page, and sent by it with the same id', async (t) => {
-  stores(t);
-  const { client, connect } = await begin(t, history({}));
-  const chats = new Chats(client, () => {});
+test('rejected messages are stored up to a limit, and the next page shows and resends them with the same id', async (t) => {
+  installStorage(t);
+  const { client, connect } = await startClient(t, history({}));
+  const conversations = new Conversations(client, () => {});
   const socket = await connect();
   for (let n = 0; n < 60; n += 1) {
-    chats.current = null;
-    chats.ask(`question ${n}`);
-    socket.say({ type: 'error', id: socket.of('message').at(-1).id, code: 'rate_limited', message: 'slow', retryable: true, retry_after_ms: 9 });
+    conversations.current = null;
+    conversations.ask(`question ${n}`);
+    socket.receive({ type: 'error', id: socket.sentOfType('message').at(-1).id, code: 'rate_limited', message: 'slow', retryable: true, retry_after_ms: 9 });
     t.mock.timers.tick(1);
   }
   assert.deepEqual(outbox().map(({ question }) => question), Array.from({ length: 50 }, (_, n) => `question ${n + 10}`));
 
-  const next = new Chats(client, () => {});
-  const before = socket.of('message').length;
+  const next = new Conversations(client, () => {});
+  const before = socket.sentOfType('message').length;
   next.resume();
-  assert.equal(socket.of('message').length, before, 'nothing is sent unasked');
+  assert.equal(socket.sentOfType('message').length, before, 'nothing is sent without the user');
   assert.deepEqual([next.list.length, next.list[0].title], [50, 'question 59']);
   await next.refresh();
-  assert.equal(next.list.length, 50, 'the server does not know them, and they stay');
-  const [chat] = next.list;
-  const [turn] = chat.turns;
+  assert.equal(next.list.length, 50, 'unsent messages stay although the server does not know them');
+  const [conversation] = next.list;
+  const [turn] = conversation.turns;
   assert.deepEqual([turn.status, turn.question, turn.error], ['failed', 'question 59', null]);
-  next.retry(chat, turn);
-  assert.equal(socket.of('message').at(-1).id, turn.id);
-  assert.deepEqual(chat.turns.map(({ status }) => status), ['live']);
+  next.retry(conversation, turn);
+  assert.equal(socket.sentOfType('message').at(-1).id, turn.id);
+  assert.deepEqual(conversation.turns.map(({ status }) => status), ['live']);
   assert.equal(outbox().filter(({ question }) => question === 'question 59').length, 1);
 });
 
-test('an outbox that was damaged is none', async (t) => {
-  stores(t);
-  const { client } = await begin(t, history({}));
+test('damaged outbox is ignored', async (t) => {
+  installStorage(t);
+  const { client } = await startClient(t, history({}));
   for (const damaged of ['{}', '7', '"x"', '[null, 3, {"refusedAt": 1}, {"refusedAt": 1, "id": 1, "conversationId": "c", "question": "q"}]']) {
     sessionStorage.setItem(OUTBOX, damaged);
-    const chats = new Chats(client, () => {});
-    chats.resume();
-    assert.equal(chats.list.length, 0, damaged);
+    const conversations = new Conversations(client, () => {});
+    conversations.resume();
+    assert.equal(conversations.list.length, 0, damaged);
   }
 });
 
-test('what can not be sent at all ends at once, and does not hang', async (t) => {
-  stores(t);
-  const { client, connect } = await begin(t, history({}));
-  const chats = new Chats(client, () => {});
+test('message that can not be sent fails at once and stays resendable', async (t) => {
+  installStorage(t);
+  const { client, connect } = await startClient(t, history({}));
+  const conversations = new Conversations(client, () => {});
   await connect();
   client.close();
-  chats.ask('too late');
-  const [turn] = chats.current.turns;
+  conversations.ask('too late');
+  const [turn] = conversations.current.turns;
   assert.deepEqual([turn.live, turn.status, turn.error.code], [null, 'failed', 'closed']);
   assert.equal(outbox().length, 1);
   t.mock.method(client, 'send', () => {
     throw new ChatError('queue_full', 'full');
   });
-  assert.throws(() => chats.retry(chats.current, turn), { code: 'queue_full' });
-  assert.deepEqual(chats.current.turns, [turn], 'it is not lost by trying');
+  assert.throws(() => conversations.retry(conversations.current, turn), { code: 'queue_full' });
+  assert.deepEqual(conversations.current.turns, [turn], 'a failed retry does not remove it');
 });
 
-test('the history of a failed turn gives no answer, and the error that is known stays', async (t) => {
-  stores(t);
+test('failed turn from the history has no answer text and keeps its known error', async (t) => {
+  installStorage(t);
   const failed = { message_id: 'm1', question: 'q', answer: 'Service temporarily unavailable', status: 'failed', timestamp: '' };
-  const { client, connect } = await begin(t, history({ messages: { messages: [failed], next: null } }));
-  const chats = new Chats(client, () => {});
+  const { client, connect } = await startClient(t, history({ messages: { messages: [failed], next: null } }));
+  const conversations = new Conversations(client, () => {});
   await connect();
-  chats.open('c');
-  const { current } = chats;
-  await chats.load(current);
+  conversations.open('c');
+  const { current } = conversations;
+  await conversations.load(current);
   assert.deepEqual([current.turns[0].text, current.turns[0].status], ['', 'failed']);
   current.turns[0].error = new MessageError('provider_rejected', 'no', { messageId: 'm1' });
-  await chats.load(current);
+  await conversations.load(current);
   assert.equal(current.turns[0].error.code, 'provider_rejected');
 });
 
-test('a conversation that is nowhere leaves no trace, and a deleted one takes what was not sent with it', async (t) => {
-  stores(t);
-  const gone = [];
-  const { client, connect } = await begin(t, history({}));
-  const chats = new Chats(client, (what, chat) => what === 'gone' && gone.push(chat));
-  chats.open('does-not-exist');
-  await chats.load(chats.current);
-  assert.equal(chats.current.loaded, true);
-  chats.open(null);
-  assert.equal(chats.list.length, 0);
+test('unknown conversation is not listed, and deleting one removes its unsent messages', async (t) => {
+  installStorage(t);
+  const deleted = [];
+  const { client, connect } = await startClient(t, history({}));
+  const conversations = new Conversations(client, (change, id) => change === 'deleted' && deleted.push(id));
+  conversations.open('does-not-exist');
+  await conversations.load(conversations.current);
+  assert.equal(conversations.current.isLoaded, true);
+  conversations.open(null);
+  assert.equal(conversations.list.length, 0);
   const socket = await connect();
-  chats.ask('refused');
-  socket.say({ type: 'error', id: socket.of('message')[0].id, code: 'rate_limited', message: 'slow' });
+  conversations.ask('refused');
+  socket.receive({ type: 'error', id: socket.sentOfType('message')[0].id, code: 'rate_limited', message: 'slow' });
   assert.equal(outbox().length, 1);
-  const { id } = chats.current;
-  await chats.forget(chats.current);
-  assert.deepEqual([outbox(), gone], [[], [id]]);
+  const { id } = conversations.current;
+  await conversations.delete(conversations.current);
+  assert.deepEqual([outbox(), deleted], [[], [id]]);
 });
 
-test('each conversation has its draft, kept for the next page, and there is a bound', (t) => {
-  stores(t);
+test('each conversation has its own draft, stored up to a limit', (t) => {
+  installStorage(t);
   const drafts = new Drafts('me');
   drafts.set('', 'new');
   drafts.set('a', 'of a');

@@ -1,4 +1,4 @@
-// A WebSocket without a network: a test plays the server.
+// A WebSocket without a network, in which the test plays the server.
 
 import { ChatMesh } from '../chatmesh.js';
 
@@ -27,63 +27,63 @@ export class FakeSocket {
     this.onopen?.({});
   }
 
-  say(...frames) {
+  receive(...frames) {
     for (const frame of frames) this.onmessage?.({ data: JSON.stringify(frame) });
   }
 
-  end(code, reason = '') {
+  closeByServer(code, reason = '') {
     this.readyState = 3;
     this.onclose?.({ code, reason });
   }
 
-  welcome(more = {}) {
+  welcome(fields = {}) {
     this.open();
-    this.say({ type: 'welcome', server_id: 's', position: 'p~0~0.1', recovered: false, pending: [], heartbeat_ms: 25000,
-      limits: { max_content_chars: 8000, max_frame_bytes: 65536, max_pending: 32 }, ...more });
+    this.receive({ type: 'welcome', server_id: 's', position: 'p~0~0.1', recovered: false, pending: [], heartbeat_ms: 25000,
+      limits: { max_content_chars: 8000, max_frame_bytes: 65536, max_pending: 32 }, ...fields });
   }
 
-  of(type) {
+  sentOfType(type) {
     return this.sent.filter((frame) => frame.type === type);
   }
 }
 
-/** Lets promises run; timers of the test stay where they are. */
-export async function settle() {
+/** Runs pending promise callbacks without advancing the mocked timers. */
+export async function flushPromises() {
   for (let n = 0; n < 20; n += 1) await Promise.resolve();
 }
 
-/** A client and its sockets, on a clock that the test moves. */
-export async function begin(t, options = {}) {
+/** Creates a client with fake sockets and a clock that the test advances. */
+export async function startClient(t, options = {}) {
   t.mock.timers.enable({ apis: ['setTimeout', 'Date'] });
-  // Jitter at its most: times are what the documentation says at most.
+  // Maximum jitter, so that delays are the documented upper limits.
   t.mock.method(Math, 'random', () => 1);
-  const first = FakeSocket.all.length;
+  const firstSocket = FakeSocket.all.length;
   const client = new ChatMesh({ url: 'http://chat.test/base/', userId: 'me', token: 'tok', WebSocket: FakeSocket, ...options });
   const states = [];
   client.on('state', (state) => states.push(state));
-  const tick = async (time) => {
-    t.mock.timers.tick(time);
-    await settle();
+  const tick = async (ms) => {
+    t.mock.timers.tick(ms);
+    await flushPromises();
   };
   return {
     client,
     states,
     tick,
-    sockets: () => FakeSocket.all.slice(first),
-    last: () => FakeSocket.all.slice(first).at(-1),
-    /** Connects, with a welcome. */
-    connect: async (more) => {
+    sockets: () => FakeSocket.all.slice(firstSocket),
+    last: () => FakeSocket.all.slice(firstSocket).at(-1),
+    /** Connects and answers with a welcome. */
+    connect: async (fields) => {
       client.connect();
-      await settle();
+      await flushPromises();
       const socket = FakeSocket.all.at(-1);
-      socket.welcome(more);
-      await settle();
+      socket.welcome(fields);
+      await flushPromises();
       return socket;
     },
   };
 }
 
-/** Takes everything an answer yields, to its end or error. */
+/** Collects all updates of an answer, and its error as the last item. */
 export async function collect(answer) {
   const updates = [];
   try {

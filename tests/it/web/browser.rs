@@ -30,7 +30,9 @@ pub(super) async fn open(browser: &Browser, url: &str) {
 }
 
 pub(super) async fn ask(browser: &Browser, question: &str) {
-    browser.write("#box", &format!("{question}\u{e007}")).await;
+    browser
+        .write("#message-input", &format!("{question}\u{e007}"))
+        .await;
 }
 
 /// Waits until the answer holds this.
@@ -159,7 +161,7 @@ async fn an_answer_goes_on_to_its_end_after_kill_9_in_its_middle() {
     server.kill();
     browser.wait_for(&format!("!({CONNECTED})")).await;
     let said = browser
-        .text("document.getElementById('connection-words').textContent")
+        .text("document.getElementById('connection-label').textContent")
         .await;
     assert!(said.contains("again"), "{said}");
     assert!(browser.text(ANSWER).await.contains("one two three"));
@@ -261,7 +263,7 @@ async fn two_tabs_are_in_step() {
         "shared"
     );
     // Stopped here, stopped there.
-    browser.click("#box").await;
+    browser.click("#message-input").await;
     browser
         .press(&crate::support::browser::key::ESCAPE.to_string())
         .await;

@@ -12,7 +12,7 @@ const FROM_END: &str = "(({scrollHeight, clientHeight, scrollTop}) => \
                         (document.getElementById('scroll'))";
 /// The last turn as it is read.
 const LAST: &str = "document.querySelector('.turn:last-of-type')?.innerText ?? ''";
-const BOX: &str = "document.getElementById('box').value";
+const BOX: &str = "document.getElementById('message-input').value";
 
 async fn says(browser: &Browser, text: &str) {
     browser
@@ -52,7 +52,7 @@ async fn the_end_of_an_answer_and_of_an_error_is_in_view() {
             ask(&browser, question).await;
             let end = match question {
                 "long" => ".turn:last-of-type .tools:not([hidden]) button",
-                _ => ".turn:last-of-type .note.bad button",
+                _ => ".turn:last-of-type .note.failed button",
             };
             browser
                 .wait_for(&format!("document.querySelector('{end}')"))
@@ -118,12 +118,12 @@ async fn what_was_refused_or_only_written_is_kept_through_a_reload() {
     open(&browser, &server.url("/")).await;
     ask(&browser, "one").await;
     says(&browser, "echo: one").await;
-    browser.write("#box", "half a thought").await;
+    browser.write("#message-input", "half a thought").await;
     browser.click("#new-chat").await;
     assert_eq!(browser.text(BOX).await, "", "a draft belongs to its chat");
     ask(&browser, "two").await;
     says(&browser, "You can send again in").await;
-    browser.write("#box", "another thought").await;
+    browser.write("#message-input", "another thought").await;
 
     reload(&browser).await;
     says(&browser, "This message was not sent.").await;
@@ -159,7 +159,8 @@ async fn an_address_of_no_conversation_says_so() {
     let server = with_model(ProcessSpec::ephemeral(), &model).start().await;
     let browser = Browser::start().await;
     open(&browser, &server.url("/#/c/does-not-exist")).await;
-    let nothing = "document.getElementById('trouble').innerText.includes('There is nothing here')";
+    let nothing =
+        "document.getElementById('thread-error').innerText.includes('There is nothing here')";
     browser.wait_for(nothing).await;
     browser.picture(&pictures().join("nothing-here.png")).await;
     browser.click("#new-chat").await;

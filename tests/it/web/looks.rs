@@ -79,7 +79,7 @@ async fn the_page_fits_its_screen_and_can_be_read_in_light_and_dark() {
 
     // The person's own choice wins over the system's, and is kept.
     browser.screen(1280, 800, false).await;
-    browser.click("#theme").await;
+    browser.click("#theme-button").await;
     browser.reload().await;
     assert_eq!(
         browser.text("document.documentElement.dataset.theme").await,
@@ -101,11 +101,11 @@ const CONTRASTS: &str = r"(() => {
         return 0.2126 * part(1) + 0.7152 * part(3) + 0.0722 * part(5);
     };
     const pairs = [];
-    for (const ground of ['ground', 'side', 'raised', 'code']) {
-        for (const text of ['text', 'muted', 'accent', 'danger', 'warn', 'good']) pairs.push([text, ground]);
+    for (const ground of ['background', 'sidebar', 'surface', 'code']) {
+        for (const text of ['text', 'muted', 'accent', 'danger', 'warning', 'good']) pairs.push([text, ground]);
     }
     for (const text of ['code-word', 'code-string', 'code-number']) pairs.push([text, 'code']);
-    pairs.push(['text', 'bubble'], ['muted', 'bubble'], ['on-accent', 'accent'], ['on-danger', 'danger'], ['ground', 'text']);
+    pairs.push(['text', 'bubble'], ['muted', 'bubble'], ['on-accent', 'accent'], ['on-danger', 'danger'], ['background', 'text']);
     return pairs.map(([text, ground]) => {
         const [high, low] = [light(text), light(ground)].sort((a, b) => b - a);
         return [text, ground, (high + 0.05) / (low + 0.05)];
@@ -120,12 +120,18 @@ async fn the_keyboard_is_enough_and_everything_has_a_name() {
     open(&browser, &server.url("/")).await;
     let focused = "document.activeElement.id || document.activeElement.className \
                    || document.activeElement.tagName";
-    assert_eq!(browser.text(focused).await, "box", "one can type at once");
+    assert_eq!(
+        browser.text(focused).await,
+        "message-input",
+        "one can type at once"
+    );
     browser.press("line one").await;
     browser.press_with(key::SHIFT, key::ENTER).await;
     browser.press("line two").await;
     assert_eq!(
-        browser.text("document.getElementById('box').value").await,
+        browser
+            .text("document.getElementById('message-input').value")
+            .await,
         "line one\nline two"
     );
     assert_eq!(
@@ -136,9 +142,13 @@ async fn the_keyboard_is_enough_and_everything_has_a_name() {
     );
     browser.press(&key::ENTER.to_string()).await;
     browser.wait_for(ANSWERED).await;
-    assert_eq!(browser.text(focused).await, "box", "the focus stays");
+    assert_eq!(
+        browser.text(focused).await,
+        "message-input",
+        "the focus stays"
+    );
     let said = browser
-        .text("document.getElementById('announce').textContent")
+        .text("document.getElementById('announcer').textContent")
         .await;
     assert!(said.starts_with("Answer: "), "{said}");
 
@@ -164,10 +174,10 @@ async fn the_keyboard_is_enough_and_everything_has_a_name() {
     }
     assert_eq!(
         walked.first().map(String::as_str),
-        Some("skip"),
+        Some("skip-link"),
         "{walked:?}"
     );
-    for stop in ["new-chat", "who", "theme", "box"] {
+    for stop in ["new-chat", "user-button", "theme-button", "message-input"] {
         assert!(
             walked.iter().any(|at| at == stop),
             "{stop} is not in {walked:?}"
@@ -175,14 +185,14 @@ async fn the_keyboard_is_enough_and_everything_has_a_name() {
     }
 
     // Escape stops, and the page says so.
-    browser.click("#box").await;
+    browser.click("#message-input").await;
     browser.press(&format!("hang{}", key::ENTER)).await;
     browser
         .wait_for("document.body.innerText.includes('It goes on')")
         .await;
     browser.press(&key::ESCAPE.to_string()).await;
     browser
-        .wait_for("document.getElementById('announce').textContent.includes('stopped')")
+        .wait_for("document.getElementById('announcer').textContent.includes('stopped')")
         .await;
     assert_named(&browser).await;
 

@@ -1,8 +1,8 @@
-// Markdown within a block: emphasis, code, links. Returns a tree; a string in it is plain text.
+// Parses Markdown within a block: emphasis, code and links.
 
 const PUNCTUATION = /[\p{P}\p{S}]/u;
-const ADDRESS = /^https?:\/\/[^\s<>"`]+/;
-/** Those that models write; others stay as they are. */
+const BARE_URL = /^https?:\/\/[^\s<>"`]+/;
+/** HTML entities that models write; others are not decoded. */
 const ENTITIES = {
   amp: '&', lt: '<', gt: '>', quot: '"', apos: "'", nbsp: '\u00a0', copy: '©', reg: '®', trade: '™', hellip: '…', mdash: '—', ndash: '–',
   lsquo: '‘', rsquo: '’', ldquo: '“', rdquo: '”', laquo: '«', raquo: '»', middot: '·', bull: '•', deg: '°', plusmn: '±', times: '×',
@@ -10,11 +10,11 @@ const ENTITIES = {
   para: '¶', larr: '←', rarr: '→', uarr: '↑', darr: '↓', harr: '↔', le: '≤', ge: '≥', ne: '≠', asymp: '≈', infin: '∞', minus: '−',
   radic: '√', sum: '∑', alpha: 'α', beta: 'β', gamma: 'γ', delta: 'δ', lambda: 'λ', pi: 'π', sigma: 'σ', omega: 'ω',
 };
-/** What closes a formula of TeX. */
-const FORMULA = { '(': '\\)', '[': '\\]' };
+/** The closing delimiter of a TeX formula, by the character after the opening backslash. */
+const FORMULA_END = { '(': '\\)', '[': '\\]' };
 
-/** Where a link may lead; null for anything that could run or surprise. */
-export function safeAddress(text) {
+/** The normalized URL of a link; null for schemes that could run code or leave the web. */
+export function safeUrl(text) {
   if (!/^(?:https?:\/\/|mailto:)/i.test(text)) return null;
   try {
     const url = new URL(text);
@@ -25,186 +25,191 @@ export function safeAddress(text) {
 }
 
 /**
- * The tree of a text: strings, { type: 'code', text }, { type: 'break' }, and emphasis, strong,
- * deleted and link with `children`. `growing`: its end is still to come, so what was opened and
- * not closed is shown as if it were.
+ * Parses a text into nodes: strings, { type: 'code', text }, { type: 'break' }, and emphasis, strong,
+ * deleted and link with `children`. `isGrowing` means that the end of the text is still missing, so
+ * code and emphasis that are not closed yet are treated as closed position the end.
  */
-export function inlinesOf(text, growing = false) {
+export function parseInline(text, isGrowing = false) {
   const list = new List();
   const brackets = [];
   let plain = '';
-  let at = 0;
+  let position = 0;
   const flush = () => {
     if (plain) list.push({ node: plain });
     plain = '';
   };
-  const put = (entry) => {
+  const push = (entry) => {
     flush();
     return list.push(entry);
   };
-  // Runs of backticks and formulas that nothing closes: looked for once, not once each.
+  // Delimiters that are known to have no closing one, so that the search for it is done only once and
+  // the parser stays linear.
   const unclosed = new Set();
-  while (at < text.length) {
-    const char = text[at];
-    if (char === '\\' && at + 1 < text.length) {
-      const end = FORMULA[text[at + 1]];
-      const close = !end || unclosed.has(end) ? -1 : text.indexOf(end, at + 2);
+  while (position < text.length) {
+    const char = text[position];
+    if (char === '\\' && position + 1 < text.length) {
+      const end = FORMULA_END[text[position + 1]];
+      const close = !end || unclosed.has(end) ? -1 : text.indexOf(end, position + 2);
       if (end && close < 0) unclosed.add(end);
-      // A formula stays as it is written. `\[no link\](…)` is none.
-      if (close >= 0 && !(end === FORMULA['['] && text[close + 2] === '(')) {
-        plain += text.slice(at, close + 2);
-        at = close + 2;
+      // Formulas are kept verbatim, except for escaped brackets as in `\[no link\](…)`.
+      if (close >= 0 && !(end === FORMULA_END['['] && text[close + 2] === '(')) {
+        plain += text.slice(position, close + 2);
+        position = close + 2;
         continue;
       }
-      if (text[at + 1] === '\n') put({ node: { type: 'break' } });
-      else if (end && growing && close < 0) plain += text.slice(at, at + 2);
-      else plain += PUNCTUATION.test(text[at + 1]) ? text[at + 1] : `\\${text[at + 1]}`;
-      at += 2;
+      if (text[position + 1] === '\n') push({ node: { type: 'break' } });
+      else if (end && isGrowing && close < 0) plain += text.slice(position, position + 2);
+      else plain += PUNCTUATION.test(text[position + 1]) ? text[position + 1] : `\\${text[position + 1]}`;
+      position += 2;
     } else if (char === '`') {
-      const marks = /^`+/.exec(text.slice(at, at + 64))[0];
-      const close = unclosed.has(marks.length) ? -1 : closing(text, at + marks.length, marks);
-      if (close >= 0 || (growing && marks.length < 3 && at + marks.length < text.length)) {
-        const inner = text.slice(at + marks.length, close < 0 ? undefined : close).replaceAll('\n', ' ');
+      const marks = /^`+/.exec(text.slice(position, position + 64))[0];
+      const close = unclosed.has(marks.length) ? -1 : findClosingBackticks(text, position + marks.length, marks);
+      if (close >= 0 || (isGrowing && marks.length < 3 && position + marks.length < text.length)) {
+        const inner = text.slice(position + marks.length, close < 0 ? undefined : close).replaceAll('\n', ' ');
         const code = /^ .* $/.test(inner) && inner.trim() ? inner.slice(1, -1) : inner;
-        put({ node: { type: 'code', text: code } });
-        at = close < 0 ? text.length : close + marks.length;
+        push({ node: { type: 'code', text: code } });
+        position = close < 0 ? text.length : close + marks.length;
       } else {
         unclosed.add(marks.length);
         plain += marks;
-        at += marks.length;
+        position += marks.length;
       }
-    } else if (char === '*' || char === '_' || (char === '~' && text[at + 1] === '~')) {
-      let end = at;
+    } else if (char === '*' || char === '_' || (char === '~' && text[position + 1] === '~')) {
+      let end = position;
       while (text[end] === char) end += 1;
-      put(delimiter(char, end - at, text[at - 1] ?? ' ', text[end] ?? ' '));
-      at = end;
-    } else if (char === '[' || (char === '!' && text[at + 1] === '[')) {
+      push(toDelimiter(char, end - position, text[position - 1] ?? ' ', text[end] ?? ' '));
+      position = end;
+    } else if (char === '[' || (char === '!' && text[position + 1] === '[')) {
       const mark = char === '!' ? '![' : '[';
-      brackets.push(put({ node: mark }));
+      brackets.push(push({ node: mark }));
       if (brackets.length > 100) brackets.shift();
-      at += mark.length;
+      position += mark.length;
     } else if (char === ']') {
       const opener = brackets.pop();
-      const target = opener && targetAt(text, at + 1);
+      const target = opener && parseLinkTarget(text, position + 1);
       if (target) {
         flush();
         opener.node = '';
         const children = list.cut(opener);
         emphasize(children, false);
-        list.push({ node: linkOf(target, children.nodes()) });
-        // Links are not nested.
+        list.push({ node: toLink(target.url, children.nodes()) });
+        // Links can't be nested, so brackets before this link no longer open one.
         brackets.length = 0;
-        at = target.end;
+        position = target.end;
       } else {
         plain += ']';
-        at += 1;
+        position += 1;
       }
     } else if (char === '<') {
-      const auto = /^<((?:https?:\/\/|mailto:)[^\s<>]+)>/i.exec(text.slice(at, at + 2048));
-      if (auto) {
-        put({ node: linkOf({ address: auto[1] }, [auto[1]]) });
-        at += auto[0].length;
+      const autolink = /^<((?:https?:\/\/|mailto:)[^\s<>]+)>/i.exec(text.slice(position, position + 2048));
+      if (autolink) {
+        push({ node: toLink(autolink[1], [autolink[1]]) });
+        position += autolink[0].length;
       } else {
         plain += '<';
-        at += 1;
+        position += 1;
       }
-    } else if (char === 'h' && !/[\w/]/.test(text[at - 1] ?? ' ') && brackets.length === 0) {
-      const found = ADDRESS.exec(text.slice(at, at + 2048));
-      const address = found && trimAddress(found[0]);
-      if (address) {
-        put({ node: linkOf({ address }, [address]) });
-        at += address.length;
+    } else if (char === 'h' && !/[\w/]/.test(text[position - 1] ?? ' ') && brackets.length === 0) {
+      const match = BARE_URL.exec(text.slice(position, position + 2048));
+      const url = match && trimUrl(match[0]);
+      if (url) {
+        push({ node: toLink(url, [url]) });
+        position += url.length;
       } else {
         plain += char;
-        at += 1;
+        position += 1;
       }
     } else if (char === '&') {
-      const entity = /^&(#\d{1,7}|#x[\da-f]{1,6}|[a-z\d]{2,8});/i.exec(text.slice(at, at + 12));
-      const decoded = entity && entityOf(entity[1]);
+      const entity = /^&(#\d{1,7}|#x[\da-f]{1,6}|[a-z\d]{2,8});/i.exec(text.slice(position, position + 12));
+      const decoded = entity && decodeEntity(entity[1]);
       plain += decoded ?? '&';
-      at += decoded ? entity[0].length : 1;
+      position += decoded ? entity[0].length : 1;
     } else if (char === '\n') {
-      const hard = plain.endsWith('  ');
+      const isHardBreak = plain.endsWith('  ');
       plain = plain.trimEnd();
-      if (hard) put({ node: { type: 'break' } });
+      if (isHardBreak) push({ node: { type: 'break' } });
       else plain += '\n';
-      at += 1;
+      position += 1;
     } else {
-      // All of it up to the next character that may mean something.
-      const rest = /^[^\\`*_~![\]<h&\n]+/.exec(text.slice(at, at + 4096));
-      plain += rest ? rest[0] : char;
-      at += rest ? rest[0].length : 1;
+      // Plain text up to the next character with a meaning.
+      const run = /^[^\\`*_~![\]<h&\n]+/.exec(text.slice(position, position + 4096));
+      plain += run ? run[0] : char;
+      position += run ? run[0].length : 1;
     }
   }
   flush();
-  emphasize(list, growing);
+  emphasize(list, isGrowing);
   return list.nodes();
 }
 
-/** What `&name;` stands for; null for what is not known. */
-function entityOf(name) {
+/** The character of an HTML entity; null if it is unknown. */
+function decodeEntity(name) {
   if (name[0] !== '#') return Object.hasOwn(ENTITIES, name) ? ENTITIES[name] : null;
   const code = /^#x/i.test(name) ? parseInt(name.slice(2), 16) : Number(name.slice(1));
   const text = code > 0 && code <= 0x10ffff ? String.fromCodePoint(code) : '\ufffd';
   return text.isWellFormed?.() === false ? '\ufffd' : text;
 }
 
-function closing(text, from, marks) {
-  let at = from;
-  while ((at = text.indexOf(marks, at)) >= 0) {
-    if (text[at + marks.length] !== '`') return at;
-    while (text[at] === '`') at += 1;
+/** Index of the next run of exactly these backticks; -1 if there is none. */
+function findClosingBackticks(text, from, marks) {
+  let position = from;
+  while ((position = text.indexOf(marks, position)) >= 0) {
+    if (text[position + marks.length] !== '`') return position;
+    while (text[position] === '`') position += 1;
   }
   return -1;
 }
 
-/** `(address "title")` behind a link's text. */
-function targetAt(text, at) {
-  if (text[at] !== '(') return null;
-  const found = /^\(\s*(?:<([^<>\n]*)>|((?:[^\s()]|\([^\s()]*\))*))(?:\s+(?:"[^"]*"|'[^']*'|\([^)]*\)))?\s*\)/.exec(
-    text.slice(at, at + 4096),
+/** Parses `(url "title")` after the text of a link. */
+function parseLinkTarget(text, position) {
+  if (text[position] !== '(') return null;
+  const match = /^\(\s*(?:<([^<>\n]*)>|((?:[^\s()]|\([^\s()]*\))*))(?:\s+(?:"[^"]*"|'[^']*'|\([^)]*\)))?\s*\)/.exec(
+    text.slice(position, position + 4096),
   );
-  return found && { address: found[1] ?? found[2], end: at + found[0].length };
+  return match && { url: match[1] ?? match[2], end: position + match[0].length };
 }
 
-/** Punctuation behind a bare address is the sentence's. */
-function trimAddress(address) {
-  let end = address.replace(/[.,;:!?'"*_~]+$/, '');
-  while (end.endsWith(')') && end.split(')').length > end.split('(').length) end = end.slice(0, -1);
-  return end.length > 8 ? end : null;
+/** Removes punctuation that belongs to the sentence from a bare URL; null if nothing remains. */
+function trimUrl(url) {
+  let trimmed = url.replace(/[.,;:!?'"*_~]+$/, '');
+  while (trimmed.endsWith(')') && trimmed.split(')').length > trimmed.split('(').length) trimmed = trimmed.slice(0, -1);
+  return trimmed.length > 'https://'.length ? trimmed : null;
 }
 
-function linkOf({ address }, children) {
-  const href = safeAddress(address);
-  return href ? { type: 'link', href, children: children.length ? children : [address] } : { type: 'span', children };
+/** A link, or its children without a link if the URL is not safe. */
+function toLink(url, children) {
+  const href = safeUrl(url);
+  return href ? { type: 'link', href, children: children.length ? children : [url] } : { type: 'span', children };
 }
 
-function delimiter(char, count, before, after) {
-  const space = (one) => /\s/.test(one);
-  const left = !space(after) && (!PUNCTUATION.test(after) || space(before) || PUNCTUATION.test(before));
-  const right = !space(before) && (!PUNCTUATION.test(before) || space(after) || PUNCTUATION.test(after));
+/** A run of `*`, `_` or `~~` that can open or close emphasis by CommonMark's flanking rules. */
+function toDelimiter(char, count, before, after) {
+  const isSpace = (c) => /\s/.test(c);
+  const leftFlanking = !isSpace(after) && (!PUNCTUATION.test(after) || isSpace(before) || PUNCTUATION.test(before));
+  const rightFlanking = !isSpace(before) && (!PUNCTUATION.test(before) || isSpace(after) || PUNCTUATION.test(after));
   return {
     char,
     count,
     node: char.repeat(count),
-    opens: left && (char !== '_' || !right || PUNCTUATION.test(before)),
-    closes: right && (char !== '_' || !left || PUNCTUATION.test(after)),
+    canOpen: leftFlanking && (char !== '_' || !rightFlanking || PUNCTUATION.test(before)),
+    canClose: rightFlanking && (char !== '_' || !leftFlanking || PUNCTUATION.test(after)),
   };
 }
 
-/** Turns pairs of delimiters into emphasis, from the inside out. */
-function emphasize(list, growing) {
+/** Turns pairs of delimiters into emphasis, from the inside out (CommonMark's `process emphasis`). */
+function emphasize(list, isGrowing) {
+  // By kind of closer: no opener exists before this entry, which keeps the search linear.
   const bottoms = new Map();
   let closer = list.head;
   while (closer) {
-    if (!closer.char || !closer.closes || closer.count === 0) {
+    if (!closer.char || !closer.canClose || closer.count === 0) {
       closer = closer.next;
       continue;
     }
-    const key = closer.char + (closer.opens ? '+' : '') + (closer.count % 3);
+    const key = closer.char + (closer.canOpen ? '+' : '') + (closer.count % 3);
     const bottom = bottoms.get(key);
     let opener = closer.previous;
-    while (opener && opener !== bottom && !(opener.char === closer.char && opener.opens && opener.count > 0 && fits(opener, closer))) {
+    while (opener && opener !== bottom && !(opener.char === closer.char && opener.canOpen && opener.count > 0 && canPair(opener, closer))) {
       opener = opener.previous;
     }
     if (!opener || opener === bottom) {
@@ -213,30 +218,32 @@ function emphasize(list, growing) {
       continue;
     }
     const used = closer.count >= 2 && opener.count >= 2 ? 2 : 1;
-    wrap(list, opener, closer, used);
+    wrapEmphasis(list, opener, closer, used);
     if (closer.count === 0) {
       const next = closer.next;
       list.remove(closer);
       closer = next;
     }
   }
-  if (growing) {
+  if (isGrowing) {
     for (let entry = list.tail; entry; entry = entry.previous) {
-      const begun = entry.char && entry.char !== '_' && entry.opens && entry.next;
-      if (begun && (entry.count === 2 || (entry.count === 1 && !entry.closes))) wrap(list, entry, null, entry.count);
+      const isUnclosed = entry.char && entry.char !== '_' && entry.canOpen && entry.next;
+      if (isUnclosed && (entry.count === 2 || (entry.count === 1 && !entry.canClose))) wrapEmphasis(list, entry, null, entry.count);
     }
   }
 }
 
-function fits(opener, closer) {
+/** Whether two delimiters match, including CommonMark's rule of three. */
+function canPair(opener, closer) {
   if (opener.char === '~') return opener.count === closer.count;
-  const both = (opener.closes || closer.opens) && (opener.count + closer.count) % 3 === 0;
-  return !both || (opener.count % 3 === 0 && closer.count % 3 === 0);
+  const isAmbiguous = (opener.canClose || closer.canOpen) && (opener.count + closer.count) % 3 === 0;
+  return !isAmbiguous || (opener.count % 3 === 0 && closer.count % 3 === 0);
 }
 
-function wrap(list, opener, closer, used) {
+/** Moves the nodes between two delimiters into an emphasis node; null closes at the end. */
+function wrapEmphasis(list, opener, closer, used) {
   const type = opener.char === '~' ? 'deleted' : used === 2 ? 'strong' : 'emphasis';
-  const children = list.between(opener, closer);
+  const children = list.removeBetween(opener, closer);
   const count = opener.char === '~' ? opener.count : used;
   for (const end of [opener, closer]) {
     if (!end) continue;
@@ -247,7 +254,7 @@ function wrap(list, opener, closer, used) {
   if (opener.count === 0) list.remove(opener);
 }
 
-/** A doubly linked list: pairs are cut out of the middle, also of very long texts. */
+/** A doubly linked list, so that nodes in the middle of a long text are moved in constant time. */
 class List {
   head = null;
   tail = null;
@@ -256,12 +263,12 @@ class List {
     return this.insertAfter(this.tail, entry);
   }
 
-  insertAfter(place, entry) {
-    entry.previous = place;
-    entry.next = place ? place.next : this.head;
+  insertAfter(previous, entry) {
+    entry.previous = previous;
+    entry.next = previous ? previous.next : this.head;
     if (entry.next) entry.next.previous = entry;
     else this.tail = entry;
-    if (place) place.next = entry;
+    if (previous) previous.next = entry;
     else this.head = entry;
     return entry;
   }
@@ -273,7 +280,7 @@ class List {
     else this.tail = entry.previous;
   }
 
-  /** Takes out everything from here on. */
+  /** Removes and returns everything from this entry on. */
   cut(from) {
     const part = new List();
     part.head = from;
@@ -285,8 +292,8 @@ class List {
     return part;
   }
 
-  /** Takes out the nodes between two entries. */
-  between(from, to) {
+  /** Removes and returns the nodes between two entries. */
+  removeBetween(from, to) {
     const nodes = [];
     for (let entry = from.next; entry && entry !== to; entry = entry.next) {
       nodes.push(entry.node);
@@ -295,6 +302,7 @@ class List {
     return nodes.filter((node) => node !== '');
   }
 
+  /** All nodes, with adjacent strings joined. */
   nodes() {
     const nodes = [];
     for (let entry = this.head; entry; entry = entry.next) {

@@ -1,99 +1,101 @@
-// Shows a Markdown text that grows: DOM nodes only, and only the end of it is built anew.
+// Renders a growing Markdown text as DOM nodes. Only the blocks at the end are rendered again.
 
 import { copyButton, h } from '../dom.js';
-import { blocksOf, linesOf } from './blocks.js';
-import { piecesOf } from './colour.js';
-import { inlinesOf } from './inline.js';
+import { parseBlocks, splitLines } from './blocks.js';
+import { highlight } from './highlight.js';
+import { parseInline } from './inline.js';
 
 export class MarkdownView {
   constructor(root) {
     this.root = root;
     this.text = '';
-    /** Characters whose blocks will not change any more, and how many nodes these are. */
-    this.settled = 0;
-    this.nodes = 0;
-    /** The code block at the end, which is added to instead of being built anew. */
-    this.code = null;
+    /** Number of characters, and of their nodes, whose blocks can't change any more. */
+    this.finalLength = 0;
+    this.finalNodes = 0;
+    /** The open code block at the end, which is extended instead of rendered again. */
+    this.openCode = null;
   }
 
-  /** Shows `text`. While `growing` its last block is open. */
-  update(text, growing) {
+  /** Renders `text`. `isGrowing` means that its last block may continue. */
+  update(text, isGrowing) {
     if (!text.startsWith(this.text)) {
-      this.settled = 0;
-      this.nodes = 0;
-      this.code = null;
+      this.finalLength = 0;
+      this.finalNodes = 0;
+      this.openCode = null;
     }
     this.text = text;
-    const rest = text.slice(this.settled);
-    const lines = linesOf(rest);
-    const blocks = blocksOf(lines);
+    const rest = text.slice(this.finalLength);
+    const lines = splitLines(rest);
+    const blocks = parseBlocks(lines);
     const [only] = blocks;
-    if (growing && this.code && blocks.length === 1 && !only.closed && only.language === this.code.language) {
-      this.#addCode(only.text);
+    if (isGrowing && this.openCode && blocks.length === 1 && !only.closed && only.language === this.openCode.language) {
+      this.#extendCode(only.text);
       return;
     }
-    this.code = null;
-    while (this.root.childNodes.length > this.nodes) this.root.lastChild.remove();
+    this.openCode = null;
+    while (this.root.childNodes.length > this.finalNodes) this.root.lastChild.remove();
     for (const [n, block] of blocks.entries()) {
-      this.root.append(build(block, growing && n === blocks.length - 1));
+      this.root.append(renderBlock(block, isGrowing && n === blocks.length - 1));
     }
-    if (!growing || blocks.length === 0) return;
-    // A line that has only begun may turn out to belong to the block before it.
+    if (!isGrowing || blocks.length === 0) return;
+    // The last block can change, and so can the one before it if the last block is a single line:
+    // more of that line may make it part of the block before.
     const last = blocks.at(-1);
-    const begun = last.first === lines.length - 1 ? 2 : 1;
-    const open = blocks.at(-begun);
-    if (open && blocks.length > begun) {
-      this.settled += offsetOf(rest, open.first);
-      this.nodes = this.root.childNodes.length - begun;
+    const openBlocks = last.first === lines.length - 1 ? 2 : 1;
+    const firstOpen = blocks.at(-openBlocks);
+    if (firstOpen && blocks.length > openBlocks) {
+      this.finalLength += lineOffset(rest, firstOpen.first);
+      this.finalNodes = this.root.childNodes.length - openBlocks;
     }
-    if (begun === 1 && last.type === 'code' && !last.closed) {
+    if (openBlocks === 1 && last.type === 'code' && !last.closed) {
       const text = this.root.lastChild.querySelector('code').firstChild;
-      this.code = { language: last.language, text };
+      this.openCode = { language: last.language, text };
     }
   }
 
-  #addCode(all) {
-    // The tail may be taken back: a closing fence that has only begun.
-    const { text } = this.code;
-    if (all.startsWith(text.data)) text.appendData(all.slice(text.data.length));
-    else text.data = all;
+  #extendCode(code) {
+    // The code gets shorter when a closing fence that looked like code is completed.
+    const { text } = this.openCode;
+    if (code.startsWith(text.data)) text.appendData(code.slice(text.data.length));
+    else text.data = code;
   }
 }
 
-function offsetOf(text, line) {
-  let at = 0;
-  for (let n = 0; n < line; n += 1) at = text.indexOf('\n', at) + 1;
-  return at;
+/** Index of the first character of a line. */
+function lineOffset(text, line) {
+  let offset = 0;
+  for (let n = 0; n < line; n += 1) offset = text.indexOf('\n', offset) + 1;
+  return offset;
 }
 
-function build(block, growing) {
+function renderBlock(block, isGrowing) {
   switch (block.type) {
     case 'heading':
-      // The page has headings of its own above these.
-      return h(`h${Math.min(6, block.level + 2)}`, { dir: 'auto' }, ...inline(block.text, growing));
+      // The page itself uses h1 and h2.
+      return h(`h${Math.min(6, block.level + 2)}`, { dir: 'auto' }, ...renderInline(block.text, isGrowing));
     case 'rule':
       return h('hr');
     case 'code':
-      return buildCode(block, growing);
+      return renderCode(block, isGrowing);
     case 'quote':
-      return h('blockquote', { dir: 'auto' }, ...children(block.blocks, growing));
+      return h('blockquote', { dir: 'auto' }, ...renderBlocks(block.blocks, isGrowing));
     case 'list':
-      return buildList(block, growing);
+      return renderList(block, isGrowing);
     case 'table':
-      return buildTable(block, growing);
+      return renderTable(block, isGrowing);
     default:
-      return h('p', { dir: 'auto' }, ...inline(block.text, growing));
+      return h('p', { dir: 'auto' }, ...renderInline(block.text, isGrowing));
   }
 }
 
-function children(blocks, growing) {
-  return blocks.map((block, n) => build(block, growing && n === blocks.length - 1));
+function renderBlocks(blocks, isGrowing) {
+  return blocks.map((block, n) => renderBlock(block, isGrowing && n === blocks.length - 1));
 }
 
-function buildCode({ language, text, closed }, growing) {
-  // Coloured when it is whole.
-  const pieces = growing && !closed ? [[null, text]] : piecesOf(text, language);
-  const parts = pieces.map(([kind, piece]) => (kind ? h('span', { class: `code-${kind}` }, piece) : document.createTextNode(piece)));
+function renderCode({ language, text, closed }, isGrowing) {
+  // Highlighted only when it is complete.
+  const tokens = isGrowing && !closed ? [[null, text]] : highlight(text, language);
+  const parts = tokens.map(([kind, token]) => (kind ? h('span', { class: `code-${kind}` }, token) : document.createTextNode(token)));
   const code = h('code', {}, ...parts);
   const label = language || 'text';
   return h(
@@ -104,43 +106,43 @@ function buildCode({ language, text, closed }, growing) {
   );
 }
 
-function buildList(list, growing) {
+function renderList(list, isGrowing) {
   const element = h(list.ordered ? 'ol' : 'ul', { dir: 'auto', ...(list.ordered && list.start !== 1 && { start: list.start }) });
   for (const [n, item] of list.items.entries()) {
-    const open = growing && n === list.items.length - 1;
+    const isOpen = isGrowing && n === list.items.length - 1;
     const inner = item.blocks.flatMap((block, m) => {
-      const last = open && m === item.blocks.length - 1;
-      const tight = block.type === 'paragraph' && !list.loose;
-      return tight ? inline(block.text, last) : [build(block, last)];
+      const isLast = isOpen && m === item.blocks.length - 1;
+      const isTight = block.type === 'paragraph' && !list.loose;
+      return isTight ? renderInline(block.text, isLast) : [renderBlock(block, isLast)];
     });
-    const box = item.task === null ? [] : [h('span', { class: 'task', role: 'img', 'aria-label': item.task ? 'Done:' : 'To do:' }, item.task ? '☑ ' : '☐ ')];
-    element.append(h('li', { class: box.length ? 'has-task' : undefined }, ...box, ...inner));
+    const checkbox = item.task === null ? [] : [h('span', { class: 'task', role: 'img', 'aria-label': item.task ? 'Done:' : 'To do:' }, item.task ? '☑ ' : '☐ ')];
+    element.append(h('li', { class: checkbox.length ? 'has-task' : undefined }, ...checkbox, ...inner));
   }
   return element;
 }
 
-function buildTable({ align, head, rows }, growing) {
-  const row = (tag, cells, last) =>
-    h('tr', {}, ...cells.map((cell, n) => h(tag, { class: `to-${align[n]}`, dir: 'auto', ...(tag === 'th' && { scope: 'col' }) }, ...inline(cell, last))));
-  const body = rows.map((cells, n) => row('td', cells, growing && n === rows.length - 1));
+function renderTable({ align, head, rows }, isGrowing) {
+  const renderRow = (tag, cells, isLast) =>
+    h('tr', {}, ...cells.map((cell, n) => h(tag, { class: `align-${align[n]}`, dir: 'auto', ...(tag === 'th' && { scope: 'col' }) }, ...renderInline(cell, isLast))));
+  const body = rows.map((cells, n) => renderRow('td', cells, isGrowing && n === rows.length - 1));
   return h(
     'div',
     { class: 'table', tabindex: '0', role: 'region', 'aria-label': 'Table' },
-    h('table', {}, h('thead', {}, row('th', head, false)), h('tbody', {}, ...body)),
+    h('table', {}, h('thead', {}, renderRow('th', head, false)), h('tbody', {}, ...body)),
   );
 }
 
-function inline(text, growing) {
-  return inlinesOf(text, growing).map(node);
+function renderInline(text, isGrowing) {
+  return parseInline(text, isGrowing).map(renderNode);
 }
 
 const TAGS = { emphasis: 'em', strong: 'strong', deleted: 'del', span: 'span' };
 
-function node(one) {
-  if (typeof one === 'string') return document.createTextNode(one);
-  if (one.type === 'code') return h('code', { dir: 'ltr' }, one.text);
-  if (one.type === 'break') return h('br');
-  const inner = one.children.map(node);
-  if (one.type === 'link') return h('a', { href: one.href, target: '_blank', rel: 'noopener noreferrer nofollow' }, ...inner);
-  return h(TAGS[one.type], {}, ...inner);
+function renderNode(node) {
+  if (typeof node === 'string') return document.createTextNode(node);
+  if (node.type === 'code') return h('code', { dir: 'ltr' }, node.text);
+  if (node.type === 'break') return h('br');
+  const inner = node.children.map(renderNode);
+  if (node.type === 'link') return h('a', { href: node.href, target: '_blank', rel: 'noopener noreferrer nofollow' }, ...inner);
+  return h(TAGS[node.type], {}, ...inner);
 }
