@@ -10,7 +10,7 @@ compose := "docker compose --profile dependencies --profile backend --profile mo
 # Build the image, start everything, wait until healthy, print the addresses
 up: (_up "--build")
 
-# Start everything without building anew
+# Start everything without rebuilding the image
 start-all: (_up "")
 
 _up build: _collect-logs-folder
@@ -25,7 +25,7 @@ start-dependencies: _collect-logs-folder
     @echo "Kafka  localhost:9092"
     @echo "Redis  localhost:6379"
 
-# Start gateways, worker, relay and nginx (they wait for Kafka and Redis)
+# Start gateways, worker, relay and nginx (they wait until Kafka and Redis are reachable)
 start-backend: _collect-logs-folder
     docker compose --profile backend up --detach --wait --wait-timeout 600
     @deploy/collect-logs
@@ -35,7 +35,7 @@ start-monitoring: _collect-logs-folder
     docker compose --profile monitoring up --detach --wait --wait-timeout 300
     @deploy/collect-logs
 
-# Follow the logs of all containers, or of those named
+# Follow the logs of all containers, or of the given services
 logs *services:
     {{ compose }} logs --follow --tail 100 {{ services }}
 
@@ -49,31 +49,31 @@ clean:
     -docker image rm "chatmesh:${CHATMESH_TAG:-local}"
     rm -rf docker-logs
 
-# Run every check and test, or the tests named
+# Run all checks and tests, or only the given tests
 test *names:
     tests/run {{ names }}
 
-# Check format and lints
+# Check formatting and lints
 lint:
     cargo fmt --all --check
     cargo clippy --all-targets -- -D warnings
 
-# Measure the parts of a message's way on the processor, or those whose names contain NAME
+# Run the micro-benchmarks, or those whose names contain NAME
 bench name="":
     cargo bench --bench parts -- {{ name }}
 
-# Compare chatmesh with the bare chain below it, on a real Kafka and Redis of its own
+# Run the end-to-end benchmark against bare Kafka and Redis as the baseline, with its own services
 bench-e2e *flags:
     #!/usr/bin/env bash
     set -euo pipefail
     eval "$(tests/run --services)"
     cargo bench --bench end_to_end -- {{ flags }}
 
-# Connect many clients to a running gateway (--help lists what it can do)
+# Run a load test against a running gateway (--help lists the options)
 load-test *flags:
     cargo run --release --quiet -- load-test {{ flags }}
 
-# Run everything in one process on this machine, without containers
+# Run all roles in one process, without containers
 demo:
     cargo run --release -- all-in-one --ephemeral
 
@@ -94,11 +94,11 @@ _addresses:
     echo "Logs         docker-logs/, just logs"
     if ! set_in_file OPENAI_API_KEY && ! set_in_file OPENAI_BASE_URL; then
         echo
-        echo "The demo model answers: it only repeats what it is told. For a real one set OPENAI_API_KEY or"
-        echo "OPENAI_BASE_URL in .env (begin with a copy of .env.example) and run just up again."
+        echo "The demo model answers: it only repeats the message. For a real model set OPENAI_API_KEY or"
+        echo "OPENAI_BASE_URL in .env (start with a copy of .env.example) and run just up again."
     fi
     if grep -Eq "^TOKEN_ENDPOINT=[\"']?open" "$ENV_FILE"; then
         echo
-        echo "Warning: TOKEN_ENDPOINT=open gives anybody anybody's token. A token for alice:"
+        echo "Warning: TOKEN_ENDPOINT=open issues a token for any user to any caller. A token for alice:"
         echo "  curl -X POST 'http://localhost:8080/token?userid=alice'"
     fi
