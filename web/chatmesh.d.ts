@@ -2,71 +2,74 @@
 
 export declare const SUBPROTOCOL: 'chatmesh.v1';
 
-/** Codes that an error of a message may have; the server may add others. */
+/** Codes of message errors; later servers may have others. */
 export type MessageErrorCode =
   | 'invalid_message' | 'too_large' | 'rate_limited' | 'unauthorized' | 'unavailable' | 'cancelled' | 'expired'
   | 'provider_timeout' | 'provider_rate_limited' | 'provider_rejected' | 'provider_failed' | 'internal'
   | 'missed' | (string & {});
 
-/** Anything that goes wrong. `code` is for programs, the message for people. */
+/** Base class of all errors of the client. `code` is for programs, the message for people. */
 export declare class ChatError extends Error {
   readonly code: string;
-  /** Whether trying again later may well succeed. */
+  /** Whether the same request may succeed later. */
   readonly retryable: boolean;
   readonly retryAfterMs: number | null;
 }
 
-/** A message was refused (no `messageId`), or ended without an answer. */
+/** A message was rejected (no `messageId`), or ended without an answer. */
 export declare class MessageError extends ChatError {
   readonly code: MessageErrorCode;
   readonly messageId: string | null;
 }
 
-/** The connection is closed for good; `connect()` tries anew. */
+/** The connection is closed and the client does not reconnect; `connect()` starts again. */
 export declare class ConnectionError extends ChatError {
   readonly closeCode: number | null;
 }
 
-/** There is no token that the server takes. */
+/** The client has no token that the server accepts. */
 export declare class AuthError extends ConnectionError {}
 
-/** A call of the history failed. `status` is 0 where nothing answered. */
+/** A history request failed. `status` is the HTTP status, or 0 when no server answered. */
 export declare class HttpError extends ChatError {
   readonly status: number;
 }
 
 export interface TokenReason {
-  /** Whether the server refused the last token, or it has ended. */
+  /** Whether the server rejected the last token. */
   refused: boolean;
 }
 
-/** With `expiresInMs` the token is renewed before it is used after its end. */
+/** A token. With `expiresInMs`, the client renews it before it expires. */
 export type Token = string | { token: string; expiresInMs?: number };
 
 export interface ChatMeshOptions {
-  /** Whose conversations: 1 to 128 characters of A-Z a-z 0-9 . _ : @ | + - */
+  /** The user: 1 to 128 characters of A-Z a-z 0-9 . _ : @ | + - */
   userId: string;
-  /** A token, or a function that gets one whenever one is needed. */
+  /** A token, or a function that the client calls whenever it needs one. */
   token: string | ((why: TokenReason) => Token | Promise<Token>);
-  /** Where the gateway is, http(s) or ws(s), or `invalid_url` is thrown; in a browser the page's own address by default. */
+  /**
+   * The gateway's absolute address, http(s) or ws(s); in a browser the address of the page by default.
+   * The constructor throws `invalid_url` for anything else.
+   */
   url?: string | URL;
-  /** Goes on from here; see ChatMesh.position. */
+  /** Resumes from this position; see ChatMesh.position. */
   position?: string;
-  /** In place of the global one. */
+  /** Replaces the global WebSocket. */
   WebSocket?: new (url: string, protocols: string[]) => unknown;
-  /** In place of the global one. */
+  /** Replaces the global fetch. */
   fetch?: typeof fetch;
-  /** How long a connection may take to be welcomed; 10 seconds by default. */
+  /** Timeout from connecting to the `welcome` frame; 10 seconds by default. */
   connectTimeoutMs?: number;
 }
 
 /**
- * idle: not connected yet. connecting. open. waiting: will try again by itself. closed: will not,
- * `error` says why.
+ * idle: not connected yet. connecting. open. waiting: reconnects automatically, in `retryInMs`. closed:
+ * does not reconnect; `error` is the reason.
  */
 export interface ConnectionState {
   readonly state: 'idle' | 'connecting' | 'open' | 'waiting' | 'closed';
-  /** For people. */
+  /** The state as text for people. */
   readonly words: string;
   readonly retryInMs?: number;
   readonly error?: Error;
@@ -75,17 +78,17 @@ export interface ConnectionState {
 export type AnswerState = 'queued' | 'sent' | 'accepted' | 'streaming' | 'answered' | 'cancelled' | 'failed';
 
 export interface Update {
-  /** What is new. */
+  /** The new part of the text. */
   readonly delta: string;
-  /** All of it so far. */
+  /** The text so far. */
   readonly text: string;
-  /** What was yielded before no longer holds; `text` does. */
+  /** The text was replaced instead of extended: discard earlier deltas. */
   readonly reset: boolean;
 }
 
 export interface Result {
   readonly status: 'answered' | 'cancelled';
-  /** The whole answer, or what there was of it. */
+  /** The whole answer; of a cancelled one, the part before the cancellation. */
   readonly content: string;
   readonly id: string | null;
   readonly messageId: string | null;
@@ -98,33 +101,33 @@ export interface Result {
 
 export type CancelResult = 'cancelling' | 'already_done' | 'unknown';
 
-/** A message and the answer to it, which may still grow. */
+/** A message and its answer, which may still be streaming. */
 export interface Answer extends AsyncIterable<Update> {
   readonly id: string | null;
   readonly messageId: string | null;
   readonly conversationId: string;
-  /** What was asked; null where this device does not know (yet). */
+  /** The text of the message; null while this device does not know it. */
   readonly question: string | null;
   /** Whether this client sent it. */
   readonly mine: boolean;
   readonly state: AnswerState;
-  /** Whether it is answered, cancelled or failed. */
+  /** Whether the state is answered, cancelled or failed. */
   readonly ended: boolean;
-  /** The answer so far. */
+  /** The text of the answer so far. */
   readonly text: string;
   readonly error: ChatError | null;
-  /** Resolves when it is answered or cancelled, rejects with a ChatError when it failed. */
+  /** Resolves when the message is answered or cancelled, rejects with a ChatError when it fails. */
   readonly result: Promise<Result>;
-  /** Stops it, from any device of the user. */
+  /** Stops the answer, also of a message from another device. */
   cancel(): Promise<CancelResult>;
 }
 
 export interface SendOptions {
   /** `default` by default. */
   conversationId?: string;
-  /** The same id again is the same message, never answered twice; a random one by default. */
+  /** A repeated id is the same message and is answered once; a random id by default. */
   id?: string;
-  /** Stops what is pending in the conversation before it. */
+  /** Stops the pending answers of the conversation before this message. */
   interrupt?: boolean;
 }
 
@@ -136,13 +139,13 @@ export interface Limits {
 
 export interface ConversationPage {
   conversations: { conversation_id: string; turns: number; updated_at: string }[];
-  /** Give it as `after` for the next page; null at the end. */
+  /** The value of `after` for the next page; null on the last page. */
   next: string | null;
 }
 
 export interface MessagePage {
   conversation_id: string;
-  /** The newest first. */
+  /** Newest first. */
   messages: {
     message_id: string;
     question: string | null;
@@ -150,50 +153,51 @@ export interface MessagePage {
     status: 'answered' | 'cancelled' | 'failed';
     timestamp: string;
   }[];
-  /** Give it as `before` for the next page; null at the end. */
+  /** The value of `before` for the next page; null on the last page. */
   next: string | null;
 }
 
 export interface Events {
   /** The connection's state has changed. */
   state: ConnectionState;
-  /** A message that this client did not send: of another device, or from before. */
+  /** A message that this client did not send: from another device, or from before this connection. */
   message: Answer;
-  /** The server has it for good; of another device's message the question is known now. */
+  /** The server has accepted the message durably; `question` is now known for other devices, too. */
   accepted: Answer;
-  /** A message has ended: see its `state`. */
+  /** A message was answered, cancelled or failed: see its `state`. */
   end: Answer;
-  /** What happened meanwhile can't be told: load the history now. Also after the first connect. */
+  /** Load the history now: after the first connection, and when missed events can't be replayed. */
   reload: { serverId: string };
-  /** The server refused something that is about no message. */
+  /** The server sent an error that belongs to no message. */
   error: MessageError;
 }
 
-/** One user's connection. */
+/** The connection of one user. */
 export declare class ChatMesh {
   constructor(options: ChatMeshOptions);
   readonly userId: string;
   readonly state: ConnectionState;
+  /** The position up to which the client has received; another client can resume from it. */
   readonly position: string | null;
-  /** What the server allows; null before the first connection. */
+  /** The limits of the server; null before the first connection. */
   readonly limits: Limits | null;
-  /** Every message that has not ended, in order. */
+  /** All messages without an outcome, in the order of sending. */
   readonly open: Answer[];
-  /** Calls `listener` from now on; the function that is returned ends it. */
+  /** Adds a listener; returns a function that removes it. */
   on<E extends keyof Events>(event: E, listener: (detail: Events[E]) => void): () => void;
-  /** Connects and stays connected; `send` does so by itself. */
+  /** Connects and keeps the connection; `send` connects automatically. */
   connect(): void;
-  /** Says goodbye. What has not ended fails here with the code `closed`; the server goes on with it. */
+  /** Closes the connection. Open messages fail here with the code `closed`; the server goes on. */
   close(): void;
-  /** Tries now what would be tried later, and looks whether the connection is alive. */
+  /** Reconnects without waiting, or checks whether the open connection is alive. */
   poke(): void;
-  /** Returns at once; sent when there is a connection, and again until it is accepted. */
+  /** Queues a message and returns at once. It is sent when connected, and resent until accepted. */
   send(question: string, options?: SendOptions): Answer;
   cancel(answer: Answer): Promise<CancelResult>;
   conversations(options?: { limit?: number; after?: string }): Promise<ConversationPage>;
   messages(conversationId: string, options?: { limit?: number; before?: string }): Promise<MessagePage>;
-  /** Deletes a conversation for all devices; what is being answered in it is stopped. */
+  /** Deletes a conversation on all devices and stops its pending answers. */
   forget(conversationId: string): Promise<null>;
-  /** Deletes everything of this user. */
+  /** Deletes all conversations of this user. */
   forgetAll(): Promise<null>;
 }

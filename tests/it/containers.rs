@@ -1,4 +1,4 @@
-//! The whole deployment in containers: `tests/run --containers`, on any machine with Docker.
+//! The deployment of compose.yaml in containers. Run by `tests/run --containers` on a machine with Docker.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,7 +16,7 @@ fn run(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program)
         .args(arguments)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
-        // A .env of this clone may name a real model, which costs money.
+        // A local .env may configure a real model, whose calls cost money.
         .env("ENV_FILE", ".env.example")
         .output()
         .unwrap_or_else(|error| panic!("{program} can't be run: {error}"));
@@ -40,7 +40,7 @@ fn inspect(service: &str, format: &str) -> String {
     text.trim().to_owned()
 }
 
-/// Up while it lives.
+/// The running deployment; removed when a test panics.
 struct Deployment;
 
 impl Drop for Deployment {
@@ -79,7 +79,10 @@ async fn targets_up() -> usize {
     };
     let reply = reply.json();
     let targets = reply["data"]["activeTargets"].as_array().unwrap();
-    targets.iter().filter(|one| one["health"] == "up").count()
+    targets
+        .iter()
+        .filter(|target| target["health"] == "up")
+        .count()
 }
 
 fn log(service: &str) -> PathBuf {
@@ -89,12 +92,12 @@ fn log(service: &str) -> PathBuf {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs Docker, just, and the ports 3000, 6379, 8080, 9090 and 9092: tests/run --containers"]
-async fn the_deployment_answers_and_outlives_its_gateways() {
+async fn deployment_answers_and_survives_the_loss_of_gateways() {
     let deployment = Deployment;
-    let said = run("just", &["up"]);
-    assert!(said.contains("http://localhost:8080/health"), "{said}");
-    assert!(said.contains("demo model"), "{said}");
-    assert!(said.contains("Warning: TOKEN_ENDPOINT=open"), "{said}");
+    let output = run("just", &["up"]);
+    assert!(output.contains("http://localhost:8080/health"), "{output}");
+    assert!(output.contains("demo model"), "{output}");
+    assert!(output.contains("Warning: TOKEN_ENDPOINT=open"), "{output}");
 
     let user = unique_name("alice");
     let secret = token(&user).await;
@@ -105,7 +108,7 @@ async fn the_deployment_answers_and_outlives_its_gateways() {
     let mut client = open(&user, &secret).await;
     assert_answered(&mut client, "hello there").await;
 
-    wait_until("Prometheus gets all roles", TEST_TIMEOUT, || async {
+    wait_until("Prometheus scrapes all roles", TEST_TIMEOUT, || async {
         targets_up().await == ROLES.len()
     })
     .await;
@@ -113,12 +116,8 @@ async fn the_deployment_answers_and_outlives_its_gateways() {
     assert_eq!(grafana.status, 200);
 
     for role in ROLES {
-        let hardened = "{{.HostConfig.ReadonlyRootfs}} {{.Config.User}} {{.State.Health.Status}}";
-        assert_eq!(
-            inspect(role, hardened),
-            "true 65532:65532 healthy",
-            "{role}"
-        );
+        let format = "{{.HostConfig.ReadonlyRootfs}} {{.Config.User}} {{.State.Health.Status}}";
+        assert_eq!(inspect(role, format), "true 65532:65532 healthy", "{role}");
     }
     for gateway in ["gateway-1", "gateway-2"] {
         let limits = inspect(gateway, "{{.HostConfig.Memory}} {{.HostConfig.NanoCpus}}");
@@ -136,7 +135,7 @@ async fn the_deployment_answers_and_outlives_its_gateways() {
         .await;
     }
 
-    // Stopped: it drains and ends by itself, and clients find the other one.
+    // A stopped gateway drains and exits, and clients reconnect to the other one.
     compose(&["stop", "gateway-1"]);
     assert_eq!(inspect("gateway-1", "{{.State.ExitCode}}"), "0");
     if let ClientEvent::Closed(_) = client.next_event(Duration::from_millis(100)).await {
@@ -149,7 +148,7 @@ async fn the_deployment_answers_and_outlives_its_gateways() {
     })
     .await;
 
-    // Killed.
+    // Clients of a killed gateway reconnect to the other one.
     compose(&["kill", "gateway-2"]);
     assert_eq!(client.expect_close().await, None);
     client = open(&user, &secret).await;

@@ -1,27 +1,27 @@
-//! The shipped Kubernetes manifests: what no schema sees, and of KEDA's objects the structure too.
-//! Continuous integration validates all of them against the published schemas.
+//! The shipped Kubernetes manifests: relations between objects, which schemas can't express, and the
+//! structure of KEDA's objects. Continuous integration also validates them against published schemas.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
-/// The part of YAML that the manifests are written in: mappings and lists by indentation, scalars,
+/// A parser for the subset of YAML that the manifests use: mappings and lists by indentation, scalars,
 /// quoted text, lists in brackets and empty mappings.
 mod yaml {
     use super::{Map, Value};
 
     type Lines<'a> = std::iter::Peekable<std::vec::IntoIter<(usize, &'a str)>>;
 
-    pub(super) fn documents(text: &str) -> Vec<Value> {
+    pub(super) fn parse_documents(text: &str) -> Vec<Value> {
         let parts = text.split("\n---");
         parts
-            .map(document)
+            .map(parse_document)
             .filter(|value| !value.is_null())
             .collect()
     }
 
-    fn document(text: &str) -> Value {
+    fn parse_document(text: &str) -> Value {
         let lines: Vec<(usize, &str)> = text
             .lines()
             .map(|line| line.split(" #").next().unwrap_or_default().trim_end())
@@ -30,47 +30,47 @@ mod yaml {
             .collect();
         let mut lines = lines.into_iter().peekable();
         match lines.peek().copied() {
-            Some((indent, _)) => block(&mut lines, indent),
+            Some((indent, _)) => parse_block(&mut lines, indent),
             None => Value::Null,
         }
     }
 
-    fn block(lines: &mut Lines<'_>, indent: usize) -> Value {
+    fn parse_block(lines: &mut Lines<'_>, indent: usize) -> Value {
         if lines.peek().is_some_and(|(_, line)| line.starts_with("- ")) {
-            return list(lines, indent);
+            return parse_list(lines, indent);
         }
         let mut map = Map::new();
         while let Some((_, line)) =
             lines.next_if(|(at, line)| *at == indent && !line.starts_with("- "))
         {
-            entry(&mut map, lines, indent, line);
+            parse_entry(&mut map, lines, indent, line);
         }
         Value::Object(map)
     }
 
-    fn list(lines: &mut Lines<'_>, indent: usize) -> Value {
+    fn parse_list(lines: &mut Lines<'_>, indent: usize) -> Value {
         let mut items = Vec::new();
         while let Some((_, line)) =
             lines.next_if(|(at, line)| *at == indent && line.starts_with("- "))
         {
             let first = &line[2..];
-            if key(first).is_none() {
-                items.push(scalar(first));
+            if split_key(first).is_none() {
+                items.push(parse_scalar(first));
                 continue;
             }
             let mut map = Map::new();
-            entry(&mut map, lines, indent + 2, first);
+            parse_entry(&mut map, lines, indent + 2, first);
             while let Some((_, line)) =
                 lines.next_if(|(at, line)| *at == indent + 2 && !line.starts_with("- "))
             {
-                entry(&mut map, lines, indent + 2, line);
+                parse_entry(&mut map, lines, indent + 2, line);
             }
             items.push(Value::Object(map));
         }
         Value::Array(items)
     }
 
-    fn key(line: &str) -> Option<(&str, &str)> {
+    fn split_key(line: &str) -> Option<(&str, &str)> {
         if let Some(name) = line.strip_suffix(':') {
             return Some((name, ""));
         }
@@ -78,30 +78,30 @@ mod yaml {
             .filter(|(name, _)| !name.starts_with('"'))
     }
 
-    fn entry(map: &mut Map<String, Value>, lines: &mut Lines<'_>, indent: usize, line: &str) {
-        let (name, rest) = key(line).unwrap_or_else(|| panic!("not understood: {line}"));
+    fn parse_entry(map: &mut Map<String, Value>, lines: &mut Lines<'_>, indent: usize, line: &str) {
+        let (name, rest) = split_key(line).unwrap_or_else(|| panic!("unsupported YAML: {line}"));
         let value = if rest.is_empty() {
             match lines.peek().copied() {
-                Some((deeper, _)) if deeper > indent => block(lines, deeper),
-                Some((at, next)) if at == indent && next.starts_with("- ") => list(lines, at),
+                Some((deeper, _)) if deeper > indent => parse_block(lines, deeper),
+                Some((at, next)) if at == indent && next.starts_with("- ") => parse_list(lines, at),
                 _ => Value::Null,
             }
         } else {
-            scalar(rest)
+            parse_scalar(rest)
         };
         assert!(
             map.insert(name.to_owned(), value).is_none(),
-            "{name} is there twice"
+            "{name} is a duplicate key"
         );
     }
 
-    fn scalar(text: &str) -> Value {
+    fn parse_scalar(text: &str) -> Value {
         let text = text.trim();
         if let Some(items) = text
             .strip_prefix('[')
             .and_then(|text| text.strip_suffix(']'))
         {
-            return items.split(',').map(scalar).collect();
+            return items.split(',').map(parse_scalar).collect();
         }
         if text == "{}" {
             return Value::Object(Map::new());
@@ -122,21 +122,21 @@ mod yaml {
     }
 }
 
-fn text(file: &str) -> String {
+fn read_manifest(file: &str) -> String {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/kubernetes");
     std::fs::read_to_string(folder.join(file)).unwrap_or_else(|e| panic!("{file}: {e}"))
 }
 
-fn objects() -> Vec<Value> {
-    let kustomization = yaml::documents(&text("kustomization.yaml")).remove(0);
+fn load_objects() -> Vec<Value> {
+    let kustomization = yaml::parse_documents(&read_manifest("kustomization.yaml")).remove(0);
     let files = kustomization["resources"].as_array().unwrap().clone();
     files
         .iter()
-        .flat_map(|file| yaml::documents(&text(file.as_str().unwrap())))
+        .flat_map(|file| yaml::parse_documents(&read_manifest(file.as_str().unwrap())))
         .collect()
 }
 
-fn named<'a>(objects: &'a [Value], kind: &str, name: &str) -> &'a Value {
+fn find_object<'a>(objects: &'a [Value], kind: &str, name: &str) -> &'a Value {
     let found = objects
         .iter()
         .find(|o| o["kind"] == kind && o["metadata"]["name"] == name);
@@ -146,15 +146,15 @@ fn named<'a>(objects: &'a [Value], kind: &str, name: &str) -> &'a Value {
 const ROLES: [(&str, i64); 3] = [("gateway", 8000), ("ai-worker", 8002), ("relay", 8001)];
 
 #[test]
-fn every_role_is_probed_where_it_listens_and_has_time_to_drain() {
-    let objects = objects();
-    let drain_ms: i64 = text("chatmesh.env")
+fn probes_use_the_listening_port_and_the_grace_period_covers_the_drain() {
+    let objects = load_objects();
+    let drain_ms: i64 = read_manifest("chatmesh.env")
         .lines()
         .find_map(|line| line.strip_prefix("DRAIN_TIMEOUT_MS="))
         .map(|value| value.parse().unwrap())
         .expect("DRAIN_TIMEOUT_MS in chatmesh.env");
     for (role, port) in ROLES {
-        let deployment = named(&objects, "Deployment", role);
+        let deployment = find_object(&objects, "Deployment", role);
         let pod = &deployment["spec"]["template"]["spec"];
         let container = &pod["containers"][0];
         assert_eq!(container["args"], serde_json::json!([role]));
@@ -169,12 +169,12 @@ fn every_role_is_probed_where_it_listens_and_has_time_to_drain() {
                 container["ports"][0]["name"]
             );
         }
-        let before = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+        let pre_stop = container["lifecycle"]["preStop"]["sleep"]["seconds"]
             .as_i64()
             .unwrap_or(0);
         let grace = pod["terminationGracePeriodSeconds"].as_i64().unwrap();
         assert!(
-            grace >= before + drain_ms / 1000 + 5,
+            grace >= pre_stop + drain_ms / 1000 + 5,
             "{role}: {grace} s is too short"
         );
         let security = &container["securityContext"];
@@ -186,7 +186,7 @@ fn every_role_is_probed_where_it_listens_and_has_time_to_drain() {
             selector, &deployment["spec"]["template"]["metadata"]["labels"],
             "{role}"
         );
-        let budget = named(&objects, "PodDisruptionBudget", role);
+        let budget = find_object(&objects, "PodDisruptionBudget", role);
         assert_eq!(
             &budget["spec"]["selector"]["matchLabels"], selector,
             "{role}"
@@ -194,7 +194,7 @@ fn every_role_is_probed_where_it_listens_and_has_time_to_drain() {
     }
 }
 
-fn assert_known(value: &Value, known: &[&str]) {
+fn assert_known_fields(value: &Value, known: &[&str]) {
     let known: BTreeSet<&str> = known.iter().copied().collect();
     for name in value.as_object().unwrap().keys() {
         assert!(
@@ -205,8 +205,8 @@ fn assert_known(value: &Value, known: &[&str]) {
 }
 
 #[test]
-fn the_autoscalers_are_as_keda_reads_them_and_follow_our_topic_and_metric() {
-    let objects = objects();
+fn autoscalers_are_valid_for_keda_and_name_existing_topics_and_metrics() {
+    let objects = load_objects();
     let scaled: Vec<&Value> = objects
         .iter()
         .filter(|o| o["kind"] == "ScaledObject")
@@ -215,7 +215,7 @@ fn the_autoscalers_are_as_keda_reads_them_and_follow_our_topic_and_metric() {
     for object in &scaled {
         assert_eq!(object["apiVersion"], "keda.sh/v1alpha1");
         let spec = &object["spec"];
-        assert_known(
+        assert_known_fields(
             spec,
             &[
                 "scaleTargetRef",
@@ -230,23 +230,23 @@ fn the_autoscalers_are_as_keda_reads_them_and_follow_our_topic_and_metric() {
                 "triggers",
             ],
         );
-        assert_known(
+        assert_known_fields(
             &spec["scaleTargetRef"],
             &["apiVersion", "kind", "name", "envSourceContainerName"],
         );
-        named(
+        find_object(
             &objects,
             "Deployment",
             spec["scaleTargetRef"]["name"].as_str().unwrap(),
         );
-        let (least, most) = (&spec["minReplicaCount"], &spec["maxReplicaCount"]);
+        let (min, max) = (&spec["minReplicaCount"], &spec["maxReplicaCount"]);
         assert!(
-            least.as_i64() >= Some(2) && most.as_i64() > least.as_i64(),
+            min.as_i64() >= Some(2) && max.as_i64() > min.as_i64(),
             "{spec}"
         );
         assert!(!spec["triggers"].as_array().unwrap().is_empty());
         for trigger in spec["triggers"].as_array().unwrap() {
-            assert_known(
+            assert_known_fields(
                 trigger,
                 &[
                     "type",
@@ -257,25 +257,25 @@ fn the_autoscalers_are_as_keda_reads_them_and_follow_our_topic_and_metric() {
                     "useCachedMetrics",
                 ],
             );
-            // Its metadata are a map of texts: a bare number is refused.
+            // KEDA accepts only strings here: an unquoted number is rejected.
             for (name, value) in trigger["metadata"].as_object().unwrap() {
                 assert!(value.is_string(), "{name} must be quoted: {value}");
             }
         }
     }
-    let worker = named(&objects, "ScaledObject", "ai-worker");
+    let worker = find_object(&objects, "ScaledObject", "ai-worker");
     let trigger = &worker["spec"]["triggers"][0];
     assert_eq!(trigger["type"], "kafka");
     assert_eq!(trigger["metadata"]["consumerGroup"], "ai-consumer-group");
     assert_eq!(trigger["metadata"]["topic"], "incoming_messages");
-    // More workers than partitions (12, where nobody says another number) would only wait.
+    // More workers than partitions (12 by default) would be idle.
     assert_eq!(worker["spec"]["maxReplicaCount"], 12);
-    assert!(!text("chatmesh.env").contains("KAFKA_TOPIC_PARTITIONS"));
-    let query =
-        &named(&objects, "ScaledObject", "gateway")["spec"]["triggers"][0]["metadata"]["query"];
+    assert!(!read_manifest("chatmesh.env").contains("KAFKA_TOPIC_PARTITIONS"));
+    let query = &find_object(&objects, "ScaledObject", "gateway")["spec"]["triggers"][0]["metadata"]
+        ["query"];
     let metrics = crate::monitoring::declared();
-    let ours = metrics
+    let is_declared = metrics
         .iter()
         .any(|metric| query.as_str().unwrap().contains(metric.name));
-    assert!(ours, "{query} is of no metric of ours");
+    assert!(is_declared, "{query} names no declared metric");
 }

@@ -16,7 +16,7 @@ use crate::support::v1::{Transcript, V1Client};
 use crate::support::{TEST_TIMEOUT, http, wait_until};
 
 const SHIPPED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/nginx.conf");
-/// A token that would be seen in a log.
+/// A token that the logs must not contain.
 const TOKEN: &str = "very-secret-token";
 
 /// A running nginx; killed when dropped.
@@ -26,8 +26,8 @@ pub(crate) struct Nginx {
     child: Child,
 }
 
-/// Debian's is not in everybody's path.
-fn command() -> Command {
+/// Debian installs nginx in a directory that is not in every user's path.
+fn nginx_command() -> Command {
     let sbin = Path::new("/usr/sbin/nginx");
     Command::new(if sbin.exists() {
         sbin
@@ -36,12 +36,12 @@ fn command() -> Command {
     })
 }
 
-/// The shipped file with this test's addresses and folder; nothing else is changed.
-fn configured(dir: &Path, port: u16, gateways: [u16; 2]) -> PathBuf {
+/// Writes the shipped file with this test's addresses and folder; everything else is unchanged.
+fn write_config(dir: &Path, port: u16, gateways: [u16; 2]) -> PathBuf {
     let mut text = std::fs::read_to_string(SHIPPED).unwrap();
     let folder = dir.display();
     let changes = [
-        // First: the folder itself may lie below /tmp.
+        // Replaced first, because the folder itself may be below /tmp.
         (" /tmp/", format!(" {folder}/")),
         ("listen 8080 ", format!("listen 127.0.0.1:{port} ")),
         ("gateway-1:8000", format!("127.0.0.1:{}", gateways[0])),
@@ -49,9 +49,9 @@ fn configured(dir: &Path, port: u16, gateways: [u16; 2]) -> PathBuf {
         ("/dev/stdout", format!("{folder}/access.log")),
         ("/dev/stderr", format!("{folder}/error.log")),
     ];
-    for (shipped, here) in changes {
+    for (shipped, replacement) in changes {
         assert!(text.contains(shipped), "{shipped} is not in {SHIPPED}");
-        text = text.replace(shipped, &here);
+        text = text.replace(shipped, &replacement);
     }
     let file = dir.join("nginx.conf");
     std::fs::write(&file, text).unwrap();
@@ -63,22 +63,22 @@ impl Nginx {
     pub(crate) async fn start(gateways: [u16; 2]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let port = free_port();
-        let file = configured(dir.path(), port, gateways);
+        let file = write_config(dir.path(), port, gateways);
         let with = |command: &mut Command| {
             command.arg("-p").arg(dir.path()).arg("-c").arg(&file);
             command.arg("-e").arg(dir.path().join("error.log"));
         };
-        let mut check = command();
+        let mut check = nginx_command();
         with(&mut check);
         let checked = check
             .arg("-t")
             .output()
             .expect("run nginx (tests/run installs it)");
-        let said = String::from_utf8_lossy(&checked.stderr).into_owned();
-        assert!(checked.status.success(), "nginx -t: {said}");
-        assert!(!said.contains("[warn]"), "nginx -t: {said}");
+        let messages = String::from_utf8_lossy(&checked.stderr).into_owned();
+        assert!(checked.status.success(), "nginx -t: {messages}");
+        assert!(!messages.contains("[warn]"), "nginx -t: {messages}");
 
-        let mut run = command();
+        let mut run = nginx_command();
         with(&mut run);
         let child = run
             .args(["-g", "daemon off;"])
@@ -105,7 +105,7 @@ impl Nginx {
         std::fs::read_to_string(self.dir.path().join(name)).unwrap_or_default()
     }
 
-    /// A socket through it. Never refused: that is what it is for.
+    /// Connects through nginx, which must always find a gateway.
     async fn open(&self, user: &str) -> ClassicClient {
         ClassicClient::connect(self.port, TOKEN, user)
             .await
@@ -127,7 +127,7 @@ impl Nginx {
 
 impl Drop for Nginx {
     fn drop(&mut self) {
-        // SIGTERM: its worker processes end with it.
+        // SIGTERM also stops nginx's worker processes.
         crate::support::process::signal(self.child.id(), "TERM");
         let _ = self.child.wait();
         if std::thread::panicking() {
@@ -140,8 +140,8 @@ impl Drop for Nginx {
     }
 }
 
-/// What a metric without further labels is at.
-async fn connections(gateway: &ChatmeshProcess) -> usize {
+/// The number of open connections of a gateway, by its metric.
+async fn connection_count(gateway: &ChatmeshProcess) -> usize {
     let text = http::get(&gateway.url("/metrics")).await.body;
     text.lines()
         .find_map(|line| line.strip_prefix("websocket_connections_active{"))
@@ -149,13 +149,13 @@ async fn connections(gateway: &ChatmeshProcess) -> usize {
         .unwrap_or(0)
 }
 
-/// Devices of `chatmesh.v1` in the middle of slow answers.
+/// Number of `chatmesh.v1` clients that receive slow answers.
 const DEVICES: usize = 20;
 const IDS: [&str; 3] = ["1", "2", "3"];
 
-/// Each asks three things and goes on, through lost connections, until all are answered. Returns
-/// when half of the answers have begun.
-async fn under_load(stack: &Stack, nginx: &Nginx) -> Vec<JoinHandle<(V1Client, usize)>> {
+/// Starts clients that each send three messages and reconnect until all are answered. Returns when
+/// half of the answers are in progress.
+async fn start_load(stack: &Stack, nginx: &Nginx) -> Vec<JoinHandle<(V1Client, usize)>> {
     let prompt = |n: usize, id: &str| format!("load {n} {id}");
     let mut load = Vec::new();
     for n in 0..DEVICES {
@@ -171,8 +171,8 @@ async fn under_load(stack: &Stack, nginx: &Nginx) -> Vec<JoinHandle<(V1Client, u
         device.connect(nginx.port).await;
         let port = nginx.port;
         load.push(tokio::spawn(async move {
-            // Each in a conversation of its own would be answered at once; so they follow each
-            // other, and some are not begun when the gateway stops.
+            // All are in one conversation, so that they are answered one after the other and some
+            // have not started when the gateway stops.
             for (id, text) in IDS.iter().zip(&prompts) {
                 device.send_message(id, text).await;
             }
@@ -198,19 +198,20 @@ async fn under_load(stack: &Stack, nginx: &Nginx) -> Vec<JoinHandle<(V1Client, u
     load
 }
 
-/// Every answer came once, whole, and was paid once; those of the gateway that stopped came back.
+/// Asserts that every message has one complete answer and one model call, and that the clients of the
+/// stopped gateway reconnected.
 async fn assert_missed_nothing(stack: &Stack, load: Vec<JoinHandle<(V1Client, usize)>>) {
-    let mut came_back = 0;
+    let mut reconnected = 0;
     for (n, task) in load.into_iter().enumerate() {
         let (device, closed) = task.await.unwrap();
-        came_back += closed;
+        reconnected += closed;
         for id in IDS {
             let shown = device.message(id);
             assert_eq!(shown.ended(), Some("response"), "{}", device.user);
             assert_eq!(shown.text, format!("answer to load {n} {id} in some words"));
             assert_eq!(stack.model.request_count_for(&format!("load {n} {id}")), 1);
         }
-        // The very first `welcome` can't recover anything; the one after the stop did.
+        // The first `welcome` has nothing to recover; the one after the stop recovers everything.
         assert_eq!(
             device.transcript.reloads(),
             1,
@@ -219,8 +220,8 @@ async fn assert_missed_nothing(stack: &Stack, load: Vec<JoinHandle<(V1Client, us
         );
     }
     assert!(
-        came_back >= DEVICES / 4,
-        "about half of {DEVICES} were on the gateway that stopped, {came_back} came back"
+        reconnected >= DEVICES / 4,
+        "about half of {DEVICES} were on the gateway that stopped, {reconnected} reconnected"
     );
 }
 
@@ -231,10 +232,10 @@ async fn assert_answered(client: &mut ClassicClient, text: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sockets_are_spread_evenly_and_no_token_is_logged() {
-    // As many of `chatmesh.v1` as classic ones.
-    const SOCKETS: usize = 1000;
-    // Opened at the same time: nginx's own processes share their counts or they don't.
+async fn connections_are_balanced_and_no_token_is_logged() {
+    // Half of them are `chatmesh.v1` connections, half are classic ones.
+    const CONNECTIONS: usize = 1000;
+    // Opened concurrently, so that several nginx processes must share their counts.
     const AT_ONCE: usize = 20;
     let stack = Stack::start().await;
     let one = stack.gateway("server_1").start().await;
@@ -244,8 +245,8 @@ async fn sockets_are_spread_evenly_and_no_token_is_logged() {
     let nginx = Nginx::start([one.port(), two.port()]).await;
 
     let (mut clients, mut devices) = (Vec::new(), Vec::new());
-    for first in (0..SOCKETS / 2).step_by(AT_ONCE) {
-        let numbers = first..(first + AT_ONCE).min(SOCKETS / 2);
+    for first in (0..CONNECTIONS / 2).step_by(AT_ONCE) {
+        let numbers = first..(first + AT_ONCE).min(CONNECTIONS / 2);
         let classic = numbers.clone().map(|n| {
             let nginx = &nginx;
             async move { nginx.open(&format!("user{n}")).await }
@@ -262,13 +263,13 @@ async fn sockets_are_spread_evenly_and_no_token_is_logged() {
         });
         devices.extend(futures_util::future::join_all(v1).await);
     }
-    let (on_one, on_two) = (connections(&one).await, connections(&two).await);
-    assert_eq!(on_one + on_two, SOCKETS);
+    let (on_one, on_two) = (connection_count(&one).await, connection_count(&two).await);
+    assert_eq!(on_one + on_two, CONNECTIONS);
     assert!(
-        on_one.abs_diff(on_two) <= SOCKETS / 20,
+        on_one.abs_diff(on_two) <= CONNECTIONS / 20,
         "{on_one} and {on_two}"
     );
-    let last = SOCKETS / 2 - 1;
+    let last = CONNECTIONS / 2 - 1;
     for n in [0, 1, last] {
         assert_answered(&mut clients[n], &format!("hello {n}")).await;
         let answer = devices[n]
@@ -276,14 +277,16 @@ async fn sockets_are_spread_evenly_and_no_token_is_logged() {
             .await;
         assert_eq!(answer["content"], format!("echo: hello device {n}"));
     }
-    // Those that said nothing got nothing, and are all there still.
-    clients[last / 2]
-        .expect_no_frame(Duration::from_millis(100))
-        .await;
-    devices[last / 2]
-        .expect_no_frame(Duration::from_millis(100))
-        .await;
-    assert_eq!(connections(&one).await + connections(&two).await, SOCKETS);
+    // Clients that sent nothing have received nothing: their first frame belongs to this message.
+    let quiet = last / 2;
+    assert_answered(&mut clients[quiet], "first message").await;
+    devices[quiet].send_message("1", "first message").await;
+    let first_frame = devices[quiet].next_frame().await;
+    assert_eq!(first_frame["id"], "1", "{first_frame}");
+    assert_eq!(
+        connection_count(&one).await + connection_count(&two).await,
+        CONNECTIONS
+    );
 
     let health = http::get(&nginx.url(&format!("/health?token={TOKEN}"))).await;
     assert_eq!(health.status, 200);
@@ -307,7 +310,11 @@ async fn sockets_are_spread_evenly_and_no_token_is_logged() {
         let etag = file.header("etag").unwrap();
         let known = [("if-none-match", etag)];
         let same = http::try_call(reqwest::Method::GET, &nginx.url(path), &known).await;
-        assert_eq!(same.unwrap().status, 304, "both gateways say the same");
+        assert_eq!(
+            same.unwrap().status,
+            304,
+            "both gateways have the same etag"
+        );
     }
     for closed in ["/metrics", "/metrics/"] {
         assert_eq!(http::get(&nginx.url(closed)).await.status, 404);
@@ -325,8 +332,8 @@ async fn sockets_are_spread_evenly_and_no_token_is_logged() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_of_a_gateway_that_stops_or_dies_come_back_to_the_other_one() {
-    const SOCKETS: usize = 40;
+async fn clients_of_a_stopped_or_killed_gateway_reconnect_to_the_other_one() {
+    const CONNECTIONS: usize = 40;
     let stack = Stack::start().await;
     let first = stack.gateway("server_1");
     let mut one = first.start().await;
@@ -336,38 +343,38 @@ async fn clients_of_a_gateway_that_stops_or_dies_come_back_to_the_other_one() {
     let nginx = Nginx::start([one.port(), two.port()]).await;
 
     let mut clients = Vec::new();
-    for n in 0..SOCKETS {
+    for n in 0..CONNECTIONS {
         clients.push(nginx.open(&format!("user{n}")).await);
     }
-    assert_eq!(connections(&one).await, SOCKETS / 2);
-    let load = under_load(&stack, &nginx).await;
+    assert_eq!(connection_count(&one).await, CONNECTIONS / 2);
+    let load = start_load(&stack, &nginx).await;
 
-    // Gently: those of the first gateway are told to come back, and find the other one at once.
+    // A draining gateway closes its connections with 1001, and nginx routes the clients to the other one.
     one.drain().await;
-    let mut told = 0;
+    let mut closed_clients = 0;
     for (n, client) in clients.iter_mut().enumerate() {
         if let crate::support::classic::ClientEvent::Closed(code) =
             client.next_event(Duration::from_millis(50)).await
         {
             assert_eq!(code, Some(1001), "user{n}");
-            told += 1;
+            closed_clients += 1;
             *client = nginx.open(&format!("user{n}")).await;
         }
     }
-    assert_eq!(told, SOCKETS / 2);
+    assert_eq!(closed_clients, CONNECTIONS / 2);
     assert_missed_nothing(&stack, load).await;
     for (n, client) in clients.iter_mut().enumerate() {
         assert_answered(client, &format!("after a stop {n}")).await;
     }
     wait_until("all are on the second gateway", TEST_TIMEOUT, || async {
-        connections(&two).await == SOCKETS
+        connection_count(&two).await == CONNECTIONS
     })
     .await;
 
-    // Killed: every socket is on the second gateway, which dies without a word.
+    // All connections are on the second gateway, which is killed.
     let one = first.start().await;
     wait_until(
-        "the first gateway takes clients again",
+        "the first gateway accepts clients again",
         TEST_TIMEOUT,
         || async {
             ClassicClient::connect(one.port(), TOKEN, "early")
@@ -385,15 +392,15 @@ async fn clients_of_a_gateway_that_stops_or_dies_come_back_to_the_other_one() {
         assert_answered(client, &format!("after a kill {n}")).await;
     }
     wait_until("all are on the first gateway", TEST_TIMEOUT, || async {
-        connections(&one).await == SOCKETS
+        connection_count(&one).await == CONNECTIONS
     })
     .await;
-    // A socket's line is written when it ends.
+    // nginx logs a connection when it ends.
     for client in clients {
         client.close().await;
     }
     let retried = format!("127.0.0.1:{}, 127.0.0.1:{}", two.port(), one.port());
-    wait_until("nginx says that it tried again", TEST_TIMEOUT, || async {
+    wait_until("nginx logs the second attempt", TEST_TIMEOUT, || async {
         nginx.log("access.log").contains(&retried)
     })
     .await;
@@ -401,7 +408,7 @@ async fn clients_of_a_gateway_that_stops_or_dies_come_back_to_the_other_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_chat_page_goes_on_with_an_answer_when_its_gateway_is_killed() {
+async fn chat_page_continues_an_answer_when_its_gateway_is_killed() {
     let stack = Stack::start().await;
     let mut one = stack.gateway("server_1").start().await;
     let mut two = stack.gateway("server_2").start().await;
@@ -422,13 +429,13 @@ async fn the_chat_page_goes_on_with_an_answer_when_its_gateway_is_killed() {
     browser
         .wait_for(&format!("{answer}.includes('word10 ')"))
         .await;
-    let its = if connections(&one).await == 1 {
+    let active_gateway = if connection_count(&one).await == 1 {
         &mut one
     } else {
         &mut two
     };
-    assert_eq!(connections(its).await, 1);
-    its.kill();
+    assert_eq!(connection_count(active_gateway).await, 1);
+    active_gateway.kill();
     browser
         .wait_for(&format!("{answer}.includes('word150')"))
         .await;
@@ -440,6 +447,6 @@ async fn the_chat_page_goes_on_with_an_answer_when_its_gateway_is_killed() {
     assert_eq!(
         stack.model.request_count_for("count"),
         1,
-        "the answer was not begun anew"
+        "the model was called once"
     );
 }

@@ -1,7 +1,7 @@
-//! What people see in a browser, and the client that other programs use.
+//! The chat page in a real browser, and the JavaScript client.
 
-mod browser;
-mod client;
-mod endings;
-mod files;
-mod looks;
+mod appearance;
+mod chat_page;
+mod js_client;
+mod static_files;
+mod turn_outcomes;

@@ -1,22 +1,24 @@
-//! How a turn ends on the page, also when nothing good came of it, and what a reload keeps.
+//! Outcomes of turns on the page (failed, empty, rejected), scrolling, and what survives a reload.
 
 use serde_json::json;
 
-use super::browser::{ask, open, with_model};
+use super::chat_page::{open_page, send, with_model};
 use crate::support::browser::{Browser, pictures};
 use crate::support::model::{Answer, Script, ScriptedModel};
 use crate::support::process::ProcessSpec;
 
-const FROM_END: &str = "(({scrollHeight, clientHeight, scrollTop}) => \
+/// Distance of the scroll position from the end, in pixels.
+const DISTANCE_FROM_END: &str = "(({scrollHeight, clientHeight, scrollTop}) => \
                         Math.round(scrollHeight - clientHeight - scrollTop))\
                         (document.getElementById('scroll'))";
-/// The last turn as it is read.
-const LAST: &str = "document.querySelector('.turn:last-of-type')?.innerText ?? ''";
-const BOX: &str = "document.getElementById('message-input').value";
+/// The visible text of the last turn.
+const LAST_TURN: &str = "document.querySelector('.turn:last-of-type')?.innerText ?? ''";
+const INPUT_TEXT: &str = "document.getElementById('message-input').value";
 
-async fn says(browser: &Browser, text: &str) {
+/// Waits until the last turn contains a text.
+async fn wait_for_turn_text(browser: &Browser, text: &str) {
     browser
-        .wait_for(&format!("({LAST}).includes({})", json!(text)))
+        .wait_for(&format!("({LAST_TURN}).includes({})", json!(text)))
         .await;
 }
 
@@ -27,17 +29,17 @@ async fn reload(browser: &Browser) {
         .await;
 }
 
-/// After what was drawn has been laid out.
-async fn settled(browser: &Browser) {
+/// Waits until everything that was drawn has been laid out.
+async fn wait_for_layout(browser: &Browser) {
     let frames = "await new Promise((done) => requestAnimationFrame(() => \
                   requestAnimationFrame(() => setTimeout(done)))); return true;";
     assert_eq!(browser.run(frames).await, true);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_end_of_an_answer_and_of_an_error_is_in_view() {
-    let model = ScriptedModel::start_with(|asked| {
-        if asked.prompt == "refuse" {
+async fn view_follows_the_end_of_answers_and_errors() {
+    let model = ScriptedModel::start_with(|request| {
+        if request.prompt == "refuse" {
             return Answer::error(401, "invalid_api_key", "wrong key");
         }
         Answer::from(Script::complete(&"A sentence of an answer.\n\n".repeat(30)))
@@ -45,11 +47,11 @@ async fn the_end_of_an_answer_and_of_an_error_is_in_view() {
     .await;
     let server = with_model(ProcessSpec::ephemeral(), &model).start().await;
     let browser = Browser::start().await;
-    open(&browser, &server.url("/")).await;
+    open_page(&browser, &server.url("/")).await;
     for (width, height) in [(1280, 600), (1280, 800), (390, 844)] {
         browser.screen(width, height, false).await;
         for question in ["long", "refuse"] {
-            ask(&browser, question).await;
+            send(&browser, question).await;
             let end = match question {
                 "long" => ".turn:last-of-type .tools:not([hidden]) button",
                 _ => ".turn:last-of-type .note.failed button",
@@ -57,22 +59,22 @@ async fn the_end_of_an_answer_and_of_an_error_is_in_view() {
             browser
                 .wait_for(&format!("document.querySelector('{end}')"))
                 .await;
-            settled(&browser).await;
-            let left = browser.js(FROM_END).await;
-            assert_eq!(left, 0, "{question} at {width}x{height}");
+            wait_for_layout(&browser).await;
+            let distance = browser.js(DISTANCE_FROM_END).await;
+            assert_eq!(distance, 0, "{question} at {width}x{height}");
         }
         let name = format!("refused-{width}x{height}.png");
         browser.picture(&pictures().join(name)).await;
     }
-    // Who reads further up is left alone.
+    // A user who has scrolled up keeps the position.
     browser
         .js("document.getElementById('scroll').scrollTop = 0")
         .await;
-    settled(&browser).await;
+    wait_for_layout(&browser).await;
     browser
         .js("document.querySelector('.turn:last-of-type .note').append('x'.repeat(2000))")
         .await;
-    settled(&browser).await;
+    wait_for_layout(&browser).await;
     let top = browser
         .js("document.getElementById('scroll').scrollTop")
         .await;
@@ -80,34 +82,42 @@ async fn the_end_of_an_answer_and_of_an_error_is_in_view() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_failed_or_empty_turn_says_so_and_nothing_else_also_after_a_reload() {
-    let model = ScriptedModel::start_with(|asked| match asked.prompt.as_str() {
+async fn failed_and_empty_turns_are_labelled_also_after_a_reload() {
+    let model = ScriptedModel::start_with(|request| match request.prompt.as_str() {
         "empty" => Script::new().role().finish("stop").done().into(),
         _ => Answer::error(401, "invalid_api_key", "wrong key"),
     })
     .await;
     let server = with_model(ProcessSpec::ephemeral(), &model).start().await;
     let browser = Browser::start().await;
-    open(&browser, &server.url("/")).await;
-    ask(&browser, "refused").await;
-    says(&browser, "may not be set up").await;
-    let nothing = "document.querySelector('.turn .answer').childNodes.length";
-    assert_eq!(browser.js(nothing).await, 0);
+    open_page(&browser, &server.url("/")).await;
+    send(&browser, "refused").await;
+    wait_for_turn_text(&browser, "may not be set up").await;
+    let answer_nodes = "document.querySelector('.turn .answer').childNodes.length";
+    assert_eq!(browser.js(answer_nodes).await, 0);
     reload(&browser).await;
-    says(&browser, "This message was not answered.").await;
-    assert_eq!(browser.js(nothing).await, 0, "no error as an answer");
+    wait_for_turn_text(&browser, "This message was not answered.").await;
+    assert_eq!(
+        browser.js(answer_nodes).await,
+        0,
+        "an error is not shown as an answer"
+    );
     let buttons = "document.querySelectorAll('.turn:last-of-type .note button').length";
     assert_eq!(browser.js(buttons).await, 1);
 
-    ask(&browser, "empty").await;
-    says(&browser, "The model gave an empty answer.").await;
+    send(&browser, "empty").await;
+    wait_for_turn_text(&browser, "The model gave an empty answer.").await;
     reload(&browser).await;
-    says(&browser, "The model gave an empty answer.").await;
-    assert_eq!(browser.js(buttons).await, 1, "it can be asked again");
+    wait_for_turn_text(&browser, "The model gave an empty answer.").await;
+    assert_eq!(
+        browser.js(buttons).await,
+        1,
+        "the question can be sent again"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_refused_or_only_written_is_kept_through_a_reload() {
+async fn rejected_messages_and_drafts_survive_a_reload() {
     let model = ScriptedModel::start().await;
     let server = with_model(ProcessSpec::ephemeral(), &model)
         .env("USER_RATE_LIMIT_MAX_REQUESTS", "1")
@@ -115,56 +125,60 @@ async fn what_was_refused_or_only_written_is_kept_through_a_reload() {
         .start()
         .await;
     let browser = Browser::start().await;
-    open(&browser, &server.url("/")).await;
-    ask(&browser, "one").await;
-    says(&browser, "echo: one").await;
+    open_page(&browser, &server.url("/")).await;
+    send(&browser, "one").await;
+    wait_for_turn_text(&browser, "echo: one").await;
     browser.write("#message-input", "half a thought").await;
     browser.click("#new-chat").await;
-    assert_eq!(browser.text(BOX).await, "", "a draft belongs to its chat");
-    ask(&browser, "two").await;
-    says(&browser, "You can send again in").await;
+    assert_eq!(
+        browser.text(INPUT_TEXT).await,
+        "",
+        "a draft belongs to its chat"
+    );
+    send(&browser, "two").await;
+    wait_for_turn_text(&browser, "You can send again in").await;
     browser.write("#message-input", "another thought").await;
 
     reload(&browser).await;
-    says(&browser, "This message was not sent.").await;
-    assert_eq!(browser.text(BOX).await, "another thought");
+    wait_for_turn_text(&browser, "This message was not sent.").await;
+    assert_eq!(browser.text(INPUT_TEXT).await, "another thought");
     let listed =
         "[...document.querySelectorAll('#conversations a')].map((a) => a.innerText).join()";
     browser.wait_for(&format!("({listed}) === 'two,one'")).await;
     browser.picture(&pictures().join("not-sent.png")).await;
     browser.click("#conversations li:nth-child(2) a").await;
-    says(&browser, "echo: one").await;
-    assert_eq!(browser.text(BOX).await, "half a thought");
+    wait_for_turn_text(&browser, "echo: one").await;
+    assert_eq!(browser.text(INPUT_TEXT).await, "half a thought");
     browser.click("#conversations li:nth-child(1) a").await;
-    says(&browser, "This message was not sent.").await;
+    wait_for_turn_text(&browser, "This message was not sent.").await;
 
-    // Sent after all, once the server takes it; then nothing is left to be sent.
+    // The retry is sent when the server accepts messages again; then the outbox is empty.
     browser.click(".turn:last-of-type .note button").await;
     browser
         .wait_for(&format!(
-            "({LAST}).includes('echo: two') \
+            "({LAST_TURN}).includes('echo: two') \
              || document.querySelector('.turn:last-of-type .note button:enabled')?.click()"
         ))
         .await;
     reload(&browser).await;
-    says(&browser, "echo: two").await;
+    wait_for_turn_text(&browser, "echo: two").await;
     let turns = "document.querySelectorAll('.turn').length";
     assert_eq!(browser.js(turns).await, 1);
     assert_eq!(model.request_count_for("two"), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_address_of_no_conversation_says_so() {
+async fn unknown_conversation_address_shows_a_hint() {
     let model = ScriptedModel::start().await;
     let server = with_model(ProcessSpec::ephemeral(), &model).start().await;
     let browser = Browser::start().await;
-    open(&browser, &server.url("/#/c/does-not-exist")).await;
-    let nothing =
+    open_page(&browser, &server.url("/#/c/does-not-exist")).await;
+    let shows_hint =
         "document.getElementById('thread-error').innerText.includes('There is nothing here')";
-    browser.wait_for(nothing).await;
+    browser.wait_for(shows_hint).await;
     browser.picture(&pictures().join("nothing-here.png")).await;
     browser.click("#new-chat").await;
-    assert_eq!(browser.js(nothing).await, false);
+    assert_eq!(browser.js(shows_hint).await, false);
     let listed = "document.querySelectorAll('#conversations li').length";
     assert_eq!(browser.js(listed).await, 0);
 }

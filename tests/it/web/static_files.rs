@@ -1,4 +1,4 @@
-//! How the page's files are served.
+//! How the gateway serves the files of the page.
 
 use reqwest::Method;
 
@@ -16,7 +16,7 @@ async fn call(
         .unwrap()
 }
 
-/// How the page of a server with these settings gets its token.
+/// The token source in the page of a server with these settings.
 async fn token_source(settings: &[(&str, &str)]) -> String {
     let mut spec = ProcessSpec::ephemeral();
     for (name, value) in settings {
@@ -29,7 +29,7 @@ async fn token_source(settings: &[(&str, &str)]) -> String {
 }
 
 #[tokio::test]
-async fn every_file_has_its_type_and_a_strict_policy_and_is_sent_once() {
+async fn files_have_their_type_a_strict_policy_and_an_etag() {
     let server = ProcessSpec::ephemeral().start().await;
     let page = http::get(&server.url("/")).await.body;
     let linked: Vec<&str> = page
@@ -37,21 +37,21 @@ async fn every_file_has_its_type_and_a_strict_policy_and_is_sent_once() {
         .filter(|part| part.starts_with("app/"))
         .collect();
     assert!(linked.len() >= 5, "{linked:?}");
-    assert!(!page.contains("://"), "the page names another host");
+    assert!(!page.contains("://"), "the page refers to another host");
     let mut paths = vec!["/".to_owned(), "/test-ui.html".to_owned()];
     paths.extend(["/chatmesh.js".to_owned(), "/chatmesh.d.ts".to_owned()]);
     paths.extend(linked.iter().map(|path| format!("/{path}")));
     for path in &paths {
         let reply = call(&server, Method::GET, path, &[]).await;
         assert_eq!(reply.status, 200, "{path}");
-        let kind = match path.rsplit('.').next().unwrap() {
+        let content_type = match path.rsplit('.').next().unwrap() {
             "js" => "text/javascript; charset=utf-8",
             "css" => "text/css; charset=utf-8",
             "svg" => "image/svg+xml",
             "ts" => "text/plain; charset=utf-8",
             _ => "text/html; charset=utf-8",
         };
-        assert_eq!(reply.header("content-type"), Some(kind), "{path}");
+        assert_eq!(reply.header("content-type"), Some(content_type), "{path}");
         assert_eq!(reply.header("x-content-type-options"), Some("nosniff"));
         assert_eq!(reply.header("referrer-policy"), Some("no-referrer"));
         assert_eq!(reply.header("cache-control"), Some("no-cache"));
@@ -80,9 +80,13 @@ async fn every_file_has_its_type_and_a_strict_policy_and_is_sent_once() {
         let etag = reply.header("etag").unwrap();
         let several = format!("\"other\", W/{etag}");
         for known in [etag, &several, "*"] {
-            let same = call(&server, Method::GET, path, &[("if-none-match", known)]).await;
-            assert_eq!((same.status, same.body.as_str()), (304, ""), "{path}");
-            assert_eq!(same.header("etag"), Some(etag));
+            let revalidated = call(&server, Method::GET, path, &[("if-none-match", known)]).await;
+            assert_eq!(
+                (revalidated.status, revalidated.body.as_str()),
+                (304, ""),
+                "{path}"
+            );
+            assert_eq!(revalidated.header("etag"), Some(etag));
         }
         let other = [("if-none-match", "\"other\"")];
         assert_eq!(call(&server, Method::GET, path, &other).await.status, 200);
@@ -91,8 +95,12 @@ async fn every_file_has_its_type_and_a_strict_policy_and_is_sent_once() {
         assert_eq!(post.header("allow"), Some("GET, HEAD"));
     }
     let client = call(&server, Method::GET, "/chatmesh.js", &[]).await;
-    let anybody = client.header("access-control-allow-origin");
-    assert_eq!(anybody, Some("*"), "pages of other origins import it");
+    let allowed_origin = client.header("access-control-allow-origin");
+    assert_eq!(
+        allowed_origin,
+        Some("*"),
+        "pages of other origins import it"
+    );
     for path in [
         "/app",
         "/app/",
@@ -109,7 +117,7 @@ async fn every_file_has_its_type_and_a_strict_policy_and_is_sent_once() {
 }
 
 #[tokio::test]
-async fn the_page_is_told_how_it_gets_a_token_and_can_be_switched_off() {
+async fn page_contains_its_token_source_and_can_be_disabled() {
     assert_eq!(token_source(&[]).await, "any");
     let stored = ("AUTH_MODE", "stored");
     assert_eq!(token_source(&[stored]).await, "ask");
@@ -131,7 +139,7 @@ async fn the_page_is_told_how_it_gets_a_token_and_can_be_switched_off() {
 }
 
 #[tokio::test]
-async fn the_greeting_names_the_page() {
+async fn startup_message_contains_the_page_address() {
     let server = ProcessSpec::ephemeral().start().await;
     let page = format!("http://127.0.0.1:{}/", server.port());
     server

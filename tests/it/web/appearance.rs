@@ -1,16 +1,16 @@
-//! How the page looks and is used: pictures, keyboard, names and contrasts.
+//! Appearance and accessibility of the page: layout, contrast, keyboard and accessible names.
 
 use serde_json::{Value, json};
 
-use super::browser::{ask, open, with_model};
+use super::chat_page::{open_page, send, with_model};
 use crate::support::browser::{Browser, key, pictures};
 use crate::support::model::{Answer, Script, ScriptedModel};
 use crate::support::process::ProcessSpec;
 
 const SHOWCASE: &str = include_str!("showcase.md");
 
-async fn showcase() -> ScriptedModel {
-    ScriptedModel::start_with(|asked| match asked.prompt.as_str() {
+async fn start_model() -> ScriptedModel {
+    ScriptedModel::start_with(|request| match request.prompt.as_str() {
         "hang" => Script::new().role().text("It goes on ").hang().into(),
         "rtl" => Answer::from(Script::complete("مرحبا بك في الدردشة")),
         _ => Answer::from(Script::complete(SHOWCASE)),
@@ -21,20 +21,20 @@ async fn showcase() -> ScriptedModel {
 const ANSWERED: &str = "document.querySelector('.turn .tools:not([hidden])')";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_page_fits_its_screen_and_can_be_read_in_light_and_dark() {
-    let model = showcase().await;
+async fn page_fits_the_screen_and_has_sufficient_contrast_in_both_themes() {
+    let model = start_model().await;
     let server = with_model(ProcessSpec::ephemeral(), &model).start().await;
     let browser = Browser::start().await;
-    open(&browser, &server.url("/")).await;
+    open_page(&browser, &server.url("/")).await;
     for question in [
         "Write a haiku about the sea",
         "Compare SQL joins in a table",
     ] {
-        ask(&browser, question).await;
+        send(&browser, question).await;
         browser.wait_for(ANSWERED).await;
         browser.click("#new-chat").await;
     }
-    ask(&browser, "What is a hash map?").await;
+    send(&browser, "What is a hash map?").await;
     browser.wait_for(ANSWERED).await;
     for (name, width, height, dark) in [
         ("desktop-light", 1280, 800, false),
@@ -53,9 +53,9 @@ async fn the_page_fits_its_screen_and_can_be_read_in_light_and_dark() {
             .js("document.documentElement.scrollWidth <= innerWidth")
             .await;
         assert_eq!(wide, true, "{name} is wider than the screen");
-        assert_eq!(browser.js(CONTRASTS).await, json!([]), "{name}");
+        assert_eq!(browser.js(LOW_CONTRASTS).await, json!([]), "{name}");
     }
-    // On a phone the list is a drawer.
+    // On a phone the sidebar is a drawer.
     browser.click("#open-menu").await;
     browser
         .wait_for("document.body.classList.contains('drawer-open')")
@@ -75,9 +75,9 @@ async fn the_page_fits_its_screen_and_can_be_read_in_light_and_dark() {
              Math.min(b.offsetWidth, b.offsetHeight) < 24).map((b) => b.outerHTML)",
         )
         .await;
-    assert_eq!(small, json!([]), "too small for a finger");
+    assert_eq!(small, json!([]), "buttons too small for touch");
 
-    // The person's own choice wins over the system's, and is kept.
+    // The user's choice of theme overrides the system's and survives a reload.
     browser.screen(1280, 800, false).await;
     browser.click("#theme-button").await;
     browser.reload().await;
@@ -85,45 +85,45 @@ async fn the_page_fits_its_screen_and_can_be_read_in_light_and_dark() {
         browser.text("document.documentElement.dataset.theme").await,
         "dark"
     );
-    assert_eq!(browser.js(CONTRASTS).await, json!([]));
+    assert_eq!(browser.js(LOW_CONTRASTS).await, json!([]));
     browser.assert_no_complaints().await;
 }
 
-/// Pairs of text and ground that are too near to each other for the guidelines (WCAG 2.2, AA).
-const CONTRASTS: &str = r"(() => {
+/// Pairs of text and background colours whose contrast is below the minimum of WCAG 2.2 AA.
+const LOW_CONTRASTS: &str = r"(() => {
     const style = getComputedStyle(document.documentElement);
-    const light = (name) => {
+    const luminance = (name) => {
         const hex = style.getPropertyValue('--' + name).trim();
-        const part = (at) => {
+        const channel = (at) => {
             const value = parseInt(hex.slice(at, at + 2), 16) / 255;
             return value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
         };
-        return 0.2126 * part(1) + 0.7152 * part(3) + 0.0722 * part(5);
+        return 0.2126 * channel(1) + 0.7152 * channel(3) + 0.0722 * channel(5);
     };
     const pairs = [];
-    for (const ground of ['background', 'sidebar', 'surface', 'code']) {
-        for (const text of ['text', 'muted', 'accent', 'danger', 'warning', 'good']) pairs.push([text, ground]);
+    for (const background of ['background', 'sidebar', 'surface', 'code']) {
+        for (const text of ['text', 'muted', 'accent', 'danger', 'warning', 'good']) pairs.push([text, background]);
     }
     for (const text of ['code-word', 'code-string', 'code-number']) pairs.push([text, 'code']);
     pairs.push(['text', 'bubble'], ['muted', 'bubble'], ['on-accent', 'accent'], ['on-danger', 'danger'], ['background', 'text']);
-    return pairs.map(([text, ground]) => {
-        const [high, low] = [light(text), light(ground)].sort((a, b) => b - a);
-        return [text, ground, (high + 0.05) / (low + 0.05)];
+    return pairs.map(([text, background]) => {
+        const [high, low] = [luminance(text), luminance(background)].sort((a, b) => b - a);
+        return [text, background, (high + 0.05) / (low + 0.05)];
     }).filter(([, , ratio]) => !(ratio >= 4.5));
 })()";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_keyboard_is_enough_and_everything_has_a_name() {
-    let model = showcase().await;
+async fn page_is_usable_by_keyboard_and_all_controls_have_names() {
+    let model = start_model().await;
     let server = with_model(ProcessSpec::ephemeral(), &model).start().await;
     let browser = Browser::start().await;
-    open(&browser, &server.url("/")).await;
+    open_page(&browser, &server.url("/")).await;
     let focused = "document.activeElement.id || document.activeElement.className \
                    || document.activeElement.tagName";
     assert_eq!(
         browser.text(focused).await,
         "message-input",
-        "one can type at once"
+        "the message box has the focus"
     );
     browser.press("line one").await;
     browser.press_with(key::SHIFT, key::ENTER).await;
@@ -147,44 +147,44 @@ async fn the_keyboard_is_enough_and_everything_has_a_name() {
         "message-input",
         "the focus stays"
     );
-    let said = browser
+    let announcement = browser
         .text("document.getElementById('announcer').textContent")
         .await;
-    assert!(said.starts_with("Answer: "), "{said}");
+    assert!(announcement.starts_with("Answer: "), "{announcement}");
 
-    // Around the page, from its very beginning: everything that can be clicked is there.
+    // Tab visits all controls, from the start of the page.
     browser.js("document.activeElement.blur()").await;
     browser.reload().await;
     browser.wait_for(ANSWERED).await;
     browser
         .js("(document.body.tabIndex = -1, document.body.focus(), document.body.removeAttribute('tabindex'))")
         .await;
-    let mut walked = Vec::new();
+    let mut visited = Vec::new();
     for _ in 0..40 {
         browser.press(&key::TAB.to_string()).await;
-        let at = browser.text(focused).await;
-        if walked.first() == Some(&at) || at == "BODY" {
+        let control = browser.text(focused).await;
+        if visited.first() == Some(&control) || control == "BODY" {
             break;
         }
-        if at == "new-chat" {
+        if control == "new-chat" {
             let ring = "getComputedStyle(document.activeElement).outlineStyle";
-            assert_eq!(browser.text(ring).await, "solid", "the focus is seen");
+            assert_eq!(browser.text(ring).await, "solid", "the focus is visible");
         }
-        walked.push(at);
+        visited.push(control);
     }
     assert_eq!(
-        walked.first().map(String::as_str),
+        visited.first().map(String::as_str),
         Some("skip-link"),
-        "{walked:?}"
+        "{visited:?}"
     );
     for stop in ["new-chat", "user-button", "theme-button", "message-input"] {
         assert!(
-            walked.iter().any(|at| at == stop),
-            "{stop} is not in {walked:?}"
+            visited.iter().any(|control| control == stop),
+            "{stop} is not in {visited:?}"
         );
     }
 
-    // Escape stops, and the page says so.
+    // Escape stops the answer, and the page announces it.
     browser.click("#message-input").await;
     browser.press(&format!("hang{}", key::ENTER)).await;
     browser
@@ -207,7 +207,7 @@ async fn the_keyboard_is_enough_and_everything_has_a_name() {
     browser.assert_no_complaints().await;
 }
 
-/// By the tree that a screen reader gets.
+/// Checks the accessibility tree, which screen readers use.
 async fn assert_named(browser: &Browser) {
     let tree = browser
         .devtools("Accessibility.getFullAXTree", json!({}))
@@ -220,7 +220,7 @@ async fn assert_named(browser: &Browser) {
         .filter(|node| node["ignored"] == false)
         .collect();
     for node in &shown {
-        let needs = [
+        let named_roles = [
             "button",
             "link",
             "textbox",
@@ -231,34 +231,35 @@ async fn assert_named(browser: &Browser) {
             "dialog",
         ];
         let role = role(node);
-        if needs.contains(&role.as_str()) {
+        if named_roles.contains(&role.as_str()) {
             assert!(
                 !name(node).trim().is_empty(),
                 "a {role} has no name: {node}"
             );
         }
     }
-    for wanted in ["main", "navigation", "complementary", "banner", "status"] {
+    for required in ["main", "navigation", "complementary", "banner", "status"] {
         assert!(
-            shown.iter().any(|node| role(node) == wanted),
-            "there is no {wanted}"
+            shown.iter().any(|node| role(node) == required),
+            "there is no {required}"
         );
     }
     let headings = browser.js("document.querySelectorAll('h1').length").await;
     assert_eq!(headings, 1);
-    let twice = browser
+    let duplicates = browser
         .js("[...document.querySelectorAll('[id]')].map((e) => e.id)\
              .filter((id, n, all) => all.indexOf(id) !== n)")
         .await;
-    assert_eq!(twice, json!([]), "ids that are there twice");
+    assert_eq!(duplicates, json!([]), "duplicate ids");
     assert_eq!(browser.text("document.documentElement.lang").await, "en");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_text_that_grows_ends_as_the_whole_text_and_keeps_its_finished_parts() {
+async fn incremental_markdown_equals_the_full_rendering_and_keeps_finished_blocks() {
+    let _machine = crate::support::machine::reserve_machine().await;
     let server = ProcessSpec::ephemeral().start().await;
     let browser = Browser::start().await;
-    open(&browser, &server.url("/")).await;
+    open_page(&browser, &server.url("/")).await;
     let text = format!(
         "{SHOWCASE}\n- a\n\n  - b\n- c\n1. x\n\n2. y\n\n~~~\nopen `code`\n\n# no\n~~~\nend\n===\n**bold\n\nlast `one"
     );
@@ -293,7 +294,7 @@ async fn a_text_that_grows_ends_as_the_whole_text_and_keeps_its_finished_parts()
     let result = browser.run(&script).await;
     assert_eq!(result["same"], true, "{result:#}");
     assert_eq!(result["kept"], true);
-    // A second on a quiet machine; building all of it each time would take minutes.
+    // About a second on an idle machine; rendering everything each time would take minutes.
     let spent = result["spent"].as_f64().unwrap();
     assert!(spent < 30_000.0, "{spent} ms");
     browser.assert_no_complaints().await;

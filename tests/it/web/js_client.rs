@@ -1,4 +1,4 @@
-//! `chatmesh.js` in Node: its own tests, and the example of its guide against a real server.
+//! `chatmesh.js` in Node: its own tests, and the example of its README against a real server.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,7 +9,7 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("web")
 }
 
-/// The one that `tests/run` installs where the system's is too old, otherwise the system's.
+/// The Node that `tests/run` installs if the system's is too old, otherwise the system's.
 fn node() -> Command {
     let program = std::env::var_os("TEST_NODE").unwrap_or_else(|| "node".into());
     Command::new(program)
@@ -26,7 +26,7 @@ fn run(command: &mut Command) -> String {
 }
 
 #[test]
-fn the_clients_own_tests_pass() {
+fn javascript_tests_pass() {
     let tests = std::fs::read_dir(folder().join("test")).unwrap();
     let tests = tests.map(|file| file.unwrap().path());
     let tests = tests.filter(|path| path.to_string_lossy().ends_with(".test.mjs"));
@@ -34,29 +34,29 @@ fn the_clients_own_tests_pass() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_example_of_the_guide_runs_as_it_stands() {
+async fn readme_example_runs_unchanged() {
     let server = ProcessSpec::ephemeral().start().await;
-    let guide = std::fs::read_to_string(folder().join("README.md")).unwrap();
-    let example = guide.split("```js\n").nth(1).unwrap();
+    let readme = std::fs::read_to_string(folder().join("README.md")).unwrap();
+    let example = readme.split("```js\n").nth(1).unwrap();
     let example = example.split("```").next().unwrap();
     let address = format!("127.0.0.1:{}", server.port());
     assert!(example.contains("127.0.0.1:8000"));
     let example = example.replace("127.0.0.1:8000", &address);
-    let there = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     std::fs::copy(
         folder().join("chatmesh.js"),
-        there.path().join("chatmesh.js"),
+        directory.path().join("chatmesh.js"),
     )
     .unwrap();
-    std::fs::write(there.path().join("example.mjs"), example).unwrap();
+    std::fs::write(directory.path().join("example.mjs"), example).unwrap();
     let mut command = node();
-    // Before Node 22 the WebSocket has to be asked for.
+    // Before Node 22, WebSocket is behind a flag.
     let version = run(node().arg("--version"));
     if version.starts_with("v20.") || version.starts_with("v21.") {
         command.arg("--experimental-websocket");
     }
-    let command = command.arg("example.mjs").current_dir(there.path());
-    let said = tokio::task::block_in_place(|| run(command));
-    assert!(said.contains("Hello, how are you?"), "{said}");
-    assert!(said.contains("turn 1"), "{said}");
+    let command = command.arg("example.mjs").current_dir(directory.path());
+    let output = tokio::task::block_in_place(|| run(command));
+    assert!(output.contains("Hello, how are you?"), "{output}");
+    assert!(output.contains("turn 1"), "{output}");
 }

@@ -1,4 +1,4 @@
-//! The chat page in a real browser.
+//! Flows of the chat page: streaming, reconnecting, several tabs, hostile content, sign-in.
 
 use serde_json::json;
 
@@ -10,10 +10,10 @@ use crate::support::{TEST_TIMEOUT, wait_until};
 
 use std::time::Duration;
 
-/// The last answer on the page, as text.
+/// The text of the last answer on the page.
 const ANSWER: &str = "document.querySelector('.turn:last-of-type .answer')?.innerText ?? ''";
 const CONNECTED: &str = "document.getElementById('connection').dataset.state === 'open'";
-/// No answer grows any more, and there is one.
+/// There is an answer, and none is in progress.
 const ANSWERED: &str = "document.querySelector('.turn') && \
                         !document.querySelector('.turn[aria-busy=true]')";
 
@@ -23,48 +23,50 @@ pub(super) fn with_model(spec: ProcessSpec, model: &ScriptedModel) -> ProcessSpe
         .env("OPENAI_IDLE_TIMEOUT_MS", "60000")
 }
 
-/// The page, connected.
-pub(super) async fn open(browser: &Browser, url: &str) {
+/// Opens the page and waits until it is connected.
+pub(super) async fn open_page(browser: &Browser, url: &str) {
     browser.open(url).await;
     browser.wait_for(CONNECTED).await;
 }
 
-pub(super) async fn ask(browser: &Browser, question: &str) {
+/// Types a message and sends it with Enter.
+pub(super) async fn send(browser: &Browser, question: &str) {
     browser
         .write("#message-input", &format!("{question}\u{e007}"))
         .await;
 }
 
-/// Waits until the answer holds this.
-async fn shows(browser: &Browser, text: &str) {
+/// Waits until the last answer contains a text.
+async fn wait_for_answer(browser: &Browser, text: &str) {
     browser
         .wait_for(&format!("({ANSWER}).includes({})", json!(text)))
         .await;
 }
 
-async fn started(model: &ScriptedModel) -> ChatmeshProcess {
+async fn start_server(model: &ScriptedModel) -> ChatmeshProcess {
     with_model(ProcessSpec::ephemeral(), model).start().await
 }
 
-fn words(count: usize) -> String {
+/// A text of numbered words.
+fn numbered_words(count: usize) -> String {
     let words: Vec<String> = (1..=count).map(|n| format!("word{n}")).collect();
     words.join(" ")
 }
 
-/// Begins and never ends.
-fn half(text: &str) -> Script {
+/// An answer that starts with a text and never ends.
+fn unfinished(text: &str) -> Script {
     Script::new().role().text(text).hang()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_streams_in_and_the_conversation_is_listed_and_deleted() {
+async fn answer_streams_and_its_conversation_is_listed_and_deleted() {
     let model = ScriptedModel::start().await;
-    model.queue_answer("first", half("It *begins* "));
-    let server = started(&model).await;
+    model.queue_answer("first", unfinished("It *begins* "));
+    let server = start_server(&model).await;
     let browser = Browser::start().await;
-    open(&browser, &server.url("/test-ui.html")).await;
-    ask(&browser, "first").await;
-    shows(&browser, "It begins").await;
+    open_page(&browser, &server.url("/test-ui.html")).await;
+    send(&browser, "first").await;
+    wait_for_answer(&browser, "It begins").await;
     let busy = browser
         .js("document.querySelector('.turn').getAttribute('aria-busy')")
         .await;
@@ -82,10 +84,10 @@ async fn an_answer_streams_in_and_the_conversation_is_listed_and_deleted() {
         "first"
     );
 
-    // Another conversation meanwhile, and its answer is the only one that it shows.
+    // A second conversation shows only its own answer while the first is in progress.
     browser.click("#new-chat").await;
-    ask(&browser, "second").await;
-    shows(&browser, "echo: second").await;
+    send(&browser, "second").await;
+    wait_for_answer(&browser, "echo: second").await;
     browser
         .wait_for("document.querySelectorAll('#conversations li').length === 2")
         .await;
@@ -96,9 +98,9 @@ async fn an_answer_streams_in_and_the_conversation_is_listed_and_deleted() {
         1
     );
     browser.click("#conversations li:nth-child(2) a").await;
-    shows(&browser, "It begins").await;
+    wait_for_answer(&browser, "It begins").await;
 
-    // Stop, by the button.
+    // The stop button stops the answer.
     browser.click("#stop").await;
     browser
         .wait_for("document.body.innerText.includes('Stopped here.')")
@@ -112,9 +114,9 @@ async fn an_answer_streams_in_and_the_conversation_is_listed_and_deleted() {
     })
     .await;
 
-    // Ask again: another message, answered this time.
+    // Asking again sends a new message, which is answered.
     browser.click(".turn:last-of-type .note button").await;
-    shows(&browser, "echo: first").await;
+    wait_for_answer(&browser, "echo: first").await;
     assert_eq!(
         browser
             .js("document.querySelectorAll('.turn').length")
@@ -122,10 +124,10 @@ async fn an_answer_streams_in_and_the_conversation_is_listed_and_deleted() {
         2
     );
 
-    // Both are there after a reload, from the server's history.
+    // After a reload both turns are loaded from the server's history.
     browser.wait_for(ANSWERED).await;
     browser.reload().await;
-    shows(&browser, "echo: first").await;
+    wait_for_answer(&browser, "echo: first").await;
     browser
         .wait_for("document.body.innerText.includes('Stopped here.')")
         .await;
@@ -147,27 +149,27 @@ async fn an_answer_streams_in_and_the_conversation_is_listed_and_deleted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_goes_on_to_its_end_after_kill_9_in_its_middle() {
+async fn answer_completes_after_the_server_is_killed_in_its_middle() {
     let model = ScriptedModel::start().await;
-    model.queue_answer("long", half("one two three "));
+    model.queue_answer("long", unfinished("one two three "));
     let spec = with_model(ProcessSpec::durable(), &model);
     let mut server = spec.start().await;
     let browser = Browser::start().await;
-    open(&browser, &server.url("/")).await;
-    ask(&browser, "long").await;
-    shows(&browser, "one two three").await;
+    open_page(&browser, &server.url("/")).await;
+    send(&browser, "long").await;
+    wait_for_answer(&browser, "one two three").await;
     model.queue_answer("long", Script::complete("four five six, and that is all."));
 
     server.kill();
     browser.wait_for(&format!("!({CONNECTED})")).await;
-    let said = browser
+    let label = browser
         .text("document.getElementById('connection-label').textContent")
         .await;
-    assert!(said.contains("again"), "{said}");
+    assert!(label.contains("again"), "{label}");
     assert!(browser.text(ANSWER).await.contains("one two three"));
 
     let _server = spec.start().await;
-    shows(&browser, "four five six, and that is all.").await;
+    wait_for_answer(&browser, "four five six, and that is all.").await;
     browser.wait_for(ANSWERED).await;
     let whole = browser.text(ANSWER).await;
     assert_eq!(
@@ -182,40 +184,40 @@ async fn an_answer_goes_on_to_its_end_after_kill_9_in_its_middle() {
         1
     );
     assert_eq!(model.request_count_for("long"), 2);
-    // The browser itself notes every connection that fails, and nothing else may be there.
-    let other: Vec<String> = browser.log().await;
-    let other: Vec<&String> = other
+    // The browser logs failed WebSocket connections itself; no other entries are allowed.
+    let log: Vec<String> = browser.log().await;
+    let unexpected: Vec<&String> = log
         .iter()
         .filter(|line| !line.contains("WebSocket"))
         .collect();
-    assert!(other.is_empty(), "{other:#?}");
+    assert!(unexpected.is_empty(), "{unexpected:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_goes_on_through_lost_connections_and_a_reload() {
-    let text = words(150);
+async fn answer_continues_after_a_lost_connection_and_a_reload() {
+    let text = numbered_words(150);
     let model = ScriptedModel::start().await;
-    let paced = |text: &str| Script::complete(text).chunk_interval(Duration::from_millis(20));
-    model.queue_answer("count", paced(&text));
-    model.queue_answer("again", paced(&text));
-    let server = started(&model).await;
-    let link = TcpProxy::start(server.port()).await;
+    let slow = |text: &str| Script::complete(text).chunk_interval(Duration::from_millis(20));
+    model.queue_answer("count", slow(&text));
+    model.queue_answer("again", slow(&text));
+    let server = start_server(&model).await;
+    let proxy = TcpProxy::start(server.port()).await;
     let browser = Browser::start().await;
-    open(&browser, &format!("http://127.0.0.1:{}/", link.port())).await;
-    ask(&browser, "count").await;
-    shows(&browser, "word10 ").await;
-    link.set_mode(ProxyMode::Disconnect);
+    open_page(&browser, &format!("http://127.0.0.1:{}/", proxy.port())).await;
+    send(&browser, "count").await;
+    wait_for_answer(&browser, "word10 ").await;
+    proxy.set_mode(ProxyMode::Disconnect);
     browser.wait_for(&format!("!({CONNECTED})")).await;
-    // Sent while nobody is there, and answered after that.
-    ask(&browser, "meanwhile").await;
+    // A message that is sent while disconnected is answered after the reconnect.
+    send(&browser, "meanwhile").await;
     browser
         .wait_for("document.body.innerText.includes('when there is a connection')")
         .await;
-    link.set_mode(ProxyMode::Forward);
+    proxy.set_mode(ProxyMode::Forward);
     browser
         .wait_for("document.querySelectorAll('.turn').length === 2")
         .await;
-    shows(&browser, "echo: meanwhile").await;
+    wait_for_answer(&browser, "echo: meanwhile").await;
     let first = browser
         .text("document.querySelector('.turn .answer').innerText")
         .await;
@@ -226,43 +228,43 @@ async fn an_answer_goes_on_through_lost_connections_and_a_reload() {
         "the model was asked once"
     );
 
-    ask(&browser, "again").await;
-    shows(&browser, "word10 ").await;
+    send(&browser, "again").await;
+    wait_for_answer(&browser, "word10 ").await;
     browser.reload().await;
     browser
         .wait_for("document.querySelectorAll('.turn').length === 3")
         .await;
-    shows(&browser, "word150").await;
+    wait_for_answer(&browser, "word150").await;
     browser.wait_for(ANSWERED).await;
     assert_eq!(browser.text(ANSWER).await.trim(), text);
-    let asked =
+    let questions =
         browser.text("[...document.querySelectorAll('.question')].map((q) => q.innerText).join()");
-    assert_eq!(asked.await, "count,meanwhile,again");
+    assert_eq!(questions.await, "count,meanwhile,again");
     assert_eq!(model.request_count(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_tabs_are_in_step() {
+async fn tabs_show_the_same_conversation_state() {
     let model = ScriptedModel::start().await;
-    model.queue_answer("shared", half("both see this "));
-    let server = started(&model).await;
+    model.queue_answer("shared", unfinished("both see this "));
+    let server = start_server(&model).await;
     let browser = Browser::start().await;
-    open(&browser, &server.url("/")).await;
-    ask(&browser, "shared").await;
-    shows(&browser, "both see this").await;
+    open_page(&browser, &server.url("/")).await;
+    send(&browser, "shared").await;
+    wait_for_answer(&browser, "both see this").await;
     let address = browser.text("location.href").await;
-    let [one, two] = browser.new_tab().await;
-    browser.switch_to(&two).await;
-    open(&browser, &address).await;
-    // What was under way before this tab was there, with its question.
-    shows(&browser, "both see this").await;
+    let [first_tab, second_tab] = browser.new_tab().await;
+    browser.switch_to(&second_tab).await;
+    open_page(&browser, &address).await;
+    // The second tab shows the answer in progress with its question.
+    wait_for_answer(&browser, "both see this").await;
     assert_eq!(
         browser
             .text("document.querySelector('.question').innerText")
             .await,
         "shared"
     );
-    // Stopped here, stopped there.
+    // Stopping in one tab stops the answer in the other one.
     browser.click("#message-input").await;
     browser
         .press(&crate::support::browser::key::ESCAPE.to_string())
@@ -270,26 +272,26 @@ async fn two_tabs_are_in_step() {
     browser
         .wait_for("document.body.innerText.includes('Stopped here.')")
         .await;
-    ask(&browser, "from the second tab").await;
-    shows(&browser, "echo: from the second tab").await;
-    browser.switch_to(&one).await;
-    shows(&browser, "echo: from the second tab").await;
+    send(&browser, "from the second tab").await;
+    wait_for_answer(&browser, "echo: from the second tab").await;
+    browser.switch_to(&first_tab).await;
+    wait_for_answer(&browser, "echo: from the second tab").await;
     assert!(
         browser
             .js("document.body.innerText.includes('Stopped here.')")
             .await
             == true
     );
-    let asked =
+    let questions =
         browser.text("[...document.querySelectorAll('.question')].map((q) => q.innerText).join()");
-    assert_eq!(asked.await, "shared,from the second tab");
-    // Deleted here, gone there.
+    assert_eq!(questions.await, "shared,from the second tab");
+    // Deleting in one tab removes the conversation from the other one.
     browser.click("#conversations li.current button").await;
     browser.click("#confirm button[value=yes]").await;
     browser
         .wait_for("!document.getElementById('welcome').hidden")
         .await;
-    browser.switch_to(&two).await;
+    browser.switch_to(&second_tab).await;
     browser
         .wait_for("!document.getElementById('welcome').hidden")
         .await;
@@ -312,9 +314,9 @@ const HOSTILE: &str = r#"<img src=x onerror="window.hacked=1"> <script>window.ha
 "#;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hostile_answer_and_question_do_nothing() {
-    let model = ScriptedModel::start_with(|asked| {
-        let prompt = &asked.prompt;
+async fn hostile_markdown_runs_no_code_and_loads_nothing() {
+    let model = ScriptedModel::start_with(|request| {
+        let prompt = &request.prompt;
         let deep = "> ".repeat(2000) + &"- ".repeat(2000) + &"[".repeat(2000) + &"**a".repeat(2000);
         let text = if prompt.contains("deep") {
             deep
@@ -324,10 +326,10 @@ async fn a_hostile_answer_and_question_do_nothing() {
         Answer::from(Script::complete(&text))
     })
     .await;
-    let server = started(&model).await;
+    let server = start_server(&model).await;
     let browser = Browser::start().await;
-    open(&browser, &server.url("/")).await;
-    ask(&browser, "<img src=x onerror=window.hacked=13>").await;
+    open_page(&browser, &server.url("/")).await;
+    send(&browser, "<img src=x onerror=window.hacked=13>").await;
     browser.wait_for(ANSWERED).await;
     browser
         .wait_for("document.querySelector('.answer figure.code')")
@@ -361,24 +363,24 @@ async fn a_hostile_answer_and_question_do_nothing() {
             "{text} is shown as text"
         );
     }
-    ask(&browser, "deep").await;
+    send(&browser, "deep").await;
     browser
         .wait_for("document.querySelectorAll('.turn').length === 2")
         .await;
     browser.wait_for(ANSWERED).await;
     assert_eq!(browser.js("window.hacked ?? null").await, json!(null));
-    let asked = browser
+    let loaded = browser
         .js(
             "performance.getEntriesByType('resource').map((e) => e.name)\
              .filter((name) => !name.startsWith(location.origin))",
         )
         .await;
-    assert_eq!(asked, json!([]), "nothing is loaded from elsewhere");
+    assert_eq!(loaded, json!([]), "nothing is loaded from other hosts");
     browser.assert_no_complaints().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn limits_and_tokens_are_explained_and_can_be_mended() {
+async fn rate_limits_and_rejected_tokens_are_explained_and_recoverable() {
     let model = ScriptedModel::start().await;
     let server = with_model(ProcessSpec::ephemeral(), &model)
         .env("AUTH_MODE", "stored")
@@ -416,16 +418,16 @@ async fn limits_and_tokens_are_explained_and_can_be_mended() {
         .await;
     assert_eq!(leaked, false);
 
-    ask(&browser, "one").await;
-    ask(&browser, "two").await;
+    send(&browser, "one").await;
+    send(&browser, "two").await;
     browser
         .wait_for("document.body.innerText.includes('You can send again in')")
         .await;
-    let waits = "document.querySelector('.turn:last-of-type .note button').disabled";
-    assert_eq!(browser.js(waits).await, true);
-    browser.wait_for(&format!("!{waits}")).await;
+    let is_disabled = "document.querySelector('.turn:last-of-type .note button').disabled";
+    assert_eq!(browser.js(is_disabled).await, true);
+    browser.wait_for(&format!("!{is_disabled}")).await;
     browser.click(".turn:last-of-type .note button").await;
-    shows(&browser, "echo: two").await;
+    wait_for_answer(&browser, "echo: two").await;
     assert_eq!(
         browser
             .js("document.querySelectorAll('.turn').length")
@@ -433,7 +435,7 @@ async fn limits_and_tokens_are_explained_and_can_be_mended() {
         2
     );
 
-    // Revoked: asked for again.
+    // After a revocation the page asks for a new token.
     let revoked = crate::support::http::try_call(reqwest::Method::DELETE, &url, &key).await;
     assert_eq!(revoked.unwrap().status, 200);
     browser
@@ -444,13 +446,13 @@ async fn limits_and_tokens_are_explained_and_can_be_mended() {
         .wait_for("document.getElementById('identity-text').textContent.includes('any more')")
         .await;
 
-    // Where everybody may have a token, the page gets one by itself.
+    // With an open token endpoint the page requests a token automatically.
     let open_server = with_model(ProcessSpec::ephemeral(), &model)
         .env("AUTH_MODE", "stored")
         .env("TOKEN_ENDPOINT", "open")
         .start()
         .await;
-    open(&browser, &open_server.url("/")).await;
-    ask(&browser, "three").await;
-    shows(&browser, "echo: three").await;
+    open_page(&browser, &open_server.url("/")).await;
+    send(&browser, "three").await;
+    wait_for_answer(&browser, "echo: three").await;
 }
