@@ -150,7 +150,7 @@ async fn connection_count(gateway: &ChatmeshProcess) -> usize {
 }
 
 /// Number of `chatmesh.v1` clients that receive slow answers.
-const DEVICES: usize = 20;
+const V1_CLIENTS: usize = 20;
 const IDS: [&str; 3] = ["1", "2", "3"];
 
 /// Starts clients that each send three messages and reconnect until all are answered. Returns when
@@ -158,7 +158,7 @@ const IDS: [&str; 3] = ["1", "2", "3"];
 async fn start_load(stack: &Stack, nginx: &Nginx) -> Vec<JoinHandle<(V1Client, usize)>> {
     let prompt = |n: usize, id: &str| format!("load {n} {id}");
     let mut load = Vec::new();
-    for n in 0..DEVICES {
+    for n in 0..V1_CLIENTS {
         let prompts = IDS.map(|id| prompt(n, id));
         for text in &prompts {
             let slow = Script::complete(&format!("answer to {text} in some words"));
@@ -166,33 +166,33 @@ async fn start_load(stack: &Stack, nginx: &Nginx) -> Vec<JoinHandle<(V1Client, u
                 .model
                 .queue_answer(text, slow.chunk_interval(Duration::from_millis(150)));
         }
-        let mut device = V1Client::new(&format!("loaded{n}"));
-        TOKEN.clone_into(&mut device.token);
-        device.connect(nginx.port).await;
+        let mut v1_client = V1Client::new(&format!("loaded{n}"));
+        TOKEN.clone_into(&mut v1_client.token);
+        v1_client.connect(nginx.port).await;
         let port = nginx.port;
         load.push(tokio::spawn(async move {
             // All are in one conversation, so that they are answered one after the other and some
             // have not started when the gateway stops.
             for (id, text) in IDS.iter().zip(&prompts) {
-                device.send_message(id, text).await;
+                v1_client.send_message(id, text).await;
             }
             let mut closed = 0;
             let all = |transcript: &Transcript| {
                 let ended = |id| transcript.get(id).is_some_and(|m| m.terminal.is_some());
                 IDS.into_iter().all(ended)
             };
-            if !device.wait_for_or_close("all answers", all).await {
-                assert_eq!(device.closed, Some(1001), "{}", device.user);
+            if !v1_client.wait_for_or_close("all answers", all).await {
+                assert_eq!(v1_client.closed, Some(1001), "{}", v1_client.user);
                 closed += 1;
                 let texts = prompts.iter().map(String::as_str);
                 let messages: Vec<(&str, &str)> = IDS.into_iter().zip(texts).collect();
-                device.reconnect_until_ended(&[port], &messages).await;
+                v1_client.reconnect_until_ended(&[port], &messages).await;
             }
-            (device, closed)
+            (v1_client, closed)
         }));
     }
-    wait_until("answers are under way", TEST_TIMEOUT, || async {
-        stack.model.request_count() >= DEVICES / 2
+    wait_until("answers are in progress", TEST_TIMEOUT, || async {
+        stack.model.request_count() >= V1_CLIENTS / 2
     })
     .await;
     load
@@ -203,25 +203,28 @@ async fn start_load(stack: &Stack, nginx: &Nginx) -> Vec<JoinHandle<(V1Client, u
 async fn assert_missed_nothing(stack: &Stack, load: Vec<JoinHandle<(V1Client, usize)>>) {
     let mut reconnected = 0;
     for (n, task) in load.into_iter().enumerate() {
-        let (device, closed) = task.await.unwrap();
+        let (v1_client, closed) = task.await.unwrap();
         reconnected += closed;
         for id in IDS {
-            let shown = device.message(id);
-            assert_eq!(shown.ended(), Some("response"), "{}", device.user);
-            assert_eq!(shown.text, format!("answer to load {n} {id} in some words"));
+            let message = v1_client.message(id);
+            assert_eq!(message.ended(), Some("response"), "{}", v1_client.user);
+            assert_eq!(
+                message.text,
+                format!("answer to load {n} {id} in some words")
+            );
             assert_eq!(stack.model.request_count_for(&format!("load {n} {id}")), 1);
         }
         // The first `welcome` has nothing to recover; the one after the stop recovers everything.
         assert_eq!(
-            device.transcript.reloads(),
+            v1_client.transcript.reloads(),
             1,
             "{} had to reload",
-            device.user
+            v1_client.user
         );
     }
     assert!(
-        reconnected >= DEVICES / 4,
-        "about half of {DEVICES} were on the gateway that stopped, {reconnected} reconnected"
+        reconnected >= V1_CLIENTS / 4,
+        "about half of {V1_CLIENTS} were on the gateway that stopped, {reconnected} reconnected"
     );
 }
 
@@ -238,13 +241,13 @@ async fn connections_are_balanced_and_no_token_is_logged() {
     // Opened concurrently, so that several nginx processes must share their counts.
     const AT_ONCE: usize = 20;
     let stack = Stack::start().await;
-    let one = stack.gateway("server_1").start().await;
-    let two = stack.gateway("server_2").start().await;
+    let gateway_1 = stack.gateway("server_1").start().await;
+    let gateway_2 = stack.gateway("server_2").start().await;
     let _worker = stack.worker("worker_1").start().await;
     let _relay = stack.relay("relay_1").start().await;
-    let nginx = Nginx::start([one.port(), two.port()]).await;
+    let nginx = Nginx::start([gateway_1.port(), gateway_2.port()]).await;
 
-    let (mut clients, mut devices) = (Vec::new(), Vec::new());
+    let (mut clients, mut v1_clients) = (Vec::new(), Vec::new());
     for first in (0..CONNECTIONS / 2).step_by(AT_ONCE) {
         let numbers = first..(first + AT_ONCE).min(CONNECTIONS / 2);
         let classic = numbers.clone().map(|n| {
@@ -255,24 +258,24 @@ async fn connections_are_balanced_and_no_token_is_logged() {
         let v1 = numbers.map(|n| {
             let port = nginx.port;
             async move {
-                let mut device = V1Client::new(&format!("device{n}"));
-                TOKEN.clone_into(&mut device.token);
-                device.connect(port).await;
-                device
+                let mut v1_client = V1Client::new(&format!("device{n}"));
+                TOKEN.clone_into(&mut v1_client.token);
+                v1_client.connect(port).await;
+                v1_client
             }
         });
-        devices.extend(futures_util::future::join_all(v1).await);
+        v1_clients.extend(futures_util::future::join_all(v1).await);
     }
-    let (on_one, on_two) = (connection_count(&one).await, connection_count(&two).await);
-    assert_eq!(on_one + on_two, CONNECTIONS);
-    assert!(
-        on_one.abs_diff(on_two) <= CONNECTIONS / 20,
-        "{on_one} and {on_two}"
+    let (on_1, on_2) = (
+        connection_count(&gateway_1).await,
+        connection_count(&gateway_2).await,
     );
+    assert_eq!(on_1 + on_2, CONNECTIONS);
+    assert!(on_1.abs_diff(on_2) <= CONNECTIONS / 20, "{on_1} and {on_2}");
     let last = CONNECTIONS / 2 - 1;
     for n in [0, 1, last] {
         assert_answered(&mut clients[n], &format!("hello {n}")).await;
-        let answer = devices[n]
+        let answer = v1_clients[n]
             .send_and_wait("1", &format!("hello device {n}"))
             .await;
         assert_eq!(answer["content"], format!("echo: hello device {n}"));
@@ -280,11 +283,11 @@ async fn connections_are_balanced_and_no_token_is_logged() {
     // Clients that sent nothing have received nothing: their first frame belongs to this message.
     let quiet = last / 2;
     assert_answered(&mut clients[quiet], "first message").await;
-    devices[quiet].send_message("1", "first message").await;
-    let first_frame = devices[quiet].next_frame().await;
+    v1_clients[quiet].send_message("1", "first message").await;
+    let first_frame = v1_clients[quiet].next_frame().await;
     assert_eq!(first_frame["id"], "1", "{first_frame}");
     assert_eq!(
-        connection_count(&one).await + connection_count(&two).await,
+        connection_count(&gateway_1).await + connection_count(&gateway_2).await,
         CONNECTIONS
     );
 
@@ -323,8 +326,8 @@ async fn connections_are_balanced_and_no_token_is_logged() {
         .await
         .unwrap_err();
     assert_eq!(refused.status, 401, "{refused:?}");
-    let large = "x".repeat(40_000);
-    let refused = ClassicClient::connect(nginx.port, &large, "alice")
+    let long_token = "x".repeat(40_000);
+    let refused = ClassicClient::connect(nginx.port, &long_token, "alice")
         .await
         .unwrap_err();
     assert_eq!(refused.status, 414, "{refused:?}");
@@ -336,21 +339,21 @@ async fn clients_of_a_stopped_or_killed_gateway_reconnect_to_the_other_one() {
     const CONNECTIONS: usize = 40;
     let stack = Stack::start().await;
     let first = stack.gateway("server_1");
-    let mut one = first.start().await;
-    let mut two = stack.gateway("server_2").start().await;
+    let mut gateway_1 = first.start().await;
+    let mut gateway_2 = stack.gateway("server_2").start().await;
     let _worker = stack.worker("worker_1").start().await;
     let _relay = stack.relay("relay_1").start().await;
-    let nginx = Nginx::start([one.port(), two.port()]).await;
+    let nginx = Nginx::start([gateway_1.port(), gateway_2.port()]).await;
 
     let mut clients = Vec::new();
     for n in 0..CONNECTIONS {
         clients.push(nginx.open(&format!("user{n}")).await);
     }
-    assert_eq!(connection_count(&one).await, CONNECTIONS / 2);
+    assert_eq!(connection_count(&gateway_1).await, CONNECTIONS / 2);
     let load = start_load(&stack, &nginx).await;
 
-    // A draining gateway closes its connections with 1001, and nginx routes the clients to the other one.
-    one.drain().await;
+    // A draining gateway closes its connections with 1001, and nginx routes the clients to the other gateway_1.
+    gateway_1.drain().await;
     let mut closed_clients = 0;
     for (n, client) in clients.iter_mut().enumerate() {
         if let crate::support::classic::ClientEvent::Closed(code) =
@@ -367,23 +370,23 @@ async fn clients_of_a_stopped_or_killed_gateway_reconnect_to_the_other_one() {
         assert_answered(client, &format!("after a stop {n}")).await;
     }
     wait_until("all are on the second gateway", TEST_TIMEOUT, || async {
-        connection_count(&two).await == CONNECTIONS
+        connection_count(&gateway_2).await == CONNECTIONS
     })
     .await;
 
     // All connections are on the second gateway, which is killed.
-    let one = first.start().await;
+    let gateway_1 = first.start().await;
     wait_until(
         "the first gateway accepts clients again",
         TEST_TIMEOUT,
         || async {
-            ClassicClient::connect(one.port(), TOKEN, "early")
+            ClassicClient::connect(gateway_1.port(), TOKEN, "early")
                 .await
                 .is_ok()
         },
     )
     .await;
-    two.kill();
+    gateway_2.kill();
     for (n, client) in clients.iter_mut().enumerate() {
         assert_eq!(client.expect_close().await, None, "user{n}");
         *client = nginx.open(&format!("user{n}")).await;
@@ -392,14 +395,18 @@ async fn clients_of_a_stopped_or_killed_gateway_reconnect_to_the_other_one() {
         assert_answered(client, &format!("after a kill {n}")).await;
     }
     wait_until("all are on the first gateway", TEST_TIMEOUT, || async {
-        connection_count(&one).await == CONNECTIONS
+        connection_count(&gateway_1).await == CONNECTIONS
     })
     .await;
     // nginx logs a connection when it ends.
     for client in clients {
         client.close().await;
     }
-    let retried = format!("127.0.0.1:{}, 127.0.0.1:{}", two.port(), one.port());
+    let retried = format!(
+        "127.0.0.1:{}, 127.0.0.1:{}",
+        gateway_2.port(),
+        gateway_1.port()
+    );
     wait_until("nginx logs the second attempt", TEST_TIMEOUT, || async {
         nginx.log("access.log").contains(&retried)
     })
@@ -410,11 +417,11 @@ async fn clients_of_a_stopped_or_killed_gateway_reconnect_to_the_other_one() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn chat_page_continues_an_answer_when_its_gateway_is_killed() {
     let stack = Stack::start().await;
-    let mut one = stack.gateway("server_1").start().await;
-    let mut two = stack.gateway("server_2").start().await;
+    let mut gateway_1 = stack.gateway("server_1").start().await;
+    let mut gateway_2 = stack.gateway("server_2").start().await;
     let _worker = stack.worker("worker_1").start().await;
     let _relay = stack.relay("relay_1").start().await;
-    let nginx = Nginx::start([one.port(), two.port()]).await;
+    let nginx = Nginx::start([gateway_1.port(), gateway_2.port()]).await;
     let words: Vec<String> = (1..=150).map(|n| format!("word{n}")).collect();
     let text = words.join(" ");
     let paced = Script::complete(&text).chunk_interval(Duration::from_millis(20));
@@ -429,10 +436,10 @@ async fn chat_page_continues_an_answer_when_its_gateway_is_killed() {
     browser
         .wait_for(&format!("{answer}.includes('word10 ')"))
         .await;
-    let active_gateway = if connection_count(&one).await == 1 {
-        &mut one
+    let active_gateway = if connection_count(&gateway_1).await == 1 {
+        &mut gateway_1
     } else {
-        &mut two
+        &mut gateway_2
     };
     assert_eq!(connection_count(active_gateway).await, 1);
     active_gateway.kill();
