@@ -202,7 +202,7 @@ export class ChatMesh {
   #failures = 0;
   /** Rejected tokens since the last `welcome`. */
   #tokenRejections = 0;
-  /** Delay that a `closing` frame asked for, in milliseconds. */
+  /** Delay that a `closing` frame requested, in milliseconds. */
   #requestedDelay = null;
   /** Whether the current socket has been open. */
   #wasOpen = false;
@@ -345,7 +345,7 @@ export class ChatMesh {
 
   /**
    * Sends queued messages and cancel requests that were not sent on this socket. Each conversation
-   * has at most one unaccepted message on the way, so that resending keeps the order.
+   * has at most one unaccepted message in flight, so that resending keeps the order.
    */
   #sendPending() {
     if (this.#state.state !== 'open') return;
@@ -710,11 +710,11 @@ export class ChatMesh {
     this.#token = null;
     this.#tokenRejections += 1;
     if (typeof this.#options.token !== 'function' || this.#tokenRejections > MAX_TOKEN_REJECTIONS) {
-      this.#closeForGood(new AuthError(code === 4403 ? 'forbidden' : 'unauthorized', 'The server did not take the token.', { closeCode: code }));
+      this.#closeForGood(new AuthError(code === 4403 ? 'forbidden' : 'unauthorized', 'The server rejected the token.', { closeCode: code }));
     } else if (this.#tokenRejections === 1) {
       this.#openSocket();
     } else {
-      this.#retry('The server did not take the token.');
+      this.#retry('The server rejected the token.');
     }
   }
 

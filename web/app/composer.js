@@ -29,6 +29,7 @@ export class Drafts {
   }
 }
 
+/** The message box with its buttons. `send` returns false if the message could not be sent. */
 export class Composer {
   constructor({ userId, send, stop, limits }) {
     this.limits = limits;

@@ -5,6 +5,7 @@ import { $, countdown } from './dom.js';
 /** Below this delay no countdown is shown. */
 const MIN_COUNTDOWN_MS = 2000;
 
+/** Shows the connection state of a client from now on. */
 export function showConnectionStatus(client) {
   const label = $('connection-label');
   const retryButton = $('retry-connection');

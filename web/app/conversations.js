@@ -97,7 +97,7 @@ export class Conversations {
     this.#addTurn(answer);
   }
 
-  /** Restores the outbox of the previous page: resends messages that were on the way, shows unsent ones. */
+  /** Restores the outbox of the previous page: resends messages that were in flight, shows unsent ones. */
   resume() {
     const outbox = storage.get(this.outboxKey, sessionStorage);
     if (!Array.isArray(outbox)) return;

@@ -18,6 +18,7 @@ const ICONS = {
   person: 'M12 12a4 4 0 1 0 0-8 4 4 0 0 0 0 8zM4.5 20a7.5 7.5 0 0 1 15 0',
 };
 
+/** The element with this id. */
 export const $ = (id) => document.getElementById(id);
 
 /** Creates an element. `on…` properties are listeners, others attributes; null and false are omitted. */
@@ -32,6 +33,7 @@ export function h(tag, properties = {}, ...children) {
   return element;
 }
 
+/** An icon of the list above. */
 export function icon(name) {
   const svg = document.createElementNS(SVG, 'svg');
   for (const [key, value] of Object.entries({ viewBox: '0 0 24 24', class: 'icon', 'aria-hidden': 'true' })) svg.setAttribute(key, value);

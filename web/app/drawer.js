@@ -13,6 +13,7 @@ export function setDrawerOpen(open) {
   $('open-menu').setAttribute('aria-expanded', String(isShown));
 }
 
+/** Connects the buttons that open and close the drawer. */
 export function initDrawer() {
   $('open-menu').append(icon('menu'));
   $('close-menu').append(icon('close'));

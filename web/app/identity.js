@@ -65,7 +65,7 @@ export function openDialog(text) {
   const isMandatory = needsToken && !storage.get('chatmesh.token', sessionStorage);
   $('identity-title').textContent = needsToken ? 'Sign in' : 'Who are you?';
   $('identity-text').textContent =
-    text ?? (needsToken ? 'Enter the user id and the token that you were given.' : 'Conversations belong to a user id. Take the same one on your other devices to see them there.');
+    text ?? (needsToken ? 'Enter the user id and the token that you were given.' : 'Conversations belong to a user id. Use the same one on your other devices to see them there.');
   $('identity-token-part').hidden = !needsToken;
   tokenInput.required = needsToken;
   $('identity-cancel').hidden = isMandatory;
@@ -75,6 +75,7 @@ export function openDialog(text) {
   if (!dialog.open) dialog.showModal();
 }
 
+/** Connects the sign-in dialog. */
 export function initDialog() {
   const dialog = $('identity');
   $('identity-cancel').addEventListener('click', () => dialog.close());

@@ -29,6 +29,7 @@ function confirmDeletion(title) {
   });
 }
 
+/** Shows all conversations as links, each with a delete button. */
 export class Sidebar {
   /** `onCurrentDeleted` is called when the user has deleted the current conversation. */
   constructor(conversations, { onCurrentDeleted }) {

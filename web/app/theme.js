@@ -16,6 +16,7 @@ function updateThemeButton() {
   $('theme-button').title = label;
 }
 
+/** Connects the theme button. */
 export function initTheme() {
   $('theme-button').addEventListener('click', () => {
     const theme = isDark() ? 'light' : 'dark';

@@ -3,13 +3,14 @@
 import { $, announce, icon } from './dom.js';
 import { TurnView } from './turn.js';
 
-const NOT_FOUND = 'There is nothing here: this conversation was deleted, or there never was one. A message begins it anew.';
+const NOT_FOUND = 'There is nothing here: this conversation was deleted, or it never existed. Send a message to start it.';
 /** Distances from the end, in pixels: pin the view below, unpin it above, show the button above. */
 const PIN_DISTANCE = 8;
 const UNPIN_DISTANCE = 400;
 const BUTTON_DISTANCE = 80;
 const SCROLL_UP_KEYS = new Set(['ArrowUp', 'PageUp', 'Home']);
 
+/** Shows the turns of the current conversation and follows the end while an answer is streaming. */
 export class Thread {
   constructor(conversations, focusInput) {
     this.conversations = conversations;

@@ -56,6 +56,7 @@ function nextFrame(drawTimeMs) {
   });
 }
 
+/** Shows one turn, and draws its answer while it is streaming. */
 export class TurnView {
   #stopCountdown = () => {};
 

@@ -33,7 +33,7 @@ impl Mock {
         Self { child, url }
     }
 
-    async fn ask(&self, prompt: &str, stream: bool) -> reqwest::Response {
+    async fn complete(&self, prompt: &str, stream: bool) -> reqwest::Response {
         let body = json!({
             "model": "m",
             "stream": stream,
@@ -70,7 +70,7 @@ fn events(stream: &str) -> Vec<Value> {
 #[tokio::test]
 async fn mock_stream_matches_the_whole_answer_and_its_usage() {
     let mock = Mock::start(&["--tokens", "5..9"]);
-    let stream = mock.ask("hello", true).await.text().await.unwrap();
+    let stream = mock.complete("hello", true).await.text().await.unwrap();
     assert!(stream.ends_with("data: [DONE]\n\n"), "{stream}");
     let events = events(&stream);
     let content = |event: &Value| event["choices"][0]["delta"]["content"].clone();
@@ -78,7 +78,7 @@ async fn mock_stream_matches_the_whole_answer_and_its_usage() {
         .iter()
         .filter_map(|event| content(event).as_str().map(str::to_owned))
         .collect();
-    let whole: Value = mock.ask("hello", false).await.json().await.unwrap();
+    let whole: Value = mock.complete("hello", false).await.json().await.unwrap();
     assert_eq!(whole["choices"][0]["message"]["content"], streamed);
     // The FNV-1a hash of "hello".
     assert!(streamed.starts_with("a430d84680aabd0b "), "{streamed}");
@@ -98,17 +98,17 @@ async fn mock_stream_matches_the_whole_answer_and_its_usage() {
 #[tokio::test]
 async fn mock_fails_by_its_options_and_counts_the_failures() {
     let failing_mock = Mock::start(&["--error-share", "1"]);
-    let status = failing_mock.ask("x", true).await.status().as_u16();
+    let status = failing_mock.complete("x", true).await.status().as_u16();
     assert!((500..=503).contains(&status), "{status}");
 
     let throttling_mock = Mock::start(&["--rate-limit-share", "100%", "--retry-after", "7"]);
-    let rejected = throttling_mock.ask("x", true).await;
+    let rejected = throttling_mock.complete("x", true).await;
     assert_eq!(rejected.status(), 429);
     assert_eq!(rejected.headers()["retry-after"], "7");
 
     let flags = ["--cut-share", "1", "--echo", "--tokens-per-second", "50"];
     let cutting_mock = Mock::start(&flags);
-    let mut response = cutting_mock.ask("one two three four", true).await;
+    let mut response = cutting_mock.complete("one two three four", true).await;
     let mut text = Vec::new();
     let is_cut = loop {
         match response.chunk().await {

@@ -5,6 +5,7 @@ import { parseBlocks, splitLines } from './blocks.js';
 import { highlight } from './highlight.js';
 import { parseInline } from './inline.js';
 
+/** Renders one Markdown text into a root element. */
 export class MarkdownView {
   constructor(root) {
     this.root = root;
