@@ -12,10 +12,10 @@ use chatmesh::log::embedded::EmbeddedLog;
 use chatmesh::log::{Assignment, Consumer, ConsumerEvent, LogError};
 use chatmesh::pipeline::dead_letter::DeadLetters;
 use chatmesh::pipeline::driver::{self, Parts};
+use chatmesh::pipeline::metrics::PipelineMetrics;
 use chatmesh::pipeline::{Delivery, Handler, Stopped, Verdict, Work};
 use chatmesh::protocol::log_record::Record;
 use chatmesh::store::Store;
-use chatmesh::telemetry::metrics::pipeline::PipelineMetrics;
 use criterion::{BatchSize, Criterion, Throughput};
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
@@ -119,7 +119,7 @@ fn parts(users: i64, drain: &CancellationToken) -> Parts {
             read_ahead_bytes: 1 << 30,
             drain_timeout: Duration::from_secs(5),
         },
-        metrics: PipelineMetrics::of_worker("topic"),
+        metrics: PipelineMetrics::for_worker("topic"),
     }
 }
 

@@ -12,6 +12,7 @@ use super::ending::{Answer, fitting, json_len};
 use super::handler::Attempt;
 use super::live::{LiveWriter, Signal, Subjects};
 use super::prompt::Prompt;
+use super::provider::metrics::ProviderMetrics;
 use super::provider::{ModelError, ModelEvent, ModelRequest, Provider};
 use super::recent::Known;
 use crate::backoff::Backoff;
@@ -20,7 +21,6 @@ use crate::fanout::{self, HistoryRequest, Turn, WorkerFanout};
 use crate::pipeline::{Stopped, Work};
 use crate::protocol::error_code::ErrorCode;
 use crate::protocol::record::Question;
-use crate::telemetry::metrics::provider::ProviderMetrics;
 use crate::telemetry::traces::{Kind, Span};
 
 /// `finish_reason` of an answer that `MAX_ANSWER_BYTES` ended.

@@ -10,6 +10,7 @@ use tracing::Instrument;
 
 use super::answer::{Model, Written};
 use super::ending::Endings;
+use super::metrics::WorkerMetrics;
 use super::recent::{Known, Recent};
 use crate::config::settings::WorkerSettings;
 use crate::fanout::{
@@ -23,7 +24,6 @@ use crate::protocol::ids::{ConversationId, MessageId, UserId};
 use crate::protocol::log_record::{NewRecord, Record};
 use crate::protocol::record::{Question, Terminal, add_trace, header};
 use crate::protocol::trace_context::TraceContext;
-use crate::telemetry::metrics::worker::WorkerMetrics;
 use crate::telemetry::traces::{self, Kind};
 
 pub(super) struct WorkerHandler {
@@ -173,7 +173,7 @@ impl WorkerHandler {
         let age_ms = now_ms - attempt.question.appended_ms;
         if age_ms > self.settings.message_max_age.as_millis() as i64 {
             tracing::warn!(age_ms, "waited longer than MESSAGE_MAX_AGE, not asked");
-            WorkerMetrics::failed(ErrorCode::Expired);
+            WorkerMetrics::record_failure(ErrorCode::Expired);
             return self
                 .keep(attempt, endings.failed(ErrorCode::Expired), "", None, work)
                 .await;
@@ -183,7 +183,7 @@ impl WorkerHandler {
                 "taken {} times without coming to an end",
                 delivery_count - 1
             );
-            WorkerMetrics::failed(ErrorCode::Internal);
+            WorkerMetrics::record_failure(ErrorCode::Internal);
             let ending = endings.failed(ErrorCode::Internal);
             return self.keep(attempt, ending, "", Some(reason), work).await;
         }
@@ -193,7 +193,7 @@ impl WorkerHandler {
         let had = self.model.write(attempt, calls, work).await;
         if let Written::Failed(error, _) = &had {
             tracing::warn!(%error, "the model gave no answer");
-            WorkerMetrics::failed(error.code);
+            WorkerMetrics::record_failure(error.code);
         }
         let had = written.insert(had);
         let attempted = self.end(attempt, had, work).await;
@@ -304,11 +304,11 @@ impl WorkerHandler {
                     async {
                         appended
                             .await
-                            .inspect_err(|_| self.metrics.publish_failed())
+                            .inspect_err(|_| self.metrics.record_publish_error())
                     }
                 })
                 .await;
-            self.metrics.published();
+            self.metrics.record_publish();
             sending.number("messaging.kafka.offset", place.offset);
             drop(sending);
             tracing::info!(
@@ -366,13 +366,13 @@ impl Handler for WorkerHandler {
     async fn handle(&self, delivery: &Delivery, work: &mut Work) -> Verdict {
         let begun = Instant::now();
         let appended_ms = delivery.record.timestamp_ms;
-        self.metrics.taken(appended_ms);
+        self.metrics.record_log_wait(appended_ms);
         let verdict = self
             .take(delivery, work)
             .await
             .unwrap_or_else(Verdict::from);
         self.metrics
-            .processed(&verdict, begun.elapsed(), appended_ms);
+            .record_processed(&verdict, begun.elapsed(), appended_ms);
         verdict
     }
 

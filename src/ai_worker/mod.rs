@@ -9,13 +9,13 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
+use self::metrics::WorkerMetrics;
 use crate::config::settings::WorkerSettings;
 use crate::fanout::WorkerFanout;
 use crate::log::{Log, LogError};
 use crate::pipeline::dead_letter::DeadLetters;
 use crate::pipeline::driver;
-use crate::telemetry::metrics::pipeline::PipelineMetrics;
-use crate::telemetry::metrics::worker::WorkerMetrics;
+use crate::pipeline::metrics::PipelineMetrics;
 
 mod answer;
 mod cancels;
@@ -23,6 +23,7 @@ pub mod coalesce;
 mod ending;
 mod handler;
 mod live;
+pub(crate) mod metrics;
 pub mod prompt;
 pub mod provider;
 mod recent;
@@ -66,7 +67,7 @@ pub async fn run(parts: Parts, drain: CancellationToken) -> Result<(), LogError>
         go_back: None,
         commands: None,
         dead_letters: DeadLetters::new(log, pipeline.dead_letter_topic.clone()),
-        metrics: PipelineMetrics::of_worker(&pipeline.topic),
+        metrics: PipelineMetrics::for_worker(&pipeline.topic),
         settings: pipeline,
     };
     driver::run(parts, drain).await;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
+use super::dependencies::Dependency;
 use crate::config::{Config, Role};
 use crate::fanout::Fanout;
 use crate::fanout::embedded::EmbeddedFanout;
@@ -14,7 +15,6 @@ use crate::log::embedded::EmbeddedLog;
 use crate::log::kafka::KafkaLog;
 use crate::log::{Log, LogBrowser, TopicSpec};
 use crate::store::Store;
-use crate::telemetry::dependencies::Dependency;
 use crate::telemetry::traces::Systems;
 
 /// The name under which readiness speaks of topics that are not there yet.

@@ -21,25 +21,29 @@ use crate::pipeline::letters::Letters;
 use crate::signals::Signals;
 use crate::store::Holder;
 use crate::telemetry::admin::{self, AdminState};
-use crate::telemetry::metrics::{self, Exporter, Metric};
-use crate::telemetry::{dependencies, logs, traces};
-use crate::{ai_worker, gateway, relay};
+use crate::telemetry::metrics::{Exporter, Metric};
+use crate::telemetry::{logs, traces};
+use crate::{ai_worker, gateway, log, pipeline, relay, telemetry};
 
+mod dependencies;
 mod engines;
 mod greeting;
+mod process_metrics;
 
 use engines::Engines;
 pub use engines::Unusable;
+use process_metrics::ProcessMetrics;
 
-/// Every metric of every component, so that each is described, and has its buckets.
-const METRICS: &[&[&Metric]] = &[
-    metrics::gateway::ALL,
-    metrics::kafka::ALL,
-    metrics::pipeline::ALL,
-    metrics::provider::ALL,
-    metrics::relay::ALL,
-    metrics::traces::ALL,
-    metrics::worker::ALL,
+/// The metrics of all components. The exporter describes each and sets the buckets of histograms.
+pub const METRICS: &[&[&Metric]] = &[
+    process_metrics::ALL,
+    telemetry::metrics::gateway::ALL,
+    log::kafka::metrics::ALL,
+    pipeline::metrics::ALL,
+    ai_worker::provider::metrics::ALL,
+    relay::metrics::ALL,
+    traces::metrics::ALL,
+    ai_worker::metrics::ALL,
 ];
 
 /// Checks what only those can judge of a configuration who use it: the clients of Kafka and Redis,
@@ -87,8 +91,9 @@ pub async fn run(role: Role, config: Config) -> anyhow::Result<()> {
     let _stop = stop.clone().drop_guard();
     tokio::spawn(Signals::new()?.watch(drain.clone()));
     let exporter = Exporter::install(METRICS)?;
-    exporter.build_info(role.as_str());
-    tokio::spawn(exporter.clone().upkeep(stop.clone()));
+    let process_metrics = ProcessMetrics::new(role);
+    let exporter = exporter.with_collector(move || process_metrics.update());
+    tokio::spawn(exporter.clone().run_upkeep(stop.clone()));
     let exporting = traces::start(&config.traces(), Engines::systems(role))?;
     for notice in config.notices() {
         tracing::warn!("{notice}");

@@ -17,7 +17,7 @@ use super::{Delivery, GoBack, Handler, Stopped, Verdict, Work, traced};
 use crate::backoff::Backoff;
 use crate::config::settings::PipelineSettings;
 use crate::log::{Assignment, Consumer, ConsumerEvent};
-use crate::telemetry::metrics::pipeline::PipelineMetrics;
+use crate::pipeline::metrics::PipelineMetrics;
 
 /// A partition that reads back counts as through after this long without a record.
 const SILENCE: Duration = Duration::from_secs(5);

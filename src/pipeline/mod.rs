@@ -16,6 +16,7 @@ pub mod dead_letter;
 pub mod driver;
 mod lanes;
 pub mod letters;
+pub mod metrics;
 pub mod offsets;
 #[cfg(test)]
 mod tests;

@@ -21,8 +21,8 @@ use crate::config::settings::PipelineSettings;
 use crate::log::{
     AppendError, Assignment, Consumer, ConsumerEvent, Log, LogError, LogOffset, TopicSpec,
 };
+use crate::pipeline::metrics::PipelineMetrics;
 use crate::protocol::log_record::{NewRecord, Record};
-use crate::telemetry::metrics::pipeline::PipelineMetrics;
 
 /// Partition 0 and 1 of a topic, read by one member; what it does is written down.
 #[derive(Default)]
@@ -273,7 +273,7 @@ fn start(handler: Arc<dyn Handler>, max_workers: usize, go_back: Option<Arc<dyn 
             read_ahead_bytes: 64 << 10,
             drain_timeout: Duration::from_secs(5),
         },
-        metrics: PipelineMetrics::of_relay("group", "topic"),
+        metrics: PipelineMetrics::for_relay("group", "topic"),
     };
     let running = tokio::spawn(driver::run(parts, drain.clone()));
     Rig {

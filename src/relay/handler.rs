@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use moka::sync::Cache;
 use tracing::Instrument;
 
+use super::metrics::RelayMetrics;
 use super::rewind::Rewind;
 use crate::config::settings::RelaySettings;
 use crate::fanout::{DeliverRequest, DeliverResponse, Deliveries, TurnStatus};
@@ -18,7 +19,6 @@ use crate::protocol::position::{Epoch, Position};
 use crate::protocol::record::{Terminal, TerminalKind, UnreadableRecord, header};
 use crate::protocol::timestamp::now_rfc3339;
 use crate::protocol::trace_context::TraceContext;
-use crate::telemetry::metrics::relay::RelayMetrics;
 use crate::telemetry::traces::{self, Kind};
 
 /// Last positions that are remembered; of other users a loss is found by the marker alone.
@@ -112,11 +112,12 @@ impl RelayHandler {
                     if lost {
                         return Ok(DeliverResponse::DataLost);
                     }
-                    call.await.inspect_err(|_| self.metrics.publish_failed())
+                    call.await
+                        .inspect_err(|_| self.metrics.record_publish_error())
                 }
             })
             .await?;
-        self.metrics.published(begun.elapsed());
+        self.metrics.record_publish(begun.elapsed());
         match delivered {
             DeliverResponse::Published(receivers) => {
                 publishing.number("chatmesh.receivers", receivers);
@@ -213,13 +214,13 @@ impl Handler for RelayHandler {
     async fn handle(&self, delivery: &Delivery, work: &mut Work) -> Verdict {
         let begun = Instant::now();
         if !delivery.replay {
-            self.metrics.taken(delivery.record.timestamp_ms);
+            self.metrics.record_log_wait(delivery.record.timestamp_ms);
         }
         let verdict = self
             .bring(delivery, work)
             .await
             .unwrap_or_else(Verdict::from);
-        self.metrics.processed(&verdict, begun.elapsed());
+        self.metrics.record_processed(&verdict, begun.elapsed());
         verdict
     }
 

@@ -11,15 +11,16 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use self::metrics::RelayMetrics;
 use crate::config::settings::RelaySettings;
 use crate::fanout::Deliveries;
 use crate::log::{Log, LogError};
 use crate::pipeline::dead_letter::DeadLetters;
 use crate::pipeline::driver;
-use crate::telemetry::metrics::pipeline::PipelineMetrics;
-use crate::telemetry::metrics::relay::RelayMetrics;
+use crate::pipeline::metrics::PipelineMetrics;
 
 mod handler;
+pub(crate) mod metrics;
 mod rewind;
 
 use handler::RelayHandler;
@@ -72,7 +73,7 @@ pub async fn run(parts: Parts, drain: CancellationToken) -> Result<(), LogError>
         commands: Some(orders),
         dead_letters: DeadLetters::new(log, pipeline.dead_letter_topic.clone()),
         settings: pipeline.clone(),
-        metrics: PipelineMetrics::of_relay(&pipeline.group, &pipeline.topic),
+        metrics: PipelineMetrics::for_relay(&pipeline.group, &pipeline.topic),
     };
     driver::run(parts, drain).await;
     watching.abort();

@@ -1,7 +1,6 @@
 //! Logs, metrics, traces, and the HTTP server that shows a process's health.
 
 pub mod admin;
-pub mod dependencies;
 pub mod logs;
 pub mod metrics;
 pub mod traces;

@@ -6,9 +6,6 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use chatmesh::telemetry::metrics::{Kind, Metric};
-use chatmesh::telemetry::metrics::{
-    gateway, kafka, pipeline, process, provider, relay, traces, worker,
-};
 use reqwest::Method;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -27,17 +24,7 @@ fn shipped(path: &str) -> String {
 }
 
 pub(crate) fn declared() -> Vec<&'static Metric> {
-    let of_roles = [
-        process::ALL,
-        gateway::ALL,
-        kafka::ALL,
-        pipeline::ALL,
-        provider::ALL,
-        relay::ALL,
-        traces::ALL,
-        worker::ALL,
-    ];
-    of_roles.concat()
+    chatmesh::app::METRICS.concat()
 }
 
 /// As it is stored: a histogram is several series.

@@ -10,12 +10,12 @@ use tokio::time::{Instant, timeout_at};
 
 use super::chunk::{Chunk, Said};
 use super::error::{self, kind};
+use super::metrics::{ModelHandles, ProviderMetrics};
 use super::sse::{Broken, Event};
 use super::throttle::{Pass, Throttle};
 use super::{ModelError, ModelEvent, ModelStream};
 use crate::protocol::error_code::ErrorCode;
 use crate::protocol::record::Usage;
-use crate::telemetry::metrics::provider::{ModelHandles, ProviderMetrics};
 
 /// How long after the finish reason the usage is waited for, at most.
 const USAGE_GRACE: Duration = Duration::from_secs(1);
@@ -43,14 +43,14 @@ impl CallRecord {
 
     pub(super) fn failed(&mut self, error: &ModelError) {
         self.model.error.increment(1);
-        self.metrics.failed(error.kind);
+        self.metrics.record_failure(error.kind);
         self.end();
     }
 
     fn succeeded(&mut self, usage: Option<Usage>) {
         self.model.success.increment(1);
         if let Some(usage) = usage {
-            self.model.used(usage);
+            self.model.record_usage(usage);
         }
         self.end();
     }

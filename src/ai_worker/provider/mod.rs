@@ -4,6 +4,7 @@ mod answer;
 mod chunk;
 pub mod demo;
 mod error;
+pub(crate) mod metrics;
 pub mod openai;
 mod sse;
 mod throttle;

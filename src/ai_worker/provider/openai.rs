@@ -17,12 +17,12 @@ use url::Url;
 
 use super::answer::{Answer, CallRecord, Patience};
 use super::error::{self, Advice, Reported, kind};
+use super::metrics::ProviderMetrics;
 use super::sse::{self, Broken, Event, MAX_EVENT_BYTES};
 use super::throttle::Throttle;
 use super::{ChatMessage, ModelError, ModelRequest, ModelStream, Provider};
 use crate::config::settings::ModelApiSettings;
 use crate::http_client;
-use crate::telemetry::metrics::provider::ProviderMetrics;
 
 /// The most that is read of a refusal's body.
 const MAX_ERROR_BYTES: usize = 64 << 10;

@@ -8,8 +8,8 @@ use parking_lot::Mutex;
 use rdkafka::Statistics;
 use rdkafka::statistics::Partition;
 
+use super::metrics::{CONSUMER_LAG, RELAY_LAG};
 use super::report::RELAY_GROUP;
-use crate::telemetry::metrics::kafka::{CONSUMER_LAG, RELAY_LAG};
 
 /// Gauges of the partitions that one member has; those that it loses go to 0, so that the sum over
 /// processes counts nothing twice.

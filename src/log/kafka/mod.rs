@@ -39,6 +39,7 @@ mod consumer;
 mod delivery;
 pub mod inspect;
 mod lag;
+pub(crate) mod metrics;
 mod orphan;
 mod producer;
 mod properties;

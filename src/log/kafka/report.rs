@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
-use crate::telemetry::metrics::kafka::{ERRORS, RELAY_ERRORS};
+use super::metrics::{ERRORS, RELAY_ERRORS};
 
 /// An outage brings an error a second and client: one warning of each kind in this time is enough.
 const QUIET: Duration = Duration::from_secs(30);

@@ -239,7 +239,7 @@ fn member(number: usize, group: &Shared, changed: &Arc<Notify>) -> JoinHandle<()
             read_ahead_bytes: 1 << 20,
             drain_timeout: Duration::from_secs(5),
         },
-        metrics: PipelineMetrics::of_worker("topic"),
+        metrics: PipelineMetrics::for_worker("topic"),
     };
     tokio::spawn(driver::run(parts, CancellationToken::new()))
 }

@@ -1,5 +1,6 @@
-//! The process's metrics as Prometheus reads them.
+//! Exports the process's metrics in Prometheus' text format.
 
+use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -8,19 +9,18 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use super::process::{self, Process};
 use super::{Kind, Metric};
 
-/// The recorder does its housekeeping that often; histograms grow in memory without it.
-const UPKEEP: Duration = Duration::from_secs(5);
+/// Interval of the recorder's upkeep. Without it, histograms grow in memory.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
-const SECONDS: [f64; 16] = [
+const SECOND_BUCKETS: [f64; 16] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
 ];
-const MILLISECONDS: [f64; 12] = [
+const MILLISECOND_BUCKETS: [f64; 12] = [
     1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 10_000.0, 60_000.0,
 ];
-const BYTES: [f64; 9] = [
+const BYTE_BUCKETS: [f64; 9] = [
     64.0,
     256.0,
     1024.0,
@@ -31,22 +31,22 @@ const BYTES: [f64; 9] = [
     1_048_576.0,
     4_194_304.0,
 ];
-const COUNTS: [f64; 12] = [
+const COUNT_BUCKETS: [f64; 12] = [
     1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 5000.0, 20_000.0,
 ];
 
 fn buckets(unit: Unit) -> &'static [f64] {
     match unit {
-        Unit::Seconds => &SECONDS,
-        Unit::Milliseconds => &MILLISECONDS,
-        Unit::Bytes => &BYTES,
-        _ => &COUNTS,
+        Unit::Seconds => &SECOND_BUCKETS,
+        Unit::Milliseconds => &MILLISECOND_BUCKETS,
+        Unit::Bytes => &BYTE_BUCKETS,
+        _ => &COUNT_BUCKETS,
     }
 }
 
-/// The metrics could not be set up.
+/// The metrics recorder could not be installed.
 #[derive(Debug, thiserror::Error)]
-#[error("metrics can't be exported: {0}")]
+#[error("the metrics recorder can't be installed: {0}")]
 pub struct ExporterError(String);
 
 impl From<BuildError> for ExporterError {
@@ -55,70 +55,73 @@ impl From<BuildError> for ExporterError {
     }
 }
 
-/// Renders what was counted. There is one in a process; clones are the same.
+type Collector = Arc<dyn Fn() + Send + Sync>;
+
+/// Renders the recorded metrics. A process has one recorder; clones share it.
 #[derive(Clone)]
 pub struct Exporter {
     handle: PrometheusHandle,
-    process: Arc<Process>,
+    collector: Option<Collector>,
 }
 
-impl std::fmt::Debug for Exporter {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Exporter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Exporter")
     }
 }
 
 impl Exporter {
-    /// Installs the recorder, once in a process, with the metrics of this file's neighbours and
-    /// those declared by others; a later call returns the same exporter and describes what is
-    /// new. Handles taken before the first call count nothing.
+    /// Installs the metrics recorder of the process and describes the `declared` metrics. A later
+    /// call returns the same exporter and only adds descriptions. Handles that were created before
+    /// the first call record nothing.
     ///
     /// # Errors
-    /// Another recorder is installed already.
+    /// A recorder was installed by other code.
     pub fn install(declared: &[&[&'static Metric]]) -> Result<Self, ExporterError> {
         static INSTALLED: OnceLock<Exporter> = OnceLock::new();
         static INSTALLING: Mutex<()> = Mutex::new(());
-        let _one_at_a_time = INSTALLING.lock();
-        let all = || {
-            [process::ALL]
-                .into_iter()
-                .chain(declared.iter().copied())
-                .flatten()
-        };
+        let _guard = INSTALLING.lock();
+        let all_metrics = || declared.iter().copied().flatten();
         let exporter = if let Some(exporter) = INSTALLED.get() {
             exporter
         } else {
-            // The fallback keeps a histogram that was described late from being a summary.
-            let mut builder = PrometheusBuilder::new().set_buckets(&SECONDS)?;
-            for metric in all().filter(|metric| metric.kind == Kind::Histogram) {
+            // With default buckets, a histogram that is described later does not become a summary.
+            let mut builder = PrometheusBuilder::new().set_buckets(&SECOND_BUCKETS)?;
+            for metric in all_metrics().filter(|metric| metric.kind == Kind::Histogram) {
                 let name = Matcher::Full(metric.name.to_owned());
                 builder = builder.set_buckets_for_metric(name, buckets(metric.unit))?;
             }
             let handle = builder.install_recorder()?;
-            let process = Arc::new(Process::new());
-            INSTALLED.get_or_init(|| Self { handle, process })
+            INSTALLED.get_or_init(|| Self {
+                handle,
+                collector: None,
+            })
         };
-        for metric in all() {
+        for metric in all_metrics() {
             metric.describe();
         }
         Ok(exporter.clone())
     }
 
-    /// Says what runs here: `chatmesh_build_info`.
-    pub fn build_info(&self, role: &str) {
-        let info = process::BUILD_INFO.gauge(&[env!("CARGO_PKG_VERSION"), role]);
-        info.set(1.0);
+    /// Calls `collector` before each rendering, to update gauges whose values are read on demand.
+    #[must_use]
+    pub fn with_collector(mut self, collector: impl Fn() + Send + Sync + 'static) -> Self {
+        self.collector = Some(Arc::new(collector));
+        self
     }
 
-    /// All metrics in Prometheus' text format.
+    /// Renders all metrics in Prometheus' text format.
     pub fn render(&self) -> String {
-        self.process.update();
+        if let Some(collect) = &self.collector {
+            collect();
+        }
         self.handle.render()
     }
 
-    /// The housekeeping, until `stop`. One task of a process runs it.
-    pub async fn upkeep(self, stop: CancellationToken) {
-        let mut ticks = tokio::time::interval(UPKEEP);
+    /// Runs the recorder's periodic upkeep until `stop` is cancelled. One task of the process runs
+    /// it.
+    pub async fn run_upkeep(self, stop: CancellationToken) {
+        let mut ticks = tokio::time::interval(UPKEEP_INTERVAL);
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
             self.handle.run_upkeep();
         }
@@ -141,34 +144,42 @@ impl Metric {
 mod tests {
     use super::*;
 
-    const WAITED: Metric = Metric {
-        name: "test_waited_seconds",
+    const TEST_WAIT: Metric = Metric {
+        name: "test_wait_seconds",
         kind: Kind::Histogram,
         unit: Unit::Seconds,
-        help: "For this test",
-        labels: &["of"],
+        help: "For this test.",
+        labels: &["kind"],
+    };
+    const TEST_GAUGE: Metric = Metric {
+        name: "test_gauge",
+        kind: Kind::Gauge,
+        unit: Unit::Count,
+        help: "For this test.",
+        labels: &[],
     };
 
     #[test]
-    fn a_histogram_has_buckets_and_a_second_install_is_the_same_exporter() {
-        let first = Exporter::install(&[&[&WAITED]]).unwrap();
-        WAITED.histogram(&["a"]).record(0.02);
-        let second = Exporter::install(&[&[&WAITED]]).unwrap();
-        second.build_info("test");
-        for text in [first.render(), second.render()] {
-            assert!(
-                text.contains("# TYPE test_waited_seconds histogram"),
-                "{text}"
-            );
-            assert!(
-                text.contains("# HELP test_waited_seconds For this test"),
-                "{text}"
-            );
-            assert!(
-                text.contains(r#"test_waited_seconds_bucket{of="a",le="0.025"} 1"#),
-                "{text}"
-            );
-            assert!(text.contains(r#"role="test""#), "{text}");
+    fn histogram_has_buckets_and_second_install_returns_the_same_exporter() {
+        let declared: &[&[&Metric]] = &[&[&TEST_WAIT, &TEST_GAUGE]];
+        let first = Exporter::install(declared).unwrap();
+        TEST_WAIT.histogram(&["a"]).record(0.02);
+        let gauge = TEST_GAUGE.gauge(&[]);
+        let second = Exporter::install(declared)
+            .unwrap()
+            .with_collector(move || gauge.set(7.0));
+
+        let texts = [second.render(), first.render()];
+
+        for text in texts {
+            for expected in [
+                "# TYPE test_wait_seconds histogram",
+                "# HELP test_wait_seconds For this test.",
+                r#"test_wait_seconds_bucket{kind="a",le="0.025"} 1"#,
+                "test_gauge 7",
+            ] {
+                assert!(text.contains(expected), "{expected} is not in {text}");
+            }
         }
     }
 }

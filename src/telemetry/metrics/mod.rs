@@ -1,53 +1,77 @@
-//! Every metric, declared once: name, kind, unit, help and labels.
+//! Metrics: the exporter for Prometheus, and [`declare_metrics`], with which every component
+//! declares its metrics beside the code that records them.
 //!
-//! A component declares its metrics as constants in a file of its own here and takes handles
-//! from them once ([`Metric::counter`] and the others; a cached handle costs nanoseconds, a
-//! look-up by labels hundreds). The macros of the `metrics` crate are used nowhere else.
+//! A component creates its handles ([`Metric::counter`], [`Metric::gauge`], [`Metric::histogram`])
+//! once and keeps them: recording through a handle costs nanoseconds, a lookup by labels hundreds.
+//! The recording macros of the `metrics` crate are not used.
 
 mod exporter;
-pub mod pipeline;
-pub mod process;
-pub mod provider;
-pub mod relay;
-pub mod traces;
-pub mod worker;
+pub mod gateway;
 
 pub use exporter::{Exporter, ExporterError};
-pub mod gateway;
-pub mod kafka;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Unit};
 
-/// What a metric counts.
+/// Declares the metrics of a component: one constant each, and `ALL`, which lists them in order.
+///
+/// ```ignore
+/// declare_metrics! {
+///     ACTIVE: Gauge in Count = "chatmesh_pipeline_active", ["group"], "Records in progress.";
+/// }
+/// ```
+macro_rules! declare_metrics {
+    ($($constant:ident: $kind:ident in $unit:ident = $name:literal, $labels:expr, $help:literal;)+) => {
+        $(
+            #[doc = $help]
+            pub(crate) const $constant: $crate::telemetry::metrics::Metric =
+                $crate::telemetry::metrics::Metric {
+                    name: $name,
+                    kind: $crate::telemetry::metrics::Kind::$kind,
+                    unit: ::metrics::Unit::$unit,
+                    help: $help,
+                    labels: &$labels,
+                };
+        )+
+
+        /// Every metric that this component records.
+        pub(crate) const ALL: &[&$crate::telemetry::metrics::Metric] = &[$(&$constant),+];
+    };
+}
+pub(crate) use declare_metrics;
+
+/// The kind of a metric, as Prometheus defines it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Only grows; its name ends in `_total`.
     Counter,
     /// Goes up and down.
     Gauge,
-    /// Distribution, in buckets.
+    /// Counts observations in buckets.
     Histogram,
 }
 
-/// A declaration.
+/// The declaration of a metric.
 #[derive(Debug)]
 pub struct Metric {
-    /// As Prometheus sees it.
+    /// The name that Prometheus stores. A histogram is stored under it with the suffixes
+    /// `_bucket`, `_sum` and `_count`.
     pub name: &'static str,
-    /// What it counts.
+    /// Whether it is a counter, a gauge or a histogram.
     pub kind: Kind,
-    /// In what.
+    /// The unit of its values; it also selects the buckets of a histogram.
     pub unit: Unit,
-    /// A sentence for the person who reads it.
+    /// The help text that the exporter prints: one or two complete sentences.
     pub help: &'static str,
-    /// Label names, in the order in which values are given.
+    /// Label names, in the order in which the values are passed to [`Metric::counter`] and the
+    /// others. No label holds an id of a user, a conversation or a message.
     pub labels: &'static [&'static str],
 }
 
-/// Time since a moment in milliseconds of the Unix epoch; zero where the other clock is ahead.
-fn since(moment_ms: i64) -> Duration {
+/// Time since a moment given in milliseconds of the Unix epoch; zero if that moment is in the
+/// future, as it can be when another machine's clock is ahead.
+pub(crate) fn elapsed_since_unix_ms(moment_ms: i64) -> Duration {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let moment = Duration::from_millis(u64::try_from(moment_ms).unwrap_or_default());
     now.unwrap_or_default().saturating_sub(moment)
@@ -56,32 +80,43 @@ fn since(moment_ms: i64) -> Duration {
 const METADATA: Metadata<'static> = Metadata::new("chatmesh", Level::INFO, Some(module_path!()));
 
 impl Metric {
-    fn key(&self, values: &[&str]) -> Key {
-        debug_assert_eq!(values.len(), self.labels.len(), "labels of {}", self.name);
+    fn key(&self, label_values: &[&str]) -> Key {
+        debug_assert_eq!(
+            label_values.len(),
+            self.labels.len(),
+            "labels of {}",
+            self.name
+        );
         let labels: Vec<Label> = self
             .labels
             .iter()
-            .zip(values)
+            .zip(label_values)
             .map(|(name, value)| Label::new(*name, (*value).to_owned()))
             .collect();
         Key::from_parts(KeyName::from_const_str(self.name), labels)
     }
 
-    /// A handle with these label values. Cache it where it is used often.
-    pub fn counter(&self, values: &[&str]) -> Counter {
+    /// Creates a handle of this counter with the given label values. Cache it on hot paths.
+    pub fn counter(&self, label_values: &[&str]) -> Counter {
         debug_assert_eq!(self.kind, Kind::Counter, "{}", self.name);
-        metrics::with_recorder(|recorder| recorder.register_counter(&self.key(values), &METADATA))
+        metrics::with_recorder(|recorder| {
+            recorder.register_counter(&self.key(label_values), &METADATA)
+        })
     }
 
-    /// As [`Metric::counter`].
-    pub fn gauge(&self, values: &[&str]) -> Gauge {
+    /// Creates a handle of this gauge with the given label values. Cache it on hot paths.
+    pub fn gauge(&self, label_values: &[&str]) -> Gauge {
         debug_assert_eq!(self.kind, Kind::Gauge, "{}", self.name);
-        metrics::with_recorder(|recorder| recorder.register_gauge(&self.key(values), &METADATA))
+        metrics::with_recorder(|recorder| {
+            recorder.register_gauge(&self.key(label_values), &METADATA)
+        })
     }
 
-    /// As [`Metric::counter`].
-    pub fn histogram(&self, values: &[&str]) -> Histogram {
+    /// Creates a handle of this histogram with the given label values. Cache it on hot paths.
+    pub fn histogram(&self, label_values: &[&str]) -> Histogram {
         debug_assert_eq!(self.kind, Kind::Histogram, "{}", self.name);
-        metrics::with_recorder(|recorder| recorder.register_histogram(&self.key(values), &METADATA))
+        metrics::with_recorder(|recorder| {
+            recorder.register_histogram(&self.key(label_values), &METADATA)
+        })
     }
 }

@@ -7,6 +7,7 @@
 
 mod client;
 mod exporter;
+pub(crate) mod metrics;
 mod queue;
 mod span;
 
@@ -17,8 +18,8 @@ use opentelemetry_sdk::trace::SdkTracer;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use self::metrics::{DROPPED, EXPORTED, reason};
 use crate::config::settings::TraceSettings;
-use crate::telemetry::metrics::traces::{DROPPED, EXPORTED, reason};
 
 pub use exporter::TracesError;
 pub use span::{Kind, Span};

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::telemetry::metrics::traces::{DROPPED, EXPORTED, reason};
+use super::metrics::{DROPPED, EXPORTED, reason};
 
 /// Spans that wait; about a dozen a message.
 const QUEUE: usize = 8192;

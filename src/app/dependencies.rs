@@ -8,7 +8,7 @@ use futures_util::future::{BoxFuture, join_all};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::metrics::process::DEPENDENCY_UP;
+use super::process_metrics::DEPENDENCY_UP;
 use crate::fanout::FanoutHealth;
 use crate::health::Health;
 use crate::log::Log;
@@ -20,7 +20,7 @@ const LONGEST: Duration = Duration::from_secs(2);
 type Check = Box<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 
 /// Something that has to answer.
-pub struct Dependency {
+pub(super) struct Dependency {
     name: &'static str,
     place: String,
     check: Check,
@@ -28,7 +28,7 @@ pub struct Dependency {
 
 impl Dependency {
     /// `name` as `/health/ready` says it; `place` is for logs and holds no secret.
-    pub fn new<F>(
+    pub(super) fn new<F>(
         name: &'static str,
         place: impl Into<String>,
         check: impl Fn() -> F + Send + Sync + 'static,
@@ -44,7 +44,7 @@ impl Dependency {
     }
 
     /// The log.
-    pub fn log(name: &'static str, place: impl Into<String>, log: Arc<dyn Log>) -> Self {
+    pub(super) fn log(name: &'static str, place: impl Into<String>, log: Arc<dyn Log>) -> Self {
         Self::new(name, place, move || {
             let log = Arc::clone(&log);
             async move { log.check().await.map_err(|error| error.to_string()) }
@@ -52,7 +52,7 @@ impl Dependency {
     }
 
     /// The fan-out.
-    pub fn fanout(
+    pub(super) fn fanout(
         name: &'static str,
         place: impl Into<String>,
         fanout: Arc<dyn FanoutHealth>,
@@ -97,7 +97,11 @@ impl Dependency {
 }
 
 /// Watches all of them until `stop`.
-pub async fn watch(dependencies: Vec<Dependency>, health: Arc<Health>, stop: CancellationToken) {
+pub(super) async fn watch(
+    dependencies: Vec<Dependency>,
+    health: Arc<Health>,
+    stop: CancellationToken,
+) {
     let watched = dependencies
         .into_iter()
         .map(|dependency| dependency.watch(&health, &stop));
