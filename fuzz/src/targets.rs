@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use chatmesh::config::settings::{JwtKeys, JwtSettings};
-use chatmesh::gateway::Verifier;
+use chatmesh::gateway::JwtVerifier;
 use chatmesh::protocol::frame::{Published, parse_classic};
 use chatmesh::protocol::ids::{ClientMessageId, ConversationId, MessageId, UserId};
 use chatmesh::protocol::log_record::Record;
@@ -316,14 +316,14 @@ fn signed(header: &[u8], claims: &[u8]) -> String {
 /// A token opens the door only where it is signed, by the algorithm of the key, and its claims are
 /// good; the bytes are tried as a token, as signed claims, and as a signed header.
 pub fn tokens(data: &[u8]) {
-    static VERIFIER: OnceLock<Verifier> = OnceLock::new();
+    static VERIFIER: OnceLock<JwtVerifier> = OnceLock::new();
     let verifier = VERIFIER.get_or_init(|| {
         let settings = JwtSettings {
             keys: JwtKeys::Secret(SECRET.into()),
             audience: Vec::new(),
             issuer: Vec::new(),
         };
-        Verifier::new(&settings).expect("a secret is good")
+        JwtVerifier::new(&settings).expect("a secret is good")
     });
     let verify = |token: &str| {
         let verified = verifier.verify(token, &alice()).now_or_never();
@@ -340,7 +340,7 @@ pub fn tokens(data: &[u8]) {
         assert_eq!(claims["sub"], "alice");
         let exp = claims["exp"].as_f64().expect("exp is a number");
         assert!(exp + 31.0 >= now(), "{claims}");
-        assert!(verified.ends >= SystemTime::now() - std::time::Duration::from_secs(1));
+        assert!(verified.expires_at >= SystemTime::now() - std::time::Duration::from_secs(1));
     }
     let claims = json!({"sub": "alice", "exp": now() as u64 + 3600}).to_string();
     if verify(&signed(data, claims.as_bytes())).is_ok() {

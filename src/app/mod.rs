@@ -15,7 +15,7 @@ use crate::ai_worker::provider::demo::Demo;
 use crate::ai_worker::provider::openai::OpenAi;
 use crate::config::settings::{LogFormat, WorkerSettings};
 use crate::config::{Config, Role};
-use crate::gateway::auth::jwt::Verifier;
+use crate::gateway::auth::jwt::JwtVerifier;
 use crate::health::Health;
 use crate::pipeline::letters::Letters;
 use crate::signals::Signals;
@@ -62,7 +62,7 @@ pub(crate) fn validate_engines(config: &Config) -> Result<(), Unusable> {
 }
 
 /// Reads the keys of signed tokens, where this role checks such tokens.
-pub(crate) fn verifier(config: &Config) -> Result<Option<Verifier>, Unusable> {
+pub(crate) fn verifier(config: &Config) -> Result<Option<JwtVerifier>, Unusable> {
     if !matches!(config.role(), Role::Gateway | Role::AllInOne) {
         return Ok(None);
     }
@@ -73,7 +73,7 @@ pub(crate) fn verifier(config: &Config) -> Result<Option<Verifier>, Unusable> {
         ))
     };
     let jwt = config.gateway().jwt;
-    jwt.map(|jwt| Verifier::new(&jwt).map_err(unusable))
+    jwt.map(|jwt| JwtVerifier::new(&jwt).map_err(unusable))
         .transpose()
 }
 
@@ -215,11 +215,11 @@ impl App {
             settings: self.config.gateway(),
             health: Arc::clone(&self.health),
             admin: Arc::new(move |method, path| admin::respond(path, method, &state)),
-            letters: self.engines.own.clone().map(|log| {
+            dead_letters: self.engines.own.clone().map(|log| {
                 let topics = self.config.dead_letter_topics();
-                gateway::Desk {
+                gateway::DeadLetterAccess {
                     letters: Letters::new(log, topics.to_vec()),
-                    key: self.local_key.clone(),
+                    local_key: self.local_key.clone(),
                 }
             }),
         };

@@ -15,11 +15,11 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, WebSocketCon
 use tokio_tungstenite::tungstenite::{Error as WsError, error::ProtocolError};
 
 use super::drain::Leaving;
-use super::handshake::{Protocol, Session};
 use super::inbound::Inbound;
-use super::limits::Place;
+use super::limits::ConnectionPermit;
 use super::registry::Entry;
 use super::repair;
+use super::session::{Protocol, Session};
 use super::user::Socket;
 use super::v1::{self, Line};
 use super::websocket::WebSocket;
@@ -86,12 +86,12 @@ impl Drop for Counted<'_> {
 pub(super) fn run(
     gateway: Arc<Gateway>,
     session: Arc<Session>,
-    place: Place,
+    permit: ConnectionPermit,
     upgraded: OnUpgrade,
 ) -> impl Future<Output = ()> + Send {
     async move {
         // Free again when this ends.
-        let _place = &place;
+        let _permit = &permit;
         let Some(websocket) = Box::pin(websocket(&gateway, upgraded)).await else {
             let correlation_id = &*session.correlation_id;
             tracing::debug!(correlation_id, "the client went before its upgrade");
@@ -100,17 +100,17 @@ pub(super) fn run(
         let line = matches!(session.protocol, Protocol::V1 { .. }).then(Line::new);
         let queue_bytes = gateway.settings.outbound_queue_bytes;
         let socket = Arc::new(Socket::new(queue_bytes, line));
-        let since_ms = session.granted.since_ms;
+        let since_ms = session.grant.granted_at_ms;
         let _listed = gateway.revocations.list(&session.user, since_ms, &socket);
         let _counted = Counted::new(&gateway, &socket, &session);
         let (mut frames, mut sink) = (&websocket, &websocket);
-        let ends = session.granted.ends(true);
+        let ends = session.grant.expires_at_for_classic();
         let (broken, (), ()) = tokio::join!(
             read(&gateway, &session, &socket, &mut frames),
             socket.outbound.write_to(&mut sink, &gateway.counters.sent),
             async {
                 if ends.is_some() {
-                    Box::pin(auth::close_at(ends, &socket.outbound)).await;
+                    Box::pin(auth::close_on_expiry(ends, &socket.outbound)).await;
                 }
             },
         );
@@ -338,7 +338,7 @@ async fn take_frames(
     let entry = inbound.entry();
     let (since, ends) = match &session.protocol {
         Protocol::Classic => (None, None),
-        Protocol::V1 { since, ends } => (since.clone(), *ends),
+        Protocol::V1 { since, expires_at } => (since.clone(), *expires_at),
     };
     let since = since.filter(|_| !gateway.settings.interop);
     let mut following = std::pin::pin!(v1::catch_up::follow(gateway, &entry, socket, since));

@@ -17,8 +17,8 @@ use futures_util::stream::{FuturesOrdered, FuturesUnordered};
 use tokio::time::{Instant, timeout_at};
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
-use super::handshake::Session;
 use super::registry::Entry;
+use super::session::Session;
 use super::user::{Socket, Source};
 use super::v1::asks::{self, Cancel};
 use super::{Gateway, feed};

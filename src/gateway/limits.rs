@@ -1,5 +1,5 @@
-//! How many connections there may be: of a user, from an address, in this process, and new ones in
-//! a second (protocol.md section 1.3). Over it an upgrade is refused with 503.
+//! Bounds WebSocket connections: per user, per address, per process, and new ones per second
+//! (protocol.md section 1.3). Above a bound, an upgrade is refused with 503.
 
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -12,53 +12,55 @@ use hyper::HeaderMap;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::reply::Refusal;
+use super::http::response::HttpError;
 use crate::config::settings::ConnectionLimits;
 use crate::protocol::ids::UserId;
 
-/// The address that a connection comes from, before any proxy's word is heard.
+/// The address of the TCP connection: the client's or that of a proxy in front of the gateway.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Peer(pub(super) SocketAddr);
+pub(super) struct PeerAddress(pub(super) SocketAddr);
 
-/// Tokens that come back with time: bursts of a second's worth, and no more on average.
-struct Bucket {
-    level: f64,
-    at: Instant,
+/// A token bucket that holds as many tokens as are added in a second.
+struct TokenBucket {
+    tokens: f64,
+    refilled_at: Instant,
 }
 
-pub(super) struct Limits {
+/// Counts the connections of this process and refuses those above a bound.
+pub(super) struct ConnectionLimiter {
     settings: ConnectionLimits,
-    users: DashMap<UserId, usize>,
-    addresses: DashMap<IpAddr, usize>,
-    all: AtomicUsize,
-    bucket: Mutex<Bucket>,
+    per_user: DashMap<UserId, usize>,
+    per_address: DashMap<IpAddr, usize>,
+    total: AtomicUsize,
+    bucket: Mutex<TokenBucket>,
 }
 
-/// A connection's place; it is free again when this is dropped.
-pub(super) struct Place {
-    limits: Arc<Limits>,
+/// The right to one connection. Dropping it lowers the counts.
+pub(super) struct ConnectionPermit {
+    limiter: Arc<ConnectionLimiter>,
     user: UserId,
     address: IpAddr,
 }
 
-impl Drop for Place {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
-        leave(&self.limits.users, &self.user);
-        leave(&self.limits.addresses, &self.address);
-        self.limits.all.fetch_sub(1, Ordering::Relaxed);
+        decrement(&self.limiter.per_user, &self.user);
+        decrement(&self.limiter.per_address, &self.address);
+        self.limiter.total.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// One more of `key`, unless there are `most` (0: without a bound).
-fn enter<K: Eq + Hash>(map: &DashMap<K, usize>, key: K, most: usize) -> bool {
-    let mut count = map.entry(key).or_insert(0);
-    let room = most == 0 || *count < most;
-    *count += usize::from(room);
-    room
+/// Increments the count of `key` unless it has reached `max`; 0 means no bound.
+fn try_increment<K: Eq + Hash>(counts: &DashMap<K, usize>, key: K, max: usize) -> bool {
+    let mut count = counts.entry(key).or_insert(0);
+    let has_capacity = max == 0 || *count < max;
+    *count += usize::from(has_capacity);
+    has_capacity
 }
 
-fn leave<K: Eq + Hash + Clone>(map: &DashMap<K, usize>, key: &K) {
-    if let Entry::Occupied(mut count) = map.entry(key.clone()) {
+/// Decrements the count of `key` and removes it at zero.
+fn decrement<K: Eq + Hash + Clone>(counts: &DashMap<K, usize>, key: &K) {
+    if let Entry::Occupied(mut count) = counts.entry(key.clone()) {
         if *count.get() <= 1 {
             count.remove();
         } else {
@@ -67,8 +69,9 @@ fn leave<K: Eq + Hash + Clone>(map: &DashMap<K, usize>, key: &K) {
     }
 }
 
-/// Whoever has an IPv6 address mostly has its whole /64.
-pub(super) fn counted(address: IpAddr) -> IpAddr {
+/// The address under which connections are counted: an IPv6 address by its /64, because a client
+/// usually has all addresses of one.
+pub(super) fn limit_key(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
             Some(v4) => v4.into(),
@@ -78,30 +81,30 @@ pub(super) fn counted(address: IpAddr) -> IpAddr {
     }
 }
 
-impl Limits {
+impl ConnectionLimiter {
     pub(super) fn new(settings: ConnectionLimits) -> Arc<Self> {
         Arc::new(Self {
-            bucket: Mutex::new(Bucket {
-                level: f64::from(settings.per_second),
-                at: Instant::now(),
+            bucket: Mutex::new(TokenBucket {
+                tokens: f64::from(settings.per_second),
+                refilled_at: Instant::now(),
             }),
             settings,
-            users: DashMap::new(),
-            addresses: DashMap::new(),
-            all: AtomicUsize::new(0),
+            per_user: DashMap::new(),
+            per_address: DashMap::new(),
+            total: AtomicUsize::new(0),
         })
     }
 
-    /// Whether it is one of `TRUSTED_PROXIES`.
-    pub(super) fn is_proxy(&self, peer: IpAddr) -> bool {
-        let nets = &self.settings.trusted_proxies;
-        nets.iter().any(|net| net.contains(peer))
+    /// Whether the address is one of `TRUSTED_PROXIES`.
+    pub(super) fn is_proxy(&self, address: IpAddr) -> bool {
+        let networks = &self.settings.trusted_proxies;
+        networks.iter().any(|network| network.contains(address))
     }
 
-    /// The client's address: the peer's, or what trusted proxies say of it. Each of them adds the
-    /// address that it sees at the end of the list, so what stands before an untrusted one is only
-    /// that one's claim.
-    pub(super) fn address(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+    /// The client's [`limit_key`]: the peer's address, or what trusted proxies report in
+    /// `X-Forwarded-For`. Each proxy appends the address that it sees, so the list is read from its
+    /// end, and what stands before the address of an untrusted peer is only that peer's claim.
+    pub(super) fn client_address(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         let mut address = peer;
         let values: Vec<_> = headers.get_all("x-forwarded-for").iter().collect();
         let hops = values
@@ -118,52 +121,52 @@ impl Limits {
                 Err(_) => break,
             }
         }
-        counted(address)
+        limit_key(address)
     }
 
-    /// Whether one more may begin now. Asked before anything is done for it.
-    pub(super) fn pace(&self) -> Result<(), Refusal> {
-        let most = f64::from(self.settings.per_second);
-        if most == 0.0 {
+    /// Takes a token of `MAX_NEW_CONNECTIONS` per second, or refuses the connection.
+    pub(super) fn check_rate(&self) -> Result<(), HttpError> {
+        let per_second = f64::from(self.settings.per_second);
+        if per_second == 0.0 {
             return Ok(());
         }
         let mut bucket = self.bucket.lock();
         let now = Instant::now();
-        let came = now.duration_since(bucket.at).as_secs_f64() * most;
-        bucket.level = (bucket.level + came).min(most);
-        bucket.at = now;
-        if bucket.level < 1.0 {
-            return Err(Refusal::unavailable("too many new connections"));
+        let added = now.duration_since(bucket.refilled_at).as_secs_f64() * per_second;
+        bucket.tokens = (bucket.tokens + added).min(per_second);
+        bucket.refilled_at = now;
+        if bucket.tokens < 1.0 {
+            return Err(HttpError::unavailable("too many new connections"));
         }
-        bucket.level -= 1.0;
+        bucket.tokens -= 1.0;
         Ok(())
     }
 
-    /// Takes a place, or says which limit is reached.
-    pub(super) fn place(
+    /// Acquires a permit for one connection. The error names the bound that is reached.
+    pub(super) fn acquire(
         self: &Arc<Self>,
         user: &UserId,
         address: IpAddr,
-    ) -> Result<Place, Refusal> {
+    ) -> Result<ConnectionPermit, HttpError> {
         let settings = &self.settings;
-        let before = self.all.fetch_add(1, Ordering::Relaxed);
-        if settings.per_process > 0 && before >= settings.per_process {
-            self.all.fetch_sub(1, Ordering::Relaxed);
-            return Err(Refusal::unavailable("this gateway is full"));
+        let total = self.total.fetch_add(1, Ordering::Relaxed);
+        if settings.per_process > 0 && total >= settings.per_process {
+            self.total.fetch_sub(1, Ordering::Relaxed);
+            return Err(HttpError::unavailable("this gateway is full"));
         }
-        if !enter(&self.users, user.clone(), settings.per_user) {
-            self.all.fetch_sub(1, Ordering::Relaxed);
-            return Err(Refusal::unavailable("this user has too many connections"));
+        if !try_increment(&self.per_user, user.clone(), settings.per_user) {
+            self.total.fetch_sub(1, Ordering::Relaxed);
+            return Err(HttpError::unavailable("this user has too many connections"));
         }
-        if !enter(&self.addresses, address, settings.per_address) {
-            self.all.fetch_sub(1, Ordering::Relaxed);
-            leave(&self.users, user);
-            return Err(Refusal::unavailable(
+        if !try_increment(&self.per_address, address, settings.per_address) {
+            self.total.fetch_sub(1, Ordering::Relaxed);
+            decrement(&self.per_user, user);
+            return Err(HttpError::unavailable(
                 "this address has too many connections",
             ));
         }
-        Ok(Place {
-            limits: self.clone(),
+        Ok(ConnectionPermit {
+            limiter: self.clone(),
             user: user.clone(),
             address,
         })
@@ -183,72 +186,75 @@ mod tests {
         UserId::parse(name).unwrap()
     }
 
-    fn limits(change: impl FnOnce(&mut ConnectionLimits)) -> Arc<Limits> {
+    fn limiter(change: impl FnOnce(&mut ConnectionLimits)) -> Arc<ConnectionLimiter> {
         let mut settings = ConnectionLimits::default();
         change(&mut settings);
-        Limits::new(settings)
+        ConnectionLimiter::new(settings)
     }
 
     #[test]
-    fn a_place_is_free_again_when_its_connection_ends() {
-        let limits = limits(|it| {
-            it.per_user = 2;
-            it.per_address = 3;
-            it.per_process = 4;
+    fn permit_is_released_when_its_connection_ends() {
+        let limiter = limiter(|settings| {
+            settings.per_user = 2;
+            settings.per_address = 3;
+            settings.per_process = 4;
         });
         let ip = |last| IpAddr::from([10, 0, 0, last]);
-        let take = |name, last| limits.place(&user(name), ip(last));
-        let first = take("a", 1).ok().unwrap();
-        let _second = take("a", 1).ok().unwrap();
-        assert!(take("a", 2).is_err(), "of the user");
-        let _third = take("b", 1).ok().unwrap();
-        assert!(take("c", 1).is_err(), "of the address");
-        let _fourth = take("b", 2).ok().unwrap();
-        assert!(take("d", 3).is_err(), "of the process");
+        let acquire = |name, last| limiter.acquire(&user(name), ip(last));
+        let first = acquire("a", 1).ok().unwrap();
+        let _second = acquire("a", 1).ok().unwrap();
+        assert!(acquire("a", 2).is_err(), "bound per user");
+        let _third = acquire("b", 1).ok().unwrap();
+        assert!(acquire("c", 1).is_err(), "bound per address");
+        let _fourth = acquire("b", 2).ok().unwrap();
+        assert!(acquire("d", 3).is_err(), "bound per process");
         drop(first);
-        let _again = take("a", 1).ok().unwrap();
-        assert!(take("d", 3).is_err());
+        let _again = acquire("a", 1).ok().unwrap();
+        assert!(acquire("d", 3).is_err(), "bound per process");
     }
 
     #[test]
-    fn nothing_is_left_of_users_who_went() {
-        let limits = limits(|it| it.per_user = 1);
+    fn released_permits_leave_no_counts() {
+        let limiter = limiter(|settings| settings.per_user = 1);
         for n in 0..50_u8 {
-            let place = limits.place(&user(&format!("u{n}")), IpAddr::from([10, 0, 0, n]));
-            let refused = limits.place(&user(&format!("u{n}")), IpAddr::from([10, 0, 1, n]));
+            let permit = limiter.acquire(&user(&format!("u{n}")), IpAddr::from([10, 0, 0, n]));
+            let refused = limiter.acquire(&user(&format!("u{n}")), IpAddr::from([10, 0, 1, n]));
             assert!(refused.is_err());
-            drop(place);
+            drop(permit);
         }
-        assert!(limits.users.is_empty() && limits.addresses.is_empty());
-        assert_eq!(limits.all.load(Ordering::Relaxed), 0);
+        assert!(limiter.per_user.is_empty() && limiter.per_address.is_empty());
+        assert_eq!(limiter.total.load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn new_connections_are_paced() {
-        let limits = limits(|it| it.per_second = 10);
+    async fn rate_of_new_connections_is_bounded() {
+        let limiter = limiter(|settings| settings.per_second = 10);
         for _ in 0..10 {
-            assert!(limits.pace().is_ok());
+            assert!(limiter.check_rate().is_ok());
         }
-        assert!(limits.pace().is_err());
+        assert!(limiter.check_rate().is_err());
         tokio::time::advance(Duration::from_millis(100)).await;
-        assert!(limits.pace().is_ok());
-        assert!(limits.pace().is_err());
+        assert!(limiter.check_rate().is_ok());
+        assert!(limiter.check_rate().is_err());
     }
 
     #[test]
-    fn only_a_trusted_proxy_is_believed_and_only_its_own_word() {
-        let limits = limits(|it| it.trusted_proxies = vec!["10.0.0.0/8".parse().unwrap()]);
+    fn only_addresses_added_by_trusted_proxies_count() {
+        let limiter =
+            limiter(|settings| settings.trusted_proxies = vec!["10.0.0.0/8".parse().unwrap()]);
         let address = |peer: &str, forwarded: &[&str]| {
             let mut headers = HeaderMap::new();
-            for one in forwarded {
-                let value = HeaderValue::from_str(one).unwrap();
+            for value in forwarded {
+                let value = HeaderValue::from_str(value).unwrap();
                 headers.append("x-forwarded-for", value);
             }
-            limits.address(peer.parse().unwrap(), &headers).to_string()
+            limiter
+                .client_address(peer.parse().unwrap(), &headers)
+                .to_string()
         };
         assert_eq!(address("1.2.3.4", &["9.9.9.9"]), "1.2.3.4");
         assert_eq!(address("10.0.0.1", &["9.9.9.9"]), "9.9.9.9");
-        // The client's own claim stands before what the proxy saw.
+        // What the client claims stands before the address that the proxy saw.
         assert_eq!(address("10.0.0.1", &["6.6.6.6, 9.9.9.9"]), "9.9.9.9");
         assert_eq!(address("10.0.0.1", &["6.6.6.6", "9.9.9.9"]), "9.9.9.9");
         assert_eq!(address("10.0.0.1", &["9.9.9.9, 10.0.0.2"]), "9.9.9.9");
@@ -260,11 +266,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_forwarded_header_breaks_anything(text in "[ -~]{0,80}") {
-            let limits = limits(|it| it.trusted_proxies = vec!["0.0.0.0/0".parse().unwrap()]);
+        fn no_forwarded_header_panics(text in "[ -~]{0,80}") {
+            let limiter = limiter(|settings| settings.trusted_proxies = vec!["0.0.0.0/0".parse().unwrap()]);
             let mut headers = HeaderMap::new();
             headers.insert("x-forwarded-for", HeaderValue::from_str(&text).unwrap());
-            limits.address(IpAddr::from([127, 0, 0, 1]), &headers);
+            limiter.client_address(IpAddr::from([127, 0, 0, 1]), &headers);
         }
     }
 }

@@ -1,13 +1,13 @@
 //! The gateway: clients' WebSockets on one side, the log and the fan-out on the other.
 //!
-//! A message's way in: [`server`] accepts, [`waiting`] bounds who says nothing, [`routes`] picks,
+//! A message's way in: [`http`] accepts a connection and routes its request,
 //! [`handshake`] checks who it is, [`connection`] owns the socket ([`wire`] and [`websocket`] are
 //! below it, [`drain`] is its end where the gateway stops), [`inbound`] admits, produces and waits
 //! for the log. An answer's way out: [`feed`] takes what is published, [`registry`] finds the user,
 //! [`user`] decides what each socket still has to get, [`outbound`] is its bounded queue. What was
 //! published and did not arrive is found by [`repair`]. Sockets of `chatmesh.v1` also see answers
-//! grow, come back with a position and catch up by a read: [`v1`]. [`history`] is what was said,
-//! over HTTP, and [`page`] the chat page for people with a browser.
+//! grow, come back with a position and catch up by a read: [`v1`]. [`http`] also has the
+//! routes for history, tokens, dead letters and the chat page.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -16,6 +16,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::Response;
 use hyper::http::Method;
+use secrecy::SecretString;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -23,6 +24,7 @@ use crate::config::settings::GatewaySettings;
 use crate::fanout::GatewayFanout;
 use crate::health::Health;
 use crate::log::Log;
+use crate::pipeline::letters::Letters;
 
 pub(crate) mod auth;
 mod awaited;
@@ -33,34 +35,36 @@ mod counters;
 mod drain;
 mod feed;
 mod handshake;
-mod history;
+mod http;
 mod inbound;
-mod letters;
+mod lifecycle;
 mod limits;
-mod origin;
 mod outbound;
-mod page;
 mod registry;
 mod repair;
-mod reply;
 mod revocation;
-mod routes;
-mod server;
-mod token;
+mod session;
 mod user;
 mod v1;
-mod waiting;
 mod websocket;
 mod wire;
 
 pub use auth::KeyError;
-pub use auth::jwt::{Denied, Verified, Verifier};
-pub use letters::Desk;
-pub use server::serve;
+pub use auth::jwt::{JwtVerifier, TokenError, VerifiedToken};
+pub use lifecycle::serve;
 
 /// Answers the routes that every role has (`/metrics`, `/health/live`, `/health/ready`); `None`
 /// for any other.
 pub type Admin = dyn Fn(&Method, &str) -> Option<Response<Full<Bytes>>> + Send + Sync;
+
+/// The dead letters of a process whose log has no other reader, and who may settle them.
+pub struct DeadLetterAccess {
+    /// Reads and settles the dead letters.
+    pub letters: Letters,
+    /// A key that is accepted beside the admin key. It is written into the data directory, so it
+    /// proves that its bearer may read that directory.
+    pub local_key: Option<SecretString>,
+}
 
 /// What a gateway is made of.
 pub struct Parts {
@@ -76,7 +80,7 @@ pub struct Parts {
     pub admin: Arc<Admin>,
     /// The dead letters, where this process alone can reach them: then it serves them to who
     /// brings the admin key, or the desk's.
-    pub letters: Option<Desk>,
+    pub dead_letters: Option<DeadLetterAccess>,
 }
 
 /// Why the gateway ended by itself.
@@ -96,21 +100,21 @@ pub enum GatewayError {
 /// What all connections share.
 struct Gateway {
     /// Checks the tokens where they are signed.
-    verifier: Option<Verifier>,
+    verifier: Option<JwtVerifier>,
     log: Arc<dyn Log>,
     fanout: Arc<dyn GatewayFanout>,
     settings: GatewaySettings,
     health: Arc<Health>,
     admin: Arc<Admin>,
-    letters: Option<Desk>,
+    dead_letters: Option<DeadLetterAccess>,
     counters: counters::Counters,
     registry: registry::Registry,
-    limits: Arc<limits::Limits>,
+    limits: Arc<limits::ConnectionLimiter>,
     /// Connections that are no WebSocket, or not yet.
-    waiting: Arc<waiting::Waiting>,
+    http_connections: Arc<http::slots::HttpConnections>,
     revocations: revocation::Revocations,
     /// The chat page, unless it is switched off.
-    page: Option<page::Page>,
+    page: Option<http::page::Page>,
     /// Whether only this machine can reach the listener.
     loopback: bool,
     /// Numbers messages in correlation ids. One for the process, not one per connection: a client

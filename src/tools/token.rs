@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::config::settings::{AuthMode, JwtSettings};
 use crate::fanout::Tokens as _;
 use crate::fanout::redis::RedisFanout;
-use crate::gateway::auth::jwt::{self, Denied, Verifier};
+use crate::gateway::auth::jwt::{self, JwtVerifier, TokenError};
 use crate::gateway::auth::{random_token, same_secret};
 use crate::protocol::ids::UserId;
 
@@ -65,14 +65,14 @@ pub(crate) async fn verify(config: &Config, user: &UserId, token: &str) -> anyho
     match settings.auth {
         AuthMode::Open => bail!(OPEN),
         AuthMode::Jwt => {
-            let verifier = Verifier::new(signed(settings.jwt.as_ref())?)?;
+            let verifier = JwtVerifier::new(signed(settings.jwt.as_ref())?)?;
             let verified = match verifier.verify(token, user).await {
                 Ok(verified) => verified,
-                Err(Denied::Invalid(why)) => bail!(why),
-                Err(Denied::WrongUser) => bail!("`token` is another user's"),
-                Err(Denied::KeysAway) => bail!("the keys can't be fetched"),
+                Err(TokenError::Invalid(why)) => bail!(why),
+                Err(TokenError::WrongUser) => bail!("`token` is another user's"),
+                Err(TokenError::KeysUnavailable) => bail!("the keys can't be fetched"),
             };
-            let left = verified.ends.duration_since(SystemTime::now());
+            let left = verified.expires_at.duration_since(SystemTime::now());
             let left = left.unwrap_or_default();
             if !config.names_redis() {
                 return Ok(Good {

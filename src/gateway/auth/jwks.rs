@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use crate::http_client;
 
-use super::jwt::{Denied, Key, KeyError, read_file};
+use super::jwt::{Key, KeyError, TokenError, read_file};
 
 /// After that the set is read again.
 const AGE: Duration = Duration::from_secs(300);
@@ -35,10 +35,10 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Bytes of a set.
-const LARGEST: usize = 1 << 20;
+const MAX_SET_BYTES: usize = 1 << 20;
 
 /// Keys of a set; the others are left out.
-const MOST: usize = 100;
+const MAX_KEYS: usize = 100;
 
 enum Source {
     File(PathBuf),
@@ -141,7 +141,7 @@ fn parse(text: &[u8]) -> Option<Parsed> {
         Key::from_jwk(&jwk).map(Arc::new)
     });
     Some(Parsed {
-        keys: keys.take(MOST).collect(),
+        keys: keys.take(MAX_KEYS).collect(),
         listed,
         secrets,
     })
@@ -187,7 +187,7 @@ impl Jwks {
 
     /// Begins to read what was never read, without waiting for it: what is wrong with it is in
     /// the log then before the first token comes.
-    pub(super) fn begin(&self) {
+    pub(super) fn prefetch_keys(&self) {
         let mut times = self.0.times();
         if times.read.is_none() && times.running().is_none() && times.due(false) {
             Shared::read_apart(&self.0, &mut times);
@@ -198,7 +198,7 @@ impl Jwks {
     ///
     /// # Errors
     /// What is wrong with it.
-    pub(super) async fn look(&self) -> Result<usize, String> {
+    pub(super) async fn check_keys(&self) -> Result<usize, String> {
         let parsed = self.0.read().await?;
         parsed.fault().map_or(Ok(parsed.keys.len()), Err)
     }
@@ -206,12 +206,12 @@ impl Jwks {
     /// The keys that may have signed a token.
     ///
     /// # Errors
-    /// [`Denied::KeysAway`] where none were ever read.
+    /// [`TokenError::KeysUnavailable`] where none were ever read.
     pub(super) async fn find(
         &self,
         kid: Option<&str>,
         algorithm: Algorithm,
-    ) -> Result<Vec<Arc<Key>>, Denied> {
+    ) -> Result<Vec<Arc<Key>>, TokenError> {
         let found = self.0.known(kid, algorithm);
         let over = {
             let mut times = self.0.times();
@@ -229,7 +229,7 @@ impl Jwks {
             let _ = tokio::time::timeout(TIMEOUT, over.changed()).await;
         }
         if self.0.times().read.is_none() {
-            return Err(Denied::KeysAway);
+            return Err(TokenError::KeysUnavailable);
         }
         Ok(self.0.known(kid, algorithm))
     }
@@ -296,7 +296,7 @@ impl Shared {
                     .await
                     .map_err(|error| told(&error.without_url()))?
                 {
-                    if text.len() + chunk.len() > LARGEST {
+                    if text.len() + chunk.len() > MAX_SET_BYTES {
                         return Err("the answer is too large".into());
                     }
                     text.extend_from_slice(&chunk);

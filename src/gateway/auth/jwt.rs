@@ -19,10 +19,10 @@ use crate::config::settings::{JwtKeys, JwtSettings};
 use crate::protocol::ids::UserId;
 
 /// How far the clock of who made a token may be from ours.
-pub(crate) const SKEW: Duration = Duration::from_secs(30);
+pub(crate) const CLOCK_SKEW: Duration = Duration::from_secs(30);
 
 /// Bytes of a token; above it nothing is decoded.
-const LONGEST: usize = 8 << 10;
+const MAX_TOKEN_BYTES: usize = 8 << 10;
 
 /// The keys can't be used as they are configured.
 #[derive(Debug, thiserror::Error)]
@@ -108,20 +108,20 @@ impl Key {
 
 /// Why a token is not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Denied {
+pub enum TokenError {
     /// No token that is good here.
     Invalid(&'static str),
     /// Good, but another user's.
     WrongUser,
     /// The keys can't be fetched.
-    KeysAway,
+    KeysUnavailable,
 }
 
 /// What a good token says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Verified {
+pub struct VerifiedToken {
     /// When it ends, with the skew that is granted to it.
-    pub ends: SystemTime,
+    pub expires_at: SystemTime,
     /// When it was made, milliseconds since the Unix epoch.
     pub issued_ms: Option<i64>,
 }
@@ -140,7 +140,7 @@ enum Keys {
 }
 
 /// Checks tokens.
-pub struct Verifier {
+pub struct JwtVerifier {
     keys: Keys,
     audience: Vec<String>,
     issuer: Vec<String>,
@@ -153,7 +153,7 @@ pub(super) fn read_file(path: &std::path::Path) -> Result<Vec<u8>, KeyError> {
     })
 }
 
-impl Verifier {
+impl JwtVerifier {
     /// Reads the keys, but those behind a URL: they are fetched when they are first needed.
     ///
     /// # Errors
@@ -176,9 +176,9 @@ impl Verifier {
     }
 
     /// Begins to fetch what is behind a URL, so that the log tells early what is wrong with it.
-    pub(crate) fn begin(&self) {
+    pub(crate) fn prefetch_keys(&self) {
         if let Keys::Set(set) = &self.keys {
-            set.begin();
+            set.prefetch_keys();
         }
     }
 
@@ -186,10 +186,10 @@ impl Verifier {
     ///
     /// # Errors
     /// Why not.
-    pub(crate) async fn look(&self) -> Result<usize, String> {
+    pub(crate) async fn check_keys(&self) -> Result<usize, String> {
         match &self.keys {
             Keys::One(_) => Ok(1),
-            Keys::Set(set) => set.look().await,
+            Keys::Set(set) => set.check_keys().await,
         }
     }
 
@@ -197,9 +197,10 @@ impl Verifier {
     ///
     /// # Errors
     /// Why not.
-    pub async fn verify(&self, token: &str, user: &UserId) -> Result<Verified, Denied> {
-        const BROKEN: Denied = Denied::Invalid("`token` is not a token that is accepted here");
-        if token.len() > LONGEST {
+    pub async fn verify(&self, token: &str, user: &UserId) -> Result<VerifiedToken, TokenError> {
+        const BROKEN: TokenError =
+            TokenError::Invalid("`token` is not a token that is accepted here");
+        if token.len() > MAX_TOKEN_BYTES {
             return Err(BROKEN);
         }
         let header = decode_header(token).map_err(|_| BROKEN)?;
@@ -213,7 +214,7 @@ impl Verifier {
                 let mut denied = BROKEN;
                 for key in set.find(header.kid.as_deref(), header.alg).await? {
                     match self.check(token, &key, user) {
-                        Err(error @ Denied::Invalid(_)) => denied = error,
+                        Err(error @ TokenError::Invalid(_)) => denied = error,
                         other => return other,
                     }
                 }
@@ -222,9 +223,9 @@ impl Verifier {
         }
     }
 
-    fn check(&self, token: &str, key: &Key, user: &UserId) -> Result<Verified, Denied> {
+    fn check(&self, token: &str, key: &Key, user: &UserId) -> Result<VerifiedToken, TokenError> {
         let mut rules = Validation::new(key.algorithm);
-        rules.leeway = SKEW.as_secs();
+        rules.leeway = CLOCK_SKEW.as_secs();
         rules.validate_nbf = true;
         let mut required = vec!["exp", "sub"];
         if self.audience.is_empty() {
@@ -241,7 +242,7 @@ impl Verifier {
         let claims = match decode::<Claims>(token, &key.key, &rules) {
             Ok(token) => token.claims,
             Err(error) => {
-                return Err(Denied::Invalid(match error.kind() {
+                return Err(TokenError::Invalid(match error.kind() {
                     ErrorKind::ExpiredSignature => "`token` has expired",
                     ErrorKind::ImmatureSignature => "`token` is not good yet",
                     ErrorKind::InvalidAudience => "`token` is meant for another service",
@@ -251,19 +252,19 @@ impl Verifier {
             }
         };
         if claims.sub != user.as_str() {
-            return Err(Denied::WrongUser);
+            return Err(TokenError::WrongUser);
         }
         // A date to come would outlive every revocation until then.
-        let latest = SystemTime::now() + SKEW;
+        let latest = SystemTime::now() + CLOCK_SKEW;
         let latest = latest.duration_since(UNIX_EPOCH).unwrap_or_default();
         if claims.iat.is_some_and(|iat| iat > latest.as_secs_f64()) {
-            return Err(Denied::Invalid("`token` is not good yet"));
+            return Err(TokenError::Invalid("`token` is not good yet"));
         }
-        let seconds = claims.exp + SKEW.as_secs_f64();
+        let seconds = claims.exp + CLOCK_SKEW.as_secs_f64();
         let since_epoch = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
-        Ok(Verified {
+        Ok(VerifiedToken {
             // A date beyond what the clock can say is no end at all.
-            ends: UNIX_EPOCH
+            expires_at: UNIX_EPOCH
                 .checked_add(since_epoch)
                 .unwrap_or(SystemTime::now() + Duration::from_secs(366 * 86_400)),
             issued_ms: claims.iat.map(|seconds| (seconds * 1000.0) as i64),
@@ -277,7 +278,7 @@ pub(super) fn claimed_subject(token: &str) -> Option<String> {
     struct Claimed {
         sub: String,
     }
-    (token.len() <= LONGEST).then_some(())?;
+    (token.len() <= MAX_TOKEN_BYTES).then_some(())?;
     let claimed = jsonwebtoken::dangerous::insecure_decode_claims::<Claimed>(token);
     claimed.ok().map(|claimed| claimed.sub)
 }

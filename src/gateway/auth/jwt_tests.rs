@@ -55,8 +55,8 @@ fn hmac(claims: &Value) -> String {
     signed(Algorithm::HS256, None, &key, claims)
 }
 
-async fn verify(settings: &JwtSettings, token: &str) -> Result<Verified, Denied> {
-    let verifier = Verifier::new(settings).unwrap();
+async fn verify(settings: &JwtSettings, token: &str) -> Result<VerifiedToken, TokenError> {
+    let verifier = JwtVerifier::new(settings).unwrap();
     verifier.verify(token, &alice()).await
 }
 
@@ -83,12 +83,18 @@ async fn a_token_of_ours_opens_for_its_user_until_it_ends_and_no_longer() {
     let settings = by_secret();
     let token = issue(&settings, &alice(), Duration::from_secs(60)).unwrap();
     let verified = verify(&settings, &token).await.unwrap();
-    let left = verified.ends.duration_since(SystemTime::now()).unwrap();
+    let left = verified
+        .expires_at
+        .duration_since(SystemTime::now())
+        .unwrap();
     assert!(left > Duration::from_secs(80) && left <= Duration::from_secs(90));
     assert!(verified.issued_ms.unwrap().abs_diff(now() * 1000) < 5_000);
-    let verifier = Verifier::new(&settings).unwrap();
+    let verifier = JwtVerifier::new(&settings).unwrap();
     let bob = UserId::parse("bob").unwrap();
-    assert_eq!(verifier.verify(&token, &bob).await, Err(Denied::WrongUser));
+    assert_eq!(
+        verifier.verify(&token, &bob).await,
+        Err(TokenError::WrongUser)
+    );
     for (claims, taken) in [
         (good(), true),
         // Within what clocks may differ.
@@ -175,9 +181,9 @@ async fn each_kind_of_key_takes_its_own_algorithm_only() {
     ];
     let verifiers = [RSA_PUBLIC, EC_PUBLIC, ED_PUBLIC].map(|pem| {
         let (_folder, path) = file(pem);
-        Verifier::new(&settings(JwtKeys::PublicKeyFile(path))).unwrap()
+        JwtVerifier::new(&settings(JwtKeys::PublicKeyFile(path))).unwrap()
     });
-    let by_secret = Verifier::new(&by_secret()).unwrap();
+    let by_secret = JwtVerifier::new(&by_secret()).unwrap();
     let verifiers: Vec<_> = verifiers.iter().chain([&by_secret]).collect();
     for (i, (algorithm, key)) in signers.iter().enumerate() {
         let token = signed(*algorithm, None, key, &good());
@@ -214,16 +220,16 @@ async fn no_token_gets_by_with_none_or_a_public_key_as_secret() {
     forged.push(format!("{real}.{signature}"));
     forged.extend(["", ".", "..", "...", "a.b.c", "é.é.é"].map(str::to_owned));
     forged.push("a".repeat(1 << 20));
-    let mut verifiers = vec![Verifier::new(&by_secret()).unwrap()];
+    let mut verifiers = vec![JwtVerifier::new(&by_secret()).unwrap()];
     for pem in [RSA_PUBLIC, EC_PUBLIC, ED_PUBLIC] {
         let (_folder, path) = file(pem);
-        verifiers.push(Verifier::new(&settings(JwtKeys::PublicKeyFile(path))).unwrap());
+        verifiers.push(JwtVerifier::new(&settings(JwtKeys::PublicKeyFile(path))).unwrap());
     }
     for verifier in verifiers {
         for token in &forged {
             let result = verifier.verify(token, &alice()).await;
             assert!(
-                matches!(result, Err(Denied::Invalid(_))),
+                matches!(result, Err(TokenError::Invalid(_))),
                 "{token}: {result:?}"
             );
         }
@@ -263,7 +269,7 @@ async fn a_set_gives_the_key_that_a_token_names_and_no_secret_counts() {
         7,
     ]});
     let (_folder, path) = file(&set.to_string());
-    let verifier = Verifier::new(&settings(JwtKeys::JwksFile(path))).unwrap();
+    let verifier = JwtVerifier::new(&settings(JwtKeys::JwksFile(path))).unwrap();
     for (algorithm, kid, key, taken) in [
         (Algorithm::RS256, Some("r"), &rsa, true),
         (Algorithm::ES256, Some("e"), &ec, true),
@@ -315,12 +321,12 @@ async fn keys_are_rotated_without_a_restart_and_strangers_can_not_make_us_ask_of
     let new = jwk(&ec, Algorithm::ES256, "new");
     let (sender, set) = tokio::sync::watch::channel(String::new());
     let (url, asked) = set_server(set).await;
-    let verifier = Verifier::new(&settings(JwtKeys::JwksUrl(url))).unwrap();
+    let verifier = JwtVerifier::new(&settings(JwtKeys::JwksUrl(url))).unwrap();
     let by_old = signed(Algorithm::RS256, Some("old"), &rsa, &good());
     let by_new = signed(Algorithm::ES256, Some("new"), &ec, &good());
     // The set is away: neither taken nor judged.
     let denied = verifier.verify(&by_old, &alice()).await;
-    assert_eq!(denied, Err(Denied::KeysAway));
+    assert_eq!(denied, Err(TokenError::KeysUnavailable));
     sender.send_replace(json!({"keys": [old]}).to_string());
     tokio::time::pause();
     tokio::time::advance(Duration::from_secs(2)).await;
@@ -366,8 +372,8 @@ async fn a_key_listed_just_after_the_start_is_found_at_once() {
     let new = jwk(&ec, Algorithm::ES256, "new");
     let (sender, set) = tokio::sync::watch::channel(json!({"keys": [old]}).to_string());
     let (url, asked) = set_server(set).await;
-    let verifier = Verifier::new(&settings(JwtKeys::JwksUrl(url))).unwrap();
-    verifier.begin();
+    let verifier = JwtVerifier::new(&settings(JwtKeys::JwksUrl(url))).unwrap();
+    verifier.prefetch_keys();
     let by_old = signed(Algorithm::RS256, Some("old"), &rsa, &good());
     assert!(verifier.verify(&by_old, &alice()).await.is_ok());
     assert_eq!(asked.load(Ordering::SeqCst), 1, "who comes meanwhile waits");
@@ -396,7 +402,7 @@ async fn who_names_an_unknown_key_and_leaves_does_not_stop_the_search_for_it() {
         stream.write_all(answer.as_bytes()).await.unwrap();
     });
     let keys = JwtKeys::JwksUrl(url.parse().unwrap());
-    let verifier = Verifier::new(&settings(keys)).unwrap();
+    let verifier = JwtVerifier::new(&settings(keys)).unwrap();
     let evil = signed(Algorithm::RS256, Some("evil"), &rsa, &good());
     {
         let user = alice();
@@ -417,7 +423,7 @@ async fn who_names_an_unknown_key_and_leaves_does_not_stop_the_search_for_it() {
 async fn what_is_wrong_with_a_set_behind_a_url_is_told() {
     let (sender, set) = tokio::sync::watch::channel(String::new());
     let (url, _) = set_server(set).await;
-    let verifier = Verifier::new(&settings(JwtKeys::JwksUrl(url))).unwrap();
+    let verifier = JwtVerifier::new(&settings(JwtKeys::JwksUrl(url))).unwrap();
     let rsa = EncodingKey::from_rsa_pem(RSA).unwrap();
     let good = json!({"keys": [jwk(&rsa, Algorithm::RS256, "r")]}).to_string();
     for (answer, said) in [
@@ -427,18 +433,18 @@ async fn what_is_wrong_with_a_set_behind_a_url_is_told() {
         (r#"{"keys":[{"kty":"oct","k":"AAAA"}]}"#, "`kty: oct`"),
     ] {
         sender.send_replace(answer.to_owned());
-        let error = verifier.look().await.unwrap_err();
+        let error = verifier.check_keys().await.unwrap_err();
         assert!(error.contains(said), "{error}");
     }
     sender.send_replace(good);
-    assert_eq!(verifier.look().await, Ok(1));
+    assert_eq!(verifier.check_keys().await, Ok(1));
 }
 
 #[test]
 fn a_file_without_a_usable_key_is_told_at_the_start() {
     let (_folder, path) = file("no key");
     let error = |keys| {
-        let made = Verifier::new(&settings(keys));
+        let made = JwtVerifier::new(&settings(keys));
         made.err().unwrap().to_string()
     };
     assert!(error(JwtKeys::PublicKeyFile(path.clone())).contains("no public key"));

@@ -9,8 +9,8 @@ use subtle::ConstantTimeEq;
 use tokio::time::Instant;
 
 use super::Gateway;
+use super::http::response::HttpError;
 use super::outbound::Outbound;
-use super::reply::Refusal;
 use crate::config::settings::AuthMode;
 use crate::protocol::close::CloseReason;
 use crate::protocol::ids::UserId;
@@ -19,8 +19,8 @@ use crate::protocol::timestamp::now_ms;
 mod jwks;
 pub(crate) mod jwt;
 
-use jwt::Denied;
 pub use jwt::KeyError;
+use jwt::TokenError;
 
 /// Longer than any connection lives, and within what timers can say.
 const FAR: Duration = Duration::from_secs(366 * 86_400);
@@ -40,7 +40,7 @@ pub(crate) fn random_token() -> String {
 }
 
 /// What `Authorization: Bearer` brings.
-pub(super) fn bearer(headers: &HeaderMap) -> Option<&str> {
+pub(super) fn bearer_token(headers: &HeaderMap) -> Option<&str> {
     let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     scheme
         .eq_ignore_ascii_case("bearer")
@@ -50,7 +50,10 @@ pub(super) fn bearer(headers: &HeaderMap) -> Option<&str> {
 
 /// The token of a request: in the query as the original's, as `Authorization: Bearer`, or as the
 /// subprotocol entry `bearer.TOKEN` of a browser, which can set no header.
-pub(super) fn presented<'a>(query: Option<&'a str>, headers: &'a HeaderMap) -> Option<&'a str> {
+pub(super) fn token_from_request<'a>(
+    query: Option<&'a str>,
+    headers: &'a HeaderMap,
+) -> Option<&'a str> {
     let offered = || {
         headers
             .get_all(SEC_WEBSOCKET_PROTOCOL)
@@ -61,30 +64,36 @@ pub(super) fn presented<'a>(query: Option<&'a str>, headers: &'a HeaderMap) -> O
     };
     query
         .filter(|token| !token.is_empty())
-        .or_else(|| bearer(headers))
+        .or_else(|| bearer_token(headers))
         .or_else(offered)
         .filter(|token| !token.is_empty())
 }
 
 /// An open door.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Granted {
-    ends: Option<Instant>,
+pub(super) struct Grant {
+    expires_at: Option<Instant>,
     /// Revocations since then end it: when a signed token was made, or when another was looked at.
-    pub(super) since_ms: i64,
+    pub(super) granted_at_ms: i64,
     /// A stored token, which for a classic client only opens the door.
-    stored: bool,
+    from_stored_token: bool,
 }
 
-impl Granted {
-    /// When the connection ends because its token does.
-    pub(super) fn ends(self, classic: bool) -> Option<Instant> {
-        self.ends.filter(|_| !(classic && self.stored))
+impl Grant {
+    /// When the token expires.
+    pub(super) fn expires_at(self) -> Option<Instant> {
+        self.expires_at
+    }
+
+    /// When the token expires, if that closes a classic connection: the expiry of a stored token
+    /// does not.
+    pub(super) fn expires_at_for_classic(self) -> Option<Instant> {
+        self.expires_at.filter(|_| !self.from_stored_token)
     }
 }
 
 /// Closes a socket when its token ends. Returns at the latest when it closes.
-pub(super) async fn close_at(ends: Option<Instant>, outbound: &Outbound) {
+pub(super) async fn close_on_expiry(ends: Option<Instant>, outbound: &Outbound) {
     let Some(ends) = ends else {
         return;
     };
@@ -99,69 +108,79 @@ pub(super) async fn check_token(
     gateway: &Gateway,
     user: &UserId,
     token: Option<&str>,
-) -> Result<Granted, Refusal> {
+) -> Result<Grant, HttpError> {
     let Some(token) = token.filter(|token| !token.is_empty()) else {
-        return Err(Refusal::unauthorized("`token` is missing"));
+        return Err(HttpError::unauthorized("`token` is missing"));
     };
-    let since_ms = now_ms();
+    let granted_at_ms = now_ms();
     match gateway.settings.auth {
-        AuthMode::Open => Ok(Granted {
-            since_ms,
-            ..Granted::default()
+        AuthMode::Open => Ok(Grant {
+            granted_at_ms,
+            ..Grant::default()
         }),
         AuthMode::Stored => match gateway.fanout.stored_token(user).await {
-            Ok(Some((stored, seconds))) if same_secret(token, &stored) => Ok(Granted {
-                ends: Some(Instant::now() + Duration::from_secs(seconds).min(FAR)),
-                since_ms,
-                stored: true,
+            Ok(Some((stored, seconds))) if same_secret(token, &stored) => Ok(Grant {
+                expires_at: Some(Instant::now() + Duration::from_secs(seconds).min(FAR)),
+                granted_at_ms,
+                from_stored_token: true,
             }),
-            Ok(_) => Err(Refusal::unauthorized("`token` is not valid for this user")),
+            Ok(_) => Err(HttpError::unauthorized(
+                "`token` is not valid for this user",
+            )),
             Err(error) => {
                 gateway.counters.redis_error("stored_token");
                 tracing::warn!(%error, "a token could not be looked up");
-                Err(Refusal::unavailable("tokens can't be looked up now"))
+                Err(HttpError::unavailable("tokens can't be looked up now"))
             }
         },
         AuthMode::Jwt => {
             let Some(verifier) = &gateway.verifier else {
-                return Err(Refusal::unavailable("tokens can't be checked now"));
+                return Err(HttpError::unavailable("tokens can't be checked now"));
             };
             match verifier.verify(token, user).await {
                 Ok(verified) => {
-                    let since_ms = verified.issued_ms.unwrap_or(i64::MIN);
-                    not_revoked(gateway, user, since_ms).await?;
-                    let left = verified.ends.duration_since(SystemTime::now());
-                    Ok(Granted {
-                        ends: Some(Instant::now() + left.unwrap_or_default().min(FAR)),
-                        since_ms,
-                        stored: false,
+                    let granted_at_ms = verified.issued_ms.unwrap_or(i64::MIN);
+                    check_not_revoked(gateway, user, granted_at_ms).await?;
+                    let left = verified.expires_at.duration_since(SystemTime::now());
+                    Ok(Grant {
+                        expires_at: Some(Instant::now() + left.unwrap_or_default().min(FAR)),
+                        granted_at_ms,
+                        from_stored_token: false,
                     })
                 }
-                Err(Denied::Invalid(why)) => Err(Refusal::unauthorized(why)),
-                Err(Denied::WrongUser) => Err(Refusal::forbidden("`token` is another user's")),
-                Err(Denied::KeysAway) => Err(Refusal::unavailable("tokens can't be checked now")),
+                Err(TokenError::Invalid(why)) => Err(HttpError::unauthorized(why)),
+                Err(TokenError::WrongUser) => {
+                    Err(HttpError::forbidden("`token` is another user's"))
+                }
+                Err(TokenError::KeysUnavailable) => {
+                    Err(HttpError::unavailable("tokens can't be checked now"))
+                }
             }
         }
     }
 }
 
-async fn not_revoked(gateway: &Gateway, user: &UserId, since_ms: i64) -> Result<(), Refusal> {
+async fn check_not_revoked(
+    gateway: &Gateway,
+    user: &UserId,
+    since_ms: i64,
+) -> Result<(), HttpError> {
     match gateway.fanout.revoked_at(user).await {
         Ok(Some(at_ms)) if since_ms <= at_ms => {
-            Err(Refusal::unauthorized("`token` has been revoked"))
+            Err(HttpError::unauthorized("`token` has been revoked"))
         }
         Ok(_) => Ok(()),
         Err(error) => {
             gateway.counters.redis_error("revoked_at");
             tracing::warn!(%error, "revocations could not be looked up");
-            Err(Refusal::unavailable("tokens can't be looked up now"))
+            Err(HttpError::unavailable("tokens can't be looked up now"))
         }
     }
 }
 
 /// Whose a signed token says that it is, where a request does not say it: to be checked for this
 /// user then.
-pub(super) fn claimed(gateway: &Gateway, token: Option<&str>) -> Option<UserId> {
+pub(super) fn claimed_user(gateway: &Gateway, token: Option<&str>) -> Option<UserId> {
     gateway.verifier.as_ref()?;
     UserId::parse(&jwt::claimed_subject(token?)?).ok()
 }
@@ -189,17 +208,17 @@ mod tests {
             headers
         };
         let none = HeaderMap::new();
-        assert_eq!(presented(None, &none), None);
-        assert_eq!(presented(Some(""), &none), None);
-        assert_eq!(presented(Some("q"), &none), Some("q"));
+        assert_eq!(token_from_request(None, &none), None);
+        assert_eq!(token_from_request(Some(""), &none), None);
+        assert_eq!(token_from_request(Some("q"), &none), Some("q"));
         let basic = headers("authorization", "Basic abc");
-        assert_eq!(presented(None, &basic), None);
+        assert_eq!(token_from_request(None, &basic), None);
         let header = headers("authorization", "bearer  h");
-        assert_eq!(presented(None, &header), Some("h"));
-        assert_eq!(presented(Some("q"), &header), Some("q"));
+        assert_eq!(token_from_request(None, &header), Some("h"));
+        assert_eq!(token_from_request(Some("q"), &header), Some("q"));
         let offered = headers("sec-websocket-protocol", "chatmesh.v1, bearer.a.b-c_d");
-        assert_eq!(presented(None, &offered), Some("a.b-c_d"));
+        assert_eq!(token_from_request(None, &offered), Some("a.b-c_d"));
         let empty = headers("sec-websocket-protocol", "bearer.");
-        assert_eq!(presented(None, &empty), None);
+        assert_eq!(token_from_request(None, &empty), None);
     }
 }

@@ -33,7 +33,7 @@ use crate::fanout::{
     History, KeepRequest, LiveRequest, MessageRef, NewOutcome, Owner, Turn, TurnStatus,
 };
 use crate::gateway::user::Socket;
-use crate::gateway::{Gateway, counters, feed, limits, registry, repair, revocation, waiting};
+use crate::gateway::{Gateway, counters, feed, http, limits, registry, repair, revocation};
 use crate::health::Health;
 use crate::log::embedded::EmbeddedLog;
 use crate::protocol::close::CloseReason;
@@ -109,7 +109,7 @@ fn gateway(fanout: Arc<EmbeddedFanout>) -> Arc<Gateway> {
     };
     Arc::new(Gateway {
         verifier: None,
-        letters: None,
+        dead_letters: None,
         page: None,
         counters: counters::Counters::new("s", "incoming_messages"),
         log: log(),
@@ -117,8 +117,8 @@ fn gateway(fanout: Arc<EmbeddedFanout>) -> Arc<Gateway> {
         health: Arc::new(Health::new(&[])),
         admin: Arc::new(|_, _| None),
         registry: registry::Registry::default(),
-        limits: limits::Limits::new(settings.limits.clone()),
-        waiting: waiting::Waiting::new(0, 0, settings.head_timeout),
+        limits: limits::ConnectionLimiter::new(settings.limits.clone()),
+        http_connections: http::slots::HttpConnections::new(0, 0, settings.head_timeout),
         revocations: revocation::Revocations::default(),
         loopback: true,
         messages: AtomicU64::new(1),

@@ -18,7 +18,7 @@ pub(super) async fn look(config: &Config, findings: &mut Findings) -> Result<(),
             return Err(error);
         }
     };
-    match verifier.look().await {
+    match verifier.check_keys().await {
         Ok(1) => findings.ok(format!("{role}: tokens can be checked (one key)")),
         Ok(keys) => findings.ok(format!("{role}: tokens can be checked ({keys} keys)")),
         Err(fault) => findings.problem(

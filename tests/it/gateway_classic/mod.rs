@@ -89,7 +89,7 @@ async fn start(settings: GatewaySettings) -> Gateway {
         fanout: fanout.clone(),
         settings,
         health: health.clone(),
-        letters: None,
+        dead_letters: None,
         admin: Arc::new(|_, _| None),
     };
     let served = tokio::spawn(serve(listener, parts, drain.clone()));

@@ -56,7 +56,7 @@ async fn start(settings: GatewaySettings) -> Gateway {
         fanout: fanout.clone(),
         settings,
         health: Arc::new(Health::new(&[])),
-        letters: None,
+        dead_letters: None,
         admin: Arc::new(|_, _| None),
     };
     let served = tokio::spawn(serve(listener, parts, drain.clone()));

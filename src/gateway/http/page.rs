@@ -1,4 +1,4 @@
-//! The chat page and the browser client: the files of `web/`, which are part of the executable.
+//! Serves the chat page and the browser client: the files of `web/`, compiled into the executable.
 
 use std::collections::HashMap;
 
@@ -11,7 +11,7 @@ use hyper::header::{
 use hyper::{HeaderMap, Method, Response, StatusCode};
 use uuid::Uuid;
 
-use super::reply::{Refusal, Reply};
+use super::response::{HttpError, HttpResponse};
 use crate::config::settings::{AuthMode, GatewaySettings, JwtSettings, TokenEndpoint};
 
 const HTML: &str = "text/html; charset=utf-8";
@@ -22,11 +22,11 @@ const TEXT: &str = "text/plain; charset=utf-8";
 
 macro_rules! files {
     ($( $kind:ident $path:literal; )*) => {
-        &[$( (concat!("/", $path), $kind, include_bytes!(concat!("../../web/", $path))) ),*]
+        &[$( (concat!("/", $path), $kind, include_bytes!(concat!("../../../web/", $path))) ),*]
     };
 }
 
-/// Path, type and bytes of everything but the page itself.
+/// Path, content type and bytes of every file except `index.html`.
 const FILES: &[(&str, &str, &[u8])] = files! {
     SCRIPT "chatmesh.js";
     TEXT "chatmesh.d.ts";
@@ -52,31 +52,35 @@ const FILES: &[(&str, &str, &[u8])] = files! {
     SCRIPT "app/markdown/view.js";
 };
 
-const INDEX: &str = include_str!("../../web/index.html");
+const INDEX: &str = include_str!("../../../web/index.html");
 
-/// Where the page reads how it gets a token; the gateway writes it there.
+/// The part of `index.html` that tells the page's script how to get a token. The gateway replaces
+/// `ask` by the value of [`token_source`].
 const TOKEN_FIELD: &str = r#"name="chatmesh-token" content="ask""#;
 
-/// Another page may import the client from here.
+/// The browser client, which pages of other origins may import.
 const CLIENT: &str = "/chatmesh.js";
 
 const OPENER_POLICY: HeaderName = HeaderName::from_static("cross-origin-opener-policy");
 
-/// One file as it is sent.
+/// One file as it is served.
 #[derive(Debug)]
-pub(super) struct File {
-    kind: &'static str,
+pub(super) struct PageFile {
+    content_type: &'static str,
     bytes: Bytes,
     etag: HeaderValue,
     /// Whether pages of other origins may read it.
-    shared: bool,
+    is_public: bool,
 }
 
-/// The files by their paths.
+/// All files of the chat page, by path.
 #[derive(Debug)]
-pub(super) struct Page(HashMap<&'static str, File>);
+pub(in crate::gateway) struct Page {
+    files: HashMap<&'static str, PageFile>,
+}
 
-/// How the page gets a token: `any` will do, from the `endpoint`, or it has to `ask` the person.
+/// How the page gets a token: `any` text is accepted, `endpoint` means that `POST /token` issues
+/// one to everybody, and with `ask` the page asks its user.
 fn token_source(settings: &GatewaySettings) -> &'static str {
     let signs = || settings.jwt.as_ref().is_some_and(JwtSettings::signs);
     match (settings.auth, &settings.token_endpoint) {
@@ -88,89 +92,92 @@ fn token_source(settings: &GatewaySettings) -> &'static str {
 }
 
 impl Page {
-    pub(super) fn new(settings: &GatewaySettings) -> Self {
+    pub(in crate::gateway) fn new(settings: &GatewaySettings) -> Self {
         let source = token_source(settings);
         let field = format!(r#"name="chatmesh-token" content="{source}""#);
         let index = INDEX.replacen(TOKEN_FIELD, &field, 1);
         let mut files: HashMap<_, _> = FILES
             .iter()
-            .map(|(path, kind, bytes)| (*path, File::new(kind, Bytes::from_static(bytes))))
+            .map(|(path, kind, bytes)| (*path, PageFile::new(kind, Bytes::from_static(bytes))))
             .collect();
         if let Some(client) = files.get_mut(CLIENT) {
-            client.shared = true;
+            client.is_public = true;
         }
         for path in ["/", "/test-ui.html"] {
-            files.insert(path, File::new(HTML, Bytes::from(index.clone())));
+            files.insert(path, PageFile::new(HTML, Bytes::from(index.clone())));
         }
-        Self(files)
+        Self { files }
     }
 
-    pub(super) fn find(&self, path: &str) -> Option<&File> {
-        self.0.get(path)
+    pub(super) fn file(&self, path: &str) -> Option<&PageFile> {
+        self.files.get(path)
     }
 }
 
-impl File {
-    fn new(kind: &'static str, bytes: Bytes) -> Self {
-        // Made of the content alone, so every gateway of a version says the same.
+impl PageFile {
+    fn new(content_type: &'static str, bytes: Bytes) -> Self {
+        // Derived from the content alone, so that all gateways of a version send the same ETag.
         let hash = Uuid::new_v5(&Uuid::NAMESPACE_URL, &bytes).simple();
         let etag = HeaderValue::try_from(format!("\"{hash}\""));
         Self {
-            kind,
+            content_type,
             bytes,
             etag: etag.unwrap_or(HeaderValue::from_static("\"\"")),
-            shared: false,
+            is_public: false,
         }
     }
 
-    /// Answers a request for it.
-    pub(super) fn serve(&self, method: &Method, headers: &HeaderMap) -> Reply {
+    /// Answers a request for this file; 304 if the client has the current version.
+    pub(super) fn serve(&self, method: &Method, request: &HeaderMap) -> HttpResponse {
         if method != Method::GET && method != Method::HEAD {
-            return Refusal::method("GET, HEAD").reply();
+            return HttpError::method_not_allowed("GET, HEAD").to_response();
         }
-        let known = headers
+        let is_current = request
             .get_all(IF_NONE_MATCH)
             .iter()
             .filter_map(|value| value.to_str().ok())
             .flat_map(|value| value.split(','))
-            .any(|one| is_same(one.trim(), &self.etag));
-        let mut reply = if known {
-            let mut reply = Response::new(Full::new(Bytes::new()));
-            *reply.status_mut() = StatusCode::NOT_MODIFIED;
-            reply
+            .any(|etag| matches_weakly(etag.trim(), &self.etag));
+        let mut response = if is_current {
+            let mut response = Response::new(Full::new(Bytes::new()));
+            *response.status_mut() = StatusCode::NOT_MODIFIED;
+            response
         } else {
-            // The body of an answer to HEAD is left out by hyper, its length is not.
+            // For HEAD, hyper omits the body and keeps its length.
             Response::new(Full::new(self.bytes.clone()))
         };
-        let host = headers.get(HOST).and_then(|host| host.to_str().ok());
-        let to = reply.headers_mut();
+        let host = request.get(HOST).and_then(|host| host.to_str().ok());
+        let headers = response.headers_mut();
         let fixed = |text| HeaderValue::from_static(text);
-        to.insert(CONTENT_TYPE, fixed(self.kind));
-        to.insert(ETAG, self.etag.clone());
-        // Asked for each time, and mostly answered by 304: a new version is there at once.
-        to.insert(CACHE_CONTROL, fixed("no-cache"));
-        to.insert(CONTENT_SECURITY_POLICY, policy(host));
-        to.insert(X_CONTENT_TYPE_OPTIONS, fixed("nosniff"));
-        to.insert(REFERRER_POLICY, fixed("no-referrer"));
-        to.insert(OPENER_POLICY, fixed("same-origin"));
-        if self.shared {
-            to.insert(ACCESS_CONTROL_ALLOW_ORIGIN, fixed("*"));
+        headers.insert(CONTENT_TYPE, fixed(self.content_type));
+        headers.insert(ETAG, self.etag.clone());
+        // Browsers revalidate each time, mostly answered by 304: a new version is used at once.
+        headers.insert(CACHE_CONTROL, fixed("no-cache"));
+        headers.insert(CONTENT_SECURITY_POLICY, content_security_policy(host));
+        headers.insert(X_CONTENT_TYPE_OPTIONS, fixed("nosniff"));
+        headers.insert(REFERRER_POLICY, fixed("no-referrer"));
+        headers.insert(OPENER_POLICY, fixed("same-origin"));
+        if self.is_public {
+            headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, fixed("*"));
         }
-        reply
+        response
     }
 }
 
-/// By the weak comparison of RFC 9110.
-fn is_same(given: &str, etag: &HeaderValue) -> bool {
-    given == "*" || given.strip_prefix("W/").unwrap_or(given).as_bytes() == etag.as_bytes()
+/// Compares entity tags by the weak comparison of RFC 9110.
+fn matches_weakly(candidate: &str, etag: &HeaderValue) -> bool {
+    let opaque = candidate.strip_prefix("W/").unwrap_or(candidate);
+    candidate == "*" || opaque.as_bytes() == etag.as_bytes()
 }
 
-/// What the page may do: run and show what comes from here, talk to here, and nothing else.
-fn policy(host: Option<&str>) -> HeaderValue {
-    // Browsers used to disagree whether 'self' is a WebSocket too, so it is named where it can be.
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-:".contains(&byte);
+/// Allows the page to load from and to connect to this gateway only. `host` is the `Host` header
+/// of the request.
+fn content_security_policy(host: Option<&str>) -> HeaderValue {
+    // Some browsers don't count WebSockets of the same host as 'self', so they are listed. A host
+    // with other characters could add directives to the policy, so it is left out.
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-:".contains(&byte);
     let sockets = match host {
-        Some(host) if !host.is_empty() && host.bytes().all(plain) => {
+        Some(host) if !host.is_empty() && host.bytes().all(is_plain) => {
             format!(" ws://{host} wss://{host}")
         }
         _ => String::new(),
@@ -188,16 +195,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_gateway_finds_the_place_where_it_says_how_a_token_is_got() {
+    fn page_has_exactly_one_field_for_the_token_source() {
         assert_eq!(INDEX.matches(TOKEN_FIELD).count(), 1);
     }
 
     #[test]
-    fn a_host_that_could_change_the_policy_is_left_out() {
-        let of = |host| policy(host).to_str().unwrap().to_owned();
-        assert!(of(Some("a.example:8000")).contains("wss://a.example:8000;"));
+    fn host_that_could_change_the_policy_is_left_out() {
+        let policy = |host| {
+            let policy = content_security_policy(Some(host));
+            policy.to_str().unwrap().to_owned()
+        };
+        assert!(policy("a.example:8000").contains("wss://a.example:8000;"));
         for bad in ["a; script-src *", "a 'unsafe-inline'", "*", "[::1]:80", ""] {
-            let policy = of(Some(bad));
+            let policy = policy(bad);
             assert!(policy.contains("connect-src 'self';"), "{policy}");
         }
     }

@@ -1,0 +1,108 @@
+//! The routes under `/dead-letters` of an `all-in-one` (protocol.md section 4): list, show, replay
+//! and drop dead letters. Its log has no other reader while the process runs; with Kafka, operators
+//! read the topic themselves and these routes do not exist.
+
+use hyper::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use super::response::{HttpError, HttpResponse, forbid_caching, json_response};
+use super::routes::Head;
+use super::tokens::check_admin_key;
+use crate::gateway::{DeadLetterAccess, Gateway};
+use crate::pipeline::letters::{Address, Filter, Letters, LettersError, Opened};
+
+/// Dead letters that one request may settle. Each costs an append to the log.
+const MAX_ADDRESSES: usize = 100;
+
+pub(super) async fn serve(gateway: &Gateway, request: &Head) -> Result<HttpResponse, HttpError> {
+    let Some(DeadLetterAccess { letters, local_key }) = &gateway.dead_letters else {
+        return Err(HttpError::not_found());
+    };
+    let has_local_key = local_key
+        .as_ref()
+        .is_some_and(|key| check_admin_key(request, key).is_ok());
+    if !has_local_key {
+        let admin_key = gateway.settings.admin_key.as_ref();
+        check_admin_key(request, admin_key.ok_or(HttpError::not_found())?)?;
+    }
+    let path = request.uri().path().strip_prefix("/dead-letters");
+    let body = match (request.method(), path.unwrap_or_default().trim_matches('/')) {
+        (&Method::POST, "replay") => settle(letters, request, true).await?,
+        (&Method::POST, "drop") => settle(letters, request, false).await?,
+        (_, "replay" | "drop") => return Err(HttpError::method_not_allowed("POST")),
+        (&Method::GET, "") => list(letters, request).await?,
+        (&Method::GET, address) => show(letters, address).await?,
+        _ => return Err(HttpError::method_not_allowed("GET")),
+    };
+    let mut response = json_response(StatusCode::OK, &body);
+    forbid_caching(&mut response);
+    Ok(response)
+}
+
+fn to_http_error(error: LettersError) -> HttpError {
+    if matches!(error, LettersError::NotOurs { .. }) {
+        return HttpError {
+            message: error.to_string().into(),
+            ..HttpError::bad_request("")
+        };
+    }
+    tracing::warn!(%error, "dead letters can't be read");
+    HttpError::unavailable("the dead letters can't be read now")
+}
+
+fn parameters(request: &Head) -> impl Iterator<Item = (String, String)> {
+    let query = request.uri().query().unwrap_or_default().as_bytes();
+    url::form_urlencoded::parse(query).into_owned()
+}
+
+async fn list(letters: &Letters, request: &Head) -> Result<Value, HttpError> {
+    let mut filter = Filter::default();
+    for (name, value) in parameters(request) {
+        let not_a_number = |_| HttpError::bad_request("`since_ms` and `limit` must be numbers");
+        match name.as_str() {
+            "topic" => filter.topic = Some(value),
+            "code" => filter.code = Some(value),
+            "since_ms" => filter.since_ms = Some(value.parse().map_err(not_a_number)?),
+            "limit" => filter.limit = Some(value.parse().map_err(not_a_number)?),
+            _ => {}
+        }
+    }
+    let listed = letters.list(&filter).await.map_err(to_http_error)?;
+    Ok(json!({"letters": listed}))
+}
+
+async fn show(letters: &Letters, address: &str) -> Result<Value, HttpError> {
+    let address: Address = address
+        .parse()
+        .map_err(|_: String| HttpError::not_found())?;
+    let detail = letters.open(&address).await.map_err(to_http_error)?;
+    detail
+        .as_ref()
+        .map(Opened::to_json)
+        .ok_or(HttpError::not_found())
+}
+
+/// Replays or drops the dead letters named by the parameter `address`, which may be repeated.
+async fn settle(letters: &Letters, request: &Head, replay: bool) -> Result<Value, HttpError> {
+    let addresses: Result<Vec<Address>, String> = parameters(request)
+        .filter(|(name, _)| name == "address")
+        .map(|(_, address)| address.parse())
+        .collect();
+    let addresses = addresses
+        .map_err(|_| HttpError::bad_request("`address` must be topic/partition/offset"))?;
+    if addresses.is_empty() || addresses.len() > MAX_ADDRESSES {
+        return Err(HttpError::bad_request(
+            "1 to 100 times `address` must be given",
+        ));
+    }
+    let settled = letters
+        .settle_at(&addresses, replay)
+        .await
+        .map_err(to_http_error)?;
+    tracing::info!(
+        count = settled.len(),
+        replay,
+        "dead letters settled by the operator"
+    );
+    Ok(json!({"settled": settled}))
+}

@@ -1,0 +1,323 @@
+//! A user's own conversations over HTTP (protocol.md section 4): list them, read one in pages,
+//! forget one or all.
+
+use std::borrow::Cow;
+
+use hyper::{Method, StatusCode};
+use serde::Serialize;
+use serde_json::json;
+
+use super::origin;
+use super::query::Query;
+use super::response::{HttpError, HttpResponse, forbid_caching, json_response, no_content};
+use super::routes::Head;
+use crate::fanout::{FanoutError, Turn, TurnStatus};
+use crate::gateway::{Gateway, auth};
+use crate::protocol::ids::{ConversationId, MessageId, UserId};
+use crate::protocol::timestamp::rfc3339;
+
+/// Entries of a page if the request has no `limit`, and the largest `limit`.
+const DEFAULT_PAGE: usize = 50;
+const MAX_PAGE: usize = 200;
+
+/// Turns that one call to the fan-out returns. Small, because answers may be long.
+const TURNS_PER_CALL: usize = 16;
+
+/// A page ends with the turn that raises the size of its texts above this many bytes.
+const MAX_PAGE_BYTES: usize = 1 << 20;
+
+/// Methods that `Access-Control-Allow-Methods` announces for these routes.
+const METHODS: &str = "GET, DELETE, OPTIONS";
+
+/// What a path below `/conversations` names.
+enum Target {
+    AllConversations,
+    Conversation(ConversationId),
+    Messages(ConversationId),
+}
+
+/// Serves `/conversations` and every path below it.
+pub(super) async fn serve(gateway: &Gateway, request: &Head) -> Result<HttpResponse, HttpError> {
+    let target = target(request.uri().path())?;
+    let query = Query::parse(request.uri());
+    let token = auth::bearer_token(request.headers());
+    // Without `userid`, the user is the subject of the signed token.
+    let user = match query.user() {
+        Err(error) if !query.has_userid() => auth::claimed_user(gateway, token).ok_or(error)?,
+        user => user?,
+    };
+    auth::check_token(gateway, &user, token).await?;
+    let mut response = match (request.method(), target) {
+        (&Method::GET, Target::AllConversations) => {
+            list_conversations(gateway, &user, &query).await?
+        }
+        (&Method::GET, Target::Messages(conversation)) => {
+            read_messages(gateway, &user, &conversation, &query).await?
+        }
+        (&Method::DELETE, Target::AllConversations) => forget(gateway, &user, None).await?,
+        (&Method::DELETE, Target::Conversation(conversation)) => {
+            forget(gateway, &user, Some(&conversation)).await?
+        }
+        (_, Target::AllConversations) => return Err(HttpError::method_not_allowed(METHODS)),
+        (_, Target::Conversation(_)) => {
+            return Err(HttpError::method_not_allowed("DELETE, OPTIONS"));
+        }
+        (_, Target::Messages(_)) => return Err(HttpError::method_not_allowed("GET, OPTIONS")),
+    };
+    forbid_caching(&mut response);
+    Ok(response)
+}
+
+fn target(path: &str) -> Result<Target, HttpError> {
+    let mut segments = path.split('/').skip(2);
+    let Some(conversation) = segments.next() else {
+        return Ok(Target::AllConversations);
+    };
+    let conversation = percent_decoded(conversation)
+        .and_then(|id| ConversationId::parse(&id).ok())
+        .ok_or(HttpError::bad_request(
+            "a conversation is 1 to 64 characters of A-Z a-z 0-9 . _ : @ | + -",
+        ))?;
+    match (segments.next(), segments.next()) {
+        (None, None) => Ok(Target::Conversation(conversation)),
+        (Some("messages"), None) => Ok(Target::Messages(conversation)),
+        _ => Err(HttpError::not_found()),
+    }
+}
+
+/// Decodes one segment of a path. `None` if an escape is malformed or the result is not UTF-8. In
+/// contrast to form decoding, `+` stays a plus sign.
+fn percent_decoded(segment: &str) -> Option<Cow<'_, str>> {
+    if !segment.contains('%') {
+        return Some(segment.into());
+    }
+    let mut decoded = Vec::with_capacity(segment.len());
+    let mut bytes = segment.bytes();
+    while let Some(byte) = bytes.next() {
+        if byte == b'%' {
+            let digit = |byte: u8| char::from(byte).to_digit(16);
+            let (high, low) = (digit(bytes.next()?)?, digit(bytes.next()?)?);
+            decoded.push(u8::try_from(high * 16 + low).ok()?);
+        } else {
+            decoded.push(byte);
+        }
+    }
+    String::from_utf8(decoded).ok().map(Cow::Owned)
+}
+
+fn page_limit(query: &Query<'_>) -> Result<usize, HttpError> {
+    let Some(limit) = query.limit.as_deref() else {
+        return Ok(DEFAULT_PAGE);
+    };
+    match limit.parse() {
+        Ok(limit) if limit > 0 => Ok(MAX_PAGE.min(limit)),
+        _ => Err(HttpError::bad_request("`limit` must be a number above 0")),
+    }
+}
+
+/// Counts and logs a failed call to the fan-out.
+fn unavailable(gateway: &Gateway, operation: &'static str, error: &FanoutError) -> HttpError {
+    gateway.counters.redis_error(operation);
+    tracing::warn!(%error, operation, "history request failed: the fan-out is unavailable");
+    HttpError::unavailable("the history can't be reached now")
+}
+
+async fn list_conversations(
+    gateway: &Gateway,
+    user: &UserId,
+    query: &Query<'_>,
+) -> Result<HttpResponse, HttpError> {
+    #[derive(Serialize)]
+    struct Entry<'a> {
+        conversation_id: &'a ConversationId,
+        turns: u64,
+        updated_at: String,
+    }
+    let limit = page_limit(query)?;
+    let after = match query.after.as_deref().map(ConversationId::parse) {
+        None => None,
+        Some(Ok(after)) => Some(after),
+        Some(Err(_)) => return Err(HttpError::bad_request("`after` must be a conversation")),
+    };
+    let conversations = gateway
+        .fanout
+        .conversations(user, after.as_ref(), limit)
+        .await
+        .map_err(|error| unavailable(gateway, "conversations", &error))?;
+    let is_full_page = conversations.len() == limit;
+    let next = conversations.last().filter(|_| is_full_page);
+    let entries: Vec<_> = conversations
+        .iter()
+        .map(|conversation| Entry {
+            conversation_id: &conversation.conversation,
+            turns: conversation.turns,
+            updated_at: rfc3339(conversation.updated_ms),
+        })
+        .collect();
+    Ok(json_response(
+        StatusCode::OK,
+        &json!({"conversations": entries, "next": next.map(|last| &last.conversation)}),
+    ))
+}
+
+/// One page of a conversation, newest turn first, and whether older turns follow.
+struct Page {
+    turns: Vec<Turn>,
+    has_more: bool,
+}
+
+/// Reads turns older than `before` until `limit` turns or [`MAX_PAGE_BYTES`] are reached.
+async fn read_page(
+    gateway: &Gateway,
+    user: &UserId,
+    conversation: &ConversationId,
+    mut before: Option<MessageId>,
+    limit: usize,
+) -> Result<Page, HttpError> {
+    let mut turns: Vec<Turn> = Vec::new();
+    let mut page_bytes = 0;
+    loop {
+        let requested = TURNS_PER_CALL.min(limit - turns.len());
+        let batch = gateway
+            .fanout
+            .history(user, conversation, before.as_ref(), requested)
+            .await
+            .map_err(|error| unavailable(gateway, "history", &error))?;
+        let Some(batch) = batch else {
+            if turns.is_empty() {
+                return Err(HttpError::not_found());
+            }
+            // The conversation was forgotten since the previous call.
+            let has_more = false;
+            return Ok(Page { turns, has_more });
+        };
+        let has_more = batch.len() == requested;
+        let text_bytes =
+            |turn: &Turn| turn.answer.len() + turn.question.as_ref().map_or(0, String::len);
+        page_bytes += batch.iter().map(text_bytes).sum::<usize>();
+        turns.extend(batch);
+        before = turns.last().map(|turn| turn.message_id.clone());
+        if !has_more || turns.len() >= limit || page_bytes >= MAX_PAGE_BYTES {
+            return Ok(Page { turns, has_more });
+        }
+    }
+}
+
+async fn read_messages(
+    gateway: &Gateway,
+    user: &UserId,
+    conversation: &ConversationId,
+    query: &Query<'_>,
+) -> Result<HttpResponse, HttpError> {
+    #[derive(Serialize)]
+    struct Entry<'a> {
+        message_id: &'a MessageId,
+        question: Option<&'a str>,
+        answer: &'a str,
+        status: &'static str,
+        timestamp: String,
+    }
+    let limit = page_limit(query)?;
+    let before = match query.before.as_deref().map(MessageId::parse) {
+        None => None,
+        Some(Ok(before)) => Some(before),
+        Some(Err(_)) => return Err(HttpError::bad_request("`before` must be a message_id")),
+    };
+    let Page { turns, has_more } = read_page(gateway, user, conversation, before, limit).await?;
+    let next = turns.last().filter(|_| has_more);
+    let entries: Vec<_> = turns
+        .iter()
+        .map(|turn| Entry {
+            message_id: &turn.message_id,
+            question: turn.question.as_deref(),
+            answer: &turn.answer,
+            status: match turn.status {
+                TurnStatus::Answered => "answered",
+                TurnStatus::Cancelled => "cancelled",
+                TurnStatus::Failed => "failed",
+            },
+            timestamp: rfc3339(turn.at_ms),
+        })
+        .collect();
+    Ok(json_response(
+        StatusCode::OK,
+        &json!({
+            "conversation_id": conversation,
+            "messages": entries,
+            "next": next.map(|turn| &turn.message_id),
+        }),
+    ))
+}
+
+/// Deletes a conversation, or all conversations of the user if `conversation` is `None`.
+async fn forget(
+    gateway: &Gateway,
+    user: &UserId,
+    conversation: Option<&ConversationId>,
+) -> Result<HttpResponse, HttpError> {
+    gateway
+        .fanout
+        .forget(user, conversation)
+        .await
+        .map_err(|error| unavailable(gateway, "forget", &error))?;
+    let all = conversation.is_none();
+    tracing::info!(user = user.as_str(), all, "history forgotten");
+    Ok(no_content())
+}
+
+/// Answers a browser's preflight for these routes.
+pub(super) fn preflight(gateway: &Gateway, request: &Head) -> HttpResponse {
+    origin::preflight(gateway, request.headers(), METHODS)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn conversation_in_path_is_decoded_before_it_is_validated() {
+        let conversation = |path: &str| match target(path) {
+            Ok(Target::Messages(id) | Target::Conversation(id)) => Some(id.to_string()),
+            _ => None,
+        };
+        assert_eq!(
+            conversation("/conversations/a%7cb/messages").unwrap(),
+            "a|b"
+        );
+        assert_eq!(conversation("/conversations/a+b").unwrap(), "a+b");
+        for bad in [
+            "/conversations/",
+            "/conversations/a%2",
+            "/conversations/a%zz",
+            "/conversations/%2e%2e%2f",
+            "/conversations/a/other",
+            "/conversations/a/messages/b",
+        ] {
+            assert_eq!(conversation(bad), None, "{bad}");
+        }
+        assert!(matches!(
+            target("/conversations"),
+            Ok(Target::AllConversations)
+        ));
+    }
+
+    proptest! {
+        #[test]
+        fn encoded_conversation_is_read_as_written_and_no_path_panics(
+            name in "[A-Za-z0-9._:@|+-]{1,64}",
+            suffix in "[!-~]{0,60}",
+        ) {
+            use std::fmt::Write as _;
+            let mut path = "/conversations/".to_owned();
+            for byte in name.bytes() {
+                write!(path, "%{byte:02X}").unwrap();
+            }
+            let read = target(&path);
+            prop_assert!(matches!(read, Ok(Target::Conversation(id)) if id.as_str() == name));
+            let _ = target(&format!("/conversations{suffix}"));
+            let _ = target(&format!("/conversations/{suffix}"));
+        }
+    }
+}

@@ -1,0 +1,344 @@
+//! Bounds the connections that are not upgraded to a WebSocket: how many exist, and how long each
+//! may be idle.
+//!
+//! A client that opens connections and sends nothing, or one byte at a time, can't hold more than
+//! these bounds allow. At the bound, the connection that has been idle for longest is closed, if it
+//! had [`EVICTION_GRACE`] to send its request. Otherwise accepting waits, so that a crowd of
+//! reconnecting clients is served in turn and none of them is cut off.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+/// Time that a connection has to send the head of its request before it may be evicted.
+const EVICTION_GRACE: Duration = Duration::from_secs(1);
+
+/// Time that a client has to read a response and to send its next request.
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A connection that waits for its client.
+struct IdleConnection {
+    address: IpAddr,
+    idle_since: Instant,
+    deadline: Instant,
+    evicted: CancellationToken,
+}
+
+/// Why no idle connection was evicted.
+enum NotEvicted {
+    /// No connection is idle.
+    NoneIdle,
+    /// The oldest idle connection may be evicted after this time.
+    RetryAfter(Duration),
+}
+
+#[derive(Default)]
+struct ConnectionTable {
+    /// Open connections, idle or not.
+    total: usize,
+    per_address: HashMap<IpAddr, usize>,
+    next_idle_number: u64,
+    /// Idle connections, numbered in the order in which they became idle.
+    idle: BTreeMap<u64, IdleConnection>,
+}
+
+impl ConnectionTable {
+    /// Evicts the connection that has been idle for longest, of one address or of all.
+    fn evict_oldest_idle(&mut self, address: Option<IpAddr>) -> Result<(), NotEvicted> {
+        let matches = |idle: &IdleConnection| address.is_none_or(|only| idle.address == only);
+        let Some((&number, oldest)) = self.idle.iter().find(|(_, idle)| matches(idle)) else {
+            return Err(NotEvicted::NoneIdle);
+        };
+        let remaining_grace = EVICTION_GRACE.saturating_sub(oldest.idle_since.elapsed());
+        if !remaining_grace.is_zero() {
+            return Err(NotEvicted::RetryAfter(remaining_grace));
+        }
+        oldest.evicted.cancel();
+        self.idle.remove(&number);
+        Ok(())
+    }
+}
+
+/// All connections of a gateway that are not upgraded to a WebSocket.
+pub(in crate::gateway) struct HttpConnections {
+    /// `MAX_HTTP_CONNECTIONS`; 0 means no bound.
+    max_total: usize,
+    /// `ADDRESS_MAX_CONNECTIONS`; 0 means no bound.
+    max_per_address: usize,
+    /// `HEAD_TIMEOUT_MS`.
+    head_timeout: Duration,
+    table: Mutex<ConnectionTable>,
+    released: Notify,
+}
+
+impl HttpConnections {
+    pub(in crate::gateway) fn new(
+        max_total: usize,
+        max_per_address: usize,
+        head_timeout: Duration,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            max_total,
+            max_per_address,
+            head_timeout,
+            table: Mutex::default(),
+            released: Notify::new(),
+        })
+    }
+
+    fn table(&self) -> MutexGuard<'_, ConnectionTable> {
+        self.table.lock()
+    }
+
+    /// Waits until one more connection may be accepted, evicting an idle one if necessary.
+    pub(super) async fn wait_for_capacity(&self) {
+        loop {
+            let released = self.released.notified();
+            let wait = {
+                let mut table = self.table();
+                if self.max_total == 0 || table.total < self.max_total {
+                    return;
+                }
+                // An evicted connection still counts until its task has ended.
+                match table.evict_oldest_idle(None) {
+                    Err(NotEvicted::RetryAfter(wait)) => wait,
+                    Ok(()) | Err(NotEvicted::NoneIdle) => EVICTION_GRACE,
+                }
+            };
+            tokio::select! {
+                () = released => {}
+                () = sleep(wait) => {}
+            }
+        }
+    }
+
+    /// Evicts an idle connection, if there is one, because the process is out of descriptors.
+    pub(super) fn evict_oldest_idle(&self) {
+        // If none can be evicted there is nothing else to free.
+        let _ = self.table().evict_oldest_idle(None);
+    }
+
+    /// Registers an accepted connection; `None` if its address has too many. The connections of a
+    /// trusted proxy belong to many clients and are not bounded per address.
+    pub(super) fn acquire(self: &Arc<Self>, address: IpAddr, is_proxy: bool) -> Option<HttpSlot> {
+        let mut table = self.table();
+        let count = table.per_address.get(&address).copied().unwrap_or(0);
+        let is_full = self.max_per_address > 0 && !is_proxy && count >= self.max_per_address;
+        if is_full && table.evict_oldest_idle(Some(address)).is_err() {
+            return None;
+        }
+        table.total += 1;
+        *table.per_address.entry(address).or_insert(0) += 1;
+        drop(table);
+        let slot = HttpSlot {
+            connections: self.clone(),
+            address,
+            state: Mutex::default(),
+            changed: Notify::new(),
+            evicted: CancellationToken::new(),
+        };
+        slot.start_idle_timer(self.head_timeout);
+        Some(slot)
+    }
+}
+
+#[derive(Default)]
+struct SlotState {
+    /// The connection's number among the idle ones; `None` while a request is being served.
+    idle_number: Option<u64>,
+    /// A complete head of a request has arrived.
+    has_received_request: bool,
+}
+
+/// The registration of one connection, released when this is dropped.
+pub(super) struct HttpSlot {
+    connections: Arc<HttpConnections>,
+    address: IpAddr,
+    state: Mutex<SlotState>,
+    changed: Notify,
+    evicted: CancellationToken,
+}
+
+impl HttpSlot {
+    fn state(&self) -> MutexGuard<'_, SlotState> {
+        self.state.lock()
+    }
+
+    fn start_idle_timer(&self, timeout: Duration) {
+        let now = Instant::now();
+        let mut table = self.connections.table();
+        let number = table.next_idle_number;
+        table.next_idle_number += 1;
+        let idle = IdleConnection {
+            address: self.address,
+            idle_since: now,
+            deadline: now + timeout,
+            evicted: self.evicted.clone(),
+        };
+        table.idle.insert(number, idle);
+        drop(table);
+        self.state().idle_number = Some(number);
+        self.changed.notify_one();
+    }
+
+    /// Stops the idle timer: the head of a request has arrived, and the gateway has to respond.
+    pub(super) fn request_received(&self) {
+        let idle_number = {
+            let mut state = self.state();
+            state.has_received_request = true;
+            state.idle_number.take()
+        };
+        if let Some(number) = idle_number {
+            self.connections.table().idle.remove(&number);
+        }
+        self.changed.notify_one();
+    }
+
+    /// Starts the idle timer again: the response is ready, and the client has to read it.
+    pub(super) fn response_ready(&self) {
+        self.start_idle_timer(KEEP_ALIVE_TIMEOUT.max(self.connections.head_timeout));
+    }
+
+    /// Whether the client ever sent a complete head of a request.
+    pub(super) fn has_received_request(&self) -> bool {
+        self.state().has_received_request
+    }
+
+    /// Waits until the connection has to be closed, because it was idle for too long or evicted.
+    pub(super) async fn expired(&self) {
+        loop {
+            let deadline = {
+                let idle_number = self.state().idle_number;
+                let table = self.connections.table();
+                idle_number.and_then(|number| Some(table.idle.get(&number)?.deadline))
+            };
+            let timed_out = async {
+                match deadline {
+                    Some(deadline) => sleep_until(deadline).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = self.evicted.cancelled() => return,
+                () = self.changed.notified() => {}
+                () = timed_out => return,
+            }
+        }
+    }
+}
+
+impl Drop for HttpSlot {
+    fn drop(&mut self) {
+        let idle_number = self.state().idle_number.take();
+        let mut table = self.connections.table();
+        if let Some(number) = idle_number {
+            table.idle.remove(&number);
+        }
+        table.total -= 1;
+        if let Some(count) = table.per_address.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                table.per_address.remove(&self.address);
+            }
+        }
+        drop(table);
+        self.connections.released.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+
+    use tokio::time::{advance, timeout};
+
+    use super::*;
+
+    const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+    fn ip(last: u8) -> IpAddr {
+        IpAddr::from([10, 0, 0, last])
+    }
+
+    async fn is_ready<F: Future>(future: F) -> bool {
+        timeout(Duration::ZERO, future).await.is_ok()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn oldest_idle_connection_is_evicted_after_its_grace() {
+        let connections = HttpConnections::new(2, 0, HEAD_TIMEOUT);
+        let first = connections.acquire(ip(1), false).unwrap();
+        let second = connections.acquire(ip(2), false).unwrap();
+        assert!(!is_ready(connections.wait_for_capacity()).await);
+        assert!(!is_ready(first.expired()).await, "within its grace");
+        advance(EVICTION_GRACE).await;
+        // The first is being served, so it is not idle.
+        first.request_received();
+        assert!(
+            !is_ready(connections.wait_for_capacity()).await,
+            "not before the evicted connection's task has ended"
+        );
+        assert!(is_ready(second.expired()).await);
+        assert!(!is_ready(first.expired()).await);
+        drop(second);
+        assert!(is_ready(connections.wait_for_capacity()).await);
+        let _third = connections.acquire(ip(3), false).unwrap();
+        first.response_ready();
+        assert!(!is_ready(connections.wait_for_capacity()).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn slow_client_is_timed_out_but_slow_gateway_is_not() {
+        let connections = HttpConnections::new(0, 0, HEAD_TIMEOUT);
+        let slot = connections.acquire(ip(1), false).unwrap();
+        advance(HEAD_TIMEOUT.saturating_sub(Duration::from_millis(10))).await;
+        assert!(!is_ready(slot.expired()).await);
+        advance(Duration::from_millis(20)).await;
+        assert!(is_ready(slot.expired()).await && !slot.has_received_request());
+        let slot = connections.acquire(ip(1), false).unwrap();
+        slot.request_received();
+        advance(HEAD_TIMEOUT * 100).await;
+        assert!(!is_ready(slot.expired()).await, "the client waits for us");
+        slot.response_ready();
+        advance(KEEP_ALIVE_TIMEOUT + Duration::from_millis(10)).await;
+        assert!(
+            is_ready(slot.expired()).await,
+            "the client does not read its response"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connections_per_address_are_bounded_except_for_proxies() {
+        let connections = HttpConnections::new(0, 2, HEAD_TIMEOUT);
+        let first = connections.acquire(ip(1), false).unwrap();
+        let _second = connections.acquire(ip(1), false).unwrap();
+        assert!(connections.acquire(ip(1), false).is_none());
+        let _other = connections.acquire(ip(2), false).unwrap();
+        advance(EVICTION_GRACE).await;
+        let _third = connections.acquire(ip(1), false).unwrap();
+        assert!(is_ready(first.expired()).await);
+        let proxied: Vec<_> = (0..50).map(|_| connections.acquire(ip(9), true)).collect();
+        assert!(proxied.iter().all(Option::is_some));
+        drop(proxied);
+        assert!(!connections.table().per_address.contains_key(&ip(9)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn released_connections_leave_nothing_in_the_table() {
+        let connections = HttpConnections::new(1, 1, HEAD_TIMEOUT);
+        for _ in 0..20 {
+            connections.wait_for_capacity().await;
+            let slot = connections.acquire(ip(1), false).unwrap();
+            slot.request_received();
+            slot.response_ready();
+        }
+        let table = connections.table();
+        assert!(table.total == 0 && table.idle.is_empty() && table.per_address.is_empty());
+    }
+}

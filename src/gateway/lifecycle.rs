@@ -1,0 +1,125 @@
+//! A gateway from its start to the end of its drain.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::auth::jwt::JwtVerifier;
+use super::counters::Counters;
+use super::http::page::Page;
+use super::http::server;
+use super::http::slots::HttpConnections;
+use super::limits::ConnectionLimiter;
+use super::registry::Registry;
+use super::revocation::Revocations;
+use super::{Gateway, GatewayError, Parts, feed, repair};
+use crate::config::settings::AuthMode;
+
+/// Time that tasks have to end after the force token was cancelled.
+const FORCE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Serves until `drain` is cancelled, then drains: accepts no new connections, acknowledges the
+/// messages that were read, and closes the connections spread over time. Returns when all
+/// connections are closed, or when `drain_timeout` has passed.
+///
+/// # Errors
+/// The keys of signed tokens can't be loaded, or the fan-out's subscription ended unexpectedly.
+pub async fn serve(
+    listener: TcpListener,
+    parts: Parts,
+    drain: CancellationToken,
+) -> Result<(), GatewayError> {
+    let loopback = listener.local_addr()?.ip().is_loopback();
+    let gateway = Arc::new(Gateway::new(parts, loopback, drain.clone())?);
+    if let Some(verifier) = &gateway.verifier {
+        verifier.prefetch_keys();
+    }
+    gateway
+        .health
+        .set(feed::SUBSCRIPTIONS, Err("not open yet".into()));
+    // If the caller drops this future, the tasks of connections end too.
+    let _force = gateway.force.clone().drop_guard();
+    let mut feed = tokio::spawn(feed::run(gateway.clone()));
+    let repair = tokio::spawn(repair::run(gateway.clone()));
+    let result = tokio::select! {
+        () = server::accept(&gateway, &listener) => Ok(()),
+        () = drain.cancelled() => Ok(()),
+        ended = &mut feed => ended.unwrap_or(Err(GatewayError::FeedEnded)),
+    };
+    gateway.health.drain();
+    gateway.tasks.close();
+    if result.is_ok() {
+        drain_connections(&gateway, &listener).await;
+    }
+    drop(listener);
+    gateway.force.cancel();
+    if timeout(FORCE_TIMEOUT, gateway.tasks.wait()).await.is_err() {
+        tracing::error!("connection tasks did not end; the process ends without them");
+    }
+    // Both end because the force token is cancelled.
+    let _ = repair.await;
+    if !feed.is_finished() {
+        let _ = feed.await;
+    }
+    result
+}
+
+/// Waits until all connections are closed, for `drain_timeout` at most.
+async fn drain_connections(gateway: &Arc<Gateway>, listener: &TcpListener) {
+    let connections = gateway.registry.connections();
+    tracing::info!(connections, "draining");
+    let drained = timeout(gateway.settings.drain_timeout, gateway.tasks.wait());
+    // New connections get 503, so a load balancer sees that this gateway is not ready.
+    let drained = tokio::select! {
+        drained = drained => drained,
+        () = server::reject_connections(gateway, listener) => Ok(()),
+    };
+    if drained.is_err() {
+        let connections = gateway.registry.connections();
+        tracing::warn!(
+            connections,
+            "drain timed out, closing the remaining connections; raise DRAIN_TIMEOUT_MS if clients \
+             need more time"
+        );
+    }
+}
+
+impl Gateway {
+    fn new(parts: Parts, loopback: bool, drain: CancellationToken) -> Result<Self, GatewayError> {
+        let settings = parts.settings;
+        let verifier = match &settings.jwt {
+            Some(jwt) if settings.auth == AuthMode::Jwt => Some(JwtVerifier::new(jwt)?),
+            _ => None,
+        };
+        Ok(Self {
+            verifier,
+            counters: Counters::new(&settings.server_id, &settings.messages_topic),
+            log: parts.log,
+            fanout: parts.fanout,
+            health: parts.health,
+            admin: parts.admin,
+            dead_letters: parts.dead_letters,
+            registry: Registry::default(),
+            limits: ConnectionLimiter::new(settings.limits.clone()),
+            http_connections: HttpConnections::new(
+                settings.limits.http,
+                settings.limits.per_address,
+                settings.head_timeout,
+            ),
+            revocations: Revocations::default(),
+            page: settings.chat_page.then(|| Page::new(&settings)),
+            loopback,
+            messages: AtomicU64::new(1),
+            closing: AtomicU64::new(0),
+            drain,
+            force: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            settings,
+        })
+    }
+}
