@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use chatmesh::gateway::bench::Hall;
+use chatmesh::gateway::bench::RegistryBench;
 use chatmesh::protocol::ids::UserId;
 use criterion::{BatchSize, Criterion, Throughput};
 use tokio::runtime::Runtime;
@@ -19,8 +19,10 @@ pub(crate) fn all(criterion: &mut Criterion) {
         let users: Vec<UserId> = (0..users)
             .map(|n| UserId::parse(&format!("user{n}")).unwrap())
             .collect();
-        let hall = runtime.block_on(Hall::new(&users, sockets)).unwrap();
-        // An answer that was told is not told again.
+        let bench = runtime
+            .block_on(RegistryBench::new(&users, sockets))
+            .unwrap();
+        // A delivered answer is not delivered again.
         let number = Cell::new(0_u64);
         group.throughput(Throughput::Elements(sockets as u64));
         let name = format!("answer to {sockets} of {} sockets", users.len() * sockets);
@@ -30,12 +32,12 @@ pub(crate) fn all(criterion: &mut Criterion) {
                     let n = number.get() + 1;
                     number.set(n);
                     if n.is_multiple_of(256) {
-                        hall.discard();
+                        bench.discard();
                     }
                     let user = &users[n as usize * 7 % users.len()];
                     (user, answer(user.as_str(), n))
                 },
-                |(user, payload)| assert!(hall.publish(user, payload.as_bytes())),
+                |(user, payload)| assert!(bench.publish(user, payload.as_bytes())),
                 BatchSize::SmallInput,
             );
         });

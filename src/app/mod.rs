@@ -23,7 +23,7 @@ use crate::store::Holder;
 use crate::telemetry::admin::{self, AdminState};
 use crate::telemetry::metrics::{Exporter, Metric};
 use crate::telemetry::{logs, traces};
-use crate::{ai_worker, gateway, log, pipeline, relay, telemetry};
+use crate::{ai_worker, gateway, log, pipeline, relay};
 
 mod dependencies;
 mod engines;
@@ -37,7 +37,7 @@ use process_metrics::ProcessMetrics;
 /// The metrics of all components. The exporter describes each and sets the buckets of histograms.
 pub const METRICS: &[&[&Metric]] = &[
     process_metrics::ALL,
-    telemetry::metrics::gateway::ALL,
+    gateway::metrics::ALL,
     log::kafka::metrics::ALL,
     pipeline::metrics::ALL,
     ai_worker::provider::metrics::ALL,
@@ -209,7 +209,7 @@ impl App {
 
     async fn gateway(&self, listener: TcpListener, drain: CancellationToken) -> anyhow::Result<()> {
         let state = Arc::clone(&self.state);
-        let parts = gateway::Parts {
+        let parts = gateway::Dependencies {
             log: Arc::clone(&self.engines.log),
             fanout: self.engines.fanout.clone(),
             settings: self.config.gateway(),

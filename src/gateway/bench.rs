@@ -1,22 +1,24 @@
-//! What a published frame costs until it is queued for the user's sockets, for `benches/`. A
-//! benchmark can't reach the registry otherwise, and over real sockets it would mostly measure the
-//! kernel.
+//! Measures what a published frame costs until it is queued for the user's connections, for
+//! `benches/`. A benchmark has no other access to the registry, and with real sockets it would
+//! mostly measure the kernel.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::counters::Counters;
-use super::registry::Registry;
-use super::user::Socket;
-use super::{feed, v1};
+use super::client::Client;
+use super::delivery;
+use super::metrics::GatewayMetrics;
+use super::session::Protocol;
+use super::sessions::SessionRegistry;
 use crate::fanout::{Channel, FanoutError, Feed};
 use crate::protocol::ids::UserId;
 
-struct Confirms;
+/// A feed that confirms every subscription and publishes nothing.
+struct IdleFeed;
 
 #[async_trait]
-impl Feed for Confirms {
+impl Feed for IdleFeed {
     async fn subscribe(&self, _: &UserId, _: Channel) -> Result<(), FanoutError> {
         Ok(())
     }
@@ -26,48 +28,48 @@ impl Feed for Confirms {
     }
 }
 
-/// A gateway's users with their sockets, which nobody writes out.
-pub struct Hall {
-    registry: Registry,
-    counters: Counters,
-    sockets: Vec<Arc<Socket>>,
+/// A registry of users whose connections have queues but no sockets.
+pub struct RegistryBench {
+    registry: SessionRegistry,
+    metrics: GatewayMetrics,
+    clients: Vec<Client>,
 }
 
-impl Hall {
-    /// Each user has so many classic sockets.
+impl RegistryBench {
+    /// Connects each user with this many classic connections.
     ///
     /// # Errors
-    /// None: the subscriptions are confirmed at once.
-    pub async fn new(users: &[UserId], sockets: usize) -> Result<Self, FanoutError> {
-        let mut hall = Self {
-            registry: Registry::default(),
-            counters: Counters::new("bench", "bench"),
-            sockets: Vec::new(),
+    /// None in practice: every subscription is confirmed.
+    pub async fn new(users: &[UserId], connections: usize) -> Result<Self, FanoutError> {
+        let mut bench = Self {
+            registry: SessionRegistry::default(),
+            metrics: GatewayMetrics::new("bench", "bench"),
+            clients: Vec::new(),
         };
-        hall.registry.set_feed(Arc::new(Confirms));
+        bench.registry.set_feed(Arc::new(IdleFeed));
         for user in users {
-            for _ in 0..sockets {
-                let socket = Arc::new(Socket::new(1 << 20, None::<v1::Line>));
-                hall.registry.join(user, &socket, None).await?;
-                hall.sockets.push(socket);
+            for _ in 0..connections {
+                let client = Client::new(&Protocol::Classic, 1 << 20);
+                bench.registry.join(user, &client, None).await?;
+                bench.clients.push(client);
             }
         }
-        Ok(hall)
+        Ok(bench)
     }
 
-    /// A frame was published for a user; whether it was told to the user's sockets.
+    /// Delivers a frame as if it had been published for the user. Returns whether it was queued for
+    /// the user's connections.
     pub fn publish(&self, user: &UserId, payload: &[u8]) -> bool {
-        let entry = self.registry.get(user);
-        entry.is_some_and(|entry| {
-            feed::published(&self.counters, &entry, Channel::Terminal, payload).told
+        let sessions = self.registry.get(user);
+        sessions.is_some_and(|sessions| {
+            delivery::deliver_published(&self.metrics, &sessions, Channel::Terminal, payload)
+                .is_delivered()
         })
     }
 
-    /// Takes out what is queued; how many frames that were.
+    /// Removes all queued frames and returns how many there were.
     pub fn discard(&self) -> usize {
-        self.sockets
-            .iter()
-            .map(|socket| socket.outbound.discard())
-            .sum()
+        let outbound = self.clients.iter().map(Client::outbound);
+        outbound.map(|queue| queue.discard()).sum()
     }
 }

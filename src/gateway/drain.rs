@@ -1,4 +1,4 @@
-//! When a socket is closed because its gateway stops, and when its client is to come back.
+//! When a connection is closed while its gateway drains, and when its client should reconnect.
 
 use std::future::{pending, poll_fn};
 use std::pin::Pin;
@@ -12,117 +12,128 @@ use rand::Rng as _;
 use tokio::sync::watch;
 use tokio::time::{Sleep, sleep, sleep_until};
 
-use super::Gateway;
-use super::awaited::Wait;
-use super::registry::Entry;
+use super::classic::pending::PendingStatus;
+use super::context::Gateway;
+use super::sessions::UserSessions;
 
-/// Sockets are closed no faster than this when a gateway stops, so that the others are not run
-/// over by those that come back.
-const STEP: Duration = Duration::from_millis(5);
+/// The pause between two closes of a draining gateway, so that the reconnecting clients don't
+/// overload the other gateways.
+const CLOSE_INTERVAL: Duration = Duration::from_millis(5);
 
-/// But all of them within this.
-const SPREAD: Duration = Duration::from_secs(5);
+/// All connections are closed within this time, however many there are.
+const MAX_CLOSE_SPREAD: Duration = Duration::from_secs(5);
 
-/// A client that is told to come back is told to wait at least for so long, and at most.
-const RETRY_MIN: Duration = Duration::from_millis(100);
-const RETRY_MAX: Duration = Duration::from_secs(10);
+/// Bounds of the reconnect delay that a client is given.
+const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(100);
+const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(10);
 
-/// One socket's wait for its turn.
-pub(super) struct Leaving {
-    turn: Pin<Box<Sleep>>,
-    /// Of a client that is kept until it was answered, as long as the drain's time allows.
+/// The share of `DRAIN_TIMEOUT_MS` for which a classic client is kept until it is answered.
+const ANSWER_SHARE: f64 = 0.8;
+
+/// One connection's wait until it may be closed.
+pub(super) struct DrainState {
+    close_delay: Pin<Box<Sleep>>,
+    /// Set while the connection is kept until its client is answered.
     unanswered: Option<Unanswered>,
 }
 
 struct Unanswered {
-    entry: Arc<Entry>,
+    sessions: Arc<UserSessions>,
     answered: BoxFuture<'static, ()>,
-    patience: Pin<Box<Sleep>>,
+    timeout: Pin<Box<Sleep>>,
 }
 
-impl Leaving {
-    /// `to_answer` is the user of a client that is to be answered first.
-    pub(super) fn begin(gateway: &Gateway, to_answer: Option<Arc<Entry>>) -> Self {
-        let patience = gateway.settings.drain_timeout.mul_f64(0.8);
+impl DrainState {
+    /// `answer_first` is the user of a client that is to be answered before it is closed.
+    pub(super) fn new(gateway: &Gateway, answer_first: Option<Arc<UserSessions>>) -> Self {
+        let timeout = gateway.settings.drain_timeout.mul_f64(ANSWER_SHARE);
         let produce_timeout = gateway.settings.produce_timeout;
-        let unanswered = |entry: Arc<Entry>| {
-            let wait = entry.state().awaited.wait();
+        let unanswered = |sessions: Arc<UserSessions>| {
+            let status = sessions.state().pending.watch();
             Unanswered {
-                entry,
-                answered: Box::pin(answered(wait, produce_timeout)),
-                patience: Box::pin(sleep(patience)),
+                sessions,
+                answered: Box::pin(wait_until_answered(status, produce_timeout)),
+                timeout: Box::pin(sleep(timeout)),
             }
         };
         Self {
-            turn: Box::pin(sleep(wait_for_turn(gateway))),
-            unanswered: to_answer.map(unanswered),
+            close_delay: Box::pin(sleep(close_delay(gateway))),
+            unanswered: answer_first.map(unanswered),
         }
     }
 
-    /// Returns when it is this socket's turn: never while something that it sent is under way, nor
-    /// where it does not leave. Cancel-safe.
-    pub(super) async fn turn(leaving: &mut Option<Box<Self>>, nothing_under_way: bool) {
-        match leaving {
-            Some(leaving) => poll_fn(|cx| leaving.poll(cx, nothing_under_way)).await,
+    /// Returns when the connection may be closed. `is_idle` says that no frame of its client is in
+    /// progress. Never returns without a drain. Cancel-safe.
+    pub(super) async fn ready_to_close(drain: &mut Option<Box<Self>>, is_idle: bool) {
+        match drain {
+            Some(drain) => poll_fn(|cx| drain.poll(cx, is_idle)).await,
             None => pending().await,
         }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>, nothing_under_way: bool) -> Poll<()> {
+    fn poll(&mut self, cx: &mut Context<'_>, is_idle: bool) -> Poll<()> {
         if let Some(unanswered) = &mut self.unanswered {
-            let answered = nothing_under_way && unanswered.answered.as_mut().poll(cx).is_ready();
-            let waited_enough = !answered && unanswered.patience.as_mut().poll(cx).is_ready();
-            if waited_enough {
+            let is_answered = is_idle && unanswered.answered.as_mut().poll(cx).is_ready();
+            let has_timed_out = !is_answered && unanswered.timeout.as_mut().poll(cx).is_ready();
+            if has_timed_out {
                 tracing::warn!(
-                    message_ids = ?unanswered.entry.state().awaited.some(),
-                    "a classic client is let go before it was answered, most of DRAIN_TIMEOUT_MS is over"
+                    message_ids = ?unanswered.sessions.state().pending.sample(),
+                    "closing a classic connection before its answer, most of DRAIN_TIMEOUT_MS is \
+                     over; raise it if answers take longer"
                 );
             }
-            if answered || waited_enough {
+            if is_answered || has_timed_out {
                 self.unanswered = None;
             }
         }
-        if nothing_under_way && self.unanswered.is_none() {
-            return self.turn.as_mut().poll(cx);
+        if is_idle && self.unanswered.is_none() {
+            return self.close_delay.as_mut().poll(cx);
         }
         Poll::Pending
     }
 
-    /// When a client should come back: the more there are, the more they are spread.
-    pub(super) fn retry_after(gateway: &Gateway) -> Duration {
-        let all = u32::try_from(gateway.registry.connections()).unwrap_or(u32::MAX);
-        let most = (RETRY_MIN + STEP.saturating_mul(all)).min(RETRY_MAX);
-        rand::rng().random_range(RETRY_MIN..=most)
+    /// A random delay after which a client should reconnect; the more connections there are, the
+    /// longer it may be.
+    pub(super) fn reconnect_delay(gateway: &Gateway) -> Duration {
+        let connections = u32::try_from(gateway.registry.connections()).unwrap_or(u32::MAX);
+        let spread = RECONNECT_DELAY_MIN + CLOSE_INTERVAL.saturating_mul(connections);
+        let max = spread.min(RECONNECT_DELAY_MAX);
+        rand::rng().random_range(RECONNECT_DELAY_MIN..=max)
     }
 }
 
-/// Returns when nothing is waited for. What has not come to the log `produce_timeout` after it was
-/// heard of is none of it: its gateway died, or the log was away, and it never comes.
-async fn answered(mut wait: watch::Receiver<Wait>, produce_timeout: Duration) {
+/// Returns when no answer is pending. A message that has not reached the log `produce_timeout` after
+/// it became known counts as lost: its gateway died, or the log was unavailable.
+async fn wait_until_answered(
+    mut status: watch::Receiver<PendingStatus>,
+    produce_timeout: Duration,
+) {
     loop {
-        let now = *wait.borrow_and_update();
-        let given_up = async {
+        let now = *status.borrow_and_update();
+        let settled = async {
             match now {
-                Wait::No => {}
-                Wait::Maybe(newest) => sleep_until((newest + produce_timeout).into()).await,
-                Wait::Answer => pending().await,
+                PendingStatus::None => {}
+                PendingStatus::Unconfirmed { newest } => {
+                    sleep_until((newest + produce_timeout).into()).await;
+                }
+                PendingStatus::InLog => pending().await,
             }
         };
         tokio::select! {
-            () = given_up => return,
-            // An error: nobody can tell it any more, so nothing is waited for.
-            changed = wait.changed() => if changed.is_err() {
+            () = settled => return,
+            // The sender is gone with the user's state, so nothing can be delivered any more.
+            changed = status.changed() => if changed.is_err() {
                 return;
             }
         }
     }
 }
 
-/// How long this socket waits before it is closed when the gateway stops.
-fn wait_for_turn(gateway: &Gateway) -> Duration {
-    let before = gateway.closing.fetch_add(1, Ordering::Relaxed);
-    let all = (gateway.registry.connections() as u64).max(before + 1);
-    let spread = (gateway.settings.drain_timeout / 2).min(SPREAD);
-    let paced = STEP.saturating_mul(u32::try_from(before).unwrap_or(u32::MAX));
-    paced.min(spread.mul_f64(before as f64 / all as f64))
+/// How long this connection waits before it is closed.
+fn close_delay(gateway: &Gateway) -> Duration {
+    let rank = gateway.closing.fetch_add(1, Ordering::Relaxed);
+    let connections = (gateway.registry.connections() as u64).max(rank + 1);
+    let spread = (gateway.settings.drain_timeout / 2).min(MAX_CLOSE_SPREAD);
+    let paced = CLOSE_INTERVAL.saturating_mul(u32::try_from(rank).unwrap_or(u32::MAX));
+    paced.min(spread.mul_f64(rank as f64 / connections as f64))
 }

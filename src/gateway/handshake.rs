@@ -10,12 +10,14 @@ use hyper::upgrade::OnUpgrade;
 use hyper::{HeaderMap, Method, Request, StatusCode};
 use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
 
+use super::auth;
+use super::context::Gateway;
 use super::http::origin;
 use super::http::query::Query;
 use super::http::response::{HttpError, HttpResponse};
 use super::limits::{ConnectionPermit, PeerAddress};
-use super::session::{Protocol, Session};
-use super::{Gateway, auth};
+use super::session::{Grant, Protocol, Session};
+
 use crate::protocol::close::CloseReason;
 use crate::protocol::position::Position;
 use crate::protocol::record::header;
@@ -93,7 +95,7 @@ pub(super) async fn upgrade(
     let since = if is_v1 { since(&query)? } else { None };
     let allowed = match origin::check(gateway, request.headers()) {
         // No token is looked up for a request that fails anyway.
-        Ok(()) if response.is_err() => Ok(auth::Grant::default()),
+        Ok(()) if response.is_err() => Ok(Grant::default()),
         Ok(()) => {
             let token = auth::token_from_request(query.token.as_deref(), request.headers());
             auth::check_token(gateway, &user, token).await
@@ -122,7 +124,7 @@ pub(super) async fn upgrade(
         trace: trace_context(request.headers()).map(Box::new),
         grant,
         protocol: if is_v1 {
-            let expires_at = grant.expires_at();
+            let expires_at = grant.expires_at;
             Protocol::V1 { since, expires_at }
         } else {
             Protocol::Classic

@@ -10,18 +10,19 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::auth::jwt::JwtVerifier;
-use super::counters::Counters;
+use super::context::{Dependencies, Gateway, GatewayError};
 use super::http::page::Page;
 use super::http::server;
 use super::http::slots::HttpConnections;
 use super::limits::ConnectionLimiter;
-use super::registry::Registry;
+use super::metrics::GatewayMetrics;
 use super::revocation::Revocations;
-use super::{Gateway, GatewayError, Parts, feed, repair};
+use super::sessions::SessionRegistry;
+use super::{feed, mailbox_sync};
 use crate::config::settings::AuthMode;
 
-/// Time that tasks have to end after the force token was cancelled.
-const FORCE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time that tasks have to end after the abort token was cancelled.
+const ABORT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Serves until `drain` is cancelled, then drains: accepts no new connections, acknowledges the
 /// messages that were read, and closes the connections spread over time. Returns when all
@@ -31,11 +32,11 @@ const FORCE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The keys of signed tokens can't be loaded, or the fan-out's subscription ended unexpectedly.
 pub async fn serve(
     listener: TcpListener,
-    parts: Parts,
+    dependencies: Dependencies,
     drain: CancellationToken,
 ) -> Result<(), GatewayError> {
     let loopback = listener.local_addr()?.ip().is_loopback();
-    let gateway = Arc::new(Gateway::new(parts, loopback, drain.clone())?);
+    let gateway = Arc::new(Gateway::new(dependencies, loopback, drain.clone())?);
     if let Some(verifier) = &gateway.verifier {
         verifier.prefetch_keys();
     }
@@ -43,9 +44,9 @@ pub async fn serve(
         .health
         .set(feed::SUBSCRIPTIONS, Err("not open yet".into()));
     // If the caller drops this future, the tasks of connections end too.
-    let _force = gateway.force.clone().drop_guard();
+    let _abort = gateway.abort.clone().drop_guard();
     let mut feed = tokio::spawn(feed::run(gateway.clone()));
-    let repair = tokio::spawn(repair::run(gateway.clone()));
+    let mailbox_sync = tokio::spawn(mailbox_sync::run(gateway.clone()));
     let result = tokio::select! {
         () = server::accept(&gateway, &listener) => Ok(()),
         () = drain.cancelled() => Ok(()),
@@ -57,12 +58,12 @@ pub async fn serve(
         drain_connections(&gateway, &listener).await;
     }
     drop(listener);
-    gateway.force.cancel();
-    if timeout(FORCE_TIMEOUT, gateway.tasks.wait()).await.is_err() {
+    gateway.abort.cancel();
+    if timeout(ABORT_TIMEOUT, gateway.tasks.wait()).await.is_err() {
         tracing::error!("connection tasks did not end; the process ends without them");
     }
-    // Both end because the force token is cancelled.
-    let _ = repair.await;
+    // Both end because the abort token is cancelled.
+    let _ = mailbox_sync.await;
     if !feed.is_finished() {
         let _ = feed.await;
     }
@@ -90,34 +91,38 @@ async fn drain_connections(gateway: &Arc<Gateway>, listener: &TcpListener) {
 }
 
 impl Gateway {
-    fn new(parts: Parts, loopback: bool, drain: CancellationToken) -> Result<Self, GatewayError> {
-        let settings = parts.settings;
+    fn new(
+        dependencies: Dependencies,
+        loopback: bool,
+        drain: CancellationToken,
+    ) -> Result<Self, GatewayError> {
+        let settings = dependencies.settings;
         let verifier = match &settings.jwt {
             Some(jwt) if settings.auth == AuthMode::Jwt => Some(JwtVerifier::new(jwt)?),
             _ => None,
         };
         Ok(Self {
             verifier,
-            counters: Counters::new(&settings.server_id, &settings.messages_topic),
-            log: parts.log,
-            fanout: parts.fanout,
-            health: parts.health,
-            admin: parts.admin,
-            dead_letters: parts.dead_letters,
-            registry: Registry::default(),
+            metrics: GatewayMetrics::new(&settings.server_id, &settings.messages_topic),
+            log: dependencies.log,
+            fanout: dependencies.fanout,
+            health: dependencies.health,
+            admin: dependencies.admin,
+            dead_letters: dependencies.dead_letters,
+            registry: SessionRegistry::default(),
             limits: ConnectionLimiter::new(settings.limits.clone()),
             http_connections: HttpConnections::new(
                 settings.limits.http,
                 settings.limits.per_address,
                 settings.head_timeout,
             ),
-            revocations: Revocations::default(),
+            revocations: Revocations::new(settings.auth),
             page: settings.chat_page.then(|| Page::new(&settings)),
             loopback,
             messages: AtomicU64::new(1),
             closing: AtomicU64::new(0),
             drain,
-            force: CancellationToken::new(),
+            abort: CancellationToken::new(),
             tasks: TaskTracker::new(),
             settings,
         })

@@ -1,4 +1,5 @@
-//! What one socket still has to be sent: bounded in bytes, and written by one task.
+//! The outbound queue of one connection: text frames bounded in bytes, a ping and a close frame,
+//! written to the socket by one task.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -16,49 +17,54 @@ use crate::protocol::close::CloseReason;
 use crate::protocol::trace_context::TraceContext;
 use crate::telemetry::traces::{self, Kind, Span};
 
-/// A write that takes longer is a client that does not read.
+/// A client that takes longer to accept one frame counts as a slow consumer.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long the close frame may take.
+/// How long writing the close frame may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What a queued frame costs beside its text.
-const FRAME_COST: usize = 64;
+/// Bytes charged for a queued frame in addition to its text.
+const FRAME_OVERHEAD: usize = 64;
 
-/// What the gateway's own answers may take beyond the limit: they can't wait for room.
-const CONTROL_BYTES: usize = 64 << 10;
+/// Bytes above the limit that are reserved for the gateway's own short replies, which cannot wait
+/// for room.
+const CONTROL_RESERVE: usize = 64 << 10;
 
-/// The queue. Frames keep their order; a ping overtakes them, the close frame comes after them.
-/// Over its limit a classic client counts as slow: the frames are dropped and the socket is
-/// closed. For `chatmesh.v1` frames are only offered, and what finds no room comes later.
-pub(super) struct Outbound {
+/// The bounded queue of frames for one client.
+///
+/// Text frames keep their order. A ping overtakes them, and the close frame follows them. A frame
+/// that exceeds the limit in [`push`](Self::push) makes the client a slow consumer: the queue is
+/// discarded and the socket is closed. [`try_push`](Self::try_push) leaves that decision to the
+/// caller.
+pub(super) struct OutboundQueue {
     limit: usize,
-    state: Mutex<State>,
-    wake: Notify,
-    /// Something was taken out.
-    taken: Notify,
+    state: Mutex<QueueState>,
+    /// Wakes the writer: a frame was queued, or the socket is to be closed.
+    changed: Notify,
+    /// Wakes a caller that waits for room: a frame was dequeued.
+    dequeued: Notify,
     closing: CancellationToken,
-    abandoned: CancellationToken,
+    /// Cancels a write in progress: the client will not receive the queued frames.
+    discarded: CancellationToken,
 }
 
 #[derive(Default)]
-struct State {
-    frames: VecDeque<Queued>,
+struct QueueState {
+    frames: VecDeque<QueuedFrame>,
     bytes: usize,
-    ping: bool,
-    ended_by: Option<CloseReason>,
-    /// Nobody is there to be told.
-    gone: bool,
+    ping_requested: bool,
+    close_reason: Option<CloseReason>,
+    /// The client can't receive a close frame any more, or has sent its own.
+    is_disconnected: bool,
 }
 
-struct Queued {
+struct QueuedFrame {
     text: Utf8Bytes,
-    /// Until it is written; of a frame whose trace is recorded.
+    /// The delivery span, from queueing to writing; `None` where the trace is not recorded.
     delivery: Option<Box<Span>>,
 }
 
-impl Queued {
-    /// Where the frame's trace is recorded here, its delivery begins.
+impl QueuedFrame {
     fn new(text: Utf8Bytes, trace: Option<&TraceContext>) -> Self {
         let delivery = trace.filter(|_| traces::are_on()).map(|trace| {
             let name = format_args!("deliver to socket");
@@ -71,8 +77,8 @@ impl Queued {
     }
 }
 
-/// Frames that nobody will get.
-fn lose(frames: &mut VecDeque<Queued>) {
+/// Removes all frames and marks their delivery spans as failed.
+fn discard_undelivered(frames: &mut VecDeque<QueuedFrame>) {
     for frame in frames.drain(..) {
         if let Some(mut delivery) = frame.delivery {
             delivery.fail("socket_closed");
@@ -80,56 +86,60 @@ fn lose(frames: &mut VecDeque<Queued>) {
     }
 }
 
-enum Next {
+/// What the writer does next.
+enum WriterAction {
     Write(Message, Option<Box<Span>>),
     Close(CloseReason),
-    Gone,
+    /// End without a close frame.
+    Stop,
 }
 
-impl Outbound {
-    /// Holds at most `limit` bytes.
+impl OutboundQueue {
+    /// `limit` is in bytes, including [`FRAME_OVERHEAD`] for each frame.
     pub(super) fn new(limit: usize) -> Self {
         Self {
             limit,
             state: Mutex::default(),
-            wake: Notify::new(),
-            taken: Notify::new(),
+            changed: Notify::new(),
+            dequeued: Notify::new(),
             closing: CancellationToken::new(),
-            abandoned: CancellationToken::new(),
+            discarded: CancellationToken::new(),
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, QueueState> {
         self.state.lock()
     }
 
-    /// Queues a text frame; nothing where the socket is closing. Never waits.
+    /// Queues a text frame without waiting, and closes the socket as a slow consumer where it does
+    /// not fit. Ignored while the socket is closing.
     pub(super) fn push(&self, frame: Utf8Bytes) {
         self.push_traced(frame, None);
     }
 
-    /// As [`Self::push`], of a frame that belongs to a trace.
+    /// Like [`Self::push`], with a span for the delivery of a frame that belongs to a trace.
     pub(super) fn push_traced(&self, frame: Utf8Bytes, trace: Option<&TraceContext>) {
         if !self.enqueue(frame, self.limit, trace) {
             self.close(CloseReason::SlowConsumer);
         }
     }
 
-    /// As [`Self::push`], for the gateway's own short answers: they have room of their own.
+    /// Like [`Self::push`], for the gateway's own short replies: they may use the reserve.
     pub(super) fn push_control(&self, frame: Utf8Bytes) {
-        if !self.enqueue(frame, self.limit + CONTROL_BYTES, None) {
+        if !self.enqueue(frame, self.limit + CONTROL_RESERVE, None) {
             self.close(CloseReason::SlowConsumer);
         }
     }
 
-    /// Queues a text frame where there is room for it, and says whether there was. An empty queue
-    /// takes any frame. A socket that is closing takes none and says yes.
-    pub(super) fn offer(&self, frame: Utf8Bytes) -> bool {
-        self.offer_traced(frame, None)
+    /// Queues a text frame without waiting where there is room for it; returns whether there was.
+    /// An empty queue accepts a frame of any size. A socket that is closing ignores the frame and
+    /// returns true.
+    pub(super) fn try_push(&self, frame: Utf8Bytes) -> bool {
+        self.try_push_traced(frame, None)
     }
 
-    /// As [`Self::offer`], of a frame that belongs to a trace.
-    pub(super) fn offer_traced(&self, frame: Utf8Bytes, trace: Option<&TraceContext>) -> bool {
+    /// Like [`Self::try_push`], with a span for the delivery of a frame that belongs to a trace.
+    pub(super) fn try_push_traced(&self, frame: Utf8Bytes, trace: Option<&TraceContext>) -> bool {
         let limit = if self.state().frames.is_empty() {
             usize::MAX
         } else {
@@ -140,43 +150,43 @@ impl Outbound {
 
     fn enqueue(&self, frame: Utf8Bytes, limit: usize, trace: Option<&TraceContext>) -> bool {
         let mut state = self.state();
-        if state.ended_by.is_some() {
+        if state.close_reason.is_some() {
             return true;
         }
-        let bytes = state.bytes + frame.as_str().len() + FRAME_COST;
+        let bytes = state.bytes + frame.as_str().len() + FRAME_OVERHEAD;
         if bytes > limit {
             return false;
         }
         state.bytes = bytes;
-        state.frames.push_back(Queued::new(frame, trace));
+        state.frames.push_back(QueuedFrame::new(frame, trace));
         drop(state);
-        self.wake.notify_one();
+        self.changed.notify_one();
         true
     }
 
-    /// Queues a text frame as soon as there is room; for one caller at a time.
+    /// Queues a text frame as soon as there is room. Only one caller may wait at a time.
     pub(super) async fn push_when_room(&self, frame: Utf8Bytes, trace: Option<&TraceContext>) {
-        while !self.offer_traced(frame.clone(), trace) {
-            self.taken.notified().await;
+        while !self.try_push_traced(frame.clone(), trace) {
+            self.dequeued.notified().await;
         }
     }
 
-    /// Returns once nothing is queued; for one caller at a time.
-    pub(super) async fn drained(&self) {
+    /// Returns once the queue is empty. Only one caller may wait at a time.
+    pub(super) async fn wait_until_empty(&self) {
         while !self.state().frames.is_empty() {
-            self.taken.notified().await;
+            self.dequeued.notified().await;
         }
     }
 
-    /// Takes out everything that is queued, and says how many frames that were. For benchmarks,
-    /// which have nobody to write to.
+    /// Removes all queued frames and returns how many there were. For benchmarks, which have no
+    /// socket to write to.
     pub(super) fn discard(&self) -> usize {
         let mut state = self.state();
         state.bytes = 0;
         state.frames.drain(..).count()
     }
 
-    /// What is queued.
+    /// The texts of all queued frames.
     #[cfg(test)]
     pub(super) fn queued(&self) -> Vec<String> {
         let state = self.state();
@@ -184,119 +194,121 @@ impl Outbound {
         texts.collect()
     }
 
-    /// Asks the client whether it is there.
+    /// Sends a ping before the queued frames.
     pub(super) fn ping(&self) {
-        self.state().ping = true;
-        self.wake.notify_one();
+        self.state().ping_requested = true;
+        self.changed.notify_one();
     }
 
-    /// Ends the socket with a close frame after what is queued. The first reason counts.
+    /// Ends the socket with a close frame after the queued frames; a slow consumer's frames are
+    /// discarded. Only the first reason counts.
     pub(super) fn close(&self, reason: CloseReason) {
         let mut state = self.state();
-        if state.ended_by.is_some() {
+        if state.close_reason.is_some() {
             return;
         }
-        state.ended_by = Some(reason);
+        state.close_reason = Some(reason);
         if reason == CloseReason::SlowConsumer {
-            lose(&mut state.frames);
-            self.abandoned.cancel();
+            discard_undelivered(&mut state.frames);
+            self.discarded.cancel();
         }
         drop(state);
         self.closing.cancel();
-        self.wake.notify_one();
+        self.changed.notify_one();
     }
 
-    /// Ends the socket without a word: the client is gone, or said goodbye first.
-    pub(super) fn stop(&self, reason: CloseReason) {
+    /// Ends the socket at once without a close frame: the client is disconnected, or has sent its
+    /// own close frame. The first reason of [`Self::close`] and this counts.
+    pub(super) fn disconnect(&self, reason: CloseReason) {
         let mut state = self.state();
-        state.ended_by.get_or_insert(reason);
-        state.gone = true;
-        lose(&mut state.frames);
+        state.close_reason.get_or_insert(reason);
+        state.is_disconnected = true;
+        discard_undelivered(&mut state.frames);
         drop(state);
-        self.abandoned.cancel();
+        self.discarded.cancel();
         self.closing.cancel();
-        self.wake.notify_one();
+        self.changed.notify_one();
     }
 
-    /// Returns once the socket is to end.
-    pub(super) async fn closing(&self) {
+    /// Returns once the socket is closing.
+    pub(super) async fn wait_until_closing(&self) {
         self.closing.cancelled().await;
     }
 
-    /// Why the socket ends, once that is decided.
-    pub(super) fn ended_by(&self) -> Option<CloseReason> {
-        self.state().ended_by
+    /// Why the socket is closing; `None` while it is open.
+    pub(super) fn close_reason(&self) -> Option<CloseReason> {
+        self.state().close_reason
     }
 
-    async fn next(&self) -> Next {
+    async fn next_action(&self) -> WriterAction {
         loop {
             {
                 let mut state = self.state();
-                if state.gone {
-                    return Next::Gone;
+                if state.is_disconnected {
+                    return WriterAction::Stop;
                 }
-                if std::mem::take(&mut state.ping) {
-                    return Next::Write(Message::Ping(bytes::Bytes::new()), None);
+                if std::mem::take(&mut state.ping_requested) {
+                    return WriterAction::Write(Message::Ping(bytes::Bytes::new()), None);
                 }
                 if let Some(frame) = state.frames.pop_front() {
-                    state.bytes -= frame.text.as_str().len() + FRAME_COST;
-                    self.taken.notify_one();
-                    return Next::Write(Message::Text(frame.text), frame.delivery);
+                    state.bytes -= frame.text.as_str().len() + FRAME_OVERHEAD;
+                    self.dequeued.notify_one();
+                    return WriterAction::Write(Message::Text(frame.text), frame.delivery);
                 }
-                if let Some(reason) = state.ended_by {
-                    return Next::Close(reason);
+                if let Some(reason) = state.close_reason {
+                    return WriterAction::Close(reason);
                 }
             }
-            self.wake.notified().await;
+            self.changed.notified().await;
         }
     }
 
-    /// Writes until the socket ends. `sent` counts text frames.
-    pub(super) async fn write_to<S>(&self, sink: &mut S, sent: &Counter)
+    /// Writes to `sink` until the socket ends. `frames_sent` counts text frames.
+    pub(super) async fn write_to<S>(&self, sink: &mut S, frames_sent: &Counter)
     where
         S: Sink<Message, Error = WsError> + Unpin,
     {
         loop {
-            let (message, mut delivery) = match self.next().await {
-                Next::Write(message, delivery) => (message, delivery),
-                Next::Gone => return,
-                Next::Close(reason) => {
+            let (message, mut delivery) = match self.next_action().await {
+                WriterAction::Write(message, delivery) => (message, delivery),
+                WriterAction::Stop => return,
+                WriterAction::Close(reason) => {
                     let frame = CloseFrame {
                         code: reason.code().into(),
                         reason: Utf8Bytes::from_static(reason.name()),
                     };
-                    // A client that does not take even this learns it from the closed connection.
+                    // A client that accepts no close frame sees the connection closed all the same.
                     let _ = timeout(CLOSE_TIMEOUT, sink.send(Message::Close(Some(frame)))).await;
                     return;
                 }
             };
-            let text = message.is_text();
-            let trouble = tokio::select! {
+            let is_text = message.is_text();
+            let failure = tokio::select! {
                 biased;
                 written = timeout(WRITE_TIMEOUT, sink.send(message)) => match written {
                     Ok(Ok(())) => None,
                     Ok(Err(_)) => Some(CloseReason::Lost),
                     Err(_) => Some(CloseReason::SlowConsumer),
                 },
-                () = self.abandoned.cancelled() => {
+                () = self.discarded.cancelled() => {
                     if let Some(delivery) = &mut delivery {
                         delivery.fail("socket_closed");
                     }
                     continue;
                 }
             };
-            let Some(trouble) = trouble else {
-                sent.increment(u64::from(text));
+            let Some(reason) = failure else {
+                frames_sent.increment(u64::from(is_text));
                 continue;
             };
             if let Some(delivery) = &mut delivery {
-                delivery.fail(trouble.name());
+                delivery.fail(reason.name());
             }
-            if trouble == CloseReason::Lost {
-                self.stop(trouble);
+            if reason == CloseReason::Lost {
+                self.disconnect(reason);
                 return;
             }
-            self.close(trouble);
+            self.close(reason);
         }
     }
 }
@@ -305,35 +317,35 @@ impl Outbound {
 mod tests {
     use super::*;
 
-    fn text(next: Next) -> String {
-        match next {
-            Next::Write(message, _) => message.into_text().unwrap().to_string(),
-            Next::Close(reason) => reason.name().to_owned(),
-            Next::Gone => "gone".to_owned(),
+    fn describe(action: WriterAction) -> String {
+        match action {
+            WriterAction::Write(message, _) => message.into_text().unwrap().to_string(),
+            WriterAction::Close(reason) => reason.name().to_owned(),
+            WriterAction::Stop => "stop".to_owned(),
         }
     }
 
     #[tokio::test]
-    async fn what_was_queued_goes_out_before_the_goodbye_and_nothing_after_it() {
-        let outbound = Outbound::new(1000);
-        outbound.push("a".into());
-        outbound.push("b".into());
-        outbound.close(CloseReason::GoingAway);
-        outbound.push("c".into());
+    async fn queued_frames_precede_the_close_frame_and_later_ones_are_ignored() {
+        let queue = OutboundQueue::new(1000);
+        queue.push("a".into());
+        queue.push("b".into());
+        queue.close(CloseReason::GoingAway);
+        queue.push("c".into());
         for expected in ["a", "b", "going_away"] {
-            assert_eq!(text(outbound.next().await), expected);
+            assert_eq!(describe(queue.next_action().await), expected);
         }
     }
 
     #[tokio::test]
-    async fn a_full_queue_closes_the_socket_and_holds_nothing_back() {
-        let outbound = Outbound::new(3 * (FRAME_COST + 1));
+    async fn frame_over_the_limit_discards_the_queue_and_closes_the_socket() {
+        let queue = OutboundQueue::new(3 * (FRAME_OVERHEAD + 1));
         for _ in 0..3 {
-            outbound.push("x".into());
+            queue.push("x".into());
         }
-        assert_eq!(outbound.ended_by(), None);
-        outbound.push("x".into());
-        assert_eq!(outbound.ended_by(), Some(CloseReason::SlowConsumer));
-        assert_eq!(text(outbound.next().await), "slow_consumer");
+        assert_eq!(queue.close_reason(), None);
+        queue.push("x".into());
+        assert_eq!(queue.close_reason(), Some(CloseReason::SlowConsumer));
+        assert_eq!(describe(queue.next_action().await), "slow_consumer");
     }
 }

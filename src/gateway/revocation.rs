@@ -1,9 +1,9 @@
-//! Closes the sockets of users whose tokens were revoked (protocol.md section 3, `revoke`).
+//! Closes the connections of users whose tokens were revoked (protocol.md section 3, `revoke`).
 //!
-//! A revocation is published to the gateways, and remembered by the fan-out. A socket that came
-//! while it was made looks after it has subscribed, and all look again after a gap: so none stays.
+//! A revocation is published to all gateways and stored by the fan-out. A connection looks it up
+//! after it has subscribed, and all connections look it up again after a gap in the feed, so no
+//! connection survives a revocation that it missed.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use dashmap::DashMap;
@@ -11,120 +11,145 @@ use serde::Deserialize;
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
-use super::Gateway;
-use super::user::Socket;
+use super::client::Client;
+use super::metrics::GatewayMetrics;
 use crate::backoff::Backoff;
 use crate::config::settings::AuthMode;
-use crate::fanout::REVOKED_FRAME;
+use crate::fanout::{REVOKED_FRAME, Tokens};
 use crate::protocol::close::CloseReason;
 use crate::protocol::ids::UserId;
 
-struct Listed {
-    /// Milliseconds since the Unix epoch: revocations before it don't concern this socket.
+struct RevocableConnection {
+    /// Milliseconds since the Unix epoch. Revocations up to this time don't concern the connection.
     granted_ms: i64,
-    socket: Arc<Socket>,
+    client: Client,
 }
 
-/// The sockets of this gateway, by user.
-#[derive(Default)]
+/// The connections of this gateway that a revocation can close, by user.
 pub(super) struct Revocations {
-    users: DashMap<UserId, Vec<Listed>>,
-    /// Published frames may have been lost.
-    pub(super) gap: Notify,
+    /// False where no tokens are checked, so that there is nothing to revoke.
+    checks_tokens: bool,
+    connections: DashMap<UserId, Vec<RevocableConnection>>,
+    gap_detected: Notify,
 }
 
-/// Takes a socket out of the list when it is dropped.
-pub(super) struct Guard<'a> {
-    list: &'a Revocations,
+/// Removes a connection from [`Revocations`] when it is dropped.
+pub(super) struct RevocationGuard<'a> {
+    revocations: &'a Revocations,
     user: UserId,
-    socket: Arc<Socket>,
+    client: Client,
 }
 
-impl Drop for Guard<'_> {
+impl Drop for RevocationGuard<'_> {
     fn drop(&mut self) {
-        self.list.users.remove_if_mut(&self.user, |_, sockets| {
-            sockets.retain(|other| !Arc::ptr_eq(&other.socket, &self.socket));
-            sockets.is_empty()
+        let all = &self.revocations.connections;
+        all.remove_if_mut(&self.user, |_, connections| {
+            connections.retain(|other| !other.client.is_same(&self.client));
+            connections.is_empty()
         });
     }
 }
 
 impl Revocations {
-    pub(super) fn list(&self, user: &UserId, granted_ms: i64, socket: &Arc<Socket>) -> Guard<'_> {
-        let mut sockets = self.users.entry(user.clone()).or_default();
-        // Mostly there is one: a vector would begin with room for four.
-        if sockets.capacity() == 0 {
-            sockets.reserve_exact(1);
-        }
-        sockets.push(Listed {
-            granted_ms,
-            socket: socket.clone(),
-        });
-        drop(sockets);
-        Guard {
-            list: self,
-            user: user.clone(),
-            socket: socket.clone(),
+    pub(super) fn new(auth: AuthMode) -> Self {
+        Self {
+            checks_tokens: auth != AuthMode::Open,
+            connections: DashMap::new(),
+            gap_detected: Notify::new(),
         }
     }
 
-    /// The user's tokens of up to `at_ms` are no longer good.
-    fn revoked(&self, user: &UserId, at_ms: i64) {
-        let Some(sockets) = self.users.get(user) else {
+    /// Adds a connection until the guard is dropped. `granted_ms` is when its token was issued, or
+    /// when it was looked up.
+    pub(super) fn register(
+        &self,
+        user: &UserId,
+        granted_ms: i64,
+        client: &Client,
+    ) -> RevocationGuard<'_> {
+        let mut connections = self.connections.entry(user.clone()).or_default();
+        // Most users have one connection, and a vector would begin with room for four.
+        if connections.capacity() == 0 {
+            connections.reserve_exact(1);
+        }
+        connections.push(RevocableConnection {
+            granted_ms,
+            client: client.clone(),
+        });
+        drop(connections);
+        RevocationGuard {
+            revocations: self,
+            user: user.clone(),
+            client: client.clone(),
+        }
+    }
+
+    /// Closes the user's connections with tokens that were granted up to `revoked_at_ms`.
+    fn close_revoked(&self, user: &UserId, revoked_at_ms: i64) {
+        let Some(connections) = self.connections.get(user) else {
             return;
         };
-        for listed in sockets.iter().filter(|it| it.granted_ms <= at_ms) {
-            listed.socket.outbound.close(CloseReason::Unauthorized);
-        }
-    }
-}
-
-/// Looks at what was published.
-pub(super) fn published(gateway: &Gateway, user: &UserId, payload: &[u8]) {
-    #[derive(Deserialize)]
-    struct Revoked<'a> {
-        userid: &'a str,
-        at_ms: i64,
-    }
-    if !payload.starts_with(REVOKED_FRAME.as_bytes()) {
-        return;
-    }
-    match serde_json::from_slice::<Revoked<'_>>(payload) {
-        Ok(it) if it.userid == user.as_str() => gateway.revocations.revoked(user, it.at_ms),
-        _ => gateway.counters.message_error("unreadable_frame"),
-    }
-}
-
-/// A socket that has subscribed looks whether it came too late.
-pub(super) async fn look(gateway: &Gateway, user: &UserId) {
-    if gateway.settings.auth == AuthMode::Open {
-        return;
-    }
-    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-    loop {
-        match gateway.fanout.revoked_at(user).await {
-            Ok(Some(at_ms)) => return gateway.revocations.revoked(user, at_ms),
-            Ok(None) => return,
-            Err(error) => {
-                gateway.counters.redis_error("revoked_at");
-                tracing::debug!(%error, "revocations can't be looked up, trying again");
+        for connection in connections.iter() {
+            if connection.granted_ms <= revoked_at_ms {
+                let outbound = connection.client.outbound();
+                outbound.close(CloseReason::Unauthorized);
             }
         }
-        if !gateway.revocations.users.contains_key(user) {
+    }
+
+    /// Applies a published frame, if it is a revocation.
+    pub(super) fn handle_published(&self, metrics: &GatewayMetrics, user: &UserId, payload: &[u8]) {
+        #[derive(Deserialize)]
+        struct RevokedFrame<'a> {
+            userid: &'a str,
+            at_ms: i64,
+        }
+        if !payload.starts_with(REVOKED_FRAME.as_bytes()) {
             return;
         }
-        sleep(backoff.next_delay()).await;
+        match serde_json::from_slice::<RevokedFrame<'_>>(payload) {
+            Ok(frame) if frame.userid == user.as_str() => self.close_revoked(user, frame.at_ms),
+            _ => metrics.count_message_error("unreadable_frame"),
+        }
     }
-}
 
-/// Looks for everybody again after each gap. Never returns.
-pub(super) async fn after_gaps(gateway: &Gateway) {
-    loop {
-        gateway.revocations.gap.notified().await;
-        let users = gateway.revocations.users.iter();
-        let users: Vec<UserId> = users.map(|entry| entry.key().clone()).collect();
-        for user in users {
-            look(gateway, &user).await;
+    /// Looks up the last revocation of the user's tokens and applies it. Repeats the call while the
+    /// fan-out is unavailable and the user has connections.
+    pub(super) async fn check(&self, fanout: &dyn Tokens, metrics: &GatewayMetrics, user: &UserId) {
+        if !self.checks_tokens {
+            return;
+        }
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        loop {
+            match fanout.revoked_at(user).await {
+                Ok(Some(at_ms)) => return self.close_revoked(user, at_ms),
+                Ok(None) => return,
+                Err(error) => {
+                    metrics.count_fanout_error("revoked_at");
+                    tracing::debug!(%error, "revocation could not be looked up, trying again");
+                }
+            }
+            if !self.connections.contains_key(user) {
+                return;
+            }
+            sleep(backoff.next_delay()).await;
+        }
+    }
+
+    /// Requests a look-up for all users: published revocations may have been lost.
+    pub(super) fn record_gap(&self) {
+        self.gap_detected.notify_one();
+    }
+
+    /// Looks up the revocations of all connected users after each gap. Never returns.
+    pub(super) async fn check_after_gaps(&self, fanout: &dyn Tokens, metrics: &GatewayMetrics) {
+        loop {
+            self.gap_detected.notified().await;
+            let users = self.connections.iter().map(|entry| entry.key().clone());
+            let users: Vec<UserId> = users.collect();
+            for user in users {
+                self.check(fanout, metrics, &user).await;
+            }
         }
     }
 }

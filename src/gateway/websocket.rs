@@ -1,6 +1,6 @@
-//! A WebSocket as its reader and its writer share it.
+//! A WebSocket that its reader and its writer share.
 //!
-//! Both are of one task, so that neither ever waits for the other.
+//! Both run in one task, so that neither waits long for the lock.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -11,42 +11,45 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Error as WsError;
 use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocketConfig};
 
-use super::wire::Wire;
+use super::buffered_stream::BufferedStream;
 
-/// See the module. A reference to it is a stream of what comes and a sink of what goes.
+/// The server side of a WebSocket. A reference to it is the stream of received messages and the
+/// sink of those to send.
 pub(super) struct WebSocket {
-    /// Always there, but for the moment in which it is made anew.
-    stream: Mutex<Option<WebSocketStream<Wire>>>,
+    /// `None` only while [`Self::release_buffers`] replaces it.
+    stream: Mutex<Option<WebSocketStream<BufferedStream>>>,
 }
 
 impl WebSocket {
-    pub(super) async fn new(wire: Wire, config: WebSocketConfig) -> Self {
-        let stream = WebSocketStream::from_raw_socket(wire, Role::Server, Some(config)).await;
+    pub(super) async fn new(stream: BufferedStream, config: WebSocketConfig) -> Self {
+        let stream = WebSocketStream::from_raw_socket(stream, Role::Server, Some(config)).await;
         Self {
             stream: Mutex::new(Some(stream)),
         }
     }
 
-    fn stream(&self) -> MutexGuard<'_, Option<WebSocketStream<Wire>>> {
+    fn stream(&self) -> MutexGuard<'_, Option<WebSocketStream<BufferedStream>>> {
         self.stream.lock()
     }
 
-    /// Gives back the memory that long frames have left behind, where nothing is under way. For
-    /// the reader, which then reads on.
-    pub(super) fn rest(&self) {
+    /// Frees the buffers that the library has grown for long frames, where they are empty, by
+    /// replacing its object. Called by the reader, which then reads on.
+    pub(super) fn release_buffers(&self) {
         let mut stream = self.stream();
-        let Some(old) = stream.take_if(|stream| stream.get_ref().is_worth_anew()) else {
+        let Some(old) = stream.take_if(|stream| stream.get_ref().can_release_buffers()) else {
             return;
         };
         let config = *old.get_config();
-        let mut wire = old.into_inner();
-        wire.begin_anew();
-        // Only asynchronous to know the task, which it also learns when it is next read.
-        *stream = WebSocketStream::from_raw_socket(wire, Role::Server, Some(config)).now_or_never();
+        let mut inner = old.into_inner();
+        inner.reset_statistics();
+        // The function is asynchronous only to register the task's waker, which the next read does
+        // as well.
+        *stream =
+            WebSocketStream::from_raw_socket(inner, Role::Server, Some(config)).now_or_never();
     }
 
-    /// What it was made of.
-    pub(super) fn into_wire(self) -> Option<Wire> {
+    /// The stream under the WebSocket.
+    pub(super) fn into_inner(self) -> Option<BufferedStream> {
         Some(self.stream.into_inner()?.into_inner())
     }
 }

@@ -57,6 +57,14 @@ pub struct Position {
     pub offset: i64,
 }
 
+impl Position {
+    /// Whether this is `bound` or before it. False for positions of different epochs, which can't
+    /// be compared.
+    pub fn is_at_or_before(&self, bound: &Self) -> bool {
+        bound.epoch == self.epoch && self.offset <= bound.offset
+    }
+}
+
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.epoch.0, self.offset)

@@ -8,9 +8,10 @@ use rand::Rng as _;
 use subtle::ConstantTimeEq;
 use tokio::time::Instant;
 
-use super::Gateway;
+use super::context::Gateway;
 use super::http::response::HttpError;
-use super::outbound::Outbound;
+use super::outbound::OutboundQueue;
+use super::session::Grant;
 use crate::config::settings::AuthMode;
 use crate::protocol::close::CloseReason;
 use crate::protocol::ids::UserId;
@@ -69,37 +70,14 @@ pub(super) fn token_from_request<'a>(
         .filter(|token| !token.is_empty())
 }
 
-/// An open door.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Grant {
-    expires_at: Option<Instant>,
-    /// Revocations since then end it: when a signed token was made, or when another was looked at.
-    pub(super) granted_at_ms: i64,
-    /// A stored token, which for a classic client only opens the door.
-    from_stored_token: bool,
-}
-
-impl Grant {
-    /// When the token expires.
-    pub(super) fn expires_at(self) -> Option<Instant> {
-        self.expires_at
-    }
-
-    /// When the token expires, if that closes a classic connection: the expiry of a stored token
-    /// does not.
-    pub(super) fn expires_at_for_classic(self) -> Option<Instant> {
-        self.expires_at.filter(|_| !self.from_stored_token)
-    }
-}
-
 /// Closes a socket when its token ends. Returns at the latest when it closes.
-pub(super) async fn close_on_expiry(ends: Option<Instant>, outbound: &Outbound) {
+pub(super) async fn close_on_expiry(ends: Option<Instant>, outbound: &OutboundQueue) {
     let Some(ends) = ends else {
         return;
     };
     tokio::select! {
         () = tokio::time::sleep_until(ends) => outbound.close(CloseReason::Unauthorized),
-        () = outbound.closing() => {}
+        () = outbound.wait_until_closing() => {}
     }
 }
 
@@ -128,7 +106,7 @@ pub(super) async fn check_token(
                 "`token` is not valid for this user",
             )),
             Err(error) => {
-                gateway.counters.redis_error("stored_token");
+                gateway.metrics.count_fanout_error("stored_token");
                 tracing::warn!(%error, "a token could not be looked up");
                 Err(HttpError::unavailable("tokens can't be looked up now"))
             }
@@ -171,7 +149,7 @@ async fn check_not_revoked(
         }
         Ok(_) => Ok(()),
         Err(error) => {
-            gateway.counters.redis_error("revoked_at");
+            gateway.metrics.count_fanout_error("revoked_at");
             tracing::warn!(%error, "revocations could not be looked up");
             Err(HttpError::unavailable("tokens can't be looked up now"))
         }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::response::{HttpError, HttpResponse, forbid_caching, json_response};
 use super::routes::Head;
 use super::tokens::check_admin_key;
-use crate::gateway::{DeadLetterAccess, Gateway};
+use crate::gateway::context::{DeadLetterAccess, Gateway};
 use crate::pipeline::letters::{Address, Filter, Letters, LettersError, Opened};
 
 /// Dead letters that one request may settle. Each costs an append to the log.

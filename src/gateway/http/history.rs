@@ -12,7 +12,8 @@ use super::query::Query;
 use super::response::{HttpError, HttpResponse, forbid_caching, json_response, no_content};
 use super::routes::Head;
 use crate::fanout::{FanoutError, Turn, TurnStatus};
-use crate::gateway::{Gateway, auth};
+use crate::gateway::auth;
+use crate::gateway::context::Gateway;
 use crate::protocol::ids::{ConversationId, MessageId, UserId};
 use crate::protocol::timestamp::rfc3339;
 
@@ -117,7 +118,7 @@ fn page_limit(query: &Query<'_>) -> Result<usize, HttpError> {
 
 /// Counts and logs a failed call to the fan-out.
 fn unavailable(gateway: &Gateway, operation: &'static str, error: &FanoutError) -> HttpError {
-    gateway.counters.redis_error(operation);
+    gateway.metrics.count_fanout_error(operation);
     tracing::warn!(%error, operation, "history request failed: the fan-out is unavailable");
     HttpError::unavailable("the history can't be reached now")
 }

@@ -12,7 +12,7 @@ use hyper::header::{
 
 use super::response::{HttpError, HttpResponse, no_content};
 use crate::config::settings::AuthMode;
-use crate::gateway::Gateway;
+use crate::gateway::context::Gateway;
 
 /// The value of a header, if there is one. A repeated header is refused, because proxies and
 /// browsers disagree which of the values counts.

@@ -11,8 +11,9 @@ use serde_json::json;
 
 use super::response::{HttpError, HttpResponse, json_response};
 use super::{dead_letters, history, origin, tokens};
+use crate::gateway::connection;
+use crate::gateway::context::Gateway;
 use crate::gateway::handshake::{self, Upgrade};
-use crate::gateway::{Gateway, connection};
 
 /// A request without its body, which no route reads. The body stays with [`dispatch`] until the
 /// response is ready.
@@ -164,7 +165,7 @@ fn fallback(gateway: &Gateway, request: &Head) -> Result<HttpResponse, HttpError
 async fn upgrade(gateway: &Arc<Gateway>, request: &mut Head) -> Result<HttpResponse, HttpError> {
     let upgrade = handshake::upgrade(gateway, request)
         .await
-        .inspect_err(|error| gateway.counters.refused(error.status.as_u16()))?;
+        .inspect_err(|error| gateway.metrics.count_refusal(error.status.as_u16()))?;
     match upgrade {
         Upgrade::Accepted {
             response,
@@ -182,8 +183,8 @@ async fn upgrade(gateway: &Arc<Gateway>, request: &mut Head) -> Result<HttpRespo
             reason,
             stream,
         } => {
-            gateway.counters.refused(error.status.as_u16());
-            let closing = connection::turn_away(gateway.clone(), stream, reason);
+            gateway.metrics.count_refusal(error.status.as_u16());
+            let closing = connection::reject(gateway.clone(), stream, reason);
             gateway.tasks.spawn(closing);
             Ok(response)
         }

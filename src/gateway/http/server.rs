@@ -15,7 +15,7 @@ use tokio::time::{sleep, timeout};
 use super::routes;
 use super::slots::HttpSlot;
 use crate::backoff::Backoff;
-use crate::gateway::Gateway;
+use crate::gateway::context::Gateway;
 use crate::gateway::limits::{PeerAddress, limit_key};
 
 /// Maximum size of the head of a request, in bytes.
@@ -41,7 +41,7 @@ pub(in crate::gateway) async fn accept(gateway: &Arc<Gateway>, listener: &TcpLis
         let is_proxy = gateway.limits.is_proxy(address);
         let connections = &gateway.http_connections;
         let Some(slot) = connections.acquire(limit_key(address), is_proxy) else {
-            gateway.counters.refused(503);
+            gateway.metrics.count_refusal(503);
             continue;
         };
         let connection = serve_connection(gateway.clone(), stream, peer, Arc::new(slot));
@@ -133,7 +133,7 @@ async fn serve_connection(
         result = connection.as_mut() => result,
         () = slot.expired() => {
             if !slot.has_received_request() {
-                gateway.counters.refused(408);
+                gateway.metrics.count_refusal(408);
             }
             return;
         }
@@ -142,13 +142,13 @@ async fn serve_connection(
             tokio::select! {
                 result = connection => result,
                 () = sleep(DRAIN_GRACE) => return,
-                () = gateway.force.cancelled() => return,
+                () = gateway.abort.cancelled() => return,
             }
         }
     };
     if let Err(error) = result {
         if error.is_timeout() && !slot.has_received_request() {
-            gateway.counters.refused(408);
+            gateway.metrics.count_refusal(408);
         }
         tracing::debug!(%error, "http connection ended");
     }

@@ -10,7 +10,8 @@ use super::query::Query;
 use super::response::{HttpError, HttpResponse, forbid_caching, json_response};
 use super::routes::Head;
 use crate::config::settings::{AuthMode, JwtSettings, TokenEndpoint};
-use crate::gateway::{Gateway, auth};
+use crate::gateway::auth;
+use crate::gateway::context::Gateway;
 use crate::protocol::ids::UserId;
 
 /// Checks that the request carries `key` as its bearer token.
@@ -59,7 +60,7 @@ pub(super) async fn issue(gateway: &Gateway, request: &Head) -> Result<HttpRespo
     match stored {
         Ok((token, expires_in)) => Ok(issued_response(&user, &token, expires_in)),
         Err(error) => {
-            gateway.counters.redis_error("issue_token");
+            gateway.metrics.count_fanout_error("issue_token");
             tracing::warn!(%error, "token not issued: the fan-out is unavailable");
             Err(HttpError::unavailable("tokens can't be issued now"))
         }
@@ -74,7 +75,7 @@ pub(super) async fn revoke(gateway: &Gateway, request: &Head) -> Result<HttpResp
     check_admin_key(request, key)?;
     let user = Query::parse(request.uri()).user()?;
     if let Err(error) = gateway.fanout.revoke(&user).await {
-        gateway.counters.redis_error("revoke");
+        gateway.metrics.count_fanout_error("revoke");
         tracing::warn!(
             %error, user = user.as_str(),
             "unknown whether the user's tokens were revoked, repeat the request"

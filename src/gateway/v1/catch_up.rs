@@ -1,233 +1,234 @@
-//! Reads for sockets that can't follow what is published, and tells them what they are to know.
+//! The catch-up of one `chatmesh.v1` connection: reads the user's mailbox and sends the connection
+//! what it is missing, until it can receive live frames again.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
-use super::followers::Mark;
+use super::encoder::V1Encoder;
+use super::live_frame::SequenceNumber;
+use super::shared_read::ReadResult;
+use super::state::V1State;
 use crate::backoff::Backoff;
 use crate::fanout::{FanoutError, ReadRequest, UserView};
-use crate::gateway::Gateway;
-use crate::gateway::inbound::IN_FLIGHT;
-use crate::gateway::registry::Entry;
-use crate::gateway::user::Socket;
+use crate::gateway::context::Gateway;
+use crate::gateway::encoder::Encoder as _;
+use crate::gateway::session::MAX_UNACKNOWLEDGED;
+use crate::gateway::sessions::UserSessions;
 use crate::protocol::close::CloseReason;
 use crate::protocol::frame::Published;
 use crate::protocol::position::Position;
 use crate::protocol::trace_context::TraceContext;
 use crate::protocol::v1::{self, Limits, Welcome};
 
-/// Bytes of frames in one read: a socket holds one page while it waits for room.
-const PAGE: usize = 64 << 10;
+/// Bytes of frames in one read. A connection holds one page while it waits for room in its queue.
+const PAGE_BYTES: usize = 64 << 10;
 
-/// A socket that has not taken what is queued by then does not read.
-const BEHIND: Duration = Duration::from_secs(30);
+/// A client that has not received its queued frames after this time counts as a slow consumer.
+const SLOW_CONSUMER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The fan-out may be away for so many times `PRODUCE_TIMEOUT_MS` before sockets are closed.
-const AWAY: u32 = 3;
+/// The fan-out may be unavailable for this many times `PRODUCE_TIMEOUT_MS` before the connection is
+/// closed.
+const UNAVAILABLE_FACTOR: u32 = 3;
 
-/// One `read` at a time for a user, shared by those of its sockets that want the same.
-#[derive(Default)]
-pub(in crate::gateway) struct SharedRead(tokio::sync::Mutex<Option<Shared>>);
-
-struct Shared {
-    after: Option<Position>,
-    from: u64,
-    look: Arc<UserView>,
-}
-
-/// Why a socket has to be told everything.
-enum Occasion {
+/// Why a connection catches up.
+enum CatchUpReason {
     /// It is new, and the client brought no position.
     Start,
-    /// It is new, and goes on from here.
+    /// It is new, and the client resumes after this position.
     Resume(Position),
-    /// It fell behind, or something was lost.
+    /// It was slow, or frames were lost.
     Repair,
 }
 
-/// Keeps a socket going until it ends; returns why, where that is decided here.
-pub(in crate::gateway) async fn follow(
+/// Lets a connection catch up whenever it is stale, from its start on. Returns why the connection
+/// must be closed, and runs until then.
+pub(in crate::gateway) async fn run(
     gateway: &Gateway,
-    entry: &Entry,
-    socket: &Arc<Socket>,
+    sessions: &UserSessions,
+    client: &Arc<V1State>,
     since: Option<Position>,
 ) -> CloseReason {
-    let mut occasion = since.map_or(Occasion::Start, Occasion::Resume);
+    let mut reason = since.map_or(CatchUpReason::Start, CatchUpReason::Resume);
     loop {
-        if !entry.state().followers.is_stale(socket) {
-            if let Some(line) = &socket.line {
-                line.wake.notified().await;
-            }
+        if !sessions.state().subscribers.is_stale(client) {
+            client.catch_up_needed.notified().await;
             continue;
         }
-        // Boxed: a socket spends its life in the wait above.
-        if let Err(reason) = Box::pin(catch_up(gateway, entry, socket, &mut occasion)).await {
-            return reason;
+        // Boxed, because a connection spends its life in the wait above.
+        if let Err(close) = Box::pin(catch_up(gateway, sessions, client, &mut reason)).await {
+            return close;
         }
     }
 }
 
-/// Tells a socket everything up to one look at the user, and lets it follow from there.
+/// Sends a connection everything up to one snapshot of the user, and makes it live from there.
 async fn catch_up(
     gateway: &Gateway,
-    entry: &Entry,
-    socket: &Arc<Socket>,
-    occasion: &mut Occasion,
+    sessions: &UserSessions,
+    client: &Arc<V1State>,
+    reason: &mut CatchUpReason,
 ) -> Result<(), CloseReason> {
-    let user = &entry.user;
-    let in_time = matches!(occasion, Occasion::Repair);
-    // What is lost is told at once; to a slow client when it has read what there is.
-    if in_time && timeout(BEHIND, socket.outbound.drained()).await.is_err() {
-        return Err(CloseReason::SlowConsumer);
+    let is_repair = matches!(reason, CatchUpReason::Repair);
+    // A slow client first receives what is queued; after a loss the queue is mostly empty.
+    if is_repair {
+        let emptied = timeout(SLOW_CONSUMER_TIMEOUT, client.outbound.wait_until_empty());
+        emptied.await.map_err(|_| CloseReason::SlowConsumer)?;
     }
-    gateway.counters.catch_ups.increment(1);
-    let mut page = 0;
+    gateway.metrics.catch_ups.increment(1);
+    let mut is_first_page = true;
     loop {
-        let look = patiently(gateway, entry, socket).await?;
+        let view = read_with_retries(gateway, sessions, client).await?;
         {
-            let mut state = entry.state();
-            state.started(&look.end);
+            let mut state = sessions.state();
+            state.set_mailbox_start(&view.end);
             if !gateway.settings.interop {
-                state.looked(&look);
+                state.add_pending_of(&view);
             }
         }
-        let recovered = look.recovered && !gateway.settings.interop;
-        if page == 0 || !recovered {
-            let welcome = |position: &Position, recovered| {
-                welcome(gateway, entry, position, recovered, &look)
-            };
-            let frame = if !recovered {
-                let position = entry.state().followers.not_recovered(socket, &look.end);
-                Some(welcome(&position, false))
-            } else if let Occasion::Resume(since) = &*occasion {
-                Some(welcome(since, true))
-            } else {
-                None
-            };
-            *occasion = Occasion::Repair;
-            if let Some(frame) = frame {
-                push(socket, frame).await?;
-                if let Some(line) = &socket.line {
-                    line.welcomed.store(true, Ordering::Relaxed);
-                }
-            }
+        let is_recovered = view.recovered && !gateway.settings.interop;
+        if is_first_page || !is_recovered {
+            send_welcome(gateway, sessions, client, reason, &view, is_recovered).await?;
         }
-        page += 1;
-        if recovered {
-            for (position, frame) in &look.frames {
-                tell(entry, socket, position, frame, in_time).await?;
+        is_first_page = false;
+        if is_recovered {
+            for (position, frame) in &view.frames {
+                send_stored(sessions, client, position, frame, is_repair).await?;
             }
-            if look.has_more {
+            if view.has_more {
                 continue;
             }
         }
-        for answer in &look.in_flight {
-            push(socket, v1::snapshot(user, answer)).await?;
+        for answer in &view.in_flight {
+            push(client, v1::snapshot(&sessions.user, answer), None).await?;
         }
-        let mark = Mark::new(&look.n_id, look.n);
-        let awaited = entry.state().followers.follow(socket, mark);
-        for frame in awaited {
-            push(socket, frame).await?;
+        let number = SequenceNumber::new(&view.n_id, view.n);
+        let lost = sessions.state().subscribers.finish_read(client, number);
+        for frame in lost {
+            push(client, frame, None).await?;
         }
         return Ok(());
     }
 }
 
-async fn push(socket: &Socket, frame: impl Into<Utf8Bytes>) -> Result<(), CloseReason> {
-    push_traced(socket, frame, None).await
+/// Sends `welcome` where the client needs one: at its start, and where the mailbox could not be
+/// resumed, so that the client reloads its history. Whatever follows is a repair.
+async fn send_welcome(
+    gateway: &Gateway,
+    sessions: &UserSessions,
+    client: &Arc<V1State>,
+    reason: &mut CatchUpReason,
+    view: &UserView,
+    is_recovered: bool,
+) -> Result<(), CloseReason> {
+    let reason = std::mem::replace(reason, CatchUpReason::Repair);
+    let position = if !is_recovered {
+        let mut state = sessions.state();
+        state.subscribers.reset_position(client, &view.end)
+    } else if let CatchUpReason::Resume(since) = reason {
+        since
+    } else {
+        return Ok(());
+    };
+    let frame = welcome(gateway, sessions, &position, is_recovered, view);
+    push(client, frame, None).await?;
+    client.set_welcomed();
+    Ok(())
 }
 
-async fn push_traced(
-    socket: &Socket,
+/// Queues a frame as soon as there is room for it.
+async fn push(
+    client: &V1State,
     frame: impl Into<Utf8Bytes>,
     trace: Option<&TraceContext>,
 ) -> Result<(), CloseReason> {
-    let pushed = socket.outbound.push_when_room(frame.into(), trace);
-    timeout(BEHIND, pushed)
+    let pushed = client.outbound.push_when_room(frame.into(), trace);
+    timeout(SLOW_CONSUMER_TIMEOUT, pushed)
         .await
         .map_err(|_| CloseReason::SlowConsumer)
 }
 
-/// Tells a kept terminal frame, where the socket has not had it.
-async fn tell(
-    entry: &Entry,
-    socket: &Arc<Socket>,
+/// Sends a stored terminal frame, unless the connection has received it.
+async fn send_stored(
+    sessions: &UserSessions,
+    client: &Arc<V1State>,
     position: &Position,
     frame: &str,
-    in_time: bool,
+    is_repair: bool,
 ) -> Result<(), CloseReason> {
-    let published = Published::parse(frame.as_bytes()).ok();
-    if entry.state().followers.wants(socket, position) {
-        let text = published
-            .as_ref()
-            .and_then(|frame| v1::of_published(frame, &entry.user));
-        if let Some(text) = text {
-            // A client that comes back may get hundreds of old ones: those tell nothing of how
-            // an answer was delivered.
-            let trace = published.as_ref().filter(|_| in_time);
-            let trace = trace.and_then(Published::trace);
-            push_traced(socket, text, trace.as_ref()).await?;
-        }
+    let frame = Published::parse(frame.as_bytes()).ok();
+    let is_needed = sessions.state().subscribers.needs(client, position);
+    let text = frame
+        .as_ref()
+        .filter(|_| is_needed)
+        .and_then(|frame| V1Encoder.published(frame, &sessions.user));
+    if let Some(text) = text {
+        // Only a repair records the delivery: a client that resumes may receive hundreds of old
+        // frames, which say nothing about how their answers were delivered.
+        let trace = frame.as_ref().filter(|_| is_repair);
+        let trace = trace.and_then(Published::trace);
+        push(client, text, trace.as_ref()).await?;
     }
-    let message_id = published.and_then(|frame| frame.message_id);
-    entry
+    let message_id = frame.and_then(|frame| frame.message_id);
+    sessions
         .state()
-        .followers
-        .advance(socket, position.clone(), message_id.as_ref());
+        .subscribers
+        .advance(client, position.clone(), message_id.as_ref());
     Ok(())
 }
 
 fn welcome(
     gateway: &Gateway,
-    entry: &Entry,
+    sessions: &UserSessions,
     position: &Position,
     recovered: bool,
-    look: &UserView,
+    view: &UserView,
 ) -> String {
     let settings = &gateway.settings;
     Welcome {
-        user: &entry.user,
+        user: &sessions.user,
         server_id: &settings.server_id,
         position: &position.to_string(),
         recovered,
-        pending: &look.pending,
+        pending: &view.pending,
         heartbeat_ms: u64::try_from(settings.ping_interval.as_millis()).unwrap_or(u64::MAX),
         limits: Limits {
             max_content_chars: settings.max_content_chars,
             max_frame_bytes: settings.max_frame_bytes,
             max_pending: match settings.max_pending {
-                0 => IN_FLIGHT,
-                most => most.min(IN_FLIGHT),
+                0 => MAX_UNACKNOWLEDGED,
+                most => most.min(MAX_UNACKNOWLEDGED),
             },
         },
     }
     .to_json()
 }
 
-/// Reads, again where the fan-out is away.
-async fn patiently(
+/// Reads with exponential backoff while the fan-out is unavailable.
+async fn read_with_retries(
     gateway: &Gateway,
-    entry: &Entry,
-    socket: &Arc<Socket>,
+    sessions: &UserSessions,
+    client: &Arc<V1State>,
 ) -> Result<Arc<UserView>, CloseReason> {
-    let deadline = Instant::now() + gateway.settings.produce_timeout * AWAY;
+    let deadline = Instant::now() + gateway.settings.produce_timeout * UNAVAILABLE_FACTOR;
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
     loop {
         let pause = backoff.next_delay();
-        match look(gateway, entry, socket).await {
-            Ok(look) => return Ok(look),
+        match read(gateway, sessions, client).await {
+            Ok(view) => return Ok(view),
             Err(error) => {
-                gateway.counters.redis_error("read");
-                entry.state().followers.give_up(socket);
+                gateway.metrics.count_fanout_error("read");
+                sessions.state().subscribers.abandon_read(client);
                 if gateway.drain.is_cancelled() {
                     return Err(CloseReason::GoingAway);
                 }
                 if Instant::now() + pause >= deadline {
-                    tracing::warn!(%error, "a connection can't be served any more");
+                    tracing::warn!(
+                        %error,
+                        "mailbox could not be read in time, closing the connection; check redis"
+                    );
                     return Err(CloseReason::BackendLost);
                 }
             }
@@ -236,43 +237,43 @@ async fn patiently(
     }
 }
 
-/// One look at the user that was begun after this socket had lost something.
-async fn look(
+/// Reads the mailbox once, or uses a read that another connection of the user began after this one
+/// had become stale.
+async fn read(
     gateway: &Gateway,
-    entry: &Entry,
-    socket: &Arc<Socket>,
+    sessions: &UserSessions,
+    client: &Arc<V1State>,
 ) -> Result<Arc<UserView>, FanoutError> {
-    let mut last = entry.reads.0.lock().await;
-    let (begun, others) = {
-        let mut state = entry.state();
-        let begun = state.followers.begin(socket);
-        let others = state.followers.others_wait(socket);
+    let mut last = sessions.shared_read.lock().await;
+    let (start, has_other_stale) = {
+        let mut state = sessions.state();
+        let start = state.subscribers.begin_read(client);
+        let has_other_stale = state.subscribers.has_other_stale(client);
         if let Some(shared) = &*last
-            && shared.after == begun.after
-            && shared.from >= begun.stale
-            && state.followers.holds_since(shared.from)
+            && shared.after == start.after
+            && shared.buffered_since >= start.stale_since
+            && state.subscribers.is_buffered_since(shared.buffered_since)
         {
-            state.followers.share(socket, shared.from);
-            let look = shared.look.clone();
-            if !others {
+            state.subscribers.join_read(client, shared.buffered_since);
+            let view = shared.view.clone();
+            if !has_other_stale {
                 *last = None;
             }
-            return Ok(look);
+            return Ok(view);
         }
-        (begun, others)
+        (start, has_other_stale)
     };
-    let after = begun.after.clone();
-    let look = gateway.fanout.read(ReadRequest {
-        user: entry.user.clone(),
-        after: after.clone(),
+    let view = gateway.fanout.read(ReadRequest {
+        user: sessions.user.clone(),
+        after: start.after.clone(),
         from_start: false,
-        max_bytes: PAGE,
+        max_bytes: PAGE_BYTES,
     });
-    let look = Arc::new(look.await?);
-    *last = others.then(|| Shared {
-        after,
-        from: begun.from,
-        look: look.clone(),
+    let view = Arc::new(view.await?);
+    *last = has_other_stale.then(|| ReadResult {
+        after: start.after,
+        buffered_since: start.buffered_since,
+        view: view.clone(),
     });
-    Ok(look)
+    Ok(view)
 }

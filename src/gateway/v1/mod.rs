@@ -1,35 +1,22 @@
-//! The `chatmesh.v1` side of a socket (protocol.md sections 1.2 and 3).
+//! The `chatmesh.v1` protocol (protocol.md sections 1.2 and 3): what the gateway does for clients
+//! that resume from a position and follow answers while they are written.
 //!
-//! [`followers`] knows what each socket of a user has had; [`catch_up`] reads for those that can't
-//! follow what is published: new ones, slow ones, and all where something was lost.
+//! [`subscribers`] tracks, for each connection of a user, the last live frame it received.
+//! [`catch_up`] serves the connections with a gap, which are new, slow, or missed a frame: it
+//! buffers live frames, reads a snapshot, and replays the buffer. [`requests`] are the client's
+//! cancels and interrupts, [`encoder`] writes the frames.
+//!
+//! Architecture invariant: nothing in here imports `classic`, and `classic` imports nothing of it.
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-
-use tokio::sync::Notify;
-
-pub(super) mod asks;
 pub(super) mod catch_up;
-pub(super) mod followers;
+pub(super) mod encoder;
+mod live_buffer;
+pub(super) mod live_frame;
+mod received;
+pub(super) mod requests;
+pub(super) mod shared_read;
 #[cfg(test)]
 mod sim;
-
-/// What a socket of this protocol has beside a classic one.
-pub(super) struct Line {
-    /// By which the socket knows its own `accepted`.
-    pub(super) origin: Arc<str>,
-    /// It has to read.
-    pub(super) wake: Notify,
-    /// `welcome` is in the queue.
-    pub(super) welcomed: AtomicBool,
-}
-
-impl Line {
-    pub(super) fn new() -> Self {
-        Self {
-            origin: uuid::Uuid::new_v4().simple().to_string().into(),
-            wake: Notify::new(),
-            welcomed: AtomicBool::new(false),
-        }
-    }
-}
+pub(super) mod state;
+mod subscriber;
+pub(super) mod subscribers;

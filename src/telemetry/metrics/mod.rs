@@ -6,7 +6,6 @@
 //! The recording macros of the `metrics` crate are not used.
 
 mod exporter;
-pub mod gateway;
 
 pub use exporter::{Exporter, ExporterError};
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chatmesh::config::settings::{AuthMode, ConnectionLimits, GatewaySettings, TokenEndpoint};
-use chatmesh::gateway::{GatewayError, Parts, serve};
+use chatmesh::gateway::{Dependencies, GatewayError, serve};
 use chatmesh::health::Health;
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::Value;
@@ -84,7 +84,7 @@ async fn start(settings: GatewaySettings) -> Gateway {
     let (log, fanout) = (FakeLog::new(), FakeFanout::new());
     let drain = CancellationToken::new();
     let health = Arc::new(Health::new(&[]));
-    let parts = Parts {
+    let dependencies = Dependencies {
         log: log.clone(),
         fanout: fanout.clone(),
         settings,
@@ -92,7 +92,7 @@ async fn start(settings: GatewaySettings) -> Gateway {
         dead_letters: None,
         admin: Arc::new(|_, _| None),
     };
-    let served = tokio::spawn(serve(listener, parts, drain.clone()));
+    let served = tokio::spawn(serve(listener, dependencies, drain.clone()));
     Gateway {
         addr,
         log,

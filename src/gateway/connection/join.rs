@@ -1,0 +1,116 @@
+//! Adds a connection to its user's connections, and removes it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use crate::backoff::Backoff;
+use crate::fanout::FanoutError;
+use crate::gateway::client::Client;
+use crate::gateway::context::Gateway;
+use crate::gateway::mailbox_sync;
+use crate::gateway::session::{Protocol, Session};
+use crate::gateway::sessions::UserSessions;
+use crate::protocol::close::CloseReason;
+
+/// Subscribes to the user's channels and prepares the connection for delivery, with retries while
+/// the fan-out is unavailable. An error says why the connection must be closed.
+pub(super) async fn join(
+    gateway: &Gateway,
+    session: &Session,
+    client: &Client,
+) -> Result<Arc<UserSessions>, CloseReason> {
+    let deadline = Instant::now() + gateway.settings.produce_timeout;
+    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
+    let mut joined = None;
+    let since = match &session.protocol {
+        Protocol::V1 { since, .. } if !gateway.settings.interop => since.as_ref(),
+        _ => None,
+    };
+    loop {
+        let sessions = match joined.take() {
+            Some(sessions) => Ok(sessions),
+            None => gateway.registry.join(&session.user, client, since).await,
+        };
+        let (error, operation) = match sessions {
+            Ok(sessions) => match prepare_delivery(gateway, session, &sessions, client).await {
+                Ok(()) => return Ok(sessions),
+                Err(error) => {
+                    joined = Some(sessions);
+                    (error, "read")
+                }
+            },
+            Err(error) => (error, "subscribe"),
+        };
+        gateway.metrics.count_fanout_error(operation);
+        let pause = backoff.next_delay();
+        let is_stopping =
+            gateway.drain.is_cancelled() || client.outbound().close_reason().is_some();
+        if is_stopping || Instant::now() + pause >= deadline {
+            let correlation_id = &*session.correlation_id;
+            tracing::warn!(
+                correlation_id,
+                %error,
+                "connection could not be subscribed in time, closing it; check redis"
+            );
+            if let Some(sessions) = joined {
+                leave(gateway, &sessions, client).await;
+            }
+            return Err(if gateway.drain.is_cancelled() {
+                CloseReason::GoingAway
+            } else {
+                CloseReason::BackendLost
+            });
+        }
+        sleep(pause).await;
+    }
+}
+
+/// Reads where the mailbox ends for a classic connection, which receives only what is stored after
+/// that; a `chatmesh.v1` connection begins with a read of its own. Then applies a revocation that
+/// was made before the subscription.
+async fn prepare_delivery(
+    gateway: &Gateway,
+    session: &Session,
+    sessions: &UserSessions,
+    client: &Client,
+) -> Result<(), FanoutError> {
+    let Client::Classic(classic) = client else {
+        check_revocation(gateway, session, client).await;
+        return Ok(());
+    };
+    let view = mailbox_sync::read_mailbox_end(gateway, sessions).await?;
+    check_revocation(gateway, session, client).await;
+    let mut state = sessions.state();
+    state.set_mailbox_start(&view.end);
+    if !gateway.settings.interop {
+        state.add_pending_of(&view);
+    }
+    drop(state);
+    // Only this task sets it, and only once.
+    let _ = classic.mailbox_end.set(view.end);
+    Ok(())
+}
+
+/// Applies a revocation that was made while the connection subscribed. Ends when the connection is
+/// closing or aborted, because nothing can be received over it then.
+async fn check_revocation(gateway: &Gateway, session: &Session, client: &Client) {
+    let (fanout, metrics) = (&*gateway.fanout, &gateway.metrics);
+    tokio::select! {
+        () = gateway.revocations.check(fanout, metrics, &session.user) => {}
+        () = client.outbound().wait_until_closing() => {}
+        () = gateway.abort.cancelled() => {}
+    }
+}
+
+/// Removes a connection from its user's connections.
+pub(super) async fn leave(gateway: &Gateway, sessions: &Arc<UserSessions>, client: &Client) {
+    if let Err(error) = gateway.registry.leave(sessions, client).await {
+        gateway.metrics.count_fanout_error("unsubscribe");
+        tracing::warn!(
+            %error,
+            "subscription could not be ended, nothing is needed: its frames are ignored"
+        );
+    }
+}

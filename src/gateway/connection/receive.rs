@@ -1,0 +1,195 @@
+//! The receive loop of one connection: reads the client's frames, and ends when the connection is to
+//! be closed, for whatever reason.
+
+use std::future::{pending, poll_fn};
+use std::pin::Pin;
+use std::task::Poll;
+
+use futures_util::StreamExt as _;
+use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_tungstenite::tungstenite::protocol::Message;
+use tokio_tungstenite::tungstenite::{Error as WsError, error::ProtocolError};
+
+use super::keepalive::{Keepalive, KeepaliveAction};
+use super::{Frames, StreamEnd};
+use crate::gateway::client::Client;
+use crate::gateway::context::Gateway;
+use crate::gateway::drain::DrainState;
+use crate::gateway::inbound::Inbound;
+use crate::gateway::session::{Protocol, Session};
+use crate::gateway::v1;
+use crate::protocol::close::CloseReason;
+
+/// Receives frames until the connection is to be closed. The outbound queue knows the reason then.
+pub(super) async fn receive_frames(
+    gateway: &Gateway,
+    session: &Session,
+    client: &Client,
+    frames: &mut Frames<'_>,
+    inbound: &mut Inbound,
+) -> StreamEnd {
+    let outbound = client.outbound();
+    let sessions = inbound.sessions();
+    let (since, expires_at) = match &session.protocol {
+        Protocol::Classic => (None, None),
+        Protocol::V1 { since, expires_at } => (since.clone(), *expires_at),
+    };
+    let since = since.filter(|_| !gateway.settings.interop);
+    let mut catching_up = std::pin::pin!(async {
+        match client {
+            Client::Classic(_) => pending().await,
+            Client::V1(client) => v1::catch_up::run(gateway, &sessions, client, since).await,
+        }
+    });
+    let mut is_ready = client.is_ready();
+    let mut expiry = expires_at.map(|at| Box::pin(sleep_until(at)));
+    let settings = &gateway.settings;
+    let mut keepalive = Keepalive::new(settings.ping_interval, settings.ping_timeout);
+    let mut keepalive_timer = std::pin::pin!(sleep_until(keepalive.first_check()));
+    let mut drain: Option<Box<DrainState>> = None;
+    loop {
+        let is_reading = drain.is_none() && is_ready && inbound.has_room();
+        // The order matters: what ends the connection never waits for what its client sends, and
+        // `welcome` is noticed as soon as it is queued.
+        tokio::select! {
+            biased;
+            () = gateway.abort.cancelled() => {
+                outbound.disconnect(CloseReason::GoingAway);
+                return StreamEnd::Broken;
+            }
+            () = outbound.wait_until_closing() => return StreamEnd::Orderly,
+            reason = &mut catching_up => {
+                outbound.close(reason);
+                return StreamEnd::Orderly;
+            }
+            () = poll_fn(|_| poll_ready(client)), if !is_ready => is_ready = true,
+            () = wait_for(&mut expiry), if expiry.is_some() => {
+                outbound.close(CloseReason::Unauthorized);
+                return StreamEnd::Orderly;
+            }
+            () = gateway.drain.cancelled(), if drain.is_none() => {
+                // A classic client has no position to resume from, so it is answered first.
+                let answer_first = match client {
+                    Client::Classic(_) => Some(sessions.clone()),
+                    Client::V1(_) => None,
+                };
+                drain = Some(Box::new(DrainState::new(gateway, answer_first)));
+            }
+            () = DrainState::ready_to_close(&mut drain, inbound.is_empty()), if drain.is_some() => {
+                close_for_drain(gateway, session, client, is_ready);
+                return StreamEnd::Orderly;
+            }
+            () = &mut keepalive_timer, if drain.is_none() => {
+                inbound.release_buffers();
+                frames.release_buffers();
+                let Some(next) = check_keepalive(client, &mut keepalive, is_reading) else {
+                    return StreamEnd::Broken;
+                };
+                keepalive_timer.as_mut().reset(next);
+            }
+            () = inbound.step(), if !inbound.is_empty() => {}
+            frame = frames.next(), if is_reading => {
+                if let Some(next) = keepalive.record_frame() {
+                    keepalive_timer.as_mut().reset(next);
+                }
+                if let Some(end) = handle_frame(client, inbound, frame) {
+                    return end;
+                }
+            }
+        }
+    }
+}
+
+/// Pings a silent client, or closes the connection where it has not responded. Returns when the
+/// keepalive timer fires next; `None` where the connection is closed.
+fn check_keepalive(
+    client: &Client,
+    keepalive: &mut Keepalive,
+    is_reading: bool,
+) -> Option<Instant> {
+    match keepalive.check(is_reading) {
+        KeepaliveAction::Wait(next) => Some(next),
+        KeepaliveAction::Ping(next) => {
+            client.outbound().ping();
+            Some(next)
+        }
+        KeepaliveAction::Disconnect => {
+            client.outbound().close(CloseReason::PingTimeout);
+            None
+        }
+    }
+}
+
+/// Closes a connection because its gateway drains.
+fn close_for_drain(gateway: &Gateway, session: &Session, client: &Client, is_ready: bool) {
+    let delay = DrainState::reconnect_delay(gateway);
+    let announcement = client.encoder().closing(&session.user, "going_away", delay);
+    // No frame may precede `welcome`.
+    if let Some(frame) = announcement.filter(|_| is_ready) {
+        client.push_reply(frame);
+    }
+    client.outbound().close(CloseReason::GoingAway);
+}
+
+/// Processes what was read. Returns how the stream ended, if it did.
+fn handle_frame(
+    client: &Client,
+    inbound: &mut Inbound,
+    frame: Option<Result<Message, WsError>>,
+) -> Option<StreamEnd> {
+    let outbound = client.outbound();
+    match frame {
+        Some(Ok(Message::Text(text))) => {
+            inbound.handle_frame(text.as_str());
+            None
+        }
+        Some(Ok(Message::Binary(_))) => {
+            outbound.close(CloseReason::Unsupported);
+            Some(StreamEnd::Orderly)
+        }
+        // The library has queued its own close frame; further reads send it.
+        Some(Ok(Message::Close(_))) => {
+            outbound.disconnect(CloseReason::Normal);
+            Some(StreamEnd::Orderly)
+        }
+        Some(Ok(_)) => None,
+        Some(Err(error)) => {
+            match close_reason(&error) {
+                CloseReason::Lost => outbound.disconnect(CloseReason::Lost),
+                reason => outbound.close(reason),
+            }
+            Some(StreamEnd::Broken)
+        }
+        None => {
+            outbound.disconnect(CloseReason::Lost);
+            Some(StreamEnd::Broken)
+        }
+    }
+}
+
+/// For a caller that polls again whenever something may have been queued.
+fn poll_ready(client: &Client) -> Poll<()> {
+    if client.is_ready() {
+        Poll::Ready(())
+    } else {
+        Poll::Pending
+    }
+}
+
+/// Waits for a timer; forever where there is none.
+async fn wait_for(timer: &mut Option<Pin<Box<Sleep>>>) {
+    match timer {
+        Some(timer) => timer.await,
+        None => pending().await,
+    }
+}
+
+fn close_reason(error: &WsError) -> CloseReason {
+    match error {
+        WsError::Capacity(_) => CloseReason::TooBig,
+        WsError::Utf8(_) => CloseReason::BadUtf8,
+        WsError::Protocol(ProtocolError::ResetWithoutClosingHandshake) => CloseReason::Lost,
+        WsError::Protocol(_) | WsError::AttackAttempt => CloseReason::ProtocolError,
+        _ => CloseReason::Lost,
+    }
+}

@@ -1,0 +1,105 @@
+//! The gateway's shared state, and the dependencies from which it is built.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::Response;
+use hyper::http::Method;
+use secrecy::SecretString;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::auth::KeyError;
+use super::auth::jwt::JwtVerifier;
+use super::http::page::Page;
+use super::http::slots::HttpConnections;
+use super::limits::ConnectionLimiter;
+use super::metrics::GatewayMetrics;
+use super::revocation::Revocations;
+use super::sessions::SessionRegistry;
+use crate::config::settings::GatewaySettings;
+use crate::fanout::GatewayFanout;
+use crate::health::Health;
+use crate::log::Log;
+use crate::pipeline::letters::Letters;
+
+/// Answers the routes that every role serves (`/metrics`, `/health/live`, `/health/ready`); `None`
+/// for any other path.
+pub type Admin = dyn Fn(&Method, &str) -> Option<Response<Full<Bytes>>> + Send + Sync;
+
+/// The dead letters of a process whose log has no other reader, and who may settle them.
+pub struct DeadLetterAccess {
+    /// Reads and settles the dead letters.
+    pub letters: Letters,
+    /// A key that is accepted beside the admin key. It is written into the data directory, so it
+    /// proves that its bearer may read that directory.
+    pub local_key: Option<SecretString>,
+}
+
+/// Everything that a gateway needs from its composition root.
+pub struct Dependencies {
+    /// The log to which messages are appended.
+    pub log: Arc<dyn Log>,
+    /// The fan-out from which answers are received.
+    pub fanout: Arc<dyn GatewayFanout>,
+    /// The gateway's part of the configuration.
+    pub settings: GatewaySettings,
+    /// The gateway reports here that its subscriptions are open and that it drains. The health of
+    /// the log and the fan-out is checked by the composition root.
+    pub health: Arc<Health>,
+    /// The routes that every role serves.
+    pub admin: Arc<Admin>,
+    /// The dead letters, in a process that is the only one with access to them. The gateway then
+    /// serves them to requests with the admin key or the local key.
+    pub dead_letters: Option<DeadLetterAccess>,
+}
+
+/// Why the gateway could not start, or exited unexpectedly.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// The listener has no local address.
+    #[error("the listening socket is unusable: {0}")]
+    Listener(#[from] std::io::Error),
+    /// The keys that verify signed tokens could not be loaded.
+    #[error("the keys of tokens can't be used: {0}")]
+    Keys(#[from] KeyError),
+    /// The fan-out closed the subscription, so no more answers would arrive.
+    #[error("the subscription to the fan-out ended, restart the gateway")]
+    FeedEnded,
+}
+
+/// The state that all connections and tasks of one gateway share.
+pub(super) struct Gateway {
+    /// Verifies signed tokens; `None` unless `AUTH_MODE` is `jwt`.
+    pub(super) verifier: Option<JwtVerifier>,
+    pub(super) log: Arc<dyn Log>,
+    pub(super) fanout: Arc<dyn GatewayFanout>,
+    pub(super) settings: GatewaySettings,
+    pub(super) health: Arc<Health>,
+    pub(super) admin: Arc<Admin>,
+    pub(super) dead_letters: Option<DeadLetterAccess>,
+    pub(super) metrics: GatewayMetrics,
+    pub(super) registry: SessionRegistry,
+    pub(super) limits: Arc<ConnectionLimiter>,
+    /// Connections that have not been upgraded to a WebSocket.
+    pub(super) http_connections: Arc<HttpConnections>,
+    pub(super) revocations: Revocations,
+    /// The chat page; `None` where it is switched off.
+    pub(super) page: Option<Page>,
+    /// Whether the listener is bound to a loopback address.
+    pub(super) loopback: bool,
+    /// The number of the next message's correlation id. It is unique in the process, not in the
+    /// connection: two connections may bring the same correlation id, and the answer of an
+    /// original worker is matched by nothing else.
+    pub(super) messages: AtomicU64,
+    /// Connections that began to close because of the drain, in this order.
+    pub(super) closing: AtomicU64,
+    /// Cancelled when the gateway stops: nothing new is accepted, what was accepted is finished.
+    pub(super) drain: CancellationToken,
+    /// Cancelled when the drain's time is over: every task ends at once.
+    pub(super) abort: CancellationToken,
+    /// Tracks the task of every connection.
+    pub(super) tasks: TaskTracker,
+}

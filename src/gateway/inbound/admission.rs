@@ -1,0 +1,232 @@
+//! Admits a message at the fan-out, and acts on the decision.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+use tokio_tungstenite::tungstenite::Utf8Bytes;
+
+use super::{Inbound, Message};
+use crate::fanout::{AdmissionDecision, Limit, MessageRef};
+use crate::gateway::classic::pending::PendingAnswers;
+use crate::gateway::client::Client;
+use crate::gateway::context::Gateway;
+use crate::gateway::delivery;
+use crate::gateway::encoder::{Encoder as _, Rejection};
+use crate::gateway::retry::retry_until;
+use crate::gateway::user::FrameSource;
+use crate::gateway::v1::encoder::V1Encoder;
+use crate::gateway::v1::requests;
+use crate::gateway::v1::state::V1State;
+use crate::protocol::close::CloseReason;
+use crate::protocol::error_code::ErrorCode;
+use crate::protocol::frame::Published;
+use crate::protocol::position::Position;
+use crate::telemetry::traces::Kind;
+
+/// A connection with this many rate-limited messages in one rate window is closed.
+const MAX_RATE_LIMIT_HITS: u32 = 100;
+
+/// The dependency that admissions need, by its name in the health checks.
+const FANOUT: &str = "redis";
+
+/// A message and the fan-out's decision; `None` where the fan-out was unavailable.
+pub(super) type AdmissionResult = (Message, Option<AdmissionDecision>);
+
+/// Counts one connection's rate-limited messages in the current rate window.
+pub(super) struct RateLimitHits {
+    window_start: Instant,
+    count: u32,
+}
+
+impl RateLimitHits {
+    pub(super) fn new() -> Self {
+        Self {
+            window_start: Instant::now(),
+            count: 0,
+        }
+    }
+}
+
+impl Inbound {
+    pub(super) fn begin_admission(&mut self, mut message: Message) {
+        let span = &mut message.span;
+        span.text("messaging.message.id", message.id.as_str());
+        span.text("correlation_id", &message.correlation_id);
+        let message_ref = self.message_ref(&message);
+        let admission = admit(self.gateway.clone(), message_ref, message);
+        let admissions = &mut self.in_progress().admissions;
+        admissions.push_back(Box::pin(admission));
+    }
+
+    pub(super) fn handle_admission(
+        &mut self,
+        mut message: Message,
+        decision: Option<AdmissionDecision>,
+    ) {
+        match decision {
+            None => {
+                message.span.fail(ErrorCode::Unavailable.as_str());
+                self.reject_message(&message, ErrorCode::Unavailable);
+            }
+            Some(AdmissionDecision::Refused(limit)) => {
+                message.span.fail(ErrorCode::RateLimited.as_str());
+                self.reject_over_limit(limit, &message);
+            }
+            Some(AdmissionDecision::New) => {
+                self.sessions.state().pending.add_admitted(
+                    message.id.clone(),
+                    message.correlation_id.clone(),
+                    Some(message.conversation.clone()),
+                );
+                self.begin_append(message);
+            }
+            Some(AdmissionDecision::OutcomeStored) => {
+                // The answer is stored and will be delivered.
+                let mut state = self.sessions.state();
+                add_resent(&mut state.pending, &message);
+                state.pending.set_in_log(&message.id);
+                drop(state);
+                self.send_accepted(&message);
+            }
+            Some(AdmissionDecision::Delivered(frame, position)) => {
+                self.resend_answer(&message, &frame, position);
+            }
+            Some(AdmissionDecision::Forgotten) => {
+                self.send_accepted(&message);
+                let accepted = self.accepted_frame(&message);
+                let encoder = self.client.encoder();
+                let frame = encoder.forgotten(&accepted, &message.correlation_id);
+                self.client.push_reply(frame);
+            }
+        }
+    }
+
+    /// Rejects a message because a limit is reached. Closes a connection that continues to send.
+    fn reject_over_limit(&mut self, limit: Limit, message: &Message) {
+        let code = ErrorCode::RateLimited;
+        let (text, retry_after) = match limit {
+            Limit::Rate(wait) => (code.text(), Some(wait)),
+            Limit::Tokens(wait) => (
+                "Rate limit exceeded. The budget of today is used up.",
+                Some(wait),
+            ),
+            Limit::Pending => (
+                "Rate limit exceeded. Too many messages wait for their answers.",
+                None,
+            ),
+            Limit::Conversations => (
+                "Rate limit exceeded. Delete a conversation before beginning another one.",
+                None,
+            ),
+        };
+        self.send_rejection(&Rejection {
+            code,
+            text,
+            correlation_id: &message.correlation_id,
+            client_id: message.client_id.as_ref(),
+            retry_after,
+        });
+        let now = Instant::now();
+        let hits = &mut self.rate_limit_hits;
+        if now.duration_since(hits.window_start) >= self.gateway.settings.rate_window {
+            *hits = RateLimitHits {
+                window_start: now,
+                count: 0,
+            };
+        }
+        hits.count += 1;
+        if hits.count >= MAX_RATE_LIMIT_HITS {
+            self.client.outbound().close(CloseReason::RateAbused);
+        }
+    }
+
+    /// Sends the answer of a message that was delivered before the client sent it again.
+    fn resend_answer(&self, message: &Message, frame: &str, position: Position) {
+        match &self.client {
+            Client::Classic(_) => {
+                add_resent(&mut self.sessions.state().pending, message);
+                delivery::deliver_stored(
+                    &self.gateway.metrics,
+                    &self.sessions,
+                    frame.as_bytes(),
+                    position,
+                    FrameSource::Mailbox,
+                );
+            }
+            Client::V1(client) => {
+                self.send_accepted(message);
+                self.resend_to_subscriber(client, message, frame, &position);
+            }
+        }
+    }
+
+    /// Sends the answer at once where the connection has received it before. A connection that is
+    /// not that far receives it by a read, with everything else that it is missing.
+    fn resend_to_subscriber(
+        &self,
+        client: &Arc<V1State>,
+        message: &Message,
+        frame: &str,
+        position: &Position,
+    ) {
+        let text = Published::parse(frame.as_bytes())
+            .ok()
+            .and_then(|frame| V1Encoder.published(&frame, &self.session.user));
+        let Some(text) = text.map(Utf8Bytes::from) else {
+            return;
+        };
+        let mut state = self.sessions.state();
+        let subscribers = &mut state.subscribers;
+        if subscribers.has_received(client, position) && client.outbound.try_push(text.clone()) {
+            return;
+        }
+        if !subscribers.send_after_read(client, message.id.clone(), text) {
+            drop(state);
+            client.outbound.close(CloseReason::SlowConsumer);
+        }
+    }
+}
+
+fn add_resent(pending: &mut PendingAnswers, message: &Message) {
+    pending.add_unordered(
+        message.id.clone(),
+        message.correlation_id.clone(),
+        Some(message.conversation.clone()),
+    );
+}
+
+/// Calls `admit`, with retries while the fan-out is unavailable, for half of the time that a message
+/// has; the other half is the log's. An admitted interrupt then cancels the messages before it.
+async fn admit(
+    gateway: Arc<Gateway>,
+    message_ref: MessageRef,
+    mut message: Message,
+) -> AdmissionResult {
+    let patience = gateway.settings.produce_timeout / 2;
+    let deadline = message.received_at + patience;
+    let _admitting = message.span.child(Kind::Internal, format_args!("admit"));
+    // A fan-out that has been unavailable for longer than a message would wait is not waited for
+    // again.
+    let admission = if gateway.health.away(FANOUT) > patience {
+        None
+    } else {
+        let admit = || gateway.fanout.admit(&message_ref, &message.content);
+        retry_until(&gateway, "admit", deadline, admit).await
+    };
+    let decision = match admission {
+        Some(admission) => {
+            message.live_subscribers = admission.live_subscribers;
+            Some(admission.decision)
+        }
+        // The operator prefers messages that no limit counts over none.
+        None if gateway.settings.rate_fail_open => Some(AdmissionDecision::New),
+        None => None,
+    };
+    if message.interrupt
+        && decision == Some(AdmissionDecision::New)
+        && !requests::interrupt(&gateway, &message_ref, deadline).await
+    {
+        return (message, None);
+    }
+    (message, decision)
+}

@@ -1,0 +1,245 @@
+//! The inbound path of one connection: validate a frame, admit it, append it to the log in order,
+//! and confirm it once the log has acknowledged it.
+//!
+//! Several messages are in progress at once, so that a client need not wait for one acknowledgement
+//! before its next message is accepted. Their number is bounded; above the bound the socket is not
+//! read. Messages keep their order because admissions complete in order, and a record's place in
+//! the log is determined by the call of `append`.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesOrdered, FuturesUnordered};
+use tokio::time::Instant;
+
+use super::client::Client;
+use super::context::Gateway;
+use super::encoder::Rejection;
+use super::session::{MAX_UNACKNOWLEDGED, Session};
+use super::sessions::UserSessions;
+use super::v1::requests::CancelRequest;
+use crate::fanout::MessageRef;
+use crate::protocol::error_code::ErrorCode;
+use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId};
+use crate::protocol::open_message::CancelResult;
+use crate::protocol::v1::{self, Accepted};
+use crate::telemetry::traces::Span;
+
+mod admission;
+mod append;
+mod receive;
+
+use admission::{AdmissionResult, RateLimitHits};
+use append::AppendResult;
+
+/// A message on its way to the log.
+struct Message {
+    id: MessageId,
+    /// The client's own identifier; `None` on the classic protocol.
+    client_id: Option<ClientMessageId>,
+    conversation: ConversationId,
+    /// Cancels the messages that are pending before it in its conversation.
+    interrupt: bool,
+    correlation_id: Arc<str>,
+    content: String,
+    received_at: Instant,
+    /// How many gateways subscribe to the user's live channel, as far as is known.
+    live_subscribers: u64,
+    /// Open until the log has acknowledged the message.
+    span: Span,
+}
+
+/// The result of a step after the admission. These complete in any order.
+enum CompletedStep {
+    Appended(Box<AppendResult>),
+    Cancelled(CancelRequest, Option<CancelResult>),
+    Announced,
+}
+
+/// A request that takes effect after everything before it is admitted. Nothing else is read before.
+enum Barrier {
+    Interrupt(Box<Message>),
+    Cancel(CancelRequest),
+}
+
+/// What one connection's client has sent and the gateway has not finished.
+#[derive(Default)]
+struct InProgress {
+    admissions: FuturesOrdered<BoxFuture<'static, AdmissionResult>>,
+    barrier: Option<Barrier>,
+    steps: FuturesUnordered<BoxFuture<'static, CompletedStep>>,
+}
+
+impl InProgress {
+    fn is_empty(&self) -> bool {
+        self.admissions.is_empty() && self.steps.is_empty() && self.barrier.is_none()
+    }
+
+    fn has_room(&self) -> bool {
+        let count = self.admissions.len() + self.steps.len();
+        self.barrier.is_none() && count < MAX_UNACKNOWLEDGED
+    }
+}
+
+/// Processes the frames of one connection's client.
+pub(super) struct Inbound {
+    gateway: Arc<Gateway>,
+    session: Arc<Session>,
+    sessions: Arc<UserSessions>,
+    client: Client,
+    /// `None` while the client is silent, to save memory.
+    in_progress: Option<Box<InProgress>>,
+    rate_limit_hits: RateLimitHits,
+}
+
+impl Inbound {
+    pub(super) fn new(
+        gateway: Arc<Gateway>,
+        session: Arc<Session>,
+        sessions: Arc<UserSessions>,
+        client: Client,
+    ) -> Self {
+        Self {
+            gateway,
+            session,
+            sessions,
+            client,
+            in_progress: None,
+            rate_limit_hits: RateLimitHits::new(),
+        }
+    }
+
+    /// The connections of the user who sends these frames.
+    pub(super) fn sessions(&self) -> Arc<UserSessions> {
+        self.sessions.clone()
+    }
+
+    /// Whether every frame that was read is finished.
+    pub(super) fn is_empty(&self) -> bool {
+        self.in_progress
+            .as_ref()
+            .is_none_or(|in_progress| in_progress.is_empty())
+    }
+
+    /// Whether another frame may be read.
+    pub(super) fn has_room(&self) -> bool {
+        self.in_progress
+            .as_ref()
+            .is_none_or(|in_progress| in_progress.has_room())
+    }
+
+    /// Frees the memory of finished messages where none is in progress.
+    pub(super) fn release_buffers(&mut self) {
+        if self.is_empty() {
+            self.in_progress = None;
+        }
+    }
+
+    fn in_progress(&mut self) -> &mut InProgress {
+        self.in_progress.get_or_insert_default()
+    }
+
+    fn push_step(&mut self, step: impl Future<Output = CompletedStep> + Send + 'static) {
+        self.in_progress().steps.push(Box::pin(step));
+    }
+
+    /// Advances what is in progress by one step. Never returns while nothing is. Cancel-safe.
+    pub(super) async fn step(&mut self) {
+        poll_fn(|cx| self.poll_step(cx)).await;
+    }
+
+    fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(in_progress) = &mut self.in_progress else {
+            return Poll::Pending;
+        };
+        if let Poll::Ready(Some((message, decision))) = in_progress.admissions.poll_next_unpin(cx) {
+            self.handle_admission(message, decision);
+            self.release_barrier();
+            return Poll::Ready(());
+        }
+        let Poll::Ready(Some(step)) = in_progress.steps.poll_next_unpin(cx) else {
+            return Poll::Pending;
+        };
+        match step {
+            CompletedStep::Appended(appended) => self.handle_appended(*appended),
+            CompletedStep::Cancelled(request, result) => self.send_cancel_result(&request, result),
+            CompletedStep::Announced => {}
+        }
+        Poll::Ready(())
+    }
+
+    fn message_ref(&self, message: &Message) -> MessageRef {
+        MessageRef {
+            user: self.session.user.clone(),
+            message_id: message.id.clone(),
+            id: message.client_id.clone(),
+            conversation: message.conversation.clone(),
+        }
+    }
+
+    /// The `accepted` frame of a message, as its sender receives it.
+    fn accepted_frame<'a>(&'a self, message: &'a Message) -> Accepted<'a> {
+        Accepted {
+            userid: &self.session.user,
+            message_id: &message.id,
+            id: message.client_id.as_ref(),
+            conversation_id: &message.conversation,
+            content: None,
+            origin: None,
+        }
+    }
+
+    /// Confirms a message to its sender, where the protocol does.
+    fn send_accepted(&self, message: &Message) {
+        let accepted = self.accepted_frame(message);
+        if let Some(frame) = self.client.encoder().accepted(&accepted) {
+            self.client.push_reply(frame);
+        }
+    }
+
+    fn send_rejection(&self, rejection: &Rejection<'_>) {
+        let (code, correlation_id) = (rejection.code.as_str(), rejection.correlation_id);
+        self.gateway.metrics.count_message_error(code);
+        tracing::debug!(correlation_id, code, "message rejected");
+        let frame = self
+            .client
+            .encoder()
+            .rejection(&self.session.user, rejection);
+        self.client.push_reply(frame);
+    }
+
+    /// Rejects a message with the standard text of `code`.
+    fn reject_message(&self, message: &Message, code: ErrorCode) {
+        self.send_rejection(&Rejection {
+            code,
+            text: code.text(),
+            correlation_id: &message.correlation_id,
+            client_id: message.client_id.as_ref(),
+            retry_after: None,
+        });
+    }
+
+    /// Answers a `cancel`; `None` means that the fan-out was unavailable.
+    fn send_cancel_result(&self, request: &CancelRequest, result: Option<CancelResult>) {
+        let correlation_id = &*request.correlation_id;
+        let client_id = request.client_id.as_ref();
+        let Some(result) = result else {
+            let code = ErrorCode::Unavailable;
+            self.send_rejection(&Rejection {
+                code,
+                text: code.text(),
+                correlation_id,
+                client_id,
+                retry_after: None,
+            });
+            return;
+        };
+        tracing::info!(correlation_id, message_id = %request.message_id, ?result, "cancel");
+        let user = &self.session.user;
+        let frame = v1::cancel_result(user, &request.message_id, client_id, result);
+        self.client.push_reply(frame);
+    }
+}

@@ -1,0 +1,135 @@
+//! Validates a client's frame and begins its processing.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tokio::time::Instant;
+
+use super::{Barrier, CompletedStep, Inbound, Message};
+use crate::gateway::client::Client;
+use crate::gateway::encoder::Rejection;
+use crate::gateway::v1::requests::{self, CancelRequest};
+use crate::protocol::frame::parse_classic;
+use crate::protocol::ids::{ConversationId, MessageId};
+use crate::protocol::trace_context::TraceContext;
+use crate::protocol::v1::{self, ClientFrame};
+use crate::telemetry::traces::{Kind, Span};
+
+/// The number of gateways that subscribe to a user's live channel, before the admission tells it:
+/// as if there were others, so that the message is announced to them.
+const UNKNOWN_SUBSCRIBERS: u64 = u64::MAX;
+
+impl Inbound {
+    /// Processes a text frame of the client.
+    pub(in crate::gateway) fn handle_frame(&mut self, text: &str) {
+        let gateway = &self.gateway;
+        gateway.metrics.frames_received.increment(1);
+        let number = gateway.messages.fetch_add(1, Ordering::Relaxed);
+        let correlation_id = format!("{}-{number}", self.session.correlation_id).into();
+        match self.client {
+            Client::Classic(_) => self.handle_classic_frame(text, correlation_id),
+            Client::V1(_) => self.handle_v1_frame(text, correlation_id),
+        }
+    }
+
+    fn handle_classic_frame(&mut self, text: &str, correlation_id: Arc<str>) {
+        let max_chars = self.gateway.settings.max_content_chars;
+        match parse_classic(text, &self.session.user, max_chars) {
+            Err(refused) => self.send_rejection(&Rejection {
+                code: refused.code,
+                text: &refused.text,
+                correlation_id: &correlation_id,
+                client_id: None,
+                retry_after: None,
+            }),
+            Ok(content) => self.begin_admission(Message {
+                id: MessageId::random(),
+                client_id: None,
+                conversation: ConversationId::default_conversation(),
+                interrupt: false,
+                correlation_id,
+                content,
+                received_at: Instant::now(),
+                live_subscribers: UNKNOWN_SUBSCRIBERS,
+                span: self.begin_span(None),
+            }),
+        }
+    }
+
+    fn handle_v1_frame(&mut self, text: &str, correlation_id: Arc<str>) {
+        let max_chars = self.gateway.settings.max_content_chars;
+        match v1::parse(text, &self.session.user, max_chars) {
+            Err(v1::RefusedFrame { refused, id }) => self.send_rejection(&Rejection {
+                code: refused.code,
+                text: &refused.text,
+                correlation_id: &correlation_id,
+                client_id: id.as_ref(),
+                retry_after: None,
+            }),
+            Ok(ClientFrame::Ping) => self.client.push_reply(v1::PONG.into()),
+            Ok(ClientFrame::Cancel { message_id, id }) => {
+                self.set_barrier(Barrier::Cancel(CancelRequest {
+                    message_id,
+                    client_id: id,
+                    correlation_id,
+                }));
+            }
+            Ok(ClientFrame::Message {
+                id,
+                content,
+                conversation,
+                interrupt,
+                trace,
+            }) => {
+                let message = Message {
+                    id: MessageId::of_client(&self.session.user, &id),
+                    client_id: Some(id),
+                    conversation,
+                    interrupt,
+                    correlation_id,
+                    content,
+                    received_at: Instant::now(),
+                    live_subscribers: UNKNOWN_SUBSCRIBERS,
+                    span: self.begin_span(trace),
+                };
+                if interrupt {
+                    self.set_barrier(Barrier::Interrupt(Box::new(message)));
+                } else {
+                    self.begin_admission(message);
+                }
+            }
+        }
+    }
+
+    /// Begins a message's span in the message's own trace, or else in its connection's.
+    fn begin_span(&self, trace: Option<TraceContext>) -> Span {
+        let parent = trace.or_else(|| self.session.trace.as_deref().cloned());
+        Span::begin(parent, Kind::Server, format_args!("receive message"))
+    }
+
+    fn set_barrier(&mut self, barrier: Barrier) {
+        self.in_progress().barrier = Some(barrier);
+        self.release_barrier();
+    }
+
+    /// Begins the request that waits for earlier admissions, once there are none.
+    pub(super) fn release_barrier(&mut self) {
+        let in_progress = self.in_progress();
+        if !in_progress.admissions.is_empty() {
+            return;
+        }
+        match in_progress.barrier.take() {
+            None => {}
+            Some(Barrier::Interrupt(message)) => self.begin_admission(*message),
+            Some(Barrier::Cancel(request)) => {
+                let (gateway, user) = (self.gateway.clone(), self.session.user.clone());
+                let deadline = Instant::now() + gateway.settings.produce_timeout / 2;
+                self.push_step(async move {
+                    let id = &request.message_id;
+                    let result = requests::cancel(&gateway, &user, id, deadline).await;
+                    CompletedStep::Cancelled(request, result)
+                });
+            }
+        }
+    }
+}

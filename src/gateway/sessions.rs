@@ -1,0 +1,257 @@
+//! All users with connections on this gateway, and the subscriptions to their channels.
+
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use dashmap::DashMap;
+use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+use super::client::Client;
+use super::user::UserState;
+use super::v1::shared_read::SharedRead;
+use crate::fanout::{Channel, FanoutError, Feed};
+use crate::protocol::ids::UserId;
+use crate::protocol::position::Position;
+
+/// A subscription that is not confirmed after this time counts as failed.
+const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The subscriptions to one user's channels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Subscription {
+    None,
+    /// To the terminal channel, which every connection needs.
+    Terminal,
+    /// To the terminal channel and to the live one, which `chatmesh.v1` connections need.
+    TerminalAndLive,
+    /// The user is no longer in the registry; whoever still has a reference looks it up again.
+    Removed,
+}
+
+/// One user's connections on this gateway.
+pub(super) struct UserSessions {
+    pub(super) user: UserId,
+    /// Locked while a subscription begins or ends, so that a connection that joins waits while the
+    /// last one leaves.
+    subscription: tokio::sync::Mutex<Subscription>,
+    state: Mutex<UserState>,
+    /// Coordinates the reads of the user's `chatmesh.v1` connections.
+    pub(super) shared_read: SharedRead,
+    /// Notified after each frame that was published to the user's `chatmesh.v1` connections.
+    pub(super) published: Notify,
+}
+
+impl UserSessions {
+    fn new(user: UserId) -> Self {
+        Self {
+            user,
+            subscription: tokio::sync::Mutex::new(Subscription::None),
+            state: Mutex::default(),
+            shared_read: SharedRead::default(),
+            published: Notify::new(),
+        }
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, UserState> {
+        self.state.lock()
+    }
+}
+
+/// The users with connections on this gateway.
+#[derive(Default)]
+pub(super) struct SessionRegistry {
+    users: DashMap<UserId, Arc<UserSessions>>,
+    feed: OnceLock<Arc<dyn Feed>>,
+    connections: AtomicUsize,
+    /// Assigns users to shards.
+    shard_hasher: RandomState,
+    /// Notified when published frames may have been lost: all mailboxes have to be read.
+    pub(super) gap_detected: Notify,
+    /// Users with a frame that was deferred to a mailbox read; each at most once per pass.
+    immediate_reads: Mutex<Vec<Arc<UserSessions>>>,
+    /// Notified when an immediate read was requested.
+    pub(super) immediate_read_requested: Notify,
+}
+
+impl SessionRegistry {
+    /// Whether the feed is open, so that connections can be accepted.
+    pub(super) fn has_feed(&self) -> bool {
+        self.feed.get().is_some()
+    }
+
+    /// Sets the feed by which users are subscribed. Only the first call has an effect.
+    pub(super) fn set_feed(&self, feed: Arc<dyn Feed>) {
+        let _ = self.feed.set(feed);
+    }
+
+    /// The number of users with connections here.
+    pub(super) fn users(&self) -> usize {
+        self.users.len()
+    }
+
+    /// The number of connections, from their upgrade to their end.
+    pub(super) fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn increment_connections(&self) {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn decrement_connections(&self) {
+        self.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn get(&self, user: &UserId) -> Option<Arc<UserSessions>> {
+        self.users.get(user).map(|entry| entry.value().clone())
+    }
+
+    fn immediate_reads(&self) -> MutexGuard<'_, Vec<Arc<UserSessions>>> {
+        self.immediate_reads.lock()
+    }
+
+    /// Requests a mailbox read at once: a frame of this user was deferred to it, the first one
+    /// since the last pass.
+    pub(super) fn request_immediate_read(&self, sessions: Arc<UserSessions>) {
+        self.immediate_reads().push(sessions);
+        self.immediate_read_requested.notify_one();
+    }
+
+    /// Removes and returns the users for whom an immediate read was requested.
+    pub(super) fn take_immediate_reads(&self) -> Vec<Arc<UserSessions>> {
+        std::mem::take(&mut *self.immediate_reads())
+    }
+
+    /// The users whose mailboxes have to be read.
+    pub(super) fn needing_mailbox_read(&self) -> Vec<Arc<UserSessions>> {
+        self.users
+            .iter()
+            .filter(|entry| entry.state().needs_mailbox_read())
+            .map(|entry| entry.value().clone())
+            .collect()
+    }
+
+    /// The users with `chatmesh.v1` connections in one of `shards` shards. Each user is in exactly
+    /// one.
+    pub(super) fn subscribers_in_shard(&self, shard: u64, shards: u64) -> Vec<Arc<UserSessions>> {
+        self.users
+            .iter()
+            .filter(|entry| self.shard_hasher.hash_one(entry.key()) % shards.max(1) == shard)
+            .filter(|entry| !entry.state().subscribers.is_empty())
+            .map(|entry| entry.value().clone())
+            .collect()
+    }
+
+    /// Records for every user that published frames may have been lost.
+    pub(super) fn record_gap(&self) {
+        for entry in &self.users {
+            entry.state().record_gap();
+        }
+        self.gap_detected.notify_one();
+    }
+
+    /// Adds a connection and subscribes to its user's channels. Every frame that is published after
+    /// this returns reaches the connection, or is followed by a gap. `since` is the position from
+    /// which a `chatmesh.v1` client resumes. Not cancel-safe: a user without connections would
+    /// remain.
+    pub(super) async fn join(
+        &self,
+        user: &UserId,
+        client: &Client,
+        since: Option<&Position>,
+    ) -> Result<Arc<UserSessions>, FanoutError> {
+        let Some(feed) = self.feed.get() else {
+            return Err(FanoutError::Unavailable("no subscription yet".into()));
+        };
+        loop {
+            let sessions = self
+                .users
+                .entry(user.clone())
+                .or_insert_with(|| Arc::new(UserSessions::new(user.clone())))
+                .clone();
+            let mut subscription = sessions.subscription.lock().await;
+            if *subscription == Subscription::Removed {
+                continue;
+            }
+            if *subscription == Subscription::None {
+                if let Err(error) = in_time(feed.subscribe(user, Channel::Terminal)).await {
+                    self.remove(&sessions, &mut subscription);
+                    return Err(error);
+                }
+                *subscription = Subscription::Terminal;
+            }
+            if matches!(client, Client::V1(_)) && *subscription == Subscription::Terminal {
+                if let Err(error) = in_time(feed.subscribe(user, Channel::Live)).await {
+                    if sessions.state().is_empty() {
+                        // No connection is left that would end the other subscription.
+                        let _ = in_time(feed.unsubscribe(user, Channel::Terminal)).await;
+                        self.remove(&sessions, &mut subscription);
+                    }
+                    return Err(error);
+                }
+                *subscription = Subscription::TerminalAndLive;
+            }
+            sessions.state().add(client, since.cloned());
+            drop(subscription);
+            return Ok(sessions);
+        }
+    }
+
+    fn remove(&self, sessions: &Arc<UserSessions>, subscription: &mut Subscription) {
+        *subscription = Subscription::Removed;
+        self.users
+            .remove_if(&sessions.user, |_, current| Arc::ptr_eq(current, sessions));
+    }
+
+    /// Removes a connection. The last one of a user ends the user's subscriptions; the last
+    /// `chatmesh.v1` one ends the subscription to the live channel.
+    pub(super) async fn leave(
+        &self,
+        sessions: &Arc<UserSessions>,
+        client: &Client,
+    ) -> Result<(), FanoutError> {
+        {
+            let mut state = sessions.state();
+            state.remove(client);
+            let needs_same_channels = match client {
+                Client::Classic(_) => true,
+                Client::V1(_) => !state.subscribers.is_empty(),
+            };
+            if !state.is_empty() && needs_same_channels {
+                return Ok(());
+            }
+        }
+        let mut subscription = sessions.subscription.lock().await;
+        if matches!(*subscription, Subscription::None | Subscription::Removed) {
+            return Ok(());
+        }
+        let (is_empty, needs_live) = {
+            let state = sessions.state();
+            (state.is_empty(), !state.subscribers.is_empty())
+        };
+        let Some(feed) = self.feed.get() else {
+            return Ok(());
+        };
+        let mut result = Ok(());
+        if *subscription == Subscription::TerminalAndLive && !needs_live {
+            result = in_time(feed.unsubscribe(&sessions.user, Channel::Live)).await;
+            *subscription = Subscription::Terminal;
+        }
+        if is_empty {
+            let ended = in_time(feed.unsubscribe(&sessions.user, Channel::Terminal)).await;
+            self.remove(sessions, &mut subscription);
+            result = result.and(ended);
+        }
+        result
+    }
+}
+
+async fn in_time(call: impl Future<Output = Result<(), FanoutError>>) -> Result<(), FanoutError> {
+    timeout(SUBSCRIBE_TIMEOUT, call)
+        .await
+        .unwrap_or_else(|_| Err(FanoutError::Unavailable("no confirmation in time".into())))
+}

@@ -1,0 +1,153 @@
+//! Everything that one user's connections on this gateway share: which clients are connected, what
+//! they have received, what they wait for, and when the user's mailbox is read.
+//!
+//! Three facts decide about a terminal frame for classic clients ([`decision`]): whether it was
+//! delivered already; its position, since positions only grow within an epoch; and whether its
+//! message is pending here. The answer of a pending message is delivered whatever its position says:
+//! after Redis lost its data, positions may say nothing.
+//!
+//! A published frame may be lost on its way. It is found in the mailbox then, and the frames that
+//! were published after it must not overtake it: as long as one may be missing, published frames
+//! are deferred to the mailbox read, which returns all of them in order.
+
+use std::sync::Arc;
+
+use super::classic::duplicates::DuplicateFilter;
+use super::classic::pending::PendingAnswers;
+use super::classic::state::ClassicState;
+use super::client::Client;
+use super::v1::subscribers::Subscribers;
+use crate::fanout::UserView;
+use crate::protocol::frame::Published;
+use crate::protocol::ids::{ConversationId, MessageId};
+use crate::protocol::position::Position;
+
+mod catch_up;
+mod decision;
+#[cfg(test)]
+mod tests;
+
+use catch_up::CatchUp;
+pub(super) use decision::{Delivery, FrameSource};
+
+/// The state that one user's connections share.
+#[derive(Default)]
+pub(super) struct UserState {
+    classic: Vec<Arc<ClassicState>>,
+    /// The `chatmesh.v1` connections, and what each of them has received.
+    pub(super) subscribers: Subscribers,
+    pub(super) pending: PendingAnswers,
+    duplicates: DuplicateFilter,
+    catch_up: CatchUp,
+    /// Live frames may have been lost, and the mailbox has not been read to its end since. Not part
+    /// of [`CatchUp`]: a pass that began after the loss serves its request, but the gap remains
+    /// until that pass has reached the end.
+    has_gap: bool,
+}
+
+impl UserState {
+    /// `since` is the position from which a `chatmesh.v1` client resumes.
+    pub(super) fn add(&mut self, client: &Client, since: Option<Position>) {
+        match client {
+            Client::Classic(classic) => self.classic.push(classic.clone()),
+            Client::V1(v1) => self.subscribers.add(v1.clone(), since),
+        }
+    }
+
+    pub(super) fn remove(&mut self, client: &Client) {
+        match client {
+            Client::Classic(classic) => self.classic.retain(|other| !Arc::ptr_eq(other, classic)),
+            Client::V1(v1) => self.subscribers.remove(v1),
+        }
+    }
+
+    /// Whether the user has no connection here.
+    pub(super) fn is_empty(&self) -> bool {
+        self.classic.is_empty() && self.subscribers.is_empty()
+    }
+
+    /// Records the mailbox's end as a new connection found it. The first one determines where
+    /// mailbox reads begin.
+    pub(super) fn set_mailbox_start(&mut self, end: &Position) {
+        self.duplicates.start_at(end);
+    }
+
+    /// The position after which the next mailbox read begins.
+    pub(super) fn mailbox_read_up_to(&self) -> Option<Position> {
+        self.duplicates.mailbox_read_up_to()
+    }
+
+    pub(super) fn set_mailbox_read_up_to(&mut self, position: Position) {
+        self.duplicates.set_mailbox_read_up_to(position);
+    }
+
+    /// Claims the mailbox read for the calling task; false where another task is reading.
+    pub(super) fn begin_mailbox_read(&mut self) -> bool {
+        self.catch_up.begin()
+    }
+
+    /// Begins a pass over the mailbox. Returns whether it was requested.
+    pub(super) fn begin_pass(&mut self) -> bool {
+        self.catch_up.begin_pass()
+    }
+
+    /// Records that the pass has read the mailbox to its end. No frame is missing any more, unless
+    /// another read was requested since the pass began.
+    pub(super) fn set_read_to_end(&mut self) {
+        self.has_gap &= self.catch_up.is_requested();
+    }
+
+    /// Ends a pass. Returns whether the mailbox read is finished, too.
+    pub(super) fn end_pass(&mut self, has_failed: bool) -> bool {
+        self.catch_up.end_pass(has_failed)
+    }
+
+    pub(super) fn schedule_mailbox_read(&mut self) {
+        self.catch_up.schedule();
+    }
+
+    /// Records that published frames may have been lost.
+    pub(super) fn record_gap(&mut self) {
+        self.catch_up.schedule();
+        self.has_gap = true;
+    }
+
+    /// Whether the mailbox has to be read: a read was requested, or an answer is pending.
+    pub(super) fn needs_mailbox_read(&mut self) -> bool {
+        self.pending.remove_expired();
+        self.catch_up.is_requested() || !self.pending.is_empty()
+    }
+
+    /// Adds the messages that other connections or gateways left unanswered.
+    pub(super) fn add_pending_of(&mut self, view: &UserView) {
+        for pending in &view.pending {
+            self.add_pending(&pending.message_id, Some(&pending.conversation));
+        }
+        // A worker has read these from the log.
+        for answer in &view.in_flight {
+            self.add_pending(&answer.message_id, Some(&answer.conversation));
+            self.pending.set_in_log(&answer.message_id);
+        }
+    }
+
+    /// Adds a message without an answer, unless its answer was delivered here.
+    pub(super) fn add_pending(&mut self, id: &MessageId, conversation: Option<&ConversationId>) {
+        if !self.pending.contains(id) && !self.duplicates.contains_message(id.as_str()) {
+            self.pending
+                .add_unordered(id.clone(), "".into(), conversation.cloned());
+        }
+    }
+
+    /// The pending message that this frame answers: by its id, or by the correlation id where an
+    /// original worker omitted the id.
+    fn pending_message(&self, frame: &Published<'_>) -> Option<MessageId> {
+        if let Some(id) = &frame.message_id
+            && self.pending.contains(id)
+        {
+            return Some(id.clone());
+        }
+        let correlation_id = frame.correlation_id.as_deref();
+        let correlation_id = correlation_id.filter(|id| !id.is_empty())?;
+        self.pending.find_by_correlation_id(correlation_id).cloned()
+    }
+}

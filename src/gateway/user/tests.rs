@@ -1,0 +1,177 @@
+use super::*;
+use crate::gateway::classic::duplicates::DEDUP_FRAMES;
+use crate::protocol::ids::UserId;
+use crate::protocol::position::Epoch;
+
+fn position(offset: i64) -> Position {
+    Position {
+        epoch: Epoch::new("c", "0", 0),
+        offset,
+    }
+}
+
+fn message_id(id: &str) -> MessageId {
+    MessageId::parse(id).unwrap()
+}
+
+fn default_conversation() -> Option<ConversationId> {
+    Some(ConversationId::default_conversation())
+}
+
+/// The state of a user with one classic connection to a mailbox that ends at offset 0.
+fn with_classic_client() -> UserState {
+    let mut state = UserState::default();
+    let client = Client::Classic(Arc::new(ClassicState::new(1 << 20)));
+    state.add(&client, None);
+    state.set_mailbox_start(&position(0));
+    state
+}
+
+/// Whether the terminal frame of message `id` is delivered.
+fn deliver(state: &mut UserState, id: &str, offset: i64, source: FrameSource) -> bool {
+    let user = UserId::parse("alice").unwrap();
+    let json = format!(r#"{{"type":"response","content":"x","message_id":"{id}"}}"#);
+    let frame = Published::parse(json.as_bytes()).unwrap();
+    state
+        .deliver_terminal(&user, &frame, Some(position(offset)), source)
+        .is_delivered()
+}
+
+#[test]
+fn frame_that_left_the_duplicate_filter_is_never_read_again() {
+    let mut state = UserState::default();
+    state.set_mailbox_start(&position(0));
+    for offset in 1..=1000 {
+        let id = offset.to_string();
+        assert!(deliver(&mut state, &id, offset, FrameSource::Published));
+    }
+    assert!(
+        state.needs_mailbox_read(),
+        "many frames were delivered since the last read"
+    );
+    assert_eq!(state.duplicates.len(), DEDUP_FRAMES);
+    let read_up_to = state.mailbox_read_up_to().unwrap().offset;
+    for offset in read_up_to + 1..=1000 {
+        let id = offset.to_string();
+        let delivered = deliver(&mut state, &id, offset, FrameSource::Mailbox);
+        assert!(!delivered, "{offset}");
+    }
+}
+
+#[test]
+fn frame_published_after_a_gap_waits_for_the_mailbox_read() {
+    let mut state = with_classic_client();
+    state.record_gap();
+    assert!(state.begin_mailbox_read());
+    assert!(state.begin_pass());
+    // Published after the read was requested, before its result arrives.
+    assert!(!deliver(&mut state, "m2", 2, FrameSource::Published));
+    assert!(deliver(&mut state, "m1", 1, FrameSource::Mailbox));
+    state.set_read_to_end();
+    assert!(!state.end_pass(false), "m2 needs another pass");
+    let overtakes = deliver(&mut state, "m3", 3, FrameSource::Published);
+    assert!(!overtakes, "m2 is missing");
+    assert!(state.begin_pass());
+    for (id, offset) in [("m2", 2), ("m3", 3)] {
+        // Whatever became of the mailbox since then.
+        assert!(deliver(&mut state, id, offset, FrameSource::Rebuilt));
+    }
+    state.set_read_to_end();
+    assert!(state.end_pass(false));
+    assert!(deliver(&mut state, "m4", 4, FrameSource::Published));
+    assert!(!state.needs_mailbox_read());
+}
+
+#[test]
+fn frame_published_after_a_deferred_frame_is_deferred() {
+    let mut state = with_classic_client();
+    // m2 is admitted here; m1 elsewhere, and Redis has lost that it is pending.
+    state
+        .pending
+        .add_admitted(message_id("m2"), "c-2".into(), default_conversation());
+    let delivered = deliver(&mut state, "m1", 1, FrameSource::Published);
+    assert!(!delivered, "m2 may be missing");
+    let delivered = deliver(&mut state, "m2", 2, FrameSource::Published);
+    assert!(!delivered, "m1 is not delivered");
+    assert!(state.begin_mailbox_read());
+    state.begin_pass();
+    assert!(deliver(&mut state, "m1", 1, FrameSource::Mailbox));
+    assert!(deliver(&mut state, "m2", 2, FrameSource::Mailbox));
+    state.set_read_to_end();
+    assert!(state.end_pass(false));
+    assert!(deliver(&mut state, "m3", 3, FrameSource::Published));
+}
+
+#[test]
+fn rebuilt_frame_is_delivered_only_where_its_message_was_admitted_or_published_here() {
+    let mut state = with_classic_client();
+    let [admitted, elsewhere] = ["admitted", "elsewhere"].map(message_id);
+    let conversation = default_conversation();
+    // Redis has lost that it had ended, and a worker answers it again.
+    state.add_pending(&elsewhere, conversation.as_ref());
+    assert!(!deliver(&mut state, "elsewhere", 1, FrameSource::Rebuilt));
+    assert!(!state.needs_mailbox_read(), "it has ended all the same");
+    state.add_pending(&elsewhere, conversation.as_ref());
+    state
+        .pending
+        .add_admitted(admitted, "c".into(), conversation);
+    let delivered = deliver(&mut state, "published", 9, FrameSource::Published);
+    assert!(!delivered, "out of order");
+    for (id, offset, expected) in [
+        ("elsewhere", 1, false),
+        ("admitted", 8, true),
+        ("published", 9, true),
+    ] {
+        let delivered = deliver(&mut state, id, offset, FrameSource::Rebuilt);
+        assert_eq!(delivered, expected, "{id}");
+    }
+    // A frame stored since the client connected is delivered, whichever gateway admitted it.
+    state.add_pending(&message_id("later"), None);
+    assert!(deliver(&mut state, "later", 10, FrameSource::Mailbox));
+}
+
+#[test]
+fn frame_published_by_a_rewind_waits_for_missing_earlier_frames() {
+    let mut state = with_classic_client();
+    for id in ["m1", "m2"] {
+        state
+            .pending
+            .add_admitted(message_id(id), id.into(), default_conversation());
+    }
+    let source = FrameSource::PublishedByRewind;
+    assert!(!deliver(&mut state, "m2", 2, source), "m1 is missing");
+    for (id, offset) in [("m1", 1), ("m2", 2)] {
+        assert!(deliver(&mut state, id, offset, FrameSource::Rebuilt));
+    }
+    assert!(!deliver(&mut state, "old", 3, source), "not pending");
+}
+
+#[test]
+fn failed_mailbox_read_is_scheduled_again() {
+    let mut state = with_classic_client();
+    state.record_gap();
+    assert!(state.begin_mailbox_read());
+    assert!(!state.begin_mailbox_read(), "one at a time");
+    assert!(state.begin_pass());
+    assert!(!deliver(&mut state, "m1", 1, FrameSource::Published));
+    assert!(state.end_pass(true));
+    assert!(state.needs_mailbox_read());
+    assert!(state.begin_mailbox_read());
+}
+
+#[test]
+fn pending_answer_is_delivered_once_whatever_its_position() {
+    let mut state = UserState::default();
+    state.set_mailbox_start(&position(10));
+    let id = message_id("m");
+    state.pending.add_admitted(id.clone(), "c-1".into(), None);
+    assert!(!deliver(&mut state, "other", 4, FrameSource::Rebuilt));
+    assert!(!deliver(&mut state, "other", 4, FrameSource::Published));
+    assert!(deliver(&mut state, "m", 5, FrameSource::Rebuilt));
+    assert!(!deliver(&mut state, "m", 5, FrameSource::Published));
+    assert!(!deliver(&mut state, "m", 50, FrameSource::Published));
+    assert!(!state.needs_mailbox_read());
+    // A view of the user that still lists it as pending adds it no more.
+    state.add_pending(&id, None);
+    assert!(!state.needs_mailbox_read());
+}

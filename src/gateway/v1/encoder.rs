@@ -1,0 +1,46 @@
+//! Frames of the `chatmesh.v1` protocol.
+
+use std::time::Duration;
+
+use crate::gateway::encoder::{Encoder, Rejection};
+use crate::protocol::frame::Published;
+use crate::protocol::ids::UserId;
+use crate::protocol::v1::{self, Accepted};
+
+/// Encodes frames for `chatmesh.v1` clients.
+pub(in crate::gateway) struct V1Encoder;
+
+impl Encoder for V1Encoder {
+    fn rejection(&self, user: &UserId, rejection: &Rejection<'_>) -> String {
+        v1::refusal(
+            user,
+            rejection.client_id,
+            rejection.code,
+            rejection.text,
+            rejection.correlation_id,
+            rejection.retry_after,
+        )
+    }
+
+    fn accepted(&self, accepted: &Accepted<'_>) -> Option<String> {
+        Some(accepted.to_json())
+    }
+
+    fn forgotten(&self, message: &Accepted<'_>, _: &str) -> String {
+        v1::forgotten(
+            message.userid,
+            message.message_id,
+            message.id,
+            message.conversation_id,
+        )
+    }
+
+    fn published(&self, frame: &Published<'_>, user: &UserId) -> Option<String> {
+        v1::of_published(frame, user)
+    }
+
+    fn closing(&self, user: &UserId, reason: &str, retry_after: Duration) -> Option<String> {
+        let milliseconds = u64::try_from(retry_after.as_millis()).unwrap_or(0);
+        Some(v1::closing(user, reason, milliseconds))
+    }
+}

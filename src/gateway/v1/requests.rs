@@ -1,0 +1,68 @@
+//! What a client requests about messages that it sent before: to cancel one, or to interrupt all
+//! that precede a new one.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use crate::fanout::{MessageRef, ReadRequest};
+use crate::gateway::context::Gateway;
+use crate::gateway::retry::retry_until;
+use crate::protocol::ids::{ClientMessageId, MessageId, UserId};
+use crate::protocol::open_message::CancelResult;
+
+/// A client's `cancel` frame.
+#[derive(Debug, Clone)]
+pub(in crate::gateway) struct CancelRequest {
+    pub(in crate::gateway) message_id: MessageId,
+    /// The identifier by which the client named the message, if it did.
+    pub(in crate::gateway) client_id: Option<ClientMessageId>,
+    pub(in crate::gateway) correlation_id: Arc<str>,
+}
+
+/// Cancels a message; `None` where the fan-out was unavailable until the deadline.
+pub(in crate::gateway) async fn cancel(
+    gateway: &Gateway,
+    user: &UserId,
+    message_id: &MessageId,
+    deadline: Instant,
+) -> Option<CancelResult> {
+    retry_until(gateway, "cancel", deadline, || {
+        gateway.fanout.cancel(user, message_id)
+    })
+    .await
+}
+
+/// Cancels the messages that are pending before `message` in its conversation. The message has been
+/// admitted, so its place among the pending ones tells which precede it; an interrupt that is sent
+/// again does not cancel later messages. Returns false where the fan-out was unavailable.
+pub(in crate::gateway) async fn interrupt(
+    gateway: &Gateway,
+    message: &MessageRef,
+    deadline: Instant,
+) -> bool {
+    let view = retry_until(gateway, "read", deadline, || {
+        gateway.fanout.read(ReadRequest {
+            user: message.user.clone(),
+            after: None,
+            from_start: false,
+            max_bytes: 1,
+        })
+    })
+    .await;
+    let Some(view) = view else {
+        return false;
+    };
+    let earlier = view
+        .pending
+        .iter()
+        .take_while(|pending| pending.message_id != message.message_id)
+        .filter(|pending| pending.conversation == message.conversation);
+    for pending in earlier {
+        let result = cancel(gateway, &message.user, &pending.message_id, deadline).await;
+        if result.is_none() {
+            return false;
+        }
+    }
+    true
+}

@@ -1,0 +1,231 @@
+use super::*;
+use crate::gateway::v1::live_buffer::MAX_BYTES;
+use crate::protocol::position::Epoch;
+
+const QUEUE_BYTES: usize = 4096;
+
+fn client() -> Arc<V1State> {
+    Arc::new(V1State::new(QUEUE_BYTES))
+}
+
+fn position(offset: i64) -> Position {
+    let epoch = Epoch::new("c", "0", 0);
+    Position { epoch, offset }
+}
+
+fn message_id(text: &str) -> MessageId {
+    MessageId::parse(text).unwrap()
+}
+
+fn number(n: u64) -> SequenceNumber {
+    SequenceNumber::new("a", n)
+}
+
+fn delta(n: u64) -> LiveFrame {
+    LiveFrame {
+        number: Some(number(n)),
+        is_terminal: false,
+        message_id: MessageId::parse("m").ok(),
+        position: None,
+        origin: None,
+        text: Some(format!("d{n}").into()),
+        trace: None,
+    }
+}
+
+fn terminal(n: u64, offset: i64) -> LiveFrame {
+    LiveFrame {
+        is_terminal: true,
+        message_id: MessageId::parse(&offset.to_string()).ok(),
+        position: Some(position(offset)),
+        text: Some(format!("t{offset}").into()),
+        ..delta(n)
+    }
+}
+
+/// A frame of the counter that begins after the fan-out lost its data.
+fn renumbered(n: u64, frame: LiveFrame) -> LiveFrame {
+    LiveFrame {
+        number: Some(SequenceNumber::new("b", n)),
+        ..frame
+    }
+}
+
+/// Adds a client that has read up to the frame `n` and position 0.
+fn live_client(subscribers: &mut Subscribers, n: u64) -> Arc<V1State> {
+    let client = client();
+    subscribers.add(client.clone(), Some(position(0)));
+    assert!(subscribers.is_stale(&client));
+    subscribers.begin_read(&client);
+    subscribers.finish_read(&client, number(n));
+    client
+}
+
+#[test]
+fn buffered_frames_that_the_snapshot_lacks_are_replayed_in_order() {
+    let mut subscribers = Subscribers::default();
+    let client = client();
+    subscribers.add(client.clone(), None);
+    subscribers.begin_read(&client);
+    for n in 1..=4 {
+        subscribers.publish(delta(n));
+    }
+    assert!(
+        client.outbound.queued().is_empty(),
+        "buffered until the snapshot is sent"
+    );
+    subscribers.finish_read(&client, number(2));
+    subscribers.publish(delta(5));
+    assert_eq!(client.outbound.queued(), ["d3", "d4", "d5"]);
+}
+
+#[test]
+fn frame_without_the_next_number_makes_the_connection_read() {
+    for wrong in [delta(7), delta(5), delta(2), renumbered(6, delta(6))] {
+        let mut subscribers = Subscribers::default();
+        let client = live_client(&mut subscribers, 4);
+        subscribers.publish(delta(5));
+        assert!(!subscribers.is_stale(&client));
+        subscribers.publish(wrong);
+        assert!(subscribers.is_stale(&client));
+        assert_eq!(client.outbound.queued(), ["d5"], "the frame was not sent");
+    }
+}
+
+#[test]
+fn terminal_frame_up_to_the_position_is_never_sent() {
+    let mut subscribers = Subscribers::default();
+    let client = live_client(&mut subscribers, 0);
+    subscribers.publish(terminal(1, 5));
+    subscribers.publish(terminal(2, 5));
+    subscribers.publish(terminal(3, 4));
+    subscribers.publish(terminal(4, 6));
+    assert_eq!(client.outbound.queued(), ["t5", "t6"]);
+    assert_eq!(subscribers.begin_read(&client).after, Some(position(6)));
+}
+
+#[test]
+fn rebuild_of_an_emptied_mailbox_repeats_no_frame() {
+    let mut subscribers = Subscribers::default();
+    let client = live_client(&mut subscribers, 0);
+    subscribers.publish(terminal(1, 5));
+    subscribers.mark_all_stale();
+    subscribers.begin_read(&client);
+    let empty = Position {
+        epoch: Epoch::of_empty_mailbox("x"),
+        offset: 0,
+    };
+    assert_eq!(subscribers.reset_position(&client, &empty), position(5));
+    subscribers.finish_read(&client, SequenceNumber::new("b", 0));
+    subscribers.publish(renumbered(1, terminal(1, 4)));
+    subscribers.publish(renumbered(2, terminal(2, 5)));
+    subscribers.publish(renumbered(3, terminal(3, 6)));
+    assert_eq!(client.outbound.queued(), ["t5", "t6"]);
+}
+
+#[test]
+fn frame_received_before_the_user_moved_to_another_partition_is_not_repeated() {
+    let mut subscribers = Subscribers::default();
+    let client = live_client(&mut subscribers, 0);
+    let new_position = |offset| Position {
+        epoch: Epoch::new("c", "0", 1),
+        offset,
+    };
+    let in_new_partition = |n, offset| LiveFrame {
+        position: Some(new_position(offset)),
+        text: Some(format!("m{offset}").into()),
+        ..terminal(n, offset)
+    };
+    subscribers.publish(terminal(1, 5));
+    subscribers.publish(in_new_partition(2, 0));
+    // A late record of the old partition, and frames of both that a rewind published again.
+    subscribers.publish(terminal(3, 6));
+    subscribers.publish(terminal(4, 5));
+    subscribers.publish(in_new_partition(5, 0));
+    subscribers.publish(in_new_partition(6, 1));
+    subscribers.publish(terminal(7, 6));
+    assert_eq!(client.outbound.queued(), ["t5", "m0", "t6", "m1"]);
+    // Redis was emptied, and the old partition is rebuilt first.
+    subscribers.mark_all_stale();
+    let start = subscribers.begin_read(&client);
+    assert_eq!(start.after, Some(new_position(1)));
+    assert_eq!(
+        subscribers.reset_position(&client, &position(2)),
+        position(6)
+    );
+    subscribers.finish_read(&client, SequenceNumber::new("b", 0));
+    subscribers.publish(renumbered(1, terminal(1, 3)));
+    subscribers.publish(renumbered(2, in_new_partition(2, 1)));
+    subscribers.publish(renumbered(3, in_new_partition(3, 2)));
+    assert_eq!(client.outbound.queued(), ["t5", "m0", "t6", "m1", "m2"]);
+}
+
+#[test]
+fn full_queue_drops_deltas_and_keeps_the_position() {
+    let mut subscribers = Subscribers::default();
+    let client = live_client(&mut subscribers, 0);
+    let mut n = 0;
+    while !subscribers.is_stale(&client) {
+        n += 1;
+        subscribers.publish(delta(n));
+    }
+    assert_eq!(client.outbound.queued().len() as u64, n - 1);
+    subscribers.publish(terminal(n + 1, 5));
+    assert_eq!(client.outbound.close_reason(), None);
+    let start = subscribers.begin_read(&client);
+    assert_eq!(start.after, Some(position(0)), "the terminal frame is read");
+}
+
+#[test]
+fn buffer_is_bounded_and_its_overflow_makes_the_connection_read_again() {
+    let mut subscribers = Subscribers::default();
+    let client = client();
+    subscribers.add(client.clone(), None);
+    subscribers.begin_read(&client);
+    let large = |n| LiveFrame {
+        text: Some("x".repeat(MAX_BYTES / 2).into()),
+        ..delta(n)
+    };
+    for n in 1..=3 {
+        subscribers.publish(large(n));
+        assert!(subscribers.buffer.bytes() <= MAX_BYTES);
+    }
+    subscribers.finish_read(&client, number(0));
+    assert!(subscribers.is_stale(&client));
+    assert!(client.outbound.queued().is_empty());
+}
+
+#[test]
+fn one_read_serves_all_connections_that_were_stale_before_it() {
+    let mut subscribers = Subscribers::default();
+    let (one, other) = (
+        live_client(&mut subscribers, 4),
+        live_client(&mut subscribers, 4),
+    );
+    subscribers.publish(delta(6));
+    let shared = subscribers.begin_read(&one);
+    subscribers.publish(delta(7));
+    let start = subscribers.begin_read(&other);
+    assert!(shared.buffered_since >= start.stale_since);
+    assert!(subscribers.is_buffered_since(shared.buffered_since));
+    subscribers.join_read(&other, shared.buffered_since);
+    for client in [&one, &other] {
+        subscribers.finish_read(client, number(6));
+        assert_eq!(client.outbound.queued(), ["d7"]);
+    }
+}
+
+#[test]
+fn answer_of_a_resent_message_is_sent_once_by_the_read_or_after_it() {
+    let mut subscribers = Subscribers::default();
+    let client = live_client(&mut subscribers, 0);
+    for id in ["5", "9"] {
+        let text = format!("t{id}").into();
+        assert!(subscribers.send_after_read(&client, message_id(id), text));
+    }
+    assert!(subscribers.is_stale(&client));
+    subscribers.begin_read(&client);
+    subscribers.advance(&client, position(5), Some(&message_id("5")));
+    assert_eq!(subscribers.finish_read(&client, number(1)), ["t9"]);
+    assert!(!subscribers.is_stale(&client));
+}
