@@ -1,4 +1,4 @@
-//! Our own client where the log, the gateway and the worker do as the test wants.
+//! The Rust client (`chatmesh::client`) against a gateway whose log and worker the test controls.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::gateway_classic::settings;
 use crate::support::TEST_TIMEOUT;
 
 async fn client(gateway: &Gateway) -> Client {
-    // The feed is opened while the first clients come.
+    // The gateway refuses connections until its feed is open.
     gateway.device("first").await;
     let server = format!("http://127.0.0.1:{}", gateway.port);
     let options = Options::new(&server, "alice").unwrap();
@@ -20,7 +20,7 @@ async fn client(gateway: &Gateway) -> Client {
 }
 
 #[tokio::test]
-async fn what_the_log_did_not_acknowledge_is_sent_again_by_the_same_id() {
+async fn unacknowledged_message_is_resent_with_the_same_id() {
     let gateway = start(GatewaySettings {
         produce_timeout: Duration::from_millis(200),
         ..settings()
@@ -31,7 +31,7 @@ async fn what_the_log_did_not_acknowledge_is_sent_again_by_the_same_id() {
     let id = ClientMessageId::parse("a1").unwrap();
     let question = Question::new("x").with_id(id);
     let mut answer = client.ask(question).await.unwrap();
-    // Twice in the log, and nobody was told that it failed.
+    // The client sends it again by itself, so the log gets it twice and the caller sees no error.
     let records = timeout(TEST_TIMEOUT, gateway.log.records(2)).await.unwrap();
     assert_eq!(records[0].1.key, records[1].1.key);
     gateway.log.acknowledge(true);
@@ -51,7 +51,7 @@ async fn what_the_log_did_not_acknowledge_is_sent_again_by_the_same_id() {
 }
 
 #[tokio::test]
-async fn a_stopping_server_is_left_and_come_back_to() {
+async fn client_reports_a_draining_server_and_reconnects() {
     let gateway = start(settings()).await;
     let client = client(&gateway).await;
     let mut state = client.state();

@@ -1,4 +1,4 @@
-//! What clients send: answered by the frames of protocol.md section 1.2, to whom it concerns.
+//! The replies to what clients send (protocol.md section 1.2).
 
 use tokio::time::timeout;
 
@@ -7,23 +7,23 @@ use crate::support::TEST_TIMEOUT;
 use crate::support::classic::{ClassicClient, ClientEvent};
 
 #[tokio::test]
-async fn only_the_offered_subprotocol_is_spoken_and_echoed() {
+async fn offered_subprotocol_is_selected_and_echoed() {
     let gateway = start(settings()).await;
     let mut device = gateway.device("alice").await;
-    // In a list of others; the client library refuses an answer without one of them.
+    // Among others; the WebSocket library rejects a response that selects none of them.
     let several = [("sec-websocket-protocol", "other, chatmesh.v1")];
     let path = "/ws?token=t&userid=alice";
     device.upgrade(gateway.port, path, &several).await.unwrap();
     assert_eq!(device.next_frame().await["type"], "welcome");
-    let mut stranger = ClassicClient::connect_with(gateway.port, path, &[], "alice")
+    let mut classic = ClassicClient::connect_with(gateway.port, path, &[], "alice")
         .await
         .unwrap();
-    stranger.send_text(r#"{"type":"ping"}"#).await;
-    assert_eq!(stranger.next_frame().await["code"], "invalid_message");
+    classic.send_text(r#"{"type":"ping"}"#).await;
+    assert_eq!(classic.next_frame().await["code"], "invalid_message");
 }
 
 #[tokio::test]
-async fn a_position_that_no_server_gave_out_is_refused_and_a_foreign_one_is_worth_nothing() {
+async fn malformed_position_is_refused_and_a_foreign_one_is_not_recovered() {
     let gateway = start(settings()).await;
     gateway.device("alice").await;
     let mut device = V1Client::new("alice");
@@ -36,12 +36,12 @@ async fn a_position_that_no_server_gave_out_is_refused_and_a_foreign_one_is_wort
 }
 
 #[tokio::test]
-async fn a_message_is_accepted_streamed_and_ended_on_all_devices() {
+async fn message_is_accepted_streamed_and_answered_on_all_devices() {
     let gateway = start(settings()).await;
     let mut phone = gateway.device("alice").await;
     let mut laptop = gateway.device("alice").await;
     let mut classic = ClassicClient::open(gateway.port, "alice").await;
-    // It has no welcome: once it is answered, its frames reach it.
+    // A classic client gets no `welcome`; its first reply shows that it is subscribed.
     assert_eq!(classic.send_and_wait("").await["code"], "invalid_message");
     let mut other = gateway.device("bob").await;
 
@@ -91,7 +91,7 @@ async fn a_message_is_accepted_streamed_and_ended_on_all_devices() {
         (&json!("response"), &json!("one two"))
     );
     assert!(end.get("position").is_none());
-    // Nobody else, and nothing else.
+    // No other user received a frame, and these devices no further one.
     for device in [&mut phone, &mut laptop, &mut other] {
         device.send_text(r#"{"type":"ping"}"#).await;
         assert_eq!(device.next_frame().await["type"], "pong");
@@ -100,7 +100,7 @@ async fn a_message_is_accepted_streamed_and_ended_on_all_devices() {
 }
 
 #[tokio::test]
-async fn a_classic_clients_question_is_shown_on_the_other_devices() {
+async fn question_of_a_classic_client_is_announced_to_the_other_devices() {
     let gateway = start(settings()).await;
     let mut phone = gateway.device("alice").await;
     let mut classic = ClassicClient::open(gateway.port, "alice").await;
@@ -111,7 +111,7 @@ async fn a_classic_clients_question_is_shown_on_the_other_devices() {
 }
 
 #[tokio::test]
-async fn an_unacknowledged_message_is_unknown_and_not_refused() {
+async fn unacknowledged_message_is_answered_with_a_retryable_error() {
     let gateway = start(GatewaySettings {
         produce_timeout: Duration::from_millis(200),
         ..settings()
@@ -129,7 +129,7 @@ async fn an_unacknowledged_message_is_unknown_and_not_refused() {
         (&error["retryable"], error.get("message_id")),
         (&json!(true), None)
     );
-    // The log has it after all, and so has it sent again.
+    // The log appended it all the same, and appends it again.
     gateway.log.acknowledge(true);
     device.send_message("a1", "x").await;
     device.wait_for_accepted("a1").await;
@@ -138,7 +138,7 @@ async fn an_unacknowledged_message_is_unknown_and_not_refused() {
 }
 
 #[tokio::test]
-async fn a_resent_id_brings_its_end_again_to_the_socket_that_resent_it_only() {
+async fn resent_message_repeats_its_answer_only_to_the_connection_that_resent_it() {
     let gateway = start(settings()).await;
     let mut phone = gateway.device("alice").await;
     let mut laptop = gateway.device("alice").await;
@@ -146,7 +146,7 @@ async fn a_resent_id_brings_its_end_again_to_the_socket_that_resent_it_only() {
     phone.wait_for_accepted("a1").await;
     let answer = gateway.begin("alice", "a1").await;
     gateway.keep(&answer).await;
-    // Its end is on its way: nothing is produced again.
+    // The outcome is stored and not delivered yet, so nothing is appended.
     phone.send_message("a1", "x").await;
     assert_eq!(phone.wait_for_type("accepted").await["id"], "a1");
     gateway.deliver(&answer).await;
@@ -161,7 +161,7 @@ async fn a_resent_id_brings_its_end_again_to_the_socket_that_resent_it_only() {
 }
 
 #[tokio::test]
-async fn a_resent_ids_end_that_the_socket_has_not_reached_comes_once() {
+async fn resent_message_with_an_undelivered_answer_receives_it_once() {
     let gateway = start(settings()).await;
     let mut device = gateway.device("alice").await;
     for id in ["a1", "a2"] {
@@ -173,7 +173,7 @@ async fn a_resent_ids_end_that_the_socket_has_not_reached_comes_once() {
     gateway.answer("alice", "a2", &["two"]).await;
     gateway.fanout.lost(4).await;
     device.send_message("a2", "x").await;
-    // The one before it comes too, for it has the lower position; then nothing.
+    // The earlier answer precedes it because of its lower position; nothing follows.
     device.wait_for_ends(&["a1", "a2"]).await;
     assert_eq!(device.message("a2").repeated, 0);
     device.send_text(r#"{"type":"ping"}"#).await;
@@ -186,7 +186,7 @@ async fn a_resent_ids_end_that_the_socket_has_not_reached_comes_once() {
 }
 
 #[tokio::test]
-async fn cancel_says_what_happened() {
+async fn cancel_reports_its_result() {
     let gateway = start(settings()).await;
     let mut device = gateway.device("alice").await;
     let mut other = gateway.device("alice").await;
@@ -217,7 +217,7 @@ async fn cancel_says_what_happened() {
     let result = device.wait_for_type("cancel_result").await;
     assert_eq!(result["result"], "unknown");
     assert_eq!(result["message_id"], "no-such-message");
-    // Sent right behind its message it never overtakes it.
+    // A cancel directly after its message does not overtake it.
     device.send_message("a3", "x").await;
     device.cancel("a3").await;
     assert_eq!(
@@ -227,7 +227,7 @@ async fn cancel_says_what_happened() {
 }
 
 #[tokio::test]
-async fn an_interrupt_cancels_what_was_before_it_and_sent_again_nothing_that_came_later() {
+async fn interrupt_cancels_earlier_messages_and_resent_no_later_ones() {
     let gateway = start(settings()).await;
     let mut device = gateway.device("alice").await;
     device.send_message("a1", "x").await;
@@ -271,7 +271,7 @@ async fn an_interrupt_cancels_what_was_before_it_and_sent_again_nothing_that_cam
 }
 
 #[tokio::test]
-async fn a_draining_gateway_says_when_to_come_back_after_what_was_read_is_accepted() {
+async fn draining_gateway_accepts_what_it_has_read_and_announces_the_close() {
     let mut gateway = start(settings()).await;
     let mut idle = gateway.device("idle").await;
     let mut busy = gateway.device("busy").await;
@@ -293,7 +293,7 @@ async fn a_draining_gateway_says_when_to_come_back_after_what_was_read_is_accept
 }
 
 #[tokio::test]
-async fn a_token_ends_its_connection_and_a_classic_one_stays() {
+async fn expired_token_closes_its_connection_but_not_a_classic_one() {
     use chatmesh::config::settings::AuthMode;
     let gateway = start(GatewaySettings {
         auth: AuthMode::Stored,

@@ -1,5 +1,5 @@
-//! The gateway on `chatmesh.v1`, over real sockets: the test is the worker and the relay, on the
-//! embedded fan-out in memory, and decides what is lost.
+//! The gateway on `chatmesh.v1` over real sockets. The test acts as worker and relay on the embedded
+//! fan-out in memory, and decides which published frames are lost.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -10,7 +10,7 @@ use chatmesh::fanout::{
     Answers as _, BeginRequest, BeginResponse, DeliverRequest, DeliverResponse, Deliveries as _,
     KeepRequest, LiveRequest, LiveResponse, MessageRef, NewOutcome, Owner, Turn, TurnStatus,
 };
-use chatmesh::gateway::{GatewayError, Parts, serve};
+use chatmesh::gateway::{Dependencies, GatewayError, serve};
 use chatmesh::health::Health;
 use chatmesh::protocol::ids::{ClientMessageId, ConversationId, MessageId, UserId};
 use chatmesh::protocol::position::{Epoch, Position};
@@ -24,12 +24,12 @@ use crate::gateway_classic::fakes::FakeLog;
 use crate::gateway_classic::settings;
 use crate::support::v1::V1Client;
 
+mod catch_up;
 mod client;
 mod faulty;
-mod follows;
-mod idle;
+mod lost_frames;
+mod memory;
 mod messages;
-mod repairs;
 
 struct Gateway {
     port: u16,
@@ -51,7 +51,7 @@ async fn start(settings: GatewaySettings) -> Gateway {
     let port = listener.local_addr().unwrap().port();
     let (log, fanout) = (FakeLog::new(), Faulty::new());
     let drain = CancellationToken::new();
-    let parts = Parts {
+    let dependencies = Dependencies {
         log: log.clone(),
         fanout: fanout.clone(),
         settings,
@@ -59,7 +59,7 @@ async fn start(settings: GatewaySettings) -> Gateway {
         dead_letters: None,
         admin: Arc::new(|_, _| None),
     };
-    let served = tokio::spawn(serve(listener, parts, drain.clone()));
+    let served = tokio::spawn(serve(listener, dependencies, drain.clone()));
     Gateway {
         port,
         log,
@@ -89,7 +89,7 @@ struct Answer {
 impl Gateway {
     async fn device(&self, user: &str) -> V1Client {
         let mut device = V1Client::new(user);
-        // The feed is opened while the first clients come.
+        // The gateway refuses connections until its feed is open.
         device.connect_with_retries(&[self.port]).await;
         device
     }

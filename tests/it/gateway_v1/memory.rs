@@ -1,4 +1,4 @@
-//! What a connection costs that does nothing, or does nothing any more.
+//! The memory of idle connections, and of connections whose buffers were released.
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -16,17 +16,17 @@ fn resident(process: &ChatmeshProcess) -> usize {
     kib.parse::<usize>().unwrap() << 10
 }
 
-/// A client of few bytes that answers no ping, and says which frames it writes.
-struct Raw {
+/// A client with little memory that writes frames byte by byte and answers no ping.
+struct RawClient {
     stream: TcpStream,
-    /// Not looked at yet.
-    seen: Vec<u8>,
+    /// Bytes that were read and not consumed.
+    unread: Vec<u8>,
 }
 
-/// The ping of a gateway.
+/// A ping frame without payload, as the gateway sends it.
 const PING: &[u8] = &[0x89, 0];
 
-impl Raw {
+impl RawClient {
     async fn open(port: u16, user: &str) -> Self {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         let request = format!(
@@ -36,24 +36,24 @@ impl Raw {
              Sec-WebSocket-Protocol: chatmesh.v1\r\n\r\n"
         );
         stream.write_all(request.as_bytes()).await.unwrap();
-        let mut raw = Self {
+        let mut client = Self {
             stream,
-            seen: Vec::new(),
+            unread: Vec::new(),
         };
-        raw.until(b"\"welcome\"").await;
-        raw
+        client.read_until(b"\"welcome\"").await;
+        client
     }
 
-    /// Reads until these bytes have come.
-    async fn until(&mut self, wanted: &[u8]) {
+    /// Reads until these bytes were received.
+    async fn read_until(&mut self, wanted: &[u8]) {
         let found = async {
             loop {
-                let seen = self.seen.windows(wanted.len());
-                if let Some(at) = seen.into_iter().position(|it| it == wanted) {
-                    self.seen.drain(..at + wanted.len());
+                let mut windows = self.unread.windows(wanted.len());
+                if let Some(start) = windows.position(|window| window == wanted) {
+                    self.unread.drain(..start + wanted.len());
                     return;
                 }
-                let length = self.stream.read_buf(&mut self.seen).await.unwrap();
+                let length = self.stream.read_buf(&mut self.unread).await.unwrap();
                 assert!(length > 0, "closed");
             }
         };
@@ -61,10 +61,10 @@ impl Raw {
         found.unwrap_or_else(|_| panic!("no {}", String::from_utf8_lossy(wanted)));
     }
 
-    /// Writes a frame that is masked with zeros: by its first byte and its content.
-    async fn frame(&mut self, first: u8, content: &str) {
+    /// Writes a frame that is masked with zeros. `first_byte` holds its opcode and the FIN bit.
+    async fn write_frame(&mut self, first_byte: u8, content: &str) {
         let length = u16::try_from(content.len()).unwrap();
-        let mut bytes = vec![first, 0x80 | 0x7e];
+        let mut bytes = vec![first_byte, 0x80 | 0x7e];
         bytes.extend(length.to_be_bytes());
         bytes.extend([0; 4]);
         bytes.extend(content.as_bytes());
@@ -72,15 +72,14 @@ impl Raw {
     }
 }
 
-async fn connect(port: u16, name: &str, count: usize) -> Vec<Raw> {
+async fn connect(port: u16, name: &str, count: usize) -> Vec<RawClient> {
     let mut clients = Vec::new();
     for n in 0..count {
-        clients.push(Raw::open(port, &format!("{name}{n}")).await);
+        clients.push(RawClient::open(port, &format!("{name}{n}")).await);
     }
     clients
 }
 
-/// Some are connected before, so that what the process needs once does not count.
 #[tokio::test]
 async fn idle_connections_cost_little_memory() {
     const BOUND: usize = 9 << 10;
@@ -88,6 +87,7 @@ async fn idle_connections_cost_little_memory() {
         .env("AUTH_MODE", "open")
         .start()
         .await;
+    // Memory that the process needs only once must not count.
     let _first = connect(process.port(), "first", 300).await;
     let before = resident(&process);
     let more = connect(process.port(), "more", 1000).await;
@@ -95,9 +95,8 @@ async fn idle_connections_cost_little_memory() {
     assert!(each < BOUND, "{each} bytes a connection");
 }
 
-/// Those who had long frames and are silent leave room for the long frames of others.
 #[tokio::test]
-async fn silent_connections_give_back_what_their_long_frames_needed() {
+async fn silent_connections_release_the_buffers_of_long_frames() {
     const BOUND: usize = 24 << 10;
     let process = ProcessSpec::ephemeral()
         .env("AUTH_MODE", "open")
@@ -106,52 +105,54 @@ async fn silent_connections_give_back_what_their_long_frames_needed() {
         .start()
         .await;
     let long = "x".repeat(60_000);
-    let mut talked = Vec::new();
+    let mut clients = Vec::new();
     let mut before = 0;
     for round in 0..2 {
         before = resident(&process);
         for mut client in connect(process.port(), &format!("round{round}-"), 150).await {
-            // Nothing is kept of what is no message.
-            client.frame(0x81, &long).await;
-            client.until(b"invalid_message").await;
-            talked.push(client);
+            // An invalid message leaves nothing behind but its buffers.
+            client.write_frame(0x81, &long).await;
+            client.read_until(b"invalid_message").await;
+            clients.push(client);
         }
-        // Each is pinged when it has been silent, and that is when it gives back.
-        for client in &mut talked[round * 150..] {
-            client.until(PING).await;
+        // The ping of a silent client is the moment at which its buffers are released.
+        for client in &mut clients[round * 150..] {
+            client.read_until(PING).await;
         }
     }
-    // The allocator keeps what was given back for some seconds before it tells the kernel.
-    wait_until("their memory is given back", TEST_TIMEOUT, || async {
+    // The allocator returns freed memory to the kernel only after some seconds.
+    wait_until("the memory is released", TEST_TIMEOUT, || async {
         resident(&process).saturating_sub(before) / 150 < BOUND
     })
     .await;
 }
 
 #[tokio::test]
-async fn nothing_is_lost_where_buffers_are_given_back_between_and_amid_frames() {
+async fn no_message_is_lost_when_buffers_are_released_between_and_within_frames() {
     let gateway = start(GatewaySettings {
         ping_interval: Duration::from_millis(5),
         ping_timeout: TEST_TIMEOUT,
         ..settings()
     })
     .await;
-    // The feed is opened while the first clients come.
+    // The gateway refuses connections until its feed is open.
     gateway.device("first").await;
-    let mut client = Raw::open(gateway.port, "alice").await;
+    let mut client = RawClient::open(gateway.port, "alice").await;
     let pause = Duration::from_millis(12);
     for n in 0..20 {
         let content = "y".repeat(if n % 2 == 0 { 3000 } else { 10 });
         let text = json!({"type": "message", "id": format!("a{n}"), "content": content});
         let text = text.to_string();
         let (head, tail) = text.split_at(n * text.len() / 20);
-        // In two frames, with a ping between them, and a pause wherever buffers could go.
-        client.frame(0x01, head).await;
+        // Two fragments with a ping between them, and a pause wherever buffers could be released.
+        client.write_frame(0x01, head).await;
         tokio::time::sleep(pause).await;
-        client.frame(0x89, "are you there").await;
+        client.write_frame(0x89, "are you there").await;
         tokio::time::sleep(pause).await;
-        client.frame(0x80, tail).await;
-        client.until(format!("\"id\":\"a{n}\"").as_bytes()).await;
+        client.write_frame(0x80, tail).await;
+        client
+            .read_until(format!("\"id\":\"a{n}\"").as_bytes())
+            .await;
         tokio::time::sleep(pause).await;
     }
     let records = timeout(TEST_TIMEOUT, gateway.log.records(20))

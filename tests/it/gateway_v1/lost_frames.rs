@@ -1,4 +1,4 @@
-//! What was lost on its way, and a fan-out that is away.
+//! Published frames that are lost, and a fan-out that is unavailable.
 
 use bytes::Bytes;
 use chatmesh::fanout::{Channel, FeedEvent};
@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::*;
 use crate::support::classic::ClassicClient;
 
-fn checking() -> GatewaySettings {
+fn settings_with_frequent_checks() -> GatewaySettings {
     GatewaySettings {
         open_check: Duration::from_millis(200),
         ..settings()
@@ -15,8 +15,8 @@ fn checking() -> GatewaySettings {
 }
 
 #[tokio::test]
-async fn an_end_whose_publish_was_lost_is_found_though_nothing_follows() {
-    let gateway = start(checking()).await;
+async fn lost_terminal_frame_is_found_without_a_later_frame() {
+    let gateway = start(settings_with_frequent_checks()).await;
     let mut device = gateway.device("alice").await;
     device.send_message("a1", "x").await;
     device.wait_for_accepted("a1").await;
@@ -27,7 +27,7 @@ async fn an_end_whose_publish_was_lost_is_found_though_nothing_follows() {
     gateway.end(&answer).await;
     gateway.fanout.lost(1).await;
     assert_eq!(device.wait_for_end("a1").await["content"], "one");
-    // And from there on it follows.
+    // From there on the connection receives live frames.
     device.send_message("a2", "x").await;
     device.wait_for_accepted("a2").await;
     gateway.answer("alice", "a2", &["two"]).await;
@@ -35,7 +35,7 @@ async fn an_end_whose_publish_was_lost_is_found_though_nothing_follows() {
 }
 
 #[tokio::test]
-async fn a_lost_delta_is_seen_by_the_next_and_never_spliced() {
+async fn lost_delta_is_detected_by_the_next_one_and_repaired_by_a_snapshot() {
     let gateway = start(settings()).await;
     let mut device = gateway.device("alice").await;
     device.send_message("a1", "x").await;
@@ -52,7 +52,7 @@ async fn a_lost_delta_is_seen_by_the_next_and_never_spliced() {
 }
 
 #[tokio::test]
-async fn after_a_gap_a_user_is_read_once_however_many_sockets_there_are() {
+async fn connections_of_a_user_share_one_read_after_a_gap() {
     let gateway = start(settings()).await;
     let mut devices = Vec::new();
     for _ in 0..5 {
@@ -74,12 +74,12 @@ async fn after_a_gap_a_user_is_read_once_however_many_sockets_there_are() {
     let reads = gateway.fanout.reads.load(Ordering::SeqCst) - before;
     assert_eq!(
         reads, 2,
-        "one by which the loss is seen, and one that all share"
+        "one detects the loss, and all connections share another"
     );
 }
 
 #[tokio::test]
-async fn a_frame_of_another_user_reaches_nobody_whatever_channel_it_came_by() {
+async fn frame_that_names_another_user_than_its_channel_is_not_delivered() {
     let gateway = start(settings()).await;
     let mut alice = gateway.device("alice").await;
     let mut bob = gateway.device("bob").await;
@@ -105,7 +105,7 @@ async fn a_frame_of_another_user_reaches_nobody_whatever_channel_it_came_by() {
 }
 
 #[tokio::test]
-async fn frames_of_an_original_relay_are_delivered_as_they_come() {
+async fn frames_of_an_original_relay_are_delivered() {
     let gateway = start(GatewaySettings {
         interop: true,
         ..settings()
@@ -114,7 +114,7 @@ async fn frames_of_an_original_relay_are_delivered_as_they_come() {
     gateway.device("alice").await;
     let headers = [("sec-websocket-protocol", "chatmesh.v1")];
     let path = format!("/ws?token=t&userid=alice&since={}", at(0));
-    // What an original worker wrote has no `message_id`, which a good client of ours insists on.
+    // An original worker's frame has no `message_id`, which `V1Client` requires.
     let mut client = ClassicClient::connect_with(gateway.port, &path, &headers, "alice")
         .await
         .unwrap();
@@ -135,10 +135,10 @@ async fn frames_of_an_original_relay_are_delivered_as_they_come() {
 }
 
 #[tokio::test]
-async fn a_fan_out_that_stays_away_closes_the_socket_and_one_that_returns_does_not() {
+async fn connection_is_closed_only_when_the_fan_out_stays_unavailable() {
     let gateway = start(GatewaySettings {
         produce_timeout: Duration::from_millis(300),
-        ..checking()
+        ..settings_with_frequent_checks()
     })
     .await;
     let mut device = gateway.device("alice").await;

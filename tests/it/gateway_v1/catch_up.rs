@@ -1,4 +1,4 @@
-//! Coming in the middle, coming back, falling behind.
+//! Clients that connect in the middle of an answer, resume, or are slow.
 
 use std::fmt::Write as _;
 
@@ -6,7 +6,7 @@ use super::*;
 use crate::support::{TEST_TIMEOUT, wait_until};
 
 #[tokio::test]
-async fn coming_back_at_any_point_gives_the_same_transcript() {
+async fn reconnecting_at_any_point_gives_the_same_transcript() {
     let gateway = start(settings()).await;
     let pieces = ["one ", "two ", "three ", "four"];
     let last = pieces.len() + 2;
@@ -33,7 +33,7 @@ async fn coming_back_at_any_point_gives_the_same_transcript() {
         cut_here(&mut device).await;
         let end = device.wait_for_end("a1").await;
         assert_eq!(end["content"], "one two three four");
-        // Again from the end: nothing is there to be told.
+        // Resuming from the end delivers nothing.
         device.drop_connection();
         let welcome = device.connect(gateway.port).await;
         assert_eq!(welcome["recovered"], true);
@@ -43,7 +43,7 @@ async fn coming_back_at_any_point_gives_the_same_transcript() {
 }
 
 #[tokio::test]
-async fn who_joins_in_mid_answer_gets_the_snapshot_and_goes_on_from_there() {
+async fn client_that_connects_during_an_answer_receives_a_snapshot_and_then_deltas() {
     let gateway = start(settings()).await;
     let mut phone = gateway.device("alice").await;
     phone.send_message("a1", "the question").await;
@@ -74,7 +74,7 @@ async fn who_joins_in_mid_answer_gets_the_snapshot_and_goes_on_from_there() {
 }
 
 #[tokio::test]
-async fn a_long_replay_comes_whole_and_in_order_through_a_small_queue() {
+async fn long_resume_is_complete_and_in_order_through_a_small_queue() {
     let gateway = start(GatewaySettings {
         outbound_queue_bytes: 16 << 10,
         ..settings()
@@ -97,7 +97,7 @@ async fn a_long_replay_comes_whole_and_in_order_through_a_small_queue() {
 }
 
 #[tokio::test]
-async fn a_reader_that_falls_behind_gets_snapshots_and_every_end() {
+async fn slow_client_receives_snapshots_and_every_terminal_frame() {
     let gateway = start(GatewaySettings {
         outbound_queue_bytes: 64 << 10,
         ..settings()
@@ -108,7 +108,7 @@ async fn a_reader_that_falls_behind_gets_snapshots_and_every_end() {
     slow.connect(gateway.port).await;
     let filler = "x".repeat(64 << 10);
     let mut text = String::new();
-    // More than the kernel holds for a reader that does not read.
+    // More than the kernel buffers for a client that does not read.
     for number in 0..14 {
         let mut answer = gateway.begin("alice", &format!("a{number}")).await;
         for piece in 0..4 {
@@ -121,7 +121,10 @@ async fn a_reader_that_falls_behind_gets_snapshots_and_every_end() {
             continue;
         }
         slow.wait_for_text("a13", "3x").await;
-        assert!(slow.message("a13").snapshots > 0, "it never fell behind");
+        assert!(
+            slow.message("a13").snapshots > 0,
+            "the client was never slow"
+        );
         gateway.end(&answer).await;
     }
     slow.wait_for_ends(&["a13"]).await;
@@ -130,17 +133,15 @@ async fn a_reader_that_falls_behind_gets_snapshots_and_every_end() {
 }
 
 #[tokio::test]
-async fn who_waits_for_welcome_when_the_gateway_stops_gets_no_other_frame() {
+async fn client_that_waits_for_welcome_during_a_drain_receives_no_other_frame() {
     let gateway = start(settings()).await;
     gateway.fanout.away.store(true, Ordering::SeqCst);
     let mut device = V1Client::new("alice");
     let path = "/ws?token=any-token&userid=alice";
     device.upgrade(gateway.port, path, &[]).await.unwrap();
-    wait_until(
-        "where it is to begin is asked for",
-        TEST_TIMEOUT,
-        || async { gateway.fanout.reads.load(Ordering::SeqCst) > 0 },
-    )
+    wait_until("the gateway reads the mailbox", TEST_TIMEOUT, || async {
+        gateway.fanout.reads.load(Ordering::SeqCst) > 0
+    })
     .await;
     gateway.drain.cancel();
     assert_eq!(device.expect_close().await, Some(1001));
