@@ -406,14 +406,14 @@ fn dead_letters(common: Common, arguments: dlq::Arguments) -> anyhow::Result<()>
         .flat_map(in_folder)
         .collect();
     let place = if let Some(url) = arguments.url.clone() {
-        dlq::Place::Running(load(Role::AllInOne, common, flags)?, url)
+        dlq::Location::Running(load(Role::AllInOne, common, flags)?, url)
     } else {
         let scaled = load(Role::AiWorker, common.clone(), Vec::new())?;
         if folder.is_none() && scaled.names_servers() {
             app::validate(&scaled)?;
-            dlq::Place::Kafka(scaled)
+            dlq::Location::Kafka(scaled)
         } else {
-            dlq::Place::Folder(load(Role::AllInOne, common, flags)?)
+            dlq::Location::Folder(load(Role::AllInOne, common, flags)?)
         }
     };
     runtime()?.block_on(dlq::run(arguments, place))

@@ -45,6 +45,7 @@ pub mod backoff;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod dead_letters;
 pub mod fanout;
 pub mod gateway;
 pub mod health;

@@ -1,100 +1,96 @@
-//! Gathers the model's tokens into `live` calls: the first at once, later ones by time or size.
+//! Combines the model's tokens into pieces for `live` calls: the first token at once, later ones by
+//! time or size.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Text for one `live` call.
+/// The text of one `live` call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Piece {
-    /// Counts from 0 without gaps within an attempt.
+    /// Position within the attempt, from 0 without gaps.
     pub index: u32,
-    /// What was gathered, whole characters; not empty.
+    /// Whole characters; never empty.
     pub text: String,
 }
 
-/// The text of one attempt: what was handed out and what waits. Does nothing by itself: the
-/// caller brings the time, so that it can wait for [`Coalescer::due`] beside everything else.
+/// Accumulates the text of one attempt and cuts it into pieces. It has no timer: the caller passes
+/// the time, and waits until [`Coalescer::due_at`].
 #[derive(Debug)]
 pub struct Coalescer {
     interval: Duration,
     max_bytes: usize,
     text: String,
-    handed_out: usize,
+    /// Bytes of `text` that were returned in pieces.
+    flushed: usize,
     next_index: u32,
     last_flush: Option<Instant>,
 }
 
 impl Coalescer {
-    /// Hands text out `interval` after what was handed out before it, or as soon as `max_bytes`
-    /// wait.
+    /// A piece is due `interval` after the previous one, or as soon as `max_bytes` are pending.
     pub fn new(interval: Duration, max_bytes: usize) -> Self {
         Self {
             interval,
             max_bytes: max_bytes.max(1),
             text: String::new(),
-            handed_out: 0,
+            flushed: 0,
             next_index: 0,
             last_flush: None,
         }
     }
 
-    /// Adds what the model said.
+    /// Appends text of the model.
     pub fn push(&mut self, text: &str) {
         self.text.push_str(text);
     }
 
-    /// The whole text of this attempt so far, whether handed out or not.
+    /// The whole text of this attempt, flushed or not.
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// Gives the whole text away, at the attempt's end.
-    pub fn into_text(self) -> String {
-        self.text
-    }
-
-    /// Whether something waits to be handed out.
+    /// Whether text is pending.
     pub fn is_pending(&self) -> bool {
-        self.handed_out < self.text.len()
+        self.flushed < self.text.len()
     }
 
-    /// When to call [`Coalescer::take`], `now` where that is at once; `None` while nothing waits.
-    pub fn due(&self, now: Instant) -> Option<Instant> {
-        let waiting = self.text.len() - self.handed_out;
+    /// When the pending text is due, at the earliest `now`; `None` while no text is pending.
+    pub fn due_at(&self, now: Instant) -> Option<Instant> {
+        let pending = self.text.len() - self.flushed;
         match self.last_flush {
-            _ if waiting == 0 => None,
-            Some(last) if waiting < self.max_bytes => Some((last + self.interval).max(now)),
+            _ if pending == 0 => None,
+            Some(last) if pending < self.max_bytes => Some((last + self.interval).max(now)),
             _ => Some(now),
         }
     }
 
-    /// What is due, all that waits in one piece; `None` where nothing is.
-    pub fn take(&mut self, now: Instant) -> Option<Piece> {
-        if self.due(now)? > now {
+    /// Takes the pending text as one piece if it is due.
+    pub fn take_due(&mut self, now: Instant) -> Option<Piece> {
+        if self.due_at(now)? > now {
             return None;
         }
         self.flush(now)
     }
 
-    /// All that waits, due or not: for the attempt's end.
+    /// Takes the pending text as one piece, due or not.
     pub fn flush(&mut self, now: Instant) -> Option<Piece> {
         if !self.is_pending() {
             return None;
         }
         let piece = Piece {
             index: self.next_index,
-            text: self.text[self.handed_out..].to_owned(),
+            text: self.text[self.flushed..].to_owned(),
         };
-        self.handed_out = self.text.len();
+        self.flushed = self.text.len();
         self.next_index += 1;
         self.last_flush = Some(now);
         Some(piece)
     }
 
-    /// Begins anew with the same text: the next piece is the whole of it, at index 0, at once.
+    /// Restarts with the same text: the next piece is the whole text with index 0, due at once.
     pub fn restart(&mut self) {
-        self.handed_out = 0;
+        self.flushed = 0;
         self.next_index = 0;
         self.last_flush = None;
     }
@@ -114,45 +110,45 @@ mod tests {
     }
 
     #[test]
-    fn the_first_token_goes_at_once_and_the_next_waits() {
+    fn the_first_token_is_due_at_once_and_later_ones_after_the_interval() {
         let start = Instant::now();
         let mut coalescer = Coalescer::new(INTERVAL, 1024);
-        assert_eq!(coalescer.due(start), None);
-        assert_eq!(coalescer.take(start), None);
+        assert_eq!(coalescer.due_at(start), None);
+        assert_eq!(coalescer.take_due(start), None);
         coalescer.push("Hel");
-        assert_eq!(coalescer.due(start), Some(start));
-        assert_eq!(coalescer.take(start), Some(piece(0, "Hel")));
+        assert_eq!(coalescer.due_at(start), Some(start));
+        assert_eq!(coalescer.take_due(start), Some(piece(0, "Hel")));
         coalescer.push("lo");
         coalescer.push(" you");
         let due = start + INTERVAL;
-        assert_eq!(coalescer.due(start), Some(due));
-        assert_eq!(coalescer.take(start), None);
-        assert_eq!(coalescer.take(due), Some(piece(1, "lo you")));
-        assert_eq!(coalescer.due(due), None);
+        assert_eq!(coalescer.due_at(start), Some(due));
+        assert_eq!(coalescer.take_due(start), None);
+        assert_eq!(coalescer.take_due(due), Some(piece(1, "lo you")));
+        assert_eq!(coalescer.due_at(due), None);
     }
 
     #[test]
-    fn text_after_a_pause_goes_at_once() {
+    fn text_after_a_pause_is_due_at_once() {
         let start = Instant::now();
         let mut coalescer = Coalescer::new(INTERVAL, 1024);
         coalescer.push("a");
-        coalescer.take(start);
+        coalescer.take_due(start);
         let later = start + INTERVAL * 10;
         coalescer.push("b");
-        assert_eq!(coalescer.due(later), Some(later));
-        assert_eq!(coalescer.take(later), Some(piece(1, "b")));
+        assert_eq!(coalescer.due_at(later), Some(later));
+        assert_eq!(coalescer.take_due(later), Some(piece(1, "b")));
     }
 
     #[test]
-    fn much_text_does_not_wait() {
+    fn text_of_the_maximum_size_is_due_at_once() {
         let start = Instant::now();
         let mut coalescer = Coalescer::new(INTERVAL, 4);
         coalescer.push("a");
-        coalescer.take(start);
+        coalescer.take_due(start);
         coalescer.push("bcd");
-        assert_eq!(coalescer.take(start), None);
+        assert_eq!(coalescer.take_due(start), None);
         coalescer.push("ö");
-        assert_eq!(coalescer.take(start), Some(piece(1, "bcdö")));
+        assert_eq!(coalescer.take_due(start), Some(piece(1, "bcdö")));
     }
 
     #[test]
@@ -160,13 +156,13 @@ mod tests {
         let start = Instant::now();
         let mut coalescer = Coalescer::new(INTERVAL, 1024);
         coalescer.push("a");
-        coalescer.take(start);
+        coalescer.take_due(start);
         coalescer.push("b");
         coalescer.flush(start);
         coalescer.push("c");
         coalescer.restart();
-        assert_eq!(coalescer.due(start), Some(start));
-        assert_eq!(coalescer.take(start), Some(piece(0, "abc")));
+        assert_eq!(coalescer.due_at(start), Some(start));
+        assert_eq!(coalescer.take_due(start), Some(piece(0, "abc")));
         coalescer.push("d");
         assert_eq!(coalescer.flush(start), Some(piece(1, "d")));
         assert_eq!(coalescer.flush(start), None);
@@ -193,9 +189,9 @@ mod tests {
                 }
                 coalescer.push(&token);
                 whole.push_str(&token);
-                if let Some(piece) = coalescer.take(now) {
-                    let early = last.is_some_and(|last| now < last + INTERVAL);
-                    prop_assert!(!early || piece.text.len() >= max_bytes.max(1));
+                if let Some(piece) = coalescer.take_due(now) {
+                    let is_early = last.is_some_and(|last| now < last + INTERVAL);
+                    prop_assert!(!is_early || piece.text.len() >= max_bytes.max(1));
                     last = Some(now);
                     pieces.push(piece);
                 }

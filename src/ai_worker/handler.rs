@@ -1,4 +1,5 @@
-//! One message: taken, answered, its outcome kept, its terminal record produced.
+//! Processes one message: begin an attempt, generate the answer, fix its outcome, append the
+//! terminal record.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,17 +9,17 @@ use bytes::Bytes;
 use rand::Rng;
 use tracing::Instrument;
 
-use super::answer::{Model, Written};
-use super::ending::Endings;
+use super::attempt::{Attempt, CallBudget, Message};
+use super::context_cache::{CachedContext, ContextCache};
+use super::generation::{GenerationResult, Generator};
 use super::metrics::WorkerMetrics;
-use super::recent::{Known, Recent};
 use crate::config::settings::WorkerSettings;
 use crate::fanout::{
-    BeginRequest, BeginResponse, DeferredOutcome, HistoryResponse, KeepRequest, KeepResponse,
-    MessageRef, NewOutcome, Owner, StoredOutcome, WorkerFanout,
+    BeginRequest, BeginResponse, HistoryResponse, KeepRequest, KeepResponse, NewOutcome,
+    StoredOutcome, WorkerFanout,
 };
 use crate::log::Log;
-use crate::pipeline::{Delivery, Handler, Stopped, Verdict, Work};
+use crate::pipeline::{Delivery, Handler, StopRequested, Verdict, WorkSlot};
 use crate::protocol::error_code::ErrorCode;
 use crate::protocol::ids::{ConversationId, MessageId, UserId};
 use crate::protocol::log_record::{NewRecord, Record};
@@ -26,82 +27,123 @@ use crate::protocol::record::{Question, Terminal, add_trace, header};
 use crate::protocol::trace_context::TraceContext;
 use crate::telemetry::traces::{self, Kind};
 
+/// The worker's [`Handler`].
 pub(super) struct WorkerHandler {
     pub(super) log: Arc<dyn Log>,
     pub(super) fanout: Arc<dyn WorkerFanout>,
     pub(super) settings: WorkerSettings,
-    pub(super) model: Model,
-    pub(super) recent: Recent,
+    pub(super) generator: Generator,
+    pub(super) contexts: ContextCache,
     pub(super) metrics: WorkerMetrics,
 }
 
-/// What is to be done for a message.
+/// What must be done for a message.
 #[derive(Clone)]
 enum Job {
-    /// Ask the model.
+    /// Generate an answer.
     Answer,
-    /// Only tell the user that it failed; the record is a dead letter for this reason.
+    /// End it with an error. The record becomes a dead letter for this reason.
     Fail(String),
 }
 
-/// How one attempt ended.
-enum Attempted {
-    /// The outcome is fixed.
+/// How an attempt ended.
+enum AttemptResult {
+    /// The message has an outcome.
     Ended {
         outcome: StoredOutcome,
-        /// Where the record is to become a dead letter, why.
-        dead: Option<String>,
-        /// It is the one that this attempt brought, and not one that was there before.
-        ours: bool,
+        /// Why the record becomes a dead letter; `None` where it does not.
+        dead_letter: Option<String>,
+        /// This attempt stored the outcome; otherwise another one was stored before.
+        is_ours: bool,
     },
-    /// Another worker has it, or another attempt is needed.
-    Again,
+    /// Another worker holds the message, or another attempt is needed: begin again.
+    BeginAgain,
+}
+
+/// What this delivery of a message has achieved so far, over all attempts.
+struct Progress {
+    /// Number of the last attempt; 0 before the first.
+    last_attempt: u32,
+    budget: CallBudget,
+    /// The result of the model calls. It survives an attempt whose outcome could not be stored, so
+    /// that the next attempt stores it without another model call.
+    generated: Option<GenerationResult>,
+    /// The cached context that `begin` names; it is consumed by the first attempt that uses it.
+    context: Option<CachedContext>,
+}
+
+impl Progress {
+    /// The text so far, with which a cancelled message ends.
+    fn text(&self) -> &str {
+        match &self.generated {
+            Some(GenerationResult::Answer(answer)) => &answer.text,
+            Some(GenerationResult::Cancelled(text) | GenerationResult::Failed(_, text)) => text,
+            Some(GenerationResult::BeginAgain) | None => "",
+        }
+    }
 }
 
 impl WorkerHandler {
-    async fn settle(
+    async fn process_record(
         &self,
-        question: &Arc<Question>,
+        delivery: &Delivery,
+        slot: &mut WorkSlot,
+    ) -> Result<Verdict, StopRequested> {
+        let record = &delivery.record;
+        let (question, job) = match Question::parse(record) {
+            Ok(question) => (question, Job::Answer),
+            Err(error) => match question_from_headers(record) {
+                Some(question) => (question, Job::Fail(error.to_string())),
+                None => return Ok(Verdict::DeadLetter(error.to_string())),
+            },
+        };
+        let span = tracing::info_span!(
+            "message",
+            correlation_id = %question.correlation_id,
+            message_id = %question.message_id,
+            trace_id = slot.span().trace_id(),
+        );
+        self.process(question, &job, slot).instrument(span).await
+    }
+
+    /// Repeats attempts until the message has an outcome, then publishes it.
+    async fn process(
+        &self,
+        question: Question,
         job: &Job,
-        work: &mut Work,
-    ) -> Result<Verdict, Stopped> {
-        let taken = Instant::now();
-        let endings = Endings::new(Arc::clone(question), taken);
-        let subject = subject_of(question);
-        let owner = Owner::random();
-        let mut last_attempt = 0;
-        let mut calls = None;
-        let mut written = None;
-        let answering = matches!(job, Job::Answer);
-        let mut known = answering.then(|| self.recent.take(question)).flatten();
+        slot: &mut WorkSlot,
+    ) -> Result<Verdict, StopRequested> {
+        let message = Message::new(question);
+        let is_answering = matches!(job, Job::Answer);
+        let mut progress = Progress {
+            last_attempt: 0,
+            budget: self.generator.call_budget(),
+            generated: None,
+            context: is_answering
+                .then(|| self.contexts.remove(&message.question))
+                .flatten(),
+        };
         loop {
-            if work.stopped() {
-                return Err(Stopped);
+            if slot.is_stopped() {
+                return Err(StopRequested);
             }
-            let begin = BeginRequest {
-                message: subject.clone(),
-                owner: owner.clone(),
-                last_attempt,
-                cancelled_outcome: endings.cancelled_later(said(written.as_ref())),
-                history: (answering && written.is_none())
-                    .then(|| self.model.recall(known.as_ref()))
-                    .flatten(),
-            };
-            let taking_it = work.span().child(Kind::Internal, format_args!("begin"));
-            let begun = work
-                .until("begin", || self.fanout.begin(begin.clone()))
+            let begin = self.begin_request(&message, job, &progress);
+            let begin_span = slot.span().child(Kind::Internal, format_args!("begin"));
+            let begun = slot
+                .retry("begin", || self.fanout.begin(begin.clone()))
                 .await?;
-            drop(taking_it);
+            drop(begin_span);
             match begun {
                 BeginResponse::Ended(outcome) => {
-                    tracing::info!("already ended, nothing is paid again");
-                    let dead = dead_again(job, &outcome);
-                    return self.produce(question, &outcome, dead, work).await;
+                    tracing::info!("outcome already stored, skipping the model call");
+                    let dead_letter = dead_letter_of_stored(job, &outcome);
+                    return self.publish(&message, &outcome, dead_letter, slot).await;
                 }
-                BeginResponse::Busy(left) => {
+                BeginResponse::Busy(remaining) => {
+                    let lease_ms = remaining.as_millis() as u64;
+                    tracing::debug!(lease_ms, "another worker holds the lease");
                     let jitter = Duration::from_millis(rand::rng().random_range(5..50));
-                    tracing::debug!(left_ms = left.as_millis() as u64, "another worker has it");
-                    work.wait(left + jitter).await?;
+                    slot.sleep(remaining + jitter).await?;
                 }
                 BeginResponse::Attempt {
                     number,
@@ -109,197 +151,226 @@ impl WorkerHandler {
                     delivery_count,
                     history,
                 } => {
-                    last_attempt = number;
-                    let known = match history {
+                    let context = match history {
                         None => None,
-                        Some(HistoryResponse::Unchanged) => known.take(),
-                        Some(HistoryResponse::Turns(mark, turns)) => Some(Known::new(mark, turns)),
+                        Some(HistoryResponse::Unchanged) => progress.context.take(),
+                        Some(HistoryResponse::Turns(version, turns)) => {
+                            Some(CachedContext::new(version, turns))
+                        }
                     };
                     let mut attempt = Attempt {
-                        cancelled: &begin.cancelled_outcome,
-                        question,
-                        known,
-                        subject: &subject,
-                        owner: &owner,
-                        endings: &endings,
+                        message: &message,
+                        context,
+                        cancelled: begin.cancelled_outcome,
                         number,
                     };
-                    let done = match job {
-                        Job::Fail(reason) => {
-                            let ending = endings.failed(ErrorCode::Internal);
-                            self.keep(&mut attempt, ending, "", Some(reason.clone()), work)
-                                .await
-                        }
+                    let result = match job {
+                        Job::Fail(reason) => self.fail(&mut attempt, reason, slot).await,
                         Job::Answer => {
-                            let calls = calls.get_or_insert_with(|| self.model.calls());
-                            let written = &mut written;
-                            self.answer(&mut attempt, now_ms, delivery_count, calls, written, work)
+                            self.answer(&mut attempt, now_ms, delivery_count, &mut progress, slot)
                                 .await
                         }
                     };
-                    last_attempt = last_attempt.max(attempt.number);
-                    if let Attempted::Ended {
+                    progress.last_attempt = attempt.number;
+                    if let AttemptResult::Ended {
                         outcome,
-                        mut dead,
-                        ours,
-                    } = done
+                        dead_letter,
+                        is_ours,
+                    } = result
                     {
-                        if !ours {
-                            dead = dead_again(job, &outcome);
-                        }
-                        return self.produce(question, &outcome, dead, work).await;
+                        let dead_letter = if is_ours {
+                            dead_letter
+                        } else {
+                            dead_letter_of_stored(job, &outcome)
+                        };
+                        return self.publish(&message, &outcome, dead_letter, slot).await;
                     }
                 }
             }
         }
     }
 
-    /// `written` is what this delivery_count has had of the model already: an answer that could not be
-    /// kept in its own attempt (the number had just grown, or another worker came and died) is
-    /// paid, and kept in this one.
+    fn begin_request(&self, message: &Message, job: &Job, progress: &Progress) -> BeginRequest {
+        let needs_context = matches!(job, Job::Answer) && progress.generated.is_none();
+        BeginRequest {
+            message: message.reference.clone(),
+            owner: message.owner.clone(),
+            last_attempt: progress.last_attempt,
+            cancelled_outcome: message.outcomes.deferred_cancelled(progress.text()),
+            history: needs_context
+                .then(|| self.generator.history_request(progress.context.as_ref()))
+                .flatten(),
+        }
+    }
+
+    /// Ends a message that cannot be processed.
+    async fn fail(
+        &self,
+        attempt: &mut Attempt<'_>,
+        reason: &str,
+        slot: &mut WorkSlot,
+    ) -> AttemptResult {
+        let outcome = attempt.message.outcomes.failed(ErrorCode::Internal);
+        self.keep(attempt, outcome, "", Some(reason.to_owned()), slot)
+            .await
+    }
+
+    /// Answers the message in this attempt, unless it expired or was delivered too often. A result
+    /// of an earlier attempt of the same delivery is stored without another model call.
     async fn answer(
         &self,
         attempt: &mut Attempt<'_>,
         now_ms: i64,
         delivery_count: u32,
-        calls: &mut super::answer::Calls,
-        written: &mut Option<Written>,
-        work: &mut Work,
-    ) -> Attempted {
-        if let Some(written) = written {
-            return self.end(attempt, written, work).await;
+        progress: &mut Progress,
+        slot: &mut WorkSlot,
+    ) -> AttemptResult {
+        if let Some(generated) = &progress.generated {
+            return self.keep_generated(attempt, generated, slot).await;
         }
-        let endings = attempt.endings;
-        let age_ms = now_ms - attempt.question.appended_ms;
+        let outcomes = &attempt.message.outcomes;
+        let age_ms = now_ms - attempt.message.question.appended_ms;
         if age_ms > self.settings.message_max_age.as_millis() as i64 {
-            tracing::warn!(age_ms, "waited longer than MESSAGE_MAX_AGE, not asked");
+            tracing::warn!(
+                age_ms,
+                "message is older than MESSAGE_MAX_AGE, skipping the model call; if this is \
+                 frequent, add workers"
+            );
             WorkerMetrics::record_failure(ErrorCode::Expired);
-            return self
-                .keep(attempt, endings.failed(ErrorCode::Expired), "", None, work)
-                .await;
+            let expired = outcomes.failed(ErrorCode::Expired);
+            return self.keep(attempt, expired, "", None, slot).await;
         }
         if delivery_count > self.settings.pipeline.max_deliveries {
-            let reason = format!(
-                "taken {} times without coming to an end",
-                delivery_count - 1
-            );
+            let reason = format!("delivered {} times without an outcome", delivery_count - 1);
             WorkerMetrics::record_failure(ErrorCode::Internal);
-            let ending = endings.failed(ErrorCode::Internal);
-            return self.keep(attempt, ending, "", Some(reason), work).await;
+            let failed = outcomes.failed(ErrorCode::Internal);
+            return self.keep(attempt, failed, "", Some(reason), slot).await;
         }
-        if let Some(known) = &mut attempt.known {
-            known.forget_where_old(self.settings.prompt.history_ttl, now_ms);
+        if let Some(context) = &mut attempt.context {
+            context.clear_if_older_than(self.settings.prompt.history_ttl, now_ms);
         }
-        let had = self.model.write(attempt, calls, work).await;
-        if let Written::Failed(error, _) = &had {
-            tracing::warn!(%error, "the model gave no answer");
+        let generated = self
+            .generator
+            .generate(attempt, &mut progress.budget, slot)
+            .await;
+        if let GenerationResult::Failed(error, _) = &generated {
+            tracing::warn!(
+                %error,
+                "the model call failed, no retry follows; the user gets an error and the record \
+                 becomes a dead letter"
+            );
             WorkerMetrics::record_failure(error.code);
         }
-        let had = written.insert(had);
-        let attempted = self.end(attempt, had, work).await;
-        if matches!(had, Written::Again) {
-            *written = None;
+        let result = self.keep_generated(attempt, &generated, slot).await;
+        if !matches!(generated, GenerationResult::BeginAgain) {
+            progress.generated = Some(generated);
         }
-        attempted
+        result
     }
 
-    /// Fixes what was written as the outcome.
-    async fn end(
+    /// Stores the result of the model calls as the message's outcome.
+    async fn keep_generated(
         &self,
         attempt: &mut Attempt<'_>,
-        written: &Written,
-        work: &mut Work,
-    ) -> Attempted {
-        let endings = attempt.endings;
-        match written {
-            Written::Answer(answer) => {
-                let ending = endings.answered(answer, attempt.number);
-                self.keep(attempt, ending, &answer.text, None, work).await
+        generated: &GenerationResult,
+        slot: &mut WorkSlot,
+    ) -> AttemptResult {
+        let outcomes = &attempt.message.outcomes;
+        match generated {
+            GenerationResult::Answer(answer) => {
+                let outcome = outcomes.answered(answer, attempt.number);
+                self.keep(attempt, outcome, &answer.text, None, slot).await
             }
-            Written::Cancelled(text) => {
-                self.keep(attempt, endings.cancelled(text), text, None, work)
+            GenerationResult::Cancelled(text) => {
+                let outcome = outcomes.cancelled(text);
+                self.keep(attempt, outcome, text, None, slot).await
+            }
+            GenerationResult::Failed(error, text) => {
+                let outcome = outcomes.failed_by_provider(error, attempt.number);
+                self.keep(attempt, outcome, text, Some(error.to_string()), slot)
                     .await
             }
-            Written::Failed(error, text) => {
-                let ending = endings.failed_by_provider(error, attempt.number);
-                self.keep(attempt, ending, text, Some(error.to_string()), work)
-                    .await
-            }
-            Written::Again => Attempted::Again,
+            GenerationResult::BeginAgain => AttemptResult::BeginAgain,
         }
     }
 
-    /// Fixes the outcome. Tried until the fan-out answers, also when the partition is taken away
-    /// meanwhile: the answer is there and paid.
+    /// Stores the message's outcome, unless another one is stored already. Retried until the
+    /// fan-out responds, even after the partition was revoked: the model call was made and must not
+    /// be repeated. `text` is the text so far, for a message that was cancelled.
     async fn keep(
         &self,
         attempt: &mut Attempt<'_>,
-        ending: NewOutcome,
+        outcome: NewOutcome,
         text: &str,
-        dead: Option<String>,
-        work: &mut Work,
-    ) -> Attempted {
-        let call = KeepRequest {
-            message: attempt.subject.clone(),
-            owner: attempt.owner.clone(),
+        dead_letter: Option<String>,
+        slot: &mut WorkSlot,
+    ) -> AttemptResult {
+        let message = attempt.message;
+        let request = KeepRequest {
+            message: message.reference.clone(),
+            owner: message.owner.clone(),
             attempt: attempt.number,
-            cancelled_outcome: attempt.endings.cancelled_later(text),
-            outcome: Arc::new(ending),
+            cancelled_outcome: message.outcomes.deferred_cancelled(text),
+            outcome: Arc::new(outcome),
         };
-        let keeping = work.span().child(Kind::Internal, format_args!("keep"));
-        let kept = work.finish("keep", || self.fanout.keep(call.clone())).await;
-        drop(keeping);
+        let keep_span = slot.span().child(Kind::Internal, format_args!("keep"));
+        let kept = slot
+            .retry_despite_stop("keep", || self.fanout.keep(request.clone()))
+            .await;
+        drop(keep_span);
         match kept {
-            KeepResponse::Appended(outcome, grown) => {
-                let limit = self.model.recalled_turns();
-                let known = attempt.known.take();
-                if let Some(known) =
-                    known.and_then(|known| known.appended(grown, &call.outcome.turn, limit))
-                {
-                    self.recent.put(attempt.question, known);
+            KeepResponse::Appended(outcome, appended) => {
+                let limit = self.generator.context_turns();
+                let context = attempt.context.take();
+                let context = context
+                    .and_then(|context| context.append(appended, &request.outcome.turn, limit));
+                if let Some(context) = context {
+                    self.contexts.insert(&message.question, context);
                 }
-                Attempted::Ended {
+                AttemptResult::Ended {
                     outcome,
-                    dead,
-                    ours: true,
+                    dead_letter,
+                    is_ours: true,
                 }
             }
-            KeepResponse::Outcome(outcome) => {
-                let ours = outcome.frame == call.outcome.frame;
-                Attempted::Ended {
-                    outcome,
-                    dead,
-                    ours,
-                }
-            }
+            KeepResponse::Outcome(outcome) => AttemptResult::Ended {
+                is_ours: outcome.frame == request.outcome.frame,
+                outcome,
+                dead_letter,
+            },
             KeepResponse::Fenced => {
-                tracing::info!(attempt = attempt.number, "another worker has taken over");
-                Attempted::Again
+                tracing::info!(
+                    attempt = attempt.number,
+                    "fenced: another worker has taken over the message"
+                );
+                AttemptResult::BeginAgain
             }
         }
     }
 
-    /// Produces the terminal record and waits for its acknowledgement, however long that takes.
-    async fn produce(
+    /// Appends the terminal record and waits for its acknowledgement without a time limit. Skipped
+    /// where the outcome was delivered before.
+    async fn publish(
         &self,
-        question: &Question,
+        message: &Message,
         outcome: &StoredOutcome,
-        dead: Option<String>,
-        work: &mut Work,
-    ) -> Result<Verdict, Stopped> {
+        dead_letter: Option<String>,
+        slot: &mut WorkSlot,
+    ) -> Result<Verdict, StopRequested> {
         if outcome.delivered_at.is_none() {
             let topic = &self.settings.responses_topic;
-            let mut sending = work
+            let question = &message.question;
+            let mut span = slot
                 .span()
                 .child(Kind::Producer, format_args!("send {topic}"));
-            sending.text("messaging.system", traces::log_system());
-            sending.text("messaging.operation.name", "send");
-            sending.text("messaging.operation.type", "send");
-            sending.text("messaging.destination.name", topic);
-            sending.text("messaging.message.id", question.message_id.as_str());
-            let record = terminal_record(question, outcome, sending.context());
-            let place = work
-                .finish("produce", || {
+            span.text("messaging.system", traces::log_system());
+            span.text("messaging.operation.name", "send");
+            span.text("messaging.operation.type", "send");
+            span.text("messaging.destination.name", topic);
+            span.text("messaging.message.id", question.message_id.as_str());
+            let record = terminal_record(question, outcome, span.context());
+            let place = slot
+                .retry_despite_stop("produce", || {
                     let appended = self.log.append(topic, record.clone());
                     async {
                         appended
@@ -309,49 +380,16 @@ impl WorkerHandler {
                 })
                 .await;
             self.metrics.record_publish();
-            sending.number("messaging.kafka.offset", place.offset);
-            drop(sending);
+            span.number("messaging.kafka.offset", place.offset);
+            drop(span);
             tracing::info!(
                 partition = place.partition,
                 offset = place.offset,
                 "terminal record produced"
             );
         }
-        Ok(dead.map_or(Verdict::Done, Verdict::Dead))
+        Ok(dead_letter.map_or(Verdict::Done, Verdict::DeadLetter))
     }
-
-    async fn take(&self, delivery: &Delivery, work: &mut Work) -> Result<Verdict, Stopped> {
-        let record = &delivery.record;
-        let (question, job) = match Question::parse(record) {
-            Ok(question) => (question, Job::Answer),
-            Err(error) => match question_from_headers(record) {
-                Some(question) => (question, Job::Fail(error.to_string())),
-                None => return Ok(Verdict::Dead(error.to_string())),
-            },
-        };
-        let span = tracing::info_span!(
-            "message",
-            correlation_id = %question.correlation_id,
-            message_id = %question.message_id,
-            trace_id = work.span().trace_id(),
-        );
-        let question = Arc::new(question);
-        self.settle(&question, &job, work).instrument(span).await
-    }
-}
-
-/// One attempt at one message.
-pub(super) struct Attempt<'a> {
-    pub(super) question: &'a Question,
-    /// What came earlier in the conversation, where that is known.
-    pub(super) known: Option<Known>,
-    pub(super) subject: &'a MessageRef,
-    pub(super) owner: &'a Owner,
-    /// The ending of a message that was cancelled before anything was said.
-    pub(super) cancelled: &'a DeferredOutcome,
-    endings: &'a Endings,
-    /// Its number; grows when the fan-out loses its data meanwhile.
-    pub(super) number: u32,
 }
 
 #[async_trait]
@@ -363,62 +401,45 @@ impl Handler for WorkerHandler {
         )
     }
 
-    async fn handle(&self, delivery: &Delivery, work: &mut Work) -> Verdict {
-        let begun = Instant::now();
+    async fn handle(&self, delivery: &Delivery, slot: &mut WorkSlot) -> Verdict {
+        let started = Instant::now();
         let appended_ms = delivery.record.timestamp_ms;
         self.metrics.record_log_wait(appended_ms);
         let verdict = self
-            .take(delivery, work)
+            .process_record(delivery, slot)
             .await
             .unwrap_or_else(Verdict::from);
         self.metrics
-            .record_processed(&verdict, begun.elapsed(), appended_ms);
+            .record_processed(&verdict, started.elapsed(), appended_ms);
         verdict
     }
 
-    async fn give_up(
+    async fn report_failure(
         &self,
         delivery: &Delivery,
         reason: &str,
-        work: &mut Work,
-    ) -> Result<(), Stopped> {
+        slot: &mut WorkSlot,
+    ) -> Result<(), StopRequested> {
         let question = Question::parse(&delivery.record)
             .ok()
             .or_else(|| question_from_headers(&delivery.record));
         if let Some(question) = question {
-            self.settle(&Arc::new(question), &Job::Fail(reason.to_owned()), work)
+            self.process(question, &Job::Fail(reason.to_owned()), slot)
                 .await?;
         }
         Ok(())
     }
 }
 
-/// What this delivery_count has had of the model: a cancelled message ends with it.
-fn said(written: Option<&Written>) -> &str {
-    match written {
-        Some(Written::Answer(answer)) => &answer.text,
-        Some(Written::Cancelled(text) | Written::Failed(_, text)) => text,
-        Some(Written::Again) | None => "",
-    }
-}
-
-fn subject_of(question: &Question) -> MessageRef {
-    MessageRef {
-        user: question.user.clone(),
-        message_id: question.message_id.clone(),
-        id: question.id.clone(),
-        conversation: question.conversation.clone(),
-    }
-}
-
-/// Why a message whose outcome was there already is a dead letter: who kept the outcome may have
-/// died before it wrote one. There twice rather than not at all.
-fn dead_again(job: &Job, outcome: &StoredOutcome) -> Option<String> {
+/// The dead-letter reason of a message whose outcome was stored before. The worker that stored it
+/// may have crashed before it wrote the dead letter, so it is written again: a duplicate is better
+/// than a lost one.
+fn dead_letter_of_stored(job: &Job, outcome: &StoredOutcome) -> Option<String> {
     if let Job::Fail(reason) = job {
         return Some(reason.clone());
     }
     let code = Terminal::parse(outcome.frame.as_bytes()).ok()?.code?;
-    let is_dead = match code {
+    let is_dead_letter = match code {
         ErrorCode::ProviderTimeout
         | ErrorCode::ProviderRateLimited
         | ErrorCode::ProviderRejected
@@ -432,7 +453,7 @@ fn dead_again(job: &Job, outcome: &StoredOutcome) -> Option<String> {
         | ErrorCode::Cancelled
         | ErrorCode::Expired => false,
     };
-    is_dead.then(|| format!("ended before: {}", code.as_str()))
+    is_dead_letter.then(|| format!("ended before: {}", code.as_str()))
 }
 
 fn terminal_record(
@@ -440,27 +461,28 @@ fn terminal_record(
     outcome: &StoredOutcome,
     trace: Option<&TraceContext>,
 ) -> NewRecord {
-    let text = |value: &str| Bytes::from(value.to_owned());
+    let bytes = |value: &str| Bytes::from(value.to_owned());
     let mut headers = vec![
         (
             header::MESSAGE_ID.to_owned(),
-            text(question.message_id.as_str()),
+            bytes(question.message_id.as_str()),
         ),
         (
             header::CORRELATION_ID.to_owned(),
-            text(&question.correlation_id),
+            bytes(&question.correlation_id),
         ),
     ];
     add_trace(&mut headers, trace);
     NewRecord {
-        key: Some(text(question.user.as_str())),
-        value: text(&outcome.frame),
+        key: Some(bytes(question.user.as_str())),
+        value: bytes(&outcome.frame),
         null_value: false,
         headers,
     }
 }
 
-/// Whose an unreadable record is, where its key and headers say so (protocol.md section 2).
+/// The message of an unreadable record, from its key and headers, so that its user can be informed
+/// (protocol.md section 2). `None` where they do not name both user and message.
 fn question_from_headers(record: &Record) -> Option<Question> {
     let message_id = MessageId::parse(record.header_text(header::MESSAGE_ID)?).ok()?;
     let user = UserId::parse(std::str::from_utf8(record.key.as_deref()?).ok()?).ok()?;

@@ -1,5 +1,5 @@
-//! The live road of one attempt: renews the lease and writes the text so far, beside the reader
-//! of the model, which never waits for it.
+//! Publishes the text of one attempt and renews its lease, in a task of its own, so that reading
+//! the model never waits for the fan-out.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -10,158 +10,157 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::cancels::Watcher;
+use super::cancel_watch::CancelWatcher;
 use super::coalesce::{Coalescer, Piece};
-use super::ending::Endings;
+use super::outcome;
 use crate::fanout::{
     Answers, BeginRequest, BeginResponse, DeferredOutcome, LiveRequest, LiveResponse, MessageRef,
     Owner,
 };
 
-/// A third of the lease, so that one lost renewal costs nothing.
-const RENEW_EVERY: Duration = Duration::from_secs(1);
-const REPEAT_AFTER: Duration = Duration::from_millis(100);
+/// A third of the lease, so that one lost renewal does not end it.
+const RENEW_INTERVAL: Duration = Duration::from_secs(1);
+/// Delay before a failed call of the fan-out is repeated.
+const RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// Word from the fan-out for who writes the answer.
+/// Why an attempt must stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Signal {
-    /// Go on.
-    Go,
-    /// Stop: another worker has taken over, or the message has ended.
+pub(super) enum StopReason {
+    /// Another worker has taken over, or the message has an outcome.
     Fenced,
-    /// Stop: its user wants no more.
+    /// The user cancelled the message.
     Cancelled,
 }
 
+/// State that the [`LiveWriter`] shares with its task.
 struct Shared {
     text: Mutex<Coalescer>,
-    more: Notify,
-    /// The message may have been cancelled: ask at once.
-    look: Arc<Notify>,
-    signal: watch::Sender<Signal>,
-    number: AtomicU32,
-    /// Calls of the fan-out begun, and the last of them that said that the attempt is still ours.
-    asked: AtomicU64,
-    ours: watch::Sender<u64>,
+    /// The text has grown.
+    text_added: Notify,
+    /// The lease or the cancel mark must be checked now.
+    check_now: Arc<Notify>,
+    stop: watch::Sender<Option<StopReason>>,
+    attempt: AtomicU32,
+    /// Number of `live` calls that were started.
+    calls_started: AtomicU64,
+    /// The last call that confirmed the lease, counted like `calls_started`.
+    confirmed_call: watch::Sender<u64>,
 }
 
-/// What an attempt is about.
-pub(super) struct Subjects {
-    pub(super) subject: MessageRef,
+impl Shared {
+    fn text(&self) -> MutexGuard<'_, Coalescer> {
+        self.text.lock()
+    }
+}
+
+/// The attempt that a [`LiveWriter`] writes for.
+pub(super) struct LiveTarget {
+    pub(super) message: MessageRef,
     pub(super) owner: Owner,
-    pub(super) number: u32,
-    /// Whether anybody watches; otherwise only the lease is renewed.
-    pub(super) stream: bool,
+    pub(super) attempt: u32,
+    /// Whether the client wants the text as it grows; otherwise only the lease is renewed.
+    pub(super) publishes_text: bool,
 }
 
-/// Writes one attempt's text until it is dropped.
+/// Publishes the text of one attempt and renews its lease until it is dropped.
 pub(super) struct LiveWriter {
     shared: Arc<Shared>,
-    signal: watch::Receiver<Signal>,
+    stop: watch::Receiver<Option<StopReason>>,
     task: JoinHandle<()>,
 }
 
 impl LiveWriter {
-    /// `cancelled` is the ending that `begin` needs when the fan-out has lost its data.
+    /// `cancelled` is the outcome that `begin` stores if the fan-out has lost its data and the
+    /// message was cancelled.
     pub(super) fn start(
         fanout: Arc<dyn Answers>,
-        subjects: Subjects,
+        target: LiveTarget,
         cancelled: DeferredOutcome,
         coalescer: Coalescer,
-        watcher: Watcher,
+        cancels: CancelWatcher,
     ) -> Self {
-        let (sender, signal) = watch::channel(Signal::Go);
+        let (stop_sender, stop) = watch::channel(None);
         let shared = Arc::new(Shared {
             text: Mutex::new(coalescer),
-            more: Notify::new(),
-            look: Arc::default(),
-            signal: sender,
-            number: AtomicU32::new(subjects.number),
-            asked: AtomicU64::new(0),
-            ours: watch::Sender::new(0),
+            text_added: Notify::new(),
+            check_now: Arc::default(),
+            stop: stop_sender,
+            attempt: AtomicU32::new(target.attempt),
+            calls_started: AtomicU64::new(0),
+            confirmed_call: watch::Sender::new(0),
         });
         let begin = BeginRequest {
-            message: subjects.subject,
-            owner: subjects.owner,
-            last_attempt: subjects.number,
+            message: target.message,
+            owner: target.owner,
+            last_attempt: target.attempt,
             cancelled_outcome: cancelled,
             history: None,
         };
-        let writing = Writing {
+        let cancel_watch = cancels.watch(
+            begin.message.user.clone(),
+            begin.message.message_id.clone(),
+            Arc::clone(&shared.check_now),
+        );
+        let publisher = Publisher {
             fanout,
             begin,
-            stream: subjects.stream,
+            publishes_text: target.publishes_text,
             shared: Arc::clone(&shared),
         };
-        let watching = watcher.watch(
-            writing.begin.message.user.clone(),
-            writing.begin.message.message_id.clone(),
-            Arc::clone(&shared.look),
-        );
-        let both = async move {
+        let run = async move {
             tokio::select! {
-                () = writing.run() => {}
-                () = watching => {}
+                () = publisher.run() => {}
+                () = cancel_watch => {}
             }
         };
-        let task = tokio::spawn(tracing::Instrument::in_current_span(both));
-        Self {
-            shared,
-            signal,
-            task,
-        }
+        let task = tokio::spawn(tracing::Instrument::in_current_span(run));
+        Self { shared, stop, task }
     }
 
-    fn text_of(&self) -> MutexGuard<'_, Coalescer> {
-        self.shared.text.lock()
-    }
-
-    /// Adds what the model said. Never waits.
+    /// Adds text of the model. Never waits.
     pub(super) fn push(&self, text: &str) {
-        self.text_of().push(text);
-        self.shared.more.notify_one();
+        self.shared.text().push(text);
+        self.shared.text_added.notify_one();
     }
 
     /// The whole text so far.
     pub(super) fn text(&self) -> String {
-        self.text_of().text().to_owned()
+        self.shared.text().text().to_owned()
     }
 
-    /// Whether there is any text.
+    /// Whether the model has sent any text.
     pub(super) fn has_text(&self) -> bool {
-        !self.text_of().text().is_empty()
+        !self.shared.text().text().is_empty()
     }
 
-    /// The attempt's number as it now is: it grows when the fan-out lost its data meanwhile.
-    pub(super) fn number(&self) -> u32 {
-        self.shared.number.load(Ordering::Acquire)
+    /// The current attempt number. It grows when the fan-out loses its data during the attempt.
+    pub(super) fn attempt(&self) -> u32 {
+        self.shared.attempt.load(Ordering::Acquire)
     }
 
-    /// Waits for a reason to stop.
-    pub(super) async fn stopped(&self) -> Signal {
-        let mut signal = self.signal.clone();
-        let said = signal
-            .wait_for(|signal| *signal != Signal::Go)
-            .await
-            .map(|signal| *signal);
-        match said {
-            Ok(signal) => signal,
-            // The writing task ends only after it said why.
-            Err(_) => std::future::pending().await,
+    /// Waits until the attempt must stop.
+    pub(super) async fn stopped(&self) -> StopReason {
+        let mut stop = self.stop.clone();
+        let reason = stop.wait_for(Option::is_some).await.map(|reason| *reason);
+        match reason {
+            Ok(Some(reason)) => reason,
+            // The task ends only after it has sent a reason.
+            Ok(None) | Err(_) => std::future::pending().await,
         }
     }
 
-    /// Asks the fan-out, for as long as it is away, and waits for a reason to stop or word that there
-    /// is none: for who has slept for longer than the lease and does not know it.
-    pub(super) async fn still_ours(&self) -> Result<(), Signal> {
-        let asked = self.shared.asked.load(Ordering::Acquire);
-        let mut ours = self.shared.ours.subscribe();
-        self.shared.look.notify_one();
+    /// Waits until the fan-out confirms that this attempt still holds the lease, for as long as the
+    /// fan-out is unavailable. A process that was paused for longer than the lease learns here that
+    /// it was taken over.
+    pub(super) async fn confirm_lease(&self) -> Result<(), StopReason> {
+        let started = self.shared.calls_started.load(Ordering::Acquire);
+        let mut confirmed = self.shared.confirmed_call.subscribe();
+        self.shared.check_now.notify_one();
         tokio::select! {
             biased;
-            signal = self.stopped() => Err(signal),
-            // It can't fail: the sender is held here.
-            _ = ours.wait_for(|at| *at > asked) => Ok(()),
+            reason = self.stopped() => Err(reason),
+            // It cannot fail: `self.shared` has the sender.
+            _ = confirmed.wait_for(|call| *call > started) => Ok(()),
         }
     }
 }
@@ -172,114 +171,112 @@ impl Drop for LiveWriter {
     }
 }
 
-struct Writing {
+/// The task of a [`LiveWriter`].
+struct Publisher {
     fanout: Arc<dyn Answers>,
+    /// Repeated when the fan-out has lost its data; `last_attempt` is the current attempt.
     begin: BeginRequest,
-    stream: bool,
+    publishes_text: bool,
     shared: Arc<Shared>,
 }
 
-impl Writing {
+impl Publisher {
     async fn run(mut self) {
-        let mut renew_at = Instant::now() + RENEW_EVERY;
+        let mut renew_at = Instant::now() + RENEW_INTERVAL;
         loop {
-            let delta = self.next_piece(renew_at).await;
-            if let Err(signal) = self.write(delta).await {
-                self.shared.signal.send_replace(signal);
+            let piece = self.next_piece(renew_at).await;
+            if let Err(reason) = self.publish(piece).await {
+                self.shared.stop.send_replace(Some(reason));
                 return;
             }
-            renew_at = Instant::now() + RENEW_EVERY;
+            renew_at = Instant::now() + RENEW_INTERVAL;
         }
     }
 
-    /// The next piece that is due, or `None` when the lease has to be renewed first.
+    /// The next piece of text that is due; `None` when the lease must be renewed or checked first.
     async fn next_piece(&self, renew_at: Instant) -> Option<Piece> {
         loop {
             let now = Instant::now();
-            let due = {
-                let mut text = self.shared.text.lock();
-                if self.stream
-                    && let Some(piece) = text.take(now)
+            let due_at = {
+                let mut text = self.shared.text();
+                if self.publishes_text
+                    && let Some(piece) = text.take_due(now)
                 {
                     return Some(piece);
                 }
-                text.due(now).filter(|_| self.stream)
+                text.due_at(now).filter(|_| self.publishes_text)
             };
             if now >= renew_at {
                 return None;
             }
             tokio::select! {
-                () = tokio::time::sleep_until(due.unwrap_or(renew_at).min(renew_at)) => {}
-                () = self.shared.more.notified(), if self.stream => {}
-                () = self.shared.look.notified() => return None,
+                () = tokio::time::sleep_until(due_at.unwrap_or(renew_at).min(renew_at)) => {}
+                () = self.shared.text_added.notified(), if self.publishes_text => {}
+                () = self.shared.check_now.notified() => return None,
             }
         }
     }
 
-    /// Writes one piece, again and again while the fan-out is away.
-    async fn write(&mut self, piece: Option<Piece>) -> Result<(), Signal> {
-        let next = piece.as_ref().map(|piece| piece.index + 1);
+    /// Publishes one piece, or only renews the lease. Repeats the call while the fan-out is
+    /// unavailable.
+    async fn publish(&mut self, piece: Option<Piece>) -> Result<(), StopReason> {
+        let next_index = piece.as_ref().map(|piece| piece.index + 1);
         let delta = piece.map(|piece| (piece.index, piece.text));
         loop {
-            let asked = self.shared.asked.fetch_add(1, Ordering::AcqRel) + 1;
-            let call = LiveRequest {
+            let call = self.shared.calls_started.fetch_add(1, Ordering::AcqRel) + 1;
+            let request = LiveRequest {
                 message: self.begin.message.clone(),
                 owner: self.begin.owner.clone(),
                 attempt: self.begin.last_attempt,
                 delta: delta.clone(),
             };
-            match self.fanout.live(call).await {
+            match self.fanout.live(request).await {
                 Ok(LiveResponse::Written) => {}
-                // A repeat of a piece that had arrived.
-                Ok(LiveResponse::Expected(index)) if next.is_none_or(|next| next == index) => {}
-                Ok(LiveResponse::Fenced) => return Err(Signal::Fenced),
-                Ok(LiveResponse::Cancelled) => return Err(Signal::Cancelled),
+                // The piece had arrived with an earlier call whose response was lost.
+                Ok(LiveResponse::Expected(index))
+                    if next_index.is_none_or(|next| next == index) => {}
+                Ok(LiveResponse::Fenced) => return Err(StopReason::Fenced),
+                Ok(LiveResponse::Cancelled) => return Err(StopReason::Cancelled),
                 Ok(LiveResponse::DataLost | LiveResponse::Expected(_)) => {
                     self.begin_again().await?
                 }
                 Err(error) => {
-                    tracing::debug!(%error, "live text waits");
-                    tokio::time::sleep(REPEAT_AFTER).await;
+                    tracing::debug!(%error, "publishing live text failed, it is retried");
+                    tokio::time::sleep(RETRY_DELAY).await;
                     continue;
                 }
             }
-            self.shared.ours.send_replace(asked);
+            self.shared.confirmed_call.send_replace(call);
             return Ok(());
         }
     }
 
-    /// The whole text so far.
-    fn said(&self) -> String {
-        let text = &self.shared.text;
-        let text = text.lock();
-        text.text().to_owned()
-    }
-
-    /// The fan-out no longer has the text: take the message again under a higher number, and
-    /// write the whole text again from index 0.
-    async fn begin_again(&mut self) -> Result<(), Signal> {
+    /// Begins a new attempt after the fan-out lost the text, and schedules the whole text again
+    /// from index 0.
+    async fn begin_again(&mut self) -> Result<(), StopReason> {
         tracing::warn!(
             attempt = self.begin.last_attempt,
-            "the fan-out lost the text so far: begun again"
+            "the fan-out lost the text of an answer in progress: publishing it again, no action \
+             is needed"
         );
         loop {
-            // Cancelled meanwhile, the message ends with what was said until now.
+            // If the message was cancelled meanwhile, it ends with the text so far.
+            let text = self.shared.text().text().to_owned();
             let begin = BeginRequest {
-                cancelled_outcome: Endings::cancelled_at(
-                    &self.begin.cancelled_outcome,
-                    self.said(),
-                ),
+                cancelled_outcome: outcome::with_text(&self.begin.cancelled_outcome, text),
                 ..self.begin.clone()
             };
             match self.fanout.begin(begin).await {
                 Ok(BeginResponse::Attempt { number, .. }) => {
                     self.begin.last_attempt = number;
-                    self.shared.number.store(number, Ordering::Release);
-                    self.shared.text.lock().restart();
+                    self.shared.attempt.store(number, Ordering::Release);
+                    self.shared.text().restart();
                     return Ok(());
                 }
-                Ok(BeginResponse::Ended(_) | BeginResponse::Busy(_)) => return Err(Signal::Fenced),
-                Err(_) => tokio::time::sleep(REPEAT_AFTER).await,
+                Ok(BeginResponse::Ended(_) | BeginResponse::Busy(_)) => {
+                    return Err(StopReason::Fenced);
+                }
+                Err(_) => tokio::time::sleep(RETRY_DELAY).await,
             }
         }
     }

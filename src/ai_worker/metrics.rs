@@ -67,8 +67,8 @@ impl WorkerMetrics {
     pub(crate) fn record_processed(&self, verdict: &Verdict, time: Duration, appended_ms: i64) {
         let (count, duration) = match verdict {
             Verdict::Done => &self.success,
-            Verdict::Dead(_) | Verdict::Failed(_) => &self.error,
-            Verdict::GoBack | Verdict::Left => return,
+            Verdict::DeadLetter(_) | Verdict::Failed(_) => &self.error,
+            Verdict::Rewind | Verdict::Unfinished => return,
         };
         count.increment(1);
         duration.record(time);

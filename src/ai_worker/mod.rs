@@ -1,49 +1,54 @@
-//! The worker: takes messages from the log, asks the model, writes the answer.
+//! The worker consumes messages, calls the model, and appends one terminal record per message.
 //!
-//! Per message: `begin` → history → prompt → the provider's stream, with `live` beside it →
-//! `keep` → terminal record → offset. What `begin` or `keep` returns is what counts, so a message
-//! that is delivered again is answered from its outcome and never paid twice (architecture,
-//! step 3).
+//! The steps of a message: `begin`, read the conversation's context, build the prompt, stream the
+//! model's answer while publishing it with `live`, `keep` the outcome, append the terminal record,
+//! commit the offset. The outcome that `begin` or `keep` returns is authoritative, so a redelivered
+//! message is answered from its stored outcome without another model call (ARCHITECTURE.md, step 3).
 
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-use self::metrics::WorkerMetrics;
 use crate::config::settings::WorkerSettings;
 use crate::fanout::WorkerFanout;
 use crate::log::{Log, LogError};
-use crate::pipeline::dead_letter::DeadLetters;
+use crate::pipeline::DeadLetterWriter;
 use crate::pipeline::driver;
 use crate::pipeline::metrics::PipelineMetrics;
 
-mod answer;
-mod cancels;
+mod attempt;
+mod cancel_watch;
 pub mod coalesce;
-mod ending;
+mod context_cache;
+mod generation;
 mod handler;
 mod live;
 pub(crate) mod metrics;
+mod outcome;
 pub mod prompt;
 pub mod provider;
-mod recent;
 #[cfg(test)]
 mod tests;
 
-/// What a worker works with.
+use self::metrics::WorkerMetrics;
+use context_cache::ContextCache;
+use generation::Generator;
+use handler::WorkerHandler;
+
+/// The components and settings of a worker.
 pub struct Parts {
-    /// Messages come from here, and their terminal records go there.
+    /// Source of messages, and where terminal records and dead letters are appended.
     pub log: Arc<dyn Log>,
-    /// Ownership, text so far, outcomes, history.
+    /// Stores leases, the text so far, outcomes and the history.
     pub fanout: Arc<dyn WorkerFanout>,
-    /// Answers.
+    /// Generates answers.
     pub provider: Arc<dyn provider::Provider>,
-    /// Bounds and names.
+    /// Topics, limits and the model.
     pub settings: WorkerSettings,
 }
 
-/// Runs until `drain` fires; returns when what is being answered has ended and is committed, or
-/// the drain deadline is over.
+/// Runs until `drain` fires. Returns when the answers in progress have ended and are committed, or
+/// when the drain deadline is exceeded.
 pub async fn run(parts: Parts, drain: CancellationToken) -> Result<(), LogError> {
     let Parts {
         log,
@@ -53,20 +58,20 @@ pub async fn run(parts: Parts, drain: CancellationToken) -> Result<(), LogError>
     } = parts;
     let pipeline = settings.pipeline.clone();
     let consumer = log.consumer(&pipeline.group, &pipeline.topic)?;
-    let handler = handler::WorkerHandler {
+    let handler = WorkerHandler {
         log: Arc::clone(&log),
         fanout: Arc::clone(&fanout),
-        recent: recent::Recent::default(),
-        model: answer::Model::new(provider, fanout, settings.clone()),
+        contexts: ContextCache::default(),
+        generator: Generator::new(provider, fanout, settings.clone()),
         metrics: WorkerMetrics::new(&settings.responses_topic),
         settings,
     };
     let parts = driver::Parts {
         consumer,
         handler: Arc::new(handler),
-        go_back: None,
-        commands: None,
-        dead_letters: DeadLetters::new(log, pipeline.dead_letter_topic.clone()),
+        rewind_policy: None,
+        rewind_requests: None,
+        dead_letters: DeadLetterWriter::new(log, pipeline.dead_letter_topic.clone()),
         metrics: PipelineMetrics::for_worker(&pipeline.topic),
         settings: pipeline,
     };

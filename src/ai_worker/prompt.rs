@@ -1,13 +1,13 @@
-//! What is asked of the model: instructions, as much of the conversation as fits, the question.
+//! Builds the prompt of a model call: instructions, as much of the conversation as fits, question.
 
 use crate::config::settings::PromptSettings;
 use crate::fanout::{Turn, TurnStatus};
 
 use super::provider::{ChatMessage, ModelRequest, Role};
 
-/// What a message costs besides its text: role and separators.
+/// Tokens of a message in addition to its text: role and separators.
 const MESSAGE_OVERHEAD: usize = 4;
-/// What a prompt costs besides its messages: the beginning of the answer.
+/// Tokens of a prompt in addition to its messages: the start of the answer.
 const PROMPT_OVERHEAD: usize = 3;
 
 /// Builds prompts.
@@ -15,20 +15,24 @@ const PROMPT_OVERHEAD: usize = 3;
 pub struct Prompt;
 
 impl Prompt {
-    /// How many messages `turns` would be, all of them.
-    pub(super) fn messages(turns: &[Turn]) -> usize {
-        turns.iter().filter(|turn| in_context(turn)).map(size).sum()
+    /// The number of messages that `turns` become in a prompt.
+    pub(super) fn message_count(turns: &[Turn]) -> usize {
+        turns
+            .iter()
+            .filter(|turn| in_context(turn))
+            .map(turn_size)
+            .sum()
     }
 
-    /// `turns` are the conversation's, oldest first.
+    /// Builds a request from the conversation's `turns`, oldest first.
     ///
-    /// The newest turns that fit are taken whole, in order and without a gap: at most
-    /// `history_max_messages` questions and answers, and together with instructions and question
-    /// not over the context less the answer's `max_tokens`, as [`estimate_tokens`] counts. A turn
-    /// is never split: an answer without its question, or the reverse, says something that nobody
-    /// said. Failed turns and turns without an answer are left out: an open question would be
-    /// answered again. A turn whose question isn't known is its answer alone. Instructions and the
-    /// question are always there, also where they are over the budget by themselves.
+    /// - The newest turns that fit are included, in order and without a gap: at most
+    ///   `history_max_messages` messages, and together with instructions and question at most the
+    ///   context size minus the answer's `max_tokens`, as [`estimate_tokens`] counts.
+    /// - Turns are not split: an answer without its question would have another meaning.
+    /// - Failed turns and turns without an answer are excluded, because the model would answer an
+    ///   open question again. A turn whose question is unknown is included as its answer.
+    /// - Instructions and question are always included, even if they exceed the budget.
     pub fn build(settings: &PromptSettings, turns: &[Turn], question: &str) -> ModelRequest {
         let question = message(Role::User, question);
         let system = Some(settings.system_prompt.trim())
@@ -38,24 +42,24 @@ impl Prompt {
         let context = settings.context_tokens;
         let mut tokens_left = context
             .saturating_sub(settings.max_tokens as usize)
-            .saturating_sub(PROMPT_OVERHEAD + cost(&question))
-            .saturating_sub(system.as_ref().map_or(0, cost));
+            .saturating_sub(PROMPT_OVERHEAD + token_cost(&question))
+            .saturating_sub(system.as_ref().map_or(0, token_cost));
         let mut messages_left = settings.history_max_messages;
         let mut newest_first = Vec::new();
         if settings.keep_history {
             for turn in turns.iter().rev().filter(|turn| in_context(turn)) {
                 let answer = message(Role::Assistant, &turn.answer);
-                let asked = turn.question.as_deref();
-                let asked = asked.map(|text| message(Role::User, text));
-                let tokens = cost(&answer) + asked.as_ref().map_or(0, cost);
-                let count = size(turn);
+                let question = turn.question.as_deref();
+                let question = question.map(|text| message(Role::User, text));
+                let tokens = token_cost(&answer) + question.as_ref().map_or(0, token_cost);
+                let count = turn_size(turn);
                 if count > messages_left || tokens > tokens_left {
                     break;
                 }
                 messages_left -= count;
                 tokens_left -= tokens;
                 newest_first.push(answer);
-                newest_first.extend(asked);
+                newest_first.extend(question);
             }
         }
 
@@ -77,8 +81,8 @@ fn in_context(turn: &Turn) -> bool {
     turn.status != TurnStatus::Failed && !turn.answer.is_empty()
 }
 
-/// Messages of a turn.
-fn size(turn: &Turn) -> usize {
+/// The number of messages of a turn.
+fn turn_size(turn: &Turn) -> usize {
     1 + usize::from(turn.question.is_some())
 }
 
@@ -89,32 +93,33 @@ fn message(role: Role, content: &str) -> ChatMessage {
     }
 }
 
-fn cost(message: &ChatMessage) -> usize {
+fn token_cost(message: &ChatMessage) -> usize {
     MESSAGE_OVERHEAD + estimate_tokens(&message.content)
 }
 
-/// What a prompt is estimated to cost, as it is counted against the context.
+/// The estimated number of tokens of a prompt, as it counts against the context size.
 pub(crate) fn estimate_prompt(messages: &[ChatMessage]) -> usize {
-    PROMPT_OVERHEAD + messages.iter().map(cost).sum::<usize>()
+    PROMPT_OVERHEAD + messages.iter().map(token_cost).sum::<usize>()
 }
 
-/// About how many tokens a text is, rather too many than too few: a run of ASCII letters or
-/// digits costs a token per 4 bytes begun, other ASCII a token each but single spaces, which
-/// belong to the next word; everything else a token per 3 bytes begun. No model's own count.
+/// Estimates the number of tokens of a text, rather too high than too low and independent of the
+/// model. Runs of ASCII letters and digits count one token per started 4 bytes, bytes beyond ASCII
+/// one per started 3 bytes, other ASCII characters one each. A single space is part of the next
+/// word and counts nothing.
 pub(crate) fn estimate_tokens(text: &str) -> usize {
     let mut bytes = text.as_bytes();
     let mut tokens = 0;
     while let Some(first) = bytes.first() {
-        let class = CLASSES[usize::from(*first)];
+        let class = BYTE_CLASSES[usize::from(*first)];
         let run = bytes
             .iter()
-            .position(|byte| CLASSES[usize::from(*byte)] != class)
+            .position(|byte| BYTE_CLASSES[usize::from(*byte)] != class)
             .unwrap_or(bytes.len());
         tokens += match class {
-            Class::Space => run / 2,
-            Class::Word => run.div_ceil(4),
-            Class::Sign => run,
-            Class::Other => run.div_ceil(3),
+            ByteClass::Space => run / 2,
+            ByteClass::Word => run.div_ceil(4),
+            ByteClass::Punctuation => run,
+            ByteClass::Other => run.div_ceil(3),
         };
         bytes = &bytes[run..];
     }
@@ -122,24 +127,25 @@ pub(crate) fn estimate_tokens(text: &str) -> usize {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Class {
+enum ByteClass {
     Space,
     Word,
-    Sign,
-    /// A part of a character beyond ASCII.
+    Punctuation,
+    /// Part of a character beyond ASCII.
     Other,
 }
 
-/// By byte: every prompt is counted anew, so this is among what an answer costs most.
-static CLASSES: [Class; 256] = {
-    let mut classes = [Class::Other; 256];
+/// The class of each byte. A table, because counting every prompt is a large part of the worker's
+/// processor time.
+static BYTE_CLASSES: [ByteClass; 256] = {
+    let mut classes = [ByteClass::Other; 256];
     let mut byte = 0;
     while byte < 128 {
         let c = byte as u8;
         classes[byte] = match c {
-            b' ' => Class::Space,
-            _ if c.is_ascii_alphanumeric() => Class::Word,
-            _ => Class::Sign,
+            b' ' => ByteClass::Space,
+            _ if c.is_ascii_alphanumeric() => ByteClass::Word,
+            _ => ByteClass::Punctuation,
         };
         byte += 1;
     }
@@ -184,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn instructions_turns_and_question_in_order() {
+    fn instructions_turns_and_question_are_in_order() {
         let turns = [
             turn(Some("q1"), "a1", TurnStatus::Answered),
             turn(Some("q2"), "half", TurnStatus::Cancelled),
@@ -206,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn failed_and_unanswered_turns_are_not_in_the_context() {
+    fn failed_and_unanswered_turns_are_excluded() {
         let turns = [
             turn(Some("q1"), "went wrong", TurnStatus::Failed),
             turn(Some("q2"), "", TurnStatus::Cancelled),
@@ -216,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn no_history_and_no_instructions_where_none_are_wanted() {
+    fn disabled_history_and_blank_instructions_are_excluded() {
         let turns = [turn(Some("q1"), "a1", TurnStatus::Answered)];
         let settings = PromptSettings {
             keep_history: false,
@@ -228,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn an_odd_number_of_messages_splits_no_turn() {
+    fn an_odd_message_limit_splits_no_turn() {
         let turns = [
             turn(Some("q1"), "a1", TurnStatus::Answered),
             turn(Some("q2"), "a2", TurnStatus::Answered),
@@ -245,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_question_over_the_budget_goes_alone() {
+    fn a_question_over_the_budget_is_sent_without_history() {
         let turns = [turn(Some("q1"), "a1", TurnStatus::Answered)];
         let settings = PromptSettings {
             context_tokens: 10,
@@ -256,8 +262,8 @@ mod tests {
     }
 
     #[test]
-    fn estimates_lie_on_the_safe_side_of_real_counts() {
-        // Right: tokens by cl100k_base.
+    fn estimates_are_not_below_real_token_counts() {
+        // The real counts are those of cl100k_base.
         for (text, real) in [
             ("", 0),
             ("Hello, how are you?", 6),
@@ -288,7 +294,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn never_over_budget_and_the_newest_kept(
+        fn prompts_stay_within_the_budget_and_contain_the_newest_turns(
             turns in prop::collection::vec(any_turn(), 0..30),
             question in "\\PC{1,80}",
             context_tokens in 0_usize..1500,
@@ -308,7 +314,7 @@ mod tests {
             prop_assert!(history.is_empty() || estimate_prompt(&request.messages) <= budget);
             prop_assert!(history.len() <= history_max_messages);
 
-            // What is there is exactly the end of the whole conversation, cut between turns.
+            // The history is a suffix of the conversation, cut between turns.
             let flat = |turns: &[Turn]| -> Vec<ChatMessage> {
                 turns.iter().filter(|turn| in_context(turn)).flat_map(|turn| {
                     let question = turn.question.as_deref().map(|text| message(Role::User, text));
@@ -318,7 +324,7 @@ mod tests {
             let cut = (0..=turns.len()).rev().find(|cut| flat(&turns[*cut..]) == history);
             prop_assert!(cut.is_some(), "not a suffix of whole turns");
 
-            // And no more was cut than needed.
+            // The next older turn would not have fitted.
             let older = turns[..cut.unwrap()].iter().rev().find(|turn| in_context(turn));
             if let Some(older) = older {
                 let more = flat(std::slice::from_ref(older));

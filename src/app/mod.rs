@@ -15,9 +15,9 @@ use crate::ai_worker::provider::demo::Demo;
 use crate::ai_worker::provider::openai::OpenAi;
 use crate::config::settings::{LogFormat, WorkerSettings};
 use crate::config::{Config, Role};
+use crate::dead_letters::DeadLetterQueue;
 use crate::gateway::auth::jwt::JwtVerifier;
 use crate::health::Health;
-use crate::pipeline::letters::Letters;
 use crate::signals::Signals;
 use crate::store::Holder;
 use crate::telemetry::admin::{self, AdminState};
@@ -218,7 +218,7 @@ impl App {
             dead_letters: self.engines.own.clone().map(|log| {
                 let topics = self.config.dead_letter_topics();
                 gateway::DeadLetterAccess {
-                    letters: Letters::new(log, topics.to_vec()),
+                    letters: DeadLetterQueue::new(log, topics.to_vec()),
                     local_key: self.local_key.clone(),
                 }
             }),

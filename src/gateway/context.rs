@@ -20,10 +20,10 @@ use super::metrics::GatewayMetrics;
 use super::revocation::Revocations;
 use super::sessions::SessionRegistry;
 use crate::config::settings::GatewaySettings;
+use crate::dead_letters::DeadLetterQueue;
 use crate::fanout::GatewayFanout;
 use crate::health::Health;
 use crate::log::Log;
-use crate::pipeline::letters::Letters;
 
 /// Answers the routes that every role serves (`/metrics`, `/health/live`, `/health/ready`); `None`
 /// for any other path.
@@ -32,7 +32,7 @@ pub type Admin = dyn Fn(&Method, &str) -> Option<Response<Full<Bytes>>> + Send +
 /// The dead letters of a process whose log has no other reader, and who may settle them.
 pub struct DeadLetterAccess {
     /// Reads and settles the dead letters.
-    pub letters: Letters,
+    pub letters: DeadLetterQueue,
     /// A key that is accepted beside the admin key. It is written into the data directory, so it
     /// proves that its bearer may read that directory.
     pub local_key: Option<SecretString>,

@@ -1,64 +1,65 @@
-//! Which offsets of one partition are finished, and up to where all of them are.
+//! Tracks which offsets of one partition are finished, and the offset up to which all are.
 
 use std::collections::VecDeque;
 
-const WORD: i64 = 64;
+const BITS_PER_WORD: i64 = 64;
 
-/// Offsets of one partition from its commit on. A finished record that waits for an earlier one
-/// costs a bit, so one slow record does not make the others expensive.
+/// Computes the offset to commit for one partition: the end of the contiguous finished prefix.
+/// Finished offsets above it cost one bit each, so one slow record does not make the others
+/// expensive.
 #[derive(Debug, Clone)]
 pub struct OffsetTracker {
-    /// Everything below is finished; it is what is committed.
+    /// The offset to commit: every offset below it is finished.
     next: i64,
-    /// One above the highest offset that was taken.
+    /// One above the highest offset that was observed.
     end: i64,
-    /// First offset of `done`'s first word.
+    /// The offset of the first bit in `finished`.
     first: i64,
-    /// One bit for each offset from `first` on: finished.
-    done: VecDeque<u64>,
+    /// A bit per offset, starting at `first`.
+    finished: VecDeque<u64>,
 }
 
-/// What the tracker knew of an offset when its record was taken.
+/// Whether an offset was finished before its record was observed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Taken {
-    /// Not finished before.
+pub enum OffsetState {
+    /// Not finished.
     Open,
-    /// Finished before, by this process or below the commit.
+    /// Finished, either by this process or below the commit.
     Finished,
 }
 
 impl OffsetTracker {
-    /// Everything below `next` is finished.
+    /// A tracker for a partition in which every offset below `next` is finished.
     pub fn new(next: i64) -> Self {
         Self {
             next,
             end: next,
             first: next,
-            done: VecDeque::new(),
+            finished: VecDeque::new(),
         }
     }
 
-    /// Everything below this offset is finished: what is to be committed.
+    /// The offset to commit: every offset below it is finished.
     pub fn next(&self) -> i64 {
         self.next
     }
 
-    /// How many offsets above the commit are known, finished ones among them.
+    /// The number of observed offsets from the commit on, finished ones included.
     pub fn span(&self) -> i64 {
         self.end - self.next
     }
 
-    /// Notes that the record at `offset` came. Offsets that were jumped over will never come
-    /// (the log has gaps), and count as finished.
-    pub fn take(&mut self, offset: i64) -> Taken {
+    /// Records that the record at `offset` was read, and returns its earlier state. Skipped offsets
+    /// count as finished: the log has gaps, and those offsets never arrive.
+    pub fn observe(&mut self, offset: i64) -> OffsetState {
         if self.is_finished(offset) {
-            return Taken::Finished;
+            return OffsetState::Finished;
         }
         if offset > self.end && self.next == self.end {
-            // Nothing is open: a gap of any length (what retention removed) costs nothing.
-            self.done.clear();
+            // No offset is open: a gap of any length (records removed by retention) is free.
+            self.finished.clear();
             (self.next, self.end, self.first) = (offset, offset + 1, offset);
-            return Taken::Open;
+            return OffsetState::Open;
         }
         if offset >= self.end {
             for gap in self.end..offset {
@@ -67,10 +68,10 @@ impl OffsetTracker {
             self.end = offset + 1;
             self.advance();
         }
-        Taken::Open
+        OffsetState::Open
     }
 
-    /// The record at `offset` is finished. Returns the new offset to commit, if it moved.
+    /// Marks the record at `offset` as finished. Returns the new offset to commit, if it moved.
     pub fn finish(&mut self, offset: i64) -> Option<i64> {
         if self.is_finished(offset) {
             return None;
@@ -87,26 +88,26 @@ impl OffsetTracker {
         if offset < self.next {
             return true;
         }
-        let at = offset - self.first;
-        self.done
-            .get((at / WORD) as usize)
-            .is_some_and(|word| word & (1 << (at % WORD)) != 0)
+        let bit = offset - self.first;
+        self.finished
+            .get((bit / BITS_PER_WORD) as usize)
+            .is_some_and(|word| word & (1 << (bit % BITS_PER_WORD)) != 0)
     }
 
     fn set(&mut self, offset: i64) {
-        let at = offset - self.first;
-        let word = (at / WORD) as usize;
-        if self.done.len() <= word {
-            self.done.resize(word + 1, 0);
+        let bit = offset - self.first;
+        let word = (bit / BITS_PER_WORD) as usize;
+        if self.finished.len() <= word {
+            self.finished.resize(word + 1, 0);
         }
-        self.done[word] |= 1 << (at % WORD);
+        self.finished[word] |= 1 << (bit % BITS_PER_WORD);
     }
 
     fn advance(&mut self) {
         while self.next < self.end && self.is_finished(self.next) {
             self.next += 1;
-            if self.next - self.first == WORD {
-                self.done.pop_front();
+            if self.next - self.first == BITS_PER_WORD {
+                self.finished.pop_front();
                 self.first = self.next;
             }
         }
@@ -122,10 +123,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_offset_is_committed_only_when_all_before_it_are_finished() {
+    fn an_offset_is_committed_only_when_all_earlier_ones_are_finished() {
         let mut tracker = OffsetTracker::new(10);
         for offset in 10..200 {
-            assert_eq!(tracker.take(offset), Taken::Open);
+            assert_eq!(tracker.observe(offset), OffsetState::Open);
         }
         for offset in 11..200 {
             assert_eq!(tracker.finish(offset), None);
@@ -135,49 +136,49 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_in_the_log_does_not_stop_the_commit() {
+    fn a_gap_in_the_log_does_not_block_the_commit() {
         let mut tracker = OffsetTracker::new(0);
-        tracker.take(0);
-        tracker.take(500);
+        tracker.observe(0);
+        tracker.observe(500);
         assert_eq!(tracker.finish(0), Some(500));
         assert_eq!(tracker.finish(500), Some(501));
     }
 
     #[test]
-    fn a_gap_of_any_length_costs_nothing_where_nothing_is_open() {
+    fn a_gap_of_any_length_is_free_when_no_offset_is_open() {
         let mut tracker = OffsetTracker::new(3);
-        tracker.take(3);
+        tracker.observe(3);
         tracker.finish(3);
         let far = 1 << 50;
-        assert_eq!(tracker.take(far), Taken::Open);
-        assert_eq!(tracker.take(far + 1), Taken::Open);
+        assert_eq!(tracker.observe(far), OffsetState::Open);
+        assert_eq!(tracker.observe(far + 1), OffsetState::Open);
         assert_eq!(tracker.span(), 2);
         assert_eq!(tracker.finish(far + 1), None);
         assert_eq!(tracker.finish(far), Some(far + 2));
-        assert_eq!(tracker.take(100), Taken::Finished);
+        assert_eq!(tracker.observe(100), OffsetState::Finished);
     }
 
     #[test]
-    fn a_record_taken_again_after_a_rewind_is_known() {
+    fn a_record_read_again_after_a_rewind_is_recognised() {
         let mut tracker = OffsetTracker::new(5);
-        tracker.take(5);
-        tracker.take(6);
+        tracker.observe(5);
+        tracker.observe(6);
         tracker.finish(6);
-        assert_eq!(tracker.take(3), Taken::Finished);
-        assert_eq!(tracker.take(5), Taken::Open);
-        assert_eq!(tracker.take(6), Taken::Finished);
+        assert_eq!(tracker.observe(3), OffsetState::Finished);
+        assert_eq!(tracker.observe(5), OffsetState::Open);
+        assert_eq!(tracker.observe(6), OffsetState::Finished);
         assert_eq!(tracker.finish(5), Some(7));
     }
 
     proptest! {
         #[test]
-        fn it_agrees_with_a_plain_set(
+        fn the_tracker_agrees_with_a_plain_set(
             start in 0_i64..100,
             finishes in prop::collection::vec(0_i64..300, 0..300),
         ) {
             let mut tracker = OffsetTracker::new(start);
             for offset in start..start + 300 {
-                tracker.take(offset);
+                tracker.observe(offset);
             }
             let mut plain = BTreeSet::new();
             for offset in finishes {

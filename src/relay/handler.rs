@@ -1,4 +1,4 @@
-//! One terminal record: checked, given its position, delivered.
+//! Delivers terminal records to the fan-out.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -7,40 +7,41 @@ use async_trait::async_trait;
 use moka::sync::Cache;
 use tracing::Instrument;
 
+use super::frame::{self, TerminalFrame};
 use super::metrics::RelayMetrics;
-use super::rewind::Rewind;
+use super::rewind::RewindController;
 use crate::config::settings::RelaySettings;
-use crate::fanout::{DeliverRequest, DeliverResponse, Deliveries, TurnStatus};
-use crate::pipeline::{Delivery, Handler, Stopped, Verdict, Work};
+use crate::fanout::{DeliverRequest, DeliverResponse, Deliveries};
+use crate::pipeline::{Delivery, Handler, StopRequested, Verdict, WorkSlot};
 use crate::protocol::error_code::ErrorCode;
-use crate::protocol::ids::{MessageId, UserId};
+use crate::protocol::ids::UserId;
 use crate::protocol::log_record::Record;
 use crate::protocol::position::{Epoch, Position};
-use crate::protocol::record::{Terminal, TerminalKind, UnreadableRecord, header};
-use crate::protocol::timestamp::now_rfc3339;
-use crate::protocol::trace_context::TraceContext;
-use crate::telemetry::traces::{self, Kind};
+use crate::protocol::record::Terminal;
+use crate::telemetry::traces::{self, Kind, Span};
 
-/// Last positions that are remembered; of other users a loss is found by the marker alone.
-const REMEMBERED: u64 = 200_000;
+/// Number of last positions that are remembered. For all other users, data loss is detected by the
+/// partition's marker only.
+const MAX_POSITIONS: u64 = 200_000;
 
+/// A position that is known to be in a user's mailbox.
+#[derive(Clone)]
+struct KnownPosition {
+    /// Generation of the partition in which it was learnt. A rewind invalidates it.
+    generation: u64,
+    position: Position,
+}
+
+/// Processes the records of `responses`: parse, add the position, deliver once.
 pub(super) struct RelayHandler {
     fanout: Arc<dyn Deliveries>,
     cluster: String,
     log_epoch: String,
-    rewind: Arc<Rewind>,
+    rewind: Arc<RewindController>,
     metrics: RelayMetrics,
-    /// The last position of a user in a partition that is known to be in the mailbox, and the
-    /// generation of the partition in which it was learnt: after going back nothing is known. Who has
-    /// moved to another partition has one in each: a loss between two of either has to be seen.
-    known: Cache<(UserId, i32), (u64, Position)>,
-}
-
-/// A terminal frame as it goes to clients, and what the fan-out has to know of it.
-struct Bring {
-    terminal: Terminal,
-    message_id: MessageId,
-    frame: String,
+    /// The last delivered position by user and partition. A user who moved between partitions has
+    /// one in each, so that a loss between two frames of either is detected.
+    last_positions: Cache<(UserId, i32), KnownPosition>,
 }
 
 impl RelayHandler {
@@ -48,7 +49,7 @@ impl RelayHandler {
         fanout: Arc<dyn Deliveries>,
         cluster: String,
         settings: &RelaySettings,
-        rewind: Arc<Rewind>,
+        rewind: Arc<RewindController>,
         metrics: RelayMetrics,
     ) -> Self {
         Self {
@@ -57,7 +58,7 @@ impl RelayHandler {
             log_epoch: settings.log_epoch.clone(),
             rewind,
             metrics,
-            known: Cache::new(REMEMBERED),
+            last_positions: Cache::new(MAX_POSITIONS),
         }
     }
 
@@ -68,48 +69,79 @@ impl RelayHandler {
         }
     }
 
+    async fn process(
+        &self,
+        delivery: &Delivery,
+        slot: &mut WorkSlot,
+    ) -> Result<Verdict, StopRequested> {
+        let record = &delivery.record;
+        // New records must not overtake lost ones. The order to rewind may still be queued, so this
+        // is checked for every record.
+        let needs_rewind = self.rewind.has_new_disruption(record.partition)
+            || !delivery.already_finished
+                && self
+                    .rewind
+                    .needs_earlier_start(record.partition, record.timestamp_ms);
+        if needs_rewind {
+            return Ok(Verdict::Rewind);
+        }
+        match frame::parse_record(record, &self.position(record)) {
+            Ok(frame) => {
+                let span = tracing::info_span!(
+                    "relay",
+                    correlation_id = %frame.terminal.correlation_id,
+                    message_id = %frame.message_id,
+                    trace_id = slot.span().trace_id(),
+                );
+                self.deliver(delivery, &frame, slot).instrument(span).await
+            }
+            Err(reason) => match self.deliver_error(delivery, slot).await? {
+                Verdict::Rewind => Ok(Verdict::Rewind),
+                // The dead letter was written when the record was processed for the first time.
+                _ if delivery.already_finished => Ok(Verdict::Done),
+                _ => Ok(Verdict::DeadLetter(reason.to_string())),
+            },
+        }
+    }
+
+    /// Delivers an error to the user of an unreadable record, where its headers name the user.
+    async fn deliver_error(
+        &self,
+        delivery: &Delivery,
+        slot: &mut WorkSlot,
+    ) -> Result<Verdict, StopRequested> {
+        let record = &delivery.record;
+        match frame::error_frame(record, ErrorCode::Internal, &self.position(record)) {
+            Some(frame) => self.deliver(delivery, &frame, slot).await,
+            None => Ok(Verdict::Done),
+        }
+    }
+
     async fn deliver(
         &self,
         delivery: &Delivery,
-        bring: &Bring,
-        work: &mut Work,
-    ) -> Result<Verdict, Stopped> {
+        frame: &TerminalFrame,
+        slot: &mut WorkSlot,
+    ) -> Result<Verdict, StopRequested> {
         let record = &delivery.record;
-        let terminal = &bring.terminal;
-        let position = self.position(record);
-        let user = &terminal.userid;
-        let whose = (user.clone(), record.partition);
+        let user_partition = (frame.terminal.userid.clone(), record.partition);
         let known = self
-            .known
-            .get(&whose)
-            .filter(|(generation, _)| *generation == delivery.generation)
-            .map(|(_, position)| position);
-        let mut publishing = work.span().child(Kind::Producer, format_args!("publish"));
-        publishing.text("messaging.system", traces::fanout_system());
-        publishing.text("messaging.operation.name", "publish");
-        publishing.text("messaging.operation.type", "send");
-        publishing.text("messaging.message.id", bring.message_id.as_str());
-        let call = DeliverRequest {
-            user: user.clone(),
-            message_id: bring.message_id.clone(),
-            conversation: terminal.conversation_id.clone(),
-            position: position.clone(),
-            known_end: known,
-            // A record without a time has -1.
-            logged_at_ms: Some(record.timestamp_ms).filter(|ms| *ms > 0),
-            is_rewind: delivery.replay,
-            frame: with_trace(bring.frame.clone(), publishing.context()),
-            answer: answer(terminal),
-            status: status(terminal),
-        };
-        let begun = Instant::now();
-        let delivered = work
-            .until("deliver", || {
-                // What was known when the call was made may be gone: go back before it is repeated.
-                let lost = self.rewind.is_disrupted(record.partition);
-                let call = self.fanout.deliver(call.clone());
+            .last_positions
+            .get(&user_partition)
+            .filter(|known| known.generation == delivery.generation)
+            .map(|known| known.position);
+        let mut span = publish_span(slot, frame);
+        let request = self.deliver_request(delivery, frame, known, &span);
+        let position = request.position.clone();
+        let started = Instant::now();
+        let delivered = slot
+            .retry("deliver", || {
+                // The known position may be lost by the time of a retry, so disruptions are checked
+                // before each call.
+                let is_disrupted = self.rewind.has_new_disruption(record.partition);
+                let call = self.fanout.deliver(request.clone());
                 async move {
-                    if lost {
+                    if is_disrupted {
                         return Ok(DeliverResponse::DataLost);
                     }
                     call.await
@@ -117,224 +149,99 @@ impl RelayHandler {
                 }
             })
             .await?;
-        self.metrics.record_publish(begun.elapsed());
+        self.metrics.record_publish(started.elapsed());
+        let known = KnownPosition {
+            generation: delivery.generation,
+            position,
+        };
         match delivered {
             DeliverResponse::Published(receivers) => {
-                publishing.number("chatmesh.receivers", receivers);
-                self.known.insert(whose, (delivery.generation, position));
-                if receivers == 0 && !delivery.replay {
+                span.number("chatmesh.receivers", receivers);
+                self.last_positions.insert(user_partition, known);
+                let already_finished = delivery.already_finished;
+                if receivers == 0 && !already_finished {
                     self.metrics.zero_subscribers.increment(1);
                 }
-                // A rebuild delivers everything of ten minutes again, and is told of as a whole.
-                if delivery.replay {
-                    tracing::debug!(receivers, replay = true, "delivered");
+                // A rewind delivers minutes of records again; the pipeline logs it as a whole.
+                if already_finished {
+                    tracing::debug!(receivers, already_finished, "delivered");
                 } else {
-                    tracing::info!(receivers, replay = false, "delivered");
+                    tracing::info!(receivers, already_finished, "delivered");
                 }
                 Ok(Verdict::Done)
             }
             DeliverResponse::AlreadyDelivered => {
-                // The mailbox ends here or above.
-                self.known.insert(whose, (delivery.generation, position));
+                // The mailbox ends at this position or above it.
+                self.last_positions.insert(user_partition, known);
                 Ok(Verdict::Done)
             }
-            DeliverResponse::DataLost => Ok(Verdict::GoBack),
+            DeliverResponse::DataLost => Ok(Verdict::Rewind),
         }
     }
 
-    /// Tells the user of a record that can't be read, where its headers say whose it is.
-    async fn apologise(
+    fn deliver_request(
         &self,
         delivery: &Delivery,
-        code: ErrorCode,
-        work: &mut Work,
-    ) -> Result<Option<Verdict>, Stopped> {
-        let Some(terminal) = failure_from_headers(&delivery.record, code) else {
-            return Ok(None);
-        };
-        let Some(message_id) = terminal.message_id.clone() else {
-            return Ok(None);
-        };
-        let frame = with_position(&terminal.to_json(), &self.position(&delivery.record));
-        let verdict = self
-            .deliver(
-                delivery,
-                &Bring {
-                    terminal,
-                    message_id,
-                    frame,
-                },
-                work,
-            )
-            .await?;
-        Ok((verdict == Verdict::GoBack).then_some(verdict))
+        frame: &TerminalFrame,
+        known: Option<Position>,
+        span: &Span,
+    ) -> DeliverRequest {
+        let (record, terminal) = (&delivery.record, &frame.terminal);
+        DeliverRequest {
+            user: terminal.userid.clone(),
+            message_id: frame.message_id.clone(),
+            conversation: terminal.conversation_id.clone(),
+            position: self.position(record),
+            known_end: known,
+            // The timestamp is -1 where the log has none.
+            logged_at_ms: Some(record.timestamp_ms).filter(|ms| *ms > 0),
+            is_rewind: delivery.already_finished,
+            frame: frame::with_trace(frame.json.clone(), span.context()),
+            answer: frame::turn_text(terminal),
+            status: frame::turn_status(terminal),
+        }
     }
+}
 
-    async fn bring(&self, delivery: &Delivery, work: &mut Work) -> Result<Verdict, Stopped> {
-        let record = &delivery.record;
-        // Nothing new overtakes what was lost: the order to go back may still be on its way.
-        if self.rewind.is_disrupted(record.partition)
-            || !delivery.replay
-                && self
-                    .rewind
-                    .is_too_near(record.partition, record.timestamp_ms)
-        {
-            return Ok(Verdict::GoBack);
-        }
-        match read(record, &self.position(record)) {
-            Ok(bring) => {
-                let span = tracing::info_span!(
-                    "relay",
-                    correlation_id = %bring.terminal.correlation_id,
-                    message_id = %bring.message_id,
-                    trace_id = work.span().trace_id(),
-                );
-                self.deliver(delivery, &bring, work).instrument(span).await
-            }
-            Err(reason) => match self.apologise(delivery, ErrorCode::Internal, work).await? {
-                Some(verdict) => Ok(verdict),
-                // It became a dead letter when it came first.
-                None if delivery.replay => Ok(Verdict::Done),
-                None => Ok(Verdict::Dead(reason.to_string())),
-            },
-        }
-    }
+fn publish_span(slot: &WorkSlot, frame: &TerminalFrame) -> Span {
+    let mut span = slot.span().child(Kind::Producer, format_args!("publish"));
+    span.text("messaging.system", traces::fanout_system());
+    span.text("messaging.operation.name", "publish");
+    span.text("messaging.operation.type", "send");
+    span.text("messaging.message.id", frame.message_id.as_str());
+    span
 }
 
 #[async_trait]
 impl Handler for RelayHandler {
     fn lane(&self, record: &Record) -> String {
-        // The key is the user; an original worker writes none, and then the value has to say.
+        // The key is the user. An original worker writes no key, so the value is parsed there.
         if let Some(key) = &record.key {
             return String::from_utf8_lossy(key).into_owned();
         }
         Terminal::parse(&record.value).map_or_else(|_| String::new(), |t| t.userid.to_string())
     }
 
-    async fn handle(&self, delivery: &Delivery, work: &mut Work) -> Verdict {
-        let begun = Instant::now();
-        if !delivery.replay {
+    async fn handle(&self, delivery: &Delivery, slot: &mut WorkSlot) -> Verdict {
+        let started = Instant::now();
+        if !delivery.already_finished {
             self.metrics.record_log_wait(delivery.record.timestamp_ms);
         }
         let verdict = self
-            .bring(delivery, work)
+            .process(delivery, slot)
             .await
             .unwrap_or_else(Verdict::from);
-        self.metrics.record_processed(&verdict, begun.elapsed());
+        self.metrics.record_processed(&verdict, started.elapsed());
         verdict
     }
 
-    async fn give_up(
+    async fn report_failure(
         &self,
         delivery: &Delivery,
         _reason: &str,
-        work: &mut Work,
-    ) -> Result<(), Stopped> {
-        self.apologise(delivery, ErrorCode::Internal, work)
-            .await
-            .map(|_| ())
-    }
-}
-
-/// Reads a record and makes the frame that clients get of it.
-fn read(record: &Record, position: &Position) -> Result<Bring, UnreadableRecord> {
-    let value = record.value.trim_ascii();
-    if value.first() != Some(&b'{') {
-        return Err(UnreadableRecord("not a JSON object".into()));
-    }
-    let mut terminal = Terminal::parse(value)?;
-    let message_id = terminal
-        .message_id
-        .clone()
-        .unwrap_or_else(|| record.derived_message_id());
-    let foreign = terminal.position.is_some()
-        || terminal.names_trace
-        || terminal.n.is_some()
-        || terminal.n_id.is_some();
-    let frame = if foreign || terminal.correlation_id.is_empty() {
-        // An original gateway stops delivering after a frame without a correlation id, and what
-        // only the relay and the fan-out may say is not taken from a record.
-        terminal.position = None;
-        if terminal.correlation_id.is_empty() {
-            let known = record.header_text(header::CORRELATION_ID);
-            terminal.correlation_id = known.unwrap_or(message_id.as_str()).to_string();
-        }
-        terminal.to_json()
-    } else {
-        // Fields that we don't know go on to the client.
-        String::from_utf8(value.to_vec()).map_err(|_| UnreadableRecord("not UTF-8".into()))?
-    };
-    let frame = with_position(&frame, position);
-    Ok(Bring {
-        terminal,
-        message_id,
-        frame,
-    })
-}
-
-fn with_position(object: &str, position: &Position) -> String {
-    let open = object.trim_end().strip_suffix('}').unwrap_or(object);
-    format!("{open},\"position\":\"{position}\"}}")
-}
-
-/// The trace as the client, and the gateway that hands the frame to it, is to see it.
-fn with_trace(mut object: String, trace: Option<&TraceContext>) -> String {
-    if let Some(trace) = trace
-        && object.ends_with('}')
-    {
-        object.pop();
-        object.push_str(",\"traceparent\":\"");
-        object.push_str(&trace.traceparent());
-        object.push_str("\"}");
-    }
-    object
-}
-
-fn failure_from_headers(record: &Record, code: ErrorCode) -> Option<Terminal> {
-    let user = std::str::from_utf8(record.key.as_deref()?).ok()?;
-    let message_id = MessageId::parse(record.header_text(header::MESSAGE_ID)?).ok()?;
-    Some(Terminal {
-        v: 1,
-        kind: TerminalKind::Error,
-        content: None,
-        message: Some(code.text().to_owned()),
-        userid: UserId::parse(user).ok()?,
-        timestamp: Some(now_rfc3339()),
-        processing_time_ms: None,
-        correlation_id: record
-            .header_text(header::CORRELATION_ID)
-            .unwrap_or(message_id.as_str())
-            .to_owned(),
-        message_id: Some(message_id),
-        id: None,
-        conversation_id: None,
-        code: Some(code),
-        retryable: Some(code.retryable()),
-        retry_after_ms: None,
-        finish_reason: None,
-        model: None,
-        usage: None,
-        attempt: None,
-        position: None,
-        names_trace: false,
-        n: None,
-        n_id: None,
-    })
-}
-
-fn answer(terminal: &Terminal) -> String {
-    terminal
-        .content
-        .clone()
-        .or_else(|| terminal.message.clone())
-        .unwrap_or_default()
-}
-
-fn status(terminal: &Terminal) -> TurnStatus {
-    match (terminal.kind, terminal.code) {
-        (TerminalKind::Response, _) => TurnStatus::Answered,
-        (TerminalKind::Error, Some(ErrorCode::Cancelled)) => TurnStatus::Cancelled,
-        (TerminalKind::Error, _) => TurnStatus::Failed,
+        slot: &mut WorkSlot,
+    ) -> Result<(), StopRequested> {
+        self.deliver_error(delivery, slot).await.map(|_| ())
     }
 }
 
@@ -346,7 +253,7 @@ mod tests {
     use tokio::sync::Semaphore;
     use tokio_util::sync::CancellationToken;
 
-    use super::super::rewind::tests::{SlowLog, settings};
+    use super::super::rewind::tests::{StalledLog, settings};
     use super::*;
     use crate::config::bounds::Bounds;
     use crate::fanout::embedded::EmbeddedFanout;
@@ -358,100 +265,50 @@ mod tests {
         );
         Delivery {
             record: Arc::new(Record {
+                topic: "responses".into(),
                 partition,
                 offset,
-                ..record(&value)
+                timestamp_ms: 1,
+                key: Some(Bytes::from_static(b"alice")),
+                value: Bytes::from(value),
+                null_value: false,
+                headers: vec![],
             }),
-            replay: false,
+            already_finished: false,
             generation: 1,
-            received: SystemTime::now(),
+            received_at: SystemTime::now(),
         }
     }
 
     #[tokio::test]
-    async fn a_loss_is_seen_in_every_partition_that_its_user_had() {
+    async fn a_loss_is_detected_in_every_partition_that_had_frames_of_the_user() {
         let empty = || EmbeddedFanout::open(Store::in_memory(), Bounds::default()).unwrap();
         let mut handler = {
-            let (log, fanout) = (Arc::new(SlowLog), Arc::new(empty()));
-            let rewind = Rewind::new(log, fanout.clone(), "c".into(), &settings());
+            let (log, fanout) = (Arc::new(StalledLog), Arc::new(empty()));
+            let rewind = RewindController::new(log, fanout.clone(), "c".into(), &settings());
             let rewind = Arc::new(rewind);
             RelayHandler::new(fanout, "c".into(), &settings(), rewind, RelayMetrics::new())
         };
         let slots = Arc::new(Semaphore::new(1));
-        let mut work = Work::begin(slots, CancellationToken::new()).await.unwrap();
+        let mut slot = WorkSlot::acquire(slots, CancellationToken::new())
+            .await
+            .unwrap();
         for partition in [2, 3] {
-            let verdict = handler.handle(&answer_at(partition, 7), &mut work).await;
+            let verdict = handler.handle(&answer_at(partition, 7), &mut slot).await;
             assert_eq!(verdict, Verdict::Done);
         }
         handler.fanout = Arc::new(empty());
         for partition in [2, 3] {
-            let verdict = handler.handle(&answer_at(partition, 8), &mut work).await;
-            assert_eq!(verdict, Verdict::GoBack, "{partition}");
+            let verdict = handler.handle(&answer_at(partition, 8), &mut slot).await;
+            assert_eq!(verdict, Verdict::Rewind, "{partition}");
         }
-        let mut gone_back = answer_at(2, 7);
-        gone_back.generation = 2;
-        let verdict = handler.handle(&gone_back, &mut work).await;
-        assert_eq!(verdict, Verdict::Done, "nothing is known after going back");
-    }
-
-    fn record(value: &str) -> Record {
-        Record {
-            topic: "responses".into(),
-            partition: 2,
-            offset: 7,
-            timestamp_ms: 1,
-            key: Some(Bytes::from_static(b"alice")),
-            value: Bytes::from(value.to_owned()),
-            null_value: false,
-            headers: vec![],
-        }
-    }
-
-    fn position() -> Position {
-        Position {
-            epoch: Epoch::new("c", "0", 2),
-            offset: 7,
-        }
-    }
-
-    #[test]
-    fn unknown_fields_reach_the_client_and_the_position_is_added() {
-        let value = r#"{"type":"response","content":"hi","userid":"alice","correlation_id":"c","new":[1]} "#;
-        let bring = read(&record(value), &position()).unwrap();
-        let frame: serde_json::Value = serde_json::from_str(&bring.frame).unwrap();
-        assert_eq!(frame["new"][0], 1);
-        assert_eq!(frame["position"], position().to_string());
-    }
-
-    #[test]
-    fn a_record_does_not_choose_its_own_position() {
-        let value = r#"{"type":"response","content":"hi","userid":"alice","correlation_id":"c","position":"x.9","n":4,"traceparent":null}"#;
-        let bring = read(&record(value), &position()).unwrap();
-        let frame: serde_json::Value = serde_json::from_str(&bring.frame).unwrap();
-        assert_eq!(frame.get("traceparent"), None);
-        assert_eq!(frame["position"], position().to_string());
-        assert_eq!(frame.get("n"), None);
-    }
-
-    #[test]
-    fn a_frame_always_has_a_correlation_id() {
-        let value = r#"{"type":"response","content":"hi","userid":"alice"}"#;
-        let bring = read(&record(value), &position()).unwrap();
-        let frame: serde_json::Value = serde_json::from_str(&bring.frame).unwrap();
-        assert_eq!(frame["correlation_id"], bring.message_id.as_str());
-    }
-
-    #[test]
-    fn what_is_no_object_is_unreadable() {
-        for bad in [
-            "",
-            "[]",
-            "7",
-            "{",
-            r#"{"type":"delta","userid":"alice"}"#,
-            r#"{"type":"error"}"#,
-        ] {
-            assert!(read(&record(bad), &position()).is_err(), "{bad}");
-        }
+        let mut reread = answer_at(2, 7);
+        reread.generation = 2;
+        let verdict = handler.handle(&reread, &mut slot).await;
+        assert_eq!(
+            verdict,
+            Verdict::Done,
+            "a rewind invalidates known positions"
+        );
     }
 }

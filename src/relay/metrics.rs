@@ -72,12 +72,12 @@ impl RelayMetrics {
                 self.success.increment(1);
                 self.success_duration.record(time);
             }
-            Verdict::Dead(_) | Verdict::Failed(_) => {
+            Verdict::DeadLetter(_) | Verdict::Failed(_) => {
                 self.dead.increment(1);
                 self.unreadable.increment(1);
                 self.error_duration.record(time);
             }
-            Verdict::GoBack | Verdict::Left => {}
+            Verdict::Rewind | Verdict::Unfinished => {}
         }
     }
 

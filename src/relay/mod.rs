@@ -1,9 +1,9 @@
-//! The relay: brings terminal records from the log to their users' mailboxes and channels, once.
+//! The relay delivers terminal records from the log into mailboxes and live channels, exactly once.
 //!
-//! The fan-out is a cache of the log. Whenever it may have lost data (a partition comes to this
-//! relay, a reconnect, a failover, a marker that is gone) the partition goes back a while in
-//! `responses` and everything is delivered again; what was delivered before changes nothing
-//! (protocol.md section 3, "Redis lost or rolled back").
+//! The fan-out is a cache of the log. Whenever it may have lost data (after an assignment, a
+//! reconnect, a failover, or when a marker is missing), the relay rewinds the partition in
+//! `responses` and delivers the records again. Delivering a frame twice has no effect (protocol.md
+//! section 3, "Redis lost or rolled back").
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,31 +15,33 @@ use self::metrics::RelayMetrics;
 use crate::config::settings::RelaySettings;
 use crate::fanout::Deliveries;
 use crate::log::{Log, LogError};
-use crate::pipeline::dead_letter::DeadLetters;
+use crate::pipeline::DeadLetterWriter;
 use crate::pipeline::driver;
 use crate::pipeline::metrics::PipelineMetrics;
 
+mod frame;
 mod handler;
 pub(crate) mod metrics;
 mod rewind;
 
 use handler::RelayHandler;
-use rewind::Rewind;
+use rewind::RewindController;
 
-const ASK_AGAIN: Duration = Duration::from_millis(500);
+/// Delay before the log is asked for its cluster id again.
+const RETRY_DELAY: Duration = Duration::from_millis(500);
 
-/// What a relay works with.
+/// The components and settings of a relay.
 pub struct Parts {
-    /// Terminal records come from here.
+    /// Source of the terminal records, and of dead letters.
     pub log: Arc<dyn Log>,
-    /// And go there.
+    /// Where frames are delivered.
     pub fanout: Arc<dyn Deliveries>,
-    /// Bounds and names.
+    /// Topics, windows and limits.
     pub settings: RelaySettings,
 }
 
-/// Runs until `drain` fires; returns when everything at work is delivered and committed, or the
-/// drain deadline is over.
+/// Runs until `drain` fires. Returns when the records in progress are delivered and committed, or
+/// when the drain deadline is exceeded.
 pub async fn run(parts: Parts, drain: CancellationToken) -> Result<(), LogError> {
     let Parts {
         log,
@@ -51,8 +53,8 @@ pub async fn run(parts: Parts, drain: CancellationToken) -> Result<(), LogError>
     };
     let pipeline = &settings.pipeline;
     let consumer = log.consumer(&pipeline.group, &pipeline.topic)?;
-    let (commands, orders) = mpsc::channel(16);
-    let rewind = Arc::new(Rewind::new(
+    let (requests, rewind_requests) = mpsc::channel(16);
+    let rewind = Arc::new(RewindController::new(
         Arc::clone(&log),
         Arc::clone(&fanout),
         cluster.clone(),
@@ -65,31 +67,33 @@ pub async fn run(parts: Parts, drain: CancellationToken) -> Result<(), LogError>
         Arc::clone(&rewind),
         RelayMetrics::new(),
     ));
-    let watching = tokio::spawn(Arc::clone(&rewind).watch(commands));
+    let watch = tokio::spawn(Arc::clone(&rewind).watch(requests));
     let parts = driver::Parts {
         consumer,
         handler,
-        go_back: Some(rewind),
-        commands: Some(orders),
-        dead_letters: DeadLetters::new(log, pipeline.dead_letter_topic.clone()),
+        rewind_policy: Some(rewind),
+        rewind_requests: Some(rewind_requests),
+        dead_letters: DeadLetterWriter::new(log, pipeline.dead_letter_topic.clone()),
         settings: pipeline.clone(),
         metrics: PipelineMetrics::for_relay(&pipeline.group, &pipeline.topic),
     };
     driver::run(parts, drain).await;
-    watching.abort();
+    watch.abort();
     Ok(())
 }
 
-/// Positions need the log's own name, so nothing is delivered before it is known.
+/// Waits for the log's cluster id, which is part of every position. `None` when drained before.
 async fn cluster_id(log: &Arc<dyn Log>, drain: &CancellationToken) -> Option<String> {
     loop {
         match log.cluster_id().await {
             Ok(id) => return Some(id),
-            Err(error) => tracing::debug!(%error, "the log's id is not known yet"),
+            Err(error) => {
+                tracing::debug!(%error, "reading the log's cluster id failed, it is retried")
+            }
         }
         tokio::select! {
             () = drain.cancelled() => return None,
-            () = tokio::time::sleep(ASK_AGAIN) => {}
+            () = tokio::time::sleep(RETRY_DELAY) => {}
         }
     }
 }

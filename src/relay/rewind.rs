@@ -1,55 +1,59 @@
-//! Where a partition of `responses` goes back to, and when.
+//! Decides when partitions of `responses` are rewound, and from which offset they are read again.
 
 use std::collections::HashMap;
+use std::fmt::Display;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{mpsc, watch};
 
 use crate::backoff::Backoff;
 use crate::config::settings::RelaySettings;
 use crate::fanout::Deliveries;
 use crate::log::Log;
-use crate::pipeline::GoBack;
-use crate::pipeline::driver::Command;
+use crate::pipeline::{RewindPolicy, RewindRequest};
 use crate::protocol::position::Epoch;
 use crate::protocol::timestamp::now_ms;
 
-/// "Every few seconds" of protocol.md section 3.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
-const FIRST_WAIT: Duration = Duration::from_millis(100);
-const LONGEST_WAIT: Duration = Duration::from_secs(2);
+/// How often the markers are checked ("every few seconds" of protocol.md section 3).
+const MARKER_CHECK_INTERVAL: Duration = Duration::from_secs(2);
+const FIRST_RETRY_DELAY: Duration = Duration::from_millis(100);
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(2);
 
-/// How far a partition has come.
+/// The last rewind of one partition.
 #[derive(Debug, Clone)]
-struct Progress {
-    /// Read back from this moment of the log on.
+struct PartitionRewind {
+    /// Log time from which records were read again, in milliseconds since the Unix epoch.
     from_ms: i64,
+    /// `RELAY_REWIND_SECONDS`, or `RELAY_REBUILD_SECONDS` where the marker was missing.
     window: Duration,
-    /// How often the fan-out had been disrupted by then.
+    /// The fan-out's disruption count when the rewind started.
     disruptions: u64,
-    /// Left in the marker's place where that was gone.
+    /// Stored in place of the missing marker for the duration of the rewind. Empty where the group
+    /// had never read the partition.
     token: String,
-    /// The marker was written since.
-    settled: bool,
+    /// The rewind is complete and the marker was written. Only then is the marker checked.
+    is_complete: bool,
 }
 
-/// Decides where partitions begin again, and watches for reasons to.
-pub(super) struct Rewind {
+/// The relay's [`RewindPolicy`]: computes start offsets, maintains the markers of partitions in the
+/// fan-out, and requests rewinds after disruptions and when a marker is missing.
+pub(super) struct RewindController {
     log: Arc<dyn Log>,
     fanout: Arc<dyn Deliveries>,
     cluster: String,
     log_epoch: String,
     topic: String,
-    rewind: Duration,
-    rebuild: Duration,
+    rewind_window: Duration,
+    rebuild_window: Duration,
     disruptions: watch::Receiver<u64>,
-    progress: Mutex<HashMap<i32, Progress>>,
+    partitions: Mutex<HashMap<i32, PartitionRewind>>,
 }
 
-impl Rewind {
+impl RewindController {
     pub(super) fn new(
         log: Arc<dyn Log>,
         fanout: Arc<dyn Deliveries>,
@@ -63,64 +67,65 @@ impl Rewind {
             cluster,
             log_epoch: settings.log_epoch.clone(),
             topic: settings.pipeline.topic.clone(),
-            rewind: settings.rewind,
-            rebuild: settings.rebuild,
-            progress: Mutex::default(),
+            rewind_window: settings.rewind,
+            rebuild_window: settings.rebuild,
+            partitions: Mutex::default(),
         }
     }
 
-    pub(super) fn epoch(&self, partition: i32) -> Epoch {
+    fn epoch(&self, partition: i32) -> Epoch {
         Epoch::new(&self.cluster, &self.log_epoch, partition)
     }
 
-    fn progress(&self) -> parking_lot::MutexGuard<'_, HashMap<i32, Progress>> {
-        self.progress.lock()
+    fn partitions(&self) -> MutexGuard<'_, HashMap<i32, PartitionRewind>> {
+        self.partitions.lock()
     }
 
-    /// Whether a record of this age, which was never delivered, shows that the partition did not
-    /// go back far enough: deliveries ended long ago, and what was lost is from before that.
-    pub(super) fn is_too_near(&self, partition: i32, timestamp_ms: i64) -> bool {
-        self.progress().get(&partition).is_some_and(|progress| {
-            timestamp_ms - (progress.window.as_millis() as i64) < progress.from_ms
+    /// Whether a record that was never delivered is so old that the partition must be rewound
+    /// further: deliveries ended long ago, and what was lost is from before that.
+    pub(super) fn needs_earlier_start(&self, partition: i32, timestamp_ms: i64) -> bool {
+        self.partitions().get(&partition).is_some_and(|rewind| {
+            timestamp_ms - (rewind.window.as_millis() as i64) < rewind.from_ms
         })
     }
 
-    /// Whether the fan-out was away or failed over since the partition went back.
-    pub(super) fn is_disrupted(&self, partition: i32) -> bool {
-        let now = *self.disruptions.borrow();
-        self.progress()
+    /// Whether the fan-out was unavailable or failed over since the partition's last rewind.
+    pub(super) fn has_new_disruption(&self, partition: i32) -> bool {
+        let disruptions = *self.disruptions.borrow();
+        self.partitions()
             .get(&partition)
-            .is_some_and(|progress| progress.disruptions != now)
+            .is_some_and(|rewind| rewind.disruptions != disruptions)
     }
 
-    /// Orders partitions back after a reconnect or failover, and when their marker is gone.
-    pub(super) async fn watch(self: Arc<Self>, commands: mpsc::Sender<Command>) {
+    /// Requests rewinds until the pipeline ends: of all partitions after a disruption, of single
+    /// ones when their marker is missing.
+    pub(super) async fn watch(self: Arc<Self>, requests: mpsc::Sender<RewindRequest>) {
         let mut disruptions = self.fanout.disruptions();
-        let mut look = tokio::time::interval(LOOK_EVERY);
+        let mut check = tokio::time::interval(MARKER_CHECK_INTERVAL);
         loop {
             tokio::select! {
-                // A fan-out that never loses its connection has nothing to say here.
+                // A fan-out in the same process never changes the count; its sender is dropped.
                 Ok(()) = disruptions.changed() => {
-                    tracing::warn!("the fan-out was away or failed over: partitions go back");
-                    if commands.send(Command::AllGoBack).await.is_err() {
+                    tracing::warn!(
+                        "the fan-out recovered or failed over: rewinding all partitions to deliver \
+                         recent answers again, no action is needed"
+                    );
+                    if requests.send(RewindRequest::AllPartitions).await.is_err() {
                         return;
                     }
                 }
-                _ = look.tick() => {
-                    let mut lost = Vec::new();
-                    for partition in self.settled() {
-                        if self.lost_marker(partition).await {
-                            lost.push(partition);
-                        }
-                    }
-                    if !lost.is_empty() {
+                _ = check.tick() => {
+                    let missing = self.missing_markers().await;
+                    if !missing.is_empty() {
                         tracing::warn!(
-                            partitions = ?lost,
-                            "the fan-out's markers are gone: it lost its data and is rebuilt"
+                            partitions = ?missing,
+                            "the fan-out lost its data (markers are missing): rebuilding it from \
+                             the log, no action is needed"
                         );
                     }
-                    for partition in lost {
-                        if commands.send(Command::GoesBack(partition)).await.is_err() {
+                    for partition in missing {
+                        let request = RewindRequest::Partition(partition);
+                        if requests.send(request).await.is_err() {
                             return;
                         }
                     }
@@ -129,96 +134,122 @@ impl Rewind {
         }
     }
 
-    fn settled(&self) -> Vec<i32> {
-        let progress = self.progress();
-        progress
+    /// Partitions whose last rewind is complete.
+    fn complete_partitions(&self) -> Vec<i32> {
+        let partitions = self.partitions();
+        partitions
             .iter()
-            .filter(|(_, p)| p.settled)
+            .filter(|(_, rewind)| rewind.is_complete)
             .map(|(partition, _)| *partition)
             .collect()
     }
 
-    async fn lost_marker(&self, partition: i32) -> bool {
-        matches!(
-            self.fanout.has_marker(&self.epoch(partition)).await,
-            Ok(false)
-        )
+    async fn missing_markers(&self) -> Vec<i32> {
+        let mut missing = Vec::new();
+        for partition in self.complete_partitions() {
+            let present = self.fanout.has_marker(&self.epoch(partition)).await;
+            // An error says nothing about the data.
+            if matches!(present, Ok(false)) {
+                missing.push(partition);
+            }
+        }
+        missing
     }
 }
 
-/// Repeats `call` until it succeeds. The caller is dropped when its partition is taken away.
-async fn until<T, E, F, Fut>(what: &str, mut call: F) -> T
+/// Repeats `call` until it succeeds. The caller's future is dropped when its partition is revoked.
+async fn retry<T, E, F, Fut>(operation: &str, mut call: F) -> T
 where
-    E: std::fmt::Display,
+    E: Display,
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<T, E>>,
 {
-    let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
+    let mut backoff = Backoff::new(FIRST_RETRY_DELAY, MAX_RETRY_DELAY);
     loop {
         match call().await {
             Ok(value) => return value,
-            Err(error) => tracing::debug!(what, %error, "waiting"),
+            Err(error) => tracing::debug!(operation, %error, "operation failed, it is retried"),
         }
         tokio::time::sleep(backoff.next_delay()).await;
     }
 }
 
 #[async_trait]
-impl GoBack for Rewind {
-    async fn start(&self, partition: i32, committed: i64, oldest_open_ms: Option<i64>) -> i64 {
-        // From now on its marker is not watched: that would order it back again and again while
-        // the log or the fan-out takes its time to answer here.
-        if let Some(progress) = self.progress().get_mut(&partition) {
-            progress.settled = false;
+impl RewindPolicy for RewindController {
+    async fn start_offset(
+        &self,
+        partition: i32,
+        committed: i64,
+        oldest_unfinished_ms: Option<i64>,
+    ) -> i64 {
+        // While this rewind waits for the log or the fan-out, the marker must not be checked: a
+        // missing one would request the same rewind again and again.
+        if let Some(rewind) = self.partitions().get_mut(&partition) {
+            rewind.is_complete = false;
         }
         let epoch = self.epoch(partition);
+        // Read before the marker, so that a disruption in between is detected later.
         let disruptions = *self.disruptions.borrow();
         let token = uuid::Uuid::new_v4().simple().to_string();
-        let present = until("marker", || self.fanout.begin_marker(&epoch, &token)).await;
-        let window = if present { self.rewind } else { self.rebuild };
-        let base = oldest_open_ms.unwrap_or(i64::MAX).min(now_ms());
-        let from_ms = base - window.as_millis() as i64;
-        let found = until("offset by time", || {
+        let is_present = retry("begin marker", || self.fanout.begin_marker(&epoch, &token)).await;
+        let window = if is_present {
+            self.rewind_window
+        } else {
+            self.rebuild_window
+        };
+        let latest_ms = oldest_unfinished_ms.unwrap_or(i64::MAX).min(now_ms());
+        let from_ms = latest_ms - window.as_millis() as i64;
+        let offset = retry("find offset by time", || {
             self.log.offset_at(&self.topic, partition, from_ms)
         })
         .await;
-        self.progress().insert(
+        self.partitions().insert(
             partition,
-            Progress {
+            PartitionRewind {
                 from_ms,
                 window,
                 disruptions,
                 token,
-                settled: false,
+                is_complete: false,
             },
         );
-        found.unwrap_or(committed).min(committed)
+        offset.unwrap_or(committed).min(committed)
     }
 
-    async fn reached(&self, partition: i32) {
+    async fn on_rewound(&self, partition: i32) {
         let epoch = self.epoch(partition);
-        let begun = self.progress().get(&partition).map(|it| it.token.clone());
-        // Without a token no way back was begun: the group has never read there.
-        let begun = begun.filter(|token| !token.is_empty());
-        match begun {
+        let token = self
+            .partitions()
+            .get(&partition)
+            .map(|rewind| rewind.token.clone())
+            .filter(|token| !token.is_empty());
+        match token {
             Some(token) => {
-                // Where it is refused the marker is missed at the next look, and the partition goes
-                // back for longer.
-                if !until("marker", || self.fanout.complete_marker(&epoch, &token)).await {
-                    tracing::warn!(partition, "the fan-out lost its data while it was rebuilt");
+                // If the fan-out refuses the token, the next check finds the marker missing and
+                // rewinds the partition by the longer window.
+                let is_written = retry("complete marker", || {
+                    self.fanout.complete_marker(&epoch, &token)
+                })
+                .await;
+                if !is_written {
+                    tracing::warn!(
+                        partition,
+                        "the fan-out lost its data during a rewind: the partition is rewound \
+                         again, no action is needed"
+                    );
                 }
             }
-            None => until("marker", || self.fanout.set_marker(&epoch)).await,
+            None => retry("set marker", || self.fanout.set_marker(&epoch)).await,
         }
-        let mut progress = self.progress();
-        let entry = progress.entry(partition).or_insert(Progress {
+        let mut partitions = self.partitions();
+        let rewind = partitions.entry(partition).or_insert(PartitionRewind {
             from_ms: i64::MIN,
-            window: self.rewind,
+            window: self.rewind_window,
             disruptions: *self.disruptions.borrow(),
             token: String::new(),
-            settled: true,
+            is_complete: true,
         });
-        entry.settled = true;
+        rewind.is_complete = true;
     }
 }
 
@@ -236,11 +267,11 @@ pub(super) mod tests {
     use crate::protocol::log_record::NewRecord;
     use crate::store::Store;
 
-    /// A log that takes for ever to find an offset.
-    pub(in crate::relay) struct SlowLog;
+    /// A log in which finding an offset never ends.
+    pub(in crate::relay) struct StalledLog;
 
     #[async_trait]
-    impl Log for SlowLog {
+    impl Log for StalledLog {
         fn append(
             &self,
             _: &str,
@@ -262,7 +293,7 @@ pub(super) mod tests {
         }
 
         async fn cluster_id(&self) -> Result<String, LogError> {
-            Ok("slow".into())
+            Ok("stalled".into())
         }
 
         async fn check(&self) -> Result<(), LogError> {
@@ -291,16 +322,17 @@ pub(super) mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_partition_on_its_way_back_is_not_ordered_back_again() {
-        let fanout = EmbeddedFanout::open(Store::in_memory(), Bounds::default()).unwrap();
-        let rewind = Rewind::new(Arc::new(SlowLog), Arc::new(fanout), "c".into(), &settings());
-        let rewind = Arc::new(rewind);
-        rewind.reached(0).await;
-        assert_eq!(rewind.settled(), [0]);
-        let going = Arc::clone(&rewind);
-        let going = tokio::spawn(async move { going.start(0, 7, None).await });
-        tokio::time::sleep(LOOK_EVERY * 2).await;
-        assert!(rewind.settled().is_empty());
-        going.abort();
+    async fn a_partition_that_is_being_rewound_is_not_rewound_again() {
+        let fanout = Arc::new(EmbeddedFanout::open(Store::in_memory(), Bounds::default()).unwrap());
+        let controller =
+            RewindController::new(Arc::new(StalledLog), fanout, "c".into(), &settings());
+        let controller = Arc::new(controller);
+        controller.on_rewound(0).await;
+        assert_eq!(controller.complete_partitions(), [0]);
+        let rewinding = Arc::clone(&controller);
+        let rewinding = tokio::spawn(async move { rewinding.start_offset(0, 7, None).await });
+        tokio::time::sleep(MARKER_CHECK_INTERVAL * 2).await;
+        assert!(controller.complete_partitions().is_empty());
+        rewinding.abort();
     }
 }

@@ -1,28 +1,27 @@
-//! The chunks of a streamed answer, as far as they matter. Servers differ, so everything is
-//! optional, values that can't be used are passed over, and unknown fields (reasoning, tool
-//! calls, log probabilities) are ignored.
+//! Parses the chunks of a streamed answer. Servers differ, so every field is optional, unusable
+//! values are skipped, and unknown fields (reasoning, tool calls, log probabilities) are ignored.
 
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::error::Reported;
-use super::sse::Event;
+use super::error::ApiError;
+use super::sse::SseEvent;
 use crate::protocol::record::Usage;
 
-/// What an event of the stream says.
+/// An event of the answer stream.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Said {
-    /// `[DONE]`.
+pub(super) enum ParsedEvent {
+    /// `[DONE]`, the end of the stream.
     Done,
-    /// A piece of the answer, or nothing of interest.
+    /// A piece of the answer; it may be empty.
     Chunk(Chunk),
-    /// The API has failed.
-    Error(Reported),
-    /// No JSON, or none of the expected kind.
+    /// The API reports an error.
+    Error(ApiError),
+    /// Not JSON, or not a chunk.
     Malformed,
 }
 
-/// A piece of the answer.
+/// The relevant fields of a chunk.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Chunk {
     pub(super) text: String,
@@ -32,7 +31,7 @@ pub(super) struct Chunk {
 }
 
 #[derive(Deserialize)]
-struct Wire {
+struct ChunkObject {
     choices: Option<Vec<Choice>>,
     usage: Option<Value>,
     model: Option<Value>,
@@ -44,7 +43,7 @@ struct Wire {
 struct Choice {
     index: Option<Value>,
     delta: Option<Message>,
-    /// Where the server did not stream.
+    /// In place of `delta` where the server does not stream.
     message: Option<Message>,
     finish_reason: Option<Value>,
 }
@@ -54,50 +53,53 @@ struct Message {
     content: Option<Value>,
 }
 
-impl Said {
-    /// Reads an event.
-    pub(super) fn of(event: &Event) -> Self {
+impl ParsedEvent {
+    /// Parses an event.
+    pub(super) fn parse(event: &SseEvent) -> Self {
         let data = event.data.trim();
         if event.is_error {
-            return Self::Error(Reported::of_body(data.as_bytes()));
+            return Self::Error(ApiError::from_body(data.as_bytes()));
         }
         if data == "[DONE]" {
             return Self::Done;
         }
-        let Ok(wire) = serde_json::from_str::<Wire>(data) else {
+        let Ok(object) = serde_json::from_str::<ChunkObject>(data) else {
             return Self::Malformed;
         };
-        let is_error = wire.error.as_ref().is_some_and(means_error)
-            || wire.object.as_ref().and_then(Value::as_str) == Some("error")
-            || (wire.choices.is_none() && is_flat_error(data));
+        let is_error = object.error.as_ref().is_some_and(is_error_value)
+            || object.object.as_ref().and_then(Value::as_str) == Some("error")
+            || (object.choices.is_none() && is_flat_error(data));
         if is_error {
-            return Self::Error(Reported::of_body(data.as_bytes()));
+            return Self::Error(ApiError::from_body(data.as_bytes()));
         }
 
         let mut chunk = Chunk {
-            usage: wire.usage.as_ref().and_then(usage),
-            model: wire.model.and_then(|model| short(&model, 200)),
+            usage: object.usage.as_ref().and_then(usage),
+            model: object.model.and_then(|model| truncated(&model, 200)),
             ..Chunk::default()
         };
-        // Only one answer is asked for.
-        let mut choices = wire.choices.into_iter().flatten();
-        let first = |choice: &Choice| choice.index.as_ref().is_none_or(|i| i.as_u64() == Some(0));
-        if let Some(choice) = choices.find(first) {
+        // Only one answer is requested.
+        let mut choices = object.choices.into_iter().flatten();
+        let is_first =
+            |choice: &Choice| choice.index.as_ref().is_none_or(|i| i.as_u64() == Some(0));
+        if let Some(choice) = choices.find(is_first) {
             let message = choice.delta.or(choice.message);
             chunk.text = message
                 .and_then(|m| m.content)
                 .map_or_else(String::new, text);
-            chunk.finish_reason = choice.finish_reason.and_then(|reason| short(&reason, 64));
+            chunk.finish_reason = choice
+                .finish_reason
+                .and_then(|reason| truncated(&reason, 64));
         }
         if chunk.finish_reason.as_deref() == Some("error") {
-            return Self::Error(Reported::default());
+            return Self::Error(ApiError::default());
         }
         Self::Chunk(chunk)
     }
 }
 
-/// `"error": null` and the like stand in good chunks of some servers.
-fn means_error(value: &Value) -> bool {
+/// Some servers send `"error": null` and the like in successful chunks.
+fn is_error_value(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => false,
         Value::String(text) => !text.is_empty(),
@@ -107,20 +109,20 @@ fn means_error(value: &Value) -> bool {
 
 fn is_flat_error(data: &str) -> bool {
     #[derive(Deserialize)]
-    struct Flat {
+    struct FlatError {
         message: Option<Value>,
         detail: Option<Value>,
         code: Option<Value>,
         r#type: Option<Value>,
     }
-    serde_json::from_str::<Flat>(data).is_ok_and(|flat| {
+    serde_json::from_str::<FlatError>(data).is_ok_and(|flat| {
         flat.detail.is_some()
             || (flat.message.is_some() && (flat.code.is_some() || flat.r#type.is_some()))
     })
 }
 
-/// A non-empty string that fits into a frame.
-fn short(value: &Value, max_bytes: usize) -> Option<String> {
+/// A non-empty string, cut to `max_bytes` so that it fits into a frame.
+fn truncated(value: &Value, max_bytes: usize) -> Option<String> {
     let text = value.as_str().filter(|text| !text.is_empty())?;
     let mut end = max_bytes.min(text.len());
     while !text.is_char_boundary(end) {
@@ -129,7 +131,7 @@ fn short(value: &Value, max_bytes: usize) -> Option<String> {
     Some(text[..end].to_owned())
 }
 
-/// A string, or the text parts of a list of parts.
+/// The content: a string, or the text parts of a list of parts.
 fn text(content: Value) -> String {
     match content {
         Value::String(text) => text,
@@ -186,35 +188,35 @@ mod tests {
         })
     }
 
-    fn of(data: String, is_error: bool) -> Said {
-        Said::of(&Event { data, is_error })
+    fn parse(data: String, is_error: bool) -> ParsedEvent {
+        ParsedEvent::parse(&SseEvent { data, is_error })
     }
 
     proptest! {
         #[test]
-        fn a_chunk_of_any_form_is_read_or_said_to_be_none(
+        fn chunks_of_any_form_are_parsed_without_panic_and_within_limits(
             data in ".{0,100}",
             (choices, usage, model, error) in (value(), value(), value(), value()),
             (delta, reason) in (value(), value()),
             is_error in any::<bool>(),
         ) {
-            of(data, is_error);
+            parse(data, is_error);
             for choices in [choices, json!([{"index": 0, "delta": delta, "finish_reason": reason}])] {
-                let wire = json!({"choices": choices, "usage": usage, "model": model});
-                if let Said::Chunk(chunk) = of(wire.to_string(), false) {
+                let object = json!({"choices": choices, "usage": usage, "model": model});
+                if let ParsedEvent::Chunk(chunk) = parse(object.to_string(), false) {
                     prop_assert!(chunk.finish_reason.is_none_or(|reason| reason.len() <= 64));
                     prop_assert!(chunk.model.is_none_or(|model| model.len() <= 200));
                 }
                 let with_error = json!({"choices": choices, "error": error});
-                of(with_error.to_string(), is_error);
+                parse(with_error.to_string(), is_error);
             }
         }
 
         #[test]
-        fn text_is_never_changed(text in ".{0,100}") {
-            let wire = json!({"choices": [{"delta": {"content": text.clone()}}]});
-            match of(wire.to_string(), false) {
-                Said::Chunk(chunk) => prop_assert_eq!(chunk.text, text),
+        fn text_is_not_changed(text in ".{0,100}") {
+            let object = json!({"choices": [{"delta": {"content": text.clone()}}]});
+            match parse(object.to_string(), false) {
+                ParsedEvent::Chunk(chunk) => prop_assert_eq!(chunk.text, text),
                 other => panic!("{other:?}"),
             }
         }

@@ -1,4 +1,4 @@
-//! The built-in demo model: no model at all, so that everything can be tried without one.
+//! The built-in demo model, for trying chatmesh without a model API.
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
@@ -8,12 +8,12 @@ use super::{ModelError, ModelEvent, ModelRequest, ModelStream, Provider, Role};
 use crate::ai_worker::prompt::{estimate_prompt, estimate_tokens};
 use crate::protocol::record::Usage;
 
-/// Answers every message by repeating it, word by word and without delay.
+/// Answers every message by repeating it, one word per event and without delay.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Demo;
 
 impl Demo {
-    /// The name in answers and metrics.
+    /// The model name in answers and metrics.
     pub const MODEL: &'static str = "chatmesh-demo";
 
     const INTRODUCTION: &'static str = "This is the demo model of chatmesh, which only repeats \
@@ -24,9 +24,9 @@ impl Demo {
 #[async_trait]
 impl Provider for Demo {
     async fn call(&self, request: &ModelRequest) -> Result<ModelStream, ModelError> {
-        let asked = request.messages.iter().rev().find(|m| m.role == Role::User);
-        let said = asked.map_or("", |message| message.content.as_str());
-        let answer = format!("{}{said}", Self::INTRODUCTION);
+        let question = request.messages.iter().rev().find(|m| m.role == Role::User);
+        let question = question.map_or("", |message| message.content.as_str());
+        let answer = format!("{}{question}", Self::INTRODUCTION);
 
         let prompt_tokens = estimate_prompt(&request.messages) as u64;
         let completion_tokens = estimate_tokens(&answer) as u64;
@@ -57,7 +57,7 @@ mod tests {
     use crate::ai_worker::provider::ChatMessage;
 
     #[tokio::test]
-    async fn the_demo_repeats_the_message_and_says_what_it_is() {
+    async fn the_demo_model_introduces_itself_and_repeats_the_question() {
         let message = |role, content: &str| ChatMessage {
             role,
             content: content.to_owned(),

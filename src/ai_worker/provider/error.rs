@@ -1,4 +1,4 @@
-//! What a provider's refusals and failures mean: tried again or not, and what the user is told.
+//! Classifies the provider's refusals and failures: error code, retryable or not, metric label.
 
 use std::error::Error;
 use std::time::Duration;
@@ -11,8 +11,8 @@ use time::format_description::well_known::Rfc2822;
 use super::ModelError;
 use crate::protocol::error_code::ErrorCode;
 
-/// Longer waits than this are not worth it: the message's own deadline is near by then. As
-/// OpenAI's own client does, such a wish is ignored and our backoff used.
+/// Longer requested delays are ignored in favour of our backoff, as OpenAI's own client does: the
+/// message's deadline would be near by then.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 
 /// Labels of `ai_consumer_openai_errors_total`.
@@ -31,7 +31,7 @@ pub(super) mod kind {
     pub(in super::super) const SERVER: &str = "server_error";
     pub(in super::super) const STREAM_ERROR: &str = "stream_error";
 
-    /// All of them.
+    /// Every label, for export from the start.
     pub(in super::super) const ALL: [&str; 13] = [
         CONNECT,
         CONNECTION,
@@ -49,19 +49,19 @@ pub(super) mod kind {
     ];
 }
 
-/// What an error object says about itself. The message may quote the prompt, so it stays here and
-/// goes to logs of level debug only.
+/// An error object of the API. Its message may quote the prompt, so it is only logged at level
+/// debug.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Reported {
+pub(super) struct ApiError {
     kind: Option<String>,
     code: Option<String>,
     param: Option<String>,
     message: String,
 }
 
-impl Reported {
-    /// From `{"error":{…}}`, `{"error":"…"}`, `{"detail":…}` or the error object itself.
-    pub(super) fn of(value: &Value) -> Self {
+impl ApiError {
+    /// Parses `{"error":{…}}`, `{"error":"…"}`, `{"detail":…}` or the error object itself.
+    pub(super) fn from_json(value: &Value) -> Self {
         let object = match value.get("error") {
             None | Some(Value::Null) => value,
             Some(inner) => inner,
@@ -75,17 +75,17 @@ impl Reported {
                     .map_or_else(|| part.to_string(), str::to_owned)
             });
         Self {
-            kind: word(object.get("type")),
-            code: word(object.get("code")),
-            param: word(object.get("param")),
+            kind: identifier(object.get("type")),
+            code: identifier(object.get("code")),
+            param: identifier(object.get("param")),
             message: message.unwrap_or_default(),
         }
     }
 
-    /// From the body of a refusal, whatever it is.
-    pub(super) fn of_body(body: &[u8]) -> Self {
+    /// Parses the body of a refusal. A body that is not JSON becomes the message.
+    pub(super) fn from_body(body: &[u8]) -> Self {
         match serde_json::from_slice::<Value>(body) {
-            Ok(value) => Self::of(&value),
+            Ok(value) => Self::from_json(&value),
             Err(_) => Self {
                 message: String::from_utf8_lossy(body).into_owned(),
                 ..Self::default()
@@ -93,37 +93,39 @@ impl Reported {
         }
     }
 
-    /// Whether the refusal is about this field of the request.
-    pub(super) fn is_about(&self, field: &str) -> bool {
+    /// Whether the error names this field of the request.
+    pub(super) fn mentions_field(&self, field: &str) -> bool {
         match &self.param {
             Some(param) => param.starts_with(field),
             None => self.message.contains(field),
         }
     }
 
-    /// Whether the refusal says that the server knows this field, but not this model.
+    /// Whether the error says that the server knows this field but the model does not support it.
     pub(super) fn is_unsupported(&self, field: &str) -> bool {
-        let unsupported = self.says("unsupported_value") || self.says("unsupported_parameter");
+        let unsupported = self.has_type_or_code("unsupported_value")
+            || self.has_type_or_code("unsupported_parameter");
         unsupported && self.param.as_deref() == Some(field)
     }
 
-    /// What the API says, for logs of level debug.
+    /// The message of the API, for logs at level debug.
     pub(super) fn message(&self) -> &str {
         &self.message
     }
 
-    fn says(&self, word: &str) -> bool {
+    fn has_type_or_code(&self, name: &str) -> bool {
         [&self.kind, &self.code]
             .into_iter()
             .flatten()
-            .any(|text| text == word)
+            .any(|text| text == name)
     }
 
     fn is_quota(&self) -> bool {
-        self.says("insufficient_quota") || self.says("billing_hard_limit_reached")
+        self.has_type_or_code("insufficient_quota")
+            || self.has_type_or_code("billing_hard_limit_reached")
     }
 
-    /// The status that an error object in the middle of a stream stands for.
+    /// The HTTP status that corresponds to an error object inside a stream.
     fn status(&self) -> Option<u16> {
         let code = self.code.as_deref().and_then(|code| code.parse().ok());
         if let Some(status) = code.filter(|status| (400..600).contains(status)) {
@@ -146,22 +148,22 @@ impl Reported {
         ];
         by_name
             .into_iter()
-            .find_map(|(name, status)| self.says(name).then_some(status))
+            .find_map(|(name, status)| self.has_type_or_code(name).then_some(status))
     }
 
-    /// Type and code, without the message.
-    fn words(&self) -> String {
-        let part = |name, word: &Option<String>| {
-            let word = word.as_ref()?;
-            Some(format!(", {name} {word}"))
+    /// Type and code, for logs; without the message.
+    fn summary(&self) -> String {
+        let part = |name, value: &Option<String>| {
+            let value = value.as_ref()?;
+            Some(format!(", {name} {value}"))
         };
         let parts = [part("type", &self.kind), part("code", &self.code)];
         parts.into_iter().flatten().collect()
     }
 }
 
-/// A string or number that can't be content: identifiers only.
-fn word(value: Option<&Value>) -> Option<String> {
+/// A string or number that is an identifier; anything else could be content.
+fn identifier(value: Option<&Value>) -> Option<String> {
     let text = match value? {
         Value::String(text) => text.clone(),
         Value::Number(number) => number.to_string(),
@@ -171,15 +173,15 @@ fn word(value: Option<&Value>) -> Option<String> {
     (!text.is_empty() && text.len() <= 64 && text.chars().all(plain)).then_some(text)
 }
 
-/// What the headers of a refusal ask for.
+/// The retry headers of a refusal.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Advice {
+pub(super) struct RetryHint {
     should_retry: Option<bool>,
     retry_after: Option<Duration>,
 }
 
-impl Advice {
-    pub(super) fn of(headers: &HeaderMap, now: OffsetDateTime) -> Self {
+impl RetryHint {
+    pub(super) fn from_headers(headers: &HeaderMap, now: OffsetDateTime) -> Self {
         let text = |name| headers.get(name)?.to_str().ok().map(str::trim);
         let millis = text("retry-after-ms").and_then(|value| duration(value, 1000.0));
         let seconds = || text("retry-after").and_then(|value| duration(value, 1.0));
@@ -208,20 +210,20 @@ fn duration(text: &str, per_second: f64) -> Option<Duration> {
     Duration::try_from_secs_f64(number / per_second).ok()
 }
 
-/// A refusal by status.
-pub(super) fn refused(status: u16, reported: &Reported, advice: Advice) -> ModelError {
-    let (code, retryable, kind) = classify(status, reported);
+/// The error of a refusal.
+pub(super) fn refusal_error(status: u16, api_error: &ApiError, hint: RetryHint) -> ModelError {
+    let (code, retryable, kind) = classify(status, api_error);
     ModelError {
         code,
-        retryable: advice.should_retry.unwrap_or(retryable),
-        retry_after: advice.retry_after,
-        detail: format!("status {status}{}", reported.words()),
+        retryable: hint.should_retry.unwrap_or(retryable),
+        retry_after: hint.retry_after,
+        detail: format!("status {status}{}", api_error.summary()),
         kind,
     }
 }
 
-fn classify(status: u16, reported: &Reported) -> (ErrorCode, bool, &'static str) {
-    if reported.is_quota() {
+fn classify(status: u16, api_error: &ApiError) -> (ErrorCode, bool, &'static str) {
+    if api_error.is_quota() {
         return (ErrorCode::ProviderRateLimited, false, kind::QUOTA);
     }
     match status {
@@ -230,30 +232,30 @@ fn classify(status: u16, reported: &Reported) -> (ErrorCode, bool, &'static str)
         409 | 500.. => (ErrorCode::ProviderFailed, true, kind::SERVER),
         401 | 403 => (ErrorCode::ProviderRejected, false, kind::AUTH),
         400..500 => (ErrorCode::ProviderRejected, false, kind::REJECTED),
-        // Neither an answer nor a refusal: redirects aren't followed, they would lose the body or
-        // carry the key elsewhere.
+        // Redirects and other statuses. Redirects are not followed, because that would drop the body
+        // or send the key to another server.
         _ => (ErrorCode::ProviderFailed, false, kind::REJECTED),
     }
 }
 
-/// An error object in the middle of an answer.
-pub(super) fn broken_off(reported: &Reported) -> ModelError {
-    let (code, retryable, kind) = match reported.status() {
-        None if reported.is_quota() => classify(429, reported),
+/// The error of an error object inside a stream.
+pub(super) fn stream_error(api_error: &ApiError) -> ModelError {
+    let (code, retryable, kind) = match api_error.status() {
+        None if api_error.is_quota() => classify(429, api_error),
         None => (ErrorCode::ProviderFailed, true, kind::STREAM_ERROR),
-        Some(status) => classify(status, reported),
+        Some(status) => classify(status, api_error),
     };
     ModelError {
         code,
         retryable,
         retry_after: None,
-        detail: format!("error in the stream{}", reported.words()),
+        detail: format!("error in the stream{}", api_error.summary()),
         kind,
     }
 }
 
-/// The request did not get through, or the connection broke.
-pub(super) fn connection(error: reqwest::Error) -> ModelError {
+/// The error of a request that was not delivered, or of a broken connection.
+pub(super) fn connection_error(error: reqwest::Error) -> ModelError {
     let error = error.without_url();
     let code = if error.is_timeout() {
         ErrorCode::ProviderTimeout
@@ -267,16 +269,16 @@ pub(super) fn connection(error: reqwest::Error) -> ModelError {
     };
     ModelError {
         code,
-        // A request that can't even be built won't be built the next time.
+        // A request that cannot be built fails the same way the next time.
         retryable: !error.is_builder(),
         retry_after: None,
-        detail: chain(&error),
+        detail: error_chain(&error),
         kind,
     }
 }
 
-/// Nothing, or nothing more, came in time.
-pub(super) fn timeout(kind: &'static str, after: Duration) -> ModelError {
+/// The error of a token that did not arrive in time.
+pub(super) fn timeout_error(kind: &'static str, after: Duration) -> ModelError {
     let what = if kind == kind::IDLE_TIMEOUT {
         "no further token"
     } else {
@@ -291,8 +293,8 @@ pub(super) fn timeout(kind: &'static str, after: Duration) -> ModelError {
     }
 }
 
-/// The stream was no answer.
-pub(super) fn failed(kind: &'static str, detail: impl Into<String>) -> ModelError {
+/// The error of a stream that is not a valid answer.
+pub(super) fn failure(kind: &'static str, detail: impl Into<String>) -> ModelError {
     ModelError {
         code: ErrorCode::ProviderFailed,
         retryable: true,
@@ -302,13 +304,13 @@ pub(super) fn failed(kind: &'static str, detail: impl Into<String>) -> ModelErro
     }
 }
 
-/// An error with its causes, in one line.
-pub(super) fn chain(error: &dyn Error) -> String {
+/// An error with its causes in one line.
+pub(super) fn error_chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
         let next = error.to_string();
-        // Wrappers often repeat their cause's words.
+        // Wrappers often repeat the text of their cause.
         if !text.ends_with(&next) {
             text.push_str(": ");
             text.push_str(&next);
@@ -326,22 +328,22 @@ mod tests {
 
     use super::*;
 
-    fn advice(headers: &[(&'static str, &str)]) -> Advice {
+    fn hint(headers: &[(&'static str, &str)]) -> RetryHint {
         let map = headers
             .iter()
             .map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap()))
             .collect();
-        Advice::of(&map, datetime!(2026-11-23 04:00:00 UTC))
+        RetryHint::from_headers(&map, datetime!(2026-11-23 04:00:00 UTC))
     }
 
     fn wait(headers: &[(&'static str, &str)]) -> Option<u128> {
-        advice(headers).retry_after.map(|wait| wait.as_millis())
+        hint(headers).retry_after.map(|wait| wait.as_millis())
     }
 
     #[test]
-    fn statuses_are_tried_again_or_not() {
+    fn statuses_are_classified_as_retryable_or_not() {
         let row = |status| {
-            let error = refused(status, &Reported::default(), Advice::default());
+            let error = refusal_error(status, &ApiError::default(), RetryHint::default());
             (error.code, error.retryable)
         };
         for status in [500, 502, 503, 504, 529] {
@@ -361,32 +363,32 @@ mod tests {
     }
 
     #[test]
-    fn a_used_up_quota_is_not_tried_again() {
+    fn an_exhausted_quota_is_not_retried() {
         for body in [
             json!({"error":{"message":"You exceeded","type":"insufficient_quota","param":null,"code":"insufficient_quota"}}),
             json!({"message":"You exceeded","code":"insufficient_quota"}),
         ] {
-            let error = refused(429, &Reported::of(&body), Advice::default());
+            let error = refusal_error(429, &ApiError::from_json(&body), RetryHint::default());
             assert_eq!(error.code, ErrorCode::ProviderRateLimited);
             assert!(!error.retryable);
             assert_eq!(error.kind, kind::QUOTA);
-            let error = broken_off(&Reported::of(&body));
+            let error = stream_error(&ApiError::from_json(&body));
             assert!(!error.retryable);
         }
     }
 
     #[test]
-    fn should_retry_overrides_both_ways() {
-        let no = advice(&[("x-should-retry", "false")]);
-        assert!(!refused(503, &Reported::default(), no).retryable);
-        let yes = advice(&[("x-should-retry", "true")]);
-        assert!(refused(400, &Reported::default(), yes).retryable);
-        let other = advice(&[("x-should-retry", "maybe")]);
-        assert!(refused(503, &Reported::default(), other).retryable);
+    fn x_should_retry_overrides_the_classification() {
+        let no = hint(&[("x-should-retry", "false")]);
+        assert!(!refusal_error(503, &ApiError::default(), no).retryable);
+        let yes = hint(&[("x-should-retry", "true")]);
+        assert!(refusal_error(400, &ApiError::default(), yes).retryable);
+        let other = hint(&[("x-should-retry", "maybe")]);
+        assert!(refusal_error(503, &ApiError::default(), other).retryable);
     }
 
     #[test]
-    fn retry_after_is_read_in_all_its_forms() {
+    fn retry_after_is_parsed_in_every_form() {
         assert_eq!(wait(&[("retry-after", "7")]), Some(7000));
         assert_eq!(wait(&[("retry-after", "0.25")]), Some(250));
         assert_eq!(wait(&[("retry-after-ms", "1500")]), Some(1500));
@@ -417,7 +419,7 @@ mod tests {
             wait(&[("retry-after", "Mon, 23 Nov 2026 05:00:00 GMT")]),
             None
         );
-        // A garbled first form does not hide the second.
+        // A malformed header does not hide the other one.
         assert_eq!(
             wait(&[("retry-after-ms", "x"), ("retry-after", "7")]),
             Some(7000)
@@ -425,34 +427,34 @@ mod tests {
     }
 
     #[test]
-    fn detail_never_quotes_the_message() {
+    fn detail_never_contains_the_api_message() {
         for body in [
             json!({"error":{"message":"bad input: my secret diary","type":"my secret diary","code":["my secret diary"]}}),
             json!({"object":"error","message":"my secret diary","type":"BadRequestError","code":400}),
             json!({"error":"my secret diary"}),
             json!({"detail":"my secret diary"}),
         ] {
-            let reported = Reported::of(&body);
-            assert!(reported.message().contains("diary"), "{body}");
+            let api_error = ApiError::from_json(&body);
+            assert!(api_error.message().contains("diary"), "{body}");
             for error in [
-                refused(400, &reported, Advice::default()),
-                broken_off(&reported),
+                refusal_error(400, &api_error, RetryHint::default()),
+                stream_error(&api_error),
             ] {
                 assert!(!error.to_string().contains("diary"), "{error}");
             }
         }
-        let reported = Reported::of_body(b"<html>my secret diary");
-        assert!(reported.message().contains("diary"));
+        let api_error = ApiError::from_body(b"<html>my secret diary");
+        assert!(api_error.message().contains("diary"));
         assert_eq!(
-            refused(502, &reported, Advice::default()).to_string(),
+            refusal_error(502, &api_error, RetryHint::default()).to_string(),
             "provider_failed: status 502"
         );
     }
 
     #[test]
-    fn errors_in_the_stream_are_classified_by_what_they_say() {
+    fn errors_in_the_stream_are_classified_by_code_and_type() {
         let row = |value| {
-            let error = broken_off(&Reported::of(&value));
+            let error = stream_error(&ApiError::from_json(&value));
             (error.kind, error.retryable)
         };
         assert_eq!(

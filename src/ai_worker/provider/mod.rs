@@ -1,6 +1,6 @@
-//! What answers: an OpenAI-compatible API, or the built-in demo model.
+//! Model providers: an OpenAI-compatible API, or the built-in demo model.
 
-mod answer;
+mod answer_stream;
 mod chunk;
 pub mod demo;
 mod error;
@@ -18,13 +18,13 @@ use serde::Serialize;
 use crate::protocol::error_code::ErrorCode;
 use crate::protocol::record::Usage;
 
-/// Who speaks in a prompt.
+/// The author of a message in a prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// The operator's instructions.
+    /// The operator, with instructions.
     System,
-    /// The person.
+    /// The user.
     User,
     /// The model.
     Assistant,
@@ -33,66 +33,66 @@ pub enum Role {
 /// One message of a prompt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ChatMessage {
-    /// Who speaks.
+    /// The author.
     pub role: Role,
-    /// What.
+    /// The text.
     pub content: String,
 }
 
-/// What is asked of a model.
+/// A prompt and its parameters.
 #[derive(Debug, Clone)]
 pub struct ModelRequest {
-    /// The model's name.
+    /// Name of the model (`OPENAI_MODEL`).
     pub model: String,
-    /// Instructions, earlier turns, the question.
+    /// Instructions, earlier turns and the question, in this order.
     pub messages: Vec<ChatMessage>,
-    /// Limit of the answer.
+    /// Limit of the answer, in tokens.
     pub max_tokens: u32,
     /// Sampling temperature.
     pub temperature: f64,
 }
 
-/// A piece of an answer.
+/// An event of an answer stream.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ModelEvent {
-    /// More text; never empty.
+    /// Further text; never empty.
     Text(String),
-    /// What the answer used; comes at most once, before `Finished`.
+    /// Tokens that the call used; at most once, before `Finished`.
     Usage(Usage),
-    /// The answer is whole. Always the last event; a stream that ends without it has failed, and
-    /// says so by an `Err`.
+    /// The answer is complete. Always the last event: a stream that fails ends with an `Err`
+    /// instead.
     Finished {
-        /// The provider's reason (`stop`, `length`, …).
+        /// The provider's finish reason (`stop`, `length`, …).
         reason: String,
-        /// The model that answered, where the provider says so.
+        /// The model that answered; `None` where the provider does not name it.
         model: Option<String>,
     },
 }
 
-/// Why a call gave no whole answer. `detail` is for logs and holds neither content nor key.
+/// Why a call produced no complete answer. `detail` is safe to log: it has neither content nor key.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{}: {detail}", code.as_str())]
 pub struct ModelError {
-    /// What the user is told when no attempt is left.
+    /// The error code for the user when no retry follows.
     pub code: ErrorCode,
-    /// Whether another attempt may bring more.
+    /// Whether another call may succeed.
     pub retryable: bool,
-    /// How long the provider asks to wait before it.
+    /// The minimum delay that the provider requests before it.
     pub retry_after: Option<Duration>,
-    /// What happened, for people.
+    /// Description for logs and dead letters.
     pub detail: String,
-    /// The label of `ai_consumer_openai_errors_total`: one of a fixed set.
+    /// The label of `ai_consumer_openai_errors_total`, from a fixed set.
     pub kind: &'static str,
 }
 
-/// An answer being written. Dropping it closes the provider's connection.
+/// The events of an answer in progress. Dropping it closes the provider's connection.
 pub type ModelStream = BoxStream<'static, Result<ModelEvent, ModelError>>;
 
-/// Something that answers prompts.
+/// Generates answers from prompts.
 #[async_trait]
 pub trait Provider: Send + Sync + 'static {
-    /// One call, one attempt: no retries inside. Waits first while all calls of this worker are
-    /// slowed down (after a 429). Returns when the provider has accepted the request; the
-    /// time-outs for the first token and between tokens are kept by the stream.
+    /// Makes one call, without retries. Waits first while the calls of this worker are throttled
+    /// (after a 429). Returns when the provider has accepted the request; the returned stream
+    /// enforces the time-outs for the first token and between tokens.
     async fn call(&self, request: &ModelRequest) -> Result<ModelStream, ModelError>;
 }

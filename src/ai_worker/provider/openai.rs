@@ -1,4 +1,4 @@
-//! Chat completions of an OpenAI-compatible API: OpenAI itself, vLLM, Ollama, llama.cpp, LiteLLM.
+//! The chat completions API of OpenAI and of compatible servers: vLLM, Ollama, llama.cpp, LiteLLM.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,62 +15,63 @@ use time::OffsetDateTime;
 use tokio::time::{Instant, timeout_at};
 use url::Url;
 
-use super::answer::{Answer, CallRecord, Patience};
-use super::error::{self, Advice, Reported, kind};
+use super::answer_stream::{AnswerStream, CallMetrics, Timeouts};
+use super::error::{self, ApiError, RetryHint, kind};
 use super::metrics::ProviderMetrics;
-use super::sse::{self, Broken, Event, MAX_EVENT_BYTES};
+use super::sse::{self, MAX_EVENT_BYTES, SseEvent, StreamError};
 use super::throttle::Throttle;
 use super::{ChatMessage, ModelError, ModelRequest, ModelStream, Provider};
 use crate::config::settings::ModelApiSettings;
-use crate::http_client;
 
-/// The most that is read of a refusal's body.
+/// Size limit of a refusal's body.
 const MAX_ERROR_BYTES: usize = 64 << 10;
-/// How long a refusal's body is waited for; its status is known already.
-const ERROR_BODY_PATIENCE: Duration = Duration::from_secs(1);
-/// A host that can't be reached is known as such before a long first-token time-out is over.
+/// Time limit for a refusal's body; its status is known before.
+const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(1);
+/// Limit for connecting, so that an unreachable host is detected before a long first-token time-out.
 const MAX_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The settings make no client.
+/// Why no client can be created from the settings.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
-    /// It can't stand in a header.
-    #[error("OPENAI_API_KEY holds characters that a header can't carry: check it for line breaks")]
+    /// The API key contains characters that are not allowed in a header.
+    #[error(
+        "OPENAI_API_KEY contains characters that an HTTP header cannot carry: check it for line breaks"
+    )]
     ApiKey,
-    /// Not a web address.
+    /// The base URL is not an HTTP address.
     #[error("OPENAI_BASE_URL must begin with http:// or https://")]
     BaseUrl,
-    /// Mostly missing certificates.
-    #[error("cannot set up HTTPS, are CA certificates installed: {0}")]
+    /// The TLS setup failed, usually because certificates are missing.
+    #[error("cannot set up HTTPS: {0}; check that CA certificates are installed")]
     Client(String),
 }
 
-/// An OpenAI-compatible API. One per process: it holds the connections, and the throttle that
-/// slows all calls after a 429.
+/// An OpenAI-compatible API. One per process: it owns the connection pool, and the throttle that
+/// slows down all calls after a 429.
 #[derive(Debug)]
 pub struct OpenAi {
     client: Client,
     url: Url,
-    patience: Patience,
+    timeouts: Timeouts,
     throttle: Arc<Throttle>,
     metrics: Arc<ProviderMetrics>,
-    dialect: Dialect,
+    quirks: ServerQuirks,
 }
 
-/// What the server has turned out not to take, remembered for the process's life.
+/// Request fields that the server has refused, remembered until the process ends.
 #[derive(Debug, Default)]
-struct Dialect {
-    no_stream_options: AtomicBool,
-    max_completion_tokens: AtomicBool,
-    no_temperature: AtomicBool,
+struct ServerQuirks {
+    omits_stream_options: AtomicBool,
+    uses_max_completion_tokens: AtomicBool,
+    omits_temperature: AtomicBool,
 }
 
-/// [`Dialect`] for one request.
+/// The fields of one request, according to [`ServerQuirks`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Variant {
-    no_stream_options: bool,
-    max_completion_tokens: bool,
-    no_temperature: bool,
+struct RequestVariant {
+    omits_stream_options: bool,
+    uses_max_completion_tokens: bool,
+    omits_temperature: bool,
 }
 
 #[derive(Serialize)]
@@ -93,16 +94,16 @@ struct StreamOptions {
     include_usage: bool,
 }
 
-/// A call that was answered with an error status.
+/// A request that was answered with an error status, or not delivered.
 struct Refusal {
     error: ModelError,
     status: StatusCode,
-    reported: Reported,
+    api_error: ApiError,
 }
 
 impl OpenAi {
-    /// Sets up the client; connects to nothing yet. Metrics go to the recorder that is installed
-    /// by then.
+    /// Creates the client without connecting. Metrics go to the recorder that is installed at this
+    /// time.
     pub fn new(settings: &ModelApiSettings) -> Result<Self, BuildError> {
         let base = &settings.base_url;
         if !matches!(base.scheme(), "http" | "https") {
@@ -117,91 +118,98 @@ impl OpenAi {
         let metrics = Arc::new(ProviderMetrics::new(&kind::ALL));
         let throttle = Throttle::new(metrics.throttled.clone(), metrics.spacing.clone());
         Ok(Self {
-            client: client(settings)?,
+            client: http_client(settings)?,
             url,
-            patience: Patience {
+            timeouts: Timeouts {
                 first_token: settings.first_token_timeout,
                 idle: settings.idle_timeout,
             },
             throttle: Arc::new(throttle),
             metrics,
-            dialect: Dialect::default(),
+            quirks: ServerQuirks::default(),
         })
     }
 
-    async fn send(&self, request: &ModelRequest, variant: Variant) -> Result<Response, Refusal> {
+    async fn send(
+        &self,
+        request: &ModelRequest,
+        variant: RequestVariant,
+    ) -> Result<Response, Refusal> {
         let max_tokens = Some(request.max_tokens);
         let body = Body {
             model: &request.model,
             messages: &request.messages,
             stream: true,
-            stream_options: (!variant.no_stream_options).then_some(StreamOptions {
+            stream_options: (!variant.omits_stream_options).then_some(StreamOptions {
                 include_usage: true,
             }),
-            max_tokens: max_tokens.filter(|_| !variant.max_completion_tokens),
-            max_completion_tokens: max_tokens.filter(|_| variant.max_completion_tokens),
-            temperature: Some(request.temperature).filter(|_| !variant.no_temperature),
+            max_tokens: max_tokens.filter(|_| !variant.uses_max_completion_tokens),
+            max_completion_tokens: max_tokens.filter(|_| variant.uses_max_completion_tokens),
+            temperature: Some(request.temperature).filter(|_| !variant.omits_temperature),
         };
         let request = self.client.post(self.url.clone()).json(&body);
         let response = request.send().await.map_err(|error| Refusal {
-            error: error::connection(error),
+            error: error::connection_error(error),
             status: StatusCode::OK,
-            reported: Reported::default(),
+            api_error: ApiError::default(),
         })?;
         let status = response.status();
         if status.is_success() {
             return Ok(response);
         }
-        let advice = Advice::of(response.headers(), OffsetDateTime::now_utc());
-        let until = Instant::now() + ERROR_BODY_PATIENCE;
-        // A cut body may still say enough.
-        let (body, _) = read(response, MAX_ERROR_BYTES, until).await;
-        let reported = Reported::of_body(&body);
+        let hint = RetryHint::from_headers(response.headers(), OffsetDateTime::now_utc());
+        let until = Instant::now() + ERROR_BODY_TIMEOUT;
+        // A truncated body may still be useful.
+        let (body, _) = read_body(response, MAX_ERROR_BYTES, until).await;
+        let api_error = ApiError::from_body(&body);
         tracing::debug!(
             status = status.as_u16(),
-            message = reported.message(),
-            "the model's API refuses"
+            message = api_error.message(),
+            "the model API refused a request"
         );
         Err(Refusal {
-            error: error::refused(status.as_u16(), &reported, advice),
+            error: error::refusal_error(status.as_u16(), &api_error, hint),
             status,
-            reported,
+            api_error,
         })
     }
 
-    /// Sends the request, once more for each field that the server turns out not to take: such a
-    /// refusal is about the server's age, not about the message.
-    async fn send_as_it_takes(&self, request: &ModelRequest) -> Result<Response, ModelError> {
-        let mut variant = self.dialect.variant();
+    /// Sends the request, and again for each field that the server refuses: such a refusal is caused
+    /// by the server's version, not by the message.
+    async fn send_adapted(&self, request: &ModelRequest) -> Result<Response, ModelError> {
+        let mut variant = self.quirks.variant();
         loop {
             match self.send(request, variant).await {
                 Ok(response) => {
-                    self.dialect.learn(variant);
+                    self.quirks.remember(variant);
                     return Ok(response);
                 }
                 Err(refusal) => {
-                    variant = variant.after(&refusal).ok_or(refusal.error)?;
+                    variant = variant.adapt_to(&refusal).ok_or(refusal.error)?;
                 }
             }
         }
     }
 }
 
-impl Dialect {
-    fn variant(&self) -> Variant {
-        Variant {
-            no_stream_options: self.no_stream_options.load(Ordering::Relaxed),
-            max_completion_tokens: self.max_completion_tokens.load(Ordering::Relaxed),
-            no_temperature: self.no_temperature.load(Ordering::Relaxed),
+impl ServerQuirks {
+    fn variant(&self) -> RequestVariant {
+        RequestVariant {
+            omits_stream_options: self.omits_stream_options.load(Ordering::Relaxed),
+            uses_max_completion_tokens: self.uses_max_completion_tokens.load(Ordering::Relaxed),
+            omits_temperature: self.omits_temperature.load(Ordering::Relaxed),
         }
     }
 
-    /// Remembers what was taken; only ever adds.
-    fn learn(&self, variant: Variant) {
+    /// Remembers a variant that the server accepted. Flags are only ever set.
+    fn remember(&self, variant: RequestVariant) {
         for (flag, value) in [
-            (&self.no_stream_options, variant.no_stream_options),
-            (&self.max_completion_tokens, variant.max_completion_tokens),
-            (&self.no_temperature, variant.no_temperature),
+            (&self.omits_stream_options, variant.omits_stream_options),
+            (
+                &self.uses_max_completion_tokens,
+                variant.uses_max_completion_tokens,
+            ),
+            (&self.omits_temperature, variant.omits_temperature),
         ] {
             if value {
                 flag.store(true, Ordering::Relaxed);
@@ -210,19 +218,23 @@ impl Dialect {
     }
 }
 
-impl Variant {
-    /// What to try after a refusal; `None` where it is about something else.
-    fn after(self, refusal: &Refusal) -> Option<Self> {
+impl RequestVariant {
+    /// The variant to try after a refusal; `None` where the refusal has another cause.
+    fn adapt_to(self, refusal: &Refusal) -> Option<Self> {
         if !matches!(refusal.status.as_u16(), 400 | 422) {
             return None;
         }
         let mut next = self;
-        if refusal.reported.is_about("stream_options") {
-            next.no_stream_options = true;
-        } else if refusal.reported.message().contains("max_completion_tokens") {
-            next.max_completion_tokens = true;
-        } else if refusal.reported.is_unsupported("temperature") {
-            next.no_temperature = true;
+        if refusal.api_error.mentions_field("stream_options") {
+            next.omits_stream_options = true;
+        } else if refusal
+            .api_error
+            .message()
+            .contains("max_completion_tokens")
+        {
+            next.uses_max_completion_tokens = true;
+        } else if refusal.api_error.is_unsupported("temperature") {
+            next.omits_temperature = true;
         }
         (next != self).then_some(next)
     }
@@ -231,29 +243,29 @@ impl Variant {
 #[async_trait]
 impl Provider for OpenAi {
     async fn call(&self, request: &ModelRequest) -> Result<ModelStream, ModelError> {
-        let pass = self.throttle.wait().await;
-        let mut record = CallRecord::new(&self.metrics, &request.model);
-        let first_token_by = Instant::now() + self.patience.first_token;
-        let sent = timeout_at(first_token_by, self.send_as_it_takes(request)).await;
+        let permit = self.throttle.acquire().await;
+        let mut metrics = CallMetrics::new(&self.metrics, &request.model);
+        let first_token_by = Instant::now() + self.timeouts.first_token;
+        let sent = timeout_at(first_token_by, self.send_adapted(request)).await;
         let response = sent.unwrap_or_else(|_| {
-            let after = self.patience.first_token;
-            Err(error::timeout(kind::FIRST_TOKEN_TIMEOUT, after))
+            let after = self.timeouts.first_token;
+            Err(error::timeout_error(kind::FIRST_TOKEN_TIMEOUT, after))
         });
         let response = match response {
             Ok(response) => response,
             Err(error) => {
                 if error.kind == kind::RATE_LIMITED {
                     self.throttle
-                        .refused(pass, error.retry_after, rand::random());
+                        .on_rate_limited(permit, error.retry_after, rand::random());
                 }
-                record.failed(&error);
+                metrics.record_failure(&error);
                 return Err(error);
             }
         };
-        self.throttle.accepted(pass);
+        self.throttle.on_accepted(permit);
         let events = if is_json(response.headers()) {
-            // The server doesn't stream, or its error came with a good status.
-            stream::once(whole(response, first_token_by)).boxed()
+            // The server does not stream, or sent an error with a success status.
+            stream::once(read_json_event(response, first_token_by)).boxed()
         } else {
             sse::events(
                 response
@@ -261,18 +273,18 @@ impl Provider for OpenAi {
                     .map(|piece| piece.map_err(reqwest::Error::without_url)),
             )
         };
-        Ok(Answer::stream(
+        Ok(AnswerStream::start(
             events,
-            self.patience,
+            self.timeouts,
             first_token_by,
-            record,
+            metrics,
             Arc::clone(&self.throttle),
-            pass,
+            permit,
         ))
     }
 }
 
-fn client(settings: &ModelApiSettings) -> Result<Client, BuildError> {
+fn http_client(settings: &ModelApiSettings) -> Result<Client, BuildError> {
     let mut headers = HeaderMap::new();
     headers.insert(ACCEPT, HeaderValue::from_static("text/event-stream"));
     if let Some(key) = &settings.api_key {
@@ -281,18 +293,18 @@ fn client(settings: &ModelApiSettings) -> Result<Client, BuildError> {
         value.set_sensitive(true);
         headers.insert(AUTHORIZATION, value);
     }
-    http_client::for_server(&settings.base_url)
+    crate::http_client::for_server(&settings.base_url)
         .default_headers(headers)
         .connect_timeout(settings.first_token_timeout.min(MAX_CONNECT_TIMEOUT))
-        // Hundreds of answers at once over HTTP/1.1 keep their connections for the next ones.
+        // Hundreds of concurrent answers over HTTP/1.1 leave their connections to the next ones.
         .pool_max_idle_per_host(1024)
         .pool_idle_timeout(Duration::from_secs(60))
         .tcp_keepalive(Duration::from_secs(30))
-        // A dead HTTP/2 connection would take all its answers with it.
+        // A dead HTTP/2 connection would stall all answers on it.
         .http2_keep_alive_interval(Duration::from_secs(15))
         .http2_keep_alive_timeout(Duration::from_secs(10))
         .build()
-        .map_err(|error| BuildError::Client(error::chain(&error)))
+        .map_err(|error| BuildError::Client(error::error_chain(&error)))
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
@@ -300,21 +312,26 @@ fn is_json(headers: &HeaderMap) -> bool {
     value.is_some_and(|value| value.trim_start().starts_with("application/json"))
 }
 
-/// A body that is one JSON object instead of a stream of them.
-async fn whole(response: Response, until: Instant) -> Result<Event, Broken> {
-    let (body, end) = read(response, MAX_EVENT_BYTES, until).await;
+/// Reads a body that is one JSON object instead of a stream.
+async fn read_json_event(response: Response, until: Instant) -> Result<SseEvent, StreamError> {
+    let (body, end) = read_body(response, MAX_EVENT_BYTES, until).await;
     end?;
     match String::from_utf8(body) {
-        Ok(data) => Ok(Event {
+        Ok(data) => Ok(SseEvent {
             data,
             is_error: false,
         }),
-        Err(_) => Err(Broken::Malformed("a body that is not UTF-8".to_owned())),
+        Err(_) => Err(StreamError::Malformed("the body is not UTF-8".to_owned())),
     }
 }
 
-/// What there is of a body, and whether it is all of it.
-async fn read(response: Response, limit: usize, until: Instant) -> (Vec<u8>, Result<(), Broken>) {
+/// Reads a body up to `limit` bytes and until `until`. Returns what arrived, and whether it is
+/// complete.
+async fn read_body(
+    response: Response,
+    limit: usize,
+    until: Instant,
+) -> (Vec<u8>, Result<(), StreamError>) {
     let mut body = Vec::new();
     let mut pieces = response.bytes_stream();
     loop {
@@ -322,19 +339,19 @@ async fn read(response: Response, limit: usize, until: Instant) -> (Vec<u8>, Res
             Ok(None) => return (body, Ok(())),
             Ok(Some(Ok(piece))) => piece,
             Ok(Some(Err(error))) => {
-                let detail = error::chain(&error.without_url());
-                return (body, Err(Broken::Connection(detail)));
+                let detail = error::error_chain(&error.without_url());
+                return (body, Err(StreamError::Connection(detail)));
             }
             Err(_) => {
-                let broken = Broken::Connection("the body did not come in time".to_owned());
-                return (body, Err(broken));
+                let error = StreamError::Connection("the body did not arrive in time".to_owned());
+                return (body, Err(error));
             }
         };
         let room = limit - body.len();
         body.extend_from_slice(&piece[..piece.len().min(room)]);
         if piece.len() > room {
-            let broken = Broken::Malformed(format!("a body of more than {limit} bytes"));
-            return (body, Err(broken));
+            let error = StreamError::Malformed(format!("the body has more than {limit} bytes"));
+            return (body, Err(error));
         }
     }
 }

@@ -1,8 +1,9 @@
-//! From a response body to the data of its server-sent events, bounded.
+//! Parses a response body into server-sent events of bounded size.
 //!
-//! `sse-stream` does the parsing; before it the bytes are made what it takes: events over a
-//! bound end the stream (it has none), `error:` lines of old llama.cpp servers become events (it
-//! drops unknown fields), and a last event without its empty line still counts.
+//! `sse-stream` does the parsing. It has no size limit, drops unknown fields, and ignores a last
+//! event without its empty line. The bytes are therefore rewritten before it: an event above the
+//! limit ends the stream, `error:` lines of old llama.cpp servers become events, and the end of the
+//! body completes the last event.
 
 use std::error::Error;
 use std::pin::Pin;
@@ -12,81 +13,81 @@ use bytes::Bytes;
 use futures_util::stream::{BoxStream, Stream, StreamExt};
 use sse_stream::SseByteStream;
 
-use super::error::chain;
+use super::error::error_chain;
 
-/// The most that one event may hold, in bytes.
+/// Size limit of one event, in bytes.
 pub(super) const MAX_EVENT_BYTES: usize = 1 << 20;
 
-/// One event.
+/// A server-sent event.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Event {
-    /// Its data, never empty.
+pub(super) struct SseEvent {
+    /// The data; never empty.
     pub(super) data: String,
-    /// The server says that it is an error.
+    /// Whether the server marked the event as an error.
     pub(super) is_error: bool,
 }
 
-/// Why there are no further events.
+/// Why a stream ended early.
 #[derive(Debug, Clone, thiserror::Error)]
-pub(super) enum Broken {
-    /// The connection broke.
+pub(super) enum StreamError {
+    /// The connection failed.
     #[error("{0}")]
     Connection(String),
-    /// What came is no event stream.
+    /// The body is not an event stream.
     #[error("{0}")]
     Malformed(String),
 }
 
-/// The events of a body that comes in pieces, cut anywhere.
+/// The events of a body whose pieces may be cut anywhere.
 pub(super) fn events<E>(
     body: impl Stream<Item = Result<Bytes, E>> + Send + 'static,
-) -> BoxStream<'static, Result<Event, Broken>>
+) -> BoxStream<'static, Result<SseEvent, StreamError>>
 where
     E: Error + Send + Sync + 'static,
 {
-    let lines = Lines {
+    let rewriter = LineRewriter {
         body: body.boxed(),
         state: LineState::default(),
         ended: false,
     };
-    SseByteStream::new(lines)
+    SseByteStream::new(rewriter)
         .filter_map(|event| {
             let event = match event {
                 Ok(event) => {
                     let is_error = event.event.as_deref() == Some("error");
                     let data = event.data.filter(|data| !data.trim().is_empty());
-                    data.map(|data| Ok(Event { data, is_error }))
+                    data.map(|data| Ok(SseEvent { data, is_error }))
                 }
                 Err(sse_stream::Error::Body(error)) => Some(Err(body_error(error))),
-                Err(error) => Some(Err(Broken::Malformed(error.to_string()))),
+                Err(error) => Some(Err(StreamError::Malformed(error.to_string()))),
             };
             std::future::ready(event)
         })
         .boxed()
 }
 
-fn body_error(error: Box<dyn Error + Send + Sync>) -> Broken {
-    match error.downcast::<Broken>() {
+fn body_error(error: Box<dyn Error + Send + Sync>) -> StreamError {
+    match error.downcast::<StreamError>() {
         Ok(broken) => *broken,
-        Err(other) => Broken::Connection(chain(&*other)),
+        Err(other) => StreamError::Connection(error_chain(&*other)),
     }
 }
 
-fn too_large() -> Broken {
-    Broken::Malformed(format!("an event of more than {MAX_EVENT_BYTES} bytes"))
+fn too_large() -> StreamError {
+    StreamError::Malformed(format!("an event of more than {MAX_EVENT_BYTES} bytes"))
 }
 
-struct Lines<E> {
+struct LineRewriter<E> {
     body: BoxStream<'static, Result<Bytes, E>>,
     state: LineState,
     ended: bool,
 }
 
-impl<E> Stream for Lines<E>
+impl<E> Stream for LineRewriter<E>
 where
     E: Error + Send + Sync + 'static,
 {
-    type Item = Result<Bytes, Broken>;
+    type Item = Result<Bytes, StreamError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         if self.ended {
@@ -94,7 +95,7 @@ where
         }
         let item = match ready!(self.body.poll_next_unpin(cx)) {
             Some(Ok(bytes)) => self.state.rewrite(&bytes),
-            Some(Err(error)) => Err(Broken::Connection(chain(&error))),
+            Some(Err(error)) => Err(StreamError::Connection(error_chain(&error))),
             None => {
                 self.ended = true;
                 Ok(self.state.finish())
@@ -109,46 +110,46 @@ const ERROR_EVENT: &[u8] = b"event:error\ndata:";
 
 #[derive(Debug, Default)]
 struct LineState {
-    /// Bytes of this line that were the beginning of [`ERROR_FIELD`] and are held back.
-    held: usize,
-    /// Bytes of this line so far.
+    /// Bytes of this line that match the start of [`ERROR_FIELD`] and are withheld.
+    withheld: usize,
+    /// Length of the current line.
     line: usize,
-    /// Bytes since the last empty line.
+    /// Bytes since the last empty line, which ends an event.
     event: usize,
     after_cr: bool,
 }
 
 impl LineState {
-    fn rewrite(&mut self, bytes: &[u8]) -> Result<Bytes, Broken> {
+    fn rewrite(&mut self, bytes: &[u8]) -> Result<Bytes, StreamError> {
         let mut out = Vec::with_capacity(bytes.len() + ERROR_EVENT.len());
         for &byte in bytes {
             let is_end = byte == b'\n' || byte == b'\r';
             if byte == b'\n' && self.after_cr {
-                // The second half of one line end.
+                // The second byte of a CR LF.
                 self.after_cr = false;
                 out.push(byte);
                 continue;
             }
             self.after_cr = byte == b'\r';
 
-            // `held` equals `line` for as long as the line may become the field.
-            if self.held == self.line && ERROR_FIELD.get(self.held) == Some(&byte) {
-                self.held += 1;
+            // `withheld` equals `line` as long as the line may still become the field.
+            if self.withheld == self.line && ERROR_FIELD.get(self.withheld) == Some(&byte) {
+                self.withheld += 1;
                 self.line += 1;
                 self.event += 1;
-                if self.held == ERROR_FIELD.len() {
+                if self.withheld == ERROR_FIELD.len() {
                     out.extend_from_slice(ERROR_EVENT);
                 }
                 continue;
             }
-            self.let_go(&mut out);
+            self.release_withheld(&mut out);
             out.push(byte);
             if is_end {
                 if self.line == 0 {
                     self.event = 0;
                 }
                 self.line = 0;
-                self.held = 0;
+                self.withheld = 0;
             } else {
                 self.line += 1;
                 self.event += 1;
@@ -160,18 +161,18 @@ impl LineState {
         Ok(out.into())
     }
 
-    /// Gives out what was held back and is no error field.
-    fn let_go(&mut self, out: &mut Vec<u8>) {
-        if self.held < ERROR_FIELD.len() {
-            out.extend_from_slice(&ERROR_FIELD[..self.held]);
-            self.held = 0;
+    /// Emits withheld bytes that turned out not to be the error field.
+    fn release_withheld(&mut self, out: &mut Vec<u8>) {
+        if self.withheld < ERROR_FIELD.len() {
+            out.extend_from_slice(&ERROR_FIELD[..self.withheld]);
+            self.withheld = 0;
         }
     }
 
     /// The end of the body ends the last line and the last event.
     fn finish(&mut self) -> Bytes {
         let mut out = Vec::new();
-        self.let_go(&mut out);
+        self.release_withheld(&mut out);
         out.extend_from_slice(b"\n\n");
         out.into()
     }
@@ -183,7 +184,7 @@ mod tests {
 
     use super::*;
 
-    fn parsed(pieces: Vec<Bytes>) -> Vec<Result<Event, String>> {
+    fn parsed(pieces: Vec<Bytes>) -> Vec<Result<SseEvent, String>> {
         let pieces = futures_util::stream::iter(pieces.into_iter().map(Ok::<_, std::io::Error>));
         let events = events(pieces).map(|event| event.map_err(|e| e.to_string()));
         futures_util::FutureExt::now_or_never(events.collect()).unwrap()
@@ -191,7 +192,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_split_of_the_bytes_gives_the_same_events(
+        fn any_split_of_the_bytes_parses_to_the_same_events(
             cuts in prop::collection::vec(0_usize..400, 0..30),
             line_end in prop::sample::select(vec!["\n", "\r\n", "\r"]),
         ) {
@@ -200,7 +201,7 @@ mod tests {
                 "error: {\"code\":500}", "", "err: no", "error", "data:a", "data: b", "", "e", "",
                 "id: error:", "data: error: data", "", "data: [DONE]",
             ].join(line_end);
-            let event = |data: &str, is_error| Ok(Event { data: data.to_owned(), is_error });
+            let event = |data: &str, is_error| Ok(SseEvent { data: data.to_owned(), is_error });
             let expected = vec![
                 event("{\"a\":\"Grüße 👋\"}", false),
                 event("x", true),
@@ -222,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn every_single_byte_apart_and_a_bound_on_events_not_on_streams() {
+    fn single_bytes_are_parsed_and_the_size_limit_applies_to_events_only() {
         let line = format!("data: {}\n\n", "x".repeat(1000));
         let bytes = line.bytes().map(|byte| Bytes::copy_from_slice(&[byte]));
         assert_eq!(parsed(bytes.collect()).len(), 1);

@@ -1,142 +1,168 @@
-//! Cancels: how soon they stop what costs money, and that they end the message as cancelled.
+//! Cancels: how soon they close the model call, and that the message ends as cancelled.
 
 use std::sync::atomic::Ordering;
 
 use super::*;
 use crate::fanout::FeedEvent;
 
-async fn cancelled_after(rig: &Rig, begin_ms: u64) -> u128 {
-    let _worker = rig.start();
-    let id = rig.ask("alice", "hello");
-    rig.until("asked", || rig.script.calls() == 1).await;
-    pass(Duration::from_millis(begin_ms)).await;
-    let cancelled = Instant::now();
-    rig.fanout.cancel(&user("alice"), &id).await.unwrap();
-    rig.until("closed", || !rig.script.closed().is_empty())
+/// Cancels a message `delay_ms` after its model call started. Returns the milliseconds until the
+/// call was closed.
+async fn cancel_after(system: &TestSystem, delay_ms: u64) -> u128 {
+    let _worker = system.start();
+    let id = system.ask("alice", "hello");
+    system
+        .until("the model call", || system.script.calls() == 1)
         .await;
-    let time = (rig.script.closed()[0] - cancelled).as_millis();
-    rig.until_committed(1).await;
-    let ends = rig.ends();
-    assert_eq!(ends.len(), 1);
-    assert_eq!(ends[0]["code"], "cancelled");
+    sleep(Duration::from_millis(delay_ms)).await;
+    let cancelled = Instant::now();
+    system.fanout.cancel(&user("alice"), &id).await.unwrap();
+    system
+        .until("the closed call", || !system.script.closed().is_empty())
+        .await;
+    let time = (system.script.closed()[0] - cancelled).as_millis();
+    system.until_committed(1).await;
+    let terminals = system.terminals();
+    assert_eq!(terminals.len(), 1);
+    assert_eq!(terminals[0]["code"], "cancelled");
     time
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cancel_before_the_first_token_closes_the_call_at_once() {
-    let rig = Rig::new([vec![Step::Hang]]);
-    assert_eq!(cancelled_after(&rig, 420).await, 0);
-    rig.until("unsubscribed", || rig.fanout.ears.said().len() == 2)
+async fn a_cancel_before_the_first_token_closes_the_model_call_at_once() {
+    let system = TestSystem::new([vec![Step::Hang]]);
+    assert_eq!(cancel_after(&system, 420).await, 0);
+    system
+        .until("the end of the subscription", || {
+            system.fanout.subscriptions.changes().len() == 2
+        })
         .await;
-    assert_eq!(rig.fanout.ears.said(), ["+alice", "-alice"]);
+    assert_eq!(system.fanout.subscriptions.changes(), ["+alice", "-alice"]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cancel_while_it_streams_keeps_what_was_said() {
-    let rig = Rig::new([vec![say("Once upon"), Step::Hang]]);
-    assert_eq!(cancelled_after(&rig, 777).await, 0);
-    assert_eq!(rig.ends()[0]["content"], "Once upon");
+async fn a_cancel_during_the_stream_keeps_the_text_so_far() {
+    let system = TestSystem::new([vec![send_text("Once upon"), Step::Hang]]);
+    assert_eq!(cancel_after(&system, 777).await, 0);
+    assert_eq!(system.terminals()[0]["content"], "Once upon");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cancel_before_the_subscription_is_found_when_it_is_confirmed() {
-    let rig = Rig::new([vec![Step::Hang]]);
-    assert!(cancelled_after(&rig, 50).await <= 160);
+async fn a_cancel_before_the_subscription_is_detected_when_it_is_confirmed() {
+    let system = TestSystem::new([vec![Step::Hang]]);
+    assert!(cancel_after(&system, 50).await <= 160);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_gap_makes_answers_look() {
-    let rig = Rig::new([vec![Step::Hang]]);
-    let _worker = rig.start();
-    let id = rig.ask("alice", "hello");
-    rig.until("subscribed", || !rig.fanout.ears.said().is_empty())
+async fn a_gap_in_the_feed_makes_answers_check_for_cancels() {
+    let system = TestSystem::new([vec![Step::Hang]]);
+    let _worker = system.start();
+    let id = system.ask("alice", "hello");
+    system
+        .until("the subscription", || {
+            !system.fanout.subscriptions.changes().is_empty()
+        })
         .await;
-    pass(Duration::from_millis(300)).await;
-    // Its frame is lost.
-    rig.fanout
-        .beside()
+    sleep(Duration::from_millis(300)).await;
+    // The cancel is made through another process, so its frame never arrives here.
+    system
+        .fanout
+        .second_process()
         .cancel(&user("alice"), &id)
         .await
         .unwrap();
-    let begun = Instant::now();
-    rig.fanout.ears.tell(FeedEvent::Gap);
-    rig.until("closed", || !rig.script.closed().is_empty())
+    let started = Instant::now();
+    system.fanout.subscriptions.send(FeedEvent::Gap);
+    system
+        .until("the closed call", || !system.script.closed().is_empty())
         .await;
-    assert!(since(begun) <= 1, "{}", since(begun));
-    rig.until_committed(1).await;
+    assert!(elapsed_ms(started) <= 1, "{}", elapsed_ms(started));
+    system.until_committed(1).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_a_feed_a_cancel_is_found_by_the_next_renewal() {
-    let rig = Rig::new([vec![Step::Hang]]);
-    rig.fanout.ears.deaf.store(true, Ordering::SeqCst);
-    let time = cancelled_after(&rig, 1500).await;
+async fn without_a_feed_a_cancel_is_detected_by_the_next_lease_renewal() {
+    let system = TestSystem::new([vec![Step::Hang]]);
+    system
+        .fanout
+        .subscriptions
+        .fails
+        .store(true, Ordering::SeqCst);
+    let time = cancel_after(&system, 1500).await;
     assert!((400..=1000).contains(&time), "{time}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_subscription_that_hangs_delays_no_answer() {
-    let rig = Rig::new([vec![wait_ms(1000), say("hi"), Step::Finish]]);
-    rig.fanout.ears.slow.store(true, Ordering::SeqCst);
-    let _worker = rig.start();
-    let begun = Instant::now();
-    rig.ask("alice", "hello");
-    rig.until_committed(1).await;
-    assert!(since(begun) <= 1002, "{}", since(begun));
+async fn a_hanging_subscription_delays_no_answer() {
+    let system = TestSystem::new([vec![wait_ms(1000), send_text("hi"), Step::Finish]]);
+    system
+        .fanout
+        .subscriptions
+        .hangs
+        .store(true, Ordering::SeqCst);
+    let _worker = system.start();
+    let started = Instant::now();
+    system.ask("alice", "hello");
+    system.until_committed(1).await;
+    assert!(elapsed_ms(started) <= 1002, "{}", elapsed_ms(started));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_short_answer_subscribes_to_nothing_and_two_long_ones_once() {
-    let slow = || vec![wait_ms(900), say("hi"), Step::Finish];
-    let rig = Rig::new([answer("quick"), slow(), slow()]);
-    let _worker = rig.start();
-    rig.ask("alice", "hello");
-    rig.until_committed(1).await;
-    pass(Duration::from_secs(2)).await;
-    assert!(rig.fanout.ears.said().is_empty());
+async fn short_answers_do_not_subscribe_and_two_long_ones_share_a_subscription() {
+    let slow = || vec![wait_ms(900), send_text("hi"), Step::Finish];
+    let system = TestSystem::new([answer("quick"), slow(), slow()]);
+    let _worker = system.start();
+    system.ask("alice", "hello");
+    system.until_committed(1).await;
+    sleep(Duration::from_secs(2)).await;
+    assert!(system.fanout.subscriptions.changes().is_empty());
     for conversation in ["a", "b"] {
         let value =
             format!(r#"{{"content":"x","userid":"alice","conversation_id":"{conversation}"}}"#);
-        rig.topics.put(QUESTIONS, Topics::value(&value));
-        pass(Duration::from_millis(300)).await;
+        system.topics.append(MESSAGES, FakeTopics::record(&value));
+        sleep(Duration::from_millis(300)).await;
     }
-    rig.until_committed(3).await;
-    pass(Duration::from_secs(1)).await;
-    assert_eq!(rig.fanout.ears.said(), ["+alice", "-alice"]);
+    system.until_committed(3).await;
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(system.fanout.subscriptions.changes(), ["+alice", "-alice"]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cancel_between_two_attempts_makes_no_further_one() {
-    let rig = Rig::new([vec![wait_ms(250), Step::Break]]);
-    let _worker = rig.start();
-    let id = rig.ask("alice", "hello");
-    rig.until("broken", || !rig.script.closed().is_empty())
+async fn a_cancel_between_two_model_calls_prevents_the_second() {
+    let system = TestSystem::new([vec![wait_ms(250), Step::Break]]);
+    let _worker = system.start();
+    let id = system.ask("alice", "hello");
+    system
+        .until("the failed call", || !system.script.closed().is_empty())
         .await;
-    // Some backoff, which is at least 250 ms.
-    pass(Duration::from_millis(50)).await;
-    let begun = Instant::now();
-    rig.fanout.cancel(&user("alice"), &id).await.unwrap();
-    rig.until_committed(1).await;
-    assert!(since(begun) <= 1);
-    assert_eq!(rig.script.calls(), 1);
-    assert_eq!(rig.ends()[0]["code"], "cancelled");
+    // Within the backoff, which is at least 250 ms.
+    sleep(Duration::from_millis(50)).await;
+    let started = Instant::now();
+    system.fanout.cancel(&user("alice"), &id).await.unwrap();
+    system.until_committed(1).await;
+    assert!(elapsed_ms(started) <= 1);
+    assert_eq!(system.script.calls(), 1);
+    assert_eq!(system.terminals()[0]["code"], "cancelled");
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_waits_in_its_lane_or_for_a_slot_is_cancelled_unasked() {
-    let mut rig = Rig::new([vec![wait_ms(5000), say("first"), Step::Finish]]);
-    rig.settings.pipeline.max_workers = 1;
-    let _worker = rig.start();
-    rig.ask("alice", "first");
-    let behind = rig.ask("alice", "second");
-    let slotless = rig.ask("bob", "third");
-    pass(Duration::from_secs(1)).await;
-    rig.fanout.cancel(&user("alice"), &behind).await.unwrap();
-    rig.fanout.cancel(&user("bob"), &slotless).await.unwrap();
-    rig.until_committed(3).await;
-    assert_eq!(rig.script.calls(), 1);
-    let mut codes: Vec<_> = rig
-        .ends()
+async fn a_message_cancelled_while_it_waits_is_never_sent_to_the_model() {
+    let mut system = TestSystem::new([vec![wait_ms(5000), send_text("first"), Step::Finish]]);
+    system.settings.pipeline.max_workers = 1;
+    let _worker = system.start();
+    system.ask("alice", "first");
+    let queued = system.ask("alice", "second");
+    let without_slot = system.ask("bob", "third");
+    sleep(Duration::from_secs(1)).await;
+    system.fanout.cancel(&user("alice"), &queued).await.unwrap();
+    system
+        .fanout
+        .cancel(&user("bob"), &without_slot)
+        .await
+        .unwrap();
+    system.until_committed(3).await;
+    assert_eq!(system.script.calls(), 1);
+    let mut codes: Vec<_> = system
+        .terminals()
         .iter()
         .map(|end| end["code"].to_string())
         .collect();
@@ -145,23 +171,25 @@ async fn what_waits_in_its_lane_or_for_a_slot_is_cancelled_unasked() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cancel_that_meets_a_lost_fan_out_keeps_what_was_said() {
-    let rig = Rig::new([vec![say("Once upon"), Step::Hang]]);
-    let _worker = rig.start();
-    let id = rig.ask("alice", "hello");
-    rig.until("written", || !rig.fanout.deltas().is_empty())
+async fn a_cancel_while_the_fan_out_lost_its_data_keeps_the_text_so_far() {
+    let system = TestSystem::new([vec![send_text("Once upon"), Step::Hang]]);
+    let _worker = system.start();
+    let id = system.ask("alice", "hello");
+    system
+        .until("published text", || !system.fanout.deltas().is_empty())
         .await;
-    rig.fanout.begin_gate.close();
-    rig.fanout.lose_all();
-    rig.until("begun again", || {
-        rig.fanout.begins.load(Ordering::SeqCst) == 2
-    })
-    .await;
-    // The mark is there before the message is taken again.
-    let other = rig.fanout.beside();
+    system.fanout.begin_gate.close();
+    system.fanout.lose_all();
+    system
+        .until("another begin", || {
+            system.fanout.begins.load(Ordering::SeqCst) == 2
+        })
+        .await;
+    // The cancel mark is set before `begin` is executed.
+    let other = system.fanout.second_process();
     other.cancel(&user("alice"), &id).await.unwrap();
-    rig.fanout.begin_gate.open();
-    rig.until_committed(1).await;
-    assert_eq!(rig.ends()[0]["code"], "cancelled");
-    assert_eq!(rig.ends()[0]["content"], "Once upon");
+    system.fanout.begin_gate.open();
+    system.until_committed(1).await;
+    assert_eq!(system.terminals()[0]["code"], "cancelled");
+    assert_eq!(system.terminals()[0]["content"], "Once upon");
 }

@@ -1,5 +1,5 @@
-//! Whole workers over a log in memory, the embedded fan-out and a scripted model, with paused
-//! time. A crash is the abortion of all that a worker does.
+//! Complete workers over a fake log, the embedded fan-out and a scripted model, with paused time. A
+//! crash aborts all tasks of a worker.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
@@ -14,44 +14,45 @@ use crate::config::settings::{ModelApiSettings, PipelineSettings, PromptSettings
 use crate::protocol::ids::{MessageId, UserId};
 
 mod cancel;
-mod double;
-mod ends;
-mod frames;
-mod script;
+mod fake_fanout;
+mod fake_log;
+mod live_text;
+mod outcomes;
+mod scripted_model;
 mod takeover;
-mod topic;
 
-use double::Double;
-use script::{Script, Scripted, Step, say, wait_ms};
-use topic::{TestLog, Topics};
+use fake_fanout::FakeFanout;
+use fake_log::{FakeLog, FakeTopics};
+use scripted_model::{ModelScript, ScriptedModel, Step, send_text, wait_ms};
 
-/// What happened, in order: outcomes kept, records appended, offsets stored.
+/// The events of a test in order: outcomes kept, records appended (by topic), offsets stored.
 type Journal = Arc<Mutex<Vec<String>>>;
 
-const QUESTIONS: &str = "incoming_messages";
-const ENDS: &str = "responses";
-const DEAD: &str = "incoming_messages.dlq";
+const MESSAGES: &str = "incoming_messages";
+const RESPONSES: &str = "responses";
+const DEAD_LETTERS: &str = "incoming_messages.dlq";
 
-struct Rig {
+/// One worker process with its dependencies.
+struct TestSystem {
     journal: Journal,
-    topics: Arc<Topics>,
-    fanout: Arc<Double>,
-    script: Arc<Script>,
+    topics: Arc<FakeTopics>,
+    fanout: Arc<FakeFanout>,
+    script: Arc<ModelScript>,
     settings: WorkerSettings,
 }
 
 fn settings() -> WorkerSettings {
     WorkerSettings {
         pipeline: PipelineSettings {
-            topic: QUESTIONS.into(),
-            dead_letter_topic: DEAD.into(),
+            topic: MESSAGES.into(),
+            dead_letter_topic: DEAD_LETTERS.into(),
             group: "group".into(),
             max_workers: 8,
             max_deliveries: 3,
             read_ahead_bytes: 1 << 20,
             drain_timeout: Duration::from_secs(5),
         },
-        responses_topic: ENDS.into(),
+        responses_topic: RESPONSES.into(),
         model: Some(ModelApiSettings {
             base_url: "http://127.0.0.1:1/v1".parse().unwrap(),
             api_key: None,
@@ -78,34 +79,34 @@ fn settings() -> WorkerSettings {
     }
 }
 
-impl Rig {
+impl TestSystem {
     fn new(answers: impl IntoIterator<Item = Vec<Step>>) -> Self {
         let journal = Journal::default();
         Self {
-            topics: Topics::new(Arc::clone(&journal)),
-            fanout: Double::new(Arc::clone(&journal)),
-            script: Script::new(answers),
+            topics: FakeTopics::new(Arc::clone(&journal)),
+            fanout: FakeFanout::new(Arc::clone(&journal)),
+            script: ModelScript::new(answers),
             settings: settings(),
             journal,
         }
     }
 
-    /// Another process on the same log and fan-out, with a model of its own.
-    fn beside(&self, answers: impl IntoIterator<Item = Vec<Step>>) -> Self {
+    /// Another process on the same log and fan-out, with its own model.
+    fn second_process(&self, answers: impl IntoIterator<Item = Vec<Step>>) -> Self {
         Self {
             journal: Arc::clone(&self.journal),
             topics: Arc::clone(&self.topics),
-            fanout: self.fanout.beside(),
-            script: Script::new(answers),
+            fanout: self.fanout.second_process(),
+            script: ModelScript::new(answers),
             settings: self.settings.clone(),
         }
     }
 
     fn start(&self) -> Worker {
         let parts = Parts {
-            log: Arc::new(TestLog(Arc::clone(&self.topics))),
+            log: Arc::new(FakeLog(Arc::clone(&self.topics))),
             fanout: Arc::clone(&self.fanout) as _,
-            provider: Arc::new(Scripted(Arc::clone(&self.script))),
+            provider: Arc::new(ScriptedModel(Arc::clone(&self.script))),
             settings: self.settings.clone(),
         };
         let drain = CancellationToken::new();
@@ -116,12 +117,12 @@ impl Rig {
         }
     }
 
-    /// Asks in the user's default conversation.
+    /// Appends a message in the user's default conversation.
     fn ask(&self, user: &str, content: &str) -> MessageId {
         let id = MessageId::random();
-        self.topics.put(
-            QUESTIONS,
-            Topics::value(&format!(
+        self.topics.append(
+            MESSAGES,
+            FakeTopics::record(&format!(
                 r#"{{"v":1,"type":"message","content":"{content}","userid":"{user}","correlation_id":"c","message_id":"{id}","stream":true}}"#
             )),
         );
@@ -130,26 +131,26 @@ impl Rig {
 
     async fn until(&self, what: &str, mut done: impl FnMut() -> bool) {
         let waiting = async {
-            // Paused time: this only lets the others run.
-            let mut looks = 0;
+            // With paused time, sleeping only lets the other tasks run.
+            let mut checks = 0;
             while !done() {
-                looks += 1;
-                let pause = if looks < 2000 { 1 } else { 50 };
-                pass(Duration::from_millis(pause)).await;
+                checks += 1;
+                let pause = if checks < 2000 { 1 } else { 50 };
+                sleep(Duration::from_millis(pause)).await;
             }
         };
         let result = tokio::time::timeout(Duration::from_secs(3600), waiting).await;
-        assert!(result.is_ok(), "never came: {what}");
+        assert!(result.is_ok(), "timed out waiting for {what}");
     }
 
     async fn until_committed(&self, offset: i64) {
         let topics = Arc::clone(&self.topics);
-        self.until("the offset", || topics.committed() == offset)
+        self.until("the commit", || topics.committed() == offset)
             .await;
     }
 
-    fn ends(&self) -> Vec<serde_json::Value> {
-        self.topics.values(ENDS)
+    fn terminals(&self) -> Vec<serde_json::Value> {
+        self.topics.values(RESPONSES)
     }
 
     fn journal(&self) -> Vec<String> {
@@ -166,8 +167,8 @@ impl Worker {
     async fn crash(self) {
         self.running.abort();
         assert!(self.running.await.unwrap_err().is_cancelled());
-        // What it had spawned is aborted with it, and gone when it was polled once more.
-        pass(Duration::from_millis(1)).await;
+        // Tasks that it had spawned are aborted with it, and end at their next poll.
+        sleep(Duration::from_millis(1)).await;
     }
 }
 
@@ -175,14 +176,14 @@ fn user(name: &str) -> UserId {
     UserId::parse(name).unwrap()
 }
 
-async fn pass(time: Duration) {
+async fn sleep(time: Duration) {
     tokio::time::sleep(time).await;
 }
 
 fn answer(text: &str) -> Vec<Step> {
-    vec![say(text), wait_ms(1), Step::Finish]
+    vec![send_text(text), wait_ms(1), Step::Finish]
 }
 
-fn since(begun: Instant) -> u128 {
-    begun.elapsed().as_millis()
+fn elapsed_ms(started: Instant) -> u128 {
+    started.elapsed().as_millis()
 }

@@ -8,8 +8,10 @@ use serde_json::{Value, json};
 use super::response::{HttpError, HttpResponse, forbid_caching, json_response};
 use super::routes::Head;
 use super::tokens::check_admin_key;
+use crate::dead_letters::{
+    Address, DeadLetterDetail, DeadLetterError, DeadLetterQueue, Filter, SettleAction,
+};
 use crate::gateway::context::{DeadLetterAccess, Gateway};
-use crate::pipeline::letters::{Address, Filter, Letters, LettersError, Opened};
 
 /// Dead letters that one request may settle. Each costs an append to the log.
 const MAX_ADDRESSES: usize = 100;
@@ -27,8 +29,8 @@ pub(super) async fn serve(gateway: &Gateway, request: &Head) -> Result<HttpRespo
     }
     let path = request.uri().path().strip_prefix("/dead-letters");
     let body = match (request.method(), path.unwrap_or_default().trim_matches('/')) {
-        (&Method::POST, "replay") => settle(letters, request, true).await?,
-        (&Method::POST, "drop") => settle(letters, request, false).await?,
+        (&Method::POST, "replay") => settle(letters, request, SettleAction::Replay).await?,
+        (&Method::POST, "drop") => settle(letters, request, SettleAction::Drop).await?,
         (_, "replay" | "drop") => return Err(HttpError::method_not_allowed("POST")),
         (&Method::GET, "") => list(letters, request).await?,
         (&Method::GET, address) => show(letters, address).await?,
@@ -39,8 +41,8 @@ pub(super) async fn serve(gateway: &Gateway, request: &Head) -> Result<HttpRespo
     Ok(response)
 }
 
-fn to_http_error(error: LettersError) -> HttpError {
-    if matches!(error, LettersError::NotOurs { .. }) {
+fn to_http_error(error: DeadLetterError) -> HttpError {
+    if matches!(error, DeadLetterError::UnknownTopic { .. }) {
         return HttpError {
             message: error.to_string().into(),
             ..HttpError::bad_request("")
@@ -55,7 +57,7 @@ fn parameters(request: &Head) -> impl Iterator<Item = (String, String)> {
     url::form_urlencoded::parse(query).into_owned()
 }
 
-async fn list(letters: &Letters, request: &Head) -> Result<Value, HttpError> {
+async fn list(letters: &DeadLetterQueue, request: &Head) -> Result<Value, HttpError> {
     let mut filter = Filter::default();
     for (name, value) in parameters(request) {
         let not_a_number = |_| HttpError::bad_request("`since_ms` and `limit` must be numbers");
@@ -71,19 +73,23 @@ async fn list(letters: &Letters, request: &Head) -> Result<Value, HttpError> {
     Ok(json!({"letters": listed}))
 }
 
-async fn show(letters: &Letters, address: &str) -> Result<Value, HttpError> {
+async fn show(letters: &DeadLetterQueue, address: &str) -> Result<Value, HttpError> {
     let address: Address = address
         .parse()
         .map_err(|_: String| HttpError::not_found())?;
-    let detail = letters.open(&address).await.map_err(to_http_error)?;
+    let detail = letters.detail(&address).await.map_err(to_http_error)?;
     detail
         .as_ref()
-        .map(Opened::to_json)
+        .map(DeadLetterDetail::to_json)
         .ok_or(HttpError::not_found())
 }
 
 /// Replays or drops the dead letters named by the parameter `address`, which may be repeated.
-async fn settle(letters: &Letters, request: &Head, replay: bool) -> Result<Value, HttpError> {
+async fn settle(
+    letters: &DeadLetterQueue,
+    request: &Head,
+    action: SettleAction,
+) -> Result<Value, HttpError> {
     let addresses: Result<Vec<Address>, String> = parameters(request)
         .filter(|(name, _)| name == "address")
         .map(|(_, address)| address.parse())
@@ -96,12 +102,12 @@ async fn settle(letters: &Letters, request: &Head, replay: bool) -> Result<Value
         ));
     }
     let settled = letters
-        .settle_at(&addresses, replay)
+        .settle_at(&addresses, action)
         .await
         .map_err(to_http_error)?;
     tracing::info!(
         count = settled.len(),
-        replay,
+        action = action.as_str(),
         "dead letters settled by the operator"
     );
     Ok(json!({"settled": settled}))

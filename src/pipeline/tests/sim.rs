@@ -1,47 +1,61 @@
-//! Two members of a group over two partitions, with crashes, moves and pauses, in as many orders
-//! as seeds: each seed gives every handler, event and fault its own moment of paused time.
-//! `SIM_SEED` runs one seed again, `SIM_RUNS` more of them.
+//! Simulates two members of a group over two partitions, with crashes, rebalances and delays. Each
+//! seed determines when every handler ends, every event arrives and every fault happens. `SIM_SEED`
+//! repeats one seed, `SIM_RUNS` sets the number of seeds.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use async_trait::async_trait;
+use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
-use super::*;
+use super::harness::FakeLog;
+use crate::config::settings::PipelineSettings;
+use crate::log::{Assignment, Consumer, ConsumerEvent, LogError};
+use crate::pipeline::driver::{self, Parts};
+use crate::pipeline::metrics::PipelineMetrics;
+use crate::pipeline::{DeadLetterWriter, Delivery, Handler, StopRequested, Verdict, WorkSlot};
+use crate::protocol::log_record::Record;
 
 const PARTITIONS: i32 = 2;
 const RECORDS: i64 = 12;
 const LANES: [&str; 3] = ["a", "b", "c"];
 
 struct Member {
+    /// Events with their arrival times.
     events: VecDeque<(Instant, ConsumerEvent)>,
 }
 
-/// The log and the group, as the broker sees them.
+/// The log and the group as the broker sees them.
 struct Group {
     lanes: Vec<Vec<&'static str>>,
     owner: Vec<usize>,
     committed: Vec<i64>,
-    /// Offsets that a handler has finished.
+    /// Offsets that handlers have finished, by partition.
     finished: Vec<BTreeSet<i64>>,
     members: Vec<Member>,
-    /// How often each record is to fail first.
-    fails: Vec<Vec<u32>>,
+    /// How often each record still fails.
+    failures: Vec<Vec<u32>>,
     rng: StdRng,
-    wrong: Option<String>,
+    /// The first invariant that was violated.
+    violation: Option<String>,
 }
 
 impl Group {
     fn new(seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
-        let mut each = || -> Vec<Vec<u32>> {
+        let mut random_table = || -> Vec<Vec<u32>> {
             let partition = |_| (0..RECORDS).map(|_| rng.random_range(0..6)).collect();
             (0..PARTITIONS).map(partition).collect()
         };
-        let lanes = each();
-        let fails = each();
+        let lanes = random_table();
+        let failures = random_table();
         Self {
             lanes: lanes
                 .iter()
@@ -55,17 +69,17 @@ impl Group {
                     events: VecDeque::new(),
                 })
                 .collect(),
-            fails: fails
+            failures: failures
                 .iter()
-                .map(|all| all.iter().map(|fails| u32::from(*fails == 0)).collect())
+                .map(|all| all.iter().map(|n| u32::from(*n == 0)).collect())
                 .collect(),
             rng,
-            wrong: None,
+            violation: None,
         }
     }
 
-    fn tell(&mut self, member: usize, late_ms: u64, event: ConsumerEvent) {
-        let at = Instant::now() + Duration::from_millis(late_ms);
+    fn send_event(&mut self, member: usize, delay_ms: u64, event: ConsumerEvent) {
+        let at = Instant::now() + Duration::from_millis(delay_ms);
         self.members[member].events.push_back((at, event));
     }
 
@@ -76,34 +90,36 @@ impl Group {
             partition,
             committed,
         };
-        self.tell(member, 0, ConsumerEvent::Assigned(vec![assignment]));
+        self.send_event(member, 0, ConsumerEvent::Assigned(vec![assignment]));
     }
 
-    /// The handler has finished a record: everything before it in its lane was.
+    /// Records that a handler finished a record, and checks the order of its lane.
     fn finish(&mut self, partition: i32, offset: i64) {
         let index = partition as usize;
         let lanes = &self.lanes[index];
-        let before = (0..offset).find(|other| {
+        let unfinished = (0..offset).find(|other| {
             lanes[*other as usize] == lanes[offset as usize]
                 && !self.finished[index].contains(other)
         });
-        if let Some(before) = before {
-            self.wrong = Some(format!("{partition}/{offset} was finished before {before}"));
+        if let Some(unfinished) = unfinished {
+            let violation = format!("{partition}/{offset} was finished before {unfinished}");
+            self.violation = Some(violation);
         }
         self.finished[index].insert(offset);
     }
 
     fn is_done(&self) -> bool {
-        self.committed.iter().all(|at| *at == RECORDS)
+        self.committed.iter().all(|offset| *offset == RECORDS)
     }
 }
 
-type Shared = Arc<Mutex<Group>>;
+type SharedGroup = Arc<Mutex<Group>>;
 
 struct SimConsumer {
     number: usize,
-    group: Shared,
-    at: HashMap<i32, i64>,
+    group: SharedGroup,
+    /// The next offset of each assigned partition.
+    positions: HashMap<i32, i64>,
     changed: Arc<Notify>,
 }
 
@@ -118,9 +134,11 @@ impl Consumer for SimConsumer {
                         let (_, event) = group.members[self.number].events.pop_front().unwrap();
                         match &event {
                             ConsumerEvent::Assigned(all) => self
-                                .at
+                                .positions
                                 .extend(all.iter().map(|a| (a.partition, a.committed.unwrap()))),
-                            ConsumerEvent::Revoked(all) => self.at.retain(|p, _| !all.contains(p)),
+                            ConsumerEvent::Revoked(all) => {
+                                self.positions.retain(|p, _| !all.contains(p))
+                            }
                             ConsumerEvent::Record(_) => {}
                         }
                         return event;
@@ -129,15 +147,18 @@ impl Consumer for SimConsumer {
                 }
             };
             tokio::time::sleep(wait).await;
-            let ready = self.at.iter_mut().find(|(_, at)| **at < RECORDS);
-            if let Some((partition, at)) = ready {
+            let ready = self
+                .positions
+                .iter_mut()
+                .find(|(_, offset)| **offset < RECORDS);
+            if let Some((partition, offset)) = ready {
                 let group = self.group.lock().unwrap();
-                let lane = group.lanes[*partition as usize][*at as usize];
-                *at += 1;
+                let lane = group.lanes[*partition as usize][*offset as usize];
+                *offset += 1;
                 return ConsumerEvent::Record(Record {
                     topic: "topic".into(),
                     partition: *partition,
-                    offset: *at - 1,
+                    offset: *offset - 1,
                     timestamp_ms: 0,
                     key: Some(Bytes::from(lane)),
                     value: Bytes::from_static(b"x"),
@@ -156,12 +177,13 @@ impl Consumer for SimConsumer {
     fn store_offset(&mut self, partition: i32, next_offset: i64) {
         let mut group = self.group.lock().unwrap();
         let index = partition as usize;
-        let open = (0..next_offset).find(|offset| !group.finished[index].contains(offset));
-        if let Some(open) = open {
-            let what = format!("{next_offset} of {partition} is stored, and {open} is open");
-            group.wrong = Some(what);
+        let unfinished = (0..next_offset).find(|offset| !group.finished[index].contains(offset));
+        if let Some(unfinished) = unfinished {
+            let violation =
+                format!("{partition}/{next_offset} was stored although {unfinished} is unfinished");
+            group.violation = Some(violation);
         }
-        // What a member stores that no longer owns it does nothing.
+        // The broker ignores offsets of a member that no longer owns the partition.
         if group.owner[index] == self.number {
             group.committed[index] = group.committed[index].max(next_offset);
         }
@@ -172,67 +194,72 @@ impl Consumer for SimConsumer {
     fn resume(&mut self) {}
 
     async fn seek(&mut self, partition: i32, offset: i64) -> Result<(), LogError> {
-        self.at.insert(partition, offset);
+        self.positions.insert(partition, offset);
         Ok(())
     }
 
     async fn close(self: Box<Self>) {}
 }
 
-struct Works(Shared);
+struct SimHandler(SharedGroup);
 
 #[async_trait]
-impl Handler for Works {
+impl Handler for SimHandler {
     fn lane(&self, record: &Record) -> String {
         String::from_utf8_lossy(record.key.as_deref().unwrap_or_default()).into_owned()
     }
 
-    async fn handle(&self, delivery: &Delivery, work: &mut Work) -> Verdict {
+    async fn handle(&self, delivery: &Delivery, slot: &mut WorkSlot) -> Verdict {
         let (partition, offset) = (delivery.record.partition, delivery.record.offset);
-        let (pause, heeds) = {
+        let (pause, heeds_stop) = {
             let mut group = self.0.lock().unwrap();
             (group.rng.random_range(0..30), group.rng.random_bool(0.5))
         };
         let pause = tokio::time::sleep(Duration::from_millis(pause));
-        if heeds {
+        if heeds_stop {
             tokio::select! {
                 () = pause => {}
-                () = work.stop().cancelled() => return Verdict::Left,
+                () = slot.stop_token().cancelled() => return Verdict::Unfinished,
             }
         } else {
-            // An answer that is being written is finished all the same.
+            // Like an answer whose model call is in progress, which is completed.
             pause.await;
         }
         let mut group = self.0.lock().unwrap();
-        let fails = &mut group.fails[partition as usize][offset as usize];
-        if *fails > 0 {
-            *fails -= 1;
+        let failures = &mut group.failures[partition as usize][offset as usize];
+        if *failures > 0 {
+            *failures -= 1;
             return Verdict::Failed("once".into());
         }
         group.finish(partition, offset);
         Verdict::Done
     }
 
-    async fn give_up(&self, _: &Delivery, _: &str, _: &mut Work) -> Result<(), Stopped> {
+    async fn report_failure(
+        &self,
+        _: &Delivery,
+        _: &str,
+        _: &mut WorkSlot,
+    ) -> Result<(), StopRequested> {
         Ok(())
     }
 }
 
-fn member(number: usize, group: &Shared, changed: &Arc<Notify>) -> JoinHandle<()> {
+fn member(number: usize, group: &SharedGroup, changed: &Arc<Notify>) -> JoinHandle<()> {
     let parts = Parts {
         consumer: Box::new(SimConsumer {
             number,
             group: Arc::clone(group),
-            at: HashMap::new(),
+            positions: HashMap::new(),
             changed: Arc::clone(changed),
         }),
-        handler: Arc::new(Works(Arc::clone(group))),
-        go_back: None,
-        commands: None,
-        dead_letters: DeadLetters::new(Arc::new(FakeLog(Arc::default())), "dead".into()),
+        handler: Arc::new(SimHandler(Arc::clone(group))),
+        rewind_policy: None,
+        rewind_requests: None,
+        dead_letters: DeadLetterWriter::new(Arc::new(FakeLog(Arc::default())), "topic.dlq".into()),
         settings: PipelineSettings {
             topic: "topic".into(),
-            dead_letter_topic: "dead".into(),
+            dead_letter_topic: "topic.dlq".into(),
             group: "group".into(),
             max_workers: 3,
             max_deliveries: 5,
@@ -251,49 +278,54 @@ async fn run(seed: u64) -> Option<String> {
     for partition in 0..PARTITIONS {
         group.lock().unwrap().assign(0, partition);
     }
-    let mut members: Vec<_> = (0..2).map(|one| member(one, &group, &changed)).collect();
+    let mut members: Vec<_> = (0..2)
+        .map(|number| member(number, &group, &changed))
+        .collect();
     for _ in 0..faults.random_range(0..6) {
         tokio::time::sleep(Duration::from_millis(faults.random_range(0..60))).await;
         if faults.random_bool(0.4) {
-            // A crash: another process takes its place.
-            let dead = faults.random_range(0..2);
-            members[dead].abort();
+            // A crash; another process replaces the member.
+            let crashed = faults.random_range(0..2);
+            members[crashed].abort();
             let mut group_now = group.lock().unwrap();
-            group_now.members[dead].events.clear();
+            group_now.members[crashed].events.clear();
             for partition in 0..PARTITIONS {
-                if group_now.owner[partition as usize] == dead {
-                    group_now.assign(dead, partition);
+                if group_now.owner[partition as usize] == crashed {
+                    group_now.assign(crashed, partition);
                 }
             }
             drop(group_now);
-            members[dead] = member(dead, &group, &changed);
+            members[crashed] = member(crashed, &group, &changed);
         } else {
-            // A move; who had it may learn of that late.
+            // A rebalance; the revocation may arrive late.
             let partition = faults.random_range(0..PARTITIONS);
-            let late = faults.random_range(0..100);
+            let delay_ms = faults.random_range(0..100);
             let mut group = group.lock().unwrap();
             let before = group.owner[partition as usize];
-            group.tell(before, late, ConsumerEvent::Revoked(vec![partition]));
+            group.send_event(before, delay_ms, ConsumerEvent::Revoked(vec![partition]));
             group.assign(1 - before, partition);
         }
         changed.notify_waiters();
     }
     let done = async {
-        while !group.lock().unwrap().is_done() && group.lock().unwrap().wrong.is_none() {
+        while !group.lock().unwrap().is_done() && group.lock().unwrap().violation.is_none() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    let in_time = tokio::time::timeout(Duration::from_secs(600), done).await;
+    let result = tokio::time::timeout(Duration::from_secs(600), done).await;
     for member in members {
         member.abort();
     }
     let group = group.lock().unwrap();
-    let never = || format!("never finished: {:?}", group.committed);
-    group.wrong.clone().or_else(|| in_time.is_err().then(never))
+    let stalled = || format!("never finished: {:?}", group.committed);
+    group
+        .violation
+        .clone()
+        .or_else(|| result.is_err().then(stalled))
 }
 
 #[test]
-fn lanes_keep_their_order_and_no_offset_passes_unfinished_work() {
+fn lanes_keep_their_order_and_no_commit_passes_unfinished_records() {
     let setting = |name: &str| {
         let value = std::env::var(name).ok();
         value.map(|text| text.parse::<u64>().unwrap())
@@ -302,7 +334,7 @@ fn lanes_keep_their_order_and_no_offset_passes_unfinished_work() {
         Some(seed) => seed..seed + 1,
         None => 0..setting("SIM_RUNS").unwrap_or(500),
     };
-    let begun = std::time::Instant::now();
+    let started = std::time::Instant::now();
     let count = seeds.end - seeds.start;
     for seed in seeds {
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -310,12 +342,12 @@ fn lanes_keep_their_order_and_no_offset_passes_unfinished_work() {
             .start_paused(true)
             .build()
             .unwrap();
-        if let Some(wrong) = runtime.block_on(run(seed)) {
-            panic!("SIM_SEED={seed}: {wrong}");
+        if let Some(violation) = runtime.block_on(run(seed)) {
+            panic!("SIM_SEED={seed}: {violation}");
         }
     }
-    let time = begun.elapsed().as_secs_f64();
-    #[allow(clippy::print_stderr, reason = "how fast it was")]
+    let time = started.elapsed().as_secs_f64();
+    #[allow(clippy::print_stderr, reason = "reports the speed")]
     {
         eprintln!("{count} runs of {} records in {time:.1} s", RECORDS * 2);
     }

@@ -1,64 +1,65 @@
-//! `chatmesh dlq`: dead letters listed, shown, replayed and dropped.
+//! `chatmesh dlq`: lists, shows, replays and drops dead letters.
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Write as _};
+use std::ops::Range;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::Value;
 
-use self::desk::Desk;
+use self::admin::DeadLetterAdmin;
 use super::print;
 use crate::config::Config;
-use crate::pipeline::letters::{Address, Filter, Letter, Settled};
-use crate::protocol::timestamp::now_ms;
+use crate::dead_letters::{Address, DeadLetter, Filter, SettleAction, SettleResult};
 
-mod desk;
+mod admin;
 mod since;
 mod table;
 
-/// Letters that are settled between two looks at the progress bar.
+/// Dead letters that are settled between two updates of the progress bar.
 const CHUNK: usize = 20;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     command: Command,
-    /// The letters of an all-in-one that is not running, in this folder.
+    /// Data directory of an all-in-one that is not running.
     #[arg(long, global = true, value_name = "FOLDER", conflicts_with = "url")]
     pub(crate) data_dir: Option<PathBuf>,
-    /// The letters of a running all-in-one, asked with the admin key (ADMIN_KEY).
+    /// Address of a running all-in-one, which is queried with the admin key (ADMIN_KEY).
     #[arg(long, global = true, value_name = "URL")]
     pub(crate) url: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// List dead letters that are not settled, oldest first; not what users wrote.
+    /// List unsettled dead letters, oldest first, without what users wrote.
     List {
         #[command(flatten)]
-        filter: Filters,
-        /// As JSON.
+        filter: FilterArguments,
+        /// Print JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Print all of a letter, with what its user wrote.
+    /// Print everything of a dead letter, including what its user wrote.
     Show {
-        /// As `list` prints it: topic/partition/offset.
+        /// Address as `list` prints it: topic/partition/offset.
         address: Address,
-        /// As JSON.
+        /// Print JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Put letters back into their topic, each as a new message that names the old one.
-    Replay(Choice),
-    /// Take letters off the list without doing anything else.
-    Drop(Choice),
+    /// Append dead letters to their source topic again, each as a new message that names the old one.
+    Replay(Selection),
+    /// Remove dead letters from the list without replaying them.
+    Drop(Selection),
 }
 
-#[derive(Debug, Args)]
-struct Filters {
+#[derive(Debug, Clone, Args)]
+struct FilterArguments {
     /// Only those of the last 30s, 15m, 2h or 7d, or since a time (2025-01-31T12:00:00Z).
     #[arg(long, value_name = "TIME", value_parser = since::parse)]
     since: Option<i64>,
@@ -68,34 +69,34 @@ struct Filters {
     /// Only those of this dead-letter topic.
     #[arg(long)]
     topic: Option<String>,
-    /// At most so many.
+    /// At most this many, the oldest first.
     #[arg(long, value_name = "NUMBER")]
     limit: Option<usize>,
 }
 
 #[derive(Debug, Args)]
-struct Choice {
-    /// Which, as `list` prints them: topic/partition/offset.
+struct Selection {
+    /// Addresses as `list` prints them: topic/partition/offset.
     #[arg(required_unless_present = "all", conflicts_with = "all")]
     addresses: Vec<Address>,
-    /// All that `list` shows with the same filters.
+    /// All dead letters that `list` shows with the same filters.
     #[arg(long)]
     all: bool,
     #[command(flatten)]
-    filter: Filters,
-    /// Only say what would be done.
+    filter: FilterArguments,
+    /// Only print what would be done.
     #[arg(long)]
     dry_run: bool,
-    /// Don't ask.
+    /// Do not ask for confirmation.
     #[arg(long, short)]
     yes: bool,
-    /// As JSON.
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }
 
-impl From<Filters> for Filter {
-    fn from(filters: Filters) -> Self {
+impl From<FilterArguments> for Filter {
+    fn from(filters: FilterArguments) -> Self {
         Self {
             topic: filters.topic,
             since_ms: filters.since,
@@ -105,183 +106,240 @@ impl From<Filters> for Filter {
     }
 }
 
-/// Where the letters are.
-pub(crate) enum Place {
+impl FilterArguments {
+    fn is_empty(&self) -> bool {
+        self.since.is_none() && self.code.is_none() && self.topic.is_none() && self.limit.is_none()
+    }
+}
+
+/// Where the dead letters are stored.
+pub(crate) enum Location {
     /// In Kafka.
     Kafka(Config),
-    /// In the data directory of an `all-in-one`.
+    /// In the data directory of an `all-in-one` that is not running.
     Folder(Config),
-    /// At this address of a running one.
+    /// Behind the HTTP address of a running `all-in-one`.
     Running(Config, String),
 }
 
-/// Carries out a command.
+/// Runs a `chatmesh dlq` command.
 ///
 /// # Errors
-/// The log can't be asked, or a letter could not be settled.
-pub(crate) async fn run(arguments: Arguments, place: Place) -> anyhow::Result<()> {
-    let desk = Desk::open(place).await?;
+/// The dead letters cannot be read, or one of them could not be settled.
+pub(crate) async fn run(arguments: Arguments, location: Location) -> anyhow::Result<()> {
+    let admin = DeadLetterAdmin::connect(location).await?;
     let result = match arguments.command {
-        Command::List { filter, json } => list(&desk, &filter.into(), json).await,
-        Command::Show { address, json } => show(&desk, &address, json).await,
-        Command::Replay(choice) => settle(&desk, choice, true).await,
-        Command::Drop(choice) => settle(&desk, choice, false).await,
+        Command::List { filter, json } => list(&admin, &filter.into(), json).await,
+        Command::Show { address, json } => show(&admin, &address, json).await,
+        Command::Replay(selection) => settle(&admin, selection, SettleAction::Replay).await,
+        Command::Drop(selection) => settle(&admin, selection, SettleAction::Drop).await,
     };
-    desk.close().await;
+    admin.close().await;
     result
 }
 
-async fn list(desk: &Desk, filter: &Filter, json: bool) -> anyhow::Result<()> {
-    let letters = desk.list(filter).await?;
+async fn list(admin: &DeadLetterAdmin, filter: &Filter, json: bool) -> anyhow::Result<()> {
+    let dead_letters = admin.list(filter).await?;
     if json {
-        return print(&(serde_json::to_string_pretty(&letters)? + "\n"));
+        return print(&(serde_json::to_string_pretty(&dead_letters)? + "\n"));
     }
-    if letters.is_empty() {
-        return print(&format!("no dead letters in {}\n", desk.place()));
+    if dead_letters.is_empty() {
+        return print(&format!("no dead letters in {}\n", admin.location()));
     }
-    print(&table::of(&letters))
+    print(&table::list(&dead_letters))
 }
 
-async fn show(desk: &Desk, address: &Address, json: bool) -> anyhow::Result<()> {
-    let opened = desk.open_letter(address).await?;
-    let opened = opened.with_context(|| format!("there is no letter {address}"))?;
+async fn show(admin: &DeadLetterAdmin, address: &Address, json: bool) -> anyhow::Result<()> {
+    let detail = required_detail(admin, address).await?;
     if json {
-        return print(&(serde_json::to_string_pretty(&opened)? + "\n"));
+        return print(&(serde_json::to_string_pretty(&detail)? + "\n"));
     }
-    print(&table::opened(&opened))
+    print(&table::detail(&detail))
 }
 
-async fn settle(desk: &Desk, choice: Choice, replay: bool) -> anyhow::Result<()> {
-    let letters = if choice.all {
-        desk.list(&choice.filter.into()).await?
-    } else {
-        ensure!(
-            choice.filter.since.is_none()
-                && choice.filter.code.is_none()
-                && choice.filter.topic.is_none()
-                && choice.filter.limit.is_none(),
-            "filters go with --all, not with addresses"
-        );
-        Vec::new()
-    };
-    let addresses: Vec<Address> = if choice.all {
-        letters
-            .iter()
-            .map(|letter| letter.address.clone())
-            .collect()
-    } else {
-        choice.addresses
-    };
-    let verb = if replay { "replay" } else { "drop" };
-    if choice.dry_run {
-        // Listed ones are there.
-        let named = addresses.iter().take_while(|_| !choice.all);
-        for address in named {
-            let opened = desk.open_letter(address).await?;
-            opened.with_context(|| format!("there is no letter {address}"))?;
-        }
-        return would(verb, &letters, &addresses, choice.json);
+async fn required_detail(admin: &DeadLetterAdmin, address: &Address) -> anyhow::Result<Value> {
+    let detail = admin.detail(address).await?;
+    detail.with_context(|| format!("there is no dead letter {address}"))
+}
+
+async fn settle(
+    admin: &DeadLetterAdmin,
+    selection: Selection,
+    action: SettleAction,
+) -> anyhow::Result<()> {
+    let targets = selection.resolve(admin).await?;
+    if selection.dry_run {
+        return dry_run(admin, &targets, action, selection.json).await;
     }
-    if addresses.is_empty() {
-        return print(&format!("no dead letters to {verb} in {}\n", desk.place()));
+    let verb = action.as_str();
+    if targets.len() == 0 {
+        let location = admin.location();
+        return print(&format!("no dead letters to {verb} in {location}\n"));
     }
-    if choice.all && !choice.yes {
-        confirm(verb, addresses.len(), desk)?;
+    if selection.all && !selection.yes {
+        confirm(verb, targets.len(), admin)?;
     }
-    let bar = progress(addresses.len(), verb);
-    let mut settled: Vec<Settled> = Vec::with_capacity(addresses.len());
-    for chunk in addresses.chunks(CHUNK) {
-        let part = if choice.all {
-            let begin = settled.len();
-            desk.settle_listed(&letters[begin..begin + chunk.len()], replay)
-                .await
-        } else {
-            desk.settle(chunk, replay).await
-        };
-        match part {
-            Ok(part) => settled.extend(part),
+    let bar = progress_bar(targets.len(), verb);
+    let mut results: Vec<SettleResult> = Vec::with_capacity(targets.len());
+    while results.len() < targets.len() {
+        let end = targets.len().min(results.len() + CHUNK);
+        match targets
+            .settle_range(admin, results.len()..end, action)
+            .await
+        {
+            Ok(settled) => results.extend(settled),
             Err(error) => {
                 bar.abandon();
-                report(&settled, choice.json)?;
-                let left = addresses.len() - settled.len();
-                return Err(error.context(format!("{left} letters are left; repeat the command")));
+                report(&results, selection.json)?;
+                let remaining = targets.len() - results.len();
+                return Err(error.context(format!(
+                    "{remaining} dead letters are not settled yet; repeat the command"
+                )));
             }
         }
-        bar.set_position(settled.len() as u64);
+        bar.set_position(results.len() as u64);
     }
     bar.finish_and_clear();
-    report(&settled, choice.json)?;
-    let failed = settled.iter().filter(|one| one.error.is_some()).count();
+    report(&results, selection.json)?;
+    let failed = results.iter().filter(|r| r.error.is_some()).count();
     ensure!(
         failed == 0,
-        "{failed} of {} letters could not be settled",
-        settled.len()
+        "{failed} of {} dead letters could not be settled",
+        results.len()
     );
-    if replay && !choice.json {
-        desk.after_replay()?;
+    if action == SettleAction::Replay && !selection.json {
+        admin.print_replay_hint()?;
     }
     Ok(())
 }
 
-fn would(verb: &str, letters: &[Letter], addresses: &[Address], json: bool) -> anyhow::Result<()> {
-    if json {
-        return print(&(serde_json::to_string_pretty(addresses)? + "\n"));
-    }
-    let mut text = format!("would {verb} {} letters:\n", addresses.len());
-    if letters.is_empty() {
-        for address in addresses {
-            let _ = writeln!(text, "{address}");
+/// The dead letters that a command applies to.
+enum Targets {
+    /// Dead letters that were just listed.
+    Listed(Vec<DeadLetter>),
+    /// Addresses from the command line.
+    Named(Vec<Address>),
+}
+
+impl Targets {
+    fn len(&self) -> usize {
+        match self {
+            Self::Listed(dead_letters) => dead_letters.len(),
+            Self::Named(addresses) => addresses.len(),
         }
-    } else {
-        text.push_str(&table::of(letters));
+    }
+
+    fn addresses(&self) -> Vec<&Address> {
+        match self {
+            Self::Listed(dead_letters) => dead_letters.iter().map(|d| &d.address).collect(),
+            Self::Named(addresses) => addresses.iter().collect(),
+        }
+    }
+
+    async fn settle_range(
+        &self,
+        admin: &DeadLetterAdmin,
+        range: Range<usize>,
+        action: SettleAction,
+    ) -> anyhow::Result<Vec<SettleResult>> {
+        match self {
+            Self::Listed(dead_letters) => admin.settle_listed(&dead_letters[range], action).await,
+            Self::Named(addresses) => admin.settle_at(&addresses[range], action).await,
+        }
+    }
+}
+
+impl Selection {
+    async fn resolve(&self, admin: &DeadLetterAdmin) -> anyhow::Result<Targets> {
+        if self.all {
+            return Ok(Targets::Listed(
+                admin.list(&self.filter.clone().into()).await?,
+            ));
+        }
+        ensure!(
+            self.filter.is_empty(),
+            "filters can only be combined with --all, not with addresses"
+        );
+        Ok(Targets::Named(self.addresses.clone()))
+    }
+}
+
+/// Prints what would be settled. Listed dead letters exist; named ones are checked.
+async fn dry_run(
+    admin: &DeadLetterAdmin,
+    targets: &Targets,
+    action: SettleAction,
+    json: bool,
+) -> anyhow::Result<()> {
+    if let Targets::Named(addresses) = targets {
+        for address in addresses {
+            required_detail(admin, address).await?;
+        }
+    }
+    if json {
+        return print(&(serde_json::to_string_pretty(&targets.addresses())? + "\n"));
+    }
+    let verb = action.as_str();
+    let mut text = format!("would {verb} {} dead letters:\n", targets.len());
+    match targets {
+        Targets::Listed(dead_letters) if !dead_letters.is_empty() => {
+            text.push_str(&table::list(dead_letters));
+        }
+        _ => {
+            for address in targets.addresses() {
+                let _ = writeln!(text, "{address}");
+            }
+        }
     }
     print(&text)
 }
 
-fn report(settled: &[Settled], json: bool) -> anyhow::Result<()> {
+fn report(results: &[SettleResult], json: bool) -> anyhow::Result<()> {
     if json {
-        return print(&(serde_json::to_string_pretty(settled)? + "\n"));
+        return print(&(serde_json::to_string_pretty(results)? + "\n"));
     }
     let mut text = String::new();
-    for one in settled {
-        let result = match (&one.way, &one.error) {
-            (Some(way), _) => way.to_string(),
+    for result in results {
+        let outcome = match (&result.resolution, &result.error) {
+            (Some(resolution), _) => resolution.to_string(),
             (None, Some(error)) => format!("not settled: {error}"),
             (None, None) => continue,
         };
-        let _ = writeln!(text, "{}  {result}", one.address);
+        let _ = writeln!(text, "{}  {outcome}", result.address);
     }
     print(&text)
 }
 
-fn confirm(verb: &str, count: usize, desk: &Desk) -> anyhow::Result<()> {
+fn confirm(verb: &str, count: usize, admin: &DeadLetterAdmin) -> anyhow::Result<()> {
     let stdin = std::io::stdin();
     if !stdin.is_terminal() {
-        bail!("{count} letters would be meant: add --yes where nobody can be asked");
+        bail!(
+            "{count} dead letters are selected and there is no terminal for a confirmation: add \
+             --yes to {verb} them"
+        );
     }
     let mut out = std::io::stderr().lock();
-    write!(out, "{verb} {count} letters in {}? [y/N] ", desk.place())?;
+    write!(
+        out,
+        "{verb} {count} dead letters in {}? [y/N] ",
+        admin.location()
+    )?;
     out.flush()?;
     let mut answer = String::new();
     stdin.read_line(&mut answer)?;
-    let yes = matches!(answer.trim().to_lowercase().as_str(), "y" | "yes");
-    ensure!(yes, "nothing was done");
+    let is_confirmed = matches!(answer.trim().to_lowercase().as_str(), "y" | "yes");
+    ensure!(is_confirmed, "cancelled, nothing was done");
     Ok(())
 }
 
-/// Drawn on a terminal only.
-fn progress(count: usize, verb: &str) -> ProgressBar {
+/// A progress bar on a terminal; hidden for a single chunk.
+fn progress_bar(count: usize, verb: &str) -> ProgressBar {
     if count <= CHUNK {
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::new(count as u64).with_message(format!("{verb}: "));
-    match ProgressStyle::with_template("{msg}[{bar:40}] {pos}/{len} letters, {eta} left") {
+    match ProgressStyle::with_template("{msg}[{bar:40}] {pos}/{len} dead letters, {eta} left") {
         Ok(style) => bar.with_style(style),
         Err(_) => bar,
     }
-}
-
-/// Milliseconds since the epoch, so long ago.
-fn ago(ms: i64) -> i64 {
-    now_ms().saturating_sub(ms)
 }

@@ -1,23 +1,23 @@
-//! Dead letters as text for a terminal.
+//! Formats dead letters as text for a terminal.
 
 use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use crate::pipeline::letters::Letter;
+use crate::dead_letters::DeadLetter;
 
-/// Reasons are cut here; `show` has all of them.
-const REASON: usize = 60;
+/// Longer reasons are cut in the table; `show` prints them in full.
+const MAX_REASON_CHARS: usize = 60;
 
-/// What others wrote must not steer the terminal.
-fn harmless(text: &str) -> String {
-    let shown = |c: char| if c.is_control() { '\u{fffd}' } else { c };
-    text.chars().map(shown).collect()
+/// Replaces control characters, so that text of others cannot control the terminal.
+fn sanitize(text: &str) -> String {
+    let replace = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    text.chars().map(replace).collect()
 }
 
-/// One line a letter, under a heading.
-pub(super) fn of(letters: &[Letter]) -> String {
-    const HEAD: [&str; 8] = [
+/// A table with a header line and one line per dead letter.
+pub(super) fn list(dead_letters: &[DeadLetter]) -> String {
+    const HEADER: [&str; 8] = [
         "ADDRESS",
         "WHEN",
         "CODE",
@@ -27,26 +27,31 @@ pub(super) fn of(letters: &[Letter]) -> String {
         "CORRELATION",
         "REASON",
     ];
-    let rows = letters.iter().map(|letter| {
-        let reason = harmless(&letter.reason);
-        let cut: String = reason.chars().take(REASON).collect();
-        let more = if cut.len() < reason.len() { "…" } else { "" };
-        let or_dash = |text: &Option<String>| harmless(text.as_deref().unwrap_or("-"));
+    let rows = dead_letters.iter().map(|dead_letter| {
+        let reason = sanitize(&dead_letter.reason);
+        let cut: String = reason.chars().take(MAX_REASON_CHARS).collect();
+        let ellipsis = if cut.len() < reason.len() { "…" } else { "" };
+        let or_dash = |text: &Option<String>| sanitize(text.as_deref().unwrap_or("-"));
         [
-            harmless(&letter.address.to_string()),
-            letter.at.get(..19).unwrap_or(&letter.at).to_owned() + "Z",
-            harmless(&letter.code),
-            letter.attempts.to_string(),
-            or_dash(&letter.userid),
-            harmless(&letter.message_id),
-            or_dash(&letter.correlation_id),
-            cut + more,
+            sanitize(&dead_letter.address.to_string()),
+            dead_letter
+                .at
+                .get(..19)
+                .unwrap_or(&dead_letter.at)
+                .to_owned()
+                + "Z",
+            sanitize(&dead_letter.code),
+            dead_letter.attempts.to_string(),
+            or_dash(&dead_letter.userid),
+            sanitize(&dead_letter.message_id),
+            or_dash(&dead_letter.correlation_id),
+            cut + ellipsis,
         ]
     });
-    let head = HEAD.map(str::to_owned);
-    let rows: Vec<[String; 8]> = std::iter::once(head).chain(rows).collect();
+    let header = HEADER.map(str::to_owned);
+    let rows: Vec<[String; 8]> = std::iter::once(header).chain(rows).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
-    let widths: Vec<usize> = (0..HEAD.len()).filter_map(width).collect();
+    let widths: Vec<usize> = (0..HEADER.len()).filter_map(width).collect();
     let mut text = String::new();
     for row in &rows {
         let mut line = String::new();
@@ -59,19 +64,19 @@ pub(super) fn of(letters: &[Letter]) -> String {
     text
 }
 
-/// Everything of a letter, from its JSON.
-pub(super) fn opened(opened: &Value) -> String {
-    let plain = |value: &Value| match value {
-        Value::String(text) => harmless(text),
-        other => harmless(&other.to_string()),
+/// All fields of a dead letter, from the JSON of its detail.
+pub(super) fn detail(detail: &Value) -> String {
+    let sanitized = |value: &Value| match value {
+        Value::String(text) => sanitize(text),
+        other => sanitize(&other.to_string()),
     };
     let mut text = String::new();
     let mut line = |name: &str, value: &Value| {
         if !value.is_null() {
-            let _ = writeln!(text, "{name:15} {}", plain(value));
+            let _ = writeln!(text, "{name:15} {}", sanitized(value));
         }
     };
-    let letter = &opened["letter"];
+    let dead_letter = &detail["letter"];
     for (name, field) in [
         ("address", "address"),
         ("when", "at"),
@@ -86,23 +91,23 @@ pub(super) fn opened(opened: &Value) -> String {
         ("came from", "source"),
         ("also at", "copies"),
     ] {
-        line(name, &letter[field]);
+        line(name, &dead_letter[field]);
     }
-    line("settled", &opened["settled"]);
-    line("key", &opened["key"]);
-    for header in opened["headers"].as_array().into_iter().flatten() {
-        let name = format!("header {}", plain(&header["name"]));
+    line("settled", &detail["settled"]);
+    line("key", &detail["key"]);
+    for header in detail["headers"].as_array().into_iter().flatten() {
+        let name = format!("header {}", sanitized(&header["name"]));
         line(&name, &header["value"]);
     }
     text.push('\n');
-    let content = match &opened["value"] {
+    let content = match &detail["value"] {
         Value::Null => "(no content)".to_owned(),
-        // As readable as it can be, and exact: JSON escapes what would steer the terminal.
+        // JSON is printed indented. It escapes control characters, so it stays exact.
         Value::String(value) => match serde_json::from_str::<Value>(value) {
             Ok(json) => serde_json::to_string_pretty(&json).unwrap_or_default(),
             Err(_) => value
                 .split('\n')
-                .map(harmless)
+                .map(sanitize)
                 .collect::<Vec<_>>()
                 .join("\n"),
         },
@@ -114,11 +119,11 @@ pub(super) fn opened(opened: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pipeline::letters::Source;
+    use crate::dead_letters::Source;
 
     #[test]
-    fn a_letter_is_one_line_and_cannot_steer_the_terminal() {
-        let letter = Letter {
+    fn a_dead_letter_is_one_line_without_control_characters() {
+        let dead_letter = DeadLetter {
             address: "t.dlq/1/2".parse().unwrap(),
             at: "2025-01-31T12:00:00.123Z".into(),
             at_ms: 0,
@@ -138,7 +143,7 @@ mod tests {
             value_left_out: None,
             copies: vec![],
         };
-        let text = of(&[letter]);
+        let text = list(&[dead_letter]);
         assert_eq!(text.lines().count(), 2, "{text}");
         assert!(
             !text.contains('\u{1b}') && !text.contains('\u{7}'),

@@ -17,7 +17,7 @@ const TEXT: usize = 400;
 /// For each of the two ways through the log, on a machine that is slow.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// What the relay logs at the end of the way back.
-const READ_BACK: &str = "all that the fan-out may have lost was read back and delivered again";
+const READ_BACK: &str = "rewind of all partitions complete: the records were delivered again";
 
 /// An answer as a worker produces it (protocol.md, section 2).
 fn answer(n: usize) -> (String, String) {

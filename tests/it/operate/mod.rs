@@ -1,5 +1,5 @@
-//! What operators do: dead letters, the doctor, the manual.
+//! Operator commands: dead letters, the doctor, and the operations manual.
 
+mod dead_letters;
 mod doctor;
-mod letters;
 mod manual;

@@ -1,9 +1,9 @@
-//! The client against a scripted server, byte by byte: what other servers really send, and every
-//! way in which they break off.
+//! The client against a scripted server, byte by byte: what compatible servers really send, and
+//! every way in which a call can fail.
 
 use futures_util::StreamExt;
 
-use self::server::{Seen, Server, Step, reply, write};
+use self::server::{Observed, Server, Step, reply, write};
 use super::*;
 use crate::ai_worker::provider::{ModelEvent, Role};
 use crate::protocol::error_code::ErrorCode;
@@ -19,8 +19,8 @@ const USAGE: &str =
     r#"{"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":2,"total_tokens":9}}"#;
 const STREAM: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n";
 
-/// The head of a stream that ends with the connection.
-fn open() -> Step {
+/// The response head of a stream that ends with the connection.
+fn stream_head() -> Step {
     write(format!("{STREAM}connection: close\r\n\r\n"))
 }
 
@@ -28,16 +28,16 @@ fn data(events: &[&str]) -> Step {
     write(format!("data: {}\n\n", events.join("\n\ndata: ")))
 }
 
-/// A whole stream with this body, closed at its end.
+/// A stream with this body, closed at its end.
 fn body(text: impl Into<String>) -> Vec<Step> {
-    vec![open(), write(text), Step::Close]
+    vec![stream_head(), write(text), Step::Close]
 }
 
 fn api(base: &str) -> OpenAi {
-    patient(base, Duration::from_secs(20), Duration::from_secs(20))
+    api_with_timeouts(base, Duration::from_secs(20), Duration::from_secs(20))
 }
 
-fn patient(base: &str, first_token: Duration, idle: Duration) -> OpenAi {
+fn api_with_timeouts(base: &str, first_token: Duration, idle: Duration) -> OpenAi {
     OpenAi::new(&ModelApiSettings {
         base_url: base.parse().unwrap(),
         api_key: Some("sk-very-secret".into()),
@@ -61,15 +61,15 @@ fn request() -> ModelRequest {
 }
 
 #[derive(Debug, PartialEq)]
-struct Told {
+struct RecordedAnswer {
     text: String,
     usage: Option<Usage>,
     reason: String,
     model: Option<String>,
 }
 
-fn told(text: &str, usage: bool, reason: &str, model: Option<&str>) -> Told {
-    Told {
+fn recorded(text: &str, usage: bool, reason: &str, model: Option<&str>) -> RecordedAnswer {
+    RecordedAnswer {
         text: text.to_owned(),
         usage: usage.then_some(Usage {
             prompt_tokens: 7,
@@ -81,39 +81,39 @@ fn told(text: &str, usage: bool, reason: &str, model: Option<&str>) -> Told {
     }
 }
 
-async fn collect(mut stream: ModelStream) -> Result<Told, (String, ModelError)> {
-    let mut told = told("", false, "", None);
+async fn collect(mut stream: ModelStream) -> Result<RecordedAnswer, (String, ModelError)> {
+    let mut answer = recorded("", false, "", None);
     let mut finished = false;
     while let Some(event) = stream.next().await {
-        assert!(!finished, "something after the end");
+        assert!(!finished, "an event after the end");
         match event {
             Ok(ModelEvent::Text(text)) => {
-                assert!(!text.is_empty() && told.usage.is_none());
-                told.text.push_str(&text);
+                assert!(!text.is_empty() && answer.usage.is_none());
+                answer.text.push_str(&text);
             }
-            Ok(ModelEvent::Usage(usage)) => assert!(told.usage.replace(usage).is_none()),
+            Ok(ModelEvent::Usage(usage)) => assert!(answer.usage.replace(usage).is_none()),
             Ok(ModelEvent::Finished { reason, model }) => {
-                (told.reason, told.model) = (reason, model);
+                (answer.reason, answer.model) = (reason, model);
                 finished = true;
             }
             Err(error) => {
                 assert!(stream.next().await.is_none());
-                return Err((told.text, error));
+                return Err((answer.text, error));
             }
         }
     }
-    assert!(finished, "an end without a word");
-    Ok(told)
+    assert!(finished, "the stream ended without Finished");
+    Ok(answer)
 }
 
-async fn ask(api: &OpenAi) -> Result<Told, (String, ModelError)> {
+async fn ask(api: &OpenAi) -> Result<RecordedAnswer, (String, ModelError)> {
     match api.call(&request()).await {
         Ok(stream) => collect(stream).await,
         Err(error) => Err((String::new(), error)),
     }
 }
 
-async fn ask_once(script: Vec<Step>) -> Result<Told, (String, ModelError)> {
+async fn ask_once(script: Vec<Step>) -> Result<RecordedAnswer, (String, ModelError)> {
     let server = Server::start(vec![script]).await;
     let result = ask(&api(&server.base)).await;
     if let Err((_, error)) = &result {
@@ -132,15 +132,15 @@ async fn error_of(script: Vec<Step>) -> (ErrorCode, bool, &'static str) {
 }
 
 #[tokio::test]
-async fn a_whole_answer_and_what_is_sent_for_it() {
+async fn an_answer_is_read_and_the_request_has_the_expected_form() {
     let script = vec![
-        open(),
+        stream_head(),
         data(&[HELLO, WORLD, STOP, USAGE, "[DONE]"]),
         Step::Close,
     ];
     let mut server = Server::start(vec![script]).await;
     let result = ask(&api(&server.base)).await.unwrap();
-    assert_eq!(result, told("Hello world", true, "stop", Some("m-1")));
+    assert_eq!(result, recorded("Hello world", true, "stop", Some("m-1")));
     let (head, sent) = server.request().await;
     assert!(
         head.starts_with("POST /v1/chat/completions HTTP/1.1\r\n"),
@@ -159,7 +159,7 @@ async fn a_whole_answer_and_what_is_sent_for_it() {
 }
 
 #[test]
-fn any_form_of_base_url_is_the_same_address() {
+fn every_form_of_the_base_url_leads_to_the_endpoint() {
     for (base, url) in [
         ("http://h:1/v1", "http://h:1/v1/chat/completions"),
         ("http://h:1/v1/", "http://h:1/v1/chat/completions"),
@@ -171,7 +171,7 @@ fn any_form_of_base_url_is_the_same_address() {
 }
 
 #[test]
-fn settings_that_make_no_client_say_why() {
+fn invalid_settings_are_refused_with_a_reason() {
     let settings = |base: &str, key: &str| ModelApiSettings {
         base_url: base.parse().unwrap(),
         api_key: Some(key.into()),
@@ -193,7 +193,7 @@ fn settings_that_make_no_client_say_why() {
 }
 
 #[tokio::test]
-async fn what_other_servers_send_is_understood() {
+async fn deviations_of_compatible_servers_are_accepted() {
     let role = r#"{"choices":[{"delta":{"role":"assistant","content":null}}],"error":null}"#;
     let reasoning = r#"{"choices":[{"delta":{"reasoning_content":"hm","content":""}}]}"#;
     let parts = r#"{"choices":[{"delta":{"content":[{"type":"thinking","text":"x"},{"type":"text","text":"Hello"}]}}]}"#;
@@ -203,23 +203,23 @@ async fn what_other_servers_send_is_understood() {
     let abort = r#"{"choices":[{"delta":{"content":" world"},"finish_reason":"abort"}]}"#;
     let lines = [role, reasoning, parts, legacy, other, abort].map(|e| format!("data:{e}\r\n\r\n"));
     let text = format!(": hi\n\nevent: ping\n\nretry: 5\n\n{}", lines.concat());
-    // No [DONE], no usage, no last empty line.
+    // Without [DONE], usage and the last empty line.
     let text = text.trim_end();
     assert_eq!(
         ask_once(body(text)).await.unwrap(),
-        told("Hello world", false, "abort", None)
+        recorded("Hello world", false, "abort", None)
     );
 }
 
 #[tokio::test]
-async fn a_server_that_does_not_stream_is_understood() {
+async fn a_response_without_streaming_is_accepted() {
     let json = r#"{"model":"m-1",
         "choices":[{"message":{"role":"assistant","content":"Hello"},"finish_reason":"stop"}],
         "usage":{"prompt_tokens":7,"completion_tokens":2}}"#;
     let script = reply("200 OK", "content-type: application/json\r\n", json);
     assert_eq!(
         ask_once(script).await.unwrap(),
-        told("Hello", true, "stop", Some("m-1"))
+        recorded("Hello", true, "stop", Some("m-1"))
     );
     let json = r#"{"error":{"message":"my secret diary","code":503}}"#;
     let script = reply("200 OK", "content-type: application/json\r\n", json);
@@ -230,36 +230,40 @@ async fn a_server_that_does_not_stream_is_understood() {
 }
 
 #[tokio::test]
-async fn an_empty_answer_with_a_reason_is_an_answer() {
-    let script = vec![open(), data(&[STOP, "[DONE]"]), Step::Close];
+async fn an_empty_answer_with_a_finish_reason_is_an_answer() {
+    let script = vec![stream_head(), data(&[STOP, "[DONE]"]), Step::Close];
     assert_eq!(
         ask_once(script).await.unwrap(),
-        told("", false, "stop", Some("m-1"))
+        recorded("", false, "stop", Some("m-1"))
     );
 }
 
 #[tokio::test]
-async fn the_last_usage_counts_where_every_chunk_has_one() {
+async fn the_last_usage_counts_if_every_chunk_has_one() {
     let first = r#"{"choices":[{"delta":{"content":"Hello"}}],"usage":{"prompt_tokens":7,"completion_tokens":1}}"#;
-    let script = vec![open(), data(&[first, STOP, USAGE, "[DONE]"]), Step::Close];
+    let script = vec![
+        stream_head(),
+        data(&[first, STOP, USAGE, "[DONE]"]),
+        Step::Close,
+    ];
     assert_eq!(
         ask_once(script).await.unwrap(),
-        told("Hello", true, "stop", Some("m-1"))
+        recorded("Hello", true, "stop", Some("m-1"))
     );
 }
 
 #[tokio::test]
-async fn a_server_that_never_closes_does_not_hold_up_the_answer() {
+async fn an_unclosed_connection_does_not_delay_the_answer() {
     for events in [&[HELLO, STOP, USAGE][..], &[HELLO, STOP, USAGE, "[DONE]"]] {
-        let mut server = Server::start(vec![vec![open(), data(events), Step::Hang]]).await;
-        let api = patient(
+        let mut server = Server::start(vec![vec![stream_head(), data(events), Step::Hang]]).await;
+        let api = api_with_timeouts(
             &server.base,
             Duration::from_secs(20),
             Duration::from_millis(200),
         );
         assert_eq!(
             ask(&api).await.unwrap(),
-            told("Hello", true, "stop", Some("m-1"))
+            recorded("Hello", true, "stop", Some("m-1"))
         );
         server.closed().await;
     }
@@ -267,7 +271,7 @@ async fn a_server_that_never_closes_does_not_hold_up_the_answer() {
 
 #[tokio::test]
 async fn dropping_the_stream_closes_the_connection() {
-    let script = vec![open(), data(&[HELLO]), Step::Hang];
+    let script = vec![stream_head(), data(&[HELLO]), Step::Hang];
     let mut server = Server::start(vec![script]).await;
     let api = api(&server.base);
     let mut stream = api.call(&request()).await.unwrap();
@@ -278,7 +282,7 @@ async fn dropping_the_stream_closes_the_connection() {
 }
 
 #[tokio::test]
-async fn a_connection_is_used_again_after_a_whole_answer() {
+async fn a_connection_is_reused_after_a_complete_answer() {
     let events = format!("data: {HELLO}\n\ndata: {STOP}\n\ndata: [DONE]\n\n");
     let answer = write(format!(
         "{STREAM}transfer-encoding: chunked\r\n\r\n{:x}\r\n{events}\r\n0\r\n\r\n",
@@ -288,10 +292,10 @@ async fn a_connection_is_used_again_after_a_whole_answer() {
     let api = api(&server.base);
     for _ in 0..2 {
         ask(&api).await.unwrap();
-        let seen = server.seen.recv().await.unwrap();
+        let observed = server.observed.recv().await.unwrap();
         assert!(
-            matches!(seen, Seen::Request { connection: 0, .. }),
-            "{seen:?}"
+            matches!(observed, Observed::Request { connection: 0, .. }),
+            "{observed:?}"
         );
     }
 }
@@ -301,10 +305,14 @@ async fn every_call_is_counted_once_however_it_ends() {
     let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
     let _guard = metrics::set_default_local_recorder(&recorder);
     let server = Server::start(vec![
-        vec![open(), data(&[HELLO, STOP, USAGE, "[DONE]"]), Step::Close],
-        vec![open(), data(&[HELLO]), Step::Close],
+        vec![
+            stream_head(),
+            data(&[HELLO, STOP, USAGE, "[DONE]"]),
+            Step::Close,
+        ],
+        vec![stream_head(), data(&[HELLO]), Step::Close],
         reply("503 X", "", "{}"),
-        vec![open(), data(&[HELLO]), Step::Hang],
+        vec![stream_head(), data(&[HELLO]), Step::Hang],
     ])
     .await;
     let api = api(&server.base);
@@ -333,12 +341,12 @@ async fn every_call_is_counted_once_however_it_ends() {
 }
 
 #[tokio::test]
-async fn fields_that_a_server_does_not_take_are_left_out_from_then_on() {
+async fn request_fields_that_a_server_refuses_are_omitted_from_then_on() {
     let refuse = |param: &str, code: &str, text: &str| {
         let error = serde_json::json!({"error":{"message":text,"param":param,"code":code}});
         reply("400 X", "", &error.to_string())
     };
-    let good = || vec![open(), data(&[HELLO, STOP, "[DONE]"]), Step::Close];
+    let success = || vec![stream_head(), data(&[HELLO, STOP, "[DONE]"]), Step::Close];
     let mut server = Server::start(vec![
         reply("400 X", "", r#"{"detail":"unknown field stream_options"}"#),
         refuse(
@@ -347,8 +355,8 @@ async fn fields_that_a_server_does_not_take_are_left_out_from_then_on() {
             "use 'max_completion_tokens' instead",
         ),
         refuse("temperature", "unsupported_value", "only the default"),
-        good(),
-        good(),
+        success(),
+        success(),
     ])
     .await;
     let api = api(&server.base);

@@ -1,4 +1,4 @@
-//! Every way in which a call can fail, and how the failure is judged.
+//! Every way in which a call can fail, and how the failure is classified.
 
 use tokio::net::TcpListener;
 
@@ -8,14 +8,14 @@ use super::*;
 async fn an_end_without_a_finish_reason_is_a_failure() {
     let cut_off = (ErrorCode::ProviderFailed, true, kind::CUT_OFF);
     assert_eq!(
-        error_of(vec![open(), data(&[HELLO]), Step::Close]).await,
+        error_of(vec![stream_head(), data(&[HELLO]), Step::Close]).await,
         cut_off
     );
     assert_eq!(
-        error_of(vec![open(), data(&[HELLO, "[DONE]"]), Step::Close]).await,
+        error_of(vec![stream_head(), data(&[HELLO, "[DONE]"]), Step::Close]).await,
         cut_off
     );
-    assert_eq!(error_of(vec![open(), Step::Close]).await, cut_off);
+    assert_eq!(error_of(vec![stream_head(), Step::Close]).await, cut_off);
 }
 
 #[tokio::test]
@@ -35,7 +35,7 @@ async fn a_broken_connection_is_a_failure() {
 }
 
 #[tokio::test]
-async fn a_break_after_the_finish_reason_loses_nothing() {
+async fn a_broken_connection_after_the_finish_reason_is_ignored() {
     let chunked = write(format!("{STREAM}transfer-encoding: chunked\r\n\r\n"));
     let events = format!("data: {HELLO}\n\ndata: {STOP}\n\n");
     let piece = write(format!(
@@ -45,12 +45,12 @@ async fn a_break_after_the_finish_reason_loses_nothing() {
     let script = vec![chunked, piece, Step::Close];
     assert_eq!(
         ask_once(script).await.unwrap(),
-        told("Hello", false, "stop", Some("m-1"))
+        recorded("Hello", false, "stop", Some("m-1"))
     );
 }
 
 #[tokio::test]
-async fn an_error_in_the_stream_is_an_error_in_every_form() {
+async fn an_error_in_the_stream_is_recognised_in_every_form() {
     let failed = (ErrorCode::ProviderFailed, true, kind::STREAM_ERROR);
     for error in [
         r#"data: {"error":{"message":"my secret diary","type":"server_error"}}"#,
@@ -61,14 +61,14 @@ async fn an_error_in_the_stream_is_an_error_in_every_form() {
         r#"error: {"message":"my secret diary","type":"server_error"}"#,
     ] {
         let script = body(format!("data: {HELLO}\n\n{error}\n\n"));
-        let (text, problem) = ask_once(script).await.unwrap_err();
+        let (text, failure) = ask_once(script).await.unwrap_err();
         assert_eq!(
-            (problem.code, problem.retryable, problem.kind),
+            (failure.code, failure.retryable, failure.kind),
             failed,
             "{error}"
         );
         assert_eq!(text, "Hello");
-        // Also where the finish reason has come before it.
+        // The same if the finish reason precedes it.
         let script = body(format!("data: {HELLO}\n\ndata: {STOP}\n\n{error}\n\n"));
         assert_eq!(error_of(script).await, failed, "{error}");
     }
@@ -78,7 +78,7 @@ async fn an_error_in_the_stream_is_an_error_in_every_form() {
 }
 
 #[tokio::test]
-async fn what_is_no_event_stream_is_a_failure() {
+async fn a_body_that_is_no_event_stream_is_a_failure() {
     let malformed = (ErrorCode::ProviderFailed, true, kind::MALFORMED);
     assert_eq!(error_of(body("data: <html>\n\n")).await, malformed);
     assert_eq!(
@@ -171,7 +171,7 @@ async fn refusals_are_classified() {
 }
 
 #[tokio::test]
-async fn a_refusal_whose_body_never_ends_is_still_a_refusal() {
+async fn a_refusal_with_an_endless_body_is_still_classified() {
     let head = write("HTTP/1.1 503 X\r\ncontent-length: 9999999\r\n\r\n{");
     let script = vec![head, Step::Hang];
     assert_eq!(
@@ -187,7 +187,7 @@ async fn a_refusal_whose_body_never_ends_is_still_a_refusal() {
 }
 
 #[tokio::test]
-async fn nobody_listens() {
+async fn an_unreachable_server_is_a_connect_failure() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let base = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
@@ -198,19 +198,19 @@ async fn nobody_listens() {
 }
 
 #[tokio::test]
-async fn the_first_token_is_waited_for_only_so_long() {
+async fn a_missing_first_token_times_out() {
     let role = r#"{"choices":[{"delta":{"role":"assistant","content":""}}]}"#;
     for script in [
         vec![Step::Hang],
-        vec![open(), Step::Hang],
-        vec![open(), data(&[role]), Step::Hang],
+        vec![stream_head(), Step::Hang],
+        vec![stream_head(), data(&[role]), Step::Hang],
         vec![
             write(format!("{STREAM}content-type: application/json\r\n\r\n{{")),
             Step::Hang,
         ],
     ] {
         let mut server = Server::start(vec![script]).await;
-        let api = patient(
+        let api = api_with_timeouts(
             &server.base,
             Duration::from_millis(150),
             Duration::from_secs(20),
@@ -226,10 +226,10 @@ async fn the_first_token_is_waited_for_only_so_long() {
 }
 
 #[tokio::test]
-async fn a_silence_between_tokens_is_waited_for_only_so_long() {
-    let script = vec![open(), data(&[HELLO]), Step::Hang];
+async fn a_silence_between_tokens_times_out() {
+    let script = vec![stream_head(), data(&[HELLO]), Step::Hang];
     let mut server = Server::start(vec![script]).await;
-    let api = patient(
+    let api = api_with_timeouts(
         &server.base,
         Duration::from_secs(20),
         Duration::from_millis(100),
@@ -242,13 +242,13 @@ async fn a_silence_between_tokens_is_waited_for_only_so_long() {
 }
 
 #[tokio::test]
-async fn a_429_slows_the_next_call_also_from_within_a_stream() {
-    let inside = r#"{"error":{"code":429,"message":"slow down"}}"#;
+async fn a_429_delays_the_next_call_even_if_it_arrives_in_a_stream() {
+    let in_stream = r#"{"error":{"code":429,"message":"slow down"}}"#;
     for refused in [
         reply("429 X", "retry-after-ms: 300\r\n", "{}"),
-        vec![open(), data(&[inside]), Step::Close],
+        vec![stream_head(), data(&[in_stream]), Step::Close],
     ] {
-        let good = vec![open(), data(&[HELLO, STOP, "[DONE]"]), Step::Close];
+        let good = vec![stream_head(), data(&[HELLO, STOP, "[DONE]"]), Step::Close];
         let server = Server::start(vec![refused, good]).await;
         let api = api(&server.base);
         let (_, error) = ask(&api).await.unwrap_err();

@@ -1,4 +1,4 @@
-//! A server that does what a script says with each request, to the byte.
+//! A TCP server that plays one script per request, byte by byte.
 
 use std::sync::{Arc, Mutex};
 
@@ -6,19 +6,20 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
-/// What the server does with a request.
+/// A step of the response to a request.
 #[derive(Clone)]
 pub(super) enum Step {
     /// Writes these bytes.
     Write(String),
-    /// Does nothing until the client closes.
+    /// Waits until the client closes the connection.
     Hang,
     /// Closes the connection.
     Close,
 }
 
+/// What the server has observed.
 #[derive(Debug)]
-pub(super) enum Seen {
+pub(super) enum Observed {
     Request {
         /// Counted from 0.
         connection: usize,
@@ -30,15 +31,15 @@ pub(super) enum Seen {
 
 pub(super) struct Server {
     pub(super) base: String,
-    pub(super) seen: mpsc::UnboundedReceiver<Seen>,
+    pub(super) observed: mpsc::UnboundedReceiver<Observed>,
 }
 
 impl Server {
-    /// One script a request, in their order; connections are kept where the script doesn't close.
+    /// Plays one script per request, in order. Connections stay open unless the script closes them.
     pub(super) async fn start(scripts: Vec<Vec<Step>>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!("http://{}/v1", listener.local_addr().unwrap());
-        let (sender, seen) = mpsc::unbounded_channel();
+        let (sender, observed) = mpsc::unbounded_channel();
         let scripts = Arc::new(Mutex::new(scripts.into_iter()));
         tokio::spawn(async move {
             let mut connections = 0..;
@@ -48,30 +49,30 @@ impl Server {
                 tokio::spawn(async move {
                     let next = || scripts.lock().unwrap().next();
                     serve(connection, socket, &sender, next).await;
-                    let _ = sender.send(Seen::Closed);
+                    let _ = sender.send(Observed::Closed);
                 });
             }
         });
-        Self { base, seen }
+        Self { base, observed }
     }
 
     pub(super) async fn request(&mut self) -> (String, serde_json::Value) {
         loop {
-            if let Seen::Request { head, body, .. } = self.seen.recv().await.unwrap() {
+            if let Observed::Request { head, body, .. } = self.observed.recv().await.unwrap() {
                 return (head, body);
             }
         }
     }
 
     pub(super) async fn closed(&mut self) {
-        while !matches!(self.seen.recv().await.unwrap(), Seen::Closed) {}
+        while !matches!(self.observed.recv().await.unwrap(), Observed::Closed) {}
     }
 }
 
 async fn serve(
     connection: usize,
     mut socket: TcpStream,
-    seen: &mpsc::UnboundedSender<Seen>,
+    observed: &mpsc::UnboundedSender<Observed>,
     next: impl Fn() -> Option<Vec<Step>>,
 ) {
     let mut buffer = Vec::new();
@@ -93,12 +94,12 @@ async fn serve(
         }
         let body: Vec<u8> = buffer.drain(..length).collect();
         let body = serde_json::from_slice(&body).unwrap();
-        let request = Seen::Request {
+        let request = Observed::Request {
             connection,
             head,
             body,
         };
-        seen.send(request).unwrap();
+        observed.send(request).unwrap();
         for step in next().expect("more requests than scripts") {
             match step {
                 Step::Write(text) => {

@@ -1,5 +1,5 @@
-//! A log of one partition in memory; every reader of it is assigned that partition, as two
-//! members are for a moment that believe they own it.
+//! A log of one partition in memory. Every consumer is assigned that partition, like two members of
+//! a group that both believe they own it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -16,35 +16,36 @@ use crate::log::{
 use crate::protocol::log_record::{NewRecord, Record};
 
 #[derive(Default)]
-pub(super) struct Topics {
+pub(super) struct FakeTopics {
     records: Mutex<HashMap<String, Vec<Record>>>,
     committed: Mutex<Option<i64>>,
-    /// Appends to this topic are never acknowledged, and not made.
-    pub(super) stuck: Mutex<Option<String>>,
-    /// When a question is appended, by the log's clock.
+    /// Appends to this topic are neither made nor acknowledged.
+    pub(super) unacknowledged_topic: Mutex<Option<String>>,
+    /// Log timestamp of appended records.
     pub(super) timestamp_ms: Mutex<i64>,
     changed: Notify,
     journal: Journal,
 }
 
-pub(super) struct TestLog(pub(super) Arc<Topics>);
+pub(super) struct FakeLog(pub(super) Arc<FakeTopics>);
 
-struct Reader {
-    topics: Arc<Topics>,
+struct FakeConsumer {
+    topics: Arc<FakeTopics>,
     topic: String,
-    at: Option<i64>,
+    /// Next offset; `None` before the assignment.
+    position: Option<i64>,
 }
 
-impl Topics {
+impl FakeTopics {
     pub(super) fn new(journal: Journal) -> Arc<Self> {
         Arc::new(Self {
-            timestamp_ms: Mutex::new(super::double::EPOCH_MS),
+            timestamp_ms: Mutex::new(super::fake_fanout::START_MS),
             journal,
             ..Self::default()
         })
     }
 
-    pub(super) fn put(&self, topic: &str, record: NewRecord) -> LogOffset {
+    pub(super) fn append(&self, topic: &str, record: NewRecord) -> LogOffset {
         let mut all = self.records.lock().unwrap();
         let records = all.entry(topic.to_owned()).or_default();
         let offset = records.len() as i64;
@@ -65,6 +66,7 @@ impl Topics {
         }
     }
 
+    /// The values of all records of a topic as JSON.
     pub(super) fn values(&self, topic: &str) -> Vec<serde_json::Value> {
         let all = self.records.lock().unwrap();
         let records = all.get(topic).map(Vec::as_slice).unwrap_or_default();
@@ -76,10 +78,10 @@ impl Topics {
         self.committed.lock().unwrap().unwrap_or(0)
     }
 
-    pub(super) fn value(text: &str) -> NewRecord {
+    pub(super) fn record(value: &str) -> NewRecord {
         NewRecord {
             key: None,
-            value: Bytes::from(text.to_owned()),
+            value: Bytes::from(value.to_owned()),
             null_value: false,
             headers: vec![],
         }
@@ -87,13 +89,13 @@ impl Topics {
 }
 
 #[async_trait]
-impl Consumer for Reader {
+impl Consumer for FakeConsumer {
     async fn next(&mut self) -> ConsumerEvent {
         loop {
             let changed = self.topics.changed.notified();
-            let Some(at) = self.at else {
+            let Some(position) = self.position else {
                 let committed = *self.topics.committed.lock().unwrap();
-                self.at = Some(committed.unwrap_or(0));
+                self.position = Some(committed.unwrap_or(0));
                 return ConsumerEvent::Assigned(vec![Assignment {
                     partition: 0,
                     committed,
@@ -102,10 +104,10 @@ impl Consumer for Reader {
             let record = {
                 let all = self.topics.records.lock().unwrap();
                 all.get(&self.topic)
-                    .and_then(|records| records.get(at as usize).cloned())
+                    .and_then(|records| records.get(position as usize).cloned())
             };
             if let Some(record) = record {
-                self.at = Some(at + 1);
+                self.position = Some(position + 1);
                 return ConsumerEvent::Record(record);
             }
             changed.await;
@@ -123,7 +125,7 @@ impl Consumer for Reader {
     fn resume(&mut self) {}
 
     async fn seek(&mut self, _: i32, offset: i64) -> Result<(), LogError> {
-        self.at = Some(offset);
+        self.position = Some(offset);
         Ok(())
     }
 
@@ -131,25 +133,25 @@ impl Consumer for Reader {
 }
 
 #[async_trait]
-impl Log for TestLog {
+impl Log for FakeLog {
     fn append(
         &self,
         topic: &str,
         record: NewRecord,
     ) -> BoxFuture<'static, Result<LogOffset, AppendError>> {
-        if self.0.stuck.lock().unwrap().as_deref() == Some(topic) {
+        if self.0.unacknowledged_topic.lock().unwrap().as_deref() == Some(topic) {
             return Box::pin(std::future::pending());
         }
-        let place = self.0.put(topic, record);
+        let place = self.0.append(topic, record);
         self.0.journal.lock().unwrap().push(topic.to_owned());
         Box::pin(async move { Ok(place) })
     }
 
     fn consumer(&self, _: &str, topic: &str) -> Result<Box<dyn Consumer>, LogError> {
-        Ok(Box::new(Reader {
+        Ok(Box::new(FakeConsumer {
             topics: Arc::clone(&self.0),
             topic: topic.to_owned(),
-            at: None,
+            position: None,
         }))
     }
 

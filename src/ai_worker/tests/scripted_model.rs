@@ -1,4 +1,4 @@
-//! A model that says what a test has written down, and whose connections are counted.
+//! A model that plays the scripts of a test and records its calls.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -13,17 +13,18 @@ use crate::protocol::error_code::ErrorCode;
 
 #[derive(Debug, Clone)]
 pub(super) enum Step {
-    Say(String),
+    Text(String),
     Wait(Duration),
-    /// Nothing more, and no end.
+    /// The stream never continues or ends.
     Hang,
+    /// The stream fails with a retryable error.
     Break,
     Panic,
     Finish,
 }
 
-pub(super) fn say(text: &str) -> Step {
-    Step::Say(text.to_owned())
+pub(super) fn send_text(text: &str) -> Step {
+    Step::Text(text.to_owned())
 }
 
 pub(super) fn wait_ms(millis: u64) -> Step {
@@ -31,16 +32,19 @@ pub(super) fn wait_ms(millis: u64) -> Step {
 }
 
 #[derive(Default)]
-pub(super) struct Script {
+pub(super) struct ModelScript {
+    /// One script per call.
     answers: Mutex<VecDeque<Vec<Step>>>,
+    /// The message texts of each call.
     pub(super) requests: Mutex<Vec<Vec<String>>>,
+    /// When each connection was closed.
     closed: Mutex<Vec<Instant>>,
-    /// Before [`Step::Say`]s: when each was said.
-    pub(super) said: Mutex<Vec<Instant>>,
+    /// When each [`Step::Text`] was sent.
+    pub(super) text_sent_at: Mutex<Vec<Instant>>,
 }
 
-/// A connection; says when it was closed.
-struct Connection(Arc<Script>);
+/// Records when it is closed.
+struct Connection(Arc<ModelScript>);
 
 impl Drop for Connection {
     fn drop(&mut self) {
@@ -48,9 +52,9 @@ impl Drop for Connection {
     }
 }
 
-pub(super) struct Scripted(pub(super) Arc<Script>);
+pub(super) struct ScriptedModel(pub(super) Arc<ModelScript>);
 
-impl Script {
+impl ModelScript {
     pub(super) fn new(answers: impl IntoIterator<Item = Vec<Step>>) -> Arc<Self> {
         Arc::new(Self {
             answers: Mutex::new(answers.into_iter().collect()),
@@ -78,7 +82,7 @@ fn broken() -> ModelError {
 }
 
 #[async_trait]
-impl Provider for Scripted {
+impl Provider for ScriptedModel {
     async fn call(&self, request: &ModelRequest) -> Result<ModelStream, ModelError> {
         let lines = request.messages.iter().map(|m| m.content.clone()).collect();
         self.0.requests.lock().unwrap().push(lines);
@@ -95,8 +99,13 @@ impl Provider for Scripted {
                     Step::Hang => std::future::pending().await,
                     Step::Panic => panic!("the model panics"),
                     Step::Break => Err(broken()),
-                    Step::Say(text) => {
-                        connection.0.said.lock().unwrap().push(Instant::now());
+                    Step::Text(text) => {
+                        connection
+                            .0
+                            .text_sent_at
+                            .lock()
+                            .unwrap()
+                            .push(Instant::now());
                         Ok(ModelEvent::Text(text))
                     }
                     Step::Finish => Ok(ModelEvent::Finished {

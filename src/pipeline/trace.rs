@@ -1,20 +1,21 @@
-//! A record's part of its trace: what it waited for, and the span of the work on it.
+//! Creates the trace span of a record's processing, and the spans of the waits before it.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::Delivery;
+use super::handler::Delivery;
 use crate::protocol::record::{header, trace_of};
 use crate::telemetry::traces::{self, Kind, Span};
 
-/// Begins the span of the work on a record that has its slot now; the waiting until here is
-/// recorded beside and in it. A record that is read again is not told of twice.
-pub(super) fn begin(delivery: &Delivery, group: &str) -> Span {
+/// Starts the span of a record that has just acquired its slot, and records the preceding waits: in
+/// the log as a sibling of the span, in the lane as a child. A record that was already finished
+/// gets no second span.
+pub(super) fn start_span(delivery: &Delivery, group: &str) -> Span {
     let record = &delivery.record;
     let sender = trace_of(record);
-    if delivery.replay || !traces::are_on() {
+    if delivery.already_finished || !traces::are_on() {
         return Span::passing(sender);
     }
-    let (topic, received) = (&record.topic, delivery.received);
+    let (topic, received) = (&record.topic, delivery.received_at);
     let name = format_args!("process {topic}");
     let mut span = Span::begin_at(sender.clone(), Kind::Consumer, name, received);
     if !span.is_recorded() {
@@ -34,13 +35,14 @@ pub(super) fn begin(delivery: &Delivery, group: &str) -> Span {
     if let Some(id) = record.header_text(header::CORRELATION_ID) {
         span.text("correlation_id", id);
     }
-    // By the log's clock, which may be ahead of ours.
+    // The timestamp is from the log's clock, which may be ahead of ours.
     let appended = Duration::from_millis(record.timestamp_ms.try_into().unwrap_or_default());
     let appended = (UNIX_EPOCH + appended).min(received);
-    // Before the work began, so it stands beside it; of a record without a trace in it.
-    let around = sender.or_else(|| span.context().cloned());
+    // The wait precedes the processing, so both have the sender's span as parent. Where the record
+    // carries no trace, the wait becomes a child of the processing span.
+    let parent = sender.or_else(|| span.context().cloned());
     let name = format_args!("log wait {topic}");
-    Span::begin_at(around, Kind::Internal, name, appended).end_at(received);
+    Span::begin_at(parent, Kind::Internal, name, appended).end_at(received);
     span.child_at(Kind::Internal, format_args!("lane wait"), received)
         .end_at(SystemTime::now());
     span

@@ -1,4 +1,4 @@
-//! One answer of the API while it is being written: time-outs, end, what is counted.
+//! The stream of one answer: enforces the time-outs, detects the end, and records the metrics.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -8,46 +8,46 @@ use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 use tokio::time::{Instant, timeout_at};
 
-use super::chunk::{Chunk, Said};
+use super::chunk::{Chunk, ParsedEvent};
 use super::error::{self, kind};
 use super::metrics::{ModelHandles, ProviderMetrics};
-use super::sse::{Broken, Event};
-use super::throttle::{Pass, Throttle};
+use super::sse::{SseEvent, StreamError};
+use super::throttle::{CallPermit, Throttle};
 use super::{ModelError, ModelEvent, ModelStream};
 use crate::protocol::error_code::ErrorCode;
 use crate::protocol::record::Usage;
 
-/// How long after the finish reason the usage is waited for, at most.
+/// The usage may arrive this long after the finish reason.
 const USAGE_GRACE: Duration = Duration::from_secs(1);
-/// How long after `[DONE]` the body's end is waited for: a body that was read to its end leaves a
-/// connection that can be used again.
+/// The end of the body may arrive this long after `[DONE]`. A body that was read to its end leaves
+/// the connection reusable.
 const END_GRACE: Duration = Duration::from_millis(20);
 
-/// Counts a call exactly once, however it ends.
-pub(super) struct CallRecord {
+/// Records the metrics of a call exactly once, however it ends: a dropped call counts as cancelled.
+pub(super) struct CallMetrics {
     started: Instant,
     metrics: Arc<ProviderMetrics>,
     model: Arc<ModelHandles>,
-    counted: bool,
+    is_recorded: bool,
 }
 
-impl CallRecord {
+impl CallMetrics {
     pub(super) fn new(metrics: &Arc<ProviderMetrics>, model: &str) -> Self {
         Self {
             started: Instant::now(),
             model: metrics.model(model),
             metrics: Arc::clone(metrics),
-            counted: false,
+            is_recorded: false,
         }
     }
 
-    pub(super) fn failed(&mut self, error: &ModelError) {
+    pub(super) fn record_failure(&mut self, error: &ModelError) {
         self.model.error.increment(1);
         self.metrics.record_failure(error.kind);
         self.end();
     }
 
-    fn succeeded(&mut self, usage: Option<Usage>) {
+    fn record_success(&mut self, usage: Option<Usage>) {
         self.model.success.increment(1);
         if let Some(usage) = usage {
             self.model.record_usage(usage);
@@ -55,84 +55,88 @@ impl CallRecord {
         self.end();
     }
 
-    fn first_token(&self) {
+    fn record_first_token(&self) {
         let seconds = self.started.elapsed().as_secs_f64();
         self.model.first_token.record(seconds);
     }
 
     fn end(&mut self) {
-        self.counted = true;
+        self.is_recorded = true;
         let seconds = self.started.elapsed().as_secs_f64();
         self.model.duration.record(seconds);
     }
 }
 
-impl Drop for CallRecord {
+impl Drop for CallMetrics {
     fn drop(&mut self) {
-        if !self.counted {
+        if !self.is_recorded {
             self.model.cancelled.increment(1);
             self.end();
         }
     }
 }
 
-/// The time-outs of an answer.
+/// Time-outs of an answer.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Patience {
+pub(super) struct Timeouts {
+    /// From sending the request to the first text.
     pub(super) first_token: Duration,
+    /// Between two pieces of text.
     pub(super) idle: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// No content has come yet.
+    /// No text has arrived.
     Waiting,
-    /// Between tokens.
+    /// Text is arriving.
     Writing,
-    /// The finish reason has come.
+    /// The finish reason has arrived; the usage may follow.
     Finishing,
-    /// `[DONE]` has come after it.
+    /// `[DONE]` has arrived after the finish reason.
     Closing,
-    /// The last event was handed out.
+    /// The last event was returned.
     Ended,
 }
 
-pub(super) struct Answer {
-    events: BoxStream<'static, Result<Event, Broken>>,
-    patience: Patience,
+/// The state of an answer stream.
+pub(super) struct AnswerStream {
+    events: BoxStream<'static, Result<SseEvent, StreamError>>,
+    timeouts: Timeouts,
     phase: Phase,
     deadline: Instant,
-    ready: VecDeque<ModelEvent>,
+    pending: VecDeque<ModelEvent>,
     reason: String,
     model: Option<String>,
     usage: Option<Usage>,
-    record: CallRecord,
+    metrics: CallMetrics,
     throttle: Arc<Throttle>,
-    pass: Pass,
+    permit: CallPermit,
 }
 
-impl Answer {
-    /// `first_token_by` is when the first content must be there.
-    pub(super) fn stream(
-        events: BoxStream<'static, Result<Event, Broken>>,
-        patience: Patience,
+impl AnswerStream {
+    /// Converts the server-sent events of a call into model events. The first text must arrive by
+    /// `first_token_by`.
+    pub(super) fn start(
+        events: BoxStream<'static, Result<SseEvent, StreamError>>,
+        timeouts: Timeouts,
         first_token_by: Instant,
-        record: CallRecord,
+        metrics: CallMetrics,
         throttle: Arc<Throttle>,
-        pass: Pass,
+        permit: CallPermit,
     ) -> ModelStream {
         let answer = Self {
             events,
-            patience,
+            timeouts,
             phase: Phase::Waiting,
             deadline: first_token_by,
-            ready: VecDeque::new(),
+            pending: VecDeque::new(),
             reason: String::new(),
             model: None,
             usage: None,
-            record,
+            metrics,
             throttle,
-            pass,
+            permit,
         };
         stream::unfold(answer, |mut answer| async move {
             let event = answer.next().await?;
@@ -143,7 +147,7 @@ impl Answer {
 
     async fn next(&mut self) -> Option<Result<ModelEvent, ModelError>> {
         loop {
-            if let Some(event) = self.ready.pop_front() {
+            if let Some(event) = self.pending.pop_front() {
                 return Some(Ok(event));
             }
             if self.phase == Phase::Ended {
@@ -151,23 +155,23 @@ impl Answer {
             }
             let next = timeout_at(self.deadline, self.events.next()).await;
             let result = match next {
-                Ok(Some(Ok(event))) => self.hear(&event),
-                // Whatever happens to the connection now, the answer is whole.
+                Ok(Some(Ok(event))) => self.on_event(&event),
+                // The answer is complete, whatever happens to the connection now.
                 _ if self.is_finished() => {
                     self.finish();
                     Ok(())
                 }
-                Ok(Some(Err(Broken::Connection(detail)))) => {
-                    Err(error::failed(kind::CONNECTION, detail))
+                Ok(Some(Err(StreamError::Connection(detail)))) => {
+                    Err(error::failure(kind::CONNECTION, detail))
                 }
-                Ok(Some(Err(Broken::Malformed(detail)))) => {
-                    Err(error::failed(kind::MALFORMED, detail))
+                Ok(Some(Err(StreamError::Malformed(detail)))) => {
+                    Err(error::failure(kind::MALFORMED, detail))
                 }
-                Ok(None) => Err(error::failed(
+                Ok(None) => Err(error::failure(
                     kind::CUT_OFF,
                     "the stream ended without a finish reason",
                 )),
-                Err(_) => Err(self.too_late()),
+                Err(_) => Err(self.timeout_error()),
             };
             if let Err(error) = result {
                 return Some(Err(self.fail(error)));
@@ -179,76 +183,76 @@ impl Answer {
         matches!(self.phase, Phase::Finishing | Phase::Closing)
     }
 
-    fn hear(&mut self, event: &Event) -> Result<(), ModelError> {
+    fn on_event(&mut self, event: &SseEvent) -> Result<(), ModelError> {
         if self.phase == Phase::Closing {
             return Ok(());
         }
-        match Said::of(event) {
-            Said::Chunk(chunk) => self.take(chunk),
-            Said::Error(reported) => {
+        match ParsedEvent::parse(event) {
+            ParsedEvent::Chunk(chunk) => self.on_chunk(chunk),
+            ParsedEvent::Error(api_error) => {
                 tracing::debug!(
-                    message = reported.message(),
-                    "the model's API reports an error in the stream"
+                    message = api_error.message(),
+                    "the model API reported an error in the stream"
                 );
-                Err(error::broken_off(&reported))
+                Err(error::stream_error(&api_error))
             }
-            Said::Done if self.phase == Phase::Finishing => {
+            ParsedEvent::Done if self.phase == Phase::Finishing => {
                 self.phase = Phase::Closing;
                 self.deadline = self.deadline.min(Instant::now() + END_GRACE);
                 Ok(())
             }
-            Said::Done => Err(error::failed(
+            ParsedEvent::Done => Err(error::failure(
                 kind::CUT_OFF,
                 "[DONE] without a finish reason",
             )),
-            // Such as a usage chunk that was cut off.
-            Said::Malformed if self.phase == Phase::Finishing => Ok(()),
-            Said::Malformed => Err(error::failed(kind::MALFORMED, "a chunk that is no JSON")),
+            // For example a truncated usage chunk; the answer itself is complete.
+            ParsedEvent::Malformed if self.phase == Phase::Finishing => Ok(()),
+            ParsedEvent::Malformed => Err(error::failure(kind::MALFORMED, "a chunk is not JSON")),
         }
     }
 
-    fn take(&mut self, chunk: Chunk) -> Result<(), ModelError> {
+    fn on_chunk(&mut self, chunk: Chunk) -> Result<(), ModelError> {
         let now = Instant::now();
         self.model = self.model.take().or(chunk.model);
-        // Some servers send the usage so far with every chunk: the last one counts.
+        // Some servers send the usage so far with every chunk; the last one counts.
         self.usage = chunk.usage.or(self.usage);
         let has_text = !chunk.text.is_empty();
         if has_text {
             if self.phase == Phase::Waiting {
-                self.record.first_token();
+                self.metrics.record_first_token();
             }
-            self.ready.push_back(ModelEvent::Text(chunk.text));
+            self.pending.push_back(ModelEvent::Text(chunk.text));
         }
         match (self.phase, chunk.finish_reason) {
             (Phase::Waiting | Phase::Writing, Some(reason)) => {
                 self.reason = reason;
                 self.phase = Phase::Finishing;
-                self.deadline = now + self.patience.idle.min(USAGE_GRACE);
+                self.deadline = now + self.timeouts.idle.min(USAGE_GRACE);
             }
             (Phase::Waiting, None) if has_text => {
                 self.phase = Phase::Writing;
-                self.deadline = now + self.patience.idle;
+                self.deadline = now + self.timeouts.idle;
             }
-            (Phase::Writing, None) => self.deadline = now + self.patience.idle,
-            // A stream that is always ready would never let the timer be looked at.
-            (Phase::Waiting, None) if now >= self.deadline => return Err(self.too_late()),
+            (Phase::Writing, None) => self.deadline = now + self.timeouts.idle,
+            // While the stream is always ready, `timeout_at` never checks its timer.
+            (Phase::Waiting, None) if now >= self.deadline => return Err(self.timeout_error()),
             _ => {}
         }
         Ok(())
     }
 
-    fn too_late(&self) -> ModelError {
+    fn timeout_error(&self) -> ModelError {
         if self.phase == Phase::Waiting {
-            error::timeout(kind::FIRST_TOKEN_TIMEOUT, self.patience.first_token)
+            error::timeout_error(kind::FIRST_TOKEN_TIMEOUT, self.timeouts.first_token)
         } else {
-            error::timeout(kind::IDLE_TIMEOUT, self.patience.idle)
+            error::timeout_error(kind::IDLE_TIMEOUT, self.timeouts.idle)
         }
     }
 
     fn finish(&mut self) {
-        self.record.succeeded(self.usage);
-        self.ready.extend(self.usage.map(ModelEvent::Usage));
-        self.ready.push_back(ModelEvent::Finished {
+        self.metrics.record_success(self.usage);
+        self.pending.extend(self.usage.map(ModelEvent::Usage));
+        self.pending.push_back(ModelEvent::Finished {
             reason: std::mem::take(&mut self.reason),
             model: self.model.take(),
         });
@@ -258,14 +262,14 @@ impl Answer {
     fn fail(&mut self, error: ModelError) -> ModelError {
         if error.kind == kind::RATE_LIMITED && error.code == ErrorCode::ProviderRateLimited {
             self.throttle
-                .refused(self.pass, error.retry_after, rand::random());
+                .on_rate_limited(self.permit, error.retry_after, rand::random());
         }
-        self.record.failed(&error);
+        self.metrics.record_failure(&error);
         self.end();
         error
     }
 
-    /// Nothing more is read, and the connection is let go at once.
+    /// Stops reading and closes the connection at once.
     fn end(&mut self) {
         self.phase = Phase::Ended;
         self.events = stream::empty().boxed();

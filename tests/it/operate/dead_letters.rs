@@ -1,4 +1,4 @@
-//! `chatmesh dlq` on a data directory, on a running all-in-one, and on Kafka.
+//! `chatmesh dlq` with a data directory, with a running all-in-one, and with Kafka.
 
 use serde_json::Value;
 
@@ -12,7 +12,7 @@ use crate::support::{TEST_TIMEOUT, http, kafka_address, redis_url, unique_name, 
 
 const KEY: &str = "an-admin-key";
 
-/// Runs `chatmesh dlq …` as an operator would: exit code, output, errors.
+/// Runs `chatmesh dlq …`. Returns exit code, standard output and standard error.
 fn dlq(env: &[(&str, &str)], args: &[&str]) -> (Option<i32>, String, String) {
     let mut spec = ProcessSpec::new(&[&["dlq"], args].concat());
     for (name, value) in env {
@@ -21,24 +21,24 @@ fn dlq(env: &[(&str, &str)], args: &[&str]) -> (Option<i32>, String, String) {
     spec.run()
 }
 
-/// As [`dlq`], which must go well.
-fn done(env: &[(&str, &str)], args: &[&str]) -> String {
+/// Like [`dlq`], but asserts success and returns the output.
+fn dlq_ok(env: &[(&str, &str)], args: &[&str]) -> String {
     let (code, out, err) = dlq(env, args);
     assert_eq!(code, Some(0), "dlq {args:?}: {out}{err}");
     out
 }
 
-fn listed(env: &[(&str, &str)], args: &[&str]) -> Vec<Value> {
-    let out = done(env, &[&["list", "--json"], args].concat());
+fn list(env: &[(&str, &str)], args: &[&str]) -> Vec<Value> {
+    let out = dlq_ok(env, &[&["list", "--json"], args].concat());
     serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}"))
 }
 
-fn address(letter: &Value) -> &str {
-    letter["address"].as_str().unwrap()
+fn address(dead_letter: &Value) -> &str {
+    dead_letter["address"].as_str().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refused_message_is_replayed_while_all_in_one_runs_and_after_it_was_stopped() {
+async fn a_refused_message_is_replayed_through_a_running_all_in_one_and_in_its_folder() {
     let model = ScriptedModel::start().await;
     let refused = || Answer::error(400, "invalid_request_error", "not this");
     for secret in ["secret one", "secret two", "secret three"] {
@@ -66,28 +66,28 @@ async fn a_refused_message_is_replayed_while_all_in_one_runs_and_after_it_was_st
     let url = process.url("/");
     let running = ["--url", url.as_str()];
     let key = [("ADMIN_KEY", KEY)];
-    // The user is told first, and then the letter is written.
-    wait_until("three letters", TEST_TIMEOUT, || async {
-        listed(&key, &running).len() == 3
+    // The dead letter is written after the user has received the error.
+    wait_until("three dead letters", TEST_TIMEOUT, || async {
+        list(&key, &running).len() == 3
     })
     .await;
-    let letters = listed(&key, &running);
-    assert_eq!(letters[0]["code"], "provider_rejected");
-    assert_eq!(letters[0]["userid"], "alice");
-    let table = done(&key, &[&["list"], &running[..]].concat());
+    let dead_letters = list(&key, &running);
+    assert_eq!(dead_letters[0]["code"], "provider_rejected");
+    assert_eq!(dead_letters[0]["userid"], "alice");
+    let table = dlq_ok(&key, &[&["list"], &running[..]].concat());
     assert!(
         table.contains("provider_rejected") && !table.contains("secret"),
         "{table}"
     );
-    let shown = done(
+    let shown = dlq_ok(
         &key,
-        &[&["show", address(&letters[0])], &running[..]].concat(),
+        &[&["show", address(&dead_letters[0])], &running[..]].concat(),
     );
     assert!(shown.contains("secret one"), "{shown}");
 
-    // Nobody without the key, and nothing to be had without an all-in-one.
-    let bare = http::get(&process.url("/dead-letters")).await;
-    assert_eq!(bare.status, 401, "{}", bare.body);
+    // The key is required.
+    let without_key = http::get(&process.url("/dead-letters")).await;
+    assert_eq!(without_key.status, 401, "{}", without_key.body);
     let (code, _, err) = dlq(
         &[("ADMIN_KEY", "wrong")],
         &[&["list"], &running[..]].concat(),
@@ -95,80 +95,90 @@ async fn a_refused_message_is_replayed_while_all_in_one_runs_and_after_it_was_st
     assert_eq!(code, Some(1));
     assert!(err.contains("ADMIN_KEY") && !err.contains("wrong"), "{err}");
 
-    // A dry run does nothing; a replay is answered, as a message of its own.
+    // A dry run has no effect. A replay is answered as a new message.
     let all = ["--all", "--code", "provider_rejected", "--limit", "1"];
-    let would = done(
+    let would = dlq_ok(
         &key,
         &[&["replay", "--dry-run"], &all[..], &running[..]].concat(),
     );
     assert!(would.contains("would replay 1"), "{would}");
     assert_eq!(model.request_count_for("secret one"), 1);
     let (code, _, err) = dlq(&key, &[&["replay"], &all[..], &running[..]].concat());
-    assert_eq!(code, Some(1), "nobody can be asked here");
+    assert_eq!(code, Some(1), "there is no terminal for a confirmation");
     assert!(err.contains("--yes"), "{err}");
-    done(
+    dlq_ok(
         &key,
         &[&["replay", "--yes"], &all[..], &running[..]].concat(),
     );
     let answer = alice.wait_for_type("response").await;
     assert_eq!(answer["content"], "echo: secret one");
-    assert_ne!(answer["message_id"], letters[0]["message_id"]);
+    assert_ne!(answer["message_id"], dead_letters[0]["message_id"]);
     assert_eq!(answer.get("id"), None, "{answer}");
     let (code, out, _) = dlq(
         &key,
-        &[&["replay", address(&letters[0])], &running[..]].concat(),
+        &[&["replay", address(&dead_letters[0])], &running[..]].concat(),
     );
     assert_eq!(code, Some(1));
-    assert!(out.contains("settled already"), "{out}");
+    assert!(out.contains("already settled"), "{out}");
 
-    // Its folder is held: it is asked itself, by what it says in the folder. Whoever listens on
-    // the configured port is asked nothing, and the admin key is not even needed.
+    // The folder is in use, so the running process is queried at the address that it wrote there. The
+    // process on the configured port is not queried, and the admin key is not needed.
     let folder = spec.dir().join("data");
-    let here = ["--data-dir", folder.to_str().unwrap()];
+    let in_folder = ["--data-dir", folder.to_str().unwrap()];
     let other = ProcessSpec::durable().env("ADMIN_KEY", KEY).start().await;
     let port = other.port().to_string();
-    let beside = [("ADMIN_KEY", KEY), ("PORT", port.as_str())];
-    assert_eq!(listed(&beside, &here).len(), 2);
-    assert_eq!(listed(&[], &here).len(), 2);
-    let said = folder.join("chatmesh.running");
-    let kept = std::fs::read_to_string(&said).unwrap();
-    // Another server does not take the key that stands there.
-    let stale = kept.replace(&process.port().to_string(), &port);
-    std::fs::write(&said, stale).unwrap();
-    let (code, _, err) = dlq(&beside, &[&["list"], &here[..]].concat());
+    let other_env = [("ADMIN_KEY", KEY), ("PORT", port.as_str())];
+    assert_eq!(list(&other_env, &in_folder).len(), 2);
+    assert_eq!(list(&[], &in_folder).len(), 2);
+    let address_file = folder.join("chatmesh.running");
+    let contents = std::fs::read_to_string(&address_file).unwrap();
+    // Another server refuses the key in the file.
+    let stale = contents.replace(&process.port().to_string(), &port);
+    std::fs::write(&address_file, stale).unwrap();
+    let (code, _, err) = dlq(&other_env, &[&["list"], &in_folder[..]].concat());
     assert_eq!(code, Some(1));
     assert!(err.contains("in use") && err.contains("--url"), "{err}");
-    std::fs::remove_file(&said).unwrap();
-    let (code, _, err) = dlq(&beside, &[&["list"], &here[..]].concat());
+    std::fs::remove_file(&address_file).unwrap();
+    let (code, _, err) = dlq(&other_env, &[&["list"], &in_folder[..]].concat());
     assert_eq!(code, Some(1));
     assert!(err.contains("in use") && err.contains("--url"), "{err}");
-    std::fs::write(&said, kept).unwrap();
+    std::fs::write(&address_file, contents).unwrap();
 
-    // Other topics than those of dead letters are no business of these commands.
-    for how in [&running[..], &here[..]] {
+    // Topics other than dead-letter topics are refused.
+    for source in [&running[..], &in_folder[..]] {
         for command in ["show", "drop", "replay"] {
-            let (code, out, err) = dlq(&key, &[&[command, "incoming_messages/0/0"], how].concat());
+            let (code, out, err) = dlq(
+                &key,
+                &[&[command, "incoming_messages/0/0"], source].concat(),
+            );
             assert_eq!(code, Some(1), "{out}");
-            assert!(err.contains("incoming_messages.dlq/0/0 may be"), "{err}");
+            assert!(
+                err.contains("did you mean incoming_messages.dlq/0/0?"),
+                "{err}"
+            );
         }
     }
 
-    // Stopped, the folder itself is worked on; the answer comes after the start.
+    // After the process has stopped, the folder is opened directly. The replay is answered after
+    // the next start.
     process.drain().await;
-    assert!(!said.exists());
+    assert!(!address_file.exists());
     let lock = std::fs::read_to_string(folder.join("chatmesh.lock")).unwrap();
-    assert_eq!(lock, "", "no pid of a process that has ended");
-    done(&[], &[&["drop", address(&letters[1])], &here[..]].concat());
-    let out = done(
+    assert_eq!(lock, "", "the pid is removed");
+    dlq_ok(
         &[],
-        &[&["replay", address(&letters[2])], &here[..]].concat(),
+        &[&["drop", address(&dead_letters[1])], &in_folder[..]].concat(),
+    );
+    let out = dlq_ok(
+        &[],
+        &[&["replay", address(&dead_letters[2])], &in_folder[..]].concat(),
     );
     assert!(out.contains("when all-in-one is started again"), "{out}");
-    let out = done(&[], &[&["list"], &here[..]].concat());
+    let out = dlq_ok(&[], &[&["list"], &in_folder[..]].concat());
     assert!(out.contains("no dead letters"), "{out}");
     let again = spec.start().await;
     alice.connect(again.port()).await;
-    wait_until("the model is asked", TEST_TIMEOUT, || async {
+    wait_until("the model call", TEST_TIMEOUT, || async {
         model.request_count_for("secret three") == 2
     })
     .await;
@@ -178,16 +188,16 @@ async fn a_refused_message_is_replayed_while_all_in_one_runs_and_after_it_was_st
     let (code, _, err) = dlq(&[], &["list", "--data-dir", "nowhere"]);
     assert_eq!(code, Some(1));
     assert!(err.contains("there is no data directory"), "{err}");
-    let some = spec.dir().join("some");
-    std::fs::create_dir(&some).unwrap();
-    let (code, _, err) = dlq(&[], &["list", "--data-dir", some.to_str().unwrap()]);
+    let unrelated = spec.dir().join("some");
+    std::fs::create_dir(&unrelated).unwrap();
+    let (code, _, err) = dlq(&[], &["list", "--data-dir", unrelated.to_str().unwrap()]);
     assert_eq!(code, Some(1));
-    assert!(err.contains("is no data directory"), "{err}");
-    assert_eq!(std::fs::read_dir(&some).unwrap().count(), 0);
+    assert!(err.contains("is not a data directory"), "{err}");
+    assert_eq!(std::fs::read_dir(&unrelated).unwrap().count(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn letters_in_kafka_are_replayed_once_and_answered() {
+async fn dead_letters_in_kafka_are_replayed_once_and_answered() {
     let stack = Stack::start().await;
     let gateway = stack.gateway("server_1").start().await;
     let _worker = stack.worker("worker_1").start().await;
@@ -202,14 +212,14 @@ async fn letters_in_kafka_are_replayed_once_and_answered() {
     }
     let servers = stack.kafka.address();
     let env = [("KAFKA_BOOTSTRAP_SERVERS", servers.as_str())];
-    // The letter is written after the error was told.
-    wait_until("three letters", TEST_TIMEOUT, || async {
-        listed(&env, &[]).len() == 3
+    // The dead letter is written after the user has received the error.
+    wait_until("three dead letters", TEST_TIMEOUT, || async {
+        list(&env, &[]).len() == 3
     })
     .await;
-    let letters = listed(&env, &[]);
-    done(&env, &["drop", address(&letters[0])]);
-    let out = done(&env, &["replay", "--all", "--yes", "--json"]);
+    let dead_letters = list(&env, &[]);
+    dlq_ok(&env, &["drop", address(&dead_letters[0])]);
+    let out = dlq_ok(&env, &["replay", "--all", "--yes", "--json"]);
     let settled: Vec<Value> = serde_json::from_str(&out).unwrap();
     assert_eq!(settled.len(), 2, "{out}");
     let mut answers = Vec::new();
@@ -218,13 +228,16 @@ async fn letters_in_kafka_are_replayed_once_and_answered() {
         assert_eq!(frame["type"], "response", "{frame}");
         answers.push(frame["message_id"].clone());
     }
-    for one in &settled {
-        assert_eq!(one["result"], "replayed", "{one}");
-        assert!(answers.contains(&one["message_id"]), "{one} {answers:?}");
+    for result in &settled {
+        assert_eq!(result["result"], "replayed", "{result}");
+        assert!(
+            answers.contains(&result["message_id"]),
+            "{result} {answers:?}"
+        );
     }
-    assert!(listed(&env, &[]).is_empty());
+    assert!(list(&env, &[]).is_empty());
     assert_eq!(stack.model.request_count(), 5);
-    // The record names the old message in its header and its value.
+    // The replayed record names the original message in a header and in its value.
     let records = stack.kafka_client().read(MESSAGES, 5, TEST_TIMEOUT).await;
     let replays: Vec<_> = records
         .iter()
@@ -236,20 +249,20 @@ async fn letters_in_kafka_are_replayed_once_and_answered() {
             replay.json()["replay_of"].as_str(),
             replay.headers.get("replay_of").map(String::as_str)
         );
-        let old = &letters
+        let is_known = dead_letters
             .iter()
             .any(|l| l["message_id"] == replay.json()["replay_of"]);
-        assert!(old, "{}", replay.value);
+        assert!(is_known, "{}", replay.value);
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_letters_with_other_records_between_them_are_all_found_in_kafka() {
-    let plain = KafkaClient::new(&kafka_address());
-    let topic = unique_name("letters");
-    let dead = format!("{topic}.dlq");
-    plain.create_topic(&topic, 3).await;
-    plain.create_topic(&dead, 3).await;
+async fn all_dead_letters_between_settlements_are_found_in_kafka() {
+    let client = KafkaClient::new(&kafka_address());
+    let topic = unique_name("dead-letters");
+    let dead_letter_topic = format!("{topic}.dlq");
+    client.create_topic(&topic, 3).await;
+    client.create_topic(&dead_letter_topic, 3).await;
     for n in 0..60 {
         let (offset, user) = (n.to_string(), format!("user-{n}"));
         let headers = [
@@ -267,8 +280,8 @@ async fn many_letters_with_other_records_between_them_are_all_found_in_kafka() {
             ("dlq.offset", &offset),
             ("dlq.timestamp", "1"),
         ];
-        plain
-            .produce(&dead, Some(&user), "{not JSON", &headers)
+        client
+            .produce(&dead_letter_topic, Some(&user), "{not JSON", &headers)
             .await;
     }
     let (servers, redis) = (kafka_address(), redis_url());
@@ -278,20 +291,21 @@ async fn many_letters_with_other_records_between_them_are_all_found_in_kafka() {
         ("MESSAGES_TOPIC", topic.as_str()),
         ("RESPONSES_TOPIC", "unused-here"),
     ];
-    assert_eq!(listed(&env, &[]).len(), 60);
-    assert_eq!(listed(&env, &["--code", "unreadable"]).len(), 30);
-    assert_eq!(listed(&env, &["--limit", "7"]).len(), 7);
-    assert!(listed(&env, &["--since", "2100-01-01T00:00:00Z"]).is_empty());
-    assert_eq!(listed(&env, &["--since", "1h"]).len(), 60);
-    done(&env, &["drop", "--all", "--yes", "--code", "unreadable"]);
-    assert_eq!(listed(&env, &[]).len(), 30);
-    // What nobody here can read goes back as it is.
-    done(&env, &["replay", "--all", "--yes", "--limit", "25"]);
-    assert_eq!(listed(&env, &[]).len(), 5);
-    let back = plain.read(&topic, 25, TEST_TIMEOUT).await;
-    assert_eq!(back.len(), 25);
+    assert_eq!(list(&env, &[]).len(), 60);
+    assert_eq!(list(&env, &["--code", "unreadable"]).len(), 30);
+    assert_eq!(list(&env, &["--limit", "7"]).len(), 7);
+    assert!(list(&env, &["--since", "2100-01-01T00:00:00Z"]).is_empty());
+    assert_eq!(list(&env, &["--since", "1h"]).len(), 60);
+    dlq_ok(&env, &["drop", "--all", "--yes", "--code", "unreadable"]);
+    assert_eq!(list(&env, &[]).len(), 30);
+    // Unreadable records are replayed unchanged.
+    dlq_ok(&env, &["replay", "--all", "--yes", "--limit", "25"]);
+    assert_eq!(list(&env, &[]).len(), 5);
+    let replayed = client.read(&topic, 25, TEST_TIMEOUT).await;
+    assert_eq!(replayed.len(), 25);
     assert!(
-        back.iter()
+        replayed
+            .iter()
             .all(|r| r.value == "{not JSON" && r.headers.contains_key("replay_of"))
     );
     let (code, _, err) = dlq(&[("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:9")], &["list"]);

@@ -1,0 +1,137 @@
+//! Caches the model context of the conversations that this worker answered last.
+//!
+//! The messages of a conversation are usually consumed by one worker, which therefore knows what
+//! reading the history would return. The fan-out stays authoritative: `begin` names the version of
+//! the cached history, and returns the turns where the stored version differs; `keep` returns the
+//! versions before and after its turn.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use parking_lot::{Mutex, MutexGuard};
+use tokio::time::Instant;
+
+use crate::fanout::{Appended, HistoryVersion, Turn, TurnStatus};
+use crate::protocol::record::Question;
+
+/// Size limit of the cache. Enough for some ten thousand conversations.
+const MAX_BYTES: usize = 32 << 20;
+/// A context is discarded this long after it was read from the fan-out: turns that expire do not
+/// change the version.
+const MAX_AGE: Duration = Duration::from_secs(600);
+/// Estimated size of a turn without its texts, and of a conversation without its turns.
+const OVERHEAD_BYTES: usize = 200;
+
+/// The context of one conversation in one version of its history.
+#[derive(Debug)]
+pub(super) struct CachedContext {
+    pub(super) version: HistoryVersion,
+    /// The newest turns that the model may see, oldest first.
+    pub(super) turns: Vec<Turn>,
+    /// When the turns were read from the fan-out.
+    read_at: Instant,
+    /// Whether the context may be cached. It may not while it has no turns: they may only have
+    /// expired, and count again once the conversation has a new turn.
+    is_cacheable: bool,
+}
+
+impl CachedContext {
+    pub(super) fn new(version: HistoryVersion, turns: Vec<Turn>) -> Self {
+        Self {
+            is_cacheable: !turns.is_empty(),
+            read_at: Instant::now(),
+            version,
+            turns,
+        }
+    }
+
+    /// Removes all turns if the newest one is older than `max_age`.
+    pub(super) fn clear_if_older_than(&mut self, max_age: Duration, now_ms: i64) {
+        let max_age_ms = i64::try_from(max_age.as_millis()).unwrap_or(i64::MAX);
+        let oldest_ms = now_ms.saturating_sub(max_age_ms);
+        if self.turns.last().is_some_and(|turn| turn.at_ms < oldest_ms) {
+            self.turns.clear();
+            self.is_cacheable = false;
+        }
+    }
+
+    /// The context after `turn` was appended, with at most `limit` turns. `None` where the history
+    /// had another version before, or the context is not cacheable.
+    pub(super) fn append(mut self, appended: Appended, turn: &Turn, limit: usize) -> Option<Self> {
+        if self.version != appended.before || !self.is_cacheable {
+            return None;
+        }
+        self.version = appended.after;
+        if turn.status != TurnStatus::Failed {
+            let at_ms = appended.at_ms;
+            self.turns.push(Turn {
+                at_ms,
+                ..turn.clone()
+            });
+        }
+        let excess = self.turns.len().saturating_sub(limit);
+        self.turns.drain(..excess);
+        Some(self)
+    }
+
+    fn size_bytes(&self) -> usize {
+        let texts = |turn: &Turn| turn.answer.len() + turn.question.as_ref().map_or(0, String::len);
+        let turns = self.turns.iter().map(|turn| OVERHEAD_BYTES + texts(turn));
+        OVERHEAD_BYTES + turns.sum::<usize>()
+    }
+}
+
+/// Contexts by user and conversation, at most [`MAX_BYTES`] of them.
+#[derive(Debug, Default)]
+pub(super) struct ContextCache(Mutex<Generations>);
+
+/// New contexts enter the young generation. When it reaches half of the limit it becomes the old
+/// generation, and the previous old generation is discarded.
+#[derive(Debug, Default)]
+struct Generations {
+    young: HashMap<String, CachedContext>,
+    old: HashMap<String, CachedContext>,
+    /// Size of the young generation.
+    young_bytes: usize,
+}
+
+fn key(question: &Question) -> String {
+    format!("{} {}", question.user, question.conversation)
+}
+
+impl ContextCache {
+    fn generations(&self) -> MutexGuard<'_, Generations> {
+        self.0.lock()
+    }
+
+    /// Removes the context of the question's conversation. The caller inserts it again after its
+    /// turn.
+    pub(super) fn remove(&self, question: &Question) -> Option<CachedContext> {
+        let key = key(question);
+        let mut generations = self.generations();
+        let context = match generations.young.remove(&key) {
+            Some(context) => {
+                let bytes = context.size_bytes();
+                generations.young_bytes = generations.young_bytes.saturating_sub(bytes);
+                Some(context)
+            }
+            None => generations.old.remove(&key),
+        };
+        context.filter(|context| context.read_at.elapsed() < MAX_AGE)
+    }
+
+    /// Inserts a context, unless it would occupy more than an eighth of the cache.
+    pub(super) fn insert(&self, question: &Question, context: CachedContext) {
+        let (key, bytes) = (key(question), context.size_bytes());
+        if bytes > MAX_BYTES / 8 {
+            return;
+        }
+        let mut generations = self.generations();
+        if generations.young_bytes + bytes > MAX_BYTES / 2 {
+            generations.old = std::mem::take(&mut generations.young);
+            generations.young_bytes = 0;
+        }
+        generations.young_bytes += bytes;
+        generations.young.insert(key, context);
+    }
+}

@@ -1,0 +1,282 @@
+//! The embedded fan-out on the runtime's clock, wrapped so that a test can count and block its
+//! calls, delete its data, and publish cancels.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::Instant;
+
+use super::Journal;
+use crate::config::bounds::Bounds;
+use crate::fanout::embedded::EmbeddedFanout;
+use crate::fanout::{
+    Admissions, Answers, BeginRequest, BeginResponse, Channel, FanoutError, Feed, FeedEvent, Feeds,
+    History, KeepRequest, KeepResponse, LiveRequest, LiveResponse, Result, Turn,
+};
+use crate::protocol::ids::{ConversationId, MessageId, UserId};
+use crate::protocol::open_message::CancelResult;
+use crate::store::Store;
+
+/// The fan-out's clock at the start of each test, in milliseconds since the Unix epoch.
+pub(super) const START_MS: i64 = 1_800_000_000_000;
+
+/// A successful call of `live`.
+#[derive(Debug, Clone)]
+pub(super) struct LiveCall {
+    pub(super) at: Instant,
+    pub(super) attempt: u32,
+    pub(super) delta: Option<(u32, String)>,
+}
+
+/// Blocks calls while it is closed. Open at the start.
+#[derive(Debug)]
+pub(super) struct Gate {
+    closed: AtomicBool,
+    permits: Semaphore,
+}
+
+impl Gate {
+    fn new() -> Self {
+        Self {
+            closed: AtomicBool::new(false),
+            permits: Semaphore::new(0),
+        }
+    }
+
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn open(&self) {
+        self.closed.store(false, Ordering::SeqCst);
+        self.permits.add_permits(Semaphore::MAX_PERMITS / 2);
+    }
+
+    async fn pass(&self) {
+        if self.closed.load(Ordering::SeqCst) {
+            self.permits.acquire().await.unwrap().forget();
+        }
+    }
+}
+
+/// The cancel subscriptions of one worker.
+#[derive(Debug, Default)]
+pub(super) struct TestSubscriptions {
+    events: Mutex<Option<mpsc::Sender<FeedEvent>>>,
+    subscribed: Mutex<HashSet<UserId>>,
+    /// `+user` and `-user` for each change, in order.
+    changes: Mutex<Vec<String>>,
+    /// Whether opening a feed fails.
+    pub(super) fails: AtomicBool,
+    /// Whether subscribing never ends.
+    pub(super) hangs: AtomicBool,
+}
+
+impl TestSubscriptions {
+    pub(super) fn send(&self, event: FeedEvent) {
+        let events = self.events.lock().unwrap();
+        events.as_ref().unwrap().try_send(event).unwrap();
+    }
+
+    pub(super) fn changes(&self) -> Vec<String> {
+        self.changes.lock().unwrap().clone()
+    }
+}
+
+struct TestFeed(Arc<TestSubscriptions>);
+
+#[async_trait]
+impl Feed for TestFeed {
+    async fn subscribe(&self, user: &UserId, channel: Channel) -> Result<()> {
+        assert_eq!(channel, Channel::Cancel);
+        if self.0.hangs.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
+        self.0.changes.lock().unwrap().push(format!("+{user}"));
+        assert!(
+            self.0.subscribed.lock().unwrap().insert(user.clone()),
+            "twice"
+        );
+        Ok(())
+    }
+
+    async fn unsubscribe(&self, user: &UserId, _: Channel) -> Result<()> {
+        self.0.changes.lock().unwrap().push(format!("-{user}"));
+        assert!(
+            self.0.subscribed.lock().unwrap().remove(user),
+            "not subscribed"
+        );
+        Ok(())
+    }
+}
+
+pub(super) struct FakeFanout {
+    inner: Mutex<Arc<EmbeddedFanout>>,
+    journal: Journal,
+    pub(super) live_calls: Mutex<Vec<LiveCall>>,
+    /// Passed before each `live`.
+    pub(super) live_gate: Gate,
+    /// Passed before each `begin`.
+    pub(super) begin_gate: Gate,
+    /// Passed after each `begin` was executed, before its response is returned.
+    pub(super) begin_response_gate: Gate,
+    pub(super) begins: AtomicU32,
+    /// Until then `context` fails, and `begin` returns no history.
+    pub(super) context_unavailable_until: Mutex<Option<Instant>>,
+    pub(super) subscriptions: Arc<TestSubscriptions>,
+}
+
+fn empty_fanout() -> Arc<EmbeddedFanout> {
+    let started = Instant::now();
+    let clock = move || START_MS + started.elapsed().as_millis() as i64;
+    Arc::new(
+        EmbeddedFanout::open_at(Store::in_memory(), Bounds::default(), Box::new(clock)).unwrap(),
+    )
+}
+
+impl FakeFanout {
+    pub(super) fn new(journal: Journal) -> Arc<Self> {
+        Self::wrap(empty_fanout(), journal)
+    }
+
+    /// The same fan-out for another process.
+    pub(super) fn second_process(&self) -> Arc<Self> {
+        Self::wrap(self.inner(), Arc::clone(&self.journal))
+    }
+
+    fn wrap(inner: Arc<EmbeddedFanout>, journal: Journal) -> Arc<Self> {
+        Arc::new(Self {
+            inner: Mutex::new(inner),
+            journal,
+            live_calls: Mutex::default(),
+            live_gate: Gate::new(),
+            begin_gate: Gate::new(),
+            begin_response_gate: Gate::new(),
+            begins: AtomicU32::new(0),
+            context_unavailable_until: Mutex::default(),
+            subscriptions: Arc::default(),
+        })
+    }
+
+    fn inner(&self) -> Arc<EmbeddedFanout> {
+        Arc::clone(&self.inner.lock().unwrap())
+    }
+
+    fn is_context_unavailable(&self) -> bool {
+        let until = *self.context_unavailable_until.lock().unwrap();
+        until.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Deletes all data.
+    pub(super) fn lose_all(&self) {
+        *self.inner.lock().unwrap() = empty_fanout();
+    }
+
+    /// Published text: attempt, index, text.
+    pub(super) fn deltas(&self) -> Vec<(u32, u32, String)> {
+        let calls = self.live_calls.lock().unwrap();
+        let deltas = calls.iter().filter_map(|call| {
+            let (index, text) = call.delta.clone()?;
+            Some((call.attempt, index, text))
+        });
+        deltas.collect()
+    }
+
+    /// Cancels a message, and publishes the notice if the worker has subscribed to the user.
+    pub(super) async fn cancel(
+        &self,
+        user: &UserId,
+        message_id: &MessageId,
+    ) -> Result<CancelResult> {
+        let result = self.inner().cancel(user, message_id).await?;
+        if self.subscriptions.subscribed.lock().unwrap().contains(user) {
+            self.subscriptions.send(FeedEvent::Frame {
+                user: user.clone(),
+                channel: Channel::Cancel,
+                payload: Bytes::from(format!(r#"{{"message_id":"{message_id}"}}"#)),
+            });
+        }
+        Ok(result)
+    }
+
+    pub(super) async fn forget(
+        &self,
+        user: &UserId,
+        conversation: Option<&ConversationId>,
+    ) -> Result<bool> {
+        self.inner().forget(user, conversation).await
+    }
+}
+
+#[async_trait]
+impl Answers for FakeFanout {
+    async fn begin(&self, request: BeginRequest) -> Result<BeginResponse> {
+        self.begins.fetch_add(1, Ordering::SeqCst);
+        self.begin_gate.pass().await;
+        let mut response = self.inner().begin(request).await;
+        if self.is_context_unavailable()
+            && let Ok(BeginResponse::Attempt { history, .. }) = &mut response
+        {
+            *history = None;
+        }
+        self.begin_response_gate.pass().await;
+        response
+    }
+
+    async fn live(&self, request: LiveRequest) -> Result<LiveResponse> {
+        self.live_gate.pass().await;
+        let (attempt, delta) = (request.attempt, request.delta.clone());
+        let response = self.inner().live(request).await?;
+        self.live_calls.lock().unwrap().push(LiveCall {
+            at: Instant::now(),
+            attempt,
+            delta: delta.filter(|_| response == LiveResponse::Written),
+        });
+        Ok(response)
+    }
+
+    async fn keep(&self, request: KeepRequest) -> Result<KeepResponse> {
+        let response = self.inner().keep(request).await?;
+        if matches!(
+            response,
+            KeepResponse::Outcome(_) | KeepResponse::Appended(..)
+        ) {
+            self.journal.lock().unwrap().push("kept".into());
+        }
+        Ok(response)
+    }
+
+    async fn context(
+        &self,
+        user: &UserId,
+        conversation: &ConversationId,
+        limit: usize,
+        max_age: Duration,
+    ) -> Result<Vec<Turn>> {
+        if self.is_context_unavailable() {
+            return Err(FanoutError::Unavailable("test".into()));
+        }
+        let inner = self.inner();
+        inner.context(user, conversation, limit, max_age).await
+    }
+}
+
+#[async_trait]
+impl Feeds for FakeFanout {
+    async fn open_feed(
+        &self,
+        capacity: usize,
+    ) -> Result<(Arc<dyn Feed>, mpsc::Receiver<FeedEvent>)> {
+        if self.subscriptions.fails.load(Ordering::SeqCst) {
+            return Err(FanoutError::Unavailable("test".into()));
+        }
+        let (sender, events) = mpsc::channel(capacity);
+        *self.subscriptions.events.lock().unwrap() = Some(sender);
+        Ok((Arc::new(TestFeed(Arc::clone(&self.subscriptions))), events))
+    }
+}

@@ -1,0 +1,73 @@
+//! How often live text is published, and that it never delays reading the model.
+
+use super::*;
+
+const TOKENS: usize = 4000;
+
+fn long_answer() -> Vec<Step> {
+    let token = [send_text("word "), wait_ms(10)];
+    let mut steps: Vec<Step> = std::iter::repeat_n(token, TOKENS).flatten().collect();
+    steps.push(Step::Finish);
+    steps
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_answer_makes_at_most_40_live_calls_per_second_and_one_record() {
+    let system = TestSystem::new([long_answer()]);
+    let _worker = system.start();
+    system.ask("alice", "hello");
+    system.until_committed(1).await;
+    assert_eq!(system.terminals().len(), 1);
+    assert_eq!(system.terminals()[0]["content"], "word ".repeat(TOKENS));
+    let calls = system.fanout.live_calls.lock().unwrap();
+    let first_sent = system.script.text_sent_at.lock().unwrap()[0];
+    assert_eq!(
+        calls[0].at, first_sent,
+        "the first token is published at once"
+    );
+    assert_eq!(calls[0].delta, Some((0, "word ".to_owned())));
+    for (index, call) in calls.iter().enumerate() {
+        let within_a_second = calls[index..]
+            .iter()
+            .take_while(|later| later.at < call.at + Duration::from_secs(1));
+        let count = within_a_second.count();
+        assert!(count <= 40, "{count} calls within a second");
+    }
+    assert!(calls.len() > 1000, "the text grows visibly");
+    let published: String = calls
+        .iter()
+        .filter_map(|call| Some(call.delta.clone()?.1))
+        .collect();
+    assert!("word ".repeat(TOKENS).starts_with(&published));
+}
+
+#[tokio::test(start_paused = true)]
+async fn reading_the_model_never_waits_for_the_fan_out() {
+    let system = TestSystem::new([long_answer()]);
+    system.fanout.live_gate.close();
+    let _worker = system.start();
+    system.ask("alice", "hello");
+    system.until_committed(1).await;
+    let sent = system.script.text_sent_at.lock().unwrap();
+    assert_eq!(sent.len(), TOKENS);
+    let took = sent[TOKENS - 1] - sent[0];
+    let expected = Duration::from_millis(10) * (TOKENS as u32 - 1);
+    assert!(
+        took <= expected + Duration::from_millis(TOKENS as u64),
+        "{took:?}"
+    );
+    assert_eq!(system.terminals()[0]["content"], "word ".repeat(TOKENS));
+    assert!(system.fanout.live_calls.lock().unwrap().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_without_streaming_only_renews_the_lease() {
+    let system = TestSystem::new([long_answer()]);
+    let _worker = system.start();
+    let value = r#"{"content":"hello","userid":"alice"}"#;
+    system.topics.append(MESSAGES, FakeTopics::record(value));
+    system.until_committed(1).await;
+    let calls = system.fanout.live_calls.lock().unwrap();
+    assert!((38..=48).contains(&calls.len()), "{}", calls.len());
+    assert!(calls.iter().all(|call| call.delta.is_none()));
+}

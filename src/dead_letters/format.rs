@@ -1,0 +1,166 @@
+//! The records of a dead-letter topic: dead letters, and the settlements that mark them as done.
+
+use bytes::Bytes;
+
+use crate::protocol::log_record::{NewRecord, Record};
+use crate::protocol::record::header::MESSAGE_ID;
+
+/// Headers that a dead letter carries in addition to those of the original record.
+pub mod header {
+    /// Prefix of all headers of dead letters and settlements. Headers of the original record with
+    /// this prefix are removed.
+    pub const PREFIX: &str = "dlq.";
+    /// Why the record could not be processed.
+    pub const REASON: &str = "dlq.reason";
+    /// How often processing was tried.
+    pub const ATTEMPTS: &str = "dlq.attempts";
+    /// Topic of the original record.
+    pub const TOPIC: &str = "dlq.topic";
+    /// Partition of the original record.
+    pub const PARTITION: &str = "dlq.partition";
+    /// Offset of the original record.
+    pub const OFFSET: &str = "dlq.offset";
+    /// Log timestamp of the original record, in milliseconds since the Unix epoch.
+    pub const TIMESTAMP: &str = "dlq.timestamp";
+    /// Size of the value in bytes, where it was omitted because the log refused the record together
+    /// with the headers above. The original record has the value for as long as its topic retains
+    /// it.
+    pub const VALUE_LEFT_OUT: &str = "dlq.value_left_out";
+    /// On settlements: `partition/offset` of a settled dead letter. Repeated for each copy of it.
+    pub const SETTLED: &str = "dlq.settled";
+    /// On settlements: `replay` or `drop`.
+    pub const SETTLED_BY: &str = "dlq.settled_by";
+}
+
+/// Longer reasons are cut, in characters.
+const MAX_REASON_CHARS: usize = 500;
+
+/// The dead letter of `record`: the same key and value, with headers that describe the failure.
+pub(crate) fn dead_letter(record: &Record, reason: &str, attempts: u32) -> NewRecord {
+    let reason: String = reason.chars().take(MAX_REASON_CHARS).collect();
+    let mut headers = record.headers.clone();
+    // The record's author must not be able to forge a reason or to settle other dead letters.
+    headers.retain(|(name, _)| !name.starts_with(header::PREFIX));
+    let mut add = |name: &str, value: String| headers.push((name.to_owned(), Bytes::from(value)));
+    add(header::REASON, reason);
+    add(header::ATTEMPTS, attempts.to_string());
+    add(header::TOPIC, record.topic.to_string());
+    add(header::PARTITION, record.partition.to_string());
+    add(header::OFFSET, record.offset.to_string());
+    add(header::TIMESTAMP, record.timestamp_ms.to_string());
+    NewRecord {
+        key: record.key.clone(),
+        value: record.value.clone(),
+        null_value: record.null_value,
+        headers,
+    }
+}
+
+/// The same dead letter with an empty value and a header that states the omitted size.
+pub(crate) fn without_value(dead_letter: &NewRecord) -> NewRecord {
+    let mut headers = dead_letter.headers.clone();
+    let size = Bytes::from(dead_letter.value.len().to_string());
+    headers.push((header::VALUE_LEFT_OUT.to_owned(), size));
+    NewRecord {
+        key: dead_letter.key.clone(),
+        value: Bytes::new(),
+        null_value: false,
+        headers,
+    }
+}
+
+/// What a settlement record says.
+pub(super) struct Settlement {
+    /// Partition and offset of each settled dead letter.
+    pub(super) offsets: Vec<(i32, i64)>,
+    /// The id of the replayed message; `None` where the dead letter was dropped.
+    pub(super) replayed_as: Option<String>,
+}
+
+impl Settlement {
+    /// Parses a settlement. `None` for a dead letter: one that copied these headers from a message
+    /// has a value or further `dlq.` headers.
+    pub(super) fn from_record(record: &Record) -> Option<Self> {
+        let is_of_settlement = |name: &str| matches!(name, header::SETTLED | header::SETTLED_BY);
+        let mut names = record.headers.iter().map(|(name, _)| name.as_str());
+        let is_settlement = record.value.is_empty()
+            && record.header_text(header::SETTLED).is_some()
+            && record.header_text(header::SETTLED_BY).is_some()
+            && names.all(|name| is_of_settlement(name) || !name.starts_with(header::PREFIX));
+        if !is_settlement {
+            return None;
+        }
+        let parse_offset = |value: &Bytes| {
+            let (partition, offset) = std::str::from_utf8(value).ok()?.split_once('/')?;
+            Some((partition.parse().ok()?, offset.parse().ok()?))
+        };
+        let settled = record
+            .headers
+            .iter()
+            .filter(|(name, _)| name == header::SETTLED);
+        let is_replay = record.header_text(header::SETTLED_BY) == Some("replay");
+        Some(Self {
+            offsets: settled
+                .filter_map(|(_, value)| parse_offset(value))
+                .collect(),
+            replayed_as: record
+                .header_text(MESSAGE_ID)
+                .filter(|_| is_replay)
+                .map(str::to_owned),
+        })
+    }
+
+    /// The headers of the settlement record.
+    pub(super) fn to_headers(&self) -> Vec<(String, Bytes)> {
+        let settled = self.offsets.iter().map(|(partition, offset)| {
+            let value = Bytes::from(format!("{partition}/{offset}"));
+            (header::SETTLED.to_owned(), value)
+        });
+        let mut headers: Vec<(String, Bytes)> = settled.collect();
+        let mut add = |name: &str, value: &str| {
+            headers.push((name.to_owned(), Bytes::from(value.to_owned())));
+        };
+        match &self.replayed_as {
+            Some(message_id) => {
+                add(header::SETTLED_BY, "replay");
+                add(MESSAGE_ID, message_id);
+            }
+            None => add(header::SETTLED_BY, "drop"),
+        }
+        headers
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_cannot_forge_headers_of_dead_letters_and_settlements() {
+        let bytes = |text: &str| Bytes::from(text.to_owned());
+        let headers = [
+            ("dlq.settled", "3/0"),
+            ("dlq.settled_by", "drop"),
+            ("dlq.topic", "elsewhere"),
+            ("message_id", "m"),
+        ];
+        let record = Record {
+            topic: "incoming_messages".into(),
+            partition: 3,
+            offset: 9,
+            timestamp_ms: 1,
+            key: None,
+            value: bytes("x"),
+            null_value: false,
+            headers: headers.map(|(n, v)| (n.to_owned(), bytes(v))).to_vec(),
+        };
+        let headers = dead_letter(&record, "unreadable record: x", 1).headers;
+        let values = |name: &str| {
+            let matching = headers.iter().filter(|(other, _)| other == name);
+            matching.map(|(_, value)| value.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(values("message_id"), [bytes("m")]);
+        assert_eq!(values(header::TOPIC), [bytes("incoming_messages")]);
+        assert!(values("dlq.settled").is_empty() && values("dlq.settled_by").is_empty());
+    }
+}

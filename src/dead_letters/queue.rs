@@ -1,0 +1,422 @@
+//! The dead-letter queue: lists dead letters, shows them, replays and drops them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::address::{Address, Source};
+use super::dead_letter::{DeadLetter, Filter};
+use super::format::Settlement;
+use super::replay::replay_record;
+use super::resolution::{Resolution, SettleAction, SettleError, SettleResult};
+use crate::log::{AppendError, LogBrowser, LogError, LogOffset, PartitionRange, partitioner};
+use crate::protocol::log_record::{NewRecord, Record};
+
+/// Bytes that are read from a topic at once.
+const PAGE_BYTES: usize = 4 << 20;
+/// Tries of one append, each bounded by `PRODUCE_TIMEOUT_MS`.
+const MAX_APPENDS: u32 = 3;
+
+/// Why dead letters could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum DeadLetterError {
+    /// The request named a topic that is not a dead-letter topic. Nothing was done.
+    #[error(
+        "{topic:?} is not a dead-letter topic; use {}{}", known.join(" or "),
+        suggestion.as_ref().map(|text| format!("; did you mean {text}?")).unwrap_or_default()
+    )]
+    UnknownTopic {
+        /// The topic of the request.
+        topic: String,
+        /// The dead-letter topics of this configuration.
+        known: Vec<String>,
+        /// The address or topic that was probably meant.
+        suggestion: Option<String>,
+    },
+    /// The log could not be read.
+    #[error(transparent)]
+    Log(#[from] LogError),
+}
+
+/// The dead letters of a log, in the dead-letter topics of one configuration. Cheap to clone.
+#[derive(Clone)]
+pub struct DeadLetterQueue {
+    log: Arc<dyn LogBrowser>,
+    topics: Vec<String>,
+}
+
+/// A dead letter with its content.
+#[derive(Debug, Clone)]
+pub struct DeadLetterDetail {
+    /// The dead letter as it is listed.
+    pub dead_letter: DeadLetter,
+    /// How it was settled; `None` while it is not.
+    pub resolution: Option<Resolution>,
+    /// The record in the dead-letter topic, with key, headers and value.
+    pub record: Record,
+}
+
+impl DeadLetterDetail {
+    /// Everything as JSON. Bytes that are not UTF-8 are written as `{"hex":…}`.
+    pub fn to_json(&self) -> Value {
+        let headers = self.record.headers.iter();
+        let headers: Vec<Value> = headers
+            .map(|(name, value)| json!({"name": name, "value": text_or_hex(value)}))
+            .collect();
+        let value = (!self.record.null_value).then(|| text_or_hex(&self.record.value));
+        json!({
+            "letter": self.dead_letter,
+            "settled": self.resolution,
+            "key": self.record.key.as_deref().map(text_or_hex),
+            "headers": headers,
+            "value": value,
+        })
+    }
+}
+
+fn text_or_hex(bytes: &[u8]) -> Value {
+    use std::fmt::Write as _;
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        return text.into();
+    }
+    let hex = bytes.iter().fold(String::new(), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    });
+    json!({"hex": hex})
+}
+
+impl DeadLetterQueue {
+    /// The queue in these dead-letter topics of `log`.
+    pub fn new(log: Arc<dyn LogBrowser>, topics: Vec<String>) -> Self {
+        Self { log, topics }
+    }
+
+    /// Refuses every topic except the dead-letter topics: a settlement in another topic would be
+    /// consumed as a message. `suffix` completes the suggestion.
+    fn check_topic(&self, topic: &str, suffix: &str) -> Result<(), DeadLetterError> {
+        if self.topics.iter().any(|known| known == topic) {
+            return Ok(());
+        }
+        let suggestion = self
+            .topics
+            .iter()
+            .find(|known| source_topic(known) == Some(topic));
+        Err(DeadLetterError::UnknownTopic {
+            topic: topic.to_owned(),
+            known: self.topics.clone(),
+            suggestion: suggestion.map(|known| format!("{known}{suffix}")),
+        })
+    }
+
+    fn check_addresses(&self, addresses: &[Address]) -> Result<(), DeadLetterError> {
+        addresses.iter().try_for_each(|address| {
+            let suffix = format!("/{}/{}", address.partition, address.offset);
+            self.check_topic(&address.topic, &suffix)
+        })
+    }
+
+    /// The unsettled dead letters that match `filter`, oldest first. Copies are merged.
+    pub async fn list(&self, filter: &Filter) -> Result<Vec<DeadLetter>, DeadLetterError> {
+        if let Some(topic) = &filter.topic {
+            self.check_topic(topic, "")?;
+        }
+        let mut listed = Vec::new();
+        for topic in &self.topics {
+            if filter.topic.as_ref().is_some_and(|only| only != topic) {
+                continue;
+            }
+            let contents = self.read_topic(topic, filter.since_ms).await?;
+            let resolutions = contents.resolutions;
+            let is_settled =
+                |address: &Address| resolutions.contains_key(&(address.partition, address.offset));
+            listed.extend(contents.dead_letters.into_iter().filter(|dead_letter| {
+                filter.matches(dead_letter) && !dead_letter.addresses().all(is_settled)
+            }));
+        }
+        listed.sort_by(|a, b| (a.at_ms, &a.address).cmp(&(b.at_ms, &b.address)));
+        listed.truncate(filter.limit.unwrap_or(usize::MAX));
+        Ok(listed)
+    }
+
+    /// The dead letters at these addresses with their resolution, settled or not; `None` where
+    /// there is none.
+    pub async fn find(
+        &self,
+        addresses: &[Address],
+    ) -> Result<Vec<(Address, Option<(DeadLetter, Option<Resolution>)>)>, DeadLetterError> {
+        self.check_addresses(addresses)?;
+        // Each topic is read once, from its oldest requested dead letter on.
+        let mut since: BTreeMap<&str, i64> = BTreeMap::new();
+        for address in addresses {
+            if let Some(record) = self.record(address).await? {
+                let oldest = since.entry(&address.topic).or_insert(record.timestamp_ms);
+                *oldest = record.timestamp_ms.min(*oldest);
+            }
+        }
+        let mut topics = HashMap::new();
+        for (topic, since_ms) in since {
+            topics.insert(
+                topic.to_owned(),
+                self.read_topic(topic, Some(since_ms)).await?,
+            );
+        }
+        let find = |address: &Address| {
+            let contents: &TopicContents = topics.get(&address.topic)?;
+            let has_address =
+                |dead_letter: &&DeadLetter| dead_letter.addresses().any(|other| other == address);
+            let dead_letter = contents.dead_letters.iter().find(has_address)?;
+            let resolution = |address: &Address| {
+                let offset = (address.partition, address.offset);
+                contents.resolutions.get(&offset).cloned()
+            };
+            Some((
+                dead_letter.clone(),
+                dead_letter.addresses().find_map(resolution),
+            ))
+        };
+        let found = addresses
+            .iter()
+            .map(|address| (address.clone(), find(address)));
+        Ok(found.collect())
+    }
+
+    /// The dead letter at this address with its content; `None` where there is none.
+    pub async fn detail(
+        &self,
+        address: &Address,
+    ) -> Result<Option<DeadLetterDetail>, DeadLetterError> {
+        let requested = std::slice::from_ref(address);
+        self.check_addresses(requested)?;
+        let Some(record) = self.record(address).await? else {
+            return Ok(None);
+        };
+        let found = self.find(requested).await?.pop();
+        Ok(found
+            .and_then(|(_, found)| found)
+            .map(|(dead_letter, resolution)| DeadLetterDetail {
+                dead_letter,
+                resolution,
+                record,
+            }))
+    }
+
+    /// Replays or drops the dead letters at these addresses, one after the other.
+    pub async fn settle_at(
+        &self,
+        addresses: &[Address],
+        action: SettleAction,
+    ) -> Result<Vec<SettleResult>, DeadLetterError> {
+        let mut results = Vec::with_capacity(addresses.len());
+        for (address, found) in self.find(addresses).await? {
+            let result = match found {
+                None => Err(SettleError::NotFound),
+                Some((_, Some(resolution))) => {
+                    Err(SettleError::AlreadySettled(resolution.to_string()))
+                }
+                Some((dead_letter, None)) => self.settle(&dead_letter, action).await,
+            };
+            results.push(SettleResult::new(address, result));
+        }
+        Ok(results)
+    }
+
+    /// Replays or drops one dead letter that was listed.
+    ///
+    /// A replay appends the record to its source topic under a new message id, then settles the
+    /// dead letter. Repeating it has no effect while the new message's outcome is stored
+    /// (`DEDUP_TTL`), because the new id depends on the original location only.
+    pub async fn settle(
+        &self,
+        dead_letter: &DeadLetter,
+        action: SettleAction,
+    ) -> Result<Resolution, SettleError> {
+        match action {
+            SettleAction::Replay => self.replay(dead_letter).await,
+            SettleAction::Drop => {
+                self.append_settlement(dead_letter, None).await?;
+                Ok(Resolution::Dropped)
+            }
+        }
+    }
+
+    async fn replay(&self, dead_letter: &DeadLetter) -> Result<Resolution, SettleError> {
+        let topic = &dead_letter.source.topic;
+        let is_consumed = |known: &String| source_topic(known) == Some(topic);
+        if !self.topics.iter().any(is_consumed) {
+            return Err(SettleError::UnknownSource(topic.clone()));
+        }
+        let record = self.original_record(dead_letter).await?;
+        let message_id = dead_letter.source.replay_id();
+        let replay = replay_record(&record, dead_letter, &message_id);
+        let place = self.append(topic, replay).await?;
+        let message_id = message_id.to_string();
+        self.append_settlement(dead_letter, Some(message_id.clone()))
+            .await?;
+        Ok(Resolution::Replayed {
+            message_id,
+            topic: topic.clone(),
+            partition: place.partition,
+            offset: place.offset,
+        })
+    }
+
+    async fn append_settlement(
+        &self,
+        dead_letter: &DeadLetter,
+        replayed_as: Option<String>,
+    ) -> Result<(), SettleError> {
+        let Address {
+            topic, partition, ..
+        } = &dead_letter.address;
+        let partitions = self.log.partition_ranges(topic).await?.len().max(1);
+        let settlement = Settlement {
+            offsets: dead_letter
+                .addresses()
+                .map(|address| (address.partition, address.offset))
+                .collect(),
+            replayed_as,
+        };
+        let record = NewRecord {
+            key: Some(partitioner::key_for_partition(*partition, partitions)),
+            headers: settlement.to_headers(),
+            ..NewRecord::default()
+        };
+        self.append(topic, record).await.map(drop)
+    }
+
+    async fn append(&self, topic: &str, record: NewRecord) -> Result<LogOffset, SettleError> {
+        let mut appends = 0;
+        loop {
+            appends += 1;
+            match self.log.append(topic, record.clone()).await {
+                Ok(place) => return Ok(place),
+                // A duplicate is harmless, see `settle`.
+                Err(AppendError::Unknown(_)) if appends < MAX_APPENDS => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// The record of a dead letter; from its source topic where the value was omitted.
+    async fn original_record(&self, dead_letter: &DeadLetter) -> Result<Record, SettleError> {
+        let record = self.record(&dead_letter.address).await?;
+        let record = record.ok_or(SettleError::NotFound)?;
+        if dead_letter.value_left_out.is_none() {
+            return Ok(record);
+        }
+        let source = &dead_letter.source;
+        let location = Address {
+            topic: source.topic.clone(),
+            partition: source.partition,
+            offset: source.offset,
+        };
+        let original = self.record(&location).await?;
+        // A recreated topic may have another record at this offset.
+        original
+            .filter(|original| original.timestamp_ms == source.timestamp_ms)
+            .ok_or(SettleError::ValueLost)
+    }
+
+    async fn record(&self, address: &Address) -> Result<Option<Record>, LogError> {
+        let ranges = self.log.partition_ranges(&address.topic).await?;
+        let contains = |range: &PartitionRange| {
+            range.partition == address.partition
+                && (range.start..range.end).contains(&address.offset)
+        };
+        if !ranges.iter().any(contains) {
+            return Ok(None);
+        }
+        let (from, to) = (address.offset, address.offset + 1);
+        let mut page = self
+            .log
+            .read(&address.topic, address.partition, from, to, 1)
+            .await?;
+        Ok(page.pop().filter(|record| record.offset == address.offset))
+    }
+
+    /// Reads a dead-letter topic, from `since_ms` (milliseconds since the Unix epoch) where given.
+    async fn read_topic(
+        &self,
+        topic: &str,
+        since_ms: Option<i64>,
+    ) -> Result<TopicContents, LogError> {
+        let mut contents = TopicContents::default();
+        for range in self.log.partition_ranges(topic).await? {
+            let mut from = range.start;
+            if let (Some(since_ms), true) = (since_ms, range.start < range.end) {
+                let first = self.log.offset_at(topic, range.partition, since_ms).await?;
+                from = first.unwrap_or(range.end).max(from);
+            }
+            while from < range.end {
+                let (partition, end) = (range.partition, range.end);
+                let page = self
+                    .log
+                    .read(topic, partition, from, end, PAGE_BYTES)
+                    .await?;
+                let Some(last) = page.last() else { break };
+                from = last.offset + 1;
+                for record in &page {
+                    contents.add(record);
+                }
+            }
+        }
+        contents.merge_copies();
+        Ok(contents)
+    }
+}
+
+/// The source topic of a dead-letter topic, whose name is the source topic's with `.dlq`.
+fn source_topic(dead_letter_topic: &str) -> Option<&str> {
+    let source = dead_letter_topic.strip_suffix(".dlq");
+    source.filter(|source| !source.is_empty())
+}
+
+/// Dead letters and settlements that were read from one topic.
+#[derive(Default)]
+struct TopicContents {
+    dead_letters: Vec<DeadLetter>,
+    /// By partition and offset of the settled dead letter.
+    resolutions: HashMap<(i32, i64), Resolution>,
+}
+
+impl TopicContents {
+    fn add(&mut self, record: &Record) {
+        let Some(settlement) = Settlement::from_record(record) else {
+            self.dead_letters.push(DeadLetter::from_record(record));
+            return;
+        };
+        let resolution = match settlement.replayed_as {
+            Some(message_id) => Resolution::Replayed {
+                message_id,
+                topic: record
+                    .topic
+                    .strip_suffix(".dlq")
+                    .unwrap_or(&record.topic)
+                    .to_owned(),
+                partition: -1,
+                offset: -1,
+            },
+            None => Resolution::Dropped,
+        };
+        for offset in settlement.offsets {
+            self.resolutions.insert(offset, resolution.clone());
+        }
+    }
+
+    /// Merges dead letters of the same original record into the first one.
+    fn merge_copies(&mut self) {
+        let mut index_of: HashMap<Source, usize> = HashMap::new();
+        let mut merged: Vec<DeadLetter> = Vec::with_capacity(self.dead_letters.len());
+        for dead_letter in std::mem::take(&mut self.dead_letters) {
+            if let Some(index) = index_of.get(&dead_letter.source) {
+                merged[*index].copies.push(dead_letter.address);
+            } else {
+                index_of.insert(dead_letter.source.clone(), merged.len());
+                merged.push(dead_letter);
+            }
+        }
+        self.dead_letters = merged;
+    }
+}

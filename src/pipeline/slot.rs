@@ -1,0 +1,238 @@
+//! The context of one record's processing: a concurrency slot, a stop signal, and the retry loops
+//! for unavailable dependencies.
+
+use std::fmt::Display;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::backoff::Backoff;
+use crate::telemetry::traces::Span;
+
+const FIRST_DELAY: Duration = Duration::from_millis(50);
+const MAX_DELAY: Duration = Duration::from_secs(2);
+/// Each record that waits for an unavailable dependency logs a warning this often.
+const WARNING_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Processing of the record must stop: its partition was revoked or rewound, or the process
+/// drains. The record is not finished and will be read again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StopRequested;
+
+/// One of the `MAX_WORKERS` concurrency slots, held while a record is processed. It is released
+/// on drop and during every wait, so that waiting records do not block others.
+#[derive(Debug)]
+pub struct WorkSlot {
+    slots: Arc<Semaphore>,
+    permit: Option<OwnedSemaphorePermit>,
+    stop: CancellationToken,
+    span: Span,
+}
+
+impl WorkSlot {
+    /// Waits for a free slot, or until `stop` fires.
+    pub(crate) async fn acquire(
+        slots: Arc<Semaphore>,
+        stop: CancellationToken,
+    ) -> Result<Self, StopRequested> {
+        let mut slot = Self {
+            slots,
+            permit: None,
+            stop,
+            span: Span::default(),
+        };
+        slot.reacquire().await?;
+        Ok(slot)
+    }
+
+    async fn reacquire(&mut self) -> Result<(), StopRequested> {
+        if self.permit.is_some() {
+            return Ok(());
+        }
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => Err(StopRequested),
+            permit = Arc::clone(&self.slots).acquire_owned() => {
+                self.permit = Some(permit.map_err(|_| StopRequested)?);
+                Ok(())
+            }
+        }
+    }
+
+    /// The trace span of this record's processing.
+    pub fn span(&self) -> &Span {
+        &self.span
+    }
+
+    pub(super) fn span_mut(&mut self) -> &mut Span {
+        &mut self.span
+    }
+
+    /// Whether a stop was requested. New work must not be started then.
+    pub fn is_stopped(&self) -> bool {
+        self.stop.is_cancelled()
+    }
+
+    /// Fires when no new work may be started for this record. An answer whose model call is in
+    /// progress may still be completed.
+    pub fn stop_token(&self) -> &CancellationToken {
+        &self.stop
+    }
+
+    /// Sleeps without holding the slot, then acquires one again.
+    pub async fn sleep(&mut self, time: Duration) -> Result<(), StopRequested> {
+        self.permit = None;
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => return Err(StopRequested),
+            () = tokio::time::sleep(time) => {}
+        }
+        self.reacquire().await
+    }
+
+    /// Repeats `call` until it succeeds or a stop is requested. There is no limit on the number of
+    /// tries: an unavailable dependency never counts against the record (I10). The slot is free
+    /// during the delays. `operation` names the call in the log.
+    pub async fn retry<T, E, F, Fut>(
+        &mut self,
+        operation: &str,
+        mut call: F,
+    ) -> Result<T, StopRequested>
+    where
+        E: Display,
+        F: FnMut() -> Fut,
+        Fut: Future<Output = Result<T, E>>,
+    {
+        let mut state = RetryState::new(operation);
+        loop {
+            match call().await {
+                Ok(value) => {
+                    state.log_recovery();
+                    return Ok(value);
+                }
+                Err(error) => {
+                    let delay = state.next_delay(&error);
+                    self.sleep(delay).await?;
+                }
+            }
+        }
+    }
+
+    /// Like [`WorkSlot::retry`], but ignores stop requests and keeps the slot. For the last steps
+    /// after a model call, which would otherwise have to be made again. Only the drain deadline
+    /// ends it, by aborting the task.
+    pub async fn retry_despite_stop<T, E, F, Fut>(&mut self, operation: &str, mut call: F) -> T
+    where
+        E: Display,
+        F: FnMut() -> Fut,
+        Fut: Future<Output = Result<T, E>>,
+    {
+        let mut state = RetryState::new(operation);
+        loop {
+            match call().await {
+                Ok(value) => {
+                    state.log_recovery();
+                    return value;
+                }
+                Err(error) => {
+                    let delay = state.next_delay(&error);
+                    tokio::time::sleep(delay).await;
+                }
+            }
+        }
+    }
+}
+
+/// The growing delays of one retry loop, and its log lines.
+struct RetryState<'a> {
+    operation: &'a str,
+    backoff: Backoff,
+    started: Instant,
+    last_warning: Option<Instant>,
+}
+
+impl<'a> RetryState<'a> {
+    fn new(operation: &'a str) -> Self {
+        Self {
+            operation,
+            backoff: Backoff::new(FIRST_DELAY, MAX_DELAY).with_jitter(),
+            started: Instant::now(),
+            last_warning: None,
+        }
+    }
+
+    fn next_delay(&mut self, error: &impl Display) -> Duration {
+        let is_due = self
+            .last_warning
+            .is_none_or(|warned| warned.elapsed() >= WARNING_INTERVAL);
+        if is_due {
+            self.last_warning = Some(Instant::now());
+            tracing::warn!(
+                operation = self.operation,
+                %error,
+                "operation failed; it is retried until it succeeds, no action is needed once the \
+                 dependency is available again"
+            );
+        }
+        self.backoff.next_delay()
+    }
+
+    fn log_recovery(&self) {
+        if self.last_warning.is_some() {
+            let waited_ms = self.started.elapsed().as_millis() as u64;
+            tracing::info!(
+                operation = self.operation,
+                waited_ms,
+                "operation succeeded after retries"
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn acquire(slots: &Arc<Semaphore>, stop: &CancellationToken) -> WorkSlot {
+        WorkSlot::acquire(Arc::clone(slots), stop.clone())
+            .await
+            .unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waiting_for_an_unavailable_dependency_holds_no_slot() {
+        let slots = Arc::new(Semaphore::new(1));
+        let stop = CancellationToken::new();
+        let mut waiting = acquire(&slots, &stop).await;
+        let other = {
+            let (slots, stop) = (Arc::clone(&slots), stop.clone());
+            tokio::spawn(async move { drop(acquire(&slots, &stop).await) })
+        };
+        let result = waiting
+            .retry("test", || {
+                let is_done = other.is_finished();
+                async move { if is_done { Ok(7) } else { Err("unavailable") } }
+            })
+            .await;
+        assert_eq!(result, Ok(7));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn retrying_ends_when_the_partition_is_revoked() {
+        let slots = Arc::new(Semaphore::new(1));
+        let stop = CancellationToken::new();
+        let mut waiting = acquire(&slots, &stop).await;
+        let revocation = stop.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            revocation.cancel();
+        });
+        let result: Result<(), StopRequested> =
+            waiting.retry("test", || async { Err("unavailable") }).await;
+        assert_eq!(result, Err(StopRequested));
+    }
+}

@@ -1,0 +1,245 @@
+//! Rewinds of partitions: after assignments, losses and requests.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::Semaphore;
+
+use super::harness::{ScriptedHandler, start};
+use crate::pipeline::{Delivery, RewindPolicy, RewindRequest, Verdict};
+
+/// Rewinds every partition to the same offset.
+struct FixedRewind {
+    offset: i64,
+    rewound: AtomicUsize,
+}
+
+impl FixedRewind {
+    fn to(offset: i64) -> Arc<Self> {
+        Arc::new(Self {
+            offset,
+            rewound: AtomicUsize::new(0),
+        })
+    }
+
+    /// How often a rewind was reported as complete.
+    fn rewound(&self) -> usize {
+        self.rewound.load(Ordering::SeqCst)
+    }
+}
+
+#[async_trait]
+impl RewindPolicy for FixedRewind {
+    async fn start_offset(&self, _partition: i32, committed: i64, _oldest: Option<i64>) -> i64 {
+        self.offset.min(committed)
+    }
+
+    async fn on_rewound(&self, _partition: i32) {
+        self.rewound.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_assignment_rewinds_and_marks_finished_records() {
+    let handler = ScriptedHandler::new(|_| async { Verdict::Done });
+    let policy = FixedRewind::to(4);
+    let pipeline = start(Arc::clone(&handler) as _, 1, Some(Arc::clone(&policy) as _));
+    for _ in 0..10 {
+        pipeline.topic.append(0, "a", 10);
+    }
+    pipeline.assign(0, Some(7));
+    pipeline
+        .until("the last commit", || pipeline.topic.stored(0) == Some(10))
+        .await;
+    let expected: Vec<_> = (4..10).map(|offset| (0, offset, offset < 7)).collect();
+    assert_eq!(handler.deliveries(), expected);
+    pipeline
+        .until("the end of the rewind", || policy.rewound() == 1)
+        .await;
+    pipeline.drain().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rewind_without_records_completes_at_once() {
+    let handler = ScriptedHandler::new(|_| async { Verdict::Done });
+    let policy = FixedRewind::to(7);
+    let pipeline = start(handler, 1, Some(Arc::clone(&policy) as _));
+    pipeline.assign(0, Some(7));
+    pipeline.assign(1, None);
+    pipeline
+        .until("the end of both rewinds", || policy.rewound() == 2)
+        .await;
+    pipeline.drain().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rewind_during_processing_delivers_no_finished_record_as_new() {
+    let loses = Arc::new(Mutex::new(true));
+    let handler = ScriptedHandler::new(move |delivery: Delivery| {
+        let lose = delivery.record.offset == 8 && std::mem::take(&mut *loses.lock().unwrap());
+        async move { if lose { Verdict::Rewind } else { Verdict::Done } }
+    });
+    let policy = FixedRewind::to(5);
+    let pipeline = start(Arc::clone(&handler) as _, 1, Some(Arc::clone(&policy) as _));
+    for _ in 0..10 {
+        pipeline.topic.append(0, "a", 10);
+    }
+    pipeline.assign(0, Some(5));
+    pipeline
+        .until("the last commit", || pipeline.topic.stored(0) == Some(10))
+        .await;
+    let deliveries = handler.deliveries();
+    let new: Vec<i64> = deliveries
+        .iter()
+        .filter(|(_, _, already_finished)| !already_finished)
+        .map(|(_, o, _)| *o)
+        .collect();
+    assert_eq!(new, [5, 6, 7, 8, 8, 9]);
+    let again: Vec<i64> = deliveries
+        .iter()
+        .filter(|(_, _, already_finished)| *already_finished)
+        .map(|(_, o, _)| *o)
+        .collect();
+    assert_eq!(again, [5, 6, 7]);
+    pipeline.drain().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rewind_request_waits_for_records_in_progress() {
+    let gate = Arc::new(Semaphore::new(0));
+    let open = Arc::clone(&gate);
+    let handler = ScriptedHandler::new(move |delivery: Delivery| {
+        let open = Arc::clone(&open);
+        async move {
+            if delivery.record.offset == 3 {
+                open.acquire().await.unwrap().forget();
+            }
+            Verdict::Done
+        }
+    });
+    let policy = FixedRewind::to(0);
+    let pipeline = start(Arc::clone(&handler) as _, 1, Some(Arc::clone(&policy) as _));
+    for _ in 0..4 {
+        pipeline.topic.append(0, "a", 10);
+    }
+    pipeline.assign(0, Some(0));
+    pipeline
+        .until("the last record in progress", || {
+            handler.deliveries().len() == 4
+        })
+        .await;
+    pipeline
+        .rewind_requests
+        .send(RewindRequest::AllPartitions)
+        .await
+        .unwrap();
+    pipeline
+        .until("all records again", || handler.deliveries().len() == 8)
+        .await;
+    gate.add_permits(10);
+    pipeline
+        .until("the last commit", || pipeline.topic.stored(0) == Some(4))
+        .await;
+    let again: Vec<_> = handler.deliveries().split_off(4);
+    assert_eq!(
+        again,
+        [(0, 0, true), (0, 1, true), (0, 2, true), (0, 3, false)]
+    );
+    pipeline.drain().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn silence_while_paused_does_not_complete_a_rewind() {
+    let gate = Arc::new(Semaphore::new(0));
+    let open = Arc::clone(&gate);
+    let handler = ScriptedHandler::new(move |delivery: Delivery| {
+        let open = Arc::clone(&open);
+        async move {
+            if delivery.record.partition == 0 {
+                open.acquire().await.unwrap().forget();
+            }
+            Verdict::Done
+        }
+    });
+    let policy = FixedRewind::to(0);
+    let pipeline = start(Arc::clone(&handler) as _, 4, Some(Arc::clone(&policy) as _));
+    pipeline.topic.append(0, "a", 70 << 10);
+    for _ in 0..5 {
+        pipeline.topic.append(1, "b", 10);
+    }
+    pipeline.assign(0, Some(0));
+    pipeline
+        .until("the pause", || *pipeline.topic.is_paused.lock().unwrap())
+        .await;
+    // The log has a gap below this commit, so that only silence can complete the rewind.
+    pipeline.assign(1, Some(6));
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!(policy.rewound(), 1, "only partition 0 is rewound");
+    gate.add_permits(1);
+    pipeline
+        .until("all deliveries", || handler.deliveries().len() == 6)
+        .await;
+    assert_eq!(policy.rewound(), 1);
+    pipeline
+        .until("the end of the rewind", || policy.rewound() == 2)
+        .await;
+    pipeline.drain().await;
+}
+
+/// Blocks in `on_rewound` until the gate has a permit.
+struct BlockingPolicy {
+    gate: Semaphore,
+    started: AtomicUsize,
+    ended: AtomicUsize,
+}
+
+#[async_trait]
+impl RewindPolicy for BlockingPolicy {
+    async fn start_offset(&self, _: i32, committed: i64, _: Option<i64>) -> i64 {
+        committed
+    }
+
+    async fn on_rewound(&self, _: i32) {
+        self.started.fetch_add(1, Ordering::SeqCst);
+        self.gate.acquire().await.unwrap().forget();
+        self.ended.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_partition_rewound_again_is_not_reported_as_rewound() {
+    let policy = Arc::new(BlockingPolicy {
+        gate: Semaphore::new(0),
+        started: AtomicUsize::new(0),
+        ended: AtomicUsize::new(0),
+    });
+    let handler = ScriptedHandler::new(|_| async { Verdict::Done });
+    let pipeline = start(handler, 1, Some(Arc::clone(&policy) as _));
+    pipeline.assign(0, Some(0));
+    pipeline
+        .until("the first report", || {
+            policy.started.load(Ordering::SeqCst) == 1
+        })
+        .await;
+    pipeline
+        .rewind_requests
+        .send(RewindRequest::AllPartitions)
+        .await
+        .unwrap();
+    pipeline
+        .until("the second report", || {
+            policy.started.load(Ordering::SeqCst) == 2
+        })
+        .await;
+    policy.gate.add_permits(10);
+    pipeline
+        .until("the end of a report", || {
+            policy.ended.load(Ordering::SeqCst) == 1
+        })
+        .await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(policy.ended.load(Ordering::SeqCst), 1);
+    pipeline.drain().await;
+}
