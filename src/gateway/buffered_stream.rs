@@ -1,8 +1,8 @@
 //! The TCP stream under one WebSocket.
 //!
 //! The WebSocket library keeps a read buffer for as long as the connection lives, of the size that
-//! it reads at a time, and most connections are idle. Therefore the library gets a small buffer, and
-//! this stream reads ahead: as few system calls as with a large buffer, without its memory.
+//! it reads at a time, and most connections are idle. Therefore the library gets a small buffer,
+//! and this stream reads ahead: as few system calls as with a large buffer, without its memory.
 //!
 //! The library's buffers also stay as large as the longest frame that ever passed. This stream
 //! follows the frame boundaries in the passing bytes, so it knows when those buffers are empty and

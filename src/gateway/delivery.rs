@@ -67,7 +67,7 @@ fn parse<'a>(
             tracing::warn!(
                 line,
                 column,
-                "published frame is malformed, not delivered; check what else publishes to this redis"
+                "published frame is malformed, not delivered; check what else publishes to redis"
             );
             return None;
         }
@@ -80,7 +80,7 @@ fn parse<'a>(
         metrics.count_message_error("foreign_frame");
         tracing::error!(
             "published frame names another user than its channel, not delivered; check what else \
-             publishes to this redis"
+             publishes to redis"
         );
         return None;
     }

@@ -102,8 +102,8 @@ impl DrainState {
     }
 }
 
-/// Returns when no answer is pending. A message that has not reached the log `produce_timeout` after
-/// it became known counts as lost: its gateway died, or the log was unavailable.
+/// Returns when no answer is pending. A message that has not reached the log `produce_timeout`
+/// after it became known counts as lost: its gateway died, or the log was unavailable.
 async fn wait_until_answered(
     mut status: watch::Receiver<PendingStatus>,
     produce_timeout: Duration,

@@ -18,8 +18,8 @@ use crate::protocol::ids::{MessageId, UserId};
 /// and a gap is reported.
 const EVENT_QUEUE: usize = 65_536;
 
-/// Messages that this gateway has yet to remove from `pending`, which an original relay does not do.
-/// Above it they remain there, as a hint that is wrong until it expires.
+/// Answered messages that this gateway has yet to remove from `pending`, because an original relay
+/// does not. Above it they remain there, as a hint that is wrong until it expires.
 const CLEAR_QUEUE: usize = 1024;
 
 /// The name under which readiness reports a gateway that can't receive answers yet.
@@ -52,7 +52,10 @@ async fn distribute(gateway: &Gateway, clear_sender: ClearSender) -> Result<(), 
             Ok(opened) => break opened,
             Err(error) => {
                 gateway.metrics.count_fanout_error("feed");
-                tracing::warn!(%error, "fan-out unavailable, retrying the subscription; check redis");
+                tracing::warn!(
+                    %error,
+                    "fan-out unavailable, retrying the subscription; check redis"
+                );
                 sleep(backoff.next_delay()).await;
             }
         }
@@ -112,7 +115,11 @@ async fn clear_pending(
         let cleared = gateway.fanout.clear_pending(&sessions.user, &message_id);
         if let Err(error) = cleared.await {
             gateway.metrics.count_fanout_error("clear_pending");
-            tracing::debug!(%error, %message_id, "answered message remains pending until it expires");
+            tracing::debug!(
+                %error,
+                %message_id,
+                "answered message remains pending until it expires"
+            );
         }
     }
 }

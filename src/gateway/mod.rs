@@ -14,8 +14,8 @@
 //! [`classic`] and [`v1`]. [`context`] is the state that all connections share, and [`lifecycle`]
 //! runs a gateway from its start to the end of its drain.
 //!
-//! Architecture invariant: [`classic`] and [`v1`] don't know each other. On the day the last classic
-//! client is gone, `classic` is deleted.
+//! Architecture invariant: [`classic`] and [`v1`] don't know each other. On the day the last
+//! classic client is gone, `classic` is deleted.
 
 pub(crate) mod auth;
 #[doc(hidden)]

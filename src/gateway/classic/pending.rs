@@ -43,7 +43,8 @@ struct PendingAnswer {
     is_in_log: bool,
     /// The terminal frame is sent wherever it is found, also among frames that a rewind stored
     /// again: the message was admitted here, or its frame was published to connections here. For
-    /// other messages a client may have received it from another gateway before Redis lost its data.
+    /// other messages a client may have received it from another gateway before Redis lost its
+    /// data.
     must_send: bool,
     /// Admitted by this gateway, so that `since` orders it among the others that were. The place of
     /// a message that another gateway admitted is unknown.
@@ -208,7 +209,8 @@ impl PendingAnswers {
     }
 
     /// Whether the terminal frame of `id` may be out of order: another message of its conversation
-    /// is pending and not known to follow it, so that message's terminal frame may have been missed.
+    /// is pending and not known to follow it, so that message's terminal frame may have been
+    /// missed.
     pub(in crate::gateway) fn is_out_of_order(
         &self,
         id: &MessageId,

@@ -1,4 +1,4 @@
-//! The receive loop of one connection: reads the client's frames, and ends when the connection is to
+//! The receive loop of one connection: reads the client's frames, and ends when the connection must
 //! be closed, for whatever reason.
 
 use std::future::{pending, poll_fn};
@@ -20,7 +20,7 @@ use crate::gateway::session::{Protocol, Session};
 use crate::gateway::v1;
 use crate::protocol::close::CloseReason;
 
-/// Receives frames until the connection is to be closed. The outbound queue knows the reason then.
+/// Receives frames until the connection must be closed. The outbound queue holds the reason then.
 pub(super) async fn receive_frames(
     gateway: &Gateway,
     session: &Session,

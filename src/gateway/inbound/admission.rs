@@ -195,8 +195,8 @@ fn add_resent(pending: &mut PendingAnswers, message: &Message) {
     );
 }
 
-/// Calls `admit`, with retries while the fan-out is unavailable, for half of the time that a message
-/// has; the other half is the log's. An admitted interrupt then cancels the messages before it.
+/// Calls `admit`, with retries while the fan-out is unavailable, for half of the time that a
+/// message has; the other half is the log's. An admitted interrupt then cancels the messages before it.
 async fn admit(
     gateway: Arc<Gateway>,
     message_ref: MessageRef,

@@ -142,7 +142,7 @@ impl Inbound {
             message_id = message.id.as_str(),
             trace_id = message.span.trace_id(),
             error = text,
-            "message not acknowledged by the log, its client is told and may send it again"
+            "message not acknowledged by the log; the client got an error and may send it again"
         );
         message.span.fail("not_acknowledged");
         let code = if let Some(AppendError::Refused(_)) = error {

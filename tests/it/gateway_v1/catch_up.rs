@@ -26,10 +26,10 @@ async fn reconnecting_at_any_point_gives_the_same_transcript() {
         cut_here(&mut device).await;
         let mut answer = gateway.begin(&user, "a1").await;
         for piece in pieces {
-            gateway.say(&mut answer, piece).await;
+            gateway.stream(&mut answer, piece).await;
             cut_here(&mut device).await;
         }
-        gateway.end(&answer).await;
+        gateway.finish(&answer).await;
         cut_here(&mut device).await;
         let end = device.wait_for_end("a1").await;
         assert_eq!(end["content"], "one two three four");
@@ -49,8 +49,8 @@ async fn client_that_connects_during_an_answer_receives_a_snapshot_and_then_delt
     phone.send_message("a1", "the question").await;
     phone.wait_for_accepted("a1").await;
     let mut answer = gateway.begin("alice", "a1").await;
-    gateway.say(&mut answer, "one ").await;
-    gateway.say(&mut answer, "two ").await;
+    gateway.stream(&mut answer, "one ").await;
+    gateway.stream(&mut answer, "two ").await;
     let mut laptop = gateway.device("alice").await;
     let pending = laptop.frames[0]["pending"].clone();
     assert_eq!(pending[0]["content"], "the question");
@@ -61,13 +61,13 @@ async fn client_that_connects_during_an_answer_receives_a_snapshot_and_then_delt
         (&json!("snapshot"), &json!(2))
     );
     assert_eq!(snapshot["content"], "one two ");
-    gateway.say(&mut answer, "three").await;
+    gateway.stream(&mut answer, "three").await;
     let delta = laptop.next_frame().await;
     assert_eq!(
         (&delta["type"], &delta["index"]),
         (&json!("delta"), &json!(2))
     );
-    gateway.end(&answer).await;
+    gateway.finish(&answer).await;
     for device in [&mut phone, &mut laptop] {
         assert_eq!(device.wait_for_end("a1").await["content"], "one two three");
     }
@@ -114,10 +114,10 @@ async fn slow_client_receives_snapshots_and_every_terminal_frame() {
         for piece in 0..4 {
             text.clear();
             let _ = write!(text, "{piece}{filler}");
-            gateway.say(&mut answer, &text).await;
+            gateway.stream(&mut answer, &text).await;
         }
         if number != 13 {
-            gateway.end(&answer).await;
+            gateway.finish(&answer).await;
             continue;
         }
         slow.wait_for_text("a13", "3x").await;
@@ -125,7 +125,7 @@ async fn slow_client_receives_snapshots_and_every_terminal_frame() {
             slow.message("a13").snapshots > 0,
             "the client was never slow"
         );
-        gateway.end(&answer).await;
+        gateway.finish(&answer).await;
     }
     slow.wait_for_ends(&["a13"]).await;
     assert_eq!(slow.transcript.order_of("default").len(), 14);
@@ -135,7 +135,7 @@ async fn slow_client_receives_snapshots_and_every_terminal_frame() {
 #[tokio::test]
 async fn client_that_waits_for_welcome_during_a_drain_receives_no_other_frame() {
     let gateway = start(settings()).await;
-    gateway.fanout.away.store(true, Ordering::SeqCst);
+    gateway.fanout.is_unavailable.store(true, Ordering::SeqCst);
     let mut device = V1Client::new("alice");
     let path = "/ws?token=any-token&userid=alice";
     device.upgrade(gateway.port, path, &[]).await.unwrap();

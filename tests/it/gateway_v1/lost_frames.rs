@@ -21,11 +21,11 @@ async fn lost_terminal_frame_is_found_without_a_later_frame() {
     device.send_message("a1", "x").await;
     device.wait_for_accepted("a1").await;
     let mut answer = gateway.begin("alice", "a1").await;
-    gateway.say(&mut answer, "one").await;
+    gateway.stream(&mut answer, "one").await;
     device.wait_for_text("a1", "one").await;
-    gateway.fanout.lose();
-    gateway.end(&answer).await;
-    gateway.fanout.lost(1).await;
+    gateway.fanout.start_losing_frames();
+    gateway.finish(&answer).await;
+    gateway.fanout.stop_losing_after(1).await;
     assert_eq!(device.wait_for_end("a1").await["content"], "one");
     // From there on the connection receives live frames.
     device.send_message("a2", "x").await;
@@ -41,12 +41,12 @@ async fn lost_delta_is_detected_by_the_next_one_and_repaired_by_a_snapshot() {
     device.send_message("a1", "x").await;
     device.wait_for_accepted("a1").await;
     let mut answer = gateway.begin("alice", "a1").await;
-    gateway.say(&mut answer, "one ").await;
+    gateway.stream(&mut answer, "one ").await;
     device.wait_for_text("a1", "one ").await;
-    gateway.fanout.lose();
-    gateway.say(&mut answer, "two ").await;
-    gateway.fanout.lost(1).await;
-    gateway.say(&mut answer, "three ").await;
+    gateway.fanout.start_losing_frames();
+    gateway.stream(&mut answer, "two ").await;
+    gateway.fanout.stop_losing_after(1).await;
+    gateway.stream(&mut answer, "three ").await;
     device.wait_for_text("a1", "one two three ").await;
     assert_eq!(device.message("a1").snapshots, 1);
 }
@@ -59,15 +59,15 @@ async fn connections_of_a_user_share_one_read_after_a_gap() {
         devices.push(gateway.device("alice").await);
     }
     let mut answer = gateway.begin("alice", "a1").await;
-    gateway.say(&mut answer, "one ").await;
+    gateway.stream(&mut answer, "one ").await;
     for device in &mut devices {
         device.wait_for_text("a1", "one ").await;
     }
     let before = gateway.fanout.reads.load(Ordering::SeqCst);
-    gateway.fanout.lose();
-    gateway.end(&answer).await;
-    gateway.fanout.lost(1).await;
-    gateway.fanout.event(FeedEvent::Gap).await;
+    gateway.fanout.start_losing_frames();
+    gateway.finish(&answer).await;
+    gateway.fanout.stop_losing_after(1).await;
+    gateway.fanout.inject(FeedEvent::Gap).await;
     for device in &mut devices {
         device.wait_for_end("a1").await;
     }
@@ -89,7 +89,7 @@ async fn frame_that_names_another_user_than_its_channel_is_not_delivered() {
                 "message_id": "m", "conversation_id": "default", "attempt": 1, "index": 0});
             gateway
                 .fanout
-                .event(FeedEvent::Frame {
+                .inject(FeedEvent::Frame {
                     user: UserId::parse("bob").unwrap(),
                     channel,
                     payload: Bytes::from(frame.to_string()),
@@ -113,7 +113,7 @@ async fn frames_of_an_original_relay_are_delivered() {
     .await;
     gateway.device("alice").await;
     let headers = [("sec-websocket-protocol", "chatmesh.v1")];
-    let path = format!("/ws?token=t&userid=alice&since={}", at(0));
+    let path = format!("/ws?token=t&userid=alice&since={}", position(0));
     // An original worker's frame has no `message_id`, which `V1Client` requires.
     let mut client = ClassicClient::connect_with(gateway.port, &path, &headers, "alice")
         .await
@@ -125,7 +125,7 @@ async fn frames_of_an_original_relay_are_delivered() {
         "timestamp": "2024-01-01T12:00:00Z", "correlation_id": "c"});
     gateway
         .fanout
-        .event(FeedEvent::Frame {
+        .inject(FeedEvent::Frame {
             user: UserId::parse("alice").unwrap(),
             channel: Channel::Terminal,
             payload: Bytes::from(frame.to_string()),
@@ -144,11 +144,11 @@ async fn connection_is_closed_only_when_the_fan_out_stays_unavailable() {
     let mut device = gateway.device("alice").await;
     device.send_message("a1", "x").await;
     device.wait_for_accepted("a1").await;
-    gateway.fanout.away.store(true, Ordering::SeqCst);
+    gateway.fanout.is_unavailable.store(true, Ordering::SeqCst);
     let since = Instant::now();
     assert_eq!(device.expect_close().await, Some(4503));
     assert!(since.elapsed() >= Duration::from_millis(300));
-    gateway.fanout.away.store(false, Ordering::SeqCst);
+    gateway.fanout.is_unavailable.store(false, Ordering::SeqCst);
     device.connect_with_retries(&[gateway.port]).await;
     gateway.answer("alice", "a1", &["y"]).await;
     assert_eq!(device.wait_for_end("a1").await["content"], "y");

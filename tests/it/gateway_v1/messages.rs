@@ -74,7 +74,7 @@ async fn message_is_accepted_streamed_and_answered_on_all_devices() {
     for device in [&mut phone, &mut laptop] {
         let end = device.wait_for_end("a1").await;
         assert_eq!(end["content"], "one two");
-        assert_eq!(end["position"], at(0).to_string());
+        assert_eq!(end["position"], position(0).to_string());
         assert_eq!(device.message("a1").deltas, 2);
         for hidden in ["n", "n_id", "origin", "v"] {
             assert!(
@@ -168,10 +168,10 @@ async fn resent_message_with_an_undelivered_answer_receives_it_once() {
         device.send_message(id, "x").await;
         device.wait_for_accepted(id).await;
     }
-    gateway.fanout.lose();
+    gateway.fanout.start_losing_frames();
     gateway.answer("alice", "a1", &["one"]).await;
     gateway.answer("alice", "a2", &["two"]).await;
-    gateway.fanout.lost(4).await;
+    gateway.fanout.stop_losing_after(4).await;
     device.send_message("a2", "x").await;
     // The earlier answer precedes it because of its lower position; nothing follows.
     device.wait_for_ends(&["a1", "a2"]).await;
@@ -248,17 +248,17 @@ async fn interrupt_cancels_earlier_messages_and_resent_no_later_ones() {
     ] {
         let user = UserId::parse("alice").unwrap();
         let client_id = ClientMessageId::parse(id).unwrap();
-        let subject = MessageRef {
+        let message = MessageRef {
             message_id: MessageId::of_client(&user, &client_id),
             user,
             id: Some(client_id),
             conversation: ConversationId::parse(conversation).unwrap(),
         };
         let call = BeginRequest {
-            message: subject.clone(),
+            message: message.clone(),
             owner: Owner::random(),
             last_attempt: 0,
-            cancelled_outcome: ending(&subject, "", TurnStatus::Cancelled).into(),
+            cancelled_outcome: outcome(&message, "", TurnStatus::Cancelled).into(),
             history: None,
         };
         let begun = gateway.fanout.inner().begin(call).await.unwrap();

@@ -19,14 +19,14 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use self::faulty::Faulty;
+use self::faulty_fanout::FaultyFanout;
 use crate::gateway_classic::fakes::FakeLog;
 use crate::gateway_classic::settings;
 use crate::support::v1::V1Client;
 
 mod catch_up;
 mod client;
-mod faulty;
+mod faulty_fanout;
 mod lost_frames;
 mod memory;
 mod messages;
@@ -34,7 +34,7 @@ mod messages;
 struct Gateway {
     port: u16,
     log: Arc<FakeLog>,
-    fanout: Arc<Faulty>,
+    fanout: Arc<FaultyFanout>,
     drain: CancellationToken,
     served: JoinHandle<Result<(), GatewayError>>,
     offsets: AtomicI64,
@@ -49,7 +49,7 @@ impl Drop for Gateway {
 async fn start(settings: GatewaySettings) -> Gateway {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    let (log, fanout) = (FakeLog::new(), Faulty::new());
+    let (log, fanout) = (FakeLog::new(), FaultyFanout::new());
     let drain = CancellationToken::new();
     let dependencies = Dependencies {
         log: log.clone(),
@@ -70,16 +70,16 @@ async fn start(settings: GatewaySettings) -> Gateway {
     }
 }
 
-fn at(offset: i64) -> Position {
+fn position(offset: i64) -> Position {
     Position {
         epoch: Epoch::new("test", "0", 0),
         offset,
     }
 }
 
-/// An answer that the test writes.
+/// An answer that the test generates as a worker.
 struct Answer {
-    subject: MessageRef,
+    message: MessageRef,
     owner: Owner,
     attempt: u32,
     index: u32,
@@ -87,6 +87,7 @@ struct Answer {
 }
 
 impl Gateway {
+    /// Connects a `chatmesh.v1` client.
     async fn device(&self, user: &str) -> V1Client {
         let mut device = V1Client::new(user);
         // The gateway refuses connections until its feed is open.
@@ -94,6 +95,7 @@ impl Gateway {
         device
     }
 
+    /// Begins the answer to a message of the default conversation.
     async fn begin(&self, user: &str, id: &str) -> Answer {
         self.begin_in(user, id, "default").await
     }
@@ -101,7 +103,7 @@ impl Gateway {
     async fn begin_in(&self, user: &str, id: &str, conversation: &str) -> Answer {
         let user = UserId::parse(user).unwrap();
         let id = ClientMessageId::parse(id).unwrap();
-        let subject = MessageRef {
+        let message = MessageRef {
             message_id: MessageId::of_client(&user, &id),
             user,
             id: Some(id),
@@ -109,10 +111,10 @@ impl Gateway {
         };
         let owner = Owner::random();
         let call = BeginRequest {
-            message: subject.clone(),
+            message: message.clone(),
             owner: owner.clone(),
             last_attempt: 0,
-            cancelled_outcome: ending(&subject, "", TurnStatus::Cancelled).into(),
+            cancelled_outcome: outcome(&message, "", TurnStatus::Cancelled).into(),
             history: None,
         };
         let BeginResponse::Attempt { number, .. } = self.fanout.inner().begin(call).await.unwrap()
@@ -120,7 +122,7 @@ impl Gateway {
             panic!("it can't be begun");
         };
         Answer {
-            subject,
+            message,
             owner,
             attempt: number,
             index: 0,
@@ -128,9 +130,10 @@ impl Gateway {
         }
     }
 
-    async fn say(&self, answer: &mut Answer, text: &str) {
+    /// Publishes a delta.
+    async fn stream(&self, answer: &mut Answer, text: &str) {
         let call = LiveRequest {
-            message: answer.subject.clone(),
+            message: answer.message.clone(),
             owner: answer.owner.clone(),
             attempt: answer.attempt,
             delta: Some((answer.index, text.to_owned())),
@@ -143,25 +146,27 @@ impl Gateway {
         answer.text.push_str(text);
     }
 
+    /// Stores the outcome.
     async fn keep(&self, answer: &Answer) {
         let call = KeepRequest {
-            message: answer.subject.clone(),
+            message: answer.message.clone(),
             owner: answer.owner.clone(),
             attempt: answer.attempt,
-            outcome: ending(&answer.subject, &answer.text, TurnStatus::Answered).into(),
-            cancelled_outcome: ending(&answer.subject, &answer.text, TurnStatus::Cancelled).into(),
+            outcome: outcome(&answer.message, &answer.text, TurnStatus::Answered).into(),
+            cancelled_outcome: outcome(&answer.message, &answer.text, TurnStatus::Cancelled).into(),
         };
         self.fanout.inner().keep(call).await.unwrap();
     }
 
+    /// Delivers the terminal frame as a relay.
     async fn deliver(&self, answer: &Answer) {
         let offset = self.offsets.fetch_add(1, Ordering::SeqCst);
-        let frame = ending(&answer.subject, &answer.text, TurnStatus::Answered).frame;
+        let frame = outcome(&answer.message, &answer.text, TurnStatus::Answered).frame;
         let call = DeliverRequest {
-            user: answer.subject.user.clone(),
-            message_id: answer.subject.message_id.clone(),
-            conversation: Some(answer.subject.conversation.clone()),
-            position: at(offset),
+            user: answer.message.user.clone(),
+            message_id: answer.message.message_id.clone(),
+            conversation: Some(answer.message.conversation.clone()),
+            position: position(offset),
             known_end: None,
             logged_at_ms: None,
             is_rewind: false,
@@ -173,32 +178,33 @@ impl Gateway {
         assert!(matches!(delivered, DeliverResponse::Published(_)));
     }
 
-    async fn end(&self, answer: &Answer) {
+    /// Stores and delivers the outcome.
+    async fn finish(&self, answer: &Answer) {
         self.keep(answer).await;
         self.deliver(answer).await;
     }
 
-    /// The whole answer to a message.
+    /// Generates and delivers the whole answer to a message.
     async fn answer(&self, user: &str, id: &str, pieces: &[&str]) {
         let mut answer = self.begin(user, id).await;
         for piece in pieces {
-            self.say(&mut answer, piece).await;
+            self.stream(&mut answer, piece).await;
         }
-        self.end(&answer).await;
+        self.finish(&answer).await;
     }
 }
 
 fn with_position(frame: &str, offset: i64) -> String {
     let mut frame: Value = serde_json::from_str(frame).unwrap();
-    frame["position"] = at(offset).to_string().into();
+    frame["position"] = position(offset).to_string().into();
     frame.to_string()
 }
 
-fn ending(subject: &MessageRef, text: &str, status: TurnStatus) -> NewOutcome {
-    let mut frame = json!({"v": 1, "type": "response", "content": text, "userid": subject.user,
+fn outcome(message: &MessageRef, text: &str, status: TurnStatus) -> NewOutcome {
+    let mut frame = json!({"v": 1, "type": "response", "content": text, "userid": message.user,
         "timestamp": "2024-01-01T12:00:00Z", "processing_time_ms": 5, "correlation_id": "c",
-        "message_id": subject.message_id, "id": subject.id, "finish_reason": "stop",
-        "model": "test", "attempt": 1, "conversation_id": subject.conversation,
+        "message_id": message.message_id, "id": message.id, "finish_reason": "stop",
+        "model": "test", "attempt": 1, "conversation_id": message.conversation,
         "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}});
     if status == TurnStatus::Cancelled {
         frame["type"] = "error".into();
@@ -209,7 +215,7 @@ fn ending(subject: &MessageRef, text: &str, status: TurnStatus) -> NewOutcome {
     NewOutcome {
         frame: frame.to_string(),
         turn: Turn {
-            message_id: subject.message_id.clone(),
+            message_id: message.message_id.clone(),
             question: Some("?".into()),
             answer: text.to_owned(),
             status,

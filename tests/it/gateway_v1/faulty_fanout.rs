@@ -1,5 +1,5 @@
-//! The embedded fan-out in memory, with faults that a test decides: it can be away, and what it
-//! publishes can be lost on its way.
+//! The embedded fan-out in memory, with faults that a test controls: it can be unavailable, and the
+//! frames that it publishes can be lost.
 
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -21,86 +21,90 @@ use tokio::time::timeout;
 
 use crate::support::TEST_TIMEOUT;
 
-pub(super) struct Faulty {
+/// A fan-out for one gateway with faults that the test switches on and off.
+pub(super) struct FaultyFanout {
     inner: EmbeddedFanout,
-    pub(super) away: AtomicBool,
-    losing: Arc<AtomicBool>,
-    lost: watch::Sender<usize>,
+    pub(super) is_unavailable: AtomicBool,
+    loses_frames: Arc<AtomicBool>,
+    lost_frames: watch::Sender<usize>,
+    /// Calls of `read`.
     pub(super) reads: AtomicUsize,
     events: Mutex<Option<mpsc::Sender<FeedEvent>>>,
 }
 
-impl Faulty {
+impl FaultyFanout {
     pub(super) fn new() -> Arc<Self> {
         let inner = EmbeddedFanout::open(Store::in_memory(), Bounds::default()).unwrap();
         Arc::new(Self {
             inner,
-            away: AtomicBool::new(false),
-            losing: Arc::default(),
-            lost: watch::Sender::new(0),
+            is_unavailable: AtomicBool::new(false),
+            loses_frames: Arc::default(),
+            lost_frames: watch::Sender::new(0),
             reads: AtomicUsize::new(0),
             events: Mutex::default(),
         })
     }
 
-    fn here(&self) -> Result<&EmbeddedFanout> {
-        if self.away.load(Ordering::SeqCst) {
-            return Err(FanoutError::Unavailable("the test says so".into()));
+    fn available(&self) -> Result<&EmbeddedFanout> {
+        if self.is_unavailable.load(Ordering::SeqCst) {
+            return Err(FanoutError::Unavailable(
+                "made unavailable by the test".into(),
+            ));
         }
         Ok(&self.inner)
     }
 
-    /// The fan-out behind this one, as workers and relays reach it.
+    /// The fan-out without faults, which the test calls as worker and relay.
     pub(super) fn inner(&self) -> &EmbeddedFanout {
         &self.inner
     }
 
-    /// What is published from now on is lost.
-    pub(super) fn lose(&self) {
-        self.losing.store(true, Ordering::SeqCst);
+    /// Loses every frame that is published from now on.
+    pub(super) fn start_losing_frames(&self) {
+        self.loses_frames.store(true, Ordering::SeqCst);
     }
 
-    /// Nothing more is lost, once so many frames were.
-    pub(super) async fn lost(&self, count: usize) {
-        let mut lost = self.lost.subscribe();
-        timeout(TEST_TIMEOUT, lost.wait_for(|lost| *lost >= count))
+    /// Waits until `count` frames were lost in total, and loses no further ones.
+    pub(super) async fn stop_losing_after(&self, count: usize) {
+        let mut lost_frames = self.lost_frames.subscribe();
+        timeout(TEST_TIMEOUT, lost_frames.wait_for(|lost| *lost >= count))
             .await
             .unwrap()
             .unwrap();
-        self.losing.store(false, Ordering::SeqCst);
+        self.loses_frames.store(false, Ordering::SeqCst);
     }
 
-    /// Puts an event between those that are published.
-    pub(super) async fn event(&self, event: FeedEvent) {
+    /// Inserts an event into the gateway's feed.
+    pub(super) async fn inject(&self, event: FeedEvent) {
         let events = self.events.lock().unwrap().clone().unwrap();
         events.send(event).await.unwrap();
     }
 }
 
 #[async_trait]
-impl Admissions for Faulty {
-    async fn admit(&self, subject: &MessageRef, content: &str) -> Result<Admission> {
-        self.here()?.admit(subject, content).await
+impl Admissions for FaultyFanout {
+    async fn admit(&self, message: &MessageRef, content: &str) -> Result<Admission> {
+        self.available()?.admit(message, content).await
     }
 
-    async fn accept(&self, subject: &MessageRef, frame: String) -> Result<()> {
-        self.here()?.accept(subject, frame).await
+    async fn accept(&self, message: &MessageRef, frame: String) -> Result<()> {
+        self.available()?.accept(message, frame).await
     }
 
     async fn cancel(&self, user: &UserId, message_id: &MessageId) -> Result<CancelResult> {
-        self.here()?.cancel(user, message_id).await
+        self.available()?.cancel(user, message_id).await
     }
 
     async fn clear_pending(&self, user: &UserId, message_id: &MessageId) -> Result<()> {
-        self.here()?.clear_pending(user, message_id).await
+        self.available()?.clear_pending(user, message_id).await
     }
 }
 
 #[async_trait]
-impl Reads for Faulty {
+impl Reads for FaultyFanout {
     async fn read(&self, call: ReadRequest) -> Result<UserView> {
         self.reads.fetch_add(1, Ordering::SeqCst);
-        self.here()?.read(call).await
+        self.available()?.read(call).await
     }
 
     async fn delivered_outcomes(
@@ -108,19 +112,19 @@ impl Reads for Faulty {
         user: &UserId,
         messages: &[MessageId],
     ) -> Result<Vec<DeliveredOutcome>> {
-        self.here()?.delivered_outcomes(user, messages).await
+        self.available()?.delivered_outcomes(user, messages).await
     }
 }
 
 #[async_trait]
-impl History for Faulty {
+impl History for FaultyFanout {
     async fn conversations(
         &self,
         user: &UserId,
         after: Option<&ConversationId>,
         limit: usize,
     ) -> Result<Vec<ConversationEntry>> {
-        self.here()?.conversations(user, after, limit).await
+        self.available()?.conversations(user, after, limit).await
     }
 
     async fn history(
@@ -130,20 +134,20 @@ impl History for Faulty {
         before: Option<&MessageId>,
         limit: usize,
     ) -> Result<Option<Vec<Turn>>> {
-        self.here()?
+        self.available()?
             .history(user, conversation, before, limit)
             .await
     }
 
     async fn forget(&self, user: &UserId, of: Option<&ConversationId>) -> Result<bool> {
-        self.here()?.forget(user, of).await
+        self.available()?.forget(user, of).await
     }
 }
 
 #[async_trait]
-impl Tokens for Faulty {
+impl Tokens for FaultyFanout {
     async fn stored_token(&self, user: &UserId) -> Result<Option<(String, u64)>> {
-        self.here()?.stored_token(user).await
+        self.available()?.stored_token(user).await
     }
 
     async fn issue_token(
@@ -152,20 +156,20 @@ impl Tokens for Faulty {
         candidate: &str,
         ttl: Duration,
     ) -> Result<(String, u64)> {
-        self.here()?.issue_token(user, candidate, ttl).await
+        self.available()?.issue_token(user, candidate, ttl).await
     }
 
     async fn revoke(&self, user: &UserId) -> Result<()> {
-        self.here()?.revoke(user).await
+        self.available()?.revoke(user).await
     }
 
     async fn revoked_at(&self, user: &UserId) -> Result<Option<i64>> {
-        self.here()?.revoked_at(user).await
+        self.available()?.revoked_at(user).await
     }
 }
 
 #[async_trait]
-impl Feeds for Faulty {
+impl Feeds for FaultyFanout {
     async fn open_feed(
         &self,
         capacity: usize,
@@ -173,11 +177,11 @@ impl Feeds for Faulty {
         let (feed, mut published) = self.inner.open_feed(capacity).await?;
         let (sender, receiver) = mpsc::channel(capacity);
         *self.events.lock().unwrap() = Some(sender.clone());
-        let (losing, lost) = (self.losing.clone(), self.lost.clone());
+        let (loses_frames, lost_frames) = (self.loses_frames.clone(), self.lost_frames.clone());
         tokio::spawn(async move {
             while let Some(event) = published.recv().await {
-                if losing.load(Ordering::SeqCst) {
-                    lost.send_modify(|lost| *lost += 1);
+                if loses_frames.load(Ordering::SeqCst) {
+                    lost_frames.send_modify(|lost| *lost += 1);
                 } else if sender.send(event).await.is_err() {
                     return;
                 }
