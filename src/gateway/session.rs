@@ -17,7 +17,7 @@ pub(super) const MAX_UNACKNOWLEDGED: usize = 64;
 pub(super) enum Protocol {
     Classic,
     V1 {
-        /// The position from which the client wants to resume; `None` begins at the present.
+        /// The position from which the client resumes; `None` begins at the present.
         since: Option<Position>,
         /// When the token expires and the connection is closed with it; `None` never.
         expires_at: Option<Instant>,

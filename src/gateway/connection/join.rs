@@ -25,8 +25,8 @@ pub(super) async fn join(
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
     let mut joined = None;
     let since = match &session.protocol {
-        Protocol::V1 { since, .. } if !gateway.settings.interop => since.as_ref(),
-        _ => None,
+        Protocol::Classic => None,
+        Protocol::V1 { since, .. } => since.as_ref(),
     };
     loop {
         let sessions = match joined.take() {

@@ -34,7 +34,6 @@ pub(super) async fn receive_frames(
         Protocol::Classic => (None, None),
         Protocol::V1 { since, expires_at } => (since.clone(), *expires_at),
     };
-    let since = since.filter(|_| !gateway.settings.interop);
     let mut catching_up = std::pin::pin!(async {
         match client {
             Client::Classic(_) => pending().await,
