@@ -19,7 +19,7 @@ use crate::dead_letters::DeadLetterQueue;
 use crate::gateway::auth::jwt::JwtVerifier;
 use crate::health::Health;
 use crate::signals::Signals;
-use crate::store::Holder;
+use crate::store::InstanceInfo;
 use crate::telemetry::admin::{self, AdminState};
 use crate::telemetry::metrics::{Exporter, Metric};
 use crate::telemetry::{logs, traces};
@@ -111,11 +111,11 @@ pub async fn run(role: Role, config: Config) -> anyhow::Result<()> {
     let local_key = match config.embedded().data_dir {
         Some(folder) if role == Role::AllInOne => {
             let key = SecretString::from(gateway::auth::random_token());
-            let holder = Holder {
+            let holder = InstanceInfo {
                 address: reachable(address),
                 key: key.clone(),
             };
-            let announced = holder.announce(&folder);
+            let announced = holder.write(&folder);
             announced.with_context(|| format!("{} can't be written", folder.display()))?;
             Some(key)
         }

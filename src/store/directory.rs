@@ -1,4 +1,4 @@
-//! The data directory: whose it is, what is in it, how much room is left.
+//! The data directory: its lock, its format marker, and its free space.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
@@ -6,64 +6,72 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::holder;
+use super::instance;
 
-/// Raised with every change that an older or newer program could not read.
+/// Version of the data format. Increased with every change that another version of the program
+/// could not read.
 const FORMAT: u32 = 1;
+/// The file that contains the format version.
 const MARKER: &str = "chatmesh.format";
+/// The file that the process that holds the directory keeps locked. It contains the process id.
 const LOCK: &str = "chatmesh.lock";
+/// The subdirectory of the storage engine.
 const TABLES: &str = "tables";
 
-/// A data directory could not be opened.
+/// Why a data directory could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Another process works on it.
+    /// Another process holds the directory.
     #[error(
-        "data directory {dir} is in use by another chatmesh process{}: stop it, or give this one a directory of its own with --data-dir",
+        "data directory {dir} is in use by another chatmesh process{}: stop it, or choose another \
+         directory for this one with --data-dir",
         pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default()
     )]
-    Held {
+    InUse {
         /// The directory.
         dir: PathBuf,
-        /// Who holds it, where it could be read.
+        /// The process that holds it. `None` if its id could not be read.
         pid: Option<u32>,
     },
-    /// It was written by a program of another format.
+    /// The directory was written by a version of chatmesh with another data format.
     #[error(
-        "data directory {dir} has format {found}, and this program reads format {FORMAT}: run the version of chatmesh that wrote it, or choose another directory with --data-dir"
+        "data directory {dir} has format {found}, and this program reads format {FORMAT}: run the \
+         version of chatmesh that wrote it, or choose another directory with --data-dir"
     )]
     OtherFormat {
         /// The directory.
         dir: PathBuf,
-        /// What its marker says.
+        /// The content of its format marker.
         found: String,
     },
-    /// There is data in it without chatmesh's marker.
+    /// The directory contains tables but no format marker, so it is not a data directory.
     #[error(
-        "directory {dir} holds tables, but no {MARKER} file: choose another directory with --data-dir"
+        "directory {dir} contains tables, but no {MARKER} file: choose another directory with \
+         --data-dir"
     )]
-    NotOurs {
+    NotDataDirectory {
         /// The directory.
         dir: PathBuf,
     },
-    /// What is in it is not what was written.
+    /// The storage engine found data that it did not write.
     #[error("data directory {dir} is damaged ({damage} in its journal): {advice}")]
     Damaged {
         /// The directory.
         dir: PathBuf,
-        /// In the storage engine's words.
+        /// The storage engine's description of the damage.
         damage: String,
-        /// What to do about it.
+        /// What an operator can do about it.
         advice: String,
     },
-    /// It can't be read or written.
+    /// The directory cannot be read or written.
     #[error(
-        "data directory {dir} can't be used: {reason}; check its permissions and disk, or choose another one with --data-dir"
+        "data directory {dir} can't be used: {reason}; check its permissions and disk, or choose \
+         another one with --data-dir"
     )]
     Io {
         /// The directory.
         dir: PathBuf,
-        /// What the system or the storage engine said.
+        /// The error of the operating system or the storage engine.
         reason: String,
     },
 }
@@ -72,89 +80,92 @@ pub enum OpenError {
 #[derive(Debug)]
 pub(super) struct Directory {
     path: PathBuf,
-    /// The lock belongs to the open file, so the system takes it back even after kill -9.
+    /// The lock belongs to the open file, so the system releases it even after kill -9.
     lock: File,
 }
 
-/// What there is of a data directory, as far as it can be seen without touching it.
+/// The state of a data directory, as far as it is visible without changing anything.
 #[derive(Debug)]
-pub struct Folder {
-    /// Whether it is there.
+pub struct DirectoryInfo {
+    /// Whether the directory exists.
     pub exists: bool,
-    /// Whether chatmesh has worked on it: its marker is there.
-    pub made: bool,
-    /// Whether this user may write into it, or make it.
+    /// Whether chatmesh has used the directory: the format marker exists.
+    pub is_initialized: bool,
+    /// Whether this user can write to the directory, or create it.
     pub writable: bool,
-    /// Somebody works on it; its process id, where it could be read.
-    pub held: Option<Option<u32>>,
-    /// Whether others than its owner may look into it.
+    /// `Some` while a process holds the directory, with its id if that could be read.
+    pub holder: Option<Option<u32>>,
+    /// Whether users other than the owner have access to the directory.
     pub open_to_others: bool,
-    /// What would keep this program from working on it.
+    /// The reason why this program could not open the directory because of its format.
     pub format: Result<(), String>,
-    /// Bytes that this user may still write there.
+    /// Free space for this user, in bytes.
     pub free: u64,
 }
 
-/// Looks at a data directory; makes, locks and changes nothing.
+/// Reads the state of a data directory. Creates and changes nothing, and does not keep the lock.
 ///
 /// # Errors
-/// Not even the place where it would be can be looked at.
-pub fn look(path: &Path) -> std::io::Result<Folder> {
+/// Fails if not even the nearest existing parent can be read.
+pub fn inspect(path: &Path) -> std::io::Result<DirectoryInfo> {
     use std::os::unix::fs::PermissionsExt;
 
     use rustix::fs::Access;
     let path = std::path::absolute(path)?;
-    // A folder that is not there is made below the nearest one that is.
-    let nearest = path.ancestors().find(|folder| folder.exists());
+    // A missing directory would be created below its nearest existing parent.
+    let nearest = path.ancestors().find(|parent| parent.exists());
     let nearest = nearest.unwrap_or(Path::new("/"));
     let stat = rustix::fs::statvfs(nearest)?;
     let exists = path.is_dir();
     let access = rustix::fs::access(nearest, Access::WRITE_OK | Access::EXEC_OK);
-    let mut folder = Folder {
+    let mut info = DirectoryInfo {
         exists,
-        made: path.join(MARKER).exists(),
+        is_initialized: path.join(MARKER).exists(),
         writable: nearest.is_dir() && access.is_ok(),
-        held: None,
+        holder: None,
         open_to_others: exists && fs::metadata(&path)?.permissions().mode() & 0o077 != 0,
         format: Ok(()),
         free: stat.f_bavail.saturating_mul(stat.f_frsize),
     };
     if !exists {
-        return Ok(folder);
+        return Ok(info);
     }
     if let Ok(mut lock) = File::open(path.join(LOCK)) {
-        // Shared, and given back at once: who opens the folder meanwhile tries again.
+        // A shared lock, released at once: a process that opens the directory in this moment retries.
         if matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)) {
             let mut text = String::new();
             let _ = lock.read_to_string(&mut text);
-            folder.held = Some(text.trim().parse().ok());
+            info.holder = Some(text.trim().parse().ok());
         }
     }
-    folder.format = judge_format(&path).map_err(|error| error.to_string());
-    Ok(folder)
+    info.format = check_format(&path).map_err(|error| error.to_string());
+    Ok(info)
 }
 
-/// Who only looks at the folder holds the lock for a moment; whoever works on it keeps it.
-fn lock_patiently(lock: &File) -> Result<(), TryLockError> {
-    const TRIES: u32 = 20;
-    for _ in 1..TRIES {
+/// Locks the file, retrying for 0.2 s: [`inspect`] holds the lock only for a moment, whereas a process
+/// that uses the directory keeps it.
+fn lock_with_retries(lock: &File) -> Result<(), TryLockError> {
+    const ATTEMPTS: u32 = 20;
+    for _ in 1..ATTEMPTS {
         match lock.try_lock() {
             Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(10)),
-            tried => return tried,
+            result => return result,
         }
     }
     lock.try_lock()
 }
 
-/// Whether this program can read what is there; nothing yet is fine too.
-fn judge_format(path: &Path) -> Result<(), OpenError> {
+/// Checks that this program can read the format of the directory. An empty directory is fine.
+fn check_format(path: &Path) -> Result<(), OpenError> {
     let text = match fs::read(path.join(MARKER)) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let ours = !path.join(TABLES).exists();
-            return ours.then_some(()).ok_or_else(|| OpenError::NotOurs {
-                dir: path.to_owned(),
-            });
+            let is_empty = !path.join(TABLES).exists();
+            return is_empty
+                .then_some(())
+                .ok_or_else(|| OpenError::NotDataDirectory {
+                    dir: path.to_owned(),
+                });
         }
         Err(error) => {
             return Err(OpenError::Io {
@@ -178,8 +189,9 @@ fn judge_format(path: &Path) -> Result<(), OpenError> {
 
 impl Drop for Directory {
     fn drop(&mut self) {
-        // The lock is still held. What can't be taken back is told apart by who reads it.
-        let _ = holder::forget(&self.path);
+        // The lock is still held here. A leftover file is harmless: it is valid only while the lock is
+        // held.
+        let _ = instance::remove(&self.path);
         let _ = self.lock.set_len(0);
     }
 }
@@ -190,7 +202,7 @@ impl Directory {
             dir: path.to_owned(),
             reason: e.to_string(),
         };
-        // Conversations are in it: nobody else's business. A folder that is there keeps its mode.
+        // No access for other users: it contains conversations. An existing directory keeps its mode.
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -203,21 +215,21 @@ impl Directory {
             .truncate(false)
             .open(path.join(LOCK))
             .map_err(io)?;
-        match lock_patiently(&lock) {
+        match lock_with_retries(&lock) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let mut text = String::new();
-                // The holder may be about to write its pid: an unreadable one is left out.
+                // The holder may be about to write its process id: it is omitted if unreadable.
                 let _ = lock.read_to_string(&mut text);
-                return Err(OpenError::Held {
+                return Err(OpenError::InUse {
                     dir: path.to_owned(),
                     pid: text.trim().parse().ok(),
                 });
             }
             Err(TryLockError::Error(e)) => return Err(io(e)),
         }
-        // Of one that was killed.
-        holder::forget(path).map_err(io)?;
+        // A process that was killed leaves its information behind.
+        instance::remove(path).map_err(io)?;
         lock.set_len(0).map_err(io)?;
         lock.rewind().map_err(io)?;
         writeln!(lock, "{}", std::process::id()).map_err(io)?;
@@ -226,12 +238,12 @@ impl Directory {
             path: path.to_owned(),
             lock,
         };
-        directory.check_format()?;
+        directory.ensure_format_marker()?;
         Ok(directory)
     }
 
-    fn check_format(&self) -> Result<(), OpenError> {
-        judge_format(&self.path)?;
+    fn ensure_format_marker(&self) -> Result<(), OpenError> {
+        check_format(&self.path)?;
         let io = |e: std::io::Error| OpenError::Io {
             dir: self.path.clone(),
             reason: e.to_string(),
@@ -240,12 +252,12 @@ impl Directory {
         if marker.exists() {
             return Ok(());
         }
-        // Whole or not there: a marker cut by a crash would lock its owner out.
-        let new = self.path.join(format!("{MARKER}.new"));
-        let mut file = File::create(&new).map_err(io)?;
+        // Written atomically: a marker truncated by a crash would lock the owner out.
+        let temporary = self.path.join(format!("{MARKER}.new"));
+        let mut file = File::create(&temporary).map_err(io)?;
         writeln!(file, "chatmesh {FORMAT}").map_err(io)?;
         file.sync_all().map_err(io)?;
-        fs::rename(&new, &marker).map_err(io)?;
+        fs::rename(&temporary, &marker).map_err(io)?;
         File::open(&self.path)
             .and_then(|dir| dir.sync_all())
             .map_err(io)
@@ -255,12 +267,12 @@ impl Directory {
         &self.path
     }
 
-    /// Where the storage engine keeps its files.
+    /// The directory of the storage engine's files.
     pub(super) fn tables(&self) -> PathBuf {
         self.path.join(TABLES)
     }
 
-    /// Bytes that this user may still write here.
+    /// Free space for this user, in bytes.
     pub(super) fn free(&self) -> std::io::Result<u64> {
         let stat = rustix::fs::statvfs(&self.path)?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))

@@ -1,5 +1,5 @@
-//! The store on disk: fjall, one thread that makes commits durable for everybody who waits, and
-//! what happens when the disk fails.
+//! The store on disk, on the storage engine fjall. One thread syncs commits for all callers that
+//! wait, watches the free space, and reopens the engine after the disk has failed.
 
 use std::fs::File;
 use std::path::Path;
@@ -10,27 +10,31 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
 use super::directory::{Directory, OpenError};
 use super::{Batch, Entry, StoreError, TABLES, Table, Ticket, journal};
 use crate::backoff::Backoff;
 
-/// What has to be read again after a kill stays below this, so that opening takes a second.
-const MAX_JOURNALS: u64 = 64 << 20;
-const MEMTABLE: u64 = 8 << 20;
-const CACHE: u64 = 64 << 20;
+/// Size limit of the journals, in bytes. They are replayed after a kill, and this limit keeps that
+/// within a second.
+const MAX_JOURNAL_BYTES: u64 = 64 << 20;
+/// Size limit of the memtable of each table, in bytes.
+const MEMTABLE_BYTES: u64 = 8 << 20;
+/// Size of the engine's block cache, in bytes.
+const CACHE_BYTES: u64 = 64 << 20;
 
-/// How often free space is looked at.
-const LOOK: Duration = Duration::from_secs(1);
-const MOST_FAILED: usize = 64;
-/// After so long without a failure the next one is a new one.
-const CALM: Duration = Duration::from_secs(30);
+/// Interval between two checks of the free space.
+const FREE_SPACE_INTERVAL: Duration = Duration::from_secs(1);
+/// Maximum number of ranges of failed commits that are remembered separately.
+const MAX_FAILED_RANGES: usize = 64;
+/// After this long without a failure the reopening backoff starts from its first delay again.
+const BACKOFF_RESET_AFTER: Duration = Duration::from_secs(30);
 
-/// The engine's handles. A live clone of a keyspace keeps the engine's lock: they never leave.
+/// The engine's handles. No clone of a keyspace may leave this type: it would keep the engine's lock.
 struct Engine {
-    // Before the database, so that they are dropped first.
+    // Declared before the database, so that they are dropped first.
     tables: [Keyspace; TABLES.len()],
     database: Database,
 }
@@ -38,13 +42,13 @@ struct Engine {
 impl Engine {
     fn open(path: &Path) -> fjall::Result<Self> {
         let database = Database::builder(path)
-            .cache_size(CACHE)
-            .max_journaling_size(MAX_JOURNALS)
+            .cache_size(CACHE_BYTES)
+            .max_journaling_size(MAX_JOURNAL_BYTES)
             .worker_threads(1)
             .open()?;
         let table = |name: &str| {
             database.keyspace(name, || {
-                KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE)
+                KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES)
             })
         };
         let tables = [
@@ -53,7 +57,7 @@ impl Engine {
             table("users")?,
             table("history")?,
         ];
-        // What a killed process left in the system's buffers is about to be shown as existing.
+        // Commits of a killed process may still be in the system's buffers, and become visible now.
         database.persist(PersistMode::SyncAll)?;
         Ok(Self { tables, database })
     }
@@ -61,31 +65,36 @@ impl Engine {
 
 type Waiter = oneshot::Sender<Result<(), StoreError>>;
 
+/// The callers that wait for the disk, and which commits are on it.
 #[derive(Default)]
-struct Queue {
+struct SyncQueue {
     waiters: Vec<Waiter>,
-    /// Everything up to here is on disk, but for `failed`.
-    synced: u64,
-    /// Ranges of tickets, both ends included, of which it is not known.
+    /// Every commit up to this one is on disk, except those in `failed`.
+    durable_up_to: u64,
+    /// Ranges of commits, both ends included, that may not be on disk.
     failed: Vec<(u64, u64)>,
-    stop: bool,
+    is_stopped: bool,
 }
 
+/// The state that the store's handles and its thread share.
 struct Shared {
     directory: Directory,
-    min_free: u64,
-    /// Calls take a clone and hold no lock: one that the engine keeps waiting keeps no other.
+    min_free_bytes: u64,
+    /// `None` while the engine is being reopened. Calls clone the `Arc` and hold no lock, so a call
+    /// that the engine blocks does not block any other.
     engine: ArcSwapOption<Engine>,
+    /// Number of commits so far; the ticket of the last one.
     committed: AtomicU64,
-    free: AtomicU64,
-    queue: Mutex<Queue>,
+    free_bytes: AtomicU64,
+    queue: Mutex<SyncQueue>,
     wake: Condvar,
-    /// Fast form of `failure.is_some()`.
-    failing: AtomicBool,
+    /// Mirrors `failure.is_some()`, without a lock.
+    has_failed: AtomicBool,
+    /// Why the engine must be reopened.
     failure: Mutex<Option<String>>,
 }
 
-/// The open store; dropping it makes everything durable and gives the directory free.
+/// The open store. Dropping it makes every commit durable and releases the directory.
 pub(super) struct Durable {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -99,12 +108,12 @@ impl std::fmt::Debug for Durable {
     }
 }
 
-fn failed(error: &fjall::Error) -> StoreError {
+fn to_store_error(error: &fjall::Error) -> StoreError {
     StoreError(error.to_string())
 }
 
 impl Durable {
-    pub(super) fn open(dir: &Path, min_free: u64) -> Result<Self, OpenError> {
+    pub(super) fn open(dir: &Path, min_free_bytes: u64) -> Result<Self, OpenError> {
         let directory = Directory::open(dir)?;
         let io = |reason: String| OpenError::Io {
             dir: dir.to_owned(),
@@ -112,7 +121,7 @@ impl Durable {
         };
         let tables = directory.tables();
         let engine = Engine::open(&tables).map_err(|error| match error {
-            fjall::Error::JournalRecovery(damage) => match journal::advice(&tables) {
+            fjall::Error::JournalRecovery(damage) => match journal::repair_advice(&tables) {
                 Ok(advice) => OpenError::Damaged {
                     dir: dir.to_owned(),
                     damage: format!("{damage:?}"),
@@ -122,16 +131,16 @@ impl Durable {
             },
             other => io(other.to_string()),
         })?;
-        let free = directory.free().map_err(|e| io(e.to_string()))?;
+        let free_bytes = directory.free_bytes().map_err(|e| io(e.to_string()))?;
         let shared = Arc::new(Shared {
             directory,
-            min_free,
+            min_free_bytes,
             engine: ArcSwapOption::from_pointee(engine),
             committed: AtomicU64::new(0),
-            free: AtomicU64::new(free),
+            free_bytes: AtomicU64::new(free_bytes),
             queue: Mutex::default(),
             wake: Condvar::new(),
-            failing: AtomicBool::new(false),
+            has_failed: AtomicBool::new(false),
             failure: Mutex::default(),
         });
         let thread = std::thread::Builder::new()
@@ -149,8 +158,10 @@ impl Durable {
 
     fn read<T>(&self, read: impl FnOnce(&Engine) -> fjall::Result<T>) -> Result<T, StoreError> {
         match self.shared.engine.load_full() {
-            Some(engine) => read(&engine).map_err(|e| failed(&e)),
-            None => Err(self.shared.failure_or("being opened again")),
+            Some(engine) => read(&engine).map_err(|e| to_store_error(&e)),
+            None => Err(self
+                .shared
+                .failure_or("the store is being reopened after a failure")),
         }
     }
 
@@ -185,8 +196,8 @@ impl Durable {
 
     pub(super) fn commit(&self, batch: Batch) -> Result<Ticket, StoreError> {
         let shared = &self.shared;
-        if shared.failing.load(Ordering::Acquire) {
-            return Err(shared.failure_or("being opened again"));
+        if shared.has_failed.load(Ordering::Acquire) {
+            return Err(shared.failure_or("the store is being reopened after a failure"));
         }
         self.read(|engine| {
             let mut changes = engine.database.batch();
@@ -197,68 +208,71 @@ impl Durable {
                     None => changes.remove(table, key),
                 }
             }
-            // Noted before the engine can be closed: a failure is that of the engine at hand.
+            // Noted before the engine can be closed, so that the failure is attributed to this engine.
             changes
                 .commit()
                 .inspect_err(|error| shared.fail(&error.to_string()))?;
-            // After the commit, so that whoever syncs up to this number has it; and before the
-            // engine can be closed, so that a failure counts it.
+            // Counted after the commit, so that a sync up to this number includes it; and before
+            // the engine can be closed, so that a failure includes it.
             Ok(Ticket(shared.committed.fetch_add(1, Ordering::AcqRel) + 1))
         })
     }
 
-    /// Answers through the channel as soon as the commit is on disk.
-    pub(super) fn sync(&self, ticket: Ticket) -> oneshot::Receiver<Result<(), StoreError>> {
-        let (answer, receiver) = oneshot::channel();
-        let mut queue = self.shared.queue();
-        let lost = queue
+    /// Returns a channel that reports when the commit is on disk.
+    pub(super) fn request_sync(&self, ticket: Ticket) -> oneshot::Receiver<Result<(), StoreError>> {
+        let (reply, receiver) = oneshot::channel();
+        let mut queue = self.shared.queue.lock();
+        let may_be_lost = queue
             .failed
             .iter()
             .any(|(from, to)| (*from..=*to).contains(&ticket.0));
-        if lost {
-            let _ = answer.send(Err(self
+        if may_be_lost {
+            let _ = reply.send(Err(self
                 .shared
-                .failure_or("a commit could not be made durable, it may be lost")));
-        } else if ticket.0 <= queue.synced {
-            let _ = answer.send(Ok(()));
+                .failure_or("a commit could not be synced to disk and may be lost")));
+        } else if ticket.0 <= queue.durable_up_to {
+            let _ = reply.send(Ok(()));
         } else {
-            queue.waiters.push(answer);
+            queue.waiters.push(reply);
             drop(queue);
             self.shared.wake.notify_one();
         }
         receiver
     }
 
-    pub(super) fn room(&self) -> Result<(), StoreError> {
-        let free = self.shared.free.load(Ordering::Relaxed);
-        if free >= self.shared.min_free {
+    pub(super) fn check_free_space(&self) -> Result<(), StoreError> {
+        let free = self.shared.free_bytes.load(Ordering::Relaxed);
+        if free >= self.shared.min_free_bytes {
             return Ok(());
         }
         Err(StoreError(format!(
-            "{} MiB free in {}, and MIN_FREE_DISK needs {} MiB: free some space, new messages are refused until then",
+            "{} MiB are free in {}, and MIN_FREE_DISK requires {} MiB: free some space; new messages \
+             are refused until then",
             free >> 20,
             self.shared.directory.path().display(),
-            self.shared.min_free.div_ceil(1 << 20),
+            self.shared.min_free_bytes.div_ceil(1 << 20),
         )))
     }
 
     pub(super) fn check(&self) -> Result<(), StoreError> {
-        if self.shared.failing.load(Ordering::Acquire) {
-            return Err(self.shared.failure_or("being opened again"));
+        if self.shared.has_failed.load(Ordering::Acquire) {
+            return Err(self
+                .shared
+                .failure_or("the store is being reopened after a failure"));
         }
-        self.room()
+        self.check_free_space()
     }
 
-    /// As a disk that fails does.
+    /// Makes the store behave as if the disk had failed.
     #[cfg(test)]
-    pub(super) fn break_down(&self, reason: &str) {
+    pub(super) fn simulate_failure(&self, reason: &str) {
         self.shared.fail(reason);
     }
 }
 
 impl Drop for Durable {
     fn drop(&mut self) {
-        self.shared.queue().stop = true;
+        self.shared.queue.lock().is_stopped = true;
         self.shared.wake.notify_one();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -267,97 +281,105 @@ impl Drop for Durable {
 }
 
 impl Shared {
-    fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock()
-    }
-
+    /// The reason of the current failure, or `otherwise` if there is none.
     fn failure_or(&self, otherwise: &str) -> StoreError {
         let failure = self.failure.lock();
         StoreError(match &*failure {
-            Some(reason) => format!("{reason}; it is opened again when the disk allows"),
+            Some(reason) => format!("{reason}; the store reopens itself when the disk works again"),
             None => otherwise.to_owned(),
         })
     }
 
-    /// From now on nothing is committed until the engine was closed and opened again.
+    /// Refuses every commit until the thread has closed and reopened the engine.
     fn fail(&self, reason: &str) {
         let mut failure = self.failure.lock();
         if failure.is_none() {
-            tracing::error!(reason, "the local store failed");
+            tracing::error!(
+                reason,
+                "the local store failed and is reopened until that succeeds; check the disk"
+            );
             *failure = Some(reason.to_owned());
         }
         drop(failure);
-        self.failing.store(true, Ordering::Release);
-        // Under the lock, so that the thread can't miss it between its look and its sleep.
-        let _queue = self.queue();
+        self.has_failed.store(true, Ordering::Release);
+        // Under the lock, so that the thread cannot miss the wake-up between its check and its wait.
+        let _queue = self.queue.lock();
         self.wake.notify_one();
     }
 
-    /// The thread: syncs, looks at the disk, opens again what failed.
+    /// The body of the thread: syncs commits, checks the free space, reopens a failed engine.
     fn run(&self) {
         let mut journal = None;
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-        let mut looked = Instant::now();
-        let mut try_again = Instant::now();
+        let mut free_space_checked_at = Instant::now();
+        let mut reopen_at = Instant::now();
         let mut closing = None;
         loop {
-            let (waiters, stop) = self.wait(looked + LOOK, try_again);
-            if looked.elapsed() >= LOOK {
-                self.look();
-                looked = Instant::now();
+            let (waiters, is_stopped) =
+                self.wait_for_work(free_space_checked_at + FREE_SPACE_INTERVAL, reopen_at);
+            if free_space_checked_at.elapsed() >= FREE_SPACE_INTERVAL {
+                self.update_free_space();
+                free_space_checked_at = Instant::now();
             }
-            if self.failing.load(Ordering::Acquire) {
-                self.give_up(waiters);
-                if stop {
+            if self.has_failed.load(Ordering::Acquire) {
+                self.fail_waiters(waiters);
+                if is_stopped {
                     break;
                 }
                 let now = Instant::now();
-                if now >= try_again {
-                    // One that fails soon after it was opened is opened again later and later.
-                    if now.duration_since(try_again) > CALM {
+                if now >= reopen_at {
+                    // An engine that fails soon after it was reopened is reopened ever later.
+                    if now.duration_since(reopen_at) > BACKOFF_RESET_AFTER {
                         backoff.reset();
                     }
                     journal = None;
                     self.reopen(&mut closing);
-                    try_again = Instant::now() + backoff.next_delay();
+                    reopen_at = Instant::now() + backoff.next_delay();
                 }
                 continue;
             }
-            if !waiters.is_empty() || stop {
+            if !waiters.is_empty() || is_stopped {
                 self.sync(waiters, &mut journal);
             }
-            if stop {
+            if is_stopped {
                 break;
             }
         }
-        // Free before the directory is.
+        // The engine is closed before the directory is released.
         drop((self.engine.swap(None), closing));
     }
 
-    fn wait(&self, look: Instant, try_again: Instant) -> (Vec<Waiter>, bool) {
-        let mut queue = self.queue();
+    /// Waits until a caller waits for a sync, the store is stopped, or a time is reached. Returns the
+    /// callers, and whether the store is stopped.
+    fn wait_for_work(&self, free_space_at: Instant, reopen_at: Instant) -> (Vec<Waiter>, bool) {
+        let mut queue = self.queue.lock();
         loop {
             let now = Instant::now();
-            let failing = self.failing.load(Ordering::Acquire);
-            if queue.stop
+            let has_failed = self.has_failed.load(Ordering::Acquire);
+            if queue.is_stopped
                 || !queue.waiters.is_empty()
-                || now >= look
-                || (failing && now >= try_again)
+                || now >= free_space_at
+                || (has_failed && now >= reopen_at)
             {
-                return (std::mem::take(&mut queue.waiters), queue.stop);
+                return (std::mem::take(&mut queue.waiters), queue.is_stopped);
             }
-            let until = if failing { look.min(try_again) } else { look };
+            let until = if has_failed {
+                free_space_at.min(reopen_at)
+            } else {
+                free_space_at
+            };
             self.wake.wait_for(&mut queue, until - now);
         }
     }
 
+    /// Syncs every commit so far, and reports the result to the waiters.
     fn sync(&self, waiters: Vec<Waiter>, journal: &mut Option<(u64, File)>) {
         // Every waiter's commit was counted before the waiter was queued.
         let target = self.committed.load(Ordering::Acquire);
         match self.sync_journal(journal) {
             Ok(()) => {
-                let mut queue = self.queue();
-                queue.synced = queue.synced.max(target);
+                let mut queue = self.queue.lock();
+                queue.durable_up_to = queue.durable_up_to.max(target);
                 drop(queue);
                 for waiter in waiters {
                     let _ = waiter.send(Ok(()));
@@ -365,18 +387,21 @@ impl Shared {
             }
             Err(reason) => {
                 self.fail(&reason);
-                self.give_up(waiters);
+                self.fail_waiters(waiters);
             }
         }
     }
 
-    /// The engine's own `persist` keeps every commit waiting while the disk works, and commits
-    /// are made on runtime threads. So the newest journal is synced through a handle of our own:
-    /// the engine syncs a journal itself before it begins the next.
+    /// Syncs the newest journal through a file handle of our own. The engine's own `persist` blocks
+    /// every commit while the disk works, and commits run on runtime threads. Older journals need no
+    /// sync: the engine syncs a journal itself before it starts the next one.
     fn sync_journal(&self, journal: &mut Option<(u64, File)>) -> Result<(), String> {
         let newest = journal::newest(&self.directory.tables()).map_err(|e| e.to_string())?;
         let Some((id, path)) = newest else {
-            let engine = self.engine.load_full().ok_or("being opened again")?;
+            let engine = self
+                .engine
+                .load_full()
+                .ok_or("the store is being reopened after a failure")?;
             return engine
                 .database
                 .persist(PersistMode::SyncAll)
@@ -395,22 +420,24 @@ impl Shared {
         }
     }
 
-    /// Tells everybody who waits that it is not known whether their commits will survive.
-    fn give_up(&self, waiters: Vec<Waiter>) {
-        let error = self.failure_or("a commit could not be made durable, it may be lost");
+    /// Marks every commit that is not durable as failed, and reports to the waiters that theirs may be
+    /// lost.
+    fn fail_waiters(&self, waiters: Vec<Waiter>) {
+        let error = self.failure_or("a commit could not be synced to disk and may be lost");
         let target = self.committed.load(Ordering::Acquire);
-        let mut queue = self.queue();
-        if target > queue.synced {
-            let from = queue.synced + 1;
-            let full = queue.failed.len() >= MOST_FAILED;
+        let mut queue = self.queue.lock();
+        if target > queue.durable_up_to {
+            let from = queue.durable_up_to + 1;
+            let is_full = queue.failed.len() >= MAX_FAILED_RANGES;
             match queue.failed.last_mut() {
-                // Sure ones between two failures may be called unsure, never the other way round.
-                Some(last) if last.1 + 1 == from || full => {
+                // Extending the last range may report durable commits between two failures as failed,
+                // but never a failed commit as durable.
+                Some(last) if last.1 + 1 == from || is_full => {
                     last.1 = target;
                 }
                 _ => queue.failed.push((from, target)),
             }
-            queue.synced = target;
+            queue.durable_up_to = target;
         }
         drop(queue);
         for waiter in waiters {
@@ -418,18 +445,21 @@ impl Shared {
         }
     }
 
-    fn look(&self) {
-        match self.directory.free() {
-            Ok(free) => self.free.store(free, Ordering::Relaxed),
-            Err(error) => tracing::warn!(%error, "the data directory's free space can't be read"),
+    fn update_free_space(&self) {
+        match self.directory.free_bytes() {
+            Ok(free) => self.free_bytes.store(free, Ordering::Relaxed),
+            Err(error) => tracing::warn!(
+                %error,
+                "the free space of the data directory cannot be read; check the disk"
+            ),
         }
     }
 
-    /// Closes the engine when its last call has returned, and opens it again. Where it does not
-    /// come to that, the next try goes on from there. Meanwhile every call fails: closing and
-    /// opening take too long for runtime threads to wait.
+    /// Closes the engine once its last call has returned, and opens it again. If a call is still
+    /// running, the next attempt continues from there. Every call fails until the engine is open:
+    /// closing and opening take too long for runtime threads to wait.
     fn reopen(&self, closing: &mut Option<Arc<Engine>>) {
-        self.look();
+        self.update_free_space();
         if let Some(engine) = self.engine.swap(None).or_else(|| closing.take()) {
             match Arc::try_unwrap(engine) {
                 Ok(engine) => drop(engine),
@@ -439,17 +469,20 @@ impl Shared {
                 }
             }
         }
-        // Nobody commits now; what was committed since the failure was noticed is as unsure.
-        self.give_up(Vec::new());
+        // No commit can run now. Those made after the failure was noticed may be lost as well.
+        self.fail_waiters(Vec::new());
         match Engine::open(&self.directory.tables()) {
             Ok(engine) => {
                 *self.failure.lock() = None;
-                self.failing.store(false, Ordering::Release);
+                self.has_failed.store(false, Ordering::Release);
                 self.engine.store(Some(Arc::new(engine)));
-                tracing::info!("the local store is open again");
+                tracing::info!("the local store recovered");
             }
             Err(error) => {
-                tracing::warn!(%error, "the local store could not be opened again");
+                tracing::warn!(
+                    %error,
+                    "the local store could not be reopened, retrying; check the disk"
+                );
             }
         }
     }

@@ -1,15 +1,15 @@
-//! The storage engine's journals: which is the newest, and what a power cut leaves in it.
+//! The storage engine's journal files: finding the newest one, and diagnosing one that is damaged.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// The least that a disk writes at once.
+/// The smallest unit that a disk writes, in bytes.
 const SECTOR: usize = 512;
 
-/// The newest journal and its number.
+/// The number and the path of the newest journal. `None` if there is none.
 ///
 /// # Errors
-/// The directory can't be read.
+/// Fails if the directory cannot be read.
 pub(super) fn newest(tables: &Path) -> io::Result<Option<(u64, PathBuf)>> {
     let mut newest: Option<(u64, PathBuf)> = None;
     for entry in std::fs::read_dir(tables)? {
@@ -26,35 +26,36 @@ pub(super) fn newest(tables: &Path) -> io::Result<Option<(u64, PathBuf)>> {
     Ok(newest)
 }
 
-/// What is to be done about the newest journal, which the engine has refused.
+/// What an operator can do about the newest journal after the engine has refused it as damaged.
 ///
-/// A disk that loses its power in the middle of a sync may have written a sector and not the one before
-/// it, which then reads as the zeros that the file was made of. Everything behind such a hole was under
-/// way in that sync, so nobody was told that it is durable. The engine drops a last batch that ends too
-/// soon, but refuses one with a hole. Whether it was the power, or a damaged disk, which may have
-/// emptied what was acknowledged long ago, can't be seen in the file: so a person has to say it.
+/// A disk that loses power in the middle of a sync may have written a sector but not the one before
+/// it, which then reads as the zeros with which the file was allocated. Everything behind such a
+/// hole belonged to that sync, so none of it was reported as durable. The engine drops a last batch
+/// that is cut short, but refuses one with a hole. The file does not show whether the cause was a
+/// power cut or a damaged disk, which may have erased data that was acknowledged long ago: an
+/// operator has to decide that.
 ///
 /// # Errors
-/// The journal can't be read.
-pub(super) fn advice(tables: &Path) -> io::Result<String> {
-    const OTHERWISE: &str = "the disk has changed what was written: put back a backup of the whole \
-                             directory, as docs/operations.md says";
+/// Fails if the journal cannot be read.
+pub(super) fn repair_advice(tables: &Path) -> io::Result<String> {
+    const RESTORE: &str = "the disk has changed written data: restore a backup of the whole \
+                           directory, as docs/operations.md describes";
     let Some((_, path)) = newest(tables)? else {
-        return Ok(OTHERWISE.into());
+        return Ok(RESTORE.into());
     };
     let hole = last_hole(&std::fs::read(&path)?);
     let path = path.display();
     Ok(match hole {
-        Some(at) => format!(
-            "{path} has a hole at byte {at}. If the power was cut, it is from that, and nothing behind it \
-             had been acknowledged: keep a copy of the file, run `truncate -s {at} {path}`, and start \
-             again. If not, {OTHERWISE}"
+        Some(offset) => format!(
+            "{path} has a hole at byte {offset}. If the machine lost power, that is the cause, and \
+             nothing behind the hole had been acknowledged: keep a copy of the file, run \
+             `truncate -s {offset} {path}`, and start again. If not, {RESTORE}"
         ),
-        None => OTHERWISE.into(),
+        None => RESTORE.into(),
     })
 }
 
-/// The beginning of the last run of empty sectors that has something behind it.
+/// The offset of the last run of empty sectors that has data behind it.
 fn last_hole(bytes: &[u8]) -> Option<usize> {
     let end = bytes.iter().rposition(|byte| *byte != 0)? + 1;
     let is_empty = |sector: &[u8]| sector.iter().all(|byte| *byte == 0);

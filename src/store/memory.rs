@@ -1,4 +1,4 @@
-//! The store that is gone with its process.
+//! The store in memory.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -9,7 +9,8 @@ use super::{Batch, Entry, TABLES, Table};
 
 type Map = BTreeMap<Vec<u8>, Vec<u8>>;
 
-/// A lock for each table: readers of one don't wait for writers of another.
+/// The tables of a store in memory. Each has its own lock, so that readers of one table do not wait
+/// for writers of another.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     tables: [RwLock<Map>; TABLES.len()],
@@ -45,17 +46,17 @@ impl Memory {
     }
 
     pub(super) fn commit(&self, batch: Batch) {
-        // Every table of the batch is locked before the first change, always in the same order:
-        // atomic to readers of each table, and free of deadlocks.
-        let mut used = [false; TABLES.len()];
+        // Every table of the batch is locked before the first change, so that the batch is atomic
+        // for the readers of each table. The fixed order of the locks prevents deadlocks.
+        let mut is_used = [false; TABLES.len()];
         for (table, _, _) in &batch.changes {
-            used[*table as usize] = true;
+            is_used[*table as usize] = true;
         }
         let mut locked: Vec<_> = self
             .tables
             .iter()
-            .zip(used)
-            .map(|(table, used)| used.then(|| table.write()))
+            .zip(is_used)
+            .map(|(table, is_used)| is_used.then(|| table.write()))
             .collect();
         for (table, key, value) in batch.changes {
             if let Some(map) = &mut locked[table as usize] {

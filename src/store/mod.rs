@@ -1,42 +1,47 @@
-//! The local store under the embedded log and fan-out: ordered tables, atomic batches across
-//! them, one group commit to disk.
+//! The local store underneath the embedded log and the embedded fan-out: ordered tables, batches
+//! that are atomic across tables, and group commit to disk.
+//!
+//! - `durable`: the store on disk, with the thread that syncs it and recovers it after a failure
+//! - `memory`: the store in memory
+//! - `directory`, `instance`: the data directory, its lock, and the process that holds it
+//! - `journal`: the storage engine's journal files
 
 use std::path::Path;
 use std::sync::Arc;
 
 mod directory;
 mod durable;
-mod holder;
+mod instance;
 mod journal;
 mod memory;
 
-pub use directory::{Folder, OpenError, look};
+pub use directory::{DirectoryInfo, OpenError, inspect};
 use durable::Durable;
-pub use holder::Holder;
+pub use instance::InstanceInfo;
 use memory::Memory;
 
-/// An ordered map from bytes to bytes.
+/// One of the store's tables: an ordered map from byte strings to byte strings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Table {
     /// The log's records.
     Log,
-    /// The log's own state: topics, ends, committed offsets, its id.
+    /// The log's metadata: its id, its topics, log starts, and committed offsets.
     LogState,
-    /// Users' state in the fan-out: mailboxes, outcomes, pending, tokens, markers.
+    /// The fan-out's state per user: mailboxes, outcomes, pending messages, tokens, markers.
     Users,
-    /// Conversation history.
+    /// The turns of conversations.
     History,
 }
 
-/// All tables.
+/// Every table, in the order of their discriminants.
 pub const TABLES: [Table; 4] = [Table::Log, Table::LogState, Table::Users, Table::History];
 
-/// The store could not read or write.
+/// A read or a write of the store failed.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("local store: {0}")]
 pub struct StoreError(pub String);
 
-/// Changes that become visible together and survive together.
+/// Changes that become durable together, or not at all.
 #[derive(Debug, Default)]
 pub struct Batch {
     changes: Vec<(Table, Vec<u8>, Option<Vec<u8>>)>,
@@ -53,64 +58,65 @@ impl Batch {
         self.changes.push((table, key.into(), None));
     }
 
-    /// Whether there is nothing to do.
+    /// Whether the batch has no changes.
     pub fn is_empty(&self) -> bool {
         self.changes.is_empty()
     }
 }
 
-/// Says up to which commit a caller wants to wait for the disk.
+/// The position of a commit in the order of all commits, for [`Store::wait_durable`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ticket(u64);
 
 /// A key and its value.
 pub type Entry = (Vec<u8>, Vec<u8>);
 
-/// The store; clones share it.
+/// A handle to the store. Clones share one store.
 #[derive(Debug, Clone)]
 pub struct Store {
-    backing: Backing,
+    backend: Backend,
 }
 
 #[derive(Debug, Clone)]
-enum Backing {
+enum Backend {
     Memory(Arc<Memory>),
     Durable(Arc<Durable>),
 }
 
 impl Store {
-    /// A store that is gone with the process.
+    /// Creates a store in memory, which is lost with the process.
     pub fn in_memory() -> Self {
         Self {
-            backing: Backing::Memory(Arc::default()),
+            backend: Backend::Memory(Arc::default()),
         }
     }
 
-    /// The store in this directory, which is made when it is missing. One process at a time may
-    /// hold it; it is free again when the last clone is dropped or the process has died, however
-    /// it died. Below `min_free_disk` bytes of free space [`Store::check`] refuses.
+    /// Opens the store in this directory, which is created if it does not exist. Only one process
+    /// at a time can hold it. It is released when the last clone is dropped or the process dies,
+    /// by whatever cause. Below `min_free_disk` bytes of free space [`Store::check`] fails.
     ///
-    /// Blocks while what a killed process left is read again (about a second at most).
-    pub fn open(dir: &Path, min_free_disk: u64) -> Result<Self, OpenError> {
+    /// Blocks while the journal of a killed process is replayed, for about a second at most.
+    pub fn open(path: &Path, min_free_disk: u64) -> Result<Self, OpenError> {
         Ok(Self {
-            backing: Backing::Durable(Arc::new(Durable::open(dir, min_free_disk)?)),
+            backend: Backend::Durable(Arc::new(Durable::open(path, min_free_disk)?)),
         })
     }
 
-    /// Whether nobody ever waits for a disk.
+    /// Whether the store is in memory: then no call ever waits for a disk.
     pub fn is_in_memory(&self) -> bool {
-        matches!(self.backing, Backing::Memory(_))
+        matches!(self.backend, Backend::Memory(_))
     }
 
-    /// The value of a key.
+    /// The value of a key; `None` if the key does not exist.
     pub fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        match &self.backing {
-            Backing::Memory(memory) => Ok(memory.get(table, key)),
-            Backing::Durable(durable) => durable.get(table, key),
+        match &self.backend {
+            Backend::Memory(memory) => Ok(memory.get(table, key)),
+            Backend::Durable(durable) => durable.get(table, key),
         }
     }
 
-    /// At most `limit` entries with `from <= key < to`, ascending, or descending from the end.
+    /// At most `limit` entries with `from <= key < to`, in ascending order, or from the end in
+    /// descending order.
     pub fn scan(
         &self,
         table: Table,
@@ -122,64 +128,64 @@ impl Store {
         if from >= to {
             return Ok(Vec::new());
         }
-        match &self.backing {
-            Backing::Memory(memory) => Ok(memory.scan(table, from, to, limit, descending)),
-            Backing::Durable(durable) => durable.scan(table, from, to, limit, descending),
+        match &self.backend {
+            Backend::Memory(memory) => Ok(memory.scan(table, from, to, limit, descending)),
+            Backend::Durable(durable) => durable.scan(table, from, to, limit, descending),
         }
     }
 
-    /// Applies a batch: visible to every reader when this returns, and survives the process's
-    /// death; it survives the machine's death once [`Store::synced`] has returned for the ticket.
-    /// Short and blocking (no disk wait); callable from async code. A reader of several keys may
-    /// see some of a batch while it is being applied.
+    /// Applies a batch. When this returns, every reader sees the batch, and it survives the death of
+    /// the process. It survives the death of the machine once [`Store::wait_durable`] has returned
+    /// for the ticket. Blocks briefly, never for the disk, so async code may call it. A reader of
+    /// several keys may see a part of a batch while it is being applied.
     ///
     /// After an error it is unknown whether the batch was applied.
     pub fn commit(&self, batch: Batch) -> Result<Ticket, StoreError> {
-        match &self.backing {
-            Backing::Memory(memory) => {
+        match &self.backend {
+            Backend::Memory(memory) => {
                 memory.commit(batch);
                 Ok(Ticket(0))
             }
-            Backing::Durable(durable) => durable.commit(batch),
+            Backend::Durable(durable) => durable.commit(batch),
         }
     }
 
-    /// Waits until the commit is on disk, together with everybody else who waits. After an error
-    /// it is unknown whether the commit survives.
-    pub async fn synced(&self, ticket: Ticket) -> Result<(), StoreError> {
-        match &self.backing {
-            Backing::Memory(_) => Ok(()),
-            Backing::Durable(durable) => durable
-                .sync(ticket)
+    /// Waits until the commit is on disk. One disk sync serves every caller that waits. After an
+    /// error it is unknown whether the commit survives.
+    pub async fn wait_durable(&self, ticket: Ticket) -> Result<(), StoreError> {
+        match &self.backend {
+            Backend::Memory(_) => Ok(()),
+            Backend::Durable(durable) => durable
+                .request_sync(ticket)
                 .await
-                .unwrap_or_else(|_| Err(StoreError("closed".into()))),
+                .unwrap_or_else(|_| Err(StoreError("the store was closed".into()))),
         }
     }
 
-    /// As [`Store::synced`], for threads that are not a runtime's.
-    pub fn synced_blocking(&self, ticket: Ticket) -> Result<(), StoreError> {
-        match &self.backing {
-            Backing::Memory(_) => Ok(()),
-            Backing::Durable(durable) => durable
-                .sync(ticket)
+    /// Like [`Store::wait_durable`], for threads outside the async runtime.
+    pub fn wait_durable_blocking(&self, ticket: Ticket) -> Result<(), StoreError> {
+        match &self.backend {
+            Backend::Memory(_) => Ok(()),
+            Backend::Durable(durable) => durable
+                .request_sync(ticket)
                 .blocking_recv()
-                .unwrap_or_else(|_| Err(StoreError("closed".into()))),
+                .unwrap_or_else(|_| Err(StoreError("the store was closed".into()))),
         }
     }
 
-    /// Refuses while there is less free space than new messages may use. Costs one load.
-    pub fn room(&self) -> Result<(), StoreError> {
-        match &self.backing {
-            Backing::Memory(_) => Ok(()),
-            Backing::Durable(durable) => durable.room(),
+    /// Fails while there is less free space than `min_free_disk`. Costs one atomic load.
+    pub fn check_free_space(&self) -> Result<(), StoreError> {
+        match &self.backend {
+            Backend::Memory(_) => Ok(()),
+            Backend::Durable(durable) => durable.check_free_space(),
         }
     }
 
-    /// Refuses when there is no room for new messages, or the store has failed.
+    /// Fails while the store is unusable after a disk failure, or has too little free space.
     pub fn check(&self) -> Result<(), StoreError> {
-        match &self.backing {
-            Backing::Memory(_) => Ok(()),
-            Backing::Durable(durable) => durable.check(),
+        match &self.backend {
+            Backend::Memory(_) => Ok(()),
+            Backend::Durable(durable) => durable.check(),
         }
     }
 }

@@ -1,3 +1,5 @@
+//! Tests of both stores: ordering, durability, recovery and the data directory.
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,15 +11,15 @@ fn put(store: &Store, key: &str, value: &str) -> Ticket {
     store.commit(batch).unwrap()
 }
 
-fn both(test: impl Fn(Store)) {
+fn with_both_backends(test: impl Fn(Store)) {
     test(Store::in_memory());
     let dir = tempfile::tempdir().unwrap();
     test(Store::open(dir.path(), 0).unwrap());
 }
 
 #[test]
-fn entries_come_in_the_order_of_their_keys_and_within_the_bounds() {
-    both(|store| {
+fn scan_returns_entries_in_key_order_within_its_bounds() {
+    with_both_backends(|store| {
         let mut batch = Batch::default();
         for key in ["b", "a", "d", "c"] {
             batch.put(Table::Log, key, key);
@@ -48,7 +50,7 @@ fn entries_come_in_the_order_of_their_keys_and_within_the_bounds() {
 }
 
 #[test]
-fn a_directory_that_is_held_is_refused_with_its_holder_and_free_again_after() {
+fn directory_in_use_is_refused_with_its_holder_until_released() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path(), 0).unwrap();
     let text = Store::open(dir.path(), 0).unwrap_err().to_string();
@@ -60,7 +62,7 @@ fn a_directory_that_is_held_is_refused_with_its_holder_and_free_again_after() {
 }
 
 #[test]
-fn a_directory_of_another_format_is_refused_and_left_alone() {
+fn directory_of_another_format_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     drop(Store::open(dir.path(), 0).unwrap());
     std::fs::write(dir.path().join("chatmesh.format"), "chatmesh 2\n").unwrap();
@@ -69,12 +71,12 @@ fn a_directory_of_another_format_is_refused_and_left_alone() {
     std::fs::remove_file(dir.path().join("chatmesh.format")).unwrap();
     assert!(matches!(
         Store::open(dir.path(), 0),
-        Err(OpenError::NotOurs { .. })
+        Err(OpenError::NotDataDirectory { .. })
     ));
 }
 
 #[test]
-fn what_was_committed_is_there_after_opening_again() {
+fn commits_survive_reopening() {
     let dir = tempfile::tempdir().unwrap();
     put(&Store::open(dir.path(), 0).unwrap(), "k", "v");
     let store = Store::open(dir.path(), 0).unwrap();
@@ -82,7 +84,7 @@ fn what_was_committed_is_there_after_opening_again() {
 }
 
 #[test]
-fn too_little_room_fails_the_check_but_not_the_finishing_of_work() {
+fn too_little_free_space_fails_the_check_but_not_commits() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path(), u64::MAX).unwrap();
     let text = store.check().unwrap_err().to_string();
@@ -91,21 +93,21 @@ fn too_little_room_fails_the_check_but_not_the_finishing_of_work() {
         "{text}"
     );
     let ticket = put(&store, "k", "v");
-    store.synced_blocking(ticket).unwrap();
+    store.wait_durable_blocking(ticket).unwrap();
 }
 
 #[tokio::test]
-async fn a_store_that_failed_is_never_silently_durable_and_opens_itself_again() {
+async fn failed_store_reports_lost_commits_and_reopens_itself() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path(), 0).unwrap();
-    let Backing::Durable(durable) = &store.backing else {
+    let Backend::Durable(durable) = &store.backend else {
         unreachable!()
     };
     let before = put(&store, "before", "1");
-    store.synced(before).await.unwrap();
-    let unsure = put(&store, "unsure", "1");
-    durable.break_down("no space left on device");
-    assert!(store.synced(unsure).await.is_err());
+    store.wait_durable(before).await.unwrap();
+    let failed = put(&store, "failed", "1");
+    durable.simulate_failure("no space left on device");
+    assert!(store.wait_durable(failed).await.is_err());
     tokio::time::timeout(Duration::from_secs(10), async {
         while store.check().is_err() {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -114,16 +116,16 @@ async fn a_store_that_failed_is_never_silently_durable_and_opens_itself_again() 
     .await
     .unwrap();
     let after = put(&store, "after", "1");
-    store.synced(after).await.unwrap();
+    store.wait_durable(after).await.unwrap();
     assert!(
-        store.synced(unsure).await.is_err(),
-        "it was told to be unsure"
+        store.wait_durable(failed).await.is_err(),
+        "a failed commit must not count as durable after the recovery"
     );
     assert!(store.get(Table::Users, b"before").unwrap().is_some());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn everybody_who_waits_is_told() {
+async fn every_waiting_caller_is_notified() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path(), 0).unwrap();
     let tasks: Vec<_> = (0..200)
@@ -131,7 +133,7 @@ async fn everybody_who_waits_is_told() {
             let store = store.clone();
             tokio::spawn(async move {
                 let ticket = put(&store, &format!("{i}"), "v");
-                store.synced(ticket).await
+                store.wait_durable(ticket).await
             })
         })
         .collect();
@@ -140,9 +142,10 @@ async fn everybody_who_waits_is_told() {
     }
 }
 
-/// Not a test of its own: the child that `a_store_survives_kill_9` starts and kills.
+/// Not a test by itself: the child process that
+/// `store_survives_kill_9_with_every_committed_batch` starts and kills.
 #[test]
-fn child_that_commits_until_it_is_killed() {
+fn child_process_commits_until_killed() {
     let Ok(dir) = std::env::var("CHATMESH_TEST_STORE_CHILD") else {
         return;
     };
@@ -161,7 +164,7 @@ fn child_that_commits_until_it_is_killed() {
         batch.put(Table::Users, n.to_be_bytes(), vec![8; 300]);
         let ticket = store.commit(batch).unwrap();
         if n.is_multiple_of(3) {
-            store.synced_blocking(ticket).unwrap();
+            store.wait_durable_blocking(ticket).unwrap();
         }
         std::io::Write::write_all(&mut report, format!("{n}\n").as_bytes()).unwrap();
         n += 1;
@@ -170,11 +173,12 @@ fn child_that_commits_until_it_is_killed() {
 
 fn last_reported(dir: &Path) -> Option<u64> {
     let text = std::fs::read_to_string(dir.join("report")).ok()?;
-    // The last line may be cut: only lines that end count.
+    // The kill may truncate the last line: only complete lines count.
     text.rsplit_once('\n')?.0.lines().last()?.parse().ok()
 }
 
-fn assert_whole(dir: &Path) -> u64 {
+/// Asserts that the store contains complete batches without gaps, and returns their number.
+fn assert_complete_batches(dir: &Path) -> u64 {
     let store = Store::open(dir, 0).unwrap();
     let log = store
         .scan(Table::Log, b"", &[0xff], 1 << 20, false)
@@ -183,7 +187,7 @@ fn assert_whole(dir: &Path) -> u64 {
         .scan(Table::Users, b"", &[0xff], 1 << 20, false)
         .unwrap();
     let keys = |entries: &[Entry]| entries.iter().map(|(k, _)| k.clone()).collect::<Vec<_>>();
-    assert_eq!(keys(&log), keys(&users), "a batch is there in part");
+    assert_eq!(keys(&log), keys(&users), "a batch is incomplete");
     for (n, (key, value)) in log.iter().enumerate() {
         assert_eq!(key[..], (n as u64).to_be_bytes(), "a batch is missing");
         assert_eq!(value.len(), 300);
@@ -192,40 +196,40 @@ fn assert_whole(dir: &Path) -> u64 {
 }
 
 #[test]
-fn a_store_survives_kill_9_with_every_batch_that_was_committed() {
+fn store_survives_kill_9_with_every_committed_batch() {
     let dir = tempfile::tempdir().unwrap();
     let mut before = None;
     for round in 0..3 {
         let _ = std::fs::remove_file(dir.path().join("report"));
         let mut child = std::process::Command::new(std::env::current_exe().unwrap())
             .args([
-                "store::tests::child_that_commits_until_it_is_killed",
+                "store::tests::child_process_commits_until_killed",
                 "--exact",
             ])
             .env("CHATMESH_TEST_STORE_CHILD", dir.path())
             .stdout(std::process::Stdio::null())
             .spawn()
             .unwrap();
-        let begun = std::time::Instant::now();
+        let started = std::time::Instant::now();
         let target = before.map_or(50, |n| n + 50 + 13 * round);
         while last_reported(dir.path()).is_none_or(|n| n < target) {
-            assert!(begun.elapsed() < Duration::from_secs(60), "no progress");
+            assert!(started.elapsed() < Duration::from_secs(60), "no progress");
             std::thread::sleep(Duration::from_millis(2));
         }
         child.kill().unwrap();
         child.wait().unwrap();
         let reported = last_reported(dir.path()).unwrap();
-        let there = assert_whole(dir.path());
+        let found = assert_complete_batches(dir.path());
         assert!(
-            there > reported,
-            "{reported} was committed, {there} are there"
+            found > reported,
+            "batch {reported} was committed, but only {found} batches were found"
         );
-        before = Some(there);
+        before = Some(found);
     }
 }
 
-/// Forty batches of two values of `size` bytes in `dir`, and their journal.
-fn forty_batches(dir: &Path, size: usize) -> PathBuf {
+/// Commits 40 batches of two values of `size` bytes each, and returns the path of their journal.
+fn commit_forty_batches(dir: &Path, size: usize) -> PathBuf {
     let store = Store::open(dir, 0).unwrap();
     for n in 0u64..40 {
         let mut batch = Batch::default();
@@ -235,17 +239,19 @@ fn forty_batches(dir: &Path, size: usize) -> PathBuf {
     }
     drop(store);
     let newest = journal::newest(&dir.join("tables")).unwrap();
-    newest.expect("the layout that the sync thread relies on").1
+    newest
+        .expect("the sync thread relies on this layout of the journals")
+        .1
 }
 
 #[test]
-fn a_journal_that_was_cut_anywhere_opens_with_whole_batches() {
+fn journal_truncated_anywhere_opens_with_complete_batches() {
     let dir = tempfile::tempdir().unwrap();
-    let journal = forty_batches(dir.path(), 300);
+    let journal = commit_forty_batches(dir.path(), 300);
     let whole = std::fs::read(&journal).unwrap();
     let used = whole.iter().rposition(|b| *b != 0).unwrap() as u64;
     let mut counts = Vec::new();
-    // Each cut is deeper than the one before, at odd places.
+    // Each cut is deeper than the one before, and at no boundary.
     for cut in [
         used,
         used - 5,
@@ -260,28 +266,28 @@ fn a_journal_that_was_cut_anywhere_opens_with_whole_batches() {
             .unwrap()
             .set_len(cut)
             .unwrap();
-        counts.push(assert_whole(dir.path()));
+        counts.push(assert_complete_batches(dir.path()));
     }
     assert!(counts.is_sorted_by(|a, b| a >= b), "{counts:?}");
     assert!(counts[0] >= 38 && counts[5] < 20, "{counts:?}");
 }
 
-fn with_byte_range(path: &Path, at: usize, bytes: &[u8]) {
+fn overwrite_bytes(path: &Path, at: usize, bytes: &[u8]) {
     use std::os::unix::fs::FileExt;
     let file = std::fs::File::options().write(true).open(path).unwrap();
     file.write_all_at(bytes, at as u64).unwrap();
 }
 
 #[test]
-fn a_journal_with_a_hole_is_refused_with_what_to_do_and_opens_when_that_is_done() {
+fn journal_with_a_hole_is_refused_and_opens_after_the_advised_repair() {
     const VALUE: usize = 3000;
     let dir = tempfile::tempdir().unwrap();
-    let journal = forty_batches(dir.path(), VALUE);
+    let journal = commit_forty_batches(dir.path(), VALUE);
     let whole = std::fs::read(&journal).unwrap();
     let value = vec![7; VALUE];
     let last = whole.windows(VALUE).rposition(|window| *window == value);
     let hole = last.unwrap().next_multiple_of(512) + 512;
-    with_byte_range(&journal, hole, &[0; 1024]);
+    overwrite_bytes(&journal, hole, &[0; 1024]);
     let text = Store::open(dir.path(), 0).unwrap_err().to_string();
     let command = format!("truncate -s {hole} {}", journal.display());
     assert!(text.contains("backup") && text.contains(&command), "{text}");
@@ -294,20 +300,20 @@ fn a_journal_with_a_hole_is_refused_with_what_to_do_and_opens_when_that_is_done(
     assert_eq!(log.len(), 39);
     assert!(log.iter().all(|(_, value)| *value == vec![7; VALUE]));
     let ticket = put(&store, "after", "v");
-    store.synced_blocking(ticket).unwrap();
+    store.wait_durable_blocking(ticket).unwrap();
     drop(store);
     let store = Store::open(dir.path(), 0).unwrap();
     assert!(store.get(Table::Users, b"after").unwrap().is_some());
 }
 
 #[test]
-fn a_journal_that_the_disk_has_changed_is_refused_and_left_as_it_is() {
+fn journal_corrupted_by_the_disk_is_refused_and_not_modified() {
     let dir = tempfile::tempdir().unwrap();
-    let journal = forty_batches(dir.path(), 3000);
+    let journal = commit_forty_batches(dir.path(), 3000);
     let whole = std::fs::read(&journal).unwrap();
     let used = whole.iter().rposition(|byte| *byte != 0).unwrap();
     // In the middle of a value.
-    with_byte_range(&journal, used / 2 + 1500, &[9]);
+    overwrite_bytes(&journal, used / 2 + 1500, &[9]);
     let text = Store::open(dir.path(), 0).unwrap_err().to_string();
     let backup = text.contains("damaged") && text.contains("backup");
     assert!(backup && !text.contains("truncate"), "{text}");
@@ -315,45 +321,45 @@ fn a_journal_that_the_disk_has_changed_is_refused_and_left_as_it_is() {
 }
 
 #[test]
-fn a_clean_end_leaves_neither_a_pid_nor_an_address_and_nobody_takes_those_of_a_killed_one() {
+fn instance_info_is_removed_by_a_clean_exit_and_ignored_after_a_kill() {
     use std::os::unix::fs::PermissionsExt;
 
     use secrecy::ExposeSecret;
     let dir = tempfile::tempdir().unwrap();
     let lock = dir.path().join("chatmesh.lock");
-    let holder = Holder {
+    let instance = InstanceInfo {
         address: "127.0.0.1:8000".parse().unwrap(),
         key: "the key".into(),
     };
-    // Left by a process that was killed.
-    holder.announce(dir.path()).unwrap();
+    // As a killed process leaves it.
+    instance.write(dir.path()).unwrap();
     let store = Store::open(dir.path(), 0).unwrap();
-    assert!(Holder::of(dir.path()).is_none());
+    assert!(InstanceInfo::read(dir.path()).is_none());
     let pid = std::fs::read_to_string(&lock).unwrap();
     assert_eq!(pid.trim(), std::process::id().to_string());
 
     for _ in 0..2 {
-        holder.announce(dir.path()).unwrap();
+        instance.write(dir.path()).unwrap();
     }
-    let read = Holder::of(dir.path()).unwrap();
-    assert_eq!(read.address, holder.address);
+    let read = InstanceInfo::read(dir.path()).unwrap();
+    assert_eq!(read.address, instance.address);
     assert_eq!(read.key.expose_secret(), "the key");
     let file = std::fs::metadata(dir.path().join("chatmesh.running")).unwrap();
     assert_eq!(file.permissions().mode() & 0o777, 0o600);
 
     drop(store);
-    assert!(Holder::of(dir.path()).is_none());
+    assert!(InstanceInfo::read(dir.path()).is_none());
     assert_eq!(std::fs::read_to_string(&lock).unwrap(), "");
-    assert!(look(dir.path()).unwrap().held.is_none());
+    assert!(inspect(dir.path()).unwrap().holder.is_none());
 }
 
 #[test]
-fn a_look_makes_nothing_and_tells_a_data_directory_from_another_folder() {
+fn inspect_creates_nothing_and_recognizes_a_data_directory() {
     let dir = tempfile::tempdir().unwrap();
     for path in [dir.path().to_owned(), dir.path().join("not/there")] {
-        assert!(!look(&path).unwrap().made);
+        assert!(!inspect(&path).unwrap().is_initialized);
     }
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     drop(Store::open(dir.path(), 0).unwrap());
-    assert!(look(dir.path()).unwrap().made);
+    assert!(inspect(dir.path()).unwrap().is_initialized);
 }

@@ -133,7 +133,7 @@ fn a_journal_that_is_cut_anywhere_has_whole_batches_and_all_before_the_cut() {
     });
     for number in 0..6 {
         let ticket = store.commit(batch(number)).unwrap();
-        store.synced_blocking(ticket).unwrap();
+        store.wait_durable_blocking(ticket).unwrap();
         // What is acknowledged is in the file by now.
         points.push(Point {
             end: end(&journal, points[points.len() - 1].end),
@@ -170,7 +170,7 @@ fn a_journal_that_is_cut_anywhere_has_whole_batches_and_all_before_the_cut() {
                 if index % 4 == 0 {
                     // And it goes on: what is committed after the cut is there the next time.
                     let ticket = store.commit(batch(200)).unwrap();
-                    store.synced_blocking(ticket).unwrap();
+                    store.wait_durable_blocking(ticket).unwrap();
                     let expected = content(&store);
                     drop(store);
                     let store = Store::open(copied.path(), 0).unwrap();
@@ -282,7 +282,7 @@ fn a_hole_in_the_last_batch_is_never_read_as_data() {
     for number in 0..3 {
         let before = content(&store);
         let ticket = store.commit(batch(number)).unwrap();
-        store.synced_blocking(ticket).unwrap();
+        store.wait_durable_blocking(ticket).unwrap();
         let now = end(&journal, last);
         let length = now - last;
         if length > 10_000 {

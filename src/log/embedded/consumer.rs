@@ -1,4 +1,4 @@
-//! A member of a group, reading.
+//! A member of a consumer group: reads its partitions in turn, from memory or from the store.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -9,117 +9,124 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::group::{Change, Group};
+use super::group::{Group, RebalanceChange};
 use super::topic::Topic;
 use crate::log::{Consumer, ConsumerEvent, LogError};
 use crate::protocol::log_record::Record;
 use crate::store::{Store, StoreError};
 
-/// What is read ahead of a partition, in bytes; a larger record comes alone.
-const READ_AHEAD: usize = 256 << 10;
-/// How often a waiting member looks whether another one has stopped looking.
-const TICK: Duration = Duration::from_secs(1);
-/// A member that has not looked at its events for so long loses what others wait for.
-const SESSION: Duration = Duration::from_secs(6);
-const CLOSE: Duration = Duration::from_secs(5);
+/// Size limit of the records prefetched per partition, in bytes. A larger record is prefetched
+/// alone.
+const PREFETCH_BYTES: usize = 256 << 10;
+/// How often a waiting member checks whether another member has stopped polling.
+const EXPIRY_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// A member that does not poll for this long loses the partitions that other members wait for.
+const SESSION_TIMEOUT: Duration = Duration::from_secs(6);
+/// How long [`Consumer::close`] waits for the last commit.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Delay before a failed read is retried, during which the store may be reopened.
+const READ_RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
+/// The read position in one assigned partition.
 #[derive(Debug)]
-struct Reading {
-    /// The next to be read from the log.
-    next: i64,
-    ahead: VecDeque<Record>,
-    /// Grows with every seek: what was being read for an older one is thrown away.
-    seeks: u64,
+struct PartitionCursor {
+    /// The next offset to prefetch.
+    next_offset: i64,
+    prefetched: VecDeque<Record>,
+    /// Number of the seek that set the position. A read that began before is discarded.
+    seek_number: u64,
 }
 
-type Read = JoinHandle<Result<Vec<Record>, StoreError>>;
-
-/// A read of the store under way: kept here so that a call of `next` can be given up.
+/// A read of the store in progress. Kept in the member, so that a call of `next` can be cancelled.
 #[derive(Debug)]
 struct Fetch {
     partition: i32,
-    seeks: u64,
+    seek_number: u64,
     end: i64,
-    read: Read,
+    task: JoinHandle<Result<Vec<Record>, StoreError>>,
 }
 
+/// A member of a consumer group on one topic.
 #[derive(Debug)]
-pub(super) struct Member {
+pub(super) struct EmbeddedConsumer {
     store: Store,
     topic: Arc<Topic>,
     group: Arc<Group>,
-    id: u64,
-    left: bool,
-    epoch: u64,
+    member: u64,
+    is_closed: bool,
+    /// The group's version up to which every change was reported.
+    group_version: u64,
     changed: watch::Receiver<()>,
-    readings: BTreeMap<i32, Reading>,
-    /// The partition after which the next record is looked for.
-    turn: i32,
-    paused: bool,
+    cursors: BTreeMap<i32, PartitionCursor>,
+    /// The partition that delivered the last record. The search for the next one starts after it.
+    last_partition: i32,
+    is_paused: bool,
     fetch: Option<Fetch>,
+    /// Number of seeks and assignments so far.
     seeks: u64,
 }
 
-impl Member {
+impl EmbeddedConsumer {
     pub(super) fn join(store: Store, topic: Arc<Topic>, group: &str) -> Self {
         let group = topic.group(group);
         let changed = topic.changed.subscribe();
-        let id = group.join();
+        let member = group.join();
         topic.changed.send_replace(());
         Self {
             store,
             topic,
             group,
-            id,
-            left: false,
-            epoch: 0,
+            member,
+            is_closed: false,
+            group_version: 0,
             changed,
-            readings: BTreeMap::new(),
-            turn: 0,
-            paused: false,
+            cursors: BTreeMap::new(),
+            last_partition: 0,
+            is_paused: false,
             fetch: None,
             seeks: 0,
         }
     }
 
-    fn start(&self, partition: i32) -> i64 {
+    fn log_start(&self, partition: i32) -> i64 {
         self.topic.partitions[partition as usize]
             .start
             .load(Ordering::Acquire)
     }
 
-    fn change(&mut self) -> Option<ConsumerEvent> {
-        let epoch = self.group.epoch();
-        if epoch == self.epoch {
+    /// The next change of the assignment, already applied to the cursors.
+    fn next_change(&mut self) -> Option<ConsumerEvent> {
+        let version = self.group.version();
+        if version == self.group_version {
             return None;
         }
-        match self.group.change(self.id) {
-            Some(Change::Revoked(partitions)) => {
+        match self.group.next_change(self.member) {
+            Some(RebalanceChange::Revoked(partitions)) => {
                 for partition in &partitions {
-                    self.readings.remove(partition);
+                    self.cursors.remove(partition);
                 }
-                // Somebody waits for them.
+                // Wakes the members that wait for these partitions.
                 self.topic.changed.send_replace(());
                 Some(ConsumerEvent::Revoked(partitions))
             }
-            Some(Change::Assigned(assignments)) => {
+            Some(RebalanceChange::Assigned(assignments)) => {
                 for assignment in &assignments {
                     self.seeks += 1;
-                    let reading = Reading {
-                        next: assignment
+                    let cursor = PartitionCursor {
+                        next_offset: assignment
                             .committed
-                            .unwrap_or_else(|| self.start(assignment.partition)),
-                        ahead: VecDeque::new(),
-                        seeks: self.seeks,
+                            .unwrap_or_else(|| self.log_start(assignment.partition)),
+                        prefetched: VecDeque::new(),
+                        seek_number: self.seeks,
                     };
-                    self.readings.insert(assignment.partition, reading);
+                    self.cursors.insert(assignment.partition, cursor);
                 }
                 Some(ConsumerEvent::Assigned(assignments))
             }
             None => {
-                // The look itself may have let go of something untold.
-                if self.group.epoch() == epoch {
-                    self.epoch = epoch;
+                // The call may have released partitions of which this member was never notified.
+                if self.group.version() == version {
+                    self.group_version = version;
                 } else {
                     self.topic.changed.send_replace(());
                 }
@@ -128,80 +135,86 @@ impl Member {
         }
     }
 
-    /// The partitions in turn, so that none waits for another.
-    fn turns(&self) -> Vec<i32> {
-        let after = self.readings.range(self.turn + 1..);
-        let before = self.readings.range(..=self.turn);
+    /// The assigned partitions in round-robin order, so that none starves another.
+    fn partitions_in_turn(&self) -> Vec<i32> {
+        let after = self.cursors.range(self.last_partition + 1..);
+        let before = self.cursors.range(..=self.last_partition);
         after
             .chain(before)
             .map(|(partition, _)| *partition)
             .collect()
     }
 
-    fn ready(&mut self) -> Option<Record> {
-        for partition in self.turns() {
-            if let Some(reading) = self.readings.get_mut(&partition)
-                && let Some(record) = reading.ahead.pop_front()
+    fn pop_prefetched(&mut self) -> Option<Record> {
+        for partition in self.partitions_in_turn() {
+            if let Some(cursor) = self.cursors.get_mut(&partition)
+                && let Some(record) = cursor.prefetched.pop_front()
             {
-                self.turn = partition;
+                self.last_partition = partition;
                 return Some(record);
             }
         }
         None
     }
 
-    /// Reads from memory, or begins to read from the store. True where there is something new.
-    fn read_on(&mut self) -> bool {
-        let mut any = false;
-        for partition in self.turns() {
-            let part = &self.topic.partitions[partition as usize];
-            let start = part.start.load(Ordering::Acquire);
-            let Some(reading) = self.readings.get_mut(&partition) else {
+    /// Prefetches records that are in memory, and otherwise starts a read of the store. Returns
+    /// whether records were prefetched.
+    fn prefetch(&mut self) -> bool {
+        let mut has_prefetched = false;
+        for index in self.partitions_in_turn() {
+            let partition = &self.topic.partitions[index as usize];
+            let start = partition.start.load(Ordering::Acquire);
+            let Some(cursor) = self.cursors.get_mut(&index) else {
                 continue;
             };
-            reading.next = reading.next.max(start);
-            let end = part.end();
-            if !reading.ahead.is_empty() || reading.next >= end {
+            cursor.next_offset = cursor.next_offset.max(start);
+            let end = partition.end();
+            if !cursor.prefetched.is_empty() || cursor.next_offset >= end {
                 continue;
             }
-            if let Some(records) = part.recent(reading.next, READ_AHEAD) {
-                // Offsets may have gaps; without records all up to the end is one.
-                reading.next = records.last().map_or(end, |record| record.offset + 1);
-                any |= !records.is_empty();
-                reading.ahead = records.into();
+            if let Some(records) = partition.recent_records(cursor.next_offset, PREFETCH_BYTES) {
+                // Offsets may have gaps: without a record, the rest up to the end is one.
+                cursor.next_offset = records.last().map_or(end, |record| record.offset + 1);
+                has_prefetched |= !records.is_empty();
+                cursor.prefetched = records.into();
             } else if self.fetch.is_none() {
                 let (store, topic) = (self.store.clone(), Arc::clone(&self.topic));
-                let from = reading.next;
+                let from = cursor.next_offset;
                 self.fetch = Some(Fetch {
-                    partition,
-                    seeks: reading.seeks,
+                    partition: index,
+                    seek_number: cursor.seek_number,
                     end,
-                    read: tokio::task::spawn_blocking(move || {
-                        topic.read(&store, partition, from, end, READ_AHEAD)
+                    task: tokio::task::spawn_blocking(move || {
+                        topic.read(&store, index, from, end, PREFETCH_BYTES)
                     }),
                 });
             }
         }
-        any
+        has_prefetched
     }
 
-    /// Takes over what was read from the store. False where reading failed.
-    fn fetched(&mut self, result: Result<Vec<Record>, StoreError>) -> bool {
+    /// Adds the records of a finished read to its cursor. Returns false if the read failed.
+    fn complete_fetch(&mut self, result: Result<Vec<Record>, StoreError>) -> bool {
         let Some(fetch) = self.fetch.take() else {
             return true;
         };
         match result {
             Ok(records) => {
-                if let Some(reading) = self.readings.get_mut(&fetch.partition)
-                    && reading.seeks == fetch.seeks
+                if let Some(cursor) = self.cursors.get_mut(&fetch.partition)
+                    && cursor.seek_number == fetch.seek_number
                 {
-                    reading.next = records.last().map_or(fetch.end, |record| record.offset + 1);
-                    reading.ahead.extend(records);
+                    cursor.next_offset =
+                        records.last().map_or(fetch.end, |record| record.offset + 1);
+                    cursor.prefetched.extend(records);
                 }
                 true
             }
             Err(error) => {
-                tracing::warn!(%error, topic = %self.topic.name, "records could not be read, trying again");
+                tracing::warn!(
+                    %error,
+                    topic = %self.topic.name,
+                    "records could not be read, retrying; check the disk if it stays"
+                );
                 false
             }
         }
@@ -209,41 +222,40 @@ impl Member {
 }
 
 #[async_trait]
-impl Consumer for Member {
+impl Consumer for EmbeddedConsumer {
     async fn next(&mut self) -> ConsumerEvent {
         loop {
-            // With records always at hand nothing below would ever let other tasks run.
+            // While records are available, nothing below would let other tasks run.
             tokio::task::coop::consume_budget().await;
-            // Before the looks: what changes after them wakes the wait below.
+            // Before the state is read, so that a later change wakes the wait below.
             self.changed.mark_unchanged();
-            if let Some(event) = self.change() {
+            if let Some(event) = self.next_change() {
                 return event;
             }
-            if !self.paused {
-                if let Some(record) = self.ready() {
+            if !self.is_paused {
+                if let Some(record) = self.pop_prefetched() {
                     return ConsumerEvent::Record(record);
                 }
-                if self.read_on() {
+                if self.prefetch() {
                     continue;
                 }
             }
             tokio::select! {
                 result = async {
                     match &mut self.fetch {
-                        Some(fetch) => (&mut fetch.read).await,
+                        Some(fetch) => (&mut fetch.task).await,
                         None => std::future::pending().await,
                     }
                 } => {
                     let result = result.unwrap_or_else(|e| Err(StoreError(e.to_string())));
-                    if !self.fetched(result) {
-                        // The store opens itself again: it is asked again after a while.
-                        tokio::time::sleep(Duration::from_millis(200)).await;
+                    if !self.complete_fetch(result) {
+                        tokio::time::sleep(READ_RETRY_INTERVAL).await;
                     }
                 }
-                // The topic lives as long as this member: the sender can't be gone.
+                // Never fails: the topic owns the sender and lives as long as this member.
                 _ = self.changed.changed() => {}
-                () = tokio::time::sleep(TICK) => {
-                    if self.group.expire(SESSION) {
+                () = tokio::time::sleep(EXPIRY_CHECK_INTERVAL) => {
+                    if self.group.revoke_expired(SESSION_TIMEOUT) {
                         self.topic.changed.send_replace(());
                     }
                 }
@@ -252,62 +264,72 @@ impl Consumer for Member {
     }
 
     fn store_offset(&mut self, partition: i32, next_offset: i64) {
-        self.group.store(self.id, partition, next_offset);
+        self.group.store_offset(self.member, partition, next_offset);
     }
 
     fn pause(&mut self) {
-        self.paused = true;
+        self.is_paused = true;
     }
 
     fn resume(&mut self) {
-        self.paused = false;
+        self.is_paused = false;
     }
 
     async fn seek(&mut self, partition: i32, offset: i64) -> Result<(), LogError> {
         self.seeks += 1;
-        let Some(reading) = self.readings.get_mut(&partition) else {
+        let Some(cursor) = self.cursors.get_mut(&partition) else {
             return Err(LogError::Unavailable(format!(
-                "partition {partition} of {} is not this member's",
+                "partition {partition} of {} is not assigned to this member",
                 self.topic.name
             )));
         };
-        reading.next = offset.max(0);
-        reading.ahead.clear();
-        reading.seeks = self.seeks;
+        cursor.next_offset = offset.max(0);
+        cursor.prefetched.clear();
+        cursor.seek_number = self.seeks;
         Ok(())
     }
 
     async fn close(mut self: Box<Self>) {
-        self.left = true;
-        self.group.leave(self.id, true);
+        self.is_closed = true;
+        self.group.leave(self.member, true);
         self.topic.changed.send_replace(());
         let (store, topic) = (self.store.clone(), Arc::clone(&self.topic));
         let committed = async {
-            let writer = store.clone();
-            let written = tokio::task::spawn_blocking(move || topic.commit_offsets(&writer))
+            let blocking_store = store.clone();
+            let commit = tokio::task::spawn_blocking(move || topic.commit_offsets(&blocking_store))
                 .await
                 .unwrap_or_else(|e| Err(StoreError(e.to_string())))?;
-            match written {
-                Some(ticket) => store.synced(ticket).await,
+            match commit {
+                Some(ticket) => store.wait_durable(ticket).await,
                 None => Ok(()),
             }
         };
-        match tokio::time::timeout(CLOSE, committed).await {
+        let topic = &self.topic.name;
+        match tokio::time::timeout(CLOSE_TIMEOUT, committed).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::warn!(%error, topic = %self.topic.name, "offsets could not be committed");
+                tracing::warn!(
+                    %error,
+                    %topic,
+                    "the last offsets could not be committed, their records will be delivered \
+                     again; no action is needed"
+                );
             }
             Err(_) => {
-                tracing::warn!(topic = %self.topic.name, "offsets were not committed in time");
+                tracing::warn!(
+                    %topic,
+                    "the last offsets were not committed in time, their records may be delivered \
+                     again; no action is needed"
+                );
             }
         }
     }
 }
 
-impl Drop for Member {
+impl Drop for EmbeddedConsumer {
     fn drop(&mut self) {
-        if !self.left {
-            self.group.leave(self.id, false);
+        if !self.is_closed {
+            self.group.leave(self.member, false);
             self.topic.changed.send_replace(());
         }
     }

@@ -1,4 +1,4 @@
-//! A consumer group: who reads which partition, and what is finished.
+//! A consumer group: which member owns which partition, and which offsets are finished.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,281 +8,306 @@ use parking_lot::Mutex;
 
 use crate::log::Assignment;
 
+/// The member that owns a partition.
 #[derive(Debug, Clone, Copy)]
 struct Owner {
     member: u64,
-    /// The member has been told.
-    told: bool,
-    /// Since when it is asked to let go.
-    revoking: Option<Instant>,
+    /// The member has received the assignment.
+    is_notified: bool,
+    /// When the group asked the member to release the partition, if it did.
+    revoke_requested: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
 struct Member {
-    /// What it finished and nobody committed yet, by partition.
+    /// Offsets that the member stored and that are not committed yet, by partition.
     stored: BTreeMap<usize, i64>,
-    /// Taken from it, and it has not been told.
-    lost: Vec<i32>,
+    /// Partitions that were revoked from the member without its knowledge so far.
+    unreported_revocations: Vec<i32>,
 }
 
 #[derive(Debug)]
-struct Slot {
+struct PartitionState {
     committed: Option<i64>,
-    /// What of it is in the store.
-    written: Option<i64>,
+    /// The committed offset that is in the store. `None` also after a write failed.
+    persisted: Option<i64>,
     owner: Option<Owner>,
 }
 
 #[derive(Debug)]
 struct State {
-    slots: Vec<Slot>,
+    partitions: Vec<PartitionState>,
     members: BTreeMap<u64, Member>,
     next_member: u64,
 }
 
-/// What a member is told.
+/// A change of a member's assignment.
 #[derive(Debug)]
-pub(super) enum Change {
+pub(super) enum RebalanceChange {
     Revoked(Vec<i32>),
     Assigned(Vec<Assignment>),
 }
 
+/// The coordinator of one group on one topic: assigns partitions to members, and collects the
+/// offsets that they store.
 #[derive(Debug)]
 pub(super) struct Group {
     state: Mutex<State>,
-    /// Grows with every change that a member may have to be told.
-    epoch: AtomicU64,
+    /// Grows with every change that a member may have to learn.
+    version: AtomicU64,
 }
 
 impl Group {
-    /// `committed` has an entry for each partition.
+    /// Creates a group without members. `committed` has one entry for each partition.
     pub(super) fn new(committed: Vec<Option<i64>>) -> Self {
-        let slots = committed
+        let partitions = committed
             .into_iter()
-            .map(|committed| Slot {
+            .map(|committed| PartitionState {
                 committed,
-                written: committed,
+                persisted: committed,
                 owner: None,
             })
             .collect();
         Self {
             state: Mutex::new(State {
-                slots,
+                partitions,
                 members: BTreeMap::new(),
                 next_member: 0,
             }),
-            epoch: AtomicU64::new(1),
+            version: AtomicU64::new(1),
         }
     }
 
-    pub(super) fn epoch(&self) -> u64 {
-        self.epoch.load(Ordering::Acquire)
+    pub(super) fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
     }
 
-    fn changed(&self) {
-        self.epoch.fetch_add(1, Ordering::AcqRel);
+    fn increment_version(&self) {
+        self.version.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// A new member's number.
+    /// Adds a member and returns its id.
     pub(super) fn join(&self) -> u64 {
         let mut state = self.state.lock();
         let member = state.next_member;
         state.next_member += 1;
         state.members.insert(member, Member::default());
-        state.share();
+        state.rebalance();
         drop(state);
-        self.changed();
+        self.increment_version();
         member
     }
 
-    /// Goes; with `commit` what it finished counts.
+    /// Removes a member. With `commit` the offsets that it stored are committed, otherwise they
+    /// are discarded.
     pub(super) fn leave(&self, member: u64, commit: bool) {
         let mut state = self.state.lock();
         if !commit && let Some(member) = state.members.get_mut(&member) {
             member.stored.clear();
         }
-        for partition in state.owned(member) {
+        for partition in state.owned_by(member) {
             state.release(partition);
         }
         state.members.remove(&member);
-        state.share();
+        state.rebalance();
         drop(state);
-        self.changed();
+        self.increment_version();
     }
 
-    /// The next thing that a member has to know. By this call it lets go of what it is asked for.
-    pub(super) fn change(&self, member: u64) -> Option<Change> {
+    /// The next change that the member has to learn. The call also releases the partitions that
+    /// the group asked the member for.
+    pub(super) fn next_change(&self, member: u64) -> Option<RebalanceChange> {
         let mut state = self.state.lock();
-        let asked: Vec<usize> = state
-            .owned(member)
+        let requested: Vec<usize> = state
+            .owned_by(member)
             .into_iter()
-            .filter(|p| state.slots[*p].owner.is_some_and(|o| o.revoking.is_some()))
+            .filter(|p| {
+                let owner = state.partitions[*p].owner;
+                owner.is_some_and(|owner| owner.revoke_requested.is_some())
+            })
             .collect();
-        if !asked.is_empty() {
-            for partition in asked {
+        if !requested.is_empty() {
+            for partition in requested {
                 state.release(partition);
             }
-            state.share();
-            self.changed();
+            state.rebalance();
+            self.increment_version();
         }
-        let lost = std::mem::take(&mut state.members.get_mut(&member)?.lost);
-        if !lost.is_empty() {
-            return Some(Change::Revoked(lost));
+        let revoked = std::mem::take(&mut state.members.get_mut(&member)?.unreported_revocations);
+        if !revoked.is_empty() {
+            return Some(RebalanceChange::Revoked(revoked));
         }
-        let mut new = Vec::new();
-        for (partition, slot) in state.slots.iter_mut().enumerate() {
-            if let Some(owner) = &mut slot.owner
+        let mut assigned = Vec::new();
+        for (index, partition) in state.partitions.iter_mut().enumerate() {
+            if let Some(owner) = &mut partition.owner
                 && owner.member == member
-                && !owner.told
+                && !owner.is_notified
             {
-                owner.told = true;
-                new.push(Assignment {
-                    partition: partition as i32,
-                    committed: slot.committed,
+                owner.is_notified = true;
+                assigned.push(Assignment {
+                    partition: index as i32,
+                    committed: partition.committed,
                 });
             }
         }
-        (!new.is_empty()).then_some(Change::Assigned(new))
+        (!assigned.is_empty()).then_some(RebalanceChange::Assigned(assigned))
     }
 
-    /// Takes partitions from members that were asked longer ago than `session` and don't let go of
-    /// them. True where it did.
-    pub(super) fn expire(&self, session: Duration) -> bool {
+    /// Revokes partitions from members that were asked for them longer than `session_timeout` ago
+    /// and have not released them. Returns whether there were any.
+    pub(super) fn revoke_expired(&self, session_timeout: Duration) -> bool {
         let mut state = self.state.lock();
-        let overdue: Vec<usize> = (0..state.slots.len())
-            .filter(|p| {
-                let owner = state.slots[*p].owner;
-                owner.is_some_and(|o| o.revoking.is_some_and(|since| since.elapsed() > session))
-            })
+        let is_expired = |owner: Owner| {
+            owner
+                .revoke_requested
+                .is_some_and(|since| since.elapsed() > session_timeout)
+        };
+        let expired: Vec<usize> = (0..state.partitions.len())
+            .filter(|p| state.partitions[*p].owner.is_some_and(is_expired))
             .collect();
-        if overdue.is_empty() {
+        if expired.is_empty() {
             return false;
         }
-        for partition in overdue {
+        for partition in expired {
             state.release(partition);
         }
-        state.share();
+        state.rebalance();
         drop(state);
-        self.changed();
+        self.increment_version();
         true
     }
 
-    /// Notes that everything below `next` is finished, if the partition is the member's.
-    pub(super) fn store(&self, member: u64, partition: i32, next: i64) {
+    /// Stores the offset below which everything is finished, if the member owns the partition.
+    pub(super) fn store_offset(&self, member: u64, partition: i32, next_offset: i64) {
         let mut state = self.state.lock();
         let partition = partition as usize;
-        let owner = state.slots.get(partition).and_then(|slot| slot.owner);
-        if owner.is_none_or(|owner| owner.member != member || !owner.told) {
+        let owner = state.partitions.get(partition).and_then(|p| p.owner);
+        if owner.is_none_or(|owner| owner.member != member || !owner.is_notified) {
             return;
         }
         if let Some(member) = state.members.get_mut(&member) {
-            let stored = member.stored.entry(partition).or_insert(next);
-            *stored = next.max(*stored);
+            let stored = member.stored.entry(partition).or_insert(next_offset);
+            *stored = next_offset.max(*stored);
         }
     }
 
-    /// Commits what members finished, and gives what has to be written.
-    pub(super) fn take_finished(&self) -> Vec<(i32, i64)> {
+    /// Commits the stored offsets, and returns the commits that are not in the store yet. They
+    /// count as persisted from now on: see [`Group::mark_unpersisted`].
+    pub(super) fn commit_stored(&self) -> Vec<(i32, i64)> {
         let mut state = self.state.lock();
-        let State { slots, members, .. } = &mut *state;
+        let State {
+            partitions,
+            members,
+            ..
+        } = &mut *state;
         for member in members.values_mut() {
-            for (partition, next) in std::mem::take(&mut member.stored) {
-                slots[partition].commit(next);
+            for (partition, next_offset) in std::mem::take(&mut member.stored) {
+                partitions[partition].commit(next_offset);
             }
         }
-        let mut finished = Vec::new();
-        for (partition, slot) in slots.iter_mut().enumerate() {
-            if slot.committed != slot.written
-                && let Some(offset) = slot.committed
+        let mut unpersisted = Vec::new();
+        for (index, partition) in partitions.iter_mut().enumerate() {
+            if partition.committed != partition.persisted
+                && let Some(offset) = partition.committed
             {
-                slot.written = slot.committed;
-                finished.push((partition as i32, offset));
+                partition.persisted = partition.committed;
+                unpersisted.push((index as i32, offset));
             }
         }
-        finished
+        unpersisted
     }
 
-    /// Writing failed: it has to be done again.
-    pub(super) fn not_written(&self, partition: i32) {
-        self.state.lock().slots[partition as usize].written = None;
+    /// Notes that the commit could not be written, so that it is written again.
+    pub(super) fn mark_unpersisted(&self, partition: i32) {
+        self.state.lock().partitions[partition as usize].persisted = None;
     }
 
-    /// Everything below was finished by this group, also if this process dies. `None` where it
-    /// has neither members nor ever committed anything: nobody will miss a record.
-    pub(super) fn written(&self, partition: i32) -> Option<i64> {
+    /// The offset below which the group has finished everything, even if this process dies.
+    /// `None` if the group has no members and has never committed: it needs no record.
+    pub(super) fn persisted_offset(&self, partition: i32) -> Option<i64> {
         let state = self.state.lock();
-        let lives = !state.members.is_empty() || state.slots.iter().any(|s| s.written.is_some());
-        lives.then(|| state.slots[partition as usize].written.unwrap_or(0))
+        let is_in_use =
+            !state.members.is_empty() || state.partitions.iter().any(|p| p.persisted.is_some());
+        is_in_use.then(|| state.partitions[partition as usize].persisted.unwrap_or(0))
     }
 }
 
-impl Slot {
-    fn commit(&mut self, next: i64) {
-        // A replay after a seek finishes again what was finished.
-        self.committed = Some(self.committed.map_or(next, |committed| committed.max(next)));
+impl PartitionState {
+    /// Never moves the commit back: after a seek a member finishes again what was finished before.
+    fn commit(&mut self, next_offset: i64) {
+        let committed = self.committed.map_or(next_offset, |c| c.max(next_offset));
+        self.committed = Some(committed);
     }
 }
 
 impl State {
-    fn owned(&self, member: u64) -> Vec<usize> {
-        (0..self.slots.len())
-            .filter(|p| self.slots[*p].owner.is_some_and(|o| o.member == member))
+    fn owned_by(&self, member: u64) -> Vec<usize> {
+        (0..self.partitions.len())
+            .filter(|p| {
+                self.partitions[*p]
+                    .owner
+                    .is_some_and(|o| o.member == member)
+            })
             .collect()
     }
 
-    /// Commits what its owner finished of a partition and takes it away.
+    /// Commits the offset that the owner stored for a partition, and revokes the partition.
     fn release(&mut self, partition: usize) {
-        let slot = &mut self.slots[partition];
-        let Some(owner) = slot.owner.take() else {
+        let state = &mut self.partitions[partition];
+        let Some(owner) = state.owner.take() else {
             return;
         };
         if let Some(member) = self.members.get_mut(&owner.member) {
-            if let Some(next) = member.stored.remove(&partition) {
-                slot.commit(next);
+            if let Some(next_offset) = member.stored.remove(&partition) {
+                state.commit(next_offset);
             }
-            if owner.told {
-                member.lost.push(partition as i32);
+            if owner.is_notified {
+                member.unreported_revocations.push(partition as i32);
             }
         }
     }
 
-    /// Gives free partitions away and asks for those that are somebody else's share: as few as
-    /// possible change hands.
-    fn share(&mut self) {
+    /// Assigns free partitions, and asks members for the partitions above their share. As few
+    /// partitions as possible change their owner.
+    fn rebalance(&mut self) {
         if self.members.is_empty() {
             return;
         }
         let mut members: Vec<(u64, Vec<usize>)> = self
             .members
             .keys()
-            .map(|member| (*member, self.owned(*member)))
+            .map(|member| (*member, self.owned_by(*member)))
             .collect();
-        // Who has most keeps the larger shares.
+        // Members that own the most partitions get the larger shares.
         members.sort_by_key(|(_, owned)| std::cmp::Reverse(owned.len()));
-        let (share, larger) = (
-            self.slots.len() / members.len(),
-            self.slots.len() % members.len(),
-        );
+        let share = self.partitions.len() / members.len();
+        let larger_shares = self.partitions.len() % members.len();
         for (index, (member, owned)) in members.iter_mut().enumerate() {
-            let quota = share + usize::from(index < larger);
-            // What its owner has not heard of goes first, and without being asked for.
-            owned.sort_by_key(|p| self.slots[*p].owner.is_some_and(|owner| !owner.told));
+            let quota = share + usize::from(index < larger_shares);
+            // Partitions whose owner was not notified yet sort last, so they are above the quota
+            // first and are revoked without asking.
+            owned.sort_by_key(|p| {
+                let owner = self.partitions[*p].owner;
+                owner.is_some_and(|owner| !owner.is_notified)
+            });
             for (nth, partition) in owned.iter().enumerate() {
-                if nth >= quota {
-                    self.slots[*partition].owner.take_if(|owner| !owner.told);
+                let is_above_quota = nth >= quota;
+                let owner = &mut self.partitions[*partition].owner;
+                if is_above_quota {
+                    owner.take_if(|owner| !owner.is_notified);
                 }
-                if let Some(owner) = &mut self.slots[*partition].owner {
-                    owner.revoking =
-                        (nth >= quota).then(|| owner.revoking.unwrap_or_else(Instant::now));
+                if let Some(owner) = owner {
+                    owner.revoke_requested =
+                        is_above_quota.then(|| owner.revoke_requested.unwrap_or_else(Instant::now));
                 }
             }
             let mut missing = quota.saturating_sub(owned.len());
-            for slot in &mut self.slots {
-                if missing > 0 && slot.owner.is_none() {
-                    slot.owner = Some(Owner {
+            for partition in &mut self.partitions {
+                if missing > 0 && partition.owner.is_none() {
+                    partition.owner = Some(Owner {
                         member: *member,
-                        told: false,
-                        revoking: None,
+                        is_notified: false,
+                        revoke_requested: None,
                     });
                     missing -= 1;
                 }
@@ -296,53 +321,53 @@ mod tests {
     use super::*;
 
     fn assigned(group: &Group, member: u64) -> Vec<i32> {
-        match group.change(member) {
-            Some(Change::Assigned(new)) => new.iter().map(|a| a.partition).collect(),
+        match group.next_change(member) {
+            Some(RebalanceChange::Assigned(new)) => new.iter().map(|a| a.partition).collect(),
             other => panic!("{other:?}"),
         }
     }
 
     fn revoked(group: &Group, member: u64) -> Vec<i32> {
-        match group.change(member) {
-            Some(Change::Revoked(lost)) => lost,
+        match group.next_change(member) {
+            Some(RebalanceChange::Revoked(lost)) => lost,
             other => panic!("{other:?}"),
         }
     }
 
     #[test]
-    fn a_partition_changes_hands_only_when_its_owner_has_let_go() {
+    fn partition_is_reassigned_only_after_its_owner_released_it() {
         let group = Group::new(vec![None; 4]);
         let a = group.join();
         assert_eq!(assigned(&group, a), [0, 1, 2, 3]);
         let b = group.join();
-        assert!(group.change(b).is_none(), "they are still a's");
-        group.store(a, 3, 7);
+        assert!(group.next_change(b).is_none(), "a has not released them");
+        group.store_offset(a, 3, 7);
         assert_eq!(revoked(&group, a), [2, 3]);
-        group.store(a, 3, 9);
+        group.store_offset(a, 3, 9);
         assert_eq!(assigned(&group, b), [2, 3]);
         assert_eq!(
-            group.take_finished(),
+            group.commit_stored(),
             [(3, 7)],
-            "finished before, not after"
+            "stored before the revocation, not after it"
         );
     }
 
     #[test]
-    fn a_member_that_stopped_looking_loses_what_others_wait_for_and_is_fenced() {
+    fn member_that_stopped_polling_loses_requested_partitions_and_is_fenced() {
         let group = Group::new(vec![None; 2]);
         let a = group.join();
         assert_eq!(assigned(&group, a), [0, 1]);
         let b = group.join();
-        assert!(!group.expire(Duration::from_secs(60)), "too early");
-        while !group.expire(Duration::ZERO) {}
+        assert!(!group.revoke_expired(Duration::from_secs(60)), "too early");
+        while !group.revoke_expired(Duration::ZERO) {}
         assert_eq!(assigned(&group, b), [1]);
-        group.store(a, 1, 5);
-        assert!(group.take_finished().is_empty());
+        group.store_offset(a, 1, 5);
+        assert!(group.commit_stored().is_empty());
         assert_eq!(revoked(&group, a), [1]);
     }
 
     #[test]
-    fn who_comes_before_the_first_was_told_need_not_wait_for_it() {
+    fn member_that_joins_before_the_first_was_notified_need_not_wait() {
         let group = Group::new(vec![None; 4]);
         let (a, b) = (group.join(), group.join());
         assert_eq!(assigned(&group, b).len(), 2);
@@ -350,27 +375,27 @@ mod tests {
     }
 
     #[test]
-    fn more_members_than_partitions_wait_for_their_turn() {
+    fn member_without_a_partition_takes_over_when_another_leaves() {
         let group = Group::new(vec![None; 1]);
         let (a, b) = (group.join(), group.join());
         assert_eq!(assigned(&group, a), [0]);
-        assert!(group.change(b).is_none());
-        group.store(a, 0, 3);
+        assert!(group.next_change(b).is_none());
+        group.store_offset(a, 0, 3);
         group.leave(a, false);
         assert_eq!(assigned(&group, b), [0]);
         assert!(
-            group.take_finished().is_empty(),
+            group.commit_stored().is_empty(),
             "it left without committing"
         );
     }
 
     #[test]
-    fn a_share_that_is_no_longer_needed_stays_where_it_is() {
+    fn revocation_request_is_withdrawn_when_the_other_member_leaves() {
         let group = Group::new(vec![None; 2]);
         let a = group.join();
         assert_eq!(assigned(&group, a), [0, 1]);
         let b = group.join();
         group.leave(b, true);
-        assert!(group.change(a).is_none());
+        assert!(group.next_change(a).is_none());
     }
 }

@@ -1,8 +1,13 @@
-//! The log of one process, on its local store.
+//! The embedded log: the log of a single process, on its local store.
 //!
-//! A record gets its place when it is appended; one thread writes what has gathered meanwhile as
-//! one batch, waits for the disk once, then acknowledges all of it and shows it to readers. Nobody
-//! ever reads a record that the disk could still lose, so no offset is ever given out twice.
+//! A record gets its offset when it is appended. One thread writes all records that have queued up
+//! as one batch, syncs the disk once, then acknowledges them and makes them visible to readers. A
+//! reader never sees a record that the disk could still lose, so no offset is assigned twice.
+//!
+//! - `writer`: the write path
+//! - `topic`, `group`, `consumer`: partitions, consumer groups and their members
+//! - `maintenance`: committing offsets and removing expired records in the background
+//! - `codec`: the encoding in the store's tables
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,27 +30,27 @@ use crate::store::{Batch, Store, StoreError, Table};
 mod codec;
 mod consumer;
 mod group;
-mod keeper;
+mod maintenance;
 mod topic;
 mod writer;
 
-use consumer::Member;
-use keeper::Keeper;
+use consumer::EmbeddedConsumer;
+use maintenance::Maintenance;
 use topic::Topic;
-use writer::{Append, Writer};
+use writer::{AppendOutcome, Writer};
 
-/// A record's key, value and headers, in bytes; as a Kafka broker's default.
-const MAX_RECORD: usize = 1 << 20;
+/// Size limit of a record's key, value and headers, in bytes. The same as a Kafka broker's default.
+const MAX_RECORD_BYTES: usize = 1 << 20;
 
-/// Where new messages arrive: refused while the disk has too little room. Everything else goes
-/// on, so that what was accepted is finished and its place becomes free.
-const INBOUND: &str = "incoming_messages";
+/// The topic of new messages, which are refused while the disk has too little free space. Every
+/// other topic still accepts records, so that accepted messages are finished and free their space.
+const INBOUND_TOPIC: &str = "incoming_messages";
 
-/// The embedded log; clones share it. When the last clone is dropped, what was appended is
-/// written, and readers stay without new records.
+/// A handle to the embedded log. Clones share one log. Dropping the last clone writes every queued
+/// record and closes the log; its consumers then receive no more records.
 #[derive(Clone)]
 pub struct EmbeddedLog {
-    core: Arc<Core>,
+    shared: Arc<Shared>,
     produce_timeout: Duration,
     _threads: Arc<Threads>,
 }
@@ -53,30 +58,31 @@ pub struct EmbeddedLog {
 impl std::fmt::Debug for EmbeddedLog {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("EmbeddedLog")
-            .field("id", &self.core.id)
+            .field("id", &self.shared.id)
             .finish_non_exhaustive()
     }
 }
 
-/// What the log's threads share.
-struct Core {
+/// The state that all handles and the log's threads share.
+struct Shared {
     store: Store,
     id: String,
     partitions: u32,
     topics: RwLock<HashMap<String, Arc<Topic>>>,
     writer: Writer,
-    keeper: Keeper,
+    maintenance: Maintenance,
 }
 
+/// Stops and joins the log's threads when dropped.
 struct Threads {
-    core: Arc<Core>,
+    shared: Arc<Shared>,
     handles: Vec<JoinHandle<()>>,
 }
 
 impl Drop for Threads {
     fn drop(&mut self) {
-        self.core.writer.stop();
-        self.core.keeper.stop();
+        self.shared.writer.stop();
+        self.shared.maintenance.stop();
         for handle in self.handles.drain(..) {
             let _ = handle.join();
         }
@@ -88,7 +94,7 @@ fn unavailable(error: StoreError) -> LogError {
 }
 
 impl EmbeddedLog {
-    /// The log in this store. Reads each topic's ends and offsets; blocks for as long.
+    /// Opens the log in this store. Blocks while it reads the topics and the committed offsets.
     pub fn open(
         store: Store,
         settings: &EmbeddedSettings,
@@ -100,55 +106,58 @@ impl EmbeddedLog {
             .ok_or_else(|| {
                 LogError::Configuration("EMBEDDED_PARTITIONS must be at least 1".into())
             })?;
-        let core = Arc::new(Core::open(store, partitions).map_err(unavailable)?);
+        let shared = Arc::new(Shared::open(store, partitions).map_err(unavailable)?);
         let retention = settings.retention;
         let mut threads = Threads {
-            core: Arc::clone(&core),
+            shared: Arc::clone(&shared),
             handles: Vec::new(),
         };
-        let mut spawn = |name: &str, run: Box<dyn FnOnce(&Core) + Send>| {
-            let core = Arc::clone(&core);
+        let mut spawn = |name: &str, run: Box<dyn FnOnce(&Shared) + Send>| {
+            let shared = Arc::clone(&shared);
             std::thread::Builder::new()
                 .name(name.into())
-                .spawn(move || run(&core))
+                .spawn(move || run(&shared))
                 .map(|handle| threads.handles.push(handle))
-                .map_err(|e| LogError::Unavailable(format!("thread {name}: {e}")))
+                .map_err(|e| {
+                    LogError::Unavailable(format!("the thread {name} could not be started: {e}"))
+                })
         };
-        spawn("log-writer", Box::new(|core| core.writer.run(&core.store)))?;
+        spawn("log-writer", Box::new(|log| log.writer.run(&log.store)))?;
         spawn(
-            "log-keeper",
-            Box::new(move |core| core.keeper.run(core, retention)),
+            "log-maintenance",
+            Box::new(move |log| log.maintenance.run(log, retention)),
         )?;
         Ok(Self {
-            core,
+            shared,
             produce_timeout,
             _threads: Arc::new(threads),
         })
     }
 }
 
-impl Core {
+impl Shared {
     fn open(store: Store, partitions: u32) -> Result<Self, StoreError> {
-        let id = if let Some(id) = store.get(Table::LogState, codec::ID)? {
+        let id = if let Some(id) = store.get(Table::LogState, codec::LOG_ID_KEY)? {
             String::from_utf8_lossy(&id).into_owned()
         } else {
             let id = uuid::Uuid::new_v4().simple().to_string();
             let mut batch = Batch::default();
-            batch.put(Table::LogState, codec::ID, id.as_bytes());
-            // Nothing waits for the disk: the first record that does has this before it.
+            batch.put(Table::LogState, codec::LOG_ID_KEY, id.as_bytes());
+            // Not synced here: commits reach the disk in order, so the first record that is synced
+            // takes this with it.
             store.commit(batch)?;
             id
         };
         let mut topics = HashMap::new();
-        let mut from = codec::TOPIC.to_vec();
+        let mut from = codec::TOPIC_PREFIX.to_vec();
         loop {
             let page = store.scan(Table::LogState, &from, codec::TOPIC_END, 100, false)?;
             let Some((last, _)) = page.last() else { break };
             from = [&last[..], &[0]].concat();
             for (key, value) in page {
-                let name = String::from_utf8_lossy(&key[codec::TOPIC.len()..]).into_owned();
+                let name = String::from_utf8_lossy(&key[codec::TOPIC_PREFIX.len()..]).into_owned();
                 let (id, partitions) = codec::decode_topic(&value)
-                    .ok_or_else(|| StoreError(format!("topic {name} is damaged")))?;
+                    .ok_or_else(|| StoreError(format!("the entry of topic {name} is damaged; restore a backup of the data directory")))?;
                 let topic = Topic::open(&store, &name, id, partitions)?;
                 topics.insert(name, Arc::new(topic));
             }
@@ -159,23 +168,23 @@ impl Core {
             partitions,
             topics: RwLock::new(topics),
             writer: Writer::default(),
-            keeper: Keeper::default(),
+            maintenance: Maintenance::default(),
         })
     }
 
-    fn known(&self, name: &str) -> Option<Arc<Topic>> {
+    fn find_topic(&self, name: &str) -> Option<Arc<Topic>> {
         let topics = self.topics.read();
         topics.get(name).cloned()
     }
 
-    fn all(&self) -> Vec<Arc<Topic>> {
+    fn all_topics(&self) -> Vec<Arc<Topic>> {
         let topics = self.topics.read();
         topics.values().cloned().collect()
     }
 
-    /// The topic, made when it is missing.
-    fn topic(&self, name: &str) -> Result<Arc<Topic>, StoreError> {
-        if let Some(topic) = self.known(name) {
+    /// The topic with this name, created if it does not exist.
+    fn find_or_create_topic(&self, name: &str) -> Result<Arc<Topic>, StoreError> {
+        if let Some(topic) = self.find_topic(name) {
             return Ok(topic);
         }
         let mut topics = self.topics.write();
@@ -189,7 +198,8 @@ impl Core {
             codec::topic_key(name),
             codec::encode_topic(id, self.partitions),
         );
-        // Nothing waits for the disk: the first record that does has this before it.
+        // Not synced here: commits reach the disk in order, so the first record that is synced
+        // takes this with it.
         self.store.commit(batch)?;
         let topic = Arc::new(Topic::open(&self.store, name, id, self.partitions)?);
         topics.insert(name.to_owned(), Arc::clone(&topic));
@@ -204,48 +214,53 @@ impl Log for EmbeddedLog {
         topic: &str,
         record: NewRecord,
     ) -> BoxFuture<'static, Result<LogOffset, AppendError>> {
-        let refuse = |error| ready(Err(error)).boxed();
-        let size = codec::size(&record);
-        if size > MAX_RECORD {
-            return refuse(AppendError::Refused(format!(
-                "{size} bytes, and at most {MAX_RECORD} are allowed"
+        let fail = |error| ready(Err(error)).boxed();
+        let size = codec::record_size(&record);
+        if size > MAX_RECORD_BYTES {
+            return fail(AppendError::Refused(format!(
+                "the record has {size} bytes, and at most {MAX_RECORD_BYTES} are allowed"
             )));
         }
-        if topic == INBOUND
-            && let Err(error) = self.core.store.room()
+        if topic == INBOUND_TOPIC
+            && let Err(error) = self.shared.store.check_free_space()
         {
-            return refuse(AppendError::Unknown(error.to_string()));
+            return fail(AppendError::Unknown(error.to_string()));
         }
-        let topic = match self.core.topic(topic) {
+        let topic = match self.shared.find_or_create_topic(topic) {
             Ok(topic) => topic,
-            Err(error) => return refuse(AppendError::Unknown(error.to_string())),
+            Err(error) => return fail(AppendError::Unknown(error.to_string())),
         };
-        let appended = self.core.writer.append(&self.core.store, &topic, record);
-        let answer = match appended {
-            Ok(Append::Done(place)) => return ready(Ok(place)).boxed(),
-            Ok(Append::Waits(answer)) => answer,
-            Ok(Append::Full) => {
-                return refuse(AppendError::Unknown(
-                    "too much waits for the disk, try again later".into(),
+        let store = &self.shared.store;
+        let durable = match self.shared.writer.append(store, &topic, record) {
+            Ok(AppendOutcome::Appended(offset)) => return ready(Ok(offset)).boxed(),
+            Ok(AppendOutcome::Queued(durable)) => durable,
+            Ok(AppendOutcome::QueueFull) => {
+                return fail(AppendError::Unknown(
+                    "too many records wait for the disk; send the message again later".into(),
                 ));
             }
-            Err(error) => return refuse(AppendError::Unknown(error.to_string())),
+            Err(error) => return fail(AppendError::Unknown(error.to_string())),
         };
         let deadline = tokio::time::Instant::now() + self.produce_timeout;
         async move {
-            match tokio::time::timeout_at(deadline, answer).await {
-                Ok(Ok(place)) => Ok(place),
+            match tokio::time::timeout_at(deadline, durable).await {
+                Ok(Ok(offset)) => Ok(offset),
                 Ok(Err(_)) => Err(AppendError::Unknown("the log was closed".into())),
-                Err(_) => Err(AppendError::Unknown("the disk is too slow, or full".into())),
+                Err(_) => Err(AppendError::Unknown(
+                    "the disk did not finish the write in time: it is too slow or full".into(),
+                )),
             }
         }
         .boxed()
     }
 
     fn consumer(&self, group: &str, topic: &str) -> Result<Box<dyn Consumer>, LogError> {
-        let topic = self.core.topic(topic).map_err(unavailable)?;
-        Ok(Box::new(Member::join(
-            self.core.store.clone(),
+        let topic = self
+            .shared
+            .find_or_create_topic(topic)
+            .map_err(unavailable)?;
+        Ok(Box::new(EmbeddedConsumer::join(
+            self.shared.store.clone(),
             topic,
             group,
         )))
@@ -253,9 +268,11 @@ impl Log for EmbeddedLog {
 
     async fn ensure_topics(&self, topics: &[TopicSpec]) -> Result<Vec<String>, LogError> {
         for spec in topics {
-            self.core.topic(&spec.name).map_err(unavailable)?;
+            self.shared
+                .find_or_create_topic(&spec.name)
+                .map_err(unavailable)?;
         }
-        // Replicas and partitions of the specification are a server's; this log has its own.
+        // The specified partitions and replicas apply to a cluster; here EMBEDDED_PARTITIONS applies.
         Ok(Vec::new())
     }
 
@@ -265,15 +282,15 @@ impl Log for EmbeddedLog {
         partition: i32,
         timestamp_ms: i64,
     ) -> Result<Option<i64>, LogError> {
-        let found = self.core.known(topic).filter(|topic| {
+        let found = self.shared.find_topic(topic).filter(|topic| {
             usize::try_from(partition).is_ok_and(|index| index < topic.partitions.len())
         });
         let Some(found) = found else {
             return Err(LogError::Unavailable(format!(
-                "there is no partition {partition} of {topic}"
+                "partition {partition} of topic {topic} does not exist"
             )));
         };
-        let store = self.core.store.clone();
+        let store = self.shared.store.clone();
         tokio::task::spawn_blocking(move || found.offset_at(&store, partition, timestamp_ms))
             .await
             .map_err(|e| LogError::Unavailable(e.to_string()))?
@@ -281,31 +298,31 @@ impl Log for EmbeddedLog {
     }
 
     async fn cluster_id(&self) -> Result<String, LogError> {
-        Ok(self.core.id.clone())
+        Ok(self.shared.id.clone())
     }
 
     async fn check(&self) -> Result<(), LogError> {
-        self.core.store.check().map_err(unavailable)
+        self.shared.store.check().map_err(unavailable)
     }
 
     async fn flush(&self) {
-        let written = self.core.writer.barrier();
-        let _ = tokio::time::timeout(self.produce_timeout, written).await;
+        let durable = self.shared.writer.barrier();
+        let _ = tokio::time::timeout(self.produce_timeout, durable).await;
     }
 }
 
 #[async_trait]
 impl LogBrowser for EmbeddedLog {
     async fn partition_ranges(&self, topic: &str) -> Result<Vec<PartitionRange>, LogError> {
-        let Some(topic) = self.core.known(topic) else {
+        let Some(topic) = self.shared.find_topic(topic) else {
             return Ok(Vec::new());
         };
         Ok((0..)
             .zip(&topic.partitions)
-            .map(|(partition, part)| PartitionRange {
-                partition,
-                start: part.start.load(Ordering::Acquire),
-                end: part.end(),
+            .map(|(index, partition)| PartitionRange {
+                partition: index,
+                start: partition.start.load(Ordering::Acquire),
+                end: partition.end(),
             })
             .collect())
     }
@@ -318,16 +335,16 @@ impl LogBrowser for EmbeddedLog {
         to: i64,
         max_bytes: usize,
     ) -> Result<Vec<Record>, LogError> {
-        let Some(topic) = self.core.known(topic) else {
+        let Some(topic) = self.shared.find_topic(topic) else {
             return Ok(Vec::new());
         };
-        let part = usize::try_from(partition)
+        let found = usize::try_from(partition)
             .ok()
             .and_then(|index| topic.partitions.get(index));
-        let Some(to) = part.map(|part| to.min(part.end())) else {
+        let Some(to) = found.map(|found| to.min(found.end())) else {
             return Ok(Vec::new());
         };
-        let store = self.core.store.clone();
+        let store = self.shared.store.clone();
         let reading = move || topic.read(&store, partition, from, to, max_bytes.max(1));
         tokio::task::spawn_blocking(reading)
             .await

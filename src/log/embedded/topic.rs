@@ -1,4 +1,4 @@
-//! A topic's partitions: where they begin and end, and their newest records.
+//! The topics of the embedded log: their partitions, their consumer groups, and reading records.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -13,41 +13,45 @@ use crate::log::partitioner::partition_for_key;
 use crate::protocol::log_record::Record;
 use crate::store::{Batch, Store, StoreError, Table, Ticket};
 
-/// Newest records of a partition that readers get without asking the store, in bytes.
-const TAIL_BYTES: usize = 1 << 20;
-/// Records looked at in one read of the store.
-const SCAN: usize = 256;
+/// Size of the cache of a partition's newest records, in bytes. Readers get these without a read of
+/// the store.
+const RECENT_BYTES: usize = 1 << 20;
+/// Maximum number of entries in one scan of the store.
+const MAX_SCAN_ENTRIES: usize = 256;
 
-/// Where the next record goes.
+/// Where the next record is appended.
 #[derive(Debug)]
 pub(super) struct Head {
-    pub(super) next: i64,
-    pub(super) last_ms: i64,
+    pub(super) next_offset: i64,
+    /// Timestamp of the last record: timestamps never decrease within a partition.
+    pub(super) last_timestamp_ms: i64,
 }
 
+/// The newest visible records of a partition.
 #[derive(Debug)]
-struct Tail {
+struct RecentRecords {
     records: VecDeque<Record>,
     bytes: usize,
-    /// Everything from here to the durable end is in `records`.
-    from: i64,
+    /// The offset from which on `records` is complete, up to the visible end.
+    complete_from: i64,
 }
 
+/// One partition: its offsets and its newest records.
 #[derive(Debug)]
 pub(super) struct Partition {
     pub(super) head: Mutex<Head>,
-    /// The first offset that was not removed.
+    /// The first retained offset.
     pub(super) start: AtomicI64,
-    /// Readers see what is below.
-    durable: AtomicI64,
-    tail: Mutex<Tail>,
+    /// Readers see the records below this offset: those that are on disk.
+    visible_end: AtomicI64,
+    recent: Mutex<RecentRecords>,
 }
 
 impl Partition {
     fn open(store: &Store, topic: u32, partition: i32) -> Result<Self, StoreError> {
-        let floor = store.get(Table::LogState, &codec::floor_key(topic, partition))?;
-        let (start, removed_ms) = floor
-            .and_then(|bytes| codec::decode_floor(&bytes))
+        let log_start = store.get(Table::LogState, &codec::log_start_key(topic, partition))?;
+        let (start, removed_ms) = log_start
+            .and_then(|bytes| codec::decode_log_start(&bytes))
             .unwrap_or((0, 0));
         let last = store.scan(
             Table::Log,
@@ -56,61 +60,65 @@ impl Partition {
             1,
             true,
         )?;
-        let (next, last_ms) = last
+        let (next_offset, last_timestamp_ms) = last
             .first()
             .and_then(|(key, value)| {
                 Some((codec::record_offset(key)? + 1, codec::timestamp(value)?))
             })
             .unwrap_or((start, removed_ms));
         Ok(Self {
-            head: Mutex::new(Head { next, last_ms }),
+            head: Mutex::new(Head {
+                next_offset,
+                last_timestamp_ms,
+            }),
             start: AtomicI64::new(start),
-            durable: AtomicI64::new(next),
-            tail: Mutex::new(Tail {
+            visible_end: AtomicI64::new(next_offset),
+            recent: Mutex::new(RecentRecords {
                 records: VecDeque::new(),
                 bytes: 0,
-                from: next,
+                complete_from: next_offset,
             }),
         })
     }
 
-    /// The offset after the last record that readers may see.
+    /// The offset after the last record that readers can see.
     pub(super) fn end(&self) -> i64 {
-        self.durable.load(Ordering::Acquire)
+        self.visible_end.load(Ordering::Acquire)
     }
 
-    /// The record is on disk: shows it. Called in the order of offsets.
+    /// Makes a record visible to readers once it is on disk. Must be called in the order of offsets.
     pub(super) fn publish(&self, record: Record) {
         let next = record.offset + 1;
-        let mut tail = self.tail.lock();
-        tail.bytes += record.size();
-        tail.records.push_back(record);
-        while tail.bytes > TAIL_BYTES {
-            let Some(oldest) = tail.records.pop_front() else {
+        let mut recent = self.recent.lock();
+        recent.bytes += record.size();
+        recent.records.push_back(record);
+        while recent.bytes > RECENT_BYTES {
+            let Some(oldest) = recent.records.pop_front() else {
                 break;
             };
-            tail.bytes -= oldest.size();
-            tail.from = oldest.offset + 1;
+            recent.bytes -= oldest.size();
+            recent.complete_from = oldest.offset + 1;
         }
-        drop(tail);
-        self.durable.store(next, Ordering::Release);
+        drop(recent);
+        self.visible_end.store(next, Ordering::Release);
     }
 
-    /// Records from `from` on out of memory; `None` where the store has to be asked.
-    pub(super) fn recent(&self, from: i64, max_bytes: usize) -> Option<Vec<Record>> {
-        let tail = self.tail.lock();
-        if from < tail.from {
+    /// Records from `from` on that are in memory. `None` if they must be read from the store.
+    pub(super) fn recent_records(&self, from: i64, max_bytes: usize) -> Option<Vec<Record>> {
+        let recent = self.recent.lock();
+        if from < recent.complete_from {
             return None;
         }
-        let first = tail.records.partition_point(|r| r.offset < from);
+        let first = recent.records.partition_point(|r| r.offset < from);
         let mut bytes = 0;
         Some(
-            tail.records
+            recent
+                .records
                 .range(first..)
                 .take_while(|record| {
-                    let more = bytes < max_bytes;
+                    let has_room = bytes < max_bytes;
                     bytes += record.size();
-                    more
+                    has_room
                 })
                 .cloned()
                 .collect(),
@@ -118,15 +126,16 @@ impl Partition {
     }
 }
 
+/// A topic: its partitions and the groups that consume it.
 #[derive(Debug)]
 pub(super) struct Topic {
     pub(super) name: Arc<str>,
     pub(super) id: u32,
     pub(super) partitions: Vec<Partition>,
-    /// Tells every reader to look again: new records, or another share of the partitions.
+    /// Wakes every consumer: there are new records, or a group was rebalanced.
     pub(super) changed: watch::Sender<()>,
     groups: Mutex<HashMap<String, Arc<Group>>>,
-    /// Held while offsets are written, so that an older one never overwrites a newer one.
+    /// Held while offsets are written, so that an older commit never overwrites a newer one.
     committing: Mutex<()>,
     round_robin: AtomicUsize,
 }
@@ -145,7 +154,7 @@ impl Topic {
         let mut from = codec::commit_prefix(id);
         let to = codec::commit_prefix(id + 1);
         loop {
-            let page = store.scan(Table::LogState, &from, &to, SCAN, false)?;
+            let page = store.scan(Table::LogState, &from, &to, MAX_SCAN_ENTRIES, false)?;
             let Some((last, _)) = page.last() else { break };
             from = [&last[..], &[0]].concat();
             for (key, value) in page {
@@ -176,14 +185,15 @@ impl Topic {
         })
     }
 
-    /// The partition of a record with this key.
-    pub(super) fn place(&self, key: Option<&[u8]>) -> usize {
+    /// Selects the partition of a record with this key; without a key, in round-robin order.
+    pub(super) fn select_partition(&self, key: Option<&[u8]>) -> usize {
         match key {
             Some(key) => partition_for_key(key, self.partitions.len()),
             None => self.round_robin.fetch_add(1, Ordering::Relaxed) % self.partitions.len(),
         }
     }
 
+    /// The group with this name, created if it does not exist.
     pub(super) fn group(&self, name: &str) -> Arc<Group> {
         let mut groups = self.groups.lock();
         Arc::clone(
@@ -193,8 +203,8 @@ impl Topic {
         )
     }
 
-    /// Writes what groups have finished since the last time; in the system's buffers on return.
-    /// `None` where there was nothing.
+    /// Commits the offsets that consumers stored since the last call. Returns the ticket of the
+    /// commit, which is not on disk yet, or `None` if there was nothing to commit.
     pub(super) fn commit_offsets(&self, store: &Store) -> Result<Option<Ticket>, StoreError> {
         let _committing = self.committing.lock();
         let groups: Vec<(String, Arc<Group>)> = self
@@ -204,25 +214,26 @@ impl Topic {
             .map(|(name, group)| (name.clone(), Arc::clone(group)))
             .collect();
         let mut batch = Batch::default();
-        let mut taken = Vec::new();
+        let mut written = Vec::new();
         for (name, group) in groups {
-            for (partition, offset) in group.take_finished() {
+            for (partition, offset) in group.commit_stored() {
                 let key = codec::commit_key(self.id, partition, &name);
                 batch.put(Table::LogState, key, offset.to_le_bytes());
-                taken.push((Arc::clone(&group), partition));
+                written.push((Arc::clone(&group), partition));
             }
         }
         if batch.is_empty() {
             return Ok(None);
         }
         store.commit(batch).map(Some).inspect_err(|_| {
-            for (group, partition) in &taken {
-                group.not_written(*partition);
+            for (group, partition) in &written {
+                group.mark_unpersisted(*partition);
             }
         })
     }
 
-    /// Reads records of `from..end` from the store, at least one where there is one.
+    /// Reads records of `from..end` from the store until they exceed `max_bytes`: at least one if
+    /// there is one.
     pub(super) fn read(
         &self,
         store: &Store,
@@ -233,7 +244,7 @@ impl Topic {
     ) -> Result<Vec<Record>, StoreError> {
         let mut records = Vec::new();
         let (mut from, mut bytes) = (from, 0);
-        // Large records are read few at a time: the bound is on bytes.
+        // Starts with a few records: large ones would exceed the limit in bytes by far.
         let mut limit = 8;
         while bytes < max_bytes {
             let page = store.scan(
@@ -243,7 +254,7 @@ impl Topic {
                 limit,
                 false,
             )?;
-            let whole = page.len() == limit;
+            let is_full_page = page.len() == limit;
             for (key, value) in page {
                 let Some(offset) = codec::record_offset(&key) else {
                     continue;
@@ -268,16 +279,16 @@ impl Topic {
                 bytes += record.size();
                 records.push(record);
             }
-            if !whole {
+            if !is_full_page {
                 break;
             }
             let average = (bytes / records.len().max(1)).max(1);
-            limit = (max_bytes.saturating_sub(bytes) / average).clamp(1, SCAN);
+            limit = (max_bytes.saturating_sub(bytes) / average).clamp(1, MAX_SCAN_ENTRIES);
         }
         Ok(records)
     }
 
-    /// The first record at or after a time.
+    /// The offset of the first record with a timestamp at or after `timestamp_ms`, by binary search.
     pub(super) fn offset_at(
         &self,
         store: &Store,
@@ -287,7 +298,7 @@ impl Topic {
         let part = &self.partitions[partition as usize];
         let (mut low, mut high) = (part.start.load(Ordering::Acquire), part.end());
         let mut found = None;
-        // Times never go back within a partition.
+        // Timestamps never decrease within a partition.
         while low < high {
             let middle = low + (high - low) / 2;
             let first = store.scan(
@@ -301,7 +312,7 @@ impl Topic {
                 Some((codec::record_offset(key)?, codec::timestamp(value)?))
             });
             match record {
-                Some((offset, at)) if at >= timestamp_ms => {
+                Some((offset, timestamp)) if timestamp >= timestamp_ms => {
                     found = Some(offset);
                     high = middle;
                 }
@@ -312,9 +323,9 @@ impl Topic {
         Ok(found)
     }
 
-    /// Removes records that every group has finished and that are from before `before_ms`;
-    /// `limit` at most. Says how many it removed.
-    pub(super) fn remove_old(
+    /// Removes at most `limit` records that every group has finished and that are older than
+    /// `before_ms`. Returns how many it removed.
+    pub(super) fn remove_expired(
         &self,
         store: &Store,
         partition: i32,
@@ -326,10 +337,10 @@ impl Topic {
             .groups
             .lock()
             .values()
-            .filter_map(|group| group.written(partition))
+            .filter_map(|group| group.persisted_offset(partition))
             .min();
         let Some(finished) = finished else {
-            // Nobody reads it: dead letters, for instance.
+            // No group consumes this topic, as with dead letters: its records never expire.
             return Ok(0);
         };
         let start = part.start.load(Ordering::Acquire);
@@ -346,17 +357,19 @@ impl Topic {
         let mut removed = 0;
         for (key, value) in page {
             match (codec::record_offset(&key), codec::timestamp(&value)) {
-                (Some(offset), Some(at)) if at < before_ms => last = Some((offset, at)),
+                (Some(offset), Some(timestamp)) if timestamp < before_ms => {
+                    last = Some((offset, timestamp));
+                }
                 _ => break,
             }
             batch.delete(Table::Log, key);
             removed += 1;
         }
-        if let Some((offset, at)) = last {
+        if let Some((offset, timestamp)) = last {
             batch.put(
                 Table::LogState,
-                codec::floor_key(self.id, partition),
-                codec::encode_floor(offset + 1, at),
+                codec::log_start_key(self.id, partition),
+                codec::encode_log_start(offset + 1, timestamp),
             );
             store.commit(batch)?;
             part.start.store(offset + 1, Ordering::Release);

@@ -1,8 +1,8 @@
-//! The thread that puts appended records into the store: many at a time, in the order in which
-//! they were appended, and shown to readers when they are on disk.
+//! The write path: a thread writes appended records to the store in batches, in the order of the
+//! appends, and makes them visible to readers once they are on disk.
 //!
-//! Where there is no disk, whoever appends puts its record into the store itself: handing it to the
-//! thread, and back, would be most of what it costs.
+//! With a store in memory there is no thread: each append writes its own record, because handing
+//! it to a thread and back would cost more than the write.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -18,28 +18,30 @@ use crate::protocol::log_record::{NewRecord, Record};
 use crate::protocol::timestamp::now_ms;
 use crate::store::{Batch, Store, StoreError, Table};
 
-/// What callers may have handed over and the disk has not taken, in bytes.
-const MAX_QUEUED: usize = 256 << 20;
-/// What goes to the store at once, in bytes: bounds a reader's wait for the first of them.
-const MAX_BATCH: usize = 4 << 20;
-const RETRY: Duration = Duration::from_millis(200);
+/// Size limit of the queue of records that are not on disk yet, in bytes.
+const MAX_QUEUED_BYTES: usize = 256 << 20;
+/// Size limit of one batch, in bytes. It limits how long readers wait for the batch's first record.
+const MAX_BATCH_BYTES: usize = 4 << 20;
+/// Delay before a failed batch is written again.
+const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
-struct Appended {
+/// A record that has its offset and waits for the disk.
+struct QueuedRecord {
     topic: Arc<Topic>,
     record: Record,
-    answer: oneshot::Sender<LogOffset>,
+    reply: oneshot::Sender<LogOffset>,
 }
 
-enum Item {
-    Record(Appended),
-    /// Answered when everything before it is on disk.
+enum QueueItem {
+    Record(QueuedRecord),
+    /// Is answered when every item before it is on disk.
     Barrier(oneshot::Sender<()>),
 }
 
-impl Item {
+impl QueueItem {
     fn size(&self) -> usize {
         match self {
-            Self::Record(appended) => appended.record.size(),
+            Self::Record(queued) => queued.record.size(),
             Self::Barrier(_) => 0,
         }
     }
@@ -47,22 +49,23 @@ impl Item {
 
 #[derive(Default)]
 struct Queue {
-    items: VecDeque<Item>,
+    items: VecDeque<QueueItem>,
     bytes: usize,
-    stop: bool,
+    is_stopped: bool,
 }
 
-/// What became of a record.
-pub(super) enum Append {
-    /// It is in the log.
-    Done(LogOffset),
-    /// It has its place, and is told when it is on disk.
-    Waits(oneshot::Receiver<LogOffset>),
-    /// Too much waits.
-    Full,
+/// The immediate result of an append.
+pub(super) enum AppendOutcome {
+    /// The record is in the log.
+    Appended(LogOffset),
+    /// The record has its offset; the channel reports when it is on disk. The channel closes
+    /// without a report if the log is closed before.
+    Queued(oneshot::Receiver<LogOffset>),
+    /// The queue is full, and the record was dropped.
+    QueueFull,
 }
 
-/// Between those who append and the thread.
+/// The queue between the callers of `append` and the writer thread.
 #[derive(Default)]
 pub(super) struct Writer {
     queue: Mutex<Queue>,
@@ -70,22 +73,22 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// Takes the record's place in the order of its partition.
+    /// Gives the record the next offset of its partition, and queues or writes it.
     pub(super) fn append(
         &self,
         store: &Store,
         topic: &Arc<Topic>,
         record: NewRecord,
-    ) -> Result<Append, StoreError> {
-        let index = topic.place(record.key.as_deref());
+    ) -> Result<AppendOutcome, StoreError> {
+        let index = topic.select_partition(record.key.as_deref());
         let partition = &topic.partitions[index];
-        // Held until the record is queued, or in the log: so each partition's are in order.
+        // Held until the record is queued or written, so that each partition keeps its order.
         let mut head = partition.head.lock();
-        let timestamp_ms = now_ms().max(head.last_ms);
+        let timestamp_ms = now_ms().max(head.last_timestamp_ms);
         let record = Record {
             topic: Arc::clone(&topic.name),
             partition: index as i32,
-            offset: head.next,
+            offset: head.next_offset,
             timestamp_ms,
             key: record.key,
             value: record.value,
@@ -93,61 +96,62 @@ impl Writer {
             headers: record.headers,
         };
         if store.is_in_memory() {
-            let place = LogOffset {
+            let offset = LogOffset {
                 partition: record.partition,
                 offset: record.offset,
             };
             let mut batch = Batch::default();
-            put(&mut batch, topic, &record);
+            add_to_batch(&mut batch, topic, &record);
             store.commit(batch)?;
-            head.next += 1;
-            head.last_ms = timestamp_ms;
+            head.next_offset += 1;
+            head.last_timestamp_ms = timestamp_ms;
             partition.publish(record);
             drop(head);
             topic.changed.send_replace(());
-            return Ok(Append::Done(place));
+            return Ok(AppendOutcome::Appended(offset));
         }
-        let (answer, receiver) = oneshot::channel();
+        let (reply, receiver) = oneshot::channel();
         let mut queue = self.queue.lock();
-        if queue.bytes + record.size() > MAX_QUEUED {
-            return Ok(Append::Full);
+        if queue.bytes + record.size() > MAX_QUEUED_BYTES {
+            return Ok(AppendOutcome::QueueFull);
         }
-        head.next += 1;
-        head.last_ms = timestamp_ms;
+        head.next_offset += 1;
+        head.last_timestamp_ms = timestamp_ms;
         queue.bytes += record.size();
-        queue.items.push_back(Item::Record(Appended {
+        queue.items.push_back(QueueItem::Record(QueuedRecord {
             topic: Arc::clone(topic),
             record,
-            answer,
+            reply,
         }));
         drop(queue);
         drop(head);
         self.wake.notify_one();
-        Ok(Append::Waits(receiver))
+        Ok(AppendOutcome::Queued(receiver))
     }
 
-    /// Answers when everything appended before is on disk.
+    /// Returns a channel that reports when every record appended before is on disk.
     pub(super) fn barrier(&self) -> oneshot::Receiver<()> {
-        let (answer, receiver) = oneshot::channel();
-        self.queue.lock().items.push_back(Item::Barrier(answer));
+        let (reply, receiver) = oneshot::channel();
+        let barrier = QueueItem::Barrier(reply);
+        self.queue.lock().items.push_back(barrier);
         self.wake.notify_one();
         receiver
     }
 
-    /// Lets the thread end when the queue is empty, or the store refuses.
+    /// Makes the thread end once the queue is empty, or at the first failed write.
     pub(super) fn stop(&self) {
-        self.queue.lock().stop = true;
+        self.queue.lock().is_stopped = true;
         self.wake.notify_one();
     }
 
-    /// The next items; `None` at the end.
-    fn take(&self) -> Option<Vec<Item>> {
+    /// Waits for the next items, at most a batch of them. `None` when the thread has to end.
+    fn dequeue(&self) -> Option<Vec<QueueItem>> {
         let mut queue = self.queue.lock();
         loop {
             if !queue.items.is_empty() {
                 let mut bytes = 0;
                 let mut items = Vec::new();
-                while bytes < MAX_BATCH
+                while bytes < MAX_BATCH_BYTES
                     && let Some(item) = queue.items.pop_front()
                 {
                     bytes += item.size();
@@ -155,36 +159,36 @@ impl Writer {
                 }
                 return Some(items);
             }
-            if queue.stop {
+            if queue.is_stopped {
                 return None;
             }
             self.wake.wait(&mut queue);
         }
     }
 
-    /// The thread.
+    /// The body of the thread.
     pub(super) fn run(&self, store: &Store) {
-        while let Some(items) = self.take() {
-            let written: usize = items.iter().map(Item::size).sum();
-            let done = self.write(store, &items);
-            self.queue.lock().bytes -= written;
-            if !done {
-                // Whoever waits learns by the dropped channel that it is not known.
+        while let Some(items) = self.dequeue() {
+            let bytes: usize = items.iter().map(QueueItem::size).sum();
+            let is_written = self.write(store, &items);
+            self.queue.lock().bytes -= bytes;
+            if !is_written {
+                // The dropped channels report an unknown outcome to the callers.
                 return;
             }
-            publish(items);
+            publish_and_reply(items);
         }
     }
 
-    /// Until it is on disk. Writing the same again is harmless: the offset is the key. False when
-    /// told to stop before.
-    fn write(&self, store: &Store, items: &[Item]) -> bool {
-        let mut failed = false;
+    /// Writes the items until they are on disk. Writing a record twice is harmless, because its
+    /// offset is the key. Returns false if the thread was stopped before it succeeded.
+    fn write(&self, store: &Store, items: &[QueueItem]) -> bool {
+        let mut has_failed = false;
         loop {
             let mut batch = Batch::default();
             for item in items {
-                if let Item::Record(Appended { topic, record, .. }) = item {
-                    put(&mut batch, topic, record);
+                if let QueueItem::Record(QueuedRecord { topic, record, .. }) = item {
+                    add_to_batch(&mut batch, topic, record);
                 }
             }
             if batch.is_empty() {
@@ -192,63 +196,66 @@ impl Writer {
             }
             let result = store
                 .commit(batch)
-                .and_then(|ticket| store.synced_blocking(ticket));
+                .and_then(|ticket| store.wait_durable_blocking(ticket));
             let Err(error) = result else {
-                if failed {
-                    tracing::info!("appended records are written again");
+                if has_failed {
+                    tracing::info!("appending to the log works again");
                 }
                 return true;
             };
-            if !failed {
-                tracing::warn!(%error, "appended records could not be written, trying again until they are");
+            if !has_failed {
+                tracing::warn!(
+                    %error,
+                    "appended records could not be written, retrying until they are; check the disk"
+                );
             }
-            failed = true;
+            has_failed = true;
             let mut queue = self.queue.lock();
             self.wake
-                .wait_while_for(&mut queue, |queue| !queue.stop, RETRY);
-            if queue.stop {
+                .wait_while_for(&mut queue, |queue| !queue.is_stopped, RETRY_INTERVAL);
+            if queue.is_stopped {
                 return false;
             }
         }
     }
 }
 
-fn put(batch: &mut Batch, topic: &Topic, record: &Record) {
+fn add_to_batch(batch: &mut Batch, topic: &Topic, record: &Record) {
     let key = codec::record_key(topic.id, record.partition, record.offset);
     batch.put(Table::Log, key, codec::encode(record));
 }
 
-fn publish(items: Vec<Item>) {
+/// Makes written records visible, wakes the consumers, and acknowledges the appends.
+fn publish_and_reply(items: Vec<QueueItem>) {
     let mut topics: Vec<Arc<Topic>> = Vec::new();
-    let mut answers = Vec::with_capacity(items.len());
+    let mut replies = Vec::with_capacity(items.len());
     for item in items {
         match item {
-            Item::Record(appended) => {
-                let Appended {
+            QueueItem::Record(queued) => {
+                let QueuedRecord {
                     topic,
                     record,
-                    answer,
-                    ..
-                } = appended;
-                let place = LogOffset {
+                    reply,
+                } = queued;
+                let offset = LogOffset {
                     partition: record.partition,
                     offset: record.offset,
                 };
                 topic.partitions[record.partition as usize].publish(record);
-                answers.push((answer, place));
+                replies.push((reply, offset));
                 if !topics.iter().any(|other| Arc::ptr_eq(other, &topic)) {
                     topics.push(topic);
                 }
             }
-            Item::Barrier(answer) => {
-                let _ = answer.send(());
+            QueueItem::Barrier(reply) => {
+                let _ = reply.send(());
             }
         }
     }
     for topic in topics {
         topic.changed.send_replace(());
     }
-    for (answer, place) in answers {
-        let _ = answer.send(place);
+    for (reply, offset) in replies {
+        let _ = reply.send(offset);
     }
 }

@@ -1,106 +1,87 @@
-//! Making topics, and looking whether those that are there keep what chatmesh promises.
+//! Creates missing topics, and checks the settings of existing ones against chatmesh's guarantees.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use rdkafka::ClientContext;
 use rdkafka::admin::{
     AdminClient, AdminOptions, ConfigResource, NewTopic, OwnedResourceSpecifier, ResourceSpecifier,
     TopicReplication,
 };
-use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::producer::Producer as _;
 use tokio::task::spawn_blocking;
 
 use super::inspect::Topic;
 use super::producer::Client;
 use super::properties::Properties;
-use super::report::Reporter;
+use super::report::ReportingContext;
 use crate::log::{LogError, TopicSpec};
 
-/// How long one question to the cluster may take.
+/// Time limit for one request to the cluster.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-struct Context {
-    reporter: Reporter,
-}
+type Admin = AdminClient<ReportingContext>;
 
-impl ClientContext for Context {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
-        self.reporter.line(level, facility, text);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        self.reporter.error(&error, reason);
-    }
-}
-
-/// What the cluster has: how many brokers, and the fewest replicas of any partition of a topic.
-struct Cluster {
+/// The cluster's metadata, as far as it matters for creating and checking topics.
+struct ClusterState {
     brokers: usize,
+    /// The smallest number of replicas of any partition, by topic.
     replicas: BTreeMap<String, usize>,
 }
 
-/// See [`crate::log::Log::ensure_topics`].
+/// Implements [`crate::log::Log::ensure_topics`].
 pub(super) async fn ensure_topics(
     properties: &Properties,
     client: Client,
     topics: &[TopicSpec],
 ) -> Result<Vec<String>, LogError> {
-    let cluster = look(client.clone()).await?;
-    let (there, missing): (Vec<&TopicSpec>, Vec<&TopicSpec>) = topics
+    let cluster = fetch_cluster(client.clone()).await?;
+    let (existing, missing): (Vec<&TopicSpec>, Vec<&TopicSpec>) = topics
         .iter()
         .partition(|topic| cluster.replicas.contains_key(&topic.name));
-    let admin = admin(properties)?;
+    let admin = create_admin(properties)?;
     let result = async {
-        let raced = create(&admin, &missing, cluster.brokers).await?;
-        let replicas = if raced.is_empty() {
+        let created_by_others = create(&admin, &missing, cluster.brokers).await?;
+        let replicas = if created_by_others.is_empty() {
             cluster.replicas
         } else {
-            look(client).await?.replicas
+            fetch_cluster(client).await?.replicas
         };
-        let judged: Vec<&TopicSpec> = there.into_iter().chain(raced).collect();
-        judge(&admin, &judged, &replicas).await
+        let topics: Vec<&TopicSpec> = existing.into_iter().chain(created_by_others).collect();
+        check_topics(&admin, &topics, &replicas).await
     }
     .await;
-    // Its drop waits for its thread.
+    // Dropping the client blocks until its thread has ended.
     let _ = spawn_blocking(move || drop(admin)).await;
     result
 }
 
-/// An admin client's events are served by nobody, so it lives only as long as it is used.
-fn admin(properties: &Properties) -> Result<AdminClient<Context>, LogError> {
+/// Creates an admin client. Nothing polls its events, so it must be dropped after use: otherwise
+/// they accumulate.
+fn create_admin(properties: &Properties) -> Result<Admin, LogError> {
     properties
         .client()
-        .create_with_context(Context {
-            reporter: Reporter::new("admin", None),
-        })
-        .map_err(|error| {
-            LogError::Configuration(format!(
-                "the kafka client cannot be made: {}; check KAFKA_PROPERTIES",
-                properties.redact(&error.to_string())
-            ))
-        })
+        .create_with_context(ReportingContext::new("admin"))
+        .map_err(|error| properties.creation_error("client", &error))
 }
 
-/// A sentence for each setting of these topics that endangers something; nothing is made.
-pub(super) async fn warnings(
+/// One warning for each setting of these topics that endangers a guarantee. Creates nothing.
+pub(super) async fn topic_warnings(
     properties: &Properties,
     topics: &[TopicSpec],
     found: &[Topic],
 ) -> Result<Vec<String>, LogError> {
-    let admin = admin(properties)?;
-    let judged: Vec<&TopicSpec> = topics.iter().collect();
+    let admin = create_admin(properties)?;
+    let topics: Vec<&TopicSpec> = topics.iter().collect();
     let replicas = found
         .iter()
         .map(|topic| (topic.name.clone(), topic.replicas));
-    let result = judge(&admin, &judged, &replicas.collect()).await;
+    let result = check_topics(&admin, &topics, &replicas.collect()).await;
     let _ = spawn_blocking(move || drop(admin)).await;
     result
 }
 
-async fn look(client: Client) -> Result<Cluster, LogError> {
+async fn fetch_cluster(client: Client) -> Result<ClusterState, LogError> {
     let metadata = spawn_blocking(move || client.client().fetch_metadata(None, TIMEOUT))
         .await
         .map_err(|error| LogError::Unavailable(error.to_string()))?
@@ -114,27 +95,27 @@ async fn look(client: Client) -> Result<Cluster, LogError> {
             (topic.name().to_owned(), fewest.unwrap_or(0))
         })
         .collect();
-    Ok(Cluster {
+    Ok(ClusterState {
         brokers: metadata.brokers().len(),
         replicas,
     })
 }
 
-/// Makes what is missing; returns what somebody else made at the same time.
+/// Creates the missing topics. Returns those that another process created at the same time.
 async fn create<'a>(
-    admin: &AdminClient<Context>,
+    admin: &Admin,
     missing: &[&'a TopicSpec],
     brokers: usize,
 ) -> Result<Vec<&'a TopicSpec>, LogError> {
     if missing.is_empty() {
         return Ok(Vec::new());
     }
-    let new: Vec<NewTopic<'_>> = missing
+    let new_topics: Vec<NewTopic<'_>> = missing
         .iter()
         .map(|topic| {
             let replication = TopicReplication::Fixed(i32::from(topic.replication));
             let new = NewTopic::new(&topic.name, topic.partitions, replication)
-                // Ages are counted by the brokers' clock.
+                // The age of a message is measured by the brokers' clock.
                 .set("message.timestamp.type", "LogAppendTime");
             if topic.replication >= 3 {
                 new.set("min.insync.replicas", "2")
@@ -146,19 +127,22 @@ async fn create<'a>(
     let options = AdminOptions::new()
         .request_timeout(Some(TIMEOUT))
         .operation_timeout(Some(TIMEOUT));
-    let results = admin.create_topics(&new, &options).await.map_err(|error| {
-        LogError::Unavailable(format!("kafka did not make the missing topics: {error}"))
-    })?;
-    let mut raced = Vec::new();
+    let results = admin
+        .create_topics(&new_topics, &options)
+        .await
+        .map_err(|error| {
+            LogError::Unavailable(format!("kafka did not create the missing topics: {error}"))
+        })?;
+    let mut created_by_others = Vec::new();
     for result in results {
         match result {
-            Ok(name) => tracing::info!(topic = name, "kafka: topic made"),
+            Ok(name) => tracing::info!(topic = name, "kafka: topic created"),
             Err((name, RDKafkaErrorCode::TopicAlreadyExists)) => {
-                raced.extend(missing.iter().filter(|topic| topic.name == name));
+                created_by_others.extend(missing.iter().filter(|topic| topic.name == name));
             }
             Err((name, code)) => {
                 let wanted = missing.iter().find(|topic| topic.name == name);
-                return Err(not_made(
+                return Err(creation_failure(
                     &name,
                     wanted.map_or(1, |t| t.replication),
                     code,
@@ -167,45 +151,51 @@ async fn create<'a>(
             }
         }
     }
-    Ok(raced)
+    Ok(created_by_others)
 }
 
-fn not_made(name: &str, replication: i16, code: RDKafkaErrorCode, brokers: usize) -> LogError {
+fn creation_failure(
+    name: &str,
+    replication: i16,
+    code: RDKafkaErrorCode,
+    brokers: usize,
+) -> LogError {
     match code {
-        // Brokers that are still starting look the same: worth waiting for.
+        // Retried: a cluster whose brokers are still starting answers the same.
         RDKafkaErrorCode::InvalidReplicationFactor => LogError::Unavailable(format!(
-            "topic {name} cannot be made with {replication} replicas on {brokers} broker(s): start \
-             more brokers, or lower KAFKA_REPLICATION_FACTOR"
+            "topic {name} cannot be created with {replication} replicas on {brokers} broker(s): \
+             start more brokers, or lower KAFKA_REPLICATION_FACTOR"
         )),
         RDKafkaErrorCode::TopicAuthorizationFailed
         | RDKafkaErrorCode::ClusterAuthorizationFailed => LogError::Configuration(format!(
-            "topic {name} is missing and may not be made: make it, or allow this user to"
+            "topic {name} is missing and this user may not create it: create it, or grant the user \
+             CREATE on the topic"
         )),
         RDKafkaErrorCode::PolicyViolation
         | RDKafkaErrorCode::InvalidPartitions
         | RDKafkaErrorCode::InvalidTopic
         | RDKafkaErrorCode::InvalidConfig => LogError::Configuration(format!(
-            "topic {name} is missing and kafka refuses to make it ({code}): make it by hand, or \
+            "topic {name} is missing and kafka refuses to create it ({code}): create it by hand, or \
              check its name and KAFKA_TOPIC_PARTITIONS"
         )),
-        other => LogError::Unavailable(format!("topic {name} was not made: {other}")),
+        other => LogError::Unavailable(format!("topic {name} was not created: {other}")),
     }
 }
 
-/// A sentence for each setting that endangers something.
-async fn judge(
-    admin: &AdminClient<Context>,
+/// One warning for each setting that endangers a guarantee.
+async fn check_topics(
+    admin: &Admin,
     topics: &[&TopicSpec],
     replicas: &BTreeMap<String, usize>,
 ) -> Result<Vec<String>, LogError> {
     let mut warnings = Vec::new();
     for topic in topics {
-        let has = replicas.get(&topic.name).copied().unwrap_or(0);
+        let actual = replicas.get(&topic.name).copied().unwrap_or(0);
         let wanted = usize::try_from(topic.replication).unwrap_or(1);
-        if has > 0 && has < wanted {
+        if actual > 0 && actual < wanted {
             warnings.push(format!(
-                "topic {} has {has} replica(s), KAFKA_REPLICATION_FACTOR says {wanted}: what is \
-                 acknowledged may be lost with a broker; reassign it with more replicas",
+                "topic {} has {actual} replica(s), KAFKA_REPLICATION_FACTOR says {wanted}: an \
+                 acknowledged record may be lost with a broker; reassign it with more replicas",
                 topic.name
             ));
         }
@@ -213,28 +203,30 @@ async fn judge(
     if topics.is_empty() {
         return Ok(warnings);
     }
-    let asked: Vec<ResourceSpecifier<'_>> = topics
+    let resources: Vec<ResourceSpecifier<'_>> = topics
         .iter()
         .map(|topic| ResourceSpecifier::Topic(&topic.name))
         .collect();
     let options = AdminOptions::new().request_timeout(Some(TIMEOUT));
-    let answers = admin
-        .describe_configs(&asked, &options)
+    let descriptions = admin
+        .describe_configs(&resources, &options)
         .await
         .map_err(|error| {
             LogError::Unavailable(format!("kafka did not describe the topics: {error}"))
         })?;
-    for answer in answers {
-        match answer {
-            Ok(resource) => warnings.extend(judge_settings(&resource, topics, replicas)),
-            // Not being allowed to look is no reason not to work.
-            Err(code) => warnings.push(format!("the settings of a topic cannot be read: {code}")),
+    for description in descriptions {
+        match description {
+            Ok(resource) => warnings.extend(check_topic_settings(&resource, topics, replicas)),
+            // Only a warning: without the permission to read settings everything else works.
+            Err(code) => warnings.push(format!(
+                "the settings of a topic cannot be read: {code}; grant this user DESCRIBE_CONFIGS"
+            )),
         }
     }
     Ok(warnings)
 }
 
-fn judge_settings(
+fn check_topic_settings(
     resource: &ConfigResource,
     topics: &[&TopicSpec],
     replicas: &BTreeMap<String, usize>,
@@ -248,22 +240,22 @@ fn judge_settings(
         .iter()
         .find(|topic| topic.name == *name)
         .map_or(1, |t| t.replication);
-    let has = replicas.get(name).copied().unwrap_or(0);
+    let actual = replicas.get(name).copied().unwrap_or(0);
     let in_sync = setting("min.insync.replicas").and_then(|value| value.parse::<u32>().ok());
-    if (wanted >= 3 || has >= 3)
+    if (wanted >= 3 || actual >= 3)
         && let Some(in_sync @ ..2) = in_sync
     {
         warnings.push(format!(
-            "topic {name} has min.insync.replicas={in_sync}: a record may be acknowledged by one \
-             broker alone and lost with it; set it to 2"
+            "topic {name} has min.insync.replicas={in_sync}: a single broker may acknowledge a \
+             record, which is then lost with that broker; set it to 2"
         ));
     }
     if let Some(kind) = setting("message.timestamp.type")
         && kind != "LogAppendTime"
     {
         warnings.push(format!(
-            "topic {name} has message.timestamp.type={kind}: ages of messages then hang on the \
-             senders' clocks; set it to LogAppendTime"
+            "topic {name} has message.timestamp.type={kind}: the age of a message then depends \
+             on its sender's clock; set it to LogAppendTime"
         ));
     }
     warnings

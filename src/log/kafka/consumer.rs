@@ -1,4 +1,5 @@
-//! Reading: one member of a group, one queue, events in the order in which they happened.
+//! Reading as a member of a consumer group: rebalances and records become one ordered sequence of
+//! events.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,152 +17,167 @@ use tokio::task::{JoinHandle, coop::consume_budget, spawn_blocking};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::properties::Properties;
-use super::rebalance::{Change, Context, take};
+use super::rebalance::{GroupContext, RebalanceChange, accept_assignment};
 use crate::log::{Assignment, Consumer, ConsumerEvent, LogError};
 use crate::protocol::log_record::{Headers, Record};
 
-/// A wake-up of librdkafka's queue can be lost; this long later it is looked at anyway.
-const POLL: Duration = Duration::from_secs(1);
+/// Maximum delay before librdkafka's queue is polled again: a wake-up of it can be lost.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// One question about committed offsets; it is repeated until there is an answer.
+/// Time limit of one request for committed offsets. It is repeated until it succeeds.
 const COMMITTED_TIMEOUT: Duration = Duration::from_secs(1);
+const COMMITTED_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How long a seek waits for the partition's fetcher to have started.
+/// How long a seek waits until the partition's fetcher has started.
 const SEEK_TIMEOUT: Duration = Duration::from_secs(5);
+const SEEK_RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
-/// How long leaving the group may take.
+/// How long [`Consumer::close`] waits until the group is left.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-type Inner = Arc<StreamConsumer<Context>>;
+type Client = Arc<StreamConsumer<GroupContext>>;
 
-/// A member of a consumer group on one topic.
+/// A member of a consumer group that reads one topic.
 pub(super) struct KafkaConsumer {
     properties: Properties,
     group: String,
-    /// There until it is closed.
-    inner: Option<Inner>,
+    /// `None` once the consumer is closed.
+    client: Option<Client>,
     topic: Arc<str>,
     assigned: BTreeSet<i32>,
-    paused: bool,
-    /// Partitions that wait until their committed offsets are known.
-    offered: Option<Offered>,
-    /// What is to be handed out before anything is polled.
-    ready: VecDeque<ConsumerEvent>,
+    is_paused: bool,
+    pending_assignment: Option<PendingAssignment>,
+    /// Events that are returned before librdkafka is polled again.
+    events: VecDeque<ConsumerEvent>,
 }
 
-/// Partitions that the group gave and that were not taken yet: nothing of them is fetched.
-struct Offered {
+/// Partitions that the group assigned and that are not accepted yet, because their committed
+/// offsets are still being fetched. librdkafka fetches no records of them.
+struct PendingAssignment {
     partitions: TopicPartitionList,
     committed: JoinHandle<TopicPartitionList>,
 }
 
 impl KafkaConsumer {
-    /// Joins the group, in the background.
+    /// Joins the group in the background.
     pub(super) fn join(
         properties: &Properties,
         group: &str,
         topic: &str,
     ) -> Result<Self, LogError> {
-        let name: Arc<str> = Arc::from(topic);
-        let inner = make(properties, group, &name).map_err(|error| {
-            LogError::Configuration(format!(
-                "the kafka consumer of {topic} cannot be made: {}; check KAFKA_PROPERTIES",
-                properties.redact(&error.to_string())
-            ))
+        let topic: Arc<str> = Arc::from(topic);
+        let client = create_client(properties, group, &topic).map_err(|error| {
+            properties.creation_error(&format!("consumer of topic {topic}"), &error)
         })?;
         Ok(Self {
             properties: properties.clone(),
             group: group.to_owned(),
-            inner: Some(inner),
-            topic: name,
+            client: Some(client),
+            topic,
             assigned: BTreeSet::new(),
-            paused: false,
-            offered: None,
-            ready: VecDeque::new(),
+            is_paused: false,
+            pending_assignment: None,
+            events: VecDeque::new(),
         })
     }
 
-    /// Joins the group anew where librdkafka has left this member without brokers. What it had is
-    /// lost, and what was stored and not committed comes again.
-    fn rejoin(&mut self) {
-        let orphaned = |inner: &Inner| inner.context().brokers.are_gone();
-        if !self.inner.as_ref().is_some_and(orphaned) {
+    /// Replaces a client that has lost every broker by one that joins the group again. Its
+    /// partitions count as revoked, and offsets that were stored but not committed are lost, so
+    /// their records are delivered again.
+    fn recreate_if_disconnected(&mut self) {
+        let is_disconnected = |client: &Client| client.context().watchdog.is_disconnected();
+        if !self.client.as_ref().is_some_and(is_disconnected) {
             return;
         }
         tracing::warn!(
             topic = %self.topic,
-            "kafka: the consumer has no brokers any more and joins its group anew"
+            "kafka: the consumer lost every broker, recreating it; no action is needed"
         );
-        match make(&self.properties, &self.group, &self.topic) {
-            Ok(inner) => {
-                // It can't reach anybody: there is nothing to commit and nobody to say goodbye to.
-                self.leave(false);
-                self.inner = Some(inner);
-                self.ready.clear();
+        match create_client(&self.properties, &self.group, &self.topic) {
+            Ok(client) => {
+                // The old client reaches no broker, so it can neither commit nor leave the group.
+                self.leave_group(false);
+                self.client = Some(client);
+                self.events.clear();
                 let lost: Vec<i32> = std::mem::take(&mut self.assigned).into_iter().collect();
                 if !lost.is_empty() {
-                    self.ready.push_back(ConsumerEvent::Revoked(lost));
+                    self.events.push_back(ConsumerEvent::Revoked(lost));
                 }
             }
             Err(error) => {
-                tracing::error!(%error, topic = %self.topic, "kafka: it could not be made anew");
+                tracing::error!(
+                    %error,
+                    topic = %self.topic,
+                    "kafka: the consumer could not be recreated, retrying"
+                );
             }
         }
     }
 
-    /// As if librdkafka had left this member without brokers.
+    /// Makes the client look as if it had lost every broker.
     #[cfg(test)]
-    pub(super) fn lose_brokers(&self) {
-        if let Some(inner) = &self.inner {
-            inner.context().brokers.lose();
+    pub(super) fn simulate_broker_loss(&self) {
+        if let Some(client) = &self.client {
+            client.context().watchdog.simulate_loss();
         }
     }
 
-    /// Turns the changes that the callback noted into events.
-    fn follow(&mut self, inner: &Inner) {
-        while let Some(change) = inner.context().next_change() {
+    /// Applies the changes that the rebalance callback queued.
+    fn apply_rebalance_changes(&mut self, client: &Client) {
+        while let Some(change) = client.context().next_change() {
             match change {
-                Change::Offered(partitions) => {
-                    let committed = tokio::spawn(committed(Arc::clone(inner), partitions.clone()));
-                    self.offered = Some(Offered {
+                RebalanceChange::Assigned(partitions) => {
+                    let committed =
+                        tokio::spawn(fetch_committed(Arc::clone(client), partitions.clone()));
+                    self.pending_assignment = Some(PendingAssignment {
                         partitions,
                         committed,
                     });
                 }
-                Change::Taken(partitions) => {
-                    // An offer is never taken back before it was answered; if it is after all,
-                    // answering it would be an error.
-                    if let Some(offered) = self.offered.take() {
-                        offered.committed.abort();
+                RebalanceChange::Revoked(partitions) => {
+                    // librdkafka never revokes an assignment before it was accepted. If it did,
+                    // accepting it afterwards would be an error.
+                    if let Some(pending) = self.pending_assignment.take() {
+                        pending.committed.abort();
                     }
                     let lost: Vec<i32> = partitions
                         .into_iter()
                         .filter(|p| self.assigned.remove(p))
                         .collect();
                     if !lost.is_empty() {
-                        self.ready.push_back(ConsumerEvent::Revoked(lost));
+                        self.events.push_back(ConsumerEvent::Revoked(lost));
                     }
                 }
             }
         }
     }
 
-    /// The committed offsets are known: fetching begins at exactly these.
-    fn begin(&mut self, inner: &Inner, from: &TopicPartitionList) {
-        if let Err(error) = take(inner.as_ref(), from) {
-            tracing::error!(%error, topic = %self.topic, "kafka: an assignment was refused");
+    /// Accepts an assignment whose committed offsets are known: fetching starts at exactly these.
+    fn complete_assignment(&mut self, client: &Client, committed: &TopicPartitionList) {
+        if let Err(error) = accept_assignment(client.as_ref(), committed) {
+            tracing::error!(
+                %error,
+                topic = %self.topic,
+                "kafka: an assignment could not be accepted; restart this process if its \
+                 partitions stay unread"
+            );
             return;
         }
-        // librdkafka remembers a pause over a loss of the partition.
-        let paused = if self.paused {
-            inner.pause(from)
+        // librdkafka remembers that a partition was paused even after it was revoked.
+        let result = if self.is_paused {
+            client.pause(committed)
         } else {
-            inner.resume(from)
+            client.resume(committed)
         };
-        if let Err(error) = paused {
-            tracing::warn!(%error, topic = %self.topic, "kafka: pausing or resuming failed");
+        if let Err(error) = result {
+            tracing::warn!(
+                %error,
+                topic = %self.topic,
+                "kafka: new partitions could not be paused or resumed; no action is needed \
+                 unless their lag grows"
+            );
         }
-        let assignments: Vec<Assignment> = from
+        let assignments: Vec<Assignment> = committed
             .elements()
             .iter()
             .map(|element| Assignment {
@@ -174,15 +190,15 @@ impl KafkaConsumer {
             .collect();
         self.assigned
             .extend(assignments.iter().map(|assignment| assignment.partition));
-        inner
+        client
             .context()
             .lag
             .assign(assignments.iter().map(|assignment| assignment.partition));
-        tracing::debug!(?assignments, topic = %self.topic, "kafka: partitions came");
-        self.ready.push_back(ConsumerEvent::Assigned(assignments));
+        tracing::debug!(?assignments, topic = %self.topic, "kafka: partitions assigned");
+        self.events.push_back(ConsumerEvent::Assigned(assignments));
     }
 
-    fn list(&self) -> TopicPartitionList {
+    fn assigned_list(&self) -> TopicPartitionList {
         let mut list = TopicPartitionList::with_capacity(self.assigned.len());
         for partition in &self.assigned {
             list.add_partition(&self.topic, *partition);
@@ -190,57 +206,67 @@ impl KafkaConsumer {
         list
     }
 
-    /// Leaves the group on a thread of its own, which tells when it is done: that blocks for as
-    /// long as the brokers let it, and must hold up neither the runtime nor the end of the process.
-    fn leave(&mut self, commit: bool) -> Option<oneshot::Receiver<()>> {
-        let inner = self.inner.take()?;
-        let offered = self.offered.take();
+    /// Leaves the group on a thread of its own, and returns a channel that reports the end.
+    /// Leaving blocks for as long as the brokers let it, and must delay neither the runtime nor
+    /// the end of the process.
+    fn leave_group(&mut self, commit: bool) -> Option<oneshot::Receiver<()>> {
+        let client = self.client.take()?;
+        let pending = self.pending_assignment.take();
         let (done, wait) = oneshot::channel();
         std::thread::spawn(move || {
-            inner.context().begin_to_close();
-            // An offer that nobody answers would keep the group from letting us go.
-            let mut offers: Vec<TopicPartitionList> = Vec::new();
-            if let Some(offered) = offered {
-                offered.committed.abort();
-                offers.push(offered.partitions);
+            client.context().start_closing();
+            // The group does not let a member leave before it has accepted its assignments.
+            let mut unaccepted: Vec<TopicPartitionList> = Vec::new();
+            if let Some(pending) = pending {
+                pending.committed.abort();
+                unaccepted.push(pending.partitions);
             }
-            while let Some(change) = inner.context().next_change() {
-                if let Change::Offered(partitions) = change {
-                    offers.push(partitions);
+            while let Some(change) = client.context().next_change() {
+                if let RebalanceChange::Assigned(partitions) = change {
+                    unaccepted.push(partitions);
                 }
             }
-            for partitions in offers {
-                if let Err(error) = take(inner.as_ref(), &partitions) {
-                    tracing::debug!(%error, "kafka: an offer could not be answered at the end");
+            for partitions in unaccepted {
+                if let Err(error) = accept_assignment(client.as_ref(), &partitions) {
+                    tracing::debug!(%error, "kafka: an assignment was not accepted while closing");
                 }
             }
             if commit
-                && let Err(error) = inner.commit_consumer_state(CommitMode::Sync)
+                && let Err(error) = client.commit_consumer_state(CommitMode::Sync)
                 && error.rdkafka_error_code() != Some(RDKafkaErrorCode::NoOffset)
             {
-                tracing::warn!(%error, "kafka: the last commit failed, records will come again");
+                tracing::warn!(
+                    %error,
+                    "kafka: the last commit failed, its records will be delivered again; no \
+                     action is needed"
+                );
             }
-            drop(inner);
-            // Nobody waits any longer: fine.
+            drop(client);
             let _ = done.send(());
         });
         Some(wait)
     }
 }
 
-fn make(properties: &Properties, group: &str, topic: &Arc<str>) -> Result<Inner, KafkaError> {
-    let context = Context::new(group, Arc::clone(topic));
-    let inner: StreamConsumer<Context> = properties.consumer(group).create_with_context(context)?;
-    inner.subscribe(&[topic])?;
-    Ok(Arc::new(inner))
+fn create_client(
+    properties: &Properties,
+    group: &str,
+    topic: &Arc<str>,
+) -> Result<Client, KafkaError> {
+    let context = GroupContext::new(group, Arc::clone(topic));
+    let client: StreamConsumer<GroupContext> =
+        properties.consumer(group).create_with_context(context)?;
+    client.subscribe(&[topic])?;
+    Ok(Arc::new(client))
 }
 
-/// Asks until there is an answer for every partition.
-async fn committed(inner: Inner, partitions: TopicPartitionList) -> TopicPartitionList {
+/// Fetches the committed offsets, and retries until every partition has an answer.
+async fn fetch_committed(client: Client, partitions: TopicPartitionList) -> TopicPartitionList {
     loop {
-        let (asker, asked) = (Arc::clone(&inner), partitions.clone());
-        let answer = spawn_blocking(move || asker.committed_offsets(asked, COMMITTED_TIMEOUT));
-        match answer.await {
+        let (blocking_client, requested) = (Arc::clone(&client), partitions.clone());
+        let request =
+            spawn_blocking(move || blocking_client.committed_offsets(requested, COMMITTED_TIMEOUT));
+        match request.await {
             Ok(Ok(list))
                 if list
                     .elements()
@@ -249,12 +275,19 @@ async fn committed(inner: Inner, partitions: TopicPartitionList) -> TopicPartiti
             {
                 return list;
             }
-            Ok(Ok(_)) => tracing::debug!("kafka: some committed offsets are not known yet"),
-            Ok(Err(error)) => tracing::debug!(%error, "kafka: committed offsets not known yet"),
-            Err(error) => tracing::warn!(%error, "kafka: asking for committed offsets failed"),
+            Ok(Ok(_)) => tracing::debug!("kafka: some committed offsets are not available yet"),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "kafka: committed offsets are not available yet");
+            }
+            Err(error) => {
+                tracing::warn!(
+                    %error,
+                    "kafka: the request for committed offsets panicked, retrying; report this bug"
+                );
+            }
         }
-        // The coordinator moves or loads; it has no way to tell when it is ready.
-        sleep(Duration::from_millis(100)).await;
+        // The coordinator is moving or loading, and does not announce when it is ready.
+        sleep(COMMITTED_RETRY_INTERVAL).await;
     }
 }
 
@@ -262,96 +295,108 @@ async fn committed(inner: Inner, partitions: TopicPartitionList) -> TopicPartiti
 impl Consumer for KafkaConsumer {
     async fn next(&mut self) -> ConsumerEvent {
         loop {
-            self.rejoin();
-            let Some(inner) = self.inner.clone() else {
+            self.recreate_if_disconnected();
+            let Some(client) = self.client.clone() else {
                 return std::future::pending().await;
             };
-            self.follow(&inner);
-            if let Some(event) = self.ready.pop_front() {
+            self.apply_rebalance_changes(&client);
+            if let Some(event) = self.events.pop_front() {
                 return event;
             }
-            // Records that are there already come without waiting: others shall have a turn too.
+            // Available records are returned without waiting: other tasks must get a turn too.
             consume_budget().await;
-            let received = if let Some(offered) = &mut self.offered {
+            let received = if let Some(pending) = &mut self.pending_assignment {
                 tokio::select! {
                     biased;
-                    known = &mut offered.committed => {
-                        if let Some(offered) = self.offered.take() {
-                            // It fails only with its runtime; then librdkafka finds out itself.
-                            self.begin(&inner, &known.unwrap_or(offered.partitions));
+                    committed = &mut pending.committed => {
+                        if let Some(pending) = self.pending_assignment.take() {
+                            // The task fails only when its runtime stops; then librdkafka looks up
+                            // the committed offsets itself.
+                            let committed = committed.unwrap_or(pending.partitions);
+                            self.complete_assignment(&client, &committed);
                         }
                         continue;
                     }
-                    received = timeout(POLL, inner.recv()) => received,
+                    received = timeout(POLL_INTERVAL, client.recv()) => received,
                 }
             } else {
-                timeout(POLL, inner.recv()).await
+                timeout(POLL_INTERVAL, client.recv()).await
             };
             match received {
                 Ok(Ok(message)) => {
                     let partition = message.partition();
-                    let record = owned(&message, &self.topic);
-                    // The poll that brought it may have called back before.
-                    self.follow(&inner);
+                    let record = to_record(&message, &self.topic);
+                    // The same poll may have called the rebalance callback before.
+                    self.apply_rebalance_changes(&client);
                     if self.assigned.contains(&partition) {
-                        self.ready.push_back(ConsumerEvent::Record(record));
+                        self.events.push_back(ConsumerEvent::Record(record));
                     }
                 }
-                // Counted and logged by the context; librdkafka goes on by itself.
-                Ok(Err(error)) => tracing::debug!(%error, topic = %self.topic, "kafka: receiving"),
+                // The context counts and logs it, and librdkafka recovers without help.
+                Ok(Err(error)) => {
+                    tracing::debug!(%error, topic = %self.topic, "kafka: receive error");
+                }
                 Err(_) => {}
             }
         }
     }
 
     fn store_offset(&mut self, partition: i32, next_offset: i64) {
-        let Some(inner) = &self.inner else { return };
+        let Some(client) = &self.client else { return };
         if !self.assigned.contains(&partition) {
             return;
         }
         let mut list = TopicPartitionList::with_capacity(1);
         let stored = list
             .add_partition_offset(&self.topic, partition, Offset::Offset(next_offset))
-            .and_then(|()| inner.store_offsets(&list));
+            .and_then(|()| client.store_offsets(&list));
         if let Err(error) = stored {
-            // Lost a moment ago; the event is on its way.
+            // The partition was just lost; the event that says so follows.
             tracing::debug!(%error, partition, next_offset, "kafka: an offset was not stored");
         }
     }
 
     fn pause(&mut self) {
-        self.paused = true;
-        if let Some(inner) = &self.inner
-            && let Err(error) = inner.pause(&self.list())
+        self.is_paused = true;
+        if let Some(client) = &self.client
+            && let Err(error) = client.pause(&self.assigned_list())
         {
-            tracing::warn!(%error, topic = %self.topic, "kafka: pausing failed");
+            tracing::warn!(
+                %error,
+                topic = %self.topic,
+                "kafka: pausing failed; no action is needed unless memory use grows"
+            );
         }
     }
 
     fn resume(&mut self) {
-        self.paused = false;
-        if let Some(inner) = &self.inner
-            && let Err(error) = inner.resume(&self.list())
+        self.is_paused = false;
+        if let Some(client) = &self.client
+            && let Err(error) = client.resume(&self.assigned_list())
         {
-            tracing::warn!(%error, topic = %self.topic, "kafka: resuming failed");
+            tracing::warn!(
+                %error,
+                topic = %self.topic,
+                "kafka: resuming failed; restart this process if its lag grows"
+            );
         }
     }
 
     async fn seek(&mut self, partition: i32, offset: i64) -> Result<(), LogError> {
-        let lost =
-            || LogError::Unavailable(format!("partition {partition} is not assigned any longer"));
+        let not_assigned =
+            || LogError::Unavailable(format!("partition {partition} is no longer assigned"));
         let deadline = Instant::now() + SEEK_TIMEOUT;
         loop {
-            let Some(inner) = self.inner.clone() else {
-                return Err(lost());
+            let Some(client) = self.client.clone() else {
+                return Err(not_assigned());
             };
-            self.follow(&inner);
+            self.apply_rebalance_changes(&client);
             if !self.assigned.contains(&partition) {
-                return Err(lost());
+                return Err(not_assigned());
             }
             let topic = Arc::clone(&self.topic);
-            let sought = spawn_blocking(move || {
-                inner.seek(
+            let result = spawn_blocking(move || {
+                client.seek(
                     &topic,
                     partition,
                     Offset::Offset(offset),
@@ -359,33 +404,34 @@ impl Consumer for KafkaConsumer {
                 )
             })
             .await;
-            let error = match sought {
+            let error = match result {
                 Ok(Ok(())) => break,
                 Ok(Err(error)) => error.to_string(),
                 Err(error) => error.to_string(),
             };
             if Instant::now() >= deadline {
                 return Err(LogError::Unavailable(format!(
-                    "seeking in partition {partition} failed: {error}"
+                    "seek in partition {partition} failed: {error}"
                 )));
             }
-            // Just assigned: its fetcher starts in the background, and tells nobody when.
-            sleep(Duration::from_millis(20)).await;
+            // The fetcher of a new partition starts in the background, without a notification.
+            sleep(SEEK_RETRY_INTERVAL).await;
         }
-        // librdkafka drops what it has fetched; this is what was taken from it already.
-        self.ready.retain(
+        // librdkafka drops the records that it has fetched; these were received from it before.
+        self.events.retain(
             |event| !matches!(event, ConsumerEvent::Record(record) if record.partition == partition),
         );
         Ok(())
     }
 
     async fn close(mut self: Box<Self>) {
-        if let Some(done) = self.leave(true)
+        if let Some(done) = self.leave_group(true)
             && timeout(CLOSE_TIMEOUT, done).await.is_err()
         {
             tracing::warn!(
                 topic = %self.topic,
-                "kafka: leaving the group takes long and goes on in the background"
+                "kafka: leaving the group takes long and continues in the background; no action is \
+                 needed"
             );
         }
     }
@@ -393,11 +439,12 @@ impl Consumer for KafkaConsumer {
 
 impl Drop for KafkaConsumer {
     fn drop(&mut self) {
-        self.leave(false);
+        self.leave_group(false);
     }
 }
 
-pub(super) fn owned(message: &BorrowedMessage<'_>, topic: &Arc<str>) -> Record {
+/// Copies a message out of librdkafka's memory.
+pub(super) fn to_record(message: &BorrowedMessage<'_>, topic: &Arc<str>) -> Record {
     Record {
         topic: Arc::clone(topic),
         partition: message.partition(),
@@ -409,13 +456,13 @@ pub(super) fn owned(message: &BorrowedMessage<'_>, topic: &Arc<str>) -> Record {
             .map(Bytes::copy_from_slice)
             .unwrap_or_default(),
         null_value: message.payload().is_none(),
-        headers: headers(message),
+        headers: to_headers(message),
     }
 }
 
-/// Header names are any bytes on the wire, and rdkafka panics where they are not UTF-8: such a
-/// header is left out, it must not end the consumer.
-fn headers(message: &BorrowedMessage<'_>) -> Headers {
+/// Copies the headers. A header name may be any bytes on the wire, and rdkafka panics if it is not
+/// UTF-8: such a header is left out, so that it cannot stop the consumer.
+fn to_headers(message: &BorrowedMessage<'_>) -> Headers {
     let Some(headers) = message.headers() else {
         return Headers::new();
     };

@@ -1,4 +1,4 @@
-//! What became of an append: the report of librdkafka, and the way back to the caller.
+//! The result of an append: evaluates librdkafka's delivery report and hands it to the caller.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,139 +14,147 @@ use rdkafka::{ClientContext, Message, Statistics};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-use super::orphan::Brokers;
+use super::broker_watchdog::BrokerWatchdog;
 use super::report::Reporter;
 use crate::log::{AppendError, LogOffset};
 
-/// How many appends have no result yet.
+/// Counts the appends that have no result yet.
 #[derive(Default)]
-pub(super) struct Open {
+pub(super) struct PendingAppends {
     pub(super) count: AtomicUsize,
-    /// One of them got its result.
-    pub(super) fewer: Notify,
+    /// Notified when an append gets its result.
+    pub(super) decreased: Notify,
 }
 
-/// What librdkafka reports of a record that it calls delivered.
-pub(super) enum Report {
-    /// It is in the log.
-    At(LogOffset),
-    /// A later record of its partition is, and no broker has acknowledged this one.
-    LaterOne,
+/// What librdkafka reports for a record that it calls delivered.
+pub(super) enum DeliveryReport {
+    /// A broker acknowledged the record.
+    Acknowledged(LogOffset),
+    /// A broker acknowledged a later record of the partition, but not this one. It may be missing
+    /// and must be sent again.
+    OnlyLaterAcknowledged,
 }
 
-/// Carries the result of one append to its caller, and counts it as open until dropped.
-pub(super) struct Ticket {
-    reply: Option<oneshot::Sender<Result<Report, AppendError>>>,
-    open: Arc<Open>,
+type AppendResult = Result<DeliveryReport, AppendError>;
+
+/// Carries the result of one append to its caller. The append counts as pending until the ticket
+/// is dropped.
+pub(super) struct AppendTicket {
+    reply: Option<oneshot::Sender<AppendResult>>,
+    pending: Arc<PendingAppends>,
 }
 
-impl Ticket {
-    /// A ticket that counts as open from now on.
-    pub(super) fn new(
-        reply: oneshot::Sender<Result<Report, AppendError>>,
-        open: &Arc<Open>,
-    ) -> Self {
-        open.count.fetch_add(1, Ordering::AcqRel);
+impl AppendTicket {
+    /// Creates a ticket that counts as pending from now on.
+    pub(super) fn new(reply: oneshot::Sender<AppendResult>, pending: &Arc<PendingAppends>) -> Self {
+        pending.count.fetch_add(1, Ordering::AcqRel);
         Self {
             reply: Some(reply),
-            open: Arc::clone(open),
+            pending: Arc::clone(pending),
         }
     }
 
-    /// Tells the caller.
-    pub(super) fn finish(mut self, result: Result<Report, AppendError>) {
+    /// Sends the result to the caller, if it still waits.
+    pub(super) fn finish(mut self, result: AppendResult) {
         if let Some(reply) = self.reply.take() {
-            // Who no longer waits needs no result.
             let _ = reply.send(result);
         }
     }
 }
 
-impl Drop for Ticket {
+impl Drop for AppendTicket {
     fn drop(&mut self) {
-        self.open.count.fetch_sub(1, Ordering::AcqRel);
-        self.open.fewer.notify_waiters();
+        self.pending.count.fetch_sub(1, Ordering::AcqRel);
+        self.pending.decreased.notify_waiters();
     }
 }
 
-/// Receives delivery reports, on the producer's own thread.
-pub(super) struct Context {
+/// The librdkafka context of the producer. Receives delivery reports on the producer's own thread.
+pub(super) struct DeliveryContext {
     reporter: Reporter,
-    /// Whether there is anybody to talk to.
-    pub(super) brokers: Brokers,
+    pub(super) watchdog: BrokerWatchdog,
     /// How long a topic must have been missing before its records are refused.
-    patience: Duration,
-    /// Topics that were reported as missing, and when first. Right after an outage of the brokers
-    /// or before the topics are made that says little; again and later, it is so.
-    missing: Mutex<HashMap<String, Instant>>,
-    any_missing: AtomicBool,
+    missing_topic_timeout: Duration,
+    /// When each missing topic was first reported as missing. Right after an outage, or before the
+    /// topics are created, a single report proves little; one that repeats does.
+    missing_since: Mutex<HashMap<String, Instant>>,
+    /// Whether `missing_since` has entries: spares most reports the lock.
+    has_missing_topics: AtomicBool,
 }
 
-impl Context {
-    /// `patience`: how long a topic must have been missing before its records are refused.
-    pub(super) fn new(patience: Duration) -> Self {
+impl DeliveryContext {
+    /// `missing_topic_timeout`: how long a topic must have been missing before its records are
+    /// refused.
+    pub(super) fn new(missing_topic_timeout: Duration) -> Self {
         Self {
             reporter: Reporter::new("producer", None),
-            brokers: Brokers::default(),
-            patience,
-            missing: Mutex::default(),
-            any_missing: AtomicBool::new(false),
+            watchdog: BrokerWatchdog::default(),
+            missing_topic_timeout,
+            missing_since: Mutex::default(),
+            has_missing_topics: AtomicBool::new(false),
         }
     }
 
-    fn is_there(&self, topic: &str) {
-        if self.any_missing.load(Ordering::Acquire) {
-            let mut missing = self.missing.lock();
-            missing.remove(topic);
-            self.any_missing
-                .store(!missing.is_empty(), Ordering::Release);
+    /// Notes that the topic exists.
+    fn clear_missing_topic(&self, topic: &str) {
+        if self.has_missing_topics.load(Ordering::Acquire) {
+            let mut missing_since = self.missing_since.lock();
+            missing_since.remove(topic);
+            self.has_missing_topics
+                .store(!missing_since.is_empty(), Ordering::Release);
         }
     }
 
-    fn is_missing(&self, topic: &str, error: &KafkaError) -> AppendError {
-        let mut missing = self.missing.lock();
-        self.any_missing.store(true, Ordering::Release);
-        let since = *missing.entry(topic.to_owned()).or_insert_with(Instant::now);
-        if since.elapsed() < self.patience {
+    /// Notes that the topic is missing, and decides whether its record is refused already.
+    fn missing_topic_error(&self, topic: &str, error: &KafkaError) -> AppendError {
+        let mut missing_since = self.missing_since.lock();
+        self.has_missing_topics.store(true, Ordering::Release);
+        let since = *missing_since
+            .entry(topic.to_owned())
+            .or_insert_with(Instant::now);
+        if since.elapsed() < self.missing_topic_timeout {
             AppendError::Unknown(error.to_string())
         } else {
-            nowhere(topic)
+            missing_topic_refusal(topic)
         }
     }
 }
 
-/// Refuses a record whose topic stays missing.
-pub(super) fn nowhere(topic: &str) -> AppendError {
-    AppendError::Refused(format!("there is no topic {topic}, and nobody makes it"))
+/// The refusal of a record whose topic stays missing.
+pub(super) fn missing_topic_refusal(topic: &str) -> AppendError {
+    AppendError::Refused(format!(
+        "topic {topic} does not exist, and the cluster does not create it"
+    ))
 }
 
-impl ClientContext for Context {
+impl ClientContext for DeliveryContext {
     fn stats(&self, statistics: Statistics) {
-        self.brokers.look(&statistics);
+        self.watchdog.observe(&statistics);
     }
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
-        self.reporter.line(level, facility, text);
+        self.reporter.log_line(level, facility, text);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.reporter.error(&error, reason);
+        self.reporter.record_error(&error, reason);
     }
 }
 
-impl ProducerContext for Context {
-    type DeliveryOpaque = Box<Ticket>;
+impl ProducerContext for DeliveryContext {
+    type DeliveryOpaque = Box<AppendTicket>;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, ticket: Box<Ticket>) {
+    fn delivery(&self, result: &DeliveryResult<'_>, ticket: Box<AppendTicket>) {
         ticket.finish(match result {
-            // librdkafka reports a record as delivered, without an offset, when a later one of the partition
-            // was acknowledged: the broker would have refused that, had this one been missing. But a broker
-            // that does not know the producer (it is new, or the partition is, or it wrote nothing to it for a day)
-            // takes any, and this one may have failed.
-            Ok(message) if message.offset() < 0 => Ok(Report::LaterOne),
+            // librdkafka reports a record as delivered, without an offset, when a broker
+            // acknowledged a later record of the partition: the broker would have refused the later
+            // one if this one were missing. But a broker that does not know the producer accepts
+            // any record: because the broker or the partition is new, or because the producer wrote
+            // nothing to it for a day. Then this record may be missing.
+            Ok(message) if message.offset() < 0 => Ok(DeliveryReport::OnlyLaterAcknowledged),
             Ok(message) => {
-                self.is_there(message.topic());
-                Ok(Report::At(LogOffset {
+                self.clear_missing_topic(message.topic());
+                Ok(DeliveryReport::Acknowledged(LogOffset {
                     partition: message.partition(),
                     offset: message.offset(),
                 }))
@@ -154,18 +162,18 @@ impl ProducerContext for Context {
             Err((error, message)) => Err(match error.rdkafka_error_code() {
                 Some(
                     RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition,
-                ) => self.is_missing(message.topic(), error),
-                _ => classify(error),
+                ) => self.missing_topic_error(message.topic(), error),
+                _ => to_append_error(error),
             }),
         });
     }
 }
 
-/// A fault of the record, or of the way to the log? A topic that is missing may only be about to be
-/// made: see [`Context::is_missing`].
-pub(super) fn classify(error: &KafkaError) -> AppendError {
+/// Decides whether the log refuses the record for good or the outcome is unknown. A missing topic
+/// is decided by [`DeliveryContext::missing_topic_error`] instead, since it may be created soon.
+pub(super) fn to_append_error(error: &KafkaError) -> AppendError {
     use RDKafkaErrorCode as Code;
-    let refused = match error {
+    let is_refusal = match error {
         KafkaError::Nul(_) => true,
         other => matches!(
             other.rdkafka_error_code(),
@@ -182,7 +190,7 @@ pub(super) fn classify(error: &KafkaError) -> AppendError {
         ),
     };
     let reason = error.to_string();
-    if refused {
+    if is_refusal {
         AppendError::Refused(reason)
     } else {
         AppendError::Unknown(reason)

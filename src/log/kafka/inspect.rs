@@ -1,60 +1,55 @@
-//! What a person has to know of a cluster: its brokers, our topics, our groups.
-
-use std::time::Duration;
+//! The state of a cluster for operators: its brokers, our topics and our consumer groups.
 
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::metadata::MetadataTopic;
 use tokio::task::spawn_blocking;
 
-use super::browse::reader;
-use super::{KafkaLog, admin, unavailable};
+use super::browser::create_reader;
+use super::{KafkaLog, REQUEST_TIMEOUT, admin, unavailable};
 use crate::log::{LogError, TopicSpec};
 
-/// One question; there are a few for each group.
-const ASK: Duration = Duration::from_secs(5);
-
-/// A cluster, as it is now.
+/// The current state of a cluster.
 #[derive(Debug, Clone)]
 pub struct Cluster {
-    /// `host:port` of each broker that is up.
+    /// `host:port` of each broker that is running.
     pub brokers: Vec<String>,
-    /// The topics that were asked for and are there.
+    /// The requested topics that exist.
     pub topics: Vec<Topic>,
-    /// Sentences on settings that endanger what chatmesh promises, with what to do.
+    /// One warning for each setting that endangers a guarantee of chatmesh, with the remedy.
     pub warnings: Vec<String>,
 }
 
-/// A topic, as it is now.
+/// The current state of a topic.
 #[derive(Debug, Clone)]
 pub struct Topic {
-    /// Its name.
+    /// The topic's name.
     pub name: String,
-    /// How many partitions it has.
+    /// Number of partitions.
     pub partitions: usize,
-    /// Fewest replicas of a partition.
+    /// Replicas of the partition that has the fewest.
     pub replicas: usize,
-    /// Partitions without a leader: nothing can be read or written there.
+    /// Number of partitions without a leader, which can be neither read nor written.
     pub leaderless: usize,
-    /// Partitions with replicas that have fallen behind.
-    pub behind: usize,
+    /// Number of partitions with at least one replica that is not in sync.
+    pub under_replicated: usize,
 }
 
-/// A consumer group, as it is now.
+/// The current state of a consumer group.
 #[derive(Debug, Clone)]
 pub struct Group {
-    /// Kafka's word for it (`Stable`, `Empty`, …); `None` where the cluster knows no such group.
+    /// The state that Kafka reports (`Stable`, `Empty`, …). `None` if the group does not exist.
     pub state: Option<String>,
-    /// How many processes read.
+    /// Number of members.
     pub members: usize,
-    /// Records that are not finished.
+    /// Number of records above the committed offsets.
     pub lag: i64,
 }
 
-fn shape(topic: &MetadataTopic) -> Topic {
+fn topic_state(topic: &MetadataTopic) -> Topic {
     let partitions = topic.partitions();
-    let count = |wrong: &dyn Fn(&rdkafka::metadata::MetadataPartition) -> bool| {
-        partitions.iter().filter(|p| wrong(p)).count()
+    let count = |has_fault: &dyn Fn(&rdkafka::metadata::MetadataPartition) -> bool| {
+        partitions.iter().filter(|p| has_fault(p)).count()
     };
     Topic {
         name: topic.name().to_owned(),
@@ -65,15 +60,15 @@ fn shape(topic: &MetadataTopic) -> Topic {
             .min()
             .unwrap_or(0),
         leaderless: count(&|p| p.leader() < 0),
-        behind: count(&|p| p.isr().len() < p.replicas().len()),
+        under_replicated: count(&|p| p.isr().len() < p.replicas().len()),
     }
 }
 
 impl KafkaLog {
-    /// Looks at the cluster and these topics; makes nothing. Takes seconds at most.
+    /// Reads the state of the cluster and of these topics, within seconds. Creates nothing.
     pub async fn inspect(&self, topics: &[TopicSpec]) -> Result<Cluster, LogError> {
         let client = self.lookup()?;
-        let metadata = spawn_blocking(move || client.fetch_metadata(None, ASK))
+        let metadata = spawn_blocking(move || client.fetch_metadata(None, REQUEST_TIMEOUT))
             .await
             .map_err(unavailable)?
             .map_err(unavailable)?;
@@ -86,14 +81,14 @@ impl KafkaLog {
             .iter()
             .filter(|found| found.error().is_none() && !found.partitions().is_empty())
             .filter(|found| topics.iter().any(|topic| topic.name == found.name()))
-            .map(shape)
+            .map(topic_state)
             .collect();
-        let there: Vec<TopicSpec> = topics
+        let existing: Vec<TopicSpec> = topics
             .iter()
             .filter(|topic| found.iter().any(|found| found.name == topic.name))
             .cloned()
             .collect();
-        let warnings = admin::warnings(&self.properties, &there, &found).await?;
+        let warnings = admin::topic_warnings(&self.properties, &existing, &found).await?;
         Ok(Cluster {
             brokers,
             topics: found,
@@ -101,31 +96,35 @@ impl KafkaLog {
         })
     }
 
-    /// Looks at a group that reads `topic`, without joining it.
+    /// Reads the state of a group that consumes `topic`, without joining it.
     pub async fn inspect_group(&self, group: &str, topic: &str) -> Result<Group, LogError> {
         let (properties, group, topic) =
             (self.properties.clone(), group.to_owned(), topic.to_owned());
-        let looking = spawn_blocking(move || {
-            let client = reader(&properties, &group)?;
-            let list = client.fetch_group_list(Some(&group), ASK);
+        let inspection = spawn_blocking(move || {
+            let client = create_reader(&properties, &group)?;
+            let list = client.fetch_group_list(Some(&group), REQUEST_TIMEOUT);
             let list = list.map_err(unavailable)?;
             let known = list.groups().iter().find(|found| found.name() == group);
-            // Kafka answers for a group that it has never heard of as for one that is dead.
+            // Kafka describes a group that never existed as one that is dead.
             let known = known.filter(|found| !found.state().is_empty() && found.state() != "Dead");
-            let metadata = client.fetch_metadata(None, ASK).map_err(unavailable)?;
+            let metadata = client
+                .fetch_metadata(None, REQUEST_TIMEOUT)
+                .map_err(unavailable)?;
             let found = metadata.topics().iter().find(|found| found.name() == topic);
             let partitions = found.map_or(&[][..], |found| found.partitions());
-            let mut asked = TopicPartitionList::with_capacity(partitions.len());
+            let mut requested = TopicPartitionList::with_capacity(partitions.len());
             for partition in partitions {
-                asked.add_partition(&topic, partition.id());
+                requested.add_partition(&topic, partition.id());
             }
-            let committed = client.committed_offsets(asked, ASK).map_err(unavailable)?;
+            let committed = client
+                .committed_offsets(requested, REQUEST_TIMEOUT)
+                .map_err(unavailable)?;
             let mut lag = 0;
             for partition in committed.elements() {
                 let (start, end) = client
-                    .fetch_watermarks(&topic, partition.partition(), ASK)
+                    .fetch_watermarks(&topic, partition.partition(), REQUEST_TIMEOUT)
                     .map_err(unavailable)?;
-                // Where nothing was committed everything is still to be read.
+                // Without a committed offset the group still has to read every record.
                 let next = partition.offset().to_raw().filter(|offset| *offset >= 0);
                 lag += end - next.unwrap_or(start).clamp(start, end);
             }
@@ -135,6 +134,6 @@ impl KafkaLog {
                 lag,
             })
         });
-        looking.await.map_err(unavailable)?
+        inspection.await.map_err(unavailable)?
     }
 }

@@ -1,4 +1,4 @@
-//! How many records of the assigned partitions are not finished.
+//! Consumer lag: how many records of the assigned partitions are not finished.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,8 +11,8 @@ use rdkafka::statistics::Partition;
 use super::metrics::{CONSUMER_LAG, RELAY_LAG};
 use super::report::RELAY_GROUP;
 
-/// Gauges of the partitions that one member has; those that it loses go to 0, so that the sum over
-/// processes counts nothing twice.
+/// The lag gauges of one group member, one set per assigned partition. The gauges of a revoked
+/// partition are set to 0, so that the sum over all processes counts no partition twice.
 pub(super) struct Lag {
     group: String,
     topic: Arc<str>,
@@ -28,7 +28,7 @@ impl Lag {
         }
     }
 
-    /// These partitions came.
+    /// Starts to report the lag of these partitions.
     pub(super) fn assign(&self, partitions: impl IntoIterator<Item = i32>) {
         let mut assigned = self.assigned.lock();
         for partition in partitions {
@@ -41,7 +41,7 @@ impl Lag {
         }
     }
 
-    /// These went.
+    /// Stops reporting the lag of these partitions and sets their gauges to 0.
     pub(super) fn revoke<'a>(&self, partitions: impl IntoIterator<Item = &'a i32>) {
         let mut assigned = self.assigned.lock();
         for partition in partitions {
@@ -51,13 +51,13 @@ impl Lag {
         }
     }
 
-    /// What librdkafka counted, every few seconds.
+    /// Sets the gauges from the statistics that librdkafka emits every few seconds.
     pub(super) fn update(&self, statistics: &Statistics) {
         let Some(topic) = statistics.topics.get(&*self.topic) else {
             return;
         };
         for (partition, gauges) in &*self.assigned.lock() {
-            if let Some(lag) = topic.partitions.get(partition).and_then(behind) {
+            if let Some(lag) = topic.partitions.get(partition).and_then(partition_lag) {
                 for gauge in gauges {
                     gauge.set(lag as f64);
                 }
@@ -74,8 +74,9 @@ impl Drop for Lag {
     }
 }
 
-/// Against the stored offset; nothing stored yet: the committed one; none: all that is kept.
-fn behind(partition: &Partition) -> Option<i64> {
+/// Records above the stored offset. Without one, records above the committed offset; without that
+/// either, all retained records. `None` while librdkafka knows none of them.
+fn partition_lag(partition: &Partition) -> Option<i64> {
     [partition.consumer_lag_stored, partition.consumer_lag]
         .into_iter()
         .find(|lag| *lag >= 0)

@@ -1,13 +1,15 @@
-//! The log on Apache Kafka, by librdkafka.
+//! The log on Apache Kafka, through librdkafka.
 //!
-//! - `properties`: what the clients are told
-//! - `producer`, `delivery`: appending, in the order of the calls, and what became of it
+//! - `properties`: the configuration of the clients
+//! - `producer`, `delivery`: appending in the order of the calls, and reporting the result
 //! - `consumer`, `rebalance`: reading as a member of a group
-//! - `admin`: topics
-//! - `browse`, `inspect`: what operators look at, without joining a group
-//! - `lag`, `report`: metrics and logs
+//! - `admin`: creating and checking topics
+//! - `browser`, `inspect`: reading topics and cluster state without joining a group
+//! - `broker_watchdog`: detecting a client that librdkafka cannot reconnect
+//! - `metrics`, `lag`, `report`: metrics and logs
 //!
-//! librdkafka reconnects by itself and for ever; nothing here gives up because a broker is away.
+//! librdkafka reconnects without help and without end, so an unreachable broker never makes an
+//! operation here give up for good.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -34,13 +36,13 @@ use super::{
 use crate::config::settings::KafkaSettings;
 
 mod admin;
-mod browse;
+mod broker_watchdog;
+mod browser;
 mod consumer;
 mod delivery;
 pub mod inspect;
 mod lag;
 pub(crate) mod metrics;
-mod orphan;
 mod producer;
 mod properties;
 mod rebalance;
@@ -48,48 +50,43 @@ mod report;
 #[cfg(test)]
 mod tests;
 
-/// Within this [`Log::check`] has its answer.
+/// Time limit of [`Log::check`].
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long any other question may take.
-const ASK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time limit of any other request to a broker.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The client that looks up offsets by time stays connected for this long after its last use: a
-/// rewind asks for every partition in turn.
-const LOOKUP_LINGER: Duration = Duration::from_secs(5);
+/// How long the metadata client stays connected after it was created. A rewind looks up the offset
+/// of every partition in turn, and they share one connection.
+const METADATA_CLIENT_LIFETIME: Duration = Duration::from_secs(5);
 
-type Check = Shared<BoxFuture<'static, Result<(), LogError>>>;
+type SharedCheck = Shared<BoxFuture<'static, Result<(), LogError>>>;
 
-/// A Kafka cluster.
+/// A log on a Kafka cluster: one producer, and a consumer for each call of [`Log::consumer`].
 pub struct KafkaLog {
     properties: Properties,
     producer: Producer,
     cluster_id: OnceCell<String>,
-    /// A check that is under way: who asks meanwhile gets its answer.
-    checking: Mutex<Option<Check>>,
-    lookup: Mutex<Weak<BaseConsumer>>,
+    /// The check in progress. Concurrent calls share its result.
+    check_in_progress: Mutex<Option<SharedCheck>>,
+    metadata_client: Mutex<Weak<BaseConsumer>>,
 }
 
 impl KafkaLog {
-    /// Checks what [`KafkaLog::connect`] would refuse, without making a client.
+    /// Checks everything that [`KafkaLog::connect`] would refuse, without connecting.
     pub fn validate(settings: &KafkaSettings) -> Result<(), LogError> {
         let properties = Properties::new(settings)?;
-        // What contradicts another property shows when a client is made.
-        let refused = |error: KafkaError| {
-            LogError::Configuration(format!(
-                "the kafka client cannot be made: {}; check KAFKA_PROPERTIES",
-                properties.redact(&error.to_string())
-            ))
-        };
+        // Properties that contradict each other are refused only when a client is created.
+        let refused = |error: KafkaError| properties.creation_error("client", &error);
         let producer: Result<BaseProducer, _> = properties.producer().create();
         let consumer: Result<BaseConsumer, _> = properties.consumer("validate").create();
         producer.map(drop).map_err(refused)?;
         consumer.map(drop).map_err(refused)
     }
 
-    /// Makes the clients; call it within a Tokio runtime. Returns at once: the brokers need not be
-    /// there yet. An entry of `KAFKA_PROPERTIES` that librdkafka doesn't take, or that contradicts
-    /// another, is a [`LogError::Configuration`] that names it.
+    /// Creates the clients. Must be called inside a Tokio runtime. Returns at once, even if no
+    /// broker is reachable yet. An entry of `KAFKA_PROPERTIES` that librdkafka refuses, or that
+    /// contradicts another, is a [`LogError::Configuration`] that names it.
     pub fn connect(settings: &KafkaSettings) -> Result<Self, LogError> {
         let properties = Properties::new(settings)?;
         let producer = Producer::new(properties.clone())?;
@@ -97,28 +94,25 @@ impl KafkaLog {
             properties,
             producer,
             cluster_id: OnceCell::new(),
-            checking: Mutex::default(),
-            lookup: Mutex::default(),
+            check_in_progress: Mutex::default(),
+            metadata_client: Mutex::default(),
         })
     }
 
-    /// A client without a group. Its queue is served by nobody, so it is let go when idle.
-    fn lookup(&self) -> Result<Arc<BaseConsumer>, LogError> {
-        let mut lookup = self.lookup.lock();
-        if let Some(client) = lookup.upgrade() {
+    /// A client without a group, for metadata requests. Nothing polls its queue, so it is dropped
+    /// after a while and created again when needed.
+    fn metadata_client(&self) -> Result<Arc<BaseConsumer>, LogError> {
+        let mut current = self.metadata_client.lock();
+        if let Some(client) = current.upgrade() {
             return Ok(client);
         }
-        let client: BaseConsumer = self.properties.client().create().map_err(|error| {
-            LogError::Configuration(format!(
-                "the kafka client cannot be made: {}; check KAFKA_PROPERTIES",
-                self.properties.redact(&error.to_string())
-            ))
-        })?;
+        let created: Result<BaseConsumer, KafkaError> = self.properties.client().create();
+        let client = created.map_err(|error| self.properties.creation_error("client", &error))?;
         let client = Arc::new(client);
-        *lookup = Arc::downgrade(&client);
+        *current = Arc::downgrade(&client);
         let idle = Arc::clone(&client);
         tokio::spawn(async move {
-            sleep(LOOKUP_LINGER).await;
+            sleep(METADATA_CLIENT_LIFETIME).await;
             spawn_blocking(move || drop(idle));
         });
         Ok(client)
@@ -157,19 +151,19 @@ impl Log for KafkaLog {
         partition: i32,
         timestamp_ms: i64,
     ) -> Result<Option<i64>, LogError> {
-        let client = self.lookup()?;
+        let client = self.metadata_client()?;
         let mut times = TopicPartitionList::with_capacity(1);
-        // The time goes where the offset comes back.
+        // The request carries the timestamp in the field in which the answer carries the offset.
         times
             .add_partition_offset(topic, partition, Offset::Offset(timestamp_ms.max(0)))
             .map_err(unavailable)?;
-        let answer = spawn_blocking(move || client.offsets_for_times(times, ASK_TIMEOUT))
+        let answer = spawn_blocking(move || client.offsets_for_times(times, REQUEST_TIMEOUT))
             .await
             .map_err(unavailable)?
             .map_err(unavailable)?;
         let found = answer
             .find_partition(topic, partition)
-            .ok_or_else(|| unavailable("the partition is missing in the answer"))?;
+            .ok_or_else(|| unavailable("the answer lacks the partition"))?;
         found.error().map_err(unavailable)?;
         Ok(match found.offset() {
             Offset::Offset(offset) => Some(offset),
@@ -180,7 +174,7 @@ impl Log for KafkaLog {
     async fn cluster_id(&self) -> Result<String, LogError> {
         let id = self.cluster_id.get_or_try_init(|| async {
             let client = self.producer.client()?;
-            spawn_blocking(move || client.client().fetch_cluster_id(ASK_TIMEOUT))
+            spawn_blocking(move || client.client().fetch_cluster_id(REQUEST_TIMEOUT))
                 .await
                 .map_err(unavailable)?
                 .ok_or_else(|| unavailable("its cluster id is not known yet"))
@@ -189,27 +183,28 @@ impl Log for KafkaLog {
     }
 
     async fn check(&self) -> Result<(), LogError> {
-        self.producer.revive();
+        self.producer.recreate_if_disconnected();
         let client = self.producer.client()?;
         let check = {
-            let mut checking = self.checking.lock();
-            match &*checking {
+            let mut in_progress = self.check_in_progress.lock();
+            match &*in_progress {
                 Some(check) if check.peek().is_none() => check.clone(),
                 _ => {
-                    let asking =
+                    let request =
                         spawn_blocking(move || client.client().fetch_metadata(None, CHECK_TIMEOUT));
-                    let answer = async move {
-                        asking.await.map_err(unavailable)?.map_err(unavailable)?;
+                    let result = async move {
+                        request.await.map_err(unavailable)?.map_err(unavailable)?;
                         Ok(())
                     };
-                    let check = answer.boxed().shared();
-                    // Driven also when who asked has gone, so that no old answer is left over.
+                    let check = result.boxed().shared();
+                    // Driven to its end even if every caller is dropped, so that a later call
+                    // never gets an outdated result.
                     tokio::spawn(check.clone());
-                    checking.insert(check).clone()
+                    in_progress.insert(check).clone()
                 }
             }
         };
-        let late = |_| Err(unavailable("nothing heard within 2 seconds"));
+        let late = |_| Err(unavailable("no answer within 2 seconds"));
         timeout(CHECK_TIMEOUT, check).await.unwrap_or_else(late)
     }
 
@@ -221,8 +216,8 @@ impl Log for KafkaLog {
 #[async_trait]
 impl LogBrowser for KafkaLog {
     async fn partition_ranges(&self, topic: &str) -> Result<Vec<PartitionRange>, LogError> {
-        let (client, topic) = (self.lookup()?, topic.to_owned());
-        spawn_blocking(move || browse::partition_ranges(&client, &topic))
+        let (client, topic) = (self.metadata_client()?, topic.to_owned());
+        spawn_blocking(move || browser::partition_ranges(&client, &topic))
             .await
             .map_err(unavailable)?
     }
@@ -236,7 +231,7 @@ impl LogBrowser for KafkaLog {
         max_bytes: usize,
     ) -> Result<Vec<Record>, LogError> {
         let (properties, topic) = (self.properties.clone(), topic.to_owned());
-        spawn_blocking(move || browse::read(&properties, &topic, partition, from, to, max_bytes))
+        spawn_blocking(move || browser::read(&properties, &topic, partition, from, to, max_bytes))
             .await
             .map_err(unavailable)?
     }

@@ -1,5 +1,5 @@
-//! Appending: one idempotent producer, and a queue a topic before it, for when its own is full or
-//! it believes that there is no such topic.
+//! Appending: one idempotent producer, and a backlog per topic in front of it for records that
+//! librdkafka does not accept yet, because its queue is full or the topic seems to be missing.
 
 use std::collections::{HashMap, VecDeque};
 use std::future::ready;
@@ -17,25 +17,33 @@ use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::delivery::{Context, Open, Report, Ticket, classify, nowhere};
+use super::delivery::{
+    AppendTicket, DeliveryContext, DeliveryReport, PendingAppends, missing_topic_refusal,
+    to_append_error,
+};
 use super::properties::Properties;
 use crate::log::{AppendError, LogError, LogOffset};
-use crate::protocol::log_record::NewRecord;
+use crate::protocol::log_record::{Headers, NewRecord};
 
-/// What may wait for room in librdkafka's queue, in bytes; beyond it an append fails at once.
-const BACKLOG_BYTES: usize = 64 * 1024 * 1024;
+/// Size limit of all backlogs together, in bytes. An append above it fails at once.
+const MAX_BACKLOG_BYTES: usize = 64 * 1024 * 1024;
 
-/// Room is announced a moment before it is there (librdkafka frees a batch after its last report),
-/// so it is tried again this soon in any case.
-const RETRY: Duration = Duration::from_millis(10);
+/// What a record in a backlog costs in memory beside its contents, in bytes: an estimate.
+const BACKLOG_ENTRY_OVERHEAD_BYTES: usize = 256;
 
-/// How long one look for a missing topic may take, the pause before the next, and how shortly
-/// before its deadline an append to it is refused.
-const LOOK_FOR_TIMEOUT: Duration = Duration::from_secs(1);
-const LOOK_FOR_AGAIN: Duration = Duration::from_millis(100);
-const LOOK_FOR_LAST: Duration = Duration::from_secs(2);
+/// Maximum delay before a backlog is tried again. A delivery report wakes it earlier, but
+/// librdkafka frees the room of a batch only after the batch's last report.
+const BACKLOG_RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
-pub(super) type Client = ThreadedProducer<Context>;
+/// Time limit of one metadata request for a missing topic.
+const TOPIC_LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
+/// Delay between two such requests.
+const TOPIC_LOOKUP_INTERVAL: Duration = Duration::from_millis(100);
+/// How long before its deadline an append to a missing topic is refused: the refusal must arrive
+/// before the caller times out.
+const MISSING_TOPIC_MARGIN: Duration = Duration::from_secs(2);
+
+pub(super) type Client = ThreadedProducer<DeliveryContext>;
 
 /// Appends records in the order of the calls.
 pub(super) struct Producer {
@@ -44,97 +52,105 @@ pub(super) struct Producer {
 
 struct Shared {
     properties: Properties,
-    core: Mutex<Core>,
-    open: Arc<Open>,
+    state: Mutex<ProducerState>,
+    pending: Arc<PendingAppends>,
 }
 
-/// Under one lock, so that calls keep their order across a full queue and a new producer.
-struct Core {
-    /// There until the end.
+/// The client and the backlogs under one lock, so that calls keep their order across a full queue
+/// and across a new client.
+struct ProducerState {
+    /// `None` only while the producer is dropped.
     client: Option<Client>,
-    /// By topic, each served by a task of its own for as long as it is there: a topic that is
-    /// missing holds up no other.
-    backlog: HashMap<String, VecDeque<Waiting>>,
+    /// Backlogs by topic. Each has its own task for as long as it exists, so that a missing topic
+    /// does not delay any other.
+    backlogs: HashMap<String, VecDeque<BacklogEntry>>,
     backlog_bytes: usize,
 }
 
-/// Why librdkafka did not take a record yet.
-enum Full {
-    /// Its queue has no room.
-    Queue(Box<Ticket>),
-    /// When it last looked there was no such topic.
-    NoTopic(Box<Ticket>),
+/// Why librdkafka did not accept a record yet.
+enum NotAccepted {
+    /// Its queue is full.
+    QueueFull(Box<AppendTicket>),
+    /// The topic was missing when librdkafka last fetched metadata.
+    TopicMissing(Box<AppendTicket>),
 }
 
-/// An append that librdkafka did not take yet.
-struct Waiting {
+/// An append that librdkafka did not accept yet.
+struct BacklogEntry {
     record: Arc<NewRecord>,
     size: usize,
     deadline: Instant,
-    ticket: Box<Ticket>,
+    ticket: Box<AppendTicket>,
+}
+
+/// How the last attempt to send a topic's backlog ended.
+enum Backlog {
+    /// Every record was sent or failed.
+    Empty,
+    /// librdkafka's queue is full.
+    QueueFull,
+    /// librdkafka reported the topic as missing.
+    TopicMissing,
 }
 
 impl Producer {
-    /// Makes the producer; it connects in the background, for as long as it takes.
+    /// Creates the producer. It connects in the background, for as long as it takes.
     pub(super) fn new(properties: Properties) -> Result<Self, LogError> {
-        let client = make(&properties).map_err(|error| {
-            LogError::Configuration(format!(
-                "the kafka producer cannot be made: {}; check KAFKA_PROPERTIES",
-                properties.redact(&error.to_string())
-            ))
-        })?;
-        let core = Core {
+        let client = create_client(&properties)
+            .map_err(|error| properties.creation_error("producer", &error))?;
+        let state = ProducerState {
             client: Some(client),
-            backlog: HashMap::new(),
+            backlogs: HashMap::new(),
             backlog_bytes: 0,
         };
         let shared = Shared {
             properties,
-            core: Mutex::new(core),
-            open: Arc::default(),
+            state: Mutex::new(state),
+            pending: Arc::default(),
         };
         Ok(Self {
             shared: Arc::new(shared),
         })
     }
 
-    /// See [`crate::log::Log::append`].
+    /// Implements [`crate::log::Log::append`].
     pub(super) fn append(
         &self,
         topic: &str,
         record: NewRecord,
     ) -> BoxFuture<'static, Result<LogOffset, AppendError>> {
-        let allowed = self.shared.properties.produce_timeout();
-        let deadline = Instant::now() + allowed;
+        let time_limit = self.shared.properties.produce_timeout();
+        let deadline = Instant::now() + time_limit;
         if record.headers.iter().any(|(name, _)| name.contains('\0')) {
-            let reason = "a header's name holds a NUL".to_owned();
+            let reason = "a header name contains a NUL character".to_owned();
             return ready(Err(AppendError::Refused(reason))).boxed();
         }
         let record = Arc::new(record);
-        let mut answer = self.shared.place(topic, &record, deadline);
+        let mut result = self.shared.enqueue(topic, &record, deadline);
         let (shared, topic) = (Arc::clone(&self.shared), topic.to_owned());
         async move {
             loop {
-                let report = match timeout_at(deadline, answer).await {
+                let report = match timeout_at(deadline, result).await {
                     Ok(Ok(report)) => report?,
                     Ok(Err(_)) => {
                         return Err(AppendError::Unknown("the producer was closed".to_owned()));
                     }
                     Err(_) => {
                         return Err(AppendError::Unknown(format!(
-                            "nothing heard for {} ms",
-                            allowed.as_millis()
+                            "no acknowledgement within {} ms",
+                            time_limit.as_millis()
                         )));
                     }
                 };
                 match report {
-                    Report::At(place) => return Ok(place),
-                    Report::LaterOne => {
+                    DeliveryReport::Acknowledged(offset) => return Ok(offset),
+                    DeliveryReport::OnlyLaterAcknowledged => {
                         tracing::warn!(
                             topic,
-                            "kafka: a record is sent again: a later one was acknowledged, and it was not"
+                            "kafka: only a later record was acknowledged, sending this one again; \
+                             no action is needed"
                         );
-                        answer = shared.place(&topic, &record, deadline);
+                        result = shared.enqueue(&topic, &record, deadline);
                     }
                 }
             }
@@ -142,80 +158,94 @@ impl Producer {
         .boxed()
     }
 
-    /// Waits until nothing is open, at most the time that an append has.
+    /// Waits until no append is pending, for at most the time limit of an append.
     pub(super) async fn flush(&self) {
-        let open = &self.shared.open;
+        let pending = &self.shared.pending;
         let drained = async {
             loop {
-                let fewer = open.fewer.notified();
-                if open.count.load(Ordering::Acquire) == 0 {
+                let decreased = pending.decreased.notified();
+                if pending.count.load(Ordering::Acquire) == 0 {
                     return;
                 }
-                fewer.await;
+                decreased.await;
             }
         };
         if timeout(self.shared.properties.produce_timeout(), drained)
             .await
             .is_err()
         {
-            let open = open.count.load(Ordering::Acquire);
+            let pending = pending.count.load(Ordering::Acquire);
             tracing::warn!(
-                open,
-                "kafka: records were not acknowledged in time at a flush"
+                pending,
+                "kafka: records were not acknowledged before the flush timed out; clients that \
+                 send them again lose nothing"
             );
         }
     }
 
-    /// Makes the client anew where librdkafka has left it without brokers. What it had taken is
-    /// reported as unknown.
-    pub(super) fn revive(&self) {
-        let mut core = self.shared.core.lock();
-        let orphaned = |client: &Client| client.context().brokers.are_gone();
-        if !core.client.as_ref().is_some_and(orphaned) {
+    /// Replaces a client that has lost every broker. The appends that it had accepted get an
+    /// unknown outcome.
+    pub(super) fn recreate_if_disconnected(&self) {
+        let mut state = self.shared.state.lock();
+        let is_disconnected = |client: &Client| client.context().watchdog.is_disconnected();
+        if !state.client.as_ref().is_some_and(is_disconnected) {
             return;
         }
-        tracing::warn!("kafka: the producer has no brokers any more and is made anew");
-        match make(&self.shared.properties) {
-            Ok(client) => retire(core.client.replace(client)),
-            Err(error) => tracing::error!(%error, "kafka: the producer could not be made anew"),
+        tracing::warn!("kafka: the producer lost every broker, recreating it; no action is needed");
+        match create_client(&self.shared.properties) {
+            Ok(client) => drop_in_background(state.client.replace(client)),
+            Err(error) => {
+                tracing::error!(%error, "kafka: the producer could not be recreated, retrying");
+            }
         }
     }
 
-    /// The client below, to ask about metadata: its events are served, unlike an idle admin
-    /// client's, which would pile up.
+    /// The client underneath, for metadata requests. Its events are polled; those of an idle admin
+    /// client would accumulate.
     pub(super) fn client(&self) -> Result<Client, LogError> {
-        let client = self.shared.core.lock().client.clone();
+        let client = self.shared.state.lock().client.clone();
         client.ok_or_else(|| LogError::Unavailable("the producer is closed".to_owned()))
     }
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        retire(self.core.lock().client.take());
+        drop_in_background(self.state.lock().client.take());
     }
 }
 
-/// Dropping a producer waits for its thread, and purges: up to half a second.
-fn retire(client: Option<Client>) {
+/// Drops a client on a thread of its own: it purges its queue and joins its thread, which blocks
+/// for up to half a second.
+fn drop_in_background(client: Option<Client>) {
     std::thread::spawn(move || drop(client));
 }
 
-fn make(properties: &Properties) -> Result<Client, KafkaError> {
-    let context = Context::new(properties.produce_timeout() / 3);
+fn create_client(properties: &Properties) -> Result<Client, KafkaError> {
+    let context = DeliveryContext::new(properties.produce_timeout() / 3);
     properties.producer().create_with_context(context)
 }
 
-impl Core {
-    /// Hands a record to librdkafka. Gives the ticket back where it is worth trying again;
-    /// otherwise the ticket is answered by the delivery report, or was already.
+fn to_kafka_headers(headers: &Headers) -> OwnedHeaders {
+    let empty = OwnedHeaders::new_with_capacity(headers.len());
+    headers.iter().fold(empty, |headers, (key, value)| {
+        headers.insert(Header {
+            key,
+            value: Some(value.as_ref()),
+        })
+    })
+}
+
+impl ProducerState {
+    /// Hands a record to librdkafka. Returns the ticket if the record can be tried again later;
+    /// otherwise the ticket was finished, or the delivery report will finish it.
     fn send(
         &mut self,
         properties: &Properties,
         topic: &str,
         record: &NewRecord,
-        mut ticket: Box<Ticket>,
-    ) -> Option<Full> {
-        let mut renewed = false;
+        mut ticket: Box<AppendTicket>,
+    ) -> Option<NotAccepted> {
+        let mut was_recreated = false;
         loop {
             let Some(client) = &self.client else {
                 ticket.finish(Err(AppendError::Unknown(
@@ -223,55 +253,42 @@ impl Core {
                 )));
                 return None;
             };
-            let mut out = BaseRecord::<[u8], [u8], _>::with_opaque_to(topic, ticket);
-            out.key = record.key.as_deref();
-            out.payload = Some(&*record.value).filter(|_| !record.null_value);
+            let mut outgoing = BaseRecord::<[u8], [u8], _>::with_opaque_to(topic, ticket);
+            outgoing.key = record.key.as_deref();
+            outgoing.payload = Some(&*record.value).filter(|_| !record.null_value);
             if !record.headers.is_empty() {
-                let headers = OwnedHeaders::new_with_capacity(record.headers.len());
-                out.headers = Some(
-                    record
-                        .headers
-                        .iter()
-                        .fold(headers, |headers, (key, value)| {
-                            headers.insert(Header {
-                                key,
-                                value: Some(value.as_ref()),
-                            })
-                        }),
-                );
+                outgoing.headers = Some(to_kafka_headers(&record.headers));
             }
-            let (error, unsent) = match client.send(out) {
+            let (error, unsent) = match client.send(outgoing) {
                 Ok(()) => return None,
                 Err((error, unsent)) => (error, unsent.delivery_opaque),
             };
             match error.rdkafka_error_code() {
-                Some(RDKafkaErrorCode::QueueFull) => return Some(Full::Queue(unsent)),
+                Some(RDKafkaErrorCode::QueueFull) => return Some(NotAccepted::QueueFull(unsent)),
                 Some(
                     RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition,
                 ) => {
-                    return Some(Full::NoTopic(unsent));
+                    return Some(NotAccepted::TopicMissing(unsent));
                 }
-                // An idempotent producer that lost track of its sequence stays dead. What it had
-                // in flight is reported as unknown; a new one goes on.
-                Some(RDKafkaErrorCode::Fatal) if !renewed => {
-                    renewed = true;
+                // An idempotent producer that lost track of its sequence numbers never recovers.
+                // Its records in flight get an unknown outcome, and a new client takes over.
+                Some(RDKafkaErrorCode::Fatal) if !was_recreated => {
+                    was_recreated = true;
                     ticket = unsent;
                     tracing::error!(
                         reason = client.client().fatal_error().map(|(_, reason)| reason),
-                        "kafka: the producer failed for good and is made anew"
+                        "kafka: the producer failed fatally, recreating it; no action is needed"
                     );
-                    match make(properties) {
-                        Ok(client) => {
-                            retire(self.client.replace(client));
-                        }
+                    match create_client(properties) {
+                        Ok(client) => drop_in_background(self.client.replace(client)),
                         Err(error) => {
-                            ticket.finish(Err(classify(&error)));
+                            ticket.finish(Err(to_append_error(&error)));
                             return None;
                         }
                     }
                 }
                 _ => {
-                    unsent.finish(Err(classify(&error)));
+                    unsent.finish(Err(to_append_error(&error)));
                     return None;
                 }
             }
@@ -279,139 +296,149 @@ impl Core {
     }
 }
 
-/// Moves a topic's backlog into librdkafka's queue, in order, as room comes; ends when it is empty.
-async fn pump(shared: Arc<Shared>, topic: String) {
-    let mut missing = false;
+/// The task of one topic's backlog: sends it to librdkafka in order as room becomes free, and ends
+/// when it is empty.
+async fn drain_backlog(shared: Arc<Shared>, topic: String) {
+    let mut topic_missing = false;
     loop {
-        if missing {
-            look_for(&shared, &topic).await;
+        if topic_missing {
+            refresh_topic_metadata(&shared, &topic).await;
         }
-        let fewer = shared.open.fewer.notified();
-        if shared.move_on(&topic, &mut missing) {
-            return;
+        let decreased = shared.pending.decreased.notified();
+        match shared.send_backlog(&topic, topic_missing) {
+            Backlog::Empty => return,
+            Backlog::QueueFull => topic_missing = false,
+            Backlog::TopicMissing => topic_missing = true,
         }
-        // Running out of time here only means to look again.
-        let _ = timeout(RETRY, fewer).await;
+        // A timeout only means to try again.
+        let _ = timeout(BACKLOG_RETRY_INTERVAL, decreased).await;
     }
 }
 
-/// Makes librdkafka look for a topic that it believes not to be there: it looks by itself only
-/// every few minutes.
-async fn look_for(shared: &Shared, topic: &str) {
-    let Some(client) = shared.core.lock().client.clone() else {
+/// Makes librdkafka look for a topic that it believes to be missing: without a request it looks
+/// only every few minutes.
+async fn refresh_topic_metadata(shared: &Shared, topic: &str) {
+    let Some(client) = shared.state.lock().client.clone() else {
         return;
     };
     let name = topic.to_owned();
-    let looked = spawn_blocking(move || {
+    let request = spawn_blocking(move || {
         client
             .client()
-            .fetch_metadata(Some(&name), LOOK_FOR_TIMEOUT)
+            .fetch_metadata(Some(&name), TOPIC_LOOKUP_TIMEOUT)
     });
-    if let Ok(Err(error)) = looked.await {
-        tracing::debug!(%error, topic, "kafka: looking for a topic");
+    if let Ok(Err(error)) = request.await {
+        tracing::debug!(%error, topic, "kafka: metadata request for a missing topic failed");
     }
-    sleep(LOOK_FOR_AGAIN).await;
+    sleep(TOPIC_LOOKUP_INTERVAL).await;
+}
+
+fn backlog_size(topic: &str, record: &NewRecord) -> usize {
+    let headers: usize = record
+        .headers
+        .iter()
+        .map(|(name, value)| name.len() + value.len())
+        .sum();
+    topic.len()
+        + record.value.len()
+        + record.key.as_ref().map_or(0, bytes::Bytes::len)
+        + headers
+        + BACKLOG_ENTRY_OVERHEAD_BYTES
 }
 
 impl Shared {
-    /// Hands a record to librdkafka, or puts it behind those that wait. Returns where its report comes.
-    fn place(
+    /// Hands a record to librdkafka, or appends it to the topic's backlog. Returns the channel
+    /// that receives its delivery report.
+    fn enqueue(
         self: &Arc<Self>,
         topic: &str,
         record: &Arc<NewRecord>,
         deadline: Instant,
-    ) -> oneshot::Receiver<Result<Report, AppendError>> {
-        let (reply, answer) = oneshot::channel();
-        let ticket = Box::new(Ticket::new(reply, &self.open));
-        let mut core = self.core.lock();
-        let ticket = if core.backlog.contains_key(topic) {
+    ) -> oneshot::Receiver<Result<DeliveryReport, AppendError>> {
+        let (reply, result) = oneshot::channel();
+        let ticket = Box::new(AppendTicket::new(reply, &self.pending));
+        let mut state = self.state.lock();
+        let ticket = if state.backlogs.contains_key(topic) {
             ticket
         } else {
-            match core.send(&self.properties, topic, record, ticket) {
-                None => return answer,
-                Some(Full::Queue(ticket) | Full::NoTopic(ticket)) => ticket,
+            match state.send(&self.properties, topic, record, ticket) {
+                None => return result,
+                Some(NotAccepted::QueueFull(ticket) | NotAccepted::TopicMissing(ticket)) => ticket,
             }
         };
-        let size = topic.len()
-            + record.value.len()
-            + record.key.as_ref().map_or(0, bytes::Bytes::len)
-            + record
-                .headers
-                .iter()
-                .map(|(name, value)| name.len() + value.len())
-                .sum::<usize>()
-            + 256;
-        if core.backlog_bytes + size > BACKLOG_BYTES {
+        let size = backlog_size(topic, record);
+        if state.backlog_bytes + size > MAX_BACKLOG_BYTES {
             ticket.finish(Err(AppendError::Unknown(
                 "the local queue is full".to_owned(),
             )));
-            return answer;
+            return result;
         }
-        core.backlog_bytes += size;
-        let waiting = Waiting {
+        state.backlog_bytes += size;
+        let entry = BacklogEntry {
             record: Arc::clone(record),
             size,
             deadline,
             ticket,
         };
-        if let Some(backlog) = core.backlog.get_mut(topic) {
-            backlog.push_back(waiting);
+        if let Some(backlog) = state.backlogs.get_mut(topic) {
+            backlog.push_back(entry);
         } else {
-            core.backlog
-                .insert(topic.to_owned(), VecDeque::from([waiting]));
-            tokio::spawn(pump(Arc::clone(self), topic.to_owned()));
+            state
+                .backlogs
+                .insert(topic.to_owned(), VecDeque::from([entry]));
+            tokio::spawn(drain_backlog(Arc::clone(self), topic.to_owned()));
         }
-        answer
+        result
     }
 
-    /// Moves what can be moved. True: nothing is left. `missing`: whether the topic was, the last
-    /// time that a record of it was tried.
-    fn move_on(&self, topic: &str, missing: &mut bool) -> bool {
-        let mut core = self.core.lock();
-        while let Some(waiting) = core.backlog.get_mut(topic).and_then(VecDeque::pop_front) {
-            core.backlog_bytes -= waiting.size;
-            let Waiting {
+    /// Sends the topic's backlog until librdkafka stops accepting records. `topic_missing` says
+    /// whether it reported the topic as missing before.
+    fn send_backlog(&self, topic: &str, mut topic_missing: bool) -> Backlog {
+        let mut state = self.state.lock();
+        while let Some(entry) = state.backlogs.get_mut(topic).and_then(VecDeque::pop_front) {
+            state.backlog_bytes -= entry.size;
+            let BacklogEntry {
                 record,
                 size,
                 deadline,
                 ticket,
-            } = waiting;
+            } = entry;
             if deadline <= Instant::now() {
                 ticket.finish(Err(AppendError::Unknown(
                     "the local queue stayed full".to_owned(),
                 )));
                 continue;
             }
-            let ticket = match core.send(&self.properties, topic, &record, ticket) {
+            let (ticket, backlog) = match state.send(&self.properties, topic, &record, ticket) {
                 None => {
-                    *missing = false;
+                    topic_missing = false;
                     continue;
                 }
-                Some(Full::Queue(ticket)) => ticket,
-                // Looked for again and again for as long as the append may take, or nearly.
-                Some(Full::NoTopic(ticket))
-                    if *missing && deadline <= Instant::now() + LOOK_FOR_LAST =>
+                Some(NotAccepted::QueueFull(ticket)) if topic_missing => {
+                    (ticket, Backlog::TopicMissing)
+                }
+                Some(NotAccepted::QueueFull(ticket)) => (ticket, Backlog::QueueFull),
+                // The topic is looked for until shortly before the deadline.
+                Some(NotAccepted::TopicMissing(ticket))
+                    if topic_missing && deadline <= Instant::now() + MISSING_TOPIC_MARGIN =>
                 {
-                    ticket.finish(Err(nowhere(topic)));
+                    ticket.finish(Err(missing_topic_refusal(topic)));
                     continue;
                 }
-                Some(Full::NoTopic(ticket)) => {
-                    *missing = true;
-                    ticket
-                }
+                Some(NotAccepted::TopicMissing(ticket)) => (ticket, Backlog::TopicMissing),
             };
-            core.backlog_bytes += size;
-            if let Some(backlog) = core.backlog.get_mut(topic) {
-                backlog.push_front(Waiting {
+            state.backlog_bytes += size;
+            if let Some(entries) = state.backlogs.get_mut(topic) {
+                entries.push_front(BacklogEntry {
                     record,
                     size,
                     deadline,
                     ticket,
                 });
             }
-            return false;
+            return backlog;
         }
-        core.backlog.remove(topic);
-        true
+        state.backlogs.remove(topic);
+        Backlog::Empty
     }
 }

@@ -1,5 +1,5 @@
-//! What the Kafka clients are told: our defaults, `KAFKA_PROPERTIES` over them, and over those the
-//! few that the contract of the log hangs on.
+//! The configuration of the Kafka clients: our defaults, overridden by `KAFKA_PROPERTIES`,
+//! overridden by the few properties that the log's contract depends on.
 
 use std::collections::BTreeMap;
 
@@ -7,11 +7,11 @@ use rdkafka::ClientConfig;
 use rdkafka::error::KafkaError;
 use secrecy::ExposeSecret;
 
-use super::orphan::INTERVAL_MS;
+use super::broker_watchdog::STATISTICS_INTERVAL_MS;
 use crate::config::settings::KafkaSettings;
 use crate::log::LogError;
 
-/// What nobody may set, and why.
+/// Properties that `KAFKA_PROPERTIES` must not contain, each with the reason.
 const RESERVED: &[(&str, &str)] = &[
     ("group.id", "each role has its own consumer group"),
     (
@@ -25,8 +25,8 @@ const RESERVED: &[(&str, &str)] = &[
     ("group.protocol", "only the classic protocol is supported"),
 ];
 
-/// Two names of one property: librdkafka takes whichever it is told last, and we tell it in no
-/// particular order.
+/// Alternative and canonical names of one property. librdkafka uses whichever is set last, and the
+/// order in which we set properties is not defined.
 const ALIASES: &[(&str, &str)] = &[
     ("metadata.broker.list", "bootstrap.servers"),
     ("queue.buffering.max.ms", "linger.ms"),
@@ -35,38 +35,38 @@ const ALIASES: &[(&str, &str)] = &[
     ("compression.codec", "compression.type"),
 ];
 
-/// Settings, checked, as configurations of librdkafka.
+/// Builds the configurations of librdkafka's clients from checked settings.
 #[derive(Debug, Clone)]
 pub(super) struct Properties {
     settings: KafkaSettings,
 }
 
 impl Properties {
-    /// Checks every entry of `KAFKA_PROPERTIES` alone. Contradictions between them show when a
-    /// client is made.
+    /// Checks each entry of `KAFKA_PROPERTIES` by itself. Contradictions between entries are found
+    /// only when a client is created.
     pub(super) fn new(settings: &KafkaSettings) -> Result<Self, LogError> {
         for (name, value) in &settings.properties {
-            if let Some((_, why)) = RESERVED.iter().find(|(reserved, _)| reserved == name) {
+            if let Some((_, reason)) = RESERVED.iter().find(|(reserved, _)| reserved == name) {
                 return Err(LogError::Configuration(format!(
-                    "KAFKA_PROPERTIES: {name} cannot be set: {why}; remove it"
+                    "KAFKA_PROPERTIES: {name} cannot be set: {reason}; remove it"
                 )));
             }
-            let mut alone = ClientConfig::new();
-            alone.set(name, value.expose_secret());
-            if let Err(error) = alone.create_native_config() {
+            let mut single = ClientConfig::new();
+            single.set(name, value.expose_secret());
+            if let Err(error) = single.create_native_config() {
                 let reason = match error {
                     KafkaError::ClientConfig(_, description, _, _) => description,
                     other => other.to_string(),
                 };
-                let what_to_do = if reason.contains("not available at build time") {
+                let remedy = if reason.contains("not available at build time") {
                     "this executable was built without TLS to Kafka, build it with \
                      `--features kafka-tls`"
                 } else {
                     "see librdkafka's list of properties"
                 };
                 return Err(LogError::Configuration(format!(
-                    "KAFKA_PROPERTIES: {name}: {}; {what_to_do}",
-                    without(&reason, value.expose_secret())
+                    "KAFKA_PROPERTIES: {name}: {}; {remedy}",
+                    hide_value(&reason, value.expose_secret())
                 )));
             }
         }
@@ -75,25 +75,25 @@ impl Properties {
         })
     }
 
-    /// How long an append may take.
+    /// Time limit of an append (`PRODUCE_TIMEOUT_MS`).
     pub(super) fn produce_timeout(&self) -> std::time::Duration {
         self.settings.produce_timeout
     }
 
-    /// A client that only asks.
+    /// The configuration of a client that only sends requests.
     pub(super) fn client(&self) -> ClientConfig {
-        self.with(&[])
+        self.merge(&[])
     }
 
-    /// The producer.
+    /// The configuration of the producer.
     pub(super) fn producer(&self) -> ClientConfig {
         let timeout = self.settings.produce_timeout.as_millis().max(1);
-        // That a topic is missing shows within the time that an append has.
+        // Shorter than an append's time limit, so that a missing topic is reported within it.
         let propagation = (timeout / 2).max(1);
-        self.with(&[
+        self.merge(&[
             ("acks", "all"),
             ("enable.idempotence", "true"),
-            // Java's placement, which the original's producers had too.
+            // The same partitioner as `log::partitioner`.
             ("partitioner", "murmur2_random"),
             ("compression.type", "lz4"),
             ("batch.size", "16384"),
@@ -104,28 +104,28 @@ impl Properties {
                 &propagation.to_string(),
             ),
             ("queue.buffering.max.kbytes", "65536"),
-            ("statistics.interval.ms", INTERVAL_MS),
+            ("statistics.interval.ms", STATISTICS_INTERVAL_MS),
         ])
     }
 
-    /// A member of a group.
+    /// The configuration of a member of this consumer group.
     pub(super) fn consumer(&self, group: &str) -> ClientConfig {
         let assignor = if self.settings.interop {
             "range"
         } else {
             "cooperative-sticky"
         };
-        let mut config = self.with(&[
+        let mut config = self.merge(&[
             ("auto.commit.interval.ms", "1000"),
             ("auto.offset.reset", "earliest"),
             ("partition.assignment.strategy", assignor),
             ("session.timeout.ms", "6000"),
             ("heartbeat.interval.ms", "1500"),
-            ("statistics.interval.ms", INTERVAL_MS),
+            ("statistics.interval.ms", STATISTICS_INTERVAL_MS),
             ("queued.max.messages.kbytes", "16384"),
             ("fetch.error.backoff.ms", "100"),
             ("fetch.queue.backoff.ms", "100"),
-            // How soon a topic that is made later, or grows, is seen.
+            // The delay until a topic that is created or extended later is noticed.
             ("topic.metadata.refresh.interval.ms", "5000"),
         ]);
         config.set("group.id", group);
@@ -134,7 +134,7 @@ impl Properties {
         config
     }
 
-    fn with(&self, defaults: &[(&str, &str)]) -> ClientConfig {
+    fn merge(&self, defaults: &[(&str, &str)]) -> ClientConfig {
         let mut merged: BTreeMap<&str, &str> = BTreeMap::from([
             (
                 "bootstrap.servers",
@@ -162,20 +162,29 @@ impl Properties {
         config
     }
 
-    /// A text of librdkafka about these settings, without the values of `KAFKA_PROPERTIES`.
-    pub(super) fn redact(&self, text: &str) -> String {
+    /// The error for a client (named in the text) that librdkafka refused to create: mostly
+    /// properties that contradict each other.
+    pub(super) fn creation_error(&self, client: &str, error: &KafkaError) -> LogError {
+        LogError::Configuration(format!(
+            "the kafka {client} cannot be created: {}; check KAFKA_PROPERTIES",
+            self.redact(&error.to_string())
+        ))
+    }
+
+    /// Hides the values of `KAFKA_PROPERTIES` in a text of librdkafka.
+    fn redact(&self, text: &str) -> String {
         self.settings
             .properties
             .values()
             .fold(text.to_owned(), |text, value| {
-                without(&text, value.expose_secret())
+                hide_value(&text, value.expose_secret())
             })
     }
 }
 
-/// Values may be secrets. Short ones are words such as `1` or `all`, and hiding them would only
-/// spoil the sentence.
-fn without(text: &str, value: &str) -> String {
+/// Replaces the value in the text, because it may be a secret. A value of up to 3 characters, such
+/// as `1` or `all`, is no secret, and replacing it would only garble the text.
+fn hide_value(text: &str, value: &str) -> String {
     if value.len() < 4 {
         text.to_owned()
     } else {
@@ -213,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_property_is_named_and_its_value_is_not_shown() {
+    fn invalid_property_is_named_without_its_value() {
         assert!(refusal("no.such.property", "x").contains("no.such.property"));
         let reason = refusal("session.timeout.ms", "hunter2secret");
         assert!(reason.contains("session.timeout.ms"), "{reason}");
@@ -222,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn properties_win_over_defaults_also_under_their_other_name() {
+    fn properties_override_defaults_also_under_an_alias() {
         let properties =
             Properties::new(&settings(&[("delivery.timeout.ms", "777"), ("acks", "1")])).unwrap();
         let producer = properties.producer();
@@ -232,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_shared_with_an_original_service_uses_range() {
+    fn interop_group_uses_range_assignment() {
         let mut settings = settings(&[]);
         let strategy = |settings: &KafkaSettings| {
             let config = Properties::new(settings).unwrap().consumer("g");

@@ -1,4 +1,5 @@
-//! What the group gives and takes, noted inside librdkafka's callback and dealt with outside it.
+//! Group rebalances: librdkafka's callback queues each change, and the consumer applies it outside
+//! the callback.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,56 +13,55 @@ use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientContext, Statistics, TopicPartitionList};
 
+use super::broker_watchdog::BrokerWatchdog;
 use super::lag::Lag;
-use super::orphan::Brokers;
 use super::report::Reporter;
 
-/// A change of what this member has.
-pub(super) enum Change {
-    /// The group gives these; librdkafka waits until [`take`] is called with where to begin.
-    Offered(TopicPartitionList),
-    /// The group took these, which has been done already.
-    Taken(Vec<i32>),
+/// A change of this member's assignment.
+pub(super) enum RebalanceChange {
+    /// The group assigned these partitions. librdkafka fetches nothing of them until
+    /// [`accept_assignment`] is called with the offsets to start at.
+    Assigned(TopicPartitionList),
+    /// The group revoked these partitions, and librdkafka has stopped fetching them.
+    Revoked(Vec<i32>),
 }
 
-/// The context of one consumer.
-pub(super) struct Context {
+/// The librdkafka context of one consumer: its metrics, and the changes that wait for it.
+pub(super) struct GroupContext {
     reporter: Reporter,
-    /// The gauges of what is assigned.
     pub(super) lag: Lag,
-    /// Whether there is anybody to talk to.
-    pub(super) brokers: Brokers,
-    changes: Mutex<VecDeque<Change>>,
-    /// Set before the consumer is dropped: nobody asks for changes any more.
-    closing: AtomicBool,
+    pub(super) watchdog: BrokerWatchdog,
+    changes: Mutex<VecDeque<RebalanceChange>>,
+    /// Set before the consumer is dropped: nothing reads `changes` any more.
+    is_closing: AtomicBool,
 }
 
-impl Context {
+impl GroupContext {
     pub(super) fn new(group: &str, topic: Arc<str>) -> Self {
         Self {
             reporter: Reporter::new("consumer", Some(group)),
             lag: Lag::new(group, topic),
-            brokers: Brokers::default(),
+            watchdog: BrokerWatchdog::default(),
             changes: Mutex::default(),
-            closing: AtomicBool::new(false),
+            is_closing: AtomicBool::new(false),
         }
     }
 
-    /// The oldest change that was not dealt with.
-    pub(super) fn next_change(&self) -> Option<Change> {
+    /// Removes the oldest change that was not applied yet.
+    pub(super) fn next_change(&self) -> Option<RebalanceChange> {
         self.changes.lock().pop_front()
     }
 
-    /// From now on changes are answered inside the callback.
-    pub(super) fn begin_to_close(&self) {
-        self.closing.store(true, Ordering::Release);
+    /// Makes the callback accept every further assignment itself.
+    pub(super) fn start_closing(&self) {
+        self.is_closing.store(true, Ordering::Release);
     }
 }
 
-/// Takes what was offered, beginning at the offsets in the list.
-pub(super) fn take<C>(consumer: &C, partitions: &TopicPartitionList) -> KafkaResult<()>
+/// Accepts an assignment: fetching starts at the offsets in the list.
+pub(super) fn accept_assignment<C>(consumer: &C, partitions: &TopicPartitionList) -> KafkaResult<()>
 where
-    C: Consumer<Context>,
+    C: Consumer<GroupContext>,
 {
     match consumer.rebalance_protocol() {
         RebalanceProtocol::Cooperative => consumer.incremental_assign(partitions),
@@ -69,23 +69,23 @@ where
     }
 }
 
-impl ClientContext for Context {
+impl ClientContext for GroupContext {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
-        self.reporter.line(level, facility, text);
+        self.reporter.log_line(level, facility, text);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.reporter.error(&error, reason);
+        self.reporter.record_error(&error, reason);
     }
 
     fn stats(&self, statistics: Statistics) {
         self.lag.update(&statistics);
-        self.brokers.look(&statistics);
+        self.watchdog.observe(&statistics);
     }
 }
 
-impl ConsumerContext for Context {
-    /// Runs inside a poll, on a thread of the runtime: nothing here waits for a broker.
+impl ConsumerContext for GroupContext {
+    /// Runs inside a poll on a runtime thread, so nothing here waits for a broker.
     fn rebalance(
         &self,
         consumer: &BaseConsumer<Self>,
@@ -93,28 +93,32 @@ impl ConsumerContext for Context {
         partitions: &mut TopicPartitionList,
     ) {
         let done = match kind {
-            // Where to begin is asked for outside: the owner is told the committed offset, and
-            // fetching must begin at exactly that one. An empty offer needs no asking.
+            // The committed offsets are fetched outside the callback: the consumer's owner learns
+            // them with the assignment, and fetching must start at exactly these. An empty
+            // assignment has none.
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS
-                if partitions.count() > 0 && !self.closing.load(Ordering::Acquire) =>
+                if partitions.count() > 0 && !self.is_closing.load(Ordering::Acquire) =>
             {
-                self.changes
-                    .lock()
-                    .push_back(Change::Offered(partitions.clone()));
+                let change = RebalanceChange::Assigned(partitions.clone());
+                self.changes.lock().push_back(change);
                 Ok(())
             }
-            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => take(consumer, partitions),
-            // librdkafka commits what was stored for them as they go, unless they are lost.
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
+                accept_assignment(consumer, partitions)
+            }
+            // librdkafka commits the stored offsets of revoked partitions, unless they are lost.
             _ => {
                 let lost = consumer.assignment_lost();
-                let taken: Vec<i32> = partitions
+                let revoked: Vec<i32> = partitions
                     .elements()
                     .iter()
                     .map(TopicPartitionListElem::partition)
                     .collect();
-                self.lag.revoke(&taken);
-                tracing::info!(partitions = ?taken, lost, "kafka: partitions were taken");
-                self.changes.lock().push_back(Change::Taken(taken));
+                self.lag.revoke(&revoked);
+                tracing::info!(partitions = ?revoked, lost, "kafka: partitions revoked");
+                self.changes
+                    .lock()
+                    .push_back(RebalanceChange::Revoked(revoked));
                 match consumer.rebalance_protocol() {
                     RebalanceProtocol::Cooperative => consumer.incremental_unassign(partitions),
                     _ => consumer.unassign(),
@@ -123,14 +127,14 @@ impl ConsumerContext for Context {
         };
         if let Err(error) = done {
             self.reporter
-                .error(&error, "a rebalance could not be followed");
+                .record_error(&error, "a rebalance could not be applied");
         }
     }
 
     fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {
-        // Stored offsets are committed again with the next ones, or read again by the next owner.
+        // The next commit includes these offsets; otherwise the next owner reads the records again.
         if let Err(error) = result {
-            self.reporter.error(&error, "a commit failed");
+            self.reporter.record_error(&error, "a commit failed");
         }
     }
 }

@@ -1,43 +1,49 @@
-//! What librdkafka has to say, in our logs and counters.
+//! Forwards librdkafka's log lines and errors to our logs and counters.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::metrics::{ERRORS, RELAY_ERRORS};
 
-/// An outage brings an error a second and client: one warning of each kind in this time is enough.
-const QUIET: Duration = Duration::from_secs(30);
+/// Minimum time between two warnings of one kind of error. During an outage every client reports
+/// about one error per second.
+const WARNING_INTERVAL: Duration = Duration::from_secs(30);
 
-/// The relay's group, whose errors and lag have the original's names too.
+/// The relay's consumer group. Its errors and lag are also published under the metric names of the
+/// original relay.
 pub(super) const RELAY_GROUP: &str = "message-relay-group";
 
-/// Logs and counts for one client.
+/// Logs and counts what one client reports.
 pub(super) struct Reporter {
     client: &'static str,
-    relay: bool,
-    warned: Mutex<HashMap<String, Instant>>,
+    is_relay: bool,
+    /// When each kind of error was last logged as a warning.
+    last_warnings: Mutex<HashMap<String, Instant>>,
 }
 
 impl Reporter {
-    /// `client` is the metric's label.
+    /// `client` is the value of the metric's label `client`.
     pub(super) fn new(client: &'static str, group: Option<&str>) -> Self {
         Self {
             client,
-            relay: group == Some(RELAY_GROUP),
-            warned: Mutex::default(),
+            is_relay: group == Some(RELAY_GROUP),
+            last_warnings: Mutex::default(),
         }
     }
 
-    /// A line of librdkafka's log.
-    pub(super) fn line(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+    /// Forwards a line of librdkafka's log.
+    pub(super) fn log_line(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
         let client = self.client;
         match (level, facility) {
-            // Connection errors come as errors too, and are reported there; CONFWARN says that a
-            // producer's property means nothing to a consumer, which is so on purpose.
+            // Connection errors are also reported through `record_error`. CONFWARN says that a
+            // producer's property has no effect on a consumer: the configuration is shared on
+            // purpose.
             (_, "FAIL" | "ERROR" | "CONFWARN") | (RDKafkaLogLevel::Debug, _) => {
                 tracing::debug!(target: "librdkafka", client, facility, "{text}");
             }
@@ -48,9 +54,9 @@ impl Reporter {
         }
     }
 
-    /// Whether it only says that brokers are out of reach: who watches the dependencies says that
+    /// Whether the error only says that brokers are unreachable. The dependency check logs that
     /// once for the whole process.
-    fn is_absence(error: &KafkaError) -> bool {
+    fn is_unreachable(error: &KafkaError) -> bool {
         matches!(
             error.rdkafka_error_code(),
             Some(
@@ -62,30 +68,65 @@ impl Reporter {
         )
     }
 
-    /// An error that librdkafka deals with by itself.
-    pub(super) fn error(&self, error: &KafkaError, reason: &str) {
+    /// Counts and logs an error that librdkafka recovers from without help.
+    pub(super) fn record_error(&self, error: &KafkaError, reason: &str) {
         let kind = error
             .rdkafka_error_code()
             .map_or_else(|| "Other".to_owned(), |code| format!("{code:?}"));
         ERRORS.counter(&[self.client, &kind]).increment(1);
-        if self.relay {
+        if self.is_relay {
             RELAY_ERRORS.counter(&[&kind]).increment(1);
         }
-        let now = Instant::now();
-        let news = !Self::is_absence(error) && {
-            // A handful of kinds: the codes of librdkafka.
-            let mut warned = self.warned.lock();
-            let known = warned.get(&kind).is_some_and(|at| now - *at < QUIET);
-            if !known {
-                warned.insert(kind.clone(), now);
-            }
-            !known
-        };
         let client = self.client;
-        if news {
-            tracing::warn!(client, error = kind, "kafka: {reason}");
+        if !Self::is_unreachable(error) && self.is_warning_due(&kind) {
+            tracing::warn!(
+                client,
+                error = kind,
+                reason,
+                "kafka: client error, librdkafka retries; act if it stays"
+            );
         } else {
-            tracing::debug!(client, error = kind, "kafka: {reason}");
+            tracing::debug!(client, error = kind, reason, "kafka: client error");
+        }
+    }
+
+    /// Whether this kind of error was not logged within [`WARNING_INTERVAL`]; then notes that it
+    /// is now. The map stays small: kinds are librdkafka's error codes.
+    fn is_warning_due(&self, kind: &str) -> bool {
+        let now = Instant::now();
+        let mut last_warnings = self.last_warnings.lock();
+        let is_recent = last_warnings
+            .get(kind)
+            .is_some_and(|last| now - *last < WARNING_INTERVAL);
+        if !is_recent {
+            last_warnings.insert(kind.to_owned(), now);
+        }
+        !is_recent
+    }
+}
+
+/// The context of a client that only sends requests: reports, and nothing else.
+pub(super) struct ReportingContext {
+    reporter: Reporter,
+}
+
+impl ReportingContext {
+    /// `client` is the value of the metric's label `client`.
+    pub(super) fn new(client: &'static str) -> Self {
+        Self {
+            reporter: Reporter::new(client, None),
         }
     }
 }
+
+impl ClientContext for ReportingContext {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        self.reporter.log_line(level, facility, text);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.reporter.record_error(&error, reason);
+    }
+}
+
+impl ConsumerContext for ReportingContext {}

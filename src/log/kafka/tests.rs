@@ -1,4 +1,4 @@
-//! Clients that librdkafka has left without brokers, on its own stand-in for a cluster.
+//! Clients that have lost every broker, and delivery reports, on librdkafka's mock cluster.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -53,7 +53,7 @@ async fn next_record(consumer: &mut KafkaConsumer) -> Bytes {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_left_without_brokers_are_made_anew_and_go_on() {
+async fn clients_without_brokers_are_recreated_and_continue() {
     let cluster = MockCluster::new(1).unwrap();
     cluster.create_topic("topic", 1, 1).unwrap();
     let settings = settings(cluster.bootstrap_servers());
@@ -63,18 +63,19 @@ async fn clients_left_without_brokers_are_made_anew_and_go_on() {
     log.append("topic", record("one")).await.unwrap();
     assert_eq!(next_record(&mut consumer).await, "one");
 
-    consumer.lose_brokers();
+    consumer.simulate_broker_loss();
     let revoked = next(&mut consumer).await;
     assert!(
         matches!(&revoked, ConsumerEvent::Revoked(lost) if lost == &[0]),
         "{revoked:?}"
     );
-    log.producer.client().unwrap().context().brokers.lose();
+    let client = |log: &KafkaLog| log.producer.client().unwrap();
+    client(&log).context().watchdog.simulate_loss();
     log.check().await.unwrap();
-    assert!(!log.producer.client().unwrap().context().brokers.are_gone());
+    assert!(!client(&log).context().watchdog.is_disconnected());
 
     log.append("topic", record("two")).await.unwrap();
-    // Nothing was stored, so it begins at the first again, after an assignment of its own.
+    // No offset was stored, so the new consumer is assigned the partition and starts at record one.
     let assigned = next(&mut consumer).await;
     assert!(
         matches!(assigned, ConsumerEvent::Assigned(_)),
@@ -85,18 +86,18 @@ async fn clients_left_without_brokers_are_made_anew_and_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_record_without_a_payload_stays_one() {
+async fn record_without_payload_is_read_without_payload() {
     let cluster = MockCluster::new(1).unwrap();
     cluster.create_topic("topic", 1, 1).unwrap();
     let settings = settings(cluster.bootstrap_servers());
     let log = KafkaLog::connect(&settings).unwrap();
     let properties = Properties::new(&settings).unwrap();
     let mut consumer = KafkaConsumer::join(&properties, "group", "topic").unwrap();
-    let nothing = NewRecord {
+    let tombstone = NewRecord {
         null_value: true,
         ..record("")
     };
-    log.append("topic", nothing).await.unwrap();
+    log.append("topic", tombstone).await.unwrap();
     log.append("topic", record("")).await.unwrap();
     let mut null_values = Vec::new();
     while null_values.len() < 2 {
@@ -108,17 +109,17 @@ async fn a_record_without_a_payload_stays_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_record_is_not_taken_for_acknowledged_because_a_later_one_is() {
+async fn unacknowledged_record_is_sent_again_when_only_a_later_one_is_acknowledged() {
     let cluster = MockCluster::new(1).unwrap();
     cluster.create_topic("topic", 1, 1).unwrap();
     let mut settings = settings(cluster.bootstrap_servers());
-    // A request for each record, so that two are under way at once.
-    let one_each = ("batch.num.messages".to_owned(), "1".into());
-    settings.properties = BTreeMap::from([one_each]);
+    // One request per record, so that two are in flight at once.
+    let one_record_per_batch = ("batch.num.messages".to_owned(), "1".into());
+    settings.properties = BTreeMap::from([one_record_per_batch]);
     let log = KafkaLog::connect(&settings).unwrap();
     log.append("topic", record("one")).await.unwrap();
 
-    // The broker takes the second only.
+    // The broker refuses the first request and accepts the second.
     let delay = Duration::from_millis(500);
     cluster.broker_round_trip_time(1, delay).unwrap();
     let not_leader = RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION;

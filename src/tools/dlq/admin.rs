@@ -20,7 +20,7 @@ use crate::http_client;
 use crate::log::embedded::EmbeddedLog;
 use crate::log::kafka::KafkaLog;
 use crate::log::{Log as _, LogBrowser};
-use crate::store::{self, Holder, OpenError, Store};
+use crate::store::{self, InstanceInfo, OpenError, Store};
 use crate::tools::print;
 
 /// Time limit of one HTTP request. Settling a dead letter takes two writes, listing reads all of
@@ -109,9 +109,9 @@ impl DeadLetterAdmin {
                 folder.display()
             );
         }
-        let seen = store::look(&folder);
+        let seen = store::inspect(&folder);
         let seen = seen.with_context(|| format!("{} can't be looked at", folder.display()))?;
-        if !seen.made {
+        if !seen.is_initialized {
             bail!(
                 "{} is not a data directory of chatmesh: name one with --data-dir, a running \
                  all-in-one with --url, or Kafka with KAFKA_BOOTSTRAP_SERVERS",
@@ -133,7 +133,7 @@ impl DeadLetterAdmin {
                 true,
             )),
             Err(error) => match error.downcast_ref() {
-                Some(OpenError::Held { pid, .. }) => Self::connect_to_holder(&folder, *pid),
+                Some(OpenError::InUse { pid, .. }) => Self::connect_to_holder(&folder, *pid),
                 _ => Err(error),
             },
         }
@@ -143,7 +143,7 @@ impl DeadLetterAdmin {
     /// configured port is not tried: another process with another folder may listen on it.
     fn connect_to_holder(folder: &Path, pid: Option<u32>) -> anyhow::Result<Self> {
         let folder_name = folder.display();
-        if let Some(holder) = Holder::of(folder) {
+        if let Some(holder) = InstanceInfo::read(folder) {
             let hint = format!(
                 "data directory {folder_name} is in use by the process that should listen there; \
                  if that process is starting or stopping, try again, otherwise name its address \

@@ -13,7 +13,7 @@ pub(super) fn look(config: &Config, findings: &mut Findings) {
         return;
     };
     let shown = path.display();
-    let folder = match store::look(&path) {
+    let folder = match store::inspect(&path) {
         Ok(folder) => folder,
         Err(error) => {
             findings.problem(
@@ -35,7 +35,7 @@ pub(super) fn look(config: &Config, findings: &mut Findings) {
             .unwrap_or((&why, "look at what is in it"));
         findings.problem(text, advice);
     }
-    match (folder.exists, folder.held) {
+    match (folder.exists, folder.holder) {
         (false, _) => findings.ok(format!(
             "{shown} is not there yet: the first start makes it"
         )),
@@ -43,7 +43,7 @@ pub(super) fn look(config: &Config, findings: &mut Findings) {
             let pid = pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
             findings.ok(format!("{shown} is in use by a running chatmesh{pid}"));
         }
-        (true, None) if !folder.made => findings.ok(format!(
+        (true, None) if !folder.is_initialized => findings.ok(format!(
             "{shown} is there and no data directory yet: the first start makes it one"
         )),
         (true, None) => findings.ok(format!("{shown} is there, and nobody works on it")),

@@ -99,7 +99,7 @@ fn judge_topic(topic: &Topic, spec: &TopicSpec, dead: bool, findings: &mut Findi
         partitions,
         replicas,
         leaderless,
-        behind,
+        under_replicated: behind,
     } = topic;
     let facts = format!("topic {name}: {partitions} partitions, {replicas} replica(s)");
     let wanted = usize::try_from(spec.partitions).unwrap_or(1);

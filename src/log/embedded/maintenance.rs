@@ -1,0 +1,115 @@
+//! Background maintenance: a thread commits stored offsets and removes expired records.
+
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::Shared;
+use crate::protocol::timestamp::now_ms;
+
+/// Interval between two commits of stored offsets.
+const COMMIT_INTERVAL: Duration = Duration::from_millis(500);
+/// Shortest and longest interval between two searches for expired records.
+const REMOVAL_INTERVAL: (Duration, Duration) =
+    (Duration::from_millis(500), Duration::from_secs(60));
+/// Records removed in one batch. A batch of this size delays appends by about a millisecond.
+const REMOVAL_BATCH: usize = 128;
+/// Delay between two batches, so that removal does not occupy the disk.
+const REMOVAL_DELAY: Duration = Duration::from_millis(5);
+
+/// Controls the maintenance thread.
+#[derive(Default)]
+pub(super) struct Maintenance {
+    is_stopped: Mutex<bool>,
+    wake: Condvar,
+}
+
+impl Maintenance {
+    /// Makes the thread commit once more and end.
+    pub(super) fn stop(&self) {
+        *self.is_stopped.lock() = true;
+        self.wake.notify_one();
+    }
+
+    /// Waits for `time` or until the thread is stopped. Returns whether it is.
+    fn wait(&self, time: Duration) -> bool {
+        let mut stopped = self.is_stopped.lock();
+        self.wake
+            .wait_while_for(&mut stopped, |stopped| !*stopped, time);
+        *stopped
+    }
+
+    /// The body of the thread.
+    pub(super) fn run(&self, log: &Shared, retention: Duration) {
+        let removal_interval = (retention / 10).clamp(REMOVAL_INTERVAL.0, REMOVAL_INTERVAL.1);
+        let mut removed_at = Instant::now();
+        loop {
+            let is_stopped = self.wait(COMMIT_INTERVAL);
+            let mut last_ticket = None;
+            for topic in log.all_topics() {
+                match topic.commit_offsets(&log.store) {
+                    Ok(ticket) => last_ticket = ticket.or(last_ticket),
+                    Err(error) => {
+                        tracing::warn!(
+                            %error,
+                            topic = %topic.name,
+                            "offsets could not be committed, retrying; check the disk if it stays"
+                        );
+                    }
+                }
+            }
+            // One disk sync covers all topics. If it fails, records are delivered again at worst.
+            if let Some(ticket) = last_ticket
+                && let Err(error) = log.store.wait_durable_blocking(ticket)
+            {
+                tracing::warn!(
+                    %error,
+                    "committed offsets are not on disk yet; if the machine dies, records are \
+                     delivered again"
+                );
+            }
+            if is_stopped {
+                return;
+            }
+            if removed_at.elapsed() >= removal_interval && !self.remove_expired(log, retention) {
+                removed_at = Instant::now();
+            }
+        }
+    }
+
+    /// Removes expired records, one batch of each partition in turn, until there are no more or the
+    /// next commit of offsets is due. Returns whether there may be more.
+    fn remove_expired(&self, log: &Shared, retention: Duration) -> bool {
+        let started = Instant::now();
+        let before_ms = now_ms() - i64::try_from(retention.as_millis()).unwrap_or(i64::MAX);
+        let mut more = true;
+        while more && started.elapsed() < COMMIT_INTERVAL {
+            more = false;
+            for topic in log.all_topics() {
+                for partition in 0..topic.partitions.len() {
+                    match topic.remove_expired(
+                        &log.store,
+                        partition as i32,
+                        before_ms,
+                        REMOVAL_BATCH,
+                    ) {
+                        Ok(removed) => more |= removed == REMOVAL_BATCH,
+                        Err(error) => {
+                            tracing::warn!(
+                                %error,
+                                topic = %topic.name,
+                                "expired records could not be removed, retrying; check the disk \
+                                 if it stays"
+                            );
+                            return false;
+                        }
+                    }
+                }
+            }
+            if self.wait(REMOVAL_DELAY) {
+                return false;
+            }
+        }
+        more
+    }
+}

@@ -1,0 +1,73 @@
+//! Detects a client whose librdkafka handle has lost every broker and cannot recover.
+//!
+//! A broker that was stopped for a while answers its first metadata request, before it has found
+//! its controller again, with topics but no brokers. librdkafka then drops every broker that it
+//! knows, the configured ones included, and never asks again (its issue 5301, open in 2.15). Such
+//! a client reports no error and never works again; the only remedy is to create a new one.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rdkafka::Statistics;
+
+/// Consecutive statistics without a broker after which a client counts as disconnected. They
+/// arrive every [`STATISTICS_INTERVAL_MS`]; while one broker replaces another, a single one may
+/// show none.
+const MAX_REPORTS_WITHOUT_BROKER: u32 = 2;
+
+/// `statistics.interval.ms`.
+pub(super) const STATISTICS_INTERVAL_MS: &str = "5000";
+
+/// Counts the consecutive statistics of one client that list no broker.
+#[derive(Debug, Default)]
+pub(super) struct BrokerWatchdog {
+    reports_without_broker: AtomicU32,
+}
+
+impl BrokerWatchdog {
+    /// Evaluates the statistics that librdkafka emitted.
+    pub(super) fn observe(&self, statistics: &Statistics) {
+        let sources = statistics.brokers.values().map(|broker| &*broker.source);
+        self.observe_sources(sources);
+    }
+
+    /// Only learned and configured brokers count: the group's coordinator is listed as "logical"
+    /// even if there is no broker behind it.
+    fn observe_sources<'a>(&self, mut sources: impl Iterator<Item = &'a str>) {
+        if sources.any(|source| matches!(source, "learned" | "configured")) {
+            self.reports_without_broker.store(0, Ordering::Release);
+        } else {
+            self.reports_without_broker.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Whether the client has lost every broker and must be recreated.
+    pub(super) fn is_disconnected(&self) -> bool {
+        self.reports_without_broker.load(Ordering::Acquire) >= MAX_REPORTS_WITHOUT_BROKER
+    }
+
+    /// Makes the client look as if it had lost every broker.
+    #[cfg(test)]
+    pub(super) fn simulate_loss(&self) {
+        self.reports_without_broker
+            .store(MAX_REPORTS_WITHOUT_BROKER, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn client_is_disconnected_after_two_reports_without_a_real_broker() {
+        let watchdog = BrokerWatchdog::default();
+        watchdog.observe_sources(["logical"].into_iter());
+        assert!(!watchdog.is_disconnected());
+        watchdog.observe_sources(["logical", "learned"].into_iter());
+        watchdog.observe_sources(["logical", "internal"].into_iter());
+        assert!(!watchdog.is_disconnected());
+        watchdog.observe_sources([].into_iter());
+        assert!(watchdog.is_disconnected());
+        watchdog.observe_sources(["configured"].into_iter());
+        assert!(!watchdog.is_disconnected());
+    }
+}
