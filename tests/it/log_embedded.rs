@@ -1,4 +1,4 @@
-//! The embedded log: the contract in memory and on disk, and what only it promises.
+//! The embedded log: the contract suite in memory and on disk, and guarantees that only it has.
 
 use std::io::Write;
 use std::path::Path;
@@ -28,20 +28,23 @@ fn settings() -> EmbeddedSettings {
     }
 }
 
-fn open(store: Store, settings: &EmbeddedSettings) -> Arc<dyn Log> {
+fn open_log(store: Store, settings: &EmbeddedSettings) -> Arc<dyn Log> {
     Arc::new(EmbeddedLog::open(store, settings, TIMEOUT).unwrap())
 }
 
 fn open_dir(dir: &Path) -> Arc<dyn Log> {
-    open(Store::open(dir, 0).unwrap(), &settings())
+    open_log(Store::open(dir, 0).unwrap(), &settings())
 }
 
 mod memory {
     use super::*;
 
-    #[allow(clippy::unused_async, reason = "other backends have to wait")]
+    #[allow(
+        clippy::unused_async,
+        reason = "other backends are opened asynchronously"
+    )]
     async fn backend() -> (Arc<dyn Log>, ()) {
-        (open(Store::in_memory(), &settings()), ())
+        (open_log(Store::in_memory(), &settings()), ())
     }
 
     log_contract!(backend);
@@ -50,7 +53,10 @@ mod memory {
 mod durable {
     use super::*;
 
-    #[allow(clippy::unused_async, reason = "other backends have to wait")]
+    #[allow(
+        clippy::unused_async,
+        reason = "other backends are opened asynchronously"
+    )]
     async fn backend() -> (Arc<dyn Log>, TempDir) {
         let dir = tempfile::tempdir().unwrap();
         (open_dir(dir.path()), dir)
@@ -78,53 +84,91 @@ async fn next_record(consumer: &mut Box<dyn Consumer>) -> Record {
 }
 
 #[tokio::test]
-async fn a_restart_keeps_records_offsets_commits_and_the_id() {
+async fn records_offsets_commits_and_id_survive_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let mut id = None;
     for round in 0..3i64 {
         let log = open_dir(dir.path());
-        let now = log.cluster_id().await.unwrap();
-        assert_eq!(*id.get_or_insert_with(|| now.clone()), now);
-        let place = log.append("t", record(&round.to_string())).await.unwrap();
-        assert_eq!(place.offset, round, "an offset was given out twice");
-        let mut keeping = log.consumer("keeps", "t").unwrap();
+        let cluster_id = log.cluster_id().await.unwrap();
+        assert_eq!(*id.get_or_insert_with(|| cluster_id.clone()), cluster_id);
+        let appended = log.append("t", record(&round.to_string())).await.unwrap();
+        assert_eq!(appended.offset, round, "an offset was assigned twice");
+        let mut committing = log.consumer("commits", "t").unwrap();
         let mut reading = log.consumer("reads", "t").unwrap();
-        let kept = next_record(&mut keeping).await;
-        assert_eq!(kept.offset, round, "it goes on where it was");
-        assert_eq!(kept.headers, record("").headers);
-        keeping.store_offset(kept.partition, kept.offset + 1);
-        keeping.close().await;
-        assert_eq!(next_record(&mut reading).await.offset, 0, "from the start");
+        let next = next_record(&mut committing).await;
+        assert_eq!(next.offset, round, "the group continues at its commit");
+        assert_eq!(next.headers, record("").headers);
+        committing.store_offset(next.partition, next.offset + 1);
+        committing.close().await;
+        let first = next_record(&mut reading).await;
+        assert_eq!(first.offset, 0, "a group without a commit starts at 0");
     }
 }
 
 #[tokio::test]
-async fn stored_offsets_are_committed_without_being_asked() {
+async fn stored_offsets_are_committed_in_the_background() {
     let dir = tempfile::tempdir().unwrap();
-    let log = open_dir(dir.path());
+    let log = open_log(Store::open(dir.path(), 0).unwrap(), &short_retention());
     log.append("t", record("0")).await.unwrap();
     log.append("t", record("1")).await.unwrap();
     let mut first = log.consumer("g", "t").unwrap();
-    let begun = next_record(&mut first).await;
-    first.store_offset(begun.partition, 1);
-    // It leaves as a killed one does; what was committed by then is all that counts.
-    tokio::time::sleep(Duration::from_millis(1200)).await;
-    first.store_offset(begun.partition, 2);
+    let partition = next_record(&mut first).await.partition;
+    first.store_offset(partition, 1);
+    // A record is removed only after an offset above it was committed.
+    wait_for_log_start(&log, "t", partition, Some(1)).await;
+    // Dropped as if its process were killed: only the background commit counts.
+    first.store_offset(partition, 2);
     drop(first);
     let mut second = log.consumer("g", "t").unwrap();
+    let ConsumerEvent::Assigned(assigned) = second.next().await else {
+        panic!("the first event is the assignment");
+    };
+    assert_eq!(assigned[partition as usize].committed, Some(1));
     assert_eq!(next_record(&mut second).await.offset, 1);
 }
 
+fn short_retention() -> EmbeddedSettings {
+    EmbeddedSettings {
+        retention: Duration::from_millis(50),
+        ..settings()
+    }
+}
+
+/// Waits until the partition starts at this offset; `None` waits until it is empty.
+async fn wait_for_log_start(log: &Arc<dyn Log>, topic: &str, partition: i32, start: Option<i64>) {
+    let waiting = std::time::Instant::now();
+    while log.offset_at(topic, partition, 0).await.unwrap() != start {
+        assert!(
+            waiting.elapsed() < TIMEOUT,
+            "{topic} does not start at {start:?}"
+        );
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Waits until maintenance has examined every partition: it has removed two sentinel records one
+/// after the other, so it has made one complete pass in between.
+async fn wait_for_removal_pass(log: &Arc<dyn Log>) {
+    let mut consumer = log.consumer("g", "sentinels").unwrap();
+    for _ in 0..2 {
+        log.append("sentinels", record("sentinel")).await.unwrap();
+        let sentinel = next_record(&mut consumer).await;
+        consumer.store_offset(sentinel.partition, sentinel.offset + 1);
+        wait_for_log_start(log, "sentinels", sentinel.partition, None).await;
+    }
+    consumer.close().await;
+}
+
 #[tokio::test]
-async fn a_waiting_reader_is_woken_at_once() {
-    let log = open(Store::in_memory(), &settings());
+async fn append_wakes_a_waiting_consumer() {
+    let log = open_log(Store::in_memory(), &settings());
     let mut consumer = log.consumer("g", "t").unwrap();
     let reading = tokio::spawn(async move {
         for n in 0..200 {
             assert_eq!(next_record(&mut consumer).await.offset, n);
         }
     });
-    let begun = std::time::Instant::now();
+    let started = std::time::Instant::now();
     for _ in 0..200 {
         log.append("t", record("v")).await.unwrap();
     }
@@ -132,17 +176,14 @@ async fn a_waiting_reader_is_woken_at_once() {
         .await
         .unwrap()
         .unwrap();
-    assert!(begun.elapsed() < Duration::from_secs(5), "it polls");
+    // A consumer that polled instead would need a second for each record.
+    assert!(started.elapsed() < Duration::from_secs(5));
 }
 
 #[tokio::test]
-async fn what_every_group_has_finished_is_removed_and_nothing_else() {
+async fn only_expired_records_finished_by_every_group_are_removed() {
     let dir = tempfile::tempdir().unwrap();
-    let quick = EmbeddedSettings {
-        retention: Duration::from_millis(50),
-        ..settings()
-    };
-    let log = open(Store::open(dir.path(), 0).unwrap(), &quick);
+    let log = open_log(Store::open(dir.path(), 0).unwrap(), &short_retention());
     for n in 0..10 {
         log.append("t", record(&n.to_string())).await.unwrap();
         log.append("t.dlq", record("dead")).await.unwrap();
@@ -153,35 +194,30 @@ async fn what_every_group_has_finished_is_removed_and_nothing_else() {
     next_record(&mut behind).await;
     ahead.store_offset(partition, 8);
     behind.store_offset(partition, 3);
-    let begun = std::time::Instant::now();
-    while log.offset_at("t", partition, 0).await.unwrap() != Some(3) {
-        assert!(begun.elapsed() < TIMEOUT, "nothing was removed");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    // Longer than it takes to remove: the records that one group has not finished stay.
-    tokio::time::sleep(Duration::from_millis(1200)).await;
+    wait_for_log_start(&log, "t", partition, Some(3)).await;
+    // The records that one group has not finished stay.
+    wait_for_removal_pass(&log).await;
     assert_eq!(log.offset_at("t", partition, 0).await.unwrap(), Some(3));
     assert_eq!(log.offset_at("t.dlq", partition, 0).await.unwrap(), Some(0));
 
     behind.store_offset(partition, 10);
     ahead.store_offset(partition, 10);
-    let begun = std::time::Instant::now();
-    while log.offset_at("t", partition, 0).await.unwrap().is_some() {
-        assert!(begun.elapsed() < TIMEOUT, "not all was removed");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    wait_for_log_start(&log, "t", partition, None).await;
     drop((ahead, behind, log));
     let log = open_dir(dir.path());
-    let place = log.append("t", record("new")).await.unwrap();
-    assert_eq!(place.offset, 10, "offsets of removed records come again");
+    let appended = log.append("t", record("new")).await.unwrap();
+    assert_eq!(
+        appended.offset, 10,
+        "the offset of a removed record was assigned again"
+    );
     let mut late = log.consumer("late", "t").unwrap();
     assert_eq!(next_record(&mut late).await.offset, 10);
 }
 
 #[tokio::test]
-async fn without_room_new_messages_are_refused_and_the_rest_goes_on() {
+async fn too_little_free_space_refuses_new_messages_only() {
     let dir = tempfile::tempdir().unwrap();
-    let log = open(Store::open(dir.path(), u64::MAX).unwrap(), &settings());
+    let log = open_log(Store::open(dir.path(), u64::MAX).unwrap(), &settings());
     let refused = log.append("incoming_messages", record("v")).await;
     assert!(
         matches!(refused, Err(AppendError::Unknown(_))),
@@ -192,9 +228,9 @@ async fn without_room_new_messages_are_refused_and_the_rest_goes_on() {
     assert!(text.contains("MIN_FREE_DISK"), "{text}");
 }
 
-/// Not a test of its own: the child that the next one starts and kills.
+/// Not a test by itself: the child process that the next test starts and kills.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn child_that_works_until_it_is_killed() {
+async fn child_process_works_until_killed() {
     let Ok(dir) = std::env::var("CHATMESH_TEST_LOG_CHILD") else {
         return;
     };
@@ -208,48 +244,46 @@ async fn child_that_works_until_it_is_killed() {
         }
     });
     loop {
-        let waiting: Vec<_> = (0..20)
+        let appends: Vec<_> = (0..20)
             .map(|n| log.append("t", record(&n.to_string())))
             .collect();
-        for append in waiting {
-            let place = append.await.unwrap();
-            writeln!(report, "{}", place.offset).unwrap();
+        for append in appends {
+            let appended = append.await.unwrap();
+            writeln!(report, "{}", appended.offset).unwrap();
         }
     }
 }
 
-/// Offsets whose acknowledgement the child has seen; a cut last line does not count.
+/// The offsets whose acknowledgement the child process received. The kill may truncate the last
+/// line, which does not count then.
 fn acknowledged(dir: &Path) -> Vec<i64> {
     let text = std::fs::read_to_string(dir.join("report")).unwrap_or_default();
-    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
-    whole.lines().map(|line| line.parse().unwrap()).collect()
+    let complete = text.rsplit_once('\n').map_or("", |(lines, _)| lines);
+    complete.lines().map(|line| line.parse().unwrap()).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn kill_9_loses_no_acknowledged_record_and_gives_no_offset_twice() {
+async fn kill_9_loses_no_acknowledged_record_and_reuses_no_offset() {
     let dir = tempfile::tempdir().unwrap();
     let mut last = -1;
     for _ in 0..3 {
         let _ = std::fs::remove_file(dir.path().join("report"));
         let mut child = std::process::Command::new(std::env::current_exe().unwrap())
-            .args([
-                "log_embedded::child_that_works_until_it_is_killed",
-                "--exact",
-            ])
+            .args(["log_embedded::child_process_works_until_killed", "--exact"])
             .env("CHATMESH_TEST_LOG_CHILD", dir.path())
             .stdout(std::process::Stdio::null())
             .spawn()
             .unwrap();
-        let begun = std::time::Instant::now();
+        let started = std::time::Instant::now();
         while acknowledged(dir.path()).len() < 300 {
-            assert!(begun.elapsed() < Duration::from_secs(60), "no progress");
+            assert!(started.elapsed() < Duration::from_secs(60), "no progress");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         child.kill().unwrap();
         child.wait().unwrap();
 
         let acknowledged = acknowledged(dir.path());
-        assert!(acknowledged[0] > last, "an offset was given out again");
+        assert!(acknowledged[0] > last, "an offset was assigned again");
         let log = open_dir(&dir.path().join("data"));
         let mut consumer = log.consumer("reads", "t").unwrap();
         last = *acknowledged.last().unwrap();
@@ -264,18 +298,18 @@ async fn kill_9_loses_no_acknowledged_record_and_gives_no_offset_twice() {
             panic!("the first event is the assignment");
         };
         let committed = assigned.iter().filter_map(|a| a.committed).max();
-        assert!(committed <= Some(end), "more is finished than there was");
+        assert!(committed <= Some(end), "the commit is above the end");
     }
 }
 
 #[tokio::test]
-async fn what_is_read_from_disk_comes_whole_and_in_order_and_not_after_a_seek() {
+async fn records_read_from_disk_are_complete_ordered_and_dropped_by_a_seek() {
     let dir = tempfile::tempdir().unwrap();
     {
         let log = open_dir(dir.path());
         let text = "x".repeat(20_000);
-        let waiting: Vec<_> = (0..200).map(|_| log.append("t", record(&text))).collect();
-        for append in waiting {
+        let appends: Vec<_> = (0..200).map(|_| log.append("t", record(&text))).collect();
+        for append in appends {
             append.await.unwrap();
         }
     }
@@ -287,7 +321,7 @@ async fn what_is_read_from_disk_comes_whole_and_in_order_and_not_after_a_seek() 
     let mut probe = log.consumer("probe", "t").unwrap();
     let partition = next_record(&mut probe).await.partition;
     for from in [150, 0, 20, 199] {
-        // Begins to read on, and is given up with the read under way.
+        // Starts a read, and is cancelled while the read is in progress.
         let _ = consumer.next().now_or_never();
         consumer.seek(partition, from).await.unwrap();
         for expected in from..(from + 30).min(200) {

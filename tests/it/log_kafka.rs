@@ -1,4 +1,4 @@
-//! The log on real Kafka: the contract, and what only Kafka can do to us.
+//! The log on real Kafka: the contract suite, and faults that only Kafka has.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -8,29 +8,31 @@ use bytes::Bytes;
 use chatmesh::log::kafka::KafkaLog;
 use chatmesh::log::{AppendError, Consumer, ConsumerEvent, Log, LogError, TopicSpec};
 use chatmesh::protocol::log_record::{NewRecord, Record};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::log_contract::log_contract;
 use crate::support::kafka_broker::{KafkaBroker, kafka_settings};
 
-const WAIT: Duration = Duration::from_secs(40);
+/// Time limit of an awaited condition.
+const TIMEOUT: Duration = Duration::from_secs(40);
 
 #[expect(
     clippy::unused_async,
-    reason = "the suite takes backends that take time to open"
+    reason = "other backends of the suite are opened asynchronously"
 )]
 async fn kafka() -> (Arc<dyn Log>, ()) {
-    (Arc::new(shared(&[])), ())
+    (Arc::new(connect_shared(&[])), ())
 }
 
 log_contract!(kafka);
 
-fn shared(properties: &[(&str, &str)]) -> KafkaLog {
+/// Connects to the Kafka that all tests share.
+fn connect_shared(properties: &[(&str, &str)]) -> KafkaLog {
     let address = std::env::var("TEST_KAFKA").expect("TEST_KAFKA is not set: use tests/run");
-    KafkaLog::connect(&kafka_settings(&address, properties)).expect("settings")
+    KafkaLog::connect(&kafka_settings(&address, properties)).expect("valid settings")
 }
 
-fn name(prefix: &str) -> String {
+fn random_name(prefix: &str) -> String {
     format!("{prefix}-{}", uuid::Uuid::new_v4().simple())
 }
 
@@ -42,8 +44,8 @@ fn spec(name: &str, partitions: i32, replication: i16) -> TopicSpec {
     }
 }
 
-async fn topic(log: &KafkaLog, partitions: i32) -> String {
-    let name = name("kafka");
+async fn create_topic(log: &KafkaLog, partitions: i32) -> String {
+    let name = random_name("kafka");
     log.ensure_topics(&[spec(&name, partitions, 1)])
         .await
         .expect("a topic");
@@ -64,12 +66,12 @@ fn text(record: &Record) -> String {
 }
 
 async fn next(consumer: &mut Box<dyn Consumer>) -> ConsumerEvent {
-    timeout(WAIT, consumer.next())
+    timeout(TIMEOUT, consumer.next())
         .await
         .expect("an event in time")
 }
 
-/// Reads until `count` records came.
+/// Polls until `count` records were delivered.
 async fn read(consumer: &mut Box<dyn Consumer>, count: usize) -> Vec<Record> {
     let mut records = Vec::new();
     while records.len() < count {
@@ -80,12 +82,12 @@ async fn read(consumer: &mut Box<dyn Consumer>, count: usize) -> Vec<Record> {
     records
 }
 
-/// Repeats what has an unknown outcome, as the callers do.
+/// Appends a record, and retries while the outcome is unknown, as callers do.
 async fn append(log: &KafkaLog, topic: &str, new: NewRecord) -> i64 {
-    let end = Instant::now() + WAIT;
+    let end = Instant::now() + TIMEOUT;
     loop {
         match log.append(topic, new.clone()).await {
-            Ok(place) => return place.offset,
+            Ok(appended) => return appended.offset,
             Err(error) => assert!(
                 matches!(error, AppendError::Unknown(_)) && Instant::now() < end,
                 "{error}"
@@ -95,15 +97,17 @@ async fn append(log: &KafkaLog, topic: &str, new: NewRecord) -> i64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_role_started_before_kafka_waits_and_goes_on_by_itself() {
+async fn log_connects_when_kafka_starts_later() {
     let mut broker = KafkaBroker::prepare("");
     let started = Instant::now();
-    let log = KafkaLog::connect(&broker.client_settings()).expect("settings");
-    let topic = name("late");
-    let mut consumer = log.consumer(&name("group"), &topic).expect("a consumer");
+    let log = KafkaLog::connect(&broker.client_settings()).expect("valid settings");
+    let topic = random_name("late");
+    let mut consumer = log
+        .consumer(&random_name("group"), &topic)
+        .expect("a consumer");
     assert!(
         started.elapsed() < Duration::from_secs(1),
-        "connecting must not wait"
+        "connecting must not block"
     );
 
     assert!(matches!(log.check().await, Err(LogError::Unavailable(_))));
@@ -112,13 +116,12 @@ async fn a_role_started_before_kafka_waits_and_goes_on_by_itself() {
         matches!(refused, Err(LogError::Unavailable(_))),
         "{refused:?}"
     );
-    let lost = log.append(&topic, record("k", "early")).await;
+    let lost = tokio::select! {
+        biased;
+        event = consumer.next() => panic!("without a broker: {event:?}"),
+        result = log.append(&topic, record("k", "early")) => result,
+    };
     assert!(matches!(lost, Err(AppendError::Unknown(_))), "{lost:?}");
-    assert!(
-        timeout(Duration::from_millis(200), consumer.next())
-            .await
-            .is_err()
-    );
 
     broker.spawn_and_wait().await;
     log.ensure_topics(&[spec(&topic, 2, 1)])
@@ -131,12 +134,12 @@ async fn a_role_started_before_kafka_waits_and_goes_on_by_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broker_killed_under_appends_loses_and_doubles_nothing() {
+async fn killed_broker_neither_loses_nor_duplicates_appends() {
     let mut broker = KafkaBroker::start().await;
-    let mut with_time = broker.client_settings();
-    with_time.produce_timeout = Duration::from_secs(60);
-    let log = Arc::new(KafkaLog::connect(&with_time).expect("settings"));
-    let topic = topic(&log, 2).await;
+    let mut settings = broker.client_settings();
+    settings.produce_timeout = Duration::from_secs(60);
+    let log = Arc::new(KafkaLog::connect(&settings).expect("valid settings"));
+    let topic = create_topic(&log, 2).await;
     let mut appends = Vec::new();
     for n in 0..3000 {
         appends.push(tokio::spawn(
@@ -159,22 +162,29 @@ async fn a_broker_killed_under_appends_loses_and_doubles_nothing() {
     }
     assert!(
         offsets.is_sorted_by(|a, b| a < b),
-        "the order of the calls is the order in the log"
+        "records must have the order of the calls"
     );
 
-    let mut consumer = log.consumer(&name("group"), &topic).expect("a consumer");
+    let mut consumer = log
+        .consumer(&random_name("group"), &topic)
+        .expect("a consumer");
     let values: Vec<String> = read(&mut consumer, 3000).await.iter().map(text).collect();
     let expected: Vec<String> = (0..3000).map(|n| n.to_string()).collect();
-    assert_eq!(values, expected, "each record once and in order");
+    assert_eq!(
+        values, expected,
+        "each record must be read once and in order"
+    );
     consumer.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broker_that_hangs_for_15_s_holds_things_up_and_loses_nothing() {
+async fn broker_that_hangs_past_every_timeout_loses_nothing() {
     let broker = KafkaBroker::start().await;
-    let log = KafkaLog::connect(&broker.client_settings()).expect("settings");
-    let topic = topic(&log, 1).await;
-    let mut consumer = log.consumer(&name("group"), &topic).expect("a consumer");
+    let log = KafkaLog::connect(&broker.client_settings()).expect("valid settings");
+    let topic = create_topic(&log, 1).await;
+    let mut consumer = log
+        .consumer(&random_name("group"), &topic)
+        .expect("a consumer");
     append(&log, &topic, record("k", "before")).await;
     assert_eq!(text(&read(&mut consumer, 1).await[0]), "before");
 
@@ -184,22 +194,28 @@ async fn a_broker_that_hangs_for_15_s_holds_things_up_and_loses_nothing() {
     assert!(matches!(check, Err(LogError::Unavailable(_))), "{check:?}");
     assert!(
         stopped.elapsed() < Duration::from_secs(3),
-        "a check has 2 seconds"
+        "a check must end after 2 seconds"
     );
-    let late = log.append(&topic, record("k", "unknown")).await;
-    assert!(matches!(late, Err(AppendError::Unknown(_))), "{late:?}");
+    let unknown = log.append(&topic, record("k", "unknown")).await;
+    assert!(
+        matches!(unknown, Err(AppendError::Unknown(_))),
+        "{unknown:?}"
+    );
     assert!(
         stopped.elapsed() < Duration::from_secs(14),
-        "an append has 10 seconds"
+        "an append must end after 10 seconds"
     );
-    tokio::time::sleep_until(stopped + Duration::from_secs(15)).await;
+    // Longer than the consumer's session and than any time limit of the log.
+    while stopped.elapsed() < Duration::from_secs(15) {
+        assert!(log.check().await.is_err(), "the broker still hangs");
+    }
     broker.resume();
 
     append(&log, &topic, record("k", "after")).await;
-    let end = Instant::now() + WAIT;
+    let end = Instant::now() + TIMEOUT;
     loop {
         assert!(Instant::now() < end);
-        // The one of unknown outcome may be there too.
+        // The record with the unknown outcome may be in the log too.
         match next(&mut consumer).await {
             ConsumerEvent::Record(record) if text(&record) == "after" => break,
             _ => {}
@@ -209,26 +225,36 @@ async fn a_broker_that_hangs_for_15_s_holds_things_up_and_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_consumer_starved_past_its_session_is_told_and_comes_back() {
-    let log = shared(&[
+async fn consumer_that_stops_polling_is_revoked_and_rejoins() {
+    let log = connect_shared(&[
         ("session.timeout.ms", "6000"),
         ("max.poll.interval.ms", "6000"),
     ]);
-    let topic = topic(&log, 2).await;
-    let group = name("group");
+    let topic = create_topic(&log, 2).await;
+    let group = random_name("group");
     let mut consumer = log.consumer(&group, &topic).expect("a consumer");
     assert!(matches!(next(&mut consumer).await, ConsumerEvent::Assigned(all) if all.len() == 2));
-    // Nothing calls `next`: the group has to believe that this member hangs.
-    tokio::time::sleep(Duration::from_secs(8)).await;
-    // Not this member's any more, though it doesn't know yet.
+    // Nothing calls `next`, so the group removes this member.
+    let end = Instant::now() + TIMEOUT;
+    while log
+        .inspect_group(&group, &topic)
+        .await
+        .expect("the group")
+        .members
+        > 0
+    {
+        assert!(Instant::now() < end, "the group keeps a member that hangs");
+        sleep(Duration::from_millis(100)).await;
+    }
+    // The partition is revoked, but this member does not know that yet.
     consumer.store_offset(0, 7);
     assert!(matches!(next(&mut consumer).await, ConsumerEvent::Revoked(all) if all.len() == 2));
     match next(&mut consumer).await {
         ConsumerEvent::Assigned(all) => {
             assert_eq!(all.len(), 2);
             assert!(
-                all.iter().all(|one| one.committed.is_none()),
-                "stored while lost: {all:?}"
+                all.iter().all(|assignment| assignment.committed.is_none()),
+                "an offset stored after the revocation was committed: {all:?}"
             );
         }
         other => panic!("{other:?}"),
@@ -238,7 +264,7 @@ async fn a_consumer_starved_past_its_session_is_told_and_comes_back() {
     consumer.close().await;
 }
 
-fn follow(owned: &mut BTreeSet<i32>, event: ConsumerEvent) {
+fn apply_rebalance(owned: &mut BTreeSet<i32>, event: ConsumerEvent) {
     match event {
         ConsumerEvent::Assigned(all) => {
             owned.extend(all.iter().map(|assignment| assignment.partition))
@@ -249,65 +275,80 @@ fn follow(owned: &mut BTreeSet<i32>, event: ConsumerEvent) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_member_dropped_without_close_hands_over() {
-    let log = shared(&[]);
-    let topic = topic(&log, 4).await;
-    let group = name("group");
-    let mut stays = log.consumer(&group, &topic).expect("a consumer");
-    let mut goes = log.consumer(&group, &topic).expect("a consumer");
+async fn partitions_of_a_dropped_member_move_to_the_other() {
+    let log = connect_shared(&[]);
+    let topic = create_topic(&log, 4).await;
+    let group = random_name("group");
+    let mut remaining = log.consumer(&group, &topic).expect("a consumer");
+    let mut dropped = log.consumer(&group, &topic).expect("a consumer");
     let mut owned = [BTreeSet::new(), BTreeSet::new()];
-    let end = Instant::now() + WAIT;
+    let end = Instant::now() + TIMEOUT;
     while owned[0].len() != 2 || owned[1].len() != 2 {
         assert!(Instant::now() < end, "{owned:?}");
-        for (consumer, owned) in [&mut stays, &mut goes].into_iter().zip(&mut owned) {
+        for (consumer, owned) in [&mut remaining, &mut dropped].into_iter().zip(&mut owned) {
             if let Ok(event) = timeout(Duration::from_millis(50), consumer.next()).await {
-                follow(owned, event);
+                apply_rebalance(owned, event);
             }
         }
     }
-    drop(goes);
+    drop(dropped);
     while owned[0].len() != 4 {
-        follow(&mut owned[0], next(&mut stays).await);
+        apply_rebalance(&mut owned[0], next(&mut remaining).await);
     }
-    stays.close().await;
+    remaining.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn partitions_that_come_while_paused_are_paused() {
-    let log = shared(&[]);
-    let topic = topic(&log, 2).await;
+async fn partitions_assigned_while_paused_are_paused() {
+    let log = connect_shared(&[]);
+    let topic = create_topic(&log, 2).await;
     append(&log, &topic, record("k", "one")).await;
-    let mut consumer = log.consumer(&name("group"), &topic).expect("a consumer");
+    let mut consumer = log
+        .consumer(&random_name("group"), &topic)
+        .expect("a consumer");
     consumer.pause();
     assert!(matches!(
         next(&mut consumer).await,
         ConsumerEvent::Assigned(_)
     ));
-    let early = timeout(Duration::from_secs(2), consumer.next()).await;
-    assert!(early.is_err(), "{early:?}");
+    // Meanwhile a member of another group joins and reads the record, so it was available.
+    let mut other = log
+        .consumer(&random_name("group"), &topic)
+        .expect("a consumer");
+    tokio::select! {
+        biased;
+        event = consumer.next() => panic!("delivered while paused: {event:?}"),
+        records = read(&mut other, 1) => assert_eq!(text(&records[0]), "one"),
+    }
+    other.close().await;
     consumer.resume();
     assert_eq!(text(&read(&mut consumer, 1).await[0]), "one");
     consumer.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_local_queue_is_waited_for_in_order() {
-    let log = shared(&[("queue.buffering.max.messages", "10")]);
-    let topic = topic(&log, 1).await;
+async fn appends_beyond_a_full_queue_keep_their_order() {
+    let log = connect_shared(&[("queue.buffering.max.messages", "10")]);
+    let topic = create_topic(&log, 1).await;
     let appends: Vec<_> = (0..500)
         .map(|n| log.append(&topic, record("k", &n.to_string())))
         .collect();
     let mut offsets = Vec::new();
     for append in appends {
-        offsets.push(append.await.expect("room came in time").offset);
+        offsets.push(
+            append
+                .await
+                .expect("acknowledged once the queue has room")
+                .offset,
+        );
     }
     assert_eq!(offsets, (0..500).collect::<Vec<i64>>());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn flush_waits_for_what_was_appended_and_not_awaited() {
-    let log = shared(&[]);
-    let topic = topic(&log, 1).await;
+async fn flush_waits_for_appends_that_were_not_awaited() {
+    let log = connect_shared(&[]);
+    let topic = create_topic(&log, 1).await;
     let appends: Vec<_> = (0..100)
         .map(|n| log.append(&topic, record("k", &n.to_string())))
         .collect();
@@ -315,16 +356,16 @@ async fn flush_waits_for_what_was_appended_and_not_awaited() {
     for append in appends {
         let done = timeout(Duration::ZERO, append)
             .await
-            .expect("there after the flush");
+            .expect("finished by the flush");
         done.expect("acknowledged");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn topics_made_twice_and_by_two_at_once_are_made_once() {
-    let log = shared(&[]);
+async fn topics_created_concurrently_and_repeatedly_are_created_once() {
+    let log = connect_shared(&[]);
     let specs: Vec<TopicSpec> = (0..3)
-        .map(|n| spec(&name(&format!("t{n}")), 3, 1))
+        .map(|n| spec(&random_name(&format!("t{n}")), 3, 1))
         .collect();
     let (one, other) = tokio::join!(log.ensure_topics(&specs), log.ensure_topics(&specs));
     assert_eq!(one.expect("topics"), Vec::<String>::new());
@@ -336,17 +377,17 @@ async fn topics_made_twice_and_by_two_at_once_are_made_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_topic_that_endangers_a_promise_is_warned_about() {
+async fn topic_settings_that_endanger_records_cause_warnings() {
     let mut broker = KafkaBroker::prepare("num.partitions=1");
     broker.spawn_and_wait().await;
-    let log = KafkaLog::connect(&broker.client_settings()).expect("settings");
-    // Made by the broker itself, with its own settings.
-    let topic = name("plain");
+    let log = KafkaLog::connect(&broker.client_settings()).expect("valid settings");
+    // Created by the broker itself, with its default settings.
+    let topic = random_name("plain");
     append(&log, &topic, record("k", "v")).await;
     let warnings = log
         .ensure_topics(&[spec(&topic, 1, 3)])
         .await
-        .expect("looked at");
+        .expect("warnings");
     for part in [
         "1 replica(s)",
         "min.insync.replicas=1",
@@ -359,16 +400,16 @@ async fn a_topic_that_endangers_a_promise_is_warned_about() {
             "{part} in {warnings:?}"
         );
     }
-    let refused = log.ensure_topics(&[spec(&name("wide"), 1, 3)]).await;
+    let refused = log.ensure_topics(&[spec(&random_name("wide"), 1, 3)]).await;
     let Err(LogError::Unavailable(reason)) = refused else {
         panic!("{refused:?}")
     };
     assert!(reason.contains("KAFKA_REPLICATION_FACTOR"), "{reason}");
 }
 
-/// Repeats what has an unknown outcome until it is refused, and returns why.
-async fn refusal(log: &KafkaLog, topic: &str) -> String {
-    let end = Instant::now() + WAIT;
+/// Appends until the record is refused, and returns the reason.
+async fn append_until_refused(log: &KafkaLog, topic: &str) -> String {
+    let end = Instant::now() + TIMEOUT;
     loop {
         match log.append(topic, record("k", "v")).await {
             Err(AppendError::Refused(reason)) => return reason,
@@ -378,36 +419,36 @@ async fn refusal(log: &KafkaLog, topic: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_topic_that_nobody_makes_is_refused() {
+async fn append_to_a_topic_that_stays_missing_is_refused() {
     let mut broker = KafkaBroker::prepare("auto.create.topics.enable=false");
     broker.spawn_and_wait().await;
-    let log = KafkaLog::connect(&broker.client_settings()).expect("settings");
-    let nowhere = name("nowhere");
-    let refused = refusal(&log, &nowhere).await;
-    assert!(refused.contains(&nowhere), "{refused}");
-    // Made after all: the next record goes there.
-    log.ensure_topics(&[spec(&nowhere, 1, 1)])
+    let log = KafkaLog::connect(&broker.client_settings()).expect("valid settings");
+    let missing = random_name("missing");
+    let refused = append_until_refused(&log, &missing).await;
+    assert!(refused.contains(&missing), "{refused}");
+    // Once the topic is created, the next record is accepted.
+    log.ensure_topics(&[spec(&missing, 1, 1)])
         .await
         .expect("topics");
-    log.append(&nowhere, record("k", "v"))
+    log.append(&missing, record("k", "v"))
         .await
         .expect("appended");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_logs_of_one_cluster_agree_on_its_id() {
-    let id = shared(&[]).cluster_id().await.expect("an id");
+async fn every_connection_to_a_cluster_has_the_same_cluster_id() {
+    let id = connect_shared(&[]).cluster_id().await.expect("an id");
     assert!(!id.is_empty());
-    assert_eq!(shared(&[]).cluster_id().await.expect("an id"), id);
+    assert_eq!(connect_shared(&[]).cluster_id().await.expect("an id"), id);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn properties_that_contradict_each_other_are_named() {
+async fn contradicting_properties_are_named() {
     let all = [
         ("session.timeout.ms", "9000"),
         ("max.poll.interval.ms", "8000"),
     ];
-    let refused = shared(&all).consumer("group", "topic").err();
+    let refused = connect_shared(&all).consumer("group", "topic").err();
     let Some(LogError::Configuration(reason)) = refused else {
         panic!("{refused:?}")
     };
@@ -415,24 +456,24 @@ async fn properties_that_contradict_each_other_are_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_group_shared_with_an_original_service_shares_its_partitions_too() {
+async fn interop_members_share_partitions_without_overlap() {
     let address = std::env::var("TEST_KAFKA").expect("TEST_KAFKA is not set: use tests/run");
     let mut interop = kafka_settings(&address, &[]);
     interop.interop = true;
-    let log: Arc<dyn Log> = Arc::new(KafkaLog::connect(&interop).expect("settings"));
-    crate::log_contract::two_members_share_the_partitions_and_never_both_own_one(log).await;
+    let log: Arc<dyn Log> = Arc::new(KafkaLog::connect(&interop).expect("valid settings"));
+    crate::log_contract::groups::two_members_share_partitions_without_overlap(log).await;
 }
 
-/// The recorder is this thread's, and everything of a consumer happens in its `next`.
+/// Runs on one thread: the metrics recorder is local to it, and a consumer works only in `next`.
 #[tokio::test]
-async fn the_lag_and_the_errors_of_a_relay_are_counted_and_closing_without_a_broker_is_bounded() {
+async fn relay_lag_and_errors_are_counted_and_close_without_a_broker_is_bounded() {
     let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
     let rendered = recorder.handle();
     let _local = metrics::set_default_local_recorder(&recorder);
     let mut broker = KafkaBroker::start().await;
-    let quick = kafka_settings(&broker.address(), &[("statistics.interval.ms", "200")]);
-    let log = KafkaLog::connect(&quick).expect("settings");
-    let topic = topic(&log, 1).await;
+    let settings = kafka_settings(&broker.address(), &[("statistics.interval.ms", "200")]);
+    let log = KafkaLog::connect(&settings).expect("valid settings");
+    let topic = create_topic(&log, 1).await;
     for n in 0..5 {
         append(&log, &topic, record("k", &n.to_string())).await;
     }
@@ -442,30 +483,30 @@ async fn the_lag_and_the_errors_of_a_relay_are_counted_and_closing_without_a_bro
     let offset = read(&mut consumer, 5).await[1].offset;
     consumer.store_offset(0, offset + 1);
 
-    let relay =
+    let relay_lag =
         |lag: u32| format!("message_relay_kafka_lag{{topic=\"{topic}\",partition=\"0\"}} {lag}\n");
-    let shows = async |consumer: &mut Box<dyn Consumer>, wanted: &str| {
-        let end = Instant::now() + WAIT;
+    let wait_for_metric = async |consumer: &mut Box<dyn Consumer>, wanted: &str| {
+        let end = Instant::now() + TIMEOUT;
         while !rendered.render().contains(wanted) {
             assert!(Instant::now() < end, "{wanted} in {}", rendered.render());
-            // Only passes the time; events are not what is looked at.
+            // Polling makes the consumer handle statistics; its events do not matter here.
             let _ = timeout(Duration::from_millis(100), consumer.next()).await;
         }
     };
-    shows(&mut consumer, &relay(3)).await;
-    shows(
+    wait_for_metric(&mut consumer, &relay_lag(3)).await;
+    wait_for_metric(
         &mut consumer,
         "chatmesh_consumer_lag{group=\"message-relay-group\"",
     )
     .await;
 
     broker.terminate();
-    shows(
+    wait_for_metric(
         &mut consumer,
         "message_relay_kafka_errors_total{error_type=",
     )
     .await;
-    shows(
+    wait_for_metric(
         &mut consumer,
         "chatmesh_kafka_errors_total{client=\"consumer\"",
     )
@@ -479,27 +520,27 @@ async fn the_lag_and_the_errors_of_a_relay_are_counted_and_closing_without_a_bro
     );
     broker.spawn_and_wait().await;
 
-    // Somebody else gets the partition: it is no longer this process's lag.
-    let end = Instant::now() + WAIT;
-    while !rendered.render().contains(&relay(0)) {
+    // The lag of a partition that the process no longer owns is reported as 0.
+    let end = Instant::now() + TIMEOUT;
+    while !rendered.render().contains(&relay_lag(0)) {
         assert!(Instant::now() < end, "{}", rendered.render());
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        sleep(Duration::from_millis(100)).await;
     }
 }
 
-/// An idempotent producer whose sequence is lost fails for good; a stand-in for a cluster says so.
+/// An idempotent producer that loses its sequence fails fatally. A mock cluster provokes that.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_producer_that_failed_for_good_is_replaced() {
+async fn fatally_failed_producer_is_recreated() {
     use rdkafka::mocking::MockCluster;
     use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
-    let cluster = MockCluster::new(1).expect("a stand-in");
+    let cluster = MockCluster::new(1).expect("a mock cluster");
     cluster.create_topic("t", 1, 1).expect("a topic");
     cluster.request_errors(
         RDKafkaApiKey::InitProducerId,
         &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED],
     );
-    let log =
-        KafkaLog::connect(&kafka_settings(&cluster.bootstrap_servers(), &[])).expect("settings");
+    let log = KafkaLog::connect(&kafka_settings(&cluster.bootstrap_servers(), &[]))
+        .expect("valid settings");
     append(&log, "t", record("k", "v")).await;
 }

@@ -1,0 +1,54 @@
+//! Topics: looking up offsets by time, and keeping existing topics.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chatmesh::log::Log;
+
+use super::{Member, append_numbers, ensure, group, numbers, topic};
+
+pub(crate) async fn offset_at_finds_the_first_record_of_a_time(log: Arc<dyn Log>) {
+    let topic = topic(&log).await;
+    for n in 0..5 {
+        append_numbers(&log, &topic, "k", n..n + 1).await;
+        // Gives the records different timestamps; equal ones would only weaken the test.
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+    let mut member = Member::join(&log, &group(), &topic);
+    let records = member.records(5).await;
+    let partition = records[0].partition;
+    assert!(
+        records.is_sorted_by_key(|r| r.timestamp_ms),
+        "timestamps decrease within a partition"
+    );
+    for record in &records {
+        let first = records
+            .iter()
+            .find(|other| other.timestamp_ms >= record.timestamp_ms)
+            .unwrap();
+        let found = log
+            .offset_at(&topic, partition, record.timestamp_ms)
+            .await
+            .unwrap();
+        assert_eq!(found, Some(first.offset));
+    }
+    let early = log.offset_at(&topic, partition, 0).await.unwrap();
+    assert_eq!(early, Some(records[0].offset));
+    let late = records[4].timestamp_ms + 60_000;
+    assert_eq!(log.offset_at(&topic, partition, late).await.unwrap(), None);
+    member.close().await;
+}
+
+pub(crate) async fn existing_topic_is_kept(log: Arc<dyn Log>) {
+    let topic = topic(&log).await;
+    append_numbers(&log, &topic, "k", 0..2).await;
+    ensure(&log, &topic).await;
+    let mut member = Member::join(&log, &group(), &topic);
+    assert_eq!(numbers(&member.records(2).await), [0, 1]);
+    member.close().await;
+    log.check().await.expect("check");
+    let id = log.cluster_id().await.expect("cluster_id");
+    assert!(!id.is_empty());
+    assert_eq!(log.cluster_id().await.unwrap(), id);
+    log.flush().await;
+}
