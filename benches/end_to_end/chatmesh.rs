@@ -1,4 +1,4 @@
-//! chatmesh as processes, with topics of its own, and its load test.
+//! The measured system: chatmesh's roles as processes with their own topics, and the load test.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -11,9 +11,10 @@ use serde_json::Value;
 
 use super::{Args, Measured};
 
-const READY: Duration = Duration::from_secs(60);
+/// Time limit until every role is ready.
+const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Killed when dropped.
+/// A child process that is killed when dropped.
 struct Process(Child);
 
 impl Drop for Process {
@@ -29,13 +30,13 @@ fn command(args: &Args, arguments: &[&str]) -> Command {
         .args(arguments)
         .env_clear()
         .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-        // Where there is no .env.
+        // A directory without a .env file.
         .current_dir(std::env::temp_dir())
         .stdin(Stdio::null());
     command
 }
 
-/// `chatmesh mock-openai`.
+/// The mock model: a process of `chatmesh mock-openai`.
 pub(crate) struct Mock {
     pub(crate) url: String,
     _process: Process,
@@ -52,7 +53,10 @@ impl Mock {
         let mut line = String::new();
         let out = child.stdout.take().unwrap();
         BufReader::new(out).read_line(&mut line).unwrap();
-        let (_, url) = line.trim().split_once('=').expect("the mock's address");
+        let (_, url) = line
+            .trim()
+            .split_once('=')
+            .expect("the mock prints its address");
         Self {
             url: url.to_owned(),
             _process: Process(child),
@@ -60,7 +64,7 @@ impl Mock {
     }
 }
 
-/// A gateway, a worker and a relay.
+/// A running gateway, worker and relay.
 pub(crate) struct Chatmesh<'a> {
     args: &'a Args,
     url: String,
@@ -94,7 +98,7 @@ impl<'a> Chatmesh<'a> {
                 .env("RESPONSES_TOPIC", &topics[1])
                 .env("REDIS_URL", &args.redis)
                 .env("AUTH_MODE", "open")
-                // What is measured is not a limit.
+                // No limit may affect the measurement.
                 .env("USER_RATE_LIMIT_MAX_REQUESTS", "0")
                 .env("USER_MAX_PENDING", "0")
                 .env("MAX_WORKERS", "1000")
@@ -117,7 +121,7 @@ impl<'a> Chatmesh<'a> {
             topics,
             roles,
         };
-        let began = Instant::now();
+        let started = Instant::now();
         for port in ports {
             let url = format!("http://127.0.0.1:{port}/health/ready");
             loop {
@@ -125,29 +129,30 @@ impl<'a> Chatmesh<'a> {
                 if answer.is_ok_and(|answer| answer.status().is_success()) {
                     break;
                 }
-                assert!(began.elapsed() < READY, "{url} is not ready");
+                assert!(started.elapsed() < READY_TIMEOUT, "{url} is not ready");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
-        // Ready doesn't mean that partitions are assigned; an answer does.
+        // Readiness does not mean that partitions are assigned; an answered message does.
         chatmesh.run(1, Duration::from_secs(1)).await;
         chatmesh
     }
 
-    /// Ends the roles, and leaves nothing in Kafka.
+    /// Stops the roles and deletes their topics.
     pub(crate) async fn stop(self) {
         drop(self.roles);
-        let dead = self.topics.each_ref().map(|topic| format!("{topic}.dlq"));
-        let topics = self.topics.iter().chain(&dead);
+        let dead_letter_topics = self.topics.each_ref().map(|topic| format!("{topic}.dlq"));
+        let topics = self.topics.iter().chain(&dead_letter_topics);
         let topics: Vec<&str> = topics.map(String::as_str).collect();
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", &self.args.kafka);
         let admin: AdminClient<DefaultClientContext> = config.create().unwrap();
         let _ = admin.delete_topics(&topics, &AdminOptions::new()).await;
-        // Its end waits for its thread.
+        // Dropping the client blocks until its thread has ended.
         let _ = tokio::task::spawn_blocking(move || drop(admin)).await;
     }
 
+    /// Runs one step of the load test.
     pub(crate) async fn run(&self, clients: usize, length: Duration) -> Measured {
         let clients = clients.to_string();
         let length = format!("{}ms", length.as_millis());
@@ -174,7 +179,7 @@ impl<'a> Chatmesh<'a> {
         for note in result["notes"].as_array().into_iter().flatten() {
             eprintln!("  load-test: {note}");
         }
-        let ms = |time: &str, of: &str| result["latency_ms"][time][of].as_f64();
+        let ms = |time: &str, quantile: &str| result["latency_ms"][time][quantile].as_f64();
         Measured {
             p50: ms("whole", "p50").unwrap_or(0.0),
             p99: ms("whole", "p99").unwrap_or(0.0),
@@ -185,7 +190,7 @@ impl<'a> Chatmesh<'a> {
     }
 }
 
-/// One that nothing listens on now.
+/// A port on which no process listens at the moment.
 fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port()

@@ -1,5 +1,6 @@
-//! The bare chain: produce, consume, call the model, produce, consume, publish, receive. What
-//! chatmesh stands on, and nothing that it adds: no checks, no order, no retries, no history.
+//! The floor: a bare chain of produce, consume, model call, produce, consume, publish and receive. It
+//! uses the same services as chatmesh and does nothing else: no validation, no ordering, no retries,
+//! no history.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,10 +23,10 @@ use tokio::time::timeout;
 
 use super::{Args, Measured};
 
-/// As many bytes as a short message has in chatmesh's log.
-const BYTES: usize = 230;
-/// An answer that takes longer is lost.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Size of a record, in bytes: that of a short message in chatmesh's log.
+const PAYLOAD_BYTES: usize = 230;
+/// An answer that takes longer counts as lost.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The running chain.
 pub(crate) struct Floor {
@@ -38,13 +39,13 @@ struct Shared {
     producer: FutureProducer,
     questions: String,
     answers: String,
-    /// Channels are this and the client's number.
-    channel: String,
+    /// Prefix of the clients' channels. The client's number follows.
+    channel_prefix: String,
     redis: Client,
     subscriber: SubscriberClient,
     http: reqwest::Client,
     model: Option<String>,
-    next: AtomicU64,
+    next_number: AtomicU64,
     waiting: Mutex<HashMap<u64, oneshot::Sender<()>>>,
 }
 
@@ -57,8 +58,8 @@ impl Floor {
         let (questions, answers) = (format!("{name}-questions"), format!("{name}-answers"));
         let topics = [&questions, &answers]
             .map(|topic| NewTopic::new(topic, args.partitions, TopicReplication::Fixed(1)));
-        let made = admin.create_topics(&topics, &AdminOptions::new()).await;
-        for topic in made.unwrap() {
+        let created = admin.create_topics(&topics, &AdminOptions::new()).await;
+        for topic in created.unwrap() {
             topic.expect("a topic");
         }
         let producer = common
@@ -83,14 +84,14 @@ impl Floor {
         subscriber.init().await.unwrap();
         let shared = Arc::new(Shared {
             producer,
-            channel: format!("{name}-"),
+            channel_prefix: format!("{name}-"),
             questions,
             answers,
             redis,
             subscriber,
             http: reqwest::Client::builder().no_proxy().build().unwrap(),
             model,
-            next: AtomicU64::new(1),
+            next_number: AtomicU64::new(1),
             waiting: Mutex::default(),
         });
         let consumer = |topic: &str| -> StreamConsumer {
@@ -112,29 +113,29 @@ impl Floor {
             tasks,
             admin,
         };
-        // The consumers have their partitions when an answer is there.
+        // Once a message is answered, the consumers have their partitions.
         floor.run(1, Duration::from_secs(1)).await;
         floor
     }
 
-    /// Clients that each wait for their answers, for a time.
+    /// Runs clients for this long; each waits for its answer before it sends the next message.
     pub(crate) async fn run(&self, clients: usize, length: Duration) -> Measured {
         for client in 0..clients {
-            let channel = format!("{}{client}", self.shared.channel);
+            let channel = format!("{}{client}", self.shared.channel_prefix);
             self.shared.subscriber.subscribe(channel).await.unwrap();
         }
-        // On the same connection: when it is answered, the subscriptions are taken.
+        // A ping on the same connection: its reply confirms the subscriptions before it.
         self.shared.subscriber.ping::<()>(None).await.unwrap();
-        let began = Instant::now();
-        let mut asking = JoinSet::new();
+        let started = Instant::now();
+        let mut running = JoinSet::new();
         for client in 0..clients {
             let shared = Arc::clone(&self.shared);
-            asking.spawn(async move {
+            running.spawn(async move {
                 let mut times = histogram();
                 let mut lost = 0;
-                while began.elapsed() < length {
-                    match shared.ask(client).await {
-                        Some(took) => times.saturating_record(took.as_micros() as u64),
+                while started.elapsed() < length {
+                    match shared.send_and_wait(client).await {
+                        Some(latency) => times.saturating_record(latency.as_micros() as u64),
                         None => lost += 1,
                     }
                 }
@@ -143,8 +144,8 @@ impl Floor {
         }
         let mut all = histogram();
         let mut lost = 0;
-        while let Some(asked) = asking.join_next().await {
-            let (times, missed) = asked.unwrap();
+        while let Some(finished) = running.join_next().await {
+            let (times, missed) = finished.unwrap();
             all.add(&times).unwrap();
             lost += missed;
         }
@@ -152,7 +153,7 @@ impl Floor {
             p50: all.value_at_quantile(0.5) as f64 / 1e3,
             p99: all.value_at_quantile(0.99) as f64 / 1e3,
             first_token_p50: None,
-            throughput: all.len() as f64 / began.elapsed().as_secs_f64(),
+            throughput: all.len() as f64 / started.elapsed().as_secs_f64(),
             lost,
         }
     }
@@ -169,7 +170,7 @@ impl Floor {
             .await;
         let _ = self.shared.redis.quit().await;
         let _ = self.shared.subscriber.quit().await;
-        // Their ends wait for threads.
+        // Dropping the clients blocks until their threads have ended.
         let _ = tokio::task::spawn_blocking(move || drop((self.shared, self.admin))).await;
     }
 }
@@ -178,34 +179,34 @@ fn histogram() -> Histogram<u32> {
     Histogram::new_with_bounds(1, 60_000_000, 3).unwrap()
 }
 
-/// `client number` and padding.
-fn numbers(payload: &[u8]) -> Option<(u64, u64)> {
+/// Parses a payload: the client, the number of the message, and padding.
+fn parse_payload(payload: &[u8]) -> Option<(u64, u64)> {
     let mut words = std::str::from_utf8(payload).ok()?.split(' ');
     Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?))
 }
 
 impl Shared {
-    async fn ask(&self, client: usize) -> Option<Duration> {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
+    async fn send_and_wait(&self, client: usize) -> Option<Duration> {
+        let number = self.next_number.fetch_add(1, Ordering::Relaxed);
         let (done, answered) = oneshot::channel();
         self.waiting.lock().unwrap().insert(number, done);
-        let began = Instant::now();
-        let payload = format!("{:x<BYTES$}", format!("{client} {number} "));
+        let started = Instant::now();
+        let payload = format!("{:x<PAYLOAD_BYTES$}", format!("{client} {number} "));
         self.produce(&self.questions, client as u64, payload.as_bytes());
-        if timeout(PATIENCE, answered).await.is_err() {
+        if timeout(ANSWER_TIMEOUT, answered).await.is_err() {
             self.waiting.lock().unwrap().remove(&number);
             return None;
         }
-        Some(began.elapsed())
+        Some(started.elapsed())
     }
 
-    /// In order, and without waiting: that it is there shows when it is consumed.
+    /// Produces in order and without waiting: a record that is lost shows as a lost answer.
     fn produce(&self, topic: &str, client: u64, payload: &[u8]) {
         let key = client.to_string();
         let record = FutureRecord::to(topic).key(&key).payload(payload);
         assert!(
             self.producer.send_result(record).is_ok(),
-            "Kafka's queue is full"
+            "the producer's queue is full"
         );
     }
 
@@ -215,7 +216,7 @@ impl Shared {
                 continue;
             };
             let payload = record.payload().unwrap_or_default().to_vec();
-            let Some((client, _)) = numbers(&payload) else {
+            let Some((client, _)) = parse_payload(&payload) else {
                 continue;
             };
             if self.model.is_none() {
@@ -224,14 +225,14 @@ impl Shared {
             }
             let shared = Arc::clone(&self);
             tokio::spawn(async move {
-                shared.call().await;
+                shared.call_model().await;
                 shared.produce(&shared.answers, client, &payload);
             });
         }
     }
 
-    /// Reads a streamed answer to its end.
-    async fn call(&self) {
+    /// Calls the model and reads the streamed answer to its end.
+    async fn call_model(&self) {
         let Some(url) = &self.model else { return };
         let body = serde_json::json!({
             "model": "mock",
@@ -253,12 +254,12 @@ impl Shared {
                 continue;
             };
             let payload = record.payload().unwrap_or_default().to_vec();
-            let Some((client, _)) = numbers(&payload) else {
+            let Some((client, _)) = parse_payload(&payload) else {
                 continue;
             };
             let shared = Arc::clone(&self);
             tokio::spawn(async move {
-                let channel = format!("{}{client}", shared.channel);
+                let channel = format!("{}{client}", shared.channel_prefix);
                 let published = shared.redis.publish::<(), _, _>(channel, payload).await;
                 published.expect("Redis answers");
             });
@@ -269,7 +270,7 @@ impl Shared {
         let mut messages = self.subscriber.message_rx();
         while let Ok(message) = messages.recv().await {
             let payload = message.value.as_bytes().unwrap_or_default();
-            let waiting = numbers(payload)
+            let waiting = parse_payload(payload)
                 .and_then(|(_, number)| self.waiting.lock().unwrap().remove(&number));
             if let Some(done) = waiting {
                 let _ = done.send(());

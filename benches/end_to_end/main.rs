@@ -1,17 +1,18 @@
-//! How much chatmesh adds to what it stands on: `just bench-e2e`.
+//! End-to-end benchmark: how much latency chatmesh adds to the services underneath it. Run it with
+//! `just bench-e2e`.
 //!
-//! In one go, on the same Kafka, Redis and mock model: the *floor*, a bare chain of produce,
-//! consume, model call, produce, consume, publish and receive in one process with nothing else;
-//! and chatmesh, with a gateway, a worker and a relay as processes, under `chatmesh load-test`.
-//! Both are asked by clients that each wait for their answer. Floor and chatmesh take turns, so
-//! that a machine that gets slower meanwhile slows both.
+//! It measures two systems on the same Kafka, Redis and mock model. The *floor* is a bare chain of
+//! produce, consume, model call, produce, consume, publish and receive in one process. chatmesh runs
+//! as three processes (gateway, worker, relay) under `chatmesh load-test`. In both, each client waits
+//! for its answer before it sends the next message. The two alternate, so that a machine that becomes
+//! slower during the run affects both.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::print_stdout,
     clippy::print_stderr,
     missing_docs,
-    reason = "a benchmark that can't go on panics, and prints what it measured"
+    reason = "a benchmark that fails panics, and a successful one prints its results"
 )]
 
 use std::path::PathBuf;
@@ -27,25 +28,25 @@ mod table;
 use chatmesh::{Chatmesh, Mock};
 use floor::Floor;
 
-/// Compares chatmesh with the bare chain below it.
+/// Compares chatmesh with the bare chain of the services underneath it.
 #[derive(Debug, Clone, Parser)]
 struct Args {
-    /// host:port of a Kafka.
+    /// host:port of a Kafka broker.
     #[arg(long, env = "TEST_KAFKA")]
     kafka: String,
-    /// URL of a single Redis.
+    /// URL of a Redis that is not a cluster.
     #[arg(long, env = "TEST_REDIS_URL")]
     redis: String,
-    /// How long each step is measured, in seconds.
+    /// Measured time of each step, in seconds.
     #[arg(long, default_value_t = 10)]
     seconds: u64,
-    /// How long each step runs before that.
+    /// Unmeasured time of each step before that, in seconds.
     #[arg(long, default_value_t = 3)]
     warm_up: u64,
-    /// Clients that each wait for their answer.
+    /// Numbers of clients, one step for each.
     #[arg(long, value_delimiter = ',', default_value = "1,10,100")]
     clients: Vec<usize>,
-    /// Clients that find the highest throughput.
+    /// Number of clients of the step that finds the highest throughput; 0 omits it.
     #[arg(long, default_value_t = 1000)]
     flood: usize,
     /// Tokens of the mock model's answers.
@@ -57,24 +58,25 @@ struct Args {
     /// Partitions of the topics.
     #[arg(long, default_value_t = 12)]
     partitions: i32,
-    /// Parts to run: with the mock model, without any (chatmesh: built in), with a slow one.
+    /// Models to measure with: `mock` answers at once, `none` is no model (chatmesh answers with its
+    /// built-in one), `paced` takes 200 ms.
     #[arg(long, value_delimiter = ',', default_value = "mock,none,paced")]
     models: Vec<String>,
-    /// Measure this executable.
+    /// The chatmesh executable to measure.
     #[arg(long, default_value = env!("CARGO_BIN_EXE_chatmesh"))]
     chatmesh: PathBuf,
-    /// Setting for the roles, as NAME=VALUE; may be repeated.
+    /// A setting for the roles, as NAME=VALUE. May be repeated.
     #[arg(long)]
     env: Vec<String>,
-    /// Write the results here.
+    /// File for the results as JSON.
     #[arg(long, default_value = "target/bench-e2e.json")]
     json: PathBuf,
-    /// Cargo says so.
+    /// Passed by cargo; has no effect.
     #[arg(long, hide = true)]
     bench: bool,
 }
 
-/// What a step showed; times in milliseconds.
+/// The result of one step. Times are in milliseconds.
 #[derive(Debug, Clone, Copy, Default)]
 struct Measured {
     p50: f64,
@@ -96,7 +98,7 @@ impl Measured {
     }
 }
 
-/// The same step of both.
+/// The results of the same step of both systems.
 #[derive(Debug)]
 struct Pair {
     model: String,
@@ -106,7 +108,7 @@ struct Pair {
 }
 
 fn main() {
-    // `cargo test --all-targets` starts this too, and would wait for it.
+    // `cargo test --all-targets` also runs this executable, and would wait for the benchmark.
     if !std::env::args().any(|argument| argument == "--bench") {
         eprintln!("benchmarks run by: just bench-e2e");
         return;
@@ -131,13 +133,13 @@ fn main() {
 async fn run(args: &Args) -> Vec<Pair> {
     let mut pairs = Vec::new();
     for name in &args.models {
-        // A paced answer takes 200 ms, token by token; the others come at once.
+        // A paced answer takes 200 ms, token by token; the other models answer at once.
         let paced = ["--tokens", "20", "--tokens-per-second", "100"];
         let (clients, mock) = match name.as_str() {
-            "mock" => (flooded(args), Some(Mock::start(args, &[]))),
-            "none" => (flooded(args), None),
+            "mock" => (client_counts(args), Some(Mock::start(args, &[]))),
+            "none" => (client_counts(args), None),
             "paced" => (vec![10], Some(Mock::start(args, &paced))),
-            other => panic!("{other} is no model: mock, none, paced"),
+            other => panic!("unknown model {other}: use mock, none or paced"),
         };
         let url = mock.as_ref().map(|mock| mock.url.clone());
         let floor = Floor::start(args, url.clone()).await;
@@ -147,15 +149,15 @@ async fn run(args: &Args) -> Vec<Pair> {
             let warm_up = Duration::from_secs(args.warm_up);
             let length = Duration::from_secs(args.seconds);
             floor.run(clients, warm_up).await;
-            let bare = floor.run(clients, length).await;
+            let floor_result = floor.run(clients, length).await;
             chatmesh.run(clients, warm_up).await;
-            let ours = chatmesh.run(clients, length).await;
-            eprintln!("  floor    {bare:?}\n  chatmesh {ours:?}");
+            let chatmesh_result = chatmesh.run(clients, length).await;
+            eprintln!("  floor    {floor_result:?}\n  chatmesh {chatmesh_result:?}");
             pairs.push(Pair {
                 model: name.clone(),
                 clients,
-                floor: bare,
-                chatmesh: ours,
+                floor: floor_result,
+                chatmesh: chatmesh_result,
             });
         }
         floor.stop().await;
@@ -164,7 +166,7 @@ async fn run(args: &Args) -> Vec<Pair> {
     pairs
 }
 
-fn flooded(args: &Args) -> Vec<usize> {
+fn client_counts(args: &Args) -> Vec<usize> {
     let mut clients = args.clients.clone();
     if args.flood > 0 {
         clients.push(args.flood);

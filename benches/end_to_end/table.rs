@@ -1,4 +1,4 @@
-//! The results side by side.
+//! The results as a table for the terminal and as JSON.
 
 use std::fmt::Write as _;
 

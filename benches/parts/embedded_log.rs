@@ -28,7 +28,7 @@ fn open(store: Store) -> Arc<EmbeddedLog> {
 }
 
 async fn append(log: &EmbeddedLog) {
-    let appended = (0..RECORDS).map(|n| {
+    let appends = (0..RECORDS).map(|n| {
         let record = NewRecord {
             key: Some(Bytes::from(format!("user{}", n % 100))),
             value: Bytes::from_static(&[b'x'; 230]),
@@ -36,18 +36,18 @@ async fn append(log: &EmbeddedLog) {
         };
         log.append("topic", record)
     });
-    for place in join_all(appended).await {
-        place.unwrap();
+    for result in join_all(appends).await {
+        result.unwrap();
     }
 }
 
 async fn read(log: &EmbeddedLog) {
     let group = uuid::Uuid::new_v4().to_string();
     let mut consumer = log.consumer(&group, "topic").unwrap();
-    let mut left = RECORDS;
-    while left > 0 {
+    let mut remaining = RECORDS;
+    while remaining > 0 {
         if let ConsumerEvent::Record(_) = consumer.next().await {
-            left -= 1;
+            remaining -= 1;
         }
     }
     consumer.close().await;
@@ -58,13 +58,13 @@ pub(crate) fn all(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("embedded log");
     group.throughput(Throughput::Elements(RECORDS as u64));
     group.sample_size(20);
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     for (name, store) in [
         ("memory", Store::in_memory()),
-        ("disk", Store::open(folder.path(), 0).unwrap()),
+        ("disk", Store::open(directory.path(), 0).unwrap()),
     ] {
         let log = {
-            let _inside = runtime.enter();
+            let _entered = runtime.enter();
             open(store)
         };
         let topic = TopicSpec {

@@ -1,4 +1,4 @@
-//! Frames and records: read and written.
+//! Parsing and serializing frames and records.
 
 use std::hint::black_box;
 
@@ -40,7 +40,7 @@ pub(crate) fn all(criterion: &mut Criterion) {
 
     let message_id = MessageId::random();
     let conversation_id = ConversationId::default_conversation();
-    group.bench_function("write a question's record", |bencher| {
+    group.bench_function("serialize a question record", |bencher| {
         bencher.iter(|| {
             let record = QuestionRecord {
                 v: 1,
@@ -61,7 +61,7 @@ pub(crate) fn all(criterion: &mut Criterion) {
 
     let published = answer("user123", 17);
     group.throughput(Throughput::Bytes(published.len() as u64));
-    group.bench_function("read and write an answer's record", |bencher| {
+    group.bench_function("parse and serialize an answer record", |bencher| {
         bencher.iter(|| {
             Terminal::parse(black_box(published.as_bytes()))
                 .unwrap()

@@ -1,5 +1,4 @@
-//! The lane scheduler: records in, one after the other in each lane, offsets out; with a handler
-//! that has nothing to do.
+//! The lane scheduler with a handler that does nothing: from consumed records to stored offsets.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,18 +21,18 @@ use tokio_util::sync::CancellationToken;
 
 const RECORDS: i64 = 5_000;
 
-/// Hands out what it has, and ends the pipeline when all of it is finished.
-struct Given {
+/// Delivers prepared records, and stops the pipeline when the last one is finished.
+struct PreparedConsumer {
     records: Vec<Record>,
-    assigned: bool,
+    is_assigned: bool,
     drain: CancellationToken,
 }
 
 #[async_trait]
-impl Consumer for Given {
+impl Consumer for PreparedConsumer {
     async fn next(&mut self) -> ConsumerEvent {
-        if !self.assigned {
-            self.assigned = true;
+        if !self.is_assigned {
+            self.is_assigned = true;
             return ConsumerEvent::Assigned(vec![Assignment {
                 partition: 0,
                 committed: Some(0),
@@ -62,10 +61,10 @@ impl Consumer for Given {
     async fn close(self: Box<Self>) {}
 }
 
-struct Nothing;
+struct NoopHandler;
 
 #[async_trait]
-impl Handler for Nothing {
+impl Handler for NoopHandler {
     fn lane(&self, record: &Record) -> String {
         let key = record.key.as_deref().unwrap_or_default();
         String::from_utf8_lossy(key).into_owned()
@@ -101,12 +100,12 @@ fn parts(users: i64, drain: &CancellationToken) -> Parts {
     };
     let log = EmbeddedLog::open(Store::in_memory(), &settings, Duration::from_secs(1)).unwrap();
     Parts {
-        consumer: Box::new(Given {
+        consumer: Box::new(PreparedConsumer {
             records: (0..RECORDS).rev().map(record).collect(),
-            assigned: false,
+            is_assigned: false,
             drain: drain.clone(),
         }),
-        handler: Arc::new(Nothing),
+        handler: Arc::new(NoopHandler),
         go_back: None,
         commands: None,
         dead_letters: DeadLetters::new(Arc::new(log), "topic.dlq".to_owned()),
@@ -133,8 +132,8 @@ pub(crate) fn all(criterion: &mut Criterion) {
             bencher.to_async(&runtime).iter_batched(
                 || {
                     let drain = CancellationToken::new();
-                    // The embedded log of the dead letters starts tasks.
-                    let _inside = runtime.enter();
+                    // The dead letters' embedded log needs a runtime.
+                    let _entered = runtime.enter();
                     (parts(users, &drain), drain)
                 },
                 |(parts, drain)| driver::run(parts, drain),

@@ -1,10 +1,10 @@
-//! The parts of a message's way that cost time on a processor: `just bench`.
+//! Micro-benchmarks of the steps of a message that cost processor time: `just bench`.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::print_stderr,
     missing_docs,
-    reason = "a benchmark that can't go on panics, and says what it saw"
+    reason = "a benchmark that fails panics with the cause"
 )]
 
 use criterion::{Criterion, criterion_group};
@@ -25,7 +25,7 @@ criterion_group!(
 );
 
 fn main() {
-    // `cargo test --all-targets` starts this too, and would wait for it.
+    // `cargo test --all-targets` also runs this executable, and would wait for the benchmarks.
     if !std::env::args().any(|argument| argument == "--bench") {
         eprintln!("benchmarks run by: just bench");
         return;

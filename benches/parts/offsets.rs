@@ -1,4 +1,4 @@
-//! The offset tracker.
+//! The offset tracker: finishing records in order, behind a slow one, and out of order.
 
 use chatmesh::pipeline::offsets::OffsetTracker;
 use criterion::{BatchSize, Criterion, Throughput};
@@ -18,7 +18,7 @@ pub(crate) fn all(criterion: &mut Criterion) {
             assert_eq!(tracker.next(), RECORDS);
         });
     });
-    group.bench_function("behind one that is slow", |bencher| {
+    group.bench_function("behind a slow record", |bencher| {
         bencher.iter(|| {
             let mut tracker = OffsetTracker::new(0);
             tracker.take(0);
@@ -29,13 +29,13 @@ pub(crate) fn all(criterion: &mut Criterion) {
             assert_eq!(tracker.finish(0), Some(RECORDS));
         });
     });
-    // 512 at work that end in any order.
+    // 512 records in progress at a time that finish in any order.
     let shuffled: Vec<i64> = (0..RECORDS)
         .map(|n| n / 512 * 512 + (n % 512) * 331 % 512)
         .filter(|offset| *offset < RECORDS)
         .collect();
     group.bench_function("out of order", |bencher| {
-        let taken = || {
+        let tracker_with_records = || {
             let mut tracker = OffsetTracker::new(0);
             for offset in 0..RECORDS {
                 tracker.take(offset);
@@ -43,7 +43,7 @@ pub(crate) fn all(criterion: &mut Criterion) {
             tracker
         };
         bencher.iter_batched_ref(
-            taken,
+            tracker_with_records,
             |tracker| {
                 for offset in &shuffled {
                     tracker.finish(*offset);

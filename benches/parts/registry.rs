@@ -1,4 +1,4 @@
-//! A published answer's way to its user's sockets.
+//! Delivery of a published answer to its user's connections.
 
 use std::cell::Cell;
 
