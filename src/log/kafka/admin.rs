@@ -11,7 +11,6 @@ use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::producer::Producer as _;
 use tokio::task::spawn_blocking;
 
-use super::inspect::Topic;
 use super::producer::Client;
 use super::properties::Properties;
 use super::report::ReportingContext;
@@ -65,18 +64,16 @@ fn create_admin(properties: &Properties) -> Result<Admin, LogError> {
         .map_err(|error| properties.creation_error("client", &error))
 }
 
-/// One warning for each setting of these topics that endangers a guarantee. Creates nothing.
+/// One warning for each setting of these topics that endangers a guarantee. `replicas` has the
+/// smallest number of replicas of any partition, by topic. Creates nothing.
 pub(super) async fn topic_warnings(
     properties: &Properties,
     topics: &[TopicSpec],
-    found: &[Topic],
+    replicas: &BTreeMap<String, usize>,
 ) -> Result<Vec<String>, LogError> {
     let admin = create_admin(properties)?;
     let topics: Vec<&TopicSpec> = topics.iter().collect();
-    let replicas = found
-        .iter()
-        .map(|topic| (topic.name.clone(), topic.replicas));
-    let result = check_topics(&admin, &topics, &replicas.collect()).await;
+    let result = check_topics(&admin, &topics, replicas).await;
     let _ = spawn_blocking(move || drop(admin)).await;
     result
 }

@@ -1,5 +1,7 @@
 //! The state of a cluster for operators: its brokers, our topics and our consumer groups.
 
+use std::collections::BTreeMap;
+
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::metadata::MetadataTopic;
@@ -67,7 +69,7 @@ fn topic_state(topic: &MetadataTopic) -> Topic {
 impl KafkaLog {
     /// Reads the state of the cluster and of these topics, within seconds. Creates nothing.
     pub async fn inspect(&self, topics: &[TopicSpec]) -> Result<Cluster, LogError> {
-        let client = self.lookup()?;
+        let client = self.metadata_client()?;
         let metadata = spawn_blocking(move || client.fetch_metadata(None, REQUEST_TIMEOUT))
             .await
             .map_err(unavailable)?
@@ -88,7 +90,11 @@ impl KafkaLog {
             .filter(|topic| found.iter().any(|found| found.name == topic.name))
             .cloned()
             .collect();
-        let warnings = admin::topic_warnings(&self.properties, &existing, &found).await?;
+        let replicas = found
+            .iter()
+            .map(|topic| (topic.name.clone(), topic.replicas));
+        let replicas: BTreeMap<String, usize> = replicas.collect();
+        let warnings = admin::topic_warnings(&self.properties, &existing, &replicas).await?;
         Ok(Cluster {
             brokers,
             topics: found,

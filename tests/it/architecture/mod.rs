@@ -28,7 +28,7 @@ const WITHIN_A_LAYER: &[(&str, &str)] = &[("pipeline", "dead_letters")];
 /// Modules beside the layers: what each may import of the crate.
 const BESIDE: &[(&str, &[&str])] = &[
     ("client", &["protocol", "backoff", "http_client"]),
-    ("store", &[]),
+    ("store", &["backoff"]),
     ("health", &[]),
     ("http_client", &[]),
     ("signals", &[]),
