@@ -1,6 +1,6 @@
-//! The floor: a bare chain of produce, consume, model call, produce, consume, publish and receive. It
-//! uses the same services as chatmesh and does nothing else: no validation, no ordering, no retries,
-//! no history.
+//! The floor: a bare chain of produce, consume, model call, produce, consume, publish and receive.
+//! It uses the same services as chatmesh and does nothing else: no validation, no ordering, no
+//! retries, no history.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};

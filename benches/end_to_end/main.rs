@@ -2,10 +2,10 @@
 //! `just bench-e2e`.
 //!
 //! It measures two systems on the same Kafka, Redis and mock model. The *floor* is a bare chain of
-//! produce, consume, model call, produce, consume, publish and receive in one process. chatmesh runs
-//! as three processes (gateway, worker, relay) under `chatmesh load-test`. In both, each client waits
-//! for its answer before it sends the next message. The two alternate, so that a machine that becomes
-//! slower during the run affects both.
+//! produce, consume, model call, produce, consume, publish and receive in one process. chatmesh
+//! runs as three processes (gateway, worker, relay) under `chatmesh load-test`. In both, each
+//! client waits for its answer before it sends the next message. The two alternate, so that a
+//! machine that becomes slower during the run affects both.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -58,8 +58,8 @@ struct Args {
     /// Partitions of the topics.
     #[arg(long, default_value_t = 12)]
     partitions: i32,
-    /// Models to measure with: `mock` answers at once, `none` is no model (chatmesh answers with its
-    /// built-in one), `paced` takes 200 ms.
+    /// Models to measure with: `mock` answers at once, `none` is no model (chatmesh answers with
+    /// its built-in one), `paced` takes 200 ms.
     #[arg(long, value_delimiter = ',', default_value = "mock,none,paced")]
     models: Vec<String>,
     /// The chatmesh executable to measure.

@@ -131,7 +131,8 @@ pub fn inspect(path: &Path) -> std::io::Result<DirectoryInfo> {
         return Ok(info);
     }
     if let Ok(mut lock) = File::open(path.join(LOCK)) {
-        // A shared lock, released at once: a process that opens the directory in this moment retries.
+        // A shared lock, released at once: a process that opens the directory in this moment
+        // retries.
         if matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)) {
             let mut text = String::new();
             let _ = lock.read_to_string(&mut text);
@@ -142,8 +143,8 @@ pub fn inspect(path: &Path) -> std::io::Result<DirectoryInfo> {
     Ok(info)
 }
 
-/// Locks the file, retrying for 0.2 s: [`inspect`] holds the lock only for a moment, whereas a process
-/// that uses the directory keeps it.
+/// Locks the file, retrying for 0.2 s: [`inspect`] holds the lock only for a moment, whereas a
+/// process that uses the directory keeps it.
 fn lock_with_retries(lock: &File) -> Result<(), TryLockError> {
     const ATTEMPTS: u32 = 20;
     for _ in 1..ATTEMPTS {
@@ -189,8 +190,8 @@ fn check_format(path: &Path) -> Result<(), OpenError> {
 
 impl Drop for Directory {
     fn drop(&mut self) {
-        // The lock is still held here. A leftover file is harmless: it is valid only while the lock is
-        // held.
+        // The lock is still held here. A leftover file is harmless: it is valid only while the lock
+        // is held.
         let _ = instance::remove(&self.path);
         let _ = self.lock.set_len(0);
     }
@@ -202,7 +203,8 @@ impl Directory {
             dir: path.to_owned(),
             reason: e.to_string(),
         };
-        // No access for other users: it contains conversations. An existing directory keeps its mode.
+        // No access for other users: it contains conversations. An existing directory keeps its
+        // mode.
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)

@@ -32,7 +32,8 @@ const MAX_FAILED_RANGES: usize = 64;
 /// After this long without a failure the reopening backoff starts from its first delay again.
 const BACKOFF_RESET_AFTER: Duration = Duration::from_secs(30);
 
-/// The engine's handles. No clone of a keyspace may leave this type: it would keep the engine's lock.
+/// The engine's handles. No clone of a keyspace may leave this type: it would keep the engine's
+/// lock.
 struct Engine {
     // Declared before the database, so that they are dropped first.
     tables: [Keyspace; TABLES.len()],
@@ -208,7 +209,8 @@ impl Durable {
                     None => changes.remove(table, key),
                 }
             }
-            // Noted before the engine can be closed, so that the failure is attributed to this engine.
+            // Noted before the engine can be closed, so that the failure is attributed to this
+            // engine.
             changes
                 .commit()
                 .inspect_err(|error| shared.fail(&error.to_string()))?;
@@ -302,7 +304,8 @@ impl Shared {
         }
         drop(failure);
         self.has_failed.store(true, Ordering::Release);
-        // Under the lock, so that the thread cannot miss the wake-up between its check and its wait.
+        // Under the lock, so that the thread cannot miss the wake-up between its check and its
+        // wait.
         let _queue = self.queue.lock();
         self.wake.notify_one();
     }
@@ -349,8 +352,8 @@ impl Shared {
         drop((self.engine.swap(None), closing));
     }
 
-    /// Waits until a caller waits for a sync, the store is stopped, or a time is reached. Returns the
-    /// callers, and whether the store is stopped.
+    /// Waits until a caller waits for a sync, the store is stopped, or a time is reached. Returns
+    /// the callers, and whether the store is stopped.
     fn wait_for_work(&self, free_space_at: Instant, reopen_at: Instant) -> (Vec<Waiter>, bool) {
         let mut queue = self.queue.lock();
         loop {
@@ -393,8 +396,8 @@ impl Shared {
     }
 
     /// Syncs the newest journal through a file handle of our own. The engine's own `persist` blocks
-    /// every commit while the disk works, and commits run on runtime threads. Older journals need no
-    /// sync: the engine syncs a journal itself before it starts the next one.
+    /// every commit while the disk works, and commits run on runtime threads. Older journals need
+    /// no sync: the engine syncs a journal itself before it starts the next one.
     fn sync_journal(&self, journal: &mut Option<(u64, File)>) -> Result<(), String> {
         let newest = journal::newest(&self.directory.tables()).map_err(|e| e.to_string())?;
         let Some((id, path)) = newest else {
@@ -420,8 +423,8 @@ impl Shared {
         }
     }
 
-    /// Marks every commit that is not durable as failed, and reports to the waiters that theirs may be
-    /// lost.
+    /// Marks every commit that is not durable as failed, and reports to the waiters that theirs may
+    /// be lost.
     fn fail_waiters(&self, waiters: Vec<Waiter>) {
         let error = self.failure_or("a commit could not be synced to disk and may be lost");
         let target = self.committed.load(Ordering::Acquire);
@@ -430,8 +433,8 @@ impl Shared {
             let from = queue.durable_up_to + 1;
             let is_full = queue.failed.len() >= MAX_FAILED_RANGES;
             match queue.failed.last_mut() {
-                // Extending the last range may report durable commits between two failures as failed,
-                // but never a failed commit as durable.
+                // Extending the last range may report durable commits between two failures as
+                // failed, but never a failed commit as durable.
                 Some(last) if last.1 + 1 == from || is_full => {
                     last.1 = target;
                 }

@@ -1,5 +1,5 @@
-//! Discovery of the process that holds a data directory, for tools on the same machine that may read
-//! the directory.
+//! Discovery of the process that holds a data directory, for tools on the same machine that may
+//! read the directory.
 
 use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -17,8 +17,8 @@ const FILE: &str = "chatmesh.running";
 pub struct InstanceInfo {
     /// The address at which the process listens, reachable from this machine.
     pub address: SocketAddr,
-    /// The key that the process accepts for as long as it runs. It is worthless to any other process
-    /// that may listen at the address by now.
+    /// The key that the process accepts for as long as it runs. It is worthless to any other
+    /// process that may listen at the address by now.
     pub key: SecretString,
 }
 

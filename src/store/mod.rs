@@ -134,10 +134,10 @@ impl Store {
         }
     }
 
-    /// Applies a batch. When this returns, every reader sees the batch, and it survives the death of
-    /// the process. It survives the death of the machine once [`Store::wait_durable`] has returned
-    /// for the ticket. Blocks briefly, never for the disk, so async code may call it. A reader of
-    /// several keys may see a part of a batch while it is being applied.
+    /// Applies a batch. When this returns, every reader sees the batch, and it survives the death
+    /// of the process. It survives the death of the machine once [`Store::wait_durable`] has
+    /// returned for the ticket. Blocks briefly, never for the disk, so async code may call it. A
+    /// reader of several keys may see a part of a batch while it is being applied.
     ///
     /// After an error it is unknown whether the batch was applied.
     pub fn commit(&self, batch: Batch) -> Result<Ticket, StoreError> {

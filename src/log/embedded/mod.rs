@@ -156,8 +156,12 @@ impl Shared {
             from = [&last[..], &[0]].concat();
             for (key, value) in page {
                 let name = String::from_utf8_lossy(&key[codec::TOPIC_PREFIX.len()..]).into_owned();
-                let (id, partitions) = codec::decode_topic(&value)
-                    .ok_or_else(|| StoreError(format!("the entry of topic {name} is damaged; restore a backup of the data directory")))?;
+                let (id, partitions) = codec::decode_topic(&value).ok_or_else(|| {
+                    StoreError(format!(
+                        "the entry of topic {name} is damaged; restore a backup of the data \
+                             directory"
+                    ))
+                })?;
                 let topic = Topic::open(&store, &name, id, partitions)?;
                 topics.insert(name, Arc::new(topic));
             }
@@ -272,7 +276,8 @@ impl Log for EmbeddedLog {
                 .find_or_create_topic(&spec.name)
                 .map_err(unavailable)?;
         }
-        // The specified partitions and replicas apply to a cluster; here EMBEDDED_PARTITIONS applies.
+        // The specified partitions and replicas apply to a cluster; here EMBEDDED_PARTITIONS
+        // applies.
         Ok(Vec::new())
     }
 

@@ -86,7 +86,8 @@ impl Partition {
         self.visible_end.load(Ordering::Acquire)
     }
 
-    /// Makes a record visible to readers once it is on disk. Must be called in the order of offsets.
+    /// Makes a record visible to readers once it is on disk. Must be called in the order of
+    /// offsets.
     pub(super) fn publish(&self, record: Record) {
         let next = record.offset + 1;
         let mut recent = self.recent.lock();
@@ -262,7 +263,8 @@ impl Topic {
                 from = offset + 1;
                 let stored = codec::decode(value).ok_or_else(|| {
                     StoreError(format!(
-                        "record {offset} of {} partition {partition} is damaged",
+                        "record {offset} of {} partition {partition} is damaged; restore a backup of \
+                         the data directory",
                         self.name
                     ))
                 })?;
@@ -288,15 +290,16 @@ impl Topic {
         Ok(records)
     }
 
-    /// The offset of the first record with a timestamp at or after `timestamp_ms`, by binary search.
+    /// The offset of the first record with a timestamp at or after `timestamp_ms`, by binary
+    /// search.
     pub(super) fn offset_at(
         &self,
         store: &Store,
         partition: i32,
         timestamp_ms: i64,
     ) -> Result<Option<i64>, StoreError> {
-        let part = &self.partitions[partition as usize];
-        let (mut low, mut high) = (part.start.load(Ordering::Acquire), part.end());
+        let state = &self.partitions[partition as usize];
+        let (mut low, mut high) = (state.start.load(Ordering::Acquire), state.end());
         let mut found = None;
         // Timestamps never decrease within a partition.
         while low < high {
@@ -332,7 +335,7 @@ impl Topic {
         before_ms: i64,
         limit: usize,
     ) -> Result<usize, StoreError> {
-        let part = &self.partitions[partition as usize];
+        let state = &self.partitions[partition as usize];
         let finished = self
             .groups
             .lock()
@@ -343,8 +346,8 @@ impl Topic {
             // No group consumes this topic, as with dead letters: its records never expire.
             return Ok(0);
         };
-        let start = part.start.load(Ordering::Acquire);
-        let end = finished.min(part.end());
+        let start = state.start.load(Ordering::Acquire);
+        let end = finished.min(state.end());
         let page = store.scan(
             Table::Log,
             &codec::record_key(self.id, partition, start),
@@ -372,7 +375,7 @@ impl Topic {
                 codec::encode_log_start(offset + 1, timestamp),
             );
             store.commit(batch)?;
-            part.start.store(offset + 1, Ordering::Release);
+            state.start.store(offset + 1, Ordering::Release);
         }
         Ok(removed)
     }

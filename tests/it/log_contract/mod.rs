@@ -138,8 +138,8 @@ impl Member {
         }
     }
 
-    /// Polls one event. `None` if there is none within `wait`; `Some(None)` for an event that is not a
-    /// record.
+    /// Polls one event. `None` if there is none within `wait`; `Some(None)` for an event that is
+    /// not a record.
     async fn poll(&mut self, wait: Duration) -> Option<Option<Record>> {
         match timeout(wait, self.consumer.next()).await.ok()? {
             ConsumerEvent::Assigned(assignments) => {
