@@ -275,7 +275,7 @@ impl Directory {
     }
 
     /// Free space for this user, in bytes.
-    pub(super) fn free(&self) -> std::io::Result<u64> {
+    pub(super) fn free_bytes(&self) -> std::io::Result<u64> {
         let stat = rustix::fs::statvfs(&self.path)?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
