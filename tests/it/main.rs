@@ -3,7 +3,7 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::print_stderr,
-    reason = "a test that can't go on panics, and says what it saw"
+    reason = "a test that can't continue panics, and reports what it received"
 )]
 
 mod access;
@@ -28,6 +28,10 @@ mod monitoring;
 mod nginx;
 mod operate;
 mod parsers;
+#[path = "../common/seeds.rs"]
+mod seeds;
+#[path = "../common/settings.rs"]
+mod settings;
 mod smoke;
 mod support;
 mod traces;

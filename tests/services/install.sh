@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# What a fresh Debian or Ubuntu lacks: packages by apt, Rust, Kafka by Maven, and Node by npm.
+# Installs what a fresh Debian or Ubuntu lacks: packages with apt, Rust, Kafka with Maven, and Node with
+# npm.
 
 KAFKA_VERSION=4.1.1
 NODE_VERSION=22
@@ -12,7 +13,7 @@ as_root() {
     elif command -v sudo >/dev/null; then
         sudo "$@"
     else
-        die "needs to be root, or sudo, for: $*"
+        die "run as root or install sudo, which is needed for: $*"
     fi
 }
 
@@ -24,8 +25,8 @@ apt_refresh() {
     fi
 }
 
-# Whether apt could install it.
-apt_has() { [[ $(apt-cache policy "$1" 2>/dev/null) == *'Candidate: '[0-9]* ]]; }
+# Whether apt has a package of this name.
+is_in_apt() { [[ $(apt-cache policy "$1" 2>/dev/null) == *'Candidate: '[0-9]* ]]; }
 
 apt_install() {
     command -v apt-get >/dev/null || die "please install by hand: $* (there is no apt-get here)"
@@ -47,35 +48,35 @@ install_packages() {
     command -v kcat >/dev/null || missing+=(kcat)
     command -v nginx >/dev/null || [[ -x /usr/sbin/nginx ]] || missing+=(nginx-light)
     command -v promtool >/dev/null || missing+=(prometheus)
-    if ! browser_works; then
+    if ! has_browser; then
         command -v apt-cache >/dev/null && apt_refresh
-        # Ubuntu's are only pointers to snap packages.
-        apt_has chromium-driver || die "please install Chromium or Chrome, and chromedriver, by hand"
+        # Ubuntu's packages only refer to snap packages.
+        is_in_apt chromium-driver || die "please install Chromium or Chrome, and chromedriver, by hand"
         missing+=(chromium chromium-driver fonts-dejavu-core)
     fi
-    java_works || missing+=("$(java_package)")
+    has_java || missing+=("$(find_java_package)")
     [[ -d $KAFKA_JARS ]] || command -v mvn >/dev/null || missing+=(maven)
     [[ -d /etc/ssl/certs ]] || missing+=(ca-certificates)
     if ((${#missing[@]})); then
         apt_install "${missing[@]}"
     fi
-    at_least "$(redis-server --version | sed -n 's/.* v=\([0-9.]*\) .*/\1/p')" 7 ||
-        die "needs Redis 7 or newer; this system's is older: $(redis-server --version)"
+    is_at_least "$(redis-server --version | sed -n 's/.* v=\([0-9.]*\) .*/\1/p')" 7 ||
+        die "Redis 7 or newer is needed, and this one is older: $(redis-server --version)"
 }
 
-# A browser, and what drives it.
-browser_works() {
+# Whether a browser and its WebDriver are installed.
+has_browser() {
     command -v chromedriver >/dev/null || return 1
     command -v chromium >/dev/null || command -v google-chrome >/dev/null
 }
 
-# Releases carry different ones; the newer ones have no 17 any more.
-java_package() {
+# Prints a package with a JRE. Newer releases of the system do not have version 17.
+find_java_package() {
     local package
     if command -v apt-cache >/dev/null; then
         apt_refresh >&2
         for package in openjdk-17-jre-headless openjdk-21-jre-headless openjdk-25-jre-headless; do
-            if apt_has "$package"; then
+            if is_in_apt "$package"; then
                 printf '%s\n' "$package"
                 return
             fi
@@ -84,38 +85,38 @@ java_package() {
     printf '%s\n' default-jre-headless
 }
 
-# Kafka 4's broker needs Java 17.
-java_works() {
+# Whether Java is new enough for the broker of Kafka 4, which needs 17.
+has_java() {
     local version
     version=$(java -version 2>&1 | sed -n 's/.*version "\([0-9]*\).*/\1/p') || return 1
     [[ -n $version ]] && ((version >= 17))
 }
 
-# at_least HAVE WANTED, both like 1.90 or 1.90.0.
-at_least() { [[ $(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1) == "$2" ]]; }
+# is_at_least VERSION MINIMUM, both like 1.90 or 1.90.0.
+is_at_least() { [[ $(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1) == "$2" ]]; }
 
-rust_works() {
+has_rust() {
     local have
-    have=$(cargo --version 2>/dev/null | cut -d ' ' -f 2) && at_least "$have" "$1"
+    have=$(cargo --version 2>/dev/null | cut -d ' ' -f 2) && is_at_least "$have" "$1"
 }
 
 install_rust() {
     local wanted candidate
     wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$ROOT/Cargo.toml")
     PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
-    if ! rust_works "$wanted"; then
+    if ! has_rust "$wanted"; then
         command -v apt-cache >/dev/null || die "please install Rust $wanted or newer (https://rustup.rs)"
         apt_refresh
         candidate=$(apt-cache policy cargo 2>/dev/null | sed -n 's/^ *Candidate: \([0-9.]*\).*/\1/p')
-        # The cargo of older packages is numbered 0.x.
-        if [[ $candidate == 1.* ]] && at_least "$candidate" "$wanted"; then
+        # Older packages of cargo have versions 0.x.
+        if [[ $candidate == 1.* ]] && is_at_least "$candidate" "$wanted"; then
             apt_install cargo rustc rustfmt rust-clippy
-        elif apt_has rustup; then
+        elif is_in_apt rustup; then
             apt_install rustup
             rustup default stable
         fi
-        rust_works "$wanted" || die "needs cargo of Rust $wanted or newer, and apt has none:" \
-            "install it with rustup (https://rustup.rs), then run this again." \
+        has_rust "$wanted" || die "cargo of Rust $wanted or newer is needed, and apt has none:" \
+            "install it with rustup (https://rustup.rs) and run this again." \
             "Found: $(cargo --version 2>/dev/null || echo none)"
     fi
     if ! cargo fmt --version >/dev/null 2>&1 || ! cargo clippy --version >/dev/null 2>&1; then
@@ -124,8 +125,8 @@ install_rust() {
     fi
 }
 
-# The broker is a folder of jars. It is downloaded beside its place and renamed, so that an
-# interrupted run leaves no half folder behind.
+# The broker is a folder of jars. It is downloaded to a temporary folder and then renamed, so that an
+# interrupted run leaves no incomplete folder.
 install_kafka() {
     local staging
     [[ -d $KAFKA_JARS ]] && return
@@ -133,7 +134,7 @@ install_kafka() {
     (
         flock 8
         [[ -d $KAFKA_JARS ]] && exit
-        say "getting Kafka $KAFKA_VERSION by Maven"
+        say "downloading Kafka $KAFKA_VERSION with Maven"
         staging=$(mktemp -d "$CACHE/download.XXXXXX")
         trap 'rm -rf "$staging"' EXIT
         cat >"$staging/pom.xml" <<POM
@@ -159,47 +160,47 @@ install_kafka() {
 POM
         mvn -q -B -f "$staging/pom.xml" dependency:copy-dependencies \
             -DoutputDirectory="$staging/jars" >&2 ||
-            die "Maven could not get Kafka; the lines above say why"
+            die "Maven could not download Kafka; see the lines above"
         mv -T "$staging/jars" "$KAFKA_JARS"
     ) 8>"$CACHE/lock"
 }
 
-# The browser client's tests need the test runner of Node 20 and its WebSocket.
-node_works() {
+# Whether this Node has the test runner and the WebSocket that the tests of the browser client need.
+is_node_suitable() {
     local have
-    have=$("$1" --version 2>/dev/null) && at_least "${have#v}" 20.10
+    have=$("$1" --version 2>/dev/null) && is_at_least "${have#v}" 20.10
 }
 
-# Sets TEST_NODE. Where the system has none that is new enough, and apt neither: by npm, as one
-# executable beside Kafka.
+# Sets TEST_NODE. If neither the system nor apt has a Node that is new enough, npm downloads the
+# executable to the cache folder.
 install_node() {
     local candidate machine staging
     TEST_NODE=node
-    node_works node && return
+    is_node_suitable node && return
     if command -v apt-cache >/dev/null; then
         apt_refresh
         candidate=$(apt-cache policy nodejs 2>/dev/null | sed -n 's/^ *Candidate: \([0-9.]*\).*/\1/p')
-        if [[ -n $candidate ]] && at_least "$candidate" 20.10; then
+        if [[ -n $candidate ]] && is_at_least "$candidate" 20.10; then
             apt_install nodejs
             return
         fi
     fi
     TEST_NODE=$CACHE/node-$NODE_VERSION/bin/node
-    node_works "$TEST_NODE" && return
+    is_node_suitable "$TEST_NODE" && return
     command -v npm >/dev/null || apt_install npm
     case $(uname -m) in
         x86_64) machine=x64 ;;
         aarch64) machine=arm64 ;;
         *) die "please install Node 20.10 or newer by hand" ;;
     esac
-    say "getting Node $NODE_VERSION by npm"
+    say "downloading Node $NODE_VERSION with npm"
     staging=$(mktemp -d "$CACHE/download.XXXXXX")
     npm install --silent --no-audit --no-fund --ignore-scripts --prefix "$staging" \
-        "node-linux-$machine@$NODE_VERSION" >&2 || die "npm could not get Node; the lines above say why"
+        "node-linux-$machine@$NODE_VERSION" >&2 || die "npm could not download Node; see the lines above"
     rm -rf "$CACHE/node-$NODE_VERSION"
     mv -T "$staging/node_modules/node-linux-$machine" "$CACHE/node-$NODE_VERSION"
     rm -rf "$staging"
-    node_works "$TEST_NODE" || die "the Node that npm brought does not run here"
+    is_node_suitable "$TEST_NODE" || die "the downloaded Node does not run on this machine"
 }
 
 install_fuzzer() {

@@ -2,7 +2,7 @@
 # shellcheck disable=SC2034 # The addresses are read where this file is sourced.
 # One Kafka node (KRaft) on the loopback interface; sets TEST_KAFKA.
 
-kafka_start() {
+start_kafka() {
     local port controller dir=$STATE/data/kafka id
     port=$(free_port)
     controller=$(free_port)
@@ -32,28 +32,28 @@ CONF
     TEST_KAFKA=127.0.0.1:$port
 }
 
-# Ready means that a client gets metadata, not that a port is open.
-kafka_answers() { kcat -b "$TEST_KAFKA" -L -m 2 >/dev/null 2>&1; }
+# Kafka is ready when a client gets metadata; an open port is not enough.
+is_kafka_ready() { kcat -b "$TEST_KAFKA" -L -m 2 >/dev/null 2>&1; }
 
-kafka_wait() { wait_for 60 Kafka kafka_answers; }
+wait_for_kafka() { wait_for 60 Kafka is_kafka_ready; }
 
-kafka_has_ended() {
+has_kafka_exited() {
     local name pid started
-    read -r name pid started < <(grep '^kafka ' "$STATE/processes") && ! alive "$pid" "$started"
+    read -r name pid started < <(grep '^kafka ' "$STATE/processes") && ! is_alive "$pid" "$started"
 }
 
-kafka_answers_or_has_ended() { kafka_answers || kafka_has_ended; }
+is_kafka_ready_or_exited() { is_kafka_ready || has_kafka_exited; }
 
-# The same of one that was just started. Kafka takes its ports seconds after they were chosen; where
-# somebody else on this machine was faster, it is started on others, once.
-kafka_started() {
-    wait_for 60 Kafka kafka_answers_or_has_ended || return
-    kafka_answers && return
+# Waits for a Kafka that was just started. Kafka binds its ports seconds after they were chosen. If
+# another process has bound one of them by then, Kafka is started once more on other ports.
+finish_kafka_start() {
+    wait_for 60 Kafka is_kafka_ready_or_exited || return
+    is_kafka_ready && return
     grep -q 'Address already in use' "$STATE/kafka.log" || return
-    say "a port of Kafka's was taken meanwhile; starting it on others"
+    say "another process uses a port of Kafka; starting Kafka on other ports"
     mv "$STATE/kafka.log" "$STATE/kafka-first.log"
     sed -i '/^kafka /d' "$STATE/processes"
     rm -rf "$STATE/data/kafka"
-    kafka_start
-    kafka_wait
+    start_kafka
+    wait_for_kafka
 }

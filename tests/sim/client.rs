@@ -1,39 +1,48 @@
-//! A `chatmesh.v1` client and the gateway's side of its socket, and what it must never see.
+//! A `chatmesh.v1` client, its gateway's side of the socket, and the checks on every frame that the
+//! client receives.
 
-use crate::reference::{End, Frame, How, Message, Offset, Position, Published, Shared};
-use crate::world::{Violation, World};
+use crate::model::{Model, Violation};
+use crate::reference::{
+    Frame, Message, Offset, Outcome, OutcomeKind, Position, PublishedFrame, SharedState,
+};
 
-/// What comes over the socket.
+/// A frame that the gateway sends to the client.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) enum Wire {
+pub(crate) enum ServerFrame {
     Welcome {
         position: Position,
         recovered: bool,
-        /// What the history said when the gateway looked; for who has to reload it.
-        history: Vec<(Message, End)>,
+        /// The history at the moment of the gateway's read, for a client that must reload it.
+        history: Vec<(Message, Outcome)>,
     },
     Snapshot(Message, u8, Vec<u8>),
-    Frame(Frame),
-    /// The terminal frame of a message that was sent again.
-    Again(Message, End),
+    Live(Frame),
+    /// The stored terminal frame of a message that the client sent again.
+    ResentOutcome(Message, Outcome),
 }
 
+/// The state of the gateway's subscription for this socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Phase {
-    Off,
-    Stale,
-    Following { id: u8, n: u8 },
+enum Subscription {
+    Disconnected,
+    /// Frames may be missing; the mailbox must be read first.
+    NeedsRead,
+    /// Every frame up to `n` of this counter was handled.
+    Live {
+        counter_id: u8,
+        n: u8,
+    },
 }
 
-/// How a client knows of an end.
+/// How the client learnt the outcome of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Seen {
-    No,
-    History(End),
-    Frame(End),
+enum KnownOutcome {
+    Unknown,
+    FromHistory(Outcome),
+    FromFrame(Outcome),
 }
 
-/// The text of an answer as the client shows it: for each piece the call of the model.
+/// The text of an answer as the client shows it: for each piece the model call that it came from.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 struct Text {
     attempt: u8,
@@ -43,64 +52,67 @@ struct Text {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Client {
     // The gateway's side.
-    phase: Phase,
-    welcomed: bool,
-    cursor: Option<Position>,
-    had: Option<Position>,
-    feed: Vec<Published>,
-    wire: Vec<Wire>,
-    // The client's.
+    subscription: Subscription,
+    is_welcomed: bool,
+    /// The position up to which the gateway has sent terminal frames.
+    sent_up_to: Option<Position>,
+    /// A position up to which the client has received everything although `sent_up_to` is lower: the
+    /// mailbox was rebuilt and its positions began again.
+    received_before: Option<Position>,
+    feed: Vec<PublishedFrame>,
+    socket: Vec<ServerFrame>,
+    // The client's side.
     position: Option<Position>,
-    seen: Vec<Seen>,
+    outcomes: Vec<KnownOutcome>,
     texts: Vec<Text>,
 }
 
-fn up_to(at: Offset, bound: Option<Position>) -> bool {
-    matches!(bound, Some(Position::At(bound)) if at <= bound)
+fn is_covered(offset: Offset, position: Option<Position>) -> bool {
+    matches!(position, Some(Position::At(covered)) if offset <= covered)
 }
 
 impl Client {
     pub(crate) fn new(messages: usize) -> Self {
         Self {
-            phase: Phase::Off,
-            welcomed: false,
-            cursor: None,
-            had: None,
+            subscription: Subscription::Disconnected,
+            is_welcomed: false,
+            sent_up_to: None,
+            received_before: None,
             feed: Vec::new(),
-            wire: Vec::new(),
+            socket: Vec::new(),
             position: None,
-            seen: vec![Seen::No; messages],
+            outcomes: vec![KnownOutcome::Unknown; messages],
             texts: vec![Text::default(); messages],
         }
     }
 
-    pub(crate) fn is_off(&self) -> bool {
-        self.phase == Phase::Off
+    pub(crate) fn is_disconnected(&self) -> bool {
+        self.subscription == Subscription::Disconnected
     }
 
-    pub(crate) fn is_stale(&self) -> bool {
-        self.phase == Phase::Stale
+    pub(crate) fn needs_read(&self) -> bool {
+        self.subscription == Subscription::NeedsRead
     }
 
-    fn follows(&self) -> bool {
-        matches!(self.phase, Phase::Following { .. })
+    fn is_live(&self) -> bool {
+        matches!(self.subscription, Subscription::Live { .. })
     }
 
     pub(crate) fn can_feed(&self) -> bool {
-        self.follows() && !self.feed.is_empty()
+        self.is_live() && !self.feed.is_empty()
     }
 
     pub(crate) fn can_receive(&self) -> bool {
-        !self.wire.is_empty()
+        !self.socket.is_empty()
     }
 
-    /// The check of every few seconds would find something: a lost frame had no successor.
-    pub(crate) fn misses(&self, shared: &Shared) -> bool {
-        match self.phase {
-            Phase::Following { id, n } => {
-                self.feed.is_empty() && (shared.n_id, shared.n) != (Some(id), n)
+    /// Whether the periodic check would find lost frames that no later frame has revealed.
+    pub(crate) fn has_undetected_gap(&self, shared: &SharedState) -> bool {
+        match self.subscription {
+            Subscription::Live { counter_id, n } => {
+                self.feed.is_empty() && (shared.counter_id, shared.n) != (Some(counter_id), n)
             }
-            _ => false,
+            Subscription::Disconnected | Subscription::NeedsRead => false,
         }
     }
 
@@ -108,185 +120,185 @@ impl Client {
         self.position
     }
 
-    pub(crate) fn seen(&self, message: Message) -> Option<End> {
-        match self.seen[usize::from(message)] {
-            Seen::No => None,
-            Seen::History(end) | Seen::Frame(end) => Some(end),
+    pub(crate) fn known_outcome(&self, message: Message) -> Option<Outcome> {
+        match self.outcomes[usize::from(message)] {
+            KnownOutcome::Unknown => None,
+            KnownOutcome::FromHistory(outcome) | KnownOutcome::FromFrame(outcome) => Some(outcome),
         }
     }
 
-    /// The text of a message as it is shown, before its end.
+    /// The text of a message as the client shows it before the outcome.
     pub(crate) fn text(&self, message: Message) -> &[u8] {
         &self.texts[usize::from(message)].pieces
     }
 
     pub(crate) fn connect(&mut self) {
-        self.phase = Phase::Stale;
-        self.welcomed = false;
-        self.cursor = self.position;
-        self.had = self.cursor;
+        self.subscription = Subscription::NeedsRead;
+        self.is_welcomed = false;
+        self.sent_up_to = self.position;
+        self.received_before = self.position;
     }
 
     pub(crate) fn drop_socket(&mut self) {
-        self.phase = Phase::Off;
+        self.subscription = Subscription::Disconnected;
         self.feed.clear();
-        self.wire.clear();
+        self.socket.clear();
     }
 
-    /// The gateway's subscription is lost; it reads after it has subscribed again.
-    pub(crate) fn disrupt(&mut self) {
+    /// The gateway's subscription breaks; it reads the mailbox after it has subscribed again.
+    pub(crate) fn break_subscription(&mut self) {
         self.feed.clear();
-        self.set_stale();
+        self.require_read();
     }
 
-    pub(crate) fn set_stale(&mut self) {
-        if self.follows() {
-            self.phase = Phase::Stale;
+    pub(crate) fn require_read(&mut self) {
+        if self.is_live() {
+            self.subscription = Subscription::NeedsRead;
             self.feed.clear();
         }
     }
 
-    pub(crate) fn lose(&mut self) {
+    pub(crate) fn lose_publish(&mut self) {
         self.feed.remove(0);
     }
 
-    pub(crate) fn published(&mut self, frames: &[Published]) {
-        if self.follows() {
+    pub(crate) fn publish(&mut self, frames: &[PublishedFrame]) {
+        if self.is_live() {
             self.feed.extend_from_slice(frames);
         }
     }
 
-    fn has_had(&self, at: Offset) -> bool {
-        up_to(at, self.cursor) || up_to(at, self.had)
+    fn has_received(&self, offset: Offset) -> bool {
+        is_covered(offset, self.sent_up_to) || is_covered(offset, self.received_before)
     }
 
-    /// The socket resent a message whose end was delivered. What it has not had yet comes by a
-    /// read.
-    pub(crate) fn tell_again(&mut self, message: Message, at: Offset, end: End) {
-        if self.is_off() {
+    /// The client sent a message again whose outcome was already delivered. If the client has not
+    /// received it yet, the next read sends it.
+    pub(crate) fn resend_outcome(&mut self, message: Message, offset: Offset, outcome: Outcome) {
+        if self.is_disconnected() {
             return;
         }
-        if self.has_had(at) {
-            self.wire.push(Wire::Again(message, end));
+        if self.has_received(offset) {
+            self.socket
+                .push(ServerFrame::ResentOutcome(message, outcome));
         } else {
-            self.set_stale();
+            self.require_read();
         }
     }
 
-    pub(crate) fn read(&mut self, shared: &mut Shared) {
-        let look = shared.read(self.cursor);
-        if look.recovered {
-            if !self.welcomed {
-                self.wire.push(Wire::Welcome {
-                    position: self.cursor.unwrap_or(look.end),
+    /// The gateway reads the mailbox and sends what the client has not received.
+    pub(crate) fn read(&mut self, shared: &mut SharedState) {
+        let view = shared.read(self.sent_up_to);
+        if view.recovered {
+            if !self.is_welcomed {
+                self.socket.push(ServerFrame::Welcome {
+                    position: self.sent_up_to.unwrap_or(view.end),
                     recovered: true,
                     history: Vec::new(),
                 });
             }
-            for (at, message, end) in &look.frames {
-                if !self.has_had(*at) {
-                    let frame = Frame::Terminal(*message, *at, *end);
-                    self.wire.push(Wire::Frame(frame));
+            for (offset, message, outcome) in &view.frames {
+                if !self.has_received(*offset) {
+                    let frame = Frame::Terminal(*message, *offset, *outcome);
+                    self.socket.push(ServerFrame::Live(frame));
                 }
-                self.cursor = Some(Position::At(*at));
+                self.sent_up_to = Some(Position::At(*offset));
             }
         } else {
-            if let Some(Position::At(at)) = self.cursor
-                && !up_to(at, self.had)
+            if let Some(Position::At(offset)) = self.sent_up_to
+                && !is_covered(offset, self.received_before)
             {
-                self.had = self.cursor;
+                self.received_before = self.sent_up_to;
             }
-            self.cursor = Some(look.end);
-            let position = match (self.had, look.end) {
-                (Some(Position::At(had)), Position::At(end)) if end <= had => Position::At(had),
-                (Some(Position::At(had)), Position::Empty(_)) => Position::At(had),
-                _ => look.end,
+            self.sent_up_to = Some(view.end);
+            let position = match (self.received_before, view.end) {
+                (Some(Position::At(before)), Position::At(end)) if end <= before => {
+                    Position::At(before)
+                }
+                (Some(Position::At(before)), Position::Empty(_)) => Position::At(before),
+                _ => view.end,
             };
             let turns = shared.history.iter();
-            self.wire.push(Wire::Welcome {
+            self.socket.push(ServerFrame::Welcome {
                 position,
                 recovered: false,
-                history: turns.map(|turn| (turn.message, turn.end)).collect(),
+                history: turns.map(|turn| (turn.message, turn.outcome)).collect(),
             });
         }
-        self.welcomed = true;
-        for (message, attempt, text) in look.in_flight {
-            self.wire.push(Wire::Snapshot(message, attempt, text));
+        self.is_welcomed = true;
+        for (message, attempt, text) in view.in_flight {
+            self.socket
+                .push(ServerFrame::Snapshot(message, attempt, text));
         }
-        self.phase = Phase::Following {
-            id: look.id,
-            n: look.n,
+        self.subscription = Subscription::Live {
+            counter_id: view.counter_id,
+            n: view.n,
         };
     }
 
-    /// The gateway takes the next published frame.
-    pub(crate) fn feed(&mut self, sees_gaps: bool, filters: bool) {
-        let Phase::Following { id, n } = self.phase else {
+    /// The gateway handles the next published frame.
+    pub(crate) fn feed(&mut self, detects_gaps: bool, filters_by_position: bool) {
+        let Subscription::Live { counter_id, n } = self.subscription else {
             return;
         };
-        let Published {
-            id: of,
-            n: number,
-            frame,
-        } = self.feed.remove(0);
-        if sees_gaps && (of != id || number > n + 1) {
-            self.set_stale();
+        let next = self.feed.remove(0);
+        if detects_gaps && (next.counter_id != counter_id || next.n > n + 1) {
+            self.require_read();
             return;
         }
-        if of == id && number <= n {
+        if next.counter_id == counter_id && next.n <= n {
             return;
         }
-        self.phase = Phase::Following { id: of, n: number };
-        if let Frame::Terminal(_, at, _) = frame {
-            if filters && self.has_had(at) {
+        self.subscription = Subscription::Live {
+            counter_id: next.counter_id,
+            n: next.n,
+        };
+        if let Frame::Terminal(_, offset, _) = next.frame {
+            if filters_by_position && self.has_received(offset) {
                 return;
             }
-            self.cursor = Some(Position::At(at));
+            self.sent_up_to = Some(Position::At(offset));
         }
-        self.wire.push(Wire::Frame(frame));
+        self.socket.push(ServerFrame::Live(next.frame));
     }
 
-    pub(crate) fn wire_front(&self) -> Option<Wire> {
-        self.wire.first().cloned()
+    pub(crate) fn next_frame(&self) -> Option<ServerFrame> {
+        self.socket.first().cloned()
     }
 
-    /// The client takes what came; says what should not have come.
-    pub(crate) fn receive(&mut self, frame: Wire, world: &World) -> Result<(), Violation> {
-        self.wire.remove(0);
+    /// The client handles the next frame of its socket. Returns an error if the frame must not have
+    /// been sent.
+    pub(crate) fn receive(&mut self, frame: ServerFrame, model: &Model) -> Result<(), Violation> {
+        self.socket.remove(0);
         match frame {
-            Wire::Welcome {
+            ServerFrame::Welcome {
                 position,
                 recovered,
                 history,
             } => {
                 self.position = Some(position);
                 if !recovered {
-                    for (message, end) in history {
-                        let seen = &mut self.seen[usize::from(message)];
-                        if !matches!(seen, Seen::Frame(_)) {
-                            *seen = Seen::History(end);
-                        }
-                    }
+                    self.reload_history(history);
                 }
                 Ok(())
             }
-            Wire::Snapshot(message, attempt, pieces) => {
+            ServerFrame::Snapshot(message, attempt, pieces) => {
                 self.texts[usize::from(message)] = Text { attempt, pieces };
-                self.one_voice(message)
+                self.check_single_call(message)
             }
-            Wire::Again(message, end) => match self.seen(message) {
-                Some(seen) if seen == end => Ok(()),
-                seen => Err(format!("told again {end:?}, after {seen:?}")),
+            ServerFrame::ResentOutcome(message, outcome) => match self.known_outcome(message) {
+                Some(known) if known == outcome => Ok(()),
+                known => Err(format!("sent again as {outcome:?}, known as {known:?}")),
             },
-            Wire::Frame(Frame::Accepted(_)) => Ok(()),
-            Wire::Frame(Frame::Restarted(message, attempt)) => {
+            ServerFrame::Live(Frame::Accepted(_)) => Ok(()),
+            ServerFrame::Live(Frame::Restarted(message, attempt)) => {
                 self.texts[usize::from(message)] = Text {
                     attempt,
                     pieces: Vec::new(),
                 };
                 Ok(())
             }
-            Wire::Frame(Frame::Delta {
+            ServerFrame::Live(Frame::Delta {
                 message,
                 attempt,
                 index,
@@ -305,48 +317,62 @@ impl Client {
                     ));
                 }
                 text.pieces.push(call);
-                self.one_voice(message)
+                self.check_single_call(message)
             }
-            Wire::Frame(Frame::Terminal(message, at, end)) => {
-                self.take_end(message, at, end, world)
+            ServerFrame::Live(Frame::Terminal(message, offset, outcome)) => {
+                self.receive_outcome(message, offset, outcome, model)
             }
         }
     }
 
-    fn take_end(
+    fn reload_history(&mut self, history: Vec<(Message, Outcome)>) {
+        for (message, outcome) in history {
+            let known = &mut self.outcomes[usize::from(message)];
+            if !matches!(known, KnownOutcome::FromFrame(_)) {
+                *known = KnownOutcome::FromHistory(outcome);
+            }
+        }
+    }
+
+    fn receive_outcome(
         &mut self,
         message: Message,
-        at: Offset,
-        end: End,
-        world: &World,
+        offset: Offset,
+        outcome: Outcome,
+        model: &Model,
     ) -> Result<(), Violation> {
-        if let Seen::Frame(first) = self.seen[usize::from(message)] {
-            return Err(format!("message {message} ended twice: {first:?}, {end:?}"));
-        }
-        if let Some(before) = world.before(message).find(|one| self.seen(*one).is_none()) {
-            return Err(format!("message {message} ended before message {before}"));
-        }
-        if up_to(at, self.position) {
+        if let KnownOutcome::FromFrame(first) = self.outcomes[usize::from(message)] {
             return Err(format!(
-                "a frame at {at}, and the position is {:?}",
+                "message {message} ended twice: {first:?}, {outcome:?}"
+            ));
+        }
+        let mut predecessors = model.predecessors(message);
+        if let Some(earlier) = predecessors.find(|earlier| self.known_outcome(*earlier).is_none()) {
+            return Err(format!("message {message} ended before message {earlier}"));
+        }
+        if is_covered(offset, self.position) {
+            return Err(format!(
+                "a frame at {offset}, and the position is {:?}",
                 self.position
             ));
         }
-        if world.first_end(message) != Some(end) {
+        if model.first_outcome(message) != Some(outcome) {
             return Err(format!(
-                "message {message} ended as {end:?}, not its first record"
+                "message {message} ended as {outcome:?}, which is not its first record"
             ));
         }
-        if end.how == How::Answered && end.call == 0 {
-            return Err(format!("message {message} is answered without words"));
+        if outcome.kind == OutcomeKind::Answered && outcome.call == 0 {
+            return Err(format!(
+                "message {message} is answered without a model call"
+            ));
         }
-        self.position = Some(Position::At(at));
-        self.seen[usize::from(message)] = Seen::Frame(end);
+        self.position = Some(Position::At(offset));
+        self.outcomes[usize::from(message)] = KnownOutcome::FromFrame(outcome);
         Ok(())
     }
 
-    /// Text of two calls is never mixed.
-    fn one_voice(&self, message: Message) -> Result<(), Violation> {
+    /// Checks that the text of two model calls is never mixed.
+    fn check_single_call(&self, message: Message) -> Result<(), Violation> {
         let pieces = self.text(message);
         if pieces.windows(2).any(|pair| pair[0] != pair[1]) {
             return Err(format!("text of several calls is mixed: {pieces:?}"));

@@ -1,17 +1,21 @@
-//! Deterministic simulation: a reference model of protocol.md section 3 that is searched
-//! exhaustively, and the real implementations against it. docs/reliability.md tells what is covered.
+//! Deterministic simulation: a reference model of docs/consistency.md that is searched exhaustively,
+//! and the real implementations compared with it. docs/reliability.md says what is covered.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::print_stderr,
-    reason = "a test that can't go on panics, and says what it saw"
+    reason = "a test that can't continue panics, and reports what it ran"
 )]
 
 mod client;
 mod conformance;
-mod cuts;
-mod explore;
+mod model;
 mod reference;
 mod scenarios;
+mod search;
 mod searches;
-mod world;
+#[path = "../common/seeds.rs"]
+mod seeds;
+#[path = "../common/settings.rs"]
+mod settings;
+mod torn_journals;

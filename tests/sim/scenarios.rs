@@ -1,445 +1,486 @@
-//! The interleavings of docs/scenarios.md by their numbers: the model goes exactly that way, then
-//! on until nothing is left to do, and is judged as in a search.
+//! The scenarios S1 to S15 of docs/consistency.md. The model takes exactly their steps, then any steps
+//! until it reaches a final state, which is checked as in a search.
 
+use crate::model::Fault::{
+    self, Cancel, CrashRelay, CrashWorker, DropSocket, DuplicateCall, EmptyRedis, LosePublish,
+    PausePastLease, Resend, RollBackRedis,
+};
+use crate::model::Step::{
+    ArriveDuplicate, CommitRelay, Connect, DuplicateRelayCall, DuplicateWorkerCall, ExpireLease,
+    Feed, NoticeDisruption, Read, Receive, SaveSnapshot, Send, Worker,
+};
+use crate::model::{Model, RecordTask, SearchBounds, Stage, Step};
 use crate::reference::{
-    Admitted, Begun, Cancelled, Delivered, Ended, How, Lived, Position, Shared,
+    AdmissionDecision, BeginResponse, CancelResult, DeliverResponse, LiveResponse, OutcomeKind,
+    Position, SharedState, StoredOutcome,
 };
-use crate::world::Fault::{
-    self, Cancel, CrashRelay, CrashWorker, DropSocket, Empty, LosePublish, Pause, Repeat, Resend,
-    RollBack,
-};
-use crate::world::Step::{
-    Again, CommitRelay, Connect, CopyRelay, CopyWorker, Feed, LeaseEnds, Notice, Read, Receive,
-    Send, Snapshot, Work,
-};
-use crate::world::{Bounds, Stage, Step, World};
 
-const ALL: &[(Fault, u8)] = &[
+const FAULTS: &[(Fault, u8)] = &[
     (CrashWorker, 2),
     (CrashRelay, 1),
-    (Fault::MoveWorker, 1),
-    (Pause, 1),
-    (Repeat, 2),
+    (Fault::ReassignMessages, 1),
+    (PausePastLease, 1),
+    (DuplicateCall, 2),
     (LosePublish, 1),
     (DropSocket, 1),
-    (Empty, 1),
-    (RollBack, 1),
+    (EmptyRedis, 1),
+    (RollBackRedis, 1),
     (Cancel, 1),
     (Resend, 1),
 ];
 
-const TWO: &[u8] = &[0, 0];
+const ONE_CONVERSATION: &[u8] = &[0, 0];
 
-/// A client that follows and a relay that has settled.
-fn begun(messages: usize) -> World {
-    let mut world = World::new(&Bounds {
-        conversations: &TWO[..messages],
+/// A model with a live client and a relay that has set the marker.
+fn start(messages: usize) -> Model {
+    let mut model = Model::new(&SearchBounds {
+        conversations: &ONE_CONVERSATION[..messages],
         pieces: 2,
-        window: 1,
-        faults: 10,
-        each: ALL,
-        after: &[],
-        without: None,
+        rewind_window: 1,
+        max_faults: 10,
+        faults: FAULTS,
+        prefix: &[],
+        left_out: None,
     });
-    go(
-        &mut world,
+    apply(
+        &mut model,
         &[Connect, Read, Receive, Step::Relay(0), Step::Relay(0)],
     );
-    world
+    model
 }
 
-fn go(world: &mut World, steps: &[Step]) {
+/// Applies steps that must be possible and without a violation.
+fn apply(model: &mut Model, steps: &[Step]) {
     let mut possible = Vec::new();
     for step in steps {
-        world.steps(&mut possible);
-        world.faults(&mut possible);
+        model.steps(&mut possible);
+        model.fault_steps(&mut possible);
         assert!(
             possible.contains(step),
-            "{step:?} is not possible in {world:#?}"
+            "{step:?} is not possible in {model:#?}"
         );
-        if let Err(violation) = world.apply(*step) {
+        if let Err(violation) = model.apply(*step) {
             panic!("{step:?}: {violation}");
         }
     }
 }
 
-fn send(world: &mut World, message: u8) {
+/// Sends a message through the first gateway until it is accepted.
+fn send(model: &mut Model, message: u8) {
     let gateway = [Step::Gateway(0); 3];
-    go(world, &[&[Send(0, message)][..], &gateway].concat());
+    apply(model, &[&[Send(0, message)][..], &gateway].concat());
 }
 
-/// Takes the record and begins.
-fn take(world: &mut World, worker: usize, record: usize) {
-    go(world, &[Work(worker, record); 2]);
+/// Takes the record and begins it.
+fn begin_record(model: &mut Model, worker: usize, record: usize) {
+    apply(model, &[Worker(worker, record); 2]);
 }
 
-fn hear(world: &mut World) {
-    while world.client.can_feed() || world.client.can_receive() {
-        let step = if world.client.can_receive() {
+/// What the first worker does with the first record.
+fn first_task(model: &Model) -> Option<RecordTask> {
+    model.workers[0].tasks[0]
+}
+
+/// Handles all published frames and everything on the socket.
+fn drain_client(model: &mut Model) {
+    while model.client.can_feed() || model.client.can_receive() {
+        let step = if model.client.can_receive() {
             Receive
         } else {
             Feed
         };
-        go(world, &[step]);
+        apply(model, &[step]);
     }
 }
 
-/// On until nothing is left to do.
-fn rest(mut world: World) -> World {
+/// Takes any steps until the state is final, and checks it.
+fn run_to_end(mut model: Model) -> Model {
     let mut steps = Vec::new();
     loop {
-        world.steps(&mut steps);
+        model.steps(&mut steps);
         let Some(step) = steps.first().copied() else {
             break;
         };
-        go(&mut world, &[step]);
+        apply(&mut model, &[step]);
     }
-    if let Err(violation) = world.check_rest() {
+    if let Err(violation) = model.check_final_state() {
         panic!("{violation}");
     }
-    world
+    model
 }
 
 #[test]
-fn s1_a_repeated_deliver_before_the_rewind_is_lost() {
-    let mut world = begun(2);
-    send(&mut world, 0);
-    send(&mut world, 1);
-    hear(&mut world);
-    take(&mut world, 0, 0);
-    go(&mut world, &[Work(0, 0); 4]);
-    take(&mut world, 0, 1);
-    go(&mut world, &[Work(0, 1); 4]);
-    hear(&mut world);
-    go(
-        &mut world,
-        &[Step::Relay(0), CopyRelay(0), Step::Fault(Empty, 0), Again],
-    );
-    assert_eq!(world.mailbox_end(), None, "R1 was taken without R0");
-    assert!(!matches!(world.position(), Some(Position::At(_))));
-    go(&mut world, &[Notice(0)]);
-    let world = rest(world);
-    assert_eq!(world.position(), Some(Position::At(1)));
-}
-
-#[test]
-fn s2_the_answer_that_the_log_has_first_is_the_only_one() {
-    let mut world = begun(1);
-    send(&mut world, 0);
-    take(&mut world, 0, 0);
-    go(&mut world, &[Work(0, 0); 4]);
-    go(&mut world, &[Step::Relay(0)]);
-    hear(&mut world);
-    let seen = world.client.seen(0);
-    go(
-        &mut world,
-        &[Step::Fault(CrashWorker, 0), Step::Fault(Empty, 0)],
-    );
-    take(&mut world, 0, 0);
-    go(&mut world, &[Work(0, 0); 4]);
-    assert_eq!(world.responses.len(), 2);
-    assert_ne!(world.responses[0], world.responses[1]);
-    let world = rest(world);
-    assert_eq!(world.client.seen(0), seen);
-}
-
-#[test]
-fn s3_what_was_rolled_back_is_brought_back_by_another_relay() {
-    let mut world = begun(1);
-    send(&mut world, 0);
-    take(&mut world, 0, 0);
-    go(&mut world, &[Work(0, 0); 4]);
-    go(&mut world, &[Snapshot, Step::Relay(0), CommitRelay(0)]);
-    go(
-        &mut world,
-        &[Step::Fault(CrashRelay, 0), Step::Fault(RollBack, 0)],
-    );
-    assert_eq!((world.committed_out, world.mailbox_end()), (1, None));
-    let world = rest(world);
-    assert_eq!(world.mailbox_end(), Some(0));
-}
-
-#[test]
-fn s4_the_text_begins_anew_with_the_same_attempt() {
-    let mut world = begun(1);
-    send(&mut world, 0);
-    take(&mut world, 0, 0);
-    go(&mut world, &[Work(0, 0)]);
-    hear(&mut world);
-    assert_eq!(world.client.text(0), [1]);
-    go(
-        &mut world,
-        &[Step::Fault(CrashWorker, 0), Step::Fault(Empty, 0)],
-    );
-    take(&mut world, 0, 0);
-    let attempt = world.workers[0].tasks[0].map(|one| one.attempt);
-    assert_eq!(attempt, Some(1), "the same number again");
-    go(&mut world, &[Read, Work(0, 0)]);
-    hear(&mut world);
-    assert_eq!(world.client.text(0), [2]);
-    rest(world);
-}
-
-#[test]
-fn s5_a_stale_copy_of_a_fenced_workers_text_is_refused() {
-    let mut world = begun(1);
-    send(&mut world, 0);
-    take(&mut world, 0, 0);
-    go(
-        &mut world,
-        &[Step::Fault(CrashWorker, 0), LeaseEnds(0), Snapshot],
-    );
-    take(&mut world, 0, 0);
-    go(
-        &mut world,
-        &[CopyWorker(0, 0), Work(0, 0), Step::Fault(RollBack, 0)],
-    );
-    // Fenced by what was rolled back to, and begun again.
-    go(&mut world, &[Work(0, 0)]);
-    assert_eq!(
-        world.workers[0].tasks[0].map(|one| one.stage),
-        Some(Stage::Begins)
-    );
-    go(&mut world, &[Work(0, 0)]);
-    assert_eq!(world.workers[0].tasks[0].map(|one| one.attempt), Some(3));
-    go(&mut world, &[Again]);
-    let flight = world.shared.messages[0].flight.as_ref();
-    assert_eq!(
-        flight.map(|one| one.text.len()),
-        Some(0),
-        "the stale copy was taken"
-    );
-    rest(world);
-}
-
-#[test]
-fn s6_a_repeated_begin_keeps_attempt_and_text() {
-    let mut world = begun(1);
-    send(&mut world, 0);
-    go(
-        &mut world,
-        &[Work(0, 0), CopyWorker(0, 0), Work(0, 0), Work(0, 0), Again],
-    );
-    let flight = world.shared.messages[0].flight.clone().unwrap();
-    assert_eq!((flight.attempt, flight.text), (1, vec![1]));
-    assert_eq!(rest(world).paid, [1]);
-}
-
-#[test]
-fn s7_a_redelivered_message_is_answered_from_what_was_delivered() {
-    let mut world = begun(1);
-    send(&mut world, 0);
-    take(&mut world, 0, 0);
-    go(&mut world, &[Work(0, 0); 4]);
-    go(
-        &mut world,
+fn s1_duplicate_deliver_before_the_rewind_returns_lost() {
+    let mut model = start(2);
+    send(&mut model, 0);
+    send(&mut model, 1);
+    drain_client(&mut model);
+    begin_record(&mut model, 0, 0);
+    apply(&mut model, &[Worker(0, 0); 4]);
+    begin_record(&mut model, 0, 1);
+    apply(&mut model, &[Worker(0, 1); 4]);
+    drain_client(&mut model);
+    apply(
+        &mut model,
         &[
             Step::Relay(0),
-            Step::Fault(Empty, 0),
-            Notice(0),
+            DuplicateRelayCall(0),
+            Step::Fault(EmptyRedis, 0),
+            ArriveDuplicate,
+        ],
+    );
+    assert_eq!(
+        model.mailbox_end(),
+        None,
+        "record 1 was delivered without record 0"
+    );
+    assert!(!matches!(model.position(), Some(Position::At(_))));
+    apply(&mut model, &[NoticeDisruption(0)]);
+    let model = run_to_end(model);
+    assert_eq!(model.position(), Some(Position::At(1)));
+}
+
+#[test]
+fn s2_first_answer_in_the_log_is_the_only_one_sent() {
+    let mut model = start(1);
+    send(&mut model, 0);
+    begin_record(&mut model, 0, 0);
+    apply(&mut model, &[Worker(0, 0); 4]);
+    apply(&mut model, &[Step::Relay(0)]);
+    drain_client(&mut model);
+    let received = model.client.known_outcome(0);
+    apply(
+        &mut model,
+        &[Step::Fault(CrashWorker, 0), Step::Fault(EmptyRedis, 0)],
+    );
+    begin_record(&mut model, 0, 0);
+    apply(&mut model, &[Worker(0, 0); 4]);
+    assert_eq!(model.responses.len(), 2);
+    assert_ne!(model.responses[0], model.responses[1]);
+    let model = run_to_end(model);
+    assert_eq!(model.client.known_outcome(0), received);
+}
+
+#[test]
+fn s3_rolled_back_mailbox_is_rebuilt_by_another_relay() {
+    let mut model = start(1);
+    send(&mut model, 0);
+    begin_record(&mut model, 0, 0);
+    apply(&mut model, &[Worker(0, 0); 4]);
+    apply(&mut model, &[SaveSnapshot, Step::Relay(0), CommitRelay(0)]);
+    apply(
+        &mut model,
+        &[Step::Fault(CrashRelay, 0), Step::Fault(RollBackRedis, 0)],
+    );
+    assert_eq!((model.responses_committed, model.mailbox_end()), (1, None));
+    let model = run_to_end(model);
+    assert_eq!(model.mailbox_end(), Some(0));
+}
+
+#[test]
+fn s4_text_restarts_under_the_same_attempt_after_data_loss() {
+    let mut model = start(1);
+    send(&mut model, 0);
+    begin_record(&mut model, 0, 0);
+    apply(&mut model, &[Worker(0, 0)]);
+    drain_client(&mut model);
+    assert_eq!(model.client.text(0), [1]);
+    apply(
+        &mut model,
+        &[Step::Fault(CrashWorker, 0), Step::Fault(EmptyRedis, 0)],
+    );
+    begin_record(&mut model, 0, 0);
+    let attempt = first_task(&model).map(|task| task.attempt);
+    assert_eq!(attempt, Some(1), "the same attempt number again");
+    apply(&mut model, &[Read, Worker(0, 0)]);
+    drain_client(&mut model);
+    assert_eq!(model.client.text(0), [2]);
+    run_to_end(model);
+}
+
+#[test]
+fn s5_stale_duplicate_of_a_fenced_workers_text_is_rejected() {
+    let mut model = start(1);
+    send(&mut model, 0);
+    begin_record(&mut model, 0, 0);
+    apply(
+        &mut model,
+        &[Step::Fault(CrashWorker, 0), ExpireLease(0), SaveSnapshot],
+    );
+    begin_record(&mut model, 0, 0);
+    apply(
+        &mut model,
+        &[
+            DuplicateWorkerCall(0, 0),
+            Worker(0, 0),
+            Step::Fault(RollBackRedis, 0),
+        ],
+    );
+    // The worker is fenced by the rolled back state, and begins again.
+    apply(&mut model, &[Worker(0, 0)]);
+    assert_eq!(
+        first_task(&model).map(|task| task.stage),
+        Some(Stage::Begin)
+    );
+    apply(&mut model, &[Worker(0, 0)]);
+    assert_eq!(first_task(&model).map(|task| task.attempt), Some(3));
+    apply(&mut model, &[ArriveDuplicate]);
+    let in_flight = model.shared.messages[0].in_flight.as_ref();
+    assert_eq!(
+        in_flight.map(|in_flight| in_flight.text.len()),
+        Some(0),
+        "the stale duplicate was accepted"
+    );
+    run_to_end(model);
+}
+
+#[test]
+fn s6_duplicate_begin_keeps_attempt_and_text() {
+    let mut model = start(1);
+    send(&mut model, 0);
+    apply(
+        &mut model,
+        &[
+            Worker(0, 0),
+            DuplicateWorkerCall(0, 0),
+            Worker(0, 0),
+            Worker(0, 0),
+            ArriveDuplicate,
+        ],
+    );
+    let in_flight = model.shared.messages[0].in_flight.clone().unwrap();
+    assert_eq!((in_flight.attempt, in_flight.text), (1, vec![1]));
+    assert_eq!(run_to_end(model).calls_by_message, [1]);
+}
+
+#[test]
+fn s7_redelivered_message_uses_the_delivered_outcome() {
+    let mut model = start(1);
+    send(&mut model, 0);
+    begin_record(&mut model, 0, 0);
+    apply(&mut model, &[Worker(0, 0); 4]);
+    apply(
+        &mut model,
+        &[
+            Step::Relay(0),
+            Step::Fault(EmptyRedis, 0),
+            NoticeDisruption(0),
             Step::Relay(0),
             Step::Relay(0),
         ],
     );
-    go(&mut world, &[Step::Fault(CrashWorker, 0)]);
-    take(&mut world, 0, 0);
+    apply(&mut model, &[Step::Fault(CrashWorker, 0)]);
+    begin_record(&mut model, 0, 0);
+    assert_eq!(first_task(&model).map(|task| task.stage), Some(Stage::Done));
+    assert!(model.shared.messages[0].in_flight.is_none());
+    let model = run_to_end(model);
     assert_eq!(
-        world.workers[0].tasks[0].map(|one| one.stage),
-        Some(Stage::Done)
+        (model.calls_by_message, model.responses.len()),
+        (vec![1], 1)
     );
-    assert!(world.shared.messages[0].flight.is_none());
-    let world = rest(world);
-    assert_eq!((world.paid, world.responses.len()), (vec![1], 1));
 }
 
 #[test]
-fn s8_a_message_sent_again_is_told_once() {
-    // Its outcome is kept and not delivered.
-    let mut world = begun(1);
-    send(&mut world, 0);
-    take(&mut world, 0, 0);
-    go(&mut world, &[Work(0, 0); 3]);
-    assert_eq!(world.shared.clone().admit(0), Admitted::Kept);
-    go(&mut world, &[Step::Fault(Resend, 0), Step::Gateway(1)]);
-    assert_eq!(rest(world).incoming.len(), 1);
-    // It was delivered, and the live frame is still on its way.
-    let mut world = begun(1);
-    send(&mut world, 0);
-    take(&mut world, 0, 0);
-    go(&mut world, &[Work(0, 0); 4]);
-    go(
-        &mut world,
+fn s8_resent_message_ends_once() {
+    // The outcome is stored and not yet delivered.
+    let mut model = start(1);
+    send(&mut model, 0);
+    begin_record(&mut model, 0, 0);
+    apply(&mut model, &[Worker(0, 0); 3]);
+    assert_eq!(model.shared.clone().admit(0), AdmissionDecision::OutcomeStored);
+    apply(&mut model, &[Step::Fault(Resend, 0), Step::Gateway(1)]);
+    assert_eq!(run_to_end(model).messages.len(), 1);
+    // The outcome was delivered, and the live frame has not arrived yet.
+    let mut model = start(1);
+    send(&mut model, 0);
+    begin_record(&mut model, 0, 0);
+    apply(&mut model, &[Worker(0, 0); 4]);
+    apply(
+        &mut model,
         &[Step::Relay(0), Step::Fault(Resend, 0), Step::Gateway(1)],
     );
-    assert_eq!(rest(world).incoming.len(), 1);
+    assert_eq!(run_to_end(model).messages.len(), 1);
 }
 
 #[test]
-fn s9_a_socket_that_dies_in_its_replay_misses_nothing() {
-    let mut world = begun(2);
-    send(&mut world, 0);
-    send(&mut world, 1);
-    hear(&mut world);
-    go(&mut world, &[Step::Fault(DropSocket, 0)]);
+fn s9_socket_closed_during_replay_loses_no_frame() {
+    let mut model = start(2);
+    send(&mut model, 0);
+    send(&mut model, 1);
+    drain_client(&mut model);
+    apply(&mut model, &[Step::Fault(DropSocket, 0)]);
     for record in 0..2 {
-        take(&mut world, 0, record);
-        go(&mut world, &[Work(0, record); 4]);
-        go(&mut world, &[Step::Relay(0)]);
+        begin_record(&mut model, 0, record);
+        apply(&mut model, &[Worker(0, record); 4]);
+        apply(&mut model, &[Step::Relay(0)]);
     }
-    // Welcome, R0 and R1 are on the wire; the client takes the welcome.
-    go(&mut world, &[Connect, Read, Receive]);
-    assert_eq!(world.client.seen(0), None);
-    let mut again = world.clone();
-    again.client.drop_socket();
-    let again = rest(again);
-    assert_eq!(again.position(), Some(Position::At(1)));
-    rest(world);
+    // Welcome and both records are on the socket; the client receives the welcome.
+    apply(&mut model, &[Connect, Read, Receive]);
+    assert_eq!(model.client.known_outcome(0), None);
+    let mut reconnected = model.clone();
+    reconnected.client.drop_socket();
+    let reconnected = run_to_end(reconnected);
+    assert_eq!(reconnected.position(), Some(Position::At(1)));
+    run_to_end(model);
 }
 
 #[test]
-fn s10_a_lost_publish_is_found() {
-    let mut world = begun(1);
-    send(&mut world, 0);
-    take(&mut world, 0, 0);
-    go(&mut world, &[Work(0, 0); 4]);
-    hear(&mut world);
-    go(&mut world, &[Step::Relay(0), Step::Fault(LosePublish, 0)]);
-    assert_eq!(world.client.seen(0), None);
-    assert!(world.client.misses(&world.shared));
-    rest(world);
+fn s10_lost_publish_is_detected() {
+    let mut model = start(1);
+    send(&mut model, 0);
+    begin_record(&mut model, 0, 0);
+    apply(&mut model, &[Worker(0, 0); 4]);
+    drain_client(&mut model);
+    apply(&mut model, &[Step::Relay(0), Step::Fault(LosePublish, 0)]);
+    assert_eq!(model.client.known_outcome(0), None);
+    assert!(model.client.has_undetected_gap(&model.shared));
+    run_to_end(model);
 }
 
 #[test]
-fn s11_another_counter_at_the_same_number_is_read() {
-    let mut world = begun(1);
-    send(&mut world, 0);
-    take(&mut world, 0, 0);
-    go(&mut world, &[Work(0, 0)]);
-    hear(&mut world);
-    let before = (world.shared.n_id, world.shared.n);
-    go(&mut world, &[Step::Fault(Empty, 0)]);
-    while world.shared.n < before.1 {
-        go(&mut world, &[Work(0, 0)]);
+fn s11_other_counter_with_the_same_number_triggers_a_read() {
+    let mut model = start(1);
+    send(&mut model, 0);
+    begin_record(&mut model, 0, 0);
+    apply(&mut model, &[Worker(0, 0)]);
+    drain_client(&mut model);
+    let before = (model.shared.counter_id, model.shared.n);
+    apply(&mut model, &[Step::Fault(EmptyRedis, 0)]);
+    while model.shared.n < before.1 {
+        apply(&mut model, &[Worker(0, 0)]);
     }
-    assert_ne!(world.shared.n_id, before.0);
-    // Even one whose subscription was not seen to break has to read.
-    assert!(world.client.is_stale());
-    rest(world);
+    assert_ne!(model.shared.counter_id, before.0);
+    // Also a gateway that did not notice the broken subscription must read.
+    assert!(model.client.needs_read());
+    run_to_end(model);
 }
 
 #[test]
-fn a_user_who_moved_to_another_partition_is_told_nothing_again() {
-    let mut shared = Shared::new(&[0; 3], 200, None);
-    let end = crate::reference::End {
+fn user_moved_to_another_partition_receives_no_frame_twice() {
+    let mut shared = SharedState::new(&[0; 3], 200, None);
+    let end = crate::reference::Outcome {
         call: 1,
         pieces: 1,
-        how: How::Answered,
+        kind: OutcomeKind::Answered,
     };
-    let (old, new) = (5, crate::reference::PARTITION);
+    let (old, new) = (5, crate::reference::PARTITION_SIZE);
     for (message, at) in [(0, old), (1, new)] {
         let delivered = shared.deliver(message, at, None, end, false);
-        assert_eq!(delivered, Delivered::Published);
+        assert_eq!(delivered, DeliverResponse::Published);
     }
-    // A relay takes the old partition and goes back in it, and what was late in it comes then.
-    shared.out.clear();
-    assert_eq!(shared.deliver(0, old, None, end, true), Delivered::Already);
-    assert!(shared.out.is_empty());
+    // A relay is assigned the old partition and rewinds it, and then a late record of it follows.
+    shared.published.clear();
+    assert_eq!(
+        shared.deliver(0, old, None, end, true),
+        DeliverResponse::AlreadyDelivered
+    );
+    assert!(shared.published.is_empty());
     let late = shared.deliver(2, old + 1, Some(old), end, false);
-    assert_eq!(late, Delivered::Published, "it was not lost");
+    assert_eq!(
+        late,
+        DeliverResponse::Published,
+        "the late record is not lost"
+    );
     assert!(!shared.read(Some(Position::At(new))).recovered);
     let next = shared.deliver(1, new, Some(new), end, true);
-    assert_eq!(next, Delivered::Already);
+    assert_eq!(next, DeliverResponse::AlreadyDelivered);
 }
 
 #[test]
-fn s12_a_mailbox_rebuilt_from_the_middle_does_not_pretend() {
-    let mut shared = Shared::new(&[0; 3], 200, None);
-    let end = crate::reference::End {
+fn s12_mailbox_rebuilt_from_the_middle_does_not_serve_earlier_positions() {
+    let mut shared = SharedState::new(&[0; 3], 200, None);
+    let end = crate::reference::Outcome {
         call: 1,
         pieces: 1,
-        how: How::Answered,
+        kind: OutcomeKind::Answered,
     };
-    assert_eq!(shared.deliver(1, 5, None, end, false), Delivered::Published);
+    assert_eq!(
+        shared.deliver(1, 5, None, end, false),
+        DeliverResponse::Published
+    );
     assert_eq!(
         shared.deliver(2, 6, Some(5), end, false),
-        Delivered::Published
+        DeliverResponse::Published
     );
     assert!(!shared.read(Some(Position::At(4))).recovered);
-    let look = shared.read(Some(Position::At(5)));
-    assert!(look.recovered);
-    assert_eq!(look.frames, [(6, 2, end)]);
+    let view = shared.read(Some(Position::At(5)));
+    assert!(view.recovered);
+    assert_eq!(view.frames, [(6, 2, end)]);
     assert!(
         !shared.read(Some(Position::At(7))).recovered,
-        "beyond the end"
+        "a position beyond the end"
     );
 }
 
 #[test]
-fn s13_a_worker_that_wakes_up_gets_the_other_ones_outcome() {
-    let mut world = begun(1);
-    send(&mut world, 0);
-    take(&mut world, 0, 0);
-    go(&mut world, &[Work(0, 0), Work(0, 0)]);
+fn s13_resumed_worker_gets_the_other_workers_outcome() {
+    let mut model = start(1);
+    send(&mut model, 0);
+    begin_record(&mut model, 0, 0);
+    apply(&mut model, &[Worker(0, 0), Worker(0, 0)]);
     assert!(matches!(
-        world.workers[0].tasks[0].map(|one| one.stage),
-        Some(Stage::Keeps(_))
+        first_task(&model).map(|task| task.stage),
+        Some(Stage::Keep(_))
     ));
-    go(
-        &mut world,
-        &[Step::Fault(Pause, 0), Step::Fault(Fault::MoveWorker, 1)],
+    apply(
+        &mut model,
+        &[
+            Step::Fault(PausePastLease, 0),
+            Step::Fault(Fault::ReassignMessages, 1),
+        ],
     );
-    take(&mut world, 1, 0);
-    go(&mut world, &[Work(1, 0); 3]);
-    let theirs = world.shared.messages[0].ended;
-    // It wakes up with its whole answer written.
-    go(&mut world, &[Work(0, 0)]);
-    let Some(Ended::Outcome(end, _)) = theirs else {
+    begin_record(&mut model, 1, 0);
+    apply(&mut model, &[Worker(1, 0); 3]);
+    let stored = model.shared.messages[0].outcome;
+    // The first worker resumes with its complete answer.
+    apply(&mut model, &[Worker(0, 0)]);
+    let Some(StoredOutcome::Outcome(end, _)) = stored else {
         panic!("no outcome")
     };
     assert_eq!(
-        world.workers[0].tasks[0].map(|one| one.stage),
-        Some(Stage::Produces(end))
+        first_task(&model).map(|task| task.stage),
+        Some(Stage::Produce(end))
     );
-    let world = rest(world);
-    assert_eq!(world.client.seen(0), Some(end));
+    let model = run_to_end(model);
+    assert_eq!(model.client.known_outcome(0), Some(end));
 }
 
 #[test]
-fn s14_a_cancel_counts_whenever_it_comes() {
-    // How far the worker is when the cancel comes: unseen, begun, one piece, all pieces, kept.
-    for (far, how) in [
-        (0, How::Cancelled),
-        (2, How::Cancelled),
-        (3, How::Cancelled),
-        (4, How::Cancelled),
-        (5, How::Answered),
+fn s14_cancel_works_at_every_stage() {
+    // Steps of the worker before the cancel: none, begun, one piece, all pieces, outcome stored.
+    for (steps, kind) in [
+        (0, OutcomeKind::Cancelled),
+        (2, OutcomeKind::Cancelled),
+        (3, OutcomeKind::Cancelled),
+        (4, OutcomeKind::Cancelled),
+        (5, OutcomeKind::Answered),
     ] {
-        let mut world = begun(1);
-        send(&mut world, 0);
-        go(&mut world, &vec![Work(0, 0); far]);
-        let result = world.shared.clone().cancel(0);
-        let expected = if how == How::Cancelled {
-            Cancelled::Cancelling
+        let mut model = start(1);
+        send(&mut model, 0);
+        apply(&mut model, &vec![Worker(0, 0); steps]);
+        let result = model.shared.clone().cancel(0);
+        let expected = if kind == OutcomeKind::Cancelled {
+            CancelResult::Cancelling
         } else {
-            Cancelled::AlreadyDone
+            CancelResult::AlreadyDone
         };
-        assert_eq!(result, expected, "{far} steps");
-        go(&mut world, &[Step::Fault(Cancel, 0)]);
-        let world = rest(world);
+        assert_eq!(result, expected, "{steps} steps");
+        apply(&mut model, &[Step::Fault(Cancel, 0)]);
+        let model = run_to_end(model);
         assert_eq!(
-            world.client.seen(0).map(|end| end.how),
-            Some(how),
-            "{far} steps"
+            model.client.known_outcome(0).map(|end| end.kind),
+            Some(kind),
+            "{steps} steps"
         );
     }
 }
 
 #[test]
-fn s15_two_gateways_admit_one_message() {
-    let mut world = begun(1);
-    go(&mut world, &[Send(0, 0), Step::Fault(Resend, 0)]);
-    go(
-        &mut world,
+fn s15_message_admitted_by_two_gateways_is_answered_once() {
+    let mut model = start(1);
+    apply(&mut model, &[Send(0, 0), Step::Fault(Resend, 0)]);
+    apply(
+        &mut model,
         &[
             Step::Gateway(0),
             Step::Gateway(1),
@@ -447,31 +488,37 @@ fn s15_two_gateways_admit_one_message() {
             Step::Gateway(1),
         ],
     );
-    assert_eq!(world.incoming, [0, 0], "two records");
-    let world = rest(world);
-    assert_eq!(world.paid, [1]);
-    // The second record's worker may produce the outcome again; it is the same.
-    assert!(world.responses.windows(2).all(|pair| pair[0] == pair[1]));
+    assert_eq!(model.messages, [0, 0], "the log has two records");
+    let model = run_to_end(model);
+    assert_eq!(model.calls_by_message, [1]);
+    // The worker of the second record may produce the outcome again; it must be the same.
+    assert!(model.responses.windows(2).all(|pair| pair[0] == pair[1]));
 }
 
 #[test]
-fn what_the_calls_tell_apart() {
-    let mut shared = Shared::new(&[0], 200, None);
-    let cancelled = crate::reference::End {
+fn live_and_begin_distinguish_lost_repeated_and_fenced_calls() {
+    let mut shared = SharedState::new(&[0], 200, None);
+    let cancelled = crate::reference::Outcome {
         call: 0,
         pieces: 0,
-        how: How::Cancelled,
+        kind: OutcomeKind::Cancelled,
     };
-    assert_eq!(shared.live(0, 1, 1, None), Lived::Lost);
+    assert_eq!(shared.live(0, 1, 1, None), LiveResponse::DataLost);
     assert_eq!(
         shared.begin(0, 1, 0, cancelled),
-        Begun::Attempt {
+        BeginResponse::Attempt {
             number: 1,
-            taking: 1
+            delivery_count: 1
         }
     );
-    assert_eq!(shared.live(0, 1, 1, Some((0, 1))), Lived::Written);
-    assert_eq!(shared.live(0, 1, 1, Some((0, 1))), Lived::Expected(1));
-    assert_eq!(shared.live(0, 2, 1, Some((1, 1))), Lived::Fenced);
-    assert!(matches!(shared.begin(0, 2, 0, cancelled), Begun::Busy(_)));
+    assert_eq!(shared.live(0, 1, 1, Some((0, 1))), LiveResponse::Written);
+    assert_eq!(
+        shared.live(0, 1, 1, Some((0, 1))),
+        LiveResponse::Expected(1)
+    );
+    assert_eq!(shared.live(0, 2, 1, Some((1, 1))), LiveResponse::Fenced);
+    assert!(matches!(
+        shared.begin(0, 2, 0, cancelled),
+        BeginResponse::Busy(_)
+    ));
 }

@@ -1,32 +1,33 @@
-//! The searches of the default run. Each goes through everything that its faults can do, in every
-//! order; `SIM_FAULTS` (2 by default) and `SIM_PIECES` make them deeper.
+//! The searches of the default run. Each visits everything that its faults can cause, in every order.
+//! `SIM_FAULTS` (default 2) and `SIM_PIECES` (default 2) make them deeper.
 
-use crate::explore::explore;
-use crate::reference::Rule;
-use crate::world::Fault::{
-    self, Cancel, CrashGateway, CrashRelay, CrashWorker, DropSocket, Empty, LosePublish, MoveRelay,
-    MoveWorker, Pause, Repeat, Resend, RollBack,
+use crate::model::Fault::{
+    self, Cancel, CrashGateway, CrashRelay, CrashWorker, DropSocket, DuplicateCall, EmptyRedis,
+    LosePublish, PausePastLease, ReassignMessages, ReassignResponses, Resend, RollBackRedis,
 };
-use crate::world::{Bounds, Step};
+use crate::model::{SearchBounds, Step};
+use crate::reference::Rule;
+use crate::search::search;
+use crate::seeds::number_from_env;
 
-fn setting(name: &str, otherwise: u8) -> u8 {
-    let value = std::env::var(name).ok();
-    value.map_or(otherwise, |text| text.parse().expect("a small number"))
+fn max_faults() -> u8 {
+    number_from_env("SIM_FAULTS").unwrap_or(2) as u8
 }
 
-fn one(each: &'static [(Fault, u8)]) -> Bounds {
-    Bounds {
+/// One message, from the initial state.
+fn from_start(faults: &'static [(Fault, u8)]) -> SearchBounds {
+    SearchBounds {
         conversations: &[0],
-        pieces: setting("SIM_PIECES", 2),
-        window: 1,
-        faults: setting("SIM_FAULTS", 2),
-        each,
-        after: &[],
-        without: None,
+        pieces: number_from_env("SIM_PIECES").unwrap_or(2) as u8,
+        rewind_window: 1,
+        max_faults: max_faults(),
+        faults,
+        prefix: &[],
+        left_out: None,
     }
 }
 
-/// The client follows, the relay has settled, the message is in the log.
+/// The client is live, the relay has set the marker, and the message is in the log.
 const SENT: &[Step] = &[
     Step::Connect,
     Step::Read,
@@ -41,7 +42,7 @@ const SENT: &[Step] = &[
     Step::Receive,
 ];
 
-/// And its answer is in the log too.
+/// As [`SENT`] with two messages, and both answers are in the log.
 const ANSWERED: &[Step] = &[
     Step::Connect,
     Step::Read,
@@ -56,24 +57,24 @@ const ANSWERED: &[Step] = &[
     Step::Gateway(0),
     Step::Gateway(0),
     Step::Gateway(0),
-    Step::Work(0, 0),
-    Step::Work(0, 0),
-    Step::Work(0, 0),
-    Step::Work(0, 0),
-    Step::Work(0, 0),
-    Step::Work(0, 1),
-    Step::Work(0, 1),
-    Step::Work(0, 1),
-    Step::Work(0, 1),
-    Step::Work(0, 1),
+    Step::Worker(0, 0),
+    Step::Worker(0, 0),
+    Step::Worker(0, 0),
+    Step::Worker(0, 0),
+    Step::Worker(0, 0),
+    Step::Worker(0, 1),
+    Step::Worker(0, 1),
+    Step::Worker(0, 1),
+    Step::Worker(0, 1),
+    Step::Worker(0, 1),
     Step::CommitWorker(0),
 ];
 
-/// Two messages are in the log.
-const BOTH: &[Step] = ANSWERED.split_at(13).0;
+/// As [`SENT`] with two messages, of which the client has received nothing.
+const TWO_SENT: &[Step] = ANSWERED.split_at(13).0;
 
-/// A worker has begun and crashed, its lease is over; another one has begun after a copy of
-/// everything was saved.
+/// A worker has begun and crashed, and its lease has expired; after a snapshot of Redis another one has
+/// begun.
 const TAKEN_OVER: &[Step] = &[
     Step::Connect,
     Step::Read,
@@ -84,74 +85,77 @@ const TAKEN_OVER: &[Step] = &[
     Step::Gateway(0),
     Step::Gateway(0),
     Step::Gateway(0),
-    Step::Work(0, 0),
-    Step::Work(0, 0),
+    Step::Worker(0, 0),
+    Step::Worker(0, 0),
     Step::Fault(CrashWorker, 0),
-    Step::LeaseEnds(0),
-    Step::Snapshot,
-    Step::Work(0, 0),
-    Step::Work(0, 0),
+    Step::ExpireLease(0),
+    Step::SaveSnapshot,
+    Step::Worker(0, 0),
+    Step::Worker(0, 0),
 ];
 
-/// Begins when the message is in the log.
-fn sent(each: &'static [(Fault, u8)]) -> Bounds {
-    Bounds {
-        after: SENT,
-        ..one(each)
+/// One message, from the moment when it is in the log.
+fn sent(faults: &'static [(Fault, u8)]) -> SearchBounds {
+    SearchBounds {
+        prefix: SENT,
+        ..from_start(faults)
     }
 }
 
-/// Two messages whose answers are in the log, and not delivered.
-fn answered(each: &'static [(Fault, u8)]) -> Bounds {
-    Bounds {
-        after: ANSWERED,
-        faults: setting("SIM_FAULTS", 2),
-        ..two(&[0, 0], each)
+/// Two messages of one conversation, from the moment when both answers are in the log and none is
+/// delivered.
+fn answered(faults: &'static [(Fault, u8)]) -> SearchBounds {
+    SearchBounds {
+        prefix: ANSWERED,
+        max_faults: max_faults(),
+        ..two_messages(&[0, 0], faults)
     }
 }
 
-fn two(conversations: &'static [u8], each: &'static [(Fault, u8)]) -> Bounds {
-    Bounds {
+/// Two messages, with one fault less because there are more states.
+fn two_messages(conversations: &'static [u8], faults: &'static [(Fault, u8)]) -> SearchBounds {
+    SearchBounds {
         conversations,
         pieces: 1,
-        faults: setting("SIM_FAULTS", 2) - 1,
-        ..one(each)
+        max_faults: max_faults() - 1,
+        ..from_start(faults)
     }
 }
 
-fn written(trace: &[impl std::fmt::Debug]) -> String {
+fn format_trace(trace: &[impl std::fmt::Debug]) -> String {
     let lines: Vec<_> = trace.iter().map(|step| format!("    {step:?}\n")).collect();
     lines.concat()
 }
 
-fn holds(name: &str, bounds: &Bounds) {
-    let report = explore(bounds);
+/// Runs a search that must find no violation.
+fn assert_no_violation(name: &str, bounds: &SearchBounds) {
+    let report = search(bounds);
     eprintln!(
-        "{name}: {} states, {} steps, {} ends, up to {} steps deep, {:.1} s",
+        "{name}: {} states, {} steps, {} final states, depth {}, {:.1} s",
         report.states,
         report.steps,
-        report.rests,
+        report.final_states,
         report.depth,
-        report.time.as_secs_f64()
+        report.duration.as_secs_f64()
     );
     if let Some((violation, trace)) = &report.violation {
-        panic!("{name}: {violation}\n{}", written(trace));
+        panic!("{name}: {violation}\n{}", format_trace(trace));
     }
-    assert!(report.rests > 0, "nothing ever came to its end");
+    assert!(report.final_states > 0, "no final state was reached");
 }
 
-/// Every fault but the rollback, which multiplies the states by all that could be saved.
-const EACH: &[(Fault, u8)] = &[
+/// Every fault except the rollback, which multiplies the states by the possible snapshots.
+const ALL_BUT_ROLLBACK: &[(Fault, u8)] = &[
     (CrashWorker, 2),
     (CrashRelay, 2),
     (CrashGateway, 1),
-    (MoveWorker, 2),
-    (MoveRelay, 2),
-    (Pause, 2),
-    (Repeat, 2),
+    (ReassignMessages, 2),
+    (ReassignResponses, 2),
+    (PausePastLease, 2),
+    (DuplicateCall, 2),
     (LosePublish, 2),
     (DropSocket, 2),
-    (Empty, 2),
+    (EmptyRedis, 2),
     (Cancel, 1),
     (Resend, 2),
 ];
@@ -161,90 +165,110 @@ macro_rules! search {
         $(
             #[test]
             fn $name() {
-                holds(stringify!($name), &$bounds);
+                assert_no_violation(stringify!($name), &$bounds);
             }
         )*
     };
 }
 
 search! {
-    nothing_goes_wrong_where_nothing_goes_wrong: Bounds { faults: 0, ..two(&[0, 0], &[]) };
-    any_one_fault: Bounds { faults: 1, ..one(EACH) };
-    two_conversations_and_a_crash: Bounds { faults: 1, after: BOTH, ..two(&[0, 1], &[(CrashWorker, 1)]) };
-    redis_emptied_under_a_worker: sent(&[(Empty, 1), (CrashWorker, 1), (MoveWorker, 1), (Pause, 1)]);
-    redis_emptied_and_a_call_repeated: sent(&[(Empty, 1), (Repeat, 1)]);
-    redis_emptied_under_a_relay: answered(&[(Empty, 2), (CrashRelay, 1), (MoveRelay, 1)]);
-    redis_emptied_and_a_delivery_repeated: answered(&[(Empty, 1), (Repeat, 1), (DropSocket, 1)]);
-    redis_rolled_back: Bounds { faults: 1, ..sent(&[(RollBack, 1)]) };
-    redis_rolled_back_under_a_relay: answered(&[(RollBack, 1), (CrashRelay, 1), (LosePublish, 1)]);
-    a_paused_worker_and_another: sent(&[(Pause, 2), (MoveWorker, 1), (Repeat, 1)]);
-    cancelled_and_worse: sent(&[(Cancel, 1), (CrashWorker, 1), (Empty, 1), (Repeat, 1)]);
-    sent_again_and_worse: sent(&[(Resend, 1), (CrashWorker, 1), (Empty, 1)]);
-    the_socket_dies_and_worse: sent(&[(DropSocket, 2), (LosePublish, 1), (Empty, 1)]);
+    no_fault: SearchBounds { max_faults: 0, ..two_messages(&[0, 0], &[]) };
+    any_single_fault: SearchBounds { max_faults: 1, ..from_start(ALL_BUT_ROLLBACK) };
+    two_conversations_and_a_worker_crash: SearchBounds { max_faults: 1, prefix: TWO_SENT, ..two_messages(&[0, 1], &[(CrashWorker, 1)]) };
+    redis_emptied_under_a_worker: sent(&[(EmptyRedis, 1), (CrashWorker, 1), (ReassignMessages, 1), (PausePastLease, 1)]);
+    redis_emptied_and_a_call_duplicated: sent(&[(EmptyRedis, 1), (DuplicateCall, 1)]);
+    redis_emptied_under_a_relay: answered(&[(EmptyRedis, 2), (CrashRelay, 1), (ReassignResponses, 1)]);
+    redis_emptied_and_a_deliver_duplicated: answered(&[(EmptyRedis, 1), (DuplicateCall, 1), (DropSocket, 1)]);
+    redis_rolled_back: SearchBounds { max_faults: 1, ..sent(&[(RollBackRedis, 1)]) };
+    redis_rolled_back_under_a_relay: answered(&[(RollBackRedis, 1), (CrashRelay, 1), (LosePublish, 1)]);
+    paused_worker_and_its_successor: sent(&[(PausePastLease, 2), (ReassignMessages, 1), (DuplicateCall, 1)]);
+    cancel_with_other_faults: sent(&[(Cancel, 1), (CrashWorker, 1), (EmptyRedis, 1), (DuplicateCall, 1)]);
+    resend_with_other_faults: sent(&[(Resend, 1), (CrashWorker, 1), (EmptyRedis, 1)]);
+    dropped_socket_with_other_faults: sent(&[(DropSocket, 2), (LosePublish, 1), (EmptyRedis, 1)]);
 }
 
-/// Where a rule is left out, a search finds what it was for.
 #[test]
-fn every_rule_is_needed() {
-    let rules: &[(Rule, Bounds)] = &[
-        (Rule::Known, answered(&[(Empty, 1), (Repeat, 1)])),
+fn leaving_out_any_rule_causes_a_violation() {
+    let rules: &[(Rule, SearchBounds)] = &[
         (
-            Rule::Had,
-            Bounds {
-                faults: 3,
-                after: TAKEN_OVER,
-                ..one(&[(CrashWorker, 1), (RollBack, 1), (Repeat, 1)])
-            },
-        ),
-        (Rule::Busy, sent(&[(MoveWorker, 1)])),
-        (Rule::Repeat, sent(&[(Repeat, 1)])),
-        (Rule::Fenced, sent(&[(MoveWorker, 1), (Pause, 1)])),
-        (Rule::Index, sent(&[(Repeat, 1)])),
-        (Rule::FirstOutcome, sent(&[(MoveWorker, 1), (Pause, 1)])),
-        (Rule::Told, sent(&[(Empty, 1), (CrashWorker, 1)])),
-        (Rule::Once, sent(&[(Resend, 1), (MoveWorker, 1)])),
-        (Rule::Mark, sent(&[(Cancel, 1)])),
-        (Rule::Gap, sent(&[(LosePublish, 1)])),
-        (Rule::Filter, sent(&[(Empty, 1)])),
-        (Rule::Rewind, answered(&[(RollBack, 1), (CrashRelay, 1)])),
-        (Rule::KeptOnly, sent(&[(Cancel, 1)])),
-        (
-            Rule::Lane,
-            Bounds {
-                after: BOTH,
-                ..two(&[0, 0], &[(MoveWorker, 1)])
-            },
+            Rule::LostMailboxDetected,
+            answered(&[(EmptyRedis, 1), (DuplicateCall, 1)]),
         ),
         (
-            Rule::Contiguous,
-            Bounds {
-                after: BOTH,
-                ..two(&[0, 1], &[(CrashWorker, 1)])
+            Rule::AttemptAboveLast,
+            SearchBounds {
+                max_faults: 3,
+                prefix: TAKEN_OVER,
+                ..from_start(&[(CrashWorker, 1), (RollBackRedis, 1), (DuplicateCall, 1)])
+            },
+        ),
+        (Rule::LeaseExcludesOthers, sent(&[(ReassignMessages, 1)])),
+        (Rule::BeginIdempotent, sent(&[(DuplicateCall, 1)])),
+        (
+            Rule::LiveFenced,
+            sent(&[(ReassignMessages, 1), (PausePastLease, 1)]),
+        ),
+        (Rule::LiveInOrder, sent(&[(DuplicateCall, 1)])),
+        (
+            Rule::FirstOutcomeWins,
+            sent(&[(ReassignMessages, 1), (PausePastLease, 1)]),
+        ),
+        (
+            Rule::DeliveredOutcomeWins,
+            sent(&[(EmptyRedis, 1), (CrashWorker, 1)]),
+        ),
+        (
+            Rule::DeliveredOnce,
+            sent(&[(Resend, 1), (ReassignMessages, 1)]),
+        ),
+        (Rule::KeepChecksCancel, sent(&[(Cancel, 1)])),
+        (Rule::GapTriggersRead, sent(&[(LosePublish, 1)])),
+        (Rule::PositionFilter, sent(&[(EmptyRedis, 1)])),
+        (
+            Rule::RewindOnAssignment,
+            answered(&[(RollBackRedis, 1), (CrashRelay, 1)]),
+        ),
+        (Rule::OnlyStoredOutcomeProduced, sent(&[(Cancel, 1)])),
+        (
+            Rule::LaneWaitsForLog,
+            SearchBounds {
+                prefix: TWO_SENT,
+                ..two_messages(&[0, 0], &[(ReassignMessages, 1)])
+            },
+        ),
+        (
+            Rule::ContiguousCommit,
+            SearchBounds {
+                prefix: TWO_SENT,
+                ..two_messages(&[0, 1], &[(CrashWorker, 1)])
             },
         ),
         (
             Rule::MarkerToken,
-            Bounds {
-                faults: 3,
-                ..answered(&[(Empty, 1), (Repeat, 1), (MoveRelay, 1)])
+            SearchBounds {
+                max_faults: 3,
+                ..answered(&[(EmptyRedis, 1), (DuplicateCall, 1), (ReassignResponses, 1)])
             },
         ),
     ];
-    let mut missed = Vec::new();
+    let mut not_needed = Vec::new();
     for (rule, bounds) in rules {
-        let bounds = Bounds {
-            without: Some(*rule),
+        let bounds = SearchBounds {
+            left_out: Some(*rule),
             ..bounds.clone()
         };
-        let report = explore(&bounds);
+        let report = search(&bounds);
         match report.violation {
             Some((violation, trace)) => eprintln!(
                 "without {rule:?}, {} states, {} steps: {violation}",
                 report.states,
                 trace.len()
             ),
-            None => missed.push((*rule, report.states)),
+            None => not_needed.push((*rule, report.states)),
         }
     }
-    assert!(missed.is_empty(), "left out and not missed: {missed:?}");
+    assert!(
+        not_needed.is_empty(),
+        "no violation without: {not_needed:?}"
+    );
 }

@@ -178,10 +178,10 @@ pub(super) async fn nobody_sees_or_changes_what_is_anothers(ground: &Ground) {
 
     // She was not: it is still being written, and everything is there.
     assert_eq!(ground.model.request_count_for(&second), 1);
-    assert_eq!(device.message("a-2").ended(), None);
+    assert_eq!(device.message("a-2").outcome_type(), None);
     device.cancel("a-2").await;
     device.wait_for_ends(&["a-2"]).await;
-    assert_eq!(device.message("a-2").ended(), Some("cancelled"));
+    assert_eq!(device.message("a-2").outcome_type(), Some("cancelled"));
     let turns = ground.history(&user, &alice.token, "private").await;
     let questions: Vec<&String> = turns.iter().map(|(question, _)| question).collect();
     assert_eq!(questions, [&second, &first]);

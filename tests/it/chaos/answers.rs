@@ -1,8 +1,9 @@
-//! The words of an answer: each says of which call it is, and which in it.
+//! Checks the text of an answer. Each of its words names the model call that it belongs to and its
+//! index in that call.
 
-/// What is wrong with the words: they must be of one call, from the first on, without a gap.
-/// Returns how they end, too.
-pub(super) fn words(text: &str) -> Result<Option<&str>, String> {
+/// Checks that all words belong to one call and start at index 0 without a gap. Returns the
+/// question after the word `end`, or `None` if the text is incomplete.
+pub(super) fn parse_words(text: &str) -> Result<Option<&str>, String> {
     let mut call = None;
     let mut rest = text;
     let mut next = 0_usize;
@@ -30,8 +31,8 @@ pub(super) fn words(text: &str) -> Result<Option<&str>, String> {
     }
 }
 
-pub(super) fn whole(text: &str, question: &str) -> Option<String> {
-    match words(text) {
+pub(super) fn check_complete(text: &str, question: &str) -> Option<String> {
+    match parse_words(text) {
         Ok(Some(end)) if end == question => None,
         Ok(Some(end)) => Some(format!("the answer of another question, {end:?}")),
         Ok(None) => Some("an answer without its end".to_owned()),
@@ -39,8 +40,8 @@ pub(super) fn whole(text: &str, question: &str) -> Option<String> {
     }
 }
 
-pub(super) fn part(text: &str, question: &str) -> Option<String> {
-    match words(text) {
+pub(super) fn check_partial(text: &str, question: &str) -> Option<String> {
+    match parse_words(text) {
         Ok(None) => None,
         Ok(Some(end)) if question.starts_with(end) => None,
         Ok(Some(end)) => Some(format!("the answer of another question, {end:?}")),
@@ -53,16 +54,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_splice_a_gap_and_another_answer_are_seen() {
-        assert_eq!(whole("c1.0 c1.1 end q", "q"), None);
-        assert!(whole("c1.0 c2.1 end q", "q").is_some());
-        assert!(whole("c1.0 c1.2 end q", "q").is_some());
-        assert!(whole("c1.1 end q", "q").is_some());
-        assert!(whole("c1.0 c1.0 c1.1 end q", "q").is_some());
-        assert!(whole("c1.0 c1.1 ", "q").is_some());
-        assert!(whole("c1.0 end other", "q").is_some());
-        assert_eq!(part("c1.0 c1.1 ", "q"), None);
-        assert_eq!(part("", "q"), None);
-        assert!(part("c1.0 c2.0 ", "q").is_some());
+    fn mixed_incomplete_and_foreign_answers_are_detected() {
+        assert_eq!(check_complete("c1.0 c1.1 end q", "q"), None);
+        assert!(check_complete("c1.0 c2.1 end q", "q").is_some());
+        assert!(check_complete("c1.0 c1.2 end q", "q").is_some());
+        assert!(check_complete("c1.1 end q", "q").is_some());
+        assert!(check_complete("c1.0 c1.0 c1.1 end q", "q").is_some());
+        assert!(check_complete("c1.0 c1.1 ", "q").is_some());
+        assert!(check_complete("c1.0 end other", "q").is_some());
+        assert_eq!(check_partial("c1.0 c1.1 ", "q"), None);
+        assert_eq!(check_partial("", "q"), None);
+        assert!(check_partial("c1.0 c2.0 ", "q").is_some());
     }
 }

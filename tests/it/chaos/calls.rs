@@ -1,52 +1,54 @@
-//! What the model was asked, as the model saw it: nothing is paid twice but for what was in flight
-//! when something struck that may cost a call.
+//! Checks the requests that the model API received: no message causes a second model call, except
+//! those that were in flight when a fault struck that may cost a call.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use chatmesh::protocol::timestamp::now_ms;
 use tokio::time::Instant;
 
-use super::checker::Breach;
+use super::checker::Violation;
 use crate::support::kafka_client::KafkaRecord as Record;
 use crate::support::model::ModelRequest;
 
-/// How a fault may cost calls.
+/// How a fault may cause further model calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Cost {
-    /// The model's own fault, or that of the way to it: the call after it doesn't count.
+pub(super) enum FaultCost {
+    /// The model API or the connection to it failed. The call after that one does not count.
     Model,
-    /// A worker, with what it had in flight; others read again what it had not committed.
+    /// A worker stopped with its calls in flight, and others read the uncommitted records again.
     Worker,
-    /// Redis's data, with all that was in flight, and the outcomes that it had.
+    /// Redis lost its data: everything in flight, and the stored outcomes.
     Redis,
-    /// None by itself: partitions may have moved, so that what was not committed is read again.
-    Moved,
+    /// The fault costs no call by itself, but partitions may have been reassigned, so that
+    /// uncommitted records are read again.
+    Reassignment,
 }
 
-/// What may cost calls, while it lasted.
+/// A fault that may cause further model calls, with its time span.
 #[derive(Debug, Clone)]
-pub(super) struct Stake {
-    /// Whose calls.
+pub(super) struct CostlyFault {
+    /// The workers whose calls it affects.
     pub(super) workers: Vec<&'static str>,
     pub(super) from: Instant,
     pub(super) until: Instant,
-    pub(super) cost: Cost,
+    pub(super) cost: FaultCost,
 }
 
-/// Within so much of each other two faults strike at once: partitions move after a session of 6 s.
+/// Two faults within this time of each other count as simultaneous, because partitions are
+/// reassigned only after a session of 6 s has expired.
 const AT_ONCE_MS: i64 = 20_000;
-/// After a fault of Kafka members wait for the session of who is gone, and those who come back one
-/// after the other move partitions again.
+/// After a fault of Kafka, members wait for the sessions of members that are gone, and each member
+/// that returns causes another reassignment.
 const MOVES_LATE_MS: i64 = 12_000;
 
-/// The log's time of something that the test saw.
+/// Converts the test's instants to the time of the log.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Clock {
+pub(super) struct LogClock {
     instant: Instant,
     ms: i64,
 }
 
-impl Clock {
+impl LogClock {
     pub(super) fn now() -> Self {
         Self {
             instant: Instant::now(),
@@ -59,24 +61,25 @@ impl Clock {
     }
 }
 
-/// Calls, counted.
+/// Totals over the model calls of a run.
 #[derive(Debug, Default)]
-pub(super) struct Calls {
+pub(super) struct ModelCallTotals {
     pub(super) made: usize,
-    /// Beyond one for each message.
+    /// Calls beyond the first one of each message.
     pub(super) again: usize,
-    /// Of those, the ones after a fault of the model.
+    /// The part of `again` that followed a fault of the model API.
     pub(super) excused: usize,
-    /// Answers that were in flight when something struck that may cost a call.
+    /// Answers that were in flight when a fault struck that may cost a call.
     pub(super) in_flight: usize,
-    /// Calls for what was answered, when Redis lost its outcome and at once its partition moved
-    /// before it was committed, or its client sent it again: not promised (docs/reliability.md).
+    /// Calls for messages that were already answered: Redis lost the outcome, and at the same time
+    /// the record was read again because its partition was reassigned before the commit, or because
+    /// its client sent it again. This is outside of the promises (docs/reliability.md).
     pub(super) uncommitted: usize,
-    pub(super) breaches: Vec<Breach>,
+    pub(super) violations: Vec<Violation>,
 }
 
-/// By which a worker is known: the model sees its key.
-pub(super) fn key_of(worker: &str) -> String {
+/// The API key of a worker, by which the model API tells the workers apart.
+pub(super) fn api_key_of(worker: &str) -> String {
     format!("sk-{worker}")
 }
 
@@ -87,7 +90,7 @@ struct Call<'a> {
     faulty: bool,
 }
 
-/// When the log got the records of each message, in ms.
+/// For each message, the times in ms at which the log received its records.
 fn times(records: &[Record]) -> HashMap<String, Vec<i64>> {
     let mut times: HashMap<String, Vec<i64>> = HashMap::new();
     for record in records {
@@ -99,23 +102,24 @@ fn times(records: &[Record]) -> HashMap<String, Vec<i64>> {
     times
 }
 
-/// Each call beyond the first of a message needs a fault at which that message was in flight, one
-/// for each. In flight: a call was begun by a worker that was struck, and the log had no answer.
-/// Or else two at once, by which an answered message is read again and its outcome lost.
+/// Checks that each call beyond the first one of a message has a fault of its own at which the
+/// message was in flight: an affected worker had begun a call and the log had no outcome.
+/// Alternatively two simultaneous faults may explain it: one by which an answered message is read
+/// again, and one that lost its outcome.
 pub(super) fn count(
-    asked: &[ModelRequest],
+    requests: &[ModelRequest],
     faulty: &HashSet<(String, usize)>,
-    stakes: &[Stake],
+    costly_faults: &[CostlyFault],
     (messages, responses): (&[Record], &[Record]),
-    clock: Clock,
-) -> Calls {
+    clock: LogClock,
+) -> ModelCallTotals {
     let mut calls: BTreeMap<&str, Vec<Call<'_>>> = BTreeMap::new();
-    for asked in asked {
-        let key = asked.authorization.as_deref().unwrap_or_default();
-        calls.entry(&asked.prompt).or_default().push(Call {
-            at: clock.ms(asked.at),
+    for request in requests {
+        let key = request.authorization.as_deref().unwrap_or_default();
+        calls.entry(&request.prompt).or_default().push(Call {
+            at: clock.ms(request.received_at),
             key: key.trim_start_matches("Bearer "),
-            faulty: faulty.contains(&(asked.prompt.clone(), asked.previous_requests)),
+            faulty: faulty.contains(&(request.prompt.clone(), request.previous_requests)),
         });
     }
     let ids: HashMap<String, String> = messages
@@ -127,53 +131,59 @@ pub(super) fn count(
         })
         .collect();
     let (taken, ends) = (times(messages), times(responses));
-    let struck = |stake: &Stake, call: &Call<'_>| {
-        stake.workers.iter().any(|name| key_of(name) == call.key)
-            && call.at <= clock.ms(stake.until)
+    let struck = |fault: &CostlyFault, call: &Call<'_>| {
+        fault
+            .workers
+            .iter()
+            .any(|name| api_key_of(name) == call.key)
+            && call.at <= clock.ms(fault.until)
     };
 
-    let mut count = Calls::default();
+    let mut count = ModelCallTotals::default();
     for (prompt, mut calls) in calls {
         calls.sort_by_key(|call| call.at);
         count.made += calls.len();
         let id = ids.get(prompt).cloned().unwrap_or_default();
         let ended = ends.get(&id).and_then(|ends| ends.iter().min().copied());
         let ended = ended.unwrap_or(i64::MAX);
-        let in_flight = stakes
+        let in_flight = costly_faults
             .iter()
-            .filter(|stake| matches!(stake.cost, Cost::Worker | Cost::Redis))
-            .filter(|stake| ended >= clock.ms(stake.from))
-            .filter(|stake| calls.iter().any(|call| struck(stake, call)))
+            .filter(|fault| matches!(fault.cost, FaultCost::Worker | FaultCost::Redis))
+            .filter(|fault| ended >= clock.ms(fault.from))
+            .filter(|fault| calls.iter().any(|call| struck(fault, call)))
             .count();
         let excused = calls.windows(2).filter(|pair| {
             pair[0].faulty
-                || stakes.iter().any(|stake| {
-                    stake.cost == Cost::Model
-                        && struck(stake, &pair[0])
-                        && pair[1].at >= clock.ms(stake.from)
+                || costly_faults.iter().any(|fault| {
+                    fault.cost == FaultCost::Model
+                        && struck(fault, &pair[0])
+                        && pair[1].at >= clock.ms(fault.from)
                 })
         });
         let uncommitted = calls.iter().filter(|call| {
-            let between = |stake: &&Stake, late: i64| {
-                clock.ms(stake.until) + late >= ended && clock.ms(stake.from) <= call.at
+            let between = |fault: &&CostlyFault, late: i64| {
+                clock.ms(fault.until) + late >= ended && clock.ms(fault.from) <= call.at
             };
-            let mut lost = stakes.iter().filter(|stake| stake.cost == Cost::Redis);
-            let moved = |lost: &Stake| {
-                let moves = |stake: &&Stake| {
-                    matches!(stake.cost, Cost::Worker | Cost::Moved)
-                        && stake.workers.iter().any(|name| name.starts_with("worker"))
+            let mut lost = costly_faults
+                .iter()
+                .filter(|fault| fault.cost == FaultCost::Redis);
+            let moved = |lost: &CostlyFault| {
+                let moves = |fault: &&CostlyFault| {
+                    matches!(fault.cost, FaultCost::Worker | FaultCost::Reassignment)
+                        && fault.workers.iter().any(|name| name.starts_with("worker"))
                 };
-                let close = |stake: &&Stake| {
-                    (clock.ms(stake.from) - clock.ms(lost.from)).abs() <= AT_ONCE_MS
+                let close = |fault: &&CostlyFault| {
+                    (clock.ms(fault.from) - clock.ms(lost.from)).abs() <= AT_ONCE_MS
                 };
-                let mut moved = stakes.iter().filter(moves).filter(close);
-                moved.any(|stake| between(&stake, MOVES_LATE_MS))
+                let mut moved = costly_faults.iter().filter(moves).filter(close);
+                moved.any(|fault| between(&fault, MOVES_LATE_MS))
             };
-            // Its client did not know of the end yet, and sent it again: a record of its own, which
-            // may also wait in its lane behind the first, and be read once the outcome is gone.
+            // The client did not know the outcome yet and sent the message again. That second
+            // record may wait in its lane behind the first one and be read after the outcome is
+            // lost.
             let taken = taken.get(&id).into_iter().flatten();
             let sent_again = taken.filter(|at| **at <= call.at).count() > 1;
-            let lost_and = |lost: &Stake| sent_again || moved(lost);
+            let lost_and = |lost: &CostlyFault| sent_again || moved(lost);
             call.at > ended && lost.any(|lost| between(&lost, 0) && lost_and(lost))
         });
         let (again, excused) = (calls.len() - 1, excused.count());
@@ -183,9 +193,9 @@ pub(super) fn count(
         count.in_flight += in_flight;
         count.uncommitted += uncommitted;
         if again - excused > in_flight + uncommitted {
-            count.breaches.push(Breach {
+            count.violations.push(Violation {
                 text: format!(
-                    "{prompt:?}: {} calls of the model, {excused} after a fault of it, and in flight \
+                    "{prompt:?}: {} model calls, {excused} after a fault of the model API, and in flight \
                      at {in_flight} faults that may cost one: {calls:?}, ended at {ended}",
                     calls.len()
                 ),
@@ -215,69 +225,97 @@ mod tests {
         }
     }
 
-    fn asked(at: Instant, earlier: usize) -> ModelRequest {
+    fn request(at: Instant, earlier: usize) -> ModelRequest {
         ModelRequest {
             prompt: "q".into(),
             body: Value::Null,
             authorization: Some("Bearer sk-worker_1".into()),
             path: String::new(),
-            at,
+            received_at: at,
             previous_requests: earlier,
         }
     }
 
     #[test]
-    fn a_second_call_needs_a_fault_of_its_own() {
-        let clock = Clock::now();
+    fn second_model_call_needs_a_fault_of_its_own() {
+        let clock = LogClock::now();
         let at = |ms| clock.instant + Duration::from_millis(ms);
         let messages = [record(
             &json!({"content": "q", "message_id": "m"}),
             clock.ms,
         )];
         let responses = [record(&json!({"message_id": "m"}), clock.ms + 900)];
-        let stake = |worker, ms, cost| Stake {
+        let fault = |worker, ms, cost| CostlyFault {
             workers: vec![worker],
             from: at(ms),
             until: at(ms + 10),
             cost,
         };
-        let two = [asked(at(100), 0), asked(at(500), 1)];
-        let three = [asked(at(100), 0), asked(at(500), 1), asked(at(700), 2)];
-        let bad = |calls: &[ModelRequest], faulty: &[usize], stakes: &[Stake]| {
+        let two = [request(at(100), 0), request(at(500), 1)];
+        let three = [
+            request(at(100), 0),
+            request(at(500), 1),
+            request(at(700), 2),
+        ];
+        let bad = |calls: &[ModelRequest], faulty: &[usize], costly_faults: &[CostlyFault]| {
             let faulty = faulty.iter().map(|n| ("q".to_owned(), *n)).collect();
-            let count = count(calls, &faulty, stakes, (&messages, &responses), clock);
-            count.breaches.len()
+            let count = count(
+                calls,
+                &faulty,
+                costly_faults,
+                (&messages, &responses),
+                clock,
+            );
+            count.violations.len()
         };
         assert_eq!(bad(&two[..1], &[], &[]), 0);
         assert_eq!(bad(&two, &[], &[]), 1);
         assert_eq!(bad(&two, &[0], &[]), 0);
-        assert_eq!(bad(&two, &[], &[stake("worker_1", 200, Cost::Worker)]), 0);
-        assert_eq!(bad(&two, &[], &[stake("worker_1", 200, Cost::Model)]), 0);
-        assert_eq!(bad(&three, &[], &[stake("worker_1", 200, Cost::Worker)]), 1);
-        // Struck before it was asked, after it was answered, or another worker.
-        assert_eq!(bad(&two, &[], &[stake("worker_1", 50, Cost::Worker)]), 1);
-        assert_eq!(bad(&two, &[], &[stake("worker_1", 950, Cost::Worker)]), 1);
-        assert_eq!(bad(&two, &[], &[stake("worker_2", 200, Cost::Worker)]), 1);
-        // Answered, and read again without its outcome: that takes both.
-        let late = [asked(at(100), 0), asked(at(2000), 1)];
-        let lost = stake("worker_1", 1000, Cost::Redis);
-        let moved = stake("worker_2", 1100, Cost::Moved);
+        assert_eq!(
+            bad(&two, &[], &[fault("worker_1", 200, FaultCost::Worker)]),
+            0
+        );
+        assert_eq!(
+            bad(&two, &[], &[fault("worker_1", 200, FaultCost::Model)]),
+            0
+        );
+        assert_eq!(
+            bad(&three, &[], &[fault("worker_1", 200, FaultCost::Worker)]),
+            1
+        );
+        // The fault came before the call, after the answer, or affected another worker.
+        assert_eq!(
+            bad(&two, &[], &[fault("worker_1", 50, FaultCost::Worker)]),
+            1
+        );
+        assert_eq!(
+            bad(&two, &[], &[fault("worker_1", 950, FaultCost::Worker)]),
+            1
+        );
+        assert_eq!(
+            bad(&two, &[], &[fault("worker_2", 200, FaultCost::Worker)]),
+            1
+        );
+        // An answered message is called for again only if it is read again and its outcome is lost.
+        let late = [request(at(100), 0), request(at(2000), 1)];
+        let lost = fault("worker_1", 1000, FaultCost::Redis);
+        let moved = fault("worker_2", 1100, FaultCost::Reassignment);
         assert_eq!(bad(&late, &[], std::slice::from_ref(&lost)), 1);
         assert_eq!(bad(&late, &[], std::slice::from_ref(&moved)), 1);
         assert_eq!(bad(&late, &[], &[lost, moved.clone()]), 0);
-        // Or its client sent it again, and that was read after the loss.
+        // Alternatively its client sent it again, and that record was read after the loss.
         let bad_again = |ms| {
             let again = record(&json!({"content": "q", "message_id": "m"}), clock.ms + ms);
             let messages = [&messages[..], std::slice::from_ref(&again)].concat();
-            let lost = stake("worker_1", 1000, Cost::Redis);
+            let lost = fault("worker_1", 1000, FaultCost::Redis);
             let (none, both) = (HashSet::new(), (&messages[..], &responses[..]));
-            count(&late, &none, &[lost], both, clock).breaches.len()
+            count(&late, &none, &[lost], both, clock).violations.len()
         };
         assert_eq!(bad_again(1900), 0);
         assert_eq!(bad_again(500), 0);
-        // A record that came after the call is not why it was made.
+        // A record that came after the call is not its cause.
         assert_eq!(bad_again(2100), 1);
-        let before = stake("worker_2", 850, Cost::Redis);
+        let before = fault("worker_2", 850, FaultCost::Redis);
         assert_eq!(bad(&late, &[], &[before, moved]), 1);
     }
 }

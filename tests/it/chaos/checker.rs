@@ -1,88 +1,92 @@
-//! Decides from what clients sent and received, and from what the log holds, whether every promise
-//! was kept. It knows the contract (docs/protocol.md), not how it is kept.
+//! Checks from what the clients sent and received and from the records of the log whether every
+//! promise was kept. It knows the contract (docs/protocol.md), not the implementation.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use tokio::time::Instant;
 
-use super::answers::{part, whole, words};
-use super::calls::{Clock, Cost, Stake};
-use super::clients::{Seen, Sent};
+use super::answers::{check_complete, check_partial, parse_words};
+use super::calls::{CostlyFault, FaultCost, LogClock};
+use super::clients::{SentMessage, UserObservation};
 use crate::support::history::HistoryTurn;
 use crate::support::kafka_client::KafkaRecord as Record;
 use crate::support::v1::{Message, Replaced, Transcript};
 
-/// One broken promise.
+/// A broken promise.
 #[derive(Debug)]
-pub(super) struct Breach {
+pub(super) struct Violation {
     pub(super) text: String,
-    /// By which the message's path is found in the logs.
+    /// The ids by which the message is found in the logs.
     pub(super) ids: Vec<String>,
 }
 
-/// What is counted.
+/// Totals over the messages of a run.
 #[derive(Debug, Default)]
-pub(super) struct Count {
+pub(super) struct Totals {
     pub(super) messages: usize,
     pub(super) answered: usize,
     pub(super) cancelled: usize,
     pub(super) failed: usize,
     pub(super) lost: usize,
-    pub(super) doubled: usize,
+    pub(super) duplicated: usize,
     pub(super) out_of_order: usize,
     pub(super) from_history: usize,
     pub(super) reloads: usize,
-    pub(super) records_again: usize,
-    /// Frames that came once more, where partitions were added and Redis was emptied.
-    pub(super) told_after_move: usize,
-    /// Texts on a screen that the end of another call replaced: only where Redis lost its data.
+    pub(super) duplicate_records: usize,
+    /// Frames that were sent a second time after partitions were added and Redis was emptied.
+    pub(super) repeated_after_move: usize,
+    /// Shown texts that the outcome of another model call replaced, which only a data loss of Redis
+    /// allows.
     pub(super) replaced: usize,
     /// Messages that a client asked to cancel.
     to_cancel: usize,
 }
 
-/// A loss of Redis's data must be mended after so long, as everything after a fault.
+/// Time after a data loss within which Redis must be rebuilt, in ms.
 const REFILLED_MS: i64 = 60_000;
 
-/// `RELAY_REBUILD_SECONDS` (600), but for what passes until a relay sees that Redis is empty.
+/// `RELAY_REBUILD_SECONDS` (600) less the time until a relay notices that Redis is empty, in ms.
 const REBUILT_MS: i64 = 570_000;
-/// A client that is told to reload may find in the history what ends meanwhile.
+/// A client that reloads may find in the history what ends during the reload, in ms.
 const RELOADING_MS: i64 = 1_000;
-/// A call that failed is repeated, and one that the model's rate held up comes later.
+/// Time by which retries and the model's rate limit may delay a failure, in ms.
 const LATE_FAILURE_MS: i64 = 30_000;
-/// Most cancels come in time: of so many not all come too late.
+/// From this number of cancels on, at least one must have been in time.
 const CANCELS: usize = 50;
 
 pub(super) struct Checker {
-    /// Where in the log each message was accepted first.
+    /// The earliest record of each message: time, partition and offset.
     pub(super) accepted: HashMap<String, (i64, i32, i64)>,
-    /// When the log got each message's first end, in ms.
+    /// When the log received each message's first outcome, in ms.
     pub(super) ended: HashMap<String, i64>,
-    /// What the log has of each message's end: kind and text.
+    /// The outcomes that the log has of each message: type and text.
     records: HashMap<String, Vec<(String, String)>>,
-    /// The messages of what was said.
+    /// The message of each question.
     pub(super) said: HashMap<String, String>,
-    /// And of their correlation ids: all that a classic client's error names.
+    /// The message of each correlation id, which is all that a classic error frame names.
     pub(super) by_correlation: HashMap<String, String>,
-    /// While the model, or the way to it, was at fault: only then may an answer fail.
+    /// The time spans in which the model API or the connection to it failed: only then may an
+    /// answer fail.
     model_at_fault: Vec<(i64, i64)>,
-    /// From when until when Redis went and came back without its data, by the log's time.
+    /// The time spans from a stop of Redis until it was back without its data, in the log's time.
     emptied: Vec<(i64, i64)>,
-    clock: Clock,
-    breaches: Vec<Breach>,
-    pub(super) count: Count,
+    clock: LogClock,
+    violations: Vec<Violation>,
+    pub(super) totals: Totals,
 }
 
 impl Checker {
-    /// From the records of both topics, what Redis lost, and when the model was at fault.
+    /// Indexes the records of both topics, and checks that each message has an outcome.
     pub(super) fn new(
         (messages, responses): (&[Record], &[Record]),
-        stakes: &[Stake],
+        costly_faults: &[CostlyFault],
         model_at_fault: &[(Instant, Instant)],
-        clock: Clock,
+        clock: LogClock,
     ) -> Self {
-        let emptied = stakes.iter().filter(|stake| stake.cost == Cost::Redis);
-        let emptied = emptied.map(|stake| (clock.ms(stake.from), clock.ms(stake.until)));
+        let emptied = costly_faults
+            .iter()
+            .filter(|fault| fault.cost == FaultCost::Redis);
+        let emptied = emptied.map(|fault| (clock.ms(fault.from), clock.ms(fault.until)));
         let at_fault = model_at_fault.iter();
         let mut checker = Self {
             accepted: HashMap::new(),
@@ -95,8 +99,8 @@ impl Checker {
                 .collect(),
             emptied: emptied.collect(),
             clock,
-            breaches: Vec::new(),
-            count: Count::default(),
+            violations: Vec::new(),
+            totals: Totals::default(),
         };
         let mut users = HashMap::new();
         for record in messages {
@@ -117,7 +121,10 @@ impl Checker {
             let value = record.json();
             let id = value["message_id"].as_str().unwrap_or_default().to_owned();
             if users.get(&id).map(String::as_str) != value["userid"].as_str() {
-                checker.breach("an answer without its message, or of another user", &[&id]);
+                checker.report(
+                    "an outcome without its message, or with another user",
+                    &[&id],
+                );
             }
             let ended = checker.ended.entry(id.clone()).or_insert(i64::MAX);
             *ended = (*ended).min(record.timestamp_ms);
@@ -137,24 +144,24 @@ impl Checker {
             .cloned()
             .collect();
         for id in unanswered {
-            checker.count.lost += 1;
-            checker.breach("in the log, and never answered (I1)", &[&id]);
+            checker.totals.lost += 1;
+            checker.report("in the log without an outcome (I1)", &[&id]);
         }
-        checker.count.records_again = ends.values().map(|times| times - 1).sum();
+        checker.totals.duplicate_records = ends.values().map(|times| times - 1).sum();
         checker
     }
 
-    pub(super) fn breach(&mut self, text: &str, ids: &[&str]) {
-        self.breaches.push(Breach {
+    pub(super) fn report(&mut self, text: &str, ids: &[&str]) {
+        self.violations.push(Violation {
             text: text.to_owned(),
             ids: ids.iter().map(|id| (*id).to_owned()).collect(),
         });
     }
 
-    /// A user of `chatmesh.v1`. That no frame came twice, no index was left out, no text was
-    /// spliced and no frame was another user's, its devices have checked with each frame.
-    pub(super) fn user(&mut self, seen: &Seen) {
-        self.history(&seen.user, &seen.history);
+    /// Checks a `chatmesh.v1` user. Its clients have already checked each frame: no duplicate, no
+    /// missing index, no mixed text, no frame of another user.
+    pub(super) fn check_user(&mut self, seen: &UserObservation) {
+        self.check_history(&seen.user, &seen.history);
         let turns = seen.history.iter().flatten();
         let history: BTreeMap<&str, &HistoryTurn> =
             turns.map(|turn| (turn.message_id.as_str(), turn)).collect();
@@ -163,49 +170,49 @@ impl Checker {
             let question = turn.question.as_deref();
             if question.is_some_and(|question| !said.contains(question)) {
                 let user = &seen.user;
-                self.breach(
-                    &format!("{user}: not its own (I8): {turn:?}"),
+                self.report(
+                    &format!("{user}: a turn of another user (I8): {turn:?}"),
                     &[&turn.message_id],
                 );
             }
         }
-        self.count.messages += seen.sent.len();
-        self.count.to_cancel += seen.cancelled.len();
+        self.totals.messages += seen.sent.len();
+        self.totals.to_cancel += seen.cancelled.len();
         for sent in &seen.sent {
             let mut ends = Vec::new();
             for device in &seen.devices {
                 let message = device.get(&sent.id);
                 let Some(ended) = message.filter(|message| message.terminal.is_some()) else {
-                    self.missing(sent, device, &history);
+                    self.check_missing(sent, device, &history);
                     continue;
                 };
                 let id = device.message_id(&sent.id).unwrap_or_default();
-                self.end(sent, id, ended, history.get(id).copied());
-                if ended.ended() == Some("cancelled") && !seen.cancelled.contains(&sent.id) {
-                    self.breach(&format!("{}: nobody cancelled it", sent.id), &[id]);
+                self.check_outcome(sent, id, ended, history.get(id).copied());
+                if ended.outcome_type() == Some("cancelled") && !seen.cancelled.contains(&sent.id) {
+                    self.report(&format!("{}: cancelled without a request", sent.id), &[id]);
                 }
                 ends.push((id.to_owned(), ended.clone()));
             }
             for pair in ends.windows(2) {
                 if pair[0].0 != pair[1].0 || pair[0].1.terminal != pair[1].1.terminal {
-                    self.count.doubled += 1;
-                    self.breach(
+                    self.totals.duplicated += 1;
+                    self.report(
                         &format!(
-                            "{}: two devices, two ends: {:?} and {:?}",
+                            "{}: two devices received different outcomes: {:?} and {:?}",
                             sent.id, pair[0].1.terminal, pair[1].1.terminal
                         ),
                         &[&pair[0].0, &pair[1].0],
                     );
                 }
             }
-            match ends.first().and_then(|(_, message)| message.ended()) {
-                Some("response") => self.count.answered += 1,
-                Some("cancelled") => self.count.cancelled += 1,
-                Some(_) => self.count.failed += 1,
-                None => self.count.from_history += 1,
+            match ends.first().and_then(|(_, message)| message.outcome_type()) {
+                Some("response") => self.totals.answered += 1,
+                Some("cancelled") => self.totals.cancelled += 1,
+                Some(_) => self.totals.failed += 1,
+                None => self.totals.from_history += 1,
             }
         }
-        // What was said again may be in the log twice, or by its second saying only.
+        // A message that was sent again may be in the log twice, or only by its second sending.
         let once = seen.sent.iter();
         let once = once.filter(|sent| !seen.repeated.contains(&sent.id));
         let mut said: BTreeMap<_, Vec<_>> = BTreeMap::new();
@@ -214,22 +221,27 @@ impl Checker {
             together.or_default().push(&sent.content);
         }
         for together in said.into_values() {
-            self.as_sent(&seen.user, together.into_iter());
+            self.check_log_order(&seen.user, together.into_iter());
         }
         for device in &seen.devices {
             for replaced in &device.replaced {
-                self.replaced(replaced);
+                self.check_replaced(replaced);
             }
-            self.count.reloads += device.reloads().saturating_sub(1);
-            for (id, at) in &device.told_after_move {
-                self.told_after_move(id, *at);
+            self.totals.reloads += device.reloads().saturating_sub(1);
+            for (id, at) in &device.repeated_after_move {
+                self.check_repeated_after_move(id, *at);
             }
-            self.order(seen, device);
+            self.check_order(seen, device);
         }
     }
 
-    /// The log has what was said on a connection, in a conversation, in the order in which it was.
-    pub(super) fn as_sent<'a>(&mut self, user: &str, said: impl Iterator<Item = &'a String>) {
+    /// Checks that the log has the messages of one connection and conversation in the order of
+    /// sending.
+    pub(super) fn check_log_order<'a>(
+        &mut self,
+        user: &str,
+        said: impl Iterator<Item = &'a String>,
+    ) {
         let of = |content: &String| {
             let id = self.said.get(content)?;
             Some((*self.accepted.get(id)?, id.clone()))
@@ -238,28 +250,29 @@ impl Checker {
         for pair in places.windows(2) {
             let ((before, first), (after, second)) = (&pair[0], &pair[1]);
             if before > after {
-                self.count.out_of_order += 1;
-                let what = format!("{user}: {second} sent after {first}, and before it in the log");
-                self.breach(&what, &[second, first]);
+                self.totals.out_of_order += 1;
+                let what =
+                    format!("{user}: {second} was sent after {first} and precedes it in the log");
+                self.report(&what, &[second, first]);
             }
         }
     }
 
-    /// Of each conversation its turns, newest first: each message once, and in the log's order.
-    pub(super) fn history(&mut self, user: &str, conversations: &[Vec<HistoryTurn>]) {
+    /// Checks the turns of each conversation: every message once, and in the log's order.
+    pub(super) fn check_history(&mut self, user: &str, conversations: &[Vec<HistoryTurn>]) {
         let mut ids = HashSet::new();
         for turn in conversations.iter().flatten() {
             if !ids.insert(turn.message_id.as_str()) {
-                self.count.doubled += 1;
-                let what = format!("{user}: twice in the history");
-                self.breach(&what, &[&turn.message_id]);
+                self.totals.duplicated += 1;
+                let what = format!("{user}: a message is in the history twice");
+                self.report(&what, &[&turn.message_id]);
             }
         }
         for turn in conversations.iter().flatten() {
             let asked = turn.question.as_ref().map(|text| self.said.get(text));
             if asked.is_some_and(|asked| asked != Some(&turn.message_id)) {
                 let what = format!("{user}: the question of another message (I5): {turn:?}");
-                self.breach(&what, &[&turn.message_id]);
+                self.report(&what, &[&turn.message_id]);
             }
         }
         for turns in conversations {
@@ -271,50 +284,50 @@ impl Checker {
             for pair in places.windows(2) {
                 let ((later, second), (earlier, first)) = (pair[0], pair[1]);
                 if later < earlier {
-                    self.count.out_of_order += 1;
+                    self.totals.out_of_order += 1;
                     let what = format!(
                         "{user}: {second} at {later:?} is after {first} at {earlier:?} in the history (I5)"
                     );
-                    self.breach(&what, &[first, second]);
+                    self.report(&what, &[first, second]);
                 }
             }
         }
     }
 
-    /// What a client was told is what the log has: of the first record or, where Redis had lost its data, of
-    /// another.
+    /// Checks that the log has the outcome that a client received: in the message's first record
+    /// or, if Redis lost its data, in another one.
     pub(super) fn is_in_log(&mut self, id: &str, kind: &str, text: &str) {
         let records = self.records.get(id).map_or(&[][..], Vec::as_slice);
         if !records.iter().any(|one| one.0 == kind && one.1 == text) {
-            let what = format!("told as {kind} {text:?}, and the log has {records:?} (I5)");
-            self.breach(&what, &[id]);
+            let what = format!("received as {kind} {text:?}, but the log has {records:?} (I5)");
+            self.report(&what, &[id]);
         }
     }
 
-    /// Another call's end took this text's place: Redis must have lost its data after the message was
-    /// accepted, and the text must be of one call itself.
-    fn replaced(&mut self, replaced: &Replaced) {
-        self.count.replaced += 1;
+    /// Checks a text that the outcome of another call replaced: Redis must have lost its data after
+    /// the message was accepted, and the text itself must belong to one call.
+    fn check_replaced(&mut self, replaced: &Replaced) {
+        self.totals.replaced += 1;
         let id = replaced.message_id.as_str();
         let at = self.clock.ms(replaced.at);
         let accepted = self.accepted.get(id).map_or(i64::MAX, |(ms, ..)| *ms);
         let mut emptied = self.emptied.iter();
         if !emptied.any(|(from, until)| *until >= accepted && *from <= at) {
             let text = &replaced.text;
-            let what = format!("replaced, and Redis had its data (I4): {text:?}");
-            self.breach(&what, &[id]);
+            let what = format!("text replaced although Redis had its data (I4): {text:?}");
+            self.report(&what, &[id]);
         }
-        if let Err(fault) = words(&replaced.text) {
-            self.breach(&format!("{fault} (I4): {:?}", replaced.text), &[id]);
+        if let Err(fault) = parse_words(&replaced.text) {
+            self.report(&format!("{fault} (I4): {:?}", replaced.text), &[id]);
         }
     }
 
-    /// A user who had moved to another partition was told a frame once more: Redis must have been emptied
-    /// shortly before.
-    fn told_after_move(&mut self, id: &str, at: Instant) {
-        self.count.told_after_move += 1;
+    /// Checks a frame that a user received a second time after a move to another partition: Redis
+    /// must have been emptied shortly before.
+    fn check_repeated_after_move(&mut self, id: &str, at: Instant) {
+        self.totals.repeated_after_move += 1;
         if !self.is_being_refilled(at) {
-            self.breach("told a second time, and Redis had its data (I2)", &[id]);
+            self.report("sent a second time although Redis had its data (I2)", &[id]);
         }
     }
 
@@ -324,20 +337,21 @@ impl Checker {
         emptied.any(|(from, until)| *from <= at && at <= *until + REFILLED_MS)
     }
 
-    /// Frames from before a move come once more while Redis is refilled: also one that the device was told
-    /// to find in the history, and so has only now.
-    fn is_told_after_move(&self, device: &Transcript, message_id: &str) -> bool {
+    /// Whether a frame from before a move may be sent again because Redis is being rebuilt. This
+    /// includes outcomes that the device was to find in the history, so that it receives them only
+    /// now.
+    fn may_repeat_after_move(&self, device: &Transcript, message_id: &str) -> bool {
         let ended_at = device.get(message_id).and_then(|message| message.ended_at);
-        device.may_be_told_again()
+        device.may_repeat_frames()
             && device.reloads() > 1
             && ended_at.is_some_and(|at| self.is_being_refilled(at))
     }
 
-    /// Only what had ended when a device was told to reload the history (or came for the first time)
-    /// may it lack; and then the history has it, or had it then.
-    fn missing(
+    /// Checks a message whose outcome a device never received: it must have ended before the device
+    /// was told to reload the history, and the history must have it or have had it then.
+    fn check_missing(
         &mut self,
-        sent: &Sent,
+        sent: &SentMessage,
         device: &Transcript,
         history: &BTreeMap<&str, &HistoryTurn>,
     ) {
@@ -346,37 +360,43 @@ impl Checker {
         let mut reloaded = device.reloaded.iter();
         let reloaded = reloaded.any(|at| ended <= self.clock.ms(*at) + RELOADING_MS);
         let in_history = history.contains_key(id.as_str());
-        if reloaded && (in_history || self.may_be_forgotten(&id)) {
+        if reloaded && (in_history || self.may_be_lost_from_history(&id)) {
             return;
         }
-        self.count.lost += 1;
+        self.totals.lost += 1;
         let known = device.get(&sent.id);
         let known = known.map(|m| (m.is_accepted(), m.text.clone()));
-        self.breach(
+        self.report(
             &format!(
-                "{}: a device never saw its end (I1), reloaded since: {reloaded}, in the history: {in_history}: {known:?}",
+                "{}: a device never received the outcome (I1), reloaded since: {reloaded}, in the history: {in_history}: {known:?}",
                 sent.id,
             ),
             &[&id, &sent.id],
         );
     }
 
-    /// The terminal frame against the question and the history.
-    fn end(&mut self, sent: &Sent, id: &str, ended: &Message, turn: Option<&HistoryTurn>) {
+    /// Checks a terminal frame against its question and the history.
+    fn check_outcome(
+        &mut self,
+        sent: &SentMessage,
+        id: &str,
+        ended: &Message,
+        turn: Option<&HistoryTurn>,
+    ) {
         if !self.accepted.contains_key(id) {
-            self.breach(
-                &format!("{}: ended and not in the log (I1)", sent.id),
+            self.report(
+                &format!("{}: ended without being in the log (I1)", sent.id),
                 &[id, &sent.id],
             );
         }
-        let kind = ended.ended().unwrap_or_default();
+        let kind = ended.outcome_type().unwrap_or_default();
         let fault = match kind {
-            "response" => whole(&ended.text, &sent.content),
-            "cancelled" => part(&ended.text, &sent.content),
+            "response" => check_complete(&ended.text, &sent.content),
+            "cancelled" => check_partial(&ended.text, &sent.content),
             _ => None,
         };
         if let Some(fault) = fault {
-            self.breach(
+            self.report(
                 &format!("{}: {fault} (I4): {:?}", sent.id, ended.text),
                 &[id, &sent.id],
             );
@@ -385,15 +405,18 @@ impl Checker {
             self.is_in_log(id, kind, &ended.text);
         }
         if kind == "error" && !self.may_fail(id) {
-            self.breach(
-                &format!("{}: failed, and the model was well: {ended:?}", sent.id),
+            self.report(
+                &format!(
+                    "{}: failed without a fault of the model API: {ended:?}",
+                    sent.id
+                ),
                 &[id, &sent.id],
             );
         }
         let Some(turn) = turn else {
-            if !self.may_be_forgotten(id) {
-                self.count.lost += 1;
-                self.breach(&format!("{}: not in the history (I5)", sent.id), &[id]);
+            if !self.may_be_lost_from_history(id) {
+                self.totals.lost += 1;
+                self.report(&format!("{}: not in the history (I5)", sent.id), &[id]);
             }
             return;
         };
@@ -404,7 +427,7 @@ impl Checker {
         };
         let same = turn.status == status && (status == "failed" || turn.answer == ended.text);
         if !same {
-            self.breach(
+            self.report(
                 &format!(
                     "{}: the history has {turn:?}, the client {kind} {:?} (I5)",
                     sent.id, ended.text
@@ -414,8 +437,8 @@ impl Checker {
         }
     }
 
-    /// Ends come in the order in which the log has the messages, for each conversation.
-    fn order(&mut self, seen: &Seen, device: &Transcript) {
+    /// Checks that outcomes arrived in the log's order within each conversation.
+    fn check_order(&mut self, seen: &UserObservation, device: &Transcript) {
         let conversations: HashMap<&str, &str> = seen
             .sent
             .iter()
@@ -433,13 +456,13 @@ impl Checker {
             if let Some((before, other)) = last.get(conversation)
                 && *before > place
             {
-                if self.is_told_after_move(device, message_id) {
-                    self.count.told_after_move += 1;
+                if self.may_repeat_after_move(device, message_id) {
+                    self.totals.repeated_after_move += 1;
                     continue;
                 }
                 let other = other.clone();
-                self.count.out_of_order += 1;
-                self.breach(
+                self.totals.out_of_order += 1;
+                self.report(
                     &format!("{}: {message_id} after {other} (I3)", seen.user),
                     &[message_id, &other],
                 );
@@ -448,8 +471,8 @@ impl Checker {
         }
     }
 
-    /// An answer fails where the model was at fault between the message and its end; a worker that
-    /// waits for the model's rate makes that later.
+    /// Whether an answer may fail: the model API was at fault between the message and its outcome.
+    /// A worker that waits for the model's rate limit may delay that.
     pub(super) fn may_fail(&self, id: &str) -> bool {
         let accepted = self.accepted.get(id).map_or(0, |(ms, ..)| *ms);
         let ended = self.ended.get(id).copied().unwrap_or(i64::MAX);
@@ -457,34 +480,34 @@ impl Checker {
         faults.any(|(from, until)| *from <= ended && accepted <= *until + LATE_FAILURE_MS)
     }
 
-    /// What had ended long before Redis lost its data is not brought back.
-    pub(super) fn may_be_forgotten(&self, id: &str) -> bool {
+    /// Whether a message ended so long before a data loss that it is not rebuilt.
+    pub(super) fn may_be_lost_from_history(&self, id: &str) -> bool {
         let ended = self.ended.get(id).copied().unwrap_or(i64::MAX);
         let mut emptied = self.emptied.iter();
         emptied.any(|(_, until)| ended < *until - REBUILT_MS)
     }
 
-    /// What is to be said of all messages together.
-    pub(super) fn all(&mut self) {
-        if self.count.to_cancel >= CANCELS && self.count.cancelled == 0 {
-            let what = format!("none of {} was cancelled", self.count.to_cancel);
-            self.breach(&what, &[]);
+    /// Checks that only the totals show.
+    pub(super) fn check_totals(&mut self) {
+        if self.totals.to_cancel >= CANCELS && self.totals.cancelled == 0 {
+            let what = format!("none of {} was cancelled", self.totals.to_cancel);
+            self.report(&what, &[]);
         }
     }
 
-    /// What was found elsewhere.
-    pub(super) fn add(&mut self, breaches: Vec<Breach>) {
-        self.breaches.extend(breaches);
+    /// Adds violations that other checks found.
+    pub(super) fn add(&mut self, violations: Vec<Violation>) {
+        self.violations.extend(violations);
     }
 
-    /// The first `count`, a line each.
-    pub(super) fn some_breaches(&self, count: usize) -> String {
-        let texts = self.breaches.iter().take(count);
-        let lines: Vec<&str> = texts.map(|breach| breach.text.as_str()).collect();
+    /// The first `count` violations, one per line.
+    pub(super) fn format_violations(&self, count: usize) -> String {
+        let texts = self.violations.iter().take(count);
+        let lines: Vec<&str> = texts.map(|violation| violation.text.as_str()).collect();
         lines.join("\n  ")
     }
 
-    pub(super) fn breaches(&self) -> &[Breach] {
-        &self.breaches
+    pub(super) fn violations(&self) -> &[Violation] {
+        &self.violations
     }
 }

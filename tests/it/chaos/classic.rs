@@ -1,43 +1,43 @@
-//! What a classic client may see, and what it is owed.
+//! Checks what classic clients received.
 
 use std::collections::HashMap;
 
 use serde_json::Value;
 
-use super::answers::whole;
+use super::answers::check_complete;
 use super::checker::Checker;
-use super::clients::{ClassicSeen, Connection};
+use super::clients::{ClassicConnection, ClassicObservation};
 use crate::support::history::HistoryTurn;
 
 /// Longer than the longest recovery.
-const IN_TIME_MS: i64 = 30_000;
+const RECOVERY_MS: i64 = 30_000;
 
 impl Checker {
-    /// A classic client: nothing twice, nothing of others, in order; and what was said on a
-    /// connection that stayed open is answered there, or refused.
-    pub(super) fn classic(&mut self, seen: &ClassicSeen) {
+    /// Checks a classic client: no frame twice, none of another user, outcomes in order, and every
+    /// message that was sent on a connection that stayed open was answered or refused on it.
+    pub(super) fn check_classic(&mut self, seen: &ClassicObservation) {
         let mut last: Option<((i64, i32, i64), String)> = None;
-        let mut had: HashMap<String, usize> = HashMap::new();
+        let mut received: HashMap<String, usize> = HashMap::new();
         let user = &seen.user;
         let frames = seen.connections.iter().flat_map(|one| &one.frames);
         for (at, frame) in frames {
             if frame["userid"] != user.as_str() {
-                self.breach(&format!("{user}: a frame of another user: {frame}"), &[]);
+                self.report(&format!("{user}: a frame of another user: {frame}"), &[]);
             }
             let Some(id) = self.ended_by(frame) else {
                 continue;
             };
-            *had.entry(id.clone()).or_default() += 1;
-            self.classic_end(user, &id, frame);
+            *received.entry(id.clone()).or_default() += 1;
+            self.check_classic_outcome(user, &id, frame);
             let Some(place) = self.accepted.get(&id).copied() else {
-                self.breach(&format!("{user}: ended and not in the log"), &[&id]);
+                self.report(&format!("{user}: ended without being in the log"), &[&id]);
                 continue;
             };
             if let Some((before, other)) = last
                 && before > place
             {
-                self.count.out_of_order += 1;
-                self.breach(
+                self.totals.out_of_order += 1;
+                self.report(
                     &format!(
                         "{user}: {id} at {place:?} came after {other} at {before:?}, at {at} (I3)"
                     ),
@@ -47,21 +47,25 @@ impl Checker {
             last = Some((place, id));
         }
         for connection in &seen.connections {
-            self.count.messages += connection.sent.len();
-            self.owed(user, connection, &had);
-            self.as_sent(user, connection.sent.iter().map(|(_, content)| content));
+            self.totals.messages += connection.sent.len();
+            self.check_missing_answers(user, connection, &received);
+            self.check_log_order(user, connection.sent.iter().map(|(_, content)| content));
         }
-        self.classic_history(seen);
-        for (id, times) in had {
+        self.check_classic_history(seen);
+        for (id, times) in received {
             if times > 1 {
-                self.count.doubled += 1;
-                self.breach(&format!("{user}: {times} times (I1)"), &[&id]);
+                self.totals.duplicated += 1;
+                self.report(
+                    &format!("{user}: {times} outcomes of one message (I1)"),
+                    &[&id],
+                );
             }
         }
     }
 
-    /// The message that a frame ends; none where it refuses one, or says that the log did not
-    /// acknowledge it in time: then it may be there, and its answer comes (protocol.md, section 1).
+    /// The message that a frame ends. `None` if the frame refuses a message, or says that the log
+    /// did not acknowledge it in time; in that case the message may be in the log and its answer
+    /// follows (docs/protocol.md, section 1).
     fn ended_by(&self, frame: &Value) -> Option<String> {
         if let Some(id) = frame["message_id"].as_str() {
             return Some(id.to_owned());
@@ -73,33 +77,33 @@ impl Checker {
         self.by_correlation.get(correlation).cloned()
     }
 
-    fn classic_end(&mut self, user: &str, id: &str, frame: &Value) {
+    fn check_classic_outcome(&mut self, user: &str, id: &str, frame: &Value) {
         if frame["type"] != "response" {
-            self.count.failed += 1;
+            self.totals.failed += 1;
             if !self.may_fail(id) {
-                let what = format!("{user}: failed, and the model was well: {frame}");
-                self.breach(&what, &[id]);
+                let what = format!("{user}: failed without a fault of the model API: {frame}");
+                self.report(&what, &[id]);
             }
             return;
         }
-        self.count.answered += 1;
+        self.totals.answered += 1;
         let text = frame["content"].as_str().unwrap_or_default();
         let question = text.split_once("end ").map_or("", |(_, question)| question);
-        if let Some(fault) = whole(text, question) {
-            self.breach(&format!("{user}: {fault} (I4): {text:?}"), &[id]);
+        if let Some(fault) = check_complete(text, question) {
+            self.report(&format!("{user}: {fault} (I4): {text:?}"), &[id]);
         }
-        // A classic client names its message by nothing but what it said.
+        // The question is all that connects a classic client's message with its answer.
         if self.said.get(question).is_none_or(|said| said != id) {
             let what = format!("{user}: the answer of another question, {question:?} (I4)");
-            self.breach(&what, &[id]);
+            self.report(&what, &[id]);
         }
         self.is_in_log(id, "response", text);
     }
 
-    /// Each answer that the client had is in the history as it was told.
-    fn classic_history(&mut self, seen: &ClassicSeen) {
+    /// Checks that the history has each answer that the client received, unchanged.
+    fn check_classic_history(&mut self, seen: &ClassicObservation) {
         let user = &seen.user;
-        self.history(user, &seen.history);
+        self.check_history(user, &seen.history);
         let turns = seen.history.iter().flatten();
         let turns: HashMap<&str, &HistoryTurn> =
             turns.map(|one| (one.message_id.as_str(), one)).collect();
@@ -110,21 +114,29 @@ impl Checker {
             ) else {
                 continue;
             };
-            let told = frame["content"].as_str().unwrap_or_default();
+            let received = frame["content"].as_str().unwrap_or_default();
             match turns.get(id) {
-                Some(turn) if turn.status == "answered" && turn.answer == told => {}
-                None if self.may_be_forgotten(id) => {}
+                Some(turn) if turn.status == "answered" && turn.answer == received => {}
+                None if self.may_be_lost_from_history(id) => {}
                 turn => {
-                    let what = format!("{user}: the history has {turn:?}, told was {told:?} (I5)");
-                    self.breach(&what, &[id]);
+                    let what = format!(
+                        "{user}: the history has {turn:?}, the client received {received:?} (I5)"
+                    );
+                    self.report(&what, &[id]);
                 }
             }
         }
     }
 
-    /// What a connection should have brought before it ended, with time to recover from anything.
-    fn owed(&mut self, user: &str, connection: &Connection, had: &HashMap<String, usize>) {
-        let in_time = |ms: i64| ms + IN_TIME_MS < connection.until;
+    /// Checks that a connection received every answer that was due early enough before it ended to
+    /// allow for a recovery.
+    fn check_missing_answers(
+        &mut self,
+        user: &str,
+        connection: &ClassicConnection,
+        received: &HashMap<String, usize>,
+    ) {
+        let in_time = |ms: i64| ms + RECOVERY_MS < connection.until;
         let mut unknown = 0;
         for (at, content) in &connection.sent {
             let Some(id) = self.said.get(content).cloned() else {
@@ -132,20 +144,22 @@ impl Checker {
                 continue;
             };
             let ended = self.ended.get(&id).copied().unwrap_or(i64::MAX);
-            if ended < connection.until && in_time(ended) && !had.contains_key(&id) {
-                self.count.lost += 1;
+            if ended < connection.until && in_time(ended) && !received.contains_key(&id) {
+                self.totals.lost += 1;
                 let what =
                     format!("{user}: no answer on the connection that asked, {id} at {at} (I1)");
-                self.breach(&what, &[&id]);
+                self.report(&what, &[&id]);
             }
         }
         let frames = connection.frames.iter();
         let refused = frames.filter(|(_, frame)| self.ended_by(frame).is_none());
         let refused = refused.count();
         if unknown > refused {
-            self.count.lost += unknown - refused;
-            let what = format!("{user}: {unknown} never in the log, {refused} refused (I1)");
-            self.breach(&what, &[]);
+            self.totals.lost += unknown - refused;
+            let what = format!(
+                "{user}: {unknown} messages are not in the log, and {refused} were refused (I1)"
+            );
+            self.report(&what, &[]);
         }
     }
 }

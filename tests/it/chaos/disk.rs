@@ -1,16 +1,16 @@
-//! A disk that is full, under the embedded log.
+//! A full disk under the embedded log.
 
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use super::faults::preloaded;
+use super::fault_actions::compile_preload_library;
 use crate::support::TEST_TIMEOUT;
 use crate::support::classic::ClientEvent;
 use crate::support::process::ProcessSpec;
 use crate::support::v1::V1Client;
 
-/// A small disk of its own; unmounted when dropped.
+/// A small file system. Drop unmounts it.
 struct Disk(tempfile::TempDir);
 
 impl Disk {
@@ -29,7 +29,7 @@ impl Disk {
         Self(folder)
     }
 
-    /// Takes all room that there is.
+    /// Fills the disk to the last byte.
     fn fill(&self) {
         use std::io::Write;
         let mut file = std::fs::File::create(self.0.path().join("ballast")).expect("ballast");
@@ -56,7 +56,8 @@ fn sudo(program: &str, args: &[&str], folder: &Path) -> bool {
     run(&mut Command::new(program)) || run(Command::new("sudo").arg("-n").arg(program))
 }
 
-/// `min_free`: for 0 the disk is full before the process can know.
+/// Runs a system on a disk that fills up. With `min_free` 0 the process can't know before it is
+/// full.
 async fn a_full_disk(min_free: &str) {
     let disk = Disk::mount(192);
     let data = disk.0.path().join("data");
@@ -72,7 +73,7 @@ async fn a_full_disk(min_free: &str) {
     );
 
     disk.fill();
-    // Whatever is said of each message while there is no room, is true.
+    // Every reply about a message must be true while the disk is full.
     let mut refused = 0;
     for n in 0..40 {
         if refused == 2 {
@@ -106,7 +107,7 @@ async fn a_full_disk(min_free: &str) {
     }
     assert!(refused > 0, "the disk never was full");
     disk.free();
-    // As a supervisor would, should the process have given up.
+    // The process may have given up; a supervisor would restart it.
     process.kill();
     let process = spec.start().await;
     device.connect_with_retries(&[process.port()]).await;
@@ -130,12 +131,12 @@ async fn a_full_disk(min_free: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_accepted_that_the_disk_did_not_make_durable() {
+async fn message_is_accepted_only_when_it_is_durable() {
     let folder = tempfile::tempdir().expect("a folder");
     let (data, failing) = (folder.path().join("data"), folder.path().join("failing"));
     let spec = ProcessSpec::new(&["all-in-one"]).arg("--data-dir");
     let spec = spec.arg(&data.display().to_string()).on_free_port();
-    let spec = spec.env("LD_PRELOAD", &preloaded("disk"));
+    let spec = spec.env("LD_PRELOAD", &compile_preload_library("disk"));
     let spec = spec.env("SYNC_FAILS_WHILE", &failing.display().to_string());
     let process = spec.start().await;
     let mut device = V1Client::open(process.port(), "alice").await;
@@ -161,11 +162,11 @@ async fn nothing_is_accepted_that_the_disk_did_not_make_durable() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_the_room_that_is_kept_free_messages_are_refused_and_nothing_is_lost() {
+async fn below_the_minimum_free_space_messages_are_refused_and_none_is_lost() {
     a_full_disk("16777216").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_disk_that_is_full_to_the_last_byte_loses_nothing_that_was_accepted() {
+async fn disk_full_to_the_last_byte_loses_no_accepted_message() {
     a_full_disk("0").await;
 }

@@ -1,5 +1,5 @@
-//! Two of each role behind nginx, on a Kafka, a Redis and a model of their own, with a link that can
-//! be broken wherever one talks to another.
+//! The system of the chaos tests: two gateways, workers and relays behind nginx, with their own
+//! Kafka, Redis and model API, and a proxy that can break each connection between them.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use serde_json::Value;
 
-use super::calls::key_of;
+use super::calls::api_key_of;
 use crate::nginx::Nginx;
 use crate::support::kafka_broker::KafkaBroker;
 use crate::support::kafka_client::KafkaClient;
@@ -22,26 +22,26 @@ use crate::support::stack::{RELAYS, WORKERS};
 use crate::support::tcp_proxy::{ProxyMode, TcpProxy};
 use crate::support::{TEST_TIMEOUT, wait_until};
 
-/// A process of the fleet and what it is connected by.
-pub(super) struct Member {
+/// A process of the fleet and the proxies of its connections.
+pub(super) struct FleetMember {
     pub(super) name: &'static str,
     pub(super) spec: ProcessSpec,
     pub(super) process: Option<ChatmeshProcess>,
-    pub(super) to_kafka: TcpProxy,
-    pub(super) to_redis: TcpProxy,
-    /// A gateway's clients, a worker's model.
-    pub(super) outside: Option<TcpProxy>,
-    /// What earlier processes of it wrote.
+    pub(super) kafka_proxy: TcpProxy,
+    pub(super) redis_proxy: TcpProxy,
+    /// In front of a gateway for its clients, and in front of the model API for a worker.
+    pub(super) external_proxy: Option<TcpProxy>,
+    /// The logs of its earlier processes.
     pub(super) logs: Vec<String>,
 }
 
-impl Member {
+impl FleetMember {
     pub(super) async fn start(&mut self) {
         self.process = Some(self.spec.start().await);
     }
 
-    /// The process ended: its log is kept.
-    pub(super) fn bury(&mut self) {
+    /// Keeps the log of a process that has ended.
+    pub(super) fn archive_log(&mut self) {
         if let Some(process) = self.process.take() {
             self.logs.push(process.log());
         }
@@ -51,7 +51,7 @@ impl Member {
         if let Some(process) = &mut self.process {
             process.kill();
         }
-        self.bury();
+        self.archive_log();
     }
 
     pub(super) fn running(&mut self) -> &mut ChatmeshProcess {
@@ -66,7 +66,7 @@ impl Member {
         self.name.starts_with("worker")
     }
 
-    fn whole_log(&self) -> String {
+    fn complete_log(&self) -> String {
         let mut all = self.logs.concat();
         if let Some(process) = &self.process {
             all.push_str(&process.log());
@@ -75,16 +75,16 @@ impl Member {
     }
 }
 
-/// The model's whims: off, it answers everything whole.
+/// Faults of the model API. While disabled, it answers every request completely.
 #[derive(Debug, Default)]
-pub(super) struct Whims {
-    pub(super) on: AtomicBool,
+pub(super) struct ModelFaults {
+    pub(super) enabled: AtomicBool,
     calls: AtomicUsize,
-    /// The questions that got no whole answer, and their how manieth call that was.
+    /// The prompts whose answer was incomplete, each with the number of earlier requests for it.
     faulty: Mutex<HashSet<(String, usize)>>,
 }
 
-impl Whims {
+impl ModelFaults {
     pub(super) fn faulty(&self) -> HashSet<(String, usize)> {
         let faulty = self.faulty.lock();
         faulty.clone()
@@ -95,14 +95,14 @@ pub(super) struct Fleet {
     pub(super) kafka: KafkaBroker,
     pub(super) redis: PrivateRedis,
     pub(super) model: ScriptedModel,
-    pub(super) whims: Arc<Whims>,
-    /// Gateways, workers, relays: two each.
-    pub(super) members: Vec<Member>,
+    pub(super) model_faults: Arc<ModelFaults>,
+    /// Two gateways, two workers and two relays, in this order.
+    pub(super) members: Vec<FleetMember>,
     nginx: Nginx,
     _permit: MachinePermit,
 }
 
-/// Of each topic, at first.
+/// Partitions of each topic at the start.
 pub(super) const PARTITIONS: usize = 6;
 
 const NAMES: [&str; 6] = [
@@ -114,8 +114,8 @@ const NAMES: [&str; 6] = [
     "relay_2",
 ];
 
-/// Every member has a listener of its own at the broker, which advertises the member's link: so
-/// that no client gets around its link by what it learns from the broker.
+/// Gives each member a listener of its own at the broker that advertises the member's proxy, so
+/// that no client bypasses its proxy with an address from the broker's metadata.
 fn listeners(direct: &[(u16, u16)]) -> String {
     let mut listeners = String::new();
     let mut advertised = String::new();
@@ -130,13 +130,13 @@ fn listeners(direct: &[(u16, u16)]) -> String {
 }
 
 impl Fleet {
-    /// With more settings for every role.
+    /// Starts the fleet, with additional settings for every role.
     pub(super) async fn start_with(settings: &[(&str, &str)]) -> Self {
         let permit = reserve_machine().await;
-        let whims = Arc::new(Whims::default());
+        let model_faults = Arc::new(ModelFaults::default());
         let model = ScriptedModel::start_with({
-            let whims = whims.clone();
-            move |asked| answer(&whims, asked)
+            let model_faults = model_faults.clone();
+            move |asked| answer(&model_faults, asked)
         })
         .await;
         model.discard_bodies();
@@ -148,9 +148,9 @@ impl Fleet {
 
         let mut members = Vec::new();
         for (name, (behind, link)) in NAMES.into_iter().zip(behind) {
-            let to_kafka = TcpProxy::start_on(link, behind).await;
-            let to_redis = TcpProxy::start(redis.port()).await;
-            let (spec, outside) = match name.split('_').next() {
+            let kafka_proxy = TcpProxy::start_on(link, behind).await;
+            let redis_proxy = TcpProxy::start(redis.port()).await;
+            let (spec, external_proxy) = match name.split('_').next() {
                 Some("gateway") => {
                     let spec = ProcessSpec::gateway();
                     let clients = TcpProxy::start(spec.port()).await;
@@ -161,7 +161,7 @@ impl Fleet {
                     let url = format!("http://127.0.0.1:{}/v1", provider.port());
                     let spec = ProcessSpec::ai_worker()
                         .env("OPENAI_BASE_URL", &url)
-                        .env("OPENAI_API_KEY", &key_of(name));
+                        .env("OPENAI_API_KEY", &api_key_of(name));
                     (spec, Some(provider))
                 }
                 _ => (ProcessSpec::relay(), None),
@@ -170,47 +170,59 @@ impl Fleet {
                 .env("KAFKA_BOOTSTRAP_SERVERS", &format!("127.0.0.1:{link}"))
                 .env("KAFKA_TOPIC_PARTITIONS", &PARTITIONS.to_string())
                 .env("REDIS_HOST", "127.0.0.1")
-                .env("REDIS_PORT", &to_redis.port().to_string())
+                .env("REDIS_PORT", &redis_proxy.port().to_string())
                 .env("LOG_LEVEL", "info")
                 .env("SERVER_ID", name)
                 .with_name(name);
             let set = |spec: ProcessSpec, (name, value): &(&str, &str)| spec.env(name, value);
             let spec = settings.iter().fold(spec, set);
-            members.push(Member {
+            members.push(FleetMember {
                 name,
                 spec,
                 process: None,
-                to_kafka,
-                to_redis,
-                outside,
+                kafka_proxy,
+                redis_proxy,
+                external_proxy,
                 logs: Vec::new(),
             });
         }
         for member in &mut members {
             member.start().await;
         }
-        // Members that join one after the other move partitions: that is to be over.
+        // Members that join one after another cause reassignments, which must be over.
         let client = kafka.kafka_client();
         for group in [WORKERS, RELAYS] {
-            let joined = format!("both members of {group} know what is theirs");
+            let joined = format!("both members of {group} have their assignment");
             wait_until(&joined, TEST_TIMEOUT, || client.is_group_stable(group, 2)).await;
         }
-        let clients = |n: usize| members[n].outside.as_ref().expect("a gateway").port();
+        let clients = |n: usize| {
+            members[n]
+                .external_proxy
+                .as_ref()
+                .expect("a gateway")
+                .port()
+        };
         let nginx = Nginx::start([clients(0), clients(1)]).await;
         Self {
             kafka,
             redis,
             model,
-            whims,
+            model_faults,
             members,
             nginx,
             _permit: permit,
         }
     }
 
-    /// Where clients connect: mostly at the balancer.
-    pub(super) fn doors(&self) -> Vec<u16> {
-        let direct = |n: usize| self.members[n].outside.as_ref().expect("a gateway").port();
+    /// The ports that clients connect to: mostly the load balancer.
+    pub(super) fn client_ports(&self) -> Vec<u16> {
+        let direct = |n: usize| {
+            self.members[n]
+                .external_proxy
+                .as_ref()
+                .expect("a gateway")
+                .port()
+        };
         vec![self.nginx.port, self.nginx.port, direct(0), direct(1)]
     }
 
@@ -218,28 +230,28 @@ impl Fleet {
         self.kafka.kafka_client()
     }
 
-    /// Every link as it should be.
-    pub(super) fn mend(&self) {
+    /// Lets all traffic pass again.
+    pub(super) fn restore_links(&self) {
         for member in &self.members {
-            let links = [Some(&member.to_kafka), Some(&member.to_redis)];
-            for link in links.into_iter().flatten().chain(&member.outside) {
+            let links = [Some(&member.kafka_proxy), Some(&member.redis_proxy)];
+            for link in links.into_iter().flatten().chain(&member.external_proxy) {
                 link.set_mode(ProxyMode::Forward);
             }
         }
     }
 
-    /// What all processes warned of, and how often.
+    /// The warnings and errors of all processes with their counts, most frequent first.
     pub(super) fn warnings(&self) -> Vec<(usize, String)> {
         let mut counts: BTreeMap<String, usize> = BTreeMap::new();
         for member in &self.members {
-            for line in member.whole_log().lines() {
+            for line in member.complete_log().lines() {
                 let Ok(line) = serde_json::from_str::<Value>(line) else {
                     continue;
                 };
-                let (level, said) = (line["level"].as_str(), line["message"].as_str());
-                if let (Some(level @ ("WARN" | "ERROR")), Some(said)) = (level, said) {
+                let (level, text) = (line["level"].as_str(), line["message"].as_str());
+                if let (Some(level @ ("WARN" | "ERROR")), Some(text)) = (level, text) {
                     let role = member.name.split('_').next().unwrap_or_default();
-                    *counts.entry(format!("{role} {level} {said}")).or_default() += 1;
+                    *counts.entry(format!("{role} {level} {text}")).or_default() += 1;
                 }
             }
         }
@@ -248,16 +260,16 @@ impl Fleet {
         warnings
     }
 
-    /// Keeps what all processes wrote, and these texts, for who wants to understand a failure.
-    /// Returns the folder.
-    pub(super) fn keep(&self, seed: u64, texts: &[(&str, &str)]) -> PathBuf {
+    /// Writes the logs of all processes and these texts below the target folder. Returns their
+    /// folder.
+    pub(super) fn save_logs(&self, seed: u64, texts: &[(&str, &str)]) -> PathBuf {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("chaos-{seed}"));
         std::fs::create_dir_all(&folder).expect("a folder");
         let keep = |name: &str, text: &str| {
             std::fs::write(folder.join(name), text).expect("write a file");
         };
         for member in &self.members {
-            keep(&format!("{}.log", member.name), &member.whole_log());
+            keep(&format!("{}.log", member.name), &member.complete_log());
         }
         for (name, text) in texts {
             keep(name, text);
@@ -265,11 +277,12 @@ impl Fleet {
         folder
     }
 
-    /// What all processes wrote of one of these ids, by time, which stands before each line.
-    pub(super) fn path_of(&self, ids: &[String]) -> Vec<(String, String)> {
+    /// The log lines of all processes that contain one of the ids, each with its timestamp, in the
+    /// order of time.
+    pub(super) fn log_lines_of(&self, ids: &[String]) -> Vec<(String, String)> {
         let mut lines = Vec::new();
         for member in &self.members {
-            for line in member.whole_log().lines() {
+            for line in member.complete_log().lines() {
                 if ids.iter().any(|id| line.contains(id.as_str())) {
                     let time = line.split_once("\"timestamp\":\"");
                     let time = time.and_then(|(_, rest)| rest.split('"').next());
@@ -283,35 +296,35 @@ impl Fleet {
     }
 }
 
-/// An answer whose words name the call that they are of, so that text of two calls is never taken
-/// for one: `c17.0 c17.1 … end` and the question.
-fn answer(whims: &Whims, asked: &ModelRequest) -> Answer {
+/// Generates an answer whose words name their model call, so that a mix of two calls is detected:
+/// `c17.0 c17.1 … end` and the prompt.
+fn answer(model_faults: &ModelFaults, asked: &ModelRequest) -> Answer {
     let prompt = &asked.prompt;
-    let call = whims.calls.fetch_add(1, Ordering::Relaxed);
+    let call = model_faults.calls.fetch_add(1, Ordering::Relaxed);
     let words = 4 + call % 9;
-    let whim = if whims.on.load(Ordering::Relaxed) {
+    let model_fault = if model_faults.enabled.load(Ordering::Relaxed) {
         call % 10
     } else {
         9
     };
-    if whim < 4 {
-        let mut faulty = whims.faulty.lock();
+    if model_fault < 4 {
+        let mut faulty = model_faults.faulty.lock();
         faulty.insert((prompt.clone(), asked.previous_requests));
     }
-    match whim {
-        0 => return Answer::error(500, "server_error", "a whim"),
+    match model_fault {
+        0 => return Answer::error(500, "server_error", "an injected fault"),
         1 => return Answer::rate_limited().header("retry-after-ms", "200"),
         _ => {}
     }
-    let pace = if prompt.ends_with(LONG) {
-        SLOW_PACE
+    let pace = if prompt.ends_with(LONG_SUFFIX) {
+        LONG_ANSWER_INTERVAL
     } else {
-        PACE
+        CHUNK_INTERVAL
     };
     let mut script = Script::new().role();
     for n in 0..words {
-        if whim < 4 && n == words / 2 {
-            return script.cut().chunk_interval(pace).into();
+        if model_fault < 4 && n == words / 2 {
+            return script.disconnect().chunk_interval(pace).into();
         }
         script = script.token(&format!("c{call}.{n} "));
     }
@@ -324,9 +337,9 @@ fn answer(whims: &Whims, asked: &ModelRequest) -> Answer {
         .into()
 }
 
-/// Between two words: an answer takes a tenth to a third of a second.
-const PACE: Duration = Duration::from_millis(20);
-/// How a question ends that asks for a long answer.
-pub(super) const LONG: &str = " at length";
-/// That takes one to three seconds: longer than what lies between two commits of offsets.
-const SLOW_PACE: Duration = Duration::from_millis(250);
+/// Interval between two words; an answer takes 0.1 to 0.3 s.
+const CHUNK_INTERVAL: Duration = Duration::from_millis(20);
+/// The suffix of a prompt that requests a long answer.
+pub(super) const LONG_SUFFIX: &str = " at length";
+/// Interval of a long answer, which takes 1 to 3 s: longer than the interval between two commits.
+const LONG_ANSWER_INTERVAL: Duration = Duration::from_millis(250);

@@ -1,4 +1,4 @@
-//! When each message was sent, accepted and ended, as its client saw it.
+//! Records when each message was sent, accepted and ended, as its client saw it.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -7,96 +7,101 @@ use parking_lot::{Mutex, MutexGuard};
 use serde_json::Value;
 use tokio::time::Instant;
 
-/// A long answer may meet several faults, one after the other.
+/// Limit for a long answer, which several faults in a row may interrupt.
 const MOST: Duration = Duration::from_secs(120);
 
 #[derive(Debug, Clone)]
-pub(super) struct Life {
+pub(super) struct MessageTimeline {
     pub(super) sent: Instant,
-    /// Its answer takes seconds by itself, so that it says nothing of how long a recovery took.
+    /// The answer takes seconds by itself, so it does not measure a recovery.
     pub(super) long: bool,
     pub(super) accepted: Option<Instant>,
     pub(super) ended: Option<Instant>,
     pub(super) message_id: Option<String>,
 }
 
-/// Shared by all clients of a run.
+/// The timelines of all messages of a run, shared by its clients.
 #[derive(Debug, Default)]
 pub(super) struct Journal {
-    lives: Mutex<Lives>,
+    timelines: Mutex<Timelines>,
 }
 
 #[derive(Debug, Default)]
-struct Lives {
-    open: HashMap<String, Life>,
-    ended: Vec<Life>,
+struct Timelines {
+    open: HashMap<String, MessageTimeline>,
+    ended: Vec<MessageTimeline>,
 }
 
-impl Lives {
+impl Timelines {
     fn end(&mut self, id: &str) {
-        if let Some(mut life) = self.open.remove(id) {
-            life.ended = Some(Instant::now());
-            self.ended.push(life);
+        if let Some(mut timeline) = self.open.remove(id) {
+            timeline.ended = Some(Instant::now());
+            self.ended.push(timeline);
         }
     }
 }
 
 impl Journal {
-    fn lives(&self) -> MutexGuard<'_, Lives> {
-        self.lives.lock()
+    fn timelines(&self) -> MutexGuard<'_, Timelines> {
+        self.timelines.lock()
     }
 
-    /// A new message.
-    pub(super) fn sent(&self, id: &str, long: bool) {
-        let life = Life {
+    pub(super) fn record_sent(&self, id: &str, long: bool) {
+        let timeline = MessageTimeline {
             sent: Instant::now(),
             long,
             accepted: None,
             ended: None,
             message_id: None,
         };
-        self.lives().open.insert(id.to_owned(), life);
+        self.timelines().open.insert(id.to_owned(), timeline);
     }
 
-    /// Takes a frame that the sending client got.
-    pub(super) fn take(&self, frame: &Value) {
+    /// Records a frame that the sending client received.
+    pub(super) fn record_frame(&self, frame: &Value) {
         let (Some(id), Some(kind)) = (frame["id"].as_str(), frame["type"].as_str()) else {
             return;
         };
-        let mut lives = self.lives();
-        let Some(life) = lives.open.get_mut(id) else {
+        let mut timelines = self.timelines();
+        let Some(timeline) = timelines.open.get_mut(id) else {
             return;
         };
         let Some(message_id) = frame["message_id"].as_str() else {
             return;
         };
-        life.message_id.get_or_insert_with(|| message_id.to_owned());
+        timeline
+            .message_id
+            .get_or_insert_with(|| message_id.to_owned());
         match kind {
-            "accepted" => drop(life.accepted.get_or_insert_with(Instant::now)),
-            "response" | "cancelled" | "error" => lives.end(id),
+            "accepted" => drop(timeline.accepted.get_or_insert_with(Instant::now)),
+            "response" | "cancelled" | "error" => timelines.end(id),
             _ => {}
         }
     }
 
-    /// Its client learnt the end from the history.
-    pub(super) fn reloaded(&self, id: &str) {
-        self.lives().end(id);
+    /// The client learnt the outcome from the history.
+    pub(super) fn record_reloaded(&self, id: &str) {
+        self.timelines().end(id);
     }
 
-    /// All messages, and those that have ended.
+    /// The number of all messages, and of those that have ended.
     pub(super) fn counts(&self) -> (usize, usize) {
-        let lives = self.lives();
-        (lives.open.len() + lives.ended.len(), lives.ended.len())
+        let timelines = self.timelines();
+        (
+            timelines.open.len() + timelines.ended.len(),
+            timelines.ended.len(),
+        )
     }
 
-    /// Waits until everything that was sent up to `until` has ended, but for long answers: how long
-    /// after `since` that was. `Err`: what has not ended in time, long answers among it.
-    pub(super) async fn caught_up(
+    /// Waits until every message sent up to `until` has ended, except those with long answers.
+    /// Returns how long after `since` the last one ended, or the messages that did not end in time,
+    /// including long answers that exceeded their own limit.
+    pub(super) async fn wait_until_ended(
         &self,
         since: Instant,
         until: Instant,
         limit: Duration,
-    ) -> Result<Duration, Vec<(String, Life)>> {
+    ) -> Result<Duration, Vec<(String, MessageTimeline)>> {
         let deadline = Instant::now() + limit;
         loop {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -104,20 +109,30 @@ impl Journal {
             if now < until {
                 continue;
             }
-            let lives = self.lives();
-            let overdue = |life: &Life| {
-                let patient = life.long && now <= life.sent + MOST;
-                life.sent <= until && !patient && (life.long || now > deadline)
+            let timelines = self.timelines();
+            let overdue = |timeline: &MessageTimeline| {
+                let patient = timeline.long && now <= timeline.sent + MOST;
+                timeline.sent <= until && !patient && (timeline.long || now > deadline)
             };
-            let stuck = lives.open.iter().filter(|(_, life)| overdue(life));
-            let stuck: Vec<_> = stuck.map(|(id, life)| (id.clone(), life.clone())).collect();
+            let stuck = timelines
+                .open
+                .iter()
+                .filter(|(_, timeline)| overdue(timeline));
+            let stuck: Vec<_> = stuck
+                .map(|(id, timeline)| (id.clone(), timeline.clone()))
+                .collect();
             if !stuck.is_empty() {
                 return Err(stuck);
             }
-            let of_interest = |life: &&Life| life.sent <= until && !life.long;
-            if !lives.open.values().any(|life| of_interest(&life)) {
-                let ends = lives.ended.iter().filter(of_interest);
-                let last = ends.filter_map(|life| life.ended).max();
+            let of_interest =
+                |timeline: &&MessageTimeline| timeline.sent <= until && !timeline.long;
+            if !timelines
+                .open
+                .values()
+                .any(|timeline| of_interest(&timeline))
+            {
+                let ends = timelines.ended.iter().filter(of_interest);
+                let last = ends.filter_map(|timeline| timeline.ended).max();
                 return Ok(last.unwrap_or(since).saturating_duration_since(since));
             }
         }

@@ -1,4 +1,4 @@
-//! How fast a relay gives an emptied Redis back what the log has: `tests/run --rebuild RECORDS`.
+//! Measures how fast a relay rebuilds an emptied Redis from the log: `tests/run --rebuild RECORDS`.
 
 use std::time::Duration;
 
@@ -12,14 +12,14 @@ use crate::support::{redis, wait_until};
 
 const PARTITIONS: i32 = 12;
 const USERS: usize = 2000;
-/// Bytes of an answer's text.
+/// Length of an answer's text in bytes.
 const TEXT: usize = 400;
-/// For each of the two ways through the log, on a machine that is slow.
+/// Limit for reading the log once, on a slow machine.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// What the relay logs at the end of the way back.
+/// What the relay logs when its rewind is complete.
 const READ_BACK: &str = "rewind of all partitions complete: the records were delivered again";
 
-/// An answer as a worker produces it (protocol.md, section 2).
+/// An answer as a worker produces it (docs/protocol.md, section 2).
 fn answer(n: usize) -> (String, String) {
     let user = format!("u{}", n * 7919 % USERS);
     let message = uuid::Uuid::from_u128(0x4000_0000_0000_8000_0000_0000_0000_0000 + n as u128);
@@ -33,10 +33,11 @@ fn answer(n: usize) -> (String, String) {
     (user, value.to_string())
 }
 
-/// Processor time that a process has used so far.
+/// Processor time that a process has used so far, in seconds.
 fn processor_seconds(pid: u32) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("a process");
-    // The name, which may have spaces, ends at the last parenthesis; utime and stime are in 1/100 s.
+    // The process name may contain spaces and ends at the last parenthesis. utime and stime are in
+    // 1/100 s.
     let after = stat.rsplit(')').next().unwrap_or_default();
     let fields: Vec<f64> = after
         .split_whitespace()
@@ -47,7 +48,7 @@ fn processor_seconds(pid: u32) -> f64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "measures, on a quiet machine: tests/run --rebuild RECORDS"]
-async fn an_emptied_redis_has_all_answers_again() {
+async fn emptied_redis_is_rebuilt_completely() {
     let records = usize::try_from(number("CHATMESH_REBUILD_RECORDS", 50_000)).expect("a count");
     let stack = Stack::start_with(ScriptedModel::start().await).await;
     let kafka = stack.kafka_client();

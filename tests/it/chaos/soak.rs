@@ -1,4 +1,4 @@
-//! Steady traffic for a long time: nothing may grow.
+//! Steady traffic for a long time: no resource may grow.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,18 +6,19 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::clients::{Crowd, Size};
+use super::clients::{LoadSize, SimulatedUsers};
 use super::fleet::Fleet;
 use super::journal::Journal;
 use super::number;
 use crate::support::{http, redis};
 
-/// Between two looks.
+/// Interval between two samples.
 const EVERY: Duration = Duration::from_secs(5);
-/// What is kept of a message is gone after this long, so that it can be seen to go.
+/// Retention in seconds of everything that is stored per message; short, so that it expires in a
+/// run.
 const KEEP_SECONDS: &str = "30";
 
-/// Each thing that is looked at, and its values.
+/// The samples of each resource.
 type Series = BTreeMap<String, Vec<f64>>;
 
 async fn look(fleet: &Fleet, series: &mut Series) {
@@ -50,8 +51,8 @@ async fn look(fleet: &Fleet, series: &mut Series) {
         .push(keys as f64);
 }
 
-/// What a tenth of the looks saw at most, and the median. How many answers are under way depends on
-/// the machine as well; what leaks is there in quiet moments too.
+/// The lowest tenth and the median. The number of answers in flight varies with the machine, while
+/// a leak also shows in quiet moments.
 fn quiet_and_median(values: &[f64]) -> (f64, f64) {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -59,8 +60,8 @@ fn quiet_and_median(values: &[f64]) -> (f64, f64) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "as long as it is told: tests/run --soak MINUTES"]
-async fn steady_traffic_lets_nothing_grow() {
+#[ignore = "as long as it is progress_seen: tests/run --soak MINUTES"]
+async fn steady_traffic_grows_no_resource() {
     let period = Duration::from_secs(60 * number("CHATMESH_SOAK_MINUTES", 5));
     let kept = [
         "DEDUP_TTL",
@@ -71,26 +72,26 @@ async fn steady_traffic_lets_nothing_grow() {
     let kept = kept.map(|name| (name, KEEP_SECONDS));
     let fleet = Fleet::start_with(&kept).await;
     let journal = Arc::new(Journal::default());
-    let size = Size {
+    let size = LoadSize {
         users: 60,
         classic: 10,
         pace: Duration::from_millis(1500),
     };
-    let mut crowd = Crowd::start(
+    let mut simulated_users = SimulatedUsers::start(
         size,
-        &fleet.doors(),
+        &fleet.client_ports(),
         &journal,
         number("CHATMESH_CHAOS_SEED", 1),
     );
     let mut series = Series::new();
-    let began = Instant::now();
-    while began.elapsed() < period {
+    let started = Instant::now();
+    while started.elapsed() < period {
         sleep(EVERY).await;
         look(&fleet, &mut series).await;
-        assert_eq!(crowd.failed(), None);
+        assert_eq!(simulated_users.failed(), None);
     }
     let (messages, _) = journal.counts();
-    let seen = crowd.finish().await;
+    let seen = simulated_users.finish().await;
     assert!(seen.is_ok(), "{seen:?}");
     eprintln!(
         "soak: {} s, {messages} messages; the second and the last quarter, lowest tenth and median",
@@ -100,13 +101,13 @@ async fn steady_traffic_lets_nothing_grow() {
     for (name, values) in &series {
         let quarter = values.len() / 4;
         assert!(quarter > 0, "too short to say anything: give it minutes");
-        // The first quarter warms up: pools, caches, what is kept for its time to live.
+        // The first quarter is a warm-up: pools and caches fill, and entries reach their retention.
         let (early, usual_early) = quiet_and_median(&values[quarter..2 * quarter]);
         let (late, usual_late) = quiet_and_median(&values[values.len() - quarter..]);
         eprintln!(
             "soak:   {name:<28} {early:10.1} {late:10.1} {usual_early:10.1} {usual_late:10.1}"
         );
-        // Noise is not growth: a tenth, and some of each thing.
+        // A tenth plus a constant is noise.
         if late > early * 1.1 + 8.0 {
             grown.push(format!("{name}: {early:.1} to {late:.1}"));
         }

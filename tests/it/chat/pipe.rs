@@ -36,7 +36,7 @@ async fn feed(spec: &ProcessSpec, input: &'static str) -> (Option<i32>, String, 
 async fn only_the_answer_is_on_standard_output_and_failures_have_their_codes() {
     let model = ScriptedModel::start().await;
     // What a first attempt had written is no part of the answer.
-    model.queue_answer("twice", Script::new().role().text("half ").cut());
+    model.queue_answer("twice", Script::new().role().text("half ").disconnect());
     model.queue_answer("twice", Script::complete("whole \x1b[1m"));
     model.queue_answer(
         "no",

@@ -121,7 +121,7 @@ async fn every_example_of_v1_is_taken_and_every_frame_is_as_documented() {
     let document = Document::asyncapi();
     let model = ScriptedModel::start().await;
     model.queue_answer("fail", Answer::error(400, "bad", "no"));
-    model.queue_answer("again", Script::new().role().text("half ").cut());
+    model.queue_answer("again", Script::new().role().text("half ").disconnect());
     let slow = || Script::new().role().text("so far ").hang();
     model.queue_answer("slow", slow());
     let mut server = start(&model).await;

@@ -1,25 +1,22 @@
-//! Two of each role on real Kafka and Redis, and some of them die.
+//! Two processes of each role on real Kafka and Redis. Some of them are killed, paused or drained.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::Value;
 
-use super::load::{Load, Plan, accepted, assert_answered_once_in_order, text};
+use super::load::{Load, LoadPlan, accepted_messages, assert_answered_once_in_order, message_text};
 use crate::support::classic::ClassicClient;
 use crate::support::model::{Script, ScriptedModel};
 use crate::support::process::ChatmeshProcess;
 use crate::support::redis::subscribe;
 use crate::support::stack::{MESSAGES, RELAYS, RESPONSES, Stack, WORKERS};
-use crate::support::{TEST_TIMEOUT, wait_until};
+use crate::support::{BEYOND_MAILBOX_CHECK, TEST_TIMEOUT, wait_until};
 
-/// Longer than the gateways' look after what may be lost (5 s).
-const QUIET: Duration = Duration::from_secs(7);
-
-/// Answers in some pieces over about a tenth of a second.
-async fn unhurried() -> ScriptedModel {
-    ScriptedModel::start_with(|asked| {
-        Script::echo(asked)
+/// A model that takes about a tenth of a second per answer.
+async fn slow_model() -> ScriptedModel {
+    ScriptedModel::start_with(|request| {
+        Script::echo(request)
             .chunk_interval(Duration::from_millis(15))
             .into()
     })
@@ -27,10 +24,10 @@ async fn unhurried() -> ScriptedModel {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn killed_and_paused_processes_lose_nothing_double_nothing_and_keep_the_order() {
+async fn killed_and_paused_processes_lose_nothing_duplicate_nothing_and_keep_the_order() {
     const MESSAGES_EACH: usize = 20;
     const USERS: usize = 100;
-    let stack = Stack::start_with(unhurried().await).await;
+    let stack = Stack::start_with(slow_model().await).await;
     let gateways = [
         stack.gateway("server_1").start().await,
         stack.gateway("server_2").start().await,
@@ -40,12 +37,12 @@ async fn killed_and_paused_processes_lose_nothing_double_nothing_and_keep_the_or
     let mut relay_1 = stack.relay("relay_1").start().await;
     let _relay_2 = stack.relay("relay_2").start().await;
 
-    let plan = Plan {
+    let plan = LoadPlan {
         users: USERS,
         messages: MESSAGES_EACH,
         pace: Duration::from_millis(1500),
         limit: Duration::from_secs(150),
-        quiet: QUIET,
+        quiet: BEYOND_MAILBOX_CHECK,
     };
     let load = Load::start(&gateways.each_ref().map(ChatmeshProcess::port), plan).await;
 
@@ -68,25 +65,26 @@ async fn killed_and_paused_processes_lose_nothing_double_nothing_and_keep_the_or
     })
     .await;
     worker_2.pause();
-    // Well past its session (6 s) and its leases (3 s): others own all that it believes to own.
-    tokio::time::sleep(Duration::from_secs(20)).await;
+    // Its session (6 s) and its leases (3 s) expire, so others own what it believes to own.
+    let kafka = stack.kafka_client();
+    wait_until("the paused worker has left the group", TEST_TIMEOUT, || {
+        kafka.is_group_stable(WORKERS, 1)
+    })
+    .await;
     worker_2.resume();
 
-    let outcomes = load.finish().await;
-    assert_answered_once_in_order(&outcomes, MESSAGES_EACH);
+    let all_frames = load.finish().await;
+    assert_answered_once_in_order(&all_frames, MESSAGES_EACH);
 
     let records = stack
         .kafka_client()
         .read(MESSAGES, USERS * MESSAGES_EACH + 1, Duration::from_secs(5))
         .await;
     assert_eq!(records.len(), USERS * MESSAGES_EACH);
-    assert_eq!(accepted(&records).len(), USERS * MESSAGES_EACH);
-    // Only what was in flight at a kill may have been asked again: at most all lanes, twice.
-    let asked = stack.model.request_count();
-    assert!(
-        asked <= USERS * MESSAGES_EACH + 200,
-        "{asked} calls of the model"
-    );
+    assert_eq!(accepted_messages(&records).len(), USERS * MESSAGES_EACH);
+    // Only messages in flight at a kill may cause a second call: at most every lane, twice.
+    let calls = stack.model.request_count();
+    assert!(calls <= USERS * MESSAGES_EACH + 200, "{calls} model calls");
     for (group, topic) in [(WORKERS, MESSAGES), (RELAYS, RESPONSES)] {
         wait_until("everything is committed", TEST_TIMEOUT, || async {
             stack.kafka_client().lag(group, topic).await == 0
@@ -98,26 +96,26 @@ async fn killed_and_paused_processes_lose_nothing_double_nothing_and_keep_the_or
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_killed_gateway_had_accepted_is_delivered_once() {
+async fn message_accepted_by_a_killed_gateway_is_delivered_once() {
     const USERS: usize = 40;
-    let stack = Stack::start_with(unhurried().await).await;
-    let mut doomed = stack.gateway("server_1").start().await;
+    let stack = Stack::start_with(slow_model().await).await;
+    let mut killed = stack.gateway("server_1").start().await;
     let mut other = stack.gateway("server_2").start().await;
     let _worker = stack.worker("worker_1").start().await;
     let _relay = stack.relay("relay_1").start().await;
 
-    // A classic client can't resume, so what is delivered is counted where gateways listen.
+    // A classic client can't resume, so deliveries are counted on the channels that gateways read.
     let mut listeners = Vec::new();
     let mut clients = Vec::new();
     for n in 0..USERS {
         let user = format!("user{n}");
         let channel = format!("user:{user}");
         listeners.push(subscribe(&stack.redis.url(), &channel).await);
-        clients.push(ClassicClient::open(doomed.port(), &user).await);
+        clients.push(ClassicClient::open(killed.port(), &user).await);
     }
     for round in 0..3 {
         for client in &mut clients {
-            let text = text(&client.user, round);
+            let text = message_text(&client.user, round);
             client.send_message(&text).await;
         }
     }
@@ -125,7 +123,7 @@ async fn what_a_killed_gateway_had_accepted_is_delivered_once() {
         stack.model.request_count() > 20
     })
     .await;
-    doomed.kill();
+    killed.kill();
     for client in &mut clients {
         assert_eq!(client.expect_close().await, None);
     }
@@ -141,16 +139,30 @@ async fn what_a_killed_gateway_had_accepted_is_delivered_once() {
         },
     )
     .await;
-    tokio::time::sleep(QUIET).await;
     let records = stack
         .kafka_client()
         .read(MESSAGES, USERS * 3 + 1, Duration::from_secs(5))
         .await;
-    let accepted = accepted(&records);
+    let accepted = accepted_messages(&records);
+    // Another message of each user follows all of its frames, because the log and the relay keep a
+    // user's order. Whatever precedes its answer on the channel is everything that was delivered.
+    let sentinel = "the last message";
+    for n in 0..USERS {
+        let mut client = ClassicClient::open(other.port(), &format!("user{n}")).await;
+        client.send_message(sentinel).await;
+        client.close().await;
+    }
     let mut delivered: BTreeMap<String, usize> = BTreeMap::new();
     for (_, listener) in &mut listeners {
-        while let Ok(frame) = listener.try_recv() {
+        loop {
+            let frame = tokio::time::timeout(TEST_TIMEOUT, listener.recv()).await;
+            let frame = frame
+                .expect("the sentinel's answer")
+                .expect("an open channel");
             let frame: Value = serde_json::from_str(&frame).unwrap();
+            if frame["content"] == format!("echo: {sentinel}") {
+                break;
+            }
             let id = frame["message_id"].as_str().expect("message_id").to_owned();
             assert_eq!(frame["userid"], accepted[&id].as_str());
             *delivered.entry(id).or_default() += 1;
@@ -159,7 +171,7 @@ async fn what_a_killed_gateway_had_accepted_is_delivered_once() {
     let once: BTreeMap<String, usize> = accepted.into_keys().map(|id| (id, 1)).collect();
     assert_eq!(delivered, once);
 
-    // The other one serves the same user.
+    // The other gateway serves the same user.
     let mut client = ClassicClient::open(other.port(), "user0").await;
     assert_eq!(
         client.send_and_wait("hello").await["content"],
@@ -169,18 +181,18 @@ async fn what_a_killed_gateway_had_accepted_is_delivered_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn draining_roles_under_load_finish_or_hand_over_what_they_have() {
+async fn draining_roles_finish_or_hand_over_their_messages() {
     const MESSAGES_EACH: usize = 10;
-    let stack = Stack::start_with(unhurried().await).await;
+    let stack = Stack::start_with(slow_model().await).await;
     let gateway = stack.gateway("server_1").start().await;
     let mut worker = stack.worker("worker_1").start().await;
     let mut relay = stack.relay("relay_1").start().await;
-    let plan = Plan {
+    let plan = LoadPlan {
         users: 30,
         messages: MESSAGES_EACH,
         pace: Duration::from_millis(800),
         limit: Duration::from_secs(90),
-        quiet: QUIET,
+        quiet: BEYOND_MAILBOX_CHECK,
     };
     let load = Load::start(&[gateway.port()], plan).await;
     wait_until("the load runs", TEST_TIMEOUT, || async {
@@ -192,12 +204,12 @@ async fn draining_roles_under_load_finish_or_hand_over_what_they_have() {
     worker.drain().await;
     relay.drain().await;
     assert_answered_once_in_order(&load.finish().await, MESSAGES_EACH);
-    // An orderly end hands over without a second call for any message.
+    // A drained role hands over without a second model call for any message.
     assert_eq!(stack.model.request_count(), 30 * MESSAGES_EACH);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_draining_gateway_closes_its_sockets_as_going_away() {
+async fn draining_gateway_closes_sockets_as_going_away() {
     let stack = Stack::start().await;
     let mut gateway = stack.gateway("server_1").start().await;
     let mut client = ClassicClient::open(gateway.port(), "alice").await;
@@ -208,7 +220,7 @@ async fn a_draining_gateway_closes_its_sockets_as_going_away() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sockets_of_one_user_at_two_gateways_both_get_the_answer() {
+async fn answer_reaches_a_users_sockets_at_two_gateways() {
     let stack = Stack::start().await;
     let gateways = [
         stack.gateway("server_1").start().await,
@@ -224,18 +236,22 @@ async fn sockets_of_one_user_at_two_gateways_both_get_the_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn topics_may_have_other_names_and_one_partition() {
+async fn configured_topics_with_one_partition_work() {
     let stack = Stack::start().await;
-    let on = |spec: crate::support::process::ProcessSpec, consume: &str, produce: &str| {
+    let with_topics = |spec: crate::support::process::ProcessSpec, consume: &str, produce: &str| {
         spec.env("KAFKA_TOPIC_PARTITIONS", "1")
             .env("CONSUME_TOPIC", consume)
             .env("PRODUCE_TOPIC", produce)
     };
-    let gateway = on(stack.gateway("server_1"), "", "asked").start().await;
-    let _worker = on(stack.worker("worker_1"), "asked", "answered")
+    let gateway = with_topics(stack.gateway("server_1"), "", "asked")
         .start()
         .await;
-    let _relay = on(stack.relay("relay_1"), "answered", "").start().await;
+    let _worker = with_topics(stack.worker("worker_1"), "asked", "answered")
+        .start()
+        .await;
+    let _relay = with_topics(stack.relay("relay_1"), "answered", "")
+        .start()
+        .await;
     let mut client = ClassicClient::open(gateway.port(), "alice").await;
     assert_eq!(
         client.send_and_wait("hello").await["content"],
@@ -247,7 +263,7 @@ async fn topics_may_have_other_names_and_one_partition() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_correlation_id_is_in_the_logs_of_all_three_roles() {
+async fn correlation_id_is_in_the_logs_of_all_roles_and_secrets_in_none() {
     let stack = Stack::start().await;
     let json = |spec: crate::support::process::ProcessSpec| spec.env("LOG_FORMAT", "json");
     let gateway = json(stack.gateway("server_1")).start().await;

@@ -1,4 +1,4 @@
-//! Many classic clients that send at a pace and keep everything that they get.
+//! A load of classic clients that send at a fixed interval and record every frame.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,42 +10,43 @@ use tokio::time::Instant;
 use crate::support::classic::{ClassicClient, ClientEvent};
 use crate::support::kafka_client::KafkaRecord;
 
-/// What is sent.
+/// The load of a test.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Plan {
+pub(super) struct LoadPlan {
     pub(super) users: usize,
     pub(super) messages: usize,
-    /// Between two messages of one user.
+    /// Interval between two messages of one user.
     pub(super) pace: Duration,
-    /// Until every message has an answer or a refusal.
+    /// Limit until every message is answered or refused.
     pub(super) limit: Duration,
-    /// How long clients listen after that for what must not come.
+    /// How long clients listen after that for a duplicate. No later message can replace this period,
+    /// because a gateway's periodic mailbox check may deliver at any time.
     pub(super) quiet: Duration,
 }
 
-/// What one user saw.
+/// What one user received.
 #[derive(Debug)]
-pub(super) struct Outcome {
+pub(super) struct UserFrames {
     pub(super) user: String,
     pub(super) frames: Vec<Value>,
-    /// Why the socket ended early, if it did.
+    /// Why the socket closed early, if it did.
     pub(super) closed: Option<String>,
 }
 
-/// Text of a user's message; the scripted model's echo of it tells which one was answered.
-pub(super) fn text(user: &str, n: usize) -> String {
+/// The text of a user's message, by which its answer is recognised.
+pub(super) fn message_text(user: &str, n: usize) -> String {
     format!("{user} says {n}")
 }
 
-/// A load under way.
+/// A running load.
 pub(super) struct Load {
-    plan: Plan,
-    users: JoinSet<Outcome>,
+    plan: LoadPlan,
+    users: JoinSet<UserFrames>,
 }
 
 impl Load {
-    /// Connects all users, spread over the gateways, and begins.
-    pub(super) async fn start(ports: &[u16], plan: Plan) -> Self {
+    /// Connects all users, distributed over the gateways, and starts sending.
+    pub(super) async fn start(ports: &[u16], plan: LoadPlan) -> Self {
         let mut clients = Vec::new();
         for n in 0..plan.users {
             let user = format!("user{n}");
@@ -53,37 +54,37 @@ impl Load {
         }
         let mut users = JoinSet::new();
         for (n, client) in clients.into_iter().enumerate() {
-            // Spread over the pace, so that they don't all send at the same moment.
+            // Offsets keep the users from sending at the same moment.
             let offset = plan.pace * u32::try_from(n).unwrap() / u32::try_from(plan.users).unwrap();
-            users.spawn(one_user(client, plan, offset));
+            users.spawn(run_user(client, plan, offset));
         }
         Self { plan, users }
     }
 
     /// Waits for every user.
-    pub(super) async fn finish(self) -> Vec<Outcome> {
-        let mut outcomes = self.users.join_all().await;
-        assert_eq!(outcomes.len(), self.plan.users);
-        outcomes.sort_by(|a, b| a.user.cmp(&b.user));
-        for outcome in &outcomes {
-            assert_eq!(outcome.closed, None, "{} was closed", outcome.user);
+    pub(super) async fn finish(self) -> Vec<UserFrames> {
+        let mut all_frames = self.users.join_all().await;
+        assert_eq!(all_frames.len(), self.plan.users);
+        all_frames.sort_by(|a, b| a.user.cmp(&b.user));
+        for user_frames in &all_frames {
+            assert_eq!(user_frames.closed, None, "{} was closed", user_frames.user);
         }
-        outcomes
+        all_frames
     }
 }
 
-async fn one_user(mut client: ClassicClient, plan: Plan, offset: Duration) -> Outcome {
+async fn run_user(mut client: ClassicClient, plan: LoadPlan, offset: Duration) -> UserFrames {
     let user = client.user.clone();
     let mut frames = Vec::new();
     let mut closed = None;
     let mut sent = 0;
     let mut next = Instant::now() + offset;
     let deadline = next + plan.limit;
-    // Once there is an answer for everything: until nothing has come for a while.
+    // Once everything is answered, the end of the quiet period.
     let mut end = deadline;
     while Instant::now() < end {
         if sent < plan.messages && Instant::now() >= next {
-            client.send_message(&text(&user, sent)).await;
+            client.send_message(&message_text(&user, sent)).await;
             sent += 1;
             next += plan.pace;
         }
@@ -106,17 +107,17 @@ async fn one_user(mut client: ClassicClient, plan: Plan, offset: Duration) -> Ou
         }
     }
     client.close().await;
-    Outcome {
+    UserFrames {
         user,
         frames,
         closed,
     }
 }
 
-/// Every message was answered, once, in the order in which it was sent.
-pub(super) fn assert_answered_once_in_order(outcomes: &[Outcome], messages: usize) {
-    for outcome in outcomes {
-        let got: Vec<&str> = outcome
+/// Checks that every message was answered once and in the order of sending.
+pub(super) fn assert_answered_once_in_order(all_frames: &[UserFrames], messages: usize) {
+    for user_frames in all_frames {
+        let received: Vec<&str> = user_frames
             .frames
             .iter()
             .map(|frame| {
@@ -125,23 +126,23 @@ pub(super) fn assert_answered_once_in_order(outcomes: &[Outcome], messages: usiz
                     .unwrap_or_else(|| panic!("no answer: {frame}"))
             })
             .collect();
-        let want: Vec<String> = (0..messages)
-            .map(|n| format!("echo: {}", text(&outcome.user, n)))
+        let expected: Vec<String> = (0..messages)
+            .map(|n| format!("echo: {}", message_text(&user_frames.user, n)))
             .collect();
-        assert_eq!(got, want, "{}", outcome.user);
-        for frame in &outcome.frames {
+        assert_eq!(received, expected, "{}", user_frames.user);
+        for frame in &user_frames.frames {
             assert_eq!(frame["type"], "response", "{frame}");
             assert_eq!(
                 frame["userid"],
-                outcome.user.as_str(),
+                user_frames.user.as_str(),
                 "a frame of another user"
             );
         }
     }
 }
 
-/// The `message_id`s in the log, with their user: what was accepted.
-pub(super) fn accepted(records: &[KafkaRecord]) -> BTreeMap<String, String> {
+/// The user of each `message_id` in the log.
+pub(super) fn accepted_messages(records: &[KafkaRecord]) -> BTreeMap<String, String> {
     let text = |value: &Value, name: &str| value[name].as_str().expect("a string").to_owned();
     records
         .iter()
@@ -150,26 +151,26 @@ pub(super) fn accepted(records: &[KafkaRecord]) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// Everything in the log ended in exactly one terminal frame at its user, and everything that was
-/// sent either ended so or was refused (an `error` without a `message_id`).
+/// Checks that everything in the log ended in exactly one terminal frame at its user, and that every
+/// sent message either ended so or was refused (an `error` without a `message_id`).
 pub(super) fn assert_accepted_ended_once(
-    outcomes: &[Outcome],
+    all_frames: &[UserFrames],
     records: &[KafkaRecord],
     messages: usize,
 ) {
-    let accepted = accepted(records);
+    let accepted = accepted_messages(records);
     let mut ended: BTreeMap<&str, usize> = BTreeMap::new();
-    for outcome in outcomes {
-        for frame in &outcome.frames {
+    for user_frames in all_frames {
+        for frame in &user_frames.frames {
             assert_eq!(
                 frame["userid"],
-                outcome.user.as_str(),
+                user_frames.user.as_str(),
                 "a frame of another user"
             );
             if let Some(id) = frame["message_id"].as_str() {
                 assert_eq!(
                     accepted.get(id),
-                    Some(&outcome.user),
+                    Some(&user_frames.user),
                     "not in the log: {frame}"
                 );
                 *ended.entry(id).or_default() += 1;
@@ -178,10 +179,10 @@ pub(super) fn assert_accepted_ended_once(
             }
         }
         assert!(
-            outcome.frames.len() >= messages,
-            "{} sent {messages} messages and heard of {}",
-            outcome.user,
-            outcome.frames.len()
+            user_frames.frames.len() >= messages,
+            "{} sent {messages} messages and received {} replies",
+            user_frames.user,
+            user_frames.frames.len()
         );
     }
     let lost: Vec<_> = accepted
@@ -189,6 +190,9 @@ pub(super) fn assert_accepted_ended_once(
         .filter(|(id, _)| !ended.contains_key(id.as_str()))
         .collect();
     assert!(lost.is_empty(), "accepted and never ended: {lost:?}");
-    let doubles: Vec<_> = ended.iter().filter(|(_, times)| **times > 1).collect();
-    assert!(doubles.is_empty(), "ended more than once: {doubles:?}");
+    let duplicates: Vec<_> = ended.iter().filter(|(_, times)| **times > 1).collect();
+    assert!(
+        duplicates.is_empty(),
+        "ended more than once: {duplicates:?}"
+    );
 }

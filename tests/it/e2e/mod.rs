@@ -1,4 +1,4 @@
-//! Whole ways of a message, through real processes.
+//! End-to-end tests: messages through real processes, from the client to the model API and back.
 
 mod all_in_one;
 mod bad_input;

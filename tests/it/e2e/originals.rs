@@ -1,5 +1,5 @@
-//! The services of the original system, played from outside by kafka Kafka and Redis clients. Each
-//! can stand in for the chatmesh role of the same job.
+//! The services of the original system, simulated by Kafka and Redis clients without chatmesh's code.
+//! Each can replace the chatmesh role of the same job.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::support::kafka_client::receive;
 use crate::support::process::ProcessSpec;
 use crate::support::redis::{redis_client, subscribe};
 use crate::support::stack::{MESSAGES, RELAYS, RESPONSES, Stack, WORKERS};
-use crate::support::{TEST_TIMEOUT, http, wait_until};
+use crate::support::{BEYOND_MAILBOX_CHECK, TEST_TIMEOUT, http, wait_until};
 
 fn interop(spec: ProcessSpec) -> ProcessSpec {
     spec.env("INTEROP", "true")
@@ -37,14 +37,14 @@ fn original_answer(question: &Value, content: &str) -> String {
     .to_string()
 }
 
-/// What the original's gateway needs of a frame to hand it to its client.
+/// Checks the fields that the original's gateway needs to forward a frame to its client.
 fn assert_original_frame(frame: &Value, user: &str) {
     assert_eq!(frame["type"], "response", "{frame}");
     assert_eq!(frame["userid"], user, "{frame}");
     assert!(frame["content"].is_string(), "{frame}");
     assert!(frame["timestamp"].is_string(), "{frame}");
     assert!(frame["processing_time_ms"].is_number(), "{frame}");
-    // It stops delivering to anybody after one that is no string.
+    // A value that is no string would stop its deliveries to all users.
     assert!(frame["correlation_id"].is_string(), "{frame}");
 }
 
@@ -57,7 +57,7 @@ async fn next_json(receiver: &mut tokio::sync::mpsc::UnboundedReceiver<String>) 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_original_gateway_gets_its_answers() {
+async fn original_gateway_receives_answers() {
     let stack = Stack::start().await;
     let _worker = interop(stack.worker("worker_1")).start().await;
     let _relay = interop(stack.relay("relay_1")).start().await;
@@ -76,7 +76,7 @@ async fn an_original_gateway_gets_its_answers() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_line_of_kcat_without_key_or_headers_is_answered_on_the_users_channel() {
+async fn kcat_record_without_key_and_headers_is_answered() {
     let stack = Stack::start().await;
     let _worker = stack.worker("worker_1").start().await;
     let _relay = stack.relay("relay_1").start().await;
@@ -89,7 +89,7 @@ async fn a_line_of_kcat_without_key_or_headers_is_answered_on_the_users_channel(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_original_worker_answers_clients_of_our_gateway() {
+async fn original_worker_answers_clients_of_a_chatmesh_gateway() {
     let stack = Stack::start().await;
     let gateway = interop(stack.gateway("server_1")).start().await;
     let _relay = interop(stack.relay("relay_1")).start().await;
@@ -103,7 +103,7 @@ async fn an_original_worker_answers_clients_of_our_gateway() {
             .expect("the gateway's record");
         assert_eq!(record.key.as_deref(), Some("user123"));
         let question = record.json();
-        // What the original's worker reads of it.
+        // The fields that the original's worker reads.
         assert_eq!(question["type"], "message");
         assert_eq!(question["content"], format!("question {n}"));
         assert_eq!(question["userid"], "user123");
@@ -117,11 +117,11 @@ async fn an_original_worker_answers_clients_of_our_gateway() {
         assert_original_frame(&frame, "user123");
         assert_eq!(frame["content"], format!("answer {n}"));
     }
-    client.expect_no_frame(Duration::from_secs(7)).await;
+    client.expect_no_frame(BEYOND_MAILBOX_CHECK).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_original_relay_serves_clients_of_our_gateway() {
+async fn original_relay_delivers_to_clients_of_a_chatmesh_gateway() {
     let stack = Stack::start().await;
     let gateway = interop(stack.gateway("server_1")).start().await;
     let _worker = interop(stack.worker("worker_1")).start().await;
@@ -136,73 +136,73 @@ async fn an_original_relay_serves_clients_of_our_gateway() {
             .expect("the worker's record");
         let answer = record.json();
         assert_original_frame(&answer, "user123");
-        // The original publishes the value as it came.
+        // The original publishes the value unchanged.
         let channel = format!("user:{}", answer["userid"].as_str().unwrap());
         let _: i64 = redis.publish(channel, record.value).await.unwrap();
         let frame = client.next_frame().await;
         assert_eq!(frame["content"], format!("echo: question {n}"));
         assert_eq!(frame["type"], "response");
     }
-    client.expect_no_frame(Duration::from_secs(7)).await;
+    client.expect_no_frame(BEYOND_MAILBOX_CHECK).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_original_worker_and_ours_share_the_work_of_one_group() {
+async fn original_and_chatmesh_worker_share_one_group() {
     const USERS: usize = 24;
     let stack = Stack::start().await;
     let kafka = stack.kafka_client();
     let gateway = interop(stack.gateway("server_1")).start().await;
     let _relay = interop(stack.relay("relay_1")).start().await;
-    let _ours = interop(stack.worker("worker_1")).start().await;
-    let theirs = kafka.member(WORKERS, MESSAGES);
-    let (answers, played) = {
+    let _chatmesh_worker = interop(stack.worker("worker_1")).start().await;
+    let original_worker = kafka.member(WORKERS, MESSAGES);
+    let (answers, original) = {
         let kafka = kafka.clone();
         let (sender, answers) = tokio::sync::watch::channel(0_usize);
-        let played = tokio::spawn(async move {
+        let original = tokio::spawn(async move {
             loop {
-                let Some(record) = receive(&theirs, Duration::from_secs(1)).await else {
+                let Some(record) = receive(&original_worker, Duration::from_secs(1)).await else {
                     continue;
                 };
                 let question = record.json();
-                let content = format!("theirs: {}", question["content"].as_str().unwrap());
+                let content = format!("original: {}", question["content"].as_str().unwrap());
                 let answer = original_answer(&question, &content);
                 let user = question["userid"].as_str().unwrap().to_owned();
                 kafka.produce(RESPONSES, Some(&user), &answer, &[]).await;
                 sender.send_modify(|count| *count += 1);
             }
         });
-        (answers, played)
+        (answers, original)
     };
-    // Until both have partitions, ask again and again.
+    // Send messages until both workers have partitions and answer.
     let mut round = 0;
     let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
     loop {
-        let ours = stack.model.request_count();
-        let theirs = *answers.borrow();
+        let chatmesh_calls = stack.model.request_count();
+        let original_answers = *answers.borrow();
         for n in 0..USERS {
             let user = format!("user{n}");
             let mut client = ClassicClient::open(gateway.port(), &user).await;
             let question = format!("round {round}");
             let frame = client.send_and_wait(&question).await;
             let content = frame["content"].as_str().unwrap().to_owned();
-            let both = [format!("echo: {question}"), format!("theirs: {question}")];
+            let both = [format!("echo: {question}"), format!("original: {question}")];
             assert!(both.contains(&content), "{content}");
             client.close().await;
         }
         round += 1;
-        if stack.model.request_count() > ours && *answers.borrow() > theirs {
+        if stack.model.request_count() > chatmesh_calls && *answers.borrow() > original_answers {
             break;
         }
         assert!(
             tokio::time::Instant::now() < deadline,
-            "one of them has no work"
+            "one of the workers receives nothing"
         );
     }
-    played.abort();
+    original.abort();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stored_token_is_good_at_our_gateway_and_at_an_original_one() {
+async fn stored_token_is_valid_at_original_and_chatmesh_gateways() {
     let stack = Stack::start().await;
     let redis = redis_client(&stack.redis.url()).await;
     let gateway = stack
@@ -211,26 +211,26 @@ async fn a_stored_token_is_good_at_our_gateway_and_at_an_original_one() {
         .env("TOKEN_ENDPOINT", "open")
         .start()
         .await;
-    // Stored by an original gateway.
-    let theirs = "A".repeat(43);
+    // A token that an original gateway stored.
+    let stored_token = "A".repeat(43);
     let ttl = Some(fred::types::Expiration::EX(3600));
     let _: () = redis
-        .set("token:alice", &theirs, ttl, None, false)
+        .set("token:alice", &stored_token, ttl, None, false)
         .await
         .unwrap();
     assert!(
-        ClassicClient::connect(gateway.port(), &theirs, "alice")
+        ClassicClient::connect(gateway.port(), &stored_token, "alice")
             .await
             .is_ok()
     );
     let wrong = ClassicClient::connect(gateway.port(), &"B".repeat(43), "alice").await;
     assert_eq!(wrong.unwrap_err().status, 401);
-    let refused = ClassicClient::connect(gateway.port(), &theirs, "bob")
+    let refused = ClassicClient::connect(gateway.port(), &stored_token, "bob")
         .await
         .unwrap_err();
     assert!([401, 403].contains(&refused.status), "{refused:?}");
 
-    // Handed out by ours.
+    // A token that the chatmesh gateway issued.
     let given = http::post(&gateway.url("/token?userid=carol"), &[]).await;
     assert_eq!(given.status, 200, "{}", given.body);
     let given = given.json();
@@ -244,14 +244,14 @@ async fn a_stored_token_is_good_at_our_gateway_and_at_an_original_one() {
     let again = http::post(&gateway.url("/token?userid=carol"), &[])
         .await
         .json();
-    assert_eq!(again["token"], token, "the one that is there");
+    assert_eq!(again["token"], token, "the stored token is returned");
     let of_alice = http::post(&gateway.url("/token?userid=alice"), &[])
         .await
         .json();
     assert_eq!(
         of_alice["token"],
-        theirs.as_str(),
-        "also an original gateway's"
+        stored_token.as_str(),
+        "also one that an original gateway stored"
     );
     assert!(
         ClassicClient::connect(gateway.port(), token, "carol")
@@ -261,7 +261,7 @@ async fn a_stored_token_is_good_at_our_gateway_and_at_an_original_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_failure_is_an_error_frame_that_an_original_gateway_forwards() {
+async fn failure_is_an_error_frame_that_an_original_gateway_forwards() {
     let stack = Stack::start().await;
     let _worker = interop(stack.worker("worker_1")).start().await;
     let _relay = interop(stack.relay("relay_1")).start().await;

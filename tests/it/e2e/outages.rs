@@ -1,15 +1,15 @@
-//! Kafka or Redis goes away under load, comes back, comes back empty, or is not there yet.
+//! Kafka or Redis is unavailable under load, recovers with or without its data, or is not started yet.
 
 use std::time::Duration;
 
-use super::load::{Load, Plan, assert_accepted_ended_once};
+use super::load::{Load, LoadPlan, assert_accepted_ended_once};
 use crate::support::classic::ClassicClient;
 use crate::support::model::{Script, ScriptedModel};
 use crate::support::process::ChatmeshProcess;
 use crate::support::stack::{MESSAGES, Stack};
 use crate::support::{TEST_TIMEOUT, http, wait_until};
 
-const PLAN: Plan = Plan {
+const PLAN: LoadPlan = LoadPlan {
     users: 30,
     messages: 20,
     pace: Duration::from_millis(700),
@@ -17,18 +17,19 @@ const PLAN: Plan = Plan {
     quiet: Duration::from_secs(12),
 };
 
-struct Running {
+/// One process of each role and its backends.
+struct RunningSystem {
     gateway: ChatmeshProcess,
     worker: ChatmeshProcess,
     relay: ChatmeshProcess,
-    // Last, so that it goes after the roles.
+    // Dropped last, because the roles must stop before their backends.
     stack: Stack,
 }
 
-impl Running {
+impl RunningSystem {
     async fn start() -> Self {
-        let model = ScriptedModel::start_with(|asked| {
-            Script::echo(asked)
+        let model = ScriptedModel::start_with(|request| {
+            Script::echo(request)
                 .chunk_interval(Duration::from_millis(15))
                 .into()
         })
@@ -42,14 +43,14 @@ impl Running {
         }
     }
 
-    async fn load(&self) -> Load {
+    async fn start_load(&self) -> Load {
         let load = Load::start(&[self.gateway.port()], PLAN).await;
-        self.goes_on().await;
+        self.wait_for_progress().await;
         load
     }
 
     /// Some more messages reach the model.
-    async fn goes_on(&self) {
+    async fn wait_for_progress(&self) {
         let mark = self.stack.model.request_count();
         wait_until("the load goes on", TEST_TIMEOUT, || async {
             self.stack.model.request_count() > mark + PLAN.users
@@ -57,7 +58,7 @@ impl Running {
         .await;
     }
 
-    async fn unready(&self) {
+    async fn wait_unready(&self) {
         wait_until("every role is unready", TEST_TIMEOUT, || async {
             let roles = [&self.gateway, &self.worker, &self.relay];
             for role in roles {
@@ -70,22 +71,22 @@ impl Running {
         .await;
     }
 
-    async fn ready(&mut self) {
+    async fn wait_ready(&mut self) {
         for role in [&mut self.gateway, &mut self.worker, &mut self.relay] {
             role.wait_ready(TEST_TIMEOUT).await;
         }
     }
 
-    async fn check(mut self, load: Load) {
-        let outcomes = load.finish().await;
+    async fn assert_nothing_lost(mut self, load: Load) {
+        let all_frames = load.finish().await;
         let count = PLAN.users * PLAN.messages;
         let kafka = self.stack.kafka_client();
         let records = kafka
             .read(MESSAGES, 2 * count, Duration::from_secs(5))
             .await;
-        assert_accepted_ended_once(&outcomes, &records, PLAN.messages);
-        self.ready().await;
-        // And it still works, without anybody's help.
+        assert_accepted_ended_once(&all_frames, &records, PLAN.messages);
+        self.wait_ready().await;
+        // The system has recovered without help.
         let mut client = ClassicClient::open(self.gateway.port(), "afterwards").await;
         assert_eq!(
             client.send_and_wait("hello").await["content"],
@@ -96,65 +97,65 @@ impl Running {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn redis_emptied_under_load_loses_no_answer() {
-    let running = Running::start().await;
-    let load = running.load().await;
+    let running = RunningSystem::start().await;
+    let load = running.start_load().await;
     running.stack.redis.flush_all();
-    running.goes_on().await;
+    running.wait_for_progress().await;
     running.stack.redis.flush_all();
-    running.check(load).await;
+    running.assert_nothing_lost(load).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn redis_restarted_with_its_data_under_load_loses_no_answer() {
-    let mut running = Running::start().await;
-    let load = running.load().await;
+    let mut running = RunningSystem::start().await;
+    let load = running.start_load().await;
     running.stack.redis.kill();
-    running.unready().await;
+    running.wait_unready().await;
     running.stack.redis.restart().await;
-    running.ready().await;
-    running.check(load).await;
+    running.wait_ready().await;
+    running.assert_nothing_lost(load).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn redis_restarted_empty_under_load_loses_no_answer() {
-    let mut running = Running::start().await;
-    let load = running.load().await;
+    let mut running = RunningSystem::start().await;
+    let load = running.start_load().await;
     running.stack.redis.restart_empty().await;
-    running.ready().await;
-    running.check(load).await;
+    running.wait_ready().await;
+    running.assert_nothing_lost(load).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn redis_frozen_under_load_loses_no_answer() {
-    let mut running = Running::start().await;
-    let load = running.load().await;
+async fn redis_paused_under_load_loses_no_answer() {
+    let mut running = RunningSystem::start().await;
+    let load = running.start_load().await;
     running.stack.redis.pause();
-    running.unready().await;
+    running.wait_unready().await;
     running.stack.redis.resume();
-    running.ready().await;
-    running.check(load).await;
+    running.wait_ready().await;
+    running.assert_nothing_lost(load).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kafka_killed_and_restarted_under_load_loses_no_answer() {
-    let mut running = Running::start().await;
-    let load = running.load().await;
+    let mut running = RunningSystem::start().await;
+    let load = running.start_load().await;
     running.stack.kafka.kill();
-    running.unready().await;
+    running.wait_unready().await;
     running.stack.kafka.spawn_and_wait().await;
-    running.ready().await;
-    running.check(load).await;
+    running.wait_ready().await;
+    running.assert_nothing_lost(load).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn roles_started_before_their_backends_wait_say_for_what_and_go_on() {
+async fn role_started_before_its_backends_reports_and_continues_when_they_start() {
     let mut stack = Stack::not_started(ScriptedModel::start().await).await;
     let mut gateway = stack.gateway("server_1").spawn();
     let mut worker = stack.worker("worker_1").spawn();
     let mut relay = stack.relay("relay_1").spawn();
     for role in [&gateway, &worker, &relay] {
         wait_until(
-            "it is alive, and says for what it waits",
+            "the role is alive and names its missing backends",
             TEST_TIMEOUT,
             || async {
                 let ready = role.url("/health/ready");
@@ -172,7 +173,7 @@ async fn roles_started_before_their_backends_wait_say_for_what_and_go_on() {
     }
     stack.redis.restart().await;
     for role in [&gateway, &worker, &relay] {
-        wait_until("it waits for Kafka alone", TEST_TIMEOUT, || async {
+        wait_until("only Kafka is missing", TEST_TIMEOUT, || async {
             let reply = http::get(&role.url("/health/ready")).await;
             let said = reply.body.to_lowercase();
             reply.status == 503 && said.contains("kafka") && !said.contains("redis")
@@ -191,7 +192,7 @@ async fn roles_started_before_their_backends_wait_say_for_what_and_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_role_that_still_waits_for_its_backends_ends_on_sigterm() {
+async fn role_waiting_for_its_backends_exits_on_sigterm() {
     let stack = Stack::not_started(ScriptedModel::start().await).await;
     for spec in [
         stack.gateway("server_1"),
@@ -199,7 +200,7 @@ async fn a_role_that_still_waits_for_its_backends_ends_on_sigterm() {
         stack.relay("r"),
     ] {
         let mut role = spec.spawn();
-        wait_until("it is alive", TEST_TIMEOUT, || async {
+        wait_until("the role is alive", TEST_TIMEOUT, || async {
             let url = role.url("/health/live");
             http::try_call(reqwest::Method::GET, &url, &[])
                 .await

@@ -1,4 +1,4 @@
-//! A model that is slow, fails, breaks off or refuses, seen by a client at the end of the chain.
+//! A model API that is slow, fails, disconnects or refuses, as a client sees it.
 
 use std::time::Duration;
 
@@ -10,12 +10,12 @@ use crate::support::process::{ChatmeshProcess, ProcessSpec};
 use crate::support::stack::{MESSAGES, RESPONSES, Stack, WORKERS};
 use crate::support::{TEST_TIMEOUT, wait_until};
 
-/// Everything embedded, on this model.
-async fn small(model: &ScriptedModel) -> ChatmeshProcess {
-    small_spec(model).start().await
+/// Everything embedded, with this model.
+async fn start_embedded(model: &ScriptedModel) -> ChatmeshProcess {
+    embedded_spec(model).start().await
 }
 
-fn small_spec(model: &ScriptedModel) -> ProcessSpec {
+fn embedded_spec(model: &ScriptedModel) -> ProcessSpec {
     ProcessSpec::ephemeral()
         .env("OPENAI_BASE_URL", &model.base_url())
         .env("OPENAI_TIMEOUT_MS", "3000")
@@ -32,8 +32,9 @@ fn assert_failed(frame: &Value, code: &str) {
     assert!(frame["correlation_id"].is_string(), "{frame}");
 }
 
-/// Asks in a conversation of its own (every user has one), so that cases run side by side.
-async fn ask(port: u16, user: &str, prompt: &str) -> Value {
+/// Sends a prompt in the user's own conversation, so that cases can run side by side, and returns the
+/// answer.
+async fn request_answer(port: u16, user: &str, prompt: &str) -> Value {
     let mut client = ClassicClient::open(port, user).await;
     client.send_message(prompt).await;
     let frame = client.next_frame_within(Duration::from_secs(60)).await;
@@ -42,9 +43,9 @@ async fn ask(port: u16, user: &str, prompt: &str) -> Value {
 }
 
 #[tokio::test]
-async fn a_passing_fault_is_tried_again_and_only_the_last_attempt_is_seen() {
+async fn transient_fault_is_retried_and_only_the_last_attempt_is_shown() {
     let model = ScriptedModel::start().await;
-    let process = small(&model).await;
+    let process = start_embedded(&model).await;
     let half = || Script::new().role().token("half ").token("an ");
     let faults: Vec<(&str, Answer)> = vec![
         ("408", Answer::error(408, "timeout", "try again")),
@@ -52,8 +53,11 @@ async fn a_passing_fault_is_tried_again_and_only_the_last_attempt_is_seen() {
         ("500", Answer::error(500, "server_error", "oh no")),
         ("503", Answer::error(503, "overloaded", "later")),
         ("429", Answer::rate_limited().header("retry-after-ms", "50")),
-        ("cut", half().cut().into()),
-        ("cut before the first byte", Script::new().cut().into()),
+        ("cut", half().disconnect().into()),
+        (
+            "cut before the first byte",
+            Script::new().disconnect().into(),
+        ),
         ("no finish_reason", half().done().into()),
         ("end without anything", half().into()),
         ("stall", half().hang().into()),
@@ -76,14 +80,14 @@ async fn a_passing_fault_is_tried_again_and_only_the_last_attempt_is_seen() {
             Answer::error(400, "odd", "again").header("x-should-retry", "true"),
         ),
     ];
-    let mut asking = tokio::task::JoinSet::new();
+    let mut running = tokio::task::JoinSet::new();
     for (n, (name, fault)) in faults.into_iter().enumerate() {
         model.queue_answer(name, fault);
         let port = process.port();
-        asking.spawn(async move { (name, ask(port, &format!("user{n}"), name).await) });
+        running.spawn(async move { (name, request_answer(port, &format!("user{n}"), name).await) });
     }
-    while let Some(asked) = asking.join_next().await {
-        let (name, frame) = asked.unwrap();
+    while let Some(answered) = running.join_next().await {
+        let (name, frame) = answered.unwrap();
         assert_eq!(frame["type"], "response", "{name}: {frame}");
         assert_eq!(frame["content"], format!("echo: {name}"), "{frame}");
         assert_eq!(model.request_count_for(name), 2, "{name}");
@@ -91,9 +95,9 @@ async fn a_passing_fault_is_tried_again_and_only_the_last_attempt_is_seen() {
 }
 
 #[tokio::test]
-async fn a_final_refusal_is_not_tried_again() {
+async fn final_refusal_is_not_retried() {
     let model = ScriptedModel::start().await;
-    let process = small(&model).await;
+    let process = start_embedded(&model).await;
     let refusals = [
         ("400", Answer::error(400, "invalid_request_error", "no")),
         ("401", Answer::error(401, "invalid_api_key", "no")),
@@ -106,25 +110,25 @@ async fn a_final_refusal_is_not_tried_again() {
     ];
     for (name, refusal) in refusals {
         model.queue_answer(name, refusal);
-        let frame = ask(process.port(), "alice", name).await;
+        let frame = request_answer(process.port(), "alice", name).await;
         assert_eq!(frame["type"], "error", "{name}: {frame}");
         assert_eq!(model.request_count_for(name), 1, "{name}");
     }
-    // And the process has taken no harm.
-    let frame = ask(process.port(), "alice", "hello").await;
+    // The process still answers.
+    let frame = request_answer(process.port(), "alice", "hello").await;
     assert_eq!(frame["content"], "echo: hello");
 }
 
 #[tokio::test]
-async fn a_lasting_fault_is_tried_three_times_and_ends_in_one_error() {
-    let model = ScriptedModel::start_with(|asked| match asked.prompt.as_str() {
+async fn lasting_fault_is_tried_three_times_and_ends_in_one_error() {
+    let model = ScriptedModel::start_with(|request| match request.prompt.as_str() {
         "broken" => Answer::error(503, "overloaded", "later"),
         "silent" => Answer::Hang,
         "limited" => Answer::rate_limited().header("retry-after-ms", "20"),
-        _ => Script::echo(asked).into(),
+        _ => Script::echo(request).into(),
     })
     .await;
-    let process = small_spec(&model)
+    let process = embedded_spec(&model)
         .env("OPENAI_TIMEOUT_MS", "500")
         .start()
         .await;
@@ -138,58 +142,58 @@ async fn a_lasting_fault_is_tried_three_times_and_ends_in_one_error() {
         let frame = client.next_frame_within(Duration::from_secs(60)).await;
         assert_failed(&frame, code);
         assert_eq!(model.request_count_for(prompt), 3, "{prompt}");
-        client.expect_no_frame(Duration::from_millis(500)).await;
+        // The next frame answers the next message, so the failed one ended only once.
+        assert_eq!(client.send_and_wait("next").await["content"], "echo: next");
     }
 }
 
 #[tokio::test]
-async fn a_429_slows_every_call_of_the_worker() {
+async fn rate_limit_delays_every_call_of_the_worker() {
     let pause = Duration::from_secs(2);
     let model = ScriptedModel::start().await;
-    let process = small(&model).await;
+    let process = start_embedded(&model).await;
     let limited = Answer::rate_limited().header("retry-after-ms", "2000");
     model.queue_answer("first", limited);
     let port = process.port();
-    let first = tokio::spawn(async move { ask(port, "alice", "first").await });
-    wait_until("the first was refused", TEST_TIMEOUT, || async {
+    let first = tokio::spawn(async move { request_answer(port, "alice", "first").await });
+    wait_until("the first call is refused", TEST_TIMEOUT, || async {
         model.request_count_for("first") == 1 && model.open_requests() == 0
     })
     .await;
-    // Not at once: the refusal must have been read.
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    let second = ask(port, "bob", "second").await;
+    process.wait_for_log("failed and is", TEST_TIMEOUT).await;
+    let second = request_answer(port, "bob", "second").await;
     assert_eq!(second["content"], "echo: second");
     assert_eq!(first.await.unwrap()["content"], "echo: first");
-    let refused = model.requests_for("first")[0].at;
+    let refused = model.requests_for("first")[0].received_at;
     let earliest = pause.checked_sub(Duration::from_millis(100)).unwrap();
     for again in [
         &model.requests_for("first")[1],
         &model.requests_for("second")[0],
     ] {
-        let waited = again.at - refused;
+        let waited = again.received_at - refused;
         assert!(waited >= earliest, "{} came after {waited:?}", again.prompt);
     }
 }
 
 #[tokio::test]
-async fn retry_after_in_seconds_is_honoured() {
+async fn retry_after_in_seconds_is_respected() {
     let model = ScriptedModel::start().await;
-    let process = small(&model).await;
+    let process = start_embedded(&model).await;
     let busy = Answer::error(503, "overloaded", "later").header("Retry-After", "2");
     model.queue_answer("hello", busy);
     assert_eq!(
-        ask(process.port(), "alice", "hello").await["content"],
+        request_answer(process.port(), "alice", "hello").await["content"],
         "echo: hello"
     );
-    let asked = model.requests_for("hello");
-    let waited = asked[1].at - asked[0].at;
+    let requests = model.requests_for("hello");
+    let waited = requests[1].at - requests[0].received_at;
     assert!(waited >= Duration::from_millis(1900), "{waited:?}");
 }
 
 #[tokio::test]
-async fn other_vendors_streams_are_understood() {
+async fn streams_of_other_vendors_are_parsed() {
     let model = ScriptedModel::start().await;
-    let process = small(&model).await;
+    let process = start_embedded(&model).await;
     let text = "Grüße, 世界 🦀!";
     let vendors: Vec<(&str, Script)> = vec![
         (
@@ -221,49 +225,49 @@ async fn other_vendors_streams_are_understood() {
                 .done(),
         ),
         ("CRLF", Script::complete(text).crlf()),
-        ("single bytes", Script::complete(text).split(1)),
-        ("odd pieces", Script::complete(text).crlf().split(7)),
+        ("single bytes", Script::complete(text).split_every(1)),
+        ("odd pieces", Script::complete(text).crlf().split_every(7)),
     ];
     for (name, script) in vendors {
         model.queue_answer(name, script);
-        let frame = ask(process.port(), "alice", name).await;
+        let frame = request_answer(process.port(), "alice", name).await;
         assert_eq!(frame["content"], text, "{name}: {frame}");
         assert_eq!(model.request_count_for(name), 1, "{name}");
     }
 }
 
 #[tokio::test]
-async fn the_key_goes_to_the_api_and_a_local_server_needs_none() {
+async fn api_key_is_sent_if_configured_and_never_logged() {
     let model = ScriptedModel::start().await;
-    let keyless = small(&model).await;
-    ask(keyless.port(), "alice", "without").await;
+    let keyless = start_embedded(&model).await;
+    request_answer(keyless.port(), "alice", "without").await;
     assert_eq!(model.requests_for("without")[0].authorization, None);
-    let keyed = small_spec(&model)
+    let keyed = embedded_spec(&model)
         .env("OPENAI_API_KEY", "sk-secret")
         .start()
         .await;
-    ask(keyed.port(), "alice", "with").await;
-    let asked = model.requests_for("with").remove(0);
-    assert_eq!(asked.authorization.as_deref(), Some("Bearer sk-secret"));
-    assert_eq!(asked.path, "/v1/chat/completions");
-    assert_eq!(asked.body["stream"], true);
-    assert_eq!(asked.body["model"], "gpt-3.5-turbo");
-    assert_eq!(asked.body["max_tokens"], 500);
-    assert!((asked.body["temperature"].as_f64().unwrap() - 0.7).abs() < 1e-6);
+    request_answer(keyed.port(), "alice", "with").await;
+    let request = model.requests_for("with").remove(0);
+    assert_eq!(request.authorization.as_deref(), Some("Bearer sk-secret"));
+    assert_eq!(request.path, "/v1/chat/completions");
+    assert_eq!(request.body["stream"], true);
+    assert_eq!(request.body["model"], "gpt-3.5-turbo");
+    assert_eq!(request.body["max_tokens"], 500);
+    assert!((request.body["temperature"].as_f64().unwrap() - 0.7).abs() < 1e-6);
     assert!(!keyed.log().contains("sk-secret"));
 }
 
 #[tokio::test]
-async fn the_context_has_each_earlier_turn_once_and_no_failed_one() {
+async fn context_has_each_earlier_turn_once_and_no_failed_one() {
     let model = ScriptedModel::start().await;
-    let process = small_spec(&model)
+    let process = embedded_spec(&model)
         .env("SYSTEM_PROMPT", "Be brief.")
         .start()
         .await;
     model.queue_answer("two", Answer::error(400, "invalid_request_error", "no"));
-    model.queue_answer("three", Script::new().role().token("half").cut());
+    model.queue_answer("three", Script::new().role().token("half").disconnect());
     let mut client = ClassicClient::open(process.port(), "alice").await;
-    // All at once: the later ones are queued while the earlier ones are answered.
+    // All at once, so that later ones wait while earlier ones are answered.
     for prompt in ["one", "two", "three", "four"] {
         client.send_message(prompt).await;
     }
@@ -271,9 +275,9 @@ async fn the_context_has_each_earlier_turn_once_and_no_failed_one() {
         client.next_frame().await;
     }
     let turn = |role: &str, text: &str| (role.to_owned(), text.to_owned());
-    let asked = model.requests_for("four").remove(0);
+    let request = model.requests_for("four").remove(0);
     assert_eq!(
-        asked.messages(),
+        request.messages(),
         [
             turn("system", "Be brief."),
             turn("user", "one"),
@@ -283,15 +287,15 @@ async fn the_context_has_each_earlier_turn_once_and_no_failed_one() {
             turn("user", "four"),
         ]
     );
-    // Another user's conversation is another.
-    ask(process.port(), "bob", "five").await;
+    // Another user has another conversation.
+    request_answer(process.port(), "bob", "five").await;
     assert_eq!(model.requests_for("five").remove(0).messages().len(), 2);
 }
 
 #[tokio::test]
-async fn without_keep_history_every_message_stands_alone() {
+async fn without_keep_history_the_context_is_empty() {
     let model = ScriptedModel::start().await;
-    let process = small_spec(&model)
+    let process = embedded_spec(&model)
         .env("KEEP_HISTORY", "false")
         .env("SYSTEM_PROMPT", "Be brief.")
         .start()
@@ -303,63 +307,65 @@ async fn without_keep_history_every_message_stands_alone() {
 }
 
 #[tokio::test]
-async fn a_slow_conversation_holds_up_no_other() {
+async fn slow_conversation_delays_no_other() {
     let model = ScriptedModel::start().await;
     model.queue_answer(
         "slow",
         Script::complete("at last").chunk_interval(Duration::from_secs(1)),
     );
-    let process = small(&model).await;
+    let process = start_embedded(&model).await;
     let mut slow = ClassicClient::open(process.port(), "slow").await;
     slow.send_message("slow").await;
-    wait_until("the slow one is asked", TEST_TIMEOUT, || async {
-        model.request_count_for("slow") == 1
-    })
+    wait_until(
+        "the slow prompt reaches the model",
+        TEST_TIMEOUT,
+        || async { model.request_count_for("slow") == 1 },
+    )
     .await;
     let began = tokio::time::Instant::now();
     for n in 0..20 {
-        ask(process.port(), &format!("user{n}"), "hello").await;
+        request_answer(process.port(), &format!("user{n}"), "hello").await;
     }
     assert!(
         model.open_requests() == 1,
-        "the slow one is over already, after {:?}",
+        "the slow answer ended too early, after {:?}",
         began.elapsed()
     );
     assert_eq!(slow.next_frame().await["content"], "at last");
 }
 
 #[tokio::test]
-async fn max_workers_bounds_the_calls_at_once() {
-    let model = ScriptedModel::start_with(|asked| {
-        Script::echo(asked)
+async fn max_workers_limits_concurrent_model_calls() {
+    let model = ScriptedModel::start_with(|request| {
+        Script::echo(request)
             .initial_delay(Duration::from_millis(300))
             .into()
     })
     .await;
-    let process = small_spec(&model).env("MAX_WORKERS", "4").start().await;
-    let mut asking = tokio::task::JoinSet::new();
+    let process = embedded_spec(&model).env("MAX_WORKERS", "4").start().await;
+    let mut running = tokio::task::JoinSet::new();
     for n in 0..16 {
         let port = process.port();
-        asking.spawn(async move { ask(port, &format!("user{n}"), "hello").await });
+        running.spawn(async move { request_answer(port, &format!("user{n}"), "hello").await });
     }
-    for frame in asking.join_all().await {
+    for frame in running.join_all().await {
         assert_eq!(frame["content"], "echo: hello", "{frame}");
     }
     assert_eq!(model.max_open_requests(), 4);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_distributed_chain_survives_every_fault_and_keeps_dead_letters() {
-    let model = ScriptedModel::start_with(|asked| match asked.prompt.as_str() {
+async fn distributed_system_survives_model_faults_and_keeps_dead_letters() {
+    let model = ScriptedModel::start_with(|request| match request.prompt.as_str() {
         "broken" => Answer::error(500, "server_error", "always"),
-        _ => Script::echo(asked).into(),
+        _ => Script::echo(request).into(),
     })
     .await;
     model.queue_answer(
         "slow",
         Script::complete("echo: slow").chunk_interval(Duration::from_millis(700)),
     );
-    model.queue_answer("cut", Script::new().role().token("half").cut());
+    model.queue_answer("cut", Script::new().role().token("half").disconnect());
     model.queue_answer(
         "limited",
         Answer::rate_limited().header("retry-after-ms", "500"),
@@ -369,13 +375,18 @@ async fn the_distributed_chain_survives_every_fault_and_keeps_dead_letters() {
     let gateway = stack.gateway("server_1").start().await;
     let _worker = stack.worker("worker_1").start().await;
     let _relay = stack.relay("relay_1").start().await;
-    let mut asking = tokio::task::JoinSet::new();
+    let mut running = tokio::task::JoinSet::new();
     for prompt in ["slow", "cut", "limited", "refused", "broken", "fine"] {
         let port = gateway.port();
-        asking.spawn(async move { (prompt, ask(port, &format!("the-{prompt}"), prompt).await) });
+        running.spawn(async move {
+            (
+                prompt,
+                request_answer(port, &format!("the-{prompt}"), prompt).await,
+            )
+        });
     }
-    while let Some(asked) = asking.join_next().await {
-        let (prompt, frame) = asked.unwrap();
+    while let Some(answered) = running.join_next().await {
+        let (prompt, frame) = answered.unwrap();
         match prompt {
             "refused" => assert_failed(&frame, "provider_rejected"),
             "broken" => assert_failed(&frame, "provider_failed"),
@@ -391,38 +402,38 @@ async fn the_distributed_chain_survives_every_fault_and_keeps_dead_letters() {
         .read(&format!("{MESSAGES}.dlq"), 2, TEST_TIMEOUT)
         .await;
     assert_eq!(dead.len(), 2, "{dead:?}");
-    for letter in &dead {
+    for dead_letter in &dead {
         let (partition, offset) = (
-            &letter.headers["dlq.partition"],
-            &letter.headers["dlq.offset"],
+            &dead_letter.headers["dlq.partition"],
+            &dead_letter.headers["dlq.offset"],
         );
         let original = originals
             .iter()
-            .find(|seen| {
-                seen.partition.to_string() == *partition && seen.offset.to_string() == *offset
+            .find(|record| {
+                record.partition.to_string() == *partition && record.offset.to_string() == *offset
             })
-            .expect("the record that it came from");
+            .expect("the original record");
         assert_eq!(
-            (&letter.key, &letter.value),
+            (&dead_letter.key, &dead_letter.value),
             (&original.key, &original.value)
         );
-        assert_eq!(letter.headers["dlq.topic"], MESSAGES);
-        assert!(!letter.headers["dlq.reason"].is_empty());
+        assert_eq!(dead_letter.headers["dlq.topic"], MESSAGES);
+        assert!(!dead_letter.headers["dlq.reason"].is_empty());
         assert!(
-            letter.headers["dlq.timestamp"].parse::<i64>().is_ok(),
-            "{letter:?}"
+            dead_letter.headers["dlq.timestamp"].parse::<i64>().is_ok(),
+            "{dead_letter:?}"
         );
         assert!(
-            letter.headers["dlq.attempts"].parse::<u32>().is_ok(),
-            "{letter:?}"
+            dead_letter.headers["dlq.attempts"].parse::<u32>().is_ok(),
+            "{dead_letter:?}"
         );
-        let content = letter.json()["content"].as_str().unwrap().to_owned();
+        let content = dead_letter.json()["content"].as_str().unwrap().to_owned();
         assert!(
             ["refused", "broken"].contains(&content.as_str()),
-            "{letter:?}"
+            "{dead_letter:?}"
         );
     }
-    // One terminal record each, and nothing stays behind.
+    // One terminal record each, and every offset is committed.
     assert_eq!(kafka.read(RESPONSES, 6, TEST_TIMEOUT).await.len(), 6);
     wait_until("everything is committed", TEST_TIMEOUT, || async {
         kafka.lag(WORKERS, MESSAGES).await == 0

@@ -91,7 +91,7 @@ async fn long_resume_is_complete_and_in_order_through_a_small_queue() {
     let welcome = device.connect(gateway.port).await;
     assert_eq!(welcome["recovered"], true);
     device.wait_for_ends(&["a59"]).await;
-    let ended: Vec<String> = device.transcript.order_of("default");
+    let ended: Vec<String> = device.transcript.outcome_order("default");
     let expected: Vec<String> = (0..60).map(|number| format!("a{number}")).collect();
     assert_eq!(ended, expected);
 }
@@ -128,7 +128,7 @@ async fn slow_client_receives_snapshots_and_every_terminal_frame() {
         gateway.finish(&answer).await;
     }
     slow.wait_for_ends(&["a13"]).await;
-    assert_eq!(slow.transcript.order_of("default").len(), 14);
+    assert_eq!(slow.transcript.outcome_order("default").len(), 14);
     assert_eq!(slow.transcript.reloads(), 1, "only the first welcome");
 }
 

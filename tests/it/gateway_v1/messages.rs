@@ -175,7 +175,7 @@ async fn resent_message_with_an_undelivered_answer_receives_it_once() {
     device.send_message("a2", "x").await;
     // The earlier answer precedes it because of its lower position; nothing follows.
     device.wait_for_ends(&["a1", "a2"]).await;
-    assert_eq!(device.message("a2").repeated, 0);
+    assert_eq!(device.message("a2").repeated_outcomes, 0);
     device.send_text(r#"{"type":"ping"}"#).await;
     assert_eq!(device.wait_for_type("pong").await["type"], "pong");
     let ends = device

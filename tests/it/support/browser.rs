@@ -1,4 +1,4 @@
-//! A real Chromium without a window, driven by WebDriver.
+//! A real headless Chromium, driven by WebDriver.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -26,17 +26,17 @@ const ARGUMENTS: [&str; 10] = [
     "--window-size=1280,800",
 ];
 
-/// One at a time: each is several processes.
+/// Only one browser runs at a time, because each has several processes.
 static TURN: Mutex<()> = Mutex::const_new(());
 
-/// Where pictures of pages are kept.
+/// The folder of the screenshots.
 pub(crate) fn pictures() -> PathBuf {
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("screenshots");
     std::fs::create_dir_all(&folder).expect("a folder for screenshots");
     folder
 }
 
-/// A browser with a profile of its own; gone when dropped.
+/// A browser with a profile of its own. Drop ends it.
 pub(crate) struct Browser {
     driver: Child,
     client: reqwest::Client,
@@ -126,19 +126,19 @@ impl Browser {
         self.post("/refresh", json!({})).await;
     }
 
-    /// Runs `return SCRIPT` in the page.
+    /// Evaluates an expression in the page.
     pub(crate) async fn js(&self, script: &str) -> Value {
         let script = format!("return ({script})");
         let body = json!({"script": script, "args": []});
         self.post("/execute/sync", body).await
     }
 
-    /// The same for text.
+    /// Evaluates an expression whose value is text.
     pub(crate) async fn text(&self, script: &str) -> String {
         self.js(script).await.as_str().unwrap_or("").to_owned()
     }
 
-    /// Runs the body of an async function, and returns what it returns.
+    /// Runs the body of an async function in the page and returns its result.
     pub(crate) async fn run(&self, body: &str) -> Value {
         let script = format!(
             "const done = arguments[0]; (async () => {{ {body} }})()\
@@ -148,7 +148,8 @@ impl Browser {
         self.post("/execute/async", body).await
     }
 
-    /// Waits until this is true in the page.
+    /// Waits until an expression is true in the page. On a timeout it saves a screenshot and
+    /// panics.
     pub(crate) async fn wait_for(&self, condition: &str) {
         let deadline = Instant::now() + TEST_TIMEOUT;
         loop {
@@ -185,7 +186,7 @@ impl Browser {
             .await;
     }
 
-    /// Presses keys one after the other, wherever the focus is. See [`key`].
+    /// Presses keys one after another at the current focus. See [`key`].
     pub(crate) async fn press(&self, keys: &str) {
         let mut actions = Vec::new();
         for key in keys.chars() {
@@ -208,7 +209,7 @@ impl Browser {
         self.post("/actions", json!({"actions": [keyboard]})).await;
     }
 
-    /// Handles of the open tabs, this one first.
+    /// Opens a new tab. Returns the handles of the current and the new one.
     pub(crate) async fn new_tab(&self) -> [String; 2] {
         let this = self.get("/window").await;
         let other = self.post("/window/new", json!({"type": "tab"})).await;
@@ -220,13 +221,13 @@ impl Browser {
         self.post("/window", json!({"handle": tab})).await;
     }
 
-    /// A command of the browser's own protocol.
+    /// Sends a command of the Chrome DevTools protocol.
     pub(crate) async fn devtools(&self, command: &str, parameters: Value) -> Value {
         let body = json!({"cmd": command, "params": parameters});
         self.post("/goog/cdp/execute", body).await
     }
 
-    /// As on a screen of this size, dark or light.
+    /// Emulates a screen of this size with a dark or light color scheme.
     pub(crate) async fn screen(&self, width: u32, height: u32, dark: bool) {
         let scheme = if dark { "dark" } else { "light" };
         let features = json!([{"name": "prefers-color-scheme", "value": scheme}]);
@@ -249,7 +250,7 @@ impl Browser {
         std::fs::write(file, decoded(text)).expect("write a picture");
     }
 
-    /// What the browser complained about since the last call.
+    /// The entries of the browser's console since the last call.
     pub(crate) async fn log(&self) -> Vec<String> {
         let entries = self.post("/se/log", json!({"type": "browser"})).await;
         let entries = entries.as_array().cloned().unwrap_or_default();
@@ -257,7 +258,7 @@ impl Browser {
         entries.into_iter().map(line).collect()
     }
 
-    /// Fails when the browser complained about anything.
+    /// Panics if the browser's console has entries.
     pub(crate) async fn assert_no_complaints(&self) {
         let log = self.log().await;
         assert!(log.is_empty(), "{log:#?}");
@@ -268,7 +269,7 @@ impl Drop for Browser {
     fn drop(&mut self) {
         let _ = self.driver.kill();
         let _ = self.driver.wait();
-        // The browser's processes know their profile, which nobody else has.
+        // The command lines of the browser's processes contain the path of their profile.
         let profile = self.profile.path().display().to_string();
         let own = |pid: u32| {
             std::fs::read(format!("/proc/{pid}/cmdline"))
@@ -294,7 +295,7 @@ pub(crate) mod key {
     pub(crate) const ESCAPE: char = '\u{e00c}';
 }
 
-/// Base64.
+/// Decodes base64.
 fn decoded(text: &str) -> Vec<u8> {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut bytes = Vec::with_capacity(text.len() / 4 * 3);

@@ -1,4 +1,4 @@
-//! A client of the classic protocol, as one written for the original system.
+//! A client of the classic protocol, like one written for the original system.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 
 use super::TEST_TIMEOUT;
 
-/// A refused upgrade.
+/// The response that refused an upgrade. The status is 0 if nothing listened or answered.
 #[derive(Debug)]
 pub(crate) struct UpgradeRefused {
     pub(crate) status: u16,
@@ -22,27 +22,27 @@ pub(crate) struct UpgradeRefused {
     pub(crate) body: String,
 }
 
-/// What a socket brought.
+/// The result of one read from a socket.
 #[derive(Debug)]
 pub(crate) enum ClientEvent {
     Frame(Value),
-    /// Closed, with the close code where a close frame came.
+    /// The connection ended, with the close code if a close frame arrived.
     Closed(Option<u16>),
-    /// Nothing in time.
+    /// Nothing arrived in time.
     TimedOut,
 }
 
-/// An open socket.
+/// A classic client with an open socket.
 #[derive(Debug)]
 pub(crate) struct ClassicClient {
     socket: WebSocketStream<TcpStream>,
     pub(crate) user: String,
-    /// `X-Correlation-ID` of the upgrade's answer.
+    /// `X-Correlation-ID` of the upgrade's response.
     pub(crate) correlation_id: Option<String>,
 }
 
 impl ClassicClient {
-    /// With any token: for gateways with `AUTH_MODE=open`.
+    /// Connects with any token, to a gateway with `AUTH_MODE=open`.
     pub(crate) async fn open(port: u16, user: &str) -> Self {
         Self::connect(port, "any-token", user)
             .await
@@ -57,7 +57,7 @@ impl ClassicClient {
         Self::connect_with(port, &format!("/ws?token={token}&userid={user}"), &[], user).await
     }
 
-    /// With a path and headers of one's own; `Err` also when nothing listens (status 0).
+    /// Connects with this path and these headers.
     pub(crate) async fn connect_with(
         port: u16,
         path: &str,
@@ -109,7 +109,7 @@ impl ClassicClient {
         }
     }
 
-    /// A message in the original's exact form.
+    /// Sends a message in the original's exact form.
     pub(crate) async fn send_message(&mut self, content: &str) {
         let frame = json!({"type": "message", "content": content, "userid": self.user});
         self.send_text(&frame.to_string()).await;
@@ -123,19 +123,19 @@ impl ClassicClient {
         self.send(Message::binary(bytes.to_vec())).await;
     }
 
-    /// A text frame that is none.
+    /// Sends a text frame that is not valid UTF-8.
     pub(crate) async fn send_invalid_utf8(&mut self) {
         let bytes = vec![b'{', 0xff, 0xfe];
         let frame = Frame::message(bytes, OpCode::Data(Data::Text), true);
         self.send(Message::Frame(frame)).await;
     }
 
-    /// Sends; a socket that is closed meanwhile shows itself by the next read.
+    /// Sends a frame. If the socket has closed, the next read shows it.
     async fn send(&mut self, message: Message) {
         let _ = timeout(TEST_TIMEOUT, self.socket.send(message)).await;
     }
 
-    /// The next frame, the end, or silence.
+    /// Reads the next frame, or the end of the connection.
     pub(crate) async fn next_event(&mut self, limit: Duration) -> ClientEvent {
         let deadline = Instant::now() + limit;
         loop {
@@ -155,7 +155,7 @@ impl ClassicClient {
         }
     }
 
-    /// The next frame; fails when there is none.
+    /// Reads the next frame. Panics if none arrives.
     pub(crate) async fn next_frame(&mut self) -> Value {
         self.next_frame_within(TEST_TIMEOUT).await
     }
@@ -167,13 +167,13 @@ impl ClassicClient {
         }
     }
 
-    /// Sends and returns the next frame.
+    /// Sends a message and returns the next frame.
     pub(crate) async fn send_and_wait(&mut self, content: &str) -> Value {
         self.send_message(content).await;
         self.next_frame().await
     }
 
-    /// Fails if anything comes, the end included.
+    /// Panics if a frame arrives or the connection ends within `period`.
     pub(crate) async fn expect_no_frame(&mut self, period: Duration) {
         match self.next_event(period).await {
             ClientEvent::TimedOut => {}
@@ -181,7 +181,7 @@ impl ClassicClient {
         }
     }
 
-    /// The close code; frames before it are passed over.
+    /// Reads to the end of the connection and returns the close code.
     pub(crate) async fn expect_close(&mut self) -> Option<u16> {
         loop {
             match self.next_event(TEST_TIMEOUT).await {

@@ -1,4 +1,4 @@
-//! A small OpenTelemetry collector: OTLP over HTTP, protobuf.
+//! A small OpenTelemetry collector for OTLP over HTTP with protobuf.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -17,18 +17,18 @@ use prost::Message as _;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-/// A span as it came.
+/// A span that the collector received.
 #[derive(Debug, Clone)]
 pub(crate) struct Span {
-    /// `service.name` of who sent it.
+    /// `service.name` of the sender.
     pub(crate) service: String,
     pub(crate) name: String,
     pub(crate) trace: String,
     pub(crate) id: String,
-    /// Empty for none.
+    /// Empty for a root span.
     pub(crate) parent: String,
     pub(crate) state: String,
-    /// As protobuf numbers them: 1 internal, 2 server, 3 client, 4 producer, 5 consumer.
+    /// As protobuf numbers it: 1 internal, 2 server, 3 client, 4 producer, 5 consumer.
     pub(crate) kind: i32,
     pub(crate) start: u64,
     pub(crate) end: u64,
@@ -40,11 +40,11 @@ pub(crate) struct Span {
 #[derive(Default)]
 struct State {
     spans: Vec<Span>,
-    /// Headers of each request.
+    /// The headers of each request.
     headers: Vec<HashMap<String, String>>,
 }
 
-/// The collector; gone when dropped.
+/// The running collector. Drop stops it.
 pub(crate) struct TraceCollector {
     port: u16,
     state: Arc<Mutex<State>>,
@@ -56,7 +56,7 @@ impl TraceCollector {
         Self::start_as(true).await
     }
 
-    /// Takes requests and never answers.
+    /// Receives requests and never answers.
     pub(crate) async fn start_hanging() -> Self {
         Self::start_as(false).await
     }
@@ -67,7 +67,7 @@ impl TraceCollector {
         let state: Arc<Mutex<State>> = Arc::default();
         let taken = state.clone();
         let server = tokio::spawn(async move {
-            // Connections end with this set, and so with the server.
+            // Dropping this set with the server closes all connections.
             let mut connections = tokio::task::JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
                 let state = taken.clone();
@@ -85,12 +85,12 @@ impl TraceCollector {
         }
     }
 
-    /// For `OTEL_EXPORTER_OTLP_ENDPOINT`.
+    /// The value for `OTEL_EXPORTER_OTLP_ENDPOINT`.
     pub(crate) fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// How many requests came.
+    /// The number of requests so far.
     pub(crate) fn requests(&self) -> usize {
         let state = self.state.lock();
         state.headers.len()

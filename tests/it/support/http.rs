@@ -1,11 +1,11 @@
-//! Small HTTP calls to a role.
+//! Short HTTP calls to a role.
 
 use std::sync::LazyLock;
 use std::time::Duration;
 
 use reqwest::Method;
 
-/// What came back.
+/// The response to a call.
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
@@ -23,8 +23,8 @@ impl Reply {
     }
 }
 
-/// Made once: reading the machine's certificates takes a debug build long. It keeps no connection,
-/// since those belong to the runtime of one test.
+/// Created once, because reading the machine's certificates takes a debug build long. It pools no
+/// connections, because these belong to the runtime of one test.
 static CLIENT: LazyLock<reqwest::Client> = LazyLock::new(|| {
     reqwest::Client::builder()
         .no_proxy()
@@ -34,7 +34,7 @@ static CLIENT: LazyLock<reqwest::Client> = LazyLock::new(|| {
         .expect("a client")
 });
 
-/// `Err` when nothing answers, or not within five seconds.
+/// Returns an error if nothing answers within five seconds.
 pub(crate) async fn try_call(
     method: Method,
     url: &str,

@@ -1,4 +1,5 @@
-//! A private Kafka broker for tests that break it. Tests that only use Kafka take the shared one.
+//! The one place that starts Kafka brokers in tests: private ones, for tests that stop or break
+//! them. Other tests use the shared broker.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -11,10 +12,10 @@ use tempfile::TempDir;
 use super::kafka_client::{KafkaClient, metadata_within};
 use super::process::{free_port, signal};
 
-/// A machine that is busy with other tests takes its time.
+/// Limit for the start of a broker; generous because the machine may be busy.
 const READY: Duration = Duration::from_secs(60);
 
-/// One broker that is its own controller, on free loopback ports, in a folder of its own.
+/// A broker that is its own controller, on free loopback ports and in a folder of its own.
 pub(crate) struct KafkaBroker {
     folder: TempDir,
     port: u16,
@@ -22,14 +23,15 @@ pub(crate) struct KafkaBroker {
 }
 
 impl KafkaBroker {
-    /// Prepares a broker without starting it: its address is known, and nobody listens there.
-    /// `settings` are lines of `server.properties` over the defaults.
+    /// Formats a broker and chooses its address without starting it. `settings` are lines of
+    /// `server.properties` that override the defaults.
     pub(crate) fn prepare(settings: &str) -> Self {
         Self::prepare_on("", "", "", settings)
     }
 
-    /// With more listeners. Three lines: what to add to `listeners`, to `advertised.listeners`, and
-    /// the whole of `listener.security.protocol.map`.
+    /// As [`KafkaBroker::prepare`], with additional listeners in three lines: what to append to
+    /// `listeners`, what to append to `advertised.listeners`, and the complete
+    /// `listener.security.protocol.map`.
     pub(crate) fn prepare_with_listeners(more: &str) -> Self {
         let mut lines = more.lines();
         let mut line = || lines.next().expect("three lines");
@@ -83,7 +85,7 @@ impl KafkaBroker {
         broker
     }
 
-    /// A broker that answers.
+    /// Starts a broker and waits until it answers.
     pub(crate) async fn start() -> Self {
         let mut broker = Self::prepare("");
         broker.spawn_and_wait().await;
@@ -122,22 +124,22 @@ impl KafkaBroker {
         assert!(answers, "the broker does not answer\n{}", self.log());
     }
 
-    /// `host:port`.
+    /// `host:port` of the broker.
     pub(crate) fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// Settings of a client of this broker.
+    /// The settings of a chatmesh client of this broker.
     pub(crate) fn client_settings(&self) -> KafkaSettings {
         kafka_settings(&self.address(), &[])
     }
 
-    /// Access without chatmesh's code.
+    /// A client without chatmesh's code.
     pub(crate) fn kafka_client(&self) -> KafkaClient {
         KafkaClient::new(&self.address())
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL and waits for the exit.
     pub(crate) fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
             process.kill().expect("kill");
@@ -145,7 +147,7 @@ impl KafkaBroker {
         }
     }
 
-    /// SIGTERM, and waits for the end.
+    /// Sends SIGTERM and waits for the exit.
     pub(crate) fn terminate(&mut self) {
         self.signal("TERM");
         if let Some(mut process) = self.process.take() {
@@ -153,12 +155,12 @@ impl KafkaBroker {
         }
     }
 
-    /// SIGSTOP: connections stay, and nothing answers.
+    /// Sends SIGSTOP: connections stay open and nothing answers.
     pub(crate) fn pause(&self) {
         self.signal("STOP");
     }
 
-    /// SIGCONT.
+    /// Sends SIGCONT.
     pub(crate) fn resume(&self) {
         self.signal("CONT");
     }
@@ -170,7 +172,7 @@ impl KafkaBroker {
 
     fn java(&self, class: &str) -> Command {
         let mut java = Command::new("java");
-        // A broker of a test lives for seconds: compiling it well costs more than it brings.
+        // The broker of a test lives for seconds, so optimizing its code costs more than it saves.
         java.args([
             "-XX:TieredStopAtLevel=1",
             "-XX:+UseSerialGC",
@@ -195,7 +197,7 @@ impl Drop for KafkaBroker {
     }
 }
 
-/// Settings as a role would have them, with properties over them.
+/// The settings of a chatmesh client with these librdkafka properties.
 pub(crate) fn kafka_settings(address: &str, properties: &[(&str, &str)]) -> KafkaSettings {
     KafkaSettings {
         bootstrap_servers: address.to_owned(),
@@ -231,10 +233,10 @@ fn jars() -> PathBuf {
     folder
 }
 
-/// 16 random bytes as Kafka writes them: URL-safe base64 without padding.
+/// A cluster id: 16 random bytes in URL-safe base64 without padding.
 fn cluster_id() -> String {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    // Shifted so that it doesn't begin with a dash, which would be read as an option.
+    // Shifted so that it does not begin with a dash, which would be parsed as an option.
     let bits = uuid::Uuid::new_v4().as_u128() >> 1;
     (0..22)
         .map(|index| {

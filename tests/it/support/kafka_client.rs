@@ -1,4 +1,4 @@
-//! Plain access to Kafka, as programs have that are no chatmesh.
+//! Access to Kafka without chatmesh's code, like that of another program.
 
 use std::collections::{BTreeMap, HashMap};
 use std::process::{Command, Stdio};
@@ -15,11 +15,11 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde_json::Value;
 use tokio::time::Instant;
 
-/// Asks until a client gets metadata of the broker. Blocks.
+/// Blocks until a client gets metadata from the broker. Returns whether it did within the limit.
 pub(super) fn metadata_within(bootstrap: &str, limit: Duration) -> bool {
     let deadline = std::time::Instant::now() + limit;
     while std::time::Instant::now() < deadline {
-        // A new client each time: one that has failed waits longer and longer before it tries again.
+        // A new client each time, because a client that failed retries at growing intervals.
         let client: Result<BaseConsumer, _> = ClientConfig::new()
             .set("bootstrap.servers", bootstrap)
             .set("log_level", "0")
@@ -73,7 +73,7 @@ impl KafkaRecord {
     }
 }
 
-/// Kafka without any of chatmesh's code.
+/// A client of one broker.
 #[derive(Clone)]
 pub(crate) struct KafkaClient {
     bootstrap: String,
@@ -106,7 +106,7 @@ impl KafkaClient {
         }
     }
 
-    /// More partitions, up to this many.
+    /// Increases the number of a topic's partitions.
     pub(crate) async fn grow(&self, topic: &str, partitions: usize) {
         let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
             .set("bootstrap.servers", &self.bootstrap)
@@ -124,7 +124,7 @@ impl KafkaClient {
         }
     }
 
-    /// Appends, and waits for the acknowledgement: partition and offset.
+    /// Appends a record and waits for the acknowledgement. Returns partition and offset.
     pub(crate) async fn produce(
         &self,
         topic: &str,
@@ -151,8 +151,7 @@ impl KafkaClient {
         (delivery.partition, delivery.offset)
     }
 
-    /// Every record of the topic from its beginning, as soon as there are at least `count`, else
-    /// what there is when the time is over.
+    /// Reads a topic from its beginning until there are `count` records or the limit is over.
     pub(crate) async fn read(
         &self,
         topic: &str,
@@ -165,7 +164,7 @@ impl KafkaClient {
         reading.await.expect("read a topic")
     }
 
-    /// Records whose offset the group has not committed yet; all of them where it never did.
+    /// The number of records that the group has not committed; all of them if it never committed.
     pub(crate) async fn lag(&self, group: &str, topic: &str) -> i64 {
         let (bootstrap, group, topic) =
             (self.bootstrap.clone(), group.to_owned(), topic.to_owned());
@@ -198,7 +197,7 @@ impl KafkaClient {
         asking.await.expect("the group's lag")
     }
 
-    /// Whether the group has this many members, and all know what is theirs.
+    /// Whether the group has this many members and all have their assignment.
     pub(crate) async fn is_group_stable(&self, group: &str, members: usize) -> bool {
         let (bootstrap, group) = (self.bootstrap.clone(), group.to_owned());
         let asking = tokio::task::spawn_blocking(move || {
@@ -206,7 +205,7 @@ impl KafkaClient {
                 .set("bootstrap.servers", &bootstrap)
                 .create()
                 .expect("a consumer");
-            // A group that nobody has joined yet may be an error.
+            // A group without members so far may be an error.
             let groups = consumer.fetch_group_list(Some(&group), Duration::from_secs(10));
             groups.is_ok_and(|groups| {
                 let mut named = groups.groups().iter().filter(|found| found.name() == group);
@@ -216,7 +215,7 @@ impl KafkaClient {
         asking.await.expect("the group's state")
     }
 
-    /// A member of a group as the original's services are: `range`, automatic commits.
+    /// Joins a group as the original's services do: `range` assignment and automatic commits.
     pub(crate) fn member(&self, group: &str, topic: &str) -> GroupMember {
         let consumer: StreamConsumer = ClientConfig::new()
             .set("bootstrap.servers", &self.bootstrap)
@@ -231,7 +230,7 @@ impl KafkaClient {
         GroupMember(Some(consumer))
     }
 
-    /// Puts lines on a topic as a person would: `kcat`, no key, no headers.
+    /// Appends a line with `kcat`, without key and headers.
     pub(crate) fn produce_with_kcat(&self, topic: &str, line: &str) {
         use std::io::Write;
         let mut child = Command::new("kcat")
@@ -246,24 +245,24 @@ impl KafkaClient {
     }
 }
 
-/// A plain consumer in a group.
+/// A consumer in a group.
 pub(crate) struct GroupMember(Option<StreamConsumer>);
 
 impl Drop for GroupMember {
-    /// Leaves the group on a thread of its own: leaving waits for the broker, without end when that
-    /// has gone in the middle of a rebalance, and a test's runtime would wait with it.
+    /// Leaves the group on another thread: leaving waits for the broker, without end if the broker
+    /// stopped during a rebalance, and the test's runtime would wait as well.
     fn drop(&mut self) {
         let consumer = self.0.take();
         std::thread::spawn(move || drop(consumer));
     }
 }
 
-/// Receives one record; `None` when none comes in time. Errors of the connection are waited out.
+/// Receives one record, or `None` if none arrives in time. Retries after connection errors.
 pub(crate) async fn receive(member: &GroupMember, limit: Duration) -> Option<KafkaRecord> {
     let consumer = member.0.as_ref()?;
     let deadline = Instant::now() + limit;
     while Instant::now() < deadline {
-        // librdkafka's wake-up can get lost, so no wait is long.
+        // librdkafka's wake-up can be lost, so each wait is short.
         let wait = (Instant::now() + Duration::from_secs(1)).min(deadline);
         if let Ok(Ok(message)) = tokio::time::timeout_at(wait, consumer.recv()).await {
             return Some(KafkaRecord::of(&message));
@@ -297,7 +296,7 @@ fn read_all(bootstrap: &str, topic: &str, count: usize, limit: Duration) -> Vec<
         .create()
         .expect("a consumer");
     let mut partitions = Vec::new();
-    // A topic that nobody has made yet has no partitions.
+    // A topic that does not exist yet has no partitions.
     while partitions.is_empty() && std::time::Instant::now() < deadline {
         if let Ok(metadata) = consumer.fetch_metadata(Some(topic), Duration::from_secs(5)) {
             let topics = metadata.topics().iter();

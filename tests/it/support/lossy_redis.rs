@@ -1,4 +1,4 @@
-//! A TCP proxy in front of a Redis that loses published messages of chosen channels.
+//! A TCP proxy in front of a Redis that drops the published messages of selected channels.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 
-/// The proxy; gone when dropped.
+/// The running proxy. Drop stops it.
 pub(crate) struct LossyRedis {
     port: u16,
     lost: Arc<Mutex<Lost>>,
@@ -47,13 +47,13 @@ impl LossyRedis {
         self.port
     }
 
-    /// From now on messages of this channel reach nobody behind the proxy.
+    /// Drops the messages of this channel from now on.
     pub(crate) fn drop_channel(&self, channel: &str) {
         let mut lost = self.lost.lock();
         lost.channels.push(channel.to_owned());
     }
 
-    /// How many were lost.
+    /// The number of messages dropped so far.
     pub(crate) fn dropped_count(&self) -> usize {
         self.lost.lock().count
     }
@@ -90,8 +90,8 @@ async fn pass(client: TcpStream, server: TcpStream, lost: Arc<Mutex<Lost>>) {
     }
 }
 
-/// Gives the messages another channel's name of the same length, that nobody knows: the stream
-/// stays whole.
+/// Replaces the channel of messages to drop by an unknown name of the same length, so that the
+/// stream stays valid.
 fn divert(bytes: &mut [u8], lost: &Mutex<Lost>) {
     let mut lost = lost.lock();
     let channels = lost.channels.clone();

@@ -35,6 +35,10 @@ pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// it was never sent.
 pub(crate) const QUIET_PERIOD: Duration = Duration::from_millis(1500);
 
+/// Longer than the interval (5 s) at which gateways check for lost frames. A duplicate that such a check
+/// would deliver is not ordered with other frames, so no later frame can prove its absence.
+pub(crate) const BEYOND_MAILBOX_CHECK: Duration = Duration::from_secs(7);
+
 fn address(variable: &str) -> String {
     match std::env::var(variable) {
         Ok(value) if !value.is_empty() => value,

@@ -1,4 +1,4 @@
-//! A test can only be as right as what it stands on.
+//! Tests of the support code that other tests depend on.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::model::{Answer, Script, ScriptedModel, StreamErrorFormat};
 use super::redis::PrivateRedis;
 use super::{TEST_TIMEOUT, wait_until};
 
-async fn ask(model: &ScriptedModel, prompt: &str) -> reqwest::Response {
+async fn send_request(model: &ScriptedModel, prompt: &str) -> reqwest::Response {
     let body =
         serde_json::json!({"stream": true, "messages": [{"role": "user", "content": prompt}]});
     reqwest::Client::builder()
@@ -24,10 +24,10 @@ async fn ask(model: &ScriptedModel, prompt: &str) -> reqwest::Response {
 }
 
 #[tokio::test]
-async fn the_scripted_model_streams_pieces_that_cut_characters() {
+async fn scripted_model_splits_chunks_within_characters() {
     let model = ScriptedModel::start().await;
-    model.queue_answer("umlaut", Script::complete("grün 🦀").crlf().split(3));
-    let mut body = ask(&model, "umlaut").await.bytes_stream();
+    model.queue_answer("umlaut", Script::complete("grün 🦀").crlf().split_every(3));
+    let mut body = send_request(&model, "umlaut").await.bytes_stream();
     let (mut all, mut pieces, mut broken) = (Vec::new(), 0, false);
     while let Some(piece) = body.next().await {
         let piece = piece.unwrap();
@@ -46,34 +46,37 @@ async fn the_scripted_model_streams_pieces_that_cut_characters() {
 }
 
 #[tokio::test]
-async fn the_scripted_model_sees_that_a_client_went_away() {
+async fn scripted_model_detects_a_closed_client() {
     let model = ScriptedModel::start().await;
     model.queue_answer("middle", Script::new().token("a").hang());
     model.queue_answer("hang", Answer::Hang);
-    let mut body = ask(&model, "middle").await.bytes_stream();
+    let mut body = send_request(&model, "middle").await.bytes_stream();
     assert!(body.next().await.is_some());
     assert!(model.aborted_prompts().is_empty());
     drop(body);
-    let hanging = tokio::time::timeout(Duration::from_millis(200), ask(&model, "hang")).await;
+    let hanging =
+        tokio::time::timeout(Duration::from_millis(200), send_request(&model, "hang")).await;
     assert!(hanging.is_err());
-    wait_until("both are noticed", TEST_TIMEOUT, || async {
-        model.aborted_prompts().len() == 2 && model.open_requests() == 0
-    })
+    wait_until(
+        "both closed connections are detected",
+        TEST_TIMEOUT,
+        || async { model.aborted_prompts().len() == 2 && model.open_requests() == 0 },
+    )
     .await;
 }
 
 #[tokio::test]
-async fn the_scripted_model_cuts_a_connection_after_what_it_sent() {
+async fn scripted_model_disconnects_after_the_sent_chunks() {
     let model = ScriptedModel::start().await;
-    model.queue_answer("cut", Script::new().token("kept").cut());
-    let mut body = ask(&model, "cut").await.bytes_stream();
+    model.queue_answer("cut", Script::new().token("kept").disconnect());
+    let mut body = send_request(&model, "cut").await.bytes_stream();
     let first = body.next().await.unwrap().unwrap();
     assert!(String::from_utf8_lossy(&first).contains("kept"));
     assert!(body.next().await.unwrap().is_err());
 }
 
 #[tokio::test]
-async fn a_private_redis_keeps_its_data_or_loses_it_as_told() {
+async fn private_redis_restarts_with_or_without_its_data() {
     use fred::interfaces::KeysInterface;
     let mut redis = PrivateRedis::start().await;
     let client = super::redis::redis_client(&redis.url()).await;
@@ -89,7 +92,7 @@ async fn a_private_redis_keeps_its_data_or_loses_it_as_told() {
 }
 
 #[tokio::test]
-async fn the_scripted_model_knows_every_form_of_an_error_in_a_stream() {
+async fn scripted_model_sends_every_form_of_stream_error() {
     let model = ScriptedModel::start().await;
     for (form, sign) in [
         (StreamErrorFormat::Nested, r#"data: {"error":{"#),
@@ -97,13 +100,13 @@ async fn the_scripted_model_knows_every_form_of_an_error_in_a_stream() {
         (StreamErrorFormat::Line, "error: {"),
     ] {
         model.queue_answer("fail", Script::new().token("a").error(form, "broken"));
-        let body = ask(&model, "fail").await.text().await.unwrap();
+        let body = send_request(&model, "fail").await.text().await.unwrap();
         assert!(body.contains(sign), "{form:?}: {body}");
     }
 }
 
 #[tokio::test]
-async fn a_private_kafka_keeps_its_records_over_a_crash() {
+async fn private_kafka_keeps_its_records_over_a_crash() {
     let mut kafka = super::kafka_broker::KafkaBroker::start().await;
     let plain = kafka.kafka_client();
     plain.create_topic("t", 3).await;

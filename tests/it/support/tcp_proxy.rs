@@ -1,4 +1,4 @@
-//! A TCP connection that a test can cut, silence or slow down.
+//! A TCP proxy that a test can make delay, stall or disconnect its connections.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -10,20 +10,20 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use super::process::free_port;
 
-/// What passes.
+/// What the proxy does with traffic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ProxyMode {
-    /// Everything, at once.
+    /// Forwards everything at once.
     Forward,
-    /// Everything, each piece this much later.
+    /// Forwards each chunk after this delay.
     Delay(Duration),
-    /// Nothing, and nobody is told: connections stay.
+    /// Forwards nothing; connections stay open.
     Stall,
-    /// Nothing: connections are torn down, and new ones at once.
+    /// Closes all connections, and new ones at once.
     Disconnect,
 }
 
-/// A proxy on a port of its own; gone when dropped.
+/// A proxy on a port of its own. Drop stops it.
 pub(crate) struct TcpProxy {
     port: u16,
     traffic: watch::Sender<ProxyMode>,
@@ -31,12 +31,12 @@ pub(crate) struct TcpProxy {
 }
 
 impl TcpProxy {
-    /// In front of a port on which somebody listens, or will.
+    /// Starts a proxy in front of a port, which may get its listener later.
     pub(crate) async fn start(port: u16) -> Self {
         Self::start_on(free_port(), port).await
     }
 
-    /// Listens on a port that was chosen before.
+    /// Starts a proxy that listens on a given port.
     pub(crate) async fn start_on(own: u16, port: u16) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", own)).await.expect("bind");
         let (traffic, now) = watch::channel(ProxyMode::Forward);
@@ -69,7 +69,7 @@ async fn serve(listener: TcpListener, upstream: SocketAddr, traffic: watch::Rece
         tokio::select! {
             accepted = listener.accept() => {
                 let Ok((near, _)) = accepted else {
-                    // Out of descriptors: accepting again at once would spin.
+                    // Without descriptors, accepting again at once would spin.
                     tokio::time::sleep(Duration::from_millis(10)).await;
                     continue;
                 };

@@ -1,195 +1,232 @@
-//! Random calls, and what the reference says to them.
+//! Random traces, and the reference's response to each call as text.
 
-use super::*;
+use std::fmt::Write as _;
+
+use chatmesh::fanout::TurnStatus;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::{CALLS_PER_TRACE, CONVERSATIONS, Call, MAILBOX_FRAMES};
+use crate::reference::{
+    AdmissionDecision, BeginResponse, CancelResult, DeliverResponse, KeepResponse, LiveResponse,
+    Message, Offset, Outcome, OutcomeKind, PARTITION_SIZE, Position, SharedState,
+};
 
 const PARTITIONS: usize = 6;
 
-fn place_in(partition: usize, at: Offset) -> Offset {
-    partition as Offset * PARTITION + at
+/// The outcome that a worker stores for a cancelled message.
+pub(super) const CANCELLED: Outcome = Outcome {
+    call: 0,
+    pieces: 0,
+    kind: OutcomeKind::Cancelled,
+};
+
+fn offset_in(partition: usize, offset: Offset) -> Offset {
+    partition as Offset * PARTITION_SIZE + offset
 }
 
-/// Random calls, most of which can happen in the state that the ones before led to.
-pub(super) fn random_calls(seed: u64) -> Vec<Op> {
+/// Generates a trace. Most calls are possible in the state that the earlier calls led to.
+pub(super) fn random_calls(seed: u64) -> Vec<Call> {
     let rng = &mut StdRng::seed_from_u64(seed);
-    let mut shared = Shared::new(CONVERSATIONS, FRAMES, None);
-    // Where the records of each partition end, and which one is the user's.
-    let mut ends = [0; PARTITIONS].map(|_: Offset| rng.random_range(0..4));
+    let mut shared = SharedState::new(CONVERSATIONS, MAILBOX_FRAMES, None);
+    // The last offset of each partition, and the partition of the user's records.
+    let mut last_offsets = [0; PARTITIONS].map(|_: Offset| rng.random_range(0..4));
     let mut home = 0;
-    let moves = rng.random_bool(0.5);
+    let user_moves = rng.random_bool(0.5);
     let mut positions = vec![None];
     let mut calls = Vec::new();
-    for number in 0..CALLS as u8 {
+    for number in 0..CALLS_PER_TRACE as u8 {
         let message = rng.random_range(0..CONVERSATIONS.len() as u8);
         let owner = rng.random_range(1..4);
-        let flight = shared.messages[usize::from(message)].flight.clone();
-        // Most calls of a worker are those of the one that writes.
-        let (owner, attempt, next) = match &flight {
-            Some(one) if rng.random_bool(0.8) => (one.owner, one.attempt, one.text.len() as u8),
+        let in_flight = shared.messages[usize::from(message)].in_flight.clone();
+        // Most calls of a worker come from the one that has the lease.
+        let (owner, attempt, next) = match &in_flight {
+            Some(current) if rng.random_bool(0.8) => {
+                (current.owner, current.attempt, current.text.len() as u8)
+            }
             _ => (owner, rng.random_range(1..4), rng.random_range(0..3)),
         };
-        let how = [How::Answered, How::Failed, How::Cancelled][rng.random_range(0..3)];
-        let end = End {
+        let kinds = [
+            OutcomeKind::Answered,
+            OutcomeKind::Failed,
+            OutcomeKind::Cancelled,
+        ];
+        let outcome = Outcome {
             call: number + 1,
             pieces: 1,
-            how,
+            kind: kinds[rng.random_range(0..3)],
         };
-        let op = match rng.random_range(0..100) {
-            0..10 => Op::Admit(message),
-            10..14 => Op::Accept(message),
-            14..28 => Op::Begin(message, owner, rng.random_range(0..=attempt)),
+        let call = match rng.random_range(0..100) {
+            0..10 => Call::Admit(message),
+            10..14 => Call::Accept(message),
+            14..28 => Call::Begin(message, owner, rng.random_range(0..=attempt)),
             28..44 => {
                 let piece = rng.random_bool(0.9).then_some((next, number));
-                Op::Live(message, owner, attempt, piece)
+                Call::Live(message, owner, attempt, piece)
             }
-            44..54 => Op::Keep(message, owner, attempt, end),
+            44..54 => Call::Keep(message, owner, attempt, outcome),
             54..70 => {
-                if moves && rng.random_bool(0.6) {
+                if user_moves && rng.random_bool(0.6) {
                     home = (home + 1) % PARTITIONS;
                 }
-                let late = moves && rng.random_bool(0.3);
-                let of = if late {
+                let is_late = user_moves && rng.random_bool(0.3);
+                let partition = if is_late {
                     rng.random_range(0..PARTITIONS)
                 } else {
                     home
                 };
-                let back =
-                    rng.random_bool(if late { 0.6 } else { 0.3 }) || ends[of] + 1 == PARTITION;
-                let at = if back {
-                    rng.random_range(0..=ends[of])
+                let last = &mut last_offsets[partition];
+                let is_old =
+                    rng.random_bool(if is_late { 0.6 } else { 0.3 }) || *last + 1 == PARTITION_SIZE;
+                let offset = if is_old {
+                    rng.random_range(0..=*last)
                 } else {
-                    ends[of] + 1
+                    *last + 1
                 };
-                ends[of] = ends[of].max(at);
+                *last = (*last).max(offset);
                 let known = rng
                     .random_bool(0.6)
-                    .then(|| place_in(of, at.saturating_sub(1)));
-                Op::Deliver(message, place_in(of, at), known, end, rng.random())
+                    .then(|| offset_in(partition, offset.saturating_sub(1)));
+                let offset = offset_in(partition, offset);
+                Call::Deliver(message, offset, known, outcome, rng.random())
             }
-            70..74 => Op::Cancel(message),
+            70..74 => Call::Cancel(message),
             74..86 => {
-                let learnt = positions[rng.random_range(0..positions.len())];
-                let any = rng.random_range(0..=(ends[home] + 1).min(PARTITION - 1));
-                let any = Some(Position::At(place_in(home, any)));
-                Op::Read(if rng.random_bool(0.6) { learnt } else { any })
+                let earlier = positions[rng.random_range(0..positions.len())];
+                let last = (last_offsets[home] + 1).min(PARTITION_SIZE - 1);
+                let any = Position::At(offset_in(home, rng.random_range(0..=last)));
+                Call::Read(if rng.random_bool(0.6) {
+                    earlier
+                } else {
+                    Some(any)
+                })
             }
-            86..91 => Op::History(rng.random_range(0..2)),
-            91..93 => Op::Forget(rng.random_bool(0.7).then(|| rng.random_range(0..2))),
-            93..94 => Op::Clear(message),
-            94..98 => Op::Pass(rng.random_range(1..=3) * 1000),
-            98 => Op::Empty,
-            _ => Op::Restart,
+            86..91 => Call::History(rng.random_range(0..2)),
+            91..93 => Call::Forget(rng.random_bool(0.7).then(|| rng.random_range(0..2))),
+            93..94 => Call::ClearPending(message),
+            94..98 => Call::AdvanceTime(rng.random_range(1..=3) * 1000),
+            98 => Call::LoseData,
+            _ => Call::Restart,
         };
-        calls.push(op);
-        let _ = answer(&mut shared, op);
-        if let Op::Read(_) = op {
+        calls.push(call);
+        let _ = reference_response(&mut shared, call);
+        if let Call::Read(_) = call {
             positions.push(Some(shared.read(None).end));
         }
     }
     calls
 }
 
-/// What the reference says, as text.
-pub(super) fn answer(shared: &mut Shared, op: Op) -> String {
-    match op {
-        Op::Admit(message) => match shared.admit(message) {
-            Admitted::New => "new".into(),
-            Admitted::Kept => "kept".into(),
-            Admitted::Delivered(end, at) => format!("{} at {at}", frame(message, end)),
-            Admitted::Forgotten => "forgotten".into(),
+/// Applies a call to the reference and returns its response as text. Reads are compared by the runner.
+pub(super) fn reference_response(shared: &mut SharedState, call: Call) -> String {
+    match call {
+        Call::Admit(message) => match shared.admit(message) {
+            AdmissionDecision::New => "new".into(),
+            AdmissionDecision::OutcomeStored => "kept".into(),
+            AdmissionDecision::Delivered(outcome, offset) => {
+                format!("{} at {offset}", frame(message, outcome))
+            }
+            AdmissionDecision::Forgotten => "forgotten".into(),
         },
-        Op::Accept(message) => {
+        Call::Accept(message) => {
             shared.accept(message);
             String::new()
         }
-        Op::Begin(message, owner, had) => match shared.begin(message, owner, had, STOPPED) {
-            Begun::Ended(end, at) => format!("{} {at:?}", frame(message, end)),
-            Begun::Busy(_) => "busy".into(),
-            Begun::Attempt { number, taking } => format!("attempt {number}, taking {taking}"),
-        },
-        Op::Live(message, owner, attempt, piece) => {
+        Call::Begin(message, owner, last_attempt) => {
+            match shared.begin(message, owner, last_attempt, CANCELLED) {
+                BeginResponse::Ended(outcome, offset) => {
+                    format!("{} {offset:?}", frame(message, outcome))
+                }
+                BeginResponse::Busy(_) => "busy".into(),
+                BeginResponse::Attempt {
+                    number,
+                    delivery_count,
+                } => format!("attempt {number}, delivery {delivery_count}"),
+            }
+        }
+        Call::Live(message, owner, attempt, piece) => {
             match shared.live(message, owner, attempt, piece) {
-                Lived::Expected(next) => format!("expected {next}"),
+                LiveResponse::Expected(next) => format!("expected {next}"),
                 other => format!("{other:?}").to_lowercase(),
             }
         }
-        Op::Keep(message, owner, attempt, end) => {
-            match shared.keep(message, owner, attempt, end, STOPPED) {
-                Keeping::Outcome(end, at) => format!("{} {at:?}", frame(message, end)),
-                Keeping::Fenced => "fenced".into(),
+        Call::Keep(message, owner, attempt, outcome) => {
+            match shared.keep(message, owner, attempt, outcome, CANCELLED) {
+                KeepResponse::Outcome(outcome, offset) => {
+                    format!("{} {offset:?}", frame(message, outcome))
+                }
+                KeepResponse::Fenced => "fenced".into(),
             }
         }
-        Op::Deliver(message, at, known, end, rewind) => {
-            match shared.deliver(message, at, known, end, rewind) {
-                Delivered::Published => "published".into(),
-                Delivered::Already => "already".into(),
-                Delivered::Lost => "lost".into(),
+        Call::Deliver(message, offset, known, outcome, rewind) => {
+            match shared.deliver(message, offset, known, outcome, rewind) {
+                DeliverResponse::Published => "published".into(),
+                DeliverResponse::AlreadyDelivered => "alreadydelivered".into(),
+                DeliverResponse::DataLost => "datalost".into(),
             }
         }
-        Op::Cancel(message) => match shared.cancel(message) {
-            Cancelled::Cancelling => "cancelling".into(),
-            Cancelled::AlreadyDone => "already done".into(),
-            Cancelled::Unknown => "unknown".into(),
+        Call::Cancel(message) => match shared.cancel(message) {
+            CancelResult::Cancelling => "cancelling".into(),
+            CancelResult::AlreadyDone => "already done".into(),
+            CancelResult::Unknown => "unknown".into(),
         },
-        // Compared by `looks`.
-        Op::Read(_) => String::new(),
-        Op::History(conversation) => {
+        Call::Read(_) => String::new(),
+        Call::History(conversation) => {
             let turns = shared.history.iter().rev();
             let turns = turns.filter(|turn| shared.conversation(turn.message) == conversation);
             turns.fold(String::new(), |mut text, turn| {
-                let (end, question) = (turn.end, turn.question);
-                let answer = words(end);
+                let (outcome, has_question) = (turn.outcome, turn.has_question);
+                let answer = answer_text(outcome);
                 let _ = write!(
                     text,
-                    "m{} {question} {answer} {:?}; ",
-                    turn.message, end.how
+                    "m{} {has_question} {answer} {:?}; ",
+                    turn.message, outcome.kind
                 );
                 text
             })
         }
-        Op::Forget(only) => shared.forget(only).to_string(),
-        Op::Clear(message) => {
-            shared.pending.retain(|one| *one != message);
+        Call::Forget(conversation) => shared.forget(conversation).to_string(),
+        Call::ClearPending(message) => {
+            shared.clear_pending(message);
             String::new()
         }
-        Op::Pass(ms) => {
-            shared.pass(ms);
+        Call::AdvanceTime(ms) => {
+            shared.advance_time(ms);
             String::new()
         }
-        Op::Empty => {
-            shared.empty();
+        Call::LoseData => {
+            shared.lose_data();
             String::new()
         }
-        Op::Restart => {
-            for kept in &mut shared.messages {
-                kept.flight = None;
-            }
-            shared.n = 0;
-            shared.n_id = None;
+        Call::Restart => {
+            shared.restart();
             String::new()
         }
     }
 }
 
-pub(super) fn words(end: End) -> String {
-    format!("{}x{}", end.call, end.pieces)
+/// The text of an answer.
+pub(super) fn answer_text(outcome: Outcome) -> String {
+    format!("{}x{}", outcome.call, outcome.pieces)
 }
 
-pub(super) fn frame(message: Message, end: End) -> String {
-    let kind = match end.how {
-        How::Answered => "response",
-        How::Cancelled | How::Failed => "error",
+/// The terminal frame of an outcome.
+pub(super) fn frame(message: Message, outcome: Outcome) -> String {
+    let kind = match outcome.kind {
+        OutcomeKind::Answered => "response",
+        OutcomeKind::Cancelled | OutcomeKind::Failed => "error",
     };
     format!(
         r#"{{"type":"{kind}","message_id":"m{message}","content":"{} {:?}"}}"#,
-        words(end),
-        end.how
+        answer_text(outcome),
+        outcome.kind
     )
 }
 
-pub(super) fn status(how: How) -> TurnStatus {
-    match how {
-        How::Answered => TurnStatus::Answered,
-        How::Cancelled => TurnStatus::Cancelled,
-        How::Failed => TurnStatus::Failed,
+pub(super) fn status(kind: OutcomeKind) -> TurnStatus {
+    match kind {
+        OutcomeKind::Answered => TurnStatus::Answered,
+        OutcomeKind::Cancelled => TurnStatus::Cancelled,
+        OutcomeKind::Failed => TurnStatus::Failed,
     }
 }

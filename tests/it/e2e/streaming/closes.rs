@@ -1,16 +1,19 @@
-//! Every close code, and every refusal, over a real socket.
+//! Every close code and every refusal, over real sockets.
 
 use std::time::Duration;
 
-use crate::support::classic::{ClassicClient, ClientEvent};
+use fred::interfaces::KeysInterface;
+
+use crate::support::classic::ClassicClient;
 use crate::support::model::Script;
+use crate::support::redis::redis_client;
 use crate::support::stack::Stack;
 use crate::support::system::{Backend, TestSystem};
 use crate::support::v1::V1Client;
-use crate::support::{TEST_TIMEOUT, http, unique_name};
+use crate::support::{TEST_TIMEOUT, http, unique_name, wait_until};
 
 #[tokio::test]
-async fn frames_that_no_client_should_send_close_the_socket_with_their_code() {
+async fn protocol_violation_closes_the_socket_with_its_code() {
     let system = TestSystem::start(Backend::Embedded, &[]).await;
     let mut device = V1Client::open(system.port(0), "alice").await;
     device.send_binary(b"{}").await;
@@ -32,7 +35,7 @@ async fn frames_that_no_client_should_send_close_the_socket_with_their_code() {
 }
 
 #[tokio::test]
-async fn who_may_not_come_in_learns_it_by_a_close_code() {
+async fn rejected_client_gets_a_close_code() {
     let system = TestSystem::start(Backend::Embedded, &[]).await;
     let mut device = V1Client::new("alice");
     for path in ["/ws?userid=alice", "/ws?token=&userid=alice"] {
@@ -50,30 +53,30 @@ async fn who_may_not_come_in_learns_it_by_a_close_code() {
         .await
         .expect("an upgrade");
     assert_eq!(device.expect_close().await, Some(4403));
-    // Bad parameters are a mistake of the page, not of its user.
+    // Invalid parameters are a programming error, so they are refused by a status.
     for path in ["/ws?token=t&userid=a%20b", "/ws?token=t"] {
         let refused = device.upgrade(system.port(0), path, &[]).await.unwrap_err();
         assert_eq!(refused.status, 400, "{path}: {refused:?}");
     }
-    // Without the subprotocol it is a status, and an unknown one is not echoed.
+    // Without the subprotocol a refusal is a status.
     let refused =
         ClassicClient::connect_with(system.port(0), "/ws?userid=alice", &[], "alice").await;
     assert_eq!(refused.unwrap_err().status, 401);
 }
 
 #[tokio::test]
-async fn a_client_that_answers_no_ping_is_closed() {
+async fn client_without_pong_is_closed() {
     let env = [("PING_INTERVAL_MS", "300"), ("PING_TIMEOUT_MS", "400")];
     let system = TestSystem::start(Backend::Embedded, &env).await;
     let mut device = V1Client::open(system.port(0), "alice").await;
     let mut other = V1Client::open(system.port(0), "bob").await;
-    // It reads, and so answers.
+    // This client reads, and so answers pings.
     other.expect_no_frame(Duration::from_secs(2)).await;
     assert_eq!(device.expect_close().await, Some(4408));
 }
 
 #[tokio::test]
-async fn a_draining_process_says_when_to_come_back() {
+async fn draining_process_announces_when_to_reconnect() {
     let mut system = TestSystem::start(Backend::Embedded, &[]).await;
     let prompt = unique_name("drained");
     let slow = Script::complete("one two three four").chunk_interval(Duration::from_millis(150));
@@ -93,7 +96,7 @@ async fn a_draining_process_says_when_to_come_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn stored_tokens_open_the_door_and_close_it_when_they_expire() {
+async fn stored_token_admits_until_it_expires() {
     let stack = Stack::start().await;
     let gateway = stack
         .gateway("server_1")
@@ -116,26 +119,35 @@ async fn stored_tokens_open_the_door_and_close_it_when_they_expire() {
     assert_eq!(
         device.expect_close().await,
         Some(4401),
-        "its token has expired"
+        "the token has expired"
     );
     match device.try_connect(gateway.port()).await {
-        Ok(welcome) => panic!("an expired token let it in: {welcome}"),
+        Ok(welcome) => panic!("an expired token was accepted: {welcome}"),
         Err(_) => assert_eq!(device.closed, Some(4401)),
     }
-    // A classic client's token only opens the door.
+    // A classic client's token is checked only at the upgrade.
     let reply = http::post(&gateway.url("/token?userid=bob"), &[]).await;
     let token = reply.json()["token"].as_str().unwrap().to_owned();
     let mut classic = ClassicClient::connect(gateway.port(), &token, "bob")
         .await
         .unwrap();
-    match classic.next_event(Duration::from_secs(5)).await {
-        ClientEvent::TimedOut => {}
-        other => panic!("{other:?}"),
-    }
+    let redis = redis_client(&stack.redis.url()).await;
+    wait_until(
+        "the classic client's token expires",
+        TEST_TIMEOUT,
+        || async {
+            let stored: Option<String> = redis.get("token:bob").await.unwrap();
+            stored.is_none()
+        },
+    )
+    .await;
+    // The socket still answers.
+    classic.send_text("no JSON").await;
+    assert_eq!(classic.next_frame().await["code"], "invalid_message");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_redis_a_new_socket_is_told_to_come_back() {
+async fn without_redis_new_socket_is_told_to_reconnect() {
     let mut stack = Stack::start().await;
     let mut gateway = stack.gateway("server_1").start().await;
     stack.redis.kill();
@@ -145,8 +157,8 @@ async fn without_redis_a_new_socket_is_told_to_come_back() {
         .await
         .map(|_| ())
         .unwrap_err();
-    let told = refused.status == 503 || device.closed == Some(4503);
-    assert!(told, "{refused:?}, {:?}", device.closed);
+    let was_told = refused.status == 503 || device.closed == Some(4503);
+    assert!(was_told, "{refused:?}, {:?}", device.closed);
     stack.redis.restart().await;
     gateway.wait_ready(TEST_TIMEOUT).await;
     device.connect_with_retries(&[gateway.port()]).await;

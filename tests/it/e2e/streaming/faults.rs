@@ -1,11 +1,11 @@
-//! Something dies, sleeps or forgets while an answer is being written.
+//! A process is killed, paused or loses data during an answer.
 
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::time::Instant;
 
-use super::{MAILBOX_FRAMES, words};
+use super::{MAILBOX_FRAMES, numbered_words};
 use crate::support::classic::ClassicClient;
 use crate::support::history::HistoryClient;
 use crate::support::lossy_redis::LossyRedis;
@@ -16,9 +16,8 @@ use crate::support::{QUIET_PERIOD, TEST_TIMEOUT, unique_name, wait_until};
 
 const PACE: Duration = Duration::from_millis(80);
 
-/// A user with a message that has ended, an answer that is being written, and a device that went
-/// away before all of that.
-struct Scene {
+/// A user with a message that has ended, an answer in flight, and a device that disconnected before both.
+struct AnswerInFlight {
     user: String,
     prompt: String,
     text: String,
@@ -26,11 +25,11 @@ struct Scene {
     away: V1Client,
 }
 
-impl Scene {
-    async fn set(system: &TestSystem, count: usize) -> Self {
+impl AnswerInFlight {
+    async fn start(system: &TestSystem, count: usize) -> Self {
         let user = unique_name("fault");
         let prompt = unique_name("growing");
-        let text = words("grown", count);
+        let text = numbered_words("grown", count);
         system
             .model()
             .queue_answer(&prompt, Script::complete(&text).chunk_interval(PACE));
@@ -49,16 +48,16 @@ impl Scene {
         }
     }
 
-    /// All devices end with the right text, and so does the history.
-    async fn check(mut self, system: &TestSystem) {
+    /// Checks that all devices and the history end with the right text.
+    async fn assert_delivered(mut self, system: &TestSystem) {
         let ports = system.ports();
         let messages = [("m-1", self.prompt.as_str())];
         self.device.reconnect_until_ended(&ports, &messages).await;
         let shown = self.device.message("m-1");
-        assert_eq!(shown.ended(), Some("response"), "{shown:?}");
+        assert_eq!(shown.outcome_type(), Some("response"), "{shown:?}");
         assert_eq!(shown.text, self.text);
         let calls = system.model().request_count_for(&self.prompt);
-        assert!(calls <= 2, "{calls} calls of the model");
+        assert!(calls <= 2, "{calls} model calls");
         let history = HistoryClient::new(system.port(1), &self.user);
         let message_id = self.device.transcript.message_id("m-1").unwrap().to_owned();
         let turn = history
@@ -66,56 +65,57 @@ impl Scene {
             .await
             .expect("in the history");
         assert_eq!(turn.answer, self.text);
-        // Who was away gets what it missed, or is told that it can't.
+        // The disconnected device recovers what it missed, or is told to reload.
         let before = self.away.transcript.reloads();
         self.away.connect_with_retries(&[system.port(1)]).await;
         if self.away.transcript.reloads() == before {
             self.away.wait_for_ends(&["m-0", "m-1"]).await;
             assert_eq!(self.away.message("m-1").text, self.text);
         }
-        // And it goes on, for both.
+        // Both devices continue.
         let next = unique_name("afterwards");
         self.device.send_message("m-2", &next).await;
         for device in [&mut self.device, &mut self.away] {
             let end = device.wait_for_end("m-2").await;
             assert_eq!(end["content"], format!("echo: {next}"));
         }
-        // What the relay delivers again comes to nobody twice.
+        // Frames that the relay delivers again are sent to no one twice.
         self.device.expect_no_frame(QUIET_PERIOD).await;
     }
 }
 
 pub(super) async fn redis_is_emptied(system: &mut TestSystem) {
-    let scene = Scene::set(system, 50).await;
+    let answer = AnswerInFlight::start(system, 50).await;
     system.flush_redis();
-    scene.check(system).await;
+    answer.assert_delivered(system).await;
 }
 
 pub(super) async fn redis_is_restarted(system: &mut TestSystem) {
-    let scene = Scene::set(system, 60).await;
+    let answer = AnswerInFlight::start(system, 60).await;
     system.restart_redis().await;
-    scene.check(system).await;
+    answer.assert_delivered(system).await;
 }
 
-pub(super) async fn a_gateway_is_killed(system: &mut TestSystem) {
-    let scene = Scene::set(system, 50).await;
+pub(super) async fn gateway_is_killed(system: &mut TestSystem) {
+    let answer = AnswerInFlight::start(system, 50).await;
     system.gateways[0].kill();
     let spec = system.gateways[0].spec().clone();
     system.gateways[0] = spec.start().await;
-    scene.check(system).await;
+    answer.assert_delivered(system).await;
 }
 
-pub(super) async fn a_relay_is_killed(system: &mut TestSystem) {
-    let scene = Scene::set(system, 40).await;
+pub(super) async fn relay_is_killed(system: &mut TestSystem) {
+    let answer = AnswerInFlight::start(system, 40).await;
     system.relays[0].kill();
     let spec = system.relays[0].spec().clone();
     system.relays[0] = spec.start().await;
-    scene.check(system).await;
+    answer.assert_delivered(system).await;
 }
 
-/// The text of the first attempt must not be in the second's, which goes on for long enough.
-fn two_attempts(system: &TestSystem, prompt: &str, first: Script) -> String {
-    let whole = words("second", 60);
+/// Queues two answers for a prompt whose texts differ, so that a mix would be detected. Returns the
+/// second text.
+fn queue_two_attempts(system: &TestSystem, prompt: &str, first: Script) -> String {
+    let whole = numbered_words("second", 60);
     system.model().queue_answer(prompt, first);
     system
         .model()
@@ -123,17 +123,17 @@ fn two_attempts(system: &TestSystem, prompt: &str, first: Script) -> String {
     whole
 }
 
-pub(super) async fn a_worker_is_killed_and_another_begins_anew(system: &mut TestSystem) {
+pub(super) async fn killed_worker_is_replaced_and_the_text_restarts(system: &mut TestSystem) {
     let prompt = unique_name("killed");
-    let first = Script::complete(&words("first", 400)).chunk_interval(PACE);
-    let whole = two_attempts(system, &prompt, first);
+    let first = Script::complete(&numbered_words("first", 400)).chunk_interval(PACE);
+    let whole = queue_two_attempts(system, &prompt, first);
     let mut device = V1Client::open(system.port(0), &unique_name("fault")).await;
     device.send_message("m-1", &prompt).await;
     device.wait_for_text("m-1", "first4 ").await;
     let worker = system.worker_of(&prompt);
     system.workers[worker].kill();
     let restarted = |t: &Transcript| t.get("m-1").is_some_and(|m| m.restarts == 1);
-    device.wait_for("the answer begins anew", restarted).await;
+    device.wait_for("the text restarts", restarted).await;
     assert_eq!(device.message("m-1").text, "");
     device.wait_for_text("m-1", "second0 ").await;
     let begun = device
@@ -151,10 +151,11 @@ pub(super) async fn a_worker_is_killed_and_another_begins_anew(system: &mut Test
     system.workers[worker] = spec.start().await;
 }
 
-pub(super) async fn a_worker_sleeps_past_its_session_and_is_fenced(system: &mut TestSystem) {
+pub(super) async fn worker_paused_past_its_session_is_fenced(system: &mut TestSystem) {
     let prompt = unique_name("asleep");
-    let first = Script::complete(&words("first", 4000)).chunk_interval(Duration::from_millis(20));
-    let whole = two_attempts(system, &prompt, first);
+    let first =
+        Script::complete(&numbered_words("first", 4000)).chunk_interval(Duration::from_millis(20));
+    let whole = queue_two_attempts(system, &prompt, first);
     let user = unique_name("fault");
     let mut device = V1Client::open(system.port(0), &user).await;
     let mut phone = V1Client::open(system.port(1), &user).await;
@@ -162,12 +163,15 @@ pub(super) async fn a_worker_sleeps_past_its_session_and_is_fenced(system: &mut 
     device.wait_for_text("m-1", "first4 ").await;
     let worker = system.worker_of(&prompt);
     system.workers[worker].pause();
-    // Past its lease and its session another one takes over.
+    // After its lease and its session another worker takes over.
     device.wait_for_text("m-1", "second4 ").await;
-    assert!(!device.message("m-1").text.contains("first"), "spliced");
-    // It wakes with a full buffer of the old text, and believes that it owns the message.
+    assert!(
+        !device.message("m-1").text.contains("first"),
+        "the texts are mixed"
+    );
+    // It resumes with buffered text of the old call, and believes that it owns the message.
     system.workers[worker].resume();
-    wait_until("the old call is closed", TEST_TIMEOUT, || async {
+    wait_until("the old request is closed", TEST_TIMEOUT, || async {
         system.model().aborted_prompts().contains(&prompt)
     })
     .await;
@@ -175,7 +179,7 @@ pub(super) async fn a_worker_sleeps_past_its_session_and_is_fenced(system: &mut 
         let end = socket.wait_for_end("m-1").await;
         assert_eq!(end["content"], whole.as_str());
         assert_eq!(socket.message("m-1").restarts, 1);
-        assert_eq!(socket.transcript.strays, 0);
+        assert_eq!(socket.transcript.stray_frames, 0);
         socket.expect_no_frame(QUIET_PERIOD).await;
     }
     let turns = HistoryClient::new(system.port(0), &user)
@@ -186,9 +190,9 @@ pub(super) async fn a_worker_sleeps_past_its_session_and_is_fenced(system: &mut 
     assert_eq!(system.model().request_count_for(&prompt), 2);
 }
 
-pub(super) async fn a_drained_gateway_sends_its_clients_to_another(system: &mut TestSystem) {
+pub(super) async fn drained_gateway_sends_its_clients_to_another(system: &mut TestSystem) {
     const COUNT: usize = 8;
-    let text = words("drained", 50);
+    let text = numbered_words("drained", 50);
     let mut devices = Vec::new();
     for _ in 0..COUNT {
         let prompt = unique_name("drained");
@@ -204,7 +208,7 @@ pub(super) async fn a_drained_gateway_sends_its_clients_to_another(system: &mut 
     }
     let other = [system.port(1)];
     system.gateways[0].terminate();
-    let come_back = devices.iter_mut().map(|(device, prompt)| async {
+    let reconnects = devices.iter_mut().map(|(device, prompt)| async {
         assert_eq!(device.expect_close().await, Some(1001));
         let closing = device.frames.last().unwrap().clone();
         assert_eq!(closing["type"], "closing", "{closing}");
@@ -215,21 +219,21 @@ pub(super) async fn a_drained_gateway_sends_its_clients_to_another(system: &mut 
             .await;
         assert_eq!(device.message("m-1").text, text);
         assert_eq!(device.message("m-1").restarts, 0);
-        assert_eq!(device.transcript.reloads(), 1, "it had a good position");
+        assert_eq!(device.transcript.reloads(), 1, "its position was recovered");
         assert_eq!(system.model().request_count_for(prompt), 1);
     });
-    join_all(come_back).await;
+    join_all(reconnects).await;
     let status = system.gateways[0].wait_exit(TEST_TIMEOUT).await;
     assert_eq!(status.code(), Some(0));
     let spec = system.gateways[0].spec().clone();
     system.gateways[0] = spec.start().await;
 }
 
-pub(super) async fn a_lost_publish_of_an_end_is_found(system: &mut TestSystem) {
-    // Where the subscribers' connections break, whatever was published meanwhile is lost.
+pub(super) async fn lost_publish_of_an_outcome_is_detected(system: &mut TestSystem) {
+    // While subscriptions break again and again, published frames are lost.
     let user = unique_name("fault");
     let prompt = unique_name("broken");
-    let text = words("broken", 30);
+    let text = numbered_words("broken", 30);
     system
         .model()
         .queue_answer(&prompt, Script::complete(&text).chunk_interval(PACE));
@@ -256,14 +260,14 @@ pub(super) async fn a_lost_publish_of_an_end_is_found(system: &mut TestSystem) {
     if system.backend != Backend::Redis {
         return;
     }
-    // Where only this one message is lost, nothing shows it.
+    // If only the outcome is lost, no later frame reveals the gap.
     let proxy = LossyRedis::start(system.stack().redis.port()).await;
     let spec = system
         .gateway("server_3")
         .env("REDIS_PORT", &proxy.port().to_string());
     let behind = spec.start().await;
     let mut watcher = V1Client::new(&user);
-    // Until it can listen again, a gateway takes nobody in.
+    // A gateway refuses clients until it has subscribed again.
     watcher.connect_with_retries(&[system.port(0)]).await;
     let mut device = V1Client::new(&user);
     device.connect_with_retries(&[behind.port()]).await;
@@ -280,13 +284,15 @@ pub(super) async fn a_lost_publish_of_an_end_is_found(system: &mut TestSystem) {
     assert_eq!(classic.next_frame().await["content"], "it is here");
     assert!(
         proxy.dropped_count() > 0,
-        "nothing was lost: this test shows nothing"
+        "no message was dropped, so this test shows nothing"
     );
     let took = ended.elapsed();
     assert!(took < Duration::from_secs(7), "found after {took:?}");
 }
 
-pub(super) async fn a_trimmed_mailbox_says_so_and_the_history_is_whole(system: &mut TestSystem) {
+pub(super) async fn trimmed_mailbox_is_reported_and_the_history_is_complete(
+    system: &mut TestSystem,
+) {
     let user = unique_name("fault");
     let mut away = V1Client::open(system.port(1), &user).await;
     away.drop_connection();
@@ -313,13 +319,13 @@ pub(super) async fn a_trimmed_mailbox_says_so_and_the_history_is_whole(system: &
         .filter_map(|turn| turn.question.clone())
         .collect();
     assert_eq!(questions, asked);
-    // From the position of that `welcome` on it misses nothing.
+    // From the position of that `welcome` on everything is recovered.
     away.drop_connection();
     device.send_and_wait("last", &unique_name("after")).await;
     let welcome = away.connect(system.port(0)).await;
     assert_eq!(welcome["recovered"], true, "{welcome}");
     away.wait_for_ends(&["last"]).await;
-    // What is still in the mailbox is replayed.
+    // Frames that the mailbox still has are replayed.
     let mut recent = V1Client::new(&user);
     recent.transcript.position = half;
     let welcome = recent.connect(system.port(1)).await;
@@ -328,8 +334,8 @@ pub(super) async fn a_trimmed_mailbox_says_so_and_the_history_is_whole(system: &
     recent.expect_no_frame(QUIET_PERIOD).await;
 }
 
-/// The operator made `responses` anew, and says so by `LOG_EPOCH`.
-pub(super) async fn positions_of_another_epoch_are_worth_nothing(system: &mut TestSystem) {
+/// The operator recreated `responses` and changed `LOG_EPOCH`.
+pub(super) async fn position_of_another_epoch_is_not_recovered(system: &mut TestSystem) {
     let user = unique_name("fault");
     let mut away = V1Client::open(system.port(0), &user).await;
     let (before, after) = (unique_name("before"), unique_name("after"));
@@ -368,11 +374,11 @@ pub(super) async fn positions_of_another_epoch_are_worth_nothing(system: &mut Te
     }
 }
 
-/// One process with everything: killed and started again on its folder.
-pub(super) async fn everything_is_killed_and_the_text_begins_anew(system: &mut TestSystem) {
+/// The process with all roles is killed and restarted on its folder.
+pub(super) async fn killed_process_restarts_the_text(system: &mut TestSystem) {
     let prompt = unique_name("killed");
-    let first = Script::complete(&words("first", 400)).chunk_interval(PACE);
-    let whole = two_attempts(system, &prompt, first);
+    let first = Script::complete(&numbered_words("first", 400)).chunk_interval(PACE);
+    let whole = queue_two_attempts(system, &prompt, first);
     let mut device = V1Client::open(system.port(0), &unique_name("fault")).await;
     let done = device.send_and_wait("m-0", &unique_name("done")).await;
     device.send_message("m-1", &prompt).await;
@@ -385,9 +391,9 @@ pub(super) async fn everything_is_killed_and_the_text_begins_anew(system: &mut T
     assert_eq!(welcome["recovered"], true, "{welcome}");
     let end = device.wait_for_end("m-1").await;
     assert_eq!(end["content"], whole.as_str());
-    // The first is where it was.
+    // The outcome of the first message is unchanged.
     device.send_message("m-0", "whatever").await;
-    let again = |t: &Transcript| t.get("m-0").is_some_and(|m| m.repeated == 1);
-    device.wait_for("the stored answer comes", again).await;
+    let again = |t: &Transcript| t.get("m-0").is_some_and(|m| m.repeated_outcomes == 1);
+    device.wait_for("the stored answer arrives", again).await;
     assert_eq!(device.frames.last(), Some(&done));
 }

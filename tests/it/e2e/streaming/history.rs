@@ -1,4 +1,4 @@
-//! The history over HTTP.
+//! The history routes over HTTP.
 
 use std::sync::Arc;
 
@@ -58,7 +58,7 @@ pub(super) async fn conversations_are_listed_and_paged(system: Arc<TestSystem>) 
         paged.extend(page);
     }
     assert_eq!(paged, all);
-    // Nobody else's.
+    // Another user has no history, and a request without a token none at all.
     let other = HistoryClient::new(system.port(0), &unique_name("history"));
     assert!(other.conversations().await.is_empty());
     let url = system.gateways[0].url(&format!("/conversations?userid={user}"));
@@ -67,7 +67,7 @@ pub(super) async fn conversations_are_listed_and_paged(system: Arc<TestSystem>) 
     assert_eq!(reply.json()["type"], "error");
 }
 
-pub(super) async fn a_failed_turn_is_in_the_history_and_marked(system: Arc<TestSystem>) {
+pub(super) async fn failed_turn_is_marked_in_the_history(system: Arc<TestSystem>) {
     let user = unique_name("history");
     let prompt = unique_name("fails");
     let refused = crate::support::model::Answer::error(400, "invalid_request_error", "no");
@@ -89,7 +89,7 @@ pub(super) async fn a_failed_turn_is_in_the_history_and_marked(system: Arc<TestS
     );
 }
 
-pub(super) async fn a_deleted_conversation_is_gone_and_the_others_stay(system: Arc<TestSystem>) {
+pub(super) async fn deleted_conversation_disappears_and_others_remain(system: Arc<TestSystem>) {
     let user = unique_name("history");
     let mut away = V1Client::open(system.port(1), &user).await;
     away.drop_connection();
@@ -104,14 +104,14 @@ pub(super) async fn a_deleted_conversation_is_gone_and_the_others_stay(system: A
     assert_eq!(history.conversations().await, ["kept"]);
     let reply = history.page("kept", None, 10).await;
     assert_eq!(questions(&reply), ["keep this"]);
-    // It is in nobody's mailbox any more.
+    // It is in no mailbox any more.
     away.connect(system.port(1)).await;
     if away.transcript.reloads() == 1 {
         away.wait_for_ends(&["k-1"]).await;
     }
     away.expect_no_frame(QUIET_PERIOD).await;
     assert!(away.transcript.get("s-1").is_none());
-    // Not even by its id, and the model knows nothing of it.
+    // The model's context does not contain it either.
     device
         .send_message_in("secret", "s-2", "what did I say?")
         .await;
@@ -130,7 +130,7 @@ pub(super) async fn a_deleted_conversation_is_gone_and_the_others_stay(system: A
     assert_eq!(history.conversations().await, ["secret", "kept"]);
 }
 
-pub(super) async fn deleting_everything_also_stops_what_is_in_flight(system: Arc<TestSystem>) {
+pub(super) async fn deleting_everything_stops_answers_in_flight(system: Arc<TestSystem>) {
     let user = unique_name("history");
     let (early, growing, waiting) = (
         unique_name("early"),
@@ -151,14 +151,17 @@ pub(super) async fn deleting_everything_also_stops_what_is_in_flight(system: Arc
     assert!([200, 204].contains(&status), "{status}");
     for socket in [&mut device, &mut phone] {
         socket.wait_for_ends(&["m-1", "m-2"]).await;
-        assert_eq!(socket.message("m-1").ended(), Some("cancelled"));
-        assert_eq!(socket.message("m-2").ended(), Some("cancelled"));
+        assert_eq!(socket.message("m-1").outcome_type(), Some("cancelled"));
+        assert_eq!(socket.message("m-2").outcome_type(), Some("cancelled"));
     }
     assert_eq!(system.model().request_count_for(&waiting), 0);
     device.expect_no_frame(QUIET_PERIOD).await;
-    assert!(history.conversations().await.is_empty(), "it came back");
+    assert!(
+        history.conversations().await.is_empty(),
+        "the deleted history reappeared"
+    );
     assert!(history.turns("default").await.is_empty());
-    // A device that was there before sees that there is nothing.
+    // A new device finds nothing pending.
     let mut late = V1Client::open(system.port(0), &user).await;
     assert_eq!(late.frames[0]["pending"], serde_json::json!([]));
     late.expect_no_frame(QUIET_PERIOD).await;

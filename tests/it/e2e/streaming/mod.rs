@@ -17,116 +17,121 @@ use crate::support::scenario::{
 use crate::support::system::{Backend, TestSystem};
 use crate::{fault_scenarios, scenarios};
 
-/// `name0 name1 …`
-fn words(name: &str, count: usize) -> String {
+/// Returns `name0 name1 …`.
+fn numbered_words(name: &str, count: usize) -> String {
     (0..count).fold(String::new(), |mut text, n| {
         let _ = write!(text, "{name}{n} ");
         text
     })
 }
 
-fn calm() -> Vec<(&'static str, Scenario)> {
+/// Scenarios that can run beside each other.
+fn concurrent_scenarios() -> Vec<(&'static str, Scenario)> {
     scenarios![
-        rows::an_answer_is_accepted_streamed_and_ended_once,
-        rows::the_first_token_leaves_at_once,
-        rows::many_tokens_cost_few_frames,
+        rows::answer_is_accepted_streamed_and_ended_once,
         rows::ping_is_answered_by_pong,
-        rows::what_is_no_message_is_refused_and_the_socket_lives_on,
-        rows::a_failure_is_a_terminal_error,
-        rows::a_provider_that_breaks_off_restarts_the_text,
-        rows::a_cancel_never_claims_what_did_not_happen,
-        devices::all_devices_see_the_same_also_who_joins_in_mid_answer,
-        devices::classic_clients_see_only_response_and_error,
-        devices::cancel_from_another_device_while_it_is_written,
-        devices::cancel_before_the_model_is_asked,
-        devices::interrupt_cancels_what_is_pending_before_it,
-        devices::the_same_id_through_two_gateways_at_once_is_one_message,
-        devices::an_id_resent_after_the_end_brings_the_stored_answer,
-        devices::a_conversation_takes_turns_and_others_run_beside_it,
+        rows::invalid_frame_is_refused_and_the_socket_stays_open,
+        rows::failure_is_a_terminal_error,
+        rows::interrupted_provider_restarts_the_text,
+        rows::cancel_result_reports_what_happened,
+        devices::all_devices_show_the_same_answer_even_if_they_join_late,
+        devices::classic_client_receives_only_response_and_error,
+        devices::cancel_before_the_model_call_prevents_it,
+        devices::interrupt_cancels_earlier_pending_messages,
+        devices::same_id_through_two_gateways_is_one_message,
+        devices::id_resent_after_the_outcome_returns_the_stored_answer,
+        devices::messages_of_a_conversation_run_in_order_beside_other_conversations,
         history::conversations_are_listed_and_paged,
-        history::a_failed_turn_is_in_the_history_and_marked,
-        history::a_deleted_conversation_is_gone_and_the_others_stay,
-        history::deleting_everything_also_stops_what_is_in_flight,
-        resume::a_client_hops_between_gateways_in_mid_answer,
-        resume::what_was_missed_is_replayed_in_order_however_much_it_is,
-        resume::a_position_of_nobody_is_said_to_be_worth_nothing,
+        history::failed_turn_is_marked_in_the_history,
+        history::deleted_conversation_disappears_and_others_remain,
+        history::deleting_everything_stops_answers_in_flight,
+        resume::client_changes_gateways_during_an_answer,
+        resume::missed_frames_are_replayed_in_order,
+        resume::unknown_position_is_not_recovered,
     ]
 }
 
-/// They load the machine: beside others those would measure them.
-fn heavy() -> Vec<(&'static str, Scenario)> {
-    scenarios![resume::resuming_at_every_cut_gives_the_same_transcript]
+/// Scenarios that load the machine or assert an upper bound on time, and so run one at a time.
+fn exclusive_scenarios() -> Vec<(&'static str, Scenario)> {
+    scenarios![
+        resume::resuming_after_any_frame_gives_the_same_transcript,
+        rows::first_token_is_sent_without_delay,
+        rows::many_tokens_are_batched_into_few_frames,
+        devices::cancel_from_another_device_stops_a_running_answer,
+    ]
 }
 
-/// They break things: one at a time.
-fn breaking(backend: Backend) -> Vec<(&'static str, FaultScenario)> {
+/// Scenarios that stop or break a part of the system, one at a time.
+fn faults_on(backend: Backend) -> Vec<(&'static str, FaultScenario)> {
     if backend == Backend::Embedded {
         return fault_scenarios![
-            faults::everything_is_killed_and_the_text_begins_anew,
-            faults::a_trimmed_mailbox_says_so_and_the_history_is_whole,
-            faults::positions_of_another_epoch_are_worth_nothing,
+            faults::killed_process_restarts_the_text,
+            faults::trimmed_mailbox_is_reported_and_the_history_is_complete,
+            faults::position_of_another_epoch_is_not_recovered,
         ];
     }
     fault_scenarios![
         faults::redis_is_emptied,
         faults::redis_is_restarted,
-        faults::a_gateway_is_killed,
-        faults::a_relay_is_killed,
-        faults::a_worker_is_killed_and_another_begins_anew,
-        faults::a_worker_sleeps_past_its_session_and_is_fenced,
-        faults::a_drained_gateway_sends_its_clients_to_another,
-        faults::a_lost_publish_of_an_end_is_found,
-        faults::a_trimmed_mailbox_says_so_and_the_history_is_whole,
-        faults::positions_of_another_epoch_are_worth_nothing,
+        faults::gateway_is_killed,
+        faults::relay_is_killed,
+        faults::killed_worker_is_replaced_and_the_text_restarts,
+        faults::worker_paused_past_its_session_is_fenced,
+        faults::drained_gateway_sends_its_clients_to_another,
+        faults::lost_publish_of_an_outcome_is_detected,
+        faults::trimmed_mailbox_is_reported_and_the_history_is_complete,
+        faults::position_of_another_epoch_is_not_recovered,
     ]
 }
 
-/// Small enough to be trimmed by a test, and more than any other scenario has.
+/// Capacity of the mailbox: small enough that a test can trim it, and more than other scenarios need.
 const MAILBOX_FRAMES: usize = 48;
 
-/// In one system, since starting it takes longer than most of them.
-async fn everything_on(backend: Backend) {
+/// Runs all scenarios on one system, because starting it takes longer than most of them.
+async fn run_all_on(backend: Backend) {
     let frames = MAILBOX_FRAMES.to_string();
     let system = TestSystem::start(backend, &[("MAILBOX_FRAMES", &frames)]).await;
     let system = Arc::new(system);
-    let mut failed = run_concurrently(&system, calm()).await;
-    failed.extend(run_concurrently(&system, heavy()).await);
-    let system = Arc::into_inner(system).expect("all scenarios are over");
-    failed.extend(run_sequentially(system, breaking(backend)).await);
+    let mut failed = run_concurrently(&system, concurrent_scenarios()).await;
+    for scenario in exclusive_scenarios() {
+        failed.extend(run_concurrently(&system, vec![scenario]).await);
+    }
+    let system = Arc::into_inner(system).expect("no scenario holds the system");
+    failed.extend(run_sequentially(system, faults_on(backend)).await);
     assert_none_failed(&failed);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_scenario_on_embedded() {
-    everything_on(Backend::Embedded).await;
+    run_all_on(Backend::Embedded).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_scenario_on_redis() {
-    everything_on(Backend::Redis).await;
+    run_all_on(Backend::Redis).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_scenario_on_a_redis_cluster() {
-    everything_on(Backend::Cluster).await;
+    run_all_on(Backend::Cluster).await;
 }
 
-async fn slow_readers_on(backend: Backend) {
+async fn run_slow_readers_on(backend: Backend) {
     let bounds = [
         ("OUTBOUND_QUEUE_BYTES", "65536"),
         ("MAILBOX_BYTES", "33554432"),
     ];
     let system = Arc::new(TestSystem::start(backend, &bounds).await);
-    let slow = scenarios![slow::slow_readers_get_snapshots_and_dead_ones_are_closed];
+    let slow = scenarios![slow::slow_readers_get_snapshots_and_stalled_ones_are_closed];
     assert_none_failed(&run_concurrently(&system, slow).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slow_readers_on_embedded() {
-    slow_readers_on(Backend::Embedded).await;
+    run_slow_readers_on(Backend::Embedded).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slow_readers_on_redis() {
-    slow_readers_on(Backend::Redis).await;
+    run_slow_readers_on(Backend::Redis).await;
 }

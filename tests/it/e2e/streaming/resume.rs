@@ -1,4 +1,4 @@
-//! Coming back: at every point of an answer the result is the same.
+//! Reconnecting: at every point of an answer the resulting transcript is the same.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 
-use super::words;
+use super::numbered_words;
 use crate::support::classic::ClientEvent;
 use crate::support::model::Script;
 use crate::support::system::TestSystem;
@@ -17,17 +17,18 @@ use crate::support::{QUIET_PERIOD, unique_name};
 
 const PACE: Duration = Duration::from_millis(45);
 
-/// The recorded exchange: two messages, streamed one after the other.
+/// The exchange that is repeated: two messages, streamed one after another. Returns id, prompt and
+/// answer of each.
 fn exchange() -> [(&'static str, String, String); 2] {
     [
-        ("m-1", unique_name("one"), words("alpha", 9)),
-        ("m-2", unique_name("two"), words("beta", 5)),
+        ("m-1", unique_name("one"), numbered_words("alpha", 9)),
+        ("m-2", unique_name("two"), numbered_words("beta", 5)),
     ]
 }
 
-/// Plays the exchange, and pulls the cable after each of these counts of frames; the last
-/// connection lasts. Every connection goes to another gateway than the one before.
-async fn play(system: &TestSystem, cuts: &[usize]) -> (Transcript, usize) {
+/// Runs the exchange, and drops the connection after each of these counts of frames. Each connection
+/// goes to another gateway than the one before. Returns the transcript and the number of frames.
+async fn run_exchange(system: &TestSystem, cuts: &[usize]) -> (Transcript, usize) {
     let user = unique_name("resume");
     let exchange = exchange();
     for (_, prompt, text) in &exchange {
@@ -48,7 +49,7 @@ async fn play(system: &TestSystem, cuts: &[usize]) -> (Transcript, usize) {
         for _ in 0..*cut {
             match device.next_event(Duration::from_secs(4)).await {
                 ClientEvent::Frame(_) => frames += 1,
-                // There are fewer than that.
+                // The exchange has fewer frames.
                 ClientEvent::TimedOut => break,
                 ClientEvent::Closed(code) => panic!("{user} was closed: {code:?}"),
             }
@@ -63,38 +64,38 @@ async fn play(system: &TestSystem, cuts: &[usize]) -> (Transcript, usize) {
             }
         }
     }
-    while device.transcript.ends().len() < messages.len() {
+    while device.transcript.outcomes().len() < messages.len() {
         device.next_frame().await;
         frames += 1;
     }
     for (id, prompt, text) in &exchange {
         let expected = ("response".to_owned(), text.clone());
-        let ends = device.transcript.ends();
+        let ends = device.transcript.outcomes();
         assert_eq!(ends.get(*id), Some(&expected), "{user} after {cuts:?}");
         assert_eq!(
             system.model().request_count_for(prompt),
             1,
-            "{user} after {cuts:?}: paid twice"
+            "{user} after {cuts:?}: the model was called twice"
         );
     }
     assert_eq!(
-        device.transcript.order_of("default"),
+        device.transcript.outcome_order("default"),
         ["m-1", "m-2"],
         "{cuts:?}"
     );
     assert_eq!(
         device.transcript.reloads(),
         1,
-        "only the first had no position: {cuts:?}"
+        "only the first connection had no position: {cuts:?}"
     );
-    assert_eq!(device.transcript.strays, 0, "{cuts:?}");
+    assert_eq!(device.transcript.stray_frames, 0, "{cuts:?}");
     (device.transcript, frames)
 }
 
-pub(super) async fn resuming_at_every_cut_gives_the_same_transcript(system: Arc<TestSystem>) {
-    let (whole, frames) = play(&system, &[]).await;
-    assert!(frames > 10, "{frames} frames are no stream");
-    // Each place, and some pairs and triples of places.
+pub(super) async fn resuming_after_any_frame_gives_the_same_transcript(system: Arc<TestSystem>) {
+    let (whole, frames) = run_exchange(&system, &[]).await;
+    assert!(frames > 10, "only {frames} frames");
+    // Every single cut, and some combinations of two to four.
     let mut plans: Vec<Vec<usize>> = (0..=frames).map(|cut| vec![cut]).collect();
     let mut runner = TestRunner::deterministic();
     let several = proptest::collection::vec(0..frames / 2, 2..=4);
@@ -102,17 +103,21 @@ pub(super) async fn resuming_at_every_cut_gives_the_same_transcript(system: Arc<
         plans.push(several.new_tree(&mut runner).expect("a plan").current());
     }
     for some in plans.chunks(14) {
-        let played = join_all(some.iter().map(|cuts| play(&system, cuts))).await;
+        let played = join_all(some.iter().map(|cuts| run_exchange(&system, cuts))).await;
         for ((transcript, _), cuts) in played.iter().zip(some) {
-            assert_eq!(transcript.ends(), whole.ends(), "cut after {cuts:?}");
+            assert_eq!(
+                transcript.outcomes(),
+                whole.outcomes(),
+                "cut after {cuts:?}"
+            );
         }
     }
 }
 
-pub(super) async fn a_client_hops_between_gateways_in_mid_answer(system: Arc<TestSystem>) {
+pub(super) async fn client_changes_gateways_during_an_answer(system: Arc<TestSystem>) {
     let user = unique_name("hop");
     let prompt = unique_name("long");
-    let text = words("hop", 80);
+    let text = numbered_words("hop", 80);
     system
         .model()
         .queue_answer(&prompt, Script::complete(&text).chunk_interval(PACE));
@@ -120,13 +125,13 @@ pub(super) async fn a_client_hops_between_gateways_in_mid_answer(system: Arc<Tes
     device.send_message("m-1", &prompt).await;
     device.wait_for_accepted("m-1").await;
     let mut hops = 0;
-    while device.transcript.ends().is_empty() {
+    while device.transcript.outcomes().is_empty() {
         for _ in 0..4 {
-            if device.transcript.ends().is_empty() {
+            if device.transcript.outcomes().is_empty() {
                 device.next_frame().await;
             }
         }
-        if device.transcript.ends().is_empty() {
+        if device.transcript.outcomes().is_empty() {
             hops += 1;
             device.drop_connection();
             let welcome = device.connect(system.port(hops)).await;
@@ -137,13 +142,11 @@ pub(super) async fn a_client_hops_between_gateways_in_mid_answer(system: Arc<Tes
     let shown = device.message("m-1");
     assert_eq!(shown.text, text);
     assert_eq!(shown.restarts, 0);
-    assert_eq!(device.transcript.strays, 0);
+    assert_eq!(device.transcript.stray_frames, 0);
     assert_eq!(system.model().request_count_for(&prompt), 1);
 }
 
-pub(super) async fn what_was_missed_is_replayed_in_order_however_much_it_is(
-    system: Arc<TestSystem>,
-) {
+pub(super) async fn missed_frames_are_replayed_in_order(system: Arc<TestSystem>) {
     const COUNT: usize = 40;
     let user = unique_name("missed");
     let long = "long ".repeat(2000);
@@ -163,7 +166,7 @@ pub(super) async fn what_was_missed_is_replayed_in_order_however_much_it_is(
         system.model().queue_answer(&prompt, script);
         at_work.send_and_wait(id, &prompt).await;
     }
-    // A socket that dies between `welcome` and the replay has missed nothing (S9).
+    // A socket that closes between `welcome` and the replay loses nothing (S9).
     for n in 0..3 {
         let welcome = away.connect(system.port(n)).await;
         assert_eq!(welcome["recovered"], true, "{welcome}");
@@ -177,17 +180,17 @@ pub(super) async fn what_was_missed_is_replayed_in_order_however_much_it_is(
     );
     let all: Vec<&str> = ids.iter().map(String::as_str).collect();
     away.wait_for_ends(&all).await;
-    assert_eq!(away.transcript.order_of("default"), ids);
-    assert_eq!(away.transcript.ends(), at_work.transcript.ends());
+    assert_eq!(away.transcript.outcome_order("default"), ids);
+    assert_eq!(away.transcript.outcomes(), at_work.transcript.outcomes());
     away.expect_no_frame(QUIET_PERIOD).await;
-    // With the last position nothing comes again.
+    // With the last position nothing is sent again.
     away.drop_connection();
     let welcome = away.connect(system.port(0)).await;
     assert_eq!(welcome["recovered"], true, "{welcome}");
     away.expect_no_frame(QUIET_PERIOD).await;
 }
 
-pub(super) async fn a_position_of_nobody_is_said_to_be_worth_nothing(system: Arc<TestSystem>) {
+pub(super) async fn unknown_position_is_not_recovered(system: Arc<TestSystem>) {
     let user = unique_name("foreign");
     let mut device = V1Client::open(system.port(0), &user).await;
     device.send_and_wait("m-1", &unique_name("one")).await;
@@ -200,23 +203,23 @@ pub(super) async fn a_position_of_nobody_is_said_to_be_worth_nothing(system: Arc
         assert_eq!(welcome["recovered"], false, "{foreign}: {welcome}");
         assert_eq!(other.transcript.reloads(), 1);
         if foreign.ends_with("999999") {
-            // What the mailbox lost may still come back; below its position it wants nothing.
+            // Records that the mailbox lost may be rebuilt; frames below its position are not sent.
             continue;
         }
-        // It is served from here on.
+        // The client is served from here on.
         let end = other
             .send_and_wait(&unique_name("id"), &unique_name("two"))
             .await;
         assert_eq!(end["type"], "response", "{end}");
     }
-    // What no server ever gave out is refused, or worth as little.
+    // A position in an invalid form is refused or not recovered.
     let mut other = V1Client::new(&user);
     other.transcript.position = Some("no-position".to_owned());
     match other.try_connect(system.port(0)).await {
         Ok(welcome) => assert_eq!(welcome["recovered"], false, "{welcome}"),
         Err(refused) => assert_eq!(refused.status, 400, "{refused:?}"),
     }
-    // No position is no position.
+    // A client without a position recovers nothing.
     let mut new = V1Client::new(&user);
     let welcome = new.connect(system.port(0)).await;
     assert_eq!(welcome["recovered"], false, "{welcome}");

@@ -1,4 +1,4 @@
-//! Each row of the two tables of `chatmesh.v1`, over a real socket.
+//! Each row of the two tables of frames of `chatmesh.v1`, over real sockets.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,21 +6,21 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::words;
+use super::numbered_words;
 use crate::support::model::{Answer, Script};
 use crate::support::system::TestSystem;
 use crate::support::v1::V1Client;
 use crate::support::{QUIET_PERIOD, unique_name};
 
-pub(super) async fn an_answer_is_accepted_streamed_and_ended_once(system: Arc<TestSystem>) {
+pub(super) async fn answer_is_accepted_streamed_and_ended_once(system: Arc<TestSystem>) {
     let user = unique_name("rows");
     let prompt = unique_name("stream");
-    let text = words("piece", 12);
+    let text = numbered_words("piece", 12);
     let script = Script::complete(&text).chunk_interval(Duration::from_millis(40));
     system.model().queue_answer(&prompt, script);
     let mut device = V1Client::open(system.port(0), &user).await;
     let welcome = device.frames[0].clone();
-    assert_eq!(welcome["recovered"], false, "it gave no position");
+    assert_eq!(welcome["recovered"], false, "the client gave no position");
     assert_eq!(welcome["pending"], json!([]));
     let end = device.send_and_wait("m-1", &prompt).await;
     assert_eq!(end["type"], "response", "{end}");
@@ -52,7 +52,7 @@ pub(super) async fn an_answer_is_accepted_streamed_and_ended_once(system: Arc<Te
     assert_eq!(deltas, text);
 }
 
-pub(super) async fn the_first_token_leaves_at_once(system: Arc<TestSystem>) {
+pub(super) async fn first_token_is_sent_without_delay(system: Arc<TestSystem>) {
     let prompt = unique_name("first");
     let script = Script::new()
         .role()
@@ -67,18 +67,18 @@ pub(super) async fn the_first_token_leaves_at_once(system: Arc<TestSystem>) {
     device.send_message("m-1", &prompt).await;
     device.wait_for_text("m-1", "first").await;
     assert!(device.message("m-1").is_growing());
-    let asked = system.model().requests_for(&prompt)[0].at;
+    let asked = system.model().requests_for(&prompt)[0].received_at;
     assert!(
         asked.elapsed() < Duration::from_secs(3),
-        "it waited for more"
+        "the first token was delayed"
     );
     let end = device.wait_for_end("m-1").await;
     assert_eq!(end["content"], "first last");
 }
 
-pub(super) async fn many_tokens_cost_few_frames(system: Arc<TestSystem>) {
+pub(super) async fn many_tokens_are_batched_into_few_frames(system: Arc<TestSystem>) {
     let prompt = unique_name("many");
-    let text = words("t", 300);
+    let text = numbered_words("t", 300);
     let script = Script::complete(&text).chunk_interval(Duration::from_millis(10));
     system.model().queue_answer(&prompt, script);
     let mut device = V1Client::open(system.port(0), &unique_name("rows")).await;
@@ -90,7 +90,7 @@ pub(super) async fn many_tokens_cost_few_frames(system: Arc<TestSystem>) {
     let most = began.elapsed().as_secs_f64() * 40.0 + 8.0;
     let deltas = device.message("m-1").deltas;
     assert!((deltas as f64) < most, "{deltas} deltas, at most {most}");
-    assert!(deltas > 20, "{deltas} deltas are no stream");
+    assert!(deltas > 20, "only {deltas} deltas");
 }
 
 pub(super) async fn ping_is_answered_by_pong(system: Arc<TestSystem>) {
@@ -100,7 +100,7 @@ pub(super) async fn ping_is_answered_by_pong(system: Arc<TestSystem>) {
     assert_eq!(pong, json!({"type": "pong"}));
 }
 
-pub(super) async fn what_is_no_message_is_refused_and_the_socket_lives_on(system: Arc<TestSystem>) {
+pub(super) async fn invalid_frame_is_refused_and_the_socket_stays_open(system: Arc<TestSystem>) {
     let user = unique_name("rows");
     let mut device = V1Client::open(system.port(0), &user).await;
     let long = "x".repeat(8001);
@@ -160,7 +160,7 @@ pub(super) async fn what_is_no_message_is_refused_and_the_socket_lives_on(system
         let text = error["message"].as_str().unwrap();
         assert!(text.starts_with("Invalid message"), "{start}: {error}");
         if frame["id"] == "r-1" {
-            assert_eq!(error["id"], "r-1", "it says which: {error}");
+            assert_eq!(error["id"], "r-1", "the error names the message: {error}");
         }
     }
     let prompt = unique_name("good");
@@ -170,7 +170,7 @@ pub(super) async fn what_is_no_message_is_refused_and_the_socket_lives_on(system
     assert_eq!(end["content"], format!("echo: {prompt}"));
 }
 
-pub(super) async fn a_failure_is_a_terminal_error(system: Arc<TestSystem>) {
+pub(super) async fn failure_is_a_terminal_error(system: Arc<TestSystem>) {
     let user = unique_name("rows");
     let prompt = unique_name("rejected");
     let refused = Answer::error(400, "invalid_request_error", "this model does not like you");
@@ -182,22 +182,22 @@ pub(super) async fn a_failure_is_a_terminal_error(system: Arc<TestSystem>) {
     assert_eq!(end["retryable"], false);
     assert_eq!(end["id"], "m-1");
     assert_eq!(device.message("m-1").accepted, [false]);
-    // The conversation goes on.
+    // The conversation continues.
     let end = device.send_and_wait("m-2", &unique_name("next")).await;
     assert_eq!(end["type"], "response", "{end}");
 }
 
-pub(super) async fn a_provider_that_breaks_off_restarts_the_text(system: Arc<TestSystem>) {
+pub(super) async fn interrupted_provider_restarts_the_text(system: Arc<TestSystem>) {
     let prompt = unique_name("cut");
     let pace = Duration::from_millis(60);
     let broken = Script::new()
         .role()
         .text("old words that nobody keeps ")
-        .cut();
+        .disconnect();
     system
         .model()
         .queue_answer(&prompt, broken.chunk_interval(pace));
-    let whole = words("new", 6);
+    let whole = numbered_words("new", 6);
     system
         .model()
         .queue_answer(&prompt, Script::complete(&whole).chunk_interval(pace));
@@ -217,7 +217,7 @@ pub(super) async fn a_provider_that_breaks_off_restarts_the_text(system: Arc<Tes
     assert_eq!(restarted.unwrap()["attempt"], 2);
 }
 
-pub(super) async fn a_cancel_never_claims_what_did_not_happen(system: Arc<TestSystem>) {
+pub(super) async fn cancel_result_reports_what_happened(system: Arc<TestSystem>) {
     let mut device = V1Client::open(system.port(0), &unique_name("rows")).await;
     device.cancel("never-sent").await;
     let result = device.next_frame().await;

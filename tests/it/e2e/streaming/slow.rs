@@ -1,27 +1,29 @@
-//! Readers that fall behind.
+//! Clients that read slower than they receive, or not at all.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::words;
+use super::numbered_words;
 use crate::support::model::Script;
 use crate::support::system::TestSystem;
 use crate::support::v1::{Transcript, V1Client};
 use crate::support::{unique_name, wait_until};
 
-/// All of it is more than the kernel holds back for a reader that doesn't read (up to 4 MiB).
+/// All answers together exceed what the kernel buffers for a client that does not read (up to 4 MiB).
 const ANSWERS: usize = 24;
 const PIECES: usize = 57;
 
-pub(super) async fn slow_readers_get_snapshots_and_dead_ones_are_closed(system: Arc<TestSystem>) {
+pub(super) async fn slow_readers_get_snapshots_and_stalled_ones_are_closed(
+    system: Arc<TestSystem>,
+) {
     let user = unique_name("slow");
     let mut watcher = V1Client::open(system.port(0), &user).await;
     let mut slow = V1Client::new(&user).with_small_receive_buffer();
-    let mut dead = V1Client::new(&user).with_small_receive_buffer();
+    let mut stalled = V1Client::new(&user).with_small_receive_buffer();
     slow.connect(system.port(0)).await;
-    dead.connect(system.port(0)).await;
-    let filler = words("x", 800);
-    // By their lengths: to look for a word in megabytes at every frame would hold up the test.
+    stalled.connect(system.port(0)).await;
+    let filler = numbered_words("x", 800);
+    // Compares lengths, because searching megabytes of text at every frame would delay the test.
     let length = PIECES * filler.len();
     let has_all = |t: &Transcript| t.all().filter(|m| m.text.len() > length).count() == ANSWERS;
     let ids: Vec<String> = (0..ANSWERS).map(|n| format!("m-{n}")).collect();
@@ -39,48 +41,48 @@ pub(super) async fn slow_readers_get_snapshots_and_dead_ones_are_closed(system: 
         watcher.send_message_in(id, id, &prompt).await;
     }
     watcher
-        .wait_for("all is written but the ends", has_all)
+        .wait_for("all answers lack only their ends", has_all)
         .await;
     let open = watcher
         .transcript
         .all()
         .filter(|m| m.terminal.is_none())
         .count();
-    assert!(open > 0, "too late: nothing is being written any more");
+    assert!(open > 0, "no answer is in flight any more");
     let all: Vec<&str> = ids.iter().map(String::as_str).collect();
     slow.wait_for_ends(&all).await;
-    assert!(slow.is_connected(), "a snapshot was enough");
+    assert!(slow.is_connected(), "the slow reader stays connected");
     let snapshots: usize = slow.transcript.all().map(|m| m.snapshots).sum();
     assert!(
         snapshots > 0,
-        "it never fell behind: this test shows nothing"
+        "the slow reader never needed a snapshot, so this test shows nothing"
     );
     watcher.wait_for_ends(&all).await;
-    assert_eq!(slow.transcript.ends(), watcher.transcript.ends());
+    assert_eq!(slow.transcript.outcomes(), watcher.transcript.outcomes());
     for id in &ids {
         assert!(slow.message(id).text.ends_with("the end"), "{id}");
     }
 
     let gateway = &system.gateways[0];
     wait_until(
-        "the dead reader is given up",
+        "the stalled reader is closed",
         Duration::from_secs(40),
         || async {
             gateway.log().contains("slow_consumer")
-                || metric_names_it(&gateway.url("/metrics")).await
+                || counts_slow_consumer(&gateway.url("/metrics")).await
         },
     )
     .await;
-    let code = dead.expect_close().await;
-    // The close frame waits behind what the reader left in the kernel, and not for ever.
+    let code = stalled.expect_close().await;
+    // The close frame queues behind the unread data in the kernel, for a limited time.
     assert!([Some(4409), None].contains(&code), "{code:?}");
-    let welcome = dead.connect(system.port(1)).await;
+    let welcome = stalled.connect(system.port(1)).await;
     assert_eq!(welcome["recovered"], true, "{welcome}");
-    dead.wait_for_ends(&all).await;
-    assert_eq!(dead.transcript.ends(), watcher.transcript.ends());
+    stalled.wait_for_ends(&all).await;
+    assert_eq!(stalled.transcript.outcomes(), watcher.transcript.outcomes());
 }
 
-async fn metric_names_it(url: &str) -> bool {
+async fn counts_slow_consumer(url: &str) -> bool {
     let text = crate::support::http::get(url).await.body;
     text.lines()
         .any(|line| line.contains("slow_consumer") && !line.ends_with(" 0"))

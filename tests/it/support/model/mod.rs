@@ -1,4 +1,4 @@
-//! A local server that speaks the OpenAI API and misbehaves on demand.
+//! A local server of the OpenAI API whose answers and faults a test scripts.
 
 use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
@@ -24,24 +24,24 @@ mod script;
 use script::Step;
 pub(crate) use script::{Answer, Script, StreamErrorFormat};
 
-/// A request as it came.
+/// A request that the server received.
 #[derive(Debug, Clone)]
 pub(crate) struct ModelRequest {
-    /// Content of the last message: by it tests know their own requests.
+    /// Content of the last message, by which a test recognises its requests.
     pub(crate) prompt: String,
-    /// The whole body.
+    /// The complete body.
     pub(crate) body: Value,
     /// The `Authorization` header.
     pub(crate) authorization: Option<String>,
     /// The path, such as `/v1/chat/completions`.
     pub(crate) path: String,
-    pub(crate) at: Instant,
-    /// How often this prompt had been asked before.
+    pub(crate) received_at: Instant,
+    /// Number of earlier requests with the same prompt.
     pub(crate) previous_requests: usize,
 }
 
 impl ModelRequest {
-    /// Role and content of every message of the prompt.
+    /// Role and content of every message of the request.
     pub(crate) fn messages(&self) -> Vec<(String, String)> {
         let text = |message: &Value, name: &str| message[name].as_str().unwrap_or("").to_owned();
         self.body["messages"]
@@ -56,9 +56,9 @@ impl ModelRequest {
 type Rule = Arc<dyn Fn(&ModelRequest) -> Answer + Send + Sync>;
 
 struct State {
-    asked: Vec<ModelRequest>,
-    /// Whether what was asked is kept whole.
-    with_bodies: bool,
+    requests: Vec<ModelRequest>,
+    /// Whether the bodies of requests are kept.
+    keeps_bodies: bool,
     counts: HashMap<String, usize>,
     queued: HashMap<String, VecDeque<Answer>>,
     aborted_prompts: Vec<String>,
@@ -76,7 +76,7 @@ impl Shared {
     }
 }
 
-/// The server; gone when dropped.
+/// The running server. Drop stops it.
 pub(crate) struct ScriptedModel {
     port: u16,
     shared: Shared,
@@ -84,12 +84,12 @@ pub(crate) struct ScriptedModel {
 }
 
 impl ScriptedModel {
-    /// Answers everything by `echo: ` and the prompt.
+    /// Answers every request with `echo: ` followed by the prompt.
     pub(crate) async fn start() -> Self {
-        Self::start_with(|asked| Script::echo(asked).into()).await
+        Self::start_with(|request| Script::echo(request).into()).await
     }
 
-    /// Answers by a rule; what is queued for a prompt goes first.
+    /// Answers by a rule. Answers queued for a prompt take precedence.
     pub(crate) async fn start_with<F>(rule: F) -> Self
     where
         F: Fn(&ModelRequest) -> Answer + Send + Sync + 'static,
@@ -97,8 +97,8 @@ impl ScriptedModel {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("bind");
         let port = listener.local_addr().expect("an address").port();
         let shared = Shared(Arc::new(Mutex::new(State {
-            asked: Vec::new(),
-            with_bodies: true,
+            requests: Vec::new(),
+            keeps_bodies: true,
             counts: HashMap::new(),
             queued: HashMap::new(),
             aborted_prompts: Vec::new(),
@@ -114,7 +114,7 @@ impl ScriptedModel {
         }
     }
 
-    /// For `OPENAI_BASE_URL`.
+    /// The value for `OPENAI_BASE_URL`.
     pub(crate) fn base_url(&self) -> String {
         format!("http://127.0.0.1:{}/v1", self.port)
     }
@@ -123,51 +123,55 @@ impl ScriptedModel {
         self.port
     }
 
-    /// The next request with this prompt is answered so; several wait in a queue.
+    /// Queues an answer for the next request with this prompt.
     pub(crate) fn queue_answer(&self, prompt: &str, answer: impl Into<Answer>) {
         let mut state = self.shared.lock();
         let queue = state.queued.entry(prompt.to_owned()).or_default();
         queue.push_back(answer.into());
     }
 
-    /// From now on only prompts are kept: bodies hold whole conversations, too much for a long run.
+    /// Keeps no bodies from now on: they hold is_complete conversations, which is too much for a long
+    /// run.
     pub(crate) fn discard_bodies(&self) {
-        self.shared.lock().with_bodies = false;
+        self.shared.lock().keeps_bodies = false;
     }
 
-    /// Every request so far, in order.
+    /// All requests so far, in order.
     pub(crate) fn requests(&self) -> Vec<ModelRequest> {
-        self.shared.lock().asked.clone()
+        self.shared.lock().requests.clone()
     }
 
-    /// Requests with this prompt so far.
+    /// The requests with this prompt so far, in order.
     pub(crate) fn requests_for(&self, prompt: &str) -> Vec<ModelRequest> {
         let state = self.shared.lock();
-        let same = state.asked.iter().filter(|asked| asked.prompt == prompt);
+        let same = state
+            .requests
+            .iter()
+            .filter(|request| request.prompt == prompt);
         same.cloned().collect()
     }
 
-    /// How many requests there were.
+    /// The number of all requests.
     pub(crate) fn request_count(&self) -> usize {
-        self.shared.lock().asked.len()
+        self.shared.lock().requests.len()
     }
 
-    /// How many requests there were with this prompt.
+    /// The number of requests with this prompt.
     pub(crate) fn request_count_for(&self, prompt: &str) -> usize {
         self.shared.lock().counts.get(prompt).copied().unwrap_or(0)
     }
 
-    /// Prompts whose client went away before the script's end.
+    /// The prompts whose client closed the connection before the script's end.
     pub(crate) fn aborted_prompts(&self) -> Vec<String> {
         self.shared.lock().aborted_prompts.clone()
     }
 
-    /// Requests that are being answered now.
+    /// The number of requests that are being answered.
     pub(crate) fn open_requests(&self) -> usize {
         self.shared.lock().open
     }
 
-    /// The most that were being answered at once.
+    /// The highest number of requests that were being answered at the same time.
     pub(crate) fn max_open_requests(&self) -> usize {
         self.shared.lock().max_open_requests
     }
@@ -180,13 +184,13 @@ impl Drop for ScriptedModel {
 }
 
 async fn serve(listener: TcpListener, shared: Shared) {
-    // Connections end with this set, and so with the server.
+    // Dropping this set with the server closes all connections.
     let mut connections = tokio::task::JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => {
                 let Ok((stream, _)) = accepted else {
-                    // Out of descriptors: accepting again at once would spin.
+                    // Without descriptors, accepting again at once would spin.
                     tokio::time::sleep(Duration::from_millis(10)).await;
                     continue;
                 };
@@ -194,7 +198,7 @@ async fn serve(listener: TcpListener, shared: Shared) {
                 let shared = shared.clone();
                 connections.spawn(async move {
                     let service = service_fn(move |request| answer(request, shared.clone()));
-                    // A cut by script ends the connection with an error, on purpose.
+                    // A scripted disconnect ends the connection with an error on purpose.
                     let _ = hyper::server::conn::http1::Builder::new()
                         .serve_connection(TokioIo::new(stream), service)
                         .await;
@@ -205,32 +209,33 @@ async fn serve(listener: TcpListener, shared: Shared) {
     }
 }
 
-type Body = StreamBody<BoxStream<'static, Result<Frame<Bytes>, Cut>>>;
+type Body = StreamBody<BoxStream<'static, Result<Frame<Bytes>, ScriptedDisconnect>>>;
 
-/// Makes hyper close the connection in the middle of a body.
+/// The error that makes hyper close the connection in the middle of a body.
 #[derive(Debug, thiserror::Error)]
-#[error("cut by the script")]
-struct Cut;
+#[error("scripted disconnect")]
+struct ScriptedDisconnect;
 
-/// One request at work. Dropped before its script's end, the client has gone away.
+/// A request that is being answered. If it is dropped before the script's end, the client has
+/// closed the connection.
 struct Work {
     shared: Shared,
     prompt: String,
-    whole: bool,
+    is_complete: bool,
 }
 
 impl Drop for Work {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
         state.open -= 1;
-        if !self.whole {
+        if !self.is_complete {
             state.aborted_prompts.push(self.prompt.clone());
         }
     }
 }
 
 async fn answer(request: Request<Incoming>, shared: Shared) -> Result<Response<Body>, Infallible> {
-    let at = Instant::now();
+    let received_at = Instant::now();
     let path = request.uri().path().to_owned();
     let authorization = request
         .headers()
@@ -248,7 +253,7 @@ async fn answer(request: Request<Incoming>, shared: Shared) -> Result<Response<B
         .unwrap_or("")
         .to_owned();
 
-    let (answer, work) = take(&shared, prompt, body, authorization, path, at);
+    let (answer, work) = accept(&shared, prompt, body, authorization, path, received_at);
     match answer {
         Answer::Status {
             status,
@@ -256,11 +261,12 @@ async fn answer(request: Request<Incoming>, shared: Shared) -> Result<Response<B
             body,
         } => {
             let mut work = work;
-            work.whole = true;
+            work.is_complete = true;
             Ok(respond(status, &headers, plain_body(body.into())))
         }
         Answer::Hang => {
-            // hyper drops this future when the client closes; until then `work` is alive.
+            // hyper drops this future when the client closes the connection; until then `work` is
+            // alive.
             let _work = work;
             std::future::pending().await
         }
@@ -273,32 +279,32 @@ async fn answer(request: Request<Incoming>, shared: Shared) -> Result<Response<B
     }
 }
 
-/// Notes the request and decides what it gets.
-fn take(
+/// Records the request and chooses its answer.
+fn accept(
     shared: &Shared,
     prompt: String,
     body: Value,
     authorization: Option<String>,
     path: String,
-    at: Instant,
+    received_at: Instant,
 ) -> (Answer, Work) {
     let mut state = shared.lock();
     let count = state.counts.entry(prompt.clone()).or_default();
     let previous_requests = *count;
     *count += 1;
-    let asked = ModelRequest {
+    let request = ModelRequest {
         prompt: prompt.clone(),
         body,
         authorization,
         path,
-        at,
+        received_at,
         previous_requests,
     };
-    let mut kept = asked.clone();
-    if !state.with_bodies {
+    let mut kept = request.clone();
+    if !state.keeps_bodies {
         kept.body = Value::Null;
     }
-    state.asked.push(kept);
+    state.requests.push(kept);
     state.open += 1;
     state.max_open_requests = state.max_open_requests.max(state.open);
     let queued = state.queued.get_mut(&prompt).and_then(VecDeque::pop_front);
@@ -307,11 +313,11 @@ fn take(
     let work = Work {
         shared: shared.clone(),
         prompt,
-        whole: false,
+        is_complete: false,
     };
     let answer = match queued {
         Some(answer) => answer,
-        None if asked.path == "/v1/chat/completions" => rule(&asked),
+        None if request.path == "/v1/chat/completions" => rule(&request),
         None => Answer::error(404, "not_found", "no such route"),
     };
     (answer, work)
@@ -319,25 +325,27 @@ fn take(
 
 type Running = (VecDeque<Step>, Work);
 
-async fn run_step((mut steps, mut work): Running) -> Option<(Result<Frame<Bytes>, Cut>, Running)> {
+async fn run_step(
+    (mut steps, mut work): Running,
+) -> Option<(Result<Frame<Bytes>, ScriptedDisconnect>, Running)> {
     loop {
         match steps.pop_front() {
             Some(Step::Bytes(bytes)) => {
-                // The client may leave as soon as it has the last byte.
-                work.whole |= steps.is_empty();
+                // The client may close the connection once it has the last byte.
+                work.is_complete |= steps.is_empty();
                 return Some((Ok(Frame::data(bytes)), (steps, work)));
             }
             Some(Step::Wait(time)) => tokio::time::sleep(time).await,
             Some(Step::Hang) => std::future::pending().await,
-            Some(Step::Cut) => {
-                work.whole = true;
+            Some(Step::Disconnect) => {
+                work.is_complete = true;
                 steps.clear();
-                // What was written before must leave before the connection is torn down.
+                // Earlier chunks must be sent before the connection is closed.
                 tokio::time::sleep(Duration::from_millis(20)).await;
-                return Some((Err(Cut), (steps, work)));
+                return Some((Err(ScriptedDisconnect), (steps, work)));
             }
             None => {
-                work.whole = true;
+                work.is_complete = true;
                 return None;
             }
         }

@@ -1,4 +1,4 @@
-//! What the scripted model answers.
+//! The answers of the scripted model.
 
 use std::time::Duration;
 
@@ -7,16 +7,16 @@ use serde_json::{Value, json};
 
 use super::ModelRequest;
 
-/// How one request is answered.
+/// The answer to one request.
 #[derive(Debug, Clone)]
 pub(crate) enum Answer {
-    /// A status and a body, no stream.
+    /// A status and a body without a stream.
     Status {
         status: u16,
         headers: Vec<(String, String)>,
         body: String,
     },
-    /// Nothing, not even a status, for ever.
+    /// No response at all; the connection stays open.
     Hang,
     /// Status 200 and server-sent events.
     Stream(Script),
@@ -33,17 +33,17 @@ impl Answer {
         }
     }
 
-    /// 429 that goes away by waiting.
+    /// A 429 that a later retry may avoid.
     pub(crate) fn rate_limited() -> Self {
         Self::error(429, "rate_limit_exceeded", "slow down")
     }
 
-    /// 429 that does not: nobody pays any more.
+    /// A 429 that no retry avoids: the quota is used up.
     pub(crate) fn out_of_quota() -> Self {
         Self::error(429, "insufficient_quota", "you exceeded your current quota")
     }
 
-    /// Adds a header: `retry-after-ms`, `Retry-After`, `x-should-retry`.
+    /// Adds a header such as `retry-after-ms`, `Retry-After` or `x-should-retry`.
     pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
         match &mut self {
             Self::Status { headers, .. } => headers.push((name.to_owned(), value.to_owned())),
@@ -59,14 +59,14 @@ impl From<Script> for Answer {
     }
 }
 
-/// How an error object in the middle of a stream looks.
+/// The form of an error object within a stream.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum StreamErrorFormat {
     /// `data: {"error": {"message": …}}`
     Nested,
     /// `data: {"object": "error", "message": …}`
     Flat,
-    /// `error: {"message": …}`, as older llama.cpp servers
+    /// `error: {"message": …}`, as in older llama.cpp servers.
     Line,
 }
 
@@ -74,11 +74,11 @@ pub(crate) enum StreamErrorFormat {
 pub(super) enum Step {
     Bytes(Bytes),
     Wait(Duration),
-    Cut,
+    Disconnect,
     Hang,
 }
 
-/// A stream, step by step.
+/// The steps of a stream.
 #[derive(Debug, Clone)]
 pub(crate) struct Script {
     steps: Vec<Step>,
@@ -97,7 +97,7 @@ fn chunk(delta: &Value, finish_reason: Option<&str>) -> Value {
 }
 
 impl Script {
-    /// An empty stream: an end without a `finish_reason`.
+    /// An empty stream that ends without a `finish_reason`.
     pub(crate) fn new() -> Self {
         Self {
             steps: Vec::new(),
@@ -107,17 +107,17 @@ impl Script {
         }
     }
 
-    /// A whole answer: the text in some chunks, `stop`, usage, `[DONE]`.
+    /// A complete answer: the text in several chunks, `stop`, usage and `[DONE]`.
     pub(crate) fn complete(text: &str) -> Self {
         Self::new().role().text(text).finish("stop").usage().done()
     }
 
-    /// `echo: ` and the prompt.
-    pub(crate) fn echo(asked: &ModelRequest) -> Self {
-        Self::complete(&format!("echo: {}", asked.prompt))
+    /// A complete answer with `echo: ` followed by the prompt.
+    pub(crate) fn echo(request: &ModelRequest) -> Self {
+        Self::complete(&format!("echo: {}", request.prompt))
     }
 
-    /// The usual first delta, that names the role.
+    /// The usual first delta, which names the role.
     pub(crate) fn role(self) -> Self {
         self.event(&chunk(&json!({"role": "assistant", "content": ""}), None))
     }
@@ -175,7 +175,7 @@ impl Script {
         }
     }
 
-    /// A line that readers pass over.
+    /// A comment line, which readers ignore.
     pub(crate) fn comment(self, text: &str) -> Self {
         self.raw(&format!(": {text}\n\n"))
     }
@@ -192,44 +192,44 @@ impl Script {
         self
     }
 
-    /// Silence, here.
+    /// A pause at this point.
     pub(crate) fn wait(mut self, time: Duration) -> Self {
         self.steps.push(Step::Wait(time));
         self
     }
 
-    /// Silence before everything: after the status, before the first byte.
+    /// A pause after the status and before the first byte.
     pub(crate) fn initial_delay(mut self, time: Duration) -> Self {
         self.steps.insert(0, Step::Wait(time));
         self
     }
 
-    /// The connection breaks here.
-    pub(crate) fn cut(mut self) -> Self {
-        self.steps.push(Step::Cut);
+    /// Closes the connection at this point.
+    pub(crate) fn disconnect(mut self) -> Self {
+        self.steps.push(Step::Disconnect);
         self
     }
 
-    /// Silence for ever, here.
+    /// Sends nothing more from this point on; the connection stays open.
     pub(crate) fn hang(mut self) -> Self {
         self.steps.push(Step::Hang);
         self
     }
 
-    /// This long between any two events.
+    /// Sets the pause between any two events.
     pub(crate) fn chunk_interval(mut self, time: Duration) -> Self {
         self.pace = Some(time);
         self
     }
 
-    /// Lines end with CR LF.
+    /// Ends lines with CR LF.
     pub(crate) fn crlf(mut self) -> Self {
         self.crlf = true;
         self
     }
 
-    /// In pieces of this many bytes, cut wherever that falls: in the middle of a character, too.
-    pub(crate) fn split(mut self, size: usize) -> Self {
+    /// Sends chunks of this many bytes, also cut within a character.
+    pub(crate) fn split_every(mut self, size: usize) -> Self {
         self.split = Some(size);
         self
     }
@@ -253,7 +253,7 @@ impl Script {
                 let piece = bytes.split_to(size.min(bytes.len()));
                 steps.push(Step::Bytes(piece));
                 if self.split.is_some() {
-                    // Without a pause the pieces leave together and nothing is split.
+                    // Without a pause the chunks would be sent together.
                     steps.push(Step::Wait(Duration::from_micros(200)));
                 }
             }

@@ -1,5 +1,5 @@
-//! A good client of `chatmesh.v1`: it keeps its position, comes back with it, sends again by `id`
-//! what was not accepted, and checks every frame that it gets.
+//! A correct client of `chatmesh.v1`: it keeps its position, reconnects with it, sends messages
+//! that were not accepted again under the same `id`, and checks every frame that it receives.
 
 use std::time::Duration;
 
@@ -20,22 +20,22 @@ mod transcript;
 
 pub(crate) use transcript::{Message, Replaced, Transcript};
 
-/// One device of a user, connected or not.
+/// A client of one device, connected or not. It keeps its transcript over its connections.
 pub(crate) struct V1Client {
     pub(crate) user: String,
     pub(crate) token: String,
     pub(crate) transcript: Transcript,
     socket: Option<WebSocketStream<TcpStream>>,
-    /// Every frame of this connection.
+    /// Every frame of the current connection.
     pub(crate) frames: Vec<Value>,
-    /// Size of the kernel's receive buffer, where it is to be small.
+    /// Size of the kernel's receive buffer, if it is limited.
     window: Option<u32>,
-    /// The close code of the last connection, where it ended with one.
+    /// The close code of the last connection, if it ended with one.
     pub(crate) closed: Option<u16>,
 }
 
 impl V1Client {
-    /// Not connected, and it knows nothing.
+    /// A client that is not connected and has no position.
     pub(crate) fn new(user: &str) -> Self {
         Self {
             user: user.to_owned(),
@@ -48,20 +48,20 @@ impl V1Client {
         }
     }
 
-    /// A new one that has its first `welcome`.
+    /// A new client that has received its first `welcome`.
     pub(crate) async fn open(port: u16, user: &str) -> Self {
         let mut device = Self::new(user);
         device.connect(port).await;
         device
     }
 
-    /// Its kernel takes little that the program does not read.
+    /// Limits how much the kernel buffers of what the client does not read.
     pub(crate) fn with_small_receive_buffer(mut self) -> Self {
         self.window = Some(4096);
         self
     }
 
-    /// Connects with the position that it has, and takes the `welcome`.
+    /// Connects with its position and returns the `welcome`.
     pub(crate) async fn connect(&mut self, port: u16) -> Value {
         match self.try_connect(port).await {
             Ok(welcome) => welcome,
@@ -69,7 +69,7 @@ impl V1Client {
         }
     }
 
-    /// Connects, again and again until a gateway is there.
+    /// Connects to one of the ports, and retries until a gateway accepts.
     pub(crate) async fn connect_with_retries(&mut self, ports: &[u16]) -> Value {
         let deadline = Instant::now() + TEST_TIMEOUT;
         for port in ports.iter().cycle() {
@@ -103,7 +103,7 @@ impl V1Client {
         }
     }
 
-    /// Opens a socket on a path of one's own and reads nothing of it.
+    /// Opens a socket with this path and reads nothing from it.
     pub(crate) async fn upgrade(
         &mut self,
         port: u16,
@@ -136,7 +136,7 @@ impl V1Client {
                 self.socket = Some(socket);
                 self.frames.clear();
                 self.closed = None;
-                self.transcript.connected();
+                self.transcript.start_connection();
                 Ok(())
             }
             Ok(Err(tungstenite::Error::Http(response))) => Err(UpgradeRefused {
@@ -154,12 +154,12 @@ impl V1Client {
         self.socket.is_some()
     }
 
-    /// The cable is pulled: no goodbye.
+    /// Drops the connection without a close frame.
     pub(crate) fn drop_connection(&mut self) {
         self.socket = None;
     }
 
-    /// A message with an `id` in the conversation `default`.
+    /// Sends a message in the conversation `default`.
     pub(crate) async fn send_message(&mut self, id: &str, content: &str) {
         self.send_message_in("default", id, content).await;
     }
@@ -172,27 +172,27 @@ impl V1Client {
         self.send_message_frame(&frame).await;
     }
 
-    /// With `interrupt: true`.
+    /// Sends a message with `interrupt: true`.
     pub(crate) async fn send_interrupting_message(&mut self, id: &str, content: &str) {
         let frame = json!({"type": "message", "id": id, "content": content, "interrupt": true});
         self.send_message_frame(&frame).await;
     }
 
-    /// A `message` frame.
+    /// Sends a `message` frame in any form.
     pub(crate) async fn send_message_frame(&mut self, frame: &Value) {
         if let Some(id) = frame["id"].as_str() {
-            self.transcript.sending(id);
+            self.transcript.record_sent(id);
         }
         self.send_text(&frame.to_string()).await;
     }
 
-    /// Cancels by the client's `id`.
+    /// Cancels a message by the client's `id`.
     pub(crate) async fn cancel(&mut self, id: &str) {
         self.send_text(&json!({"type": "cancel", "id": id}).to_string())
             .await;
     }
 
-    /// Cancels by the `message_id`.
+    /// Cancels a message by its `message_id`.
     pub(crate) async fn cancel_message(&mut self, message_id: &str) {
         let frame = json!({"type": "cancel", "message_id": message_id});
         self.send_text(&frame.to_string()).await;
@@ -206,19 +206,19 @@ impl V1Client {
         self.send(Wire::binary(bytes.to_vec())).await;
     }
 
-    /// A text frame that is no text.
+    /// Sends a text frame that is not valid UTF-8.
     pub(crate) async fn send_invalid_utf8(&mut self) {
         let frame = Frame::message(vec![b'{', 0xff, 0xfe], OpCode::Data(Data::Text), true);
         self.send(Wire::Frame(frame)).await;
     }
 
-    /// A fragment that continues nothing.
+    /// Sends a continuation frame without a first frame.
     pub(crate) async fn send_stray_continuation(&mut self) {
         let frame = Frame::message(b"x".to_vec(), OpCode::Data(Data::Continue), true);
         self.send(Wire::Frame(frame)).await;
     }
 
-    /// Sends; a socket that is closed meanwhile shows itself by the next read.
+    /// Sends a frame. If the socket has closed, the next read shows it.
     async fn send(&mut self, message: Wire) {
         let Some(socket) = &mut self.socket else {
             panic!("{} is not connected", self.user);
@@ -226,7 +226,7 @@ impl V1Client {
         let _ = timeout(TEST_TIMEOUT, socket.send(message)).await;
     }
 
-    /// The next frame, taken into the transcript; the end; or silence.
+    /// Reads the next frame and checks it against the transcript.
     pub(crate) async fn next_event(&mut self, limit: Duration) -> ClientEvent {
         let deadline = Instant::now() + limit;
         loop {
@@ -241,7 +241,7 @@ impl V1Client {
                     if self.frames.is_empty() {
                         assert_eq!(frame["type"], "welcome", "the first frame: {frame}");
                     }
-                    self.transcript.take(&frame);
+                    self.transcript.apply(&frame);
                     self.frames.push(frame.clone());
                     return ClientEvent::Frame(frame);
                 }
@@ -255,7 +255,7 @@ impl V1Client {
         }
     }
 
-    /// The next frame; fails when there is none.
+    /// Reads the next frame. Panics if none arrives.
     pub(crate) async fn next_frame(&mut self) -> Value {
         match self.next_event(TEST_TIMEOUT).await {
             ClientEvent::Frame(frame) => frame,
@@ -267,7 +267,7 @@ impl V1Client {
         }
     }
 
-    /// Reads until the condition holds; fails when the connection ends or the time is over.
+    /// Reads until the condition holds. Panics if the connection ends or the time is over.
     pub(crate) async fn wait_for<F>(&mut self, what: &str, condition: F)
     where
         F: Fn(&Transcript) -> bool,
@@ -280,7 +280,7 @@ impl V1Client {
         );
     }
 
-    /// Reads until the condition holds; false when the connection ends first.
+    /// Reads until the condition holds. Returns false if the connection ends first.
     pub(crate) async fn wait_for_or_close<F>(&mut self, what: &str, condition: F) -> bool
     where
         F: Fn(&Transcript) -> bool,
@@ -303,7 +303,7 @@ impl V1Client {
         }
     }
 
-    /// Reads until the frame of this type, and returns it.
+    /// Reads until a frame of this type arrives, and returns it.
     pub(crate) async fn wait_for_type(&mut self, kind: &str) -> Value {
         loop {
             let frame = self.next_frame().await;
@@ -313,7 +313,7 @@ impl V1Client {
         }
     }
 
-    /// Reads until the message has begun to be answered.
+    /// Reads until the text of a message contains `part`.
     pub(crate) async fn wait_for_text(&mut self, id: &str, part: &str) {
         let what = format!("{id} shows {part:?}");
         self.wait_for(&what, |t| t.get(id).is_some_and(|m| m.text.contains(part)))
@@ -325,33 +325,33 @@ impl V1Client {
         self.wait_for(&format!("{id} is accepted"), accepted).await;
     }
 
-    /// Reads until all have ended.
+    /// Reads until all messages have ended.
     pub(crate) async fn wait_for_ends(&mut self, ids: &[&str]) {
         let what = format!("{ids:?} end");
         self.wait_for(&what, |t| ended(t, ids)).await;
     }
 
-    /// The message's terminal frame.
+    /// Reads until the message has ended, and returns its terminal frame.
     pub(crate) async fn wait_for_end(&mut self, id: &str) -> Value {
         self.wait_for_ends(&[id]).await;
         let message = self.transcript.get(id).expect("it ended");
         message.terminal.clone().expect("it ended")
     }
 
-    /// Sends, and returns the terminal frame.
+    /// Sends a message and returns its terminal frame.
     pub(crate) async fn send_and_wait(&mut self, id: &str, content: &str) -> Value {
         self.send_message(id, content).await;
         self.wait_for_end(id).await
     }
 
-    /// What is shown of a message.
+    /// The message as the client shows it.
     pub(crate) fn message(&self, id: &str) -> &Message {
         self.transcript
             .get(id)
             .unwrap_or_else(|| panic!("{} knows nothing of {id}", self.user))
     }
 
-    /// Fails if any frame comes, or the end.
+    /// Panics if a frame arrives or the connection ends within `period`.
     pub(crate) async fn expect_no_frame(&mut self, period: Duration) {
         match self.next_event(period).await {
             ClientEvent::TimedOut => {}
@@ -359,16 +359,16 @@ impl V1Client {
         }
     }
 
-    /// The close code; frames before it are taken.
+    /// Reads to the end of the connection and returns the close code.
     pub(crate) async fn expect_close(&mut self) -> Option<u16> {
         let closed = !self.wait_for_or_close("the close", |_| false).await;
         assert!(closed);
         self.closed
     }
 
-    /// Goes on through lost connections, as the loop of a good client does, until all messages
-    /// (`id` and content) have ended: comes back with the position, and sends again what it does
-    /// not know to be accepted.
+    /// Reads until all messages (`id` and content) have ended. Whenever the connection ends, it
+    /// reconnects with its position and sends again what is not known to be accepted, as a correct
+    /// client does.
     pub(crate) async fn reconnect_until_ended(&mut self, ports: &[u16], messages: &[(&str, &str)]) {
         let ids: Vec<&str> = messages.iter().map(|(id, _)| *id).collect();
         let mut turn = 0;

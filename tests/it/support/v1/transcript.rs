@@ -1,4 +1,4 @@
-//! What a good client of `chatmesh.v1` has on its screen, and the rules that every frame must keep.
+//! What a `chatmesh.v1` client shows, and the checks that every frame must pass.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,34 +6,35 @@ use chatmesh::protocol::position::{Epoch, Position};
 use serde_json::Value;
 use tokio::time::Instant;
 
-/// One message and what came of it.
+/// A message and its state as the client knows it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Message {
     pub(crate) id: Option<String>,
     pub(crate) conversation: Option<String>,
-    /// What was asked, where this client was told.
+    /// The question, if this client has received it.
     pub(crate) question: Option<String>,
-    /// The text as it is shown: it grows, begins anew, and the terminal frame replaces it.
+    /// The text as it is shown: deltas extend it, a restart clears it, and the terminal frame
+    /// replaces it.
     pub(crate) text: String,
     pub(crate) attempt: u64,
-    /// Index of the next delta; `None` until the text has begun on this connection.
+    /// Index of the next delta; `None` before the text has begun on this connection.
     next: Option<u64>,
-    /// How often the text was thrown away.
+    /// How often the text was discarded.
     pub(crate) restarts: usize,
     pub(crate) deltas: usize,
     pub(crate) snapshots: usize,
-    /// `accepted` frames, and whether each had the content.
+    /// For each `accepted` frame, whether it had the content.
     pub(crate) accepted: Vec<bool>,
     pub(crate) terminal: Option<Value>,
-    /// When it came.
+    /// When the terminal frame arrived.
     pub(crate) ended_at: Option<Instant>,
-    /// Terminal frames that a resent `id` brought again.
-    pub(crate) repeated: usize,
+    /// Terminal frames that arrived again because the `id` was sent again.
+    pub(crate) repeated_outcomes: usize,
 }
 
 impl Message {
-    /// `type` of the terminal frame, where it came.
-    pub(crate) fn ended(&self) -> Option<&str> {
+    /// The `type` of the terminal frame.
+    pub(crate) fn outcome_type(&self) -> Option<&str> {
         self.terminal
             .as_ref()
             .and_then(|frame| frame["type"].as_str())
@@ -43,13 +44,13 @@ impl Message {
         !self.accepted.is_empty()
     }
 
-    /// Whether a text grows here now.
+    /// Whether the text of this message is being streamed now.
     pub(crate) fn is_growing(&self) -> bool {
         self.terminal.is_none() && self.next.is_some() && !self.text.is_empty()
     }
 }
 
-/// A text that the end of another call replaced: only where Redis lost its data.
+/// A text that the outcome of another model call replaced, which only a data loss of Redis allows.
 #[derive(Debug, Clone)]
 pub(crate) struct Replaced {
     pub(crate) message_id: String,
@@ -57,42 +58,42 @@ pub(crate) struct Replaced {
     pub(crate) at: Instant,
 }
 
-/// All messages of one device, over its connections.
+/// All messages of one client, over its connections.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Transcript {
     user: String,
     messages: BTreeMap<String, Message>,
-    /// `message_id`s by the clients' `id`s: a long run looks them up all the time.
+    /// The `message_id` of each `id`.
     by_id: BTreeMap<String, String>,
-    /// `message_id`s in the order of their terminal frames.
+    /// The `message_id`s in the order of their terminal frames.
     pub(crate) order: Vec<String>,
-    /// What to give as `since`.
+    /// The position to connect with.
     pub(crate) position: Option<String>,
-    /// When the server said that it can't replay, the first time included: what had ended by then is in
-    /// the history, and everything else is to be told.
+    /// When the server said that it can't replay, including the first connection. Outcomes from
+    /// before are in the history; every later one must be sent.
     pub(crate) reloaded: Vec<Instant>,
-    /// Live frames about what has ended: only where Redis lost its data.
-    pub(crate) strays: usize,
-    /// Redis may lose its data: then the model may be asked again for what has ended, and attempts are
-    /// numbered from 1 again. The end that comes then is the first one's.
-    pub(crate) redis_may_be_emptied: bool,
-    /// The partitions that it was told of. Where its user has moved and Redis was emptied, frames may come
-    /// once more (docs/reliability.md).
+    /// Number of live frames about messages that had ended, which only a data loss of Redis allows.
+    pub(crate) stray_frames: usize,
+    /// Redis may lose its data in this test. Then the model may be called again for a message that
+    /// has ended, and attempts begin at 1 again; the outcome must still be the first one.
+    pub(crate) redis_may_lose_data: bool,
+    /// The partitions of all positions received. If the user has moved and Redis was emptied,
+    /// frames may be sent a second time (docs/reliability.md).
     epochs: Vec<Epoch>,
-    /// The messages whose frames came so, and when.
-    pub(crate) told_after_move: Vec<(String, Instant)>,
+    /// The messages whose frames arrived a second time for that reason, and when.
+    pub(crate) repeated_after_move: Vec<(String, Instant)>,
     pub(crate) replaced: Vec<Replaced>,
-    /// `id`s that were ever sent, and how often again on this connection: so often their stored
-    /// terminal frame may come again.
-    ever_sent: BTreeSet<String>,
+    /// The `id`s sent so far, and how often each was sent again on this connection: the stored
+    /// terminal frame may arrive that often.
+    all_sent: BTreeSet<String>,
     resent: BTreeMap<String, usize>,
-    /// `id`s sent by this connection: their `accepted` has no content.
+    /// The `id`s sent on this connection, whose `accepted` has no content.
     sent: BTreeSet<String>,
-    /// The last frames, for the words of a failure.
+    /// The last frames, for the message of a failed check.
     recent: Vec<String>,
 }
 
-macro_rules! rule {
+macro_rules! check {
     ($self:expr, $frame:expr, $holds:expr, $($text:tt)+) => {
         assert!(
             $holds,
@@ -110,14 +111,14 @@ impl Transcript {
         }
     }
 
-    /// By the client's `id` or the `message_id`.
+    /// Finds a message by the client's `id` or the `message_id`.
     pub(crate) fn get(&self, id: &str) -> Option<&Message> {
         self.messages
             .get(id)
             .or_else(|| self.messages.get(self.by_id.get(id)?))
     }
 
-    /// How often the server said that it can't replay, the first time included.
+    /// How often the server said that it can't replay, including the first connection.
     pub(crate) fn reloads(&self) -> usize {
         self.reloaded.len()
     }
@@ -131,8 +132,8 @@ impl Transcript {
         self.messages.values()
     }
 
-    /// The clients' `id`s of a conversation in the order of the terminal frames.
-    pub(crate) fn order_of(&self, conversation: &str) -> Vec<String> {
+    /// The `id`s of a conversation's messages in the order of the terminal frames.
+    pub(crate) fn outcome_order(&self, conversation: &str) -> Vec<String> {
         self.order
             .iter()
             .map(|message_id| &self.messages[message_id])
@@ -141,19 +142,20 @@ impl Transcript {
             .collect()
     }
 
-    /// What is to be the same whatever happened on the way: by `id`, how it ended and the text.
-    pub(crate) fn ends(&self) -> BTreeMap<String, (String, String)> {
+    /// What must be the same whatever happened in between: by `id`, the type of the outcome and the
+    /// text.
+    pub(crate) fn outcomes(&self) -> BTreeMap<String, (String, String)> {
         self.messages
             .values()
             .filter_map(|message| {
-                let kind = message.ended()?.to_owned();
+                let kind = message.outcome_type()?.to_owned();
                 Some((message.id.clone()?, (kind, message.text.clone())))
             })
             .collect()
     }
 
-    /// A new connection: no text has begun on it.
-    pub(crate) fn connected(&mut self) {
+    /// Starts a new connection, on which no text has begun.
+    pub(crate) fn start_connection(&mut self) {
         self.recent.push("(connected)".into());
         self.resent.clear();
         self.sent.clear();
@@ -162,10 +164,10 @@ impl Transcript {
         }
     }
 
-    /// This connection sends a message.
-    pub(crate) fn sending(&mut self, id: &str) {
+    /// Records that this connection sends a message.
+    pub(crate) fn record_sent(&mut self, id: &str) {
         self.sent.insert(id.to_owned());
-        if !self.ever_sent.insert(id.to_owned()) || self.get(id).is_some() {
+        if !self.all_sent.insert(id.to_owned()) || self.get(id).is_some() {
             *self.resent.entry(id.to_owned()).or_default() += 1;
         }
     }
@@ -178,12 +180,12 @@ impl Transcript {
         }
     }
 
-    /// Takes a frame, and fails where it breaks the protocol.
-    pub(crate) fn take(&mut self, frame: &Value) {
+    /// Checks a frame and applies it to the transcript. Panics if the frame breaks the protocol.
+    pub(crate) fn apply(&mut self, frame: &Value) {
         let kind = frame["type"].as_str().unwrap_or("").to_owned();
         if kind != "pong" {
             let named = frame["userid"].as_str();
-            rule!(
+            check!(
                 self,
                 frame,
                 named == Some(&self.user),
@@ -191,7 +193,7 @@ impl Transcript {
             );
         }
         for field in ["n", "n_id", "origin"] {
-            rule!(
+            check!(
                 self,
                 frame,
                 frame.get(field).is_none(),
@@ -199,15 +201,15 @@ impl Transcript {
             );
         }
         match kind.as_str() {
-            "welcome" => self.welcome(frame),
-            "accepted" | "delta" | "snapshot" | "restarted" => self.live(&kind, frame),
-            "response" | "cancelled" => self.terminal(frame),
-            "error" if frame["message_id"].is_string() => self.terminal(frame),
+            "welcome" => self.apply_welcome(frame),
+            "accepted" | "delta" | "snapshot" | "restarted" => self.apply_live(&kind, frame),
+            "response" | "cancelled" => self.apply_terminal(frame),
+            "error" if frame["message_id"].is_string() => self.apply_terminal(frame),
             "error" => {
                 for field in ["code", "message"] {
-                    rule!(self, frame, frame[field].is_string(), "{field} is missing");
+                    check!(self, frame, frame[field].is_string(), "{field} is missing");
                 }
-                rule!(
+                check!(
                     self,
                     frame,
                     frame["retryable"].is_boolean(),
@@ -217,16 +219,16 @@ impl Transcript {
             "cancel_result" => {
                 let result = frame["result"].as_str().unwrap_or("");
                 let known = ["cancelling", "already_done", "unknown"].contains(&result);
-                rule!(self, frame, known, "an unknown result");
+                check!(self, frame, known, "an unknown result");
             }
             "closing" => {
-                rule!(
+                check!(
                     self,
                     frame,
                     frame["reason"].is_string(),
                     "reason is missing"
                 );
-                rule!(
+                check!(
                     self,
                     frame,
                     frame["retry_after_ms"].is_u64(),
@@ -234,26 +236,26 @@ impl Transcript {
                 );
             }
             "pong" => {}
-            _ => rule!(self, frame, false, "an unknown type"),
+            _ => check!(self, frame, false, "an unknown type"),
         }
         self.note(frame);
     }
 
-    fn welcome(&mut self, frame: &Value) {
-        rule!(
+    fn apply_welcome(&mut self, frame: &Value) {
+        check!(
             self,
             frame,
             frame["server_id"].is_string(),
             "server_id is missing"
         );
-        rule!(
+        check!(
             self,
             frame,
             frame["heartbeat_ms"].is_u64(),
             "heartbeat_ms is missing"
         );
         for field in ["max_content_chars", "max_frame_bytes", "max_pending"] {
-            rule!(
+            check!(
                 self,
                 frame,
                 frame["limits"][field].is_u64(),
@@ -261,11 +263,11 @@ impl Transcript {
             );
         }
         let position = frame["position"].as_str();
-        rule!(self, frame, position.is_some(), "position is missing");
+        check!(self, frame, position.is_some(), "position is missing");
         match frame["recovered"].as_bool() {
             Some(true) => {
                 let same = position == self.position.as_deref();
-                rule!(
+                check!(
                     self,
                     frame,
                     same,
@@ -279,16 +281,16 @@ impl Transcript {
                     message.next = None;
                 }
             }
-            None => rule!(self, frame, false, "recovered is missing"),
+            None => check!(self, frame, false, "recovered is missing"),
         }
         self.position = position.map(str::to_owned);
         let parsed: Option<Position> = position.and_then(|position| position.parse().ok());
         self.note_epoch(parsed.as_ref());
         let pending = frame["pending"].as_array().cloned();
-        rule!(self, frame, pending.is_some(), "pending is missing");
+        check!(self, frame, pending.is_some(), "pending is missing");
         for entry in pending.unwrap_or_default() {
             for field in ["message_id", "conversation_id", "content"] {
-                rule!(
+                check!(
                     self,
                     frame,
                     entry[field].is_string(),
@@ -300,20 +302,20 @@ impl Transcript {
         }
     }
 
-    /// The message of a frame, with what the frame says of it.
+    /// The message of a frame, created or updated with the frame's ids.
     fn entry(&mut self, frame: &Value) -> &mut Message {
         let message_id = frame["message_id"].as_str().map(str::to_owned);
-        rule!(self, frame, message_id.is_some(), "message_id is missing");
+        check!(self, frame, message_id.is_some(), "message_id is missing");
         let message_id = message_id.unwrap_or_default();
         let id = frame["id"].as_str();
         let conversation = frame["conversation_id"].as_str();
         if let Some(known) = self.messages.get(&message_id) {
             let same = known.id.is_none() || known.id.as_deref() == id;
-            rule!(self, frame, same, "the id is missing or another");
+            check!(self, frame, same, "the id is missing or another");
             let same = known.conversation.is_none()
                 || conversation.is_none()
                 || known.conversation.as_deref() == conversation;
-            rule!(self, frame, same, "another conversation");
+            check!(self, frame, same, "another conversation");
         }
         if let Some(id) = id {
             let known = self.by_id.entry(id.to_owned());
@@ -326,20 +328,20 @@ impl Transcript {
         message
     }
 
-    fn live(&mut self, kind: &str, frame: &Value) {
+    fn apply_live(&mut self, kind: &str, frame: &Value) {
         let before = self.entry(frame);
         let (next, written, ended) = (before.next, before.attempt, before.terminal.is_some());
         let id = before.id.clone();
         let sent = id.is_some_and(|id| self.sent.contains(&id));
         if kind == "accepted" {
             let content = frame["content"].as_str().map(str::to_owned);
-            rule!(
+            check!(
                 self,
                 frame,
                 content.is_some() || sent,
                 "accepted without the content"
             );
-            rule!(
+            check!(
                 self,
                 frame,
                 frame["conversation_id"].is_string(),
@@ -351,10 +353,10 @@ impl Transcript {
             return;
         }
         let attempt = frame["attempt"].as_u64();
-        rule!(self, frame, attempt.is_some(), "attempt is missing");
+        check!(self, frame, attempt.is_some(), "attempt is missing");
         let attempt = attempt.unwrap_or_default();
         if ended {
-            self.strays += 1;
+            self.stray_frames += 1;
             return;
         }
         if kind == "restarted" {
@@ -367,9 +369,9 @@ impl Transcript {
         }
         let index = frame["index"].as_u64();
         let content = frame["content"].as_str().map(str::to_owned);
-        rule!(self, frame, index.is_some(), "index is missing");
-        rule!(self, frame, content.is_some(), "content is missing");
-        rule!(
+        check!(self, frame, index.is_some(), "index is missing");
+        check!(self, frame, content.is_some(), "content is missing");
+        check!(
             self,
             frame,
             frame["conversation_id"].is_string(),
@@ -377,8 +379,8 @@ impl Transcript {
         );
         let (index, content) = (index.unwrap_or_default(), content.unwrap_or_default());
         if kind == "delta" && index > 0 {
-            rule!(self, frame, next == Some(index), "a gap: {next:?} was next");
-            rule!(
+            check!(self, frame, next == Some(index), "a gap: {next:?} was next");
+            check!(
                 self,
                 frame,
                 written == attempt,
@@ -401,37 +403,38 @@ impl Transcript {
         }
     }
 
-    fn terminal(&mut self, frame: &Value) {
+    fn apply_terminal(&mut self, frame: &Value) {
         let before = self.entry(frame).clone();
         if let Some(first) = &before.terminal {
             let id = before.id.clone().unwrap_or_default();
             let again = self.resent.get(&id).copied().unwrap_or_default();
-            rule!(
+            check!(
                 self,
                 frame,
-                again > 0 || self.may_be_told_again(),
+                again > 0 || self.may_repeat_frames(),
                 "a second terminal frame; the first was {first}"
             );
             if again > 0 {
                 self.resent.insert(id, again - 1);
             } else {
                 let id = frame["message_id"].as_str().unwrap_or_default();
-                self.told_after_move.push((id.to_owned(), Instant::now()));
-                self.advance(frame);
+                self.repeated_after_move
+                    .push((id.to_owned(), Instant::now()));
+                self.advance_position(frame);
             }
-            // A worker that finds its message ended produces the end again: of the two records the filling
-            // of an emptied Redis may reach back to the second only.
-            rule!(
+            // A worker that finds its message ended produces the outcome again. A rebuild of Redis
+            // may reach back only to the second of these records.
+            check!(
                 self,
                 frame,
                 frame == first
                     || (again == 0 && without_position(frame) == without_position(first)),
                 "another terminal frame than {first}"
             );
-            self.entry(frame).repeated += 1;
+            self.entry(frame).repeated_outcomes += 1;
             return;
         }
-        rule!(
+        check!(
             self,
             frame,
             frame["conversation_id"].is_string(),
@@ -439,27 +442,27 @@ impl Transcript {
         );
         let kind = frame["type"].as_str().unwrap_or_default();
         if kind == "error" {
-            rule!(self, frame, frame["code"].is_string(), "code is missing");
-            rule!(
+            check!(self, frame, frame["code"].is_string(), "code is missing");
+            check!(
                 self,
                 frame,
                 frame["message"].is_string(),
                 "message is missing"
             );
-            rule!(
+            check!(
                 self,
                 frame,
                 frame["retryable"].is_boolean(),
                 "retryable is missing"
             );
-            rule!(
+            check!(
                 self,
                 frame,
                 frame["code"] != "cancelled",
                 "cancelled is a type of its own"
             );
         } else {
-            rule!(
+            check!(
                 self,
                 frame,
                 frame["content"].is_string(),
@@ -468,22 +471,22 @@ impl Transcript {
         }
         if kind == "response" {
             for field in ["timestamp", "correlation_id", "finish_reason", "model"] {
-                rule!(self, frame, frame[field].is_string(), "{field} is missing");
+                check!(self, frame, frame[field].is_string(), "{field} is missing");
             }
             for field in ["processing_time_ms", "attempt"] {
-                rule!(self, frame, frame[field].is_u64(), "{field} is missing");
+                check!(self, frame, frame[field].is_u64(), "{field} is missing");
             }
-            // Nothing where the model did not say it within a second of the end.
+            // The model may not have reported it within a second of the end.
             let usage = &frame["usage"];
-            let told = usage.is_object() || usage.is_null();
-            rule!(self, frame, told, "usage is no object");
+            let is_valid = usage.is_object() || usage.is_null();
+            check!(self, frame, is_valid, "usage is no object");
         }
         let content = frame["content"].as_str().unwrap_or_default().to_owned();
         let same = frame["attempt"].as_u64() == Some(before.attempt);
         if kind == "response" && before.next.is_some() && same {
             let grown = content.starts_with(&before.text);
-            let may_be = grown || self.redis_may_be_emptied;
-            rule!(self, frame, may_be, "the text so far was {:?}", before.text);
+            let may_be = grown || self.redis_may_lose_data;
+            check!(self, frame, may_be, "the text so far was {:?}", before.text);
             if !grown {
                 let id = frame["message_id"].as_str().unwrap_or_default();
                 self.replaced.push(Replaced {
@@ -493,7 +496,7 @@ impl Transcript {
                 });
             }
         }
-        self.advance(frame);
+        self.advance_position(frame);
         let message_id = frame["message_id"].as_str().unwrap_or_default().to_owned();
         self.order.push(message_id);
         let message = self.entry(frame);
@@ -503,9 +506,10 @@ impl Transcript {
         message.ended_at = Some(Instant::now());
     }
 
-    /// Its user has moved to another partition, and Redis may have been emptied since.
-    pub(crate) fn may_be_told_again(&self) -> bool {
-        self.redis_may_be_emptied && self.epochs.len() > 1
+    /// Whether frames may be sent a second time: the user has moved to another partition, and Redis
+    /// may have been emptied since.
+    pub(crate) fn may_repeat_frames(&self) -> bool {
+        self.redis_may_lose_data && self.epochs.len() > 1
     }
 
     fn note_epoch(&mut self, position: Option<&Position>) {
@@ -517,28 +521,36 @@ impl Transcript {
         }
     }
 
-    /// Positions only grow within their epoch.
-    fn advance(&mut self, frame: &Value) {
+    /// Checks that positions only grow within their epoch, and keeps the new one.
+    fn advance_position(&mut self, frame: &Value) {
         let text = frame["position"].as_str();
-        rule!(self, frame, text.is_some(), "position is missing");
+        check!(self, frame, text.is_some(), "position is missing");
         let text = text.unwrap_or_default();
         let parsed: Option<Position> = text.parse().ok();
-        rule!(
+        check!(
             self,
             frame,
             parsed.is_some(),
-            "a position that nobody can give back"
+            "a position that a client can not send back"
         );
         self.note_epoch(parsed.as_ref());
-        let had: Option<Position> = self.position.as_deref().and_then(|had| had.parse().ok());
-        if let (Some(new), Some(had)) = (parsed, had)
-            && new.epoch == had.epoch
-            && new.offset <= had.offset
+        let current: Option<Position> = self
+            .position
+            .as_deref()
+            .and_then(|position| position.parse().ok());
+        if let (Some(new), Some(current)) = (parsed, current)
+            && new.epoch == current.epoch
+            && new.offset <= current.offset
         {
-            // Who asks for an old one again gets it, and has its position still.
+            // A client that requests an old outcome again receives it and keeps its position.
             let id = frame["id"].as_str().unwrap_or_default();
-            let asked = self.sent.contains(id);
-            rule!(self, frame, asked, "at or below the position {had:?}");
+            let was_requested = self.sent.contains(id);
+            check!(
+                self,
+                frame,
+                was_requested,
+                "at or below the position {current:?}"
+            );
             return;
         }
         self.position = Some(text.to_owned());

@@ -1,23 +1,24 @@
-//! A breadth-first search through everything that can happen within bounds.
+//! A breadth-first search through all states that the model can reach within its bounds.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::time::{Duration, Instant};
 
-use crate::world::{Bounds, Step, World};
+use crate::model::{Model, SearchBounds, Step};
 
-/// Fast, and the same in every run; the search has nothing to fear from chosen keys.
+/// A fast hash function that is the same in every run. It needs no protection against chosen keys.
 #[derive(Default)]
-struct Fold(u64);
+struct FoldHasher(u64);
 
-impl Fold {
+impl FoldHasher {
     fn fold(&mut self, value: u64) {
         let mixed = (self.0 ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         self.0 = mixed ^ (mixed >> 29);
     }
 }
 
-impl Hasher for Fold {
+impl Hasher for FoldHasher {
     fn finish(&self) -> u64 {
         let mixed = self.0.wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed ^ (mixed >> 32)
@@ -52,89 +53,91 @@ impl Hasher for Fold {
     }
 }
 
-fn hash(world: &World) -> u64 {
-    let mut fold = Fold::default();
-    world.hash(&mut fold);
-    fold.finish()
+fn hash(model: &Model) -> u64 {
+    let mut hasher = FoldHasher::default();
+    model.hash(&mut hasher);
+    hasher.finish()
 }
 
-/// What a search saw.
+/// The result of a search.
 #[derive(Debug)]
-pub(crate) struct Report {
+pub(crate) struct SearchReport {
     pub(crate) states: usize,
     pub(crate) steps: usize,
-    pub(crate) rests: usize,
+    /// States in which no step is possible without a fault.
+    pub(crate) final_states: usize,
     pub(crate) depth: usize,
-    pub(crate) time: Duration,
-    /// What went wrong first, and how it came to that.
+    pub(crate) duration: Duration,
+    /// The first violation, and the shortest trace that leads to it.
     pub(crate) violation: Option<(String, Vec<Step>)>,
 }
 
-type Parents = HashMap<u64, (u64, Step), BuildHasherDefault<Fold>>;
+/// For each state its parent and the step between them.
+type Parents = HashMap<u64, (u64, Step), BuildHasherDefault<FoldHasher>>;
 
-/// Goes through all states that can be reached.
-pub(crate) fn explore(bounds: &Bounds) -> Report {
-    let begun = Instant::now();
-    let mut first = World::new(bounds);
-    for step in bounds.after {
-        first.apply(*step).expect("a good beginning");
+/// Visits all reachable states, up to the first violation.
+pub(crate) fn search(bounds: &SearchBounds) -> SearchReport {
+    let started = Instant::now();
+    let mut first = Model::new(bounds);
+    for step in bounds.prefix {
+        first.apply(*step).expect("a prefix without a violation");
     }
     let root = hash(&first);
     let mut parents = Parents::default();
     parents.insert(root, (root, Step::Connect));
     let mut level = vec![(root, first)];
-    let mut report = Report {
+    let mut report = SearchReport {
         states: 1,
         steps: 0,
-        rests: 0,
+        final_states: 0,
         depth: 0,
-        time: Duration::ZERO,
+        duration: Duration::ZERO,
         violation: None,
     };
     let mut steps = Vec::new();
     while !level.is_empty() && report.violation.is_none() {
         report.depth += 1;
-        let mut next = Vec::new();
-        'level: for (id, world) in level {
-            world.steps(&mut steps);
+        let mut next_level = Vec::new();
+        'level: for (id, model) in level {
+            model.steps(&mut steps);
             if steps.is_empty() {
-                report.rests += 1;
-                if let Err(violation) = world.check_rest() {
-                    report.violation = Some((violation, path(&parents, root, id)));
+                report.final_states += 1;
+                if let Err(violation) = model.check_final_state() {
+                    report.violation = Some((violation, trace_to(&parents, root, id)));
                     break 'level;
                 }
             }
-            world.faults(&mut steps);
+            model.fault_steps(&mut steps);
             for step in &steps {
                 report.steps += 1;
-                let mut after = world.clone();
-                if let Err(violation) = after.apply(*step) {
-                    let mut trace = path(&parents, root, id);
+                let mut next = model.clone();
+                if let Err(violation) = next.apply(*step) {
+                    let mut trace = trace_to(&parents, root, id);
                     trace.push(*step);
                     report.violation = Some((violation, trace));
                     break 'level;
                 }
-                let after_id = hash(&after);
-                if let std::collections::hash_map::Entry::Vacant(entry) = parents.entry(after_id) {
+                let next_id = hash(&next);
+                if let Entry::Vacant(entry) = parents.entry(next_id) {
                     entry.insert((id, *step));
                     report.states += 1;
-                    next.push((after_id, after));
+                    next_level.push((next_id, next));
                 }
             }
         }
-        level = next;
+        level = next_level;
     }
-    report.time = begun.elapsed();
+    report.duration = started.elapsed();
     report
 }
 
-fn path(parents: &Parents, root: u64, mut id: u64) -> Vec<Step> {
-    let mut path = Vec::new();
+fn trace_to(parents: &Parents, root: u64, mut id: u64) -> Vec<Step> {
+    let mut trace = Vec::new();
     while id != root {
         let (parent, step) = parents[&id];
-        path.push(step);
+        trace.push(step);
         id = parent;
     }
-    path.reverse();
-    path
+    trace.reverse();
+    trace
 }

@@ -1,28 +1,40 @@
 //! The fan-outs under test.
 
-use chatmesh::config::bounds::Bounds;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
-use super::*;
+use async_trait::async_trait;
+use chatmesh::fanout::embedded::EmbeddedFanout;
+use chatmesh::fanout::redis::RedisFanout;
+use chatmesh::fanout::{Channel, Fanout, Feed, FeedEvent, Feeds as _};
+use chatmesh::protocol::ids::UserId;
+use chatmesh::store::Store;
+use fred::clients::Client;
+use fred::interfaces::LuaInterface;
+use tokio::sync::mpsc;
 
-pub(super) struct Embedded {
+use super::{bounds, user};
+
+/// A fan-out under test, with one user of its own.
+#[async_trait]
+pub(super) trait FanoutUnderTest {
+    fn fanout(&self) -> Arc<dyn Fanout>;
+    async fn advance_time(&mut self, ms: u16);
+    async fn lose_data(&mut self);
+    /// Returns false where the state does not depend on this process.
+    async fn restart(&mut self) -> bool;
+    /// The frames published since the last call, or `None` where they can't be observed in order.
+    fn published(&mut self) -> Option<Vec<(Channel, serde_json::Value)>>;
+}
+
+pub(super) struct EmbeddedUnderTest {
     store: Store,
     clock: Arc<AtomicI64>,
     fanout: Arc<EmbeddedFanout>,
     feed: Option<(Arc<dyn Feed>, mpsc::Receiver<FeedEvent>)>,
 }
 
-pub(super) fn bounds() -> Bounds {
-    Bounds {
-        mailbox_frames: FRAMES,
-        ..Bounds::default()
-    }
-}
-
-pub(super) fn user(name: &str) -> UserId {
-    UserId::parse(name).unwrap()
-}
-
-impl Embedded {
+impl EmbeddedUnderTest {
     pub(super) async fn new() -> Self {
         let clock = Arc::new(AtomicI64::new(1_800_000_000_000));
         let store = Store::in_memory();
@@ -53,16 +65,16 @@ impl Embedded {
 }
 
 #[async_trait]
-impl Subjected for Embedded {
+impl FanoutUnderTest for EmbeddedUnderTest {
     fn fanout(&self) -> Arc<dyn Fanout> {
         Arc::clone(&self.fanout) as _
     }
 
-    async fn pass(&mut self, ms: u16) {
+    async fn advance_time(&mut self, ms: u16) {
         self.clock.fetch_add(i64::from(ms), Ordering::Relaxed);
     }
 
-    async fn empty(&mut self) {
+    async fn lose_data(&mut self) {
         self.store = Store::in_memory();
         self.restart().await;
     }
@@ -81,7 +93,7 @@ impl Subjected for Embedded {
                 channel, payload, ..
             } = event
             else {
-                panic!("a gap")
+                panic!("a gap in the embedded feed")
             };
             frames.push((channel, serde_json::from_slice(&payload).unwrap()));
         }
@@ -89,15 +101,15 @@ impl Subjected for Embedded {
     }
 }
 
-pub(super) struct Redis {
+pub(super) struct RedisUnderTest {
     pub(super) fanout: Arc<RedisFanout>,
     pub(super) admin: Client,
     pub(super) user: UserId,
 }
 
-impl Redis {
-    /// All keys of the user whose names end so.
-    async fn on_keys(&self, body: &str) {
+impl RedisUnderTest {
+    /// Runs Lua code for each `key` of the user.
+    async fn for_each_key(&self, body: &str) {
         let tag = format!("{{user:{}}}", self.user);
         let script =
             format!("for _, key in ipairs(redis.call('KEYS', KEYS[1] .. ':*')) do {body} end");
@@ -107,24 +119,28 @@ impl Redis {
             .await
             .unwrap();
     }
+
+    pub(super) async fn delete_keys(&self) {
+        self.for_each_key("redis.call('DEL', key)").await;
+    }
 }
 
 #[async_trait]
-impl Subjected for Redis {
+impl FanoutUnderTest for RedisUnderTest {
     fn fanout(&self) -> Arc<dyn Fanout> {
         Arc::clone(&self.fanout) as _
     }
 
-    /// Redis has a clock of its own, so the leases move instead.
-    async fn pass(&mut self, ms: u16) {
-        self.on_keys(&format!(
+    /// Moves the leases into the past, because Redis has a clock of its own.
+    async fn advance_time(&mut self, ms: u16) {
+        self.for_each_key(&format!(
             "if string.find(key, ':1:a:', 1, true) then redis.call('HINCRBY', key, 'until', -{ms}) end"
         ))
         .await;
     }
 
-    async fn empty(&mut self) {
-        self.on_keys("redis.call('DEL', key)").await;
+    async fn lose_data(&mut self) {
+        self.delete_keys().await;
     }
 
     async fn restart(&mut self) -> bool {

@@ -121,7 +121,7 @@ fn batch(number: u8) -> Batch {
 }
 
 #[test]
-fn a_journal_that_is_cut_anywhere_has_whole_batches_and_all_before_the_cut() {
+fn journal_cut_anywhere_keeps_every_complete_batch_before_the_cut() {
     let begun = Instant::now();
     let dir = TempDir::new().unwrap();
     let mut points = Vec::new();
@@ -230,7 +230,7 @@ async fn read(log: &EmbeddedLog, expected: usize) -> Vec<(i64, String)> {
 }
 
 #[tokio::test]
-async fn a_log_that_is_cut_anywhere_has_every_acknowledged_record_once_and_in_order() {
+async fn log_cut_anywhere_keeps_every_acknowledged_record_once_and_in_order() {
     let begun = Instant::now();
     let dir = TempDir::new().unwrap();
     let log = open_log(dir.path());
@@ -274,7 +274,7 @@ async fn a_log_that_is_cut_anywhere_has_every_acknowledged_record_once_and_in_or
 /// end that is there. The engine refuses to open such a journal, or leaves the batch out; it never
 /// reads half of it.
 #[test]
-fn a_hole_in_the_last_batch_is_never_read_as_data() {
+fn hole_in_the_last_batch_is_never_read_as_data() {
     let dir = TempDir::new().unwrap();
     let store = Store::open(dir.path(), 0).unwrap();
     let journal = journal(dir.path());

@@ -1,0 +1,107 @@
+//! The mailbox of one user: the last terminal frames, and which positions can be served from it.
+
+use super::{Message, Offset, Outcome, Position, partition_of};
+
+/// Number of other partitions whose last delivered offset a mailbox remembers.
+const MAX_OTHER_PARTITIONS: usize = 16;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Mailbox {
+    pub(crate) id: u8,
+    /// Created by a `read` and never trimmed, so the empty mailbox's position can be served.
+    pub(crate) serves_empty_position: bool,
+    /// The mailbox has every frame after this offset.
+    pub(crate) floor: Offset,
+    /// The offset of the last frame, also if the frame was trimmed or not stored.
+    pub(crate) last: Option<Offset>,
+    pub(crate) frames: Vec<(Offset, Message, Outcome)>,
+    /// The last offsets in the partitions that the user's records were in before, latest first.
+    pub(crate) last_elsewhere: Vec<Offset>,
+    /// A rewind moved the mailbox to its partition and no new record has followed, so no position
+    /// can be served.
+    pub(crate) was_moved_by_rewind: bool,
+    /// No position below this offset can be served.
+    pub(crate) serves_from: Offset,
+    /// The last frame that a rewind delivered.
+    pub(crate) rebuilt: Option<Offset>,
+}
+
+impl Mailbox {
+    pub(super) fn new(id: u8, serves_empty_position: bool, floor: Offset) -> Self {
+        Self {
+            id,
+            serves_empty_position,
+            floor,
+            last: None,
+            frames: Vec::new(),
+            last_elsewhere: Vec::new(),
+            was_moved_by_rewind: false,
+            serves_from: 0,
+            rebuilt: None,
+        }
+    }
+
+    /// The last offset in the partition of `offset`.
+    pub(super) fn last_beside(&self, offset: Offset) -> Option<Offset> {
+        let mut lasts = self.last.iter().chain(&self.last_elsewhere).copied();
+        lasts.find(|last| partition_of(*last) == partition_of(offset))
+    }
+
+    /// The mailbox that replaces this one when the user's records move to another partition.
+    pub(super) fn moved(&self, id: u8, to: Offset, by_rewind: bool) -> Self {
+        let lasts = self.last.iter().chain(&self.last_elsewhere).copied();
+        let other = |last: &Offset| partition_of(*last) != partition_of(to);
+        Self {
+            last_elsewhere: lasts.filter(other).take(MAX_OTHER_PARTITIONS).collect(),
+            was_moved_by_rewind: by_rewind,
+            ..Self::new(id, false, to)
+        }
+    }
+
+    /// Prepares for a record at `offset`: creates or moves the mailbox where needed. `new_id` is
+    /// called only then.
+    pub(super) fn prepare(
+        mailbox: &mut Option<Self>,
+        offset: Offset,
+        rewind: bool,
+        new_id: impl FnOnce() -> u8,
+    ) -> &mut Self {
+        let elsewhere = |last: Offset| partition_of(last) != partition_of(offset);
+        match mailbox {
+            Some(current) if !current.last.is_some_and(elsewhere) => {
+                if current.was_moved_by_rewind && !rewind {
+                    current.was_moved_by_rewind = false;
+                    current.serves_from = offset;
+                }
+            }
+            Some(current) => *current = current.moved(new_id(), offset, rewind),
+            None => *mailbox = Some(Self::new(new_id(), false, offset)),
+        }
+        mailbox.as_mut().unwrap()
+    }
+
+    /// The offset after which the frames for `position` begin (-1 for all), or `None` if the mailbox
+    /// can't serve that position.
+    pub(super) fn start_for(&self, position: Option<Position>) -> Option<i16> {
+        match position? {
+            Position::Empty(id) => (self.serves_empty_position && self.id == id).then_some(-1),
+            Position::At(offset) => {
+                let last = self.last?;
+                let first = self.floor.max(self.serves_from);
+                let can_serve = !self.was_moved_by_rewind
+                    && partition_of(last) == partition_of(offset)
+                    && (first..=last).contains(&offset);
+                can_serve.then_some(i16::from(offset))
+            }
+        }
+    }
+
+    /// Appends a frame and trims the mailbox to its capacity.
+    pub(super) fn push(&mut self, frame: (Offset, Message, Outcome), capacity: usize) {
+        self.frames.push(frame);
+        while self.frames.len() > capacity {
+            self.floor = self.frames.remove(0).0;
+            self.serves_empty_position = false;
+        }
+    }
+}
