@@ -5,11 +5,11 @@
 
 use std::time::Duration;
 
+use chatmesh::config::bounds::Bounds;
 use chatmesh::config::settings::{
     AuthMode, ConnectionLimits, EmbeddedSettings, GatewaySettings, KafkaSettings, RedisSettings,
     TokenEndpoint,
 };
-use chatmesh::config::bounds::Bounds;
 
 /// An embedded log and fan-out, in memory unless the test opens a store with a folder.
 pub(crate) fn embedded_settings(partitions: i32) -> EmbeddedSettings {

@@ -207,7 +207,12 @@ async fn assert_missed_nothing(stack: &Stack, load: Vec<JoinHandle<(V1Client, us
         reconnected += closed;
         for id in IDS {
             let message = v1_client.message(id);
-            assert_eq!(message.outcome_type(), Some("response"), "{}", v1_client.user);
+            assert_eq!(
+                message.outcome_type(),
+                Some("response"),
+                "{}",
+                v1_client.user
+            );
             assert_eq!(
                 message.text,
                 format!("answer to load {n} {id} in some words")

@@ -287,7 +287,10 @@ fn s8_resent_message_ends_once() {
     send(&mut model, 0);
     begin_record(&mut model, 0, 0);
     apply(&mut model, &[Worker(0, 0); 3]);
-    assert_eq!(model.shared.clone().admit(0), AdmissionDecision::OutcomeStored);
+    assert_eq!(
+        model.shared.clone().admit(0),
+        AdmissionDecision::OutcomeStored
+    );
     apply(&mut model, &[Step::Fault(Resend, 0), Step::Gateway(1)]);
     assert_eq!(run_to_end(model).messages.len(), 1);
     // The outcome was delivered, and the live frame has not arrived yet.

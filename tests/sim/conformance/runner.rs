@@ -158,7 +158,11 @@ impl<'a> Runner<'a> {
         };
         Ok(match call {
             Call::Admit(message) => {
-                match fanout.admit(&self.message_ref(message), "?").await?.decision {
+                match fanout
+                    .admit(&self.message_ref(message), "?")
+                    .await?
+                    .decision
+                {
                     real::AdmissionDecision::New => "new".into(),
                     real::AdmissionDecision::OutcomeStored => "kept".into(),
                     real::AdmissionDecision::Delivered(frame, at) => {
@@ -184,7 +188,11 @@ impl<'a> Runner<'a> {
                 match fanout.begin(request).await? {
                     real::BeginResponse::Ended(outcome) => outcome_text(outcome),
                     real::BeginResponse::Busy(_) => "busy".into(),
-                    real::BeginResponse::Attempt { number, delivery_count, .. } => {
+                    real::BeginResponse::Attempt {
+                        number,
+                        delivery_count,
+                        ..
+                    } => {
                         format!("attempt {number}, delivery {delivery_count}")
                     }
                 }
@@ -210,9 +218,8 @@ impl<'a> Runner<'a> {
                     cancelled_outcome: Self::new_outcome(message, CANCELLED).into(),
                 };
                 match fanout.keep(request).await? {
-                    real::KeepResponse::Outcome(outcome) | real::KeepResponse::Appended(outcome, _) => {
-                        outcome_text(outcome)
-                    }
+                    real::KeepResponse::Outcome(outcome)
+                    | real::KeepResponse::Appended(outcome, _) => outcome_text(outcome),
                     real::KeepResponse::Fenced => "fenced".into(),
                 }
             }
