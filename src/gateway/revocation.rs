@@ -89,11 +89,12 @@ impl Revocations {
         let Some(connections) = self.connections.get(user) else {
             return;
         };
-        for connection in connections.iter() {
-            if connection.granted_ms <= revoked_at_ms {
-                let outbound = connection.client.outbound();
-                outbound.close(CloseReason::Unauthorized);
-            }
+        let revoked = connections
+            .iter()
+            .filter(|connection| connection.granted_ms <= revoked_at_ms);
+        for connection in revoked {
+            let outbound = connection.client.outbound();
+            outbound.close(CloseReason::Unauthorized);
         }
     }
 
