@@ -49,8 +49,8 @@ export interface ChatMeshOptions {
   /** A token, or a function that the client calls whenever it needs one. */
   token: string | ((why: TokenReason) => Token | Promise<Token>);
   /**
-   * The gateway's absolute address, http(s) or ws(s); in a browser the address of the page by default.
-   * The constructor throws `invalid_url` for anything else.
+   * The gateway's absolute address, http(s) or ws(s); in a browser the address of the page by
+   * default. The constructor throws `invalid_url` for anything else.
    */
   url?: string | URL;
   /** Resumes from this position; see ChatMesh.position. */
@@ -64,8 +64,8 @@ export interface ChatMeshOptions {
 }
 
 /**
- * idle: not connected yet. connecting. open. waiting: reconnects automatically, in `retryInMs`. closed:
- * does not reconnect; `error` is the reason.
+ * idle: not connected yet. connecting. open. waiting: reconnects automatically, in `retryInMs`.
+ * closed: does not reconnect; `error` is the reason.
  */
 export interface ConnectionState {
   readonly state: 'idle' | 'connecting' | 'open' | 'waiting' | 'closed';
@@ -160,9 +160,13 @@ export interface MessagePage {
 export interface Events {
   /** The connection's state has changed. */
   state: ConnectionState;
-  /** A message that this client did not send: from another device, or from before this connection. */
+  /**
+   * A message that this client did not send: from another device, or from before this connection.
+   */
   message: Answer;
-  /** The server has accepted the message durably; `question` is now known for other devices, too. */
+  /**
+   * The server has accepted the message durably; `question` is now known for other devices, too.
+   */
   accepted: Answer;
   /** A message was answered, cancelled or failed: see its `state`. */
   end: Answer;

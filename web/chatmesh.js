@@ -1,9 +1,9 @@
 /**
  * The chatmesh client: one file without dependencies, for browsers and for Node 22 or newer.
  *
- * The client keeps one WebSocket connection with the subprotocol `chatmesh.v1`. It reconnects, resumes
- * from its position, resends unaccepted messages with the same id and in the same order, and streams
- * each answer. Types are in chatmesh.d.ts, a guide is in README.md.
+ * The client keeps one WebSocket connection with the subprotocol `chatmesh.v1`. It reconnects,
+ * resumes from its position, resends unaccepted messages with the same id and in the same order,
+ * and streams each answer. Types are in chatmesh.d.ts, a guide is in README.md.
  */
 
 export const SUBPROTOCOL = 'chatmesh.v1';
@@ -105,7 +105,9 @@ export class Answer {
     this.text = '';
     this.attempt = 0;
     this.error = null;
-    /** Resolves when the message is answered or cancelled, rejects with a ChatError when it fails. */
+    /**
+     * Resolves when the message is answered or cancelled, rejects with a ChatError when it fails.
+     */
     this.result = new Promise((resolve, reject) => {
       this.#settle = { resolve, reject };
     });
@@ -242,7 +244,9 @@ export class ChatMesh {
     return this.#position;
   }
 
-  /** The server's limits: max_content_chars, max_frame_bytes, max_pending; null before `welcome`. */
+  /**
+   * The server's limits: max_content_chars, max_frame_bytes, max_pending; null before `welcome`.
+   */
   get limits() {
     return this.#limits;
   }
@@ -275,8 +279,9 @@ export class ChatMesh {
   // --- Messages -------------------------------------------------------------------------------
 
   /**
-   * Queues a message and returns its Answer at once. The message is sent when there is a connection,
-   * and resent until it is accepted. A repeated `id` is the same message and is answered once.
+   * Queues a message and returns its Answer at once. The message is sent when there is a
+   * connection, and resent until it is accepted. A repeated `id` is the same message and is
+   * answered once.
    */
   send(question, { conversationId = 'default', id, interrupt = false } = {}) {
     if (typeof question !== 'string' || question.trim() === '') {
@@ -518,7 +523,8 @@ export class ChatMesh {
       this.#answerFor({ ...message, type: 'pending' });
     }
     if (!frame.recovered) {
-      // Messages may have ended unnoticed. Resending the same id makes the server repeat the outcome.
+      // Messages may have ended unnoticed. Resending the same id makes the server repeat the
+      // outcome.
       for (const answer of [...this.#open]) {
         if (answer.state === 'queued' || answer.state === 'sent' || pending.has(answer.messageId)) continue;
         if (answer.id && answer.question !== null) {

@@ -1,4 +1,5 @@
-//! The deployment of compose.yaml in containers. Run by `tests/run --containers` on a machine with Docker.
+//! The deployment of compose.yaml in containers. Run by `tests/run --containers` on a machine with
+//! Docker.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,13 +1,14 @@
-//! The shipped Kubernetes manifests: relations between objects, which schemas can't express, and the
-//! structure of KEDA's objects. Continuous integration also validates them against published schemas.
+//! The shipped Kubernetes manifests: relations between objects, which schemas can't express, and
+//! the structure of KEDA's objects. Continuous integration also validates them against published
+//! schemas.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
-/// A parser for the subset of YAML that the manifests use: mappings and lists by indentation, scalars,
-/// quoted text, lists in brackets and empty mappings.
+/// A parser for the subset of YAML that the manifests use: mappings and lists by indentation,
+/// scalars, quoted text, lists in brackets and empty mappings.
 mod yaml {
     use super::{Map, Value};
 

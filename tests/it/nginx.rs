@@ -198,8 +198,8 @@ async fn start_load(stack: &Stack, nginx: &Nginx) -> Vec<JoinHandle<(V1Client, u
     load
 }
 
-/// Asserts that every message has one complete answer and one model call, and that the clients of the
-/// stopped gateway reconnected.
+/// Asserts that every message has one complete answer and one model call, and that the clients of
+/// the stopped gateway reconnected.
 async fn assert_missed_nothing(stack: &Stack, load: Vec<JoinHandle<(V1Client, usize)>>) {
     let mut reconnected = 0;
     for (n, task) in load.into_iter().enumerate() {
@@ -357,7 +357,8 @@ async fn clients_of_a_stopped_or_killed_gateway_reconnect_to_the_other_one() {
     assert_eq!(connection_count(&gateway_1).await, CONNECTIONS / 2);
     let load = start_load(&stack, &nginx).await;
 
-    // A draining gateway closes its connections with 1001, and nginx routes the clients to the other gateway_1.
+    // A draining gateway closes its connections with 1001, and nginx routes the clients to the
+    // other one.
     gateway_1.drain().await;
     let mut closed_clients = 0;
     for (n, client) in clients.iter_mut().enumerate() {

@@ -23,15 +23,18 @@ function toTitle(text) {
   return line.length > 80 ? `${line.slice(0, 79)}…` : line;
 }
 
-/** Whether the server never accepted the message: it was rejected, or the connection was lost for good. */
+/**
+ * Whether the server never accepted the message: it was rejected, or the connection was lost for
+ * good.
+ */
 function isUnsent(turn) {
   return turn.status === 'failed' && turn.messageId === null && turn.question !== null;
 }
 
 /**
- * All conversations by id. A conversation has turns: `{ id, messageId, question, text, status, live,
- * error }`. `status` is live, answered, cancelled or failed; `live` is the client's Answer while the
- * answer is streaming.
+ * All conversations by id. A conversation has turns: `{ id, messageId, question, text, status,
+ * live, error }`. `status` is live, answered, cancelled or failed; `live` is the client's Answer
+ * while the answer is streaming.
  */
 export class Conversations {
   constructor(client, onChange) {
@@ -97,7 +100,10 @@ export class Conversations {
     this.#addTurn(answer);
   }
 
-  /** Restores the outbox of the previous page: resends messages that were in flight, shows unsent ones. */
+  /**
+   * Restores the outbox of the previous page: resends messages that were in flight, shows unsent
+   * ones.
+   */
   resume() {
     const outbox = storage.get(this.outboxKey, sessionStorage);
     if (!Array.isArray(outbox)) return;
@@ -141,8 +147,8 @@ export class Conversations {
       this.onChange('list');
       await this.#fetchMissingTitles();
     } catch {
-      // The list stays as it was. The connection status shows the problem, and the next `reload` event
-      // or a click on a conversation retries.
+      // The list stays as it was. The connection status shows the problem, and the next `reload`
+      // event or a click on a conversation retries.
     }
   }
 
@@ -215,7 +221,10 @@ export class Conversations {
     });
   }
 
-  /** Sets the turns to the history's, followed by local ones: live, unsent, or ended since the request. */
+  /**
+   * Sets the turns to the history's, followed by local ones: live, unsent, or ended since the
+   * request.
+   */
   #merge(conversation, page, startedAt) {
     const turns = this.#toTurns(conversation, page);
     const listed = new Set(turns);

@@ -21,7 +21,10 @@ const ICONS = {
 /** The element with this id. */
 export const $ = (id) => document.getElementById(id);
 
-/** Creates an element. `on…` properties are listeners, others attributes; null and false are omitted. */
+/**
+ * Creates an element. `on…` properties are listeners, others attributes; null and false are
+ * omitted.
+ */
 export function h(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
@@ -43,7 +46,9 @@ export function icon(name) {
   return svg;
 }
 
-/** A button with an icon. The label is the tooltip, and the accessible name unless there is a text. */
+/**
+ * A button with an icon. The label is the tooltip, and the accessible name unless there is a text.
+ */
 export function button(name, label, onclick, text) {
   const parts = text ? [icon(name), h('span', {}, text)] : [icon(name)];
   return h('button', { type: 'button', class: 'small-button', title: label, ...(!text && { 'aria-label': label }), onclick }, ...parts);
@@ -87,7 +92,10 @@ export function announce(text) {
   $('announcer').textContent = text;
 }
 
-/** Calls `onTick` with the remaining seconds, at once and every second until 0. Returns a stop function. */
+/**
+ * Calls `onTick` with the remaining seconds, at once and every second until 0. Returns a stop
+ * function.
+ */
 export function countdown(milliseconds, onTick) {
   const end = Date.now() + milliseconds;
   let timer;
@@ -100,7 +108,9 @@ export function countdown(milliseconds, onTick) {
   return () => clearTimeout(timer);
 }
 
-/** JSON values in the browser's storage. Storage that is forbidden, full or damaged counts as empty. */
+/**
+ * JSON values in the browser's storage. Storage that is forbidden, full or damaged counts as empty.
+ */
 export const storage = {
   get(key, store = localStorage) {
     try {

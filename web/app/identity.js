@@ -6,8 +6,8 @@ import { AuthError } from '../chatmesh.js';
 const USER_ID = /^[A-Za-z0-9._:@|+-]{1,128}$/;
 
 /**
- * How the page gets a token, as the gateway wrote it into the page. any: the server accepts any token;
- * endpoint: the server issues one; ask: the user enters one.
+ * How the page gets a token, as the gateway wrote it into the page. any: the server accepts any
+ * token; endpoint: the server issues one; ask: the user enters one.
  */
 export const tokenSource = document.querySelector('meta[name="chatmesh-token"]').content;
 

@@ -1,4 +1,5 @@
-// Applies the chosen theme before the first paint, so that the page does not flash in the other one.
+// Applies the chosen theme before the first paint, so that the page does not flash in the other
+// one.
 try {
   const theme = localStorage.getItem('chatmesh.theme');
   if (theme === 'dark' || theme === 'light') document.documentElement.dataset.theme = theme;

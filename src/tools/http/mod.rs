@@ -1,5 +1,5 @@
-//! TCP sockets of the HTTP tools (`load-test`, `mock-openai`): address lookup, listening, connecting,
-//! and the limit on open files that bounds the number of connections.
+//! TCP sockets of the HTTP tools (`load-test`, `mock-openai`): address lookup, listening,
+//! connecting, and the limit on open files that bounds the number of connections.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};

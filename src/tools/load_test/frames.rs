@@ -42,8 +42,8 @@ impl<'a> Frame<'a> {
     }
 }
 
-/// The marker in the text of a message. A model that repeats the text thereby identifies the message
-/// that it answers.
+/// The marker in the text of a message. A model that repeats the text thereby identifies the
+/// message that it answers.
 pub(super) fn marker(number: u64) -> String {
     format!("[m{number}]")
 }

@@ -29,8 +29,8 @@ figure{margin:1.2em 0}svg{width:100%;height:auto;display:block}svg text{font-siz
 .met::before{content:'✓ ';color:#2b8a3e}.missed::before{content:'✗ ';color:#e03131}.note{border-left:3px solid var(--k1);padding-left:.8em}
 ";
 
-/// The file of the report. It is opened before the test starts, so that a wrong path is found before
-/// there is a result to lose. A file that was created and not written is removed again.
+/// The file of the report. It is opened before the test starts, so that a wrong path is found
+/// before there is a result to lose. A file that was created and not written is removed again.
 #[derive(Debug)]
 pub(super) struct ReportFile {
     file: File,

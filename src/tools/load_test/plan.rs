@@ -53,8 +53,8 @@ impl Plan {
         }
     }
 
-    /// When the client with this number sends its `nth` message at `rate`, counted from the start of
-    /// the schedule.
+    /// When the client with this number sends its `nth` message at `rate`, counted from the start
+    /// of the schedule.
     pub(super) fn send_offset(&self, rate: f64, client: usize, nth: u64) -> Duration {
         let earlier_messages = client as f64 + nth as f64 * self.clients as f64;
         Duration::from_secs_f64(earlier_messages / rate)

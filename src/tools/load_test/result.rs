@@ -137,8 +137,8 @@ impl TestResult<'_> {
         verdicts
     }
 
-    /// Whether no message was delivered although the test ran to its end: such a test proves nothing,
-    /// whatever its conditions say.
+    /// Whether no message was delivered although the test ran to its end: such a test proves
+    /// nothing, whatever its conditions say.
     pub(super) fn is_without_delivery(&self) -> bool {
         self.plan.mode != SendMode::Idle && self.stats.delivered == 0 && !self.is_interrupted
     }

@@ -86,8 +86,8 @@ impl Bucket {
     }
 }
 
-/// Counts over time. The number of buckets is bounded: when the test becomes too long for it, pairs of
-/// buckets are merged.
+/// Counts over time. The number of buckets is bounded: when the test becomes too long for it, pairs
+/// of buckets are merged.
 #[derive(Debug)]
 pub(super) struct TimeSeries {
     pub(super) width: Duration,

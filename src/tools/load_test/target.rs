@@ -67,8 +67,8 @@ impl Target {
         self.address.ip().is_loopback()
     }
 
-    /// The URL of the upgrade request. The client resumes after the position `since`, which is empty
-    /// when it has none.
+    /// The URL of the upgrade request. The client resumes after the position `since`, which is
+    /// empty when it has none.
     pub(super) fn upgrade_url(&self, token: &str, user: &str, since: &str) -> String {
         let mut url = self.url.clone();
         url.query_pairs_mut()
@@ -100,8 +100,8 @@ pub(super) fn check_local_address(source: IpAddr) -> std::io::Result<()> {
 }
 
 /// The local addresses that clients connect from, in turn; empty when the system may choose. When
-/// the ports of one address do not suffice for `clients`, more addresses of the loopback network are
-/// used; for other networks the user must name them.
+/// the ports of one address do not suffice for `clients`, more addresses of the loopback network
+/// are used; for other networks the user must name them.
 pub(super) fn source_addresses(
     given: &[IpAddr],
     targets: &[Target],

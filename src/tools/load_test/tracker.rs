@@ -11,13 +11,13 @@ use super::stats::Stats;
 #[derive(Debug, Clone, Copy)]
 struct PendingMessage {
     /// When the message was scheduled. Latency is measured from here and not from the actual
-    /// sending, so that a server that blocks its clients doesn't look faster than it is (coordinated
-    /// omission).
+    /// sending, so that a server that blocks its clients doesn't look faster than it is
+    /// (coordinated omission).
     scheduled: Instant,
     is_accepted: bool,
     has_first_token: bool,
-    /// The classic connection on which the answer was to arrive is gone, so the client does not wait
-    /// for it.
+    /// The classic connection on which the answer was to arrive is gone, so the client does not
+    /// wait for it.
     is_abandoned: bool,
 }
 
@@ -164,8 +164,8 @@ impl MessageTracker {
         }
     }
 
-    /// Records the outcome of a message. Returns the time since it was scheduled; `None` when it was
-    /// rejected, when it already had an outcome (a duplicate), or when it was never sent.
+    /// Records the outcome of a message. Returns the time since it was scheduled; `None` when it
+    /// was rejected, when it already had an outcome (a duplicate), or when it was never sent.
     pub(super) fn record_outcome(
         &mut self,
         number: u64,

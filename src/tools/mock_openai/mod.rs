@@ -1,9 +1,9 @@
 //! `chatmesh mock-openai`: a local server with OpenAI's chat completions API, for load tests and
 //! demos.
 //!
-//! The mock must never be the bottleneck of a measurement. An unpaced answer is therefore one write,
-//! a paced answer writes all tokens that are due at once, and a request is parsed only as far as the
-//! answer depends on it.
+//! The mock must never be the bottleneck of a measurement. An unpaced answer is therefore one
+//! write, a paced answer writes all tokens that are due at once, and a request is parsed only as
+//! far as the answer depends on it.
 
 use std::sync::Arc;
 

@@ -1,7 +1,7 @@
 //! `chatmesh load-test` and `chatmesh mock-openai`, run as processes.
 
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
 use serde_json::{Value, json};
 
@@ -15,22 +15,25 @@ mod misuse;
 struct Mock {
     child: Child,
     url: String,
+    /// Owns the working folder of the process.
+    _spec: ProcessSpec,
 }
 
 impl Mock {
     fn start(flags: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_chatmesh"))
-            .args(["mock-openai", "--port", "0"])
-            .args(flags)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let spec = ProcessSpec::new(&["mock-openai", "--port", "0"]);
+        let spec = flags.iter().fold(spec, |spec, flag| spec.arg(flag));
+        let mut child = spec.command().stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         let out = child.stdout.take().unwrap();
         BufReader::new(out).read_line(&mut line).unwrap();
         let (_, url) = line.trim().split_once("OPENAI_BASE_URL=").unwrap();
         let url = url.to_owned();
-        Self { child, url }
+        Self {
+            child,
+            url,
+            _spec: spec,
+        }
     }
 
     async fn complete(&self, prompt: &str, stream: bool) -> reqwest::Response {

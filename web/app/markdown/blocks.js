@@ -19,7 +19,9 @@ export function splitLines(text) {
   return text.split('\n').map((line) => line.replace(/\r$/, '').replace(/^[ \t]+/, (head) => head.replaceAll('\t', '    ')));
 }
 
-/** Parses lines into blocks. Each block has the indexes of its first line and of the line after it. */
+/**
+ * Parses lines into blocks. Each block has the indexes of its first line and of the line after it.
+ */
 export function parseBlocks(lines, depth = 0) {
   const blocks = [];
   let start = 0;

@@ -1,5 +1,5 @@
-// Syntax highlighting by heuristics: comments, strings, numbers, and the keywords that most languages
-// share. A wrong guess only results in a wrong colour.
+// Syntax highlighting by heuristics: comments, strings, numbers, and the keywords that most
+// languages share. A wrong guess only results in a wrong colour.
 
 const KEYWORDS = new Set(
   (

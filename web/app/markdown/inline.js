@@ -25,9 +25,9 @@ export function safeUrl(text) {
 }
 
 /**
- * Parses a text into nodes: strings, { type: 'code', text }, { type: 'break' }, and emphasis, strong,
- * deleted and link with `children`. `isGrowing` means that the end of the text is still missing, so
- * code and emphasis that are not closed yet are treated as closed position the end.
+ * Parses a text into nodes: strings, { type: 'code', text }, { type: 'break' }, and emphasis,
+ * strong, deleted and link with `children`. `isGrowing` means that the end of the text is still
+ * missing, so code and emphasis that are not closed yet are treated as closed position the end.
  */
 export function parseInline(text, isGrowing = false) {
   const list = new List();
@@ -42,8 +42,8 @@ export function parseInline(text, isGrowing = false) {
     flush();
     return list.push(entry);
   };
-  // Delimiters that are known to have no closing one, so that the search for it is done only once and
-  // the parser stays linear.
+  // Delimiters that are known to have no closing one, so that the search for it is done only once
+  // and the parser stays linear.
   const unclosed = new Set();
   while (position < text.length) {
     const char = text[position];
@@ -196,7 +196,9 @@ function toDelimiter(char, count, before, after) {
   };
 }
 
-/** Turns pairs of delimiters into emphasis, from the inside out (CommonMark's `process emphasis`). */
+/**
+ * Turns pairs of delimiters into emphasis, from the inside out (CommonMark's `process emphasis`).
+ */
 function emphasize(list, isGrowing) {
   // By kind of closer: no opener exists before this entry, which keeps the search linear.
   const bottoms = new Map();
