@@ -11,7 +11,7 @@ use chatmesh::protocol::ids::{ConversationId, UserId};
 use super::Backend;
 use super::case::*;
 
-fn bounds(limits: UserLimits) -> Bounds {
+fn bounds_with(limits: UserLimits) -> Bounds {
     Bounds {
         limits,
         ..Bounds::default()
@@ -19,7 +19,7 @@ fn bounds(limits: UserLimits) -> Bounds {
 }
 
 pub(crate) async fn message_rate_is_one_budget_for_all_gateways(backend: &dyn Backend) {
-    let bounds = bounds(UserLimits {
+    let bounds = bounds_with(UserLimits {
         requests: 4,
         window: Duration::from_secs(3600),
         ..UserLimits::default()
@@ -60,7 +60,7 @@ pub(crate) async fn message_rate_is_one_budget_for_all_gateways(backend: &dyn Ba
         AdmissionDecision::Refused(Limit::Rate(_))
     ));
     // Another user has a separate budget.
-    let bounds = bounds(UserLimits {
+    let bounds = bounds_with(UserLimits {
         requests: 4,
         window: Duration::from_secs(3600),
         ..UserLimits::default()
@@ -73,7 +73,7 @@ pub(crate) async fn message_rate_is_one_budget_for_all_gateways(backend: &dyn Ba
 }
 
 pub(crate) async fn message_rate_recovers_with_time(backend: &dyn Backend) {
-    let bounds = bounds(UserLimits {
+    let bounds = bounds_with(UserLimits {
         requests: 2,
         window: Duration::from_secs(1),
         ..UserLimits::default()
@@ -97,7 +97,7 @@ pub(crate) async fn message_rate_recovers_with_time(backend: &dyn Backend) {
 }
 
 pub(crate) async fn pending_messages_are_limited(backend: &dyn Backend) {
-    let bounds = bounds(UserLimits {
+    let bounds = bounds_with(UserLimits {
         max_pending: 2,
         ..UserLimits::default()
     });
@@ -117,7 +117,7 @@ pub(crate) async fn pending_messages_are_limited(backend: &dyn Backend) {
 }
 
 pub(crate) async fn conversations_are_limited(backend: &dyn Backend) {
-    let bounds = bounds(UserLimits {
+    let bounds = bounds_with(UserLimits {
         conversations: 2,
         ..UserLimits::default()
     });
@@ -141,7 +141,7 @@ pub(crate) async fn conversations_are_limited(backend: &dyn Backend) {
 }
 
 pub(crate) async fn conversations_with_only_pending_messages_count(backend: &dyn Backend) {
-    let bounds = bounds(UserLimits {
+    let bounds = bounds_with(UserLimits {
         conversations: 2,
         ..UserLimits::default()
     });
@@ -172,7 +172,7 @@ pub(crate) async fn conversations_with_only_pending_messages_count(backend: &dyn
 }
 
 pub(crate) async fn daily_tokens_are_counted_once(backend: &dyn Backend) {
-    let bounds = bounds(UserLimits {
+    let bounds = bounds_with(UserLimits {
         daily_tokens: 100,
         ..UserLimits::default()
     });

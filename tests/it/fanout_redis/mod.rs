@@ -1,8 +1,8 @@
-//! The fan-out on real Redis: the contract on one server, a cluster and behind sentinel, and what
-//! happens when servers come, go, and lose their data.
+//! The fan-out on a real Redis: the contract on a single server, a cluster and behind sentinel, and the
+//! behaviour when servers start, stop, and lose their data.
 
+mod clusters;
 mod outages;
-mod server;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use fred::types::config::Config;
 
 use crate::fanout_contract::{Backend, Case};
 
-/// Redis at a URL, shared with other tests: only the test's own user is emptied.
+/// A Redis that is shared with other tests. Only the data of the test's own user is deleted.
 pub(crate) struct RedisBackend {
     url: String,
     admin: Client,
@@ -58,7 +58,7 @@ impl Backend for RedisBackend {
     }
 
     async fn lose_data(&self, user: &UserId) -> Option<Arc<dyn Fanout>> {
-        // A userid has nothing that a pattern would understand.
+        // A user id contains no wildcards of a pattern.
         let tag = format!("{{user:{user}}}");
         let script = "for _, key in ipairs(redis.call('KEYS', KEYS[1] .. ':*')) do \
                       redis.call('DEL', key) end return 1";
@@ -92,7 +92,7 @@ impl Backend for RedisBackend {
     }
 }
 
-/// Only a fan-out that can lose what the log has puts a turn anywhere but at the end.
+/// Only a fan-out that can lose data separately from the log inserts turns before later ones.
 #[tokio::test]
 async fn rebuilt_turns_are_inserted_before_later_ones() {
     let backend = RedisBackend::new("TEST_REDIS_URL").await;
@@ -101,24 +101,24 @@ async fn rebuilt_turns_are_inserted_before_later_ones() {
     for message in &lost {
         case.answer(message, "lost").await;
     }
-    let ended = now_ms();
+    let logged_ms = now_ms();
     case.lose_data().await;
-    let since = case.message();
-    case.answer(&since, "since").await;
-    // A worker did not know that it had ended, and answers it again.
+    let later = case.message();
+    case.answer(&later, "later").await;
+    // A worker does not know the lost outcome, and answers the message again.
     case.answer(&lost[0], "again").await;
     for (offset, message) in (0..).zip(&lost) {
         let mut rewound = case.delivery(message, offset, "lost");
         rewound.is_rewind = true;
-        // Both before what came since, by any clock that is a second right.
-        rewound.logged_at_ms = Some(ended - 1000 + offset);
+        // Both are earlier than the later turn, even if the clocks differ by a second.
+        rewound.logged_at_ms = Some(logged_ms - 1000 + offset);
         case.deliver_call(rewound).await;
     }
     let turns = case.context(&ConversationId::default_conversation()).await;
     let ids: Vec<_> = turns.iter().map(|turn| &turn.message_id).collect();
     assert_eq!(
         ids,
-        [&lost[0].message_id, &lost[1].message_id, &since.message_id]
+        [&lost[0].message_id, &lost[1].message_id, &later.message_id]
     );
 }
 

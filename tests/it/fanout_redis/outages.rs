@@ -1,4 +1,4 @@
-//! Redis comes late, goes, comes back with and without its data, and fails over.
+//! Outages of Redis: a late start, restarts with and without the data, failover.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,16 +14,18 @@ use chatmesh::protocol::position::{Epoch, Position};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::server::{Cluster, Sentinel, ask, free_port, redis};
+use super::clusters::{Cluster, Sentinel};
 use super::{RedisBackend, settings};
 use crate::fanout_contract::{Case, attempt, kept, next_event, outcome};
+use crate::support::process::free_port;
+use crate::support::redis_server::{RedisServer, send_command};
 
-const LIMIT: Duration = Duration::from_secs(60);
-const COMMAND: Duration = Duration::from_secs(1);
+const TIMEOUT: Duration = Duration::from_secs(60);
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
 
 fn connect(url: &str) -> Arc<dyn Fanout> {
     let mut settings = settings(url, Bounds::default());
-    settings.command_timeout = COMMAND;
+    settings.command_timeout = COMMAND_TIMEOUT;
     Arc::new(RedisFanout::connect(&settings).unwrap())
 }
 
@@ -53,15 +55,17 @@ fn delivery(offset: i64) -> DeliverRequest {
     }
 }
 
-/// What a role does: it waits for its dependency without limit.
-async fn until_there(fanout: &dyn Fanout) {
-    let there = async {
+/// Waits until Redis answers, as a role waits for its dependency.
+async fn wait_available(fanout: &dyn Fanout) {
+    let available = async {
         while let Err(error) = fanout.check().await {
             assert!(matches!(error, FanoutError::Unavailable(_)), "{error}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    timeout(LIMIT, there).await.expect("redis never came back");
+    timeout(TIMEOUT, available)
+        .await
+        .expect("redis never became available");
 }
 
 async fn deliver(fanout: &dyn Fanout, offset: i64) {
@@ -72,17 +76,17 @@ async fn deliver(fanout: &dyn Fanout, offset: i64) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    timeout(LIMIT, delivered).await.expect("never delivered");
+    timeout(TIMEOUT, delivered).await.expect("never delivered");
 }
 
-async fn disrupted(disruptions: &mut watch::Receiver<u64>) {
-    timeout(LIMIT, disruptions.changed())
+async fn wait_for_disruption(disruptions: &mut watch::Receiver<u64>) {
+    timeout(TIMEOUT, disruptions.changed())
         .await
-        .expect("no disruption was noticed")
+        .expect("no disruption was observed")
         .unwrap();
 }
 
-async fn end(fanout: &dyn Fanout) -> Position {
+async fn mailbox_end(fanout: &dyn Fanout) -> Position {
     let call = ReadRequest {
         user: alice(),
         after: None,
@@ -92,16 +96,16 @@ async fn end(fanout: &dyn Fanout) -> Position {
     fanout.read(call).await.unwrap().end
 }
 
-/// The frame with this offset, whatever comes before it; true where a gap was among that.
-async fn gap_before(events: &mut tokio::sync::mpsc::Receiver<FeedEvent>, offset: i64) -> bool {
-    let mut gap = false;
+/// Receives events up to the frame with this offset. Returns whether a gap was among them.
+async fn receive_frame(events: &mut tokio::sync::mpsc::Receiver<FeedEvent>, offset: i64) -> bool {
+    let mut has_gap = false;
     loop {
         match next_event(events).await {
-            FeedEvent::Gap => gap = true,
+            FeedEvent::Gap => has_gap = true,
             FeedEvent::Frame { payload, .. } => {
                 let frame: serde_json::Value = serde_json::from_slice(&payload).unwrap();
                 if frame["offset"] == offset {
-                    return gap;
+                    return has_gap;
                 }
             }
         }
@@ -109,74 +113,79 @@ async fn gap_before(events: &mut tokio::sync::mpsc::Receiver<FeedEvent>, offset:
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn redis_that_is_not_there_yet_fails_calls_in_time_and_is_found_later() {
+async fn calls_fail_in_time_until_redis_is_started() {
     let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
     let fanout = connect(&format!("redis://127.0.0.1:{port}"));
     let (feed, mut events) = fanout.open_feed(10).await.unwrap();
-    let refused = timeout(COMMAND * 3, fanout.deliver(delivery(0))).await;
+    let refused = timeout(COMMAND_TIMEOUT * 3, fanout.deliver(delivery(0))).await;
     let error = refused.expect("the call hangs").unwrap_err();
     assert!(matches!(error, FanoutError::Unavailable(_)), "{error}");
     assert!(fanout.check().await.is_err());
     let user = alice();
     let subscribing = feed.subscribe(&user, Channel::Terminal);
-    assert!(timeout(COMMAND * 3, subscribing).await.unwrap().is_err());
+    assert!(
+        timeout(COMMAND_TIMEOUT * 3, subscribing)
+            .await
+            .unwrap()
+            .is_err()
+    );
 
-    let _server = redis(port, dir.path(), &[]);
-    until_there(&*fanout).await;
+    let _server = RedisServer::start(port, dir.path(), &[]);
+    wait_available(&*fanout).await;
     let subscribed = async { while feed.subscribe(&alice(), Channel::Terminal).await.is_err() {} };
-    timeout(LIMIT, subscribed).await.unwrap();
+    timeout(TIMEOUT, subscribed).await.unwrap();
     deliver(&*fanout, 5).await;
-    gap_before(&mut events, 5).await;
+    receive_frame(&mut events, 5).await;
     assert!(!fanout.has_marker(&epoch()).await.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn calls_without_redis_neither_hang_nor_pile_up() {
+async fn calls_without_redis_neither_hang_nor_accumulate() {
     let fanout = connect(&format!("redis://127.0.0.1:{}", free_port()));
     let calls = (0..15_000).map(|_| fanout.deliver(delivery(0)));
-    let all = timeout(COMMAND * 10, futures_util::future::join_all(calls)).await;
+    let all = timeout(COMMAND_TIMEOUT * 10, futures_util::future::join_all(calls)).await;
     for result in all.expect("calls hang") {
         assert!(matches!(result, Err(FanoutError::Unavailable(_))));
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restart_with_the_data_is_a_disruption_and_a_gap() {
+async fn restart_with_data_causes_a_disruption_and_a_gap() {
     let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
     let durable = ["--appendonly", "yes", "--appendfsync", "always"];
-    let server = redis(port, dir.path(), &durable);
+    let server = RedisServer::start(port, dir.path(), &durable);
     let fanout = connect(&format!("redis://127.0.0.1:{port}"));
-    until_there(&*fanout).await;
+    wait_available(&*fanout).await;
     let (feed, mut events) = fanout.open_feed(10).await.unwrap();
     feed.subscribe(&alice(), Channel::Terminal).await.unwrap();
     fanout.set_marker(&epoch()).await.unwrap();
     deliver(&*fanout, 1).await;
-    assert!(!gap_before(&mut events, 1).await);
+    assert!(!receive_frame(&mut events, 1).await);
     let mut disruptions = fanout.disruptions();
     disruptions.mark_unchanged();
 
     drop(server);
-    let _server = redis(port, dir.path(), &durable);
-    disrupted(&mut disruptions).await;
+    let _server = RedisServer::start(port, dir.path(), &durable);
+    wait_for_disruption(&mut disruptions).await;
     assert!(matches!(next_event(&mut events).await, FeedEvent::Gap));
     assert!(fanout.has_marker(&epoch()).await.unwrap());
-    assert_eq!(end(&*fanout).await.offset, 1);
-    // Redis has forgotten the scripts; the subscription is there again.
+    assert_eq!(mailbox_end(&*fanout).await.offset, 1);
+    // Redis has forgotten the scripts, and the subscription was renewed.
     deliver(&*fanout, 2).await;
-    gap_before(&mut events, 2).await;
+    receive_frame(&mut events, 2).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lease_that_nobody_could_renew_is_respected_when_redis_is_back() {
+async fn lease_that_could_not_be_renewed_is_respected_after_recovery() {
     let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
     let durable = ["--appendonly", "yes", "--appendfsync", "always"];
-    let server = redis(port, dir.path(), &durable);
+    let server = RedisServer::start(port, dir.path(), &durable);
     let backend = RedisBackend::at(format!("redis://127.0.0.1:{port}")).await;
     let first = Case::new(&backend).await;
-    let process = || Case::of(&backend, Bounds::default(), first.user.clone());
+    let process = || Case::for_user(&backend, Bounds::default(), first.user.clone());
     let second = process().await;
-    until_there(&*first.fanout).await;
-    until_there(&*second.fanout).await;
+    wait_available(&*first.fanout).await;
+    wait_available(&*second.fanout).await;
     let owner = Owner::random();
     let (message, abandoned) = (first.message(), first.message());
     for message in [&message, &abandoned] {
@@ -185,89 +194,90 @@ async fn a_lease_that_nobody_could_renew_is_respected_when_redis_is_back() {
 
     drop(server);
     tokio::time::sleep(LEASE).await;
-    let _server = redis(port, dir.path(), &durable);
-    until_there(&*second.fanout).await;
+    let _server = RedisServer::start(port, dir.path(), &durable);
+    wait_available(&*second.fanout).await;
     let other = Owner::random();
-    let begun = second.begin(&message, &other, 0).await;
+    let response = second.begin(&message, &other, 0).await;
     assert!(
-        matches!(begun, BeginResponse::Busy(left) if left <= LEASE),
-        "{begun:?}"
+        matches!(response, BeginResponse::Busy(remaining) if remaining <= LEASE),
+        "{response:?}"
     );
-    until_there(&*first.fanout).await;
+    wait_available(&*first.fanout).await;
     kept(first.keep(&message, &owner, 1, "whole").await);
     let known = outcome(second.begin(&message, &other, 0).await);
     assert!(known.frame.contains("whole"), "{known:?}");
 
-    // Who did not see Redis away knows that the lease is over; the others wait for it once.
+    // A process that did not observe the outage regards the lease as expired. The others grant it once
+    // more.
     let third = process().await;
-    until_there(&*third.fanout).await;
-    let begun = second.begin(&abandoned, &other, 0).await;
-    assert!(matches!(begun, BeginResponse::Busy(_)), "{begun:?}");
-    let begun = third.begin(&abandoned, &Owner::random(), 0).await;
-    assert_eq!(attempt(&begun), 2);
+    wait_available(&*third.fanout).await;
+    let response = second.begin(&abandoned, &other, 0).await;
+    assert!(matches!(response, BeginResponse::Busy(_)), "{response:?}");
+    let response = third.begin(&abandoned, &Owner::random(), 0).await;
+    assert_eq!(attempt(&response), 2);
     tokio::time::sleep(LEASE).await;
-    let begun = second.begin_when_free(&abandoned, &other, 0).await;
-    assert_eq!(attempt(&begun), 3);
+    let response = second.begin_when_free(&abandoned, &other, 0).await;
+    assert_eq!(attempt(&response), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restart_without_the_data_takes_the_marker_with_it() {
+async fn restart_without_data_loses_the_marker() {
     let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
-    let server = redis(port, dir.path(), &[]);
+    let server = RedisServer::start(port, dir.path(), &[]);
     let fanout = connect(&format!("redis://127.0.0.1:{port}"));
-    until_there(&*fanout).await;
+    wait_available(&*fanout).await;
     fanout.set_marker(&epoch()).await.unwrap();
     let mut disruptions = fanout.disruptions();
     disruptions.mark_unchanged();
     drop(server);
-    let server = redis(port, dir.path(), &[]);
-    disrupted(&mut disruptions).await;
-    until_there(&*fanout).await;
+    let server = RedisServer::start(port, dir.path(), &[]);
+    wait_for_disruption(&mut disruptions).await;
+    wait_available(&*fanout).await;
     assert!(!fanout.has_marker(&epoch()).await.unwrap());
 
     fanout.set_marker(&epoch()).await.unwrap();
     assert!(fanout.has_marker(&epoch()).await.unwrap());
-    ask(server.port, "FLUSHALL").unwrap();
+    send_command(server.port, "FLUSHALL").unwrap();
     assert!(!fanout.has_marker(&epoch()).await.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failover_is_a_disruption_and_goes_on_at_the_new_master() {
+async fn failover_causes_a_disruption_and_continues_at_the_new_master() {
     let mut servers = Sentinel::start();
     let fanout = connect(&servers.url());
-    until_there(&*fanout).await;
+    wait_available(&*fanout).await;
     let (feed, mut events) = fanout.open_feed(10).await.unwrap();
     feed.subscribe(&alice(), Channel::Terminal).await.unwrap();
     deliver(&*fanout, 1).await;
-    gap_before(&mut events, 1).await;
+    receive_frame(&mut events, 1).await;
     let mut disruptions = fanout.disruptions();
     disruptions.mark_unchanged();
 
     servers.master = None;
-    disrupted(&mut disruptions).await;
+    wait_for_disruption(&mut disruptions).await;
     deliver(&*fanout, 2).await;
-    let role = ask(servers.replica.port, "ROLE").unwrap();
+    let role = send_command(servers.replica.port, "ROLE").unwrap();
     assert!(role.contains("master"), "{role}");
-    // The frame may have been published before the feed was back: then the gap says so.
+    // A frame may have been published before the feed was renewed, which the gap reports.
     let mut offset = 3;
     loop {
         deliver(&*fanout, offset).await;
-        if timeout(Duration::from_secs(2), gap_before(&mut events, offset))
+        if timeout(Duration::from_secs(2), receive_frame(&mut events, offset))
             .await
             .is_ok()
         {
             break;
         }
         offset += 1;
-        assert!(offset < 30, "the feed never came back");
+        assert!(offset < 30, "the feed never recovered");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slot_that_moves_is_a_disruption_and_its_subscriptions_follow() {
+async fn moved_slot_causes_a_disruption_and_its_subscriptions_follow() {
     let cluster = Cluster::start();
     let fanout = connect(&cluster.url());
-    until_there(&*fanout).await;
+    wait_available(&*fanout).await;
     let (feed, mut events) = fanout.open_feed(10).await.unwrap();
     feed.subscribe(&alice(), Channel::Terminal).await.unwrap();
     fanout.set_marker(&epoch()).await.unwrap();
@@ -277,8 +287,8 @@ async fn a_slot_that_moves_is_a_disruption_and_its_subscriptions_follow() {
 
     cluster.move_slot_of("user:alice");
     deliver(&*fanout, 1).await;
-    disrupted(&mut disruptions).await;
-    // The first frame may be missed, but then there is a gap that says so.
+    wait_for_disruption(&mut disruptions).await;
+    // The first frame may be missed, which the gap reports.
     let gap = async {
         loop {
             if matches!(next_event(&mut events).await, FeedEvent::Gap) {
@@ -286,20 +296,20 @@ async fn a_slot_that_moves_is_a_disruption_and_its_subscriptions_follow() {
             }
         }
     };
-    timeout(LIMIT, gap).await.unwrap();
+    timeout(TIMEOUT, gap).await.unwrap();
     deliver(&*fanout, 2).await;
-    gap_before(&mut events, 2).await;
-    assert_eq!(end(&*fanout).await.offset, 2);
+    receive_frame(&mut events, 2).await;
+    assert_eq!(mailbox_end(&*fanout).await.offset, 2);
 
     // A marker is missing as soon as one of the masters has lost it.
-    ask(cluster.nodes[1].port, "FLUSHALL").unwrap();
+    send_command(cluster.nodes[1].port, "FLUSHALL").unwrap();
     assert!(!fanout.has_marker(&epoch()).await.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn thousands_of_subscriptions_come_back_before_the_gap_is_told() {
+async fn all_subscriptions_are_renewed_before_the_gap() {
     let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
-    let _server = redis(port, dir.path(), &[]);
+    let _server = RedisServer::start(port, dir.path(), &[]);
     let fanout: Arc<dyn Fanout> = {
         let url = format!("redis://127.0.0.1:{port}");
         Arc::new(RedisFanout::connect(&settings(&url, Bounds::default())).unwrap())
@@ -315,7 +325,7 @@ async fn thousands_of_subscriptions_come_back_before_the_gap_is_told() {
         .await
         .unwrap();
 
-    ask(port, "CLIENT KILL TYPE pubsub").unwrap();
+    send_command(port, "CLIENT KILL TYPE pubsub").unwrap();
     assert!(matches!(next_event(&mut events).await, FeedEvent::Gap));
     for user in &users {
         let mut call = delivery(0);
@@ -331,35 +341,35 @@ async fn thousands_of_subscriptions_come_back_before_the_gap_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn settings_that_lose_data_are_warned_about() {
+async fn settings_that_lose_data_cause_warnings() {
     let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
-    let _server = redis(
+    let _server = RedisServer::start(
         port,
         dir.path(),
         &["--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"],
     );
     let fanout = connect(&format!("redis://127.0.0.1:{port}"));
-    until_there(&*fanout).await;
+    wait_available(&*fanout).await;
     let warnings = fanout.warnings().await.unwrap();
     assert_eq!(warnings.len(), 2, "{warnings:?}");
     assert!(warnings[0].contains("allkeys-lru"));
     assert!(warnings[1].contains("appendonly"));
 
-    ask(port, "CONFIG SET maxmemory-policy noeviction").unwrap();
-    ask(port, "CONFIG SET appendonly yes").unwrap();
+    send_command(port, "CONFIG SET maxmemory-policy noeviction").unwrap();
+    send_command(port, "CONFIG SET appendonly yes").unwrap();
     assert!(fanout.warnings().await.unwrap().is_empty());
-    ask(port, "ACL SETUSER default -info").unwrap();
-    ask(port, "CONFIG SET appendonly no").unwrap();
+    send_command(port, "ACL SETUSER default -info").unwrap();
+    send_command(port, "CONFIG SET appendonly no").unwrap();
     assert!(fanout.warnings().await.unwrap().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_password_in_the_url_is_used_and_never_shown() {
+async fn password_in_the_url_is_used_and_never_shown() {
     let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
-    let _server = redis(port, dir.path(), &[]);
-    ask(port, "CONFIG SET requirepass s3cret").unwrap();
+    let _server = RedisServer::start(port, dir.path(), &[]);
+    send_command(port, "CONFIG SET requirepass s3cret").unwrap();
     let fanout = connect(&format!("redis://:s3cret@127.0.0.1:{port}"));
-    until_there(&*fanout).await;
+    wait_available(&*fanout).await;
     deliver(&*fanout, 0).await;
     let unusable = RedisFanout::connect(&settings("nothing://:s3cret@x", Bounds::default()));
     if let Err(error) = unusable {

@@ -295,6 +295,7 @@ async fn draining_gateway_accepts_what_it_has_read_and_announces_the_close() {
 #[tokio::test]
 async fn expired_token_closes_its_connection_but_not_a_classic_one() {
     use chatmesh::config::settings::AuthMode;
+    use chatmesh::fanout::Tokens as _;
     let gateway = start(GatewaySettings {
         auth: AuthMode::Stored,
         allow_origins: vec!["*".into()],
