@@ -80,7 +80,8 @@ struct CancelFrame {
 }
 
 impl CancelSubscriptions {
-    /// Opens no connection before the first answer registers. Must be called inside a tokio runtime.
+    /// Opens no connection before the first answer registers. Must be called inside a tokio
+    /// runtime.
     pub(super) fn start(fanout: Arc<dyn Feeds>) -> Self {
         let shared = Arc::new(Shared::default());
         let task = tokio::spawn(run(fanout, Arc::clone(&shared)));

@@ -81,6 +81,14 @@ impl Progress {
             Some(GenerationResult::BeginAgain) | None => "",
         }
     }
+
+    /// The context of an attempt, by the response of `begin`; `None` where it must be read.
+    fn take_context(&mut self, history: Option<HistoryResponse>) -> Option<CachedContext> {
+        match history? {
+            HistoryResponse::Unchanged => self.context.take(),
+            HistoryResponse::Turns(version, turns) => Some(CachedContext::new(version, turns)),
+        }
+    }
 }
 
 impl WorkerHandler {
@@ -151,16 +159,9 @@ impl WorkerHandler {
                     delivery_count,
                     history,
                 } => {
-                    let context = match history {
-                        None => None,
-                        Some(HistoryResponse::Unchanged) => progress.context.take(),
-                        Some(HistoryResponse::Turns(version, turns)) => {
-                            Some(CachedContext::new(version, turns))
-                        }
-                    };
                     let mut attempt = Attempt {
                         message: &message,
-                        context,
+                        context: progress.take_context(history),
                         cancelled: begin.cancelled_outcome,
                         number,
                     };

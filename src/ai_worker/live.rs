@@ -260,7 +260,7 @@ impl Publisher {
              is needed"
         );
         loop {
-            // If the message was cancelled meanwhile, it ends with the text so far.
+            // A message that was cancelled since then ends with the text so far.
             let text = self.shared.text().text().to_owned();
             let begin = BeginRequest {
                 cancelled_outcome: outcome::with_text(&self.begin.cancelled_outcome, text),

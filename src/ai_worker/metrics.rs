@@ -42,7 +42,8 @@ pub(crate) struct WorkerMetrics {
 impl WorkerMetrics {
     /// Creates the handles. `topic` is the one that terminal records are appended to.
     pub(crate) fn new(topic: &str) -> Self {
-        // A counter that exists from the start makes a rate begin at zero, not at the first failure.
+        // A counter that exists from the start makes a rate begin at zero, not at the first
+        // failure.
         for code in ErrorCode::OF_ENDINGS {
             FAILED.counter(&[code.as_str()]).increment(0);
         }

@@ -3,7 +3,8 @@
 //! The steps of a message: `begin`, read the conversation's context, build the prompt, stream the
 //! model's answer while publishing it with `live`, `keep` the outcome, append the terminal record,
 //! commit the offset. The outcome that `begin` or `keep` returns is authoritative, so a redelivered
-//! message is answered from its stored outcome without another model call (ARCHITECTURE.md, step 3).
+//! message is answered from its stored outcome without another model call (ARCHITECTURE.md, step
+//! 3).
 
 use std::sync::Arc;
 

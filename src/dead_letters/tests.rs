@@ -231,8 +231,8 @@ async fn an_omitted_value_is_replayed_from_the_source_topic() {
         &*Question::parse(&replayed).unwrap().content,
         "secret of carol"
     );
-    // The timestamp of the second one differs, as if its topic had been recreated: another record is
-    // at that offset now.
+    // The timestamp of the second one differs, as if its topic had been recreated: another record
+    // is at that offset now.
     assert!(matches!(
         queue.settle(&listed[1], SettleAction::Replay).await,
         Err(SettleError::ValueLost)

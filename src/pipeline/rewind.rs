@@ -64,7 +64,7 @@ struct Rewind {
 pub(super) struct Rewinder {
     policy: Arc<dyn RewindPolicy>,
     topic: String,
-    /// Start offsets that are being determined. `None` where the partition was revoked meanwhile.
+    /// Start offsets that are being determined. `None` where the partition was revoked before.
     targets: JoinSet<Option<RewindTarget>>,
     /// Calls of [`RewindPolicy::on_rewound`].
     notifications: JoinSet<()>,
@@ -167,8 +167,8 @@ impl Rewinder {
         }
     }
 
-    /// Ends the rewind of a partition if all its records are finished. While the consumer is paused,
-    /// silence does not count as the end.
+    /// Ends the rewind of a partition if all its records are finished. While the consumer is
+    /// paused, silence does not count as the end.
     pub(super) fn end_if_complete(
         &mut self,
         number: i32,

@@ -232,8 +232,8 @@ fn classify(status: u16, api_error: &ApiError) -> (ErrorCode, bool, &'static str
         409 | 500.. => (ErrorCode::ProviderFailed, true, kind::SERVER),
         401 | 403 => (ErrorCode::ProviderRejected, false, kind::AUTH),
         400..500 => (ErrorCode::ProviderRejected, false, kind::REJECTED),
-        // Redirects and other statuses. Redirects are not followed, because that would drop the body
-        // or send the key to another server.
+        // Redirects and other statuses. Redirects are not followed, because that would drop the
+        // body or send the key to another server.
         _ => (ErrorCode::ProviderFailed, false, kind::REJECTED),
     }
 }

@@ -27,7 +27,8 @@ use crate::config::settings::ModelApiSettings;
 const MAX_ERROR_BYTES: usize = 64 << 10;
 /// Time limit for a refusal's body; its status is known before.
 const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(1);
-/// Limit for connecting, so that an unreachable host is detected before a long first-token time-out.
+/// Limit for connecting, so that an unreachable host is detected before a long first-token
+/// time-out.
 const MAX_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why no client can be created from the settings.
@@ -174,8 +175,8 @@ impl OpenAi {
         })
     }
 
-    /// Sends the request, and again for each field that the server refuses: such a refusal is caused
-    /// by the server's version, not by the message.
+    /// Sends the request, and again for each field that the server refuses: such a refusal is
+    /// caused by the server's version, not by the message.
     async fn send_adapted(&self, request: &ModelRequest) -> Result<Response, ModelError> {
         let mut variant = self.quirks.variant();
         loop {

@@ -52,7 +52,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Append dead letters to their source topic again, each as a new message that names the old one.
+    /// Append dead letters to their source topic again, each as a new message that names the old
+    /// one.
     Replay(Selection),
     /// Remove dead letters from the list without replaying them.
     Drop(Selection),

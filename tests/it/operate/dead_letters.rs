@@ -121,8 +121,8 @@ async fn a_refused_message_is_replayed_through_a_running_all_in_one_and_in_its_f
     assert_eq!(code, Some(1));
     assert!(out.contains("already settled"), "{out}");
 
-    // The folder is in use, so the running process is queried at the address that it wrote there. The
-    // process on the configured port is not queried, and the admin key is not needed.
+    // The folder is in use, so the running process is queried at the address that it wrote there.
+    // The process on the configured port is not queried, and the admin key is not needed.
     let folder = spec.dir().join("data");
     let in_folder = ["--data-dir", folder.to_str().unwrap()];
     let other = ProcessSpec::durable().env("ADMIN_KEY", KEY).start().await;

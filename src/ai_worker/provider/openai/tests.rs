@@ -187,7 +187,7 @@ fn invalid_settings_are_refused_with_a_reason() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.starts_with("OPENAI_API_KEY holds") && !error.contains("sk-a"),
+        error.starts_with("OPENAI_API_KEY contains") && !error.contains("sk-a"),
         "{error}"
     );
 }
