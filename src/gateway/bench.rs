@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use super::client::Client;
 use super::delivery;
 use super::metrics::GatewayMetrics;
+use super::outbound::OutboundQueue;
 use super::session::Protocol;
 use super::sessions::SessionRegistry;
 use crate::fanout::{Channel, FanoutError, Feed};
@@ -70,6 +71,6 @@ impl RegistryBench {
     /// Removes all queued frames and returns how many there were.
     pub fn discard(&self) -> usize {
         let outbound = self.clients.iter().map(Client::outbound);
-        outbound.map(|queue| queue.discard()).sum()
+        outbound.map(OutboundQueue::discard).sum()
     }
 }
