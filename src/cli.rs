@@ -1,16 +1,15 @@
-//! The command line: subcommands and flags, and the exit code (0 done, 1 failed, 2 used or
-//! configured wrongly; a load test has more, which its help lists).
+//! The command line: subcommands, flags, and exit codes. 0 means success, 1 failure, 2 wrong usage or
+//! configuration; the load test has further codes, which its help lists.
 #![expect(
     clippy::print_stderr,
     reason = "errors of the command line are for its user; everything else is logged"
 )]
 
 use std::ffi::OsString;
-use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::io::Read as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
@@ -19,6 +18,8 @@ use crate::app;
 use crate::config::{self, Config, ConfigErrors, Flag, Role, Sources};
 use crate::protocol::ids::UserId;
 use crate::tools::{Misused, chat, dlq, doctor, load_test, mock_openai, print, token};
+
+mod healthcheck;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -72,7 +73,7 @@ enum Command {
     Gateway(Listen),
     /// Answer messages with the model.
     AiWorker(Listen),
-    /// Bring answers to the gateways.
+    /// Deliver answers to the gateways.
     Relay(Listen),
     /// All three in one process, with a log of its own: no Kafka, no Redis.
     AllInOne {
@@ -181,25 +182,25 @@ fn key_value(text: &str) -> Result<(String, String), String> {
     Ok((key.trim().to_owned(), value.to_owned()))
 }
 
-/// What the arguments ask for, carried out.
+/// Parses the arguments, executes the subcommand, and returns the exit code.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are "errors" too, with exit code 0.
+            // For clap, help and version are errors with exit code 0.
             let code = u8::try_from(error.exit_code()).unwrap_or(2);
             return error.print().map_or(ExitCode::FAILURE, |()| code.into());
         }
     };
-    match carry_out(cli) {
+    match execute(cli) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
-            let configured = error.downcast_ref::<ConfigErrors>().is_some()
-                || error.downcast_ref::<app::Unusable>().is_some()
+            let is_usage_error = error.downcast_ref::<ConfigErrors>().is_some()
+                || error.downcast_ref::<app::UnusableSetting>().is_some()
                 || error.downcast_ref::<Misused>().is_some();
             let no_test = error.downcast_ref::<load_test::TestNotStarted>().is_some();
-            ExitCode::from(if configured {
+            ExitCode::from(if is_usage_error {
                 2
             } else if no_test {
                 load_test::TestNotStarted::EXIT_CODE
@@ -210,23 +211,23 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn carry_out(cli: Cli) -> anyhow::Result<ExitCode> {
+fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
     let Cli { common, command } = cli;
-    let done = match command {
-        Command::Gateway(listen) => start(Role::Gateway, common, listen.flags("server")),
-        Command::AiWorker(listen) => start(Role::AiWorker, common, listen.flags("metrics")),
-        Command::Relay(listen) => start(Role::Relay, common, listen.flags("metrics")),
+    let result = match command {
+        Command::Gateway(listen) => run_role(Role::Gateway, common, listen.flags("server")),
+        Command::AiWorker(listen) => run_role(Role::AiWorker, common, listen.flags("metrics")),
+        Command::Relay(listen) => run_role(Role::Relay, common, listen.flags("metrics")),
         Command::AllInOne {
             listen,
             data_dir,
             ephemeral,
         } => {
             let mut flags = listen.flags("server");
-            flags.extend(data_dir.into_iter().flat_map(in_folder));
+            flags.extend(data_dir.into_iter().flat_map(data_dir_flags));
             if ephemeral {
                 flags.push(flag("--ephemeral", "embedded.ephemeral", "true"));
             }
-            start(Role::AllInOne, common, flags)
+            run_role(Role::AllInOne, common, flags)
         }
         Command::Chat(args) => chat::run(args),
         Command::Completions { shell } => {
@@ -234,9 +235,9 @@ fn carry_out(cli: Cli) -> anyhow::Result<ExitCode> {
             clap_complete::generate(shell, &mut Cli::command(), "chatmesh", &mut script);
             print(&String::from_utf8_lossy(&script))
         }
-        Command::Token(command) => tokens(common, command),
-        Command::Doctor(arguments) => examine(&common, &arguments),
-        Command::Dlq(arguments) => dead_letters(common, arguments),
+        Command::Token(command) => run_token(common, command),
+        Command::Doctor(arguments) => run_doctor(&common, &arguments),
+        Command::Dlq(arguments) => run_dlq(common, arguments),
         Command::Config(ConfigCommand::Show { role, json }) => {
             let config = load(role, common, Vec::new())?;
             print(&if json {
@@ -256,9 +257,18 @@ fn carry_out(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Config(ConfigCommand::Default) => print(&config::default_file()),
         Command::MockOpenai(args) => mock_openai::run(args, print),
         Command::LoadTest(args) => return load_test::run(args, print),
-        Command::Healthcheck { role, url } => healthcheck(role, common, url),
+        Command::Healthcheck { role, url } => {
+            let url = if let Some(url) = url {
+                url
+            } else {
+                let address = load(role, common, Vec::new())?.health_listen();
+                let address = healthcheck::reachable(address);
+                format!("http://{address}/health/ready")
+            };
+            healthcheck::run(&url)
+        }
     };
-    done.map(|()| ExitCode::SUCCESS)
+    result.map(|()| ExitCode::SUCCESS)
 }
 
 impl Listen {
@@ -281,15 +291,16 @@ fn flag(flag: &str, key: &str, value: impl Into<String>) -> Flag {
     }
 }
 
-/// Who names a folder means it to be used, whatever EPHEMERAL says.
-fn in_folder(folder: String) -> [Flag; 2] {
+/// A data directory on the command line implies that it is used, whatever EPHEMERAL says.
+fn data_dir_flags(folder: String) -> [Flag; 2] {
     [
         flag("--data-dir", "embedded.data_dir", folder),
         flag("--data-dir", "embedded.ephemeral", "false"),
     ]
 }
 
-fn load(role: Role, common: Common, named: Vec<Flag>) -> Result<Config, ConfigErrors> {
+/// Loads the configuration of a role; `role_flags` are added to the common ones.
+fn load(role: Role, common: Common, role_flags: Vec<Flag>) -> Result<Config, ConfigErrors> {
     let set = common.set.into_iter();
     let mut flags: Vec<Flag> = set.map(|(key, value)| flag("--set", &key, value)).collect();
     flags.extend(
@@ -297,11 +308,11 @@ fn load(role: Role, common: Common, named: Vec<Flag>) -> Result<Config, ConfigEr
             .log_level
             .map(|level| flag("--log-level", "log.level", level)),
     );
-    flags.extend(named);
+    flags.extend(role_flags);
     Config::load(role, &Sources::of_process(common.config, flags))
 }
 
-fn start(role: Role, common: Common, flags: Vec<Flag>) -> anyhow::Result<()> {
+fn run_role(role: Role, common: Common, flags: Vec<Flag>) -> anyhow::Result<()> {
     let config = load(role, common, flags)?;
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -310,7 +321,7 @@ fn start(role: Role, common: Common, flags: Vec<Flag>) -> anyhow::Result<()> {
         .block_on(app::run(role, config))
 }
 
-fn tokens(common: Common, command: TokenCommand) -> anyhow::Result<()> {
+fn run_token(common: Common, command: TokenCommand) -> anyhow::Result<()> {
     let config = load(Role::Gateway, common, Vec::new())?;
     let user = |text: &str| {
         UserId::parse(text).map_err(|_| {
@@ -352,7 +363,8 @@ fn tokens(common: Common, command: TokenCommand) -> anyhow::Result<()> {
     }
 }
 
-fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+/// A runtime for the tools, which need no more than two threads.
+fn small_runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -360,17 +372,18 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
         .context("the runtime can't be started")
 }
 
-fn examine(common: &Common, arguments: &doctor::Arguments) -> anyhow::Result<()> {
-    let folder = arguments.data_dir.clone().into_iter().flat_map(in_folder);
-    let folder: Vec<Flag> = folder.collect();
+fn run_doctor(common: &Common, arguments: &doctor::Arguments) -> anyhow::Result<()> {
+    let data_dir = arguments.data_dir.clone().into_iter();
+    let data_dir: Vec<Flag> = data_dir.flat_map(data_dir_flags).collect();
     let mut loaded = doctor::Loaded {
         configs: Vec::new(),
         wrong: Vec::new(),
     };
     let roles = match arguments.role {
         Some(role) => vec![role],
-        None if !folder.is_empty() => vec![Role::AllInOne],
-        // What says where the servers are is read alike for every role; one may be wrong.
+        None if !data_dir.is_empty() => vec![Role::AllInOne],
+        // The addresses of the servers are the same settings for every role, so any role whose
+        // configuration is valid tells whether they are set.
         None => {
             let mut any = Role::ALL.iter();
             let any = any.find_map(|role| load(*role, common.clone(), Vec::new()).ok());
@@ -383,7 +396,7 @@ fn examine(common: &Common, arguments: &doctor::Arguments) -> anyhow::Result<()>
     };
     for role in roles {
         let flags = match role {
-            Role::AllInOne => folder.clone(),
+            Role::AllInOne => data_dir.clone(),
             _ => Vec::new(),
         };
         match load(role, common.clone(), flags) {
@@ -391,19 +404,19 @@ fn examine(common: &Common, arguments: &doctor::Arguments) -> anyhow::Result<()>
             Err(errors) => loaded.wrong.push((role, errors)),
         }
     }
-    let runtime = runtime()?;
+    let runtime = small_runtime()?;
     let result = runtime.block_on(doctor::run(arguments, loaded));
-    // What still asks a server that does not answer is not waited for.
+    // Checks that still wait for a server are abandoned.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
 }
 
-fn dead_letters(common: Common, arguments: dlq::Arguments) -> anyhow::Result<()> {
+fn run_dlq(common: Common, arguments: dlq::Arguments) -> anyhow::Result<()> {
     let folder = arguments.data_dir.as_ref();
     let flags: Vec<Flag> = folder
         .map(|folder| folder.display().to_string())
         .into_iter()
-        .flat_map(in_folder)
+        .flat_map(data_dir_flags)
         .collect();
     let place = if let Some(url) = arguments.url.clone() {
         dlq::Location::Running(load(Role::AllInOne, common, flags)?, url)
@@ -416,80 +429,7 @@ fn dead_letters(common: Common, arguments: dlq::Arguments) -> anyhow::Result<()>
             dlq::Location::Folder(load(Role::AllInOne, common, flags)?)
         }
     };
-    runtime()?.block_on(dlq::run(arguments, place))
-}
-
-/// All of a health check, connecting included.
-const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(5);
-
-fn healthcheck(role: Role, common: Common, url: Option<String>) -> anyhow::Result<()> {
-    let url = if let Some(url) = url {
-        url
-    } else {
-        let address = reachable(load(role, common, Vec::new())?.health_listen());
-        format!("http://{address}/health/ready")
-    };
-    let (status, body) = get(&url).with_context(|| format!("{url} does not answer"))?;
-    anyhow::ensure!(status == 200, "not ready: {url} answered {status}: {body}");
-    Ok(())
-}
-
-/// Where a process that listens here is reached from its own machine.
-fn reachable(address: SocketAddr) -> SocketAddr {
-    let ip = match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
-    SocketAddr::new(ip, address.port())
-}
-
-/// One GET over plain HTTP. By hand, since the client library insists on certificates that a
-/// small image may not have, also where none are needed.
-fn get(url: &str) -> anyhow::Result<(u16, String)> {
-    let url = url::Url::parse(url).context("not a URL")?;
-    anyhow::ensure!(url.scheme() == "http", "only http:// is known here");
-    let host = url.host_str().context("the URL has no host")?;
-    let authority = &url[url::Position::BeforeHost..url::Position::AfterPort];
-    let port = url.port_or_known_default().unwrap_or(80);
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    let deadline = Instant::now() + HEALTHCHECK_TIMEOUT;
-    let left = || {
-        let left = deadline.saturating_duration_since(Instant::now());
-        anyhow::ensure!(!left.is_zero(), "no answer in time");
-        Ok(left)
-    };
-    let mut failure = anyhow::anyhow!("the host has no address");
-    for address in (bare, port).to_socket_addrs()? {
-        let mut stream = match TcpStream::connect_timeout(&address, left()?) {
-            Ok(stream) => stream,
-            Err(error) => {
-                failure = error.into();
-                continue;
-            }
-        };
-        stream.set_write_timeout(Some(left()?))?;
-        let target = &url[url::Position::BeforePath..url::Position::AfterQuery];
-        let head =
-            format!("GET {target} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n");
-        stream.write_all(head.as_bytes())?;
-        let mut answer = Vec::new();
-        let mut chunk = [0; 4096];
-        // The body is for people: a readiness answer is far below this.
-        while answer.len() < 64 * 1024 {
-            stream.set_read_timeout(Some(left()?))?;
-            match stream.read(&mut chunk)? {
-                0 => break,
-                read => answer.extend_from_slice(&chunk[..read]),
-            }
-        }
-        let answer = String::from_utf8_lossy(&answer);
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-        let status = head.strip_prefix("HTTP/1.").and_then(|rest| rest.get(2..5));
-        let status = status.and_then(|status| status.parse().ok());
-        return Ok((status.context("the answer is not HTTP")?, body.to_owned()));
-    }
-    Err(failure)
+    small_runtime()?.block_on(dlq::run(arguments, place))
 }
 
 #[cfg(test)]
@@ -497,15 +437,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_consistent() {
+    fn command_line_is_consistent() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn a_process_on_every_address_is_asked_on_loopback() {
-        let asked = |text: &str| reachable(text.parse().unwrap()).to_string();
-        assert_eq!(asked("0.0.0.0:8002"), "127.0.0.1:8002");
-        assert_eq!(asked("[::]:1"), "[::1]:1");
-        assert_eq!(asked("10.1.2.3:1"), "10.1.2.3:1");
     }
 }

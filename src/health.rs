@@ -1,4 +1,4 @@
-//! What a role knows of its own condition: which dependency is out of reach, and whether it drains.
+//! The health of a process: which dependencies are unavailable, and whether it drains.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,8 +7,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// Shared by a role's parts and its HTTP server. Begins with every dependency it was made with as
-/// "not reached yet", so that readiness is false until each has answered once.
+/// Tracks the state behind `/health/ready`. Every dependency starts as unavailable, so the process is
+/// not ready until each has responded once.
 #[derive(Debug)]
 pub struct Health {
     state: Mutex<State>,
@@ -16,17 +16,17 @@ pub struct Health {
 
 #[derive(Debug)]
 struct State {
-    draining: bool,
-    /// Since when, and why.
-    failing: BTreeMap<&'static str, (Instant, String)>,
+    is_draining: bool,
+    /// For each unavailable dependency, since when and why.
+    unavailable: BTreeMap<&'static str, (Instant, String)>,
 }
 
-/// Why a role is not ready.
+/// Why a process is not ready.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NotReady {
-    /// It was told to stop and takes nothing new.
+    /// It is stopping and accepts nothing new.
     Draining,
-    /// The dependency's name and what is wrong with it.
+    /// A dependency is unavailable: its name and the reason.
     Dependency(&'static str, String),
 }
 
@@ -40,16 +40,16 @@ impl fmt::Display for NotReady {
 }
 
 impl Health {
-    /// `dependencies` as `/health/ready` names them (`kafka`, `redis`).
+    /// `dependencies` are the names in `/health/ready`, such as `kafka` and `redis`.
     pub fn new(dependencies: &[&'static str]) -> Self {
-        let failing = dependencies
+        let unavailable = dependencies
             .iter()
             .map(|name| (*name, (Instant::now(), "not reached yet".to_owned())))
             .collect();
         Self {
             state: Mutex::new(State {
-                draining: false,
-                failing,
+                is_draining: false,
+                unavailable,
             }),
         }
     }
@@ -58,39 +58,40 @@ impl Health {
         self.state.lock()
     }
 
-    /// Notes what a check of `dependency` gave. True where this changed whether it is reachable.
+    /// Records the result of a check. Returns whether the dependency became available or unavailable.
     pub fn set(&self, dependency: &'static str, result: Result<(), String>) -> bool {
         let mut state = self.state();
         match result {
-            Ok(()) => state.failing.remove(dependency).is_some(),
+            Ok(()) => state.unavailable.remove(dependency).is_some(),
             Err(reason) => {
-                let before = state.failing.get(dependency).map(|(since, _)| *since);
-                let since = before.unwrap_or_else(Instant::now);
-                state.failing.insert(dependency, (since, reason));
-                before.is_none()
+                let since = state.unavailable.get(dependency).map(|(since, _)| *since);
+                let is_new = since.is_none();
+                let since = since.unwrap_or_else(Instant::now);
+                state.unavailable.insert(dependency, (since, reason));
+                is_new
             }
         }
     }
 
-    /// For how long no check of `dependency` has succeeded; zero where the last one did.
-    pub fn away(&self, dependency: &str) -> Duration {
+    /// How long `dependency` has been unavailable; zero if the last check succeeded.
+    pub fn unavailable_for(&self, dependency: &str) -> Duration {
         let state = self.state();
-        let failing = state.failing.get(dependency);
-        failing.map_or(Duration::ZERO, |(since, _)| since.elapsed())
+        let unavailable = state.unavailable.get(dependency);
+        unavailable.map_or(Duration::ZERO, |(since, _)| since.elapsed())
     }
 
-    /// From now on not ready: the role was told to stop.
+    /// Marks the process as draining, so it is not ready any more.
     pub fn drain(&self) {
-        self.state().draining = true;
+        self.state().is_draining = true;
     }
 
-    /// Ready for work, or the first reason why not.
+    /// Whether the process accepts work, or the first reason why not.
     pub fn ready(&self) -> Result<(), NotReady> {
         let state = self.state();
-        if state.draining {
+        if state.is_draining {
             return Err(NotReady::Draining);
         }
-        match state.failing.first_key_value() {
+        match state.unavailable.first_key_value() {
             None => Ok(()),
             Some((name, (_, reason))) => Err(NotReady::Dependency(name, reason.clone())),
         }
@@ -102,16 +103,16 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn how_long_something_is_away_is_counted_from_its_first_failure() {
+    async fn unavailability_is_measured_from_the_first_failed_check() {
         let health = Health::new(&[]);
         let second = Duration::from_secs(1);
-        assert_eq!(health.away("redis"), Duration::ZERO);
+        assert_eq!(health.unavailable_for("redis"), Duration::ZERO);
         assert!(health.set("redis", Err("refused".into())));
         tokio::time::advance(second).await;
         assert!(!health.set("redis", Err("refused again".into())));
         tokio::time::advance(second).await;
-        assert_eq!(health.away("redis"), 2 * second);
+        assert_eq!(health.unavailable_for("redis"), 2 * second);
         assert!(health.set("redis", Ok(())));
-        assert_eq!(health.away("redis"), Duration::ZERO);
+        assert_eq!(health.unavailable_for("redis"), Duration::ZERO);
     }
 }

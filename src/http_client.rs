@@ -1,12 +1,14 @@
-//! What all HTTP clients of chatmesh have in common.
+//! The common configuration of all HTTP clients.
 
 use reqwest::{Client, ClientBuilder, redirect};
 use url::{Host, Url};
 
-/// A client for one server. It follows no redirect, so that keys and contents go nowhere else;
-/// works with plain HTTP on a machine without certificates, since none is ever looked at; and asks
-/// no proxy for what is on this machine.
-pub(crate) fn for_server(url: &Url) -> ClientBuilder {
+/// A client for the server at `url`.
+///
+/// - It follows no redirects, so that keys and contents reach no other server.
+/// - For plain HTTP it loads no certificates, so it works in images that have none.
+/// - For a loopback address it uses no proxy.
+pub(crate) fn builder_for(url: &Url) -> ClientBuilder {
     let mut builder = Client::builder()
         .user_agent(concat!("chatmesh/", env!("CARGO_PKG_VERSION")))
         .redirect(redirect::Policy::none())

@@ -1,9 +1,9 @@
-//! The `chatmesh` executable: command line to library to exit code.
+//! The `chatmesh` executable. Everything is in the library; this only chooses the allocator.
 
 use std::process::ExitCode;
 
-/// Short-lived strings are most of what a message costs: with the C library's allocator a fifth of
-/// a worker's time went into making and freeing them.
+/// Allocating and freeing short strings is a large part of the cost of a message: with the C
+/// library's allocator it took a fifth of a worker's time.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

@@ -1,9 +1,9 @@
-//! SIGTERM and SIGINT: the first asks for a drain, the second ends the process at once.
+//! SIGTERM and SIGINT: the first signal starts a drain, the second ends the process at once.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// The process's signals, caught from [`Signals::new`] on.
+/// Receives the signals of the process from [`Signals::new`] on.
 #[derive(Debug)]
 pub struct Signals {
     terminate: Signal,
@@ -11,10 +11,10 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Catches the signals; call it early, so that none kills a process that is starting.
+    /// Installs the handlers. Call it early, so that no signal kills a process that is starting.
     ///
     /// # Errors
-    /// The system refuses the handlers.
+    /// The operating system refuses the handlers.
     pub fn new() -> std::io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
@@ -22,7 +22,7 @@ impl Signals {
         })
     }
 
-    /// The next signal: its name and the exit code that shells give it.
+    /// Waits for the next signal and returns its name and the exit code by the shells' convention.
     pub(crate) async fn next(&mut self) -> (&'static str, u8) {
         tokio::select! {
             _ = self.terminate.recv() => ("SIGTERM", 143),
@@ -30,14 +30,19 @@ impl Signals {
         }
     }
 
-    /// Cancels `drain` at the first signal and ends the process at the second. Never returns;
-    /// aborting it loses nothing.
+    /// Cancels `drain` at the first signal and ends the process at the second. Never returns.
     pub async fn watch(mut self, drain: CancellationToken) {
         let (name, _) = self.next().await;
-        tracing::info!("{name}: draining; a second signal ends the process at once");
+        tracing::info!(
+            signal = name,
+            "draining; a second signal ends the process at once"
+        );
         drain.cancel();
         let (name, code) = self.next().await;
-        tracing::warn!("{name} while draining: ending at once");
+        tracing::warn!(
+            signal = name,
+            "second signal: ending at once without draining"
+        );
         std::process::exit(code.into());
     }
 }
@@ -47,7 +52,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_first_signal_asks_for_a_drain_and_does_not_end_the_process() {
+    async fn first_signal_starts_a_drain_and_does_not_end_the_process() {
         let drain = CancellationToken::new();
         let signals = tokio::spawn(Signals::new().unwrap().watch(drain.clone()));
         let sent = tokio::process::Command::new("sh")

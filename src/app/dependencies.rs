@@ -1,5 +1,5 @@
-//! Watches what a role depends on: asks every second, keeps [`Health`] true, and says once when
-//! something goes away or comes back.
+//! Checks the dependencies of a process every second, updates its [`Health`], and logs when one
+//! becomes unavailable or recovers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,24 +13,25 @@ use crate::fanout::FanoutHealth;
 use crate::health::Health;
 use crate::log::Log;
 
-const EVERY: Duration = Duration::from_secs(1);
-/// A check that takes longer has failed.
-const LONGEST: Duration = Duration::from_secs(2);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Time after which a check counts as failed.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
 type Check = Box<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 
-/// Something that has to answer.
+/// A dependency and how to check it.
 pub(super) struct Dependency {
     name: &'static str,
-    place: String,
+    address: String,
     check: Check,
 }
 
 impl Dependency {
-    /// `name` as `/health/ready` says it; `place` is for logs and holds no secret.
+    /// `name` identifies the dependency in `/health/ready`; `address` is for logs and must not contain
+    /// a secret.
     pub(super) fn new<F>(
         name: &'static str,
-        place: impl Into<String>,
+        address: impl Into<String>,
         check: impl Fn() -> F + Send + Sync + 'static,
     ) -> Self
     where
@@ -38,55 +39,55 @@ impl Dependency {
     {
         Self {
             name,
-            place: place.into(),
+            address: address.into(),
             check: Box::new(move || Box::pin(check())),
         }
     }
 
-    /// The log.
-    pub(super) fn log(name: &'static str, place: impl Into<String>, log: Arc<dyn Log>) -> Self {
-        Self::new(name, place, move || {
+    /// The log, checked by [`Log::check`].
+    pub(super) fn log(name: &'static str, address: impl Into<String>, log: Arc<dyn Log>) -> Self {
+        Self::new(name, address, move || {
             let log = Arc::clone(&log);
             async move { log.check().await.map_err(|error| error.to_string()) }
         })
     }
 
-    /// The fan-out.
+    /// The fan-out, checked by its own health check.
     pub(super) fn fanout(
         name: &'static str,
-        place: impl Into<String>,
+        address: impl Into<String>,
         fanout: Arc<dyn FanoutHealth>,
     ) -> Self {
-        Self::new(name, place, move || {
+        Self::new(name, address, move || {
             let fanout = Arc::clone(&fanout);
             async move { fanout.check().await.map_err(|error| error.to_string()) }
         })
     }
 
-    /// Until `stop`: checks one after the other, never two at once.
+    /// Checks this dependency until `stop` is cancelled, never twice at the same time.
     async fn watch(self, health: &Health, stop: &CancellationToken) {
         let up = DEPENDENCY_UP.gauge(&[self.name]);
         up.set(0.0);
-        let mut away_since = None;
-        let mut ticks = tokio::time::interval(EVERY);
+        let mut unavailable_since = None;
+        let mut ticks = tokio::time::interval(CHECK_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-            let checked = tokio::time::timeout(LONGEST, (self.check)());
-            let Some(checked) = stop.run_until_cancelled(checked).await else {
+            let check = tokio::time::timeout(CHECK_TIMEOUT, (self.check)());
+            let Some(checked) = stop.run_until_cancelled(check).await else {
                 return;
             };
             let result = checked
-                .unwrap_or_else(|_| Err(format!("no answer within {} s", LONGEST.as_secs())));
-            let (name, place) = (self.name, &self.place);
-            match (&result, away_since) {
+                .unwrap_or_else(|_| Err(format!("no answer within {} s", CHECK_TIMEOUT.as_secs())));
+            let (name, address) = (self.name, &self.address);
+            match (&result, unavailable_since) {
                 (Err(reason), None) => {
-                    away_since = Some(Instant::now());
-                    tracing::warn!("waiting for {name} at {place}: {reason}");
+                    unavailable_since = Some(Instant::now());
+                    tracing::warn!("waiting for {name} at {address}: {reason}");
                 }
                 (Ok(()), Some(since)) => {
                     let seconds = Instant::now().duration_since(since).as_secs();
-                    away_since = None;
-                    tracing::info!("{name} is back after {seconds} s");
+                    unavailable_since = None;
+                    tracing::info!("{name} recovered after {seconds} s");
                 }
                 _ => {}
             }
@@ -96,7 +97,7 @@ impl Dependency {
     }
 }
 
-/// Watches all of them until `stop`.
+/// Checks all dependencies until `stop` is cancelled.
 pub(super) async fn watch(
     dependencies: Vec<Dependency>,
     health: Arc<Health>,
@@ -116,17 +117,21 @@ mod tests {
     use crate::health::NotReady;
 
     #[tokio::test(start_paused = true)]
-    async fn a_hanging_dependency_does_not_hide_another_one_and_its_return_is_seen() {
+    async fn hanging_dependency_is_reported_alone_and_its_recovery_is_noticed() {
         let health = Arc::new(Health::new(&["kafka", "redis"]));
         let stop = CancellationToken::new();
         let hangs = Arc::new(AtomicBool::new(true));
-        let at_once = Arc::new(AtomicUsize::new(0));
+        let concurrent = Arc::new(AtomicUsize::new(0));
         let flag = Arc::clone(&hangs);
         let kafka = Dependency::new("kafka", "k:9092", move || {
-            let (flag, at_once) = (Arc::clone(&flag), Arc::clone(&at_once));
+            let (flag, concurrent) = (Arc::clone(&flag), Arc::clone(&concurrent));
             async move {
-                assert_eq!(at_once.fetch_add(1, Ordering::SeqCst), 0, "checks overlap");
-                let _count = scopeguard(at_once);
+                assert_eq!(
+                    concurrent.fetch_add(1, Ordering::SeqCst),
+                    0,
+                    "checks overlap"
+                );
+                let _running = decrement_on_drop(concurrent);
                 if flag.load(Ordering::SeqCst) {
                     std::future::pending::<()>().await;
                 }
@@ -145,15 +150,15 @@ mod tests {
         task.await.unwrap();
     }
 
-    struct Count(Arc<AtomicUsize>);
+    struct RunningCheck(Arc<AtomicUsize>);
 
-    impl Drop for Count {
+    impl Drop for RunningCheck {
         fn drop(&mut self) {
             self.0.fetch_sub(1, Ordering::SeqCst);
         }
     }
 
-    fn scopeguard(count: Arc<AtomicUsize>) -> Count {
-        Count(count)
+    fn decrement_on_drop(count: Arc<AtomicUsize>) -> RunningCheck {
+        RunningCheck(count)
     }
 }

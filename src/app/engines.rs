@@ -1,4 +1,4 @@
-//! The log and the fan-out that the roles of this process run on.
+//! The engines of a process: the implementations of the log and the fan-out that its roles run on.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,63 +15,65 @@ use crate::log::embedded::EmbeddedLog;
 use crate::log::kafka::KafkaLog;
 use crate::log::{Log, LogBrowser, TopicSpec};
 use crate::store::Store;
-use crate::telemetry::traces::Systems;
+use crate::telemetry::traces::MessagingSystems;
 
-/// The name under which readiness speaks of topics that are not there yet.
+/// The name of the topics among the dependencies in `/health/ready`.
 const TOPICS: &str = "topics";
-const ASK_AGAIN: Duration = Duration::from_secs(1);
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
+/// The log and the fan-out of this process.
 pub(super) struct Engines {
     pub(super) log: Arc<dyn Log>,
     pub(super) fanout: Arc<dyn Fanout>,
-    /// The log once more, where no other process can look into it.
-    pub(super) own: Option<Arc<dyn LogBrowser>>,
-    embedded: bool,
+    /// The log for reading without membership in a group, if no other process can read it.
+    pub(super) exclusive_log: Option<Arc<dyn LogBrowser>>,
+    is_embedded: bool,
 }
 
-/// Settings that only who uses them can judge, and refuses.
+/// A setting that is well-formed and was refused by the library that uses it.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub struct Unusable(pub(super) String);
+pub struct UnusableSetting(pub(super) String);
 
-/// Checks what only the clients of Kafka and Redis can judge; nothing is connected to.
-pub(super) fn validate(config: &Config) -> Result<(), Unusable> {
+/// Validates the settings that only the clients of Kafka and Redis understand. Connects to nothing.
+pub(super) fn validate(config: &Config) -> Result<(), UnusableSetting> {
     if config.role() == Role::AllInOne {
         return Ok(());
     }
-    let unusable = |error: &dyn std::fmt::Display| Unusable(error.to_string());
+    let unusable = |error: &dyn std::fmt::Display| UnusableSetting(error.to_string());
     KafkaLog::validate(&config.kafka()).map_err(|error| unusable(&error))?;
     RedisFanout::validate(&config.redis()).map_err(|error| unusable(&error))
 }
 
 impl Engines {
-    /// What they are called in traces.
-    pub(super) fn systems(role: Role) -> Systems {
+    /// The names of the engines in traces.
+    pub(super) fn systems(role: Role) -> MessagingSystems {
         let (log, fanout) = match role {
             Role::AllInOne => ("chatmesh", "chatmesh"),
             Role::Gateway | Role::AiWorker | Role::Relay => ("kafka", "redis"),
         };
-        Systems { log, fanout }
+        MessagingSystems { log, fanout }
     }
 
-    /// Kafka and Redis. Neither need be there yet.
+    /// Creates clients of Kafka and Redis. Neither has to be reachable yet.
     pub(super) fn distributed(config: &Config) -> anyhow::Result<Self> {
-        let log = KafkaLog::connect(&config.kafka()).context("Kafka's client can't be made")?;
-        let fanout =
-            RedisFanout::connect(&config.redis()).context("Redis's client can't be made")?;
+        let log =
+            KafkaLog::connect(&config.kafka()).context("the client of Kafka can't be created")?;
+        let fanout = RedisFanout::connect(&config.redis())
+            .context("the client of Redis can't be created")?;
         Ok(Self {
             log: Arc::new(log),
             fanout: Arc::new(fanout),
-            own: None,
-            embedded: false,
+            exclusive_log: None,
+            is_embedded: false,
         })
     }
 
-    /// One local store for both.
+    /// Opens the embedded engines on one local store.
     pub(super) async fn embedded(config: &Config) -> anyhow::Result<Self> {
         let settings = config.embedded();
         let produce_timeout = config.gateway().produce_timeout;
-        // Opening reads the disk, for as long as it takes.
+        // Opening recovers the store from disk, which may take long.
         tokio::task::spawn_blocking(move || {
             let store = match &settings.data_dir {
                 Some(folder) => Store::open(folder, settings.min_free_disk)?,
@@ -81,18 +83,18 @@ impl Engines {
             let fanout = EmbeddedFanout::open(store, settings.bounds.clone())?;
             let log = Arc::new(log);
             Ok(Self {
-                own: Some(log.clone()),
+                exclusive_log: Some(log.clone()),
                 log,
                 fanout: Arc::new(fanout),
-                embedded: true,
+                is_embedded: true,
             })
         })
         .await?
     }
 
-    /// The dependencies' names, as readiness says them.
-    pub(super) fn names(&self) -> &'static [&'static str] {
-        if self.embedded {
+    /// The names of the dependencies in `/health/ready`.
+    pub(super) fn dependency_names(&self) -> &'static [&'static str] {
+        if self.is_embedded {
             &["store", TOPICS]
         } else {
             &["kafka", "redis", TOPICS]
@@ -101,12 +103,16 @@ impl Engines {
 
     pub(super) fn dependencies(&self, config: &Config) -> Vec<Dependency> {
         let log = Arc::clone(&self.log);
-        if self.embedded {
-            let place = config
+        if self.is_embedded {
+            let location = config
                 .embedded()
                 .data_dir
                 .unwrap_or_else(|| "memory".into());
-            return vec![Dependency::log("store", place.display().to_string(), log)];
+            return vec![Dependency::log(
+                "store",
+                location.display().to_string(),
+                log,
+            )];
         }
         let fanout = Arc::clone(&self.fanout);
         vec![
@@ -115,10 +121,10 @@ impl Engines {
         ]
     }
 
-    /// Sees to it that the topics are there, however long the log is away, and warns about
-    /// settings of log and fan-out that endanger what is promised.
+    /// Creates missing topics, waiting for the log as long as necessary, and logs warnings about
+    /// settings of the log and the fan-out that weaken the guarantees.
     pub(super) async fn prepare(&self, config: &Config, topics: &[String], health: &Health) {
-        let (partitions, replication) = if self.embedded {
+        let (partitions, replication) = if self.is_embedded {
             (config.embedded().partitions, 1)
         } else {
             let kafka = config.kafka();
@@ -132,7 +138,7 @@ impl Engines {
                 replication,
             })
             .collect();
-        let mut said = String::new();
+        let mut last_logged = String::new();
         loop {
             match self.log.ensure_topics(&specs).await {
                 Ok(warnings) => {
@@ -144,14 +150,14 @@ impl Engines {
                 }
                 Err(error) => {
                     let error = error.to_string();
-                    if error != said {
+                    if error != last_logged {
                         tracing::warn!("waiting for the topics {}: {error}", topics.join(", "));
-                        said.clone_from(&error);
+                        last_logged.clone_from(&error);
                     }
                     health.set(TOPICS, Err(error));
                 }
             }
-            tokio::time::sleep(ASK_AGAIN).await;
+            tokio::time::sleep(RETRY_INTERVAL).await;
         }
         loop {
             match self.fanout.warnings().await {
@@ -161,10 +167,12 @@ impl Engines {
                     }
                     return;
                 }
-                // The watcher of dependencies says what it waits for.
-                Err(error) => tracing::debug!(%error, "the fan-out's settings are not known yet"),
+                // The check of dependencies logs at a higher level that the fan-out is unavailable.
+                Err(error) => {
+                    tracing::debug!(%error, "reading the settings of the fan-out failed, retrying")
+                }
             }
-            tokio::time::sleep(ASK_AGAIN).await;
+            tokio::time::sleep(RETRY_INTERVAL).await;
         }
     }
 }

@@ -1,7 +1,7 @@
-//! What `all-in-one` says to the person who started it.
+//! The greeting of `all-in-one`: how to try it.
 #![expect(
     clippy::print_stdout,
-    reason = "it is for the person at the terminal, not for a log"
+    reason = "it is output for the person at the terminal, not a log line"
 )]
 
 use std::net::SocketAddr;
@@ -10,9 +10,9 @@ use super::reachable;
 use crate::config::Config;
 use crate::config::settings::AuthMode;
 
-/// Says where it listens, who answers, and how to try it: as text in a terminal, otherwise in one
-/// line of the log.
-pub(super) fn say(address: SocketAddr, config: &Config, people: bool) {
+/// Prints the addresses, the model and the data directory: as text for a terminal, otherwise as one
+/// log line.
+pub(super) fn print(address: SocketAddr, config: &Config, for_terminal: bool) {
     let address = reachable(address);
     let worker = config.worker();
     let model = worker.model.as_ref().map_or_else(
@@ -34,7 +34,7 @@ pub(super) fn say(address: SocketAddr, config: &Config, people: bool) {
     } else {
         "off (CHAT_PAGE)".to_owned()
     };
-    if !people {
+    if !for_terminal {
         tracing::info!(page, %url, model, data, "open the page, or connect a WebSocket client, to try it");
         return;
     }

@@ -1,4 +1,6 @@
-//! The composition root: builds the engines, starts the roles on them, and ends them in order.
+//! The composition root: creates the engines, runs the roles on them, and drains them in order.
+//!
+//! Architecture invariant: only this module knows which engines a process runs on, and which roles.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -31,7 +33,7 @@ mod greeting;
 mod process_metrics;
 
 use engines::Engines;
-pub use engines::Unusable;
+pub use engines::UnusableSetting;
 use process_metrics::ProcessMetrics;
 
 /// The metrics of all components. The exporter describes each and sets the buckets of histograms.
@@ -46,28 +48,28 @@ pub const METRICS: &[&[&Metric]] = &[
     ai_worker::metrics::ALL,
 ];
 
-/// Checks what only those can judge of a configuration who use it: the clients of Kafka and Redis,
-/// and who reads the keys of tokens. Nothing is connected to.
+/// Validates the settings that only their users understand: the clients of Kafka and Redis, and the
+/// verifier of signed tokens. Connects to nothing.
 ///
 /// # Errors
-/// A property of librdkafka, a Redis URL or a file of keys that can't be used.
-pub fn validate(config: &Config) -> Result<(), Unusable> {
+/// A property of librdkafka, a URL of Redis or a file of keys can't be used.
+pub fn validate(config: &Config) -> Result<(), UnusableSetting> {
     validate_engines(config)?;
-    verifier(config).map(|_| ())
+    token_verifier(config).map(|_| ())
 }
 
-/// Checks what only the clients of Kafka and Redis can judge.
-pub(crate) fn validate_engines(config: &Config) -> Result<(), Unusable> {
+/// Validates the settings that only the clients of Kafka and Redis understand.
+pub(crate) fn validate_engines(config: &Config) -> Result<(), UnusableSetting> {
     engines::validate(config)
 }
 
-/// Reads the keys of signed tokens, where this role checks such tokens.
-pub(crate) fn verifier(config: &Config) -> Result<Option<JwtVerifier>, Unusable> {
+/// Creates the verifier of signed tokens; `None` if this role verifies none.
+pub(crate) fn token_verifier(config: &Config) -> Result<Option<JwtVerifier>, UnusableSetting> {
     if !matches!(config.role(), Role::Gateway | Role::AllInOne) {
         return Ok(None);
     }
     let unusable = |error| {
-        Unusable(format!(
+        UnusableSetting(format!(
             "the keys of tokens can't be used: {error}; put good ones where JWT_PUBLIC_KEY_FILE \
              or JWT_JWKS says"
         ))
@@ -77,24 +79,24 @@ pub(crate) fn verifier(config: &Config) -> Result<Option<JwtVerifier>, Unusable>
         .transpose()
 }
 
-/// Runs a role until a signal ends it, and then until it has drained.
+/// Runs a role until a signal, then drains it.
 ///
 /// # Errors
-/// It could not be started, or ended by itself.
+/// The role could not start, or exited unexpectedly.
 pub async fn run(role: Role, config: Config) -> anyhow::Result<()> {
     validate(&config)?;
     let logging = config.logging();
     let _logs = logs::init(&logging)?;
     let drain = CancellationToken::new();
     let stop = CancellationToken::new();
-    // Whatever ends this function also ends what runs beside it.
+    // Every exit from this function stops the background tasks.
     let _stop = stop.clone().drop_guard();
     tokio::spawn(Signals::new()?.watch(drain.clone()));
     let exporter = Exporter::install(METRICS)?;
     let process_metrics = ProcessMetrics::new(role);
     let exporter = exporter.with_collector(move || process_metrics.update());
     tokio::spawn(exporter.clone().run_upkeep(stop.clone()));
-    let exporting = traces::start(&config.traces(), Engines::systems(role))?;
+    let trace_export = traces::start(&config.traces(), Engines::systems(role))?;
     for notice in config.notices() {
         tracing::warn!("{notice}");
     }
@@ -121,8 +123,8 @@ pub async fn run(role: Role, config: Config) -> anyhow::Result<()> {
         }
         _ => None,
     };
-    let health = Arc::new(Health::new(engines.names()));
-    let state = AdminState::new(
+    let health = Arc::new(Health::new(engines.dependency_names()));
+    let admin = AdminState::new(
         role.service(),
         config.server_id(),
         Arc::clone(&health),
@@ -134,40 +136,42 @@ pub async fn run(role: Role, config: Config) -> anyhow::Result<()> {
         engines,
         local_key,
         health,
-        state: Arc::new(state),
+        admin: Arc::new(admin),
         drain,
         stop,
     };
-    let watching = app.watch_dependencies();
+    let dependency_watch = app.watch_dependencies();
     tracing::info!(role = role.as_str(), %address, version = env!("CARGO_PKG_VERSION"), "started");
     if role == Role::AllInOne {
-        greeting::say(address, &app.config, logging.format == LogFormat::Pretty);
+        greeting::print(address, &app.config, logging.format == LogFormat::Pretty);
     }
     let result = app.serve(listener).await;
     app.engines.log.flush().await;
-    if let Some(exporting) = exporting {
-        exporting.finish().await;
+    if let Some(trace_export) = trace_export {
+        trace_export.finish().await;
     }
     app.stop.cancel();
-    watching.await?;
+    dependency_watch.await?;
     match &result {
         Ok(()) => tracing::info!("stopped"),
-        Err(error) => tracing::error!(error = %format!("{error:#}"), "ended by itself"),
+        Err(error) => tracing::error!(error = %format!("{error:#}"), "exited unexpectedly"),
     }
     result
 }
 
+/// A process that runs one role, or all three as `all-in-one`.
 struct App {
     role: Role,
     config: Config,
     engines: Engines,
-    /// Proves to who may read the data directory that this process works on it.
+    /// Written into the data directory: it proves to this process that a caller can read that
+    /// directory. Only with embedded engines on disk.
     local_key: Option<SecretString>,
     health: Arc<Health>,
-    state: Arc<AdminState>,
-    /// Finish, and end.
+    admin: Arc<AdminState>,
+    /// Cancelled by the first signal: the roles finish their work and end.
     drain: CancellationToken,
-    /// What runs beside the roles ends too.
+    /// Cancelled after the roles have ended: background tasks end.
     stop: CancellationToken,
 }
 
@@ -182,21 +186,21 @@ impl App {
 
     async fn serve(&self, listener: TcpListener) -> anyhow::Result<()> {
         match self.role {
-            Role::Gateway => self.gateway_alone(listener).await,
+            Role::Gateway => self.gateway_only(listener).await,
             Role::AiWorker => {
-                self.with_admin(listener, self.worker(self.drain.clone()))
+                self.run_with_admin(listener, self.worker(self.drain.clone()))
                     .await
             }
             Role::Relay => {
-                self.with_admin(listener, self.relay(self.drain.clone()))
+                self.run_with_admin(listener, self.relay(self.drain.clone()))
                     .await
             }
             Role::AllInOne => self.all_in_one(listener).await,
         }
     }
 
-    async fn gateway_alone(&self, listener: TcpListener) -> anyhow::Result<()> {
-        // Clients are served meanwhile: readiness says whether their messages would be taken.
+    async fn gateway_only(&self, listener: TcpListener) -> anyhow::Result<()> {
+        // Clients can connect before the topics exist; readiness tells whether messages are accepted.
         let topics = [self.config.gateway().messages_topic];
         let preparing = self.engines.prepare(&self.config, &topics, &self.health);
         let serving = self.gateway(listener, self.drain.clone());
@@ -208,14 +212,14 @@ impl App {
     }
 
     async fn gateway(&self, listener: TcpListener, drain: CancellationToken) -> anyhow::Result<()> {
-        let state = Arc::clone(&self.state);
+        let admin = Arc::clone(&self.admin);
         let parts = gateway::Dependencies {
             log: Arc::clone(&self.engines.log),
             fanout: self.engines.fanout.clone(),
             settings: self.config.gateway(),
             health: Arc::clone(&self.health),
-            admin: Arc::new(move |method, path| admin::respond(path, method, &state)),
-            dead_letters: self.engines.own.clone().map(|log| {
+            admin: Arc::new(move |method, path| admin::respond(path, method, &admin)),
+            dead_letters: self.engines.exclusive_log.clone().map(|log| {
                 let topics = self.config.dead_letter_topics();
                 gateway::DeadLetterAccess {
                     letters: DeadLetterQueue::new(log, topics.to_vec()),
@@ -235,16 +239,16 @@ impl App {
             pipeline.dead_letter_topic.clone(),
             settings.responses_topic.clone(),
         ];
-        if !self.prepared(&topics, &drain).await {
+        if !self.prepare_engines(&topics, &drain).await {
             return Ok(());
         }
         let parts = ai_worker::Parts {
             log: Arc::clone(&self.engines.log),
             fanout: self.engines.fanout.clone(),
-            provider: provider(&settings)?,
+            provider: create_provider(&settings)?,
             settings,
         };
-        in_a_task(ai_worker::run(parts, drain)).await?;
+        run_as_task(ai_worker::run(parts, drain)).await?;
         Ok(())
     }
 
@@ -254,7 +258,7 @@ impl App {
             settings.pipeline.topic.clone(),
             settings.pipeline.dead_letter_topic.clone(),
         ];
-        if !self.prepared(&topics, &drain).await {
+        if !self.prepare_engines(&topics, &drain).await {
             return Ok(());
         }
         let parts = relay::Parts {
@@ -262,18 +266,18 @@ impl App {
             fanout: self.engines.fanout.clone(),
             settings,
         };
-        in_a_task(relay::run(parts, drain)).await?;
+        run_as_task(relay::run(parts, drain)).await?;
         Ok(())
     }
 
-    /// Waits for the topics, and for the other warnings of the start; false when told to stop.
-    async fn prepared(&self, topics: &[String], drain: &CancellationToken) -> bool {
+    /// Prepares the engines for a role; false if the drain began before they were ready.
+    async fn prepare_engines(&self, topics: &[String], drain: &CancellationToken) -> bool {
         let preparing = self.engines.prepare(&self.config, topics, &self.health);
         drain.run_until_cancelled(preparing).await.is_some()
     }
 
-    /// Runs a role that clients don't speak to, with its health and metrics beside it.
-    async fn with_admin(
+    /// Runs a role that has no HTTP server of its own, with one for its health and metrics.
+    async fn run_with_admin(
         &self,
         listener: TcpListener,
         role: impl Future<Output = anyhow::Result<()>>,
@@ -281,33 +285,33 @@ impl App {
         let stop = CancellationToken::new();
         let serving = tokio::spawn(admin::serve(
             listener,
-            Arc::clone(&self.state),
+            Arc::clone(&self.admin),
             stop.clone(),
         ));
-        let draining = Arc::clone(&self.health);
+        let health = Arc::clone(&self.health);
         let drain = self.drain.clone();
-        let telling = tokio::spawn(async move {
+        let drain_watch = tokio::spawn(async move {
             drain.cancelled().await;
-            draining.drain();
+            health.drain();
         });
         let result = role.await;
-        telling.abort();
+        drain_watch.abort();
         stop.cancel();
         serving.await?;
         result
     }
 
-    /// The three roles on the embedded engines. The gateway ends first, so that nothing new
-    /// comes, with the worker beside it; the relay last, so that what is answered is delivered
-    /// or, after the start, will be.
+    /// Runs the three roles on the embedded engines. Gateway and worker drain first, so that no new
+    /// messages and answers are created; the relay drains last, to deliver the remaining answers.
+    /// What it does not deliver, it delivers after the next start.
     async fn all_in_one(&self, listener: TcpListener) -> anyhow::Result<()> {
-        let last = CancellationToken::new();
-        let relay = self.relay(last.clone());
+        let relay_drain = CancellationToken::new();
+        let relay = self.relay(relay_drain.clone());
         let others = async {
             let gateway = self.gateway(listener, self.drain.clone());
             let worker = self.worker(self.drain.clone());
             let result = tokio::try_join!(gateway, worker);
-            last.cancel();
+            relay_drain.cancel();
             result
         };
         let (others, relay) = tokio::join!(others, relay);
@@ -316,34 +320,35 @@ impl App {
     }
 }
 
-/// Runs it by the runtime's workers: the thread that waits here has to be woken for each step. Ends
-/// it when it is dropped.
-async fn in_a_task<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
+/// Runs a future as a task on the runtime's worker threads, because the thread of `block_on` has to
+/// be woken for each step. Dropping this future aborts the task.
+async fn run_as_task<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
     match AbortOnDropHandle::new(tokio::spawn(work)).await {
-        Ok(done) => done,
+        Ok(output) => output,
         Err(error) => match error.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
-            // Only by the runtime's end, and that ends this too.
+            // Cancelled only when the runtime shuts down, which ends this future too.
             Err(_) => std::future::pending().await,
         },
     }
 }
 
-fn provider(settings: &WorkerSettings) -> anyhow::Result<Arc<dyn Provider>> {
+/// The model's API if one is configured, otherwise the demo model.
+fn create_provider(settings: &WorkerSettings) -> anyhow::Result<Arc<dyn Provider>> {
     if let Some(api) = &settings.model {
         tracing::info!(
-            base_url = %api.base_url, model = settings.prompt.model, "answers come from this API"
+            base_url = %api.base_url, model = settings.prompt.model, "using the configured model API"
         );
         return Ok(Arc::new(OpenAi::new(api)?));
     }
     tracing::warn!(
-        "answers come from the built-in demo model, which only repeats what it is told: \
-         set OPENAI_API_KEY or OPENAI_BASE_URL for a real one"
+        "using the built-in demo model, which only repeats the messages: set OPENAI_API_KEY or \
+         OPENAI_BASE_URL for a real one"
     );
     Ok(Arc::new(Demo))
 }
 
-/// Where a process that listens on `address` is reached from this machine.
+/// The address at which this machine reaches a process that listens on `address`.
 fn reachable(address: SocketAddr) -> SocketAddr {
     let mut address = address;
     if address.ip().is_unspecified() {

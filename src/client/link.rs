@@ -28,7 +28,7 @@ pub(super) struct Link {
 
 impl Link {
     pub(super) fn new(options: Options) -> Result<Self, ClientError> {
-        let http = http_client::for_server(&options.server)
+        let http = http_client::builder_for(&options.server)
             .connect_timeout(TIMEOUT)
             // Upgrades are of HTTP/1.1.
             .http1_only()

@@ -46,6 +46,7 @@ mod v1;
 mod websocket;
 
 pub use auth::KeyError;
-pub use auth::jwt::{JwtVerifier, TokenError, VerifiedToken};
+pub use auth::TokenError;
+pub use auth::jwt::{JwtVerifier, VerifiedToken};
 pub use context::{Admin, DeadLetterAccess, Dependencies, GatewayError};
 pub use lifecycle::serve;

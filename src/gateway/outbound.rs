@@ -66,7 +66,7 @@ struct QueuedFrame {
 
 impl QueuedFrame {
     fn new(text: Utf8Bytes, trace: Option<&TraceContext>) -> Self {
-        let delivery = trace.filter(|_| traces::are_on()).map(|trace| {
+        let delivery = trace.filter(|_| traces::are_enabled()).map(|trace| {
             let name = format_args!("deliver to socket");
             Box::new(Span::begin(Some(trace.clone()), Kind::Consumer, name))
         });

@@ -12,8 +12,8 @@ use crate::telemetry::traces::{self, Kind, Span};
 pub(super) fn start_span(delivery: &Delivery, group: &str) -> Span {
     let record = &delivery.record;
     let sender = trace_of(record);
-    if delivery.already_finished || !traces::are_on() {
-        return Span::passing(sender);
+    if delivery.already_finished || !traces::are_enabled() {
+        return Span::unrecorded(sender);
     }
     let (topic, received) = (&record.topic, delivery.received_at);
     let name = format_args!("process {topic}");

@@ -1,5 +1,5 @@
-//! Health and metrics over HTTP: the whole server of the worker and the relay, and the same
-//! routes for the gateway's.
+//! Health and metrics over HTTP. Worker and relay have no other HTTP server; the gateway serves the
+//! same routes on its own port.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,22 +17,23 @@ use tokio_util::sync::CancellationToken;
 use super::metrics::Exporter;
 use crate::health::{Health, NotReady};
 
-/// A client that does not send its request's head in time is cut off.
+/// Time that a client has to send the head of its request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-/// Connections at once: a scraper, probes, and a few people.
+/// Concurrent connections: enough for a scraper, probes and a few operators.
 const MAX_CONNECTIONS: usize = 64;
-/// Smallest that hyper allows; heads of these requests are far below it.
+/// The minimum that hyper allows. Requests to these routes are far smaller.
 const MAX_HEAD_BYTES: usize = 8192;
-/// After a failed accept (no descriptors left): trying again at once would only burn time.
+/// Delay after a failed accept, because the usual reason, a lack of descriptors, persists for a
+/// while.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(200);
-/// Requests under way when the server is stopped get this long.
-const LAST_REQUESTS: Duration = Duration::from_secs(2);
+/// Time to answer requests in progress when the server stops.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 
 type Details = Box<dyn Fn() -> Map<String, Value> + Send + Sync>;
 
-/// What the routes show.
+/// The state behind the routes of one process.
 pub struct AdminState {
-    /// `service` of `/health`: the original's name of this job.
+    /// The field `service` of `/health`: the role's name in the original software.
     service: &'static str,
     server_id: String,
     health: Arc<Health>,
@@ -41,7 +42,7 @@ pub struct AdminState {
 }
 
 impl AdminState {
-    /// Of one role of this process.
+    /// Creates the state. `service` and `server_id` are fields of `/health`.
     pub fn new(
         service: &'static str,
         server_id: impl Into<String>,
@@ -68,23 +69,23 @@ impl AdminState {
     }
 }
 
-/// The answer where `path` is one of `/metrics`, `/metrics/`, `/health`, `/health/live` and
-/// `/health/ready`; `None` where it is not.
+/// Answers `/metrics`, `/metrics/`, `/health`, `/health/live` and `/health/ready`; `None` for any
+/// other path.
 pub fn respond(path: &str, method: &Method, state: &AdminState) -> Option<Response<Full<Bytes>>> {
-    let known = matches!(
+    let is_known = matches!(
         path,
         "/metrics" | "/metrics/" | "/health" | "/health/live" | "/health/ready"
     );
-    if !known {
+    if !is_known {
         return None;
     }
     if !matches!(*method, Method::GET | Method::HEAD) {
         return Some(method_not_allowed("GET, HEAD"));
     }
     Some(match path {
-        "/health" => healthy(state),
-        "/health/live" => answer(StatusCode::OK, &json!({"status": "alive"})),
-        "/health/ready" => ready(&state.health),
+        "/health" => health(state),
+        "/health/live" => json_response(StatusCode::OK, &json!({"status": "alive"})),
+        "/health/ready" => readiness(&state.health),
         _ => {
             let mut response = Response::new(Full::from(state.exporter.render()));
             let text = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
@@ -94,7 +95,7 @@ pub fn respond(path: &str, method: &Method, state: &AdminState) -> Option<Respon
     })
 }
 
-fn healthy(state: &AdminState) -> Response<Full<Bytes>> {
+fn health(state: &AdminState) -> Response<Full<Bytes>> {
     let mut body = Map::new();
     body.insert("status".into(), "healthy".into());
     body.insert("service".into(), state.service.into());
@@ -102,24 +103,24 @@ fn healthy(state: &AdminState) -> Response<Full<Bytes>> {
     if let Some(details) = &state.details {
         body.extend(details());
     }
-    answer(StatusCode::OK, &Value::Object(body))
+    json_response(StatusCode::OK, &Value::Object(body))
 }
 
-fn ready(health: &Health) -> Response<Full<Bytes>> {
+fn readiness(health: &Health) -> Response<Full<Bytes>> {
     match health.ready() {
-        Ok(()) => answer(StatusCode::OK, &json!({"status": "ready"})),
-        Err(NotReady::Draining) => answer(
+        Ok(()) => json_response(StatusCode::OK, &json!({"status": "ready"})),
+        Err(NotReady::Draining) => json_response(
             StatusCode::SERVICE_UNAVAILABLE,
             &json!({"status": "unavailable", "reason": "draining"}),
         ),
-        Err(NotReady::Dependency(name, reason)) => answer(
+        Err(NotReady::Dependency(name, reason)) => json_response(
             StatusCode::SERVICE_UNAVAILABLE,
             &json!({"status": "unavailable", "dependency": name, "reason": reason}),
         ),
     }
 }
 
-fn answer(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
+fn json_response(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::from(body.to_string()));
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -128,32 +129,33 @@ fn answer(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
     response
 }
 
-/// 404 as every chatmesh server gives it.
+/// The 404 of worker and relay, with the body of an `error` frame.
 pub fn not_found() -> Response<Full<Bytes>> {
     let body = json!({"type": "error", "code": "not_found", "message": "there is no such route"});
-    answer(StatusCode::NOT_FOUND, &body)
+    json_response(StatusCode::NOT_FOUND, &body)
 }
 
-/// 405 with the methods that the route knows.
+/// A 405 with the header `Allow`.
 pub fn method_not_allowed(allowed: &'static str) -> Response<Full<Bytes>> {
     let body = json!({
         "type": "error",
         "code": "method_not_allowed",
         "message": format!("this route knows {allowed} only"),
     });
-    let mut response = answer(StatusCode::METHOD_NOT_ALLOWED, &body);
+    let mut response = json_response(StatusCode::METHOD_NOT_ALLOWED, &body);
     let allowed = HeaderValue::from_static(allowed);
     response.headers_mut().insert(ALLOW, allowed);
     response
 }
 
-/// Serves the routes until `stop` (which should come last in a role's end, so that a draining
-/// role can still be looked at), then gives requests under way a moment.
+/// Serves the routes until `stop` is cancelled, then finishes requests in progress within
+/// [`SHUTDOWN_GRACE`]. Cancel `stop` last when a role shuts down, so that its health can be observed
+/// during the drain.
 pub async fn serve(listener: TcpListener, state: Arc<AdminState>, stop: CancellationToken) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let graceful = hyper_util::server::graceful::GracefulShutdown::new();
     loop {
-        // Waiting for a slot before accepting leaves the rest in the kernel's bounded queue.
+        // While all slots are taken, new connections wait in the kernel's bounded backlog.
         let accepting = async {
             let slot = Arc::clone(&slots).acquire_owned().await;
             (slot, listener.accept().await)
@@ -164,7 +166,7 @@ pub async fn serve(listener: TcpListener, state: Arc<AdminState>, stop: Cancella
         let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
-                tracing::warn!("health and metrics: a connection could not be accepted: {error}");
+                tracing::warn!(%error, "accepting a connection for health and metrics failed, retrying");
                 tokio::time::sleep(ACCEPT_BACKOFF).await;
                 continue;
             }
@@ -183,16 +185,16 @@ pub async fn serve(listener: TcpListener, state: Arc<AdminState>, stop: Cancella
         tokio::spawn(async move {
             let _slot = slot;
             if let Err(error) = connection.await {
-                tracing::debug!("health and metrics: a connection broke: {error}");
+                tracing::debug!(%error, "connection for health and metrics failed");
             }
         });
     }
     drop(listener);
-    if tokio::time::timeout(LAST_REQUESTS, graceful.shutdown())
+    if tokio::time::timeout(SHUTDOWN_GRACE, graceful.shutdown())
         .await
         .is_err()
     {
-        tracing::debug!("health and metrics: a client did not take its answer in time");
+        tracing::debug!("client of health and metrics did not read its response in time");
     }
 }
 
@@ -221,7 +223,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn readiness_names_the_dependency_that_is_away_and_goes_down_in_a_drain() {
+    async fn readiness_names_the_unavailable_dependency_and_fails_during_drain() {
         let health = Arc::new(Health::new(&["redis"]));
         let state = state(&health);
         health.set("redis", Err("connection refused".into()));
@@ -241,7 +243,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn health_is_the_originals_with_the_roles_details() {
+    async fn health_has_the_original_fields_and_the_details_of_the_role() {
         let state = state(&Arc::new(Health::new(&[])));
         let details = || json!({"active_users": 2}).as_object().cloned().unwrap();
         let state = state.with_details(details);
@@ -252,7 +254,7 @@ mod tests {
         assert_eq!(body, expected);
     }
 
-    async fn raw(address: std::net::SocketAddr, request: &str) -> String {
+    async fn send_raw(address: std::net::SocketAddr, request: &str) -> String {
         let mut stream = TcpStream::connect(address).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut text = String::new();
@@ -261,7 +263,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_silent_connection_does_not_keep_the_server_from_answering_or_ending() {
+    async fn silent_connection_blocks_neither_requests_nor_shutdown() {
         let state = Arc::new(state(&Arc::new(Health::new(&[]))));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -270,16 +272,16 @@ mod tests {
         let silent = TcpStream::connect(address).await.unwrap();
 
         let close = "Host: a\r\nConnection: close\r\n\r\n";
-        let text = raw(address, &format!("GET /metrics/ HTTP/1.1\r\n{close}")).await;
+        let text = send_raw(address, &format!("GET /metrics/ HTTP/1.1\r\n{close}")).await;
         assert!(text.starts_with("HTTP/1.1 200"), "{text}");
-        let text = raw(address, &format!("GET /nowhere HTTP/1.1\r\n{close}")).await;
+        let text = send_raw(address, &format!("GET /nowhere HTTP/1.1\r\n{close}")).await;
         assert!(text.starts_with("HTTP/1.1 404"), "{text}");
         assert!(text.contains(r#""type":"error""#), "{text}");
-        let text = raw(address, &format!("POST /health HTTP/1.1\r\n{close}")).await;
+        let text = send_raw(address, &format!("POST /health HTTP/1.1\r\n{close}")).await;
         assert!(text.starts_with("HTTP/1.1 405"), "{text}");
 
         stop.cancel();
-        tokio::time::timeout(LAST_REQUESTS * 2, server)
+        tokio::time::timeout(SHUTDOWN_GRACE * 2, server)
             .await
             .unwrap()
             .unwrap();

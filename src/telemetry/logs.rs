@@ -1,5 +1,5 @@
-//! Logs: lines on the terminal (standard output, where containers expect them) and, with a
-//! folder, in daily files.
+//! Logs: lines on standard output, where containers expect them, and in daily files if `LOG_FOLDER`
+//! is set.
 
 use std::io::{IsTerminal, Write};
 use std::sync::OnceLock;
@@ -19,50 +19,51 @@ use tracing_subscriber::{EnvFilter, Layer, fmt};
 
 use crate::config::settings::{LogFormat, LoggingSettings};
 
-/// Lines that may wait for the disk, or for the terminal's reader; more are dropped and counted,
-/// so that a full disk or a paused terminal never stops the service.
-const QUEUE_LINES: usize = 65_536;
+/// Lines that may wait for the disk or for the reader of standard output. Further lines are dropped
+/// and counted, so that a slow disk or a paused terminal never blocks the service.
+const MAX_QUEUED_LINES: usize = 65_536;
 
-static DROPPED: OnceLock<Vec<ErrorCounter>> = OnceLock::new();
+static DROPPED_LINES: OnceLock<Vec<ErrorCounter>> = OnceLock::new();
 
-/// Lines dropped since the start because a queue was full.
+/// Number of lines dropped since the start because a queue was full.
 pub fn dropped_lines() -> u64 {
-    let counters = DROPPED.get().map_or(&[][..], Vec::as_slice);
+    let counters = DROPPED_LINES.get().map_or(&[][..], Vec::as_slice);
     counters
         .iter()
         .map(|counter| counter.dropped_lines() as u64)
         .sum()
 }
 
-/// Logs can't be set up.
+/// Logging could not be initialised.
 #[derive(Debug, thiserror::Error)]
 pub enum LogsError {
-    /// LOG_FOLDER can't be written to.
+    /// `LOG_FOLDER` can't be created or written.
     #[error("log files can't be written in {folder} (LOG_FOLDER): {reason}")]
     Folder {
-        /// The folder.
+        /// The value of `LOG_FOLDER`.
         folder: String,
-        /// What the system says.
+        /// The operating system's error.
         reason: String,
     },
-    /// LOG_LEVEL is no filter.
+    /// `LOG_LEVEL` is neither a level nor a filter.
     #[error("LOG_LEVEL is neither a level nor a filter: {0}")]
     Level(String),
-    /// Something else in the process logs already.
+    /// The process has another subscriber already.
     #[error("logs are set up already")]
     Installed,
 }
 
-/// Keeps the writers; what is queued is written when it is dropped, so keep it until the end.
+/// Keeps the writer threads running. Dropping it writes the queued lines, so keep it until the end
+/// of the process.
 #[derive(Debug)]
 pub struct LogsGuard {
     _writers: Vec<WorkerGuard>,
 }
 
-/// Sets up the process's logs.
+/// Initialises the logging of the process.
 ///
 /// # Errors
-/// The folder can't be written, the level is none, or logs are there already.
+/// The folder can't be written, the level is invalid, or logging is initialised already.
 pub fn init(settings: &LoggingSettings) -> Result<LogsGuard, LogsError> {
     let filter = || {
         EnvFilter::builder()
@@ -71,18 +72,18 @@ pub fn init(settings: &LoggingSettings) -> Result<LogsGuard, LogsError> {
     };
     let mut guards = Vec::new();
     let mut counters = Vec::new();
-    let mut queue = |writer: NonBlocking, guard: WorkerGuard| {
+    let mut register = |writer: NonBlocking, guard: WorkerGuard| {
         counters.push(writer.error_counter());
         guards.push(guard);
         writer
     };
 
-    let (writer, guard) = bounded(std::io::stdout());
-    let writer = queue(writer, guard);
+    let (writer, guard) = non_blocking(std::io::stdout());
+    let writer = register(writer, guard);
     let terminal = match settings.format {
         LogFormat::Json => json_layer(settings, writer).boxed(),
         LogFormat::Pretty => fmt::layer()
-            .event_format(Pretty {
+            .event_format(PrettyFormat {
                 app_name: settings.app_name.clone(),
             })
             .with_ansi(std::io::stdout().is_terminal())
@@ -92,20 +93,20 @@ pub fn init(settings: &LoggingSettings) -> Result<LogsGuard, LogsError> {
     let files = match &settings.folder {
         None => None,
         Some(folder) => {
-            let trouble = |reason: String| LogsError::Folder {
+            let folder_error = |reason: String| LogsError::Folder {
                 folder: folder.display().to_string(),
                 reason,
             };
-            std::fs::create_dir_all(folder).map_err(|error| trouble(error.to_string()))?;
+            std::fs::create_dir_all(folder).map_err(|error| folder_error(error.to_string()))?;
             let appender = RollingFileAppender::builder()
                 .rotation(Rotation::DAILY)
                 .filename_prefix(file_name(&settings.app_name))
                 .filename_suffix("log")
                 .max_log_files(settings.max_files)
                 .build(folder)
-                .map_err(|error| trouble(error.to_string()))?;
-            let (writer, guard) = bounded(appender);
-            Some(json_layer(settings, queue(writer, guard)).with_filter(filter()?))
+                .map_err(|error| folder_error(error.to_string()))?;
+            let (writer, guard) = non_blocking(appender);
+            Some(json_layer(settings, register(writer, guard)).with_filter(filter()?))
         }
     };
     tracing_subscriber::registry()
@@ -113,15 +114,14 @@ pub fn init(settings: &LoggingSettings) -> Result<LogsGuard, LogsError> {
         .with(files)
         .try_init()
         .map_err(|_| LogsError::Installed)?;
-    // Set once, as the subscriber itself, which is the one that can be refused.
-    let _ = DROPPED.set(counters);
+    // It can't be set already: a second initialisation has returned above.
+    let _ = DROPPED_LINES.set(counters);
     Ok(LogsGuard { _writers: guards })
 }
 
-/// A plain level means chatmesh's own lines: what libraries say below `info` is a flood, and may
-/// show what they send; the store's says each of its steps at `info`,
-/// and Redis's each lost connection several times. A filter that names them is
-/// taken as it is.
+/// Expands a plain level to a filter; any other filter is used unchanged. A plain level concerns
+/// chatmesh's own lines: libraries log too much below `info`, possibly with the data that they
+/// send; fjall logs each of its steps at `info`, and fred logs a lost connection several times.
 fn directives(level: &str) -> &str {
     match level {
         "info" => "info,fjall=warn,lsm_tree=warn,fred=error",
@@ -131,21 +131,22 @@ fn directives(level: &str) -> &str {
     }
 }
 
-/// The application's name as a file's: it may hold anything.
+/// Replaces the characters of the application's name that are not safe in a file name.
 fn file_name(app_name: &str) -> String {
-    let safe = |c: char| {
+    let to_safe = |c: char| {
         if c.is_alphanumeric() || "-_.".contains(c) {
             c
         } else {
             '-'
         }
     };
-    app_name.chars().map(safe).collect()
+    app_name.chars().map(to_safe).collect()
 }
 
-fn bounded(writer: impl Write + Send + 'static) -> (NonBlocking, WorkerGuard) {
+/// A writer with a bounded queue that never blocks its callers.
+fn non_blocking(writer: impl Write + Send + 'static) -> (NonBlocking, WorkerGuard) {
     NonBlockingBuilder::default()
-        .buffered_lines_limit(QUEUE_LINES)
+        .buffered_lines_limit(MAX_QUEUED_LINES)
         .lossy(true)
         .thread_name("chatmesh-log")
         .finish(writer)
@@ -157,22 +158,22 @@ where
 {
     fmt::layer()
         .fmt_fields(fmt::format::JsonFields::new())
-        .event_format(Json {
+        .event_format(JsonFormat {
             app_name: settings.app_name.clone(),
         })
         .with_writer(writer)
 }
 
-/// One flat JSON object a line: the time, level, application, target, message, and the fields of
-/// the event and of the spans around it (the inner one wins).
-struct Json {
+/// Formats an event as one flat JSON object per line: time, level, application, target, message, and
+/// the fields of the event and of its spans. Of equal names, the innermost wins.
+struct JsonFormat {
     app_name: String,
 }
 
 #[derive(Default)]
-struct Fields(Map<String, Value>);
+struct EventFields(Map<String, Value>);
 
-impl Visit for Fields {
+impl Visit for EventFields {
     fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
         self.0
             .insert(field.name().into(), format!("{value:?}").into());
@@ -200,7 +201,7 @@ fn now() -> String {
         .unwrap_or_default()
 }
 
-impl<S, N> FormatEvent<S, N> for Json
+impl<S, N> FormatEvent<S, N> for JsonFormat
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
@@ -220,9 +221,9 @@ where
                 line.extend(fields);
             }
         }
-        let mut fields = Fields::default();
+        let mut fields = EventFields::default();
         event.record(&mut fields);
-        // Lines of libraries that use the `log` crate bring where they were built.
+        // Events of the `log` crate carry their target, and paths of source files, as fields.
         let target = fields.0.remove("log.target");
         fields.0.retain(|name, _| !name.starts_with("log."));
         line.extend(fields.0);
@@ -235,12 +236,12 @@ where
     }
 }
 
-/// For people: time, level, application, then as tracing's own.
-struct Pretty {
+/// Formats an event for a person: time, level, application, message and fields.
+struct PrettyFormat {
     app_name: String,
 }
 
-impl<S, N> FormatEvent<S, N> for Pretty
+impl<S, N> FormatEvent<S, N> for PrettyFormat
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
@@ -300,9 +301,9 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_one_json_object_with_the_correlation_id_of_the_span_around_it() {
+    fn line_is_one_json_object_with_the_fields_of_its_span() {
         let lines = Lines::default();
-        let (writer, guard) = bounded(lines.clone());
+        let (writer, guard) = non_blocking(lines.clone());
         let subscriber = tracing_subscriber::registry().with(json_layer(&settings(), writer));
         tracing::subscriber::with_default(subscriber, || {
             let span = tracing::info_span!("message", correlation_id = "c-1", message_id = "m");
@@ -322,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn an_application_name_can_not_lead_out_of_the_log_folder() {
+    fn application_name_can_not_escape_from_the_log_folder() {
         assert_eq!(file_name("../AI Consumer"), "..-AI-Consumer");
     }
 }

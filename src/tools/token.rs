@@ -9,8 +9,8 @@ use crate::config::Config;
 use crate::config::settings::{AuthMode, JwtSettings};
 use crate::fanout::Tokens as _;
 use crate::fanout::redis::RedisFanout;
-use crate::gateway::auth::jwt::{self, JwtVerifier, TokenError};
-use crate::gateway::auth::{random_token, same_secret};
+use crate::gateway::auth::jwt::{self, JwtVerifier};
+use crate::gateway::auth::{TokenError, random_token, same_secret};
 use crate::protocol::ids::UserId;
 
 const OPEN: &str = "AUTH_MODE=open takes every token: there is nothing to make or to look at";

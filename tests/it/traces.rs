@@ -353,8 +353,8 @@ async fn spans_that_a_missing_collector_does_not_take_are_counted_and_said_once(
             line.is_some_and(|line| !line.ends_with(" 0"))
         })
         .await;
-        let said = "the collector does not take them";
-        assert_eq!(process.log().matches(said).count(), 1);
+        let warning = "spans dropped: the collector rejects them";
+        assert_eq!(process.log().matches(warning).count(), 1);
     })
     .await;
 }

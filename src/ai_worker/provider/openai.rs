@@ -294,7 +294,7 @@ fn http_client(settings: &ModelApiSettings) -> Result<Client, BuildError> {
         value.set_sensitive(true);
         headers.insert(AUTHORIZATION, value);
     }
-    crate::http_client::for_server(&settings.base_url)
+    crate::http_client::builder_for(&settings.base_url)
         .default_headers(headers)
         .connect_timeout(settings.first_token_timeout.min(MAX_CONNECT_TIMEOUT))
         // Hundreds of concurrent answers over HTTP/1.1 leave their connections to the next ones.

@@ -1,10 +1,10 @@
-//! A set of keys that is changed while gateways run: a file, or what a URL answers.
+//! A key set that changes while the gateway runs: a file, or the response of a URL.
 //!
-//! A key is good as long as the set lists it, so the set is read again every five minutes; and at
-//! once where a token names a key that it lacks, but not more often than once a minute, since
-//! anybody can name a key. What can't be read again leaves the keys as they were.
+//! A key is valid while the set lists it, so the set is fetched again every [`MAX_AGE`]; and at once
+//! when a token names an unknown key, but at most once in [`UNKNOWN_KEY_INTERVAL`], because any
+//! client can name a key. A failed fetch keeps the previous keys.
 //!
-//! A reading is a task of its own: whoever caused it may go away, which is no reason to end it.
+//! Each fetch is a task of its own: it is not cancelled with the request that started it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,26 +18,26 @@ use serde::Deserialize;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::error::TokenError;
+use super::key::{Key, KeyError, read_file};
 use crate::http_client;
 
-use super::jwt::{Key, KeyError, TokenError, read_file};
+/// Age at which the set is fetched again.
+const MAX_AGE: Duration = Duration::from_secs(300);
 
-/// After that the set is read again.
-const AGE: Duration = Duration::from_secs(300);
+/// Minimum time between two fetches because of unknown keys, and between retries of a failed one.
+const UNKNOWN_KEY_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Between two readings because of unknown keys.
-const PAUSE: Duration = Duration::from_secs(60);
+/// Minimum time between two fetches while none has succeeded.
+const INITIAL_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Between two readings while there has been no success at all.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// Limit of one fetch, and of a request's wait for it.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// One reading, and the longest that anybody waits for one.
-const TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Bytes of a set.
+/// Maximum size of a set, in bytes.
 const MAX_SET_BYTES: usize = 1 << 20;
 
-/// Keys of a set; the others are left out.
+/// Maximum number of keys that are used; further ones are ignored.
 const MAX_KEYS: usize = 100;
 
 enum Source {
@@ -45,102 +45,109 @@ enum Source {
     Url(reqwest::Client, url::Url),
 }
 
+/// When the set was fetched, and the fetch in progress.
 #[derive(Default)]
-struct Times {
-    /// The last reading began, whether or not it succeeded.
-    tried: Option<Instant>,
-    /// The last success.
-    read: Option<Instant>,
-    /// The last reading began that was caused by an unknown key.
-    unknown: Option<Instant>,
-    /// Closed when the reading that goes on is over.
-    running: Option<watch::Receiver<()>>,
+struct FetchState {
+    /// Start of the last fetch, successful or not.
+    last_attempt: Option<Instant>,
+    last_success: Option<Instant>,
+    /// Start of the last fetch that was caused by an unknown key.
+    last_unknown_key: Option<Instant>,
+    /// The channel closes when the fetch in progress has ended.
+    in_progress: Option<watch::Receiver<()>>,
 }
 
-impl Times {
-    fn running(&self) -> Option<watch::Receiver<()>> {
-        let running = self.running.as_ref();
-        running.filter(|it| it.has_changed().is_ok()).cloned()
+impl FetchState {
+    fn in_progress(&self) -> Option<watch::Receiver<()>> {
+        let fetch = self.in_progress.as_ref();
+        fetch.filter(|fetch| fetch.has_changed().is_ok()).cloned()
     }
 
-    fn fresh(&self) -> bool {
-        self.read.is_some_and(|at| at.elapsed() < AGE)
+    fn is_fresh(&self) -> bool {
+        self.last_success
+            .is_some_and(|success| success.elapsed() < MAX_AGE)
     }
 
-    /// Whether a reading is due, which is noted; `unknown`: a token names a key that is not there.
-    fn due(&mut self, unknown: bool) -> bool {
-        let over = |at: Option<Instant>, pause| at.is_none_or(|at| at.elapsed() >= pause);
-        let pause = if self.read.is_some() {
-            PAUSE
-        } else {
-            FIRST_PAUSE
+    /// Whether to fetch now; if so, the attempt is recorded. `key_unknown` means that a token names
+    /// a key that the set lacks.
+    fn try_begin_fetch(&mut self, key_unknown: bool) -> bool {
+        let has_passed = |moment: Option<Instant>, interval| {
+            moment.is_none_or(|moment| moment.elapsed() >= interval)
         };
-        if !self.fresh() && over(self.tried, pause) {
-            self.tried = Some(Instant::now());
+        let retry_interval = if self.last_success.is_some() {
+            UNKNOWN_KEY_INTERVAL
+        } else {
+            INITIAL_RETRY_INTERVAL
+        };
+        if !self.is_fresh() && has_passed(self.last_attempt, retry_interval) {
+            self.last_attempt = Some(Instant::now());
             return true;
         }
-        // What was read for other reasons does not count: the key may have been listed since.
-        if unknown && self.read.is_some() && over(self.unknown, PAUSE) {
-            self.tried = Some(Instant::now());
-            self.unknown = self.tried;
+        // Fetches for other reasons don't count here: the key may have been listed since then.
+        if key_unknown
+            && self.last_success.is_some()
+            && has_passed(self.last_unknown_key, UNKNOWN_KEY_INTERVAL)
+        {
+            self.last_attempt = Some(Instant::now());
+            self.last_unknown_key = self.last_attempt;
             return true;
         }
         false
     }
 }
 
-/// The set as it was read last.
-pub(super) struct Jwks(Arc<Shared>);
+/// A key set that is kept up to date.
+pub(super) struct Jwks(Arc<KeySet>);
 
-struct Shared {
+struct KeySet {
     source: Source,
     keys: ArcSwap<Vec<Arc<Key>>>,
-    times: Mutex<Times>,
+    fetches: Mutex<FetchState>,
 }
 
 #[derive(Deserialize)]
-struct Set {
+struct JwkSet {
     keys: Vec<serde_json::Value>,
 }
 
-/// What a set holds.
-struct Parsed {
+/// The contents of a key set.
+struct ParsedKeySet {
     keys: Vec<Arc<Key>>,
-    /// Keys that it lists, good for something or not.
+    /// Number of keys in the set, usable or not.
     listed: usize,
-    /// How many of them are secrets.
+    /// Number of secrets among them.
     secrets: usize,
 }
 
-impl Parsed {
-    /// What is wrong with a set that nothing can be checked with.
-    fn fault(&self) -> Option<String> {
-        const WANTED: &str = "wanted are public keys of RSA, P-256 or Ed25519 for signatures";
+impl ParsedKeySet {
+    /// What is wrong with a set that has no usable key.
+    fn problem(&self) -> Option<String> {
+        const EXPECTED: &str = "wanted are public keys of RSA, P-256 or Ed25519 for signatures";
         match (self.keys.len(), self.listed, self.secrets) {
             (1.., ..) => None,
-            (0, 0, _) => Some(format!("lists no key at all: {WANTED}")),
+            (0, 0, _) => Some(format!("lists no key at all: {EXPECTED}")),
             (0, listed, 0) => Some(format!(
-                "lists {listed} keys, and none that can be used: {WANTED}"
+                "lists {listed} keys, and none that can be used: {EXPECTED}"
             )),
             (0, listed, secrets) => Some(format!(
                 "lists {listed} keys, and none that can be used; {secrets} of them are secrets \
-                 (`kty: oct`), which are not taken from a key set: {WANTED}"
+                 (`kty: oct`), which are not taken from a key set: {EXPECTED}"
             )),
         }
     }
 }
 
-fn parse(text: &[u8]) -> Option<Parsed> {
-    let set: Set = serde_json::from_slice(text).ok()?;
+fn parse(text: &[u8]) -> Option<ParsedKeySet> {
+    let set: JwkSet = serde_json::from_slice(text).ok()?;
     let listed = set.keys.len();
-    let secret = |key: &&serde_json::Value| key.get("kty").is_some_and(|kty| kty == "oct");
-    let secrets = set.keys.iter().filter(secret).count();
-    // One key that is not understood does not spoil the others.
+    let is_secret = |key: &&serde_json::Value| key.get("kty").is_some_and(|kty| kty == "oct");
+    let secrets = set.keys.iter().filter(is_secret).count();
+    // An unsupported key does not invalidate the others.
     let keys = set.keys.into_iter().filter_map(|key| {
         let jwk: Jwk = serde_json::from_value(key).ok()?;
         Key::from_jwk(&jwk).map(Arc::new)
     });
-    Some(Parsed {
+    Some(ParsedKeySet {
         keys: keys.take(MAX_KEYS).collect(),
         listed,
         secrets,
@@ -148,34 +155,38 @@ fn parse(text: &[u8]) -> Option<Parsed> {
 }
 
 impl Jwks {
-    fn new(source: Source, keys: Vec<Arc<Key>>, read: Option<Instant>) -> Self {
-        Self(Arc::new(Shared {
+    fn new(source: Source, keys: Vec<Arc<Key>>, last_success: Option<Instant>) -> Self {
+        Self(Arc::new(KeySet {
             source,
             keys: ArcSwap::from_pointee(keys),
-            times: Mutex::new(Times {
-                read,
-                ..Times::default()
+            fetches: Mutex::new(FetchState {
+                last_success,
+                ..FetchState::default()
             }),
         }))
     }
 
+    /// Reads a key set from a file.
+    ///
     /// # Errors
-    /// It can't be read, or no key in it can be used.
-    pub(super) fn file(path: &Path) -> Result<Self, KeyError> {
+    /// The file can't be read, or no key in it is usable.
+    pub(super) fn from_file(path: &Path) -> Result<Self, KeyError> {
         let shown = || path.display().to_string();
-        let parsed = parse(&read_file(path)?).ok_or_else(|| KeyError::NoSet(shown()))?;
-        if let Some(fault) = parsed.fault() {
-            return Err(KeyError::Useless(shown(), fault));
+        let parsed = parse(&read_file(path)?).ok_or_else(|| KeyError::NotAKeySet(shown()))?;
+        if let Some(problem) = parsed.problem() {
+            return Err(KeyError::NoUsableKey(shown(), problem));
         }
         let source = Source::File(path.to_owned());
         Ok(Self::new(source, parsed.keys, Some(Instant::now())))
     }
 
+    /// Creates a key set that is fetched from `url` when it is first needed.
+    ///
     /// # Errors
-    /// The client can't be made.
-    pub(super) fn url(url: &url::Url) -> Result<Self, KeyError> {
-        let client = http_client::for_server(url)
-            .connect_timeout(TIMEOUT)
+    /// The HTTP client can't be created.
+    pub(super) fn from_url(url: &url::Url) -> Result<Self, KeyError> {
+        let client = http_client::builder_for(url)
+            .connect_timeout(FETCH_TIMEOUT)
             .build()
             .map_err(|error| KeyError::Client(error.to_string()))?;
         Ok(Self::new(
@@ -185,99 +196,102 @@ impl Jwks {
         ))
     }
 
-    /// Begins to read what was never read, without waiting for it: what is wrong with it is in
-    /// the log then before the first token comes.
+    /// Starts the first fetch without waiting for it, so that a problem is logged before the first
+    /// token arrives.
     pub(super) fn prefetch_keys(&self) {
-        let mut times = self.0.times();
-        if times.read.is_none() && times.running().is_none() && times.due(false) {
-            Shared::read_apart(&self.0, &mut times);
+        let mut fetches = self.0.fetches();
+        if fetches.last_success.is_none()
+            && fetches.in_progress().is_none()
+            && fetches.try_begin_fetch(false)
+        {
+            KeySet::spawn_fetch(&self.0, &mut fetches);
         }
     }
 
-    /// Reads the set once, without using it: how many keys of it can be used.
+    /// Fetches the set once without using it, and returns the number of usable keys.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// What is wrong with the set.
     pub(super) async fn check_keys(&self) -> Result<usize, String> {
-        let parsed = self.0.read().await?;
-        parsed.fault().map_or(Ok(parsed.keys.len()), Err)
+        let parsed = self.0.fetch().await?;
+        parsed.problem().map_or(Ok(parsed.keys.len()), Err)
     }
 
-    /// The keys that may have signed a token.
+    /// The keys that may have signed a token with this header, fetching the set if it is due.
     ///
     /// # Errors
-    /// [`TokenError::KeysUnavailable`] where none were ever read.
+    /// [`TokenError::KeysUnavailable`] if no fetch has ever succeeded.
     pub(super) async fn find(
         &self,
         kid: Option<&str>,
         algorithm: Algorithm,
     ) -> Result<Vec<Arc<Key>>, TokenError> {
-        let found = self.0.known(kid, algorithm);
-        let over = {
-            let mut times = self.0.times();
-            match times.running() {
-                // Who is at it already will be done for the next one.
-                Some(running) => found.is_empty().then_some(running),
-                None if times.due(found.is_empty()) => {
-                    Some(Shared::read_apart(&self.0, &mut times))
+        let found = self.0.matching_keys(kid, algorithm);
+        let fetch = {
+            let mut fetches = self.0.fetches();
+            match fetches.in_progress() {
+                // The fetch in progress may bring the key.
+                Some(in_progress) => found.is_empty().then_some(in_progress),
+                None if fetches.try_begin_fetch(found.is_empty()) => {
+                    Some(KeySet::spawn_fetch(&self.0, &mut fetches))
                 }
                 None => None,
             }
         };
-        if let Some(mut over) = over {
-            // It ends by its sender being dropped, so what comes is always an error.
-            let _ = tokio::time::timeout(TIMEOUT, over.changed()).await;
+        if let Some(mut fetch) = fetch {
+            // Nothing is ever sent: the channel closes at the end of the fetch, which is an error.
+            let _ = tokio::time::timeout(FETCH_TIMEOUT, fetch.changed()).await;
         }
-        if self.0.times().read.is_none() {
+        if self.0.fetches().last_success.is_none() {
             return Err(TokenError::KeysUnavailable);
         }
-        Ok(self.0.known(kid, algorithm))
+        Ok(self.0.matching_keys(kid, algorithm))
     }
 }
 
-impl Shared {
-    fn times(&self) -> parking_lot::MutexGuard<'_, Times> {
-        self.times.lock()
+impl KeySet {
+    fn fetches(&self) -> parking_lot::MutexGuard<'_, FetchState> {
+        self.fetches.lock()
     }
 
-    fn known(&self, kid: Option<&str>, algorithm: Algorithm) -> Vec<Arc<Key>> {
-        let fits = |key: &&Arc<Key>| {
-            // A token without a key's name may be any key's.
+    /// All keys of the algorithm, or the one with this `kid`.
+    fn matching_keys(&self, kid: Option<&str>, algorithm: Algorithm) -> Vec<Arc<Key>> {
+        let matches = |key: &&Arc<Key>| {
             key.algorithm == algorithm && (kid.is_none() || key.id.as_deref() == kid)
         };
-        self.keys.load().iter().filter(fits).cloned().collect()
+        self.keys.load().iter().filter(matches).cloned().collect()
     }
 
-    /// Reads the set in a task of its own; what is returned is closed at its end.
-    fn read_apart(shared: &Arc<Self>, times: &mut Times) -> watch::Receiver<()> {
-        let (ended, running) = watch::channel(());
-        times.running = Some(running.clone());
-        let shared = Arc::clone(shared);
+    /// Fetches the set in a task of its own. The returned channel closes at its end.
+    fn spawn_fetch(key_set: &Arc<Self>, fetches: &mut FetchState) -> watch::Receiver<()> {
+        let (ended, in_progress) = watch::channel(());
+        fetches.in_progress = Some(in_progress.clone());
+        let key_set = Arc::clone(key_set);
         tokio::spawn(async move {
             let _ended = ended;
-            match shared.read().await {
+            match key_set.fetch().await {
                 Ok(parsed) => {
-                    if let Some(fault) = parsed.fault() {
-                        tracing::warn!("no token can be good: the key set of JWT_JWKS {fault}");
+                    if let Some(problem) = parsed.problem() {
+                        tracing::warn!("no token can be good: the key set of JWT_JWKS {problem}");
                     } else {
-                        tracing::info!(keys = parsed.keys.len(), "the keys of tokens were read");
+                        tracing::info!(keys = parsed.keys.len(), "key set of JWT_JWKS read");
                     }
-                    shared.keys.store(Arc::new(parsed.keys));
-                    shared.times().read = Some(Instant::now());
+                    key_set.keys.store(Arc::new(parsed.keys));
+                    key_set.fetches().last_success = Some(Instant::now());
                 }
                 Err(error) => {
                     tracing::warn!(
                         error,
-                        "the keys of tokens (JWT_JWKS) can't be read, they stay as they are"
+                        "reading the key set of JWT_JWKS failed, keeping the previous keys"
                     );
                 }
             }
         });
-        running
+        in_progress
     }
 
-    async fn read(&self) -> Result<Parsed, String> {
-        let text = tokio::time::timeout(TIMEOUT, self.text()).await;
+    async fn fetch(&self) -> Result<ParsedKeySet, String> {
+        let text = tokio::time::timeout(FETCH_TIMEOUT, self.text()).await;
         let text = text.unwrap_or_else(|_| Err("no answer in time".into()))?;
         parse(&text).ok_or_else(|| "it is no JSON Web Key Set".into())
     }
@@ -286,15 +300,15 @@ impl Shared {
         match &self.source {
             Source::File(path) => tokio::fs::read(path).await.map_err(|e| e.to_string()),
             Source::Url(client, url) => {
-                let answer = client.get(url.clone()).send().await;
-                let mut answer = answer
+                let response = client.get(url.clone()).send().await;
+                let mut response = response
                     .and_then(reqwest::Response::error_for_status)
-                    .map_err(|error| told(&error.without_url()))?;
+                    .map_err(|error| with_causes(&error.without_url()))?;
                 let mut text = Vec::new();
-                while let Some(chunk) = answer
+                while let Some(chunk) = response
                     .chunk()
                     .await
-                    .map_err(|error| told(&error.without_url()))?
+                    .map_err(|error| with_causes(&error.without_url()))?
                 {
                     if text.len() + chunk.len() > MAX_SET_BYTES {
                         return Err("the answer is too large".into());
@@ -307,8 +321,8 @@ impl Shared {
     }
 }
 
-/// With its causes, which are what says why.
-fn told(error: &dyn std::error::Error) -> String {
+/// The error's text followed by those of its causes, which hold the reason.
+fn with_causes(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
@@ -319,8 +333,8 @@ mod tests {
 
     use super::*;
 
-    /// A key whose fields have any of the values that fields of keys have.
-    fn nearly_a_key() -> impl Strategy<Value = serde_json::Value> {
+    /// A key whose fields have values that are valid for some field of some key.
+    fn key_like_json() -> impl Strategy<Value = serde_json::Value> {
         let names = [
             "kty", "crv", "x", "y", "n", "e", "k", "kid", "use", "alg", "key_ops",
         ];
@@ -359,17 +373,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_key_set_breaks_a_gateway_and_only_public_keys_are_taken(
-            keys in prop::collection::vec(nearly_a_key(), 0..6),
+        fn no_key_set_panics_and_only_public_keys_are_used(
+            keys in prop::collection::vec(key_like_json(), 0..6),
             bytes in prop::collection::vec(any::<u8>(), 0..100),
         ) {
             let _ = parse(&bytes);
             let text = serde_json::json!({"keys": keys}).to_string();
-            let read = parse(text.as_bytes()).expect("it is a set");
-            prop_assert!(read.keys.len() <= keys.len());
-            prop_assert_eq!(read.fault().is_none(), !read.keys.is_empty());
+            let parsed = parse(text.as_bytes()).expect("a key set");
+            prop_assert!(parsed.keys.len() <= keys.len());
+            prop_assert_eq!(parsed.problem().is_none(), !parsed.keys.is_empty());
             let public = [Algorithm::RS256, Algorithm::ES256, Algorithm::EdDSA];
-            prop_assert!(read.keys.iter().all(|key| public.contains(&key.algorithm)));
+            prop_assert!(parsed.keys.iter().all(|key| public.contains(&key.algorithm)));
         }
     }
 }

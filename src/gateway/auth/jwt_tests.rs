@@ -3,12 +3,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use jsonwebtoken::jwk::Jwk;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
 
-// Keys of these tests and of nothing else.
+// These keys are used in tests only.
 const RSA: &[u8] = include_bytes!("testkeys/rsa.pem");
 const RSA_PUBLIC: &str = include_str!("testkeys/rsa.pub.pem");
 const EC: &[u8] = include_bytes!("testkeys/ec.pem");
@@ -26,7 +27,7 @@ fn now() -> i64 {
     i64::try_from(since.as_secs()).unwrap()
 }
 
-fn good() -> Value {
+fn valid_claims() -> Value {
     json!({"sub": "alice", "exp": now() + 60})
 }
 
@@ -38,11 +39,11 @@ fn settings(keys: JwtKeys) -> JwtSettings {
     }
 }
 
-fn by_secret() -> JwtSettings {
+fn secret_settings() -> JwtSettings {
     settings(JwtKeys::Secret(SECRET.into()))
 }
 
-fn signed(algorithm: Algorithm, kid: Option<&str>, key: &EncodingKey, claims: &Value) -> String {
+fn sign(algorithm: Algorithm, kid: Option<&str>, key: &EncodingKey, claims: &Value) -> String {
     let header = Header {
         kid: kid.map(str::to_owned),
         ..Header::new(algorithm)
@@ -50,9 +51,9 @@ fn signed(algorithm: Algorithm, kid: Option<&str>, key: &EncodingKey, claims: &V
     encode(&header, claims, key).unwrap()
 }
 
-fn hmac(claims: &Value) -> String {
+fn sign_with_secret(claims: &Value) -> String {
     let key = EncodingKey::from_secret(SECRET.as_bytes());
-    signed(Algorithm::HS256, None, &key, claims)
+    sign(Algorithm::HS256, None, &key, claims)
 }
 
 async fn verify(settings: &JwtSettings, token: &str) -> Result<VerifiedToken, TokenError> {
@@ -60,7 +61,7 @@ async fn verify(settings: &JwtSettings, token: &str) -> Result<VerifiedToken, To
     verifier.verify(token, &alice()).await
 }
 
-fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
+fn key_file(text: &str) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("keys");
     std::fs::File::create(&path)
@@ -70,8 +71,8 @@ fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
     (folder, path)
 }
 
-/// `text` as a part of a token.
-fn part(text: &str) -> String {
+/// Encodes JSON as one part of a token.
+fn encode_part(text: &str) -> String {
     let key = EncodingKey::from_secret(b"x");
     let claims: Value = serde_json::from_str(text).unwrap();
     let token = encode(&Header::default(), &claims, &key).unwrap();
@@ -79,8 +80,8 @@ fn part(text: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_token_of_ours_opens_for_its_user_until_it_ends_and_no_longer() {
-    let settings = by_secret();
+async fn token_is_valid_for_its_user_until_it_expires() {
+    let settings = secret_settings();
     let token = issue(&settings, &alice(), Duration::from_secs(60)).unwrap();
     let verified = verify(&settings, &token).await.unwrap();
     let left = verified
@@ -95,9 +96,9 @@ async fn a_token_of_ours_opens_for_its_user_until_it_ends_and_no_longer() {
         verifier.verify(&token, &bob).await,
         Err(TokenError::WrongUser)
     );
-    for (claims, taken) in [
-        (good(), true),
-        // Within what clocks may differ.
+    for (claims, expected) in [
+        (valid_claims(), true),
+        // Within the tolerated clock skew.
         (json!({"sub": "alice", "exp": now() - 20}), true),
         (json!({"sub": "alice", "exp": now() - 40}), false),
         (
@@ -112,7 +113,7 @@ async fn a_token_of_ours_opens_for_its_user_until_it_ends_and_no_longer() {
             json!({"sub": "alice", "exp": now() + 9999, "iat": now() + 20}),
             true,
         ),
-        // It would be newer than every revocation until then.
+        // A revocation before that time would not end it.
         (
             json!({"sub": "alice", "exp": now() + 9999, "iat": now() + 90}),
             false,
@@ -131,39 +132,46 @@ async fn a_token_of_ours_opens_for_its_user_until_it_ends_and_no_longer() {
         (json!({"sub": ["alice"], "exp": now() + 60}), false),
         (json!([1]), false),
     ] {
-        let result = verify(&settings, &hmac(&claims)).await;
-        assert_eq!(result.is_ok(), taken, "{claims}: {result:?}");
+        let result = verify(&settings, &sign_with_secret(&claims)).await;
+        assert_eq!(result.is_ok(), expected, "{claims}: {result:?}");
     }
 }
 
 #[tokio::test]
-async fn audience_and_issuer_are_demanded_where_they_are_set() {
+async fn audience_and_issuer_are_required_if_configured() {
     let strict = JwtSettings {
         audience: vec!["chat".into(), "other".into()],
         issuer: vec!["https://id.example".into()],
-        ..by_secret()
+        ..secret_settings()
     };
-    let full =
+    let claims_with =
         |aud: Value, iss: &str| json!({"sub": "alice", "exp": now() + 60, "aud": aud, "iss": iss});
-    let ours = issue(&strict, &alice(), Duration::from_secs(60)).unwrap();
-    assert!(verify(&strict, &ours).await.is_ok());
-    for (claims, taken) in [
-        (full(json!("chat"), "https://id.example"), true),
-        (full(json!(["x", "other"]), "https://id.example"), true),
-        (full(json!("mail"), "https://id.example"), false),
-        (full(json!("chat"), "https://id.example.evil"), false),
-        (good(), false),
+    let issued = issue(&strict, &alice(), Duration::from_secs(60)).unwrap();
+    assert!(verify(&strict, &issued).await.is_ok());
+    for (claims, expected) in [
+        (claims_with(json!("chat"), "https://id.example"), true),
+        (
+            claims_with(json!(["x", "other"]), "https://id.example"),
+            true,
+        ),
+        (claims_with(json!("mail"), "https://id.example"), false),
+        (claims_with(json!("chat"), "https://id.example.evil"), false),
+        (valid_claims(), false),
     ] {
-        let result = verify(&strict, &hmac(&claims)).await;
-        assert_eq!(result.is_ok(), taken, "{claims}: {result:?}");
+        let result = verify(&strict, &sign_with_secret(&claims)).await;
+        assert_eq!(result.is_ok(), expected, "{claims}: {result:?}");
     }
-    // Where none is set, a token that names one is as good.
-    let claims = full(json!("chat"), "anybody");
-    assert!(verify(&by_secret(), &hmac(&claims)).await.is_ok());
+    // Without configured values, those of the token are ignored.
+    let claims = claims_with(json!("chat"), "anybody");
+    assert!(
+        verify(&secret_settings(), &sign_with_secret(&claims))
+            .await
+            .is_ok()
+    );
 }
 
 #[tokio::test]
-async fn each_kind_of_key_takes_its_own_algorithm_only() {
+async fn each_key_verifies_its_own_algorithm_only() {
     let signers = [
         (Algorithm::RS256, EncodingKey::from_rsa_pem(RSA).unwrap()),
         (Algorithm::ES256, EncodingKey::from_ec_pem(EC).unwrap()),
@@ -180,13 +188,13 @@ async fn each_kind_of_key_takes_its_own_algorithm_only() {
         ),
     ];
     let verifiers = [RSA_PUBLIC, EC_PUBLIC, ED_PUBLIC].map(|pem| {
-        let (_folder, path) = file(pem);
+        let (_folder, path) = key_file(pem);
         JwtVerifier::new(&settings(JwtKeys::PublicKeyFile(path))).unwrap()
     });
-    let by_secret = JwtVerifier::new(&by_secret()).unwrap();
-    let verifiers: Vec<_> = verifiers.iter().chain([&by_secret]).collect();
+    let secret_verifier = JwtVerifier::new(&secret_settings()).unwrap();
+    let verifiers: Vec<_> = verifiers.iter().chain([&secret_verifier]).collect();
     for (i, (algorithm, key)) in signers.iter().enumerate() {
-        let token = signed(*algorithm, None, key, &good());
+        let token = sign(*algorithm, None, key, &valid_claims());
         for (j, verifier) in verifiers.iter().enumerate() {
             let result = verifier.verify(&token, &alice()).await;
             assert_eq!(result.is_ok(), i == j, "{algorithm:?} at {j}: {result:?}");
@@ -195,34 +203,34 @@ async fn each_kind_of_key_takes_its_own_algorithm_only() {
 }
 
 #[tokio::test]
-async fn no_token_gets_by_with_none_or_a_public_key_as_secret() {
-    let claims = part(&good().to_string());
+async fn forged_tokens_are_refused() {
+    let claims = encode_part(&valid_claims().to_string());
     let mut forged = Vec::new();
     for alg in ["none", "None", "NONE", ""] {
-        let header = part(&json!({"alg": alg, "typ": "JWT"}).to_string());
+        let header = encode_part(&json!({"alg": alg, "typ": "JWT"}).to_string());
         forged.push(format!("{header}.{claims}."));
         forged.push(format!("{header}.{claims}"));
     }
-    // The public key is known to everybody: an HMAC made with it proves nothing.
+    // Everybody knows the public key, so an HMAC with it proves nothing.
     for pem in [RSA_PUBLIC, EC_PUBLIC, ED_PUBLIC] {
         for secret in [pem, pem.trim()] {
             let key = EncodingKey::from_secret(secret.as_bytes());
-            forged.push(signed(Algorithm::HS256, None, &key, &good()));
+            forged.push(sign(Algorithm::HS256, None, &key, &valid_claims()));
         }
     }
-    let real = hmac(&good());
+    let real = sign_with_secret(&valid_claims());
     let (message, signature) = real.rsplit_once('.').unwrap();
     let header = message.split('.').next().unwrap();
     forged.push(format!("{message}."));
     forged.push(message.to_owned());
-    let other = part(&json!({"sub": "alice", "exp": now() + 9999}).to_string());
+    let other = encode_part(&json!({"sub": "alice", "exp": now() + 9999}).to_string());
     forged.push(format!("{header}.{other}.{signature}"));
     forged.push(format!("{real}.{signature}"));
     forged.extend(["", ".", "..", "...", "a.b.c", "é.é.é"].map(str::to_owned));
     forged.push("a".repeat(1 << 20));
-    let mut verifiers = vec![JwtVerifier::new(&by_secret()).unwrap()];
+    let mut verifiers = vec![JwtVerifier::new(&secret_settings()).unwrap()];
     for pem in [RSA_PUBLIC, EC_PUBLIC, ED_PUBLIC] {
-        let (_folder, path) = file(pem);
+        let (_folder, path) = key_file(pem);
         verifiers.push(JwtVerifier::new(&settings(JwtKeys::PublicKeyFile(path))).unwrap());
     }
     for verifier in verifiers {
@@ -237,14 +245,14 @@ async fn no_token_gets_by_with_none_or_a_public_key_as_secret() {
 }
 
 #[tokio::test]
-async fn a_critical_extension_that_is_not_understood_is_refused() {
+async fn unsupported_critical_extension_is_refused() {
     let header = Header {
         crit: Some(vec!["exp".into()]),
         ..Header::new(Algorithm::HS256)
     };
     let key = EncodingKey::from_secret(SECRET.as_bytes());
-    let token = encode(&header, &good(), &key).unwrap();
-    assert!(verify(&by_secret(), &token).await.is_err());
+    let token = encode(&header, &valid_claims(), &key).unwrap();
+    assert!(verify(&secret_settings(), &token).await.is_err());
 }
 
 fn jwk(pem: &EncodingKey, algorithm: Algorithm, kid: &str) -> Value {
@@ -254,7 +262,7 @@ fn jwk(pem: &EncodingKey, algorithm: Algorithm, kid: &str) -> Value {
 }
 
 #[tokio::test]
-async fn a_set_gives_the_key_that_a_token_names_and_no_secret_counts() {
+async fn key_set_selects_by_kid_and_ignores_secrets() {
     let rsa = EncodingKey::from_rsa_pem(RSA).unwrap();
     let ec = EncodingKey::from_ec_pem(EC).unwrap();
     let secret = EncodingKey::from_secret(SECRET.as_bytes());
@@ -268,9 +276,9 @@ async fn a_set_gives_the_key_that_a_token_names_and_no_secret_counts() {
         {"kty": "unknown"},
         7,
     ]});
-    let (_folder, path) = file(&set.to_string());
+    let (_folder, path) = key_file(&set.to_string());
     let verifier = JwtVerifier::new(&settings(JwtKeys::JwksFile(path))).unwrap();
-    for (algorithm, kid, key, taken) in [
+    for (algorithm, kid, key, expected) in [
         (Algorithm::RS256, Some("r"), &rsa, true),
         (Algorithm::ES256, Some("e"), &ec, true),
         (Algorithm::ES256, None, &ec, true),
@@ -280,18 +288,22 @@ async fn a_set_gives_the_key_that_a_token_names_and_no_secret_counts() {
         (Algorithm::HS256, Some("s"), &secret, false),
         (Algorithm::HS256, None, &secret, false),
     ] {
-        let token = signed(algorithm, kid, key, &good());
+        let token = sign(algorithm, kid, key, &valid_claims());
         let result = verifier.verify(&token, &alice()).await;
-        assert_eq!(result.is_ok(), taken, "{algorithm:?} {kid:?}: {result:?}");
+        assert_eq!(
+            result.is_ok(),
+            expected,
+            "{algorithm:?} {kid:?}: {result:?}"
+        );
     }
 }
 
-/// Answers with what the channel holds; counts how often it was asked.
-async fn set_server(set: tokio::sync::watch::Receiver<String>) -> (url::Url, Arc<AtomicUsize>) {
+/// Serves the text in the channel, or 500 while it is empty, and counts the requests.
+async fn key_set_server(set: tokio::sync::watch::Receiver<String>) -> (url::Url, Arc<AtomicUsize>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/keys", listener.local_addr().unwrap());
-    let asked = Arc::new(AtomicUsize::new(0));
-    let count = asked.clone();
+    let requests = Arc::new(AtomicUsize::new(0));
+    let count = requests.clone();
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             let mut head = [0; 4096];
@@ -310,52 +322,50 @@ async fn set_server(set: tokio::sync::watch::Receiver<String>) -> (url::Url, Arc
             let _ = stream.write_all(answer.as_bytes()).await;
         }
     });
-    (url.parse().unwrap(), asked)
+    (url.parse().unwrap(), requests)
 }
 
 #[tokio::test]
-async fn keys_are_rotated_without_a_restart_and_strangers_can_not_make_us_ask_often() {
+async fn keys_rotate_without_restart_and_unknown_keys_rarely_cause_fetches() {
     let rsa = EncodingKey::from_rsa_pem(RSA).unwrap();
     let ec = EncodingKey::from_ec_pem(EC).unwrap();
     let old = jwk(&rsa, Algorithm::RS256, "old");
     let new = jwk(&ec, Algorithm::ES256, "new");
     let (sender, set) = tokio::sync::watch::channel(String::new());
-    let (url, asked) = set_server(set).await;
+    let (url, requests) = key_set_server(set).await;
     let verifier = JwtVerifier::new(&settings(JwtKeys::JwksUrl(url))).unwrap();
-    let by_old = signed(Algorithm::RS256, Some("old"), &rsa, &good());
-    let by_new = signed(Algorithm::ES256, Some("new"), &ec, &good());
-    // The set is away: neither taken nor judged.
-    let denied = verifier.verify(&by_old, &alice()).await;
-    assert_eq!(denied, Err(TokenError::KeysUnavailable));
+    let by_old = sign(Algorithm::RS256, Some("old"), &rsa, &valid_claims());
+    let by_new = sign(Algorithm::ES256, Some("new"), &ec, &valid_claims());
+    // Without a key set, a token is neither valid nor invalid.
+    let result = verifier.verify(&by_old, &alice()).await;
+    assert_eq!(result, Err(TokenError::KeysUnavailable));
     sender.send_replace(json!({"keys": [old]}).to_string());
     tokio::time::pause();
     tokio::time::advance(Duration::from_secs(2)).await;
     tokio::time::resume();
     assert!(verifier.verify(&by_old, &alice()).await.is_ok());
-    // The first unknown key is looked for at once, whenever the set was read, then none for a
-    // minute.
-    let before = asked.load(Ordering::SeqCst) + 1;
+    // The first unknown key causes a fetch at once; further ones cause none for a minute.
+    let before = requests.load(Ordering::SeqCst) + 1;
     for _ in 0..20 {
         assert!(verifier.verify(&by_new, &alice()).await.is_err());
     }
-    assert_eq!(asked.load(Ordering::SeqCst), before);
+    assert_eq!(requests.load(Ordering::SeqCst), before);
     sender.send_replace(json!({"keys": [old, new]}).to_string());
     assert!(verifier.verify(&by_new, &alice()).await.is_err());
-    assert_eq!(asked.load(Ordering::SeqCst), before);
+    assert_eq!(requests.load(Ordering::SeqCst), before);
     tokio::time::pause();
     tokio::time::advance(Duration::from_secs(61)).await;
     tokio::time::resume();
     assert!(verifier.verify(&by_new, &alice()).await.is_ok());
     assert!(verifier.verify(&by_old, &alice()).await.is_ok());
-    assert_eq!(asked.load(Ordering::SeqCst), before + 1);
-    // The old one is taken from the set: no longer good once the set was read again. While it
-    // can't be read, the keys stay.
+    assert_eq!(requests.load(Ordering::SeqCst), before + 1);
+    // A key that was removed from the set stays valid until the next successful fetch.
     sender.send_replace(String::new());
     tokio::time::pause();
     tokio::time::advance(Duration::from_secs(301)).await;
     tokio::time::resume();
     assert!(verifier.verify(&by_old, &alice()).await.is_ok());
-    assert_eq!(asked.load(Ordering::SeqCst), before + 2);
+    assert_eq!(requests.load(Ordering::SeqCst), before + 2);
     sender.send_replace(json!({"keys": [new]}).to_string());
     tokio::time::pause();
     tokio::time::advance(Duration::from_secs(61)).await;
@@ -365,37 +375,41 @@ async fn keys_are_rotated_without_a_restart_and_strangers_can_not_make_us_ask_of
 }
 
 #[tokio::test]
-async fn a_key_listed_just_after_the_start_is_found_at_once() {
+async fn key_added_just_after_the_start_is_found_at_once() {
     let rsa = EncodingKey::from_rsa_pem(RSA).unwrap();
     let ec = EncodingKey::from_ec_pem(EC).unwrap();
     let old = jwk(&rsa, Algorithm::RS256, "old");
     let new = jwk(&ec, Algorithm::ES256, "new");
     let (sender, set) = tokio::sync::watch::channel(json!({"keys": [old]}).to_string());
-    let (url, asked) = set_server(set).await;
+    let (url, requests) = key_set_server(set).await;
     let verifier = JwtVerifier::new(&settings(JwtKeys::JwksUrl(url))).unwrap();
     verifier.prefetch_keys();
-    let by_old = signed(Algorithm::RS256, Some("old"), &rsa, &good());
+    let by_old = sign(Algorithm::RS256, Some("old"), &rsa, &valid_claims());
     assert!(verifier.verify(&by_old, &alice()).await.is_ok());
-    assert_eq!(asked.load(Ordering::SeqCst), 1, "who comes meanwhile waits");
+    assert_eq!(
+        requests.load(Ordering::SeqCst),
+        1,
+        "the request waits for the prefetch"
+    );
     sender.send_replace(json!({"keys": [old, new]}).to_string());
-    let by_new = signed(Algorithm::ES256, Some("new"), &ec, &good());
+    let by_new = sign(Algorithm::ES256, Some("new"), &ec, &valid_claims());
     assert!(verifier.verify(&by_new, &alice()).await.is_ok());
-    assert_eq!(asked.load(Ordering::SeqCst), 2);
+    assert_eq!(requests.load(Ordering::SeqCst), 2);
 }
 
 #[tokio::test]
-async fn who_names_an_unknown_key_and_leaves_does_not_stop_the_search_for_it() {
+async fn cancelled_request_does_not_cancel_the_fetch_it_started() {
     let rsa = EncodingKey::from_rsa_pem(RSA).unwrap();
     let set = json!({"keys": [jwk(&rsa, Algorithm::RS256, "new")]}).to_string();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/keys", listener.local_addr().unwrap());
-    let (asked, was_asked) = tokio::sync::oneshot::channel();
+    let (requested, was_requested) = tokio::sync::oneshot::channel();
     let (answer, may_answer) = tokio::sync::oneshot::channel::<()>();
     tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
         let mut head = [0; 4096];
         let _ = stream.read(&mut head).await;
-        asked.send(()).unwrap();
+        requested.send(()).unwrap();
         may_answer.await.unwrap();
         let head = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length:";
         let answer = format!("{head} {}\r\n\r\n{set}", set.len());
@@ -403,55 +417,55 @@ async fn who_names_an_unknown_key_and_leaves_does_not_stop_the_search_for_it() {
     });
     let keys = JwtKeys::JwksUrl(url.parse().unwrap());
     let verifier = JwtVerifier::new(&settings(keys)).unwrap();
-    let evil = signed(Algorithm::RS256, Some("evil"), &rsa, &good());
+    let unknown = sign(Algorithm::RS256, Some("unknown"), &rsa, &valid_claims());
     {
         let user = alice();
-        let verifying = verifier.verify(&evil, &user);
+        let verifying = verifier.verify(&unknown, &user);
         tokio::select! {
-            _ = verifying => panic!("there is no answer yet"),
-            it = was_asked => it.unwrap(),
+            _ = verifying => panic!("no key set was served yet"),
+            request = was_requested => request.unwrap(),
         }
     }
-    // The stranger is gone; there is one answer only, and whoever comes gets it.
+    // The server answers one request only, so the second verification uses the same fetch.
     answer.send(()).unwrap();
-    let token = signed(Algorithm::RS256, Some("new"), &rsa, &good());
+    let token = sign(Algorithm::RS256, Some("new"), &rsa, &valid_claims());
     let verified = verifier.verify(&token, &alice()).await;
     assert!(verified.is_ok(), "{verified:?}");
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_a_set_behind_a_url_is_told() {
+async fn problem_of_a_key_set_behind_a_url_is_reported() {
     let (sender, set) = tokio::sync::watch::channel(String::new());
-    let (url, _) = set_server(set).await;
+    let (url, _) = key_set_server(set).await;
     let verifier = JwtVerifier::new(&settings(JwtKeys::JwksUrl(url))).unwrap();
     let rsa = EncodingKey::from_rsa_pem(RSA).unwrap();
-    let good = json!({"keys": [jwk(&rsa, Algorithm::RS256, "r")]}).to_string();
-    for (answer, said) in [
+    let usable = json!({"keys": [jwk(&rsa, Algorithm::RS256, "r")]}).to_string();
+    for (body, expected) in [
         ("", "500"),
         ("[]", "no JSON Web Key Set"),
         (r#"{"keys":[]}"#, "no key at all"),
         (r#"{"keys":[{"kty":"oct","k":"AAAA"}]}"#, "`kty: oct`"),
     ] {
-        sender.send_replace(answer.to_owned());
+        sender.send_replace(body.to_owned());
         let error = verifier.check_keys().await.unwrap_err();
-        assert!(error.contains(said), "{error}");
+        assert!(error.contains(expected), "{error}");
     }
-    sender.send_replace(good);
+    sender.send_replace(usable);
     assert_eq!(verifier.check_keys().await, Ok(1));
 }
 
 #[test]
-fn a_file_without_a_usable_key_is_told_at_the_start() {
-    let (_folder, path) = file("no key");
+fn file_without_a_usable_key_is_reported_at_the_start() {
+    let (_folder, path) = key_file("no key");
     let error = |keys| {
-        let made = JwtVerifier::new(&settings(keys));
-        made.err().unwrap().to_string()
+        let verifier = JwtVerifier::new(&settings(keys));
+        verifier.err().unwrap().to_string()
     };
     assert!(error(JwtKeys::PublicKeyFile(path.clone())).contains("no public key"));
     assert!(error(JwtKeys::JwksFile(path)).contains("no JSON Web Key Set"));
-    let (_folder, path) = file(r#"{"keys":[]}"#);
+    let (_folder, path) = key_file(r#"{"keys":[]}"#);
     assert!(error(JwtKeys::JwksFile(path)).contains("lists no key"));
-    let (_folder, path) = file(r#"{"keys":[{"kty":"oct","k":"AAAA"}]}"#);
+    let (_folder, path) = key_file(r#"{"keys":[{"kty":"oct","k":"AAAA"}]}"#);
     assert!(error(JwtKeys::JwksFile(path)).contains("`kty: oct`"));
     let missing = error(JwtKeys::PublicKeyFile("/nowhere/key.pem".into()));
     assert!(

@@ -207,7 +207,7 @@ async fn admit(
     let _admitting = message.span.child(Kind::Internal, format_args!("admit"));
     // A fan-out that has been unavailable for longer than a message would wait is not waited for
     // again.
-    let admission = if gateway.health.away(FANOUT) > patience {
+    let admission = if gateway.health.unavailable_for(FANOUT) > patience {
         None
     } else {
         let admit = || gateway.fanout.admit(&message_ref, &message.content);

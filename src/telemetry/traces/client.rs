@@ -1,4 +1,4 @@
-//! The HTTP client of the exporter: the one that the model's API is asked with.
+//! The HTTP client of the span exporter, with the settings that all our clients share.
 
 use std::time::Duration;
 
@@ -7,15 +7,15 @@ use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
 
 use crate::http_client;
 
-/// The most that is read of a collector's answer.
-const MAX_BODY: usize = 64 << 10;
+/// Maximum size of a response of the collector, in bytes.
+const MAX_BODY_BYTES: usize = 64 << 10;
 
 #[derive(Debug)]
-pub(super) struct Client(reqwest::Client);
+pub(super) struct ExporterClient(reqwest::Client);
 
-impl Client {
+impl ExporterClient {
     pub(super) fn new(endpoint: &url::Url, timeout: Duration) -> Result<Self, reqwest::Error> {
-        http_client::for_server(endpoint)
+        http_client::builder_for(endpoint)
             .timeout(timeout)
             .build()
             .map(Self)
@@ -23,23 +23,23 @@ impl Client {
 }
 
 #[async_trait]
-impl HttpClient for Client {
+impl HttpClient for ExporterClient {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        // The address may hold a password.
-        let bare = reqwest::Error::without_url;
-        let request = reqwest::Request::try_from(request).map_err(bare)?;
-        let mut response = self.0.execute(request).await.map_err(bare)?;
-        let mut reply = Response::new(Bytes::new());
-        *reply.status_mut() = response.status();
-        *reply.headers_mut() = std::mem::take(response.headers_mut());
+        // The URL may contain a password, so it must not appear in logs.
+        let without_url = reqwest::Error::without_url;
+        let request = reqwest::Request::try_from(request).map_err(without_url)?;
+        let mut response = self.0.execute(request).await.map_err(without_url)?;
+        let mut collected = Response::new(Bytes::new());
+        *collected.status_mut() = response.status();
+        *collected.headers_mut() = std::mem::take(response.headers_mut());
         let mut body = Vec::new();
-        while let Some(piece) = response.chunk().await.map_err(bare)? {
-            if body.len() + piece.len() > MAX_BODY {
-                return Err("the collector's answer is too long".into());
+        while let Some(chunk) = response.chunk().await.map_err(without_url)? {
+            if body.len() + chunk.len() > MAX_BODY_BYTES {
+                return Err("the collector's response is too large".into());
             }
-            body.extend_from_slice(&piece);
+            body.extend_from_slice(&chunk);
         }
-        *reply.body_mut() = body.into();
-        Ok(reply)
+        *collected.body_mut() = body.into();
+        Ok(collected)
     }
 }

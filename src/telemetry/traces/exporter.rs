@@ -1,5 +1,5 @@
-//! The SDK's parts, made of our settings: what is set in a file or `.env` counts as much as the
-//! environment.
+//! Builds the OpenTelemetry SDK's exporter, resource and tracer from our settings. The SDK's own
+//! configuration is not used, because it reads the environment only and not our file or `.env`.
 
 use std::collections::HashMap;
 
@@ -11,19 +11,19 @@ use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider, SpanExport
 use secrecy::ExposeSecret as _;
 use url::Url;
 
-use super::client::Client;
-use super::queue::Queue;
+use super::client::ExporterClient;
+use super::queue::SpanQueue;
 use crate::config::settings::{TraceSampler, TraceSettings};
 
-/// The settings make no exporter.
+/// The exporter could not be built from the settings.
 #[derive(Debug, thiserror::Error)]
 #[error("traces can't be exported, check the OTEL_EXPORTER_OTLP_* settings: {0}")]
 pub struct TracesError(String);
 
-/// The endpoint as logs may show it.
-pub(super) fn shown(endpoint: &Url) -> String {
+/// The endpoint without credentials and query, for logs.
+pub(super) fn redacted(endpoint: &Url) -> String {
     let mut endpoint = endpoint.clone();
-    // An address that can have none has none.
+    // These fail for URLs that can't have credentials, and then there are none.
     let _ = endpoint.set_username("");
     let _ = endpoint.set_password(None);
     endpoint.set_query(None);
@@ -31,8 +31,8 @@ pub(super) fn shown(endpoint: &Url) -> String {
 }
 
 pub(super) fn resource(settings: &TraceSettings) -> Resource {
-    let given = settings.resource.iter();
-    let given = given.map(|(key, value)| KeyValue::new(key.clone(), value.clone()));
+    let attributes = settings.resource.iter();
+    let attributes = attributes.map(|(key, value)| KeyValue::new(key.clone(), value.clone()));
     Resource::builder_empty()
         .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
         .with_attribute(KeyValue::new(
@@ -40,7 +40,7 @@ pub(super) fn resource(settings: &TraceSettings) -> Resource {
             settings.instance.clone(),
         ))
         .with_service_name(settings.role_name.clone())
-        .with_attributes(given)
+        .with_attributes(attributes)
         .with_attributes(
             settings
                 .service_name
@@ -55,10 +55,10 @@ pub(super) fn build(
     endpoint: &Url,
     resource: &Resource,
 ) -> Result<SpanExporter, TracesError> {
-    let trouble = |error: &dyn std::fmt::Display| TracesError(error.to_string());
-    let client = Client::new(endpoint, settings.timeout).map_err(|error| trouble(&error))?;
+    let failed = |error: &dyn std::fmt::Display| TracesError(error.to_string());
+    let client = ExporterClient::new(endpoint, settings.timeout).map_err(|error| failed(&error))?;
     let mut address = endpoint.clone();
-    // The variable names the collector, not the path of traces there.
+    // By the specification, the variable is the base URL, to which the path of a signal is added.
     if let Ok(mut path) = address.path_segments_mut() {
         path.pop_if_empty().extend(["v1", "traces"]);
     }
@@ -72,20 +72,20 @@ pub(super) fn build(
         .with_timeout(settings.timeout)
         .with_headers(headers.collect::<HashMap<_, _>>())
         .build()
-        .map_err(|error| trouble(&error))?;
+        .map_err(|error| failed(&error))?;
     exporter.set_resource(resource);
     Ok(exporter)
 }
 
-pub(super) fn tracer(settings: &TraceSettings, resource: Resource, queue: Queue) -> SdkTracer {
-    let part = Sampler::TraceIdRatioBased(settings.sampler_arg);
+pub(super) fn tracer(settings: &TraceSettings, resource: Resource, queue: SpanQueue) -> SdkTracer {
+    let ratio = Sampler::TraceIdRatioBased(settings.sampler_arg);
     let sampler = match settings.sampler {
         TraceSampler::AlwaysOn => Sampler::AlwaysOn,
         TraceSampler::AlwaysOff => Sampler::AlwaysOff,
-        TraceSampler::Ratio => part,
+        TraceSampler::Ratio => ratio,
         TraceSampler::ParentOrOn => Sampler::ParentBased(Box::new(Sampler::AlwaysOn)),
         TraceSampler::ParentOrOff => Sampler::ParentBased(Box::new(Sampler::AlwaysOff)),
-        TraceSampler::ParentOrRatio => Sampler::ParentBased(Box::new(part)),
+        TraceSampler::ParentOrRatio => Sampler::ParentBased(Box::new(ratio)),
     };
     let provider = SdkTracerProvider::builder()
         .with_sampler(sampler)

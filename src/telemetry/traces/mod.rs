@@ -1,9 +1,9 @@
 //! Traces: spans that follow one message through all roles, exported over OTLP.
 //!
-//! Off unless `OTEL_EXPORTER_OTLP_ENDPOINT` is set: then a [`Span`] only carries the trace context
-//! that came in, so that it is passed on, and nothing is allocated. On, a span that the sampler
-//! takes is recorded and handed to a bounded queue when it ends; what finds no room there is
-//! counted and gone. Nothing here ever waits for the collector but [`Exporting::finish`].
+//! Without `OTEL_EXPORTER_OTLP_ENDPOINT`, a [`Span`] only propagates the incoming trace context and
+//! allocates nothing. Otherwise, a sampled span is recorded, and put into a bounded queue when it
+//! ends. If the queue is full, the span is dropped and counted. Only [`TraceExport::finish`] waits
+//! for the collector.
 
 mod client;
 mod exporter;
@@ -24,40 +24,43 @@ use crate::config::settings::TraceSettings;
 pub use exporter::TracesError;
 pub use span::{Kind, Span};
 
-/// How long the end of a process waits for the last spans to be exported.
-const FLUSH: Duration = Duration::from_secs(2);
+/// Time to export the last spans when the process ends.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What the log and the fan-out are called in `messaging.system`.
+/// The values of the attribute `messaging.system`.
 #[derive(Debug, Clone, Copy)]
-pub struct Systems {
-    /// Of the two topics.
+pub struct MessagingSystems {
+    /// In spans about the log.
     pub log: &'static str,
-    /// Of the users' channels.
+    /// In spans about the fan-out.
     pub fanout: &'static str,
 }
 
 #[derive(Debug)]
-struct Tracing {
+struct TracerState {
     tracer: SdkTracer,
-    systems: Systems,
+    systems: MessagingSystems,
 }
 
-static TRACING: OnceLock<Tracing> = OnceLock::new();
+static TRACER: OnceLock<TracerState> = OnceLock::new();
 
-/// The exporting task of a process.
+/// The task that exports the spans of this process.
 #[derive(Debug)]
-pub struct Exporting {
+pub struct TraceExport {
     task: JoinHandle<()>,
     stop: CancellationToken,
 }
 
-/// Sets traces up for the process; `None` where they are off. Must be called inside a tokio
-/// runtime, after the metrics' recorder is installed.
+/// Starts the export of spans; `None` if traces are off. Call it inside a tokio runtime, after the
+/// metrics recorder is installed.
 ///
 /// # Errors
-/// Settings that make no exporter.
-pub fn start(settings: &TraceSettings, systems: Systems) -> Result<Option<Exporting>, TracesError> {
-    // There from the start, so that a rate over them begins at zero.
+/// The exporter can't be built from the settings.
+pub fn start(
+    settings: &TraceSettings,
+    systems: MessagingSystems,
+) -> Result<Option<TraceExport>, TracesError> {
+    // A counter that exists from the start makes a rate begin at zero.
     for reason in reason::ALL {
         DROPPED.counter(&[reason]).increment(0);
     }
@@ -70,35 +73,40 @@ pub fn start(settings: &TraceSettings, systems: Systems) -> Result<Option<Export
     let (queue, spans) = queue::new();
     let tracer = exporter::tracer(settings, resource, queue);
     let stop = CancellationToken::new();
-    let task = tokio::spawn(queue::export(spans, exporter, stop.clone()));
-    // A second one in the same process would be a fault of the tests only.
-    let _ = TRACING.set(Tracing { tracer, systems });
-    tracing::info!(endpoint = %exporter::shown(endpoint), "traces are exported");
-    Ok(Some(Exporting { task, stop }))
+    let task = tokio::spawn(queue::run_export(spans, exporter, stop.clone()));
+    // Only tests start a second export in a process; it uses the first tracer.
+    let _ = TRACER.set(TracerState { tracer, systems });
+    tracing::info!(endpoint = %exporter::redacted(endpoint), "exporting traces");
+    Ok(Some(TraceExport { task, stop }))
 }
 
-impl Exporting {
-    /// Exports what is queued, for a few seconds at most.
+impl TraceExport {
+    /// Exports the queued spans, for [`FLUSH_TIMEOUT`] at most.
     pub async fn finish(mut self) {
         self.stop.cancel();
-        if tokio::time::timeout(FLUSH, &mut self.task).await.is_err() {
+        if tokio::time::timeout(FLUSH_TIMEOUT, &mut self.task)
+            .await
+            .is_err()
+        {
             self.task.abort();
-            tracing::warn!("the last spans were not exported: the collector does not answer");
+            tracing::warn!(
+                "the last spans were not exported: the collector does not respond; messages are not affected"
+            );
         }
     }
 }
 
-/// Whether spans are recorded at all.
-pub fn are_on() -> bool {
-    TRACING.get().is_some()
+/// Whether traces are exported.
+pub fn are_enabled() -> bool {
+    TRACER.get().is_some()
 }
 
-/// The name of the log's system.
+/// The value of `messaging.system` for the log; empty if traces are off.
 pub fn log_system() -> &'static str {
-    TRACING.get().map_or("", |tracing| tracing.systems.log)
+    TRACER.get().map_or("", |tracer| tracer.systems.log)
 }
 
-/// The name of the fan-out's system.
+/// The value of `messaging.system` for the fan-out; empty if traces are off.
 pub fn fanout_system() -> &'static str {
-    TRACING.get().map_or("", |tracing| tracing.systems.fanout)
+    TRACER.get().map_or("", |tracer| tracer.systems.fanout)
 }

@@ -1,5 +1,6 @@
-//! Between the spans' ends and the collector: a bounded queue that is never waited for, and one
-//! task that sends what is in it.
+//! Exports finished spans through a bounded queue and one task. Ending a span never waits: if the
+//! queue is full, the span is dropped and counted. The SDK's batch processor is not used, because it
+//! exports from a thread of its own and reports only at the end how many spans it dropped.
 
 use std::time::Duration;
 
@@ -13,37 +14,38 @@ use tokio_util::sync::CancellationToken;
 
 use super::metrics::{DROPPED, EXPORTED, reason};
 
-/// Spans that wait; about a dozen a message.
-const QUEUE: usize = 8192;
+/// Capacity of the queue. One message creates about a dozen spans.
+const QUEUE_CAPACITY: usize = 8192;
 
-/// Spans of one request.
-const BATCH: usize = 512;
+/// Maximum number of spans in one export request.
+const MAX_BATCH: usize = 512;
 
-/// How long spans are gathered.
-const GATHER: Duration = Duration::from_secs(1);
+/// Time to collect a batch after its first span.
+const BATCH_DELAY: Duration = Duration::from_secs(1);
 
-/// How often lost spans are spoken of.
-const REMIND_EVERY: Duration = Duration::from_secs(60);
+/// Minimum time between two warnings about dropped spans.
+const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Where spans go when they end.
+/// The span processor: puts finished spans into the queue.
 #[derive(Debug)]
-pub(super) struct Queue {
+pub(super) struct SpanQueue {
     spans: mpsc::Sender<SpanData>,
-    full: Counter,
+    /// Counts spans dropped because the queue was full.
+    dropped: Counter,
 }
 
-pub(super) fn new() -> (Queue, mpsc::Receiver<SpanData>) {
-    let (spans, queued) = mpsc::channel(QUEUE);
-    let full = DROPPED.counter(&[reason::QUEUE_FULL]);
-    (Queue { spans, full }, queued)
+pub(super) fn new() -> (SpanQueue, mpsc::Receiver<SpanData>) {
+    let (spans, queued) = mpsc::channel(QUEUE_CAPACITY);
+    let dropped = DROPPED.counter(&[reason::QUEUE_FULL]);
+    (SpanQueue { spans, dropped }, queued)
 }
 
-impl SpanProcessor for Queue {
+impl SpanProcessor for SpanQueue {
     fn on_start(&self, _: &mut Span, _: &Context) {}
 
     fn on_end(&self, span: SpanData) {
         if span.span_context.is_sampled() && self.spans.try_send(span).is_err() {
-            self.full.increment(1);
+            self.dropped.increment(1);
         }
     }
 
@@ -56,22 +58,22 @@ impl SpanProcessor for Queue {
     }
 }
 
-/// Exports until `stop` fires, and then what is left.
-pub(super) async fn export(
+/// Exports batches until `stop` is cancelled, and then what is left in the queue.
+pub(super) async fn run_export(
     mut spans: mpsc::Receiver<SpanData>,
     exporter: impl SpanExporter,
     stop: CancellationToken,
 ) {
-    let mut sender = Sender {
+    let mut sender = BatchSender {
         exporter,
         exported: EXPORTED.counter(&[]),
-        lost: DROPPED.counter(&[reason::EXPORT_FAILED]),
-        unsaid: 0,
-        said: None,
+        dropped: DROPPED.counter(&[reason::EXPORT_FAILED]),
+        dropped_since_warning: 0,
+        last_warning: None,
     };
     let mut batch = Vec::new();
     while stop
-        .run_until_cancelled(gather(&mut spans, &mut batch))
+        .run_until_cancelled(collect_batch(&mut spans, &mut batch))
         .await
         .is_some()
     {
@@ -79,8 +81,8 @@ pub(super) async fn export(
     }
     spans.close();
     loop {
-        // What was being gathered is in it already.
-        let room = BATCH.saturating_sub(batch.len());
+        // The batch may hold spans already, from the collection that was cancelled.
+        let room = MAX_BATCH.saturating_sub(batch.len());
         spans.recv_many(&mut batch, room).await;
         if batch.is_empty() {
             return;
@@ -89,46 +91,51 @@ pub(super) async fn export(
     }
 }
 
-/// Waits for spans, and a little for more. Cancel-safe: what came is in `batch`.
-async fn gather(spans: &mut mpsc::Receiver<SpanData>, batch: &mut Vec<SpanData>) {
-    if spans.recv_many(batch, BATCH).await == 0 {
-        // Nobody can send any more: wait to be told to stop.
+/// Waits for a span, then for further ones until the batch is full or [`BATCH_DELAY`] has passed.
+/// Cancel-safe: received spans are in `batch`.
+async fn collect_batch(spans: &mut mpsc::Receiver<SpanData>, batch: &mut Vec<SpanData>) {
+    if spans.recv_many(batch, MAX_BATCH).await == 0 {
+        // All senders are gone: wait until the caller cancels this.
         std::future::pending::<()>().await;
     }
-    let until = Instant::now() + GATHER;
-    while batch.len() < BATCH {
+    let deadline = Instant::now() + BATCH_DELAY;
+    while batch.len() < MAX_BATCH {
         tokio::select! {
-            more = spans.recv_many(batch, BATCH - batch.len()) => if more == 0 { return },
-            () = sleep_until(until) => return,
+            received = spans.recv_many(batch, MAX_BATCH - batch.len()) => if received == 0 { return },
+            () = sleep_until(deadline) => return,
         }
     }
 }
 
-struct Sender<E> {
+/// Sends batches to the collector, and limits the warnings about failures.
+struct BatchSender<E> {
     exporter: E,
     exported: Counter,
-    lost: Counter,
-    /// Lost since it was last said.
-    unsaid: u64,
-    said: Option<Instant>,
+    dropped: Counter,
+    dropped_since_warning: u64,
+    last_warning: Option<Instant>,
 }
 
-impl<E: SpanExporter> Sender<E> {
+impl<E: SpanExporter> BatchSender<E> {
     async fn send(&mut self, batch: Vec<SpanData>) {
         let spans = batch.len() as u64;
         let Err(error) = self.exporter.export(batch).await else {
             self.exported.increment(spans);
             return;
         };
-        self.lost.increment(spans);
-        self.unsaid += spans;
-        if self.said.is_none_or(|at| at.elapsed() >= REMIND_EVERY) {
-            self.said = Some(Instant::now());
+        self.dropped.increment(spans);
+        self.dropped_since_warning += spans;
+        let warning_is_due = self
+            .last_warning
+            .is_none_or(|warning| warning.elapsed() >= WARNING_INTERVAL);
+        if warning_is_due {
+            self.last_warning = Some(Instant::now());
             tracing::warn!(
-                spans = self.unsaid, %error,
-                "spans are lost, the collector does not take them; messages are not affected"
+                spans = self.dropped_since_warning, %error,
+                "spans dropped: the collector rejects them or does not respond; messages are not \
+                 affected"
             );
-            self.unsaid = 0;
+            self.dropped_since_warning = 0;
         }
     }
 }
@@ -161,7 +168,7 @@ mod tests {
         }
     }
 
-    fn end_spans(queue: Queue, count: usize) -> SdkTracerProvider {
+    fn end_spans(queue: SpanQueue, count: usize) -> SdkTracerProvider {
         let provider = SdkTracerProvider::builder()
             .with_span_processor(queue)
             .build();
@@ -173,28 +180,31 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_queued_at_the_end_is_still_exported() {
+    async fn queued_spans_are_exported_at_shutdown() {
         let (queue, spans) = new();
-        let _provider = end_spans(queue, 3 * BATCH + 1);
+        let _provider = end_spans(queue, 3 * MAX_BATCH + 1);
         let collected = Collected::default();
         let stop = CancellationToken::new();
         stop.cancel();
-        export(spans, collected.clone(), stop).await;
+        run_export(spans, collected.clone(), stop).await;
         let batches = collected.0.lock().unwrap().clone();
-        assert_eq!(batches.iter().sum::<usize>(), 3 * BATCH + 1);
-        assert!(batches.iter().all(|spans| *spans <= BATCH), "{batches:?}");
+        assert_eq!(batches.iter().sum::<usize>(), 3 * MAX_BATCH + 1);
+        assert!(
+            batches.iter().all(|spans| *spans <= MAX_BATCH),
+            "{batches:?}"
+        );
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_hanging_collector_holds_up_nobody_and_costs_a_bounded_memory() {
+    async fn hanging_collector_blocks_nothing_and_uses_bounded_memory() {
         let (queue, spans) = new();
         let stop = CancellationToken::new();
-        let task = tokio::spawn(export(spans, Hanging, stop.clone()));
+        let task = tokio::spawn(run_export(spans, Hanging, stop.clone()));
         let sender = queue.spans.clone();
-        let _provider = end_spans(queue, 2 * QUEUE);
+        let _provider = end_spans(queue, 2 * QUEUE_CAPACITY);
         assert_eq!(sender.capacity(), 0);
         stop.cancel();
-        let ended = tokio::time::timeout(Duration::from_secs(3), task).await;
-        assert!(ended.is_err(), "who finishes has to bound its wait");
+        let result = tokio::time::timeout(Duration::from_secs(3), task).await;
+        assert!(result.is_err(), "the caller has to bound its wait");
     }
 }

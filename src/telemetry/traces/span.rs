@@ -1,4 +1,4 @@
-//! One step of a message's way.
+//! Spans: the steps of a message's path through a process.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,26 +11,26 @@ use opentelemetry::trace::{
 use opentelemetry::{Context, KeyValue, SpanId, TraceId, Value};
 use tracing::field::DisplayValue;
 
-use super::TRACING;
+use super::TRACER;
 use crate::protocol::trace_context::{self, TraceContext};
 
-/// A span's place between processes.
+/// The kind of a span, as OpenTelemetry defines it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Answers somebody's request.
+    /// Handles a request.
     Server,
-    /// Asks somebody.
+    /// Sends a request and waits for the response.
     Client,
-    /// Leaves a message for somebody.
+    /// Sends a message that is processed later.
     Producer,
-    /// Takes one.
+    /// Processes such a message.
     Consumer,
-    /// Inside this process.
+    /// Stays inside this process.
     Internal,
 }
 
-/// A step that has begun. It ends when it is dropped. Where nothing is recorded it only carries
-/// the context that it was begun in.
+/// A span that has begun and ends when it is dropped. If it is not recorded, it only propagates the
+/// context of its parent.
 #[derive(Debug, Default)]
 pub struct Span {
     context: Option<TraceContext>,
@@ -38,58 +38,58 @@ pub struct Span {
 }
 
 impl Span {
-    /// Records nothing, and passes a context on.
-    pub fn passing(context: Option<TraceContext>) -> Self {
+    /// Creates a span that is not recorded and propagates `context`.
+    pub fn unrecorded(context: Option<TraceContext>) -> Self {
         Self {
             context,
             recorded: None,
         }
     }
 
-    /// A step of the trace that came with a message, or of a new one. Where traces are off, the
-    /// context is passed on as it came.
+    /// Begins a span whose parent is in another process, or a new trace without one. If traces are
+    /// off, it propagates the parent's context.
     pub fn begin(parent: Option<TraceContext>, kind: Kind, name: fmt::Arguments<'_>) -> Self {
-        start(parent, true, kind, name, None)
+        begin_span(parent, true, kind, name, None)
     }
 
-    /// As [`Span::begin`], begun earlier.
+    /// Like [`Span::begin`], with a start in the past.
     pub fn begin_at(
         parent: Option<TraceContext>,
         kind: Kind,
         name: fmt::Arguments<'_>,
-        since: SystemTime,
+        start: SystemTime,
     ) -> Self {
-        start(parent, true, kind, name, Some(since))
+        begin_span(parent, true, kind, name, Some(start))
     }
 
-    /// A step inside this one. Records nothing where this one does not.
+    /// Begins a child of this span. It is recorded if this one is.
     pub fn child(&self, kind: Kind, name: fmt::Arguments<'_>) -> Self {
-        self.child_of(kind, name, None)
+        self.begin_child(kind, name, None)
     }
 
-    /// As [`Span::child`], begun earlier.
-    pub fn child_at(&self, kind: Kind, name: fmt::Arguments<'_>, since: SystemTime) -> Self {
-        self.child_of(kind, name, Some(since))
+    /// Like [`Span::child`], with a start in the past.
+    pub fn child_at(&self, kind: Kind, name: fmt::Arguments<'_>, start: SystemTime) -> Self {
+        self.begin_child(kind, name, Some(start))
     }
 
-    fn child_of(&self, kind: Kind, name: fmt::Arguments<'_>, since: Option<SystemTime>) -> Self {
+    fn begin_child(&self, kind: Kind, name: fmt::Arguments<'_>, start: Option<SystemTime>) -> Self {
         if self.recorded.is_none() {
-            return Self::passing(self.context.clone());
+            return Self::unrecorded(self.context.clone());
         }
-        start(self.context.clone(), false, kind, name, since)
+        begin_span(self.context.clone(), false, kind, name, start)
     }
 
-    /// What the next step, here or elsewhere, is to have as its parent.
+    /// The context that a child of this span, here or in another process, has as its parent.
     pub fn context(&self) -> Option<&TraceContext> {
         self.context.as_ref()
     }
 
-    /// Whether it will be exported.
+    /// Whether the span is recorded, and so exported when it ends.
     pub fn is_recorded(&self) -> bool {
         self.recorded.is_some()
     }
 
-    /// For log lines.
+    /// The trace id, for log lines.
     pub fn trace_id(&self) -> Option<DisplayValue<trace_context::TraceId>> {
         let context = self.context.as_ref()?;
         Some(tracing::field::display(context.trace_id()))
@@ -101,12 +101,13 @@ impl Span {
         }
     }
 
-    /// Adds a text. Never contents, and no ids of users or conversations.
+    /// Sets a text attribute. No attribute may hold contents of messages, or ids of users or
+    /// conversations.
     pub fn text(&mut self, key: &'static str, value: &str) {
         self.attribute(key, || value.to_owned().into());
     }
 
-    /// Adds a list of texts.
+    /// Sets an attribute that is a list of texts.
     pub fn texts(&mut self, key: &'static str, values: &[&str]) {
         self.attribute(key, || {
             let values = values.iter().map(|value| (*value).to_owned().into());
@@ -114,26 +115,26 @@ impl Span {
         });
     }
 
-    /// Adds a whole number.
+    /// Sets an integer attribute; values beyond `i64` are ignored.
     pub fn number(&mut self, key: &'static str, value: impl TryInto<i64>) {
         if let Ok(value) = value.try_into() {
             self.attribute(key, || value.into());
         }
     }
 
-    /// Adds a number.
+    /// Sets a floating-point attribute.
     pub fn float(&mut self, key: &'static str, value: f64) {
         self.attribute(key, || value.into());
     }
 
-    /// Notes a moment in it.
+    /// Adds an event at the current time.
     pub fn event(&mut self, name: &'static str) {
         if let Some(span) = &mut self.recorded {
             span.add_event(name, Vec::new());
         }
     }
 
-    /// It failed, by a reason of a fixed set.
+    /// Marks the span as failed. `reason` must come from a fixed set.
     pub fn fail(&mut self, reason: &'static str) {
         if let Some(span) = &mut self.recorded {
             span.set_attribute(KeyValue::new("error.type", reason));
@@ -141,7 +142,7 @@ impl Span {
         }
     }
 
-    /// Ends it as of an earlier moment; otherwise it ends when it is dropped.
+    /// Ends the span at a time in the past.
     pub fn end_at(mut self, moment: SystemTime) {
         if let Some(span) = &mut self.recorded {
             span.end_with_timestamp(moment);
@@ -149,15 +150,15 @@ impl Span {
     }
 }
 
-fn start(
+fn begin_span(
     parent: Option<TraceContext>,
     remote: bool,
     kind: Kind,
     name: fmt::Arguments<'_>,
-    since: Option<SystemTime>,
+    start: Option<SystemTime>,
 ) -> Span {
-    let Some(tracing) = TRACING.get() else {
-        return Span::passing(parent);
+    let Some(tracer) = TRACER.get() else {
+        return Span::unrecorded(parent);
     };
     let name = match name.as_str() {
         Some(name) => name.into(),
@@ -170,13 +171,13 @@ fn start(
         Kind::Consumer => SpanKind::Consumer,
         Kind::Internal => SpanKind::Internal,
     });
-    builder.start_time = since;
-    let around = match &parent {
+    builder.start_time = start;
+    let parent_context = match &parent {
         Some(parent) => Context::new().with_remote_span_context(to_sdk(parent, remote)),
         None => Context::new(),
     };
-    let span = tracing.tracer.build_with_context(builder, &around);
-    let context = of_sdk(span.span_context()).or(parent);
+    let span = tracer.tracer.build_with_context(builder, &parent_context);
+    let context = from_sdk(span.span_context()).or(parent);
     Span {
         context,
         recorded: span.is_recording().then(|| Box::new(span)),
@@ -194,7 +195,7 @@ fn to_sdk(context: &TraceContext, remote: bool) -> SpanContext {
     )
 }
 
-fn of_sdk(context: &SpanContext) -> Option<TraceContext> {
+fn from_sdk(context: &SpanContext) -> Option<TraceContext> {
     TraceContext::new(
         u128::from_be_bytes(context.trace_id().to_bytes()),
         u64::from_be_bytes(context.span_id().to_bytes()),

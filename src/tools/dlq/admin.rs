@@ -182,7 +182,7 @@ impl DeadLetterAdmin {
         let _ = base.set_username("");
         let _ = base.set_password(None);
         // No proxy, so that the key is sent to that server only.
-        let client = http_client::for_server(&base)
+        let client = http_client::builder_for(&base)
             .timeout(REQUEST_TIMEOUT)
             .no_proxy()
             .build()

@@ -1,16 +1,16 @@
 //! What signed tokens are checked with.
 
 use super::report::{Findings, Status};
-use crate::app::{self, Unusable};
+use crate::app::{self, UnusableSetting};
 use crate::config::Config;
 
 /// Reads them as a gateway would, behind a URL too.
 ///
 /// # Errors
 /// A file that no gateway would start with.
-pub(super) async fn look(config: &Config, findings: &mut Findings) -> Result<(), Unusable> {
+pub(super) async fn look(config: &Config, findings: &mut Findings) -> Result<(), UnusableSetting> {
     let role = config.role();
-    let verifier = match app::verifier(config) {
+    let verifier = match app::token_verifier(config) {
         Ok(Some(verifier)) => verifier,
         Ok(None) => return Ok(()),
         Err(error) => {

@@ -48,7 +48,7 @@ pub(crate) struct Loaded {
 /// Looks, and prints what was seen.
 ///
 /// # Errors
-/// Something is a problem; [`ConfigErrors`] or [`app::Unusable`] where it is the configuration.
+/// Something is a problem; [`ConfigErrors`] or [`app::UnusableSetting`] where it is the configuration.
 pub(crate) async fn run(arguments: &Arguments, loaded: Loaded) -> anyhow::Result<()> {
     let mut checks = Vec::new();
     let mut unusable = None;

@@ -8,7 +8,7 @@ use tokio::time::{sleep, timeout};
 use super::*;
 use crate::support::classic::ClassicClient;
 
-const REFUSED: &str = "could not be accepted";
+const REFUSED: &str = "accepting a connection failed";
 
 /// Processor time that a process has used, in hundredths of a second.
 fn used(pid: u32) -> u64 {

@@ -145,7 +145,7 @@ async fn with_the_fan_out_known_to_be_away_nobody_waits_for_it() {
     .await;
     let mut client = gateway.connect("alice").await;
     gateway.health.set("redis", Err("refused".into()));
-    while gateway.health.away("redis") <= Duration::from_millis(200) {
+    while gateway.health.unavailable_for("redis") <= Duration::from_millis(200) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     // The fan-out would answer: refused is refused without having asked it.
