@@ -7,13 +7,13 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{HeaderValue, SEC_WEBSOCKET_PROTOCOL};
 use hyper::upgrade::OnUpgrade;
-use hyper::{HeaderMap, Method, Request, StatusCode};
+use hyper::{HeaderMap, Method, StatusCode};
 use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
 
 use super::auth;
 use super::context::Gateway;
 use super::http::origin;
-use super::http::query::Query;
+use super::http::query::{Head, Query};
 use super::http::response::{HttpError, HttpResponse};
 use super::limits::{ConnectionPermit, PeerAddress};
 use super::session::{Grant, Protocol, Session};
@@ -65,7 +65,7 @@ fn offers_v1(headers: &HeaderMap) -> bool {
 }
 
 /// The response that accepts the upgrade, with the subprotocol if the client offers `chatmesh.v1`.
-fn switching_protocols(request: &Request<()>) -> Result<HttpResponse, HttpError> {
+fn switching_protocols(request: &Head) -> Result<HttpResponse, HttpError> {
     let mut response = create_response_with_body(request, || Full::new(Bytes::new()))
         .map_err(|_| HttpError::bad_request("a WebSocket upgrade (version 13) is expected here"))?;
     if offers_v1(request.headers()) {
@@ -76,10 +76,7 @@ fn switching_protocols(request: &Request<()>) -> Result<HttpResponse, HttpError>
 }
 
 /// Checks an upgrade request: method, drain, rate, parameters, origin, token and connection limits.
-pub(super) async fn upgrade(
-    gateway: &Gateway,
-    request: &mut Request<()>,
-) -> Result<Upgrade, HttpError> {
+pub(super) async fn upgrade(gateway: &Gateway, request: &mut Head) -> Result<Upgrade, HttpError> {
     if request.method() != Method::GET {
         return Err(HttpError::method_not_allowed("GET"));
     }
@@ -144,7 +141,7 @@ pub(super) async fn upgrade(
 fn reject(
     response: HttpResponse,
     error: HttpError,
-    request: &mut Request<()>,
+    request: &mut Head,
 ) -> Result<Upgrade, HttpError> {
     let reason = match error.status {
         StatusCode::UNAUTHORIZED => CloseReason::Unauthorized,

@@ -5,8 +5,8 @@
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 
+use super::query::Head;
 use super::response::{HttpError, HttpResponse, forbid_caching, json_response};
-use super::routes::Head;
 use super::tokens::check_admin_key;
 use crate::dead_letters::{
     Address, DeadLetterDetail, DeadLetterError, DeadLetterQueue, Filter, SettleAction,

@@ -8,9 +8,8 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::origin;
-use super::query::Query;
+use super::query::{Head, Query};
 use super::response::{HttpError, HttpResponse, forbid_caching, json_response, no_content};
-use super::routes::Head;
 use crate::fanout::{FanoutError, Turn, TurnStatus};
 use crate::gateway::auth;
 use crate::gateway::context::Gateway;

@@ -1,11 +1,14 @@
-//! The query parameters that the gateway's routes read.
+//! The part of a request that the routes read: its head, and in it the query parameters.
 
 use std::borrow::Cow;
 
-use hyper::Uri;
+use hyper::{Request, Uri};
 
 use super::response::HttpError;
 use crate::protocol::ids::UserId;
+
+/// A request without its body, which no route reads. The body is dropped when the response is ready.
+pub(in crate::gateway) type Head = Request<()>;
 
 /// The query parameters of a request, decoded. Of a parameter that is repeated, the last counts.
 pub(in crate::gateway) struct Query<'a> {

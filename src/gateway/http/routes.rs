@@ -9,15 +9,12 @@ use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
 use serde_json::json;
 
+use super::query::Head;
 use super::response::{HttpError, HttpResponse, json_response};
 use super::{dead_letters, history, origin, tokens};
 use crate::gateway::connection;
 use crate::gateway::context::Gateway;
 use crate::gateway::handshake::{self, Upgrade};
-
-/// A request without its body, which no route reads. The body stays with [`dispatch`] until the
-/// response is ready.
-pub(super) type Head = Request<()>;
 
 type Handler =
     for<'a> fn(&'a Arc<Gateway>, &'a mut Head) -> BoxFuture<'a, Result<HttpResponse, HttpError>>;

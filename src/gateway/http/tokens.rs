@@ -6,9 +6,8 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::json;
 
 use super::origin;
-use super::query::Query;
+use super::query::{Head, Query};
 use super::response::{HttpError, HttpResponse, forbid_caching, json_response};
-use super::routes::Head;
 use crate::config::settings::{AuthMode, JwtSettings, TokenEndpoint};
 use crate::gateway::auth;
 use crate::gateway::context::Gateway;
