@@ -274,7 +274,7 @@ fn autoscalers_are_valid_for_keda_and_name_existing_topics_and_metrics() {
     assert!(!read_manifest("chatmesh.env").contains("KAFKA_TOPIC_PARTITIONS"));
     let query = &find_object(&objects, "ScaledObject", "gateway")["spec"]["triggers"][0]["metadata"]
         ["query"];
-    let metrics = crate::monitoring::declared();
+    let metrics = crate::monitoring::declared_metrics();
     let is_declared = metrics
         .iter()
         .any(|metric| query.as_str().unwrap().contains(metric.name));

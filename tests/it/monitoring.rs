@@ -1,4 +1,4 @@
-//! The shipped Prometheus rules and Grafana dashboard, against real roles and a real Prometheus.
+//! The shipped Prometheus rules and Grafana dashboard with real roles and a real Prometheus.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -18,17 +18,17 @@ use crate::support::{TEST_TIMEOUT, http, wait_until};
 
 const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy");
 
-fn shipped(path: &str) -> String {
+fn read_shipped(path: &str) -> String {
     let path = Path::new(DEPLOY).join(path);
     std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-pub(crate) fn declared() -> Vec<&'static Metric> {
+pub(crate) fn declared_metrics() -> Vec<&'static Metric> {
     chatmesh::app::METRICS.concat()
 }
 
-/// As it is stored: a histogram is several series.
-fn stored(metric: &Metric) -> String {
+/// The name under which a metric is stored: a histogram is several series.
+fn stored_name(metric: &Metric) -> String {
     let suffix = if metric.kind == Kind::Histogram {
         "_count"
     } else {
@@ -37,8 +37,8 @@ fn stored(metric: &Metric) -> String {
     format!("{}{suffix}", metric.name)
 }
 
-/// The declared metric that a name in a query means.
-fn meant<'a>(name: &str, metrics: &[&'a Metric]) -> Option<&'a Metric> {
+/// The declared metric that a name in a query refers to.
+fn metric_of<'a>(name: &str, metrics: &[&'a Metric]) -> Option<&'a Metric> {
     let base = ["_bucket", "_sum", "_count"]
         .iter()
         .find_map(|suffix| name.strip_suffix(suffix));
@@ -48,8 +48,8 @@ fn meant<'a>(name: &str, metrics: &[&'a Metric]) -> Option<&'a Metric> {
     })
 }
 
-/// Names of chatmesh's metrics in a query.
-fn names(query: &str) -> impl Iterator<Item = &str> {
+/// The names of chatmesh's metrics in a query.
+fn metric_names(query: &str) -> impl Iterator<Item = &str> {
     const OURS: [&str; 5] = [
         "websocket_",
         "ai_consumer_",
@@ -65,7 +65,7 @@ fn names(query: &str) -> impl Iterator<Item = &str> {
 /// The dashboard's queries, with Grafana's variables as it would set them.
 fn dashboard_queries() -> Vec<String> {
     let dashboard: Value =
-        serde_json::from_str(&shipped("grafana/dashboards/chatmesh.json")).unwrap();
+        serde_json::from_str(&read_shipped("grafana/dashboards/chatmesh.json")).unwrap();
     let panels = dashboard["panels"].as_array().unwrap();
     let mut queries = Vec::new();
     for panel in panels {
@@ -97,21 +97,22 @@ fn promtool(args: &[&str]) {
 }
 
 #[test]
-fn promtool_finds_nothing_wrong_and_alerts_fire_when_they_should() {
+fn promtool_accepts_the_rules_and_their_unit_tests_pass() {
     promtool(&["check", "config", "prometheus.yml"]);
     promtool(&["check", "rules", "rules.yml"]);
     promtool(&["test", "rules", "rules_test.yml"]);
 }
 
 #[test]
-fn rules_and_dashboard_name_declared_metrics_and_each_declared_one_is_seen() {
-    let metrics = declared();
+fn rules_and_dashboard_use_every_declared_metric_and_no_other() {
+    let metrics = declared_metrics();
     let mut texts = dashboard_queries();
-    texts.push(shipped("prometheus/rules.yml"));
+    texts.push(read_shipped("prometheus/rules.yml"));
     let mut seen = BTreeSet::new();
     for text in &texts {
-        for name in names(text) {
-            let metric = meant(name, &metrics).unwrap_or_else(|| panic!("{name} is not declared"));
+        for name in metric_names(text) {
+            let metric =
+                metric_of(name, &metrics).unwrap_or_else(|| panic!("{name} is not declared"));
             seen.insert(metric.name);
         }
     }
@@ -124,8 +125,8 @@ fn rules_and_dashboard_name_declared_metrics_and_each_declared_one_is_seen() {
 }
 
 #[test]
-fn no_label_is_of_users_or_conversations() {
-    for metric in declared() {
+fn no_label_identifies_users_or_conversations() {
+    for metric in declared_metrics() {
         for label in metric.labels {
             let unbounded = [
                 "user",
@@ -154,7 +155,7 @@ impl Prometheus {
     async fn start(gateways: [u16; 2], worker: u16, relay: u16) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let port = free_port();
-        let mut text = shipped("prometheus/prometheus.yml");
+        let mut text = read_shipped("prometheus/prometheus.yml");
         let targets = [
             ("gateway-1:8000", gateways[0]),
             ("gateway-2:8000", gateways[1]),
@@ -165,7 +166,7 @@ impl Prometheus {
             assert!(text.contains(name), "{name} is not scraped");
             text = text.replace(name, &format!("127.0.0.1:{port}"));
         }
-        // A test should not wait five seconds for each look.
+        // Shorter intervals, so that the test does not wait five seconds for each scrape.
         let every = "scrape_interval: 5s\n  scrape_timeout: 4s\n  evaluation_interval: 15s";
         assert!(text.contains(every), "{text}");
         let often = "scrape_interval: 1s\n  scrape_timeout: 1s\n  evaluation_interval: 1s";
@@ -173,7 +174,7 @@ impl Prometheus {
         std::fs::write(&config, text.replace(every, often)).unwrap();
         std::fs::write(
             dir.path().join("rules.yml"),
-            shipped("prometheus/rules.yml"),
+            read_shipped("prometheus/rules.yml"),
         )
         .unwrap();
         let argument = |name: &str, value: PathBuf| format!("--{name}={}", value.display());
@@ -204,7 +205,7 @@ impl Prometheus {
         format!("http://127.0.0.1:{}{path}", self.port)
     }
 
-    /// `data` of an answer; fails on an error.
+    /// The field `data` of a response; panics on an error.
     async fn get(&self, path: &str) -> Value {
         let reply = http::get(&self.url(path)).await;
         assert_eq!(reply.status, 200, "{path}: {}", reply.body);
@@ -219,8 +220,8 @@ impl Prometheus {
         reply.json()["data"]["result"].as_array().unwrap().clone()
     }
 
-    async fn knows(&self, metric: &Metric) -> bool {
-        !self.query(&stored(metric)).await.is_empty()
+    async fn has_series_of(&self, metric: &Metric) -> bool {
+        !self.query(&stored_name(metric)).await.is_empty()
     }
 }
 
@@ -232,7 +233,7 @@ impl Drop for Prometheus {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_real_prometheus_gets_every_metric_and_answers_every_panel() {
+async fn prometheus_scrapes_every_metric_and_answers_every_panel() {
     let mut stack = Stack::start().await;
     let one = stack.gateway("server_1").start().await;
     let two = stack.gateway("server_2").start().await;
@@ -241,7 +242,7 @@ async fn a_real_prometheus_gets_every_metric_and_answers_every_panel() {
     let ports = [one.port(), two.port()];
     let prometheus = Prometheus::start(ports, worker.port(), relay.port()).await;
 
-    // All goes well, then one call fails and is tried again, then one fails for good.
+    // One call succeeds, one fails and is retried, one fails permanently.
     let mut alice = ClassicClient::open(one.port(), "alice").await;
     assert_eq!(alice.send_and_wait("hello").await["type"], "response");
     stack
@@ -252,22 +253,25 @@ async fn a_real_prometheus_gets_every_metric_and_answers_every_panel() {
         .model
         .queue_answer("never", Answer::error(400, "invalid_request", "not this"));
     assert_eq!(alice.send_and_wait("never").await["type"], "error");
-    // What clients do wrong.
+    // Errors of clients.
     alice.send_text("not JSON").await;
     assert_eq!(alice.next_frame().await["type"], "error");
     assert!(ClassicClient::connect(two.port(), "", "bob").await.is_err());
-    // What Redis and Kafka do wrong.
+    // Outages of Redis and Kafka.
     stack.redis.kill();
-    alice.send_message("redis is away").await;
+    alice.send_message("redis is unavailable").await;
     alice.next_event(Duration::from_secs(10)).await;
     stack.redis.restart().await;
     stack.kafka.kill();
-    wait_until("the gateway notices", TEST_TIMEOUT, || async {
+    wait_until("the gateway is not ready", TEST_TIMEOUT, || async {
         !one.is_ready().await
     })
     .await;
     stack.kafka.spawn_and_wait().await;
-    wait_until("the gateway is back", TEST_TIMEOUT, || one.is_ready()).await;
+    wait_until("the gateway is ready again", TEST_TIMEOUT, || {
+        one.is_ready()
+    })
+    .await;
     alice.close().await;
 
     let targets = [one.port(), two.port(), worker.port(), relay.port()];
@@ -280,8 +284,8 @@ async fn a_real_prometheus_gets_every_metric_and_answers_every_panel() {
 
     let missing = || async {
         let mut missing = Vec::new();
-        for metric in declared() {
-            if !prometheus.knows(metric).await {
+        for metric in declared_metrics() {
+            if !prometheus.has_series_of(metric).await {
                 missing.push(metric.name);
             }
         }
@@ -295,12 +299,12 @@ async fn a_real_prometheus_gets_every_metric_and_answers_every_panel() {
         }
         assert!(
             tokio::time::Instant::now() < deadline,
-            "never set by a role: {missing:?}"
+            "not recorded by any role: {missing:?}"
         );
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
     for query in dashboard_queries() {
-        // A rate needs two scrapes of what was counted a moment ago for the first time.
+        // A rate needs two scrapes of a counter that has just appeared.
         wait_until(&format!("values of {query}"), TEST_TIMEOUT, || async {
             !prometheus.query(&query).await.is_empty()
         })

@@ -1,4 +1,4 @@
-//! The built executable's subcommands, as continuous integration and operators call them.
+//! The subcommands of the built executable, as continuous integration and operators call them.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use super::support::model::{Answer, ScriptedModel};
 use super::support::process::ProcessSpec;
 use super::support::{TEST_TIMEOUT, http, kafka_address, redis_url, unique_name, wait_until};
 
-/// A role with the shared real services, and topics that no other test has.
+/// A role on the shared services, with topics of its own.
 fn role(spec: ProcessSpec) -> ProcessSpec {
     let topic = unique_name("smoke");
     spec.env("KAFKA_BOOTSTRAP_SERVERS", &kafka_address())
@@ -44,7 +44,7 @@ fn help_names_every_role() {
 }
 
 #[test]
-fn an_unknown_subcommand_or_flag_is_exit_code_2() {
+fn unknown_subcommand_or_flag_is_exit_code_2() {
     for args in [&["no-such-role"][..], &["gateway", "--no-such-flag"]] {
         let (code, _, err) = ProcessSpec::new(args).run();
         assert_eq!(code, Some(2), "{args:?}: {err}");
@@ -55,7 +55,7 @@ fn an_unknown_subcommand_or_flag_is_exit_code_2() {
 const ROLES: [&str; 4] = ["all-in-one", "gateway", "ai-worker", "relay"];
 
 #[test]
-fn config_check_is_silent_about_a_good_configuration() {
+fn config_check_prints_nothing_for_a_valid_configuration() {
     for role in ROLES {
         let (code, out, err) = ProcessSpec::new(&["config", "check", role]).run();
         assert_eq!(code, Some(0), "{role}: {err}");
@@ -64,8 +64,8 @@ fn config_check_is_silent_about_a_good_configuration() {
 }
 
 #[test]
-fn config_check_takes_the_originals_env_files_as_they_are() {
-    // What the original's .env files hold, all three together.
+fn config_check_accepts_the_env_files_of_the_original() {
+    // The variables of all three .env files of the original software.
     let originals = "SERVER_ID=server_1\n\
                      APP_NAME=websocket-server\n\
                      KAFKA_BOOTSTRAP_SERVERS=kafka:29092\n\
@@ -87,7 +87,7 @@ fn config_check_takes_the_originals_env_files_as_they_are() {
 }
 
 #[test]
-fn the_default_file_that_is_printed_is_a_good_one() {
+fn printed_default_file_is_valid() {
     let (code, out, _) = ProcessSpec::new(&["config", "default"]).run();
     assert_eq!(code, Some(0));
     for role in ROLES {
@@ -99,7 +99,7 @@ fn the_default_file_that_is_printed_is_a_good_one() {
 }
 
 #[test]
-fn an_unknown_key_of_a_file_is_named_with_the_file_and_is_exit_code_2() {
+fn unknown_key_in_a_file_is_named_with_the_file_and_is_exit_code_2() {
     let spec = ProcessSpec::new(&["gateway", "--config", "mine.toml"]);
     std::fs::write(
         spec.dir().join("mine.toml"),
@@ -115,14 +115,14 @@ fn an_unknown_key_of_a_file_is_named_with_the_file_and_is_exit_code_2() {
 }
 
 #[test]
-fn an_unknown_key_of_a_flag_is_exit_code_2() {
+fn unknown_key_of_a_flag_is_exit_code_2() {
     let (code, _, err) = ProcessSpec::new(&["relay", "--set", "no.such.key=1"]).run();
     assert_eq!(code, Some(2), "{err}");
     assert!(err.contains("no.such.key"), "{err}");
 }
 
 #[test]
-fn a_flag_wins_over_the_environment_and_that_over_the_file() {
+fn flag_overrides_environment_and_environment_overrides_file() {
     let file = "[worker]\nmax_workers = 1\n[history]\nmax_messages = 1\n[model]\nmax_tokens = 1\n";
     let spec = ProcessSpec::new(&["config", "show", "ai-worker", "--config", "mine.toml"])
         .arg("--set")
@@ -163,7 +163,7 @@ fn config_show_hides_secrets_and_names_sources() {
 }
 
 #[test]
-fn a_bad_value_names_its_variable_and_is_exit_code_2() {
+fn invalid_value_names_its_variable_and_is_exit_code_2() {
     let (code, _, err) = ProcessSpec::new(&["gateway"])
         .env("TOKEN_TTL", "soon")
         .run();
@@ -172,15 +172,15 @@ fn a_bad_value_names_its_variable_and_is_exit_code_2() {
 }
 
 #[test]
-fn an_unknown_chatmesh_variable_is_exit_code_2() {
+fn unknown_chatmesh_variable_is_exit_code_2() {
     let spec = ProcessSpec::new(&["config", "check"]).env("CHATMESH_NO_SUCH_KEY", "1");
     let (code, _, err) = spec.run();
     assert_eq!(code, Some(2), "{err}");
     assert!(err.contains("CHATMESH_NO_SUCH_KEY"), "{err}");
 }
 
-/// Starts, gets ready, answers the operator's routes, and ends in order on SIGTERM.
-async fn starts_and_stops(name: &str, spec: ProcessSpec) {
+/// Starts a process, waits until it is ready, calls the operator's routes, and drains it.
+async fn assert_starts_and_stops(name: &str, spec: ProcessSpec) {
     let mut process = spec.start().await;
     let port = process.port().to_string();
     let check = ProcessSpec::new(&["healthcheck", name])
@@ -197,33 +197,33 @@ async fn starts_and_stops(name: &str, spec: ProcessSpec) {
     }
     process.drain().await;
     let (code, _, _) = check.run();
-    assert_eq!(code, Some(1), "nobody is there any more");
+    assert_eq!(code, Some(1), "the process has ended");
 }
 
 #[tokio::test]
-async fn a_gateway_starts_gets_ready_and_ends_on_sigterm() {
-    starts_and_stops("gateway", role(ProcessSpec::gateway())).await;
+async fn gateway_starts_becomes_ready_and_drains_on_sigterm() {
+    assert_starts_and_stops("gateway", role(ProcessSpec::gateway())).await;
 }
 
 #[tokio::test]
-async fn a_worker_starts_gets_ready_and_ends_on_sigterm() {
-    starts_and_stops("ai-worker", role(ProcessSpec::ai_worker())).await;
+async fn worker_starts_becomes_ready_and_drains_on_sigterm() {
+    assert_starts_and_stops("ai-worker", role(ProcessSpec::ai_worker())).await;
 }
 
 #[tokio::test]
-async fn a_relay_starts_gets_ready_and_ends_on_sigterm() {
-    starts_and_stops("relay", role(ProcessSpec::relay())).await;
+async fn relay_starts_becomes_ready_and_drains_on_sigterm() {
+    assert_starts_and_stops("relay", role(ProcessSpec::relay())).await;
 }
 
 #[tokio::test]
-async fn all_in_one_starts_gets_ready_and_ends_on_sigterm() {
-    starts_and_stops("all-in-one", ProcessSpec::ephemeral()).await;
-    starts_and_stops("all-in-one", ProcessSpec::durable()).await;
+async fn all_in_one_starts_becomes_ready_and_drains_on_sigterm() {
+    assert_starts_and_stops("all-in-one", ProcessSpec::ephemeral()).await;
+    assert_starts_and_stops("all-in-one", ProcessSpec::durable()).await;
 }
 
 #[tokio::test]
-async fn a_second_signal_ends_a_drain_at_once() {
-    // A model that never answers keeps the drain busy.
+async fn second_signal_ends_a_drain_at_once() {
+    // A model that never answers keeps the drain waiting.
     let model = ScriptedModel::start_with(|_| Answer::Hang).await;
     let mut process = ProcessSpec::ephemeral()
         .env("DRAIN_TIMEOUT_MS", "120000")
@@ -232,8 +232,8 @@ async fn a_second_signal_ends_a_drain_at_once() {
         .start()
         .await;
     let mut client = ClassicClient::open(process.port(), "busy").await;
-    client.send_message("takes for ever").await;
-    wait_until("the model is asked", TEST_TIMEOUT, || async {
+    client.send_message("never answered").await;
+    wait_until("the model is called", TEST_TIMEOUT, || async {
         model.open_requests() == 1
     })
     .await;
@@ -247,7 +247,7 @@ async fn a_second_signal_ends_a_drain_at_once() {
 }
 
 #[tokio::test]
-async fn a_second_process_on_a_data_folder_is_told_so() {
+async fn second_process_on_a_data_directory_is_refused() {
     let first = ProcessSpec::durable();
     let data = first.dir().join("data");
     let running = first.start().await;
@@ -259,5 +259,5 @@ async fn a_second_process_on_a_data_folder_is_told_so() {
     assert!(!status.success());
     let log = second.log();
     assert!(log.contains(&data), "the folder is not named in:\n{log}");
-    assert!(running.is_ready().await, "the first one suffered");
+    assert!(running.is_ready().await, "the first process is affected");
 }

@@ -1,5 +1,5 @@
-//! Traces: one for a message, over all roles, to a real OTLP collector; and nothing lost or held up
-//! where there is none.
+//! Traces: one per message over all roles, exported to a real OTLP collector; without a collector,
+//! no message is lost or delayed.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -20,7 +20,7 @@ const CLIENT: &str = "b7ad6b7169203331";
 const USER: &str = "secretive-alice";
 const PROMPT: &str = "a confidential question";
 
-/// What the client sends for its one message, sampled or not.
+/// The client's trace context; `flags` tells whether it is sampled.
 fn traceparent(flags: &str) -> String {
     format!("00-{TRACE}-{CLIENT}-{flags}")
 }
@@ -38,9 +38,9 @@ fn traced(spec: ProcessSpec, collector: &TraceCollector) -> ProcessSpec {
         .env("LOG_FORMAT", "json")
 }
 
-/// Asks with a trace that the client began; the first call of the model fails. A second device of
-/// the user gets the answer too.
-async fn ask(port: u16, model: &ScriptedModel) -> Value {
+/// Sends a message with the client's trace context. The first call of the model fails, and a second
+/// device of the user receives the answer too.
+async fn send_traced_message(port: u16, model: &ScriptedModel) -> Value {
     model.queue_answer(PROMPT, Answer::error(500, "server_error", "for a moment"));
     let mut phone = V1Client::open(port, USER).await;
     let mut laptop = V1Client::open(port, USER).await;
@@ -55,7 +55,7 @@ async fn ask(port: u16, model: &ScriptedModel) -> Value {
     answer
 }
 
-/// A step of the trace: its service, name, kind, and its parent's name.
+/// A span of the trace: its service, name, kind, and the name of its parent.
 type Step = (&'static str, &'static str, i32, &'static str);
 
 const STEPS: [Step; 17] = [
@@ -103,13 +103,16 @@ const STEPS: [Step; 17] = [
     ("gateway", "deliver to socket", 5, "publish"),
 ];
 
-/// All of the trace is there, and each step has its parent.
-async fn whole(collector: &TraceCollector, services: fn(&str) -> String) -> Vec<Span> {
+/// Waits until the trace is complete and asserts that each span has its parent.
+async fn wait_for_complete_trace(
+    collector: &TraceCollector,
+    services: fn(&str) -> String,
+) -> Vec<Span> {
     let steps = STEPS.len();
     let what = format!("{steps} spans");
     wait_until(&what, TEST_TIMEOUT, || async {
         let spans = collector.trace(TRACE);
-        assert!(spans.len() <= steps, "more than was expected: {spans:#?}");
+        assert!(spans.len() <= steps, "more spans than expected: {spans:#?}");
         spans.len() == steps
     })
     .await;
@@ -117,7 +120,7 @@ async fn whole(collector: &TraceCollector, services: fn(&str) -> String) -> Vec<
     let name_of = |id: &str| match spans.iter().find(|span| span.id == id) {
         Some(span) => span.name.as_str(),
         None if id == CLIENT => "client",
-        None => "nobody",
+        None => "unknown",
     };
     let mut seen: Vec<(String, &str, i32, &str)> = spans
         .iter()
@@ -136,13 +139,13 @@ async fn whole(collector: &TraceCollector, services: fn(&str) -> String) -> Vec<
     spans
 }
 
-/// What the spans say, and what they must not.
-fn look_at(spans: &[Span], answer: &Value) {
+/// Asserts the attributes of the spans, and that they hold no private data.
+fn assert_span_contents(spans: &[Span], answer: &Value) {
     let ids: HashSet<&str> = spans.iter().map(|span| span.id.as_str()).collect();
     assert_eq!(ids.len(), spans.len());
     for span in spans {
         assert!(span.start <= span.end, "{span:?}");
-        // Frames name the trace alone.
+        // A frame carries no `tracestate`.
         if span.name != "deliver to socket" {
             assert_eq!(span.state, "vendor=x", "{span:?}");
         }
@@ -179,7 +182,7 @@ fn look_at(spans: &[Span], answer: &Value) {
         received.attributes["correlation_id"],
         answer["correlation_id"]
     );
-    // The way of the message in its order.
+    // The path of the message, in order.
     let mut before = 0;
     for name in [
         "receive message",
@@ -191,37 +194,37 @@ fn look_at(spans: &[Span], answer: &Value) {
         "deliver to socket",
     ] {
         let start = named(name).start;
-        assert!(start >= before, "{name} began too early");
+        assert!(start >= before, "{name} started too early");
         before = start;
     }
     let waits = named("log wait incoming_messages");
     assert_eq!(waits.end, named("process incoming_messages").start);
-    // The frame that the client gets names the step that it came from.
+    // The frame that the client receives names the span that published it.
     let publish = &named("publish").id;
     assert_eq!(answer["traceparent"], format!("00-{TRACE}-{publish}-01"));
 }
 
-async fn says_the_trace(process: &ChatmeshProcess, text: &str) {
+async fn assert_logs_trace_id(process: &ChatmeshProcess, text: &str) {
     process.wait_for_log(TRACE, TEST_TIMEOUT).await;
     let log = process.log();
     let line = log.lines().find(|line| line.contains(text));
-    let line = line.unwrap_or_else(|| panic!("{text} is not said: {log}"));
+    let line = line.unwrap_or_else(|| panic!("{text} is not logged: {log}"));
     let line: Value = serde_json::from_str(line).unwrap();
     assert_eq!(line["trace_id"], TRACE, "{line}");
     assert!(line["correlation_id"].is_string(), "{line}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_trace_shows_all_steps_of_a_message_over_three_processes() {
+async fn one_trace_covers_a_message_over_three_processes() {
     let collector = TraceCollector::start().await;
     let stack = Stack::start().await;
     let gateway = traced(stack.gateway("server_1"), &collector).start().await;
     let worker = traced(stack.worker("worker_1"), &collector).start().await;
     let relay = traced(stack.relay("relay_1"), &collector).start().await;
-    let answer = ask(gateway.port(), &stack.model).await;
+    let answer = send_traced_message(gateway.port(), &stack.model).await;
     assert_eq!(trace_of(&answer), TRACE);
-    let spans = whole(&collector, |role| format!("chatmesh-{role}")).await;
-    look_at(&spans, &answer);
+    let spans = wait_for_complete_trace(&collector, |role| format!("chatmesh-{role}")).await;
+    assert_span_contents(&spans, &answer);
     assert_eq!(collector.header("x-key").as_deref(), Some("a key"));
     let system = |name: &str| {
         let span = spans.iter().find(|span| span.name == name).unwrap();
@@ -229,13 +232,13 @@ async fn one_trace_shows_all_steps_of_a_message_over_three_processes() {
     };
     assert_eq!(system("process incoming_messages"), "kafka");
     assert_eq!(system("publish"), "redis");
-    says_the_trace(&gateway, "message accepted").await;
-    says_the_trace(&worker, "terminal record produced").await;
-    says_the_trace(&relay, "delivered").await;
+    assert_logs_trace_id(&gateway, "message accepted").await;
+    assert_logs_trace_id(&worker, "terminal record produced").await;
+    assert_logs_trace_id(&relay, "delivered").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn all_in_one_shows_the_same_trace_and_what_is_not_sampled_is_not_shown() {
+async fn all_in_one_exports_the_same_trace_and_no_unsampled_one() {
     let collector = TraceCollector::start().await;
     let model = ScriptedModel::start().await;
     let mut process = traced(ProcessSpec::ephemeral(), &collector)
@@ -244,10 +247,10 @@ async fn all_in_one_shows_the_same_trace_and_what_is_not_sampled_is_not_shown() 
         .env("OTEL_SERVICE_NAME", "my chat")
         .start()
         .await;
-    let answer = ask(process.port(), &model).await;
-    let spans = whole(&collector, |_| "my chat".to_owned()).await;
-    look_at(&spans, &answer);
-    says_the_trace(&process, "message accepted").await;
+    let answer = send_traced_message(process.port(), &model).await;
+    let spans = wait_for_complete_trace(&collector, |_| "my chat".to_owned()).await;
+    assert_span_contents(&spans, &answer);
+    assert_logs_trace_id(&process, "message accepted").await;
 
     let mut device = V1Client::open(process.port(), "bob").await;
     let other = "11111111111111111111111111111111";
@@ -257,13 +260,13 @@ async fn all_in_one_shows_the_same_trace_and_what_is_not_sampled_is_not_shown() 
     let answer = device.wait_for_end("1").await;
     assert_eq!(trace_of(&answer), other);
     assert!(answer["traceparent"].as_str().unwrap().ends_with("-00"));
-    // A bad trace costs nothing but itself, and the gateway begins one.
+    // An invalid trace context is ignored, and the gateway starts a trace.
     let frame = json!({"type": "message", "id": "2", "content": "y", "traceparent": 7});
     device.send_message_frame(&frame).await;
     let answer = device.wait_for_end("2").await;
     let own = trace_of(&answer).to_owned();
     assert!(own != other && own != TRACE);
-    // The end of the process brings what is still queued.
+    // A drain exports the queued spans.
     process.drain().await;
     let spans = collector.trace(&own);
     let root = spans.iter().find(|span| span.parent.is_empty()).unwrap();
@@ -273,7 +276,7 @@ async fn all_in_one_shows_the_same_trace_and_what_is_not_sampled_is_not_shown() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_trace_is_passed_on_where_nobody_records_it() {
+async fn trace_context_is_propagated_when_traces_are_off() {
     let process = ProcessSpec::ephemeral().start().await;
     let mut device = V1Client::new(USER);
     let path = format!("/ws?token=t&userid={USER}");
@@ -288,7 +291,7 @@ async fn a_trace_is_passed_on_where_nobody_records_it() {
         device.send_and_wait("1", "hello").await["traceparent"],
         ours
     );
-    // A client that brings none gets none; nor does a classic one.
+    // A client without a trace context gets none back; neither does a classic client.
     let mut other = V1Client::open(process.port(), "bob").await;
     assert_eq!(
         other.send_and_wait("1", "hello").await.get("traceparent"),
@@ -305,8 +308,11 @@ async fn a_trace_is_passed_on_where_nobody_records_it() {
     assert!(metrics.contains("chatmesh_trace_spans_exported_total 0"));
 }
 
-/// Asks some, and ends the process; both within the usual time.
-async fn answers_and_drains(endpoint: &str, while_waiting: impl AsyncFnOnce(&ChatmeshProcess)) {
+/// Asserts that messages are answered and the process drains within the usual time.
+async fn assert_answers_and_drains(
+    endpoint: &str,
+    while_waiting: impl AsyncFnOnce(&ChatmeshProcess),
+) {
     let mut process = ProcessSpec::ephemeral()
         .env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
         .env("OTEL_EXPORTER_OTLP_TIMEOUT", "60000")
@@ -315,12 +321,12 @@ async fn answers_and_drains(endpoint: &str, while_waiting: impl AsyncFnOnce(&Cha
     let mut device = V1Client::open(process.port(), USER).await;
     assert_eq!(device.send_and_wait("0", "first").await["type"], "response");
     while_waiting(&process).await;
-    let begun = Instant::now();
+    let start = Instant::now();
     for n in 1..=20 {
         let answer = device.send_and_wait(&n.to_string(), "hello").await;
         assert_eq!(answer["type"], "response");
     }
-    let took = begun.elapsed();
+    let took = start.elapsed();
     assert!(took < Duration::from_secs(15), "20 answers took {took:?}");
     device.drop_connection();
     process.terminate();
@@ -329,9 +335,9 @@ async fn answers_and_drains(endpoint: &str, while_waiting: impl AsyncFnOnce(&Cha
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_collector_that_hangs_holds_up_neither_answers_nor_the_end() {
+async fn hanging_collector_delays_neither_answers_nor_drain() {
     let collector = TraceCollector::start_hanging().await;
-    answers_and_drains(&collector.endpoint(), async |_| {
+    assert_answers_and_drains(&collector.endpoint(), async |_| {
         wait_until("an export hangs", TEST_TIMEOUT, || async {
             collector.requests() == 1
         })
@@ -342,9 +348,9 @@ async fn a_collector_that_hangs_holds_up_neither_answers_nor_the_end() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn spans_that_a_missing_collector_does_not_take_are_counted_and_said_once() {
-    let nobody = format!("http://127.0.0.1:{}", free_port());
-    answers_and_drains(&nobody, async |process| {
+async fn spans_dropped_without_a_collector_are_counted_and_logged_once() {
+    let missing_collector = format!("http://127.0.0.1:{}", free_port());
+    assert_answers_and_drains(&missing_collector, async |process| {
         let url = process.url("/metrics");
         let lost = r#"chatmesh_trace_spans_dropped_total{reason="export_failed"}"#;
         wait_until("the loss is counted", TEST_TIMEOUT, || async {

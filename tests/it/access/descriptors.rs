@@ -1,4 +1,4 @@
-//! A process that has no file descriptors left.
+//! A process that has run out of file descriptors.
 
 use std::time::Duration;
 
@@ -8,24 +8,24 @@ use tokio::time::{sleep, timeout};
 use super::*;
 use crate::support::classic::ClassicClient;
 
-const REFUSED: &str = "accepting a connection failed";
+const ACCEPT_FAILURE: &str = "accepting a connection failed";
 
-/// Processor time that a process has used, in hundredths of a second.
-fn used(pid: u32) -> u64 {
+/// CPU time of a process, in hundredths of a second.
+fn cpu_time(pid: u32) -> u64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    // The name before may hold anything, but ends with the last parenthesis.
+    // The field before is the command name, which ends with the last parenthesis.
     let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
     fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
 }
 
 #[tokio::test]
-async fn without_descriptors_it_waits_and_those_who_are_in_are_served() {
+async fn process_without_descriptors_waits_and_serves_open_connections() {
     let process = ProcessSpec::ephemeral()
         .env("HEAD_TIMEOUT_MS", "600000")
         .max_descriptors(96)
         .start()
         .await;
-    // Who only opens connections gives way to others.
+    // Silent connections are evicted in favour of others.
     let mut silent = Vec::new();
     for _ in 0..150 {
         silent.push(
@@ -34,13 +34,13 @@ async fn without_descriptors_it_waits_and_those_who_are_in_are_served() {
                 .unwrap(),
         );
     }
-    process.wait_for_log(REFUSED, TEST_TIMEOUT).await;
+    process.wait_for_log(ACCEPT_FAILURE, TEST_TIMEOUT).await;
     let mut clients = Vec::new();
     let first = timeout(TEST_TIMEOUT, ClassicClient::open(process.port(), "user0")).await;
-    clients.push(first.expect("silent connections keep others out"));
+    clients.push(first.expect("silent connections lock out others"));
     drop(silent);
 
-    // Sockets don't give way: now there is really no room.
+    // WebSockets are not evicted, so now no descriptor can be freed.
     let wait = Duration::from_secs(4);
     loop {
         let user = format!("user{}", clients.len());
@@ -52,18 +52,22 @@ async fn without_descriptors_it_waits_and_those_who_are_in_are_served() {
     }
     assert!(clients.len() > 10, "{}", clients.len());
     let waiting = TcpStream::connect(("127.0.0.1", process.port())).await;
-    let said = process.log().matches(REFUSED).count();
-    let before = used(process.pid());
+    let failures_before = process.log().matches(ACCEPT_FAILURE).count();
+    let cpu_before = cpu_time(process.pid());
+    // A measurement over a fixed time: the accept loop must neither spin nor flood the log.
     sleep(Duration::from_secs(3)).await;
-    let used = used(process.pid()) - before;
-    assert!(used < 60, "{used} hundredths of a second in three");
-    let said = process.log().matches(REFUSED).count() - said;
-    assert!((1..20).contains(&said), "said {said} times");
+    let cpu_used = cpu_time(process.pid()) - cpu_before;
+    assert!(
+        cpu_used < 60,
+        "{cpu_used} hundredths of a second in three seconds"
+    );
+    let failures = process.log().matches(ACCEPT_FAILURE).count() - failures_before;
+    assert!((1..20).contains(&failures), "logged {failures} times");
     let answer = clients[0].send_and_wait("is it still there?").await;
     assert_eq!(answer["type"], "response", "{answer}");
 
     drop((waiting, clients));
-    wait_until("it takes connections again", TEST_TIMEOUT, || async {
+    wait_until("connections are accepted again", TEST_TIMEOUT, || async {
         process.is_ready().await
     })
     .await;

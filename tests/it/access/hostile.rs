@@ -1,9 +1,10 @@
-//! Userids and conversations that mean something to what is behind: refused at every route.
+//! Userids and other identifiers that have a meaning in a store, a log or a shell are refused by
+//! every route.
 
 use super::*;
 use crate::support::classic::ClassicClient;
 
-fn names() -> Vec<String> {
+fn hostile_names() -> Vec<String> {
     let mut names: Vec<String> = [
         "*",
         "?",
@@ -47,11 +48,11 @@ fn names() -> Vec<String> {
     names
 }
 
-/// Every route that takes a userid refuses it, with the right credentials too.
-pub(super) async fn userids_are_refused_everywhere(ground: &Ground) {
-    for name in names() {
+/// Every route refuses such a userid, even with valid credentials.
+pub(super) async fn userids_are_refused_everywhere(system: &AccessSystem) {
+    for name in hostile_names() {
         let user = encoded(&name);
-        let token = made_for(&name);
+        let token = token_for(&name);
         let own = Some(&*token);
         let admin = Some(ADMIN_KEY);
         for (method, path, bearer) in [
@@ -63,30 +64,30 @@ pub(super) async fn userids_are_refused_everywhere(ground: &Ground) {
             (Method::DELETE, "/conversations/default?", own),
         ] {
             let path = format!("{path}userid={user}");
-            let status = ground.status(method.clone(), &path, bearer).await;
+            let status = system.status(method.clone(), &path, bearer).await;
             assert_eq!(status, 400, "{method} {path} as {name:?}");
         }
-        // Nor as whom the token names.
-        let status = ground.status(Method::GET, "/conversations", own).await;
+        // The same for the subject of the token.
+        let status = system.status(Method::GET, "/conversations", own).await;
         assert!([400, 401].contains(&status), "{status} for {name:?}");
         let path = format!("/ws?token={token}&userid={user}");
-        let refused = ClassicClient::connect_with(ground.port(0), &path, &[], &name).await;
+        let refused = ClassicClient::connect_with(system.port(0), &path, &[], &name).await;
         assert_eq!(refused.unwrap_err().status, 400, "{name:?}");
         let refused = V1Client::new(&name)
-            .upgrade(ground.port(0), &path, &[])
+            .upgrade(system.port(0), &path, &[])
             .await;
         assert_eq!(refused.unwrap_err().status, 400, "{name:?} on chatmesh.v1");
     }
 }
 
-/// And so does every place of another identifier; nothing of it reaches a store.
-pub(super) async fn other_identifiers_are_refused_everywhere(ground: &Ground) {
+/// Every route and frame refuses such a conversation or message id, and nothing is stored.
+pub(super) async fn other_identifiers_are_refused_everywhere(system: &AccessSystem) {
     let user = unique_name("careful");
-    let mut device = ground.device(0, &user).await;
+    let mut device = system.device(0, &user).await;
     let token = device.token.clone();
     let kept = unique_name("kept");
     device.send_and_wait("m-1", &kept).await;
-    for name in names() {
+    for name in hostile_names() {
         let part = encoded(&name).replace('+', "%20");
         for (method, path) in [
             (Method::DELETE, format!("/conversations/{part}")),
@@ -100,7 +101,7 @@ pub(super) async fn other_identifiers_are_refused_everywhere(ground: &Ground) {
                 format!("/conversations?after={}", encoded(&name)),
             ),
         ] {
-            let status = ground.status(method.clone(), &path, Some(&token)).await;
+            let status = system.status(method.clone(), &path, Some(&token)).await;
             assert!([400, 404].contains(&status), "{status}: {method} {path}");
         }
         for frame in [
@@ -116,11 +117,11 @@ pub(super) async fn other_identifiers_are_refused_everywhere(ground: &Ground) {
         }
         let path = format!("/ws?token={token}&userid={user}&since={}", encoded(&name));
         let mut other = V1Client::new(&user);
-        match other.upgrade(ground.port(0), &path, &[]).await {
+        match other.upgrade(system.port(0), &path, &[]).await {
             Err(refused) => assert_eq!(refused.status, 400, "{name:?}"),
-            Ok(()) => assert!(name.is_empty(), "since={name:?} was taken"),
+            Ok(()) => assert!(name.is_empty(), "since={name:?} was accepted"),
         }
     }
-    let turns = ground.history(&user, &token, "default").await;
+    let turns = system.history(&user, &token, "default").await;
     assert_eq!(turns, [(kept.clone(), format!("echo: {kept}"))]);
 }

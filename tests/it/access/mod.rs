@@ -1,4 +1,4 @@
-//! Who may come in, to what, and how much of it: with real tokens, on real processes.
+//! Access control with real tokens on real processes: authentication, isolation of users, revocation.
 
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -25,14 +25,14 @@ const ADMIN_KEY: &str = "the-operators-own-key";
 
 /// A running system with signed tokens: everything in one process, or two gateways, a worker and a
 /// relay on Kafka and Redis.
-struct Ground {
+struct AccessSystem {
     gateways: Vec<ChatmeshProcess>,
     others: Vec<ChatmeshProcess>,
     model: ScriptedModel,
     client: reqwest::Client,
 }
 
-/// Without connections kept: they would hold places, and tell nothing.
+/// A client without a connection pool, because idle connections would count against the limits.
 fn client() -> reqwest::Client {
     let client = reqwest::Client::builder()
         .no_proxy()
@@ -40,7 +40,7 @@ fn client() -> reqwest::Client {
     client.timeout(TEST_TIMEOUT).build().unwrap()
 }
 
-impl Ground {
+impl AccessSystem {
     async fn embedded() -> Self {
         let model = ScriptedModel::start().await;
         let spec = signed(ProcessSpec::ephemeral(), &model);
@@ -64,7 +64,7 @@ impl Ground {
                 .env("KAFKA_TOPIC_PARTITIONS", "2")
         };
         let gateway = |name: &str| role(ProcessSpec::gateway()).env("SERVER_ID", name).spawn();
-        let mut ground = Self {
+        let mut system = Self {
             gateways: vec![gateway("server_1"), gateway("server_2")],
             others: vec![
                 role(ProcessSpec::ai_worker()).spawn(),
@@ -73,13 +73,13 @@ impl Ground {
             model,
             client: client(),
         };
-        for process in ground.gateways.iter_mut().chain(&mut ground.others) {
+        for process in system.gateways.iter_mut().chain(&mut system.others) {
             process.wait_ready(TEST_TIMEOUT).await;
         }
-        ground
+        system
     }
 
-    /// Of a gateway; where there is but one, of that.
+    /// The port of gateway number `n`, modulo the number of gateways.
     fn port(&self, n: usize) -> u16 {
         self.gateways[n % self.gateways.len()].port()
     }
@@ -90,12 +90,12 @@ impl Ground {
         if let Some(token) = bearer {
             request = request.bearer_auth(token);
         }
-        let answer = request.send().await;
-        let answer = answer.unwrap_or_else(|error| panic!("{method} {path}: {error:?}"));
+        let response = request.send().await;
+        let response = response.unwrap_or_else(|error| panic!("{method} {path}: {error:?}"));
         Reply {
-            status: answer.status().as_u16(),
-            headers: answer.headers().clone(),
-            body: answer.text().await.unwrap(),
+            status: response.status().as_u16(),
+            headers: response.headers().clone(),
+            body: response.text().await.unwrap(),
         }
     }
 
@@ -103,7 +103,7 @@ impl Ground {
         self.call(method, path, bearer).await.status
     }
 
-    /// A token as the operator's backend fetches it.
+    /// Issues a token, as the operator's backend does.
     async fn token(&self, user: &str) -> String {
         let path = format!("/token?userid={}", encoded(user));
         let reply = self.call(Method::POST, &path, Some(ADMIN_KEY)).await;
@@ -139,18 +139,20 @@ impl Ground {
         messages.iter().map(pair).collect()
     }
 
-    /// What all processes have printed, by their address.
+    /// The logs of all processes, by address.
     fn logs(&self) -> BTreeMap<String, String> {
         let processes = self.gateways.iter().chain(&self.others);
-        processes.map(|it| (it.url(""), it.log())).collect()
+        processes
+            .map(|process| (process.url(""), process.log()))
+            .collect()
     }
 
-    /// Nothing of these was ever printed.
-    fn assert_unprinted(&self, secrets: &[(&str, &str)]) {
-        for (of, log) in self.logs() {
-            assert!(log.contains("started"), "{of} printed nothing");
+    /// Asserts that no process has logged any of these texts.
+    fn assert_not_logged(&self, secrets: &[(&str, &str)]) {
+        for (process, log) in self.logs() {
+            assert!(log.contains("started"), "{process} has no log");
             for (what, secret) in secrets {
-                assert!(!log.contains(secret), "{of} printed {what}");
+                assert!(!log.contains(secret), "{process} logged {what}");
             }
         }
     }
@@ -174,12 +176,12 @@ fn now() -> i64 {
     i64::try_from(since.as_secs()).unwrap()
 }
 
-/// Claims that the key's owner has signed, whatever they are.
-fn made(claims: &Value) -> String {
+/// Signs claims with the right key, whether they are valid or not.
+fn sign_claims(claims: &Value) -> String {
     let key = EncodingKey::from_secret(SECRET.as_bytes());
     encode(&Header::new(Algorithm::HS256), claims, &key).unwrap()
 }
 
-fn made_for(user: &str) -> String {
-    made(&json!({"sub": user, "exp": now() + 600, "iat": now() + 1}))
+fn token_for(user: &str) -> String {
+    sign_claims(&json!({"sub": user, "exp": now() + 600, "iat": now() + 1}))
 }

@@ -1,46 +1,51 @@
-//! Signed tokens end to end: refused, revoked, and whose history they open.
+//! Signed tokens end to end: refusal, revocation, and access to the history.
 
 use super::*;
 use crate::support::classic::{ClassicClient, ClientEvent};
 
-async fn classic(ground: &Ground, n: usize, user: &str, token: &str) -> Result<ClassicClient, u16> {
-    let client = ClassicClient::connect(ground.port(n), token, user).await;
+async fn classic(
+    system: &AccessSystem,
+    n: usize,
+    user: &str,
+    token: &str,
+) -> Result<ClassicClient, u16> {
+    let client = ClassicClient::connect(system.port(n), token, user).await;
     client.map_err(|refused| refused.status)
 }
 
-/// The close code by which `chatmesh.v1` refuses a token; `None` where it is taken.
-async fn refused(ground: &Ground, n: usize, user: &str, token: &str) -> Option<u16> {
+/// The close code with which `chatmesh.v1` refuses a token; `None` if it is accepted.
+async fn refusal_code(system: &AccessSystem, n: usize, user: &str, token: &str) -> Option<u16> {
     let mut device = V1Client::new(user);
     let path = format!("/ws?userid={user}&token={token}");
-    device.upgrade(ground.port(n), &path, &[]).await.unwrap();
+    device.upgrade(system.port(n), &path, &[]).await.unwrap();
     match device.next_event(TEST_TIMEOUT).await {
         ClientEvent::Frame(frame) => {
             assert_eq!(frame["type"], "welcome");
             None
         }
         ClientEvent::Closed(code) => Some(code.expect("a close frame")),
-        ClientEvent::TimedOut => panic!("neither taken nor refused"),
+        ClientEvent::TimedOut => panic!("neither accepted nor refused"),
     }
 }
 
-/// Revoked at one gateway; the sockets at the other are closed, and the old tokens open nothing.
-pub(super) async fn one_revocation_ends_all_of_a_users_sockets(ground: &Ground) {
+/// A revocation at one gateway closes the connections at both and invalidates the earlier tokens.
+pub(super) async fn one_revocation_closes_all_connections_of_the_user(system: &AccessSystem) {
     let (user, other) = (unique_name("revoked"), unique_name("stays"));
-    let mut staying = ground.device(1, &other).await;
-    let mut devices = vec![ground.device(0, &user).await, ground.device(1, &user).await];
-    let token = ground.token(&user).await;
+    let mut staying = system.device(1, &other).await;
+    let mut devices = vec![system.device(0, &user).await, system.device(1, &user).await];
+    let token = system.token(&user).await;
     let mut classics = vec![
-        classic(ground, 0, &user, &token).await.unwrap(),
-        classic(ground, 1, &user, &token).await.unwrap(),
+        classic(system, 0, &user, &token).await.unwrap(),
+        classic(system, 1, &user, &token).await.unwrap(),
     ];
-    // Once they are answered they have all subscribed.
+    // After a response, each connection has subscribed.
     for client in &mut classics {
         client.send_text("?").await;
         assert_eq!(client.next_frame().await["code"], "invalid_message");
     }
-    let undated = made(&json!({"sub": user, "exp": now() + 600}));
-    assert_eq!(refused(ground, 1, &user, &undated).await, None);
-    ground.revoke(&user).await;
+    let undated = sign_claims(&json!({"sub": user, "exp": now() + 600}));
+    assert_eq!(refusal_code(system, 1, &user, &undated).await, None);
+    system.revoke(&user).await;
     for device in &mut devices {
         assert_eq!(device.expect_close().await, Some(4401));
     }
@@ -50,17 +55,17 @@ pub(super) async fn one_revocation_ends_all_of_a_users_sockets(ground: &Ground) 
     let path = format!("/conversations?userid={user}");
     for old in [&token, &devices[0].token, &undated] {
         for n in 0..2 {
-            assert_eq!(refused(ground, n, &user, old).await, Some(4401));
-            assert_eq!(classic(ground, n, &user, old).await.err(), Some(401));
+            assert_eq!(refusal_code(system, n, &user, old).await, Some(4401));
+            assert_eq!(classic(system, n, &user, old).await.err(), Some(401));
         }
-        assert_eq!(ground.status(Method::GET, &path, Some(old)).await, 401);
+        assert_eq!(system.status(Method::GET, &path, Some(old)).await, 401);
     }
-    // A new one does, on all gateways; and nobody else was concerned.
-    let new = ground.token(&user).await;
+    // A new token is accepted by all gateways, and other users are not affected.
+    let new = system.token(&user).await;
     for n in 0..2 {
-        assert_eq!(refused(ground, n, &user, &new).await, None);
+        assert_eq!(refusal_code(system, n, &user, &new).await, None);
     }
-    assert_eq!(ground.status(Method::GET, &path, Some(&new)).await, 200);
+    assert_eq!(system.status(Method::GET, &path, Some(&new)).await, 200);
     assert!(staying.is_connected());
     assert_eq!(
         staying.send_and_wait("m-1", "still here").await["type"],
@@ -68,23 +73,23 @@ pub(super) async fn one_revocation_ends_all_of_a_users_sockets(ground: &Ground) 
     );
 }
 
-pub(super) async fn each_refusal_has_its_code_on_both_protocols(ground: &Ground) {
+pub(super) async fn each_refusal_has_its_code_on_both_protocols(system: &AccessSystem) {
     let user = unique_name("refused");
     let good = json!({"sub": user, "exp": now() + 600});
     let with = |name: &str, value: Value| {
         let mut claims = good.clone();
         claims[name] = value;
-        made(&claims)
+        sign_claims(&claims)
     };
     let without = |name: &str| {
         let mut claims = good.clone();
         claims.as_object_mut().unwrap().remove(name);
-        made(&claims)
+        sign_claims(&claims)
     };
-    let signature_cut = made(&good).rsplit_once('.').unwrap().0.to_owned() + ".";
+    let signature_cut = sign_claims(&good).rsplit_once('.').unwrap().0.to_owned() + ".";
     let unsigned = {
         // {"alg":"none"}
-        let claims = made(&good).split('.').nth(1).unwrap().to_owned();
+        let claims = sign_claims(&good).split('.').nth(1).unwrap().to_owned();
         format!("eyJhbGciOiJub25lIn0.{claims}.")
     };
     for (token, status, code) in [
@@ -98,56 +103,56 @@ pub(super) async fn each_refusal_has_its_code_on_both_protocols(ground: &Ground)
         ("any-token".to_owned(), 401, 4401),
     ] {
         assert_eq!(
-            refused(ground, 0, &user, &token).await,
+            refusal_code(system, 0, &user, &token).await,
             Some(code),
             "{token}"
         );
-        assert_eq!(classic(ground, 1, &user, &token).await.err(), Some(status));
+        assert_eq!(classic(system, 1, &user, &token).await.err(), Some(status));
         let path = format!("/conversations?userid={user}");
-        let reply = ground.call(Method::GET, &path, Some(&token)).await;
+        let reply = system.call(Method::GET, &path, Some(&token)).await;
         assert_eq!(reply.status, status, "{token}");
         assert_eq!(reply.json()["code"], "unauthorized");
     }
-    // It ends with its token, which has 30 seconds of skew.
+    // The connection is closed when its token expires, 30 seconds of clock skew included.
     let short = with("exp", json!(now() - 28));
     let mut device = V1Client::new(&user);
     device.token = short;
-    device.connect(ground.port(0)).await;
+    device.connect(system.port(0)).await;
     assert_eq!(device.expect_close().await, Some(4401));
 }
 
-/// Without `userid=` a signed token's history is its subject's.
-pub(super) async fn the_history_is_the_tokens_subjects(ground: &Ground) {
+/// Without `userid`, the history is that of the token's subject.
+pub(super) async fn history_is_that_of_the_token_subject(system: &AccessSystem) {
     let user = unique_name("subject");
-    let mut device = ground.device(0, &user).await;
+    let mut device = system.device(0, &user).await;
     let text = unique_name("said");
     device.send_and_wait("m-1", &text).await;
     let (token, other) = (
         device.token.clone(),
-        ground.token(&unique_name("other")).await,
+        system.token(&unique_name("other")).await,
     );
-    let listed = ground
+    let listed = system
         .call(Method::GET, "/conversations", Some(&token))
         .await;
     let entry = &listed.json()["conversations"][0];
     assert_eq!(entry["conversation_id"], "default", "{}", listed.body);
     let path = "/conversations/default/messages";
-    let page = ground.call(Method::GET, path, Some(&token)).await;
+    let page = system.call(Method::GET, path, Some(&token)).await;
     assert!(page.body.contains(&text), "{}", page.body);
-    let theirs = ground.call(Method::GET, path, Some(&other)).await;
+    let theirs = system.call(Method::GET, path, Some(&other)).await;
     assert!(!theirs.body.contains(&text), "{}", theirs.body);
     for bearer in [None, Some("any-token"), Some(ADMIN_KEY)] {
-        let status = ground.status(Method::GET, path, bearer).await;
+        let status = system.status(Method::GET, path, bearer).await;
         assert!([400, 401].contains(&status), "{status}");
     }
-    let status = ground
+    let status = system
         .status(Method::DELETE, "/conversations", Some(&other))
         .await;
     assert_eq!(status, 204);
-    assert_eq!(ground.history(&user, &token, "default").await.len(), 1);
-    let status = ground
+    assert_eq!(system.history(&user, &token, "default").await.len(), 1);
+    let status = system
         .status(Method::DELETE, "/conversations/default", Some(&token))
         .await;
     assert_eq!(status, 204);
-    assert!(ground.history(&user, &token, "default").await.is_empty());
+    assert!(system.history(&user, &token, "default").await.is_empty());
 }

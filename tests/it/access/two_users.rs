@@ -1,4 +1,4 @@
-//! Two users through every route: what one has, the other neither sees nor changes (I8).
+//! Isolation (I8): through no route does a user see or change what belongs to another.
 
 use std::time::Duration;
 
@@ -6,8 +6,8 @@ use super::*;
 use crate::support::classic::{ClassicClient, ClientEvent};
 use crate::support::model::Script;
 
-/// Userids that are taken, and lie as near to Alice's as can be.
-fn neighbours(alice: &str) -> Vec<String> {
+/// Valid userids that resemble Alice's as closely as possible.
+fn similar_userids(alice: &str) -> Vec<String> {
     vec![
         format!("user:{alice}"),
         format!("{alice}:live"),
@@ -17,20 +17,20 @@ fn neighbours(alice: &str) -> Vec<String> {
     ]
 }
 
-async fn classic(ground: &Ground, n: usize, user: &str) -> ClassicClient {
+async fn classic(system: &AccessSystem, n: usize, user: &str) -> ClassicClient {
     let path = format!("/ws?userid={}", encoded(user));
-    let bearer = format!("Bearer {}", ground.token(user).await);
+    let bearer = format!("Bearer {}", system.token(user).await);
     let headers = [("authorization", bearer.as_str())];
-    let client = ClassicClient::connect_with(ground.port(n), &path, &headers, user).await;
+    let client = ClassicClient::connect_with(system.port(n), &path, &headers, user).await;
     client.unwrap_or_else(|refused| panic!("{user}: {refused:?}"))
 }
 
-/// One neighbour does to Alice's things whatever a client can do.
-async fn meddle(ground: &Ground, alice: &Alice, user: &str) {
-    let mut device = ground.device(1, user).await;
+/// Tries every operation of a client on Alice's data, as another user.
+async fn attack(system: &AccessSystem, alice: &Alice, user: &str) {
+    let mut device = system.device(1, user).await;
     let token = device.token.clone();
 
-    // Her token is not theirs, nor theirs hers.
+    // A token is refused for any other user.
     let (own, hers) = (encoded(user), encoded(&alice.user));
     for (userid, bearer) in [(&own, &alice.token), (&hers, &token)] {
         for (method, path) in [
@@ -40,19 +40,16 @@ async fn meddle(ground: &Ground, alice: &Alice, user: &str) {
             (Method::DELETE, "/conversations/private?"),
         ] {
             let path = format!("{path}userid={userid}");
-            let status = ground.status(method, &path, Some(bearer)).await;
+            let status = system.status(method, &path, Some(bearer)).await;
             assert_eq!(status, 403, "{path} by {user}");
         }
         let path = format!("/ws?userid={userid}&token={bearer}");
-        let refused = ClassicClient::connect_with(ground.port(0), &path, &[], user).await;
+        let refused = ClassicClient::connect_with(system.port(0), &path, &[], user).await;
         assert_eq!(refused.unwrap_err().status, 403);
-        let mut turned_away = V1Client::new(user);
-        turned_away
-            .upgrade(ground.port(0), &path, &[])
-            .await
-            .unwrap();
+        let mut rejected = V1Client::new(user);
+        rejected.upgrade(system.port(0), &path, &[]).await.unwrap();
         assert!(matches!(
-            turned_away.next_event(TEST_TIMEOUT).await,
+            rejected.next_event(TEST_TIMEOUT).await,
             ClientEvent::Closed(Some(4403))
         ));
     }
@@ -60,88 +57,89 @@ async fn meddle(ground: &Ground, alice: &Alice, user: &str) {
     for method in [Method::POST, Method::DELETE] {
         let path = format!("/token?userid={hers}");
         for bearer in [None, Some(&*token), Some(&*alice.token)] {
-            let status = ground.status(method.clone(), &path, bearer).await;
+            let status = system.status(method.clone(), &path, bearer).await;
             assert_eq!(status, 401);
         }
     }
 
-    // The same names mean other things, and hers can't be named.
+    // The same ids name the attacker's own messages, and Alice's ids are unknown.
     let mine = unique_name("mine");
     device.send_message_in("private", "a-1", &mine).await;
     let end = device.wait_for_end("a-1").await;
     assert_eq!(end["content"], format!("echo: {mine}"));
-    let asked = ground.model.requests_for(&mine).remove(0).messages();
+    let prompt = system.model.requests_for(&mine).remove(0).messages();
     assert!(
-        asked.iter().all(|(_, text)| !text.contains(&alice.mark)),
-        "{asked:?}"
+        prompt.iter().all(|(_, text)| !text.contains(&alice.mark)),
+        "{prompt:?}"
     );
     for cancel in [
-        json!({"type": "cancel", "message_id": alice.growing}),
-        json!({"type": "cancel", "message_id": alice.ended}),
+        json!({"type": "cancel", "message_id": alice.in_progress}),
+        json!({"type": "cancel", "message_id": alice.answered}),
         json!({"type": "cancel", "id": "a-2"}),
     ] {
         device.send_text(&cancel.to_string()).await;
-        let told = device.wait_for_type("cancel_result").await;
-        assert_eq!(told["result"], "unknown", "{cancel}: {told}");
+        let result = device.wait_for_type("cancel_result").await;
+        assert_eq!(result["result"], "unknown", "{cancel}: {result}");
     }
-    let turns = ground.history(user, &token, "private").await;
+    let turns = system.history(user, &token, "private").await;
     assert_eq!(turns, [(mine.clone(), format!("echo: {mine}"))]);
     let path = format!(
         "/conversations/private/messages?userid={own}&before={}",
-        alice.ended
+        alice.answered
     );
-    assert_eq!(ground.status(Method::GET, &path, Some(&token)).await, 404);
+    assert_eq!(system.status(Method::GET, &path, Some(&token)).await, 404);
 
-    // Her position says nothing to them.
+    // Resuming from her position reveals nothing.
     let mut late = V1Client::new(user);
     late.token.clone_from(&token);
     late.transcript.position.clone_from(&alice.position);
-    let welcome = late.connect(ground.port(0)).await;
+    let welcome = late.connect(system.port(0)).await;
     assert_eq!(welcome["pending"], json!([]), "{welcome}");
     while let ClientEvent::Frame(frame) = late.next_event(Duration::from_millis(300)).await {
         assert!(!frame.to_string().contains(&alice.mark), "{frame}");
     }
     drop(late);
 
-    // Forgetting everything is forgetting one's own.
+    // Deleting all conversations deletes the attacker's only.
     let path = format!("/conversations?userid={own}");
     assert_eq!(
-        ground.status(Method::DELETE, &path, Some(&token)).await,
+        system.status(Method::DELETE, &path, Some(&token)).await,
         204
     );
-    assert!(ground.history(user, &token, "private").await.is_empty());
-    ground.revoke(user).await;
+    assert!(system.history(user, &token, "private").await.is_empty());
+    system.revoke(user).await;
     let path = format!("/conversations?userid={own}");
-    assert_eq!(ground.status(Method::GET, &path, Some(&token)).await, 401);
+    assert_eq!(system.status(Method::GET, &path, Some(&token)).await, 401);
 }
 
 struct Alice {
     user: String,
     token: String,
-    /// In each of her texts.
+    /// Part of each of her texts.
     mark: String,
-    /// The `message_id` of what is being answered, and of what was.
-    growing: String,
-    ended: String,
+    /// The `message_id` of the message that is being answered.
+    in_progress: String,
+    /// The `message_id` of the answered message.
+    answered: String,
     position: Option<String>,
 }
 
-pub(super) async fn nobody_sees_or_changes_what_is_anothers(ground: &Ground) {
+pub(super) async fn no_user_sees_or_changes_data_of_another(system: &AccessSystem) {
     let user = unique_name("alice");
     let mark = unique_name("mark");
     let (first, second) = (format!("{mark} first"), format!("{mark} second"));
     let growing = Script::new().role().text(&format!("{mark} grows ")).hang();
-    ground.model.queue_answer(&second, growing);
+    system.model.queue_answer(&second, growing);
 
-    // All who are near are there, on both protocols and all gateways, before anything happens.
+    // Users with similar ids are connected on both protocols and all gateways from the start.
     let mut bystanders = Vec::new();
     let mut classics = Vec::new();
-    for near in neighbours(&user) {
-        bystanders.push(ground.device(0, &near).await);
-        classics.push(classic(ground, 1, &near).await);
+    for near in similar_userids(&user) {
+        bystanders.push(system.device(0, &near).await);
+        classics.push(classic(system, 1, &near).await);
     }
-    let mut hers = classic(ground, 0, &user).await;
-    let mut device = ground.device(1, &user).await;
+    let mut hers = classic(system, 0, &user).await;
+    let mut device = system.device(1, &user).await;
     device.send_message_in("private", "a-1", &first).await;
     let end = device.wait_for_end("a-1").await;
     assert_eq!(hers.next_frame().await["content"], end["content"]);
@@ -149,8 +147,8 @@ pub(super) async fn nobody_sees_or_changes_what_is_anothers(ground: &Ground) {
     device.wait_for_text("a-2", "grows").await;
     let alice = Alice {
         token: device.token.clone(),
-        growing: device.transcript.message_id("a-2").unwrap().to_owned(),
-        ended: end["message_id"].as_str().unwrap().to_owned(),
+        in_progress: device.transcript.message_id("a-2").unwrap().to_owned(),
+        answered: end["message_id"].as_str().unwrap().to_owned(),
         position: device.transcript.position.clone(),
         user: user.clone(),
         mark: mark.clone(),
@@ -161,35 +159,35 @@ pub(super) async fn nobody_sees_or_changes_what_is_anothers(ground: &Ground) {
         assert!(!got, "{} got {event:?}", bystander.user);
         other.expect_no_frame(Duration::from_millis(100)).await;
     }
-    let around = neighbours(&user);
-    let meddling = around.iter().map(|near| meddle(ground, &alice, near));
-    futures_util::future::join_all(meddling).await;
+    let attackers = similar_userids(&user);
+    let attacks = attackers.iter().map(|name| attack(system, &alice, name));
+    futures_util::future::join_all(attacks).await;
     for (mut bystander, mut other) in bystanders.into_iter().zip(classics) {
-        // They were told of their own, and put out with their own tokens.
+        // Each received its own frames only, and was closed by the revocation of its own token.
         assert_eq!(bystander.expect_close().await, Some(4401));
         assert!(
             bystander
                 .frames
                 .iter()
-                .all(|it| !it.to_string().contains(&mark))
+                .all(|frame| !frame.to_string().contains(&mark))
         );
         assert_eq!(other.expect_close().await, Some(4401));
     }
 
-    // She was not: it is still being written, and everything is there.
-    assert_eq!(ground.model.request_count_for(&second), 1);
+    // Alice is not affected: her answer is still in progress, and her history is complete.
+    assert_eq!(system.model.request_count_for(&second), 1);
     assert_eq!(device.message("a-2").outcome_type(), None);
     device.cancel("a-2").await;
     device.wait_for_ends(&["a-2"]).await;
     assert_eq!(device.message("a-2").outcome_type(), Some("cancelled"));
-    let turns = ground.history(&user, &alice.token, "private").await;
+    let turns = system.history(&user, &alice.token, "private").await;
     let questions: Vec<&String> = turns.iter().map(|(question, _)| question).collect();
     assert_eq!(questions, [&second, &first]);
     while let ClientEvent::Frame(frame) = device.next_event(QUIET_PERIOD).await {
-        // Of her own cancel; it may come after the end.
+        // The result of her own cancel may arrive after the terminal frame.
         assert_eq!(frame["type"], "cancel_result", "{frame}");
     }
-    ground.assert_unprinted(&[
+    system.assert_not_logged(&[
         ("a message or an answer", &mark),
         ("a token", &alice.token),
         ("the admin key", ADMIN_KEY),
@@ -197,21 +195,21 @@ pub(super) async fn nobody_sees_or_changes_what_is_anothers(ground: &Ground) {
     ]);
 }
 
-async fn everything_on(ground: Ground) {
-    hostile::userids_are_refused_everywhere(&ground).await;
-    hostile::other_identifiers_are_refused_everywhere(&ground).await;
-    nobody_sees_or_changes_what_is_anothers(&ground).await;
-    revoked::one_revocation_ends_all_of_a_users_sockets(&ground).await;
-    revoked::each_refusal_has_its_code_on_both_protocols(&ground).await;
-    revoked::the_history_is_the_tokens_subjects(&ground).await;
+async fn test_access(system: AccessSystem) {
+    hostile::userids_are_refused_everywhere(&system).await;
+    hostile::other_identifiers_are_refused_everywhere(&system).await;
+    no_user_sees_or_changes_data_of_another(&system).await;
+    revoked::one_revocation_closes_all_connections_of_the_user(&system).await;
+    revoked::each_refusal_has_its_code_on_both_protocols(&system).await;
+    revoked::history_is_that_of_the_token_subject(&system).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn users_are_apart_on_embedded() {
-    everything_on(Ground::embedded().await).await;
+async fn users_are_isolated_on_embedded() {
+    test_access(AccessSystem::embedded().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn users_are_apart_on_kafka_and_redis() {
-    everything_on(Ground::scaled_out().await).await;
+async fn users_are_isolated_on_kafka_and_redis() {
+    test_access(AccessSystem::scaled_out().await).await;
 }

@@ -1,4 +1,4 @@
-//! Who is let in: refusals, tokens, origins, health.
+//! Access to the gateway: refusals, tokens, origins, health.
 
 use std::sync::atomic::Ordering;
 
@@ -68,7 +68,7 @@ async fn each_refusal_has_its_status_and_an_error_as_body() {
         assert_eq!(got, status, "{query}");
         assert_eq!(code(&body), expected, "{query}");
     }
-    gateway.fanout.away.store(true, Ordering::SeqCst);
+    gateway.fanout.is_unavailable.store(true, Ordering::SeqCst);
     let (status, body) = gateway.try_upgrade(&good, &[]).await;
     assert_eq!((status, code(&body).as_str()), (503, "unavailable"));
     let (status, _, _) = gateway.http("POST /token?userid=alice HTTP/1.1").await;
@@ -80,7 +80,7 @@ async fn each_refusal_has_its_status_and_an_error_as_body() {
 }
 
 #[tokio::test]
-async fn no_web_page_can_use_an_open_gateway_on_this_machine() {
+async fn no_web_page_can_use_an_open_gateway_on_loopback() {
     let gateway = start(settings()).await;
     let query = "?token=t&userid=alice";
     gateway.connect("alice").await;
@@ -99,7 +99,7 @@ async fn no_web_page_can_use_an_open_gateway_on_this_machine() {
 }
 
 #[tokio::test]
-async fn tokens_are_given_only_to_whom_the_settings_name() {
+async fn tokens_are_issued_only_as_configured() {
     let gateway = start(settings()).await;
     let request = "POST /token?userid=alice HTTP/1.1";
     assert_eq!(gateway.http(request).await.0, 404);
@@ -145,7 +145,7 @@ async fn tokens_are_given_only_to_whom_the_settings_name() {
 }
 
 #[tokio::test]
-async fn health_counts_users_and_connections_as_the_original_did() {
+async fn health_counts_users_and_connections_like_the_original() {
     let gateway = start(settings()).await;
     let mut one = gateway.connect("alice").await;
     let _two = gateway.connect("alice").await;
@@ -161,7 +161,7 @@ async fn health_counts_users_and_connections_as_the_original_did() {
 }
 
 #[tokio::test]
-async fn a_correlation_id_comes_back_and_an_unknown_subprotocol_does_not() {
+async fn correlation_id_is_echoed_and_unknown_subprotocol_is_not() {
     let gateway = start(settings()).await;
     gateway.connect("alice").await;
     let client = gateway
@@ -185,7 +185,7 @@ async fn a_correlation_id_comes_back_and_an_unknown_subprotocol_does_not() {
 }
 
 #[tokio::test]
-async fn a_connection_that_was_only_opened_does_not_hold_up_the_drain() {
+async fn idle_http_connection_does_not_delay_the_drain() {
     let mut gateway = start(settings()).await;
     let _idle = TcpStream::connect(gateway.addr).await.unwrap();
     gateway.connect("alice").await;

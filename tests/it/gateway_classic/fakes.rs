@@ -1,4 +1,4 @@
-//! A log and a fan-out whose faults a test decides.
+//! A fake log and a fake fan-out whose faults a test controls.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -20,12 +20,12 @@ use chatmesh::protocol::position::{Epoch, Position};
 use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 
-/// Keeps what was appended; acknowledges while `acknowledging` is true.
+/// Stores appended records, and acknowledges them while `acknowledging` is true.
 pub(crate) struct FakeLog {
     records: Mutex<Vec<(String, NewRecord)>>,
     appended: watch::Sender<usize>,
     acknowledging: watch::Sender<bool>,
-    pub(crate) refusing: AtomicBool,
+    pub(crate) is_refusing: AtomicBool,
 }
 
 impl FakeLog {
@@ -34,7 +34,7 @@ impl FakeLog {
             records: Mutex::default(),
             appended: watch::Sender::new(0),
             acknowledging: watch::Sender::new(true),
-            refusing: AtomicBool::new(false),
+            is_refusing: AtomicBool::new(false),
         })
     }
 
@@ -42,12 +42,12 @@ impl FakeLog {
         self.acknowledging.send_replace(yes);
     }
 
-    /// Nothing was appended up to now.
+    /// Whether no record was appended.
     pub(super) fn is_empty(&self) -> bool {
         self.records.lock().unwrap().is_empty()
     }
 
-    /// The first `count` records, once there are as many.
+    /// Waits until `count` records were appended, and returns all.
     pub(crate) async fn records(&self, count: usize) -> Vec<(String, NewRecord)> {
         let mut appended = self.appended.subscribe();
         appended.wait_for(|n| *n >= count).await.unwrap();
@@ -62,7 +62,7 @@ impl Log for FakeLog {
         topic: &str,
         record: NewRecord,
     ) -> BoxFuture<'static, std::result::Result<LogOffset, AppendError>> {
-        if self.refusing.load(Ordering::SeqCst) {
+        if self.is_refusing.load(Ordering::SeqCst) {
             return Box::pin(async { Err(AppendError::Refused("too large".into())) });
         }
         let mut records = self.records.lock().unwrap();
@@ -117,28 +117,28 @@ impl Log for FakeLog {
 #[derive(Default)]
 struct Mailbox {
     epoch: Option<Epoch>,
-    /// Everything after this offset is in `frames`.
+    /// `frames` is complete after this offset.
     floor: i64,
     frames: Vec<(Position, String)>,
-    /// Delivered, and not there any more.
-    gone: Vec<(Position, String)>,
-    /// Delivered, and forgotten since.
+    /// Delivered frames that the mailbox no longer holds.
+    trimmed: Vec<(Position, String)>,
+    /// Positions of delivered outcomes whose conversation was forgotten, with their message id.
     forgotten: Vec<(Position, String)>,
     pending: Vec<PendingMessage>,
-    /// Put there again by a rewind, up to this one.
+    /// Position of the last frame that a rewind stored again.
     rebuilt: Option<Position>,
 }
 
 pub(super) struct FakeFanout {
     tokens: Mutex<HashMap<UserId, String>>,
-    /// What `admit` says, where it refuses.
-    pub(super) refuse: Mutex<Option<Limit>>,
+    /// The limit with which `admit` refuses; `None` admits.
+    pub(super) refusal: Mutex<Option<Limit>>,
     revoked: Mutex<HashMap<UserId, i64>>,
     mailboxes: Mutex<HashMap<UserId, Mailbox>>,
     subscribed: Arc<Mutex<HashSet<UserId>>>,
     subscriptions: Arc<AtomicUsize>,
     events: Mutex<Option<mpsc::Sender<FeedEvent>>>,
-    pub(super) away: AtomicBool,
+    pub(super) is_unavailable: AtomicBool,
     pub(super) cleared: watch::Sender<Vec<MessageId>>,
     pub(super) reads: watch::Sender<usize>,
 }
@@ -167,7 +167,7 @@ pub(super) fn user(name: &str) -> UserId {
     UserId::parse(name).unwrap()
 }
 
-pub(super) fn at(offset: i64) -> Position {
+pub(super) fn position(offset: i64) -> Position {
     Position {
         epoch: Epoch::new("fake", "0", 0),
         offset,
@@ -175,10 +175,10 @@ pub(super) fn at(offset: i64) -> Position {
 }
 
 /// A terminal frame as a relay publishes it.
-pub(super) fn answer(name: &str, message_id: &str, offset: i64, content: &str) -> String {
+pub(super) fn terminal_frame(name: &str, message_id: &str, offset: i64, content: &str) -> String {
     serde_json::json!({"v": 1, "type": "response", "content": content, "userid": name,
         "timestamp": "2024-01-01T12:00:00Z", "processing_time_ms": 5, "correlation_id": "c",
-        "message_id": message_id, "conversation_id": "default", "position": at(offset).to_string(),
+        "message_id": message_id, "conversation_id": "default", "position": position(offset).to_string(),
         "n": 1, "n_id": "x"})
     .to_string()
 }
@@ -187,20 +187,20 @@ impl FakeFanout {
     pub(super) fn new() -> Arc<Self> {
         Arc::new(Self {
             tokens: Mutex::default(),
-            refuse: Mutex::default(),
+            refusal: Mutex::default(),
             revoked: Mutex::default(),
             mailboxes: Mutex::default(),
             subscribed: Arc::default(),
             subscriptions: Arc::default(),
             events: Mutex::default(),
-            away: AtomicBool::new(false),
+            is_unavailable: AtomicBool::new(false),
             cleared: watch::Sender::new(Vec::new()),
             reads: watch::Sender::new(0),
         })
     }
 
-    fn here(&self) -> Result<()> {
-        if self.away.load(Ordering::SeqCst) {
+    fn check_available(&self) -> Result<()> {
+        if self.is_unavailable.load(Ordering::SeqCst) {
             return Err(FanoutError::Unavailable("the test says so".into()));
         }
         Ok(())
@@ -214,12 +214,12 @@ impl FakeFanout {
         self.subscriptions.load(Ordering::SeqCst)
     }
 
-    /// As Redis does it: to those who have subscribed.
+    /// Sends a frame to the gateway if it is subscribed, as Redis does.
     pub(super) async fn publish(&self, name: &str, payload: &str) {
         if !self.is_subscribed(name) {
             return;
         }
-        self.event(FeedEvent::Frame {
+        self.send_event(FeedEvent::Frame {
             user: user(name),
             channel: Channel::Terminal,
             payload: Bytes::copy_from_slice(payload.as_bytes()),
@@ -227,64 +227,69 @@ impl FakeFanout {
         .await;
     }
 
-    pub(super) async fn event(&self, event: FeedEvent) {
+    pub(super) async fn send_event(&self, event: FeedEvent) {
         let events = self.events.lock().unwrap().clone().unwrap();
         events.send(event).await.unwrap();
     }
 
     /// Puts a frame into the mailbox without publishing it.
-    pub(super) fn keep_only(&self, name: &str, offset: i64, payload: &str) {
+    pub(super) fn store_frame(&self, name: &str, offset: i64, payload: &str) {
         let mut mailboxes = self.mailboxes.lock().unwrap();
         let mailbox = mailboxes.entry(user(name)).or_default();
-        mailbox.epoch = Some(at(0).epoch);
-        mailbox.frames.push((at(offset), payload.to_owned()));
+        mailbox.epoch = Some(position(0).epoch);
+        mailbox.frames.push((position(offset), payload.to_owned()));
     }
 
-    /// What `deliver` does.
+    /// Stores and publishes a frame, as a relay does by `deliver`.
     pub(super) async fn deliver(&self, name: &str, message_id: &str, offset: i64, content: &str) {
-        let payload = answer(name, message_id, offset, content);
-        self.keep_only(name, offset, &payload);
+        let payload = terminal_frame(name, message_id, offset, content);
+        self.store_frame(name, offset, &payload);
         self.publish(name, &payload).await;
     }
 
-    /// Its user has moved to another partition and back: the mailbox begins anew, the ends are known.
-    pub(super) fn begin_anew(&self, name: &str, floor: i64) {
+    /// Simulates a user that moved to another partition and back: the mailbox is empty, and the
+    /// outcomes are still known.
+    pub(super) fn reset_mailbox(&self, name: &str, floor: i64) {
         let mut mailboxes = self.mailboxes.lock().unwrap();
         let mailbox = mailboxes.entry(user(name)).or_default();
         let frames = std::mem::take(&mut mailbox.frames);
-        mailbox.gone.extend(frames);
+        mailbox.trimmed.extend(frames);
         mailbox.floor = floor;
     }
 
-    /// It was delivered without being published, and its conversation deleted.
-    pub(super) fn forget_end(&self, name: &str, message_id: &str, offset: i64) {
+    /// Simulates an outcome that was delivered, not published, and then forgotten.
+    pub(super) fn forget_outcome(&self, name: &str, message_id: &str, offset: i64) {
         let mut mailboxes = self.mailboxes.lock().unwrap();
         let mailbox = mailboxes.entry(user(name)).or_default();
-        mailbox.epoch = Some(at(0).epoch);
-        mailbox.forgotten.push((at(offset), message_id.to_owned()));
+        mailbox.epoch = Some(position(0).epoch);
+        mailbox
+            .forgotten
+            .push((position(offset), message_id.to_owned()));
     }
 
-    /// The data is lost, and rebuilt after `floor` up to `until`.
+    /// Simulates data loss and a rebuild of the frames after `floor` up to `until`.
     pub(super) fn rebuild(&self, name: &str, floor: i64, until: i64) {
         let mut mailboxes = self.mailboxes.lock().unwrap();
         *mailboxes.entry(user(name)).or_default() = Mailbox {
-            epoch: Some(at(0).epoch),
+            epoch: Some(position(0).epoch),
             floor,
-            rebuilt: Some(at(until)),
+            rebuilt: Some(position(until)),
             ..Mailbox::default()
         };
     }
 }
 
 fn unused<T>() -> Result<T> {
-    Err(FanoutError::Unexpected("the gateway calls this?".into()))
+    Err(FanoutError::Unexpected(
+        "not expected from the gateway".into(),
+    ))
 }
 
 #[async_trait]
 impl Admissions for FakeFanout {
     async fn admit(&self, subject: &MessageRef, content: &str) -> Result<Admission> {
-        self.here()?;
-        if let Some(limit) = *self.refuse.lock().unwrap() {
+        self.check_available()?;
+        if let Some(limit) = *self.refusal.lock().unwrap() {
             return Ok(AdmissionDecision::Refused(limit).into());
         }
         let mut mailboxes = self.mailboxes.lock().unwrap();
@@ -299,7 +304,7 @@ impl Admissions for FakeFanout {
     }
 
     async fn accept(&self, _subject: &MessageRef, _frame: String) -> Result<()> {
-        self.here()
+        self.check_available()
     }
 
     async fn cancel(&self, _user: &UserId, _message_id: &MessageId) -> Result<CancelResult> {
@@ -316,7 +321,7 @@ impl Admissions for FakeFanout {
 #[async_trait]
 impl Reads for FakeFanout {
     async fn read(&self, call: ReadRequest) -> Result<UserView> {
-        self.here()?;
+        self.check_available()?;
         let mut mailboxes = self.mailboxes.lock().unwrap();
         let mailbox = mailboxes.entry(call.user).or_default();
         let epoch = mailbox
@@ -329,7 +334,7 @@ impl Reads for FakeFanout {
             .map_or(mailbox.floor, |(position, _)| position.offset);
         let end = Position { epoch, offset };
         let recovered = call.after.as_ref().is_some_and(|after| {
-            (after.epoch.empty_mailbox().is_some() && mailbox.gone.is_empty())
+            (after.epoch.empty_mailbox().is_some() && mailbox.trimmed.is_empty())
                 || (after.epoch == end.epoch && (mailbox.floor..=offset).contains(&after.offset))
         });
         let from = call.after.map_or(-1, |after| {
@@ -350,7 +355,7 @@ impl Reads for FakeFanout {
             n_id: "x".into(),
             end,
             recovered,
-            // Small pages, so that paging is tried.
+            // Small pages, so that the tests cover paging.
             has_more: all.len() > 2,
             frames: all.into_iter().take(2).collect(),
             rebuilt_up_to: mailbox.rebuilt.clone(),
@@ -366,14 +371,14 @@ impl Reads for FakeFanout {
         user: &UserId,
         messages: &[MessageId],
     ) -> Result<Vec<DeliveredOutcome>> {
-        self.here()?;
+        self.check_available()?;
         let mailboxes = self.mailboxes.lock().unwrap();
         let Some(mailbox) = mailboxes.get(user) else {
             return Ok(Vec::new());
         };
         let found = messages.iter().filter_map(|id| {
             let named = format!(r#""message_id":"{id}""#);
-            let mut frames = mailbox.gone.iter().chain(&mailbox.frames);
+            let mut frames = mailbox.trimmed.iter().chain(&mailbox.frames);
             let kept = frames.find(|(_, frame)| frame.contains(&named));
             let mut forgotten = mailbox.forgotten.iter();
             let mut forgotten = || forgotten.find(|(_, named)| *named == id.as_str());
@@ -420,7 +425,7 @@ impl History for FakeFanout {
 #[async_trait]
 impl Tokens for FakeFanout {
     async fn stored_token(&self, user: &UserId) -> Result<Option<(String, u64)>> {
-        self.here()?;
+        self.check_available()?;
         let tokens = self.tokens.lock().unwrap();
         Ok(tokens.get(user).map(|token| (token.clone(), 60)))
     }
@@ -431,7 +436,7 @@ impl Tokens for FakeFanout {
         candidate: &str,
         ttl: Duration,
     ) -> Result<(String, u64)> {
-        self.here()?;
+        self.check_available()?;
         let mut tokens = self.tokens.lock().unwrap();
         let token = tokens
             .entry(user.clone())
@@ -440,7 +445,7 @@ impl Tokens for FakeFanout {
     }
 
     async fn revoke(&self, user: &UserId) -> Result<()> {
-        self.here()?;
+        self.check_available()?;
         self.tokens.lock().unwrap().remove(user);
         let now = std::time::SystemTime::now();
         let at_ms = now
@@ -454,7 +459,7 @@ impl Tokens for FakeFanout {
     }
 
     async fn revoked_at(&self, user: &UserId) -> Result<Option<i64>> {
-        self.here()?;
+        self.check_available()?;
         Ok(self.revoked.lock().unwrap().get(user).copied())
     }
 }

@@ -1,36 +1,36 @@
-//! Connections that say nothing, too little, or too much before they are WebSockets.
+//! Connections that send nothing, too little or too much before they are upgraded.
 
 use tokio::time::Instant;
 
 use super::*;
 
-const HEAD: Duration = Duration::from_millis(400);
+const HEAD_TIMEOUT: Duration = Duration::from_millis(400);
 
-fn bounded(http: usize) -> GatewaySettings {
+fn bounded_settings(http: usize) -> GatewaySettings {
     GatewaySettings {
         limits: ConnectionLimits {
             http,
             ..ConnectionLimits::default()
         },
-        head_timeout: HEAD,
+        head_timeout: HEAD_TIMEOUT,
         ..settings()
     }
 }
 
-/// When the server ends it, without a word.
-async fn ended(mut stream: TcpStream) -> Instant {
+/// Waits until the server closes the connection without a response, and returns the time.
+async fn wait_until_closed(mut stream: TcpStream) -> Instant {
     let mut said = Vec::new();
-    // A reset is an end too.
-    let read = timeout(PATIENCE, stream.read_to_end(&mut said)).await;
-    let _ = read.expect("it was not ended");
+    // A reset counts as closed.
+    let read = timeout(TEST_TIMEOUT, stream.read_to_end(&mut said)).await;
+    let _ = read.expect("the connection was not closed");
     assert!(said.is_empty(), "{}", String::from_utf8_lossy(&said));
     Instant::now()
 }
 
 #[tokio::test]
-async fn a_head_has_a_time_however_it_comes() {
-    let gateway = start(bounded(0)).await;
-    let began = Instant::now();
+async fn incomplete_head_is_timed_out_even_if_bytes_keep_arriving() {
+    let gateway = start(bounded_settings(0)).await;
+    let start = Instant::now();
     let silent = TcpStream::connect(gateway.addr).await.unwrap();
     let half = TcpStream::connect(gateway.addr).await.unwrap();
     let (mut read, mut write) = half.into_split();
@@ -46,23 +46,23 @@ async fn a_head_has_a_time_however_it_comes() {
         }
     });
     let mut said = Vec::new();
-    let _ = timeout(PATIENCE, read.read_to_end(&mut said))
+    let _ = timeout(TEST_TIMEOUT, read.read_to_end(&mut said))
         .await
         .unwrap();
-    assert!(said.is_empty() && began.elapsed() >= HEAD);
+    assert!(said.is_empty() && start.elapsed() >= HEAD_TIMEOUT);
     dripping.abort();
-    assert!(ended(silent).await - began >= HEAD);
-    // Who asks for something is not silent, and may ask again.
+    assert!(wait_until_closed(silent).await - start >= HEAD_TIMEOUT);
+    // A connection with a request is not silent.
     let (status, _, _) = gateway.http("GET /health HTTP/1.1").await;
     assert_eq!(status, 200);
 }
 
 #[tokio::test]
-async fn a_crowd_that_says_nothing_does_not_keep_others_out() {
+async fn silent_connections_do_not_lock_out_others() {
     let gateway = start(GatewaySettings {
-        // None of them ends by its own time.
-        head_timeout: PATIENCE * 3,
-        ..bounded(8)
+        // No connection is closed by its own timeout.
+        head_timeout: TEST_TIMEOUT * 3,
+        ..bounded_settings(8)
     })
     .await;
     let mut alice = gateway.connect("alice").await;
@@ -70,18 +70,18 @@ async fn a_crowd_that_says_nothing_does_not_keep_others_out() {
     for _ in 0..40 {
         silent.push(TcpStream::connect(gateway.addr).await.unwrap());
     }
-    let asked = timeout(PATIENCE, gateway.http("GET /health HTTP/1.1"));
-    assert_eq!(asked.await.unwrap().0, 200);
-    let came = timeout(PATIENCE, gateway.connect("bob"));
-    came.await.unwrap().expect_no_frame().await;
-    // Sockets are not among those who make room.
+    let health = timeout(TEST_TIMEOUT, gateway.http("GET /health HTTP/1.1"));
+    assert_eq!(health.await.unwrap().0, 200);
+    let connected = timeout(TEST_TIMEOUT, gateway.connect("bob"));
+    connected.await.unwrap().expect_no_frame().await;
+    // WebSockets are not evicted.
     alice.expect_no_frame().await;
-    ended(silent.remove(0)).await;
+    wait_until_closed(silent.remove(0)).await;
 }
 
 #[tokio::test]
-async fn a_head_that_is_too_large_is_refused() {
-    let gateway = start(bounded(0)).await;
+async fn oversized_head_is_refused() {
+    let gateway = start(bounded_settings(0)).await;
     let large = "x".repeat(40_000);
     for head in [
         format!("GET /health HTTP/1.1\r\nX-Large: {large}"),
@@ -90,11 +90,11 @@ async fn a_head_that_is_too_large_is_refused() {
     ] {
         let mut stream = TcpStream::connect(gateway.addr).await.unwrap();
         let request = format!("{head}\r\nHost: {}\r\n\r\n", gateway.addr);
-        // It may be refused before all of it is written.
+        // The gateway may refuse before the whole request is written.
         let _ = stream.write_all(request.as_bytes()).await;
         let mut answer = [0; 12];
-        let read = timeout(PATIENCE, stream.read_exact(&mut answer)).await;
-        if read.expect("no end came").is_ok() {
+        let read = timeout(TEST_TIMEOUT, stream.read_exact(&mut answer)).await;
+        if read.expect("neither a response nor a close").is_ok() {
             let answer = String::from_utf8_lossy(&answer);
             assert!(
                 ["HTTP/1.1 431", "HTTP/1.1 414", "HTTP/1.1 400"].contains(&&*answer),
@@ -106,11 +106,11 @@ async fn a_head_that_is_too_large_is_refused() {
 }
 
 #[tokio::test]
-async fn a_frame_is_refused_by_its_announced_size_and_a_message_by_its_sum() {
+async fn oversized_frame_and_oversized_fragmented_message_are_refused() {
     let gateway = start(settings()).await;
-    // A masked text frame of 2^62 bytes, and nothing of it.
+    // The header of a masked text frame of 2^62 bytes, without its payload.
     let announced = [0x81, 0xff, 0x40, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4];
-    // Fragments of 60,000 bytes that never end.
+    // Two fragments of 60,000 bytes, together above the limit.
     let mut fragment = vec![0x01, 0xfe, 0xea, 0x60, 0, 0, 0, 0];
     fragment.extend(std::iter::repeat_n(b'x', 60_000));
     let mut further = fragment.clone();
@@ -118,12 +118,12 @@ async fn a_frame_is_refused_by_its_announced_size_and_a_message_by_its_sum() {
     for bytes in [announced.to_vec(), [fragment, further].concat()] {
         let mut client = gateway.connect("alice").await;
         client.stream.get_mut().write_all(&bytes).await.unwrap();
-        assert_eq!(client.closed().await, 1009);
+        assert_eq!(client.close_code().await, 1009);
     }
 }
 
 #[tokio::test]
-async fn a_name_that_was_pointed_here_reads_neither_health_nor_metrics() {
+async fn dns_rebinding_reads_neither_health_nor_metrics() {
     let gateway = start(settings()).await;
     for path in [
         "/health",
@@ -136,7 +136,7 @@ async fn a_name_that_was_pointed_here_reads_neither_health_nor_metrics() {
     }
     let named = "GET /health HTTP/1.1\r\nHost: localhost:8000";
     assert_eq!(gateway.http(named).await.0, 200);
-    // With tokens that mean something a gateway may stand behind any name.
+    // With real tokens, a gateway may be reached by any name.
     let stored = start(GatewaySettings {
         auth: AuthMode::Stored,
         ..settings()

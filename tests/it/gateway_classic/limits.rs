@@ -1,11 +1,15 @@
-//! How much a client may ask of a gateway, and who is put out.
+//! Limits of connections and messages, and revocation.
 
 use chatmesh::fanout::Limit;
 use secrecy::SecretString;
 
 use super::*;
 
-async fn upgraded(gateway: &Gateway, query: &str, headers: &[(&'static str, &str)]) -> Client {
+async fn connect_when_ready(
+    gateway: &Gateway,
+    query: &str,
+    headers: &[(&'static str, &str)],
+) -> Client {
     loop {
         match gateway.upgrade(query, headers).await {
             Ok(client) => return client,
@@ -16,7 +20,7 @@ async fn upgraded(gateway: &Gateway, query: &str, headers: &[(&'static str, &str
 }
 
 #[tokio::test]
-async fn a_user_has_so_many_connections_and_a_place_is_free_again_at_once() {
+async fn connections_per_user_are_bounded_and_a_close_frees_one_at_once() {
     let gateway = start(GatewaySettings {
         limits: ConnectionLimits {
             per_user: 2,
@@ -26,8 +30,8 @@ async fn a_user_has_so_many_connections_and_a_place_is_free_again_at_once() {
     })
     .await;
     let alice = "?token=t&userid=alice";
-    let first = upgraded(&gateway, alice, &[]).await;
-    let _second = upgraded(&gateway, alice, &[]).await;
+    let first = connect_when_ready(&gateway, alice, &[]).await;
+    let _second = connect_when_ready(&gateway, alice, &[]).await;
     let (status, body) = gateway.try_upgrade(alice, &[]).await;
     assert_eq!(status, 503);
     assert!(body.contains("too many connections"), "{body}");
@@ -39,18 +43,18 @@ async fn a_user_has_so_many_connections_and_a_place_is_free_again_at_once() {
         )
         .await;
     assert!(head.contains("retry-after: "), "{head}");
-    let _bob = upgraded(&gateway, "?token=t&userid=bob", &[]).await;
+    let _bob = connect_when_ready(&gateway, "?token=t&userid=bob", &[]).await;
     drop(first);
     let freed = async {
         while gateway.try_upgrade(alice, &[]).await.0 == 503 {
             tokio::task::yield_now().await;
         }
     };
-    timeout(PATIENCE, freed).await.unwrap();
+    timeout(TEST_TIMEOUT, freed).await.unwrap();
 }
 
 #[tokio::test]
-async fn an_address_is_the_trusted_proxys_word() {
+async fn client_address_is_the_one_reported_by_a_trusted_proxy() {
     let gateway = start(GatewaySettings {
         limits: ConnectionLimits {
             per_address: 1,
@@ -60,22 +64,22 @@ async fn an_address_is_the_trusted_proxys_word() {
         ..settings()
     })
     .await;
-    let from = |ip: &'static str| [("x-forwarded-for", ip)];
-    let _one = upgraded(&gateway, "?token=t&userid=a", &from("9.9.9.9")).await;
+    let forwarded_for = |ip: &'static str| [("x-forwarded-for", ip)];
+    let _one = connect_when_ready(&gateway, "?token=t&userid=a", &forwarded_for("9.9.9.9")).await;
     let again = gateway
-        .try_upgrade("?token=t&userid=b", &from("9.9.9.9"))
+        .try_upgrade("?token=t&userid=b", &forwarded_for("9.9.9.9"))
         .await;
     assert_eq!(again.0, 503);
-    // The first of the list is only what the client says of itself.
+    // The first entry of the list is only the client's own claim.
     let forged = gateway
-        .try_upgrade("?token=t&userid=b", &from("1.1.1.1, 9.9.9.9"))
+        .try_upgrade("?token=t&userid=b", &forwarded_for("1.1.1.1, 9.9.9.9"))
         .await;
     assert_eq!(forged.0, 503);
-    let _two = upgraded(&gateway, "?token=t&userid=b", &from("8.8.8.8")).await;
+    let _two = connect_when_ready(&gateway, "?token=t&userid=b", &forwarded_for("8.8.8.8")).await;
 }
 
 #[tokio::test]
-async fn new_connections_over_the_pace_are_told_to_come_back() {
+async fn new_connections_above_the_rate_are_refused() {
     let gateway = start(GatewaySettings {
         limits: ConnectionLimits {
             per_second: 3,
@@ -93,51 +97,51 @@ async fn new_connections_over_the_pace_are_told_to_come_back() {
 }
 
 #[tokio::test]
-async fn a_message_over_the_rate_is_refused_in_the_originals_words_and_abuse_is_closed() {
+async fn message_above_the_rate_is_refused_with_the_original_text_and_abuse_is_closed() {
     let gateway = start(settings()).await;
     let mut client = gateway.connect("alice").await;
-    *gateway.fanout.refuse.lock().unwrap() = Some(Limit::Rate(Duration::from_secs(6)));
-    client.ask("one").await;
-    let frame = client.json().await;
+    *gateway.fanout.refusal.lock().unwrap() = Some(Limit::Rate(Duration::from_secs(6)));
+    client.send_message("one").await;
+    let frame = client.next_json().await;
     assert_eq!(frame["type"], "error");
     assert_eq!(frame["code"], "rate_limited");
     assert_eq!(frame["message"], "Rate limit exceeded. Please slow down.");
     assert!(gateway.log.is_empty());
     for _ in 0..98 {
-        client.ask("again").await;
-        assert_eq!(client.json().await["code"], "rate_limited");
+        client.send_message("again").await;
+        assert_eq!(client.next_json().await["code"], "rate_limited");
     }
-    client.ask("the hundredth").await;
-    assert_eq!(client.closed().await, 4429);
+    client.send_message("the hundredth").await;
+    assert_eq!(client.close_code().await, 4429);
 }
 
 #[tokio::test]
-async fn with_the_fan_out_away_messages_are_refused_or_taken_as_it_is_set() {
-    for open in [false, true] {
+async fn messages_without_fanout_are_refused_or_accepted_as_configured() {
+    for fail_open in [false, true] {
         let gateway = start(GatewaySettings {
             produce_timeout: Duration::from_millis(400),
-            rate_fail_open: open,
+            rate_fail_open: fail_open,
             ..settings()
         })
         .await;
         let mut client = gateway.connect("alice").await;
         gateway
             .fanout
-            .away
+            .is_unavailable
             .store(true, std::sync::atomic::Ordering::SeqCst);
-        client.ask("hello").await;
-        if open {
-            let taken = timeout(PATIENCE, gateway.log.records(1)).await;
-            assert_eq!(taken.unwrap().len(), 1);
+        client.send_message("hello").await;
+        if fail_open {
+            let records = timeout(TEST_TIMEOUT, gateway.log.records(1)).await;
+            assert_eq!(records.unwrap().len(), 1);
         } else {
-            assert_eq!(client.json().await["code"], "unavailable");
+            assert_eq!(client.next_json().await["code"], "unavailable");
             assert!(gateway.log.is_empty());
         }
     }
 }
 
 #[tokio::test]
-async fn with_the_fan_out_known_to_be_away_nobody_waits_for_it() {
+async fn message_does_not_wait_for_a_fanout_known_to_be_unavailable() {
     let gateway = start(GatewaySettings {
         produce_timeout: Duration::from_millis(400),
         ..settings()
@@ -148,17 +152,17 @@ async fn with_the_fan_out_known_to_be_away_nobody_waits_for_it() {
     while gateway.health.unavailable_for("redis") <= Duration::from_millis(200) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    // The fan-out would answer: refused is refused without having asked it.
-    client.ask("hello").await;
-    assert_eq!(client.json().await["code"], "unavailable");
+    // The fan-out would respond, so the refusal shows that it was not called.
+    client.send_message("hello").await;
+    assert_eq!(client.next_json().await["code"], "unavailable");
     gateway.health.set("redis", Ok(()));
-    client.ask("hello").await;
-    let taken = timeout(PATIENCE, gateway.log.records(1)).await;
-    assert_eq!(taken.unwrap().len(), 1);
+    client.send_message("hello").await;
+    let records = timeout(TEST_TIMEOUT, gateway.log.records(1)).await;
+    assert_eq!(records.unwrap().len(), 1);
 }
 
 #[tokio::test]
-async fn revoking_closes_the_users_sockets_and_nobody_elses() {
+async fn revocation_closes_the_connections_of_its_user_only() {
     let gateway = start(GatewaySettings {
         auth: AuthMode::Stored,
         token_endpoint: TokenEndpoint::Open,
@@ -174,7 +178,7 @@ async fn revoking_closes_the_users_sockets_and_nobody_elses() {
         let body: Value = serde_json::from_str(&body).unwrap();
         let token = body["token"].as_str().unwrap().to_owned();
         let query = format!("?token={token}&userid={name}");
-        clients.push((upgraded(&gateway, &query, &[]).await, query));
+        clients.push((connect_when_ready(&gateway, &query, &[]).await, query));
     }
     let key = "\r\nAuthorization: Bearer the-admin-key";
     for (head, status) in [
@@ -188,14 +192,14 @@ async fn revoking_closes_the_users_sockets_and_nobody_elses() {
     }
     let (mut bob, _) = clients.pop().unwrap();
     for (mut client, query) in clients {
-        assert_eq!(client.closed().await, 4401);
+        assert_eq!(client.close_code().await, 4401);
         assert_eq!(gateway.try_upgrade(&query, &[]).await.0, 401);
     }
     bob.expect_no_frame().await;
 }
 
 #[tokio::test]
-async fn without_an_admin_key_nobody_revokes() {
+async fn revocation_requires_a_configured_admin_key() {
     let gateway = start(settings()).await;
     let (status, _, _) = gateway.http("DELETE /token?userid=alice HTTP/1.1").await;
     assert_eq!(status, 404);

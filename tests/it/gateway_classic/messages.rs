@@ -1,4 +1,4 @@
-//! What clients send: bad input, order, the log's faults, slow and silent clients, drain.
+//! Messages from clients: invalid input, order, faults of the log, slow and silent clients, drain.
 
 use std::sync::atomic::Ordering;
 
@@ -8,7 +8,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 use super::*;
 
 #[tokio::test]
-async fn bad_input_gets_an_answer_and_harms_nothing() {
+async fn invalid_frame_is_answered_and_not_produced() {
     let gateway = start(settings()).await;
     let mut client = gateway.connect("alice").await;
     let long = format!(r#"{{"type":"message","content":"{}"}}"#, "x".repeat(8001));
@@ -24,7 +24,7 @@ async fn bad_input_gets_an_answer_and_harms_nothing() {
         (&long, "too_large"),
     ] {
         client.send_text(frame).await;
-        let answer = client.json().await;
+        let answer = client.next_json().await;
         assert_eq!(answer["type"], "error");
         assert_eq!(answer["code"], code, "{frame}");
         assert_eq!(answer["userid"], "alice");
@@ -34,15 +34,15 @@ async fn bad_input_gets_an_answer_and_harms_nothing() {
         assert!(correlation_id.starts_with(&client.correlation_id));
         assert_eq!(answer.as_object().unwrap().len(), 5, "{answer}");
     }
-    client.ask("a\0b\u{7}").await;
+    client.send_message("a\0b\u{7}").await;
     let records = gateway.log.records(1).await;
-    assert_eq!(records.len(), 1, "nothing else was produced");
+    assert_eq!(records.len(), 1, "no other record was produced");
     let value: Value = serde_json::from_slice(&records[0].1.value).unwrap();
     assert_eq!(value["content"], "ab\u{7}");
 }
 
 #[tokio::test]
-async fn what_breaks_the_websocket_protocol_is_closed_with_its_code() {
+async fn websocket_protocol_error_is_closed_with_its_code() {
     let gateway = start(settings()).await;
     let frame = |payload: &'static [u8], kind| {
         Message::Frame(Frame::message(payload, OpCode::Data(kind), true))
@@ -55,25 +55,27 @@ async fn what_breaks_the_websocket_protocol_is_closed_with_its_code() {
         (frame(b"x", Data::Reserved(3)), 1002),
     ] {
         let client = gateway.connect("alice").await;
-        // A client that sends much may still be writing when it is closed.
+        // The client may still be writing a large message when the gateway closes.
         let (mut sink, stream) = client.stream.split();
         let sending = tokio::spawn(async move {
             let _ = sink.send(message).await;
             sink
         });
-        let closed = timeout(PATIENCE, stream.collect::<Vec<_>>()).await.unwrap();
+        let received = timeout(TEST_TIMEOUT, stream.collect::<Vec<_>>())
+            .await
+            .unwrap();
         drop(sending.await.unwrap());
-        let closed = closed.into_iter().find_map(|message| match message {
+        let close_frame = received.into_iter().find_map(|message| match message {
             Ok(Message::Close(frame)) => frame,
             _ => None,
         });
-        assert_eq!(u16::from(closed.unwrap().code), code);
+        assert_eq!(u16::from(close_frame.unwrap().code), code);
     }
     gateway.connect("alice").await.expect_no_frame().await;
 }
 
 #[tokio::test]
-async fn messages_of_a_socket_are_produced_in_their_order_and_whole() {
+async fn messages_of_a_connection_are_produced_completely_and_in_order() {
     let gateway = start(settings()).await;
     gateway.connect("alice").await;
     let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
@@ -85,7 +87,7 @@ async fn messages_of_a_socket_are_produced_in_their_order_and_whole() {
     let query = "?token=t&userid=alice";
     let mut client = gateway.upgrade(query, &headers).await.unwrap();
     for number in 0..300 {
-        client.ask(&number.to_string()).await;
+        client.send_message(&number.to_string()).await;
     }
     let records = gateway.log.records(300).await;
     let mut ids = std::collections::HashSet::new();
@@ -115,7 +117,7 @@ async fn messages_of_a_socket_are_produced_in_their_order_and_whole() {
 }
 
 #[tokio::test]
-async fn a_message_that_is_not_acknowledged_in_time_is_answered_as_unavailable() {
+async fn message_without_acknowledgement_in_time_is_answered_unavailable() {
     let gateway = start(GatewaySettings {
         produce_timeout: Duration::from_millis(300),
         open_check: Duration::from_millis(50),
@@ -124,46 +126,46 @@ async fn a_message_that_is_not_acknowledged_in_time_is_answered_as_unavailable()
     .await;
     let mut client = gateway.connect("alice").await;
     gateway.log.acknowledge(false);
-    client.ask("x").await;
-    let answer = client.json().await;
+    client.send_message("x").await;
+    let answer = client.next_json().await;
     assert_eq!(answer["code"], "unavailable");
     assert_eq!(answer["message"], "Service temporarily unavailable");
-    // The log had it after all.
+    // The record was appended, although its acknowledgement is missing.
     let records = gateway.log.records(1).await;
     let value: Value = serde_json::from_slice(&records[0].1.value).unwrap();
     let id = value["message_id"].as_str().unwrap();
     gateway
         .fanout
-        .keep_only("alice", 1, &fakes::answer("alice", id, 1, "late"));
-    assert_eq!(client.json().await["content"], "late");
+        .store_frame("alice", 1, &fakes::terminal_frame("alice", id, 1, "late"));
+    assert_eq!(client.next_json().await["content"], "late");
 
-    gateway.log.refusing.store(true, Ordering::SeqCst);
-    client.ask("x").await;
-    assert_eq!(client.json().await["code"], "internal");
-    gateway.fanout.away.store(true, Ordering::SeqCst);
-    client.ask("x").await;
-    assert_eq!(client.json().await["code"], "unavailable");
+    gateway.log.is_refusing.store(true, Ordering::SeqCst);
+    client.send_message("x").await;
+    assert_eq!(client.next_json().await["code"], "internal");
+    gateway.fanout.is_unavailable.store(true, Ordering::SeqCst);
+    client.send_message("x").await;
+    assert_eq!(client.next_json().await["code"], "unavailable");
     assert_eq!(gateway.log.records(1).await.len(), 1);
 }
 
 #[tokio::test]
-async fn unacknowledged_messages_are_bounded_and_the_rest_waits_in_the_socket() {
+async fn unacknowledged_messages_are_bounded_and_later_ones_stay_in_the_socket() {
     let gateway = start(settings()).await;
     let mut client = gateway.connect("alice").await;
     gateway.log.acknowledge(false);
     for _ in 0..200 {
-        client.ask("x").await;
+        client.send_message("x").await;
     }
     gateway.log.records(64).await;
-    // Another client's message overtakes what waits.
-    gateway.connect("bob").await.ask("y").await;
+    // The message of another client is not blocked.
+    gateway.connect("bob").await.send_message("y").await;
     assert_eq!(gateway.log.records(65).await.len(), 65);
     gateway.log.acknowledge(true);
     assert_eq!(gateway.log.records(201).await.len(), 201);
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_is_closed_and_holds_up_nobody() {
+async fn client_that_does_not_read_is_closed_and_delays_no_other() {
     let gateway = start(GatewaySettings {
         outbound_queue_bytes: 65_536,
         ..settings()
@@ -177,26 +179,26 @@ async fn a_client_that_does_not_read_is_closed_and_holds_up_nobody() {
         gateway.fanout.deliver("slow", &id, number, &big).await;
     }
     gateway.fanout.deliver("quick", "q", 1, "here").await;
-    assert_eq!(quick.json().await["content"], "here");
-    assert_eq!(slow.closed().await, 4409);
+    assert_eq!(quick.next_json().await["content"], "here");
+    assert_eq!(slow.close_code().await, 4409);
 }
 
 #[tokio::test]
-async fn a_client_that_answers_no_ping_is_closed() {
+async fn client_that_answers_no_ping_is_closed() {
     let gateway = start(GatewaySettings {
         ping_interval: Duration::from_millis(100),
         ping_timeout: Duration::from_millis(100),
         ..settings()
     })
     .await;
-    // Pongs are sent while reading: this one reads only when all is over.
+    // The client library sends pongs while reading, and this client does not read until the end.
     let mut silent = gateway.connect("silent").await;
     while gateway.health().await["total_connections"] != 0 {}
-    assert_eq!(silent.closed().await, 4408);
+    assert_eq!(silent.close_code().await, 4408);
 }
 
 #[tokio::test]
-async fn a_client_that_answers_pings_stays() {
+async fn client_that_answers_pings_stays_connected() {
     let gateway = start(GatewaySettings {
         ping_interval: Duration::from_millis(50),
         ping_timeout: Duration::from_secs(2),
@@ -206,7 +208,7 @@ async fn a_client_that_answers_pings_stays() {
     let mut client = gateway.connect("alice").await;
     let mut pings = 0;
     while pings < 5 {
-        if timeout(PATIENCE, client.stream.next())
+        if timeout(TEST_TIMEOUT, client.stream.next())
             .await
             .unwrap()
             .unwrap()
@@ -220,32 +222,32 @@ async fn a_client_that_answers_pings_stays() {
 }
 
 #[tokio::test]
-async fn a_draining_gateway_acknowledges_what_it_has_read_and_says_goodbye() {
+async fn drain_acknowledges_received_messages_and_sends_close_frames() {
     let mut gateway = start(settings()).await;
     let mut idle = gateway.connect("idle").await;
     let mut busy = gateway.connect("busy").await;
     gateway.log.acknowledge(false);
-    busy.ask("last words").await;
+    busy.send_message("last words").await;
     gateway.log.records(1).await;
     gateway.drain.cancel();
-    assert_eq!(idle.closed().await, 1001);
-    // The other is still waited for, and still gets what comes.
+    assert_eq!(idle.close_code().await, 1001);
+    // The busy connection stays open and still receives frames.
     assert!(!gateway.served.is_finished());
     gateway
         .fanout
         .deliver("busy", "b", 1, "before the end")
         .await;
-    assert_eq!(busy.json().await["content"], "before the end");
+    assert_eq!(busy.next_json().await["content"], "before the end");
     gateway.log.acknowledge(true);
-    assert_eq!(busy.closed().await, 1001);
+    assert_eq!(busy.close_code().await, 1001);
     drop((idle, busy));
-    let served = timeout(PATIENCE, &mut gateway.served).await.unwrap();
+    let served = timeout(TEST_TIMEOUT, &mut gateway.served).await.unwrap();
     served.unwrap().unwrap();
     assert!(TcpStream::connect(gateway.addr).await.is_err());
 }
 
 #[tokio::test]
-async fn a_drain_ends_in_time_although_the_log_never_answers() {
+async fn drain_ends_in_time_without_acknowledgements() {
     let mut gateway = start(GatewaySettings {
         drain_timeout: Duration::from_millis(300),
         ..settings()
@@ -253,7 +255,7 @@ async fn a_drain_ends_in_time_although_the_log_never_answers() {
     .await;
     let mut client = gateway.connect("alice").await;
     gateway.log.acknowledge(false);
-    client.ask("x").await;
+    client.send_message("x").await;
     gateway.log.records(1).await;
     gateway.drain.cancel();
     let served = timeout(Duration::from_secs(8), &mut gateway.served).await;
@@ -261,7 +263,7 @@ async fn a_drain_ends_in_time_although_the_log_never_answers() {
 }
 
 #[tokio::test]
-async fn a_drain_waits_no_longer_for_what_never_came_to_the_log() {
+async fn drain_does_not_wait_for_messages_that_were_never_appended() {
     let produce_timeout = Duration::from_secs(1);
     let mut gateway = start(GatewaySettings {
         produce_timeout,
@@ -271,21 +273,21 @@ async fn a_drain_waits_no_longer_for_what_never_came_to_the_log() {
     .await;
     let mut first = gateway.connect("alice").await;
     gateway.log.acknowledge(false);
-    first.ask("admitted, and not acknowledged").await;
+    first.send_message("admitted, and not acknowledged").await;
     gateway.log.records(1).await;
-    assert_eq!(first.json().await["code"], "unavailable");
-    // Another connection hears of it as pending.
+    assert_eq!(first.next_json().await["code"], "unavailable");
+    // A second connection learns of the message as pending.
     let mut second = gateway.connect("alice").await;
-    let began = std::time::Instant::now();
+    let drain_start = std::time::Instant::now();
     gateway.drain.cancel();
-    assert_eq!(first.closed().await, 1001);
-    assert_eq!(second.closed().await, 1001);
+    assert_eq!(first.close_code().await, 1001);
+    assert_eq!(second.close_code().await, 1001);
     assert!(
-        began.elapsed() < produce_timeout * 5,
+        drain_start.elapsed() < produce_timeout * 5,
         "{:?}",
-        began.elapsed()
+        drain_start.elapsed()
     );
     drop((first, second));
-    let served = timeout(PATIENCE, &mut gateway.served).await.unwrap();
+    let served = timeout(TEST_TIMEOUT, &mut gateway.served).await.unwrap();
     served.unwrap().unwrap();
 }

@@ -1,5 +1,5 @@
-//! The gateway on the classic protocol, over real sockets, with a log and a fan-out whose faults
-//! the tests decide.
+//! The gateway on the classic protocol, over real sockets, with a fake log and a fake fan-out whose
+//! faults the tests control.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,17 +21,17 @@ use tokio_util::sync::CancellationToken;
 
 use self::fakes::{FakeFanout, FakeLog};
 
+mod access;
 mod answers;
-mod door;
 pub(crate) mod fakes;
-mod heads;
+mod idle_connections;
 mod limits;
 mod messages;
-mod signed;
-mod silent;
+mod request_heads;
+mod signed_tokens;
 
-/// Far above what anything here takes; reached only by a failure.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Upper bound of every wait; only a failure reaches it.
+const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 struct Gateway {
     addr: SocketAddr,
@@ -109,7 +109,7 @@ struct Client {
 }
 
 impl Gateway {
-    /// A request as it is written, and the status and body of its answer.
+    /// Sends a request and returns the status, the head in lower case, and the body of the response.
     async fn http(&self, head: &str) -> (u16, String, String) {
         let mut stream = TcpStream::connect(self.addr).await.unwrap();
         let host = if head.contains("Host:") {
@@ -120,7 +120,7 @@ impl Gateway {
         let request = format!("{head}\r\n{host}Connection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
-        timeout(PATIENCE, stream.read_to_string(&mut answer))
+        timeout(TEST_TIMEOUT, stream.read_to_string(&mut answer))
             .await
             .unwrap()
             .unwrap();
@@ -129,11 +129,11 @@ impl Gateway {
         (status, head.to_ascii_lowercase(), body.to_owned())
     }
 
-    /// The status and the body of a refused upgrade, or the status 101.
+    /// The status and body of a refused upgrade, or 101.
     async fn try_upgrade(&self, query: &str, headers: &[(&'static str, &str)]) -> (u16, String) {
         match self.upgrade(query, headers).await {
             Ok(_) => (101, String::new()),
-            Err(refused) => refused,
+            Err(refusal) => refusal,
         }
     }
 
@@ -148,7 +148,7 @@ impl Gateway {
             request.headers_mut().insert(*name, value.parse().unwrap());
         }
         let stream = TcpStream::connect(self.addr).await.unwrap();
-        match timeout(PATIENCE, client_async(request, stream))
+        match timeout(TEST_TIMEOUT, client_async(request, stream))
             .await
             .unwrap()
         {
@@ -167,7 +167,7 @@ impl Gateway {
         }
     }
 
-    /// Connects, and waits until its frames reach it: until its mailbox was looked at.
+    /// Connects and waits until the mailbox was read: from then on, published frames arrive.
     async fn connect(&self, name: &str) -> Client {
         let mut reads = self.fanout.reads.subscribe();
         let before = *reads.borrow_and_update();
@@ -175,18 +175,18 @@ impl Gateway {
         loop {
             match self.upgrade(&query, &[]).await {
                 Ok(client) => {
-                    timeout(PATIENCE, reads.wait_for(|n| *n > before))
+                    timeout(TEST_TIMEOUT, reads.wait_for(|n| *n > before))
                         .await
                         .unwrap()
                         .unwrap();
-                    // The server acts on the look after it has got it: a refused frame is
-                    // answered after that.
+                    // The gateway applies the result after the read has returned. The error for an
+                    // invalid frame comes after that.
                     let mut client = client;
                     client.send_text("?").await;
-                    assert_eq!(client.json().await["code"], "invalid_message");
+                    assert_eq!(client.next_json().await["code"], "invalid_message");
                     return client;
                 }
-                // The feed is opened while the first clients come.
+                // The gateway refuses clients until its subscription is open.
                 Err((503, _)) => tokio::task::yield_now().await,
                 Err(other) => panic!("{other:?}"),
             }
@@ -205,27 +205,27 @@ impl Client {
         self.stream.send(Message::text(text)).await.unwrap();
     }
 
-    async fn ask(&mut self, content: &str) {
+    async fn send_message(&mut self, content: &str) {
         let frame = serde_json::json!({"type": "message", "content": content});
         self.send_text(&frame.to_string()).await;
     }
 
     async fn next(&mut self) -> Message {
         loop {
-            let message = timeout(PATIENCE, self.stream.next()).await;
-            match message.expect("no frame came").unwrap().unwrap() {
+            let message = timeout(TEST_TIMEOUT, self.stream.next()).await;
+            match message.expect("no frame arrived").unwrap().unwrap() {
                 Message::Ping(_) | Message::Pong(_) => {}
                 message => return message,
             }
         }
     }
 
-    async fn json(&mut self) -> Value {
+    async fn next_json(&mut self) -> Value {
         serde_json::from_str(self.next().await.to_text().unwrap()).unwrap()
     }
 
-    /// The code of the close frame, after whatever comes before it.
-    async fn closed(&mut self) -> u16 {
+    /// The code of the close frame; other frames before it are skipped.
+    async fn close_code(&mut self) -> u16 {
         loop {
             if let Message::Close(frame) = self.next().await {
                 return frame.unwrap().code.into();
@@ -233,10 +233,10 @@ impl Client {
         }
     }
 
-    /// Nothing was sent to this client up to now: what it is sent next comes first.
+    /// Asserts that no frame is on its way: the next one is the error for an invalid frame.
     async fn expect_no_frame(&mut self) {
         self.send_text("?").await;
-        let frame = self.json().await;
+        let frame = self.next_json().await;
         assert_eq!(frame["code"], "invalid_message", "{frame}");
     }
 }

@@ -1,4 +1,4 @@
-//! Signed tokens at the door: handed out, brought in each way, ended.
+//! Signed tokens: issued, presented in each possible place, expired.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -10,7 +10,7 @@ use super::*;
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
-fn signed() -> GatewaySettings {
+fn signed_settings() -> GatewaySettings {
     GatewaySettings {
         auth: AuthMode::Jwt,
         jwt: Some(JwtSettings {
@@ -32,16 +32,16 @@ fn token(user: &str, seconds: i64) -> String {
 }
 
 #[tokio::test]
-async fn a_signed_token_is_taken_from_query_header_and_subprotocol() {
-    let gateway = start(signed()).await;
+async fn signed_token_is_accepted_in_query_header_and_subprotocol() {
+    let gateway = start(signed_settings()).await;
     let (status, _, body) = gateway.http("POST /token?userid=alice HTTP/1.1").await;
     assert_eq!(status, 200, "{body}");
     let body: Value = serde_json::from_str(&body).unwrap();
-    let good = body["token"].as_str().unwrap();
-    let query = format!("?userid=alice&token={good}");
+    let token_text = body["token"].as_str().unwrap();
+    let query = format!("?userid=alice&token={token_text}");
     while gateway.try_upgrade(&query, &[]).await.0 == 503 {}
-    let (alice, bearer) = ("?userid=alice", format!("Bearer {good}"));
-    let entry = format!("bearer.{good}");
+    let (alice, bearer) = ("?userid=alice", format!("Bearer {token_text}"));
+    let entry = format!("bearer.{token_text}");
     assert_eq!(gateway.try_upgrade(&query, &[]).await.0, 101);
     let header = [("authorization", bearer.as_str())];
     assert_eq!(gateway.try_upgrade(alice, &header).await.0, 101);
@@ -49,7 +49,7 @@ async fn a_signed_token_is_taken_from_query_header_and_subprotocol() {
     assert_eq!(gateway.try_upgrade(alice, &[]).await.0, 401);
     let old = format!("?userid=alice&token={}", token("alice", -60));
     assert_eq!(gateway.try_upgrade(&old, &[]).await.0, 401);
-    // The client library refuses an upgrade that names no subprotocol: by hand.
+    // The client library rejects a response without a subprotocol, so the request is sent by hand.
     let mut stream = TcpStream::connect(gateway.addr).await.unwrap();
     let request = format!(
         "GET /ws{alice} HTTP/1.1\r\nHost: {}\r\nUpgrade: websocket\r\n\
@@ -60,18 +60,21 @@ async fn a_signed_token_is_taken_from_query_header_and_subprotocol() {
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut head = String::new();
     while !head.ends_with("\r\n\r\n") {
-        let byte = timeout(PATIENCE, stream.read_u8()).await.unwrap().unwrap();
+        let byte = timeout(TEST_TIMEOUT, stream.read_u8())
+            .await
+            .unwrap()
+            .unwrap();
         head.push(char::from(byte.to_ascii_lowercase()));
     }
     assert!(head.starts_with("http/1.1 101"), "{head}");
     assert!(!head.contains("sec-websocket-protocol"), "{head}");
-    assert!(!head.contains(&good.to_ascii_lowercase()), "{head}");
+    assert!(!head.contains(&token_text.to_ascii_lowercase()), "{head}");
 }
 
 #[tokio::test]
-async fn a_connection_ends_when_its_signed_token_does() {
-    let gateway = start(signed()).await;
-    // Thirty seconds of skew are granted to it.
+async fn connection_is_closed_when_its_signed_token_expires() {
+    let gateway = start(signed_settings()).await;
+    // Thirty seconds of clock skew are tolerated.
     let query = format!("?userid=alice&token={}", token("alice", -27));
     let mut client = loop {
         match gateway.upgrade(&query, &[]).await {
@@ -80,11 +83,11 @@ async fn a_connection_ends_when_its_signed_token_does() {
             Err(other) => panic!("{other:?}"),
         }
     };
-    assert_eq!(client.closed().await, 4401);
+    assert_eq!(client.close_code().await, 4401);
 }
 
 #[tokio::test]
-async fn nothing_is_handed_out_where_nothing_can_sign() {
+async fn token_endpoint_does_not_exist_without_a_signing_key() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("keys.json");
     let public =
@@ -96,7 +99,7 @@ async fn nothing_is_handed_out_where_nothing_can_sign() {
             audience: Vec::new(),
             issuer: Vec::new(),
         }),
-        ..signed()
+        ..signed_settings()
     })
     .await;
     let (status, _, _) = gateway.http("POST /token?userid=alice HTTP/1.1").await;

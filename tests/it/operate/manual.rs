@@ -156,7 +156,7 @@ fn every_command_of_the_manual_is_one_that_there_is() {
 fn every_setting_and_metric_of_the_manual_is_one_that_there_is() {
     let manual = file("docs/operations.md");
     let (_, defaults, _) = ProcessSpec::new(&["config", "default"]).run();
-    let metrics: BTreeSet<&str> = crate::monitoring::declared()
+    let metrics: BTreeSet<&str> = crate::monitoring::declared_metrics()
         .iter()
         .map(|m| m.name)
         .collect();
