@@ -17,7 +17,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use crate::app;
 use crate::config::{self, Config, ConfigErrors, Flag, Role, Sources};
 use crate::protocol::ids::UserId;
-use crate::tools::{Misused, chat, dlq, doctor, load_test, mock_openai, print, token};
+use crate::tools::{UsageError, chat, dlq, doctor, load_test, mock_openai, print, token};
 
 mod healthcheck;
 
@@ -198,7 +198,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             eprintln!("error: {error:#}");
             let is_usage_error = error.downcast_ref::<ConfigErrors>().is_some()
                 || error.downcast_ref::<app::UnusableSetting>().is_some()
-                || error.downcast_ref::<Misused>().is_some();
+                || error.downcast_ref::<UsageError>().is_some();
             let no_test = error.downcast_ref::<load_test::TestNotStarted>().is_some();
             ExitCode::from(if is_usage_error {
                 2
@@ -254,7 +254,7 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
             }
             Ok(())
         }
-        Command::Config(ConfigCommand::Default) => print(&config::default_file()),
+        Command::Config(ConfigCommand::Default) => print(&config::default_config_file()),
         Command::MockOpenai(args) => mock_openai::run(args, print),
         Command::LoadTest(args) => return load_test::run(args, print),
         Command::Healthcheck { role, url } => {
@@ -309,7 +309,7 @@ fn load(role: Role, common: Common, role_flags: Vec<Flag>) -> Result<Config, Con
             .map(|level| flag("--log-level", "log.level", level)),
     );
     flags.extend(role_flags);
-    Config::load(role, &Sources::of_process(common.config, flags))
+    Config::load(role, &Sources::from_process(common.config, flags))
 }
 
 fn run_role(role: Role, common: Common, flags: Vec<Flag>) -> anyhow::Result<()> {
@@ -348,13 +348,13 @@ fn run_token(common: Common, command: TokenCommand) -> anyhow::Result<()> {
             } else {
                 token
             };
-            let good = runtime.block_on(token::verify(&config, &user(&userid)?, &token))?;
-            if !good.looked_up {
+            let valid = runtime.block_on(token::verify(&config, &user(&userid)?, &token))?;
+            if !valid.is_revocation_checked {
                 eprintln!(
                     "whether it was revoked was not looked up: REDIS_URL and REDIS_HOST are not set"
                 );
             }
-            print(&format!("good for {} s\n", good.left.as_secs()))
+            print(&format!("good for {} s\n", valid.expires_in.as_secs()))
         }
         TokenCommand::Revoke { userid } => {
             runtime.block_on(token::revoke(&config, &user(&userid)?))?;
@@ -375,9 +375,9 @@ fn small_runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 fn run_doctor(common: &Common, arguments: &doctor::Arguments) -> anyhow::Result<()> {
     let data_dir = arguments.data_dir.clone().into_iter();
     let data_dir: Vec<Flag> = data_dir.flat_map(data_dir_flags).collect();
-    let mut loaded = doctor::Loaded {
-        configs: Vec::new(),
-        wrong: Vec::new(),
+    let mut loaded = doctor::LoadedConfigs {
+        valid: Vec::new(),
+        invalid: Vec::new(),
     };
     let roles = match arguments.role {
         Some(role) => vec![role],
@@ -387,7 +387,7 @@ fn run_doctor(common: &Common, arguments: &doctor::Arguments) -> anyhow::Result<
         None => {
             let mut any = Role::ALL.iter();
             let any = any.find_map(|role| load(*role, common.clone(), Vec::new()).ok());
-            if any.is_some_and(|config| !config.names_servers()) {
+            if any.is_some_and(|config| !config.has_kafka_or_redis_address()) {
                 vec![Role::AllInOne]
             } else {
                 vec![Role::Gateway, Role::AiWorker, Role::Relay]
@@ -400,8 +400,8 @@ fn run_doctor(common: &Common, arguments: &doctor::Arguments) -> anyhow::Result<
             _ => Vec::new(),
         };
         match load(role, common.clone(), flags) {
-            Ok(config) => loaded.configs.push(config),
-            Err(errors) => loaded.wrong.push((role, errors)),
+            Ok(config) => loaded.valid.push(config),
+            Err(errors) => loaded.invalid.push((role, errors)),
         }
     }
     let runtime = small_runtime()?;
@@ -422,7 +422,7 @@ fn run_dlq(common: Common, arguments: dlq::Arguments) -> anyhow::Result<()> {
         dlq::Location::Running(load(Role::AllInOne, common, flags)?, url)
     } else {
         let scaled = load(Role::AiWorker, common.clone(), Vec::new())?;
-        if folder.is_none() && scaled.names_servers() {
+        if folder.is_none() && scaled.has_kafka_or_redis_address() {
             app::validate(&scaled)?;
             dlq::Location::Kafka(scaled)
         } else {

@@ -2,8 +2,9 @@
 
 use std::hint::black_box;
 
-use chatmesh::protocol::frame::{Published, parse_classic};
+use chatmesh::protocol::classic;
 use chatmesh::protocol::ids::{ConversationId, MessageId, UserId};
+use chatmesh::protocol::published::PublishedFrame;
 use chatmesh::protocol::record::{QuestionRecord, Terminal};
 use chatmesh::protocol::v1;
 use criterion::{Criterion, Throughput};
@@ -27,7 +28,7 @@ pub(crate) fn all(criterion: &mut Criterion) {
     let classic = format!(r#"{{"type":"message","content":"{CONTENT}","userid":"user123"}}"#);
     group.throughput(Throughput::Bytes(classic.len() as u64));
     group.bench_function("parse a classic message", |bencher| {
-        bencher.iter(|| parse_classic(black_box(&classic), &user, 8000).unwrap());
+        bencher.iter(|| classic::parse_message(black_box(&classic), &user, 8000).unwrap());
     });
 
     let v1 = format!(
@@ -35,7 +36,7 @@ pub(crate) fn all(criterion: &mut Criterion) {
     );
     group.throughput(Throughput::Bytes(v1.len() as u64));
     group.bench_function("parse a chatmesh.v1 message", |bencher| {
-        bencher.iter(|| v1::parse(black_box(&v1), &user, 8000).unwrap());
+        bencher.iter(|| v1::parse_client_frame(black_box(&v1), &user, 8000).unwrap());
     });
 
     let message_id = MessageId::random();
@@ -63,21 +64,21 @@ pub(crate) fn all(criterion: &mut Criterion) {
     group.throughput(Throughput::Bytes(published.len() as u64));
     group.bench_function("parse and serialize an answer record", |bencher| {
         bencher.iter(|| {
-            Terminal::parse(black_box(published.as_bytes()))
+            TerminalRecord::parse(black_box(published.as_bytes()))
                 .unwrap()
                 .to_json()
         });
     });
     group.bench_function("published answer to classic frame", |bencher| {
         bencher.iter(|| {
-            let frame = Published::parse(black_box(published.as_bytes())).unwrap();
-            frame.to_classic(&user).unwrap()
+            let frame = PublishedFrame::parse(black_box(published.as_bytes())).unwrap();
+            classic::encode_published(frame, &user).unwrap()
         });
     });
     group.bench_function("published answer to chatmesh.v1 frame", |bencher| {
         bencher.iter(|| {
-            let frame = Published::parse(black_box(published.as_bytes())).unwrap();
-            v1::of_published(&frame, &user).unwrap()
+            let frame = PublishedFrame::parse(black_box(published.as_bytes())).unwrap();
+            v1::encode_published(&frame, &user).unwrap()
         });
     });
 
@@ -85,8 +86,8 @@ pub(crate) fn all(criterion: &mut Criterion) {
     group.throughput(Throughput::Bytes(delta.len() as u64));
     group.bench_function("published delta to chatmesh.v1 frame", |bencher| {
         bencher.iter(|| {
-            let frame = Published::parse(black_box(delta.as_bytes())).unwrap();
-            v1::of_published(&frame, &user).unwrap()
+            let frame = PublishedFrame::parse(black_box(delta.as_bytes())).unwrap();
+            v1::encode_published(&frame, &user).unwrap()
         });
     });
     group.finish();

@@ -1,5 +1,5 @@
-//! What must hold whatever bytes come from the network: one function for each kind of input, for
-//! the fuzzer and for the property tests (`tests/it/parsers.rs`). Each panics when it does not hold.
+//! Checks of all parsers of untrusted input, one function per kind of input. The fuzzer and the
+//! property tests (`tests/it/parsers.rs`) call them. A function panics if a check fails.
 
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
@@ -8,11 +8,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use chatmesh::config::settings::{JwtKeys, JwtSettings};
 use chatmesh::gateway::JwtVerifier;
-use chatmesh::protocol::frame::{Published, parse_classic};
+use chatmesh::protocol::classic;
 use chatmesh::protocol::ids::{ClientMessageId, ConversationId, MessageId, UserId};
 use chatmesh::protocol::log_record::Record;
 use chatmesh::protocol::position::Position;
-use chatmesh::protocol::record::{Question, QuestionRecord, Terminal, header};
+use chatmesh::protocol::published::PublishedFrame;
+use chatmesh::protocol::record::{Question, QuestionRecord, TerminalRecord, header};
 use chatmesh::protocol::trace_context::TraceContext;
 use chatmesh::protocol::v1::{self, ClientFrame};
 use futures_util::FutureExt as _;
@@ -21,8 +22,8 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
-/// Characters that a message of these tests may have.
-const LIMIT: usize = 60;
+/// `MAX_CONTENT_CHARS` of these tests.
+const MAX_CONTENT_CHARS: usize = 60;
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
@@ -30,47 +31,51 @@ fn alice() -> UserId {
     UserId::parse("alice").expect("a userid")
 }
 
-fn is_identifier(text: &str, most: usize) -> bool {
-    let safe = |byte: u8| byte.is_ascii_alphanumeric() || b"._:@|+-".contains(&byte);
-    (1..=most).contains(&text.len()) && text.bytes().all(safe)
+fn is_identifier(text: &str, max_length: usize) -> bool {
+    let is_safe = |byte: u8| byte.is_ascii_alphanumeric() || b"._:@|+-".contains(&byte);
+    (1..=max_length).contains(&text.len()) && text.bytes().all(is_safe)
 }
 
-fn assert_is_content(content: &str) {
-    assert!(content.chars().count() <= LIMIT);
+fn assert_valid_content(content: &str) {
+    assert!(content.chars().count() <= MAX_CONTENT_CHARS);
     assert!(!content.trim().is_empty() && !content.contains('\0'));
 }
 
-/// Every string in a text's JSON that is long enough to be told from our own words.
-fn assert_quotes_nothing(said: &str, frame: &str) {
-    assert!(said.starts_with("Invalid message"), "{said}");
-    assert!(said.len() < 200, "{said}");
+/// Asserts that the text of a rejection contains no long string of the frame.
+fn assert_no_quote(text: &str, frame: &str) {
+    assert!(text.starts_with("Invalid message"), "{text}");
+    assert!(text.len() < 200, "{text}");
     if let Ok(Value::Object(fields)) = serde_json::from_str::<Value>(frame) {
-        for text in fields.values().filter_map(Value::as_str) {
+        for value in fields.values().filter_map(Value::as_str) {
             assert!(
-                text.len() < 40 || !said.contains(text),
-                "{said:?} quotes {text:?}"
+                value.len() < 40 || !text.contains(value),
+                "{text:?} quotes {value:?}"
             );
         }
     }
 }
 
-/// A client's frame is taken or refused, within its bounds, and what is taken can be said again.
+/// A client's frame is accepted within its limits or rejected. An accepted frame is the same after
+/// encoding and parsing it again.
 pub fn client_frames(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;
     };
     let user = alice();
-    match parse_classic(text, &user, LIMIT) {
+    match classic::parse_message(text, &user, MAX_CONTENT_CHARS) {
         Ok(content) => {
-            assert_is_content(&content);
+            assert_valid_content(&content);
             let again = json!({"type": "message", "content": content}).to_string();
-            assert_eq!(parse_classic(&again, &user, LIMIT), Ok(content));
+            assert_eq!(
+                classic::parse_message(&again, &user, MAX_CONTENT_CHARS),
+                Ok(content)
+            );
         }
-        Err(refused) => assert_quotes_nothing(&refused.text, text),
+        Err(rejection) => assert_no_quote(&rejection.text, text),
     }
-    let frame = match v1::parse(text, &user, LIMIT) {
+    let frame = match v1::parse_client_frame(text, &user, MAX_CONTENT_CHARS) {
         Ok(frame) => frame,
-        Err(refused) => return assert_quotes_nothing(&refused.refused.text, text),
+        Err(rejected) => return assert_no_quote(&rejected.rejection.text, text),
     };
     let again = match &frame {
         ClientFrame::Message {
@@ -80,7 +85,7 @@ pub fn client_frames(data: &[u8]) {
             interrupt,
             trace,
         } => {
-            assert_is_content(content);
+            assert_valid_content(content);
             assert!(is_identifier(id.as_str(), 64) && is_identifier(conversation.as_str(), 64));
             json!({"type": "message", "id": id, "content": content,
                 "conversation_id": conversation, "interrupt": interrupt,
@@ -91,8 +96,8 @@ pub fn client_frames(data: &[u8]) {
             message_id,
             id: Some(id),
         } => {
-            // Whose id it is decides which message: nobody can name another user's so.
-            assert_eq!(*message_id, MessageId::of_client(&user, id));
+            // The message is derived from the connection's user, so no other user's can be named.
+            assert_eq!(*message_id, MessageId::from_client_id(&user, id));
             json!({"type": "cancel", "id": id})
         }
         ClientFrame::Cancel {
@@ -104,16 +109,19 @@ pub fn client_frames(data: &[u8]) {
         }
         ClientFrame::Ping => json!({"type": "ping"}),
     };
-    assert_eq!(v1::parse(&again.to_string(), &user, LIMIT), Ok(frame));
+    assert_eq!(
+        v1::parse_client_frame(&again.to_string(), &user, MAX_CONTENT_CHARS),
+        Ok(frame)
+    );
 }
 
-/// A record as Kafka could hand it out: the first byte says what of it there is, the rest is cut at
-/// 0xff (which no text has) into value, key and the headers' values.
+/// Builds a record from fuzz input. The first byte says which parts are present. The rest is split at
+/// 0xff, which no UTF-8 text contains, into value, key and header values.
 fn record(data: &[u8]) -> Record {
-    let (has, rest) = data.split_first().unwrap_or((&0, &[]));
+    let (flags, rest) = data.split_first().unwrap_or((&0, &[]));
     let mut parts = rest.split(|byte| *byte == 0xff).map(Bytes::copy_from_slice);
     let value = parts.next().unwrap_or_default();
-    let mut part = |bit: u8| parts.next().filter(|_| has & bit != 0);
+    let mut part = |bit: u8| parts.next().filter(|_| flags & bit != 0);
     let key = part(1);
     let names = [
         (2, header::MESSAGE_ID),
@@ -127,7 +135,7 @@ fn record(data: &[u8]) -> Record {
         offset: 42,
         timestamp_ms: 1_700_000_000_000,
         key,
-        null_value: has & 128 != 0,
+        null_value: flags & 128 != 0,
         value,
         headers: names
             .into_iter()
@@ -140,30 +148,31 @@ fn is_object(value: &[u8]) -> bool {
     value.trim_ascii_start().first() == Some(&b'{')
 }
 
-/// A record of either topic is read or not; what is read can be written and read again; and the
-/// words about an unreadable one hold nothing of it.
+/// A record of either topic is decoded or rejected. A decoded record is the same after encoding and
+/// decoding it again, and a rejection never quotes the record.
 pub fn records(data: &[u8]) {
     let record = record(data);
-    // By which the user of an unreadable record is told.
+    // The relay reads the key of an undecodable record to notify its user.
     let _ = record.key.as_deref().map(std::str::from_utf8);
     for name in [
         header::MESSAGE_ID,
         header::CORRELATION_ID,
         header::TRACEPARENT,
     ] {
-        let there = record.headers.iter().any(|(known, _)| known == name);
-        assert!(there || record.header_text(name).is_none());
+        let is_present = record.headers.iter().any(|(known, _)| known == name);
+        assert!(is_present || record.header_text(name).is_none());
     }
     match Question::parse(&record) {
         Ok(question) => question_round_trip(&record, &question),
         Err(unreadable) => assert!(unreadable.to_string().len() < 160, "{unreadable}"),
     }
-    match Terminal::parse(&record.value) {
+    match TerminalRecord::parse(&record.value) {
         Ok(terminal) => {
-            assert!(is_object(&record.value), "an array is no record");
+            assert!(is_object(&record.value), "an array is not a record");
             let written = terminal.to_json();
-            let again = Terminal::parse(written.as_bytes()).expect("what was written is read");
-            // `n` and its id are read of published frames, and never written.
+            let again =
+                TerminalRecord::parse(written.as_bytes()).expect("an encoded record is decoded");
+            // `n` and `n_id` are decoded from published frames and never encoded.
             assert_eq!(again.to_json(), written);
             assert!(is_identifier(terminal.userid.as_str(), 128));
         }
@@ -172,14 +181,14 @@ pub fn records(data: &[u8]) {
 }
 
 fn question_round_trip(record: &Record, question: &Question) {
-    assert!(is_object(&record.value), "an array is no record");
+    assert!(is_object(&record.value), "an array is not a record");
     assert!(is_identifier(question.user.as_str(), 128));
     assert!(is_identifier(question.message_id.as_str(), 64));
     assert!(is_identifier(question.conversation.as_str(), 64));
     assert!(!question.correlation_id.is_empty());
-    // Reading it again is the same message, also where the record names none.
-    let twice = Question::parse(record).expect("it was read before");
-    assert_eq!(twice.message_id, question.message_id);
+    // A redelivered record is the same message, even if it names none.
+    let redelivered = Question::parse(record).expect("the record was decoded before");
+    assert_eq!(redelivered.message_id, question.message_id);
     let written = QuestionRecord {
         v: 1,
         kind: "message",
@@ -193,13 +202,13 @@ fn question_round_trip(record: &Record, question: &Question) {
         conversation_id: &question.conversation,
         stream: question.stream,
     };
-    let value = serde_json::to_vec(&written).expect("it is JSON");
+    let value = serde_json::to_vec(&written).expect("the record is JSON");
     let again = Record {
         value: value.into(),
         ..record.clone()
     };
-    let again = Question::parse(&again).expect("what was written is read");
-    let all = |question: &Question| {
+    let again = Question::parse(&again).expect("an encoded record is decoded");
+    let fields = |question: &Question| {
         let question = question.clone();
         (
             (question.message_id, question.id, question.user),
@@ -207,40 +216,40 @@ fn question_round_trip(record: &Record, question: &Question) {
             question.correlation_id,
         )
     };
-    assert_eq!(all(&again), all(question));
+    assert_eq!(fields(&again), fields(question));
 }
 
 #[derive(Deserialize)]
-struct Told {
+struct EncodedFrame {
     r#type: String,
     userid: String,
     #[serde(flatten)]
     rest: std::collections::BTreeMap<String, Value>,
 }
 
-fn told(text: &str, kinds: &[&str]) -> BTreeSet<String> {
+/// Checks type and user of an encoded frame. Returns the names of its other fields.
+fn checked_field_names(text: &str, kinds: &[&str]) -> BTreeSet<String> {
     serde_json::from_str::<IgnoredAny>(text).expect("a frame is JSON");
-    let told: Told = serde_json::from_str(text).expect("a frame is an object");
-    assert_eq!(told.userid, "alice", "{text}");
-    assert!(kinds.contains(&&*told.r#type), "{text}");
-    told.rest.into_keys().collect()
+    let frame: EncodedFrame = serde_json::from_str(text).expect("a frame is an object");
+    assert_eq!(frame.userid, "alice", "{text}");
+    assert!(kinds.contains(&&*frame.r#type), "{text}");
+    frame.rest.into_keys().collect()
 }
 
-/// A frame of the fan-out becomes what clients may see, for the user whose channel it came by, and
-/// never breaks a gateway.
+/// A published frame is encoded for both protocols without internal fields, for the user of the channel.
 pub fn published(data: &[u8]) {
-    let Ok(frame) = Published::parse(data) else {
+    let Ok(frame) = PublishedFrame::parse(data) else {
         return;
     };
     let user = alice();
-    if let Some(text) = frame.to_classic(&user) {
+    if let Some(text) = classic::encode_published(&frame, &user) {
         assert!(frame.is_terminal());
-        let fields = told(&text, &["response", "error"]);
+        let fields = checked_field_names(&text, &["response", "error"]);
         for hidden in ["n", "n_id", "origin", "position", "usage", "v"] {
             assert!(!fields.contains(hidden), "{text}");
         }
     }
-    if let Some(text) = v1::of_published(&frame, &user) {
+    if let Some(text) = v1::encode_published(&frame, &user) {
         let kinds = [
             "response",
             "error",
@@ -249,7 +258,7 @@ pub fn published(data: &[u8]) {
             "delta",
             "restarted",
         ];
-        let fields = told(&text, &kinds);
+        let fields = checked_field_names(&text, &kinds);
         for hidden in ["n", "n_id", "origin", "v"] {
             assert!(!fields.contains(hidden), "{text}");
         }
@@ -257,11 +266,11 @@ pub fn published(data: &[u8]) {
     if let Some(position) = &frame.position {
         positions(position.as_bytes());
     }
-    // What a relay publishes it has read as a record.
-    let _ = Terminal::parse(data);
+    // The relay decodes as a record what it publishes later.
+    let _ = TerminalRecord::parse(data);
 }
 
-/// A position, and the identifiers that come in URLs beside it.
+/// Positions and identifiers, which clients send in URLs, contain only safe characters.
 pub fn positions(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;
@@ -285,7 +294,7 @@ pub fn positions(data: &[u8]) {
     assert_eq!(MessageId::parse(text).is_ok(), is_identifier(text, 64));
 }
 
-/// base64url without padding.
+/// Encodes base64url without padding.
 fn base64(data: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let mut text = String::new();
@@ -305,16 +314,16 @@ fn now() -> f64 {
     since.expect("a clock").as_secs_f64()
 }
 
-/// A token with this header and these claims, really signed.
-fn signed(header: &[u8], claims: &[u8]) -> String {
+/// A token with this header and these claims and a valid signature.
+fn signed_token(header: &[u8], claims: &[u8]) -> String {
     let text = format!("{}.{}", base64(header), base64(claims));
     let key = EncodingKey::from_secret(SECRET.as_bytes());
     let signature = jsonwebtoken::crypto::sign(text.as_bytes(), &key, Algorithm::HS256);
     format!("{text}.{}", signature.expect("a signature"))
 }
 
-/// A token opens the door only where it is signed, by the algorithm of the key, and its claims are
-/// good; the bytes are tried as a token, as signed claims, and as a signed header.
+/// A token is valid only if it is signed with the key's algorithm and its claims are valid. The input is
+/// used as a token, as signed claims, and as a signed header.
 pub fn tokens(data: &[u8]) {
     static VERIFIER: OnceLock<JwtVerifier> = OnceLock::new();
     let verifier = VERIFIER.get_or_init(|| {
@@ -323,18 +332,21 @@ pub fn tokens(data: &[u8]) {
             audience: Vec::new(),
             issuer: Vec::new(),
         };
-        JwtVerifier::new(&settings).expect("a secret is good")
+        JwtVerifier::new(&settings).expect("the secret is valid")
     });
     let verify = |token: &str| {
         let verified = verifier.verify(token, &alice()).now_or_never();
-        verified.expect("a secret is not waited for")
+        verified.expect("verifying with a secret never waits")
     };
     if let Ok(text) = std::str::from_utf8(data) {
-        assert!(verify(text).is_err(), "nobody signed it: {text}");
+        assert!(
+            verify(text).is_err(),
+            "accepted without a signature: {text}"
+        );
     }
-    let token = signed(br#"{"alg":"HS256"}"#, data);
+    let token = signed_token(br#"{"alg":"HS256"}"#, data);
     if let Ok(verified) = verify(&token) {
-        // In what nobody reads of it, not every byte has to be UTF-8.
+        // Parts that the verifier ignores need not be UTF-8.
         let claims = String::from_utf8_lossy(data);
         let claims: Value = serde_json::from_str(&claims).expect("claims are JSON");
         assert_eq!(claims["sub"], "alice");
@@ -343,7 +355,7 @@ pub fn tokens(data: &[u8]) {
         assert!(verified.expires_at >= SystemTime::now() - std::time::Duration::from_secs(1));
     }
     let claims = json!({"sub": "alice", "exp": now() as u64 + 3600}).to_string();
-    if verify(&signed(data, claims.as_bytes())).is_ok() {
+    if verify(&signed_token(data, claims.as_bytes())).is_ok() {
         let header = String::from_utf8_lossy(data);
         let header: Value = serde_json::from_str(&header).expect("a header is JSON");
         assert_eq!(header["alg"], "HS256");

@@ -23,7 +23,7 @@ use crate::pipeline::{Delivery, Handler, StopRequested, Verdict, WorkSlot};
 use crate::protocol::error_code::ErrorCode;
 use crate::protocol::ids::{ConversationId, MessageId, UserId};
 use crate::protocol::log_record::{NewRecord, Record};
-use crate::protocol::record::{Question, Terminal, add_trace, header};
+use crate::protocol::record::{Question, TerminalRecord, add_trace_headers, header};
 use crate::protocol::trace_context::TraceContext;
 use crate::telemetry::traces::{self, Kind};
 
@@ -439,7 +439,7 @@ fn dead_letter_of_stored(job: &Job, outcome: &StoredOutcome) -> Option<String> {
     if let Job::Fail(reason) = job {
         return Some(reason.clone());
     }
-    let code = Terminal::parse(outcome.frame.as_bytes()).ok()?.code?;
+    let code = TerminalRecord::parse(outcome.frame.as_bytes()).ok()?.code?;
     let is_dead_letter = match code {
         ErrorCode::ProviderTimeout
         | ErrorCode::ProviderRateLimited
@@ -473,7 +473,7 @@ fn terminal_record(
             bytes(&question.correlation_id),
         ),
     ];
-    add_trace(&mut headers, trace);
+    add_trace_headers(&mut headers, trace);
     NewRecord {
         key: Some(bytes(question.user.as_str())),
         value: bytes(&outcome.frame),

@@ -44,7 +44,7 @@ impl WorkerMetrics {
     pub(crate) fn new(topic: &str) -> Self {
         // A counter that exists from the start makes a rate begin at zero, not at the first
         // failure.
-        for code in ErrorCode::OF_ENDINGS {
+        for code in ErrorCode::TERMINAL {
             FAILED.counter(&[code.as_str()]).increment(0);
         }
         let with_status = |status| (PROCESSED.counter(&[status]), DURATION.histogram(&[status]));

@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::provider::ModelError;
 use crate::fanout::{DeferredOutcome, NewOutcome, Turn, TurnStatus};
 use crate::protocol::error_code::ErrorCode;
-use crate::protocol::record::{Question, Terminal, TerminalKind, Usage};
+use crate::protocol::record::{Question, TerminalKind, TerminalRecord, Usage};
 
 /// A complete answer of the model.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -36,7 +36,7 @@ impl OutcomeBuilder {
     }
 
     pub(super) fn answered(&self, answer: &GeneratedAnswer, attempt: u32) -> NewOutcome {
-        let terminal = Terminal {
+        let terminal = TerminalRecord {
             content: Some(answer.text.clone()),
             finish_reason: Some(answer.finish_reason.clone()),
             model: Some(answer.model.clone()),
@@ -73,17 +73,17 @@ impl OutcomeBuilder {
         DeferredOutcome::new(move || builder.cancelled(&text))
     }
 
-    fn error(&self, code: ErrorCode) -> Terminal {
-        Terminal {
+    fn error(&self, code: ErrorCode) -> TerminalRecord {
+        TerminalRecord {
             processing_time_ms: Some(self.elapsed_ms()),
-            ..Terminal::failure(&self.question, code)
+            ..TerminalRecord::failure(&self.question, code)
         }
     }
 
-    fn response(&self) -> Terminal {
-        Terminal {
+    fn response(&self) -> TerminalRecord {
+        TerminalRecord {
             processing_time_ms: Some(self.elapsed_ms()),
-            ..Terminal::of(&self.question, TerminalKind::Response)
+            ..TerminalRecord::new(&self.question, TerminalKind::Response)
         }
     }
 
@@ -91,7 +91,7 @@ impl OutcomeBuilder {
         self.started.elapsed().as_millis() as u64
     }
 
-    fn outcome(&self, terminal: &Terminal, answer: String, status: TurnStatus) -> NewOutcome {
+    fn outcome(&self, terminal: &TerminalRecord, answer: String, status: TurnStatus) -> NewOutcome {
         let question = Some(self.question.content.to_string()).filter(|text| !text.is_empty());
         NewOutcome {
             frame: terminal.to_json(),
@@ -111,7 +111,7 @@ pub(super) fn with_text(cancelled: &DeferredOutcome, text: String) -> DeferredOu
     let cancelled = cancelled.clone();
     DeferredOutcome::new(move || {
         let mut outcome = cancelled.make();
-        if let Ok(mut terminal) = Terminal::parse(outcome.frame.as_bytes()) {
+        if let Ok(mut terminal) = TerminalRecord::parse(outcome.frame.as_bytes()) {
             terminal.content = Some(text.clone());
             outcome.frame = terminal.to_json();
             outcome.turn.answer.clone_from(&text);

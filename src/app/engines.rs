@@ -117,7 +117,7 @@ impl Engines {
         let fanout = Arc::clone(&self.fanout);
         vec![
             Dependency::log("kafka", config.kafka().bootstrap_servers, log),
-            Dependency::fanout("redis", config.redis_place(), fanout),
+            Dependency::fanout("redis", config.redis_address(), fanout),
         ]
     }
 

@@ -1,52 +1,52 @@
-//! What a client can't do, and why.
+//! Errors of the client.
 
 use std::time::Duration;
 
-/// Why the server can't be reached, or does not let this client in.
+/// Why the client cannot use the server.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ClientError {
-    /// The address has no usable form.
+    /// The server's address is not valid.
     #[error("{0} is no address of a server: http://host:port or ws://host:port/ws is expected")]
-    Address(String),
-    /// Not a user.
+    InvalidAddress(String),
+    /// The user's name is not valid.
     #[error("a userid is 1 to 128 characters of A-Z a-z 0-9 . _ : @ | + -")]
-    User,
-    /// The HTTP client can't be made.
-    #[error("connections can't be made from here: {0}")]
+    InvalidUser,
+    /// The HTTP client cannot be created on this machine.
+    #[error("the HTTP client can't be created: {0}")]
     Setup(String),
-    /// Nothing answers there, or it stopped answering.
+    /// The server does not respond, or has stopped responding.
     #[error("{server} can't be reached: {why}")]
     Unreachable {
-        /// Where.
+        /// The server's address.
         server: String,
-        /// What happened.
+        /// The cause.
         why: String,
     },
-    /// The token is missing, wrong or over.
+    /// The token is missing, invalid or expired.
     #[error("the server wants a token for this user: {0}")]
     Unauthorized(String),
-    /// This user, or this place, may not.
+    /// The user, or the origin, is not allowed.
     #[error("the server does not let this user in: {0}")]
     Forbidden(String),
-    /// The server has no room or stops; it may be tried again.
+    /// The server is overloaded or shutting down. A retry may succeed.
     #[error("the server takes no connections now: {why}")]
     Busy {
-        /// What it says.
+        /// The server's reason.
         why: String,
-        /// After how long.
+        /// Shortest time until a retry, if the server named one.
         retry_after: Option<Duration>,
     },
-    /// What answers there is no chatmesh, or of another version.
+    /// The response is not one of chatmesh, or one of another version.
     #[error("{0}")]
-    Unexpected(String),
-    /// The client has ended.
+    UnexpectedResponse(String),
+    /// The client was closed, or has given up.
     #[error("the connection is over: {0}")]
-    Over(String),
+    Closed(String),
 }
 
 impl ClientError {
-    /// Whether the same may work later.
-    pub fn passes(&self) -> bool {
+    /// Whether the same call may succeed later.
+    pub fn is_transient(&self) -> bool {
         matches!(self, Self::Unreachable { .. } | Self::Busy { .. })
     }
 }

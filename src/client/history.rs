@@ -1,4 +1,4 @@
-//! What was said before, over HTTP.
+//! The user's history, over HTTP.
 
 use reqwest::{Method, Response, StatusCode};
 use secrecy::ExposeSecret as _;
@@ -10,39 +10,39 @@ use crate::protocol::ids::{ConversationId, MessageId};
 use crate::protocol::wire::http::{ConversationList, MessageList};
 
 impl Client {
-    /// A page of the user's conversations, newest turn first; `after` is the page before's `next`.
+    /// A page of the user's conversations, the one with the newest turn first. `after` is the `next`
+    /// of the page before.
     ///
     /// # Errors
-    /// The server can't be asked.
+    /// The server cannot be reached or rejects the request.
     pub async fn conversations(
         &self,
         after: Option<&ConversationId>,
     ) -> Result<ConversationList, ClientError> {
-        let mut url = self.link.url(&["conversations"]);
+        let mut url = self.server.url(&["conversations"]);
         if let Some(after) = after {
             url.query_pairs_mut().append_pair("after", after.as_str());
         }
         let response = self.get(url).await?;
         if response.status() == StatusCode::OK {
-            return self.link.body(response).await;
+            return self.server.body(response).await;
         }
-        Err(self.link.refusal(response).await)
+        Err(self.server.error_from(response).await)
     }
 
-    /// A page of a conversation's turns, newest first; `before` is the page before's `next`. An
-    /// unknown conversation has none, and neither has what is before a turn that is gone.
+    /// A page of a conversation's turns, newest first. `before` is the `next` of the page before. The
+    /// page is empty if the conversation is unknown, or the turn `before` no longer exists.
     ///
     /// # Errors
-    /// The server can't be asked.
+    /// The server cannot be reached or rejects the request.
     pub async fn messages(
         &self,
         conversation: &ConversationId,
         before: Option<&MessageId>,
         limit: usize,
     ) -> Result<MessageList, ClientError> {
-        let mut url = self
-            .link
-            .url(&["conversations", conversation.as_str(), "messages"]);
+        let path = ["conversations", conversation.as_str(), "messages"];
+        let mut url = self.server.url(&path);
         url.query_pairs_mut()
             .append_pair("limit", &limit.max(1).to_string());
         if let Some(before) = before {
@@ -50,20 +50,20 @@ impl Client {
         }
         let response = self.get(url).await?;
         match response.status() {
-            StatusCode::OK => self.link.body(response).await,
+            StatusCode::OK => self.server.body(response).await,
             StatusCode::NOT_FOUND => Ok(MessageList {
                 conversation_id: conversation.clone(),
                 messages: Vec::new(),
                 next: None,
             }),
-            _ => Err(self.link.refusal(response).await),
+            _ => Err(self.server.error_from(response).await),
         }
     }
 
     async fn get(&self, url: Url) -> Result<Response, ClientError> {
-        let token = self.link.token().await?;
-        let request = self.link.request(Method::GET, url);
-        self.link
+        let token = self.server.token().await?;
+        let request = self.server.request(Method::GET, url);
+        self.server
             .send(request.bearer_auth(token.expose_secret()))
             .await
     }

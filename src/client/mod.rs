@@ -1,8 +1,10 @@
 //! A client of `chatmesh.v1` (protocol.md section 1.2), for the terminal, for tests and for other
-//! tools. It keeps what the protocol asks of a good client: it comes back by itself after a lost
-//! connection, later each time and never all at once with others; it obeys close codes and
-//! `closing`; it goes on from its position, and sends again, by the same `id`, what was not
-//! `accepted`. So every question ends exactly once, whatever happens to the connection.
+//! tools.
+//!
+//! It follows the rules of the protocol for clients: it reconnects with exponential backoff and
+//! jitter, obeys close codes and `closing`, resumes from its last position, and resends messages that
+//! were not accepted, with the same `id`. So every question has exactly one outcome, even if
+//! connections fail.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), chatmesh::client::ClientError> {
@@ -21,13 +23,15 @@
 //! ```
 
 mod answer;
-mod asked;
+mod command;
 mod error;
+mod events;
+mod handshake;
 mod history;
-mod link;
-mod open;
 mod options;
+mod pending_question;
 pub(crate) mod retry_hint;
+mod server_api;
 mod session;
 
 use std::sync::Arc;
@@ -36,88 +40,82 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-pub use answer::{Answer, End, Event};
+pub use answer::Answer;
 pub use error::ClientError;
+pub use events::{Event, Outcome, State};
 pub use options::{Options, Question, Token};
 
-use link::Link;
-use session::{Command, Session};
+use command::Command;
+use events::event_queue;
+use server_api::ServerApi;
+use session::Session;
 
-/// A server that does not take a goodbye is left without one.
-const GOODBYE: Duration = Duration::from_secs(1);
+/// Limit for the WebSocket close handshake.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Questions and cancels that wait for the session's task.
-const COMMANDS: usize = 64;
+/// Size of the queue of commands to the session.
+const COMMAND_QUEUE: usize = 64;
 
-/// How the connection is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum State {
-    /// There, and its `welcome` has come.
-    Connected,
-    /// Lost; it is being made again, for the reason given.
-    Lost(String),
-    /// It will not come back, for the reason given. Everything open has ended.
-    Over(String),
-}
-
-/// A user's connection, kept up until it is dropped.
+/// A connection of one user. It is re-established after failures until the client is closed or
+/// dropped.
 #[derive(Debug)]
 pub struct Client {
-    link: Arc<Link>,
+    server: Arc<ServerApi>,
     commands: mpsc::Sender<Command>,
     state: watch::Receiver<State>,
     task: JoinHandle<()>,
 }
 
 impl Client {
-    /// Connects. After that the connection comes back by itself.
+    /// Connects to the server. If the connection is lost later, the client reconnects by itself.
     ///
     /// # Errors
-    /// The first connection could not be made.
+    /// The first connection cannot be opened.
     pub async fn connect(options: Options) -> Result<Self, ClientError> {
-        let link = Arc::new(Link::new(options)?);
-        let (commands, inbox) = mpsc::channel(COMMANDS);
-        let (session, state) = Session::open(link.clone(), inbox).await?;
+        let server = Arc::new(ServerApi::new(options)?);
+        let (commands, receiver) = mpsc::channel(COMMAND_QUEUE);
+        let (session, state) = Session::open(server.clone(), receiver).await?;
         Ok(Self {
-            link,
+            server,
             commands,
             state,
             task: tokio::spawn(session.run()),
         })
     }
 
-    /// Sends a question. Its answer's events can be read at leisure: what is not read is put
-    /// together, so it takes no more memory than the answer.
+    /// Sends a question. The events of its answer may be read at any pace: unread text is merged, so
+    /// that it needs no more memory than the complete answer.
     ///
     /// # Errors
-    /// The connection is over.
+    /// The client is closed.
     pub async fn ask(&self, question: Question) -> Result<Answer, ClientError> {
-        let (writer, answer) = answer::pair(question.id.clone(), self.commands.clone());
+        let (writer, reader) = event_queue();
+        let answer = Answer::new(question.id.clone(), reader, self.commands.clone());
         let command = Command::Ask(question, writer);
         match self.commands.send(command).await {
             Ok(()) => Ok(answer),
-            Err(_) => Err(self.over()),
+            Err(_) => Err(self.closed_error()),
         }
     }
 
-    /// Says goodbye. Whoever just drops the client looks to the server like a broken connection.
+    /// Closes the connection. For the server, a client that is only dropped has lost its connection.
     pub async fn close(mut self) {
         if self.commands.send(Command::Close).await.is_ok() {
-            let _ = tokio::time::timeout(GOODBYE, &mut self.task).await;
+            let _ = tokio::time::timeout(CLOSE_TIMEOUT, &mut self.task).await;
         }
     }
 
-    /// How the connection is, and every change of it.
+    /// The state of the connection, and its changes.
     pub fn state(&self) -> watch::Receiver<State> {
         self.state.clone()
     }
 
-    fn over(&self) -> ClientError {
+    fn closed_error(&self) -> ClientError {
         let why = match &*self.state.borrow() {
-            State::Over(why) => why.clone(),
-            State::Connected | State::Lost(_) => "it was closed".into(),
+            State::Closed(why) => why.clone(),
+            State::Connected | State::Reconnecting(_) => "it was closed".into(),
         };
-        ClientError::Over(why)
+        ClientError::Closed(why)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Where to connect, as whom, and what to ask.
+//! Options of a client, and questions.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,19 +11,19 @@ use url::Url;
 use super::error::ClientError;
 use crate::protocol::ids::{ClientMessageId, ConversationId, UserId};
 
-type Fetch = Arc<dyn Fn() -> BoxFuture<'static, Result<SecretString, String>> + Send + Sync>;
+type FetchToken = Arc<dyn Fn() -> BoxFuture<'static, Result<SecretString, String>> + Send + Sync>;
 
-/// From where tokens come.
+/// The source of the user's token.
 #[derive(Clone)]
 pub enum Token {
-    /// This one, as long as it is good.
+    /// This token. The client ends when it expires.
     Given(SecretString),
-    /// The server's `POST /token`, with the admin key where one is given. A server that has no
-    /// such route, or wants a key for it where none is given, is tried without a real token,
-    /// which one with `AUTH_MODE=open` takes.
+    /// The server's `POST /token`, with this admin key if there is one. If that route is disabled, or
+    /// needs a key and there is none, the client connects with a placeholder, which a server with
+    /// `AUTH_MODE=open` accepts.
     Server(Option<SecretString>),
-    /// Asked for one at the start, and again when the server does not take it any more.
-    Callback(Fetch),
+    /// A function, called at the start and whenever the server rejects the token.
+    Callback(FetchToken),
 }
 
 impl fmt::Debug for Token {
@@ -36,27 +36,27 @@ impl fmt::Debug for Token {
     }
 }
 
-/// How to connect.
+/// Options of a client.
 #[derive(Debug, Clone)]
 pub struct Options {
     pub(super) server: Url,
     pub(super) user: UserId,
     pub(super) token: Token,
-    pub(super) patience: Duration,
+    pub(super) retry_timeout: Duration,
 }
 
 impl Options {
-    /// To this server, as this user. The server is `http://`, `https://`, `ws://` or `wss://`, with
-    /// or without the path `/ws`; without a scheme it is `http://`. A `token` in its query is taken
-    /// as [`Token::Given`].
+    /// Options to connect to a server as a user. The server's address has the scheme `http`, `https`,
+    /// `ws` or `wss` (`http` if absent) and may end with the path `/ws`. A `token` in its query
+    /// becomes [`Token::Given`].
     ///
     /// # Errors
-    /// It is no address, or no user.
+    /// The address or the user is invalid.
     pub fn new(server: &str, user: &str) -> Result<Self, ClientError> {
-        let wrong = || {
-            // What follows the question mark may be a secret.
+        let invalid = || {
+            // The query may contain a token.
             let shown = server.split('?').next().unwrap_or_default();
-            ClientError::Address(shown.to_owned())
+            ClientError::InvalidAddress(shown.to_owned())
         };
         let text = if server.contains("://") {
             server.to_owned()
@@ -77,9 +77,9 @@ impl Options {
                 text = rest;
                 "https"
             }
-            _ => return Err(wrong()),
+            _ => return Err(invalid()),
         };
-        let mut server = Url::parse(&format!("{scheme}://{text}")).map_err(|_| wrong())?;
+        let mut server = Url::parse(&format!("{scheme}://{text}")).map_err(|_| invalid())?;
         let token = server.query_pairs().find(|(name, _)| name == "token");
         let token = token.map_or(Token::Server(None), |(_, token)| {
             Token::Given(token.into_owned().into())
@@ -91,29 +91,29 @@ impl Options {
         server.set_path(&format!("{path}/"));
         Ok(Self {
             server,
-            user: UserId::parse(user).map_err(|_| ClientError::User)?,
+            user: UserId::parse(user).map_err(|_| ClientError::InvalidUser)?,
             token,
-            patience: Duration::from_secs(60),
+            retry_timeout: Duration::from_secs(60),
         })
     }
 
-    /// With tokens from there.
+    /// Sets the source of the user's token.
     #[must_use]
     pub fn token(mut self, token: Token) -> Self {
         self.token = token;
         self
     }
 
-    /// How long a question may wait for a lost connection, or for a server that can't take it,
-    /// before it ends as lost. One minute where it is not said.
+    /// Sets how long a question may wait, while there is no connection or the server cannot accept it,
+    /// before its outcome is unknown. The default is one minute.
     #[must_use]
-    pub fn patience(mut self, patience: Duration) -> Self {
-        self.patience = patience;
+    pub fn retry_timeout(mut self, retry_timeout: Duration) -> Self {
+        self.retry_timeout = retry_timeout;
         self
     }
 }
 
-/// What is asked.
+/// A question to the model.
 #[derive(Debug, Clone)]
 pub struct Question {
     pub(super) id: ClientMessageId,
@@ -123,7 +123,7 @@ pub struct Question {
 }
 
 impl Question {
-    /// In the conversation `default`, with a new `id`.
+    /// A question in the conversation `default`, with a new `id`.
     pub fn new(content: impl Into<String>) -> Self {
         Self {
             id: ClientMessageId::random(),
@@ -133,21 +133,21 @@ impl Question {
         }
     }
 
-    /// In this conversation.
+    /// Sets the conversation.
     #[must_use]
     pub fn in_conversation(mut self, conversation: ConversationId) -> Self {
         self.conversation = Some(conversation);
         self
     }
 
-    /// With this `id`: one that was asked before brings the same answer again.
+    /// Sets the `id`. The same `id` as before gets the same answer again.
     #[must_use]
     pub fn with_id(mut self, id: ClientMessageId) -> Self {
         self.id = id;
         self
     }
 
-    /// Cancels what is pending in its conversation first.
+    /// Cancels the pending messages of the conversation first.
     #[must_use]
     pub fn interrupting(mut self) -> Self {
         self.interrupt = true;
@@ -160,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_usual_way_to_write_an_address_is_understood() {
+    fn common_forms_of_an_address_are_accepted() {
         for (given, base) in [
             ("127.0.0.1:8000", "http://127.0.0.1:8000/"),
             ("http://localhost:8000", "http://localhost:8000/"),
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_in_the_address_is_used_and_never_shown() {
+    fn token_in_the_address_is_used_and_never_printed() {
         let options = Options::new("ws://h:1/ws?token=sec%2Bret&userid=x", "me").unwrap();
         assert!(matches!(options.token, Token::Given(_)));
         assert!(!format!("{options:?}").contains("sec"));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::backoff::Backoff;
-use crate::protocol::close::{self, CloseReason};
+use crate::protocol::close::CloseReason;
 
 /// Minimum delay after a close for too many messages or connections.
 const RATE_ABUSED_DELAY: Duration = Duration::from_secs(10);
@@ -20,21 +20,24 @@ pub(crate) enum RetryHint {
     Reconnect(Option<Duration>),
     /// Connect again with another token.
     NewToken,
-    /// Don't connect again: the same would be refused again.
+    /// Do not connect again: the server would close the connection for the same reason.
     Never(CloseReason),
 }
 
-/// What a client does after a connection that ended with this close code, or without one.
+/// What a client does after a connection that ended with this close code, or without a close frame.
 pub(crate) fn retry_hint(code: Option<u16>) -> RetryHint {
     let Some(code) = code else {
         return RetryHint::Reconnect(None);
     };
-    match close::ALL.into_iter().find(|reason| reason.code() == code) {
+    match CloseReason::ALL
+        .into_iter()
+        .find(|reason| reason.code() == code)
+    {
         Some(CloseReason::Unauthorized) => RetryHint::NewToken,
         Some(CloseReason::RateAbused) => RetryHint::Reconnect(Some(RATE_ABUSED_DELAY)),
         // A proxy closes with 1000 when it is restarted.
         Some(CloseReason::Normal) | None => RetryHint::Reconnect(None),
-        Some(reason) if reason.come_back() => RetryHint::Reconnect(None),
+        Some(reason) if reason.should_reconnect() => RetryHint::Reconnect(None),
         Some(reason) => RetryHint::Never(reason),
     }
 }

@@ -1,4 +1,4 @@
-//! The connection's task: sends, reads, comes back.
+//! The task of a client: it owns the connection, sends commands, reports events, and reconnects.
 
 use std::future::Future;
 use std::pin::pin;
@@ -10,121 +10,130 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_tungstenite::tungstenite::Message as Wire;
 
-use super::State;
-use super::answer::{End, Event, Writer};
-use super::asked::Asked;
+use super::command::Command;
 use super::error::ClientError;
-use super::link::Link;
-use super::open::{Socket, open};
-use super::options::Question;
+use super::events::{Event, Outcome, State};
+use super::handshake::{Socket, open_connection};
+use super::pending_question::PendingQuestion;
 use super::retry_hint::{RetryHint, retry_backoff, retry_hint};
+use super::server_api::ServerApi;
 use crate::backoff::Backoff;
 use crate::protocol::error_code::ErrorCode;
 use crate::protocol::ids::ClientMessageId;
-use crate::protocol::wire::v1::{Failure, FromServer, ToServer, Welcome};
+use crate::protocol::wire::v1::{ClientToServer, Delta, ErrorFrame, ServerToClient, Welcome};
 
-/// What the server's kernel does not take for so long is not going to arrive.
-const SEND: Duration = Duration::from_secs(15);
-/// Over the time in which the server must have been heard.
-const GRACE: Duration = Duration::from_secs(10);
-/// A connection that held so long was a good one.
-const GOOD: Duration = Duration::from_secs(5);
-const FAR: Duration = Duration::from_secs(86_400);
+/// Limit for writing one frame. If the kernel has not accepted it by then, the connection is broken.
+const SEND_TIMEOUT: Duration = Duration::from_secs(15);
+/// Limit for reading the server's close frame after a failed write.
+const CLOSE_FRAME_TIMEOUT: Duration = Duration::from_secs(1);
+/// Time that the server may be silent beyond two heartbeats.
+const SILENCE_GRACE: Duration = Duration::from_secs(10);
+/// A connection that lasts so long resets the backoff.
+const STABLE_CONNECTION: Duration = Duration::from_secs(5);
+/// Delay of timers that are not set.
+const NEVER: Duration = Duration::from_secs(86_400);
 
-/// What the caller wants.
-#[derive(Debug)]
-pub(super) enum Command {
-    Ask(Question, Writer),
-    Cancel(ClientMessageId),
-    Close,
-}
-
-/// Why a connection ended.
-enum Left {
-    Return {
-        least: Option<Duration>,
+/// Why a connection ended, and what follows.
+enum Disconnect {
+    Reconnect {
+        min_delay: Option<Duration>,
         why: String,
     },
-    Never(String),
+    Stop(String),
+}
+
+impl Disconnect {
+    fn reconnect(why: &str) -> Self {
+        Self::Reconnect {
+            min_delay: None,
+            why: why.to_owned(),
+        }
+    }
 }
 
 pub(super) struct Session {
-    link: Arc<Link>,
-    inbox: mpsc::Receiver<Command>,
+    server: Arc<ServerApi>,
+    commands: mpsc::Receiver<Command>,
     state: watch::Sender<State>,
     socket: Socket,
+    /// The welcome of a new connection, until it is handled.
     welcome: Option<Welcome>,
-    asked: Vec<Asked>,
+    questions: Vec<PendingQuestion>,
+    /// Position of the last terminal frame, from which a new connection resumes.
     position: Option<String>,
-    /// The server said that it will close.
-    closing: Option<Duration>,
-    silence: Duration,
-    /// The caller has had enough.
-    leaving: bool,
+    /// The delay that the server asked for in `closing`.
+    reconnect_delay: Option<Duration>,
+    /// Time without a frame from the server after which the connection counts as broken.
+    silence_timeout: Duration,
+    is_close_requested: bool,
     backoff: Backoff,
 }
 
 impl Session {
+    /// Opens the first connection.
     pub(super) async fn open(
-        link: Arc<Link>,
-        inbox: mpsc::Receiver<Command>,
+        server: Arc<ServerApi>,
+        commands: mpsc::Receiver<Command>,
     ) -> Result<(Self, watch::Receiver<State>), ClientError> {
-        let (socket, welcome) = open(&link, None).await?;
-        let (state, watched) = watch::channel(State::Connected);
+        let (socket, welcome) = open_connection(&server, None).await?;
+        let (state, state_receiver) = watch::channel(State::Connected);
         let session = Self {
-            link,
-            inbox,
+            server,
+            commands,
             state,
             socket,
             welcome: Some(welcome),
-            asked: Vec::new(),
+            questions: Vec::new(),
             position: None,
-            closing: None,
-            silence: FAR,
-            leaving: false,
+            reconnect_delay: None,
+            silence_timeout: NEVER,
+            is_close_requested: false,
             backoff: retry_backoff(),
         };
-        Ok((session, watched))
+        Ok((session, state_receiver))
     }
 
+    /// Runs until the client is closed or the server rejects it for good.
     pub(super) async fn run(mut self) {
         loop {
-            let began = Instant::now();
-            let left = self.serve().await;
-            if began.elapsed() >= GOOD {
+            let connected_at = Instant::now();
+            let disconnect = self.serve_connection().await;
+            if connected_at.elapsed() >= STABLE_CONNECTION {
                 self.backoff.reset();
             }
-            let over = match left {
-                Left::Never(why) => Err(why),
-                Left::Return { least, why } => self.come_back(least, why).await,
+            let stopped = match disconnect {
+                Disconnect::Stop(why) => Err(why),
+                Disconnect::Reconnect { min_delay, why } => self.reconnect(min_delay, why).await,
             };
-            if let Err(why) = over {
-                for asked in self.asked.drain(..) {
-                    asked.ended(End::Lost { why: why.clone() });
+            if let Err(why) = stopped {
+                for question in self.questions.drain(..) {
+                    question.end(Outcome::Unknown { why: why.clone() });
                 }
-                self.state.send_replace(State::Over(why));
+                self.state.send_replace(State::Closed(why));
                 return;
             }
         }
     }
 
-    /// Until there is a connection again, or never will be.
-    async fn come_back(
+    /// Tries to connect until it succeeds. Returns the reason if it never will.
+    async fn reconnect(
         &mut self,
-        mut least: Option<Duration>,
+        mut min_delay: Option<Duration>,
         mut why: String,
     ) -> Result<(), String> {
         let now = Instant::now();
-        for asked in &mut self.asked {
-            asked.waits_since = asked.waits_since.max(now);
+        for question in &mut self.questions {
+            question.waiting_since = question.waiting_since.max(now);
         }
         loop {
-            self.state.send_replace(State::Lost(why));
-            let pause = self.backoff.next_delay_after(least);
-            let paused = self.meanwhile(tokio::time::sleep(pause)).await;
-            paused.ok_or("it was closed")?;
-            let (link, since) = (self.link.clone(), self.position.clone());
-            let opened = self.meanwhile(async move { open(&link, since.as_deref()).await });
+            self.state.send_replace(State::Reconnecting(why));
+            let delay = self.backoff.next_delay_after(min_delay);
+            let delayed = self.handle_commands_during(tokio::time::sleep(delay)).await;
+            delayed.ok_or("it was closed")?;
+            let (server, since) = (self.server.clone(), self.position.clone());
+            let opened = self.handle_commands_during(async move {
+                open_connection(&server, since.as_deref()).await
+            });
             match opened.await.ok_or("it was closed")? {
                 Ok((socket, welcome)) => {
                     self.socket = socket;
@@ -132,8 +141,8 @@ impl Session {
                     self.state.send_replace(State::Connected);
                     return Ok(());
                 }
-                Err(error) if error.passes() => {
-                    least = match &error {
+                Err(error) if error.is_transient() => {
+                    min_delay = match &error {
                         ClientError::Busy { retry_after, .. } => *retry_after,
                         _ => None,
                     };
@@ -144,101 +153,115 @@ impl Session {
         }
     }
 
-    /// Takes commands while something else goes on, and ends what has waited too long.
-    /// `None` when the caller closes the client.
-    async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+    /// Waits for `work` while there is no connection: accepts commands, and ends questions that have
+    /// waited too long. `None` if the caller closes the client.
+    async fn handle_commands_during<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
         let mut work = pin!(work);
         loop {
-            let patience = self.link.options.patience;
-            let first = self.asked.iter().map(|asked| asked.waits_since).min();
-            let until = first.map_or_else(|| Instant::now() + FAR, |first| first + patience);
-            if self.leaving {
+            let retry_timeout = self.server.options.retry_timeout;
+            let oldest = self.questions.iter().map(|q| q.waiting_since).min();
+            let expiry = oldest.map_or_else(
+                || Instant::now() + NEVER,
+                |waiting_since| waiting_since + retry_timeout,
+            );
+            if self.is_close_requested {
                 return None;
             }
             tokio::select! {
-                done = &mut work => return Some(done),
-                Some(command) = self.inbox.recv() => { self.note(command); }
-                () = sleep_until(until) => {
-                    let why = match &*self.state.borrow() {
-                        State::Lost(why) => why.clone(),
-                        State::Connected | State::Over(_) => "the connection was lost".into(),
-                    };
-                    for asked in self.asked.extract_if(.., |asked| asked.waits_since + patience <= Instant::now()) {
-                        asked.ended(End::Lost { why: why.clone() });
-                    }
+                result = &mut work => return Some(result),
+                Some(command) = self.commands.recv() => {
+                    // The frame is sent after the next welcome.
+                    self.handle_command(command);
                 }
+                () = sleep_until(expiry) => self.end_expired_questions(retry_timeout),
             }
         }
     }
 
-    /// What is to be sent for it now, if there is a connection.
-    fn note(&mut self, command: Command) -> Option<ToServer> {
+    fn end_expired_questions(&mut self, retry_timeout: Duration) {
+        let why = match &*self.state.borrow() {
+            State::Reconnecting(why) => why.clone(),
+            State::Connected | State::Closed(_) => "the connection was lost".into(),
+        };
+        let now = Instant::now();
+        let is_expired =
+            |question: &mut PendingQuestion| question.waiting_since + retry_timeout <= now;
+        for question in self.questions.extract_if(.., is_expired) {
+            question.end(Outcome::Unknown { why: why.clone() });
+        }
+    }
+
+    /// Records a command. Returns the frame to send for it if there is a connection.
+    fn handle_command(&mut self, command: Command) -> Option<ClientToServer> {
         match command {
-            Command::Ask(question, writer) => {
-                let asked = Asked::new(question, writer);
-                let frame = asked.frame();
-                self.asked.push(asked);
+            Command::Ask(question, events) => {
+                let question = PendingQuestion::new(question, events);
+                let frame = question.message_frame();
+                self.questions.push(question);
                 Some(frame)
             }
             Command::Cancel(id) => {
-                let asked = self
-                    .asked
-                    .iter_mut()
-                    .find(|asked| asked.question.id == id)?;
-                asked.cancel = true;
-                Some(asked.cancel_frame())
+                let question = self.question_mut(Some(&id))?;
+                question.is_cancel_requested = true;
+                Some(question.cancel_frame())
             }
             Command::Close => {
-                self.leaving = true;
+                self.is_close_requested = true;
                 None
             }
         }
     }
 
-    /// One connection, from its `welcome` to its end.
-    async fn serve(&mut self) -> Left {
-        self.closing = None;
-        let mut heard = Instant::now();
+    /// Serves one connection, from its `welcome` to its end.
+    async fn serve_connection(&mut self) -> Disconnect {
+        self.reconnect_delay = None;
+        let mut last_received = Instant::now();
         if let Some(welcome) = self.welcome.take()
-            && let Err(left) = self.begin(&welcome).await
+            && let Err(disconnect) = self.handle_welcome(&welcome).await
         {
-            return left;
+            return disconnect;
         }
         loop {
-            if self.leaving {
-                let goodbye = timeout(SEND, self.socket.close(None)).await;
-                tracing::debug!(told = matches!(goodbye, Ok(Ok(()))), "closed by its user");
-                return Left::Never("it was closed".into());
+            if self.is_close_requested {
+                let closed = timeout(SEND_TIMEOUT, self.socket.close(None)).await;
+                let is_sent = matches!(closed, Ok(Ok(())));
+                tracing::debug!(is_sent, "connection closed by the caller");
+                return Disconnect::Stop("it was closed".into());
             }
-            let again = self.asked.iter().filter_map(|asked| asked.again_at).min();
-            let again = again.unwrap_or_else(|| Instant::now() + FAR);
-            let sent = tokio::select! {
-                Some(command) = self.inbox.recv() => match self.note(command) {
+            let retry_at = self.questions.iter().filter_map(|q| q.retry_at).min();
+            let retry_at = retry_at.unwrap_or_else(|| Instant::now() + NEVER);
+            let result = tokio::select! {
+                Some(command) = self.commands.recv() => match self.handle_command(command) {
                     Some(frame) => self.send(frame).await,
                     None => Ok(()),
                 },
-                frame = self.socket.next() => {
-                    heard = Instant::now();
-                    match frame {
-                        Some(Ok(Wire::Text(text))) => self.take(&text).await,
-                        Some(Ok(Wire::Close(frame))) => Err(self.closed(frame.map(|f| f.code.into()))),
+                received = self.socket.next() => {
+                    last_received = Instant::now();
+                    match received {
+                        Some(Ok(Wire::Text(text))) => self.handle_frame(&text).await,
+                        Some(Ok(Wire::Close(frame))) => {
+                            Err(self.disconnect(frame.map(|frame| frame.code.into())))
+                        }
                         Some(Ok(_)) => Ok(()),
-                        Some(Err(_)) | None => Err(self.closed(None)),
+                        Some(Err(_)) | None => Err(self.disconnect(None)),
                     }
                 }
-                () = sleep_until(again) => self.send_again().await,
-                () = sleep_until(heard + self.silence) => Err(lost("the server fell silent")),
+                () = sleep_until(retry_at) => self.send_retries().await,
+                () = sleep_until(last_received + self.silence_timeout) => {
+                    Err(Disconnect::reconnect("the server fell silent"))
+                }
             };
-            if let Err(left) = sent {
-                return left;
+            if let Err(disconnect) = result {
+                return disconnect;
             }
         }
     }
 
-    fn closed(&mut self, code: Option<u16>) -> Left {
+    /// What follows a connection that ended with this close code, or without a close frame.
+    fn disconnect(&mut self, code: Option<u16>) -> Disconnect {
         match retry_hint(code) {
-            RetryHint::Reconnect(least) => Left::Return {
-                least: self.closing.take().max(least),
+            RetryHint::Reconnect(min_delay) => Disconnect::Reconnect {
+                min_delay: self.reconnect_delay.take().max(min_delay),
                 why: match code {
                     Some(1001) => "the server is being stopped".into(),
                     Some(4409) => "answers came faster than they were read".into(),
@@ -247,184 +270,200 @@ impl Session {
                     None => "the connection broke".into(),
                 },
             },
-            RetryHint::NewToken if self.link.renew() => lost("the token is over"),
-            RetryHint::NewToken => Left::Never("the token is over or was revoked".into()),
-            RetryHint::Never(reason) => Left::Never(format!(
+            RetryHint::NewToken if self.server.discard_token() => {
+                Disconnect::reconnect("the token is over")
+            }
+            RetryHint::NewToken => Disconnect::Stop("the token is over or was revoked".into()),
+            RetryHint::Never(reason) => Disconnect::Stop(format!(
                 "the server closed the connection for good ({})",
                 reason.name()
             )),
         }
     }
 
-    async fn send(&mut self, frame: ToServer) -> Result<(), Left> {
+    async fn send(&mut self, frame: ClientToServer) -> Result<(), Disconnect> {
         let Ok(text) = serde_json::to_string(&frame) else {
             return Ok(());
         };
-        match timeout(SEND, self.socket.send(Wire::text(text))).await {
+        match timeout(SEND_TIMEOUT, self.socket.send(Wire::text(text))).await {
             Ok(Ok(())) => Ok(()),
-            // Its close code, if it has one, comes by reading.
-            Ok(Err(_)) => match timeout(Duration::from_secs(1), self.socket.next()).await {
-                Ok(Some(Ok(Wire::Close(frame)))) => Err(self.closed(frame.map(|f| f.code.into()))),
-                _ => Err(self.closed(None)),
+            // The server's close frame, if there is one, can still be read.
+            Ok(Err(_)) => match timeout(CLOSE_FRAME_TIMEOUT, self.socket.next()).await {
+                Ok(Some(Ok(Wire::Close(frame)))) => {
+                    Err(self.disconnect(frame.map(|frame| frame.code.into())))
+                }
+                _ => Err(self.disconnect(None)),
             },
-            Err(_) => Err(lost("the server takes nothing any more")),
+            Err(_) => Err(Disconnect::reconnect("the server accepts no more data")),
         }
     }
 
-    /// After each `welcome`: sends again what the server may not have.
-    async fn begin(&mut self, welcome: &Welcome) -> Result<(), Left> {
-        self.silence = Duration::from_millis(welcome.heartbeat_ms.saturating_mul(2)) + GRACE;
+    async fn send_all(&mut self, frames: Vec<ClientToServer>) -> Result<(), Disconnect> {
+        for frame in frames {
+            self.send(frame).await?;
+        }
+        Ok(())
+    }
+
+    /// Resends, after each `welcome`, the questions that the server may not have.
+    async fn handle_welcome(&mut self, welcome: &Welcome) -> Result<(), Disconnect> {
+        let heartbeats = Duration::from_millis(welcome.heartbeat_ms.saturating_mul(2));
+        self.silence_timeout = heartbeats + SILENCE_GRACE;
         self.position = Some(welcome.position.clone());
         let mut frames = Vec::new();
-        for asked in &mut self.asked {
-            let id = &asked.question.id;
-            let mut listed = welcome.pending.iter();
-            let listed = listed.find(|pending| pending.id.as_ref() == Some(id));
-            if let Some(pending) = listed {
-                asked.accept(&pending.message_id);
-            } else if !asked.accepted || !welcome.recovered {
-                // Ended meanwhile, or never arrived: the same `id` brings either to an end.
-                frames.push(asked.frame());
-                asked.again_at = None;
+        for question in &mut self.questions {
+            let id = Some(&question.question.id);
+            let mut pending = welcome.pending.iter();
+            if let Some(pending) = pending.find(|pending| pending.id.as_ref() == id) {
+                question.set_accepted(&pending.message_id);
+            } else if !question.is_accepted || !welcome.recovered {
+                // The message has either ended or never arrived. In both cases the server answers
+                // the same `id` with its terminal frame.
+                frames.push(question.message_frame());
+                question.retry_at = None;
             }
-            if asked.cancel {
-                frames.push(asked.cancel_frame());
+            if question.is_cancel_requested {
+                frames.push(question.cancel_frame());
             }
         }
-        for frame in frames {
-            self.send(frame).await?;
-        }
-        Ok(())
+        self.send_all(frames).await
     }
 
-    /// What the server could not take is tried again.
-    async fn send_again(&mut self) -> Result<(), Left> {
+    /// Resends the questions whose retry is due.
+    async fn send_retries(&mut self) -> Result<(), Disconnect> {
         let now = Instant::now();
         let mut frames = Vec::new();
-        for asked in &mut self.asked {
-            if asked.again_at.is_some_and(|at| at <= now) {
-                asked.again_at = None;
-                frames.push(asked.frame());
+        for question in &mut self.questions {
+            if question.retry_at.is_some_and(|retry_at| retry_at <= now) {
+                question.retry_at = None;
+                frames.push(question.message_frame());
             }
         }
-        for frame in frames {
-            self.send(frame).await?;
-        }
-        Ok(())
+        self.send_all(frames).await
     }
 
-    async fn take(&mut self, text: &str) -> Result<(), Left> {
-        let frame: FromServer = match serde_json::from_str(text) {
+    async fn handle_frame(&mut self, text: &str) -> Result<(), Disconnect> {
+        let frame: ServerToClient = match serde_json::from_str(text) {
             Ok(frame) => frame,
             Err(error) => {
-                tracing::debug!(%error, "a frame is not as expected and was passed over");
+                tracing::debug!(%error, "invalid frame from the server ignored");
                 return Ok(());
             }
         };
         match frame {
-            FromServer::Welcome(welcome) => return self.begin(&welcome).await,
-            FromServer::Accepted(frame) => {
-                if let Some(asked) = self.asked_as(frame.id.as_ref()) {
-                    asked.accept(&frame.message_id);
+            ServerToClient::Welcome(welcome) => return self.handle_welcome(&welcome).await,
+            ServerToClient::Accepted(frame) => {
+                if let Some(question) = self.question_mut(frame.id.as_ref()) {
+                    question.set_accepted(&frame.message_id);
                 }
             }
-            FromServer::Delta(frame) => {
-                let now = (frame.attempt, frame.index);
-                if let Some(asked) = self.asked_as(frame.id.as_ref()) {
-                    if frame.index == 0 && asked.next.is_some() {
-                        asked.writer.push(Event::Snapshot(frame.content));
-                    } else if frame.index == 0 || asked.next == Some(now) {
-                        asked.writer.push(Event::Delta(frame.content));
-                    } else {
-                        // Never by contract. A snapshot or the end puts it right.
-                        return Ok(());
-                    }
-                    asked.next = Some((frame.attempt, frame.index + 1));
+            ServerToClient::Delta(frame) => self.handle_delta(frame),
+            ServerToClient::Snapshot(frame) => {
+                if let Some(question) = self.question_mut(frame.id.as_ref()) {
+                    question.next_delta = Some((frame.attempt, frame.index));
+                    question.events.push(Event::Snapshot(frame.content));
                 }
             }
-            FromServer::Snapshot(frame) => {
-                if let Some(asked) = self.asked_as(frame.id.as_ref()) {
-                    asked.next = Some((frame.attempt, frame.index));
-                    asked.writer.push(Event::Snapshot(frame.content));
+            ServerToClient::Restarted(frame) => {
+                if let Some(question) = self.question_mut(frame.id.as_ref()) {
+                    question.next_delta = None;
+                    question.events.push(Event::Restarted);
                 }
             }
-            FromServer::Restarted(frame) => {
-                if let Some(asked) = self.asked_as(frame.id.as_ref()) {
-                    asked.next = None;
-                    asked.writer.push(Event::Restarted);
-                }
-            }
-            FromServer::Response(frame) => self.end(
-                frame.position,
-                frame.id.as_ref(),
-                End::Answered {
+            ServerToClient::Response(frame) => {
+                let outcome = Outcome::Answered {
                     content: frame.content,
                     finish_reason: frame.finish_reason,
                     model: frame.model,
                     usage: frame.usage,
-                },
-            ),
-            FromServer::Cancelled(frame) => self.end(
-                frame.position,
-                frame.id.as_ref(),
-                End::Cancelled {
+                };
+                self.end_question(frame.position, frame.id.as_ref(), outcome);
+            }
+            ServerToClient::Cancelled(frame) => {
+                let outcome = Outcome::Cancelled {
                     content: frame.content,
-                },
-            ),
-            FromServer::Error(frame) => self.fail(frame),
-            FromServer::CancelResult(frame) => {
-                if let Some(asked) = self.asked_as(frame.id.as_ref()) {
-                    asked.writer.push(Event::Cancel(frame.result));
+                };
+                self.end_question(frame.position, frame.id.as_ref(), outcome);
+            }
+            ServerToClient::Error(frame) => self.handle_error(frame),
+            ServerToClient::CancelResult(frame) => {
+                if let Some(question) = self.question_mut(frame.id.as_ref()) {
+                    question.events.push(Event::Cancel(frame.result));
                 }
             }
-            FromServer::Closing(frame) => {
-                self.closing = Some(Duration::from_millis(frame.retry_after_ms));
+            ServerToClient::Closing(frame) => {
+                self.reconnect_delay = Some(Duration::from_millis(frame.retry_after_ms));
             }
-            FromServer::Pong | FromServer::Other => {}
+            ServerToClient::Pong | ServerToClient::Other => {}
         }
         Ok(())
     }
 
-    fn asked_as(&mut self, id: Option<&ClientMessageId>) -> Option<&mut Asked> {
-        let id = id?;
-        self.asked.iter_mut().find(|asked| asked.question.id == *id)
+    fn handle_delta(&mut self, frame: Delta) {
+        let Some(question) = self.question_mut(frame.id.as_ref()) else {
+            return;
+        };
+        let event = if frame.index > 0 {
+            if question.next_delta != Some((frame.attempt, frame.index)) {
+                // A delta that continues another text violates the protocol. The next snapshot or
+                // terminal frame has the complete text.
+                return;
+            }
+            Event::Delta(frame.content)
+        } else if question.next_delta.is_some() {
+            Event::Snapshot(frame.content)
+        } else {
+            Event::Delta(frame.content)
+        };
+        question.events.push(event);
+        question.next_delta = Some((frame.attempt, frame.index + 1));
     }
 
-    fn end(&mut self, position: Option<String>, id: Option<&ClientMessageId>, end: End) {
-        if position.is_some() {
-            self.position = position;
-        }
-        let at = self.asked.iter().position(|a| Some(&a.question.id) == id);
-        if let Some(at) = at {
-            self.asked.remove(at).ended(end);
-        }
-    }
-
-    fn fail(&mut self, frame: Failure) {
+    fn handle_error(&mut self, frame: ErrorFrame) {
         let retry_after = frame.retry_after_ms.map(Duration::from_millis);
-        let patience = self.link.options.patience;
-        // Unknown, not refused: the same `id` again is safe.
+        let retry_timeout = self.server.options.retry_timeout;
+        // The server could not accept the message in time, so its state is unknown. Sending the same
+        // `id` again is safe.
         if frame.message_id.is_none()
             && frame.code == Some(ErrorCode::Unavailable)
-            && let Some(asked) = self.asked_as(frame.id.as_ref())
-            && asked.waits_since.elapsed() < patience
+            && let Some(question) = self.question_mut(frame.id.as_ref())
+            && question.waiting_since.elapsed() < retry_timeout
         {
-            asked.again_at = Some(Instant::now() + asked.backoff.next_delay_after(retry_after));
+            let delay = question.backoff.next_delay_after(retry_after);
+            question.retry_at = Some(Instant::now() + delay);
             return;
         }
-        let end = End::Failed {
+        let outcome = Outcome::Failed {
             code: frame.code,
             message: frame.message,
             retryable: frame.retryable.unwrap_or(false),
             retry_after,
         };
-        self.end(frame.position, frame.id.as_ref(), end);
+        self.end_question(frame.position, frame.id.as_ref(), outcome);
     }
-}
 
-fn lost(why: &str) -> Left {
-    Left::Return {
-        least: None,
-        why: why.to_owned(),
+    fn question_mut(&mut self, id: Option<&ClientMessageId>) -> Option<&mut PendingQuestion> {
+        let id = id?;
+        self.questions.iter_mut().find(|q| q.question.id == *id)
+    }
+
+    /// Records the position of a terminal frame, and ends the question with this `id` if the client
+    /// has asked it.
+    fn end_question(
+        &mut self,
+        position: Option<String>,
+        id: Option<&ClientMessageId>,
+        outcome: Outcome,
+    ) {
+        if position.is_some() {
+            self.position = position;
+        }
+        let index = self
+            .questions
+            .iter()
+            .position(|question| Some(&question.question.id) == id);
+        if let Some(index) = index {
+            self.questions.remove(index).end(outcome);
+        }
     }
 }

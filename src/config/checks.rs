@@ -1,4 +1,5 @@
-//! Values that contradict each other, and what an operator should be told at the start.
+//! Checks across settings: contradictions, which are errors, and notices, which the operator should
+//! know at the start.
 
 use std::collections::BTreeMap;
 
@@ -10,10 +11,17 @@ use super::{Config, Role};
 /// librdkafka's default of `message.max.bytes`.
 const MESSAGE_MAX_BYTES: u64 = 1_000_000;
 
-/// What chatmesh's promises rest on, or what has a key of its own.
-const OWN_PROPERTIES: [(&str, &str); 5] = [
+/// Space in a record for everything besides the answer: names, usage and identifiers.
+const RECORD_OVERHEAD_BYTES: u64 = 16 * 1024;
+
+/// Shortest HS256 key that RFC 7518 allows.
+const MIN_SECRET_BYTES: usize = 32;
+
+/// librdkafka properties that cannot be overridden, each with the reason: chatmesh's guarantees
+/// depend on them, or they have a setting of their own.
+const RESERVED_PROPERTIES: [(&str, &str); 5] = [
     ("bootstrap.servers", "set kafka.bootstrap_servers"),
-    ("group.id", "the groups' names are fixed"),
+    ("group.id", "the names of the groups are fixed"),
     (
         "enable.auto.offset.store",
         "offsets are stored when records are finished",
@@ -21,164 +29,222 @@ const OWN_PROPERTIES: [(&str, &str); 5] = [
     ("enable.idempotence", "it must stay on"),
     (
         "partitioner",
-        "messages must be placed as the original places them",
+        "messages must be partitioned as in the original system",
     ),
 ];
 
-pub(super) fn contradictions(config: &Config, problems: &mut Vec<Problem>) {
-    let role = config.role();
-    let mut add = |concerned: &[&Key], text: String| {
-        if concerned.iter().any(|key| !key.roles.contains(&role)) {
+/// Collects the contradictions between the settings that the role uses.
+struct Contradictions<'a> {
+    config: &'a Config,
+    problems: Vec<Problem>,
+}
+
+/// All contradictions between settings that the role uses.
+pub(super) fn contradictions(config: &Config) -> Vec<Problem> {
+    let mut found = Contradictions {
+        config,
+        problems: Vec::new(),
+    };
+    found.check_authentication();
+    found.check_limits();
+    found.check_times();
+    found.check_model();
+    found.check_kafka();
+    found.check_interop();
+    found.problems
+}
+
+impl Contradictions<'_> {
+    fn int(&self, key: &Key) -> u64 {
+        self.config.int(key)
+    }
+
+    /// Adds a contradiction between `keys`, if the role uses all of them.
+    fn add(&mut self, keys: &[&Key], text: impl Into<String>) {
+        let role = self.config.role();
+        if keys.iter().any(|key| !key.roles.contains(&role)) {
             return;
         }
-        let sources: Vec<String> = concerned
+        let sources: Vec<String> = keys
             .iter()
-            .map(|key| format!("{}: {}", key.name, config.source(key)))
+            .map(|key| format!("{}: {}", key.name, self.config.source(key)))
             .collect();
-        let names: Vec<&str> = concerned.iter().map(|key| key.name).collect();
-        problems.push(Problem {
+        let names: Vec<&str> = keys.iter().map(|key| key.name).collect();
+        self.problems.push(Problem {
             key: names.join(", "),
             source: sources.join("; "),
-            text,
+            text: text.into(),
         });
-    };
-    let int = |key: &Key| config.int(key);
+    }
 
-    let (context, answer) = (&keys::OPENAI_CONTEXT_TOKENS, &keys::OPENAI_MAX_TOKENS);
-    if int(context) <= int(answer) {
-        let text = format!(
-            "a context of {} tokens has no room for a prompt beside an answer of {}: it must be larger",
-            int(context),
-            int(answer)
-        );
-        add(&[context, answer], text);
-    }
-    for part in [&keys::OPENAI_TIMEOUT_MS, &keys::OPENAI_IDLE_TIMEOUT_MS] {
-        if config.duration(part) > config.duration(&keys::MESSAGE_DEADLINE_MS) {
-            let text = format!(
-                "{} ms is more than the {} ms for the whole message",
-                int(part),
-                int(&keys::MESSAGE_DEADLINE_MS)
+    fn check_authentication(&mut self) {
+        let config = self.config;
+        if config.text(&keys::TOKEN_ENDPOINT) == Some("admin")
+            && config.text(&keys::ADMIN_KEY).is_none()
+        {
+            self.add(
+                &[&keys::TOKEN_ENDPOINT, &keys::ADMIN_KEY],
+                "admin needs an admin key; set auth.admin_key (ADMIN_KEY), or off or open",
             );
-            add(&[part, &keys::MESSAGE_DEADLINE_MS], text);
         }
-    }
-    if config.text(&keys::TOKEN_ENDPOINT) == Some("admin")
-        && config.text(&keys::ADMIN_KEY).is_none()
-    {
-        let text = "admin needs an admin key; set auth.admin_key (ADMIN_KEY), or off or open";
-        add(&[&keys::TOKEN_ENDPOINT, &keys::ADMIN_KEY], text.into());
-    }
-    let places = [
-        &keys::JWT_SECRET,
-        &keys::JWT_PUBLIC_KEY_FILE,
-        &keys::JWT_JWKS,
-    ];
-    if config.text(&keys::AUTH_MODE) == Some("jwt") {
-        let set = places.iter().filter(|key| config.text(key).is_some());
+        if config.text(&keys::AUTH_MODE) != Some("jwt") {
+            return;
+        }
+        let key_settings = [
+            &keys::JWT_SECRET,
+            &keys::JWT_PUBLIC_KEY_FILE,
+            &keys::JWT_JWKS,
+        ];
+        let set = key_settings.iter().filter(|key| config.text(key).is_some());
         if set.count() != 1 {
-            let text = "jwt needs exactly one of auth.jwt_secret (JWT_SECRET), \
-                        auth.jwt_public_key_file and auth.jwt_jwks";
-            add(
-                &[&keys::AUTH_MODE, places[0], places[1], places[2]],
-                text.into(),
+            let [secret, file, jwks] = key_settings;
+            self.add(
+                &[&keys::AUTH_MODE, secret, file, jwks],
+                "jwt needs exactly one of auth.jwt_secret (JWT_SECRET), \
+                 auth.jwt_public_key_file and auth.jwt_jwks",
             );
         }
-        let short = |secret: &str| secret.len() < 32;
-        if config.text(&keys::JWT_SECRET).is_some_and(short) {
-            let text = "a key of HS256 has at least 32 bytes: take random ones, as from \
-                        `openssl rand -base64 32`";
-            add(&[&keys::JWT_SECRET], text.into());
+        let is_short = |secret: &str| secret.len() < MIN_SECRET_BYTES;
+        if config.text(&keys::JWT_SECRET).is_some_and(is_short) {
+            self.add(
+                &[&keys::JWT_SECRET],
+                format!(
+                    "a key of HS256 has at least {MIN_SECRET_BYTES} bytes; use random ones, such \
+                     as from `openssl rand -base64 32`"
+                ),
+            );
         }
-    }
-    for net in config.list(&keys::TRUSTED_PROXIES) {
-        if net.parse::<Network>().is_err() {
-            let text = format!("{net:?} is no address or network, as 10.0.0.1 or 10.0.0.0/8");
-            add(&[&keys::TRUSTED_PROXIES], text);
-        }
-    }
-    let (rewind, rebuild) = (&keys::RELAY_REWIND_SECONDS, &keys::RELAY_REBUILD_SECONDS);
-    if int(rebuild) < int(rewind) {
-        let text = format!(
-            "{} s for lost data is less than the {} s after every failover: it must not be",
-            int(rebuild),
-            int(rewind)
-        );
-        add(&[rebuild, rewind], text);
-    }
-    let (dedup, age) = (&keys::DEDUP_TTL, &keys::MESSAGE_MAX_AGE);
-    if int(dedup) < int(age) {
-        let text = format!(
-            "a message may wait {} s but its end is remembered for {} s only, so it could be \
-             answered twice: keep.dedup_ttl must not be smaller",
-            int(age),
-            int(dedup)
-        );
-        add(&[dedup, age], text);
-    }
-    let (frame, content) = (&keys::MAX_FRAME_BYTES, &keys::MAX_CONTENT_CHARS);
-    if int(frame) < int(content) {
-        let text = format!(
-            "a message of {} characters does not fit a frame of {} bytes",
-            int(content),
-            int(frame)
-        );
-        add(&[frame, content], text);
-    }
-    let mailbox = &keys::MAILBOX_BYTES;
-    if int(mailbox) < int(&keys::MAX_ANSWER_BYTES) {
-        let text = "a mailbox must hold at least one answer".to_owned();
-        add(&[mailbox, &keys::MAX_ANSWER_BYTES], text);
     }
 
-    let (messages, responses) = (&keys::MESSAGES_TOPIC, &keys::RESPONSES_TOPIC);
-    if config.text(messages).is_some() && config.text(messages) == config.text(responses) {
-        let text = "answers must not go where messages come from: name two topics".to_owned();
-        add(&[messages, responses], text);
-    }
-
-    let properties = config.map(&keys::KAFKA_PROPERTIES);
-    for (name, reason) in OWN_PROPERTIES {
-        if properties.contains_key(name) {
-            let text = format!("{name} can't be passed through: {reason}");
-            add(&[&keys::KAFKA_PROPERTIES], text);
-        }
-    }
-    let allowed = properties
-        .get("message.max.bytes")
-        .map_or(Some(MESSAGE_MAX_BYTES), |text| text.trim().parse().ok());
-    match allowed {
-        None => add(
-            &[&keys::KAFKA_PROPERTIES],
-            "message.max.bytes must be a whole number".into(),
-        ),
-        Some(allowed) if role == Role::AiWorker => {
-            // The frame has more in it than the answer: names, usage, ids.
-            let needed = int(&keys::MAX_ANSWER_BYTES).saturating_add(16 * 1024);
-            if needed > allowed {
-                let text = format!(
-                    "an answer of {} bytes does not fit a Kafka record of {allowed} bytes \
-                     (message.max.bytes)",
-                    int(&keys::MAX_ANSWER_BYTES)
+    fn check_limits(&mut self) {
+        for network in self.config.list(&keys::TRUSTED_PROXIES) {
+            if network.parse::<Network>().is_err() {
+                self.add(
+                    &[&keys::TRUSTED_PROXIES],
+                    format!("{network:?} is no address or network, such as 10.0.0.1 or 10.0.0.0/8"),
                 );
-                add(&[&keys::MAX_ANSWER_BYTES, &keys::KAFKA_PROPERTIES], text);
             }
         }
-        Some(_) => {}
+        let (frame, content) = (&keys::MAX_FRAME_BYTES, &keys::MAX_CONTENT_CHARS);
+        if self.int(frame) < self.int(content) {
+            let text = format!(
+                "a message of {} characters does not fit a frame of {} bytes; lower \
+                 gateway.max_content_chars or raise gateway.max_frame_bytes",
+                self.int(content),
+                self.int(frame)
+            );
+            self.add(&[frame, content], text);
+        }
+        let (mailbox, answer) = (&keys::MAILBOX_BYTES, &keys::MAX_ANSWER_BYTES);
+        if self.int(mailbox) < self.int(answer) {
+            self.add(
+                &[mailbox, answer],
+                "a mailbox must have room for at least one answer; raise keep.mailbox_bytes or \
+                 lower worker.max_answer_bytes",
+            );
+        }
     }
-    let one_redis = config.text(&keys::REDIS_URL).is_none_or(|url| {
-        !url.split("://")
-            .next()
-            .unwrap_or_default()
-            .contains("-cluster")
-    });
-    if config.bool(&keys::INTEROP) && !one_redis {
-        let text = "services of the original know one Redis server, no cluster";
-        add(&[&keys::INTEROP, &keys::REDIS_URL], text.into());
+
+    fn check_times(&mut self) {
+        let (rewind, rebuild) = (&keys::RELAY_REWIND_SECONDS, &keys::RELAY_REBUILD_SECONDS);
+        if self.int(rebuild) < self.int(rewind) {
+            let text = format!(
+                "the {} s after a loss of data must not be less than the {} s after every \
+                 failover",
+                self.int(rebuild),
+                self.int(rewind)
+            );
+            self.add(&[rebuild, rewind], text);
+        }
+        let (dedup, age) = (&keys::DEDUP_TTL, &keys::MESSAGE_MAX_AGE);
+        if self.int(dedup) < self.int(age) {
+            let text = format!(
+                "a message may wait {} s but its outcome is stored for {} s only, so it could be \
+                 answered twice: keep.dedup_ttl must not be smaller",
+                self.int(age),
+                self.int(dedup)
+            );
+            self.add(&[dedup, age], text);
+        }
+    }
+
+    fn check_model(&mut self) {
+        let (context, answer) = (&keys::OPENAI_CONTEXT_TOKENS, &keys::OPENAI_MAX_TOKENS);
+        if self.int(context) <= self.int(answer) {
+            let text = format!(
+                "a context of {} tokens has no room for a prompt beside an answer of {}: it must \
+                 be larger",
+                self.int(context),
+                self.int(answer)
+            );
+            self.add(&[context, answer], text);
+        }
+        let deadline = &keys::MESSAGE_DEADLINE_MS;
+        for timeout in [&keys::OPENAI_TIMEOUT_MS, &keys::OPENAI_IDLE_TIMEOUT_MS] {
+            if self.int(timeout) > self.int(deadline) {
+                let text = format!(
+                    "{} ms is more than the {} ms for the whole message; lower it or raise \
+                     worker.message_deadline_ms",
+                    self.int(timeout),
+                    self.int(deadline)
+                );
+                self.add(&[timeout, deadline], text);
+            }
+        }
+    }
+
+    fn check_kafka(&mut self) {
+        let config = self.config;
+        let (messages, responses) = (&keys::MESSAGES_TOPIC, &keys::RESPONSES_TOPIC);
+        if config.text(messages).is_some() && config.text(messages) == config.text(responses) {
+            self.add(
+                &[messages, responses],
+                "messages and answers must have different topics",
+            );
+        }
+        let properties = config.map(&keys::KAFKA_PROPERTIES);
+        for (name, reason) in RESERVED_PROPERTIES {
+            if properties.contains_key(name) {
+                self.add(
+                    &[&keys::KAFKA_PROPERTIES],
+                    format!("{name} can't be passed through: {reason}"),
+                );
+            }
+        }
+        let max_record = properties
+            .get("message.max.bytes")
+            .map_or(Some(MESSAGE_MAX_BYTES), |text| text.trim().parse().ok());
+        let Some(max_record) = max_record else {
+            let text = "message.max.bytes must be a whole number";
+            self.add(&[&keys::KAFKA_PROPERTIES], text);
+            return;
+        };
+        let max_answer = self.int(&keys::MAX_ANSWER_BYTES);
+        if config.role() == Role::AiWorker
+            && max_answer.saturating_add(RECORD_OVERHEAD_BYTES) > max_record
+        {
+            let text = format!(
+                "an answer of {max_answer} bytes does not fit a Kafka record of {max_record} bytes \
+                 (message.max.bytes)"
+            );
+            self.add(&[&keys::MAX_ANSWER_BYTES, &keys::KAFKA_PROPERTIES], text);
+        }
+    }
+
+    fn check_interop(&mut self) {
+        let url = self.config.text(&keys::REDIS_URL).unwrap_or_default();
+        let scheme = url.split("://").next().unwrap_or_default();
+        if self.config.bool(&keys::INTEROP) && scheme.contains("-cluster") {
+            self.add(
+                &[&keys::INTEROP, &keys::REDIS_URL],
+                "services of the original system need a single Redis server, not a cluster",
+            );
+        }
     }
 }
 
-/// `variables`: what is set in `.env` and in the environment.
+/// Warnings for the operator. `variables` are those of `.env` and environment: name to value and
+/// source.
 pub(super) fn notices(
     config: &Config,
     variables: &BTreeMap<String, (String, String)>,
@@ -186,39 +252,7 @@ pub(super) fn notices(
     let role = config.role();
     let mut notices = Vec::new();
     if matches!(role, Role::Gateway | Role::AllInOne) {
-        let everywhere = !config.listen().ip().is_loopback();
-        let open = config.auth_mode() == AuthMode::Open;
-        if open && everywhere {
-            notices.push(format!(
-                "AUTH_MODE=open on {}: whoever reaches it can be any user",
-                config.listen()
-            ));
-        }
-        if config.bool(&keys::ALLOW_CREDENTIALS) && config.any_origin() {
-            notices.push(
-                "ALLOW_CREDENTIALS is taken as false: with ALLOW_ORIGINS=* any page could act as \
-                 its visitor; name the origins"
-                    .into(),
-            );
-        }
-        let jwks = config.text(&keys::JWT_JWKS).unwrap_or_default();
-        if config.auth_mode() == AuthMode::Jwt && jwks.starts_with("http://") {
-            notices.push(
-                "JWT_JWKS is fetched over http: whoever can change the answer can be any user"
-                    .into(),
-            );
-        }
-        match config.token_endpoint() {
-            TokenEndpoint::Open => notices.push(
-                "TOKEN_ENDPOINT=open: anybody gets anybody's token; for demonstrations only".into(),
-            ),
-            TokenEndpoint::Off if role == Role::AllInOne && config.auth_mode() == AuthMode::Stored => notices.push(
-                "tokens are needed and nothing hands them out: set ADMIN_KEY, TOKEN_ENDPOINT or \
-                 AUTH_MODE"
-                    .into(),
-            ),
-            TokenEndpoint::Off | TokenEndpoint::Admin(_) => {}
-        }
+        notices.extend(authentication_notices(config));
     }
     if role == Role::AllInOne {
         for name in ["PRODUCE_TOPIC", "CONSUME_TOPIC"] {
@@ -229,29 +263,76 @@ pub(super) fn notices(
             }
         }
     } else {
-        if config.bool(&keys::INTEROP) {
+        notices.extend(backend_notices(config));
+    }
+    for (name, reason, roles) in keys::IGNORED_VARIABLES {
+        let value = variables.get(*name).map(|(value, _)| value.as_str());
+        if value.is_some_and(|value| !value.contains('*')) && roles.contains(&role) {
+            notices.push(format!("{name} is not used: {reason}"));
+        }
+    }
+    notices
+}
+
+fn authentication_notices(config: &Config) -> Vec<String> {
+    let mut notices = Vec::new();
+    let mode = config.auth_mode();
+    if mode == AuthMode::Open && !config.listen().ip().is_loopback() {
+        notices.push(format!(
+            "AUTH_MODE=open on {}: whoever reaches it can be any user",
+            config.listen()
+        ));
+    }
+    if config.bool(&keys::ALLOW_CREDENTIALS) && config.any_origin() {
+        notices.push(
+            "ALLOW_CREDENTIALS is taken as false: with ALLOW_ORIGINS=* any page could act as its \
+             visitor; name the origins"
+                .into(),
+        );
+    }
+    let jwks = config.text(&keys::JWT_JWKS).unwrap_or_default();
+    if mode == AuthMode::Jwt && jwks.starts_with("http://") {
+        notices.push(
+            "JWT_JWKS is fetched over http: whoever can change the response can be any user; use \
+             https"
+                .into(),
+        );
+    }
+    match config.token_endpoint() {
+        TokenEndpoint::Open => notices.push(
+            "TOKEN_ENDPOINT=open: anybody gets anybody's token; for demonstrations only".into(),
+        ),
+        TokenEndpoint::Off if config.role() == Role::AllInOne && mode == AuthMode::Stored => {
             notices.push(
-                "INTEROP=true: beside services of the original only the original's guarantees hold"
+                "clients need tokens, but no endpoint issues them: set ADMIN_KEY, TOKEN_ENDPOINT \
+                 or AUTH_MODE"
                     .into(),
             );
         }
-        let parts = [
+        TokenEndpoint::Off | TokenEndpoint::Admin(_) => {}
+    }
+    notices
+}
+
+fn backend_notices(config: &Config) -> Vec<String> {
+    let mut notices = Vec::new();
+    if config.bool(&keys::INTEROP) {
+        notices.push(
+            "INTEROP=true: beside services of the original system, only that system's guarantees \
+             hold"
+                .into(),
+        );
+    }
+    if config.is_set(&keys::REDIS_URL) {
+        let replaced = [
             &keys::REDIS_HOST,
             &keys::REDIS_PORT,
             &keys::REDIS_PASSWORD,
             &keys::REDIS_DB,
         ];
-        if config.is_set(&keys::REDIS_URL) {
-            for part in parts.into_iter().filter(|part| config.is_set(part)) {
-                let (var, name) = (part.var, part.name);
-                notices.push(format!("{var} ({name}) is not used: REDIS_URL is set"));
-            }
-        }
-    }
-    for (name, reason, roles) in keys::NOT_USED {
-        let set = variables.get(*name).map(|(value, _)| value.as_str());
-        if set.is_some_and(|value| !value.contains('*')) && roles.contains(&role) {
-            notices.push(format!("{name} is not used: {reason}"));
+        for key in replaced.into_iter().filter(|key| config.is_set(key)) {
+            let Key { variable, name, .. } = key;
+            notices.push(format!("{variable} ({name}) is not used: REDIS_URL is set"));
         }
     }
     notices

@@ -1,12 +1,13 @@
-//! Reading `.env` files as python-dotenv does, but for the expansion of `${…}`.
+//! Parses `.env` files like python-dotenv, except that `${…}` is not expanded.
 
-/// Names and values in order, and the line on which reading stopped for a quote without an end.
+/// Returns names and values in file order, and the number of the line at which parsing stopped because
+/// a quote is not closed.
 pub(super) fn parse(text: &str) -> (Vec<(String, String)>, Option<usize>) {
     let mut pairs = Vec::new();
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut rest = text;
     while !rest.is_empty() {
-        let line_end = rest.find('\n').map_or(rest.len(), |at| at + 1);
+        let line_end = rest.find('\n').map_or(rest.len(), |index| index + 1);
         let line = rest[..line_end].trim();
         let assignment = line.strip_prefix("export ").unwrap_or(line).trim_start();
         let Some((name, value)) = assignment
@@ -19,17 +20,17 @@ pub(super) fn parse(text: &str) -> (Vec<(String, String)>, Option<usize>) {
         let name = name.trim().to_owned();
         let value = value.trim_start();
         let Some(quote) = value.chars().next().filter(|c| matches!(c, '"' | '\'')) else {
-            pairs.push((name, unquoted(value).to_owned()));
+            pairs.push((name, strip_comment(value).to_owned()));
             rest = &rest[line_end..];
             continue;
         };
-        // A quoted value may go on over several lines (a PEM key does). It opens at the first
-        // quote after the equals sign.
+        // A quoted value, such as a PEM key, may span several lines. It begins at the first quote
+        // after the equals sign.
         let equals = rest.find('=').unwrap_or(0);
         let opened = rest[equals..]
             .find(quote)
-            .map_or(rest.len(), |at| equals + at + 1);
-        let Some((value, used)) = quoted(&rest[opened..], quote) else {
+            .map_or(rest.len(), |index| equals + index + 1);
+        let Some((value, used)) = parse_quoted(&rest[opened..], quote) else {
             let before = text.len() - rest.len();
             let line_number = text[..before].matches('\n').count() + 1;
             return (pairs, Some(line_number));
@@ -38,31 +39,32 @@ pub(super) fn parse(text: &str) -> (Vec<(String, String)>, Option<usize>) {
         let after = opened + used;
         let skip = rest[after..]
             .find('\n')
-            .map_or(rest.len(), |at| after + at + 1);
+            .map_or(rest.len(), |index| after + index + 1);
         rest = &rest[skip..];
     }
     (pairs, None)
 }
 
-/// Up to a comment, which begins with `#` at the start or after white space.
-fn unquoted(value: &str) -> &str {
+/// The value up to a comment, which begins with `#` at the start or after white space.
+fn strip_comment(value: &str) -> &str {
     let mut before = ' ';
-    for (at, c) in value.char_indices() {
+    for (index, c) in value.char_indices() {
         if c == '#' && before.is_whitespace() {
-            return value[..at].trim_end();
+            return value[..index].trim_end();
         }
         before = c;
     }
     value.trim_end()
 }
 
-/// The text up to the closing quote, and how many bytes it and the quote take.
-fn quoted(text: &str, quote: char) -> Option<(String, usize)> {
+/// Returns the value up to the closing quote, and the number of bytes up to behind that quote. `None`
+/// if the quote is not closed.
+fn parse_quoted(text: &str, quote: char) -> Option<(String, usize)> {
     let mut value = String::new();
     let mut chars = text.char_indices();
-    while let Some((at, c)) = chars.next() {
+    while let Some((index, c)) = chars.next() {
         if c == quote {
-            return Some((value, at + c.len_utf8()));
+            return Some((value, index + c.len_utf8()));
         }
         if c != '\\' {
             value.push(c);
@@ -91,33 +93,33 @@ mod tests {
         pairs
     }
 
-    fn one(text: &str) -> String {
+    fn single_value(text: &str) -> String {
         let pairs = pairs(text);
         assert_eq!(pairs.len(), 1, "{pairs:?}");
         pairs[0].1.clone()
     }
 
     #[test]
-    fn quotes_comments_and_export() {
-        assert_eq!(one("export A=b # c\r\n"), "b");
-        assert_eq!(one("# A=1\nA='x # y' # z\n"), "x # y");
-        assert_eq!(one(r#"A="a\nb\"c" "#), "a\nb\"c");
-        assert_eq!(one("A=b#c"), "b#c");
-        assert_eq!(one(r#"A='["*"]'"#), r#"["*"]"#);
-        assert_eq!(one("A="), "");
-        assert_eq!(one("A = b = c"), "b = c");
-        assert_eq!(one("no assignment\nA=1"), "1");
+    fn quotes_comments_and_export_are_understood() {
+        assert_eq!(single_value("export A=b # c\r\n"), "b");
+        assert_eq!(single_value("# A=1\nA='x # y' # z\n"), "x # y");
+        assert_eq!(single_value(r#"A="a\nb\"c" "#), "a\nb\"c");
+        assert_eq!(single_value("A=b#c"), "b#c");
+        assert_eq!(single_value(r#"A='["*"]'"#), r#"["*"]"#);
+        assert_eq!(single_value("A="), "");
+        assert_eq!(single_value("A = b = c"), "b = c");
+        assert_eq!(single_value("no assignment\nA=1"), "1");
     }
 
     #[test]
-    fn a_quoted_value_spans_lines_and_what_follows_is_read() {
+    fn quoted_value_may_span_lines() {
         let read = pairs("A=\"one\ntwo\"\nB=3\n");
         assert_eq!(read[0].1, "one\ntwo");
         assert_eq!(read[1], ("B".to_owned(), "3".to_owned()));
     }
 
     #[test]
-    fn a_quote_without_an_end_is_told_with_its_line() {
+    fn unclosed_quote_is_reported_with_its_line() {
         let (read, unfinished) = parse("A=1\nB=\"two\nC=3\n");
         assert_eq!(read.len(), 1);
         assert_eq!(unfinished, Some(2));

@@ -1,15 +1,15 @@
-//! What is wrong with a configuration, all of it at once.
+//! The errors of a configuration, which are reported all at once.
 
 use std::fmt;
 
-/// One thing that is wrong.
+/// One error in the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// The key or variable, or keys, that it is about.
+    /// The key, or keys, or variable that the error is about.
     pub key: String,
-    /// Where the value came from: a file's path, a variable, a flag.
+    /// Where the value comes from: a file, a variable or a flag.
     pub source: String,
-    /// What is wrong and what is allowed.
+    /// What is wrong, and what is allowed.
     pub text: String,
 }
 
@@ -19,7 +19,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Everything that is wrong. Its text has a line for each problem and holds no secret.
+/// All errors in a configuration. The text has one line for each problem and contains no secrets.
 #[derive(Debug, Clone, thiserror::Error)]
 pub struct ConfigErrors {
     /// Never empty.

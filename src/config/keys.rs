@@ -1,333 +1,433 @@
-//! Every key of the configuration, once: its name in the file, its environment variable, default,
-//! kind, who uses it, and a sentence. Parsing, unknown-key detection, `config show`, and the
-//! commented default file all come from this table.
+//! The table of settings: for each one its key in the file, its environment variable, default,
+//! kind, roles and description. Parsing, the detection of unknown keys, `config show`, the
+//! commented default file and `docs/settings.md` all use this table.
 
-use self::Default::{By, Is, Worked};
+use self::DefaultValue::{Derived, Fixed, PerRole};
 use super::Role;
-use super::kind::Kind;
+use super::kind::{Kind, Unit};
 
-/// What holds where nobody says anything.
+/// The value of a setting that no source sets.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Default {
-    /// This text, parsed as a variable's would be.
-    Is(&'static str),
-    /// A text by role.
-    By(&'static [(Role, &'static str)]),
-    /// Nothing, or something worked out; the words for people.
-    Worked(&'static str),
+pub(super) enum DefaultValue {
+    /// The same text for all roles, parsed like a variable's value.
+    Fixed(&'static str),
+    /// A text for each role.
+    PerRole(&'static [(Role, &'static str)]),
+    /// No value, or one that is derived from other settings. The text describes it for people.
+    Derived(&'static str),
 }
 
-/// One key.
+/// One row of the table.
 #[derive(Debug)]
 pub(super) struct Key {
     /// `section.name`, as in the file.
     pub(super) name: &'static str,
     /// The environment variable.
-    pub(super) var: &'static str,
-    /// Other variables that mean it for one role only.
-    pub(super) role_vars: &'static [(Role, &'static str)],
-    pub(super) default: Default,
+    pub(super) variable: &'static str,
+    /// Further variables that set the same key, each for one role only.
+    pub(super) role_variables: &'static [(Role, &'static str)],
+    pub(super) default: DefaultValue,
     pub(super) kind: Kind,
-    /// Never shown.
+    /// Whether the value is hidden wherever settings are printed.
     pub(super) secret: bool,
+    /// The roles that use the setting. Other roles accept it and ignore its value.
     pub(super) roles: &'static [Role],
-    pub(super) help: &'static str,
+    pub(super) description: &'static str,
 }
 
 impl Key {
-    /// The text that holds for this role where nothing is set.
+    /// The text of the default for `role`. `None` for derived defaults.
     pub(super) fn default_text(&self, role: Role) -> Option<&'static str> {
         match self.default {
-            Is(text) => Some(text),
-            By(by) => by.iter().find(|(r, _)| *r == role).map(|(_, text)| *text),
-            Worked(_) => None,
+            Fixed(text) => Some(text),
+            PerRole(texts) => texts
+                .iter()
+                .find(|(named, _)| *named == role)
+                .map(|(_, text)| *text),
+            Derived(_) => None,
         }
     }
 
-    /// The variables that mean this key for this role, the one that wins first.
-    pub(super) fn vars(&self, role: Role) -> impl Iterator<Item = &'static str> {
-        let of_role = self.role_vars.iter().filter(move |(r, _)| *r == role);
-        std::iter::once(self.var).chain(of_role.map(|(_, var)| *var))
+    /// The variables that set this key for `role`, in descending precedence.
+    pub(super) fn variables(&self, role: Role) -> impl Iterator<Item = &'static str> {
+        let of_role = self
+            .role_variables
+            .iter()
+            .filter(move |(named, _)| *named == role);
+        std::iter::once(self.variable).chain(of_role.map(|(_, variable)| *variable))
     }
+}
+
+/// A group of settings: the part of their keys before the dot.
+#[derive(Debug)]
+pub(super) struct Section {
+    pub(super) name: &'static str,
+    /// Heading in `docs/settings.md`.
+    pub(super) title: &'static str,
+}
+
+/// The sections in the order of the table.
+pub(super) const SECTIONS: &[Section] = &[
+    section("server", "Process"),
+    section("log", "Logs"),
+    section("metrics", "Health and metrics"),
+    section("traces", "Traces"),
+    section("kafka", "Kafka"),
+    section("redis", "Redis"),
+    section("auth", "Authentication"),
+    section("gateway", "Gateway"),
+    section("limits", "Limits"),
+    section("worker", "AI worker"),
+    section("pipeline", "Record processing in worker and relay"),
+    section("model", "Model"),
+    section("history", "Earlier turns in the prompt"),
+    section("relay", "Relay"),
+    section("keep", "Retention in the fan-out"),
+    section("embedded", "Storage of all-in-one"),
+    section("interop", "Interoperation with the original system"),
+];
+
+const fn section(name: &'static str, title: &'static str) -> Section {
+    Section { name, title }
 }
 
 const GATEWAY: &[Role] = &[Role::Gateway, Role::AllInOne];
 const WORKER: &[Role] = &[Role::AiWorker, Role::AllInOne];
 const RELAY: &[Role] = &[Role::Relay, Role::AllInOne];
 const CONSUMERS: &[Role] = &[Role::AiWorker, Role::Relay, Role::AllInOne];
-const ADMIN: &[Role] = &[Role::AiWorker, Role::Relay];
-const SCALED: &[Role] = &[Role::Gateway, Role::AiWorker, Role::Relay];
-const EMBEDDED: &[Role] = &[Role::AllInOne];
+const WORKER_AND_RELAY: &[Role] = &[Role::AiWorker, Role::Relay];
+const DISTRIBUTED: &[Role] = &[Role::Gateway, Role::AiWorker, Role::Relay];
+const ALL_IN_ONE: &[Role] = &[Role::AllInOne];
 const ALL: &[Role] = &Role::ALL;
 
 macro_rules! keys {
-    ($( $var:ident $name:literal $kind:expr, $default:expr, $roles:expr,
-        $(secret: $secret:literal,)? $(role_vars: $role_vars:expr,)? $help:literal; )*) => {
+    ($( $variable:ident $name:literal $kind:expr, $default:expr, $roles:expr,
+        $(secret: $secret:literal,)? $(role_variables: $role_variables:expr,)? $description:literal; )*) => {
         $(
-            #[doc = $help]
-            pub(super) const $var: Key = Key {
+            #[doc = $description]
+            pub(super) const $variable: Key = Key {
                 name: $name,
-                var: stringify!($var),
-                role_vars: keys!(@role_vars $($role_vars)?),
+                variable: stringify!($variable),
+                role_variables: keys!(@role_variables $($role_variables)?),
                 default: $default,
                 kind: $kind,
                 secret: keys!(@secret $($secret)?),
                 roles: $roles,
-                help: $help,
+                description: $description,
             };
         )*
-        /// All of them, in the order in which people read them.
-        pub(super) const TABLE: &[&Key] = &[$(&$var),*];
+        /// All settings, in the order in which documents list them.
+        pub(super) const TABLE: &[&Key] = &[$(&$variable),*];
     };
     (@secret) => { false };
     (@secret $secret:literal) => { $secret };
-    (@role_vars) => { &[] };
-    (@role_vars $role_vars:expr) => { $role_vars };
+    (@role_variables) => { &[] };
+    (@role_variables $role_variables:expr) => { $role_variables };
 }
 
-const POSITIVE_MS: Kind = Kind::Millis {
-    min: 1,
-    max: 86_400_000,
-};
-const POSITIVE_S: Kind = Kind::Seconds {
-    min: 1,
-    max: 366 * 86_400,
-};
+const POSITIVE_MS: Kind = milliseconds(1, 86_400_000);
+const POSITIVE_S: Kind = seconds(1, 366 * 86_400);
+
+const fn count(min: u64, max: u64) -> Kind {
+    integer(min, max, Unit::None)
+}
+
+const fn bytes(min: u64, max: u64) -> Kind {
+    integer(min, max, Unit::Bytes)
+}
+
+const fn characters(min: u64, max: u64) -> Kind {
+    integer(min, max, Unit::Characters)
+}
+
+const fn tokens(min: u64, max: u64) -> Kind {
+    integer(min, max, Unit::Tokens)
+}
+
+const fn milliseconds(min: u64, max: u64) -> Kind {
+    integer(min, max, Unit::Milliseconds)
+}
+
+const fn seconds(min: u64, max: u64) -> Kind {
+    integer(min, max, Unit::Seconds)
+}
+
+const fn integer(min: u64, max: u64, unit: Unit) -> Kind {
+    Kind::Int { min, max, unit }
+}
 
 keys! {
-    SERVER_ID "server.id" Kind::Name, Worked("made of the host's name, the role and the process id"), ALL,
-        "Name of this process in records, metrics, health and logs. Gateways need different ones.";
-    HOST "server.host" Kind::Host, By(&[(Role::Gateway, "0.0.0.0"), (Role::AllInOne, "127.0.0.1")]),
-        GATEWAY, "Address that clients connect to.";
-    PORT "server.port" Kind::Int { min: 0, max: 65535 }, Is("8000"), GATEWAY,
-        "Port that clients connect to; 0 takes a free one.";
-    DRAIN_TIMEOUT_MS "server.drain_timeout_ms" POSITIVE_MS, Is("25000"), ALL,
-        "How long a process that was told to stop finishes what it has begun.";
+    SERVER_ID "server.id" Kind::Name, Derived("derived from the host name, the role and the process id"), ALL,
+        "Name of this process in records, metrics, health responses and logs. Every gateway needs \
+         a name of its own.";
+    HOST "server.host" Kind::Host, PerRole(&[(Role::Gateway, "0.0.0.0"), (Role::AllInOne, "127.0.0.1")]),
+        GATEWAY,
+        "Address on which the gateway accepts connections.";
+    PORT "server.port" count(0, 65535), Fixed("8000"), GATEWAY,
+        "Port on which the gateway accepts connections. 0 chooses a free port.";
+    DRAIN_TIMEOUT_MS "server.drain_timeout_ms" POSITIVE_MS, Fixed("25000"), ALL,
+        "Time after SIGTERM within which the process finishes the messages in progress.";
 
-    APP_NAME "log.app_name" Kind::Text, Worked("the role's name"), ALL,
-        "Name of this service in every log line.";
-    LOG_LEVEL "log.level" Kind::Level, Is("info"), ALL,
-        "Least level of chatmesh's lines (libraries: info); Python's names too, or a filter.";
-    LOG_FORMAT "log.format" Kind::Choice(&["auto", "json", "pretty"]), Is("auto"), ALL,
-        "One JSON object a line, or for people; auto is pretty in a terminal.";
-    LOG_FOLDER "log.folder" Kind::Text, Worked("none"), ALL,
-        "Folder for daily log files, besides the terminal.";
-    LOG_FILES "log.files" Kind::Int { min: 1, max: 3650 }, Is("14"), ALL,
-        "How many daily log files are kept for each service.";
-    METRICS_HOST "metrics.host" Kind::Host, Is("0.0.0.0"), ADMIN,
-        "Address of health and metrics.";
-    METRICS_PORT "metrics.port" Kind::Int { min: 0, max: 65535 },
-        By(&[(Role::AiWorker, "8002"), (Role::Relay, "8001")]), ADMIN,
-        "Port of health and metrics; the gateway has them on its own port.";
+    APP_NAME "log.app_name" Kind::Text, Derived("the role's name"), ALL,
+        "Service name in every log line.";
+    LOG_LEVEL "log.level" Kind::Level, Fixed("info"), ALL,
+        "Lowest level of chatmesh's log lines; libraries log from info. Accepts Python's level \
+         names too, or a filter such as info,chatmesh=debug.";
+    LOG_FORMAT "log.format" Kind::Choice(&["auto", "json", "pretty"]), Fixed("auto"), ALL,
+        "Format of log lines. json writes one JSON object per line, pretty is for people, and \
+         auto chooses pretty in a terminal.";
+    LOG_FOLDER "log.folder" Kind::Text, Derived("none"), ALL,
+        "Directory for daily log files, written in addition to standard output.";
+    LOG_FILES "log.files" count(1, 3650), Fixed("14"), ALL,
+        "Number of daily log files that are retained for each service.";
+    METRICS_HOST "metrics.host" Kind::Host, Fixed("0.0.0.0"), WORKER_AND_RELAY,
+        "Address on which a worker or relay serves health and metrics.";
+    METRICS_PORT "metrics.port" count(0, 65535),
+        PerRole(&[(Role::AiWorker, "8002"), (Role::Relay, "8001")]), WORKER_AND_RELAY,
+        "Port on which a worker or relay serves health and metrics. A gateway serves them on its \
+         own port.";
 
-    OTEL_EXPORTER_OTLP_ENDPOINT "traces.url" Kind::HttpUrl, Worked("none: traces are passed on, and not recorded"), ALL,
-        "OTLP/HTTP collector that gets the traces, such as http://localhost:4318; /v1/traces is added.";
-    OTEL_EXPORTER_OTLP_HEADERS "traces.headers" Kind::Map, Is(""), ALL, secret: true,
-        "Headers for it, as key=value,key=value; values may be percent-encoded.";
-    OTEL_EXPORTER_OTLP_PROTOCOL "traces.protocol" Kind::Choice(&["http/protobuf"]), Is("http/protobuf"), ALL,
-        "How it is spoken to; gRPC is not built in, collectors listen for HTTP on port 4318.";
-    OTEL_EXPORTER_OTLP_TIMEOUT "traces.timeout_ms" POSITIVE_MS, Is("10000"), ALL,
-        "Milliseconds after which a request to it has failed; its spans are lost then.";
-    OTEL_SERVICE_NAME "traces.service_name" Kind::Text, Worked("chatmesh- and the role's name"), ALL,
-        "Name of this service in traces.";
-    OTEL_RESOURCE_ATTRIBUTES "traces.resource_attributes" Kind::Map, Is(""), ALL,
-        "More about this process in traces, as key=value,key=value; values may be percent-encoded.";
+    OTEL_EXPORTER_OTLP_ENDPOINT "traces.url" Kind::HttpUrl, Derived("none: traces are propagated, but not recorded"), ALL,
+        "OTLP/HTTP collector that receives the traces, such as http://localhost:4318. /v1/traces \
+         is appended.";
+    OTEL_EXPORTER_OTLP_HEADERS "traces.headers" Kind::Map, Fixed(""), ALL, secret: true,
+        "Headers of requests to the collector, as key=value,key=value. Values may be \
+         percent-encoded.";
+    OTEL_EXPORTER_OTLP_PROTOCOL "traces.protocol" Kind::Choice(&["http/protobuf"]), Fixed("http/protobuf"), ALL,
+        "Protocol of the collector. gRPC is not supported; collectors accept HTTP on port 4318.";
+    OTEL_EXPORTER_OTLP_TIMEOUT "traces.timeout_ms" POSITIVE_MS, Fixed("10000"), ALL,
+        "Time after which a request to the collector fails. Its spans are lost then.";
+    OTEL_SERVICE_NAME "traces.service_name" Kind::Text, Derived("chatmesh-, followed by the role's name"), ALL,
+        "Service name in traces.";
+    OTEL_RESOURCE_ATTRIBUTES "traces.resource_attributes" Kind::Map, Fixed(""), ALL,
+        "Additional resource attributes in traces, as key=value,key=value. Values may be \
+         percent-encoded.";
     OTEL_TRACES_SAMPLER "traces.sampler" Kind::Choice(&["always_on", "always_off", "traceidratio",
             "parentbased_always_on", "parentbased_always_off", "parentbased_traceidratio"]),
-        Is("parentbased_always_on"), ALL,
-        "Which traces are recorded; parentbased ones do as the client's traceparent says.";
-    OTEL_TRACES_SAMPLER_ARG "traces.sampler_arg" Kind::Float { min: 0.0, max: 1.0 }, Is("1"), ALL,
-        "The part that a traceidratio sampler takes, 0 to 1.";
+        Fixed("parentbased_always_on"), ALL,
+        "Which traces are recorded. The parentbased samplers follow the sampled flag of the \
+         client's traceparent; the rest of their name says what happens to traces that begin \
+         here.";
+    OTEL_TRACES_SAMPLER_ARG "traces.sampler_arg" Kind::Float { min: 0.0, max: 1.0 }, Fixed("1"), ALL,
+        "Fraction of traces that a traceidratio sampler records.";
 
-    KAFKA_BOOTSTRAP_SERVERS "kafka.bootstrap_servers" Kind::List, Is("localhost:9092"), SCALED,
-        "Brokers, host:port.";
-    MESSAGES_TOPIC "kafka.messages_topic" Kind::Topic, Is("incoming_messages"), SCALED,
-        role_vars: &[(Role::Gateway, "PRODUCE_TOPIC"), (Role::AiWorker, "CONSUME_TOPIC")],
-        "Topic of the users' messages; PRODUCE_TOPIC of a gateway, CONSUME_TOPIC of a worker.";
-    RESPONSES_TOPIC "kafka.responses_topic" Kind::Topic, Is("responses"), SCALED,
-        role_vars: &[(Role::AiWorker, "PRODUCE_TOPIC"), (Role::Relay, "CONSUME_TOPIC")],
-        "Topic of the answers; PRODUCE_TOPIC of a worker, CONSUME_TOPIC of a relay.";
-    KAFKA_TOPIC_PARTITIONS "kafka.topic_partitions" Kind::Int { min: 1, max: 10_000 }, Is("12"), SCALED,
-        "Partitions of topics that are made because they are missing.";
-    KAFKA_REPLICATION_FACTOR "kafka.replication_factor" Kind::Int { min: 1, max: 100 }, Is("1"), SCALED,
-        "Replicas of topics that are made; fewer on an existing one is warned about.";
-    KAFKA_LINGER_MS "kafka.linger_ms" Kind::Millis { min: 0, max: 60_000 }, Is("1"), SCALED,
-        "How long records are gathered. The original's 10 costs about 20 ms a message and buys nothing.";
-    PRODUCE_TIMEOUT_MS "kafka.produce_timeout_ms" POSITIVE_MS, Is("10000"), ALL,
-        "How long a record may wait for its acknowledgement, and a message to be accepted.";
-    KAFKA_PROPERTIES "kafka.properties" Kind::Map, Is(""), SCALED,
-        "Any librdkafka property, as key=value,key=value (a comma in a value is written \\,), or a table.";
+    KAFKA_BOOTSTRAP_SERVERS "kafka.bootstrap_servers" Kind::List, Fixed("localhost:9092"), DISTRIBUTED,
+        "Brokers to connect to first, each as host:port.";
+    MESSAGES_TOPIC "kafka.messages_topic" Kind::Topic, Fixed("incoming_messages"), DISTRIBUTED,
+        role_variables: &[(Role::Gateway, "PRODUCE_TOPIC"), (Role::AiWorker, "CONSUME_TOPIC")],
+        "Topic of the users' messages. A gateway also accepts it as PRODUCE_TOPIC, a worker as \
+         CONSUME_TOPIC.";
+    RESPONSES_TOPIC "kafka.responses_topic" Kind::Topic, Fixed("responses"), DISTRIBUTED,
+        role_variables: &[(Role::AiWorker, "PRODUCE_TOPIC"), (Role::Relay, "CONSUME_TOPIC")],
+        "Topic of the terminal records, one per message. A worker also accepts it as \
+         PRODUCE_TOPIC, a relay as CONSUME_TOPIC.";
+    KAFKA_TOPIC_PARTITIONS "kafka.topic_partitions" count(1, 10_000), Fixed("12"), DISTRIBUTED,
+        "Number of partitions of topics that chatmesh creates because they do not exist.";
+    KAFKA_REPLICATION_FACTOR "kafka.replication_factor" count(1, 100), Fixed("1"), DISTRIBUTED,
+        "Replication factor of topics that chatmesh creates. A warning is logged if an existing \
+         topic has fewer replicas.";
+    KAFKA_LINGER_MS "kafka.linger_ms" milliseconds(0, 60_000), Fixed("1"), DISTRIBUTED,
+        "Time for which the producer collects records into a batch. 10 ms, the value of the \
+         original system, adds about 20 ms of latency per message and does not increase \
+         throughput.";
+    PRODUCE_TIMEOUT_MS "kafka.produce_timeout_ms" POSITIVE_MS, Fixed("10000"), ALL,
+        "How long a record may wait for the log's acknowledgement, and a message to be accepted.";
+    KAFKA_PROPERTIES "kafka.properties" Kind::Map, Fixed(""), DISTRIBUTED,
+        "Further librdkafka properties, as key=value,key=value or as a table in the file. They \
+         take precedence over chatmesh's own. A comma in a value is written as \\,.";
 
-    REDIS_URL "redis.url" Kind::RedisUrl, Worked("made of redis.host and the others"), SCALED, secret: true,
-        "redis://, rediss://, redis-cluster:// or redis-sentinel:// URL; over the four below.";
-    REDIS_HOST "redis.host" Kind::Text, Is("localhost"), SCALED,
-        "Redis server.";
-    REDIS_PORT "redis.port" Kind::Int { min: 1, max: 65535 }, Is("6379"), SCALED,
-        "Its port.";
-    REDIS_PASSWORD "redis.password" Kind::Text, Worked("none"), SCALED, secret: true,
-        "Its password.";
-    REDIS_DB "redis.db" Kind::Int { min: 0, max: 1023 }, Is("0"), SCALED,
-        "Its database.";
-    REDIS_COMMAND_TIMEOUT_MS "redis.command_timeout_ms" POSITIVE_MS, Is("2000"), SCALED,
-        "After it a call to Redis counts as failed.";
+    REDIS_URL "redis.url" Kind::RedisUrl, Derived("built from redis.host, redis.port, redis.password and redis.db"), DISTRIBUTED, secret: true,
+        "Redis server, cluster or sentinel: a URL with the scheme redis, redis-cluster or \
+         redis-sentinel, or with TLS rediss, rediss-cluster or rediss-sentinel. Takes precedence \
+         over the four settings below.";
+    REDIS_HOST "redis.host" Kind::Text, Fixed("localhost"), DISTRIBUTED,
+        "Host of the Redis server.";
+    REDIS_PORT "redis.port" count(1, 65535), Fixed("6379"), DISTRIBUTED,
+        "Port of the Redis server.";
+    REDIS_PASSWORD "redis.password" Kind::Text, Derived("none"), DISTRIBUTED, secret: true,
+        "Password of the Redis server.";
+    REDIS_DB "redis.db" count(0, 1023), Fixed("0"), DISTRIBUTED,
+        "Number of the database on the Redis server.";
+    REDIS_COMMAND_TIMEOUT_MS "redis.command_timeout_ms" POSITIVE_MS, Fixed("2000"), DISTRIBUTED,
+        "Time after which a Redis command counts as failed.";
 
     AUTH_MODE "auth.mode" Kind::Choice(&["stored", "jwt", "open"]),
-        Worked("stored; open for all-in-one on a loopback address"), GATEWAY,
-        "What a token is: stored in Redis as the original's, signed (jwt), or anything that is not empty (open).";
-    JWT_SECRET "auth.jwt_secret" Kind::Text, Worked("none"), GATEWAY, secret: true,
-        "HS256 key of signed tokens, at least 32 bytes, taken as they are; or one of the next two.";
-    JWT_PUBLIC_KEY_FILE "auth.jwt_public_key_file" Kind::Text, Worked("none"), GATEWAY,
-        "Public key (PEM) of signed tokens: RSA (RS256), P-256 (ES256) or Ed25519 (EdDSA).";
-    JWT_JWKS "auth.jwt_jwks" Kind::Text, Worked("none"), GATEWAY,
-        "JSON Web Key Set of signed tokens, a file or an http(s) URL; read again when keys change.";
-    JWT_AUDIENCE "auth.jwt_audience" Kind::List, Worked("not looked at"), GATEWAY,
-        "What a signed token must name in aud, one of these.";
-    JWT_ISSUER "auth.jwt_issuer" Kind::List, Worked("not looked at"), GATEWAY,
-        "Who must have issued a signed token (iss), one of these.";
+        Derived("stored; open in all-in-one on a loopback address"), GATEWAY,
+        "How tokens are checked. stored compares with the token in Redis, as the original system \
+         does; jwt verifies a signature; open accepts every token that is not empty.";
+    JWT_SECRET "auth.jwt_secret" Kind::Text, Derived("none"), GATEWAY, secret: true,
+        "Key of tokens that are signed with HS256: at least 32 bytes, used as they are. \
+         AUTH_MODE=jwt requires exactly one of this setting and the next two.";
+    JWT_PUBLIC_KEY_FILE "auth.jwt_public_key_file" Kind::Text, Derived("none"), GATEWAY,
+        "File with the public key (PEM) of signed tokens: RSA for RS256, P-256 for ES256, or \
+         Ed25519 for EdDSA.";
+    JWT_JWKS "auth.jwt_jwks" Kind::Text, Derived("none"), GATEWAY,
+        "JSON Web Key Set of signed tokens, as a file or an http(s) URL. It is reloaded when keys \
+         change.";
+    JWT_AUDIENCE "auth.jwt_audience" Kind::List, Derived("none: not checked"), GATEWAY,
+        "Accepted audiences. A signed token must name one of them in aud.";
+    JWT_ISSUER "auth.jwt_issuer" Kind::List, Derived("none: not checked"), GATEWAY,
+        "Accepted issuers. A signed token must name one of them in iss.";
     TOKEN_ENDPOINT "auth.token_endpoint" Kind::Choice(&["off", "admin", "open"]),
-        Worked("admin where an admin key is set, else off"), GATEWAY,
-        "Who may call POST /token; open gives anybody anybody's token, as the original did.";
-    ADMIN_KEY "auth.admin_key" Kind::Text, Worked("none"), GATEWAY, secret: true,
-        "Key of the operator's calls, as Authorization: Bearer.";
-    TOKEN_TTL "auth.token_ttl" POSITIVE_S, Is("3600"), GATEWAY,
-        "Seconds that a token made here is good for.";
+        Derived("admin if an admin key is set, otherwise off"), GATEWAY,
+        "Who may call POST /token. off: nobody. admin: callers with the admin key. open: \
+         everybody for every user, as in the original system; for demonstrations only.";
+    ADMIN_KEY "auth.admin_key" Kind::Text, Derived("none"), GATEWAY, secret: true,
+        "Key of administrative HTTP calls, which send it as Authorization: Bearer.";
+    TOKEN_TTL "auth.token_ttl" POSITIVE_S, Fixed("3600"), GATEWAY,
+        "Lifetime of the tokens that chatmesh issues.";
 
-    CHAT_PAGE "gateway.chat_page" Kind::Choice(&["on", "off"]), Is("on"), GATEWAY,
-        "Whether the chat page and chatmesh.js are served.";
-    ALLOW_ORIGINS "gateway.allow_origins" Kind::List, Is("*"), GATEWAY,
-        "Origins of pages that may connect; * for every one.";
-    ALLOW_CREDENTIALS "gateway.allow_credentials" Kind::Bool, Is("false"), GATEWAY,
-        "Whether such pages may send credentials (CORS).";
-    MAX_CONTENT_CHARS "gateway.max_content_chars" Kind::Int { min: 1, max: 200_000 }, Is("8000"), GATEWAY,
-        "Longest message, in characters.";
-    MAX_FRAME_BYTES "gateway.max_frame_bytes" Kind::Int { min: 256, max: 900_000 }, Is("65536"), GATEWAY,
+    CHAT_PAGE "gateway.chat_page" Kind::Choice(&["on", "off"]), Fixed("on"), GATEWAY,
+        "Whether the gateway serves the chat page and chatmesh.js.";
+    ALLOW_ORIGINS "gateway.allow_origins" Kind::List, Fixed("*"), GATEWAY,
+        "Origins of web pages that may connect. * allows every origin.";
+    ALLOW_CREDENTIALS "gateway.allow_credentials" Kind::Bool, Fixed("false"), GATEWAY,
+        "Whether cross-origin requests may carry credentials (CORS). Counts as false while every \
+         origin is allowed.";
+    MAX_CONTENT_CHARS "gateway.max_content_chars" characters(1, 200_000), Fixed("8000"), GATEWAY,
+        "Longest content of a message.";
+    MAX_FRAME_BYTES "gateway.max_frame_bytes" bytes(256, 900_000), Fixed("65536"), GATEWAY,
         "Largest frame that a client may send.";
-    OUTBOUND_QUEUE_BYTES "gateway.outbound_queue_bytes" Kind::Int { min: 65_536, max: 1 << 30 }, Is("1048576"), GATEWAY,
-        "Frames that may wait for one slow client before it is closed.";
-    HEAD_TIMEOUT_MS "gateway.head_timeout_ms" POSITIVE_MS, Is("10000"), GATEWAY,
-        "How long a client may take to send its request's head.";
-    PING_INTERVAL_MS "gateway.ping_interval_ms" POSITIVE_MS, Is("25000"), GATEWAY,
-        "Time between pings to a silent client.";
-    PING_TIMEOUT_MS "gateway.ping_timeout_ms" POSITIVE_MS, Is("10000"), GATEWAY,
-        "A client that answers no ping within it is closed.";
-    OPEN_CHECK_MS "gateway.open_check_ms" Kind::Millis { min: 100, max: 600_000 }, Is("5000"), GATEWAY,
-        "How often users who wait for something are looked up, in case a last frame was lost.";
+    OUTBOUND_QUEUE_BYTES "gateway.outbound_queue_bytes" bytes(65_536, 1 << 30), Fixed("1048576"), GATEWAY,
+        "Largest outbound queue of one connection. When a slow client has filled it, the gateway \
+         first drops deltas (chatmesh.v1 only) and then closes the connection.";
+    HEAD_TIMEOUT_MS "gateway.head_timeout_ms" POSITIVE_MS, Fixed("10000"), GATEWAY,
+        "Time within which a client must send the head of its HTTP request.";
+    PING_INTERVAL_MS "gateway.ping_interval_ms" POSITIVE_MS, Fixed("25000"), GATEWAY,
+        "Time without a frame from the client after which the gateway sends a ping.";
+    PING_TIMEOUT_MS "gateway.ping_timeout_ms" POSITIVE_MS, Fixed("10000"), GATEWAY,
+        "Time within which a client must answer a ping. Otherwise the connection is closed.";
+    OPEN_CHECK_MS "gateway.open_check_ms" milliseconds(100, 600_000), Fixed("5000"), GATEWAY,
+        "Interval at which the gateway reads the mailboxes of users with pending answers, in case \
+         a published terminal frame was lost.";
 
-    USER_RATE_LIMIT_MAX_REQUESTS "limits.user_requests" Kind::Int { min: 0, max: 1_000_000 }, Is("10"), ALL,
-        "Messages of one user in the window, over all gateways; 0 for any number.";
-    USER_RATE_LIMIT_WINDOW_SECONDS "limits.user_window" Kind::Seconds { min: 1, max: 86_400 }, Is("60"), ALL,
-        "That window. All of them may come at once; then one comes back after each window/number.";
-    RATE_LIMIT_FAIL "limits.fail" Kind::Choice(&["closed", "open"]), Is("closed"), GATEWAY,
-        "While Redis is away: refuse messages (closed), or take them without counting (open).";
-    USER_DAILY_TOKENS "limits.user_daily_tokens" Kind::Int { min: 0, max: 1_000_000_000_000 }, Is("0"), ALL,
-        "Model tokens of one user and day (UTC), by the provider's usage; 0 for any number.";
-    USER_MAX_CONVERSATIONS "limits.user_conversations" Kind::Int { min: 0, max: 1_000_000 }, Is("200"), ALL,
-        "Conversations that one user may have; 0 for any number.";
-    USER_MAX_PENDING "limits.user_pending" Kind::Int { min: 0, max: 10_000 }, Is("32"), ALL,
-        "Messages of one user that wait for their answers; 0 for any number.";
-    USER_MAX_CONNECTIONS "limits.user_connections" Kind::Int { min: 0, max: 1_000_000 }, Is("20"), GATEWAY,
-        "WebSockets of one user at one gateway; 0 for any number.";
-    ADDRESS_MAX_CONNECTIONS "limits.address_connections" Kind::Int { min: 0, max: 10_000_000 }, Is("0"), GATEWAY,
-        "WebSockets from one address at one gateway, and as many other connections; 0 for any number.";
-    MAX_CONNECTIONS "limits.connections" Kind::Int { min: 0, max: 10_000_000 }, Is("0"), GATEWAY,
-        "WebSockets of one gateway; 0 for any number.";
-    MAX_HTTP_CONNECTIONS "limits.http_connections" Kind::Int { min: 0, max: 10_000_000 }, Is("1024"), GATEWAY,
-        "Connections of one gateway that are no WebSocket, or not yet; at the bound the longest silent one goes.";
-    MAX_NEW_CONNECTIONS "limits.new_connections" Kind::Int { min: 0, max: 1_000_000 }, Is("0"), GATEWAY,
-        "New WebSockets of one gateway in a second; 0 for any number.";
-    TRUSTED_PROXIES "limits.trusted_proxies" Kind::List, Worked("none"), GATEWAY,
-        "Addresses and networks (10.0.0.0/8) of proxies whose X-Forwarded-For is believed.";
+    USER_RATE_LIMIT_MAX_REQUESTS "limits.user_requests" count(0, 1_000_000), Fixed("10"), ALL,
+        "Messages that one user may send within the window, over all gateways. 0 disables the \
+         limit.";
+    USER_RATE_LIMIT_WINDOW_SECONDS "limits.user_window" seconds(1, 86_400), Fixed("60"), ALL,
+        "Window of the message rate. All messages of a window may be sent at once; after that, \
+         one more is allowed each window divided by their number.";
+    RATE_LIMIT_FAIL "limits.fail" Kind::Choice(&["closed", "open"]), Fixed("closed"), GATEWAY,
+        "Treatment of messages while Redis is unavailable. closed rejects them, open accepts them \
+         without counting.";
+    USER_DAILY_TOKENS "limits.user_daily_tokens" tokens(0, 1_000_000_000_000), Fixed("0"), ALL,
+        "Model tokens that one user may use per day (UTC), as reported by the provider. 0 \
+         disables the limit.";
+    USER_MAX_CONVERSATIONS "limits.user_conversations" count(0, 1_000_000), Fixed("200"), ALL,
+        "Conversations that one user may have. 0 disables the limit.";
+    USER_MAX_PENDING "limits.user_pending" count(0, 10_000), Fixed("32"), ALL,
+        "Messages of one user that may wait for their answers. 0 disables the limit.";
+    USER_MAX_CONNECTIONS "limits.user_connections" count(0, 1_000_000), Fixed("20"), GATEWAY,
+        "WebSocket connections of one user to one gateway. 0 disables the limit.";
+    ADDRESS_MAX_CONNECTIONS "limits.address_connections" count(0, 10_000_000), Fixed("0"), GATEWAY,
+        "WebSocket connections from one address to one gateway, and as many other HTTP \
+         connections. 0 disables the limit.";
+    MAX_CONNECTIONS "limits.connections" count(0, 10_000_000), Fixed("0"), GATEWAY,
+        "WebSocket connections to one gateway. 0 disables the limit.";
+    MAX_HTTP_CONNECTIONS "limits.http_connections" count(0, 10_000_000), Fixed("1024"), GATEWAY,
+        "Connections to one gateway that are not, or not yet, WebSockets. At the limit, the \
+         connection that has been silent for longest is closed. 0 disables the limit.";
+    MAX_NEW_CONNECTIONS "limits.new_connections" count(0, 1_000_000), Fixed("0"), GATEWAY,
+        "New WebSocket connections to one gateway per second. 0 disables the limit.";
+    TRUSTED_PROXIES "limits.trusted_proxies" Kind::List, Derived("none"), GATEWAY,
+        "Addresses and networks, such as 10.0.0.0/8, of proxies whose X-Forwarded-For header is \
+         trusted.";
 
-    MAX_WORKERS "worker.max_workers" Kind::Int { min: 1, max: 10_000 }, Is("50"), WORKER,
-        "Messages answered at once.";
-    MESSAGE_MAX_AGE "worker.message_max_age" POSITIVE_S, Is("43200"), ALL,
-        "Seconds after which a message that still waits is not answered any more.";
-    MESSAGE_DEADLINE_MS "worker.message_deadline_ms" POSITIVE_MS, Is("300000"), WORKER,
-        "Time for one message with all its attempts.";
-    MAX_ANSWER_BYTES "worker.max_answer_bytes" Kind::Int { min: 1024, max: 64 << 20 }, Is("262144"), WORKER,
-        "Longest answer, counted as JSON; it ends there.";
-    STREAM_FLUSH_MS "worker.stream_flush_ms" Kind::Millis { min: 0, max: 10_000 }, Is("30"), WORKER,
-        "How long pieces of an answer are gathered.";
-    STREAM_FLUSH_BYTES "worker.stream_flush_bytes" Kind::Int { min: 1, max: 1 << 20 }, Is("1024"), WORKER,
-        "How much of an answer is gathered.";
-    MAX_DELIVERIES "pipeline.max_deliveries" Kind::Int { min: 1, max: 1000 }, Is("5"), CONSUMERS,
-        "Takings after which a record that keeps failing becomes a dead letter.";
-    READ_AHEAD_BYTES "pipeline.read_ahead_bytes" Kind::Int { min: 65_536, max: 4 << 30 }, Is("8388608"), CONSUMERS,
-        "Records that may wait in memory.";
+    MAX_WORKERS "worker.max_workers" count(1, 10_000), Fixed("50"), WORKER,
+        "Messages that one process answers at the same time.";
+    MESSAGE_MAX_AGE "worker.message_max_age" POSITIVE_S, Fixed("43200"), ALL,
+        "Age from which a message that still waits is no longer answered; it ends with the error \
+         expired.";
+    MESSAGE_DEADLINE_MS "worker.message_deadline_ms" POSITIVE_MS, Fixed("300000"), WORKER,
+        "Time for the answer to one message, including all attempts.";
+    MAX_ANSWER_BYTES "worker.max_answer_bytes" bytes(1024, 64 << 20), Fixed("262144"), WORKER,
+        "Longest answer, counted as JSON. A longer one is cut off there.";
+    STREAM_FLUSH_MS "worker.stream_flush_ms" milliseconds(0, 10_000), Fixed("30"), WORKER,
+        "Time for which parts of an answer are collected into one delta.";
+    STREAM_FLUSH_BYTES "worker.stream_flush_bytes" bytes(1, 1 << 20), Fixed("1024"), WORKER,
+        "Length of the collected text at which a delta is published at once.";
+    MAX_DELIVERIES "pipeline.max_deliveries" count(1, 1000), Fixed("5"), CONSUMERS,
+        "Number of deliveries after which a record that keeps failing becomes a dead letter.";
+    READ_AHEAD_BYTES "pipeline.read_ahead_bytes" bytes(65_536, 4 << 30), Fixed("8388608"), CONSUMERS,
+        "Size of the records that are buffered in memory before the consumer is paused.";
 
-    OPENAI_API_KEY "model.api_key" Kind::Text, Worked("none; without base_url too: the demo model"), WORKER, secret: true,
+    OPENAI_API_KEY "model.api_key" Kind::Text, Derived("none; without model.base_url too, the demo model answers"), WORKER, secret: true,
         "Key of the model's API.";
-    OPENAI_BASE_URL "model.base_url" Kind::HttpUrl, Worked("https://api.openai.com/v1 where a key is set"), WORKER,
-        "An OpenAI-compatible API; local servers need no key.";
-    OPENAI_MODEL "model.name" Kind::Text, Is("gpt-3.5-turbo"), WORKER,
-        "Which model.";
-    SYSTEM_PROMPT "model.system_prompt" Kind::Prose, Is("You are a helpful assistant."), WORKER,
-        "Instructions before every conversation; empty in a file or flag for none.";
-    OPENAI_MAX_TOKENS "model.max_tokens" Kind::Int { min: 1, max: 1_000_000 }, Is("500"), WORKER,
-        "Longest answer in tokens.";
-    OPENAI_TEMPERATURE "model.temperature" Kind::Float { min: 0.0, max: 2.0 }, Is("0.7"), WORKER,
+    OPENAI_BASE_URL "model.base_url" Kind::HttpUrl, Derived("https://api.openai.com/v1 if an API key is set"), WORKER,
+        "Base URL of an OpenAI-compatible API. Local servers need no key.";
+    OPENAI_MODEL "model.name" Kind::Text, Fixed("gpt-3.5-turbo"), WORKER,
+        "Name of the model.";
+    SYSTEM_PROMPT "model.system_prompt" Kind::Prose, Fixed("You are a helpful assistant."), WORKER,
+        "Instructions at the start of every prompt. An empty text in a file or flag disables them.";
+    OPENAI_MAX_TOKENS "model.max_tokens" tokens(1, 1_000_000), Fixed("500"), WORKER,
+        "Longest answer that is requested from the model.";
+    OPENAI_TEMPERATURE "model.temperature" Kind::Float { min: 0.0, max: 2.0 }, Fixed("0.7"), WORKER,
         "Sampling temperature.";
-    OPENAI_CONTEXT_TOKENS "model.context_tokens" Kind::Int { min: 2, max: 100_000_000 }, Is("16385"), WORKER,
-        "The model's context: prompt and answer together.";
-    OPENAI_TIMEOUT_MS "model.timeout_ms" POSITIVE_MS, Is("2000"), WORKER,
-        "Time to the first token; cold local models and reasoning models need more.";
-    OPENAI_IDLE_TIMEOUT_MS "model.idle_timeout_ms" POSITIVE_MS, Is("10000"), WORKER,
-        "Time between tokens.";
-    OPENAI_MAX_ATTEMPTS "model.max_attempts" Kind::Int { min: 1, max: 100 }, Is("3"), WORKER,
-        "Calls for one message before its user gets an error.";
-    KEEP_HISTORY "history.keep" Kind::Bool, Is("true"), WORKER,
-        "Whether earlier turns go into the prompt.";
-    CHAT_HISTORY_MAX_MESSAGES "history.max_messages" Kind::Int { min: 0, max: 2000 }, Is("20"), WORKER,
-        "How many, questions and answers counted apart.";
-    CHAT_HISTORY_TTL "history.ttl" POSITIVE_S, Is("3600"), WORKER,
-        "Seconds since a conversation's last turn after which the model starts afresh.";
+    OPENAI_CONTEXT_TOKENS "model.context_tokens" tokens(2, 100_000_000), Fixed("16385"), WORKER,
+        "Context window of the model, which prompt and answer share.";
+    OPENAI_TIMEOUT_MS "model.timeout_ms" POSITIVE_MS, Fixed("2000"), WORKER,
+        "Time until the model's first token. Local models that load at the first request, and \
+         reasoning models, need more.";
+    OPENAI_IDLE_TIMEOUT_MS "model.idle_timeout_ms" POSITIVE_MS, Fixed("10000"), WORKER,
+        "Time between two tokens of the model.";
+    OPENAI_MAX_ATTEMPTS "model.max_attempts" count(1, 100), Fixed("3"), WORKER,
+        "Calls to the model for one message before the message fails.";
+    KEEP_HISTORY "history.keep" Kind::Bool, Fixed("true"), WORKER,
+        "Whether the prompt contains earlier turns of the conversation.";
+    CHAT_HISTORY_MAX_MESSAGES "history.max_messages" count(0, 2000), Fixed("20"), WORKER,
+        "Largest number of earlier messages in the prompt. A question and its answer count as two.";
+    CHAT_HISTORY_TTL "history.ttl" POSITIVE_S, Fixed("3600"), WORKER,
+        "Time since a conversation's last turn after which the prompt contains no earlier turns.";
 
-    RELAY_MAX_IN_FLIGHT "relay.max_in_flight" Kind::Int { min: 1, max: 100_000 }, Is("512"), RELAY,
-        "Answers delivered at once.";
-    RELAY_REWIND_SECONDS "relay.rewind_seconds" POSITIVE_S, Is("60"), RELAY,
-        "How far the relay goes back after a failover; more than the Redis replica's lag.";
-    RELAY_REBUILD_SECONDS "relay.rebuild_seconds" POSITIVE_S, Is("600"), RELAY,
-        "How far it goes back when Redis has lost its data.";
-    LOG_EPOCH "relay.log_epoch" Kind::Name, Is("0"), RELAY,
-        "Raise it when the answers' topic is made anew.";
+    RELAY_MAX_IN_FLIGHT "relay.max_in_flight" count(1, 100_000), Fixed("512"), RELAY,
+        "Terminal records that one relay delivers at the same time.";
+    RELAY_REWIND_SECONDS "relay.rewind_seconds" POSITIVE_S, Fixed("60"), RELAY,
+        "How far the relay rewinds after an assignment or a failover of Redis. Must exceed the \
+         lag of the Redis replicas.";
+    RELAY_REBUILD_SECONDS "relay.rebuild_seconds" POSITIVE_S, Fixed("600"), RELAY,
+        "How far the relay rewinds when Redis has lost its data.";
+    LOG_EPOCH "relay.log_epoch" Kind::Name, Fixed("0"), RELAY,
+        "Generation of the responses topic. Change it when the topic is recreated, because its \
+         offsets start again at 0.";
 
-    DEDUP_TTL "keep.dedup_ttl" POSITIVE_S, Is("86400"), ALL,
-        "Seconds that the end of a message is remembered, so that it is never answered twice.";
-    MAILBOX_TTL "keep.mailbox_ttl" POSITIVE_S, Is("86400"), ALL,
-        "Seconds that answers are kept for clients that come back.";
-    MAILBOX_FRAMES "keep.mailbox_frames" Kind::Int { min: 1, max: 100_000 }, Is("200"), ALL,
-        "How many of them for one user.";
-    MAILBOX_BYTES "keep.mailbox_bytes" Kind::Int { min: 65_536, max: 1 << 30 }, Is("4194304"), ALL,
-        "How much of them for one user.";
-    HISTORY_TURNS "keep.history_turns" Kind::Int { min: 1, max: 100_000 }, Is("1000"), ALL,
-        "Turns of a conversation that are kept.";
-    HISTORY_RETENTION "keep.history_retention" POSITIVE_S, Is("2592000"), ALL,
-        "Seconds that they are kept.";
+    DEDUP_TTL "keep.dedup_ttl" POSITIVE_S, Fixed("86400"), ALL,
+        "How long the outcome of a message is stored, so that the same message is never answered \
+         twice.";
+    MAILBOX_TTL "keep.mailbox_ttl" POSITIVE_S, Fixed("86400"), ALL,
+        "How long terminal frames are stored for clients that reconnect.";
+    MAILBOX_FRAMES "keep.mailbox_frames" count(1, 100_000), Fixed("200"), ALL,
+        "Number of terminal frames that are stored for one user.";
+    MAILBOX_BYTES "keep.mailbox_bytes" bytes(65_536, 1 << 30), Fixed("4194304"), ALL,
+        "Size of the terminal frames that are stored for one user.";
+    HISTORY_TURNS "keep.history_turns" count(1, 100_000), Fixed("1000"), ALL,
+        "Number of turns that are stored for one conversation.";
+    HISTORY_RETENTION "keep.history_retention" POSITIVE_S, Fixed("2592000"), ALL,
+        "How long the turns of a conversation are stored.";
 
-    DATA_DIR "embedded.data_dir" Kind::Text, Is("./chatmesh-data"), EMBEDDED,
-        "Where all-in-one keeps its data.";
-    EPHEMERAL "embedded.ephemeral" Kind::Bool, Is("false"), EMBEDDED,
-        "Keep everything in memory only; it is gone with the process.";
-    EMBEDDED_PARTITIONS "embedded.partitions" Kind::Int { min: 1, max: 1024 }, Is("4"), EMBEDDED,
-        "Partitions of the embedded log.";
-    LOG_RETENTION "embedded.log_retention" POSITIVE_S, Is("86400"), EMBEDDED,
-        "Seconds that records stay in the embedded log after they were read.";
-    MIN_FREE_DISK "embedded.min_free_disk" Kind::Int { min: 0, max: i64::MAX as u64 }, Is("268435456"), EMBEDDED,
-        "Free bytes on the disk below which new messages are refused.";
+    DATA_DIR "embedded.data_dir" Kind::Text, Fixed("./chatmesh-data"), ALL_IN_ONE,
+        "Directory in which all-in-one stores its data.";
+    EPHEMERAL "embedded.ephemeral" Kind::Bool, Fixed("false"), ALL_IN_ONE,
+        "Whether all data is kept in memory only and lost when the process exits.";
+    EMBEDDED_PARTITIONS "embedded.partitions" count(1, 1024), Fixed("4"), ALL_IN_ONE,
+        "Partitions of each topic of the embedded log.";
+    LOG_RETENTION "embedded.log_retention" POSITIVE_S, Fixed("86400"), ALL_IN_ONE,
+        "How long records stay in the embedded log after every consumer group has read them.";
+    MIN_FREE_DISK "embedded.min_free_disk" bytes(0, i64::MAX as u64), Fixed("268435456"), ALL_IN_ONE,
+        "Free disk space below which new messages are rejected.";
 
-    INTEROP "interop.enabled" Kind::Bool, Is("false"), SCALED,
-        "True while a service of the original system is in the deployment.";
+    INTEROP "interop.enabled" Kind::Bool, Fixed("false"), DISTRIBUTED,
+        "Whether a service of the original system is part of the deployment.";
 }
 
-/// Variables of `chatmesh chat`, which is no role: known, so that they are no mistake.
-pub(super) const OF_CHAT: [&str; 3] = ["CHATMESH_URL", "CHATMESH_USER", "CHATMESH_TOKEN"];
+/// Variables of `chatmesh chat`. They begin with `CHATMESH_`, but are not unknown settings.
+pub(super) const CHAT_VARIABLES: [&str; 3] = ["CHATMESH_URL", "CHATMESH_USER", "CHATMESH_TOKEN"];
 
-/// Variables of the original that chatmesh reads over, and what a person should know of it. Said
-/// only where the value is not the original's usual one.
-pub(super) const NOT_USED: &[(&str, &str, &[Role])] = &[
+/// Variables of the original system that chatmesh ignores, each with the reason and the roles that
+/// warn about it. They warn only about values other than the original system's usual `*`.
+pub(super) const IGNORED_VARIABLES: &[(&str, &str, &[Role])] = &[
     (
         "ALLOW_METHODS",
-        "the methods of every route are fixed, and cross-origin answers name those",
+        "the methods of every route are fixed, and cross-origin responses list them",
         GATEWAY,
     ),
     (
@@ -337,10 +437,10 @@ pub(super) const NOT_USED: &[(&str, &str, &[Role])] = &[
     ),
 ];
 
-/// The key of this name in the file, or of this variable.
+/// The setting with this key in the file, or with this variable.
 pub(super) fn find(name: &str) -> Option<&'static Key> {
     TABLE
         .iter()
-        .find(|key| key.name == name || key.var == name)
+        .find(|key| key.name == name || key.variable == name)
         .copied()
 }

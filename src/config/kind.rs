@@ -1,4 +1,5 @@
-//! What a value may be, and reading it from a file's value or from a variable's text.
+//! The kinds of setting values: parsing from a file's value or a variable's text, and the description
+//! of the allowed values.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -6,50 +7,79 @@ use std::net::{IpAddr, Ipv4Addr};
 use config::ValueKind;
 use tracing_subscriber::EnvFilter;
 
-/// The kind of a key's value.
+/// The unit of a whole number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unit {
+    /// A count, or a number such as a port.
+    None,
+    Bytes,
+    Characters,
+    Tokens,
+    Milliseconds,
+    Seconds,
+}
+
+impl Unit {
+    /// The unit in documents. Empty for counts.
+    pub(super) fn symbol(self) -> &'static str {
+        match self {
+            Self::None => "",
+            Self::Bytes => "bytes",
+            Self::Characters => "characters",
+            Self::Tokens => "tokens",
+            Self::Milliseconds => "ms",
+            Self::Seconds => "s",
+        }
+    }
+
+    fn noun(self) -> &'static str {
+        match self {
+            Self::None => "number",
+            Self::Milliseconds => "milliseconds",
+            Self::Seconds => "seconds",
+            Self::Bytes | Self::Characters | Self::Tokens => self.symbol(),
+        }
+    }
+}
+
+/// The kind of a setting's value.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Kind {
-    /// Any text that is not empty.
+    /// A text that is not empty.
     Text,
-    /// Any text, the empty one too.
+    /// A text that may be empty.
     Prose,
-    /// Letters, digits and a little punctuation: safe in labels, headers and file names.
+    /// Letters, digits and some punctuation: safe in metric labels, HTTP headers and file names.
     Name,
-    /// A Kafka topic.
+    /// The name of a Kafka topic.
     Topic,
     /// An IP address, or localhost.
     Host,
     Bool,
+    /// A whole number in a range, both bounds included.
     Int {
         min: u64,
         max: u64,
+        unit: Unit,
     },
-    /// Whole milliseconds.
-    Millis {
-        min: u64,
-        max: u64,
-    },
-    /// Whole seconds.
-    Seconds {
-        min: u64,
-        max: u64,
-    },
+    /// A number in a range, both bounds included.
     Float {
         min: f64,
         max: f64,
     },
+    /// One of these texts. Case is ignored.
     Choice(&'static [&'static str]),
-    /// Texts, with commas or as a JSON list.
+    /// Texts, separated by commas or as a JSON list.
     List,
     /// Names with values.
     Map,
-    /// A level or a filter of `tracing`.
+    /// A log level or a filter of `tracing`.
     Level,
     HttpUrl,
     RedisUrl,
 }
 
-/// A value that was read.
+/// A parsed value.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Value {
     Text(String),
@@ -76,7 +106,7 @@ const REDIS_SCHEMES: [&str; 12] = [
 ];
 
 impl Kind {
-    /// What is allowed, for people.
+    /// Describes the allowed values in error texts and documents.
     pub(super) fn allowed(self) -> String {
         match self {
             Self::Text => "a text".into(),
@@ -85,9 +115,10 @@ impl Kind {
             Self::Topic => "1 to 240 of letters, digits, '.', '_' and '-'".into(),
             Self::Host => "an IP address or localhost".into(),
             Self::Bool => "true or false".into(),
-            Self::Int { min, max } => format!("a whole number from {min} to {max}"),
-            Self::Millis { min, max } => format!("whole milliseconds from {min} to {max}"),
-            Self::Seconds { min, max } => format!("whole seconds from {min} to {max}"),
+            Self::Int { min, max, unit } => match unit {
+                Unit::None => format!("a whole number from {min} to {max}"),
+                unit => format!("whole {} from {min} to {max}", unit.noun()),
+            },
             Self::Float { min, max } => format!("a number from {min} to {max}"),
             Self::Choice(choices) => choices.join(", "),
             Self::List => "a list: a,b or [\"a\",\"b\"]".into(),
@@ -102,14 +133,14 @@ impl Kind {
         }
     }
 
-    /// Reads a value; `None` where it is not allowed.
-    pub(super) fn read(self, raw: &ValueKind) -> Option<Value> {
+    /// Parses a value. `None` if it is not allowed.
+    pub(super) fn parse(self, raw: &ValueKind) -> Option<Value> {
         match (self, raw) {
-            (_, ValueKind::String(text)) => self.read_text(text),
+            (_, ValueKind::String(text)) => self.parse_text(text),
             (Self::Bool, ValueKind::Boolean(value)) => Some(Value::Bool(*value)),
-            (Self::Float { .. }, ValueKind::Float(value)) => self.read_text(&value.to_string()),
+            (Self::Float { .. }, ValueKind::Float(value)) => self.parse_text(&value.to_string()),
             (Self::Bool | Self::Map | Self::List, ValueKind::I64(_)) => None,
-            (_, ValueKind::I64(value)) => self.read_text(&value.to_string()),
+            (_, ValueKind::I64(value)) => self.parse_text(&value.to_string()),
             (Self::List, ValueKind::Array(items)) => items
                 .iter()
                 .map(|item| match &item.kind {
@@ -117,7 +148,7 @@ impl Kind {
                     _ => None,
                 })
                 .collect::<Option<Vec<_>>>()
-                .and_then(list),
+                .and_then(non_empty_list),
             (Self::Map, ValueKind::Table(_)) => {
                 let mut map = BTreeMap::new();
                 flatten("", raw, &mut map)?;
@@ -127,16 +158,16 @@ impl Kind {
         }
     }
 
-    fn read_text(self, text: &str) -> Option<Value> {
+    fn parse_text(self, text: &str) -> Option<Value> {
         let trimmed = text.trim();
         match self {
             Self::Text => (!trimmed.is_empty()).then(|| Value::Text(trimmed.to_owned())),
             Self::Prose => Some(Value::Text(text.to_owned())),
-            Self::Name => named(trimmed, 128, ".:_-"),
-            Self::Topic => named(trimmed, 240, "._-"),
-            Self::Host => host(trimmed).map(|_| Value::Text(trimmed.to_owned())),
-            Self::Bool => boolean(trimmed).map(Value::Bool),
-            Self::Int { min, max } | Self::Millis { min, max } | Self::Seconds { min, max } => {
+            Self::Name => parse_name(trimmed, 128, ".:_-"),
+            Self::Topic => parse_name(trimmed, 240, "._-"),
+            Self::Host => parse_host(trimmed).map(|_| Value::Text(trimmed.to_owned())),
+            Self::Bool => parse_bool(trimmed).map(Value::Bool),
+            Self::Int { min, max, .. } => {
                 let digits = trimmed.strip_prefix('+').unwrap_or(trimmed);
                 let value: u64 = digits.parse().ok()?;
                 (min..=max).contains(&value).then_some(Value::Int(value))
@@ -160,10 +191,10 @@ impl Kind {
                         .map(|item| item.trim().to_owned())
                         .collect()
                 };
-                list(items)
+                non_empty_list(items)
             }
-            Self::Map => properties(trimmed).map(Value::Map),
-            Self::Level => level(trimmed).map(Value::Text),
+            Self::Map => parse_properties(trimmed).map(Value::Map),
+            Self::Level => parse_level(trimmed).map(Value::Text),
             Self::HttpUrl => {
                 let url = url::Url::parse(trimmed).ok()?;
                 let http = matches!(url.scheme(), "http" | "https") && url.has_host();
@@ -179,14 +210,14 @@ impl Kind {
     }
 }
 
-fn named(text: &str, longest: usize, punctuation: &str) -> Option<Value> {
-    let safe = |c: char| c.is_ascii_alphanumeric() || punctuation.contains(c);
-    let fits = (1..=longest).contains(&text.len()) && text.chars().all(safe);
-    fits.then(|| Value::Text(text.to_owned()))
+fn parse_name(text: &str, max_length: usize, punctuation: &str) -> Option<Value> {
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || punctuation.contains(c);
+    let is_valid = (1..=max_length).contains(&text.len()) && text.chars().all(is_allowed);
+    is_valid.then(|| Value::Text(text.to_owned()))
 }
 
-/// The address that a host setting stands for.
-pub(super) fn host(text: &str) -> Option<IpAddr> {
+/// The IP address of a host setting.
+pub(super) fn parse_host(text: &str) -> Option<IpAddr> {
     if text.eq_ignore_ascii_case("localhost") {
         return Some(Ipv4Addr::LOCALHOST.into());
     }
@@ -196,8 +227,8 @@ pub(super) fn host(text: &str) -> Option<IpAddr> {
         .ok()
 }
 
-/// What pydantic takes for a truth value.
-fn boolean(text: &str) -> Option<bool> {
+/// Parses the texts that pydantic, the settings library of the original system, accepts.
+fn parse_bool(text: &str) -> Option<bool> {
     match text.to_ascii_lowercase().as_str() {
         "true" | "1" | "yes" | "on" | "t" | "y" => Some(true),
         "false" | "0" | "no" | "off" | "f" | "n" => Some(false),
@@ -205,13 +236,13 @@ fn boolean(text: &str) -> Option<bool> {
     }
 }
 
-fn list(items: Vec<String>) -> Option<Value> {
-    let good = !items.is_empty() && items.iter().all(|item| !item.trim().is_empty());
-    good.then_some(Value::List(items))
+fn non_empty_list(items: Vec<String>) -> Option<Value> {
+    let is_valid = !items.is_empty() && items.iter().all(|item| !item.trim().is_empty());
+    is_valid.then_some(Value::List(items))
 }
 
-/// Python's level names in tracing's words; anything else must be a filter.
-fn level(text: &str) -> Option<String> {
+/// Translates Python's level names to those of `tracing`. Other texts must be a filter.
+fn parse_level(text: &str) -> Option<String> {
     let lower = text.to_ascii_lowercase();
     let known = match lower.as_str() {
         "notset" | "trace" => "trace",
@@ -221,16 +252,17 @@ fn level(text: &str) -> Option<String> {
         "error" | "critical" | "fatal" => "error",
         "off" => "off",
         _ => {
-            // A bare word would be taken for a target's name, and log nothing.
-            let filter = text.contains('=') || text.contains(',');
-            return (filter && EnvFilter::builder().parse(text).is_ok()).then(|| text.to_owned());
+            // `tracing` takes a single unknown word for the name of a target, and would log nothing else.
+            let is_filter = text.contains('=') || text.contains(',');
+            return (is_filter && EnvFilter::builder().parse(text).is_ok())
+                .then(|| text.to_owned());
         }
     };
     Some(known.to_owned())
 }
 
-/// `key=value,key=value`; `\,` is a comma in a value, `\\` a backslash.
-fn properties(text: &str) -> Option<BTreeMap<String, String>> {
+/// Parses `key=value,key=value`. In a value, `\,` is a comma and `\\` a backslash.
+fn parse_properties(text: &str) -> Option<BTreeMap<String, String>> {
     let mut pairs = vec![String::new()];
     let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {
@@ -261,7 +293,8 @@ fn properties(text: &str) -> Option<BTreeMap<String, String>> {
     Some(map)
 }
 
-/// A file's table as names with dots: TOML reads `a.b = 1` as a table in a table.
+/// Collects the entries of nested tables under dotted names, because TOML reads `a.b = 1` as a table
+/// in a table. `None` if a value is neither text, number nor boolean.
 fn flatten(prefix: &str, raw: &ValueKind, into: &mut BTreeMap<String, String>) -> Option<()> {
     let text = match raw {
         ValueKind::Table(table) => {
@@ -290,7 +323,7 @@ mod tests {
     use super::*;
 
     fn text(kind: Kind, value: &str) -> Option<Value> {
-        kind.read(&ValueKind::String(value.to_owned()))
+        kind.parse(&ValueKind::String(value.to_owned()))
     }
 
     #[test]
@@ -310,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_of_the_original_are_read() {
+    fn lists_in_the_notation_of_the_original_system_are_read() {
         let star = Some(Value::List(vec!["*".into()]));
         assert_eq!(text(Kind::List, r#"["*"]"#), star);
         assert_eq!(text(Kind::List, "*"), star);
@@ -321,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_misspelt_level_is_not_taken_for_a_target() {
+    fn misspelt_level_is_rejected() {
         assert_eq!(
             text(Kind::Level, "CRITICAL"),
             Some(Value::Text("error".into()))
@@ -336,15 +369,19 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_not_guessed_from_other_types() {
-        let port = Kind::Int { min: 0, max: 65535 };
-        assert_eq!(port.read(&ValueKind::Boolean(true)), None);
-        assert_eq!(port.read(&ValueKind::I64(-1)), None);
+    fn number_is_not_converted_from_another_type() {
+        let port = Kind::Int {
+            min: 0,
+            max: 65535,
+            unit: Unit::None,
+        };
+        assert_eq!(port.parse(&ValueKind::Boolean(true)), None);
+        assert_eq!(port.parse(&ValueKind::I64(-1)), None);
         assert_eq!(text(port, "65536"), None);
-        assert_eq!(Kind::Bool.read(&ValueKind::I64(1)), None);
-        // A password of digits only, written without quotes in the file.
+        assert_eq!(Kind::Bool.parse(&ValueKind::I64(1)), None);
+        // A password of digits can stand in the file without quotes.
         assert_eq!(
-            Kind::Text.read(&ValueKind::I64(123)),
+            Kind::Text.parse(&ValueKind::I64(123)),
             Some(Value::Text("123".into()))
         );
     }

@@ -1,5 +1,5 @@
-//! The layers under a configuration (defaults, file, `.env`, environment, flags), laid over each
-//! other by the `config` crate, each value with its source.
+//! Reads the sources of a configuration (defaults, file, `.env`, environment, flags) and merges them
+//! with the `config` crate. Every value keeps its source.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,37 +11,37 @@ use super::keys::{self, Key};
 use super::kind::{Kind, Value};
 use super::{Role, dotenv};
 
-/// The source of a value that nobody set.
+/// The source of default values.
 pub(super) const DEFAULT: &str = "default";
 
-/// A value from the command line.
+/// A setting from the command line.
 #[derive(Debug, Clone)]
 pub struct Flag {
-    /// As it was written, without its value: `--port`, `--set log.level`.
+    /// The flag without its value, such as `--port`, for error texts.
     pub flag: String,
-    /// Key of the file, or name of the variable.
+    /// The key in the file, or the variable.
     pub key: String,
-    /// As text.
+    /// The value as text.
     pub value: String,
 }
 
-/// Where a configuration comes from. Tests make their own; a process uses [`Sources::of_process`].
+/// The sources of a configuration. A process uses [`Sources::from_process`]; tests build their own.
 #[derive(Debug, Clone, Default)]
 pub struct Sources {
-    /// `--config`; without it `CHATMESH_CONFIG` is looked at.
+    /// The TOML file (`--config`). If `None`, the variable `CHATMESH_CONFIG` names it.
     pub file: Option<PathBuf>,
-    /// The `.env` file; nothing is read where it is missing.
+    /// The `.env` file. It need not exist.
     pub dotenv: Option<PathBuf>,
-    /// The environment.
+    /// Environment variables.
     pub environment: Vec<(String, String)>,
-    /// Flags, in order; a later one wins.
+    /// Flags in order; a later one takes precedence.
     pub flags: Vec<Flag>,
 }
 
 impl Sources {
-    /// The environment of this process and `.env` in its working directory. Variables that are
-    /// not UTF-8 are read with replacement characters.
-    pub fn of_process(file: Option<PathBuf>, flags: Vec<Flag>) -> Self {
+    /// The environment of this process, and `.env` in its working directory. Characters that are not
+    /// UTF-8 are replaced.
+    pub fn from_process(file: Option<PathBuf>, flags: Vec<Flag>) -> Self {
         let text = |os: std::ffi::OsString| os.to_string_lossy().into_owned();
         Self {
             file,
@@ -54,7 +54,7 @@ impl Sources {
     }
 }
 
-/// A layer: dotted keys and values that know their source.
+/// The values of one source, by dotted key.
 #[derive(Debug, Clone, Default)]
 struct Layer(BTreeMap<String, Raw>);
 
@@ -68,17 +68,17 @@ impl Source for Layer {
     }
 }
 
-/// What came out on top for each key, and what was wrong on the way.
+/// The merged layers.
 #[derive(Debug, Default)]
 pub(super) struct Merged {
-    /// By key name; nothing where a key is unset and has no default.
+    /// The value of highest precedence, by key. A setting without value and default is absent.
     pub(super) values: BTreeMap<&'static str, Raw>,
     pub(super) problems: Vec<Problem>,
-    /// Variables that were set, with their values and sources, `.env` and environment together.
+    /// All variables of `.env` and environment that are not empty: name to value and source.
     pub(super) variables: BTreeMap<String, (String, String)>,
 }
 
-fn raw(source: &str, kind: impl Into<ValueKind>) -> Raw {
+fn with_source(source: &str, kind: impl Into<ValueKind>) -> Raw {
     Raw::new(Some(&source.to_owned()), kind)
 }
 
@@ -100,10 +100,10 @@ pub(super) fn merge(role: Role, sources: &Sources) -> Merged {
         Some(PathBuf::from(path))
     });
     let layers = [
-        defaults(role),
-        file.map_or_else(Layer::default, |path| read_file(&path, &mut problems)),
-        of_variables(role, &variables, &mut problems),
-        of_flags(&sources.flags, &mut problems),
+        default_layer(role),
+        file.map_or_else(Layer::default, |path| file_layer(&path, &mut problems)),
+        variable_layer(role, &variables, &mut problems),
+        flag_layer(&sources.flags, &mut problems),
     ];
     let mut builder = config::Config::builder();
     for layer in layers {
@@ -137,7 +137,7 @@ pub(super) fn merge(role: Role, sources: &Sources) -> Merged {
     }
 }
 
-/// Adds what is not empty over what is there.
+/// Inserts the variables that are not empty. They replace those of the same name.
 fn add_variables(
     variables: &mut BTreeMap<String, (String, String)>,
     pairs: Vec<(String, String)>,
@@ -152,39 +152,41 @@ fn add_variables(
 }
 
 fn read_dotenv(path: &Path, problems: &mut Vec<Problem>) -> Vec<(String, String)> {
-    let trouble = |text: String| Problem {
+    let problem = |text: String| Problem {
         key: ".env".into(),
         source: path.display().to_string(),
         text,
     };
     match std::fs::read_to_string(path) {
         Ok(text) => {
-            let (pairs, unfinished) = dotenv::parse(&text);
-            if let Some(line) = unfinished {
-                problems.push(trouble(format!("line {line}: a quote has no end")));
+            let (pairs, unclosed_quote) = dotenv::parse(&text);
+            if let Some(line) = unclosed_quote {
+                problems.push(problem(format!("line {line}: a quote is not closed")));
             }
             pairs
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
         Err(error) => {
-            problems.push(trouble(format!("can't be read: {error}")));
+            problems.push(problem(format!("can't be read: {error}")));
             Vec::new()
         }
     }
 }
 
-fn defaults(role: Role) -> Layer {
+fn default_layer(role: Role) -> Layer {
     let mut layer = Layer::default();
     for key in keys::TABLE {
-        // An empty table merges with nothing, so a map has no default to lay down.
+        // The default of every map is empty, and an empty table changes nothing when it is merged.
         if let (Some(text), false) = (key.default_text(role), matches!(key.kind, Kind::Map)) {
-            layer.0.insert(key.name.to_owned(), raw(DEFAULT, text));
+            layer
+                .0
+                .insert(key.name.to_owned(), with_source(DEFAULT, text));
         }
     }
     layer
 }
 
-fn read_file(path: &Path, problems: &mut Vec<Problem>) -> Layer {
+fn file_layer(path: &Path, problems: &mut Vec<Problem>) -> Layer {
     let source = format!("file {}", path.display());
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
@@ -201,32 +203,32 @@ fn read_file(path: &Path, problems: &mut Vec<Problem>) -> Layer {
         problems.push(Problem {
             key: "--config".into(),
             source,
-            text: format!("is not TOML: {}", fault(&text)),
+            text: format!("is not TOML: {}", describe_toml_error(&text)),
         });
         return Layer::default();
     };
     let mut layer = Layer::default();
     for (section, value) in table {
         let ValueKind::Table(entries) = value.kind else {
-            problems.push(unknown(&section, &source));
+            problems.push(unknown_key(&section, &source));
             continue;
         };
         for (name, value) in entries {
             let name = format!("{section}.{name}");
             match keys::TABLE.iter().find(|key| key.name == name) {
-                Some(key) => put(&mut layer, key, &source, value.kind, problems),
-                None => problems.push(unknown(&name, &source)),
+                Some(key) => insert(&mut layer, key, &source, value.kind, problems),
+                None => problems.push(unknown_key(&name, &source)),
             }
         }
     }
     layer
 }
 
-/// What keeps a text from being TOML, and where. The parser's own report would print the line,
-/// and with it perhaps a password.
-fn fault(text: &str) -> String {
+/// Line and reason of a TOML error. The parser's own report is not used, because it prints the line,
+/// which may contain a password.
+fn describe_toml_error(text: &str) -> String {
     let Err(error) = toml::from_str::<toml::Table>(text) else {
-        return "a value is of a type that is not known here".to_owned();
+        return "a value has a type that settings do not have".to_owned();
     };
     let before = error.span().and_then(|span| text.get(..span.start));
     match before {
@@ -239,44 +241,41 @@ fn fault(text: &str) -> String {
     }
 }
 
-fn of_variables(
+fn variable_layer(
     role: Role,
     variables: &BTreeMap<String, (String, String)>,
     problems: &mut Vec<Problem>,
 ) -> Layer {
     let mut layer = Layer::default();
-    let mut ours = vec!["CHATMESH_CONFIG".to_owned()];
+    let mut known = vec!["CHATMESH_CONFIG".to_owned()];
     for key in keys::TABLE {
-        let mut taken = false;
-        for var in key.vars(role) {
-            // The long name is for hosts where something else owns the short one (PORT, HOST).
-            let long = format!("CHATMESH_{var}");
-            let found = variables.get(&long).or_else(|| variables.get(var));
-            if let (Some((value, source)), false) = (found, taken) {
-                let value = unwrapped(key, value);
-                put(&mut layer, key, source, value.into(), problems);
-                taken = true;
-            }
+        let first = key.variables(role).find_map(|variable| {
+            // The prefixed name is for hosts where the short one, such as PORT, has another meaning.
+            let prefixed = variables.get(&format!("CHATMESH_{variable}"));
+            prefixed.or_else(|| variables.get(variable))
+        });
+        if let Some((value, source)) = first {
+            let value = strip_quotes(key, value);
+            insert(&mut layer, key, source, value.into(), problems);
         }
-        let every = key.role_vars.iter().map(|(_, var)| *var);
-        ours.extend(every.chain([key.var]).map(|var| format!("CHATMESH_{var}")));
+        let all_roles = key.role_variables.iter().map(|(_, variable)| *variable);
+        let all = all_roles.chain([key.variable]);
+        known.extend(all.map(|variable| format!("CHATMESH_{variable}")));
     }
-    ours.extend(
-        keys::NOT_USED
-            .iter()
-            .map(|(var, _, _)| format!("CHATMESH_{var}")),
-    );
-    ours.extend(keys::OF_CHAT.map(str::to_owned));
+    let ignored = keys::IGNORED_VARIABLES.iter();
+    known.extend(ignored.map(|(variable, _, _)| format!("CHATMESH_{variable}")));
+    known.extend(keys::CHAT_VARIABLES.map(str::to_owned));
     for (name, (_, source)) in variables {
-        if name.starts_with("CHATMESH_") && !ours.contains(name) {
-            problems.push(unknown(name, source));
+        if name.starts_with("CHATMESH_") && !known.contains(name) {
+            problems.push(unknown_key(name, source));
         }
     }
     layer
 }
 
-/// Without the quotes that `docker run --env-file` leaves in place; a secret may have its own.
-fn unwrapped<'a>(key: &Key, value: &'a str) -> &'a str {
+/// Removes the quotes that `docker run --env-file` leaves around a value. A secret keeps them, because
+/// they may be part of it.
+fn strip_quotes<'a>(key: &Key, value: &'a str) -> &'a str {
     let trimmed = value.trim();
     for quote in ['"', '\''] {
         let inner = trimmed
@@ -289,20 +288,26 @@ fn unwrapped<'a>(key: &Key, value: &'a str) -> &'a str {
     value
 }
 
-fn of_flags(flags: &[Flag], problems: &mut Vec<Problem>) -> Layer {
+fn flag_layer(flags: &[Flag], problems: &mut Vec<Problem>) -> Layer {
     let mut layer = Layer::default();
     for Flag { flag, key, value } in flags {
         let source = format!("flag {flag}");
         match keys::find(key) {
-            Some(key) => put(&mut layer, key, &source, value.as_str().into(), problems),
-            None => problems.push(unknown(key, &source)),
+            Some(key) => insert(&mut layer, key, &source, value.as_str().into(), problems),
+            None => problems.push(unknown_key(key, &source)),
         }
     }
     layer
 }
 
-/// Puts a value into a layer; an empty one counts as unset where empty is no value.
-fn put(layer: &mut Layer, key: &Key, source: &str, value: ValueKind, problems: &mut Vec<Problem>) {
+/// Inserts a value into a layer. An empty value counts as unset, unless the setting may be empty.
+fn insert(
+    layer: &mut Layer,
+    key: &Key,
+    source: &str,
+    value: ValueKind,
+    problems: &mut Vec<Problem>,
+) {
     if let ValueKind::String(text) = &value
         && text.trim().is_empty()
         && !matches!(key.kind, Kind::Prose)
@@ -310,17 +315,21 @@ fn put(layer: &mut Layer, key: &Key, source: &str, value: ValueKind, problems: &
         return;
     }
     if !matches!(key.kind, Kind::Map) {
-        layer.0.insert(key.name.to_owned(), raw(source, value));
+        layer
+            .0
+            .insert(key.name.to_owned(), with_source(source, value));
         return;
     }
-    // Tables are laid over each other name by name, so a map becomes one here already.
-    match key.kind.read(&value) {
+    // Maps become tables here, because the layers' tables are merged entry by entry.
+    match key.kind.parse(&value) {
         Some(Value::Map(map)) => {
             let table: Map<String, Raw> = map
                 .into_iter()
-                .map(|(name, value)| (name, raw(source, value)))
+                .map(|(name, value)| (name, with_source(source, value)))
                 .collect();
-            layer.0.insert(key.name.to_owned(), raw(source, table));
+            layer
+                .0
+                .insert(key.name.to_owned(), with_source(source, table));
         }
         _ => problems.push(Problem {
             key: key.name.into(),
@@ -330,14 +339,14 @@ fn put(layer: &mut Layer, key: &Key, source: &str, value: ValueKind, problems: &
     }
 }
 
-fn unknown(name: &str, source: &str) -> Problem {
+fn unknown_key(name: &str, source: &str) -> Problem {
     let variable = name.strip_prefix("CHATMESH_");
     let candidates = keys::TABLE.iter().map(|key| match variable {
-        Some(_) => format!("CHATMESH_{}", key.var),
+        Some(_) => format!("CHATMESH_{}", key.variable),
         None => key.name.to_owned(),
     });
-    let nearest = candidates.min_by_key(|candidate| distance(name, candidate));
-    let hint = match nearest.filter(|nearest| distance(name, nearest) <= 3) {
+    let nearest = candidates.min_by_key(|candidate| edit_distance(name, candidate));
+    let hint = match nearest.filter(|nearest| edit_distance(name, nearest) <= 3) {
         Some(nearest) => format!("did you mean {nearest}?"),
         None => "`chatmesh config default` lists all keys".to_owned(),
     };
@@ -348,8 +357,8 @@ fn unknown(name: &str, source: &str) -> Problem {
     }
 }
 
-/// Levenshtein's.
-fn distance(a: &str, b: &str) -> usize {
+/// The Levenshtein distance.
+fn edit_distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, x) in a.chars().enumerate() {

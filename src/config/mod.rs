@@ -1,47 +1,62 @@
-//! Configuration: defaults → file → `.env` and environment → flags, checked as a whole.
+//! Configuration: defaults, file, `.env`, environment and flags are merged, validated as a whole, and
+//! converted to typed settings.
 //!
-//! One table in `keys.rs` names everything that can be set. The layers are laid over each other
-//! in `layers.rs`, read and checked in `build.rs`, and shown by `show.rs`.
+//! | module | task |
+//! | --- | --- |
+//! | `keys` | the table of settings, which all others use |
+//! | `kind` | parsing of values |
+//! | `layers` | merging of the sources |
+//! | `resolved` | [`Config`]: one validated value per setting |
+//! | `checks` | contradictions between settings, and warnings |
+//! | `sections` | typed settings of each part of the program, [`settings`] |
+//! | `show`, `default_file`, `document` | `config show`, `config default`, `docs/settings.md` |
+//!
+//! Settings are plain values: this module imports nothing of the parts that it configures.
 
 use std::fmt;
 
 pub mod bounds;
-mod build;
 mod checks;
+mod default_file;
+mod document;
 mod dotenv;
 mod error;
 mod keys;
 mod kind;
 mod layers;
+mod resolved;
+mod sections;
 pub mod settings;
 mod show;
 #[cfg(test)]
 mod tests;
 mod values;
 
-pub use build::Config;
+pub use default_file::default_config_file;
+pub use document::settings_document;
 pub use error::{ConfigErrors, Problem};
 pub use layers::{Flag, Sources};
-pub use show::{Shown, default_file};
+pub use resolved::Config;
+pub use show::EffectiveSetting;
 
-/// What a process does.
+/// The role of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Role {
-    /// Clients' connections.
+    /// Accepts clients' connections.
     Gateway,
     /// Calls the model.
     AiWorker,
-    /// Brings answers from the log to the fan-out.
+    /// Delivers terminal records from the log to the fan-out.
     Relay,
-    /// All three on the embedded log and fan-out.
+    /// All three roles in one process, on the embedded log and fan-out.
     AllInOne,
 }
 
 impl Role {
-    /// All of them.
+    /// All roles.
     pub const ALL: [Self; 4] = [Self::Gateway, Self::AiWorker, Self::Relay, Self::AllInOne];
 
-    /// As in the command line and in `chatmesh_build_info`.
+    /// The role's name on the command line and in `chatmesh_build_info`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Gateway => "gateway",
@@ -51,7 +66,7 @@ impl Role {
         }
     }
 
-    /// The name of the original service of this job, as `/health` says it.
+    /// The name of the service in the original system that has this role, for `/health`.
     pub fn service(self) -> &'static str {
         match self {
             Self::Gateway | Self::AllInOne => "websocket-server",

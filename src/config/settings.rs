@@ -1,4 +1,5 @@
-//! The settings of each part, checked and typed: what the rest of the program sees.
+//! The validated settings of each part of the program, as plain types. Fields name the variable that
+//! sets them; `docs/settings.md` has the defaults.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -10,91 +11,92 @@ use secrecy::SecretString;
 
 use crate::config::bounds::Bounds;
 
-/// How to reach Kafka, and how records are produced.
+/// Settings of the Kafka client: connection, topics and producer.
 #[derive(Debug, Clone)]
 pub struct KafkaSettings {
-    /// `KAFKA_BOOTSTRAP_SERVERS`, `host:port` with commas.
+    /// `KAFKA_BOOTSTRAP_SERVERS`: `host:port`, separated by commas.
     pub bootstrap_servers: String,
-    /// `KAFKA_TOPIC_PARTITIONS` of topics that are made (12).
+    /// `KAFKA_TOPIC_PARTITIONS`, for topics that chatmesh creates.
     pub topic_partitions: i32,
-    /// `KAFKA_REPLICATION_FACTOR` of topics that are made (1).
+    /// `KAFKA_REPLICATION_FACTOR`, for topics that chatmesh creates.
     pub replication_factor: i16,
-    /// `KAFKA_LINGER_MS` (1).
+    /// `KAFKA_LINGER_MS`.
     pub linger: Duration,
-    /// `PRODUCE_TIMEOUT_MS` (10000).
+    /// `PRODUCE_TIMEOUT_MS`: limit for the acknowledgement of a record.
     pub produce_timeout: Duration,
-    /// `INTEROP`: `range` as the assignor, for groups that an original service is a member of.
+    /// `INTEROP`: consumers use the assignor `range`, the only one that services of the original system
+    /// in the same group know.
     pub interop: bool,
-    /// `KAFKA_PROPERTIES`: any librdkafka property, over everything else. Values may be secrets.
+    /// `KAFKA_PROPERTIES`: librdkafka properties that override all others. Values may be secrets.
     pub properties: BTreeMap<String, SecretString>,
-    /// `client.id`: the process's `SERVER_ID` or role.
+    /// The property `client.id`: the process's `SERVER_ID`.
     pub client_id: String,
 }
 
-/// How to reach Redis.
+/// Settings of the Redis client.
 #[derive(Debug, Clone)]
 pub struct RedisSettings {
-    /// `REDIS_URL`, or made of `REDIS_HOST` and `REDIS_PORT`; may hold a password.
+    /// `REDIS_URL`, or built from `REDIS_HOST` and the related settings. May contain a password.
     pub url: SecretString,
-    /// `REDIS_COMMAND_TIMEOUT_MS` (2000): after it a call fails as unavailable.
+    /// `REDIS_COMMAND_TIMEOUT_MS`: then a command fails as unavailable.
     pub command_timeout: Duration,
-    /// Bounds of what is kept.
+    /// Bounds of the stored data.
     pub bounds: Bounds,
 }
 
-/// The embedded log and fan-out.
+/// Settings of the embedded log and fan-out.
 #[derive(Debug, Clone)]
 pub struct EmbeddedSettings {
-    /// `--data-dir` (`./chatmesh-data`); `None` with `--ephemeral`: memory only.
+    /// `DATA_DIR`. `None` with `EPHEMERAL`: all data stays in memory.
     pub data_dir: Option<PathBuf>,
-    /// `EMBEDDED_PARTITIONS` of each topic (4).
+    /// `EMBEDDED_PARTITIONS`: partitions of each topic.
     pub partitions: i32,
-    /// `LOG_RETENTION` of records that every group has consumed (24 h).
+    /// `LOG_RETENTION`: how long a record is stored after every group has consumed it.
     pub retention: Duration,
-    /// `MIN_FREE_DISK` in bytes (256 MiB): below it new messages are refused.
+    /// `MIN_FREE_DISK` in bytes: with less free space, new messages are rejected.
     pub min_free_disk: u64,
-    /// Bounds of what the fan-out keeps.
+    /// Bounds of the data that the fan-out stores.
     pub bounds: Bounds,
 }
 
-/// `AUTH_MODE`.
+/// `AUTH_MODE`: how tokens are checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AuthMode {
-    /// The original's tokens in Redis.
+    /// Compared with the token in the fan-out, as in the original system.
     Stored,
     /// Signed tokens (JWT).
     Jwt,
-    /// Any non-empty token.
+    /// Every token that is not empty is valid.
     Open,
 }
 
-/// By what signed tokens are checked.
+/// The keys that verify signed tokens.
 #[derive(Debug, Clone)]
 pub enum JwtKeys {
-    /// `JWT_SECRET`: HS256, and `POST /token` can make them.
+    /// `JWT_SECRET`, for HS256. chatmesh can issue tokens with it, too.
     Secret(SecretString),
-    /// `JWT_PUBLIC_KEY_FILE`: one public key in PEM, of RSA (RS256), P-256 (ES256) or Ed25519.
+    /// `JWT_PUBLIC_KEY_FILE`: a public key in PEM: RSA (RS256), P-256 (ES256) or Ed25519 (EdDSA).
     PublicKeyFile(PathBuf),
-    /// `JWT_JWKS`, a file: read again now and then.
+    /// `JWT_JWKS` as a file, which is reloaded regularly.
     JwksFile(PathBuf),
-    /// `JWT_JWKS`, a URL.
+    /// `JWT_JWKS` as a URL.
     JwksUrl(url::Url),
 }
 
-/// Signed tokens.
+/// How signed tokens are verified.
 #[derive(Debug, Clone)]
 pub struct JwtSettings {
-    /// By what they are checked.
+    /// The keys.
     pub keys: JwtKeys,
-    /// `JWT_AUDIENCE`: `aud` must name one of them; empty: any, or none.
+    /// `JWT_AUDIENCE`: `aud` must contain one of them. If empty, `aud` is not checked.
     pub audience: Vec<String>,
-    /// `JWT_ISSUER`: `iss` must be one of them; empty: any, or none.
+    /// `JWT_ISSUER`: `iss` must be one of them. If empty, `iss` is not checked.
     pub issuer: Vec<String>,
 }
 
 impl JwtSettings {
-    /// Whether tokens can be made here too.
-    pub fn signs(&self) -> bool {
+    /// Whether chatmesh can issue tokens with these keys.
+    pub fn can_sign(&self) -> bool {
         matches!(self.keys, JwtKeys::Secret(_))
     }
 }
@@ -102,15 +104,15 @@ impl JwtSettings {
 /// `TOKEN_ENDPOINT`: who may call `POST /token`.
 #[derive(Debug, Clone)]
 pub enum TokenEndpoint {
-    /// Nobody: 404.
+    /// Nobody. The route answers 404.
     Off,
-    /// Who brings the admin key.
+    /// Callers with this admin key.
     Admin(SecretString),
-    /// Anybody; for demonstrations.
+    /// Everybody, for every user. For demonstrations only.
     Open,
 }
 
-/// Addresses with the same first bits.
+/// A network in CIDR notation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Network {
     address: IpAddr,
@@ -118,18 +120,17 @@ pub struct Network {
 }
 
 impl Network {
-    /// Whether an address belongs to it; an IPv4 one in IPv6's clothes is an IPv4 one.
+    /// Whether the network contains the address. An IPv4-mapped IPv6 address counts as IPv4.
     pub fn contains(&self, address: IpAddr) -> bool {
-        let same = |one: u128, other: u128, width: u32| {
-            let other_bits = width - u32::from(self.bits);
-            let shifted = one ^ other;
-            other_bits >= 128 || shifted >> other_bits == 0
+        let has_same_prefix = |a: u128, b: u128, width: u32| {
+            let host_bits = width - u32::from(self.bits);
+            host_bits >= 128 || (a ^ b) >> host_bits == 0
         };
         match (self.address, address.to_canonical()) {
-            (IpAddr::V4(one), IpAddr::V4(other)) => {
-                same(u32::from(one).into(), u32::from(other).into(), 32)
+            (IpAddr::V4(a), IpAddr::V4(b)) => {
+                has_same_prefix(u32::from(a).into(), u32::from(b).into(), 32)
             }
-            (IpAddr::V6(one), IpAddr::V6(other)) => same(one.into(), other.into(), 128),
+            (IpAddr::V6(a), IpAddr::V6(b)) => has_same_prefix(a.into(), b.into(), 128),
             _ => false,
         }
     }
@@ -138,246 +139,249 @@ impl Network {
 impl FromStr for Network {
     type Err = ();
 
-    /// `10.0.0.0/8`, `::1/128`, or an address alone.
+    /// Parses `10.0.0.0/8`, `::1/128`, or a single address.
     fn from_str(text: &str) -> Result<Self, ()> {
         let (address, bits) = match text.split_once('/') {
             Some((address, bits)) => (address, Some(bits)),
             None => (text, None),
         };
         let address: IpAddr = address.trim().parse().map_err(|_| ())?;
-        let most = if address.is_ipv4() { 32 } else { 128 };
-        let bits = bits.map_or(Ok(most), |bits| bits.trim().parse().map_err(|_| ()))?;
-        (bits <= most).then_some(Self { address, bits }).ok_or(())
+        let max_bits = if address.is_ipv4() { 32 } else { 128 };
+        let bits = bits.map_or(Ok(max_bits), |bits| bits.trim().parse().map_err(|_| ()))?;
+        (bits <= max_bits)
+            .then_some(Self { address, bits })
+            .ok_or(())
     }
 }
 
-/// How many connections there may be; 0 is without a bound.
+/// Limits of connections to one gateway. 0 disables a limit.
 #[derive(Debug, Clone, Default)]
 pub struct ConnectionLimits {
-    /// `USER_MAX_CONNECTIONS` (20) of one user at this gateway.
+    /// `USER_MAX_CONNECTIONS`: WebSockets of one user.
     pub per_user: usize,
-    /// `ADDRESS_MAX_CONNECTIONS` (off) from one address; an IPv6 client's is its /64.
+    /// `ADDRESS_MAX_CONNECTIONS`: WebSockets from one IPv4 address, or from one IPv6 /64 network.
     pub per_address: usize,
-    /// `MAX_CONNECTIONS` (off) of this process.
+    /// `MAX_CONNECTIONS`: all WebSockets.
     pub per_process: usize,
-    /// `MAX_HTTP_CONNECTIONS` (1024) that are no WebSocket, or not yet.
+    /// `MAX_HTTP_CONNECTIONS`: connections that are not, or not yet, WebSockets.
     pub http: usize,
-    /// `MAX_NEW_CONNECTIONS` (off) in a second.
+    /// `MAX_NEW_CONNECTIONS`: new WebSockets per second.
     pub per_second: u32,
-    /// `TRUSTED_PROXIES`: from these `X-Forwarded-For` is believed.
+    /// `TRUSTED_PROXIES`: peers whose `X-Forwarded-For` header is trusted.
     pub trusted_proxies: Vec<Network>,
 }
 
-/// The gateway.
+/// Settings of the gateway.
 #[derive(Debug, Clone)]
 pub struct GatewaySettings {
-    /// Where it listens (`--host`, `--port`).
+    /// The address on which the gateway listens (`HOST`, `PORT`).
     pub listen: SocketAddr,
-    /// `SERVER_ID`: this instance's name in records, metrics and `welcome`.
+    /// `SERVER_ID`: the gateway's name in records, metrics and `welcome`.
     pub server_id: String,
-    /// `PRODUCE_TOPIC` of a gateway (`incoming_messages`).
+    /// `MESSAGES_TOPIC`.
     pub messages_topic: String,
     /// `AUTH_MODE`.
     pub auth: AuthMode,
-    /// Signed tokens, in `AUTH_MODE=jwt`.
+    /// How signed tokens are verified. `None` unless `AUTH_MODE=jwt`.
     pub jwt: Option<JwtSettings>,
     /// `TOKEN_ENDPOINT`.
     pub token_endpoint: TokenEndpoint,
     /// `ADMIN_KEY`.
     pub admin_key: Option<SecretString>,
-    /// How many connections there may be.
+    /// Limits of connections.
     pub limits: ConnectionLimits,
-    /// `USER_RATE_LIMIT_WINDOW_SECONDS` (60): 100 refusals in it are abuse.
+    /// `USER_RATE_LIMIT_WINDOW_SECONDS`. After 100 rejections within it, a connection is closed.
     pub rate_window: Duration,
-    /// `RATE_LIMIT_FAIL=open`: while the fan-out is away messages are taken without being counted.
+    /// `RATE_LIMIT_FAIL=open`: while the fan-out is unavailable, messages are accepted without counting.
     pub rate_fail_open: bool,
-    /// `USER_MAX_PENDING` (32), for `welcome`; 0 is without a bound.
+    /// `USER_MAX_PENDING`, for `welcome`. 0 disables the limit.
     pub max_pending: usize,
-    /// `TOKEN_TTL` (3600 s).
+    /// `TOKEN_TTL`: lifetime of issued tokens.
     pub token_ttl: Duration,
-    /// `CHAT_PAGE` (on): whether the chat page and the browser client are served.
+    /// `CHAT_PAGE`: whether the chat page and the browser client are served.
     pub chat_page: bool,
-    /// `ALLOW_ORIGINS`; `*` allows every origin.
+    /// `ALLOW_ORIGINS`. `*` allows every origin.
     pub allow_origins: Vec<String>,
-    /// `ALLOW_CREDENTIALS` for CORS (false).
+    /// `ALLOW_CREDENTIALS` for CORS. Always false while every origin is allowed.
     pub allow_credentials: bool,
-    /// `MAX_CONTENT_CHARS` (8000).
+    /// `MAX_CONTENT_CHARS`.
     pub max_content_chars: usize,
-    /// `MAX_FRAME_BYTES` (65536).
+    /// `MAX_FRAME_BYTES`: largest frame from a client.
     pub max_frame_bytes: usize,
-    /// `OUTBOUND_QUEUE_BYTES` of one socket (1 MiB).
+    /// `OUTBOUND_QUEUE_BYTES` of one connection.
     pub outbound_queue_bytes: usize,
-    /// `PRODUCE_TIMEOUT_MS` (10000): how long a message may wait to be accepted.
+    /// `PRODUCE_TIMEOUT_MS`: how long a message may wait to be accepted.
     pub produce_timeout: Duration,
-    /// `DRAIN_TIMEOUT_MS` (25000).
+    /// `DRAIN_TIMEOUT_MS`: time to finish after SIGTERM.
     pub drain_timeout: Duration,
-    /// `HEAD_TIMEOUT_MS` (10000): how long a client may take to send its request's head.
+    /// `HEAD_TIMEOUT_MS`: time within which a client must send the head of its request.
     pub head_timeout: Duration,
-    /// `PING_INTERVAL_MS` (25000) between protocol pings to a silent client.
+    /// `PING_INTERVAL_MS`: time without a frame from the client after which a ping is sent.
     pub ping_interval: Duration,
-    /// `PING_TIMEOUT_MS` (10000): a client that answers none by then is closed with 4408.
+    /// `PING_TIMEOUT_MS`: without an answer to a ping by then, the connection is closed with 4408.
     pub ping_timeout: Duration,
-    /// `OPEN_CHECK_MS` (5000): how often users with something open are read.
+    /// `OPEN_CHECK_MS`: interval at which the mailboxes of users with pending answers are read.
     pub open_check: Duration,
-    /// `INTEROP`.
+    /// `INTEROP`: services of the original system are part of the deployment.
     pub interop: bool,
 }
 
-/// The pipeline core, in the worker and in the relay.
+/// Settings of the record pipeline, in the worker and in the relay.
 #[derive(Debug, Clone)]
 pub struct PipelineSettings {
-    /// `CONSUME_TOPIC`.
+    /// The consumed topic: `MESSAGES_TOPIC` in the worker, `RESPONSES_TOPIC` in the relay.
     pub topic: String,
-    /// The dead-letter topic: the topic's name and `.dlq`.
+    /// The dead-letter topic: the consumed topic's name, followed by `.dlq`.
     pub dead_letter_topic: String,
-    /// Consumer group.
+    /// The consumer group.
     pub group: String,
-    /// `MAX_WORKERS` (50; the relay: `RELAY_MAX_IN_FLIGHT`, 512): records worked on at once.
+    /// Records processed at the same time: `MAX_WORKERS`, or in the relay `RELAY_MAX_IN_FLIGHT`.
     pub max_workers: usize,
-    /// `MAX_DELIVERIES` (5): takings after which a record that keeps failing is a dead letter.
+    /// `MAX_DELIVERIES`: deliveries after which a record that keeps failing becomes a dead letter.
     pub max_deliveries: u32,
-    /// `READ_AHEAD_BYTES` (8 MiB): records that wait to be worked on.
+    /// `READ_AHEAD_BYTES`: size of buffered records at which the consumer is paused.
     pub read_ahead_bytes: usize,
-    /// `DRAIN_TIMEOUT_MS` (25000).
+    /// `DRAIN_TIMEOUT_MS`: time to finish after SIGTERM.
     pub drain_timeout: Duration,
 }
 
-/// The worker.
+/// Settings of the worker.
 #[derive(Debug, Clone)]
 pub struct WorkerSettings {
-    /// Its consumer.
+    /// The consumer of the log.
     pub pipeline: PipelineSettings,
-    /// `PRODUCE_TOPIC` of a worker (`responses`).
+    /// `RESPONSES_TOPIC`.
     pub responses_topic: String,
-    /// The model's API; `None` for the built-in demo model.
+    /// The model's API. `None` for the built-in demo model.
     pub model: Option<ModelApiSettings>,
-    /// What is asked of the model.
+    /// Content and options of requests to the model.
     pub prompt: PromptSettings,
-    /// `MESSAGE_MAX_AGE` (12 h).
+    /// `MESSAGE_MAX_AGE`: older messages end with `expired`.
     pub message_max_age: Duration,
-    /// `MESSAGE_DEADLINE_MS` (300000) for one message with all its attempts.
+    /// `MESSAGE_DEADLINE_MS`, for one message with all its attempts.
     pub message_deadline: Duration,
-    /// `MAX_ANSWER_BYTES` (256 KiB), counted as JSON.
+    /// `MAX_ANSWER_BYTES`, counted as JSON.
     pub max_answer_bytes: usize,
-    /// `STREAM_FLUSH_MS` (30).
+    /// `STREAM_FLUSH_MS`: time for which text is collected into one delta.
     pub stream_flush: Duration,
-    /// `STREAM_FLUSH_BYTES` (1024).
+    /// `STREAM_FLUSH_BYTES`: collected text at which a delta is published at once.
     pub stream_flush_bytes: usize,
-    /// Health and metrics address (`METRICS_PORT` 8002).
+    /// Address of health and metrics (`METRICS_HOST`, `METRICS_PORT`).
     pub admin_listen: SocketAddr,
 }
 
-/// The model's API and how it is called.
+/// Settings of the model's API.
 #[derive(Debug, Clone)]
 pub struct ModelApiSettings {
-    /// `OPENAI_BASE_URL` (<https://api.openai.com/v1>).
+    /// `OPENAI_BASE_URL`.
     pub base_url: url::Url,
-    /// `OPENAI_API_KEY`; local servers need none.
+    /// `OPENAI_API_KEY`. Local servers need none.
     pub api_key: Option<SecretString>,
-    /// `OPENAI_TIMEOUT_MS` (2000) until the first token.
+    /// `OPENAI_TIMEOUT_MS`: time until the first token.
     pub first_token_timeout: Duration,
-    /// `OPENAI_IDLE_TIMEOUT_MS` (10000) between tokens.
+    /// `OPENAI_IDLE_TIMEOUT_MS`: time between two tokens.
     pub idle_timeout: Duration,
-    /// `OPENAI_MAX_ATTEMPTS` (3).
+    /// `OPENAI_MAX_ATTEMPTS`: calls for one message.
     pub max_attempts: u32,
 }
 
-/// What is asked of the model.
+/// Content and options of requests to the model.
 #[derive(Debug, Clone)]
 pub struct PromptSettings {
-    /// `OPENAI_MODEL` (gpt-3.5-turbo).
+    /// `OPENAI_MODEL`.
     pub model: String,
-    /// `SYSTEM_PROMPT`; empty for none.
+    /// `SYSTEM_PROMPT`. Empty for none.
     pub system_prompt: String,
-    /// `OPENAI_MAX_TOKENS` (500).
+    /// `OPENAI_MAX_TOKENS`: longest answer.
     pub max_tokens: u32,
-    /// `OPENAI_TEMPERATURE` (0.7).
+    /// `OPENAI_TEMPERATURE`.
     pub temperature: f64,
-    /// `OPENAI_CONTEXT_TOKENS` (16385): prompt and answer together, estimated.
+    /// `OPENAI_CONTEXT_TOKENS`: prompt and answer together, estimated.
     pub context_tokens: usize,
-    /// `KEEP_HISTORY` (true): earlier turns go into the prompt.
+    /// `KEEP_HISTORY`: whether the prompt contains earlier turns.
     pub keep_history: bool,
-    /// `CHAT_HISTORY_MAX_MESSAGES` (20): questions and answers counted apart, as the original.
+    /// `CHAT_HISTORY_MAX_MESSAGES`: a question and its answer count as two.
     pub history_max_messages: usize,
-    /// `CHAT_HISTORY_TTL` (3600 s) since the conversation's last turn.
+    /// `CHAT_HISTORY_TTL`: time since the last turn after which earlier turns are left out.
     pub history_ttl: Duration,
 }
 
-/// The relay.
+/// Settings of the relay.
 #[derive(Debug, Clone)]
 pub struct RelaySettings {
-    /// Its consumer.
+    /// The consumer of the log.
     pub pipeline: PipelineSettings,
-    /// `RELAY_REWIND_SECONDS` (60).
+    /// `RELAY_REWIND_SECONDS`: how far a partition is rewound after a failover.
     pub rewind: Duration,
-    /// `RELAY_REBUILD_SECONDS` (600).
+    /// `RELAY_REBUILD_SECONDS`: how far a partition is rewound after a loss of data.
     pub rebuild: Duration,
-    /// `LOG_EPOCH` (0): raised by who makes `responses` anew.
+    /// `LOG_EPOCH`: part of every position. Operators change it when `responses` is recreated.
     pub log_epoch: String,
-    /// Health and metrics address (`METRICS_PORT` 8001).
+    /// Address of health and metrics (`METRICS_HOST`, `METRICS_PORT`).
     pub admin_listen: SocketAddr,
 }
 
-/// Logs.
+/// Settings of logs.
 #[derive(Debug, Clone)]
 pub struct LoggingSettings {
-    /// `APP_NAME` (the role's name), in every line.
+    /// `APP_NAME`, in every line.
     pub app_name: String,
-    /// `LOG_LEVEL` (info): a level of tracing or of Python, or a filter such as `info,chatmesh=debug`.
+    /// `LOG_LEVEL`: a level or a filter of `tracing`.
     pub level: String,
     /// `LOG_FORMAT`.
     pub format: LogFormat,
-    /// `LOG_FOLDER`: rotating files besides the terminal.
+    /// `LOG_FOLDER`: directory of daily files, in addition to standard output.
     pub folder: Option<PathBuf>,
-    /// `LOG_FILES` (14): how many daily files are kept.
+    /// `LOG_FILES`: number of daily files that are retained.
     pub max_files: usize,
 }
 
-/// Traces, by the variables of OpenTelemetry.
+/// Settings of traces, set by OpenTelemetry's variables.
 #[derive(Debug, Clone)]
 pub struct TraceSettings {
-    /// `OTEL_EXPORTER_OTLP_ENDPOINT`: the collector; `None`: nothing is recorded.
+    /// `OTEL_EXPORTER_OTLP_ENDPOINT`: the collector. `None`: no traces are recorded.
     pub endpoint: Option<url::Url>,
     /// `OTEL_EXPORTER_OTLP_HEADERS`. Values may be secrets.
     pub headers: BTreeMap<String, SecretString>,
-    /// `OTEL_EXPORTER_OTLP_TIMEOUT` (10000): for one request.
+    /// `OTEL_EXPORTER_OTLP_TIMEOUT`, for one request.
     pub timeout: Duration,
     /// `OTEL_SERVICE_NAME`.
     pub service_name: Option<String>,
-    /// The service's name where nothing names it.
+    /// The service name if neither `OTEL_SERVICE_NAME` nor a resource attribute sets one.
     pub role_name: String,
     /// `SERVER_ID`.
     pub instance: String,
     /// `OTEL_RESOURCE_ATTRIBUTES`.
     pub resource: BTreeMap<String, String>,
-    /// `OTEL_TRACES_SAMPLER` (parentbased_always_on).
+    /// `OTEL_TRACES_SAMPLER`.
     pub sampler: TraceSampler,
-    /// `OTEL_TRACES_SAMPLER_ARG` (1): the part that a ratio takes, 0 to 1.
+    /// `OTEL_TRACES_SAMPLER_ARG`: fraction of traces that a ratio sampler records, 0 to 1.
     pub sampler_arg: f64,
 }
 
-/// `OTEL_TRACES_SAMPLER`: which traces are recorded. The first three don't ask who began one.
+/// `OTEL_TRACES_SAMPLER`: which traces are recorded. The parent-based samplers follow the caller's
+/// decision, and differ for traces that begin in chatmesh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TraceSampler {
-    /// All.
+    /// Records all traces.
     AlwaysOn,
-    /// None.
+    /// Records no traces.
     AlwaysOff,
-    /// A part of them, chosen by their id.
+    /// Records a fraction of all traces, chosen by trace id.
     Ratio,
-    /// As who began it says; all that begin here.
-    ParentOrOn,
-    /// As who began it says; none that begin here.
-    ParentOrOff,
-    /// As who began it says; a part of those that begin here.
-    ParentOrRatio,
+    /// Records all traces that begin here.
+    ParentBasedAlwaysOn,
+    /// Records no traces that begin here.
+    ParentBasedAlwaysOff,
+    /// Records a fraction of the traces that begin here.
+    ParentBasedRatio,
 }
 
-/// `LOG_FORMAT`.
+/// `LOG_FORMAT`: the format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
-    /// One JSON object a line; the default where no terminal is.
+    /// One JSON object per line. The default without a terminal.
     Json,
-    /// For people; the default in a terminal.
+    /// Text for people. The default in a terminal.
     Pretty,
 }

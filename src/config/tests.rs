@@ -1,4 +1,4 @@
-//! The typed settings that come out of the sources.
+//! Tests of the table of settings, and of the typed settings built from given sources.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -22,29 +22,40 @@ fn load(role: Role, variables: &[(&str, &str)]) -> Config {
 }
 
 #[test]
-fn no_two_keys_share_a_name_or_a_variable_and_every_default_is_allowed() {
+fn keys_and_variables_are_unique_and_defaults_are_allowed() {
     let mut names = BTreeSet::new();
     for key in keys::TABLE {
         assert!(names.insert(key.name), "{}", key.name);
         for role in key.roles {
             if let Some(text) = key.default_text(*role) {
-                assert!(key.kind.read(&text.into()).is_some(), "{}", key.name);
+                assert!(key.kind.parse(&text.into()).is_some(), "{}", key.name);
             }
         }
     }
     for role in Role::ALL {
         let mut variables = BTreeSet::new();
-        for var in keys::TABLE.iter().flat_map(|key| key.vars(role)) {
-            assert!(variables.insert(var), "{var}");
+        for variable in keys::TABLE.iter().flat_map(|key| key.variables(role)) {
+            assert!(variables.insert(variable), "{variable}");
         }
     }
 }
 
 #[test]
-fn the_largest_number_that_a_key_allows_fits_its_setting() {
+fn table_is_grouped_by_the_sections_in_their_order() {
+    let mut names: Vec<&str> = keys::TABLE
+        .iter()
+        .map(|key| key.name.split_once('.').unwrap().0)
+        .collect();
+    names.dedup();
+    let sections: Vec<&str> = keys::SECTIONS.iter().map(|section| section.name).collect();
+    assert_eq!(names, sections);
+}
+
+#[test]
+fn largest_allowed_number_fits_the_type_of_its_setting() {
     let largest = |key: &keys::Key| match key.kind {
         Kind::Int { max, .. } => max.to_string(),
-        _ => panic!("{} is no number", key.name),
+        _ => panic!("{} is not a number", key.name),
     };
     let checked = [
         &keys::KAFKA_TOPIC_PARTITIONS,
@@ -61,11 +72,11 @@ fn the_largest_number_that_a_key_allows_fits_its_setting() {
         key: key.name.into(),
         value: if key.secret { "k".into() } else { largest(key) },
     });
-    let from = Sources {
+    let sources = Sources {
         flags: flags.into(),
         ..Sources::default()
     };
-    let config = Config::load(Role::AiWorker, &from).unwrap();
+    let config = Config::load(Role::AiWorker, &sources).unwrap();
     let worker = config.worker();
     assert_eq!(config.kafka().topic_partitions, 10_000);
     assert_eq!(config.kafka().replication_factor, 100);
@@ -78,7 +89,7 @@ fn the_largest_number_that_a_key_allows_fits_its_setting() {
 }
 
 #[test]
-fn without_key_and_address_the_demo_model_answers() {
+fn demo_model_answers_without_key_and_url() {
     assert!(
         load(Role::AiWorker, &[("OPENAI_API_KEY", "")])
             .worker()
@@ -97,45 +108,49 @@ fn without_key_and_address_the_demo_model_answers() {
 }
 
 #[test]
-fn a_password_with_special_characters_survives_the_url() {
+fn redis_password_with_special_characters_survives_the_url() {
     let password = "a@b:c/d%41 é#?";
     let config = load(
         Role::Relay,
         &[("REDIS_PASSWORD", password), ("REDIS_HOST", "::1")],
     );
     let url = url::Url::parse(config.redis().url.expose_secret()).unwrap();
-    // Decoded as a client does it.
+    // Decoded like in a Redis client.
     let encoded = url.password().unwrap().replace('+', "%2B");
     let (decoded, _) = url::form_urlencoded::parse(encoded.as_bytes())
         .next()
         .unwrap();
     assert_eq!(decoded, password);
-    assert_eq!(config.redis_place(), "[::1]:6379");
+    assert_eq!(config.redis_address(), "[::1]:6379");
     assert!(!format!("{config:?}").contains("a@b"), "{config:?}");
 }
 
 #[test]
-fn an_admin_key_opens_the_token_endpoint_to_its_holder_only() {
-    let of = |variables: &[(&str, &str)]| load(Role::Gateway, variables).gateway().token_endpoint;
-    assert!(matches!(of(&[]), TokenEndpoint::Off));
-    assert!(matches!(of(&[("ADMIN_KEY", "k")]), TokenEndpoint::Admin(_)));
-    let off = of(&[("ADMIN_KEY", "k"), ("TOKEN_ENDPOINT", "off")]);
+fn token_endpoint_depends_on_the_admin_key() {
+    let endpoint =
+        |variables: &[(&str, &str)]| load(Role::Gateway, variables).gateway().token_endpoint;
+    assert!(matches!(endpoint(&[]), TokenEndpoint::Off));
+    assert!(matches!(
+        endpoint(&[("ADMIN_KEY", "k")]),
+        TokenEndpoint::Admin(_)
+    ));
+    let off = endpoint(&[("ADMIN_KEY", "k"), ("TOKEN_ENDPOINT", "off")]);
     assert!(matches!(off, TokenEndpoint::Off));
     assert!(matches!(
-        of(&[("TOKEN_ENDPOINT", "OPEN")]),
+        endpoint(&[("TOKEN_ENDPOINT", "OPEN")]),
         TokenEndpoint::Open
     ));
 }
 
 #[test]
-fn all_in_one_is_untouched_by_what_a_deployment_sets() {
+fn all_in_one_ignores_the_settings_of_a_deployment() {
     let config = load(
         Role::AllInOne,
         &[
             ("CONSUME_TOPIC", "x"),
             ("MESSAGES_TOPIC", "x"),
             ("INTEROP", "true"),
-            // What a cluster sets for a service of this name.
+            // Kubernetes sets this variable for a service with the name redis.
             ("REDIS_PORT", "tcp://10.0.0.1:6379"),
         ],
     );
@@ -147,28 +162,28 @@ fn all_in_one_is_untouched_by_what_a_deployment_sets() {
 }
 
 #[test]
-fn the_long_name_of_a_variable_wins_over_the_short_one() {
+fn prefixed_variable_takes_precedence() {
     let set = [("HOST", "not an address"), ("CHATMESH_HOST", "127.0.0.2")];
     let config = load(Role::Gateway, &set);
     assert_eq!(config.gateway().listen.to_string(), "127.0.0.2:8000");
 }
 
 #[test]
-fn properties_of_file_and_environment_are_laid_over_each_other_by_name() {
+fn properties_of_file_and_environment_are_merged_by_name() {
     let folder = tempfile::TempDir::new().unwrap();
     let file = folder.path().join("c.toml");
     let toml = "[kafka.properties]\nsecurity.protocol = \"SSL\"\n\"linger.ms\" = 3\n";
     std::fs::write(&file, toml).unwrap();
-    let mut from = sources(&[("KAFKA_PROPERTIES", "linger.ms=5,client.rack=a=b")]);
-    from.file = Some(file);
-    let config = Config::load(Role::Relay, &from).unwrap();
+    let mut sources = sources(&[("KAFKA_PROPERTIES", "linger.ms=5,client.rack=a=b")]);
+    sources.file = Some(file);
+    let config = Config::load(Role::Relay, &sources).unwrap();
     let properties = config.kafka().properties;
     let text = |name: &str| properties[name].expose_secret().to_owned();
     assert_eq!(text("security.protocol"), "SSL");
     assert_eq!(text("linger.ms"), "5");
     assert_eq!(text("client.rack"), "a=b");
     assert!(matches!(
-        config.settings["kafka.properties"].value,
+        config.values["kafka.properties"].value,
         Value::Map(_)
     ));
 }

@@ -80,6 +80,6 @@ impl Source {
     /// The message id of this record's replay. It depends on the location only, so repeated replays
     /// are the same message.
     pub(super) fn replay_id(&self) -> MessageId {
-        MessageId::of_replay(&self.topic, self.partition, self.offset, self.timestamp_ms)
+        MessageId::for_replay(&self.topic, self.partition, self.offset, self.timestamp_ms)
     }
 }

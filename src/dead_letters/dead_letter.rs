@@ -95,7 +95,7 @@ impl DeadLetter {
 fn code_of_reason(reason: &str) -> &'static str {
     let word = reason.strip_prefix("ended before: ").unwrap_or(reason);
     let word = word.split(':').next().unwrap_or_default();
-    let codes = ErrorCode::OF_ENDINGS.iter().map(|code| code.as_str());
+    let codes = ErrorCode::TERMINAL.iter().map(|code| code.as_str());
     if let Some(code) = codes.into_iter().find(|code| *code == word) {
         return code;
     }

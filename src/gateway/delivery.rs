@@ -11,9 +11,9 @@ use super::user::{Delivery, FrameSource};
 use super::v1::encoder::V1Encoder;
 use super::v1::live_frame::{LiveFrame, SequenceNumber};
 use crate::fanout::Channel;
-use crate::protocol::frame::{Kind, Published};
 use crate::protocol::ids::MessageId;
 use crate::protocol::position::Position;
+use crate::protocol::published::{FrameKind, PublishedFrame};
 
 /// Delivers a frame that was published for the user on `channel`.
 pub(super) fn deliver_published(
@@ -58,8 +58,8 @@ fn parse<'a>(
     metrics: &GatewayMetrics,
     sessions: &UserSessions,
     payload: &'a [u8],
-) -> Option<Published<'a>> {
-    let frame = match Published::parse(payload) {
+) -> Option<PublishedFrame<'a>> {
+    let frame = match PublishedFrame::parse(payload) {
         Ok(frame) => frame,
         Err(error) => {
             metrics.count_message_error("unreadable_frame");
@@ -90,7 +90,7 @@ fn parse<'a>(
 /// Passes a published frame to the user's `chatmesh.v1` connections.
 fn deliver_to_subscribers(
     sessions: &UserSessions,
-    frame: &Published<'_>,
+    frame: &PublishedFrame<'_>,
     position: Option<&Position>,
 ) {
     let mut state = sessions.state();
@@ -112,8 +112,10 @@ fn deliver_to_subscribers(
         trace: frame.trace(),
     });
     sessions.published.notify_waiters();
-    if matches!(frame.kind(), Kind::Accepted | Kind::Delta | Kind::Restarted)
-        && let Some(id) = &frame.message_id
+    if matches!(
+        frame.kind(),
+        FrameKind::Accepted | FrameKind::Delta | FrameKind::Restarted
+    ) && let Some(id) = &frame.message_id
     {
         // Deltas are frequent, and only a message's first frame changes anything.
         if !state.pending.contains(id) {
@@ -125,7 +127,7 @@ fn deliver_to_subscribers(
 
 fn deliver_terminal(
     sessions: &UserSessions,
-    frame: &Published<'_>,
+    frame: &PublishedFrame<'_>,
     position: Option<Position>,
     source: FrameSource,
 ) -> Delivery {

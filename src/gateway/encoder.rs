@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use crate::protocol::error_code::ErrorCode;
-use crate::protocol::frame::Published;
 use crate::protocol::ids::{ClientMessageId, UserId};
-use crate::protocol::v1::Accepted;
+use crate::protocol::published::PublishedFrame;
+use crate::protocol::v1::AcceptedFrame;
 
 /// Why a client's frame is rejected.
 pub(super) struct Rejection<'a> {
@@ -26,14 +26,14 @@ pub(super) trait Encoder {
     fn rejection(&self, user: &UserId, rejection: &Rejection<'_>) -> String;
 
     /// The confirmation that a message is in the log.
-    fn accepted(&self, accepted: &Accepted<'_>) -> Option<String>;
+    fn accepted(&self, accepted: &AcceptedFrame<'_>) -> Option<String>;
 
     /// The terminal frame of a resent message whose conversation the user has deleted: only the
     /// fact that it ended is still known.
-    fn forgotten(&self, message: &Accepted<'_>, correlation_id: &str) -> String;
+    fn forgotten(&self, message: &AcceptedFrame<'_>, correlation_id: &str) -> String;
 
     /// A frame that was published or stored by the relay.
-    fn published(&self, frame: &Published<'_>, user: &UserId) -> Option<String>;
+    fn published(&self, frame: &PublishedFrame<'_>, user: &UserId) -> Option<String>;
 
     /// The announcement that the gateway is about to close the connection.
     fn closing(&self, user: &UserId, reason: &str, retry_after: Duration) -> Option<String>;

@@ -17,8 +17,8 @@ use super::sessions::UserSessions;
 use super::user::FrameSource;
 use super::v1::live_frame::SequenceNumber;
 use crate::fanout::{FanoutError, ReadRequest, UserView};
-use crate::protocol::frame;
 use crate::protocol::position::{Epoch, Position};
+use crate::protocol::published;
 
 /// Mailboxes that are read at the same time.
 const MAX_CONCURRENT_READS: usize = 16;
@@ -299,7 +299,7 @@ async fn read_answered(
     let frames = answered.into_iter().map(|answer| {
         let frame = answer.frame.unwrap_or_else(|| {
             let correlation_id = state.pending.correlation_id(&answer.message_id);
-            frame::forgotten(&answer.message_id, &correlation_id)
+            published::forgotten_message_frame(&answer.message_id, &correlation_id)
         });
         (answer.position, frame)
     });

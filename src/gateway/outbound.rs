@@ -287,7 +287,7 @@ impl OutboundQueue {
                 biased;
                 written = timeout(WRITE_TIMEOUT, sink.send(message)) => match written {
                     Ok(Ok(())) => None,
-                    Ok(Err(_)) => Some(CloseReason::Lost),
+                    Ok(Err(_)) => Some(CloseReason::ConnectionLost),
                     Err(_) => Some(CloseReason::SlowConsumer),
                 },
                 () = self.discarded.cancelled() => {
@@ -304,7 +304,7 @@ impl OutboundQueue {
             if let Some(delivery) = &mut delivery {
                 delivery.fail(reason.name());
             }
-            if reason == CloseReason::Lost {
+            if reason == CloseReason::ConnectionLost {
                 self.disconnect(reason);
                 return;
             }

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::handler::Delivery;
-use crate::protocol::record::{header, trace_of};
+use crate::protocol::record::{header, trace_from_headers};
 use crate::telemetry::traces::{self, Kind, Span};
 
 /// Starts the span of a record that has just acquired its slot, and records the preceding waits: in
@@ -11,7 +11,7 @@ use crate::telemetry::traces::{self, Kind, Span};
 /// gets no second span.
 pub(super) fn start_span(delivery: &Delivery, group: &str) -> Span {
     let record = &delivery.record;
-    let sender = trace_of(record);
+    let sender = trace_from_headers(record);
     if delivery.already_finished || !traces::are_enabled() {
         return Span::unrecorded(sender);
     }

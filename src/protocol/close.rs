@@ -1,62 +1,62 @@
-//! How WebSocket connections end: one table of close codes (protocol.md section 1.3).
+//! The close codes of WebSocket connections, in one table (protocol.md section 1.3).
 
-/// Why a connection ended. The name is also the metric's label and the text in the close frame.
+/// Why a connection ended. The reason's name is the label in metrics and the text in the close frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CloseReason {
-    /// The client said goodbye.
+    /// The client closed the connection.
     Normal,
-    /// This gateway stops.
+    /// The gateway is shutting down.
     GoingAway,
-    /// The client broke RFC 6455.
+    /// The client violated RFC 6455.
     ProtocolError,
-    /// A binary frame.
-    Unsupported,
-    /// Text that is no UTF-8.
+    /// The client sent a binary frame.
+    UnsupportedData,
+    /// The client sent a text frame that is not UTF-8.
     BadUtf8,
-    /// A frame or message over `MAX_FRAME_BYTES`.
+    /// The client sent a frame larger than `MAX_FRAME_BYTES`.
     TooBig,
-    /// The connection broke without a goodbye; never sent.
-    Lost,
-    /// The token is missing, wrong or expired.
+    /// The connection broke without a close frame. This code is never sent.
+    ConnectionLost,
+    /// The token is missing, invalid, expired or revoked.
     Unauthorized,
-    /// This token, or this web page, may not.
+    /// The token is of another user, or the page's origin is not allowed.
     Forbidden,
-    /// A ping was not answered in time.
+    /// The client did not answer a ping in time.
     PingTimeout,
-    /// The client does not read what is sent to it.
+    /// The client reads more slowly than frames arrive, and its outbound queue is full.
     SlowConsumer,
-    /// Went on and on over the message rate.
+    /// The client kept sending after 100 rejections within one rate window.
     RateAbused,
-    /// The fan-out was out of reach and did not come back in time.
+    /// The fan-out was unavailable for too long.
     BackendLost,
 }
 
-/// Every row of the table.
-pub const ALL: [CloseReason; 13] = [
-    CloseReason::Normal,
-    CloseReason::GoingAway,
-    CloseReason::ProtocolError,
-    CloseReason::Unsupported,
-    CloseReason::BadUtf8,
-    CloseReason::TooBig,
-    CloseReason::Lost,
-    CloseReason::Unauthorized,
-    CloseReason::Forbidden,
-    CloseReason::PingTimeout,
-    CloseReason::SlowConsumer,
-    CloseReason::RateAbused,
-    CloseReason::BackendLost,
-];
-
 impl CloseReason {
-    /// Code, name, and whether the client should come back.
+    /// All reasons.
+    pub const ALL: [Self; 13] = [
+        Self::Normal,
+        Self::GoingAway,
+        Self::ProtocolError,
+        Self::UnsupportedData,
+        Self::BadUtf8,
+        Self::TooBig,
+        Self::ConnectionLost,
+        Self::Unauthorized,
+        Self::Forbidden,
+        Self::PingTimeout,
+        Self::SlowConsumer,
+        Self::RateAbused,
+        Self::BackendLost,
+    ];
+
+    /// Code, name, and whether the client should reconnect.
     const fn row(self) -> (u16, &'static str, bool) {
         match self {
             Self::Normal => (1000, "normal", false),
             Self::GoingAway => (1001, "going_away", true),
             Self::ProtocolError => (1002, "protocol_error", false),
-            Self::Unsupported => (1003, "unsupported_data", false),
-            Self::Lost => (1006, "connection_lost", true),
+            Self::UnsupportedData => (1003, "unsupported_data", false),
+            Self::ConnectionLost => (1006, "connection_lost", true),
             Self::BadUtf8 => (1007, "bad_utf8", false),
             Self::TooBig => (1009, "too_big", false),
             Self::Unauthorized => (4401, "unauthorized", false),
@@ -78,8 +78,8 @@ impl CloseReason {
         self.row().1
     }
 
-    /// Whether the client should connect again.
-    pub const fn come_back(self) -> bool {
+    /// Whether the client should reconnect with the same token.
+    pub const fn should_reconnect(self) -> bool {
         self.row().2
     }
 }
@@ -92,17 +92,23 @@ mod tests {
 
     #[test]
     fn no_two_reasons_share_a_code_or_a_name() {
-        let codes: HashSet<u16> = ALL.iter().map(|reason| reason.code()).collect();
-        let names: HashSet<&str> = ALL.iter().map(|reason| reason.name()).collect();
-        assert_eq!(codes.len(), ALL.len());
-        assert_eq!(names.len(), ALL.len());
+        let codes: HashSet<u16> = CloseReason::ALL
+            .iter()
+            .map(|reason| reason.code())
+            .collect();
+        let names: HashSet<&str> = CloseReason::ALL
+            .iter()
+            .map(|reason| reason.name())
+            .collect();
+        assert_eq!(codes.len(), CloseReason::ALL.len());
+        assert_eq!(names.len(), CloseReason::ALL.len());
     }
 
     #[test]
-    fn clients_are_told_to_come_back_only_where_it_helps() {
-        for reason in ALL {
+    fn clients_reconnect_after_the_documented_codes_only() {
+        for reason in CloseReason::ALL {
             let by_contract = matches!(reason.code(), 1001 | 1006 | 4408 | 4409 | 4429 | 4503);
-            assert_eq!(reason.come_back(), by_contract, "{reason:?}");
+            assert_eq!(reason.should_reconnect(), by_contract, "{reason:?}");
         }
     }
 }

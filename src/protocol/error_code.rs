@@ -3,39 +3,39 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What went wrong, for programs.
+/// The machine-readable reason of an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorCode {
-    /// The frame can't be understood; sending it again brings the same.
+    /// The frame is invalid. Sending it again has the same result.
     InvalidMessage,
-    /// The content or the frame is over its limit.
+    /// The content or the frame is larger than its limit.
     TooLarge,
-    /// Over the message rate.
+    /// The user has exceeded a limit of messages, tokens or conversations.
     RateLimited,
-    /// No or another user's token.
+    /// The token is missing, invalid, or of another user.
     Unauthorized,
-    /// A part that is needed is away; sending again is safe.
+    /// A required service did not respond in time. Sending the same `id` again is safe.
     Unavailable,
-    /// Stopped by its user.
+    /// The user cancelled the message.
     Cancelled,
-    /// Waited longer than `MESSAGE_MAX_AGE`.
+    /// The message waited longer than `MESSAGE_MAX_AGE`.
     Expired,
-    /// The model did not begin, or not go on, in time.
+    /// The model's API sent no token in time.
     ProviderTimeout,
-    /// The model's API refused for its rate or quota.
+    /// The model's API rejected the request because of its rate or quota.
     ProviderRateLimited,
-    /// The model's API refused the request for good.
+    /// The model's API rejected the request; a retry would not help.
     ProviderRejected,
-    /// The model's API failed after all attempts.
+    /// All attempts to call the model's API failed.
     ProviderFailed,
-    /// A fault of ours.
+    /// A fault inside chatmesh.
     Internal,
 }
 
 impl ErrorCode {
-    /// With which a message that was accepted may end.
-    pub const OF_ENDINGS: [Self; 6] = [
+    /// The codes with which an accepted message may fail.
+    pub const TERMINAL: [Self; 6] = [
         Self::Expired,
         Self::ProviderTimeout,
         Self::ProviderRateLimited,
@@ -44,7 +44,7 @@ impl ErrorCode {
         Self::Internal,
     ];
 
-    /// As it stands in frames and metric labels.
+    /// The code in frames and metric labels.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::InvalidMessage => "invalid_message",
@@ -62,8 +62,8 @@ impl ErrorCode {
         }
     }
 
-    /// The text for people where nothing more exact is known. The texts for `rate_limited` and
-    /// for everything that the original called unavailable are the original's.
+    /// The default human-readable text. The texts for `rate_limited` and for all codes that classic
+    /// clients know as unavailable are those of the original system.
     pub fn text(self) -> &'static str {
         match self {
             Self::InvalidMessage => "Invalid message",
@@ -81,8 +81,8 @@ impl ErrorCode {
         }
     }
 
-    /// Whether the same message, sent again as a new one, may well be answered.
-    pub fn retryable(self) -> bool {
+    /// Whether the same content, sent as a new message, is likely to be answered.
+    pub fn is_retryable(self) -> bool {
         matches!(
             self,
             Self::RateLimited

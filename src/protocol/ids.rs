@@ -1,4 +1,4 @@
-//! Identifiers that clients and records bring along, checked where they enter.
+//! Identifiers of users, messages and conversations. A value of these types has been validated.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -8,11 +8,11 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize};
 use uuid::Uuid;
 
-/// Namespace of every derived `message_id` (UUIDv5). Fixed for ever: another value would give
-/// records that are read again another identity.
+/// Namespace of every derived `message_id` (UUIDv5). It must never change: redelivered records would
+/// get another identity and be answered twice.
 const MESSAGE_NAMESPACE: Uuid = Uuid::from_u128(0x6c1f_5d0e_8f1b_4c57_9a0d_2b7e_53c4_91a6);
 
-/// Why a string is no identifier.
+/// A string is not a valid identifier.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what} must be 1 to {max} characters of A-Z a-z 0-9 . _ : @ | + -")]
 pub struct InvalidId {
@@ -36,13 +36,16 @@ macro_rules! identifier {
         pub struct $name(Arc<str>);
 
         impl $name {
-            /// Checks `text` against the rule of protocol.md section 1.
+            /// Validates `text` by the rules of protocol.md section 1.
+            ///
+            /// # Errors
+            /// The text is empty, too long, or has a character outside the allowed set.
             pub fn parse(text: &str) -> Result<Self, InvalidId> {
                 check(text, $what, $max)?;
                 Ok(Self(text.into()))
             }
 
-            /// The identifier as it was given.
+            /// The identifier as text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -85,29 +88,29 @@ macro_rules! identifier {
 }
 
 identifier!(
-    /// A user: 1–128 characters (protocol.md section 1).
+    /// Identifies a user: 1–128 characters (protocol.md section 1).
     UserId, "userid", 128
 );
 identifier!(
-    /// A message's identifier chosen by its client: 1–64 characters.
+    /// Identifies a message within its user, chosen by the client: 1–64 characters.
     ClientMessageId, "id", 64
 );
 identifier!(
-    /// A conversation of one user: 1–64 characters.
+    /// Identifies a conversation within its user: 1–64 characters.
     ConversationId, "conversation_id", 64
 );
 identifier!(
-    /// A message's identity in the whole system: a UUID where chatmesh made it.
+    /// Identifies a message in the whole system: 1–64 characters, a UUID if chatmesh has made it.
     MessageId, "message_id", 64
 );
 
 impl ConversationId {
-    /// The conversation of a client that names none.
+    /// The conversation of messages that name none.
     pub fn default_conversation() -> Self {
         Self("default".into())
     }
 
-    /// A new one, as our own client names it.
+    /// A new name of the form `chat-` and 12 hexadecimal digits.
     pub fn random() -> Self {
         let random = Uuid::new_v4().simple().to_string();
         Self(format!("chat-{}", &random[..12]).into())
@@ -115,26 +118,26 @@ impl ConversationId {
 }
 
 impl ClientMessageId {
-    /// A new one, as our own client chooses it.
+    /// A new random identifier (UUIDv4).
     pub fn random() -> Self {
         Self(Uuid::new_v4().to_string().into())
     }
 }
 
 impl MessageId {
-    /// A new identity, ordered by time (UUIDv7).
+    /// A new identity that sorts by creation time (UUIDv7).
     pub fn random() -> Self {
         Self(Uuid::now_v7().to_string().into())
     }
 
-    /// The identity of a message that its client named: the same for every resend.
-    pub fn of_client(user: &UserId, id: &ClientMessageId) -> Self {
+    /// The identity of a message with a client's identifier. It is the same for every resend.
+    pub fn from_client_id(user: &UserId, id: &ClientMessageId) -> Self {
         Self::derive(&[user.as_str(), id.as_str()])
     }
 
-    /// The identity of a record that carries none: reading it again gives the same one
-    /// (protocol.md section 2). `timestamp_ms` is the record's own, in milliseconds.
-    pub fn of_record(topic: &str, partition: i32, offset: i64, timestamp_ms: i64) -> Self {
+    /// The identity of a record that names none. It is the same for every redelivery (protocol.md
+    /// section 2). `timestamp_ms` is the record's timestamp in milliseconds.
+    pub fn from_record(topic: &str, partition: i32, offset: i64, timestamp_ms: i64) -> Self {
         Self::derive(&[
             topic,
             &partition.to_string(),
@@ -143,9 +146,9 @@ impl MessageId {
         ])
     }
 
-    /// The identity of the message that brings a dead letter's record back: the same however often
-    /// it is brought back, and never that of the record.
-    pub fn of_replay(topic: &str, partition: i32, offset: i64, timestamp_ms: i64) -> Self {
+    /// The identity of the replay of a dead letter. It is the same for every replay of that letter,
+    /// and differs from the identity of the original message.
+    pub fn for_replay(topic: &str, partition: i32, offset: i64, timestamp_ms: i64) -> Self {
         Self::derive(&[
             "replay",
             topic,
@@ -155,7 +158,7 @@ impl MessageId {
         ])
     }
 
-    /// Each part goes in with its length before it, so that no two lists of parts collide.
+    /// Hashes the parts, each with its length in front, so that different lists never collide.
     fn derive(parts: &[&str]) -> Self {
         let mut name = Vec::new();
         for part in parts {
@@ -171,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_userid_outside_the_set_is_refused() {
+    fn userid_with_other_characters_or_length_is_rejected() {
         for bad in ["", "*", "a b", "a\r\nb", "{}", "ü", "a/b", &"x".repeat(129)] {
             assert!(UserId::parse(bad).is_err(), "{bad:?}");
         }
@@ -181,24 +184,24 @@ mod tests {
     }
 
     #[test]
-    fn a_derived_identity_depends_on_where_the_parts_are_cut() {
-        let one = MessageId::of_client(
+    fn derived_identity_depends_on_the_boundaries_of_its_parts() {
+        let first = MessageId::from_client_id(
             &UserId::parse("ab").unwrap(),
             &ClientMessageId::parse("c").unwrap(),
         );
-        let other = MessageId::of_client(
+        let second = MessageId::from_client_id(
             &UserId::parse("a").unwrap(),
             &ClientMessageId::parse("bc").unwrap(),
         );
-        assert_ne!(one, other);
+        assert_ne!(first, second);
     }
 
     #[test]
-    fn a_derived_identity_never_changes_between_versions() {
-        let id = MessageId::of_record("incoming_messages", 3, 42, 1_700_000_000_000);
+    fn derived_identity_is_stable() {
+        let id = MessageId::from_record("incoming_messages", 3, 42, 1_700_000_000_000);
         assert_eq!(
             id,
-            MessageId::of_record("incoming_messages", 3, 42, 1_700_000_000_000)
+            MessageId::from_record("incoming_messages", 3, 42, 1_700_000_000_000)
         );
         assert_eq!(id.as_str().len(), 36);
     }

@@ -57,7 +57,7 @@ impl Record {
     /// The message id for a record that carries none, derived from where and when it was appended:
     /// reading the record again gives the same id (protocol.md section 2).
     pub fn derived_message_id(&self) -> MessageId {
-        MessageId::of_record(&self.topic, self.partition, self.offset, self.timestamp_ms)
+        MessageId::from_record(&self.topic, self.partition, self.offset, self.timestamp_ms)
     }
 
     /// Estimated memory that the record occupies, in bytes.

@@ -1,17 +1,30 @@
-//! What other programs can see: identifiers, positions, client frames and log records. No I/O.
+//! The types of everything that other programs see: identifiers, positions, frames and log
+//! records, with their encoding and validation. No I/O.
 //!
-//! The rules are those of the wire contracts (`docs/protocol.md`); section numbers in the
-//! documentation of these types point there.
+//! The rules are those of `docs/protocol.md`; section numbers in this module refer to it. The
+//! complete shapes of all frames, for clients and for the published schemas, are in [`wire`].
+//! The gateway encodes its frames with [`classic`] and [`v1`], which copy the fields of a published
+//! frame without decoding them.
+//!
+//! Every layer may import this module, and it imports nothing else of the crate.
 
+pub mod classic;
 pub mod close;
 pub mod error_code;
-pub mod frame;
 pub mod ids;
 pub mod log_record;
 pub mod open_message;
 pub mod position;
+pub mod published;
 pub mod record;
 pub mod timestamp;
 pub mod trace_context;
 pub mod v1;
+pub mod validation;
 pub mod wire;
+
+/// Encodes a frame as JSON text.
+fn encode_json(frame: &impl serde::Serialize) -> String {
+    // Serialization fails only for maps whose keys are not strings, and frames have none.
+    serde_json::to_string(frame).unwrap_or_default()
+}

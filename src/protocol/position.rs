@@ -1,16 +1,16 @@
-//! Positions in `responses`, by which a client says what it has seen (protocol.md section 3).
+//! Positions of terminal frames, by which a client resumes (protocol.md section 3).
 
 use std::fmt;
 use std::str::FromStr;
 
-/// One sequence of terminal records: a partition of `responses` in one log, as long as that
-/// topic is not made anew (`LOG_EPOCH`). Offsets of different epochs can't be compared.
+/// Identifies one sequence of offsets: a partition of `responses` in one Kafka cluster or embedded
+/// log, until the topic is recreated (`LOG_EPOCH`). Offsets of different epochs are not comparable.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Epoch(String);
 
 impl Epoch {
-    /// `cluster` is the log's own id, `log_epoch` the operator's `LOG_EPOCH`. Characters that
-    /// can't stand in a URL are replaced.
+    /// The epoch of a partition. `cluster` is the log's id and `log_epoch` the setting `LOG_EPOCH`, both
+    /// truncated to 64 characters; characters that are not URL-safe become `-`.
     pub fn new(cluster: &str, log_epoch: &str, partition: i32) -> Self {
         let clean = |text: &str| -> String {
             text.chars()
@@ -31,29 +31,30 @@ impl Epoch {
         ))
     }
 
-    /// The epoch of a mailbox that has never held a frame, named by the random id with which it
-    /// was made.
-    pub fn of_empty_mailbox(id: &str) -> Self {
+    /// The epoch of a mailbox that has never contained a frame. `id` is the random id with which the
+    /// mailbox was created.
+    pub fn for_empty_mailbox(id: &str) -> Self {
         Self(format!("new~{id}"))
     }
 
-    /// The id of the never used mailbox that this epoch names, if it names one.
-    pub fn empty_mailbox(&self) -> Option<&str> {
+    /// The id of the empty mailbox, if this is the epoch of one.
+    pub fn empty_mailbox_id(&self) -> Option<&str> {
         self.0.strip_prefix("new~")
     }
 
-    /// As it stands in positions and in the fan-out.
+    /// The epoch's text in positions and in the fan-out.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// Where a terminal record is: opaque to clients, URL-safe, at most 200 characters.
+/// The position of a terminal record. Its text form is opaque to clients, URL-safe, and at most 200
+/// characters long.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Position {
-    /// The sequence.
+    /// The sequence that `offset` belongs to.
     pub epoch: Epoch,
-    /// The record's offset in it; 0 in an empty mailbox's epoch.
+    /// The record's offset; 0 in the epoch of an empty mailbox.
     pub offset: i64,
 }
 
@@ -71,7 +72,7 @@ impl fmt::Display for Position {
     }
 }
 
-/// A string that no server of this kind gave out as a position.
+/// A string does not have the form of a position.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("position must be one that the server gave out")]
 pub struct InvalidPosition;
@@ -104,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_position_reads_back_as_it_was_written() {
+    fn position_survives_encoding_and_parsing() {
         let position = Position {
             epoch: Epoch::new("5L6g3nShT-eMCtK--X86sw", "0", 11),
             offset: 987,
@@ -113,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_server_gave_out_is_refused() {
+    fn text_without_the_form_of_a_position_is_rejected() {
         for bad in [
             "",
             "x",

@@ -1,4 +1,5 @@
-//! The JSON values of the two topics (protocol.md section 2).
+//! The records of `incoming_messages` and `responses`: encoding, decoding, and header names
+//! (protocol.md section 2).
 
 use std::sync::Arc;
 
@@ -12,28 +13,28 @@ use super::ids::{ClientMessageId, ConversationId, MessageId, UserId};
 use super::trace_context::TraceContext;
 use crate::protocol::log_record::{Headers, Record};
 
-/// Names of the headers that records carry beside their value.
+/// Names of record headers.
 pub mod header {
     /// The message's identity.
     pub const MESSAGE_ID: &str = "message_id";
-    /// By which logs of all roles are followed.
+    /// Correlates log lines of all roles.
     pub const CORRELATION_ID: &str = "correlation_id";
-    /// W3C trace context.
+    /// W3C trace context: trace and parent span.
     pub const TRACEPARENT: &str = "traceparent";
-    /// What goes with it.
+    /// W3C trace context: vendor-specific part.
     pub const TRACESTATE: &str = "tracestate";
-    /// The message of which this one is a replay (protocol.md section 7).
+    /// `message_id` of the dead letter that this record is a replay of (protocol.md section 7).
     pub const REPLAY_OF: &str = "replay_of";
 }
 
-/// The trace that a record belongs to, where its headers say so.
-pub fn trace_of(record: &Record) -> Option<TraceContext> {
+/// The trace context in a record's headers. `None` if there is none, or it is invalid.
+pub fn trace_from_headers(record: &Record) -> Option<TraceContext> {
     let traceparent = record.header_text(header::TRACEPARENT)?;
     TraceContext::parse(traceparent, record.header_text(header::TRACESTATE))
 }
 
-/// Puts a trace into the headers of a record that is to be written.
-pub fn add_trace(headers: &mut Headers, trace: Option<&TraceContext>) {
+/// Appends a trace context to the headers of a new record.
+pub fn add_trace_headers(headers: &mut Headers, trace: Option<&TraceContext>) {
     let Some(trace) = trace else {
         return;
     };
@@ -44,7 +45,7 @@ pub fn add_trace(headers: &mut Headers, trace: Option<&TraceContext>) {
     }
 }
 
-/// What a user asked: a record of `incoming_messages`, as it is written.
+/// The value of a record of `incoming_messages`: a user's message.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 #[schemars(rename = "QuestionRecord", extend("required" = ["content", "userid"]))]
 pub struct QuestionRecord<'a> {
@@ -54,49 +55,50 @@ pub struct QuestionRecord<'a> {
     #[serde(rename = "type")]
     #[schemars(extend("const" = "message"))]
     pub kind: &'static str,
-    /// The text.
+    /// The text of the message.
     pub content: &'a str,
-    /// Whose.
+    /// The user.
     pub userid: &'a UserId,
-    /// When the gateway took it, RFC 3339.
+    /// When the gateway received the message, RFC 3339.
     pub timestamp: String,
-    /// The gateway that took it.
+    /// `SERVER_ID` of the gateway that received the message.
     pub server_id: &'a str,
-    /// By which logs are followed.
+    /// Correlates log lines of all roles.
     pub correlation_id: &'a str,
     /// The message's identity.
     pub message_id: &'a MessageId,
-    /// The client's own identifier, where there is one.
+    /// The client's identifier, if the client has chosen one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<&'a ClientMessageId>,
     /// The conversation.
     pub conversation_id: &'a ConversationId,
-    /// Whether anybody watches the answer being written.
+    /// Whether a client receives the answer while it is generated. If not, no deltas are published.
     pub stream: bool,
 }
 
-/// What a user asked, as it was read: complete, whatever the record left out.
+/// A user's message, decoded from a record of `incoming_messages`. Fields that the record does not
+/// have are derived or set to their defaults.
 #[derive(Debug, Clone)]
 pub struct Question {
-    /// The message's identity; derived where the record has none.
+    /// The message's identity, derived if the record has none.
     pub message_id: MessageId,
-    /// The client's own identifier, where there is one.
+    /// The client's identifier, if the client has chosen one.
     pub id: Option<ClientMessageId>,
-    /// Whose.
+    /// The user.
     pub user: UserId,
     /// The conversation.
     pub conversation: ConversationId,
-    /// The text.
+    /// The text of the message.
     pub content: Arc<str>,
-    /// By which logs are followed; never empty.
+    /// Correlates log lines of all roles. Never empty: the `message_id` if the record has none.
     pub correlation_id: Arc<str>,
-    /// Whether anybody watches the answer being written.
+    /// Whether a client receives the answer while it is generated. If not, no deltas are published.
     pub stream: bool,
-    /// When the log took it, milliseconds since the Unix epoch by the log's clock.
+    /// When the log appended the record, in milliseconds since the Unix epoch by the log's clock.
     pub appended_ms: i64,
 }
 
-/// Why a record can't be read; the text is the dead letter's reason and holds no content.
+/// A record cannot be decoded. The text becomes the dead letter's reason and never quotes the record.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("unreadable record: {0}")]
 pub struct UnreadableRecord(pub String);
@@ -116,7 +118,7 @@ struct RawQuestion {
 }
 
 fn unreadable(error: &serde_json::Error) -> UnreadableRecord {
-    // serde_json's own text can quote the value, which is content.
+    // serde_json's own error text can quote the value, so it is not passed on.
     UnreadableRecord(format!(
         "{} at line {} column {}",
         match error.classify() {
@@ -129,9 +131,13 @@ fn unreadable(error: &serde_json::Error) -> UnreadableRecord {
 }
 
 impl Question {
-    /// Reads a record of `incoming_messages`. Only the original's fields need be there.
+    /// Decodes a record of `incoming_messages`. Records of the original system, which have fewer fields,
+    /// are valid.
+    ///
+    /// # Errors
+    /// The value is not a JSON object, or a field is missing or invalid.
     pub fn parse(record: &Record) -> Result<Self, UnreadableRecord> {
-        // An array would do for serde.
+        // serde accepts an array for a struct when the elements fit the fields in order.
         if record.value.trim_ascii_start().first() != Some(&b'{') {
             return Err(UnreadableRecord("not a JSON object".into()));
         }
@@ -144,7 +150,7 @@ impl Question {
             .or_else(|| {
                 raw.id
                     .as_ref()
-                    .map(|id| MessageId::of_client(&raw.userid, id))
+                    .map(|id| MessageId::from_client_id(&raw.userid, id))
             })
             .unwrap_or_else(|| record.derived_message_id());
         let correlation_id = raw
@@ -166,122 +172,127 @@ impl Question {
     }
 }
 
-/// What the model used, as its API counted.
+/// Tokens that the model used for one answer, as counted by its API.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Usage {
-    /// Tokens of the prompt.
+    /// Tokens in the prompt.
     #[serde(default)]
     pub prompt_tokens: u64,
-    /// Tokens of the answer.
+    /// Tokens in the answer.
     #[serde(default)]
     pub completion_tokens: u64,
-    /// Both.
+    /// Tokens in prompt and answer.
     #[serde(default)]
     pub total_tokens: u64,
 }
 
-/// `type` of a terminal record.
+/// The `type` of a terminal record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum TerminalKind {
-    /// The whole answer.
+    /// The complete answer.
     Response,
-    /// A failure, or (by its code) a cancelled answer.
+    /// A failure or, with the code `cancelled`, a cancelled answer.
     Error,
 }
 
-/// How a message ended: a record of `responses`, and the frame that clients get of it.
+/// The value of a record of `responses`: the terminal frame of a message, from which the frames for
+/// clients are made.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "TerminalRecord")]
-pub struct Terminal {
-    /// Version of the schema: 1; 0 where an original service wrote it.
+pub struct TerminalRecord {
+    /// Version of the schema: 1, or 0 if a service of the original system wrote the record.
     #[serde(default)]
     pub v: u8,
-    /// Answer or failure.
+    /// Whether the message was answered or failed.
     #[serde(rename = "type")]
     pub kind: TerminalKind,
-    /// The answer; of a cancelled one the text so far.
+    /// The answer. If the message was cancelled, the text until then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
-    /// A failure's text for people.
+    /// Human-readable reason of a failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// Whose.
+    /// The user.
     pub userid: UserId,
-    /// When it ended, RFC 3339.
+    /// When the answer ended, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timestamp: Option<String>,
-    /// From the worker's taking of the message to its end.
+    /// Milliseconds from the start of processing in the worker to the end of the answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub processing_time_ms: Option<u64>,
-    /// By which logs are followed; an original gateway needs it to be a string, always.
+    /// Correlates log lines of all roles. Always a string, because a gateway of the original system
+    /// fails without it.
     #[serde(default)]
     pub correlation_id: String,
-    /// The message; absent only where an original worker wrote the record.
+    /// The message's identity. Absent only if a worker of the original system wrote the record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message_id: Option<MessageId>,
-    /// The client's own identifier, where there is one.
+    /// The client's identifier, if the client has chosen one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<ClientMessageId>,
     /// The conversation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conversation_id: Option<ConversationId>,
-    /// What went wrong, for programs.
+    /// Machine-readable reason of a failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<ErrorCode>,
-    /// Whether sending it as a new message may help.
+    /// Whether the same content, sent as a new message, may be answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retryable: Option<bool>,
-    /// After how long.
+    /// Milliseconds to wait before a retry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
-    /// The provider's reason to end, or `length` where `MAX_ANSWER_BYTES` ended it.
+    /// The provider's reason for the end, or `length` if `MAX_ANSWER_BYTES` was reached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finish_reason: Option<String>,
     /// The model that answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// What it used.
+    /// The tokens used, as counted by the model's API.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
-    /// The attempt that ended it.
+    /// The attempt that produced this frame.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<u32>,
-    /// Where the record is in `responses`: added by the relay, never in the log.
+    /// Position of the record in `responses`. The relay adds it to the frame; it is never in the log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub position: Option<String>,
-    /// Whether it names a trace: added by the relay to the frame, never in the log.
+    /// Whether the frame has a `traceparent`. The relay adds it to the frame; it is never in the log.
     #[serde(
         rename = "traceparent",
         default,
         skip_serializing,
-        deserialize_with = "is_there"
+        deserialize_with = "is_present"
     )]
     #[schemars(
         with = "Option<String>",
-        description = "Its trace (W3C trace context): added by the relay to the frame, never in the log."
+        description = "W3C trace context of the message. The relay adds it to the frame; it is never in the log."
     )]
-    pub names_trace: bool,
-    /// Number of the frame over both of the user's channels: added by the fan-out.
+    pub has_traceparent: bool,
+    /// Sequence number over both of the user's channels, added by the fan-out.
     #[serde(default, skip_serializing)]
     pub n: Option<u64>,
-    /// The random id of the counter that `n` is of.
+    /// Random id of the counter that `n` belongs to.
     #[serde(default, skip_serializing)]
     pub n_id: Option<String>,
 }
 
-fn is_there<'de, D: Deserializer<'de>>(field: D) -> Result<bool, D::Error> {
+fn is_present<'de, D: Deserializer<'de>>(field: D) -> Result<bool, D::Error> {
     IgnoredAny::deserialize(field).map(|_| true)
 }
 
-impl Terminal {
-    /// Reads a record of `responses` or a published terminal frame.
+impl TerminalRecord {
+    /// Decodes a record of `responses` or a published terminal frame.
+    ///
+    /// # Errors
+    /// The value is not a JSON object, or a field is missing or invalid.
     pub fn parse(value: &[u8]) -> Result<Self, UnreadableRecord> {
         serde_json::from_slice(value).map_err(|e| unreadable(&e))
     }
 
-    /// An end of `kind` for `question` at this moment, everything else still open.
-    pub fn of(question: &Question, kind: TerminalKind) -> Self {
+    /// A terminal frame of `kind` for `question` with the current time and no further fields.
+    pub fn new(question: &Question, kind: TerminalKind) -> Self {
         Self {
             v: 1,
             kind,
@@ -302,25 +313,24 @@ impl Terminal {
             usage: None,
             attempt: None,
             position: None,
-            names_trace: false,
+            has_traceparent: false,
             n: None,
             n_id: None,
         }
     }
 
-    /// A failure with `code` and its text.
+    /// The terminal frame of a message that failed with `code`, with the code's default text.
     pub fn failure(question: &Question, code: ErrorCode) -> Self {
         Self {
             message: Some(code.text().to_owned()),
             code: Some(code),
-            retryable: Some(code.retryable()),
-            ..Self::of(question, TerminalKind::Error)
+            retryable: Some(code.is_retryable()),
+            ..Self::new(question, TerminalKind::Error)
         }
     }
 
-    /// As JSON.
+    /// Encodes the frame as JSON.
     pub fn to_json(&self) -> String {
-        // Only maps with other keys than strings can fail, and there are none.
-        serde_json::to_string(self).unwrap_or_default()
+        super::encode_json(self)
     }
 }

@@ -4,7 +4,7 @@ use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 
-/// Always three decimals, so that timestamps have one length.
+/// Three decimals, so that all timestamps have the same length.
 const RFC3339_MILLISECONDS: &[BorrowedFormatItem<'_>] =
     format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
 
@@ -13,12 +13,13 @@ pub fn now_ms() -> i64 {
     (OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000) as i64
 }
 
-/// This moment as RFC 3339 with milliseconds, in UTC.
+/// The current time in RFC 3339 with milliseconds, in UTC.
 pub fn now_rfc3339() -> String {
     rfc3339(now_ms())
 }
 
-/// `unix_ms` as RFC 3339 in UTC; a moment outside the years 0–9999 is clamped to the epoch.
+/// `unix_ms` in RFC 3339 with milliseconds, in UTC. A time outside the years 0–9999 is replaced by the
+/// Unix epoch.
 pub fn rfc3339(unix_ms: i64) -> String {
     OffsetDateTime::from_unix_timestamp_nanos(i128::from(unix_ms) * 1_000_000)
         .ok()

@@ -1,22 +1,22 @@
-//! W3C Trace Context: `traceparent` and `tracestate`, as they come from clients and travel in
-//! record headers. What can't be read is ignored, as the recommendation says: a bad trace context
-//! never costs a message.
+//! W3C Trace Context: parses and encodes `traceparent` and `tracestate`, which clients send and
+//! record headers carry. An invalid one is ignored, as the recommendation demands, and never
+//! invalidates a message.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// Bytes of `tracestate` that are passed on; the recommendation asks for at least these.
+/// Length up to which a `tracestate` is propagated; the minimum that the recommendation allows.
 const STATE_BYTES: usize = 512;
 
-/// Members of a `tracestate`.
+/// Largest number of members in a valid `tracestate`.
 const STATE_MEMBERS: usize = 32;
 
-/// `sampled` and `random`; others are to be zero when a context is passed on.
+/// The flags `sampled` and `random`. All others must be zero when a context is propagated.
 const KNOWN_FLAGS: u8 = 0x03;
 
 const SAMPLED: u8 = 0x01;
 
-/// Where in which trace something happens.
+/// The trace and the parent span of an operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TraceContext {
     trace_id: u128,
@@ -25,9 +25,16 @@ pub struct TraceContext {
     state: Option<Arc<str>>,
 }
 
-/// A trace's id, shown as 32 hexadecimal digits.
+/// A trace id, displayed as 32 hexadecimal digits. It is never zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TraceId(u128);
+
+impl TraceId {
+    /// The id as a number.
+    pub fn as_u128(self) -> u128 {
+        self.0
+    }
+}
 
 impl fmt::Display for TraceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -35,16 +42,16 @@ impl fmt::Display for TraceId {
     }
 }
 
-/// Lower-case hexadecimal digits only; `None` also for zero, which is no id.
-fn id(digits: &[u8]) -> Option<u128> {
+/// Parses lower-case hexadecimal digits. `None` also for zero, which is not a valid id.
+fn parse_id(digits: &[u8]) -> Option<u128> {
     let mut value = 0;
     for byte in digits {
-        value = value << 4 | u128::from(digit(*byte)?);
+        value = value << 4 | u128::from(hex_digit(*byte)?);
     }
     (value != 0).then_some(value)
 }
 
-fn digit(byte: u8) -> Option<u8> {
+fn hex_digit(byte: u8) -> Option<u8> {
     match byte {
         b'0'..=b'9' => Some(byte - b'0'),
         b'a'..=b'f' => Some(byte - b'a' + 10),
@@ -52,15 +59,15 @@ fn digit(byte: u8) -> Option<u8> {
     }
 }
 
-fn byte(digits: &[u8]) -> Option<u8> {
+fn parse_byte(digits: &[u8]) -> Option<u8> {
     match digits {
-        [high, low] => Some(digit(*high)? << 4 | digit(*low)?),
+        [high, low] => Some(hex_digit(*high)? << 4 | hex_digit(*low)?),
         _ => None,
     }
 }
 
 impl TraceContext {
-    /// Of its parts; `None` where an id is zero. An unreadable `state` is left out.
+    /// A context from its parts. `None` if an id is zero. An invalid `state` is ignored.
     pub fn new(trace_id: u128, span_id: u64, flags: u8, state: &str) -> Option<Self> {
         (trace_id != 0 && span_id != 0).then(|| Self {
             trace_id,
@@ -70,26 +77,26 @@ impl TraceContext {
         })
     }
 
-    /// Reads the two fields. A `traceparent` that is invalid is none; a `tracestate` that is
-    /// invalid is left out. A higher version is read as far as version 00 goes.
+    /// Parses both fields. `None` if `traceparent` is invalid; an invalid `tracestate` is ignored. Of a
+    /// higher version, the fields of version 00 are read.
     pub fn parse(traceparent: &str, tracestate: Option<&str>) -> Option<Self> {
         let text = traceparent.as_bytes();
         let (head, rest) = text.split_at_checked(55)?;
-        let version = byte(&head[..2])?;
+        let version = parse_byte(&head[..2])?;
         let longer_allowed = version != 0 && rest.first() == Some(&b'-');
         let dashes = [2, 35, 52].iter().all(|at| head[*at] == b'-');
         if version == 0xff || !(rest.is_empty() || longer_allowed) || !dashes {
             return None;
         }
         Some(Self {
-            trace_id: id(&head[3..35])?,
-            span_id: id(&head[36..52])? as u64,
-            flags: byte(&head[53..55])? & KNOWN_FLAGS,
+            trace_id: parse_id(&head[3..35])?,
+            span_id: parse_id(&head[36..52])? as u64,
+            flags: parse_byte(&head[53..55])? & KNOWN_FLAGS,
             state: tracestate.and_then(valid_state),
         })
     }
 
-    /// The field as it is passed on.
+    /// The `traceparent` to propagate, in version 00.
     pub fn traceparent(&self) -> String {
         let Self {
             trace_id,
@@ -100,40 +107,36 @@ impl TraceContext {
         format!("00-{trace_id:032x}-{span_id:016x}-{flags:02x}")
     }
 
-    /// The other field, where there is one.
+    /// The `tracestate` to propagate, if there is one.
     pub fn tracestate(&self) -> Option<&str> {
         self.state.as_deref()
     }
 
-    /// The trace.
+    /// The trace's id.
     pub fn trace_id(&self) -> TraceId {
         TraceId(self.trace_id)
     }
 
-    /// Its number.
-    pub fn trace_number(&self) -> u128 {
-        self.trace_id
-    }
-
-    /// The span's number.
-    pub fn span_number(&self) -> u64 {
+    /// The parent span's id. It is never zero.
+    pub fn span_id(&self) -> u64 {
         self.span_id
     }
 
-    /// The flags that are known.
+    /// The flags, of which only `sampled` and `random` can be set.
     pub fn flags(&self) -> u8 {
         self.flags
     }
 
-    /// Whether who began the trace wants it recorded.
+    /// Whether the caller asks for the trace to be recorded.
     pub fn is_sampled(&self) -> bool {
         self.flags & SAMPLED != 0
     }
 }
 
-/// The list without empty members, cut after whole ones to what is passed on.
+/// The state without empty members, truncated to whole members within the propagated length. `None`
+/// if it is invalid or empty.
 fn valid_state(text: &str) -> Option<Arc<str>> {
-    let mut kept = String::new();
+    let mut state = String::new();
     let mut keys = Vec::new();
     for member in text.split(',') {
         let member = member.trim_matches([' ', '\t']);
@@ -145,27 +148,30 @@ fn valid_state(text: &str) -> Option<Arc<str>> {
             return None;
         }
         keys.push(key);
-        if kept.len() + member.len() < STATE_BYTES {
-            if !kept.is_empty() {
-                kept.push(',');
+        if state.len() + member.len() < STATE_BYTES {
+            if !state.is_empty() {
+                state.push(',');
             }
-            kept.push_str(member);
+            state.push_str(member);
         }
     }
-    (!kept.is_empty()).then(|| kept.into())
+    (!state.is_empty()).then(|| state.into())
 }
 
 fn is_key(key: &str) -> bool {
-    let begins = |part: &str| {
+    let is_valid_part = |part: &str| {
         part.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
             && part
                 .bytes()
                 .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-' | b'*' | b'/'))
     };
     match key.split_once('@') {
-        None => key.len() <= 256 && begins(key),
+        None => key.len() <= 256 && is_valid_part(key),
         Some((tenant, system)) => {
-            tenant.len() <= 241 && system.len() <= 14 && begins(tenant) && begins(system)
+            tenant.len() <= 241
+                && system.len() <= 14
+                && is_valid_part(tenant)
+                && is_valid_part(system)
         }
     }
 }
@@ -185,7 +191,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_was_written_is_read_and_written_alike(
+        fn context_survives_encoding_and_parsing(
             trace in 1_u128.., span in 1_u64.., flags in 0_u8..4,
         ) {
             let text = format!("00-{trace:032x}-{span:016x}-{flags:02x}");
@@ -196,26 +202,25 @@ mod tests {
         }
 
         #[test]
-        fn nothing_breaks_the_parser_and_what_it_takes_is_in_form(text in ".{0,70}") {
+        fn parser_accepts_only_contexts_that_it_can_encode(text in ".{0,70}") {
             if let Some(read) = TraceContext::parse(&text, Some(&text)) {
                 prop_assert!(TraceContext::parse(&read.traceparent(), None).is_some());
             }
         }
 
-        /// One byte of a good one is changed: it is taken only where it still means an id.
         #[test]
-        fn one_wrong_byte_is_enough(at in 0_usize..55, with in 0_u8..128) {
+        fn context_with_one_invalid_byte_is_ignored(index in 0_usize..55, replacement in 0_u8..128) {
             let mut bytes = GOOD.as_bytes().to_vec();
-            bytes[at] = with;
+            bytes[index] = replacement;
             let text = String::from_utf8(bytes).unwrap();
-            let dash = matches!(at, 2 | 35 | 52);
-            let hex = matches!(with, b'0'..=b'9' | b'a'..=b'f');
-            let good = if dash { with == b'-' } else { hex };
+            let dash = matches!(index, 2 | 35 | 52);
+            let hex = matches!(replacement, b'0'..=b'9' | b'a'..=b'f');
+            let good = if dash { replacement == b'-' } else { hex };
             prop_assert_eq!(TraceContext::parse(&text, None).is_some(), good, "{}", text);
         }
 
         #[test]
-        fn a_state_is_passed_on_within_its_bound_or_not_at_all(text in "[a-c0=, @~é\t]{0,900}") {
+        fn state_is_propagated_within_its_limit_or_ignored(text in "[a-c0=, @~é\t]{0,900}") {
             let read = TraceContext::parse(GOOD, Some(&text)).unwrap();
             if let Some(state) = read.tracestate() {
                 prop_assert!(state.len() <= STATE_BYTES);
@@ -226,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn invalid_ones_are_ignored_as_the_recommendation_says() {
+    fn invalid_traceparent_is_ignored() {
         for bad in [
             "",
             "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-1",
@@ -244,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_later_version_is_read_as_far_as_it_is_known() {
+    fn later_version_is_read_as_version_00() {
         for later in [
             "cc-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
             "cc-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-fd-what-comes",
@@ -255,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_state_does_not_cost_the_parent() {
+    fn invalid_state_does_not_invalidate_the_parent() {
         let state = |text: &str| {
             let read = TraceContext::parse(GOOD, Some(text)).unwrap();
             read.tracestate().map(str::to_owned)

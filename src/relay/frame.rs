@@ -5,13 +5,13 @@ use crate::protocol::error_code::ErrorCode;
 use crate::protocol::ids::{MessageId, UserId};
 use crate::protocol::log_record::Record;
 use crate::protocol::position::Position;
-use crate::protocol::record::{Terminal, TerminalKind, UnreadableRecord, header};
+use crate::protocol::record::{TerminalKind, TerminalRecord, UnreadableRecord, header};
 use crate::protocol::timestamp::now_rfc3339;
 use crate::protocol::trace_context::TraceContext;
 
 /// A terminal record, parsed and ready for delivery.
 pub(super) struct TerminalFrame {
-    pub(super) terminal: Terminal,
+    pub(super) terminal: TerminalRecord,
     /// From the record, or derived from its location where the record names none.
     pub(super) message_id: MessageId,
     /// The JSON that clients receive, with the position and without a trace.
@@ -27,13 +27,13 @@ pub(super) fn parse_record(
     if value.first() != Some(&b'{') {
         return Err(UnreadableRecord("not a JSON object".into()));
     }
-    let mut terminal = Terminal::parse(value)?;
+    let mut terminal = TerminalRecord::parse(value)?;
     let message_id = terminal
         .message_id
         .clone()
         .unwrap_or_else(|| record.derived_message_id());
     let has_reserved_fields = terminal.position.is_some()
-        || terminal.names_trace
+        || terminal.has_traceparent
         || terminal.n.is_some()
         || terminal.n_id.is_some();
     let json = if has_reserved_fields || terminal.correlation_id.is_empty() {
@@ -65,7 +65,7 @@ pub(super) fn error_frame(
 ) -> Option<TerminalFrame> {
     let user = std::str::from_utf8(record.key.as_deref()?).ok()?;
     let message_id = MessageId::parse(record.header_text(header::MESSAGE_ID)?).ok()?;
-    let terminal = Terminal {
+    let terminal = TerminalRecord {
         v: 1,
         kind: TerminalKind::Error,
         content: None,
@@ -81,14 +81,14 @@ pub(super) fn error_frame(
         id: None,
         conversation_id: None,
         code: Some(code),
-        retryable: Some(code.retryable()),
+        retryable: Some(code.is_retryable()),
         retry_after_ms: None,
         finish_reason: None,
         model: None,
         usage: None,
         attempt: None,
         position: None,
-        names_trace: false,
+        has_traceparent: false,
         n: None,
         n_id: None,
     };
@@ -119,7 +119,7 @@ pub(super) fn with_trace(mut object: String, trace: Option<&TraceContext>) -> St
 }
 
 /// The text of the answer, or of the error, as the history stores it.
-pub(super) fn turn_text(terminal: &Terminal) -> String {
+pub(super) fn turn_text(terminal: &TerminalRecord) -> String {
     terminal
         .content
         .clone()
@@ -127,7 +127,7 @@ pub(super) fn turn_text(terminal: &Terminal) -> String {
         .unwrap_or_default()
 }
 
-pub(super) fn turn_status(terminal: &Terminal) -> TurnStatus {
+pub(super) fn turn_status(terminal: &TerminalRecord) -> TurnStatus {
     match (terminal.kind, terminal.code) {
         (TerminalKind::Response, _) => TurnStatus::Answered,
         (TerminalKind::Error, Some(ErrorCode::Cancelled)) => TurnStatus::Cancelled,

@@ -219,7 +219,8 @@ impl Handler for RelayHandler {
         if let Some(key) = &record.key {
             return String::from_utf8_lossy(key).into_owned();
         }
-        Terminal::parse(&record.value).map_or_else(|_| String::new(), |t| t.userid.to_string())
+        TerminalRecord::parse(&record.value)
+            .map_or_else(|_| String::new(), |t| t.userid.to_string())
     }
 
     async fn handle(&self, delivery: &Delivery, slot: &mut WorkSlot) -> Verdict {

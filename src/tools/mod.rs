@@ -1,4 +1,4 @@
-//! What people do beside the roles.
+//! The subcommands beside the roles: tools for users, operators and developers.
 
 use std::io::Write as _;
 
@@ -10,12 +10,12 @@ pub(crate) mod load_test;
 pub(crate) mod mock_openai;
 pub(crate) mod token;
 
-/// Used wrongly, as the command line's grammar can't tell: exit code 2.
+/// Invalid arguments that the parser of the command line cannot detect. The process exits with 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(crate) struct Misused(pub(crate) String);
+pub(crate) struct UsageError(pub(crate) String);
 
-/// To standard output; a reader that has seen enough (`| head`) is no failure.
+/// Writes to standard output. A reader that has closed the pipe, such as `head`, is not an error.
 pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {

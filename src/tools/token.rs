@@ -1,5 +1,4 @@
-//! `chatmesh token`: users' tokens from the command line, as a gateway of the same configuration
-//! would make and judge them.
+//! `chatmesh token`: issues, verifies and revokes tokens like a gateway with the same configuration.
 
 use std::time::{Duration, SystemTime};
 
@@ -13,90 +12,105 @@ use crate::gateway::auth::jwt::{self, JwtVerifier};
 use crate::gateway::auth::{TokenError, random_token, same_secret};
 use crate::protocol::ids::UserId;
 
-const OPEN: &str = "AUTH_MODE=open takes every token: there is nothing to make or to look at";
+const OPEN_MODE: &str = "AUTH_MODE=open accepts every token: there is nothing to issue or verify";
 
-/// Where nobody said where Redis is, one that happens to run here is not the one that is meant.
-fn redis(config: &Config) -> anyhow::Result<RedisFanout> {
+/// Connects to the configured Redis. An address is required, because a Redis on the default address may
+/// not be that of the gateways.
+fn connect_redis(config: &Config) -> anyhow::Result<RedisFanout> {
     ensure!(
-        config.names_redis(),
+        config.has_redis_address(),
         "set REDIS_URL or REDIS_HOST to the Redis of the gateways; an all-in-one has none: there, \
-         POST and DELETE /token with the admin key make and end tokens"
+         POST and DELETE /token with the admin key issue and revoke tokens"
     );
-    RedisFanout::connect(&config.redis()).context("Redis's client can't be made")
+    RedisFanout::connect(&config.redis()).context("the Redis client can't be created")
 }
 
-fn away(config: &Config) -> String {
-    format!("Redis at {} can't be asked", config.redis_place())
+fn redis_unavailable(config: &Config) -> String {
+    format!("Redis at {} is unavailable", config.redis_address())
 }
 
-fn signed(jwt: Option<&JwtSettings>) -> anyhow::Result<&JwtSettings> {
+fn jwt_settings(jwt: Option<&JwtSettings>) -> anyhow::Result<&JwtSettings> {
     jwt.context("AUTH_MODE=jwt has no keys")
 }
 
-/// A token for a user.
+/// Issues a token for a user.
+///
+/// # Errors
+/// The mode issues no tokens here, or Redis is unavailable.
 pub(crate) async fn issue(config: &Config, user: &UserId) -> anyhow::Result<String> {
     let settings = config.gateway();
     match settings.auth {
-        AuthMode::Open => bail!(OPEN),
-        AuthMode::Jwt => jwt::issue(signed(settings.jwt.as_ref())?, user, settings.token_ttl)
-            .context("only with auth.jwt_secret (JWT_SECRET) can tokens be signed here"),
+        AuthMode::Open => bail!(OPEN_MODE),
+        AuthMode::Jwt => jwt::issue(
+            jwt_settings(settings.jwt.as_ref())?,
+            user,
+            settings.token_ttl,
+        )
+        .context("only with auth.jwt_secret (JWT_SECRET) can tokens be signed here"),
         AuthMode::Stored => {
-            let issued = redis(config)?
+            let issued = connect_redis(config)?
                 .issue_token(user, &random_token(), settings.token_ttl)
                 .await;
-            Ok(issued.with_context(|| away(config))?.0)
+            Ok(issued.with_context(|| redis_unavailable(config))?.0)
         }
     }
 }
 
-/// A token that is good.
+/// A valid token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Good {
-    /// For how long.
-    pub(crate) left: Duration,
-    /// Whether it was looked up that it was not revoked.
-    pub(crate) looked_up: bool,
+pub(crate) struct ValidToken {
+    /// Remaining lifetime.
+    pub(crate) expires_in: Duration,
+    /// Whether Redis was asked that the token is not revoked.
+    pub(crate) is_revocation_checked: bool,
 }
 
-/// Whether a token is good. A signed one says so itself; whether it was revoked is looked up where
-/// it is known where Redis is.
-pub(crate) async fn verify(config: &Config, user: &UserId, token: &str) -> anyhow::Result<Good> {
+/// Verifies a token. A revocation of a signed token is known only to Redis, so it is checked only if the
+/// address of Redis is configured.
+///
+/// # Errors
+/// The token is invalid, or Redis or the keys are unavailable.
+pub(crate) async fn verify(
+    config: &Config,
+    user: &UserId,
+    token: &str,
+) -> anyhow::Result<ValidToken> {
     let settings = config.gateway();
     match settings.auth {
-        AuthMode::Open => bail!(OPEN),
+        AuthMode::Open => bail!(OPEN_MODE),
         AuthMode::Jwt => {
-            let verifier = JwtVerifier::new(signed(settings.jwt.as_ref())?)?;
+            let verifier = JwtVerifier::new(jwt_settings(settings.jwt.as_ref())?)?;
             let verified = match verifier.verify(token, user).await {
                 Ok(verified) => verified,
                 Err(TokenError::Invalid(why)) => bail!(why),
                 Err(TokenError::WrongUser) => bail!("`token` is another user's"),
                 Err(TokenError::KeysUnavailable) => bail!("the keys can't be fetched"),
             };
-            let left = verified.expires_at.duration_since(SystemTime::now());
-            let left = left.unwrap_or_default();
-            if !config.names_redis() {
-                return Ok(Good {
-                    left,
-                    looked_up: false,
+            let expires_in = verified.expires_at.duration_since(SystemTime::now());
+            let expires_in = expires_in.unwrap_or_default();
+            if !config.has_redis_address() {
+                return Ok(ValidToken {
+                    expires_in,
+                    is_revocation_checked: false,
                 });
             }
-            let revoked = redis(config)?.revoked_at(user).await;
-            let revoked = revoked.with_context(|| away(config))?;
+            let revoked = connect_redis(config)?.revoked_at(user).await;
+            let revoked = revoked.with_context(|| redis_unavailable(config))?;
             let since_ms = verified.issued_ms.unwrap_or(i64::MIN);
             if revoked.is_some_and(|at_ms| since_ms <= at_ms) {
                 bail!("`token` has been revoked");
             }
-            Ok(Good {
-                left,
-                looked_up: true,
+            Ok(ValidToken {
+                expires_in,
+                is_revocation_checked: true,
             })
         }
         AuthMode::Stored => {
-            let stored = redis(config)?.stored_token(user).await;
-            match stored.with_context(|| away(config))? {
-                Some((stored, left)) if same_secret(token, &stored) => Ok(Good {
-                    left: Duration::from_secs(left),
-                    looked_up: true,
+            let stored = connect_redis(config)?.stored_token(user).await;
+            match stored.with_context(|| redis_unavailable(config))? {
+                Some((stored, seconds)) if same_secret(token, &stored) => Ok(ValidToken {
+                    expires_in: Duration::from_secs(seconds),
+                    is_revocation_checked: true,
                 }),
                 _ => bail!("`token` is not valid for this user"),
             }
@@ -104,10 +118,13 @@ pub(crate) async fn verify(config: &Config, user: &UserId, token: &str) -> anyho
     }
 }
 
-/// Ends the tokens of a user everywhere.
+/// Revokes all tokens of a user.
+///
+/// # Errors
+/// Redis is unavailable.
 pub(crate) async fn revoke(config: &Config, user: &UserId) -> anyhow::Result<()> {
-    let revoked = redis(config)?.revoke(user).await;
-    revoked.with_context(|| format!("{}: repeat it", away(config)))
+    let revoked = connect_redis(config)?.revoke(user).await;
+    revoked.with_context(|| format!("{}: repeat the command", redis_unavailable(config)))
 }
 
 #[cfg(test)]
@@ -128,7 +145,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn no_redis_is_asked_that_nobody_named() {
+    async fn redis_without_a_configured_address_is_not_used() {
         let user = UserId::parse("alice").unwrap();
         let stored = config(&[]);
         for error in [
@@ -145,8 +162,8 @@ mod tests {
         let secret = "0123456789abcdef0123456789abcdef";
         let signed = config(&[("AUTH_MODE", "jwt"), ("JWT_SECRET", secret)]);
         let token = issue(&signed, &user).await.unwrap();
-        let good = verify(&signed, &user, &token).await.unwrap();
-        assert!(!good.looked_up && good.left > Duration::from_secs(3600));
+        let valid = verify(&signed, &user, &token).await.unwrap();
+        assert!(!valid.is_revocation_checked && valid.expires_in > Duration::from_secs(3600));
         assert!(revoke(&signed, &user).await.is_err());
     }
 }

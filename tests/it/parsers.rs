@@ -1,12 +1,12 @@
-//! Whatever comes from the network: every parser takes anything without breaking, and what it lets
-//! through keeps its promises.
+//! Property tests of the parsers of untrusted input: none panics, and every accepted value is valid.
+//! They use the functions of the fuzz targets.
 
 use chatmesh::config::settings::Network;
 use chatmesh::protocol::ids::UserId;
 use proptest::prelude::*;
 
-/// JSON that is nearly a frame: known names, any values.
-fn nearly_a_frame() -> impl Strategy<Value = String> {
+/// JSON with the field names of frames and random values.
+fn frame_like_json() -> impl Strategy<Value = String> {
     let name = prop_oneof![
         Just("type".to_owned()),
         Just("content".to_owned()),
@@ -47,19 +47,17 @@ fn nearly_a_frame() -> impl Strategy<Value = String> {
 fn any_text() -> impl Strategy<Value = String> {
     prop_oneof![
         ".{0,200}",
-        nearly_a_frame(),
+        frame_like_json(),
         r#"[{}\[\]":,a-z0-9\\ ]{0,60}"#
     ]
 }
 
-/// What the fuzzer is for finds most; these run everywhere, and with every build.
 #[path = "../../fuzz/src/targets.rs"]
-#[allow(unreachable_pub, reason = "it is a library too")]
+#[allow(unreachable_pub, reason = "the module is also a library")]
 mod targets;
 
-/// JSON that is nearly a record of either topic, or nearly the claims of a token: known names, values
-/// that mostly fit.
-fn nearly_a_record() -> impl Strategy<Value = String> {
+/// JSON with the field names of records and of a token's claims, and mostly valid values.
+fn record_like_json() -> impl Strategy<Value = String> {
     let leaf = prop_oneof![
         8 => prop::sample::select(vec![
             "message", "response", "error", "alice", "default", "HS256", "unavailable", "m-1",
@@ -108,12 +106,12 @@ fn nearly_a_record() -> impl Strategy<Value = String> {
     ];
     let field = (prop::sample::select(names.to_vec()), leaf);
     prop::collection::vec(field, 0..10).prop_map(|fields| {
-        // What no record can do without is mostly there.
-        let mut all = serde_json::json!({"type": "message", "content": "x", "userid": "alice"});
+        // The required fields are present unless a random value replaces them.
+        let mut record = serde_json::json!({"type": "message", "content": "x", "userid": "alice"});
         for (name, value) in fields {
-            all[name] = value;
+            record[name] = value;
         }
-        all.to_string()
+        record.to_string()
     })
 }
 
@@ -121,32 +119,35 @@ fn any_bytes() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![
         prop::collection::vec(any::<u8>(), 0..200),
         any_text().prop_map(String::into_bytes),
-        nearly_a_record().prop_map(String::into_bytes),
-        // Cut off, or with one byte changed.
-        (nearly_a_record(), any::<prop::sample::Index>(), any::<u8>()).prop_map(
-            |(text, at, by)| {
+        record_like_json().prop_map(String::into_bytes),
+        // Truncated, or with one byte changed.
+        (
+            record_like_json(),
+            any::<prop::sample::Index>(),
+            any::<u8>()
+        )
+            .prop_map(|(text, index, byte)| {
                 let mut bytes = text.into_bytes();
-                let at = at.index(bytes.len());
-                if by < 64 {
-                    bytes.truncate(at);
+                let index = index.index(bytes.len());
+                if byte < 64 {
+                    bytes.truncate(index);
                 } else {
-                    bytes[at] = by;
+                    bytes[index] = byte;
                 }
                 bytes
-            }
-        ),
+            }),
     ]
 }
 
-/// As `targets::records` cuts it: flags, then value, key and headers.
-fn a_record() -> impl Strategy<Value = Vec<u8>> {
+/// Input of `targets::records`: flags, then value, key and headers.
+fn record_input() -> impl Strategy<Value = Vec<u8>> {
     (
         any::<u8>(),
         any_bytes(),
         prop::collection::vec(any_bytes(), 0..6),
     )
-        .prop_map(|(has, value, others)| {
-            let mut bytes = vec![has];
+        .prop_map(|(flags, value, others)| {
+            let mut bytes = vec![flags];
             bytes.extend(value);
             for other in others {
                 bytes.push(0xff);
@@ -156,7 +157,7 @@ fn a_record() -> impl Strategy<Value = Vec<u8>> {
         })
 }
 
-fn a_position() -> impl Strategy<Value = Vec<u8>> {
+fn position_like_text() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![
         "[!-~]{0,220}".prop_map(String::into_bytes),
         "[a-zA-Z0-9_~-]{1,190}[.][0-9]{1,20}".prop_map(String::into_bytes),
@@ -169,50 +170,50 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
-    fn a_clients_frame_is_understood_or_refused_within_its_bounds(bytes in any_bytes()) {
+    fn client_frame_is_accepted_or_rejected_within_its_limits(bytes in any_bytes()) {
         targets::client_frames(&bytes);
     }
 
     #[test]
-    fn a_record_of_either_topic_is_read_whole_or_not_at_all(bytes in a_record()) {
+    fn record_survives_decoding_and_encoding_or_is_rejected(bytes in record_input()) {
         targets::records(&bytes);
     }
 
     #[test]
-    fn a_published_frame_never_breaks_a_gateway(bytes in any_bytes()) {
+    fn published_frame_is_encoded_without_internal_fields(bytes in any_bytes()) {
         targets::published(&bytes);
     }
 
     #[test]
-    fn positions_and_identifiers_have_only_what_is_safe(bytes in a_position()) {
+    fn positions_and_identifiers_are_url_safe(bytes in position_like_text()) {
         targets::positions(&bytes);
     }
 
     #[test]
-    fn only_a_signed_token_opens_the_door(bytes in any_bytes()) {
+    fn only_a_signed_token_is_valid(bytes in any_bytes()) {
         targets::tokens(&bytes);
     }
 
     #[test]
-    fn a_network_is_a_network(text in "[0-9a-f:./]{0,40}", ip in any::<[u8; 4]>()) {
+    fn parsing_a_network_never_panics(text in "[0-9a-f:./]{0,40}", ip in any::<[u8; 4]>()) {
         if let Ok(network) = text.parse::<Network>() {
             network.contains(ip.into());
         }
     }
 }
 
-/// What the fuzzer starts from, and what it once found.
+/// The seeds include the inputs with which the fuzzer has found faults.
 #[test]
-fn the_corpus_of_the_fuzzer_holds() {
+fn fuzz_targets_accept_their_seeds() {
     type Target = fn(&[u8]);
-    let all: [(&str, Target); 5] = [
+    let targets: [(&str, Target); 5] = [
         ("client_frames", targets::client_frames),
         ("records", targets::records),
         ("published", targets::published),
         ("positions", targets::positions),
         ("tokens", targets::tokens),
     ];
-    for (name, target) in all {
+    for (name, target) in targets {
         let seeds = format!("{}/fuzz/seeds/{name}", env!("CARGO_MANIFEST_DIR"));
         let mut count = 0;
         for seed in std::fs::read_dir(&seeds).unwrap() {
@@ -224,7 +225,7 @@ fn the_corpus_of_the_fuzzer_holds() {
 }
 
 #[test]
-fn hostile_userids_are_refused() {
+fn userid_with_unsafe_characters_is_rejected() {
     for hostile in [
         "",
         "*",

@@ -3,8 +3,8 @@
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
-use crate::protocol::frame::Published;
 use crate::protocol::position::Position;
+use crate::protocol::published::PublishedFrame;
 
 /// Size of the duplicate filter per user. Larger than the default mailbox, so reading a full
 /// mailbox never delivers a frame twice.
@@ -22,7 +22,7 @@ pub(in crate::gateway) struct FrameKey(Arc<str>);
 impl FrameKey {
     /// `None` where the frame has neither a message id nor a position.
     pub(in crate::gateway) fn new(
-        frame: &Published<'_>,
+        frame: &PublishedFrame<'_>,
         position: Option<&Position>,
     ) -> Option<Self> {
         match (&frame.message_id, position) {

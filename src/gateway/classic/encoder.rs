@@ -3,17 +3,18 @@
 use std::time::Duration;
 
 use crate::gateway::encoder::{Encoder, Rejection};
+use crate::protocol::classic;
 use crate::protocol::error_code::ErrorCode;
-use crate::protocol::frame::{Published, classic_error};
 use crate::protocol::ids::UserId;
-use crate::protocol::v1::Accepted;
+use crate::protocol::published::PublishedFrame;
+use crate::protocol::v1::AcceptedFrame;
 
 /// Encodes frames for classic clients, which know only `response` and `error`.
 pub(in crate::gateway) struct ClassicEncoder;
 
 impl Encoder for ClassicEncoder {
     fn rejection(&self, user: &UserId, rejection: &Rejection<'_>) -> String {
-        classic_error(
+        classic::error_frame(
             user,
             rejection.code,
             rejection.text,
@@ -21,17 +22,17 @@ impl Encoder for ClassicEncoder {
         )
     }
 
-    fn accepted(&self, _: &Accepted<'_>) -> Option<String> {
+    fn accepted(&self, _: &AcceptedFrame<'_>) -> Option<String> {
         None
     }
 
-    fn forgotten(&self, message: &Accepted<'_>, correlation_id: &str) -> String {
+    fn forgotten(&self, message: &AcceptedFrame<'_>, correlation_id: &str) -> String {
         let code = ErrorCode::Cancelled;
-        classic_error(message.userid, code, code.text(), correlation_id)
+        classic::error_frame(message.userid, code, code.text(), correlation_id)
     }
 
-    fn published(&self, frame: &Published<'_>, user: &UserId) -> Option<String> {
-        frame.to_classic(user)
+    fn published(&self, frame: &PublishedFrame<'_>, user: &UserId) -> Option<String> {
+        classic::encode_published(frame, user)
     }
 
     fn closing(&self, _: &UserId, _: &str, _: Duration) -> Option<String> {

@@ -78,7 +78,7 @@ impl<'a> ConnectionGuard<'a> {
 impl Drop for ConnectionGuard<'_> {
     fn drop(&mut self) {
         let reason = self.client.outbound().close_reason();
-        let reason = reason.unwrap_or(CloseReason::Lost).name();
+        let reason = reason.unwrap_or(CloseReason::ConnectionLost).name();
         self.gateway.registry.decrement_connections();
         self.gateway.metrics.connections_active.decrement(1.0);
         self.gateway.metrics.count_disconnection(reason);

@@ -143,7 +143,7 @@ fn handle_frame(
             None
         }
         Some(Ok(Message::Binary(_))) => {
-            outbound.close(CloseReason::Unsupported);
+            outbound.close(CloseReason::UnsupportedData);
             Some(StreamEnd::Orderly)
         }
         // The library has queued its own close frame; further reads send it.
@@ -154,13 +154,13 @@ fn handle_frame(
         Some(Ok(_)) => None,
         Some(Err(error)) => {
             match close_reason(&error) {
-                CloseReason::Lost => outbound.disconnect(CloseReason::Lost),
+                CloseReason::ConnectionLost => outbound.disconnect(CloseReason::ConnectionLost),
                 reason => outbound.close(reason),
             }
             Some(StreamEnd::Broken)
         }
         None => {
-            outbound.disconnect(CloseReason::Lost);
+            outbound.disconnect(CloseReason::ConnectionLost);
             Some(StreamEnd::Broken)
         }
     }
@@ -187,8 +187,10 @@ fn close_reason(error: &WsError) -> CloseReason {
     match error {
         WsError::Capacity(_) => CloseReason::TooBig,
         WsError::Utf8(_) => CloseReason::BadUtf8,
-        WsError::Protocol(ProtocolError::ResetWithoutClosingHandshake) => CloseReason::Lost,
+        WsError::Protocol(ProtocolError::ResetWithoutClosingHandshake) => {
+            CloseReason::ConnectionLost
+        }
         WsError::Protocol(_) | WsError::AttackAttempt => CloseReason::ProtocolError,
-        _ => CloseReason::Lost,
+        _ => CloseReason::ConnectionLost,
     }
 }

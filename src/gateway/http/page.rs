@@ -82,7 +82,7 @@ pub(in crate::gateway) struct Page {
 /// How the page gets a token: `any` text is accepted, `endpoint` means that `POST /token` issues
 /// one to everybody, and with `ask` the page asks its user.
 fn token_source(settings: &GatewaySettings) -> &'static str {
-    let signs = || settings.jwt.as_ref().is_some_and(JwtSettings::signs);
+    let signs = || settings.jwt.as_ref().is_some_and(JwtSettings::can_sign);
     match (settings.auth, &settings.token_endpoint) {
         (AuthMode::Open, _) => "any",
         (AuthMode::Stored, TokenEndpoint::Open) => "endpoint",

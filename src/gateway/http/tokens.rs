@@ -33,7 +33,7 @@ fn issued_response(user: &UserId, token: &str, expires_in: u64) -> HttpResponse 
 pub(super) async fn issue(gateway: &Gateway, request: &Head) -> Result<HttpResponse, HttpError> {
     let settings = &gateway.settings;
     // With public keys only, tokens can be verified and not signed.
-    if settings.auth == AuthMode::Jwt && !settings.jwt.as_ref().is_some_and(JwtSettings::signs) {
+    if settings.auth == AuthMode::Jwt && !settings.jwt.as_ref().is_some_and(JwtSettings::can_sign) {
         return Err(HttpError::not_found());
     }
     match &settings.token_endpoint {

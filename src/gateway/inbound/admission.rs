@@ -19,8 +19,8 @@ use crate::gateway::v1::requests;
 use crate::gateway::v1::state::V1State;
 use crate::protocol::close::CloseReason;
 use crate::protocol::error_code::ErrorCode;
-use crate::protocol::frame::Published;
 use crate::protocol::position::Position;
+use crate::protocol::published::PublishedFrame;
 use crate::telemetry::traces::Kind;
 
 /// A connection with this many rate-limited messages in one rate window is closed.
@@ -169,7 +169,7 @@ impl Inbound {
         frame: &str,
         position: &Position,
     ) {
-        let text = Published::parse(frame.as_bytes())
+        let text = PublishedFrame::parse(frame.as_bytes())
             .ok()
             .and_then(|frame| V1Encoder.published(&frame, &self.session.user));
         let Some(text) = text.map(Utf8Bytes::from) else {

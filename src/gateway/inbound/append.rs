@@ -11,10 +11,10 @@ use crate::gateway::retry::retry_until;
 use crate::log::{AppendError, LogOffset};
 use crate::protocol::error_code::ErrorCode;
 use crate::protocol::log_record::NewRecord;
-use crate::protocol::record::{QuestionRecord, add_trace, header};
+use crate::protocol::record::{QuestionRecord, add_trace_headers, header};
 use crate::protocol::timestamp::now_rfc3339;
 use crate::protocol::trace_context::TraceContext;
-use crate::protocol::v1::Accepted;
+use crate::protocol::v1::AcceptedFrame;
 use crate::telemetry::traces::{self, Kind, Span};
 
 /// A message that was appended, or could not be.
@@ -89,7 +89,7 @@ impl Inbound {
                 bytes(&message.correlation_id),
             ),
         ];
-        add_trace(&mut headers, trace);
+        add_trace_headers(&mut headers, trace);
         self.gateway.log.append(
             &settings.messages_topic,
             NewRecord {
@@ -169,7 +169,7 @@ impl Inbound {
             return;
         }
         let message_ref = self.message_ref(message);
-        let frame = Accepted {
+        let frame = AcceptedFrame {
             content: Some(&message.content),
             origin,
             ..self.accepted_frame(message)

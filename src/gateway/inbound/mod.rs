@@ -25,7 +25,7 @@ use crate::fanout::MessageRef;
 use crate::protocol::error_code::ErrorCode;
 use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId};
 use crate::protocol::open_message::CancelResult;
-use crate::protocol::v1::{self, Accepted};
+use crate::protocol::v1::{self, AcceptedFrame};
 use crate::telemetry::traces::Span;
 
 mod admission;
@@ -181,8 +181,8 @@ impl Inbound {
     }
 
     /// The `accepted` frame of a message, as its sender receives it.
-    fn accepted_frame<'a>(&'a self, message: &'a Message) -> Accepted<'a> {
-        Accepted {
+    fn accepted_frame<'a>(&'a self, message: &'a Message) -> AcceptedFrame<'a> {
+        AcceptedFrame {
             userid: &self.session.user,
             message_id: &message.id,
             id: message.client_id.as_ref(),
@@ -239,7 +239,7 @@ impl Inbound {
         };
         tracing::info!(correlation_id, message_id = %request.message_id, ?result, "cancel");
         let user = &self.session.user;
-        let frame = v1::cancel_result(user, &request.message_id, client_id, result);
+        let frame = v1::cancel_result_frame(user, &request.message_id, client_id, result);
         self.client.push_reply(frame);
     }
 }

@@ -9,7 +9,7 @@ use super::{Barrier, CompletedStep, Inbound, Message};
 use crate::gateway::client::Client;
 use crate::gateway::encoder::Rejection;
 use crate::gateway::v1::requests::{self, CancelRequest};
-use crate::protocol::frame::parse_classic;
+use crate::protocol::classic;
 use crate::protocol::ids::{ConversationId, MessageId};
 use crate::protocol::trace_context::TraceContext;
 use crate::protocol::v1::{self, ClientFrame};
@@ -34,7 +34,7 @@ impl Inbound {
 
     fn handle_classic_frame(&mut self, text: &str, correlation_id: Arc<str>) {
         let max_chars = self.gateway.settings.max_content_chars;
-        match parse_classic(text, &self.session.user, max_chars) {
+        match classic::parse_message(text, &self.session.user, max_chars) {
             Err(refused) => self.send_rejection(&Rejection {
                 code: refused.code,
                 text: &refused.text,
@@ -58,15 +58,15 @@ impl Inbound {
 
     fn handle_v1_frame(&mut self, text: &str, correlation_id: Arc<str>) {
         let max_chars = self.gateway.settings.max_content_chars;
-        match v1::parse(text, &self.session.user, max_chars) {
-            Err(v1::RefusedFrame { refused, id }) => self.send_rejection(&Rejection {
-                code: refused.code,
-                text: &refused.text,
+        match v1::parse_client_frame(text, &self.session.user, max_chars) {
+            Err(v1::RejectedFrame { rejection, id }) => self.send_rejection(&Rejection {
+                code: rejection.code,
+                text: &rejection.text,
                 correlation_id: &correlation_id,
                 client_id: id.as_ref(),
                 retry_after: None,
             }),
-            Ok(ClientFrame::Ping) => self.client.push_reply(v1::PONG.into()),
+            Ok(ClientFrame::Ping) => self.client.push_reply(v1::PONG_FRAME.into()),
             Ok(ClientFrame::Cancel { message_id, id }) => {
                 self.set_barrier(Barrier::Cancel(CancelRequest {
                     message_id,
@@ -82,7 +82,7 @@ impl Inbound {
                 trace,
             }) => {
                 let message = Message {
-                    id: MessageId::of_client(&self.session.user, &id),
+                    id: MessageId::from_client_id(&self.session.user, &id),
                     client_id: Some(id),
                     conversation,
                     interrupt,

@@ -6,9 +6,9 @@ use super::UserState;
 use crate::gateway::classic::duplicates::FrameKey;
 use crate::gateway::classic::encoder::ClassicEncoder;
 use crate::gateway::encoder::Encoder as _;
-use crate::protocol::frame::Published;
 use crate::protocol::ids::{ConversationId, MessageId, UserId};
 use crate::protocol::position::Position;
+use crate::protocol::published::PublishedFrame;
 
 /// How a terminal frame reached this gateway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,7 +72,7 @@ impl UserState {
     pub(in crate::gateway) fn deliver_terminal(
         &mut self,
         user: &UserId,
-        frame: &Published<'_>,
+        frame: &PublishedFrame<'_>,
         position: Option<Position>,
         source: FrameSource,
     ) -> Delivery {
@@ -126,7 +126,7 @@ impl UserState {
     /// Defers a published frame to a mailbox read where an earlier frame may be missing; returns
     /// whether it did. The message is pending from then on, so that the read delivers its frame
     /// whatever became of the mailbox.
-    fn defer_if_out_of_order(&mut self, frame: &Published<'_>) -> bool {
+    fn defer_if_out_of_order(&mut self, frame: &PublishedFrame<'_>) -> bool {
         let (Some(id), false) = (&frame.message_id, self.classic.is_empty()) else {
             return false;
         };
@@ -150,7 +150,7 @@ impl UserState {
     fn push_to_classic(
         &self,
         user: &UserId,
-        frame: &Published<'_>,
+        frame: &PublishedFrame<'_>,
         position: Option<&Position>,
     ) -> bool {
         if self.classic.is_empty() {

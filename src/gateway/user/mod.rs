@@ -18,9 +18,9 @@ use super::classic::state::ClassicState;
 use super::client::Client;
 use super::v1::subscribers::Subscribers;
 use crate::fanout::UserView;
-use crate::protocol::frame::Published;
 use crate::protocol::ids::{ConversationId, MessageId};
 use crate::protocol::position::Position;
+use crate::protocol::published::PublishedFrame;
 
 mod catch_up;
 mod decision;
@@ -140,7 +140,7 @@ impl UserState {
 
     /// The pending message that this frame answers: by its id, or by the correlation id where an
     /// original worker omitted the id.
-    fn pending_message(&self, frame: &Published<'_>) -> Option<MessageId> {
+    fn pending_message(&self, frame: &PublishedFrame<'_>) -> Option<MessageId> {
         if let Some(id) = &frame.message_id
             && self.pending.contains(id)
         {

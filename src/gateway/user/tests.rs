@@ -31,7 +31,7 @@ fn with_classic_client() -> UserState {
 fn deliver(state: &mut UserState, id: &str, offset: i64, source: FrameSource) -> bool {
     let user = UserId::parse("alice").unwrap();
     let json = format!(r#"{{"type":"response","content":"x","message_id":"{id}"}}"#);
-    let frame = Published::parse(json.as_bytes()).unwrap();
+    let frame = PublishedFrame::parse(json.as_bytes()).unwrap();
     state
         .deliver_terminal(&user, &frame, Some(position(offset)), source)
         .is_delivered()

@@ -18,10 +18,11 @@ use crate::gateway::encoder::Encoder as _;
 use crate::gateway::session::MAX_UNACKNOWLEDGED;
 use crate::gateway::sessions::UserSessions;
 use crate::protocol::close::CloseReason;
-use crate::protocol::frame::Published;
 use crate::protocol::position::Position;
+use crate::protocol::published::PublishedFrame;
 use crate::protocol::trace_context::TraceContext;
-use crate::protocol::v1::{self, Limits, Welcome};
+use crate::protocol::v1::{self, WelcomeFrame};
+use crate::protocol::wire::v1::Limits;
 
 /// Bytes of frames in one read. A connection holds one page while it waits for room in its queue.
 const PAGE_BYTES: usize = 64 << 10;
@@ -102,7 +103,7 @@ async fn catch_up(
             }
         }
         for answer in &view.in_flight {
-            push(client, v1::snapshot(&sessions.user, answer), None).await?;
+            push(client, v1::snapshot_frame(&sessions.user, answer), None).await?;
         }
         let number = SequenceNumber::new(&view.n_id, view.n);
         let lost = sessions.state().subscribers.finish_read(client, number);
@@ -158,7 +159,7 @@ async fn send_stored(
     frame: &str,
     is_repair: bool,
 ) -> Result<(), CloseReason> {
-    let frame = Published::parse(frame.as_bytes()).ok();
+    let frame = PublishedFrame::parse(frame.as_bytes()).ok();
     let is_needed = sessions.state().subscribers.needs(client, position);
     let text = frame
         .as_ref()
@@ -168,7 +169,7 @@ async fn send_stored(
         // Only a repair records the delivery: a client that resumes may receive hundreds of old
         // frames, which say nothing about how their answers were delivered.
         let trace = frame.as_ref().filter(|_| is_repair);
-        let trace = trace.and_then(Published::trace);
+        let trace = trace.and_then(PublishedFrame::trace);
         push(client, text, trace.as_ref()).await?;
     }
     let message_id = frame.and_then(|frame| frame.message_id);
@@ -187,7 +188,7 @@ fn welcome(
     view: &UserView,
 ) -> String {
     let settings = &gateway.settings;
-    Welcome {
+    WelcomeFrame {
         user: &sessions.user,
         server_id: &settings.server_id,
         position: &position.to_string(),
@@ -195,11 +196,11 @@ fn welcome(
         pending: &view.pending,
         heartbeat_ms: u64::try_from(settings.ping_interval.as_millis()).unwrap_or(u64::MAX),
         limits: Limits {
-            max_content_chars: settings.max_content_chars,
-            max_frame_bytes: settings.max_frame_bytes,
+            max_content_chars: settings.max_content_chars as u64,
+            max_frame_bytes: settings.max_frame_bytes as u64,
             max_pending: match settings.max_pending {
-                0 => MAX_UNACKNOWLEDGED,
-                most => most.min(MAX_UNACKNOWLEDGED),
+                0 => MAX_UNACKNOWLEDGED as u64,
+                most => most.min(MAX_UNACKNOWLEDGED) as u64,
             },
         },
     }

@@ -3,16 +3,16 @@
 use std::time::Duration;
 
 use crate::gateway::encoder::{Encoder, Rejection};
-use crate::protocol::frame::Published;
 use crate::protocol::ids::UserId;
-use crate::protocol::v1::{self, Accepted};
+use crate::protocol::published::PublishedFrame;
+use crate::protocol::v1::{self, AcceptedFrame};
 
 /// Encodes frames for `chatmesh.v1` clients.
 pub(in crate::gateway) struct V1Encoder;
 
 impl Encoder for V1Encoder {
     fn rejection(&self, user: &UserId, rejection: &Rejection<'_>) -> String {
-        v1::refusal(
+        v1::error_frame_with_retry(
             user,
             rejection.client_id,
             rejection.code,
@@ -22,12 +22,12 @@ impl Encoder for V1Encoder {
         )
     }
 
-    fn accepted(&self, accepted: &Accepted<'_>) -> Option<String> {
+    fn accepted(&self, accepted: &AcceptedFrame<'_>) -> Option<String> {
         Some(accepted.to_json())
     }
 
-    fn forgotten(&self, message: &Accepted<'_>, _: &str) -> String {
-        v1::forgotten(
+    fn forgotten(&self, message: &AcceptedFrame<'_>, _: &str) -> String {
+        v1::forgotten_message_frame(
             message.userid,
             message.message_id,
             message.id,
@@ -35,12 +35,12 @@ impl Encoder for V1Encoder {
         )
     }
 
-    fn published(&self, frame: &Published<'_>, user: &UserId) -> Option<String> {
-        v1::of_published(frame, user)
+    fn published(&self, frame: &PublishedFrame<'_>, user: &UserId) -> Option<String> {
+        v1::encode_published(frame, user)
     }
 
     fn closing(&self, user: &UserId, reason: &str, retry_after: Duration) -> Option<String> {
         let milliseconds = u64::try_from(retry_after.as_millis()).unwrap_or(0);
-        Some(v1::closing(user, reason, milliseconds))
+        Some(v1::closing_frame(user, reason, milliseconds))
     }
 }

@@ -56,7 +56,7 @@ impl ReceivedPositions {
         if let Some(cursor) = self.cursor.replace(mailbox_end.clone()) {
             self.remember(cursor);
         }
-        let is_mailbox_empty = mailbox_end.epoch.empty_mailbox().is_some();
+        let is_mailbox_empty = mailbox_end.epoch.empty_mailbox_id().is_some();
         let mut earlier = self.earlier.iter();
         earlier
             .find(|earlier| is_mailbox_empty || mailbox_end.is_at_or_before(earlier))
@@ -65,7 +65,7 @@ impl ReceivedPositions {
     }
 
     fn remember(&mut self, position: Position) {
-        if position.epoch.empty_mailbox().is_some() || self.contains_earlier(&position) {
+        if position.epoch.empty_mailbox_id().is_some() || self.contains_earlier(&position) {
             return;
         }
         self.earlier

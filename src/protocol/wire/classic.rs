@@ -1,4 +1,4 @@
-//! The classic protocol (protocol.md section 1.1): every frame of both directions.
+//! The frames of the classic protocol, both directions (protocol.md section 1.1).
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -10,45 +10,45 @@ use crate::protocol::ids::{MessageId, UserId};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "ClassicMessage")]
 pub struct Message {
-    /// The text.
+    /// The text of the message.
     pub content: String,
-    /// May be left out; if it is there it must be the connection's.
+    /// Optional; if present, it must be the connection's user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub userid: Option<UserId>,
 }
 
-/// The answer.
+/// The complete answer to a message.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "ClassicResponse")]
 pub struct Response {
-    /// The text.
+    /// The text of the answer.
     pub content: String,
-    /// Whose.
+    /// The user.
     pub userid: UserId,
-    /// When it ended, RFC 3339.
+    /// When the answer ended, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timestamp: Option<String>,
-    /// From the worker's taking of the message to its end.
+    /// Milliseconds from the start of processing in the worker to the end of the answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub processing_time_ms: Option<serde_json::Number>,
-    /// By which logs are followed: the connection's `X-Correlation-ID`, `-`, and a counter.
+    /// Correlates log lines of all roles: the connection's `X-Correlation-ID`, `-`, and a counter.
     pub correlation_id: String,
-    /// The message; absent only where an original worker answered it.
+    /// The message's identity. Absent only if a worker of the original system answered it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message_id: Option<MessageId>,
 }
 
-/// A refusal, or a message that failed.
+/// A rejected frame, or a message that failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "ClassicError")]
-pub struct Failure {
-    /// For people.
+pub struct ErrorFrame {
+    /// Human-readable reason.
     pub message: String,
-    /// Whose.
+    /// The user.
     pub userid: UserId,
-    /// For programs; absent only where an original worker wrote it.
+    /// Machine-readable reason. Absent only if a worker of the original system wrote the frame.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<ErrorCode>,
-    /// By which logs are followed.
+    /// Correlates log lines of all roles.
     pub correlation_id: String,
 }

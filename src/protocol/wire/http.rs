@@ -1,73 +1,74 @@
-//! What the HTTP routes answer (protocol.md section 4).
+//! The response bodies of the HTTP routes (protocol.md section 4).
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::protocol::ids::{ConversationId, MessageId, UserId};
 
-/// `POST /token`.
+/// Response of `POST /token`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct IssuedToken {
     /// The token. It is a secret.
     pub token: String,
-    /// Whose.
+    /// The user.
     pub userid: UserId,
-    /// How long it is good for, seconds.
+    /// Remaining lifetime in seconds.
     pub expires_in: u64,
 }
 
-/// `DELETE /token`.
+/// Response of `DELETE /token`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RevokedTokens {
-    /// Whose.
+    /// The user.
     pub userid: UserId,
     /// Always true.
     pub revoked: bool,
 }
 
-/// `GET /conversations`: newest turn first.
+/// Response of `GET /conversations`, a page of the user's conversations. The one with the newest turn
+/// comes first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ConversationList {
-    /// This page's.
+    /// The conversations of this page.
     pub conversations: Vec<ConversationEntry>,
-    /// For `after`; null at the end.
+    /// Value of `after` for the next page; null on the last page.
     pub next: Option<ConversationId>,
 }
 
-/// One conversation.
+/// A conversation in the list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ConversationEntry {
-    /// Its name.
+    /// The conversation's identifier.
     pub conversation_id: ConversationId,
-    /// How many turns are kept.
+    /// Number of stored turns.
     pub turns: u64,
-    /// Of the newest turn, RFC 3339.
+    /// Time of the newest turn, RFC 3339.
     pub updated_at: String,
 }
 
-/// `GET /conversations/{id}/messages`: newest first, one entry a turn.
+/// Response of `GET /conversations/{id}/messages`, a page of turns, newest first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MessageList {
-    /// Of which conversation.
+    /// The conversation's identifier.
     pub conversation_id: ConversationId,
-    /// This page's.
+    /// The turns of this page.
     pub messages: Vec<TurnEntry>,
-    /// For `before`; null at the end.
+    /// Value of `before` for the next page; null on the last page.
     pub next: Option<MessageId>,
 }
 
-/// A question and what became of it.
+/// A turn: a question and its answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TurnEntry {
-    /// The message.
+    /// The message's identity.
     pub message_id: MessageId,
-    /// What was asked; null where only the answer is known.
+    /// The text of the question; null if only the answer is known.
     pub question: Option<String>,
-    /// The answer; of a cancelled one the text so far.
+    /// The text of the answer. If the message was cancelled, the text until then.
     pub answer: String,
-    /// How it ended.
+    /// How the turn ended.
     pub status: TurnEnd,
-    /// When, RFC 3339.
+    /// Time of the turn, RFC 3339.
     pub timestamp: String,
 }
 
@@ -75,56 +76,59 @@ pub struct TurnEntry {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TurnEnd {
-    /// With an answer.
+    /// The message was answered.
     Answered,
-    /// By its user.
+    /// The user cancelled the message.
     Cancelled,
-    /// Without an answer.
+    /// The message failed.
     Failed,
 }
 
-/// Why a request was not served.
+/// Response to a request that was rejected or failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Refused {
-    /// For programs: an `error` frame's code, `not_found` or `method_not_allowed`.
+#[schemars(rename = "Refused")]
+pub struct ErrorBody {
+    /// Machine-readable reason: a code of `error` frames, `not_found` or `method_not_allowed`.
     pub code: String,
-    /// For people.
+    /// Human-readable reason.
     pub message: String,
 }
 
-/// `GET /health`.
+/// Response of `GET /health`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Health {
     /// Always `healthy`.
     pub status: String,
-    /// The original's name of this job.
+    /// Name of the service in the original system that has this role.
     pub service: String,
-    /// `SERVER_ID`.
+    /// The process's `SERVER_ID`.
     pub server_id: String,
-    /// Users with a connection here (gateway only).
+    /// Number of users with a connection to this gateway; absent in other roles.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub active_users: Option<u64>,
-    /// Connections here (gateway only).
+    /// Number of connections to this gateway; absent in other roles.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total_connections: Option<u64>,
 }
 
-/// `GET /health/live`.
+/// Response of `GET /health/live`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Alive {
+#[schemars(rename = "Alive")]
+pub struct Liveness {
     /// Always `alive`.
     pub status: String,
 }
 
-/// `GET /health/ready`: 200 with `ready`, 503 with `unavailable` and why.
+/// Response of `GET /health/ready`: 200 with `ready`, or 503 with `unavailable` and the reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Ready {
+#[schemars(rename = "Ready")]
+pub struct Readiness {
     /// `ready` or `unavailable`.
     pub status: String,
-    /// What is out of reach.
+    /// The unavailable dependency.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dependency: Option<String>,
-    /// Why, or `draining`.
+    /// The reason, or `draining`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! JSON Schemas of everything that other programs see, for the documents.
+//! Generates the JSON Schemas of all frames, records and HTTP bodies for the documents.
 
 use std::collections::BTreeMap;
 
@@ -7,37 +7,50 @@ use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
 use super::{classic, http, v1};
-use crate::protocol::record::{QuestionRecord, Terminal};
+use crate::protocol::record::{QuestionRecord, TerminalRecord};
 
-/// Where the documents keep schemas.
-const PLACE: &str = "/components/schemas";
+/// JSON pointer of the schemas inside the documents.
+const DEFINITIONS_PATH: &str = "/components/schemas";
 
-struct Collected {
+struct SchemaCollector {
     generator: SchemaGenerator,
-    /// Name of a schema, and the `type` that its frames have.
-    tags: Vec<(String, &'static str)>,
+    /// Schema names of frames, each with the value of its frames' `type`.
+    frame_types: Vec<(String, &'static str)>,
 }
 
-impl Collected {
-    fn plain<T: JsonSchema>(&mut self) {
+impl SchemaCollector {
+    fn new() -> Self {
+        let settings = SchemaSettings::draft2020_12().with(|settings| {
+            settings.definitions_path = DEFINITIONS_PATH.into();
+            settings.meta_schema = None;
+        });
+        Self {
+            generator: settings.into_generator(),
+            frame_types: Vec::new(),
+        }
+    }
+
+    /// Adds a type that describes its objects completely.
+    fn add<T: JsonSchema>(&mut self) {
         self.generator.subschema_for::<T>();
     }
 
-    fn frame<T: JsonSchema>(&mut self, tag: &'static str) {
-        self.plain::<T>();
-        self.tags.push((T::schema_name().into_owned(), tag));
+    /// Adds a type whose objects have the field `type` besides its own fields.
+    fn add_frame<T: JsonSchema>(&mut self, frame_type: &'static str) {
+        self.add::<T>();
+        self.frame_types
+            .push((T::schema_name().into_owned(), frame_type));
     }
 
-    /// The definitions; every frame's begins with its `type`.
     fn finish(mut self) -> BTreeMap<String, Value> {
         let mut schemas: BTreeMap<String, Value> =
             self.generator.take_definitions(true).into_iter().collect();
-        for (name, tag) in self.tags {
+        for (name, frame_type) in self.frame_types {
             let Some(Value::Object(schema)) = schemas.get_mut(&name) else {
                 continue;
             };
             let mut properties = Map::new();
-            properties.insert("type".into(), json!({"const": tag}));
+            properties.insert("type".into(), json!({"const": frame_type}));
             if let Some(Value::Object(own)) = schema.remove("properties") {
                 properties.extend(own);
             }
@@ -52,53 +65,42 @@ impl Collected {
     }
 }
 
-fn collect(add: impl FnOnce(&mut Collected)) -> BTreeMap<String, Value> {
-    let settings = SchemaSettings::draft2020_12().with(|settings| {
-        settings.definitions_path = PLACE.into();
-        settings.meta_schema = None;
-    });
-    let mut collected = Collected {
-        generator: settings.into_generator(),
-        tags: Vec::new(),
-    };
-    add(&mut collected);
-    collected.finish()
+/// The schemas of the HTTP bodies, by name. They refer to each other below `#/components/schemas`.
+pub fn http_schemas() -> BTreeMap<String, Value> {
+    let mut schemas = SchemaCollector::new();
+    schemas.add::<http::IssuedToken>();
+    schemas.add::<http::RevokedTokens>();
+    schemas.add::<http::ConversationList>();
+    schemas.add::<http::MessageList>();
+    schemas.add_frame::<http::ErrorBody>("error");
+    schemas.add::<http::Health>();
+    schemas.add::<http::Liveness>();
+    schemas.add::<http::Readiness>();
+    schemas.finish()
 }
 
-/// The schemas of sockets, topics and channels (`true`), or of the HTTP routes (`false`), by name.
-/// They refer to each other below `#/components/schemas`.
-pub fn schemas(sockets_and_topics: bool) -> BTreeMap<String, Value> {
-    if !sockets_and_topics {
-        return collect(|all| {
-            all.plain::<http::IssuedToken>();
-            all.plain::<http::RevokedTokens>();
-            all.plain::<http::ConversationList>();
-            all.plain::<http::MessageList>();
-            all.frame::<http::Refused>("error");
-            all.plain::<http::Health>();
-            all.plain::<http::Alive>();
-            all.plain::<http::Ready>();
-        });
-    }
-    collect(|all| {
-        all.frame::<classic::Message>("message");
-        all.frame::<classic::Response>("response");
-        all.frame::<classic::Failure>("error");
-        all.frame::<v1::Message>("message");
-        all.frame::<v1::Cancel>("cancel");
-        all.frame::<v1::Ping>("ping");
-        all.frame::<v1::Welcome>("welcome");
-        all.frame::<v1::Accepted>("accepted");
-        all.frame::<v1::Delta>("delta");
-        all.frame::<v1::Snapshot>("snapshot");
-        all.frame::<v1::Restarted>("restarted");
-        all.frame::<v1::Response>("response");
-        all.frame::<v1::Cancelled>("cancelled");
-        all.frame::<v1::Failure>("error");
-        all.frame::<v1::CancelResult>("cancel_result");
-        all.frame::<v1::Closing>("closing");
-        all.frame::<v1::Pong>("pong");
-        all.plain::<QuestionRecord<'_>>();
-        all.plain::<Terminal>();
-    })
+/// The schemas of WebSocket frames and log records, by name. They refer to each other below
+/// `#/components/schemas`.
+pub fn message_schemas() -> BTreeMap<String, Value> {
+    let mut schemas = SchemaCollector::new();
+    schemas.add_frame::<classic::Message>("message");
+    schemas.add_frame::<classic::Response>("response");
+    schemas.add_frame::<classic::ErrorFrame>("error");
+    schemas.add_frame::<v1::Message>("message");
+    schemas.add_frame::<v1::Cancel>("cancel");
+    schemas.add_frame::<v1::Ping>("ping");
+    schemas.add_frame::<v1::Welcome>("welcome");
+    schemas.add_frame::<v1::Accepted>("accepted");
+    schemas.add_frame::<v1::Delta>("delta");
+    schemas.add_frame::<v1::Snapshot>("snapshot");
+    schemas.add_frame::<v1::Restarted>("restarted");
+    schemas.add_frame::<v1::Response>("response");
+    schemas.add_frame::<v1::Cancelled>("cancelled");
+    schemas.add_frame::<v1::ErrorFrame>("error");
+    schemas.add_frame::<v1::CancelResult>("cancel_result");
+    schemas.add_frame::<v1::Closing>("closing");
+    schemas.add_frame::<v1::Pong>("pong");
+    schemas.add::<QuestionRecord<'_>>();
+    schemas.add::<TerminalRecord>();
+    schemas.finish()
 }

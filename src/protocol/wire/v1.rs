@@ -1,4 +1,4 @@
-//! `chatmesh.v1` (protocol.md section 1.2): every frame of both directions.
+//! The frames of `chatmesh.v1`, both directions (protocol.md section 1.2).
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -7,45 +7,45 @@ use crate::protocol::error_code::ErrorCode;
 use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId, UserId};
 use crate::protocol::record::Usage;
 
-/// What a client sends.
+/// A frame from the client to the server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
-pub enum ToServer {
-    /// Answer this.
+pub enum ClientToServer {
+    /// A message to be answered.
     Message(Message),
-    /// Stop a message.
+    /// A request to cancel a message.
     Cancel(Cancel),
-    /// Are you there?
+    /// A request for `pong`.
     Ping,
 }
 
-/// What a server sends.
+/// A frame from the server to the client.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
-pub enum FromServer {
-    /// The first frame.
+pub enum ServerToClient {
+    /// The first frame of a connection.
     Welcome(Welcome),
-    /// A message is durable.
+    /// The log has acknowledged a message.
     Accepted(Accepted),
-    /// A piece of an answer.
+    /// The next part of an answer.
     Delta(Delta),
-    /// The whole text of an answer so far.
+    /// The complete text so far of an answer in progress.
     Snapshot(Snapshot),
-    /// The text so far is worth nothing.
+    /// A new attempt begins, and the text so far is invalid.
     Restarted(Restarted),
-    /// Terminal: the whole answer.
+    /// Terminal: the complete answer.
     Response(Response),
-    /// Terminal: stopped.
+    /// Terminal: the user cancelled the message.
     Cancelled(Cancelled),
-    /// Refused (without `message_id`), or terminal failure (with one).
-    Error(Failure),
+    /// A rejection (without `message_id`), or terminal: the message failed (with one).
+    Error(ErrorFrame),
     /// The answer to `cancel`.
     CancelResult(CancelResult),
-    /// The server will close.
+    /// The server is about to close the connection.
     Closing(Closing),
     /// The answer to `ping`.
     Pong,
-    /// A type of a later version, which this one passes over.
+    /// A type of a later version of the protocol, which clients ignore.
     #[serde(other)]
     Other,
 }
@@ -54,41 +54,42 @@ pub enum FromServer {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "V1Message")]
 pub struct Message {
-    /// Chosen by the client. The same one again within `DEDUP_TTL` is the same message.
+    /// The client's identifier. The same `id` within `DEDUP_TTL` is the same message and is answered once.
     pub id: ClientMessageId,
-    /// The text.
+    /// The text of the message.
     pub content: String,
-    /// Where it belongs; `default` where it is left out.
+    /// The conversation; `default` if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conversation_id: Option<ConversationId>,
-    /// Cancels what is pending in the conversation before it.
+    /// Cancels the pending messages of the conversation first.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub interrupt: bool,
-    /// May be left out; if it is there it must be the connection's.
+    /// Optional; if present, it must be the connection's user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub userid: Option<UserId>,
-    /// The trace that the client began for it (W3C trace context); a bad one is ignored.
+    /// W3C trace context of the message. An invalid one is ignored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
-    /// What goes with it.
+    /// Vendor-specific part of the trace context.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tracestate: Option<String>,
 }
 
-/// Stops a message, by one of its two names, from any device of its user.
+/// Cancels a message of the user, sent from any device. Names the message by exactly one of its two
+/// identifiers.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "V1Cancel")]
 #[schemars(extend("oneOf" = [{"required": ["id"]}, {"required": ["message_id"]}]))]
 pub struct Cancel {
-    /// As the client named it.
+    /// The client's identifier of the message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<ClientMessageId>,
-    /// As the server named it.
+    /// The message's identity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message_id: Option<MessageId>,
 }
 
-/// Are you there? For browsers, which can't send protocol pings.
+/// Asks for `pong`. For browsers, which cannot send WebSocket pings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "V1Ping")]
 pub struct Ping {}
@@ -98,273 +99,274 @@ pub struct Ping {}
 #[schemars(rename = "V1Pong")]
 pub struct Pong {}
 
-/// The first frame, always; once more with `recovered: false` whenever the client has to reload
-/// the history.
+/// The first frame of every connection. It comes again, with `recovered: false`, whenever the client
+/// has to reload the history.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "V1Welcome")]
 pub struct Welcome {
-    /// Whose socket.
+    /// The connection's user.
     pub userid: UserId,
-    /// Which gateway.
+    /// The gateway's `SERVER_ID`.
     pub server_id: String,
-    /// From where the client goes on; opaque, for `since`.
+    /// The position from which the client resumes; opaque, for `since`.
     pub position: String,
-    /// Whether everything after the client's `since` follows.
+    /// Whether all frames after the client's `since` follow. If false, the client reloads the history.
     pub recovered: bool,
-    /// What is accepted and has not ended, oldest first.
+    /// Accepted messages without a terminal frame, oldest first.
     pub pending: Vec<Pending>,
-    /// Between the server's protocol pings, milliseconds.
+    /// Interval of the server's WebSocket pings, in milliseconds.
     pub heartbeat_ms: u64,
-    /// What a client may send.
+    /// Bounds of what the client may send.
     pub limits: Limits,
 }
 
-/// A message that is accepted and has not ended.
+/// An accepted message without a terminal frame.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "V1Pending")]
 pub struct Pending {
-    /// The message.
+    /// The message's identity.
     pub message_id: MessageId,
-    /// As the client named it.
+    /// The client's identifier of the message, if the client has chosen one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<ClientMessageId>,
-    /// Where it belongs.
+    /// The conversation.
     pub conversation_id: ConversationId,
-    /// The text; left out where all of them together would be too large.
+    /// The text of the message. Absent if the contents of all pending messages together are too large.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
 }
 
-/// What a client may send.
+/// Bounds of what a client may send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "V1Limits")]
 pub struct Limits {
-    /// Characters of a message's content.
+    /// Longest content of a message, in characters.
     pub max_content_chars: u64,
-    /// Bytes of a frame.
+    /// Largest frame, in bytes.
     pub max_frame_bytes: u64,
-    /// Messages of one user that have not ended; 0: any number.
+    /// Largest number of messages that may wait for their answers.
     pub max_pending: u64,
 }
 
-/// The message is durable. Goes to all of the user's sockets.
+/// The log has acknowledged the message, so it will get exactly one terminal frame. All of the user's
+/// connections get this frame.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "V1Accepted")]
 pub struct Accepted {
-    /// Whose.
+    /// The user.
     pub userid: UserId,
-    /// The message.
+    /// The message's identity.
     pub message_id: MessageId,
-    /// As its client named it.
+    /// The client's identifier of the message, if the client has chosen one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<ClientMessageId>,
-    /// Where it belongs.
+    /// The conversation.
     pub conversation_id: ConversationId,
-    /// The text, on sockets that did not send it.
+    /// The text of the message, on connections that did not send it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
 }
 
-/// A piece of the answer.
+/// The next part of an answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "V1Delta")]
 pub struct Delta {
-    /// Whose.
+    /// The user.
     pub userid: UserId,
-    /// The message.
+    /// The message's identity.
     pub message_id: MessageId,
-    /// As its client named it.
+    /// The client's identifier of the message, if the client has chosen one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<ClientMessageId>,
-    /// Where it belongs.
+    /// The conversation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conversation_id: Option<ConversationId>,
-    /// Which attempt writes it.
+    /// The attempt that generates the text.
     pub attempt: u32,
-    /// From 0 without gaps within an attempt; 0 begins the text anew.
+    /// Counts from 0 without gaps within an attempt. 0 replaces all text so far.
     pub index: u32,
-    /// What to append.
+    /// The text to append.
     pub content: String,
 }
 
-/// The whole text so far: it replaces what there was.
+/// The complete text so far of an answer in progress. It replaces the text that the client has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "V1Snapshot")]
 pub struct Snapshot {
-    /// Whose.
+    /// The user.
     pub userid: UserId,
-    /// The message.
+    /// The message's identity.
     pub message_id: MessageId,
-    /// As its client named it.
+    /// The client's identifier of the message, if the client has chosen one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<ClientMessageId>,
-    /// Where it belongs.
+    /// The conversation.
     pub conversation_id: ConversationId,
-    /// Which attempt writes it.
+    /// The attempt that generates the text.
     pub attempt: u32,
-    /// The next delta has this one.
+    /// The index of the next delta.
     pub index: u32,
-    /// The text so far.
+    /// The complete text so far.
     pub content: String,
 }
 
-/// Throw away the text so far: another attempt begins.
+/// A new attempt begins; the client discards the text so far.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "V1Restarted")]
 pub struct Restarted {
-    /// Whose.
+    /// The user.
     pub userid: UserId,
-    /// The message.
+    /// The message's identity.
     pub message_id: MessageId,
-    /// As its client named it.
+    /// The client's identifier of the message, if the client has chosen one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<ClientMessageId>,
-    /// Where it belongs.
+    /// The conversation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conversation_id: Option<ConversationId>,
     /// The attempt that begins.
     pub attempt: u32,
 }
 
-/// Terminal: the whole answer.
+/// Terminal frame: the complete answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "V1Response")]
 pub struct Response {
-    /// Whose.
+    /// The user.
     pub userid: UserId,
-    /// The message; absent only where an original worker answered it.
+    /// The message's identity. Absent only if a worker of the original system answered it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message_id: Option<MessageId>,
-    /// As its client named it.
+    /// The client's identifier of the message, if the client has chosen one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<ClientMessageId>,
-    /// Where it belongs.
+    /// The conversation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conversation_id: Option<ConversationId>,
-    /// The attempt that wrote it.
+    /// The attempt that generated the answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<u32>,
-    /// The whole text: it replaces what there was.
+    /// The complete text. It replaces the text that the client has.
     pub content: String,
-    /// When it ended, RFC 3339.
+    /// When the answer ended, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timestamp: Option<String>,
-    /// From the worker's taking of the message to its end.
+    /// Milliseconds from the start of processing in the worker to the end of the answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub processing_time_ms: Option<serde_json::Number>,
-    /// The provider's reason to end, or `length` where `MAX_ANSWER_BYTES` ended it.
+    /// The provider's reason for the end, or `length` if `MAX_ANSWER_BYTES` was reached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finish_reason: Option<String>,
     /// The model that answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// What it used.
+    /// The tokens used, as counted by the model's API.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
-    /// By which logs are followed.
+    /// Correlates log lines of all roles.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub correlation_id: Option<String>,
-    /// Where it is; for `since`.
+    /// The frame's position, for `since`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub position: Option<String>,
-    /// The trace that the message belongs to (W3C trace context), where there is one.
+    /// W3C trace context of the message, if there is a trace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
 }
 
-/// Terminal: stopped by its user.
+/// Terminal frame: the user cancelled the message.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "V1Cancelled")]
 pub struct Cancelled {
-    /// Whose.
+    /// The user.
     pub userid: UserId,
-    /// The message.
+    /// The message's identity.
     pub message_id: MessageId,
-    /// As its client named it.
+    /// The client's identifier of the message, if the client has chosen one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<ClientMessageId>,
-    /// Where it belongs.
+    /// The conversation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conversation_id: Option<ConversationId>,
-    /// The attempt that was stopped.
+    /// The attempt that was cancelled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<u32>,
-    /// The text so far; absent where it was forgotten.
+    /// The text so far. Absent if the conversation was deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
-    /// When it ended, RFC 3339.
+    /// When the answer ended, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timestamp: Option<String>,
-    /// From the worker's taking of the message to its end.
+    /// Milliseconds from the start of processing in the worker to the end of the answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub processing_time_ms: Option<serde_json::Number>,
-    /// By which logs are followed.
+    /// Correlates log lines of all roles.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub correlation_id: Option<String>,
-    /// Where it is; for `since`. Absent where everything else of the message was forgotten.
+    /// The frame's position, for `since`. Absent if the conversation was deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub position: Option<String>,
-    /// The trace that the message belongs to (W3C trace context), where there is one.
+    /// W3C trace context of the message, if there is a trace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
 }
 
-/// Without `message_id`: refused. With one: the message failed for good.
+/// Without `message_id`, the rejection of a frame. With one, a terminal frame: the message failed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "V1Error")]
-pub struct Failure {
-    /// Whose.
+pub struct ErrorFrame {
+    /// The user.
     pub userid: UserId,
-    /// The message, where it ends here.
+    /// The message's identity, in a terminal frame.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message_id: Option<MessageId>,
-    /// As its client named it.
+    /// The client's identifier of the message, if the client has chosen one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<ClientMessageId>,
-    /// Where it belongs.
+    /// The conversation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conversation_id: Option<ConversationId>,
     /// The attempt that failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<u32>,
-    /// What went wrong, for programs; absent where an original worker wrote it.
+    /// Machine-readable reason. Absent if a worker of the original system wrote the frame.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<ErrorCode>,
-    /// For people.
+    /// Human-readable reason.
     pub message: String,
-    /// Whether sending it again (`unavailable`: with the same `id`) may help.
+    /// Whether a retry may succeed. After `unavailable`, retry with the same `id`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retryable: Option<bool>,
-    /// After how long.
+    /// Milliseconds to wait before a retry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
-    /// When it ended, RFC 3339.
+    /// When the answer ended, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timestamp: Option<String>,
-    /// From the worker's taking of the message to its end.
+    /// Milliseconds from the start of processing in the worker to the end of the answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub processing_time_ms: Option<serde_json::Number>,
-    /// By which logs are followed.
+    /// Correlates log lines of all roles.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub correlation_id: Option<String>,
-    /// Where it is, if it is terminal; for `since`.
+    /// The position of a terminal frame, for `since`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub position: Option<String>,
-    /// The trace that the message belongs to (W3C trace context), where there is one.
+    /// W3C trace context of the message, if there is a trace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
 }
 
-/// What became of a `cancel`. It never claims what did not happen.
+/// The result of a `cancel`. It never claims an effect that did not happen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "CancelOutcome")]
 #[serde(rename_all = "snake_case")]
 pub enum CancelOutcome {
-    /// The message was pending, and is being stopped.
+    /// The message was pending and is being cancelled.
     Cancelling,
-    /// It had ended.
+    /// The message already has its terminal frame.
     AlreadyDone,
-    /// Nothing is known of it; if it is on its way, it is stopped when it arrives.
+    /// The message is unknown. If it has not arrived yet, it is cancelled when it arrives.
     Unknown,
 }
 
@@ -372,25 +374,25 @@ pub enum CancelOutcome {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "V1CancelResult")]
 pub struct CancelResult {
-    /// Whose.
+    /// The user.
     pub userid: UserId,
-    /// The message.
+    /// The message's identity.
     pub message_id: MessageId,
-    /// As its client named it.
+    /// The client's identifier of the message, if the client has chosen one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<ClientMessageId>,
-    /// What became of it.
+    /// The result.
     pub result: CancelOutcome,
 }
 
-/// The server will close this connection.
+/// The server is about to close the connection.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "V1Closing")]
 pub struct Closing {
-    /// Whose.
+    /// The user.
     pub userid: UserId,
-    /// Why.
+    /// The reason of the close.
     pub reason: String,
-    /// Come back after this long.
+    /// Milliseconds to wait before the client reconnects.
     pub retry_after_ms: u64,
 }

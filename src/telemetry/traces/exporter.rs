@@ -83,9 +83,9 @@ pub(super) fn tracer(settings: &TraceSettings, resource: Resource, queue: SpanQu
         TraceSampler::AlwaysOn => Sampler::AlwaysOn,
         TraceSampler::AlwaysOff => Sampler::AlwaysOff,
         TraceSampler::Ratio => ratio,
-        TraceSampler::ParentOrOn => Sampler::ParentBased(Box::new(Sampler::AlwaysOn)),
-        TraceSampler::ParentOrOff => Sampler::ParentBased(Box::new(Sampler::AlwaysOff)),
-        TraceSampler::ParentOrRatio => Sampler::ParentBased(Box::new(ratio)),
+        TraceSampler::ParentBasedAlwaysOn => Sampler::ParentBased(Box::new(Sampler::AlwaysOn)),
+        TraceSampler::ParentBasedAlwaysOff => Sampler::ParentBased(Box::new(Sampler::AlwaysOff)),
+        TraceSampler::ParentBasedRatio => Sampler::ParentBased(Box::new(ratio)),
     };
     let provider = SdkTracerProvider::builder()
         .with_sampler(sampler)

@@ -187,8 +187,8 @@ fn begin_span(
 fn to_sdk(context: &TraceContext, remote: bool) -> SpanContext {
     let state = context.tracestate().map(TraceState::from_str);
     SpanContext::new(
-        TraceId::from(context.trace_number()),
-        SpanId::from(context.span_number()),
+        TraceId::from(context.trace_id().as_u128()),
+        SpanId::from(context.span_id()),
         TraceFlags::new(context.flags()),
         remote,
         state.and_then(Result::ok).unwrap_or_default(),

@@ -1,4 +1,4 @@
-//! `chatmesh chat`: a conversation in the terminal, or one question through a pipe.
+//! `chatmesh chat`: a conversation in the terminal, or a single question from a pipe.
 
 use std::io::{IsTerminal as _, Read as _};
 
@@ -6,22 +6,22 @@ use anyhow::Context as _;
 use clap::Args;
 use secrecy::SecretString;
 
-use super::Misused;
+use super::UsageError;
 use crate::client::{Client, ClientError, Options, Question, Token};
 use crate::protocol::ids::ConversationId;
 
-mod lines;
+mod error_text;
+mod line_editor;
+mod sanitize;
 mod screen;
 mod terminal;
-mod text;
-mod words;
 
 use screen::Screen;
 
-/// Of standard input; far above what a server takes.
-const MOST_INPUT: u64 = 4 << 20;
+/// Limit of standard input in bytes. It is far above the largest message that a server accepts.
+const MAX_INPUT_BYTES: u64 = 4 << 20;
 
-/// What `chat` is told.
+/// Arguments of `chatmesh chat`.
 #[derive(Debug, Args)]
 pub(crate) struct ChatArgs {
     /// The server: http://, https://, ws:// or wss://.
@@ -50,11 +50,14 @@ pub(crate) struct ChatArgs {
     list: bool,
 }
 
-fn misused(error: impl std::fmt::Display) -> anyhow::Error {
-    Misused(error.to_string()).into()
+fn usage_error(error: impl std::fmt::Display) -> anyhow::Error {
+    UsageError(error.to_string()).into()
 }
 
-/// Carries it out.
+/// Runs the chat.
+///
+/// # Errors
+/// The arguments are invalid, the server cannot be used, or the answer failed.
 pub(crate) fn run(args: ChatArgs) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -65,51 +68,53 @@ pub(crate) fn run(args: ChatArgs) -> anyhow::Result<()> {
 }
 
 async fn chat(args: ChatArgs) -> anyhow::Result<()> {
-    let mut options = Options::new(&args.url, &args.user).map_err(misused)?;
+    let mut options = Options::new(&args.url, &args.user).map_err(usage_error)?;
     if let Some(token) = args.token {
         options = options.token(Token::Given(token));
     }
     let conversation = if args.new {
         ConversationId::random()
     } else {
-        ConversationId::parse(&args.conversation).map_err(misused)?
+        ConversationId::parse(&args.conversation).map_err(usage_error)?
     };
-    let piped = !std::io::stdin().is_terminal();
-    // Before the server is troubled.
-    let question = if piped && !args.list {
+    let is_piped = !std::io::stdin().is_terminal();
+    // Read before connecting, so that invalid input needs no server.
+    let question = if is_piped && !args.list {
         let mut text = String::new();
         std::io::stdin()
             .lock()
-            .take(MOST_INPUT)
+            .take(MAX_INPUT_BYTES)
             .read_to_string(&mut text)
-            .map_err(|_| misused("standard input is not UTF-8 text"))?;
+            .map_err(|_| usage_error("standard input is not UTF-8 text"))?;
         let text = text.trim();
         if text.is_empty() {
-            return Err(misused("standard input is empty: there is nothing to ask"));
+            return Err(usage_error(
+                "standard input is empty: there is nothing to ask",
+            ));
         }
         Some(text.to_owned())
     } else {
         None
     };
-    let client = Client::connect(options).await.map_err(explained)?;
+    let client = Client::connect(options).await.map_err(with_hint)?;
     let mut screen = Screen::new();
-    let done = match question {
-        _ if args.list => list(&client, &mut screen).await,
+    let result = match question {
+        _ if args.list => list_conversations(&client, &mut screen).await,
         Some(text) => {
             if args.new {
-                // Nobody could go on with it otherwise.
-                screen.notice(&format!("conversation {conversation}"));
+                // The name is needed to continue the conversation.
+                screen.print_notice(&format!("conversation {conversation}"));
             }
             let question = Question::new(text).in_conversation(conversation);
-            terminal::once(&client, question, &mut screen).await
+            terminal::ask_once(&client, question, &mut screen).await
         }
-        None => terminal::talk(&client, conversation, screen).await,
+        None => terminal::converse(&client, conversation, screen).await,
     };
     client.close().await;
-    done
+    result
 }
 
-fn explained(error: ClientError) -> anyhow::Error {
+fn with_hint(error: ClientError) -> anyhow::Error {
     let hint = match &error {
         ClientError::Unauthorized(_) => {
             "give one by --token or CHATMESH_TOKEN; who runs the server can make one for this --user"
@@ -122,23 +127,23 @@ fn explained(error: ClientError) -> anyhow::Error {
     anyhow::anyhow!("{error}\n{hint}")
 }
 
-async fn list(client: &Client, screen: &mut Screen) -> anyhow::Result<()> {
+async fn list_conversations(client: &Client, screen: &mut Screen) -> anyhow::Result<()> {
     let mut after = None;
-    let mut none = true;
+    let mut is_empty = true;
     loop {
         let page = client.conversations(after.as_ref()).await?;
-        for one in &page.conversations {
-            none = false;
-            let turns = if one.turns == 1 { "turn" } else { "turns" };
-            screen.line(&format!(
+        for entry in &page.conversations {
+            is_empty = false;
+            let turns = if entry.turns == 1 { "turn" } else { "turns" };
+            screen.print_line(&format!(
                 "{}\t{} {turns}\t{}",
-                one.conversation_id, one.turns, one.updated_at
+                entry.conversation_id, entry.turns, entry.updated_at
             ))?;
         }
         after = page.next;
         if after.is_none() {
-            if none {
-                screen.notice("no conversations yet");
+            if is_empty {
+                screen.print_notice("no conversations yet");
             }
             return Ok(());
         }

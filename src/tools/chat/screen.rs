@@ -1,119 +1,120 @@
-//! What is written where: the answer on standard output, everything else on standard error.
+//! Writes answers to standard output and notices to standard error.
 
 use std::io::{self, IsTerminal as _, Write as _};
 
-use super::text::harmless;
+use super::sanitize::sanitize;
 
-/// The two outputs, and the answer as far as it is shown.
+/// The outputs of the chat, and the text of the current answer.
 pub(super) struct Screen {
-    /// Standard output is read by a person, who sees the answer grow. A program gets it when it is
-    /// whole: what it has read can't be taken back if another attempt begins.
-    live: bool,
-    plain: bool,
-    /// The answer's text on the screen, as it came.
-    shown: String,
-    line_begins: bool,
+    /// Standard output is a terminal, so a person watches the answer grow. A program gets only complete
+    /// answers, because text that it has read cannot be replaced when another attempt begins.
+    is_terminal: bool,
+    /// Text is written without escape sequences.
+    is_plain: bool,
+    /// The text of the current answer so far.
+    answer: String,
+    is_at_line_start: bool,
 }
 
 impl Screen {
     pub(super) fn new() -> Self {
-        let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
+        let is_dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
         let no_color = std::env::var_os("NO_COLOR").is_some_and(|set| !set.is_empty());
-        let live = io::stdout().is_terminal();
+        let is_terminal = io::stdout().is_terminal();
         Self {
-            live,
-            plain: dumb || no_color || !live,
-            shown: String::new(),
-            line_begins: true,
+            is_terminal,
+            is_plain: is_dumb || no_color || !is_terminal,
+            answer: String::new(),
+            is_at_line_start: true,
         }
     }
 
-    fn put(&mut self, text: &str) -> io::Result<()> {
+    fn write(&mut self, text: &str) -> io::Result<()> {
         if text.is_empty() {
             return Ok(());
         }
-        self.line_begins = text.ends_with('\n');
+        self.is_at_line_start = text.ends_with('\n');
         let mut out = io::stdout().lock();
         out.write_all(text.as_bytes())?;
         out.flush()
     }
 
-    /// A line of ours on standard output.
-    pub(super) fn line(&mut self, text: &str) -> io::Result<()> {
-        self.fresh_line()?;
-        self.put(&format!("{}\n", self.for_reader(text)))
+    /// Writes a line to standard output.
+    pub(super) fn print_line(&mut self, text: &str) -> io::Result<()> {
+        self.start_line()?;
+        self.write(&format!("{}\n", self.sanitize_for_terminal(text)))
     }
 
-    /// The same, less prominent.
-    pub(super) fn faint(&mut self, text: &str) -> io::Result<()> {
-        let text = harmless(text);
-        self.fresh_line()?;
-        if self.plain {
-            self.put(&format!("{text}\n"))
+    /// Writes a line to standard output, dimmed if the terminal can.
+    pub(super) fn print_dimmed(&mut self, text: &str) -> io::Result<()> {
+        let text = sanitize(text);
+        self.start_line()?;
+        if self.is_plain {
+            self.write(&format!("{text}\n"))
         } else {
-            self.put(&format!("\x1b[2m{text}\x1b[0m\n"))
+            self.write(&format!("\x1b[2m{text}\x1b[0m\n"))
         }
     }
 
-    /// A program gets the text as it is.
-    fn for_reader(&self, text: &str) -> String {
-        if self.live {
-            harmless(text)
+    /// Text for the reader of standard output. A program gets it unchanged.
+    fn sanitize_for_terminal(&self, text: &str) -> String {
+        if self.is_terminal {
+            sanitize(text)
         } else {
             text.to_owned()
         }
     }
 
-    fn fresh_line(&mut self) -> io::Result<()> {
-        if self.line_begins {
+    fn start_line(&mut self) -> io::Result<()> {
+        if self.is_at_line_start {
             Ok(())
         } else {
-            self.put("\n")
+            self.write("\n")
         }
     }
 
-    /// What happens, in words, on standard error.
-    pub(super) fn notice(&mut self, text: &str) {
-        // Nobody is left to be told of a failure to tell.
-        let _ = self.fresh_line();
-        let _ = writeln!(io::stderr().lock(), "{}", harmless(text));
+    /// Writes a notice to standard error. Errors are ignored, because there is nowhere to report them.
+    pub(super) fn print_notice(&mut self, text: &str) {
+        let _ = self.start_line();
+        let _ = writeln!(io::stderr().lock(), "{}", sanitize(text));
     }
 
-    /// More of the answer.
-    pub(super) fn more(&mut self, text: &str) -> io::Result<()> {
-        self.shown.push_str(text);
-        if self.live {
-            self.put(&harmless(text))
+    /// Appends text to the answer.
+    pub(super) fn append(&mut self, text: &str) -> io::Result<()> {
+        self.answer.push_str(text);
+        if self.is_terminal {
+            self.write(&sanitize(text))
         } else {
             Ok(())
         }
     }
 
-    /// The whole text so far: only what is new is written where it goes on.
-    pub(super) fn whole(&mut self, text: &str) -> io::Result<()> {
-        if let Some(rest) = text.strip_prefix(self.shown.as_str()) {
+    /// Replaces the answer by its complete text. If that continues the text so far, only the rest is
+    /// written.
+    pub(super) fn replace(&mut self, text: &str) -> io::Result<()> {
+        if let Some(rest) = text.strip_prefix(self.answer.as_str()) {
             let rest = rest.to_owned();
-            return self.more(&rest);
+            return self.append(&rest);
         }
-        self.anew("the answer was begun anew:");
-        self.more(text)
+        self.restart("the answer starts again:");
+        self.append(text)
     }
 
-    /// What was shown is worth nothing.
-    pub(super) fn anew(&mut self, why: &str) {
-        if self.live && !self.shown.is_empty() {
-            self.notice(why);
+    /// Discards the answer so far, and tells the person why.
+    pub(super) fn restart(&mut self, why: &str) {
+        if self.is_terminal && !self.answer.is_empty() {
+            self.print_notice(why);
         }
-        self.shown.clear();
+        self.answer.clear();
     }
 
-    /// The answer is whole.
+    /// Completes the answer.
     pub(super) fn finish(&mut self) -> io::Result<()> {
-        if !self.live {
-            let text = std::mem::take(&mut self.shown);
-            self.put(&text)?;
+        if !self.is_terminal {
+            let text = std::mem::take(&mut self.answer);
+            self.write(&text)?;
         }
-        self.shown.clear();
-        self.fresh_line()
+        self.answer.clear();
+        self.start_line()
     }
 }

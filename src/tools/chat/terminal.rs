@@ -1,4 +1,4 @@
-//! Questions and answers: one through a pipe, or one after the other at a prompt.
+//! Runs a chat: a single question from a pipe, or a conversation at a prompt.
 
 use std::io;
 
@@ -7,30 +7,30 @@ use rustyline::ExternalPrinter as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
-use super::lines::{Line, Lines};
+use super::error_text::failure_text;
+use super::line_editor::{Input, LineEditor};
+use super::sanitize::sanitize;
 use super::screen::Screen;
-use super::text::harmless;
-use super::words;
-use crate::client::{Answer, Client, End, Event, Question, State};
+use crate::client::{Answer, Client, Event, Outcome, Question, State};
 use crate::protocol::ids::ConversationId;
 use crate::protocol::wire::http::TurnEnd;
 
-/// Turns that are shown at the start.
-const SHOWN: usize = 10;
+/// Number of earlier turns shown at the start.
+const HISTORY_TURNS: usize = 10;
 
-/// How an answer came out.
-enum Outcome {
-    Done,
-    Stopped,
+/// How showing an answer ended.
+enum ShowResult {
+    Answered,
+    Cancelled,
     Failed(String),
-    /// The person doesn't want to wait for anything any more.
-    Leave,
-    /// Nobody reads the output any more.
-    Unread,
+    /// The person does not wait for the result of a cancellation.
+    Quit,
+    /// The reader of standard output has closed it.
+    OutputClosed,
 }
 
-/// One question, and its answer.
-pub(super) async fn once(
+/// Asks one question and shows its answer.
+pub(super) async fn ask_once(
     client: &Client,
     question: Question,
     screen: &mut Screen,
@@ -38,50 +38,50 @@ pub(super) async fn once(
     let mut interrupts = signal(SignalKind::interrupt())?;
     let mut state = client.state();
     let answer = client.ask(question).await?;
-    match show(&mut state, answer, screen, &mut interrupts).await? {
-        Outcome::Done | Outcome::Unread => Ok(()),
-        Outcome::Stopped | Outcome::Leave => bail!("stopped before the answer was whole"),
-        Outcome::Failed(why) => bail!(why),
+    match show_answer(&mut state, answer, screen, &mut interrupts).await? {
+        ShowResult::Answered | ShowResult::OutputClosed => Ok(()),
+        ShowResult::Cancelled | ShowResult::Quit => bail!("stopped before the answer was complete"),
+        ShowResult::Failed(why) => bail!(why),
     }
 }
 
-/// Until the person leaves.
-pub(super) async fn talk(
+/// Asks questions at a prompt until the person quits.
+pub(super) async fn converse(
     client: &Client,
     conversation: ConversationId,
     mut screen: Screen,
 ) -> anyhow::Result<()> {
     let mut interrupts = signal(SignalKind::interrupt())?;
-    let mut lines = Lines::open().context("the terminal can't be used")?;
-    let mut notices = lines.notices();
-    screen.faint(&format!(
+    let mut editor = LineEditor::open().context("the terminal can't be used")?;
+    let mut notices = editor.notice_printer();
+    screen.print_dimmed(&format!(
         "conversation {conversation}; Ctrl-C stops an answer, at the prompt it leaves"
     ))?;
     show_history(client, &conversation, &mut screen).await?;
     let mut state = client.state();
     loop {
         let reading = tokio::task::spawn_blocking(move || {
-            let line = lines.next();
-            (lines, line)
+            let input = editor.read_line();
+            (editor, input)
         });
         tokio::pin!(reading);
-        let line = loop {
+        let input = loop {
             tokio::select! {
                 read = &mut reading => {
-                    let (back, line) = read.context("the terminal can't be read")?;
-                    lines = back;
-                    break line.context("the terminal can't be read")?;
+                    let (returned, input) = read.context("the terminal can't be read")?;
+                    editor = returned;
+                    break input.context("the terminal can't be read")?;
                 }
                 Ok(()) = state.changed() => {
-                    let said = in_words(&state.borrow_and_update());
+                    let notice = state_text(&state.borrow_and_update());
                     match &mut notices {
-                        Some(printer) => { let _ = printer.print(format!("{said}\n")); }
-                        None => screen.notice(&said),
+                        Some(printer) => { let _ = printer.print(format!("{notice}\n")); }
+                        None => screen.print_notice(&notice),
                     }
                 }
             }
         };
-        let Line::Text(text) = line else {
+        let Input::Text(text) = input else {
             return Ok(());
         };
         if text.trim().is_empty() {
@@ -89,122 +89,126 @@ pub(super) async fn talk(
         }
         let question = Question::new(text.trim()).in_conversation(conversation.clone());
         let answer = client.ask(question).await?;
-        match show(&mut state, answer, &mut screen, &mut interrupts).await? {
-            Outcome::Done => screen.line("")?,
-            Outcome::Stopped => screen.notice("stopped\n"),
-            Outcome::Failed(why) => screen.notice(&format!("error: {why}\n")),
-            Outcome::Leave | Outcome::Unread => return Ok(()),
+        match show_answer(&mut state, answer, &mut screen, &mut interrupts).await? {
+            ShowResult::Answered => screen.print_line("")?,
+            ShowResult::Cancelled => screen.print_notice("stopped\n"),
+            ShowResult::Failed(why) => screen.print_notice(&format!("error: {why}\n")),
+            ShowResult::Quit | ShowResult::OutputClosed => return Ok(()),
         }
-        if let State::Over(why) = &*client.state().borrow() {
+        if let State::Closed(why) = &*client.state().borrow() {
             bail!("the connection is over: {why}");
         }
     }
 }
 
-fn in_words(state: &State) -> String {
-    harmless(&match state {
+fn state_text(state: &State) -> String {
+    sanitize(&match state {
         State::Connected => "connected again".to_owned(),
-        State::Lost(why) => format!("connection lost ({why}), coming back…"),
-        State::Over(why) => format!("the connection is over: {why}"),
+        State::Reconnecting(why) => format!("connection lost ({why}), reconnecting…"),
+        State::Closed(why) => format!("the connection is over: {why}"),
     })
 }
 
-async fn show(
+async fn show_answer(
     state: &mut watch::Receiver<State>,
     answer: Answer,
     screen: &mut Screen,
     interrupts: &mut Signal,
-) -> anyhow::Result<Outcome> {
-    match follow(state, answer, screen, interrupts).await {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Outcome::Unread),
+) -> anyhow::Result<ShowResult> {
+    match show_events(state, answer, screen, interrupts).await {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(ShowResult::OutputClosed),
         other => Ok(other?),
     }
 }
 
-/// Shows an answer until it has ended.
-async fn follow(
+/// Shows the events of an answer until it has ended.
+async fn show_events(
     state: &mut watch::Receiver<State>,
     mut answer: Answer,
     screen: &mut Screen,
     interrupts: &mut Signal,
-) -> io::Result<Outcome> {
-    let mut stopping = false;
+) -> io::Result<ShowResult> {
+    let mut is_cancelling = false;
     loop {
         let event = tokio::select! {
-            // What came over a new connection is shown after the notice of it.
+            // The notice of a new connection is shown before the events that arrived over it.
             biased;
             _ = interrupts.recv() => {
-                if stopping {
-                    return Ok(Outcome::Leave);
+                if is_cancelling {
+                    return Ok(ShowResult::Quit);
                 }
-                stopping = true;
-                screen.notice("stopping… (Ctrl-C again leaves without waiting)");
+                is_cancelling = true;
+                screen.print_notice("stopping… (Ctrl-C again leaves without waiting)");
                 answer.cancel().await;
                 continue;
             }
             Ok(()) = state.changed() => {
-                let said = in_words(&state.borrow_and_update());
-                screen.notice(&said);
+                let notice = state_text(&state.borrow_and_update());
+                screen.print_notice(&notice);
                 continue;
             }
             event = answer.next() => event,
         };
-        let end = match event {
+        let outcome = match event {
             Some(Event::Delta(text)) => {
-                screen.more(&text)?;
+                screen.append(&text)?;
                 continue;
             }
             Some(Event::Snapshot(text)) => {
-                screen.whole(&text)?;
+                screen.replace(&text)?;
                 continue;
             }
             Some(Event::Restarted) => {
-                screen.anew("that attempt broke off; the answer begins anew:");
+                screen.restart("that attempt broke off; the answer starts again:");
                 continue;
             }
             Some(Event::Accepted(_) | Event::Cancel(_)) => continue,
-            Some(Event::Ended(end)) => end,
-            None => return Ok(Outcome::Done),
+            Some(Event::Ended(outcome)) => outcome,
+            None => return Ok(ShowResult::Answered),
         };
-        return match end {
-            End::Answered {
-                content,
-                finish_reason,
-                ..
-            } => {
-                screen.whole(&content)?;
-                screen.finish()?;
-                if content.trim().is_empty() {
-                    screen.notice("the answer is empty");
-                }
-                if finish_reason.as_deref() == Some("length") {
-                    screen.notice("the answer was cut off: it reached the length limit");
-                }
-                Ok(Outcome::Done)
+        return show_outcome(outcome, screen);
+    }
+}
+
+fn show_outcome(outcome: Outcome, screen: &mut Screen) -> io::Result<ShowResult> {
+    match outcome {
+        Outcome::Answered {
+            content,
+            finish_reason,
+            ..
+        } => {
+            screen.replace(&content)?;
+            screen.finish()?;
+            if content.trim().is_empty() {
+                screen.print_notice("the answer is empty");
             }
-            End::Cancelled { content } => {
-                if let Some(content) = content {
-                    screen.whole(&content)?;
-                }
-                screen.finish()?;
-                Ok(Outcome::Stopped)
+            if finish_reason.as_deref() == Some("length") {
+                screen.print_notice("the answer was cut off: it reached the length limit");
             }
-            End::Failed {
-                code,
-                message,
-                retry_after,
-                ..
-            } => {
-                screen.anew("the answer broke off");
-                let why = words::failed(code, &message, retry_after);
-                Ok(Outcome::Failed(harmless(&why)))
+            Ok(ShowResult::Answered)
+        }
+        Outcome::Cancelled { content } => {
+            if let Some(content) = content {
+                screen.replace(&content)?;
             }
-            End::Lost { why } => {
-                screen.anew("the answer did not come to its end");
-                let why = format!("{why}; the answer may be in the conversation later");
-                Ok(Outcome::Failed(harmless(&why)))
-            }
-        };
+            screen.finish()?;
+            Ok(ShowResult::Cancelled)
+        }
+        Outcome::Failed {
+            code,
+            message,
+            retry_after,
+            ..
+        } => {
+            screen.restart("the answer broke off");
+            let why = failure_text(code, &message, retry_after);
+            Ok(ShowResult::Failed(sanitize(&why)))
+        }
+        Outcome::Unknown { why } => {
+            screen.restart("the answer is incomplete");
+            let why = format!("{why}; the answer may be in the conversation later");
+            Ok(ShowResult::Failed(sanitize(&why)))
+        }
     }
 }
 
@@ -213,26 +217,26 @@ async fn show_history(
     conversation: &ConversationId,
     screen: &mut Screen,
 ) -> anyhow::Result<()> {
-    let page = match client.messages(conversation, None, SHOWN).await {
+    let page = match client.messages(conversation, None, HISTORY_TURNS).await {
         Ok(page) => page,
         Err(error) => {
-            screen.notice(&format!("earlier turns can't be shown: {error}"));
+            screen.print_notice(&format!("earlier turns can't be shown: {error}"));
             return Ok(());
         }
     };
     if page.next.is_some() {
-        screen.faint("…")?;
+        screen.print_dimmed("…")?;
     }
     for turn in page.messages.iter().rev() {
         let question = turn.question.as_deref().unwrap_or("(not known)");
-        screen.faint(&format!("> {question}"))?;
+        screen.print_dimmed(&format!("> {question}"))?;
         match turn.status {
             TurnEnd::Answered => {}
-            TurnEnd::Cancelled => screen.faint("(stopped)")?,
-            TurnEnd::Failed => screen.faint("(failed)")?,
+            TurnEnd::Cancelled => screen.print_dimmed("(stopped)")?,
+            TurnEnd::Failed => screen.print_dimmed("(failed)")?,
         }
-        screen.line(&turn.answer)?;
-        screen.line("")?;
+        screen.print_line(&turn.answer)?;
+        screen.print_line("")?;
     }
     Ok(())
 }

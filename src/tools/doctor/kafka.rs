@@ -1,4 +1,4 @@
-//! Kafka: brokers, topics, groups.
+//! Checks Kafka: brokers, topics and consumer groups.
 
 use super::report::{Findings, Status};
 use crate::config::Config;
@@ -6,10 +6,10 @@ use crate::log::kafka::KafkaLog;
 use crate::log::kafka::inspect::{Group, Topic};
 use crate::log::{Log as _, TopicSpec};
 
-/// As the alert ChatmeshConsumerLag has it.
-const MUCH_LAG: i64 = 500;
+/// Largest consumer lag without a warning, the threshold of the alert ChatmeshConsumerLag.
+const MAX_LAG: i64 = 500;
 
-pub(super) async fn look(config: &Config, findings: &mut Findings) {
+pub(super) async fn check(config: &Config, findings: &mut Findings) {
     let settings = config.kafka();
     let servers = &settings.bootstrap_servers;
     let log = match KafkaLog::connect(&settings) {
@@ -42,8 +42,9 @@ pub(super) async fn look(config: &Config, findings: &mut Findings) {
     let cluster = match log.inspect(&specs).await {
         Ok(cluster) => cluster,
         Err(error) => {
-            let advice = "look at the brokers' logs, and at what this user is allowed to see";
-            findings.problem(format!("{servers} answers, but not all: {error}"), advice);
+            let advice = "check the brokers' logs and this user's permissions";
+            let text = format!("{servers} answers, but a request failed: {error}");
+            findings.problem(text, advice);
             return;
         }
     };
@@ -55,25 +56,25 @@ pub(super) async fn look(config: &Config, findings: &mut Findings) {
     let wanted = usize::try_from(settings.replication_factor).unwrap_or(1);
     if brokers < wanted {
         findings.problem(
-            format!("KAFKA_REPLICATION_FACTOR is {wanted}, and {brokers} broker(s) are up"),
+            format!("KAFKA_REPLICATION_FACTOR is {wanted}, but {brokers} broker(s) are up"),
             "start the missing brokers, or lower it",
         );
     }
     for spec in &specs {
         match cluster.topics.iter().find(|topic| topic.name == spec.name) {
-            Some(topic) => judge_topic(topic, spec, dead.contains(&spec.name), findings),
+            Some(topic) => check_topic(topic, spec, dead.contains(&spec.name), findings),
             None => findings.warning(
                 format!("topic {} is missing", spec.name),
                 format!(
-                    "the first role that needs it makes it, with {} partitions; where it may \
-                    not, make it by hand",
+                    "the first role that needs it creates it with {} partitions; if it lacks \
+                    the permission, create it yourself",
                     spec.partitions
                 ),
             ),
         }
     }
     for warning in &cluster.warnings {
-        findings.sentence(Status::Problem, warning);
+        findings.add_sentence(Status::Problem, warning);
     }
     for (pipeline, role) in [(&worker, "ai-worker"), (&relay, "relay")] {
         if !cluster
@@ -84,16 +85,16 @@ pub(super) async fn look(config: &Config, findings: &mut Findings) {
             continue;
         }
         match log.inspect_group(&pipeline.group, &pipeline.topic).await {
-            Ok(group) => judge_group(&group, &pipeline.group, role, findings),
+            Ok(group) => check_group(&group, &pipeline.group, role, findings),
             Err(error) => findings.warning(
-                format!("group {} can't be looked at: {error}", pipeline.group),
+                format!("group {} can't be inspected: {error}", pipeline.group),
                 "allow this user to describe groups",
             ),
         }
     }
 }
 
-fn judge_topic(topic: &Topic, spec: &TopicSpec, dead: bool, findings: &mut Findings) {
+fn check_topic(topic: &Topic, spec: &TopicSpec, is_dead_letter: bool, findings: &mut Findings) {
     let Topic {
         name,
         partitions,
@@ -106,34 +107,34 @@ fn judge_topic(topic: &Topic, spec: &TopicSpec, dead: bool, findings: &mut Findi
     if *leaderless > 0 {
         findings.problem(
             format!("{facts}; {leaderless} without a leader: nothing can be read or written there"),
-            "bring back the brokers that hold them",
+            "restart the brokers that have them",
         );
     } else if *behind > 0 {
         findings.warning(
             format!("{facts}; {behind} have replicas that fell behind"),
-            "look at the brokers that are missing or slow",
+            "check the brokers that are missing or slow",
         );
-    } else if !dead && *partitions < wanted {
+    } else if !is_dead_letter && *partitions < wanted {
         findings.problem(
             format!(
-                "{facts}, and KAFKA_TOPIC_PARTITIONS says {wanted}: no more than {partitions} \
-                processes can share it"
+                "{facts}, but KAFKA_TOPIC_PARTITIONS says {wanted}: at most {partitions} processes \
+                can share it"
             ),
             "add partitions with the gateways drained first (docs/operations.md, Adding \
-             partitions), or set KAFKA_TOPIC_PARTITIONS to what it has",
+             partitions), or set KAFKA_TOPIC_PARTITIONS to its number",
         );
     } else {
         findings.ok(facts);
     }
 }
 
-fn judge_group(group: &Group, name: &str, role: &str, findings: &mut Findings) {
+fn check_group(group: &Group, name: &str, role: &str, findings: &mut Findings) {
     let Group {
         state,
         members,
         lag,
     } = group;
-    let state = state.as_deref().unwrap_or("not known");
+    let state = state.as_deref().unwrap_or("unknown state");
     let facts = format!("group {name}: {members} member(s), {lag} behind ({state})");
     if *members == 0 && *lag > 0 {
         findings.problem(
@@ -145,10 +146,12 @@ fn judge_group(group: &Group, name: &str, role: &str, findings: &mut Findings) {
             format!("{facts}: nobody reads"),
             format!("start chatmesh {role}"),
         );
-    } else if *lag > MUCH_LAG {
+    } else if *lag > MAX_LAG {
         findings.warning(
             facts,
-            format!("add {role} processes, at most one a partition, or see why they are slow"),
+            format!(
+                "add {role} processes, at most one per partition, or find out why they are slow"
+            ),
         );
     } else {
         findings.ok(facts);

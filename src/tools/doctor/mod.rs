@@ -1,5 +1,5 @@
-//! `chatmesh doctor`: looks at everything a deployment stands on, and says what is wrong with it
-//! and what to do.
+//! `chatmesh doctor`: checks everything that a deployment depends on, and reports what is wrong and what
+//! to do.
 
 use std::time::Duration;
 
@@ -11,68 +11,69 @@ use super::print;
 use crate::app;
 use crate::config::{Config, ConfigErrors, Role};
 
-mod folder;
+mod data_dir;
 mod kafka;
-mod keys;
 mod model;
 mod redis;
 mod report;
+mod token_keys;
 
-/// All of one area; the parts of it have shorter bounds of their own.
-const AREA: Duration = Duration::from_secs(60);
+/// Limit for the checks of one area, whose parts have shorter limits of their own.
+const AREA_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Arguments of `chatmesh doctor`.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// Look at what this role needs. Left out: at the whole deployment on Kafka and Redis where an
-    /// address of them is set, otherwise at all-in-one.
+    /// Check what this role needs. Without a role: the deployment on Kafka and Redis if an address of
+    /// them is set, otherwise all-in-one.
     pub(crate) role: Option<Role>,
-    /// Don't call the model: a call costs some tokens.
+    /// Do not call the model, which costs some tokens.
     #[arg(long)]
     no_model: bool,
-    /// As JSON.
+    /// Print the report as JSON.
     #[arg(long)]
     json: bool,
-    /// All-in-one's folder.
+    /// The data directory of all-in-one.
     #[arg(long, value_name = "FOLDER")]
     pub(crate) data_dir: Option<String>,
 }
 
-/// What was read for the roles that are meant.
-pub(crate) struct Loaded {
-    /// Configurations that are good.
-    pub(crate) configs: Vec<Config>,
-    /// What is wrong with the others.
-    pub(crate) wrong: Vec<(Role, ConfigErrors)>,
+/// The configurations of the roles to check.
+pub(crate) struct LoadedConfigs {
+    /// Valid configurations.
+    pub(crate) valid: Vec<Config>,
+    /// Errors in the others.
+    pub(crate) invalid: Vec<(Role, ConfigErrors)>,
 }
 
-/// Looks, and prints what was seen.
+/// Runs all checks and prints the report.
 ///
 /// # Errors
-/// Something is a problem; [`ConfigErrors`] or [`app::UnusableSetting`] where it is the configuration.
-pub(crate) async fn run(arguments: &Arguments, loaded: Loaded) -> anyhow::Result<()> {
+/// A check found a problem. It is [`ConfigErrors`] or [`app::UnusableSetting`] if the configuration is one.
+pub(crate) async fn run(arguments: &Arguments, loaded: LoadedConfigs) -> anyhow::Result<()> {
     let mut checks = Vec::new();
     let mut unusable = None;
-    let mut findings = Findings::of("configuration");
-    for (role, errors) in &loaded.wrong {
+    let mut findings = Findings::new("configuration");
+    for (role, errors) in &loaded.invalid {
         for problem in &errors.problems {
             let text = format!(
                 "{role}: {} ({}): {}",
                 problem.key, problem.source, problem.text
             );
-            findings.problem(text, "change it where it was set");
+            findings.problem(text, "correct it in its source");
         }
     }
     let mut usable = Vec::new();
-    for config in &loaded.configs {
+    for config in &loaded.valid {
         match app::validate_engines(config) {
             Ok(()) => {
-                judge(config, &mut findings);
+                add_notices(config, &mut findings);
                 usable.push(config);
             }
             Err(error) => {
                 findings.problem(
                     format!("{}: {error}", config.role()),
-                    "change it where it was set",
+                    "correct it in its source",
                 );
                 unusable = Some(error);
             }
@@ -80,53 +81,56 @@ pub(crate) async fn run(arguments: &Arguments, loaded: Loaded) -> anyhow::Result
     }
     checks.append(&mut findings.checks);
     let model = async {
-        let mut findings = Findings::of("model");
+        let mut findings = Findings::new("model");
         let worker = usable
             .iter()
             .find(|c| matches!(c.role(), Role::AiWorker | Role::AllInOne));
         match worker {
             Some(_) if arguments.no_model => findings.skipped("not called (--no-model)"),
-            Some(config) => model::look(&config.worker(), &mut findings).await,
+            Some(config) => model::check(&config.worker(), &mut findings).await,
             None => {}
         }
         findings
     };
-    let scaled = usable.iter().find(|config| config.role() != Role::AllInOne);
+    let distributed = usable.iter().find(|config| config.role() != Role::AllInOne);
     let kafka = async {
-        let mut findings = Findings::of("kafka");
-        if let Some(config) = scaled {
-            kafka::look(config, &mut findings).await;
+        let mut findings = Findings::new("kafka");
+        if let Some(config) = distributed {
+            kafka::check(config, &mut findings).await;
         }
         findings
     };
     let redis = async {
-        let mut findings = Findings::of("redis");
-        if let Some(config) = scaled {
-            redis::look(config, &mut findings).await;
+        let mut findings = Findings::new("redis");
+        if let Some(config) = distributed {
+            redis::check(config, &mut findings).await;
         }
         findings
     };
     let keys = async {
-        let mut findings = Findings::of("keys");
-        let doors = usable
+        let mut findings = Findings::new("keys");
+        let gateways = usable
             .iter()
             .filter(|c| matches!(c.role(), Role::Gateway | Role::AllInOne));
         let mut unusable = None;
-        for config in doors {
-            unusable = keys::look(config, &mut findings).await.err().or(unusable);
+        for config in gateways {
+            unusable = token_keys::check(config, &mut findings)
+                .await
+                .err()
+                .or(unusable);
         }
         (findings, unusable)
     };
     let ((keys, unusable_keys), kafka, redis, model) = tokio::join!(
-        // Bounded by itself.
+        // Its requests have a limit of their own.
         keys,
-        bounded("kafka", kafka),
-        bounded("redis", redis),
-        bounded("model", model)
+        with_timeout("kafka", kafka),
+        with_timeout("redis", redis),
+        with_timeout("model", model)
     );
-    let mut data = Findings::of("data");
+    let mut data = Findings::new("data");
     if let Some(config) = usable.iter().find(|config| config.role() == Role::AllInOne) {
-        folder::look(config, &mut data);
+        data_dir::check(config, &mut data);
     }
     for findings in [keys, kafka, redis, data, model] {
         checks.extend(findings.checks);
@@ -137,22 +141,22 @@ pub(crate) async fn run(arguments: &Arguments, loaded: Loaded) -> anyhow::Result
     } else {
         report.text()
     })?;
-    if let Some((_, errors)) = loaded.wrong.into_iter().next() {
+    if let Some((_, errors)) = loaded.invalid.into_iter().next() {
         return Err(errors.into());
     }
     if let Some(unusable) = unusable.or(unusable_keys) {
         return Err(unusable.into());
     }
     let problems = report.problems();
-    // A copied .env names servers even where only an all-in-one is meant.
-    let guessed = arguments.role.is_none() && scaled.is_some();
+    // A copied .env sets these addresses even if only an all-in-one is intended.
+    let is_deployment_guessed = arguments.role.is_none() && distributed.is_some();
     ensure!(
         problems == 0,
         "{problems} problem{}{}",
         if problems == 1 { "" } else { "s" },
-        if guessed {
-            "; Kafka and Redis were looked at since KAFKA_BOOTSTRAP_SERVERS, REDIS_URL or \
-             REDIS_HOST is set (perhaps in .env): for an all-in-one say `doctor all-in-one`"
+        if is_deployment_guessed {
+            "; Kafka and Redis were checked because KAFKA_BOOTSTRAP_SERVERS, REDIS_URL or \
+             REDIS_HOST is set (perhaps in .env): for an all-in-one run `doctor all-in-one`"
         } else {
             ""
         }
@@ -160,38 +164,41 @@ pub(crate) async fn run(arguments: &Arguments, loaded: Loaded) -> anyhow::Result
     Ok(())
 }
 
-fn deployment(loaded: &Loaded) -> String {
-    let good = loaded.configs.iter().map(Config::role);
-    let mut roles: Vec<Role> = good
-        .chain(loaded.wrong.iter().map(|(role, _)| *role))
+fn deployment(loaded: &LoadedConfigs) -> String {
+    let valid = loaded.valid.iter().map(Config::role);
+    let mut roles: Vec<Role> = valid
+        .chain(loaded.invalid.iter().map(|(role, _)| *role))
         .collect();
     roles.sort_unstable();
     let names: Vec<&str> = roles.iter().map(|role| role.as_str()).collect();
     names.join(", ")
 }
 
-async fn bounded(area: &'static str, looking: impl Future<Output = Findings>) -> Findings {
-    tokio::time::timeout(AREA, looking)
+async fn with_timeout(area: &'static str, checks: impl Future<Output = Findings>) -> Findings {
+    tokio::time::timeout(AREA_TIMEOUT, checks)
         .await
         .unwrap_or_else(|_| {
-            let mut findings = Findings::of(area);
-            let text = format!("not all could be asked within {} s", AREA.as_secs());
+            let mut findings = Findings::new(area);
+            let text = format!(
+                "the checks did not finish within {} s",
+                AREA_TIMEOUT.as_secs()
+            );
             findings.problem(
                 text,
-                "it answers far too slowly: look at its load and at the network",
+                "it responds far too slowly: check its load and the network",
             );
             findings
         })
 }
 
-fn judge(config: &Config, findings: &mut Findings) {
+/// Adds the configuration's notices as warnings.
+fn add_notices(config: &Config, findings: &mut Findings) {
     let role = config.role();
-    let mut fine = true;
-    for notice in config.notices() {
-        findings.sentence(Status::Warning, &format!("{role}: {notice}"));
-        fine = false;
+    let notices = config.notices();
+    for notice in notices {
+        findings.add_sentence(Status::Warning, &format!("{role}: {notice}"));
     }
-    if fine {
+    if notices.is_empty() {
         findings.ok(format!("{role}: nothing is wrong"));
     }
 }

@@ -1,4 +1,4 @@
-//! The model's API: one short call, as a worker would make it.
+//! Checks the model's API with one short call, like a worker's.
 
 use std::time::Instant;
 
@@ -11,13 +11,13 @@ use crate::ai_worker::provider::{
 };
 use crate::config::settings::{ModelApiSettings, WorkerSettings};
 
-/// Enough for a word; models that think before they speak need some of it for that.
+/// Limit of the test answer. One word is enough, but reasoning models spend tokens before it.
 const MAX_TOKENS: u32 = 64;
 
-pub(super) async fn look(settings: &WorkerSettings, findings: &mut Findings) {
+pub(super) async fn check(settings: &WorkerSettings, findings: &mut Findings) {
     let Some(api) = &settings.model else {
         findings.warning(
-            "the built-in demo model answers, which only repeats what it is told",
+            "the built-in demo model answers, which only repeats the message",
             "set OPENAI_API_KEY, or OPENAI_BASE_URL for a server of your own",
         );
         return;
@@ -25,7 +25,7 @@ pub(super) async fn look(settings: &WorkerSettings, findings: &mut Findings) {
     let provider = match OpenAi::new(api) {
         Ok(provider) => provider,
         Err(error) => {
-            findings.problem(error.to_string(), "correct it");
+            findings.problem(error.to_string(), "correct the setting");
             return;
         }
     };
@@ -38,19 +38,19 @@ pub(super) async fn look(settings: &WorkerSettings, findings: &mut Findings) {
         max_tokens: settings.prompt.max_tokens.min(MAX_TOKENS),
         temperature: settings.prompt.temperature,
     };
-    let place = place(api);
+    let address = address(api);
     match call(&provider, &request).await {
         Ok((first_ms, all_ms)) => {
             let text = format!(
-                "{} at {place} answers: first token after {first_ms} ms, all after {all_ms} ms",
+                "{} at {address} answers: first token after {first_ms} ms, all after {all_ms} ms",
                 request.model
             );
             let limit = api.first_token_timeout.as_millis();
-            // A worker gives up at the limit; half of it leaves no room for a busy hour.
+            // A worker gives up at the limit. More than half of it leaves no reserve for busy hours.
             if first_ms * 2 > limit {
                 findings.warning(
                     text,
-                    format!("OPENAI_TIMEOUT_MS ({limit} ms to the first token) is near: raise it"),
+                    format!("this is close to OPENAI_TIMEOUT_MS ({limit} ms to the first token): raise it"),
                 );
             } else {
                 findings.ok(text);
@@ -58,7 +58,7 @@ pub(super) async fn look(settings: &WorkerSettings, findings: &mut Findings) {
         }
         Err(error) => {
             let text = format!(
-                "{} at {place} does not answer: {}",
+                "{} at {address} does not answer: {}",
                 request.model, error.detail
             );
             findings.problem(text, advice(&error, api));
@@ -66,8 +66,8 @@ pub(super) async fn look(settings: &WorkerSettings, findings: &mut Findings) {
     }
 }
 
-/// Without user, password and query, which may be secret.
-fn place(api: &ModelApiSettings) -> String {
+/// The API's address without user, password and query, which may be secret.
+fn address(api: &ModelApiSettings) -> String {
     let url = &api.base_url;
     let host = url.host_str().unwrap_or_default();
     let port = url
@@ -77,46 +77,48 @@ fn place(api: &ModelApiSettings) -> String {
     format!("{}://{host}{port}{}", url.scheme(), url.path())
 }
 
-/// Milliseconds to the first token and to the end.
+/// Calls the model. Returns the milliseconds to the first token and to the end.
 async fn call(provider: &OpenAi, request: &ModelRequest) -> Result<(u128, u128), ModelError> {
-    let began = Instant::now();
+    let started = Instant::now();
     let mut first = None;
     let mut answer = provider.call(request).await?;
     while let Some(event) = answer.next().await {
         match event? {
             ModelEvent::Text(_) => {
-                first.get_or_insert_with(|| began.elapsed().as_millis());
+                first.get_or_insert_with(|| started.elapsed().as_millis());
             }
             ModelEvent::Usage(_) | ModelEvent::Finished { .. } => {}
         }
     }
-    let all = began.elapsed().as_millis();
-    Ok((first.unwrap_or(all), all))
+    let total = started.elapsed().as_millis();
+    Ok((first.unwrap_or(total), total))
 }
 
 fn advice(error: &ModelError, api: &ModelApiSettings) -> String {
     match error.kind {
-        "auth" if api.api_key.is_none() => "it wants a key: set OPENAI_API_KEY".to_owned(),
-        "auth" => "it does not take the key: correct OPENAI_API_KEY".to_owned(),
+        "auth" if api.api_key.is_none() => "it requires a key: set OPENAI_API_KEY".to_owned(),
+        "auth" => "it rejects the key: correct OPENAI_API_KEY".to_owned(),
         "quota" => "the key's quota is used up: raise it with the provider".to_owned(),
         "rate_limited" => {
-            "the key's rate is used up: try again later, or ask the provider for more".to_owned()
+            "the key's rate limit is reached: try again later, or ask the provider for more"
+                .to_owned()
         }
-        "connect" => "nothing can be reached there: correct OPENAI_BASE_URL, or look at the \
-                      network and at the server's certificate"
+        "connect" => "it can't be reached: correct OPENAI_BASE_URL, or check the network and the \
+                      server's certificate"
             .to_owned(),
         "first_token_timeout" => {
             let limit = api.first_token_timeout.as_millis();
             format!(
-                "nothing came within OPENAI_TIMEOUT_MS ({limit} ms): raise it if the model is slow to begin"
+                "no token arrived within OPENAI_TIMEOUT_MS ({limit} ms): raise it if the model starts slowly"
             )
         }
         "idle_timeout" => {
-            "it began and stopped: raise OPENAI_IDLE_TIMEOUT_MS, or look at the server".to_owned()
+            "it stopped during the answer: raise OPENAI_IDLE_TIMEOUT_MS, or check the server"
+                .to_owned()
         }
-        "rejected" => "it refuses the request: correct OPENAI_MODEL, and the path in \
-                       OPENAI_BASE_URL (it mostly ends in /v1)"
+        "rejected" => "it rejects the request: correct OPENAI_MODEL, and the path in \
+                       OPENAI_BASE_URL (it usually ends in /v1)"
             .to_owned(),
-        _ => "look at the server's own log; the worker tries such calls again".to_owned(),
+        _ => "check the server's own log; the worker retries such calls".to_owned(),
     }
 }

@@ -1,4 +1,4 @@
-//! Redis: one server, behind sentinel, or a cluster.
+//! Checks Redis: a single server, servers behind sentinel, or a cluster.
 
 use std::time::Duration;
 
@@ -8,20 +8,20 @@ use crate::fanout::FanoutHealth as _;
 use crate::fanout::redis::RedisFanout;
 use crate::fanout::redis::inspect::{Master, Topology};
 
-/// A first connection takes longer than a call; sentinel and cluster ask several servers.
-const CONNECT: Duration = Duration::from_secs(6);
-/// Between two tries of it.
-const AGAIN: Duration = Duration::from_millis(100);
-/// Clocks further apart than this deserve a look.
-const SKEW_MS: i64 = 2000;
-/// An answer that takes longer slows every message.
-const SLOW_MS: i64 = 50;
-/// The oldest version with sharded publish and subscribe.
-const CLUSTER_VERSION: u32 = 7;
+/// Limit for the first connection. Sentinel and cluster need several connections.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(6);
+/// Pause between two attempts to connect.
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
+/// Largest difference between two clocks without a warning.
+const MAX_CLOCK_SKEW_MS: i64 = 2000;
+/// Longest round trip without a warning. Every message needs several.
+const MAX_ROUND_TRIP_MS: i64 = 50;
+/// The first major version with sharded publish/subscribe, which a cluster needs.
+const MIN_CLUSTER_VERSION: u32 = 7;
 const MIB: u64 = 1 << 20;
 
-pub(super) async fn look(config: &Config, findings: &mut Findings) {
-    let place = config.redis_place();
+pub(super) async fn check(config: &Config, findings: &mut Findings) {
+    let address = config.redis_address();
     let fanout = match RedisFanout::connect(&config.redis()) {
         Ok(fanout) => fanout,
         Err(error) => {
@@ -29,32 +29,33 @@ pub(super) async fn look(config: &Config, findings: &mut Findings) {
             return;
         }
     };
-    let deadline = tokio::time::Instant::now() + CONNECT;
+    let deadline = tokio::time::Instant::now() + CONNECT_TIMEOUT;
     while let Err(error) = fanout.check().await {
         if tokio::time::Instant::now() >= deadline {
-            let (text, advice) = unanswered(&place, &error.to_string());
+            let (text, advice) = connection_failure(&address, &error.to_string());
             findings.problem(text, advice);
             return;
         }
-        tokio::time::sleep(AGAIN).await;
+        tokio::time::sleep(RETRY_INTERVAL).await;
     }
     let servers = match fanout.inspect().await {
         Ok(servers) => servers,
         Err(error) => {
-            let advice = "allow this user INFO and TIME, and look at Redis's log";
-            findings.problem(format!("{place} answers, but not all: {error}"), advice);
+            let advice = "allow this user INFO and TIME, and check Redis's log";
+            let text = format!("{address} answers, but a command failed: {error}");
+            findings.problem(text, advice);
             return;
         }
     };
     match servers.topology {
-        Topology::Single => findings.ok(format!("{place} answers")),
+        Topology::Single => findings.ok(format!("{address} answers")),
         Topology::Sentinel => {
             let master = servers
                 .masters
                 .first()
                 .map_or("", |master| master.address.as_str());
             findings.ok(format!(
-                "sentinel at {place} names {master} as the master, which answers"
+                "sentinel at {address} names {master} as the master, which answers"
             ));
             if servers
                 .masters
@@ -62,7 +63,7 @@ pub(super) async fn look(config: &Config, findings: &mut Findings) {
                 .any(|master| master.replicas == Some(0))
             {
                 findings.warning(
-                    "the master has no replica: sentinel has nobody to promote",
+                    "the master has no replica, so sentinel can't promote one",
                     "start a replica",
                 );
             }
@@ -75,43 +76,43 @@ pub(super) async fn look(config: &Config, findings: &mut Findings) {
         }
         Topology::Cluster { unassigned } => findings.problem(
             format!(
-                "{unassigned} of the cluster's 16384 slots have no master: their users get nothing"
+                "{unassigned} of the cluster's 16384 slots have no master: their users are not served"
             ),
-            "bring back the masters that are missing, or `redis-cli --cluster fix`",
+            "restart the missing masters, or run `redis-cli --cluster fix`",
         ),
     }
-    let clustered = matches!(servers.topology, Topology::Cluster { .. });
+    let is_cluster = matches!(servers.topology, Topology::Cluster { .. });
     for master in &servers.masters {
-        judge(master, clustered, findings);
+        check_master(master, is_cluster, findings);
     }
 }
 
-/// What an error of the connection means, and what to do about it.
-fn unanswered(place: &str, error: &str) -> (String, &'static str) {
-    // Who refuses a password is there, however the call that waited for it ended.
+/// Describes why the connection failed, and what to do.
+fn connection_failure(address: &str, error: &str) -> (String, &'static str) {
+    // A server that rejects the password is reachable, even if the client reports a timeout.
     let refusals = ["Authentication Error", "WRONGPASS", "NOAUTH"];
     match refusals.into_iter().find_map(|refusal| error.find(refusal)) {
-        Some(at) => (
-            format!("{place} refuses the login: {}", &error[at..]),
-            "correct the password in REDIS_URL (or REDIS_PASSWORD), and the user's name if one is there",
+        Some(start) => (
+            format!("{address} refuses the login: {}", &error[start..]),
+            "correct the password in REDIS_URL (or REDIS_PASSWORD), and the user name if there is one",
         ),
         None => (
-            format!("{place} does not answer: {error}"),
+            format!("{address} does not answer: {error}"),
             "start it, or correct REDIS_URL (or REDIS_HOST, REDIS_PORT, REDIS_PASSWORD)",
         ),
     }
 }
 
-fn judge(master: &Master, clustered: bool, findings: &mut Findings) {
-    let at = if master.address.is_empty() {
+fn check_master(master: &Master, is_cluster: bool, findings: &mut Findings) {
+    let location = if master.address.is_empty() {
         String::new()
     } else {
         format!(" at {}", master.address)
     };
     let Some(version) = &master.version else {
         findings.warning(
-            format!("INFO is not allowed{at}: version, memory and persistence are not known"),
-            "allow it, or see yourself to maxmemory-policy noeviction and appendonly yes",
+            format!("INFO is not allowed{location}: version, memory and persistence are unknown"),
+            "allow it, or make sure that maxmemory-policy is noeviction and appendonly is yes",
         );
         return;
     };
@@ -123,65 +124,77 @@ fn judge(master: &Master, clustered: bool, findings: &mut Findings) {
     let memory = match (master.memory_used, master.memory_limit) {
         (Some(used), Some(0)) => format!("{} MiB used, no limit", used / MIB),
         (Some(used), Some(limit)) => format!("{} of {} MiB used", used / MIB, limit / MIB),
-        _ => "memory not known".to_owned(),
+        _ => "memory unknown".to_owned(),
     };
     let persistent = match master.has_append_only_file {
         Some(true) => "append-only file",
         Some(false) => "no append-only file",
-        None => "persistence not known",
+        None => "persistence unknown",
     };
     let policy = master
         .eviction_policy
         .as_deref()
-        .unwrap_or("policy not known");
-    let facts = format!("version {version}{at}, {memory}, {policy}, {persistent}");
-    if clustered && major < CLUSTER_VERSION {
+        .unwrap_or("policy unknown");
+    let facts = format!("version {version}{location}, {memory}, {policy}, {persistent}");
+    if is_cluster && major < MIN_CLUSTER_VERSION {
         findings.problem(
             facts,
-            "a cluster needs Redis 7 or newer (sharded publish): update it",
+            "a cluster needs Redis 7 or newer (sharded publish/subscribe): update it",
         );
     } else {
         findings.ok(facts);
     }
-    let limited = master.memory_limit.is_some_and(|limit| limit > 0);
+    check_memory(master, &location, findings);
+    check_clock_and_round_trip(master, &location, findings);
+}
+
+fn check_memory(master: &Master, location: &str, findings: &mut Findings) {
+    let is_limited = master.memory_limit.is_some_and(|limit| limit > 0);
     for warning in &master.warnings {
-        // Only an eviction that can happen takes away what was promised.
-        let evicts = limited && warning.starts_with("maxmemory-policy");
-        let status = if evicts {
+        // Without a limit Redis never evicts, whatever its policy.
+        let can_evict = is_limited && warning.starts_with("maxmemory-policy");
+        let status = if can_evict {
             Status::Problem
         } else {
             Status::Warning
         };
-        findings.sentence(status, warning);
+        findings.add_sentence(status, warning);
     }
     if let (Some(used), Some(limit @ 1..)) = (master.memory_used, master.memory_limit)
         && used > limit / 10 * 9
     {
         findings.warning(
-            format!("memory is used up to nine tenths{at}: at the limit Redis refuses writes"),
+            format!(
+                "more than 90 % of the memory is used{location}: at the limit Redis rejects writes"
+            ),
             "raise maxmemory, or lower MAILBOX_BYTES, HISTORY_TURNS or HISTORY_RETENTION",
         );
     }
     if !master.is_persisting {
         findings.problem(
-            format!("the last write to disk failed{at}"),
-            "look at Redis's log and at its disk",
+            format!("the last write to disk failed{location}"),
+            "check Redis's log and its disk",
         );
     }
+}
+
+fn check_clock_and_round_trip(master: &Master, location: &str, findings: &mut Findings) {
     let ahead = master.clock_ahead_ms;
-    if ahead.abs() > SKEW_MS + master.round_trip_ms {
+    if ahead.abs() > MAX_CLOCK_SKEW_MS + master.round_trip_ms {
         let side = if ahead > 0 { "ahead of" } else { "behind" };
         findings.warning(
-            format!("the clock{at} is {} ms {side} this machine's", ahead.abs()),
-            "synchronise the clocks of all machines (NTP): ages of messages are counted by them",
+            format!("the clock{location} is {} ms {side} this machine's", ahead.abs()),
+            "synchronise the clocks of all machines (NTP): the age of messages is computed from them",
         );
     } else {
-        findings.ok(format!("the clock{at} agrees within {SKEW_MS} ms"));
+        findings.ok(format!(
+            "the clock{location} agrees within {MAX_CLOCK_SKEW_MS} ms"
+        ));
     }
-    if master.round_trip_ms > SLOW_MS {
+    if master.round_trip_ms > MAX_ROUND_TRIP_MS {
         findings.warning(
-            format!("an answer takes {} ms{at}", master.round_trip_ms),
-            "put Redis nearer to the roles, and look at its load",
+            format!("a round trip takes {} ms{location}", master.round_trip_ms),
+            "move Redis closer to the roles, and check its load",
         );
     }
 }
@@ -191,8 +204,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wrong_password_is_told_first_and_not_as_silence() {
-        let (text, advice) = unanswered(
+    fn wrong_password_is_reported_even_after_a_timeout() {
+        let (text, advice) = connection_failure(
             "redis:6379",
             "fan-out unavailable: redis did not answer in time: Authentication Error (WRONGPASS \
              invalid username-password pair)",
@@ -203,7 +216,8 @@ mod tests {
              username-password pair)"
         );
         assert!(advice.starts_with("correct the password in REDIS_URL"));
-        let (text, advice) = unanswered("redis:6379", "fan-out unavailable: IO Error (refused)");
+        let (text, advice) =
+            connection_failure("redis:6379", "fan-out unavailable: IO Error (refused)");
         assert!(text.starts_with("redis:6379 does not answer"), "{text}");
         assert!(advice.starts_with("start it"), "{advice}");
     }

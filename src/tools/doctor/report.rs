@@ -1,37 +1,37 @@
-//! What was looked at, what is wrong with it, and what to do.
+//! The results of the checks, and their output.
 
 use std::fmt::Write as _;
 
 use serde::Serialize;
 
-/// How it is.
+/// The result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Status {
-    /// As it should be.
+    /// Nothing is wrong.
     Ok,
-    /// Was not looked at, on purpose or since something before it failed.
+    /// Not checked, on request or because an earlier check failed.
     Skipped,
-    /// Works, and should be looked at.
+    /// Works, but needs attention.
     Warning,
-    /// Does not work, or may lose what was promised.
+    /// Does not work, or violates a guarantee.
     Problem,
 }
 
-/// One thing that was looked at.
+/// One check.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Check {
     /// `configuration`, `keys`, `kafka`, `redis`, `model` or `data`.
     pub(super) area: &'static str,
     pub(super) status: Status,
-    /// What was seen. Never a secret.
+    /// What was found. Contains no secrets.
     pub(super) text: String,
     /// What to do about it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) advice: Option<String>,
 }
 
-/// Everything of one area.
+/// The checks of one area.
 #[derive(Debug)]
 pub(super) struct Findings {
     area: &'static str,
@@ -39,7 +39,7 @@ pub(super) struct Findings {
 }
 
 impl Findings {
-    pub(super) fn of(area: &'static str) -> Self {
+    pub(super) fn new(area: &'static str) -> Self {
         Self {
             area,
             checks: Vec::new(),
@@ -71,8 +71,8 @@ impl Findings {
         self.add(Status::Problem, text.into(), Some(advice.into()));
     }
 
-    /// A sentence of the form "what is wrong; what to do".
-    pub(super) fn sentence(&mut self, status: Status, sentence: &str) {
+    /// Adds a check from a sentence of the form "what is wrong; what to do".
+    pub(super) fn add_sentence(&mut self, status: Status, sentence: &str) {
         let (text, advice) = match sentence.rsplit_once("; ") {
             Some((text, advice)) => (text.to_owned(), Some(advice.to_owned())),
             None => (sentence.to_owned(), None),
@@ -81,12 +81,12 @@ impl Findings {
     }
 }
 
-/// The whole report.
+/// The report of all checks.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
-    /// No problems.
+    /// No check found a problem.
     pub(super) ok: bool,
-    /// What was meant.
+    /// The checked roles.
     pub(super) deployment: String,
     pub(super) checks: Vec<Check>,
 }
@@ -108,7 +108,7 @@ impl Report {
             .count()
     }
 
-    /// For people.
+    /// The report for people.
     pub(super) fn text(&self) -> String {
         let mut text = format!("checked: {}\n\n", self.deployment);
         for check in &self.checks {

@@ -16,7 +16,7 @@ use self::plan::{Plan, SendMode};
 use self::report::Report;
 use self::target::Target;
 use self::token::TokenSource;
-use super::{Misused, http};
+use super::{UsageError, http};
 use crate::signals::Signals;
 
 pub(crate) use self::args::LoadArgs;
@@ -65,13 +65,13 @@ pub(crate) fn run(
                 ErrorKind::AddrNotAvailable => "is not an address of this machine".to_owned(),
                 _ => format!("can't be used as a source address: {error}"),
             };
-            Misused(format!("--source {source} {problem}"))
+            UsageError(format!("--source {source} {problem}"))
         })?;
     }
     let report_file = args.html.clone().map(|path| {
         let shown = path.display().to_string();
         ReportFile::open(path)
-            .map_err(|error| Misused(format!("--html {shown} can't be written: {error}")))
+            .map_err(|error| UsageError(format!("--html {shown} can't be written: {error}")))
     });
     let report_file = report_file.transpose()?;
     let needed = u64::from(args.clients) + RESERVED_FILES;
@@ -132,7 +132,7 @@ async fn make_plan(args: &LoadArgs) -> anyhow::Result<Plan> {
     }
     let clients = args.clients as usize;
     let sources = target::source_addresses(&args.source, &targets, clients);
-    let sources = sources.map_err(|error| Misused(error.to_string()))?;
+    let sources = sources.map_err(|error| UsageError(error.to_string()))?;
     let user_prefix = match &args.user {
         Some(user) => format!("{user}-"),
         None => format!("load-{:08x}-", rand::random::<u32>()),

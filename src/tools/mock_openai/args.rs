@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::random::{Fraction, NumberRange};
-use crate::tools::Misused;
+use crate::tools::UsageError;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -94,11 +94,11 @@ fn parse_model(text: &str) -> Result<String, String> {
 impl MockArgs {
     /// Checks what concerns several options: the outcomes of a call exclude each other, so their
     /// shares must not exceed 100 % together.
-    pub(super) fn validate(&self) -> Result<(), Misused> {
+    pub(super) fn validate(&self) -> Result<(), UsageError> {
         let shares = [self.rate_limit_share, self.error_share, self.cut_share];
         let total: f64 = shares.iter().map(|share| share.value()).sum();
         if total > 1.0 + 1e-9 {
-            return Err(Misused(format!(
+            return Err(UsageError(format!(
                 "--rate-limit-share, --error-share and --cut-share are {:.0} % together; lower them \
                  to 100 % or less",
                 total * 100.0

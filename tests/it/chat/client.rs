@@ -1,10 +1,10 @@
-//! The client under `chatmesh chat`, as a library.
+//! The client library.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use chatmesh::client::{Client, ClientError, End, Event, Options, Question, State, Token};
+use chatmesh::client::{Client, ClientError, Event, Options, Outcome, Question, State, Token};
 use chatmesh::protocol::ids::ClientMessageId;
 use futures_util::{SinkExt as _, StreamExt as _};
 use reqwest::Method;
@@ -16,7 +16,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
 use tokio_tungstenite::tungstenite::http::HeaderValue;
 
-use super::door::Door;
+use super::proxy::Proxy;
 use super::server;
 use crate::support::TEST_TIMEOUT;
 use crate::support::http::{post, try_call};
@@ -26,40 +26,40 @@ fn options(port: u16) -> Options {
     Options::new(&format!("ws://127.0.0.1:{port}/ws"), "alice").unwrap()
 }
 
-fn content(end: &End) -> &str {
-    match end {
-        End::Answered { content, .. } => content,
-        other => panic!("no answer but {other:?}"),
+fn content(outcome: &Outcome) -> &str {
+    match outcome {
+        Outcome::Answered { content, .. } => content,
+        other => panic!("not answered: {other:?}"),
     }
 }
 
 #[tokio::test]
-async fn what_is_asked_while_the_connection_is_lost_is_asked_once_and_answered() {
+async fn question_asked_while_disconnected_is_answered_once() {
     let model = ScriptedModel::start().await;
     let server = server(&model).start().await;
-    let mut door = Door::open(server.port()).await;
-    let client = Client::connect(options(door.port())).await.unwrap();
+    let mut proxy = Proxy::start(server.port()).await;
+    let client = Client::connect(options(proxy.port())).await.unwrap();
     let first = client.ask(Question::new("first")).await.unwrap();
     assert_eq!(content(&first.end().await), "echo: first");
     let mut state = client.state();
-    door.shut().await;
-    let lost = state.wait_for(|state| matches!(state, State::Lost(_)));
+    proxy.interrupt().await;
+    let lost = state.wait_for(|state| matches!(state, State::Reconnecting(_)));
     assert!(timeout(TEST_TIMEOUT, lost).await.unwrap().is_ok());
     let asked = client.ask(Question::new("meanwhile")).await.unwrap();
-    door.reopen().await;
+    proxy.resume().await;
     let end = timeout(TEST_TIMEOUT, asked.end()).await.unwrap();
     assert_eq!(content(&end), "echo: meanwhile");
     assert_eq!(model.request_count_for("meanwhile"), 1);
 }
 
 #[tokio::test]
-async fn who_waits_longer_than_the_patience_is_told_that_it_is_unknown() {
+async fn outcome_is_unknown_after_the_retry_timeout() {
     let model = ScriptedModel::start().await;
     model.queue_answer("never", Script::new().role().text("some ").hang());
     let server = server(&model).start().await;
-    let mut door = Door::open(server.port()).await;
-    let patient = options(door.port()).patience(Duration::from_millis(300));
-    let client = Client::connect(patient).await.unwrap();
+    let mut proxy = Proxy::start(server.port()).await;
+    let options = options(proxy.port()).retry_timeout(Duration::from_millis(300));
+    let client = Client::connect(options).await.unwrap();
     let mut answer = client.ask(Question::new("never")).await.unwrap();
     loop {
         match timeout(TEST_TIMEOUT, answer.next()).await.unwrap() {
@@ -68,13 +68,13 @@ async fn who_waits_longer_than_the_patience_is_told_that_it_is_unknown() {
             other => panic!("{other:?}"),
         }
     }
-    door.shut().await;
+    proxy.interrupt().await;
     let end = timeout(TEST_TIMEOUT, answer.end()).await.unwrap();
-    assert!(matches!(end, End::Lost { .. }), "{end:?}");
+    assert!(matches!(end, Outcome::Unknown { .. }), "{end:?}");
 }
 
 #[tokio::test]
-async fn the_same_id_again_brings_the_same_answer_and_costs_nothing() {
+async fn repeated_id_gets_the_same_answer_without_a_model_call() {
     let model = ScriptedModel::start().await;
     let server = server(&model).start().await;
     let id = ClientMessageId::parse("order-1").unwrap();
@@ -90,9 +90,12 @@ async fn the_same_id_again_brings_the_same_answer_and_costs_nothing() {
     assert_eq!(model.request_count_for("once"), 1);
 }
 
-/// A server that greets, and answers the first message before it says that it has accepted it.
-#[expect(clippy::result_large_err, reason = "the library's own type")]
-async fn hasty(listener: TcpListener) {
+/// A server that sends every answer before the `accepted` of its message.
+#[expect(
+    clippy::result_large_err,
+    reason = "the callback's type is the library's"
+)]
+async fn serve_out_of_order(listener: TcpListener) {
     let (stream, _) = listener.accept().await.unwrap();
     let mut socket = accept_hdr_async(stream, |_: &Request, mut response: Response| {
         let name = HeaderValue::from_static("chatmesh.v1");
@@ -116,7 +119,7 @@ async fn hasty(listener: TcpListener) {
     while let Some(Ok(Message::Text(text))) = socket.next().await {
         let asked: Value = serde_json::from_str(&text).unwrap();
         number += 1;
-        let about = |kind: &str| {
+        let frame = |kind: &str| {
             json!({
                 "type": kind, "userid": "alice", "message_id": format!("m{number}"),
                 "id": asked["id"], "conversation_id": "default", "correlation_id": "c",
@@ -124,17 +127,17 @@ async fn hasty(listener: TcpListener) {
             })
         };
         for kind in ["response", "accepted"] {
-            let frame = about(kind).to_string();
-            socket.send(Message::text(frame)).await.unwrap();
+            let text = frame(kind).to_string();
+            socket.send(Message::text(text)).await.unwrap();
         }
     }
 }
 
 #[tokio::test]
-async fn an_answer_that_comes_before_its_accepted_is_one_answer() {
+async fn answer_before_its_accepted_is_reported_once() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    let server = tokio::spawn(hasty(listener));
+    let server = tokio::spawn(serve_out_of_order(listener));
     let token = Token::Given("any".to_owned().into());
     let client = Client::connect(options(port).token(token)).await.unwrap();
     for text in ["one", "two"] {
@@ -147,7 +150,7 @@ async fn an_answer_that_comes_before_its_accepted_is_one_answer() {
 }
 
 #[tokio::test]
-async fn a_cancelled_answer_ends_with_the_text_so_far() {
+async fn cancelled_answer_ends_with_the_text_so_far() {
     let model = ScriptedModel::start().await;
     model.queue_answer("long", Script::new().role().text("so far ").hang());
     let server = server(&model).start().await;
@@ -158,14 +161,14 @@ async fn a_cancelled_answer_ends_with_the_text_so_far() {
         Some(Event::Delta(_))
     ) {}
     answer.cancel().await;
-    let End::Cancelled { content } = timeout(TEST_TIMEOUT, answer.end()).await.unwrap() else {
-        panic!("it was not cancelled");
+    let Outcome::Cancelled { content } = timeout(TEST_TIMEOUT, answer.end()).await.unwrap() else {
+        panic!("the answer was not cancelled");
     };
     assert_eq!(content.as_deref(), Some("so far "));
 }
 
 #[tokio::test]
-async fn a_revoked_token_is_replaced_and_a_given_one_is_the_end() {
+async fn revoked_token_is_replaced_if_another_can_be_obtained() {
     let model = ScriptedModel::start().await;
     let server = server(&model)
         .env("AUTH_MODE", "stored")
@@ -202,10 +205,10 @@ async fn a_revoked_token_is_replaced_and_a_given_one_is_the_end() {
     let revoked = try_call(Method::DELETE, &url, &key).await.unwrap();
     assert_eq!(revoked.status, 200);
     let mut state = given.state();
-    let over = state.wait_for(|state| matches!(state, State::Over(_)));
+    let over = state.wait_for(|state| matches!(state, State::Closed(_)));
     assert!(timeout(TEST_TIMEOUT, over).await.unwrap().is_ok());
     let refused = given.ask(Question::new("more")).await;
-    assert!(matches!(refused, Err(ClientError::Over(_))));
+    assert!(matches!(refused, Err(ClientError::Closed(_))));
 
     let mut state = renewing.state();
     let back = async {
@@ -222,9 +225,9 @@ async fn a_revoked_token_is_replaced_and_a_given_one_is_the_end() {
 }
 
 #[tokio::test]
-async fn who_has_no_token_is_let_in_where_any_will_do_and_otherwise_told_to_bring_one() {
+async fn missing_token_is_rejected_unless_the_server_accepts_every_token() {
     let model = ScriptedModel::start().await;
-    // With the key, `POST /token` is the operator's.
+    // With an admin key, `POST /token` is not open to the client.
     let open = server(&model).env("ADMIN_KEY", "operator").start().await;
     let client = Client::connect(options(open.port())).await.unwrap();
     let answer = client.ask(Question::new("hello")).await.unwrap();
@@ -238,7 +241,7 @@ async fn who_has_no_token_is_let_in_where_any_will_do_and_otherwise_told_to_brin
     let error = Client::connect(options(stored.port())).await.unwrap_err();
     let none = ClientError::Unauthorized("none was given".into());
     assert_eq!(error, none);
-    // A key that was given and is wrong is no lack of a token.
+    // A wrong admin key is reported as such, not as a missing token.
     let wrong = options(stored.port()).token(Token::Server(Some("wrong".into())));
     let error = Client::connect(wrong).await.unwrap_err();
     assert!(error.to_string().contains("admin key"), "{error}");

@@ -1,4 +1,4 @@
-//! Without a terminal: one question, and its answer for a program.
+//! `chatmesh chat` without a terminal: one question from standard input, for programs.
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};
@@ -9,8 +9,8 @@ use crate::support::http::post;
 use crate::support::model::{Answer, Script, ScriptedModel};
 use crate::support::process::ProcessSpec;
 
-/// Exit code, standard output, standard error.
-async fn feed(spec: &ProcessSpec, input: &'static str) -> (Option<i32>, String, String) {
+/// Runs a command with this standard input. Returns exit code, standard output and standard error.
+async fn run_with_input(spec: &ProcessSpec, input: &'static str) -> (Option<i32>, String, String) {
     let mut command = spec.command();
     let run = move || {
         let mut child = command
@@ -19,7 +19,7 @@ async fn feed(spec: &ProcessSpec, input: &'static str) -> (Option<i32>, String, 
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        // It may end before it has read, where it does not need to.
+        // Writing fails if the command exits without reading its input.
         let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
         child.wait_with_output().unwrap()
     };
@@ -33,9 +33,9 @@ async fn feed(spec: &ProcessSpec, input: &'static str) -> (Option<i32>, String, 
 }
 
 #[tokio::test]
-async fn only_the_answer_is_on_standard_output_and_failures_have_their_codes() {
+async fn standard_output_has_only_the_answer_and_exit_codes_tell_failures() {
     let model = ScriptedModel::start().await;
-    // What a first attempt had written is no part of the answer.
+    // The text of the first attempt is not part of the answer.
     model.queue_answer("twice", Script::new().role().text("half ").disconnect());
     model.queue_answer("twice", Script::complete("whole \x1b[1m"));
     model.queue_answer(
@@ -44,27 +44,29 @@ async fn only_the_answer_is_on_standard_output_and_failures_have_their_codes() {
     );
     let server = server(&model).start().await;
     let chat = chat(server.port());
-    let quiet = String::new;
-    let answered = |text: &str| (Some(0), text.to_owned(), quiet());
+    let answered = |text: &str| (Some(0), text.to_owned(), String::new());
     let none = (Some(0), String::new(), "no conversations yet\n".to_owned());
-    assert_eq!(feed(&chat.clone().arg("--list"), "").await, none);
-    assert_eq!(feed(&chat, "hi\n").await, answered("echo: hi\n"));
-    // It says goodbye.
+    assert_eq!(run_with_input(&chat.clone().arg("--list"), "").await, none);
+    assert_eq!(run_with_input(&chat, "hi\n").await, answered("echo: hi\n"));
+    // The client closes its connection with a close frame.
     server
         .wait_for_log("\"reason\":\"normal\"", TEST_TIMEOUT)
         .await;
-    // A program gets it as it is.
-    assert_eq!(feed(&chat, "twice").await, answered("whole \x1b[1m\n"));
+    // A program gets control characters unchanged.
     assert_eq!(
-        feed(&chat, "line one\nline two\n").await,
+        run_with_input(&chat, "twice").await,
+        answered("whole \x1b[1m\n")
+    );
+    assert_eq!(
+        run_with_input(&chat, "line one\nline two\n").await,
         answered("echo: line one\nline two\n")
     );
     let silent = Script::new().role().finish("stop").done();
     model.queue_answer("say nothing", silent);
-    let (code, out, err) = feed(&chat, "say nothing").await;
+    let (code, out, err) = run_with_input(&chat, "say nothing").await;
     assert_eq!((code, out.trim()), (Some(0), ""), "{err}");
     assert_eq!(err, "the answer is empty\n");
-    let (code, out, err) = feed(&chat, "no").await;
+    let (code, out, err) = run_with_input(&chat, "no").await;
     assert_eq!((code, out.as_str()), (Some(1), ""), "{err}");
     assert!(
         err.starts_with("error: the model refused this request")
@@ -79,47 +81,52 @@ async fn only_the_answer_is_on_standard_output_and_failures_have_their_codes() {
         (vec!["chat", "--new", "--list"], "hi"),
         (vec!["chat"], " \n"),
     ] {
-        let (code, out, err) = feed(&ProcessSpec::new(&arguments), input).await;
+        let (code, out, err) = run_with_input(&ProcessSpec::new(&arguments), input).await;
         assert_eq!((code, out.as_str()), (Some(2), ""), "{arguments:?}: {err}");
         assert!(err.starts_with("error: "), "{err}");
     }
-    let (code, out, err) = feed(&ProcessSpec::new(&["chat", "--url", "127.0.0.1:9"]), "hi").await;
+    let (code, out, err) =
+        run_with_input(&ProcessSpec::new(&["chat", "--url", "127.0.0.1:9"]), "hi").await;
     assert_eq!((code, out.as_str()), (Some(1), ""), "{err}");
     assert!(err.contains("can't be reached"), "{err}");
 }
 
 #[tokio::test]
-async fn conversations_are_kept_apart_and_listed() {
+async fn conversations_are_separate_and_listed() {
     let model = ScriptedModel::start().await;
     let server = server(&model).start().await;
     let port = server.port();
-    assert_eq!(feed(&chat(port), "one").await.0, Some(0));
+    assert_eq!(run_with_input(&chat(port), "one").await.0, Some(0));
     let trip = chat(port).arg("--conversation").arg("trip");
-    assert_eq!(feed(&trip, "two").await.0, Some(0));
-    assert_eq!(feed(&trip, "three").await.0, Some(0));
-    let (code, out, told) = feed(&chat(port).arg("--new"), "four").await;
-    assert_eq!((code, out.as_str()), (Some(0), "echo: four\n"), "{told}");
-    let asked = model.requests_for("three").remove(0);
-    let asked: Vec<String> = asked.messages().into_iter().map(|(_, text)| text).collect();
+    assert_eq!(run_with_input(&trip, "two").await.0, Some(0));
+    assert_eq!(run_with_input(&trip, "three").await.0, Some(0));
+    let (code, out, notice) = run_with_input(&chat(port).arg("--new"), "four").await;
+    assert_eq!((code, out.as_str()), (Some(0), "echo: four\n"), "{notice}");
+    let request = model.requests_for("three").remove(0);
+    let prompt: Vec<String> = request
+        .messages()
+        .into_iter()
+        .map(|(_, text)| text)
+        .collect();
     assert!(
-        asked.contains(&"two".to_owned()) && !asked.contains(&"one".to_owned()),
-        "{asked:?}"
+        prompt.contains(&"two".to_owned()) && !prompt.contains(&"one".to_owned()),
+        "{prompt:?}"
     );
-    let alone = model.requests_for("four").remove(0).messages();
-    assert!(alone.iter().all(|(_, text)| text != "one"), "{alone:?}");
-    let (code, list, _) = feed(&chat(port).arg("--list"), "").await;
+    let prompt = model.requests_for("four").remove(0).messages();
+    assert!(prompt.iter().all(|(_, text)| text != "one"), "{prompt:?}");
+    let (code, list, _) = run_with_input(&chat(port).arg("--list"), "").await;
     assert_eq!(code, Some(0));
     let lines: Vec<&str> = list.lines().collect();
     assert_eq!(lines.len(), 3, "{list}");
     assert!(lines[0].starts_with("chat-"), "newest first: {list}");
     let name = lines[0].split('\t').next().unwrap();
-    assert_eq!(told, format!("conversation {name}\n"));
+    assert_eq!(notice, format!("conversation {name}\n"));
     assert!(lines[0].contains("\t1 turn\t20"), "{list}");
     assert!(lines[1].starts_with("trip\t2 turns\t"), "{list}");
 }
 
 #[tokio::test]
-async fn a_wrong_address_is_told_from_a_server_that_is_down() {
+async fn wrong_address_and_unreachable_server_have_different_errors() {
     let server = ProcessSpec::ephemeral().start().await;
     let port = server.port();
     for (url, expected) in [
@@ -129,17 +136,18 @@ async fn a_wrong_address_is_told_from_a_server_that_is_down() {
             "no chatmesh at http://127.0.0.1",
         ),
     ] {
-        let (code, out, err) = feed(&ProcessSpec::new(&["chat", "--url", &url]), "hi").await;
+        let (code, out, err) =
+            run_with_input(&ProcessSpec::new(&["chat", "--url", &url]), "hi").await;
         assert_eq!((code, out.as_str()), (Some(1), ""), "{err}");
         assert!(err.contains(expected), "{err}");
         assert!(!err.contains("is it running"), "{err}");
     }
-    // It gives no tokens out, and none was brought.
+    // This server issues no tokens, and the client has none.
     let closed = ProcessSpec::ephemeral()
         .env("AUTH_MODE", "stored")
         .env("TOKEN_ENDPOINT", "off");
     let closed = closed.start().await;
-    let (code, _, err) = feed(&chat(closed.port()), "hi").await;
+    let (code, _, err) = run_with_input(&chat(closed.port()), "hi").await;
     assert_eq!(code, Some(1));
     assert!(
         err.contains("none was given") && err.contains("CHATMESH_TOKEN"),
@@ -148,7 +156,7 @@ async fn a_wrong_address_is_told_from_a_server_that_is_down() {
 }
 
 #[tokio::test]
-async fn tokens_are_fetched_or_given_and_never_shown() {
+async fn token_is_fetched_or_given_and_never_printed() {
     let model = ScriptedModel::start().await;
     let stored = |endpoint: &str| {
         server(&model)
@@ -157,17 +165,17 @@ async fn tokens_are_fetched_or_given_and_never_shown() {
             .env("ADMIN_KEY", "an-admin-key-of-some-length")
     };
     let open = stored("open").start().await;
-    assert_eq!(feed(&chat(open.port()), "hi").await.0, Some(0));
+    assert_eq!(run_with_input(&chat(open.port()), "hi").await.0, Some(0));
 
     let closed = stored("admin").start().await;
-    let (code, out, err) = feed(&chat(closed.port()), "hi").await;
+    let (code, out, err) = run_with_input(&chat(closed.port()), "hi").await;
     assert_eq!((code, out.as_str()), (Some(1), ""));
     assert!(err.contains("CHATMESH_TOKEN"), "{err}");
     let wrong = chat(closed.port()).env("CHATMESH_TOKEN", "wrong-and-secret");
-    let (code, _, err) = feed(&wrong, "hi").await;
+    let (code, _, err) = run_with_input(&wrong, "hi").await;
     assert_eq!(code, Some(1));
     assert!(!err.contains("wrong-and-secret"), "{err}");
-    let (_, help, _) = feed(&wrong.arg("--help"), "").await;
+    let (_, help, _) = run_with_input(&wrong.arg("--help"), "").await;
     assert!(
         help.contains("CHATMESH_TOKEN") && !help.contains("wrong-and-secret"),
         "{help}"
@@ -178,23 +186,26 @@ async fn tokens_are_fetched_or_given_and_never_shown() {
     let token = issued["token"].as_str().unwrap();
     let given = chat(closed.port()).env("CHATMESH_TOKEN", token);
     assert_eq!(
-        feed(&given, "hi").await,
+        run_with_input(&given, "hi").await,
         (Some(0), "echo: hi\n".into(), String::new())
     );
     assert!(!closed.log().contains(token), "the token is in the log");
 }
 
 #[tokio::test]
-async fn shells_take_their_completions() {
+async fn completions_are_valid_scripts_of_their_shells() {
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
         let (code, script, err) = ProcessSpec::new(&["completions", shell]).run();
         assert_eq!(code, Some(0), "{shell}: {err}");
         for word in ["all-in-one", "completions", "conversation"] {
-            assert!(script.contains(word), "{shell} knows no {word}");
+            assert!(
+                script.contains(word),
+                "the completions of {shell} lack {word}"
+            );
         }
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), script).unwrap();
-        // PowerShell and elvish have no check without running.
+        // PowerShell and elvish cannot check a script without running it.
         let arguments: &[&str] = match shell {
             "bash" | "zsh" => &["-n"],
             "fish" => &["--no-execute"],

@@ -1,4 +1,4 @@
-//! A real pseudo-terminal with a program in it.
+//! Runs a program in a pseudo-terminal.
 
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
@@ -16,13 +16,13 @@ use crate::support::{TEST_TIMEOUT, wait_until};
 
 pub(super) const CTRL_C: &str = "\x03";
 
-/// The terminal's side of a running program; it is killed when dropped.
+/// A program in a pseudo-terminal. Dropping it kills the program.
 pub(super) struct Pty {
     child: Child,
     keyboard: File,
     screen: Arc<Mutex<Vec<u8>>>,
-    /// What `shows` has read past.
-    seen: usize,
+    /// Length of the output up to the last text that `shows` has found.
+    checked: usize,
 }
 
 impl Pty {
@@ -45,16 +45,17 @@ impl Pty {
                 .open(OsStr::from_bytes(name.to_bytes()))
                 .expect("the terminal")
         };
-        // In a session of its own that this terminal controls: then Ctrl-C is a signal.
-        let of = spec.command();
+        // A session of its own with this controlling terminal, so that Ctrl-C becomes a signal.
+        let program = spec.command();
         let mut command = Command::new("setsid");
         command
             .arg("--ctty")
-            .arg(of.get_program())
-            .args(of.get_args())
+            .arg(program.get_program())
+            .args(program.get_args())
             .env_clear()
             .envs(
-                of.get_envs()
+                program
+                    .get_envs()
                     .filter_map(|(name, value)| Some((name, value?))),
             )
             .current_dir(spec.dir())
@@ -68,7 +69,7 @@ impl Pty {
         let shared = screen.clone();
         std::thread::spawn(move || {
             let mut buffer = [0; 4096];
-            // An error says that nobody has the terminal open any more.
+            // Reading fails when the program has closed the terminal.
             while let Ok(count @ 1..) = output.read(&mut buffer) {
                 let mut screen = shared.lock();
                 screen.extend_from_slice(&buffer[..count]);
@@ -78,11 +79,11 @@ impl Pty {
             child,
             keyboard,
             screen,
-            seen: 0,
+            checked: 0,
         }
     }
 
-    /// Everything that was ever written to it.
+    /// The complete output of the program.
     pub(super) fn all(&self) -> String {
         let screen = self.screen.lock();
         String::from_utf8_lossy(&screen).into_owned()
@@ -91,38 +92,38 @@ impl Pty {
     pub(super) fn types(&mut self, keys: &str) {
         self.keyboard
             .write_all(keys.as_bytes())
-            .expect("the terminal takes keys");
+            .expect("the terminal accepts keys");
     }
 
-    /// Waits until it has shown `text` after what was waited for before.
+    /// Waits for `text` in the output behind the text that was waited for last.
     pub(super) async fn shows(&mut self, text: &str) {
         let what = format!("the terminal shows {text:?}");
-        let find = |screen: &str, seen: usize| screen.get(seen..)?.find(text).map(|at| seen + at);
-        let (screen, seen) = (&self.screen, self.seen);
+        let find = |screen: &str| {
+            let index = screen.get(checked..)?.find(text)?;
+            Some(checked + index)
+        };
+        let (screen, checked) = (&self.screen, self.checked);
         let all = || {
             let screen = screen.lock();
             String::from_utf8_lossy(&screen).into_owned()
         };
-        wait_until(&what, TEST_TIMEOUT, || async {
-            find(&all(), seen).is_some()
-        })
-        .await;
-        self.seen = find(&all(), seen).unwrap_or(seen) + text.len();
+        wait_until(&what, TEST_TIMEOUT, || async { find(&all()).is_some() }).await;
+        self.checked = find(&all()).unwrap_or(checked) + text.len();
     }
 
-    /// Waits for the prompt, types a line and sends it.
+    /// Waits for the prompt, types a line, and presses Enter.
     pub(super) async fn says(&mut self, line: &str) {
         self.shows("> ").await;
         self.types(line);
-        // Only what the editor has taken is sent with Enter.
+        // Enter submits only what the editor has read already.
         self.shows(line).await;
         self.types("\r");
     }
 
-    /// The exit code, when it ends by itself.
-    pub(super) async fn ends(&mut self) -> Option<i32> {
+    /// Waits until the program exits. Returns its exit code.
+    pub(super) async fn exit_code(&mut self) -> Option<i32> {
         let status = wait_exit(&mut self.child, TEST_TIMEOUT).await;
-        status.expect("the program does not end").code()
+        status.expect("the program exits").code()
     }
 }
 

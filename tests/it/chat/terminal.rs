@@ -1,17 +1,17 @@
-//! In a real terminal.
+//! `chatmesh chat` in a terminal.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
-use super::door::Door;
+use super::proxy::Proxy;
 use super::pty::{CTRL_C, Pty};
-use super::{chat, on, server};
+use super::{chat, server, with_model};
 use crate::support::model::{Script, ScriptedModel};
 use crate::support::process::ProcessSpec;
 use crate::support::{TEST_TIMEOUT, wait_until};
 
 #[tokio::test]
-async fn ctrl_c_stops_the_answer_and_at_the_prompt_it_leaves_and_all_is_there_the_next_time() {
+async fn ctrl_c_cancels_an_answer_or_quits_and_the_history_is_restored() {
     let model = ScriptedModel::start().await;
     let endless = Script::new().role().text("so far it ").hang();
     model.queue_answer("a long story", endless);
@@ -32,13 +32,13 @@ async fn ctrl_c_stops_the_answer_and_at_the_prompt_it_leaves_and_all_is_there_th
     terminal.shows("echo: still there?").await;
     terminal.shows("> ").await;
     terminal.types(CTRL_C);
-    assert_eq!(terminal.ends().await, Some(0));
+    assert_eq!(terminal.exit_code().await, Some(0));
 
     let lines = spec.dir().join(".local/state/chatmesh/chat-history");
-    let kept = std::fs::read_to_string(&lines).unwrap();
-    assert!(kept.contains("a long story"), "{kept}");
+    let history = std::fs::read_to_string(&lines).unwrap();
+    assert!(history.contains("a long story"), "{history}");
     let mode = lines.metadata().unwrap().permissions().mode();
-    assert_eq!(mode & 0o077, 0, "others can read what was typed");
+    assert_eq!(mode & 0o077, 0, "the history is readable for others");
 
     let mut terminal = Pty::run(&spec);
     for shown in [
@@ -52,28 +52,28 @@ async fn ctrl_c_stops_the_answer_and_at_the_prompt_it_leaves_and_all_is_there_th
     }
     terminal.shows("echo: still there?").await;
     terminal.shows("> ").await;
-    // The line before, from the history.
+    // Arrow up shows the previous line of the history.
     terminal.types("\x1b[A");
     terminal.shows("still there?").await;
     terminal.types("\x15\x04");
-    assert_eq!(terminal.ends().await, Some(0));
+    assert_eq!(terminal.exit_code().await, Some(0));
     assert_eq!(model.request_count_for("still there?"), 1);
 }
 
 #[tokio::test]
-async fn an_answer_goes_on_where_it_was_when_the_gateway_comes_back() {
+async fn answer_continues_without_repetition_after_a_reconnect() {
     let words: Vec<String> = (0..60).map(|n| format!("word{n} ")).collect();
     let story = Script::complete(&words.concat()).chunk_interval(Duration::from_millis(60));
     let model = ScriptedModel::start().await;
     model.queue_answer("a story", story);
     let server = server(&model).start().await;
-    let mut door = Door::open(server.port()).await;
-    let mut terminal = Pty::run(&chat(door.port()));
+    let mut proxy = Proxy::start(server.port()).await;
+    let mut terminal = Pty::run(&chat(proxy.port()));
     terminal.says("a story").await;
     terminal.shows("word5 ").await;
-    door.shut().await;
+    proxy.interrupt().await;
     terminal.shows("connection lost").await;
-    door.reopen().await;
+    proxy.resume().await;
     terminal.shows("connected again").await;
     terminal.shows("word59").await;
     terminal.shows("> ").await;
@@ -82,34 +82,38 @@ async fn an_answer_goes_on_where_it_was_when_the_gateway_comes_back() {
         let times = all.matches(word.as_str()).count();
         assert_eq!(times, 1, "{word:?} is shown {times} times");
     }
-    assert_eq!(model.request_count_for("a story"), 1, "it was paid twice");
+    assert_eq!(
+        model.request_count_for("a story"),
+        1,
+        "the model was called twice"
+    );
 }
 
 #[tokio::test]
-async fn an_answer_whose_server_was_killed_is_begun_anew_and_said_to_be() {
+async fn answer_of_a_killed_server_starts_again_with_a_notice() {
     let model = ScriptedModel::start().await;
     let half = Script::new().role().text("half an ans").hang();
     model.queue_answer("will it come?", half);
     model.queue_answer("will it come?", Script::complete("the whole answer"));
-    let spec = on(ProcessSpec::durable(), &model);
+    let spec = with_model(ProcessSpec::durable(), &model);
     let mut process = spec.start().await;
     let mut terminal = Pty::run(&chat(process.port()));
     terminal.says("will it come?").await;
     terminal.shows("half an").await;
     process.kill();
     terminal.shows("connection lost").await;
-    let _again = spec.start().await;
+    let _restarted = spec.start().await;
     terminal.shows("connected again").await;
-    terminal.shows("anew").await;
+    terminal.shows("starts again").await;
     terminal.shows("the whole answer").await;
     terminal.shows("> ").await;
 }
 
 #[tokio::test]
-async fn a_hostile_answer_can_not_drive_the_terminal() {
+async fn control_sequences_of_an_answer_do_not_reach_the_terminal() {
     let model = ScriptedModel::start().await;
     let hostile = "before \x1b]0;pwned\x07\u{9b}2J\x1b[31mred\r\x08 after";
-    // In the middle of a sequence, too.
+    // Also a sequence that is split between two deltas.
     model.queue_answer("attack", Script::complete(hostile));
     model.queue_answer(
         "again",
@@ -131,11 +135,14 @@ async fn a_hostile_answer_can_not_drive_the_terminal() {
     for sequence in ["\x1b]", "\u{9b}", "\x07", "\x1b[31m", "\x08 after"] {
         assert!(!all.contains(sequence), "{sequence:?} reached the terminal");
     }
-    assert!(all.contains("␛]0;pwned␇"), "it is not shown what was there");
+    assert!(
+        all.contains("␛]0;pwned␇"),
+        "the control characters are not made visible"
+    );
 }
 
 #[tokio::test]
-async fn pasted_lines_are_one_message() {
+async fn pasted_lines_are_sent_as_one_message() {
     let model = ScriptedModel::start().await;
     let server = server(&model).start().await;
     let mut terminal = Pty::run(&chat(server.port()));

@@ -3,7 +3,7 @@
 use chatmesh::protocol::error_code::ErrorCode;
 use chatmesh::protocol::ids::{ClientMessageId, ConversationId, MessageId, UserId};
 use chatmesh::protocol::log_record::Record;
-use chatmesh::protocol::record::{Question, QuestionRecord, Terminal, TerminalKind, Usage};
+use chatmesh::protocol::record::{Question, QuestionRecord, TerminalKind, TerminalRecord, Usage};
 use serde_json::Value;
 
 use super::Document;
@@ -44,7 +44,7 @@ fn what_is_written_to_the_topics_is_as_documented() {
         timestamp: "2024-01-01T12:00:00Z".into(),
         server_id: "server_1",
         correlation_id: "c-1",
-        message_id: &MessageId::of_client(&user, &id),
+        message_id: &MessageId::from_client_id(&user, &id),
         id: Some(&id),
         conversation_id: &ConversationId::default_conversation(),
         stream: true,
@@ -54,19 +54,19 @@ fn what_is_written_to_the_topics_is_as_documented() {
     document.holds(&message["payload"], &written, "a question");
 
     let question = Question::parse(&record(&written)).unwrap();
-    let answered = Terminal {
+    let answered = TerminalRecord {
         content: Some("Hello!".into()),
         processing_time_ms: Some(12),
         finish_reason: Some("stop".into()),
         model: Some("m".into()),
         usage: Some(Usage::default()),
         attempt: Some(1),
-        ..Terminal::of(&question, TerminalKind::Response)
+        ..TerminalRecord::new(&question, TerminalKind::Response)
     };
     let message = payload(&document, "responses", "end");
     for end in [
         answered,
-        Terminal::failure(&question, ErrorCode::ProviderFailed),
+        TerminalRecord::failure(&question, ErrorCode::ProviderFailed),
     ] {
         let end: Value = serde_json::from_str(&end.to_json()).unwrap();
         document.holds(&message["payload"], &end, "an end");
@@ -88,7 +88,7 @@ fn every_example_of_the_topics_can_be_read() {
     }
     for (channel, name) in [("responses", "end"), ("user", "end")] {
         for example in examples(channel, name) {
-            Terminal::parse(example.to_string().as_bytes()).unwrap();
+            TerminalRecord::parse(example.to_string().as_bytes()).unwrap();
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Every command in a block marked `sh` or `console` is run, or, where it can't be run in a test,
-//! what it names is looked for.
+//! Runs every command in blocks marked `sh` or `console`. Of a command that a test cannot run, the files
+//! and recipes that it names must exist.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -7,13 +7,14 @@ use std::process::{Command, Stdio};
 use super::{Document, documents, read, root};
 use crate::support::process::{ChatmeshProcess, ProcessSpec};
 
-/// A command as it stands in a document.
+/// A command in a document.
 struct Step {
-    place: String,
+    /// Document and line.
+    location: String,
     text: String,
 }
 
-/// The blocks of these languages, as line numbers (from 1) and texts.
+/// The fenced blocks of these languages, each with its numbered lines (from 1).
 fn blocks<'a>(text: &'a str, languages: &[&str]) -> Vec<(String, Vec<(usize, &'a str)>)> {
     let mut blocks = Vec::new();
     let mut open: Option<(String, Vec<(usize, &str)>)> = None;
@@ -30,7 +31,8 @@ fn blocks<'a>(text: &'a str, languages: &[&str]) -> Vec<(String, Vec<(usize, &'a
     blocks
 }
 
-/// Lines that end with a backslash go on; comments and what a `console` prints are left out.
+/// The commands of a document. A backslash continues a line; comments, and the output in `console`
+/// blocks, are left out.
 fn steps(document: &Document) -> Vec<Step> {
     let mut steps = Vec::new();
     for (language, lines) in blocks(&document.text, &["sh", "bash", "shell", "console"]) {
@@ -46,28 +48,30 @@ fn steps(document: &Document) -> Vec<Step> {
             };
             let mut text = line.to_owned();
             while let Some(head) = text.strip_suffix('\\') {
-                let (_, next) = lines.next().expect("a line goes on");
+                let (_, next) = lines
+                    .next()
+                    .expect("a backslash is followed by another line");
                 text = format!("{head} {next}");
             }
-            let text = without_comment(&text).trim().to_owned();
+            let text = strip_comment(&text).trim().to_owned();
             if !text.is_empty() {
-                let place = format!("{}:{number}", document.name);
-                steps.push(Step { place, text });
+                let location = format!("{}:{number}", document.name);
+                steps.push(Step { location, text });
             }
         }
     }
     steps
 }
 
-/// A `#` outside quotes, at the beginning of a word.
-fn without_comment(text: &str) -> &str {
+/// Removes a comment: from a `#` outside quotes at the beginning of a word.
+fn strip_comment(text: &str) -> &str {
     let mut quote = None;
     let mut before = ' ';
-    for (at, c) in text.char_indices() {
+    for (index, c) in text.char_indices() {
         match quote {
             Some(open) if c == open => quote = None,
             None if c == '\'' || c == '"' => quote = Some(c),
-            None if c == '#' && before.is_whitespace() => return &text[..at],
+            None if c == '#' && before.is_whitespace() => return &text[..index],
             Some(_) | None => {}
         }
         before = c;
@@ -75,19 +79,19 @@ fn without_comment(text: &str) -> &str {
     text
 }
 
-/// What can't be run in a test, and why. What such a command names is looked for all the same.
+/// Commands that a test cannot run, with the reason. The files that they name must exist all the same.
 const NOT_RUN: &[(&str, &str)] = &[
     ("docker", "needs a Docker daemon"),
     ("kubectl", "needs a cluster"),
     (
         "just",
-        "its recipes start containers, or are other commands of this list",
+        "its recipes start containers, or are commands of this list",
     ),
-    ("tests/run", "is what runs this test"),
+    ("tests/run", "runs this test itself"),
     ("git", "changes the clone"),
     (
         "cargo",
-        "builds for minutes; `cargo run` is run as the executable it would build",
+        "builds for minutes; the test runs the built executable instead of `cargo run`",
     ),
     ("npm", "needs the network"),
     ("apt-get", "changes the machine"),
@@ -97,27 +101,27 @@ const NOT_RUN: &[(&str, &str)] = &[
     ("websocat", "is not installed everywhere"),
     ("promtool", "is not installed everywhere"),
     ("openssl", "is not installed everywhere"),
-    ("kill", "the process is another one here"),
+    ("kill", "the process differs here"),
     ("jq", "is not installed everywhere"),
-    ("tar", "the folder is another one here"),
-    ("mv", "the folder is another one here"),
-    ("cp", "the folder is another one here"),
+    ("tar", "the directory differs here"),
+    ("mv", "the directory differs here"),
+    ("cp", "the directory differs here"),
 ];
 
-/// Commands of the shell's own that set something for those after them.
-const HARMLESS: &[&str] = &["export", "cd", "source", "eval", "set"];
+/// Builtins of the shell that affect only the commands after them.
+const SHELL_BUILTINS: &[&str] = &["export", "cd", "source", "eval", "set"];
 
-/// Run as they stand, in a pipe or alone.
-const FILTERS: &[&str] = &[
+/// Commands that are run unchanged, in a pipe or alone.
+const RUN_UNCHANGED: &[&str] = &[
     "echo", "printf", "cat", "head", "tail", "grep", "sort", "less", "tee", "wc", "curl",
 ];
 
-/// Roles that would run for ever: the command line is checked only.
+/// Roles, which would run until they are stopped. Only their command line is checked.
 const ROLES: &[&str] = &["gateway", "ai-worker", "relay", "all-in-one"];
 
-/// Subcommands that are run as they stand. Others of chatmesh's need a Kafka, a Redis, or write
-/// files: their command line is checked.
-const RUN: &[&str] = &[
+/// Subcommands that are run unchanged. Of the others, which need Kafka or Redis or write files, only the
+/// command line is checked.
+const RUN_SUBCOMMANDS: &[&str] = &[
     "chat",
     "config",
     "completions",
@@ -133,8 +137,8 @@ fn is_assignment(word: &str) -> bool {
     !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 
-/// The simple commands of a line, each as its words. Enough for documents: quotes keep words
-/// together, redirections are left out.
+/// The simple commands of a line, each as its words. Supports what documents use: quotes group words,
+/// and redirections are left out.
 fn simple_commands(text: &str) -> Vec<Vec<String>> {
     let mut commands = vec![Vec::new()];
     let mut word = String::new();
@@ -167,8 +171,8 @@ fn simple_commands(text: &str) -> Vec<Vec<String>> {
         commands.last_mut().unwrap().push(word);
     }
     for command in &mut commands {
-        if let Some(at) = command.iter().position(|word| word.starts_with(['>', '<'])) {
-            command.truncate(at);
+        if let Some(redirection) = command.iter().position(|word| word.starts_with(['>', '<'])) {
+            command.truncate(redirection);
         }
         let assignments = command
             .iter()
@@ -180,41 +184,43 @@ fn simple_commands(text: &str) -> Vec<Vec<String>> {
     commands
 }
 
-/// What `chatmesh` is told, where this is `chatmesh` in any of its forms.
-fn chatmesh(command: &[String]) -> Option<&[String]> {
+/// The arguments of a command that runs chatmesh. `None` for other commands.
+fn chatmesh_arguments(command: &[String]) -> Option<&[String]> {
     let words: Vec<&str> = command.iter().map(String::as_str).collect();
     match words.as_slice() {
         ["chatmesh" | "./chatmesh" | "target/release/chatmesh", ..] => Some(&command[1..]),
         ["cargo", "run", ..] => {
-            let at = words.iter().position(|word| *word == "--")?;
-            Some(&command[at + 1..])
+            let separator = words.iter().position(|word| *word == "--")?;
+            Some(&command[separator + 1..])
         }
         _ => None,
     }
 }
 
-struct Run {
+/// Runs commands against a server, and collects what is wrong with them.
+struct Runner {
     server: ChatmeshProcess,
     faults: Vec<String>,
 }
 
-impl Run {
-    fn fault(&mut self, step: &Step, what: &str) {
+impl Runner {
+    fn add_fault(&mut self, step: &Step, what: &str) {
         self.faults
-            .push(format!("{}: `{}`: {what}", step.place, step.text));
+            .push(format!("{}: `{}`: {what}", step.location, step.text));
     }
 
-    /// Reads the command line as far as `--help` at its end, so nothing is started.
+    /// Checks the arguments by appending `--help`, so nothing is started.
     fn check_arguments(&mut self, step: &Step, arguments: &[String]) {
         let mut all: Vec<&str> = arguments.iter().map(String::as_str).collect();
         all.push("--help");
         let (code, _, err) = ProcessSpec::new(&all).run();
         if code != Some(0) {
-            self.fault(step, &format!("chatmesh does not take that: {err}"));
+            self.add_fault(step, &format!("chatmesh rejects the arguments: {err}"));
         }
     }
 
-    /// In a shell with `chatmesh` on its path, and the server that runs here as its server.
+    /// Runs a command in a shell with `chatmesh` on the path. Addresses of a local server are replaced by
+    /// that of the test's server.
     fn execute(&mut self, step: &Step) {
         let folder = tempfile::tempdir().unwrap();
         let executable = Path::new(env!("CARGO_BIN_EXE_chatmesh"));
@@ -243,74 +249,74 @@ impl Run {
             .unwrap();
         {
             use std::io::Write as _;
-            let mut typed = child.stdin.take().unwrap();
-            // Where the command asks a person.
-            let _ = typed.write_all(b"hello\n");
+            let mut stdin = child.stdin.take().unwrap();
+            // Some commands ask for a message. Others ignore their input.
+            let _ = stdin.write_all(b"hello\n");
         }
         let output = child.wait_with_output().unwrap();
         if !output.status.success() {
             let err = String::from_utf8_lossy(&output.stderr).into_owned();
-            self.fault(step, &format!("ended with {}: {err}", output.status));
+            self.add_fault(step, &format!("ended with {}: {err}", output.status));
         }
     }
 
-    fn take(&mut self, step: &Step) {
-        let mut run = true;
+    fn process(&mut self, step: &Step) {
+        let mut can_run = true;
         for command in simple_commands(&step.text) {
             let name = command[0].as_str();
-            if let Some(arguments) = chatmesh(&command) {
+            if let Some(arguments) = chatmesh_arguments(&command) {
                 let subcommand = arguments.first().map_or("", String::as_str);
-                if ROLES.contains(&subcommand) || !RUN.contains(&subcommand) {
+                if ROLES.contains(&subcommand) || !RUN_SUBCOMMANDS.contains(&subcommand) {
                     self.check_arguments(step, arguments);
-                    run = false;
+                    can_run = false;
                 }
-            } else if HARMLESS.contains(&name) {
-                // Of the shell.
+            } else if SHELL_BUILTINS.contains(&name) {
+                // Run with the commands that follow.
             } else if NOT_RUN.iter().any(|(known, _)| *known == name) {
-                self.look_for(step, &command);
-                run = false;
-            } else if !FILTERS.contains(&name) {
-                self.fault(
+                self.check_named_files(step, &command);
+                can_run = false;
+            } else if !RUN_UNCHANGED.contains(&name) {
+                self.add_fault(
                     step,
                     "the test does not know this command: add it to NOT_RUN in \
                      tests/it/documents/commands.rs with the reason, or mark the block `text`",
                 );
-                run = false;
-            } else if name == "curl" && !(curl_reaches_us(&command) && has_curl()) {
-                run = false;
+                can_run = false;
+            } else if name == "curl" && !(curl_calls_test_server(&command) && has_curl()) {
+                can_run = false;
             }
         }
-        if run {
+        if can_run {
             self.execute(step);
         }
     }
 
-    /// Files, recipes and flags that a command which is not run names.
-    fn look_for(&mut self, step: &Step, command: &[String]) {
+    /// Checks that the files, recipes and flags of a command that is not run exist.
+    fn check_named_files(&mut self, step: &Step, command: &[String]) {
         let words: Vec<&str> = command.iter().map(String::as_str).collect();
         match words.as_slice() {
             ["just", recipe, ..] if !recipe.starts_with('-') => {
                 let recipes = read(&root().join("Justfile"));
-                let named = |line: &str| {
+                let is_recipe = |line: &str| {
                     let rest = line.strip_prefix(recipe);
                     rest.is_some_and(|rest| rest.starts_with([' ', ':']))
                 };
-                if !recipes.lines().any(named) {
-                    self.fault(step, &format!("the Justfile has no recipe {recipe}"));
+                if !recipes.lines().any(is_recipe) {
+                    self.add_fault(step, &format!("the Justfile has no recipe {recipe}"));
                 }
             }
             ["tests/run", flag, ..]
                 if flag.starts_with("--")
                     && !read(&root().join("tests/run")).contains(&format!("{flag})")) =>
             {
-                self.fault(step, "tests/run has no such option");
+                self.add_fault(step, "tests/run has no such option");
             }
             ["cargo", subcommand, ..] => {
                 let known = [
                     "build", "test", "fmt", "clippy", "doc", "install", "deny", "run",
                 ];
                 if !known.contains(subcommand) {
-                    self.fault(step, "not a command of cargo that is known here");
+                    self.add_fault(step, "the test does not know this cargo command");
                 }
             }
             _ => {}
@@ -329,7 +335,7 @@ impl Run {
             .filter(|file| *file != "-" && !root().join(file).exists())
             .collect();
         for file in missing {
-            self.fault(step, &format!("there is no {file}"));
+            self.add_fault(step, &format!("there is no {file}"));
         }
     }
 }
@@ -339,16 +345,17 @@ fn has_curl() -> bool {
     found.is_ok_and(|output| output.status.success())
 }
 
-/// Only what is said to our own server can be answered here.
-fn curl_reaches_us(command: &[String]) -> bool {
-    let ours = |word: &String| word.contains("localhost:8000") || word.contains("127.0.0.1:8000");
-    command.iter().any(ours)
+/// Whether a curl command calls a local server, which is the test's.
+fn curl_calls_test_server(command: &[String]) -> bool {
+    let is_local =
+        |word: &String| word.contains("localhost:8000") || word.contains("127.0.0.1:8000");
+    command.iter().any(is_local)
 }
 
 #[tokio::test]
 async fn every_command_in_the_documents_runs() {
     let server = ProcessSpec::ephemeral().start().await;
-    let mut run = Run {
+    let mut runner = Runner {
         server,
         faults: Vec::new(),
     };
@@ -356,15 +363,15 @@ async fn every_command_in_the_documents_runs() {
     for document in documents() {
         for step in steps(&document) {
             count += 1;
-            run.take(&step);
+            runner.process(&step);
         }
     }
     assert!(count >= 10, "only {count} commands were found");
-    assert!(run.faults.is_empty(), "{}", run.faults.join("\n"));
+    assert!(runner.faults.is_empty(), "{}", runner.faults.join("\n"));
 }
 
 #[test]
-fn commands_are_read_as_a_shell_reads_them() {
+fn commands_are_split_like_in_a_shell() {
     let words = |text: &str| -> Vec<Vec<String>> { simple_commands(text) };
     assert_eq!(
         words("A=1 B='x y' chatmesh gateway --port 1 | head > out && echo 'a | b'"),
@@ -374,8 +381,8 @@ fn commands_are_read_as_a_shell_reads_them() {
             vec!["echo", "a | b"]
         ]
     );
-    assert_eq!(without_comment("just up   # starts 'all'"), "just up   ");
-    assert_eq!(without_comment("echo '# no'"), "echo '# no'");
+    assert_eq!(strip_comment("just up   # starts 'all'"), "just up   ");
+    assert_eq!(strip_comment("echo '# no'"), "echo '# no'");
     let document = Document {
         name: "d.md".into(),
         text: "```sh\na \\\n  b # c\n# d\n```\n```text\nx\n```\n```console\n$ e\nprinted\n```\n"

@@ -1,5 +1,5 @@
-//! What the documents for people say is so: every command in them runs, every setting and every
-//! file that they name exists.
+//! Tests of the documents for people: every command in them runs, and every setting and file that they
+//! name exists.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::support::process::ProcessSpec;
 
 mod commands;
+mod settings;
 
 pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -16,7 +17,7 @@ fn read(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// A document, named from the root.
+/// A document, with its path relative to the root of the repository.
 struct Document {
     name: String,
     text: String,
@@ -48,14 +49,14 @@ fn documents() -> Vec<Document> {
     all
 }
 
-/// Line numbers (from 1) and texts outside fenced blocks.
+/// The lines outside fenced blocks, each with its number (from 1).
 fn prose(text: &str) -> Vec<(usize, &str)> {
-    let mut fenced = false;
+    let mut in_block = false;
     let mut lines = Vec::new();
     for (number, line) in text.lines().enumerate() {
         if line.trim_start().starts_with("```") {
-            fenced = !fenced;
-        } else if !fenced {
+            in_block = !in_block;
+        } else if !in_block {
             lines.push((number + 1, line));
         }
     }
@@ -63,7 +64,7 @@ fn prose(text: &str) -> Vec<(usize, &str)> {
 }
 
 #[test]
-fn every_file_that_a_document_links_to_is_there() {
+fn every_linked_file_exists() {
     let mut missing = Vec::new();
     for document in documents() {
         for (line, text) in prose(&document.text) {
@@ -77,25 +78,26 @@ fn every_file_that_a_document_links_to_is_there() {
                 .filter_map(|rest| rest.split_once('"'));
             for (target, _) in targets.chain(sources) {
                 let target = target.split(['#', ' ']).next().unwrap_or_default();
-                let elsewhere = target.contains("://") || target.starts_with("mailto:");
-                if !target.is_empty() && !elsewhere && !document.folder().join(target).exists() {
+                let is_external = target.contains("://") || target.starts_with("mailto:");
+                if !target.is_empty() && !is_external && !document.folder().join(target).exists() {
                     missing.push(format!("{}:{line}: {target}", document.name));
                 }
             }
         }
     }
-    assert!(missing.is_empty(), "links that lead nowhere: {missing:#?}");
+    assert!(missing.is_empty(), "links to missing files: {missing:#?}");
 }
 
-/// Words in capitals that are no settings of ours.
+/// Words in capitals that are not settings of chatmesh.
 const NOT_SETTINGS: &[&str] = &[
-    // Of the shell, the terminal, cargo and the tests.
+    // Variables of the shell, the terminal, cargo and the tests.
     "HOME",
     "XDG_STATE_HOME",
     "NO_COLOR",
     "TERM",
     "PATH",
     "UPDATE_CONTRACTS",
+    "UPDATE_SETTINGS",
     "RUST_BACKTRACE",
     "CHATMESH_TEST_TIMEOUT_SECONDS",
     "CHATMESH_TAG",
@@ -114,9 +116,9 @@ const NOT_SETTINGS: &[&str] = &[
     "SIM_TRACES",
     "SIM_RUNS",
     "ENV_FILE",
-    // Of OpenTelemetry, and said to be none of ours.
+    // A variable of OpenTelemetry that chatmesh does not support, and the documents say so.
     "OTEL_EXPORTER_OTLP_COMPRESSION",
-    // Of HTTP, SQL, Redis, Kafka, signals and formats.
+    // Words of HTTP, Redis, Kafka, signals and formats.
     "DELETE",
     "PATCH",
     "OPTIONS",
@@ -154,16 +156,17 @@ const NOT_SETTINGS: &[&str] = &[
     "TODO",
 ];
 
-/// What is a word of this form is a setting, or stands for a family of them with `*` or `…`.
+/// The words in code spans that have the form of a variable, except those that name several with `*` or
+/// `…`.
 fn settings_in(text: &str) -> Vec<String> {
-    let of_name = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
+    let is_name_char = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
     let mut found = Vec::new();
     for code in text.split('`').skip(1).step_by(2) {
-        for word in code.split(|c: char| !(of_name(c) || c == '*' || c == '…')) {
+        for word in code.split(|c: char| !(is_name_char(c) || c == '*' || c == '…')) {
             let name = word.trim_matches(|c| c == '*' || c == '…');
-            let begins = name.starts_with(|c: char| c.is_ascii_uppercase());
-            // Only names of two words: others are words of protocols and formats, too.
-            if begins && word == name && name.contains('_') && !name.ends_with('_') {
+            let is_upper = name.starts_with(|c: char| c.is_ascii_uppercase());
+            // Only names of two words, because single words are often those of protocols and formats.
+            if is_upper && word == name && name.contains('_') && !name.ends_with('_') {
                 found.push(name.to_owned());
             }
         }
@@ -172,14 +175,14 @@ fn settings_in(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_setting_that_a_document_names_exists() {
+fn every_named_setting_exists() {
     let keys = read(&root().join("src/config/keys.rs"));
-    let of_name = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
-    let keys: BTreeSet<&str> = keys.split(|c| !of_name(c)).collect();
+    let is_name_char = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
+    let keys: BTreeSet<&str> = keys.split(|c| !is_name_char(c)).collect();
     let (_, chat_help, _) = ProcessSpec::new(&["chat", "--help"]).run();
     let mut unknown = BTreeSet::new();
     for document in documents() {
-        // The changelog may tell of what is gone.
+        // The changelog names settings that no longer exist.
         if document.name == "CHANGELOG.md" {
             continue;
         }
@@ -198,7 +201,7 @@ fn every_setting_that_a_document_names_exists() {
     }
     assert!(
         unknown.is_empty(),
-        "named in the documents, and neither in src/config/keys.rs nor in NOT_SETTINGS of \
-         tests/it/documents: {unknown:#?}"
+        "the documents name settings that do not exist. Correct them, or add words that are not \
+         settings to NOT_SETTINGS in tests/it/documents: {unknown:#?}"
     );
 }

@@ -186,7 +186,7 @@ pub(crate) async fn positions_of_other_epochs_are_not_recovered(backend: &dyn Ba
     let mut other = case.at(5);
     other.epoch = Epoch::new(&unique(), "0", 3);
     assert_eq!(case.after(&other).await, None);
-    other.epoch = Epoch::of_empty_mailbox(&unique());
+    other.epoch = Epoch::for_empty_mailbox(&unique());
     other.offset = 0;
     assert_eq!(case.after(&other).await, None);
 }

@@ -327,14 +327,14 @@ impl Reads for FakeFanout {
         let epoch = mailbox
             .epoch
             .clone()
-            .unwrap_or_else(|| Epoch::of_empty_mailbox("fake"));
+            .unwrap_or_else(|| Epoch::for_empty_mailbox("fake"));
         let offset = mailbox
             .frames
             .last()
             .map_or(mailbox.floor, |(position, _)| position.offset);
         let end = Position { epoch, offset };
         let recovered = call.after.as_ref().is_some_and(|after| {
-            (after.epoch.empty_mailbox().is_some() && mailbox.trimmed.is_empty())
+            (after.epoch.empty_mailbox_id().is_some() && mailbox.trimmed.is_empty())
                 || (after.epoch == end.epoch && (mailbox.floor..=offset).contains(&after.offset))
         });
         let from = call.after.map_or(-1, |after| {

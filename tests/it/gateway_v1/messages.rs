@@ -249,7 +249,7 @@ async fn interrupt_cancels_earlier_messages_and_resent_no_later_ones() {
         let user = UserId::parse("alice").unwrap();
         let client_id = ClientMessageId::parse(id).unwrap();
         let message = MessageRef {
-            message_id: MessageId::of_client(&user, &client_id),
+            message_id: MessageId::from_client_id(&user, &client_id),
             user,
             id: Some(client_id),
             conversation: ConversationId::parse(conversation).unwrap(),

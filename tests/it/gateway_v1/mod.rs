@@ -104,7 +104,7 @@ impl Gateway {
         let user = UserId::parse(user).unwrap();
         let id = ClientMessageId::parse(id).unwrap();
         let message = MessageRef {
-            message_id: MessageId::of_client(&user, &id),
+            message_id: MessageId::from_client_id(&user, &id),
             user,
             id: Some(id),
             conversation: ConversationId::parse(conversation).unwrap(),

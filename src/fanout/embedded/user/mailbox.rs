@@ -228,7 +228,7 @@ impl Mailbox {
     /// Position of the mailbox's end.
     pub(super) fn end(&self) -> Position {
         self.last.clone().unwrap_or_else(|| Position {
-            epoch: Epoch::of_empty_mailbox(self.empty_id.as_deref().unwrap_or_default()),
+            epoch: Epoch::for_empty_mailbox(self.empty_id.as_deref().unwrap_or_default()),
             offset: 0,
         })
     }
@@ -236,7 +236,7 @@ impl Mailbox {
     /// The offset after which to read the frames that follow position `after`; `None` where the
     /// mailbox may lack some of them.
     pub(super) fn resume_offset(&self, after: &Position) -> Option<i64> {
-        if let Some(id) = after.epoch.empty_mailbox() {
+        if let Some(id) = after.epoch.empty_mailbox_id() {
             let is_same = self.empty_id.as_deref() == Some(id) && after.offset == 0;
             // Nothing was trimmed, so all frames follow.
             return is_same.then_some(-1);

@@ -225,7 +225,7 @@ pub(super) async fn run_client(
             }
         };
         following.abort();
-        connection.outbound.disconnect(CloseReason::Lost);
+        connection.outbound.disconnect(CloseReason::ConnectionLost);
         drop(frames);
         let _ = writing.await;
         let result_of_leave = gateway.registry.leave(&sessions, &handle).await;

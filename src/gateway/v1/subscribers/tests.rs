@@ -112,7 +112,7 @@ fn rebuild_of_an_emptied_mailbox_repeats_no_frame() {
     subscribers.mark_all_stale();
     subscribers.begin_read(&client);
     let empty = Position {
-        epoch: Epoch::of_empty_mailbox("x"),
+        epoch: Epoch::for_empty_mailbox("x"),
         offset: 0,
     };
     assert_eq!(subscribers.reset_position(&client, &empty), position(5));

@@ -514,7 +514,7 @@ impl Transcript {
 
     fn note_epoch(&mut self, position: Option<&Position>) {
         if let Some(Position { epoch, .. }) = position
-            && epoch.empty_mailbox().is_none()
+            && epoch.empty_mailbox_id().is_none()
             && !self.epochs.contains(epoch)
         {
             self.epochs.push(epoch.clone());

@@ -1,19 +1,19 @@
-//! What a model, or a server, may do to a terminal: show text, and nothing else.
+//! Keeps text of a model or server from controlling the terminal.
 
-/// `text` with everything that could drive the terminal made visible. Line feeds and tabs stay.
-pub(super) fn harmless(text: &str) -> String {
-    text.chars().filter_map(shown).collect()
+/// Replaces all characters that could control the terminal by visible ones. Line feeds and tabs stay.
+pub(super) fn sanitize(text: &str) -> String {
+    text.chars().filter_map(sanitize_char).collect()
 }
 
-fn shown(c: char) -> Option<char> {
+fn sanitize_char(c: char) -> Option<char> {
     match c {
         '\n' | '\t' => Some(c),
-        // Of CR LF; alone it would write over the line.
+        // Part of CR LF. Alone it would let text overwrite the line.
         '\r' => None,
-        // Unicode has pictures of the control characters.
+        // Unicode has symbols for the control characters.
         '\0'..='\x1f' => char::from_u32(0x2400 + c as u32),
         '\x7f' => Some('\u{2421}'),
-        // The other control characters, and those that turn the direction of what follows.
+        // Further control characters, and those that change the direction of text.
         '\u{80}'..='\u{9f}'
         | '\u{200e}'
         | '\u{200f}'
@@ -28,9 +28,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_that_drives_a_terminal_is_left() {
+    fn control_characters_are_replaced() {
         let hostile = "a\x1b]0;title\x07b\x1b[2Jc\u{9b}31md\re\r\nf\tg\x08\x7f\u{202e}h\0";
-        let shown = harmless(hostile);
+        let shown = sanitize(hostile);
         assert!(
             shown
                 .chars()
@@ -38,6 +38,6 @@ mod tests {
             "{shown:?}"
         );
         assert_eq!(shown, "a␛]0;title␇b␛[2Jc\u{fffd}31mde\nf\tg␈␡\u{fffd}h␀");
-        assert_eq!(harmless("Grüße 👩‍👩‍👧 日本"), "Grüße 👩‍👩‍👧 日本");
+        assert_eq!(sanitize("Grüße 👩‍👩‍👧 日本"), "Grüße 👩‍👩‍👧 日本");
     }
 }

@@ -1,0 +1,155 @@
+//! What a client reports: the events of one question, and the state of the connection.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::protocol::error_code::ErrorCode;
+use crate::protocol::ids::MessageId;
+use crate::protocol::record::Usage;
+use crate::protocol::wire::v1::CancelOutcome;
+
+/// The state of the connection to the server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// Connected; the server's `welcome` has arrived.
+    Connected,
+    /// The connection was lost for this reason, and the client is connecting again.
+    Reconnecting(String),
+    /// The client has ended for this reason, and with it all pending questions.
+    Closed(String),
+}
+
+/// An event of one question.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// The log has acknowledged the message: it gets exactly one outcome, even if processes fail.
+    Accepted(MessageId),
+    /// Text to append to the answer.
+    Delta(String),
+    /// A new attempt begins; the text so far is invalid.
+    Restarted,
+    /// The complete text so far. It replaces the earlier text.
+    Snapshot(String),
+    /// The server's result of a cancellation.
+    Cancel(CancelOutcome),
+    /// The outcome. It is the last event.
+    Ended(Outcome),
+}
+
+/// How a question ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// The model answered.
+    Answered {
+        /// The complete text. It replaces the earlier text.
+        content: String,
+        /// The provider's reason for the end of the answer.
+        finish_reason: Option<String>,
+        /// The model that answered.
+        model: Option<String>,
+        /// The tokens used.
+        usage: Option<Usage>,
+    },
+    /// The user cancelled the message, on this or another device.
+    Cancelled {
+        /// The text until then, if it is known.
+        content: Option<String>,
+    },
+    /// The server rejected the message, or it failed.
+    Failed {
+        /// Machine-readable reason.
+        code: Option<ErrorCode>,
+        /// Human-readable reason.
+        message: String,
+        /// Whether the same question may succeed later.
+        retryable: bool,
+        /// Shortest time until a retry, if the server named one.
+        retry_after: Option<Duration>,
+    },
+    /// The server could not be reached in time, so the outcome is unknown. Asking again with the
+    /// same `id` is safe.
+    Unknown {
+        /// Why the server could not be reached.
+        why: String,
+    },
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    events: VecDeque<Event>,
+    /// The writer is gone, so no further event follows.
+    is_closed: bool,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    queue: Mutex<Queue>,
+    changed: Notify,
+}
+
+/// The writing end of a question's events.
+#[derive(Debug)]
+pub(super) struct EventWriter(Arc<Shared>);
+
+/// The reading end of a question's events.
+#[derive(Debug)]
+pub(super) struct EventReader(Arc<Shared>);
+
+/// A queue of events that merges unread text. It never contains more than one complete text, so a
+/// slow reader needs no back-pressure.
+pub(super) fn event_queue() -> (EventWriter, EventReader) {
+    let shared = Arc::new(Shared::default());
+    (EventWriter(shared.clone()), EventReader(shared))
+}
+
+impl EventWriter {
+    pub(super) fn push(&self, event: Event) {
+        let mut queue = self.0.queue.lock();
+        let events = &mut queue.events;
+        match (&event, events.back_mut()) {
+            (Event::Delta(delta), Some(Event::Delta(text) | Event::Snapshot(text))) => {
+                text.push_str(delta);
+            }
+            (Event::Restarted | Event::Snapshot(_), _) => {
+                events.retain(|event| {
+                    !matches!(
+                        event,
+                        Event::Delta(_) | Event::Snapshot(_) | Event::Restarted
+                    )
+                });
+                events.push_back(event);
+            }
+            _ => events.push_back(event),
+        }
+        drop(queue);
+        self.0.changed.notify_one();
+    }
+}
+
+impl Drop for EventWriter {
+    fn drop(&mut self) {
+        self.0.queue.lock().is_closed = true;
+        self.0.changed.notify_one();
+    }
+}
+
+impl EventReader {
+    /// Waits for the next event. `None` if the writer is gone and all events are read.
+    /// Cancel-safe: no event is lost if the future is dropped.
+    pub(super) async fn next(&self) -> Option<Event> {
+        loop {
+            let (event, is_closed) = {
+                let mut queue = self.0.queue.lock();
+                (queue.events.pop_front(), queue.is_closed)
+            };
+            if event.is_some() || is_closed {
+                return event;
+            }
+            self.0.changed.notified().await;
+        }
+    }
+}

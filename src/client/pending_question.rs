@@ -1,0 +1,75 @@
+//! A question that has no outcome yet: the frames to send for it, and the events to report.
+
+use tokio::time::Instant;
+
+use super::events::{Event, EventWriter, Outcome};
+use super::options::Question;
+use super::retry_hint::retry_backoff;
+use crate::backoff::Backoff;
+use crate::protocol::ids::MessageId;
+use crate::protocol::wire::v1::{Cancel, ClientToServer, Message};
+
+/// A question without an outcome.
+#[derive(Debug)]
+pub(super) struct PendingQuestion {
+    pub(super) question: Question,
+    pub(super) events: EventWriter,
+    pub(super) is_accepted: bool,
+    pub(super) is_cancel_requested: bool,
+    /// Attempt and index of the delta that continues the text; `None` before the first one.
+    pub(super) next_delta: Option<(u32, u32)>,
+    /// Since when the question has waited for a server that accepts it.
+    pub(super) waiting_since: Instant,
+    /// When to send the question again, after the server could not accept it.
+    pub(super) retry_at: Option<Instant>,
+    pub(super) backoff: Backoff,
+}
+
+impl PendingQuestion {
+    pub(super) fn new(question: Question, events: EventWriter) -> Self {
+        Self {
+            question,
+            events,
+            is_accepted: false,
+            is_cancel_requested: false,
+            next_delta: None,
+            waiting_since: Instant::now(),
+            retry_at: None,
+            backoff: retry_backoff(),
+        }
+    }
+
+    /// The frame that sends the question, also again: the server recognises it by its `id`.
+    pub(super) fn message_frame(&self) -> ClientToServer {
+        ClientToServer::Message(Message {
+            id: self.question.id.clone(),
+            content: self.question.content.clone(),
+            conversation_id: self.question.conversation.clone(),
+            // An accepted message has cancelled the others already. Those that came later stay.
+            interrupt: self.question.interrupt && !self.is_accepted,
+            userid: None,
+            traceparent: None,
+            tracestate: None,
+        })
+    }
+
+    pub(super) fn cancel_frame(&self) -> ClientToServer {
+        ClientToServer::Cancel(Cancel {
+            id: Some(self.question.id.clone()),
+            message_id: None,
+        })
+    }
+
+    /// Reports the first acceptance.
+    pub(super) fn set_accepted(&mut self, message_id: &MessageId) {
+        if !self.is_accepted {
+            self.is_accepted = true;
+            self.events.push(Event::Accepted(message_id.clone()));
+        }
+    }
+
+    /// Reports the outcome, the last event.
+    pub(super) fn end(self, outcome: Outcome) {
+        self.events.push(Event::Ended(outcome));
+    }
+}

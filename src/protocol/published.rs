@@ -1,0 +1,167 @@
+//! Decodes the frames that workers, relays and gateways publish on a user's fan-out channels.
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::encode_json;
+use super::error_code::ErrorCode;
+use super::ids::{ConversationId, MessageId};
+use super::trace_context::TraceContext;
+
+/// The type of a published frame. `cancelled` is a type of its own here, although it is published as
+/// an `error` with that code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FrameKind {
+    /// Terminal: the complete answer.
+    Response,
+    /// Terminal: the message failed.
+    Error,
+    /// Terminal: the user cancelled the message.
+    Cancelled,
+    /// The log has acknowledged a message of this user.
+    Accepted,
+    /// The next part of an answer's text.
+    Delta,
+    /// A new attempt begins; the text so far is invalid.
+    Restarted,
+    /// A frame that is never sent to clients.
+    Other,
+}
+
+/// A frame published on one of a user's channels, with the fields that connections need. Fields that
+/// are only copied into the client's frame stay undecoded (`RawValue`), which keeps the delivery of
+/// large answers cheap.
+///
+/// Almost every field is optional, because a service of the original system may have published it.
+#[derive(Debug, Deserialize)]
+pub struct PublishedFrame<'a> {
+    #[serde(rename = "type", borrow)]
+    type_name: Cow<'a, str>,
+    #[serde(borrow, default)]
+    pub(super) content: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    pub(super) message: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    pub(super) timestamp: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    pub(super) processing_time_ms: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    pub(super) code: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    pub(super) id: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    pub(super) conversation_id: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    pub(super) attempt: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    pub(super) index: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    pub(super) retryable: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    pub(super) retry_after_ms: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    pub(super) finish_reason: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    pub(super) model: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    pub(super) usage: Option<&'a RawValue>,
+    /// The user that the frame names. The channel it came by decides who gets it.
+    #[serde(borrow, default)]
+    pub userid: Option<Cow<'a, str>>,
+    /// Correlates log lines of all roles, and identifies the message of an answer without
+    /// `message_id`.
+    #[serde(borrow, default)]
+    pub correlation_id: Option<Cow<'a, str>>,
+    /// `None` if a worker of the original system wrote the answer.
+    #[serde(default)]
+    pub message_id: Option<MessageId>,
+    /// Position of a terminal frame in `responses`. `None` if a relay of the original system
+    /// published it.
+    #[serde(borrow, default)]
+    pub position: Option<Cow<'a, str>>,
+    /// Trace context of a terminal frame.
+    #[serde(borrow, default)]
+    pub(super) traceparent: Option<&'a RawValue>,
+    /// In `accepted`: the random id of the connection that sent the message.
+    #[serde(borrow, default)]
+    pub origin: Option<Cow<'a, str>>,
+    /// Sequence number over both channels of the user, by which a gap is detected. `None` if a relay
+    /// of the original system published the frame.
+    #[serde(default)]
+    pub n: Option<u64>,
+    /// Random id of the counter that `n` belongs to; a lost counter is replaced by one with a new id.
+    #[serde(borrow, default)]
+    pub n_id: Option<Cow<'a, str>>,
+}
+
+impl<'a> PublishedFrame<'a> {
+    /// Decodes the payload of a fan-out message.
+    ///
+    /// # Errors
+    /// The payload is not a JSON object with a `type`.
+    pub fn parse(payload: &'a [u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(payload)
+    }
+
+    /// The trace of the message. `None` if there is none, or its `traceparent` is invalid.
+    pub fn trace(&self) -> Option<TraceContext> {
+        // A valid traceparent has no character that JSON escapes, so the raw text is its value.
+        let field = self.traceparent?.get().strip_prefix('"')?;
+        TraceContext::parse(field.strip_suffix('"')?, None)
+    }
+
+    /// The conversation. Frames of the original system name none and belong to the default one.
+    /// `None` if the name is invalid.
+    pub fn conversation(&self) -> Option<ConversationId> {
+        let Some(raw) = self.conversation_id else {
+            return Some(ConversationId::default_conversation());
+        };
+        let text: Cow<'_, str> = serde_json::from_str(raw.get()).ok()?;
+        ConversationId::parse(&text).ok()
+    }
+
+    /// The type of the frame.
+    pub fn kind(&self) -> FrameKind {
+        match &*self.type_name {
+            "response" => FrameKind::Response,
+            "error" if self.code.is_some_and(|code| code.get() == r#""cancelled""#) => {
+                FrameKind::Cancelled
+            }
+            "error" => FrameKind::Error,
+            "accepted" => FrameKind::Accepted,
+            "delta" => FrameKind::Delta,
+            "restarted" => FrameKind::Restarted,
+            _ => FrameKind::Other,
+        }
+    }
+
+    /// Whether the frame is the last one of its message.
+    pub fn is_terminal(&self) -> bool {
+        matches!(
+            self.kind(),
+            FrameKind::Response | FrameKind::Error | FrameKind::Cancelled
+        )
+    }
+}
+
+/// The terminal frame of a message whose conversation was deleted before its answer was delivered,
+/// in the form in which a relay publishes it: cancelled, without content.
+pub fn forgotten_message_frame(message_id: &MessageId, correlation_id: &str) -> String {
+    #[derive(Serialize)]
+    struct Forgotten<'a> {
+        r#type: &'static str,
+        code: ErrorCode,
+        message: &'static str,
+        correlation_id: &'a str,
+        message_id: &'a MessageId,
+    }
+    encode_json(&Forgotten {
+        r#type: "error",
+        code: ErrorCode::Cancelled,
+        message: ErrorCode::Cancelled.text(),
+        correlation_id,
+        message_id,
+    })
+}

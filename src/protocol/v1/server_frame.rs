@@ -1,0 +1,265 @@
+//! Encodes the frames that the gateway sends for itself on `chatmesh.v1`.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::super::encode_json;
+use super::super::error_code::ErrorCode;
+use super::super::ids::{ClientMessageId, ConversationId, MessageId, UserId};
+use super::super::open_message::{CancelResult, InFlightAnswer, PendingMessage};
+use super::super::wire::v1::Limits;
+
+/// Upper bound, in bytes, of the contents in one `welcome`. The contents of further pending
+/// messages are left out, so that a user with many long messages can still connect.
+const WELCOME_CONTENT_BYTES: usize = 256 << 10;
+
+/// The answer to `ping`.
+pub const PONG_FRAME: &str = r#"{"type":"pong"}"#;
+
+/// The frame `welcome`, the first one of every connection.
+#[derive(Debug)]
+pub struct WelcomeFrame<'a> {
+    /// The connection's user.
+    pub user: &'a UserId,
+    /// The gateway's `SERVER_ID`.
+    pub server_id: &'a str,
+    /// The position from which the client resumes when it connects again.
+    pub position: &'a str,
+    /// False if the client has to reload the history, because frames after its `since` are gone.
+    pub recovered: bool,
+    /// Accepted messages without a terminal frame, oldest first.
+    pub pending: &'a [PendingMessage],
+    /// Interval of the server's protocol pings, in milliseconds.
+    pub heartbeat_ms: u64,
+    /// Bounds of what the client may send.
+    pub limits: Limits,
+}
+
+#[derive(Serialize)]
+struct PendingEntry<'a> {
+    message_id: &'a MessageId,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a ClientMessageId>,
+    conversation_id: &'a ConversationId,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<&'a str>,
+}
+
+impl WelcomeFrame<'_> {
+    /// Encodes the frame as JSON.
+    pub fn to_json(&self) -> String {
+        #[derive(Serialize)]
+        struct Shape<'a> {
+            r#type: &'static str,
+            userid: &'a UserId,
+            server_id: &'a str,
+            position: &'a str,
+            recovered: bool,
+            pending: Vec<PendingEntry<'a>>,
+            heartbeat_ms: u64,
+            limits: Limits,
+        }
+        let mut available = WELCOME_CONTENT_BYTES;
+        let pending = self.pending.iter().map(|message| {
+            let content = (message.content.len() <= available).then_some(&*message.content);
+            available -= content.map_or(0, str::len);
+            PendingEntry {
+                message_id: &message.message_id,
+                id: message.id.as_ref(),
+                conversation_id: &message.conversation,
+                content,
+            }
+        });
+        encode_json(&Shape {
+            r#type: "welcome",
+            userid: self.user,
+            server_id: self.server_id,
+            position: self.position,
+            recovered: self.recovered,
+            pending: pending.collect(),
+            heartbeat_ms: self.heartbeat_ms,
+            limits: self.limits,
+        })
+    }
+}
+
+/// The frame `accepted`. The connection that sent the message gets it without content and origin;
+/// the user's other connections get it as a published frame, with both.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct AcceptedFrame<'a> {
+    /// The message's user.
+    pub userid: &'a UserId,
+    /// The message's identity.
+    pub message_id: &'a MessageId,
+    /// The client's identifier, if the client has chosen one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<&'a ClientMessageId>,
+    /// The message's conversation.
+    pub conversation_id: &'a ConversationId,
+    /// The message's text, for connections that did not send it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub content: Option<&'a str>,
+    /// Random id of the connection that sent the message. Its gateway skips that connection when it
+    /// delivers the published frame.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub origin: Option<&'a str>,
+}
+
+/// A frame's fields behind its `type`.
+#[derive(Serialize)]
+struct Tagged<T: Serialize> {
+    r#type: &'static str,
+    #[serde(flatten)]
+    fields: T,
+}
+
+impl AcceptedFrame<'_> {
+    /// Encodes the frame as JSON.
+    pub fn to_json(self) -> String {
+        encode_json(&Tagged {
+            r#type: "accepted",
+            fields: self,
+        })
+    }
+}
+
+/// The frame `snapshot`: the complete text so far of an answer in progress.
+pub fn snapshot_frame(user: &UserId, answer: &InFlightAnswer) -> String {
+    #[derive(Serialize)]
+    struct Shape<'a> {
+        r#type: &'static str,
+        userid: &'a UserId,
+        message_id: &'a MessageId,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<&'a ClientMessageId>,
+        conversation_id: &'a ConversationId,
+        attempt: u32,
+        index: u32,
+        content: &'a str,
+    }
+    encode_json(&Shape {
+        r#type: "snapshot",
+        userid: user,
+        message_id: &answer.message_id,
+        id: answer.id.as_ref(),
+        conversation_id: &answer.conversation,
+        attempt: answer.attempt,
+        index: answer.index,
+        content: &answer.text,
+    })
+}
+
+/// The frame `error` for a message or frame that the gateway rejects. It has no `message_id`.
+pub fn error_frame(
+    user: &UserId,
+    id: Option<&ClientMessageId>,
+    code: ErrorCode,
+    text: &str,
+    correlation_id: &str,
+) -> String {
+    error_frame_with_retry(user, id, code, text, correlation_id, None)
+}
+
+/// The frame `error` for a rejected message, with the time after which the client may retry.
+pub fn error_frame_with_retry(
+    user: &UserId,
+    id: Option<&ClientMessageId>,
+    code: ErrorCode,
+    text: &str,
+    correlation_id: &str,
+    retry_after: Option<Duration>,
+) -> String {
+    #[derive(Serialize)]
+    struct Shape<'a> {
+        r#type: &'static str,
+        userid: &'a UserId,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<&'a ClientMessageId>,
+        code: ErrorCode,
+        message: &'a str,
+        retryable: bool,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        retry_after_ms: Option<u64>,
+        correlation_id: &'a str,
+    }
+    encode_json(&Shape {
+        r#type: "error",
+        userid: user,
+        id,
+        code,
+        message: text,
+        retryable: code.is_retryable(),
+        retry_after_ms: retry_after.map(|pause| pause.as_millis() as u64),
+        correlation_id,
+    })
+}
+
+/// The frame `cancel_result`, the answer to `cancel`.
+pub fn cancel_result_frame(
+    user: &UserId,
+    message_id: &MessageId,
+    id: Option<&ClientMessageId>,
+    result: CancelResult,
+) -> String {
+    #[derive(Serialize)]
+    struct Shape<'a> {
+        r#type: &'static str,
+        userid: &'a UserId,
+        message_id: &'a MessageId,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<&'a ClientMessageId>,
+        result: &'static str,
+    }
+    encode_json(&Shape {
+        r#type: "cancel_result",
+        userid: user,
+        message_id,
+        id,
+        result: match result {
+            CancelResult::Cancelling => "cancelling",
+            CancelResult::AlreadyDone => "already_done",
+            CancelResult::Unknown => "unknown",
+        },
+    })
+}
+
+/// The frame `cancelled` for a message whose conversation was deleted before its answer was
+/// delivered. It has no content.
+pub fn forgotten_message_frame(
+    user: &UserId,
+    message_id: &MessageId,
+    id: Option<&ClientMessageId>,
+    conversation_id: &ConversationId,
+) -> String {
+    let fields = AcceptedFrame {
+        userid: user,
+        message_id,
+        id,
+        conversation_id,
+        content: None,
+        origin: None,
+    };
+    encode_json(&Tagged {
+        r#type: "cancelled",
+        fields,
+    })
+}
+
+/// The frame `closing`: the gateway closes the connection soon, and the client should reconnect after
+/// `retry_after_ms` milliseconds.
+pub fn closing_frame(user: &UserId, reason: &str, retry_after_ms: u64) -> String {
+    #[derive(Serialize)]
+    struct Shape<'a> {
+        r#type: &'static str,
+        userid: &'a UserId,
+        reason: &'a str,
+        retry_after_ms: u64,
+    }
+    encode_json(&Shape {
+        r#type: "closing",
+        userid: user,
+        reason,
+        retry_after_ms,
+    })
+}
