@@ -103,6 +103,6 @@ impl Config {
     pub(super) fn address(&self, host: &Key, port: &Key) -> SocketAddr {
         let ip = self.text(host).and_then(kind::parse_host);
         let ip = ip.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
-        SocketAddr::new(ip, self.narrow(port))
+        SocketAddr::new(ip, self.int_as(port))
     }
 }

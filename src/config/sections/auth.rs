@@ -8,7 +8,7 @@ impl Config {
         match self.text(&keys::AUTH_MODE) {
             Some("open") => AuthMode::Open,
             Some("jwt") => AuthMode::Jwt,
-            None if self.role == Role::AllInOne && self.listen().ip().is_loopback() => {
+            None if self.role() == Role::AllInOne && self.listen().ip().is_loopback() => {
                 AuthMode::Open
             }
             _ => AuthMode::Stored,

@@ -111,19 +111,19 @@ impl Config {
     }
 
     pub(in crate::config) fn interop(&self) -> bool {
-        self.role != Role::AllInOne && self.bool(&keys::INTEROP)
+        self.role() != Role::AllInOne && self.bool(&keys::INTEROP)
     }
 
     // all-in-one ignores configured topic names: its log is not shared with other services.
     pub(in crate::config) fn messages_topic(&self) -> String {
-        match self.role {
+        match self.role() {
             Role::AllInOne => "incoming_messages".to_owned(),
             _ => self.text_or_empty(&keys::MESSAGES_TOPIC),
         }
     }
 
     pub(in crate::config) fn responses_topic(&self) -> String {
-        match self.role {
+        match self.role() {
             Role::AllInOne => "responses".to_owned(),
             _ => self.text_or_empty(&keys::RESPONSES_TOPIC),
         }

@@ -63,7 +63,7 @@ impl Config {
 
     /// The address of this role's `/health`: the gateway's own, or that of the metrics.
     pub fn health_listen(&self) -> SocketAddr {
-        match self.role {
+        match self.role() {
             Role::Gateway | Role::AllInOne => self.listen(),
             Role::AiWorker | Role::Relay => self.admin_listen(),
         }

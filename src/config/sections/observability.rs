@@ -19,7 +19,7 @@ impl Config {
                 .collect(),
             timeout: self.duration(&keys::OTEL_EXPORTER_OTLP_TIMEOUT),
             service_name: self.text(&keys::OTEL_SERVICE_NAME).map(str::to_owned),
-            role_name: format!("chatmesh-{}", self.role.as_str()),
+            role_name: format!("chatmesh-{}", self.role().as_str()),
             instance: self.server_id(),
             resource: resource
                 .map(|(name, value)| (name, percent_decoded(&value)))
@@ -38,7 +38,7 @@ impl Config {
 
     /// Settings of logs.
     pub fn logging(&self) -> LoggingSettings {
-        let app_name = self.text(&keys::APP_NAME).unwrap_or(self.role.as_str());
+        let app_name = self.text(&keys::APP_NAME).unwrap_or(self.role().as_str());
         LoggingSettings {
             app_name: app_name.to_owned(),
             level: self.text_or_empty(&keys::LOG_LEVEL),
