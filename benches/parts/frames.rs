@@ -5,7 +5,7 @@ use std::hint::black_box;
 use chatmesh::protocol::classic;
 use chatmesh::protocol::ids::{ConversationId, MessageId, UserId};
 use chatmesh::protocol::published::PublishedFrame;
-use chatmesh::protocol::record::{QuestionRecord, Terminal};
+use chatmesh::protocol::record::{QuestionRecord, TerminalRecord};
 use chatmesh::protocol::v1;
 use criterion::{Criterion, Throughput};
 
@@ -72,7 +72,7 @@ pub(crate) fn all(criterion: &mut Criterion) {
     group.bench_function("published answer to classic frame", |bencher| {
         bencher.iter(|| {
             let frame = PublishedFrame::parse(black_box(published.as_bytes())).unwrap();
-            classic::encode_published(frame, &user).unwrap()
+            classic::encode_published(&frame, &user).unwrap()
         });
     });
     group.bench_function("published answer to chatmesh.v1 frame", |bencher| {

@@ -17,7 +17,7 @@ use crate::protocol::error_code::ErrorCode;
 use crate::protocol::ids::UserId;
 use crate::protocol::log_record::Record;
 use crate::protocol::position::{Epoch, Position};
-use crate::protocol::record::Terminal;
+use crate::protocol::record::TerminalRecord;
 use crate::telemetry::traces::{self, Kind, Span};
 
 /// Number of last positions that are remembered. For all other users, data loss is detected by the
