@@ -24,7 +24,7 @@ mod healthcheck;
 const EXAMPLES: &str = "\
 Examples:
   chatmesh all-in-one                        everything in one process, nothing to install
-  chatmesh chat                              talk to it, in another terminal
+  chatmesh chat                              chat with it, in another terminal
   echo hi | chatmesh chat                    only the answer on standard output
   chatmesh gateway --port 8000               one role of a deployment on Kafka and Redis
   chatmesh ai-worker --set model.name=gpt-4o-mini
@@ -35,12 +35,12 @@ Every key can be set in a file (--config, CHATMESH_CONFIG), in .env or the envir
 --set; the later one wins.";
 
 const CHAT: &str = "\
-At the prompt: Enter sends, Alt-Enter begins another line, pasted lines are one message, Ctrl-C stops
-an answer, and at the prompt it leaves.
+At the prompt, Enter sends the message, Alt-Enter starts a new line, and pasted lines are one message.
+Ctrl-C stops an answer; at the prompt it quits.
 
-Where standard input is no terminal, all of it is one question. Where standard output is none, the
-answer is printed when it is whole, as it is; a terminal gets it as it grows, without control
-characters. What happens to the connection is told on standard error.
+If standard input is not a terminal, all of it is one message. If standard output is not a terminal,
+the answer is printed unchanged when it is complete; on a terminal it is printed as it arrives,
+without control characters. Events of the connection are printed on standard error.
 
 Exit codes: 0 answered, 1 failed or stopped, 2 used wrongly.";
 
@@ -59,10 +59,10 @@ struct Common {
     /// Configuration file (TOML).
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Least level that is logged, or a filter.
+    /// Minimum level that is logged, or a filter.
     #[arg(long, global = true, value_name = "LEVEL")]
     log_level: Option<String>,
-    /// Set any key, by its name in the file or its variable. May be repeated.
+    /// Set any key, by its name in the file or its environment variable. May be repeated.
     #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = key_value)]
     set: Vec<(String, String)>,
 }
@@ -79,46 +79,46 @@ enum Command {
     AllInOne {
         #[command(flatten)]
         listen: Listen,
-        /// Where messages and conversations are kept.
+        /// Directory in which messages and conversations are stored.
         #[arg(long, value_name = "FOLDER", conflicts_with = "ephemeral")]
         data_dir: Option<String>,
         /// Keep everything in memory only.
         #[arg(long)]
         ephemeral: bool,
     },
-    /// Talk to a server in this terminal, or ask one question through a pipe.
+    /// Chat with a server in this terminal, or send one message through a pipe.
     #[command(after_help = CHAT)]
     Chat(chat::ChatArgs),
-    /// Make, look at and revoke users' tokens, with a gateway's configuration.
+    /// Issue, verify and revoke users' tokens, with a gateway's configuration.
     #[command(subcommand)]
     Token(TokenCommand),
-    /// Look at dead letters, replay or drop them: in Kafka where its or Redis's address is set,
-    /// otherwise in all-in-one's data directory.
+    /// List, show, replay or drop dead letters: in Kafka if its address or that of Redis is set,
+    /// otherwise in the data directory of an all-in-one.
     Dlq(dlq::Arguments),
-    /// Check all that a deployment stands on, and say what to do. Exit code 0: no problem, 1:
-    /// problems, 2: the configuration can't be used.
+    /// Check everything that a deployment depends on, and say what to do. Exit code 0: no problem,
+    /// 1: problems, 2: the configuration can't be used.
     Doctor(doctor::Arguments),
-    /// Look at the configuration.
+    /// Show or check the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
-    /// Print what makes a shell complete this command line.
+    /// Print the completion script for a shell.
     Completions {
-        /// For this shell.
+        /// The shell.
         shell: clap_complete::Shell,
     },
-    /// Connect many clients, and say what they see.
+    /// Connect many clients, and report what they observe.
     LoadTest(load_test::LoadArgs),
     /// Serve OpenAI's API without a model, for load tests and demos.
     MockOpenai(mock_openai::MockArgs),
     /// Exit code 0 if the local role is ready, else 1; for containers.
     ///
-    /// It asks at the address that is configured (PORT of a gateway and all-in-one, METRICS_PORT
-    /// of a worker and a relay), or at --url.
+    /// Calls the configured address (PORT of a gateway and all-in-one, METRICS_PORT of a worker
+    /// and a relay), or --url.
     Healthcheck {
-        /// Whose configured address is asked.
+        /// The role whose configured address is called.
         #[arg(default_value = "gateway")]
         role: Role,
-        /// Ask here instead (http:// only), as http://127.0.0.1:8000/health/ready.
+        /// Call this URL instead (http:// only), for example http://127.0.0.1:8000/health/ready.
         #[arg(long)]
         url: Option<String>,
     },
@@ -126,50 +126,51 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct Listen {
-    /// Address to listen on (a worker's and a relay's health and metrics).
+    /// Address to listen on; for a worker and a relay, that of health and metrics.
     #[arg(long)]
     host: Option<String>,
-    /// Port to listen on; 0 takes a free one.
+    /// Port to listen on; 0 chooses a free one.
     #[arg(long)]
     port: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
 enum TokenCommand {
-    /// Print a token for a user: a signed one, or the one that Redis holds, or a new one there.
+    /// Print a token for a user: a signed one, or the one stored in Redis, which is created if it is
+    /// missing.
     Issue {
-        /// Whose.
+        /// The user's id.
         userid: String,
     },
-    /// Exit code 0 if a token is good, else 1.
+    /// Verify a token: exit code 0 if it is valid, else 1.
     Verify {
-        /// Whose.
+        /// The user's id.
         userid: String,
         /// The token; - reads it from standard input, so that it stays out of the shell's history.
         #[arg(default_value = "-")]
         token: String,
     },
-    /// End a user's tokens, and close what they have opened.
+    /// Revoke a user's tokens, and close the connections that they opened.
     Revoke {
-        /// Whose.
+        /// The user's id.
         userid: String,
     },
 }
 
 #[derive(Debug, Subcommand)]
 enum ConfigCommand {
-    /// Print what is in effect, with each value's source; secrets are hidden.
+    /// Print the effective values with their sources; secrets are hidden.
     Show {
-        /// For this role.
+        /// The role whose configuration is meant.
         #[arg(default_value = "all-in-one")]
         role: Role,
-        /// As JSON.
+        /// Print JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Only check; says nothing but what is wrong.
+    /// Check only; print nothing but problems.
     Check {
-        /// For this role.
+        /// The role whose configuration is meant.
         #[arg(default_value = "all-in-one")]
         role: Role,
     },

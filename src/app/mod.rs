@@ -3,6 +3,7 @@
 //! Architecture invariant: only this module knows which engines a process runs on, and which roles.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -111,16 +112,7 @@ pub async fn run(role: Role, config: Config) -> anyhow::Result<()> {
         _ => Engines::distributed(&config)?,
     };
     let local_key = match config.embedded().data_dir {
-        Some(folder) if role == Role::AllInOne => {
-            let key = SecretString::from(gateway::auth::random_token());
-            let holder = InstanceInfo {
-                address: reachable(address),
-                key: key.clone(),
-            };
-            let announced = holder.write(&folder);
-            announced.with_context(|| format!("{} can't be written", folder.display()))?;
-            Some(key)
-        }
+        Some(data_dir) if role == Role::AllInOne => Some(write_instance_info(&data_dir, address)?),
         _ => None,
     };
     let health = Arc::new(Health::new(engines.dependency_names()));
@@ -154,9 +146,25 @@ pub async fn run(role: Role, config: Config) -> anyhow::Result<()> {
     dependency_watch.await?;
     match &result {
         Ok(()) => tracing::info!("stopped"),
-        Err(error) => tracing::error!(error = %format!("{error:#}"), "exited unexpectedly"),
+        Err(error) => {
+            tracing::error!(error = %format!("{error:#}"), "exited unexpectedly, restart the process");
+        }
     }
     result
+}
+
+/// Writes this process's address and a new random key into the data directory, so that the tools find
+/// the process that uses it. Returns the key.
+fn write_instance_info(data_dir: &Path, address: SocketAddr) -> anyhow::Result<SecretString> {
+    let key = SecretString::from(gateway::auth::random_token());
+    let instance = InstanceInfo {
+        address: reachable(address),
+        key: key.clone(),
+    };
+    instance
+        .write(data_dir)
+        .with_context(|| format!("{} can't be written", data_dir.display()))?;
+    Ok(key)
 }
 
 /// A process that runs one role, or all three as `all-in-one`.
@@ -186,24 +194,24 @@ impl App {
 
     async fn serve(&self, listener: TcpListener) -> anyhow::Result<()> {
         match self.role {
-            Role::Gateway => self.gateway_only(listener).await,
+            Role::Gateway => self.run_gateway_only(listener).await,
             Role::AiWorker => {
-                self.run_with_admin(listener, self.worker(self.drain.clone()))
+                self.run_with_admin(listener, self.run_worker(self.drain.clone()))
                     .await
             }
             Role::Relay => {
-                self.run_with_admin(listener, self.relay(self.drain.clone()))
+                self.run_with_admin(listener, self.run_relay(self.drain.clone()))
                     .await
             }
-            Role::AllInOne => self.all_in_one(listener).await,
+            Role::AllInOne => self.run_all_in_one(listener).await,
         }
     }
 
-    async fn gateway_only(&self, listener: TcpListener) -> anyhow::Result<()> {
+    async fn run_gateway_only(&self, listener: TcpListener) -> anyhow::Result<()> {
         // Clients can connect before the topics exist; readiness tells whether messages are accepted.
         let topics = [self.config.gateway().messages_topic];
         let preparing = self.engines.prepare(&self.config, &topics, &self.health);
-        let serving = self.gateway(listener, self.drain.clone());
+        let serving = self.run_gateway(listener, self.drain.clone());
         tokio::pin!(serving);
         tokio::select! {
             result = &mut serving => result,
@@ -211,7 +219,11 @@ impl App {
         }
     }
 
-    async fn gateway(&self, listener: TcpListener, drain: CancellationToken) -> anyhow::Result<()> {
+    async fn run_gateway(
+        &self,
+        listener: TcpListener,
+        drain: CancellationToken,
+    ) -> anyhow::Result<()> {
         let admin = Arc::clone(&self.admin);
         let parts = gateway::Dependencies {
             log: Arc::clone(&self.engines.log),
@@ -231,7 +243,7 @@ impl App {
         Ok(())
     }
 
-    async fn worker(&self, drain: CancellationToken) -> anyhow::Result<()> {
+    async fn run_worker(&self, drain: CancellationToken) -> anyhow::Result<()> {
         let settings = self.config.worker();
         let pipeline = &settings.pipeline;
         let topics = [
@@ -252,7 +264,7 @@ impl App {
         Ok(())
     }
 
-    async fn relay(&self, drain: CancellationToken) -> anyhow::Result<()> {
+    async fn run_relay(&self, drain: CancellationToken) -> anyhow::Result<()> {
         let settings = self.config.relay();
         let topics = [
             settings.pipeline.topic.clone(),
@@ -304,12 +316,12 @@ impl App {
     /// Runs the three roles on the embedded engines. Gateway and worker drain first, so that no new
     /// messages and answers are created; the relay drains last, to deliver the remaining answers.
     /// What it does not deliver, it delivers after the next start.
-    async fn all_in_one(&self, listener: TcpListener) -> anyhow::Result<()> {
+    async fn run_all_in_one(&self, listener: TcpListener) -> anyhow::Result<()> {
         let relay_drain = CancellationToken::new();
-        let relay = self.relay(relay_drain.clone());
+        let relay = self.run_relay(relay_drain.clone());
         let others = async {
-            let gateway = self.gateway(listener, self.drain.clone());
-            let worker = self.worker(self.drain.clone());
+            let gateway = self.run_gateway(listener, self.drain.clone());
+            let worker = self.run_worker(self.drain.clone());
             let result = tokio::try_join!(gateway, worker);
             relay_drain.cancel();
             result

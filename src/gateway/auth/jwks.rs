@@ -272,7 +272,7 @@ impl KeySet {
             match key_set.fetch().await {
                 Ok(parsed) => {
                     if let Some(problem) = parsed.problem() {
-                        tracing::warn!("no token can be good: the key set of JWT_JWKS {problem}");
+                        tracing::warn!("every token is refused: the key set of JWT_JWKS {problem}");
                     } else {
                         tracing::info!(keys = parsed.keys.len(), "key set of JWT_JWKS read");
                     }
