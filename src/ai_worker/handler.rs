@@ -137,11 +137,11 @@ impl WorkerHandler {
             }
             let begin = self.begin_request(&message, job, &progress);
             let begin_span = slot.span().child(Kind::Internal, format_args!("begin"));
-            let begun = slot
+            let response = slot
                 .retry("begin", || self.fanout.begin(begin.clone()))
                 .await?;
             drop(begin_span);
-            match begun {
+            match response {
                 BeginResponse::Ended(outcome) => {
                     tracing::info!("outcome already stored, skipping the model call");
                     let dead_letter = dead_letter_of_stored(job, &outcome);

@@ -328,11 +328,11 @@ mod tests {
             let older = turns[..cut.unwrap()].iter().rev().find(|turn| in_context(turn));
             if let Some(older) = older {
                 let more = flat(std::slice::from_ref(older));
-                let mut all = request.messages.clone();
-                all.extend(more.iter().cloned());
+                let mut extended = request.messages.clone();
+                extended.extend(more.iter().cloned());
                 prop_assert!(
                     history.len() + more.len() > history_max_messages
-                        || estimate_prompt(&all) > budget
+                        || estimate_prompt(&extended) > budget
                 );
             }
         }

@@ -67,7 +67,7 @@ fn dead_letter(user: &str, offset: i64, reason: &str, more: &[(&str, &str)]) -> 
 }
 
 async fn read_all(log: &EmbeddedLog, topic: &str) -> Vec<Record> {
-    let mut all = Vec::new();
+    let mut records = Vec::new();
     for range in log.partition_ranges(topic).await.unwrap() {
         let mut from = range.start;
         while from < range.end {
@@ -76,10 +76,10 @@ async fn read_all(log: &EmbeddedLog, topic: &str) -> Vec<Record> {
                 .await
                 .unwrap();
             from = page.last().unwrap().offset + 1;
-            all.extend(page);
+            records.extend(page);
         }
     }
-    all
+    records
 }
 
 #[tokio::test]

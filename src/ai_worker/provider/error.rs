@@ -279,7 +279,7 @@ pub(super) fn connection_error(error: reqwest::Error) -> ModelError {
 
 /// The error of a token that did not arrive in time.
 pub(super) fn timeout_error(kind: &'static str, after: Duration) -> ModelError {
-    let what = if kind == kind::IDLE_TIMEOUT {
+    let missing = if kind == kind::IDLE_TIMEOUT {
         "no further token"
     } else {
         "no first token"
@@ -288,7 +288,7 @@ pub(super) fn timeout_error(kind: &'static str, after: Duration) -> ModelError {
         code: ErrorCode::ProviderTimeout,
         retryable: true,
         retry_after: None,
-        detail: format!("{what} within {} ms", after.as_millis()),
+        detail: format!("{missing} within {} ms", after.as_millis()),
         kind,
     }
 }

@@ -89,12 +89,12 @@ impl Throttle {
         loop {
             // Created before the check, so that no change after it is missed.
             let changed = self.changed.notified();
-            let at = match self.state().try_release(Instant::now()) {
+            let retry_at = match self.state().try_release(Instant::now()) {
                 Ok(permit) => return permit,
-                Err(at) => at,
+                Err(retry_at) => retry_at,
             };
             tokio::select! {
-                () = sleep_until(at) => {}
+                () = sleep_until(retry_at) => {}
                 () = changed => {}
             }
         }

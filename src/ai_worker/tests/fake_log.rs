@@ -46,8 +46,8 @@ impl FakeTopics {
     }
 
     pub(super) fn append(&self, topic: &str, record: NewRecord) -> LogOffset {
-        let mut all = self.records.lock().unwrap();
-        let records = all.entry(topic.to_owned()).or_default();
+        let mut topics = self.records.lock().unwrap();
+        let records = topics.entry(topic.to_owned()).or_default();
         let offset = records.len() as i64;
         records.push(Record {
             topic: topic.into(),
@@ -68,8 +68,8 @@ impl FakeTopics {
 
     /// The values of all records of a topic as JSON.
     pub(super) fn values(&self, topic: &str) -> Vec<serde_json::Value> {
-        let all = self.records.lock().unwrap();
-        let records = all.get(topic).map(Vec::as_slice).unwrap_or_default();
+        let topics = self.records.lock().unwrap();
+        let records = topics.get(topic).map(Vec::as_slice).unwrap_or_default();
         let parse = |record: &Record| serde_json::from_slice(&record.value).unwrap_or_default();
         records.iter().map(parse).collect()
     }
@@ -102,8 +102,9 @@ impl Consumer for FakeConsumer {
                 }]);
             };
             let record = {
-                let all = self.topics.records.lock().unwrap();
-                all.get(&self.topic)
+                let topics = self.topics.records.lock().unwrap();
+                topics
+                    .get(&self.topic)
                     .and_then(|records| records.get(position as usize).cloned())
             };
             if let Some(record) = record {

@@ -198,14 +198,12 @@ async fn the_cached_context_equals_the_stored_history() {
     let system = TestSystem::new(["a1", "a2", "a3", "a5", "a6"].map(answer));
     let worker = system.start();
     let user = user("alice");
-    let mut asked = 0;
     let ask = async |system: &TestSystem, number: i64| {
         system.ask("alice", &format!("q{number}"));
         system.until_committed(number).await;
     };
-    for _ in 0..3 {
-        asked += 1;
-        ask(&system, asked).await;
+    for number in 1..=3 {
+        ask(&system, number).await;
     }
     // Another worker answers one message of the conversation, then the conversation is forgotten.
     worker.crash().await;

@@ -79,8 +79,8 @@ impl Group {
     }
 
     fn send_event(&mut self, member: usize, delay_ms: u64, event: ConsumerEvent) {
-        let at = Instant::now() + Duration::from_millis(delay_ms);
-        self.members[member].events.push_back((at, event));
+        let arrives_at = Instant::now() + Duration::from_millis(delay_ms);
+        self.members[member].events.push_back((arrives_at, event));
     }
 
     fn assign(&mut self, member: usize, partition: i32) {
@@ -130,7 +130,7 @@ impl Consumer for SimConsumer {
             let wait = {
                 let mut group = self.group.lock().unwrap();
                 match group.members[self.number].events.front() {
-                    Some((at, _)) if *at <= Instant::now() => {
+                    Some((arrives_at, _)) if *arrives_at <= Instant::now() => {
                         let (_, event) = group.members[self.number].events.pop_front().unwrap();
                         match &event {
                             ConsumerEvent::Assigned(all) => self

@@ -109,9 +109,9 @@ impl DeadLetterAdmin {
                 folder.display()
             );
         }
-        let seen = store::inspect(&folder);
-        let seen = seen.with_context(|| format!("{} can't be looked at", folder.display()))?;
-        if !seen.is_initialized {
+        let info = store::inspect(&folder);
+        let info = info.with_context(|| format!("cannot inspect {}", folder.display()))?;
+        if !info.is_initialized {
             bail!(
                 "{} is not a data directory of chatmesh: name one with --data-dir, a running \
                  all-in-one with --url, or Kafka with KAFKA_BOOTSTRAP_SERVERS",
