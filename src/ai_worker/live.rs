@@ -238,7 +238,7 @@ impl Publisher {
                 Ok(LiveResponse::Fenced) => return Err(StopReason::Fenced),
                 Ok(LiveResponse::Cancelled) => return Err(StopReason::Cancelled),
                 Ok(LiveResponse::DataLost | LiveResponse::Expected(_)) => {
-                    self.begin_again().await?
+                    self.begin_again().await?;
                 }
                 Err(error) => {
                     tracing::debug!(%error, "publishing live text failed, it is retried");

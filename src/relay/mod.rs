@@ -88,7 +88,7 @@ async fn cluster_id(log: &Arc<dyn Log>, drain: &CancellationToken) -> Option<Str
         match log.cluster_id().await {
             Ok(id) => return Some(id),
             Err(error) => {
-                tracing::debug!(%error, "reading the log's cluster id failed, it is retried")
+                tracing::debug!(%error, "reading the log's cluster id failed, it is retried");
             }
         }
         tokio::select! {
