@@ -58,3 +58,8 @@ pub mod signals;
 pub mod store;
 pub mod telemetry;
 mod tools;
+
+/// The runner of seeded simulations, which the integration tests share.
+#[cfg(test)]
+#[path = "../tests/common/seeds.rs"]
+mod seeds;

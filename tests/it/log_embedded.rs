@@ -5,7 +5,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chatmesh::config::bounds::Bounds;
 use chatmesh::config::settings::EmbeddedSettings;
 use chatmesh::log::embedded::EmbeddedLog;
 use chatmesh::log::{AppendError, Consumer, ConsumerEvent, Log};
@@ -15,17 +14,12 @@ use futures_util::FutureExt;
 use tempfile::TempDir;
 
 use crate::log_contract::{PARTITIONS, log_contract};
+use crate::settings::embedded_settings;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 fn settings() -> EmbeddedSettings {
-    EmbeddedSettings {
-        data_dir: None,
-        partitions: PARTITIONS,
-        retention: Duration::from_secs(3600),
-        min_free_disk: 0,
-        bounds: Bounds::default(),
-    }
+    embedded_settings(PARTITIONS)
 }
 
 fn open_log(store: Store, settings: &EmbeddedSettings) -> Arc<dyn Log> {

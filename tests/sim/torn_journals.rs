@@ -12,8 +12,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use chatmesh::config::bounds::Bounds;
-use chatmesh::config::settings::EmbeddedSettings;
 use chatmesh::log::embedded::EmbeddedLog;
 use chatmesh::log::{ConsumerEvent, Log};
 use chatmesh::protocol::log_record::NewRecord;
@@ -21,6 +19,8 @@ use chatmesh::store::{Batch, Store, TABLES, Table};
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
 use tempfile::TempDir;
+
+use crate::settings::embedded_settings;
 
 /// Everything in a store.
 type Content = BTreeMap<(usize, Vec<u8>), Vec<u8>>;
@@ -191,13 +191,7 @@ fn journal_cut_anywhere_keeps_every_complete_batch_before_the_cut() {
 }
 
 fn open_log(dir: &Path) -> Arc<EmbeddedLog> {
-    let settings = EmbeddedSettings {
-        data_dir: None,
-        partitions: 1,
-        retention: Duration::from_secs(3600),
-        min_free_disk: 0,
-        bounds: Bounds::default(),
-    };
+    let settings = embedded_settings(1);
     let store = Store::open(dir, 0).unwrap();
     Arc::new(EmbeddedLog::open(store, &settings, Duration::from_secs(10)).unwrap())
 }

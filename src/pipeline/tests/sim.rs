@@ -22,6 +22,7 @@ use crate::pipeline::driver::{self, Parts};
 use crate::pipeline::metrics::PipelineMetrics;
 use crate::pipeline::{DeadLetterWriter, Delivery, Handler, StopRequested, Verdict, WorkSlot};
 use crate::protocol::log_record::Record;
+use crate::seeds::Seeds;
 
 const PARTITIONS: i32 = 2;
 const RECORDS: i64 = 12;
@@ -271,7 +272,8 @@ fn member(number: usize, group: &SharedGroup, changed: &Arc<Notify>) -> JoinHand
     tokio::spawn(driver::run(parts, CancellationToken::new()))
 }
 
-async fn run(seed: u64) -> Option<String> {
+/// Runs one seed. Returns what went wrong.
+async fn run(seed: u64) -> Result<(), String> {
     let group = Arc::new(Mutex::new(Group::new(seed)));
     let changed = Arc::new(Notify::new());
     let mut faults = StdRng::seed_from_u64(!seed);
@@ -317,38 +319,14 @@ async fn run(seed: u64) -> Option<String> {
         member.abort();
     }
     let group = group.lock().unwrap();
-    let stalled = || format!("never finished: {:?}", group.committed);
-    group
-        .violation
-        .clone()
-        .or_else(|| result.is_err().then(stalled))
+    match &group.violation {
+        Some(violation) => Err(violation.clone()),
+        None if result.is_err() => Err(format!("never finished: {:?}", group.committed)),
+        None => Ok(()),
+    }
 }
 
 #[test]
 fn lanes_keep_their_order_and_no_commit_passes_unfinished_records() {
-    let setting = |name: &str| {
-        let value = std::env::var(name).ok();
-        value.map(|text| text.parse::<u64>().unwrap())
-    };
-    let seeds = match setting("SIM_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..setting("SIM_RUNS").unwrap_or(500),
-    };
-    let started = std::time::Instant::now();
-    let count = seeds.end - seeds.start;
-    for seed in seeds {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .start_paused(true)
-            .build()
-            .unwrap();
-        if let Some(violation) = runtime.block_on(run(seed)) {
-            panic!("SIM_SEED={seed}: {violation}");
-        }
-    }
-    let time = started.elapsed().as_secs_f64();
-    #[allow(clippy::print_stderr, reason = "reports the speed")]
-    {
-        eprintln!("{count} runs of {} records in {time:.1} s", RECORDS * 2);
-    }
+    Seeds::new("lanes and commits", "SIM_RUNS", 500).run_with_paused_time(run);
 }

@@ -5,11 +5,9 @@ mod clusters;
 mod outages;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use chatmesh::config::bounds::Bounds;
-use chatmesh::config::settings::RedisSettings;
 use chatmesh::fanout::Fanout;
 use chatmesh::fanout::redis::RedisFanout;
 use chatmesh::protocol::ids::{ConversationId, UserId};
@@ -20,19 +18,12 @@ use fred::types::Builder;
 use fred::types::config::Config;
 
 use crate::fanout_contract::{Backend, Case};
+use crate::settings::redis_settings;
 
 /// A Redis that is shared with other tests. Only the data of the test's own user is deleted.
 pub(crate) struct RedisBackend {
     url: String,
     admin: Client,
-}
-
-pub(crate) fn settings(url: &str, bounds: Bounds) -> RedisSettings {
-    RedisSettings {
-        url: url.into(),
-        command_timeout: Duration::from_secs(10),
-        bounds,
-    }
 }
 
 impl RedisBackend {
@@ -54,7 +45,7 @@ impl RedisBackend {
 #[async_trait]
 impl Backend for RedisBackend {
     async fn open(&self, bounds: Bounds) -> Arc<dyn Fanout> {
-        Arc::new(RedisFanout::connect(&settings(&self.url, bounds)).unwrap())
+        Arc::new(RedisFanout::connect(&redis_settings(&self.url, bounds)).unwrap())
     }
 
     async fn lose_data(&self, user: &UserId) -> Option<Arc<dyn Fanout>> {

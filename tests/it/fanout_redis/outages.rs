@@ -14,9 +14,10 @@ use chatmesh::protocol::position::{Epoch, Position};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::RedisBackend;
 use super::clusters::{Cluster, Sentinel};
-use super::{RedisBackend, settings};
 use crate::fanout_contract::{Case, attempt, kept, next_event, outcome};
+use crate::settings::redis_settings;
 use crate::support::process::free_port;
 use crate::support::redis_server::{RedisServer, send_command};
 
@@ -24,7 +25,7 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
 
 fn connect(url: &str) -> Arc<dyn Fanout> {
-    let mut settings = settings(url, Bounds::default());
+    let mut settings = redis_settings(url, Bounds::default());
     settings.command_timeout = COMMAND_TIMEOUT;
     Arc::new(RedisFanout::connect(&settings).unwrap())
 }
@@ -312,7 +313,7 @@ async fn all_subscriptions_are_renewed_before_the_gap() {
     let _server = RedisServer::start(port, dir.path(), &[]);
     let fanout: Arc<dyn Fanout> = {
         let url = format!("redis://127.0.0.1:{port}");
-        Arc::new(RedisFanout::connect(&settings(&url, Bounds::default())).unwrap())
+        Arc::new(RedisFanout::connect(&redis_settings(&url, Bounds::default())).unwrap())
     };
     let (feed, mut events) = fanout.open_feed(10_000).await.unwrap();
     let users: Vec<UserId> = (0..4000)
@@ -371,7 +372,7 @@ async fn password_in_the_url_is_used_and_never_shown() {
     let fanout = connect(&format!("redis://:s3cret@127.0.0.1:{port}"));
     wait_available(&*fanout).await;
     deliver(&*fanout, 0).await;
-    let unusable = RedisFanout::connect(&settings("nothing://:s3cret@x", Bounds::default()));
+    let unusable = RedisFanout::connect(&redis_settings("nothing://:s3cret@x", Bounds::default()));
     if let Err(error) = unusable {
         assert!(!error.to_string().contains("s3cret"), "{error}");
     }

@@ -21,6 +21,8 @@ use tokio_util::sync::CancellationToken;
 
 use self::fakes::{FakeFanout, FakeLog};
 
+pub(crate) use crate::settings::gateway_settings as settings;
+
 mod access;
 mod answers;
 pub(crate) mod fakes;
@@ -45,36 +47,6 @@ struct Gateway {
 impl Drop for Gateway {
     fn drop(&mut self) {
         self.served.abort();
-    }
-}
-
-pub(crate) fn settings() -> GatewaySettings {
-    GatewaySettings {
-        listen: ([127, 0, 0, 1], 0).into(),
-        server_id: "server_1".into(),
-        messages_topic: "incoming_messages".into(),
-        auth: AuthMode::Open,
-        jwt: None,
-        token_endpoint: TokenEndpoint::Off,
-        admin_key: None,
-        limits: ConnectionLimits::default(),
-        rate_window: Duration::from_secs(60),
-        rate_fail_open: false,
-        max_pending: 0,
-        token_ttl: Duration::from_secs(3600),
-        chat_page: true,
-        allow_origins: vec!["https://chat.example".into()],
-        allow_credentials: false,
-        max_content_chars: 8000,
-        max_frame_bytes: 65_536,
-        outbound_queue_bytes: 1 << 20,
-        produce_timeout: Duration::from_secs(10),
-        drain_timeout: Duration::from_secs(10),
-        head_timeout: Duration::from_secs(10),
-        ping_interval: Duration::from_secs(25),
-        ping_timeout: Duration::from_secs(10),
-        open_check: Duration::from_secs(5),
-        interop: false,
     }
 }
 

@@ -9,6 +9,8 @@ use std::time::Duration;
 use chatmesh::config::settings::KafkaSettings;
 use tempfile::TempDir;
 
+pub(crate) use crate::settings::kafka_settings;
+
 use super::kafka_client::{KafkaClient, metadata_within};
 use super::process::{free_port, signal};
 
@@ -194,23 +196,6 @@ impl KafkaBroker {
 impl Drop for KafkaBroker {
     fn drop(&mut self) {
         self.kill();
-    }
-}
-
-/// The settings of a chatmesh client with these librdkafka properties.
-pub(crate) fn kafka_settings(address: &str, properties: &[(&str, &str)]) -> KafkaSettings {
-    KafkaSettings {
-        bootstrap_servers: address.to_owned(),
-        topic_partitions: 4,
-        replication_factor: 1,
-        linger: Duration::from_millis(1),
-        produce_timeout: Duration::from_secs(10),
-        interop: false,
-        properties: properties
-            .iter()
-            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned().into()))
-            .collect(),
-        client_id: "test".to_owned(),
     }
 }
 

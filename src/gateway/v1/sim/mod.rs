@@ -32,6 +32,7 @@ use crate::health::Health;
 use crate::log::embedded::EmbeddedLog;
 use crate::protocol::ids::{ConversationId, MessageId, UserId};
 use crate::protocol::position::{Epoch, Position};
+use crate::seeds::Seeds;
 use crate::store::Store;
 
 mod client;
@@ -317,28 +318,5 @@ async fn run(seed: u64) -> Result<(), String> {
 
 #[test]
 fn reconnecting_clients_receive_every_end_once_and_in_order() {
-    let setting = |name: &str| {
-        let value = std::env::var(name).ok();
-        value.map(|text| text.parse::<u64>().unwrap())
-    };
-    let seeds = match setting("SIM_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..setting("SIM_RUNS").unwrap_or(300),
-    };
-    let (started_at, count) = (std::time::Instant::now(), seeds.end - seeds.start);
-    for seed in seeds {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .start_paused(true)
-            .build()
-            .unwrap();
-        if let Err(violation) = runtime.block_on(run(seed)) {
-            panic!("SIM_SEED={seed}: {violation}");
-        }
-    }
-    let time = started_at.elapsed().as_secs_f64();
-    #[allow(clippy::print_stderr, reason = "shows the speed of the simulation")]
-    {
-        eprintln!("{count} runs of {CLIENTS} clients in {time:.1} s");
-    }
+    Seeds::new("reconnecting clients", "SIM_RUNS", 300).run_with_paused_time(run);
 }
