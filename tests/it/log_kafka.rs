@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::log_contract::log_contract;
 use crate::support::kafka_broker::{KafkaBroker, kafka_settings};
+use crate::support::machine::reserve_machine;
 
 /// Time limit of an awaited condition.
 const TIMEOUT: Duration = Duration::from_secs(40);
@@ -98,6 +99,7 @@ async fn append(log: &KafkaLog, topic: &str, new: NewRecord) -> i64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn log_connects_when_kafka_starts_later() {
+    let _machine = reserve_machine().await;
     let mut broker = KafkaBroker::prepare("");
     let started = Instant::now();
     let log = KafkaLog::connect(&broker.client_settings()).expect("valid settings");
@@ -179,6 +181,7 @@ async fn killed_broker_neither_loses_nor_duplicates_appends() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn broker_that_hangs_past_every_timeout_loses_nothing() {
+    let _machine = reserve_machine().await;
     let broker = KafkaBroker::start().await;
     let log = KafkaLog::connect(&broker.client_settings()).expect("valid settings");
     let topic = create_topic(&log, 1).await;
@@ -467,6 +470,7 @@ async fn interop_members_share_partitions_without_overlap() {
 /// Runs on one thread: the metrics recorder is local to it, and a consumer works only in `next`.
 #[tokio::test]
 async fn relay_lag_and_errors_are_counted_and_close_without_a_broker_is_bounded() {
+    let _machine = reserve_machine().await;
     let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
     let rendered = recorder.handle();
     let _local = metrics::set_default_local_recorder(&recorder);

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use crate::support::classic::ClassicClient;
 use crate::support::collector::{Span, TraceCollector};
+use crate::support::machine::reserve_machine;
 use crate::support::model::{Answer, ScriptedModel};
 use crate::support::process::{ChatmeshProcess, ProcessSpec, free_port};
 use crate::support::stack::Stack;
@@ -313,6 +314,7 @@ async fn assert_answers_and_drains(
     endpoint: &str,
     while_waiting: impl AsyncFnOnce(&ChatmeshProcess),
 ) {
+    let _machine = reserve_machine().await;
     let mut process = ProcessSpec::ephemeral()
         .env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
         .env("OTEL_EXPORTER_OTLP_TIMEOUT", "60000")

@@ -1,9 +1,9 @@
-//! The files of the embedded store, cut at every write: what was committed before the cut is there,
-//! what was not is not there at all, and the store goes on from it.
+//! Cuts the journal of the embedded store at every write. Batches committed before the cut must be
+//! complete, the interrupted one must be absent, and the store must continue to work.
 //!
-//! The engine appends each batch to a journal (a start with the number of items, the items, an end
-//! with their checksum) in a file that it has made long beforehand. So a journal can end early in
-//! two ways: the file is shorter, or it goes on with the zeros that were there before.
+//! The engine appends each batch to a journal: a start with the number of items, the items, and an
+//! end with their checksum. The journal's file is allocated in advance, so a journal can end early
+//! in two ways: the file is shorter, or it continues with zeros.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -22,10 +22,10 @@ use tempfile::TempDir;
 
 use crate::settings::embedded_settings;
 
-/// Everything in a store.
+/// The content of all tables of a store.
 type Content = BTreeMap<(usize, Vec<u8>), Vec<u8>>;
 
-/// What the journal was after a commit.
+/// The state of the journal after a commit.
 struct Point {
     end: u64,
     content: Content,
@@ -33,9 +33,9 @@ struct Point {
 
 #[derive(Debug, Clone, Copy)]
 enum Tail {
-    /// The file is shorter.
+    /// The file ends at the cut.
     None,
-    /// The file is as long as it was.
+    /// The file keeps its length and continues with zeros.
     Zeros,
 }
 
@@ -64,7 +64,7 @@ fn journal(dir: &Path) -> PathBuf {
     all.remove(0)
 }
 
-/// Where what was written ends; `from` is a place before that.
+/// The offset at which the written part of the journal ends. `from` is an offset before that.
 fn end(journal: &Path, from: u64) -> u64 {
     let mut file = File::open(journal).unwrap();
     file.seek(SeekFrom::Start(from)).unwrap();
@@ -74,7 +74,7 @@ fn end(journal: &Path, from: u64) -> u64 {
     from + last.map_or(0, |last| last as u64 + 1)
 }
 
-/// A copy of the files, the journal only up to `cut`.
+/// Copies the files of a store, with the journal only up to `cut`.
 fn copy(from: &Path, to: &Path, cut: u64, tail: Tail) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
@@ -98,17 +98,17 @@ fn copy(from: &Path, to: &Path, cut: u64, tail: Tail) {
     }
 }
 
-/// What can't be compressed.
+/// Bytes that can't be compressed.
 fn noise(number: u8, size: usize) -> Vec<u8> {
     let mut bytes = vec![0; size];
     StdRng::seed_from_u64(number.into()).fill_bytes(&mut bytes);
     bytes
 }
 
-/// Batches over several tables, of all sizes, with removals; some are waited for.
+/// A batch over several tables, with small and large values and deletions.
 fn batch(number: u8) -> Batch {
     let mut batch = Batch::default();
-    // Larger than the engine's buffer, so that one batch is several writes.
+    // Larger than the engine's buffer, so that one batch causes several writes.
     let size = [10, 300, 20_000][usize::from(number) % 3];
     for table in [Table::Log, Table::Users, Table::History] {
         batch.put(table, [b'k', number], noise(number, size));
@@ -134,7 +134,7 @@ fn journal_cut_anywhere_keeps_every_complete_batch_before_the_cut() {
     for number in 0..6 {
         let ticket = store.commit(batch(number)).unwrap();
         store.wait_durable_blocking(ticket).unwrap();
-        // What is acknowledged is in the file by now.
+        // An acknowledged batch is in the file.
         points.push(Point {
             end: end(&journal, points[points.len() - 1].end),
             content: content(&store),
@@ -149,7 +149,7 @@ fn journal_cut_anywhere_keeps_every_complete_batch_before_the_cut() {
         );
         let length = after.end - before.end;
         let mut cuts = vec![1, 13, length / 2, length - 1, length];
-        // The engine's buffer is written in pieces of this size.
+        // The engine writes its buffer in chunks of this size.
         cuts.extend((1..3).map(|piece| piece * 8192).filter(|cut| *cut < length));
         cuts.sort_unstable();
         cuts.dedup();
@@ -168,7 +168,8 @@ fn journal_cut_anywhere_keeps_every_complete_batch_before_the_cut() {
                     "cut at {cut}, {tail:?}: other content"
                 );
                 if index % 4 == 0 {
-                    // And it goes on: what is committed after the cut is there the next time.
+                    // The store continues: a batch committed after the cut is there after the next
+                    // start.
                     let ticket = store.commit(batch(200)).unwrap();
                     store.wait_durable_blocking(ticket).unwrap();
                     let expected = content(&store);
@@ -209,7 +210,7 @@ fn record(number: usize) -> NewRecord {
     }
 }
 
-/// What a new group reads: the first `expected` records.
+/// Reads the first `expected` records with a new group.
 async fn read(log: &EmbeddedLog, expected: usize) -> Vec<(i64, String)> {
     let mut consumer = log.consumer("reads", "t").unwrap();
     let mut read = Vec::new();
@@ -232,7 +233,7 @@ async fn log_cut_anywhere_keeps_every_acknowledged_record_once_and_in_order() {
     let mut acknowledged = Vec::new();
     let mut last = end(&journal, 0);
     for number in 0..5 {
-        // Two at once: they may be in one batch or in two.
+        // Two concurrent appends, which may be in one batch or in two.
         let both = [record(2 * number), record(2 * number + 1)].map(|one| log.append("t", one));
         for append in both {
             append.await.unwrap();
@@ -264,9 +265,9 @@ async fn log_cut_anywhere_keeps_every_acknowledged_record_once_and_in_order() {
     );
 }
 
-/// Power that goes while the disk writes the pages of a batch out of order leaves a hole before an
-/// end that is there. The engine refuses to open such a journal, or leaves the batch out; it never
-/// reads half of it.
+/// If the power fails while the disk writes the pages of a batch out of order, the journal has a
+/// hole before an end that is present. The engine must refuse such a journal or leave the batch
+/// out, and never read a part of it.
 #[test]
 fn hole_in_the_last_batch_is_never_read_as_data() {
     let dir = TempDir::new().unwrap();
