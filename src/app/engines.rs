@@ -169,7 +169,7 @@ impl Engines {
                 }
                 // The check of dependencies logs at a higher level that the fan-out is unavailable.
                 Err(error) => {
-                    tracing::debug!(%error, "reading the settings of the fan-out failed, retrying")
+                    tracing::debug!(%error, "reading the settings of the fan-out failed, retrying");
                 }
             }
             tokio::time::sleep(RETRY_INTERVAL).await;
