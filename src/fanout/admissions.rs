@@ -22,8 +22,8 @@ pub trait Admissions: Send + Sync + 'static {
     async fn admit(&self, message: &MessageRef, content: &str) -> Result<Admission>;
 
     /// Announces a message that the log has acknowledged: publishes `frame`, the JSON of the
-    /// `accepted` frame, on the live channel for the user's other connections. Does nothing where the
-    /// message already has an outcome.
+    /// `accepted` frame, on the live channel for the user's other connections. Does nothing where
+    /// the message already has an outcome.
     async fn accept(&self, message: &MessageRef, frame: String) -> Result<()>;
 
     /// Cancels a message at the request of any of its user's devices.
@@ -65,9 +65,9 @@ pub enum AdmissionDecision {
     OutcomeStored,
     /// Append nothing. Its outcome was delivered: the terminal frame and its position.
     Delivered(String, Position),
-    /// Append nothing, and expect no frame. Its outcome was delivered once, and the message has been
-    /// forgotten since. The connection that sent it again is told that it is cancelled, without
-    /// content and position, unless that connection received the outcome before.
+    /// Append nothing, and expect no frame. Its outcome was delivered once, and the message has
+    /// been forgotten since. The connection that sent it again is told that it is cancelled,
+    /// without content and position, unless that connection received the outcome before.
     Forgotten,
 }
 

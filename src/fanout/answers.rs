@@ -35,8 +35,8 @@ pub trait Answers: Send + Sync + 'static {
     /// Stores the outcome of a message. Only a stored outcome may be appended to the log.
     async fn keep(&self, call: KeepRequest) -> Result<KeepResponse>;
 
-    /// Returns at most `limit` of the newest turns that belong to the model's context (all but failed
-    /// ones), oldest first. Empty where the newest one is older than `max_age`.
+    /// Returns at most `limit` of the newest turns that belong to the model's context (all but
+    /// failed ones), oldest first. Empty where the newest one is older than `max_age`.
     async fn context(
         &self,
         user: &UserId,
@@ -92,8 +92,8 @@ pub enum BeginResponse {
         number: u32,
         /// The fan-out's clock, in milliseconds since the Unix epoch.
         now_ms: i64,
-        /// Number of different owners that have begun this message, this one included. 1 where it is
-        /// delivered for the first time.
+        /// Number of different owners that have begun this message, this one included. 1 where it
+        /// is delivered for the first time.
         delivery_count: u32,
         /// The history, if it was requested. `None` says nothing about it: call
         /// [`Answers::context`].
@@ -101,8 +101,8 @@ pub enum BeginResponse {
     },
 }
 
-/// Version of a conversation's history. Every change gives a new one, except the expiry of old turns
-/// and, where conversations may be long, the trimming of the oldest.
+/// Version of a conversation's history. Every change gives a new one, except the expiry of old
+/// turns and, where conversations may be long, the trimming of the oldest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HistoryVersion(pub(super) String);
 
@@ -113,8 +113,8 @@ pub struct HistoryRequest {
     pub limit: usize,
     /// No turns are returned where the newest one is older than this.
     pub max_age: Duration,
-    /// The version that the worker has cached. The turns are returned only where the current version
-    /// differs.
+    /// The version that the worker has cached. The turns are returned only where the current
+    /// version differs.
     pub known_version: Option<HistoryVersion>,
 }
 

@@ -25,17 +25,17 @@ pub trait Deliveries: Send + Sync + 'static {
     /// Writes the partition's marker to every server that holds users.
     async fn set_marker(&self, epoch: &Epoch) -> Result<()>;
 
-    /// Like [`Deliveries::has_marker`], for a relay that is about to rebuild the mailboxes: where the
-    /// marker is missing, `token` (a random word) is written in its place.
+    /// Like [`Deliveries::has_marker`], for a relay that is about to rebuild the mailboxes: where
+    /// the marker is missing, `token` (a random word) is written in its place.
     async fn begin_marker(&self, epoch: &Epoch, token: &str) -> Result<bool> {
         let _ = token;
         self.has_marker(epoch).await
     }
 
-    /// Completes a rebuild: writes the marker to every server that has it or still has this `token`.
-    /// False where a server has neither, because it lost its data during the rebuild. A repeat of
-    /// this call, which the client library makes after a reconnect, therefore never marks an emptied
-    /// server as complete.
+    /// Completes a rebuild: writes the marker to every server that has it or still has this
+    /// `token`. False where a server has neither, because it lost its data during the rebuild. A
+    /// repeat of this call, which the client library makes after a reconnect, therefore never marks
+    /// an emptied server as complete.
     async fn complete_marker(&self, epoch: &Epoch, token: &str) -> Result<bool> {
         let _ = token;
         self.set_marker(epoch).await.map(|()| true)
@@ -78,8 +78,8 @@ pub struct DeliverRequest {
 /// Response to [`Deliveries::deliver`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeliverResponse {
-    /// The record was appended to the mailbox and published to this many subscriptions (on one node,
-    /// where the fan-out is a cluster).
+    /// The record was appended to the mailbox and published to this many subscriptions (on one
+    /// node, where the fan-out is a cluster).
     Published(u64),
     /// The record, or another one of the same message, was delivered before. Only the pending entry
     /// was removed.

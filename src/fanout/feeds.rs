@@ -58,7 +58,7 @@ pub enum FeedEvent {
         /// JSON, with `n` and `n_id` where chatmesh published it.
         payload: Bytes,
     },
-    /// Frames may have been lost (after a reconnect, or because the reader fell behind). `read` every
-    /// subscribed user.
+    /// Frames may have been lost (after a reconnect, or because the reader fell behind). `read`
+    /// every subscribed user.
     Gap,
 }

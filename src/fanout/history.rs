@@ -31,9 +31,9 @@ pub trait History: Send + Sync + 'static {
     /// outcomes. Returns whether anything was found.
     ///
     /// Open messages are marked as cancelled. All message ids concerned are remembered as forgotten
-    /// for `dedup_ttl`, and neither `keep` nor `deliver`, in a rewind or not, stores anything of them
-    /// again. The first terminal frame of a forgotten message is still published to connections that
-    /// wait for it, without being stored.
+    /// for `dedup_ttl`, and neither `keep` nor `deliver`, in a rewind or not, stores anything of
+    /// them again. The first terminal frame of a forgotten message is still published to
+    /// connections that wait for it, without being stored.
     ///
     /// For a resuming client it is as if the frames had never existed: `recovered` stays true. A
     /// worker that receives a forgotten message gets the cancelled outcome, stores nothing, and
@@ -53,7 +53,8 @@ pub struct ConversationEntry {
     pub conversation: ConversationId,
     /// Number of its turns.
     pub turns: u64,
-    /// When its newest turn was stored, in milliseconds since the Unix epoch by the fan-out's clock.
+    /// When its newest turn was stored, in milliseconds since the Unix epoch by the fan-out's
+    /// clock.
     pub updated_ms: i64,
 }
 

@@ -5,8 +5,8 @@
 //! # Contract
 //!
 //! - A user's state changes only by the calls of the traits below. Each call is atomic, and
-//!   harmless when repeated. `docs/consistency.md` specifies them; their wording was model-checked, and
-//!   its scenarios name the interleavings.
+//!   harmless when repeated. `docs/consistency.md` specifies them and names the scenarios; their
+//!   wording was model-checked.
 //! - Calls about one user are serialised. Frames leave in the order of their sequence numbers.
 //! - Apart from outcomes and history, the data is a cache of the log. It can be emptied or rolled
 //!   back at any time, and the relay then rebuilds the mailboxes.

@@ -30,8 +30,9 @@ pub struct ReadRequest {
     /// Requests the mailbox frames after this position. `None` requests no frames, only the
     /// mailbox's end.
     pub after: Option<Position>,
-    /// Without `after`: requests all frames of the mailbox, oldest first. For a reader whose position
-    /// is no longer valid (`recovered` was false) and which selects frames by `message_id`.
+    /// Without `after`: requests all frames of the mailbox, oldest first. For a reader whose
+    /// position is no longer valid (`recovered` was false) and which selects frames by
+    /// `message_id`.
     pub from_start: bool,
     /// Maximum size of the returned frames in bytes; at least one frame is returned.
     pub max_bytes: usize,
@@ -70,7 +71,7 @@ pub struct DeliveredOutcome {
     pub message_id: MessageId,
     /// Position of the delivered record.
     pub position: Position,
-    /// JSON of the terminal frame; `None` where the message was forgotten. A client that still waits
-    /// for it is told that it is cancelled.
+    /// JSON of the terminal frame; `None` where the message was forgotten. A client that still
+    /// waits for it is told that it is cancelled.
     pub frame: Option<String>,
 }

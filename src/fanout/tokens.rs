@@ -33,8 +33,8 @@ pub trait Tokens: Send + Sync + 'static {
 
     /// Revokes all tokens of a user: removes the stored one, records the time so that signed tokens
     /// issued before are refused, and tells all gateways to close the user's connections. Uses this
-    /// process's clock, as the tokens' own times do. A failed call may have been carried out in part:
-    /// repeat it.
+    /// process's clock, as the tokens' own times do. A failed call may have been carried out in
+    /// part: repeat it.
     async fn revoke(&self, user: &UserId) -> Result<()>;
 
     /// When the user's tokens were last revoked, in milliseconds since the Unix epoch; `None` for

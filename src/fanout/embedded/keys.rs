@@ -1,8 +1,8 @@
 //! Layout of the store's keys.
 //!
-//! Every key begins with the user and a zero byte, which no identifier contains. The entries that are
-//! loaded when a user is first used (the mailbox's head, pending messages, cancel marks) form one
-//! contiguous range.
+//! Every key begins with the user and a zero byte, which no identifier contains. The entries that
+//! are loaded when a user is first used (the mailbox's head, pending messages, cancel marks) form
+//! one contiguous range.
 
 use super::codec::damaged;
 use crate::fanout::FanoutError;

@@ -1,14 +1,14 @@
 //! The fan-out of a single process, on the local store.
 //!
-//! The store holds what must survive the process, under keys per user: outcomes, mailboxes, history,
-//! pending messages, cancel marks, tokens and markers. Answers in flight, sequence numbers and
-//! subscriptions exist only in memory. They are gone after a restart, which for a worker is a data
-//! loss as the contract defines it.
+//! The store holds what must survive the process, under keys per user: outcomes, mailboxes,
+//! history, pending messages, cancel marks, tokens and markers. Answers in flight, sequence numbers
+//! and subscriptions exist only in memory. They are gone after a restart, which for a worker is a
+//! data loss as the contract defines it.
 //!
 //! A call holds its user's lock from beginning to end, publication included, so frames leave in the
-//! order of their sequence numbers. Reads and commits are short and never wait for the disk: commits
-//! survive in their order, and the log lives in the same store, so nothing that follows from a call
-//! survives without the call.
+//! order of their sequence numbers. Reads and commits are short and never wait for the disk:
+//! commits survive in their order, and the log lives in the same store, so nothing that follows
+//! from a call survives without the call.
 //!
 //! [`user`] has the rules over one user's state, [`users`] the locks and the eviction.
 

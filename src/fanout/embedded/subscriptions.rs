@@ -56,8 +56,9 @@ impl Queue {
     /// Queues a [`FeedEvent::Gap`] after each overflow, as soon as there is room. Runs until the
     /// receiver is dropped.
     ///
-    /// The flag is cleared before the gap is queued. Frames are offered under their user's lock after
-    /// the state has changed, so the `read` that the gap causes covers everything dropped until then.
+    /// The flag is cleared before the gap is queued. Frames are offered under their user's lock
+    /// after the state has changed, so the `read` that the gap causes covers everything dropped
+    /// until then.
     pub(super) async fn report_gaps(self: Arc<Self>) {
         loop {
             tokio::select! {

@@ -65,10 +65,10 @@ impl Users {
 
     /// Runs `rule` on a user's state, under the user's lock.
     ///
-    /// A rule changes the state in memory before it commits. When it fails, it is unknown whether the
-    /// store has the change, so the state in memory is reset. For answers in flight that is a data
-    /// loss in the sense of the contract; everything else is loaded again. The same holds after a rule
-    /// that panicked, which is noticed at the user's next call.
+    /// A rule changes the state in memory before it commits. When it fails, it is unknown whether
+    /// the store has the change, so the state in memory is reset. For answers in flight that is a
+    /// data loss in the sense of the contract; everything else is loaded again. The same holds
+    /// after a rule that panicked, which is noticed at the user's next call.
     pub(super) fn with_state<T>(
         &self,
         user: &UserId,

@@ -1,5 +1,5 @@
-//! Names of a user's keys and channels. A user id contains no braces, so no name can belong to another
-//! user.
+//! Names of a user's keys and channels. A user id contains no braces, so no name can belong to
+//! another user.
 
 use crate::fanout::Channel;
 use crate::protocol::ids::UserId;

@@ -1,9 +1,10 @@
 //! The subscriptions of one process, on connections of their own.
 //!
 //! The client library completes SUBSCRIBE when it is written, so a PING behind it on the same
-//! connection shows when the server has processed it. SSUBSCRIBE is completed by the server's answer.
-//! After a reconnect, everything is subscribed to again before the [`FeedEvent::Gap`] is sent. The
-//! `read` that the gap causes therefore covers everything published before the subscription.
+//! connection shows when the server has processed it. SSUBSCRIBE is completed by the server's
+//! answer. After a reconnect, everything is subscribed to again before the [`FeedEvent::Gap`] is
+//! sent. The `read` that the gap causes therefore covers everything published before the
+//! subscription.
 
 use std::collections::HashMap;
 use std::result;
@@ -33,11 +34,11 @@ use crate::protocol::ids::UserId;
 const SUBSCRIBE_BATCH: usize = 500;
 /// Concurrent SSUBSCRIBE commands when all subscriptions are renewed. Each is for one channel.
 const CONCURRENT_SUBSCRIBES: usize = 256;
-/// Concurrent UNSUBSCRIBE commands. When thousands of users disconnect at once, for example because a
-/// load balancer fails, the client library would otherwise hold some kilobytes for each command.
+/// Concurrent UNSUBSCRIBE commands. When thousands of users disconnect at once, for example because
+/// a load balancer fails, the client library would otherwise hold some kilobytes for each command.
 const CONCURRENT_UNSUBSCRIBES: usize = 64;
-/// Interval of the liveness check. A subscriber sends nothing by itself, so a peer that vanished would
-/// otherwise never be noticed.
+/// Interval of the liveness check. A subscriber sends nothing by itself, so a peer that vanished
+/// would otherwise never be noticed.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// Delay between two attempts to renew the subscriptions.
 const RETRY_DELAY: Duration = Duration::from_millis(200);
@@ -172,9 +173,9 @@ impl Feed for RedisFeed {
     }
 }
 
-/// Opens a feed on `client`, which is not connected yet, and waits for its first connection for at most
-/// `max_wait`. `cluster_changes` are those that the connections of the calls observe, because an idle
-/// subscriber observes none.
+/// Opens a feed on `client`, which is not connected yet, and waits for its first connection for at
+/// most `max_wait`. `cluster_changes` are those that the connections of the calls observe, because
+/// an idle subscriber observes none.
 pub(super) async fn open(
     client: Client,
     cluster_changes: Receiver<Vec<ClusterStateChange>>,

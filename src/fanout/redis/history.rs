@@ -9,8 +9,8 @@ use super::{RedisFanout, unexpected};
 use crate::fanout::{ConversationEntry, History, Result, Turn};
 use crate::protocol::ids::{ConversationId, MessageId, UserId};
 
-/// Number of messages that one run of `forget` removes. Each run blocks Redis for some milliseconds,
-/// and other calls are executed in between.
+/// Number of messages that one run of `forget` removes. Each run blocks Redis for some
+/// milliseconds, and other calls are executed in between.
 const FORGET_BATCH: usize = 1000;
 
 fn read_entry(mut fields: Reply) -> Result<ConversationEntry> {

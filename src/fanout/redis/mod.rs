@@ -1,8 +1,8 @@
 //! The fan-out on Redis: a single server, a cluster, or a server found by sentinel.
 //!
-//! Each call is one Lua script (`scripts/`). It is atomic and idempotent, because the client library
-//! repeats calls after a reconnect. All keys of a user are in one slot. One connection carries all
-//! calls: they are pipelined, and Redis executes them one by one in any case.
+//! Each call is one Lua script (`scripts/`). It is atomic and idempotent, because the client
+//! library repeats calls after a reconnect. All keys of a user are in one slot. One connection
+//! carries all calls: they are pipelined, and Redis executes them one by one in any case.
 //!
 //! `scripts` builds the scripts; `admissions`, `answers`, `deliveries`, `reads`, `history` and
 //! `tokens` each implement the trait of that name by encoding a script's arguments and decoding its
@@ -62,9 +62,9 @@ impl RedisFanout {
         connection::client(settings).map(|_| ())
     }
 
-    /// Connects in the background, and reconnects without limit whenever the connection is lost. Until
-    /// it is connected, calls fail as unavailable after `command_timeout`. Must be called inside a
-    /// tokio runtime.
+    /// Connects in the background, and reconnects without limit whenever the connection is lost.
+    /// Until it is connected, calls fail as unavailable after `command_timeout`. Must be called
+    /// inside a tokio runtime.
     ///
     /// # Errors
     /// Only if the URL is unusable.
@@ -84,7 +84,8 @@ impl RedisFanout {
         })
     }
 
-    /// Runs a script for a key, within `command_timeout` however long the client library would wait.
+    /// Runs a script for a key, within `command_timeout` however long the client library would
+    /// wait.
     async fn run(&self, script: &Script, key: &str, args: Vec<Value>) -> Result<Reply> {
         let call = script.run(&self.client, key, args);
         let result = timeout(self.settings.command_timeout, call).await;
@@ -97,7 +98,8 @@ impl RedisFanout {
         self.run(script, &channel::tag(user), args).await
     }
 
-    /// Runs a marker script on every server that holds users. Returns whether all of them returned 1.
+    /// Runs a marker script on every server that holds users. Returns whether all of them returned
+    /// 1.
     async fn run_marker(&self, script: &Script, epoch: &Epoch, token: &str) -> Result<bool> {
         let call = servers::run_marker(&self.client, script, epoch, token);
         timeout(self.settings.command_timeout, call)
@@ -124,8 +126,8 @@ impl Feeds for RedisFanout {
     ) -> Result<(Arc<dyn Feed>, mpsc::Receiver<FeedEvent>)> {
         let client = connection::client(&self.settings)?;
         let timeout = self.settings.command_timeout;
-        // The first discovery of a cluster counts as a change of it. It is awaited here, because a new
-        // feed has missed nothing. Without a reachable Redis the feed opens all the same.
+        // The first discovery of a cluster counts as a change of it. It is awaited here, because a
+        // new feed has missed nothing. Without a reachable Redis the feed opens all the same.
         let _ = tokio::time::timeout(timeout, self.client.ping::<()>(None)).await;
         let changes = self.client.cluster_change_rx();
         Ok(feed::open(client, changes, capacity, timeout).await)

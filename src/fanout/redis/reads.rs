@@ -68,7 +68,8 @@ fn read_pending_messages(mut reply: Reply) -> Result<Vec<PendingMessage>> {
     Ok(messages)
 }
 
-/// Decodes a list of message, position and frame; an empty frame means that the message was forgotten.
+/// Decodes a list of message, position and frame; an empty frame means that the message was
+/// forgotten.
 fn read_delivered(mut reply: Reply) -> Result<Vec<DeliveredOutcome>> {
     let mut outcomes = Vec::new();
     while !reply.is_empty() {

@@ -40,8 +40,8 @@ impl Script {
     }
 }
 
-/// Sends EVAL or EVALSHA. The client library's own `evalsha` fails at once on a cluster that it has not
-/// reached yet; a custom command with a slot waits for the connection like every other command.
+/// Sends EVAL or EVALSHA. The client library's own `evalsha` fails at once on a cluster that it has
+/// not reached yet; a custom command with a slot waits for the connection like every other command.
 async fn send(
     client: &Client,
     command: &'static str,
@@ -137,8 +137,8 @@ fn constants(bounds: &Bounds, is_clustered: bool) -> String {
 }
 
 impl Scripts {
-    /// Builds the scripts. Each gets only the parts that it needs: a part costs every run about as much
-    /// as a Redis command.
+    /// Builds the scripts. Each gets only the parts that it needs: a part costs every run about as
+    /// much as a Redis command.
     pub(super) fn new(bounds: &Bounds, is_clustered: bool) -> Self {
         let constants = constants(bounds, is_clustered);
         let script = |parts: &[&str]| Script::new(format!("{constants}{}", parts.concat()));

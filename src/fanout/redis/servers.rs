@@ -45,8 +45,8 @@ pub(super) async fn routing(client: &Client) -> Result<ClusterRouting> {
         .ok_or_else(|| FanoutError::Unavailable("the redis cluster is out of reach".into()))
 }
 
-/// For each master, a hash tag whose slot it serves: the smallest such number, so that every process
-/// computes the same one. Ranges are (first slot, last slot, master).
+/// For each master, a hash tag whose slot it serves: the smallest such number, so that every
+/// process computes the same one. Ranges are (first slot, last slot, master).
 fn hash_tags<M: Ord>(ranges: &[(u16, u16, M)]) -> BTreeMap<&M, String> {
     let masters: BTreeSet<&M> = ranges.iter().map(|(_, _, master)| master).collect();
     let mut tags = BTreeMap::new();

@@ -46,9 +46,9 @@ impl Tokens for RedisFanout {
     }
 
     async fn revoke(&self, user: &UserId) -> Result<()> {
-        // The token is in another slot than the user's other keys. It is removed first: a connection
-        // that uses it after that is refused, and those that used it before are closed by the
-        // revocation that follows.
+        // The token is in another slot than the user's other keys. It is removed first: a
+        // connection that uses it after that is refused, and those that used it before are closed
+        // by the revocation that follows.
         let key = channel::token_key(user);
         self.run(&self.scripts.drop_token, &key, Vec::new()).await?;
         let at_ms = now_ms();

@@ -208,8 +208,8 @@ pub(crate) async fn s15_message_admitted_by_two_gateways_is_answered_once(backen
         (AdmissionDecision::New, AdmissionDecision::New)
     );
     assert_eq!(case.read(None).await.pending.len(), 1);
-    // The log has two records: the first one is answered, and the second gets the same outcome without a
-    // model call.
+    // The log has two records: the first one is answered, and the second gets the same outcome
+    // without a model call.
     case.answer(&message, "once").await;
     let known = outcome(case.begin(&message, &Owner::random(), 0).await);
     assert_eq!(known.frame, terminal("once"));

@@ -19,8 +19,8 @@ pub(crate) trait Backend: Send + Sync {
     /// Opens the fan-out as another process would.
     async fn open(&self, bounds: Bounds) -> Arc<dyn Fanout>;
 
-    /// Deletes everything that is stored about a user. Returns a new fan-out where the old one can't
-    /// continue on the empty data.
+    /// Deletes everything that is stored about a user. Returns a new fan-out where the old one
+    /// can't continue on the empty data.
     async fn lose_data(&self, user: &UserId) -> Option<Arc<dyn Fanout>>;
 
     /// Whether anything that is stored about a user contains this text.

@@ -181,8 +181,8 @@ pub(crate) async fn s4_deltas_after_data_loss_start_at_index_zero(backend: &dyn 
     let (_, seen) = next_frame(&case, &mut events).await;
     case.lose_data().await;
     let (_feed, mut events) = subscribed(&case, &[Channel::Live]).await;
-    // The attempt has the same number again. Only the index shows that the text starts over, and only
-    // the counter's id that the earlier sequence numbers are void.
+    // The attempt has the same number again. Only the index shows that the text starts over, and
+    // only the counter's id that the earlier sequence numbers are void.
     assert_eq!(attempt(&case.begin(&message, &second, 0).await), 1);
     let skipped = case.live(&message, &second, 1, Some((2, "!"))).await;
     assert_eq!(skipped, LiveResponse::Expected(0));
@@ -203,8 +203,8 @@ pub(crate) async fn s8_message_resent_while_its_frame_is_in_transit_gets_the_sam
     case.admit(&message).await;
     case.answer(&message, "text").await;
     case.deliver(&message, 7, "text").await;
-    // The live frame is not read yet. Its position tells the connection, which is at `before`, that the
-    // same frame arrives live or by a `read`.
+    // The live frame is not read yet. Its position tells the connection, which is at `before`, that
+    // the same frame arrives live or by a `read`.
     let resent = case.admit(&message).await;
     assert_eq!(
         resent,

@@ -314,8 +314,8 @@ pub(crate) async fn forgotten_message_is_never_answered_when_resent(backend: &dy
     case.fanout.admit(&open, "secret").await.unwrap();
     case.forget(Some(&delivered.conversation)).await;
     assert_eq!(case.admit(&delivered).await, AdmissionDecision::Forgotten);
-    // No outcome was delivered, and the log may not have the message: it is admitted, so that its record
-    // ends it.
+    // No outcome was delivered, and the log may not have the message: it is admitted, so that its
+    // record ends it.
     let resent = case.fanout.admit(&open, "secret").await.unwrap();
     assert_eq!(resent.decision, AdmissionDecision::New);
     case.assert_gone(&open).await;

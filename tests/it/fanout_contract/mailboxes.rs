@@ -395,8 +395,8 @@ pub(crate) async fn s9_connection_lost_during_its_replay_misses_nothing(backend:
     let offsets = |frames: Vec<(i64, String)>| -> Vec<i64> {
         frames.into_iter().map(|(offset, _)| offset).collect()
     };
-    // The connection is lost before the first frame of the replay, and again after some frames, while
-    // more are delivered.
+    // The connection is lost before the first frame of the replay, and again after some frames,
+    // while more are delivered.
     assert_eq!(offsets(case.after(&since).await.unwrap()), [2, 3, 4, 5]);
     case.deliver(&case.message(), 6, "later").await;
     assert_eq!(offsets(case.after(&since).await.unwrap()), [2, 3, 4, 5, 6]);

@@ -1,5 +1,5 @@
-//! The contract of every fan-out: one test suite that `fanout_contract!` runs over each implementation.
-//! S1 to S15 are the scenarios of `docs/consistency.md`.
+//! The contract of every fan-out: one test suite that `fanout_contract!` runs over each
+//! implementation. S1 to S15 are the scenarios of `docs/consistency.md`.
 
 mod answers;
 mod case;
@@ -17,8 +17,8 @@ pub(crate) use histories::*;
 pub(crate) use limits::*;
 pub(crate) use mailboxes::*;
 
-/// Declares one test for each rule of the contract. `$backend` is an async expression that returns a
-/// [`Backend`]; it is evaluated for each test.
+/// Declares one test for each rule of the contract. `$backend` is an async expression that returns
+/// a [`Backend`]; it is evaluated for each test.
 #[macro_export]
 macro_rules! fanout_contract {
     ($backend:expr) => {

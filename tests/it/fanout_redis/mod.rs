@@ -1,5 +1,5 @@
-//! The fan-out on a real Redis: the contract on a single server, a cluster and behind sentinel, and the
-//! behaviour when servers start, stop, and lose their data.
+//! The fan-out on a real Redis: the contract on a single server, a cluster and behind sentinel, and
+//! the behaviour when servers start, stop, and lose their data.
 
 mod clusters;
 mod outages;

@@ -208,8 +208,8 @@ async fn lease_that_could_not_be_renewed_is_respected_after_recovery() {
     let known = outcome(second.begin(&message, &other, 0).await);
     assert!(known.frame.contains("whole"), "{known:?}");
 
-    // A process that did not observe the outage regards the lease as expired. The others grant it once
-    // more.
+    // A process that did not observe the outage regards the lease as expired. The others grant it
+    // once more.
     let third = process().await;
     wait_available(&*third.fanout).await;
     let response = second.begin(&abandoned, &other, 0).await;

@@ -26,8 +26,8 @@ impl UserState {
             })) => return Ok(AdmissionDecision::Delivered(frame, position).into()),
             Some(FinalState::Outcome(_)) => return Ok(AdmissionDecision::OutcomeStored.into()),
             Some(FinalState::Tombstone(Some(_))) => return Ok(AdmissionDecision::Forgotten.into()),
-            // No outcome was delivered: once the log has the message, a worker ends it as cancelled.
-            // It is not recorded as pending, because its content was forgotten.
+            // No outcome was delivered: once the log has the message, a worker ends it as
+            // cancelled. It is not recorded as pending, because its content was forgotten.
             Some(FinalState::Tombstone(None)) => return Ok(new),
             None => {}
         }

@@ -1,5 +1,5 @@
-//! `begin`, `live` and `keep`: lease, live text and outcome of an answer. The order of the checks is
-//! part of the contract.
+//! `begin`, `live` and `keep`: lease, live text and outcome of an answer. The order of the checks
+//! is part of the contract.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -191,7 +191,8 @@ impl UserState {
                 answer.is_owned_by(&call.owner, call.attempt),
             )
         });
-        // Outcomes are stored by this state only, so an answer in flight knows whether there is one.
+        // Outcomes are stored by this state only, so an answer in flight knows whether there is
+        // one.
         if let Some((true, ..)) = known {
             return Ok(LiveResponse::Fenced);
         }
@@ -274,8 +275,8 @@ impl UserState {
     /// Stores a message's outcome and its turn.
     ///
     /// Returns without waiting for the disk. Commits survive in their order, and everything that
-    /// follows from the outcome (its record is appended, an offset is stored) is committed to the same
-    /// store later. A machine that dies therefore loses the outcome only together with all its
+    /// follows from the outcome (its record is appended, an offset is stored) is committed to the
+    /// same store later. A machine that dies therefore loses the outcome only together with all its
     /// consequences.
     fn store_outcome(
         &mut self,

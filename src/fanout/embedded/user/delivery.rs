@@ -48,8 +48,8 @@ impl UserState {
             .and_then(FinalState::delivered_at)
             .is_some_and(|delivered_at| delivered_at != *position);
         if is_delivered_elsewhere {
-            // The client has received this outcome. The mailbox's end advances all the same, because
-            // the relay names this position as the known end next.
+            // The client has received this outcome. The mailbox's end advances all the same,
+            // because the relay names this position as the known end next.
             self.advance_mailbox(&mut batch, call, context);
             context.store.commit(batch)?;
             return Ok(DeliverResponse::AlreadyDelivered);

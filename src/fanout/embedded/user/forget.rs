@@ -20,8 +20,8 @@ const PAGE: usize = 256;
 pub(in crate::fanout::embedded) struct ForgetScope<'a> {
     /// The only conversation; `None` for all.
     conversation: Option<&'a ConversationId>,
-    /// Whether the default conversation is included. A message without a conversation (answered by a
-    /// worker of the original system) belongs to it.
+    /// Whether the default conversation is included. A message without a conversation (answered by
+    /// a worker of the original system) belongs to it.
     has_default: bool,
 }
 

@@ -162,8 +162,8 @@ impl UserState {
         Ok(HistoryResponse::Turns(version, turns))
     }
 
-    /// Writes the turn of a message: over its existing turn, whose question stays, or as the newest.
-    /// Returns the append where it is the only change to the history.
+    /// Writes the turn of a message: over its existing turn, whose question stays, or as the
+    /// newest. Returns the append where it is the only change to the history.
     pub(super) fn put_turn(
         &mut self,
         batch: &mut Batch,
@@ -206,7 +206,8 @@ impl UserState {
     }
 
     /// Removes the turn that exceeds the bound after the append of turn `newest`. Sequence numbers
-    /// have no gaps, so there is one at most. (After the bound was lowered, the rest expires by age.)
+    /// have no gaps, so there is one at most. (After the bound was lowered, the rest expires by
+    /// age.)
     fn trim_oldest_turn(
         &self,
         batch: &mut Batch,

@@ -48,8 +48,8 @@ pub(super) struct Mailbox {
     /// The frames, oldest first. A new mailbox knows them from the beginning; one that was loaded
     /// reads them from the store at the first trimming.
     frames: Option<VecDeque<FrameInfo>>,
-    /// Ends of the mailbox in other epochs, the latest first. When partitions are added, a user moves
-    /// to another one, and a relay that takes over the old partition rewinds in it.
+    /// Ends of the mailbox in other epochs, the latest first. When partitions are added, a user
+    /// moves to another one, and a relay that takes over the old partition rewinds in it.
     other_ends: Vec<Position>,
     /// Positions below this offset are invalid. After a data loss two partitions may be rebuilt in
     /// any order, and a position in one says nothing about the other until a new frame arrives.
@@ -197,8 +197,8 @@ impl Mailbox {
         Ok(mailbox)
     }
 
-    /// Whether the mailbox was unused for twice its frames' time to live. Its end has to outlive the
-    /// frames.
+    /// Whether the mailbox was unused for twice its frames' time to live. Its end has to outlive
+    /// the frames.
     fn is_unused(&self, ttl: Duration, now_ms: i64) -> bool {
         is_expired(self.last_used_ms, ttl.saturating_mul(2), now_ms)
     }
@@ -213,8 +213,8 @@ impl Mailbox {
         batch.put(Table::Users, key, self.encode());
     }
 
-    /// Whether a use of the mailbox has to be recorded. Seldom true, because a read that is repeated
-    /// every few seconds must not cost a write each time.
+    /// Whether a use of the mailbox has to be recorded. Seldom true, because a read that is
+    /// repeated every few seconds must not cost a write each time.
     pub(super) fn needs_touch(&self, context: &StoreContext<'_>) -> bool {
         let interval_ms = millis(context.bounds.mailbox_ttl) / 16;
         context.now_ms - self.last_used_ms >= interval_ms

@@ -1,8 +1,8 @@
 //! One user's state and the rules over it.
 //!
 //! The state is the part in memory; the rest is found in the store. The rules are spread over this
-//! folder's files, each an `impl UserState` for one group of calls. They are deterministic: time and
-//! random numbers come from the [`StoreContext`].
+//! folder's files, each an `impl UserState` for one group of calls. They are deterministic: time
+//! and random numbers come from the [`StoreContext`].
 
 use std::collections::HashMap;
 

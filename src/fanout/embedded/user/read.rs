@@ -62,7 +62,8 @@ impl UserState {
     }
 }
 
-/// Returns the frames after an offset, at most `max_bytes` but at least one, and whether more follow.
+/// Returns the frames after an offset, at most `max_bytes` but at least one, and whether more
+/// follow.
 fn frames_after(
     user: &UserId,
     after: i64,

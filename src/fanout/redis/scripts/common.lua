@@ -1,6 +1,6 @@
--- Shared by all scripts about one user. KEYS[1] is the user's hash tag, `{user:alice}`. All keys built
--- from it are in one slot, and so are both channels. The constants (in milliseconds unless their name
--- says otherwise) are put in front of this file when the scripts are built.
+-- Shared by all scripts about one user. KEYS[1] is the user's hash tag, `{user:alice}`. All keys
+-- built from it are in one slot, and so are both channels. The constants (in milliseconds unless
+-- their name says otherwise) are put in front of this file when the scripts are built.
 --
 -- Keys, after the prefix:
 --   n                 sequence counter (publish.lua)
@@ -44,9 +44,9 @@ local function text_key(message)
   return PREFIX .. 't:' .. message
 end
 
--- The expiry of a key that changes often is not renewed at every change, but at the first one in each
--- interval of a 32nd of its time to live. It is renewed for one interval more, so it is never shorter
--- than `ttl` after a change.
+-- The expiry of a key that changes often is not renewed at every change, but at the first one in
+-- each interval of a 32nd of its time to live. It is renewed for one interval more, so it is never
+-- shorter than `ttl` after a change.
 local function renewal_interval(ttl)
   return math.max(math.floor(ttl / 32), 1)
 end

@@ -1,6 +1,6 @@
--- ARGV: id for a new counter, id for a new mailbox, message, conversation (or empty), epoch, offset,
--- epoch of the known end (or empty), offset of the known end, 1 in a rewind, frame, answer, status,
--- time at which the log received the record in ms (or empty)
+-- ARGV: id for a new counter, id for a new mailbox, message, conversation (or empty), epoch,
+-- offset, epoch of the known end (or empty), offset of the known end, 1 in a rewind, frame, answer,
+-- status, time at which the log received the record in ms (or empty)
 local message, conversation, epoch, offset = ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
 local is_rewind, new_frame = ARGV[9] == '1', ARGV[10]
 local mailbox = redis.call('HMGET', MAILBOX_KEY, 'id', 'ep', 'en', 'bytes', 'at', 'v', 'was', 'fr')
@@ -39,8 +39,8 @@ elseif mailbox[8] == NO_VALID_POSITION and not is_rewind then
   redis.call('HSET', MAILBOX_KEY, 'fr', ARGV[6])
 end
 
--- Advances the mailbox's end. Also done for a message that was delivered at another position, because
--- the relay names this position as the known end next.
+-- Advances the mailbox's end. Also done for a message that was delivered at another position,
+-- because the relay names this position as the known end next.
 local function advance_end()
   redis.call('HSET', MAILBOX_KEY, 'en', ARGV[6], 'bytes', int(bytes))
   if needs_touch then

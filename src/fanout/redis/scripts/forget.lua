@@ -3,8 +3,8 @@
 local only, limit = ARGV[1], tonumber(ARGV[2])
 local count = 0
 
--- Whether an entry of this conversation is forgotten. A message without a conversation (answered by a
--- worker of the original system) belongs to the default one.
+-- Whether an entry of this conversation is forgotten. A message without a conversation (answered by
+-- a worker of the original system) belongs to the default one.
 local function is_in_scope(conversation)
   return only == '' or only == conversation or (conversation == '' and only == 'default')
 end

@@ -1,7 +1,7 @@
 -- Writing of a conversation's turns.
 --   h:CONVERSATION    turns by message (turn.lua)
---   ho:CONVERSATION   messages by the time (microseconds) at which their turns were first stored, or
---                     at which the log received their outcomes if they were lost since
+--   ho:CONVERSATION   messages by the time (microseconds) at which their turns were first stored,
+--                     or at which the log received their outcomes if they were lost since
 --   hl                conversations by the time of their newest turn
 --   hx                `message conversation` of turns that were trimmed while their outcome still
 --                     exists, for `forget`. A conversation therefore exists at least as long.
@@ -15,9 +15,9 @@ local function encode_turn(question, answer, status)
 end
 
 -- Writes the turn of a message: over its existing turn, whose question stays, or as the newest one.
--- Where the append is the only change to the history, returns the version before and the time of the
--- appended turn. `logged_us` (microseconds, the log's clock) is set where the turn may return to a
--- server that lost it: it is inserted at this time, before turns that were stored later.
+-- Where the append is the only change to the history, returns the version before and the time of
+-- the appended turn. `logged_us` (microseconds, the log's clock) is set where the turn may return
+-- to a server that lost it: it is inserted at this time, before turns that were stored later.
 local function put_turn(conversation, message, question, answer, status, logged_us)
   local turns_key, order_key = PREFIX .. 'h:' .. conversation, PREFIX .. 'ho:' .. conversation
   local at = math.min(logged_us or now_us, now_us)
@@ -73,8 +73,8 @@ local function put_turn(conversation, message, question, answer, status, logged_
     end
     redis.call('HDEL', turns_key, old)
   end
-  -- Where a context can reach the bound, a worker that has the turns cached can't tell which of them
-  -- were trimmed.
+  -- Where a context can reach the bound, a worker that has the turns cached can't tell which of
+  -- them were trimmed.
   if not is_inserted and (#trimmed == 0 or IS_LARGE_HISTORY) then
     return last[1] and last[1] .. ' ' .. last[2] or '', int(at)
   end

@@ -23,8 +23,8 @@ if is_cancelled(message) then
     return { 'cancelled' }
   end
 end
--- The answer in flight stays until the delivery, so that a client that connects before it still gets a
--- snapshot.
+-- The answer in flight stays until the delivery, so that a client that connects before it still
+-- gets a snapshot.
 local version_before, at = store_outcome(conversation, message, first)
 count_tokens(ARGV[10])
 if first == OUTCOME then

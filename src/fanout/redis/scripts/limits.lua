@@ -1,9 +1,9 @@
 -- Limits on what a user may request. The rate limit is a token bucket, stored in `r` as the time
--- (microseconds) at which the bucket is full again. Each message moves it by its share of the window, to
--- one window ahead at most.
+-- (microseconds) at which the bucket is full again. Each message moves it by its share of the
+-- window, to one window ahead at most.
 
--- Whether a message would begin a conversation above the limit. Conversations that have only pending
--- messages count too, because they exist once their messages have outcomes.
+-- Whether a message would begin a conversation above the limit. Conversations that have only
+-- pending messages count too, because they exist once their messages have outcomes.
 local function exceeds_conversations(conversation)
   if redis.call('ZSCORE', PREFIX .. 'hl', conversation) then
     return false

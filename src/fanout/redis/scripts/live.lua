@@ -29,8 +29,8 @@ end
 local number = tonumber(index)
 redis.call('HSET', key, 'until', int(now + LEASE), 'next', int(number + 1))
 redis.call('APPEND', text_key(message), ARGV[6])
--- The answer's expiry was renewed together with its lease, by `begin` or by a call without text. The
--- text's key is new with the first index, and has no expiry yet.
+-- The answer's expiry was renewed together with its lease, by `begin` or by a call without text.
+-- The text's key is new with the first index, and has no expiry yet.
 local renewed_at = tonumber(lease_until) - LEASE
 if number == 0 and now - renewed_at <= renewal_interval(PENDING_TTL) then
   redis.call('PEXPIRE', text_key(message), int(PENDING_TTL))

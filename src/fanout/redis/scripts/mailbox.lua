@@ -1,18 +1,18 @@
 -- The mailbox.
---   m    hash: id; epoch of the last frame (ep, empty before the first frame); floor (fl): all frames
---        after this offset are present; end (en): offset of the last frame; size of all frames
+--   m    hash: id; epoch of the last frame (ep, empty before the first frame); floor (fl): all
+--        frames after this offset are present; end (en): offset of the last frame; size of all frames
 --        (bytes); when the expiry was renewed (at); v while it is as a `read` created it and
 --        untrimmed, so that the position of the empty mailbox is valid; last frame that a rewind
---        appended (re). Once the user has moved to another partition: ends in other epochs (was), and
---        the offset below which no position is valid (fr)
+--        appended (re). Once the user has moved to another partition: ends in other epochs (was),
+--        and the offset below which no position is valid (fr)
 --   mz   `offset:time:bytes:message conversation` by offset
 --   mf   frames by offset
 local MAILBOX_KEY, MAILBOX_ORDER_KEY, MAILBOX_FRAMES_KEY =
   PREFIX .. 'm', PREFIX .. 'mz', PREFIX .. 'mf'
 
 -- Value of `fr` while no position is valid: above every offset, and exact as a number. After a data
--- loss two partitions may be rebuilt in any order, and a position in one says nothing about the other
--- until a new frame arrives.
+-- loss two partitions may be rebuilt in any order, and a position in one says nothing about the
+-- other until a new frame arrives.
 local NO_VALID_POSITION = '9007199254740991'
 -- Number of other epochs whose end is remembered.
 local OTHER_EPOCHS = 16
@@ -37,7 +37,8 @@ local function add_end(other_ends, epoch, offset, new_epoch)
   return ends
 end
 
--- Renews the mailbox's expiry: twice the time to live of a frame, because its end has to outlive them.
+-- Renews the mailbox's expiry: twice the time to live of a frame, because its end has to outlive
+-- them.
 local function touch_mailbox()
   redis.call('HSET', MAILBOX_KEY, 'at', int(now))
   renew_expiry(MAILBOX_KEY, 2 * MAILBOX_TTL)

@@ -1,5 +1,5 @@
--- Pending messages: a hash by message, with the time (microseconds) at which each was recorded and its
--- entry (JSON).
+-- Pending messages: a hash by message, with the time (microseconds) at which each was recorded and
+-- its entry (JSON).
 local function remove_pending(message)
   redis.call('HDEL', PENDING_KEY, message)
 end

@@ -1,5 +1,5 @@
--- ARGV: id for a new counter, id for a new mailbox, epoch and offset after which to read (epoch may be
--- empty), maximum size of the frames in bytes, 1 to read all frames where there is no position
+-- ARGV: id for a new counter, id for a new mailbox, epoch and offset after which to read (epoch may
+-- be empty), maximum size of the frames in bytes, 1 to read all frames where there is no position
 local after_epoch, after_offset = ARGV[3], ARGV[4]
 local n_id, n = counter(ARGV[1])
 

@@ -18,8 +18,8 @@ local function load_turns(turns_key, page)
   return turns
 end
 
--- The version of a history (history.lua): its newest turn and that turn's time, which moves when any
--- turn changes. Empty where there are no turns.
+-- The version of a history (history.lua): its newest turn and that turn's time, which moves when
+-- any turn changes. Empty where there are no turns.
 local function history_version(conversation)
   local last = redis.call('ZREVRANGE', PREFIX .. 'ho:' .. conversation, 0, 0, 'WITHSCORES')
   return last[1] and last[1] .. ' ' .. last[2] or ''
