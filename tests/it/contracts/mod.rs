@@ -1,16 +1,16 @@
-//! `docs/asyncapi.yaml` and `docs/openapi.yaml` against the types and against a running server.
+//! Compares `docs/asyncapi.yaml` and `docs/openapi.yaml` with the types and with a running server.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use chatmesh::protocol::wire::schemas;
+use chatmesh::protocol::wire::{http_schemas, message_schemas};
 use serde_json::{Value, json};
 
 mod http;
 mod sockets;
 mod topics;
 
-/// The line behind which schemas are written by [`the_schemas_are_those_of_the_types`].
+/// The line behind which schemas are written by [`schemas_are_generated_from_the_types`].
 const MARK: &str = "  # From here on written from the Rust types:";
 
 struct Document {
@@ -107,10 +107,13 @@ fn sorted(value: &Value) -> serde_norway::Value {
 }
 
 #[test]
-fn the_schemas_are_those_of_the_types() {
-    for (name, sockets) in [("asyncapi.yaml", true), ("openapi.yaml", false)] {
+fn schemas_are_generated_from_the_types() {
+    for (name, schemas) in [
+        ("asyncapi.yaml", message_schemas()),
+        ("openapi.yaml", http_schemas()),
+    ] {
         let document = Document::read(name);
-        let all = serde_json::to_value(schemas(sockets)).unwrap();
+        let all = serde_json::to_value(schemas).unwrap();
         let yaml = serde_norway::to_string(&sorted(&all)).unwrap();
         let mut written = String::from("  schemas:\n");
         for line in yaml.lines() {
@@ -129,7 +132,7 @@ fn the_schemas_are_those_of_the_types() {
             assert!(
                 whole == document.text,
                 "docs/{name} is not what the types in src/protocol say. Write it anew with \
-                 UPDATE_CONTRACTS=1 cargo test --test it contracts::the_schemas, and look at the \
+                 UPDATE_CONTRACTS=1 cargo test --test it contracts::schemas, and look at the \
                  difference: is it a change that clients can bear?"
             );
         }
@@ -152,7 +155,7 @@ fn references<'a>(value: &'a Value, found: &mut Vec<&'a Value>) {
 /// The rules of AsyncAPI 3.0 and OpenAPI 3.1 that can be broken by hand: what must be there is, and
 /// every reference leads to the kind of thing that it stands for.
 #[test]
-fn the_documents_have_the_form_of_their_standards() {
+fn documents_follow_their_standards() {
     for document in [Document::asyncapi(), Document::openapi()] {
         let mut found = Vec::new();
         references(&document.root, &mut found);
