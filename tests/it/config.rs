@@ -1,4 +1,4 @@
-//! The configuration as an operator meets it: through the built program.
+//! Tests of the configuration through the command line.
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::io::{Read, Write};
@@ -9,7 +9,7 @@ use assert_cmd::Command;
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// The program in a folder of its own, with no environment but what the test gives.
+/// The program in its own directory, with an empty environment.
 fn chatmesh(folder: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_chatmesh"));
     command.current_dir(folder).env_clear();
@@ -24,15 +24,16 @@ fn folder(files: &[(&str, &str)]) -> TempDir {
     folder
 }
 
-struct Done {
+/// The result of a finished command.
+struct Finished {
     code: i32,
     out: String,
     err: String,
 }
 
-fn run(command: &mut Command) -> Done {
+fn run(command: &mut Command) -> Finished {
     let output = command.output().unwrap();
-    Done {
+    Finished {
         code: output.status.code().unwrap(),
         out: String::from_utf8(output.stdout).unwrap(),
         err: String::from_utf8(output.stderr).unwrap(),
@@ -45,7 +46,7 @@ fn shown(command: &mut Command) -> Value {
     serde_json::from_str(&done.out).unwrap()
 }
 
-/// Value and source of a key in what `config show --json` printed.
+/// Value and source of a key in the output of `config show --json`.
 fn setting<'a>(document: &'a Value, key: &str) -> (&'a Value, &'a str) {
     let settings = document["settings"].as_array().unwrap();
     let found = settings.iter().find(|setting| setting["key"] == key);
@@ -54,7 +55,7 @@ fn setting<'a>(document: &'a Value, key: &str) -> (&'a Value, &'a str) {
 }
 
 #[test]
-fn a_later_source_wins_and_each_value_names_its_own() {
+fn later_source_takes_precedence_and_values_name_their_source() {
     let toml = "[server]\nport = 1\nhost = \"10.0.0.1\"\ndrain_timeout_ms = 11\n\
                 [auth]\ntoken_ttl = 21\n[kafka]\nlinger_ms = 7\n";
     let folder = folder(&[
@@ -81,7 +82,7 @@ fn a_later_source_wins_and_each_value_names_its_own() {
         "10.0.0.3".into(),
         "environment variable HOST",
     );
-    // An empty variable counts as unset, also over `.env`.
+    // An empty variable counts as unset and does not override `.env`.
     expect("auth.token_ttl", 22.into(), ".env, TOKEN_TTL");
     expect(
         "gateway.max_content_chars",
@@ -94,7 +95,7 @@ fn a_later_source_wins_and_each_value_names_its_own() {
 }
 
 #[test]
-fn everything_wrong_is_said_at_once_with_key_source_and_what_is_allowed() {
+fn all_errors_are_reported_with_key_source_and_allowed_values() {
     let folder = folder(&[("c.toml", "[kafka]\nlinger_msec = 1\n[nonsense]\na = 1\n")]);
     let mut command = chatmesh(folder.path());
     command
@@ -122,7 +123,7 @@ fn everything_wrong_is_said_at_once_with_key_source_and_what_is_allowed() {
 }
 
 #[test]
-fn values_that_contradict_each_other_are_refused_where_the_role_uses_them() {
+fn contradicting_values_are_rejected_for_roles_that_use_them() {
     let folder = folder(&[]);
     let cases = [
         (
@@ -171,7 +172,7 @@ fn values_that_contradict_each_other_are_refused_where_the_role_uses_them() {
             assert_eq!(
                 run(&mut command).code,
                 0,
-                "{variable} is no concern of {other}"
+                "{variable} is not used by {other}"
             );
         }
     }
@@ -244,7 +245,7 @@ fn secrets_are_never_printed() {
 }
 
 #[test]
-fn the_originals_env_files_work_as_they_are() {
+fn env_file_of_the_original_system_is_accepted() {
     let env = r#"# WebSocket server
 SERVER_ID=server_1
 APP_NAME="WebSocket Server"
@@ -283,7 +284,7 @@ PYTHONUNBUFFERED=1
     );
     assert!(!notices.contains("ALLOW_METHODS"), "{notices}");
 
-    // The same names mean the worker's and the relay's own topics there.
+    // In the original system the same variables name other topics in worker and relay.
     let topics = folder_with_topics();
     let worker = shown(chatmesh(topics.path()).args(["config", "show", "ai-worker", "--json"]));
     assert_eq!(setting(&worker, "kafka.messages_topic").0, "in");
@@ -303,7 +304,7 @@ fn folder_with_topics() -> TempDir {
 }
 
 #[test]
-fn open_access_is_the_default_on_loopback_only_and_warned_about_elsewhere() {
+fn open_mode_is_the_default_on_loopback_and_warned_about_elsewhere() {
     let folder = folder(&[]);
     let mode = |arguments: &[&str]| {
         let mut command = chatmesh(folder.path());
@@ -332,11 +333,11 @@ fn open_access_is_the_default_on_loopback_only_and_warned_about_elsewhere() {
 }
 
 #[test]
-fn the_default_file_is_accepted_and_says_what_holds_anyway() {
+fn default_file_is_valid_and_contains_the_defaults() {
     let folder = folder(&[]);
     let done = run(chatmesh(folder.path()).args(["config", "default"]));
     assert_eq!(done.code, 0);
-    // With every default uncommented (the lines that begin with '#' and no space).
+    // Lines that begin with '#' and no space are commented-out settings.
     let live: String = done
         .out
         .lines()
@@ -367,7 +368,7 @@ fn the_default_file_is_accepted_and_says_what_holds_anyway() {
 }
 
 #[test]
-fn exit_codes_tell_use_from_failure() {
+fn exit_codes_distinguish_usage_errors_from_failures() {
     let folder = folder(&[]);
     let code = |arguments: &[&str]| run(chatmesh(folder.path()).args(arguments)).code;
     assert_eq!(code(&["--version"]), 0);
@@ -391,7 +392,7 @@ fn exit_codes_tell_use_from_failure() {
 }
 
 #[test]
-fn healthcheck_fails_where_the_role_is_not_ready_and_says_why() {
+fn healthcheck_fails_with_the_reason_if_the_role_is_not_ready() {
     let folder = folder(&[]);
     for (status, code) in [("200 OK", 0), ("503 Service Unavailable", 1)] {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -419,7 +420,7 @@ fn healthcheck_fails_where_the_role_is_not_ready_and_says_why() {
 }
 
 #[test]
-fn signed_tokens_need_one_key_and_a_long_one() {
+fn signed_tokens_need_exactly_one_key_of_sufficient_length() {
     let check = |set: &[&str]| {
         let mut args = vec!["config", "check", "gateway", "--set", "auth.mode=jwt"];
         for one in set {
@@ -446,7 +447,7 @@ fn signed_tokens_need_one_key_and_a_long_one() {
 }
 
 #[test]
-fn keys_that_check_no_token_are_told_before_anybody_is_locked_out() {
+fn unusable_verification_keys_are_reported_at_the_start() {
     let folder = folder(&[
         ("empty.json", r#"{"keys":[]}"#),
         ("secret.json", r#"{"keys":[{"kty":"oct","k":"AAAA"}]}"#),
@@ -476,11 +477,15 @@ fn keys_that_check_no_token_are_told_before_anybody_is_locked_out() {
         assert!(done.out.contains(r#""area": "keys""#), "{}", done.out);
         assert!(done.out.contains(said), "{}", done.out);
     }
-    // What is behind a URL is only looked at by who connects.
+    // Only `doctor` fetches keys from a URL; `config check` makes no connections.
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr();
     let url = format!("http://{}/keys", closed.unwrap());
     assert_eq!(jwt(&["config", "check", "gateway"], &url).code, 0);
     let done = jwt(&doctor, &url);
     assert_eq!(done.code, 1, "{}", done.out);
-    assert!(done.out.contains("no token can be checked"), "{}", done.out);
+    assert!(
+        done.out.contains("no token can be verified"),
+        "{}",
+        done.out
+    );
 }
