@@ -1,5 +1,5 @@
-//! Every documented request is made of a real server, with the examples of its parameters, and the
-//! answer is held against its schema.
+//! Sends every documented request to a server, with the examples of its parameters, and validates the
+//! response against its schema.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -43,7 +43,7 @@ impl Request<'_> {
         let mut query = url::form_urlencoded::Serializer::new(String::new());
         let parameters = self.operation["parameters"].as_array();
         for parameter in parameters.into_iter().flatten() {
-            let parameter = self.document.follow(parameter);
+            let parameter = self.document.resolve(parameter);
             let name = parameter["name"].as_str().unwrap();
             let example = match &parameter["example"] {
                 Value::String(text) => text.clone(),
@@ -88,7 +88,7 @@ impl Request<'_> {
             self.id,
             reply.body
         );
-        let documented = self.document.follow(documented);
+        let documented = self.document.resolve(documented);
         let Some(content) = documented["content"].as_object() else {
             assert_eq!(reply.body, "", "{}: a body that is not documented", self.id);
             return;
@@ -98,7 +98,8 @@ impl Request<'_> {
         let body = content.get(kind);
         let body = body.unwrap_or_else(|| panic!("{} answers {kind:?}", self.id));
         if kind == "application/json" {
-            self.document.holds(&body["schema"], &reply.json(), self.id);
+            self.document
+                .assert_valid(&body["schema"], &reply.json(), self.id);
         } else {
             assert!(!reply.body.is_empty(), "{} answers nothing", self.id);
         }
@@ -128,7 +129,7 @@ async fn call(method: &Method, url: &str, secret: Option<&str>) -> Reply {
 }
 
 #[tokio::test]
-async fn every_documented_request_is_answered_as_documented() {
+async fn documented_requests_get_documented_responses() {
     let document = Document::openapi();
     let model = ScriptedModel::start().await;
     model.queue_answer("bad", Answer::error(400, "bad", "not this"));
@@ -213,14 +214,14 @@ async fn every_documented_request_is_answered_as_documented() {
     ] {
         let reply = call(&Method::GET, &server.url(path), secret).await;
         assert_eq!(reply.status, 404, "{path}");
-        document.holds(schema, &reply.json(), path);
+        document.assert_valid(schema, &reply.json(), path);
         assert_eq!(reply.json()["code"], "not_found", "{path}");
     }
 }
 
 /// The test above takes its token away.
 #[tokio::test]
-async fn every_other_method_is_refused_with_those_that_there_are() {
+async fn undocumented_methods_are_rejected_with_the_allowed_ones() {
     let document = Document::openapi();
     let server = ProcessSpec::ephemeral()
         .env("AUTH_MODE", "open")

@@ -1,5 +1,5 @@
-//! Every example of the sockets is sent to a real server, and every frame that it answers is held
-//! against its schema.
+//! Sends every documented WebSocket frame to a server, and validates every frame that it sends against its
+//! schema.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,7 +27,7 @@ fn messages<'a>(document: &'a Document, channel: &str, action: &str) -> Vec<(Str
                 .rsplit('/')
                 .next()
                 .unwrap();
-            (name.to_owned(), document.follow(message))
+            (name.to_owned(), document.resolve(message))
         })
         .collect()
 }
@@ -44,7 +44,7 @@ impl<'a> Expected<'a> {
         let by_type = messages(document, channel, "send")
             .into_iter()
             .map(|(_, message)| {
-                let kind = &document.follow(&message["payload"])["properties"]["type"]["const"];
+                let kind = &document.resolve(&message["payload"])["properties"]["type"]["const"];
                 (kind.as_str().unwrap().to_owned(), &message["payload"])
             });
         Self {
@@ -58,7 +58,7 @@ impl<'a> Expected<'a> {
         let kind = frame["type"].as_str().unwrap_or_default();
         let schema = self.by_type.get(kind);
         let schema = schema.unwrap_or_else(|| panic!("{kind:?} is not documented: {frame}"));
-        self.document.holds(schema, frame, kind);
+        self.document.assert_valid(schema, frame, kind);
         self.seen.insert(kind.to_owned());
     }
 
@@ -89,7 +89,7 @@ async fn start(model: &ScriptedModel) -> crate::support::process::ChatmeshProces
 }
 
 #[tokio::test]
-async fn every_classic_example_is_taken_and_every_answer_is_as_documented() {
+async fn classic_examples_are_accepted_and_all_frames_match_their_schemas() {
     let document = Document::asyncapi();
     let model = ScriptedModel::start().await;
     model.queue_answer("fail", Answer::error(400, "bad", "no"));
@@ -117,7 +117,7 @@ async fn every_classic_example_is_taken_and_every_answer_is_as_documented() {
 }
 
 #[tokio::test]
-async fn every_example_of_v1_is_taken_and_every_frame_is_as_documented() {
+async fn v1_examples_are_accepted_and_all_frames_match_their_schemas() {
     let document = Document::asyncapi();
     let model = ScriptedModel::start().await;
     model.queue_answer("fail", Answer::error(400, "bad", "no"));

@@ -1,4 +1,4 @@
-//! The topics: what the code writes and reads is what is documented.
+//! Compares the records that the code writes and reads with the documented topics.
 
 use chatmesh::protocol::error_code::ErrorCode;
 use chatmesh::protocol::ids::{ClientMessageId, ConversationId, MessageId, UserId};
@@ -10,7 +10,7 @@ use super::Document;
 
 fn payload<'a>(document: &'a Document, channel: &str, message: &str) -> &'a Value {
     let message = &document.root["channels"][channel]["messages"][message];
-    let message = document.follow(message);
+    let message = document.resolve(message);
     assert!(
         message["payload"].is_object(),
         "{channel} has no such message"
@@ -32,7 +32,7 @@ fn record(value: &Value) -> Record {
 }
 
 #[test]
-fn what_is_written_to_the_topics_is_as_documented() {
+fn written_records_match_their_schemas() {
     let document = Document::asyncapi();
     let user = UserId::parse("user123").unwrap();
     let id = ClientMessageId::parse("1").unwrap();
@@ -51,7 +51,7 @@ fn what_is_written_to_the_topics_is_as_documented() {
     };
     let message = payload(&document, "incomingMessages", "question");
     let written = serde_json::to_value(&written).unwrap();
-    document.holds(&message["payload"], &written, "a question");
+    document.assert_valid(&message["payload"], &written, "a question");
 
     let question = Question::parse(&record(&written)).unwrap();
     let answered = TerminalRecord {
@@ -69,12 +69,12 @@ fn what_is_written_to_the_topics_is_as_documented() {
         TerminalRecord::failure(&question, ErrorCode::ProviderFailed),
     ] {
         let end: Value = serde_json::from_str(&end.to_json()).unwrap();
-        document.holds(&message["payload"], &end, "an end");
+        document.assert_valid(&message["payload"], &end, "an end");
     }
 }
 
 #[test]
-fn every_example_of_the_topics_can_be_read() {
+fn documented_records_can_be_decoded() {
     let document = Document::asyncapi();
     let examples = |channel, name| {
         let message = payload(&document, channel, name);
