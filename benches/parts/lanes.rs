@@ -9,10 +9,9 @@ use chatmesh::config::bounds::Bounds;
 use chatmesh::config::settings::{EmbeddedSettings, PipelineSettings};
 use chatmesh::log::embedded::EmbeddedLog;
 use chatmesh::log::{Assignment, Consumer, ConsumerEvent, LogError};
-use chatmesh::pipeline::dead_letter::DeadLetters;
 use chatmesh::pipeline::driver::{self, Parts};
 use chatmesh::pipeline::metrics::PipelineMetrics;
-use chatmesh::pipeline::{Delivery, Handler, Stopped, Verdict, Work};
+use chatmesh::pipeline::{DeadLetterWriter, Delivery, Handler, StopRequested, Verdict, WorkSlot};
 use chatmesh::protocol::log_record::Record;
 use chatmesh::store::Store;
 use criterion::{BatchSize, Criterion, Throughput};
@@ -70,11 +69,16 @@ impl Handler for NoopHandler {
         String::from_utf8_lossy(key).into_owned()
     }
 
-    async fn handle(&self, _delivery: &Delivery, _work: &mut Work) -> Verdict {
+    async fn handle(&self, _delivery: &Delivery, _work: &mut WorkSlot) -> Verdict {
         Verdict::Done
     }
 
-    async fn give_up(&self, _: &Delivery, _: &str, _: &mut Work) -> Result<(), Stopped> {
+    async fn report_failure(
+        &self,
+        _: &Delivery,
+        _: &str,
+        _: &mut WorkSlot,
+    ) -> Result<(), StopRequested> {
         Ok(())
     }
 }
@@ -106,9 +110,9 @@ fn parts(users: i64, drain: &CancellationToken) -> Parts {
             drain: drain.clone(),
         }),
         handler: Arc::new(NoopHandler),
-        go_back: None,
-        commands: None,
-        dead_letters: DeadLetters::new(Arc::new(log), "topic.dlq".to_owned()),
+        rewind_policy: None,
+        rewind_requests: None,
+        dead_letters: DeadLetterWriter::new(Arc::new(log), "topic.dlq".to_owned()),
         settings: PipelineSettings {
             topic: "topic".to_owned(),
             dead_letter_topic: "topic.dlq".to_owned(),

@@ -12,7 +12,7 @@ pub(crate) fn all(criterion: &mut Criterion) {
         bencher.iter(|| {
             let mut tracker = OffsetTracker::new(0);
             for offset in 0..RECORDS {
-                tracker.take(offset);
+                tracker.observe(offset);
                 tracker.finish(offset);
             }
             assert_eq!(tracker.next(), RECORDS);
@@ -21,9 +21,9 @@ pub(crate) fn all(criterion: &mut Criterion) {
     group.bench_function("behind a slow record", |bencher| {
         bencher.iter(|| {
             let mut tracker = OffsetTracker::new(0);
-            tracker.take(0);
+            tracker.observe(0);
             for offset in 1..RECORDS {
-                tracker.take(offset);
+                tracker.observe(offset);
                 tracker.finish(offset);
             }
             assert_eq!(tracker.finish(0), Some(RECORDS));
@@ -38,7 +38,7 @@ pub(crate) fn all(criterion: &mut Criterion) {
         let tracker_with_records = || {
             let mut tracker = OffsetTracker::new(0);
             for offset in 0..RECORDS {
-                tracker.take(offset);
+                tracker.observe(offset);
             }
             tracker
         };
