@@ -6,7 +6,8 @@
 //! | `keys` | the table of settings, which all others use |
 //! | `kind` | parsing of values |
 //! | `layers` | merging of the sources |
-//! | `resolved` | [`Config`]: one validated value per setting |
+//! | `load` | loading: merge, parse, validate |
+//! | `resolved` | [`Config`]: one value with its source per setting |
 //! | `checks` | contradictions between settings, and warnings |
 //! | `sections` | typed settings of each part of the program, [`settings`] |
 //! | `show`, `default_file`, `document` | `config show`, `config default`, `docs/settings.md` |
@@ -24,6 +25,7 @@ mod error;
 mod keys;
 mod kind;
 mod layers;
+mod load;
 mod resolved;
 mod sections;
 pub mod settings;

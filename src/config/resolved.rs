@@ -1,15 +1,14 @@
-//! The resolved configuration: one value with its source for every setting, validated as a whole.
+//! The resolved configuration: one value with its source for every setting.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use config::ValueKind;
 
-use super::error::{ConfigErrors, Problem};
+use super::Role;
 use super::keys::{self, Key};
 use super::kind::{Kind, Value};
-use super::layers::{self, DEFAULT, Sources};
-use super::{Role, checks};
+use super::layers::DEFAULT;
 
 /// The effective value of one setting.
 #[derive(Clone)]
@@ -22,7 +21,8 @@ pub(super) struct ResolvedValue {
 }
 
 impl ResolvedValue {
-    fn parse(key: &Key, raw: &ValueKind, source: String) -> Option<Self> {
+    /// Parses a raw value. `None` if it is not allowed.
+    pub(super) fn parse(key: &Key, raw: &ValueKind, source: String) -> Option<Self> {
         let value = key.kind.parse(raw)?;
         let entry_sources = entry_sources(raw);
         Some(Self {
@@ -36,9 +36,9 @@ impl ResolvedValue {
 /// The configuration of one role, validated as a whole.
 #[derive(Clone)]
 pub struct Config {
-    role: Role,
+    pub(super) role: Role,
     pub(super) values: BTreeMap<&'static str, ResolvedValue>,
-    notices: Vec<String>,
+    pub(super) notices: Vec<String>,
 }
 
 // Not derived, because the values contain secrets.
@@ -51,46 +51,6 @@ impl fmt::Debug for Config {
 }
 
 impl Config {
-    /// Reads the sources for `role` and validates all settings that the role uses. Other settings
-    /// only have to exist.
-    ///
-    /// # Errors
-    /// Returns all errors at once.
-    pub fn load(role: Role, sources: &Sources) -> Result<Self, ConfigErrors> {
-        let merged = layers::merge(role, sources);
-        let mut problems = merged.problems;
-        let mut values = BTreeMap::new();
-        for key in keys::TABLE {
-            let Some(raw) = merged.values.get(key.name) else {
-                continue;
-            };
-            let source = raw.origin().unwrap_or(DEFAULT).to_owned();
-            let mut resolved = ResolvedValue::parse(key, &raw.kind, source.clone());
-            if resolved.is_none() {
-                if key.roles.contains(&role) {
-                    problems.push(not_allowed(key, &raw.kind, source));
-                }
-                let default = key.default_text(role).map(ValueKind::from);
-                resolved =
-                    default.and_then(|text| ResolvedValue::parse(key, &text, DEFAULT.into()));
-            }
-            if let Some(resolved) = resolved {
-                values.insert(key.name, resolved);
-            }
-        }
-        let mut config = Self {
-            role,
-            values,
-            notices: Vec::new(),
-        };
-        problems.extend(checks::contradictions(&config));
-        if !problems.is_empty() {
-            return Err(ConfigErrors { problems });
-        }
-        config.notices = checks::notices(&config, &merged.variables);
-        Ok(config)
-    }
-
     /// The role whose settings these are.
     pub fn role(&self) -> Role {
         self.role
@@ -136,21 +96,4 @@ fn join_distinct(sources: &BTreeMap<String, String>) -> Option<String> {
     distinct.sort_unstable();
     distinct.dedup();
     (!distinct.is_empty()).then(|| distinct.join(", "))
-}
-
-fn not_allowed(key: &Key, raw: &ValueKind, source: String) -> Problem {
-    let value = match raw {
-        _ if key.secret => "the value (hidden)".to_owned(),
-        // A URL with an @ may contain a user name and a password.
-        ValueKind::String(text) if key.name.ends_with("url") && text.contains('@') => {
-            "the value (hidden)".to_owned()
-        }
-        ValueKind::String(text) => format!("{text:?}"),
-        other => other.to_string(),
-    };
-    Problem {
-        key: key.name.into(),
-        source,
-        text: format!("{value} is not allowed; allowed: {}", key.kind.allowed()),
-    }
 }

@@ -2,6 +2,7 @@
 
 use super::report::{Findings, Status};
 use crate::config::Config;
+use crate::config::settings::PipelineSettings;
 use crate::log::kafka::KafkaLog;
 use crate::log::kafka::inspect::{Group, Topic};
 use crate::log::{Log as _, TopicSpec};
@@ -76,12 +77,18 @@ pub(super) async fn check(config: &Config, findings: &mut Findings) {
     for warning in &cluster.warnings {
         findings.add_sentence(Status::Problem, warning);
     }
-    for (pipeline, role) in [(&worker, "ai-worker"), (&relay, "relay")] {
-        if !cluster
-            .topics
-            .iter()
-            .any(|topic| topic.name == pipeline.topic)
-        {
+    check_groups(&log, &cluster.topics, [&worker, &relay], findings).await;
+}
+
+/// Checks the consumer groups of worker and relay, if their topics exist.
+async fn check_groups(
+    log: &KafkaLog,
+    topics: &[Topic],
+    [worker, relay]: [&PipelineSettings; 2],
+    findings: &mut Findings,
+) {
+    for (pipeline, role) in [(worker, "ai-worker"), (relay, "relay")] {
+        if !topics.iter().any(|topic| topic.name == pipeline.topic) {
             continue;
         }
         match log.inspect_group(&pipeline.group, &pipeline.topic).await {

@@ -51,7 +51,45 @@ pub(crate) struct LoadedConfigs {
 /// # Errors
 /// A check found a problem. It is [`ConfigErrors`] or [`app::UnusableSetting`] if the configuration is one.
 pub(crate) async fn run(arguments: &Arguments, loaded: LoadedConfigs) -> anyhow::Result<()> {
-    let mut checks = Vec::new();
+    let (configuration, usable, unusable) = check_configurations(&loaded);
+    let (services, unusable_keys) = check_services(&usable, arguments.no_model).await;
+    let mut checks = configuration.checks;
+    for findings in services {
+        checks.extend(findings.checks);
+    }
+    let report = Report::new(deployment(&loaded), checks);
+    print(&if arguments.json {
+        serde_json::to_string_pretty(&report)? + "\n"
+    } else {
+        report.text()
+    })?;
+    // A copied .env sets these addresses even if only an all-in-one is intended.
+    let is_deployment_guessed = arguments.role.is_none() && distributed(&usable).is_some();
+    if let Some((_, errors)) = loaded.invalid.into_iter().next() {
+        return Err(errors.into());
+    }
+    if let Some(unusable) = unusable.or(unusable_keys) {
+        return Err(unusable.into());
+    }
+    let problems = report.problems();
+    ensure!(
+        problems == 0,
+        "{problems} problem{}{}",
+        if problems == 1 { "" } else { "s" },
+        if is_deployment_guessed {
+            "; Kafka and Redis were checked because KAFKA_BOOTSTRAP_SERVERS, REDIS_URL or \
+             REDIS_HOST is set (perhaps in .env): for an all-in-one run `doctor all-in-one`"
+        } else {
+            ""
+        }
+    );
+    Ok(())
+}
+
+/// Checks the configurations. Returns the usable ones, and the setting that no role would start with.
+fn check_configurations(
+    loaded: &LoadedConfigs,
+) -> (Findings, Vec<&Config>, Option<app::UnusableSetting>) {
     let mut unusable = None;
     let mut findings = Findings::new("configuration");
     for (role, errors) in &loaded.invalid {
@@ -79,20 +117,33 @@ pub(crate) async fn run(arguments: &Arguments, loaded: LoadedConfigs) -> anyhow:
             }
         }
     }
-    checks.append(&mut findings.checks);
+    (findings, usable, unusable)
+}
+
+/// The configuration of a role on Kafka and Redis, if there is one.
+fn distributed<'a>(usable: &[&'a Config]) -> Option<&'a Config> {
+    let mut configs = usable.iter().copied();
+    configs.find(|config| config.role() != Role::AllInOne)
+}
+
+/// Checks everything that the roles use: token keys, Kafka, Redis, data directory and model.
+async fn check_services(
+    usable: &[&Config],
+    no_model: bool,
+) -> ([Findings; 5], Option<app::UnusableSetting>) {
     let model = async {
         let mut findings = Findings::new("model");
         let worker = usable
             .iter()
             .find(|c| matches!(c.role(), Role::AiWorker | Role::AllInOne));
         match worker {
-            Some(_) if arguments.no_model => findings.skipped("not called (--no-model)"),
+            Some(_) if no_model => findings.skipped("not called (--no-model)"),
             Some(config) => model::check(&config.worker(), &mut findings).await,
             None => {}
         }
         findings
     };
-    let distributed = usable.iter().find(|config| config.role() != Role::AllInOne);
+    let distributed = distributed(usable);
     let kafka = async {
         let mut findings = Findings::new("kafka");
         if let Some(config) = distributed {
@@ -121,7 +172,7 @@ pub(crate) async fn run(arguments: &Arguments, loaded: LoadedConfigs) -> anyhow:
         }
         (findings, unusable)
     };
-    let ((keys, unusable_keys), kafka, redis, model) = tokio::join!(
+    let ((keys, unusable), kafka, redis, model) = tokio::join!(
         // Its requests have a limit of their own.
         keys,
         with_timeout("kafka", kafka),
@@ -132,36 +183,7 @@ pub(crate) async fn run(arguments: &Arguments, loaded: LoadedConfigs) -> anyhow:
     if let Some(config) = usable.iter().find(|config| config.role() == Role::AllInOne) {
         data_dir::check(config, &mut data);
     }
-    for findings in [keys, kafka, redis, data, model] {
-        checks.extend(findings.checks);
-    }
-    let report = Report::new(deployment(&loaded), checks);
-    print(&if arguments.json {
-        serde_json::to_string_pretty(&report)? + "\n"
-    } else {
-        report.text()
-    })?;
-    if let Some((_, errors)) = loaded.invalid.into_iter().next() {
-        return Err(errors.into());
-    }
-    if let Some(unusable) = unusable.or(unusable_keys) {
-        return Err(unusable.into());
-    }
-    let problems = report.problems();
-    // A copied .env sets these addresses even if only an all-in-one is intended.
-    let is_deployment_guessed = arguments.role.is_none() && distributed.is_some();
-    ensure!(
-        problems == 0,
-        "{problems} problem{}{}",
-        if problems == 1 { "" } else { "s" },
-        if is_deployment_guessed {
-            "; Kafka and Redis were checked because KAFKA_BOOTSTRAP_SERVERS, REDIS_URL or \
-             REDIS_HOST is set (perhaps in .env): for an all-in-one run `doctor all-in-one`"
-        } else {
-            ""
-        }
-    );
-    Ok(())
+    ([keys, kafka, redis, data, model], unusable)
 }
 
 fn deployment(loaded: &LoadedConfigs) -> String {
