@@ -72,11 +72,11 @@ fn largest_allowed_number_fits_the_type_of_its_setting() {
         key: key.name.into(),
         value: if key.secret { "k".into() } else { largest(key) },
     });
-    let sources = Sources {
+    let only_flags = Sources {
         flags: flags.into(),
         ..Sources::default()
     };
-    let config = Config::load(Role::AiWorker, &sources).unwrap();
+    let config = Config::load(Role::AiWorker, &only_flags).unwrap();
     let worker = config.worker();
     assert_eq!(config.kafka().topic_partitions, 10_000);
     assert_eq!(config.kafka().replication_factor, 100);

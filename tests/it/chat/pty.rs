@@ -98,11 +98,11 @@ impl Pty {
     /// Waits for `text` in the output behind the text that was waited for last.
     pub(super) async fn shows(&mut self, text: &str) {
         let what = format!("the terminal shows {text:?}");
+        let (screen, checked) = (&self.screen, self.checked);
         let find = |screen: &str| {
             let index = screen.get(checked..)?.find(text)?;
             Some(checked + index)
         };
-        let (screen, checked) = (&self.screen, self.checked);
         let all = || {
             let screen = screen.lock();
             String::from_utf8_lossy(&screen).into_owned()

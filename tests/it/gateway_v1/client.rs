@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use chatmesh::client::{Client, End, Event, Options, Question, State};
+use chatmesh::client::{Client, Event, Options, Outcome, Question, State};
 use chatmesh::config::settings::GatewaySettings;
 use chatmesh::protocol::ids::ClientMessageId;
 use tokio::time::timeout;
@@ -46,7 +46,7 @@ async fn unacknowledged_message_is_resent_with_the_same_id() {
             other => panic!("{other:?}"),
         }
     };
-    assert!(matches!(end, End::Answered { content, .. } if content == "one two"));
+    assert!(matches!(end, Outcome::Answered { content, .. } if content == "one two"));
     assert!("one two".starts_with(&text), "{text}");
 }
 
@@ -63,7 +63,7 @@ async fn client_reports_a_draining_server_and_reconnects() {
     .await;
     let lost = lost.unwrap().unwrap().clone();
     assert!(
-        matches!(&lost, State::Lost(why) if why.contains("stopped")),
+        matches!(&lost, State::Reconnecting(why) if why.contains("stopped")),
         "{lost:?}"
     );
 }
