@@ -17,10 +17,8 @@ use std::time::Instant;
 /// number.
 pub(crate) fn number_from_env(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
-    match text.parse() {
-        Ok(number) => Some(number),
-        Err(_) => panic!("{name}={text} is not a number"),
-    }
+    let number = text.parse();
+    Some(number.unwrap_or_else(|error| panic!("{name}={text} is not a number: {error}")))
 }
 
 /// The seeds of a test: the one in `SIM_SEED`, or as many as `count_variable` or `default_count` says.

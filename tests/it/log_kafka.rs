@@ -270,7 +270,7 @@ async fn consumer_that_stops_polling_is_revoked_and_rejoins() {
 fn apply_rebalance(owned: &mut BTreeSet<i32>, event: ConsumerEvent) {
     match event {
         ConsumerEvent::Assigned(all) => {
-            owned.extend(all.iter().map(|assignment| assignment.partition))
+            owned.extend(all.iter().map(|assignment| assignment.partition));
         }
         ConsumerEvent::Revoked(all) => owned.retain(|partition| !all.contains(partition)),
         ConsumerEvent::Record(record) => panic!("{record:?}"),

@@ -7,6 +7,7 @@
 )]
 
 mod access;
+mod architecture;
 mod chaos;
 mod chat;
 mod config;

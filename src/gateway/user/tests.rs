@@ -14,10 +14,6 @@ fn message_id(id: &str) -> MessageId {
     MessageId::parse(id).unwrap()
 }
 
-fn default_conversation() -> Option<ConversationId> {
-    Some(ConversationId::default_conversation())
-}
-
 /// The state of a user with one classic connection to a mailbox that ends at offset 0.
 fn with_classic_client() -> UserState {
     let mut state = UserState::default();
@@ -86,9 +82,11 @@ fn frame_published_after_a_gap_waits_for_the_mailbox_read() {
 fn frame_published_after_a_deferred_frame_is_deferred() {
     let mut state = with_classic_client();
     // m2 is admitted here; m1 elsewhere, and Redis has lost that it is pending.
-    state
-        .pending
-        .add_admitted(message_id("m2"), "c-2".into(), default_conversation());
+    state.pending.add_admitted(
+        message_id("m2"),
+        "c-2".into(),
+        Some(ConversationId::default_conversation()),
+    );
     let delivered = deliver(&mut state, "m1", 1, FrameSource::Published);
     assert!(!delivered, "m2 may be missing");
     let delivered = deliver(&mut state, "m2", 2, FrameSource::Published);
@@ -106,7 +104,7 @@ fn frame_published_after_a_deferred_frame_is_deferred() {
 fn rebuilt_frame_is_delivered_only_where_its_message_was_admitted_or_published_here() {
     let mut state = with_classic_client();
     let [admitted, elsewhere] = ["admitted", "elsewhere"].map(message_id);
-    let conversation = default_conversation();
+    let conversation = Some(ConversationId::default_conversation());
     // Redis has lost that it had ended, and a worker answers it again.
     state.add_pending(&elsewhere, conversation.as_ref());
     assert!(!deliver(&mut state, "elsewhere", 1, FrameSource::Rebuilt));
@@ -134,9 +132,11 @@ fn rebuilt_frame_is_delivered_only_where_its_message_was_admitted_or_published_h
 fn frame_published_by_a_rewind_waits_for_missing_earlier_frames() {
     let mut state = with_classic_client();
     for id in ["m1", "m2"] {
-        state
-            .pending
-            .add_admitted(message_id(id), id.into(), default_conversation());
+        state.pending.add_admitted(
+            message_id(id),
+            id.into(),
+            Some(ConversationId::default_conversation()),
+        );
     }
     let source = FrameSource::PublishedByRewind;
     assert!(!deliver(&mut state, "m2", 2, source), "m1 is missing");

@@ -101,7 +101,7 @@ impl Consumer for FakeConsumer {
                             .map(|a| (a.partition, a.committed.unwrap_or(0))),
                     ),
                     ConsumerEvent::Revoked(revoked) => {
-                        self.positions.retain(|p, _| !revoked.contains(p))
+                        self.positions.retain(|p, _| !revoked.contains(p));
                     }
                     ConsumerEvent::Record(_) => {}
                 }

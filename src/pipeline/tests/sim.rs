@@ -138,7 +138,7 @@ impl Consumer for SimConsumer {
                                 .positions
                                 .extend(all.iter().map(|a| (a.partition, a.committed.unwrap()))),
                             ConsumerEvent::Revoked(all) => {
-                                self.positions.retain(|p, _| !all.contains(p))
+                                self.positions.retain(|p, _| !all.contains(p));
                             }
                             ConsumerEvent::Record(_) => {}
                         }

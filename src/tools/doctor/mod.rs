@@ -52,7 +52,7 @@ pub(crate) struct LoadedConfigs {
 /// A check found a problem. It is [`ConfigErrors`] or [`app::UnusableSetting`] if the configuration is one.
 pub(crate) async fn run(arguments: &Arguments, loaded: LoadedConfigs) -> anyhow::Result<()> {
     let (configuration, usable, unusable) = check_configurations(&loaded);
-    let (services, unusable_keys) = check_services(&usable, arguments.no_model).await;
+    let (services, unusable_keys) = Box::pin(check_services(&usable, arguments.no_model)).await;
     let mut checks = configuration.checks;
     for findings in services {
         checks.extend(findings.checks);

@@ -54,7 +54,10 @@ pub(super) fn find_sources(folder: &Path, files: &mut Vec<PathBuf>) {
             if !matches!(name, "target" | "node_modules" | "corpus" | "artifacts") {
                 find_sources(&entry, files);
             }
-        } else if entry.extension().is_some_and(|ending| ending == "rs" || ending == "js" || ending == "mjs") {
+        } else if entry
+            .extension()
+            .is_some_and(|ending| ending == "rs" || ending == "js" || ending == "mjs")
+        {
             files.push(entry);
         }
     }
@@ -101,7 +104,9 @@ fn collect(
 
 /// Whether a file or folder of this name holds test code only, by the convention of this crate.
 fn is_test_module(name: &str) -> bool {
-    matches!(name, "tests" | "sim" | "bench") || name.ends_with("_tests") || name.ends_with("_bench")
+    matches!(name, "tests" | "sim" | "bench")
+        || name.ends_with("_tests")
+        || name.ends_with("_bench")
 }
 
 /// Replaces comments and the contents of string and character literals by spaces.
@@ -109,7 +114,8 @@ pub(super) fn strip_text(source: &str) -> String {
     let bytes = source.as_bytes();
     let mut output = Vec::with_capacity(bytes.len());
     let mut i = 0;
-    let blank = |output: &mut Vec<u8>, byte: u8| output.push(if byte == b'\n' { b'\n' } else { b' ' });
+    let blank =
+        |output: &mut Vec<u8>, byte: u8| output.push(if byte == b'\n' { b'\n' } else { b' ' });
     while i < bytes.len() {
         let rest = &bytes[i..];
         if rest.starts_with(b"//") {
@@ -244,7 +250,8 @@ fn imported_paths(code: &str) -> Vec<Vec<String>> {
             break;
         };
         let is_whole = at == 0
-            || !rest[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':' || c == '$');
+            || !rest[..at]
+                .ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':' || c == '$');
         let text: String = rest[at..]
             .chars()
             .take_while(|c| c.is_alphanumeric() || *c == '_' || *c == ':')
@@ -271,7 +278,9 @@ fn use_items(code: &str) -> Vec<(bool, String, std::ops::Range<usize>)> {
     while let Some(found) = code[from..].find("use ") {
         let at = from + found;
         from = at + 4;
-        let line_start = code[..at].rfind(['\n', ';', '{', '}']).map_or(0, |at| at + 1);
+        let line_start = code[..at]
+            .rfind(['\n', ';', '{', '}'])
+            .map_or(0, |at| at + 1);
         let before = code[line_start..at].trim();
         let is_item = before.is_empty() || before.starts_with("pub") || before.ends_with(']');
         let Some(length) = code[at..].find(';') else {
@@ -279,7 +288,11 @@ fn use_items(code: &str) -> Vec<(bool, String, std::ops::Range<usize>)> {
         };
         if is_item {
             let is_reexport = before.contains("pub");
-            items.push((is_reexport, code[at + 4..at + length].to_owned(), at..at + length));
+            items.push((
+                is_reexport,
+                code[at + 4..at + length].to_owned(),
+                at..at + length,
+            ));
             from = at + length;
         }
     }
@@ -312,7 +325,11 @@ fn expand_tree(tree: &str, prefix: &mut Vec<String>, leaves: &mut Vec<Vec<String
     } else if !tree.is_empty() {
         let path = tree.split(" as ").next().unwrap();
         let mut leaf = prefix.clone();
-        leaf.extend(segments(path).into_iter().filter(|segment| segment != "self"));
+        leaf.extend(
+            segments(path)
+                .into_iter()
+                .filter(|segment| segment != "self"),
+        );
         if tree.trim_start().starts_with("self::") && prefix.is_empty() {
             leaf.insert(0, "self".to_owned());
         }
@@ -389,13 +406,16 @@ fn resolve(
     let mut name = path.get(module.len()).cloned();
     // A chain of re-exports is short; the bound is against a circle of them.
     for _ in 0..8 {
-        let Some(next) = name.as_ref().and_then(|name| reexports.get(&module)?.get(name)) else {
+        let Some(next) = name
+            .as_ref()
+            .and_then(|name| reexports.get(&module)?.get(name))
+        else {
             break;
         };
         if *next == module {
             break;
         }
-        module = next.clone();
+        module.clone_from(next);
         if module.last() == name.as_ref() {
             name = None;
         }

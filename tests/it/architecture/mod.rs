@@ -63,7 +63,9 @@ fn forbidden(from: &str, to: &str) -> Option<String> {
         return (!allowed.contains(&to)).then(|| format!("{from} may import {allowed:?} only"));
     }
     let Some(own) = layer(from) else {
-        return Some(format!("{from} is in no layer: add it to this test and to ARCHITECTURE.md"));
+        return Some(format!(
+            "{from} is in no layer: add it to this test and to ARCHITECTURE.md"
+        ));
     };
     let Some(other) = layer(to) else {
         let is_beside = BESIDE.iter().any(|(name, _)| *name == to);
@@ -104,7 +106,9 @@ fn import_cycles_stay_within_one_folder() {
     let cycles: Vec<String> = cycles(&modules)
         .into_iter()
         .map(|cycle| {
-            let files = cycle.iter().map(|path| modules[path].file.display().to_string());
+            let files = cycle
+                .iter()
+                .map(|path| modules[path].file.display().to_string());
             files.collect::<Vec<_>>().join(" <-> ")
         })
         .collect();
@@ -120,7 +124,11 @@ fn cycles(modules: &BTreeMap<ModulePath, Module>) -> Vec<Vec<ModulePath>> {
             let mut seen = BTreeSet::new();
             let mut open = vec![start];
             while let Some(path) = open.pop() {
-                for next in modules[path].imports.iter().filter(|next| !is_family(path, next)) {
+                for next in modules[path]
+                    .imports
+                    .iter()
+                    .filter(|next| !is_family(path, next))
+                {
                     if let Some((next, _)) = modules.get_key_value(next)
                         && seen.insert(next)
                     {
@@ -166,7 +174,11 @@ fn files_are_short() {
             }
         }
     }
-    assert!(long.is_empty(), "over {FILE_LINES} lines of code:\n{}", long.join("\n"));
+    assert!(
+        long.is_empty(),
+        "over {FILE_LINES} lines of code:\n{}",
+        long.join("\n")
+    );
 }
 
 fn lines_of_code(code: &str) -> usize {
@@ -183,7 +195,11 @@ fn functions_are_short() {
             }
         }
     }
-    assert!(long.is_empty(), "over {FUNCTION_LINES} lines:\n{}", long.join("\n"));
+    assert!(
+        long.is_empty(),
+        "over {FUNCTION_LINES} lines:\n{}",
+        long.join("\n")
+    );
 }
 
 /// The lines of each function from its signature to its closing brace, without blank ones.
@@ -229,7 +245,8 @@ fn function_lengths(code: &str) -> Vec<(String, usize)> {
 
 #[test]
 fn the_reader_finds_imports_in_every_form() {
-    let stripped = imports::strip_text("let a = \"crate::x\"; // crate::y\nlet b = 'c'; use crate::z;");
+    let stripped =
+        imports::strip_text("let a = \"crate::x\"; // crate::y\nlet b = 'c'; use crate::z;");
     assert!(!stripped.contains("crate::x") && !stripped.contains("crate::y"));
     assert!(stripped.contains("use crate::z"));
     let modules = modules();
@@ -240,6 +257,9 @@ fn the_reader_finds_imports_in_every_form() {
         .filter_map(|path| path.first().map(String::as_str))
         .collect();
     for expected in ["config", "fanout", "log", "protocol"] {
-        assert!(imports.contains(expected), "the gateway imports {expected}: {imports:?}");
+        assert!(
+            imports.contains(expected),
+            "the gateway imports {expected}: {imports:?}"
+        );
     }
 }

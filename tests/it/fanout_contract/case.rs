@@ -161,7 +161,7 @@ impl<'a> Case<'a> {
         loop {
             match self.begin(message, owner, last_attempt).await {
                 BeginResponse::Busy(remaining) => {
-                    tokio::time::sleep(remaining + Duration::from_millis(5)).await
+                    tokio::time::sleep(remaining + Duration::from_millis(5)).await;
                 }
                 response => return response,
             }
