@@ -88,6 +88,21 @@ fn every_linked_file_exists() {
     assert!(missing.is_empty(), "links to missing files: {missing:#?}");
 }
 
+#[test]
+fn prose_is_at_most_100_characters_wide() {
+    let mut wide = Vec::new();
+    for document in documents() {
+        for (line, text) in prose(&document.text) {
+            // A table's row and a link can't be wrapped.
+            let is_exempt = text.trim_start().starts_with('|') || !text.trim().contains(' ');
+            if !is_exempt && text.chars().count() > 100 {
+                wide.push(format!("{}:{line}", document.name));
+            }
+        }
+    }
+    assert!(wide.is_empty(), "lines over 100 characters: {wide:#?}");
+}
+
 /// Words in capitals that are not settings of chatmesh.
 const NOT_SETTINGS: &[&str] = &[
     // Variables of the shell, the terminal, cargo and the tests.
@@ -116,6 +131,8 @@ const NOT_SETTINGS: &[&str] = &[
     "SIM_TRACES",
     "SIM_RUNS",
     "ENV_FILE",
+    // A constant in an example of the style guide.
+    "DEDUP_FRAMES",
     // A variable of OpenTelemetry that chatmesh does not support, and the documents say so.
     "OTEL_EXPORTER_OTLP_COMPRESSION",
     // Words of HTTP, Redis, Kafka, signals and formats.
