@@ -9,7 +9,7 @@ use chatmesh::config::bounds::Bounds;
 use chatmesh::config::settings::{EmbeddedSettings, PipelineSettings};
 use chatmesh::log::embedded::EmbeddedLog;
 use chatmesh::log::{Assignment, Consumer, ConsumerEvent, LogError};
-use chatmesh::pipeline::driver::{self, Parts};
+use chatmesh::pipeline::driver::{self, Dependencies};
 use chatmesh::pipeline::metrics::PipelineMetrics;
 use chatmesh::pipeline::{DeadLetterWriter, Delivery, Handler, StopRequested, Verdict, WorkSlot};
 use chatmesh::protocol::log_record::Record;
@@ -83,7 +83,7 @@ impl Handler for NoopHandler {
     }
 }
 
-fn parts(users: i64, drain: &CancellationToken) -> Parts {
+fn dependencies(users: i64, drain: &CancellationToken) -> Dependencies {
     let topic: Arc<str> = "topic".into();
     let record = |offset: i64| Record {
         topic: Arc::clone(&topic),
@@ -103,7 +103,7 @@ fn parts(users: i64, drain: &CancellationToken) -> Parts {
         bounds: Bounds::default(),
     };
     let log = EmbeddedLog::open(Store::in_memory(), &settings, Duration::from_secs(1)).unwrap();
-    Parts {
+    Dependencies {
         consumer: Box::new(PreparedConsumer {
             records: (0..RECORDS).rev().map(record).collect(),
             is_assigned: false,
@@ -138,9 +138,9 @@ pub(crate) fn all(criterion: &mut Criterion) {
                     let drain = CancellationToken::new();
                     // The dead letters' embedded log needs a runtime.
                     let _entered = runtime.enter();
-                    (parts(users, &drain), drain)
+                    (dependencies(users, &drain), drain)
                 },
-                |(parts, drain)| driver::run(parts, drain),
+                |(dependencies, drain)| driver::run(dependencies, drain),
                 BatchSize::PerIteration,
             );
         });

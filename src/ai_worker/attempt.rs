@@ -43,7 +43,7 @@ pub(super) struct Attempt<'a> {
     /// Earlier turns of the conversation; `None` where they are unknown and must be read.
     pub(super) context: Option<CachedContext>,
     /// The outcome of the message if it turns out to be cancelled before it has any text.
-    pub(super) cancelled: DeferredOutcome,
+    pub(super) cancelled_outcome: DeferredOutcome,
     /// The attempt's number, from 1. It grows when the fan-out loses its data during the attempt.
     pub(super) number: u32,
 }
@@ -54,21 +54,21 @@ pub(super) struct CallBudget {
     /// does not count.
     pub(super) deadline: Option<Instant>,
     /// Calls made so far.
-    pub(super) made: u32,
+    pub(super) calls_made: u32,
     /// `OPENAI_MAX_ATTEMPTS`.
-    pub(super) max: u32,
+    pub(super) max_calls: u32,
 }
 
 impl CallBudget {
-    pub(super) fn new(max: u32) -> Self {
+    pub(super) fn new(max_calls: u32) -> Self {
         Self {
             deadline: None,
-            made: 0,
-            max,
+            calls_made: 0,
+            max_calls,
         }
     }
 
     pub(super) fn is_exhausted(&self) -> bool {
-        self.made >= self.max
+        self.calls_made >= self.max_calls
     }
 }

@@ -1,10 +1,10 @@
 //! Wakes answers in progress as soon as their users cancel them.
 //!
 //! The cancel mark in the fan-out is authoritative, and every `live` call checks it; without this
-//! module that is once a second. An answer that takes longer than a moment subscribes to its user's
-//! cancel channel. Every event that may mean a cancel makes it check the mark at once: a frame, a
-//! gap in the feed, and the subscription itself, because the cancel may have preceded it. Short
-//! answers need no subscription, and answers never wait for this module.
+//! module a cancel is detected once a second. An answer that runs longer than [`SUBSCRIBE_AFTER`]
+//! subscribes to its user's cancel channel. Every event that may mean a cancel makes it check the
+//! mark at once: a frame, a gap in the feed, and the subscription itself, because the cancel may
+//! have preceded it. Short answers need no subscription, and answers never wait for this module.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -51,8 +51,9 @@ struct Shared {
     changed: Notify,
 }
 
-/// Bounded by the number of answers in progress: a user is present while one of its answers is
-/// registered, and briefly afterwards while the subscription ends.
+/// The registered answers by user, and the users to process. Bounded by the number of answers in
+/// progress: a user is present while one of its answers is registered, and briefly afterwards while
+/// the subscription ends.
 #[derive(Default)]
 struct State {
     next_key: u64,

@@ -1,4 +1,4 @@
-//! Combines the model's tokens into pieces for `live` calls: the first token at once, later ones by
+//! Combines the model's tokens into deltas for `live` calls: the first token at once, later ones by
 //! time or size.
 
 use std::time::Duration;
@@ -7,28 +7,28 @@ use tokio::time::Instant;
 
 /// The text of one `live` call.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Piece {
+pub struct Delta {
     /// Position within the attempt, from 0 without gaps.
     pub index: u32,
     /// Whole characters; never empty.
     pub text: String,
 }
 
-/// Accumulates the text of one attempt and cuts it into pieces. It has no timer: the caller passes
+/// Accumulates the text of one attempt and cuts it into deltas. It has no timer: the caller passes
 /// the time, and waits until [`Coalescer::due_at`].
 #[derive(Debug)]
 pub struct Coalescer {
     interval: Duration,
     max_bytes: usize,
     text: String,
-    /// Bytes of `text` that were returned in pieces.
+    /// Bytes of `text` that were returned in deltas.
     flushed: usize,
     next_index: u32,
     last_flush: Option<Instant>,
 }
 
 impl Coalescer {
-    /// A piece is due `interval` after the previous one, or as soon as `max_bytes` are pending.
+    /// A delta is due `interval` after the previous one, or as soon as `max_bytes` are pending.
     pub fn new(interval: Duration, max_bytes: usize) -> Self {
         Self {
             interval,
@@ -65,30 +65,30 @@ impl Coalescer {
         }
     }
 
-    /// Takes the pending text as one piece if it is due.
-    pub fn take_due(&mut self, now: Instant) -> Option<Piece> {
+    /// Takes the pending text as one delta if it is due.
+    pub fn flush_if_due(&mut self, now: Instant) -> Option<Delta> {
         if self.due_at(now)? > now {
             return None;
         }
         self.flush(now)
     }
 
-    /// Takes the pending text as one piece, due or not.
-    pub fn flush(&mut self, now: Instant) -> Option<Piece> {
+    /// Takes the pending text as one delta, due or not.
+    pub fn flush(&mut self, now: Instant) -> Option<Delta> {
         if !self.is_pending() {
             return None;
         }
-        let piece = Piece {
+        let delta = Delta {
             index: self.next_index,
             text: self.text[self.flushed..].to_owned(),
         };
         self.flushed = self.text.len();
         self.next_index += 1;
         self.last_flush = Some(now);
-        Some(piece)
+        Some(delta)
     }
 
-    /// Restarts with the same text: the next piece is the whole text with index 0, due at once.
+    /// Restarts with the same text: the next delta is the whole text with index 0, due at once.
     pub fn restart(&mut self) {
         self.flushed = 0;
         self.next_index = 0;
@@ -104,9 +104,9 @@ mod tests {
 
     const INTERVAL: Duration = Duration::from_millis(30);
 
-    fn piece(index: u32, text: &str) -> Piece {
+    fn delta(index: u32, text: &str) -> Delta {
         let text = text.to_owned();
-        Piece { index, text }
+        Delta { index, text }
     }
 
     #[test]
@@ -114,16 +114,16 @@ mod tests {
         let start = Instant::now();
         let mut coalescer = Coalescer::new(INTERVAL, 1024);
         assert_eq!(coalescer.due_at(start), None);
-        assert_eq!(coalescer.take_due(start), None);
+        assert_eq!(coalescer.flush_if_due(start), None);
         coalescer.push("Hel");
         assert_eq!(coalescer.due_at(start), Some(start));
-        assert_eq!(coalescer.take_due(start), Some(piece(0, "Hel")));
+        assert_eq!(coalescer.flush_if_due(start), Some(delta(0, "Hel")));
         coalescer.push("lo");
         coalescer.push(" you");
         let due = start + INTERVAL;
         assert_eq!(coalescer.due_at(start), Some(due));
-        assert_eq!(coalescer.take_due(start), None);
-        assert_eq!(coalescer.take_due(due), Some(piece(1, "lo you")));
+        assert_eq!(coalescer.flush_if_due(start), None);
+        assert_eq!(coalescer.flush_if_due(due), Some(delta(1, "lo you")));
         assert_eq!(coalescer.due_at(due), None);
     }
 
@@ -132,11 +132,11 @@ mod tests {
         let start = Instant::now();
         let mut coalescer = Coalescer::new(INTERVAL, 1024);
         coalescer.push("a");
-        coalescer.take_due(start);
+        coalescer.flush_if_due(start);
         let later = start + INTERVAL * 10;
         coalescer.push("b");
         assert_eq!(coalescer.due_at(later), Some(later));
-        assert_eq!(coalescer.take_due(later), Some(piece(1, "b")));
+        assert_eq!(coalescer.flush_if_due(later), Some(delta(1, "b")));
     }
 
     #[test]
@@ -144,11 +144,11 @@ mod tests {
         let start = Instant::now();
         let mut coalescer = Coalescer::new(INTERVAL, 4);
         coalescer.push("a");
-        coalescer.take_due(start);
+        coalescer.flush_if_due(start);
         coalescer.push("bcd");
-        assert_eq!(coalescer.take_due(start), None);
+        assert_eq!(coalescer.flush_if_due(start), None);
         coalescer.push("ö");
-        assert_eq!(coalescer.take_due(start), Some(piece(1, "bcdö")));
+        assert_eq!(coalescer.flush_if_due(start), Some(delta(1, "bcdö")));
     }
 
     #[test]
@@ -156,52 +156,52 @@ mod tests {
         let start = Instant::now();
         let mut coalescer = Coalescer::new(INTERVAL, 1024);
         coalescer.push("a");
-        coalescer.take_due(start);
+        coalescer.flush_if_due(start);
         coalescer.push("b");
         coalescer.flush(start);
         coalescer.push("c");
         coalescer.restart();
         assert_eq!(coalescer.due_at(start), Some(start));
-        assert_eq!(coalescer.take_due(start), Some(piece(0, "abc")));
+        assert_eq!(coalescer.flush_if_due(start), Some(delta(0, "abc")));
         coalescer.push("d");
-        assert_eq!(coalescer.flush(start), Some(piece(1, "d")));
+        assert_eq!(coalescer.flush(start), Some(delta(1, "d")));
         assert_eq!(coalescer.flush(start), None);
         assert_eq!(coalescer.text(), "abcd");
     }
 
     proptest! {
         #[test]
-        fn pieces_are_the_text_without_gaps(
+        fn deltas_are_the_text_without_gaps(
             tokens in prop::collection::vec(("\\PC{0,12}", 0_u64..50, any::<bool>()), 0..40),
             max_bytes in 0_usize..40,
         ) {
             let mut now = Instant::now();
             let mut coalescer = Coalescer::new(INTERVAL, max_bytes);
             let mut whole = String::new();
-            let mut pieces: Vec<Piece> = Vec::new();
+            let mut deltas: Vec<Delta> = Vec::new();
             let mut last = None;
             for (token, pause, restart) in tokens {
                 now += Duration::from_millis(pause);
                 if restart && pause == 0 {
                     coalescer.restart();
-                    pieces.clear();
+                    deltas.clear();
                     last = None;
                 }
                 coalescer.push(&token);
                 whole.push_str(&token);
-                if let Some(piece) = coalescer.take_due(now) {
+                if let Some(delta) = coalescer.flush_if_due(now) {
                     let is_early = last.is_some_and(|last| now < last + INTERVAL);
-                    prop_assert!(!is_early || piece.text.len() >= max_bytes.max(1));
+                    prop_assert!(!is_early || delta.text.len() >= max_bytes.max(1));
                     last = Some(now);
-                    pieces.push(piece);
+                    deltas.push(delta);
                 }
             }
-            pieces.extend(coalescer.flush(now));
-            for (index, piece) in pieces.iter().enumerate() {
-                prop_assert_eq!(piece.index as usize, index);
-                prop_assert!(!piece.text.is_empty());
+            deltas.extend(coalescer.flush(now));
+            for (index, delta) in deltas.iter().enumerate() {
+                prop_assert_eq!(delta.index as usize, index);
+                prop_assert!(!delta.text.is_empty());
             }
-            let joined: String = pieces.into_iter().map(|piece| piece.text).collect();
+            let joined: String = deltas.into_iter().map(|delta| delta.text).collect();
             prop_assert_eq!(&joined, &whole);
         }
     }

@@ -30,8 +30,8 @@ pub(super) struct CachedContext {
     pub(super) turns: Vec<Turn>,
     /// When the turns were read from the fan-out.
     read_at: Instant,
-    /// Whether the context may be cached. It may not while it has no turns: they may only have
-    /// expired, and count again once the conversation has a new turn.
+    /// Whether the context may be cached. A context without turns may not: its turns may only have
+    /// expired, and become relevant again with the next turn.
     is_cacheable: bool,
 }
 
@@ -55,8 +55,8 @@ impl CachedContext {
         }
     }
 
-    /// The context after `turn` was appended, with at most `limit` turns. `None` where the history
-    /// had another version before, or the context is not cacheable.
+    /// The context after `turn` was appended, with at most `limit` turns. Returns `None` if the
+    /// stored history was not at `self.version` before the append, or the context is not cacheable.
     pub(super) fn append(mut self, appended: Appended, turn: &Turn, limit: usize) -> Option<Self> {
         if self.version != appended.before || !self.is_cacheable {
             return None;
@@ -81,7 +81,7 @@ impl CachedContext {
     }
 }
 
-/// Contexts by user and conversation, at most [`MAX_BYTES`] of them.
+/// Contexts by user and conversation, at most [`MAX_BYTES`] in total.
 #[derive(Debug, Default)]
 pub(super) struct ContextCache(Mutex<Generations>);
 
@@ -104,8 +104,8 @@ impl ContextCache {
         self.0.lock()
     }
 
-    /// Removes the context of the question's conversation. The caller inserts it again after its
-    /// turn.
+    /// Takes the cached context of the question's conversation out of the cache. The caller puts it
+    /// back with [`Self::insert`] once `keep` stored the turn.
     pub(super) fn remove(&self, question: &Question) -> Option<CachedContext> {
         let key = key(question);
         let mut generations = self.generations();

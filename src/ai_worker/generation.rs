@@ -13,7 +13,7 @@ use super::coalesce::Coalescer;
 use super::context_cache::CachedContext;
 use super::live::{LiveTarget, LiveWriter, StopReason};
 use super::outcome::{GeneratedAnswer, json_len, prefix_of_json_len};
-use super::prompt::Prompt;
+use super::prompt::PromptBuilder;
 use super::provider::metrics::ProviderMetrics;
 use super::provider::{ModelError, ModelEvent, ModelRequest, Provider};
 use crate::backoff::Backoff;
@@ -25,7 +25,7 @@ use crate::protocol::record::Question;
 use crate::telemetry::traces::{Kind, Span};
 
 /// `finish_reason` of an answer that was cut at `MAX_ANSWER_BYTES`.
-const LENGTH: &str = "length";
+const FINISH_REASON_LENGTH: &str = "length";
 
 /// Generates answers with the model of one worker.
 pub(super) struct Generator {
@@ -105,7 +105,7 @@ impl Generator {
         let writer = LiveWriter::start(
             Arc::clone(&self.fanout) as _,
             target,
-            attempt.cancelled.clone(),
+            attempt.cancelled_outcome.clone(),
             coalescer,
             self.cancels.watcher(),
         );
@@ -144,7 +144,7 @@ impl Generator {
     fn is_sufficient(&self, turns: &[Turn], question: &Question) -> bool {
         let is_own = |turn: &Turn| turn.message_id == question.message_id;
         let max_messages = self.settings.prompt.history_max_messages;
-        (turns.len() < self.context_turns() || Prompt::message_count(turns) >= max_messages)
+        (turns.len() < self.context_turns() || PromptBuilder::message_count(turns) >= max_messages)
             && !turns.iter().any(is_own)
     }
 
@@ -166,7 +166,7 @@ impl Generator {
             let mut turns = context.await?;
             let is_complete = turns.len() < limit || limit > max_messages;
             turns.retain(|turn| turn.message_id != question.message_id);
-            if is_complete || Prompt::message_count(&turns) >= max_messages {
+            if is_complete || PromptBuilder::message_count(&turns) >= max_messages {
                 return Ok(turns);
             }
             limit = max_messages + 1;
@@ -183,13 +183,17 @@ impl Generator {
         if let Some(context) = &attempt.context
             && self.is_sufficient(&context.turns, question)
         {
-            return Ok(Prompt::build(settings, &context.turns, &question.content));
+            return Ok(PromptBuilder::build(
+                settings,
+                &context.turns,
+                &question.content,
+            ));
         }
         let _span = slot.span().child(Kind::Internal, format_args!("context"));
         let turns = slot
             .retry("read context", || self.read_context(question))
             .await?;
-        Ok(Prompt::build(settings, &turns, &question.content))
+        Ok(PromptBuilder::build(settings, &turns, &question.content))
     }
 
     /// Calls the model until it answers, the message is cancelled or taken over, or no retry is
@@ -204,11 +208,11 @@ impl Generator {
         let latest = Instant::now() + self.settings.message_deadline;
         let mut deadline = *budget.deadline.get_or_insert(latest);
         loop {
-            budget.made += 1;
-            let mut span = self.start_call_span(request, budget.made, message_span);
+            budget.calls_made += 1;
+            let mut span = self.start_call_span(request, budget.calls_made, message_span);
             let end = tokio::select! {
                 biased;
-                reason = writer.stopped() => CallEnd::Stopped(reason),
+                reason = writer.wait_until_stopped() => CallEnd::Stopped(reason),
                 () = tokio::time::sleep_until(deadline) => CallEnd::DeadlineExceeded,
                 result = self.call(request, writer, &mut span) => match result {
                     Ok(answer) => CallEnd::Answer(answer),
@@ -224,8 +228,8 @@ impl Generator {
                 }
                 CallEnd::Failed(error) => error,
             };
-            let next_call = budget.made + 1;
-            let delay = retry_delay(budget.made, error.retry_after, rand::random());
+            let next_call = budget.calls_made + 1;
+            let delay = retry_delay(budget.calls_made, error.retry_after, rand::random());
             let is_in_time = Instant::now() + delay < deadline;
             if !error.retryable || budget.is_exhausted() || !is_in_time {
                 return GenerationResult::Failed(error, writer.text());
@@ -302,7 +306,7 @@ impl Generator {
                     answer.text.push_str(accepted);
                     remaining = remaining.saturating_sub(json_len(accepted));
                     if accepted.len() < text.len() {
-                        LENGTH.clone_into(&mut answer.finish_reason);
+                        FINISH_REASON_LENGTH.clone_into(&mut answer.finish_reason);
                         return Ok(answer);
                     }
                 }
@@ -354,7 +358,7 @@ fn stopped_result(reason: StopReason, writer: &LiveWriter) -> GenerationResult {
 async fn sleep_unless_stopped(delay: Duration, writer: &LiveWriter) -> Option<StopReason> {
     tokio::select! {
         biased;
-        reason = writer.stopped() => Some(reason),
+        reason = writer.wait_until_stopped() => Some(reason),
         () = tokio::time::sleep(delay) => None,
     }
 }

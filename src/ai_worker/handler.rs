@@ -37,7 +37,7 @@ pub(super) struct WorkerHandler {
     pub(super) metrics: WorkerMetrics,
 }
 
-/// What must be done for a message.
+/// The way in which a message is processed.
 #[derive(Clone)]
 enum Job {
     /// Generate an answer.
@@ -54,13 +54,13 @@ enum AttemptResult {
         /// Why the record becomes a dead letter; `None` where it does not.
         dead_letter: Option<String>,
         /// This attempt stored the outcome; otherwise another one was stored before.
-        is_ours: bool,
+        stored_by_this_attempt: bool,
     },
     /// Another worker holds the message, or another attempt is needed: begin again.
     BeginAgain,
 }
 
-/// What this delivery of a message has achieved so far, over all attempts.
+/// The progress of one delivery of a message, across its attempts.
 struct Progress {
     /// Number of the last attempt; 0 before the first.
     last_attempt: u32,
@@ -144,7 +144,7 @@ impl WorkerHandler {
             match response {
                 BeginResponse::Ended(outcome) => {
                     tracing::info!("outcome already stored, skipping the model call");
-                    let dead_letter = dead_letter_of_stored(job, &outcome);
+                    let dead_letter = stored_dead_letter_reason(job, &outcome);
                     return self.publish(&message, &outcome, dead_letter, slot).await;
                 }
                 BeginResponse::Busy(remaining) => {
@@ -162,7 +162,7 @@ impl WorkerHandler {
                     let mut attempt = Attempt {
                         message: &message,
                         context: progress.take_context(history),
-                        cancelled: begin.cancelled_outcome,
+                        cancelled_outcome: begin.cancelled_outcome,
                         number,
                     };
                     let result = match job {
@@ -176,13 +176,13 @@ impl WorkerHandler {
                     if let AttemptResult::Ended {
                         outcome,
                         dead_letter,
-                        is_ours,
+                        stored_by_this_attempt,
                     } = result
                     {
-                        let dead_letter = if is_ours {
+                        let dead_letter = if stored_by_this_attempt {
                             dead_letter
                         } else {
-                            dead_letter_of_stored(job, &outcome)
+                            stored_dead_letter_reason(job, &outcome)
                         };
                         return self.publish(&message, &outcome, dead_letter, slot).await;
                     }
@@ -197,7 +197,7 @@ impl WorkerHandler {
             message: message.reference.clone(),
             owner: message.owner.clone(),
             last_attempt: progress.last_attempt,
-            cancelled_outcome: message.outcomes.deferred_cancelled(progress.text()),
+            cancelled_outcome: message.outcomes.deferred_cancelled_outcome(progress.text()),
             history: needs_context
                 .then(|| self.generator.history_request(progress.context.as_ref()))
                 .flatten(),
@@ -211,7 +211,7 @@ impl WorkerHandler {
         reason: &str,
         slot: &mut WorkSlot,
     ) -> AttemptResult {
-        let outcome = attempt.message.outcomes.failed(ErrorCode::Internal);
+        let outcome = attempt.message.outcomes.error_outcome(ErrorCode::Internal);
         self.keep(attempt, outcome, "", Some(reason.to_owned()), slot)
             .await
     }
@@ -238,13 +238,13 @@ impl WorkerHandler {
                  frequent, add workers"
             );
             WorkerMetrics::record_failure(ErrorCode::Expired);
-            let expired = outcomes.failed(ErrorCode::Expired);
+            let expired = outcomes.error_outcome(ErrorCode::Expired);
             return self.keep(attempt, expired, "", None, slot).await;
         }
         if delivery_count > self.settings.pipeline.max_deliveries {
             let reason = format!("delivered {} times without an outcome", delivery_count - 1);
             WorkerMetrics::record_failure(ErrorCode::Internal);
-            let failed = outcomes.failed(ErrorCode::Internal);
+            let failed = outcomes.error_outcome(ErrorCode::Internal);
             return self.keep(attempt, failed, "", Some(reason), slot).await;
         }
         if let Some(context) = &mut attempt.context {
@@ -279,15 +279,15 @@ impl WorkerHandler {
         let outcomes = &attempt.message.outcomes;
         match generated {
             GenerationResult::Answer(answer) => {
-                let outcome = outcomes.answered(answer, attempt.number);
+                let outcome = outcomes.answer_outcome(answer, attempt.number);
                 self.keep(attempt, outcome, &answer.text, None, slot).await
             }
             GenerationResult::Cancelled(text) => {
-                let outcome = outcomes.cancelled(text);
+                let outcome = outcomes.cancelled_outcome(text);
                 self.keep(attempt, outcome, text, None, slot).await
             }
             GenerationResult::Failed(error, text) => {
-                let outcome = outcomes.failed_by_provider(error, attempt.number);
+                let outcome = outcomes.provider_error_outcome(error, attempt.number);
                 self.keep(attempt, outcome, text, Some(error.to_string()), slot)
                     .await
             }
@@ -311,7 +311,7 @@ impl WorkerHandler {
             message: message.reference.clone(),
             owner: message.owner.clone(),
             attempt: attempt.number,
-            cancelled_outcome: message.outcomes.deferred_cancelled(text),
+            cancelled_outcome: message.outcomes.deferred_cancelled_outcome(text),
             outcome: Arc::new(outcome),
         };
         let keep_span = slot.span().child(Kind::Internal, format_args!("keep"));
@@ -331,11 +331,11 @@ impl WorkerHandler {
                 AttemptResult::Ended {
                     outcome,
                     dead_letter,
-                    is_ours: true,
+                    stored_by_this_attempt: true,
                 }
             }
             KeepResponse::Outcome(outcome) => AttemptResult::Ended {
-                is_ours: outcome.frame == request.outcome.frame,
+                stored_by_this_attempt: outcome.frame == request.outcome.frame,
                 outcome,
                 dead_letter,
             },
@@ -370,7 +370,7 @@ impl WorkerHandler {
             span.text("messaging.destination.name", topic);
             span.text("messaging.message.id", question.message_id.as_str());
             let record = terminal_record(question, outcome, span.context());
-            let place = slot
+            let log_offset = slot
                 .retry_despite_stop("produce", || {
                     let appended = self.log.append(topic, record.clone());
                     async {
@@ -381,11 +381,11 @@ impl WorkerHandler {
                 })
                 .await;
             self.metrics.record_publish();
-            span.number("messaging.kafka.offset", place.offset);
+            span.number("messaging.kafka.offset", log_offset.offset);
             drop(span);
             tracing::info!(
-                partition = place.partition,
-                offset = place.offset,
+                partition = log_offset.partition,
+                offset = log_offset.offset,
                 "terminal record produced"
             );
         }
@@ -435,7 +435,7 @@ impl Handler for WorkerHandler {
 /// The dead-letter reason of a message whose outcome was stored before. The worker that stored it
 /// may have crashed before it wrote the dead letter, so it is written again: a duplicate is better
 /// than a lost one.
-fn dead_letter_of_stored(job: &Job, outcome: &StoredOutcome) -> Option<String> {
+fn stored_dead_letter_reason(job: &Job, outcome: &StoredOutcome) -> Option<String> {
     if let Job::Fail(reason) = job {
         return Some(reason.clone());
     }

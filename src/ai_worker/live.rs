@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::cancel_watch::CancelWatcher;
-use super::coalesce::{Coalescer, Piece};
+use super::coalesce::{Coalescer, Delta};
 use super::outcome;
 use crate::fanout::{
     Answers, BeginRequest, BeginResponse, DeferredOutcome, LiveRequest, LiveResponse, MessageRef,
@@ -139,7 +139,7 @@ impl LiveWriter {
     }
 
     /// Waits until the attempt must stop.
-    pub(super) async fn stopped(&self) -> StopReason {
+    pub(super) async fn wait_until_stopped(&self) -> StopReason {
         let mut stop = self.stop.clone();
         let reason = stop.wait_for(Option::is_some).await.map(|reason| *reason);
         match reason {
@@ -158,7 +158,7 @@ impl LiveWriter {
         self.shared.check_now.notify_one();
         tokio::select! {
             biased;
-            reason = self.stopped() => Err(reason),
+            reason = self.wait_until_stopped() => Err(reason),
             // It cannot fail: `self.shared` has the sender.
             _ = confirmed.wait_for(|call| *call > started) => Ok(()),
         }
@@ -184,8 +184,8 @@ impl Publisher {
     async fn run(mut self) {
         let mut renew_at = Instant::now() + RENEW_INTERVAL;
         loop {
-            let piece = self.next_piece(renew_at).await;
-            if let Err(reason) = self.publish(piece).await {
+            let delta = self.next_delta(renew_at).await;
+            if let Err(reason) = self.publish(delta).await {
                 self.shared.stop.send_replace(Some(reason));
                 return;
             }
@@ -193,16 +193,16 @@ impl Publisher {
         }
     }
 
-    /// The next piece of text that is due; `None` when the lease must be renewed or checked first.
-    async fn next_piece(&self, renew_at: Instant) -> Option<Piece> {
+    /// The next delta that is due; `None` when the lease must be renewed or checked first.
+    async fn next_delta(&self, renew_at: Instant) -> Option<Delta> {
         loop {
             let now = Instant::now();
             let due_at = {
                 let mut text = self.shared.text();
                 if self.publishes_text
-                    && let Some(piece) = text.take_due(now)
+                    && let Some(delta) = text.flush_if_due(now)
                 {
-                    return Some(piece);
+                    return Some(delta);
                 }
                 text.due_at(now).filter(|_| self.publishes_text)
             };
@@ -217,11 +217,11 @@ impl Publisher {
         }
     }
 
-    /// Publishes one piece, or only renews the lease. Repeats the call while the fan-out is
+    /// Publishes one delta, or only renews the lease. Repeats the call while the fan-out is
     /// unavailable.
-    async fn publish(&mut self, piece: Option<Piece>) -> Result<(), StopReason> {
-        let next_index = piece.as_ref().map(|piece| piece.index + 1);
-        let delta = piece.map(|piece| (piece.index, piece.text));
+    async fn publish(&mut self, delta: Option<Delta>) -> Result<(), StopReason> {
+        let next_index = delta.as_ref().map(|delta| delta.index + 1);
+        let delta = delta.map(|delta| (delta.index, delta.text));
         loop {
             let call = self.shared.calls_started.fetch_add(1, Ordering::AcqRel) + 1;
             let request = LiveRequest {
@@ -232,7 +232,7 @@ impl Publisher {
             };
             match self.fanout.live(request).await {
                 Ok(LiveResponse::Written) => {}
-                // The piece had arrived with an earlier call whose response was lost.
+                // The delta had arrived with an earlier call whose response was lost.
                 Ok(LiveResponse::Expected(index))
                     if next_index.is_none_or(|next| next == index) => {}
                 Ok(LiveResponse::Fenced) => return Err(StopReason::Fenced),
@@ -263,7 +263,10 @@ impl Publisher {
             // A message that was cancelled since then ends with the text so far.
             let text = self.shared.text().text().to_owned();
             let begin = BeginRequest {
-                cancelled_outcome: outcome::with_text(&self.begin.cancelled_outcome, text),
+                cancelled_outcome: outcome::cancelled_outcome_with_text(
+                    &self.begin.cancelled_outcome,
+                    text,
+                ),
                 ..self.begin.clone()
             };
             match self.fanout.begin(begin).await {

@@ -1,5 +1,5 @@
-//! Metrics of the worker, under the names of the original consumer. Those of its calls to the
-//! model's API are declared in `provider`.
+//! Metrics of the worker, under the names of the original system's worker (`ai-consumer`). Those of
+//! its calls to the model's API are declared in `provider`.
 
 use std::time::Duration;
 

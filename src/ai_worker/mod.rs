@@ -37,7 +37,7 @@ use generation::Generator;
 use handler::WorkerHandler;
 
 /// The components and settings of a worker.
-pub struct Parts {
+pub struct Dependencies {
     /// Source of messages, and where terminal records and dead letters are appended.
     pub log: Arc<dyn Log>,
     /// Stores leases, the text so far, outcomes and the history.
@@ -50,13 +50,13 @@ pub struct Parts {
 
 /// Runs until `drain` fires. Returns when the answers in progress have ended and are committed, or
 /// when the drain deadline is exceeded.
-pub async fn run(parts: Parts, drain: CancellationToken) -> Result<(), LogError> {
-    let Parts {
+pub async fn run(dependencies: Dependencies, drain: CancellationToken) -> Result<(), LogError> {
+    let Dependencies {
         log,
         fanout,
         provider,
         settings,
-    } = parts;
+    } = dependencies;
     let pipeline = settings.pipeline.clone();
     let consumer = log.consumer(&pipeline.group, &pipeline.topic)?;
     let handler = WorkerHandler {
@@ -67,7 +67,7 @@ pub async fn run(parts: Parts, drain: CancellationToken) -> Result<(), LogError>
         metrics: WorkerMetrics::new(&settings.responses_topic),
         settings,
     };
-    let parts = driver::Parts {
+    let dependencies = driver::Dependencies {
         consumer,
         handler: Arc::new(handler),
         rewind_policy: None,
@@ -76,6 +76,6 @@ pub async fn run(parts: Parts, drain: CancellationToken) -> Result<(), LogError>
         metrics: PipelineMetrics::for_worker(&pipeline.topic),
         settings: pipeline,
     };
-    driver::run(parts, drain).await;
+    driver::run(dependencies, drain).await;
     Ok(())
 }

@@ -35,25 +35,25 @@ impl OutcomeBuilder {
         }
     }
 
-    pub(super) fn answered(&self, answer: &GeneratedAnswer, attempt: u32) -> NewOutcome {
+    pub(super) fn answer_outcome(&self, answer: &GeneratedAnswer, attempt: u32) -> NewOutcome {
         let terminal = TerminalRecord {
             content: Some(answer.text.clone()),
             finish_reason: Some(answer.finish_reason.clone()),
             model: Some(answer.model.clone()),
             usage: answer.usage,
             attempt: Some(attempt),
-            ..self.response()
+            ..self.response_record()
         };
         self.outcome(&terminal, answer.text.clone(), TurnStatus::Answered)
     }
 
-    pub(super) fn failed(&self, code: ErrorCode) -> NewOutcome {
-        let terminal = self.error(code);
+    pub(super) fn error_outcome(&self, code: ErrorCode) -> NewOutcome {
+        let terminal = self.error_record(code);
         self.outcome(&terminal, code.text().to_owned(), TurnStatus::Failed)
     }
 
-    pub(super) fn failed_by_provider(&self, error: &ModelError, attempt: u32) -> NewOutcome {
-        let mut terminal = self.error(error.code);
+    pub(super) fn provider_error_outcome(&self, error: &ModelError, attempt: u32) -> NewOutcome {
+        let mut terminal = self.error_record(error.code);
         terminal.retryable = Some(error.retryable);
         terminal.retry_after_ms = error.retry_after.map(|time| time.as_millis() as u64);
         terminal.attempt = Some(attempt);
@@ -61,26 +61,27 @@ impl OutcomeBuilder {
     }
 
     /// The outcome of a cancelled message, with the text so far.
-    pub(super) fn cancelled(&self, text: &str) -> NewOutcome {
-        let mut terminal = self.error(ErrorCode::Cancelled);
+    pub(super) fn cancelled_outcome(&self, text: &str) -> NewOutcome {
+        let mut terminal = self.error_record(ErrorCode::Cancelled);
         terminal.content = Some(text.to_owned());
         self.outcome(&terminal, text.to_owned(), TurnStatus::Cancelled)
     }
 
-    /// Like [`OutcomeBuilder::cancelled`], but built only if the message was in fact cancelled.
-    pub(super) fn deferred_cancelled(&self, text: &str) -> DeferredOutcome {
+    /// Like [`OutcomeBuilder::cancelled_outcome`], but built only if the message was in fact
+    /// cancelled.
+    pub(super) fn deferred_cancelled_outcome(&self, text: &str) -> DeferredOutcome {
         let (builder, text) = (self.clone(), text.to_owned());
-        DeferredOutcome::new(move || builder.cancelled(&text))
+        DeferredOutcome::new(move || builder.cancelled_outcome(&text))
     }
 
-    fn error(&self, code: ErrorCode) -> TerminalRecord {
+    fn error_record(&self, code: ErrorCode) -> TerminalRecord {
         TerminalRecord {
             processing_time_ms: Some(self.elapsed_ms()),
             ..TerminalRecord::failure(&self.question, code)
         }
     }
 
-    fn response(&self) -> TerminalRecord {
+    fn response_record(&self) -> TerminalRecord {
         TerminalRecord {
             processing_time_ms: Some(self.elapsed_ms()),
             ..TerminalRecord::new(&self.question, TerminalKind::Response)
@@ -107,7 +108,10 @@ impl OutcomeBuilder {
 }
 
 /// The outcome of a cancelled message with another text than `cancelled` was built with.
-pub(super) fn with_text(cancelled: &DeferredOutcome, text: String) -> DeferredOutcome {
+pub(super) fn cancelled_outcome_with_text(
+    cancelled: &DeferredOutcome,
+    text: String,
+) -> DeferredOutcome {
     let cancelled = cancelled.clone();
     DeferredOutcome::new(move || {
         let mut outcome = cancelled.make();

@@ -12,15 +12,15 @@ const PROMPT_OVERHEAD: usize = 3;
 
 /// Builds prompts.
 #[derive(Debug)]
-pub struct Prompt;
+pub struct PromptBuilder;
 
-impl Prompt {
+impl PromptBuilder {
     /// The number of messages that `turns` become in a prompt.
     pub(super) fn message_count(turns: &[Turn]) -> usize {
         turns
             .iter()
-            .filter(|turn| in_context(turn))
-            .map(turn_size)
+            .filter(|turn| is_in_context(turn))
+            .map(turn_message_count)
             .sum()
     }
 
@@ -47,12 +47,12 @@ impl Prompt {
         let mut messages_left = settings.history_max_messages;
         let mut newest_first = Vec::new();
         if settings.keep_history {
-            for turn in turns.iter().rev().filter(|turn| in_context(turn)) {
+            for turn in turns.iter().rev().filter(|turn| is_in_context(turn)) {
                 let answer = message(Role::Assistant, &turn.answer);
                 let question = turn.question.as_deref();
                 let question = question.map(|text| message(Role::User, text));
                 let tokens = token_cost(&answer) + question.as_ref().map_or(0, token_cost);
-                let count = turn_size(turn);
+                let count = turn_message_count(turn);
                 if count > messages_left || tokens > tokens_left {
                     break;
                 }
@@ -77,12 +77,12 @@ impl Prompt {
     }
 }
 
-fn in_context(turn: &Turn) -> bool {
+fn is_in_context(turn: &Turn) -> bool {
     turn.status != TurnStatus::Failed && !turn.answer.is_empty()
 }
 
 /// The number of messages of a turn.
-fn turn_size(turn: &Turn) -> usize {
+fn turn_message_count(turn: &Turn) -> usize {
     1 + usize::from(turn.question.is_some())
 }
 
@@ -196,7 +196,7 @@ mod tests {
             turn(Some("q2"), "half", TurnStatus::Cancelled),
             turn(None, "a3", TurnStatus::Answered),
         ];
-        let request = Prompt::build(&settings(), &turns, "q4");
+        let request = PromptBuilder::build(&settings(), &turns, "q4");
         assert_eq!(
             lines(&request),
             [
@@ -217,7 +217,7 @@ mod tests {
             turn(Some("q1"), "went wrong", TurnStatus::Failed),
             turn(Some("q2"), "", TurnStatus::Cancelled),
         ];
-        let request = Prompt::build(&settings(), &turns, "q3");
+        let request = PromptBuilder::build(&settings(), &turns, "q3");
         assert_eq!(lines(&request), ["System: Be brief.", "User: q3"]);
     }
 
@@ -229,7 +229,7 @@ mod tests {
             system_prompt: "  ".to_owned(),
             ..settings()
         };
-        let request = Prompt::build(&settings, &turns, "q2");
+        let request = PromptBuilder::build(&settings, &turns, "q2");
         assert_eq!(lines(&request), ["User: q2"]);
     }
 
@@ -243,7 +243,7 @@ mod tests {
             history_max_messages: 3,
             ..settings()
         };
-        let request = Prompt::build(&settings, &turns, "q3");
+        let request = PromptBuilder::build(&settings, &turns, "q3");
         assert_eq!(
             lines(&request),
             ["System: Be brief.", "User: q2", "Assistant: a2", "User: q3"]
@@ -257,7 +257,7 @@ mod tests {
             context_tokens: 10,
             ..settings()
         };
-        let request = Prompt::build(&settings, &turns, "q2");
+        let request = PromptBuilder::build(&settings, &turns, "q2");
         assert_eq!(lines(&request), ["System: Be brief.", "User: q2"]);
     }
 
@@ -304,7 +304,7 @@ mod tests {
             let settings = PromptSettings {
                 max_tokens, context_tokens, history_max_messages, ..settings()
             };
-            let request = Prompt::build(&settings, &turns, &question);
+            let request = PromptBuilder::build(&settings, &turns, &question);
             let (last, rest) = request.messages.split_last().unwrap();
             prop_assert_eq!(&last.content, &question);
             prop_assert_eq!(rest[0].role, Role::System);
@@ -316,7 +316,7 @@ mod tests {
 
             // The history is a suffix of the conversation, cut between turns.
             let flat = |turns: &[Turn]| -> Vec<ChatMessage> {
-                turns.iter().filter(|turn| in_context(turn)).flat_map(|turn| {
+                turns.iter().filter(|turn| is_in_context(turn)).flat_map(|turn| {
                     let question = turn.question.as_deref().map(|text| message(Role::User, text));
                     question.into_iter().chain([message(Role::Assistant, &turn.answer)])
                 }).collect()
@@ -325,7 +325,7 @@ mod tests {
             prop_assert!(cut.is_some(), "not a suffix of whole turns");
 
             // The next older turn would not have fitted.
-            let older = turns[..cut.unwrap()].iter().rev().find(|turn| in_context(turn));
+            let older = turns[..cut.unwrap()].iter().rev().find(|turn| is_in_context(turn));
             if let Some(older) = older {
                 let more = flat(std::slice::from_ref(older));
                 let mut extended = request.messages.clone();

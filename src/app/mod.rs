@@ -225,7 +225,7 @@ impl App {
         drain: CancellationToken,
     ) -> anyhow::Result<()> {
         let admin = Arc::clone(&self.admin);
-        let parts = gateway::Dependencies {
+        let dependencies = gateway::Dependencies {
             log: Arc::clone(&self.engines.log),
             fanout: self.engines.fanout.clone(),
             settings: self.config.gateway(),
@@ -234,12 +234,12 @@ impl App {
             dead_letters: self.engines.exclusive_log.clone().map(|log| {
                 let topics = self.config.dead_letter_topics();
                 gateway::DeadLetterAccess {
-                    letters: DeadLetterQueue::new(log, topics.to_vec()),
+                    queue: DeadLetterQueue::new(log, topics.to_vec()),
                     local_key: self.local_key.clone(),
                 }
             }),
         };
-        gateway::serve(listener, parts, drain).await?;
+        gateway::serve(listener, dependencies, drain).await?;
         Ok(())
     }
 
@@ -254,13 +254,13 @@ impl App {
         if !self.prepare_engines(&topics, &drain).await {
             return Ok(());
         }
-        let parts = ai_worker::Parts {
+        let dependencies = ai_worker::Dependencies {
             log: Arc::clone(&self.engines.log),
             fanout: self.engines.fanout.clone(),
             provider: create_provider(&settings)?,
             settings,
         };
-        run_as_task(ai_worker::run(parts, drain)).await?;
+        run_as_task(ai_worker::run(dependencies, drain)).await?;
         Ok(())
     }
 
@@ -273,12 +273,12 @@ impl App {
         if !self.prepare_engines(&topics, &drain).await {
             return Ok(());
         }
-        let parts = relay::Parts {
+        let dependencies = relay::Dependencies {
             log: Arc::clone(&self.engines.log),
             fanout: self.engines.fanout.clone(),
             settings,
         };
-        run_as_task(relay::run(parts, drain)).await?;
+        run_as_task(relay::run(dependencies, drain)).await?;
         Ok(())
     }
 

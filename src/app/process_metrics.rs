@@ -1,5 +1,5 @@
 //! Metrics of the process itself: version, resources, and whether its dependencies respond. The
-//! names of the first ones are those that Prometheus' client libraries use.
+//! `process_*` metrics have the names of Prometheus' client libraries.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -1,4 +1,4 @@
-//! Options of a client, and questions.
+//! The options of a client, the source of its token, and the questions that it sends.
 
 use std::fmt;
 use std::sync::Arc;

@@ -57,7 +57,7 @@ pub(crate) fn dead_letter(record: &Record, reason: &str, attempts: u32) -> NewRe
 }
 
 /// The same dead letter with an empty value and a header that states the omitted size.
-pub(crate) fn without_value(dead_letter: &NewRecord) -> NewRecord {
+pub(crate) fn dead_letter_without_value(dead_letter: &NewRecord) -> NewRecord {
     let mut headers = dead_letter.headers.clone();
     let size = Bytes::from(dead_letter.value.len().to_string());
     headers.push((header::VALUE_LEFT_OUT.to_owned(), size));
@@ -69,7 +69,7 @@ pub(crate) fn without_value(dead_letter: &NewRecord) -> NewRecord {
     }
 }
 
-/// What a settlement record says.
+/// The content of a settlement record: the settled dead letters and their resolution.
 pub(super) struct Settlement {
     /// Partition and offset of each settled dead letter.
     pub(super) offsets: Vec<(i32, i64)>,

@@ -250,15 +250,15 @@ impl DeadLetterQueue {
         let record = self.original_record(dead_letter).await?;
         let message_id = dead_letter.source.replay_id();
         let replay = replay_record(&record, dead_letter, &message_id);
-        let place = self.append(topic, replay).await?;
+        let log_offset = self.append(topic, replay).await?;
         let message_id = message_id.to_string();
         self.append_settlement(dead_letter, Some(message_id.clone()))
             .await?;
         Ok(Resolution::Replayed {
             message_id,
             topic: topic.clone(),
-            partition: place.partition,
-            offset: place.offset,
+            partition: log_offset.partition,
+            offset: log_offset.offset,
         })
     }
 
@@ -291,7 +291,7 @@ impl DeadLetterQueue {
         loop {
             appends += 1;
             match self.log.append(topic, record.clone()).await {
-                Ok(place) => return Ok(place),
+                Ok(log_offset) => return Ok(log_offset),
                 // A duplicate is harmless, see `settle`.
                 Err(AppendError::Unknown(_)) if appends < MAX_APPENDS => {}
                 Err(error) => return Err(error.into()),

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::address::Address;
 use crate::log::{AppendError, LogError};
 
-/// What an operator wants done with a dead letter.
+/// The action by which an operator settles a dead letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SettleAction {
     /// Append the record to its source topic as a new message.

@@ -37,7 +37,12 @@ fn queue(log: &EmbeddedLog) -> DeadLetterQueue {
     )
 }
 
-fn dead_letter(user: &str, offset: i64, reason: &str, more: &[(&str, &str)]) -> NewRecord {
+fn dead_letter_record(
+    user: &str,
+    offset: i64,
+    reason: &str,
+    extra_headers: &[(&str, &str)],
+) -> NewRecord {
     let value = serde_json::json!({
         "v": 1, "type": "message", "content": format!("secret of {user}"), "userid": user,
         "message_id": format!("old-{offset}"), "id": "client-1", "conversation_id": "c",
@@ -54,7 +59,7 @@ fn dead_letter(user: &str, offset: i64, reason: &str, more: &[(&str, &str)]) -> 
         (dlq::OFFSET, &offset),
         (dlq::TIMESTAMP, "1700000000000"),
     ];
-    headers.extend(more);
+    headers.extend(extra_headers);
     let headers = headers.into_iter();
     NewRecord {
         key: Some(Bytes::from(user.to_owned())),
@@ -88,7 +93,7 @@ async fn a_replay_is_a_new_message_that_names_the_old_one_and_settles_the_dead_l
     let queue = queue(&log);
     log.append(
         DEAD_LETTERS,
-        dead_letter("alice", 7, "provider_rejected: status 400", &[]),
+        dead_letter_record("alice", 7, "provider_rejected: status 400", &[]),
     )
     .await
     .unwrap();
@@ -162,7 +167,7 @@ async fn copies_are_listed_once_and_the_settlement_is_in_the_partition_of_its_de
     for offset in [1, 2, 1, 3] {
         log.append(
             DEAD_LETTERS,
-            dead_letter("bob", offset, "unreadable record: not JSON", &[]),
+            dead_letter_record("bob", offset, "unreadable record: not JSON", &[]),
         )
         .await
         .unwrap();
@@ -201,13 +206,16 @@ async fn copies_are_listed_once_and_the_settlement_is_in_the_partition_of_its_de
 async fn an_omitted_value_is_replayed_from_the_source_topic() {
     let log = log();
     let queue = queue(&log);
-    let mut record = dead_letter("carol", 0, "x", &[]);
+    let mut record = dead_letter_record("carol", 0, "x", &[]);
     record.headers.clear();
-    let place = log.append(TOPIC, record.clone()).await.unwrap();
+    let log_offset = log.append(TOPIC, record.clone()).await.unwrap();
     let at_ms = read_all(&log, TOPIC).await[0].timestamp_ms.to_string();
-    let (partition, offset) = (place.partition.to_string(), place.offset.to_string());
+    let (partition, offset) = (
+        log_offset.partition.to_string(),
+        log_offset.offset.to_string(),
+    );
     for timestamp in [at_ms.as_str(), "12"] {
-        let mut record = dead_letter(
+        let mut record = dead_letter_record(
             "carol",
             0,
             "internal",
@@ -243,18 +251,18 @@ async fn an_omitted_value_is_replayed_from_the_source_topic() {
 async fn list_applies_each_filter() {
     let log = log();
     let queue = queue(&log);
-    log.append(DEAD_LETTERS, dead_letter("a", 1, "internal", &[]))
+    log.append(DEAD_LETTERS, dead_letter_record("a", 1, "internal", &[]))
         .await
         .unwrap();
     log.append(
         DEAD_LETTERS,
-        dead_letter("b", 2, "ended before: provider_timeout", &[]),
+        dead_letter_record("b", 2, "ended before: provider_timeout", &[]),
     )
     .await
     .unwrap();
     log.append(
         "responses.dlq",
-        dead_letter("c", 3, "unreadable record: x", &[]),
+        dead_letter_record("c", 3, "unreadable record: x", &[]),
     )
     .await
     .unwrap();
@@ -320,14 +328,14 @@ fn an_address_round_trips_and_malformed_ones_are_refused() {
 async fn topics_other_than_dead_letter_topics_are_refused() {
     let log = log();
     let queue = queue(&log);
-    let place = log
-        .append(TOPIC, dead_letter("a", 1, "x", &[]))
+    let log_offset = log
+        .append(TOPIC, dead_letter_record("a", 1, "x", &[]))
         .await
         .unwrap();
     let address = Address {
         topic: TOPIC.into(),
-        partition: place.partition,
-        offset: place.offset,
+        partition: log_offset.partition,
+        offset: log_offset.offset,
     };
     let requested = std::slice::from_ref(&address);
     let mut errors = Vec::new();
@@ -339,7 +347,7 @@ async fn topics_other_than_dead_letter_topics_are_refused() {
     for error in errors {
         let suggestion = format!(
             "did you mean {DEAD_LETTERS}/{}/{}?",
-            place.partition, place.offset
+            log_offset.partition, log_offset.offset
         );
         assert!(error.to_string().ends_with(&suggestion), "{error}");
     }
@@ -362,7 +370,7 @@ async fn topics_other_than_dead_letter_topics_are_refused() {
 async fn settlement_headers_copied_from_a_message_settle_nothing() {
     let log = log();
     let queue = queue(&log);
-    log.append(DEAD_LETTERS, dead_letter("a", 1, "internal", &[]))
+    log.append(DEAD_LETTERS, dead_letter_record("a", 1, "internal", &[]))
         .await
         .unwrap();
     let listed = queue.list(&Filter::default()).await.unwrap();
@@ -372,11 +380,11 @@ async fn settlement_headers_copied_from_a_message_settle_nothing() {
     // As a dead letter with a value, as one without, and as a record of another program.
     log.append(
         DEAD_LETTERS,
-        dead_letter("a", 2, "unreadable record: x", &copied),
+        dead_letter_record("a", 2, "unreadable record: x", &copied),
     )
     .await
     .unwrap();
-    let mut empty = dead_letter("a", 3, "unreadable record: x", &copied);
+    let mut empty = dead_letter_record("a", 3, "unreadable record: x", &copied);
     empty.value = Bytes::new();
     log.append(DEAD_LETTERS, empty.clone()).await.unwrap();
     empty.headers.retain(|(name, _)| name == dlq::SETTLED);
@@ -395,7 +403,7 @@ async fn a_dead_letter_of_an_unconsumed_topic_is_not_replayed() {
     let log = log();
     let queue = queue(&log);
     for topic in ["", "elsewhere", DEAD_LETTERS] {
-        let mut record = dead_letter("a", 1, "internal", &[]);
+        let mut record = dead_letter_record("a", 1, "internal", &[]);
         record.headers.retain(|(name, _)| name != dlq::TOPIC);
         let topic = Bytes::from(topic.to_owned());
         record.headers.push((dlq::TOPIC.to_owned(), topic));

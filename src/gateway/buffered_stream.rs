@@ -144,8 +144,8 @@ impl BufferedStream {
             && self.boundaries.is_between_messages()
     }
 
-    /// Starts over for a new object of the library.
-    pub(super) fn reset_statistics(&mut self) {
+    /// Resets the frame tracking, for a new `WebSocketStream` over this stream.
+    pub(super) fn reset_frame_tracking(&mut self) {
         self.is_reader_waiting = false;
         self.longest_write = 0;
         self.boundaries = FrameBoundaries::default();
@@ -162,7 +162,7 @@ impl BufferedStream {
         }
     }
 
-    /// Reads from the socket, ahead of what was requested where that is little.
+    /// Reads from the socket. A request below [`READ_AHEAD`] reads more and buffers the rest.
     fn poll_socket(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let stream = Pin::new(&mut self.stream);
         if buf.remaining() >= READ_AHEAD {

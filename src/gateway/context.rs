@@ -27,12 +27,13 @@ use crate::log::Log;
 
 /// Answers the routes that every role serves (`/metrics`, `/health/live`, `/health/ready`); `None`
 /// for any other path.
-pub type Admin = dyn Fn(&Method, &str) -> Option<Response<Full<Bytes>>> + Send + Sync;
+pub type AdminRoutes = dyn Fn(&Method, &str) -> Option<Response<Full<Bytes>>> + Send + Sync;
 
-/// The dead letters of a process whose log has no other reader, and who may settle them.
+/// Access to the dead letters of a process that is the only reader of its log, with a local key
+/// that authorizes settling them.
 pub struct DeadLetterAccess {
     /// Reads and settles the dead letters.
-    pub letters: DeadLetterQueue,
+    pub queue: DeadLetterQueue,
     /// A key that is accepted beside the admin key. It is written into the data directory, so it
     /// proves that its bearer may read that directory.
     pub local_key: Option<SecretString>,
@@ -50,7 +51,7 @@ pub struct Dependencies {
     /// the log and the fan-out is checked by the composition root.
     pub health: Arc<Health>,
     /// The routes that every role serves.
-    pub admin: Arc<Admin>,
+    pub admin: Arc<AdminRoutes>,
     /// The dead letters, in a process that is the only one with access to them. The gateway then
     /// serves them to requests with the admin key or the local key.
     pub dead_letters: Option<DeadLetterAccess>,
@@ -78,7 +79,7 @@ pub(super) struct Gateway {
     pub(super) fanout: Arc<dyn GatewayFanout>,
     pub(super) settings: GatewaySettings,
     pub(super) health: Arc<Health>,
-    pub(super) admin: Arc<Admin>,
+    pub(super) admin: Arc<AdminRoutes>,
     pub(super) dead_letters: Option<DeadLetterAccess>,
     pub(super) metrics: GatewayMetrics,
     pub(super) registry: SessionRegistry,
@@ -91,11 +92,11 @@ pub(super) struct Gateway {
     /// Whether the listener is bound to a loopback address.
     pub(super) loopback: bool,
     /// The number of the next message's correlation id. It is unique in the process, not in the
-    /// connection: two connections may bring the same correlation id, and the answer of an
-    /// original worker is matched by nothing else.
-    pub(super) messages: AtomicU64,
+    /// connection: two clients may send the same correlation id, and an original worker's answer is
+    /// matched only by its correlation id.
+    pub(super) next_message_number: AtomicU64,
     /// Connections that began to close because of the drain, in this order.
-    pub(super) closing: AtomicU64,
+    pub(super) drain_closes: AtomicU64,
     /// Cancelled when the gateway stops: nothing new is accepted, what was accepted is finished.
     pub(super) drain: CancellationToken,
     /// Cancelled when the drain's time is over: every task ends at once.

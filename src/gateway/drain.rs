@@ -34,12 +34,12 @@ const ANSWER_SHARE: f64 = 0.8;
 pub(super) struct DrainState {
     close_delay: Pin<Box<Sleep>>,
     /// Set while the connection is kept until its client is answered.
-    unanswered: Option<Unanswered>,
+    answer_wait: Option<AnswerWait>,
 }
 
-struct Unanswered {
+struct AnswerWait {
     sessions: Arc<UserSessions>,
-    answered: BoxFuture<'static, ()>,
+    all_answered: BoxFuture<'static, ()>,
     timeout: Pin<Box<Sleep>>,
 }
 
@@ -48,23 +48,23 @@ impl DrainState {
     pub(super) fn new(gateway: &Gateway, answer_first: Option<Arc<UserSessions>>) -> Self {
         let timeout = gateway.settings.drain_timeout.mul_f64(ANSWER_SHARE);
         let produce_timeout = gateway.settings.produce_timeout;
-        let unanswered = |sessions: Arc<UserSessions>| {
+        let answer_wait = |sessions: Arc<UserSessions>| {
             let status = sessions.state().pending.watch();
-            Unanswered {
+            AnswerWait {
                 sessions,
-                answered: Box::pin(wait_until_answered(status, produce_timeout)),
+                all_answered: Box::pin(wait_until_answered(status, produce_timeout)),
                 timeout: Box::pin(sleep(timeout)),
             }
         };
         Self {
             close_delay: Box::pin(sleep(close_delay(gateway))),
-            unanswered: answer_first.map(unanswered),
+            answer_wait: answer_first.map(answer_wait),
         }
     }
 
     /// Returns when the connection may be closed. `is_idle` says that no frame of its client is in
     /// progress. Never returns without a drain. Cancel-safe.
-    pub(super) async fn ready_to_close(drain: &mut Option<Box<Self>>, is_idle: bool) {
+    pub(super) async fn wait_until_ready_to_close(drain: &mut Option<Box<Self>>, is_idle: bool) {
         match drain {
             Some(drain) => poll_fn(|cx| drain.poll(cx, is_idle)).await,
             None => pending().await,
@@ -72,21 +72,21 @@ impl DrainState {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, is_idle: bool) -> Poll<()> {
-        if let Some(unanswered) = &mut self.unanswered {
-            let is_answered = is_idle && unanswered.answered.as_mut().poll(cx).is_ready();
-            let has_timed_out = !is_answered && unanswered.timeout.as_mut().poll(cx).is_ready();
+        if let Some(answer_wait) = &mut self.answer_wait {
+            let is_answered = is_idle && answer_wait.all_answered.as_mut().poll(cx).is_ready();
+            let has_timed_out = !is_answered && answer_wait.timeout.as_mut().poll(cx).is_ready();
             if has_timed_out {
                 tracing::warn!(
-                    message_ids = ?unanswered.sessions.state().pending.sample(),
+                    message_ids = ?answer_wait.sessions.state().pending.sample(),
                     "closing a classic connection before its answer, most of DRAIN_TIMEOUT_MS is \
                      over; raise it if answers take longer"
                 );
             }
             if is_answered || has_timed_out {
-                self.unanswered = None;
+                self.answer_wait = None;
             }
         }
-        if is_idle && self.unanswered.is_none() {
+        if is_idle && self.answer_wait.is_none() {
             return self.close_delay.as_mut().poll(cx);
         }
         Poll::Pending
@@ -131,7 +131,7 @@ async fn wait_until_answered(
 
 /// How long this connection waits before it is closed.
 fn close_delay(gateway: &Gateway) -> Duration {
-    let rank = gateway.closing.fetch_add(1, Ordering::Relaxed);
+    let rank = gateway.drain_closes.fetch_add(1, Ordering::Relaxed);
     let connections = (gateway.registry.connections() as u64).max(rank + 1);
     let spread = (gateway.settings.drain_timeout / 2).min(MAX_CLOSE_SPREAD);
     let paced = CLOSE_INTERVAL.saturating_mul(u32::try_from(rank).unwrap_or(u32::MAX));

@@ -14,12 +14,12 @@ use crate::backoff::Backoff;
 use crate::fanout::{Channel, FeedEvent};
 use crate::protocol::ids::{MessageId, UserId};
 
-/// Events between the fan-out and the one task that distributes them. Above it frames are dropped
-/// and a gap is reported.
+/// Capacity of the event queue from the fan-out to the distributing task. If the queue is full,
+/// frames are dropped and a gap is reported.
 const EVENT_QUEUE: usize = 65_536;
 
-/// Answered messages that this gateway has yet to remove from `pending`, because an original relay
-/// does not. Above it they remain there, as a hint that is wrong until it expires.
+/// Capacity of the queue of answered messages to remove from `pending`, which an original relay
+/// does not do. If the queue is full, a message stays listed as pending until it expires.
 const CLEAR_QUEUE: usize = 1024;
 
 /// The name under which readiness reports a gateway that can't receive answers yet.
@@ -96,7 +96,7 @@ fn distribute_frame(
     };
     let delivery = delivery::deliver_published(&gateway.metrics, &sessions, channel, payload);
     if delivery.needs_read() {
-        gateway.registry.request_immediate_read(sessions.clone());
+        gateway.registry.request_mailbox_read(sessions.clone());
     }
     if let Some(answered) = delivery.answered
         && gateway.settings.interop

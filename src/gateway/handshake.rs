@@ -24,8 +24,8 @@ use crate::protocol::record::header;
 use crate::protocol::trace_context::TraceContext;
 use crate::protocol::v1;
 
-/// The result of a handshake. In both cases the HTTP connection switches protocols once `response`
-/// is sent, and `stream` resolves.
+/// The result of a handshake. Both variants answer 101: send `response`; `stream` then yields the
+/// socket.
 pub(super) enum Upgrade {
     Accepted {
         response: HttpResponse,
@@ -43,15 +43,20 @@ pub(super) enum Upgrade {
     },
 }
 
-/// Parses the position that a `chatmesh.v1` client resumes from. A position of another log is
-/// valid, though nothing can be recovered from it; a text that no server can have issued is not.
-fn since(query: &Query<'_>) -> Result<Option<Position>, HttpError> {
+/// Parses the position that a `chatmesh.v1` client resumes from. A well-formed position of another
+/// log is accepted, but nothing can be recovered from it. Malformed text is refused.
+fn parse_resume_position(query: &Query<'_>) -> Result<Option<Position>, HttpError> {
     query
         .since
         .as_deref()
         .map(str::parse)
         .transpose()
-        .map_err(|_| HttpError::bad_request("`since` must be a position that the server gave out"))
+        .map_err(|_| {
+            HttpError::bad_request(
+                "`since` must be a position that a server issued; connect without it to start at \
+                 the present",
+            )
+        })
 }
 
 /// Whether the client offers the subprotocol `chatmesh.v1`.
@@ -89,9 +94,14 @@ pub(super) async fn upgrade(gateway: &Gateway, request: &mut Head) -> Result<Upg
     let user = query.user()?;
     let response = switching_protocols(request);
     let is_v1 = response.is_ok() && offers_v1(request.headers());
-    let since = if is_v1 { since(&query)? } else { None };
-    // Beside an original relay the mailbox is incomplete, so no position can be resumed.
-    let since = since.filter(|_| !gateway.settings.interop);
+    let resume_after = if is_v1 {
+        parse_resume_position(&query)?
+    } else {
+        None
+    };
+    // With `INTEROP` the mailbox lacks what an original (Python) relay delivered, so `since` is
+    // ignored.
+    let resume_after = resume_after.filter(|_| !gateway.settings.interop);
     let allowed = match origin::check(gateway, request.headers()) {
         // No token is looked up for a request that fails anyway.
         Ok(()) if response.is_err() => Ok(Grant::default()),
@@ -124,7 +134,10 @@ pub(super) async fn upgrade(gateway: &Gateway, request: &mut Head) -> Result<Upg
         grant,
         protocol: if is_v1 {
             let expires_at = grant.expires_at;
-            Protocol::V1 { since, expires_at }
+            Protocol::V1 {
+                resume_after,
+                expires_at,
+            }
         } else {
             Protocol::Classic
         },
@@ -222,7 +235,7 @@ mod tests {
                     prop_assert!(query.has_userid());
                     prop_assert!(UserId::parse(user.as_str()).is_ok());
                 }
-                let _ = since(&query);
+                let _ = parse_resume_position(&query);
             }
         }
 

@@ -60,7 +60,10 @@ pub async fn serve(
     drop(listener);
     gateway.abort.cancel();
     if timeout(ABORT_TIMEOUT, gateway.tasks.wait()).await.is_err() {
-        tracing::error!("connection tasks did not end; the process ends without them");
+        tracing::error!(
+            "connection tasks did not end in time and are aborted with the process; no action is \
+             needed"
+        );
     }
     // Both end because the abort token is cancelled.
     let _ = mailbox_sync.await;
@@ -73,7 +76,7 @@ pub async fn serve(
 /// Waits until all connections are closed, for `drain_timeout` at most.
 async fn drain_connections(gateway: &Arc<Gateway>, listener: &TcpListener) {
     let connections = gateway.registry.connections();
-    tracing::info!(connections, "draining");
+    tracing::info!(connections, "drain started");
     let drained = timeout(gateway.settings.drain_timeout, gateway.tasks.wait());
     // New connections get 503, so a load balancer sees that this gateway is not ready.
     let drained = tokio::select! {
@@ -119,8 +122,8 @@ impl Gateway {
             revocations: Revocations::new(settings.auth),
             page: settings.chat_page.then(|| Page::new(&settings)),
             loopback,
-            messages: AtomicU64::new(1),
-            closing: AtomicU64::new(0),
+            next_message_number: AtomicU64::new(1),
+            drain_closes: AtomicU64::new(0),
             drain,
             abort: CancellationToken::new(),
             tasks: TaskTracker::new(),

@@ -1,5 +1,5 @@
 //! Bounds WebSocket connections: per user, per address, per process, and new ones per second
-//! (protocol.md section 1.3). Above a bound, an upgrade is refused with 503.
+//! (protocol.md section 7). Above a bound, an upgrade is refused with 503.
 
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -103,7 +103,8 @@ impl ConnectionLimiter {
 
     /// The client's [`limit_key`]: the peer's address, or what trusted proxies report in
     /// `X-Forwarded-For`. Each proxy appends the address that it sees, so the list is read from its
-    /// end, and what stands before the address of an untrusted peer is only that peer's claim.
+    /// end, and entries before an untrusted address are ignored, because that peer may have forged
+    /// them.
     pub(super) fn client_address(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         let mut address = peer;
         let values: Vec<_> = headers.get_all("x-forwarded-for").iter().collect();

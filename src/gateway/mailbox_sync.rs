@@ -1,6 +1,6 @@
-//! Reads the mailboxes of users who may have missed a frame (protocol.md section 3): one that was
-//! published and not received, or one that a relay's rewind stored again, which it does not publish
-//! to classic clients.
+//! Reads the mailboxes of users who may have missed a frame (docs/consistency.md, "Finding a lost
+//! last frame" and "Order for classic clients"): one that was published and not received, or one
+//! that a relay's rewind stored again, which it does not publish to classic clients.
 //!
 //! One read serves all connections of a user. Classic connections receive what they missed from it;
 //! `chatmesh.v1` connections that have missed a frame are made to catch up by a read of their own.
@@ -24,10 +24,10 @@ use crate::protocol::published;
 const MAX_CONCURRENT_READS: usize = 16;
 
 /// The largest pause between the reads of two users.
-const MAX_SPREAD: Duration = Duration::from_millis(20);
+const MAX_READ_SPACING: Duration = Duration::from_millis(20);
 
 /// A frame that was published before a read is received within this time, or is lost.
-const DELIVERY_TIME: Duration = Duration::from_millis(200);
+const MAX_DELIVERY_DELAY: Duration = Duration::from_millis(200);
 
 /// Every user with `chatmesh.v1` connections is read once in this many ticks of `OPEN_CHECK_MS`.
 const SHARDS: u64 = 12;
@@ -38,8 +38,9 @@ const PAGE_BYTES: usize = 256 << 10;
 /// Pages of one pass; the next pass continues where it ended.
 const MAX_PAGES: usize = 64;
 
-/// Reads mailboxes until the gateway is aborted: every `OPEN_CHECK_MS` those of users with pending
-/// answers, after a gap all, and at once those to which a frame was deferred.
+/// Reads mailboxes until the gateway is aborted: those of users with pending answers every
+/// `OPEN_CHECK_MS`, all mailboxes after a gap, and a single one at once when a frame is deferred to
+/// it.
 pub(super) async fn run(gateway: Arc<Gateway>) {
     tokio::select! {
         () = gateway.abort.cancelled() => {}
@@ -49,7 +50,7 @@ pub(super) async fn run(gateway: Arc<Gateway>) {
 }
 
 async fn sync_periodically(gateway: &Gateway) {
-    let mut tick = interval(gateway.settings.open_check.max(MAX_SPREAD));
+    let mut tick = interval(gateway.settings.open_check.max(MAX_READ_SPACING));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut ticks = 0_u64;
     loop {
@@ -61,12 +62,12 @@ async fn sync_periodically(gateway: &Gateway) {
             () = gateway.registry.gap_detected.notified() => Vec::new(),
         };
         users.retain(|sessions| !sessions.state().needs_mailbox_read());
-        users.extend(gateway.registry.needing_mailbox_read());
+        users.extend(gateway.registry.users_needing_mailbox_read());
         let count = u32::try_from(users.len()).unwrap_or(u32::MAX).max(1);
-        let spread = (gateway.settings.open_check / 2 / count).min(MAX_SPREAD);
+        let spacing = (gateway.settings.open_check / 2 / count).min(MAX_READ_SPACING);
         stream::iter(users)
             .then(|sessions| async {
-                sleep(spread).await;
+                sleep(spacing).await;
                 sessions
             })
             .for_each_concurrent(MAX_CONCURRENT_READS, |sessions| async move {
@@ -135,7 +136,7 @@ async fn read(
         .await
 }
 
-/// What was known before a pass read the mailbox.
+/// The user's state at the beginning of a pass, before the mailbox is read.
 struct PassStart {
     /// A read was requested, so a frame may be missing.
     is_requested: bool,
@@ -189,7 +190,7 @@ async fn run_pass(gateway: &Gateway, sessions: &UserSessions) -> Result<(), Fano
         {
             let mut state = sessions.state();
             if !gateway.settings.interop {
-                state.add_pending_of(&view);
+                state.add_pending_from_view(&view);
             }
             state.set_mailbox_read_up_to(next.clone().unwrap_or_else(|| view.end.clone()));
             if next.is_none() {
@@ -224,25 +225,25 @@ async fn mark_stale_subscribers(sessions: &UserSessions, view: &UserView, start:
             let published = sessions.published.notified();
             tokio::pin!(published);
             published.as_mut().enable();
-            if sessions.state().subscribers.have_received(&current) {
+            if sessions.state().subscribers.have_all_received(&current) {
                 return;
             }
             published.await;
         }
     };
     // A frame may still be on its way, except after a gap.
-    let patience = if start.is_requested {
+    let max_wait = if start.is_requested {
         Duration::ZERO
     } else {
-        DELIVERY_TIME
+        MAX_DELIVERY_DELAY
     };
-    if timeout(patience, received).await.is_err() {
+    if timeout(max_wait, received).await.is_err() {
         sessions.state().subscribers.mark_stale_before(&current);
     }
 }
 
-/// How a stored frame is treated: a frame of this mailbox that is newer than the last rewind, and
-/// than what was read before, is new.
+/// The source of a stored frame: `Mailbox` if it is in this mailbox's epoch and newer than the last
+/// rewind and the last read, otherwise `Rebuilt`.
 fn stored_source(
     position: &Position,
     view: &UserView,

@@ -41,11 +41,10 @@ declare_metrics! {
     REPAIRED_TOTAL: Counter in Count = "websocket_repaired_frames_total", ["server_id"],
         "Frames that were not received live and were delivered from the user's mailbox.";
     FEED_GAPS_TOTAL: Counter in Count = "websocket_feed_gaps_total", ["server_id"],
-        "Times that published frames may have been lost; every connected user's mailbox is read \
-         then.";
+        "Gaps in the subscription to the fan-out, after which every connected user's mailbox is \
+         read because published frames may have been lost.";
     CATCH_UPS_TOTAL: Counter in Count = "websocket_catch_ups_total", ["server_id"],
-        "Times that a chatmesh.v1 connection received a snapshot: at its start, after it fell \
-         behind, after a loss.";
+        "Catch-ups of chatmesh.v1 connections: of new ones, of slow ones, and after lost frames.";
 }
 
 /// Handles of the gateway's metrics. Those that every message or connection updates are resolved

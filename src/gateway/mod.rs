@@ -48,5 +48,5 @@ mod websocket;
 pub use auth::KeyError;
 pub use auth::TokenError;
 pub use auth::jwt::{JwtVerifier, VerifiedToken};
-pub use context::{Admin, DeadLetterAccess, Dependencies, GatewayError};
+pub use context::{AdminRoutes, DeadLetterAccess, Dependencies, GatewayError};
 pub use lifecycle::serve;

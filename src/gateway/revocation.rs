@@ -1,4 +1,4 @@
-//! Closes the connections of users whose tokens were revoked (protocol.md section 3, `revoke`).
+//! Closes the connections of users whose tokens were revoked (docs/consistency.md, `revoke`).
 //!
 //! A revocation is published to all gateways and stored by the fan-out. A connection looks it up
 //! after it has subscribed, and all connections look it up again after a gap in the feed, so no
@@ -21,7 +21,7 @@ use crate::protocol::ids::UserId;
 
 struct RevocableConnection {
     /// Milliseconds since the Unix epoch. Revocations up to this time don't concern the connection.
-    granted_ms: i64,
+    granted_at_ms: i64,
     client: Client,
 }
 
@@ -59,12 +59,12 @@ impl Revocations {
         }
     }
 
-    /// Adds a connection until the guard is dropped. `granted_ms` is when its token was issued, or
-    /// when it was looked up.
+    /// Adds a connection until the guard is dropped. `granted_at_ms` is when its token was issued,
+    /// or when it was looked up.
     pub(super) fn register(
         &self,
         user: &UserId,
-        granted_ms: i64,
+        granted_at_ms: i64,
         client: &Client,
     ) -> RevocationGuard<'_> {
         let mut connections = self.connections.entry(user.clone()).or_default();
@@ -73,7 +73,7 @@ impl Revocations {
             connections.reserve_exact(1);
         }
         connections.push(RevocableConnection {
-            granted_ms,
+            granted_at_ms,
             client: client.clone(),
         });
         drop(connections);
@@ -91,7 +91,7 @@ impl Revocations {
         };
         let revoked = connections
             .iter()
-            .filter(|connection| connection.granted_ms <= revoked_at_ms);
+            .filter(|connection| connection.granted_at_ms <= revoked_at_ms);
         for connection in revoked {
             let outbound = connection.client.outbound();
             outbound.close(CloseReason::Unauthorized);

@@ -1,4 +1,4 @@
-//! Who is connected, and with which protocol.
+//! The session of one connection: its user, the grant of its token, and its protocol.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ pub(super) enum Protocol {
     Classic,
     V1 {
         /// The position from which the client resumes; `None` begins at the present.
-        since: Option<Position>,
+        resume_after: Option<Position>,
         /// When the token expires and the connection is closed with it; `None` never.
         expires_at: Option<Instant>,
     },

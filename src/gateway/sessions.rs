@@ -22,7 +22,7 @@ const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The subscriptions to one user's channels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Subscription {
+enum SubscribedChannels {
     None,
     /// To the terminal channel, which every connection needs.
     Terminal,
@@ -37,7 +37,7 @@ pub(super) struct UserSessions {
     pub(super) user: UserId,
     /// Locked while a subscription begins or ends, so that a connection that joins waits while the
     /// last one leaves.
-    subscription: tokio::sync::Mutex<Subscription>,
+    subscription: tokio::sync::Mutex<SubscribedChannels>,
     state: Mutex<UserState>,
     /// Coordinates the reads of the user's `chatmesh.v1` connections.
     pub(super) shared_read: SharedRead,
@@ -49,7 +49,7 @@ impl UserSessions {
     fn new(user: UserId) -> Self {
         Self {
             user,
-            subscription: tokio::sync::Mutex::new(Subscription::None),
+            subscription: tokio::sync::Mutex::new(SubscribedChannels::None),
             state: Mutex::default(),
             shared_read: SharedRead::default(),
             published: Notify::new(),
@@ -116,7 +116,7 @@ impl SessionRegistry {
 
     /// Requests a mailbox read at once: a frame of this user was deferred to it, the first one
     /// since the last pass.
-    pub(super) fn request_immediate_read(&self, sessions: Arc<UserSessions>) {
+    pub(super) fn request_mailbox_read(&self, sessions: Arc<UserSessions>) {
         self.immediate_reads().push(sessions);
         self.immediate_read_requested.notify_one();
     }
@@ -127,7 +127,7 @@ impl SessionRegistry {
     }
 
     /// The users whose mailboxes have to be read.
-    pub(super) fn needing_mailbox_read(&self) -> Vec<Arc<UserSessions>> {
+    pub(super) fn users_needing_mailbox_read(&self) -> Vec<Arc<UserSessions>> {
         self.users
             .iter()
             .filter(|entry| entry.state().needs_mailbox_read())
@@ -174,26 +174,28 @@ impl SessionRegistry {
                 .or_insert_with(|| Arc::new(UserSessions::new(user.clone())))
                 .clone();
             let mut subscription = sessions.subscription.lock().await;
-            if *subscription == Subscription::Removed {
+            if *subscription == SubscribedChannels::Removed {
                 continue;
             }
-            if *subscription == Subscription::None {
-                if let Err(error) = in_time(feed.subscribe(user, Channel::Terminal)).await {
+            if *subscription == SubscribedChannels::None {
+                if let Err(error) =
+                    await_confirmation(feed.subscribe(user, Channel::Terminal)).await
+                {
                     self.remove(&sessions, &mut subscription);
                     return Err(error);
                 }
-                *subscription = Subscription::Terminal;
+                *subscription = SubscribedChannels::Terminal;
             }
-            if matches!(client, Client::V1(_)) && *subscription == Subscription::Terminal {
-                if let Err(error) = in_time(feed.subscribe(user, Channel::Live)).await {
+            if matches!(client, Client::V1(_)) && *subscription == SubscribedChannels::Terminal {
+                if let Err(error) = await_confirmation(feed.subscribe(user, Channel::Live)).await {
                     if sessions.state().is_empty() {
                         // No connection is left that would end the other subscription.
-                        let _ = in_time(feed.unsubscribe(user, Channel::Terminal)).await;
+                        let _ = await_confirmation(feed.unsubscribe(user, Channel::Terminal)).await;
                         self.remove(&sessions, &mut subscription);
                     }
                     return Err(error);
                 }
-                *subscription = Subscription::TerminalAndLive;
+                *subscription = SubscribedChannels::TerminalAndLive;
             }
             sessions.state().add(client, since.cloned());
             drop(subscription);
@@ -201,8 +203,8 @@ impl SessionRegistry {
         }
     }
 
-    fn remove(&self, sessions: &Arc<UserSessions>, subscription: &mut Subscription) {
-        *subscription = Subscription::Removed;
+    fn remove(&self, sessions: &Arc<UserSessions>, subscription: &mut SubscribedChannels) {
+        *subscription = SubscribedChannels::Removed;
         self.users
             .remove_if(&sessions.user, |_, current| Arc::ptr_eq(current, sessions));
     }
@@ -226,7 +228,10 @@ impl SessionRegistry {
             }
         }
         let mut subscription = sessions.subscription.lock().await;
-        if matches!(*subscription, Subscription::None | Subscription::Removed) {
+        if matches!(
+            *subscription,
+            SubscribedChannels::None | SubscribedChannels::Removed
+        ) {
             return Ok(());
         }
         let (is_empty, needs_live) = {
@@ -237,12 +242,13 @@ impl SessionRegistry {
             return Ok(());
         };
         let mut result = Ok(());
-        if *subscription == Subscription::TerminalAndLive && !needs_live {
-            result = in_time(feed.unsubscribe(&sessions.user, Channel::Live)).await;
-            *subscription = Subscription::Terminal;
+        if *subscription == SubscribedChannels::TerminalAndLive && !needs_live {
+            result = await_confirmation(feed.unsubscribe(&sessions.user, Channel::Live)).await;
+            *subscription = SubscribedChannels::Terminal;
         }
         if is_empty {
-            let ended = in_time(feed.unsubscribe(&sessions.user, Channel::Terminal)).await;
+            let ended =
+                await_confirmation(feed.unsubscribe(&sessions.user, Channel::Terminal)).await;
             self.remove(sessions, &mut subscription);
             result = result.and(ended);
         }
@@ -250,7 +256,9 @@ impl SessionRegistry {
     }
 }
 
-async fn in_time(call: impl Future<Output = Result<(), FanoutError>>) -> Result<(), FanoutError> {
+async fn await_confirmation(
+    call: impl Future<Output = Result<(), FanoutError>>,
+) -> Result<(), FanoutError> {
     timeout(SUBSCRIBE_TIMEOUT, call)
         .await
         .unwrap_or_else(|_| Err(FanoutError::Unavailable("no confirmation in time".into())))

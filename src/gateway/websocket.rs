@@ -41,7 +41,7 @@ impl WebSocket {
         };
         let config = *old.get_config();
         let mut inner = old.into_inner();
-        inner.reset_statistics();
+        inner.reset_frame_tracking();
         // The function is asynchronous only to register the task's waker, which the next read does
         // as well.
         *stream =

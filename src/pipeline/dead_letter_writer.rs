@@ -35,7 +35,7 @@ impl DeadLetterWriter {
                 // A record of the topic's maximum size exceeds it with the added headers. Repeating
                 // the same append would fail forever and block the commit of all later records.
                 Err(AppendError::Refused(_)) if !dead_letter.value.is_empty() => {
-                    let reduced = format::without_value(dead_letter);
+                    let reduced = format::dead_letter_without_value(dead_letter);
                     self.log.append(&self.topic, reduced).await
                 }
                 result => result,

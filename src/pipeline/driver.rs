@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::dead_letter_writer::DeadLetterWriter;
 use super::handler::{Delivery, Handler};
 use super::metrics::PipelineMetrics;
-use super::partition::{Admission, Partition, RewindState};
+use super::partition::{EnqueueResult, Partition, RewindState};
 use super::record_worker::{RecordResult, RecordWorker};
 use super::rewind::{RewindPolicy, RewindRequest, RewindTarget, Rewinder};
 use crate::config::settings::PipelineSettings;
@@ -21,17 +21,17 @@ use crate::log::{Assignment, Consumer, ConsumerEvent};
 use crate::protocol::log_record::Record;
 
 /// How often rewinds are checked for silence.
-const TICK: Duration = Duration::from_millis(500);
+const REWIND_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The components of a pipeline.
-pub struct Parts {
+pub struct Dependencies {
     /// Reads the records.
     pub consumer: Box<dyn Consumer>,
     /// Processes the records.
     pub handler: Arc<dyn Handler>,
     /// Decides where partitions are read again from; `None` for a role that never rewinds.
     pub rewind_policy: Option<Arc<dyn RewindPolicy>>,
-    /// Orders of the role to rewind partitions.
+    /// Requests of the role to rewind partitions.
     pub rewind_requests: Option<mpsc::Receiver<RewindRequest>>,
     /// Writes the records that cannot be processed.
     pub dead_letters: DeadLetterWriter,
@@ -44,8 +44,8 @@ pub struct Parts {
 /// Runs a pipeline until `drain` fires. Then finishes the records in progress within
 /// `drain_timeout`, commits, and leaves the group. Records that are still in progress after that
 /// are aborted; the next owner of their partitions reads them again.
-pub async fn run(parts: Parts, drain: CancellationToken) {
-    Driver::new(parts).run(drain).await;
+pub async fn run(dependencies: Dependencies, drain: CancellationToken) {
+    Driver::new(dependencies).run(drain).await;
 }
 
 /// A record whose task has ended.
@@ -99,23 +99,23 @@ struct Driver {
 }
 
 impl Driver {
-    fn new(parts: Parts) -> Self {
-        let topic = parts.settings.topic.clone();
+    fn new(dependencies: Dependencies) -> Self {
+        let topic = dependencies.settings.topic.clone();
         Self {
-            consumer: parts.consumer,
+            consumer: dependencies.consumer,
             worker: Arc::new(RecordWorker {
-                handler: parts.handler,
-                dead_letters: parts.dead_letters,
-                slots: Arc::new(Semaphore::new(parts.settings.max_workers)),
-                max_deliveries: parts.settings.max_deliveries,
-                group: parts.settings.group.clone(),
+                handler: dependencies.handler,
+                dead_letters: dependencies.dead_letters,
+                slots: Arc::new(Semaphore::new(dependencies.settings.max_workers)),
+                max_deliveries: dependencies.settings.max_deliveries,
+                group: dependencies.settings.group.clone(),
             }),
-            rewinder: parts
+            rewinder: dependencies
                 .rewind_policy
                 .map(|policy| Rewinder::new(policy, topic)),
-            rewind_requests: parts.rewind_requests,
-            settings: parts.settings,
-            metrics: parts.metrics,
+            rewind_requests: dependencies.rewind_requests,
+            settings: dependencies.settings,
+            metrics: dependencies.metrics,
             partitions: HashMap::new(),
             running: HashMap::new(),
             tasks: JoinSet::new(),
@@ -127,7 +127,7 @@ impl Driver {
     }
 
     async fn run(mut self, drain: CancellationToken) {
-        let mut tick = tokio::time::interval(TICK);
+        let mut tick = tokio::time::interval(REWIND_CHECK_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut deadline: Option<Instant> = None;
         loop {
@@ -239,10 +239,10 @@ impl Driver {
         };
         let (number, size) = (record.partition, record.size());
         let lane = self.worker.handler.lane(&record);
-        match partition.admit(record, lane) {
-            Admission::Dropped => return,
-            Admission::Queued => {}
-            Admission::Start(lane, delivery) => self.start_task(number, lane, delivery),
+        match partition.enqueue(record, lane) {
+            EnqueueResult::Dropped => return,
+            EnqueueResult::Queued => {}
+            EnqueueResult::Started(lane, delivery) => self.start_task(number, lane, delivery),
         }
         self.metrics.received.increment(1);
         self.backlog.add(size);

@@ -56,10 +56,10 @@ pub(super) enum RewindState {
     },
 }
 
-/// What to do with a record that was read.
-pub(super) enum Admission {
-    /// Its lane was free: process it now.
-    Start(String, Delivery),
+/// The result of adding a record to its lane.
+pub(super) enum EnqueueResult {
+    /// Its lane was free, so its processing starts now.
+    Started(String, Delivery),
     /// It waits in its lane.
     Queued,
     /// It will be read again after the seek.
@@ -80,12 +80,12 @@ impl Partition {
     }
 
     /// Adds a record to its lane.
-    pub(super) fn admit(&mut self, record: Record, lane: String) -> Admission {
+    pub(super) fn enqueue(&mut self, record: Record, lane: String) -> EnqueueResult {
         if matches!(
             self.rewind,
             RewindState::Preparing | RewindState::Seeking(_)
         ) {
-            return Admission::Dropped;
+            return EnqueueResult::Dropped;
         }
         let offset = record.offset;
         let offsets = self
@@ -114,10 +114,10 @@ impl Partition {
         };
         if let Some(queue) = self.lanes.get_mut(&lane) {
             queue.push_back(delivery);
-            return Admission::Queued;
+            return EnqueueResult::Queued;
         }
         self.lanes.insert(lane.clone(), VecDeque::new());
-        Admission::Start(lane, delivery)
+        EnqueueResult::Started(lane, delivery)
     }
 
     /// Marks the record at `offset` as finished. Returns the new offset to commit, if it moved.

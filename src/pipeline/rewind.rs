@@ -15,7 +15,7 @@ use super::partition::{Partition, RewindState};
 use crate::log::LogError;
 
 /// A rewind ends after this long without a record, even if its last record never arrived.
-const SILENCE: Duration = Duration::from_secs(5);
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Delay before a failed seek is repeated.
 const SEEK_RETRY_DELAY: Duration = Duration::from_millis(200);
 
@@ -37,7 +37,7 @@ pub trait RewindPolicy: Send + Sync + 'static {
     async fn on_rewound(&self, partition: i32);
 }
 
-/// An order of the role to rewind partitions.
+/// A request of the role to rewind partitions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RewindRequest {
     /// Rewind every assigned partition.
@@ -54,7 +54,7 @@ pub(super) struct RewindTarget {
 }
 
 /// Statistics of a period in which at least one partition is being rewound.
-struct Rewind {
+struct RewindStatistics {
     started: Instant,
     /// Records that were read again and finished.
     records: u64,
@@ -68,7 +68,7 @@ pub(super) struct Rewinder {
     targets: JoinSet<Option<RewindTarget>>,
     /// Calls of [`RewindPolicy::on_rewound`].
     notifications: JoinSet<()>,
-    current: Option<Rewind>,
+    statistics: Option<RewindStatistics>,
 }
 
 impl Rewinder {
@@ -78,7 +78,7 @@ impl Rewinder {
             topic,
             targets: JoinSet::new(),
             notifications: JoinSet::new(),
-            current: None,
+            statistics: None,
         }
     }
 
@@ -92,7 +92,7 @@ impl Rewinder {
         let committed = offsets.next();
         let oldest_unfinished_ms = partition.oldest_unfinished_ms();
         partition.rewind = RewindState::Preparing;
-        self.current.get_or_insert_with(|| Rewind {
+        self.statistics.get_or_insert_with(|| RewindStatistics {
             started: Instant::now(),
             records: 0,
         });
@@ -162,8 +162,8 @@ impl Rewinder {
 
     /// Counts a record that was read again and is finished.
     pub(super) fn count_record(&mut self) {
-        if let Some(rewind) = &mut self.current {
-            rewind.records += 1;
+        if let Some(statistics) = &mut self.statistics {
+            statistics.records += 1;
         }
     }
 
@@ -178,7 +178,7 @@ impl Rewinder {
         let silence = if consumer_paused {
             Duration::MAX
         } else {
-            SILENCE
+            SILENCE_TIMEOUT
         };
         if partition.end_rewind_if_complete(silence) {
             tracing::info!(topic = %self.topic, partition = number, "rewind of the partition complete");
@@ -204,21 +204,21 @@ impl Rewinder {
         &mut self,
         mut partitions: impl ExactSizeIterator<Item = &'a Partition>,
     ) {
-        if self.current.is_none() || !self.notifications.is_empty() {
+        if self.statistics.is_none() || !self.notifications.is_empty() {
             return;
         }
         let count = partitions.len();
         if partitions.any(|partition| partition.rewind != RewindState::Idle) {
             return;
         }
-        if let Some(rewind) = self.current.take() {
-            let seconds = rewind.started.elapsed().as_secs_f64();
+        if let Some(statistics) = self.statistics.take() {
+            let seconds = statistics.started.elapsed().as_secs_f64();
             tracing::info!(
                 topic = %self.topic,
                 partitions = count,
-                records = rewind.records,
+                records = statistics.records,
                 seconds = (seconds * 10.0).round() / 10.0,
-                per_second = (rewind.records as f64 / seconds.max(0.001)) as u64,
+                per_second = (statistics.records as f64 / seconds.max(0.001)) as u64,
                 "rewind of all partitions complete: the records were delivered again"
             );
         }

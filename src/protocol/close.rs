@@ -1,4 +1,4 @@
-//! The close codes of WebSocket connections, in one table (protocol.md section 1.3).
+//! The close codes of WebSocket connections, in one table (protocol.md section 1.6).
 
 /// Why a connection ended. The reason's name is the label in metrics and the text in the close frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

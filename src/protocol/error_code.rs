@@ -1,4 +1,4 @@
-//! The `code` values of `error` frames and their texts (protocol.md section 1.3).
+//! The `code` values of `error` frames and their texts (protocol.md section 1.6).
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

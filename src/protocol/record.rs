@@ -23,7 +23,7 @@ pub mod header {
     pub const TRACEPARENT: &str = "traceparent";
     /// W3C trace context: vendor-specific part.
     pub const TRACESTATE: &str = "tracestate";
-    /// `message_id` of the dead letter that this record is a replay of (protocol.md section 7).
+    /// `message_id` of the dead letter that this record is a replay of (protocol.md section 2.4).
     pub const REPLAY_OF: &str = "replay_of";
 }
 

@@ -48,7 +48,7 @@ pub(super) fn parse_record(
         // Unchanged, so that unknown fields reach the client.
         String::from_utf8(value.to_vec()).map_err(|_| UnreadableRecord("not UTF-8".into()))?
     };
-    let json = with_position(&json, position);
+    let json = append_position(&json, position);
     Ok(TerminalFrame {
         terminal,
         message_id,
@@ -92,7 +92,7 @@ pub(super) fn error_frame(
         n: None,
         n_id: None,
     };
-    let json = with_position(&terminal.to_json(), position);
+    let json = append_position(&terminal.to_json(), position);
     Some(TerminalFrame {
         terminal,
         message_id,
@@ -100,13 +100,13 @@ pub(super) fn error_frame(
     })
 }
 
-fn with_position(object: &str, position: &Position) -> String {
+fn append_position(object: &str, position: &Position) -> String {
     let open = object.trim_end().strip_suffix('}').unwrap_or(object);
     format!("{open},\"position\":\"{position}\"}}")
 }
 
 /// Adds the trace that the gateway and the client continue.
-pub(super) fn with_trace(mut object: String, trace: Option<&TraceContext>) -> String {
+pub(super) fn append_trace(mut object: String, trace: Option<&TraceContext>) -> String {
     if let Some(trace) = trace
         && object.ends_with('}')
     {

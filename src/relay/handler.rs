@@ -75,7 +75,7 @@ impl RelayHandler {
         slot: &mut WorkSlot,
     ) -> Result<Verdict, StopRequested> {
         let record = &delivery.record;
-        // New records must not overtake lost ones. The order to rewind may still be queued, so this
+        // New records must not overtake lost ones. The rewind request may still be queued, so this
         // is checked for every record.
         let needs_rewind = self.rewind.has_new_disruption(record.partition)
             || !delivery.already_finished
@@ -196,7 +196,7 @@ impl RelayHandler {
             // The timestamp is -1 where the log has none.
             logged_at_ms: Some(record.timestamp_ms).filter(|ms| *ms > 0),
             is_rewind: delivery.already_finished,
-            frame: frame::with_trace(frame.json.clone(), span.context()),
+            frame: frame::append_trace(frame.json.clone(), span.context()),
             answer: frame::turn_text(terminal),
             status: frame::turn_status(terminal),
         }

@@ -30,10 +30,10 @@ declare_metrics! {
 /// Metric handles of one relay.
 pub(crate) struct RelayMetrics {
     success: Counter,
-    dead: Counter,
+    error: Counter,
     unreadable: Counter,
     publish_success: Counter,
-    publish_error: Counter,
+    publish_failed: Counter,
     publish_errors: Counter,
     success_duration: Histogram,
     error_duration: Histogram,
@@ -47,10 +47,10 @@ impl RelayMetrics {
     pub(crate) fn new() -> Self {
         Self {
             success: PROCESSED.counter(&["success"]),
-            dead: PROCESSED.counter(&["error"]),
+            error: PROCESSED.counter(&["error"]),
             unreadable: FAILED.counter(&["unreadable"]),
             publish_success: PUBLISHED.counter(&["success"]),
-            publish_error: PUBLISHED.counter(&["error"]),
+            publish_failed: PUBLISHED.counter(&["error"]),
             publish_errors: PUBLISH_ERRORS.counter(&["unavailable"]),
             success_duration: DURATION.histogram(&["success"]),
             error_duration: DURATION.histogram(&["error"]),
@@ -73,7 +73,7 @@ impl RelayMetrics {
                 self.success_duration.record(time);
             }
             Verdict::DeadLetter(_) | Verdict::Failed(_) => {
-                self.dead.increment(1);
+                self.error.increment(1);
                 self.unreadable.increment(1);
                 self.error_duration.record(time);
             }
@@ -87,7 +87,7 @@ impl RelayMetrics {
     }
 
     pub(crate) fn record_publish_error(&self) {
-        self.publish_error.increment(1);
+        self.publish_failed.increment(1);
         self.publish_errors.increment(1);
     }
 }

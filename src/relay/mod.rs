@@ -2,8 +2,8 @@
 //!
 //! The fan-out is a cache of the log. Whenever it may have lost data (after an assignment, a
 //! reconnect, a failover, or when a marker is missing), the relay rewinds the partition in
-//! `responses` and delivers the records again. Delivering a frame twice has no effect (protocol.md
-//! section 3, "Redis lost or rolled back").
+//! `responses` and delivers the records again. Delivering a frame twice has no effect
+//! (docs/consistency.md, "Rewind after a loss").
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,7 +31,7 @@ use rewind::RewindController;
 const RETRY_DELAY: Duration = Duration::from_millis(500);
 
 /// The components and settings of a relay.
-pub struct Parts {
+pub struct Dependencies {
     /// Source of the terminal records, and of dead letters.
     pub log: Arc<dyn Log>,
     /// Where frames are delivered.
@@ -42,12 +42,12 @@ pub struct Parts {
 
 /// Runs until `drain` fires. Returns when the records in progress are delivered and committed, or
 /// when the drain deadline is exceeded.
-pub async fn run(parts: Parts, drain: CancellationToken) -> Result<(), LogError> {
-    let Parts {
+pub async fn run(dependencies: Dependencies, drain: CancellationToken) -> Result<(), LogError> {
+    let Dependencies {
         log,
         fanout,
         settings,
-    } = parts;
+    } = dependencies;
     let Some(cluster) = cluster_id(&log, &drain).await else {
         return Ok(());
     };
@@ -68,7 +68,7 @@ pub async fn run(parts: Parts, drain: CancellationToken) -> Result<(), LogError>
         RelayMetrics::new(),
     ));
     let watch = tokio::spawn(Arc::clone(&rewind).watch(requests));
-    let parts = driver::Parts {
+    let dependencies = driver::Dependencies {
         consumer,
         handler,
         rewind_policy: Some(rewind),
@@ -77,7 +77,7 @@ pub async fn run(parts: Parts, drain: CancellationToken) -> Result<(), LogError>
         settings: pipeline.clone(),
         metrics: PipelineMetrics::for_relay(&pipeline.group, &pipeline.topic),
     };
-    driver::run(parts, drain).await;
+    driver::run(dependencies, drain).await;
     watch.abort();
     Ok(())
 }

@@ -18,7 +18,7 @@ use crate::pipeline::{RewindPolicy, RewindRequest};
 use crate::protocol::position::Epoch;
 use crate::protocol::timestamp::now_ms;
 
-/// How often the markers are checked ("every few seconds" of protocol.md section 3).
+/// How often the markers are checked (docs/consistency.md, "Rewind after a loss").
 const MARKER_CHECK_INTERVAL: Duration = Duration::from_secs(2);
 const FIRST_RETRY_DELAY: Duration = Duration::from_millis(100);
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(2);
@@ -81,8 +81,8 @@ impl RewindController {
         self.partitions.lock()
     }
 
-    /// Whether a record that was never delivered is so old that the partition must be rewound
-    /// further: deliveries ended long ago, and what was lost is from before that.
+    /// Whether an undelivered record with this log timestamp shows that the rewind started too
+    /// late: records within the window before it may be lost, too.
     pub(super) fn needs_earlier_start(&self, partition: i32, timestamp_ms: i64) -> bool {
         self.partitions().get(&partition).is_some_and(|rewind| {
             timestamp_ms - (rewind.window.as_millis() as i64) < rewind.from_ms

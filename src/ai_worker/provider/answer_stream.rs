@@ -90,7 +90,7 @@ enum Phase {
     /// No text has arrived.
     Waiting,
     /// Text is arriving.
-    Writing,
+    Receiving,
     /// The finish reason has arrived; the usage may follow.
     Finishing,
     /// `[DONE]` has arrived after the finish reason.
@@ -162,12 +162,12 @@ impl AnswerStream {
                     Ok(())
                 }
                 Ok(Some(Err(StreamError::Connection(detail)))) => {
-                    Err(error::failure(kind::CONNECTION, detail))
+                    Err(error::invalid_answer_error(kind::CONNECTION, detail))
                 }
                 Ok(Some(Err(StreamError::Malformed(detail)))) => {
-                    Err(error::failure(kind::MALFORMED, detail))
+                    Err(error::invalid_answer_error(kind::MALFORMED, detail))
                 }
-                Ok(None) => Err(error::failure(
+                Ok(None) => Err(error::invalid_answer_error(
                     kind::CUT_OFF,
                     "the stream ended without a finish reason",
                 )),
@@ -201,13 +201,16 @@ impl AnswerStream {
                 self.deadline = self.deadline.min(Instant::now() + END_GRACE);
                 Ok(())
             }
-            ParsedEvent::Done => Err(error::failure(
+            ParsedEvent::Done => Err(error::invalid_answer_error(
                 kind::CUT_OFF,
                 "[DONE] without a finish reason",
             )),
             // For example a truncated usage chunk; the answer itself is complete.
             ParsedEvent::Malformed if self.phase == Phase::Finishing => Ok(()),
-            ParsedEvent::Malformed => Err(error::failure(kind::MALFORMED, "a chunk is not JSON")),
+            ParsedEvent::Malformed => Err(error::invalid_answer_error(
+                kind::MALFORMED,
+                "a chunk is not JSON",
+            )),
         }
     }
 
@@ -224,16 +227,16 @@ impl AnswerStream {
             self.pending.push_back(ModelEvent::Text(chunk.text));
         }
         match (self.phase, chunk.finish_reason) {
-            (Phase::Waiting | Phase::Writing, Some(reason)) => {
+            (Phase::Waiting | Phase::Receiving, Some(reason)) => {
                 self.reason = reason;
                 self.phase = Phase::Finishing;
                 self.deadline = now + self.timeouts.idle.min(USAGE_GRACE);
             }
             (Phase::Waiting, None) if has_text => {
-                self.phase = Phase::Writing;
+                self.phase = Phase::Receiving;
                 self.deadline = now + self.timeouts.idle;
             }
-            (Phase::Writing, None) => self.deadline = now + self.timeouts.idle,
+            (Phase::Receiving, None) => self.deadline = now + self.timeouts.idle,
             // While the stream is always ready, `timeout_at` never checks its timer.
             (Phase::Waiting, None) if now >= self.deadline => return Err(self.timeout_error()),
             _ => {}

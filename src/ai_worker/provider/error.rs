@@ -294,7 +294,7 @@ pub(super) fn timeout_error(kind: &'static str, after: Duration) -> ModelError {
 }
 
 /// The error of a stream that is not a valid answer.
-pub(super) fn failure(kind: &'static str, detail: impl Into<String>) -> ModelError {
+pub(super) fn invalid_answer_error(kind: &'static str, detail: impl Into<String>) -> ModelError {
     ModelError {
         code: ErrorCode::ProviderFailed,
         retryable: true,

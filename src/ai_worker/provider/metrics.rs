@@ -1,5 +1,5 @@
-//! Metrics of the calls to the model's API, under the names of the original consumer, and of the
-//! throttle that spaces the calls.
+//! Metrics of the calls to the model's API, under the names of the original system's worker
+//! (`ai-consumer`), and of the throttle that spaces the calls.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,11 +12,11 @@ use crate::telemetry::metrics::declare_metrics;
 
 declare_metrics! {
     REQUESTS: Counter in Count = "ai_consumer_openai_requests_total", ["model", "status"],
-        "Calls to the model's API, each attempt counted, by result: success, error or cancelled.";
+        "Calls to the model's API, retries included, by result: success, error or cancelled.";
     ERRORS: Counter in Count = "ai_consumer_openai_errors_total", ["error_type"],
         "Failed calls to the model's API, by kind of error.";
     RETRIES: Counter in Count = "ai_consumer_openai_retries_total", ["attempt"],
-        "Attempts after the first for the same message, by number of the attempt.";
+        "Model calls after the first for the same message, by number of the call.";
     DURATION: Histogram in Seconds = "ai_consumer_openai_duration_seconds", ["model"],
         "Duration of a call to the model's API, until the end of the answer or the failure.";
     FIRST_TOKEN: Histogram in Seconds = "ai_consumer_openai_first_token_seconds", ["model"],

@@ -11,16 +11,16 @@ async fn cancel_after(system: &TestSystem, delay_ms: u64) -> u128 {
     let _worker = system.start();
     let id = system.ask("alice", "hello");
     system
-        .until("the model call", || system.script.calls() == 1)
+        .wait_until("the model call", || system.script.calls() == 1)
         .await;
     sleep(Duration::from_millis(delay_ms)).await;
     let cancelled = Instant::now();
     system.fanout.cancel(&user("alice"), &id).await.unwrap();
     system
-        .until("the closed call", || !system.script.closed().is_empty())
+        .wait_until("the closed call", || !system.script.closed().is_empty())
         .await;
     let time = (system.script.closed()[0] - cancelled).as_millis();
-    system.until_committed(1).await;
+    system.wait_until_committed(1).await;
     let terminals = system.terminals();
     assert_eq!(terminals.len(), 1);
     assert_eq!(terminals[0]["code"], "cancelled");
@@ -32,7 +32,7 @@ async fn a_cancel_before_the_first_token_closes_the_model_call_at_once() {
     let system = TestSystem::new([vec![Step::Hang]]);
     assert_eq!(cancel_after(&system, 420).await, 0);
     system
-        .until("the end of the subscription", || {
+        .wait_until("the end of the subscription", || {
             system.fanout.subscriptions.changes().len() == 2
         })
         .await;
@@ -58,7 +58,7 @@ async fn a_gap_in_the_feed_makes_answers_check_for_cancels() {
     let _worker = system.start();
     let id = system.ask("alice", "hello");
     system
-        .until("the subscription", || {
+        .wait_until("the subscription", || {
             !system.fanout.subscriptions.changes().is_empty()
         })
         .await;
@@ -73,10 +73,10 @@ async fn a_gap_in_the_feed_makes_answers_check_for_cancels() {
     let started = Instant::now();
     system.fanout.subscriptions.send(FeedEvent::Gap);
     system
-        .until("the closed call", || !system.script.closed().is_empty())
+        .wait_until("the closed call", || !system.script.closed().is_empty())
         .await;
     assert!(elapsed_ms(started) <= 1, "{}", elapsed_ms(started));
-    system.until_committed(1).await;
+    system.wait_until_committed(1).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -102,7 +102,7 @@ async fn a_hanging_subscription_delays_no_answer() {
     let _worker = system.start();
     let started = Instant::now();
     system.ask("alice", "hello");
-    system.until_committed(1).await;
+    system.wait_until_committed(1).await;
     assert!(elapsed_ms(started) <= 1002, "{}", elapsed_ms(started));
 }
 
@@ -112,7 +112,7 @@ async fn short_answers_do_not_subscribe_and_two_long_ones_share_a_subscription()
     let system = TestSystem::new([answer("quick"), slow(), slow()]);
     let _worker = system.start();
     system.ask("alice", "hello");
-    system.until_committed(1).await;
+    system.wait_until_committed(1).await;
     sleep(Duration::from_secs(2)).await;
     assert!(system.fanout.subscriptions.changes().is_empty());
     for conversation in ["a", "b"] {
@@ -121,7 +121,7 @@ async fn short_answers_do_not_subscribe_and_two_long_ones_share_a_subscription()
         system.topics.append(MESSAGES, FakeTopics::record(&value));
         sleep(Duration::from_millis(300)).await;
     }
-    system.until_committed(3).await;
+    system.wait_until_committed(3).await;
     sleep(Duration::from_secs(1)).await;
     assert_eq!(system.fanout.subscriptions.changes(), ["+alice", "-alice"]);
 }
@@ -132,13 +132,13 @@ async fn a_cancel_between_two_model_calls_prevents_the_second() {
     let _worker = system.start();
     let id = system.ask("alice", "hello");
     system
-        .until("the failed call", || !system.script.closed().is_empty())
+        .wait_until("the failed call", || !system.script.closed().is_empty())
         .await;
     // Within the backoff, which is at least 250 ms.
     sleep(Duration::from_millis(50)).await;
     let started = Instant::now();
     system.fanout.cancel(&user("alice"), &id).await.unwrap();
-    system.until_committed(1).await;
+    system.wait_until_committed(1).await;
     assert!(elapsed_ms(started) <= 1);
     assert_eq!(system.script.calls(), 1);
     assert_eq!(system.terminals()[0]["code"], "cancelled");
@@ -159,7 +159,7 @@ async fn a_message_cancelled_while_it_waits_is_never_sent_to_the_model() {
         .cancel(&user("bob"), &without_slot)
         .await
         .unwrap();
-    system.until_committed(3).await;
+    system.wait_until_committed(3).await;
     assert_eq!(system.script.calls(), 1);
     let mut codes: Vec<_> = system
         .terminals()
@@ -176,12 +176,12 @@ async fn a_cancel_while_the_fan_out_lost_its_data_keeps_the_text_so_far() {
     let _worker = system.start();
     let id = system.ask("alice", "hello");
     system
-        .until("published text", || !system.fanout.deltas().is_empty())
+        .wait_until("published text", || !system.fanout.deltas().is_empty())
         .await;
     system.fanout.begin_gate.close();
     system.fanout.lose_all();
     system
-        .until("another begin", || {
+        .wait_until("another begin", || {
             system.fanout.begins.load(Ordering::SeqCst) == 2
         })
         .await;
@@ -189,7 +189,7 @@ async fn a_cancel_while_the_fan_out_lost_its_data_keeps_the_text_so_far() {
     let other = system.fanout.second_process();
     other.cancel(&user("alice"), &id).await.unwrap();
     system.fanout.begin_gate.open();
-    system.until_committed(1).await;
+    system.wait_until_committed(1).await;
     assert_eq!(system.terminals()[0]["code"], "cancelled");
     assert_eq!(system.terminals()[0]["content"], "Once upon");
 }

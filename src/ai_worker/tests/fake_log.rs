@@ -143,9 +143,9 @@ impl Log for FakeLog {
         if self.0.unacknowledged_topic.lock().unwrap().as_deref() == Some(topic) {
             return Box::pin(std::future::pending());
         }
-        let place = self.0.append(topic, record);
+        let log_offset = self.0.append(topic, record);
         self.0.journal.lock().unwrap().push(topic.to_owned());
-        Box::pin(async move { Ok(place) })
+        Box::pin(async move { Ok(log_offset) })
     }
 
     fn consumer(&self, _: &str, topic: &str) -> Result<Box<dyn Consumer>, LogError> {

@@ -16,7 +16,7 @@ async fn a_long_answer_makes_at_most_40_live_calls_per_second_and_one_record() {
     let system = TestSystem::new([long_answer()]);
     let _worker = system.start();
     system.ask("alice", "hello");
-    system.until_committed(1).await;
+    system.wait_until_committed(1).await;
     assert_eq!(system.terminals().len(), 1);
     assert_eq!(system.terminals()[0]["content"], "word ".repeat(TOKENS));
     let calls = system.fanout.live_calls.lock().unwrap();
@@ -47,7 +47,7 @@ async fn reading_the_model_never_waits_for_the_fan_out() {
     system.fanout.live_gate.close();
     let _worker = system.start();
     system.ask("alice", "hello");
-    system.until_committed(1).await;
+    system.wait_until_committed(1).await;
     let sent = system.script.text_sent_at.lock().unwrap();
     assert_eq!(sent.len(), TOKENS);
     let took = sent[TOKENS - 1] - sent[0];
@@ -66,7 +66,7 @@ async fn a_message_without_streaming_only_renews_the_lease() {
     let _worker = system.start();
     let value = r#"{"content":"hello","userid":"alice"}"#;
     system.topics.append(MESSAGES, FakeTopics::record(value));
-    system.until_committed(1).await;
+    system.wait_until_committed(1).await;
     let calls = system.fanout.live_calls.lock().unwrap();
     assert!((38..=48).contains(&calls.len()), "{}", calls.len());
     assert!(calls.iter().all(|call| call.delta.is_none()));

@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::Parts;
+use super::Dependencies;
 use crate::config::settings::{ModelApiSettings, PipelineSettings, PromptSettings, WorkerSettings};
 use crate::protocol::ids::{MessageId, UserId};
 
@@ -103,14 +103,14 @@ impl TestSystem {
     }
 
     fn start(&self) -> Worker {
-        let parts = Parts {
+        let dependencies = Dependencies {
             log: Arc::new(FakeLog(Arc::clone(&self.topics))),
             fanout: Arc::clone(&self.fanout) as _,
             provider: Arc::new(ScriptedModel(Arc::clone(&self.script))),
             settings: self.settings.clone(),
         };
         let drain = CancellationToken::new();
-        let running = tokio::spawn(super::run(parts, drain.clone()));
+        let running = tokio::spawn(super::run(dependencies, drain.clone()));
         Worker {
             running,
             _drain: drain,
@@ -129,7 +129,7 @@ impl TestSystem {
         id
     }
 
-    async fn until(&self, what: &str, mut done: impl FnMut() -> bool) {
+    async fn wait_until(&self, condition: &str, mut done: impl FnMut() -> bool) {
         let waiting = async {
             // With paused time, sleeping only lets the other tasks run.
             let mut checks = 0;
@@ -140,12 +140,12 @@ impl TestSystem {
             }
         };
         let result = tokio::time::timeout(Duration::from_secs(3600), waiting).await;
-        assert!(result.is_ok(), "timed out waiting for {what}");
+        assert!(result.is_ok(), "timed out waiting for {condition}");
     }
 
-    async fn until_committed(&self, offset: i64) {
+    async fn wait_until_committed(&self, offset: i64) {
         let topics = Arc::clone(&self.topics);
-        self.until("the commit", || topics.committed() == offset)
+        self.wait_until("the commit", || topics.committed() == offset)
             .await;
     }
 

@@ -12,7 +12,7 @@ async fn a_broken_stream_is_followed_by_another_attempt_from_index_0() {
     let system = TestSystem::new([broken(), answer("whole")]);
     let _worker = system.start();
     system.ask("alice", "hello");
-    system.until_committed(1).await;
+    system.wait_until_committed(1).await;
     assert_eq!(
         system.fanout.deltas(),
         [(1, 0, "half".to_owned()), (2, 0, "whole".to_owned())]
@@ -26,7 +26,7 @@ async fn a_failing_provider_is_called_max_attempts_times_before_the_dead_letter(
     let system = TestSystem::new([broken(), vec![Step::Break], broken()]);
     let _worker = system.start();
     system.ask("alice", "hello");
-    system.until_committed(1).await;
+    system.wait_until_committed(1).await;
     assert_eq!(system.script.calls(), 3);
     assert_eq!(system.terminals()[0]["code"], "provider_failed");
     assert_eq!(
@@ -42,14 +42,14 @@ async fn a_crash_before_the_dead_letter_loses_no_dead_letter() {
     let worker = system.start();
     system.ask("alice", "hello");
     system
-        .until("the terminal record", || system.terminals().len() == 1)
+        .wait_until("the terminal record", || system.terminals().len() == 1)
         .await;
     sleep(Duration::from_millis(100)).await;
     worker.crash().await;
     *system.topics.unacknowledged_topic.lock().unwrap() = None;
     let other = system.second_process([]);
     let _worker = other.start();
-    system.until_committed(1).await;
+    system.wait_until_committed(1).await;
     assert_eq!(system.topics.values(DEAD_LETTERS).len(), 1);
     assert_eq!(system.topics.values(DEAD_LETTERS)[0]["content"], "hello");
 }
@@ -60,11 +60,13 @@ async fn a_redelivered_answered_message_becomes_no_dead_letter() {
     *system.topics.unacknowledged_topic.lock().unwrap() = Some(RESPONSES.into());
     let worker = system.start();
     system.ask("alice", "hello");
-    system.until("kept", || system.journal() == ["kept"]).await;
+    system
+        .wait_until("kept", || system.journal() == ["kept"])
+        .await;
     worker.crash().await;
     *system.topics.unacknowledged_topic.lock().unwrap() = None;
     let _worker = system.second_process([]).start();
-    system.until_committed(1).await;
+    system.wait_until_committed(1).await;
     assert!(system.topics.values(DEAD_LETTERS).is_empty());
 }
 
@@ -74,7 +76,7 @@ async fn an_expired_message_is_not_sent_to_the_model() {
     *system.topics.timestamp_ms.lock().unwrap() = START_MS - 13 * 3600 * 1000;
     let _worker = system.start();
     system.ask("alice", "hello");
-    system.until_committed(1).await;
+    system.wait_until_committed(1).await;
     assert_eq!(system.terminals()[0]["code"], "expired");
     assert!(system.topics.values(DEAD_LETTERS).is_empty());
 }
@@ -90,7 +92,7 @@ async fn an_overlong_answer_is_cut_so_that_its_record_can_be_appended() {
     system.settings.max_answer_bytes = 10_000;
     let _worker = system.start();
     system.ask("alice", "hello");
-    system.until_committed(1).await;
+    system.wait_until_committed(1).await;
     let end = &system.terminals()[0];
     assert_eq!(end["finish_reason"], "length");
     assert_eq!(end["type"], "response");
@@ -105,7 +107,7 @@ async fn the_message_deadline_ends_a_hanging_answer() {
     let _worker = system.start();
     let started = Instant::now();
     system.ask("alice", "hello");
-    system.until_committed(1).await;
+    system.wait_until_committed(1).await;
     assert!(
         (300_000..300_100).contains(&elapsed_ms(started)),
         "{}",
@@ -122,7 +124,7 @@ async fn an_unavailable_fan_out_does_not_count_against_the_deadline() {
         Some(Instant::now() + Duration::from_secs(400));
     let _worker = system.start();
     system.ask("alice", "hello");
-    system.until_committed(1).await;
+    system.wait_until_committed(1).await;
     assert_eq!(system.terminals()[0]["content"], "late answer");
 }
 
@@ -133,7 +135,7 @@ async fn each_earlier_turn_is_in_the_prompt_once_despite_queueing_and_redelivery
     let worker = system.start();
     system.ask("alice", "q1");
     system.ask("alice", "q2");
-    system.until_committed(2).await;
+    system.wait_until_committed(2).await;
     worker.crash().await;
     // The third answer is kept, but the worker crashes before its terminal record.
     *system.topics.unacknowledged_topic.lock().unwrap() = Some(RESPONSES.into());
@@ -142,7 +144,7 @@ async fn each_earlier_turn_is_in_the_prompt_once_despite_queueing_and_redelivery
     system.ask("alice", "q3");
     system.ask("alice", "q4");
     system
-        .until("kept", || {
+        .wait_until("kept", || {
             system.journal().iter().filter(|s| *s == "kept").count() == 3
         })
         .await;
@@ -150,7 +152,7 @@ async fn each_earlier_turn_is_in_the_prompt_once_despite_queueing_and_redelivery
     *system.topics.unacknowledged_topic.lock().unwrap() = None;
     let third = system.second_process([answer("a4")]);
     let _worker = third.start();
-    system.until_committed(4).await;
+    system.wait_until_committed(4).await;
     let requests = system.script.requests.lock().unwrap().clone();
     assert_eq!(requests[0], ["q1"]);
     assert_eq!(requests[1], ["q1", "a1", "q2"]);
@@ -170,7 +172,7 @@ async fn a_record_that_panics_the_worker_becomes_a_dead_letter_and_its_user_gets
     let _worker = system.start();
     system.ask("alice", "hello");
     system.ask("alice", "and now?");
-    system.until_committed(2).await;
+    system.wait_until_committed(2).await;
     assert_eq!(system.terminals()[0]["code"], "internal");
     assert_eq!(system.terminals()[1]["content"], "the next");
     assert_eq!(system.topics.values(DEAD_LETTERS).len(), 1);
@@ -188,7 +190,7 @@ async fn an_unreadable_record_becomes_a_dead_letter_and_blocks_no_other() {
         .topics
         .append(MESSAGES, FakeTopics::record("not JSON"));
     system.ask("alice", "hello");
-    system.until_committed(2).await;
+    system.wait_until_committed(2).await;
     assert_eq!(system.topics.values(DEAD_LETTERS).len(), 1);
     assert_eq!(system.terminals().len(), 1);
 }
@@ -200,7 +202,7 @@ async fn the_cached_context_equals_the_stored_history() {
     let user = user("alice");
     let ask = async |system: &TestSystem, number: i64| {
         system.ask("alice", &format!("q{number}"));
-        system.until_committed(number).await;
+        system.wait_until_committed(number).await;
     };
     for number in 1..=3 {
         ask(&system, number).await;

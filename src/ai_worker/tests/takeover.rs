@@ -10,13 +10,15 @@ async fn a_redelivered_message_is_answered_from_its_stored_outcome() {
     *system.topics.unacknowledged_topic.lock().unwrap() = Some(RESPONSES.into());
     let worker = system.start();
     system.ask("alice", "hello");
-    system.until("kept", || system.journal() == ["kept"]).await;
+    system
+        .wait_until("kept", || system.journal() == ["kept"])
+        .await;
     worker.crash().await;
     *system.topics.unacknowledged_topic.lock().unwrap() = None;
 
     let other = system.second_process([]);
     let _worker = other.start();
-    system.until_committed(1).await;
+    system.wait_until_committed(1).await;
     assert_eq!(system.terminals()[0]["content"], "only answer");
     assert_eq!((system.terminals().len(), other.script.calls()), (1, 0));
 }
@@ -33,7 +35,7 @@ async fn two_concurrent_workers_make_one_model_call_and_publish_the_same_answer(
     let _workers = (system.start(), other.start());
     system.ask("alice", "hello");
     system
-        .until("both terminal records", || system.terminals().len() == 2)
+        .wait_until("both terminal records", || system.terminals().len() == 2)
         .await;
     assert_eq!(system.script.calls() + other.script.calls(), 1);
     assert_eq!(system.terminals()[0], system.terminals()[1]);
@@ -49,7 +51,7 @@ async fn a_crash_during_an_answer_is_followed_by_another_attempt() {
     worker.crash().await;
     let other = system.second_process([answer("whole")]);
     let _worker = other.start();
-    system.until_committed(1).await;
+    system.wait_until_committed(1).await;
     assert_eq!(system.fanout.deltas(), [(1, 0, "half".to_owned())]);
     assert_eq!(other.fanout.deltas(), [(2, 0, "whole".to_owned())]);
     assert_eq!(system.terminals()[0]["content"], "whole");
@@ -73,21 +75,23 @@ async fn takeover_of_stalled_worker(other_takes_ms: u64) -> (TestSystem, TestSys
     ]]);
     let second = other.start();
     system
-        .until("both terminal records", || system.terminals().len() == 2)
+        .wait_until("both terminal records", || system.terminals().len() == 2)
         .await;
     (system, other, [first, second])
 }
 
+// docs/consistency.md, S13.
 #[tokio::test(start_paused = true)]
-async fn s13_a_worker_that_resumes_after_a_takeover_publishes_the_stored_outcome() {
+async fn a_worker_that_resumes_after_a_takeover_publishes_the_stored_outcome() {
     let (system, other, _workers) = takeover_of_stalled_worker(1000).await;
     assert_eq!(system.terminals()[0]["content"], "theirs");
     assert_eq!(system.terminals()[0], system.terminals()[1]);
     assert_eq!((system.script.calls(), other.script.calls()), (1, 1));
 }
 
+// docs/consistency.md, S13.
 #[tokio::test(start_paused = true)]
-async fn s13_a_worker_is_fenced_at_keep_while_the_other_still_answers() {
+async fn a_worker_is_fenced_at_keep_while_the_other_still_answers() {
     let (system, other, _workers) = takeover_of_stalled_worker(20_000).await;
     assert_eq!(system.terminals()[0]["content"], "theirs");
     assert_eq!(system.terminals()[0], system.terminals()[1]);
@@ -105,14 +109,15 @@ async fn an_answer_fenced_by_a_crashed_worker_is_kept_without_another_call() {
     let crashing = other.start();
     sleep(Duration::from_millis(5500)).await;
     crashing.crash().await;
-    system.until_committed(1).await;
+    system.wait_until_committed(1).await;
     assert_eq!(system.terminals()[0]["content"], "mine");
     assert_eq!(system.terminals()[0]["attempt"], 3);
     assert_eq!(system.script.calls(), 1, "the answer was generated before");
 }
 
+// docs/consistency.md, S5.
 #[tokio::test(start_paused = true)]
-async fn s5_text_lost_by_the_fan_out_is_published_again_under_a_higher_attempt() {
+async fn text_lost_by_the_fan_out_is_published_again_under_a_higher_attempt() {
     let system = TestSystem::new([vec![
         send_text("one"),
         wait_ms(100),
@@ -127,7 +132,7 @@ async fn s5_text_lost_by_the_fan_out_is_published_again_under_a_higher_attempt()
     system.ask("alice", "hello");
     sleep(Duration::from_millis(150)).await;
     system.fanout.lose_all();
-    system.until_committed(1).await;
+    system.wait_until_committed(1).await;
     let deltas = system.fanout.deltas();
     assert_eq!(deltas[0], (1, 0, "one".to_owned()));
     assert_eq!(deltas[1], (1, 1, " two".to_owned()));
@@ -153,13 +158,13 @@ async fn an_answer_that_ends_during_another_begin_makes_one_model_call() {
     // `begin` is executed, but its response is delayed.
     system.fanout.begin_response_gate.close();
     system
-        .until("another begin", || {
+        .wait_until("another begin", || {
             system.fanout.begins.load(Ordering::SeqCst) == 2
         })
         .await;
     sleep(Duration::from_millis(500)).await;
     system.fanout.begin_response_gate.open();
-    system.until_committed(1).await;
+    system.wait_until_committed(1).await;
     assert_eq!(system.script.calls(), 1);
     assert_eq!(system.terminals()[0]["content"], "one two");
 }
@@ -174,7 +179,7 @@ async fn a_failed_call_is_not_retried_after_another_worker_took_over() {
     let other = system.second_process([answer("theirs")]);
     let _second = other.start();
     system
-        .until("the other's terminal record", || {
+        .wait_until("the other's terminal record", || {
             system.terminals().len() == 1
         })
         .await;
@@ -182,7 +187,7 @@ async fn a_failed_call_is_not_retried_after_another_worker_took_over() {
     sleep(Duration::from_secs(3)).await;
     system.fanout.live_gate.open();
     system
-        .until("both terminal records", || system.terminals().len() == 2)
+        .wait_until("both terminal records", || system.terminals().len() == 2)
         .await;
     assert_eq!((system.script.calls(), other.script.calls()), (1, 1));
     assert_eq!(system.terminals()[0], system.terminals()[1]);

@@ -80,7 +80,7 @@ async fn check_stored_token(
         )),
         Err(error) => {
             gateway.metrics.count_fanout_error("stored_token");
-            tracing::warn!(%error, "token lookup failed: the fan-out is unavailable");
+            tracing::warn!(%error, "token lookup failed, the fan-out is unavailable; check redis");
             Err(HttpError::unavailable("tokens can't be looked up now"))
         }
     }
@@ -127,7 +127,10 @@ async fn check_not_revoked(
         Ok(_) => Ok(()),
         Err(error) => {
             gateway.metrics.count_fanout_error("revoked_at");
-            tracing::warn!(%error, "revocation lookup failed: the fan-out is unavailable");
+            tracing::warn!(
+                %error,
+                "revocation lookup failed, the fan-out is unavailable; check redis"
+            );
             Err(HttpError::unavailable("tokens can't be looked up now"))
         }
     }
@@ -135,7 +138,10 @@ async fn check_not_revoked(
 
 /// The user that a signed token names, before anything of it is verified. The caller has to check
 /// the token for this user afterwards. `None` outside `AUTH_MODE=jwt`.
-pub(in crate::gateway) fn claimed_user(gateway: &Gateway, token: Option<&str>) -> Option<UserId> {
+pub(in crate::gateway) fn unverified_user(
+    gateway: &Gateway,
+    token: Option<&str>,
+) -> Option<UserId> {
     gateway.verifier.as_ref()?;
-    UserId::parse(&jwt::claimed_subject(token?)?).ok()
+    UserId::parse(&jwt::unverified_subject(token?)?).ok()
 }

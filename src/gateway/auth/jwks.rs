@@ -122,7 +122,7 @@ struct ParsedKeySet {
 impl ParsedKeySet {
     /// What is wrong with a set that has no usable key.
     fn problem(&self) -> Option<String> {
-        const EXPECTED: &str = "wanted are public keys of RSA, P-256 or Ed25519 for signatures";
+        const EXPECTED: &str = "expected public signature keys of type RSA, P-256 or Ed25519";
         match (self.keys.len(), self.listed, self.secrets) {
             (1.., ..) => None,
             (0, 0, _) => Some(format!("lists no key at all: {EXPECTED}")),
@@ -272,7 +272,11 @@ impl KeySet {
             match key_set.fetch().await {
                 Ok(parsed) => {
                     if let Some(problem) = parsed.problem() {
-                        tracing::warn!("every token is refused: the key set of JWT_JWKS {problem}");
+                        tracing::warn!(
+                            problem,
+                            "JWT_JWKS has no usable key, every token is refused; add a public key \
+                             to the key set"
+                        );
                     } else {
                         tracing::info!(keys = parsed.keys.len(), "key set of JWT_JWKS read");
                     }

@@ -24,7 +24,7 @@ pub(crate) const CLOCK_SKEW: Duration = Duration::from_secs(30);
 const MAX_TOKEN_BYTES: usize = 8 << 10;
 
 /// Lifetime of a token whose `exp` is beyond the range of the clock.
-const UNBOUNDED: Duration = Duration::from_secs(366 * 86_400);
+const MAX_TOKEN_LIFETIME: Duration = Duration::from_secs(366 * 86_400);
 
 /// The claims of a verified token that matter afterwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,9 +152,9 @@ impl JwtVerifier {
             Err(error) => {
                 return Err(TokenError::Invalid(match error.kind() {
                     ErrorKind::ExpiredSignature => "`token` has expired",
-                    ErrorKind::ImmatureSignature => "`token` is not good yet",
+                    ErrorKind::ImmatureSignature => "`token` is not valid yet",
                     ErrorKind::InvalidAudience => "`token` is meant for another service",
-                    ErrorKind::InvalidIssuer => "`token` was not issued by who may",
+                    ErrorKind::InvalidIssuer => "`token` has an issuer that is not accepted here",
                     _ => "`token` is not valid",
                 }));
             }
@@ -166,21 +166,21 @@ impl JwtVerifier {
         let latest = SystemTime::now() + CLOCK_SKEW;
         let latest = latest.duration_since(UNIX_EPOCH).unwrap_or_default();
         if claims.iat.is_some_and(|iat| iat > latest.as_secs_f64()) {
-            return Err(TokenError::Invalid("`token` is not good yet"));
+            return Err(TokenError::Invalid("`token` is not valid yet"));
         }
         let seconds = claims.exp + CLOCK_SKEW.as_secs_f64();
         let since_epoch = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
         Ok(VerifiedToken {
             expires_at: UNIX_EPOCH
                 .checked_add(since_epoch)
-                .unwrap_or(SystemTime::now() + UNBOUNDED),
+                .unwrap_or(SystemTime::now() + MAX_TOKEN_LIFETIME),
             issued_ms: claims.iat.map(|seconds| (seconds * 1000.0) as i64),
         })
     }
 }
 
 /// The subject (`sub`) of a token, of which nothing has been verified.
-pub(super) fn claimed_subject(token: &str) -> Option<String> {
+pub(super) fn unverified_subject(token: &str) -> Option<String> {
     #[derive(Deserialize)]
     struct UnverifiedClaims {
         sub: String,

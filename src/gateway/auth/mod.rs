@@ -13,7 +13,7 @@ pub(crate) mod jwt;
 mod key;
 mod token;
 
-pub(super) use check::{check_token, claimed_user, close_on_expiry};
+pub(super) use check::{check_token, close_on_expiry, unverified_user};
 pub use error::TokenError;
 pub use key::KeyError;
 pub(super) use token::{bearer_token, token_from_request};

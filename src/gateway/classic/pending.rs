@@ -20,7 +20,7 @@ const MAX_PENDING: usize = 256;
 /// that age (`MESSAGE_MAX_AGE`), or has answered it long ago.
 const MAX_AGE: Duration = Duration::from_secs(12 * 3600);
 
-/// What a connection that is about to close may still wait for.
+/// Whether answers are pending that a connection should receive before it is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::gateway) enum PendingStatus {
     /// No answer is pending.
@@ -36,7 +36,7 @@ pub(in crate::gateway) enum PendingStatus {
 
 struct PendingAnswer {
     /// When the message became known here.
-    since: Instant,
+    known_since: Instant,
     /// Empty where it is not known.
     correlation_id: Arc<str>,
     conversation: Option<ConversationId>,
@@ -46,11 +46,11 @@ struct PendingAnswer {
     /// other messages a client may have received it from another gateway before Redis lost its
     /// data.
     must_send: bool,
-    /// Admitted by this gateway, so that `since` orders it among the others that were. The place of
-    /// a message that another gateway admitted is unknown.
+    /// Admitted by this gateway, so that `known_since` orders it among the others that were. The
+    /// place of a message that another gateway admitted is unknown.
     is_ordered: bool,
-    /// The terminal frame of a later message was read from the mailbox, and this one's did not
-    /// precede it: it comes after that one, or never.
+    /// A mailbox read returned the terminal frame of a later message and no earlier one for this
+    /// message. This message's terminal frame follows later, or never.
     successor_sent: bool,
 }
 
@@ -74,7 +74,7 @@ impl PendingAnswers {
     /// The ids of all pending messages, the one that became known first at the front.
     pub(in crate::gateway) fn ids_by_age(&self) -> Vec<MessageId> {
         let mut all: Vec<_> = self.messages.iter().collect();
-        all.sort_by_key(|(_, message)| message.since);
+        all.sort_by_key(|(_, message)| message.known_since);
         all.into_iter().map(|(id, _)| id.clone()).collect()
     }
 
@@ -95,7 +95,11 @@ impl PendingAnswers {
         if self.messages.values().any(|message| message.is_in_log) {
             return PendingStatus::InLog;
         }
-        let newest = self.messages.values().map(|message| message.since).max();
+        let newest = self
+            .messages
+            .values()
+            .map(|message| message.known_since)
+            .max();
         newest.map_or(PendingStatus::None, |newest| PendingStatus::Unconfirmed {
             newest,
         })
@@ -110,7 +114,7 @@ impl PendingAnswers {
 
     /// Adds a message that this gateway admitted, after all others that it admitted. Whether the
     /// message reaches the log is not known yet.
-    pub(in crate::gateway) fn add_admitted(
+    pub(in crate::gateway) fn add_admitted_here(
         &mut self,
         id: MessageId,
         correlation_id: Arc<str>,
@@ -119,8 +123,9 @@ impl PendingAnswers {
         self.add(id, correlation_id, conversation, true);
     }
 
-    /// Adds a message of which only is known that some gateway admitted it at some time.
-    pub(in crate::gateway) fn add_unordered(
+    /// Adds a message that some gateway admitted. Its order relative to the messages admitted here
+    /// is unknown.
+    pub(in crate::gateway) fn add_admitted_elsewhere(
         &mut self,
         id: MessageId,
         correlation_id: Arc<str>,
@@ -137,7 +142,7 @@ impl PendingAnswers {
         is_ordered: bool,
     ) {
         if self.messages.len() >= MAX_PENDING
-            && let Some((oldest, _)) = self.messages.iter().min_by_key(|(_, m)| m.since)
+            && let Some((oldest, _)) = self.messages.iter().min_by_key(|(_, m)| m.known_since)
         {
             let oldest = oldest.clone();
             self.messages.remove(&oldest);
@@ -145,7 +150,7 @@ impl PendingAnswers {
         self.messages.insert(
             id,
             PendingAnswer {
-                since: Instant::now(),
+                known_since: Instant::now(),
                 correlation_id,
                 conversation,
                 is_in_log: false,
@@ -166,7 +171,7 @@ impl PendingAnswers {
     }
 
     /// Records that the terminal frame was published to connections here and deferred to a mailbox
-    /// read, which then sends it whatever became of the mailbox.
+    /// read. The read must send the frame even if it returns it as a rebuilt one.
     pub(in crate::gateway) fn set_must_send(&mut self, id: &MessageId) {
         if let Some(message) = self.messages.get_mut(id) {
             message.must_send = true;
@@ -187,7 +192,7 @@ impl PendingAnswers {
 
     pub(in crate::gateway) fn remove_expired(&mut self) {
         self.messages
-            .retain(|_, message| message.since.elapsed() < MAX_AGE);
+            .retain(|_, message| message.known_since.elapsed() < MAX_AGE);
         self.notify_watchers();
     }
 
@@ -217,9 +222,10 @@ impl PendingAnswers {
         conversation: &ConversationId,
     ) -> bool {
         let message = self.messages.get(id).filter(|message| message.is_ordered);
-        let since = message.map(|message| message.since);
-        let follows =
-            |other: &PendingAnswer| other.is_ordered && since.is_some_and(|at| at < other.since);
+        let since = message.map(|message| message.known_since);
+        let follows = |other: &PendingAnswer| {
+            other.is_ordered && since.is_some_and(|at| at < other.known_since)
+        };
         self.messages.iter().any(|(other, message)| {
             other != id
                 && !message.successor_sent
@@ -234,9 +240,10 @@ impl PendingAnswers {
         let Some(read) = self.messages.get(id).filter(|message| message.is_ordered) else {
             return;
         };
-        let (since, conversation) = (read.since, read.conversation.clone());
+        let (since, conversation) = (read.known_since, read.conversation.clone());
         for message in self.messages.values_mut() {
-            message.successor_sent |= message.since < since && message.conversation == conversation;
+            message.successor_sent |=
+                message.known_since < since && message.conversation == conversation;
         }
     }
 }
@@ -254,10 +261,10 @@ mod tests {
         let mut since = Instant::now();
         for text in ids {
             let conversation = Some(ConversationId::default_conversation());
-            pending.add_admitted(id(text), "c".into(), conversation);
+            pending.add_admitted_here(id(text), "c".into(), conversation);
             // Distinct times, which a clock with a coarse resolution would not give.
             since += Duration::from_millis(1);
-            pending.messages.get_mut(&id(text)).unwrap().since = since;
+            pending.messages.get_mut(&id(text)).unwrap().known_since = since;
         }
         pending
     }
@@ -266,7 +273,7 @@ mod tests {
     fn number_of_pending_answers_is_bounded() {
         let mut pending = PendingAnswers::default();
         for number in 0..2 * MAX_PENDING {
-            pending.add_admitted(id(&number.to_string()), "c".into(), None);
+            pending.add_admitted_here(id(&number.to_string()), "c".into(), None);
         }
         assert_eq!(pending.messages.len(), MAX_PENDING);
     }
@@ -295,7 +302,7 @@ mod tests {
     fn answer_is_out_of_order_while_the_place_of_another_message_is_unknown() {
         let mut pending = admitted_in_order(&["m2"]);
         let default = ConversationId::default_conversation();
-        pending.add_unordered(id("m1"), "c".into(), Some(default.clone()));
+        pending.add_admitted_elsewhere(id("m1"), "c".into(), Some(default.clone()));
         assert!(pending.is_out_of_order(&id("m1"), &default));
         assert!(
             pending.is_out_of_order(&id("m2"), &default),
@@ -314,7 +321,7 @@ mod tests {
     #[test]
     fn status_distinguishes_messages_in_the_log_from_unconfirmed_ones() {
         let mut pending = admitted_in_order(&["m1", "m2"]);
-        let newest = pending.messages[&id("m2")].since;
+        let newest = pending.messages[&id("m2")].known_since;
         let status = pending.watch();
         assert_eq!(*status.borrow(), PendingStatus::Unconfirmed { newest });
         pending.set_in_log(&id("m1"));

@@ -24,14 +24,19 @@ pub(super) async fn join(
     let deadline = Instant::now() + gateway.settings.produce_timeout;
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
     let mut joined = None;
-    let since = match &session.protocol {
+    let resume_after = match &session.protocol {
         Protocol::Classic => None,
-        Protocol::V1 { since, .. } => since.as_ref(),
+        Protocol::V1 { resume_after, .. } => resume_after.as_ref(),
     };
     loop {
         let sessions = match joined.take() {
             Some(sessions) => Ok(sessions),
-            None => gateway.registry.join(&session.user, client, since).await,
+            None => {
+                gateway
+                    .registry
+                    .join(&session.user, client, resume_after)
+                    .await
+            }
         };
         let (error, operation) = match sessions {
             Ok(sessions) => match prepare_delivery(gateway, session, &sessions, client).await {
@@ -85,7 +90,7 @@ async fn prepare_delivery(
     let mut state = sessions.state();
     state.set_mailbox_start(&view.end);
     if !gateway.settings.interop {
-        state.add_pending_of(&view);
+        state.add_pending_from_view(&view);
     }
     drop(state);
     // Only this task sets it, and only once.

@@ -19,7 +19,7 @@ pub(super) enum KeepaliveAction {
 pub(super) struct Keepalive {
     interval: Duration,
     timeout: Duration,
-    heard_at: Instant,
+    last_received_at: Instant,
     /// When the ping was sent that the client has not responded to.
     pinged_at: Option<Instant>,
 }
@@ -30,38 +30,40 @@ impl Keepalive {
         Self {
             interval,
             timeout,
-            heard_at: Instant::now(),
+            last_received_at: Instant::now(),
             pinged_at: None,
         }
     }
 
     /// When the timer fires first.
     pub(super) fn first_check(&self) -> Instant {
-        self.heard_at + self.interval
+        self.last_received_at + self.interval
     }
 
     /// Records that the client was heard. Returns when the timer fires next, where that changed.
     pub(super) fn record_frame(&mut self) -> Option<Instant> {
-        self.heard_at = Instant::now();
-        self.pinged_at.take().map(|_| self.heard_at + self.interval)
+        self.last_received_at = Instant::now();
+        self.pinged_at
+            .take()
+            .map(|_| self.last_received_at + self.interval)
     }
 
-    /// The timer fired. `is_reading` says whether the socket is read at all: otherwise the silence
-    /// is not the client's.
+    /// The timer fired. While the gateway does not read the socket (`is_reading` is false), silence
+    /// does not count against the client.
     pub(super) fn check(&mut self, is_reading: bool) -> KeepaliveAction {
         let now = Instant::now();
         if !is_reading {
-            self.heard_at = now;
+            self.last_received_at = now;
             self.pinged_at = None;
         }
         match self.pinged_at {
             Some(at) if now >= at + self.timeout => KeepaliveAction::Disconnect,
             Some(at) => KeepaliveAction::Wait(at + self.timeout),
-            None if now >= self.heard_at + self.interval => {
+            None if now >= self.last_received_at + self.interval => {
                 self.pinged_at = Some(now);
                 KeepaliveAction::Ping(now + self.timeout)
             }
-            None => KeepaliveAction::Wait(self.heard_at + self.interval),
+            None => KeepaliveAction::Wait(self.last_received_at + self.interval),
         }
     }
 }

@@ -36,7 +36,7 @@ const CLOSING_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The largest frame to a client that is not counted by its queue.
 const UNQUEUED_WRITE_BYTES: usize = 8 << 20;
 
-/// Bytes that are read and ignored at the end of a connection, in reads of 256 bytes.
+/// Maximum number of reads, of up to 256 bytes each, that are discarded at the end of a connection.
 const MAX_DISCARDED_READS: usize = 32_768;
 
 /// How the client's stream of frames ended.
@@ -51,7 +51,7 @@ enum StreamEnd {
 /// The frames from a client. A [`WebSocket`] is read and written through shared references.
 type Frames<'a> = &'a WebSocket;
 
-/// Counts a connection and logs its begin; on every way out counts and logs its end.
+/// Counts an open connection and logs its start. Dropping the guard counts and logs its end.
 struct ConnectionGuard<'a> {
     gateway: &'a Gateway,
     client: &'a Client,
@@ -92,8 +92,8 @@ impl Drop for ConnectionGuard<'_> {
 /// the gateway's abort token is cancelled.
 ///
 /// Most connections are idle at most times, and there are many, so the size of this future counts.
-/// Therefore what is rare or short is boxed, and the arguments are used where they were captured:
-/// an `async fn` would store them twice.
+/// Futures of rare or short steps are boxed. A plain block returning `impl Future` avoids the
+/// second copy of the arguments that `async fn` keeps.
 #[expect(clippy::manual_async_fn, reason = "it would be larger, see above")]
 pub(super) fn run(
     gateway: Arc<Gateway>,
@@ -111,10 +111,10 @@ pub(super) fn run(
         };
         let queue_bytes = gateway.settings.outbound_queue_bytes;
         let client = Client::new(&session.protocol, queue_bytes);
-        let granted_ms = session.grant.granted_at_ms;
+        let granted_at_ms = session.grant.granted_at_ms;
         let _revocable = gateway
             .revocations
-            .register(&session.user, granted_ms, &client);
+            .register(&session.user, granted_at_ms, &client);
         let _counted = ConnectionGuard::new(&gateway, &client, &session);
         let (mut frames, mut sink) = (&websocket, &websocket);
         let expires_at = session.grant.expires_at_for_classic();

@@ -30,14 +30,17 @@ pub(super) async fn receive_frames(
 ) -> StreamEnd {
     let outbound = client.outbound();
     let sessions = inbound.sessions();
-    let (since, expires_at) = match &session.protocol {
+    let (resume_after, expires_at) = match &session.protocol {
         Protocol::Classic => (None, None),
-        Protocol::V1 { since, expires_at } => (since.clone(), *expires_at),
+        Protocol::V1 {
+            resume_after,
+            expires_at,
+        } => (resume_after.clone(), *expires_at),
     };
     let mut catching_up = std::pin::pin!(async {
         match client {
             Client::Classic(_) => pending().await,
-            Client::V1(client) => v1::catch_up::run(gateway, &sessions, client, since).await,
+            Client::V1(client) => v1::catch_up::run(gateway, &sessions, client, resume_after).await,
         }
     });
     let mut is_ready = client.is_ready();
@@ -48,8 +51,8 @@ pub(super) async fn receive_frames(
     let mut drain: Option<Box<DrainState>> = None;
     loop {
         let is_reading = drain.is_none() && is_ready && inbound.has_room();
-        // The order matters: what ends the connection never waits for what its client sends, and
-        // `welcome` is noticed as soon as it is queued.
+        // The order matters: events that end the connection are polled before the client's frames,
+        // and `welcome` is noticed as soon as it is queued.
         tokio::select! {
             biased;
             () = gateway.abort.cancelled() => {
@@ -74,7 +77,9 @@ pub(super) async fn receive_frames(
                 };
                 drain = Some(Box::new(DrainState::new(gateway, answer_first)));
             }
-            () = DrainState::ready_to_close(&mut drain, inbound.is_empty()), if drain.is_some() => {
+            () = DrainState::wait_until_ready_to_close(&mut drain, inbound.is_empty()),
+                if drain.is_some() =>
+            {
                 close_for_drain(gateway, session, client, is_ready);
                 return StreamEnd::Orderly;
             }
@@ -166,7 +171,7 @@ fn handle_frame(
     }
 }
 
-/// For a caller that polls again whenever something may have been queued.
+/// Registers no waker: the caller polls again whenever a frame may have been queued.
 fn poll_ready(client: &Client) -> Poll<()> {
     if client.is_ready() {
         Poll::Ready(())

@@ -17,7 +17,7 @@ use crate::gateway::context::{DeadLetterAccess, Gateway};
 const MAX_ADDRESSES: usize = 100;
 
 pub(super) async fn serve(gateway: &Gateway, request: &Head) -> Result<HttpResponse, HttpError> {
-    let Some(DeadLetterAccess { letters, local_key }) = &gateway.dead_letters else {
+    let Some(DeadLetterAccess { queue, local_key }) = &gateway.dead_letters else {
         return Err(HttpError::not_found());
     };
     let has_local_key = local_key
@@ -29,11 +29,11 @@ pub(super) async fn serve(gateway: &Gateway, request: &Head) -> Result<HttpRespo
     }
     let path = request.uri().path().strip_prefix("/dead-letters");
     let body = match (request.method(), path.unwrap_or_default().trim_matches('/')) {
-        (&Method::POST, "replay") => settle(letters, request, SettleAction::Replay).await?,
-        (&Method::POST, "drop") => settle(letters, request, SettleAction::Drop).await?,
+        (&Method::POST, "replay") => settle(queue, request, SettleAction::Replay).await?,
+        (&Method::POST, "drop") => settle(queue, request, SettleAction::Drop).await?,
         (_, "replay" | "drop") => return Err(HttpError::method_not_allowed("POST")),
-        (&Method::GET, "") => list(letters, request).await?,
-        (&Method::GET, address) => show(letters, address).await?,
+        (&Method::GET, "") => list(queue, request).await?,
+        (&Method::GET, address) => show(queue, address).await?,
         _ => return Err(HttpError::method_not_allowed("GET")),
     };
     let mut response = json_response(StatusCode::OK, &body);
@@ -48,7 +48,7 @@ fn to_http_error(error: DeadLetterError) -> HttpError {
             ..HttpError::bad_request("")
         };
     }
-    tracing::warn!(%error, "dead letters can't be read");
+    tracing::warn!(%error, "dead letters can't be read; check the log");
     HttpError::unavailable("the dead letters can't be read now")
 }
 
@@ -57,7 +57,7 @@ fn parameters(request: &Head) -> impl Iterator<Item = (String, String)> {
     url::form_urlencoded::parse(query).into_owned()
 }
 
-async fn list(letters: &DeadLetterQueue, request: &Head) -> Result<Value, HttpError> {
+async fn list(queue: &DeadLetterQueue, request: &Head) -> Result<Value, HttpError> {
     let mut filter = Filter::default();
     for (name, value) in parameters(request) {
         let not_a_number = |_| HttpError::bad_request("`since_ms` and `limit` must be numbers");
@@ -69,15 +69,15 @@ async fn list(letters: &DeadLetterQueue, request: &Head) -> Result<Value, HttpEr
             _ => {}
         }
     }
-    let listed = letters.list(&filter).await.map_err(to_http_error)?;
+    let listed = queue.list(&filter).await.map_err(to_http_error)?;
     Ok(json!({"letters": listed}))
 }
 
-async fn show(letters: &DeadLetterQueue, address: &str) -> Result<Value, HttpError> {
+async fn show(queue: &DeadLetterQueue, address: &str) -> Result<Value, HttpError> {
     let address: Address = address
         .parse()
         .map_err(|_: String| HttpError::not_found())?;
-    let detail = letters.detail(&address).await.map_err(to_http_error)?;
+    let detail = queue.detail(&address).await.map_err(to_http_error)?;
     detail
         .as_ref()
         .map(DeadLetterDetail::to_json)
@@ -86,7 +86,7 @@ async fn show(letters: &DeadLetterQueue, address: &str) -> Result<Value, HttpErr
 
 /// Replays or drops the dead letters named by the parameter `address`, which may be repeated.
 async fn settle(
-    letters: &DeadLetterQueue,
+    queue: &DeadLetterQueue,
     request: &Head,
     action: SettleAction,
 ) -> Result<Value, HttpError> {
@@ -101,7 +101,7 @@ async fn settle(
             "1 to 100 times `address` must be given",
         ));
     }
-    let settled = letters
+    let settled = queue
         .settle_at(&addresses, action)
         .await
         .map_err(to_http_error)?;

@@ -29,8 +29,8 @@ const MAX_PAGE_BYTES: usize = 1 << 20;
 /// Methods that `Access-Control-Allow-Methods` announces for these routes.
 const METHODS: &str = "GET, DELETE, OPTIONS";
 
-/// What a path below `/conversations` names.
-enum Target {
+/// The resource that a path below `/conversations` names.
+enum Resource {
     AllConversations,
     Conversation(ConversationId),
     Messages(ConversationId),
@@ -38,40 +38,40 @@ enum Target {
 
 /// Serves `/conversations` and every path below it.
 pub(super) async fn serve(gateway: &Gateway, request: &Head) -> Result<HttpResponse, HttpError> {
-    let target = target(request.uri().path())?;
+    let resource = parse_resource(request.uri().path())?;
     let query = Query::parse(request.uri());
     let token = auth::bearer_token(request.headers());
     // Without `userid`, the user is the subject of the signed token.
     let user = match query.user() {
-        Err(error) if !query.has_userid() => auth::claimed_user(gateway, token).ok_or(error)?,
+        Err(error) if !query.has_userid() => auth::unverified_user(gateway, token).ok_or(error)?,
         user => user?,
     };
     auth::check_token(gateway, &user, token).await?;
-    let mut response = match (request.method(), target) {
-        (&Method::GET, Target::AllConversations) => {
+    let mut response = match (request.method(), resource) {
+        (&Method::GET, Resource::AllConversations) => {
             list_conversations(gateway, &user, &query).await?
         }
-        (&Method::GET, Target::Messages(conversation)) => {
+        (&Method::GET, Resource::Messages(conversation)) => {
             read_messages(gateway, &user, &conversation, &query).await?
         }
-        (&Method::DELETE, Target::AllConversations) => forget(gateway, &user, None).await?,
-        (&Method::DELETE, Target::Conversation(conversation)) => {
+        (&Method::DELETE, Resource::AllConversations) => forget(gateway, &user, None).await?,
+        (&Method::DELETE, Resource::Conversation(conversation)) => {
             forget(gateway, &user, Some(&conversation)).await?
         }
-        (_, Target::AllConversations) => return Err(HttpError::method_not_allowed(METHODS)),
-        (_, Target::Conversation(_)) => {
+        (_, Resource::AllConversations) => return Err(HttpError::method_not_allowed(METHODS)),
+        (_, Resource::Conversation(_)) => {
             return Err(HttpError::method_not_allowed("DELETE, OPTIONS"));
         }
-        (_, Target::Messages(_)) => return Err(HttpError::method_not_allowed("GET, OPTIONS")),
+        (_, Resource::Messages(_)) => return Err(HttpError::method_not_allowed("GET, OPTIONS")),
     };
     forbid_caching(&mut response);
     Ok(response)
 }
 
-fn target(path: &str) -> Result<Target, HttpError> {
+fn parse_resource(path: &str) -> Result<Resource, HttpError> {
     let mut segments = path.split('/').skip(2);
     let Some(conversation) = segments.next() else {
-        return Ok(Target::AllConversations);
+        return Ok(Resource::AllConversations);
     };
     let conversation = percent_decoded(conversation)
         .and_then(|id| ConversationId::parse(&id).ok())
@@ -79,8 +79,8 @@ fn target(path: &str) -> Result<Target, HttpError> {
             "a conversation is 1 to 64 characters of A-Z a-z 0-9 . _ : @ | + -",
         ))?;
     match (segments.next(), segments.next()) {
-        (None, None) => Ok(Target::Conversation(conversation)),
-        (Some("messages"), None) => Ok(Target::Messages(conversation)),
+        (None, None) => Ok(Resource::Conversation(conversation)),
+        (Some("messages"), None) => Ok(Resource::Messages(conversation)),
         _ => Err(HttpError::not_found()),
     }
 }
@@ -116,9 +116,17 @@ fn page_limit(query: &Query<'_>) -> Result<usize, HttpError> {
 }
 
 /// Counts and logs a failed call to the fan-out.
-fn unavailable(gateway: &Gateway, operation: &'static str, error: &FanoutError) -> HttpError {
+fn report_unavailable(
+    gateway: &Gateway,
+    operation: &'static str,
+    error: &FanoutError,
+) -> HttpError {
     gateway.metrics.count_fanout_error(operation);
-    tracing::warn!(%error, operation, "history request failed: the fan-out is unavailable");
+    tracing::warn!(
+        %error,
+        operation,
+        "history request failed, the fan-out is unavailable; check redis"
+    );
     HttpError::unavailable("the history can't be reached now")
 }
 
@@ -143,7 +151,7 @@ async fn list_conversations(
         .fanout
         .conversations(user, after.as_ref(), limit)
         .await
-        .map_err(|error| unavailable(gateway, "conversations", &error))?;
+        .map_err(|error| report_unavailable(gateway, "conversations", &error))?;
     let is_full_page = conversations.len() == limit;
     let next = conversations.last().filter(|_| is_full_page);
     let entries: Vec<_> = conversations
@@ -182,7 +190,7 @@ async fn read_page(
             .fanout
             .history(user, conversation, before.as_ref(), requested)
             .await
-            .map_err(|error| unavailable(gateway, "history", &error))?;
+            .map_err(|error| report_unavailable(gateway, "history", &error))?;
         let Some(batch) = batch else {
             if turns.is_empty() {
                 return Err(HttpError::not_found());
@@ -259,7 +267,7 @@ async fn forget(
         .fanout
         .forget(user, conversation)
         .await
-        .map_err(|error| unavailable(gateway, "forget", &error))?;
+        .map_err(|error| report_unavailable(gateway, "forget", &error))?;
     let all = conversation.is_none();
     tracing::info!(user = user.as_str(), all, "history forgotten");
     Ok(no_content())
@@ -278,8 +286,8 @@ mod tests {
 
     #[test]
     fn conversation_in_path_is_decoded_before_it_is_validated() {
-        let conversation = |path: &str| match target(path) {
-            Ok(Target::Messages(id) | Target::Conversation(id)) => Some(id.to_string()),
+        let conversation = |path: &str| match parse_resource(path) {
+            Ok(Resource::Messages(id) | Resource::Conversation(id)) => Some(id.to_string()),
             _ => None,
         };
         assert_eq!(
@@ -298,8 +306,8 @@ mod tests {
             assert_eq!(conversation(bad), None, "{bad}");
         }
         assert!(matches!(
-            target("/conversations"),
-            Ok(Target::AllConversations)
+            parse_resource("/conversations"),
+            Ok(Resource::AllConversations)
         ));
     }
 
@@ -314,10 +322,10 @@ mod tests {
             for byte in name.bytes() {
                 write!(path, "%{byte:02X}").unwrap();
             }
-            let read = target(&path);
-            prop_assert!(matches!(read, Ok(Target::Conversation(id)) if id.as_str() == name));
-            let _ = target(&format!("/conversations{suffix}"));
-            let _ = target(&format!("/conversations/{suffix}"));
+            let read = parse_resource(&path);
+            prop_assert!(matches!(read, Ok(Resource::Conversation(id)) if id.as_str() == name));
+            let _ = parse_resource(&format!("/conversations{suffix}"));
+            let _ = parse_resource(&format!("/conversations/{suffix}"));
         }
     }
 }

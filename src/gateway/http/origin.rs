@@ -22,11 +22,15 @@ fn single_value(headers: &HeaderMap, name: HeaderName) -> Result<Option<&str>, H
         return Ok(None);
     };
     if values.next().is_some() {
-        return Err(HttpError::forbidden("a header is there twice"));
+        return Err(HttpError::forbidden(
+            "`Host` and `Origin` must not be repeated",
+        ));
     }
     match value.to_str() {
         Ok(value) => Ok(Some(value)),
-        Err(_) => Err(HttpError::forbidden("a header is not readable")),
+        Err(_) => Err(HttpError::forbidden(
+            "`Host` and `Origin` must be visible ASCII text",
+        )),
     }
 }
 

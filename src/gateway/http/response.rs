@@ -40,7 +40,11 @@ impl HttpError {
     }
 
     pub(in crate::gateway) const fn not_found() -> Self {
-        Self::new(StatusCode::NOT_FOUND, "not_found", "nothing is here")
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "not_found",
+            "there is no resource at this path",
+        )
     }
 
     /// `allow` lists the methods of the route, separated by commas.

@@ -112,12 +112,12 @@ async fn serve_connection(
     let service = {
         let (gateway, slot) = (gateway.clone(), slot.clone());
         service_fn(move |mut request: Request<Incoming>| {
-            slot.request_received();
+            slot.stop_idle_timer();
             request.extensions_mut().insert(peer);
             let (gateway, slot) = (gateway.clone(), slot.clone());
             async move {
                 let response = routes::dispatch(gateway, request).await;
-                slot.response_ready();
+                slot.restart_idle_timer();
                 response
             }
         })
@@ -131,7 +131,7 @@ async fn serve_connection(
     let mut connection = std::pin::pin!(connection);
     let result = tokio::select! {
         result = connection.as_mut() => result,
-        () = slot.expired() => {
+        () = slot.wait_until_expired() => {
             if !slot.has_received_request() {
                 gateway.metrics.count_refusal(408);
             }

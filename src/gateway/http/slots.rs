@@ -31,9 +31,9 @@ struct IdleConnection {
 }
 
 /// Why no idle connection was evicted.
-enum NotEvicted {
+enum EvictError {
     /// No connection is idle.
-    NoneIdle,
+    NoIdleConnection,
     /// The oldest idle connection may be evicted after this time.
     RetryAfter(Duration),
 }
@@ -50,14 +50,14 @@ struct ConnectionTable {
 
 impl ConnectionTable {
     /// Evicts the connection that has been idle for longest, of one address or of all.
-    fn evict_oldest_idle(&mut self, address: Option<IpAddr>) -> Result<(), NotEvicted> {
+    fn evict_oldest_idle(&mut self, address: Option<IpAddr>) -> Result<(), EvictError> {
         let matches = |idle: &IdleConnection| address.is_none_or(|only| idle.address == only);
         let Some((&number, oldest)) = self.idle.iter().find(|(_, idle)| matches(idle)) else {
-            return Err(NotEvicted::NoneIdle);
+            return Err(EvictError::NoIdleConnection);
         };
         let remaining_grace = EVICTION_GRACE.saturating_sub(oldest.idle_since.elapsed());
         if !remaining_grace.is_zero() {
-            return Err(NotEvicted::RetryAfter(remaining_grace));
+            return Err(EvictError::RetryAfter(remaining_grace));
         }
         oldest.evicted.cancel();
         self.idle.remove(&number);
@@ -107,8 +107,8 @@ impl HttpConnections {
                 }
                 // An evicted connection still counts until its task has ended.
                 match table.evict_oldest_idle(None) {
-                    Err(NotEvicted::RetryAfter(wait)) => wait,
-                    Ok(()) | Err(NotEvicted::NoneIdle) => EVICTION_GRACE,
+                    Err(EvictError::RetryAfter(wait)) => wait,
+                    Ok(()) | Err(EvictError::NoIdleConnection) => EVICTION_GRACE,
                 }
             };
             tokio::select! {
@@ -188,7 +188,7 @@ impl HttpSlot {
     }
 
     /// Stops the idle timer: the head of a request has arrived, and the gateway has to respond.
-    pub(super) fn request_received(&self) {
+    pub(super) fn stop_idle_timer(&self) {
         let idle_number = {
             let mut state = self.state();
             state.has_received_request = true;
@@ -201,7 +201,7 @@ impl HttpSlot {
     }
 
     /// Starts the idle timer again: the response is ready, and the client has to read it.
-    pub(super) fn response_ready(&self) {
+    pub(super) fn restart_idle_timer(&self) {
         self.start_idle_timer(KEEP_ALIVE_TIMEOUT.max(self.connections.head_timeout));
     }
 
@@ -211,7 +211,7 @@ impl HttpSlot {
     }
 
     /// Waits until the connection has to be closed, because it was idle for too long or evicted.
-    pub(super) async fn expired(&self) {
+    pub(super) async fn wait_until_expired(&self) {
         loop {
             let deadline = {
                 let idle_number = self.state().idle_number;
@@ -276,20 +276,23 @@ mod tests {
         let first = connections.acquire(ip(1), false).unwrap();
         let second = connections.acquire(ip(2), false).unwrap();
         assert!(!is_ready(connections.wait_for_capacity()).await);
-        assert!(!is_ready(first.expired()).await, "within its grace");
+        assert!(
+            !is_ready(first.wait_until_expired()).await,
+            "within its grace"
+        );
         advance(EVICTION_GRACE).await;
         // The first is being served, so it is not idle.
-        first.request_received();
+        first.stop_idle_timer();
         assert!(
             !is_ready(connections.wait_for_capacity()).await,
             "not before the evicted connection's task has ended"
         );
-        assert!(is_ready(second.expired()).await);
-        assert!(!is_ready(first.expired()).await);
+        assert!(is_ready(second.wait_until_expired()).await);
+        assert!(!is_ready(first.wait_until_expired()).await);
         drop(second);
         assert!(is_ready(connections.wait_for_capacity()).await);
         let _third = connections.acquire(ip(3), false).unwrap();
-        first.response_ready();
+        first.restart_idle_timer();
         assert!(!is_ready(connections.wait_for_capacity()).await);
     }
 
@@ -298,17 +301,20 @@ mod tests {
         let connections = HttpConnections::new(0, 0, HEAD_TIMEOUT);
         let slot = connections.acquire(ip(1), false).unwrap();
         advance(HEAD_TIMEOUT.saturating_sub(Duration::from_millis(10))).await;
-        assert!(!is_ready(slot.expired()).await);
+        assert!(!is_ready(slot.wait_until_expired()).await);
         advance(Duration::from_millis(20)).await;
-        assert!(is_ready(slot.expired()).await && !slot.has_received_request());
+        assert!(is_ready(slot.wait_until_expired()).await && !slot.has_received_request());
         let slot = connections.acquire(ip(1), false).unwrap();
-        slot.request_received();
+        slot.stop_idle_timer();
         advance(HEAD_TIMEOUT * 100).await;
-        assert!(!is_ready(slot.expired()).await, "the client waits for us");
-        slot.response_ready();
+        assert!(
+            !is_ready(slot.wait_until_expired()).await,
+            "the client waits for us"
+        );
+        slot.restart_idle_timer();
         advance(KEEP_ALIVE_TIMEOUT + Duration::from_millis(10)).await;
         assert!(
-            is_ready(slot.expired()).await,
+            is_ready(slot.wait_until_expired()).await,
             "the client does not read its response"
         );
     }
@@ -322,7 +328,7 @@ mod tests {
         let _other = connections.acquire(ip(2), false).unwrap();
         advance(EVICTION_GRACE).await;
         let _third = connections.acquire(ip(1), false).unwrap();
-        assert!(is_ready(first.expired()).await);
+        assert!(is_ready(first.wait_until_expired()).await);
         let proxied: Vec<_> = (0..50).map(|_| connections.acquire(ip(9), true)).collect();
         assert!(proxied.iter().all(Option::is_some));
         drop(proxied);
@@ -335,8 +341,8 @@ mod tests {
         for _ in 0..20 {
             connections.wait_for_capacity().await;
             let slot = connections.acquire(ip(1), false).unwrap();
-            slot.request_received();
-            slot.response_ready();
+            slot.stop_idle_timer();
+            slot.restart_idle_timer();
         }
         let table = connections.table();
         assert!(table.total == 0 && table.idle.is_empty() && table.per_address.is_empty());

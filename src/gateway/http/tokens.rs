@@ -60,7 +60,7 @@ pub(super) async fn issue(gateway: &Gateway, request: &Head) -> Result<HttpRespo
         Ok((token, expires_in)) => Ok(issued_response(&user, &token, expires_in)),
         Err(error) => {
             gateway.metrics.count_fanout_error("issue_token");
-            tracing::warn!(%error, "token not issued: the fan-out is unavailable");
+            tracing::warn!(%error, "token not issued, the fan-out is unavailable; check redis");
             Err(HttpError::unavailable("tokens can't be issued now"))
         }
     }
@@ -80,7 +80,7 @@ pub(super) async fn revoke(gateway: &Gateway, request: &Head) -> Result<HttpResp
             "unknown whether the user's tokens were revoked, repeat the request"
         );
         return Err(HttpError::unavailable(
-            "it is not known whether the tokens were revoked, repeat it",
+            "unknown whether the tokens were revoked; repeat the request",
         ));
     }
     tracing::info!(user = user.as_str(), "tokens revoked");

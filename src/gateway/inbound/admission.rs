@@ -73,7 +73,7 @@ impl Inbound {
                 self.reject_over_limit(limit, &message);
             }
             Some(AdmissionDecision::New) => {
-                self.sessions.state().pending.add_admitted(
+                self.sessions.state().pending.add_admitted_here(
                     message.id.clone(),
                     message.correlation_id.clone(),
                     Some(message.conversation.clone()),
@@ -160,8 +160,8 @@ impl Inbound {
         }
     }
 
-    /// Sends the answer at once where the connection has received it before. A connection that is
-    /// not that far receives it by a read, with everything else that it is missing.
+    /// Sends the answer at once where the connection has received it before. Otherwise a read sends
+    /// the answer, together with the other frames that the connection is missing.
     fn resend_to_subscriber(
         &self,
         client: &Arc<V1State>,
@@ -188,26 +188,27 @@ impl Inbound {
 }
 
 fn add_resent(pending: &mut PendingAnswers, message: &Message) {
-    pending.add_unordered(
+    pending.add_admitted_elsewhere(
         message.id.clone(),
         message.correlation_id.clone(),
         Some(message.conversation.clone()),
     );
 }
 
-/// Calls `admit`, with retries while the fan-out is unavailable, for half of the time that a
-/// message has; the other half is the log's. An admitted interrupt then cancels the messages before it.
+/// Calls `admit`, with retries while the fan-out is unavailable, for at most half of
+/// `PRODUCE_TIMEOUT_MS`; the append may use the other half. An admitted interrupt then cancels the
+/// messages before it.
 async fn admit(
     gateway: Arc<Gateway>,
     message_ref: MessageRef,
     mut message: Message,
 ) -> AdmissionResult {
-    let patience = gateway.settings.produce_timeout / 2;
-    let deadline = message.received_at + patience;
+    let max_wait = gateway.settings.produce_timeout / 2;
+    let deadline = message.received_at + max_wait;
     let _admitting = message.span.child(Kind::Internal, format_args!("admit"));
     // A fan-out that has been unavailable for longer than a message would wait is not waited for
     // again.
-    let admission = if gateway.health.unavailable_for(FANOUT) > patience {
+    let admission = if gateway.health.unavailable_for(FANOUT) > max_wait {
         None
     } else {
         let admit = || gateway.fanout.admit(&message_ref, &message.content);

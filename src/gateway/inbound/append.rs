@@ -5,7 +5,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::time::{Instant, timeout_at};
 
-use super::{CompletedStep, Inbound, Message};
+use super::{FinishedTask, Inbound, Message};
 use crate::gateway::client::Client;
 use crate::gateway::retry::retry_until;
 use crate::log::{AppendError, LogOffset};
@@ -25,8 +25,8 @@ pub(super) struct AppendResult {
 }
 
 impl Inbound {
-    /// Appends the message. The call determines its place in the log; the acknowledgement follows
-    /// as a step.
+    /// Appends the message. The order of these calls is the order in the log; the acknowledgement
+    /// completes as a later step.
     pub(super) fn begin_append(&mut self, message: Message) {
         let mut span = self.begin_append_span(&message);
         let appended = self.append(&message, span.context());
@@ -34,11 +34,11 @@ impl Inbound {
         self.push_step(async move {
             let result = timeout_at(deadline, appended).await.ok();
             match &result {
-                Some(Ok(at)) => span.number("messaging.kafka.offset", at.offset),
+                Some(Ok(log_offset)) => span.number("messaging.kafka.offset", log_offset.offset),
                 Some(Err(_)) => span.fail("refused"),
                 None => span.fail("timeout"),
             }
-            CompletedStep::Appended(Box::new(AppendResult { message, result }))
+            FinishedTask::Appended(Box::new(AppendResult { message, result }))
         });
     }
 
@@ -105,13 +105,13 @@ impl Inbound {
     pub(super) fn handle_appended(&mut self, appended: AppendResult) {
         let AppendResult { message, result } = appended;
         match result {
-            Some(Ok(at)) => self.confirm(&message, &at),
+            Some(Ok(log_offset)) => self.confirm(&message, &log_offset),
             Some(Err(error)) => self.reject_unacknowledged(message, Some(error)),
             None => self.reject_unacknowledged(message, None),
         }
     }
 
-    fn confirm(&mut self, message: &Message, at: &LogOffset) {
+    fn confirm(&mut self, message: &Message, log_offset: &LogOffset) {
         let metrics = &self.gateway.metrics;
         metrics.appends.increment(1);
         metrics
@@ -121,13 +121,13 @@ impl Inbound {
             correlation_id = &*message.correlation_id,
             message_id = message.id.as_str(),
             trace_id = message.span.trace_id(),
-            partition = at.partition,
-            offset = at.offset,
+            partition = log_offset.partition,
+            offset = log_offset.offset,
             "message accepted"
         );
         self.sessions.state().pending.set_in_log(&message.id);
         self.send_accepted(message);
-        self.announce(message);
+        self.publish_accepted(message);
     }
 
     /// Rejects a message that the log refused, or did not acknowledge in time (`None`).
@@ -158,7 +158,7 @@ impl Inbound {
 
     /// Publishes the question to the user's other connections, if there are any: most users have
     /// one, and one that connects after the admission finds the message in `pending`.
-    fn announce(&mut self, message: &Message) {
+    fn publish_accepted(&mut self, message: &Message) {
         // A `chatmesh.v1` connection is itself a subscriber, and so is this gateway because of it.
         let (own, origin) = match &self.client {
             Client::Classic(_) => (0, None),
@@ -184,7 +184,7 @@ impl Inbound {
                 gateway.fanout.accept(&message_ref, frame.clone())
             })
             .await;
-            CompletedStep::Announced
+            FinishedTask::AcceptedPublished
         });
     }
 }

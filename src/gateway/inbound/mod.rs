@@ -53,24 +53,25 @@ struct Message {
 }
 
 /// The result of a step after the admission. These complete in any order.
-enum CompletedStep {
+enum FinishedTask {
     Appended(Box<AppendResult>),
     Cancelled(CancelRequest, Option<CancelResult>),
-    Announced,
+    AcceptedPublished,
 }
 
-/// A request that takes effect after everything before it is admitted. Nothing else is read before.
+/// A request that waits until all earlier messages are admitted. No further frame is read until
+/// then.
 enum Barrier {
     Interrupt(Box<Message>),
     Cancel(CancelRequest),
 }
 
-/// What one connection's client has sent and the gateway has not finished.
+/// The frames of one client whose processing is not finished.
 #[derive(Default)]
 struct InProgress {
     admissions: FuturesOrdered<BoxFuture<'static, AdmissionResult>>,
     barrier: Option<Barrier>,
-    steps: FuturesUnordered<BoxFuture<'static, CompletedStep>>,
+    steps: FuturesUnordered<BoxFuture<'static, FinishedTask>>,
 }
 
 impl InProgress {
@@ -142,11 +143,12 @@ impl Inbound {
         self.in_progress.get_or_insert_default()
     }
 
-    fn push_step(&mut self, step: impl Future<Output = CompletedStep> + Send + 'static) {
+    fn push_step(&mut self, step: impl Future<Output = FinishedTask> + Send + 'static) {
         self.in_progress().steps.push(Box::pin(step));
     }
 
-    /// Advances what is in progress by one step. Never returns while nothing is. Cancel-safe.
+    /// Completes one step of the frames in progress. Never returns while no frame is in progress.
+    /// Cancel-safe.
     pub(super) async fn step(&mut self) {
         poll_fn(|cx| self.poll_step(cx)).await;
     }
@@ -164,9 +166,9 @@ impl Inbound {
             return Poll::Pending;
         };
         match step {
-            CompletedStep::Appended(appended) => self.handle_appended(*appended),
-            CompletedStep::Cancelled(request, result) => self.send_cancel_result(&request, result),
-            CompletedStep::Announced => {}
+            FinishedTask::Appended(appended) => self.handle_appended(*appended),
+            FinishedTask::Cancelled(request, result) => self.send_cancel_result(&request, result),
+            FinishedTask::AcceptedPublished => {}
         }
         Poll::Ready(())
     }
@@ -237,7 +239,12 @@ impl Inbound {
             });
             return;
         };
-        tracing::info!(correlation_id, message_id = %request.message_id, ?result, "cancel");
+        tracing::info!(
+            correlation_id,
+            message_id = %request.message_id,
+            ?result,
+            "cancel request answered"
+        );
         let user = &self.session.user;
         let frame = v1::cancel_result_frame(user, &request.message_id, client_id, result);
         self.client.push_reply(frame);

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use tokio::time::Instant;
 
-use super::{Barrier, CompletedStep, Inbound, Message};
+use super::{Barrier, FinishedTask, Inbound, Message};
 use crate::gateway::client::Client;
 use crate::gateway::encoder::Rejection;
 use crate::gateway::v1::requests::{self, CancelRequest};
@@ -15,8 +15,8 @@ use crate::protocol::trace_context::TraceContext;
 use crate::protocol::v1::{self, ClientFrame};
 use crate::telemetry::traces::{Kind, Span};
 
-/// The number of gateways that subscribe to a user's live channel, before the admission tells it:
-/// as if there were others, so that the message is announced to them.
+/// The number of gateways subscribed to a user's live channel until the admission returns it.
+/// Assumes other gateways, so that the message is announced to them.
 const UNKNOWN_SUBSCRIBERS: u64 = u64::MAX;
 
 impl Inbound {
@@ -24,7 +24,7 @@ impl Inbound {
     pub(in crate::gateway) fn handle_frame(&mut self, text: &str) {
         let gateway = &self.gateway;
         gateway.metrics.frames_received.increment(1);
-        let number = gateway.messages.fetch_add(1, Ordering::Relaxed);
+        let number = gateway.next_message_number.fetch_add(1, Ordering::Relaxed);
         let correlation_id = format!("{}-{number}", self.session.correlation_id).into();
         match self.client {
             Client::Classic(_) => self.handle_classic_frame(text, correlation_id),
@@ -127,7 +127,7 @@ impl Inbound {
                 self.push_step(async move {
                     let id = &request.message_id;
                     let result = requests::cancel(&gateway, &user, id, deadline).await;
-                    CompletedStep::Cancelled(request, result)
+                    FinishedTask::Cancelled(request, result)
                 });
             }
         }

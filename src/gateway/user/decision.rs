@@ -124,8 +124,8 @@ impl UserState {
     }
 
     /// Defers a published frame to a mailbox read where an earlier frame may be missing; returns
-    /// whether it did. The message is pending from then on, so that the read delivers its frame
-    /// whatever became of the mailbox.
+    /// whether it did. The message becomes pending, so that the read delivers its frame even from a
+    /// rebuilt mailbox.
     fn defer_if_out_of_order(&mut self, frame: &PublishedFrame<'_>) -> bool {
         let (Some(id), false) = (&frame.message_id, self.classic.is_empty()) else {
             return false;

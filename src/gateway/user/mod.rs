@@ -2,13 +2,13 @@
 //! they have received, what they wait for, and when the user's mailbox is read.
 //!
 //! Three facts decide about a terminal frame for classic clients ([`decision`]): whether it was
-//! delivered already; its position, since positions only grow within an epoch; and whether its
-//! message is pending here. The answer of a pending message is delivered whatever its position says:
-//! after Redis lost its data, positions may say nothing.
+//! delivered already; whether its position is newer than all delivered ones of its epoch; and
+//! whether its message is pending here. The answer of a pending message is delivered at any
+//! position, because positions cannot be compared after Redis lost its data.
 //!
-//! A published frame may be lost on its way. It is found in the mailbox then, and the frames that
-//! were published after it must not overtake it: as long as one may be missing, published frames
-//! are deferred to the mailbox read, which returns all of them in order.
+//! A published frame may be lost, and is then only in the mailbox. Later frames must not overtake
+//! it. While a frame may be missing, published frames are therefore deferred to the mailbox read,
+//! which returns all frames in order.
 
 use std::sync::Arc;
 
@@ -119,7 +119,7 @@ impl UserState {
     }
 
     /// Adds the messages that other connections or gateways left unanswered.
-    pub(super) fn add_pending_of(&mut self, view: &UserView) {
+    pub(super) fn add_pending_from_view(&mut self, view: &UserView) {
         for pending in &view.pending {
             self.add_pending(&pending.message_id, Some(&pending.conversation));
         }
@@ -134,7 +134,7 @@ impl UserState {
     pub(super) fn add_pending(&mut self, id: &MessageId, conversation: Option<&ConversationId>) {
         if !self.pending.contains(id) && !self.duplicates.contains_message(id.as_str()) {
             self.pending
-                .add_unordered(id.clone(), "".into(), conversation.cloned());
+                .add_admitted_elsewhere(id.clone(), "".into(), conversation.cloned());
         }
     }
 

@@ -82,7 +82,7 @@ fn frame_published_after_a_gap_waits_for_the_mailbox_read() {
 fn frame_published_after_a_deferred_frame_is_deferred() {
     let mut state = with_classic_client();
     // m2 is admitted here; m1 elsewhere, and Redis has lost that it is pending.
-    state.pending.add_admitted(
+    state.pending.add_admitted_here(
         message_id("m2"),
         "c-2".into(),
         Some(ConversationId::default_conversation()),
@@ -112,7 +112,7 @@ fn rebuilt_frame_is_delivered_only_where_its_message_was_admitted_or_published_h
     state.add_pending(&elsewhere, conversation.as_ref());
     state
         .pending
-        .add_admitted(admitted, "c".into(), conversation);
+        .add_admitted_here(admitted, "c".into(), conversation);
     let delivered = deliver(&mut state, "published", 9, FrameSource::Published);
     assert!(!delivered, "out of order");
     for (id, offset, expected) in [
@@ -132,7 +132,7 @@ fn rebuilt_frame_is_delivered_only_where_its_message_was_admitted_or_published_h
 fn frame_published_by_a_rewind_waits_for_missing_earlier_frames() {
     let mut state = with_classic_client();
     for id in ["m1", "m2"] {
-        state.pending.add_admitted(
+        state.pending.add_admitted_here(
             message_id(id),
             id.into(),
             Some(ConversationId::default_conversation()),
@@ -164,7 +164,9 @@ fn pending_answer_is_delivered_once_whatever_its_position() {
     let mut state = UserState::default();
     state.set_mailbox_start(&position(10));
     let id = message_id("m");
-    state.pending.add_admitted(id.clone(), "c-1".into(), None);
+    state
+        .pending
+        .add_admitted_here(id.clone(), "c-1".into(), None);
     assert!(!deliver(&mut state, "other", 4, FrameSource::Rebuilt));
     assert!(!deliver(&mut state, "other", 4, FrameSource::Published));
     assert!(deliver(&mut state, "m", 5, FrameSource::Rebuilt));

@@ -30,22 +30,22 @@ const PAGE_BYTES: usize = 64 << 10;
 /// A client that has not received its queued frames after this time counts as a slow consumer.
 const SLOW_CONSUMER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The fan-out may be unavailable for this many times `PRODUCE_TIMEOUT_MS` before the connection is
-/// closed.
+/// A connection is closed when the fan-out has been unavailable for `UNAVAILABLE_FACTOR` ×
+/// `PRODUCE_TIMEOUT_MS`.
 const UNAVAILABLE_FACTOR: u32 = 3;
 
 /// Why a connection catches up.
 enum CatchUpReason {
-    /// It is new, and the client brought no position.
+    /// The connection is new, and the client sent no position.
     Start,
     /// It is new, and the client resumes after this position.
     Resume(Position),
-    /// It was slow, or frames were lost.
+    /// The connection was slow, or live frames were lost.
     Repair,
 }
 
-/// Lets a connection catch up whenever it is stale, from its start on. Returns why the connection
-/// must be closed, and runs until then.
+/// Runs a catch-up whenever the connection is stale, beginning with a new connection's first.
+/// Returns only when the connection must be closed, with the reason.
 pub(in crate::gateway) async fn run(
     gateway: &Gateway,
     sessions: &UserSessions,
@@ -86,7 +86,7 @@ async fn catch_up(
             let mut state = sessions.state();
             state.set_mailbox_start(&view.end);
             if !gateway.settings.interop {
-                state.add_pending_of(&view);
+                state.add_pending_from_view(&view);
             }
         }
         let is_recovered = view.recovered && !gateway.settings.interop;
@@ -115,7 +115,7 @@ async fn catch_up(
 }
 
 /// Sends `welcome` where the client needs one: at its start, and where the mailbox could not be
-/// resumed, so that the client reloads its history. Whatever follows is a repair.
+/// resumed, so that the client reloads its history. Every later catch-up is a repair.
 async fn send_welcome(
     gateway: &Gateway,
     sessions: &UserSessions,
@@ -176,7 +176,7 @@ async fn send_stored(
     sessions
         .state()
         .subscribers
-        .advance(client, position.clone(), message_id.as_ref());
+        .record_received(client, position.clone(), message_id.as_ref());
     Ok(())
 }
 

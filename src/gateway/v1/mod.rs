@@ -1,5 +1,6 @@
-//! The `chatmesh.v1` protocol (protocol.md sections 1.2 and 3): what the gateway does for clients
-//! that resume from a position and follow answers while they are written.
+//! The `chatmesh.v1` protocol (protocol.md section 1.2; docs/consistency.md, "Subscribing and
+//! catching up"): what the gateway does for clients that resume from a position and follow answers
+//! while they are written.
 //!
 //! [`subscribers`] tracks, for each connection of a user, the last live frame it received.
 //! [`catch_up`] serves the connections with a gap, which are new, slow, or missed a frame: it

@@ -1,5 +1,4 @@
-//! What a client requests about messages that it sent before: to cancel one, or to interrupt all
-//! that precede a new one.
+//! Cancelling: one message (`cancel`), or all earlier ones of a conversation (`interrupt`).
 
 use std::sync::Arc;
 
@@ -34,8 +33,8 @@ pub(in crate::gateway) async fn cancel(
 }
 
 /// Cancels the messages that are pending before `message` in its conversation. The message has been
-/// admitted, so its place among the pending ones tells which precede it; an interrupt that is sent
-/// again does not cancel later messages. Returns false where the fan-out was unavailable.
+/// admitted, so the order of the pending messages shows which ones precede it; an interrupt that is
+/// sent again does not cancel later messages. Returns false where the fan-out was unavailable.
 pub(in crate::gateway) async fn interrupt(
     gateway: &Gateway,
     message: &MessageRef,

@@ -19,17 +19,17 @@ const RESENT_BYTES: usize = 1 << 20;
 #[derive(Debug)]
 pub(super) enum SubscriberState {
     /// The connection has a gap and has to read the mailbox.
-    Stale { since: u64 },
+    Stale { since_event: u64 },
     /// A read is in progress; live frames published after this event are buffered.
-    Reading { since: u64 },
+    Reading { since_event: u64 },
     /// The connection has received every live frame up to this one.
     Live(SequenceNumber),
 }
 
 /// A resent message's terminal frame that the connection has not received.
-struct ResentAnswer {
+struct ResendReply {
     /// The event at which the message was resent.
-    since: u64,
+    since_event: u64,
     text: Utf8Bytes,
 }
 
@@ -39,14 +39,14 @@ pub(super) struct Subscriber {
     pub(super) state: SubscriberState,
     pub(super) received: ReceivedPositions,
     /// Answers of messages that the client sent again before it had received them.
-    resent: HashMap<MessageId, ResentAnswer>,
+    resent: HashMap<MessageId, ResendReply>,
 }
 
 impl Subscriber {
     pub(super) fn new(client: Arc<V1State>, received: ReceivedPositions, event: u64) -> Self {
         Self {
             client,
-            state: SubscriberState::Stale { since: event },
+            state: SubscriberState::Stale { since_event: event },
             received,
             resent: HashMap::new(),
         }
@@ -74,7 +74,7 @@ impl Subscriber {
 
     /// Makes the connection read the mailbox.
     pub(super) fn mark_stale(&mut self, event: u64) {
-        self.state = SubscriberState::Stale { since: event };
+        self.state = SubscriberState::Stale { since_event: event };
         self.client.catch_up_needed.notify_one();
     }
 
@@ -126,11 +126,17 @@ impl Subscriber {
     /// Adds the answer of a resent message. Returns false where too many bytes wait already.
     pub(super) fn add_resent(&mut self, id: MessageId, text: Utf8Bytes, event: u64) -> bool {
         let waiting = self.resent.values();
-        let bytes: usize = waiting.map(|answer| answer.text.as_str().len()).sum();
+        let bytes: usize = waiting.map(|reply| reply.text.as_str().len()).sum();
         if bytes > RESENT_BYTES {
             return false;
         }
-        self.resent.insert(id, ResentAnswer { since: event, text });
+        self.resent.insert(
+            id,
+            ResendReply {
+                since_event: event,
+                text,
+            },
+        );
         true
     }
 
@@ -140,12 +146,12 @@ impl Subscriber {
 
     /// Removes the answers of messages that were resent up to `event`: the read that began then
     /// would have returned them if the mailbox still had them.
-    pub(super) fn take_resent_before(&mut self, event: u64) -> Vec<Utf8Bytes> {
+    pub(super) fn take_resend_replies_up_to(&mut self, event: u64) -> Vec<Utf8Bytes> {
         let mut texts = Vec::new();
-        self.resent.retain(|_, answer| {
-            let is_later = answer.since > event;
+        self.resent.retain(|_, reply| {
+            let is_later = reply.since_event > event;
             if !is_later {
-                texts.push(answer.text.clone());
+                texts.push(reply.text.clone());
             }
             is_later
         });

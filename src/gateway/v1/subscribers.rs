@@ -37,23 +37,22 @@ pub(in crate::gateway) struct Subscribers {
     list: Vec<Subscriber>,
     /// The number of the last published frame.
     last_published: Option<SequenceNumber>,
-    /// A logical clock: it counts published frames and changes of a subscriber's state, so that
-    /// they can be ordered.
-    event: u64,
+    /// Counts published frames and changes of a subscriber's state, so that they can be ordered.
+    logical_clock: u64,
     buffer: LiveBuffer,
 }
 
 impl Subscribers {
     /// Adds a connection that resumes after the position `since`; it has to read first.
     pub(in crate::gateway) fn add(&mut self, client: Arc<V1State>, since: Option<Position>) {
-        self.event += 1;
+        self.logical_clock += 1;
         // Most users have one connection, and a vector would begin with room for four.
         if self.list.capacity() == 0 {
             self.list.reserve_exact(1);
         }
         let received = ReceivedPositions::from_cursor(since);
         self.list
-            .push(Subscriber::new(client, received, self.event));
+            .push(Subscriber::new(client, received, self.logical_clock));
     }
 
     pub(in crate::gateway) fn remove(&mut self, client: &Arc<V1State>) {
@@ -92,7 +91,7 @@ impl Subscribers {
     /// Drops the buffer where no connection reads.
     fn clear_unused_buffer(&mut self) {
         if !self.is_reading() && !self.buffer.is_empty() {
-            self.buffer.clear(self.event);
+            self.buffer.clear(self.logical_clock);
         }
     }
 
@@ -101,7 +100,7 @@ impl Subscribers {
         if self.list.is_empty() {
             return;
         }
-        self.event += 1;
+        self.logical_clock += 1;
         if let Some(number) = &mut frame.number {
             if let Some(last) = &self.last_published
                 && last.counter == number.counter
@@ -119,32 +118,32 @@ impl Subscribers {
         }
         for subscriber in &mut self.list {
             if !subscriber.receive(&frame) {
-                subscriber.mark_stale(self.event);
+                subscriber.mark_stale(self.logical_clock);
             }
         }
         if self.is_reading() {
-            self.buffer.push(self.event, frame);
+            self.buffer.push(self.logical_clock, frame);
         } else {
-            self.buffer.skip(self.event);
+            self.buffer.skip(self.logical_clock);
         }
     }
 
-    /// Makes all live connections read, and those that read already read again: frames may be
-    /// missing anywhere.
+    /// Marks all live connections stale, and drops the buffer so that reads in progress are
+    /// repeated: any frame may be missing.
     pub(in crate::gateway) fn mark_all_stale(&mut self) {
-        self.event += 1;
-        self.buffer.clear(self.event);
+        self.logical_clock += 1;
+        self.buffer.clear(self.logical_clock);
         for subscriber in &mut self.list {
             if subscriber.is_live() {
-                subscriber.mark_stale(self.event);
+                subscriber.mark_stale(self.logical_clock);
             }
         }
     }
 
-    /// Makes one connection read, unless it is about to.
+    /// Marks one live connection stale. A stale or reading connection stays as it is.
     fn mark_stale(&mut self, client: &Arc<V1State>) {
-        self.event += 1;
-        let event = self.event;
+        self.logical_clock += 1;
+        let event = self.logical_clock;
         if let Some(subscriber) = self.get_mut(client)
             && subscriber.is_live()
         {
@@ -154,11 +153,11 @@ impl Subscribers {
 
     /// Makes the live connections read that have not received every frame up to `number`.
     pub(in crate::gateway) fn mark_stale_before(&mut self, number: &SequenceNumber) {
-        self.event += 1;
+        self.logical_clock += 1;
         for subscriber in &mut self.list {
             let last = subscriber.last_received();
             if last.is_some_and(|last| !last.is_at_or_after(number)) {
-                subscriber.mark_stale(self.event);
+                subscriber.mark_stale(self.logical_clock);
             }
         }
     }
@@ -179,7 +178,7 @@ impl Subscribers {
     }
 
     /// Whether every live connection has received every frame up to `number`.
-    pub(in crate::gateway) fn have_received(&self, number: &SequenceNumber) -> bool {
+    pub(in crate::gateway) fn have_all_received(&self, number: &SequenceNumber) -> bool {
         let mut received = self.list.iter().filter_map(Subscriber::last_received);
         received.all(|last| last.is_at_or_after(number))
     }
@@ -187,7 +186,7 @@ impl Subscribers {
     /// Begins a read for this connection: live frames are buffered from now on.
     pub(in crate::gateway) fn begin_read(&mut self, client: &Arc<V1State>) -> ReadStart {
         self.clear_unused_buffer();
-        let now = self.event;
+        let now = self.logical_clock;
         let Some(subscriber) = self.get_mut(client) else {
             return ReadStart {
                 after: None,
@@ -196,10 +195,12 @@ impl Subscribers {
             };
         };
         let stale_since = match subscriber.state {
-            SubscriberState::Stale { since } | SubscriberState::Reading { since } => since,
+            SubscriberState::Stale { since_event } | SubscriberState::Reading { since_event } => {
+                since_event
+            }
             SubscriberState::Live(_) => now,
         };
-        subscriber.state = SubscriberState::Reading { since: now };
+        subscriber.state = SubscriberState::Reading { since_event: now };
         ReadStart {
             after: subscriber.received.cursor().cloned(),
             stale_since,
@@ -212,7 +213,7 @@ impl Subscribers {
     pub(in crate::gateway) fn join_read(&mut self, client: &Arc<V1State>, buffered_since: u64) {
         if let Some(subscriber) = self.get_mut(client) {
             subscriber.state = SubscriberState::Reading {
-                since: buffered_since,
+                since_event: buffered_since,
             };
         }
     }
@@ -231,9 +232,9 @@ impl Subscribers {
 
     /// Ends a read that failed, or whose result could not be sent: the connection reads again.
     pub(in crate::gateway) fn abandon_read(&mut self, client: &Arc<V1State>) {
-        let event = self.event;
+        let event = self.logical_clock;
         if let Some(subscriber) = self.get_mut(client) {
-            subscriber.state = SubscriberState::Stale { since: event };
+            subscriber.state = SubscriberState::Stale { since_event: event };
         }
         self.clear_unused_buffer();
     }
@@ -246,8 +247,8 @@ impl Subscribers {
         client: &Arc<V1State>,
         number: SequenceNumber,
     ) -> Vec<Utf8Bytes> {
-        self.event += 1;
-        let event = self.event;
+        self.logical_clock += 1;
+        let event = self.logical_clock;
         let Some(index) = self
             .list
             .iter()
@@ -256,16 +257,16 @@ impl Subscribers {
             return Vec::new();
         };
         let subscriber = &mut self.list[index];
-        let SubscriberState::Reading { since } = subscriber.state else {
+        let SubscriberState::Reading { since_event } = subscriber.state else {
             return Vec::new();
         };
         subscriber.state = SubscriberState::Live(number);
-        let is_live = self.buffer.is_complete_since(since)
+        let is_live = self.buffer.is_complete_since(since_event)
             && self
                 .buffer
-                .frames_after(since)
+                .frames_after(since_event)
                 .all(|frame| subscriber.receive(frame));
-        let lost = subscriber.take_resent_before(since);
+        let lost = subscriber.take_resend_replies_up_to(since_event);
         if !is_live || subscriber.has_resent() {
             subscriber.mark_stale(event);
         }
@@ -303,7 +304,7 @@ impl Subscribers {
     }
 
     /// Records that the connection has received or skipped the terminal frame at `position`.
-    pub(in crate::gateway) fn advance(
+    pub(in crate::gateway) fn record_received(
         &mut self,
         client: &Arc<V1State>,
         position: Position,
@@ -326,7 +327,7 @@ impl Subscribers {
         text: Utf8Bytes,
     ) -> bool {
         self.mark_stale(client);
-        let event = self.event;
+        let event = self.logical_clock;
         match self.get_mut(client) {
             Some(subscriber) => subscriber.add_resent(id, text, event),
             None => true,

@@ -16,7 +16,7 @@ use crate::config::settings::PipelineSettings;
 use crate::log::{
     AppendError, Assignment, Consumer, ConsumerEvent, Log, LogError, LogOffset, TopicSpec,
 };
-use crate::pipeline::driver::{self, Parts};
+use crate::pipeline::driver::{self, Dependencies};
 use crate::pipeline::metrics::PipelineMetrics;
 use crate::pipeline::{
     DeadLetterWriter, Delivery, Handler, RewindPolicy, RewindRequest, StopRequested, Verdict,
@@ -277,7 +277,7 @@ pub(super) fn start(
         positions: HashMap::new(),
     };
     let drain = CancellationToken::new();
-    let parts = Parts {
+    let dependencies = Dependencies {
         consumer: Box::new(consumer),
         handler,
         rewind_policy,
@@ -297,7 +297,7 @@ pub(super) fn start(
         },
         metrics: PipelineMetrics::for_relay("group", "topic"),
     };
-    let task = tokio::spawn(driver::run(parts, drain.clone()));
+    let task = tokio::spawn(driver::run(dependencies, drain.clone()));
     TestPipeline {
         topic,
         events,
@@ -325,16 +325,16 @@ impl TestPipeline {
         self.topic.changed.notify_waiters();
     }
 
-    pub(super) async fn until(&self, what: &str, mut done: impl FnMut() -> bool) {
-        let condition = async {
+    pub(super) async fn wait_until(&self, condition: &str, mut done: impl FnMut() -> bool) {
+        let waiting = async {
             while !done() {
                 // With paused time, sleeping only lets the other tasks run.
                 tokio::time::sleep(Duration::from_millis(10)).await;
                 self.topic.changed.notify_waiters();
             }
         };
-        let result = tokio::time::timeout(Duration::from_secs(600), condition).await;
-        assert!(result.is_ok(), "timed out waiting for {what}");
+        let result = tokio::time::timeout(Duration::from_secs(600), waiting).await;
+        assert!(result.is_ok(), "timed out waiting for {condition}");
     }
 
     /// Drains the pipeline and waits for its end.

@@ -36,14 +36,14 @@ async fn a_slow_lane_blocks_no_other_lane_and_no_commit_passes_it() {
     }
     pipeline.assign(0, Some(0));
     pipeline
-        .until("25 fast records and the slow one", || {
+        .wait_until("25 fast records and the slow one", || {
             handler.deliveries().len() == 26
         })
         .await;
     assert_eq!(pipeline.topic.stored(0), Some(1));
     gate.add_permits(1);
     pipeline
-        .until("the last commit", || pipeline.topic.stored(0) == Some(50))
+        .wait_until("the last commit", || pipeline.topic.stored(0) == Some(50))
         .await;
     let slow: Vec<i64> = handler
         .deliveries()
@@ -68,7 +68,7 @@ async fn at_most_max_workers_records_are_processed_concurrently() {
     pipeline.assign(0, None);
     pipeline.assign(1, None);
     pipeline
-        .until("the last commit", || {
+        .wait_until("the last commit", || {
             pipeline.topic.stored(0) == Some(30) && pipeline.topic.stored(1) == Some(30)
         })
         .await;
@@ -93,11 +93,11 @@ async fn the_consumer_is_paused_above_the_backlog_limit_and_resumed_below_it() {
     }
     pipeline.assign(0, Some(0));
     pipeline
-        .until("the pause", || *pipeline.topic.is_paused.lock().unwrap())
+        .wait_until("the pause", || *pipeline.topic.is_paused.lock().unwrap())
         .await;
     gate.add_permits(1000);
     pipeline
-        .until("the last commit", || pipeline.topic.stored(0) == Some(200))
+        .wait_until("the last commit", || pipeline.topic.stored(0) == Some(200))
         .await;
     pipeline.drain().await;
 }
@@ -118,7 +118,7 @@ async fn a_failing_record_becomes_a_dead_letter_and_the_next_is_processed() {
     }
     pipeline.assign(0, Some(0));
     pipeline
-        .until("the last commit", || pipeline.topic.stored(0) == Some(3))
+        .wait_until("the last commit", || pipeline.topic.stored(0) == Some(3))
         .await;
     let delivery_count = |offset| {
         handler
@@ -159,17 +159,17 @@ async fn a_task_started_before_a_revocation_stores_no_offset() {
     pipeline.topic.append(0, "a", 10);
     pipeline.assign(0, Some(0));
     pipeline
-        .until("the first delivery", || handler.deliveries().len() == 1)
+        .wait_until("the first delivery", || handler.deliveries().len() == 1)
         .await;
     pipeline.revoke(0);
     pipeline.assign(0, Some(0));
     pipeline
-        .until("the second delivery", || handler.deliveries().len() == 2)
+        .wait_until("the second delivery", || handler.deliveries().len() == 2)
         .await;
     assert_eq!(pipeline.topic.stored(0), None);
     gate.add_permits(1);
     pipeline
-        .until("the commit of the second delivery", || {
+        .wait_until("the commit of the second delivery", || {
             pipeline.topic.stored(0) == Some(1)
         })
         .await;
@@ -191,7 +191,7 @@ async fn a_drain_starts_no_further_records() {
     }
     pipeline.assign(0, Some(0));
     pipeline
-        .until("the second delivery", || handler.deliveries().len() == 2)
+        .wait_until("the second delivery", || handler.deliveries().len() == 2)
         .await;
     let topic = pipeline.drain().await;
     assert!(*topic.is_closed.lock().unwrap());
@@ -214,7 +214,7 @@ async fn a_record_too_large_for_the_dead_letter_topic_blocks_no_other() {
     pipeline.topic.append(0, "a", 10);
     pipeline.assign(0, Some(0));
     pipeline
-        .until("the last commit", || pipeline.topic.stored(0) == Some(2))
+        .wait_until("the last commit", || pipeline.topic.stored(0) == Some(2))
         .await;
     let topic = pipeline.drain().await;
     let dead_letters = topic.dead_letters.lock().unwrap();
@@ -257,7 +257,7 @@ async fn a_record_whose_failure_report_panics_becomes_a_dead_letter() {
     pipeline.topic.append(0, "a", 10);
     pipeline.assign(0, Some(0));
     pipeline
-        .until("the last commit", || pipeline.topic.stored(0) == Some(2))
+        .wait_until("the last commit", || pipeline.topic.stored(0) == Some(2))
         .await;
     assert_eq!(pipeline.drain().await.dead_letters.lock().unwrap().len(), 1);
 }

@@ -13,20 +13,20 @@ use crate::pipeline::{Delivery, RewindPolicy, RewindRequest, Verdict};
 /// Rewinds every partition to the same offset.
 struct FixedRewind {
     offset: i64,
-    rewound: AtomicUsize,
+    completed_rewinds: AtomicUsize,
 }
 
 impl FixedRewind {
-    fn to(offset: i64) -> Arc<Self> {
+    fn new(offset: i64) -> Arc<Self> {
         Arc::new(Self {
             offset,
-            rewound: AtomicUsize::new(0),
+            completed_rewinds: AtomicUsize::new(0),
         })
     }
 
     /// How often a rewind was reported as complete.
-    fn rewound(&self) -> usize {
-        self.rewound.load(Ordering::SeqCst)
+    fn completed_rewinds(&self) -> usize {
+        self.completed_rewinds.load(Ordering::SeqCst)
     }
 }
 
@@ -37,26 +37,26 @@ impl RewindPolicy for FixedRewind {
     }
 
     async fn on_rewound(&self, _partition: i32) {
-        self.rewound.fetch_add(1, Ordering::SeqCst);
+        self.completed_rewinds.fetch_add(1, Ordering::SeqCst);
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_assignment_rewinds_and_marks_finished_records() {
     let handler = ScriptedHandler::new(|_| async { Verdict::Done });
-    let policy = FixedRewind::to(4);
+    let policy = FixedRewind::new(4);
     let pipeline = start(Arc::clone(&handler) as _, 1, Some(Arc::clone(&policy) as _));
     for _ in 0..10 {
         pipeline.topic.append(0, "a", 10);
     }
     pipeline.assign(0, Some(7));
     pipeline
-        .until("the last commit", || pipeline.topic.stored(0) == Some(10))
+        .wait_until("the last commit", || pipeline.topic.stored(0) == Some(10))
         .await;
     let expected: Vec<_> = (4..10).map(|offset| (0, offset, offset < 7)).collect();
     assert_eq!(handler.deliveries(), expected);
     pipeline
-        .until("the end of the rewind", || policy.rewound() == 1)
+        .wait_until("the end of the rewind", || policy.completed_rewinds() == 1)
         .await;
     pipeline.drain().await;
 }
@@ -64,12 +64,14 @@ async fn an_assignment_rewinds_and_marks_finished_records() {
 #[tokio::test(start_paused = true)]
 async fn a_rewind_without_records_completes_at_once() {
     let handler = ScriptedHandler::new(|_| async { Verdict::Done });
-    let policy = FixedRewind::to(7);
+    let policy = FixedRewind::new(7);
     let pipeline = start(handler, 1, Some(Arc::clone(&policy) as _));
     pipeline.assign(0, Some(7));
     pipeline.assign(1, None);
     pipeline
-        .until("the end of both rewinds", || policy.rewound() == 2)
+        .wait_until("the end of both rewinds", || {
+            policy.completed_rewinds() == 2
+        })
         .await;
     pipeline.drain().await;
 }
@@ -81,14 +83,14 @@ async fn a_rewind_during_processing_delivers_no_finished_record_as_new() {
         let lose = delivery.record.offset == 8 && std::mem::take(&mut *loses.lock().unwrap());
         async move { if lose { Verdict::Rewind } else { Verdict::Done } }
     });
-    let policy = FixedRewind::to(5);
+    let policy = FixedRewind::new(5);
     let pipeline = start(Arc::clone(&handler) as _, 1, Some(Arc::clone(&policy) as _));
     for _ in 0..10 {
         pipeline.topic.append(0, "a", 10);
     }
     pipeline.assign(0, Some(5));
     pipeline
-        .until("the last commit", || pipeline.topic.stored(0) == Some(10))
+        .wait_until("the last commit", || pipeline.topic.stored(0) == Some(10))
         .await;
     let deliveries = handler.deliveries();
     let new: Vec<i64> = deliveries
@@ -119,14 +121,14 @@ async fn a_rewind_request_waits_for_records_in_progress() {
             Verdict::Done
         }
     });
-    let policy = FixedRewind::to(0);
+    let policy = FixedRewind::new(0);
     let pipeline = start(Arc::clone(&handler) as _, 1, Some(Arc::clone(&policy) as _));
     for _ in 0..4 {
         pipeline.topic.append(0, "a", 10);
     }
     pipeline.assign(0, Some(0));
     pipeline
-        .until("the last record in progress", || {
+        .wait_until("the last record in progress", || {
             handler.deliveries().len() == 4
         })
         .await;
@@ -136,11 +138,11 @@ async fn a_rewind_request_waits_for_records_in_progress() {
         .await
         .unwrap();
     pipeline
-        .until("all records again", || handler.deliveries().len() == 8)
+        .wait_until("all records again", || handler.deliveries().len() == 8)
         .await;
     gate.add_permits(10);
     pipeline
-        .until("the last commit", || pipeline.topic.stored(0) == Some(4))
+        .wait_until("the last commit", || pipeline.topic.stored(0) == Some(4))
         .await;
     let again: Vec<_> = handler.deliveries().split_off(4);
     assert_eq!(
@@ -163,7 +165,7 @@ async fn silence_while_paused_does_not_complete_a_rewind() {
             Verdict::Done
         }
     });
-    let policy = FixedRewind::to(0);
+    let policy = FixedRewind::new(0);
     let pipeline = start(Arc::clone(&handler) as _, 4, Some(Arc::clone(&policy) as _));
     pipeline.topic.append(0, "a", 70 << 10);
     for _ in 0..5 {
@@ -171,19 +173,19 @@ async fn silence_while_paused_does_not_complete_a_rewind() {
     }
     pipeline.assign(0, Some(0));
     pipeline
-        .until("the pause", || *pipeline.topic.is_paused.lock().unwrap())
+        .wait_until("the pause", || *pipeline.topic.is_paused.lock().unwrap())
         .await;
     // The log has a gap below this commit, so that only silence can complete the rewind.
     pipeline.assign(1, Some(6));
     tokio::time::sleep(Duration::from_secs(30)).await;
-    assert_eq!(policy.rewound(), 1, "only partition 0 is rewound");
+    assert_eq!(policy.completed_rewinds(), 1, "only partition 0 is rewound");
     gate.add_permits(1);
     pipeline
-        .until("all deliveries", || handler.deliveries().len() == 6)
+        .wait_until("all deliveries", || handler.deliveries().len() == 6)
         .await;
-    assert_eq!(policy.rewound(), 1);
+    assert_eq!(policy.completed_rewinds(), 1);
     pipeline
-        .until("the end of the rewind", || policy.rewound() == 2)
+        .wait_until("the end of the rewind", || policy.completed_rewinds() == 2)
         .await;
     pipeline.drain().await;
 }
@@ -219,7 +221,7 @@ async fn a_partition_rewound_again_is_not_reported_as_rewound() {
     let pipeline = start(handler, 1, Some(Arc::clone(&policy) as _));
     pipeline.assign(0, Some(0));
     pipeline
-        .until("the first report", || {
+        .wait_until("the first report", || {
             policy.started.load(Ordering::SeqCst) == 1
         })
         .await;
@@ -229,13 +231,13 @@ async fn a_partition_rewound_again_is_not_reported_as_rewound() {
         .await
         .unwrap();
     pipeline
-        .until("the second report", || {
+        .wait_until("the second report", || {
             policy.started.load(Ordering::SeqCst) == 2
         })
         .await;
     policy.gate.add_permits(10);
     pipeline
-        .until("the end of a report", || {
+        .wait_until("the end of a report", || {
             policy.ended.load(Ordering::SeqCst) == 1
         })
         .await;

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::harness::FakeLog;
 use crate::config::settings::PipelineSettings;
 use crate::log::{Assignment, Consumer, ConsumerEvent, LogError};
-use crate::pipeline::driver::{self, Parts};
+use crate::pipeline::driver::{self, Dependencies};
 use crate::pipeline::metrics::PipelineMetrics;
 use crate::pipeline::{DeadLetterWriter, Delivery, Handler, StopRequested, Verdict, WorkSlot};
 use crate::protocol::log_record::Record;
@@ -247,7 +247,7 @@ impl Handler for SimHandler {
 }
 
 fn member(number: usize, group: &SharedGroup, changed: &Arc<Notify>) -> JoinHandle<()> {
-    let parts = Parts {
+    let dependencies = Dependencies {
         consumer: Box::new(SimConsumer {
             number,
             group: Arc::clone(group),
@@ -269,7 +269,7 @@ fn member(number: usize, group: &SharedGroup, changed: &Arc<Notify>) -> JoinHand
         },
         metrics: PipelineMetrics::for_worker("topic"),
     };
-    tokio::spawn(driver::run(parts, CancellationToken::new()))
+    tokio::spawn(driver::run(dependencies, CancellationToken::new()))
 }
 
 /// Runs one seed. Returns what went wrong.

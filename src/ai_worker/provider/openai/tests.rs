@@ -3,7 +3,7 @@
 
 use futures_util::StreamExt;
 
-use self::server::{Observed, Server, Step, reply, write};
+use self::server::{Server, ServerEvent, Step, reply, write};
 use super::*;
 use crate::ai_worker::provider::{ModelEvent, Role};
 use crate::protocol::error_code::ErrorCode;
@@ -141,7 +141,7 @@ async fn an_answer_is_read_and_the_request_has_the_expected_form() {
     let mut server = Server::start(vec![script]).await;
     let result = ask(&api(&server.base)).await.unwrap();
     assert_eq!(result, recorded("Hello world", true, "stop", Some("m-1")));
-    let (head, sent) = server.request().await;
+    let (head, sent) = server.next_request().await;
     assert!(
         head.starts_with("POST /v1/chat/completions HTTP/1.1\r\n"),
         "{head}"
@@ -265,7 +265,7 @@ async fn an_unclosed_connection_does_not_delay_the_answer() {
             ask(&api).await.unwrap(),
             recorded("Hello", true, "stop", Some("m-1"))
         );
-        server.closed().await;
+        server.wait_until_closed().await;
     }
 }
 
@@ -278,7 +278,7 @@ async fn dropping_the_stream_closes_the_connection() {
     let first = stream.next().await.unwrap().unwrap();
     assert_eq!(first, ModelEvent::Text("Hello".to_owned()));
     drop(stream);
-    server.closed().await;
+    server.wait_until_closed().await;
 }
 
 #[tokio::test]
@@ -292,10 +292,10 @@ async fn a_connection_is_reused_after_a_complete_answer() {
     let api = api(&server.base);
     for _ in 0..2 {
         ask(&api).await.unwrap();
-        let observed = server.observed.recv().await.unwrap();
+        let event = server.events.recv().await.unwrap();
         assert!(
-            matches!(observed, Observed::Request { connection: 0, .. }),
-            "{observed:?}"
+            matches!(event, ServerEvent::Request { connection: 0, .. }),
+            "{event:?}"
         );
     }
 }
@@ -364,7 +364,7 @@ async fn request_fields_that_a_server_refuses_are_omitted_from_then_on() {
     ask(&api).await.unwrap();
     let mut sent = Vec::new();
     for _ in 0..5 {
-        let (_, body) = server.request().await;
+        let (_, body) = server.next_request().await;
         let keys = [
             "stream_options",
             "max_tokens",

@@ -19,7 +19,7 @@ use crate::store::Batch;
 /// An answer that a worker is generating.
 #[derive(Debug)]
 pub(super) struct InFlight {
-    pub(super) id: Option<ClientMessageId>,
+    pub(super) client_id: Option<ClientMessageId>,
     pub(super) conversation: ConversationId,
     pub(super) owner: Owner,
     pub(super) attempt: u32,
@@ -67,7 +67,7 @@ impl UserState {
             .filter(|(_, answer)| !context.is_expired(answer.updated_ms, ttl))
             .map(|(message_id, answer)| InFlightAnswer {
                 message_id: message_id.clone(),
-                id: answer.id.clone(),
+                id: answer.client_id.clone(),
                 conversation: answer.conversation.clone(),
                 attempt: answer.attempt,
                 index: answer.next_index,
@@ -135,7 +135,7 @@ impl UserState {
         self.in_flight.insert(
             message.clone(),
             InFlight {
-                id: call.message.id.clone(),
+                client_id: call.message.id.clone(),
                 conversation: call.message.conversation.clone(),
                 owner: call.owner.clone(),
                 attempt: number,

@@ -70,7 +70,7 @@ impl UserState {
             context.store.commit(batch)?;
         }
         if has_mailbox {
-            self.expire_mailbox(context)?;
+            self.remove_expired_frames(context)?;
         }
         Ok(())
     }

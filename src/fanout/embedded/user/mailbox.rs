@@ -412,7 +412,7 @@ impl UserState {
     }
 
     /// Removes expired frames from the mailbox, or the mailbox as a whole.
-    pub(super) fn expire_mailbox(&mut self, context: &StoreContext<'_>) -> Result<()> {
+    pub(super) fn remove_expired_frames(&mut self, context: &StoreContext<'_>) -> Result<()> {
         self.drop_unused_mailbox(context)?;
         let mut batch = Batch::default();
         if let Some(mailbox) = &mut self.mailbox

@@ -187,20 +187,20 @@ pub(super) async fn run_client(
             }
         });
         client.is_welcomed = false;
-        let disconnect_at = Instant::now() + Duration::from_millis(random.below(600));
-        let stays_connected = random.happens(0.3);
-        let is_slow = random.happens(0.3);
+        let disconnect_at = Instant::now() + Duration::from_millis(random.number_below(600));
+        let stays_connected = random.chance(0.3);
+        let is_slow = random.chance(0.3);
         let result = loop {
             if client.ends.len() == MESSAGES || !stays_connected && Instant::now() >= disconnect_at
             {
                 break Ok(());
             }
-            let patience = if stays_connected {
+            let max_wait = if stays_connected {
                 Duration::from_secs(30)
             } else {
                 disconnect_at - Instant::now()
             };
-            let Ok(Some(Message::Text(frame))) = timeout(patience, frames.recv()).await else {
+            let Ok(Some(Message::Text(frame))) = timeout(max_wait, frames.recv()).await else {
                 break Ok(());
             };
             if is_slow {

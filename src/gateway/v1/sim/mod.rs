@@ -49,16 +49,16 @@ const DELTAS: u32 = 4;
 struct SeededRandom(Arc<Mutex<StdRng>>);
 
 impl SeededRandom {
-    fn below(&self, bound: u64) -> u64 {
+    fn number_below(&self, bound: u64) -> u64 {
         self.0.lock().unwrap().random_range(0..bound)
     }
 
-    fn happens(&self, probability: f64) -> bool {
+    fn chance(&self, probability: f64) -> bool {
         self.0.lock().unwrap().random_bool(probability)
     }
 
     async fn pause(&self, max_ms: u64) {
-        sleep(Duration::from_millis(self.below(max_ms))).await;
+        sleep(Duration::from_millis(self.number_below(max_ms))).await;
     }
 }
 
@@ -120,8 +120,8 @@ fn gateway(fanout: Arc<EmbeddedFanout>) -> Arc<Gateway> {
         http_connections: http::slots::HttpConnections::new(0, 0, settings.head_timeout),
         revocations: revocation::Revocations::new(settings.auth),
         loopback: true,
-        messages: AtomicU64::new(1),
-        closing: AtomicU64::new(0),
+        next_message_number: AtomicU64::new(1),
+        drain_closes: AtomicU64::new(0),
         drain: CancellationToken::new(),
         abort: CancellationToken::new(),
         tasks: TaskTracker::new(),
@@ -161,10 +161,10 @@ async fn receive_published(gateway: Arc<Gateway>, random: SeededRandom) {
             payload,
         } = event
         {
-            if random.happens(0.03) {
+            if random.chance(0.03) {
                 continue;
             }
-            if random.happens(0.02) {
+            if random.chance(0.02) {
                 gateway.registry.record_gap();
                 continue;
             }
@@ -223,8 +223,8 @@ async fn answer_messages(fanout: Arc<EmbeddedFanout>, random: SeededRandom) {
             };
             let mut text = String::new();
             let dies_at = random
-                .happens(0.2)
-                .then(|| random.below(u64::from(DELTAS)) as u32);
+                .chance(0.2)
+                .then(|| random.number_below(u64::from(DELTAS)) as u32);
             for index in 0..DELTAS {
                 random.pause(40).await;
                 if dies_at == Some(index) {
@@ -261,7 +261,7 @@ async fn answer_messages(fanout: Arc<EmbeddedFanout>, random: SeededRandom) {
             position: position(number),
             known_end: (number > 0).then(|| position(number - 1)),
             logged_at_ms: None,
-            is_rewind: random.happens(0.2),
+            is_rewind: random.chance(0.2),
             frame: outcome(number, &text).frame,
             answer: text,
             status: TurnStatus::Answered,

@@ -225,7 +225,7 @@ fn answer_of_a_resent_message_is_sent_once_by_the_read_or_after_it() {
     }
     assert!(subscribers.is_stale(&client));
     subscribers.begin_read(&client);
-    subscribers.advance(&client, position(5), Some(&message_id("5")));
+    subscribers.record_received(&client, position(5), Some(&message_id("5")));
     assert_eq!(subscribers.finish_read(&client, number(1)), ["t9"]);
     assert!(!subscribers.is_stale(&client));
 }

@@ -221,7 +221,7 @@ async fn a_missing_first_token_times_out() {
             row,
             (ErrorCode::ProviderTimeout, true, kind::FIRST_TOKEN_TIMEOUT)
         );
-        server.closed().await;
+        server.wait_until_closed().await;
     }
 }
 
@@ -238,7 +238,7 @@ async fn a_silence_between_tokens_times_out() {
     let row = (error.code, error.retryable, error.kind);
     assert_eq!(row, (ErrorCode::ProviderTimeout, true, kind::IDLE_TIMEOUT));
     assert_eq!(text, "Hello");
-    server.closed().await;
+    server.wait_until_closed().await;
 }
 
 #[tokio::test]

@@ -17,9 +17,9 @@ pub(super) enum Step {
     Close,
 }
 
-/// What the server has observed.
+/// An event that the server has observed.
 #[derive(Debug)]
-pub(super) enum Observed {
+pub(super) enum ServerEvent {
     Request {
         /// Counted from 0.
         connection: usize,
@@ -31,7 +31,7 @@ pub(super) enum Observed {
 
 pub(super) struct Server {
     pub(super) base: String,
-    pub(super) observed: mpsc::UnboundedReceiver<Observed>,
+    pub(super) events: mpsc::UnboundedReceiver<ServerEvent>,
 }
 
 impl Server {
@@ -39,7 +39,7 @@ impl Server {
     pub(super) async fn start(scripts: Vec<Vec<Step>>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!("http://{}/v1", listener.local_addr().unwrap());
-        let (sender, observed) = mpsc::unbounded_channel();
+        let (sender, events) = mpsc::unbounded_channel();
         let scripts = Arc::new(Mutex::new(scripts.into_iter()));
         tokio::spawn(async move {
             let mut connections = 0..;
@@ -49,30 +49,30 @@ impl Server {
                 tokio::spawn(async move {
                     let next = || scripts.lock().unwrap().next();
                     serve(connection, socket, &sender, next).await;
-                    let _ = sender.send(Observed::Closed);
+                    let _ = sender.send(ServerEvent::Closed);
                 });
             }
         });
-        Self { base, observed }
+        Self { base, events }
     }
 
-    pub(super) async fn request(&mut self) -> (String, serde_json::Value) {
+    pub(super) async fn next_request(&mut self) -> (String, serde_json::Value) {
         loop {
-            if let Observed::Request { head, body, .. } = self.observed.recv().await.unwrap() {
+            if let ServerEvent::Request { head, body, .. } = self.events.recv().await.unwrap() {
                 return (head, body);
             }
         }
     }
 
-    pub(super) async fn closed(&mut self) {
-        while !matches!(self.observed.recv().await.unwrap(), Observed::Closed) {}
+    pub(super) async fn wait_until_closed(&mut self) {
+        while !matches!(self.events.recv().await.unwrap(), ServerEvent::Closed) {}
     }
 }
 
 async fn serve(
     connection: usize,
     mut socket: TcpStream,
-    observed: &mpsc::UnboundedSender<Observed>,
+    events: &mpsc::UnboundedSender<ServerEvent>,
     next: impl Fn() -> Option<Vec<Step>>,
 ) {
     let mut buffer = Vec::new();
@@ -94,12 +94,12 @@ async fn serve(
         }
         let body: Vec<u8> = buffer.drain(..length).collect();
         let body = serde_json::from_slice(&body).unwrap();
-        let request = Observed::Request {
+        let request = ServerEvent::Request {
             connection,
             head,
             body,
         };
-        observed.send(request).unwrap();
+        events.send(request).unwrap();
         for step in next().expect("more requests than scripts") {
             match step {
                 Step::Write(text) => {
