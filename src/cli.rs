@@ -42,7 +42,7 @@ If standard input is not a terminal, all of it is one message. If standard outpu
 the answer is printed unchanged when it is complete; on a terminal it is printed as it arrives,
 without control characters. Events of the connection are printed on standard error.
 
-Exit codes: 0 answered, 1 failed or stopped, 2 used wrongly.";
+Exit codes: 0 answered, 1 failed or stopped, 2 invalid arguments.";
 
 /// Carries AI conversations between clients and models, and loses nothing.
 #[derive(Debug, Parser)]
@@ -75,7 +75,7 @@ enum Command {
     AiWorker(Listen),
     /// Deliver answers to the gateways.
     Relay(Listen),
-    /// All three in one process, with a log of its own: no Kafka, no Redis.
+    /// Run all three roles in one process, with embedded storage instead of Kafka and Redis.
     AllInOne {
         #[command(flatten)]
         listen: Listen,
@@ -110,7 +110,7 @@ enum Command {
     LoadTest(load_test::LoadArgs),
     /// Serve OpenAI's API without a model, for load tests and demos.
     MockOpenai(mock_openai::MockArgs),
-    /// Exit code 0 if the local role is ready, else 1; for containers.
+    /// Check whether the local role is ready, for containers. Exit code 0: ready, 1: not ready.
     ///
     /// Calls the configured address (PORT of a gateway and all-in-one, METRICS_PORT of a worker
     /// and a relay), or --url.
@@ -263,7 +263,7 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
                 url
             } else {
                 let address = load(role, common, Vec::new())?.health_listen();
-                let address = healthcheck::reachable(address);
+                let address = healthcheck::reachable_address(address);
                 format!("http://{address}/health/ready")
             };
             healthcheck::run(&url)
@@ -352,10 +352,10 @@ fn run_token(common: Common, command: TokenCommand) -> anyhow::Result<()> {
             let valid = runtime.block_on(token::verify(&config, &user(&userid)?, &token))?;
             if !valid.is_revocation_checked {
                 eprintln!(
-                    "whether it was revoked was not looked up: REDIS_URL and REDIS_HOST are not set"
+                    "warning: revocation was not checked: set REDIS_URL or REDIS_HOST to check it"
                 );
             }
-            print(&format!("good for {} s\n", valid.expires_in.as_secs()))
+            print(&format!("valid for {} s\n", valid.expires_in.as_secs()))
         }
         TokenCommand::Revoke { userid } => {
             runtime.block_on(token::revoke(&config, &user(&userid)?))?;

@@ -191,7 +191,7 @@ export declare class ChatMesh {
   on<E extends keyof Events>(event: E, listener: (detail: Events[E]) => void): () => void;
   /** Connects and keeps the connection; `send` connects automatically. */
   connect(): void;
-  /** Closes the connection. Open messages fail here with the code `closed`; the server goes on. */
+  /** Closes the connection. Open messages fail with the code `closed`, but are still answered. */
   close(): void;
   /** Reconnects without waiting, or checks whether the open connection is alive. */
   poke(): void;

@@ -24,7 +24,7 @@ const MAX_TOKEN_REJECTIONS = 5;
 /** Resends of one message after `unavailable`. */
 const MAX_RESENDS = 5;
 /** Messages without an outcome. */
-const MAX_OPEN = 256;
+const MAX_PENDING = 256;
 /** Ended messages whose ids are remembered, so that their late frames are ignored. */
 const MAX_ENDED_IDS = 512;
 
@@ -34,8 +34,8 @@ const NAME = /^[A-Za-z0-9._:@|+-]{1,64}$/;
 const TOKEN = /^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/;
 
 /** Close codes after which a new connection would fail in the same way. */
-const FATAL = new Set([1002, 1003, 1007, 1009]);
-const UNAUTHORIZED = new Set([4401, 4403]);
+const FATAL_CLOSE_CODES = new Set([1002, 1003, 1007, 1009]);
+const UNAUTHORIZED_CLOSE_CODES = new Set([4401, 4403]);
 
 /** Base class of all errors of the client. `code` is for programs, the message for people. */
 export class ChatError extends Error {
@@ -291,7 +291,7 @@ export class ChatMesh {
       throw new ChatError('invalid_message', 'id and conversationId must be 1 to 64 characters of A-Z a-z 0-9 . _ : @ | + -');
     }
     if (id !== undefined && this.#byId.has(id)) return this.#byId.get(id);
-    if (this.#open.size >= MAX_OPEN) {
+    if (this.#open.size >= MAX_PENDING) {
       throw new ChatError('queue_full', 'Too many messages wait for their answers.', { retryable: true });
     }
     const fields = { id: id ?? newId(), conversationId, question, interrupt, mine: true, state: 'queued' };
@@ -450,7 +450,7 @@ export class ChatMesh {
       return answer;
     }
     if (!frame.message_id || this.#endedIds.has(frame.message_id)) return null;
-    if (this.#open.size >= MAX_OPEN) return null;
+    if (this.#open.size >= MAX_PENDING) return null;
     answer = this.#track(
       new Answer(this, {
         id: frame.id,
@@ -533,7 +533,7 @@ export class ChatMesh {
           this.#sentOnSocket.delete(answer);
           answer[setState]('queued');
         } else {
-          const text = 'How this message ended was missed; it is in the history.';
+          const text = 'The outcome of this message was not received; the history has it.';
           this.#fail(answer, new MessageError('missed', text, { messageId: answer.messageId }));
         }
       }
@@ -558,7 +558,7 @@ export class ChatMesh {
     this.#openSocket();
   }
 
-  /** Closes the connection. Open messages fail here with the code `closed`; the server goes on. */
+  /** Closes the connection. Open messages fail with the code `closed`, but are still answered. */
   close() {
     this.#closeForGood(closedByClient(), 1000);
   }
@@ -673,7 +673,7 @@ export class ChatMesh {
   #ping(timeout) {
     this.#write({ type: 'ping' });
     // A further ping does not extend the deadline of an earlier one.
-    if (!this.#timers.pong) this.#setTimer('pong', timeout, () => this.#abandonSocket('The connection went silent.'));
+    if (!this.#timers.pong) this.#setTimer('pong', timeout, () => this.#abandonSocket('The server did not answer in time.'));
   }
 
   /** Reconnects without waiting for a close event, which a dead connection never delivers. */
@@ -697,9 +697,9 @@ export class ChatMesh {
   #handleClose(code, reason) {
     const requestedDelay = this.#requestedDelay;
     this.#releaseSocket(1000);
-    if (UNAUTHORIZED.has(code)) {
+    if (UNAUTHORIZED_CLOSE_CODES.has(code)) {
       this.#handleRejectedToken(code);
-    } else if (FATAL.has(code)) {
+    } else if (FATAL_CLOSE_CODES.has(code)) {
       const text = `The server closed the connection, and reconnecting would not help (${code} ${reason || 'protocol error'}).`;
       this.#closeForGood(new ConnectionError(reason || 'protocol_error', text, { closeCode: code }));
     } else if (code === 4429) {

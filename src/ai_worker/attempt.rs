@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::context_cache::CachedContext;
 use super::outcome::OutcomeBuilder;
-use crate::fanout::{DeferredOutcome, MessageRef, Owner};
+use crate::fanout::{LazyOutcome, MessageRef, Owner};
 use crate::protocol::record::Question;
 
 /// A message that this worker is processing.
@@ -43,7 +43,7 @@ pub(super) struct Attempt<'a> {
     /// Earlier turns of the conversation; `None` where they are unknown and must be read.
     pub(super) context: Option<CachedContext>,
     /// The outcome of the message if it turns out to be cancelled before it has any text.
-    pub(super) cancelled_outcome: DeferredOutcome,
+    pub(super) cancelled_outcome: LazyOutcome,
     /// The attempt's number, from 1. It grows when the fan-out loses its data during the attempt.
     pub(super) number: u32,
 }

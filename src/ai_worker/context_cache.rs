@@ -11,7 +11,7 @@ use std::time::Duration;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
-use crate::fanout::{Appended, HistoryVersion, Turn, TurnStatus};
+use crate::fanout::{HistoryVersion, Turn, TurnAppend, TurnStatus};
 use crate::protocol::record::Question;
 
 /// Size limit of the cache. Enough for some ten thousand conversations.
@@ -57,7 +57,12 @@ impl CachedContext {
 
     /// The context after `turn` was appended, with at most `limit` turns. Returns `None` if the
     /// stored history was not at `self.version` before the append, or the context is not cacheable.
-    pub(super) fn append(mut self, appended: Appended, turn: &Turn, limit: usize) -> Option<Self> {
+    pub(super) fn append(
+        mut self,
+        appended: TurnAppend,
+        turn: &Turn,
+        limit: usize,
+    ) -> Option<Self> {
         if self.version != appended.before || !self.is_cacheable {
             return None;
         }

@@ -266,17 +266,17 @@ impl Generator {
             return span;
         }
         let api = self.settings.model.as_ref();
-        span.text("gen_ai.operation.name", "chat");
+        span.set_text("gen_ai.operation.name", "chat");
         let provider = api.map_or("chatmesh.demo", |_| "openai");
-        span.text("gen_ai.provider.name", provider);
-        span.text("gen_ai.request.model", &request.model);
-        span.number("gen_ai.request.max_tokens", request.max_tokens);
-        span.float("gen_ai.request.temperature", request.temperature);
-        span.number("chatmesh.attempt", number);
+        span.set_text("gen_ai.provider.name", provider);
+        span.set_text("gen_ai.request.model", &request.model);
+        span.set_number("gen_ai.request.max_tokens", request.max_tokens);
+        span.set_float("gen_ai.request.temperature", request.temperature);
+        span.set_number("chatmesh.attempt", number);
         if let Some(url) = api.map(|api| &api.base_url) {
-            span.text("server.address", url.host_str().unwrap_or_default());
+            span.set_text("server.address", url.host_str().unwrap_or_default());
             if let Some(port) = url.port_or_known_default() {
-                span.number("server.port", port);
+                span.set_number("server.port", port);
             }
         }
         span
@@ -299,7 +299,7 @@ impl Generator {
             match event? {
                 ModelEvent::Text(text) => {
                     if answer.text.is_empty() {
-                        span.event("first token");
+                        span.add_event("first token");
                     }
                     let accepted = prefix_of_json_len(&text, remaining);
                     writer.push(accepted);
@@ -333,16 +333,16 @@ impl Generator {
 fn end_call_span(mut span: Span, end: &CallEnd) {
     match end {
         CallEnd::Answer(answer) => {
-            span.text("gen_ai.response.model", &answer.model);
-            span.texts("gen_ai.response.finish_reasons", &[&answer.finish_reason]);
+            span.set_text("gen_ai.response.model", &answer.model);
+            span.set_texts("gen_ai.response.finish_reasons", &[&answer.finish_reason]);
             if let Some(usage) = &answer.usage {
-                span.number("gen_ai.usage.input_tokens", usage.prompt_tokens);
-                span.number("gen_ai.usage.output_tokens", usage.completion_tokens);
+                span.set_number("gen_ai.usage.input_tokens", usage.prompt_tokens);
+                span.set_number("gen_ai.usage.output_tokens", usage.completion_tokens);
             }
         }
         CallEnd::Failed(error) => span.fail(error.kind),
-        CallEnd::Stopped(StopReason::Cancelled) => span.event("cancelled"),
-        CallEnd::Stopped(StopReason::Fenced) => span.event("taken over"),
+        CallEnd::Stopped(StopReason::Cancelled) => span.add_event("cancelled"),
+        CallEnd::Stopped(StopReason::Fenced) => span.add_event("taken over"),
         CallEnd::DeadlineExceeded => span.fail("deadline"),
     }
 }

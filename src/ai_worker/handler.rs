@@ -197,7 +197,7 @@ impl WorkerHandler {
             message: message.reference.clone(),
             owner: message.owner.clone(),
             last_attempt: progress.last_attempt,
-            cancelled_outcome: message.outcomes.deferred_cancelled_outcome(progress.text()),
+            cancelled_outcome: message.outcomes.lazy_cancelled_outcome(progress.text()),
             history: needs_context
                 .then(|| self.generator.history_request(progress.context.as_ref()))
                 .flatten(),
@@ -311,7 +311,7 @@ impl WorkerHandler {
             message: message.reference.clone(),
             owner: message.owner.clone(),
             attempt: attempt.number,
-            cancelled_outcome: message.outcomes.deferred_cancelled_outcome(text),
+            cancelled_outcome: message.outcomes.lazy_cancelled_outcome(text),
             outcome: Arc::new(outcome),
         };
         let keep_span = slot.span().child(Kind::Internal, format_args!("keep"));
@@ -364,11 +364,11 @@ impl WorkerHandler {
             let mut span = slot
                 .span()
                 .child(Kind::Producer, format_args!("send {topic}"));
-            span.text("messaging.system", traces::log_system());
-            span.text("messaging.operation.name", "send");
-            span.text("messaging.operation.type", "send");
-            span.text("messaging.destination.name", topic);
-            span.text("messaging.message.id", question.message_id.as_str());
+            span.set_text("messaging.system", traces::log_system());
+            span.set_text("messaging.operation.name", "send");
+            span.set_text("messaging.operation.type", "send");
+            span.set_text("messaging.destination.name", topic);
+            span.set_text("messaging.message.id", question.message_id.as_str());
             let record = terminal_record(question, outcome, span.context());
             let log_offset = slot
                 .retry_despite_stop("produce", || {
@@ -381,7 +381,7 @@ impl WorkerHandler {
                 })
                 .await;
             self.metrics.record_publish();
-            span.number("messaging.kafka.offset", log_offset.offset);
+            span.set_number("messaging.kafka.offset", log_offset.offset);
             drop(span);
             tracing::info!(
                 partition = log_offset.partition,

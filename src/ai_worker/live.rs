@@ -14,8 +14,7 @@ use super::cancel_watch::CancelWatcher;
 use super::coalesce::{Coalescer, Delta};
 use super::outcome;
 use crate::fanout::{
-    Answers, BeginRequest, BeginResponse, DeferredOutcome, LiveRequest, LiveResponse, MessageRef,
-    Owner,
+    Answers, BeginRequest, BeginResponse, LazyOutcome, LiveRequest, LiveResponse, MessageRef, Owner,
 };
 
 /// A third of the lease, so that one lost renewal does not end it.
@@ -75,7 +74,7 @@ impl LiveWriter {
     pub(super) fn start(
         fanout: Arc<dyn Answers>,
         target: LiveTarget,
-        cancelled: DeferredOutcome,
+        cancelled: LazyOutcome,
         coalescer: Coalescer,
         cancels: CancelWatcher,
     ) -> Self {
@@ -233,11 +232,11 @@ impl Publisher {
             match self.fanout.live(request).await {
                 Ok(LiveResponse::Written) => {}
                 // The delta had arrived with an earlier call whose response was lost.
-                Ok(LiveResponse::Expected(index))
+                Ok(LiveResponse::OutOfOrder(index))
                     if next_index.is_none_or(|next| next == index) => {}
                 Ok(LiveResponse::Fenced) => return Err(StopReason::Fenced),
                 Ok(LiveResponse::Cancelled) => return Err(StopReason::Cancelled),
-                Ok(LiveResponse::DataLost | LiveResponse::Expected(_)) => {
+                Ok(LiveResponse::DataLost | LiveResponse::OutOfOrder(_)) => {
                     self.begin_again().await?;
                 }
                 Err(error) => {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::provider::ModelError;
-use crate::fanout::{DeferredOutcome, NewOutcome, Turn, TurnStatus};
+use crate::fanout::{LazyOutcome, NewOutcome, Turn, TurnStatus};
 use crate::protocol::error_code::ErrorCode;
 use crate::protocol::record::{Question, TerminalKind, TerminalRecord, Usage};
 
@@ -69,9 +69,9 @@ impl OutcomeBuilder {
 
     /// Like [`OutcomeBuilder::cancelled_outcome`], but built only if the message was in fact
     /// cancelled.
-    pub(super) fn deferred_cancelled_outcome(&self, text: &str) -> DeferredOutcome {
+    pub(super) fn lazy_cancelled_outcome(&self, text: &str) -> LazyOutcome {
         let (builder, text) = (self.clone(), text.to_owned());
-        DeferredOutcome::new(move || builder.cancelled_outcome(&text))
+        LazyOutcome::new(move || builder.cancelled_outcome(&text))
     }
 
     fn error_record(&self, code: ErrorCode) -> TerminalRecord {
@@ -108,13 +108,10 @@ impl OutcomeBuilder {
 }
 
 /// The outcome of a cancelled message with another text than `cancelled` was built with.
-pub(super) fn cancelled_outcome_with_text(
-    cancelled: &DeferredOutcome,
-    text: String,
-) -> DeferredOutcome {
+pub(super) fn cancelled_outcome_with_text(cancelled: &LazyOutcome, text: String) -> LazyOutcome {
     let cancelled = cancelled.clone();
-    DeferredOutcome::new(move || {
-        let mut outcome = cancelled.make();
+    LazyOutcome::new(move || {
+        let mut outcome = cancelled.build();
         if let Ok(mut terminal) = TerminalRecord::parse(outcome.frame.as_bytes()) {
             terminal.content = Some(text.clone());
             outcome.frame = terminal.to_json();

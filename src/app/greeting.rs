@@ -1,4 +1,4 @@
-//! The greeting of `all-in-one`: how to try it.
+//! Prints the addresses of a started `all-in-one`, its model and its data directory.
 #![expect(
     clippy::print_stdout,
     reason = "it is output for the person at the terminal, not a log line"
@@ -6,21 +6,21 @@
 
 use std::net::SocketAddr;
 
-use super::reachable;
+use super::reachable_address;
 use crate::config::Config;
 use crate::config::settings::AuthMode;
 
 /// Prints the addresses, the model and the data directory: as text for a terminal, otherwise as one
 /// log line.
 pub(super) fn print(address: SocketAddr, config: &Config, for_terminal: bool) {
-    let address = reachable(address);
+    let address = reachable_address(address);
     let worker = config.worker();
     let model = worker.model.as_ref().map_or_else(
         || "the built-in demo model (set OPENAI_API_KEY or OPENAI_BASE_URL for a real one)".into(),
         |api| format!("{} at {}", worker.prompt.model, api.base_url),
     );
     let data = config.embedded().data_dir.map_or_else(
-        || "in memory, gone when this process ends".into(),
+        || "in memory only, lost when the process exits".into(),
         |folder| folder.display().to_string(),
     );
     let gateway = config.gateway();
@@ -45,7 +45,7 @@ pub(super) fn print(address: SocketAddr, config: &Config, for_terminal: bool) {
          health    http://{address}/health\n  \
          answers   {model}\n  \
          data      {data}\n\n  \
-         Open the chat in a browser to try it. Ctrl-C ends it.\n",
+         Open the chat in a browser to try it. Ctrl-C stops the server.\n",
         version = env!("CARGO_PKG_VERSION"),
     );
 }

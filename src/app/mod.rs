@@ -158,7 +158,7 @@ pub async fn run(role: Role, config: Config) -> anyhow::Result<()> {
 fn write_instance_info(data_dir: &Path, address: SocketAddr) -> anyhow::Result<SecretString> {
     let key = SecretString::from(gateway::auth::random_token());
     let instance = InstanceInfo {
-        address: reachable(address),
+        address: reachable_address(address),
         key: key.clone(),
     };
     instance
@@ -361,7 +361,7 @@ fn create_provider(settings: &WorkerSettings) -> anyhow::Result<Arc<dyn Provider
 }
 
 /// The address at which this machine reaches a process that listens on `address`.
-fn reachable(address: SocketAddr) -> SocketAddr {
+fn reachable_address(address: SocketAddr) -> SocketAddr {
     let mut address = address;
     if address.ip().is_unspecified() {
         address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());

@@ -17,7 +17,7 @@ pub(super) fn run(url: &str) -> anyhow::Result<()> {
 }
 
 /// The address at which this machine reaches a process that listens on `address`.
-pub(super) fn reachable(address: SocketAddr) -> SocketAddr {
+pub(super) fn reachable_address(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
@@ -82,7 +82,7 @@ mod tests {
 
     #[test]
     fn wildcard_address_is_reached_on_loopback() {
-        let reached = |text: &str| reachable(text.parse().unwrap()).to_string();
+        let reached = |text: &str| reachable_address(text.parse().unwrap()).to_string();
         assert_eq!(reached("0.0.0.0:8002"), "127.0.0.1:8002");
         assert_eq!(reached("[::]:1"), "[::1]:1");
         assert_eq!(reached("10.1.2.3:1"), "10.1.2.3:1");

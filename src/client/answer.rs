@@ -41,8 +41,8 @@ impl Answer {
             return None;
         }
         let event = self.events.next().await.unwrap_or_else(|| {
-            let why = "the client was closed".to_owned();
-            Event::Ended(Outcome::Unknown { why })
+            let reason = "the client was closed".to_owned();
+            Event::Ended(Outcome::Unknown { reason })
         });
         self.has_ended = matches!(event, Event::Ended(_));
         Some(event)
@@ -56,7 +56,7 @@ impl Answer {
             }
         }
         Outcome::Unknown {
-            why: "its outcome was read before".to_owned(),
+            reason: "its outcome was read before".to_owned(),
         }
     }
 

@@ -15,24 +15,24 @@ pub enum ClientError {
     #[error("the HTTP client can't be created: {0}")]
     Setup(String),
     /// The server does not respond, or has stopped responding.
-    #[error("{server} can't be reached: {why}")]
+    #[error("{server} can't be reached: {reason}")]
     Unreachable {
         /// The server's address.
         server: String,
         /// The cause.
-        why: String,
+        reason: String,
     },
     /// The token is missing, invalid or expired.
-    #[error("the server wants a token for this user: {0}")]
+    #[error("the server requires a valid token for this user: {0}")]
     Unauthorized(String),
     /// The user, or the origin, is not allowed.
-    #[error("the server does not let this user in: {0}")]
+    #[error("the server rejects this user or origin: {0}")]
     Forbidden(String),
     /// The server is overloaded or shutting down. A retry may succeed.
-    #[error("the server takes no connections now: {why}")]
+    #[error("the server accepts no connections now: {reason}; try again later")]
     Busy {
         /// The server's reason.
-        why: String,
+        reason: String,
         /// Shortest time until a retry, if the server named one.
         retry_after: Option<Duration>,
     },
@@ -40,7 +40,7 @@ pub enum ClientError {
     #[error("{0}")]
     UnexpectedResponse(String),
     /// The client was closed, or has given up.
-    #[error("the connection is over: {0}")]
+    #[error("the connection is closed: {0}")]
     Closed(String),
 }
 

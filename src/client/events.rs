@@ -74,14 +74,14 @@ pub enum Outcome {
     /// same `id` is safe.
     Unknown {
         /// Why the server could not be reached.
-        why: String,
+        reason: String,
     },
 }
 
 #[derive(Debug, Default)]
 struct Queue {
     events: VecDeque<Event>,
-    /// The writer is gone, so no further event follows.
+    /// The writer was dropped, so no further event follows.
     is_closed: bool,
 }
 
@@ -138,7 +138,7 @@ impl Drop for EventWriter {
 }
 
 impl EventReader {
-    /// Waits for the next event. `None` if the writer is gone and all events are read.
+    /// Waits for the next event. `None` if the writer was dropped and all events are read.
     /// Cancel-safe: no event is lost if the future is dropped.
     pub(super) async fn next(&self) -> Option<Event> {
         loop {

@@ -60,9 +60,9 @@ async fn try_open(
             }
         }
     });
-    let unreachable = |why: &str| ClientError::Unreachable {
+    let unreachable = |reason: &str| ClientError::Unreachable {
         server: server.address(),
-        why: why.to_owned(),
+        reason: reason.to_owned(),
     };
     match first.await {
         Err(_) => Err(unreachable("it sends no welcome")),
@@ -81,7 +81,7 @@ async fn try_open(
                     server.unexpected(&format!("closed: {}", reason.name()))
                 }
                 (RetryHint::Reconnect(retry_after), _) => ClientError::Busy {
-                    why: "it closed the connection at once".into(),
+                    reason: "it closed the connection at once".into(),
                     retry_after,
                 },
             })

@@ -111,11 +111,11 @@ impl Client {
     }
 
     fn closed_error(&self) -> ClientError {
-        let why = match &*self.state.borrow() {
-            State::Closed(why) => why.clone(),
+        let reason = match &*self.state.borrow() {
+            State::Closed(reason) => reason.clone(),
             State::Connected | State::Reconnecting(_) => "it was closed".into(),
         };
-        ClientError::Closed(why)
+        ClientError::Closed(reason)
     }
 }
 

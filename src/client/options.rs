@@ -17,7 +17,7 @@ type FetchToken = Arc<dyn Fn() -> BoxFuture<'static, Result<SecretString, String
 #[derive(Clone)]
 pub enum Token {
     /// This token. The client ends when it expires.
-    Given(SecretString),
+    Fixed(SecretString),
     /// The server's `POST /token`, with this admin key if there is one. If that route is disabled, or
     /// needs a key and there is none, the client connects with a placeholder, which a server with
     /// `AUTH_MODE=open` accepts.
@@ -29,7 +29,7 @@ pub enum Token {
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Given(_) => "Given",
+            Self::Fixed(_) => "Fixed",
             Self::Server(_) => "Server",
             Self::Callback(_) => "Callback",
         })
@@ -48,7 +48,7 @@ pub struct Options {
 impl Options {
     /// Options to connect to a server as a user. The server's address has the scheme `http`, `https`,
     /// `ws` or `wss` (`http` if absent) and may end with the path `/ws`. A `token` in its query
-    /// becomes [`Token::Given`].
+    /// becomes [`Token::Fixed`].
     ///
     /// # Errors
     /// The address or the user is invalid.
@@ -82,7 +82,7 @@ impl Options {
         let mut server = Url::parse(&format!("{scheme}://{text}")).map_err(|_| invalid())?;
         let token = server.query_pairs().find(|(name, _)| name == "token");
         let token = token.map_or(Token::Server(None), |(_, token)| {
-            Token::Given(token.into_owned().into())
+            Token::Fixed(token.into_owned().into())
         });
         server.set_query(None);
         server.set_fragment(None);
@@ -180,7 +180,7 @@ mod tests {
     #[test]
     fn token_in_the_address_is_used_and_never_printed() {
         let options = Options::new("ws://h:1/ws?token=sec%2Bret&userid=x", "me").unwrap();
-        assert!(matches!(options.token, Token::Given(_)));
+        assert!(matches!(options.token, Token::Fixed(_)));
         assert!(!format!("{options:?}").contains("sec"));
         let error = Options::new("ftp://h/?token=secret", "me").unwrap_err();
         assert!(!error.to_string().contains("secret"));

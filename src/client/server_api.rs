@@ -62,19 +62,20 @@ impl ServerApi {
     /// # Errors
     /// The server does not respond.
     pub(super) async fn send(&self, request: RequestBuilder) -> Result<Response, ClientError> {
-        let unreachable = |why: String| ClientError::Unreachable {
+        let unreachable = |reason: String| ClientError::Unreachable {
             server: self.address(),
-            why,
+            reason,
         };
         match tokio::time::timeout(TIMEOUT, request.send()).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => {
-                let why = root_cause(&error.without_url());
+                let reason = root_cause(&error.without_url());
                 // rustls reports this for a response that is not TLS.
-                if self.options.server.scheme() == "https" && why.contains("InvalidContentType") {
+                if self.options.server.scheme() == "https" && reason.contains("InvalidContentType")
+                {
                     return Err(self.unexpected("seems to speak http: write http:// or ws://"));
                 }
-                Err(unreachable(why))
+                Err(unreachable(reason))
             }
             Err(_) => Err(unreachable("it does not answer".into())),
         }
@@ -99,7 +100,7 @@ impl ServerApi {
             return Ok(token);
         }
         let token = match &self.options.token {
-            Token::Given(token) => token.clone(),
+            Token::Fixed(token) => token.clone(),
             Token::Callback(fetch) => fetch().await.map_err(ClientError::Unauthorized)?,
             Token::Server(key) => self.fetch_token(key.as_ref()).await?,
         };
@@ -110,7 +111,7 @@ impl ServerApi {
     /// Discards a token that the server rejected. Returns whether another one can be obtained.
     pub(super) fn discard_token(&self) -> bool {
         *self.token.lock() = None;
-        !matches!(self.options.token, Token::Given(_))
+        !matches!(self.options.token, Token::Fixed(_))
     }
 
     /// Whether the current token is the placeholder, because the server issued none.
@@ -161,18 +162,18 @@ impl ServerApi {
         let retry_after = retry_after.and_then(|seconds| seconds.to_str().ok()?.parse().ok());
         let body = tokio::time::timeout(TIMEOUT, response.json::<ErrorBody>()).await;
         let message = body.ok().and_then(Result::ok).map(|body| body.message);
-        let why = message.unwrap_or_else(|| format!("it answered {status}"));
+        let reason = message.unwrap_or_else(|| format!("it answered {status}"));
         match status {
-            StatusCode::UNAUTHORIZED => ClientError::Unauthorized(why),
-            StatusCode::FORBIDDEN => ClientError::Forbidden(why),
+            StatusCode::UNAUTHORIZED => ClientError::Unauthorized(reason),
+            StatusCode::FORBIDDEN => ClientError::Forbidden(reason),
             StatusCode::TOO_MANY_REQUESTS
             | StatusCode::BAD_GATEWAY
             | StatusCode::SERVICE_UNAVAILABLE
             | StatusCode::GATEWAY_TIMEOUT => ClientError::Busy {
-                why,
+                reason,
                 retry_after: retry_after.map(Duration::from_secs),
             },
-            _ => self.unexpected(&format!("rejects the request: {why}")),
+            _ => self.unexpected(&format!("rejects the request: {reason}")),
         }
     }
 }

@@ -33,20 +33,20 @@ const STABLE_CONNECTION: Duration = Duration::from_secs(5);
 /// Delay of timers that are not set.
 const NEVER: Duration = Duration::from_secs(86_400);
 
-/// Why a connection ended, and what follows.
+/// The end of a connection: its reason, and whether the session reconnects or stops.
 enum Disconnect {
     Reconnect {
         min_delay: Option<Duration>,
-        why: String,
+        reason: String,
     },
     Stop(String),
 }
 
 impl Disconnect {
-    fn reconnect(why: &str) -> Self {
+    fn reconnect(reason: &str) -> Self {
         Self::Reconnect {
             min_delay: None,
-            why: why.to_owned(),
+            reason: reason.to_owned(),
         }
     }
 }
@@ -102,14 +102,18 @@ impl Session {
                 self.backoff.reset();
             }
             let stopped = match disconnect {
-                Disconnect::Stop(why) => Err(why),
-                Disconnect::Reconnect { min_delay, why } => self.reconnect(min_delay, why).await,
-            };
-            if let Err(why) = stopped {
-                for question in self.questions.drain(..) {
-                    question.end(Outcome::Unknown { why: why.clone() });
+                Disconnect::Stop(reason) => Err(reason),
+                Disconnect::Reconnect { min_delay, reason } => {
+                    self.reconnect(min_delay, reason).await
                 }
-                self.state.send_replace(State::Closed(why));
+            };
+            if let Err(reason) = stopped {
+                for question in self.questions.drain(..) {
+                    question.end(Outcome::Unknown {
+                        reason: reason.clone(),
+                    });
+                }
+                self.state.send_replace(State::Closed(reason));
                 return;
             }
         }
@@ -119,14 +123,14 @@ impl Session {
     async fn reconnect(
         &mut self,
         mut min_delay: Option<Duration>,
-        mut why: String,
+        mut reason: String,
     ) -> Result<(), String> {
         let now = Instant::now();
         for question in &mut self.questions {
             question.waiting_since = question.waiting_since.max(now);
         }
         loop {
-            self.state.send_replace(State::Reconnecting(why));
+            self.state.send_replace(State::Reconnecting(reason));
             let delay = self.backoff.next_delay_after(min_delay);
             let delayed = self.handle_commands_during(tokio::time::sleep(delay)).await;
             delayed.ok_or("it was closed")?;
@@ -146,7 +150,7 @@ impl Session {
                         ClientError::Busy { retry_after, .. } => *retry_after,
                         _ => None,
                     };
-                    why = error.to_string();
+                    reason = error.to_string();
                 }
                 Err(error) => return Err(error.to_string()),
             }
@@ -179,15 +183,17 @@ impl Session {
     }
 
     fn end_expired_questions(&mut self, retry_timeout: Duration) {
-        let why = match &*self.state.borrow() {
-            State::Reconnecting(why) => why.clone(),
+        let reason = match &*self.state.borrow() {
+            State::Reconnecting(reason) => reason.clone(),
             State::Connected | State::Closed(_) => "the connection was lost".into(),
         };
         let now = Instant::now();
         let is_expired =
             |question: &mut PendingQuestion| question.waiting_since + retry_timeout <= now;
         for question in self.questions.extract_if(.., is_expired) {
-            question.end(Outcome::Unknown { why: why.clone() });
+            question.end(Outcome::Unknown {
+                reason: reason.clone(),
+            });
         }
     }
 
@@ -248,7 +254,7 @@ impl Session {
                 }
                 () = sleep_until(retry_at) => self.send_retries().await,
                 () = sleep_until(last_received + self.silence_timeout) => {
-                    Err(Disconnect::reconnect("the server fell silent"))
+                    Err(Disconnect::reconnect("the server sent no frame in time"))
                 }
             };
             if let Err(disconnect) = result {
@@ -257,12 +263,13 @@ impl Session {
         }
     }
 
-    /// What follows a connection that ended with this close code, or without a close frame.
+    /// Decides whether to reconnect after a connection that ended with this close code (`None`:
+    /// without a close frame).
     fn disconnect(&mut self, code: Option<u16>) -> Disconnect {
         match retry_hint(code) {
             RetryHint::Reconnect(min_delay) => Disconnect::Reconnect {
                 min_delay: self.reconnect_delay.take().max(min_delay),
-                why: match code {
+                reason: match code {
                     Some(1001) => "the server is being stopped".into(),
                     Some(4409) => "answers came faster than they were read".into(),
                     Some(4429) => "too many messages".into(),
@@ -271,9 +278,9 @@ impl Session {
                 },
             },
             RetryHint::NewToken if self.server.discard_token() => {
-                Disconnect::reconnect("the token is over")
+                Disconnect::reconnect("the token has expired")
             }
-            RetryHint::NewToken => Disconnect::Stop("the token is over or was revoked".into()),
+            RetryHint::NewToken => Disconnect::Stop("the token has expired or was revoked".into()),
             RetryHint::Never(reason) => Disconnect::Stop(format!(
                 "the server closed the connection for good ({})",
                 reason.name()

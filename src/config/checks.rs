@@ -199,7 +199,7 @@ impl Contradictions<'_> {
         if config.text(messages).is_some() && config.text(messages) == config.text(responses) {
             self.add(
                 &[messages, responses],
-                "messages and answers must have different topics",
+                "messages and answers must have different topics; change one of the two",
             );
         }
         let properties = config.map(&keys::KAFKA_PROPERTIES);
@@ -207,7 +207,7 @@ impl Contradictions<'_> {
             if properties.contains_key(name) {
                 self.add(
                     &[&keys::KAFKA_PROPERTIES],
-                    format!("{name} can't be passed through: {reason}"),
+                    format!("{name} can't be set here: {reason}; remove it"),
                 );
             }
         }
@@ -258,7 +258,7 @@ pub(super) fn notices(
         for name in ["PRODUCE_TOPIC", "CONSUME_TOPIC"] {
             if variables.contains_key(name) {
                 notices.push(format!(
-                    "{name} is set, but all-in-one has a log of its own"
+                    "{name} is not used: all-in-one has the embedded log; unset it"
                 ));
             }
         }
@@ -279,13 +279,13 @@ fn authentication_notices(config: &Config) -> Vec<String> {
     let mode = config.auth_mode();
     if mode == AuthMode::Open && !config.listen().ip().is_loopback() {
         notices.push(format!(
-            "AUTH_MODE=open on {}: whoever reaches it can be any user",
+            "AUTH_MODE=open on {}: every client can act as any user; set AUTH_MODE=stored or jwt",
             config.listen()
         ));
     }
     if config.bool(&keys::ALLOW_CREDENTIALS) && config.any_origin() {
         notices.push(
-            "ALLOW_CREDENTIALS is taken as false: with ALLOW_ORIGINS=* any page could act as its \
+            "ALLOW_CREDENTIALS counts as false: with ALLOW_ORIGINS=* any page could act as its \
              visitor; name the origins"
                 .into(),
         );
@@ -300,7 +300,7 @@ fn authentication_notices(config: &Config) -> Vec<String> {
     }
     match config.token_endpoint() {
         TokenEndpoint::Open => notices.push(
-            "TOKEN_ENDPOINT=open: anybody gets anybody's token; for demonstrations only".into(),
+            "TOKEN_ENDPOINT=open: any caller gets any user's token; set it to admin or off".into(),
         ),
         TokenEndpoint::Off if config.role() == Role::AllInOne && mode == AuthMode::Stored => {
             notices.push(

@@ -231,7 +231,7 @@ keys! {
          original system, adds about 20 ms of latency per message and does not increase \
          throughput.";
     PRODUCE_TIMEOUT_MS "kafka.produce_timeout_ms" POSITIVE_MS, Fixed("10000"), ALL,
-        "How long a record may wait for the log's acknowledgement, and a message to be accepted.";
+        "Time limit for the log's acknowledgement of a record, and so for accepting a message.";
     KAFKA_PROPERTIES "kafka.properties" Kind::Map, Fixed(""), DISTRIBUTED,
         "Further librdkafka properties, as key=value,key=value or as a table in the file. They \
          take precedence over chatmesh's own. A comma in a value is written as \\,.";
@@ -270,8 +270,8 @@ keys! {
         "Accepted issuers. A signed token must name one of them in iss.";
     TOKEN_ENDPOINT "auth.token_endpoint" Kind::Choice(&["off", "admin", "open"]),
         Derived("admin if an admin key is set, otherwise off"), GATEWAY,
-        "Who may call POST /token. off: nobody. admin: callers with the admin key. open: \
-         everybody for every user, as in the original system; for demonstrations only.";
+        "Who may call POST /token. off: no caller. admin: callers with the admin key. open: \
+         any caller, for any user, as in the original system; for demonstrations only.";
     ADMIN_KEY "auth.admin_key" Kind::Text, Derived("none"), GATEWAY, secret: true,
         "Key of administrative HTTP calls, which send it as Authorization: Bearer.";
     TOKEN_TTL "auth.token_ttl" POSITIVE_S, Fixed("3600"), GATEWAY,

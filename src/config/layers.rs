@@ -70,7 +70,7 @@ impl Source for Layer {
 
 /// The merged layers.
 #[derive(Debug, Default)]
-pub(super) struct Merged {
+pub(super) struct MergedLayers {
     /// The value of highest precedence, by key. A setting without value and default is absent.
     pub(super) values: BTreeMap<&'static str, Raw>,
     pub(super) problems: Vec<Problem>,
@@ -82,7 +82,7 @@ fn with_source(source: &str, kind: impl Into<ValueKind>) -> Raw {
     Raw::new(Some(&source.to_owned()), kind)
 }
 
-pub(super) fn merge(role: Role, sources: &Sources) -> Merged {
+pub(super) fn merge(role: Role, sources: &Sources) -> MergedLayers {
     let mut problems = Vec::new();
     let mut variables = BTreeMap::new();
     if let Some(path) = &sources.dotenv {
@@ -130,7 +130,7 @@ pub(super) fn merge(role: Role, sources: &Sources) -> Merged {
             values.insert(key.name, value.clone());
         }
     }
-    Merged {
+    MergedLayers {
         values,
         problems,
         variables,

@@ -16,7 +16,7 @@ pub(super) struct ResolvedValue {
     pub(super) value: Value,
     /// The source of the value, in words.
     pub(super) source: String,
-    /// Of a map, the source of each entry: maps of several sources are merged by name.
+    /// The source of each entry of a map, because maps from several sources are merged by name.
     pub(super) entry_sources: BTreeMap<String, String>,
 }
 

@@ -104,11 +104,11 @@ impl JwtSettings {
 /// `TOKEN_ENDPOINT`: who may call `POST /token`.
 #[derive(Debug, Clone)]
 pub enum TokenEndpoint {
-    /// Nobody. The route answers 404.
+    /// The endpoint is disabled, and the route answers 404.
     Off,
     /// Callers with this admin key.
     Admin(SecretString),
-    /// Everybody, for every user. For demonstrations only.
+    /// Any caller gets a token for any user. Only for demonstrations.
     Open,
 }
 

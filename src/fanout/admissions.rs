@@ -66,8 +66,8 @@ pub enum AdmissionDecision {
     /// Append nothing. Its outcome was delivered: the terminal frame and its position.
     Delivered(String, Position),
     /// Append nothing, and expect no frame. Its outcome was delivered once, and the message has
-    /// been forgotten since. The connection that sent it again is told that it is cancelled,
-    /// without content and position, unless that connection received the outcome before.
+    /// been forgotten since. The connection that sent it again receives `cancelled` without
+    /// content and position, unless it has received the outcome before.
     Forgotten,
 }
 

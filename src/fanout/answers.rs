@@ -73,7 +73,7 @@ pub struct BeginRequest {
     /// same owner means that this call is a repeat.
     pub last_attempt: u32,
     /// The outcome that is stored if the message was cancelled before this call.
-    pub cancelled_outcome: DeferredOutcome,
+    pub cancelled_outcome: LazyOutcome,
     /// Requests the conversation's history along with a new attempt; `None` for no history.
     pub history: Option<HistoryRequest>,
 }
@@ -145,8 +145,9 @@ pub struct LiveRequest {
 pub enum LiveResponse {
     /// The text was appended (if there was any) and the lease renewed.
     Written,
-    /// The index is not the next one, which is this: the call is a repeat. The lease is renewed.
-    Expected(u32),
+    /// The index is not the next one, so the call is a repeat. Contains the next index. The lease
+    /// is renewed.
+    OutOfOrder(u32),
     /// Another owner or attempt is current, or the message has an outcome. Stop, and close the call
     /// to the provider.
     Fenced,
@@ -168,7 +169,7 @@ pub struct KeepRequest {
     /// The outcome to store.
     pub outcome: Arc<NewOutcome>,
     /// The outcome that is stored instead if the message was cancelled: the text so far.
-    pub cancelled_outcome: DeferredOutcome,
+    pub cancelled_outcome: LazyOutcome,
 }
 
 /// Response to [`Answers::keep`].
@@ -178,14 +179,14 @@ pub enum KeepResponse {
     Outcome(StoredOutcome),
     /// The outcome of this call was stored, and its turn was appended to the conversation, whose
     /// other turns are unchanged.
-    Appended(StoredOutcome, Appended),
+    Appended(StoredOutcome, TurnAppend),
     /// Another owner or attempt is current. `begin` again to learn the outcome.
     Fenced,
 }
 
 /// Describes the append of one turn to a conversation's history.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Appended {
+pub struct TurnAppend {
     /// The history's version before the append.
     pub before: HistoryVersion,
     /// The history's version after the append.
@@ -219,29 +220,29 @@ impl NewOutcome {
 
 /// An outcome that is built only when it is needed. The cancelled outcome of a call seldom is.
 #[derive(Clone)]
-pub struct DeferredOutcome(Arc<dyn Fn() -> NewOutcome + Send + Sync>);
+pub struct LazyOutcome(Arc<dyn Fn() -> NewOutcome + Send + Sync>);
 
-impl DeferredOutcome {
-    /// Defers to `build`, which runs at each [`DeferredOutcome::make`].
+impl LazyOutcome {
+    /// Stores `build`, which runs at each call of [`LazyOutcome::build`].
     pub fn new(build: impl Fn() -> NewOutcome + Send + Sync + 'static) -> Self {
         Self(Arc::new(build))
     }
 
     /// Builds the outcome.
-    pub fn make(&self) -> NewOutcome {
+    pub fn build(&self) -> NewOutcome {
         (self.0)()
     }
 }
 
-impl From<NewOutcome> for DeferredOutcome {
+impl From<NewOutcome> for LazyOutcome {
     fn from(outcome: NewOutcome) -> Self {
         Self::new(move || outcome.clone())
     }
 }
 
-impl fmt::Debug for DeferredOutcome {
+impl fmt::Debug for LazyOutcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("DeferredOutcome")
+        f.write_str("LazyOutcome")
     }
 }
 

@@ -25,9 +25,9 @@ pub trait Deliveries: Send + Sync + 'static {
     /// Writes the partition's marker to every server that holds users.
     async fn set_marker(&self, epoch: &Epoch) -> Result<()>;
 
-    /// Like [`Deliveries::has_marker`], for a relay that is about to rebuild the mailboxes: where
-    /// the marker is missing, `token` (a random word) is written in its place.
-    async fn begin_marker(&self, epoch: &Epoch, token: &str) -> Result<bool> {
+    /// Begins a rebuild: returns whether the marker is on every server, like
+    /// [`Deliveries::has_marker`], and writes the random `token` where the marker is missing.
+    async fn begin_rebuild(&self, epoch: &Epoch, token: &str) -> Result<bool> {
         let _ = token;
         self.has_marker(epoch).await
     }
@@ -36,7 +36,7 @@ pub trait Deliveries: Send + Sync + 'static {
     /// `token`. False where a server has neither, because it lost its data during the rebuild. A
     /// repeat of this call, which the client library makes after a reconnect, therefore never marks
     /// an emptied server as complete.
-    async fn complete_marker(&self, epoch: &Epoch, token: &str) -> Result<bool> {
+    async fn complete_rebuild(&self, epoch: &Epoch, token: &str) -> Result<bool> {
         let _ = token;
         self.set_marker(epoch).await.map(|()| true)
     }

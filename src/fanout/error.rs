@@ -6,8 +6,8 @@ pub enum FanoutError {
     /// The fan-out is unreachable or too slow. Never caused by the call's arguments.
     #[error("fan-out unavailable: {0}")]
     Unavailable(String),
-    /// The fan-out gave an answer it should never give (a key of another type, a script error). An
-    /// operator has to look into it; until then callers treat it as unavailable.
+    /// The fan-out returned an invalid response (a key of another type, a script error). Until an
+    /// operator has removed the cause, callers treat it like [`FanoutError::Unavailable`].
     #[error("fan-out answered unexpectedly: {0}")]
     Unexpected(String),
 }

@@ -46,9 +46,9 @@ mod tokens;
 
 pub use admissions::{Admission, AdmissionDecision, Admissions, Limit};
 pub use answers::{
-    Answers, Appended, BeginRequest, BeginResponse, DeferredOutcome, HistoryRequest,
-    HistoryResponse, HistoryVersion, KeepRequest, KeepResponse, LEASE, LiveRequest, LiveResponse,
-    NewOutcome, Owner, StoredOutcome,
+    Answers, BeginRequest, BeginResponse, HistoryRequest, HistoryResponse, HistoryVersion,
+    KeepRequest, KeepResponse, LEASE, LazyOutcome, LiveRequest, LiveResponse, NewOutcome, Owner,
+    StoredOutcome, TurnAppend,
 };
 pub use deliveries::{DeliverRequest, DeliverResponse, Deliveries};
 pub use error::{FanoutError, Result};

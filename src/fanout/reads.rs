@@ -71,7 +71,7 @@ pub struct DeliveredOutcome {
     pub message_id: MessageId,
     /// Position of the delivered record.
     pub position: Position,
-    /// JSON of the terminal frame; `None` where the message was forgotten. A client that still
-    /// waits for it is told that it is cancelled.
+    /// JSON of the terminal frame; `None` where the message was forgotten. The gateway then sends
+    /// `cancelled` to a client that still waits for the message.
     pub frame: Option<String>,
 }

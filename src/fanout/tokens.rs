@@ -32,7 +32,7 @@ pub trait Tokens: Send + Sync + 'static {
     ) -> Result<(String, u64)>;
 
     /// Revokes all tokens of a user: removes the stored one, records the time so that signed tokens
-    /// issued before are refused, and tells all gateways to close the user's connections. Uses this
+    /// issued before are refused, and makes all gateways close the user's connections. Uses this
     /// process's clock, as the tokens' own times do. A failed call may have been carried out in
     /// part: repeat it.
     async fn revoke(&self, user: &UserId) -> Result<()>;

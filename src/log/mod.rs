@@ -1,4 +1,4 @@
-//! The log seam: topics, partitions, keys, consumer groups, offsets and redelivery.
+//! The interface of the log: topics, partitions, keys, consumer groups, offsets and redelivery.
 //!
 //! Two implementations share one contract: [`kafka`] for a cluster of processes, [`embedded`] for
 //! a single process. The contract suite (`tests/it/log_contract`) checks these guarantees for
@@ -127,10 +127,10 @@ pub trait Consumer: Send {
 pub trait Log: Send + Sync + 'static {
     /// Appends a record and waits for its acknowledgement, at most `PRODUCE_TIMEOUT_MS`.
     ///
-    /// The record takes its position in the order when this function is *called*, before the
-    /// returned future is first polled: callers may call in order and await later. The call itself
-    /// never blocks. If the local queue is full, the future waits for it, and the calls that wait
-    /// with one key still keep their order.
+    /// The *call* determines the order of the record, not the first poll of the returned future, so
+    /// callers may call in order and await later. The call itself never blocks. If the local queue
+    /// is full, the future waits for it, and the calls that wait with one key still keep their
+    /// order.
     fn append(
         &self,
         topic: &str,

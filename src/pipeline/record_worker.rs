@@ -68,11 +68,11 @@ impl RecordWorker {
             let reason = match verdict {
                 Verdict::Done => return Ok(RecordResult::Finished),
                 Verdict::Rewind => {
-                    slot.span_mut().event("rewind");
+                    slot.span_mut().add_event("rewind");
                     return Ok(RecordResult::Rewind);
                 }
                 Verdict::Unfinished => {
-                    slot.span_mut().event("unfinished");
+                    slot.span_mut().add_event("unfinished");
                     return Ok(RecordResult::Unfinished);
                 }
                 Verdict::DeadLetter(reason) => {
@@ -85,7 +85,7 @@ impl RecordWorker {
                 Verdict::Failed(reason) => reason,
             };
             warn_about_failure(delivery, &slot, tries, &reason);
-            slot.span_mut().event("failed");
+            slot.span_mut().add_event("failed");
             if tries >= self.max_deliveries {
                 self.give_up(delivery, &reason, tries, &mut slot).await?;
                 return Ok(RecordResult::Finished);

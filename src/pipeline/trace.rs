@@ -21,19 +21,19 @@ pub(super) fn start_span(delivery: &Delivery, group: &str) -> Span {
     if !span.is_recorded() {
         return span;
     }
-    span.text("messaging.system", traces::log_system());
-    span.text("messaging.operation.name", "process");
-    span.text("messaging.operation.type", "process");
-    span.text("messaging.destination.name", topic);
-    span.text("messaging.consumer.group.name", group);
+    span.set_text("messaging.system", traces::log_system());
+    span.set_text("messaging.operation.name", "process");
+    span.set_text("messaging.operation.type", "process");
+    span.set_text("messaging.destination.name", topic);
+    span.set_text("messaging.consumer.group.name", group);
     let partition = record.partition.to_string();
-    span.text("messaging.destination.partition.id", &partition);
-    span.number("messaging.kafka.offset", record.offset);
+    span.set_text("messaging.destination.partition.id", &partition);
+    span.set_number("messaging.kafka.offset", record.offset);
     if let Some(id) = record.header_text(header::MESSAGE_ID) {
-        span.text("messaging.message.id", id);
+        span.set_text("messaging.message.id", id);
     }
     if let Some(id) = record.header_text(header::CORRELATION_ID) {
-        span.text("correlation_id", id);
+        span.set_text("correlation_id", id);
     }
     // The timestamp is from the log's clock, which may be ahead of ours.
     let appended = Duration::from_millis(record.timestamp_ms.try_into().unwrap_or_default());

@@ -67,7 +67,7 @@ pub struct PublishedFrame<'a> {
     pub(super) model: Option<&'a RawValue>,
     #[serde(borrow, default)]
     pub(super) usage: Option<&'a RawValue>,
-    /// The user that the frame names. The channel it came by decides who gets it.
+    /// The user that the frame names. The channel decides which user receives the frame.
     #[serde(borrow, default)]
     pub userid: Option<Cow<'a, str>>,
     /// Correlates log lines of all roles, and identifies the message of an answer without
@@ -150,14 +150,14 @@ impl<'a> PublishedFrame<'a> {
 /// in the form in which a relay publishes it: cancelled, without content.
 pub fn forgotten_message_frame(message_id: &MessageId, correlation_id: &str) -> String {
     #[derive(Serialize)]
-    struct Forgotten<'a> {
+    struct ForgottenFrame<'a> {
         r#type: &'static str,
         code: ErrorCode,
         message: &'static str,
         correlation_id: &'a str,
         message_id: &'a MessageId,
     }
-    encode_json(&Forgotten {
+    encode_json(&ForgottenFrame {
         r#type: "error",
         code: ErrorCode::Cancelled,
         message: ErrorCode::Cancelled.text(),

@@ -156,7 +156,7 @@ impl RelayHandler {
         };
         match delivered {
             DeliverResponse::Published(receivers) => {
-                span.number("chatmesh.receivers", receivers);
+                span.set_number("chatmesh.receivers", receivers);
                 self.last_positions.insert(user_partition, known);
                 let already_finished = delivery.already_finished;
                 if receivers == 0 && !already_finished {
@@ -205,10 +205,10 @@ impl RelayHandler {
 
 fn publish_span(slot: &WorkSlot, frame: &TerminalFrame) -> Span {
     let mut span = slot.span().child(Kind::Producer, format_args!("publish"));
-    span.text("messaging.system", traces::fanout_system());
-    span.text("messaging.operation.name", "publish");
-    span.text("messaging.operation.type", "send");
-    span.text("messaging.message.id", frame.message_id.as_str());
+    span.set_text("messaging.system", traces::fanout_system());
+    span.set_text("messaging.operation.name", "publish");
+    span.set_text("messaging.operation.type", "send");
+    span.set_text("messaging.message.id", frame.message_id.as_str());
     span
 }
 

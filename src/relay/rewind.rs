@@ -191,7 +191,10 @@ impl RewindPolicy for RewindController {
         // Read before the marker, so that a disruption in between is detected later.
         let disruptions = *self.disruptions.borrow();
         let token = uuid::Uuid::new_v4().simple().to_string();
-        let is_present = retry("begin marker", || self.fanout.begin_marker(&epoch, &token)).await;
+        let is_present = retry("begin rebuild", || {
+            self.fanout.begin_rebuild(&epoch, &token)
+        })
+        .await;
         let window = if is_present {
             self.rewind_window
         } else {
@@ -227,8 +230,8 @@ impl RewindPolicy for RewindController {
             Some(token) => {
                 // If the fan-out refuses the token, the next check finds the marker missing and
                 // rewinds the partition by the longer window.
-                let is_written = retry("complete marker", || {
-                    self.fanout.complete_marker(&epoch, &token)
+                let is_written = retry("complete rebuild", || {
+                    self.fanout.complete_rebuild(&epoch, &token)
                 })
                 .await;
                 if !is_written {

@@ -92,15 +92,15 @@ pub struct DirectoryInfo {
     /// Whether chatmesh has used the directory: the format marker exists.
     pub is_initialized: bool,
     /// Whether this user can write to the directory, or create it.
-    pub writable: bool,
+    pub is_writable: bool,
     /// `Some` while a process holds the directory, with its id if that could be read.
     pub holder: Option<Option<u32>>,
     /// Whether users other than the owner have access to the directory.
-    pub open_to_others: bool,
+    pub is_open_to_others: bool,
     /// The reason why this program could not open the directory because of its format.
     pub format: Result<(), String>,
     /// Free space for this user, in bytes.
-    pub free: u64,
+    pub free_bytes: u64,
 }
 
 /// Reads the state of a data directory. Creates and changes nothing, and does not keep the lock.
@@ -121,11 +121,11 @@ pub fn inspect(path: &Path) -> std::io::Result<DirectoryInfo> {
     let mut info = DirectoryInfo {
         exists,
         is_initialized: path.join(MARKER).exists(),
-        writable: nearest.is_dir() && access.is_ok(),
+        is_writable: nearest.is_dir() && access.is_ok(),
         holder: None,
-        open_to_others: exists && fs::metadata(&path)?.permissions().mode() & 0o077 != 0,
+        is_open_to_others: exists && fs::metadata(&path)?.permissions().mode() & 0o077 != 0,
         format: Ok(()),
-        free: stat.f_bavail.saturating_mul(stat.f_frsize),
+        free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
     };
     if !exists {
         return Ok(info);

@@ -33,7 +33,7 @@ type Details = Box<dyn Fn() -> Map<String, Value> + Send + Sync>;
 
 /// The state behind the routes of one process.
 pub struct AdminState {
-    /// The field `service` of `/health`: the role's name in the original software.
+    /// The field `service` of `/health`: the role's name in the original system.
     service: &'static str,
     server_id: String,
     health: Arc<Health>,

@@ -49,7 +49,7 @@ pub enum LogsError {
     #[error("LOG_LEVEL is neither a level nor a filter: {0}")]
     Level(String),
     /// The process has another subscriber already.
-    #[error("logs are set up already")]
+    #[error("logging is already initialised in this process")]
     Installed,
 }
 

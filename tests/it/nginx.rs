@@ -182,7 +182,7 @@ async fn start_load(stack: &Stack, nginx: &Nginx) -> Vec<JoinHandle<(V1Client, u
                 IDS.into_iter().all(ended)
             };
             if !v1_client.wait_for_or_close("all answers", all).await {
-                assert_eq!(v1_client.closed, Some(1001), "{}", v1_client.user);
+                assert_eq!(v1_client.close_code, Some(1001), "{}", v1_client.user);
                 closed += 1;
                 let texts = prompts.iter().map(String::as_str);
                 let messages: Vec<(&str, &str)> = IDS.into_iter().zip(texts).collect();

@@ -98,7 +98,7 @@ impl Client {
         matches!(self.subscription, Subscription::Live { .. })
     }
 
-    pub(crate) fn can_feed(&self) -> bool {
+    pub(crate) fn has_published_frame(&self) -> bool {
         self.is_live() && !self.feed.is_empty()
     }
 
@@ -237,7 +237,7 @@ impl Client {
     }
 
     /// The gateway handles the next published frame.
-    pub(crate) fn feed(&mut self, detects_gaps: bool, filters_by_position: bool) {
+    pub(crate) fn handle_published_frame(&mut self, detects_gaps: bool, filters_by_position: bool) {
         let Subscription::Live { counter_id, n } = self.subscription else {
             return;
         };

@@ -7,7 +7,7 @@ use crate::model::Fault::{
 };
 use crate::model::Step::{
     ArriveDuplicate, CommitRelay, Connect, DuplicateRelayCall, DuplicateWorkerCall, ExpireLease,
-    Feed, NoticeDisruption, Read, Receive, SaveSnapshot, Send, Worker,
+    HandlePublishedFrame, NoticeDisruption, Read, Receive, SaveSnapshot, Send, Worker,
 };
 use crate::model::{Model, RecordTask, SearchBounds, Stage, Step};
 use crate::reference::{
@@ -83,11 +83,11 @@ fn first_task(model: &Model) -> Option<RecordTask> {
 
 /// Handles all published frames and everything on the socket.
 fn drain_client(model: &mut Model) {
-    while model.client.can_feed() || model.client.can_receive() {
+    while model.client.has_published_frame() || model.client.can_receive() {
         let step = if model.client.can_receive() {
             Receive
         } else {
-            Feed
+            HandlePublishedFrame
         };
         apply(model, &[step]);
     }
@@ -517,7 +517,7 @@ fn live_and_begin_distinguish_lost_repeated_and_fenced_calls() {
     assert_eq!(shared.live(0, 1, 1, Some((0, 1))), LiveResponse::Written);
     assert_eq!(
         shared.live(0, 1, 1, Some((0, 1))),
-        LiveResponse::Expected(1)
+        LiveResponse::OutOfOrder(1)
     );
     assert_eq!(shared.live(0, 2, 1, Some((1, 1))), LiveResponse::Fenced);
     assert!(matches!(

@@ -28,7 +28,7 @@ fn from_start(faults: &'static [(Fault, u8)]) -> SearchBounds {
 }
 
 /// The client is live, the relay has set the marker, and the message is in the log.
-const SENT: &[Step] = &[
+const MESSAGE_IN_LOG: &[Step] = &[
     Step::Connect,
     Step::Read,
     Step::Receive,
@@ -38,12 +38,12 @@ const SENT: &[Step] = &[
     Step::Gateway(0),
     Step::Gateway(0),
     Step::Gateway(0),
-    Step::Feed,
+    Step::HandlePublishedFrame,
     Step::Receive,
 ];
 
-/// As [`SENT`] with two messages, and both answers are in the log.
-const ANSWERED: &[Step] = &[
+/// Like [`MESSAGE_IN_LOG`], but with two messages whose answers are in the log.
+const ANSWERS_IN_LOG: &[Step] = &[
     Step::Connect,
     Step::Read,
     Step::Receive,
@@ -70,12 +70,12 @@ const ANSWERED: &[Step] = &[
     Step::CommitWorker(0),
 ];
 
-/// As [`SENT`] with two messages, of which the client has received nothing.
-const TWO_SENT: &[Step] = ANSWERED.split_at(13).0;
+/// Two messages are in the log, and the client has received no frame about them.
+const TWO_MESSAGES_IN_LOG: &[Step] = ANSWERS_IN_LOG.split_at(13).0;
 
 /// A worker has begun and crashed, and its lease has expired; after a snapshot of Redis another one has
 /// begun.
-const TAKEN_OVER: &[Step] = &[
+const LEASE_TAKEN_OVER: &[Step] = &[
     Step::Connect,
     Step::Read,
     Step::Receive,
@@ -95,18 +95,18 @@ const TAKEN_OVER: &[Step] = &[
 ];
 
 /// One message, from the moment when it is in the log.
-fn sent(faults: &'static [(Fault, u8)]) -> SearchBounds {
+fn from_message_in_log(faults: &'static [(Fault, u8)]) -> SearchBounds {
     SearchBounds {
-        prefix: SENT,
+        prefix: MESSAGE_IN_LOG,
         ..from_start(faults)
     }
 }
 
 /// Two messages of one conversation, from the moment when both answers are in the log and none is
 /// delivered.
-fn answered(faults: &'static [(Fault, u8)]) -> SearchBounds {
+fn from_answers_in_log(faults: &'static [(Fault, u8)]) -> SearchBounds {
     SearchBounds {
-        prefix: ANSWERED,
+        prefix: ANSWERS_IN_LOG,
         max_faults: max_faults(),
         ..two_messages(&[0, 0], faults)
     }
@@ -174,17 +174,17 @@ macro_rules! search {
 search! {
     no_fault: SearchBounds { max_faults: 0, ..two_messages(&[0, 0], &[]) };
     any_single_fault: SearchBounds { max_faults: 1, ..from_start(ALL_BUT_ROLLBACK) };
-    two_conversations_and_a_worker_crash: SearchBounds { max_faults: 1, prefix: TWO_SENT, ..two_messages(&[0, 1], &[(CrashWorker, 1)]) };
-    redis_emptied_under_a_worker: sent(&[(EmptyRedis, 1), (CrashWorker, 1), (ReassignMessages, 1), (PausePastLease, 1)]);
-    redis_emptied_and_a_call_duplicated: sent(&[(EmptyRedis, 1), (DuplicateCall, 1)]);
-    redis_emptied_under_a_relay: answered(&[(EmptyRedis, 2), (CrashRelay, 1), (ReassignResponses, 1)]);
-    redis_emptied_and_a_deliver_duplicated: answered(&[(EmptyRedis, 1), (DuplicateCall, 1), (DropSocket, 1)]);
-    redis_rolled_back: SearchBounds { max_faults: 1, ..sent(&[(RollBackRedis, 1)]) };
-    redis_rolled_back_under_a_relay: answered(&[(RollBackRedis, 1), (CrashRelay, 1), (LosePublish, 1)]);
-    paused_worker_and_its_successor: sent(&[(PausePastLease, 2), (ReassignMessages, 1), (DuplicateCall, 1)]);
-    cancel_with_other_faults: sent(&[(Cancel, 1), (CrashWorker, 1), (EmptyRedis, 1), (DuplicateCall, 1)]);
-    resend_with_other_faults: sent(&[(Resend, 1), (CrashWorker, 1), (EmptyRedis, 1)]);
-    dropped_socket_with_other_faults: sent(&[(DropSocket, 2), (LosePublish, 1), (EmptyRedis, 1)]);
+    two_conversations_and_a_worker_crash: SearchBounds { max_faults: 1, prefix: TWO_MESSAGES_IN_LOG, ..two_messages(&[0, 1], &[(CrashWorker, 1)]) };
+    redis_emptied_under_a_worker: from_message_in_log(&[(EmptyRedis, 1), (CrashWorker, 1), (ReassignMessages, 1), (PausePastLease, 1)]);
+    redis_emptied_and_a_call_duplicated: from_message_in_log(&[(EmptyRedis, 1), (DuplicateCall, 1)]);
+    redis_emptied_under_a_relay: from_answers_in_log(&[(EmptyRedis, 2), (CrashRelay, 1), (ReassignResponses, 1)]);
+    redis_emptied_and_a_deliver_duplicated: from_answers_in_log(&[(EmptyRedis, 1), (DuplicateCall, 1), (DropSocket, 1)]);
+    redis_rolled_back: SearchBounds { max_faults: 1, ..from_message_in_log(&[(RollBackRedis, 1)]) };
+    redis_rolled_back_under_a_relay: from_answers_in_log(&[(RollBackRedis, 1), (CrashRelay, 1), (LosePublish, 1)]);
+    paused_worker_and_its_successor: from_message_in_log(&[(PausePastLease, 2), (ReassignMessages, 1), (DuplicateCall, 1)]);
+    cancel_with_other_faults: from_message_in_log(&[(Cancel, 1), (CrashWorker, 1), (EmptyRedis, 1), (DuplicateCall, 1)]);
+    resend_with_other_faults: from_message_in_log(&[(Resend, 1), (CrashWorker, 1), (EmptyRedis, 1)]);
+    dropped_socket_with_other_faults: from_message_in_log(&[(DropSocket, 2), (LosePublish, 1), (EmptyRedis, 1)]);
 }
 
 #[test]
@@ -192,54 +192,72 @@ fn leaving_out_any_rule_causes_a_violation() {
     let rules: &[(Rule, SearchBounds)] = &[
         (
             Rule::LostMailboxDetected,
-            answered(&[(EmptyRedis, 1), (DuplicateCall, 1)]),
+            from_answers_in_log(&[(EmptyRedis, 1), (DuplicateCall, 1)]),
         ),
         (
             Rule::AttemptAboveLast,
             SearchBounds {
                 max_faults: 3,
-                prefix: TAKEN_OVER,
+                prefix: LEASE_TAKEN_OVER,
                 ..from_start(&[(CrashWorker, 1), (RollBackRedis, 1), (DuplicateCall, 1)])
             },
         ),
-        (Rule::LeaseExcludesOthers, sent(&[(ReassignMessages, 1)])),
-        (Rule::BeginIdempotent, sent(&[(DuplicateCall, 1)])),
+        (
+            Rule::LeaseExcludesOthers,
+            from_message_in_log(&[(ReassignMessages, 1)]),
+        ),
+        (
+            Rule::BeginIdempotent,
+            from_message_in_log(&[(DuplicateCall, 1)]),
+        ),
         (
             Rule::LiveFenced,
-            sent(&[(ReassignMessages, 1), (PausePastLease, 1)]),
+            from_message_in_log(&[(ReassignMessages, 1), (PausePastLease, 1)]),
         ),
-        (Rule::LiveInOrder, sent(&[(DuplicateCall, 1)])),
+        (
+            Rule::LiveInOrder,
+            from_message_in_log(&[(DuplicateCall, 1)]),
+        ),
         (
             Rule::FirstOutcomeWins,
-            sent(&[(ReassignMessages, 1), (PausePastLease, 1)]),
+            from_message_in_log(&[(ReassignMessages, 1), (PausePastLease, 1)]),
         ),
         (
             Rule::DeliveredOutcomeWins,
-            sent(&[(EmptyRedis, 1), (CrashWorker, 1)]),
+            from_message_in_log(&[(EmptyRedis, 1), (CrashWorker, 1)]),
         ),
         (
             Rule::DeliveredOnce,
-            sent(&[(Resend, 1), (ReassignMessages, 1)]),
+            from_message_in_log(&[(Resend, 1), (ReassignMessages, 1)]),
         ),
-        (Rule::KeepChecksCancel, sent(&[(Cancel, 1)])),
-        (Rule::GapTriggersRead, sent(&[(LosePublish, 1)])),
-        (Rule::PositionFilter, sent(&[(EmptyRedis, 1)])),
+        (Rule::KeepChecksCancel, from_message_in_log(&[(Cancel, 1)])),
+        (
+            Rule::GapTriggersRead,
+            from_message_in_log(&[(LosePublish, 1)]),
+        ),
+        (
+            Rule::PositionFilter,
+            from_message_in_log(&[(EmptyRedis, 1)]),
+        ),
         (
             Rule::RewindOnAssignment,
-            answered(&[(RollBackRedis, 1), (CrashRelay, 1)]),
+            from_answers_in_log(&[(RollBackRedis, 1), (CrashRelay, 1)]),
         ),
-        (Rule::OnlyStoredOutcomeProduced, sent(&[(Cancel, 1)])),
+        (
+            Rule::OnlyStoredOutcomeProduced,
+            from_message_in_log(&[(Cancel, 1)]),
+        ),
         (
             Rule::LaneWaitsForLog,
             SearchBounds {
-                prefix: TWO_SENT,
+                prefix: TWO_MESSAGES_IN_LOG,
                 ..two_messages(&[0, 0], &[(ReassignMessages, 1)])
             },
         ),
         (
             Rule::ContiguousCommit,
             SearchBounds {
-                prefix: TWO_SENT,
+                prefix: TWO_MESSAGES_IN_LOG,
                 ..two_messages(&[0, 1], &[(CrashWorker, 1)])
             },
         ),
@@ -247,7 +265,11 @@ fn leaving_out_any_rule_causes_a_violation() {
             Rule::MarkerToken,
             SearchBounds {
                 max_faults: 3,
-                ..answered(&[(EmptyRedis, 1), (DuplicateCall, 1), (ReassignResponses, 1)])
+                ..from_answers_in_log(&[
+                    (EmptyRedis, 1),
+                    (DuplicateCall, 1),
+                    (ReassignResponses, 1),
+                ])
             },
         ),
     ];

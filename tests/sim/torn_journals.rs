@@ -26,7 +26,7 @@ use crate::settings::embedded_settings;
 type Content = BTreeMap<(usize, Vec<u8>), Vec<u8>>;
 
 /// The state of the journal after a commit.
-struct Point {
+struct JournalState {
     end: u64,
     content: Content,
 }
@@ -65,7 +65,7 @@ fn journal(dir: &Path) -> PathBuf {
 }
 
 /// The offset at which the written part of the journal ends. `from` is an offset before that.
-fn end(journal: &Path, from: u64) -> u64 {
+fn written_end(journal: &Path, from: u64) -> u64 {
     let mut file = File::open(journal).unwrap();
     file.seek(SeekFrom::Start(from)).unwrap();
     let mut bytes = Vec::new();
@@ -99,7 +99,7 @@ fn copy(from: &Path, to: &Path, cut: u64, tail: Tail) {
 }
 
 /// Bytes that can't be compressed.
-fn noise(number: u8, size: usize) -> Vec<u8> {
+fn incompressible_bytes(number: u8, size: usize) -> Vec<u8> {
     let mut bytes = vec![0; size];
     StdRng::seed_from_u64(number.into()).fill_bytes(&mut bytes);
     bytes
@@ -111,7 +111,7 @@ fn batch(number: u8) -> Batch {
     // Larger than the engine's buffer, so that one batch causes several writes.
     let size = [10, 300, 20_000][usize::from(number) % 3];
     for table in [Table::Log, Table::Users, Table::History] {
-        batch.put(table, [b'k', number], noise(number, size));
+        batch.put(table, [b'k', number], incompressible_bytes(number, size));
         if number > 2 {
             batch.delete(table, [b'k', number - 2]);
         }
@@ -127,16 +127,16 @@ fn journal_cut_anywhere_keeps_every_complete_batch_before_the_cut() {
     let mut points = Vec::new();
     let store = Store::open(dir.path(), 0).unwrap();
     let journal = journal(dir.path());
-    points.push(Point {
-        end: end(&journal, 0),
+    points.push(JournalState {
+        end: written_end(&journal, 0),
         content: content(&store),
     });
     for number in 0..6 {
         let ticket = store.commit(batch(number)).unwrap();
         store.wait_durable_blocking(ticket).unwrap();
         // An acknowledged batch is in the file.
-        points.push(Point {
-            end: end(&journal, points[points.len() - 1].end),
+        points.push(JournalState {
+            end: written_end(&journal, points[points.len() - 1].end),
             content: content(&store),
         });
     }
@@ -231,14 +231,14 @@ async fn log_cut_anywhere_keeps_every_acknowledged_record_once_and_in_order() {
     let log = open_log(dir.path());
     let journal = journal(dir.path());
     let mut acknowledged = Vec::new();
-    let mut last = end(&journal, 0);
+    let mut last = written_end(&journal, 0);
     for number in 0..5 {
         // Two concurrent appends, which may be in one batch or in two.
         let both = [record(2 * number), record(2 * number + 1)].map(|one| log.append("t", one));
         for append in both {
             append.await.unwrap();
         }
-        last = end(&journal, last);
+        last = written_end(&journal, last);
         acknowledged.push(last);
     }
     let mut opened = 0;
@@ -249,13 +249,25 @@ async fn log_cut_anywhere_keeps_every_acknowledged_record_once_and_in_order() {
             copy(dir.path(), copied.path(), cut, Tail::Zeros);
             let log = open_log(copied.path());
             opened += 1;
-            let place = log.append("t", record(100)).await.unwrap();
-            let there = usize::try_from(place.offset).unwrap();
-            assert!(there >= 2 * (number + 1), "an acknowledged record is gone");
-            assert!(there < 2 * (number + 2) || cut == *at, "a half is counted");
-            let mut expected: Vec<_> = (0..there).map(|one| (one as i64, text(one))).collect();
-            expected.push((place.offset, text(100)));
-            assert_eq!(read(&log, there + 1).await, expected, "cut at {cut}");
+            let appended = log.append("t", record(100)).await.unwrap();
+            let recovered_count = usize::try_from(appended.offset).unwrap();
+            assert!(
+                recovered_count >= 2 * (number + 1),
+                "an acknowledged record is gone"
+            );
+            assert!(
+                recovered_count < 2 * (number + 2) || cut == *at,
+                "a half is counted"
+            );
+            let mut expected: Vec<_> = (0..recovered_count)
+                .map(|one| (one as i64, text(one)))
+                .collect();
+            expected.push((appended.offset, text(100)));
+            assert_eq!(
+                read(&log, recovered_count + 1).await,
+                expected,
+                "cut at {cut}"
+            );
         }
     }
     drop(log);
@@ -273,12 +285,12 @@ fn hole_in_the_last_batch_is_never_read_as_data() {
     let dir = TempDir::new().unwrap();
     let store = Store::open(dir.path(), 0).unwrap();
     let journal = journal(dir.path());
-    let mut last = end(&journal, 0);
+    let mut last = written_end(&journal, 0);
     for number in 0..3 {
         let before = content(&store);
         let ticket = store.commit(batch(number)).unwrap();
         store.wait_durable_blocking(ticket).unwrap();
-        let now = end(&journal, last);
+        let now = written_end(&journal, last);
         let length = now - last;
         if length > 10_000 {
             for from in [0, 600, length / 3, length / 2, length - 600] {

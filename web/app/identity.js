@@ -33,8 +33,8 @@ export async function getToken({ refused }) {
   if (refused) {
     storage.set('chatmesh.token', null, sessionStorage);
     const text = storage.get('chatmesh.worked', sessionStorage)
-      ? 'The server does not take this token any more. Please sign in again.'
-      : 'The server does not take this token for this user id. Please check both.';
+      ? 'The server no longer accepts this token. Please sign in again.'
+      : 'The server does not accept this token for this user id. Please check both.';
     throw new AuthError('unauthorized', text);
   }
   const stored = storage.get('chatmesh.token', sessionStorage);

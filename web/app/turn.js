@@ -5,20 +5,20 @@ import { MarkdownView } from './markdown/view.js';
 
 /** Text for each error code: the problem and what to do. null: the server's message is shown. */
 const ADVICE = {
-  rate_limited: 'That was too much at once.',
+  rate_limited: 'Too many messages in a short time. Try again in a moment.',
   too_large: null,
   invalid_message: null,
   missed: null,
-  unavailable: 'The server could not take this message. Try again in a moment.',
+  unavailable: 'The server could not accept this message. Try again in a moment.',
   unauthorized: 'You are signed out. Sign in again, then send it once more.',
   closed: 'The connection is closed. Connect again, then send it once more.',
   expired: 'This message waited too long for its turn. Send it again if you still need the answer.',
   provider_timeout: 'The model took too long to answer. Try again, or ask for something shorter.',
   provider_rate_limited: 'The model has too much to do now. Try again in a minute.',
   provider_rejected:
-    'The model refused this request. If it happens with every message, tell whoever runs this server: its access to the model may not be set up.',
+    'The model refused this request. If it happens with every message, contact the operator of this server: its access to the model may not be configured.',
   provider_failed: 'The model could not answer. Try again in a moment.',
-  internal: 'Something went wrong on the server. Try again in a moment.',
+  internal: 'The server had an internal error. Try again in a moment.',
   queue_full: 'Too many messages wait for their answers. Let some of them finish first.',
 };
 

@@ -135,7 +135,8 @@ fn empty_fanout() -> Arc<EmbeddedFanout> {
     let started = Instant::now();
     let clock = move || START_MS + started.elapsed().as_millis() as i64;
     Arc::new(
-        EmbeddedFanout::open_at(Store::in_memory(), Bounds::default(), Box::new(clock)).unwrap(),
+        EmbeddedFanout::open_with_clock(Store::in_memory(), Bounds::default(), Box::new(clock))
+            .unwrap(),
     )
 }
 

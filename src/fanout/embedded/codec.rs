@@ -49,7 +49,7 @@ impl Writer {
 pub(super) struct Reader<'a>(&'a [u8]);
 
 /// The error for an entry of the store that this program can't have written.
-pub(super) fn damaged() -> FanoutError {
+pub(super) fn damaged_entry_error() -> FanoutError {
     FanoutError::Unexpected(
         "an entry of the local store can't be read; restore the data directory or begin with an \
          empty one"
@@ -65,7 +65,10 @@ impl<'a> Reader<'a> {
     }
 
     fn bytes(&mut self, length: usize) -> Result<&'a [u8]> {
-        let (bytes, rest) = self.0.split_at_checked(length).ok_or_else(damaged)?;
+        let (bytes, rest) = self
+            .0
+            .split_at_checked(length)
+            .ok_or_else(damaged_entry_error)?;
         self.0 = rest;
         Ok(bytes)
     }
@@ -75,14 +78,20 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn number(&mut self) -> Result<i64> {
-        let bytes = self.bytes(8)?.try_into().map_err(|_| damaged())?;
+        let bytes = self
+            .bytes(8)?
+            .try_into()
+            .map_err(|_| damaged_entry_error())?;
         Ok(i64::from_be_bytes(bytes))
     }
 
     pub(super) fn text(&mut self) -> Result<&'a str> {
-        let bytes = self.bytes(4)?.try_into().map_err(|_| damaged())?;
+        let bytes = self
+            .bytes(4)?
+            .try_into()
+            .map_err(|_| damaged_entry_error())?;
         let text = self.bytes(u32::from_be_bytes(bytes) as usize)?;
-        std::str::from_utf8(text).map_err(|_| damaged())
+        std::str::from_utf8(text).map_err(|_| damaged_entry_error())
     }
 
     pub(super) fn optional(&mut self) -> Result<Option<&'a str>> {
@@ -92,13 +101,15 @@ impl<'a> Reader<'a> {
     /// Reads an optional conversation.
     pub(super) fn conversation(&mut self) -> Result<Option<ConversationId>> {
         match self.optional()? {
-            Some(text) => ConversationId::parse(text).map(Some).map_err(|_| damaged()),
+            Some(text) => ConversationId::parse(text)
+                .map(Some)
+                .map_err(|_| damaged_entry_error()),
             None => Ok(None),
         }
     }
 
     /// Reads the last field.
     pub(super) fn remainder(self) -> Result<&'a str> {
-        std::str::from_utf8(self.0).map_err(|_| damaged())
+        std::str::from_utf8(self.0).map_err(|_| damaged_entry_error())
     }
 }

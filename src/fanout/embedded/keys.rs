@@ -4,7 +4,7 @@
 //! are loaded when a user is first used (the mailbox's head, pending messages, cancel marks) form
 //! one contiguous range.
 
-use super::codec::damaged;
+use super::codec::damaged_entry_error;
 use crate::fanout::FanoutError;
 use crate::protocol::ids::{ConversationId, MessageId, UserId};
 
@@ -115,8 +115,8 @@ pub(super) fn number(suffix: &[u8]) -> Option<u64> {
 
 /// Decodes a key's suffix as a message id.
 pub(super) fn message(suffix: &[u8]) -> Result<MessageId, FanoutError> {
-    let text = std::str::from_utf8(suffix).map_err(|_| damaged())?;
-    MessageId::parse(text).map_err(|_| damaged())
+    let text = std::str::from_utf8(suffix).map_err(|_| damaged_entry_error())?;
+    MessageId::parse(text).map_err(|_| damaged_entry_error())
 }
 
 /// The key that follows `key` directly.

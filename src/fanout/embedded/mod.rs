@@ -2,8 +2,8 @@
 //!
 //! The store holds what must survive the process, under keys per user: outcomes, mailboxes,
 //! history, pending messages, cancel marks, tokens and markers. Answers in flight, sequence numbers
-//! and subscriptions exist only in memory. They are gone after a restart, which for a worker is a
-//! data loss as the contract defines it.
+//! and subscriptions exist only in memory. A restart loses them, which workers handle as a data
+//! loss ([`crate::fanout::LiveResponse::DataLost`]).
 //!
 //! A call holds its user's lock from beginning to end, publication included, so frames leave in the
 //! order of their sequence numbers. Reads and commits are short and never wait for the disk:
@@ -92,7 +92,7 @@ impl EmbeddedFanout {
     ///
     /// # Errors
     /// [`FanoutError::Unexpected`] if another version of chatmesh wrote the store.
-    pub fn open_at(
+    pub fn open_with_clock(
         store: Store,
         bounds: Bounds,
         clock: Box<dyn Fn() -> i64 + Send + Sync>,

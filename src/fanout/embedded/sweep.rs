@@ -7,7 +7,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::codec::damaged;
+use super::codec::damaged_entry_error;
 use super::context::is_expired;
 use super::keys;
 use super::user::{needs_expiry, turn_header};
@@ -93,7 +93,7 @@ impl Sweep {
         let now_ms = self.users.now_ms();
         let mut expired: HashMap<UserId, Vec<&[u8]>> = HashMap::new();
         for (key, value) in page {
-            let (user, tag, _) = keys::parse(key).ok_or_else(damaged)?;
+            let (user, tag, _) = keys::parse(key).ok_or_else(damaged_entry_error)?;
             if needs_expiry(&self.users.bounds, tag, value, now_ms)? {
                 expired.entry(user).or_default().push(key);
             }

@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use fred::types::Value;
 
 use super::args::{random_id, text};
-use super::reply::{Reply, unreadable};
-use super::{RedisFanout, frame, unexpected};
+use super::reply::{Reply, unreadable_reply_error};
+use super::{RedisFanout, frame, unexpected_reply_error};
 use crate::fanout::{Admission, AdmissionDecision, Admissions, Limit, MessageRef, Result};
 use crate::protocol::ids::{MessageId, UserId};
 use crate::protocol::open_message::CancelResult;
@@ -41,10 +41,12 @@ impl Admissions for RedisFanout {
             "forgotten" => AdmissionDecision::Forgotten,
             "delivered" => {
                 let frame = reply.text()?;
-                let position = reply.position()?.ok_or_else(|| unreadable("position"))?;
+                let position = reply
+                    .position()?
+                    .ok_or_else(|| unreadable_reply_error("position"))?;
                 AdmissionDecision::Delivered(frame, position)
             }
-            word => return Err(unexpected(word)),
+            word => return Err(unexpected_reply_error(word)),
         };
         Ok(decision.into())
     }
@@ -70,7 +72,7 @@ impl Admissions for RedisFanout {
             "cancelling" => Ok(CancelResult::Cancelling),
             "already_done" => Ok(CancelResult::AlreadyDone),
             "unknown" => Ok(CancelResult::Unknown),
-            word => Err(unexpected(word)),
+            word => Err(unexpected_reply_error(word)),
         }
     }
 

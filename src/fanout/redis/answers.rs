@@ -9,11 +9,11 @@ use super::args::{client_id, millis, number, push_outcome, random_id, text};
 use super::reply::Reply;
 use super::scripts::Script;
 use super::turn::read_turns;
-use super::{RedisFanout, frame, unexpected};
+use super::{RedisFanout, frame, unexpected_reply_error};
 use crate::fanout::{
-    Answers, Appended, BeginRequest, BeginResponse, DeferredOutcome, HistoryResponse,
-    HistoryVersion, KeepRequest, KeepResponse, LEASE, LiveRequest, LiveResponse, MessageRef,
-    NewOutcome, Result, StoredOutcome, Turn,
+    Answers, BeginRequest, BeginResponse, HistoryResponse, HistoryVersion, KeepRequest,
+    KeepResponse, LEASE, LazyOutcome, LiveRequest, LiveResponse, MessageRef, NewOutcome, Result,
+    StoredOutcome, Turn, TurnAppend,
 };
 use crate::protocol::ids::{ConversationId, UserId};
 
@@ -28,18 +28,18 @@ impl RedisFanout {
 
     /// Runs a script without the outcome for a cancelled message, because hardly any call needs it.
     /// Where the script requests it, nothing was changed yet, and the script runs again with it.
-    async fn run_with_deferred(
+    async fn run_with_lazy_outcome(
         &self,
         script: &Script,
         user: &UserId,
         mut args: Vec<Value>,
-        cancelled_outcome: &DeferredOutcome,
+        cancelled_outcome: &LazyOutcome,
     ) -> Result<Reply> {
         let reply = self.run_for(script, user, args.clone()).await?;
         if !reply.next_is("cancelled") {
             return Ok(reply);
         }
-        push_outcome(&mut args, &cancelled_outcome.make());
+        push_outcome(&mut args, &cancelled_outcome.build());
         self.run_for(script, user, args).await
     }
 }
@@ -75,13 +75,13 @@ fn read_history(
 }
 
 /// Decodes a history's version before an append, and the time of the appended turn.
-fn read_appended(mut reply: Reply, message: &MessageRef) -> Result<Option<Appended>> {
+fn read_appended(mut reply: Reply, message: &MessageRef) -> Result<Option<TurnAppend>> {
     if reply.is_empty() {
         return Ok(None);
     }
     let before = HistoryVersion(reply.text()?);
     let at_us: i64 = reply.parse("time of a turn")?;
-    Ok(Some(Appended {
+    Ok(Some(TurnAppend {
         before,
         after: HistoryVersion(format!("{} {at_us}", message.message_id)),
         at_ms: at_us / 1000,
@@ -109,7 +109,7 @@ impl Answers for RedisFanout {
         ];
         let script = &self.scripts.begin;
         let mut reply = self
-            .run_with_deferred(script, &message.user, args, &call.cancelled_outcome)
+            .run_with_lazy_outcome(script, &message.user, args, &call.cancelled_outcome)
             .await?;
         match reply.text()?.as_str() {
             "ended" => Ok(BeginResponse::Ended(read_outcome(&mut reply)?)),
@@ -122,7 +122,7 @@ impl Answers for RedisFanout {
                 delivery_count: reply.parse("delivery count")?,
                 history: read_history(reply, known_version)?,
             }),
-            word => Err(unexpected(word)),
+            word => Err(unexpected_reply_error(word)),
         }
     }
 
@@ -146,11 +146,11 @@ impl Answers for RedisFanout {
         let mut reply = self.run_for(script, &message.user, args).await?;
         match reply.text()?.as_str() {
             "written" => Ok(LiveResponse::Written),
-            "expected" => Ok(LiveResponse::Expected(reply.parse("index")?)),
+            "expected" => Ok(LiveResponse::OutOfOrder(reply.parse("index")?)),
             "fenced" => Ok(LiveResponse::Fenced),
             "cancelled" => Ok(LiveResponse::Cancelled),
             "lost" => Ok(LiveResponse::DataLost),
-            word => Err(unexpected(word)),
+            word => Err(unexpected_reply_error(word)),
         }
     }
 
@@ -166,7 +166,7 @@ impl Answers for RedisFanout {
         args.push(number(self.counted_tokens(&call.outcome)));
         let script = &self.scripts.keep;
         let mut reply = self
-            .run_with_deferred(script, &message.user, args, &call.cancelled_outcome)
+            .run_with_lazy_outcome(script, &message.user, args, &call.cancelled_outcome)
             .await?;
         match reply.text()?.as_str() {
             "kept" => {
@@ -181,7 +181,7 @@ impl Answers for RedisFanout {
             }
             "ended" => Ok(KeepResponse::Outcome(read_outcome(&mut reply)?)),
             "fenced" => Ok(KeepResponse::Fenced),
-            word => Err(unexpected(word)),
+            word => Err(unexpected_reply_error(word)),
         }
     }
 

@@ -5,7 +5,7 @@ use tokio::sync::watch;
 
 use super::args::{flag, number, random_id, text};
 use super::turn::status_code;
-use super::{RedisFanout, servers, unexpected};
+use super::{RedisFanout, servers, unexpected_reply_error};
 use crate::fanout::{DeliverRequest, DeliverResponse, Deliveries, Result};
 use crate::protocol::ids::ConversationId;
 use crate::protocol::position::Epoch;
@@ -39,7 +39,7 @@ impl Deliveries for RedisFanout {
             "published" => Ok(DeliverResponse::Published(reply.parse("count")?)),
             "already" => Ok(DeliverResponse::AlreadyDelivered),
             "lost" => Ok(DeliverResponse::DataLost),
-            word => Err(unexpected(word)),
+            word => Err(unexpected_reply_error(word)),
         }
     }
 
@@ -47,13 +47,13 @@ impl Deliveries for RedisFanout {
         self.run_marker(&self.scripts.has_marker, epoch, "").await
     }
 
-    async fn begin_marker(&self, epoch: &Epoch, token: &str) -> Result<bool> {
-        let script = &self.scripts.begin_marker;
+    async fn begin_rebuild(&self, epoch: &Epoch, token: &str) -> Result<bool> {
+        let script = &self.scripts.begin_rebuild;
         self.run_marker(script, epoch, token).await
     }
 
-    async fn complete_marker(&self, epoch: &Epoch, token: &str) -> Result<bool> {
-        let script = &self.scripts.complete_marker;
+    async fn complete_rebuild(&self, epoch: &Epoch, token: &str) -> Result<bool> {
+        let script = &self.scripts.complete_rebuild;
         self.run_marker(script, epoch, token).await
     }
 

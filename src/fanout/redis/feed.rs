@@ -253,7 +253,7 @@ async fn maintain(
             // One renewal covers all reconnects announced before it starts.
             while reconnected.try_recv().is_ok() {}
             // Without a confirmed subscription nothing can have been missed (the first connection).
-            let has_missed = state
+            let may_have_missed_frames = state
                 .subscriptions
                 .lock()
                 .values()
@@ -261,7 +261,7 @@ async fn maintain(
             tokio::select! {
                 () = stop.cancelled() => break,
                 () = state.renew() => {
-                    if has_missed {
+                    if may_have_missed_frames {
                         state.gap.notify_one();
                     }
                 }

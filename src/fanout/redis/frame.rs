@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::reply::unreadable;
+use super::reply::unreadable_reply_error;
 use crate::fanout::{MessageRef, Result};
 use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId, UserId};
 use crate::protocol::open_message::PendingMessage;
@@ -87,7 +87,7 @@ pub(super) fn pending_entry(message: &MessageRef, content: &str) -> String {
 /// Decodes a stored pending message.
 pub(super) fn read_pending(message_id: MessageId, entry: &str) -> Result<PendingMessage> {
     let entry: PendingEntry =
-        serde_json::from_str(entry).map_err(|_| unreadable("pending message"))?;
+        serde_json::from_str(entry).map_err(|_| unreadable_reply_error("pending message"))?;
     Ok(PendingMessage {
         message_id,
         id: entry.id,

@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use super::args::{number, text};
 use super::reply::Reply;
 use super::turn::read_turns;
-use super::{RedisFanout, unexpected};
+use super::{RedisFanout, unexpected_reply_error};
 use crate::fanout::{ConversationEntry, History, Result, Turn};
 use crate::protocol::ids::{ConversationId, MessageId, UserId};
 
@@ -58,7 +58,7 @@ impl History for RedisFanout {
         match reply.text()?.as_str() {
             "gone" => Ok(None),
             "turns" => read_turns(reply.list()?).map(Some),
-            word => Err(unexpected(word)),
+            word => Err(unexpected_reply_error(word)),
         }
     }
 

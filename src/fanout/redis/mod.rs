@@ -114,7 +114,7 @@ impl RedisFanout {
 }
 
 /// The error for a script's reply that this version does not know.
-fn unexpected(word: &str) -> FanoutError {
+fn unexpected_reply_error(word: &str) -> FanoutError {
     FanoutError::Unexpected(format!("a script answered {word:?}"))
 }
 

@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use super::RedisFanout;
 use super::args::{flag, number, random_id, text};
 use super::frame::read_pending;
-use super::reply::{Reply, unreadable};
+use super::reply::{Reply, unreadable_reply_error};
 use crate::fanout::{DeliveredOutcome, ReadRequest, Reads, Result, UserView};
 use crate::protocol::ids::{ClientMessageId, MessageId, UserId};
 use crate::protocol::open_message::{InFlightAnswer, PendingMessage};
@@ -15,7 +15,9 @@ fn read_view(mut reply: Reply) -> Result<UserView> {
     Ok(UserView {
         n: reply.parse("counter")?,
         n_id: reply.text()?,
-        end: reply.position()?.ok_or_else(|| unreadable("position"))?,
+        end: reply
+            .position()?
+            .ok_or_else(|| unreadable_reply_error("position"))?,
         recovered: reply.text()? == "1",
         has_more: reply.text()? == "1",
         rebuilt_up_to: reply.position()?,
@@ -29,7 +31,9 @@ fn read_view(mut reply: Reply) -> Result<UserView> {
 fn read_frames(mut reply: Reply) -> Result<Vec<(Position, String)>> {
     let mut frames = Vec::new();
     while !reply.is_empty() {
-        let position = reply.position()?.ok_or_else(|| unreadable("position"))?;
+        let position = reply
+            .position()?
+            .ok_or_else(|| unreadable_reply_error("position"))?;
         frames.push((position, reply.text()?));
     }
     Ok(frames)
@@ -49,7 +53,9 @@ fn read_answer(mut fields: Reply) -> Result<InFlightAnswer> {
         message_id: fields.message_id()?,
         id: match fields.text()?.as_str() {
             "" => None,
-            id => Some(ClientMessageId::parse(id).map_err(|_| unreadable("client's id"))?),
+            id => Some(
+                ClientMessageId::parse(id).map_err(|_| unreadable_reply_error("client's id"))?,
+            ),
         },
         conversation: fields.conversation()?,
         attempt: fields.parse("attempt")?,
@@ -75,7 +81,9 @@ fn read_delivered(mut reply: Reply) -> Result<Vec<DeliveredOutcome>> {
     while !reply.is_empty() {
         outcomes.push(DeliveredOutcome {
             message_id: reply.message_id()?,
-            position: reply.position()?.ok_or_else(|| unreadable("position"))?,
+            position: reply
+                .position()?
+                .ok_or_else(|| unreadable_reply_error("position"))?,
             frame: Some(reply.text()?).filter(|frame| !frame.is_empty()),
         });
     }

@@ -12,7 +12,7 @@ use crate::protocol::position::Position;
 pub(super) struct Reply(std::vec::IntoIter<Value>);
 
 /// The error for a value in Redis that this version can't decode.
-pub(super) fn unreadable(what: &str) -> FanoutError {
+pub(super) fn unreadable_reply_error(what: &str) -> FanoutError {
     FanoutError::Unexpected(format!("redis holds no readable {what}"))
 }
 
@@ -35,30 +35,33 @@ impl Reply {
     /// The next text; `None` where the script returned nil.
     pub(super) fn optional(&mut self) -> Result<Option<String>> {
         match self.0.next() {
-            None => Err(unreadable("answer: it is too short")),
+            None => Err(unreadable_reply_error("answer: it is too short")),
             Some(value) if value.is_null() => Ok(None),
             Some(value) => value
                 .into_bytes_str()
                 .map(|text| Some(text.to_string()))
-                .ok_or_else(|| unreadable("text")),
+                .ok_or_else(|| unreadable_reply_error("text")),
         }
     }
 
     pub(super) fn text(&mut self) -> Result<String> {
-        self.optional()?.ok_or_else(|| unreadable("text"))
+        self.optional()?
+            .ok_or_else(|| unreadable_reply_error("text"))
     }
 
     /// The next text, parsed. `what` names it in the error.
     pub(super) fn parse<T: FromStr>(&mut self, what: &str) -> Result<T> {
-        self.text()?.parse().map_err(|_| unreadable(what))
+        self.text()?
+            .parse()
+            .map_err(|_| unreadable_reply_error(what))
     }
 
     pub(super) fn message_id(&mut self) -> Result<MessageId> {
-        MessageId::parse(&self.text()?).map_err(|_| unreadable("message id"))
+        MessageId::parse(&self.text()?).map_err(|_| unreadable_reply_error("message id"))
     }
 
     pub(super) fn conversation(&mut self) -> Result<ConversationId> {
-        ConversationId::parse(&self.text()?).map_err(|_| unreadable("conversation"))
+        ConversationId::parse(&self.text()?).map_err(|_| unreadable_reply_error("conversation"))
     }
 
     /// The next text as a position; `None` where it is empty.
@@ -67,7 +70,9 @@ impl Reply {
         if text.is_empty() {
             return Ok(None);
         }
-        text.parse().map(Some).map_err(|_| unreadable("position"))
+        text.parse()
+            .map(Some)
+            .map_err(|_| unreadable_reply_error("position"))
     }
 
     /// The next list; empty where the script returned nil.
@@ -75,7 +80,7 @@ impl Reply {
         match self.0.next() {
             Some(Value::Array(values)) => Ok(Self(values.into_iter())),
             Some(value) if value.is_null() => Ok(Self(Vec::new().into_iter())),
-            _ => Err(unreadable("list")),
+            _ => Err(unreadable_reply_error("list")),
         }
     }
 }

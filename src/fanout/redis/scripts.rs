@@ -81,8 +81,8 @@ pub(super) struct Scripts {
     pub(super) revoke: Script,
     pub(super) revoked_at: Script,
     pub(super) has_marker: Script,
-    pub(super) begin_marker: Script,
-    pub(super) complete_marker: Script,
+    pub(super) begin_rebuild: Script,
+    pub(super) complete_rebuild: Script,
 }
 
 const COMMON: &str = include_str!("scripts/common.lua");
@@ -193,10 +193,10 @@ impl Scripts {
             revoke: script(&[COMMON, PUBLISH, include_str!("scripts/revoke.lua")]),
             revoked_at: script(&[COMMON, "return { redis.call('GET', PREFIX .. 'rv') }"]),
             has_marker: Script::new(format!("{MARKER} return marker == '1' and put('1') or 0")),
-            begin_marker: Script::new(format!(
+            begin_rebuild: Script::new(format!(
                 "{MARKER} return put(marker == '1' and '1' or ARGV[1])"
             )),
-            complete_marker: Script::new(format!(
+            complete_rebuild: Script::new(format!(
                 "{MARKER} return (marker == '1' or marker == ARGV[1]) and put('1') or 0"
             )),
             issue_token: Script::new(include_str!("scripts/issue_token.lua").to_owned()),

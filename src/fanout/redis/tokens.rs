@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use fred::types::Value;
 
 use super::args::{number, random_id, text};
-use super::reply::{Reply, unreadable};
+use super::reply::{Reply, unreadable_reply_error};
 use super::{RedisFanout, channel};
 use crate::fanout::tokens::revoked_frame;
 use crate::fanout::{Result, Tokens};
@@ -42,7 +42,7 @@ impl Tokens for RedisFanout {
         let args = vec![text(candidate), number(ttl.as_secs().max(1))];
         let key = channel::token_key(user);
         read_token(self.run(&self.scripts.issue_token, &key, args).await?)?
-            .ok_or_else(|| unreadable("token"))
+            .ok_or_else(|| unreadable_reply_error("token"))
     }
 
     async fn revoke(&self, user: &UserId) -> Result<()> {
@@ -66,7 +66,10 @@ impl Tokens for RedisFanout {
         let script = &self.scripts.revoked_at;
         let mut reply = self.run_for(script, user, Vec::new()).await?;
         match reply.optional()? {
-            Some(at_ms) => at_ms.parse().map(Some).map_err(|_| unreadable("time")),
+            Some(at_ms) => at_ms
+                .parse()
+                .map(Some)
+                .map_err(|_| unreadable_reply_error("time")),
             None => Ok(None),
         }
     }

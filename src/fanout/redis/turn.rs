@@ -1,6 +1,6 @@
 //! Turns of the history as the scripts store and return them (`turn.lua`).
 
-use super::reply::{Reply, unreadable};
+use super::reply::{Reply, unreadable_reply_error};
 use crate::fanout::{Result, Turn, TurnStatus};
 use crate::protocol::ids::MessageId;
 
@@ -28,7 +28,9 @@ pub(super) fn read_turns(mut reply: Reply) -> Result<Vec<Turn>> {
         let message_id = reply.message_id()?;
         let turn = reply.text()?;
         let at_us: i64 = reply.parse("time of a turn")?;
-        turns.push(parse_turn(message_id, &turn, at_us).ok_or_else(|| unreadable("turn"))?);
+        turns.push(
+            parse_turn(message_id, &turn, at_us).ok_or_else(|| unreadable_reply_error("turn"))?,
+        );
     }
     Ok(turns)
 }

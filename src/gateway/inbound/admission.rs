@@ -50,8 +50,8 @@ impl RateLimitHits {
 impl Inbound {
     pub(super) fn begin_admission(&mut self, mut message: Message) {
         let span = &mut message.span;
-        span.text("messaging.message.id", message.id.as_str());
-        span.text("correlation_id", &message.correlation_id);
+        span.set_text("messaging.message.id", message.id.as_str());
+        span.set_text("correlation_id", &message.correlation_id);
         let message_ref = self.message_ref(&message);
         let admission = admit(self.gateway.clone(), message_ref, message);
         let admissions = &mut self.in_progress().admissions;

@@ -34,7 +34,9 @@ impl Inbound {
         self.push_step(async move {
             let result = timeout_at(deadline, appended).await.ok();
             match &result {
-                Some(Ok(log_offset)) => span.number("messaging.kafka.offset", log_offset.offset),
+                Some(Ok(log_offset)) => {
+                    span.set_number("messaging.kafka.offset", log_offset.offset)
+                }
                 Some(Err(_)) => span.fail("refused"),
                 None => span.fail("timeout"),
             }
@@ -46,11 +48,11 @@ impl Inbound {
         let topic = &self.gateway.settings.messages_topic;
         let name = format_args!("send {topic}");
         let mut span = message.span.child(Kind::Producer, name);
-        span.text("messaging.system", traces::log_system());
-        span.text("messaging.operation.name", "send");
-        span.text("messaging.operation.type", "send");
-        span.text("messaging.destination.name", topic);
-        span.text("messaging.message.id", message.id.as_str());
+        span.set_text("messaging.system", traces::log_system());
+        span.set_text("messaging.operation.name", "send");
+        span.set_text("messaging.operation.type", "send");
+        span.set_text("messaging.destination.name", topic);
+        span.set_text("messaging.message.id", message.id.as_str());
         span
     }
 

@@ -22,7 +22,7 @@ struct Owner {
 struct Member {
     /// Offsets that the member stored and that are not committed yet, by partition.
     stored: BTreeMap<usize, i64>,
-    /// Partitions that were revoked from the member without its knowledge so far.
+    /// Revoked partitions that [`Group::next_change`] has not reported to the member yet.
     unreported_revocations: Vec<i32>,
 }
 
@@ -53,7 +53,7 @@ pub(super) enum RebalanceChange {
 #[derive(Debug)]
 pub(super) struct Group {
     state: Mutex<State>,
-    /// Grows with every change that a member may have to learn.
+    /// Increases with every change that concerns a member.
     version: AtomicU64,
 }
 

@@ -37,7 +37,7 @@ mod writer;
 use consumer::EmbeddedConsumer;
 use maintenance::Maintenance;
 use topic::Topic;
-use writer::{AppendOutcome, Writer};
+use writer::{AppendStatus, Writer};
 
 /// Size limit of a record's key, value and headers, in bytes. The same as a Kafka broker's default.
 const MAX_RECORD_BYTES: usize = 1 << 20;
@@ -236,9 +236,9 @@ impl Log for EmbeddedLog {
         };
         let store = &self.shared.store;
         let durable = match self.shared.writer.append(store, &topic, record) {
-            Ok(AppendOutcome::Appended(offset)) => return ready(Ok(offset)).boxed(),
-            Ok(AppendOutcome::Queued(durable)) => durable,
-            Ok(AppendOutcome::QueueFull) => {
+            Ok(AppendStatus::Appended(offset)) => return ready(Ok(offset)).boxed(),
+            Ok(AppendStatus::Queued(durable)) => durable,
+            Ok(AppendStatus::QueueFull) => {
                 return fail(AppendError::Unknown(
                     "too many records wait for the disk; send the message again later".into(),
                 ));

@@ -34,7 +34,7 @@ struct QueuedRecord {
 
 enum QueueItem {
     Record(QueuedRecord),
-    /// Is answered when every item before it is on disk.
+    /// A request to be notified when every earlier item is on disk.
     Barrier(oneshot::Sender<()>),
 }
 
@@ -55,7 +55,7 @@ struct Queue {
 }
 
 /// The immediate result of an append.
-pub(super) enum AppendOutcome {
+pub(super) enum AppendStatus {
     /// The record is in the log.
     Appended(LogOffset),
     /// The record has its offset; the channel reports when it is on disk. The channel closes
@@ -79,7 +79,7 @@ impl Writer {
         store: &Store,
         topic: &Arc<Topic>,
         record: NewRecord,
-    ) -> Result<AppendOutcome, StoreError> {
+    ) -> Result<AppendStatus, StoreError> {
         let index = topic.select_partition(record.key.as_deref());
         let partition = &topic.partitions[index];
         // Held until the record is queued or written, so that each partition keeps its order.
@@ -108,12 +108,12 @@ impl Writer {
             partition.publish(record);
             drop(head);
             topic.changed.send_replace(());
-            return Ok(AppendOutcome::Appended(offset));
+            return Ok(AppendStatus::Appended(offset));
         }
         let (reply, receiver) = oneshot::channel();
         let mut queue = self.queue.lock();
         if queue.bytes + record.size() > MAX_QUEUED_BYTES {
-            return Ok(AppendOutcome::QueueFull);
+            return Ok(AppendStatus::QueueFull);
         }
         head.next_offset += 1;
         head.last_timestamp_ms = timestamp_ms;
@@ -126,7 +126,7 @@ impl Writer {
         drop(queue);
         drop(head);
         self.wake.notify_one();
-        Ok(AppendOutcome::Queued(receiver))
+        Ok(AppendStatus::Queued(receiver))
     }
 
     /// Returns a channel that reports when every record appended before is on disk.

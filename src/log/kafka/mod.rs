@@ -8,8 +8,8 @@
 //! - `broker_watchdog`: detecting a client that librdkafka cannot reconnect
 //! - `metrics`, `lag`, `report`: metrics and logs
 //!
-//! librdkafka reconnects without help and without end, so an unreachable broker never makes an
-//! operation here give up for good.
+//! librdkafka reconnects by itself without limit, so an unreachable broker causes only temporary
+//! failures here.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;

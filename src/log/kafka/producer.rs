@@ -68,7 +68,7 @@ struct ProducerState {
 }
 
 /// Why librdkafka did not accept a record yet.
-enum NotAccepted {
+enum SendRefusal {
     /// Its queue is full.
     QueueFull(Box<AppendTicket>),
     /// The topic was missing when librdkafka last fetched metadata.
@@ -84,7 +84,7 @@ struct BacklogEntry {
 }
 
 /// How the last attempt to send a topic's backlog ended.
-enum Backlog {
+enum SendBacklogResult {
     /// Every record was sent or failed.
     Empty,
     /// librdkafka's queue is full.
@@ -244,7 +244,7 @@ impl ProducerState {
         topic: &str,
         record: &NewRecord,
         mut ticket: Box<AppendTicket>,
-    ) -> Option<NotAccepted> {
+    ) -> Option<SendRefusal> {
         let mut was_recreated = false;
         loop {
             let Some(client) = &self.client else {
@@ -264,11 +264,11 @@ impl ProducerState {
                 Err((error, unsent)) => (error, unsent.delivery_opaque),
             };
             match error.rdkafka_error_code() {
-                Some(RDKafkaErrorCode::QueueFull) => return Some(NotAccepted::QueueFull(unsent)),
+                Some(RDKafkaErrorCode::QueueFull) => return Some(SendRefusal::QueueFull(unsent)),
                 Some(
                     RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition,
                 ) => {
-                    return Some(NotAccepted::TopicMissing(unsent));
+                    return Some(SendRefusal::TopicMissing(unsent));
                 }
                 // An idempotent producer that lost track of its sequence numbers never recovers.
                 // Its records in flight get an unknown outcome, and a new client takes over.
@@ -306,9 +306,9 @@ async fn drain_backlog(shared: Arc<Shared>, topic: String) {
         }
         let decreased = shared.pending.decreased.notified();
         match shared.send_backlog(&topic, topic_missing) {
-            Backlog::Empty => return,
-            Backlog::QueueFull => topic_missing = false,
-            Backlog::TopicMissing => topic_missing = true,
+            SendBacklogResult::Empty => return,
+            SendBacklogResult::QueueFull => topic_missing = false,
+            SendBacklogResult::TopicMissing => topic_missing = true,
         }
         // A timeout only means to try again.
         let _ = timeout(BACKLOG_RETRY_INTERVAL, decreased).await;
@@ -363,7 +363,7 @@ impl Shared {
         } else {
             match state.send(&self.properties, topic, record, ticket) {
                 None => return result,
-                Some(NotAccepted::QueueFull(ticket) | NotAccepted::TopicMissing(ticket)) => ticket,
+                Some(SendRefusal::QueueFull(ticket) | SendRefusal::TopicMissing(ticket)) => ticket,
             }
         };
         let size = backlog_size(topic, record);
@@ -393,7 +393,7 @@ impl Shared {
 
     /// Sends the topic's backlog until librdkafka stops accepting records. `topic_missing` says
     /// whether it reported the topic as missing before.
-    fn send_backlog(&self, topic: &str, mut topic_missing: bool) -> Backlog {
+    fn send_backlog(&self, topic: &str, mut topic_missing: bool) -> SendBacklogResult {
         let mut state = self.state.lock();
         while let Some(entry) = state.backlogs.get_mut(topic).and_then(VecDeque::pop_front) {
             state.backlog_bytes -= entry.size;
@@ -414,18 +414,20 @@ impl Shared {
                     topic_missing = false;
                     continue;
                 }
-                Some(NotAccepted::QueueFull(ticket)) if topic_missing => {
-                    (ticket, Backlog::TopicMissing)
+                Some(SendRefusal::QueueFull(ticket)) if topic_missing => {
+                    (ticket, SendBacklogResult::TopicMissing)
                 }
-                Some(NotAccepted::QueueFull(ticket)) => (ticket, Backlog::QueueFull),
+                Some(SendRefusal::QueueFull(ticket)) => (ticket, SendBacklogResult::QueueFull),
                 // The topic is looked for until shortly before the deadline.
-                Some(NotAccepted::TopicMissing(ticket))
+                Some(SendRefusal::TopicMissing(ticket))
                     if topic_missing && deadline <= Instant::now() + MISSING_TOPIC_MARGIN =>
                 {
                     ticket.finish(Err(missing_topic_refusal(topic)));
                     continue;
                 }
-                Some(NotAccepted::TopicMissing(ticket)) => (ticket, Backlog::TopicMissing),
+                Some(SendRefusal::TopicMissing(ticket)) => {
+                    (ticket, SendBacklogResult::TopicMissing)
+                }
             };
             state.backlog_bytes += size;
             if let Some(entries) = state.backlogs.get_mut(topic) {
@@ -439,6 +441,6 @@ impl Shared {
             return backlog;
         }
         state.backlogs.remove(topic);
-        Backlog::Empty
+        SendBacklogResult::Empty
     }
 }

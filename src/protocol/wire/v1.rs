@@ -99,7 +99,7 @@ pub struct Ping {}
 #[schemars(rename = "V1Pong")]
 pub struct Pong {}
 
-/// The first frame of every connection. It comes again, with `recovered: false`, whenever the client
+/// The first frame of every connection. Sent again with `recovered: false` whenever the client
 /// has to reload the history.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "V1Welcome")]

@@ -95,7 +95,7 @@ impl Span {
         Some(tracing::field::display(context.trace_id()))
     }
 
-    fn attribute(&mut self, key: &'static str, value: impl FnOnce() -> Value) {
+    fn set_attribute(&mut self, key: &'static str, value: impl FnOnce() -> Value) {
         if let Some(span) = &mut self.recorded {
             span.set_attribute(KeyValue::new(key, value()));
         }
@@ -103,32 +103,32 @@ impl Span {
 
     /// Sets a text attribute. No attribute may hold contents of messages, or ids of users or
     /// conversations.
-    pub fn text(&mut self, key: &'static str, value: &str) {
-        self.attribute(key, || value.to_owned().into());
+    pub fn set_text(&mut self, key: &'static str, value: &str) {
+        self.set_attribute(key, || value.to_owned().into());
     }
 
     /// Sets an attribute that is a list of texts.
-    pub fn texts(&mut self, key: &'static str, values: &[&str]) {
-        self.attribute(key, || {
+    pub fn set_texts(&mut self, key: &'static str, values: &[&str]) {
+        self.set_attribute(key, || {
             let values = values.iter().map(|value| (*value).to_owned().into());
             Value::Array(values.collect::<Vec<opentelemetry::StringValue>>().into())
         });
     }
 
     /// Sets an integer attribute; values beyond `i64` are ignored.
-    pub fn number(&mut self, key: &'static str, value: impl TryInto<i64>) {
+    pub fn set_number(&mut self, key: &'static str, value: impl TryInto<i64>) {
         if let Ok(value) = value.try_into() {
-            self.attribute(key, || value.into());
+            self.set_attribute(key, || value.into());
         }
     }
 
     /// Sets a floating-point attribute.
-    pub fn float(&mut self, key: &'static str, value: f64) {
-        self.attribute(key, || value.into());
+    pub fn set_float(&mut self, key: &'static str, value: f64) {
+        self.set_attribute(key, || value.into());
     }
 
     /// Adds an event at the current time.
-    pub fn event(&mut self, name: &'static str) {
+    pub fn add_event(&mut self, name: &'static str) {
         if let Some(span) = &mut self.recorded {
             span.add_event(name, Vec::new());
         }

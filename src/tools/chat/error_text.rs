@@ -21,7 +21,7 @@ pub(super) fn failure_text(
         message
     };
     let retry = retry_after.filter(|delay| !delay.is_zero());
-    let retry = retry.map(|delay| format!("; try it in {} s", delay.as_millis().div_ceil(1000)));
+    let retry = retry.map(|delay| format!("; try again in {} s", delay.as_millis().div_ceil(1000)));
     format!(
         "{explanation}{} ({})",
         retry.unwrap_or_default(),
@@ -47,9 +47,9 @@ fn explanation(code: ErrorCode) -> &'static str {
              to the model may not be set up (its log says more)"
         }
         ErrorCode::ProviderFailed => {
-            "the model can't be reached, or broke off each time; ask again later"
+            "the model can't be reached, or failed each time; ask again later"
         }
-        ErrorCode::Internal => "something went wrong in the server (its log says more); ask again",
+        ErrorCode::Internal => "internal error in the server (see its log); ask again",
     }
 }
 
@@ -74,7 +74,7 @@ mod tests {
         let after = Some(Duration::from_millis(1200));
         let limited = Some(ErrorCode::RateLimited);
         let text = failure_text(limited, "Rate limit exceeded: 5 tokens a day", after);
-        let expected = "Rate limit exceeded: 5 tokens a day; try it in 2 s (rate_limited)";
+        let expected = "Rate limit exceeded: 5 tokens a day; try again in 2 s (rate_limited)";
         assert_eq!(text, expected);
         assert_eq!(failure_text(None, "as it is", after), "as it is");
     }

@@ -27,7 +27,7 @@ pub(crate) struct ChatArgs {
     /// The server: http://, https://, ws:// or wss://.
     #[arg(long, env = "CHATMESH_URL", default_value = "http://127.0.0.1:8000")]
     url: String,
-    /// Who talks.
+    /// The user's id.
     #[arg(long, env = "CHATMESH_USER", default_value = "me")]
     user: String,
     /// The user's token; without one it is fetched from the server's /token. Better in the
@@ -39,7 +39,7 @@ pub(crate) struct ChatArgs {
         hide_default_value = true
     )]
     token: Option<SecretString>,
-    /// Which conversation; an unknown name begins one.
+    /// Name of the conversation; a new name starts a new conversation.
     #[arg(long, value_name = "NAME", default_value = "default")]
     conversation: String,
     /// Begin a conversation with a new name.
@@ -70,7 +70,7 @@ pub(crate) fn run(args: ChatArgs) -> anyhow::Result<()> {
 async fn chat(args: ChatArgs) -> anyhow::Result<()> {
     let mut options = Options::new(&args.url, &args.user).map_err(usage_error)?;
     if let Some(token) = args.token {
-        options = options.token(Token::Given(token));
+        options = options.token(Token::Fixed(token));
     }
     let conversation = if args.new {
         ConversationId::random()
@@ -117,7 +117,7 @@ async fn chat(args: ChatArgs) -> anyhow::Result<()> {
 fn with_hint(error: ClientError) -> anyhow::Error {
     let hint = match &error {
         ClientError::Unauthorized(_) => {
-            "give one by --token or CHATMESH_TOKEN; who runs the server can make one for this --user"
+            "set --token or CHATMESH_TOKEN; the server's operator can issue one for this --user"
         }
         ClientError::Unreachable { .. } => {
             "is it running? `chatmesh all-in-one` starts one here; --url names another"

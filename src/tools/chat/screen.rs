@@ -101,9 +101,9 @@ impl Screen {
     }
 
     /// Discards the answer so far, and tells the person why.
-    pub(super) fn restart(&mut self, why: &str) {
+    pub(super) fn restart(&mut self, reason: &str) {
         if self.is_terminal && !self.answer.is_empty() {
-            self.print_notice(why);
+            self.print_notice(reason);
         }
         self.answer.clear();
     }

@@ -41,7 +41,7 @@ pub(super) async fn ask_once(
     match show_answer(&mut state, answer, screen, &mut interrupts).await? {
         ShowResult::Answered | ShowResult::OutputClosed => Ok(()),
         ShowResult::Cancelled | ShowResult::Quit => bail!("stopped before the answer was complete"),
-        ShowResult::Failed(why) => bail!(why),
+        ShowResult::Failed(reason) => bail!(reason),
     }
 }
 
@@ -92,11 +92,11 @@ pub(super) async fn converse(
         match show_answer(&mut state, answer, &mut screen, &mut interrupts).await? {
             ShowResult::Answered => screen.print_line("")?,
             ShowResult::Cancelled => screen.print_notice("stopped\n"),
-            ShowResult::Failed(why) => screen.print_notice(&format!("error: {why}\n")),
+            ShowResult::Failed(reason) => screen.print_notice(&format!("error: {reason}\n")),
             ShowResult::Quit | ShowResult::OutputClosed => return Ok(()),
         }
-        if let State::Closed(why) = &*client.state().borrow() {
-            bail!("the connection is over: {why}");
+        if let State::Closed(reason) = &*client.state().borrow() {
+            bail!("the connection is closed: {reason}");
         }
     }
 }
@@ -104,8 +104,8 @@ pub(super) async fn converse(
 fn state_text(state: &State) -> String {
     sanitize(&match state {
         State::Connected => "connected again".to_owned(),
-        State::Reconnecting(why) => format!("connection lost ({why}), reconnecting…"),
-        State::Closed(why) => format!("the connection is over: {why}"),
+        State::Reconnecting(reason) => format!("connection lost ({reason}), reconnecting…"),
+        State::Closed(reason) => format!("the connection is closed: {reason}"),
     })
 }
 
@@ -159,7 +159,7 @@ async fn show_events(
                 continue;
             }
             Some(Event::Restarted) => {
-                screen.restart("that attempt broke off; the answer starts again:");
+                screen.restart("the attempt failed; the answer starts again:");
                 continue;
             }
             Some(Event::Accepted(_) | Event::Cancel(_)) => continue,
@@ -200,14 +200,14 @@ fn show_outcome(outcome: Outcome, screen: &mut Screen) -> io::Result<ShowResult>
             retry_after,
             ..
         } => {
-            screen.restart("the answer broke off");
-            let why = failure_text(code, &message, retry_after);
-            Ok(ShowResult::Failed(sanitize(&why)))
+            screen.restart("the answer failed");
+            let reason = failure_text(code, &message, retry_after);
+            Ok(ShowResult::Failed(sanitize(&reason)))
         }
-        Outcome::Unknown { why } => {
+        Outcome::Unknown { reason } => {
             screen.restart("the answer is incomplete");
-            let why = format!("{why}; the answer may be in the conversation later");
-            Ok(ShowResult::Failed(sanitize(&why)))
+            let reason = format!("{reason}; the answer may be in the conversation later");
+            Ok(ShowResult::Failed(sanitize(&reason)))
         }
     }
 }

@@ -82,14 +82,14 @@ pub(super) fn detail(detail: &Value) -> String {
         ("when", "at"),
         ("code", "code"),
         ("reason", "reason"),
-        ("tries", "attempts"),
+        ("attempts", "attempts"),
         ("user", "userid"),
         ("message_id", "message_id"),
         ("correlation_id", "correlation_id"),
         ("replay of", "replay_of"),
-        ("bytes left out", "value_left_out"),
-        ("came from", "source"),
-        ("also at", "copies"),
+        ("bytes cut off", "value_left_out"),
+        ("source", "source"),
+        ("copies", "copies"),
     ] {
         line(name, &dead_letter[field]);
     }

@@ -9,22 +9,22 @@ const MIB: u64 = 1 << 20;
 pub(super) fn check(config: &Config, findings: &mut Findings) {
     let settings = config.embedded();
     let Some(path) = settings.data_dir else {
-        findings.ok("all data is in memory only and lost when the process exits (EPHEMERAL)");
+        findings.add_ok("all data is in memory only and lost when the process exits (EPHEMERAL)");
         return;
     };
     let directory = path.display();
     let folder = match store::inspect(&path) {
         Ok(folder) => folder,
         Err(error) => {
-            findings.problem(
+            findings.add_problem(
                 format!("{directory} can't be inspected: {error}"),
                 "correct its permissions, or choose another directory with --data-dir",
             );
             return;
         }
     };
-    if !folder.writable {
-        findings.problem(
+    if !folder.is_writable {
+        findings.add_problem(
             format!("this user has no permission to write to {directory}"),
             "change its owner to the user that chatmesh runs as (chown), or choose another directory with --data-dir",
         );
@@ -33,39 +33,39 @@ pub(super) fn check(config: &Config, findings: &mut Findings) {
         let (text, advice) = why
             .rsplit_once(": ")
             .unwrap_or((&why, "inspect its content"));
-        findings.problem(text, advice);
+        findings.add_problem(text, advice);
     }
     match (folder.exists, folder.holder) {
-        (false, _) => findings.ok(format!(
-            "{directory} is not there yet: the first start creates it"
+        (false, _) => findings.add_ok(format!(
+            "{directory} does not exist yet: the first start creates it"
         )),
         (true, Some(pid)) => {
             let pid = pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
-            findings.ok(format!("{directory} is in use by a running chatmesh{pid}"));
+            findings.add_ok(format!("{directory} is in use by a running chatmesh{pid}"));
         }
-        (true, None) if !folder.is_initialized => findings.ok(format!(
+        (true, None) if !folder.is_initialized => findings.add_ok(format!(
             "{directory} exists and is no data directory yet: the first start initialises it"
         )),
-        (true, None) => findings.ok(format!("{directory} exists, and nobody works on it")),
+        (true, None) => findings.add_ok(format!("{directory} exists, and no process uses it")),
     }
-    if folder.open_to_others {
-        findings.warning(
+    if folder.is_open_to_others {
+        findings.add_warning(
             format!("other users of this machine can read {directory}"),
             format!("chmod 700 {directory}"),
         );
     }
-    let (free, needed) = (folder.free / MIB, settings.min_free_disk / MIB);
-    if folder.free < settings.min_free_disk {
-        findings.problem(
+    let (free, needed) = (folder.free_bytes / MIB, settings.min_free_disk / MIB);
+    if folder.free_bytes < settings.min_free_disk {
+        findings.add_problem(
             format!("{free} MiB are free, and below {needed} MiB new messages are rejected"),
             "free space on that disk, or lower MIN_FREE_DISK",
         );
-    } else if folder.free < settings.min_free_disk.saturating_mul(4) {
-        findings.warning(
+    } else if folder.free_bytes < settings.min_free_disk.saturating_mul(4) {
+        findings.add_warning(
             format!("only {free} MiB are free; below {needed} MiB new messages are rejected"),
             "free space on that disk soon",
         );
     } else {
-        findings.ok(format!("{free} MiB are free on its disk"));
+        findings.add_ok(format!("{free} MiB are free on its disk"));
     }
 }

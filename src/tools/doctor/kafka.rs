@@ -16,12 +16,12 @@ pub(super) async fn check(config: &Config, findings: &mut Findings) {
     let log = match KafkaLog::connect(&settings) {
         Ok(log) => log,
         Err(error) => {
-            findings.problem(error.to_string(), "correct KAFKA_PROPERTIES");
+            findings.add_problem(error.to_string(), "correct KAFKA_PROPERTIES");
             return;
         }
     };
     if let Err(error) = log.check().await {
-        findings.problem(
+        findings.add_problem(
             format!("{servers}: {error}"),
             "start it, or correct KAFKA_BOOTSTRAP_SERVERS; the addresses that the brokers \
              advertise must be reachable from here too",
@@ -45,18 +45,18 @@ pub(super) async fn check(config: &Config, findings: &mut Findings) {
         Err(error) => {
             let advice = "check the brokers' logs and this user's permissions";
             let text = format!("{servers} answers, but a request failed: {error}");
-            findings.problem(text, advice);
+            findings.add_problem(text, advice);
             return;
         }
     };
     let brokers = cluster.brokers.len();
-    findings.ok(format!(
+    findings.add_ok(format!(
         "{brokers} broker(s) answer: {}",
         cluster.brokers.join(", ")
     ));
     let wanted = usize::try_from(settings.replication_factor).unwrap_or(1);
     if brokers < wanted {
-        findings.problem(
+        findings.add_problem(
             format!("KAFKA_REPLICATION_FACTOR is {wanted}, but {brokers} broker(s) are up"),
             "start the missing brokers, or lower it",
         );
@@ -64,7 +64,7 @@ pub(super) async fn check(config: &Config, findings: &mut Findings) {
     for spec in &specs {
         match cluster.topics.iter().find(|topic| topic.name == spec.name) {
             Some(topic) => check_topic(topic, spec, dead.contains(&spec.name), findings),
-            None => findings.warning(
+            None => findings.add_warning(
                 format!("topic {} is missing", spec.name),
                 format!(
                     "the first role that needs it creates it with {} partitions; if it lacks \
@@ -93,7 +93,7 @@ async fn check_groups(
         }
         match log.inspect_group(&pipeline.group, &pipeline.topic).await {
             Ok(group) => check_group(&group, &pipeline.group, role, findings),
-            Err(error) => findings.warning(
+            Err(error) => findings.add_warning(
                 format!("group {} can't be inspected: {error}", pipeline.group),
                 "allow this user to describe groups",
             ),
@@ -112,17 +112,17 @@ fn check_topic(topic: &Topic, spec: &TopicSpec, is_dead_letter: bool, findings: 
     let facts = format!("topic {name}: {partitions} partitions, {replicas} replica(s)");
     let wanted = usize::try_from(spec.partitions).unwrap_or(1);
     if *leaderless > 0 {
-        findings.problem(
+        findings.add_problem(
             format!("{facts}; {leaderless} without a leader: nothing can be read or written there"),
             "restart the brokers that have them",
         );
     } else if *behind > 0 {
-        findings.warning(
+        findings.add_warning(
             format!("{facts}; {behind} have replicas that fell behind"),
             "check the brokers that are missing or slow",
         );
     } else if !is_dead_letter && *partitions < wanted {
-        findings.problem(
+        findings.add_problem(
             format!(
                 "{facts}, but KAFKA_TOPIC_PARTITIONS says {wanted}: at most {partitions} processes \
                 can share it"
@@ -131,7 +131,7 @@ fn check_topic(topic: &Topic, spec: &TopicSpec, is_dead_letter: bool, findings: 
              partitions), or set KAFKA_TOPIC_PARTITIONS to its number",
         );
     } else {
-        findings.ok(facts);
+        findings.add_ok(facts);
     }
 }
 
@@ -144,23 +144,23 @@ fn check_group(group: &Group, name: &str, role: &str, findings: &mut Findings) {
     let state = state.as_deref().unwrap_or("unknown state");
     let facts = format!("group {name}: {members} member(s), {lag} behind ({state})");
     if *members == 0 && *lag > 0 {
-        findings.problem(
-            format!("{facts}: records wait and nobody reads them"),
+        findings.add_problem(
+            format!("{facts}: records wait, and the group has no members"),
             format!("start chatmesh {role}"),
         );
     } else if *members == 0 {
-        findings.warning(
-            format!("{facts}: nobody reads"),
+        findings.add_warning(
+            format!("{facts}: the group has no members"),
             format!("start chatmesh {role}"),
         );
     } else if *lag > MAX_LAG {
-        findings.warning(
+        findings.add_warning(
             facts,
             format!(
                 "add {role} processes, at most one per partition, or find out why they are slow"
             ),
         );
     } else {
-        findings.ok(facts);
+        findings.add_ok(facts);
     }
 }

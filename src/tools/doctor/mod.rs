@@ -98,7 +98,7 @@ fn check_configurations(
                 "{role}: {} ({}): {}",
                 problem.key, problem.source, problem.text
             );
-            findings.problem(text, "correct it in its source");
+            findings.add_problem(text, "correct it in its source");
         }
     }
     let mut usable = Vec::new();
@@ -109,7 +109,7 @@ fn check_configurations(
                 usable.push(config);
             }
             Err(error) => {
-                findings.problem(
+                findings.add_problem(
                     format!("{}: {error}", config.role()),
                     "correct it in its source",
                 );
@@ -137,7 +137,7 @@ async fn check_services(
             .iter()
             .find(|c| matches!(c.role(), Role::AiWorker | Role::AllInOne));
         match worker {
-            Some(_) if no_model => findings.skipped("not called (--no-model)"),
+            Some(_) if no_model => findings.add_skipped("not called (--no-model)"),
             Some(config) => model::check(&config.worker(), &mut findings).await,
             None => {}
         }
@@ -205,7 +205,7 @@ async fn with_timeout(area: &'static str, checks: impl Future<Output = Findings>
                 "the checks did not finish within {} s",
                 AREA_TIMEOUT.as_secs()
             );
-            findings.problem(
+            findings.add_problem(
                 text,
                 "it responds far too slowly: check its load and the network",
             );
@@ -221,6 +221,6 @@ fn add_notices(config: &Config, findings: &mut Findings) {
         findings.add_sentence(Status::Warning, &format!("{role}: {notice}"));
     }
     if notices.is_empty() {
-        findings.ok(format!("{role}: nothing is wrong"));
+        findings.add_ok(format!("{role}: nothing is wrong"));
     }
 }

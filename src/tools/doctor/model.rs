@@ -16,7 +16,7 @@ const MAX_TOKENS: u32 = 64;
 
 pub(super) async fn check(settings: &WorkerSettings, findings: &mut Findings) {
     let Some(api) = &settings.model else {
-        findings.warning(
+        findings.add_warning(
             "the built-in demo model answers, which only repeats the message",
             "set OPENAI_API_KEY, or OPENAI_BASE_URL for a server of your own",
         );
@@ -25,7 +25,7 @@ pub(super) async fn check(settings: &WorkerSettings, findings: &mut Findings) {
     let provider = match OpenAi::new(api) {
         Ok(provider) => provider,
         Err(error) => {
-            findings.problem(error.to_string(), "correct the setting");
+            findings.add_problem(error.to_string(), "correct the setting");
             return;
         }
     };
@@ -48,12 +48,12 @@ pub(super) async fn check(settings: &WorkerSettings, findings: &mut Findings) {
             let limit = api.first_token_timeout.as_millis();
             // A worker gives up at the limit. More than half of it leaves no reserve for busy hours.
             if first_ms * 2 > limit {
-                findings.warning(
+                findings.add_warning(
                     text,
                     format!("this is close to OPENAI_TIMEOUT_MS ({limit} ms to the first token): raise it"),
                 );
             } else {
-                findings.ok(text);
+                findings.add_ok(text);
             }
         }
         Err(error) => {
@@ -61,7 +61,7 @@ pub(super) async fn check(settings: &WorkerSettings, findings: &mut Findings) {
                 "{} at {address} does not answer: {}",
                 request.model, error.detail
             );
-            findings.problem(text, advice(&error, api));
+            findings.add_problem(text, advice(&error, api));
         }
     }
 }

@@ -25,7 +25,7 @@ pub(super) async fn check(config: &Config, findings: &mut Findings) {
     let fanout = match RedisFanout::connect(&config.redis()) {
         Ok(fanout) => fanout,
         Err(error) => {
-            findings.problem(error.to_string(), "correct REDIS_URL");
+            findings.add_problem(error.to_string(), "correct REDIS_URL");
             return;
         }
     };
@@ -33,7 +33,7 @@ pub(super) async fn check(config: &Config, findings: &mut Findings) {
     while let Err(error) = fanout.check().await {
         if tokio::time::Instant::now() >= deadline {
             let (text, advice) = connection_failure(&address, &error.to_string());
-            findings.problem(text, advice);
+            findings.add_problem(text, advice);
             return;
         }
         tokio::time::sleep(RETRY_INTERVAL).await;
@@ -43,18 +43,18 @@ pub(super) async fn check(config: &Config, findings: &mut Findings) {
         Err(error) => {
             let advice = "allow this user INFO and TIME, and check Redis's log";
             let text = format!("{address} answers, but a command failed: {error}");
-            findings.problem(text, advice);
+            findings.add_problem(text, advice);
             return;
         }
     };
     match servers.topology {
-        Topology::Single => findings.ok(format!("{address} answers")),
+        Topology::Single => findings.add_ok(format!("{address} answers")),
         Topology::Sentinel => {
             let master = servers
                 .masters
                 .first()
                 .map_or("", |master| master.address.as_str());
-            findings.ok(format!(
+            findings.add_ok(format!(
                 "sentinel at {address} names {master} as the master, which answers"
             ));
             if servers
@@ -62,19 +62,19 @@ pub(super) async fn check(config: &Config, findings: &mut Findings) {
                 .iter()
                 .any(|master| master.replicas == Some(0))
             {
-                findings.warning(
+                findings.add_warning(
                     "the master has no replica, so sentinel can't promote one",
                     "start a replica",
                 );
             }
         }
         Topology::Cluster { unassigned: 0 } => {
-            findings.ok(format!(
+            findings.add_ok(format!(
                 "a cluster of {} masters answers",
                 servers.masters.len()
             ));
         }
-        Topology::Cluster { unassigned } => findings.problem(
+        Topology::Cluster { unassigned } => findings.add_problem(
             format!(
                 "{unassigned} of the cluster's 16384 slots have no master: their users are not served"
             ),
@@ -110,7 +110,7 @@ fn check_master(master: &Master, is_cluster: bool, findings: &mut Findings) {
         format!(" at {}", master.address)
     };
     let Some(version) = &master.version else {
-        findings.warning(
+        findings.add_warning(
             format!("INFO is not allowed{location}: version, memory and persistence are unknown"),
             "allow it, or make sure that maxmemory-policy is noeviction and appendonly is yes",
         );
@@ -137,12 +137,12 @@ fn check_master(master: &Master, is_cluster: bool, findings: &mut Findings) {
         .unwrap_or("policy unknown");
     let facts = format!("version {version}{location}, {memory}, {policy}, {persistent}");
     if is_cluster && major < MIN_CLUSTER_VERSION {
-        findings.problem(
+        findings.add_problem(
             facts,
             "a cluster needs Redis 7 or newer (sharded publish/subscribe): update it",
         );
     } else {
-        findings.ok(facts);
+        findings.add_ok(facts);
     }
     check_memory(master, &location, findings);
     check_clock_and_round_trip(master, &location, findings);
@@ -163,7 +163,7 @@ fn check_memory(master: &Master, location: &str, findings: &mut Findings) {
     if let (Some(used), Some(limit @ 1..)) = (master.memory_used, master.memory_limit)
         && used > limit / 10 * 9
     {
-        findings.warning(
+        findings.add_warning(
             format!(
                 "more than 90 % of the memory is used{location}: at the limit Redis rejects writes"
             ),
@@ -171,7 +171,7 @@ fn check_memory(master: &Master, location: &str, findings: &mut Findings) {
         );
     }
     if !master.is_persisting {
-        findings.problem(
+        findings.add_problem(
             format!("the last write to disk failed{location}"),
             "check Redis's log and its disk",
         );
@@ -182,17 +182,17 @@ fn check_clock_and_round_trip(master: &Master, location: &str, findings: &mut Fi
     let ahead = master.clock_ahead_ms;
     if ahead.abs() > MAX_CLOCK_SKEW_MS + master.round_trip_ms {
         let side = if ahead > 0 { "ahead of" } else { "behind" };
-        findings.warning(
+        findings.add_warning(
             format!("the clock{location} is {} ms {side} this machine's", ahead.abs()),
             "synchronise the clocks of all machines (NTP): the age of messages is computed from them",
         );
     } else {
-        findings.ok(format!(
+        findings.add_ok(format!(
             "the clock{location} agrees within {MAX_CLOCK_SKEW_MS} ms"
         ));
     }
     if master.round_trip_ms > MAX_ROUND_TRIP_MS {
-        findings.warning(
+        findings.add_warning(
             format!("a round trip takes {} ms{location}", master.round_trip_ms),
             "move Redis closer to the roles, and check its load",
         );

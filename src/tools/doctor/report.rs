@@ -55,19 +55,19 @@ impl Findings {
         });
     }
 
-    pub(super) fn ok(&mut self, text: impl Into<String>) {
+    pub(super) fn add_ok(&mut self, text: impl Into<String>) {
         self.add(Status::Ok, text.into(), None);
     }
 
-    pub(super) fn skipped(&mut self, text: impl Into<String>) {
+    pub(super) fn add_skipped(&mut self, text: impl Into<String>) {
         self.add(Status::Skipped, text.into(), None);
     }
 
-    pub(super) fn warning(&mut self, text: impl Into<String>, advice: impl Into<String>) {
+    pub(super) fn add_warning(&mut self, text: impl Into<String>, advice: impl Into<String>) {
         self.add(Status::Warning, text.into(), Some(advice.into()));
     }
 
-    pub(super) fn problem(&mut self, text: impl Into<String>, advice: impl Into<String>) {
+    pub(super) fn add_problem(&mut self, text: impl Into<String>, advice: impl Into<String>) {
         self.add(Status::Problem, text.into(), Some(advice.into()));
     }
 

@@ -19,9 +19,9 @@ pub(super) async fn check(config: &Config, findings: &mut Findings) -> Result<()
         }
     };
     match verifier.check_keys().await {
-        Ok(1) => findings.ok(format!("{role}: tokens can be verified (one key)")),
-        Ok(keys) => findings.ok(format!("{role}: tokens can be verified ({keys} keys)")),
-        Err(fault) => findings.problem(
+        Ok(1) => findings.add_ok(format!("{role}: tokens can be verified (one key)")),
+        Ok(keys) => findings.add_ok(format!("{role}: tokens can be verified ({keys} keys)")),
+        Err(fault) => findings.add_problem(
             format!("{role}: no token can be verified: the key set of JWT_JWKS: {fault}"),
             "check the response of that URL from this machine, or correct JWT_JWKS",
         ),

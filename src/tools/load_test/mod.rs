@@ -95,18 +95,18 @@ pub(crate) fn run(
             plan = make_plan(&args) => Arc::new(plan?),
             (_, code) = signals.next() => return Ok(Err(code)),
         };
-        let outcome = runner::run_test(&args, &plan, &mut signals).await?;
-        anyhow::Ok(Ok((plan, outcome)))
+        let measurements = runner::run_test(&args, &plan, &mut signals).await?;
+        anyhow::Ok(Ok((plan, measurements)))
     })?;
-    let (plan, outcome) = match run {
+    let (plan, measurements) = match run {
         Ok(completed) => completed,
         // Interrupted before the test started: there is nothing to report.
         Err(code) => return Ok(code.into()),
     };
-    let report = Report::new(&plan, &args.require, &outcome);
+    let report = Report::new(&plan, &args.require, &measurements);
     // The result is printed even if the HTML page can't be written.
     let written =
-        report_file.map(|file| file.write(&html::render_page(&report, &outcome.stats.series)));
+        report_file.map(|file| file.write(&html::render_page(&report, &measurements.stats.series)));
     print(&if args.json {
         format!("{:#}\n", report.json())
     } else {
@@ -115,7 +115,7 @@ pub(crate) fn run(
     if let (Some(Err(error)), Some(path)) = (written, &args.html) {
         return Err(error).with_context(|| format!("{} can't be written", path.display()));
     }
-    Ok(match outcome.interrupted {
+    Ok(match measurements.interrupted {
         Some(code) => code.into(),
         None if !report.any_connected => TestNotStarted::EXIT_CODE.into(),
         None if report.is_success() => ExitCode::SUCCESS,

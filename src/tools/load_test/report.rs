@@ -9,7 +9,7 @@ use super::format::format_number;
 use super::notes::notes;
 use super::plan::{Plan, SendMode};
 use super::result::{TestResult, Verdict, statistic_ms};
-use super::runner::Outcome;
+use super::runner::TestMeasurements;
 use super::stats::{Counts, LatencyHistogram};
 
 /// One measured latency, as a row of the table.
@@ -42,13 +42,17 @@ pub(super) struct Report {
 }
 
 impl Report {
-    pub(super) fn new(plan: &Plan, conditions: &[Condition], outcome: &Outcome) -> Self {
-        let stats = &outcome.stats;
+    pub(super) fn new(
+        plan: &Plan,
+        conditions: &[Condition],
+        measurements: &TestMeasurements,
+    ) -> Self {
+        let stats = &measurements.stats;
         let result = TestResult {
             plan,
             stats,
-            seconds: outcome.length.as_secs_f64(),
-            is_interrupted: outcome.interrupted.is_some(),
+            seconds: measurements.length.as_secs_f64(),
+            is_interrupted: measurements.interrupted.is_some(),
         };
         let is_idle = plan.mode == SendMode::Idle;
         let rows = [
@@ -56,7 +60,7 @@ impl Report {
             ("accepted", "accepted", &stats.accept_time),
             ("first_token", "first token", &stats.first_token),
             ("whole", "whole answer", &stats.whole_answer),
-            ("token", "token since its writing", &stats.token),
+            ("token", "token delivery", &stats.token),
         ];
         let rows = rows.into_iter().filter(|(.., latency)| latency.count() > 0);
         let mut report = Self {

@@ -30,7 +30,7 @@ const START_DELAY: Duration = Duration::from_millis(20);
 const MAX_CONNECTING: usize = 128;
 
 /// The measurements of a test.
-pub(super) struct Outcome {
+pub(super) struct TestMeasurements {
     pub(super) stats: Stats,
     /// The planned duration, or the time until the last answer if that is longer.
     pub(super) length: Duration,
@@ -43,7 +43,7 @@ pub(super) async fn run_test(
     args: &LoadArgs,
     plan: &Arc<Plan>,
     signals: &mut Signals,
-) -> anyhow::Result<Outcome> {
+) -> anyhow::Result<TestMeasurements> {
     let (start_sender, schedule_start) = watch::channel(None);
     let state = Arc::new(RunState {
         started: Instant::now(),
@@ -98,7 +98,7 @@ pub(super) async fn run_test(
     };
     // An idle test without a duration ends regularly by a signal.
     let is_endless = plan.mode == SendMode::Idle && plan.duration.is_none();
-    Ok(Outcome {
+    Ok(TestMeasurements {
         stats,
         length,
         interrupted: signal.filter(|_| !is_endless),

@@ -36,10 +36,10 @@ pub(super) struct CostlyFault {
 
 /// Two faults within this time of each other count as simultaneous, because partitions are
 /// reassigned only after a session of 6 s has expired.
-const AT_ONCE_MS: i64 = 20_000;
+const SIMULTANEOUS_MS: i64 = 20_000;
 /// After a fault of Kafka, members wait for the sessions of members that are gone, and each member
 /// that returns causes another reassignment.
-const MOVES_LATE_MS: i64 = 12_000;
+const MAX_REASSIGNMENT_DELAY_MS: i64 = 12_000;
 
 /// Converts the test's instants to the time of the log.
 #[derive(Debug, Clone, Copy)]
@@ -96,8 +96,8 @@ fn times(records: &[Record]) -> HashMap<String, Vec<i64>> {
     for record in records {
         let value = record.json();
         let id = value["message_id"].as_str().unwrap_or_default();
-        let of = times.entry(id.to_owned()).or_default();
-        of.push(record.timestamp_ms);
+        let message_times = times.entry(id.to_owned()).or_default();
+        message_times.push(record.timestamp_ms);
     }
     times
 }
@@ -106,7 +106,7 @@ fn times(records: &[Record]) -> HashMap<String, Vec<i64>> {
 /// message was in flight: an affected worker had begun a call and the log had no outcome.
 /// Alternatively two simultaneous faults may explain it: one by which an answered message is read
 /// again, and one that lost its outcome.
-pub(super) fn count(
+pub(super) fn check_model_calls(
     requests: &[ModelRequest],
     faulty: &HashSet<(String, usize)>,
     costly_faults: &[CostlyFault],
@@ -130,8 +130,8 @@ pub(super) fn count(
             (text("content"), text("message_id"))
         })
         .collect();
-    let (taken, ends) = (times(messages), times(responses));
-    let struck = |fault: &CostlyFault, call: &Call<'_>| {
+    let (question_times, ends) = (times(messages), times(responses));
+    let has_struck = |fault: &CostlyFault, call: &Call<'_>| {
         fault
             .workers
             .iter()
@@ -150,13 +150,13 @@ pub(super) fn count(
             .iter()
             .filter(|fault| matches!(fault.cost, FaultCost::Worker | FaultCost::Redis))
             .filter(|fault| ended >= clock.ms(fault.from))
-            .filter(|fault| calls.iter().any(|call| struck(fault, call)))
+            .filter(|fault| calls.iter().any(|call| has_struck(fault, call)))
             .count();
         let excused = calls.windows(2).filter(|pair| {
             pair[0].faulty
                 || costly_faults.iter().any(|fault| {
                     fault.cost == FaultCost::Model
-                        && struck(fault, &pair[0])
+                        && has_struck(fault, &pair[0])
                         && pair[1].at >= clock.ms(fault.from)
                 })
         });
@@ -167,23 +167,23 @@ pub(super) fn count(
             let mut lost = costly_faults
                 .iter()
                 .filter(|fault| fault.cost == FaultCost::Redis);
-            let moved = |lost: &CostlyFault| {
+            let was_reassigned = |lost: &CostlyFault| {
                 let moves = |fault: &&CostlyFault| {
                     matches!(fault.cost, FaultCost::Worker | FaultCost::Reassignment)
                         && fault.workers.iter().any(|name| name.starts_with("worker"))
                 };
                 let close = |fault: &&CostlyFault| {
-                    (clock.ms(fault.from) - clock.ms(lost.from)).abs() <= AT_ONCE_MS
+                    (clock.ms(fault.from) - clock.ms(lost.from)).abs() <= SIMULTANEOUS_MS
                 };
-                let mut moved = costly_faults.iter().filter(moves).filter(close);
-                moved.any(|fault| between(&fault, MOVES_LATE_MS))
+                let mut reassignments = costly_faults.iter().filter(moves).filter(close);
+                reassignments.any(|fault| between(&fault, MAX_REASSIGNMENT_DELAY_MS))
             };
             // The client did not know the outcome yet and sent the message again. That second
             // record may wait in its lane behind the first one and be read after the outcome is
             // lost.
-            let taken = taken.get(&id).into_iter().flatten();
-            let sent_again = taken.filter(|at| **at <= call.at).count() > 1;
-            let lost_and = |lost: &CostlyFault| sent_again || moved(lost);
+            let question_times = question_times.get(&id).into_iter().flatten();
+            let sent_again = question_times.filter(|at| **at <= call.at).count() > 1;
+            let lost_and = |lost: &CostlyFault| sent_again || was_reassigned(lost);
             call.at > ended && lost.any(|lost| between(&lost, 0) && lost_and(lost))
         });
         let (again, excused) = (calls.len() - 1, excused.count());
@@ -259,7 +259,7 @@ mod tests {
         ];
         let bad = |calls: &[ModelRequest], faulty: &[usize], costly_faults: &[CostlyFault]| {
             let faulty = faulty.iter().map(|n| ("q".to_owned(), *n)).collect();
-            let count = count(
+            let count = check_model_calls(
                 calls,
                 &faulty,
                 costly_faults,
@@ -309,7 +309,9 @@ mod tests {
             let messages = [&messages[..], std::slice::from_ref(&again)].concat();
             let lost = fault("worker_1", 1000, FaultCost::Redis);
             let (none, both) = (HashSet::new(), (&messages[..], &responses[..]));
-            count(&late, &none, &[lost], both, clock).violations.len()
+            check_model_calls(&late, &none, &[lost], both, clock)
+                .violations
+                .len()
         };
         assert_eq!(bad_again(1900), 0);
         assert_eq!(bad_again(500), 0);

@@ -10,7 +10,7 @@ use super::calls::{CostlyFault, FaultCost, LogClock};
 use super::clients::{SentMessage, UserObservation};
 use crate::support::history::HistoryTurn;
 use crate::support::kafka_client::KafkaRecord as Record;
-use crate::support::v1::{Message, Replaced, Transcript};
+use crate::support::v1::{Message, ReplacedText, Transcript};
 
 /// A broken promise.
 #[derive(Debug)]
@@ -43,16 +43,16 @@ pub(super) struct Totals {
 }
 
 /// Time after a data loss within which Redis must be rebuilt, in ms.
-const REFILLED_MS: i64 = 60_000;
+const REBUILD_LIMIT_MS: i64 = 60_000;
 
 /// `RELAY_REBUILD_SECONDS` (600) less the time until a relay notices that Redis is empty, in ms.
-const REBUILT_MS: i64 = 570_000;
+const REBUILD_WINDOW_MS: i64 = 570_000;
 /// A client that reloads may find in the history what ends during the reload, in ms.
-const RELOADING_MS: i64 = 1_000;
+const RELOAD_TOLERANCE_MS: i64 = 1_000;
 /// Time by which retries and the model's rate limit may delay a failure, in ms.
 const LATE_FAILURE_MS: i64 = 30_000;
 /// From this number of cancels on, at least one must have been in time.
-const CANCELS: usize = 50;
+const MIN_CANCELS: usize = 50;
 
 pub(super) struct Checker {
     /// The earliest record of each message: time, partition and offset.
@@ -62,14 +62,14 @@ pub(super) struct Checker {
     /// The outcomes that the log has of each message: type and text.
     records: HashMap<String, Vec<(String, String)>>,
     /// The message of each question.
-    pub(super) said: HashMap<String, String>,
+    pub(super) message_by_question: HashMap<String, String>,
     /// The message of each correlation id, which is all that a classic error frame names.
     pub(super) by_correlation: HashMap<String, String>,
     /// The time spans in which the model API or the connection to it failed: only then may an
     /// answer fail.
     model_at_fault: Vec<(i64, i64)>,
     /// The time spans from a stop of Redis until it was back without its data, in the log's time.
-    emptied: Vec<(i64, i64)>,
+    data_losses: Vec<(i64, i64)>,
     clock: LogClock,
     violations: Vec<Violation>,
     pub(super) totals: Totals,
@@ -83,21 +83,21 @@ impl Checker {
         model_at_fault: &[(Instant, Instant)],
         clock: LogClock,
     ) -> Self {
-        let emptied = costly_faults
+        let data_losses = costly_faults
             .iter()
             .filter(|fault| fault.cost == FaultCost::Redis);
-        let emptied = emptied.map(|fault| (clock.ms(fault.from), clock.ms(fault.until)));
+        let data_losses = data_losses.map(|fault| (clock.ms(fault.from), clock.ms(fault.until)));
         let at_fault = model_at_fault.iter();
         let mut checker = Self {
             accepted: HashMap::new(),
             ended: HashMap::new(),
             records: HashMap::new(),
-            said: HashMap::new(),
+            message_by_question: HashMap::new(),
             by_correlation: HashMap::new(),
             model_at_fault: at_fault
                 .map(|(from, until)| (clock.ms(*from), clock.ms(*until)))
                 .collect(),
-            emptied: emptied.collect(),
+            data_losses: data_losses.collect(),
             clock,
             violations: Vec::new(),
             totals: Totals::default(),
@@ -106,14 +106,16 @@ impl Checker {
         for record in messages {
             let value = record.json();
             let id = value["message_id"].as_str().unwrap_or_default().to_owned();
-            let place = (record.timestamp_ms, record.partition, record.offset);
-            let first = checker.accepted.entry(id.clone()).or_insert(place);
-            *first = (*first).min(place);
+            let log_position = (record.timestamp_ms, record.partition, record.offset);
+            let first = checker.accepted.entry(id.clone()).or_insert(log_position);
+            *first = (*first).min(log_position);
             let content = value["content"].as_str().unwrap_or_default();
-            checker.said.insert(content.to_owned(), id.clone());
+            checker
+                .message_by_question
+                .insert(content.to_owned(), id.clone());
             let correlation = value["correlation_id"].as_str().unwrap_or_default();
-            let of = &mut checker.by_correlation;
-            of.insert(correlation.to_owned(), id.clone());
+            let ids = &mut checker.by_correlation;
+            ids.insert(correlation.to_owned(), id.clone());
             users.insert(id, value["userid"].as_str().unwrap_or_default().to_owned());
         }
         let mut ends: HashMap<String, usize> = HashMap::new();
@@ -165,10 +167,10 @@ impl Checker {
         let turns = seen.history.iter().flatten();
         let history: BTreeMap<&str, &HistoryTurn> =
             turns.map(|turn| (turn.message_id.as_str(), turn)).collect();
-        let said: HashSet<&str> = seen.sent.iter().map(|sent| sent.content.as_str()).collect();
+        let questions: HashSet<&str> = seen.sent.iter().map(|sent| sent.content.as_str()).collect();
         for turn in seen.history.iter().flatten() {
             let question = turn.question.as_deref();
-            if question.is_some_and(|question| !said.contains(question)) {
+            if question.is_some_and(|question| !questions.contains(question)) {
                 let user = &seen.user;
                 self.report(
                     &format!("{user}: a turn of another user (I8): {turn:?}"),
@@ -215,12 +217,12 @@ impl Checker {
         // A message that was sent again may be in the log twice, or only by its second sending.
         let once = seen.sent.iter();
         let once = once.filter(|sent| !seen.repeated.contains(&sent.id));
-        let mut said: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        let mut by_conversation: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for sent in once {
-            let together = said.entry((sent.connection, &sent.conversation));
+            let together = by_conversation.entry((sent.connection, &sent.conversation));
             together.or_default().push(&sent.content);
         }
-        for together in said.into_values() {
+        for together in by_conversation.into_values() {
             self.check_log_order(&seen.user, together.into_iter());
         }
         for device in &seen.devices {
@@ -240,14 +242,14 @@ impl Checker {
     pub(super) fn check_log_order<'a>(
         &mut self,
         user: &str,
-        said: impl Iterator<Item = &'a String>,
+        questions: impl Iterator<Item = &'a String>,
     ) {
-        let of = |content: &String| {
-            let id = self.said.get(content)?;
+        let log_entry = |content: &String| {
+            let id = self.message_by_question.get(content)?;
             Some((*self.accepted.get(id)?, id.clone()))
         };
-        let places: Vec<_> = said.filter_map(of).collect();
-        for pair in places.windows(2) {
+        let log_positions: Vec<_> = questions.filter_map(log_entry).collect();
+        for pair in log_positions.windows(2) {
             let ((before, first), (after, second)) = (&pair[0], &pair[1]);
             if before > after {
                 self.totals.out_of_order += 1;
@@ -269,19 +271,22 @@ impl Checker {
             }
         }
         for turn in conversations.iter().flatten() {
-            let asked = turn.question.as_ref().map(|text| self.said.get(text));
+            let asked = turn
+                .question
+                .as_ref()
+                .map(|text| self.message_by_question.get(text));
             if asked.is_some_and(|asked| asked != Some(&turn.message_id)) {
                 let what = format!("{user}: the question of another message (I5): {turn:?}");
                 self.report(&what, &[&turn.message_id]);
             }
         }
         for turns in conversations {
-            let places = turns.iter().filter_map(|turn| {
+            let log_positions = turns.iter().filter_map(|turn| {
                 let id = turn.message_id.as_str();
                 Some((*self.accepted.get(id)?, id))
             });
-            let places: Vec<_> = places.collect();
-            for pair in places.windows(2) {
+            let log_positions: Vec<_> = log_positions.collect();
+            for pair in log_positions.windows(2) {
                 let ((later, second), (earlier, first)) = (pair[0], pair[1]);
                 if later < earlier {
                     self.totals.out_of_order += 1;
@@ -296,7 +301,7 @@ impl Checker {
 
     /// Checks that the log has the outcome that a client received: in the message's first record
     /// or, if Redis lost its data, in another one.
-    pub(super) fn is_in_log(&mut self, id: &str, kind: &str, text: &str) {
+    pub(super) fn check_outcome_in_log(&mut self, id: &str, kind: &str, text: &str) {
         let records = self.records.get(id).map_or(&[][..], Vec::as_slice);
         if !records.iter().any(|one| one.0 == kind && one.1 == text) {
             let what = format!("received as {kind} {text:?}, but the log has {records:?} (I5)");
@@ -306,13 +311,13 @@ impl Checker {
 
     /// Checks a text that the outcome of another call replaced: Redis must have lost its data after
     /// the message was accepted, and the text itself must belong to one call.
-    fn check_replaced(&mut self, replaced: &Replaced) {
+    fn check_replaced(&mut self, replaced: &ReplacedText) {
         self.totals.replaced += 1;
         let id = replaced.message_id.as_str();
         let at = self.clock.ms(replaced.at);
         let accepted = self.accepted.get(id).map_or(i64::MAX, |(ms, ..)| *ms);
-        let mut emptied = self.emptied.iter();
-        if !emptied.any(|(from, until)| *until >= accepted && *from <= at) {
+        let mut data_losses = self.data_losses.iter();
+        if !data_losses.any(|(from, until)| *until >= accepted && *from <= at) {
             let text = &replaced.text;
             let what = format!("text replaced although Redis had its data (I4): {text:?}");
             self.report(&what, &[id]);
@@ -326,15 +331,15 @@ impl Checker {
     /// must have been emptied shortly before.
     fn check_repeated_after_move(&mut self, id: &str, at: Instant) {
         self.totals.repeated_after_move += 1;
-        if !self.is_being_refilled(at) {
+        if !self.is_being_rebuilt(at) {
             self.report("sent a second time although Redis had its data (I2)", &[id]);
         }
     }
 
-    fn is_being_refilled(&self, at: Instant) -> bool {
+    fn is_being_rebuilt(&self, at: Instant) -> bool {
         let at = self.clock.ms(at);
-        let mut emptied = self.emptied.iter();
-        emptied.any(|(from, until)| *from <= at && at <= *until + REFILLED_MS)
+        let mut data_losses = self.data_losses.iter();
+        data_losses.any(|(from, until)| *from <= at && at <= *until + REBUILD_LIMIT_MS)
     }
 
     /// Whether a frame from before a move may be sent again because Redis is being rebuilt. This
@@ -344,7 +349,7 @@ impl Checker {
         let ended_at = device.get(message_id).and_then(|message| message.ended_at);
         device.may_repeat_frames()
             && device.reloads() > 1
-            && ended_at.is_some_and(|at| self.is_being_refilled(at))
+            && ended_at.is_some_and(|at| self.is_being_rebuilt(at))
     }
 
     /// Checks a message whose outcome a device never received: it must have ended before the device
@@ -355,10 +360,14 @@ impl Checker {
         device: &Transcript,
         history: &BTreeMap<&str, &HistoryTurn>,
     ) {
-        let id = self.said.get(&sent.content).cloned().unwrap_or_default();
+        let id = self
+            .message_by_question
+            .get(&sent.content)
+            .cloned()
+            .unwrap_or_default();
         let ended = self.ended.get(&id).copied().unwrap_or(i64::MAX);
         let mut reloaded = device.reloaded.iter();
-        let reloaded = reloaded.any(|at| ended <= self.clock.ms(*at) + RELOADING_MS);
+        let reloaded = reloaded.any(|at| ended <= self.clock.ms(*at) + RELOAD_TOLERANCE_MS);
         let in_history = history.contains_key(id.as_str());
         if reloaded && (in_history || self.may_be_lost_from_history(&id)) {
             return;
@@ -402,7 +411,7 @@ impl Checker {
             );
         }
         if kind != "error" {
-            self.is_in_log(id, kind, &ended.text);
+            self.check_outcome_in_log(id, kind, &ended.text);
         }
         if kind == "error" && !self.may_fail(id) {
             self.report(
@@ -446,7 +455,7 @@ impl Checker {
             .collect();
         let mut last: HashMap<&str, ((i64, i32, i64), String)> = HashMap::new();
         for message_id in &device.order {
-            let Some(place) = self.accepted.get(message_id).copied() else {
+            let Some(log_position) = self.accepted.get(message_id).copied() else {
                 continue;
             };
             let id = device.get(message_id).and_then(|m| m.id.as_deref());
@@ -454,7 +463,7 @@ impl Checker {
                 continue;
             };
             if let Some((before, other)) = last.get(conversation)
-                && *before > place
+                && *before > log_position
             {
                 if self.may_repeat_after_move(device, message_id) {
                     self.totals.repeated_after_move += 1;
@@ -467,7 +476,7 @@ impl Checker {
                     &[message_id, &other],
                 );
             }
-            last.insert(conversation, (place, message_id.clone()));
+            last.insert(conversation, (log_position, message_id.clone()));
         }
     }
 
@@ -483,13 +492,13 @@ impl Checker {
     /// Whether a message ended so long before a data loss that it is not rebuilt.
     pub(super) fn may_be_lost_from_history(&self, id: &str) -> bool {
         let ended = self.ended.get(id).copied().unwrap_or(i64::MAX);
-        let mut emptied = self.emptied.iter();
-        emptied.any(|(_, until)| ended < *until - REBUILT_MS)
+        let mut data_losses = self.data_losses.iter();
+        data_losses.any(|(_, until)| ended < *until - REBUILD_WINDOW_MS)
     }
 
     /// Checks that only the totals show.
     pub(super) fn check_totals(&mut self) {
-        if self.totals.to_cancel >= CANCELS && self.totals.cancelled == 0 {
+        if self.totals.to_cancel >= MIN_CANCELS && self.totals.cancelled == 0 {
             let what = format!("none of {} was cancelled", self.totals.to_cancel);
             self.report(&what, &[]);
         }

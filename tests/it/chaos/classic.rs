@@ -93,11 +93,15 @@ impl Checker {
             self.report(&format!("{user}: {fault} (I4): {text:?}"), &[id]);
         }
         // The question is all that connects a classic client's message with its answer.
-        if self.said.get(question).is_none_or(|said| said != id) {
+        if self
+            .message_by_question
+            .get(question)
+            .is_none_or(|known| known != id)
+        {
             let what = format!("{user}: the answer of another question, {question:?} (I4)");
             self.report(&what, &[id]);
         }
-        self.is_in_log(id, "response", text);
+        self.check_outcome_in_log(id, "response", text);
     }
 
     /// Checks that the history has each answer that the client received, unchanged.
@@ -139,7 +143,7 @@ impl Checker {
         let in_time = |ms: i64| ms + RECOVERY_MS < connection.until;
         let mut unknown = 0;
         for (at, content) in &connection.sent {
-            let Some(id) = self.said.get(content).cloned() else {
+            let Some(id) = self.message_by_question.get(content).cloned() else {
                 unknown += usize::from(in_time(*at));
                 continue;
             };

@@ -260,7 +260,7 @@ impl FaultInjector<'_> {
         self.partitions += 3;
         let now = self.partitions;
         for topic in [MESSAGES, RESPONSES] {
-            kafka.grow(topic, now).await;
+            kafka.add_partitions(topic, now).await;
         }
         for member in &mut self.fleet.members {
             let spec = member.spec.clone();

@@ -61,7 +61,7 @@ pub(super) const WEIGHTS: [(Fault, u32); 22] = [
 ];
 
 /// The first faults of a run, so that a short run has each sort.
-pub(super) const FIRST: [Fault; 12] = [
+pub(super) const FIRST_FAULTS: [Fault; 12] = [
     Fault::WorkerKilled,
     Fault::RelayKilled,
     Fault::GatewayKilled,
@@ -78,7 +78,7 @@ pub(super) const FIRST: [Fault; 12] = [
 
 /// From this number on, faults that have not been injected yet come first, because a random choice
 /// may omit one.
-pub(super) const EACH_ONCE: usize = 60;
+pub(super) const COMPLETE_COVERAGE_FROM: usize = 60;
 
 /// Restricts the faults of a run.
 #[derive(Debug, Clone, Default)]

@@ -11,7 +11,7 @@ use rand::{Rng, SeedableRng};
 use tokio::time::Instant;
 
 use super::calls::{CostlyFault, FaultCost};
-use super::faults::{EACH_ONCE, FIRST, Fault, FaultPlan, WEIGHTS};
+use super::faults::{COMPLETE_COVERAGE_FROM, FIRST_FAULTS, Fault, FaultPlan, WEIGHTS};
 use super::fleet::{Fleet, PARTITIONS};
 use super::journal::{Journal, MessageTimeline};
 
@@ -84,7 +84,7 @@ impl<'a> FaultInjector<'a> {
         if let Some(only) = self.plan.only.choose(&mut self.rng) {
             return *only;
         }
-        if let Some(first) = FIRST
+        if let Some(first) = FIRST_FAULTS
             .iter()
             .filter(|fault| self.plan.allows(**fault))
             .nth(n)
@@ -94,7 +94,7 @@ impl<'a> FaultInjector<'a> {
         if n >= 40 && self.partitions == PARTITIONS {
             return Fault::PartitionsAdded;
         }
-        if n >= EACH_ONCE
+        if n >= COMPLETE_COVERAGE_FROM
             && let Some((fault, _)) = WEIGHTS.iter().find(|(fault, _)| {
                 self.plan.allows(*fault)
                     && self
@@ -141,7 +141,7 @@ impl<'a> FaultInjector<'a> {
         let (mut what, mut since) = self.inject(fault).await;
         let mut overlapping = 1;
         let many = match self.plan.only.len() {
-            0 => n >= FIRST.len(),
+            0 => n >= FIRST_FAULTS.len(),
             only => only > 1,
         };
         while many && overlapping < MAX_OVERLAPPING && self.rng.random_bool(OVERLAP_PROBABILITY) {
@@ -235,8 +235,8 @@ impl<'a> FaultInjector<'a> {
         self.fault_log.push((from, line));
         (what, since)
     }
-    /// For each fault the number of injections, and the recovery times in ms where it was injected
-    /// was_alone, sorted. The key `None` holds the recoveries from several overlapping faults.
+    /// For each fault the number of injections, and the sorted recovery times in ms without an
+    /// overlapping fault. The key `None` has the recoveries from several overlapping faults.
     pub(super) fn recoveries(&self) -> BTreeMap<Option<Fault>, (usize, Vec<u128>)> {
         let mut all: BTreeMap<Option<Fault>, (usize, Vec<u128>)> = BTreeMap::new();
         for injected in &self.injected {

@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 /// Limit for a long answer, which several faults in a row may interrupt.
-const MOST: Duration = Duration::from_secs(120);
+const LONG_ANSWER_LIMIT: Duration = Duration::from_secs(120);
 
 #[derive(Debug, Clone)]
 pub(super) struct MessageTimeline {
@@ -111,7 +111,7 @@ impl Journal {
             }
             let timelines = self.timelines();
             let overdue = |timeline: &MessageTimeline| {
-                let patient = timeline.long && now <= timeline.sent + MOST;
+                let patient = timeline.long && now <= timeline.sent + LONG_ANSWER_LIMIT;
                 timeline.sent <= until && !patient && (timeline.long || now > deadline)
             };
             let stuck = timelines

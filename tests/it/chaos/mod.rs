@@ -133,7 +133,7 @@ async fn run_chaos(seed: u64, size: LoadSize, period: Duration) {
         checker.check_classic(client);
     }
     checker.check_totals();
-    let mut calls = calls::count(
+    let mut calls = calls::check_model_calls(
         &injector.fleet.model.requests(),
         &injector.fleet.model_faults.faulty(),
         &injector.costly_faults,

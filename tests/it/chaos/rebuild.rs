@@ -13,18 +13,19 @@ use crate::support::{redis, wait_until};
 const PARTITIONS: i32 = 12;
 const USERS: usize = 2000;
 /// Length of an answer's text in bytes.
-const TEXT: usize = 400;
+const TEXT_BYTES: usize = 400;
 /// Limit for reading the log once, on a slow machine.
-const PATIENCE: Duration = Duration::from_secs(300);
+const READ_TIMEOUT: Duration = Duration::from_secs(300);
 /// What the relay logs when its rewind is complete.
-const READ_BACK: &str = "rewind of all partitions complete: the records were delivered again";
+const REWIND_COMPLETE_MESSAGE: &str =
+    "rewind of all partitions complete: the records were delivered again";
 
 /// An answer as a worker produces it (docs/protocol.md, section 2).
 fn answer(n: usize) -> (String, String) {
     let user = format!("u{}", n * 7919 % USERS);
     let message = uuid::Uuid::from_u128(0x4000_0000_0000_8000_0000_0000_0000_0000 + n as u128);
     let value = json!({
-        "v": 1, "type": "response", "content": "x".repeat(TEXT), "userid": user,
+        "v": 1, "type": "response", "content": "x".repeat(TEXT_BYTES), "userid": user,
         "timestamp": "2026-01-01T10:00:00.000Z", "processing_time_ms": 812,
         "correlation_id": message, "message_id": message, "id": format!("m{n}"),
         "conversation_id": "default", "finish_reason": "stop", "model": "demo", "attempt": 1,
@@ -65,7 +66,7 @@ async fn emptied_redis_is_rebuilt_completely() {
         }
         sending.join_all().await;
     }
-    wait_until("all is delivered", PATIENCE, || async {
+    wait_until("all is delivered", READ_TIMEOUT, || async {
         kafka.lag(RELAYS, RESPONSES).await == 0
     })
     .await;
@@ -74,17 +75,21 @@ async fn emptied_redis_is_rebuilt_completely() {
     let pids = [relay.pid(), stack.redis.pid()];
     let used = pids.map(processor_seconds);
     stack.redis.flush_all();
-    relay.wait_for_log(READ_BACK, PATIENCE).await;
+    relay
+        .wait_for_log(REWIND_COMPLETE_MESSAGE, READ_TIMEOUT)
+        .await;
     let log = relay.log();
-    let line = log.lines().find(|line| line.contains(READ_BACK));
-    let said: Value = serde_json::from_str(line.expect("the line")).expect("a line of JSON");
-    eprintln!("rebuild: {said}");
+    let line = log
+        .lines()
+        .find(|line| line.contains(REWIND_COMPLETE_MESSAGE));
+    let log_line: Value = serde_json::from_str(line.expect("the line")).expect("a line of JSON");
+    eprintln!("rebuild: {log_line}");
     eprintln!(
         "rebuild: processor time of the relay {:.1} s, of Redis {:.1} s; {before} keys before, {} after",
         processor_seconds(pids[0]) - used[0],
         processor_seconds(pids[1]) - used[1],
         redis::key_count(port),
     );
-    assert_eq!(said["records"], records, "all that the log has");
+    assert_eq!(log_line["records"], records, "all that the log has");
     assert_eq!(redis::key_count(port), before, "nothing is missing");
 }

@@ -13,15 +13,15 @@ use super::number;
 use crate::support::{http, redis};
 
 /// Interval between two samples.
-const EVERY: Duration = Duration::from_secs(5);
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(5);
 /// Retention in seconds of everything that is stored per message; short, so that it expires in a
 /// run.
-const KEEP_SECONDS: &str = "30";
+const RETENTION_SECONDS: &str = "30";
 
 /// The samples of each resource.
 type Series = BTreeMap<String, Vec<f64>>;
 
-async fn look(fleet: &Fleet, series: &mut Series) {
+async fn record_samples(fleet: &Fleet, series: &mut Series) {
     let watched = [
         (
             "process_resident_memory_bytes",
@@ -60,7 +60,7 @@ fn quiet_and_median(values: &[f64]) -> (f64, f64) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "as long as it is progress_seen: tests/run --soak MINUTES"]
+#[ignore = "runs for the requested number of minutes: tests/run --soak MINUTES"]
 async fn steady_traffic_grows_no_resource() {
     let period = Duration::from_secs(60 * number("CHATMESH_SOAK_MINUTES", 5));
     let kept = [
@@ -69,7 +69,7 @@ async fn steady_traffic_grows_no_resource() {
         "CHAT_HISTORY_TTL",
         "MESSAGE_MAX_AGE",
     ];
-    let kept = kept.map(|name| (name, KEEP_SECONDS));
+    let kept = kept.map(|name| (name, RETENTION_SECONDS));
     let fleet = Fleet::start_with(&kept).await;
     let journal = Arc::new(Journal::default());
     let size = LoadSize {
@@ -86,8 +86,8 @@ async fn steady_traffic_grows_no_resource() {
     let mut series = Series::new();
     let started = Instant::now();
     while started.elapsed() < period {
-        sleep(EVERY).await;
-        look(&fleet, &mut series).await;
+        sleep(SAMPLE_INTERVAL).await;
+        record_samples(&fleet, &mut series).await;
         assert_eq!(simulated_users.failed(), None);
     }
     let (messages, _) = journal.counts();

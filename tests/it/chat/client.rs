@@ -138,7 +138,7 @@ async fn answer_before_its_accepted_is_reported_once() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let server = tokio::spawn(serve_out_of_order(listener));
-    let token = Token::Given("any".to_owned().into());
+    let token = Token::Fixed("any".to_owned().into());
     let client = Client::connect(options(port).token(token)).await.unwrap();
     for text in ["one", "two"] {
         let answer = client.ask(Question::new(text)).await.unwrap();
@@ -199,7 +199,7 @@ async fn revoked_token_is_replaced_if_another_can_be_obtained() {
         .as_str()
         .unwrap()
         .to_owned();
-    let given = options(server.port()).token(Token::Given(token.into()));
+    let given = options(server.port()).token(Token::Fixed(token.into()));
     let given = Client::connect(given).await.unwrap();
 
     let revoked = try_call(Method::DELETE, &url, &key).await.unwrap();

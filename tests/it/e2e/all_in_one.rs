@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::support::classic::ClassicClient;
 use crate::support::model::{Script, ScriptedModel};
 use crate::support::process::ProcessSpec;
-use crate::support::{BEYOND_MAILBOX_CHECK, TEST_TIMEOUT, http, wait_until};
+use crate::support::{MAILBOX_CHECK_QUIET_PERIOD, TEST_TIMEOUT, http, wait_until};
 
 fn with_model(spec: ProcessSpec, model: &ScriptedModel) -> ProcessSpec {
     spec.env("OPENAI_BASE_URL", &model.base_url())
@@ -88,7 +88,7 @@ async fn unanswered_message_is_answered_after_kill_and_restart() {
     let mut client = ClassicClient::open(process.port(), "alice").await;
     let frame = client.next_frame().await;
     assert_eq!(frame["content"], "whole answer", "{frame}");
-    client.expect_no_frame(BEYOND_MAILBOX_CHECK).await;
+    client.expect_no_frame(MAILBOX_CHECK_QUIET_PERIOD).await;
     assert_eq!(model.request_count_for("unanswered"), 2);
     assert_eq!(
         model.request_count_for("before"),

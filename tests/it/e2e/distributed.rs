@@ -11,7 +11,7 @@ use crate::support::model::{Script, ScriptedModel};
 use crate::support::process::ChatmeshProcess;
 use crate::support::redis::subscribe;
 use crate::support::stack::{MESSAGES, RELAYS, RESPONSES, Stack, WORKERS};
-use crate::support::{BEYOND_MAILBOX_CHECK, TEST_TIMEOUT, wait_until};
+use crate::support::{MAILBOX_CHECK_QUIET_PERIOD, TEST_TIMEOUT, wait_until};
 
 /// A model that takes about a tenth of a second per answer.
 async fn slow_model() -> ScriptedModel {
@@ -42,7 +42,7 @@ async fn killed_and_paused_processes_lose_nothing_duplicate_nothing_and_keep_the
         messages: MESSAGES_EACH,
         pace: Duration::from_millis(1500),
         limit: Duration::from_secs(150),
-        quiet: BEYOND_MAILBOX_CHECK,
+        quiet: MAILBOX_CHECK_QUIET_PERIOD,
     };
     let load = Load::start(&gateways.each_ref().map(ChatmeshProcess::port), plan).await;
 
@@ -192,7 +192,7 @@ async fn draining_roles_finish_or_hand_over_their_messages() {
         messages: MESSAGES_EACH,
         pace: Duration::from_millis(800),
         limit: Duration::from_secs(90),
-        quiet: BEYOND_MAILBOX_CHECK,
+        quiet: MAILBOX_CHECK_QUIET_PERIOD,
     };
     let load = Load::start(&[gateway.port()], plan).await;
     wait_until("the load runs", TEST_TIMEOUT, || async {

@@ -11,7 +11,7 @@ use crate::support::kafka_client::receive;
 use crate::support::process::ProcessSpec;
 use crate::support::redis::{redis_client, subscribe};
 use crate::support::stack::{MESSAGES, RELAYS, RESPONSES, Stack, WORKERS};
-use crate::support::{BEYOND_MAILBOX_CHECK, TEST_TIMEOUT, http, wait_until};
+use crate::support::{MAILBOX_CHECK_QUIET_PERIOD, TEST_TIMEOUT, http, wait_until};
 
 fn interop(spec: ProcessSpec) -> ProcessSpec {
     spec.env("INTEROP", "true")
@@ -117,7 +117,7 @@ async fn original_worker_answers_clients_of_a_chatmesh_gateway() {
         assert_original_frame(&frame, "user123");
         assert_eq!(frame["content"], format!("answer {n}"));
     }
-    client.expect_no_frame(BEYOND_MAILBOX_CHECK).await;
+    client.expect_no_frame(MAILBOX_CHECK_QUIET_PERIOD).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -143,7 +143,7 @@ async fn original_relay_delivers_to_clients_of_a_chatmesh_gateway() {
         assert_eq!(frame["content"], format!("echo: question {n}"));
         assert_eq!(frame["type"], "response");
     }
-    client.expect_no_frame(BEYOND_MAILBOX_CHECK).await;
+    client.expect_no_frame(MAILBOX_CHECK_QUIET_PERIOD).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -256,7 +256,7 @@ pub(crate) async fn live_distinguishes_fenced_lost_and_expected(backend: &dyn Ba
     assert_eq!(written, LiveResponse::Written);
     for (index, expected) in [(0, 1), (5, 1)] {
         let response = case.live(&message, &owner, 1, Some((index, "x"))).await;
-        assert_eq!(response, LiveResponse::Expected(expected));
+        assert_eq!(response, LiveResponse::OutOfOrder(expected));
     }
     for (who, number) in [(&owner, 2), (&Owner::random(), 1)] {
         let response = case.live(&message, who, number, Some((1, "x"))).await;
@@ -303,7 +303,7 @@ pub(crate) async fn repeated_calls_change_nothing(backend: &dyn Backend) {
     let written = case.live(&message, &owner, 1, Some((0, "a"))).await;
     assert_eq!(written, LiveResponse::Written);
     let again = case.live(&message, &owner, 1, Some((0, "a"))).await;
-    assert_eq!(again, LiveResponse::Expected(1));
+    assert_eq!(again, LiveResponse::OutOfOrder(1));
     for _ in 0..2 {
         let known = kept(case.keep(&message, &owner, 1, "a").await);
         assert_eq!(known.frame, terminal("a"));

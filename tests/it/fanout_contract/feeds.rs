@@ -185,7 +185,7 @@ pub(crate) async fn s4_deltas_after_data_loss_start_at_index_zero(backend: &dyn 
     // only the counter's id that the earlier sequence numbers are void.
     assert_eq!(attempt(&case.begin(&message, &second, 0).await), 1);
     let skipped = case.live(&message, &second, 1, Some((2, "!"))).await;
-    assert_eq!(skipped, LiveResponse::Expected(0));
+    assert_eq!(skipped, LiveResponse::OutOfOrder(0));
     case.live(&message, &second, 1, Some((0, "new"))).await;
     let (_, frame) = next_frame(&case, &mut events).await;
     assert_eq!((&frame["attempt"], &frame["index"]), (&1.into(), &0.into()));

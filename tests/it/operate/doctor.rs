@@ -113,12 +113,16 @@ async fn topics_of_the_roles_own_making_are_fine_and_missing_or_small_ones_are_t
         .has("kafka", "problem", "KAFKA_REPLICATION_FACTOR is 3")
         .has("kafka", "problem", &topic);
 
-    // Records that nobody reads.
+    // A group without members, first without and then with records that wait.
     let plain = KafkaClient::new(&kafka_address());
     let group = examine(&spec);
-    group.has("kafka", "warning", "nobody reads");
+    group.has("kafka", "warning", "the group has no members");
     plain.produce(&topic, Some("a"), "{}", &[]).await;
-    examine(&spec).has("kafka", "problem", "nobody reads them");
+    examine(&spec).has(
+        "kafka",
+        "problem",
+        "records wait, and the group has no members",
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -220,7 +224,7 @@ async fn a_model_that_refuses_says_which_setting_to_correct() {
     let seen = examine(&spec.clone().env("OPENAI_TIMEOUT_MS", "10000"));
     assert_eq!(seen.code, Some(0), "{}", seen.out);
     seen.has("model", "ok", "first token after")
-        .has("data", "ok", "not there yet");
+        .has("data", "ok", "does not exist yet");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -239,12 +243,12 @@ async fn a_data_directory_is_looked_at_without_being_touched() {
         ])
     };
     let seen = examine(&doctor(&folder));
-    seen.has("data", "ok", "not there yet");
+    seen.has("data", "ok", "does not exist yet");
     assert!(!folder.exists());
     let mut process = spec.start().await;
     examine(&doctor(&folder)).has("data", "ok", "in use by a running chatmesh (pid ");
     process.drain().await;
-    examine(&doctor(&folder)).has("data", "ok", "nobody works on it");
+    examine(&doctor(&folder)).has("data", "ok", "no process uses it");
     let full = doctor(&folder).env("MIN_FREE_DISK", &(1_u64 << 60).to_string());
     let seen = examine(&full);
     assert_eq!(seen.code, Some(1));

@@ -30,7 +30,7 @@ const ARGUMENTS: [&str; 10] = [
 static TURN: Mutex<()> = Mutex::const_new(());
 
 /// The folder of the screenshots.
-pub(crate) fn pictures() -> PathBuf {
+pub(crate) fn screenshot_dir() -> PathBuf {
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("screenshots");
     std::fs::create_dir_all(&folder).expect("a folder for screenshots");
     folder
@@ -157,8 +157,8 @@ impl Browser {
                 return;
             }
             if Instant::now() >= deadline {
-                let picture = pictures().join("failed.png");
-                self.picture(&picture).await;
+                let picture = screenshot_dir().join("failed.png");
+                self.save_screenshot(&picture).await;
                 let text = self.text("document.body.innerText").await;
                 let log = self.log().await;
                 panic!("not in time: {condition}\nthe page says:\n{text}\nits log: {log:?}");
@@ -228,7 +228,7 @@ impl Browser {
     }
 
     /// Emulates a screen of this size with a dark or light color scheme.
-    pub(crate) async fn screen(&self, width: u32, height: u32, dark: bool) {
+    pub(crate) async fn emulate_screen(&self, width: u32, height: u32, dark: bool) {
         let scheme = if dark { "dark" } else { "light" };
         let features = json!([{"name": "prefers-color-scheme", "value": scheme}]);
         self.devtools("Emulation.setEmulatedMedia", json!({"features": features}))
@@ -242,7 +242,7 @@ impl Browser {
         self.wait_for(done).await;
     }
 
-    pub(crate) async fn picture(&self, file: &std::path::Path) {
+    pub(crate) async fn save_screenshot(&self, file: &std::path::Path) {
         let taken = self
             .devtools("Page.captureScreenshot", json!({"format": "png"}))
             .await;
@@ -259,7 +259,7 @@ impl Browser {
     }
 
     /// Panics if the browser's console has entries.
-    pub(crate) async fn assert_no_complaints(&self) {
+    pub(crate) async fn assert_console_is_empty(&self) {
         let log = self.log().await;
         assert!(log.is_empty(), "{log:#?}");
     }

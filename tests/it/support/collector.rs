@@ -65,13 +65,14 @@ impl TraceCollector {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("bind");
         let port = listener.local_addr().expect("an address").port();
         let state: Arc<Mutex<State>> = Arc::default();
-        let taken = state.clone();
+        let shared_state = state.clone();
         let server = tokio::spawn(async move {
             // Dropping this set with the server closes all connections.
             let mut connections = tokio::task::JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                let state = taken.clone();
-                let service = service_fn(move |request| take(request, state.clone(), answers));
+                let state = shared_state.clone();
+                let service =
+                    service_fn(move |request| receive_spans(request, state.clone(), answers));
                 connections.spawn(
                     hyper::server::conn::http1::Builder::new()
                         .serve_connection(TokioIo::new(stream), service),
@@ -116,7 +117,7 @@ impl Drop for TraceCollector {
     }
 }
 
-async fn take(
+async fn receive_spans(
     request: Request<Incoming>,
     state: Arc<Mutex<State>>,
     answers: bool,
@@ -143,12 +144,12 @@ async fn take(
 
 fn spans(request: ExportTraceServiceRequest) -> Vec<Span> {
     let mut spans = Vec::new();
-    for of_resource in request.resource_spans {
-        let resource = of_resource.resource.expect("a resource");
+    for resource_spans in request.resource_spans {
+        let resource = resource_spans.resource.expect("a resource");
         let service = attributes(resource.attributes)
             .remove("service.name")
             .expect("a service.name");
-        for span in of_resource.scope_spans.into_iter().flat_map(|s| s.spans) {
+        for span in resource_spans.scope_spans.into_iter().flat_map(|s| s.spans) {
             spans.push(Span {
                 service: service.clone(),
                 name: span.name,

@@ -49,7 +49,7 @@ impl KafkaRecord {
             .unwrap_or_else(|e| panic!("a record is not JSON ({e}): {}", self.value))
     }
 
-    fn of<M: Message>(message: &M) -> Self {
+    fn from_message<M: Message>(message: &M) -> Self {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let headers = message.headers().map_or_else(BTreeMap::new, |headers| {
             headers
@@ -107,7 +107,7 @@ impl KafkaClient {
     }
 
     /// Increases the number of a topic's partitions.
-    pub(crate) async fn grow(&self, topic: &str, partitions: usize) {
+    pub(crate) async fn add_partitions(&self, topic: &str, partitions: usize) {
         let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
             .set("bootstrap.servers", &self.bootstrap)
             .create()
@@ -265,7 +265,7 @@ pub(crate) async fn receive(member: &GroupMember, limit: Duration) -> Option<Kaf
         // librdkafka's wake-up can be lost, so each wait is short.
         let wait = (Instant::now() + Duration::from_secs(1)).min(deadline);
         if let Ok(Ok(message)) = tokio::time::timeout_at(wait, consumer.recv()).await {
-            return Some(KafkaRecord::of(&message));
+            return Some(KafkaRecord::from_message(&message));
         }
     }
     None
@@ -315,7 +315,7 @@ fn read_all(bootstrap: &str, topic: &str, count: usize, limit: Duration) -> Vec<
     let mut seen = Vec::new();
     while seen.len() < count && std::time::Instant::now() < deadline {
         if let Some(Ok(message)) = consumer.poll(Duration::from_millis(100)) {
-            seen.push(KafkaRecord::of(&message));
+            seen.push(KafkaRecord::from_message(&message));
         }
     }
     seen

@@ -10,12 +10,12 @@ use tokio::task::{JoinHandle, JoinSet};
 /// The running proxy. Drop stops it.
 pub(crate) struct LossyRedis {
     port: u16,
-    lost: Arc<Mutex<Lost>>,
+    dropped: Arc<Mutex<DroppedChannels>>,
     server: JoinHandle<()>,
 }
 
 #[derive(Default)]
-struct Lost {
+struct DroppedChannels {
     channels: Vec<String>,
     count: usize,
 }
@@ -24,8 +24,8 @@ impl LossyRedis {
     pub(crate) async fn start(redis: u16) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("bind");
         let port = listener.local_addr().expect("an address").port();
-        let lost = Arc::new(Mutex::new(Lost::default()));
-        let shared = lost.clone();
+        let dropped = Arc::new(Mutex::new(DroppedChannels::default()));
+        let shared = dropped.clone();
         let server = tokio::spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
@@ -36,11 +36,15 @@ impl LossyRedis {
                     };
                     let _ = client.set_nodelay(true);
                     let _ = server.set_nodelay(true);
-                    pass(client, server, shared).await;
+                    forward(client, server, shared).await;
                 });
             }
         });
-        Self { port, lost, server }
+        Self {
+            port,
+            dropped,
+            server,
+        }
     }
 
     pub(crate) fn port(&self) -> u16 {
@@ -49,13 +53,13 @@ impl LossyRedis {
 
     /// Drops the messages of this channel from now on.
     pub(crate) fn drop_channel(&self, channel: &str) {
-        let mut lost = self.lost.lock();
-        lost.channels.push(channel.to_owned());
+        let mut dropped = self.dropped.lock();
+        dropped.channels.push(channel.to_owned());
     }
 
     /// The number of messages dropped so far.
     pub(crate) fn dropped_count(&self) -> usize {
-        self.lost.lock().count
+        self.dropped.lock().count
     }
 }
 
@@ -65,18 +69,18 @@ impl Drop for LossyRedis {
     }
 }
 
-async fn pass(client: TcpStream, server: TcpStream, lost: Arc<Mutex<Lost>>) {
+async fn forward(client: TcpStream, server: TcpStream, dropped: Arc<Mutex<DroppedChannels>>) {
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_server, mut to_server) = server.into_split();
-    let there = tokio::io::copy(&mut from_client, &mut to_server);
-    let back = async {
+    let requests = tokio::io::copy(&mut from_client, &mut to_server);
+    let replies = async {
         let mut buffer = vec![0; 64 * 1024];
         loop {
             match from_server.read(&mut buffer).await {
                 Ok(0) | Err(_) => break,
                 Ok(count) => {
                     let bytes = &mut buffer[..count];
-                    divert(bytes, &lost);
+                    drop_selected_messages(bytes, &dropped);
                     if to_client.write_all(bytes).await.is_err() {
                         break;
                     }
@@ -85,23 +89,23 @@ async fn pass(client: TcpStream, server: TcpStream, lost: Arc<Mutex<Lost>>) {
         }
     };
     tokio::select! {
-        _ = there => {}
-        () = back => {}
+        _ = requests => {}
+        () = replies => {}
     }
 }
 
 /// Replaces the channel of messages to drop by an unknown name of the same length, so that the
 /// stream stays valid.
-fn divert(bytes: &mut [u8], lost: &Mutex<Lost>) {
-    let mut lost = lost.lock();
-    let channels = lost.channels.clone();
+fn drop_selected_messages(bytes: &mut [u8], dropped: &Mutex<DroppedChannels>) {
+    let mut dropped = dropped.lock();
+    let channels = dropped.channels.clone();
     for channel in channels {
         let head = format!("message\r\n${}\r\n{channel}\r\n", channel.len());
         let mut from = 0;
         while let Some(at) = find(&bytes[from..], head.as_bytes()) {
             let end = from + at + head.len();
             bytes[end - 3] = b'!';
-            lost.count += 1;
+            dropped.count += 1;
             from = end;
         }
     }

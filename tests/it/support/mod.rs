@@ -37,7 +37,7 @@ pub(crate) const QUIET_PERIOD: Duration = Duration::from_millis(1500);
 
 /// Longer than the interval (5 s) at which gateways check for lost frames. A duplicate that such a check
 /// would deliver is not ordered with other frames, so no later frame can prove its absence.
-pub(crate) const BEYOND_MAILBOX_CHECK: Duration = Duration::from_secs(7);
+pub(crate) const MAILBOX_CHECK_QUIET_PERIOD: Duration = Duration::from_secs(7);
 
 fn address(variable: &str) -> String {
     match std::env::var(variable) {

@@ -68,30 +68,30 @@ async fn serve(listener: TcpListener, upstream: SocketAddr, traffic: watch::Rece
     loop {
         tokio::select! {
             accepted = listener.accept() => {
-                let Ok((near, _)) = accepted else {
+                let Ok((client, _)) = accepted else {
                     // Without descriptors, accepting again at once would spin.
                     tokio::time::sleep(Duration::from_millis(10)).await;
                     continue;
                 };
-                connections.spawn(connection(near, upstream, traffic.clone()));
+                connections.spawn(connection(client, upstream, traffic.clone()));
             }
             Some(_) = connections.join_next() => {}
         }
     }
 }
 
-async fn connection(near: TcpStream, upstream: SocketAddr, traffic: watch::Receiver<ProxyMode>) {
+async fn connection(client: TcpStream, upstream: SocketAddr, traffic: watch::Receiver<ProxyMode>) {
     let open = async {
-        let Ok(far) = TcpStream::connect(upstream).await else {
+        let Ok(server) = TcpStream::connect(upstream).await else {
             return;
         };
-        let _ = near.set_nodelay(true);
-        let _ = far.set_nodelay(true);
-        let (mut near_in, mut near_out) = near.into_split();
-        let (mut far_in, mut far_out) = far.into_split();
+        let _ = client.set_nodelay(true);
+        let _ = server.set_nodelay(true);
+        let (mut client_in, mut client_out) = client.into_split();
+        let (mut server_in, mut server_out) = server.into_split();
         tokio::select! {
-            () = pass(&mut near_in, &mut far_out, traffic.clone()) => {}
-            () = pass(&mut far_in, &mut near_out, traffic.clone()) => {}
+            () = forward(&mut client_in, &mut server_out, traffic.clone()) => {}
+            () = forward(&mut server_in, &mut client_out, traffic.clone()) => {}
         }
     };
     let mut until = traffic.clone();
@@ -101,7 +101,7 @@ async fn connection(near: TcpStream, upstream: SocketAddr, traffic: watch::Recei
     }
 }
 
-async fn pass(
+async fn forward(
     from: &mut (impl AsyncReadExt + Unpin),
     to: &mut (impl AsyncWriteExt + Unpin),
     mut traffic: watch::Receiver<ProxyMode>,

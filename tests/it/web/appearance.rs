@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::chat_page::{open_page, send, with_model};
-use crate::support::browser::{Browser, key, pictures};
+use crate::support::browser::{Browser, key, screenshot_dir};
 use crate::support::model::{Answer, Script, ScriptedModel};
 use crate::support::process::ProcessSpec;
 
@@ -42,12 +42,12 @@ async fn page_fits_the_screen_and_has_sufficient_contrast_in_both_themes() {
         ("phone-light", 390, 844, false),
         ("phone-dark", 390, 844, true),
     ] {
-        browser.screen(width, height, dark).await;
+        browser.emulate_screen(width, height, dark).await;
         browser
             .js("(document.getElementById('scroll').scrollTop = 0, document.activeElement.blur())")
             .await;
         browser
-            .picture(&pictures().join(format!("{name}.png")))
+            .save_screenshot(&screenshot_dir().join(format!("{name}.png")))
             .await;
         let wide = browser
             .js("document.documentElement.scrollWidth <= innerWidth")
@@ -63,8 +63,10 @@ async fn page_fits_the_screen_and_has_sufficient_contrast_in_both_themes() {
     browser
         .wait_for("document.getElementById('main').inert")
         .await;
-    browser.screen(390, 844, false).await;
-    browser.picture(&pictures().join("phone-drawer.png")).await;
+    browser.emulate_screen(390, 844, false).await;
+    browser
+        .save_screenshot(&screenshot_dir().join("phone-drawer.png"))
+        .await;
     browser.press(&key::ESCAPE.to_string()).await;
     browser
         .wait_for("document.activeElement.id === 'open-menu'")
@@ -78,7 +80,7 @@ async fn page_fits_the_screen_and_has_sufficient_contrast_in_both_themes() {
     assert_eq!(small, json!([]), "buttons too small for touch");
 
     // The user's choice of theme overrides the system's and survives a reload.
-    browser.screen(1280, 800, false).await;
+    browser.emulate_screen(1280, 800, false).await;
     browser.click("#theme-button").await;
     browser.reload().await;
     assert_eq!(
@@ -86,7 +88,7 @@ async fn page_fits_the_screen_and_has_sufficient_contrast_in_both_themes() {
         "dark"
     );
     assert_eq!(browser.js(LOW_CONTRASTS).await, json!([]));
-    browser.assert_no_complaints().await;
+    browser.assert_console_is_empty().await;
 }
 
 /// Pairs of text and background colours whose contrast is below the minimum of WCAG 2.2 AA.
@@ -204,7 +206,7 @@ async fn page_is_usable_by_keyboard_and_all_controls_have_names() {
         .js("getComputedStyle(document.querySelector('.turn:last-of-type .answer p')).direction")
         .await;
     assert_eq!(direction, "rtl");
-    browser.assert_no_complaints().await;
+    browser.assert_console_is_empty().await;
 }
 
 /// Checks the accessibility tree, which screen readers use.
@@ -297,5 +299,5 @@ async fn incremental_markdown_equals_the_full_rendering_and_keeps_finished_block
     // About a second on an idle machine; rendering everything each time would take minutes.
     let spent = result["spent"].as_f64().unwrap();
     assert!(spent < 30_000.0, "{spent} ms");
-    browser.assert_no_complaints().await;
+    browser.assert_console_is_empty().await;
 }

@@ -145,7 +145,7 @@ async fn answer_streams_and_its_conversation_is_listed_and_deleted() {
     browser
         .wait_for("document.querySelectorAll('#conversations li').length === 1")
         .await;
-    browser.assert_no_complaints().await;
+    browser.assert_console_is_empty().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -295,7 +295,7 @@ async fn tabs_show_the_same_conversation_state() {
     browser
         .wait_for("!document.getElementById('welcome').hidden")
         .await;
-    browser.assert_no_complaints().await;
+    browser.assert_console_is_empty().await;
 }
 
 const HOSTILE: &str = r#"<img src=x onerror="window.hacked=1"> <script>window.hacked=2</script>
@@ -376,7 +376,7 @@ async fn hostile_markdown_runs_no_code_and_loads_nothing() {
         )
         .await;
     assert_eq!(loaded, json!([]), "nothing is loaded from other hosts");
-    browser.assert_no_complaints().await;
+    browser.assert_console_is_empty().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::chat_page::{open_page, send, with_model};
-use crate::support::browser::{Browser, pictures};
+use crate::support::browser::{Browser, screenshot_dir};
 use crate::support::model::{Answer, Script, ScriptedModel};
 use crate::support::process::ProcessSpec;
 
@@ -49,7 +49,7 @@ async fn view_follows_the_end_of_answers_and_errors() {
     let browser = Browser::start().await;
     open_page(&browser, &server.url("/")).await;
     for (width, height) in [(1280, 600), (1280, 800), (390, 844)] {
-        browser.screen(width, height, false).await;
+        browser.emulate_screen(width, height, false).await;
         for question in ["long", "refuse"] {
             send(&browser, question).await;
             let end = match question {
@@ -64,7 +64,7 @@ async fn view_follows_the_end_of_answers_and_errors() {
             assert_eq!(distance, 0, "{question} at {width}x{height}");
         }
         let name = format!("refused-{width}x{height}.png");
-        browser.picture(&pictures().join(name)).await;
+        browser.save_screenshot(&screenshot_dir().join(name)).await;
     }
     // A user who has scrolled up keeps the position.
     browser
@@ -92,7 +92,7 @@ async fn failed_and_empty_turns_are_labelled_also_after_a_reload() {
     let browser = Browser::start().await;
     open_page(&browser, &server.url("/")).await;
     send(&browser, "refused").await;
-    wait_for_turn_text(&browser, "may not be set up").await;
+    wait_for_turn_text(&browser, "may not be configured").await;
     let answer_nodes = "document.querySelector('.turn .answer').childNodes.length";
     assert_eq!(browser.js(answer_nodes).await, 0);
     reload(&browser).await;
@@ -145,7 +145,9 @@ async fn rejected_messages_and_drafts_survive_a_reload() {
     let listed =
         "[...document.querySelectorAll('#conversations a')].map((a) => a.innerText).join()";
     browser.wait_for(&format!("({listed}) === 'two,one'")).await;
-    browser.picture(&pictures().join("not-sent.png")).await;
+    browser
+        .save_screenshot(&screenshot_dir().join("not-sent.png"))
+        .await;
     browser.click("#conversations li:nth-child(2) a").await;
     wait_for_turn_text(&browser, "echo: one").await;
     assert_eq!(browser.text(INPUT_TEXT).await, "half a thought");
@@ -176,7 +178,9 @@ async fn unknown_conversation_address_shows_a_hint() {
     let shows_hint =
         "document.getElementById('thread-error').innerText.includes('There is nothing here')";
     browser.wait_for(shows_hint).await;
-    browser.picture(&pictures().join("nothing-here.png")).await;
+    browser
+        .save_screenshot(&screenshot_dir().join("nothing-here.png"))
+        .await;
     browser.click("#new-chat").await;
     assert_eq!(browser.js(shows_hint).await, false);
     let listed = "document.querySelectorAll('#conversations li').length";

@@ -52,7 +52,7 @@ impl EmbeddedUnderTest {
     fn open(store: &Store, clock: &Arc<AtomicI64>) -> Arc<EmbeddedFanout> {
         let clock = Arc::clone(clock);
         let now = Box::new(move || clock.load(Ordering::Relaxed));
-        Arc::new(EmbeddedFanout::open_at(store.clone(), bounds(), now).unwrap())
+        Arc::new(EmbeddedFanout::open_with_clock(store.clone(), bounds(), now).unwrap())
     }
 
     async fn subscribe(&mut self) {

@@ -146,7 +146,7 @@ pub(super) fn reference_response(shared: &mut SharedState, call: Call) -> String
         }
         Call::Live(message, owner, attempt, piece) => {
             match shared.live(message, owner, attempt, piece) {
-                LiveResponse::Expected(next) => format!("expected {next}"),
+                LiveResponse::OutOfOrder(next) => format!("expected {next}"),
                 other => format!("{other:?}").to_lowercase(),
             }
         }

@@ -169,18 +169,18 @@ async fn marker_becomes_complete_only_under_the_current_token() {
         let unique_epoch = || Epoch::new(&uuid::Uuid::new_v4().simple().to_string(), "0", 0);
         // As on a server that lost its data after a relay had left its token.
         let epoch = unique_epoch();
-        assert!(!fanout.complete_marker(&epoch, "token").await.unwrap());
+        assert!(!fanout.complete_rebuild(&epoch, "token").await.unwrap());
         assert!(!fanout.has_marker(&epoch).await.unwrap());
         // Of two relays, one after the other, only the second one's token is valid.
-        assert!(!fanout.begin_marker(&epoch, "one").await.unwrap());
+        assert!(!fanout.begin_rebuild(&epoch, "one").await.unwrap());
         assert!(!fanout.has_marker(&epoch).await.unwrap());
-        assert!(!fanout.begin_marker(&epoch, "two").await.unwrap());
-        assert!(!fanout.complete_marker(&epoch, "one").await.unwrap());
-        assert!(fanout.complete_marker(&epoch, "two").await.unwrap());
+        assert!(!fanout.begin_rebuild(&epoch, "two").await.unwrap());
+        assert!(!fanout.complete_rebuild(&epoch, "one").await.unwrap());
+        assert!(fanout.complete_rebuild(&epoch, "two").await.unwrap());
         assert!(fanout.has_marker(&epoch).await.unwrap());
         // A later relay finds the marker complete, and a repeated call changes nothing.
-        assert!(fanout.begin_marker(&epoch, "three").await.unwrap());
-        assert!(fanout.complete_marker(&epoch, "three").await.unwrap());
+        assert!(fanout.begin_rebuild(&epoch, "three").await.unwrap());
+        assert!(fanout.complete_rebuild(&epoch, "three").await.unwrap());
         let other = unique_epoch();
         fanout.set_marker(&other).await.unwrap();
         assert!(fanout.has_marker(&other).await.unwrap());

@@ -205,7 +205,7 @@ impl<'a> Runner<'a> {
                     delta: piece.map(|(index, call)| (u32::from(index), format!("[{call}]"))),
                 };
                 match fanout.live(request).await? {
-                    LiveResponse::Expected(next) => format!("expected {next}"),
+                    LiveResponse::OutOfOrder(next) => format!("expected {next}"),
                     other => format!("{other:?}").to_lowercase(),
                 }
             }

@@ -1,8 +1,10 @@
 //! The faults, their budget, and their effects.
 
-use super::{CancelResult, Checked, Gateway, Message, Model, Relay, SearchBounds, StoredOutcome};
+use super::{
+    CancelResult, CheckResult, Gateway, Message, Model, Relay, SearchBounds, StoredOutcome,
+};
 
-/// What can go wrong, and what a user may do besides sending.
+/// A fault, or a user's action other than sending a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Fault {
     CrashWorker,
@@ -68,7 +70,7 @@ impl FaultBudget {
 }
 
 impl Model {
-    pub(super) fn apply_fault(&mut self, fault: Fault, target: usize) -> Checked {
+    pub(super) fn apply_fault(&mut self, fault: Fault, target: usize) -> CheckResult {
         self.budget.spend(fault);
         let snapshot = self.snapshot.take();
         if self.budget.allows(Fault::RollBackRedis) {

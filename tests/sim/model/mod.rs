@@ -109,7 +109,7 @@ pub(crate) enum Step {
     /// The client's gateway reads the mailbox.
     Read,
     /// The client's gateway handles the next published frame.
-    Feed,
+    HandlePublishedFrame,
     /// The client handles the next frame of its socket.
     Receive,
     /// The client's gateway runs its periodic check for lost frames.
@@ -175,7 +175,7 @@ pub(crate) struct Model {
 
 /// What is wrong with a state or a step.
 pub(crate) type Violation = String;
-type Checked = Result<(), Violation>;
+type CheckResult = Result<(), Violation>;
 
 impl Model {
     pub(crate) fn new(bounds: &SearchBounds) -> Self {
@@ -225,11 +225,11 @@ impl Model {
         })
     }
 
-    pub(crate) fn apply(&mut self, step: Step) -> Checked {
+    pub(crate) fn apply(&mut self, step: Step) -> CheckResult {
         match step {
             Step::Connect => self.client.connect(),
             Step::Read => self.client.read(&mut self.shared),
-            Step::Feed => self.client.feed(
+            Step::HandlePublishedFrame => self.client.handle_published_frame(
                 self.shared.enforces(Rule::GapTriggersRead),
                 self.shared.enforces(Rule::PositionFilter),
             ),
@@ -339,12 +339,12 @@ impl Model {
                 self.shared.deliver(message, offset, known, outcome, false);
             }
             RedisCall::CompleteMarker(token) => {
-                self.shared.complete_marker(token);
+                self.shared.complete_rebuild(token);
             }
         }
     }
 
-    fn client_receives(&mut self) -> Checked {
+    fn client_receives(&mut self) -> CheckResult {
         let Some(frame) = self.client.next_frame() else {
             return Ok(());
         };
@@ -356,7 +356,7 @@ impl Model {
 
     /// Checks a state in which no step is possible any more: every accepted message has exactly one
     /// outcome, on which the log, the client and the history agree.
-    pub(crate) fn check_final_state(&self) -> Checked {
+    pub(crate) fn check_final_state(&self) -> CheckResult {
         for message in 0..self.calls_by_message.len() as u8 {
             if !self.messages.contains(&message) {
                 continue;

@@ -38,7 +38,7 @@ impl Model {
         }
         match self.relay_call(&relay) {
             Some(RedisCall::CompleteMarker(token)) => {
-                if self.shared.complete_marker(token) {
+                if self.shared.complete_rebuild(token) {
                     relay.has_set_marker = true;
                 } else {
                     relay.is_started = false;
@@ -65,7 +65,7 @@ impl Model {
     /// A relay that begins with its partition: at the committed offset less the rewind window, or at
     /// the beginning if the marker is missing.
     fn started_relay(&mut self, rewind_until: Offset) -> Relay {
-        let token = self.shared.begin_marker();
+        let token = self.shared.begin_rebuild();
         let committed = self.responses_committed;
         let rewound = if token == 0 {
             committed.saturating_sub(self.rewind_window)

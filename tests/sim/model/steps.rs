@@ -15,8 +15,8 @@ impl Model {
                 return;
             }
         }
-        if self.client.can_feed() {
-            steps.push(Step::Feed);
+        if self.client.has_published_frame() {
+            steps.push(Step::HandlePublishedFrame);
             let feed_is_safe = socket_is_safe
                 && !self.budget.allows(Fault::LosePublish)
                 && !self.budget.allows_data_loss();
@@ -122,7 +122,7 @@ impl Model {
                 add(Fault::PausePastLease, message);
             }
         }
-        if self.client.can_feed() {
+        if self.client.has_published_frame() {
             add(Fault::LosePublish, 0);
         }
         if !self.client.is_disconnected() {

@@ -81,7 +81,7 @@ impl Model {
         }
     }
 
-    pub(super) fn step_worker(&mut self, worker: usize, record: usize) -> Checked {
+    pub(super) fn step_worker(&mut self, worker: usize, record: usize) -> CheckResult {
         let message = self.messages[record];
         let tasks = &mut self.workers[worker].tasks;
         if tasks.len() <= record {
@@ -140,7 +140,7 @@ impl Model {
         task: &mut RecordTask,
         message: Message,
         response: BeginResponse,
-    ) -> Checked {
+    ) -> CheckResult {
         match response {
             BeginResponse::Ended(outcome, delivered_at) => {
                 task.stage = Self::stage_of_outcome(outcome, delivered_at);
@@ -167,8 +167,8 @@ impl Model {
     fn handle_live(&self, task: &mut RecordTask, response: LiveResponse) {
         match response {
             LiveResponse::Written => task.sent += 1,
-            LiveResponse::Expected(next) if next == task.sent + 1 => task.sent = next,
-            LiveResponse::Expected(_) | LiveResponse::DataLost => task.stage = Stage::Begin,
+            LiveResponse::OutOfOrder(next) if next == task.sent + 1 => task.sent = next,
+            LiveResponse::OutOfOrder(_) | LiveResponse::DataLost => task.stage = Stage::Begin,
             LiveResponse::Fenced => {
                 task.call = 0;
                 task.stage = Stage::Begin;
@@ -202,7 +202,7 @@ impl Model {
     }
 
     /// Checks that the model is not called again without a reason: an expired lease or lost data.
-    fn count_model_call(&mut self, message: Message) -> Checked {
+    fn count_model_call(&mut self, message: Message) -> CheckResult {
         let index = usize::from(message);
         self.calls_by_message[index] += 1;
         let allowed = 1 + self.expired_leases[index] + self.data_losses;

@@ -129,7 +129,7 @@ impl SharedState {
             return LiveResponse::Written;
         };
         if checks_index && usize::from(index) != in_flight.text.len() {
-            return LiveResponse::Expected(in_flight.text.len() as u8);
+            return LiveResponse::OutOfOrder(in_flight.text.len() as u8);
         }
         in_flight.text.push(call);
         self.publish(Frame::Delta {
@@ -184,7 +184,7 @@ impl SharedState {
         let last = self
             .mailbox
             .as_ref()
-            .and_then(|mailbox| mailbox.last_beside(offset));
+            .and_then(|mailbox| mailbox.last_in_partition_of(offset));
         let known = known.filter(|known| partition_of(*known) == partition_of(offset));
         if self.enforces(Rule::LostMailboxDetected) && known.is_some() && last < known {
             return DeliverResponse::DataLost;
@@ -305,7 +305,7 @@ impl SharedState {
 
     /// A relay inspects the marker before its first delivery. If the marker is not complete, the
     /// relay leaves a token and returns it; otherwise it returns 0.
-    pub(crate) fn begin_marker(&mut self) -> u8 {
+    pub(crate) fn begin_rebuild(&mut self) -> u8 {
         if self.marker == Marker::Complete {
             return 0;
         }
@@ -315,7 +315,7 @@ impl SharedState {
     }
 
     /// The relay's rewind is complete. Returns false if data was lost since it began.
-    pub(crate) fn complete_marker(&mut self, token: u8) -> bool {
+    pub(crate) fn complete_rebuild(&mut self, token: u8) -> bool {
         let is_valid = self.marker == Marker::Complete || self.marker == Marker::Rebuilding(token);
         if is_valid || !self.enforces(Rule::MarkerToken) {
             self.marker = Marker::Complete;

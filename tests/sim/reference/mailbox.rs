@@ -16,7 +16,7 @@ pub(crate) struct Mailbox {
     pub(crate) last: Option<Offset>,
     pub(crate) frames: Vec<(Offset, Message, Outcome)>,
     /// The last offsets in the partitions that the user's records were in before, latest first.
-    pub(crate) last_elsewhere: Vec<Offset>,
+    pub(crate) other_partition_ends: Vec<Offset>,
     /// A rewind moved the mailbox to its partition and no new record has followed, so no position
     /// can be served.
     pub(crate) was_moved_by_rewind: bool,
@@ -34,7 +34,7 @@ impl Mailbox {
             floor,
             last: None,
             frames: Vec::new(),
-            last_elsewhere: Vec::new(),
+            other_partition_ends: Vec::new(),
             was_moved_by_rewind: false,
             serves_from: 0,
             rebuilt: None,
@@ -42,17 +42,17 @@ impl Mailbox {
     }
 
     /// The last offset in the partition of `offset`.
-    pub(super) fn last_beside(&self, offset: Offset) -> Option<Offset> {
-        let mut lasts = self.last.iter().chain(&self.last_elsewhere).copied();
+    pub(super) fn last_in_partition_of(&self, offset: Offset) -> Option<Offset> {
+        let mut lasts = self.last.iter().chain(&self.other_partition_ends).copied();
         lasts.find(|last| partition_of(*last) == partition_of(offset))
     }
 
     /// The mailbox that replaces this one when the user's records move to another partition.
-    pub(super) fn moved(&self, id: u8, to: Offset, by_rewind: bool) -> Self {
-        let lasts = self.last.iter().chain(&self.last_elsewhere).copied();
+    pub(super) fn successor_in_partition_of(&self, id: u8, to: Offset, by_rewind: bool) -> Self {
+        let lasts = self.last.iter().chain(&self.other_partition_ends).copied();
         let other = |last: &Offset| partition_of(*last) != partition_of(to);
         Self {
-            last_elsewhere: lasts.filter(other).take(MAX_OTHER_PARTITIONS).collect(),
+            other_partition_ends: lasts.filter(other).take(MAX_OTHER_PARTITIONS).collect(),
             was_moved_by_rewind: by_rewind,
             ..Self::new(id, false, to)
         }
@@ -74,7 +74,7 @@ impl Mailbox {
                     current.serves_from = offset;
                 }
             }
-            Some(current) => *current = current.moved(new_id(), offset, rewind),
+            Some(current) => *current = current.successor_in_partition_of(new_id(), offset, rewind),
             None => *mailbox = Some(Self::new(new_id(), false, offset)),
         }
         mailbox.as_mut().unwrap()

@@ -191,7 +191,7 @@ pub(crate) enum BeginResponse {
 pub(crate) enum LiveResponse {
     Written,
     /// Another index is next.
-    Expected(u8),
+    OutOfOrder(u8),
     Fenced,
     Cancelled,
     DataLost,

@@ -27,7 +27,7 @@ export function safeUrl(text) {
 /**
  * Parses a text into nodes: strings, { type: 'code', text }, { type: 'break' }, and emphasis,
  * strong, deleted and link with `children`. `isGrowing` means that the end of the text is still
- * missing, so code and emphasis that are not closed yet are treated as closed position the end.
+ * missing, so code and emphasis that are not closed yet are treated as closed at the end.
  */
 export function parseInline(text, isGrowing = false) {
   const list = new List();

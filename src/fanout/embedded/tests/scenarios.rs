@@ -116,7 +116,7 @@ async fn s6_repeated_begin_keeps_the_text() {
     assert_eq!(system.attempt("m", &owner, 0).await, 1);
     assert_eq!(
         system.live("m", &owner, 1, 0).await,
-        LiveResponse::Expected(1)
+        LiveResponse::OutOfOrder(1)
     );
     assert_eq!(system.live("m", &owner, 1, 1).await, LiveResponse::Written);
     assert_eq!(system.read(None).await.in_flight[0].text, "[1.0][1.1]");

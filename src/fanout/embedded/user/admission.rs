@@ -33,7 +33,7 @@ impl UserState {
         }
         if !self.is_pending(&message.message_id, context) {
             let mut batch = Batch::default();
-            if let Some(limit) = self.exceeded_limit(&mut batch, &message.conversation, context)? {
+            if let Some(limit) = self.check_limits(&mut batch, &message.conversation, context)? {
                 return Ok(AdmissionDecision::Refused(limit).into());
             }
             self.put_pending(&mut batch, message, content, context);

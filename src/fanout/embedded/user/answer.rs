@@ -9,8 +9,8 @@ use super::final_state::FinalState;
 use super::history::TurnContent;
 use crate::fanout::embedded::context::{StoreContext, millis};
 use crate::fanout::{
-    Appended, BeginRequest, BeginResponse, HistoryRequest, KeepRequest, KeepResponse, LEASE,
-    LiveRequest, LiveResponse, MessageRef, NewOutcome, Owner, Result, StoredOutcome, TurnStatus,
+    BeginRequest, BeginResponse, HistoryRequest, KeepRequest, KeepResponse, LEASE, LiveRequest,
+    LiveResponse, MessageRef, NewOutcome, Owner, Result, StoredOutcome, TurnAppend, TurnStatus,
 };
 use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId};
 use crate::protocol::open_message::InFlightAnswer;
@@ -87,7 +87,7 @@ impl UserState {
         match self.final_state(message, context)? {
             Some(FinalState::Outcome(outcome)) => return Ok(BeginResponse::Ended(outcome)),
             Some(FinalState::Tombstone(delivered_at)) => {
-                let frame = call.cancelled_outcome.make().frame;
+                let frame = call.cancelled_outcome.build().frame;
                 return Ok(BeginResponse::Ended(StoredOutcome {
                     frame,
                     delivered_at,
@@ -97,7 +97,7 @@ impl UserState {
         }
         if self.is_cancelled(message, context) {
             let (outcome, _) =
-                self.store_outcome(&call.message, call.cancelled_outcome.make(), 0, context)?;
+                self.store_outcome(&call.message, call.cancelled_outcome.build(), 0, context)?;
             return Ok(BeginResponse::Ended(outcome));
         }
         let number = match self.in_flight(message, context) {
@@ -217,7 +217,7 @@ impl UserState {
             return Ok(LiveResponse::Written);
         };
         if *index != next_index {
-            return Ok(LiveResponse::Expected(next_index));
+            return Ok(LiveResponse::OutOfOrder(next_index));
         }
         if let Some(answer) = self.in_flight.get_mut(message) {
             answer.text.push_str(content);
@@ -243,7 +243,7 @@ impl UserState {
             match self.final_state(message, context)? {
                 Some(FinalState::Outcome(outcome)) => return Ok(KeepResponse::Outcome(outcome)),
                 Some(FinalState::Tombstone(delivered_at)) => {
-                    let frame = call.cancelled_outcome.make().frame;
+                    let frame = call.cancelled_outcome.build().frame;
                     return Ok(KeepResponse::Outcome(StoredOutcome {
                         frame,
                         delivered_at,
@@ -261,7 +261,7 @@ impl UserState {
         };
         let is_cancelled = self.is_cancelled(message, context);
         let outcome = if is_cancelled {
-            call.cancelled_outcome.make()
+            call.cancelled_outcome.build()
         } else {
             Arc::unwrap_or_clone(call.outcome)
         };
@@ -284,7 +284,7 @@ impl UserState {
         outcome: NewOutcome,
         tokens: u64,
         context: &StoreContext<'_>,
-    ) -> Result<(StoredOutcome, Option<Appended>)> {
+    ) -> Result<(StoredOutcome, Option<TurnAppend>)> {
         let message_id = &message.message_id;
         let conversation = &message.conversation;
         let NewOutcome { frame, turn } = outcome;

@@ -4,7 +4,7 @@ use super::UserState;
 use super::mailbox::Mailbox;
 use crate::config::bounds::Bounds;
 use crate::fanout::Result;
-use crate::fanout::embedded::codec::{Reader, damaged};
+use crate::fanout::embedded::codec::{Reader, damaged_entry_error};
 use crate::fanout::embedded::context::{StoreContext, is_expired};
 use crate::fanout::embedded::keys::{self, Tag};
 use crate::store::{Batch, Table};
@@ -46,7 +46,7 @@ impl UserState {
         let mut batch = Batch::default();
         let mut has_mailbox = false;
         for key in entries {
-            let (_, tag, suffix) = keys::parse(key).ok_or_else(damaged)?;
+            let (_, tag, suffix) = keys::parse(key).ok_or_else(damaged_entry_error)?;
             if tag == Tag::Head {
                 has_mailbox = true;
                 continue;
@@ -60,7 +60,7 @@ impl UserState {
             }
             batch.delete(Table::Users, *key);
             if tag == Tag::Pending {
-                self.remove_expired_pending(keys::number(suffix).ok_or_else(damaged)?);
+                self.remove_expired_pending(keys::number(suffix).ok_or_else(damaged_entry_error)?);
             }
             if tag == Tag::Mark {
                 self.cancel_marks.remove(&keys::message(suffix)?);

@@ -1,7 +1,7 @@
 //! Final states of messages: outcomes and tombstones.
 
 use super::UserState;
-use crate::fanout::embedded::codec::{Reader, Writer, damaged};
+use crate::fanout::embedded::codec::{Reader, Writer, damaged_entry_error};
 use crate::fanout::embedded::context::StoreContext;
 use crate::fanout::embedded::keys;
 use crate::fanout::{DeliveredOutcome, Result, StoredOutcome};
@@ -14,8 +14,8 @@ use crate::store::{Batch, Table};
 pub(super) enum FinalState {
     /// The message has an outcome.
     Outcome(StoredOutcome),
-    /// The message was forgotten, and nothing else of it is stored. The position where its outcome
-    /// was delivered; `None` where the user has still to be told that it is cancelled.
+    /// The message was forgotten, and nothing else of it is stored. Contains the position where its
+    /// outcome was delivered; `None` if the frame `cancelled` is still to be delivered.
     Tombstone(Option<Position>),
 }
 
@@ -41,7 +41,7 @@ impl StoredFinalState {
         let mut reader = Reader::new(value);
         let at_ms = reader.number()?;
         let delivered_at = match reader.optional()? {
-            Some(position) => Some(position.parse().map_err(|_| damaged())?),
+            Some(position) => Some(position.parse().map_err(|_| damaged_entry_error())?),
             None => None,
         };
         let conversation = reader.conversation()?;

@@ -6,7 +6,7 @@ use super::UserState;
 use super::final_state::{FinalState, StoredFinalState};
 use super::history::turn_header;
 use crate::fanout::Result;
-use crate::fanout::embedded::codec::damaged;
+use crate::fanout::embedded::codec::damaged_entry_error;
 use crate::fanout::embedded::context::StoreContext;
 use crate::fanout::embedded::keys::{self, Tag};
 use crate::protocol::ids::{ConversationId, MessageId};
@@ -45,7 +45,7 @@ impl<'a> ForgetScope<'a> {
 }
 
 /// Forgotten messages, with the position where the outcome was delivered as far as it is known.
-type Forgotten = BTreeMap<MessageId, Option<Position>>;
+type ForgottenMessages = BTreeMap<MessageId, Option<Position>>;
 
 impl UserState {
     /// See [`crate::fanout::History::forget`]. The first commit ends the open messages, and each
@@ -97,8 +97,8 @@ impl UserState {
         &self,
         scope: &ForgetScope<'_>,
         context: &StoreContext<'_>,
-    ) -> Result<Forgotten> {
-        let mut found = Forgotten::new();
+    ) -> Result<ForgottenMessages> {
+        let mut found = ForgottenMessages::new();
         let (mut from, to) = keys::range(&self.user, Tag::Outcome, Tag::Outcome);
         loop {
             let page = context.store.scan(Table::Users, &from, &to, PAGE, false)?;
@@ -107,7 +107,7 @@ impl UserState {
                 if let FinalState::Outcome(outcome) = stored.state
                     && scope.includes(stored.conversation.as_ref())
                 {
-                    let (.., suffix) = keys::parse(key).ok_or_else(damaged)?;
+                    let (.., suffix) = keys::parse(key).ok_or_else(damaged_entry_error)?;
                     found.insert(keys::message(suffix)?, outcome.delivered_at);
                 }
             }
@@ -145,7 +145,7 @@ impl UserState {
     fn forget_turns(
         &mut self,
         conversation: &ConversationId,
-        forgotten: &Forgotten,
+        forgotten: &ForgottenMessages,
         context: &StoreContext<'_>,
     ) -> Result<bool> {
         let mut batch = Batch::default();

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use super::UserState;
 use crate::fanout::answers::LARGE_HISTORY_TURNS;
-use crate::fanout::embedded::codec::{Reader, Writer, damaged};
+use crate::fanout::embedded::codec::{Reader, Writer, damaged_entry_error};
 use crate::fanout::embedded::context::StoreContext;
 use crate::fanout::embedded::keys;
 use crate::fanout::{
-    Appended, HistoryRequest, HistoryResponse, HistoryVersion, Result, Turn, TurnStatus,
+    HistoryRequest, HistoryResponse, HistoryVersion, Result, Turn, TurnAppend, TurnStatus,
 };
 use crate::protocol::ids::{ConversationId, MessageId};
 use crate::store::{Batch, Table};
@@ -62,12 +62,12 @@ fn encode(turn: &Turn) -> Vec<u8> {
 pub(super) fn decode(value: &[u8]) -> Result<Turn> {
     let mut reader = Reader::new(value);
     let at_ms = reader.number()?;
-    let message_id = MessageId::parse(reader.text()?).map_err(|_| damaged())?;
+    let message_id = MessageId::parse(reader.text()?).map_err(|_| damaged_entry_error())?;
     let status = match reader.byte()? {
         0 => TurnStatus::Answered,
         1 => TurnStatus::Cancelled,
         2 => TurnStatus::Failed,
-        _ => return Err(damaged()),
+        _ => return Err(damaged_entry_error()),
     };
     let has_question = reader.byte()? != 0;
     let question = reader.text()?.to_owned();
@@ -84,7 +84,7 @@ pub(super) fn decode(value: &[u8]) -> Result<Turn> {
 pub(in crate::fanout::embedded) fn turn_header(value: &[u8]) -> Result<(i64, MessageId)> {
     let mut reader = Reader::new(value);
     let at_ms = reader.number()?;
-    let message = MessageId::parse(reader.text()?).map_err(|_| damaged())?;
+    let message = MessageId::parse(reader.text()?).map_err(|_| damaged_entry_error())?;
     Ok((at_ms, message))
 }
 
@@ -100,7 +100,7 @@ impl UserState {
         let Some(sequence) = context.store.get(Table::History, &key)? else {
             return Ok(None);
         };
-        let sequence = keys::number(&sequence).ok_or_else(damaged)?;
+        let sequence = keys::number(&sequence).ok_or_else(damaged_entry_error)?;
         let key = keys::turn(&self.user, conversation, sequence);
         match context.store.get(Table::History, &key)? {
             Some(value) => Ok(Some((sequence, decode(&value)?))),
@@ -119,7 +119,7 @@ impl UserState {
         let (from, to) = keys::turns(&self.user, conversation);
         let newest = context.store.scan(Table::History, &from, &to, 1, true)?;
         let sequence = match newest.first() {
-            Some((key, _)) => keys::parse_turn(key).ok_or_else(damaged)?.2,
+            Some((key, _)) => keys::parse_turn(key).ok_or_else(damaged_entry_error)?.2,
             None => 0,
         };
         Ok(self.cache_last_turn(conversation, sequence, context))
@@ -171,7 +171,7 @@ impl UserState {
         message: &MessageId,
         content: &TurnContent<'_>,
         context: &StoreContext<'_>,
-    ) -> Result<Option<Appended>> {
+    ) -> Result<Option<TurnAppend>> {
         let mut turn = Turn {
             message_id: message.clone(),
             question: content.question.map(str::to_owned),
@@ -198,7 +198,7 @@ impl UserState {
         if is_trimmed && context.bounds.history_turns < LARGE_HISTORY_TURNS {
             return Ok(None);
         }
-        Ok(Some(Appended {
+        Ok(Some(TurnAppend {
             before: before.history_version(),
             after: after.history_version(),
             at_ms: turn.at_ms,

@@ -13,8 +13,9 @@ use crate::protocol::ids::ConversationId;
 use crate::store::{Batch, Table};
 
 impl UserState {
-    /// Returns the limit that one more message would exceed, or counts the message.
-    pub(super) fn exceeded_limit(
+    /// Checks the limits for one more message. Returns the limit that the message would exceed;
+    /// otherwise counts the message against the rate limit.
+    pub(super) fn check_limits(
         &self,
         batch: &mut Batch,
         conversation: &ConversationId,
@@ -33,14 +34,14 @@ impl UserState {
             return Ok(Some(Limit::Tokens(remaining)));
         }
         if limits.requests > 0 {
-            return self.exceeded_rate(batch, context);
+            return self.check_rate_limit(batch, context);
         }
         Ok(None)
     }
 
     /// The rate limit is a token bucket, stored as the time in microseconds at which the bucket is
     /// full again. Each message moves it by its share of the window, to one window ahead at most.
-    fn exceeded_rate(
+    fn check_rate_limit(
         &self,
         batch: &mut Batch,
         context: &StoreContext<'_>,

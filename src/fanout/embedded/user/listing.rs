@@ -2,7 +2,7 @@
 
 use super::UserState;
 use super::history::{decode, turn_header};
-use crate::fanout::embedded::codec::damaged;
+use crate::fanout::embedded::codec::damaged_entry_error;
 use crate::fanout::embedded::context::StoreContext;
 use crate::fanout::embedded::keys;
 use crate::fanout::{ConversationEntry, Result, Turn};
@@ -23,7 +23,9 @@ impl UserState {
             let (from, to) = keys::conversations(&self.user, names.last());
             let first = context.store.scan(Table::History, &from, &to, 1, false)?;
             match first.first() {
-                Some((key, _)) => names.push(keys::parse_conversation(key).ok_or_else(damaged)?),
+                Some((key, _)) => {
+                    names.push(keys::parse_conversation(key).ok_or_else(damaged_entry_error)?);
+                }
                 None => return Ok(names),
             }
         }
@@ -66,7 +68,7 @@ impl UserState {
         let Some((key, value)) = newest.first() else {
             return Ok(None);
         };
-        let last = keys::parse_turn(key).ok_or_else(damaged)?.2;
+        let last = keys::parse_turn(key).ok_or_else(damaged_entry_error)?.2;
         let updated_ms = turn_header(value)?.0;
         // Sequence numbers have no gaps, so the first turn that has not expired gives the number.
         loop {
@@ -76,7 +78,7 @@ impl UserState {
             for (key, value) in &page {
                 let at_ms = turn_header(value)?.0;
                 if !context.is_expired(at_ms, context.bounds.history_ttl) {
-                    let first = keys::parse_turn(key).ok_or_else(damaged)?.2;
+                    let first = keys::parse_turn(key).ok_or_else(damaged_entry_error)?.2;
                     return Ok(Some(ConversationEntry {
                         conversation,
                         turns: last - first + 1,

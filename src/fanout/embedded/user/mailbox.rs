@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::UserState;
 use super::forget::ForgetScope;
 use crate::fanout::Result;
-use crate::fanout::embedded::codec::{Reader, Writer, damaged};
+use crate::fanout::embedded::codec::{Reader, Writer, damaged_entry_error};
 use crate::fanout::embedded::context::{StoreContext, is_expired, millis};
 use crate::fanout::embedded::keys::{self, Tag};
 use crate::protocol::ids::{ConversationId, MessageId, UserId};
@@ -19,7 +19,7 @@ const OTHER_EPOCHS: usize = 16;
 /// Value of [`Mailbox::valid_from`] while no position is valid; above every offset.
 const NO_VALID_POSITION: i64 = i64::MAX;
 
-/// What the trimming needs to know about a frame without reading it.
+/// Metadata of a stored frame, in memory so that trimming does not read the frame.
 #[derive(Debug, Clone, Copy)]
 struct FrameInfo {
     offset: i64,
@@ -79,7 +79,7 @@ impl<'a> StoredFrame<'a> {
         let mut reader = Reader::new(value);
         Ok(Self {
             at_ms: reader.number()?,
-            message: MessageId::parse(reader.text()?).map_err(|_| damaged())?,
+            message: MessageId::parse(reader.text()?).map_err(|_| damaged_entry_error())?,
             conversation: reader.conversation()?,
             json: reader.remainder()?,
         })
@@ -170,28 +170,28 @@ impl Mailbox {
         let last_used_ms = reader.number()?;
         let empty_id = reader.optional()?.map(str::to_owned);
         let last = match reader.optional()? {
-            Some(position) => Some(position.parse().map_err(|_| damaged())?),
+            Some(position) => Some(position.parse().map_err(|_| damaged_entry_error())?),
             None => None,
         };
         let mut mailbox = Self {
             last_used_ms,
             last,
             floor: reader.number()?,
-            count: usize::try_from(reader.number()?).map_err(|_| damaged())?,
-            bytes: usize::try_from(reader.number()?).map_err(|_| damaged())?,
+            count: usize::try_from(reader.number()?).map_err(|_| damaged_entry_error())?,
+            bytes: usize::try_from(reader.number()?).map_err(|_| damaged_entry_error())?,
             oldest_ms: reader.number()?,
             frames: None,
             ..Self::empty(empty_id, last_used_ms)
         };
         let mut words = reader.remainder()?.split_terminator(' ').peekable();
         if let Some(offset) = words.next_if(|word| word.starts_with('r')) {
-            mailbox.rebuilt_up_to = Some(offset[1..].parse().map_err(|_| damaged())?);
+            mailbox.rebuilt_up_to = Some(offset[1..].parse().map_err(|_| damaged_entry_error())?);
         }
         if let Some(valid_from) = words.next() {
-            mailbox.valid_from = valid_from.parse().map_err(|_| damaged())?;
+            mailbox.valid_from = valid_from.parse().map_err(|_| damaged_entry_error())?;
         }
         for position in words {
-            let position = position.parse().map_err(|_| damaged())?;
+            let position = position.parse().map_err(|_| damaged_entry_error())?;
             mailbox.other_ends.push(position);
         }
         Ok(mailbox)
@@ -263,10 +263,10 @@ impl Mailbox {
                 .scan(Table::Users, &from, &to, self.count, false)?
                 .iter()
                 .map(|(key, value)| {
-                    let (.., suffix) = keys::parse(key).ok_or_else(damaged)?;
+                    let (.., suffix) = keys::parse(key).ok_or_else(damaged_entry_error)?;
                     let frame = StoredFrame::decode(value)?;
                     Ok(FrameInfo {
-                        offset: keys::number(suffix).ok_or_else(damaged)? as i64,
+                        offset: keys::number(suffix).ok_or_else(damaged_entry_error)? as i64,
                         at_ms: frame.at_ms,
                         bytes: frame.json.len(),
                     })
@@ -294,7 +294,7 @@ impl Mailbox {
                 || context.is_expired(self.oldest_ms, bounds.mailbox_ttl))
         {
             let frames = self.frames(user, context)?;
-            let removed = frames.pop_front().ok_or_else(damaged)?;
+            let removed = frames.pop_front().ok_or_else(damaged_entry_error)?;
             let oldest = frames.front().copied();
             batch.delete(Table::Users, keys::frame(user, removed.offset));
             self.count -= 1;
@@ -364,7 +364,10 @@ impl Mailbox {
         let mut remaining = VecDeque::new();
         for info in std::mem::take(self.frames(user, context)?) {
             let key = keys::frame(user, info.offset);
-            let value = context.store.get(Table::Users, &key)?.ok_or_else(damaged)?;
+            let value = context
+                .store
+                .get(Table::Users, &key)?
+                .ok_or_else(damaged_entry_error)?;
             let frame = StoredFrame::decode(&value)?;
             if !scope.includes(frame.conversation.as_ref()) {
                 remaining.push_back(info);

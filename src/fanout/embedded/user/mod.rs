@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use super::codec::{Reader, damaged};
+use super::codec::{Reader, damaged_entry_error};
 use super::context::{StoreContext, is_expired};
 use super::keys::{self, Tag};
 use super::subscriptions::Subscriptions;
@@ -110,11 +110,11 @@ impl UserState {
         loop {
             let page = context.store.scan(Table::Users, &from, &to, PAGE, false)?;
             for (key, value) in &page {
-                let (_, tag, suffix) = keys::parse(key).ok_or_else(damaged)?;
+                let (_, tag, suffix) = keys::parse(key).ok_or_else(damaged_entry_error)?;
                 match tag {
                     Tag::Head => self.mailbox = Some(Mailbox::decode(value)?),
                     Tag::Pending => {
-                        let sequence = keys::number(suffix).ok_or_else(damaged)?;
+                        let sequence = keys::number(suffix).ok_or_else(damaged_entry_error)?;
                         let (message, entry) = PendingEntry::decode(sequence, value)?;
                         self.pending.insert(message, entry);
                         self.next_pending = self.next_pending.max(sequence + 1);

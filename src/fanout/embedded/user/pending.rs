@@ -1,7 +1,7 @@
 //! Messages without an outcome, and cancel marks.
 
 use super::UserState;
-use crate::fanout::embedded::codec::{Reader, Writer, damaged};
+use crate::fanout::embedded::codec::{Reader, Writer, damaged_entry_error};
 use crate::fanout::embedded::context::StoreContext;
 use crate::fanout::embedded::keys;
 use crate::fanout::{MessageRef, Result};
@@ -21,7 +21,7 @@ impl PendingEntry {
     pub(super) fn decode(sequence: u64, value: &[u8]) -> Result<(MessageId, Self)> {
         let mut reader = Reader::new(value);
         let at_ms = reader.number()?;
-        let message = MessageId::parse(reader.text()?).map_err(|_| damaged())?;
+        let message = MessageId::parse(reader.text()?).map_err(|_| damaged_entry_error())?;
         Ok((message, Self { sequence, at_ms }))
     }
 }
@@ -30,15 +30,15 @@ impl PendingEntry {
 fn decode_message(value: &[u8]) -> Result<PendingMessage> {
     let mut reader = Reader::new(value);
     reader.number()?;
-    let message_id = MessageId::parse(reader.text()?).map_err(|_| damaged())?;
+    let message_id = MessageId::parse(reader.text()?).map_err(|_| damaged_entry_error())?;
     let id = match reader.optional()? {
-        Some(id) => Some(ClientMessageId::parse(id).map_err(|_| damaged())?),
+        Some(id) => Some(ClientMessageId::parse(id).map_err(|_| damaged_entry_error())?),
         None => None,
     };
     Ok(PendingMessage {
         message_id,
         id,
-        conversation: ConversationId::parse(reader.text()?).map_err(|_| damaged())?,
+        conversation: ConversationId::parse(reader.text()?).map_err(|_| damaged_entry_error())?,
         content: reader.remainder()?.to_owned(),
     })
 }

@@ -2,7 +2,7 @@
 
 use super::UserState;
 use super::mailbox::{Mailbox, StoredFrame};
-use crate::fanout::embedded::codec::damaged;
+use crate::fanout::embedded::codec::damaged_entry_error;
 use crate::fanout::embedded::context::StoreContext;
 use crate::fanout::embedded::keys::{self, Tag};
 use crate::fanout::{ReadRequest, Result, UserView};
@@ -78,8 +78,8 @@ fn frames_after(
     loop {
         let page = context.store.scan(Table::Users, &from, &to, PAGE, false)?;
         for (key, value) in &page {
-            let (.., suffix) = keys::parse(key).ok_or_else(damaged)?;
-            let offset = keys::number(suffix).ok_or_else(damaged)? as i64;
+            let (.., suffix) = keys::parse(key).ok_or_else(damaged_entry_error)?;
+            let offset = keys::number(suffix).ok_or_else(damaged_entry_error)? as i64;
             let frame = StoredFrame::decode(value)?.json;
             if !frames.is_empty() && bytes + frame.len() > max_bytes {
                 return Ok((frames, true));

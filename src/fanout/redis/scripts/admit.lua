@@ -18,7 +18,7 @@ if frame then
   return { 'kept' }
 end
 if not is_pending(message) then
-  local refusal = exceeded_limit(conversation)
+  local refusal = check_limits(conversation)
   if refusal then
     return refusal
   end

@@ -28,8 +28,9 @@ local function exceeds_conversations(conversation)
   return count >= MAX_CONVERSATIONS
 end
 
--- Returns the refusal of one more message, or nothing, and counts the message then.
-local function exceeded_limit(conversation)
+-- Checks the limits for one more message. Returns the refusal; otherwise counts the message
+-- against the rate limit and returns nil.
+local function check_limits(conversation)
   if MAX_PENDING > 0 and redis.call('HLEN', PENDING_KEY) >= MAX_PENDING
     and #all_pending() >= MAX_PENDING then
     return { 'pending' }

@@ -280,7 +280,8 @@ async fn run(seed: u64) -> Result<(), String> {
     let random = SeededRandom(Arc::new(Mutex::new(StdRng::seed_from_u64(seed))));
     let started_at = Instant::now();
     let clock = move || 1_800_000_000_000 + started_at.elapsed().as_millis() as i64;
-    let fanout = EmbeddedFanout::open_at(Store::in_memory(), Bounds::default(), Box::new(clock));
+    let fanout =
+        EmbeddedFanout::open_with_clock(Store::in_memory(), Bounds::default(), Box::new(clock));
     let fanout = Arc::new(fanout.unwrap());
     let gateways = [gateway(fanout.clone()), gateway(fanout.clone())];
     for gateway in &gateways {

@@ -123,7 +123,7 @@ async fn stored_token_admits_until_it_expires() {
     );
     match device.try_connect(gateway.port()).await {
         Ok(welcome) => panic!("an expired token was accepted: {welcome}"),
-        Err(_) => assert_eq!(device.closed, Some(4401)),
+        Err(_) => assert_eq!(device.close_code, Some(4401)),
     }
     // A classic client's token is checked only at the upgrade.
     let reply = http::post(&gateway.url("/token?userid=bob"), &[]).await;
@@ -157,8 +157,8 @@ async fn without_redis_new_socket_is_told_to_reconnect() {
         .await
         .map(|_| ())
         .unwrap_err();
-    let was_told = refused.status == 503 || device.closed == Some(4503);
-    assert!(was_told, "{refused:?}, {:?}", device.closed);
+    let was_told = refused.status == 503 || device.close_code == Some(4503);
+    assert!(was_told, "{refused:?}, {:?}", device.close_code);
     stack.redis.restart().await;
     gateway.wait_ready(TEST_TIMEOUT).await;
     device.connect_with_retries(&[gateway.port()]).await;

@@ -130,8 +130,8 @@ impl ScriptedModel {
         queue.push_back(answer.into());
     }
 
-    /// Keeps no bodies from now on: they hold is_complete conversations, which is too much for a long
-    /// run.
+    /// Stops storing request bodies. They contain whole conversations, which exhaust memory in a
+    /// long run.
     pub(crate) fn discard_bodies(&self) {
         self.shared.lock().keeps_bodies = false;
     }
@@ -323,11 +323,11 @@ fn accept(
     (answer, work)
 }
 
-type Running = (VecDeque<Step>, Work);
+type StreamState = (VecDeque<Step>, Work);
 
 async fn run_step(
-    (mut steps, mut work): Running,
-) -> Option<(Result<Frame<Bytes>, ScriptedDisconnect>, Running)> {
+    (mut steps, mut work): StreamState,
+) -> Option<(Result<Frame<Bytes>, ScriptedDisconnect>, StreamState)> {
     loop {
         match steps.pop_front() {
             Some(Step::Bytes(bytes)) => {

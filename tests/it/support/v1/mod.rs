@@ -18,7 +18,7 @@ use super::classic::{ClientEvent, UpgradeRefused};
 
 mod transcript;
 
-pub(crate) use transcript::{Message, Replaced, Transcript};
+pub(crate) use transcript::{Message, ReplacedText, Transcript};
 
 /// A client of one device, connected or not. It keeps its transcript over its connections.
 pub(crate) struct V1Client {
@@ -29,9 +29,9 @@ pub(crate) struct V1Client {
     /// Every frame of the current connection.
     pub(crate) frames: Vec<Value>,
     /// Size of the kernel's receive buffer, if it is limited.
-    window: Option<u32>,
+    receive_buffer_bytes: Option<u32>,
     /// The close code of the last connection, if it ended with one.
-    pub(crate) closed: Option<u16>,
+    pub(crate) close_code: Option<u16>,
 }
 
 impl V1Client {
@@ -43,8 +43,8 @@ impl V1Client {
             transcript: Transcript::new(user),
             socket: None,
             frames: Vec::new(),
-            window: None,
-            closed: None,
+            receive_buffer_bytes: None,
+            close_code: None,
         }
     }
 
@@ -57,7 +57,7 @@ impl V1Client {
 
     /// Limits how much the kernel buffers of what the client does not read.
     pub(crate) fn with_small_receive_buffer(mut self) -> Self {
-        self.window = Some(4096);
+        self.receive_buffer_bytes = Some(4096);
         self
     }
 
@@ -117,7 +117,7 @@ impl V1Client {
             body: error.to_string(),
         };
         let socket = TcpSocket::new_v4().expect("a socket");
-        if let Some(size) = self.window {
+        if let Some(size) = self.receive_buffer_bytes {
             socket.set_recv_buffer_size(size).expect("a socket option");
         }
         let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
@@ -135,7 +135,7 @@ impl V1Client {
             Ok(Ok((socket, _))) => {
                 self.socket = Some(socket);
                 self.frames.clear();
-                self.closed = None;
+                self.close_code = None;
                 self.transcript.start_connection();
                 Ok(())
             }
@@ -231,7 +231,7 @@ impl V1Client {
         let deadline = Instant::now() + limit;
         loop {
             let Some(socket) = &mut self.socket else {
-                return ClientEvent::Closed(self.closed);
+                return ClientEvent::Closed(self.close_code);
             };
             match timeout_at(deadline, socket.next()).await {
                 Err(_) => return ClientEvent::TimedOut,
@@ -246,7 +246,7 @@ impl V1Client {
                     return ClientEvent::Frame(frame);
                 }
                 Ok(Some(Ok(Wire::Close(frame)))) => {
-                    self.closed = frame.map(|frame| frame.code.into());
+                    self.close_code = frame.map(|frame| frame.code.into());
                     self.socket = None;
                 }
                 Ok(Some(Ok(_))) => {}
@@ -276,7 +276,7 @@ impl V1Client {
         assert!(
             seen,
             "{}: closed ({:?}) before {what}",
-            self.user, self.closed
+            self.user, self.close_code
         );
     }
 
@@ -363,7 +363,7 @@ impl V1Client {
     pub(crate) async fn expect_close(&mut self) -> Option<u16> {
         let closed = !self.wait_for_or_close("the close", |_| false).await;
         assert!(closed);
-        self.closed
+        self.close_code
     }
 
     /// Reads until all messages (`id` and content) have ended. Whenever the connection ends, it

@@ -52,7 +52,7 @@ impl Message {
 
 /// A text that the outcome of another model call replaced, which only a data loss of Redis allows.
 #[derive(Debug, Clone)]
-pub(crate) struct Replaced {
+pub(crate) struct ReplacedText {
     pub(crate) message_id: String,
     pub(crate) text: String,
     pub(crate) at: Instant,
@@ -82,7 +82,7 @@ pub(crate) struct Transcript {
     epochs: Vec<Epoch>,
     /// The messages whose frames arrived a second time for that reason, and when.
     pub(crate) repeated_after_move: Vec<(String, Instant)>,
-    pub(crate) replaced: Vec<Replaced>,
+    pub(crate) replaced: Vec<ReplacedText>,
     /// The `id`s sent so far, and how often each was sent again on this connection: the stored
     /// terminal frame may arrive that often.
     all_sent: BTreeSet<String>,
@@ -489,7 +489,7 @@ impl Transcript {
             check!(self, frame, may_be, "the text so far was {:?}", before.text);
             if !grown {
                 let id = frame["message_id"].as_str().unwrap_or_default();
-                self.replaced.push(Replaced {
+                self.replaced.push(ReplacedText {
                     message_id: id.to_owned(),
                     text: before.text.clone(),
                     at: Instant::now(),
