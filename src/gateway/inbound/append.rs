@@ -35,7 +35,7 @@ impl Inbound {
             let result = timeout_at(deadline, appended).await.ok();
             match &result {
                 Some(Ok(log_offset)) => {
-                    span.set_number("messaging.kafka.offset", log_offset.offset)
+                    span.set_number("messaging.kafka.offset", log_offset.offset);
                 }
                 Some(Err(_)) => span.fail("refused"),
                 None => span.fail("timeout"),
