@@ -424,11 +424,13 @@ impl Shared {
     }
 
     /// Marks every commit that is not durable as failed, and reports to the waiters that theirs may
-    /// be lost.
-    fn fail_waiters(&self, waiters: Vec<Waiter>) {
+    /// be lost. Callers that queued since `waiters` was taken are among them: otherwise the first
+    /// sync after the reopening would report their failed commits as durable.
+    fn fail_waiters(&self, mut waiters: Vec<Waiter>) {
         let error = self.failure_or("a commit could not be synced to disk and may be lost");
-        let target = self.committed.load(Ordering::Acquire);
         let mut queue = self.queue.lock();
+        waiters.append(&mut queue.waiters);
+        let target = self.committed.load(Ordering::Acquire);
         if target > queue.durable_up_to {
             let from = queue.durable_up_to + 1;
             let is_full = queue.failed.len() >= MAX_FAILED_RANGES;
