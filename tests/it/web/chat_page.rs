@@ -443,7 +443,7 @@ async fn rate_limits_and_rejected_tokens_are_explained_and_recoverable() {
         .await;
 
     browser
-        .wait_for("document.getElementById('identity-text').textContent.includes('any more')")
+        .wait_for("document.getElementById('identity-text').textContent.includes('no longer accepts this token')")
         .await;
 
     // With an open token endpoint the page requests a token automatically.
