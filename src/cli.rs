@@ -263,7 +263,7 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
                 url
             } else {
                 let address = load(role, common, Vec::new())?.health_listen();
-                let address = healthcheck::reachable_address(address);
+                let address = app::reachable_address(address);
                 format!("http://{address}/health/ready")
             };
             healthcheck::run(&url)

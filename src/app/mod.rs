@@ -2,7 +2,7 @@
 //!
 //! Architecture invariant: only this module knows which engines a process runs on, and which roles.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -361,10 +361,24 @@ fn create_provider(settings: &WorkerSettings) -> anyhow::Result<Arc<dyn Provider
 }
 
 /// The address at which this machine reaches a process that listens on `address`.
-fn reachable_address(address: SocketAddr) -> SocketAddr {
-    let mut address = address;
-    if address.ip().is_unspecified() {
-        address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
+pub(crate) fn reachable_address(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wildcard_address_is_reached_on_loopback() {
+        let reached = |text: &str| reachable_address(text.parse().unwrap()).to_string();
+        assert_eq!(reached("0.0.0.0:8002"), "127.0.0.1:8002");
+        assert_eq!(reached("[::]:1"), "[::1]:1");
+        assert_eq!(reached("10.1.2.3:1"), "10.1.2.3:1");
     }
-    address
 }

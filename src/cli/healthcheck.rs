@@ -1,7 +1,7 @@
 //! `chatmesh healthcheck`: asks a process whether it is ready, for containers.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -14,16 +14,6 @@ pub(super) fn run(url: &str) -> anyhow::Result<()> {
     let (status, body) = get(url).with_context(|| format!("{url} does not answer"))?;
     anyhow::ensure!(status == 200, "not ready: {url} answered {status}: {body}");
     Ok(())
-}
-
-/// The address at which this machine reaches a process that listens on `address`.
-pub(super) fn reachable_address(address: SocketAddr) -> SocketAddr {
-    let ip = match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
-    SocketAddr::new(ip, address.port())
 }
 
 /// Sends a GET over plain HTTP and returns status and body. It does not use the HTTP client library,
@@ -74,17 +64,4 @@ fn get(url: &str) -> anyhow::Result<(u16, String)> {
         return Ok((status.context("the answer is not HTTP")?, body.to_owned()));
     }
     Err(last_error)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn wildcard_address_is_reached_on_loopback() {
-        let reached = |text: &str| reachable_address(text.parse().unwrap()).to_string();
-        assert_eq!(reached("0.0.0.0:8002"), "127.0.0.1:8002");
-        assert_eq!(reached("[::]:1"), "[::1]:1");
-        assert_eq!(reached("10.1.2.3:1"), "10.1.2.3:1");
-    }
 }

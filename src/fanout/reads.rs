@@ -6,6 +6,7 @@ use super::error::Result;
 use crate::protocol::ids::{MessageId, UserId};
 use crate::protocol::open_message::{InFlightAnswer, PendingMessage};
 use crate::protocol::position::Position;
+use crate::protocol::sequence_number::SequenceNumber;
 
 /// Reads mailboxes, answers in flight and delivered outcomes.
 #[async_trait]
@@ -41,10 +42,8 @@ pub struct ReadRequest {
 /// Response to [`Reads::read`]: one user's state at one point in time.
 #[derive(Debug, Clone)]
 pub struct UserView {
-    /// Sequence number of the user's last published frame; 0 before the first.
-    pub n: u64,
-    /// Random id of the counter that `n` belongs to. A new id means that the numbering restarted.
-    pub n_id: String,
+    /// The number of the user's last published frame; its `n` is 0 before the first.
+    pub number: SequenceNumber,
     /// The mailbox's end: the position of its last frame, even if that one was trimmed. For a
     /// mailbox that never had a frame, a position that is valid until the first trimming.
     pub end: Position,

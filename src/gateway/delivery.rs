@@ -9,11 +9,12 @@ use super::metrics::GatewayMetrics;
 use super::sessions::UserSessions;
 use super::user::{Delivery, FrameSource};
 use super::v1::encoder::V1Encoder;
-use super::v1::live_frame::{LiveFrame, SequenceNumber};
+use super::v1::live_frame::LiveFrame;
 use crate::fanout::Channel;
 use crate::protocol::ids::MessageId;
 use crate::protocol::position::Position;
 use crate::protocol::published::{FrameKind, PublishedFrame};
+use crate::protocol::sequence_number::SequenceNumber;
 
 /// Delivers a frame that was published for the user on `channel`.
 pub(super) fn deliver_published(

@@ -15,10 +15,10 @@ use super::context::Gateway;
 use super::delivery;
 use super::sessions::UserSessions;
 use super::user::FrameSource;
-use super::v1::live_frame::SequenceNumber;
 use crate::fanout::{FanoutError, ReadRequest, UserView};
 use crate::protocol::position::{Epoch, Position};
 use crate::protocol::published;
+use crate::protocol::sequence_number::SequenceNumber;
 
 /// Mailboxes that are read at the same time.
 const MAX_CONCURRENT_READS: usize = 16;
@@ -80,7 +80,7 @@ async fn sync_periodically(gateway: &Gateway) {
 async fn sync_on_request(gateway: &Gateway) {
     loop {
         gateway.registry.immediate_read_requested.notified().await;
-        stream::iter(gateway.registry.take_immediate_reads())
+        stream::iter(gateway.registry.drain_immediate_reads())
             .for_each_concurrent(MAX_CONCURRENT_READS, |sessions| async move {
                 sync_user(gateway, &sessions).await;
             })
@@ -212,7 +212,7 @@ async fn run_pass(gateway: &Gateway, sessions: &UserSessions) -> Result<(), Fano
 
 /// Makes the `chatmesh.v1` connections catch up that have missed a frame before this read.
 async fn mark_stale_subscribers(sessions: &UserSessions, view: &UserView, start: &PassStart) {
-    let current = SequenceNumber::new(&view.n_id, view.n);
+    let current = &view.number;
     let is_ahead = |known: &SequenceNumber| known.counter == current.counter && known.n > current.n;
     let known = start.highest_received.iter().chain(&start.last_published);
     if known.into_iter().any(is_ahead) {

@@ -122,7 +122,7 @@ impl SessionRegistry {
     }
 
     /// Removes and returns the users for whom an immediate read was requested.
-    pub(super) fn take_immediate_reads(&self) -> Vec<Arc<UserSessions>> {
+    pub(super) fn drain_immediate_reads(&self) -> Vec<Arc<UserSessions>> {
         std::mem::take(&mut *self.immediate_reads())
     }
 

@@ -17,6 +17,7 @@ pub mod open_message;
 pub mod position;
 pub mod published;
 pub mod record;
+pub mod sequence_number;
 pub mod timestamp;
 pub mod trace_context;
 pub mod v1;

@@ -74,7 +74,7 @@ impl fmt::Display for Position {
 
 /// A string does not have the form of a position.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("position must be one that the server gave out")]
+#[error("position must be one that the server sent")]
 pub struct InvalidPosition;
 
 impl FromStr for Position {

@@ -9,7 +9,7 @@ use http_body_util::Full;
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -29,8 +29,6 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(200);
 /// Time to answer requests in progress when the server stops.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 
-type Details = Box<dyn Fn() -> Map<String, Value> + Send + Sync>;
-
 /// The state behind the routes of one process.
 pub struct AdminState {
     /// The field `service` of `/health`: the role's name in the original system.
@@ -38,7 +36,6 @@ pub struct AdminState {
     server_id: String,
     health: Arc<Health>,
     exporter: Exporter,
-    details: Option<Details>,
 }
 
 impl AdminState {
@@ -54,18 +51,7 @@ impl AdminState {
             server_id: server_id.into(),
             health,
             exporter,
-            details: None,
         }
-    }
-
-    /// Adds fields to `/health` (the gateway's `active_users` and `total_connections`).
-    #[must_use]
-    pub fn with_details(
-        mut self,
-        details: impl Fn() -> Map<String, Value> + Send + Sync + 'static,
-    ) -> Self {
-        self.details = Some(Box::new(details));
-        self
     }
 }
 
@@ -96,14 +82,10 @@ pub fn respond(path: &str, method: &Method, state: &AdminState) -> Option<Respon
 }
 
 fn health(state: &AdminState) -> Response<Full<Bytes>> {
-    let mut body = Map::new();
-    body.insert("status".into(), "healthy".into());
-    body.insert("service".into(), state.service.into());
-    body.insert("server_id".into(), state.server_id.as_str().into());
-    if let Some(details) = &state.details {
-        body.extend(details());
-    }
-    json_response(StatusCode::OK, &Value::Object(body))
+    let body = json!({
+        "status": "healthy", "service": state.service, "server_id": state.server_id,
+    });
+    json_response(StatusCode::OK, &body)
 }
 
 fn readiness(health: &Health) -> Response<Full<Bytes>> {
@@ -243,13 +225,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn health_has_the_original_fields_and_the_details_of_the_role() {
+    async fn health_has_the_original_fields() {
         let state = state(&Arc::new(Health::new(&[])));
-        let details = || json!({"active_users": 2}).as_object().cloned().unwrap();
-        let state = state.with_details(details);
         let (_, body) = get("/health", &state).await;
         let expected = json!({
-            "status": "healthy", "service": "ai-consumer", "server_id": "w1", "active_users": 2,
+            "status": "healthy", "service": "ai-consumer", "server_id": "w1",
         });
         assert_eq!(body, expected);
     }

@@ -110,7 +110,7 @@ fn run_to_end(mut model: Model) -> Model {
 }
 
 #[test]
-fn s1_duplicate_deliver_before_the_rewind_returns_lost() {
+fn scenario_1_duplicate_deliver_before_the_rewind_returns_lost() {
     let mut model = start(2);
     send(&mut model, 0);
     send(&mut model, 1);
@@ -141,7 +141,7 @@ fn s1_duplicate_deliver_before_the_rewind_returns_lost() {
 }
 
 #[test]
-fn s2_first_answer_in_the_log_is_the_only_one_sent() {
+fn scenario_2_first_answer_in_the_log_is_the_only_one_sent() {
     let mut model = start(1);
     send(&mut model, 0);
     begin_record(&mut model, 0, 0);
@@ -162,7 +162,7 @@ fn s2_first_answer_in_the_log_is_the_only_one_sent() {
 }
 
 #[test]
-fn s3_rolled_back_mailbox_is_rebuilt_by_another_relay() {
+fn scenario_3_rolled_back_mailbox_is_rebuilt_by_another_relay() {
     let mut model = start(1);
     send(&mut model, 0);
     begin_record(&mut model, 0, 0);
@@ -178,7 +178,7 @@ fn s3_rolled_back_mailbox_is_rebuilt_by_another_relay() {
 }
 
 #[test]
-fn s4_text_restarts_under_the_same_attempt_after_data_loss() {
+fn scenario_4_text_restarts_under_the_same_attempt_after_data_loss() {
     let mut model = start(1);
     send(&mut model, 0);
     begin_record(&mut model, 0, 0);
@@ -199,7 +199,7 @@ fn s4_text_restarts_under_the_same_attempt_after_data_loss() {
 }
 
 #[test]
-fn s5_stale_duplicate_of_a_fenced_workers_text_is_rejected() {
+fn scenario_5_stale_duplicate_of_a_fenced_workers_text_is_rejected() {
     let mut model = start(1);
     send(&mut model, 0);
     begin_record(&mut model, 0, 0);
@@ -235,7 +235,7 @@ fn s5_stale_duplicate_of_a_fenced_workers_text_is_rejected() {
 }
 
 #[test]
-fn s6_duplicate_begin_keeps_attempt_and_text() {
+fn scenario_6_duplicate_begin_keeps_attempt_and_text() {
     let mut model = start(1);
     send(&mut model, 0);
     apply(
@@ -254,7 +254,7 @@ fn s6_duplicate_begin_keeps_attempt_and_text() {
 }
 
 #[test]
-fn s7_redelivered_message_uses_the_delivered_outcome() {
+fn scenario_7_redelivered_message_uses_the_delivered_outcome() {
     let mut model = start(1);
     send(&mut model, 0);
     begin_record(&mut model, 0, 0);
@@ -281,7 +281,7 @@ fn s7_redelivered_message_uses_the_delivered_outcome() {
 }
 
 #[test]
-fn s8_resent_message_ends_once() {
+fn scenario_8_resent_message_ends_once() {
     // The outcome is stored and not yet delivered.
     let mut model = start(1);
     send(&mut model, 0);
@@ -306,7 +306,7 @@ fn s8_resent_message_ends_once() {
 }
 
 #[test]
-fn s9_socket_closed_during_replay_loses_no_frame() {
+fn scenario_9_socket_closed_during_replay_loses_no_frame() {
     let mut model = start(2);
     send(&mut model, 0);
     send(&mut model, 1);
@@ -328,7 +328,7 @@ fn s9_socket_closed_during_replay_loses_no_frame() {
 }
 
 #[test]
-fn s10_lost_publish_is_detected() {
+fn scenario_10_lost_publish_is_detected() {
     let mut model = start(1);
     send(&mut model, 0);
     begin_record(&mut model, 0, 0);
@@ -341,7 +341,7 @@ fn s10_lost_publish_is_detected() {
 }
 
 #[test]
-fn s11_other_counter_with_the_same_number_triggers_a_read() {
+fn scenario_11_other_counter_with_the_same_number_triggers_a_read() {
     let mut model = start(1);
     send(&mut model, 0);
     begin_record(&mut model, 0, 0);
@@ -390,7 +390,7 @@ fn user_moved_to_another_partition_receives_no_frame_twice() {
 }
 
 #[test]
-fn s12_mailbox_rebuilt_from_the_middle_does_not_serve_earlier_positions() {
+fn scenario_12_mailbox_rebuilt_from_the_middle_does_not_serve_earlier_positions() {
     let mut shared = SharedState::new(&[0; 3], 200, None);
     let end = crate::reference::Outcome {
         call: 1,
@@ -416,7 +416,7 @@ fn s12_mailbox_rebuilt_from_the_middle_does_not_serve_earlier_positions() {
 }
 
 #[test]
-fn s13_resumed_worker_gets_the_other_workers_outcome() {
+fn scenario_13_resumed_worker_gets_the_other_workers_outcome() {
     let mut model = start(1);
     send(&mut model, 0);
     begin_record(&mut model, 0, 0);
@@ -449,7 +449,7 @@ fn s13_resumed_worker_gets_the_other_workers_outcome() {
 }
 
 #[test]
-fn s14_cancel_works_at_every_stage() {
+fn scenario_14_cancel_works_at_every_stage() {
     // Steps of the worker before the cancel: none, begun, one piece, all pieces, outcome stored.
     for (steps, kind) in [
         (0, OutcomeKind::Cancelled),
@@ -479,7 +479,7 @@ fn s14_cancel_works_at_every_stage() {
 }
 
 #[test]
-fn s15_message_admitted_by_two_gateways_is_answered_once() {
+fn scenario_15_message_admitted_by_two_gateways_is_answered_once() {
     let mut model = start(1);
     apply(&mut model, &[Send(0, 0), Step::Fault(Resend, 0)]);
     apply(

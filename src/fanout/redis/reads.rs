@@ -10,11 +10,13 @@ use crate::fanout::{DeliveredOutcome, ReadRequest, Reads, Result, UserView};
 use crate::protocol::ids::{ClientMessageId, MessageId, UserId};
 use crate::protocol::open_message::{InFlightAnswer, PendingMessage};
 use crate::protocol::position::Position;
+use crate::protocol::sequence_number::SequenceNumber;
 
 fn read_view(mut reply: Reply) -> Result<UserView> {
+    let n = reply.parse("counter")?;
+    let counter = reply.text()?;
     Ok(UserView {
-        n: reply.parse("counter")?,
-        n_id: reply.text()?,
+        number: SequenceNumber::new(&counter, n),
         end: reply
             .position()?
             .ok_or_else(|| unreadable_reply_error("position"))?,

@@ -94,7 +94,7 @@ impl UserState {
         if is_wanted {
             // A frame without a position is not in the mailbox, so it can't be deferred to it.
             if source.is_published() && position.is_some() && self.defer_if_out_of_order(frame) {
-                let needs_read = self.catch_up.request_immediate();
+                let needs_read = self.mailbox_read.request_immediate();
                 return Delivery {
                     decision: Decision::Deferred { needs_read },
                     answered: None,
@@ -106,7 +106,7 @@ impl UserState {
             if let Some(key) = key
                 && self.duplicates.insert(key, position)
             {
-                self.catch_up.schedule();
+                self.mailbox_read.schedule();
             }
         }
         if let Some(id) = &answered {

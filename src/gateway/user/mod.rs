@@ -22,13 +22,13 @@ use crate::protocol::ids::{ConversationId, MessageId};
 use crate::protocol::position::Position;
 use crate::protocol::published::PublishedFrame;
 
-mod catch_up;
 mod decision;
+mod mailbox_read;
 #[cfg(test)]
 mod tests;
 
-use catch_up::CatchUp;
 pub(super) use decision::{Delivery, FrameSource};
+use mailbox_read::MailboxRead;
 
 /// The state that one user's connections share.
 #[derive(Default)]
@@ -38,9 +38,9 @@ pub(super) struct UserState {
     pub(super) subscribers: Subscribers,
     pub(super) pending: PendingAnswers,
     duplicates: DuplicateFilter,
-    catch_up: CatchUp,
+    mailbox_read: MailboxRead,
     /// Live frames may have been lost, and the mailbox has not been read to its end since. Not part
-    /// of [`CatchUp`]: a pass that began after the loss serves its request, but the gap remains
+    /// of [`MailboxRead`]: a pass that began after the loss serves its request, but the gap remains
     /// until that pass has reached the end.
     has_gap: bool,
 }
@@ -83,39 +83,39 @@ impl UserState {
 
     /// Claims the mailbox read for the calling task; false where another task is reading.
     pub(super) fn begin_mailbox_read(&mut self) -> bool {
-        self.catch_up.begin()
+        self.mailbox_read.begin()
     }
 
     /// Begins a pass over the mailbox. Returns whether it was requested.
     pub(super) fn begin_pass(&mut self) -> bool {
-        self.catch_up.begin_pass()
+        self.mailbox_read.begin_pass()
     }
 
     /// Records that the pass has read the mailbox to its end. No frame is missing any more, unless
     /// another read was requested since the pass began.
     pub(super) fn set_read_to_end(&mut self) {
-        self.has_gap &= self.catch_up.is_requested();
+        self.has_gap &= self.mailbox_read.is_requested();
     }
 
     /// Ends a pass. Returns whether the mailbox read is finished, too.
     pub(super) fn end_pass(&mut self, has_failed: bool) -> bool {
-        self.catch_up.end_pass(has_failed)
+        self.mailbox_read.end_pass(has_failed)
     }
 
     pub(super) fn schedule_mailbox_read(&mut self) {
-        self.catch_up.schedule();
+        self.mailbox_read.schedule();
     }
 
     /// Records that published frames may have been lost.
     pub(super) fn record_gap(&mut self) {
-        self.catch_up.schedule();
+        self.mailbox_read.schedule();
         self.has_gap = true;
     }
 
     /// Whether the mailbox has to be read: a read was requested, or an answer is pending.
     pub(super) fn needs_mailbox_read(&mut self) -> bool {
         self.pending.remove_expired();
-        self.catch_up.is_requested() || !self.pending.is_empty()
+        self.mailbox_read.is_requested() || !self.pending.is_empty()
     }
 
     /// Adds the messages that other connections or gateways left unanswered.

@@ -8,7 +8,6 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use super::encoder::V1Encoder;
-use super::live_frame::SequenceNumber;
 use super::shared_read::ReadResult;
 use super::state::V1State;
 use crate::backoff::Backoff;
@@ -65,7 +64,7 @@ pub(in crate::gateway) async fn run(
     }
 }
 
-/// Sends a connection everything up to one snapshot of the user, and makes it live from there.
+/// Sends a connection everything up to one [`UserView`], and makes it live from there.
 async fn catch_up(
     gateway: &Gateway,
     sessions: &UserSessions,
@@ -105,7 +104,7 @@ async fn catch_up(
         for answer in &view.in_flight {
             push(client, v1::snapshot_frame(&sessions.user, answer), None).await?;
         }
-        let number = SequenceNumber::new(&view.n_id, view.n);
+        let number = view.number.clone();
         let lost = sessions.state().subscribers.finish_read(client, number);
         for frame in lost {
             push(client, frame, None).await?;

@@ -6,28 +6,8 @@ use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use crate::protocol::ids::MessageId;
 use crate::protocol::position::Position;
+use crate::protocol::sequence_number::SequenceNumber;
 use crate::protocol::trace_context::TraceContext;
-
-/// The number of a frame in the sequence of all frames that were published for one user.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::gateway) struct SequenceNumber {
-    /// The random id of the counter. Numbers of different counters can't be compared; a new
-    /// counter begins when the fan-out has lost the old one.
-    pub(in crate::gateway) counter: Arc<str>,
-    pub(in crate::gateway) n: u64,
-}
-
-impl SequenceNumber {
-    pub(in crate::gateway) fn new(counter: &str, n: u64) -> Self {
-        let counter = counter.into();
-        Self { counter, n }
-    }
-
-    /// Whether this is `other` or after it in the same counter.
-    pub(in crate::gateway) fn is_at_or_after(&self, other: &Self) -> bool {
-        self.counter == other.counter && self.n >= other.n
-    }
-}
 
 /// A published frame, encoded for `chatmesh.v1` clients.
 #[derive(Debug, Clone)]

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
-use super::live_frame::{LiveFrame, SequenceNumber};
+use super::live_frame::LiveFrame;
 use super::received::ReceivedPositions;
 use super::state::V1State;
 use crate::protocol::ids::MessageId;
+use crate::protocol::sequence_number::SequenceNumber;
 
 /// Bytes of terminal frames that wait for one connection's next read because it resent their
 /// messages.

@@ -10,12 +10,13 @@ use std::sync::Arc;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use super::live_buffer::LiveBuffer;
-use super::live_frame::{LiveFrame, SequenceNumber};
+use super::live_frame::LiveFrame;
 use super::received::ReceivedPositions;
 use super::state::V1State;
 use super::subscriber::{Subscriber, SubscriberState};
 use crate::protocol::ids::MessageId;
 use crate::protocol::position::Position;
+use crate::protocol::sequence_number::SequenceNumber;
 
 #[cfg(test)]
 mod tests;

@@ -7,7 +7,7 @@ use chatmesh::protocol::open_message::CancelResult;
 
 use super::case::{Backend, Case, attempt, is_published, kept, outcome, terminal};
 
-pub(crate) async fn s2_first_delivered_answer_wins(backend: &dyn Backend) {
+pub(crate) async fn scenario_2_first_delivered_answer_wins(backend: &dyn Backend) {
     let mut case = Case::new(backend).await;
     let message = case.message();
     case.answer(&message, "first").await;
@@ -34,7 +34,7 @@ pub(crate) async fn s2_first_delivered_answer_wins(backend: &dyn Backend) {
     assert_eq!(case.context(&message.conversation).await[0].answer, "first");
 }
 
-pub(crate) async fn s4_text_starts_over_after_data_loss(backend: &dyn Backend) {
+pub(crate) async fn scenario_4_text_starts_over_after_data_loss(backend: &dyn Backend) {
     let mut case = Case::new(backend).await;
     let message = case.message();
     let (first, second) = (Owner::random(), Owner::random());
@@ -50,7 +50,7 @@ pub(crate) async fn s4_text_starts_over_after_data_loss(backend: &dyn Backend) {
     assert_eq!(case.read(None).await.in_flight[0].text, "new");
 }
 
-pub(crate) async fn s5_stale_delta_is_refused_after_a_new_begin(backend: &dyn Backend) {
+pub(crate) async fn scenario_5_stale_delta_is_refused_after_a_new_begin(backend: &dyn Backend) {
     let mut case = Case::new(backend).await;
     let message = case.message();
     let owner = Owner::random();
@@ -73,7 +73,7 @@ pub(crate) async fn s5_stale_delta_is_refused_after_a_new_begin(backend: &dyn Ba
     assert_eq!(case.read(None).await.in_flight[0].text, "new");
 }
 
-pub(crate) async fn s6_repeated_begin_keeps_attempt_and_text(backend: &dyn Backend) {
+pub(crate) async fn scenario_6_repeated_begin_keeps_attempt_and_text(backend: &dyn Backend) {
     let case = Case::new(backend).await;
     let message = case.message();
     let owner = Owner::random();
@@ -89,7 +89,9 @@ pub(crate) async fn s6_repeated_begin_keeps_attempt_and_text(backend: &dyn Backe
     assert_eq!((answer.text.as_str(), answer.index), ("", 0));
 }
 
-pub(crate) async fn s7_rebuilt_outcome_makes_a_model_call_unnecessary(backend: &dyn Backend) {
+pub(crate) async fn scenario_7_rebuilt_outcome_makes_a_model_call_unnecessary(
+    backend: &dyn Backend,
+) {
     let mut case = Case::new(backend).await;
     let message = case.message();
     case.answer(&message, "text").await;
@@ -105,7 +107,7 @@ pub(crate) async fn s7_rebuilt_outcome_makes_a_model_call_unnecessary(backend: &
     assert!(case.read(None).await.in_flight.is_empty());
 }
 
-pub(crate) async fn s8_resent_message_gets_its_known_outcome(backend: &dyn Backend) {
+pub(crate) async fn scenario_8_resent_message_gets_its_known_outcome(backend: &dyn Backend) {
     let case = Case::new(backend).await;
     let message = case.message();
     assert_eq!(case.admit(&message).await, AdmissionDecision::New);
@@ -119,7 +121,9 @@ pub(crate) async fn s8_resent_message_gets_its_known_outcome(backend: &dyn Backe
     assert!(case.read(None).await.pending.is_empty());
 }
 
-pub(crate) async fn s13_stalled_worker_gets_the_outcome_of_its_successor(backend: &dyn Backend) {
+pub(crate) async fn scenario_13_stalled_worker_gets_the_outcome_of_its_successor(
+    backend: &dyn Backend,
+) {
     let case = Case::new(backend).await;
     let message = case.message();
     let (stalled, other) = (Owner::random(), Owner::random());
@@ -141,7 +145,7 @@ pub(crate) async fn s13_stalled_worker_gets_the_outcome_of_its_successor(backend
     assert_eq!(turns[0].answer, "theirs");
 }
 
-pub(crate) async fn s14_cancel_before_begin(backend: &dyn Backend) {
+pub(crate) async fn scenario_14_cancel_before_begin(backend: &dyn Backend) {
     let case = Case::new(backend).await;
     let message = case.message();
     let result = case.fanout.cancel(&case.user, &message.message_id).await;
@@ -154,7 +158,7 @@ pub(crate) async fn s14_cancel_before_begin(backend: &dyn Backend) {
     assert_eq!(known.delivered_at, None);
 }
 
-pub(crate) async fn s14_cancel_while_streaming(backend: &dyn Backend) {
+pub(crate) async fn scenario_14_cancel_while_streaming(backend: &dyn Backend) {
     let case = Case::new(backend).await;
     let message = case.message();
     case.admit(&message).await;
@@ -173,7 +177,7 @@ pub(crate) async fn s14_cancel_while_streaming(backend: &dyn Backend) {
     assert_eq!(known.frame, terminal("stopped"));
 }
 
-pub(crate) async fn s14_cancel_between_the_last_delta_and_keep(backend: &dyn Backend) {
+pub(crate) async fn scenario_14_cancel_between_the_last_delta_and_keep(backend: &dyn Backend) {
     let case = Case::new(backend).await;
     let message = case.message();
     case.admit(&message).await;
@@ -188,7 +192,7 @@ pub(crate) async fn s14_cancel_between_the_last_delta_and_keep(backend: &dyn Bac
     assert_eq!(turns[0].answer, "stopped");
 }
 
-pub(crate) async fn s14_cancel_after_the_outcome(backend: &dyn Backend) {
+pub(crate) async fn scenario_14_cancel_after_the_outcome(backend: &dyn Backend) {
     let case = Case::new(backend).await;
     let message = case.message();
     case.admit(&message).await;
@@ -199,7 +203,9 @@ pub(crate) async fn s14_cancel_after_the_outcome(backend: &dyn Backend) {
     assert_eq!(known.frame, terminal("all"));
 }
 
-pub(crate) async fn s15_message_admitted_by_two_gateways_is_answered_once(backend: &dyn Backend) {
+pub(crate) async fn scenario_15_message_admitted_by_two_gateways_is_answered_once(
+    backend: &dyn Backend,
+) {
     let case = Case::new(backend).await;
     let message = case.message();
     let (one, other) = tokio::join!(case.admit(&message), case.admit(&message));
@@ -308,7 +314,7 @@ pub(crate) async fn repeated_calls_change_nothing(backend: &dyn Backend) {
         let known = kept(case.keep(&message, &owner, 1, "a").await);
         assert_eq!(known.frame, terminal("a"));
     }
-    let numbered = case.read(None).await.n;
+    let numbered = case.read(None).await.number.n;
     assert!(is_published(case.deliver(&message, 3, "a").await));
     for _ in 0..2 {
         assert_eq!(
@@ -317,7 +323,7 @@ pub(crate) async fn repeated_calls_change_nothing(backend: &dyn Backend) {
         );
     }
     let view = case.read(None).await;
-    assert_eq!(view.n, numbered + 1, "a repeat was published");
+    assert_eq!(view.number.n, numbered + 1, "a repeat was published");
     assert_eq!(view.end, case.at(3));
     assert!(view.in_flight.is_empty() && view.pending.is_empty());
     assert_eq!(case.context(&message.conversation).await.len(), 1);

@@ -7,6 +7,7 @@ use chatmesh::fanout::{
     AdmissionDecision, Channel, DeliverResponse, Feed, FeedEvent, LiveResponse, Owner,
 };
 use chatmesh::protocol::open_message::CancelResult;
+use chatmesh::protocol::sequence_number::SequenceNumber;
 use serde_json::Value;
 use tokio::sync::mpsc::Receiver;
 
@@ -48,7 +49,7 @@ pub(crate) async fn frames_arrive_in_order_and_numbered_across_both_channels(
     for channel in [Channel::Terminal, Channel::Live, Channel::Live] {
         feed.subscribe(&case.user, channel).await.unwrap();
     }
-    let n_id = case.read(None).await.n_id;
+    let counter = case.read(None).await.number.counter;
     let message = case.message();
     let owner = Owner::random();
     let first = attempt(&case.begin(&message, &owner, 0).await);
@@ -69,7 +70,7 @@ pub(crate) async fn frames_arrive_in_order_and_numbered_across_both_channels(
         let (by, frame) = next_frame(&case, &mut events).await;
         assert_eq!((by, frame["type"].as_str()), (channel, Some(kind)));
         assert_eq!(frame["n"], index as u64 + 1);
-        assert_eq!(frame["n_id"], n_id.as_str());
+        assert_eq!(frame["n_id"], *counter);
         frames.push(frame);
     }
     let delta = &frames[0];
@@ -80,7 +81,7 @@ pub(crate) async fn frames_arrive_in_order_and_numbered_across_both_channels(
     assert_eq!(delta["content"], "a\"b");
     assert!(delta.get("id").is_none());
     assert_eq!(frames[1]["attempt"], second);
-    assert_eq!(case.read(None).await.n, 4);
+    assert_eq!(case.read(None).await.number.n, 4);
 }
 
 pub(crate) async fn rewind_publishes_on_the_live_channel_only(backend: &dyn Backend) {
@@ -142,7 +143,7 @@ pub(crate) async fn slow_reader_gets_a_gap(backend: &dyn Backend) {
         assert!(frames <= 4, "more than the queue's capacity");
     }
     // The dropped frames can be read, and later ones are delivered again.
-    assert_eq!(case.read(None).await.n, 20);
+    assert_eq!(case.read(None).await.number.n, 20);
     loop {
         let offset = case.read(None).await.end.offset + 1;
         case.deliver(&case.message(), offset, "again").await;
@@ -158,18 +159,18 @@ pub(crate) async fn slow_reader_gets_a_gap(backend: &dyn Backend) {
     }
 }
 
-pub(crate) async fn s11_recreated_counter_has_another_id(backend: &dyn Backend) {
+pub(crate) async fn scenario_11_recreated_counter_has_another_id(backend: &dyn Backend) {
     let mut case = Case::new(backend).await;
     case.deliver(&case.message(), 0, "a").await;
     let before = case.read(None).await;
     case.lose_data().await;
     case.deliver(&case.message(), 1, "b").await;
     let after = case.read(None).await;
-    assert_eq!(after.n, before.n, "the same number");
-    assert_ne!(after.n_id, before.n_id);
+    assert_eq!(after.number.n, before.number.n, "the same number");
+    assert_ne!(after.number.counter, before.number.counter);
 }
 
-pub(crate) async fn s4_deltas_after_data_loss_start_at_index_zero(backend: &dyn Backend) {
+pub(crate) async fn scenario_4_deltas_after_data_loss_start_at_index_zero(backend: &dyn Backend) {
     let mut case = Case::new(backend).await;
     let message = case.message();
     let (first, second) = (Owner::random(), Owner::random());
@@ -193,7 +194,7 @@ pub(crate) async fn s4_deltas_after_data_loss_start_at_index_zero(backend: &dyn 
     assert_ne!(frame["n_id"], seen["n_id"]);
 }
 
-pub(crate) async fn s8_message_resent_while_its_frame_is_in_transit_gets_the_same_outcome(
+pub(crate) async fn scenario_8_message_resent_while_its_frame_is_in_transit_gets_the_same_outcome(
     backend: &dyn Backend,
 ) {
     let case = Case::new(backend).await;
@@ -213,10 +214,10 @@ pub(crate) async fn s8_message_resent_while_its_frame_is_in_transit_gets_the_sam
     assert_eq!(case.after(&before).await, Some(vec![(7, terminal("text"))]));
     let (_, frame) = next_frame(&case, &mut events).await;
     assert_eq!(frame["content"], "text");
-    assert_eq!(case.read(None).await.n, 1, "a resend was published");
+    assert_eq!(case.read(None).await.number.n, 1, "a resend was published");
 }
 
-pub(crate) async fn s10_lost_publication_is_found_by_a_read(backend: &dyn Backend) {
+pub(crate) async fn scenario_10_lost_publication_is_found_by_a_read(backend: &dyn Backend) {
     let case = Case::new(backend).await;
     let message = case.message();
     case.admit(&message).await;
@@ -231,7 +232,10 @@ pub(crate) async fn s10_lost_publication_is_found_by_a_read(backend: &dyn Backen
     let view = case.read(Some(&before.end)).await;
     assert!(view.recovered && view.pending.is_empty() && view.in_flight.is_empty());
     assert_eq!(view.frames, [(case.at(0), terminal("text"))]);
-    assert_eq!((view.n, view.n_id), (before.n + 1, before.n_id));
+    assert_eq!(
+        view.number,
+        SequenceNumber::new(&before.number.counter, before.number.n + 1)
+    );
 }
 
 pub(crate) async fn accepted_is_published_until_the_message_has_an_outcome(backend: &dyn Backend) {
@@ -255,7 +259,7 @@ pub(crate) async fn accepted_is_published_until_the_message_has_an_outcome(backe
     case.fanout.accept(&message, accepted.into()).await.unwrap();
     case.deliver(&message, 0, "text").await;
     case.fanout.accept(&message, accepted.into()).await.unwrap();
-    assert_eq!(case.read(None).await.n, 3);
+    assert_eq!(case.read(None).await.number.n, 3);
     let other = case.message();
     case.fanout.accept(&other, accepted.into()).await.unwrap();
     let (_, frame) = next_frame(&case, &mut events).await;
@@ -279,7 +283,7 @@ pub(crate) async fn cancel_notifies_the_worker(backend: &dyn Backend) {
         );
     }
     assert_eq!(
-        case.read(None).await.n,
+        case.read(None).await.number.n,
         0,
         "a notice used a sequence number"
     );

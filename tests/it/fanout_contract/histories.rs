@@ -153,7 +153,7 @@ pub(crate) async fn hostile_user_ids_do_not_affect_other_users(backend: &dyn Bac
         );
     }
     let after = victim.read(Some(&before.end)).await;
-    assert_eq!((after.n, &after.end), (before.n, &before.end));
+    assert_eq!((after.number.n, &after.end), (before.number.n, &before.end));
     assert!(after.recovered && after.frames.is_empty() && after.pending.is_empty());
     let turns = victim
         .context(&ConversationId::default_conversation())

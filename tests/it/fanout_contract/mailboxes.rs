@@ -8,7 +8,9 @@ use chatmesh::protocol::position::{Epoch, Position};
 
 use super::case::{Backend, Case, is_published, terminal, unique};
 
-pub(crate) async fn s1_deliver_repeated_before_the_rewind_reports_data_loss(backend: &dyn Backend) {
+pub(crate) async fn scenario_1_deliver_repeated_before_the_rewind_reports_data_loss(
+    backend: &dyn Backend,
+) {
     let mut case = Case::new(backend).await;
     let (r0, r1) = (case.message(), case.message());
     assert!(is_published(case.deliver(&r0, 0, "r0").await));
@@ -39,7 +41,7 @@ pub(crate) async fn s1_deliver_repeated_before_the_rewind_reports_data_loss(back
     assert_eq!(frames, [(1, terminal("r1"))]);
 }
 
-pub(crate) async fn s3_rewind_restores_rolled_back_frames(backend: &dyn Backend) {
+pub(crate) async fn scenario_3_rewind_restores_rolled_back_frames(backend: &dyn Backend) {
     let mut case = Case::new(backend).await;
     let (r0, r1) = (case.message(), case.message());
     case.deliver(&r0, 0, "r0").await;
@@ -82,7 +84,7 @@ pub(crate) async fn read_reports_up_to_where_a_rewind_rebuilt_the_mailbox(backen
     assert_eq!(case.read(None).await.rebuilt_up_to, None);
 }
 
-pub(crate) async fn s12_mailbox_rebuilt_from_the_middle_is_not_recovered_before_its_start(
+pub(crate) async fn scenario_12_mailbox_rebuilt_from_the_middle_is_not_recovered_before_its_start(
     backend: &dyn Backend,
 ) {
     let mut case = Case::new(backend).await;
@@ -98,7 +100,7 @@ pub(crate) async fn empty_mailbox_has_a_valid_position(backend: &dyn Backend) {
     let mut case = Case::new(backend).await;
     let first = case.read(None).await;
     assert!(!first.recovered, "no position was given");
-    assert_eq!((first.n, first.frames.len()), (0, 0));
+    assert_eq!((first.number.n, first.frames.len()), (0, 0));
     assert_eq!(case.read(None).await.end, first.end);
     assert_eq!(case.after(&first.end).await, Some(vec![]));
 
@@ -385,7 +387,9 @@ pub(crate) async fn message_is_pending_until_its_delivery(backend: &dyn Backend)
     assert_eq!(view.pending[0].message_id, messages[2].message_id);
 }
 
-pub(crate) async fn s9_connection_lost_during_its_replay_misses_nothing(backend: &dyn Backend) {
+pub(crate) async fn scenario_9_connection_lost_during_its_replay_misses_nothing(
+    backend: &dyn Backend,
+) {
     let case = Case::new(backend).await;
     case.deliver(&case.message(), 1, "seen").await;
     for offset in 2..6 {

@@ -17,6 +17,7 @@ use chatmesh::protocol::ids::{ConversationId, MessageId, UserId};
 use chatmesh::protocol::log_record::NewRecord;
 use chatmesh::protocol::open_message::{CancelResult, PendingMessage};
 use chatmesh::protocol::position::{Epoch, Position};
+use chatmesh::protocol::sequence_number::SequenceNumber;
 use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 
@@ -350,9 +351,8 @@ impl Reads for FakeFanout {
             .iter()
             .filter(|(p, _)| wanted && p.offset > from);
         let all: Vec<_> = newer.cloned().collect();
-        let look = UserView {
-            n: 1,
-            n_id: "x".into(),
+        let view = UserView {
+            number: SequenceNumber::new("x", 1),
             end,
             recovered,
             // Small pages, so that the tests cover paging.
@@ -363,7 +363,7 @@ impl Reads for FakeFanout {
             pending: mailbox.pending.clone(),
         };
         self.reads.send_modify(|reads| *reads += 1);
-        Ok(look)
+        Ok(view)
     }
 
     async fn delivered_outcomes(

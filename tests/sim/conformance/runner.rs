@@ -310,7 +310,11 @@ impl<'a> Runner<'a> {
         let view = view.map_err(|e| e.to_string())?;
         // An empty mailbox that this fan-out never had has no real position.
         let reference = shared.read(after.filter(|_| real_after.is_some()));
-        check_id(&mut self.ids.counters, reference.counter_id, &view.n_id)?;
+        check_id(
+            &mut self.ids.counters,
+            reference.counter_id,
+            &view.number.counter.to_string(),
+        )?;
         match reference.end {
             Position::At(offset) if view.end == real_position(offset) => {}
             Position::Empty(id) => check_id(&mut self.ids.mailboxes, id, &view.end)?,
@@ -352,7 +356,7 @@ impl<'a> Runner<'a> {
             .iter()
             .map(|message| message.message_id.to_string());
         let real = (
-            view.n,
+            view.number.n,
             view.recovered,
             view.rebuilt_up_to,
             view.frames,

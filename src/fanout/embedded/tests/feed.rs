@@ -41,9 +41,9 @@ async fn frames_are_published_on_their_channel_in_sequence_order() {
         let frame: serde_json::Value = serde_json::from_slice(&payload).unwrap();
         assert_eq!((channel, frame["type"].as_str().unwrap()), expected);
         assert_eq!(frame["n"], n);
-        assert_eq!(frame["n_id"], view.n_id);
+        assert_eq!(frame["n_id"], *view.number.counter);
     }
-    assert_eq!(view.n, 4);
+    assert_eq!(view.number.n, 4);
 
     feed.unsubscribe(&user(), Channel::Terminal).await.unwrap();
     assert_eq!(

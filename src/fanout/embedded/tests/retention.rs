@@ -37,7 +37,7 @@ async fn check_restart(mut system: TestFanout) {
     );
     let view = system.read(Some(start.end)).await;
     assert_eq!(offsets(&view), [0]);
-    assert_ne!(view.n_id, start.n_id);
+    assert_ne!(view.number.counter, start.number.counter);
     let pending: Vec<_> = view
         .pending
         .iter()
@@ -288,7 +288,7 @@ async fn failed_call_resets_the_state_in_memory() {
         assert_eq!(system.live("m", &owner, 1, 0).await, LiveResponse::DataLost);
         let after = system.read(None).await;
         assert_eq!(after.end, before.end);
-        assert_ne!(after.n_id, before.n_id);
+        assert_ne!(after.number.counter, before.number.counter);
     }
 }
 

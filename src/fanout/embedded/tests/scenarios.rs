@@ -35,7 +35,7 @@ async fn message_passes_from_admission_to_the_mailbox() {
 }
 
 #[tokio::test]
-async fn s2_message_answered_twice_is_delivered_once() {
+async fn scenario_2_message_answered_twice_is_delivered_once() {
     let mut system = TestFanout::new(Bounds::default());
     let (first_owner, second_owner) = (Owner::random(), Owner::random());
     system.attempt("m", &first_owner, 0).await;
@@ -68,7 +68,7 @@ async fn s2_message_answered_twice_is_delivered_once() {
 }
 
 #[tokio::test]
-async fn s3_mailbox_that_ends_below_the_known_end_is_rewound_first() {
+async fn scenario_3_mailbox_that_ends_below_the_known_end_is_rewound_first() {
     let mut system = TestFanout::new(Bounds::default());
     system.deliver("r0", 10, None).await;
     system.lose_data();
@@ -94,7 +94,7 @@ async fn s3_mailbox_that_ends_below_the_known_end_is_rewound_first() {
 }
 
 #[tokio::test]
-async fn s5_stale_text_of_a_fenced_attempt_is_refused() {
+async fn scenario_5_stale_text_of_a_fenced_attempt_is_refused() {
     let mut system = TestFanout::new(Bounds::default());
     let owner = Owner::random();
     assert_eq!(system.attempt("m", &owner, 0).await, 1);
@@ -108,7 +108,7 @@ async fn s5_stale_text_of_a_fenced_attempt_is_refused() {
 }
 
 #[tokio::test]
-async fn s6_repeated_begin_keeps_the_text() {
+async fn scenario_6_repeated_begin_keeps_the_text() {
     let system = TestFanout::new(Bounds::default());
     let owner = Owner::random();
     assert_eq!(system.attempt("m", &owner, 0).await, 1);
@@ -123,7 +123,7 @@ async fn s6_repeated_begin_keeps_the_text() {
 }
 
 #[tokio::test]
-async fn s7_redelivered_message_gets_its_delivered_outcome() {
+async fn scenario_7_redelivered_message_gets_its_delivered_outcome() {
     let mut system = TestFanout::new(Bounds::default());
     system.lose_data();
     system.deliver("m", 3, None).await;
@@ -138,7 +138,7 @@ async fn s7_redelivered_message_gets_its_delivered_outcome() {
 }
 
 #[tokio::test]
-async fn s13_stalled_worker_gets_the_outcome_of_its_successor() {
+async fn scenario_13_stalled_worker_gets_the_outcome_of_its_successor() {
     let system = TestFanout::new(Bounds::default());
     let (stalled, other) = (Owner::random(), Owner::random());
     system.attempt("m", &stalled, 0).await;
@@ -159,7 +159,7 @@ async fn s13_stalled_worker_gets_the_outcome_of_its_successor() {
 }
 
 #[tokio::test]
-async fn s14_cancel_takes_effect_before_during_and_after_the_answer() {
+async fn scenario_14_cancel_takes_effect_before_during_and_after_the_answer() {
     let system = TestFanout::new(Bounds::default());
     let owner = Owner::random();
     let cancel = async |name| {
@@ -196,7 +196,7 @@ async fn s14_cancel_takes_effect_before_during_and_after_the_answer() {
 }
 
 #[tokio::test]
-async fn s15_message_admitted_twice_is_answered_once() {
+async fn scenario_15_message_admitted_twice_is_answered_once() {
     let system = TestFanout::new(Bounds::default());
     let (first_owner, second_owner) = (Owner::random(), Owner::random());
     assert_eq!(system.admit("m").await, AdmissionDecision::New);
@@ -224,7 +224,7 @@ async fn s15_message_admitted_twice_is_answered_once() {
 }
 
 #[tokio::test]
-async fn s12_mailbox_started_in_the_middle_does_not_cover_earlier_positions() {
+async fn scenario_12_mailbox_started_in_the_middle_does_not_cover_earlier_positions() {
     let system = TestFanout::new(Bounds::default());
     system.deliver("m5", 5, None).await;
     system.deliver("m6", 6, Some(5)).await;

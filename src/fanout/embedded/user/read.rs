@@ -8,6 +8,7 @@ use crate::fanout::embedded::keys::{self, Tag};
 use crate::fanout::{ReadRequest, Result, UserView};
 use crate::protocol::ids::UserId;
 use crate::protocol::position::{Epoch, Position};
+use crate::protocol::sequence_number::SequenceNumber;
 use crate::store::{Batch, Table};
 
 /// Frames per scan of the store.
@@ -49,8 +50,7 @@ impl UserState {
             _ => (Vec::new(), false),
         };
         Ok(UserView {
-            n: self.n,
-            n_id: self.n_id.clone(),
+            number: SequenceNumber::new(&self.n_id, self.n),
             end,
             recovered: resume_offset.is_some(),
             frames,

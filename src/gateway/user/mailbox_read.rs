@@ -14,18 +14,18 @@ pub(super) enum NextRead {
 /// The progress of a user's mailbox reads. At most one task reads a user's mailbox at a time, in
 /// one or more passes; requests that arrive during a pass lead to another one.
 #[derive(Debug)]
-pub(super) enum CatchUp {
+pub(super) enum MailboxRead {
     Idle(NextRead),
     Reading(NextRead),
 }
 
-impl Default for CatchUp {
+impl Default for MailboxRead {
     fn default() -> Self {
         Self::Idle(NextRead::NotRequested)
     }
 }
 
-impl CatchUp {
+impl MailboxRead {
     fn next_mut(&mut self) -> &mut NextRead {
         match self {
             Self::Idle(next) | Self::Reading(next) => next,
