@@ -63,10 +63,10 @@ impl CachedContext {
         turn: &Turn,
         limit: usize,
     ) -> Option<Self> {
-        if self.version != appended.before || !self.is_cacheable {
+        if self.version != appended.version_before || !self.is_cacheable {
             return None;
         }
-        self.version = appended.after;
+        self.version = appended.version_after;
         if turn.status != TurnStatus::Failed {
             let at_ms = appended.at_ms;
             self.turns.push(Turn {

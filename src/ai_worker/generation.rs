@@ -135,7 +135,7 @@ impl Generator {
     pub(super) fn history_request(&self, cached: Option<&CachedContext>) -> Option<HistoryRequest> {
         self.uses_history().then(|| HistoryRequest {
             limit: self.context_turns(),
-            max_age: self.settings.prompt.history_ttl,
+            max_idle_time: self.settings.prompt.history_ttl,
             known_version: cached.map(|context| context.version.clone()),
         })
     }

@@ -36,13 +36,13 @@ pub trait Answers: Send + Sync + 'static {
     async fn keep(&self, call: KeepRequest) -> Result<KeepResponse>;
 
     /// Returns at most `limit` of the newest turns that belong to the model's context (all but
-    /// failed ones), oldest first. Empty where the newest one is older than `max_age`.
+    /// failed ones), oldest first. Empty where the newest one is older than `max_idle_time`.
     async fn context(
         &self,
         user: &UserId,
         conversation: &ConversationId,
         limit: usize,
-        max_age: Duration,
+        max_idle_time: Duration,
     ) -> Result<Vec<Turn>>;
 }
 
@@ -112,7 +112,7 @@ pub struct HistoryRequest {
     /// Maximum number of turns.
     pub limit: usize,
     /// No turns are returned where the newest one is older than this.
-    pub max_age: Duration,
+    pub max_idle_time: Duration,
     /// The version that the worker has cached. The turns are returned only where the current
     /// version differs.
     pub known_version: Option<HistoryVersion>,
@@ -188,9 +188,9 @@ pub enum KeepResponse {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TurnAppend {
     /// The history's version before the append.
-    pub before: HistoryVersion,
+    pub version_before: HistoryVersion,
     /// The history's version after the append.
-    pub after: HistoryVersion,
+    pub version_after: HistoryVersion,
     /// When the turn was stored, in milliseconds since the Unix epoch by the fan-out's clock.
     pub at_ms: i64,
 }

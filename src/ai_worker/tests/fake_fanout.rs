@@ -257,13 +257,13 @@ impl Answers for FakeFanout {
         user: &UserId,
         conversation: &ConversationId,
         limit: usize,
-        max_age: Duration,
+        max_idle_time: Duration,
     ) -> Result<Vec<Turn>> {
         if self.is_context_unavailable() {
             return Err(FanoutError::Unavailable("test".into()));
         }
         let inner = self.inner();
-        inner.context(user, conversation, limit, max_age).await
+        inner.context(user, conversation, limit, max_idle_time).await
     }
 }
 

@@ -72,10 +72,10 @@ impl Answers for EmbeddedFanout {
         user: &UserId,
         conversation: &ConversationId,
         limit: usize,
-        max_age: Duration,
+        max_idle_time: Duration,
     ) -> Result<Vec<Turn>> {
         self.users.with_state(user, |state, context| {
-            state.context(conversation, limit, max_age, context)
+            state.context(conversation, limit, max_idle_time, context)
         })
     }
 }

@@ -30,7 +30,7 @@ impl Writer {
     }
 
     /// Writes `None` as an empty text. Only for fields that are never empty otherwise.
-    pub(super) fn optional(self, value: Option<&str>) -> Self {
+    pub(super) fn optional_text(self, value: Option<&str>) -> Self {
         self.text(value.unwrap_or_default())
     }
 
@@ -94,13 +94,13 @@ impl<'a> Reader<'a> {
         std::str::from_utf8(text).map_err(|_| damaged_entry_error())
     }
 
-    pub(super) fn optional(&mut self) -> Result<Option<&'a str>> {
+    pub(super) fn optional_text(&mut self) -> Result<Option<&'a str>> {
         Ok(Some(self.text()?).filter(|text| !text.is_empty()))
     }
 
     /// Reads an optional conversation.
     pub(super) fn conversation(&mut self) -> Result<Option<ConversationId>> {
-        match self.optional()? {
+        match self.optional_text()? {
             Some(text) => ConversationId::parse(text)
                 .map(Some)
                 .map_err(|_| damaged_entry_error()),

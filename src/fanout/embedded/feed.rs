@@ -27,9 +27,11 @@ impl EmbeddedFeed {
         (Self { users, queue }, receiver)
     }
 
-    fn set(&self, user: &UserId, channel: Channel, is_subscribed: bool) -> Result<()> {
+    fn set_subscribed(&self, user: &UserId, channel: Channel, is_subscribed: bool) -> Result<()> {
         self.users.with_state(user, |state, _| {
-            state.subscriptions.set(&self.queue, channel, is_subscribed);
+            state
+                .subscriptions
+                .set_subscribed(&self.queue, channel, is_subscribed);
             Ok(())
         })
     }
@@ -37,17 +39,17 @@ impl EmbeddedFeed {
 
 impl Drop for EmbeddedFeed {
     fn drop(&mut self) {
-        self.queue.end();
+        self.queue.mark_feed_dropped();
     }
 }
 
 #[async_trait]
 impl Feed for EmbeddedFeed {
     async fn subscribe(&self, user: &UserId, channel: Channel) -> Result<()> {
-        self.set(user, channel, true)
+        self.set_subscribed(user, channel, true)
     }
 
     async fn unsubscribe(&self, user: &UserId, channel: Channel) -> Result<()> {
-        self.set(user, channel, false)
+        self.set_subscribed(user, channel, false)
     }
 }

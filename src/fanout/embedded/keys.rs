@@ -13,35 +13,35 @@ use crate::protocol::ids::{ConversationId, MessageId, UserId};
 #[repr(u8)]
 pub(super) enum Tag {
     /// The mailbox's bounds and end.
-    Head = b'a',
+    MailboxHead = b'a',
     /// A pending message, by its sequence number.
     Pending = b'b',
     /// A cancel mark, by message.
-    Mark = b'c',
+    CancelMark = b'c',
     /// A mailbox frame, by offset.
-    Frame = b'm',
+    MailboxFrame = b'm',
     /// An outcome or tombstone, by message.
     Outcome = b'o',
     /// State of the rate limit.
-    Rate = b'r',
+    RateLimit = b'r',
     /// The stored token.
     Token = b't',
     /// Number of model tokens used today.
-    Cost = b'u',
+    TokensToday = b'u',
     /// When the tokens were revoked.
-    Revoked = b'v',
+    Revocation = b'v',
 }
 
 const TAGS: [Tag; 9] = [
-    Tag::Head,
+    Tag::MailboxHead,
     Tag::Pending,
-    Tag::Mark,
-    Tag::Frame,
+    Tag::CancelMark,
+    Tag::MailboxFrame,
     Tag::Outcome,
-    Tag::Rate,
+    Tag::RateLimit,
     Tag::Token,
-    Tag::Cost,
-    Tag::Revoked,
+    Tag::TokensToday,
+    Tag::Revocation,
 ];
 
 /// Key of the layout's version; sorts before every user.
@@ -86,7 +86,7 @@ pub(super) fn outcome(user_id: &UserId, message: &MessageId) -> Vec<u8> {
 
 /// Key of a cancel mark.
 pub(super) fn cancel_mark(user_id: &UserId, message: &MessageId) -> Vec<u8> {
-    user(user_id, Tag::Mark, message.as_str().as_bytes())
+    user(user_id, Tag::CancelMark, message.as_str().as_bytes())
 }
 
 /// Key of a pending message.
@@ -96,7 +96,7 @@ pub(super) fn pending(user_id: &UserId, sequence: u64) -> Vec<u8> {
 
 /// Key of a mailbox frame. Offsets are never negative.
 pub(super) fn frame(user_id: &UserId, offset: i64) -> Vec<u8> {
-    user(user_id, Tag::Frame, &(offset as u64).to_be_bytes())
+    user(user_id, Tag::MailboxFrame, &(offset as u64).to_be_bytes())
 }
 
 /// Splits a key of the users' table into user, tag and suffix.
@@ -109,12 +109,12 @@ pub(super) fn parse(key: &[u8]) -> Option<(UserId, Tag, &[u8])> {
 }
 
 /// Decodes a key's suffix as a number.
-pub(super) fn number(suffix: &[u8]) -> Option<u64> {
+pub(super) fn parse_number(suffix: &[u8]) -> Option<u64> {
     suffix.try_into().ok().map(u64::from_be_bytes)
 }
 
 /// Decodes a key's suffix as a message id.
-pub(super) fn message(suffix: &[u8]) -> Result<MessageId, FanoutError> {
+pub(super) fn parse_message(suffix: &[u8]) -> Result<MessageId, FanoutError> {
     let text = std::str::from_utf8(suffix).map_err(|_| damaged_entry_error())?;
     MessageId::parse(text).map_err(|_| damaged_entry_error())
 }
@@ -182,6 +182,6 @@ pub(super) fn parse_turn(key: &[u8]) -> Option<(UserId, ConversationId, u64)> {
     let conversation = ConversationId::parse(std::str::from_utf8(parts.next()?).ok()?).ok()?;
     let (kind, suffix) = parts.next()?.split_first()?;
     (*kind == b't')
-        .then(|| number(suffix))?
+        .then(|| parse_number(suffix))?
         .map(|sequence| (user, conversation, sequence))
 }

@@ -19,7 +19,7 @@ pub(super) struct Queue {
     has_gap: AtomicBool,
     overflowed: Notify,
     /// The [`Feed`](crate::fanout::Feed) was dropped.
-    is_ended: AtomicBool,
+    is_feed_dropped: AtomicBool,
 }
 
 impl Queue {
@@ -29,18 +29,18 @@ impl Queue {
             sender,
             has_gap: AtomicBool::new(false),
             overflowed: Notify::new(),
-            is_ended: AtomicBool::new(false),
+            is_feed_dropped: AtomicBool::new(false),
         };
         (queue, receiver)
     }
 
     /// Marks the queue as no longer in use; its subscriptions are removed at the next publication.
-    pub(super) fn end(&self) {
-        self.is_ended.store(true, Ordering::Relaxed);
+    pub(super) fn mark_feed_dropped(&self) {
+        self.is_feed_dropped.store(true, Ordering::Relaxed);
     }
 
     fn is_closed(&self) -> bool {
-        self.is_ended.load(Ordering::Relaxed) || self.sender.is_closed()
+        self.is_feed_dropped.load(Ordering::Relaxed) || self.sender.is_closed()
     }
 
     fn offer(&self, event: FeedEvent) {
@@ -78,30 +78,30 @@ impl Queue {
 #[derive(Debug)]
 struct Subscription {
     queue: Arc<Queue>,
-    terminal: bool,
-    live: bool,
-    cancel: bool,
+    includes_terminal: bool,
+    includes_live: bool,
+    includes_cancel: bool,
 }
 
 impl Subscription {
     fn includes(&self, channel: Channel) -> bool {
         match channel {
-            Channel::Terminal => self.terminal,
-            Channel::Live => self.live,
-            Channel::Cancel => self.cancel,
+            Channel::Terminal => self.includes_terminal,
+            Channel::Live => self.includes_live,
+            Channel::Cancel => self.includes_cancel,
         }
     }
 
-    fn set(&mut self, channel: Channel, is_subscribed: bool) {
+    fn set_subscribed(&mut self, channel: Channel, is_subscribed: bool) {
         match channel {
-            Channel::Terminal => self.terminal = is_subscribed,
-            Channel::Live => self.live = is_subscribed,
-            Channel::Cancel => self.cancel = is_subscribed,
+            Channel::Terminal => self.includes_terminal = is_subscribed,
+            Channel::Live => self.includes_live = is_subscribed,
+            Channel::Cancel => self.includes_cancel = is_subscribed,
         }
     }
 
     fn is_empty(&self) -> bool {
-        !(self.terminal || self.live || self.cancel)
+        !(self.includes_terminal || self.includes_live || self.includes_cancel)
     }
 }
 
@@ -120,7 +120,12 @@ impl Subscriptions {
             .retain(|subscription| !subscription.queue.is_closed());
     }
 
-    pub(super) fn set(&mut self, queue: &Arc<Queue>, channel: Channel, is_subscribed: bool) {
+    pub(super) fn set_subscribed(
+        &mut self,
+        queue: &Arc<Queue>,
+        channel: Channel,
+        is_subscribed: bool,
+    ) {
         let mut existing = self.0.iter();
         let index = existing.position(|subscription| Arc::ptr_eq(&subscription.queue, queue));
         let index = match index {
@@ -133,15 +138,15 @@ impl Subscriptions {
                 }
                 self.0.push(Subscription {
                     queue: Arc::clone(queue),
-                    terminal: false,
-                    live: false,
-                    cancel: false,
+                    includes_terminal: false,
+                    includes_live: false,
+                    includes_cancel: false,
                 });
                 self.0.len() - 1
             }
         };
         let subscription = &mut self.0[index];
-        subscription.set(channel, is_subscribed);
+        subscription.set_subscribed(channel, is_subscribed);
         if subscription.is_empty() {
             self.0.swap_remove(index);
         }

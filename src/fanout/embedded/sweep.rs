@@ -17,7 +17,7 @@ use crate::protocol::ids::{ConversationId, UserId};
 use crate::store::{Entry, Table};
 
 /// Entries per step: about a millisecond of work.
-const PAGE: usize = 128;
+const STEP_ENTRIES: usize = 128;
 
 /// Pause between two steps of a pass.
 const STEP_INTERVAL: Duration = Duration::from_millis(25);
@@ -83,8 +83,8 @@ impl Sweep {
     /// The entries from a key on, and the key at which the next page begins.
     fn page(&self, table: Table, from: &[u8]) -> Result<(Vec<Entry>, Option<Vec<u8>>)> {
         let store = &self.users.store;
-        let page = store.scan(table, from, keys::USERS_TO, PAGE, false)?;
-        let last = page.last().filter(|_| page.len() == PAGE);
+        let page = store.scan(table, from, keys::USERS_TO, STEP_ENTRIES, false)?;
+        let last = page.last().filter(|_| page.len() == STEP_ENTRIES);
         let next = last.map(|(key, _)| keys::successor(key));
         Ok((page, next))
     }

@@ -32,7 +32,7 @@ fn valid_token(store: &Store, user: &UserId, now_ms: i64) -> Result<Option<(Stri
 
 /// When the user's tokens were last revoked.
 fn last_revocation_ms(store: &Store, user: &UserId) -> Result<Option<i64>> {
-    match store.get(Table::Users, &keys::user(user, Tag::Revoked, b""))? {
+    match store.get(Table::Users, &keys::user(user, Tag::Revocation, b""))? {
         Some(value) => Ok(Some(Reader::new(&value).number()?)),
         None => Ok(None),
     }
@@ -71,7 +71,7 @@ impl Tokens for EmbeddedFanout {
             let previous_ms = last_revocation_ms(context.store, user)?;
             let latest_ms = previous_ms.map_or(at_ms, |previous| previous.max(at_ms));
             let mut batch = Batch::default();
-            let key = keys::user(user, Tag::Revoked, b"");
+            let key = keys::user(user, Tag::Revocation, b"");
             batch.put(Table::Users, key, latest_ms.to_be_bytes());
             batch.delete(Table::Users, keys::user(user, Tag::Token, b""));
             context.store.commit(batch)?;

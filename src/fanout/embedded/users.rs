@@ -14,13 +14,13 @@ use crate::protocol::ids::UserId;
 use crate::store::Store;
 
 /// Number of locks. Far more than cores, so that different users seldom contend.
-const SHARDS: usize = 64;
+const SHARD_COUNT: usize = 64;
 
 /// A state that was unused for this long is evicted, in milliseconds.
 const IDLE_MS: i64 = 60_000;
 
 /// A shard with more states than this evicts them already after [`CROWDED_IDLE_MS`].
-const CROWDED: usize = 1024;
+const CROWDED_SHARD_STATES: usize = 1024;
 
 /// A state in a crowded shard that was unused for this long is evicted, in milliseconds.
 const CROWDED_IDLE_MS: i64 = 1_000;
@@ -28,8 +28,8 @@ const CROWDED_IDLE_MS: i64 = 1_000;
 #[derive(Debug, Default)]
 struct Shard {
     /// Boxed, because a hash map allocates up to twice the space of its values.
-    users: HashMap<UserId, Box<UserState>>,
-    /// The shard evicts idle states when it has more states than this (or than [`CROWDED`]).
+    states: HashMap<UserId, Box<UserState>>,
+    /// The shard evicts idle states when it has more states than this (or than [`CROWDED_SHARD_STATES`]).
     eviction_threshold: usize,
 }
 
@@ -50,7 +50,7 @@ impl Users {
             bounds,
             environment,
             hasher: RandomState::new(),
-            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            shards: (0..SHARD_COUNT).map(|_| Mutex::default()).collect(),
         }
     }
 
@@ -63,36 +63,36 @@ impl Users {
         }
     }
 
-    /// Runs `rule` on a user's state, under the user's lock.
+    /// Runs `call` on a user's state, under the user's lock.
     ///
-    /// A rule changes the state in memory before it commits. When it fails, it is unknown whether
+    /// A call changes the state in memory before it commits. When it fails, it is unknown whether
     /// the store has the change, so the state in memory is reset. For answers in flight that is a
     /// data loss in the sense of the contract; everything else is loaded again. The same holds
-    /// after a rule that panicked, which is noticed at the user's next call.
+    /// after a call that panicked, which is noticed at the user's next call.
     pub(super) fn with_state<T>(
         &self,
         user: &UserId,
-        rule: impl FnOnce(&mut UserState, &StoreContext<'_>) -> Result<T>,
+        call: impl FnOnce(&mut UserState, &StoreContext<'_>) -> Result<T>,
     ) -> Result<T> {
-        let index = self.hasher.hash_one(user) as usize % SHARDS;
+        let index = self.hasher.hash_one(user) as usize % SHARD_COUNT;
         let mut shard = self.shards[index].lock();
         // The clock is read under the lock, so that it never goes backwards for a user's calls.
         let context = self.context();
-        if shard.users.len() > shard.eviction_threshold.max(CROWDED) {
+        if shard.states.len() > shard.eviction_threshold.max(CROWDED_SHARD_STATES) {
             let before_ms = context.now_ms - CROWDED_IDLE_MS;
-            shard.users.retain(|_, state| !state.is_idle(before_ms));
-            shard.eviction_threshold = shard.users.len() * 2;
+            shard.states.retain(|_, state| !state.is_idle(before_ms));
+            shard.eviction_threshold = shard.states.len() * 2;
         }
-        let state = match shard.users.entry(user.clone()) {
+        let state = match shard.states.entry(user.clone()) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => entry.insert(Box::new(UserState::new(user.clone(), &context))),
         };
         state.last_used_ms = context.now_ms;
-        if std::mem::replace(&mut state.is_in_rule, true) {
+        if std::mem::replace(&mut state.is_in_call, true) {
             state.reset();
         }
-        let result = state.load(&context).and_then(|()| rule(state, &context));
-        state.is_in_rule = false;
+        let result = state.load(&context).and_then(|()| call(state, &context));
+        state.is_in_call = false;
         if result.is_err() {
             state.reset();
         }
@@ -106,15 +106,15 @@ impl Users {
         };
         let now_ms = self.now_ms();
         let mut shard = shard.lock();
-        for state in shard.users.values_mut() {
+        for state in shard.states.values_mut() {
             state.remove_expired(now_ms, &self.bounds);
         }
         shard
-            .users
+            .states
             .retain(|_, state| !state.is_idle(now_ms - IDLE_MS));
         shard.eviction_threshold = 0;
-        if shard.users.len() < shard.users.capacity() / 8 {
-            shard.users.shrink_to_fit();
+        if shard.states.len() < shard.states.capacity() / 8 {
+            shard.states.shrink_to_fit();
         }
         true
     }
@@ -129,7 +129,7 @@ impl Users {
     pub(super) fn loaded_count(&self) -> usize {
         self.shards
             .iter()
-            .map(|shard| shard.lock().users.len())
+            .map(|shard| shard.lock().states.len())
             .sum()
     }
 }

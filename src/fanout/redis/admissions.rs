@@ -12,7 +12,7 @@ use crate::fanout::{Admission, AdmissionDecision, Admissions, Limit, MessageRef,
 use crate::protocol::ids::{MessageId, UserId};
 use crate::protocol::open_message::CancelResult;
 
-fn read_wait(reply: &mut Reply) -> Result<Duration> {
+fn decode_wait(reply: &mut Reply) -> Result<Duration> {
     Ok(Duration::from_millis(reply.parse("time to wait")?))
 }
 
@@ -33,8 +33,8 @@ impl Admissions for RedisFanout {
                     live_subscribers: reply.parse("number of subscribers")?,
                 });
             }
-            "rate" => AdmissionDecision::Refused(Limit::Rate(read_wait(&mut reply)?)),
-            "tokens" => AdmissionDecision::Refused(Limit::Tokens(read_wait(&mut reply)?)),
+            "rate" => AdmissionDecision::Refused(Limit::Rate(decode_wait(&mut reply)?)),
+            "tokens" => AdmissionDecision::Refused(Limit::Tokens(decode_wait(&mut reply)?)),
             "pending" => AdmissionDecision::Refused(Limit::Pending),
             "conversations" => AdmissionDecision::Refused(Limit::Conversations),
             "kept" => AdmissionDecision::OutcomeStored,

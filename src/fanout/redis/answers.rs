@@ -8,7 +8,7 @@ use fred::types::Value;
 use super::args::{client_id, millis, number, push_outcome, random_id, text};
 use super::reply::Reply;
 use super::scripts::Script;
-use super::turn::read_turns;
+use super::turn::decode_turns;
 use super::{RedisFanout, frame, unexpected_reply_error};
 use crate::fanout::{
     Answers, BeginRequest, BeginResponse, HistoryResponse, HistoryVersion, KeepRequest,
@@ -44,7 +44,7 @@ impl RedisFanout {
     }
 }
 
-fn read_outcome(reply: &mut Reply) -> Result<StoredOutcome> {
+fn decode_outcome(reply: &mut Reply) -> Result<StoredOutcome> {
     Ok(StoredOutcome {
         frame: reply.text()?,
         delivered_at: reply.position()?,
@@ -52,7 +52,7 @@ fn read_outcome(reply: &mut Reply) -> Result<StoredOutcome> {
 }
 
 /// Decodes a history's version and, unless that is the known one, its turns, newest first.
-fn read_history(
+fn decode_history(
     mut reply: Reply,
     known_version: Option<&HistoryVersion>,
 ) -> Result<Option<HistoryResponse>> {
@@ -68,22 +68,22 @@ fn read_history(
     let mut turns = if reply.is_empty() {
         Vec::new()
     } else {
-        read_turns(reply.list()?)?
+        decode_turns(reply.list()?)?
     };
     turns.reverse();
     Ok(Some(HistoryResponse::Turns(version, turns)))
 }
 
 /// Decodes a history's version before an append, and the time of the appended turn.
-fn read_appended(mut reply: Reply, message: &MessageRef) -> Result<Option<TurnAppend>> {
+fn decode_appended(mut reply: Reply, message: &MessageRef) -> Result<Option<TurnAppend>> {
     if reply.is_empty() {
         return Ok(None);
     }
-    let before = HistoryVersion(reply.text()?);
+    let version_before = HistoryVersion(reply.text()?);
     let at_us: i64 = reply.parse("time of a turn")?;
     Ok(Some(TurnAppend {
-        before,
-        after: HistoryVersion(format!("{} {at_us}", message.message_id)),
+        version_before,
+        version_after: HistoryVersion(format!("{} {at_us}", message.message_id)),
         at_ms: at_us / 1000,
     }))
 }
@@ -104,7 +104,7 @@ impl Answers for RedisFanout {
             Value::from(frame::restarted(message)),
             millis(self.health.remaining_grace(LEASE)),
             number(history.map_or(0, |history| self.limit_turns(history.limit))),
-            millis(history.map_or(Duration::ZERO, |history| history.max_age)),
+            millis(history.map_or(Duration::ZERO, |history| history.max_idle_time)),
             text(known_version.map_or("", |version| &version.0)),
         ];
         let script = &self.scripts.begin;
@@ -112,7 +112,7 @@ impl Answers for RedisFanout {
             .run_with_lazy_outcome(script, &message.user, args, &call.cancelled_outcome)
             .await?;
         match reply.text()?.as_str() {
-            "ended" => Ok(BeginResponse::Ended(read_outcome(&mut reply)?)),
+            "ended" => Ok(BeginResponse::Ended(decode_outcome(&mut reply)?)),
             "busy" => Ok(BeginResponse::Busy(Duration::from_millis(
                 reply.parse("lease")?,
             ))),
@@ -120,7 +120,7 @@ impl Answers for RedisFanout {
                 number: reply.parse("attempt")?,
                 now_ms: reply.parse("time")?,
                 delivery_count: reply.parse("delivery count")?,
-                history: read_history(reply, known_version)?,
+                history: decode_history(reply, known_version)?,
             }),
             word => Err(unexpected_reply_error(word)),
         }
@@ -174,12 +174,12 @@ impl Answers for RedisFanout {
                     frame: call.outcome.frame.clone(),
                     delivered_at: None,
                 };
-                Ok(match read_appended(reply, message)? {
+                Ok(match decode_appended(reply, message)? {
                     Some(appended) => KeepResponse::Appended(outcome, appended),
                     None => KeepResponse::Outcome(outcome),
                 })
             }
-            "ended" => Ok(KeepResponse::Outcome(read_outcome(&mut reply)?)),
+            "ended" => Ok(KeepResponse::Outcome(decode_outcome(&mut reply)?)),
             "fenced" => Ok(KeepResponse::Fenced),
             word => Err(unexpected_reply_error(word)),
         }
@@ -190,15 +190,15 @@ impl Answers for RedisFanout {
         user: &UserId,
         conversation: &ConversationId,
         limit: usize,
-        max_age: Duration,
+        max_idle_time: Duration,
     ) -> Result<Vec<Turn>> {
         let args = vec![
             text(conversation.as_str()),
             number(self.limit_turns(limit)),
-            millis(max_age),
+            millis(max_idle_time),
         ];
         let reply = self.run_for(&self.scripts.context, user, args).await?;
-        let mut turns = read_turns(reply)?;
+        let mut turns = decode_turns(reply)?;
         turns.reverse();
         Ok(turns)
     }

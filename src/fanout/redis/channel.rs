@@ -5,7 +5,7 @@ use crate::fanout::Channel;
 use crate::protocol::ids::UserId;
 
 /// The hash tag that all keys of a user begin with.
-pub(super) fn tag(user: &UserId) -> String {
+pub(super) fn hash_tag(user: &UserId) -> String {
     format!("{{user:{user}}}")
 }
 

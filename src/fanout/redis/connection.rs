@@ -17,9 +17,9 @@ use crate::config::settings::RedisSettings;
 use crate::fanout::{FanoutError, Result};
 
 /// Maximum number of commands queued inside the client. More are refused at once.
-const COMMAND_QUEUE: usize = 10_000;
+const MAX_QUEUED_COMMANDS: usize = 10_000;
 /// Maximum number of published frames queued between the connection and the feed.
-const MESSAGE_QUEUE: usize = 16_384;
+const MAX_QUEUED_FRAMES: usize = 16_384;
 /// Shortest delay between two attempts to connect, in milliseconds.
 const RECONNECT_MIN_MS: u32 = 50;
 /// Longest delay between two attempts to connect, in milliseconds.
@@ -42,7 +42,7 @@ pub(super) fn client(settings: &RedisSettings) -> Result<Client> {
     let connection = ConnectionConfig {
         connection_timeout: timeout.max(Duration::from_secs(1)),
         internal_command_timeout: timeout.max(Duration::from_secs(1)),
-        max_command_buffer_len: COMMAND_QUEUE,
+        max_command_buffer_len: MAX_QUEUED_COMMANDS,
         // The only way to detect a peer that vanished without closing the connection.
         unresponsive: UnresponsiveConfig {
             max_timeout: Some((timeout * 2).max(Duration::from_secs(4))),
@@ -57,7 +57,7 @@ pub(super) fn client(settings: &RedisSettings) -> Result<Client> {
     };
     let performance = PerformanceConfig {
         default_command_timeout: timeout,
-        broadcast_channel_capacity: MESSAGE_QUEUE,
+        broadcast_channel_capacity: MAX_QUEUED_FRAMES,
         ..PerformanceConfig::default()
     };
     Builder::from_config(config)

@@ -39,7 +39,7 @@ const CONCURRENT_SUBSCRIBES: usize = 256;
 const CONCURRENT_UNSUBSCRIBES: usize = 64;
 /// Interval of the liveness check. A subscriber sends nothing by itself, so a peer that vanished
 /// would otherwise never be noticed.
-const HEARTBEAT: Duration = Duration::from_secs(5);
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 /// Delay between two attempts to renew the subscriptions.
 const RETRY_DELAY: Duration = Duration::from_millis(200);
 
@@ -50,7 +50,7 @@ struct State {
     /// The channels that should be subscribed to, by name.
     subscriptions: Mutex<HashMap<String, Subscription>>,
     unsubscribe_permits: Semaphore,
-    gap: Notify,
+    gap_detected: Notify,
 }
 
 #[derive(Default)]
@@ -59,7 +59,7 @@ struct Subscription {
     is_confirmed: bool,
     /// Number of `subscribe` calls that wait for the first confirmation. A call that fails removes
     /// the channel only when no other call waits for it.
-    waiting: usize,
+    waiting_calls: usize,
 }
 
 /// The [`Feed`] on Redis. Dropping it closes its connections.
@@ -150,13 +150,13 @@ impl Feed for RedisFeed {
             .lock()
             .entry(name.clone())
             .or_default()
-            .waiting += 1;
+            .waiting_calls += 1;
         let result = self.state.subscribe_confirmed(vec![name.clone()]).await;
         let mut subscriptions = self.state.subscriptions.lock();
         if let Some(subscription) = subscriptions.get_mut(&name) {
-            subscription.waiting = subscription.waiting.saturating_sub(1);
+            subscription.waiting_calls = subscription.waiting_calls.saturating_sub(1);
             subscription.is_confirmed |= result.is_ok();
-            if !subscription.is_confirmed && subscription.waiting == 0 {
+            if !subscription.is_confirmed && subscription.waiting_calls == 0 {
                 subscriptions.remove(&name);
             }
         }
@@ -188,7 +188,7 @@ pub(super) async fn open(
         is_clustered: client.is_clustered(),
         subscriptions: Mutex::default(),
         unsubscribe_permits: Semaphore::new(CONCURRENT_UNSUBSCRIBES),
-        gap: Notify::new(),
+        gap_detected: Notify::new(),
         client,
     });
     let messages = state.client.message_rx();
@@ -221,7 +221,7 @@ async fn maintain(
     connection: ConnectHandle,
     stop: CancellationToken,
 ) {
-    let mut heartbeat = interval(HEARTBEAT);
+    let mut heartbeat = interval(HEARTBEAT_INTERVAL);
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut has_changes = true;
     loop {
@@ -262,7 +262,7 @@ async fn maintain(
                 () = stop.cancelled() => break,
                 () = state.renew() => {
                     if may_have_missed_frames {
-                        state.gap.notify_one();
+                        state.gap_detected.notify_one();
                     }
                 }
             }
@@ -293,7 +293,7 @@ async fn forward(
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            () = state.gap.notified() => has_gap = true,
+            () = state.gap_detected.notified() => has_gap = true,
             permit = events.reserve(), if has_gap => match permit {
                 Ok(permit) => {
                     permit.send(FeedEvent::Gap);

@@ -85,7 +85,7 @@ pub(super) fn pending_entry(message: &MessageRef, content: &str) -> String {
 }
 
 /// Decodes a stored pending message.
-pub(super) fn read_pending(message_id: MessageId, entry: &str) -> Result<PendingMessage> {
+pub(super) fn decode_pending(message_id: MessageId, entry: &str) -> Result<PendingMessage> {
     let entry: PendingEntry =
         serde_json::from_str(entry).map_err(|_| unreadable_reply_error("pending message"))?;
     Ok(PendingMessage {

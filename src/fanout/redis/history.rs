@@ -4,7 +4,7 @@ use async_trait::async_trait;
 
 use super::args::{number, text};
 use super::reply::Reply;
-use super::turn::read_turns;
+use super::turn::decode_turns;
 use super::{RedisFanout, unexpected_reply_error};
 use crate::fanout::{ConversationEntry, History, Result, Turn};
 use crate::protocol::ids::{ConversationId, MessageId, UserId};
@@ -13,7 +13,7 @@ use crate::protocol::ids::{ConversationId, MessageId, UserId};
 /// milliseconds, and other calls are executed in between.
 const FORGET_BATCH: usize = 1000;
 
-fn read_entry(mut fields: Reply) -> Result<ConversationEntry> {
+fn decode_entry(mut fields: Reply) -> Result<ConversationEntry> {
     Ok(ConversationEntry {
         conversation: fields.conversation()?,
         turns: fields.parse("number of turns")?,
@@ -37,7 +37,7 @@ impl History for RedisFanout {
         let mut reply = self.run_for(script, user, args).await?;
         let mut entries = Vec::new();
         while !reply.is_empty() {
-            entries.push(read_entry(reply.list()?)?);
+            entries.push(decode_entry(reply.list()?)?);
         }
         Ok(entries)
     }
@@ -57,7 +57,7 @@ impl History for RedisFanout {
         let mut reply = self.run_for(&self.scripts.turns, user, args).await?;
         match reply.text()?.as_str() {
             "gone" => Ok(None),
-            "turns" => read_turns(reply.list()?).map(Some),
+            "turns" => decode_turns(reply.list()?).map(Some),
             word => Err(unexpected_reply_error(word)),
         }
     }

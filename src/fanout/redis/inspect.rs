@@ -12,7 +12,7 @@ use crate::fanout::Result;
 use crate::protocol::timestamp::now_ms;
 
 /// Number of slots in a cluster.
-const SLOTS: usize = 16_384;
+const CLUSTER_SLOTS: usize = 16_384;
 
 /// The servers behind the URL.
 #[derive(Debug, Clone)]
@@ -33,7 +33,7 @@ pub enum Topology {
     /// A cluster.
     Cluster {
         /// Number of the 16384 slots that no master serves.
-        unassigned: usize,
+        unassigned_slots: usize,
     },
 }
 
@@ -81,7 +81,7 @@ impl RedisFanout {
             }
             return Ok(Servers {
                 topology: Topology::Cluster {
-                    unassigned: SLOTS.saturating_sub(assigned),
+                    unassigned_slots: CLUSTER_SLOTS.saturating_sub(assigned),
                 },
                 masters: inspected,
             });

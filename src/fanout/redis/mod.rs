@@ -95,7 +95,7 @@ impl RedisFanout {
 
     /// Runs a script about one user.
     async fn run_for(&self, script: &Script, user: &UserId, args: Vec<Value>) -> Result<Reply> {
-        self.run(script, &channel::tag(user), args).await
+        self.run(script, &channel::hash_tag(user), args).await
     }
 
     /// Runs a marker script on every server that holds users. Returns whether all of them returned

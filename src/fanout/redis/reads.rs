@@ -4,7 +4,7 @@ use async_trait::async_trait;
 
 use super::RedisFanout;
 use super::args::{flag, number, random_id, text};
-use super::frame::read_pending;
+use super::frame::decode_pending;
 use super::reply::{Reply, unreadable_reply_error};
 use crate::fanout::{DeliveredOutcome, ReadRequest, Reads, Result, UserView};
 use crate::protocol::ids::{ClientMessageId, MessageId, UserId};
@@ -12,7 +12,7 @@ use crate::protocol::open_message::{InFlightAnswer, PendingMessage};
 use crate::protocol::position::Position;
 use crate::protocol::sequence_number::SequenceNumber;
 
-fn read_view(mut reply: Reply) -> Result<UserView> {
+fn decode_view(mut reply: Reply) -> Result<UserView> {
     let n = reply.parse("counter")?;
     let counter = reply.text()?;
     Ok(UserView {
@@ -23,14 +23,14 @@ fn read_view(mut reply: Reply) -> Result<UserView> {
         recovered: reply.text()? == "1",
         has_more: reply.text()? == "1",
         rebuilt_up_to: reply.position()?,
-        frames: read_frames(reply.list()?)?,
-        in_flight: read_answers(reply.list()?)?,
-        pending: read_pending_messages(reply.list()?)?,
+        frames: decode_frames(reply.list()?)?,
+        in_flight: decode_answers(reply.list()?)?,
+        pending: decode_pending_messages(reply.list()?)?,
     })
 }
 
 /// Decodes a list of position and frame.
-fn read_frames(mut reply: Reply) -> Result<Vec<(Position, String)>> {
+fn decode_frames(mut reply: Reply) -> Result<Vec<(Position, String)>> {
     let mut frames = Vec::new();
     while !reply.is_empty() {
         let position = reply
@@ -41,16 +41,16 @@ fn read_frames(mut reply: Reply) -> Result<Vec<(Position, String)>> {
     Ok(frames)
 }
 
-fn read_answers(mut reply: Reply) -> Result<Vec<InFlightAnswer>> {
+fn decode_answers(mut reply: Reply) -> Result<Vec<InFlightAnswer>> {
     let mut answers = Vec::new();
     while !reply.is_empty() {
-        answers.push(read_answer(reply.list()?)?);
+        answers.push(decode_answer(reply.list()?)?);
     }
     answers.sort_by(|left, right| left.message_id.cmp(&right.message_id));
     Ok(answers)
 }
 
-fn read_answer(mut fields: Reply) -> Result<InFlightAnswer> {
+fn decode_answer(mut fields: Reply) -> Result<InFlightAnswer> {
     Ok(InFlightAnswer {
         message_id: fields.message_id()?,
         id: match fields.text()?.as_str() {
@@ -67,18 +67,18 @@ fn read_answer(mut fields: Reply) -> Result<InFlightAnswer> {
 }
 
 /// Decodes a list of message and JSON entry.
-fn read_pending_messages(mut reply: Reply) -> Result<Vec<PendingMessage>> {
+fn decode_pending_messages(mut reply: Reply) -> Result<Vec<PendingMessage>> {
     let mut messages = Vec::new();
     while !reply.is_empty() {
         let message = reply.message_id()?;
-        messages.push(read_pending(message, &reply.text()?)?);
+        messages.push(decode_pending(message, &reply.text()?)?);
     }
     Ok(messages)
 }
 
 /// Decodes a list of message, position and frame; an empty frame means that the message was
 /// forgotten.
-fn read_delivered(mut reply: Reply) -> Result<Vec<DeliveredOutcome>> {
+fn decode_delivered(mut reply: Reply) -> Result<Vec<DeliveredOutcome>> {
     let mut outcomes = Vec::new();
     while !reply.is_empty() {
         outcomes.push(DeliveredOutcome {
@@ -107,7 +107,7 @@ impl Reads for RedisFanout {
             number(call.max_bytes),
             flag(call.from_start && call.after.is_none()),
         ];
-        read_view(self.run_for(&self.scripts.read, &call.user, args).await?)
+        decode_view(self.run_for(&self.scripts.read, &call.user, args).await?)
     }
 
     async fn delivered_outcomes(
@@ -119,6 +119,6 @@ impl Reads for RedisFanout {
             return Ok(Vec::new());
         }
         let args = messages.iter().map(|id| text(id.as_str())).collect();
-        read_delivered(self.run_for(&self.scripts.delivered, user, args).await?)
+        decode_delivered(self.run_for(&self.scripts.delivered, user, args).await?)
     }
 }

@@ -33,7 +33,7 @@ impl Reply {
     }
 
     /// The next text; `None` where the script returned nil.
-    pub(super) fn optional(&mut self) -> Result<Option<String>> {
+    pub(super) fn optional_text(&mut self) -> Result<Option<String>> {
         match self.0.next() {
             None => Err(unreadable_reply_error("answer: it is too short")),
             Some(value) if value.is_null() => Ok(None),
@@ -45,7 +45,7 @@ impl Reply {
     }
 
     pub(super) fn text(&mut self) -> Result<String> {
-        self.optional()?
+        self.optional_text()?
             .ok_or_else(|| unreadable_reply_error("text"))
     }
 

@@ -17,14 +17,14 @@ use crate::fanout::{LEASE, Result};
 /// A script and its digest.
 #[derive(Debug)]
 pub(super) struct Script {
-    text: String,
+    source: String,
     digest: String,
 }
 
 impl Script {
-    fn new(text: String) -> Self {
-        let digest = fred::util::sha1_hash(&text);
-        Self { text, digest }
+    fn new(source: String) -> Self {
+        let digest = fred::util::sha1_hash(&source);
+        Self { source, digest }
     }
 
     /// Runs the script on the server that has `key`. Redis forgets scripts when it restarts, and a
@@ -32,7 +32,7 @@ impl Script {
     pub(super) async fn run(&self, client: &Client, key: &str, args: Vec<Value>) -> Result<Value> {
         match send(client, "EVALSHA", &self.digest, key, args.clone()).await {
             Err(error) if error.details().starts_with("NOSCRIPT") => {
-                send(client, "EVAL", &self.text, key, args).await
+                send(client, "EVAL", &self.source, key, args).await
             }
             other => other,
         }

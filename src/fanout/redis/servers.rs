@@ -111,7 +111,7 @@ pub(super) async fn set_marker(client: &Client, epoch: &Epoch) -> Result<()> {
 
 /// Whether every server that holds users answers within 2 seconds.
 pub(super) async fn check(client: &Client) -> Result<()> {
-    const LIMIT: Duration = Duration::from_secs(2);
+    const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
     let ping = async {
         if client.is_clustered() {
             let nodes = masters(client).await?;
@@ -125,7 +125,7 @@ pub(super) async fn check(client: &Client) -> Result<()> {
         }
         .map_err(|error| fanout_error(client, &error))
     };
-    tokio::time::timeout(LIMIT, ping)
+    tokio::time::timeout(CHECK_TIMEOUT, ping)
         .await
         .unwrap_or_else(|_| Err(no_answer()))
 }

@@ -14,7 +14,7 @@ use crate::protocol::ids::UserId;
 use crate::protocol::timestamp::now_ms;
 
 /// Decodes a token and its remaining lifetime in seconds.
-fn read_token(mut reply: Reply) -> Result<Option<(String, u64)>> {
+fn decode_token(mut reply: Reply) -> Result<Option<(String, u64)>> {
     if reply.is_empty() {
         return Ok(None);
     }
@@ -30,7 +30,7 @@ impl Tokens for RedisFanout {
     async fn stored_token(&self, user: &UserId) -> Result<Option<(String, u64)>> {
         let args = vec![text(""), text("0")];
         let key = channel::token_key(user);
-        read_token(self.run(&self.scripts.issue_token, &key, args).await?)
+        decode_token(self.run(&self.scripts.issue_token, &key, args).await?)
     }
 
     async fn issue_token(
@@ -41,7 +41,7 @@ impl Tokens for RedisFanout {
     ) -> Result<(String, u64)> {
         let args = vec![text(candidate), number(ttl.as_secs().max(1))];
         let key = channel::token_key(user);
-        read_token(self.run(&self.scripts.issue_token, &key, args).await?)?
+        decode_token(self.run(&self.scripts.issue_token, &key, args).await?)?
             .ok_or_else(|| unreadable_reply_error("token"))
     }
 
@@ -65,7 +65,7 @@ impl Tokens for RedisFanout {
     async fn revoked_at(&self, user: &UserId) -> Result<Option<i64>> {
         let script = &self.scripts.revoked_at;
         let mut reply = self.run_for(script, user, Vec::new()).await?;
-        match reply.optional()? {
+        match reply.optional_text()? {
             Some(at_ms) => at_ms
                 .parse()
                 .map(Some)

@@ -12,7 +12,7 @@ pub(super) fn status_code(status: TurnStatus) -> &'static str {
     }
 }
 
-fn parse_status(code: &str) -> Option<TurnStatus> {
+fn decode_status(code: &str) -> Option<TurnStatus> {
     match code {
         "a" => Some(TurnStatus::Answered),
         "c" => Some(TurnStatus::Cancelled),
@@ -22,21 +22,21 @@ fn parse_status(code: &str) -> Option<TurnStatus> {
 }
 
 /// Decodes a list of message, turn and time in microseconds.
-pub(super) fn read_turns(mut reply: Reply) -> Result<Vec<Turn>> {
+pub(super) fn decode_turns(mut reply: Reply) -> Result<Vec<Turn>> {
     let mut turns = Vec::new();
     while !reply.is_empty() {
         let message_id = reply.message_id()?;
         let turn = reply.text()?;
         let at_us: i64 = reply.parse("time of a turn")?;
         turns.push(
-            parse_turn(message_id, &turn, at_us).ok_or_else(|| unreadable_reply_error("turn"))?,
+            decode_turn(message_id, &turn, at_us).ok_or_else(|| unreadable_reply_error("turn"))?,
         );
     }
     Ok(turns)
 }
 
 /// Decodes status, length of the question (`-` for none), `:`, question and answer.
-fn parse_turn(message_id: MessageId, turn: &str, at_us: i64) -> Option<Turn> {
+fn decode_turn(message_id: MessageId, turn: &str, at_us: i64) -> Option<Turn> {
     let (status, rest) = turn.split_at_checked(1)?;
     let (length, texts) = rest.split_once(':')?;
     let (question, answer) = match length {
@@ -48,7 +48,7 @@ fn parse_turn(message_id: MessageId, turn: &str, at_us: i64) -> Option<Turn> {
     };
     Some(Turn {
         message_id,
-        status: parse_status(status)?,
+        status: decode_status(status)?,
         question,
         answer: answer.to_owned(),
         at_ms: at_us / 1000,

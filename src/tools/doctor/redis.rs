@@ -68,15 +68,16 @@ pub(super) async fn check(config: &Config, findings: &mut Findings) {
                 );
             }
         }
-        Topology::Cluster { unassigned: 0 } => {
+        Topology::Cluster { unassigned_slots: 0 } => {
             findings.add_ok(format!(
                 "a cluster of {} masters answers",
                 servers.masters.len()
             ));
         }
-        Topology::Cluster { unassigned } => findings.add_problem(
+        Topology::Cluster { unassigned_slots } => findings.add_problem(
             format!(
-                "{unassigned} of the cluster's 16384 slots have no master: their users are not served"
+                "{unassigned_slots} of the cluster's 16384 slots have no master: their users are \
+                 not served"
             ),
             "restart the missing masters, or run `redis-cli --cluster fix`",
         ),

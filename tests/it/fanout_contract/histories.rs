@@ -297,7 +297,7 @@ async fn begin_with(
         cancelled_outcome: Case::new_outcome(message, "", TurnStatus::Cancelled).into(),
         history: Some(HistoryRequest {
             limit: 100,
-            max_age: Duration::from_secs(3600),
+            max_idle_time: Duration::from_secs(3600),
             known_version: known.cloned(),
         }),
     };

@@ -20,7 +20,7 @@ async fn frames_are_published_on_their_channel_in_sequence_order() {
     );
     let rewound = DeliverRequest {
         is_rewind: true,
-        ..delivery("r", at(1), None)
+        ..delivery("r", position_at(1), None)
     };
     system.fanout.deliver(rewound).await.unwrap();
     let view = system.read(None).await;
@@ -55,7 +55,7 @@ async fn frames_are_published_on_their_channel_in_sequence_order() {
         .fanout
         .deliver(DeliverRequest {
             is_rewind: true,
-            ..delivery("t", at(3), None)
+            ..delivery("t", position_at(3), None)
         })
         .await
         .unwrap();

@@ -64,7 +64,7 @@ impl TestFanout {
 
     /// Simulates the death of the process: everything that was only in memory is lost.
     fn restart(&mut self) {
-        if let Some(dir) = &self.dir {
+        if let Some(dir) = &self.store_dir {
             // Closes the store first, because a directory can be open only once.
             self.store = Store::in_memory();
             self.fanout = open(&self.store, &self.bounds, &self.clock, &self.random);
@@ -76,7 +76,7 @@ impl TestFanout {
     /// Simulates a fan-out that lost all of its data.
     fn lose_data(&mut self) {
         self.store = Store::in_memory();
-        self.dir = None;
+        self.store_dir = None;
         self.restart();
     }
 
@@ -144,7 +144,11 @@ impl TestFanout {
 
     async fn deliver(&self, message: &str, offset: i64, known_end: Option<i64>) -> DeliverResponse {
         self.fanout
-            .deliver(delivery(message, at(offset), known_end.map(at)))
+            .deliver(delivery(
+                message,
+                position_at(offset),
+                known_end.map(position_at),
+            ))
             .await
             .unwrap()
     }
@@ -193,14 +197,14 @@ fn user() -> UserId {
     UserId::parse("alice").unwrap()
 }
 
-fn message(name: &str) -> MessageId {
+fn message_id(name: &str) -> MessageId {
     MessageId::parse(name).unwrap()
 }
 
 fn message_ref(name: &str) -> MessageRef {
     MessageRef {
         user: user(),
-        message_id: message(name),
+        message_id: message_id(name),
         id: None,
         conversation: ConversationId::default_conversation(),
     }
@@ -214,7 +218,7 @@ fn new_outcome(name: &str, answer: &str, status: TurnStatus) -> NewOutcome {
     NewOutcome {
         frame: frame(name, answer),
         turn: Turn {
-            message_id: message(name),
+            message_id: message_id(name),
             question: Some("hi?".into()),
             answer: answer.into(),
             status,
@@ -223,7 +227,7 @@ fn new_outcome(name: &str, answer: &str, status: TurnStatus) -> NewOutcome {
     }
 }
 
-fn at(offset: i64) -> Position {
+fn position_at(offset: i64) -> Position {
     Position {
         epoch: Epoch::new("cluster", "0", 0),
         offset,
@@ -233,7 +237,7 @@ fn at(offset: i64) -> Position {
 fn delivery(name: &str, position: Position, known_end: Option<Position>) -> DeliverRequest {
     DeliverRequest {
         user: user(),
-        message_id: message(name),
+        message_id: message_id(name),
         conversation: Some(ConversationId::default_conversation()),
         frame: frame(name, "delivered"),
         position,

@@ -21,12 +21,16 @@ async fn check_restart(mut system: TestFanout) {
     system.deliver("delivered", 0, None).await;
     system
         .fanout
-        .cancel(&user(), &message("stop"))
+        .cancel(&user(), &message_id("stop"))
         .await
         .unwrap();
     let ttl = Duration::from_secs(60);
     system.fanout.issue_token(&user(), "t", ttl).await.unwrap();
-    system.fanout.set_marker(&at(0).epoch).await.unwrap();
+    system
+        .fanout
+        .set_marker(&position_at(0).epoch)
+        .await
+        .unwrap();
 
     system.restart();
 
@@ -43,7 +47,7 @@ async fn check_restart(mut system: TestFanout) {
         .iter()
         .map(|pending| &pending.message_id)
         .collect();
-    assert_eq!(pending, [&message("open"), &message("kept")]);
+    assert_eq!(pending, [&message_id("open"), &message_id("kept")]);
     assert!(matches!(
         system.begin("stop", &owner, 0).await,
         BeginResponse::Ended(_)
@@ -51,7 +55,13 @@ async fn check_restart(mut system: TestFanout) {
     assert_eq!(system.context().await.len(), 3);
     let token = system.fanout.issue_token(&user(), "u", ttl).await.unwrap();
     assert_eq!(token, ("t".to_owned(), 60));
-    assert!(system.fanout.has_marker(&at(0).epoch).await.unwrap());
+    assert!(
+        system
+            .fanout
+            .has_marker(&position_at(0).epoch)
+            .await
+            .unwrap()
+    );
     assert_eq!(
         system.deliver("delivered", 0, None).await,
         DeliverResponse::AlreadyDelivered
@@ -84,15 +94,18 @@ async fn mailbox_trimmed_by_count_size_or_age_is_not_recovered() {
             system.deliver(&format!("m{offset}"), offset, None).await;
         }
         assert!(!system.read(Some(empty)).await.recovered);
-        assert!(!system.read(Some(at(0))).await.recovered);
-        assert_eq!(offsets(&system.read(Some(at(1))).await), [2, 3]);
-        assert!(!system.read(Some(at(4))).await.recovered, "beyond the end");
+        assert!(!system.read(Some(position_at(0))).await.recovered);
+        assert_eq!(offsets(&system.read(Some(position_at(1))).await), [2, 3]);
+        assert!(
+            !system.read(Some(position_at(4))).await.recovered,
+            "beyond the end"
+        );
         // Frames expire by age, too.
         system.advance_clock(DAY_MS);
-        let view = system.read(Some(at(1))).await;
+        let view = system.read(Some(position_at(1))).await;
         assert!(!view.recovered);
-        assert_eq!(view.end, at(3));
-        let view = system.read(Some(at(3))).await;
+        assert_eq!(view.end, position_at(3));
+        let view = system.read(Some(position_at(3))).await;
         assert!(view.recovered && view.frames.is_empty());
         assert_eq!(
             system.deliver("m9", 9, Some(3)).await,
@@ -109,12 +122,12 @@ async fn recreated_topic_starts_an_empty_mailbox() {
         epoch: Epoch::new("cluster", "1", 0),
         offset: 5,
     };
-    let call = delivery("m0", other.clone(), Some(at(5)));
+    let call = delivery("m0", other.clone(), Some(position_at(5)));
     assert_eq!(
         system.fanout.deliver(call).await.unwrap(),
         DeliverResponse::Published(0)
     );
-    let view = system.read(Some(at(5))).await;
+    let view = system.read(Some(position_at(5))).await;
     assert!(!view.recovered);
     assert_eq!(view.end, other);
     assert!(system.read(Some(other)).await.recovered);
@@ -159,7 +172,7 @@ async fn history_is_bounded_and_context_omits_failed_turns() {
             } else {
                 TurnStatus::Answered
             },
-            ..delivery(&format!("m{offset}"), at(offset), None)
+            ..delivery(&format!("m{offset}"), position_at(offset), None)
         };
         system.fanout.deliver(call).await.unwrap();
     }
@@ -193,7 +206,7 @@ async fn expired_entries_are_invisible_at_once_and_removed_later() {
     system.deliver("delivered", 0, None).await;
     system
         .fanout
-        .cancel(&user(), &message("stop"))
+        .cancel(&user(), &message_id("stop"))
         .await
         .unwrap();
     let ttl = Duration::from_secs(60);
@@ -238,7 +251,7 @@ async fn users_with_a_common_name_prefix_share_nothing() {
             .fanout
             .read(ReadRequest {
                 user: UserId::parse(name).unwrap(),
-                after: Some(at(0)),
+                after: Some(position_at(0)),
                 from_start: false,
                 max_bytes: 1000,
             })
@@ -275,7 +288,7 @@ async fn failed_call_resets_the_state_in_memory() {
     let fail = |panics: bool| {
         users.with_state(&user(), |state, _| {
             // A change that never reaches the store.
-            state.cancel_marks.insert(message("m"), i64::MAX);
+            state.cancel_marks.insert(message_id("m"), i64::MAX);
             assert!(!panics, "a rule that panics");
             Err::<(), _>(failure())
         })
@@ -315,9 +328,9 @@ async fn forgotten_messages_stay_forgotten_after_a_restart() {
         assert_eq!(outcome_frame(kept), frame("open", "stopped"));
         system.deliver("open", 1, Some(0)).await;
         assert!(system.context().await.is_empty());
-        let view = system.read(Some(at(0))).await;
+        let view = system.read(Some(position_at(0))).await;
         assert!(view.recovered && view.frames.is_empty() && view.pending.is_empty());
-        assert_eq!(view.end, at(1));
+        assert_eq!(view.end, position_at(1));
 
         // Tombstones expire.
         system.advance_clock(3 * DAY_MS);

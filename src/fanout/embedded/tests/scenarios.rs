@@ -24,11 +24,11 @@ async fn message_passes_from_admission_to_the_mailbox() {
     );
     let view = system.read(Some(start.end)).await;
     assert!(view.recovered && view.in_flight.is_empty() && view.pending.is_empty());
-    assert_eq!(view.frames, [(at(7), frame("m", "delivered"))]);
-    assert_eq!(view.end, at(7));
+    assert_eq!(view.frames, [(position_at(7), frame("m", "delivered"))]);
+    assert_eq!(view.end, position_at(7));
     assert_eq!(
         system.admit("m").await,
-        AdmissionDecision::Delivered(frame("m", "delivered"), at(7))
+        AdmissionDecision::Delivered(frame("m", "delivered"), position_at(7))
     );
     let turns = system.context().await;
     assert_eq!(turns, [(Some("hi?".to_owned()), "delivered".to_owned())]);
@@ -46,9 +46,9 @@ async fn scenario_2_message_answered_twice_is_delivered_once() {
     let first = DeliverRequest {
         frame: frame("m", "first"),
         answer: "first".into(),
-        ..delivery("m", at(0), None)
+        ..delivery("m", position_at(0), None)
     };
-    let second = delivery("m", at(1), Some(at(0)));
+    let second = delivery("m", position_at(1), Some(position_at(0)));
     assert_eq!(
         system.fanout.deliver(first).await.unwrap(),
         DeliverResponse::Published(0)
@@ -64,7 +64,7 @@ async fn scenario_2_message_answered_twice_is_delivered_once() {
         system.deliver("n", 2, Some(1)).await,
         DeliverResponse::Published(0)
     );
-    assert_eq!(offsets(&system.read(Some(at(0))).await), [2]);
+    assert_eq!(offsets(&system.read(Some(position_at(0))).await), [2]);
 }
 
 #[tokio::test]
@@ -129,7 +129,7 @@ async fn scenario_7_redelivered_message_gets_its_delivered_outcome() {
     system.deliver("m", 3, None).await;
     let expected = StoredOutcome {
         frame: frame("m", "delivered"),
-        delivered_at: Some(at(3)),
+        delivered_at: Some(position_at(3)),
     };
     let begun = system.begin("m", &Owner::random(), 0).await;
     assert_eq!(begun, BeginResponse::Ended(expected));
@@ -163,7 +163,7 @@ async fn scenario_14_cancel_takes_effect_before_during_and_after_the_answer() {
     let system = TestFanout::new(Bounds::default());
     let owner = Owner::random();
     let cancel = async |name| {
-        let cancelled = system.fanout.cancel(&user(), &message(name)).await;
+        let cancelled = system.fanout.cancel(&user(), &message_id(name)).await;
         cancelled.unwrap()
     };
 
@@ -228,6 +228,6 @@ async fn scenario_12_mailbox_started_in_the_middle_does_not_cover_earlier_positi
     let system = TestFanout::new(Bounds::default());
     system.deliver("m5", 5, None).await;
     system.deliver("m6", 6, Some(5)).await;
-    assert!(!system.read(Some(at(4))).await.recovered);
-    assert_eq!(offsets(&system.read(Some(at(5))).await), [6]);
+    assert!(!system.read(Some(position_at(4))).await.recovered);
+    assert_eq!(offsets(&system.read(Some(position_at(5))).await), [6]);
 }

@@ -66,9 +66,9 @@ impl UserState {
             self.mark_cancelled(message, context)?;
         }
         self.publish_cancel(message);
-        let is_known =
+        let is_pending_or_in_flight =
             self.is_pending(message, context) || self.in_flight(message, context).is_some();
-        Ok(if is_known {
+        Ok(if is_pending_or_in_flight {
             CancelResult::Cancelling
         } else {
             CancelResult::Unknown

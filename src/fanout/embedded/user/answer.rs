@@ -18,7 +18,7 @@ use crate::store::Batch;
 
 /// An answer that a worker is generating.
 #[derive(Debug)]
-pub(super) struct InFlight {
+pub(super) struct AnswerInFlight {
     pub(super) client_id: Option<ClientMessageId>,
     pub(super) conversation: ConversationId,
     pub(super) owner: Owner,
@@ -28,7 +28,7 @@ pub(super) struct InFlight {
     pub(super) text: String,
     pub(super) lease_until_ms: i64,
     /// When the lease was last renewed.
-    pub(super) updated_ms: i64,
+    pub(super) lease_renewed_ms: i64,
     /// The message has an outcome. The text stays until the delivery, so that clients that connect
     /// before it still get a snapshot.
     pub(super) has_outcome: bool,
@@ -39,7 +39,7 @@ pub(super) struct InFlight {
     pub(super) owners: Vec<Owner>,
 }
 
-impl InFlight {
+impl AnswerInFlight {
     fn is_owned_by(&self, owner: &Owner, attempt: u32) -> bool {
         self.owner == *owner && self.attempt == attempt
     }
@@ -51,11 +51,11 @@ impl UserState {
         &self,
         message: &MessageId,
         context: &StoreContext<'_>,
-    ) -> Option<&InFlight> {
+    ) -> Option<&AnswerInFlight> {
         let ttl = context.bounds.pending_ttl;
         self.in_flight
             .get(message)
-            .filter(|answer| !context.is_expired(answer.updated_ms, ttl))
+            .filter(|answer| !context.is_expired(answer.lease_renewed_ms, ttl))
     }
 
     /// All answers in flight, by message.
@@ -64,7 +64,7 @@ impl UserState {
         let mut answers: Vec<_> = self
             .in_flight
             .iter()
-            .filter(|(_, answer)| !context.is_expired(answer.updated_ms, ttl))
+            .filter(|(_, answer)| !context.is_expired(answer.lease_renewed_ms, ttl))
             .map(|(message_id, answer)| InFlightAnswer {
                 message_id: message_id.clone(),
                 id: answer.client_id.clone(),
@@ -105,7 +105,12 @@ impl UserState {
                 // A repeat of this call: the text that was appended since stays.
                 let number = answer.attempt;
                 self.renew_lease(message, context);
-                return self.attempt(number, &call.message, call.history.as_ref(), context);
+                return self.attempt_response(
+                    number,
+                    &call.message,
+                    call.history.as_ref(),
+                    context,
+                );
             }
             Some(answer)
                 if answer.owner != call.owner && answer.lease_until_ms > context.now_ms =>
@@ -122,7 +127,7 @@ impl UserState {
         if number > 1 {
             self.publish_restarted(&call.message, number);
         }
-        self.attempt(number, &call.message, call.history.as_ref(), context)
+        self.attempt_response(number, &call.message, call.history.as_ref(), context)
     }
 
     fn start_attempt(&mut self, number: u32, call: &BeginRequest, context: &StoreContext<'_>) {
@@ -134,7 +139,7 @@ impl UserState {
         }
         self.in_flight.insert(
             message.clone(),
-            InFlight {
+            AnswerInFlight {
                 client_id: call.message.id.clone(),
                 conversation: call.message.conversation.clone(),
                 owner: call.owner.clone(),
@@ -142,7 +147,7 @@ impl UserState {
                 next_index: 0,
                 text: String::new(),
                 lease_until_ms: 0,
-                updated_ms: context.now_ms,
+                lease_renewed_ms: context.now_ms,
                 has_outcome: false,
                 stored_turn: None,
                 owners,
@@ -151,7 +156,7 @@ impl UserState {
         self.renew_lease(message, context);
     }
 
-    fn attempt(
+    fn attempt_response(
         &mut self,
         number: u32,
         message: &MessageRef,
@@ -173,7 +178,7 @@ impl UserState {
 
     fn renew_lease(&mut self, message: &MessageId, context: &StoreContext<'_>) {
         if let Some(answer) = self.in_flight.get_mut(message) {
-            answer.updated_ms = context.now_ms;
+            answer.lease_renewed_ms = context.now_ms;
             answer.lease_until_ms = context.now_ms.saturating_add(millis(LEASE));
         }
     }

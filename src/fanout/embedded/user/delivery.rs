@@ -79,7 +79,7 @@ impl UserState {
             return Ok(());
         };
         if mailbox
-            .last
+            .last_position
             .as_ref()
             .is_some_and(|last| last.epoch != *epoch)
         {

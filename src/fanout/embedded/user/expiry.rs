@@ -17,7 +17,7 @@ pub(in crate::fanout::embedded) fn needs_expiry(
     now_ms: i64,
 ) -> Result<bool> {
     Ok(match tag {
-        Tag::Head => Mailbox::decode(value)?.needs_expiry(bounds.mailbox_ttl, now_ms),
+        Tag::MailboxHead => Mailbox::decode(value)?.needs_expiry(bounds.mailbox_ttl, now_ms),
         _ => is_entry_expired(bounds, tag, Reader::new(value).number()?, now_ms),
     })
 }
@@ -27,11 +27,11 @@ fn is_entry_expired(bounds: &Bounds, tag: Tag, at_ms: i64, now_ms: i64) -> bool 
     match tag {
         // Frames are removed with the head. A revocation matters as long as a signed token is
         // accepted, which only the token's issuer knows.
-        Tag::Head | Tag::Frame | Tag::Revoked => false,
+        Tag::MailboxHead | Tag::MailboxFrame | Tag::Revocation => false,
         Tag::Pending => is_expired(at_ms, bounds.pending_ttl, now_ms),
-        Tag::Mark | Tag::Outcome => is_expired(at_ms, bounds.dedup_ttl, now_ms),
+        Tag::CancelMark | Tag::Outcome => is_expired(at_ms, bounds.dedup_ttl, now_ms),
         // For these the number is the time at which they end.
-        Tag::Token | Tag::Rate | Tag::Cost => at_ms <= now_ms,
+        Tag::Token | Tag::RateLimit | Tag::TokensToday => at_ms <= now_ms,
     }
 }
 
@@ -47,7 +47,7 @@ impl UserState {
         let mut has_mailbox = false;
         for key in entries {
             let (_, tag, suffix) = keys::parse(key).ok_or_else(damaged_entry_error)?;
-            if tag == Tag::Head {
+            if tag == Tag::MailboxHead {
                 has_mailbox = true;
                 continue;
             }
@@ -60,10 +60,12 @@ impl UserState {
             }
             batch.delete(Table::Users, *key);
             if tag == Tag::Pending {
-                self.remove_expired_pending(keys::number(suffix).ok_or_else(damaged_entry_error)?);
+                self.remove_expired_pending(
+                    keys::parse_number(suffix).ok_or_else(damaged_entry_error)?,
+                );
             }
-            if tag == Tag::Mark {
-                self.cancel_marks.remove(&keys::message(suffix)?);
+            if tag == Tag::CancelMark {
+                self.cancel_marks.remove(&keys::parse_message(suffix)?);
             }
         }
         if !batch.is_empty() {

@@ -40,7 +40,7 @@ impl StoredFinalState {
     pub(super) fn decode(value: &[u8]) -> Result<Self> {
         let mut reader = Reader::new(value);
         let at_ms = reader.number()?;
-        let delivered_at = match reader.optional()? {
+        let delivered_at = match reader.optional_text()? {
             Some(position) => Some(position.parse().map_err(|_| damaged_entry_error())?),
             None => None,
         };
@@ -111,8 +111,8 @@ impl UserState {
         let delivered_at = delivered_at.map(ToString::to_string);
         let value = Writer::with_capacity(frame.len() + 160)
             .number(context.now_ms)
-            .optional(delivered_at.as_deref())
-            .optional(conversation.map(ConversationId::as_str))
+            .optional_text(delivered_at.as_deref())
+            .optional_text(conversation.map(ConversationId::as_str))
             .finish_with(frame);
         batch.put(Table::Users, keys::outcome(&self.user, message), value);
     }

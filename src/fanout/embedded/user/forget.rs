@@ -14,7 +14,7 @@ use crate::protocol::position::Position;
 use crate::store::{Batch, Table};
 
 /// Entries per scan of the store.
-const PAGE: usize = 256;
+const PAGE_ENTRIES: usize = 256;
 
 /// The conversations to forget.
 pub(in crate::fanout::embedded) struct ForgetScope<'a> {
@@ -22,7 +22,7 @@ pub(in crate::fanout::embedded) struct ForgetScope<'a> {
     conversation: Option<&'a ConversationId>,
     /// Whether the default conversation is included. A message without a conversation (answered by
     /// a worker of the original system) belongs to it.
-    has_default: bool,
+    includes_default: bool,
 }
 
 impl<'a> ForgetScope<'a> {
@@ -30,14 +30,14 @@ impl<'a> ForgetScope<'a> {
         let default = ConversationId::default_conversation();
         Self {
             conversation,
-            has_default: conversation.is_none_or(|conversation| *conversation == default),
+            includes_default: conversation.is_none_or(|conversation| *conversation == default),
         }
     }
 
     /// Whether an entry of this conversation is forgotten.
     pub(super) fn includes(&self, conversation: Option<&ConversationId>) -> bool {
         match (self.conversation, conversation) {
-            (_, None) => self.has_default,
+            (_, None) => self.includes_default,
             (None, _) => true,
             (Some(only), Some(conversation)) => only == conversation,
         }
@@ -57,7 +57,7 @@ impl UserState {
     ) -> Result<bool> {
         let mut batch = Batch::default();
         let mut forgotten = self.messages_with_outcome(scope, context)?;
-        let mut open = self.open_messages(scope, context)?;
+        let mut open = self.messages_without_outcome(scope, context)?;
         if let Some(mailbox) = &mut self.mailbox {
             for (message, position) in mailbox.forget(&mut batch, &self.user, scope, context)? {
                 let delivered_at = forgotten.entry(message).or_default();
@@ -101,25 +101,27 @@ impl UserState {
         let mut found = ForgottenMessages::new();
         let (mut from, to) = keys::range(&self.user, Tag::Outcome, Tag::Outcome);
         loop {
-            let page = context.store.scan(Table::Users, &from, &to, PAGE, false)?;
+            let page = context
+                .store
+                .scan(Table::Users, &from, &to, PAGE_ENTRIES, false)?;
             for (key, value) in &page {
                 let stored = StoredFinalState::decode(value)?;
                 if let FinalState::Outcome(outcome) = stored.state
                     && scope.includes(stored.conversation.as_ref())
                 {
                     let (.., suffix) = keys::parse(key).ok_or_else(damaged_entry_error)?;
-                    found.insert(keys::message(suffix)?, outcome.delivered_at);
+                    found.insert(keys::parse_message(suffix)?, outcome.delivered_at);
                 }
             }
             match page.last() {
-                Some((key, _)) if page.len() == PAGE => from = keys::successor(key),
+                Some((key, _)) if page.len() == PAGE_ENTRIES => from = keys::successor(key),
                 _ => return Ok(found),
             }
         }
     }
 
     /// Messages in scope that are pending or in flight.
-    fn open_messages(
+    fn messages_without_outcome(
         &self,
         scope: &ForgetScope<'_>,
         context: &StoreContext<'_>,
@@ -153,7 +155,7 @@ impl UserState {
         loop {
             let page = context
                 .store
-                .scan(Table::History, &from, &to, PAGE, false)?;
+                .scan(Table::History, &from, &to, PAGE_ENTRIES, false)?;
             for (key, value) in &page {
                 let (_, message) = turn_header(value)?;
                 batch.delete(Table::History, key.clone());
@@ -166,11 +168,11 @@ impl UserState {
                 }
             }
             match page.last() {
-                Some((key, _)) if page.len() == PAGE => from = keys::successor(key),
+                Some((key, _)) if page.len() == PAGE_ENTRIES => from = keys::successor(key),
                 _ => break,
             }
         }
-        self.last_turns.remove(conversation);
+        self.history_heads.remove(conversation);
         if batch.is_empty() {
             return Ok(false);
         }

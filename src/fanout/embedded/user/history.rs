@@ -14,21 +14,21 @@ use crate::protocol::ids::{ConversationId, MessageId};
 use crate::store::{Batch, Table};
 
 /// Turns per scan of the store.
-const PAGE: usize = 32;
+const PAGE_TURNS: usize = 32;
 
 /// Number of conversations whose newest turn is cached per user.
-const CACHED_CONVERSATIONS: usize = 32;
+const MAX_CACHED_HEADS: usize = 32;
 
 /// A conversation's newest turn.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct LastTurn {
+pub(super) struct HistoryHead {
     /// Its sequence number; 0 where the conversation has no turns.
     sequence: u64,
     /// Version of the history: a new random number for each change.
     version: u64,
 }
 
-impl LastTurn {
+impl HistoryHead {
     fn history_version(self) -> HistoryVersion {
         HistoryVersion(self.version.to_string())
     }
@@ -100,7 +100,7 @@ impl UserState {
         let Some(sequence) = context.store.get(Table::History, &key)? else {
             return Ok(None);
         };
-        let sequence = keys::number(&sequence).ok_or_else(damaged_entry_error)?;
+        let sequence = keys::parse_number(&sequence).ok_or_else(damaged_entry_error)?;
         let key = keys::turn(&self.user, conversation, sequence);
         match context.store.get(Table::History, &key)? {
             Some(value) => Ok(Some((sequence, decode(&value)?))),
@@ -108,12 +108,12 @@ impl UserState {
         }
     }
 
-    fn last_turn(
+    fn history_head(
         &mut self,
         conversation: &ConversationId,
         context: &StoreContext<'_>,
-    ) -> Result<LastTurn> {
-        if let Some(last) = self.last_turns.get(conversation) {
+    ) -> Result<HistoryHead> {
+        if let Some(last) = self.history_heads.get(conversation) {
             return Ok(*last);
         }
         let (from, to) = keys::turns(&self.user, conversation);
@@ -122,28 +122,28 @@ impl UserState {
             Some((key, _)) => keys::parse_turn(key).ok_or_else(damaged_entry_error)?.2,
             None => 0,
         };
-        Ok(self.cache_last_turn(conversation, sequence, context))
+        Ok(self.cache_history_head(conversation, sequence, context))
     }
 
     /// Caches the newest turn of a conversation under a new version of its history.
-    fn cache_last_turn(
+    fn cache_history_head(
         &mut self,
         conversation: &ConversationId,
         sequence: u64,
         context: &StoreContext<'_>,
-    ) -> LastTurn {
-        let last = LastTurn {
+    ) -> HistoryHead {
+        let last = HistoryHead {
             sequence,
             version: (context.random)(),
         };
-        if let Some(cached) = self.last_turns.get_mut(conversation) {
+        if let Some(cached) = self.history_heads.get_mut(conversation) {
             *cached = last;
             return last;
         }
-        if self.last_turns.len() >= CACHED_CONVERSATIONS {
-            self.last_turns.clear();
+        if self.history_heads.len() >= MAX_CACHED_HEADS {
+            self.history_heads.clear();
         }
-        self.last_turns.insert(conversation.clone(), last);
+        self.history_heads.insert(conversation.clone(), last);
         last
     }
 
@@ -154,11 +154,11 @@ impl UserState {
         request: &HistoryRequest,
         context: &StoreContext<'_>,
     ) -> Result<HistoryResponse> {
-        let version = self.last_turn(conversation, context)?.history_version();
+        let version = self.history_head(conversation, context)?.history_version();
         if request.known_version.as_ref() == Some(&version) {
             return Ok(HistoryResponse::Unchanged);
         }
-        let turns = self.context(conversation, request.limit, request.max_age, context)?;
+        let turns = self.context(conversation, request.limit, request.max_idle_time, context)?;
         Ok(HistoryResponse::Turns(version, turns))
     }
 
@@ -184,23 +184,23 @@ impl UserState {
             turn.at_ms = existing.at_ms;
             let key = keys::turn(&self.user, conversation, sequence);
             batch.put(Table::History, key, encode(&turn));
-            self.last_turns.remove(conversation);
+            self.history_heads.remove(conversation);
             return Ok(None);
         }
-        let before = self.last_turn(conversation, context)?;
+        let before = self.history_head(conversation, context)?;
         let sequence = before.sequence + 1;
         let key = keys::turn(&self.user, conversation, sequence);
         batch.put(Table::History, key, encode(&turn));
         let key = keys::turn_index(&self.user, conversation, message);
         batch.put(Table::History, key, sequence.to_be_bytes());
-        let after = self.cache_last_turn(conversation, sequence, context);
+        let after = self.cache_history_head(conversation, sequence, context);
         let is_trimmed = self.trim_oldest_turn(batch, conversation, sequence, context)?;
         if is_trimmed && context.bounds.history_turns < LARGE_HISTORY_TURNS {
             return Ok(None);
         }
         Ok(Some(TurnAppend {
-            before: before.history_version(),
-            after: after.history_version(),
+            version_before: before.history_version(),
+            version_after: after.history_version(),
             at_ms: turn.at_ms,
         }))
     }
@@ -234,7 +234,7 @@ impl UserState {
         &self,
         conversation: &ConversationId,
         limit: usize,
-        max_age: Duration,
+        max_idle_time: Duration,
         context: &StoreContext<'_>,
     ) -> Result<Vec<Turn>> {
         let bounds = context.bounds;
@@ -242,11 +242,13 @@ impl UserState {
         let (from, mut to) = keys::turns(&self.user, conversation);
         let mut scanned = 0;
         while turns.len() < limit && scanned < bounds.history_turns {
-            let page = context.store.scan(Table::History, &from, &to, PAGE, true)?;
+            let page = context
+                .store
+                .scan(Table::History, &from, &to, PAGE_TURNS, true)?;
             for (_, value) in &page {
                 let turn = decode(value)?;
                 let is_expired = context.is_expired(turn.at_ms, bounds.history_ttl)
-                    || turns.is_empty() && context.is_expired(turn.at_ms, max_age);
+                    || turns.is_empty() && context.is_expired(turn.at_ms, max_idle_time);
                 scanned += 1;
                 if is_expired || turns.len() >= limit || scanned > bounds.history_turns {
                     turns.reverse();
@@ -257,7 +259,7 @@ impl UserState {
                 }
             }
             match page.last() {
-                Some((key, _)) if page.len() == PAGE => to.clone_from(key),
+                Some((key, _)) if page.len() == PAGE_TURNS => to.clone_from(key),
                 _ => break,
             }
         }

@@ -50,7 +50,7 @@ impl UserState {
         let window_us = limits.window.as_micros().max(1) as i64;
         let share_us = (window_us / i64::from(limits.requests)).max(1);
         let now_us = context.now_ms.saturating_mul(1000);
-        let key = keys::user(&self.user, Tag::Rate, b"");
+        let key = keys::user(&self.user, Tag::RateLimit, b"");
         let full_us = match context.store.get(Table::Users, &key)? {
             Some(value) => {
                 let mut reader = Reader::new(&value);

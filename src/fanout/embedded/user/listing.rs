@@ -10,7 +10,7 @@ use crate::protocol::ids::{ConversationId, MessageId};
 use crate::store::Table;
 
 /// Turns per scan of the store.
-const PAGE: usize = 32;
+const PAGE_TURNS: usize = 32;
 
 impl UserState {
     /// Names of all conversations that have turns, expired ones included.
@@ -74,7 +74,7 @@ impl UserState {
         loop {
             let page = context
                 .store
-                .scan(Table::History, &from, &to, PAGE, false)?;
+                .scan(Table::History, &from, &to, PAGE_TURNS, false)?;
             for (key, value) in &page {
                 let at_ms = turn_header(value)?.0;
                 if !context.is_expired(at_ms, context.bounds.history_ttl) {
@@ -114,7 +114,7 @@ impl UserState {
         let mut turns = Vec::new();
         let limit = limit.min(context.bounds.history_turns);
         while turns.len() < limit {
-            let count = PAGE.min(limit - turns.len());
+            let count = PAGE_TURNS.min(limit - turns.len());
             let page = context
                 .store
                 .scan(Table::History, &from, &to, count, true)?;

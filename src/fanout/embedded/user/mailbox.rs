@@ -36,18 +36,18 @@ pub(super) struct Mailbox {
     /// position of the empty mailbox is invalid then.
     empty_id: Option<String>,
     /// Position of the last frame, even if that one was trimmed; `None` before the first frame.
-    pub(super) last: Option<Position>,
-    /// All frames after this offset are present (in the epoch of `last`).
+    pub(super) last_position: Option<Position>,
+    /// All frames after this offset are present (in the epoch of `last_position`).
     floor: i64,
     /// Number of frames.
-    count: usize,
+    frame_count: usize,
     /// Size of all frames in bytes.
-    bytes: usize,
+    frame_bytes: usize,
     /// When the oldest frame was stored.
-    oldest_ms: i64,
+    oldest_frame_ms: i64,
     /// The frames, oldest first. A new mailbox knows them from the beginning; one that was loaded
     /// reads them from the store at the first trimming.
-    frames: Option<VecDeque<FrameInfo>>,
+    frame_infos: Option<VecDeque<FrameInfo>>,
     /// Ends of the mailbox in other epochs, the latest first. When partitions are added, a user
     /// moves to another one, and a relay that takes over the old partition rewinds in it.
     other_ends: Vec<Position>,
@@ -71,7 +71,7 @@ impl<'a> StoredFrame<'a> {
         Writer::with_capacity(self.json.len() + 128)
             .number(self.at_ms)
             .text(self.message.as_str())
-            .optional(self.conversation.as_ref().map(ConversationId::as_str))
+            .optional_text(self.conversation.as_ref().map(ConversationId::as_str))
             .finish_with(self.json)
     }
 
@@ -91,12 +91,12 @@ impl Mailbox {
         Self {
             last_used_ms: now_ms,
             empty_id: id,
-            last: None,
+            last_position: None,
             floor: 0,
-            count: 0,
-            bytes: 0,
-            oldest_ms: 0,
-            frames: Some(VecDeque::new()),
+            frame_count: 0,
+            frame_bytes: 0,
+            oldest_frame_ms: 0,
+            frame_infos: Some(VecDeque::new()),
             other_ends: Vec::new(),
             valid_from: 0,
             rebuilt_up_to: None,
@@ -105,7 +105,7 @@ impl Mailbox {
 
     /// Position of the last frame that a rewind appended.
     pub(super) fn rebuilt_position(&self) -> Option<Position> {
-        let last = self.last.as_ref()?;
+        let last = self.last_position.as_ref()?;
         Some(Position {
             epoch: last.epoch.clone(),
             offset: self.rebuilt_up_to?,
@@ -116,7 +116,7 @@ impl Mailbox {
     pub(super) fn successor_in(&mut self, epoch: &Epoch, is_rewind: bool, now_ms: i64) -> Self {
         let mut other_ends = std::mem::take(&mut self.other_ends);
         other_ends.retain(|position| position.epoch != *epoch);
-        if let Some(last) = self.last.take() {
+        if let Some(last) = self.last_position.take() {
             other_ends.retain(|position| position.epoch != last.epoch);
             other_ends.insert(0, last);
         }
@@ -137,7 +137,7 @@ impl Mailbox {
 
     /// Offset of the mailbox's end in an epoch.
     pub(super) fn end_in(&self, epoch: &Epoch) -> Option<i64> {
-        let mut ends = self.last.iter().chain(&self.other_ends);
+        let mut ends = self.last_position.iter().chain(&self.other_ends);
         ends.find(|end| end.epoch == *epoch).map(|end| end.offset)
     }
 
@@ -153,34 +153,34 @@ impl Mailbox {
     }
 
     fn encode(&self) -> Vec<u8> {
-        let last = self.last.as_ref().map(ToString::to_string);
+        let last = self.last_position.as_ref().map(ToString::to_string);
         Writer::with_capacity(256)
             .number(self.last_used_ms)
-            .optional(self.empty_id.as_deref())
-            .optional(last.as_deref())
+            .optional_text(self.empty_id.as_deref())
+            .optional_text(last.as_deref())
             .number(self.floor)
-            .number(self.count as i64)
-            .number(self.bytes as i64)
-            .number(self.oldest_ms)
+            .number(self.frame_count as i64)
+            .number(self.frame_bytes as i64)
+            .number(self.oldest_frame_ms)
             .finish_with(&self.encode_rebuild())
     }
 
     pub(super) fn decode(value: &[u8]) -> Result<Self> {
         let mut reader = Reader::new(value);
         let last_used_ms = reader.number()?;
-        let empty_id = reader.optional()?.map(str::to_owned);
-        let last = match reader.optional()? {
+        let empty_id = reader.optional_text()?.map(str::to_owned);
+        let last_position = match reader.optional_text()? {
             Some(position) => Some(position.parse().map_err(|_| damaged_entry_error())?),
             None => None,
         };
         let mut mailbox = Self {
             last_used_ms,
-            last,
+            last_position,
             floor: reader.number()?,
-            count: usize::try_from(reader.number()?).map_err(|_| damaged_entry_error())?,
-            bytes: usize::try_from(reader.number()?).map_err(|_| damaged_entry_error())?,
-            oldest_ms: reader.number()?,
-            frames: None,
+            frame_count: usize::try_from(reader.number()?).map_err(|_| damaged_entry_error())?,
+            frame_bytes: usize::try_from(reader.number()?).map_err(|_| damaged_entry_error())?,
+            oldest_frame_ms: reader.number()?,
+            frame_infos: None,
             ..Self::empty(empty_id, last_used_ms)
         };
         let mut words = reader.remainder()?.split_terminator(' ').peekable();
@@ -205,11 +205,12 @@ impl Mailbox {
 
     /// Whether the mailbox or its oldest frame has expired.
     pub(super) fn needs_expiry(&self, ttl: Duration, now_ms: i64) -> bool {
-        self.is_unused(ttl, now_ms) || self.count > 0 && is_expired(self.oldest_ms, ttl, now_ms)
+        self.is_unused(ttl, now_ms)
+            || self.frame_count > 0 && is_expired(self.oldest_frame_ms, ttl, now_ms)
     }
 
     pub(super) fn put(&self, batch: &mut Batch, user: &UserId) {
-        let key = keys::user(user, Tag::Head, b"");
+        let key = keys::user(user, Tag::MailboxHead, b"");
         batch.put(Table::Users, key, self.encode());
     }
 
@@ -227,7 +228,7 @@ impl Mailbox {
 
     /// Position of the mailbox's end.
     pub(super) fn end(&self) -> Position {
-        self.last.clone().unwrap_or_else(|| Position {
+        self.last_position.clone().unwrap_or_else(|| Position {
             epoch: Epoch::for_empty_mailbox(self.empty_id.as_deref().unwrap_or_default()),
             offset: 0,
         })
@@ -241,39 +242,39 @@ impl Mailbox {
             // Nothing was trimmed, so all frames follow.
             return is_same.then_some(-1);
         }
-        let last = self.last.as_ref()?;
+        let last = self.last_position.as_ref()?;
         let first_valid = self.floor.max(self.valid_from);
         (last.epoch == after.epoch && (first_valid..=last.offset).contains(&after.offset))
             .then_some(after.offset)
     }
 
     /// The frames, read from the store at the first use.
-    fn frames(
+    fn frame_infos(
         &mut self,
         user: &UserId,
         context: &StoreContext<'_>,
     ) -> Result<&mut VecDeque<FrameInfo>> {
-        let frames = if let Some(frames) = self.frames.take() {
+        let frames = if let Some(frames) = self.frame_infos.take() {
             frames
         } else {
             let from = keys::frame(user, self.floor);
-            let (_, to) = keys::range(user, Tag::Frame, Tag::Frame);
+            let (_, to) = keys::range(user, Tag::MailboxFrame, Tag::MailboxFrame);
             context
                 .store
-                .scan(Table::Users, &from, &to, self.count, false)?
+                .scan(Table::Users, &from, &to, self.frame_count, false)?
                 .iter()
                 .map(|(key, value)| {
                     let (.., suffix) = keys::parse(key).ok_or_else(damaged_entry_error)?;
                     let frame = StoredFrame::decode(value)?;
                     Ok(FrameInfo {
-                        offset: keys::number(suffix).ok_or_else(damaged_entry_error)? as i64,
+                        offset: keys::parse_number(suffix).ok_or_else(damaged_entry_error)? as i64,
                         at_ms: frame.at_ms,
                         bytes: frame.json.len(),
                     })
                 })
                 .collect::<Result<_>>()?
         };
-        Ok(self.frames.insert(frames))
+        Ok(self.frame_infos.insert(frames))
     }
 
     /// Removes the oldest frames until the mailbox is within its bounds, with a new frame of
@@ -288,19 +289,19 @@ impl Mailbox {
         let bounds = context.bounds;
         let new_count = usize::from(new_bytes.is_some());
         let mut is_trimmed = false;
-        while self.count > 0
-            && (self.count + new_count > bounds.mailbox_frames
-                || self.bytes + new_bytes.unwrap_or(0) > bounds.mailbox_bytes
-                || context.is_expired(self.oldest_ms, bounds.mailbox_ttl))
+        while self.frame_count > 0
+            && (self.frame_count + new_count > bounds.mailbox_frames
+                || self.frame_bytes + new_bytes.unwrap_or(0) > bounds.mailbox_bytes
+                || context.is_expired(self.oldest_frame_ms, bounds.mailbox_ttl))
         {
-            let frames = self.frames(user, context)?;
+            let frames = self.frame_infos(user, context)?;
             let removed = frames.pop_front().ok_or_else(damaged_entry_error)?;
             let oldest = frames.front().copied();
             batch.delete(Table::Users, keys::frame(user, removed.offset));
-            self.count -= 1;
-            self.bytes = self.bytes.saturating_sub(removed.bytes);
+            self.frame_count -= 1;
+            self.frame_bytes = self.frame_bytes.saturating_sub(removed.bytes);
             self.floor = removed.offset;
-            self.oldest_ms = oldest.map_or(0, |oldest| oldest.at_ms);
+            self.oldest_frame_ms = oldest.map_or(0, |oldest| oldest.at_ms);
             self.empty_id = None;
             is_trimmed = true;
         }
@@ -309,10 +310,10 @@ impl Mailbox {
 
     /// Moves the mailbox's end to a position above all frames.
     pub(super) fn advance_end(&mut self, position: &Position, context: &StoreContext<'_>) {
-        if self.last.is_none() {
+        if self.last_position.is_none() {
             self.floor = position.offset;
         }
-        self.last = Some(position.clone());
+        self.last_position = Some(position.clone());
         self.last_used_ms = context.now_ms;
     }
 
@@ -334,12 +335,12 @@ impl Mailbox {
             self.empty_id = None;
             return Ok(());
         }
-        if self.count == 0 {
-            self.oldest_ms = context.now_ms;
+        if self.frame_count == 0 {
+            self.oldest_frame_ms = context.now_ms;
         }
-        self.count += 1;
-        self.bytes += bytes;
-        if let Some(frames) = &mut self.frames {
+        self.frame_count += 1;
+        self.frame_bytes += bytes;
+        if let Some(frames) = &mut self.frame_infos {
             frames.push_back(FrameInfo {
                 offset: position.offset,
                 at_ms: context.now_ms,
@@ -362,7 +363,7 @@ impl Mailbox {
     ) -> Result<Vec<(MessageId, Position)>> {
         let mut forgotten = Vec::new();
         let mut remaining = VecDeque::new();
-        for info in std::mem::take(self.frames(user, context)?) {
+        for info in std::mem::take(self.frame_infos(user, context)?) {
             let key = keys::frame(user, info.offset);
             let value = context
                 .store
@@ -374,16 +375,16 @@ impl Mailbox {
                 continue;
             }
             batch.delete(Table::Users, key);
-            self.count -= 1;
-            self.bytes = self.bytes.saturating_sub(info.bytes);
+            self.frame_count -= 1;
+            self.frame_bytes = self.frame_bytes.saturating_sub(info.bytes);
             let position = Position {
                 epoch: self.end().epoch,
                 offset: info.offset,
             };
             forgotten.push((frame.message, position));
         }
-        self.oldest_ms = remaining.front().map_or(0, |oldest| oldest.at_ms);
-        self.frames = Some(remaining);
+        self.oldest_frame_ms = remaining.front().map_or(0, |oldest| oldest.at_ms);
+        self.frame_infos = Some(remaining);
         if !forgotten.is_empty() {
             self.put(batch, user);
         }
@@ -396,10 +397,10 @@ impl UserState {
     pub(super) fn drop_mailbox(&mut self, context: &StoreContext<'_>) -> Result<()> {
         if let Some(mut mailbox) = self.mailbox.take() {
             let mut batch = Batch::default();
-            for frame in mailbox.frames(&self.user, context)?.iter() {
+            for frame in mailbox.frame_infos(&self.user, context)?.iter() {
                 batch.delete(Table::Users, keys::frame(&self.user, frame.offset));
             }
-            batch.delete(Table::Users, keys::user(&self.user, Tag::Head, b""));
+            batch.delete(Table::Users, keys::user(&self.user, Tag::MailboxHead, b""));
             context.store.commit(batch)?;
         }
         Ok(())

@@ -30,16 +30,16 @@ mod pending;
 mod publication;
 mod read;
 
-use answer::InFlight;
+use answer::AnswerInFlight;
 pub(super) use expiry::needs_expiry;
 pub(super) use forget::ForgetScope;
-use history::LastTurn;
+use history::HistoryHead;
 pub(super) use history::turn_header;
 use mailbox::Mailbox;
 use pending::PendingEntry;
 
 /// Entries per scan of the store.
-const PAGE: usize = 512;
+const PAGE_ENTRIES: usize = 512;
 
 /// One user's state. Guarded by the user's lock.
 #[derive(Debug)]
@@ -48,7 +48,7 @@ pub(super) struct UserState {
     /// When the state was last used, in milliseconds since the Unix epoch.
     pub(super) last_used_ms: i64,
     /// Set while a rule runs. Still set at the next call if the rule panicked.
-    pub(super) is_in_rule: bool,
+    pub(super) is_in_call: bool,
     /// Sequence number of the last published frame.
     n: u64,
     /// Random id of the sequence counter.
@@ -56,7 +56,7 @@ pub(super) struct UserState {
     pub(super) subscriptions: Subscriptions,
     /// Answers that workers are generating. Only in memory: after a restart their workers get
     /// `DataLost` and send the text again.
-    in_flight: HashMap<MessageId, InFlight>,
+    in_flight: HashMap<MessageId, AnswerInFlight>,
     /// Whether the fields below mirror the store.
     is_loaded: bool,
     mailbox: Option<Mailbox>,
@@ -65,7 +65,7 @@ pub(super) struct UserState {
     /// Cancel marks with the time at which they were set.
     pub(super) cancel_marks: HashMap<MessageId, i64>,
     /// The newest turn of recently used conversations.
-    last_turns: HashMap<ConversationId, LastTurn>,
+    history_heads: HashMap<ConversationId, HistoryHead>,
 }
 
 impl UserState {
@@ -73,7 +73,7 @@ impl UserState {
         Self {
             user,
             last_used_ms: context.now_ms,
-            is_in_rule: false,
+            is_in_call: false,
             n: 0,
             n_id: context.random_id(),
             subscriptions: Subscriptions::default(),
@@ -83,7 +83,7 @@ impl UserState {
             pending: HashMap::new(),
             next_pending: 0,
             cancel_marks: HashMap::new(),
-            last_turns: HashMap::new(),
+            history_heads: HashMap::new(),
         }
     }
 
@@ -96,7 +96,7 @@ impl UserState {
         self.mailbox = None;
         self.pending.clear();
         self.cancel_marks.clear();
-        self.last_turns.clear();
+        self.history_heads.clear();
     }
 
     /// Loads the part of the state that mirrors the store, unless that was done before.
@@ -106,28 +106,32 @@ impl UserState {
         }
         self.reset();
         self.n_id = context.random_id();
-        let (mut from, to) = keys::range(&self.user, Tag::Head, Tag::Mark);
+        let (mut from, to) = keys::range(&self.user, Tag::MailboxHead, Tag::CancelMark);
         loop {
-            let page = context.store.scan(Table::Users, &from, &to, PAGE, false)?;
+            let page = context
+                .store
+                .scan(Table::Users, &from, &to, PAGE_ENTRIES, false)?;
             for (key, value) in &page {
                 let (_, tag, suffix) = keys::parse(key).ok_or_else(damaged_entry_error)?;
                 match tag {
-                    Tag::Head => self.mailbox = Some(Mailbox::decode(value)?),
+                    Tag::MailboxHead => self.mailbox = Some(Mailbox::decode(value)?),
                     Tag::Pending => {
-                        let sequence = keys::number(suffix).ok_or_else(damaged_entry_error)?;
+                        let sequence =
+                            keys::parse_number(suffix).ok_or_else(damaged_entry_error)?;
                         let (message, entry) = PendingEntry::decode(sequence, value)?;
                         self.pending.insert(message, entry);
                         self.next_pending = self.next_pending.max(sequence + 1);
                     }
-                    Tag::Mark => {
+                    Tag::CancelMark => {
                         let at_ms = Reader::new(value).number()?;
-                        self.cancel_marks.insert(keys::message(suffix)?, at_ms);
+                        self.cancel_marks
+                            .insert(keys::parse_message(suffix)?, at_ms);
                     }
                     _ => {}
                 }
             }
             match page.last() {
-                Some((key, _)) if page.len() == PAGE => from = keys::successor(key),
+                Some((key, _)) if page.len() == PAGE_ENTRIES => from = keys::successor(key),
                 _ => break,
             }
         }
@@ -144,7 +148,7 @@ impl UserState {
     /// Removes expired answers and closed subscriptions from memory.
     pub(super) fn remove_expired(&mut self, now_ms: i64, bounds: &Bounds) {
         self.in_flight
-            .retain(|_, answer| !is_expired(answer.updated_ms, bounds.pending_ttl, now_ms));
+            .retain(|_, answer| !is_expired(answer.lease_renewed_ms, bounds.pending_ttl, now_ms));
         self.subscriptions.remove_closed();
     }
 }

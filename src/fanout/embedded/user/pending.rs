@@ -31,7 +31,7 @@ fn decode_message(value: &[u8]) -> Result<PendingMessage> {
     let mut reader = Reader::new(value);
     reader.number()?;
     let message_id = MessageId::parse(reader.text()?).map_err(|_| damaged_entry_error())?;
-    let id = match reader.optional()? {
+    let id = match reader.optional_text()? {
         Some(id) => Some(ClientMessageId::parse(id).map_err(|_| damaged_entry_error())?),
         None => None,
     };
@@ -98,7 +98,7 @@ impl UserState {
         let value = Writer::with_capacity(content.len() + 128)
             .number(at_ms)
             .text(message.message_id.as_str())
-            .optional(message.id.as_ref().map(ClientMessageId::as_str))
+            .optional_text(message.id.as_ref().map(ClientMessageId::as_str))
             .text(message.conversation.as_str())
             .finish_with(content);
         batch.put(Table::Users, keys::pending(&self.user, sequence), value);

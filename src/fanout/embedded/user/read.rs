@@ -12,7 +12,7 @@ use crate::protocol::sequence_number::SequenceNumber;
 use crate::store::{Batch, Table};
 
 /// Frames per scan of the store.
-const PAGE: usize = 16;
+const PAGE_FRAMES: usize = 16;
 
 impl UserState {
     pub(in crate::fanout::embedded) fn read(
@@ -43,7 +43,7 @@ impl UserState {
             .and_then(|after| mailbox.resume_offset(after));
         // Below every offset.
         let start_offset = (call.from_start && call.after.is_none()).then_some(-1);
-        let (frames, has_more) = match (resume_offset.or(start_offset), &mailbox.last) {
+        let (frames, has_more) = match (resume_offset.or(start_offset), &mailbox.last_position) {
             (Some(after), Some(last)) => {
                 frames_after(&self.user, after, &last.epoch, call.max_bytes, context)?
             }
@@ -74,12 +74,14 @@ fn frames_after(
     let mut frames = Vec::new();
     let mut bytes = 0;
     let mut from = keys::frame(user, after + 1);
-    let (_, to) = keys::range(user, Tag::Frame, Tag::Frame);
+    let (_, to) = keys::range(user, Tag::MailboxFrame, Tag::MailboxFrame);
     loop {
-        let page = context.store.scan(Table::Users, &from, &to, PAGE, false)?;
+        let page = context
+            .store
+            .scan(Table::Users, &from, &to, PAGE_FRAMES, false)?;
         for (key, value) in &page {
             let (.., suffix) = keys::parse(key).ok_or_else(damaged_entry_error)?;
-            let offset = keys::number(suffix).ok_or_else(damaged_entry_error)? as i64;
+            let offset = keys::parse_number(suffix).ok_or_else(damaged_entry_error)? as i64;
             let frame = StoredFrame::decode(value)?.json;
             if !frames.is_empty() && bytes + frame.len() > max_bytes {
                 return Ok((frames, true));
@@ -89,7 +91,7 @@ fn frames_after(
             frames.push((Position { epoch, offset }, frame.to_owned()));
         }
         match page.last() {
-            Some((key, _)) if page.len() == PAGE => from = keys::successor(key),
+            Some((key, _)) if page.len() == PAGE_FRAMES => from = keys::successor(key),
             _ => return Ok((frames, false)),
         }
     }
