@@ -1,20 +1,21 @@
-//! The partitioner: which partition a record with a key belongs to.
+//! The partitioner: computes the partition of a record from its key.
 //!
-//! It computes what Java's Kafka clients compute, and what librdkafka computes under the name
-//! `murmur2_random`, so that a key leads to the same partition whoever appends the record.
+//! The result is the same as with Kafka's Java clients and with librdkafka's partitioner
+//! `murmur2_random`, so a key's records are in the same partition whichever program appends them.
 
 use bytes::Bytes;
 
-/// The partition, from 0, that a record with this key belongs to among `partitions` of them.
-/// `partitions` must not be 0.
+/// The partition, from 0, of a record with this key in a topic with `partitions` partitions, which
+/// must not be 0.
 pub fn partition_for_key(key: &[u8], partitions: usize) -> usize {
     (murmur2(key) & 0x7fff_ffff) as usize % partitions
 }
 
-/// A key that [`partition_for_key`] maps to this partition among `partitions` of them: for records
-/// that must be appended to a given partition.
+/// A key that [`partition_for_key`] maps to `partition` in a topic with `partitions` partitions.
+/// Serves to append a record to a given partition.
 pub fn key_for_partition(partition: i32, partitions: usize) -> Bytes {
-    // The hash spreads keys evenly, so a match is found long before this bound.
+    // The hash spreads keys evenly, so a matching key is found long before the bound of the range,
+    // and the default below is never returned.
     let key = (0..1_000_000_u32)
         .map(|n| format!("partition-{partition}-{n}"))
         .find(|key| partition_for_key(key.as_bytes(), partitions) == partition as usize);

@@ -1,10 +1,11 @@
-//! The encoding of topics, records and offsets in the store's tables.
+//! The encoding of the embedded log's records and metadata as keys and values of the store's
+//! tables.
 
 use bytes::{Buf, Bytes};
 
 use crate::protocol::log_record::{Headers, NewRecord, Record};
 
-/// The key of a record. Keys sort by topic, partition and offset.
+/// The key of a record in [`crate::store::Table::Log`]. Keys sort by topic, partition and offset.
 pub(super) fn record_key(topic: u32, partition: i32, offset: i64) -> [u8; 16] {
     let mut key = [0; 16];
     key[..4].copy_from_slice(&topic.to_be_bytes());
@@ -13,12 +14,13 @@ pub(super) fn record_key(topic: u32, partition: i32, offset: i64) -> [u8; 16] {
     key
 }
 
-/// The offset in a record's key. `None` if it is not such a key.
+/// The offset in a record's key. `None` if `key` is too short to be a record's key.
 pub(super) fn record_offset(key: &[u8]) -> Option<i64> {
     Some(i64::from_be_bytes(key.get(8..16)?.try_into().ok()?))
 }
 
-/// The part of a record that is its value in the store; the rest is in the key.
+/// The part of a record that its value in the store encodes. Its key in the store encodes topic,
+/// partition and offset.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct StoredRecord {
     pub(super) timestamp_ms: i64,
@@ -27,8 +29,9 @@ pub(super) struct StoredRecord {
     pub(super) headers: Headers,
 }
 
-/// Encodes the timestamp, a flag and the key, the headers, and the value up to the end. Lengths are
-/// 4 bytes, little-endian.
+/// Encodes a [`StoredRecord`]: the timestamp; a byte that is 1 if a key follows; the number of
+/// headers and the headers; the value, up to the end. Each key, header name and header value is
+/// preceded by its length. Numbers are little-endian, and all but the timestamp have 4 bytes.
 pub(super) fn encode(record: &Record) -> Vec<u8> {
     let mut out = Vec::with_capacity(record.size());
     out.extend(record.timestamp_ms.to_le_bytes());
@@ -52,7 +55,7 @@ pub(super) fn encode(record: &Record) -> Vec<u8> {
     out
 }
 
-/// Decodes what [`encode`] wrote. `None` for other bytes.
+/// Decodes a value that [`encode`] returned. `None` if `bytes` is malformed.
 pub(super) fn decode(bytes: Vec<u8>) -> Option<StoredRecord> {
     fn get_bytes(bytes: &mut Bytes) -> Option<Bytes> {
         let length = bytes.try_get_u32_le().ok()? as usize;
@@ -78,12 +81,14 @@ pub(super) fn decode(bytes: Vec<u8>) -> Option<StoredRecord> {
     })
 }
 
-/// The timestamp of an encoded record, without decoding the rest.
+/// The timestamp of a record that [`encode`] encoded, which is all that is decoded. `None` if
+/// `bytes` is too short.
 pub(super) fn timestamp(bytes: &[u8]) -> Option<i64> {
     Some(i64::from_le_bytes(bytes.get(..8)?.try_into().ok()?))
 }
 
-/// The size of a record that counts against the record size limit, in bytes.
+/// The size in bytes that counts against the log's limit: key, value, headers, and 8 bytes for the
+/// lengths of each header.
 pub(super) fn record_size(record: &NewRecord) -> usize {
     let headers: usize = record
         .headers
@@ -93,14 +98,14 @@ pub(super) fn record_size(record: &NewRecord) -> usize {
     record.value.len() + record.key.as_ref().map_or(0, Bytes::len) + headers
 }
 
-/// The key of the log's id.
+/// The key of the log's id in [`crate::store::Table::LogState`], like every key below.
 pub(super) const LOG_ID_KEY: &[u8] = b"id";
-/// The prefix of topic keys. The topic's name follows.
+/// The prefix of the keys of topics. The topic's name follows it.
 pub(super) const TOPIC_PREFIX: &[u8] = b"t";
-/// The first key after all topic keys.
+/// The lowest key above the keys of all topics.
 pub(super) const TOPIC_END: &[u8] = b"u";
 
-/// The key of a topic.
+/// The key of a topic's numeric id and number of partitions.
 pub(super) fn topic_key(name: &str) -> Vec<u8> {
     [TOPIC_PREFIX, name.as_bytes()].concat()
 }
@@ -110,32 +115,33 @@ pub(super) fn encode_topic(id: u32, partitions: u32) -> Vec<u8> {
     [id.to_le_bytes(), partitions.to_le_bytes()].concat()
 }
 
-/// Decodes a topic's numeric id and number of partitions.
+/// Decodes a topic's numeric id and number of partitions. `None` if `bytes` is too short.
 pub(super) fn decode_topic(mut bytes: &[u8]) -> Option<(u32, u32)> {
     Some((bytes.try_get_u32_le().ok()?, bytes.try_get_u32_le().ok()?))
 }
 
-/// The key of a partition's log start, which exists once records were removed.
+/// The key of a partition's log start, which has a value once records of the partition were removed.
 pub(super) fn log_start_key(topic: u32, partition: i32) -> Vec<u8> {
     [&b"f"[..], &topic.to_be_bytes(), &partition.to_be_bytes()].concat()
 }
 
-/// Encodes the first retained offset, and the timestamp of the last removed record.
+/// Encodes a partition's log start: the lowest retained offset, and the timestamp of the last removed
+/// record, in milliseconds since the Unix epoch.
 pub(super) fn encode_log_start(start: i64, timestamp_ms: i64) -> Vec<u8> {
     [start.to_le_bytes(), timestamp_ms.to_le_bytes()].concat()
 }
 
-/// Decodes the first retained offset, and the timestamp of the last removed record.
+/// Decodes what [`encode_log_start`] encoded. `None` if `bytes` is too short.
 pub(super) fn decode_log_start(mut bytes: &[u8]) -> Option<(i64, i64)> {
     Some((bytes.try_get_i64_le().ok()?, bytes.try_get_i64_le().ok()?))
 }
 
-/// The prefix of the keys of a topic's committed offsets.
+/// The prefix of the keys of a topic's committed offsets. Partition and group follow it.
 pub(super) fn commit_prefix(topic: u32) -> Vec<u8> {
     [&b"c"[..], &topic.to_be_bytes()].concat()
 }
 
-/// The key of a committed offset.
+/// The key of the offset that a group has committed for a partition.
 pub(super) fn commit_key(topic: u32, partition: i32, group: &str) -> Vec<u8> {
     [
         &commit_prefix(topic)[..],
@@ -145,7 +151,7 @@ pub(super) fn commit_key(topic: u32, partition: i32, group: &str) -> Vec<u8> {
     .concat()
 }
 
-/// The partition and the group in the key of a committed offset.
+/// The partition and the group in a key that [`commit_key`] returned. `None` if `key` is malformed.
 pub(super) fn decode_commit_key(key: &[u8]) -> Option<(i32, &str)> {
     let partition = i32::from_be_bytes(key.get(5..9)?.try_into().ok()?);
     Some((partition, std::str::from_utf8(&key[9..]).ok()?))

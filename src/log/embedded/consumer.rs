@@ -1,4 +1,5 @@
-//! A member of a consumer group: reads its partitions in turn, from memory or from the store.
+//! A member of a consumer group: delivers the records of its partitions in turn, and reads them
+//! from the cache of the newest records or from the store.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -15,16 +16,17 @@ use crate::log::{Consumer, ConsumerEvent, LogError};
 use crate::protocol::log_record::Record;
 use crate::store::{Store, StoreError};
 
-/// Size limit of the records prefetched per partition, in bytes. A larger record is prefetched
-/// alone.
+/// Prefetching from a partition stops once the prefetched records have this size in bytes.
 const PREFETCH_BYTES: usize = 256 << 10;
-/// How often a waiting member checks whether another member has stopped polling.
+/// Interval at which a waiting member checks whether another member has stopped polling.
 const EXPIRY_CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// A member that does not poll for this long loses the partitions that other members wait for.
+/// Time after which the group revokes a partition from a member that was asked to release it and
+/// has not polled since.
 const SESSION_TIMEOUT: Duration = Duration::from_secs(6);
-/// How long [`Consumer::close`] waits for the last commit.
+/// Maximum time for which [`Consumer::close`] waits for the last commit.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Delay before a failed read is retried, during which the store may be reopened.
+/// Delay before a failed read of the store is retried. A store that has failed needs this time to
+/// reopen itself.
 const READ_RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The read position in one assigned partition.
@@ -33,15 +35,19 @@ struct PartitionCursor {
     /// The next offset to prefetch.
     next_offset: i64,
     prefetched: VecDeque<Record>,
-    /// Number of the seek that set the position. A read that began before is discarded.
+    /// Number of the seek or assignment that set the position. The result of a read of the store
+    /// that began before it is discarded.
     seek_number: u64,
 }
 
-/// A read of the store in progress. Kept in the member, so that a call of `next` can be cancelled.
+/// A read of the store in progress. The consumer owns it, so that it survives when a call of `next`
+/// is cancelled.
 #[derive(Debug)]
 struct Fetch {
     partition: i32,
+    /// The cursor's `seek_number` when the read began.
     seek_number: u64,
+    /// The offset below which the read reads records.
     end: i64,
     task: JoinHandle<Result<Vec<Record>, StoreError>>,
 }
@@ -54,15 +60,17 @@ pub(super) struct EmbeddedConsumer {
     group: Arc<Group>,
     member: u64,
     is_closed: bool,
-    /// The group's version up to which every change was reported.
+    /// The group's version when every change of this member's assignment had been reported.
     group_version: u64,
+    /// Notified by [`Topic::changed`].
     changed: watch::Receiver<()>,
     cursors: BTreeMap<i32, PartitionCursor>,
-    /// The partition that delivered the last record. The search for the next one starts after it.
+    /// The partition of the last delivered record. The search for the next record starts with the
+    /// partition after it.
     last_partition: i32,
     is_paused: bool,
     fetch: Option<Fetch>,
-    /// Number of seeks and assignments so far.
+    /// Number of seeks and assigned partitions so far.
     seeks: u64,
 }
 
@@ -94,7 +102,8 @@ impl EmbeddedConsumer {
             .load(Ordering::Acquire)
     }
 
-    /// The next change of the assignment, already applied to the cursors.
+    /// Applies the next change of this member's assignment to the cursors, and returns the event
+    /// that reports it. `None` if nothing has changed.
     fn next_change(&mut self) -> Option<ConsumerEvent> {
         let version = self.group.version();
         if version == self.group_version {
@@ -124,7 +133,8 @@ impl EmbeddedConsumer {
                 Some(ConsumerEvent::Assigned(assignments))
             }
             None => {
-                // The call may have released partitions of which this member was never notified.
+                // The call itself changes the version if it released partitions whose assignment was
+                // not reported yet. Wakes the members that wait for these partitions.
                 if self.group.version() == version {
                     self.group_version = version;
                 } else {
@@ -135,7 +145,8 @@ impl EmbeddedConsumer {
         }
     }
 
-    /// The assigned partitions in round-robin order, so that none starves another.
+    /// The assigned partitions in the order in which they are searched for the next record:
+    /// round-robin, so that no partition starves another.
     fn partitions_in_turn(&self) -> Vec<i32> {
         let after = self.cursors.range(self.last_partition + 1..);
         let before = self.cursors.range(..=self.last_partition);
@@ -157,8 +168,9 @@ impl EmbeddedConsumer {
         None
     }
 
-    /// Prefetches records that are in memory, and otherwise starts a read of the store. Returns
-    /// whether records were prefetched.
+    /// Prefetches records of partitions that have none prefetched: from the cache of the newest
+    /// records, or by starting a read of the store if none is in progress. Returns whether records
+    /// were prefetched from the cache.
     fn prefetch(&mut self) -> bool {
         let mut has_prefetched = false;
         for index in self.partitions_in_turn() {
@@ -173,7 +185,8 @@ impl EmbeddedConsumer {
                 continue;
             }
             if let Some(records) = partition.recent_records(cursor.next_offset, PREFETCH_BYTES) {
-                // Offsets may have gaps: without a record, the rest up to the end is one.
+                // Offsets may have gaps. If there is no record, every offset up to `end` belongs to
+                // a gap and is skipped.
                 cursor.next_offset = records.last().map_or(end, |record| record.offset + 1);
                 has_prefetched |= !records.is_empty();
                 cursor.prefetched = records.into();
@@ -193,7 +206,8 @@ impl EmbeddedConsumer {
         has_prefetched
     }
 
-    /// Adds the records of a finished read to its cursor. Returns false if the read failed.
+    /// Adds the result of the finished read to the cursor of its partition, unless the partition
+    /// was revoked or its position was set anew. Returns false if the read failed.
     fn complete_fetch(&mut self, result: Result<Vec<Record>, StoreError>) -> bool {
         let Some(fetch) = self.fetch.take() else {
             return true;
@@ -225,9 +239,10 @@ impl EmbeddedConsumer {
 impl Consumer for EmbeddedConsumer {
     async fn next(&mut self) -> ConsumerEvent {
         loop {
-            // While records are available, nothing below would let other tasks run.
+            // Lets other tasks run now and then: as long as records are available, this function
+            // returns without another await.
             tokio::task::coop::consume_budget().await;
-            // Before the state is read, so that a later change wakes the wait below.
+            // Marked before the state is read, so that a change after that ends the wait below.
             self.changed.mark_unchanged();
             if let Some(event) = self.next_change() {
                 return event;
@@ -252,7 +267,8 @@ impl Consumer for EmbeddedConsumer {
                         tokio::time::sleep(READ_RETRY_INTERVAL).await;
                     }
                 }
-                // Never fails: the topic owns the sender and lives as long as this member.
+                // `changed` returns no error, because this member keeps the topic, which owns the
+                // sender. The loop then reads the state again.
                 _ = self.changed.changed() => {}
                 () = tokio::time::sleep(EXPIRY_CHECK_INTERVAL) => {
                     if self.group.revoke_expired(SESSION_TIMEOUT) {

@@ -1,4 +1,5 @@
-//! A consumer group: which member owns which partition, and which offsets are finished.
+//! The coordinator of a consumer group: assigns partitions to members, and keeps the group's
+//! committed offsets.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,12 +13,13 @@ use crate::log::Assignment;
 #[derive(Debug, Clone, Copy)]
 struct Owner {
     member: u64,
-    /// The member has received the assignment.
+    /// [`Group::next_change`] has reported the assignment to the member.
     is_notified: bool,
-    /// When the group asked the member to release the partition, if it did.
-    revoke_requested: Option<Instant>,
+    /// When the group asked the member to release the partition. `None` if it has not asked.
+    revoke_requested_at: Option<Instant>,
 }
 
+/// What a group stores for one member.
 #[derive(Debug, Default)]
 struct Member {
     /// Offsets that the member stored and that are not committed yet, by partition.
@@ -26,14 +28,19 @@ struct Member {
     unreported_revocations: Vec<i32>,
 }
 
+/// The committed offset and the owner of one partition.
 #[derive(Debug)]
 struct PartitionState {
+    /// The offset below which the group has finished every record. `None` if the group has never
+    /// committed an offset.
     committed: Option<i64>,
-    /// The committed offset that is in the store. `None` also after a write failed.
+    /// The committed offset that was last written to the store. `None` if none was written or the
+    /// last write failed.
     persisted: Option<i64>,
     owner: Option<Owner>,
 }
 
+/// The state of a group, behind its lock.
 #[derive(Debug)]
 struct State {
     partitions: Vec<PartitionState>,
@@ -48,17 +55,18 @@ pub(super) enum RebalanceChange {
     Assigned(Vec<Assignment>),
 }
 
-/// The coordinator of one group on one topic: assigns partitions to members, and collects the
-/// offsets that they store.
+/// The coordinator of one group on one topic: assigns partitions to members, and commits the
+/// offsets that the members store.
 #[derive(Debug)]
 pub(super) struct Group {
     state: Mutex<State>,
-    /// Increases with every change that concerns a member.
+    /// Incremented whenever partitions are assigned, revoked or requested from a member. A consumer
+    /// that has seen the current version need not call [`Group::next_change`].
     version: AtomicU64,
 }
 
 impl Group {
-    /// Creates a group without members. `committed` has one entry for each partition.
+    /// Creates a group without members. `committed` has the committed offset of each partition.
     pub(super) fn new(committed: Vec<Option<i64>>) -> Self {
         let partitions = committed
             .into_iter()
@@ -98,8 +106,8 @@ impl Group {
         member
     }
 
-    /// Removes a member. With `commit` the offsets that it stored are committed, otherwise they
-    /// are discarded.
+    /// Removes a member. With `commit` the offsets that the member stored are committed; otherwise
+    /// they are discarded.
     pub(super) fn leave(&self, member: u64, commit: bool) {
         let mut state = self.state.lock();
         if !commit && let Some(member) = state.members.get_mut(&member) {
@@ -114,8 +122,9 @@ impl Group {
         self.increment_version();
     }
 
-    /// The next change that the member has to learn. The call also releases the partitions that
-    /// the group asked the member for.
+    /// The next change of the member's assignment that was not reported to the member yet. `None`
+    /// if there is none. The call first releases the partitions that the group has requested from
+    /// the member.
     pub(super) fn next_change(&self, member: u64) -> Option<RebalanceChange> {
         let mut state = self.state.lock();
         let requested: Vec<usize> = state
@@ -123,7 +132,7 @@ impl Group {
             .into_iter()
             .filter(|p| {
                 let owner = state.partitions[*p].owner;
-                owner.is_some_and(|owner| owner.revoke_requested.is_some())
+                owner.is_some_and(|owner| owner.revoke_requested_at.is_some())
             })
             .collect();
         if !requested.is_empty() {
@@ -153,13 +162,13 @@ impl Group {
         (!assigned.is_empty()).then_some(RebalanceChange::Assigned(assigned))
     }
 
-    /// Revokes partitions from members that were asked for them longer than `session_timeout` ago
-    /// and have not released them. Returns whether there were any.
+    /// Revokes the partitions that the group requested from their owners more than
+    /// `session_timeout` ago and that are not released yet. Returns whether there were any.
     pub(super) fn revoke_expired(&self, session_timeout: Duration) -> bool {
         let mut state = self.state.lock();
         let is_expired = |owner: Owner| {
             owner
-                .revoke_requested
+                .revoke_requested_at
                 .is_some_and(|since| since.elapsed() > session_timeout)
         };
         let expired: Vec<usize> = (0..state.partitions.len())
@@ -177,7 +186,8 @@ impl Group {
         true
     }
 
-    /// Stores the offset below which everything is finished, if the member owns the partition.
+    /// Stores the offset below which the member has finished every record, until it is committed.
+    /// Has no effect if the member does not own the partition.
     pub(super) fn store_offset(&self, member: u64, partition: i32, next_offset: i64) {
         let mut state = self.state.lock();
         let partition = partition as usize;
@@ -191,8 +201,9 @@ impl Group {
         }
     }
 
-    /// Commits the stored offsets, and returns the commits that are not in the store yet. They
-    /// count as persisted from now on: see [`Group::mark_unpersisted`].
+    /// Commits the offsets that members stored. Returns each partition whose committed offset has
+    /// to be written to the store, with that offset. It counts as persisted from now on; if the
+    /// write fails, the caller must call [`Group::mark_unpersisted`].
     pub(super) fn commit_stored(&self) -> Vec<(i32, i64)> {
         let mut state = self.state.lock();
         let State {
@@ -217,13 +228,15 @@ impl Group {
         unpersisted
     }
 
-    /// Notes that the commit could not be written, so that it is written again.
+    /// Notes that the partition's committed offset could not be written to the store, so that the
+    /// next [`Group::commit_stored`] returns it again.
     pub(super) fn mark_unpersisted(&self, partition: i32) {
         self.state.lock().partitions[partition as usize].persisted = None;
     }
 
-    /// The offset below which the group has finished everything, even if this process dies.
-    /// `None` if the group has no members and has never committed: it needs no record.
+    /// The offset below which the group needs no record of this partition, even after a restart.
+    /// `None` if the group has no members and has never committed, so that it needs no record at
+    /// all.
     pub(super) fn persisted_offset(&self, partition: i32) -> Option<i64> {
         let state = self.state.lock();
         let is_in_use =
@@ -233,7 +246,8 @@ impl Group {
 }
 
 impl PartitionState {
-    /// Never moves the commit back: after a seek a member finishes again what was finished before.
+    /// Commits an offset, unless a higher one is committed: after a seek, a member finishes records
+    /// again that were finished before.
     fn commit(&mut self, next_offset: i64) {
         let committed = self.committed.map_or(next_offset, |c| c.max(next_offset));
         self.committed = Some(committed);
@@ -251,7 +265,7 @@ impl State {
             .collect()
     }
 
-    /// Commits the offset that the owner stored for a partition, and revokes the partition.
+    /// Revokes a partition from its owner, and commits the offset that the owner stored for it.
     fn release(&mut self, partition: usize) {
         let state = &mut self.partitions[partition];
         let Some(owner) = state.owner.take() else {
@@ -267,8 +281,8 @@ impl State {
         }
     }
 
-    /// Assigns free partitions, and asks members for the partitions above their share. As few
-    /// partitions as possible change their owner.
+    /// Assigns free partitions to members, and requests from each member the partitions above its
+    /// share. As few partitions as possible change their owner.
     fn rebalance(&mut self) {
         if self.members.is_empty() {
             return;
@@ -284,8 +298,8 @@ impl State {
         let larger_shares = self.partitions.len() % members.len();
         for (index, (member, owned)) in members.iter_mut().enumerate() {
             let quota = share + usize::from(index < larger_shares);
-            // Partitions whose owner was not notified yet sort last, so they are above the quota
-            // first and are revoked without asking.
+            // Partitions whose assignment was not reported yet sort last, so they are the first to
+            // exceed the quota. They are revoked at once, because the member does not know them.
             owned.sort_by_key(|p| {
                 let owner = self.partitions[*p].owner;
                 owner.is_some_and(|owner| !owner.is_notified)
@@ -297,8 +311,8 @@ impl State {
                     owner.take_if(|owner| !owner.is_notified);
                 }
                 if let Some(owner) = owner {
-                    owner.revoke_requested =
-                        is_above_quota.then(|| owner.revoke_requested.unwrap_or_else(Instant::now));
+                    owner.revoke_requested_at = is_above_quota
+                        .then(|| owner.revoke_requested_at.unwrap_or_else(Instant::now));
                 }
             }
             let mut missing = quota.saturating_sub(owned.len());
@@ -307,7 +321,7 @@ impl State {
                     partition.owner = Some(Owner {
                         member: *member,
                         is_notified: false,
-                        revoke_requested: None,
+                        revoke_requested_at: None,
                     });
                     missing -= 1;
                 }
@@ -320,14 +334,14 @@ impl State {
 mod tests {
     use super::*;
 
-    fn assigned(group: &Group, member: u64) -> Vec<i32> {
+    fn next_assigned(group: &Group, member: u64) -> Vec<i32> {
         match group.next_change(member) {
             Some(RebalanceChange::Assigned(new)) => new.iter().map(|a| a.partition).collect(),
             other => panic!("{other:?}"),
         }
     }
 
-    fn revoked(group: &Group, member: u64) -> Vec<i32> {
+    fn next_revoked(group: &Group, member: u64) -> Vec<i32> {
         match group.next_change(member) {
             Some(RebalanceChange::Revoked(lost)) => lost,
             other => panic!("{other:?}"),
@@ -338,17 +352,20 @@ mod tests {
     fn partition_is_reassigned_only_after_its_owner_released_it() {
         let group = Group::new(vec![None; 4]);
         let a = group.join();
-        assert_eq!(assigned(&group, a), [0, 1, 2, 3]);
+        assert_eq!(next_assigned(&group, a), [0, 1, 2, 3]);
         let b = group.join();
-        assert!(group.next_change(b).is_none(), "a has not released them");
+        assert!(
+            group.next_change(b).is_none(),
+            "member a has not released a partition"
+        );
         group.store_offset(a, 3, 7);
-        assert_eq!(revoked(&group, a), [2, 3]);
+        assert_eq!(next_revoked(&group, a), [2, 3]);
         group.store_offset(a, 3, 9);
-        assert_eq!(assigned(&group, b), [2, 3]);
+        assert_eq!(next_assigned(&group, b), [2, 3]);
         assert_eq!(
             group.commit_stored(),
             [(3, 7)],
-            "stored before the revocation, not after it"
+            "offset 7 was stored before the revocation, offset 9 after it"
         );
     }
 
@@ -356,36 +373,39 @@ mod tests {
     fn member_that_stopped_polling_loses_requested_partitions_and_is_fenced() {
         let group = Group::new(vec![None; 2]);
         let a = group.join();
-        assert_eq!(assigned(&group, a), [0, 1]);
+        assert_eq!(next_assigned(&group, a), [0, 1]);
         let b = group.join();
-        assert!(!group.revoke_expired(Duration::from_secs(60)), "too early");
+        assert!(
+            !group.revoke_expired(Duration::from_secs(60)),
+            "no request is that old"
+        );
         while !group.revoke_expired(Duration::ZERO) {}
-        assert_eq!(assigned(&group, b), [1]);
+        assert_eq!(next_assigned(&group, b), [1]);
         group.store_offset(a, 1, 5);
         assert!(group.commit_stored().is_empty());
-        assert_eq!(revoked(&group, a), [1]);
+        assert_eq!(next_revoked(&group, a), [1]);
     }
 
     #[test]
     fn member_that_joins_before_the_first_was_notified_need_not_wait() {
         let group = Group::new(vec![None; 4]);
         let (a, b) = (group.join(), group.join());
-        assert_eq!(assigned(&group, b).len(), 2);
-        assert_eq!(assigned(&group, a).len(), 2);
+        assert_eq!(next_assigned(&group, b).len(), 2);
+        assert_eq!(next_assigned(&group, a).len(), 2);
     }
 
     #[test]
     fn member_without_a_partition_takes_over_when_another_leaves() {
         let group = Group::new(vec![None; 1]);
         let (a, b) = (group.join(), group.join());
-        assert_eq!(assigned(&group, a), [0]);
+        assert_eq!(next_assigned(&group, a), [0]);
         assert!(group.next_change(b).is_none());
         group.store_offset(a, 0, 3);
         group.leave(a, false);
-        assert_eq!(assigned(&group, b), [0]);
+        assert_eq!(next_assigned(&group, b), [0]);
         assert!(
             group.commit_stored().is_empty(),
-            "it left without committing"
+            "member a left without committing"
         );
     }
 
@@ -393,7 +413,7 @@ mod tests {
     fn revocation_request_is_withdrawn_when_the_other_member_leaves() {
         let group = Group::new(vec![None; 2]);
         let a = group.join();
-        assert_eq!(assigned(&group, a), [0, 1]);
+        assert_eq!(next_assigned(&group, a), [0, 1]);
         let b = group.join();
         group.leave(b, true);
         assert!(group.next_change(a).is_none());

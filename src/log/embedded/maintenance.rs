@@ -1,4 +1,5 @@
-//! Background maintenance: a thread commits stored offsets and removes expired records.
+//! Background maintenance of the embedded log: a thread commits stored offsets and removes expired
+//! records.
 
 use std::time::{Duration, Instant};
 
@@ -9,12 +10,15 @@ use crate::protocol::timestamp::now_ms;
 
 /// Interval between two commits of stored offsets.
 const COMMIT_INTERVAL: Duration = Duration::from_millis(500);
-/// Shortest and longest interval between two searches for expired records.
-const REMOVAL_INTERVAL: (Duration, Duration) =
-    (Duration::from_millis(500), Duration::from_secs(60));
-/// Records removed in one batch. A batch of this size delays appends by about a millisecond.
-const REMOVAL_BATCH: usize = 128;
-/// Delay between two batches, so that removal does not occupy the disk.
+/// Lower bound of the interval between two removals of expired records, which is a tenth of the
+/// retention.
+const MIN_REMOVAL_INTERVAL: Duration = Duration::from_millis(500);
+/// Upper bound of the interval between two removals of expired records.
+const MAX_REMOVAL_INTERVAL: Duration = Duration::from_secs(60);
+/// Maximum number of records that are removed in one batch. A batch of this size delays appends by
+/// about a millisecond.
+const REMOVAL_BATCH_RECORDS: usize = 128;
+/// Delay after a batch of each partition, so that the removal leaves the disk to appends.
 const REMOVAL_DELAY: Duration = Duration::from_millis(5);
 
 /// Controls the maintenance thread.
@@ -25,13 +29,13 @@ pub(super) struct Maintenance {
 }
 
 impl Maintenance {
-    /// Makes the thread commit once more and end.
+    /// Makes the maintenance thread commit once more and then end.
     pub(super) fn stop(&self) {
         *self.is_stopped.lock() = true;
         self.wake.notify_one();
     }
 
-    /// Waits for `time` or until the thread is stopped. Returns whether it is.
+    /// Waits for `time`, or until [`Maintenance::stop`] is called. Returns whether it was called.
     fn wait(&self, time: Duration) -> bool {
         let mut stopped = self.is_stopped.lock();
         self.wake
@@ -39,9 +43,9 @@ impl Maintenance {
         *stopped
     }
 
-    /// The body of the thread.
+    /// The body of the maintenance thread. Returns after [`Maintenance::stop`].
     pub(super) fn run(&self, log: &Shared, retention: Duration) {
-        let removal_interval = (retention / 10).clamp(REMOVAL_INTERVAL.0, REMOVAL_INTERVAL.1);
+        let removal_interval = (retention / 10).clamp(MIN_REMOVAL_INTERVAL, MAX_REMOVAL_INTERVAL);
         let mut removed_at = Instant::now();
         loop {
             let is_stopped = self.wait(COMMIT_INTERVAL);
@@ -58,7 +62,8 @@ impl Maintenance {
                     }
                 }
             }
-            // One disk sync covers all topics. If it fails, records are delivered again at worst.
+            // One disk sync covers the commits of all topics. A failed sync only means that records
+            // may be delivered again.
             if let Some(ticket) = last_ticket
                 && let Err(error) = log.store.wait_durable_blocking(ticket)
             {
@@ -77,8 +82,8 @@ impl Maintenance {
         }
     }
 
-    /// Removes expired records, one batch of each partition in turn, until there are no more or the
-    /// next commit of offsets is due. Returns whether there may be more.
+    /// Removes expired records, one batch of each partition in turn, until none is left or the next
+    /// commit of offsets is due. Returns whether the caller should continue after that commit.
     fn remove_expired(&self, log: &Shared, retention: Duration) -> bool {
         let started = Instant::now();
         let before_ms = now_ms() - i64::try_from(retention.as_millis()).unwrap_or(i64::MAX);
@@ -91,9 +96,9 @@ impl Maintenance {
                         &log.store,
                         partition as i32,
                         before_ms,
-                        REMOVAL_BATCH,
+                        REMOVAL_BATCH_RECORDS,
                     ) {
-                        Ok(removed) => more |= removed == REMOVAL_BATCH,
+                        Ok(removed) => more |= removed == REMOVAL_BATCH_RECORDS,
                         Err(error) => {
                             tracing::warn!(
                                 %error,

@@ -1,13 +1,14 @@
-//! The embedded log: the log of a single process, on its local store.
+//! The embedded log: the log of a single process, in its local store.
 //!
 //! A record gets its offset when it is appended. One thread writes all records that have queued up
-//! as one batch, syncs the disk once, then acknowledges them and makes them visible to readers. A
-//! reader never sees a record that the disk could still lose, so no offset is assigned twice.
+//! as one batch, syncs the disk once, then acknowledges the records and makes them visible to
+//! readers. A reader never sees a record that the disk could still lose, so no reader ever sees two
+//! records with one offset.
 //!
 //! - `writer`: the write path
 //! - `topic`, `group`, `consumer`: partitions, consumer groups and their members
 //! - `maintenance`: committing offsets and removing expired records in the background
-//! - `codec`: the encoding in the store's tables
+//! - `codec`: the encoding of keys and values in the store's tables
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -39,15 +40,17 @@ use maintenance::Maintenance;
 use topic::Topic;
 use writer::{AppendStatus, Writer};
 
-/// Size limit of a record's key, value and headers, in bytes. The same as a Kafka broker's default.
+/// Maximum size in bytes of a record's key, value and headers together. It equals a Kafka broker's
+/// default.
 const MAX_RECORD_BYTES: usize = 1 << 20;
 
 /// The topic of new messages, which are refused while the disk has too little free space. Every
 /// other topic still accepts records, so that accepted messages are finished and free their space.
 const INBOUND_TOPIC: &str = "incoming_messages";
 
-/// A handle to the embedded log. Clones share one log. Dropping the last clone writes every queued
-/// record and closes the log; its consumers then receive no more records.
+/// A handle to the embedded log. Clones share one log. Dropping the last clone stops the log's
+/// threads, after the queued records were written if the disk works. Consumers that still exist
+/// then deliver the written records, and wait without end for further records.
 #[derive(Clone)]
 pub struct EmbeddedLog {
     shared: Arc<Shared>,
@@ -63,10 +66,12 @@ impl std::fmt::Debug for EmbeddedLog {
     }
 }
 
-/// The state that all handles and the log's threads share.
+/// The state that all clones of the log and its threads share.
 struct Shared {
     store: Store,
+    /// The id that [`Log::cluster_id`] returns.
     id: String,
+    /// Number of partitions of a topic that is created from now on.
     partitions: u32,
     topics: RwLock<HashMap<String, Arc<Topic>>>,
     writer: Writer,
@@ -76,14 +81,14 @@ struct Shared {
 /// Stops and joins the log's threads when dropped.
 struct Threads {
     shared: Arc<Shared>,
-    handles: Vec<JoinHandle<()>>,
+    join_handles: Vec<JoinHandle<()>>,
 }
 
 impl Drop for Threads {
     fn drop(&mut self) {
         self.shared.writer.stop();
         self.shared.maintenance.stop();
-        for handle in self.handles.drain(..) {
+        for handle in self.join_handles.drain(..) {
             let _ = handle.join();
         }
     }
@@ -110,14 +115,14 @@ impl EmbeddedLog {
         let retention = settings.retention;
         let mut threads = Threads {
             shared: Arc::clone(&shared),
-            handles: Vec::new(),
+            join_handles: Vec::new(),
         };
         let mut spawn = |name: &str, run: Box<dyn FnOnce(&Shared) + Send>| {
             let shared = Arc::clone(&shared);
             std::thread::Builder::new()
                 .name(name.into())
                 .spawn(move || run(&shared))
-                .map(|handle| threads.handles.push(handle))
+                .map(|handle| threads.join_handles.push(handle))
                 .map_err(|e| {
                     LogError::Unavailable(format!("the thread {name} could not be started: {e}"))
                 })
@@ -143,8 +148,8 @@ impl Shared {
             let id = uuid::Uuid::new_v4().simple().to_string();
             let mut batch = Batch::default();
             batch.put(Table::LogState, codec::LOG_ID_KEY, id.as_bytes());
-            // Not synced here: commits reach the disk in order, so the first record that is synced
-            // takes this with it.
+            // This commit needs no sync of its own: commits reach the disk in order, so the sync of
+            // the first record includes it.
             store.commit(batch)?;
             id
         };
@@ -202,8 +207,8 @@ impl Shared {
             codec::topic_key(name),
             codec::encode_topic(id, self.partitions),
         );
-        // Not synced here: commits reach the disk in order, so the first record that is synced
-        // takes this with it.
+        // This commit needs no sync of its own: commits reach the disk in order, so the sync of the
+        // topic's first record includes it.
         self.store.commit(batch)?;
         let topic = Arc::new(Topic::open(&self.store, name, id, self.partitions)?);
         topics.insert(name.to_owned(), Arc::clone(&topic));
@@ -235,9 +240,9 @@ impl Log for EmbeddedLog {
             Err(error) => return fail(AppendError::Unknown(error.to_string())),
         };
         let store = &self.shared.store;
-        let durable = match self.shared.writer.append(store, &topic, record) {
+        let receiver = match self.shared.writer.append(store, &topic, record) {
             Ok(AppendStatus::Appended(offset)) => return ready(Ok(offset)).boxed(),
-            Ok(AppendStatus::Queued(durable)) => durable,
+            Ok(AppendStatus::Queued(receiver)) => receiver,
             Ok(AppendStatus::QueueFull) => {
                 return fail(AppendError::Unknown(
                     "too many records wait for the disk; send the message again later".into(),
@@ -247,7 +252,7 @@ impl Log for EmbeddedLog {
         };
         let deadline = tokio::time::Instant::now() + self.produce_timeout;
         async move {
-            match tokio::time::timeout_at(deadline, durable).await {
+            match tokio::time::timeout_at(deadline, receiver).await {
                 Ok(Ok(offset)) => Ok(offset),
                 Ok(Err(_)) => Err(AppendError::Unknown("the log was closed".into())),
                 Err(_) => Err(AppendError::Unknown(
@@ -276,8 +281,8 @@ impl Log for EmbeddedLog {
                 .find_or_create_topic(&spec.name)
                 .map_err(unavailable)?;
         }
-        // The specified partitions and replicas apply to a cluster; here EMBEDDED_PARTITIONS
-        // applies.
+        // The numbers of partitions and replicas in `topics` apply to Kafka. The embedded log has
+        // no replicas, and EMBEDDED_PARTITIONS partitions in each topic.
         Ok(Vec::new())
     }
 
@@ -311,8 +316,8 @@ impl Log for EmbeddedLog {
     }
 
     async fn flush(&self) {
-        let durable = self.shared.writer.barrier();
-        let _ = tokio::time::timeout(self.produce_timeout, durable).await;
+        let barrier = self.shared.writer.barrier();
+        let _ = tokio::time::timeout(self.produce_timeout, barrier).await;
     }
 }
 

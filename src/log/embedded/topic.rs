@@ -13,26 +13,28 @@ use crate::log::partitioner::partition_for_key;
 use crate::protocol::log_record::Record;
 use crate::store::{Batch, Store, StoreError, Table, Ticket};
 
-/// Size of the cache of a partition's newest records, in bytes. Readers get these without a read of
-/// the store.
+/// Maximum size in bytes of the cache of a partition's newest records. Consumers get these records
+/// without a read of the store.
 const RECENT_BYTES: usize = 1 << 20;
 /// Maximum number of entries in one scan of the store.
 const MAX_SCAN_ENTRIES: usize = 256;
 
-/// Where the next record is appended.
+/// The values from which the next appended record of a partition gets its offset and timestamp.
 #[derive(Debug)]
 pub(super) struct Head {
     pub(super) next_offset: i64,
-    /// Timestamp of the last record: timestamps never decrease within a partition.
+    /// Timestamp of the last appended record, in milliseconds since the Unix epoch. The next
+    /// record's timestamp is not lower.
     pub(super) last_timestamp_ms: i64,
 }
 
-/// The newest visible records of a partition.
+/// The cache of the newest visible records of a partition.
 #[derive(Debug)]
 struct RecentRecords {
     records: VecDeque<Record>,
+    /// Size of `records`, in bytes.
     bytes: usize,
-    /// The offset from which on `records` is complete, up to the visible end.
+    /// `records` contains every visible record at or above this offset.
     complete_from: i64,
 }
 
@@ -40,9 +42,9 @@ struct RecentRecords {
 #[derive(Debug)]
 pub(super) struct Partition {
     pub(super) head: Mutex<Head>,
-    /// The first retained offset.
+    /// The offset of the oldest retained record, or of the next record if none is retained.
     pub(super) start: AtomicI64,
-    /// Readers see the records below this offset: those that are on disk.
+    /// Readers see the records below this offset, because these records are on disk.
     visible_end: AtomicI64,
     recent: Mutex<RecentRecords>,
 }
@@ -104,7 +106,8 @@ impl Partition {
         self.visible_end.store(next, Ordering::Release);
     }
 
-    /// Records from `from` on that are in memory. `None` if they must be read from the store.
+    /// The cached records from offset `from` on, until their size reaches `max_bytes`. `None` if
+    /// the cache does not go back to `from`, so that the records must be read from the store.
     pub(super) fn recent_records(&self, from: i64, max_bytes: usize) -> Option<Vec<Record>> {
         let recent = self.recent.lock();
         if from < recent.complete_from {
@@ -133,11 +136,12 @@ pub(super) struct Topic {
     pub(super) name: Arc<str>,
     pub(super) id: u32,
     pub(super) partitions: Vec<Partition>,
-    /// Wakes every consumer: there are new records, or a group was rebalanced.
+    /// Wakes every consumer of the topic, because there are new records or a group was rebalanced.
     pub(super) changed: watch::Sender<()>,
     groups: Mutex<HashMap<String, Arc<Group>>>,
     /// Held while offsets are written, so that an older commit never overwrites a newer one.
-    committing: Mutex<()>,
+    commit_lock: Mutex<()>,
+    /// Number of records without a key so far, which selects the partition of the next such record.
     round_robin: AtomicUsize,
 }
 
@@ -181,12 +185,13 @@ impl Topic {
             partitions,
             changed: watch::Sender::new(()),
             groups: Mutex::new(groups),
-            committing: Mutex::default(),
+            commit_lock: Mutex::default(),
             round_robin: AtomicUsize::new(0),
         })
     }
 
-    /// Selects the partition of a record with this key; without a key, in round-robin order.
+    /// The partition of a record with this key. Records without a key get the partitions in
+    /// round-robin order.
     pub(super) fn select_partition(&self, key: Option<&[u8]>) -> usize {
         match key {
             Some(key) => partition_for_key(key, self.partitions.len()),
@@ -207,7 +212,7 @@ impl Topic {
     /// Commits the offsets that consumers stored since the last call. Returns the ticket of the
     /// commit, which is not on disk yet, or `None` if there was nothing to commit.
     pub(super) fn commit_offsets(&self, store: &Store) -> Result<Option<Ticket>, StoreError> {
-        let _committing = self.committing.lock();
+        let _guard = self.commit_lock.lock();
         let groups: Vec<(String, Arc<Group>)> = self
             .groups
             .lock()
@@ -215,26 +220,26 @@ impl Topic {
             .map(|(name, group)| (name.clone(), Arc::clone(group)))
             .collect();
         let mut batch = Batch::default();
-        let mut written = Vec::new();
+        let mut batched = Vec::new();
         for (name, group) in groups {
             for (partition, offset) in group.commit_stored() {
                 let key = codec::commit_key(self.id, partition, &name);
                 batch.put(Table::LogState, key, offset.to_le_bytes());
-                written.push((Arc::clone(&group), partition));
+                batched.push((Arc::clone(&group), partition));
             }
         }
         if batch.is_empty() {
             return Ok(None);
         }
         store.commit(batch).map(Some).inspect_err(|_| {
-            for (group, partition) in &written {
+            for (group, partition) in &batched {
                 group.mark_unpersisted(*partition);
             }
         })
     }
 
-    /// Reads records of `from..end` from the store until they exceed `max_bytes`: at least one if
-    /// there is one.
+    /// Reads records with offsets in `from..end` from the store, and stops once their size reaches
+    /// `max_bytes`. The result is empty only if there is no such record.
     pub(super) fn read(
         &self,
         store: &Store,
@@ -245,7 +250,8 @@ impl Topic {
     ) -> Result<Vec<Record>, StoreError> {
         let mut records = Vec::new();
         let (mut from, mut bytes) = (from, 0);
-        // Starts with a few records: large ones would exceed the limit in bytes by far.
+        // The first scan reads few records, because their average size is not known yet: a full
+        // scan of large records would exceed `max_bytes` by far.
         let mut limit = 8;
         while bytes < max_bytes {
             let page = store.scan(
@@ -290,8 +296,8 @@ impl Topic {
         Ok(records)
     }
 
-    /// The offset of the first record with a timestamp at or after `timestamp_ms`, by binary
-    /// search.
+    /// The offset of the first record with a timestamp at or after `timestamp_ms`. `None` if every
+    /// record is older.
     pub(super) fn offset_at(
         &self,
         store: &Store,
@@ -301,7 +307,7 @@ impl Topic {
         let state = &self.partitions[partition as usize];
         let (mut low, mut high) = (state.start.load(Ordering::Acquire), state.end());
         let mut found = None;
-        // Timestamps never decrease within a partition.
+        // A binary search is possible, because timestamps never decrease within a partition.
         while low < high {
             let middle = low + (high - low) / 2;
             let first = store.scan(

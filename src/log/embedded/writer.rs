@@ -1,8 +1,8 @@
 //! The write path: a thread writes appended records to the store in batches, in the order of the
 //! appends, and makes them visible to readers once they are on disk.
 //!
-//! With a store in memory there is no thread: each append writes its own record, because handing
-//! it to a thread and back would cost more than the write.
+//! With a store in memory, each append writes its own record, because passing the record to the
+//! thread and waiting for it would cost more than the write.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -18,23 +18,25 @@ use crate::protocol::log_record::{NewRecord, Record};
 use crate::protocol::timestamp::now_ms;
 use crate::store::{Batch, Store, StoreError, Table};
 
-/// Size limit of the queue of records that are not on disk yet, in bytes.
+/// Maximum size in bytes of the records that are queued and not on disk yet.
 const MAX_QUEUED_BYTES: usize = 256 << 20;
-/// Size limit of one batch, in bytes. It limits how long readers wait for the batch's first record.
+/// Size in bytes at which a batch takes no more records. The size of a batch determines how long
+/// readers wait for the batch's first record.
 const MAX_BATCH_BYTES: usize = 4 << 20;
 /// Delay before a failed batch is written again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
-/// A record that has its offset and waits for the disk.
+/// A record that has its offset and is not on disk yet.
 struct QueuedRecord {
     topic: Arc<Topic>,
     record: Record,
+    /// Receives the record's offset once the record is on disk.
     reply: oneshot::Sender<LogOffset>,
 }
 
 enum QueueItem {
     Record(QueuedRecord),
-    /// A request to be notified when every earlier item is on disk.
+    /// A request to be notified when every record that was queued before it is on disk.
     Barrier(oneshot::Sender<()>),
 }
 
@@ -50,22 +52,23 @@ impl QueueItem {
 #[derive(Default)]
 struct Queue {
     items: VecDeque<QueueItem>,
+    /// Size in bytes of the queued records and of the records in the batch being written.
     bytes: usize,
     is_stopped: bool,
 }
 
 /// The immediate result of an append.
 pub(super) enum AppendStatus {
-    /// The record is in the log.
+    /// The record is in the log, which is in memory.
     Appended(LogOffset),
-    /// The record has its offset; the channel reports when it is on disk. The channel closes
-    /// without a report if the log is closed before.
+    /// The record has its offset. The channel delivers the offset once the record is on disk, and
+    /// closes without it if the log is closed first.
     Queued(oneshot::Receiver<LogOffset>),
     /// The queue is full, and the record was dropped.
     QueueFull,
 }
 
-/// The queue between the callers of `append` and the writer thread.
+/// The queue of records between the callers of [`Writer::append`] and the writer thread.
 #[derive(Default)]
 pub(super) struct Writer {
     queue: Mutex<Queue>,
@@ -73,7 +76,8 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// Gives the record the next offset of its partition, and queues or writes it.
+    /// Assigns the record the next offset of its partition. Then queues it for the writer thread,
+    /// or writes it itself if the store is in memory.
     pub(super) fn append(
         &self,
         store: &Store,
@@ -82,7 +86,8 @@ impl Writer {
     ) -> Result<AppendStatus, StoreError> {
         let index = topic.select_partition(record.key.as_deref());
         let partition = &topic.partitions[index];
-        // Held until the record is queued or written, so that each partition keeps its order.
+        // The lock is held until the record is queued or written, so that the records of a partition
+        // are written in the order of their offsets.
         let mut head = partition.head.lock();
         let timestamp_ms = now_ms().max(head.last_timestamp_ms);
         let record = Record {
@@ -129,7 +134,7 @@ impl Writer {
         Ok(AppendStatus::Queued(receiver))
     }
 
-    /// Returns a channel that reports when every record appended before is on disk.
+    /// Returns a channel that is notified when every record appended before the call is on disk.
     pub(super) fn barrier(&self) -> oneshot::Receiver<()> {
         let (reply, receiver) = oneshot::channel();
         let barrier = QueueItem::Barrier(reply);
@@ -138,13 +143,14 @@ impl Writer {
         receiver
     }
 
-    /// Makes the thread end once the queue is empty, or at the first failed write.
+    /// Makes the writer thread end once the queue is empty, or at the first failed write.
     pub(super) fn stop(&self) {
         self.queue.lock().is_stopped = true;
         self.wake.notify_one();
     }
 
-    /// Waits for the next items, at most a batch of them. `None` when the thread has to end.
+    /// Waits for items, and removes one batch of them from the queue. `None` if the queue is empty
+    /// and [`Writer::stop`] was called.
     fn dequeue(&self) -> Option<Vec<QueueItem>> {
         let mut queue = self.queue.lock();
         loop {
@@ -166,22 +172,23 @@ impl Writer {
         }
     }
 
-    /// The body of the thread.
+    /// The body of the writer thread. Returns after [`Writer::stop`].
     pub(super) fn run(&self, store: &Store) {
         while let Some(items) = self.dequeue() {
             let bytes: usize = items.iter().map(QueueItem::size).sum();
             let is_written = self.write(store, &items);
             self.queue.lock().bytes -= bytes;
             if !is_written {
-                // The dropped channels report an unknown outcome to the callers.
+                // Dropping the items closes their channels, so their appends fail as `Unknown`.
                 return;
             }
             publish_and_reply(items);
         }
     }
 
-    /// Writes the items until they are on disk. Writing a record twice is harmless, because its
-    /// offset is the key. Returns false if the thread was stopped before it succeeded.
+    /// Writes the records of these items, and retries until they are on disk. Writing a record
+    /// twice is harmless, because its offset is the key. Returns false if the writer was stopped
+    /// before a write succeeded.
     fn write(&self, store: &Store, items: &[QueueItem]) -> bool {
         let mut has_failed = false;
         loop {
@@ -225,7 +232,7 @@ fn add_to_batch(batch: &mut Batch, topic: &Topic, record: &Record) {
     batch.put(Table::Log, key, codec::encode(record));
 }
 
-/// Makes written records visible, wakes the consumers, and acknowledges the appends.
+/// Makes written records visible to readers, wakes the consumers, and acknowledges the appends.
 fn publish_and_reply(items: Vec<QueueItem>) {
     let mut topics: Vec<Arc<Topic>> = Vec::new();
     let mut replies = Vec::with_capacity(items.len());
