@@ -7,7 +7,7 @@ use crate::dead_letters::format;
 use crate::log::{AppendError, Log};
 use crate::protocol::log_record::Record;
 
-/// Writes dead letters to one dead-letter topic.
+/// Writes records that cannot be processed to one dead-letter topic.
 #[derive(Clone)]
 pub struct DeadLetterWriter {
     log: Arc<dyn Log>,
@@ -15,13 +15,14 @@ pub struct DeadLetterWriter {
 }
 
 impl DeadLetterWriter {
-    /// A writer to `topic`, which is the dead-letter topic itself.
+    /// Creates a writer to `topic`, the dead-letter topic (`incoming_messages.dlq`, for example).
     pub fn new(log: Arc<dyn Log>, topic: String) -> Self {
         Self { log, topic }
     }
 
-    /// Appends `record` and waits for the log's acknowledgement without a time limit. After an
-    /// unknown result the append is repeated: a duplicate is better than a lost dead letter.
+    /// Appends `record` as a dead letter with `reason` and the number of attempts, and waits for
+    /// the log's acknowledgement without a time limit. An append whose result is unknown is
+    /// repeated: a duplicate is better than a lost dead letter.
     pub(super) async fn write(
         &self,
         record: &Record,
@@ -32,8 +33,9 @@ impl DeadLetterWriter {
         let dead_letter = &format::dead_letter(record, reason, attempts);
         slot.retry("write dead letter", || async move {
             match self.log.append(&self.topic, dead_letter.clone()).await {
-                // A record of the topic's maximum size exceeds it with the added headers. Repeating
-                // the same append would fail forever and block the commit of all later records.
+                // A record of the topic's maximum size exceeds that size with the headers of a dead
+                // letter. Repeating the append would fail forever and block the commit of all later
+                // records, so the dead letter is written without its value.
                 Err(AppendError::Refused(_)) if !dead_letter.value.is_empty() => {
                     let reduced = format::dead_letter_without_value(dead_letter);
                     self.log.append(&self.topic, reduced).await

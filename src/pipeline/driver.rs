@@ -1,5 +1,5 @@
-//! The loop that owns a consumer: it puts records into lanes and stores the offsets of finished
-//! ones.
+//! The loop that owns a consumer: it puts records into lanes, starts a task for the first record of
+//! each lane, and stores the offset below which every record is finished.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,47 +20,51 @@ use crate::config::settings::PipelineSettings;
 use crate::log::{Assignment, Consumer, ConsumerEvent};
 use crate::protocol::log_record::Record;
 
-/// How often rewinds are checked for silence.
+/// Interval at which rewinds are checked for completion, because a rewind may end by silence alone.
 const REWIND_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// The components of a pipeline.
+/// What a role passes to [`run`].
 pub struct Dependencies {
-    /// Reads the records.
+    /// Reads the records, as a member of the role's consumer group.
     pub consumer: Box<dyn Consumer>,
     /// Processes the records.
     pub handler: Arc<dyn Handler>,
     /// Decides where partitions are read again from; `None` for a role that never rewinds.
     pub rewind_policy: Option<Arc<dyn RewindPolicy>>,
-    /// Requests of the role to rewind partitions.
+    /// Receives the role's requests to rewind partitions; `None` for a role that never rewinds.
     pub rewind_requests: Option<mpsc::Receiver<RewindRequest>>,
-    /// Writes the records that cannot be processed.
+    /// Writes the records that cannot be processed to the dead-letter topic.
     pub dead_letters: DeadLetterWriter,
     /// Topic, group and limits.
     pub settings: PipelineSettings,
-    /// Gauges and counters of the role.
+    /// Gauges and counters of this pipeline.
     pub metrics: PipelineMetrics,
 }
 
 /// Runs a pipeline until `drain` fires. Then finishes the records in progress within
-/// `drain_timeout`, commits, and leaves the group. Records that are still in progress after that
-/// are aborted; the next owner of their partitions reads them again.
+/// `drain_timeout`, commits, and leaves the group. The tasks of records that are still in progress
+/// at the timeout are aborted; the next owner of their partitions reads these records again.
 pub async fn run(dependencies: Dependencies, drain: CancellationToken) {
     Driver::new(dependencies).run(drain).await;
 }
 
-/// A record whose task has ended.
+/// The task of one record, which has ended: where the record came from, and the task's result.
 struct EndedTask {
     partition: i32,
+    /// The partition's assignment under which the task was started.
     assignment_id: u64,
+    /// The partition's generation under which the task was started.
     generation: u64,
     lane: String,
     offset: i64,
+    /// See [`Delivery::already_finished`].
     already_finished: bool,
-    size: usize,
+    record_bytes: usize,
     result: RecordResult,
 }
 
-/// Records that wait or are being processed.
+/// Number and size of the records in memory: those that wait in a lane, and those that are being
+/// processed.
 #[derive(Debug, Default)]
 struct Backlog {
     records: usize,
@@ -68,11 +72,13 @@ struct Backlog {
 }
 
 impl Backlog {
+    /// Counts one record of this size.
     fn add(&mut self, bytes: usize) {
         self.records += 1;
         self.bytes += bytes;
     }
 
+    /// Subtracts a number of records and their size in bytes.
     fn remove(&mut self, (records, bytes): (usize, usize)) {
         self.records = self.records.saturating_sub(records);
         self.bytes = self.bytes.saturating_sub(bytes);
@@ -87,14 +93,17 @@ struct Driver {
     settings: PipelineSettings,
     metrics: PipelineMetrics,
     partitions: HashMap<i32, Partition>,
-    /// Number of running tasks per partition, including those of earlier assignments.
-    running: HashMap<i32, usize>,
+    /// Number of running tasks per partition, tasks of earlier assignments included.
+    running_tasks: HashMap<i32, usize>,
+    /// The running tasks, one for each record that waits for a slot or is being processed.
     tasks: JoinSet<EndedTask>,
-    /// Source of assignment ids and generations.
+    /// The highest assignment id or generation that any partition has received. Both are numbered
+    /// together from 1.
     last_generation: u64,
     backlog: Backlog,
+    /// Whether the consumer is paused, by backpressure or by the drain.
     is_paused: bool,
-    /// Parent of every partition's stop token; cancelled by the drain.
+    /// Parent of every partition's stop token. The drain cancels it.
     stop: CancellationToken,
 }
 
@@ -117,7 +126,7 @@ impl Driver {
             settings: dependencies.settings,
             metrics: dependencies.metrics,
             partitions: HashMap::new(),
-            running: HashMap::new(),
+            running_tasks: HashMap::new(),
             tasks: JoinSet::new(),
             last_generation: 0,
             backlog: Backlog::default(),
@@ -144,7 +153,7 @@ impl Driver {
                         self.on_rewind_target(&target);
                     }
                 }
-                Some(request) = next_request(&mut self.rewind_requests) => {
+                Some(request) = next_rewind_request(&mut self.rewind_requests) => {
                     self.on_rewind_request(request);
                 }
                 _ = tick.tick() => self.end_complete_rewinds(),
@@ -185,7 +194,7 @@ impl Driver {
         tracing::info!(
             group = %self.settings.group,
             in_progress = self.tasks.len(),
-            "drain started: records in progress are finished, no further ones are started"
+            "drain started: records in progress are finished, no further records are started"
         );
     }
 
@@ -248,13 +257,13 @@ impl Driver {
         self.backlog.add(size);
     }
 
-    /// Starts processing a record of an assigned partition.
+    /// Starts the task that processes a record. Does nothing if the partition is not assigned.
     fn start_task(&mut self, number: i32, lane: String, delivery: Delivery) {
         let Some(partition) = self.partitions.get(&number) else {
             return;
         };
         let (assignment_id, stop) = (partition.assignment_id, partition.stop.clone());
-        *self.running.entry(number).or_default() += 1;
+        *self.running_tasks.entry(number).or_default() += 1;
         let worker = Arc::clone(&self.worker);
         self.tasks.spawn(async move {
             let result = worker.process(&delivery, stop).await;
@@ -265,7 +274,7 @@ impl Driver {
                 lane,
                 offset: delivery.record.offset,
                 already_finished: delivery.already_finished,
-                size: delivery.record.size(),
+                record_bytes: delivery.record.size(),
                 result,
             }
         });
@@ -274,7 +283,7 @@ impl Driver {
     fn on_task_joined(&mut self, joined: Result<EndedTask, JoinError>) {
         match joined {
             Ok(ended) => self.on_task_ended(&ended),
-            // The worker catches panics of handlers, so this is a defect of the pipeline.
+            // `RecordWorker` catches panics of handlers, so the panic is a defect of the pipeline.
             Err(error) => tracing::error!(
                 %error,
                 "the task of a record panicked; its offset stays uncommitted and the record is \
@@ -284,8 +293,8 @@ impl Driver {
     }
 
     fn on_task_ended(&mut self, ended: &EndedTask) {
-        self.backlog.remove((1, ended.size));
-        if let Some(count) = self.running.get_mut(&ended.partition) {
+        self.backlog.remove((1, ended.record_bytes));
+        if let Some(count) = self.running_tasks.get_mut(&ended.partition) {
             *count = count.saturating_sub(1);
         }
         let Some(partition) = self.partitions.get_mut(&ended.partition) else {
@@ -368,13 +377,14 @@ impl Driver {
         }
     }
 
-    /// Performs the seeks that are due. A seek waits until no record of the partition is being
-    /// processed: whether a record that is read again was finished must be known.
+    /// Seeks every partition that has a rewind target and no running task. Until a running task has
+    /// ended, it is open whether its record is finished, and so whether the record counts as
+    /// already finished when it is read again.
     async fn seek_idle_partitions(&mut self) {
         let seeks: Vec<(i32, i64)> = self
             .partitions
             .iter()
-            .filter(|(number, _)| self.running.get(number).copied().unwrap_or(0) == 0)
+            .filter(|(number, _)| self.running_tasks.get(number).copied().unwrap_or(0) == 0)
             .filter_map(|(number, partition)| match partition.rewind {
                 RewindState::Seeking(offset) => Some((*number, offset)),
                 _ => None,
@@ -399,7 +409,8 @@ impl Driver {
         }
     }
 
-    /// Pauses the consumer above `READ_AHEAD_BYTES` of backlog and resumes it at half of that.
+    /// Updates the gauges, pauses the consumer when the backlog reaches `READ_AHEAD_BYTES`, and
+    /// resumes it when the backlog has fallen to half of that.
     fn apply_backpressure(&mut self) {
         let active = self.settings.max_workers - self.worker.slots.available_permits();
         self.metrics.active.set(active as f64);
@@ -420,7 +431,7 @@ impl Driver {
     }
 }
 
-/// Never returns for a role that does not rewind.
+/// Waits for the next step of [`Rewinder::next`]. Never returns for a role that does not rewind.
 async fn next_rewind_step(rewinder: &mut Option<Rewinder>) -> Option<RewindTarget> {
     match rewinder {
         Some(rewinder) => rewinder.next().await,
@@ -428,7 +439,9 @@ async fn next_rewind_step(rewinder: &mut Option<Rewinder>) -> Option<RewindTarge
     }
 }
 
-async fn next_request(
+/// Waits for the next request of the role. `None` for a role that makes no requests, and when the
+/// role has closed the channel.
+async fn next_rewind_request(
     requests: &mut Option<mpsc::Receiver<RewindRequest>>,
 ) -> Option<RewindRequest> {
     match requests {
@@ -437,7 +450,7 @@ async fn next_request(
     }
 }
 
-/// Never returns where there is no deadline.
+/// Waits for the deadline. Never returns if there is none.
 async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline).await,

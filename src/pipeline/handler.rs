@@ -1,4 +1,5 @@
-//! The interface between the pipeline and a role: what a handler receives and what it returns.
+//! The interface between the pipeline and a role: the worker and the relay implement [`Handler`],
+//! and the pipeline calls it for each record.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -8,33 +9,38 @@ use async_trait::async_trait;
 use super::slot::{StopRequested, WorkSlot};
 use crate::protocol::log_record::Record;
 
-/// One record handed to a handler, with its delivery state.
+/// One record as the pipeline passes it to a handler.
 #[derive(Debug, Clone)]
 pub struct Delivery {
     /// The record as it was read from the log.
     pub record: Arc<Record>,
-    /// The record was finished before this delivery: its offset was below the group's commit at
-    /// assignment, or this process finished it before the partition was rewound.
+    /// Whether the record was finished before this delivery, which is a repetition by a rewind: the
+    /// record's offset was below the group's committed offset at the assignment, or this process
+    /// finished the record before the partition was rewound.
     pub already_finished: bool,
-    /// Generation of the partition; increases with every assignment and every rewind.
+    /// Generation of the partition when the record was read. Each assignment and each rewind of a
+    /// partition gives it a higher generation.
     pub generation: u64,
     /// When this process received the record from the log.
     pub received_at: SystemTime,
 }
 
-/// The result of processing a record.
+/// What a handler returns for a record, by which the pipeline decides how to proceed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// Processed: the offset may be committed.
+    /// The record was processed: its offset may be committed.
     Done,
-    /// The record itself is at fault and its user has been informed: write it to the dead-letter
-    /// topic with this reason.
+    /// The record cannot be processed, and the handler has informed the user if it could. The
+    /// pipeline writes the record to the dead-letter topic with this reason.
     DeadLetter(String),
-    /// Processing failed and may succeed later: retry, at most `MAX_DELIVERIES` times in total.
+    /// Processing failed for this reason and may succeed later. The pipeline tries the record
+    /// again, up to `MAX_DELIVERIES` tries in total; then it calls [`Handler::report_failure`] and
+    /// writes the record to the dead-letter topic.
     Failed(String),
-    /// The fan-out lost data: rewind the partition. Only the relay returns this.
+    /// The fan-out lost data: the pipeline rewinds the partition. Only the relay returns this.
     Rewind,
-    /// Not processed, for no fault of the record: it will be read again by this process or another.
+    /// The record was not processed, through no fault of its own. It will be read again by this
+    /// process or by the partition's next owner.
     Unfinished,
 }
 
@@ -47,11 +53,11 @@ impl From<StopRequested> for Verdict {
 /// Processes the records of one role.
 #[async_trait]
 pub trait Handler: Send + Sync + 'static {
-    /// The ordering key of a record: records of one partition with equal keys are processed one
-    /// after the other.
+    /// The lane of a record: records of one partition and one lane are processed one after the
+    /// other. The worker returns the conversation, the relay the user.
     fn lane(&self, record: &Record) -> String;
 
-    /// Processes a record. Unavailable dependencies are waited for inside, with
+    /// Processes a record. The handler itself waits for unavailable dependencies, with
     /// [`WorkSlot::retry`].
     async fn handle(&self, delivery: &Delivery, slot: &mut WorkSlot) -> Verdict;
 

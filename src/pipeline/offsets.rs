@@ -1,35 +1,38 @@
-//! Tracks which offsets of one partition are finished, and the offset up to which all are.
+//! Tracks which offsets of one partition are finished, and computes the offset that may be
+//! committed.
 
 use std::collections::VecDeque;
 
 const BITS_PER_WORD: i64 = 64;
 
-/// Computes the offset to commit for one partition: the end of the contiguous finished prefix.
-/// Finished offsets above it cost one bit each, so one slow record does not make the others
-/// expensive.
+/// Computes the offset to commit for one partition: the offset below which every offset is
+/// finished. Each offset from there on costs one bit of memory, so the tracker stays small while
+/// one slow record keeps the offset to commit from advancing.
 #[derive(Debug, Clone)]
 pub struct OffsetTracker {
     /// The offset to commit: every offset below it is finished.
     next: i64,
-    /// One above the highest offset that was observed.
+    /// The highest offset that was observed or finished, plus one.
     end: i64,
-    /// The offset of the first bit in `finished`.
+    /// The offset that the lowest bit of the first word in `finished` stands for.
     first: i64,
-    /// A bit per offset, starting at `first`.
+    /// One bit for each offset from `first` on: 1 if the offset is finished. Missing words are 0.
     finished: VecDeque<u64>,
 }
 
-/// Whether an offset was finished before its record was observed.
+/// Whether an offset was finished before its record was read. Returned by
+/// [`OffsetTracker::observe`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OffsetState {
-    /// Not finished.
+    /// The offset is not finished.
     Open,
-    /// Finished, either by this process or below the commit.
+    /// The offset is finished: this process finished its record, or the offset was below the
+    /// group's committed offset at the assignment.
     Finished,
 }
 
 impl OffsetTracker {
-    /// A tracker for a partition in which every offset below `next` is finished.
+    /// Creates a tracker for a partition in which every offset below `next` is finished.
     pub fn new(next: i64) -> Self {
         Self {
             next,
@@ -44,42 +47,45 @@ impl OffsetTracker {
         self.next
     }
 
-    /// The number of observed offsets from the commit on, finished ones included.
+    /// The number of offsets from the offset to commit up to the highest observed offset, finished
+    /// offsets included.
     pub fn span(&self) -> i64 {
         self.end - self.next
     }
 
-    /// Records that the record at `offset` was read, and returns its earlier state. Skipped offsets
-    /// count as finished: the log has gaps, and those offsets never arrive.
+    /// Notes that the record at `offset` was read, and returns the offset's state before. Offsets
+    /// that were skipped count as finished: the log has gaps, so their records never arrive.
     pub fn observe(&mut self, offset: i64) -> OffsetState {
         if self.is_finished(offset) {
             return OffsetState::Finished;
         }
         if offset > self.end && self.next == self.end {
-            // No offset is open: a gap of any length (records removed by retention) is free.
+            // No offset is open, so the tracker starts again at `offset`. It allocates nothing for
+            // the gap, which may be long if retention removed records.
             self.finished.clear();
             (self.next, self.end, self.first) = (offset, offset + 1, offset);
             return OffsetState::Open;
         }
         if offset >= self.end {
             for gap in self.end..offset {
-                self.set(gap);
+                self.set_finished(gap);
             }
             self.end = offset + 1;
-            self.advance();
+            self.advance_next();
         }
         OffsetState::Open
     }
 
-    /// Marks the record at `offset` as finished. Returns the new offset to commit, if it moved.
+    /// Marks the record at `offset` as finished. Returns the new offset to commit, if this changed
+    /// the offset to commit.
     pub fn finish(&mut self, offset: i64) -> Option<i64> {
         if self.is_finished(offset) {
             return None;
         }
         self.end = self.end.max(offset + 1);
-        self.set(offset);
+        self.set_finished(offset);
         let before = self.next;
-        self.advance();
+        self.advance_next();
         (self.next > before).then_some(self.next)
     }
 
@@ -94,7 +100,8 @@ impl OffsetTracker {
             .is_some_and(|word| word & (1 << (bit % BITS_PER_WORD)) != 0)
     }
 
-    fn set(&mut self, offset: i64) {
+    /// Sets the bit of a finished offset.
+    fn set_finished(&mut self, offset: i64) {
         let bit = offset - self.first;
         let word = (bit / BITS_PER_WORD) as usize;
         if self.finished.len() <= word {
@@ -103,7 +110,8 @@ impl OffsetTracker {
         self.finished[word] |= 1 << (bit % BITS_PER_WORD);
     }
 
-    fn advance(&mut self) {
+    /// Moves the offset to commit past all finished offsets, and frees the words below it.
+    fn advance_next(&mut self) {
         while self.next < self.end && self.is_finished(self.next) {
             self.next += 1;
             if self.next - self.first == BITS_PER_WORD {
@@ -123,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_offset_is_committed_only_when_all_earlier_ones_are_finished() {
+    fn an_offset_is_committed_only_when_all_earlier_offsets_are_finished() {
         let mut tracker = OffsetTracker::new(10);
         for offset in 10..200 {
             assert_eq!(tracker.observe(offset), OffsetState::Open);

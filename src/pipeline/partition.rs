@@ -1,4 +1,6 @@
-//! The state of one assigned partition: its lanes, its finished offsets, its rewind.
+//! The state of one assigned partition: its lanes, its finished offsets, and the phase of its
+//! rewind. The driver owns one [`Partition`] for each assigned partition, and changes it with every
+//! event.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -11,25 +13,30 @@ use super::handler::Delivery;
 use super::offsets::{OffsetState, OffsetTracker};
 use crate::protocol::log_record::Record;
 
-/// An assigned partition. Decides for each record whether it starts now, waits in its lane, or is
-/// dropped because the partition is about to be rewound.
+/// An assigned partition. Decides for each record whether its processing starts now, or the record
+/// waits in its lane, or the record is dropped because the partition is about to be rewound.
 #[derive(Debug)]
 pub(super) struct Partition {
-    /// Identifies the assignment. Tasks started under another assignment store no offsets.
+    /// Identifies the assignment. A task that was started under another assignment stores no
+    /// offset.
     pub(super) assignment_id: u64,
-    /// Identifies the assignment or rewind. Records buffered under another generation are dropped.
+    /// Number of the current generation, which began with the assignment or with the last rewind.
+    /// When a task of an earlier generation ends, no further record of its lane is started: the
+    /// lane belongs to the current generation.
     pub(super) generation: u64,
-    /// Cancelled when this generation must start no further work.
+    /// Cancelled when tasks of the current generation must start no further work.
     pub(super) stop: CancellationToken,
-    /// `None` until the first record, where the group has never committed an offset.
+    /// Which offsets are finished. `None` if the group has never committed an offset of this
+    /// partition and no record has arrived yet.
     pub(super) offsets: Option<OffsetTracker>,
-    /// Progress of the current rewind.
+    /// Phase of the current rewind.
     pub(super) rewind: RewindState,
-    /// A lane is present while one of its records is being processed; the queue holds the records
-    /// behind that one.
+    /// The records that wait, by lane. A lane has an entry, which may be empty, while one of its
+    /// records is being processed.
     lanes: HashMap<String, VecDeque<Delivery>>,
-    /// Log timestamp of each record that is being processed or waits, by offset.
-    unfinished: HashMap<i64, i64>,
+    /// Log timestamps of the records that were read and are not finished, in milliseconds since the
+    /// Unix epoch, by offset.
+    unfinished_timestamps: HashMap<i64, i64>,
 }
 
 /// The phases of a rewind.
@@ -37,32 +44,34 @@ pub(super) struct Partition {
 pub(super) enum RewindState {
     /// The partition is not being rewound.
     Idle,
-    /// The start offset is being determined. Records that arrive are dropped: they will be read
-    /// again.
+    /// The rewind policy determines the start offset, or a seek failed and is about to be repeated.
+    /// Records that arrive are dropped, because they are read again after the seek.
     Preparing,
-    /// The start offset is known. The seek waits until no record of the partition is being
-    /// processed.
+    /// The start offset of the rewind is determined. The seek waits until no record of the
+    /// partition is being processed; records that arrive are dropped until then.
     Seeking(i64),
-    /// Records up to (excluding) `until` are being read again.
+    /// The seek was made, and records with offsets below `until` are being read again.
     Reading {
-        /// The committed offset at the time of the seek.
+        /// The offset to commit at the time of the seek. Every record below it was finished before.
         until: i64,
-        /// Records below `until` that were read again and are not finished.
+        /// Number of records below `until` that were read again and are not processed again yet.
         unfinished: usize,
-        /// Whether the record just below `until` was read.
-        end_reached: bool,
-        /// When the last record arrived.
-        last_record: Instant,
+        /// Whether the record just below `until`, or a later record, was read.
+        is_end_reached: bool,
+        /// When the last record of the partition arrived, or when the consumer was last resumed.
+        last_record_at: Instant,
     },
 }
 
 /// The result of adding a record to its lane.
 pub(super) enum EnqueueResult {
-    /// Its lane was free, so its processing starts now.
+    /// No record of the lane was being processed, so the processing of this record starts now.
+    /// Contains the lane and the record.
     Started(String, Delivery),
-    /// It waits in its lane.
+    /// The record waits in its lane behind a record that is being processed.
     Queued,
-    /// It will be read again after the seek.
+    /// The partition is about to be rewound, so the record is dropped here; it is read again after
+    /// the seek.
     Dropped,
 }
 
@@ -75,11 +84,11 @@ impl Partition {
             offsets: committed.map(OffsetTracker::new),
             rewind: RewindState::Idle,
             lanes: HashMap::new(),
-            unfinished: HashMap::new(),
+            unfinished_timestamps: HashMap::new(),
         }
     }
 
-    /// Adds a record to its lane.
+    /// Adds a record to its lane, unless the partition is about to be rewound.
     pub(super) fn enqueue(&mut self, record: Record, lane: String) -> EnqueueResult {
         if matches!(
             self.rewind,
@@ -95,16 +104,17 @@ impl Partition {
         if let RewindState::Reading {
             until,
             unfinished,
-            end_reached,
-            last_record,
+            is_end_reached,
+            last_record_at,
         } = &mut self.rewind
         {
-            *last_record = Instant::now();
+            *last_record_at = Instant::now();
             *unfinished += usize::from(offset < *until);
-            *end_reached |= offset + 1 >= *until;
+            *is_end_reached |= offset + 1 >= *until;
         }
         if !already_finished {
-            self.unfinished.insert(offset, record.timestamp_ms);
+            self.unfinished_timestamps
+                .insert(offset, record.timestamp_ms);
         }
         let delivery = Delivery {
             record: Arc::new(record),
@@ -120,13 +130,15 @@ impl Partition {
         EnqueueResult::Started(lane, delivery)
     }
 
-    /// Marks the record at `offset` as finished. Returns the new offset to commit, if it moved.
+    /// Marks the record at `offset` as finished. Returns the new offset to commit, if this changed
+    /// the offset to commit.
     pub(super) fn finish(&mut self, offset: i64) -> Option<i64> {
-        self.unfinished.remove(&offset);
+        self.unfinished_timestamps.remove(&offset);
         self.offsets.as_mut()?.finish(offset)
     }
 
-    /// Counts a record of the rewind as finished.
+    /// Notes that the record at `offset`, which a rewind read again, was processed again. Does
+    /// nothing while no rewind is in progress.
     pub(super) fn finish_reread(&mut self, offset: i64) {
         if let RewindState::Reading {
             until, unfinished, ..
@@ -137,7 +149,8 @@ impl Partition {
         }
     }
 
-    /// The next record of a lane whose current record has ended. Removes the lane when it is empty.
+    /// Returns the next record of a lane after the task of the lane's current record has ended.
+    /// `None` if no record of the lane waits; then the lane is removed.
     pub(super) fn next_in_lane(&mut self, lane: &str) -> Option<Delivery> {
         let next = self.lanes.get_mut(lane)?.pop_front();
         if next.is_none() {
@@ -146,7 +159,7 @@ impl Partition {
         next
     }
 
-    /// Drops all waiting records. Returns how many records and bytes that were.
+    /// Drops the records that wait. Returns the number of dropped records and their size in bytes.
     pub(super) fn clear_waiting(&mut self) -> (usize, usize) {
         let waiting = self.lanes.values().flatten();
         let dropped = waiting.fold((0, 0), |(records, bytes), delivery| {
@@ -156,32 +169,35 @@ impl Partition {
         dropped
     }
 
-    /// Log timestamp of the oldest unfinished record.
+    /// The lowest log timestamp of a record that was read and is not finished. `None` if all are
+    /// finished.
     pub(super) fn oldest_unfinished_ms(&self) -> Option<i64> {
-        self.unfinished.values().min().copied()
+        self.unfinished_timestamps.values().min().copied()
     }
 
-    /// Restarts the silence period of a rewind after the consumer was resumed.
+    /// Restarts the period of silence after which a rewind ends, because the consumer was paused
+    /// and no record could arrive.
     pub(super) fn restart_silence(&mut self) {
-        if let RewindState::Reading { last_record, .. } = &mut self.rewind {
-            *last_record = Instant::now();
+        if let RewindState::Reading { last_record_at, .. } = &mut self.rewind {
+            *last_record_at = Instant::now();
         }
     }
 
-    /// Ends the rewind if every record that was read again is finished. Returns whether it did.
-    /// Where the log has a gap just below the commit, the last record never arrives; then no
-    /// record for `silence` counts as the end.
+    /// Ends the rewind if every record that was read again is processed again and the rewind has
+    /// reached its end. Returns whether the rewind was ended. If the log has a gap just below the
+    /// end, the last record never arrives. So the end also counts as reached when no record has
+    /// arrived for the time `silence`.
     pub(super) fn end_rewind_if_complete(&mut self, silence: Duration) -> bool {
         let RewindState::Reading {
             unfinished,
-            end_reached,
-            last_record,
+            is_end_reached,
+            last_record_at,
             ..
         } = self.rewind
         else {
             return false;
         };
-        if unfinished > 0 || !(end_reached || last_record.elapsed() >= silence) {
+        if unfinished > 0 || !(is_end_reached || last_record_at.elapsed() >= silence) {
             return false;
         }
         self.rewind = RewindState::Idle;

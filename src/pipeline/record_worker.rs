@@ -1,4 +1,6 @@
-//! Processes one record: takes a slot, calls the handler, retries, writes dead letters.
+//! Processes one record, in a task that the driver starts: acquires a slot, calls the handler,
+//! repeats the call after a failure, and writes a record that cannot be processed to the
+//! dead-letter topic.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -14,32 +16,38 @@ use super::slot::{StopRequested, WorkSlot};
 use super::trace;
 use crate::backoff::Backoff;
 
-/// The delays between tries. The first one is twice the base.
+/// Delays between the tries of one record: 400 ms after the first try, then twice the delay before,
+/// at most 6.4 s.
 const RETRY_BACKOFF: Backoff =
     Backoff::new(Duration::from_millis(200), Duration::from_millis(6400));
 
-/// How the processing of a record ended, as the driver needs to know it.
+/// The result of processing a record, by which the driver decides about the record's offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RecordResult {
-    /// Processed or dead-lettered: the offset may be committed.
+    /// The record was processed, or is in the dead-letter topic: its offset may be committed.
     Finished,
-    /// The partition must be rewound.
+    /// The fan-out lost data: the record's partition must be rewound. The record is not finished.
     Rewind,
-    /// Not processed; the offset stays open.
+    /// The record was not processed. Its offset is not finished, so the record is read again.
     Unfinished,
 }
 
-/// Processes records with one handler; shared by all tasks of a pipeline.
+/// Processes records with the role's handler. All tasks of a pipeline share one `RecordWorker`.
 pub(super) struct RecordWorker {
     pub(super) handler: Arc<dyn Handler>,
     pub(super) dead_letters: DeadLetterWriter,
+    /// The concurrency slots of the pipeline, `max_workers` in number.
     pub(super) slots: Arc<Semaphore>,
+    /// Maximum number of times that this process tries a record whose processing fails
+    /// (`MAX_DELIVERIES`). The worker applies the same setting once more, to the number of owners
+    /// that may begin a message.
     pub(super) max_deliveries: u32,
+    /// The consumer group, for traces.
     pub(super) group: String,
 }
 
 impl RecordWorker {
-    /// Processes one record to its end, or until `stop` fires.
+    /// Processes one record until it is finished, or until `stop` fires.
     pub(super) async fn process(
         &self,
         delivery: &Delivery,
@@ -94,7 +102,7 @@ impl RecordWorker {
         }
     }
 
-    /// Informs the user of a record that failed too often, then writes the dead letter.
+    /// Informs the user that processing the record failed too often, then writes the dead letter.
     async fn give_up(
         &self,
         delivery: &Delivery,
@@ -106,7 +114,8 @@ impl RecordWorker {
         if let Ok(result) = reporting.catch_unwind().await {
             result?;
         } else {
-            // The cause of the handler's panic may make the report panic too.
+            // What makes the handler panic on this record may make the report panic too. The panic
+            // is not repeated: the record becomes a dead letter without a report.
             tracing::error!(
                 partition = delivery.record.partition,
                 offset = delivery.record.offset,

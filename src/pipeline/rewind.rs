@@ -1,8 +1,8 @@
-//! Rewinds partitions: determines a start offset, and reports when every record that was read again
-//! is finished.
+//! Rewinds partitions: asks the role's [`RewindPolicy`] for the start offset, and reports to it
+//! when every record that was read again is finished.
 //!
-//! The phases of one partition are in [`RewindState`]. The driver performs the seek itself, because
-//! it owns the consumer.
+//! [`RewindState`] lists the phases of one partition's rewind. The driver performs the seek itself,
+//! because it owns the consumer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,18 +14,19 @@ use tokio::time::Instant;
 use super::partition::{Partition, RewindState};
 use crate::log::LogError;
 
-/// A rewind ends after this long without a record, even if its last record never arrived.
+/// Time without a record after which a rewind ends although its last record has not arrived.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Delay before a failed seek is repeated.
 const SEEK_RETRY_DELAY: Duration = Duration::from_millis(200);
 
-/// Decides where partitions are read again from. Only the relay has one.
+/// Decides from which offset a partition is read again. Only the relay has a rewind policy.
 #[async_trait]
 pub trait RewindPolicy: Send + Sync + 'static {
-    /// The offset to read from, at most `committed`. Waits for its dependencies without a time
-    /// limit; the call is dropped when the partition is revoked or rewound again.
-    /// `oldest_unfinished_ms` is the log timestamp of the oldest record that was read and is not
-    /// finished.
+    /// Returns the offset from which to read; an offset above `committed`, the offset to commit,
+    /// counts as `committed`. Waits for its dependencies without a time limit; the call is dropped
+    /// when the partition is revoked or rewound again. `oldest_unfinished_ms` is the log timestamp
+    /// of the oldest record that was read and is not finished, in milliseconds since the Unix
+    /// epoch.
     async fn start_offset(
         &self,
         partition: i32,
@@ -33,30 +34,34 @@ pub trait RewindPolicy: Send + Sync + 'static {
         oldest_unfinished_ms: Option<i64>,
     ) -> i64;
 
-    /// Called when every record that was read again is finished.
+    /// Called when the rewind of the partition is complete: every record that was read again is
+    /// finished.
     async fn on_rewound(&self, partition: i32);
 }
 
-/// A request of the role to rewind partitions.
+/// A request, from the role to its pipeline, to rewind partitions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RewindRequest {
     /// Rewind every assigned partition.
     AllPartitions,
-    /// Rewind this partition, if it is assigned.
+    /// Rewind the partition with this number, if it is assigned.
     Partition(i32),
 }
 
-/// The start offset that was determined for a partition.
+/// The offset from which a partition is to be read again.
 pub(super) struct RewindTarget {
     partition: i32,
+    /// The generation of the partition that the rewind began. In a later generation the target is
+    /// out of date.
     generation: u64,
     offset: i64,
 }
 
 /// Statistics of a period in which at least one partition is being rewound.
 struct RewindStatistics {
-    started: Instant,
-    /// Records that were read again and finished.
+    /// When the first rewind of the period began.
+    started_at: Instant,
+    /// Number of records that were read again and processed again.
     records: u64,
 }
 
@@ -64,10 +69,12 @@ struct RewindStatistics {
 pub(super) struct Rewinder {
     policy: Arc<dyn RewindPolicy>,
     topic: String,
-    /// Start offsets that are being determined. `None` where the partition was revoked before.
+    /// Tasks that determine the start offset of one partition each. A task returns `None` if its
+    /// partition was revoked or rewound again first.
     targets: JoinSet<Option<RewindTarget>>,
-    /// Calls of [`RewindPolicy::on_rewound`].
+    /// Tasks that call [`RewindPolicy::on_rewound`] for one partition each.
     notifications: JoinSet<()>,
+    /// `None` while no partition is being rewound.
     statistics: Option<RewindStatistics>,
 }
 
@@ -82,10 +89,12 @@ impl Rewinder {
         }
     }
 
-    /// Starts the rewind of a partition whose generation has just been increased.
+    /// Starts the rewind of the partition `number`. The driver has just given the partition a new
+    /// generation.
     pub(super) fn start(&mut self, number: i32, partition: &mut Partition) {
         let Some(offsets) = &partition.offsets else {
-            // The group has never read here, so there is nothing to read again.
+            // The group has committed no offset of this partition and read no record of it, so
+            // there is nothing to read again: the rewind is complete.
             self.notify(number, partition);
             return;
         };
@@ -93,7 +102,7 @@ impl Rewinder {
         let oldest_unfinished_ms = partition.oldest_unfinished_ms();
         partition.rewind = RewindState::Preparing;
         self.statistics.get_or_insert_with(|| RewindStatistics {
-            started: Instant::now(),
+            started_at: Instant::now(),
             records: 0,
         });
         let policy = Arc::clone(&self.policy);
@@ -112,8 +121,9 @@ impl Rewinder {
         });
     }
 
-    /// Waits for the next step: `Some` when a start offset was determined, `None` when another step
-    /// ended. Never returns while there is nothing to wait for. Cancel-safe.
+    /// Waits until a task of a rewind has ended. Returns the start offset that it determined;
+    /// `None` if the task was cancelled or called `on_rewound`. Never returns while no task is
+    /// running. Cancel-safe.
     pub(super) async fn next(&mut self) -> Option<RewindTarget> {
         tokio::select! {
             Some(target) = self.targets.join_next() => target.ok().flatten(),
@@ -122,7 +132,8 @@ impl Rewinder {
         }
     }
 
-    /// Handles the result of the seek to `offset`.
+    /// Handles the result of the driver's seek to `offset`: after a success the partition is being
+    /// read again, and a failed seek is repeated after `SEEK_RETRY_DELAY`.
     pub(super) fn on_seek(
         &mut self,
         number: i32,
@@ -155,27 +166,27 @@ impl Rewinder {
         partition.rewind = RewindState::Reading {
             until,
             unfinished: 0,
-            end_reached: offset >= until,
-            last_record: Instant::now(),
+            is_end_reached: offset >= until,
+            last_record_at: Instant::now(),
         };
     }
 
-    /// Counts a record that was read again and is finished.
+    /// Counts a record that was read again and processed again, for the summary in the log.
     pub(super) fn count_record(&mut self) {
         if let Some(statistics) = &mut self.statistics {
             statistics.records += 1;
         }
     }
 
-    /// Ends the rewind of a partition if all its records are finished. While the consumer is
-    /// paused, silence does not count as the end.
+    /// Ends the rewind of a partition and reports it to the policy, if the rewind is complete.
+    /// While the consumer is paused, no record can arrive, so silence does not end the rewind.
     pub(super) fn end_if_complete(
         &mut self,
         number: i32,
         partition: &mut Partition,
-        consumer_paused: bool,
+        is_consumer_paused: bool,
     ) {
-        let silence = if consumer_paused {
+        let silence = if is_consumer_paused {
             Duration::MAX
         } else {
             SILENCE_TIMEOUT
@@ -186,8 +197,8 @@ impl Rewinder {
         }
     }
 
-    /// Calls [`RewindPolicy::on_rewound`], unless the partition is revoked or rewound again before:
-    /// the fan-out may have lost data again by then.
+    /// Starts a task that calls [`RewindPolicy::on_rewound`]. The call is dropped if the partition
+    /// is revoked or rewound again before it returns, because the fan-out may have lost data again.
     fn notify(&mut self, number: i32, partition: &Partition) {
         let (policy, stop) = (Arc::clone(&self.policy), partition.stop.clone());
         self.notifications.spawn(async move {
@@ -199,7 +210,8 @@ impl Rewinder {
         });
     }
 
-    /// Logs one summary when no partition is being rewound any more.
+    /// Logs one summary when the last rewind is complete and reported. Does nothing if no partition
+    /// was being rewound, or if one still is.
     pub(super) fn log_if_all_complete<'a>(
         &mut self,
         mut partitions: impl ExactSizeIterator<Item = &'a Partition>,
@@ -212,7 +224,7 @@ impl Rewinder {
             return;
         }
         if let Some(statistics) = self.statistics.take() {
-            let seconds = statistics.started.elapsed().as_secs_f64();
+            let seconds = statistics.started_at.elapsed().as_secs_f64();
             tracing::info!(
                 topic = %self.topic,
                 partitions = count,
@@ -226,7 +238,8 @@ impl Rewinder {
 }
 
 impl RewindTarget {
-    /// Schedules the seek, unless the partition was reassigned or rewound again since.
+    /// Schedules the seek, unless the partition was assigned or rewound again since the rewind
+    /// began.
     pub(super) fn apply(&self, partition: &mut Partition) {
         if partition.generation == self.generation {
             partition.rewind = RewindState::Seeking(self.offset);

@@ -1,5 +1,5 @@
-//! The context of one record's processing: a concurrency slot, a stop signal, and the retry loops
-//! for unavailable dependencies.
+//! The context that a handler receives for one record: a concurrency slot, a stop signal, the trace
+//! span, and the retry loops for unavailable dependencies.
 
 use std::fmt::Display;
 use std::future::Future;
@@ -13,28 +13,40 @@ use tokio_util::sync::CancellationToken;
 use crate::backoff::Backoff;
 use crate::telemetry::traces::Span;
 
+/// Delay before the first retry of a failed call, without jitter. Each further delay is twice as
+/// long.
 const FIRST_DELAY: Duration = Duration::from_millis(50);
+/// Maximum delay between two tries of a failed call.
 const MAX_DELAY: Duration = Duration::from_secs(2);
-/// Each record that waits for an unavailable dependency logs a warning this often.
+/// Interval at which one retry loop logs its failures.
 const WARNING_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Processing of the record must stop: its partition was revoked or rewound, or the process
-/// drains. The record is not finished and will be read again.
+/// The error of a wait that was interrupted because the record's partition was revoked or rewound,
+/// or because the process drains. The handler then returns without finishing the record, which will
+/// be read again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StopRequested;
 
-/// One of the `MAX_WORKERS` concurrency slots, held while a record is processed. It is released
-/// on drop and during every wait, so that waiting records do not block others.
+/// One of the pipeline's `max_workers` concurrency slots, held while a record is processed. It is
+/// released when dropped, and during the delays of [`WorkSlot::sleep`] and [`WorkSlot::retry`], so
+/// that a record that waits does not block others.
 #[derive(Debug)]
 pub struct WorkSlot {
+    /// The free slots of the pipeline.
     slots: Arc<Semaphore>,
+    /// `None` while this slot is released.
     permit: Option<OwnedSemaphorePermit>,
+    /// Cancelled when the processing of the record must stop.
     stop: CancellationToken,
+    /// The trace span of the record's processing.
     span: Span,
 }
 
 impl WorkSlot {
-    /// Waits for a free slot, or until `stop` fires.
+    /// Waits for a free slot.
+    ///
+    /// # Errors
+    /// `stop` fired before a slot was free.
     pub(crate) async fn acquire(
         slots: Arc<Semaphore>,
         stop: CancellationToken,
@@ -77,13 +89,16 @@ impl WorkSlot {
         self.stop.is_cancelled()
     }
 
-    /// Fires when no new work may be started for this record. An answer whose model call is in
-    /// progress may still be completed.
+    /// The token that is cancelled when no new work may be started for this record. The worker may
+    /// still store and produce an answer whose model call was made.
     pub fn stop_token(&self) -> &CancellationToken {
         &self.stop
     }
 
-    /// Sleeps without holding the slot, then acquires one again.
+    /// Releases the slot, sleeps for `time`, and acquires a slot again.
+    ///
+    /// # Errors
+    /// A stop was requested before the slot was acquired again.
     pub async fn sleep(&mut self, time: Duration) -> Result<(), StopRequested> {
         self.permit = None;
         tokio::select! {
@@ -95,7 +110,7 @@ impl WorkSlot {
     }
 
     /// Repeats `call` until it succeeds or a stop is requested. There is no limit on the number of
-    /// tries: an unavailable dependency never counts against the record (I10). The slot is free
+    /// tries: an unavailable dependency never counts against the record (I10). The slot is released
     /// during the delays. `operation` names the call in the log.
     pub async fn retry<T, E, F, Fut>(
         &mut self,
@@ -122,9 +137,9 @@ impl WorkSlot {
         }
     }
 
-    /// Like [`WorkSlot::retry`], but ignores stop requests and keeps the slot. For the last steps
-    /// after a model call, which would otherwise have to be made again. Only the drain deadline
-    /// ends it, by aborting the task.
+    /// Like [`WorkSlot::retry`], but ignores stop requests and holds the slot throughout. It is
+    /// used for the last steps after a model call, because stopping there would mean to call the
+    /// model again. Only the drain timeout interrupts it, by aborting the task.
     pub async fn retry_despite_stop<T, E, F, Fut>(&mut self, operation: &str, mut call: F) -> T
     where
         E: Display,
@@ -147,12 +162,15 @@ impl WorkSlot {
     }
 }
 
-/// The growing delays of one retry loop, and its log lines.
+/// The state of one retry loop: computes the growing delays, and logs failures and the recovery.
 struct RetryState<'a> {
+    /// Name of the repeated call in the log.
     operation: &'a str,
     backoff: Backoff,
-    started: Instant,
-    last_warning: Option<Instant>,
+    /// When the loop began.
+    started_at: Instant,
+    /// When the loop last logged a failure; `None` before the first failure.
+    warned_at: Option<Instant>,
 }
 
 impl<'a> RetryState<'a> {
@@ -160,17 +178,18 @@ impl<'a> RetryState<'a> {
         Self {
             operation,
             backoff: Backoff::new(FIRST_DELAY, MAX_DELAY).with_jitter(),
-            started: Instant::now(),
-            last_warning: None,
+            started_at: Instant::now(),
+            warned_at: None,
         }
     }
 
+    /// The delay before the next try. Logs `error`, at most once in each `WARNING_INTERVAL`.
     fn next_delay(&mut self, error: &impl Display) -> Duration {
-        let is_due = self
-            .last_warning
-            .is_none_or(|warned| warned.elapsed() >= WARNING_INTERVAL);
-        if is_due {
-            self.last_warning = Some(Instant::now());
+        let is_warning_due = self
+            .warned_at
+            .is_none_or(|warned_at| warned_at.elapsed() >= WARNING_INTERVAL);
+        if is_warning_due {
+            self.warned_at = Some(Instant::now());
             tracing::warn!(
                 operation = self.operation,
                 %error,
@@ -181,9 +200,10 @@ impl<'a> RetryState<'a> {
         self.backoff.next_delay()
     }
 
+    /// Logs that the call succeeded, if an earlier try failed.
     fn log_recovery(&self) {
-        if self.last_warning.is_some() {
-            let waited_ms = self.started.elapsed().as_millis() as u64;
+        if self.warned_at.is_some() {
+            let waited_ms = self.started_at.elapsed().as_millis() as u64;
             tracing::info!(
                 operation = self.operation,
                 waited_ms,

@@ -1,4 +1,5 @@
-//! Creates the trace span of a record's processing, and the spans of the waits before it.
+//! Creates the trace span of a record's processing, and the spans of the record's waits in the log
+//! and in its lane. [`RecordWorker`](super::record_worker::RecordWorker) calls it for each record.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -6,9 +7,9 @@ use super::handler::Delivery;
 use crate::protocol::record::{header, trace_from_headers};
 use crate::telemetry::traces::{self, Kind, Span};
 
-/// Starts the span of a record that has just acquired its slot, and records the preceding waits: in
-/// the log as a sibling of the span, in the lane as a child. A record that was already finished
-/// gets no second span.
+/// Starts the span of a record that has just acquired its slot, and records two spans for the
+/// record's waits: `log wait` as a sibling of the record's span, and `lane wait` as its child. A
+/// record that was already finished gets no second span: the returned span is not recorded.
 pub(super) fn start_span(delivery: &Delivery, group: &str) -> Span {
     let record = &delivery.record;
     let sender = trace_from_headers(record);
@@ -35,11 +36,12 @@ pub(super) fn start_span(delivery: &Delivery, group: &str) -> Span {
     if let Some(id) = record.header_text(header::CORRELATION_ID) {
         span.set_text("correlation_id", id);
     }
-    // The timestamp is from the log's clock, which may be ahead of ours.
+    // The timestamp is from the log's clock, which may be ahead of this process's clock. Then the
+    // wait in the log counts as 0.
     let appended = Duration::from_millis(record.timestamp_ms.try_into().unwrap_or_default());
     let appended = (UNIX_EPOCH + appended).min(received);
-    // The wait precedes the processing, so both have the sender's span as parent. Where the record
-    // carries no trace, the wait becomes a child of the processing span.
+    // The wait in the log precedes the processing, so both spans have the sender's span as parent.
+    // If the record carries no trace, the wait becomes a child of the processing span.
     let parent = sender.or_else(|| span.context().cloned());
     let name = format_args!("log wait {topic}");
     Span::begin_at(parent, Kind::Internal, name, appended).end_at(received);

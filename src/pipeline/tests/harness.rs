@@ -1,4 +1,5 @@
-//! A pipeline over a fake log in memory, with paused time.
+//! A pipeline over a fake log in memory, with which the tests of single behaviours control every
+//! assignment, revocation and verdict.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -24,17 +25,19 @@ use crate::pipeline::{
 };
 use crate::protocol::log_record::{NewRecord, Record};
 
-/// A topic with two partitions, and what its only consumer did.
+/// The state of a fake topic, and of its only consumer as the consumer's calls have set it.
 #[derive(Default)]
 pub(super) struct FakeTopic {
     records: Mutex<Vec<Record>>,
-    /// The stored offset of each partition.
-    stored: Mutex<HashMap<i32, i64>>,
+    /// The offset that the pipeline has stored last, by partition.
+    stored_offsets: Mutex<HashMap<i32, i64>>,
+    /// The records that the pipeline has written to the dead-letter topic.
     pub(super) dead_letters: Mutex<Vec<NewRecord>>,
     pub(super) is_paused: Mutex<bool>,
     pub(super) is_closed: Mutex<bool>,
-    /// Dead letters with larger values are refused.
+    /// Maximum size in bytes of a dead letter's value. Larger dead letters are refused.
     pub(super) max_dead_letter_bytes: Mutex<Option<usize>>,
+    /// Wakes the consumer when there may be a new event.
     changed: Notify,
 }
 
@@ -59,30 +62,37 @@ impl FakeTopic {
         self.changed.notify_waiters();
     }
 
-    pub(super) fn stored(&self, partition: i32) -> Option<i64> {
-        self.stored.lock().unwrap().get(&partition).copied()
+    /// The offset that the pipeline has stored for the partition. `None` if it has stored no
+    /// offset.
+    pub(super) fn stored_offset(&self, partition: i32) -> Option<i64> {
+        self.stored_offsets.lock().unwrap().get(&partition).copied()
     }
 }
 
+/// The consumer of the fake topic. Returns assignments and revocations that the test sends, and
+/// then records.
 struct FakeConsumer {
     topic: Arc<FakeTopic>,
     events: mpsc::UnboundedReceiver<ConsumerEvent>,
-    /// The next offset of each assigned partition.
-    positions: HashMap<i32, i64>,
+    /// The offset that is read next, for each assigned partition.
+    next_offsets: HashMap<i32, i64>,
 }
 
 impl FakeConsumer {
+    /// Reads a record of any assigned partition. `None` if the consumer is paused or has read all
+    /// records.
     fn next_record(&mut self) -> Option<Record> {
         if *self.topic.is_paused.lock().unwrap() {
             return None;
         }
         let records = self.topic.records.lock().unwrap();
         let record = records.iter().find(|record| {
-            self.positions
+            self.next_offsets
                 .get(&record.partition)
-                .is_some_and(|position| record.offset == *position)
+                .is_some_and(|next_offset| record.offset == *next_offset)
         })?;
-        self.positions.insert(record.partition, record.offset + 1);
+        self.next_offsets
+            .insert(record.partition, record.offset + 1);
         Some(record.clone())
     }
 }
@@ -95,13 +105,13 @@ impl Consumer for FakeConsumer {
             let changed = topic.changed.notified();
             if let Ok(event) = self.events.try_recv() {
                 match &event {
-                    ConsumerEvent::Assigned(assigned) => self.positions.extend(
+                    ConsumerEvent::Assigned(assigned) => self.next_offsets.extend(
                         assigned
                             .iter()
                             .map(|a| (a.partition, a.committed.unwrap_or(0))),
                     ),
                     ConsumerEvent::Revoked(revoked) => {
-                        self.positions.retain(|p, _| !revoked.contains(p));
+                        self.next_offsets.retain(|p, _| !revoked.contains(p));
                     }
                     ConsumerEvent::Record(_) => {}
                 }
@@ -117,7 +127,7 @@ impl Consumer for FakeConsumer {
     fn store_offset(&mut self, partition: i32, next_offset: i64) {
         let before = self
             .topic
-            .stored
+            .stored_offsets
             .lock()
             .unwrap()
             .insert(partition, next_offset);
@@ -137,7 +147,7 @@ impl Consumer for FakeConsumer {
     }
 
     async fn seek(&mut self, partition: i32, offset: i64) -> Result<(), LogError> {
-        self.positions.insert(partition, offset);
+        self.next_offsets.insert(partition, offset);
         Ok(())
     }
 
@@ -146,7 +156,7 @@ impl Consumer for FakeConsumer {
     }
 }
 
-/// Accepts dead letters only.
+/// A log that accepts dead letters only: it adds every appended record to the topic's dead letters.
 pub(super) struct FakeLog(pub(super) Arc<FakeTopic>);
 
 #[async_trait]
@@ -192,10 +202,13 @@ impl Log for FakeLog {
     async fn flush(&self) {}
 }
 
-/// Records its deliveries and returns the verdicts of a function of the test.
+/// A handler that records its deliveries, and returns the verdict of the test's function for each.
 pub(super) struct ScriptedHandler<F> {
+    /// See [`ScriptedHandler::deliveries`].
     deliveries: Mutex<Vec<(i32, i64, bool)>>,
+    /// Number of records that are being processed.
     active: AtomicUsize,
+    /// The highest value that `active` has had.
     pub(super) max_active: AtomicUsize,
     verdict: F,
 }
@@ -253,7 +266,7 @@ where
     }
 }
 
-/// A running pipeline.
+/// A running pipeline, and the test's means to control it.
 pub(super) struct TestPipeline {
     pub(super) topic: Arc<FakeTopic>,
     events: mpsc::UnboundedSender<ConsumerEvent>,
@@ -262,7 +275,8 @@ pub(super) struct TestPipeline {
     task: JoinHandle<()>,
 }
 
-/// Starts a pipeline with 3 deliveries per record and a backlog limit of 64 KiB.
+/// Starts a pipeline that tries a failing record 3 times and pauses its consumer at a backlog of
+/// 64 KiB.
 pub(super) fn start(
     handler: Arc<dyn Handler>,
     max_workers: usize,
@@ -274,7 +288,7 @@ pub(super) fn start(
     let consumer = FakeConsumer {
         topic: Arc::clone(&topic),
         events: receiver,
-        positions: HashMap::new(),
+        next_offsets: HashMap::new(),
     };
     let drain = CancellationToken::new();
     let dependencies = Dependencies {
@@ -325,10 +339,11 @@ impl TestPipeline {
         self.topic.changed.notify_waiters();
     }
 
-    pub(super) async fn wait_until(&self, condition: &str, mut done: impl FnMut() -> bool) {
+    /// Waits until `is_met` returns true. `condition` describes it in the failure after 10 minutes.
+    pub(super) async fn wait_until(&self, condition: &str, mut is_met: impl FnMut() -> bool) {
         let waiting = async {
-            while !done() {
-                // With paused time, sleeping only lets the other tasks run.
+            while !is_met() {
+                // With paused time, a sleep takes no real time: it only lets the other tasks run.
                 tokio::time::sleep(Duration::from_millis(10)).await;
                 self.topic.changed.notify_waiters();
             }
@@ -337,7 +352,7 @@ impl TestPipeline {
         assert!(result.is_ok(), "timed out waiting for {condition}");
     }
 
-    /// Drains the pipeline and waits for its end.
+    /// Drains the pipeline, waits until it has ended, and returns the topic.
     pub(super) async fn drain(self) -> Arc<FakeTopic> {
         self.drain.cancel();
         self.topic.changed.notify_waiters();

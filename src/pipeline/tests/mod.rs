@@ -1,4 +1,5 @@
-//! Tests of the pipeline with paused time: single behaviours, and a seeded simulation.
+//! Tests of the pipeline with paused time: tests of single behaviours in `processing` and
+//! `rewinds`, and a seeded simulation in `sim`.
 
 mod harness;
 mod processing;

@@ -1,4 +1,5 @@
-//! Order, concurrency, backpressure, dead letters, revocation and drain.
+//! Tests how a pipeline processes records: order, concurrency, backpressure, dead letters,
+//! revocation and drain.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,6 +12,7 @@ use super::harness::{ScriptedHandler, start};
 use crate::pipeline::{Delivery, Handler, StopRequested, Verdict, WorkSlot};
 use crate::protocol::log_record::{NewRecord, Record};
 
+/// Returns a future that never completes, as the processing of a record that does not end.
 async fn never() -> Verdict {
     std::future::pending().await
 }
@@ -18,12 +20,12 @@ async fn never() -> Verdict {
 #[tokio::test(start_paused = true)]
 async fn a_slow_lane_blocks_no_other_lane_and_no_commit_passes_it() {
     let gate = Arc::new(Semaphore::new(0));
-    let open = Arc::clone(&gate);
+    let handler_gate = Arc::clone(&gate);
     let handler = ScriptedHandler::new(move |delivery: Delivery| {
-        let open = Arc::clone(&open);
+        let gate = Arc::clone(&handler_gate);
         async move {
             if delivery.record.offset == 1 {
-                open.acquire().await.unwrap().forget();
+                gate.acquire().await.unwrap().forget();
             }
             Verdict::Done
         }
@@ -40,10 +42,12 @@ async fn a_slow_lane_blocks_no_other_lane_and_no_commit_passes_it() {
             handler.deliveries().len() == 26
         })
         .await;
-    assert_eq!(pipeline.topic.stored(0), Some(1));
+    assert_eq!(pipeline.topic.stored_offset(0), Some(1));
     gate.add_permits(1);
     pipeline
-        .wait_until("the last commit", || pipeline.topic.stored(0) == Some(50))
+        .wait_until("the last commit", || {
+            pipeline.topic.stored_offset(0) == Some(50)
+        })
         .await;
     let slow: Vec<i64> = handler
         .deliveries()
@@ -69,7 +73,8 @@ async fn at_most_max_workers_records_are_processed_concurrently() {
     pipeline.assign(1, None);
     pipeline
         .wait_until("the last commit", || {
-            pipeline.topic.stored(0) == Some(30) && pipeline.topic.stored(1) == Some(30)
+            pipeline.topic.stored_offset(0) == Some(30)
+                && pipeline.topic.stored_offset(1) == Some(30)
         })
         .await;
     assert_eq!(handler.max_active.load(Ordering::SeqCst), 3);
@@ -79,11 +84,11 @@ async fn at_most_max_workers_records_are_processed_concurrently() {
 #[tokio::test(start_paused = true)]
 async fn the_consumer_is_paused_above_the_backlog_limit_and_resumed_below_it() {
     let gate = Arc::new(Semaphore::new(0));
-    let open = Arc::clone(&gate);
+    let handler_gate = Arc::clone(&gate);
     let handler = ScriptedHandler::new(move |_| {
-        let open = Arc::clone(&open);
+        let gate = Arc::clone(&handler_gate);
         async move {
-            open.acquire().await.unwrap().forget();
+            gate.acquire().await.unwrap().forget();
             Verdict::Done
         }
     });
@@ -97,7 +102,9 @@ async fn the_consumer_is_paused_above_the_backlog_limit_and_resumed_below_it() {
         .await;
     gate.add_permits(1000);
     pipeline
-        .wait_until("the last commit", || pipeline.topic.stored(0) == Some(200))
+        .wait_until("the last commit", || {
+            pipeline.topic.stored_offset(0) == Some(200)
+        })
         .await;
     pipeline.drain().await;
 }
@@ -118,7 +125,9 @@ async fn a_failing_record_becomes_a_dead_letter_and_the_next_is_processed() {
     }
     pipeline.assign(0, Some(0));
     pipeline
-        .wait_until("the last commit", || pipeline.topic.stored(0) == Some(3))
+        .wait_until("the last commit", || {
+            pipeline.topic.stored_offset(0) == Some(3)
+        })
         .await;
     let delivery_count = |offset| {
         handler
@@ -147,11 +156,11 @@ async fn a_failing_record_becomes_a_dead_letter_and_the_next_is_processed() {
 #[tokio::test(start_paused = true)]
 async fn a_task_started_before_a_revocation_stores_no_offset() {
     let gate = Arc::new(Semaphore::new(0));
-    let open = Arc::clone(&gate);
+    let handler_gate = Arc::clone(&gate);
     let handler = ScriptedHandler::new(move |_| {
-        let open = Arc::clone(&open);
+        let gate = Arc::clone(&handler_gate);
         async move {
-            open.acquire().await.unwrap().forget();
+            gate.acquire().await.unwrap().forget();
             Verdict::Done
         }
     });
@@ -166,11 +175,11 @@ async fn a_task_started_before_a_revocation_stores_no_offset() {
     pipeline
         .wait_until("the second delivery", || handler.deliveries().len() == 2)
         .await;
-    assert_eq!(pipeline.topic.stored(0), None);
+    assert_eq!(pipeline.topic.stored_offset(0), None);
     gate.add_permits(1);
     pipeline
         .wait_until("the commit of the second delivery", || {
-            pipeline.topic.stored(0) == Some(1)
+            pipeline.topic.stored_offset(0) == Some(1)
         })
         .await;
     pipeline.drain().await;
@@ -195,7 +204,7 @@ async fn a_drain_starts_no_further_records() {
         .await;
     let topic = pipeline.drain().await;
     assert!(*topic.is_closed.lock().unwrap());
-    assert_eq!(topic.stored(0), Some(1));
+    assert_eq!(topic.stored_offset(0), Some(1));
     assert_eq!(handler.deliveries().len(), 2);
 }
 
@@ -214,7 +223,9 @@ async fn a_record_too_large_for_the_dead_letter_topic_blocks_no_other() {
     pipeline.topic.append(0, "a", 10);
     pipeline.assign(0, Some(0));
     pipeline
-        .wait_until("the last commit", || pipeline.topic.stored(0) == Some(2))
+        .wait_until("the last commit", || {
+            pipeline.topic.stored_offset(0) == Some(2)
+        })
         .await;
     let topic = pipeline.drain().await;
     let dead_letters = topic.dead_letters.lock().unwrap();
@@ -226,7 +237,7 @@ async fn a_record_too_large_for_the_dead_letter_topic_blocks_no_other() {
     assert_eq!(left_out.unwrap().1, "101");
 }
 
-/// Panics on offset 0, in `handle` and in `report_failure`.
+/// A handler that panics on offset 0, both in `handle` and in `report_failure`.
 struct PanickingHandler;
 
 #[async_trait]
@@ -257,7 +268,9 @@ async fn a_record_whose_failure_report_panics_becomes_a_dead_letter() {
     pipeline.topic.append(0, "a", 10);
     pipeline.assign(0, Some(0));
     pipeline
-        .wait_until("the last commit", || pipeline.topic.stored(0) == Some(2))
+        .wait_until("the last commit", || {
+            pipeline.topic.stored_offset(0) == Some(2)
+        })
         .await;
     assert_eq!(pipeline.drain().await.dead_letters.lock().unwrap().len(), 1);
 }

@@ -1,4 +1,5 @@
-//! Rewinds of partitions: after assignments, losses and requests.
+//! Tests which records a pipeline reads again in a rewind, which begins with an assignment, a loss
+//! or a request, and when the rewind is reported as complete.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -10,7 +11,7 @@ use tokio::sync::Semaphore;
 use super::harness::{ScriptedHandler, start};
 use crate::pipeline::{Delivery, RewindPolicy, RewindRequest, Verdict};
 
-/// Rewinds every partition to the same offset.
+/// A rewind policy that rewinds every partition to the same offset.
 struct FixedRewind {
     offset: i64,
     completed_rewinds: AtomicUsize,
@@ -24,7 +25,7 @@ impl FixedRewind {
         })
     }
 
-    /// How often a rewind was reported as complete.
+    /// Number of rewinds that the pipeline has reported as complete.
     fn completed_rewinds(&self) -> usize {
         self.completed_rewinds.load(Ordering::SeqCst)
     }
@@ -51,7 +52,9 @@ async fn an_assignment_rewinds_and_marks_finished_records() {
     }
     pipeline.assign(0, Some(7));
     pipeline
-        .wait_until("the last commit", || pipeline.topic.stored(0) == Some(10))
+        .wait_until("the last commit", || {
+            pipeline.topic.stored_offset(0) == Some(10)
+        })
         .await;
     let expected: Vec<_> = (4..10).map(|offset| (0, offset, offset < 7)).collect();
     assert_eq!(handler.deliveries(), expected);
@@ -78,10 +81,17 @@ async fn a_rewind_without_records_completes_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn a_rewind_during_processing_delivers_no_finished_record_as_new() {
-    let loses = Arc::new(Mutex::new(true));
+    let will_lose_data = Arc::new(Mutex::new(true));
     let handler = ScriptedHandler::new(move |delivery: Delivery| {
-        let lose = delivery.record.offset == 8 && std::mem::take(&mut *loses.lock().unwrap());
-        async move { if lose { Verdict::Rewind } else { Verdict::Done } }
+        let loses_data =
+            delivery.record.offset == 8 && std::mem::take(&mut *will_lose_data.lock().unwrap());
+        async move {
+            if loses_data {
+                Verdict::Rewind
+            } else {
+                Verdict::Done
+            }
+        }
     });
     let policy = FixedRewind::new(5);
     let pipeline = start(Arc::clone(&handler) as _, 1, Some(Arc::clone(&policy) as _));
@@ -90,7 +100,9 @@ async fn a_rewind_during_processing_delivers_no_finished_record_as_new() {
     }
     pipeline.assign(0, Some(5));
     pipeline
-        .wait_until("the last commit", || pipeline.topic.stored(0) == Some(10))
+        .wait_until("the last commit", || {
+            pipeline.topic.stored_offset(0) == Some(10)
+        })
         .await;
     let deliveries = handler.deliveries();
     let new: Vec<i64> = deliveries
@@ -99,24 +111,24 @@ async fn a_rewind_during_processing_delivers_no_finished_record_as_new() {
         .map(|(_, o, _)| *o)
         .collect();
     assert_eq!(new, [5, 6, 7, 8, 8, 9]);
-    let again: Vec<i64> = deliveries
+    let repeated: Vec<i64> = deliveries
         .iter()
         .filter(|(_, _, already_finished)| *already_finished)
         .map(|(_, o, _)| *o)
         .collect();
-    assert_eq!(again, [5, 6, 7]);
+    assert_eq!(repeated, [5, 6, 7]);
     pipeline.drain().await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_rewind_request_waits_for_records_in_progress() {
     let gate = Arc::new(Semaphore::new(0));
-    let open = Arc::clone(&gate);
+    let handler_gate = Arc::clone(&gate);
     let handler = ScriptedHandler::new(move |delivery: Delivery| {
-        let open = Arc::clone(&open);
+        let gate = Arc::clone(&handler_gate);
         async move {
             if delivery.record.offset == 3 {
-                open.acquire().await.unwrap().forget();
+                gate.acquire().await.unwrap().forget();
             }
             Verdict::Done
         }
@@ -142,11 +154,13 @@ async fn a_rewind_request_waits_for_records_in_progress() {
         .await;
     gate.add_permits(10);
     pipeline
-        .wait_until("the last commit", || pipeline.topic.stored(0) == Some(4))
+        .wait_until("the last commit", || {
+            pipeline.topic.stored_offset(0) == Some(4)
+        })
         .await;
-    let again: Vec<_> = handler.deliveries().split_off(4);
+    let repeated: Vec<_> = handler.deliveries().split_off(4);
     assert_eq!(
-        again,
+        repeated,
         [(0, 0, true), (0, 1, true), (0, 2, true), (0, 3, false)]
     );
     pipeline.drain().await;
@@ -155,12 +169,12 @@ async fn a_rewind_request_waits_for_records_in_progress() {
 #[tokio::test(start_paused = true)]
 async fn silence_while_paused_does_not_complete_a_rewind() {
     let gate = Arc::new(Semaphore::new(0));
-    let open = Arc::clone(&gate);
+    let handler_gate = Arc::clone(&gate);
     let handler = ScriptedHandler::new(move |delivery: Delivery| {
-        let open = Arc::clone(&open);
+        let gate = Arc::clone(&handler_gate);
         async move {
             if delivery.record.partition == 0 {
-                open.acquire().await.unwrap().forget();
+                gate.acquire().await.unwrap().forget();
             }
             Verdict::Done
         }
@@ -175,10 +189,15 @@ async fn silence_while_paused_does_not_complete_a_rewind() {
     pipeline
         .wait_until("the pause", || *pipeline.topic.is_paused.lock().unwrap())
         .await;
-    // The log has a gap below this commit, so that only silence can complete the rewind.
+    // No record exists at offset 5, just below the committed offset 6, so that only silence can
+    // complete the rewind of partition 1.
     pipeline.assign(1, Some(6));
     tokio::time::sleep(Duration::from_secs(30)).await;
-    assert_eq!(policy.completed_rewinds(), 1, "only partition 0 is rewound");
+    assert_eq!(
+        policy.completed_rewinds(),
+        1,
+        "only partition 0 is complete"
+    );
     gate.add_permits(1);
     pipeline
         .wait_until("all deliveries", || handler.deliveries().len() == 6)
@@ -190,11 +209,13 @@ async fn silence_while_paused_does_not_complete_a_rewind() {
     pipeline.drain().await;
 }
 
-/// Blocks in `on_rewound` until the gate has a permit.
+/// A rewind policy whose `on_rewound` waits until the gate has a permit.
 struct BlockingPolicy {
     gate: Semaphore,
-    started: AtomicUsize,
-    ended: AtomicUsize,
+    /// Number of calls of `on_rewound` that have started.
+    started_calls: AtomicUsize,
+    /// Number of calls of `on_rewound` that have returned.
+    ended_calls: AtomicUsize,
 }
 
 #[async_trait]
@@ -204,9 +225,9 @@ impl RewindPolicy for BlockingPolicy {
     }
 
     async fn on_rewound(&self, _: i32) {
-        self.started.fetch_add(1, Ordering::SeqCst);
+        self.started_calls.fetch_add(1, Ordering::SeqCst);
         self.gate.acquire().await.unwrap().forget();
-        self.ended.fetch_add(1, Ordering::SeqCst);
+        self.ended_calls.fetch_add(1, Ordering::SeqCst);
     }
 }
 
@@ -214,15 +235,15 @@ impl RewindPolicy for BlockingPolicy {
 async fn a_partition_rewound_again_is_not_reported_as_rewound() {
     let policy = Arc::new(BlockingPolicy {
         gate: Semaphore::new(0),
-        started: AtomicUsize::new(0),
-        ended: AtomicUsize::new(0),
+        started_calls: AtomicUsize::new(0),
+        ended_calls: AtomicUsize::new(0),
     });
     let handler = ScriptedHandler::new(|_| async { Verdict::Done });
     let pipeline = start(handler, 1, Some(Arc::clone(&policy) as _));
     pipeline.assign(0, Some(0));
     pipeline
         .wait_until("the first report", || {
-            policy.started.load(Ordering::SeqCst) == 1
+            policy.started_calls.load(Ordering::SeqCst) == 1
         })
         .await;
     pipeline
@@ -232,16 +253,16 @@ async fn a_partition_rewound_again_is_not_reported_as_rewound() {
         .unwrap();
     pipeline
         .wait_until("the second report", || {
-            policy.started.load(Ordering::SeqCst) == 2
+            policy.started_calls.load(Ordering::SeqCst) == 2
         })
         .await;
     policy.gate.add_permits(10);
     pipeline
         .wait_until("the end of a report", || {
-            policy.ended.load(Ordering::SeqCst) == 1
+            policy.ended_calls.load(Ordering::SeqCst) == 1
         })
         .await;
     tokio::time::sleep(Duration::from_secs(1)).await;
-    assert_eq!(policy.ended.load(Ordering::SeqCst), 1);
+    assert_eq!(policy.ended_calls.load(Ordering::SeqCst), 1);
     pipeline.drain().await;
 }

@@ -25,24 +25,31 @@ use crate::protocol::log_record::Record;
 use crate::seeds::Seeds;
 
 const PARTITIONS: i32 = 2;
+/// Number of records in each partition.
 const RECORDS: i64 = 12;
 const LANES: [&str; 3] = ["a", "b", "c"];
 
+/// What the broker sends to one member of the group.
 struct Member {
-    /// Events with their arrival times.
+    /// Assignments and revocations that the member has not received yet, each with the time at
+    /// which it arrives.
     events: VecDeque<(Instant, ConsumerEvent)>,
 }
 
 /// The log and the group as the broker sees them.
 struct Group {
+    /// The lane of each record, by partition and offset.
     lanes: Vec<Vec<&'static str>>,
-    owner: Vec<usize>,
-    committed: Vec<i64>,
+    /// The number of the member that owns each partition.
+    owners: Vec<usize>,
+    /// The committed offset of each partition.
+    committed_offsets: Vec<i64>,
     /// Offsets that handlers have finished, by partition.
     finished: Vec<BTreeSet<i64>>,
     members: Vec<Member>,
-    /// How often each record still fails.
-    failures: Vec<Vec<u32>>,
+    /// How often the processing of each record will still fail, by partition and offset.
+    remaining_failures: Vec<Vec<u32>>,
+    /// Decides when records arrive and how long handlers take.
     rng: StdRng,
     /// The first invariant that was violated.
     violation: Option<String>,
@@ -62,15 +69,15 @@ impl Group {
                 .iter()
                 .map(|all| all.iter().map(|lane| LANES[*lane as usize % 3]).collect())
                 .collect(),
-            owner: vec![0; PARTITIONS as usize],
-            committed: vec![0; PARTITIONS as usize],
+            owners: vec![0; PARTITIONS as usize],
+            committed_offsets: vec![0; PARTITIONS as usize],
             finished: vec![BTreeSet::new(); PARTITIONS as usize],
             members: (0..2)
                 .map(|_| Member {
                     events: VecDeque::new(),
                 })
                 .collect(),
-            failures: failures
+            remaining_failures: failures
                 .iter()
                 .map(|all| all.iter().map(|n| u32::from(*n == 0)).collect())
                 .collect(),
@@ -85,8 +92,8 @@ impl Group {
     }
 
     fn assign(&mut self, member: usize, partition: i32) {
-        self.owner[partition as usize] = member;
-        let committed = Some(self.committed[partition as usize]);
+        self.owners[partition as usize] = member;
+        let committed = Some(self.committed_offsets[partition as usize]);
         let assignment = Assignment {
             partition,
             committed,
@@ -94,7 +101,8 @@ impl Group {
         self.send_event(member, 0, ConsumerEvent::Assigned(vec![assignment]));
     }
 
-    /// Records that a handler finished a record, and checks the order of its lane.
+    /// Notes that a handler finished a record. It is a violation if an earlier record of the same
+    /// lane is not finished.
     fn finish(&mut self, partition: i32, offset: i64) {
         let index = partition as usize;
         let lanes = &self.lanes[index];
@@ -109,18 +117,25 @@ impl Group {
         self.finished[index].insert(offset);
     }
 
+    /// Whether every record is finished and committed.
     fn is_done(&self) -> bool {
-        self.committed.iter().all(|offset| *offset == RECORDS)
+        self.committed_offsets
+            .iter()
+            .all(|offset| *offset == RECORDS)
     }
 }
 
 type SharedGroup = Arc<Mutex<Group>>;
 
+/// The consumer of one member. It returns the member's events and the records of its partitions
+/// after random delays.
 struct SimConsumer {
+    /// The number of the member, 0 or 1.
     number: usize,
     group: SharedGroup,
-    /// The next offset of each assigned partition.
-    positions: HashMap<i32, i64>,
+    /// The offset that is read next, for each assigned partition.
+    next_offsets: HashMap<i32, i64>,
+    /// Wakes the consumer when there may be a new event.
     changed: Arc<Notify>,
 }
 
@@ -135,10 +150,10 @@ impl Consumer for SimConsumer {
                         let (_, event) = group.members[self.number].events.pop_front().unwrap();
                         match &event {
                             ConsumerEvent::Assigned(all) => self
-                                .positions
+                                .next_offsets
                                 .extend(all.iter().map(|a| (a.partition, a.committed.unwrap()))),
                             ConsumerEvent::Revoked(all) => {
-                                self.positions.retain(|p, _| !all.contains(p));
+                                self.next_offsets.retain(|p, _| !all.contains(p));
                             }
                             ConsumerEvent::Record(_) => {}
                         }
@@ -148,11 +163,11 @@ impl Consumer for SimConsumer {
                 }
             };
             tokio::time::sleep(wait).await;
-            let ready = self
-                .positions
+            let unread = self
+                .next_offsets
                 .iter_mut()
                 .find(|(_, offset)| **offset < RECORDS);
-            if let Some((partition, offset)) = ready {
+            if let Some((partition, offset)) = unread {
                 let group = self.group.lock().unwrap();
                 let lane = group.lanes[*partition as usize][*offset as usize];
                 *offset += 1;
@@ -185,8 +200,8 @@ impl Consumer for SimConsumer {
             group.violation = Some(violation);
         }
         // The broker ignores offsets of a member that no longer owns the partition.
-        if group.owner[index] == self.number {
-            group.committed[index] = group.committed[index].max(next_offset);
+        if group.owners[index] == self.number {
+            group.committed_offsets[index] = group.committed_offsets[index].max(next_offset);
         }
     }
 
@@ -195,13 +210,15 @@ impl Consumer for SimConsumer {
     fn resume(&mut self) {}
 
     async fn seek(&mut self, partition: i32, offset: i64) -> Result<(), LogError> {
-        self.positions.insert(partition, offset);
+        self.next_offsets.insert(partition, offset);
         Ok(())
     }
 
     async fn close(self: Box<Self>) {}
 }
 
+/// A handler that takes a random time for each record, fails as the group says, and ignores half of
+/// the stop requests.
 struct SimHandler(SharedGroup);
 
 #[async_trait]
@@ -212,22 +229,23 @@ impl Handler for SimHandler {
 
     async fn handle(&self, delivery: &Delivery, slot: &mut WorkSlot) -> Verdict {
         let (partition, offset) = (delivery.record.partition, delivery.record.offset);
-        let (pause, heeds_stop) = {
+        let (processing_ms, obeys_stop) = {
             let mut group = self.0.lock().unwrap();
             (group.rng.random_range(0..30), group.rng.random_bool(0.5))
         };
-        let pause = tokio::time::sleep(Duration::from_millis(pause));
-        if heeds_stop {
+        let processing = tokio::time::sleep(Duration::from_millis(processing_ms));
+        if obeys_stop {
             tokio::select! {
-                () = pause => {}
+                () = processing => {}
                 () = slot.stop_token().cancelled() => return Verdict::Unfinished,
             }
         } else {
-            // Like an answer whose model call is in progress, which is completed.
-            pause.await;
+            // Ignore the stop and complete the record, as the worker does when the model call of an
+            // answer was made.
+            processing.await;
         }
         let mut group = self.0.lock().unwrap();
-        let failures = &mut group.failures[partition as usize][offset as usize];
+        let failures = &mut group.remaining_failures[partition as usize][offset as usize];
         if *failures > 0 {
             *failures -= 1;
             return Verdict::Failed("once".into());
@@ -246,12 +264,13 @@ impl Handler for SimHandler {
     }
 }
 
-fn member(number: usize, group: &SharedGroup, changed: &Arc<Notify>) -> JoinHandle<()> {
+/// Starts the pipeline of the member `number`.
+fn start_member(number: usize, group: &SharedGroup, changed: &Arc<Notify>) -> JoinHandle<()> {
     let dependencies = Dependencies {
         consumer: Box::new(SimConsumer {
             number,
             group: Arc::clone(group),
-            positions: HashMap::new(),
+            next_offsets: HashMap::new(),
             changed: Arc::clone(changed),
         }),
         handler: Arc::new(SimHandler(Arc::clone(group))),
@@ -272,7 +291,8 @@ fn member(number: usize, group: &SharedGroup, changed: &Arc<Notify>) -> JoinHand
     tokio::spawn(driver::run(dependencies, CancellationToken::new()))
 }
 
-/// Runs one seed. Returns what went wrong.
+/// Runs the simulation with one seed, and returns an error if an invariant was violated or not
+/// every record was committed.
 async fn run(seed: u64) -> Result<(), String> {
     let group = Arc::new(Mutex::new(Group::new(seed)));
     let changed = Arc::new(Notify::new());
@@ -281,47 +301,49 @@ async fn run(seed: u64) -> Result<(), String> {
         group.lock().unwrap().assign(0, partition);
     }
     let mut members: Vec<_> = (0..2)
-        .map(|number| member(number, &group, &changed))
+        .map(|number| start_member(number, &group, &changed))
         .collect();
     for _ in 0..faults.random_range(0..6) {
         tokio::time::sleep(Duration::from_millis(faults.random_range(0..60))).await;
         if faults.random_bool(0.4) {
-            // A crash; another process replaces the member.
+            // Crash a member. A new process replaces it and is assigned the same partitions.
             let crashed = faults.random_range(0..2);
             members[crashed].abort();
             let mut group_now = group.lock().unwrap();
             group_now.members[crashed].events.clear();
             for partition in 0..PARTITIONS {
-                if group_now.owner[partition as usize] == crashed {
+                if group_now.owners[partition as usize] == crashed {
                     group_now.assign(crashed, partition);
                 }
             }
             drop(group_now);
-            members[crashed] = member(crashed, &group, &changed);
+            members[crashed] = start_member(crashed, &group, &changed);
         } else {
-            // A rebalance; the revocation may arrive late.
+            // Move a partition to the other member. The revocation may reach the former owner after
+            // the assignment has reached the new owner.
             let partition = faults.random_range(0..PARTITIONS);
             let delay_ms = faults.random_range(0..100);
             let mut group = group.lock().unwrap();
-            let before = group.owner[partition as usize];
-            group.send_event(before, delay_ms, ConsumerEvent::Revoked(vec![partition]));
-            group.assign(1 - before, partition);
+            let former_owner = group.owners[partition as usize];
+            let revocation = ConsumerEvent::Revoked(vec![partition]);
+            group.send_event(former_owner, delay_ms, revocation);
+            group.assign(1 - former_owner, partition);
         }
         changed.notify_waiters();
     }
-    let done = async {
+    let completion = async {
         while !group.lock().unwrap().is_done() && group.lock().unwrap().violation.is_none() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    let result = tokio::time::timeout(Duration::from_secs(600), done).await;
+    let result = tokio::time::timeout(Duration::from_secs(600), completion).await;
     for member in members {
         member.abort();
     }
     let group = group.lock().unwrap();
     match &group.violation {
         Some(violation) => Err(violation.clone()),
-        None if result.is_err() => Err(format!("never finished: {:?}", group.committed)),
+        None if result.is_err() => Err(format!("never finished: {:?}", group.committed_offsets)),
         None => Ok(()),
     }
 }
