@@ -18,8 +18,8 @@ const USER: &str = "user123";
 const LAST: [&str; 5] = [
     "replayDeadLetters",
     "dropDeadLetters",
-    "forgetConversation",
-    "forgetEverything",
+    "deleteConversation",
+    "deleteAllConversations",
     "revokeTokens",
 ];
 
@@ -204,8 +204,8 @@ async fn documented_requests_get_documented_responses() {
         one.check(&reply);
     }
     // Paths that are none, and what is not there, have the documented form too.
-    let missing = &document.root["components"]["responses"]["Missing"];
-    let schema = &missing["content"]["application/json"]["schema"];
+    let not_found = &document.root["components"]["responses"]["NotFound"];
+    let schema = &not_found["content"]["application/json"]["schema"];
     for (path, secret) in [
         ("/nowhere", None),
         ("/favicon.ico", None),

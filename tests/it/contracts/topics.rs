@@ -49,7 +49,7 @@ fn written_records_match_their_schemas() {
         conversation_id: &ConversationId::default_conversation(),
         stream: true,
     };
-    let message = payload(&document, "incomingMessages", "question");
+    let message = payload(&document, "incomingMessages", "questionRecord");
     let written = serde_json::to_value(&written).unwrap();
     document.assert_valid(&message["payload"], &written, "a question");
 
@@ -63,7 +63,7 @@ fn written_records_match_their_schemas() {
         attempt: Some(1),
         ..TerminalRecord::new(&question, TerminalKind::Response)
     };
-    let message = payload(&document, "responses", "end");
+    let message = payload(&document, "responses", "terminalRecord");
     for end in [
         answered,
         TerminalRecord::failure(&question, ErrorCode::ProviderFailed),
@@ -82,11 +82,14 @@ fn documented_records_can_be_decoded() {
         assert!(!examples.is_empty(), "{channel} has examples");
         examples.iter().map(|example| &example["payload"])
     };
-    for example in examples("incomingMessages", "question") {
+    for example in examples("incomingMessages", "questionRecord") {
         let question = Question::parse(&record(example)).unwrap();
         assert_eq!(*question.content, *example["content"].as_str().unwrap());
     }
-    for (channel, name) in [("responses", "end"), ("user", "end")] {
+    for (channel, name) in [
+        ("responses", "terminalRecord"),
+        ("user", "publishedTerminalFrame"),
+    ] {
         for example in examples(channel, name) {
             TerminalRecord::parse(example.to_string().as_bytes()).unwrap();
         }
