@@ -13,10 +13,12 @@ use crate::protocol::record::Question;
 /// A message that this worker is processing.
 pub(super) struct Message {
     pub(super) question: Arc<Question>,
-    /// How the fan-out refers to it.
-    pub(super) reference: MessageRef,
-    /// The fencing token under which this worker holds the message. A redelivery has another one.
+    /// Identifies the message in the calls to the fan-out.
+    pub(super) message_ref: MessageRef,
+    /// The fencing token under which this worker holds the message. Each redelivery of the message
+    /// has a new token.
     pub(super) owner: Owner,
+    /// Builds the message's outcomes.
     pub(super) outcomes: OutcomeBuilder,
 }
 
@@ -24,7 +26,7 @@ impl Message {
     pub(super) fn new(question: Question) -> Self {
         let question = Arc::new(question);
         Self {
-            reference: MessageRef {
+            message_ref: MessageRef {
                 user: question.user.clone(),
                 message_id: question.message_id.clone(),
                 id: question.id.clone(),
@@ -40,9 +42,10 @@ impl Message {
 /// One attempt at answering a message.
 pub(super) struct Attempt<'a> {
     pub(super) message: &'a Message,
-    /// Earlier turns of the conversation; `None` where they are unknown and must be read.
+    /// Earlier turns of the conversation; `None` where they must be read from the fan-out.
     pub(super) context: Option<CachedContext>,
-    /// The outcome of the message if it turns out to be cancelled before it has any text.
+    /// The message's outcome if the user has cancelled it. After the fan-out lost its data, the
+    /// live writer replaces the outcome's text by the text so far and passes it to `begin`.
     pub(super) cancelled_outcome: LazyOutcome,
     /// The attempt's number, from 1. It grows when the fan-out loses its data during the attempt.
     pub(super) number: u32,
@@ -50,12 +53,13 @@ pub(super) struct Attempt<'a> {
 
 /// Limits the model calls for one delivery of a message, over all its attempts.
 pub(super) struct CallBudget {
-    /// Set at the first call. Time spent waiting for another worker's lease or for the fan-out
-    /// does not count.
+    /// Time at which the model calls are given up: `MESSAGE_DEADLINE_MS` after the first call, plus
+    /// the time that checks of the lease between two calls have taken. `None` before the first
+    /// call.
     pub(super) deadline: Option<Instant>,
-    /// Calls made so far.
+    /// Number of model calls that were started so far.
     pub(super) calls_made: u32,
-    /// `OPENAI_MAX_ATTEMPTS`.
+    /// Maximum number of model calls: `OPENAI_MAX_ATTEMPTS`, or 1 for the demo model.
     pub(super) max_calls: u32,
 }
 

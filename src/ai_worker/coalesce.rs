@@ -1,5 +1,5 @@
-//! Combines the model's tokens into deltas for `live` calls: the first token at once, later ones by
-//! time or size.
+//! Combines the model's tokens into deltas for `live` calls: the first token becomes a delta at
+//! once, later tokens are combined until a time or a size is reached.
 
 use std::time::Duration;
 
@@ -8,33 +8,36 @@ use tokio::time::Instant;
 /// The text of one `live` call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delta {
-    /// Position within the attempt, from 0 without gaps.
+    /// Number of the delta within the attempt, from 0 without gaps.
     pub index: u32,
-    /// Whole characters; never empty.
+    /// The delta's text: whole characters, never empty.
     pub text: String,
 }
 
-/// Accumulates the text of one attempt and cuts it into deltas. It has no timer: the caller passes
-/// the time, and waits until [`Coalescer::due_at`].
+/// Accumulates the text of one attempt and cuts it into deltas. Text that no delta contains yet is
+/// pending. A coalescer has no timer: the caller passes the time, and waits until
+/// [`Coalescer::due_at`].
 #[derive(Debug)]
 pub struct Coalescer {
     interval: Duration,
     max_bytes: usize,
     text: String,
-    /// Bytes of `text` that were returned in deltas.
-    flushed: usize,
+    /// Number of bytes of `text` that were returned in deltas.
+    flushed_bytes: usize,
     next_index: u32,
+    /// When the last delta was returned; `None` before the first.
     last_flush: Option<Instant>,
 }
 
 impl Coalescer {
-    /// A delta is due `interval` after the previous one, or as soon as `max_bytes` are pending.
+    /// Creates a coalescer without text. The first delta is due at once. Each later delta is due
+    /// `interval` after the previous delta, or as soon as `max_bytes` are pending.
     pub fn new(interval: Duration, max_bytes: usize) -> Self {
         Self {
             interval,
             max_bytes: max_bytes.max(1),
             text: String::new(),
-            flushed: 0,
+            flushed_bytes: 0,
             next_index: 0,
             last_flush: None,
         }
@@ -51,21 +54,22 @@ impl Coalescer {
     }
 
     /// Whether text is pending.
-    pub fn is_pending(&self) -> bool {
-        self.flushed < self.text.len()
+    pub fn has_pending_text(&self) -> bool {
+        self.flushed_bytes < self.text.len()
     }
 
-    /// When the pending text is due, at the earliest `now`; `None` while no text is pending.
+    /// The time at which the pending text is due, at the earliest `now`. `None` while no text is
+    /// pending.
     pub fn due_at(&self, now: Instant) -> Option<Instant> {
-        let pending = self.text.len() - self.flushed;
+        let pending_bytes = self.text.len() - self.flushed_bytes;
         match self.last_flush {
-            _ if pending == 0 => None,
-            Some(last) if pending < self.max_bytes => Some((last + self.interval).max(now)),
+            _ if pending_bytes == 0 => None,
+            Some(last) if pending_bytes < self.max_bytes => Some((last + self.interval).max(now)),
             _ => Some(now),
         }
     }
 
-    /// Takes the pending text as one delta if it is due.
+    /// Returns the pending text as one delta if it is due; otherwise `None`.
     pub fn flush_if_due(&mut self, now: Instant) -> Option<Delta> {
         if self.due_at(now)? > now {
             return None;
@@ -73,16 +77,16 @@ impl Coalescer {
         self.flush(now)
     }
 
-    /// Takes the pending text as one delta, due or not.
+    /// Returns the pending text as one delta, due or not; `None` while no text is pending.
     pub fn flush(&mut self, now: Instant) -> Option<Delta> {
-        if !self.is_pending() {
+        if !self.has_pending_text() {
             return None;
         }
         let delta = Delta {
             index: self.next_index,
-            text: self.text[self.flushed..].to_owned(),
+            text: self.text[self.flushed_bytes..].to_owned(),
         };
-        self.flushed = self.text.len();
+        self.flushed_bytes = self.text.len();
         self.next_index += 1;
         self.last_flush = Some(now);
         Some(delta)
@@ -90,7 +94,7 @@ impl Coalescer {
 
     /// Restarts with the same text: the next delta is the whole text with index 0, due at once.
     pub fn restart(&mut self) {
-        self.flushed = 0;
+        self.flushed_bytes = 0;
         self.next_index = 0;
         self.last_flush = None;
     }
@@ -179,20 +183,20 @@ mod tests {
             let mut coalescer = Coalescer::new(INTERVAL, max_bytes);
             let mut whole = String::new();
             let mut deltas: Vec<Delta> = Vec::new();
-            let mut last = None;
-            for (token, pause, restart) in tokens {
-                now += Duration::from_millis(pause);
-                if restart && pause == 0 {
+            let mut last_flush = None;
+            for (token, pause_ms, restarts) in tokens {
+                now += Duration::from_millis(pause_ms);
+                if restarts && pause_ms == 0 {
                     coalescer.restart();
                     deltas.clear();
-                    last = None;
+                    last_flush = None;
                 }
                 coalescer.push(&token);
                 whole.push_str(&token);
                 if let Some(delta) = coalescer.flush_if_due(now) {
-                    let is_early = last.is_some_and(|last| now < last + INTERVAL);
+                    let is_early = last_flush.is_some_and(|last| now < last + INTERVAL);
                     prop_assert!(!is_early || delta.text.len() >= max_bytes.max(1));
-                    last = Some(now);
+                    last_flush = Some(now);
                     deltas.push(delta);
                 }
             }

@@ -1,5 +1,5 @@
-//! Generates the answer of an attempt: reads the context, builds the prompt, calls the model, and
-//! retries failed calls.
+//! Generates the answer of an attempt for the handler: reads the context, builds the prompt, calls
+//! the model, and retries failed calls.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,12 +27,13 @@ use crate::telemetry::traces::{Kind, Span};
 /// `finish_reason` of an answer that was cut at `MAX_ANSWER_BYTES`.
 const FINISH_REASON_LENGTH: &str = "length";
 
-/// Generates answers with the model of one worker.
+/// Generates the answers of one worker.
 pub(super) struct Generator {
     provider: Arc<dyn Provider>,
     fanout: Arc<dyn WorkerFanout>,
     settings: WorkerSettings,
-    /// `OPENAI_MAX_ATTEMPTS`; 1 for the demo model.
+    /// Maximum number of model calls for one delivery of a message: `OPENAI_MAX_ATTEMPTS`, or 1 for
+    /// the demo model.
     max_calls: u32,
     cancels: CancelSubscriptions,
 }
@@ -41,17 +42,18 @@ pub(super) struct Generator {
 pub(super) enum GenerationResult {
     /// The answer is complete.
     Answer(GeneratedAnswer),
-    /// The user cancelled the message; the text so far.
+    /// The user cancelled the message. The field is the text so far.
     Cancelled(String),
-    /// The last call failed and no retry follows; the text so far.
+    /// The last call failed and no retry follows. The fields are the error and the text so far.
     Failed(ModelError, String),
-    /// The worker must call `begin` again: another worker holds the message, or a retry must start
-    /// with an empty text.
+    /// The handler must call `begin` again, because another worker holds the message or a retry
+    /// must start with an empty text. Also returned if a stop was requested before the first call:
+    /// the handler detects the stop before it calls `begin`.
     BeginAgain,
 }
 
 /// How one model call ended.
-enum CallEnd {
+enum CallResult {
     Answer(GeneratedAnswer),
     Failed(ModelError),
     Stopped(StopReason),
@@ -59,7 +61,8 @@ enum CallEnd {
 }
 
 impl Generator {
-    /// Must be called inside a tokio runtime.
+    /// Creates the generator, and starts the task that subscribes to cancels. Must be called inside
+    /// a tokio runtime.
     pub(super) fn new(
         provider: Arc<dyn Provider>,
         fanout: Arc<dyn WorkerFanout>,
@@ -69,7 +72,7 @@ impl Generator {
             .model
             .as_ref()
             .map_or(1, |model| model.max_attempts);
-        // Exports the counters from the start, so that a rate over them sees the first increment.
+        // The counters exist from the start, so that a rate over them includes the first increment.
         for attempt in 2..=max_calls {
             ProviderMetrics::retries(attempt).increment(0);
         }
@@ -82,12 +85,13 @@ impl Generator {
         }
     }
 
-    /// The budget for one delivery of a message.
+    /// Returns a new budget of model calls for one delivery of a message.
     pub(super) fn call_budget(&self) -> CallBudget {
         CallBudget::new(self.max_calls)
     }
 
-    /// Generates the answer in this attempt, and publishes its text while it grows.
+    /// Generates the answer in this attempt, and publishes the text while it grows. Updates
+    /// `attempt.number`, which grows if the fan-out loses its data during the attempt.
     pub(super) async fn generate(
         &self,
         attempt: &mut Attempt<'_>,
@@ -95,7 +99,7 @@ impl Generator {
         slot: &mut WorkSlot,
     ) -> GenerationResult {
         let target = LiveTarget {
-            message: attempt.message.reference.clone(),
+            message: attempt.message.message_ref.clone(),
             owner: attempt.message.owner.clone(),
             attempt: attempt.number,
             publishes_text: attempt.message.question.stream,
@@ -120,18 +124,21 @@ impl Generator {
         result
     }
 
-    /// The number of turns that are read, or cached, per conversation. Most turns are two messages,
-    /// and the message's own turn may be among them.
+    /// The number of turns of a conversation that are requested first, and the maximum number that
+    /// are cached. It is half of `CHAT_HISTORY_MAX_MESSAGES`, because most turns are two messages,
+    /// and one more, because the message's own turn may be among them.
     pub(super) fn context_turns(&self) -> usize {
         self.settings.prompt.history_max_messages.div_ceil(2) + 1
     }
 
+    /// Whether prompts contain earlier turns.
     fn uses_history(&self) -> bool {
         let settings = &self.settings.prompt;
         settings.keep_history && settings.history_max_messages > 0
     }
 
-    /// What `begin` requests of the conversation's history; `None` where the model sees none.
+    /// Returns the part of the conversation's history that `begin` requests; `None` where prompts
+    /// contain no history.
     pub(super) fn history_request(&self, cached: Option<&CachedContext>) -> Option<HistoryRequest> {
         self.uses_history().then(|| HistoryRequest {
             limit: self.context_turns(),
@@ -140,16 +147,19 @@ impl Generator {
         })
     }
 
-    /// Whether `turns` are all that the prompt can use, without the message's own turn.
-    fn is_sufficient(&self, turns: &[Turn], question: &Question) -> bool {
+    /// Whether the prompt can be built from `turns` without another read: they are all turns of the
+    /// conversation, or as many messages as a prompt may contain, and the message's own turn is not
+    /// among them.
+    fn is_sufficient_context(&self, turns: &[Turn], question: &Question) -> bool {
         let is_own = |turn: &Turn| turn.message_id == question.message_id;
         let max_messages = self.settings.prompt.history_max_messages;
         (turns.len() < self.context_turns() || PromptBuilder::message_count(turns) >= max_messages)
             && !turns.iter().any(is_own)
     }
 
-    /// Reads the earlier turns of the conversation. The previous message's turn is among them: its
-    /// outcome is stored before the next message of the lane starts.
+    /// Reads the earlier turns of the conversation; none where prompts contain no history. The
+    /// previous message's turn is among them, because the lane starts a message only after the
+    /// outcome of the previous message is stored.
     async fn read_context(&self, question: &Question) -> fanout::Result<Vec<Turn>> {
         let settings = &self.settings.prompt;
         if !self.uses_history() {
@@ -157,7 +167,8 @@ impl Generator {
         }
         let max_messages = settings.history_max_messages;
         let (user, conversation) = (&question.user, &question.conversation);
-        // If the first turns have too few messages, the maximum is read: a turn has at least one.
+        // If the turns of the first read have too few messages, a second read requests as many
+        // turns as a prompt may have messages, because each turn is at least one message.
         let mut limit = self.context_turns();
         loop {
             let context = self
@@ -173,6 +184,8 @@ impl Generator {
         }
     }
 
+    /// Builds the request from the attempt's context. Where that is absent or not sufficient, reads
+    /// the turns from the fan-out.
     async fn model_request(
         &self,
         attempt: &Attempt<'_>,
@@ -181,7 +194,7 @@ impl Generator {
         let question = &attempt.message.question;
         let settings = &self.settings.prompt;
         if let Some(context) = &attempt.context
-            && self.is_sufficient(&context.turns, question)
+            && self.is_sufficient_context(&context.turns, question)
         {
             return Ok(PromptBuilder::build(
                 settings,
@@ -196,8 +209,10 @@ impl Generator {
         Ok(PromptBuilder::build(settings, &turns, &question.content))
     }
 
-    /// Calls the model until it answers, the message is cancelled or taken over, or no retry is
-    /// allowed.
+    /// Calls the model, and repeats a failed call while the error, the budget and the deadline
+    /// allow it. Returns early when the message is cancelled or taken over. After a failed call
+    /// that has produced text, returns [`GenerationResult::BeginAgain`], because the next call
+    /// needs a new attempt.
     async fn call_with_retries(
         &self,
         request: &ModelRequest,
@@ -205,28 +220,28 @@ impl Generator {
         writer: &LiveWriter,
         message_span: &Span,
     ) -> GenerationResult {
-        let latest = Instant::now() + self.settings.message_deadline;
-        let mut deadline = *budget.deadline.get_or_insert(latest);
+        let new_deadline = Instant::now() + self.settings.message_deadline;
+        let mut deadline = *budget.deadline.get_or_insert(new_deadline);
         loop {
             budget.calls_made += 1;
             let mut span = self.start_call_span(request, budget.calls_made, message_span);
-            let end = tokio::select! {
+            let call_result = tokio::select! {
                 biased;
-                reason = writer.wait_until_stopped() => CallEnd::Stopped(reason),
-                () = tokio::time::sleep_until(deadline) => CallEnd::DeadlineExceeded,
+                reason = writer.wait_until_stopped() => CallResult::Stopped(reason),
+                () = tokio::time::sleep_until(deadline) => CallResult::DeadlineExceeded,
                 result = self.call(request, writer, &mut span) => match result {
-                    Ok(answer) => CallEnd::Answer(answer),
-                    Err(error) => CallEnd::Failed(error),
+                    Ok(answer) => CallResult::Answer(answer),
+                    Err(error) => CallResult::Failed(error),
                 },
             };
-            end_call_span(span, &end);
-            let error = match end {
-                CallEnd::Answer(answer) => return GenerationResult::Answer(answer),
-                CallEnd::Stopped(reason) => return stopped_result(reason, writer),
-                CallEnd::DeadlineExceeded => {
+            finish_call_span(span, &call_result);
+            let error = match call_result {
+                CallResult::Answer(answer) => return GenerationResult::Answer(answer),
+                CallResult::Stopped(reason) => return stopped_result(reason, writer),
+                CallResult::DeadlineExceeded => {
                     return GenerationResult::Failed(deadline_error(), writer.text());
                 }
-                CallEnd::Failed(error) => error,
+                CallResult::Failed(error) => error,
             };
             let next_call = budget.calls_made + 1;
             let delay = retry_delay(budget.calls_made, error.retry_after, rand::random());
@@ -243,12 +258,12 @@ impl Generator {
                 return stopped_result(reason, writer);
             }
             if writer.has_text() {
-                // The texts of two model calls are never mixed (I4).
+                // A new attempt starts, because the texts of two calls are never mixed (I4).
                 return GenerationResult::BeginAgain;
             }
-            // A process that was paused for longer than its lease sees the call fail, too. Without
-            // this check it would call the model for a message that another worker has taken over.
-            // Waiting for an unavailable fan-out does not count against the deadline.
+            // The call also fails in a process that was paused for longer than its lease. Without
+            // this check, the process would call the model for a message that another worker has
+            // taken over. The time that the check waits for the fan-out is added to the deadline.
             let check_started = Instant::now();
             if let Err(reason) = writer.confirm_lease().await {
                 return stopped_result(reason, writer);
@@ -258,10 +273,16 @@ impl Generator {
         }
     }
 
-    /// The span of one call, named by OpenTelemetry's conventions for generative AI.
-    fn start_call_span(&self, request: &ModelRequest, number: u32, message: &Span) -> Span {
+    /// Starts the span of one call, with name and attributes by OpenTelemetry's conventions for
+    /// generative AI.
+    fn start_call_span(
+        &self,
+        request: &ModelRequest,
+        call_number: u32,
+        message_span: &Span,
+    ) -> Span {
         let name = format_args!("chat {}", request.model);
-        let mut span = message.child(Kind::Client, name);
+        let mut span = message_span.child(Kind::Client, name);
         if !span.is_recorded() {
             return span;
         }
@@ -272,7 +293,7 @@ impl Generator {
         span.set_text("gen_ai.request.model", &request.model);
         span.set_number("gen_ai.request.max_tokens", request.max_tokens);
         span.set_float("gen_ai.request.temperature", request.temperature);
-        span.set_number("chatmesh.attempt", number);
+        span.set_number("chatmesh.attempt", call_number);
         if let Some(url) = api.map(|api| &api.base_url) {
             span.set_text("server.address", url.host_str().unwrap_or_default());
             if let Some(port) = url.port_or_known_default() {
@@ -282,7 +303,8 @@ impl Generator {
         span
     }
 
-    /// Makes one call and reads its stream to the end, or to `MAX_ANSWER_BYTES`.
+    /// Makes one call, and passes the text to `writer` as it arrives. Returns the complete answer,
+    /// or the answer cut at `MAX_ANSWER_BYTES`.
     async fn call(
         &self,
         request: &ModelRequest,
@@ -294,17 +316,17 @@ impl Generator {
             model: request.model.clone(),
             ..GeneratedAnswer::default()
         };
-        let mut remaining = self.settings.max_answer_bytes;
+        let mut remaining_bytes = self.settings.max_answer_bytes;
         while let Some(event) = stream.next().await {
             match event? {
                 ModelEvent::Text(text) => {
                     if answer.text.is_empty() {
                         span.add_event("first token");
                     }
-                    let accepted = prefix_of_json_len(&text, remaining);
+                    let accepted = prefix_of_json_len(&text, remaining_bytes);
                     writer.push(accepted);
                     answer.text.push_str(accepted);
-                    remaining = remaining.saturating_sub(json_len(accepted));
+                    remaining_bytes = remaining_bytes.saturating_sub(json_len(accepted));
                     if accepted.len() < text.len() {
                         FINISH_REASON_LENGTH.clone_into(&mut answer.finish_reason);
                         return Ok(answer);
@@ -330,9 +352,10 @@ impl Generator {
     }
 }
 
-fn end_call_span(mut span: Span, end: &CallEnd) {
-    match end {
-        CallEnd::Answer(answer) => {
+/// Adds the result of the call to its span, and ends the span by dropping it.
+fn finish_call_span(mut span: Span, call_result: &CallResult) {
+    match call_result {
+        CallResult::Answer(answer) => {
             span.set_text("gen_ai.response.model", &answer.model);
             span.set_texts("gen_ai.response.finish_reasons", &[&answer.finish_reason]);
             if let Some(usage) = &answer.usage {
@@ -340,10 +363,10 @@ fn end_call_span(mut span: Span, end: &CallEnd) {
                 span.set_number("gen_ai.usage.output_tokens", usage.completion_tokens);
             }
         }
-        CallEnd::Failed(error) => span.fail(error.kind),
-        CallEnd::Stopped(StopReason::Cancelled) => span.add_event("cancelled"),
-        CallEnd::Stopped(StopReason::Fenced) => span.add_event("taken over"),
-        CallEnd::DeadlineExceeded => span.fail("deadline"),
+        CallResult::Failed(error) => span.fail(error.kind),
+        CallResult::Stopped(StopReason::Cancelled) => span.add_event("cancelled"),
+        CallResult::Stopped(StopReason::Fenced) => span.add_event("taken over"),
+        CallResult::DeadlineExceeded => span.fail("deadline"),
     }
 }
 
@@ -354,7 +377,8 @@ fn stopped_result(reason: StopReason, writer: &LiveWriter) -> GenerationResult {
     }
 }
 
-/// Sleeps for `delay`. Returns early, with the reason, when the attempt must stop.
+/// Sleeps for `delay`, and returns `None`. Returns early, with the reason, when the attempt must
+/// stop.
 async fn sleep_unless_stopped(delay: Duration, writer: &LiveWriter) -> Option<StopReason> {
     tokio::select! {
         biased;
@@ -373,8 +397,9 @@ fn deadline_error() -> ModelError {
     }
 }
 
-/// The delay before another model call after `calls_made` of them failed: exponential, and at least
-/// what the provider requested. `random` (0 to 1) is the jitter.
+/// The delay before another model call after `calls_made` calls have failed. It grows exponentially
+/// and is at least `retry_after`, which the provider requested. `random` (0 to 1) determines the
+/// jitter.
 fn retry_delay(calls_made: u32, retry_after: Option<Duration>, random: f64) -> Duration {
     const BACKOFF: Backoff =
         Backoff::new(Duration::from_millis(500), Duration::from_secs(8)).with_jitter();

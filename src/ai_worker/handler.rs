@@ -1,5 +1,5 @@
-//! Processes one message: begin an attempt, generate the answer, fix its outcome, append the
-//! terminal record.
+//! Processes one record of `incoming_messages` for the pipeline: begins an attempt, generates the
+//! answer, stores the outcome, and appends the terminal record.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,7 +27,7 @@ use crate::protocol::record::{Question, TerminalRecord, add_trace_headers, heade
 use crate::protocol::trace_context::TraceContext;
 use crate::telemetry::traces::{self, Kind};
 
-/// The worker's [`Handler`].
+/// The worker's [`Handler`], which answers messages.
 pub(super) struct WorkerHandler {
     pub(super) log: Arc<dyn Log>,
     pub(super) fanout: Arc<dyn WorkerFanout>,
@@ -37,12 +37,12 @@ pub(super) struct WorkerHandler {
     pub(super) metrics: WorkerMetrics,
 }
 
-/// The way in which a message is processed.
+/// How a message is processed.
 #[derive(Clone)]
 enum Job {
-    /// Generate an answer.
+    /// Generate an answer to the message.
     Answer,
-    /// End it with an error. The record becomes a dead letter for this reason.
+    /// End the message with an error. Its record becomes a dead letter; the field is the reason.
     Fail(String),
 }
 
@@ -51,12 +51,15 @@ enum AttemptResult {
     /// The message has an outcome.
     Ended {
         outcome: StoredOutcome,
-        /// Why the record becomes a dead letter; `None` where it does not.
-        dead_letter: Option<String>,
-        /// This attempt stored the outcome; otherwise another one was stored before.
+        /// The reason for which the record becomes a dead letter; `None` where the record becomes
+        /// none.
+        dead_letter_reason: Option<String>,
+        /// Whether this attempt stored the outcome. Otherwise an earlier call had stored it, of
+        /// this or another worker.
         stored_by_this_attempt: bool,
     },
-    /// Another worker holds the message, or another attempt is needed: begin again.
+    /// The message has no known outcome, because another worker holds its lease or another attempt
+    /// is needed. The handler calls `begin` again.
     BeginAgain,
 }
 
@@ -65,15 +68,16 @@ struct Progress {
     /// Number of the last attempt; 0 before the first.
     last_attempt: u32,
     budget: CallBudget,
-    /// The result of the model calls. It survives an attempt whose outcome could not be stored, so
-    /// that the next attempt stores it without another model call.
+    /// The result of the model calls; `None` until they have ended. It survives an attempt whose
+    /// outcome could not be stored, so that the next attempt stores it without another model call.
     generated: Option<GenerationResult>,
-    /// The cached context that `begin` names; it is consumed by the first attempt that uses it.
+    /// The cached context, whose version `begin` receives. The first attempt that uses the context
+    /// takes it.
     context: Option<CachedContext>,
 }
 
 impl Progress {
-    /// The text so far, with which a cancelled message ends.
+    /// The answer's text so far. The outcome of a cancelled message contains this text.
     fn text(&self) -> &str {
         match &self.generated {
             Some(GenerationResult::Answer(answer)) => &answer.text,
@@ -82,7 +86,8 @@ impl Progress {
         }
     }
 
-    /// The context of an attempt, by the response of `begin`; `None` where it must be read.
+    /// Returns the context of an attempt, from the `history` in the response of `begin`. `None`
+    /// where the context must be read from the fan-out.
     fn take_context(&mut self, history: Option<HistoryResponse>) -> Option<CachedContext> {
         match history? {
             HistoryResponse::Unchanged => self.context.take(),
@@ -92,6 +97,8 @@ impl Progress {
 }
 
 impl WorkerHandler {
+    /// Parses a record and processes its message. An unreadable record becomes a dead letter; its
+    /// user gets an error if key and headers name user and message.
     async fn process_record(
         &self,
         delivery: &Delivery,
@@ -114,7 +121,7 @@ impl WorkerHandler {
         self.process(question, &job, slot).instrument(span).await
     }
 
-    /// Repeats attempts until the message has an outcome, then publishes it.
+    /// Repeats attempts until the message has an outcome, then appends the terminal record.
     async fn process(
         &self,
         question: Question,
@@ -144,8 +151,10 @@ impl WorkerHandler {
             match response {
                 BeginResponse::Ended(outcome) => {
                     tracing::info!("outcome already stored, skipping the model call");
-                    let dead_letter = stored_dead_letter_reason(job, &outcome);
-                    return self.publish(&message, &outcome, dead_letter, slot).await;
+                    let dead_letter_reason = stored_dead_letter_reason(job, &outcome);
+                    return self
+                        .append_terminal_record(&message, &outcome, dead_letter_reason, slot)
+                        .await;
                 }
                 BeginResponse::Busy(remaining) => {
                     let lease_ms = remaining.as_millis() as u64;
@@ -175,16 +184,18 @@ impl WorkerHandler {
                     progress.last_attempt = attempt.number;
                     if let AttemptResult::Ended {
                         outcome,
-                        dead_letter,
+                        dead_letter_reason,
                         stored_by_this_attempt,
                     } = result
                     {
-                        let dead_letter = if stored_by_this_attempt {
-                            dead_letter
+                        let dead_letter_reason = if stored_by_this_attempt {
+                            dead_letter_reason
                         } else {
                             stored_dead_letter_reason(job, &outcome)
                         };
-                        return self.publish(&message, &outcome, dead_letter, slot).await;
+                        return self
+                            .append_terminal_record(&message, &outcome, dead_letter_reason, slot)
+                            .await;
                     }
                 }
             }
@@ -194,7 +205,7 @@ impl WorkerHandler {
     fn begin_request(&self, message: &Message, job: &Job, progress: &Progress) -> BeginRequest {
         let needs_context = matches!(job, Job::Answer) && progress.generated.is_none();
         BeginRequest {
-            message: message.reference.clone(),
+            message: message.message_ref.clone(),
             owner: message.owner.clone(),
             last_attempt: progress.last_attempt,
             cancelled_outcome: message.outcomes.lazy_cancelled_outcome(progress.text()),
@@ -204,7 +215,8 @@ impl WorkerHandler {
         }
     }
 
-    /// Ends a message that cannot be processed.
+    /// Stores the error `internal` as the outcome of a message that cannot be processed. Its record
+    /// becomes a dead letter for `reason`.
     async fn fail(
         &self,
         attempt: &mut Attempt<'_>,
@@ -216,8 +228,9 @@ impl WorkerHandler {
             .await
     }
 
-    /// Answers the message in this attempt, unless it expired or was delivered too often. A result
-    /// of an earlier attempt of the same delivery is stored without another model call.
+    /// Generates the answer in this attempt and stores it as the outcome. A message that expired or
+    /// was delivered too often gets an error instead. If an earlier attempt of the same delivery
+    /// has generated the answer, that answer is stored without another model call.
     async fn answer(
         &self,
         attempt: &mut Attempt<'_>,
@@ -269,7 +282,8 @@ impl WorkerHandler {
         result
     }
 
-    /// Stores the result of the model calls as the message's outcome.
+    /// Stores the result of the model calls as the message's outcome. Stores nothing for
+    /// [`GenerationResult::BeginAgain`].
     async fn keep_generated(
         &self,
         attempt: &mut Attempt<'_>,
@@ -295,31 +309,32 @@ impl WorkerHandler {
         }
     }
 
-    /// Stores the message's outcome, unless another one is stored already. Retried until the
-    /// fan-out responds, even after the partition was revoked: the model call was made and must not
-    /// be repeated. `text` is the text so far, for a message that was cancelled.
+    /// Stores the message's outcome, unless the message has an outcome already. The call is
+    /// repeated until the fan-out responds, even after the partition was revoked, because the next
+    /// owner would have to repeat the model call. `text` is the text so far, which the outcome
+    /// contains if the message was cancelled.
     async fn keep(
         &self,
         attempt: &mut Attempt<'_>,
         outcome: NewOutcome,
         text: &str,
-        dead_letter: Option<String>,
+        dead_letter_reason: Option<String>,
         slot: &mut WorkSlot,
     ) -> AttemptResult {
         let message = attempt.message;
         let request = KeepRequest {
-            message: message.reference.clone(),
+            message: message.message_ref.clone(),
             owner: message.owner.clone(),
             attempt: attempt.number,
             cancelled_outcome: message.outcomes.lazy_cancelled_outcome(text),
             outcome: Arc::new(outcome),
         };
         let keep_span = slot.span().child(Kind::Internal, format_args!("keep"));
-        let kept = slot
+        let response = slot
             .retry_despite_stop("keep", || self.fanout.keep(request.clone()))
             .await;
         drop(keep_span);
-        match kept {
+        match response {
             KeepResponse::Appended(outcome, appended) => {
                 let limit = self.generator.context_turns();
                 let context = attempt.context.take();
@@ -330,14 +345,14 @@ impl WorkerHandler {
                 }
                 AttemptResult::Ended {
                     outcome,
-                    dead_letter,
+                    dead_letter_reason,
                     stored_by_this_attempt: true,
                 }
             }
             KeepResponse::Outcome(outcome) => AttemptResult::Ended {
                 stored_by_this_attempt: outcome.frame == request.outcome.frame,
                 outcome,
-                dead_letter,
+                dead_letter_reason,
             },
             KeepResponse::Fenced => {
                 tracing::info!(
@@ -349,13 +364,13 @@ impl WorkerHandler {
         }
     }
 
-    /// Appends the terminal record and waits for its acknowledgement without a time limit. Skipped
-    /// where the outcome was delivered before.
-    async fn publish(
+    /// Appends the terminal record to the log, unless a relay has delivered the outcome already,
+    /// and waits for the log's acknowledgement without a time limit. Returns the record's verdict.
+    async fn append_terminal_record(
         &self,
         message: &Message,
         outcome: &StoredOutcome,
-        dead_letter: Option<String>,
+        dead_letter_reason: Option<String>,
         slot: &mut WorkSlot,
     ) -> Result<Verdict, StopRequested> {
         if outcome.delivered_at.is_none() {
@@ -389,7 +404,7 @@ impl WorkerHandler {
                 "terminal record produced"
             );
         }
-        Ok(dead_letter.map_or(Verdict::Done, Verdict::DeadLetter))
+        Ok(dead_letter_reason.map_or(Verdict::Done, Verdict::DeadLetter))
     }
 }
 
@@ -432,9 +447,10 @@ impl Handler for WorkerHandler {
     }
 }
 
-/// The dead-letter reason of a message whose outcome was stored before. The worker that stored it
-/// may have crashed before it wrote the dead letter, so it is written again: a duplicate is better
-/// than a lost one.
+/// Returns the dead-letter reason of a message whose outcome an earlier call had stored; `None`
+/// where a message with this outcome becomes no dead letter. The worker that stored the outcome may
+/// have crashed before it wrote the dead letter, so the dead letter is written again: a duplicate
+/// is better than a loss.
 fn stored_dead_letter_reason(job: &Job, outcome: &StoredOutcome) -> Option<String> {
     if let Job::Fail(reason) = job {
         return Some(reason.clone());
@@ -482,8 +498,9 @@ fn terminal_record(
     }
 }
 
-/// The message of an unreadable record, from its key and headers, so that its user can be informed
-/// (protocol.md section 2). `None` where they do not name both user and message.
+/// Builds the message of an unreadable record from the record's key and headers, so that its user
+/// gets an error (protocol.md section 2). `None` where key and headers do not name both user and
+/// message.
 fn question_from_headers(record: &Record) -> Option<Question> {
     let message_id = MessageId::parse(record.header_text(header::MESSAGE_ID)?).ok()?;
     let user = UserId::parse(std::str::from_utf8(record.key.as_deref()?).ok()?).ok()?;

@@ -1,5 +1,5 @@
-//! Publishes the text of one attempt and renews its lease, in a task of its own, so that reading
-//! the model never waits for the fan-out.
+//! Publishes the text of one attempt and renews its lease. This happens in a separate task, so that
+//! reading the model's stream never waits for the fan-out.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -17,15 +17,16 @@ use crate::fanout::{
     Answers, BeginRequest, BeginResponse, LazyOutcome, LiveRequest, LiveResponse, MessageRef, Owner,
 };
 
-/// A third of the lease, so that one lost renewal does not end it.
+/// Time after a `live` call at which the next call renews the lease: a third of the lease's
+/// duration, so that one lost renewal does not end the lease.
 const RENEW_INTERVAL: Duration = Duration::from_secs(1);
-/// Delay before a failed call of the fan-out is repeated.
+/// Delay before a failed call to the fan-out is repeated.
 const RETRY_DELAY: Duration = Duration::from_millis(100);
 
 /// Why an attempt must stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StopReason {
-    /// Another worker has taken over, or the message has an outcome.
+    /// Another worker has taken over the message, or the message has an outcome.
     Fenced,
     /// The user cancelled the message.
     Cancelled,
@@ -33,26 +34,29 @@ pub(super) enum StopReason {
 
 /// State that the [`LiveWriter`] shares with its task.
 struct Shared {
-    text: Mutex<Coalescer>,
-    /// The text has grown.
+    coalescer: Mutex<Coalescer>,
+    /// Wakes the task after text was added.
     text_added: Notify,
-    /// The lease or the cancel mark must be checked now.
+    /// Wakes the task to check lease and cancel mark at once.
     check_now: Arc<Notify>,
+    /// Why the attempt must stop; `None` until the task has found a reason.
     stop: watch::Sender<Option<StopReason>>,
+    /// Number of the current attempt.
     attempt: AtomicU32,
     /// Number of `live` calls that were started.
     calls_started: AtomicU64,
-    /// The last call that confirmed the lease, counted like `calls_started`.
+    /// Number of the last `live` call that confirmed the lease, counted from 1 in the order of their
+    /// start; 0 before the first.
     confirmed_call: watch::Sender<u64>,
 }
 
 impl Shared {
-    fn text(&self) -> MutexGuard<'_, Coalescer> {
-        self.text.lock()
+    fn coalescer(&self) -> MutexGuard<'_, Coalescer> {
+        self.coalescer.lock()
     }
 }
 
-/// The attempt that a [`LiveWriter`] writes for.
+/// Names the attempt that a [`LiveWriter`] writes for.
 pub(super) struct LiveTarget {
     pub(super) message: MessageRef,
     pub(super) owner: Owner,
@@ -61,7 +65,8 @@ pub(super) struct LiveTarget {
     pub(super) publishes_text: bool,
 }
 
-/// Publishes the text of one attempt and renews its lease until it is dropped.
+/// Publishes the text of one attempt and renews its lease, until the writer is dropped or the
+/// attempt must stop.
 pub(super) struct LiveWriter {
     shared: Arc<Shared>,
     stop: watch::Receiver<Option<StopReason>>,
@@ -69,18 +74,18 @@ pub(super) struct LiveWriter {
 }
 
 impl LiveWriter {
-    /// `cancelled` is the outcome that `begin` stores if the fan-out has lost its data and the
-    /// message was cancelled.
+    /// Starts the writer's task. If the fan-out loses its data, the task calls `begin`. If the
+    /// message was cancelled then, `begin` stores `cancelled_outcome` with the text so far.
     pub(super) fn start(
         fanout: Arc<dyn Answers>,
         target: LiveTarget,
-        cancelled: LazyOutcome,
+        cancelled_outcome: LazyOutcome,
         coalescer: Coalescer,
-        cancels: CancelWatcher,
+        cancel_watcher: CancelWatcher,
     ) -> Self {
         let (stop_sender, stop) = watch::channel(None);
         let shared = Arc::new(Shared {
-            text: Mutex::new(coalescer),
+            coalescer: Mutex::new(coalescer),
             text_added: Notify::new(),
             check_now: Arc::default(),
             stop: stop_sender,
@@ -88,21 +93,21 @@ impl LiveWriter {
             calls_started: AtomicU64::new(0),
             confirmed_call: watch::Sender::new(0),
         });
-        let begin = BeginRequest {
+        let begin_request = BeginRequest {
             message: target.message,
             owner: target.owner,
             last_attempt: target.attempt,
-            cancelled_outcome: cancelled,
+            cancelled_outcome,
             history: None,
         };
-        let cancel_watch = cancels.watch(
-            begin.message.user.clone(),
-            begin.message.message_id.clone(),
+        let cancel_watch = cancel_watcher.watch(
+            begin_request.message.user.clone(),
+            begin_request.message.message_id.clone(),
             Arc::clone(&shared.check_now),
         );
         let publisher = Publisher {
             fanout,
-            begin,
+            begin_request,
             publishes_text: target.publishes_text,
             shared: Arc::clone(&shared),
         };
@@ -116,20 +121,20 @@ impl LiveWriter {
         Self { shared, stop, task }
     }
 
-    /// Adds text of the model. Never waits.
+    /// Adds text of the model. Never waits for the fan-out.
     pub(super) fn push(&self, text: &str) {
-        self.shared.text().push(text);
+        self.shared.coalescer().push(text);
         self.shared.text_added.notify_one();
     }
 
-    /// The whole text so far.
+    /// The whole text that the model has sent so far.
     pub(super) fn text(&self) -> String {
-        self.shared.text().text().to_owned()
+        self.shared.coalescer().text().to_owned()
     }
 
     /// Whether the model has sent any text.
     pub(super) fn has_text(&self) -> bool {
-        !self.shared.text().text().is_empty()
+        !self.shared.coalescer().text().is_empty()
     }
 
     /// The current attempt number. It grows when the fan-out loses its data during the attempt.
@@ -137,29 +142,31 @@ impl LiveWriter {
         self.shared.attempt.load(Ordering::Acquire)
     }
 
-    /// Waits until the attempt must stop.
+    /// Waits until the attempt must stop, and returns the reason. Never returns otherwise.
     pub(super) async fn wait_until_stopped(&self) -> StopReason {
         let mut stop = self.stop.clone();
         let reason = stop.wait_for(Option::is_some).await.map(|reason| *reason);
         match reason {
             Ok(Some(reason)) => reason,
-            // The task ends only after it has sent a reason.
+            // Unreachable: `wait_for` returns only a `Some`, and the channel can't close while
+            // `self.shared` holds its sender.
             Ok(None) | Err(_) => std::future::pending().await,
         }
     }
 
-    /// Waits until the fan-out confirms that this attempt still holds the lease, for as long as the
-    /// fan-out is unavailable. A process that was paused for longer than the lease learns here that
-    /// it was taken over.
+    /// Makes the task call `live`, and waits until the fan-out confirms that this attempt still
+    /// holds the lease. There is no limit on the time for which the fan-out may be unavailable.
+    /// Fails if the attempt must stop, for example because the process was paused for longer than
+    /// the lease and another worker has taken over.
     pub(super) async fn confirm_lease(&self) -> Result<(), StopReason> {
-        let started = self.shared.calls_started.load(Ordering::Acquire);
-        let mut confirmed = self.shared.confirmed_call.subscribe();
+        let calls_started = self.shared.calls_started.load(Ordering::Acquire);
+        let mut confirmed_call = self.shared.confirmed_call.subscribe();
         self.shared.check_now.notify_one();
         tokio::select! {
             biased;
             reason = self.wait_until_stopped() => Err(reason),
-            // It cannot fail: `self.shared` has the sender.
-            _ = confirmed.wait_for(|call| *call > started) => Ok(()),
+            // `wait_for` cannot fail, because `self.shared` holds the sender.
+            _ = confirmed_call.wait_for(|call| *call > calls_started) => Ok(()),
         }
     }
 }
@@ -173,13 +180,15 @@ impl Drop for LiveWriter {
 /// The task of a [`LiveWriter`].
 struct Publisher {
     fanout: Arc<dyn Answers>,
-    /// Repeated when the fan-out has lost its data; `last_attempt` is the current attempt.
-    begin: BeginRequest,
+    /// The call of `begin` that is made after the fan-out lost its data. Its `last_attempt` is the
+    /// current attempt.
+    begin_request: BeginRequest,
     publishes_text: bool,
     shared: Arc<Shared>,
 }
 
 impl Publisher {
+    /// Publishes deltas and renews the lease until the attempt must stop, and stores the reason.
     async fn run(mut self) {
         let mut renew_at = Instant::now() + RENEW_INTERVAL;
         loop {
@@ -192,18 +201,19 @@ impl Publisher {
         }
     }
 
-    /// The next delta that is due; `None` when the lease must be renewed or checked first.
+    /// Waits for the next delta that is due. Returns `None` when the lease must be renewed, at
+    /// `renew_at`, or checked at once.
     async fn next_delta(&self, renew_at: Instant) -> Option<Delta> {
         loop {
             let now = Instant::now();
             let due_at = {
-                let mut text = self.shared.text();
+                let mut coalescer = self.shared.coalescer();
                 if self.publishes_text
-                    && let Some(delta) = text.flush_if_due(now)
+                    && let Some(delta) = coalescer.flush_if_due(now)
                 {
                     return Some(delta);
                 }
-                text.due_at(now).filter(|_| self.publishes_text)
+                coalescer.due_at(now).filter(|_| self.publishes_text)
             };
             if now >= renew_at {
                 return None;
@@ -216,22 +226,22 @@ impl Publisher {
         }
     }
 
-    /// Publishes one delta, or only renews the lease. Repeats the call while the fan-out is
-    /// unavailable.
+    /// Calls `live`, which publishes `delta`, or only renews the lease where there is none. Repeats
+    /// the call while the fan-out is unavailable. Fails if the attempt must stop.
     async fn publish(&mut self, delta: Option<Delta>) -> Result<(), StopReason> {
         let next_index = delta.as_ref().map(|delta| delta.index + 1);
         let delta = delta.map(|delta| (delta.index, delta.text));
         loop {
             let call = self.shared.calls_started.fetch_add(1, Ordering::AcqRel) + 1;
             let request = LiveRequest {
-                message: self.begin.message.clone(),
-                owner: self.begin.owner.clone(),
-                attempt: self.begin.last_attempt,
+                message: self.begin_request.message.clone(),
+                owner: self.begin_request.owner.clone(),
+                attempt: self.begin_request.last_attempt,
                 delta: delta.clone(),
             };
             match self.fanout.live(request).await {
                 Ok(LiveResponse::Written) => {}
-                // The delta had arrived with an earlier call whose response was lost.
+                // The fan-out has the delta from an earlier call, whose response was lost.
                 Ok(LiveResponse::OutOfOrder(index))
                     if next_index.is_none_or(|next| next == index) => {}
                 Ok(LiveResponse::Fenced) => return Err(StopReason::Fenced),
@@ -254,25 +264,25 @@ impl Publisher {
     /// from index 0.
     async fn begin_again(&mut self) -> Result<(), StopReason> {
         tracing::warn!(
-            attempt = self.begin.last_attempt,
+            attempt = self.begin_request.last_attempt,
             "the fan-out lost the text of an answer in progress: publishing it again, no action \
              is needed"
         );
         loop {
-            // A message that was cancelled since then ends with the text so far.
-            let text = self.shared.text().text().to_owned();
-            let begin = BeginRequest {
+            // If the message was cancelled, `begin` stores an outcome with the text so far.
+            let text = self.shared.coalescer().text().to_owned();
+            let begin_request = BeginRequest {
                 cancelled_outcome: outcome::cancelled_outcome_with_text(
-                    &self.begin.cancelled_outcome,
+                    &self.begin_request.cancelled_outcome,
                     text,
                 ),
-                ..self.begin.clone()
+                ..self.begin_request.clone()
             };
-            match self.fanout.begin(begin).await {
+            match self.fanout.begin(begin_request).await {
                 Ok(BeginResponse::Attempt { number, .. }) => {
-                    self.begin.last_attempt = number;
+                    self.begin_request.last_attempt = number;
                     self.shared.attempt.store(number, Ordering::Release);
-                    self.shared.text().restart();
+                    self.shared.coalescer().restart();
                     return Ok(());
                 }
                 Ok(BeginResponse::Ended(_) | BeginResponse::Busy(_)) => {

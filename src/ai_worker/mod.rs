@@ -1,4 +1,5 @@
-//! The worker consumes messages, calls the model, and appends one terminal record per message.
+//! The worker consumes messages, calls the model, and appends the terminal record of each message.
+//! `app` starts it with [`run`].
 //!
 //! The steps of a message: `begin`, read the conversation's context, build the prompt, stream the
 //! model's answer while publishing it with `live`, `keep` the outcome, append the terminal record,
@@ -38,18 +39,20 @@ use handler::WorkerHandler;
 
 /// The components and settings of a worker.
 pub struct Dependencies {
-    /// Source of messages, and where terminal records and dead letters are appended.
+    /// The log that the worker consumes messages from, and appends terminal records and dead
+    /// letters to.
     pub log: Arc<dyn Log>,
-    /// Stores leases, the text so far, outcomes and the history.
+    /// The fan-out, which stores leases, the text so far, outcomes and the history.
     pub fanout: Arc<dyn WorkerFanout>,
-    /// Generates answers.
+    /// The model provider, which generates the answers.
     pub provider: Arc<dyn provider::Provider>,
-    /// Topics, limits and the model.
+    /// The worker's settings: topics, limits, the prompt and the model's API.
     pub settings: WorkerSettings,
 }
 
-/// Runs until `drain` fires. Returns when the answers in progress have ended and are committed, or
-/// when the drain deadline is exceeded.
+/// Runs the worker until `drain` fires. Returns when the answers in progress are complete and their
+/// offsets are committed, or when the drain deadline is exceeded. Fails only if the log's consumer
+/// cannot be created.
 pub async fn run(dependencies: Dependencies, drain: CancellationToken) -> Result<(), LogError> {
     let Dependencies {
         log,
