@@ -120,13 +120,13 @@ pub(super) fn decode_topic(mut bytes: &[u8]) -> Option<(u32, u32)> {
     Some((bytes.try_get_u32_le().ok()?, bytes.try_get_u32_le().ok()?))
 }
 
-/// The key of a partition's log start, which has a value once records of the partition were removed.
+/// The key of a partition's log start. It has a value once records of the partition were removed.
 pub(super) fn log_start_key(topic: u32, partition: i32) -> Vec<u8> {
     [&b"f"[..], &topic.to_be_bytes(), &partition.to_be_bytes()].concat()
 }
 
-/// Encodes a partition's log start: the lowest retained offset, and the timestamp of the last removed
-/// record, in milliseconds since the Unix epoch.
+/// Encodes a partition's log start: the lowest retained offset, and the timestamp of the last
+/// removed record, in milliseconds since the Unix epoch.
 pub(super) fn encode_log_start(start: i64, timestamp_ms: i64) -> Vec<u8> {
     [start.to_le_bytes(), timestamp_ms.to_le_bytes()].concat()
 }

@@ -133,8 +133,8 @@ impl EmbeddedConsumer {
                 Some(ConsumerEvent::Assigned(assignments))
             }
             None => {
-                // The call itself changes the version if it released partitions whose assignment was
-                // not reported yet. Wakes the members that wait for these partitions.
+                // The call itself changes the version if it released partitions whose assignment
+                // was not reported yet. Wakes the members that wait for these partitions.
                 if self.group.version() == version {
                     self.group_version = version;
                 } else {

@@ -86,8 +86,8 @@ impl Writer {
     ) -> Result<AppendStatus, StoreError> {
         let index = topic.select_partition(record.key.as_deref());
         let partition = &topic.partitions[index];
-        // The lock is held until the record is queued or written, so that the records of a partition
-        // are written in the order of their offsets.
+        // The lock is held until the record is queued or written, so that the records of a
+        // partition are written in the order of their offsets.
         let mut head = partition.head.lock();
         let timestamp_ms = now_ms().max(head.last_timestamp_ms);
         let record = Record {

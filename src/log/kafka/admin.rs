@@ -16,13 +16,14 @@ use super::properties::Properties;
 use super::report::ReportingContext;
 use crate::log::{LogError, TopicSpec};
 
-/// Time limit for one request to the cluster.
-const TIMEOUT: Duration = Duration::from_secs(10);
+/// Time limit of one request of this module to the cluster.
+const ADMIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 type Admin = AdminClient<ReportingContext>;
 
-/// The cluster's metadata, as far as it matters for creating and checking topics.
+/// The part of a cluster's metadata that is needed to create and check topics.
 struct ClusterState {
+    /// Number of running brokers.
     brokers: usize,
     /// The smallest number of replicas of any partition, by topic.
     replicas: BTreeMap<String, usize>,
@@ -50,13 +51,13 @@ pub(super) async fn ensure_topics(
         check_topics(&admin, &topics, &replicas).await
     }
     .await;
-    // Dropping the client blocks until its thread has ended.
+    // Dropping the admin client blocks until its thread has ended.
     let _ = spawn_blocking(move || drop(admin)).await;
     result
 }
 
-/// Creates an admin client. Nothing polls its events, so it must be dropped after use: otherwise
-/// they accumulate.
+/// Creates an admin client. The caller must drop it after use, because nothing polls its events and
+/// they would accumulate.
 fn create_admin(properties: &Properties) -> Result<Admin, LogError> {
     properties
         .client()
@@ -79,7 +80,7 @@ pub(super) async fn topic_warnings(
 }
 
 async fn fetch_cluster(client: Client) -> Result<ClusterState, LogError> {
-    let metadata = spawn_blocking(move || client.client().fetch_metadata(None, TIMEOUT))
+    let metadata = spawn_blocking(move || client.client().fetch_metadata(None, ADMIN_TIMEOUT))
         .await
         .map_err(|error| LogError::Unavailable(error.to_string()))?
         .map_err(|error| LogError::Unavailable(format!("kafka does not answer: {error}")))?;
@@ -98,7 +99,7 @@ async fn fetch_cluster(client: Client) -> Result<ClusterState, LogError> {
     })
 }
 
-/// Creates the missing topics. Returns those that another process created at the same time.
+/// Creates the missing topics. Returns the topics that another process created at the same time.
 async fn create<'a>(
     admin: &Admin,
     missing: &[&'a TopicSpec],
@@ -122,8 +123,8 @@ async fn create<'a>(
         })
         .collect();
     let options = AdminOptions::new()
-        .request_timeout(Some(TIMEOUT))
-        .operation_timeout(Some(TIMEOUT));
+        .request_timeout(Some(ADMIN_TIMEOUT))
+        .operation_timeout(Some(ADMIN_TIMEOUT));
     let results = admin
         .create_topics(&new_topics, &options)
         .await
@@ -138,10 +139,10 @@ async fn create<'a>(
                 created_by_others.extend(missing.iter().filter(|topic| topic.name == name));
             }
             Err((name, code)) => {
-                let wanted = missing.iter().find(|topic| topic.name == name);
+                let spec = missing.iter().find(|topic| topic.name == name);
                 return Err(creation_failure(
                     &name,
-                    wanted.map_or(1, |t| t.replication),
+                    spec.map_or(1, |t| t.replication),
                     code,
                     brokers,
                 ));
@@ -158,7 +159,8 @@ fn creation_failure(
     brokers: usize,
 ) -> LogError {
     match code {
-        // Retried: a cluster whose brokers are still starting answers the same.
+        // Reported as unavailable, so that the caller retries: a cluster whose brokers are still
+        // starting gives the same answer.
         RDKafkaErrorCode::InvalidReplicationFactor => LogError::Unavailable(format!(
             "topic {name} cannot be created with {replication} replicas on {brokers} broker(s): \
              start more brokers, or lower KAFKA_REPLICATION_FACTOR"
@@ -179,7 +181,8 @@ fn creation_failure(
     }
 }
 
-/// One warning for each setting that endangers a guarantee.
+/// One warning for each setting of these topics that endangers a guarantee. `replicas` has the
+/// smallest number of replicas of any partition, by topic.
 async fn check_topics(
     admin: &Admin,
     topics: &[&TopicSpec],
@@ -188,10 +191,10 @@ async fn check_topics(
     let mut warnings = Vec::new();
     for topic in topics {
         let actual = replicas.get(&topic.name).copied().unwrap_or(0);
-        let wanted = usize::try_from(topic.replication).unwrap_or(1);
-        if actual > 0 && actual < wanted {
+        let required = usize::try_from(topic.replication).unwrap_or(1);
+        if actual > 0 && actual < required {
             warnings.push(format!(
-                "topic {} has {actual} replica(s), KAFKA_REPLICATION_FACTOR says {wanted}: an \
+                "topic {} has {actual} replica(s), KAFKA_REPLICATION_FACTOR says {required}: an \
                  acknowledged record may be lost with a broker; reassign it with more replicas",
                 topic.name
             ));
@@ -204,7 +207,7 @@ async fn check_topics(
         .iter()
         .map(|topic| ResourceSpecifier::Topic(&topic.name))
         .collect();
-    let options = AdminOptions::new().request_timeout(Some(TIMEOUT));
+    let options = AdminOptions::new().request_timeout(Some(ADMIN_TIMEOUT));
     let descriptions = admin
         .describe_configs(&resources, &options)
         .await
@@ -214,7 +217,7 @@ async fn check_topics(
     for description in descriptions {
         match description {
             Ok(resource) => warnings.extend(check_topic_settings(&resource, topics, replicas)),
-            // Only a warning: without the permission to read settings everything else works.
+            // No error, because without the permission to read settings everything else works.
             Err(code) => warnings.push(format!(
                 "the settings of a topic cannot be read: {code}; grant this user DESCRIBE_CONFIGS"
             )),
@@ -223,6 +226,7 @@ async fn check_topics(
     Ok(warnings)
 }
 
+/// One warning for each of the topic's settings in `resource` that endangers a guarantee.
 fn check_topic_settings(
     resource: &ConfigResource,
     topics: &[&TopicSpec],
@@ -233,13 +237,13 @@ fn check_topic_settings(
     };
     let setting = |key: &str| resource.get(key).and_then(|entry| entry.value.as_deref());
     let mut warnings = Vec::new();
-    let wanted = topics
+    let required = topics
         .iter()
         .find(|topic| topic.name == *name)
         .map_or(1, |t| t.replication);
     let actual = replicas.get(name).copied().unwrap_or(0);
     let in_sync = setting("min.insync.replicas").and_then(|value| value.parse::<u32>().ok());
-    if (wanted >= 3 || actual >= 3)
+    if (required >= 3 || actual >= 3)
         && let Some(in_sync @ ..2) = in_sync
     {
         warnings.push(format!(

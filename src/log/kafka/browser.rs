@@ -1,4 +1,4 @@
-//! Reading topics without joining a consumer group.
+//! Reads topics without joining a consumer group, for operators' tools.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,17 +14,18 @@ use super::{REQUEST_TIMEOUT, unavailable};
 use crate::log::{LogError, PartitionRange};
 use crate::protocol::log_record::Record;
 
-/// Time limit for one page of records.
+/// Time limit of one call of [`read`].
 const READ_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Creates a client that sends requests, or reads partitions that are assigned to it by hand. It
-/// joins no group and commits nothing.
+/// Creates a client that sends requests, or reads partitions that are assigned to it explicitly. It
+/// joins no group and commits nothing. Requests for committed offsets are answered for `group`.
 pub(super) fn create_reader(
     properties: &Properties,
     group: &str,
 ) -> Result<BaseConsumer<ReportingContext>, LogError> {
     let mut config = properties.client();
-    // librdkafka assigns nothing to a client without a group name. No client joins this group.
+    // librdkafka accepts assignments only in a client with a group name. The client does not join
+    // the group, because it subscribes to no topic.
     config.set("group.id", group);
     config.set("enable.auto.commit", "false");
     config.set("enable.partition.eof", "true");
@@ -95,7 +96,7 @@ pub(super) fn read(
         match consumer.poll(remaining) {
             None => {}
             Some(Err(KafkaError::PartitionEOF(_))) => return Ok(records),
-            // librdkafka retries without help.
+            // librdkafka retries by itself. The error is reported if the read times out.
             Some(Err(error)) => last_error = Some(error),
             Some(Ok(message)) => {
                 let record = to_record(&message, &topic_name);

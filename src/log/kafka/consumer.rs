@@ -1,5 +1,5 @@
-//! Reading as a member of a consumer group: rebalances and records become one ordered sequence of
-//! events.
+//! A member of a consumer group: merges librdkafka's rebalances and records into one ordered
+//! sequence of events.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,18 +21,20 @@ use super::rebalance::{GroupContext, RebalanceChange, accept_assignment};
 use crate::log::{Assignment, Consumer, ConsumerEvent, LogError};
 use crate::protocol::log_record::{Headers, Record};
 
-/// Maximum delay before librdkafka's queue is polled again: a wake-up of it can be lost.
+/// Maximum delay before librdkafka's queue is polled again, because a wake-up can be lost.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Time limit of one request for committed offsets. It is repeated until it succeeds.
-const COMMITTED_TIMEOUT: Duration = Duration::from_secs(1);
-const COMMITTED_RETRY_INTERVAL: Duration = Duration::from_millis(100);
+/// Time limit of one request for committed offsets. The request is repeated until it succeeds.
+const COMMITTED_OFFSETS_TIMEOUT: Duration = Duration::from_secs(1);
+/// Delay before a request for committed offsets is repeated.
+const COMMITTED_OFFSETS_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How long a seek waits until the partition's fetcher has started.
+/// Time after which a seek fails if the partition's fetcher in librdkafka has not started.
 const SEEK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Delay before a failed seek is tried again.
 const SEEK_RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
-/// How long [`Consumer::close`] waits until the group is left.
+/// Maximum time for which [`Consumer::close`] waits until this member has left the group.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 type Client = Arc<StreamConsumer<GroupContext>>;
@@ -44,22 +46,24 @@ pub(super) struct KafkaConsumer {
     /// `None` once the consumer is closed.
     client: Option<Client>,
     topic: Arc<str>,
+    /// The partitions whose assignment was accepted and that were not revoked since.
     assigned: BTreeSet<i32>,
     is_paused: bool,
     pending_assignment: Option<PendingAssignment>,
-    /// Events that are returned before librdkafka is polled again.
+    /// Events that [`Consumer::next`] returns before it polls librdkafka again.
     events: VecDeque<ConsumerEvent>,
 }
 
-/// Partitions that the group assigned and that are not accepted yet, because their committed
-/// offsets are still being fetched. librdkafka fetches no records of them.
+/// An assignment that is not accepted yet, because the committed offsets of its partitions are
+/// still being fetched. Until then librdkafka fetches no records of these partitions.
 struct PendingAssignment {
     partitions: TopicPartitionList,
+    /// The task that fetches the committed offsets.
     committed: JoinHandle<TopicPartitionList>,
 }
 
 impl KafkaConsumer {
-    /// Joins the group in the background.
+    /// Creates a consumer, which joins the group in the background.
     pub(super) fn join(
         properties: &Properties,
         group: &str,
@@ -81,9 +85,9 @@ impl KafkaConsumer {
         })
     }
 
-    /// Replaces a client that has lost every broker by one that joins the group again. Its
-    /// partitions count as revoked, and offsets that were stored but not committed are lost, so
-    /// their records are delivered again.
+    /// Replaces a client that has lost every broker by a new client, which joins the group again.
+    /// All partitions count as revoked. Offsets that were stored but not committed are lost, so the
+    /// records below them are delivered again.
     fn recreate_if_disconnected(&mut self) {
         let is_disconnected = |client: &Client| client.context().watchdog.is_disconnected();
         if !self.client.as_ref().is_some_and(is_disconnected) {
@@ -135,8 +139,8 @@ impl KafkaConsumer {
                     });
                 }
                 RebalanceChange::Revoked(partitions) => {
-                    // librdkafka never revokes an assignment before it was accepted. If it did,
-                    // accepting it afterwards would be an error.
+                    // Normally `None`, because librdkafka revokes no assignment before it was
+                    // accepted. If it does, the assignment must not be accepted afterwards.
                     if let Some(pending) = self.pending_assignment.take() {
                         pending.committed.abort();
                     }
@@ -152,7 +156,8 @@ impl KafkaConsumer {
         }
     }
 
-    /// Accepts an assignment whose committed offsets are known: fetching starts at exactly these.
+    /// Accepts the pending assignment, so that librdkafka fetches records from these committed
+    /// offsets on, and queues the event that reports the assignment.
     fn complete_assignment(&mut self, client: &Client, committed: &TopicPartitionList) {
         if let Err(error) = accept_assignment(client.as_ref(), committed) {
             tracing::error!(
@@ -163,7 +168,8 @@ impl KafkaConsumer {
             );
             return;
         }
-        // librdkafka remembers that a partition was paused even after it was revoked.
+        // librdkafka remembers that a partition was paused even after it was revoked, so a new
+        // assignment has to be resumed explicitly.
         let result = if self.is_paused {
             client.pause(committed)
         } else {
@@ -206,9 +212,11 @@ impl KafkaConsumer {
         list
     }
 
-    /// Leaves the group on a thread of its own, and returns a channel that reports the end.
-    /// Leaving blocks for as long as the brokers let it, and must delay neither the runtime nor
-    /// the end of the process.
+    /// Leaves the group on a thread of its own, with `commit` after a commit of the stored offsets.
+    /// Returns a channel that reports when the group was left, or `None` if the consumer is closed.
+    ///
+    /// Leaving blocks until the brokers answer, and must delay neither the runtime nor the end of
+    /// the process.
     fn leave_group(&mut self, commit: bool) -> Option<oneshot::Receiver<()>> {
         let client = self.client.take()?;
         let pending = self.pending_assignment.take();
@@ -260,12 +268,14 @@ fn create_client(
     Ok(Arc::new(client))
 }
 
-/// Fetches the committed offsets, and retries until every partition has an answer.
+/// Fetches the committed offsets of these partitions, and retries until the answer has the offset
+/// of each partition, or says that there is none.
 async fn fetch_committed(client: Client, partitions: TopicPartitionList) -> TopicPartitionList {
     loop {
         let (blocking_client, requested) = (Arc::clone(&client), partitions.clone());
-        let request =
-            spawn_blocking(move || blocking_client.committed_offsets(requested, COMMITTED_TIMEOUT));
+        let request = spawn_blocking(move || {
+            blocking_client.committed_offsets(requested, COMMITTED_OFFSETS_TIMEOUT)
+        });
         match request.await {
             Ok(Ok(list))
                 if list
@@ -286,8 +296,9 @@ async fn fetch_committed(client: Client, partitions: TopicPartitionList) -> Topi
                 );
             }
         }
-        // The coordinator is moving or loading, and does not announce when it is ready.
-        sleep(COMMITTED_RETRY_INTERVAL).await;
+        // The group's coordinator is moving or still loading. It sends no notification when it is
+        // ready, so the request is repeated after a delay.
+        sleep(COMMITTED_OFFSETS_RETRY_INTERVAL).await;
     }
 }
 
@@ -303,15 +314,16 @@ impl Consumer for KafkaConsumer {
             if let Some(event) = self.events.pop_front() {
                 return event;
             }
-            // Available records are returned without waiting: other tasks must get a turn too.
+            // Lets other tasks run now and then: as long as records are available, this function
+            // returns without another await.
             consume_budget().await;
             let received = if let Some(pending) = &mut self.pending_assignment {
                 tokio::select! {
                     biased;
                     committed = &mut pending.committed => {
                         if let Some(pending) = self.pending_assignment.take() {
-                            // The task fails only when its runtime stops; then librdkafka looks up
-                            // the committed offsets itself.
+                            // The task fails only when its runtime stops. Without offsets in the
+                            // list, librdkafka looks up the committed offsets itself.
                             let committed = committed.unwrap_or(pending.partitions);
                             self.complete_assignment(&client, &committed);
                         }
@@ -326,16 +338,18 @@ impl Consumer for KafkaConsumer {
                 Ok(Ok(message)) => {
                     let partition = message.partition();
                     let record = to_record(&message, &self.topic);
-                    // The same poll may have called the rebalance callback before.
+                    // Before the poll returned the record, it may have called the rebalance
+                    // callback and revoked the record's partition.
                     self.apply_rebalance_changes(&client);
                     if self.assigned.contains(&partition) {
                         self.events.push_back(ConsumerEvent::Record(record));
                     }
                 }
-                // The context counts and logs it, and librdkafka recovers without help.
+                // `GroupContext` counts and logs the error, and librdkafka recovers by itself.
                 Ok(Err(error)) => {
                     tracing::debug!(%error, topic = %self.topic, "kafka: receive error");
                 }
+                // `POLL_INTERVAL` has passed without a record, so the loop polls again.
                 Err(_) => {}
             }
         }
@@ -351,7 +365,7 @@ impl Consumer for KafkaConsumer {
             .add_partition_offset(&self.topic, partition, Offset::Offset(next_offset))
             .and_then(|()| client.store_offsets(&list));
         if let Err(error) = stored {
-            // The partition was just lost; the event that says so follows.
+            // The partition was revoked a moment ago, and a `Revoked` event follows.
             tracing::debug!(%error, partition, next_offset, "kafka: an offset was not stored");
         }
     }
@@ -414,10 +428,12 @@ impl Consumer for KafkaConsumer {
                     "seek in partition {partition} failed: {error}"
                 )));
             }
-            // The fetcher of a new partition starts in the background, without a notification.
+            // The fetcher of a new partition starts in the background and sends no notification, so
+            // the seek is tried again after a delay.
             sleep(SEEK_RETRY_INTERVAL).await;
         }
-        // librdkafka drops the records that it has fetched; these were received from it before.
+        // librdkafka drops the partition's records that it has fetched. This drops the records that
+        // were received from librdkafka before.
         self.events.retain(
             |event| !matches!(event, ConsumerEvent::Record(record) if record.partition == partition),
         );
@@ -460,8 +476,8 @@ pub(super) fn to_record(message: &BorrowedMessage<'_>, topic: &Arc<str>) -> Reco
     }
 }
 
-/// Copies the headers. A header name may be any bytes on the wire, and rdkafka panics if it is not
-/// UTF-8: such a header is left out, so that it cannot stop the consumer.
+/// Copies the headers of a message. A header's name may be any bytes on the wire, and rdkafka
+/// panics if the name is not UTF-8. Such a header is omitted, so that it cannot stop the consumer.
 fn to_headers(message: &BorrowedMessage<'_>) -> Headers {
     let Some(headers) = message.headers() else {
         return Headers::new();

@@ -1,4 +1,5 @@
-//! The result of an append: evaluates librdkafka's delivery report and hands it to the caller.
+//! The result of an append: evaluates librdkafka's delivery report and sends the result to the
+//! caller of the append.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,16 +23,16 @@ use crate::log::{AppendError, LogOffset};
 #[derive(Default)]
 pub(super) struct PendingAppends {
     pub(super) count: AtomicUsize,
-    /// Notified when an append gets its result.
+    /// Notified when the count decreases, because an append has its result.
     pub(super) decreased: Notify,
 }
 
-/// What librdkafka reports for a record that it calls delivered.
+/// What librdkafka's report on a delivered record says about the record.
 pub(super) enum DeliveryReport {
     /// A broker acknowledged the record.
     Acknowledged(LogOffset),
-    /// A broker acknowledged a later record of the partition, but not this one. It may be missing
-    /// and must be sent again.
+    /// A broker acknowledged a later record of the partition, but not this record. This record may
+    /// be missing from the log and must be sent again.
     OnlyLaterAcknowledged,
 }
 
@@ -45,7 +46,7 @@ pub(super) struct AppendTicket {
 }
 
 impl AppendTicket {
-    /// Creates a ticket that counts as pending from now on.
+    /// Creates a ticket. Its append counts as pending from now on.
     pub(super) fn new(reply: oneshot::Sender<AppendResult>, pending: &Arc<PendingAppends>) -> Self {
         pending.count.fetch_add(1, Ordering::AcqRel);
         Self {
@@ -73,18 +74,18 @@ impl Drop for AppendTicket {
 pub(super) struct DeliveryContext {
     reporter: Reporter,
     pub(super) watchdog: BrokerWatchdog,
-    /// How long a topic must have been missing before its records are refused.
+    /// Time after which the records of a topic that stays missing are refused.
     missing_topic_timeout: Duration,
     /// When each missing topic was first reported as missing. Right after an outage, or before the
-    /// topics are created, a single report proves little; one that repeats does.
+    /// topics are created, a single report does not prove that a topic is missing.
     missing_since: Mutex<HashMap<String, Instant>>,
-    /// Whether `missing_since` has entries: spares most reports the lock.
+    /// Whether `missing_since` has entries. Read first, so that most reports take no lock.
     has_missing_topics: AtomicBool,
 }
 
 impl DeliveryContext {
-    /// `missing_topic_timeout`: how long a topic must have been missing before its records are
-    /// refused.
+    /// `missing_topic_timeout` is the time after which the records of a topic that stays missing
+    /// are refused.
     pub(super) fn new(missing_topic_timeout: Duration) -> Self {
         Self {
             reporter: Reporter::new("producer", None),
@@ -105,7 +106,9 @@ impl DeliveryContext {
         }
     }
 
-    /// Notes that the topic is missing, and decides whether its record is refused already.
+    /// Notes that the topic is missing, and returns the error of a record of this topic:
+    /// [`AppendError::Refused`] once the topic has been missing for `missing_topic_timeout`,
+    /// [`AppendError::Unknown`] before.
     fn missing_topic_error(&self, topic: &str, error: &KafkaError) -> AppendError {
         let mut missing_since = self.missing_since.lock();
         self.has_missing_topics.store(true, Ordering::Release);
@@ -169,8 +172,8 @@ impl ProducerContext for DeliveryContext {
     }
 }
 
-/// Decides whether the log refuses the record for good or the outcome is unknown. A missing topic
-/// is decided by [`DeliveryContext::missing_topic_error`] instead, since it may be created soon.
+/// The append error for an error of librdkafka. The error of a missing topic is determined by
+/// [`DeliveryContext::missing_topic_error`] instead, because the topic may be created soon.
 pub(super) fn to_append_error(error: &KafkaError) -> AppendError {
     use RDKafkaErrorCode as Code;
     let is_refusal = match error {

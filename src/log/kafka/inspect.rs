@@ -1,4 +1,5 @@
-//! The state of a cluster for operators: its brokers, our topics and our consumer groups.
+//! Reads the state of a cluster for operators' tools: its brokers, and chatmesh's topics and
+//! consumer groups.
 
 use std::collections::BTreeMap;
 
@@ -44,7 +45,7 @@ pub struct Group {
     pub state: Option<String>,
     /// Number of members.
     pub members: usize,
-    /// Number of records above the committed offsets.
+    /// Number of records at or above the committed offsets, in all partitions of the topic.
     pub lag: i64,
 }
 
@@ -110,9 +111,10 @@ impl KafkaLog {
             let client = create_reader(&properties, &group)?;
             let list = client.fetch_group_list(Some(&group), REQUEST_TIMEOUT);
             let list = list.map_err(unavailable)?;
-            let known = list.groups().iter().find(|found| found.name() == group);
-            // Kafka describes a group that never existed as one that is dead.
-            let known = known.filter(|found| !found.state().is_empty() && found.state() != "Dead");
+            let listed = list.groups().iter().find(|found| found.name() == group);
+            // Kafka lists a group that does not exist too, with the state `Dead` or none.
+            let listed =
+                listed.filter(|found| !found.state().is_empty() && found.state() != "Dead");
             let metadata = client
                 .fetch_metadata(None, REQUEST_TIMEOUT)
                 .map_err(unavailable)?;
@@ -130,13 +132,13 @@ impl KafkaLog {
                 let (start, end) = client
                     .fetch_watermarks(&topic, partition.partition(), REQUEST_TIMEOUT)
                     .map_err(unavailable)?;
-                // Without a committed offset the group still has to read every record.
+                // Without a committed offset, the group still has to read every retained record.
                 let next = partition.offset().to_raw().filter(|offset| *offset >= 0);
                 lag += end - next.unwrap_or(start).clamp(start, end);
             }
             Ok(Group {
-                state: known.map(|found| found.state().to_owned()),
-                members: known.map_or(0, |found| found.members().len()),
+                state: group_info.map(|info| info.state().to_owned()),
+                members: group_info.map_or(0, |info| info.members().len()),
                 lag,
             })
         });

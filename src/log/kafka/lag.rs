@@ -1,4 +1,4 @@
-//! Consumer lag: how many records of the assigned partitions are not finished.
+//! Consumer lag: reports how many records of the assigned partitions are not finished.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,12 +11,14 @@ use rdkafka::statistics::Partition;
 use super::metrics::{CONSUMER_LAG, RELAY_LAG};
 use super::report::RELAY_GROUP;
 
-/// The lag gauges of one group member, one set per assigned partition. The gauges of a revoked
-/// partition are set to 0, so that the sum over all processes counts no partition twice.
+/// The lag gauges of one group member. The gauges of a revoked partition are set to 0, so that the
+/// sum over all processes counts no partition twice.
 pub(super) struct Lag {
     group: String,
     topic: Arc<str>,
-    assigned: Mutex<BTreeMap<i32, Vec<Gauge>>>,
+    /// The gauges of each assigned partition: one, and for the relay a second under the original
+    /// relay's metric name.
+    partition_gauges: Mutex<BTreeMap<i32, Vec<Gauge>>>,
 }
 
 impl Lag {
@@ -24,28 +26,28 @@ impl Lag {
         Self {
             group: group.to_owned(),
             topic,
-            assigned: Mutex::default(),
+            partition_gauges: Mutex::default(),
         }
     }
 
     /// Starts to report the lag of these partitions.
     pub(super) fn assign(&self, partitions: impl IntoIterator<Item = i32>) {
-        let mut assigned = self.assigned.lock();
+        let mut partition_gauges = self.partition_gauges.lock();
         for partition in partitions {
             let label = partition.to_string();
             let mut gauges = vec![CONSUMER_LAG.gauge(&[&self.group, &self.topic, &label])];
             if self.group == RELAY_GROUP {
                 gauges.push(RELAY_LAG.gauge(&[&self.topic, &label]));
             }
-            assigned.insert(partition, gauges);
+            partition_gauges.insert(partition, gauges);
         }
     }
 
     /// Stops reporting the lag of these partitions and sets their gauges to 0.
     pub(super) fn revoke<'a>(&self, partitions: impl IntoIterator<Item = &'a i32>) {
-        let mut assigned = self.assigned.lock();
+        let mut partition_gauges = self.partition_gauges.lock();
         for partition in partitions {
-            for gauge in assigned.remove(partition).into_iter().flatten() {
+            for gauge in partition_gauges.remove(partition).into_iter().flatten() {
                 gauge.set(0.0);
             }
         }
@@ -56,7 +58,7 @@ impl Lag {
         let Some(topic) = statistics.topics.get(&*self.topic) else {
             return;
         };
-        for (partition, gauges) in &*self.assigned.lock() {
+        for (partition, gauges) in &*self.partition_gauges.lock() {
             if let Some(lag) = topic.partitions.get(partition).and_then(partition_lag) {
                 for gauge in gauges {
                     gauge.set(lag as f64);
@@ -68,14 +70,15 @@ impl Lag {
 
 impl Drop for Lag {
     fn drop(&mut self) {
-        for gauge in self.assigned.lock().values().flatten() {
+        for gauge in self.partition_gauges.lock().values().flatten() {
             gauge.set(0.0);
         }
     }
 }
 
-/// Records above the stored offset. Without one, records above the committed offset; without that
-/// either, all retained records. `None` while librdkafka knows none of them.
+/// The number of records at or above the stored offset. Without a stored offset, the number of
+/// records at or above the committed offset; without a committed offset, the number of retained
+/// records. `None` while the statistics contain none of these numbers.
 fn partition_lag(partition: &Partition) -> Option<i64> {
     [partition.consumer_lag_stored, partition.consumer_lag]
         .into_iter()

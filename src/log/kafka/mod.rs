@@ -1,15 +1,15 @@
 //! The log on Apache Kafka, through librdkafka.
 //!
-//! - `properties`: the configuration of the clients
-//! - `producer`, `delivery`: appending in the order of the calls, and reporting the result
-//! - `consumer`, `rebalance`: reading as a member of a group
-//! - `admin`: creating and checking topics
-//! - `browser`, `inspect`: reading topics and cluster state without joining a group
-//! - `broker_watchdog`: detecting a client that librdkafka cannot reconnect
-//! - `metrics`, `lag`, `report`: metrics and logs
+//! - `properties` configures the clients.
+//! - `producer`, `delivery` append records in the order of the calls and report the result.
+//! - `consumer`, `rebalance` read records as a member of a group.
+//! - `admin` creates and checks topics.
+//! - `browser`, `inspect` read topics and the cluster's state without joining a group.
+//! - `broker_watchdog` detects a client that librdkafka cannot reconnect.
+//! - `metrics`, `lag`, `report` are the clients' metrics and logs.
 //!
-//! librdkafka reconnects by itself without limit, so an unreachable broker causes only temporary
-//! failures here.
+//! librdkafka reconnects without limit (except in the case of `broker_watchdog`), so requests fail
+//! only for as long as the brokers are unreachable.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -53,13 +53,14 @@ mod tests;
 /// Time limit of [`Log::check`].
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Time limit of any other request to a broker.
+/// Time limit of other requests for metadata, offsets or the cluster id.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long the metadata client stays connected after it was created. A rewind looks up the offset
-/// of every partition in turn, and they share one connection.
+/// Time for which the metadata client is kept after it was created. A rewind looks up an offset in
+/// every partition in turn, and these requests share one connection.
 const METADATA_CLIENT_LIFETIME: Duration = Duration::from_secs(5);
 
+/// The result of a check in progress, for any number of callers.
 type SharedCheck = Shared<BoxFuture<'static, Result<(), LogError>>>;
 
 /// A log on a Kafka cluster: one producer, and a consumer for each call of [`Log::consumer`].
@@ -67,13 +68,15 @@ pub struct KafkaLog {
     properties: Properties,
     producer: Producer,
     cluster_id: OnceCell<String>,
-    /// The check in progress. Concurrent calls share its result.
+    /// The last check. Calls that arrive while it is in progress share its result.
     check_in_progress: Mutex<Option<SharedCheck>>,
+    /// The client that [`KafkaLog::metadata_client`] returns, for as long as it exists.
     metadata_client: Mutex<Weak<BaseConsumer>>,
 }
 
 impl KafkaLog {
-    /// Checks everything that [`KafkaLog::connect`] would refuse, without connecting.
+    /// Returns the error with which [`KafkaLog::connect`] or [`Log::consumer`] would refuse these
+    /// settings, without connecting.
     pub fn validate(settings: &KafkaSettings) -> Result<(), LogError> {
         let properties = Properties::new(settings)?;
         // Properties that contradict each other are refused only when a client is created.
@@ -99,8 +102,8 @@ impl KafkaLog {
         })
     }
 
-    /// A client without a group, for metadata requests. Nothing polls its queue, so it is dropped
-    /// after a while and created again when needed.
+    /// A client without a group, for metadata requests. Nothing polls the client's queue, so the
+    /// client is dropped after [`METADATA_CLIENT_LIFETIME`] and created again when needed.
     fn metadata_client(&self) -> Result<Arc<BaseConsumer>, LogError> {
         let mut current = self.metadata_client.lock();
         if let Some(client) = current.upgrade() {
@@ -110,10 +113,10 @@ impl KafkaLog {
         let client = created.map_err(|error| self.properties.creation_error("client", &error))?;
         let client = Arc::new(client);
         *current = Arc::downgrade(&client);
-        let idle = Arc::clone(&client);
+        let expiring = Arc::clone(&client);
         tokio::spawn(async move {
             sleep(METADATA_CLIENT_LIFETIME).await;
-            spawn_blocking(move || drop(idle));
+            spawn_blocking(move || drop(expiring));
         });
         Ok(client)
     }
@@ -197,8 +200,8 @@ impl Log for KafkaLog {
                         Ok(())
                     };
                     let check = result.boxed().shared();
-                    // Driven to its end even if every caller is dropped, so that a later call
-                    // never gets an outdated result.
+                    // A task drives the check to its end even if every caller is dropped.
+                    // Otherwise a later call would join it and get an outdated result.
                     tokio::spawn(check.clone());
                     in_progress.insert(check).clone()
                 }

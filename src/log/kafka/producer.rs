@@ -1,5 +1,6 @@
-//! Appending: one idempotent producer, and a backlog per topic in front of it for records that
-//! librdkafka does not accept yet, because its queue is full or the topic seems to be missing.
+//! Appends records through one idempotent producer. In front of it, each topic has a backlog for
+//! records that librdkafka does not accept yet, because librdkafka's queue is full or the topic
+//! seems to be missing.
 
 use std::collections::{HashMap, VecDeque};
 use std::future::ready;
@@ -25,76 +26,80 @@ use super::properties::Properties;
 use crate::log::{AppendError, LogError, LogOffset};
 use crate::protocol::log_record::{Headers, NewRecord};
 
-/// Size limit of all backlogs together, in bytes. An append above it fails at once.
+/// Maximum size in bytes of all backlogs together. An append that would exceed it fails at once.
 const MAX_BACKLOG_BYTES: usize = 64 * 1024 * 1024;
 
-/// What a record in a backlog costs in memory beside its contents, in bytes: an estimate.
+/// Estimated memory in bytes that a record in a backlog occupies beside its contents.
 const BACKLOG_ENTRY_OVERHEAD_BYTES: usize = 256;
 
-/// Maximum delay before a backlog is tried again. A delivery report wakes it earlier, but
-/// librdkafka frees the room of a batch only after the batch's last report.
+/// Maximum delay before a backlog is sent again. A delivery report wakes the backlog's task
+/// earlier, but librdkafka frees the room of a batch only after the batch's last report.
 const BACKLOG_RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Time limit of one metadata request for a missing topic.
 const TOPIC_LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
-/// Delay between two such requests.
+/// Delay after a metadata request for a missing topic.
 const TOPIC_LOOKUP_INTERVAL: Duration = Duration::from_millis(100);
-/// How long before its deadline an append to a missing topic is refused: the refusal must arrive
-/// before the caller times out.
+/// Time before an append's deadline at which the append is refused if its topic is missing. The
+/// refusal must arrive before the caller times out.
 const MISSING_TOPIC_MARGIN: Duration = Duration::from_secs(2);
 
 pub(super) type Client = ThreadedProducer<DeliveryContext>;
 
-/// Appends records in the order of the calls.
+/// Implements appends to Kafka, in the order of the calls.
 pub(super) struct Producer {
     shared: Arc<Shared>,
 }
 
+/// The state that the producer, its appends and the tasks of its backlogs share.
 struct Shared {
     properties: Properties,
     state: Mutex<ProducerState>,
     pending: Arc<PendingAppends>,
 }
 
-/// The client and the backlogs under one lock, so that calls keep their order across a full queue
-/// and across a new client.
+/// The client and the backlogs. They share one lock, so that records keep the order of the calls
+/// while librdkafka's queue is full and when the client is replaced.
 struct ProducerState {
-    /// `None` only while the producer is dropped.
+    /// The current client. `None` only while the producer is dropped.
     client: Option<Client>,
-    /// Backlogs by topic. Each has its own task for as long as it exists, so that a missing topic
-    /// does not delay any other.
+    /// Backlogs by topic. Each backlog has its own task for as long as it exists, so that a missing
+    /// topic does not delay the records of another topic.
     backlogs: HashMap<String, VecDeque<BacklogEntry>>,
+    /// Size of all backlogs together, in bytes.
     backlog_bytes: usize,
 }
 
-/// Why librdkafka did not accept a record yet.
+/// Why librdkafka did not accept a record, with the ticket for the next attempt.
 enum SendRefusal {
-    /// Its queue is full.
+    /// librdkafka's queue is full.
     QueueFull(Box<AppendTicket>),
     /// The topic was missing when librdkafka last fetched metadata.
     TopicMissing(Box<AppendTicket>),
 }
 
-/// An append that librdkafka did not accept yet.
+/// An append whose record librdkafka did not accept yet.
 struct BacklogEntry {
     record: Arc<NewRecord>,
+    /// The entry's share of `backlog_bytes`.
     size: usize,
     deadline: Instant,
     ticket: Box<AppendTicket>,
 }
 
-/// How the last attempt to send a topic's backlog ended.
+/// Why an attempt to send a topic's backlog has stopped.
 enum SendBacklogResult {
-    /// Every record was sent or failed.
+    /// The backlog is empty: every record was sent, or its append failed.
     Empty,
     /// librdkafka's queue is full.
     QueueFull,
-    /// librdkafka reported the topic as missing.
+    /// librdkafka reports the topic as missing, or reported it before and has not accepted a record
+    /// of it since.
     TopicMissing,
 }
 
 impl Producer {
-    /// Creates the producer. It connects in the background, for as long as it takes.
+    /// Creates the producer, which connects in the background and retries without limit.
     pub(super) fn new(properties: Properties) -> Result<Self, LogError> {
         let client = create_client(&properties)
             .map_err(|error| properties.creation_error("producer", &error))?;
@@ -183,8 +188,8 @@ impl Producer {
         }
     }
 
-    /// Replaces a client that has lost every broker. The appends that it had accepted get an
-    /// unknown outcome.
+    /// Replaces a client that has lost every broker. The appends that the old client had accepted
+    /// fail with [`AppendError::Unknown`].
     pub(super) fn recreate_if_disconnected(&self) {
         let mut state = self.shared.state.lock();
         let is_disconnected = |client: &Client| client.context().watchdog.is_disconnected();
@@ -200,8 +205,8 @@ impl Producer {
         }
     }
 
-    /// The client underneath, for metadata requests. Its events are polled; those of an idle admin
-    /// client would accumulate.
+    /// The producer's client, for metadata requests. Its own thread polls its events, whereas the
+    /// events of a client that nothing polls would accumulate.
     pub(super) fn client(&self) -> Result<Client, LogError> {
         let client = self.shared.state.lock().client.clone();
         client.ok_or_else(|| LogError::Unavailable("the producer is closed".to_owned()))
@@ -214,8 +219,8 @@ impl Drop for Shared {
     }
 }
 
-/// Drops a client on a thread of its own: it purges its queue and joins its thread, which blocks
-/// for up to half a second.
+/// Drops a client on a new thread, because the drop purges the client's queue and joins the
+/// client's thread, which blocks for up to half a second.
 fn drop_in_background(client: Option<Client>) {
     std::thread::spawn(move || drop(client));
 }
@@ -236,8 +241,9 @@ fn to_kafka_headers(headers: &Headers) -> OwnedHeaders {
 }
 
 impl ProducerState {
-    /// Hands a record to librdkafka. Returns the ticket if the record can be tried again later;
-    /// otherwise the ticket was finished, or the delivery report will finish it.
+    /// Hands a record to librdkafka. Returns a refusal with the ticket if the record can be sent
+    /// again later. `None` if the delivery report will finish the ticket, or if the append failed
+    /// and the ticket is finished.
     fn send(
         &mut self,
         properties: &Properties,
@@ -271,7 +277,7 @@ impl ProducerState {
                     return Some(SendRefusal::TopicMissing(unsent));
                 }
                 // An idempotent producer that lost track of its sequence numbers never recovers.
-                // Its records in flight get an unknown outcome, and a new client takes over.
+                // The appends in flight fail as `Unknown`, and a new client replaces the producer.
                 Some(RDKafkaErrorCode::Fatal) if !was_recreated => {
                     was_recreated = true;
                     ticket = unsent;
@@ -296,27 +302,27 @@ impl ProducerState {
     }
 }
 
-/// The task of one topic's backlog: sends it to librdkafka in order as room becomes free, and ends
-/// when it is empty.
+/// The task of one topic's backlog: sends the records to librdkafka in order, as room becomes free,
+/// and returns when the backlog is empty.
 async fn drain_backlog(shared: Arc<Shared>, topic: String) {
-    let mut topic_missing = false;
+    let mut is_topic_missing = false;
     loop {
-        if topic_missing {
+        if is_topic_missing {
             refresh_topic_metadata(&shared, &topic).await;
         }
         let decreased = shared.pending.decreased.notified();
-        match shared.send_backlog(&topic, topic_missing) {
+        match shared.send_backlog(&topic, is_topic_missing) {
             SendBacklogResult::Empty => return,
-            SendBacklogResult::QueueFull => topic_missing = false,
-            SendBacklogResult::TopicMissing => topic_missing = true,
+            SendBacklogResult::QueueFull => is_topic_missing = false,
+            SendBacklogResult::TopicMissing => is_topic_missing = true,
         }
-        // A timeout only means to try again.
+        // The backlog is sent again after a delivery report or a timeout.
         let _ = timeout(BACKLOG_RETRY_INTERVAL, decreased).await;
     }
 }
 
-/// Makes librdkafka look for a topic that it believes to be missing: without a request it looks
-/// only every few minutes.
+/// Makes librdkafka look for a topic that it reports as missing. Without this request it looks only
+/// every few minutes.
 async fn refresh_topic_metadata(shared: &Shared, topic: &str) {
     let Some(client) = shared.state.lock().client.clone() else {
         return;
@@ -333,6 +339,7 @@ async fn refresh_topic_metadata(shared: &Shared, topic: &str) {
     sleep(TOPIC_LOOKUP_INTERVAL).await;
 }
 
+/// Estimated memory in bytes that a record occupies in a backlog.
 fn backlog_size(topic: &str, record: &NewRecord) -> usize {
     let headers: usize = record
         .headers
@@ -347,8 +354,8 @@ fn backlog_size(topic: &str, record: &NewRecord) -> usize {
 }
 
 impl Shared {
-    /// Hands a record to librdkafka, or appends it to the topic's backlog. Returns the channel
-    /// that receives its delivery report.
+    /// Hands a record to librdkafka, or adds it to the topic's backlog. Returns the channel that
+    /// delivers the record's delivery report, or the error if the append fails.
     fn enqueue(
         self: &Arc<Self>,
         topic: &str,
@@ -391,9 +398,9 @@ impl Shared {
         result
     }
 
-    /// Sends the topic's backlog until librdkafka stops accepting records. `topic_missing` says
-    /// whether it reported the topic as missing before.
-    fn send_backlog(&self, topic: &str, mut topic_missing: bool) -> SendBacklogResult {
+    /// Sends the topic's backlog until it is empty or librdkafka accepts no more records.
+    /// `is_topic_missing` says that librdkafka reported the topic as missing before.
+    fn send_backlog(&self, topic: &str, mut is_topic_missing: bool) -> SendBacklogResult {
         let mut state = self.state.lock();
         while let Some(entry) = state.backlogs.get_mut(topic).and_then(VecDeque::pop_front) {
             state.backlog_bytes -= entry.size;
@@ -409,18 +416,20 @@ impl Shared {
                 )));
                 continue;
             }
-            let (ticket, backlog) = match state.send(&self.properties, topic, &record, ticket) {
+            let (ticket, result) = match state.send(&self.properties, topic, &record, ticket) {
                 None => {
-                    topic_missing = false;
+                    is_topic_missing = false;
                     continue;
                 }
-                Some(SendRefusal::QueueFull(ticket)) if topic_missing => {
+                // A full queue does not show that the topic exists, so the topic stays missing.
+                Some(SendRefusal::QueueFull(ticket)) if is_topic_missing => {
                     (ticket, SendBacklogResult::TopicMissing)
                 }
                 Some(SendRefusal::QueueFull(ticket)) => (ticket, SendBacklogResult::QueueFull),
-                // The topic is looked for until shortly before the deadline.
+                // The append waits for the topic until shortly before its deadline, and is then
+                // refused.
                 Some(SendRefusal::TopicMissing(ticket))
-                    if topic_missing && deadline <= Instant::now() + MISSING_TOPIC_MARGIN =>
+                    if is_topic_missing && deadline <= Instant::now() + MISSING_TOPIC_MARGIN =>
                 {
                     ticket.finish(Err(missing_topic_refusal(topic)));
                     continue;
@@ -438,7 +447,7 @@ impl Shared {
                     ticket,
                 });
             }
-            return backlog;
+            return result;
         }
         state.backlogs.remove(topic);
         SendBacklogResult::Empty

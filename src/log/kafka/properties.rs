@@ -1,5 +1,5 @@
-//! The configuration of the Kafka clients: our defaults, overridden by `KAFKA_PROPERTIES`,
-//! overridden by the few properties that the log's contract depends on.
+//! The configuration of the Kafka clients: chatmesh's defaults, overridden by `KAFKA_PROPERTIES`,
+//! overridden by the few properties on which the guarantees of [`crate::log`] depend.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use super::broker_watchdog::STATISTICS_INTERVAL_MS;
 use crate::config::settings::KafkaSettings;
 use crate::log::LogError;
 
-/// Properties that `KAFKA_PROPERTIES` must not contain, each with the reason.
+/// Names of the properties that `KAFKA_PROPERTIES` must not contain, each with the reason.
 const RESERVED: &[(&str, &str)] = &[
     ("group.id", "each role has its own consumer group"),
     (
@@ -25,8 +25,9 @@ const RESERVED: &[(&str, &str)] = &[
     ("group.protocol", "only the classic protocol is supported"),
 ];
 
-/// Alternative and canonical names of one property. librdkafka uses whichever is set last, and the
-/// order in which we set properties is not defined.
+/// Alternative names of properties, each with the canonical name. librdkafka uses the value that is
+/// set last under either name, and properties are set in an undefined order. Therefore only
+/// canonical names are set.
 const ALIASES: &[(&str, &str)] = &[
     ("metadata.broker.list", "bootstrap.servers"),
     ("queue.buffering.max.ms", "linger.ms"),
@@ -80,7 +81,7 @@ impl Properties {
         self.settings.produce_timeout
     }
 
-    /// The configuration of a client that only sends requests.
+    /// The configuration of a client that is neither a producer nor a member of a group.
     pub(super) fn client(&self) -> ClientConfig {
         self.merge(&[])
     }
@@ -88,7 +89,7 @@ impl Properties {
     /// The configuration of the producer.
     pub(super) fn producer(&self) -> ClientConfig {
         let timeout = self.settings.produce_timeout.as_millis().max(1);
-        // Shorter than an append's time limit, so that a missing topic is reported within it.
+        // Shorter than the time limit of an append, so that a missing topic is reported in time.
         let propagation = (timeout / 2).max(1);
         self.merge(&[
             ("acks", "all"),
@@ -125,7 +126,7 @@ impl Properties {
             ("queued.max.messages.kbytes", "16384"),
             ("fetch.error.backoff.ms", "100"),
             ("fetch.queue.backoff.ms", "100"),
-            // The delay until a topic that is created or extended later is noticed.
+            // The maximum delay until a topic that is created or gets more partitions is noticed.
             ("topic.metadata.refresh.interval.ms", "5000"),
         ]);
         config.set("group.id", group);
@@ -134,6 +135,8 @@ impl Properties {
         config
     }
 
+    /// The configuration with these defaults and the defaults of every client, overridden by
+    /// `KAFKA_PROPERTIES`.
     fn merge(&self, defaults: &[(&str, &str)]) -> ClientConfig {
         let mut merged: BTreeMap<&str, &str> = BTreeMap::from([
             (
@@ -162,8 +165,8 @@ impl Properties {
         config
     }
 
-    /// The error for a client (named in the text) that librdkafka refused to create: mostly
-    /// properties that contradict each other.
+    /// The error for a client that librdkafka refused to create, mostly because properties
+    /// contradict each other. `client` names the client in the error's text.
     pub(super) fn creation_error(&self, client: &str, error: &KafkaError) -> LogError {
         LogError::Configuration(format!(
             "the kafka {client} cannot be created: {}; check KAFKA_PROPERTIES",
@@ -182,8 +185,8 @@ impl Properties {
     }
 }
 
-/// Replaces the value in the text, because it may be a secret. A value of up to 3 characters, such
-/// as `1` or `all`, is no secret, and replacing it would only garble the text.
+/// Replaces a property's value in the text, because the value may be a secret. A value of up to 3
+/// bytes, such as `1` or `all`, is no secret, and replacing it would make the text unreadable.
 fn hide_value(text: &str, value: &str) -> String {
     if value.len() < 4 {
         text.to_owned()

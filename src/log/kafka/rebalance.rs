@@ -19,20 +19,22 @@ use super::report::Reporter;
 
 /// A change of this member's assignment.
 pub(super) enum RebalanceChange {
-    /// The group assigned these partitions. librdkafka fetches nothing of them until
-    /// [`accept_assignment`] is called with the offsets to start at.
+    /// The group assigned these partitions. librdkafka fetches no records of them until
+    /// [`accept_assignment`] is called with the offsets at which to start.
     Assigned(TopicPartitionList),
     /// The group revoked these partitions, and librdkafka has stopped fetching them.
     Revoked(Vec<i32>),
 }
 
-/// The librdkafka context of one consumer: its metrics, and the changes that wait for it.
+/// The librdkafka context of one consumer. It updates the consumer's metrics, and queues the
+/// rebalance changes that the consumer has not applied yet.
 pub(super) struct GroupContext {
     reporter: Reporter,
     pub(super) lag: Lag,
     pub(super) watchdog: BrokerWatchdog,
     changes: Mutex<VecDeque<RebalanceChange>>,
-    /// Set before the consumer is dropped: nothing reads `changes` any more.
+    /// Set while the consumer leaves the group. From then on nothing waits for `changes`, so the
+    /// callback accepts assignments itself.
     is_closing: AtomicBool,
 }
 
@@ -47,12 +49,12 @@ impl GroupContext {
         }
     }
 
-    /// Removes the oldest change that was not applied yet.
+    /// Removes and returns the oldest change that was not applied yet.
     pub(super) fn next_change(&self) -> Option<RebalanceChange> {
         self.changes.lock().pop_front()
     }
 
-    /// Makes the callback accept every further assignment itself.
+    /// Makes the rebalance callback accept every later assignment itself.
     pub(super) fn start_closing(&self) {
         self.is_closing.store(true, Ordering::Release);
     }
@@ -92,10 +94,10 @@ impl ConsumerContext for GroupContext {
         kind: RDKafkaRespErr,
         partitions: &mut TopicPartitionList,
     ) {
-        let done = match kind {
-            // The committed offsets are fetched outside the callback: the consumer's owner learns
-            // them with the assignment, and fetching must start at exactly these. An empty
-            // assignment has none.
+        let result = match kind {
+            // The consumer fetches the committed offsets outside the callback and then accepts the
+            // assignment: it reports these offsets, and records must be fetched from exactly these
+            // offsets on. An empty assignment has no offsets and is accepted below.
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS
                 if partitions.count() > 0 && !self.is_closing.load(Ordering::Acquire) =>
             {
@@ -106,7 +108,8 @@ impl ConsumerContext for GroupContext {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
                 accept_assignment(consumer, partitions)
             }
-            // librdkafka commits the stored offsets of revoked partitions, unless they are lost.
+            // The group revokes the partitions. librdkafka commits their stored offsets itself,
+            // unless the member has lost the partitions already.
             _ => {
                 let lost = consumer.assignment_lost();
                 let revoked: Vec<i32> = partitions
@@ -125,14 +128,15 @@ impl ConsumerContext for GroupContext {
                 }
             }
         };
-        if let Err(error) = done {
+        if let Err(error) = result {
             self.reporter
                 .record_error(&error, "a rebalance could not be applied");
         }
     }
 
     fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {
-        // The next commit includes these offsets; otherwise the next owner reads the records again.
+        // A failed commit loses nothing: the next commit includes these offsets. If there is none,
+        // the next owner of the partition reads the records again.
         if let Err(error) = result {
             self.reporter.record_error(&error, "a commit failed");
         }

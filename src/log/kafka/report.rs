@@ -19,8 +19,9 @@ const WARNING_INTERVAL: Duration = Duration::from_secs(30);
 /// original relay.
 pub(super) const RELAY_GROUP: &str = "message-relay-group";
 
-/// Logs and counts what one client reports.
+/// Logs the log lines of one client of librdkafka, and logs and counts its errors.
 pub(super) struct Reporter {
+    /// The value of the metrics' label `client`.
     client: &'static str,
     is_relay: bool,
     /// When each kind of error was last logged as a warning.
@@ -28,7 +29,8 @@ pub(super) struct Reporter {
 }
 
 impl Reporter {
-    /// `client` is the value of the metric's label `client`.
+    /// `client` is the value of the metrics' label `client`. `group` is the consumer group of which
+    /// the client is a member.
     pub(super) fn new(client: &'static str, group: Option<&str>) -> Self {
         Self {
             client,
@@ -42,8 +44,8 @@ impl Reporter {
         let client = self.client;
         match (level, facility) {
             // Connection errors are also reported through `record_error`. CONFWARN says that a
-            // producer's property has no effect on a consumer: the configuration is shared on
-            // purpose.
+            // property has no effect on this kind of client, which is intended: KAFKA_PROPERTIES
+            // applies to producers and consumers.
             (_, "FAIL" | "ERROR" | "CONFWARN") | (RDKafkaLogLevel::Debug, _) => {
                 tracing::debug!(target: "librdkafka", client, facility, "{text}");
             }
@@ -54,8 +56,8 @@ impl Reporter {
         }
     }
 
-    /// Whether the error only says that brokers are unreachable. The dependency check logs that
-    /// once for the whole process.
+    /// Whether the error only says that brokers are unreachable. Such errors are no warnings here,
+    /// because the dependency check logs the outage once for the whole process.
     fn is_unreachable(error: &KafkaError) -> bool {
         matches!(
             error.rdkafka_error_code(),
@@ -68,7 +70,7 @@ impl Reporter {
         )
     }
 
-    /// Counts and logs an error that librdkafka recovers from without help.
+    /// Counts and logs an error from which librdkafka recovers by itself.
     pub(super) fn record_error(&self, error: &KafkaError, reason: &str) {
         let kind = error
             .rdkafka_error_code()
@@ -78,7 +80,7 @@ impl Reporter {
             RELAY_ERRORS.counter(&[&kind]).increment(1);
         }
         let client = self.client;
-        if !Self::is_unreachable(error) && self.is_warning_due(&kind) {
+        if !Self::is_unreachable(error) && self.begin_warning(&kind) {
             tracing::warn!(
                 client,
                 error = kind,
@@ -90,9 +92,9 @@ impl Reporter {
         }
     }
 
-    /// Whether this kind of error was not logged within [`WARNING_INTERVAL`]; then notes that it
-    /// is now. The map stays small: kinds are librdkafka's error codes.
-    fn is_warning_due(&self, kind: &str) -> bool {
+    /// Returns true and notes the time, unless this returned true for the same kind of error within
+    /// [`WARNING_INTERVAL`]. The map stays small, because kinds are librdkafka's error codes.
+    fn begin_warning(&self, kind: &str) -> bool {
         let now = Instant::now();
         let mut last_warnings = self.last_warnings.lock();
         let is_recent = last_warnings
@@ -105,13 +107,14 @@ impl Reporter {
     }
 }
 
-/// The context of a client that only sends requests: reports, and nothing else.
+/// The librdkafka context of a client that is neither the producer nor a member of a group. It only
+/// forwards log lines and errors.
 pub(super) struct ReportingContext {
     reporter: Reporter,
 }
 
 impl ReportingContext {
-    /// `client` is the value of the metric's label `client`.
+    /// `client` is the value of the metrics' label `client`.
     pub(super) fn new(client: &'static str) -> Self {
         Self {
             reporter: Reporter::new(client, None),

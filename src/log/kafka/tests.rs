@@ -1,4 +1,5 @@
-//! Clients that have lost every broker, and delivery reports, on librdkafka's mock cluster.
+//! Tests of clients that have lost every broker, of records without a payload, and of delivery
+//! reports, on librdkafka's mock cluster.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -41,7 +42,7 @@ fn record(text: &'static str) -> NewRecord {
 async fn next(consumer: &mut KafkaConsumer) -> ConsumerEvent {
     timeout(Duration::from_secs(60), consumer.next())
         .await
-        .expect("an event")
+        .expect("the consumer should return an event within 60 seconds")
 }
 
 async fn next_record(consumer: &mut KafkaConsumer) -> Bytes {
@@ -113,13 +114,13 @@ async fn unacknowledged_record_is_sent_again_when_only_a_later_one_is_acknowledg
     let cluster = MockCluster::new(1).unwrap();
     cluster.create_topic("topic", 1, 1).unwrap();
     let mut settings = settings(cluster.bootstrap_servers());
-    // One request per record, so that two are in flight at once.
+    // Each record gets its own request, so that two requests are in flight at the same time.
     let one_record_per_batch = ("batch.num.messages".to_owned(), "1".into());
     settings.properties = BTreeMap::from([one_record_per_batch]);
     let log = KafkaLog::connect(&settings).unwrap();
     log.append("topic", record("one")).await.unwrap();
 
-    // The broker refuses the first request and accepts the second.
+    // The broker refuses the request with record two, and accepts the request with record three.
     let delay = Duration::from_millis(500);
     cluster.broker_round_trip_time(1, delay).unwrap();
     let not_leader = RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION;
