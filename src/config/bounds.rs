@@ -1,4 +1,4 @@
-//! Retention bounds of the fan-out, and per-user limits.
+//! The settings that limit what the fan-out stores and for how long, and what one user may request.
 
 use std::time::Duration;
 
@@ -8,18 +8,20 @@ pub struct Bounds {
     /// Retention of outcomes, cancel marks and ids of forgotten messages (`DEDUP_TTL`). A repeated
     /// call within this time is recognised as a repeat.
     pub dedup_ttl: Duration,
-    /// Retention of a mailbox frame, and of a whole mailbox that is not used (`MAILBOX_TTL`).
+    /// Retention of a mailbox frame (`MAILBOX_TTL`). A mailbox that is not used is removed after
+    /// twice this time, so that its end outlives its frames.
     pub mailbox_ttl: Duration,
-    /// Maximum number of frames in one mailbox; the oldest is trimmed first.
+    /// Maximum number of frames in one mailbox. The oldest frames are trimmed.
     pub mailbox_frames: usize,
-    /// Maximum size of all frames in one mailbox, in bytes; the oldest is trimmed first.
+    /// Maximum size of all frames in one mailbox, in bytes. The oldest frames are trimmed.
     pub mailbox_bytes: usize,
-    /// Maximum number of turns in one conversation; the oldest is trimmed first.
+    /// Maximum number of turns in one conversation (`HISTORY_TURNS`). The oldest turn is trimmed.
     pub history_turns: usize,
-    /// Retention of a turn, and of a conversation since its newest turn.
+    /// Retention of a turn (`HISTORY_RETENTION`). A conversation is no longer listed this long
+    /// after its newest turn.
     pub history_ttl: Duration,
-    /// Retention of a pending message that never gets an outcome, and of an answer in flight
-    /// (`MESSAGE_MAX_AGE`).
+    /// Retention of a pending message that never gets an outcome, and of an answer in flight whose
+    /// lease is no longer renewed (`MESSAGE_MAX_AGE`).
     pub pending_ttl: Duration,
     /// Limits on what one user may request.
     pub limits: UserLimits,
@@ -40,19 +42,19 @@ impl Default for Bounds {
     }
 }
 
-/// Limits on what one user may request, across all gateways. For each of them 0, the default,
-/// means unlimited.
+/// Limits on what one user may request, across all gateways. In each field 0, the default, means
+/// unlimited.
 #[derive(Debug, Clone, Default)]
 pub struct UserLimits {
-    /// Messages per window (`USER_RATE_LIMIT_MAX_REQUESTS`). A token bucket: this many at once,
-    /// and one more after each `window / requests`.
+    /// Maximum number of messages per window (`USER_RATE_LIMIT_MAX_REQUESTS`). A token bucket: a
+    /// user may send this many messages at once, and one more after each `window / requests`.
     pub requests: u32,
-    /// Length of the window of `requests` (`USER_RATE_LIMIT_WINDOW_SECONDS`).
+    /// Length of the window that `requests` counts for (`USER_RATE_LIMIT_WINDOW_SECONDS`).
     pub window: Duration,
-    /// Model tokens per UTC day (`USER_DAILY_TOKENS`).
+    /// Maximum number of model tokens per UTC day (`USER_DAILY_TOKENS`).
     pub daily_tokens: u64,
-    /// Number of conversations (`USER_MAX_CONVERSATIONS`).
+    /// Maximum number of conversations (`USER_MAX_CONVERSATIONS`).
     pub conversations: u32,
-    /// Number of messages without an outcome (`USER_MAX_PENDING`).
+    /// Maximum number of pending messages (`USER_MAX_PENDING`).
     pub max_pending: u32,
 }

@@ -1,4 +1,5 @@
-//! Admission of messages and their cancellation, called by gateways.
+//! The calls that a gateway makes before and after it appends a message to the log (`admit`,
+//! `accept`), and to cancel a message (`cancel`).
 
 use std::time::Duration;
 
@@ -13,39 +14,43 @@ use crate::protocol::position::Position;
 /// Length of a UTC day in milliseconds, the period of the daily token limit.
 pub(super) const DAY_MS: i64 = 86_400_000;
 
-/// Admits messages to the log and cancels them.
+/// Decides which messages a gateway appends to the log, and cancels messages.
 #[async_trait]
 pub trait Admissions: Send + Sync + 'static {
     /// Decides whether a gateway appends a message to the log. A new message is checked against the
-    /// user's limits and recorded as pending; `content` is stored there for the user's other
-    /// devices. Only the log's acknowledgement makes the message durable.
+    /// user's limits and recorded as pending. Its `content` is stored in the pending entry, so that
+    /// the user's other devices can show it. Only the log's acknowledgement makes the message
+    /// durable.
     async fn admit(&self, message: &MessageRef, content: &str) -> Result<Admission>;
 
     /// Announces a message that the log has acknowledged: publishes `frame`, the JSON of the
-    /// `accepted` frame, on the live channel for the user's other connections. Does nothing where
-    /// the message already has an outcome.
+    /// `accepted` frame, on the live channel for the user's other connections. Does nothing if the
+    /// message has an outcome or was forgotten.
     async fn accept(&self, message: &MessageRef, frame: String) -> Result<()>;
 
-    /// Cancels a message at the request of any of its user's devices.
+    /// Cancels a message at the request of any device of the user, and notifies the worker that
+    /// generates its answer.
     async fn cancel(&self, user: &UserId, message_id: &MessageId) -> Result<CancelResult>;
 
-    /// Removes a message from the pending ones because the gateway saw its answer. Needed only
-    /// beside a relay of the original system, which does not do it (`docs/protocol.md` section 6).
+    /// Removes the pending entry of a message whose terminal frame the gateway has received. Needed
+    /// only for a relay of the original system, which does not remove the entry
+    /// (`docs/protocol.md` section 6).
     async fn clear_pending(&self, user: &UserId, message_id: &MessageId) -> Result<()>;
 }
 
 /// Response to [`Admissions::admit`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Admission {
-    /// What the gateway does with the message.
+    /// Whether the gateway appends the message to the log, and what it sends to the client.
     pub decision: AdmissionDecision,
-    /// For a new message: the number of subscriptions to the user's live channel. A gateway that
-    /// subscribes later finds the message among the pending ones.
+    /// Number of subscriptions to the user's live channel. With [`AdmissionDecision::New`], a
+    /// gateway that has the only subscription need not publish the `accepted` frame: a gateway that
+    /// subscribes later finds the message among the pending messages. [`u64::MAX`] means unknown.
     pub live_subscribers: u64,
 }
 
 impl From<AdmissionDecision> for Admission {
-    /// With an unknown number of subscriptions, so that the caller publishes in any case.
+    /// An admission with an unknown number of subscriptions.
     fn from(decision: AdmissionDecision) -> Self {
         Self {
             decision,
@@ -54,32 +59,35 @@ impl From<AdmissionDecision> for Admission {
     }
 }
 
-/// What a gateway does with a message.
+/// Whether a gateway appends a message to the log, and what it sends to the client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AdmissionDecision {
-    /// Append it to the log. No outcome is known, and it is recorded as pending.
+    /// The gateway appends the message to the log. No outcome of the message was delivered or
+    /// stored. The message is recorded as pending, unless it was forgotten before.
     New,
-    /// Refuse it. It exceeds a limit, and nothing was recorded.
+    /// The gateway refuses the message, because it exceeds this limit. Nothing was recorded.
     Refused(Limit),
-    /// Append nothing. Its outcome is stored, and the terminal frame is on its way.
+    /// The gateway appends nothing. The message's outcome is stored, and a relay delivers its
+    /// terminal frame soon.
     OutcomeStored,
-    /// Append nothing. Its outcome was delivered: the terminal frame and its position.
+    /// The gateway appends nothing. The message's outcome was delivered. Contains the terminal
+    /// frame as JSON and its position.
     Delivered(String, Position),
-    /// Append nothing, and expect no frame. Its outcome was delivered once, and the message has
-    /// been forgotten since. The connection that sent it again receives `cancelled` without
-    /// content and position, unless it has received the outcome before.
+    /// The gateway appends nothing, and no frame follows. The message's outcome was delivered, and
+    /// the message was forgotten after that. The connection that sent the message again receives
+    /// `cancelled` without content and position, unless it has received the outcome before.
     Forgotten,
 }
 
-/// A limit of one user that is reached.
+/// The limit of a user that a message would exceed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Limit {
-    /// Messages per window; one more is allowed after this time.
+    /// Messages per window. Contains the time after which one more message is allowed.
     Rate(Duration),
-    /// Model tokens per UTC day; the day ends after this time.
+    /// Model tokens per UTC day. Contains the remaining time of the day.
     Tokens(Duration),
-    /// Messages without an outcome.
+    /// Number of pending messages.
     Pending,
-    /// Conversations: the message would begin one more.
+    /// Number of conversations, which the message would increase.
     Conversations,
 }

@@ -1,4 +1,6 @@
-//! The generation of an answer, called by workers: lease, live text, outcome, context.
+//! The calls that a worker makes while it generates an answer: take the lease on the message
+//! (`begin`), publish the text so far (`live`), store the outcome (`keep`), and read the earlier
+//! turns (`context`).
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,12 +15,14 @@ use crate::protocol::ids::{ConversationId, UserId};
 use crate::protocol::position::Position;
 use crate::protocol::record::Usage;
 
-/// Duration of a worker's lease on an answer, by the fan-out's clock. Each [`Answers::begin`] and
-/// [`Answers::live`] renews it.
+/// Duration of a worker's lease on an answer, by the fan-out's clock. The lease starts anew with
+/// each [`Answers::begin`] that returns an attempt to this worker and each [`Answers::live`] that
+/// is not refused.
 pub const LEASE: Duration = Duration::from_secs(3);
 
-/// Where conversations may have at least this many turns, a model's context practically never
-/// reaches the bound. A cached context then stays valid when the oldest turn is trimmed.
+/// Value of `HISTORY_TURNS` from which on a conversation is much longer than a model's context. The
+/// oldest turn is then hardly ever part of a cached context, so the context stays valid when that
+/// turn is trimmed.
 pub(super) const LARGE_HISTORY_TURNS: usize = 1000;
 
 /// Coordinates the workers that generate answers: one owner at a time, one outcome per message.
@@ -28,15 +32,16 @@ pub trait Answers: Send + Sync + 'static {
     /// another owner holds the lease.
     async fn begin(&self, call: BeginRequest) -> Result<BeginResponse>;
 
-    /// Appends a piece of the answer's text and publishes it on the live channel, or only renews
-    /// the lease.
+    /// Appends a piece of the answer's text, publishes it on the live channel and renews the lease.
+    /// Without a piece of text, only renews the lease.
     async fn live(&self, call: LiveRequest) -> Result<LiveResponse>;
 
     /// Stores the outcome of a message. Only a stored outcome may be appended to the log.
     async fn keep(&self, call: KeepRequest) -> Result<KeepResponse>;
 
-    /// Returns at most `limit` of the newest turns that belong to the model's context (all but
-    /// failed ones), oldest first. Empty where the newest one is older than `max_idle_time`.
+    /// Returns the newest turns that belong to the model's context (all turns that have not
+    /// failed), at most `limit`, oldest first. Returns no turns if the newest of these turns is
+    /// older than `max_idle_time`.
     async fn context(
         &self,
         user: &UserId,
@@ -51,12 +56,12 @@ pub trait Answers: Send + Sync + 'static {
 pub struct Owner(Arc<str>);
 
 impl Owner {
-    /// Generates a new id.
+    /// Generates a new owner id.
     pub fn random() -> Self {
         Self(uuid::Uuid::new_v4().simple().to_string().into())
     }
 
-    /// The id in its stored form.
+    /// The owner id as text, as the fan-out stores it.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -69,118 +74,128 @@ pub struct BeginRequest {
     pub message: MessageRef,
     /// The worker that requests the lease.
     pub owner: Owner,
-    /// Number of the last attempt that this owner had; 0 for none. A higher current attempt of the
-    /// same owner means that this call is a repeat.
+    /// Number of the last attempt that this owner had; 0 for none. If the fan-out has a higher
+    /// attempt of the same owner, this call is a repeat.
     pub last_attempt: u32,
-    /// The outcome that is stored if the message was cancelled before this call.
+    /// The outcome that `begin` stores and returns if the message was cancelled before this call.
+    /// If the message was forgotten, `begin` returns this outcome and stores nothing.
     pub cancelled_outcome: LazyOutcome,
-    /// Requests the conversation's history along with a new attempt; `None` for no history.
+    /// Which turns of the conversation `begin` returns together with an attempt; `None` for no
+    /// turns.
     pub history: Option<HistoryRequest>,
 }
 
 /// Response to [`Answers::begin`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BeginResponse {
-    /// The message has an outcome. It needs no answer; the outcome is appended to the log unless it
-    /// was delivered.
+    /// The message already has an outcome, so the worker does not call the model. It appends this
+    /// outcome to the log unless `delivered_at` shows that a relay has delivered one.
     Ended(StoredOutcome),
-    /// Another owner holds the lease for this much longer. Call again then.
+    /// Another owner holds the lease for this remaining time. Call `begin` again after it.
     Busy(Duration),
-    /// The lease is this owner's, and the answer's text is empty.
+    /// This owner has the lease. The answer's text is empty, unless the call was a repeat: then the
+    /// text that was appended since the first call stays.
     Attempt {
         /// Number of the attempt, from 1.
         number: u32,
-        /// The fan-out's clock, in milliseconds since the Unix epoch.
+        /// The time of this call by the fan-out's clock, in milliseconds since the Unix epoch.
         now_ms: i64,
-        /// Number of different owners that have begun this message, this one included. 1 where it
-        /// is delivered for the first time.
+        /// Number of different owners that have begun this message, this owner included. It is 1
+        /// when the log delivers the record for the first time, and starts again at 1 after the
+        /// fan-out lost its data.
         delivery_count: u32,
-        /// The history, if it was requested. `None` says nothing about it: call
-        /// [`Answers::context`].
+        /// The response to the request for turns. With `None` it is unknown whether the
+        /// conversation has turns: call [`Answers::context`].
         history: Option<HistoryResponse>,
     },
 }
 
-/// Version of a conversation's history. Every change gives a new one, except the expiry of old
-/// turns and, where conversations may be long, the trimming of the oldest.
+/// Version of a conversation's history. Every call that appends, changes or forgets a turn gives
+/// the history a new version. The expiry of a turn does not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HistoryVersion(pub(super) String);
 
 /// A request for a conversation's context as part of [`Answers::begin`].
 #[derive(Debug, Clone)]
 pub struct HistoryRequest {
-    /// Maximum number of turns.
+    /// Maximum number of turns that are returned.
     pub limit: usize,
-    /// No turns are returned where the newest one is older than this.
+    /// Age of the newest turn above which no turns are returned.
     pub max_idle_time: Duration,
-    /// The version that the worker has cached. The turns are returned only where the current
-    /// version differs.
+    /// Version of the turns that the worker has cached. Turns are returned only if the history's
+    /// current version differs.
     pub known_version: Option<HistoryVersion>,
 }
 
 /// A conversation's context at the time of [`Answers::begin`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HistoryResponse {
-    /// The worker's cached version is current.
+    /// `known_version` is the current version, so no turns are returned.
     Unchanged,
-    /// The current version and its turns in the model's context, oldest first.
+    /// The history's current version, and the turns for the model's context, oldest first.
     Turns(HistoryVersion, Vec<Turn>),
 }
 
 /// Argument of [`Answers::live`].
 #[derive(Debug, Clone)]
 pub struct LiveRequest {
-    /// The message that is answered.
+    /// The message that the worker answers.
     pub message: MessageRef,
     /// The worker that generates the answer.
     pub owner: Owner,
     /// Number of the worker's attempt.
     pub attempt: u32,
-    /// A piece of text and its index, from 0. `None` only renews the lease.
+    /// The index of a piece of text, counted from 0 in each attempt, and the piece. With `None` the
+    /// call only renews the lease.
     pub delta: Option<(u32, String)>,
 }
 
 /// Response to [`Answers::live`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LiveResponse {
-    /// The text was appended (if there was any) and the lease renewed.
+    /// The piece of text, if the call had any, was appended, and the lease was renewed.
     Written,
-    /// The index is not the next one, so the call is a repeat. Contains the next index. The lease
-    /// is renewed.
+    /// The call's index is not the expected index, so the call is a repeat and its text was not
+    /// appended. Contains the expected index. The lease was renewed.
     OutOfOrder(u32),
-    /// Another owner or attempt is current, or the message has an outcome. Stop, and close the call
-    /// to the provider.
+    /// Another owner or attempt is current, or the message has an outcome. The worker stops and
+    /// closes the call to the provider.
     Fenced,
-    /// The user has cancelled the message. Stop, and `keep` the text so far.
+    /// The user has cancelled or forgotten the message. The worker stops and calls `keep` with the
+    /// text so far.
     Cancelled,
-    /// The fan-out lost its data. `begin` again, and send the whole text again.
+    /// The fan-out lost the answer in flight. The worker calls `begin` again and sends the whole
+    /// text again.
     DataLost,
 }
 
 /// Argument of [`Answers::keep`].
 #[derive(Debug, Clone)]
 pub struct KeepRequest {
-    /// The message that is answered.
+    /// The message that the worker answered.
     pub message: MessageRef,
     /// The worker that generated the answer.
     pub owner: Owner,
     /// Number of the worker's attempt.
     pub attempt: u32,
-    /// The outcome to store.
+    /// The outcome to store, unless the message already has an outcome or was cancelled.
     pub outcome: Arc<NewOutcome>,
-    /// The outcome that is stored instead if the message was cancelled: the text so far.
+    /// The outcome with the text so far, stored instead of `outcome` if the message was cancelled.
+    /// If the message was forgotten, `keep` returns this outcome and stores nothing.
     pub cancelled_outcome: LazyOutcome,
 }
 
 /// Response to [`Answers::keep`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KeepResponse {
-    /// The message's outcome: the one of this call, its `cancelled_outcome`, or an earlier one.
+    /// The message's outcome: the `outcome` or the `cancelled_outcome` of this call, or an outcome
+    /// that was stored earlier.
     Outcome(StoredOutcome),
-    /// The outcome of this call was stored, and its turn was appended to the conversation, whose
-    /// other turns are unchanged.
+    /// The `outcome` of this call was stored, and its turn was appended to the conversation. No
+    /// other turn changed that a worker may have cached.
     Appended(StoredOutcome, TurnAppend),
-    /// Another owner or attempt is current. `begin` again to learn the outcome.
+    /// Another owner or attempt is current, and nothing was stored. The worker calls `begin` again
+    /// to get the outcome.
     Fenced,
 }
 
@@ -191,21 +206,21 @@ pub struct TurnAppend {
     pub version_before: HistoryVersion,
     /// The history's version after the append.
     pub version_after: HistoryVersion,
-    /// When the turn was stored, in milliseconds since the Unix epoch by the fan-out's clock.
+    /// When the turn was appended, in milliseconds since the Unix epoch by the fan-out's clock.
     pub at_ms: i64,
 }
 
-/// An outcome that is not stored yet: the terminal record and the turn for the history.
+/// An outcome to store: the terminal record and the turn for the history.
 #[derive(Debug, Clone)]
 pub struct NewOutcome {
-    /// JSON of the terminal record, exactly as it is appended to the log.
+    /// JSON of the terminal record, exactly as the worker appends it to the log.
     pub frame: String,
-    /// The turn that is stored in the conversation's history.
+    /// The turn to store in the conversation's history.
     pub turn: Turn,
 }
 
 impl NewOutcome {
-    /// Number of model tokens that the answer cost, from the `usage` of its record.
+    /// Number of model tokens that the answer cost: `usage.total_tokens` of the record, or 0.
     pub(super) fn tokens(&self) -> u64 {
         #[derive(serde::Deserialize)]
         struct Record {
@@ -218,12 +233,13 @@ impl NewOutcome {
     }
 }
 
-/// An outcome that is built only when it is needed. The cancelled outcome of a call seldom is.
+/// An outcome that is built only when a call needs it. Used for the cancelled outcome, which most
+/// calls do not need.
 #[derive(Clone)]
 pub struct LazyOutcome(Arc<dyn Fn() -> NewOutcome + Send + Sync>);
 
 impl LazyOutcome {
-    /// Stores `build`, which runs at each call of [`LazyOutcome::build`].
+    /// A lazy outcome whose function `build` runs at each call of [`LazyOutcome::build`].
     pub fn new(build: impl Fn() -> NewOutcome + Send + Sync + 'static) -> Self {
         Self(Arc::new(build))
     }
@@ -249,9 +265,9 @@ impl fmt::Debug for LazyOutcome {
 /// The outcome of a message as the fan-out has stored it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredOutcome {
-    /// JSON of the terminal record. No other one may be appended to the log for this message.
+    /// JSON of the terminal record. The worker appends no other record for this message.
     pub frame: String,
-    /// Position of the delivered record in `responses`; `None` until a relay has delivered it. A
-    /// delivered outcome is not appended to the log again.
+    /// Position in `responses` of the terminal record that a relay has delivered for the message;
+    /// `None` before the delivery. A worker does not append a delivered outcome to the log again.
     pub delivered_at: Option<Position>,
 }

@@ -1,4 +1,5 @@
-//! Delivery of terminal records and the rebuild after data loss, called by relays.
+//! The calls that a relay makes to deliver terminal records (`deliver`), and to detect and repair a
+//! data loss of the fan-out (markers, rebuilds, disruptions).
 
 use async_trait::async_trait;
 use tokio::sync::watch;
@@ -15,7 +16,8 @@ use crate::protocol::position::{Epoch, Position};
 #[async_trait]
 pub trait Deliveries: Send + Sync + 'static {
     /// Delivers a terminal record: appends it to the user's mailbox and the history, stores it as
-    /// the message's outcome and publishes it. A record is delivered at most once.
+    /// the message's outcome and publishes it. A record at or below the mailbox's end, or of a
+    /// message that was delivered before, is not delivered again.
     async fn deliver(&self, call: DeliverRequest) -> Result<DeliverResponse>;
 
     /// Whether the partition's marker is on every server that holds users. False after a server
@@ -25,65 +27,70 @@ pub trait Deliveries: Send + Sync + 'static {
     /// Writes the partition's marker to every server that holds users.
     async fn set_marker(&self, epoch: &Epoch) -> Result<()>;
 
-    /// Begins a rebuild: returns whether the marker is on every server, like
-    /// [`Deliveries::has_marker`], and writes the random `token` where the marker is missing.
+    /// Begins a rebuild: writes the random `token` on every server where the partition's marker is
+    /// missing. Returns whether the marker is on every server, like [`Deliveries::has_marker`].
     async fn begin_rebuild(&self, epoch: &Epoch, token: &str) -> Result<bool> {
         let _ = token;
         self.has_marker(epoch).await
     }
 
-    /// Completes a rebuild: writes the marker to every server that has it or still has this
-    /// `token`. False where a server has neither, because it lost its data during the rebuild. A
-    /// repeat of this call, which the client library makes after a reconnect, therefore never marks
-    /// an emptied server as complete.
+    /// Completes a rebuild: writes the partition's marker to every server that has the marker or
+    /// this `token`. Returns false if a server has neither, because it lost its data during the
+    /// rebuild. A repeat of this call, which the client library makes after a reconnect, therefore
+    /// never marks an emptied server as complete.
     async fn complete_rebuild(&self, epoch: &Epoch, token: &str) -> Result<bool> {
         let _ = token;
         self.set_marker(epoch).await.map(|()| true)
     }
 
-    /// Counts reconnects and failovers. After each of them, data written before may be gone.
+    /// Number of reconnects and failovers so far. After each of them, data that was written before
+    /// may be lost.
     fn disruptions(&self) -> watch::Receiver<u64>;
 }
 
 /// Argument of [`Deliveries::deliver`].
 #[derive(Debug, Clone)]
 pub struct DeliverRequest {
-    /// The user who receives the record.
+    /// The user whose devices receive the frame.
     pub user: UserId,
-    /// The answered message, or the identity derived from the record where a worker of the original
-    /// system wrote it.
+    /// The message that the record answers. For a record that a worker of the original system
+    /// wrote, an id that the relay derives from the record.
     pub message_id: MessageId,
-    /// The conversation whose history gets the answer; `None` where the record does not name it.
+    /// The conversation whose history gets the turn; `None` if the record names no conversation.
     pub conversation: Option<ConversationId>,
     /// Position of the record in `responses`.
     pub position: Position,
-    /// The highest position of this user that the relay knows to be in the mailbox. A mailbox that
-    /// ends below it has lost data.
+    /// The position at or above which the relay knows the user's mailbox to end, from earlier
+    /// deliveries; `None` if it knows no end. A mailbox that ends below this position has lost
+    /// data.
     pub known_end: Option<Position>,
     /// When the log received the record, in milliseconds since the Unix epoch by the log's clock. A
-    /// turn that the history lost is inserted at this time; with `None` it becomes the newest. A
-    /// fan-out that can't lose its data separately from the log may ignore this.
+    /// turn that the history lost is inserted at this time; with `None` it becomes the newest turn.
+    /// The embedded fan-out ignores this time, because it can't lose its data without the log.
     pub logged_at_ms: Option<i64>,
-    /// Whether the record is below the committed offset, that is, read again after a rewind. Such a
-    /// record is published on the live channel only.
+    /// Whether the relay reads the record again after a rewind, that is, the consumer group had
+    /// committed the record or this relay had finished it. The frame of such a record is published
+    /// on the live channel only.
     pub is_rewind: bool,
-    /// JSON of the terminal frame with its `position`, exactly as clients receive it.
+    /// JSON of the terminal frame with its `position`.
     pub frame: String,
-    /// The answer's text for the history.
+    /// The answer's text for the turn in the history.
     pub answer: String,
-    /// The turn's status for the history.
+    /// The status of the turn in the history.
     pub status: TurnStatus,
 }
 
 /// Response to [`Deliveries::deliver`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeliverResponse {
-    /// The record was appended to the mailbox and published to this many subscriptions (on one
-    /// node, where the fan-out is a cluster).
+    /// The record was delivered. Contains the number of subscriptions that its frame was published
+    /// to; in a Redis cluster only those on the node that executed the call.
     Published(u64),
-    /// The record, or another one of the same message, was delivered before. Only the pending entry
-    /// was removed.
+    /// The record, or another record of the same message, was delivered before. The pending entry
+    /// was removed. If the message was delivered at another position, the mailbox's end also
+    /// advanced to this record's position.
     AlreadyDelivered,
-    /// The mailbox ends below `known_end`: the fan-out lost data. Nothing was done; rewind first.
+    /// The mailbox ends below `known_end`, so the fan-out has lost data. Nothing was changed. The
+    /// relay rewinds before it delivers the record again.
     DataLost,
 }

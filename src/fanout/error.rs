@@ -1,9 +1,11 @@
-//! The error of every fan-out call.
+//! The error type of all fan-out calls.
 
-/// The call was not carried out, or it is unknown whether it was. Repeating it is always safe.
+/// The error of a fan-out call. After an error it is unknown whether the call was carried out.
+/// Repeating the call is always safe.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum FanoutError {
-    /// The fan-out is unreachable or too slow. Never caused by the call's arguments.
+    /// The fan-out is unreachable or too slow. The arguments of a call are never the cause of this
+    /// error.
     #[error("fan-out unavailable: {0}")]
     Unavailable(String),
     /// The fan-out returned an invalid response (a key of another type, a script error). Until an

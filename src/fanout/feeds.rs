@@ -9,37 +9,38 @@ use tokio::sync::mpsc;
 use super::error::Result;
 use crate::protocol::ids::UserId;
 
-/// Opens subscriptions.
+/// Opens feeds.
 #[async_trait]
 pub trait Feeds: Send + Sync + 'static {
-    /// Opens the subscriptions of one process. The returned queue holds at most `capacity` events.
+    /// Opens the feed of one process. The returned queue holds at most `capacity` events.
     async fn open_feed(
         &self,
         capacity: usize,
     ) -> Result<(Arc<dyn Feed>, mpsc::Receiver<FeedEvent>)>;
 }
 
-/// The subscriptions of one process.
+/// The subscriptions of one process to the channels of its users.
 ///
-/// Its queue is bounded. When the reader falls behind, frames are dropped and replaced by one
-/// [`FeedEvent::Gap`].
+/// The published frames arrive in a bounded queue. When the process reads the queue too slowly,
+/// frames are dropped, and one [`FeedEvent::Gap`] takes their place.
 #[async_trait]
 pub trait Feed: Send + Sync {
-    /// Subscribes to a user's channel, and returns when the server has confirmed it: every frame
-    /// published from then on reaches the queue. The subscription survives reconnects until
+    /// Subscribes to a user's channel, and returns when the server has confirmed the subscription.
+    /// Every frame that is published after that reaches the queue or is covered by a
+    /// [`FeedEvent::Gap`]. The subscription survives reconnects and lasts until
     /// [`Feed::unsubscribe`]. Subscribing twice results in one subscription.
     async fn subscribe(&self, user: &UserId, channel: Channel) -> Result<()>;
 
-    /// Ends a subscription. Frames that are already in transit may still arrive.
+    /// Unsubscribes from a user's channel. Frames that were published before may still arrive.
     async fn unsubscribe(&self, user: &UserId, channel: Channel) -> Result<()>;
 }
 
-/// One of a user's channels.
+/// A channel of a user, with its name in Redis for the user `alice`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Channel {
     /// `user:alice`: terminal frames.
     Terminal,
-    /// `{user:alice}:live`: all other frames, and the terminal frames of a rewind.
+    /// `{user:alice}:live`: frames that are not terminal, and the terminal frames of a rewind.
     Live,
     /// `{user:alice}:cancel`: the `message_id`s of cancelled messages, for the worker that
     /// generates the answer.
@@ -49,16 +50,17 @@ pub enum Channel {
 /// An event in the queue of a [`Feed`].
 #[derive(Debug, Clone)]
 pub enum FeedEvent {
-    /// A published frame.
+    /// A frame was published.
     Frame {
-        /// The user whose channel it was published on.
+        /// The user on whose channel the frame was published.
         user: UserId,
-        /// The channel it was published on.
+        /// The channel on which the frame was published.
         channel: Channel,
-        /// JSON, with `n` and `n_id` where chatmesh published it.
+        /// JSON of the frame, or of the notice on the cancel channel. A frame that chatmesh
+        /// published has the sequence number (`n` and `n_id`).
         payload: Bytes,
     },
-    /// Frames may have been lost (after a reconnect, or because the reader fell behind). `read`
-    /// every subscribed user.
+    /// Published frames may have been lost, after a reconnect or because the queue was full. The
+    /// process has to `read` every user that it has subscribed to.
     Gap,
 }

@@ -7,10 +7,11 @@ use super::error::Result;
 /// Reports whether the fan-out is reachable and safely configured.
 #[async_trait]
 pub trait FanoutHealth: Send + Sync + 'static {
-    /// Whether the server answers within 2 seconds.
+    /// Returns an error unless every Redis server that holds users answers within 2 seconds, or the
+    /// local store of the embedded fan-out can be used.
     async fn check(&self) -> Result<()>;
 
-    /// Describes server settings that endanger the delivery guarantees (`maxmemory-policy`, missing
-    /// persistence), one sentence each.
+    /// Returns one sentence for each setting of a Redis server that endangers the delivery
+    /// guarantees (`maxmemory-policy`, missing persistence).
     async fn warnings(&self) -> Result<Vec<String>>;
 }

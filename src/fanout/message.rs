@@ -1,16 +1,17 @@
-//! Identifies the message that a call is about.
+//! The reference to a message that most fan-out calls take as an argument.
 
 use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId, UserId};
 
-/// A message together with its user and conversation.
+/// The ids of a message, of its user and of its conversation.
 #[derive(Debug, Clone)]
 pub struct MessageRef {
-    /// The user who sent it.
+    /// The user who sent the message.
     pub user: UserId,
     /// Identifies the message across the whole system.
     pub message_id: MessageId,
-    /// The client's own identifier; `None` where the client chose none (classic protocol).
+    /// The id that the client chose for the message; `None` in the classic protocol, which has
+    /// none.
     pub id: Option<ClientMessageId>,
-    /// The conversation that the answer is appended to.
+    /// The conversation that the message belongs to.
     pub conversation: ConversationId,
 }

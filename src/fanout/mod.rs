@@ -8,8 +8,8 @@
 //!   harmless when repeated. `docs/consistency.md` specifies them and names the scenarios; their
 //!   wording was model-checked.
 //! - Calls about one user are serialised. Frames leave in the order of their sequence numbers.
-//! - Apart from outcomes and history, the data is a cache of the log. It can be emptied or rolled
-//!   back at any time, and the relay then rebuilds the mailboxes.
+//! - The fan-out can be emptied or rolled back at any time. The relay then rebuilds mailboxes,
+//!   recent outcomes and recent history from the log. Older outcomes and turns are lost.
 //! - After an error it is unknown whether the call was carried out. Callers repeat it.
 //!
 //! # Traits by caller
@@ -28,8 +28,9 @@
 //! A role accepts only its part ([`GatewayFanout`], [`WorkerFanout`], `dyn Deliveries`), so a test
 //! double implements only what its test calls. An `Arc<dyn Fanout>` coerces to each part.
 //!
-//! Two implementations share this contract and its test suite (`tests/it/fanout_contract`):
-//! [`redis`] for several processes, [`embedded`] for a single one.
+//! Two implementations follow this contract and pass the same test suite
+//! (`tests/it/fanout_contract`): [`redis`] for several processes, [`embedded`] for a single
+//! process.
 
 mod admissions;
 mod answers;
@@ -59,17 +60,17 @@ pub use message::MessageRef;
 pub use reads::{DeliveredOutcome, ReadRequest, Reads, UserView};
 pub use tokens::{REVOKED_FRAME, Tokens};
 
-/// The part of the fan-out that a gateway calls.
+/// All fan-out traits that a gateway calls.
 pub trait GatewayFanout: Admissions + Reads + History + Tokens + Feeds {}
 
 impl<T: Admissions + Reads + History + Tokens + Feeds> GatewayFanout for T {}
 
-/// The part of the fan-out that a worker calls.
+/// All fan-out traits that a worker calls.
 pub trait WorkerFanout: Answers + Feeds {}
 
 impl<T: Answers + Feeds> WorkerFanout for T {}
 
-/// The whole fan-out.
+/// All fan-out traits, for a process that runs several roles.
 pub trait Fanout: GatewayFanout + WorkerFanout + Deliveries + FanoutHealth {}
 
 impl<T: GatewayFanout + WorkerFanout + Deliveries + FanoutHealth> Fanout for T {}

@@ -11,11 +11,12 @@ use crate::protocol::sequence_number::SequenceNumber;
 /// Reads mailboxes, answers in flight and delivered outcomes.
 #[async_trait]
 pub trait Reads: Send + Sync + 'static {
-    /// Reads one user's state in one consistent view. The first read creates the empty mailbox.
+    /// Reads one user's state in one consistent view. Creates an empty mailbox if there is none.
     async fn read(&self, call: ReadRequest) -> Result<UserView>;
 
-    /// Returns the outcomes of those of `messages` that were delivered, in the order of `messages`.
-    /// For messages whose outcome is no longer in the mailbox.
+    /// Returns the outcomes of those `messages` whose outcome was delivered, in the order of
+    /// `messages`. A gateway uses this for messages whose terminal frame may no longer be in the
+    /// mailbox.
     async fn delivered_outcomes(
         &self,
         user: &UserId,
@@ -28,49 +29,54 @@ pub trait Reads: Send + Sync + 'static {
 pub struct ReadRequest {
     /// The user whose state is read.
     pub user: UserId,
-    /// Requests the mailbox frames after this position. `None` requests no frames, only the
-    /// mailbox's end.
+    /// Position after which the mailbox's frames are returned. With `None`, frames are returned
+    /// only if `from_start` is set.
     pub after: Option<Position>,
-    /// Without `after`: requests all frames of the mailbox, oldest first. For a reader whose
-    /// position is no longer valid (`recovered` was false) and which selects frames by
-    /// `message_id`.
+    /// Whether all frames of the mailbox are returned, if `after` is `None`. A reader whose
+    /// position is no longer valid (`recovered` was false) sets this, and selects the frames that
+    /// it needs by their `message_id`.
     pub from_start: bool,
-    /// Maximum size of the returned frames in bytes; at least one frame is returned.
+    /// Maximum size of all returned frames in bytes. One frame is returned even if it is larger.
     pub max_bytes: usize,
 }
 
-/// Response to [`Reads::read`]: one user's state at one point in time.
+/// One user's state at one point in time, as [`Reads::read`] returns it.
 #[derive(Debug, Clone)]
 pub struct UserView {
-    /// The number of the user's last published frame; its `n` is 0 before the first.
+    /// Sequence number of the last frame that was published to the user; its `n` is 0 if none was
+    /// published.
     pub number: SequenceNumber,
-    /// The mailbox's end: the position of its last frame, even if that one was trimmed. For a
-    /// mailbox that never had a frame, a position that is valid until the first trimming.
+    /// The mailbox's end: the position of the last terminal record that reached the mailbox, even
+    /// if its frame was trimmed, forgotten or a repeat. For a mailbox that no record has reached, a
+    /// position that stays valid until the first trimming.
     pub end: Position,
-    /// Whether the mailbox has every frame after `after`. False without `after`.
+    /// Whether the mailbox has every frame after the position `after`. False if `after` is `None`.
     pub recovered: bool,
-    /// The requested frames with their positions, oldest first; empty where `recovered` and
-    /// `from_start` are false.
+    /// The requested frames as JSON with their positions, oldest first. Empty if both `recovered`
+    /// and `from_start` are false.
     pub frames: Vec<(Position, String)>,
-    /// Whether more frames follow the last of `frames`. Read again from its position.
+    /// Whether the mailbox has more frames after the last of `frames`, because `max_bytes` was
+    /// reached. The reader reads again after that frame's position.
     pub has_more: bool,
-    /// The last frame that a rewind appended to the mailbox, even if it was trimmed. Frames up to
-    /// this position were delivered before and are not new to clients.
+    /// Position of the last frame that a rewind appended to the mailbox, even if the frame was
+    /// trimmed; `None` if no rewind appended a frame. Frames at or below this position may have
+    /// been delivered before, so clients may have received them.
     pub rebuilt_up_to: Option<Position>,
-    /// The answers that workers are generating.
+    /// The answers in flight, by message id, each with a snapshot of its text.
     pub in_flight: Vec<InFlightAnswer>,
-    /// Accepted messages without an outcome, oldest first. A hint, not proof of durability.
+    /// The pending messages, oldest first. A message can be pending although the log never
+    /// acknowledged it.
     pub pending: Vec<PendingMessage>,
 }
 
-/// A delivered outcome, found by its message.
+/// The delivered outcome of a message that a caller asked for by its id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeliveredOutcome {
-    /// The message that ended.
+    /// The message that the outcome belongs to.
     pub message_id: MessageId,
-    /// Position of the delivered record.
+    /// Position of the delivered terminal record.
     pub position: Position,
-    /// JSON of the terminal frame; `None` where the message was forgotten. The gateway then sends
-    /// `cancelled` to a client that still waits for the message.
+    /// JSON of the terminal frame; `None` if the message was forgotten. In that case the gateway
+    /// sends `cancelled` to a client that still waits for the message.
     pub frame: Option<String>,
 }

@@ -7,10 +7,10 @@ use async_trait::async_trait;
 use super::error::Result;
 use crate::protocol::ids::UserId;
 
-/// Prefix of the frame that [`Tokens::revoke`] publishes. It is never forwarded to clients.
+/// First part of the JSON that [`Tokens::revoke`] publishes. Gateways never forward it to clients.
 pub const REVOKED_FRAME: &str = r#"{"type":"revoked","#;
 
-/// Builds the frame that announces a revocation to all gateways.
+/// Builds the JSON of the frame that announces a revocation to all gateways.
 pub(super) fn revoked_frame(user: &UserId, at_ms: i64) -> String {
     format!(r#"{REVOKED_FRAME}"userid":"{user}","at_ms":{at_ms}}}"#)
 }
@@ -18,12 +18,12 @@ pub(super) fn revoked_frame(user: &UserId, at_ms: i64) -> String {
 /// Issues and revokes access tokens.
 #[async_trait]
 pub trait Tokens: Send + Sync + 'static {
-    /// The user's stored token and its remaining lifetime in seconds; `None` where there is none
-    /// (the key is `token:alice`, as in the original system).
+    /// The user's stored token and its remaining lifetime in seconds; `None` if the user has no
+    /// valid stored token. The key in Redis is `token:alice`, as in the original system.
     async fn stored_token(&self, user: &UserId) -> Result<Option<(String, u64)>>;
 
-    /// Stores `candidate` for `ttl` unless the user already has a token. Returns the stored token
-    /// and its remaining lifetime in seconds.
+    /// Stores the token `candidate` for `ttl` unless the user already has a valid stored token.
+    /// Returns the stored token and its remaining lifetime in seconds.
     async fn issue_token(
         &self,
         user: &UserId,
@@ -31,10 +31,11 @@ pub trait Tokens: Send + Sync + 'static {
         ttl: Duration,
     ) -> Result<(String, u64)>;
 
-    /// Revokes all tokens of a user: removes the stored one, records the time so that signed tokens
-    /// issued before are refused, and makes all gateways close the user's connections. Uses this
-    /// process's clock, as the tokens' own times do. A failed call may have been carried out in
-    /// part: repeat it.
+    /// Revokes all tokens of a user: removes the stored token, records the time so that gateways
+    /// refuse signed tokens that were issued before, and makes all gateways close the user's
+    /// connections. The time is that of this process's clock, because a token's issue time is not
+    /// from the fan-out's clock either. A failed call may have been carried out in part, so the
+    /// caller repeats it.
     async fn revoke(&self, user: &UserId) -> Result<()>;
 
     /// When the user's tokens were last revoked, in milliseconds since the Unix epoch; `None` for

@@ -68,7 +68,9 @@ pub(super) async fn check(config: &Config, findings: &mut Findings) {
                 );
             }
         }
-        Topology::Cluster { unassigned_slots: 0 } => {
+        Topology::Cluster {
+            unassigned_slots: 0,
+        } => {
             findings.add_ok(format!(
                 "a cluster of {} masters answers",
                 servers.masters.len()
