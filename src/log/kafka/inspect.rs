@@ -111,10 +111,10 @@ impl KafkaLog {
             let client = create_reader(&properties, &group)?;
             let list = client.fetch_group_list(Some(&group), REQUEST_TIMEOUT);
             let list = list.map_err(unavailable)?;
-            let listed = list.groups().iter().find(|found| found.name() == group);
-            // Kafka lists a group that does not exist too, with the state `Dead` or none.
-            let listed =
-                listed.filter(|found| !found.state().is_empty() && found.state() != "Dead");
+            let group_info = list.groups().iter().find(|info| info.name() == group);
+            // Kafka answers with the state `Dead` for a group that does not exist.
+            let group_info =
+                group_info.filter(|info| !info.state().is_empty() && info.state() != "Dead");
             let metadata = client
                 .fetch_metadata(None, REQUEST_TIMEOUT)
                 .map_err(unavailable)?;
