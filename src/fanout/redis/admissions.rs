@@ -1,4 +1,4 @@
-//! `admit`, `accept`, `cancel` and `clear_pending`.
+//! The calls of [`Admissions`] on Redis: `admit`, `accept`, `cancel` and `clear_pending`.
 
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use crate::fanout::{Admission, AdmissionDecision, Admissions, Limit, MessageRef,
 use crate::protocol::ids::{MessageId, UserId};
 use crate::protocol::open_message::CancelResult;
 
+/// Decodes the time in milliseconds after which a limit allows the next message.
 fn decode_wait(reply: &mut Reply) -> Result<Duration> {
     Ok(Duration::from_millis(reply.parse("time to wait")?))
 }

@@ -1,4 +1,4 @@
-//! `begin`, `live`, `keep` and `context`.
+//! The calls of [`Answers`] on Redis: `begin`, `live`, `keep` and `context`.
 
 use std::time::Duration;
 
@@ -18,7 +18,8 @@ use crate::fanout::{
 use crate::protocol::ids::{ConversationId, UserId};
 
 impl RedisFanout {
-    /// Number of tokens to count for an outcome; 0 where no limit needs them.
+    /// Number of model tokens that the script counts for an outcome; 0 if users have no token
+    /// limit.
     fn counted_tokens(&self, outcome: &NewOutcome) -> u64 {
         match self.settings.bounds.limits.daily_tokens {
             0 => 0,
@@ -26,8 +27,9 @@ impl RedisFanout {
         }
     }
 
-    /// Runs a script without the outcome for a cancelled message, because hardly any call needs it.
-    /// Where the script requests it, nothing was changed yet, and the script runs again with it.
+    /// Runs a script without the arguments of the cancelled outcome, because hardly any call needs
+    /// them. If the script needs them, it changes nothing and returns `cancelled`; it then runs a
+    /// second time with these arguments.
     async fn run_with_lazy_outcome(
         &self,
         script: &Script,
@@ -44,6 +46,7 @@ impl RedisFanout {
     }
 }
 
+/// Decodes the frame of an outcome and its position, which is empty before the delivery.
 fn decode_outcome(reply: &mut Reply) -> Result<StoredOutcome> {
     Ok(StoredOutcome {
         frame: reply.text()?,
@@ -51,7 +54,8 @@ fn decode_outcome(reply: &mut Reply) -> Result<StoredOutcome> {
     })
 }
 
-/// Decodes a history's version and, unless that is the known one, its turns, newest first.
+/// Decodes the rest of a `begin` reply: the history's version, and its turns unless the worker has
+/// cached them (`known_version`). Returns `None` if no history was requested.
 fn decode_history(
     mut reply: Reply,
     known_version: Option<&HistoryVersion>,
@@ -63,8 +67,8 @@ fn decode_history(
     if reply.is_empty() && known_version == Some(&version) {
         return Ok(Some(HistoryResponse::Unchanged));
     }
-    // Without a known version the script got an empty one, which is that of an empty history: it
-    // omits the turns then, because there are none.
+    // A worker without a cached version sends the empty version, which is also the version of an
+    // empty history. In that case the script omits the turns although nothing is cached.
     let mut turns = if reply.is_empty() {
         Vec::new()
     } else {
@@ -74,7 +78,8 @@ fn decode_history(
     Ok(Some(HistoryResponse::Turns(version, turns)))
 }
 
-/// Decodes a history's version before an append, and the time of the appended turn.
+/// Decodes the rest of a `keep` reply: the history's version before the append, and the time of the
+/// appended turn. Returns `None` if the append was not the only change to the history.
 fn decode_appended(mut reply: Reply, message: &MessageRef) -> Result<Option<TurnAppend>> {
     if reply.is_empty() {
         return Ok(None);

@@ -1,4 +1,4 @@
-//! Encoding of script arguments. Redis has only strings.
+//! Encoding of the arguments of scripts, which are all strings.
 
 use std::time::Duration;
 
@@ -17,26 +17,29 @@ pub(super) fn number(number: impl ToString) -> Value {
     Value::from(number.to_string())
 }
 
-/// A new random id. Made by the caller, because Redis's own random numbers repeat after a restart.
+/// A new random id. The script's caller generates it, because Redis's own random numbers repeat
+/// after a restart.
 pub(super) fn random_id() -> Value {
     Value::from(uuid::Uuid::new_v4().simple().to_string())
 }
 
-/// The client's own identifier of a message; empty where there is none.
+/// The id that the client chose for a message; empty if it chose none.
 pub(super) fn client_id(message: &MessageRef) -> Value {
     text(message.id.as_ref().map_or("", ClientMessageId::as_str))
 }
 
+/// A duration in milliseconds.
 pub(super) fn millis(duration: Duration) -> Value {
     number(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX))
 }
 
+/// A boolean as `1` or `0`.
 pub(super) fn flag(is_set: bool) -> Value {
     text(if is_set { "1" } else { "0" })
 }
 
-/// Appends the five arguments of an outcome: frame, whether there is a question, question, answer,
-/// status.
+/// Appends the five arguments of an outcome: frame, flag whether the turn has a question, question
+/// (empty without one), answer, status code.
 pub(super) fn push_outcome(args: &mut Vec<Value>, outcome: &NewOutcome) {
     let question = outcome.turn.question.as_deref();
     args.extend([

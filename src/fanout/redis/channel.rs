@@ -1,10 +1,10 @@
-//! Names of a user's keys and channels. A user id contains no braces, so no name can belong to
-//! another user.
+//! Names of a user's keys and channels in Redis, used by all calls and by the feed. A user id
+//! contains no braces, so two users never share a name.
 
 use crate::fanout::Channel;
 use crate::protocol::ids::UserId;
 
-/// The hash tag that all keys of a user begin with.
+/// The hash tag with which all keys of a user begin, except the stored token's key.
 pub(super) fn hash_tag(user: &UserId) -> String {
     format!("{{user:{user}}}")
 }
@@ -14,7 +14,7 @@ pub(super) fn token_key(user: &UserId) -> String {
     format!("token:{user}")
 }
 
-/// Name of one of a user's channels.
+/// Name of a user's channel in Redis.
 pub(super) fn name(user: &UserId, channel: Channel) -> String {
     match channel {
         Channel::Terminal => format!("user:{user}"),
@@ -23,7 +23,8 @@ pub(super) fn name(user: &UserId, channel: Channel) -> String {
     }
 }
 
-/// Splits a channel's name into user and channel.
+/// Splits a channel's name into user and channel. Returns `None` if it is not the name of a user's
+/// channel.
 pub(super) fn parse(name: &str) -> Option<(UserId, Channel)> {
     let (user, channel) = if let Some(rest) = name.strip_prefix("{user:") {
         match rest.split_once('}')? {

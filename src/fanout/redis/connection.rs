@@ -1,4 +1,5 @@
-//! Connections to Redis: configuration, reconnects, and the meaning of the client library's errors.
+//! Connections to Redis for the calls and the feeds: builds and closes clients, counts disruptions,
+//! and translates the client library's errors.
 
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::settings::RedisSettings;
 use crate::fanout::{FanoutError, Result};
 
-/// Maximum number of commands queued inside the client. More are refused at once.
+/// Maximum number of commands queued inside the client. Further commands are refused at once.
 const MAX_QUEUED_COMMANDS: usize = 10_000;
 /// Maximum number of published frames queued between the connection and the feed.
 const MAX_QUEUED_FRAMES: usize = 16_384;
@@ -36,14 +37,14 @@ pub(super) fn client(settings: &RedisSettings) -> Result<Client> {
     };
     let mut config =
         Config::from_url(settings.url.expose_secret()).map_err(|error| unusable(&error))?;
-    // Otherwise the client would give up after its first attempt if the server is not up yet.
+    // With `fail_fast` the client would give up if its first attempt to connect failed.
     config.fail_fast = false;
     let timeout = settings.command_timeout;
     let connection = ConnectionConfig {
         connection_timeout: timeout.max(Duration::from_secs(1)),
         internal_command_timeout: timeout.max(Duration::from_secs(1)),
         max_command_buffer_len: MAX_QUEUED_COMMANDS,
-        // The only way to detect a peer that vanished without closing the connection.
+        // Only this timeout detects a server that vanished without closing the connection.
         unresponsive: UnresponsiveConfig {
             max_timeout: Some((timeout * 2).max(Duration::from_secs(4))),
             interval: Duration::from_secs(1),
@@ -73,19 +74,21 @@ pub(super) fn client(settings: &RedisSettings) -> Result<Client> {
         .map_err(|error| unusable(&error))
 }
 
-/// The error of a call that had no answer in time.
+/// The error of a call that Redis did not answer in time.
 pub(super) fn no_answer() -> FanoutError {
     FanoutError::Unavailable("redis did not answer in time".into())
 }
 
-/// Classifies an error of the client library for the fan-out's callers.
+/// Translates an error of the client library: temporary failures become
+/// [`FanoutError::Unavailable`], failures that an operator has to mend
+/// [`FanoutError::Unexpected`].
 pub(super) fn fanout_error(client: &Client, error: &Error) -> FanoutError {
     let details = error.details();
-    // Redis puts an error code first. The rest of the text may quote a command's arguments.
+    // The first word is Redis's error code. The words after it may quote a command's arguments.
     let code = details.split_whitespace().next().unwrap_or_default();
     match code {
         "READONLY" => {
-            // The master that we are connected to was demoted. A reconnect finds the new one.
+            // The connected master was demoted to a replica. A reconnect finds the new master.
             let client = client.clone();
             tokio::spawn(async move {
                 if let Err(error) = client.force_reconnection().await {
@@ -119,14 +122,16 @@ pub(super) fn fanout_error(client: &Client, error: &Error) -> FanoutError {
     }
 }
 
-/// Closes a client. The wait is bounded, because quitting would wait for an unreachable server.
+/// Closes a client. Waits for at most one second, because `quit` may wait for an unreachable
+/// server.
 pub(super) async fn close(client: &Client, connection: &ConnectHandle) {
     let _ = tokio::time::timeout(Duration::from_secs(1), client.quit()).await;
     connection.abort();
 }
 
-/// Connects, and counts the events after which data may be lost: each reconnect (with sentinel, a
-/// failover is one) and each change of a cluster.
+/// Connects in the background, and counts in `disruptions` the events after which data may be lost:
+/// each reconnect (a failover that sentinel makes leads to a reconnect) and each change of a
+/// cluster's topology. Closes the client at `stop`.
 pub(super) fn connect_and_count(
     client: &Client,
     disruptions: watch::Sender<u64>,
@@ -138,7 +143,8 @@ pub(super) fn connect_and_count(
     let client = client.clone();
     tokio::spawn(async move {
         let connected = async {
-            // The connection may be established before this waits for it, so each wait is bounded.
+            // If the connection is established between the check and the wait, the wait misses it.
+            // Each wait therefore ends after one second, and the check is repeated.
             while !client.is_connected() {
                 let _ =
                     tokio::time::timeout(Duration::from_secs(1), client.wait_for_connect()).await;
@@ -151,11 +157,11 @@ pub(super) fn connect_and_count(
                 return;
             }
         }
-        // The client library announces the first connections too. They are not disruptions.
+        // The client library announces the first connections too, but these are no disruptions.
         while reconnected.try_recv().is_ok() {}
         while changed.try_recv().is_ok() {}
         loop {
-            // A `Lagged` error of these channels counts as a disruption too.
+            // A `Lagged` error means that announcements were dropped, so it counts as a disruption.
             tokio::select! {
                 event = reconnected.recv() => {
                     if matches!(event, Err(tokio::sync::broadcast::error::RecvError::Closed)) {

@@ -1,4 +1,5 @@
-//! Health of the connection to Redis: why it failed, and when it was last unavailable.
+//! Records why the connection to Redis failed, for error texts, and when Redis was last
+//! unavailable, for the grace period of leases.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,21 +11,23 @@ use parking_lot::Mutex;
 
 use crate::fanout::{FanoutError, Result};
 
-/// The last failure of a client's connection. A call that fails while the connection is down learns
-/// only that there was no answer; this has the cause.
+/// The last failure of a client's connection. The error of a call that fails while the connection
+/// is down says only that Redis did not answer; [`ConnectionHealth::explain`] adds the cause.
 #[derive(Debug, Clone, Default)]
 pub(super) struct ConnectionHealth(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// Why the connection failed; `None` once it is established again.
+    /// Why the connection failed; `None` while it is established.
     cause: Option<String>,
-    /// When Redis was last found unavailable, or became available again.
+    /// When a call last found Redis unavailable, or the connection last failed or was established
+    /// again; `None` if that never happened.
     unavailable_at: Option<Instant>,
 }
 
 impl ConnectionHealth {
-    /// Observes a client until it ends. Call this before the client connects.
+    /// Records the failures and reconnects of a client until it closes. Must be called before the
+    /// client connects.
     pub(super) fn observe(client: &Client) -> Self {
         let health = Self::default();
         let (on_error, on_reconnect) = (health.clone(), health.clone());
@@ -39,7 +42,8 @@ impl ConnectionHealth {
             let health = on_reconnect.clone();
             async move {
                 let cause = health.0.lock().cause.take();
-                // The client library announces the first connection too; it has no cause.
+                // The client library announces the first connection too. No failure preceded it, so
+                // there is no cause, and nothing is recorded.
                 if cause.is_some() {
                     health.record_unavailable(None);
                 }
@@ -55,7 +59,7 @@ impl ConnectionHealth {
         state.cause = cause.or(state.cause.take());
     }
 
-    /// Records a call's result and returns it unchanged.
+    /// Records whether a call found Redis unavailable, and returns the call's result unchanged.
     pub(super) fn record<T>(&self, result: Result<T>) -> Result<T> {
         if matches!(result, Err(FanoutError::Unavailable(_))) {
             self.record_unavailable(None);
@@ -63,13 +67,15 @@ impl ConnectionHealth {
         result
     }
 
-    /// The rest of a grace period that starts when Redis is last found unavailable.
+    /// The remaining time of a grace period of this length that began when Redis was last
+    /// unavailable; zero if the period is over or Redis was never unavailable.
     pub(super) fn remaining_grace(&self, period: Duration) -> Duration {
         let unavailable_at = self.0.lock().unavailable_at;
         unavailable_at.map_or(Duration::ZERO, |at| period.saturating_sub(at.elapsed()))
     }
 
-    /// Adds the cause of the connection's failure to an error, where one is known.
+    /// Adds the cause of the connection's failure to the error of a call, if the connection is
+    /// down.
     pub(super) fn explain(&self, error: FanoutError) -> FanoutError {
         match (error, self.0.lock().cause.clone()) {
             (FanoutError::Unavailable(text), Some(cause)) => {
@@ -80,7 +86,8 @@ impl ConnectionHealth {
     }
 }
 
-/// Describes an error, shortened because Redis may quote a command's arguments in it.
+/// Describes an error of the client library. Its details are cut after 120 characters, because
+/// Redis may quote a command's arguments in them.
 fn describe(error: &Error) -> String {
     let details: String = error.details().chars().take(120).collect();
     format!("{} ({details})", error.kind().to_str())

@@ -1,4 +1,5 @@
-//! `deliver`, markers and disruptions.
+//! The calls of [`Deliveries`] on Redis: `deliver`, and the markers and disruptions that show a
+//! data loss.
 
 use async_trait::async_trait;
 use tokio::sync::watch;

@@ -1,10 +1,12 @@
-//! The subscriptions of one process, on connections of their own.
+//! The feed of one process on Redis: its subscriptions, on connections of their own.
 //!
-//! The client library completes SUBSCRIBE when it is written, so a PING behind it on the same
-//! connection shows when the server has processed it. SSUBSCRIBE is completed by the server's
-//! answer. After a reconnect, everything is subscribed to again before the [`FeedEvent::Gap`] is
-//! sent. The `read` that the gap causes therefore covers everything published before the
-//! subscription.
+//! The client library's `subscribe` returns when the SUBSCRIBE command is written. A PING after it
+//! on the same connection is answered when the server has processed the SUBSCRIBE. `ssubscribe`
+//! itself waits for the server's answer.
+//!
+//! After a reconnect, all channels are subscribed to again before the [`FeedEvent::Gap`] is sent.
+//! The `read` that the gap causes therefore covers all frames that were published while the
+//! channels were not subscribed to.
 
 use std::collections::HashMap;
 use std::result;
@@ -30,35 +32,39 @@ use super::connection::{close, fanout_error};
 use crate::fanout::{Channel, Feed, FeedEvent, Result};
 use crate::protocol::ids::UserId;
 
-/// Channels per SUBSCRIBE when all subscriptions are renewed.
+/// Maximum number of channels per SUBSCRIBE command when all subscriptions are renewed.
 const SUBSCRIBE_BATCH: usize = 500;
-/// Concurrent SSUBSCRIBE commands when all subscriptions are renewed. Each is for one channel.
+/// Maximum number of concurrent SSUBSCRIBE commands, each for one channel, when all subscriptions
+/// are renewed.
 const CONCURRENT_SUBSCRIBES: usize = 256;
-/// Concurrent UNSUBSCRIBE commands. When thousands of users disconnect at once, for example because
-/// a load balancer fails, the client library would otherwise hold some kilobytes for each command.
+/// Maximum number of concurrent UNSUBSCRIBE commands. When thousands of users disconnect at once,
+/// for example because a load balancer fails, the client library would otherwise hold some
+/// kilobytes for each command.
 const CONCURRENT_UNSUBSCRIBES: usize = 64;
-/// Interval of the liveness check. A subscriber sends nothing by itself, so a peer that vanished
-/// would otherwise never be noticed.
+/// Interval of the liveness check, a PING to each server. A subscriber sends no other commands, so
+/// it would otherwise never notice that a server vanished.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 /// Delay between two attempts to renew the subscriptions.
 const RETRY_DELAY: Duration = Duration::from_millis(200);
 
-/// What the feed's handle and its two tasks share.
+/// The state that [`RedisFeed`] and its two tasks, [`maintain`] and [`forward`], share.
 struct State {
     client: Client,
     is_clustered: bool,
-    /// The channels that should be subscribed to, by name.
+    /// The channels that are or shall be subscribed to, by name.
     subscriptions: Mutex<HashMap<String, Subscription>>,
     unsubscribe_permits: Semaphore,
+    /// Notified by [`maintain`] when frames may have been lost and all subscriptions are renewed.
     gap_detected: Notify,
 }
 
+/// The state of the subscription to one channel.
 #[derive(Default)]
 struct Subscription {
-    /// The server has confirmed it at least once.
+    /// Whether the server has confirmed the subscription at least once.
     is_confirmed: bool,
-    /// Number of `subscribe` calls that wait for the first confirmation. A call that fails removes
-    /// the channel only when no other call waits for it.
+    /// Number of `subscribe` calls that wait for a confirmation. A call that fails removes a
+    /// subscription that was never confirmed, unless another call waits for it too.
     waiting_calls: usize,
 }
 
@@ -69,7 +75,8 @@ struct RedisFeed {
 }
 
 impl State {
-    /// Subscribes to the channels, and returns when the server has confirmed all of them.
+    /// Subscribes to the channels of these names, and returns when the server has confirmed all of
+    /// them.
     async fn subscribe_confirmed(&self, names: Vec<String>) -> result::Result<(), Error> {
         if self.is_clustered {
             futures_util::stream::iter(names)
@@ -87,9 +94,11 @@ impl State {
     }
 
     async fn unsubscribe(&self, name: &str) -> result::Result<(), Error> {
-        // Acquiring fails only after the semaphore was closed, which never happens.
+        // The result is always a permit: acquiring fails only if the semaphore was closed, and
+        // nothing closes it.
         let _permit = self.unsubscribe_permits.acquire().await;
-        // Boxed, so that calls that wait for a permit do not hold the command's memory.
+        // The futures are boxed, so that a call that waits for its permit does not yet hold the
+        // memory of the command.
         if self.is_clustered {
             Box::pin(self.client.sunsubscribe(name)).await
         } else {
@@ -97,7 +106,7 @@ impl State {
         }
     }
 
-    /// Renews all subscriptions, and retries until that succeeds.
+    /// Subscribes to all recorded channels again, and retries until that succeeds.
     async fn renew(&self) {
         loop {
             let names: Vec<String> = self.subscriptions.lock().keys().cloned().collect();
@@ -122,7 +131,8 @@ impl State {
         }
     }
 
-    /// Whether all servers of the feed answer.
+    /// Whether all servers that the feed is connected to answer a PING. True while the servers of a
+    /// cluster are not known yet.
     async fn is_alive(&self) -> bool {
         if !self.is_clustered {
             return self.client.ping::<()>(None).await.is_ok();
@@ -144,7 +154,8 @@ impl State {
 impl Feed for RedisFeed {
     async fn subscribe(&self, user: &UserId, channel: Channel) -> Result<()> {
         let name = channel::name(user, channel);
-        // Recorded before it is sent, so that a reconnect in between renews it too.
+        // The channel is recorded before the command is sent, so that a reconnect in between
+        // subscribes to the channel too.
         self.state
             .subscriptions
             .lock()
@@ -173,9 +184,9 @@ impl Feed for RedisFeed {
     }
 }
 
-/// Opens a feed on `client`, which is not connected yet, and waits for its first connection for at
-/// most `max_wait`. `cluster_changes` are those that the connections of the calls observe, because
-/// an idle subscriber observes none.
+/// Opens a feed on `client`, which is not connected yet. Waits for the client's first connection
+/// for at most `max_wait`. `cluster_changes` are the changes of the topology that the client of the
+/// calls observes, because an idle subscriber observes none.
 pub(super) async fn open(
     client: Client,
     cluster_changes: Receiver<Vec<ClusterStateChange>>,
@@ -195,7 +206,8 @@ pub(super) async fn open(
     let mut reconnected = state.client.reconnect_rx();
     let connection = state.client.connect();
     if let Ok(Ok(())) = timeout(max_wait, state.client.ping::<()>(None)).await {
-        // The client library announces the first connections too, but nothing was missed by then.
+        // The client library announces the first connections too. They are dropped here, because no
+        // frame can have been lost before the first subscription.
         while reconnected.try_recv().is_ok() {}
     }
     tokio::spawn(forward(Arc::clone(&state), messages, events, stop.clone()));
@@ -213,7 +225,8 @@ pub(super) async fn open(
     (Arc::new(feed), receiver)
 }
 
-/// Renews the subscriptions whenever a connection may have lost them. Runs until `stop`.
+/// The task that renews the subscriptions after each reconnect and each change of the cluster, and
+/// reconnects when a server no longer answers. Runs until `stop`, then closes the client.
 async fn maintain(
     state: Arc<State>,
     mut reconnected: Receiver<Server>,
@@ -223,7 +236,7 @@ async fn maintain(
 ) {
     let mut heartbeat = interval(HEARTBEAT_INTERVAL);
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut has_changes = true;
+    let mut is_observing_changes = true;
     loop {
         let needs_renewal = tokio::select! {
             () = stop.cancelled() => break,
@@ -231,12 +244,12 @@ async fn maintain(
                 Err(RecvError::Closed) => break,
                 _ => true,
             },
-            event = cluster_changes.recv(), if has_changes => {
-                has_changes = !matches!(event, Err(RecvError::Closed));
-                if has_changes && let Err(error) = state.client.sync_cluster().await {
+            event = cluster_changes.recv(), if is_observing_changes => {
+                is_observing_changes = !matches!(event, Err(RecvError::Closed));
+                if is_observing_changes && let Err(error) = state.client.sync_cluster().await {
                     tracing::debug!(%error, "redis feed failed to load the cluster topology");
                 }
-                has_changes
+                is_observing_changes
             }
             _ = heartbeat.tick() => {
                 if state.client.is_connected() && !state.is_alive().await {
@@ -250,9 +263,10 @@ async fn maintain(
             }
         };
         if needs_renewal {
-            // One renewal covers all reconnects announced before it starts.
+            // One renewal suffices for all reconnects that were announced before it starts.
             while reconnected.try_recv().is_ok() {}
-            // Without a confirmed subscription nothing can have been missed (the first connection).
+            // Without a confirmed subscription no frame can have been lost. That is so at the first
+            // connection.
             let may_have_missed_frames = state
                 .subscriptions
                 .lock()
@@ -271,9 +285,11 @@ async fn maintain(
     close(&state.client, &connection).await;
 }
 
+/// Converts a published message to the event for the reader. Returns `None` if the channel is not a
+/// user's channel.
 fn feed_event(message: Message) -> Option<FeedEvent> {
     let (user, channel) = channel::parse(&message.channel)?;
-    // Copied, because the library's value may keep the whole read buffer alive.
+    // The payload is copied, because the library's value may keep its whole read buffer alive.
     let payload = Bytes::copy_from_slice(message.value.as_bytes()?);
     Some(FeedEvent::Frame {
         user,
@@ -282,7 +298,9 @@ fn feed_event(message: Message) -> Option<FeedEvent> {
     })
 }
 
-/// Forwards published frames to the reader. Frames that do not fit its queue become a gap.
+/// The task that forwards published frames to the reader's queue. If the queue is full, it drops
+/// frames until it can queue a [`FeedEvent::Gap`]. Runs until `stop` or until the reader is
+/// dropped.
 async fn forward(
     state: Arc<State>,
     mut messages: Receiver<Message>,
@@ -302,7 +320,7 @@ async fn forward(
                 Err(_) => return,
             },
             message = messages.recv() => match message {
-                // A gap that waits for room covers the frames that follow, too.
+                // Drop the frame: the gap that waits for room in the queue covers it.
                 Ok(_) if has_gap => {}
                 Ok(message) => {
                     if let Some(event) = feed_event(message) {

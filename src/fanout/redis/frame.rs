@@ -1,4 +1,5 @@
-//! JSON that the fan-out builds itself. The scripts add `n` and `n_id` to frames when they publish.
+//! JSON that the fan-out on Redis builds itself: live frames, the cancel notice and pending
+//! entries. The scripts add the sequence number (`n` and `n_id`) to frames when they publish them.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,6 +8,7 @@ use crate::fanout::{MessageRef, Result};
 use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId, UserId};
 use crate::protocol::open_message::PendingMessage;
 
+/// A `delta` or `restarted` frame without its sequence number.
 #[derive(Serialize)]
 struct LiveFrame<'a> {
     #[serde(rename = "type")]
@@ -39,12 +41,13 @@ impl<'a> LiveFrame<'a> {
     }
 
     fn to_json(&self) -> String {
-        // Serialization fails only for maps with keys that are not strings, and there are none.
+        // Serialization can't fail: it fails only for maps whose keys are not strings, and a frame
+        // contains no map.
         serde_json::to_string(self).unwrap_or_default()
     }
 }
 
-/// The `delta` frame with a piece of text.
+/// JSON of the `delta` frame with the piece of text `content`.
 pub(super) fn delta(message: &MessageRef, attempt: u32, index: u32, content: &str) -> String {
     LiveFrame {
         attempt: Some(attempt),
@@ -55,17 +58,17 @@ pub(super) fn delta(message: &MessageRef, attempt: u32, index: u32, content: &st
     .to_json()
 }
 
-/// The `restarted` frame without its `attempt`, which only the script knows.
+/// JSON of the `restarted` frame without `attempt`, which the script inserts.
 pub(super) fn restarted(message: &MessageRef) -> String {
     LiveFrame::new("restarted", message).to_json()
 }
 
-/// The notice on `{user:alice}:cancel` for the worker that generates the answer.
+/// JSON of the notice on `{user:alice}:cancel` for the worker that generates the answer.
 pub(super) fn cancel_notice(message_id: &MessageId) -> String {
     serde_json::json!({ "message_id": message_id }).to_string()
 }
 
-/// A pending message as it is stored.
+/// The stored form of a pending message; its message id is the field's name in the Redis hash.
 #[derive(Serialize, Deserialize)]
 struct PendingEntry {
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -74,7 +77,7 @@ struct PendingEntry {
     content: String,
 }
 
-/// Encodes a pending message for storage.
+/// Encodes a pending message as the JSON that `admit` stores.
 pub(super) fn pending_entry(message: &MessageRef, content: &str) -> String {
     let entry = PendingEntry {
         id: message.id.clone(),
@@ -84,7 +87,7 @@ pub(super) fn pending_entry(message: &MessageRef, content: &str) -> String {
     serde_json::to_string(&entry).unwrap_or_default()
 }
 
-/// Decodes a stored pending message.
+/// Decodes a pending message from the JSON that `admit` has stored.
 pub(super) fn decode_pending(message_id: MessageId, entry: &str) -> Result<PendingMessage> {
     let entry: PendingEntry =
         serde_json::from_str(entry).map_err(|_| unreadable_reply_error("pending message"))?;

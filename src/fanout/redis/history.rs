@@ -1,4 +1,4 @@
-//! `conversations`, `history` and `forget`.
+//! The calls of [`History`] on Redis: `conversations`, `history` and `forget`.
 
 use async_trait::async_trait;
 
@@ -9,10 +9,11 @@ use super::{RedisFanout, unexpected_reply_error};
 use crate::fanout::{ConversationEntry, History, Result, Turn};
 use crate::protocol::ids::{ConversationId, MessageId, UserId};
 
-/// Number of messages that one run of `forget` removes. Each run blocks Redis for some
-/// milliseconds, and other calls are executed in between.
+/// Number of messages after which one run of the `forget` script starts no further conversation. A
+/// run blocks Redis for some milliseconds, and other calls are executed between two runs.
 const FORGET_BATCH: usize = 1000;
 
+/// Decodes an entry of the list of conversations.
 fn decode_entry(mut fields: Reply) -> Result<ConversationEntry> {
     Ok(ConversationEntry {
         conversation: fields.conversation()?,
@@ -68,7 +69,8 @@ impl History for RedisFanout {
             number(FORGET_BATCH),
         ];
         let mut is_found = false;
-        // Each run starts over and finds what remains, so a repeat completes a run that failed.
+        // Each run forgets what is still stored, so repeating the call completes a call that failed
+        // between two runs.
         loop {
             let script = &self.scripts.forget;
             let mut reply = self.run_for(script, user, args.clone()).await?;

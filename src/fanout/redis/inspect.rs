@@ -1,4 +1,5 @@
-//! Inspection of the Redis servers for operators: version, limits, persistence and clock of each.
+//! Inspects the Redis servers for `chatmesh doctor`: version, memory, persistence, replicas and
+//! clock of each server.
 
 use fred::clients::Client;
 use fred::interfaces::ClientLike;
@@ -11,56 +12,60 @@ use super::servers::{info, info_field, masters, routing, settings_warnings};
 use crate::fanout::Result;
 use crate::protocol::timestamp::now_ms;
 
-/// Number of slots in a cluster.
+/// Number of hash slots in a Redis cluster.
 const CLUSTER_SLOTS: usize = 16_384;
 
-/// The servers behind the URL.
+/// The Redis servers that `REDIS_URL` leads to.
 #[derive(Debug, Clone)]
 pub struct Servers {
-    /// How the servers work together.
+    /// Whether there is a single server, a sentinel or a cluster.
     pub topology: Topology,
     /// The only server, or each master of a cluster.
     pub masters: Vec<Master>,
 }
 
-/// How the servers work together.
+/// Whether there is a single Redis server, a sentinel or a cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Topology {
-    /// A single server.
+    /// `REDIS_URL` names a single server.
     Single,
-    /// The master that sentinel names.
+    /// `REDIS_URL` names a sentinel, which names the master.
     Sentinel,
-    /// A cluster.
+    /// `REDIS_URL` names nodes of a cluster.
     Cluster {
-        /// Number of the 16384 slots that no master serves.
+        /// Number of hash slots, out of 16384, that no master serves.
         unassigned_slots: usize,
     },
 }
 
-/// A server that holds users.
+/// The result of inspecting one server that holds users. A field is `None` if the server forbids
+/// INFO, as managed servers may, or does not report the value.
 #[derive(Debug, Clone)]
 pub struct Master {
-    /// `host:port` in a cluster or behind sentinel; empty otherwise, because the URL names it.
+    /// `host:port` of the server in a cluster or behind sentinel. Empty for a single server,
+    /// because `REDIS_URL` names it.
     pub address: String,
-    /// `redis_version`; `None` where INFO is forbidden.
+    /// Version of Redis (`redis_version`).
     pub version: Option<String>,
-    /// Memory limit in bytes; 0 means unlimited.
+    /// Memory limit in bytes (`maxmemory`); 0 means unlimited.
     pub memory_limit: Option<u64>,
-    /// Memory in use, in bytes.
+    /// Size of the memory in use, in bytes (`used_memory`).
     pub memory_used: Option<u64>,
-    /// `maxmemory-policy`.
+    /// What the server evicts at its memory limit (`maxmemory-policy`).
     pub eviction_policy: Option<String>,
     /// Whether the server writes an append-only file.
     pub has_append_only_file: Option<bool>,
-    /// Whether the last writes of append-only file and snapshot succeeded.
+    /// Whether the last write of the append-only file and the last RDB save succeeded. True if the
+    /// server does not report them.
     pub is_persisting: bool,
     /// Number of connected replicas.
     pub replicas: Option<u32>,
-    /// How far the server's clock is ahead of ours, in milliseconds.
+    /// Time by which the server's clock is ahead of this machine's clock, in milliseconds; negative
+    /// if it is behind.
     pub clock_ahead_ms: i64,
-    /// Duration of a round trip in milliseconds.
+    /// Duration of one command's round trip to the server, in milliseconds.
     pub round_trip_ms: i64,
-    /// Settings that may lose data, one sentence each.
+    /// One sentence for each setting of the server that may lose data.
     pub warnings: Vec<String>,
 }
 
@@ -100,7 +105,8 @@ impl RedisFanout {
     }
 }
 
-/// The server's clock in milliseconds since the Unix epoch.
+/// The time by a server's clock, in milliseconds since the Unix epoch. `node` selects a master of a
+/// cluster.
 async fn server_time_ms(client: &Client, node: Option<&Server>) -> Result<i64> {
     let command = CustomCommand::new_static("TIME", ClusterHash::FirstKey, false);
     let args: Vec<Value> = Vec::new();
@@ -119,7 +125,8 @@ async fn server_time_ms(client: &Client, node: Option<&Server>) -> Result<i64> {
 }
 
 async fn inspect_server(client: &Client, node: Option<&Server>, address: String) -> Result<Master> {
-    // The first call may include connecting, so that the second measures only the round trip.
+    // The first call may have to connect and its result is not used. The second call then measures
+    // only the round trip.
     server_time_ms(client, node).await?;
     let sent_ms = now_ms();
     let server_ms = server_time_ms(client, node).await?;

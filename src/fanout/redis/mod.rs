@@ -1,11 +1,13 @@
 //! The fan-out on Redis: a single server, a cluster, or a server found by sentinel.
 //!
-//! Each call is one Lua script (`scripts/`). It is atomic and idempotent, because the client
-//! library repeats calls after a reconnect. All keys of a user are in one slot. One connection
-//! carries all calls: they are pipelined, and Redis executes them one by one in any case.
+//! Almost every call is one run of a Lua script (`scripts/`); a call that repeats its script or
+//! runs two of them says so. The scripts are atomic, and idempotent because the client library
+//! repeats commands after a reconnect. All keys of a user but the stored token are in one slot. One
+//! connection to each server carries all calls: they are pipelined, and Redis executes them one by
+//! one in any case.
 //!
-//! `scripts` builds the scripts; `admissions`, `answers`, `deliveries`, `reads`, `history` and
-//! `tokens` each implement the trait of that name by encoding a script's arguments and decoding its
+//! `scripts` builds the scripts. `admissions`, `answers`, `deliveries`, `reads`, `history` and
+//! `tokens` each implement the trait of that name: they encode a script's arguments and decode its
 //! reply.
 
 use std::sync::Arc;
@@ -46,7 +48,8 @@ mod servers;
 mod tokens;
 mod turn;
 
-/// The fan-out on Redis. Its connections close when this and all of its feeds are dropped.
+/// The fan-out on Redis. Dropping it closes the connection of its calls; each feed has a connection
+/// of its own, which closes when the feed is dropped.
 pub struct RedisFanout {
     settings: RedisSettings,
     client: Client,
@@ -57,7 +60,8 @@ pub struct RedisFanout {
 }
 
 impl RedisFanout {
-    /// Validates the settings that [`RedisFanout::connect`] would reject, without connecting.
+    /// Returns the error with which [`RedisFanout::connect`] would reject the settings. Does not
+    /// connect.
     pub fn validate(settings: &RedisSettings) -> Result<()> {
         connection::client(settings).map(|_| ())
     }
@@ -84,8 +88,8 @@ impl RedisFanout {
         })
     }
 
-    /// Runs a script for a key, within `command_timeout` however long the client library would
-    /// wait.
+    /// Runs a script on the server that has `key`. Fails as unavailable after `command_timeout`,
+    /// because the client library may wait longer.
     async fn run(&self, script: &Script, key: &str, args: Vec<Value>) -> Result<Reply> {
         let call = script.run(&self.client, key, args);
         let result = timeout(self.settings.command_timeout, call).await;
@@ -93,13 +97,13 @@ impl RedisFanout {
         self.health.record(result).map(Reply::new)
     }
 
-    /// Runs a script about one user.
+    /// Runs a script on the server that has the keys of `user`.
     async fn run_for(&self, script: &Script, user: &UserId, args: Vec<Value>) -> Result<Reply> {
         self.run(script, &channel::hash_tag(user), args).await
     }
 
-    /// Runs a marker script on every server that holds users. Returns whether all of them returned
-    /// 1.
+    /// Runs a marker script on every server that holds users. Returns whether the script returned 1
+    /// on all of them.
     async fn run_marker(&self, script: &Script, epoch: &Epoch, token: &str) -> Result<bool> {
         let call = servers::run_marker(&self.client, script, epoch, token);
         timeout(self.settings.command_timeout, call)
@@ -107,13 +111,13 @@ impl RedisFanout {
             .unwrap_or_else(|_| Err(connection::no_answer()))
     }
 
-    /// Limits a number of turns to the number that a conversation may have.
+    /// Returns `limit`, but at most the number of turns that a conversation may have.
     fn limit_turns(&self, limit: usize) -> usize {
         limit.min(self.settings.bounds.history_turns)
     }
 }
 
-/// The error for a script's reply that this version does not know.
+/// The error for a reply whose first word is none of those that the script's caller handles.
 fn unexpected_reply_error(word: &str) -> FanoutError {
     FanoutError::Unexpected(format!("a script answered {word:?}"))
 }
@@ -126,8 +130,9 @@ impl Feeds for RedisFanout {
     ) -> Result<(Arc<dyn Feed>, mpsc::Receiver<FeedEvent>)> {
         let client = connection::client(&self.settings)?;
         let timeout = self.settings.command_timeout;
-        // The first discovery of a cluster counts as a change of it. It is awaited here, because a
-        // new feed has missed nothing. Without a reachable Redis the feed opens all the same.
+        // The client library reports the first discovery of a cluster as a change of the cluster.
+        // The ping waits until that has happened, so that the new feed does not treat it as a gap.
+        // If Redis is unreachable, the ping fails and the feed opens all the same.
         let _ = tokio::time::timeout(timeout, self.client.ping::<()>(None)).await;
         let changes = self.client.cluster_change_rx();
         Ok(feed::open(client, changes, capacity, timeout).await)

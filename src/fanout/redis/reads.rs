@@ -1,4 +1,4 @@
-//! `read` and `delivered_outcomes`.
+//! The calls of [`Reads`] on Redis: `read` and `delivered_outcomes`.
 
 use async_trait::async_trait;
 
@@ -12,6 +12,7 @@ use crate::protocol::open_message::{InFlightAnswer, PendingMessage};
 use crate::protocol::position::Position;
 use crate::protocol::sequence_number::SequenceNumber;
 
+/// Decodes the reply of `read.lua`.
 fn decode_view(mut reply: Reply) -> Result<UserView> {
     let n = reply.parse("counter")?;
     let counter = reply.text()?;
@@ -29,7 +30,7 @@ fn decode_view(mut reply: Reply) -> Result<UserView> {
     })
 }
 
-/// Decodes a list of position and frame.
+/// Decodes a flat list that alternates between a position and the frame at that position.
 fn decode_frames(mut reply: Reply) -> Result<Vec<(Position, String)>> {
     let mut frames = Vec::new();
     while !reply.is_empty() {
@@ -41,6 +42,7 @@ fn decode_frames(mut reply: Reply) -> Result<Vec<(Position, String)>> {
     Ok(frames)
 }
 
+/// Decodes a list of answers in flight, and sorts them by message id.
 fn decode_answers(mut reply: Reply) -> Result<Vec<InFlightAnswer>> {
     let mut answers = Vec::new();
     while !reply.is_empty() {
@@ -66,7 +68,7 @@ fn decode_answer(mut fields: Reply) -> Result<InFlightAnswer> {
     })
 }
 
-/// Decodes a list of message and JSON entry.
+/// Decodes a flat list that alternates between a message id and the JSON of its pending entry.
 fn decode_pending_messages(mut reply: Reply) -> Result<Vec<PendingMessage>> {
     let mut messages = Vec::new();
     while !reply.is_empty() {
@@ -76,8 +78,8 @@ fn decode_pending_messages(mut reply: Reply) -> Result<Vec<PendingMessage>> {
     Ok(messages)
 }
 
-/// Decodes a list of message, position and frame; an empty frame means that the message was
-/// forgotten.
+/// Decodes a flat list of three values per outcome: message id, position and frame. An empty frame
+/// means that the message was forgotten.
 fn decode_delivered(mut reply: Reply) -> Result<Vec<DeliveredOutcome>> {
     let mut outcomes = Vec::new();
     while !reply.is_empty() {

@@ -1,4 +1,4 @@
-//! Decoding of a script's reply.
+//! Decoding of the values that a script returns, used by the calls in this folder.
 
 use std::str::FromStr;
 
@@ -8,10 +8,10 @@ use crate::fanout::{FanoutError, Result};
 use crate::protocol::ids::{ConversationId, MessageId};
 use crate::protocol::position::Position;
 
-/// The values of one reply, consumed from the front.
+/// The values of one reply or of a list in it. Each decoding method consumes the next value.
 pub(super) struct Reply(std::vec::IntoIter<Value>);
 
-/// The error for a value in Redis that this version can't decode.
+/// The error for a value of a reply that can't be decoded. `what` names the value.
 pub(super) fn unreadable_reply_error(what: &str) -> FanoutError {
     FanoutError::Unexpected(format!("redis holds no readable {what}"))
 }
@@ -25,14 +25,14 @@ impl Reply {
         self.0.as_slice().is_empty()
     }
 
-    /// Whether the next value is this text. Consumes nothing.
+    /// Whether the next value is `text`. Does not consume the value.
     pub(super) fn next_is(&self, text: &str) -> bool {
         let next = self.0.as_slice().first();
         next.and_then(Value::as_bytes)
             .is_some_and(|next| next == text.as_bytes())
     }
 
-    /// The next text; `None` where the script returned nil.
+    /// Decodes the next value as a text; `None` if the script returned nil.
     pub(super) fn optional_text(&mut self) -> Result<Option<String>> {
         match self.0.next() {
             None => Err(unreadable_reply_error("answer: it is too short")),
@@ -49,7 +49,7 @@ impl Reply {
             .ok_or_else(|| unreadable_reply_error("text"))
     }
 
-    /// The next text, parsed. `what` names it in the error.
+    /// Decodes the next value as a text and parses it. `what` names the value in the error.
     pub(super) fn parse<T: FromStr>(&mut self, what: &str) -> Result<T> {
         self.text()?
             .parse()
@@ -64,7 +64,7 @@ impl Reply {
         ConversationId::parse(&self.text()?).map_err(|_| unreadable_reply_error("conversation"))
     }
 
-    /// The next text as a position; `None` where it is empty.
+    /// Decodes the next value as a position; `None` if the text is empty.
     pub(super) fn position(&mut self) -> Result<Option<Position>> {
         let text = self.text()?;
         if text.is_empty() {
@@ -75,7 +75,7 @@ impl Reply {
             .map_err(|_| unreadable_reply_error("position"))
     }
 
-    /// The next list; empty where the script returned nil.
+    /// Decodes the next value as a list; an empty list if the script returned nil.
     pub(super) fn list(&mut self) -> Result<Reply> {
         match self.0.next() {
             Some(Value::Array(values)) => Ok(Self(values.into_iter())),

@@ -1,4 +1,4 @@
-//! The Lua scripts, one per call, run by their digest.
+//! Builds the Lua scripts of the calls, and runs them by their digest.
 //!
 //! During a rolling upgrade, scripts of two versions run side by side. Keys, fields, arguments and
 //! replies must therefore stay compatible with the previous version.
@@ -14,7 +14,7 @@ use crate::config::bounds::Bounds;
 use crate::fanout::answers::LARGE_HISTORY_TURNS;
 use crate::fanout::{LEASE, Result};
 
-/// A script and its digest.
+/// A Lua script: its source, and the SHA-1 digest by which Redis finds it.
 #[derive(Debug)]
 pub(super) struct Script {
     source: String,
@@ -27,8 +27,9 @@ impl Script {
         Self { source, digest }
     }
 
-    /// Runs the script on the server that has `key`. Redis forgets scripts when it restarts, and a
-    /// cluster node that took over a slot may never have had them. Then the text is sent, once.
+    /// Runs the script on the server that has `key`, by its digest. A server that does not have the
+    /// script, because it restarted or took over a slot of a cluster, gets the source in a second
+    /// command.
     pub(super) async fn run(&self, client: &Client, key: &str, args: Vec<Value>) -> Result<Value> {
         match send(client, "EVALSHA", &self.digest, key, args.clone()).await {
             Err(error) if error.details().starts_with("NOSCRIPT") => {
@@ -40,8 +41,9 @@ impl Script {
     }
 }
 
-/// Sends EVAL or EVALSHA. The client library's own `evalsha` fails at once on a cluster that it has
-/// not reached yet; a custom command with a slot waits for the connection like every other command.
+/// Sends EVAL with the source of a script, or EVALSHA with its digest. The client library's own
+/// `evalsha` fails at once while a cluster was not reached yet; a custom command with a slot waits
+/// for the connection, like every other command.
 async fn send(
     client: &Client,
     command: &'static str,
@@ -58,8 +60,9 @@ async fn send(
         .await
 }
 
-/// All scripts. The process's bounds are constants in front of each text, because they never change
-/// while it runs and need not be sent with each call.
+/// All scripts. Settings that stay the same while the process runs (retention times, limits, the
+/// publish command) are prepended to the source of a script as Lua constants, so that calls need
+/// not send them. The marker scripts, `issue_token` and `drop_token` use none.
 #[derive(Debug)]
 pub(super) struct Scripts {
     pub(super) admit: Script,
@@ -96,15 +99,17 @@ const PUBLISH: &str = include_str!("scripts/publish.lua");
 const TOKENS: &str = include_str!("scripts/tokens.lua");
 const TURN: &str = include_str!("scripts/turn.lua");
 
-/// Common part of the marker scripts. KEYS: the marker, which is `1` or the token of the relay that
-/// rebuilds the mailboxes. ARGV: token, time to live in seconds.
+/// Lua source with which the marker scripts begin. KEYS: the marker, whose value is `1`, or the
+/// token of the relay that rebuilds the mailboxes. ARGV: token, time to live in seconds. `put`
+/// writes the marker and returns 1 if the written value is `1`.
 const MARKER: &str = "local marker = redis.call('GET', KEYS[1])\n\
                       local function put(value)\n\
                         redis.call('SET', KEYS[1], value, 'EX', ARGV[2])\n\
                         return value == '1' and 1 or 0\n\
                       end\n";
 
-/// The constants in front of every script.
+/// Lua source that defines the settings as constants. Times are in milliseconds unless the name of
+/// the constant says otherwise.
 fn constants(bounds: &Bounds, is_clustered: bool) -> String {
     let (publish, count) = if is_clustered {
         ("SPUBLISH", "SHARDNUMSUB")
@@ -137,8 +142,8 @@ fn constants(bounds: &Bounds, is_clustered: bool) -> String {
 }
 
 impl Scripts {
-    /// Builds the scripts. Each gets only the parts that it needs: a part costs every run about as
-    /// much as a Redis command.
+    /// Builds all scripts. Each script contains only the parts that it uses, because each part
+    /// costs every run about as much time as a Redis command.
     pub(super) fn new(bounds: &Bounds, is_clustered: bool) -> Self {
         let constants = constants(bounds, is_clustered);
         let script = |parts: &[&str]| Script::new(format!("{constants}{}", parts.concat()));

@@ -1,4 +1,5 @@
-//! Operations on the servers rather than on one user: markers, readiness, warnings.
+//! Operations on all Redis servers rather than on one user's keys: markers for the relay, readiness
+//! and warnings for the application.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -15,11 +16,12 @@ use super::scripts::Script;
 use crate::fanout::{FanoutError, Result};
 use crate::protocol::position::Epoch;
 
-/// Time to live of a marker. Renewed at every check, so that a marker disappears only with its
-/// server's data.
+/// Time to live of a marker in seconds. A relay renews it every few seconds when it checks the
+/// marker, so that a marker disappears only with its server's data or after its partition is no
+/// longer used.
 const MARKER_TTL_SECONDS: i64 = 30 * 24 * 3600;
 
-/// The masters of a cluster that serve slots.
+/// Returns the masters of a cluster that serve slots, without duplicates.
 pub(super) async fn masters(client: &Client) -> Result<Vec<Server>> {
     let masters: BTreeSet<Server> = routing(client)
         .await?
@@ -30,10 +32,10 @@ pub(super) async fn masters(client: &Client) -> Result<Vec<Server>> {
     Ok(masters.into_iter().collect())
 }
 
-/// The cluster's slots and their masters.
+/// Returns which master of the cluster serves which slots. Waits for the first connection.
 pub(super) async fn routing(client: &Client) -> Result<ClusterRouting> {
     if client.num_primary_cluster_nodes() == 0 {
-        // Waits for the first connection to the cluster, or the command's timeout.
+        // The ping waits for the first connection to the cluster, or for the command's timeout.
         client
             .ping::<()>(None)
             .await
@@ -45,12 +47,13 @@ pub(super) async fn routing(client: &Client) -> Result<ClusterRouting> {
         .ok_or_else(|| FanoutError::Unavailable("the redis cluster is out of reach".into()))
 }
 
-/// For each master, a hash tag whose slot it serves: the smallest such number, so that every
-/// process computes the same one. Ranges are (first slot, last slot, master).
+/// Returns a hash tag for each master, whose slot the master serves. The tag is the smallest such
+/// number, so that every process computes the same tag. Each range is the first slot, the last slot
+/// and the master that serves them.
 fn hash_tags<M: Ord>(ranges: &[(u16, u16, M)]) -> BTreeMap<&M, String> {
     let masters: BTreeSet<&M> = ranges.iter().map(|(_, _, master)| master).collect();
     let mut tags = BTreeMap::new();
-    // Every slot has a number far below this bound.
+    // The loop finds a tag for every master: the numbers below the bound hash to all slots.
     for number in 0..1_000_000_u32 {
         if tags.len() == masters.len() {
             break;
@@ -67,7 +70,7 @@ fn hash_tags<M: Ord>(ranges: &[(u16, u16, M)]) -> BTreeMap<&M, String> {
     tags
 }
 
-/// The marker's key on each server that holds users.
+/// Returns the key of the partition's marker on each server that holds users.
 async fn marker_keys(client: &Client, epoch: &Epoch) -> Result<Vec<String>> {
     let key = |tag: &str| format!("{{{tag}}}:chatmesh:1:marker:{}", epoch.as_str());
     if !client.is_clustered() {
@@ -82,7 +85,8 @@ async fn marker_keys(client: &Client, epoch: &Epoch) -> Result<Vec<String>> {
     Ok(hash_tags(&ranges).values().map(|tag| key(tag)).collect())
 }
 
-/// Runs a marker script on every server that holds users. Returns whether all of them returned 1.
+/// Runs a marker script on every server that holds users. Returns whether the script returned 1 on
+/// all of them.
 pub(super) async fn run_marker(
     client: &Client,
     script: &Script,
@@ -96,7 +100,7 @@ pub(super) async fn run_marker(
     Ok(answers.iter().all(|answer| answer.as_i64() == Some(1)))
 }
 
-/// Writes the marker to every server that holds users.
+/// Writes the partition's marker to every server that holds users.
 pub(super) async fn set_marker(client: &Client, epoch: &Epoch) -> Result<()> {
     let keys = marker_keys(client, epoch).await?;
     let expiry = Expiration::EX(MARKER_TTL_SECONDS);
@@ -109,7 +113,7 @@ pub(super) async fn set_marker(client: &Client, epoch: &Epoch) -> Result<()> {
         .map_err(|error| fanout_error(client, &error))
 }
 
-/// Whether every server that holds users answers within 2 seconds.
+/// Returns an error unless every server that holds users answers within 2 seconds.
 pub(super) async fn check(client: &Client) -> Result<()> {
     const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
     let ping = async {
@@ -130,7 +134,8 @@ pub(super) async fn check(client: &Client) -> Result<()> {
         .unwrap_or_else(|_| Err(no_answer()))
 }
 
-/// A section of INFO; `None` where the server forbids it, as managed servers may.
+/// Returns a section of the server's INFO; `None` if the server forbids INFO, as managed servers
+/// may.
 pub(super) async fn info(client: &Client, node: Option<&Server>, kind: InfoKind) -> Option<String> {
     let answer: std::result::Result<String, _> = match node {
         Some(node) => {
@@ -146,7 +151,8 @@ pub(super) async fn info(client: &Client, node: Option<&Server>, kind: InfoKind)
         .ok()
 }
 
-/// The value of a `name:value` line in a section of INFO.
+/// Returns the value of the `name:value` line in a section of INFO; `None` if there is no such
+/// line.
 pub(super) fn info_field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
     info.lines()
         .filter_map(|line| line.split_once(':'))
@@ -154,8 +160,9 @@ pub(super) fn info_field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
         .map(|(_, value)| value.trim())
 }
 
-/// Describes settings of one server that may lose data. `at_address` (` at host:port` or empty) is
-/// inserted into the sentences.
+/// Returns one sentence for each setting of one server that may lose data. `memory` and
+/// `persistence` are sections of INFO. `at_address` (` at host:port` or empty) is inserted into the
+/// sentences.
 pub(super) fn settings_warnings(
     memory: Option<&str>,
     persistence: Option<&str>,
@@ -189,7 +196,7 @@ pub(super) fn settings_warnings(
     warnings
 }
 
-/// Describes settings of all servers that may lose data.
+/// Returns one sentence for each setting of any server that may lose data.
 pub(super) async fn warnings(client: &Client) -> Result<Vec<String>> {
     let nodes: Vec<Option<Server>> = if client.is_clustered() {
         masters(client).await?.into_iter().map(Some).collect()

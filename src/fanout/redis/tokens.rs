@@ -1,4 +1,4 @@
-//! Stored tokens and revocations.
+//! The calls of [`Tokens`] on Redis: stored access tokens and their revocation.
 
 use std::time::Duration;
 
@@ -13,14 +13,15 @@ use crate::fanout::{Result, Tokens};
 use crate::protocol::ids::UserId;
 use crate::protocol::timestamp::now_ms;
 
-/// Decodes a token and its remaining lifetime in seconds.
+/// Decodes a token and its remaining lifetime in seconds. Returns `None` if there is no token.
 fn decode_token(mut reply: Reply) -> Result<Option<(String, u64)>> {
     if reply.is_empty() {
         return Ok(None);
     }
     let token = reply.text()?;
     let seconds: i64 = reply.parse("time to live")?;
-    // Negative for a token that was stored without an expiry.
+    // The time is negative for a token that was stored without an expiry. Such a token gets the
+    // longest lifetime.
     let seconds_left = u64::try_from(seconds).unwrap_or(u64::from(u32::MAX));
     Ok(Some((token, seconds_left)))
 }
@@ -46,9 +47,9 @@ impl Tokens for RedisFanout {
     }
 
     async fn revoke(&self, user: &UserId) -> Result<()> {
-        // The token is in another slot than the user's other keys. It is removed first: a
-        // connection that uses it after that is refused, and those that used it before are closed
-        // by the revocation that follows.
+        // Two scripts run, because the token is in another slot than the user's other keys. The
+        // token is removed first: a connection that uses it after that is refused, and the
+        // revocation that follows closes the connections that used it before.
         let key = channel::token_key(user);
         self.run(&self.scripts.drop_token, &key, Vec::new()).await?;
         let at_ms = now_ms();

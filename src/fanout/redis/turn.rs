@@ -1,4 +1,5 @@
-//! Turns of the history as the scripts store and return them (`turn.lua`).
+//! Encodes and decodes turns of the history in the form in which the scripts store and return them
+//! (`turn.lua`).
 
 use super::reply::{Reply, unreadable_reply_error};
 use crate::fanout::{Result, Turn, TurnStatus};
@@ -21,7 +22,7 @@ fn decode_status(code: &str) -> Option<TurnStatus> {
     }
 }
 
-/// Decodes a list of message, turn and time in microseconds.
+/// Decodes a flat list of three values per turn: message id, turn, and time in microseconds.
 pub(super) fn decode_turns(mut reply: Reply) -> Result<Vec<Turn>> {
     let mut turns = Vec::new();
     while !reply.is_empty() {
@@ -35,10 +36,11 @@ pub(super) fn decode_turns(mut reply: Reply) -> Result<Vec<Turn>> {
     Ok(turns)
 }
 
-/// Decodes status, length of the question (`-` for none), `:`, question and answer.
+/// Decodes a stored turn: status, length of the question in bytes (`-` for none), `:`, question and
+/// answer. Returns `None` if the text does not have this form.
 fn decode_turn(message_id: MessageId, turn: &str, at_us: i64) -> Option<Turn> {
-    let (status, rest) = turn.split_at_checked(1)?;
-    let (length, texts) = rest.split_once(':')?;
+    let (status, length_and_texts) = turn.split_at_checked(1)?;
+    let (length, texts) = length_and_texts.split_once(':')?;
     let (question, answer) = match length {
         "-" => (None, texts),
         length => {
