@@ -1,10 +1,11 @@
 //! Wakes answers in progress as soon as their users cancel them.
 //!
 //! The cancel mark in the fan-out is authoritative, and every `live` call checks it; without this
-//! module a cancel is detected once a second. An answer that runs longer than [`SUBSCRIBE_AFTER`]
-//! subscribes to its user's cancel channel. Every event that may mean a cancel makes it check the
-//! mark at once: a frame, a gap in the feed, and the subscription itself, because the cancel may
-//! have preceded it. Short answers need no subscription, and answers never wait for this module.
+//! module, a cancel is detected by the next lease renewal, after up to a second. An answer that runs
+//! longer than [`SUBSCRIBE_AFTER`] subscribes to its user's cancel channel. Every event that may mean
+//! a cancel makes the answer check the mark at once: a frame, a gap in the feed, and the
+//! subscription itself, because the cancel may have preceded it. Short answers need no subscription,
+//! and answers never wait for this module.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -20,16 +21,18 @@ use tokio::task::JoinHandle;
 use crate::fanout::{Channel, Feed, FeedEvent, Feeds, Result};
 use crate::protocol::ids::{MessageId, UserId};
 
-/// Answers that end sooner do not subscribe.
+/// Time after which an answer subscribes. Shorter answers need no subscription.
 const SUBSCRIBE_AFTER: Duration = Duration::from_millis(200);
-/// Events that the feed buffers; on overflow they are replaced by a gap.
+/// Maximum number of events that the feed buffers. When the buffer is full, a gap replaces further
+/// events.
 const FEED_CAPACITY: usize = 1024;
-/// Subscriptions that are changed concurrently.
+/// Maximum number of concurrent calls of `subscribe` and `unsubscribe`.
 const MAX_CONCURRENT_CHANGES: usize = 32;
-/// Delay before a failed feed or subscription is tried again.
+/// Delay before another feed is opened, or a failed change of a subscription is repeated.
 const RETRY_DELAY: Duration = Duration::from_millis(500);
 
-/// The cancel subscriptions of one worker process. Dropping it ends them.
+/// Maintains the cancel subscriptions of one worker process in a task. Dropping this value aborts
+/// the task, which ends the subscriptions.
 pub(super) struct CancelSubscriptions {
     shared: Arc<Shared>,
     task: JoinHandle<()>,
@@ -41,33 +44,39 @@ impl Drop for CancelSubscriptions {
     }
 }
 
-/// Registers answers for wake-ups. Cheap to clone.
+/// Registers answers, which are woken when they may have been cancelled. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct CancelWatcher(Arc<Shared>);
 
+/// State that the watchers share with the task of [`CancelSubscriptions`].
 #[derive(Default)]
 struct Shared {
     state: Mutex<State>,
-    changed: Notify,
+    /// Wakes the task after a watcher has added a user to `State::dirty_users`.
+    users_added: Notify,
 }
 
-/// The registered answers by user, and the users to process. Bounded by the number of answers in
-/// progress: a user is present while one of its answers is registered, and briefly afterwards while
-/// the subscription ends.
+/// The registered answers by user, and the users whose subscription the task must check. Bounded by
+/// the number of answers in progress: a user is present while one of its answers is registered, and
+/// briefly afterwards while the subscription ends.
 #[derive(Default)]
 struct State {
-    next_key: u64,
+    /// Key of the answer that is registered next.
+    next_answer_key: u64,
+    /// The registered answers by user and key.
     answers: HashMap<UserId, HashMap<u64, WatchedAnswer>>,
     /// Users whose subscription may have to change, or whose answers must check the mark.
-    dirty: HashSet<UserId>,
+    dirty_users: HashSet<UserId>,
 }
 
+/// A registered answer.
 struct WatchedAnswer {
     message: MessageId,
+    /// Wakes the answer to check the cancel mark at once.
     check_now: Arc<Notify>,
 }
 
-/// Removes an answer when it is dropped.
+/// Removes a registered answer when the guard is dropped.
 struct WatchGuard {
     shared: Arc<Shared>,
     user: UserId,
@@ -81,8 +90,8 @@ struct CancelFrame {
 }
 
 impl CancelSubscriptions {
-    /// Opens no connection before the first answer registers. Must be called inside a tokio
-    /// runtime.
+    /// Starts the task, which opens a feed once the first answer is registered. Must be called
+    /// inside a tokio runtime.
     pub(super) fn start(fanout: Arc<dyn Feeds>) -> Self {
         let shared = Arc::new(Shared::default());
         let task = tokio::spawn(run(fanout, Arc::clone(&shared)));
@@ -95,11 +104,11 @@ impl CancelSubscriptions {
 }
 
 impl CancelWatcher {
-    /// Notifies `check_now` whenever the message may have been cancelled. Never returns; dropping
-    /// the future ends the watch.
+    /// Notifies `check_now` whenever the message may have been cancelled, from [`SUBSCRIBE_AFTER`]
+    /// on. Never returns; dropping the future ends the watch.
     pub(super) async fn watch(self, user: UserId, message: MessageId, check_now: Arc<Notify>) {
         tokio::time::sleep(SUBSCRIBE_AFTER).await;
-        let _guard = self.0.watch(user, message, check_now);
+        let _guard = self.0.register(user, message, check_now);
         std::future::pending::<()>().await;
     }
 }
@@ -111,8 +120,8 @@ impl Drop for WatchGuard {
             answers.remove(&self.key);
             if answers.is_empty() {
                 state.answers.remove(&self.user);
-                state.dirty.insert(self.user.clone());
-                self.shared.changed.notify_one();
+                state.dirty_users.insert(self.user.clone());
+                self.shared.users_added.notify_one();
             }
         }
     }
@@ -123,20 +132,21 @@ impl Shared {
         self.state.lock()
     }
 
-    fn watch(
+    /// Registers an answer until the returned guard is dropped.
+    fn register(
         self: Arc<Self>,
         user: UserId,
         message: MessageId,
         check_now: Arc<Notify>,
     ) -> WatchGuard {
         let mut state = self.state();
-        let key = state.next_key;
-        state.next_key += 1;
+        let key = state.next_answer_key;
+        state.next_answer_key += 1;
         let answers = state.answers.entry(user.clone()).or_default();
         answers.insert(key, WatchedAnswer { message, check_now });
-        state.dirty.insert(user.clone());
+        state.dirty_users.insert(user.clone());
         drop(state);
-        self.changed.notify_one();
+        self.users_added.notify_one();
         WatchGuard {
             shared: self,
             user,
@@ -149,36 +159,39 @@ impl Shared {
     }
 
     fn mark_dirty(&self, user: UserId) {
-        self.state().dirty.insert(user);
+        self.state().dirty_users.insert(user);
     }
 
-    /// Removes a dirty user without a change in progress. Returns it, and whether it needs a
-    /// subscription.
-    fn next_dirty(&self, changing: &HashSet<UserId>) -> Option<(UserId, bool)> {
+    /// Removes one dirty user that is not among `changing_users`, whose subscriptions are being
+    /// changed. Returns the user, and whether the user needs a subscription; `None` where there is
+    /// no such user.
+    fn next_dirty_user(&self, changing_users: &HashSet<UserId>) -> Option<(UserId, bool)> {
         let mut state = self.state();
-        let user = state.dirty.iter().find(|user| !changing.contains(*user))?;
-        let user = user.clone();
-        state.dirty.remove(&user);
+        let mut users = state.dirty_users.iter();
+        let user = users.find(|user| !changing_users.contains(*user))?.clone();
+        state.dirty_users.remove(&user);
         let needs_subscription = state.answers.contains_key(&user);
         Some((user, needs_subscription))
     }
 
     fn wake_user(&self, user: &UserId) {
-        for answer in self.state().answers.get(user).into_iter().flatten() {
-            answer.1.check_now.notify_one();
+        for (_, answer) in self.state().answers.get(user).into_iter().flatten() {
+            answer.check_now.notify_one();
         }
     }
 
+    /// Wakes the answer to the message that a frame of the cancel channel names.
     fn wake_message(&self, user: &UserId, payload: &Bytes) {
         let Ok(frame) = serde_json::from_slice::<CancelFrame>(payload) else {
-            // A newer version may have written it. A check costs one call.
+            // A newer version may have written the frame. All answers of the user check the mark,
+            // which costs each of them one call.
             self.wake_user(user);
             return;
         };
         let state = self.state();
-        for answer in state.answers.get(user).into_iter().flatten() {
-            if answer.1.message == frame.message_id {
-                answer.1.check_now.notify_one();
+        for (_, answer) in state.answers.get(user).into_iter().flatten() {
+            if answer.message == frame.message_id {
+                answer.check_now.notify_one();
             }
         }
     }
@@ -190,17 +203,24 @@ impl Shared {
         }
     }
 
-    /// Marks every user as dirty, because a new feed has no subscriptions.
+    /// Marks the users with registered answers as dirty, and only these, because a new feed has no
+    /// subscriptions.
     fn mark_all_dirty(&self) {
         let mut state = self.state();
-        let State { answers, dirty, .. } = &mut *state;
-        dirty.clear();
-        dirty.extend(answers.keys().cloned());
+        let State {
+            answers,
+            dirty_users,
+            ..
+        } = &mut *state;
+        dirty_users.clear();
+        dirty_users.extend(answers.keys().cloned());
     }
 }
 
+/// Waits for the first registered answer and opens a feed. Opens another feed whenever opening
+/// failed or a feed has ended.
 async fn run(fanout: Arc<dyn Feeds>, shared: Arc<Shared>) {
-    shared.changed.notified().await;
+    shared.users_added.notified().await;
     loop {
         match fanout.open_feed(FEED_CAPACITY).await {
             Ok((feed, events)) => {
@@ -217,21 +237,22 @@ async fn run(fanout: Arc<dyn Feeds>, shared: Arc<Shared>) {
     }
 }
 
-/// Maintains the feed's subscriptions and dispatches its events until it ends. At most one change
-/// per user is in progress, so that the changes of a user keep their order.
+/// Maintains the feed's subscriptions and dispatches its events until the feed ends. At most one
+/// change per user is in progress, so that the changes of a user keep their order.
 async fn serve_feed(shared: &Shared, feed: &dyn Feed, mut events: mpsc::Receiver<FeedEvent>) {
-    let mut subscribed = HashSet::new();
-    let mut changing = HashSet::new();
+    let mut subscribed_users = HashSet::new();
+    let mut changing_users = HashSet::new();
     let mut changes = FuturesUnordered::new();
     loop {
         while changes.len() < MAX_CONCURRENT_CHANGES
-            && let Some((user, needs_subscription)) = shared.next_dirty(&changing)
+            && let Some((user, needs_subscription)) = shared.next_dirty_user(&changing_users)
         {
-            if needs_subscription != subscribed.contains(&user) {
-                changing.insert(user.clone());
+            if needs_subscription != subscribed_users.contains(&user) {
+                changing_users.insert(user.clone());
                 changes.push(change_subscription(feed, user, needs_subscription));
             } else if needs_subscription {
-                // The cancel of a new answer may have arrived before the answer was registered.
+                // A new answer was registered. Its cancel may have preceded the registration, so
+                // the answer checks the mark.
                 shared.wake_user(&user);
             }
         }
@@ -245,28 +266,30 @@ async fn serve_feed(shared: &Shared, feed: &dyn Feed, mut events: mpsc::Receiver
                 None => return,
             },
             Some((user, subscribe, result)) = changes.next(), if !changes.is_empty() => {
-                changing.remove(&user);
+                changing_users.remove(&user);
                 match result {
                     Ok(()) if subscribe => {
-                        subscribed.insert(user.clone());
+                        subscribed_users.insert(user.clone());
                         shared.wake_user(&user);
                     }
                     Ok(()) => {
-                        subscribed.remove(&user);
+                        subscribed_users.remove(&user);
                     }
                     Err(error) => tracing::debug!(
                         %error, subscribe, "changing a cancel subscription failed, it is retried"
                     ),
                 }
-                if shared.has_answers(&user) != subscribed.contains(&user) {
+                if shared.has_answers(&user) != subscribed_users.contains(&user) {
                     shared.mark_dirty(user);
                 }
             }
-            () = shared.changed.notified() => {}
+            () = shared.users_added.notified() => {}
         }
     }
 }
 
+/// Subscribes to a user's cancel channel, or unsubscribes. Returns the arguments with the result. A
+/// failure is returned after [`RETRY_DELAY`], because the caller repeats the change at once.
 async fn change_subscription(
     feed: &dyn Feed,
     user: UserId,

@@ -1,7 +1,7 @@
-//! Caches the model context of the conversations that this worker answered last.
+//! Caches, for the handler, the model context of the conversations that this worker answered last.
 //!
-//! The messages of a conversation are usually consumed by one worker, which therefore knows what
-//! reading the history would return. The fan-out stays authoritative: `begin` names the version of
+//! One worker usually consumes all messages of a conversation, so it has the history already that a
+//! read would return. The fan-out stays authoritative: `begin` names the version of
 //! the cached history, and returns the turns where the stored version differs; `keep` returns the
 //! versions before and after its turn.
 
@@ -14,12 +14,12 @@ use tokio::time::Instant;
 use crate::fanout::{HistoryVersion, Turn, TurnAppend, TurnStatus};
 use crate::protocol::record::Question;
 
-/// Size limit of the cache. Enough for some ten thousand conversations.
+/// Maximum estimated size of the cache in bytes, enough for some ten thousand conversations.
 const MAX_BYTES: usize = 32 << 20;
-/// A context is discarded this long after it was read from the fan-out: turns that expire do not
-/// change the version.
+/// Time after which a context is discarded, counted from its read from the fan-out. The expiry of
+/// turns does not change the version, so only another read removes expired turns.
 const MAX_AGE: Duration = Duration::from_secs(600);
-/// Estimated size of a turn without its texts, and of a conversation without its turns.
+/// Estimated size in bytes of a turn without its texts, and of a context without its turns.
 const OVERHEAD_BYTES: usize = 200;
 
 /// The context of one conversation in one version of its history.
@@ -28,10 +28,10 @@ pub(super) struct CachedContext {
     pub(super) version: HistoryVersion,
     /// The newest turns that the model may see, oldest first.
     pub(super) turns: Vec<Turn>,
-    /// When the turns were read from the fan-out.
+    /// When the turns were read from the fan-out. Appending a turn does not change this time.
     read_at: Instant,
-    /// Whether the context may be cached. A context without turns may not: its turns may only have
-    /// expired, and become relevant again with the next turn.
+    /// Whether the context may be cached. A context without turns may not: the fan-out omits all
+    /// turns if the newest turn is too old, and returns them again after the next turn.
     is_cacheable: bool,
 }
 
@@ -79,28 +79,32 @@ impl CachedContext {
         Some(self)
     }
 
+    /// The estimated size of the context in memory.
     fn size_bytes(&self) -> usize {
-        let texts = |turn: &Turn| turn.answer.len() + turn.question.as_ref().map_or(0, String::len);
-        let turns = self.turns.iter().map(|turn| OVERHEAD_BYTES + texts(turn));
-        OVERHEAD_BYTES + turns.sum::<usize>()
+        let turn_bytes = self.turns.iter().map(|turn| {
+            let question_bytes = turn.question.as_ref().map_or(0, String::len);
+            OVERHEAD_BYTES + turn.answer.len() + question_bytes
+        });
+        OVERHEAD_BYTES + turn_bytes.sum::<usize>()
     }
 }
 
-/// Contexts by user and conversation, at most [`MAX_BYTES`] in total.
+/// The cached contexts by user and conversation, of at most [`MAX_BYTES`] in total.
 #[derive(Debug, Default)]
 pub(super) struct ContextCache(Mutex<Generations>);
 
-/// New contexts enter the young generation. When it reaches half of the limit it becomes the old
-/// generation, and the previous old generation is discarded.
+/// The cached contexts in two generations. A context enters the young generation. When the young
+/// generation would exceed half of [`MAX_BYTES`], it becomes the old generation, and the previous
+/// old generation is discarded.
 #[derive(Debug, Default)]
 struct Generations {
     young: HashMap<String, CachedContext>,
     old: HashMap<String, CachedContext>,
-    /// Size of the young generation.
+    /// Estimated size of the young generation in bytes.
     young_bytes: usize,
 }
 
-fn key(question: &Question) -> String {
+fn cache_key(question: &Question) -> String {
     format!("{} {}", question.user, question.conversation)
 }
 
@@ -109,10 +113,11 @@ impl ContextCache {
         self.0.lock()
     }
 
-    /// Takes the cached context of the question's conversation out of the cache. The caller puts it
-    /// back with [`Self::insert`] once `keep` stored the turn.
+    /// Removes and returns the cached context of the question's conversation. `None` where no
+    /// context is cached, or the context is older than [`MAX_AGE`]. The caller inserts the context
+    /// again, with the new turn, once `keep` has stored the turn.
     pub(super) fn remove(&self, question: &Question) -> Option<CachedContext> {
-        let key = key(question);
+        let key = cache_key(question);
         let mut generations = self.generations();
         let context = match generations.young.remove(&key) {
             Some(context) => {
@@ -127,7 +132,7 @@ impl ContextCache {
 
     /// Inserts a context, unless it would occupy more than an eighth of the cache.
     pub(super) fn insert(&self, question: &Question, context: CachedContext) {
-        let (key, bytes) = (key(question), context.size_bytes());
+        let (key, bytes) = (cache_key(question), context.size_bytes());
         if bytes > MAX_BYTES / 8 {
             return;
         }

@@ -54,9 +54,9 @@ enum AttemptResult {
         /// The reason for which the record becomes a dead letter; `None` where the record becomes
         /// none.
         dead_letter_reason: Option<String>,
-        /// Whether this attempt stored the outcome. Otherwise an earlier call had stored it, of
-        /// this or another worker.
-        stored_by_this_attempt: bool,
+        /// Whether `outcome` is the one that this attempt passed to `keep`. Otherwise the message
+        /// was cancelled, or an earlier call had stored its outcome.
+        is_outcome_of_attempt: bool,
     },
     /// The message has no known outcome, because another worker holds its lease or another attempt
     /// is needed. The handler calls `begin` again.
@@ -185,10 +185,10 @@ impl WorkerHandler {
                     if let AttemptResult::Ended {
                         outcome,
                         dead_letter_reason,
-                        stored_by_this_attempt,
+                        is_outcome_of_attempt,
                     } = result
                     {
-                        let dead_letter_reason = if stored_by_this_attempt {
+                        let dead_letter_reason = if is_outcome_of_attempt {
                             dead_letter_reason
                         } else {
                             stored_dead_letter_reason(job, &outcome)
@@ -346,11 +346,11 @@ impl WorkerHandler {
                 AttemptResult::Ended {
                     outcome,
                     dead_letter_reason,
-                    stored_by_this_attempt: true,
+                    is_outcome_of_attempt: true,
                 }
             }
             KeepResponse::Outcome(outcome) => AttemptResult::Ended {
-                stored_by_this_attempt: outcome.frame == request.outcome.frame,
+                is_outcome_of_attempt: outcome.frame == request.outcome.frame,
                 outcome,
                 dead_letter_reason,
             },
@@ -447,10 +447,10 @@ impl Handler for WorkerHandler {
     }
 }
 
-/// Returns the dead-letter reason of a message whose outcome an earlier call had stored; `None`
-/// where a message with this outcome becomes no dead letter. The worker that stored the outcome may
-/// have crashed before it wrote the dead letter, so the dead letter is written again: a duplicate
-/// is better than a loss.
+/// Returns the dead-letter reason of a message whose stored `outcome` is not the one of this
+/// attempt; `None` where a message with this outcome becomes no dead letter. The worker that stored
+/// the outcome may have crashed before it wrote the dead letter, so the dead letter is written
+/// again: a duplicate is better than a loss.
 fn stored_dead_letter_reason(job: &Job, outcome: &StoredOutcome) -> Option<String> {
     if let Job::Fail(reason) = job {
         return Some(reason.clone());

@@ -45,8 +45,8 @@ struct Shared {
     attempt: AtomicU32,
     /// Number of `live` calls that were started.
     calls_started: AtomicU64,
-    /// Number of the last `live` call that confirmed the lease, counted from 1 in the order of their
-    /// start; 0 before the first.
+    /// Number of the last `live` call that confirmed the lease, where calls are numbered from 1 in
+    /// the order in which they are started; 0 before the first.
     confirmed_call: watch::Sender<u64>,
 }
 

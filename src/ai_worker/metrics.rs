@@ -1,5 +1,5 @@
-//! Metrics of the worker, under the names of the original system's worker (`ai-consumer`). Those of
-//! its calls to the model's API are declared in `provider`.
+//! Metrics of the worker, under the names of the original system's worker (`ai-consumer`). The
+//! metrics of its calls to the model's API are declared in `provider::metrics`.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ declare_metrics! {
         "Time from the start of processing a message to its acknowledged terminal record.";
     LOG_WAIT: Histogram in Seconds = "ai_consumer_log_wait_seconds", [],
         "Time from a message's append to the log until the worker begins to process it, by the \
-         clocks of both. A redelivered message counts again.";
+         clocks of log and worker. A redelivered message counts again.";
     END_TO_END: Histogram in Seconds = "ai_consumer_end_to_end_seconds", [],
         "Time from a message's append to the log until its acknowledged terminal record; only the \
          delivery to the client is missing.";
@@ -30,7 +30,9 @@ declare_metrics! {
 
 /// Metric handles of one worker.
 pub(crate) struct WorkerMetrics {
+    /// Count and duration of messages that became no dead letter.
     success: (Counter, Histogram),
+    /// Count and duration of messages that became a dead letter or failed.
     error: (Counter, Histogram),
     log_wait: Histogram,
     end_to_end: Histogram,
@@ -40,10 +42,9 @@ pub(crate) struct WorkerMetrics {
 }
 
 impl WorkerMetrics {
-    /// Creates the handles. `topic` is the one that terminal records are appended to.
+    /// Creates the handles. `topic` is the topic that terminal records are appended to.
     pub(crate) fn new(topic: &str) -> Self {
-        // A counter that exists from the start makes a rate begin at zero, not at the first
-        // failure.
+        // The counters exist from the start, so that a rate over them includes the first failure.
         for code in ErrorCode::TERMINAL {
             FAILED.counter(&[code.as_str()]).increment(0);
         }

@@ -1,4 +1,5 @@
-//! Builds the outcomes of a message: its terminal frame and its turn in the history.
+//! Builds the outcomes of a message for the handler: the terminal frame and the turn for the
+//! history.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,7 +15,7 @@ pub(super) struct GeneratedAnswer {
     pub(super) text: String,
     pub(super) finish_reason: String,
     pub(super) model: String,
-    /// `None` where the API reported none.
+    /// The tokens that the call used; `None` where the API reported no usage.
     pub(super) usage: Option<Usage>,
 }
 
@@ -22,12 +23,12 @@ pub(super) struct GeneratedAnswer {
 #[derive(Clone)]
 pub(super) struct OutcomeBuilder {
     question: Arc<Question>,
-    /// Start of `processing_time_ms`.
+    /// When the processing of the message started, from which `processing_time_ms` counts.
     started: Instant,
 }
 
 impl OutcomeBuilder {
-    /// The processing time of the outcomes starts now.
+    /// Creates a builder. The processing time in its outcomes counts from now.
     pub(super) fn new(question: Arc<Question>) -> Self {
         Self {
             question,
@@ -67,8 +68,8 @@ impl OutcomeBuilder {
         self.outcome(&terminal, text.to_owned(), TurnStatus::Cancelled)
     }
 
-    /// Like [`OutcomeBuilder::cancelled_outcome`], but built only if the message was in fact
-    /// cancelled.
+    /// Like [`OutcomeBuilder::cancelled_outcome`], but the outcome is built only if the message was
+    /// in fact cancelled.
     pub(super) fn lazy_cancelled_outcome(&self, text: &str) -> LazyOutcome {
         let (builder, text) = (self.clone(), text.to_owned());
         LazyOutcome::new(move || builder.cancelled_outcome(&text))
@@ -92,6 +93,7 @@ impl OutcomeBuilder {
         self.started.elapsed().as_millis() as u64
     }
 
+    /// Builds an outcome from a terminal record, and from answer text and status of the turn.
     fn outcome(&self, terminal: &TerminalRecord, answer: String, status: TurnStatus) -> NewOutcome {
         let question = Some(self.question.content.to_string()).filter(|text| !text.is_empty());
         NewOutcome {
@@ -101,13 +103,14 @@ impl OutcomeBuilder {
                 question,
                 answer,
                 status,
+                // The fan-out sets the time when it stores the turn.
                 at_ms: 0,
             },
         }
     }
 }
 
-/// The outcome of a cancelled message with another text than `cancelled` was built with.
+/// Returns the outcome `cancelled` with `text` in place of its own text.
 pub(super) fn cancelled_outcome_with_text(cancelled: &LazyOutcome, text: String) -> LazyOutcome {
     let cancelled = cancelled.clone();
     LazyOutcome::new(move || {
@@ -121,7 +124,7 @@ pub(super) fn cancelled_outcome_with_text(cancelled: &LazyOutcome, text: String)
     })
 }
 
-/// The number of bytes that `text` occupies inside a JSON string.
+/// The number of bytes that `text` occupies inside a JSON string, without the quotation marks.
 pub(super) fn json_len(text: &str) -> usize {
     text.chars().map(json_len_of_char).sum()
 }
@@ -134,12 +137,12 @@ fn json_len_of_char(c: char) -> usize {
     }
 }
 
-/// The longest prefix of `text` that occupies at most `max` bytes inside a JSON string.
-pub(super) fn prefix_of_json_len(text: &str, max: usize) -> &str {
-    let mut used = 0;
+/// The longest prefix of `text` that occupies at most `max_bytes` inside a JSON string.
+pub(super) fn prefix_of_json_len(text: &str, max_bytes: usize) -> &str {
+    let mut used_bytes = 0;
     for (index, c) in text.char_indices() {
-        used += json_len_of_char(c);
-        if used > max {
+        used_bytes += json_len_of_char(c);
+        if used_bytes > max_bytes {
             return &text[..index];
         }
     }

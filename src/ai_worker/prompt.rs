@@ -1,21 +1,22 @@
-//! Builds the prompt of a model call: instructions, as much of the conversation as fits, question.
+//! Builds the prompt of a model call: the instructions, as many earlier turns as fit, and the
+//! question.
 
 use crate::config::settings::PromptSettings;
 use crate::fanout::{Turn, TurnStatus};
 
 use super::provider::{ChatMessage, ModelRequest, Role};
 
-/// Tokens of a message in addition to its text: role and separators.
-const MESSAGE_OVERHEAD: usize = 4;
-/// Tokens of a prompt in addition to its messages: the start of the answer.
-const PROMPT_OVERHEAD: usize = 3;
+/// Number of tokens of a message in addition to its text, for the role and separators.
+const MESSAGE_OVERHEAD_TOKENS: usize = 4;
+/// Number of tokens of a prompt in addition to its messages, for the start of the answer.
+const PROMPT_OVERHEAD_TOKENS: usize = 3;
 
-/// Builds prompts.
+/// Builds the requests of model calls.
 #[derive(Debug)]
 pub struct PromptBuilder;
 
 impl PromptBuilder {
-    /// The number of messages that `turns` become in a prompt.
+    /// The number of messages that `turns` become in a prompt. Excluded turns become none.
     pub(super) fn message_count(turns: &[Turn]) -> usize {
         turns
             .iter()
@@ -30,9 +31,11 @@ impl PromptBuilder {
     ///   `history_max_messages` messages, and together with instructions and question at most the
     ///   context size minus the answer's `max_tokens`, as [`estimate_tokens`] counts.
     /// - Turns are not split: an answer without its question would have another meaning.
-    /// - Failed turns and turns without an answer are excluded, because the model would answer an
-    ///   open question again. A turn whose question is unknown is included as its answer.
-    /// - Instructions and question are always included, even if they exceed the budget.
+    /// - Failed turns and turns without an answer are excluded, because the model would answer
+    ///   their questions again. Of a turn that was stored without its question, the answer is
+    ///   included.
+    /// - The instructions, unless blank, and the question are always included, even if they exceed
+    ///   the context size.
     pub fn build(settings: &PromptSettings, turns: &[Turn], question: &str) -> ModelRequest {
         let question = message(Role::User, question);
         let system = Some(settings.system_prompt.trim())
@@ -42,7 +45,7 @@ impl PromptBuilder {
         let context = settings.context_tokens;
         let mut tokens_left = context
             .saturating_sub(settings.max_tokens as usize)
-            .saturating_sub(PROMPT_OVERHEAD + token_cost(&question))
+            .saturating_sub(PROMPT_OVERHEAD_TOKENS + token_cost(&question))
             .saturating_sub(system.as_ref().map_or(0, token_cost));
         let mut messages_left = settings.history_max_messages;
         let mut newest_first = Vec::new();
@@ -81,7 +84,7 @@ fn is_in_context(turn: &Turn) -> bool {
     turn.status != TurnStatus::Failed && !turn.answer.is_empty()
 }
 
-/// The number of messages of a turn.
+/// The number of messages that a turn becomes in a prompt: its answer, and its question if stored.
 fn turn_message_count(turn: &Turn) -> usize {
     1 + usize::from(turn.question.is_some())
 }
@@ -93,52 +96,58 @@ fn message(role: Role, content: &str) -> ChatMessage {
     }
 }
 
+/// The estimated number of tokens that a message adds to a prompt.
 fn token_cost(message: &ChatMessage) -> usize {
-    MESSAGE_OVERHEAD + estimate_tokens(&message.content)
+    MESSAGE_OVERHEAD_TOKENS + estimate_tokens(&message.content)
 }
 
-/// The estimated number of tokens of a prompt, as it counts against the context size.
-pub(crate) fn estimate_prompt(messages: &[ChatMessage]) -> usize {
-    PROMPT_OVERHEAD + messages.iter().map(token_cost).sum::<usize>()
+/// Estimates the number of tokens of a prompt with these messages, as it counts against the context
+/// size.
+pub(crate) fn estimate_prompt_tokens(messages: &[ChatMessage]) -> usize {
+    PROMPT_OVERHEAD_TOKENS + messages.iter().map(token_cost).sum::<usize>()
 }
 
-/// Estimates the number of tokens of a text, rather too high than too low and independent of the
-/// model. Runs of ASCII letters and digits count one token per started 4 bytes, bytes beyond ASCII
-/// one per started 3 bytes, other ASCII characters one each. A single space is part of the next
-/// word and counts nothing.
+/// Estimates the number of tokens of a text, rather too high than too low, and for every model
+/// alike. A run of ASCII letters and digits counts one token per started 4 bytes, a run of bytes
+/// beyond ASCII one token per started 3 bytes, and every other ASCII character but the space one
+/// token. A run of spaces counts one token per 2 spaces; a single space counts nothing, because it
+/// is part of the next word's token.
 pub(crate) fn estimate_tokens(text: &str) -> usize {
     let mut bytes = text.as_bytes();
     let mut tokens = 0;
     while let Some(first) = bytes.first() {
         let class = BYTE_CLASSES[usize::from(*first)];
-        let run = bytes
+        let run_bytes = bytes
             .iter()
             .position(|byte| BYTE_CLASSES[usize::from(*byte)] != class)
             .unwrap_or(bytes.len());
         tokens += match class {
-            ByteClass::Space => run / 2,
-            ByteClass::Word => run.div_ceil(4),
-            ByteClass::Punctuation => run,
-            ByteClass::Other => run.div_ceil(3),
+            ByteClass::Space => run_bytes / 2,
+            ByteClass::Word => run_bytes.div_ceil(4),
+            ByteClass::Punctuation => run_bytes,
+            ByteClass::NonAscii => run_bytes.div_ceil(3),
         };
-        bytes = &bytes[run..];
+        bytes = &bytes[run_bytes..];
     }
     tokens
 }
 
+/// A kind of bytes, whose runs [`estimate_tokens`] counts alike.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum ByteClass {
     Space,
+    /// An ASCII letter or digit.
     Word,
+    /// Any other ASCII character.
     Punctuation,
-    /// Part of a character beyond ASCII.
-    Other,
+    /// A byte of a character beyond ASCII.
+    NonAscii,
 }
 
-/// The class of each byte. A table, because counting every prompt is a large part of the worker's
-/// processor time.
+/// The class of each byte value. A table makes the estimates fast, which are a large part of the
+/// worker's processor time.
 static BYTE_CLASSES: [ByteClass; 256] = {
-    let mut classes = [ByteClass::Other; 256];
+    let mut classes = [ByteClass::NonAscii; 256];
     let mut byte = 0;
     while byte < 128 {
         let c = byte as u8;
@@ -263,7 +272,7 @@ mod tests {
 
     #[test]
     fn estimates_are_not_below_real_token_counts() {
-        // The real counts are those of cl100k_base.
+        // The real counts are those of the tokenizer `cl100k_base`.
         for (text, real) in [
             ("", 0),
             ("Hello, how are you?", 6),
@@ -305,34 +314,34 @@ mod tests {
                 max_tokens, context_tokens, history_max_messages, ..settings()
             };
             let request = PromptBuilder::build(&settings, &turns, &question);
-            let (last, rest) = request.messages.split_last().unwrap();
+            let (last, earlier) = request.messages.split_last().unwrap();
             prop_assert_eq!(&last.content, &question);
-            prop_assert_eq!(rest[0].role, Role::System);
-            let history = &rest[1..];
+            prop_assert_eq!(earlier[0].role, Role::System);
+            let history = &earlier[1..];
 
             let budget = context_tokens.saturating_sub(max_tokens as usize);
-            prop_assert!(history.is_empty() || estimate_prompt(&request.messages) <= budget);
+            prop_assert!(history.is_empty() || estimate_prompt_tokens(&request.messages) <= budget);
             prop_assert!(history.len() <= history_max_messages);
 
             // The history is a suffix of the conversation, cut between turns.
-            let flat = |turns: &[Turn]| -> Vec<ChatMessage> {
+            let messages_of = |turns: &[Turn]| -> Vec<ChatMessage> {
                 turns.iter().filter(|turn| is_in_context(turn)).flat_map(|turn| {
                     let question = turn.question.as_deref().map(|text| message(Role::User, text));
                     question.into_iter().chain([message(Role::Assistant, &turn.answer)])
                 }).collect()
             };
-            let cut = (0..=turns.len()).rev().find(|cut| flat(&turns[*cut..]) == history);
+            let cut = (0..=turns.len()).rev().find(|cut| messages_of(&turns[*cut..]) == history);
             prop_assert!(cut.is_some(), "not a suffix of whole turns");
 
-            // The next older turn would not have fitted.
+            // With the next older turn, the prompt would exceed one of the two limits.
             let older = turns[..cut.unwrap()].iter().rev().find(|turn| is_in_context(turn));
             if let Some(older) = older {
-                let more = flat(std::slice::from_ref(older));
+                let older_messages = messages_of(std::slice::from_ref(older));
                 let mut extended = request.messages.clone();
-                extended.extend(more.iter().cloned());
+                extended.extend(older_messages.iter().cloned());
                 prop_assert!(
-                    history.len() + more.len() > history_max_messages
-                        || estimate_prompt(&extended) > budget
+                    history.len() + older_messages.len() > history_max_messages
+                        || estimate_prompt_tokens(&extended) > budget
                 );
             }
         }

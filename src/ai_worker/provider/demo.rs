@@ -5,7 +5,7 @@ use futures_util::StreamExt;
 use futures_util::stream;
 
 use super::{ModelError, ModelEvent, ModelRequest, ModelStream, Provider, Role};
-use crate::ai_worker::prompt::{estimate_prompt, estimate_tokens};
+use crate::ai_worker::prompt::{estimate_prompt_tokens, estimate_tokens};
 use crate::protocol::record::Usage;
 
 /// Answers every message by repeating it, one word per event and without delay.
@@ -28,7 +28,7 @@ impl Provider for Demo {
         let question = question.map_or("", |message| message.content.as_str());
         let answer = format!("{}{question}", Self::INTRODUCTION);
 
-        let prompt_tokens = estimate_prompt(&request.messages) as u64;
+        let prompt_tokens = estimate_prompt_tokens(&request.messages) as u64;
         let completion_tokens = estimate_tokens(&answer) as u64;
         let usage = Usage {
             prompt_tokens,
@@ -39,14 +39,15 @@ impl Provider for Demo {
             .split_inclusive(char::is_whitespace)
             .map(str::to_owned)
             .collect();
-        let end = [
+        let last_events = [
             ModelEvent::Usage(usage),
             ModelEvent::Finished {
                 reason: "stop".to_owned(),
                 model: Some(Self::MODEL.to_owned()),
             },
         ];
-        let events = words.into_iter().map(ModelEvent::Text).chain(end).map(Ok);
+        let texts = words.into_iter().map(ModelEvent::Text);
+        let events = texts.chain(last_events).map(Ok);
         Ok(stream::iter(events).boxed())
     }
 }
@@ -75,14 +76,14 @@ mod tests {
         };
         let events: Vec<_> = Demo.call(&request).await.unwrap().collect().await;
         let mut text = String::new();
-        let mut end = Vec::new();
+        let mut last_events = Vec::new();
         for event in events {
             match event.unwrap() {
                 ModelEvent::Text(piece) => {
-                    assert!(!piece.is_empty() && end.is_empty());
+                    assert!(!piece.is_empty() && last_events.is_empty());
                     text.push_str(&piece);
                 }
-                event => end.push(event),
+                event => last_events.push(event),
             }
         }
         assert!(text.ends_with("You said: Grüße  an\nalle 👋"), "{text}");
@@ -90,9 +91,9 @@ mod tests {
         let [
             ModelEvent::Usage(usage),
             ModelEvent::Finished { reason, model },
-        ] = &end[..]
+        ] = &last_events[..]
         else {
-            panic!("{end:?}")
+            panic!("{last_events:?}")
         };
         assert_eq!(
             usage.total_tokens,
