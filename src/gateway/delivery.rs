@@ -106,9 +106,9 @@ fn deliver_to_subscribers(
         is_terminal: frame.is_terminal(),
         message_id: frame.message_id.clone(),
         position: position.cloned(),
-        origin: frame.origin.as_deref().map(Into::into),
+        sender_connection: frame.origin.as_deref().map(Into::into),
         text: V1Encoder
-            .published(frame, &sessions.user)
+            .encode_published(frame, &sessions.user)
             .map(Utf8Bytes::from),
         trace: frame.trace(),
     });

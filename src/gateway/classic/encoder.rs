@@ -1,4 +1,4 @@
-//! Frames of the classic protocol.
+//! Encodes the gateway's frames in the classic protocol.
 
 use std::time::Duration;
 
@@ -9,11 +9,12 @@ use crate::protocol::ids::UserId;
 use crate::protocol::published::PublishedFrame;
 use crate::protocol::v1::AcceptedFrame;
 
-/// Encodes frames for classic clients, which know only `response` and `error`.
+/// Encodes frames for classic clients. The only frame types of their protocol are `response` and
+/// `error`.
 pub(in crate::gateway) struct ClassicEncoder;
 
 impl Encoder for ClassicEncoder {
-    fn rejection(&self, user: &UserId, rejection: &Rejection<'_>) -> String {
+    fn encode_rejection(&self, user: &UserId, rejection: &Rejection<'_>) -> String {
         classic::error_frame(
             user,
             rejection.code,
@@ -22,20 +23,20 @@ impl Encoder for ClassicEncoder {
         )
     }
 
-    fn accepted(&self, _: &AcceptedFrame<'_>) -> Option<String> {
+    fn encode_accepted(&self, _: &AcceptedFrame<'_>) -> Option<String> {
         None
     }
 
-    fn forgotten(&self, message: &AcceptedFrame<'_>, correlation_id: &str) -> String {
+    fn encode_forgotten(&self, message: &AcceptedFrame<'_>, correlation_id: &str) -> String {
         let code = ErrorCode::Cancelled;
         classic::error_frame(message.userid, code, code.text(), correlation_id)
     }
 
-    fn published(&self, frame: &PublishedFrame<'_>, user: &UserId) -> Option<String> {
+    fn encode_published(&self, frame: &PublishedFrame<'_>, user: &UserId) -> Option<String> {
         classic::encode_published(frame, user)
     }
 
-    fn closing(&self, _: &UserId, _: &str, _: Duration) -> Option<String> {
+    fn encode_closing(&self, _: &UserId, _: &str, _: Duration) -> Option<String> {
         None
     }
 }

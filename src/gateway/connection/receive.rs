@@ -127,7 +127,7 @@ fn check_keepalive(
 /// Closes a connection because its gateway drains.
 fn close_for_drain(gateway: &Gateway, session: &Session, client: &Client, is_ready: bool) {
     let delay = DrainState::reconnect_delay(gateway);
-    let announcement = client.encoder().closing(&session.user, "going_away", delay);
+    let announcement = client.encoder().encode_closing(&session.user, "going_away", delay);
     // No frame may precede `welcome`.
     if let Some(frame) = announcement.filter(|_| is_ready) {
         client.push_reply(frame);

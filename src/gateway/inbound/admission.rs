@@ -1,4 +1,5 @@
-//! Admits a message at the fan-out, and acts on the decision.
+//! Requests the admission of a message from the fan-out, and carries out the decision: appends the
+//! message to the log, rejects it, or sends the answer that it already has.
 
 use std::sync::Arc;
 
@@ -23,16 +24,16 @@ use crate::protocol::position::Position;
 use crate::protocol::published::PublishedFrame;
 use crate::telemetry::traces::Kind;
 
-/// A connection with this many rate-limited messages in one rate window is closed.
+/// Number of messages over a limit in one rate window at which the connection is closed.
 const MAX_RATE_LIMIT_HITS: u32 = 100;
 
-/// The dependency that admissions need, by its name in the health checks.
-const FANOUT: &str = "redis";
+/// Name of the fan-out in the health checks.
+const FANOUT_HEALTH_NAME: &str = "redis";
 
 /// A message and the fan-out's decision; `None` where the fan-out was unavailable.
 pub(super) type AdmissionResult = (Message, Option<AdmissionDecision>);
 
-/// Counts one connection's rate-limited messages in the current rate window.
+/// Counts one connection's messages over a limit in the current rate window.
 pub(super) struct RateLimitHits {
     window_start: Instant,
     count: u32,
@@ -81,9 +82,9 @@ impl Inbound {
                 self.begin_append(message);
             }
             Some(AdmissionDecision::OutcomeStored) => {
-                // The answer is stored and will be delivered.
+                // The message was appended before, and its terminal frame will be delivered.
                 let mut state = self.sessions.state();
-                add_resent(&mut state.pending, &message);
+                add_resent_message(&mut state.pending, &message);
                 state.pending.set_in_log(&message.id);
                 drop(state);
                 self.send_accepted(&message);
@@ -95,13 +96,14 @@ impl Inbound {
                 self.send_accepted(&message);
                 let accepted = self.accepted_frame(&message);
                 let encoder = self.client.encoder();
-                let frame = encoder.forgotten(&accepted, &message.correlation_id);
+                let frame = encoder.encode_forgotten(&accepted, &message.correlation_id);
                 self.client.push_reply(frame);
             }
         }
     }
 
-    /// Rejects a message because a limit is reached. Closes a connection that continues to send.
+    /// Rejects a message because a limit of the user is reached. Closes the connection at the
+    /// [`MAX_RATE_LIMIT_HITS`]th such message in a rate window.
     fn reject_over_limit(&mut self, limit: Limit, message: &Message) {
         let code = ErrorCode::RateLimited;
         let (text, retry_after) = match limit {
@@ -140,11 +142,11 @@ impl Inbound {
         }
     }
 
-    /// Sends the answer of a message that was delivered before the client sent it again.
+    /// Sends the answer to a message that the client sent again after its answer was delivered.
     fn resend_answer(&self, message: &Message, frame: &str, position: Position) {
         match &self.client {
             Client::Classic(_) => {
-                add_resent(&mut self.sessions.state().pending, message);
+                add_resent_message(&mut self.sessions.state().pending, message);
                 delivery::deliver_stored(
                     &self.gateway.metrics,
                     &self.sessions,
@@ -160,8 +162,8 @@ impl Inbound {
         }
     }
 
-    /// Sends the answer at once where the connection has received it before. Otherwise a read sends
-    /// the answer, together with the other frames that the connection is missing.
+    /// Sends the answer at once if the connection has received it before. Otherwise the connection
+    /// reads the mailbox, which sends the answer in order with other frames that are missing.
     fn resend_to_subscriber(
         &self,
         client: &Arc<V1State>,
@@ -171,7 +173,7 @@ impl Inbound {
     ) {
         let text = PublishedFrame::parse(frame.as_bytes())
             .ok()
-            .and_then(|frame| V1Encoder.published(&frame, &self.session.user));
+            .and_then(|frame| V1Encoder.encode_published(&frame, &self.session.user));
         let Some(text) = text.map(Utf8Bytes::from) else {
             return;
         };
@@ -187,7 +189,9 @@ impl Inbound {
     }
 }
 
-fn add_resent(pending: &mut PendingAnswers, message: &Message) {
+/// Adds a message that its client has sent again and that was admitted before. Its place among the
+/// messages that this gateway admitted is unknown.
+fn add_resent_message(pending: &mut PendingAnswers, message: &Message) {
     pending.add_admitted_elsewhere(
         message.id.clone(),
         message.correlation_id.clone(),
@@ -196,8 +200,8 @@ fn add_resent(pending: &mut PendingAnswers, message: &Message) {
 }
 
 /// Calls `admit`, with retries while the fan-out is unavailable, for at most half of
-/// `PRODUCE_TIMEOUT_MS`; the append may use the other half. An admitted interrupt then cancels the
-/// messages before it.
+/// `PRODUCE_TIMEOUT_MS`; the append may use the other half. If a new message is an interrupt, the
+/// earlier messages of its conversation are cancelled then.
 async fn admit(
     gateway: Arc<Gateway>,
     message_ref: MessageRef,
@@ -205,10 +209,10 @@ async fn admit(
 ) -> AdmissionResult {
     let max_wait = gateway.settings.produce_timeout / 2;
     let deadline = message.received_at + max_wait;
-    let _admitting = message.span.child(Kind::Internal, format_args!("admit"));
-    // A fan-out that has been unavailable for longer than a message would wait is not waited for
-    // again.
-    let admission = if gateway.health.unavailable_for(FANOUT) > max_wait {
+    let _span = message.span.child(Kind::Internal, format_args!("admit"));
+    // If the fan-out has been unavailable for longer than this message would wait, the message does
+    // not wait at all.
+    let admission = if gateway.health.unavailable_for(FANOUT_HEALTH_NAME) > max_wait {
         None
     } else {
         let admit = || gateway.fanout.admit(&message_ref, &message.content);
@@ -219,7 +223,8 @@ async fn admit(
             message.live_subscribers = admission.live_subscribers;
             Some(admission.decision)
         }
-        // The operator prefers messages that no limit counts over none.
+        // This setting admits messages without counting them against any limit, instead of
+        // rejecting them, while the fan-out is unavailable.
         None if gateway.settings.rate_fail_open => Some(AdmissionDecision::New),
         None => None,
     };

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::time::{Instant, timeout_at};
 
-use super::{FinishedTask, Inbound, Message};
+use super::{FinishedStep, Inbound, Message};
 use crate::gateway::client::Client;
 use crate::gateway::retry::retry_until;
 use crate::log::{AppendError, LogOffset};
@@ -17,16 +17,16 @@ use crate::protocol::trace_context::TraceContext;
 use crate::protocol::v1::AcceptedFrame;
 use crate::telemetry::traces::{self, Kind, Span};
 
-/// A message that was appended, or could not be.
+/// The result of appending one message to the log.
 pub(super) struct AppendResult {
     message: Message,
-    /// `None` where the log did not acknowledge in time.
+    /// `None` where the log did not acknowledge the message in time.
     result: Option<Result<LogOffset, AppendError>>,
 }
 
 impl Inbound {
-    /// Appends the message. The order of these calls is the order in the log; the acknowledgement
-    /// completes as a later step.
+    /// Appends the message to the log. Messages are in the log in the order of these calls. The
+    /// acknowledgement is handled as a later step.
     pub(super) fn begin_append(&mut self, message: Message) {
         let mut span = self.begin_append_span(&message);
         let appended = self.append(&message, span.context());
@@ -40,7 +40,7 @@ impl Inbound {
                 Some(Err(_)) => span.fail("refused"),
                 None => span.fail("timeout"),
             }
-            FinishedTask::Appended(Box::new(AppendResult { message, result }))
+            FinishedStep::Appended(Box::new(AppendResult { message, result }))
         });
     }
 
@@ -73,7 +73,8 @@ impl Inbound {
             message_id: &message.id,
             id: message.client_id.as_ref(),
             conversation_id: &message.conversation,
-            // Set for a classic client, too: another of the user's devices may follow the answer.
+            // True also for the message of a classic client, because the user may have another
+            // device that receives deltas.
             stream: true,
         };
         let value = match serde_json::to_vec(&record) {
@@ -103,7 +104,7 @@ impl Inbound {
         )
     }
 
-    /// Confirms a message that the log has acknowledged, or rejects it.
+    /// Confirms the message if the log has acknowledged it; otherwise rejects it.
     pub(super) fn handle_appended(&mut self, appended: AppendResult) {
         let AppendResult { message, result } = appended;
         match result {
@@ -132,7 +133,8 @@ impl Inbound {
         self.publish_accepted(message);
     }
 
-    /// Rejects a message that the log refused, or did not acknowledge in time (`None`).
+    /// Rejects a message that the log refused or did not acknowledge in time; `error` is `None` in
+    /// the second case.
     fn reject_unacknowledged(&mut self, mut message: Message, error: Option<AppendError>) {
         self.gateway.metrics.append_errors.increment(1);
         let text = match &error {
@@ -158,35 +160,38 @@ impl Inbound {
         self.reject_message(&message, code);
     }
 
-    /// Publishes the question to the user's other connections, if there are any: most users have
-    /// one, and one that connects after the admission finds the message in `pending`.
+    /// Publishes `accepted` with the question to the user's other `chatmesh.v1` connections. Does
+    /// nothing where there is no other connection, as for most users. A connection that subscribes
+    /// after the admission finds the message in `pending`.
     fn publish_accepted(&mut self, message: &Message) {
-        // A `chatmesh.v1` connection is itself a subscriber, and so is this gateway because of it.
-        let (own, origin) = match &self.client {
+        // A `chatmesh.v1` connection is among the subscribers of its own gateway, and because of it
+        // the gateway is counted in `live_subscribers`.
+        let (own_subscriptions, sender_connection) = match &self.client {
             Client::Classic(_) => (0, None),
-            Client::V1(client) => (1, Some(&*client.origin)),
+            Client::V1(client) => (1, Some(&*client.connection_id)),
         };
-        let has_other_gateways = message.live_subscribers > own as u64;
-        if !has_other_gateways && self.sessions.state().subscribers.len() <= own {
+        let has_other_gateway = message.live_subscribers > own_subscriptions as u64;
+        let has_other_connection = self.sessions.state().subscribers.len() > own_subscriptions;
+        if !has_other_gateway && !has_other_connection {
             return;
         }
         let message_ref = self.message_ref(message);
         let frame = AcceptedFrame {
             content: Some(&message.content),
-            origin,
+            origin: sender_connection,
             ..self.accepted_frame(message)
         };
         let frame = frame.to_json();
         let gateway = self.gateway.clone();
         let deadline = Instant::now() + gateway.settings.produce_timeout / 2;
         self.push_step(async move {
-            // A connection that misses this still receives the answer, and finds the question in
-            // the history.
+            // The call may fail: a connection that does not receive `accepted` still receives the
+            // answer, and finds the question in the history.
             retry_until(&gateway, "accept", deadline, || {
                 gateway.fanout.accept(&message_ref, frame.clone())
             })
             .await;
-            FinishedTask::AcceptedPublished
+            FinishedStep::AcceptedPublished
         });
     }
 }

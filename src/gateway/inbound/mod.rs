@@ -1,10 +1,11 @@
-//! The inbound path of one connection: validate a frame, admit it, append it to the log in order,
-//! and confirm it once the log has acknowledged it.
+//! The inbound path of one connection: validates the client's frames, admits a message, appends it
+//! to the log in order, and confirms it once the log has acknowledged it. The receive loop of the
+//! connection calls it.
 //!
-//! Several messages are in progress at once, so that a client need not wait for one acknowledgement
-//! before its next message is accepted. Their number is bounded; above the bound the socket is not
-//! read. Messages keep their order because admissions complete in order, and a record's place in
-//! the log is determined by the call of `append`.
+//! Several messages are in progress at once, so that a client need not wait for the log before it
+//! sends its next message. Their number is bounded, and at the bound the socket is not read.
+//! Messages keep their order because admissions complete in order, and a record's place in the log
+//! is determined by the call of `append`.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -38,29 +39,33 @@ use append::AppendResult;
 /// A message on its way to the log.
 struct Message {
     id: MessageId,
-    /// The client's own identifier; `None` on the classic protocol.
+    /// The client's own identifier of the message; `None` on the classic protocol.
     client_id: Option<ClientMessageId>,
     conversation: ConversationId,
-    /// Cancels the messages that are pending before it in its conversation.
+    /// Whether the message cancels the messages that are pending before it in its conversation.
     interrupt: bool,
     correlation_id: Arc<str>,
     content: String,
     received_at: Instant,
-    /// How many gateways subscribe to the user's live channel, as far as is known.
+    /// Number of gateways that subscribe to the user's live channel;
+    /// [`UNKNOWN_SUBSCRIBERS`](receive::UNKNOWN_SUBSCRIBERS) where the fan-out did not return it.
     live_subscribers: u64,
-    /// Open until the log has acknowledged the message.
+    /// Covers the message from its receipt until the log has acknowledged it.
     span: Span,
 }
 
-/// The result of a step after the admission. These complete in any order.
-enum FinishedTask {
+/// The result of a step that follows an admission or a barrier. Such steps complete in any order.
+enum FinishedStep {
+    /// The append has ended, successfully or not.
     Appended(Box<AppendResult>),
+    /// The fan-out has answered a `cancel`; the result is `None` where it was unavailable.
     Cancelled(CancelRequest, Option<CancelResult>),
+    /// The call that publishes `accepted` to the user's other connections has ended.
     AcceptedPublished,
 }
 
-/// A request that waits until all earlier messages are admitted. No further frame is read until
-/// then.
+/// A request that begins only after all earlier messages of the connection were admitted. No
+/// further frame is read until it has begun.
 enum Barrier {
     Interrupt(Box<Message>),
     Cancel(CancelRequest),
@@ -71,7 +76,7 @@ enum Barrier {
 struct InProgress {
     admissions: FuturesOrdered<BoxFuture<'static, AdmissionResult>>,
     barrier: Option<Barrier>,
-    steps: FuturesUnordered<BoxFuture<'static, FinishedTask>>,
+    steps: FuturesUnordered<BoxFuture<'static, FinishedStep>>,
 }
 
 impl InProgress {
@@ -91,7 +96,7 @@ pub(super) struct Inbound {
     session: Arc<Session>,
     sessions: Arc<UserSessions>,
     client: Client,
-    /// `None` while the client is silent, to save memory.
+    /// `None` while no frame of the client is in progress, to save memory.
     in_progress: Option<Box<InProgress>>,
     rate_limit_hits: RateLimitHits,
 }
@@ -113,26 +118,27 @@ impl Inbound {
         }
     }
 
-    /// The connections of the user who sends these frames.
+    /// The connections of the user whose client this is.
     pub(super) fn sessions(&self) -> Arc<UserSessions> {
         self.sessions.clone()
     }
 
-    /// Whether every frame that was read is finished.
+    /// Whether no frame is in progress.
     pub(super) fn is_empty(&self) -> bool {
         self.in_progress
             .as_ref()
             .is_none_or(|in_progress| in_progress.is_empty())
     }
 
-    /// Whether another frame may be read.
+    /// Whether another frame may be read: the number of frames in progress is below the bound, and
+    /// no request waits in the barrier.
     pub(super) fn has_room(&self) -> bool {
         self.in_progress
             .as_ref()
             .is_none_or(|in_progress| in_progress.has_room())
     }
 
-    /// Frees the memory of finished messages where none is in progress.
+    /// Frees the memory for frames in progress where no frame is in progress.
     pub(super) fn release_buffers(&mut self) {
         if self.is_empty() {
             self.in_progress = None;
@@ -143,12 +149,12 @@ impl Inbound {
         self.in_progress.get_or_insert_default()
     }
 
-    fn push_step(&mut self, step: impl Future<Output = FinishedTask> + Send + 'static) {
+    fn push_step(&mut self, step: impl Future<Output = FinishedStep> + Send + 'static) {
         self.in_progress().steps.push(Box::pin(step));
     }
 
-    /// Completes one step of the frames in progress. Never returns while no frame is in progress.
-    /// Cancel-safe.
+    /// Waits until an admission or a step has completed, and processes its result. Never returns
+    /// while no frame is in progress. Cancel-safe.
     pub(super) async fn step(&mut self) {
         poll_fn(|cx| self.poll_step(cx)).await;
     }
@@ -166,9 +172,9 @@ impl Inbound {
             return Poll::Pending;
         };
         match step {
-            FinishedTask::Appended(appended) => self.handle_appended(*appended),
-            FinishedTask::Cancelled(request, result) => self.send_cancel_result(&request, result),
-            FinishedTask::AcceptedPublished => {}
+            FinishedStep::Appended(appended) => self.handle_appended(*appended),
+            FinishedStep::Cancelled(request, result) => self.send_cancel_result(&request, result),
+            FinishedStep::AcceptedPublished => {}
         }
         Poll::Ready(())
     }
@@ -182,7 +188,7 @@ impl Inbound {
         }
     }
 
-    /// The `accepted` frame of a message, as its sender receives it.
+    /// The `accepted` frame of a message for the connection that sent it.
     fn accepted_frame<'a>(&'a self, message: &'a Message) -> AcceptedFrame<'a> {
         AcceptedFrame {
             userid: &self.session.user,
@@ -194,10 +200,10 @@ impl Inbound {
         }
     }
 
-    /// Confirms a message to its sender, where the protocol does.
+    /// Confirms a message to the client that sent it, if its protocol has the frame `accepted`.
     fn send_accepted(&self, message: &Message) {
         let accepted = self.accepted_frame(message);
-        if let Some(frame) = self.client.encoder().accepted(&accepted) {
+        if let Some(frame) = self.client.encoder().encode_accepted(&accepted) {
             self.client.push_reply(frame);
         }
     }
@@ -209,7 +215,7 @@ impl Inbound {
         let frame = self
             .client
             .encoder()
-            .rejection(&self.session.user, rejection);
+            .encode_rejection(&self.session.user, rejection);
         self.client.push_reply(frame);
     }
 
@@ -224,7 +230,7 @@ impl Inbound {
         });
     }
 
-    /// Answers a `cancel`; `None` means that the fan-out was unavailable.
+    /// Replies to a `cancel` frame; `result` is `None` where the fan-out was unavailable.
     fn send_cancel_result(&self, request: &CancelRequest, result: Option<CancelResult>) {
         let correlation_id = &*request.correlation_id;
         let client_id = request.client_id.as_ref();

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use tokio::time::Instant;
 
-use super::{Barrier, FinishedTask, Inbound, Message};
+use super::{Barrier, FinishedStep, Inbound, Message};
 use crate::gateway::client::Client;
 use crate::gateway::encoder::Rejection;
 use crate::gateway::v1::requests::{self, CancelRequest};
@@ -15,9 +15,9 @@ use crate::protocol::trace_context::TraceContext;
 use crate::protocol::v1::{self, ClientFrame};
 use crate::telemetry::traces::{Kind, Span};
 
-/// The number of gateways subscribed to a user's live channel until the admission returns it.
-/// Assumes other gateways, so that the message is announced to them.
-const UNKNOWN_SUBSCRIBERS: u64 = u64::MAX;
+/// Number of gateways that subscribe to a user's live channel, where the admission has not returned
+/// it. It is the maximum, so that `accepted` is published in case other gateways subscribe.
+pub(super) const UNKNOWN_SUBSCRIBERS: u64 = u64::MAX;
 
 impl Inbound {
     /// Processes a text frame of the client.
@@ -35,9 +35,9 @@ impl Inbound {
     fn handle_classic_frame(&mut self, text: &str, correlation_id: Arc<str>) {
         let max_chars = self.gateway.settings.max_content_chars;
         match classic::parse_message(text, &self.session.user, max_chars) {
-            Err(refused) => self.send_rejection(&Rejection {
-                code: refused.code,
-                text: &refused.text,
+            Err(invalid) => self.send_rejection(&Rejection {
+                code: invalid.code,
+                text: &invalid.text,
                 correlation_id: &correlation_id,
                 client_id: None,
                 retry_after: None,
@@ -101,7 +101,8 @@ impl Inbound {
         }
     }
 
-    /// Begins a message's span in the message's own trace, or else in its connection's.
+    /// Begins a message's span, in the message's own trace if it has one, otherwise in the trace of
+    /// the upgrade request.
     fn begin_span(&self, trace: Option<TraceContext>) -> Span {
         let parent = trace.or_else(|| self.session.trace.as_deref().cloned());
         Span::begin(parent, Kind::Server, format_args!("receive message"))
@@ -112,7 +113,7 @@ impl Inbound {
         self.release_barrier();
     }
 
-    /// Begins the request that waits for earlier admissions, once there are none.
+    /// Begins the request that waits in the barrier, unless an admission is still in progress.
     pub(super) fn release_barrier(&mut self) {
         let in_progress = self.in_progress();
         if !in_progress.admissions.is_empty() {
@@ -127,7 +128,7 @@ impl Inbound {
                 self.push_step(async move {
                     let id = &request.message_id;
                     let result = requests::cancel(&gateway, &user, id, deadline).await;
-                    FinishedTask::Cancelled(request, result)
+                    FinishedStep::Cancelled(request, result)
                 });
             }
         }

@@ -156,7 +156,7 @@ impl UserState {
         if self.classic.is_empty() {
             return true;
         }
-        let Some(text) = ClassicEncoder.published(frame, user) else {
+        let Some(text) = ClassicEncoder.encode_published(frame, user) else {
             return false;
         };
         let text = Utf8Bytes::from(text);

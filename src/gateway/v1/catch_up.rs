@@ -1,5 +1,6 @@
 //! The catch-up of one `chatmesh.v1` connection: reads the user's mailbox and sends the connection
-//! what it is missing, until it can receive live frames again.
+//! the frames that it is missing, until the connection can receive live frames. The receive loop of
+//! the connection runs it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,48 +24,52 @@ use crate::protocol::trace_context::TraceContext;
 use crate::protocol::v1::{self, WelcomeFrame};
 use crate::protocol::wire::v1::Limits;
 
-/// Bytes of frames in one read. A connection holds one page while it waits for room in its queue.
+/// Maximum size in bytes of the frames that one read returns. A connection holds these frames in
+/// memory while it waits for room in its queue.
 const PAGE_BYTES: usize = 64 << 10;
 
-/// A client that has not received its queued frames after this time counts as a slow consumer.
+/// Time after which a client counts as a slow consumer because its queue has not become empty, or
+/// has had no room for a frame.
 const SLOW_CONSUMER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A connection is closed when the fan-out has been unavailable for `UNAVAILABLE_FACTOR` ×
+/// A connection is closed when its mailbox could not be read for this many times
 /// `PRODUCE_TIMEOUT_MS`.
-const UNAVAILABLE_FACTOR: u32 = 3;
+const READ_TIMEOUT_FACTOR: u32 = 3;
 
 /// Why a connection catches up.
 enum CatchUpReason {
     /// The connection is new, and the client sent no position.
     Start,
-    /// It is new, and the client resumes after this position.
+    /// The connection is new, and the client resumes after this position.
     Resume(Position),
-    /// The connection was slow, or live frames were lost.
+    /// The connection was sent `welcome` earlier, and has become stale since.
     Repair,
 }
 
-/// Runs a catch-up whenever the connection is stale, beginning with a new connection's first.
-/// Returns only when the connection must be closed, with the reason.
+/// Runs a catch-up whenever the connection is stale, as a new connection is. `resume_after` is the
+/// position from which the client resumes. Returns the reason when the connection must be closed.
 pub(in crate::gateway) async fn run(
     gateway: &Gateway,
     sessions: &UserSessions,
     client: &Arc<V1State>,
-    since: Option<Position>,
+    resume_after: Option<Position>,
 ) -> CloseReason {
-    let mut reason = since.map_or(CatchUpReason::Start, CatchUpReason::Resume);
+    let mut reason = resume_after.map_or(CatchUpReason::Start, CatchUpReason::Resume);
     loop {
         if !sessions.state().subscribers.is_stale(client) {
             client.catch_up_needed.notified().await;
             continue;
         }
-        // Boxed, because a connection spends its life in the wait above.
+        // Boxed, so that the wait above, where a connection spends most of its time, takes less
+        // memory.
         if let Err(close) = Box::pin(catch_up(gateway, sessions, client, &mut reason)).await {
             return close;
         }
     }
 }
 
-/// Sends a connection everything up to one [`UserView`], and makes it live from there.
+/// Sends a connection everything that it is missing up to one [`UserView`], and makes it live from
+/// there.
 async fn catch_up(
     gateway: &Gateway,
     sessions: &UserSessions,
@@ -72,7 +77,7 @@ async fn catch_up(
     reason: &mut CatchUpReason,
 ) -> Result<(), CloseReason> {
     let is_repair = matches!(reason, CatchUpReason::Repair);
-    // A slow client first receives what is queued; after a loss the queue is mostly empty.
+    // A slow client first receives the queued frames. After a gap the queue is mostly empty.
     if is_repair {
         let emptied = timeout(SLOW_CONSUMER_TIMEOUT, client.outbound.wait_until_empty());
         emptied.await.map_err(|_| CloseReason::SlowConsumer)?;
@@ -105,16 +110,17 @@ async fn catch_up(
             push(client, v1::snapshot_frame(&sessions.user, answer), None).await?;
         }
         let number = view.number.clone();
-        let lost = sessions.state().subscribers.finish_read(client, number);
-        for frame in lost {
+        let resend_replies = sessions.state().subscribers.finish_read(client, number);
+        for frame in resend_replies {
             push(client, frame, None).await?;
         }
         return Ok(());
     }
 }
 
-/// Sends `welcome` where the client needs one: at its start, and where the mailbox could not be
-/// resumed, so that the client reloads its history. Every later catch-up is a repair.
+/// Sends `welcome` if the connection is new, or if the mailbox does not have every frame after the
+/// connection's position, so that the client must reload its history. From then on `reason` is
+/// [`CatchUpReason::Repair`].
 async fn send_welcome(
     gateway: &Gateway,
     sessions: &UserSessions,
@@ -132,13 +138,14 @@ async fn send_welcome(
     } else {
         return Ok(());
     };
-    let frame = welcome(gateway, sessions, &position, is_recovered, view);
+    let frame = encode_welcome(gateway, sessions, &position, is_recovered, view);
     push(client, frame, None).await?;
     client.set_welcomed();
     Ok(())
 }
 
-/// Queues a frame as soon as there is room for it.
+/// Queues a frame as soon as there is room for it. Returns an error where the queue has no room for
+/// [`SLOW_CONSUMER_TIMEOUT`].
 async fn push(
     client: &V1State,
     frame: impl Into<Utf8Bytes>,
@@ -150,7 +157,7 @@ async fn push(
         .map_err(|_| CloseReason::SlowConsumer)
 }
 
-/// Sends a stored terminal frame, unless the connection has received it.
+/// Sends a terminal frame from the mailbox, unless the connection has received it.
 async fn send_stored(
     sessions: &UserSessions,
     client: &Arc<V1State>,
@@ -163,10 +170,10 @@ async fn send_stored(
     let text = frame
         .as_ref()
         .filter(|_| is_needed)
-        .and_then(|frame| V1Encoder.published(frame, &sessions.user));
+        .and_then(|frame| V1Encoder.encode_published(frame, &sessions.user));
     if let Some(text) = text {
-        // Only a repair records the delivery: a client that resumes may receive hundreds of old
-        // frames, which say nothing about how their answers were delivered.
+        // Only a repair records a span of the delivery: a client that resumes may receive hundreds
+        // of old frames, and their spans would say nothing about how long a delivery takes.
         let trace = frame.as_ref().filter(|_| is_repair);
         let trace = trace.and_then(PublishedFrame::trace);
         push(client, text, trace.as_ref()).await?;
@@ -179,7 +186,7 @@ async fn send_stored(
     Ok(())
 }
 
-fn welcome(
+fn encode_welcome(
     gateway: &Gateway,
     sessions: &UserSessions,
     position: &Position,
@@ -206,13 +213,14 @@ fn welcome(
     .to_json()
 }
 
-/// Reads with exponential backoff while the fan-out is unavailable.
+/// Reads the mailbox, with retries while the fan-out is unavailable. Returns the reason for which
+/// the connection is closed where the mailbox could not be read in time, or the gateway drains.
 async fn read_with_retries(
     gateway: &Gateway,
     sessions: &UserSessions,
     client: &Arc<V1State>,
 ) -> Result<Arc<UserView>, CloseReason> {
-    let deadline = Instant::now() + gateway.settings.produce_timeout * UNAVAILABLE_FACTOR;
+    let deadline = Instant::now() + gateway.settings.produce_timeout * READ_TIMEOUT_FACTOR;
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
     loop {
         let pause = backoff.next_delay();
@@ -237,27 +245,27 @@ async fn read_with_retries(
     }
 }
 
-/// Reads the mailbox once, or uses a read that another connection of the user began after this one
-/// had become stale.
+/// Reads the mailbox once, or uses the result of a read that another connection of the user began
+/// after this connection had become stale.
 async fn read(
     gateway: &Gateway,
     sessions: &UserSessions,
     client: &Arc<V1State>,
 ) -> Result<Arc<UserView>, FanoutError> {
-    let mut last = sessions.shared_read.lock().await;
+    let mut last_read = sessions.shared_read.lock().await;
     let (start, has_other_stale) = {
         let mut state = sessions.state();
         let start = state.subscribers.begin_read(client);
         let has_other_stale = state.subscribers.has_other_stale(client);
-        if let Some(shared) = &*last
-            && shared.after == start.after
-            && shared.buffered_since >= start.stale_since
-            && state.subscribers.is_buffered_since(shared.buffered_since)
+        if let Some(other) = &*last_read
+            && other.after == start.after
+            && other.buffered_since >= start.stale_since
+            && state.subscribers.is_buffered_since(other.buffered_since)
         {
-            state.subscribers.join_read(client, shared.buffered_since);
-            let view = shared.view.clone();
+            state.subscribers.join_read(client, other.buffered_since);
+            let view = other.view.clone();
             if !has_other_stale {
-                *last = None;
+                *last_read = None;
             }
             return Ok(view);
         }
@@ -270,7 +278,7 @@ async fn read(
         max_bytes: PAGE_BYTES,
     });
     let view = Arc::new(view.await?);
-    *last = has_other_stale.then(|| ReadResult {
+    *last_read = has_other_stale.then(|| ReadResult {
         after: start.after,
         buffered_since: start.buffered_since,
         view: view.clone(),

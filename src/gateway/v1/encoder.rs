@@ -1,4 +1,4 @@
-//! Frames of the `chatmesh.v1` protocol.
+//! Encodes the gateway's frames in the `chatmesh.v1` protocol.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::protocol::v1::{self, AcceptedFrame};
 pub(in crate::gateway) struct V1Encoder;
 
 impl Encoder for V1Encoder {
-    fn rejection(&self, user: &UserId, rejection: &Rejection<'_>) -> String {
+    fn encode_rejection(&self, user: &UserId, rejection: &Rejection<'_>) -> String {
         v1::error_frame_with_retry(
             user,
             rejection.client_id,
@@ -22,11 +22,11 @@ impl Encoder for V1Encoder {
         )
     }
 
-    fn accepted(&self, accepted: &AcceptedFrame<'_>) -> Option<String> {
+    fn encode_accepted(&self, accepted: &AcceptedFrame<'_>) -> Option<String> {
         Some(accepted.to_json())
     }
 
-    fn forgotten(&self, message: &AcceptedFrame<'_>, _: &str) -> String {
+    fn encode_forgotten(&self, message: &AcceptedFrame<'_>, _: &str) -> String {
         v1::forgotten_message_frame(
             message.userid,
             message.message_id,
@@ -35,11 +35,11 @@ impl Encoder for V1Encoder {
         )
     }
 
-    fn published(&self, frame: &PublishedFrame<'_>, user: &UserId) -> Option<String> {
+    fn encode_published(&self, frame: &PublishedFrame<'_>, user: &UserId) -> Option<String> {
         v1::encode_published(frame, user)
     }
 
-    fn closing(&self, user: &UserId, reason: &str, retry_after: Duration) -> Option<String> {
+    fn encode_closing(&self, user: &UserId, reason: &str, retry_after: Duration) -> Option<String> {
         let milliseconds = u64::try_from(retry_after.as_millis()).unwrap_or(0);
         Some(v1::closing_frame(user, reason, milliseconds))
     }

@@ -1,65 +1,69 @@
-//! Live frames buffered while connections of a user catch up.
+//! Buffers live frames while connections of a user read the mailbox.
 
 use std::collections::VecDeque;
 
 use super::live_frame::LiveFrame;
+use super::logical_time::LogicalTime;
 
-/// Bytes of frames that are buffered for one user.
-pub(super) const MAX_BYTES: usize = 512 << 10;
+/// Maximum size in bytes of the frames that are buffered for one user.
+pub(super) const MAX_BUFFERED_BYTES: usize = 512 << 10;
 
-/// Bytes charged for a buffered frame in addition to its text.
-const FRAME_OVERHEAD: usize = 128;
+/// Size in bytes that is charged for a buffered frame in addition to its text.
+const FRAME_OVERHEAD_BYTES: usize = 128;
 
-/// The live frames that were published while a read was in progress, for all connections of a user.
-/// Live frames must not overtake the snapshot that the read returns. Above the bound the buffer is
-/// dropped, and the connections read again.
+/// The live frames that were published while a read was in progress, shared by all connections of a
+/// user. Live frames must not overtake the user view that the read returns. When a frame would
+/// exceed the maximum size, the buffer is dropped, and the connections read again.
 #[derive(Default)]
 pub(super) struct LiveBuffer {
-    frames: VecDeque<(u64, LiveFrame)>,
+    /// Each frame with the time at which it was published, oldest first.
+    frames: VecDeque<(LogicalTime, LiveFrame)>,
     bytes: usize,
-    /// Every frame that was published after this event is in the buffer.
-    complete_since: u64,
+    /// Every frame that was published after this time is in the buffer.
+    complete_since: LogicalTime,
 }
 
 impl LiveBuffer {
-    /// Whether every frame that was published after `event` is in the buffer.
-    pub(super) fn is_complete_since(&self, event: u64) -> bool {
-        self.complete_since <= event
+    /// Whether every frame that was published after `time` is in the buffer.
+    pub(super) fn is_complete_since(&self, time: LogicalTime) -> bool {
+        self.complete_since <= time
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.frames.is_empty()
     }
 
-    /// Drops all frames. The buffer is complete from `event` on.
-    pub(super) fn clear(&mut self, event: u64) {
+    /// Drops all frames. The buffer is complete again for the time after `now`.
+    pub(super) fn clear(&mut self, now: LogicalTime) {
         self.frames = VecDeque::new();
         self.bytes = 0;
-        self.complete_since = event;
+        self.complete_since = now;
     }
 
-    /// Records that a frame was published at `event` and not buffered, as no connection needs it.
-    pub(super) fn skip(&mut self, event: u64) {
-        self.complete_since = event;
+    /// Records that the frame that was published at `now` is not buffered, because no connection is
+    /// reading.
+    pub(super) fn skip(&mut self, now: LogicalTime) {
+        self.complete_since = now;
     }
 
-    /// Buffers a frame that was published at `event`.
-    pub(super) fn push(&mut self, event: u64, frame: LiveFrame) {
+    /// Buffers the frame that was published at `now`. Clears the buffer instead where the frame
+    /// would exceed the maximum size.
+    pub(super) fn push(&mut self, now: LogicalTime, frame: LiveFrame) {
         let text_bytes = frame.text.as_ref().map_or(0, |text| text.as_str().len());
-        let cost = text_bytes + FRAME_OVERHEAD;
-        if self.bytes + cost > MAX_BYTES {
-            self.clear(event);
+        let frame_bytes = text_bytes + FRAME_OVERHEAD_BYTES;
+        if self.bytes + frame_bytes > MAX_BUFFERED_BYTES {
+            self.clear(now);
         } else {
-            self.bytes += cost;
-            self.frames.push_back((event, frame));
+            self.bytes += frame_bytes;
+            self.frames.push_back((now, frame));
         }
     }
 
-    /// The buffered frames that were published after `event`.
-    pub(super) fn frames_after(&self, event: u64) -> impl Iterator<Item = &LiveFrame> {
+    /// The buffered frames that were published after `time`.
+    pub(super) fn frames_after(&self, time: LogicalTime) -> impl Iterator<Item = &LiveFrame> {
         self.frames
             .iter()
-            .filter(move |(published, _)| *published > event)
+            .filter(move |(published_at, _)| *published_at > time)
             .map(|(_, frame)| frame)
     }
 

@@ -3,16 +3,17 @@
 //! while they are written.
 //!
 //! [`subscribers`] tracks, for each connection of a user, the last live frame it received.
-//! [`catch_up`] serves the connections with a gap, which are new, slow, or missed a frame: it
-//! buffers live frames, reads a snapshot, and replays the buffer. [`requests`] are the client's
-//! cancels and interrupts, [`encoder`] writes the frames.
+//! [`catch_up`] serves the stale connections, which are new, slow, or have missed a frame: it
+//! buffers live frames, reads the user view, sends it, and replays the buffer. [`requests`] calls
+//! the fan-out for the client's cancels and interrupts, [`encoder`] encodes the frames.
 //!
-//! Architecture invariant: nothing in here imports `classic`, and `classic` imports nothing of it.
+//! Architecture invariant: neither `v1` nor `classic` imports anything of the other module.
 
 pub(super) mod catch_up;
 pub(super) mod encoder;
 mod live_buffer;
 pub(super) mod live_frame;
+mod logical_time;
 mod received;
 pub(super) mod requests;
 pub(super) mod shared_read;

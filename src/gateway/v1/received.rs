@@ -1,17 +1,19 @@
-//! Which terminal frames one connection has received.
+//! Tracks which terminal frames one `chatmesh.v1` connection has received, by their positions.
 
 use crate::protocol::position::Position;
 
-/// Epochs other than the current one whose last position is remembered.
-const OTHER_EPOCHS: usize = 16;
+/// Maximum number of epochs for which an earlier position is remembered in addition to the cursor.
+const MAX_EARLIER_EPOCHS: usize = 16;
 
-/// The positions up to which one connection has received every terminal frame that it needs.
+/// The positions, one per epoch, up to which a connection has received every terminal frame that it
+/// needs.
 #[derive(Debug, Default)]
 pub(super) struct ReceivedPositions {
-    /// The position from which the next mailbox read continues.
+    /// The position after which the next mailbox read begins; `None` until the first read of a
+    /// client that sent no position.
     cursor: Option<Position>,
-    /// Positions from before the client had to reload its history, or before its user moved to
-    /// another partition; at most one per epoch, the latest first.
+    /// The positions of the cursor before it moved to another epoch, or was reset because the
+    /// client had to reload its history. At most one per epoch, the latest first.
     earlier: Vec<Position>,
 }
 
@@ -27,7 +29,8 @@ impl ReceivedPositions {
         self.cursor.as_ref()
     }
 
-    /// Whether the connection has received the frame at `position`, or does not need it.
+    /// Whether the connection has received the terminal frame at `position`, or does not need the
+    /// frame because the client loads it with the history.
     pub(super) fn contains(&self, position: &Position) -> bool {
         let cursor = self.cursor.as_ref();
         cursor.is_some_and(|cursor| position.is_at_or_before(cursor))
@@ -40,18 +43,19 @@ impl ReceivedPositions {
             .any(|earlier| position.is_at_or_before(earlier))
     }
 
-    /// Moves the cursor, and remembers the old one where it belongs to another epoch.
+    /// Moves the cursor to `position`. Remembers the old cursor where it belongs to another epoch.
     pub(super) fn advance(&mut self, position: Position) {
-        let before = self.cursor.replace(position);
-        if let (Some(before), Some(now)) = (before, &self.cursor)
-            && before.epoch != now.epoch
+        let old_cursor = self.cursor.replace(position);
+        if let (Some(old), Some(new)) = (old_cursor, &self.cursor)
+            && old.epoch != new.epoch
         {
-            self.remember(before);
+            self.remember(old);
         }
     }
 
-    /// Moves the cursor to the mailbox's end after a loss. Returns the position to report to the
-    /// client: not lower than what it has received.
+    /// Moves the cursor to the mailbox's end, because the mailbox does not have what follows the
+    /// old cursor. Returns the position to report to the client: the mailbox's end, or a received
+    /// position instead where that is not lower or the mailbox is empty.
     pub(super) fn reset(&mut self, mailbox_end: &Position) -> Position {
         if let Some(cursor) = self.cursor.replace(mailbox_end.clone()) {
             self.remember(cursor);
@@ -70,7 +74,7 @@ impl ReceivedPositions {
         }
         self.earlier
             .retain(|earlier| earlier.epoch != position.epoch);
-        self.earlier.truncate(OTHER_EPOCHS - 1);
+        self.earlier.truncate(MAX_EARLIER_EPOCHS - 1);
         self.earlier.insert(0, position);
     }
 }

@@ -1,4 +1,5 @@
-//! Cancelling: one message (`cancel`), or all earlier ones of a conversation (`interrupt`).
+//! Cancels messages at a client's request: one message (`cancel`), or all earlier messages of a
+//! conversation (`interrupt`).
 
 use std::sync::Arc;
 
@@ -14,12 +15,12 @@ use crate::protocol::open_message::CancelResult;
 #[derive(Debug, Clone)]
 pub(in crate::gateway) struct CancelRequest {
     pub(in crate::gateway) message_id: MessageId,
-    /// The identifier by which the client named the message, if it did.
+    /// The client's own identifier of the message, if the frame named the message by it.
     pub(in crate::gateway) client_id: Option<ClientMessageId>,
     pub(in crate::gateway) correlation_id: Arc<str>,
 }
 
-/// Cancels a message; `None` where the fan-out was unavailable until the deadline.
+/// Cancels a message. Returns `None` where the fan-out was unavailable until the deadline.
 pub(in crate::gateway) async fn cancel(
     gateway: &Gateway,
     user: &UserId,
@@ -32,9 +33,10 @@ pub(in crate::gateway) async fn cancel(
     .await
 }
 
-/// Cancels the messages that are pending before `message` in its conversation. The message has been
-/// admitted, so the order of the pending messages shows which ones precede it; an interrupt that is
-/// sent again does not cancel later messages. Returns false where the fan-out was unavailable.
+/// Cancels the messages that are pending before `message` in its conversation. `message` itself has
+/// been admitted, so its place among the pending messages shows which messages precede it, and an
+/// interrupt that is sent again does not cancel later messages. Returns false where the fan-out was
+/// unavailable until the deadline.
 pub(in crate::gateway) async fn interrupt(
     gateway: &Gateway,
     message: &MessageRef,

@@ -1,24 +1,27 @@
-//! One mailbox read for several `chatmesh.v1` connections of a user.
+//! Lets several `chatmesh.v1` connections of a user use the result of one mailbox read.
 
 use std::sync::Arc;
 
 use tokio::sync::{Mutex, MutexGuard};
 
+use super::logical_time::LogicalTime;
 use crate::fanout::UserView;
 use crate::protocol::position::Position;
 
-/// The result of a read, for further connections of the user that need the same one.
+/// The result of one connection's mailbox read, for other connections of the user that need the
+/// same read.
 pub(super) struct ReadResult {
     /// The position after which the mailbox was read.
     pub(super) after: Option<Position>,
-    /// The event after which live frames are buffered for those that use the result.
-    pub(super) buffered_since: u64,
+    /// When the read began. A connection that uses the result receives the frames that were
+    /// published since then from the buffer.
+    pub(super) buffered_since: LogicalTime,
     pub(super) view: Arc<UserView>,
 }
 
 /// Lets at most one `chatmesh.v1` connection of a user read the mailbox at a time, and keeps the
-/// result while others wait for their turn. After a gap all connections of a user need a read, and
-/// mostly the same one.
+/// result of the last read while other connections wait for their turn. After a gap all connections
+/// of a user need a read, and mostly from the same position.
 #[derive(Default)]
 pub(in crate::gateway) struct SharedRead(Mutex<Option<ReadResult>>);
 

@@ -1,4 +1,5 @@
-//! One `chatmesh.v1` connection among its user's subscribers.
+//! One `chatmesh.v1` connection among its user's subscribers: whether it receives live frames, and
+//! up to which position it has received terminal frames.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -6,31 +7,32 @@ use std::sync::Arc;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use super::live_frame::LiveFrame;
+use super::logical_time::LogicalTime;
 use super::received::ReceivedPositions;
 use super::state::V1State;
 use crate::protocol::ids::MessageId;
 use crate::protocol::sequence_number::SequenceNumber;
 
-/// Bytes of terminal frames that wait for one connection's next read because it resent their
-/// messages.
-const RESENT_BYTES: usize = 1 << 20;
+/// Size in bytes of the resend replies that wait for one connection's next read. When they exceed
+/// it, no further reply is added.
+const MAX_RESEND_REPLY_BYTES: usize = 1 << 20;
 
-/// Whether a connection receives live frames. The events are those of the user's
-/// [`Subscribers`](super::subscribers::Subscribers).
+/// Whether a connection receives live frames.
 #[derive(Debug)]
 pub(super) enum SubscriberState {
-    /// The connection has a gap and has to read the mailbox.
-    Stale { since_event: u64 },
-    /// A read is in progress; live frames published after this event are buffered.
-    Reading { since_event: u64 },
-    /// The connection has received every live frame up to this one.
+    /// The connection has a gap since this time, and has to read the mailbox.
+    Stale { since: LogicalTime },
+    /// A read for the connection is in progress. Live frames that were published after this time
+    /// are buffered.
+    Reading { buffered_since: LogicalTime },
+    /// The connection has received every published frame up to this number.
     Live(SequenceNumber),
 }
 
-/// A resent message's terminal frame that the connection has not received.
+/// The terminal frame of a message that the client sent again before it had received the frame.
 struct ResendReply {
-    /// The event at which the message was resent.
-    since_event: u64,
+    /// When the client sent the message again.
+    resent_at: LogicalTime,
     text: Utf8Bytes,
 }
 
@@ -39,17 +41,18 @@ pub(super) struct Subscriber {
     pub(super) client: Arc<V1State>,
     pub(super) state: SubscriberState,
     pub(super) received: ReceivedPositions,
-    /// Answers of messages that the client sent again before it had received them.
-    resent: HashMap<MessageId, ResendReply>,
+    /// The resend replies that are sent after the next read unless that read returns their frames.
+    resend_replies: HashMap<MessageId, ResendReply>,
 }
 
 impl Subscriber {
-    pub(super) fn new(client: Arc<V1State>, received: ReceivedPositions, event: u64) -> Self {
+    /// A stale subscriber: `now` is the time at which the connection was added.
+    pub(super) fn new(client: Arc<V1State>, received: ReceivedPositions, now: LogicalTime) -> Self {
         Self {
             client,
-            state: SubscriberState::Stale { since_event: event },
+            state: SubscriberState::Stale { since: now },
             received,
-            resent: HashMap::new(),
+            resend_replies: HashMap::new(),
         }
     }
 
@@ -65,7 +68,8 @@ impl Subscriber {
         matches!(self.state, SubscriberState::Reading { .. })
     }
 
-    /// The last live frame that the connection received; `None` unless it is live.
+    /// The number of the last frame that a live connection received; `None` for a connection that
+    /// is not live.
     pub(super) fn last_received(&self) -> Option<&SequenceNumber> {
         match &self.state {
             SubscriberState::Live(number) => Some(number),
@@ -73,14 +77,15 @@ impl Subscriber {
         }
     }
 
-    /// Makes the connection read the mailbox.
-    pub(super) fn mark_stale(&mut self, event: u64) {
-        self.state = SubscriberState::Stale { since_event: event };
+    /// Marks the connection stale since `now`, and wakes its catch-up, which reads the mailbox.
+    pub(super) fn mark_stale(&mut self, now: LogicalTime) {
+        self.state = SubscriberState::Stale { since: now };
         self.client.catch_up_needed.notify_one();
     }
 
-    /// Offers the next live frame to a connection that is live. Returns false where a frame is
-    /// missing before it, or the queue has no room: the connection has to read then.
+    /// Sends the next published frame to the connection if it is live and needs the frame. Returns
+    /// false where an earlier frame is missing or the queue has no room, so that the connection has
+    /// to read the mailbox.
     pub(super) fn receive(&mut self, frame: &LiveFrame) -> bool {
         let SubscriberState::Live(last) = &mut self.state else {
             return true;
@@ -90,7 +95,7 @@ impl Subscriber {
                 return false;
             }
             if number.n <= last.n {
-                // The snapshot already contained it.
+                // The user view that the connection has read contains this frame.
                 return true;
             }
             last.n = number.n;
@@ -98,15 +103,16 @@ impl Subscriber {
         self.push(frame)
     }
 
-    /// Queues a frame; false where the queue has no room.
+    /// Queues a frame unless the connection sent its message or has received it. Returns false
+    /// where the queue has no room.
     fn push(&mut self, frame: &LiveFrame) -> bool {
         let Some(text) = &frame.text else {
             return true;
         };
         let outbound = &self.client.outbound;
         if !frame.is_terminal {
-            let is_own = frame.origin.as_ref() == Some(&self.client.origin);
-            return is_own || outbound.try_push(text.clone());
+            let is_sender = frame.sender_connection.as_ref() == Some(&self.client.connection_id);
+            return is_sender || outbound.try_push(text.clone());
         }
         let position = frame.position.as_ref();
         if position.is_some_and(|position| self.received.contains(position)) {
@@ -119,38 +125,43 @@ impl Subscriber {
             self.received.advance(position.clone());
         }
         if let Some(id) = &frame.message_id {
-            self.resent.remove(id);
+            self.resend_replies.remove(id);
         }
         true
     }
 
-    /// Adds the answer of a resent message. Returns false where too many bytes wait already.
-    pub(super) fn add_resent(&mut self, id: MessageId, text: Utf8Bytes, event: u64) -> bool {
-        let waiting = self.resent.values();
-        let bytes: usize = waiting.map(|reply| reply.text.as_str().len()).sum();
-        if bytes > RESENT_BYTES {
+    /// Adds the terminal frame `text` of a message that the client sent again at `resent_at`.
+    /// Returns false where the replies that wait already exceed [`MAX_RESEND_REPLY_BYTES`].
+    pub(super) fn add_resend_reply(
+        &mut self,
+        id: MessageId,
+        text: Utf8Bytes,
+        resent_at: LogicalTime,
+    ) -> bool {
+        let replies = self.resend_replies.values();
+        let bytes: usize = replies.map(|reply| reply.text.as_str().len()).sum();
+        if bytes > MAX_RESEND_REPLY_BYTES {
             return false;
         }
-        self.resent.insert(
-            id,
-            ResendReply {
-                since_event: event,
-                text,
-            },
-        );
+        self.resend_replies
+            .insert(id, ResendReply { resent_at, text });
         true
     }
 
-    pub(super) fn remove_resent(&mut self, id: &MessageId) {
-        self.resent.remove(id);
+    /// Removes the reply to a resent message, because the connection has received its frame.
+    pub(super) fn remove_resend_reply(&mut self, id: &MessageId) {
+        self.resend_replies.remove(id);
     }
 
-    /// Removes the answers of messages that were resent up to `event`: the read that began then
-    /// would have returned them if the mailbox still had them.
-    pub(super) fn take_resend_replies_up_to(&mut self, event: u64) -> Vec<Utf8Bytes> {
+    /// Removes and returns the replies to messages that were resent up to `read_began_at`. The read
+    /// that began then did not return their frames, so the mailbox no longer has them.
+    pub(super) fn take_resend_replies_up_to(
+        &mut self,
+        read_began_at: LogicalTime,
+    ) -> Vec<Utf8Bytes> {
         let mut texts = Vec::new();
-        self.resent.retain(|_, reply| {
-            let is_later = reply.since_event > event;
+        self.resend_replies.retain(|_, reply| {
+            let is_later = reply.resent_at > read_began_at;
             if !is_later {
                 texts.push(reply.text.clone());
             }
@@ -159,7 +170,7 @@ impl Subscriber {
         texts
     }
 
-    pub(super) fn has_resent(&self) -> bool {
-        !self.resent.is_empty()
+    pub(super) fn has_resend_replies(&self) -> bool {
+        !self.resend_replies.is_empty()
     }
 }

@@ -1,9 +1,13 @@
-//! Tracks, for each `chatmesh.v1` connection of a user, the last live frame it received, and runs
-//! the catch-up protocol when it has a gap: buffer live frames, read a snapshot, replay the buffer.
+//! The `chatmesh.v1` connections of one user: for each, the last live frame it received and whether
+//! it is live, stale or reading; and the buffer of live frames that all of them share.
 //!
-//! A live connection receives every published frame, and each frame's number is the last one plus
-//! one. A connection for which that fails, or whose queue has no room for a frame, is stale until a
-//! read has delivered what it is missing. The buffer is shared by all connections of the user.
+//! `catch_up` serves the stale connections. It begins a read here (frames are buffered from then
+//! on), reads the user view, sends it, and finishes the read here, which replays the buffer.
+//!
+//! A live connection receives every published frame, and the number of each frame is the previous
+//! number plus one. A new connection is stale. A live connection becomes stale when a number is
+//! skipped or its queue has no room for a frame, and stays stale until a read has delivered what is
+//! missing.
 
 use std::sync::Arc;
 
@@ -11,6 +15,7 @@ use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use super::live_buffer::LiveBuffer;
 use super::live_frame::LiveFrame;
+use super::logical_time::LogicalTime;
 use super::received::ReceivedPositions;
 use super::state::V1State;
 use super::subscriber::{Subscriber, SubscriberState};
@@ -21,37 +26,41 @@ use crate::protocol::sequence_number::SequenceNumber;
 #[cfg(test)]
 mod tests;
 
-/// Where a connection's read begins.
+/// The state in which a connection begins a read.
 #[derive(Debug, Clone)]
 pub(in crate::gateway) struct ReadStart {
     /// The position after which the mailbox is read.
     pub(in crate::gateway) after: Option<Position>,
-    /// The event at which the connection became stale.
-    pub(in crate::gateway) stale_since: u64,
-    /// The event after which live frames are buffered for it.
-    pub(in crate::gateway) buffered_since: u64,
+    /// When the connection became stale, or when its previous read began if this read continues
+    /// it. Only a read of another connection that began at this time or later can serve this
+    /// connection too.
+    pub(in crate::gateway) stale_since: LogicalTime,
+    /// When the read begins: live frames that are published after this time are buffered.
+    pub(in crate::gateway) buffered_since: LogicalTime,
 }
 
 /// The `chatmesh.v1` connections of one user on this gateway.
 #[derive(Default)]
 pub(in crate::gateway) struct Subscribers {
     list: Vec<Subscriber>,
-    /// The number of the last published frame.
+    /// The number of the last published frame; `None` where no frame with a number was published
+    /// since the first connection was added.
     last_published: Option<SequenceNumber>,
-    /// Counts published frames and changes of a subscriber's state, so that they can be ordered.
-    logical_clock: u64,
+    /// The time of the last event: a published frame, or a change of a connection's state.
+    logical_clock: LogicalTime,
     buffer: LiveBuffer,
 }
 
 impl Subscribers {
-    /// Adds a connection that resumes after the position `since`; it has to read first.
-    pub(in crate::gateway) fn add(&mut self, client: Arc<V1State>, since: Option<Position>) {
-        self.logical_clock += 1;
+    /// Adds a connection whose client resumes after `resume_after`. The connection is stale, so it
+    /// has to read the mailbox first.
+    pub(in crate::gateway) fn add(&mut self, client: Arc<V1State>, resume_after: Option<Position>) {
+        self.logical_clock.advance();
         // Most users have one connection, and a vector would begin with room for four.
         if self.list.capacity() == 0 {
             self.list.reserve_exact(1);
         }
-        let received = ReceivedPositions::from_cursor(since);
+        let received = ReceivedPositions::from_cursor(resume_after);
         self.list
             .push(Subscriber::new(client, received, self.logical_clock));
     }
@@ -85,28 +94,29 @@ impl Subscribers {
             .find(|subscriber| Arc::ptr_eq(&subscriber.client, client))
     }
 
-    fn is_reading(&self) -> bool {
+    /// Whether a read is in progress for any connection.
+    fn is_any_reading(&self) -> bool {
         self.list.iter().any(Subscriber::is_reading)
     }
 
-    /// Drops the buffer where no connection reads.
+    /// Clears the buffer unless a read is in progress.
     fn clear_unused_buffer(&mut self) {
-        if !self.is_reading() && !self.buffer.is_empty() {
+        if !self.is_any_reading() && !self.buffer.is_empty() {
             self.buffer.clear(self.logical_clock);
         }
     }
 
-    /// Sends a published frame to the live connections, and buffers it for those that read.
+    /// Sends a published frame to the live connections, and buffers it for the reading connections.
     pub(in crate::gateway) fn publish(&mut self, mut frame: LiveFrame) {
         if self.list.is_empty() {
             return;
         }
-        self.logical_clock += 1;
+        self.logical_clock.advance();
         if let Some(number) = &mut frame.number {
             if let Some(last) = &self.last_published
                 && last.counter == number.counter
             {
-                // Shares one allocation between all frames of a counter.
+                // All frames of a counter share one allocation of its id.
                 number.counter = last.counter.clone();
                 if number.n <= last.n {
                     // The counter went back: the fan-out has lost the frames after this number.
@@ -122,17 +132,17 @@ impl Subscribers {
                 subscriber.mark_stale(self.logical_clock);
             }
         }
-        if self.is_reading() {
+        if self.is_any_reading() {
             self.buffer.push(self.logical_clock, frame);
         } else {
             self.buffer.skip(self.logical_clock);
         }
     }
 
-    /// Marks all live connections stale, and drops the buffer so that reads in progress are
-    /// repeated: any frame may be missing.
+    /// Marks all live connections stale, because any frame may be missing. Clears the buffer, so
+    /// that reads in progress are repeated.
     pub(in crate::gateway) fn mark_all_stale(&mut self) {
-        self.logical_clock += 1;
+        self.logical_clock.advance();
         self.buffer.clear(self.logical_clock);
         for subscriber in &mut self.list {
             if subscriber.is_live() {
@@ -143,18 +153,18 @@ impl Subscribers {
 
     /// Marks one live connection stale. A stale or reading connection stays as it is.
     fn mark_stale(&mut self, client: &Arc<V1State>) {
-        self.logical_clock += 1;
-        let event = self.logical_clock;
+        self.logical_clock.advance();
+        let now = self.logical_clock;
         if let Some(subscriber) = self.get_mut(client)
             && subscriber.is_live()
         {
-            subscriber.mark_stale(event);
+            subscriber.mark_stale(now);
         }
     }
 
-    /// Makes the live connections read that have not received every frame up to `number`.
+    /// Marks the live connections stale that have not received every frame up to `number`.
     pub(in crate::gateway) fn mark_stale_before(&mut self, number: &SequenceNumber) {
-        self.logical_clock += 1;
+        self.logical_clock.advance();
         for subscriber in &mut self.list {
             let last = subscriber.last_received();
             if last.is_some_and(|last| !last.is_at_or_after(number)) {
@@ -167,13 +177,14 @@ impl Subscribers {
         self.get(client).is_some_and(Subscriber::is_stale)
     }
 
-    /// The highest number that a live connection has received.
+    /// The highest number of a frame that a live connection has received; `None` if no connection
+    /// is live.
     pub(in crate::gateway) fn highest_received(&self) -> Option<SequenceNumber> {
         let received = self.list.iter().filter_map(Subscriber::last_received);
         received.max_by_key(|number| number.n).cloned()
     }
 
-    /// The number of the last frame that was published to this gateway.
+    /// The number of the last published frame that this gateway has received for the user.
     pub(in crate::gateway) fn last_published(&self) -> Option<SequenceNumber> {
         self.last_published.clone()
     }
@@ -184,7 +195,7 @@ impl Subscribers {
         received.all(|last| last.is_at_or_after(number))
     }
 
-    /// Begins a read for this connection: live frames are buffered from now on.
+    /// Begins a read for this connection: live frames that are published from now on are buffered.
     pub(in crate::gateway) fn begin_read(&mut self, client: &Arc<V1State>) -> ReadStart {
         self.clear_unused_buffer();
         let now = self.logical_clock;
@@ -196,12 +207,13 @@ impl Subscribers {
             };
         };
         let stale_since = match subscriber.state {
-            SubscriberState::Stale { since_event } | SubscriberState::Reading { since_event } => {
-                since_event
-            }
+            SubscriberState::Stale { since } => since,
+            SubscriberState::Reading { buffered_since } => buffered_since,
             SubscriberState::Live(_) => now,
         };
-        subscriber.state = SubscriberState::Reading { since_event: now };
+        subscriber.state = SubscriberState::Reading {
+            buffered_since: now,
+        };
         ReadStart {
             after: subscriber.received.cursor().cloned(),
             stale_since,
@@ -210,46 +222,49 @@ impl Subscribers {
     }
 
     /// Lets this connection use the result of a read that another connection of the user began at
-    /// the event `buffered_since`.
-    pub(in crate::gateway) fn join_read(&mut self, client: &Arc<V1State>, buffered_since: u64) {
+    /// `buffered_since`.
+    pub(in crate::gateway) fn join_read(
+        &mut self,
+        client: &Arc<V1State>,
+        buffered_since: LogicalTime,
+    ) {
         if let Some(subscriber) = self.get_mut(client) {
-            subscriber.state = SubscriberState::Reading {
-                since_event: buffered_since,
-            };
+            subscriber.state = SubscriberState::Reading { buffered_since };
         }
     }
 
-    /// Whether another connection of the user has to read, too.
+    /// Whether a connection of the user other than `client` is stale.
     pub(in crate::gateway) fn has_other_stale(&self, client: &Arc<V1State>) -> bool {
         self.list
             .iter()
             .any(|subscriber| subscriber.is_stale() && !Arc::ptr_eq(&subscriber.client, client))
     }
 
-    /// Whether every frame that was published after `event` is buffered.
-    pub(in crate::gateway) fn is_buffered_since(&self, event: u64) -> bool {
-        self.buffer.is_complete_since(event)
+    /// Whether every frame that was published after `time` is buffered.
+    pub(in crate::gateway) fn is_buffered_since(&self, time: LogicalTime) -> bool {
+        self.buffer.is_complete_since(time)
     }
 
-    /// Ends a read that failed, or whose result could not be sent: the connection reads again.
+    /// Ends a read that failed. The connection is stale, so it reads again.
     pub(in crate::gateway) fn abandon_read(&mut self, client: &Arc<V1State>) {
-        let event = self.logical_clock;
+        let now = self.logical_clock;
         if let Some(subscriber) = self.get_mut(client) {
-            subscriber.state = SubscriberState::Stale { since_event: event };
+            subscriber.state = SubscriberState::Stale { since: now };
         }
         self.clear_unused_buffer();
     }
 
-    /// Ends a read whose result, up to the frame `number`, was sent: replays the buffer, and makes
-    /// the connection live. Where frames are missing it has to read again. Returns the answers of
-    /// resent messages that the read should have returned, but the mailbox has lost.
+    /// Ends a read after its user view, which contains the frames up to `number`, was sent: replays
+    /// the buffer and makes the connection live, or stale where a frame is still missing. Returns
+    /// the terminal frames of resent messages that the read should have returned but the mailbox no
+    /// longer has; the caller sends them.
     pub(in crate::gateway) fn finish_read(
         &mut self,
         client: &Arc<V1State>,
         number: SequenceNumber,
     ) -> Vec<Utf8Bytes> {
-        self.logical_clock += 1;
-        let event = self.logical_clock;
+        self.logical_clock.advance();
+        let now = self.logical_clock;
         let Some(index) = self
             .list
             .iter()
@@ -258,25 +273,26 @@ impl Subscribers {
             return Vec::new();
         };
         let subscriber = &mut self.list[index];
-        let SubscriberState::Reading { since_event } = subscriber.state else {
+        let SubscriberState::Reading { buffered_since } = subscriber.state else {
             return Vec::new();
         };
         subscriber.state = SubscriberState::Live(number);
-        let is_live = self.buffer.is_complete_since(since_event)
+        let is_live = self.buffer.is_complete_since(buffered_since)
             && self
                 .buffer
-                .frames_after(since_event)
+                .frames_after(buffered_since)
                 .all(|frame| subscriber.receive(frame));
-        let lost = subscriber.take_resend_replies_up_to(since_event);
-        if !is_live || subscriber.has_resent() {
-            subscriber.mark_stale(event);
+        let resend_replies = subscriber.take_resend_replies_up_to(buffered_since);
+        if !is_live || subscriber.has_resend_replies() {
+            subscriber.mark_stale(now);
         }
         self.clear_unused_buffer();
-        lost
+        resend_replies
     }
 
-    /// Moves the connection to the mailbox's end because the mailbox does not have what follows its
-    /// position; the client reloads its history. Returns the position to report to the client.
+    /// Moves the connection to the mailbox's end, because the mailbox does not have what follows
+    /// the connection's position and the client reloads its history. Returns the position to report
+    /// to the client.
     pub(in crate::gateway) fn reset_position(
         &mut self,
         client: &Arc<V1State>,
@@ -288,7 +304,7 @@ impl Subscribers {
         }
     }
 
-    /// Whether the connection still has to receive the terminal frame at `position`.
+    /// Whether the connection needs the terminal frame at `position` and has not received it.
     pub(in crate::gateway) fn needs(&self, client: &Arc<V1State>, position: &Position) -> bool {
         self.get(client)
             .is_some_and(|subscriber| !subscriber.received.contains(position))
@@ -304,7 +320,8 @@ impl Subscribers {
             .is_some_and(|subscriber| subscriber.received.contains(position))
     }
 
-    /// Records that the connection has received or skipped the terminal frame at `position`.
+    /// Records that the terminal frame at `position` was sent to the connection, or skipped because
+    /// the connection does not need it.
     pub(in crate::gateway) fn record_received(
         &mut self,
         client: &Arc<V1State>,
@@ -314,13 +331,14 @@ impl Subscribers {
         if let Some(subscriber) = self.get_mut(client) {
             subscriber.received.advance(position);
             if let Some(id) = message_id {
-                subscriber.remove_resent(id);
+                subscriber.remove_resend_reply(id);
             }
         }
     }
 
-    /// Makes the connection read, and sends it the answer of a resent message if that read does not
-    /// return it. Returns false where too many answers wait already.
+    /// Marks a live connection stale, so that it reads the mailbox, and stores the terminal frame
+    /// `text` of a resent message, which is sent after the read unless the read returns it. Returns
+    /// false where too many such frames wait already.
     pub(in crate::gateway) fn send_after_read(
         &mut self,
         client: &Arc<V1State>,
@@ -328,9 +346,9 @@ impl Subscribers {
         text: Utf8Bytes,
     ) -> bool {
         self.mark_stale(client);
-        let event = self.logical_clock;
+        let now = self.logical_clock;
         match self.get_mut(client) {
-            Some(subscriber) => subscriber.add_resent(id, text, event),
+            Some(subscriber) => subscriber.add_resend_reply(id, text, now),
             None => true,
         }
     }

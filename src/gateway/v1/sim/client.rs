@@ -1,5 +1,5 @@
-//! The simulated client: it follows protocol.md, checks every frame, and connects and disconnects at
-//! random moments.
+//! The simulated client: it follows protocol.md, checks every frame that it receives, and connects
+//! and disconnects at random times.
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -21,19 +21,20 @@ use crate::gateway::v1::state::V1State;
 use crate::protocol::close::CloseReason;
 use crate::protocol::position::Position;
 
-/// The text of an answer in progress.
+/// The text so far of an answer in flight, as the client has received it.
 #[derive(Debug, Default)]
 struct PartialAnswer {
     attempt: u64,
     text: String,
-    /// Deltas in the text.
+    /// Number of deltas in the text.
     deltas: u64,
 }
 
-/// The end of a message as the client knows it.
-pub(super) struct KnownEnd {
-    pub(super) answer: String,
-    /// Received as a frame, not loaded from the history.
+/// An answer that is complete for the client.
+pub(super) struct CompleteAnswer {
+    pub(super) text: String,
+    /// Whether the client received the answer in a terminal frame. False if it loaded the answer
+    /// from the history.
     is_received: bool,
 }
 
@@ -41,15 +42,17 @@ pub(super) struct KnownEnd {
 #[derive(Default)]
 pub(super) struct TestClient {
     position: Option<Position>,
-    /// By message id.
-    pub(super) ends: HashMap<String, KnownEnd>,
-    /// By message id.
-    partial: HashMap<String, PartialAnswer>,
+    /// The complete answers by message id.
+    pub(super) answers: HashMap<String, CompleteAnswer>,
+    /// The answers in flight by message id.
+    partial_answers: HashMap<String, PartialAnswer>,
+    /// Whether the current connection has received `welcome`.
     is_welcomed: bool,
 }
 
 impl TestClient {
-    /// Checks and applies a frame. Returns whether the client has to load the history.
+    /// Checks and applies a frame. Returns whether the client has to load the history, or an error
+    /// that describes how the frame violates the protocol.
     fn apply(&mut self, frame: &Value) -> Result<bool, String> {
         let text = |name: &str| frame[name].as_str().unwrap_or_default().to_owned();
         let (id, kind) = (text("message_id"), text("type"));
@@ -64,7 +67,7 @@ impl TestClient {
             }
             "accepted" => {}
             "restarted" => {
-                self.partial.remove(&id);
+                self.partial_answers.remove(&id);
             }
             "snapshot" => {
                 let index = frame["index"].as_u64().unwrap();
@@ -78,13 +81,13 @@ impl TestClient {
                     text: content,
                     deltas: index,
                 };
-                self.partial.insert(id.clone(), snapshot);
+                self.partial_answers.insert(id.clone(), snapshot);
                 self.check_single_attempt(&id)?;
             }
             "delta" => {
                 let (index, attempt) = (frame["index"].as_u64(), frame["attempt"].as_u64());
                 let (index, attempt) = (index.unwrap(), attempt.unwrap());
-                let partial = self.partial.entry(id.clone()).or_default();
+                let partial = self.partial_answers.entry(id.clone()).or_default();
                 if index == 0 {
                     *partial = PartialAnswer {
                         attempt,
@@ -106,16 +109,16 @@ impl TestClient {
                     return Err(format!("{position} after {last}"));
                 }
                 let skipped = (0..position.offset)
-                    .find(|number| !self.ends.contains_key(&format!("m{number}")));
+                    .find(|number| !self.answers.contains_key(&format!("m{number}")));
                 if let Some(skipped) = skipped {
                     return Err(format!("{id} ended before m{skipped}"));
                 }
-                let end = KnownEnd {
-                    answer: text("content"),
+                let answer = CompleteAnswer {
+                    text: text("content"),
                     is_received: true,
                 };
-                let before = self.ends.insert(id.clone(), end);
-                if before.is_some_and(|end| end.is_received) {
+                let earlier = self.answers.insert(id.clone(), answer);
+                if earlier.is_some_and(|answer| answer.is_received) {
                     return Err(format!("{id} ended twice"));
                 }
                 self.position = Some(position);
@@ -125,13 +128,14 @@ impl TestClient {
         Ok(false)
     }
 
-    /// Checks that the text has the deltas of one attempt only, in their order.
+    /// Checks that the text so far of message `id` consists of the deltas of one attempt, in their
+    /// order.
     fn check_single_attempt(&self, id: &str) -> Result<(), String> {
         let PartialAnswer {
             attempt,
             text,
             deltas,
-        } = &self.partial[id];
+        } = &self.partial_answers[id];
         let number = &id[1..];
         let expected: Vec<_> = (0..*deltas)
             .map(|index| format!("[{number}.{attempt}.{index}]"))
@@ -145,34 +149,35 @@ impl TestClient {
     }
 }
 
-/// Connects and disconnects until the client knows the end of every message.
+/// Connects and disconnects until the client has the complete answer to every message. Returns an
+/// error if a frame violates the protocol.
 pub(super) async fn run_client(
     gateway: Arc<Gateway>,
     fanout: Arc<EmbeddedFanout>,
     random: SeededRandom,
 ) -> Result<TestClient, String> {
     let mut client = TestClient::default();
-    while client.ends.len() < MESSAGES {
+    while client.answers.len() < MESSAGES {
         random.pause(100).await;
         let queue = gateway.settings.outbound_queue_bytes;
         let connection = Arc::new(V1State::new(queue));
         let handle = Client::V1(connection.clone());
-        let since = client.position.clone();
+        let resume_after = client.position.clone();
         let joined = gateway
             .registry
-            .join(&user(), &handle, since.as_ref())
+            .join(&user(), &handle, resume_after.as_ref())
             .await;
         let sessions = joined.map_err(|error| error.to_string())?;
-        let following = tokio::spawn({
+        let catch_up_task = tokio::spawn({
             let (gateway, sessions) = (gateway.clone(), sessions.clone());
             let connection = connection.clone();
             async move {
-                let reason = catch_up::run(&gateway, &sessions, &connection, since).await;
+                let reason = catch_up::run(&gateway, &sessions, &connection, resume_after).await;
                 connection.outbound.close(reason);
             }
         });
         let (sender, mut frames) = mpsc::channel::<Message>(1);
-        let writing = tokio::spawn({
+        let writer_task = tokio::spawn({
             let (gateway, connection) = (gateway.clone(), connection.clone());
             async move {
                 let sink = futures_util::sink::unfold(sender, |sender, message| async move {
@@ -191,8 +196,8 @@ pub(super) async fn run_client(
         let stays_connected = random.chance(0.3);
         let is_slow = random.chance(0.3);
         let result = loop {
-            if client.ends.len() == MESSAGES || !stays_connected && Instant::now() >= disconnect_at
-            {
+            let is_complete = client.answers.len() == MESSAGES;
+            if is_complete || !stays_connected && Instant::now() >= disconnect_at {
                 break Ok(());
             }
             let max_wait = if stays_connected {
@@ -211,25 +216,25 @@ pub(super) async fn run_client(
                 Ok(false) => {}
                 Ok(true) => {
                     for turn in history(&fanout).await {
-                        let end = KnownEnd {
-                            answer: turn.answer,
+                        let answer = CompleteAnswer {
+                            text: turn.answer,
                             is_received: false,
                         };
                         client
-                            .ends
+                            .answers
                             .entry(turn.message_id.to_string())
-                            .or_insert(end);
+                            .or_insert(answer);
                     }
                 }
                 Err(violation) => break Err(violation),
             }
         };
-        following.abort();
+        catch_up_task.abort();
         connection.outbound.disconnect(CloseReason::ConnectionLost);
         drop(frames);
-        let _ = writing.await;
-        let result_of_leave = gateway.registry.leave(&sessions, &handle).await;
-        result_of_leave.map_err(|error| error.to_string())?;
+        let _ = writer_task.await;
+        let left = gateway.registry.leave(&sessions, &handle).await;
+        left.map_err(|error| error.to_string())?;
         result?;
     }
     Ok(client)

@@ -1,6 +1,6 @@
-//! A seeded simulation of `chatmesh.v1` clients that connect and disconnect at any moment while
-//! answers are written. Time is paused, and the moment of every event comes from the seed.
-//! `SIM_SEED` repeats one seed, `SIM_RUNS` sets the number of seeds.
+//! A seeded simulation of `chatmesh.v1` clients that connect and disconnect at any time while
+//! answers are written. Tokio's time is paused, and the time of every event depends on the seed
+//! only. `SIM_SEED` repeats one seed, `SIM_RUNS` sets the number of seeds.
 //!
 //! Real: the embedded fan-out with its mailbox, the registry, the subscribers, the catch-up, the
 //! mailbox sync, and the outbound queues. Simulated: the network, which delays and loses published
@@ -39,12 +39,16 @@ mod client;
 
 use client::run_client;
 
+/// Number of messages that the user sends in a run.
 const MESSAGES: usize = 6;
+
+/// Number of clients of the user.
 const CLIENTS: usize = 2;
-/// Deltas per answer.
+
+/// Number of deltas of each answer.
 const DELTAS: u32 = 4;
 
-/// The random numbers of one run, shared by all its tasks.
+/// The source of random numbers of one run, shared by all tasks of the run.
 #[derive(Clone)]
 struct SeededRandom(Arc<Mutex<StdRng>>);
 
@@ -57,11 +61,13 @@ impl SeededRandom {
         self.0.lock().unwrap().random_bool(probability)
     }
 
+    /// Sleeps for a random time below `max_ms` milliseconds.
     async fn pause(&self, max_ms: u64) {
         sleep(Duration::from_millis(self.number_below(max_ms))).await;
     }
 }
 
+/// An embedded log in memory, which a gateway needs and no run uses.
 fn log() -> Arc<EmbeddedLog> {
     static LOG: OnceLock<Arc<EmbeddedLog>> = OnceLock::new();
     let log = LOG.get_or_init(|| {
@@ -149,7 +155,8 @@ fn position(offset: usize) -> Position {
     }
 }
 
-/// Receives published frames late, loses some, and replaces some by a gap.
+/// Passes published frames to the gateway as an unreliable network does: after a delay, and some of
+/// them not at all. Only some of the losses are reported as a gap.
 async fn receive_published(gateway: Arc<Gateway>, random: SeededRandom) {
     let (feed, mut events) = gateway.fanout.open_feed(65_536).await.unwrap();
     gateway.registry.set_feed(feed);
@@ -175,6 +182,7 @@ async fn receive_published(gateway: Arc<Gateway>, random: SeededRandom) {
     }
 }
 
+/// The outcome of message `number` with the answer `text`.
 fn outcome(number: usize, text: &str) -> NewOutcome {
     let id = message_ref(number).message_id;
     NewOutcome {
@@ -192,8 +200,8 @@ fn outcome(number: usize, text: &str) -> NewOutcome {
     }
 }
 
-/// Admits and answers every message, as gateway, worker and relay do. Where a worker dies, another
-/// one takes over.
+/// Admits and answers every message with the calls that gateway, worker and relay make. A worker
+/// stops at random in the middle of an answer; the next worker then answers the message.
 async fn answer_messages(fanout: Arc<EmbeddedFanout>, random: SeededRandom) {
     for number in 0..MESSAGES {
         let message = message_ref(number);
@@ -222,12 +230,12 @@ async fn answer_messages(fanout: Arc<EmbeddedFanout>, random: SeededRandom) {
                 BeginResponse::Ended(_) => panic!("the message has an outcome already"),
             };
             let mut text = String::new();
-            let dies_at = random
+            let worker_stops_at = random
                 .chance(0.2)
                 .then(|| random.number_below(u64::from(DELTAS)) as u32);
             for index in 0..DELTAS {
                 random.pause(40).await;
-                if dies_at == Some(index) {
+                if worker_stops_at == Some(index) {
                     break;
                 }
                 let piece = format!("[{number}.{attempt}.{index}]");
@@ -240,7 +248,7 @@ async fn answer_messages(fanout: Arc<EmbeddedFanout>, random: SeededRandom) {
                 };
                 fanout.live(call).await.unwrap();
             }
-            if dies_at.is_some() {
+            if worker_stops_at.is_some() {
                 continue;
             }
             let call = KeepRequest {
@@ -276,6 +284,8 @@ async fn history(fanout: &EmbeddedFanout) -> Vec<Turn> {
     turns.unwrap().unwrap_or_default()
 }
 
+/// Runs the simulation with one seed. Returns an error if a client received a frame that violates
+/// the protocol, or other answers than the history has.
 async fn run(seed: u64) -> Result<(), String> {
     let random = SeededRandom(Arc::new(Mutex::new(StdRng::seed_from_u64(seed))));
     let started_at = Instant::now();
@@ -300,15 +310,15 @@ async fn run(seed: u64) -> Result<(), String> {
     answer_messages(fanout.clone(), random).await;
     let expected = history(&fanout).await;
     for client in clients {
-        let waiting = timeout(Duration::from_secs(3600), client).await;
-        let client = waiting
-            .map_err(|_| "a client never learned the end of every message")?
+        let finished = timeout(Duration::from_secs(3600), client).await;
+        let client = finished
+            .map_err(|_| "a client did not receive every answer")?
             .unwrap()?;
         for turn in &expected {
-            let known = &client.ends[turn.message_id.as_str()].answer;
-            if *known != turn.answer {
+            let received = &client.answers[turn.message_id.as_str()].text;
+            if *received != turn.answer {
                 return Err(format!(
-                    "{} ended as {known}, the history has {}",
+                    "{} was answered with {received}, the history has {}",
                     turn.message_id, turn.answer
                 ));
             }
@@ -318,6 +328,6 @@ async fn run(seed: u64) -> Result<(), String> {
 }
 
 #[test]
-fn reconnecting_clients_receive_every_end_once_and_in_order() {
+fn reconnecting_clients_receive_every_answer_once_and_in_order() {
     Seeds::new("reconnecting clients", "SIM_RUNS", 300).run_with_paused_time(run);
 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::gateway::v1::live_buffer::MAX_BYTES;
+use crate::gateway::v1::live_buffer::MAX_BUFFERED_BYTES;
 use crate::protocol::position::Epoch;
 
 const QUEUE_BYTES: usize = 4096;
@@ -27,7 +27,7 @@ fn delta(n: u64) -> LiveFrame {
         is_terminal: false,
         message_id: MessageId::parse("m").ok(),
         position: None,
-        origin: None,
+        sender_connection: None,
         text: Some(format!("d{n}").into()),
         trace: None,
     }
@@ -43,15 +43,15 @@ fn terminal(n: u64, offset: i64) -> LiveFrame {
     }
 }
 
-/// A frame of the counter that begins after the fan-out lost its data.
-fn renumbered(n: u64, frame: LiveFrame) -> LiveFrame {
+/// The same frame with the number `n` of a new counter, as after the fan-out lost its data.
+fn with_new_counter(n: u64, frame: LiveFrame) -> LiveFrame {
     LiveFrame {
         number: Some(SequenceNumber::new("b", n)),
         ..frame
     }
 }
 
-/// Adds a client that has read up to the frame `n` and position 0.
+/// Adds a live connection that has received every frame up to number `n` and up to position 0.
 fn live_client(subscribers: &mut Subscribers, n: u64) -> Arc<V1State> {
     let client = client();
     subscribers.add(client.clone(), Some(position(0)));
@@ -62,7 +62,7 @@ fn live_client(subscribers: &mut Subscribers, n: u64) -> Arc<V1State> {
 }
 
 #[test]
-fn buffered_frames_that_the_snapshot_lacks_are_replayed_in_order() {
+fn buffered_frames_that_the_user_view_lacks_are_replayed_in_order() {
     let mut subscribers = Subscribers::default();
     let client = client();
     subscribers.add(client.clone(), None);
@@ -72,7 +72,7 @@ fn buffered_frames_that_the_snapshot_lacks_are_replayed_in_order() {
     }
     assert!(
         client.outbound.queued().is_empty(),
-        "buffered until the snapshot is sent"
+        "the frames are buffered until the read is finished"
     );
     subscribers.finish_read(&client, number(2));
     subscribers.publish(delta(5));
@@ -81,12 +81,12 @@ fn buffered_frames_that_the_snapshot_lacks_are_replayed_in_order() {
 
 #[test]
 fn frame_without_the_next_number_makes_the_connection_read() {
-    for wrong in [delta(7), delta(5), delta(2), renumbered(6, delta(6))] {
+    for unexpected in [delta(7), delta(5), delta(2), with_new_counter(6, delta(6))] {
         let mut subscribers = Subscribers::default();
         let client = live_client(&mut subscribers, 4);
         subscribers.publish(delta(5));
         assert!(!subscribers.is_stale(&client));
-        subscribers.publish(wrong);
+        subscribers.publish(unexpected);
         assert!(subscribers.is_stale(&client));
         assert_eq!(client.outbound.queued(), ["d5"], "the frame was not sent");
     }
@@ -117,9 +117,9 @@ fn rebuild_of_an_emptied_mailbox_repeats_no_frame() {
     };
     assert_eq!(subscribers.reset_position(&client, &empty), position(5));
     subscribers.finish_read(&client, SequenceNumber::new("b", 0));
-    subscribers.publish(renumbered(1, terminal(1, 4)));
-    subscribers.publish(renumbered(2, terminal(2, 5)));
-    subscribers.publish(renumbered(3, terminal(3, 6)));
+    subscribers.publish(with_new_counter(1, terminal(1, 4)));
+    subscribers.publish(with_new_counter(2, terminal(2, 5)));
+    subscribers.publish(with_new_counter(3, terminal(3, 6)));
     assert_eq!(client.outbound.queued(), ["t5", "t6"]);
 }
 
@@ -138,14 +138,15 @@ fn frame_received_before_the_user_moved_to_another_partition_is_not_repeated() {
     };
     subscribers.publish(terminal(1, 5));
     subscribers.publish(in_new_partition(2, 0));
-    // A late record of the old partition, and frames of both that a rewind published again.
+    // The old partition has one more new frame, at offset 6. Then a rewind publishes frames of both
+    // partitions again; of these, only the frame at offset 1 of the new partition is new.
     subscribers.publish(terminal(3, 6));
     subscribers.publish(terminal(4, 5));
     subscribers.publish(in_new_partition(5, 0));
     subscribers.publish(in_new_partition(6, 1));
     subscribers.publish(terminal(7, 6));
     assert_eq!(client.outbound.queued(), ["t5", "m0", "t6", "m1"]);
-    // Redis was emptied, and the old partition is rebuilt first.
+    // Redis is emptied and the old partition is rebuilt first, so the mailbox ends at its offset 2.
     subscribers.mark_all_stale();
     let start = subscribers.begin_read(&client);
     assert_eq!(start.after, Some(new_position(1)));
@@ -154,9 +155,9 @@ fn frame_received_before_the_user_moved_to_another_partition_is_not_repeated() {
         position(6)
     );
     subscribers.finish_read(&client, SequenceNumber::new("b", 0));
-    subscribers.publish(renumbered(1, terminal(1, 3)));
-    subscribers.publish(renumbered(2, in_new_partition(2, 1)));
-    subscribers.publish(renumbered(3, in_new_partition(3, 2)));
+    subscribers.publish(with_new_counter(1, terminal(1, 3)));
+    subscribers.publish(with_new_counter(2, in_new_partition(2, 1)));
+    subscribers.publish(with_new_counter(3, in_new_partition(3, 2)));
     assert_eq!(client.outbound.queued(), ["t5", "m0", "t6", "m1", "m2"]);
 }
 
@@ -183,12 +184,12 @@ fn buffer_is_bounded_and_its_overflow_makes_the_connection_read_again() {
     subscribers.add(client.clone(), None);
     subscribers.begin_read(&client);
     let large = |n| LiveFrame {
-        text: Some("x".repeat(MAX_BYTES / 2).into()),
+        text: Some("x".repeat(MAX_BUFFERED_BYTES / 2).into()),
         ..delta(n)
     };
     for n in 1..=3 {
         subscribers.publish(large(n));
-        assert!(subscribers.buffer.bytes() <= MAX_BYTES);
+        assert!(subscribers.buffer.bytes() <= MAX_BUFFERED_BYTES);
     }
     subscribers.finish_read(&client, number(0));
     assert!(subscribers.is_stale(&client));
