@@ -1,4 +1,5 @@
-//! The data directory: its lock, its format marker, and its free space.
+//! The data directory of a store: opens and locks it, checks its format marker, and measures its
+//! free space.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
@@ -8,15 +9,16 @@ use std::time::Duration;
 
 use super::instance;
 
-/// Version of the data format. Increased with every change that another version of the program
-/// could not read.
-const FORMAT: u32 = 1;
-/// The file that contains the format version.
-const MARKER: &str = "chatmesh.format";
-/// The file that the process that holds the directory keeps locked. It contains the process id.
-const LOCK: &str = "chatmesh.lock";
-/// The subdirectory of the storage engine.
-const TABLES: &str = "tables";
+/// Version of the data format. It is increased with every change after which an earlier version of
+/// chatmesh could not read the directory, or this version not an earlier directory.
+const FORMAT_VERSION: u32 = 1;
+/// Name of the format marker: the file that contains the version of the data format.
+const FORMAT_FILE: &str = "chatmesh.format";
+/// Name of the file that a process locks in order to hold the directory. The file contains the
+/// process's id.
+const LOCK_FILE: &str = "chatmesh.lock";
+/// Name of the subdirectory with the storage engine's files.
+const ENGINE_DIR: &str = "tables";
 
 /// Why a data directory could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -30,13 +32,13 @@ pub enum OpenError {
     InUse {
         /// The directory.
         dir: PathBuf,
-        /// The process that holds it. `None` if its id could not be read.
+        /// Id of the process that holds the directory. `None` if the id could not be read.
         pid: Option<u32>,
     },
     /// The directory was written by a version of chatmesh with another data format.
     #[error(
-        "data directory {dir} has format {found}, and this program reads format {FORMAT}: run the \
-         version of chatmesh that wrote it, or choose another directory with --data-dir"
+        "data directory {dir} has format {found}, and this program reads format {FORMAT_VERSION}: \
+         run the version of chatmesh that wrote it, or choose another directory with --data-dir"
     )]
     OtherFormat {
         /// The directory.
@@ -46,8 +48,8 @@ pub enum OpenError {
     },
     /// The directory contains tables but no format marker, so it is not a data directory.
     #[error(
-        "directory {dir} contains tables, but no {MARKER} file: choose another directory with \
-         --data-dir"
+        "directory {dir} contains tables, but no {FORMAT_FILE} file: choose another directory \
+         with --data-dir"
     )]
     NotDataDirectory {
         /// The directory.
@@ -60,7 +62,7 @@ pub enum OpenError {
         dir: PathBuf,
         /// The storage engine's description of the damage.
         damage: String,
-        /// What an operator can do about it.
+        /// What an operator can do about the damage.
         advice: String,
     },
     /// The directory cannot be read or written.
@@ -80,7 +82,8 @@ pub enum OpenError {
 #[derive(Debug)]
 pub(super) struct Directory {
     path: PathBuf,
-    /// The lock belongs to the open file, so the system releases it even after kill -9.
+    /// The open and locked lock file. The operating system releases the lock when the file is
+    /// closed, even after kill -9.
     lock: File,
 }
 
@@ -93,20 +96,22 @@ pub struct DirectoryInfo {
     pub is_initialized: bool,
     /// Whether this user can write to the directory, or create it.
     pub is_writable: bool,
-    /// `Some` while a process holds the directory, with its id if that could be read.
+    /// `Some` if a process holds the directory: with its id, or with `None` if the id could not be
+    /// read.
     pub holder: Option<Option<u32>>,
     /// Whether users other than the owner have access to the directory.
     pub is_open_to_others: bool,
-    /// The reason why this program could not open the directory because of its format.
+    /// `Err` with the reason if this program cannot open the directory because of its format
+    /// marker.
     pub format: Result<(), String>,
-    /// Free space for this user, in bytes.
+    /// Free space for this user on the directory's file system, in bytes.
     pub free_bytes: u64,
 }
 
 /// Reads the state of a data directory. Creates and changes nothing, and does not keep the lock.
 ///
 /// # Errors
-/// Fails if not even the nearest existing parent can be read.
+/// Fails if the directory, or the nearest existing parent of a missing directory, cannot be read.
 pub fn inspect(path: &Path) -> std::io::Result<DirectoryInfo> {
     use std::os::unix::fs::PermissionsExt;
 
@@ -120,7 +125,7 @@ pub fn inspect(path: &Path) -> std::io::Result<DirectoryInfo> {
     let access = rustix::fs::access(nearest, Access::WRITE_OK | Access::EXEC_OK);
     let mut info = DirectoryInfo {
         exists,
-        is_initialized: path.join(MARKER).exists(),
+        is_initialized: path.join(FORMAT_FILE).exists(),
         is_writable: nearest.is_dir() && access.is_ok(),
         holder: None,
         is_open_to_others: exists && fs::metadata(&path)?.permissions().mode() & 0o077 != 0,
@@ -130,9 +135,9 @@ pub fn inspect(path: &Path) -> std::io::Result<DirectoryInfo> {
     if !exists {
         return Ok(info);
     }
-    if let Ok(mut lock) = File::open(path.join(LOCK)) {
-        // A shared lock, released at once: a process that opens the directory in this moment
-        // retries.
+    if let Ok(mut lock) = File::open(path.join(LOCK_FILE)) {
+        // The shared lock is released at once. A process that opens the directory at this moment
+        // fails to lock it, and retries.
         if matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)) {
             let mut text = String::new();
             let _ = lock.read_to_string(&mut text);
@@ -156,13 +161,14 @@ fn lock_with_retries(lock: &File) -> Result<(), TryLockError> {
     lock.try_lock()
 }
 
-/// Checks that this program can read the format of the directory. An empty directory is fine.
+/// Checks that this program can read the format of the directory. A directory without data needs no
+/// format marker.
 fn check_format(path: &Path) -> Result<(), OpenError> {
-    let text = match fs::read(path.join(MARKER)) {
+    let text = match fs::read(path.join(FORMAT_FILE)) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let is_empty = !path.join(TABLES).exists();
-            return is_empty
+            let has_no_data = !path.join(ENGINE_DIR).exists();
+            return has_no_data
                 .then_some(())
                 .ok_or_else(|| OpenError::NotDataDirectory {
                     dir: path.to_owned(),
@@ -176,7 +182,7 @@ fn check_format(path: &Path) -> Result<(), OpenError> {
         }
     };
     let text = text.trim();
-    if text == format!("chatmesh {FORMAT}") {
+    if text == format!("chatmesh {FORMAT_VERSION}") {
         return Ok(());
     }
     let shown: String = text.chars().take(40).collect();
@@ -190,8 +196,8 @@ fn check_format(path: &Path) -> Result<(), OpenError> {
 
 impl Drop for Directory {
     fn drop(&mut self) {
-        // The lock is still held here. A leftover file is harmless: it is valid only while the lock
-        // is held.
+        // The lock is still held here. If a file cannot be removed or emptied, that is harmless,
+        // because its content is valid only while the lock is held.
         let _ = instance::remove(&self.path);
         let _ = self.lock.set_len(0);
     }
@@ -203,8 +209,8 @@ impl Directory {
             dir: path.to_owned(),
             reason: e.to_string(),
         };
-        // No access for other users: it contains conversations. An existing directory keeps its
-        // mode.
+        // Other users get no access, because the directory contains conversations. An existing
+        // directory keeps its mode.
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -215,13 +221,14 @@ impl Directory {
             .write(true)
             .create(true)
             .truncate(false)
-            .open(path.join(LOCK))
+            .open(path.join(LOCK_FILE))
             .map_err(io)?;
         match lock_with_retries(&lock) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let mut text = String::new();
-                // The holder may be about to write its process id: it is omitted if unreadable.
+                // The process that holds the lock may not have written its id yet. The error then
+                // omits the id.
                 let _ = lock.read_to_string(&mut text);
                 return Err(OpenError::InUse {
                     dir: path.to_owned(),
@@ -230,7 +237,7 @@ impl Directory {
             }
             Err(TryLockError::Error(e)) => return Err(io(e)),
         }
-        // A process that was killed leaves its information behind.
+        // A process that was killed has left its instance information, which is invalid now.
         instance::remove(path).map_err(io)?;
         lock.set_len(0).map_err(io)?;
         lock.rewind().map_err(io)?;
@@ -250,14 +257,15 @@ impl Directory {
             dir: self.path.clone(),
             reason: e.to_string(),
         };
-        let marker = self.path.join(MARKER);
+        let marker = self.path.join(FORMAT_FILE);
         if marker.exists() {
             return Ok(());
         }
-        // Written atomically: a marker truncated by a crash would lock the owner out.
-        let temporary = self.path.join(format!("{MARKER}.new"));
+        // The marker is written under another name and renamed, because a marker that is truncated
+        // by a crash would make the directory unusable.
+        let temporary = self.path.join(format!("{FORMAT_FILE}.new"));
         let mut file = File::create(&temporary).map_err(io)?;
-        writeln!(file, "chatmesh {FORMAT}").map_err(io)?;
+        writeln!(file, "chatmesh {FORMAT_VERSION}").map_err(io)?;
         file.sync_all().map_err(io)?;
         fs::rename(&temporary, &marker).map_err(io)?;
         File::open(&self.path)
@@ -269,12 +277,12 @@ impl Directory {
         &self.path
     }
 
-    /// The directory of the storage engine's files.
-    pub(super) fn tables(&self) -> PathBuf {
-        self.path.join(TABLES)
+    /// The path of the subdirectory with the storage engine's files.
+    pub(super) fn engine_dir(&self) -> PathBuf {
+        self.path.join(ENGINE_DIR)
     }
 
-    /// Free space for this user, in bytes.
+    /// Free space for this user on the directory's file system, in bytes.
     pub(super) fn free_bytes(&self) -> std::io::Result<u64> {
         let stat = rustix::fs::statvfs(&self.path)?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))

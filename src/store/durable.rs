@@ -17,25 +17,26 @@ use super::directory::{Directory, OpenError};
 use super::{Batch, Entry, StoreError, TABLES, Table, Ticket, journal};
 use crate::backoff::Backoff;
 
-/// Size limit of the journals, in bytes. They are replayed after a kill, and this limit keeps that
-/// within a second.
+/// Maximum size in bytes of all journals together. The journals are replayed after a kill, and this
+/// size is replayed within a second.
 const MAX_JOURNAL_BYTES: u64 = 64 << 20;
-/// Size limit of the memtable of each table, in bytes.
+/// Maximum size in bytes of the memtable of each table.
 const MEMTABLE_BYTES: u64 = 8 << 20;
 /// Size of the engine's block cache, in bytes.
 const CACHE_BYTES: u64 = 64 << 20;
 
-/// Interval between two checks of the free space.
+/// Interval between two reads of the free space.
 const FREE_SPACE_INTERVAL: Duration = Duration::from_secs(1);
-/// Maximum number of ranges of failed commits that are remembered separately.
+/// Maximum number of ranges of failed commits. If there are more, the last range is extended.
 const MAX_FAILED_RANGES: usize = 64;
-/// After this long without a failure the reopening backoff starts from its first delay again.
+/// Time for which a reopened engine must work so that, after its next failure, the delays between
+/// the attempts to reopen it start from the first delay again.
 const BACKOFF_RESET_AFTER: Duration = Duration::from_secs(30);
 
-/// The engine's handles. No clone of a keyspace may leave this type: it would keep the engine's
-/// lock.
+/// The open storage engine. No clone of a keyspace may leave this type, because it would keep the
+/// engine locked after `Engine` is dropped.
 struct Engine {
-    // Declared before the database, so that they are dropped first.
+    // The keyspaces are declared before the database, so that they are dropped first.
     tables: [Keyspace; TABLES.len()],
     database: Database,
 }
@@ -58,44 +59,49 @@ impl Engine {
             table("users")?,
             table("history")?,
         ];
-        // Commits of a killed process may still be in the system's buffers, and become visible now.
+        // Commits of a killed process may be only in the operating system's buffers. They are
+        // synced before they become visible to readers.
         database.persist(PersistMode::SyncAll)?;
         Ok(Self { tables, database })
     }
 }
 
+/// The channel to a caller that waits until its commit is on disk.
 type Waiter = oneshot::Sender<Result<(), StoreError>>;
 
-/// The callers that wait for the disk, and which commits are on it.
+/// The callers that wait for a sync, and the results of the earlier syncs.
 #[derive(Default)]
 struct SyncQueue {
     waiters: Vec<Waiter>,
-    /// Every commit up to this one is on disk, except those in `failed`.
-    durable_up_to: u64,
-    /// Ranges of commits, both ends included, that may not be on disk.
-    failed: Vec<(u64, u64)>,
+    /// Ticket of the last commit whose sync has succeeded or failed. Every commit up to this ticket
+    /// is on disk, except the commits in `failed_ranges`.
+    synced_up_to: u64,
+    /// Ranges of tickets, both ends included, of commits that may not be on disk.
+    failed_ranges: Vec<(u64, u64)>,
     is_stopped: bool,
 }
 
-/// The state that the store's handles and its thread share.
+/// The state that the callers of the store and its thread share.
 struct Shared {
     directory: Directory,
     min_free_bytes: u64,
     /// `None` while the engine is being reopened. Calls clone the `Arc` and hold no lock, so a call
-    /// that the engine blocks does not block any other.
+    /// that the engine blocks does not block any other call.
     engine: ArcSwapOption<Engine>,
-    /// Number of commits so far; the ticket of the last one.
-    committed: AtomicU64,
+    /// Number of commits so far, which is also the ticket of the last commit.
+    commits: AtomicU64,
+    /// Free space at the last check, in bytes.
     free_bytes: AtomicU64,
     queue: Mutex<SyncQueue>,
     wake: Condvar,
-    /// Mirrors `failure.is_some()`, without a lock.
+    /// Whether `failure` is `Some`, for callers that take no lock.
     has_failed: AtomicBool,
-    /// Why the engine must be reopened.
+    /// Why the engine must be reopened. `None` while it works.
     failure: Mutex<Option<String>>,
 }
 
-/// The open store. Dropping it makes every commit durable and releases the directory.
+/// The open store on disk. Dropping it syncs every commit, unless the disk has failed, and releases
+/// the directory.
 pub(super) struct Durable {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -120,7 +126,7 @@ impl Durable {
             dir: dir.to_owned(),
             reason,
         };
-        let tables = directory.tables();
+        let tables = directory.engine_dir();
         let engine = Engine::open(&tables).map_err(|error| match error {
             fjall::Error::JournalRecovery(damage) => match journal::repair_advice(&tables) {
                 Ok(advice) => OpenError::Damaged {
@@ -137,7 +143,7 @@ impl Durable {
             directory,
             min_free_bytes,
             engine: ArcSwapOption::from_pointee(engine),
-            committed: AtomicU64::new(0),
+            commits: AtomicU64::new(0),
             free_bytes: AtomicU64::new(free_bytes),
             queue: Mutex::default(),
             wake: Condvar::new(),
@@ -209,30 +215,31 @@ impl Durable {
                     None => changes.remove(table, key),
                 }
             }
-            // Noted before the engine can be closed, so that the failure is attributed to this
-            // engine.
+            // A failure is noted before the engine can be closed, so that it cannot be taken for a
+            // failure of the reopened engine.
             changes
                 .commit()
                 .inspect_err(|error| shared.fail(&error.to_string()))?;
-            // Counted after the commit, so that a sync up to this number includes it; and before
-            // the engine can be closed, so that a failure includes it.
-            Ok(Ticket(shared.committed.fetch_add(1, Ordering::AcqRel) + 1))
+            // The commit is counted after the engine has applied it, so that a sync up to its
+            // ticket includes it. It is counted before the engine can be closed, so that a failure
+            // of the engine includes it.
+            Ok(Ticket(shared.commits.fetch_add(1, Ordering::AcqRel) + 1))
         })
     }
 
-    /// Returns a channel that reports when the commit is on disk.
+    /// Returns a channel that reports when the commit is on disk, or that it may be lost.
     pub(super) fn request_sync(&self, ticket: Ticket) -> oneshot::Receiver<Result<(), StoreError>> {
         let (reply, receiver) = oneshot::channel();
         let mut queue = self.shared.queue.lock();
         let may_be_lost = queue
-            .failed
+            .failed_ranges
             .iter()
             .any(|(from, to)| (*from..=*to).contains(&ticket.0));
         if may_be_lost {
             let _ = reply.send(Err(self
                 .shared
                 .failure_or("a commit could not be synced to disk and may be lost")));
-        } else if ticket.0 <= queue.durable_up_to {
+        } else if ticket.0 <= queue.synced_up_to {
             let _ = reply.send(Ok(()));
         } else {
             queue.waiters.push(reply);
@@ -283,7 +290,8 @@ impl Drop for Durable {
 }
 
 impl Shared {
-    /// The reason of the current failure, or `otherwise` if there is none.
+    /// The error with the reason of the current failure, or with the text `otherwise` if there is
+    /// no failure.
     fn failure_or(&self, otherwise: &str) -> StoreError {
         let failure = self.failure.lock();
         StoreError(match &*failure {
@@ -292,7 +300,8 @@ impl Shared {
         })
     }
 
-    /// Refuses every commit until the thread has closed and reopened the engine.
+    /// Notes a failure, and wakes the thread, which closes and reopens the engine. Every commit is
+    /// refused until then.
     fn fail(&self, reason: &str) {
         let mut failure = self.failure.lock();
         if failure.is_none() {
@@ -304,13 +313,14 @@ impl Shared {
         }
         drop(failure);
         self.has_failed.store(true, Ordering::Release);
-        // Under the lock, so that the thread cannot miss the wake-up between its check and its
-        // wait.
+        // The thread is woken under the lock. Otherwise it could miss the wake-up between its check
+        // of `has_failed` and its wait.
         let _queue = self.queue.lock();
         self.wake.notify_one();
     }
 
-    /// The body of the thread: syncs commits, checks the free space, reopens a failed engine.
+    /// The body of the store's thread: syncs commits, reads the free space, and reopens a failed
+    /// engine. Returns when the store is dropped.
     fn run(&self) {
         let mut journal = None;
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
@@ -331,7 +341,7 @@ impl Shared {
                 }
                 let now = Instant::now();
                 if now >= reopen_at {
-                    // An engine that fails soon after it was reopened is reopened ever later.
+                    // If the engine fails soon after it was reopened, the delays grow further.
                     if now.duration_since(reopen_at) > BACKOFF_RESET_AFTER {
                         backoff.reset();
                     }
@@ -348,12 +358,13 @@ impl Shared {
                 break;
             }
         }
-        // The engine is closed before the directory is released.
+        // The engine is closed here, because the directory may be released only after that.
         drop((self.engine.swap(None), closing));
     }
 
-    /// Waits until a caller waits for a sync, the store is stopped, or a time is reached. Returns
-    /// the callers, and whether the store is stopped.
+    /// Waits until a caller requests a sync, the store is stopped, `free_space_at` is reached, or
+    /// the engine has failed and `reopen_at` is reached. Returns the callers that wait for a sync,
+    /// and whether the store is stopped.
     fn wait_for_work(&self, free_space_at: Instant, reopen_at: Instant) -> (Vec<Waiter>, bool) {
         let mut queue = self.queue.lock();
         loop {
@@ -377,12 +388,12 @@ impl Shared {
 
     /// Syncs every commit so far, and reports the result to the waiters.
     fn sync(&self, waiters: Vec<Waiter>, journal: &mut Option<(u64, File)>) {
-        // Every waiter's commit was counted before the waiter was queued.
-        let target = self.committed.load(Ordering::Acquire);
+        // Every waiter's commit was counted before the waiter was queued, so this sync includes it.
+        let last_commit = self.commits.load(Ordering::Acquire);
         match self.sync_journal(journal) {
             Ok(()) => {
                 let mut queue = self.queue.lock();
-                queue.durable_up_to = queue.durable_up_to.max(target);
+                queue.synced_up_to = queue.synced_up_to.max(last_commit);
                 drop(queue);
                 for waiter in waiters {
                     let _ = waiter.send(Ok(()));
@@ -395,11 +406,13 @@ impl Shared {
         }
     }
 
-    /// Syncs the newest journal through a file handle of our own. The engine's own `persist` blocks
-    /// every commit while the disk works, and commits run on runtime threads. Older journals need
-    /// no sync: the engine syncs a journal itself before it starts the next one.
+    /// Syncs the newest journal through a separate file handle, which `journal` keeps with the
+    /// journal's number. The engine's own `persist` blocks every commit while the disk works, and
+    /// commits run on runtime threads. Older journals need no sync, because the engine syncs a
+    /// journal itself before it starts the next journal.
     fn sync_journal(&self, journal: &mut Option<(u64, File)>) -> Result<(), String> {
-        let newest = journal::newest(&self.directory.tables()).map_err(|e| e.to_string())?;
+        let newest =
+            journal::find_newest(&self.directory.engine_dir()).map_err(|e| e.to_string())?;
         let Some((id, path)) = newest else {
             let engine = self
                 .engine
@@ -423,26 +436,26 @@ impl Shared {
         }
     }
 
-    /// Marks every commit that is not durable as failed, and reports to the waiters that theirs may
-    /// be lost. Callers that queued since `waiters` was taken are among them: otherwise the first
-    /// sync after the reopening would report their failed commits as durable.
+    /// Marks every commit that is not synced as failed, and reports to the waiters that their
+    /// commits may be lost. Waiters that were queued since `waiters` was taken are included:
+    /// otherwise the first sync after the reopening would report their failed commits as durable.
     fn fail_waiters(&self, mut waiters: Vec<Waiter>) {
         let error = self.failure_or("a commit could not be synced to disk and may be lost");
         let mut queue = self.queue.lock();
         waiters.append(&mut queue.waiters);
-        let target = self.committed.load(Ordering::Acquire);
-        if target > queue.durable_up_to {
-            let from = queue.durable_up_to + 1;
-            let is_full = queue.failed.len() >= MAX_FAILED_RANGES;
-            match queue.failed.last_mut() {
+        let last_commit = self.commits.load(Ordering::Acquire);
+        if last_commit > queue.synced_up_to {
+            let from = queue.synced_up_to + 1;
+            let is_full = queue.failed_ranges.len() >= MAX_FAILED_RANGES;
+            match queue.failed_ranges.last_mut() {
                 // Extending the last range may report durable commits between two failures as
                 // failed, but never a failed commit as durable.
                 Some(last) if last.1 + 1 == from || is_full => {
-                    last.1 = target;
+                    last.1 = last_commit;
                 }
-                _ => queue.failed.push((from, target)),
+                _ => queue.failed_ranges.push((from, last_commit)),
             }
-            queue.durable_up_to = target;
+            queue.synced_up_to = last_commit;
         }
         drop(queue);
         for waiter in waiters {
@@ -460,9 +473,10 @@ impl Shared {
         }
     }
 
-    /// Closes the engine once its last call has returned, and opens it again. If a call is still
-    /// running, the next attempt continues from there. Every call fails until the engine is open:
-    /// closing and opening take too long for runtime threads to wait.
+    /// Closes the engine once the last call that uses it has returned, and opens it again. While
+    /// such a call is running, this only keeps the engine in `closing`, and the next attempt
+    /// continues with it. Calls of the store fail until the engine is open, because closing and
+    /// opening take too long for runtime threads to wait.
     fn reopen(&self, closing: &mut Option<Arc<Engine>>) {
         self.update_free_space();
         if let Some(engine) = self.engine.swap(None).or_else(|| closing.take()) {
@@ -474,9 +488,10 @@ impl Shared {
                 }
             }
         }
-        // No commit can run now. Those made after the failure was noticed may be lost as well.
+        // No commit can run now. Commits that were made after the failure was noticed may be lost
+        // too, so they are marked as failed.
         self.fail_waiters(Vec::new());
-        match Engine::open(&self.directory.tables()) {
+        match Engine::open(&self.directory.engine_dir()) {
             Ok(engine) => {
                 *self.failure.lock() = None;
                 self.has_failed.store(false, Ordering::Release);

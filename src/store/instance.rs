@@ -1,5 +1,5 @@
-//! Discovery of the process that holds a data directory, for tools on the same machine that may
-//! read the directory.
+//! The file by which tools find the process that holds a data directory. The process writes it, and
+//! tools of the same user on the same machine read it.
 
 use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -9,16 +9,17 @@ use std::path::Path;
 
 use secrecy::{ExposeSecret as _, SecretString};
 
-/// The file beside the lock that holds the address and the key of the running process.
-const FILE: &str = "chatmesh.running";
+/// Name of the file in the data directory that contains the address and the key of the running
+/// process.
+const INSTANCE_FILE: &str = "chatmesh.running";
 
 /// How to reach the process that holds a data directory.
 #[derive(Debug, Clone)]
 pub struct InstanceInfo {
     /// The address at which the process listens, reachable from this machine.
     pub address: SocketAddr,
-    /// The key that the process accepts for as long as it runs. It is worthless to any other
-    /// process that may listen at the address by now.
+    /// The key that only this process accepts, for as long as it runs. So the key is worthless to
+    /// another process that listens at the address later and receives it.
     pub key: SecretString,
 }
 
@@ -28,7 +29,7 @@ impl InstanceInfo {
     /// # Errors
     /// Fails if the directory cannot be written.
     pub fn write(&self, dir: &Path) -> std::io::Result<()> {
-        let temporary = dir.join(format!("{FILE}.new"));
+        let temporary = dir.join(format!("{INSTANCE_FILE}.new"));
         remove_if_exists(&temporary)?;
         let mut file = OpenOptions::new()
             .write(true)
@@ -36,13 +37,13 @@ impl InstanceInfo {
             .mode(0o600)
             .open(&temporary)?;
         writeln!(file, "{}\n{}", self.address, self.key.expose_secret())?;
-        fs::rename(&temporary, dir.join(FILE))
+        fs::rename(&temporary, dir.join(INSTANCE_FILE))
     }
 
-    /// Reads the information from a data directory. `None` if there is none. It is valid only while
-    /// a process holds the directory.
+    /// Reads the information from a data directory. `None` if the directory contains none or it
+    /// cannot be read. The information is valid only while a process holds the directory.
     pub fn read(dir: &Path) -> Option<Self> {
-        let text = fs::read_to_string(dir.join(FILE)).ok()?;
+        let text = fs::read_to_string(dir.join(INSTANCE_FILE)).ok()?;
         let (address, key) = text.trim_end().split_once('\n')?;
         Some(Self {
             address: address.parse().ok()?,
@@ -51,9 +52,10 @@ impl InstanceInfo {
     }
 }
 
-/// Removes the information. Only the process that holds the lock may call this.
+/// Removes the information from a data directory. Only the process that holds the directory's lock
+/// may call this.
 pub(super) fn remove(dir: &Path) -> std::io::Result<()> {
-    remove_if_exists(&dir.join(FILE))
+    remove_if_exists(&dir.join(INSTANCE_FILE))
 }
 
 fn remove_if_exists(path: &Path) -> std::io::Result<()> {

@@ -3,16 +3,16 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// The smallest unit that a disk writes, in bytes.
-const SECTOR: usize = 512;
+/// Size in bytes of a disk's sector, which is the smallest unit that a disk writes.
+const SECTOR_BYTES: usize = 512;
 
-/// The number and the path of the newest journal. `None` if there is none.
+/// The number and the path of the newest journal. `None` if the engine's directory has no journal.
 ///
 /// # Errors
 /// Fails if the directory cannot be read.
-pub(super) fn newest(tables: &Path) -> io::Result<Option<(u64, PathBuf)>> {
+pub(super) fn find_newest(engine_dir: &Path) -> io::Result<Option<(u64, PathBuf)>> {
     let mut newest: Option<(u64, PathBuf)> = None;
-    for entry in std::fs::read_dir(tables)? {
+    for entry in std::fs::read_dir(engine_dir)? {
         let path = entry?.path();
         let id = path
             .file_name()
@@ -28,19 +28,19 @@ pub(super) fn newest(tables: &Path) -> io::Result<Option<(u64, PathBuf)>> {
 
 /// What an operator can do about the newest journal after the engine has refused it as damaged.
 ///
-/// A disk that loses power in the middle of a sync may have written a sector but not the one before
-/// it, which then reads as the zeros with which the file was allocated. Everything behind such a
-/// hole belonged to that sync, so none of it was reported as durable. The engine drops a last batch
-/// that is cut short, but refuses one with a hole. The file does not show whether the cause was a
-/// power cut or a damaged disk, which may have erased data that was acknowledged long ago: an
-/// operator has to decide that.
+/// A disk that loses power in the middle of a sync may have written a sector but not the sector
+/// before it, which then reads as the zeros with which the file was allocated. Everything behind
+/// such a hole belonged to that sync, so none of it was reported as durable. The engine drops a
+/// last batch that is truncated, but refuses a batch with a hole. The file does not show whether
+/// the cause was a power cut or a damaged disk, which may have erased data that was acknowledged
+/// long ago. An operator has to decide that.
 ///
 /// # Errors
 /// Fails if the journal cannot be read.
-pub(super) fn repair_advice(tables: &Path) -> io::Result<String> {
+pub(super) fn repair_advice(engine_dir: &Path) -> io::Result<String> {
     const RESTORE: &str = "the disk has changed written data: restore a backup of the whole \
                            directory, as docs/operations.md describes";
-    let Some((_, path)) = newest(tables)? else {
+    let Some((_, path)) = find_newest(engine_dir)? else {
         return Ok(RESTORE.into());
     };
     let hole = last_hole(&std::fs::read(&path)?);
@@ -55,12 +55,13 @@ pub(super) fn repair_advice(tables: &Path) -> io::Result<String> {
     })
 }
 
-/// The offset of the last run of empty sectors that has data behind it.
+/// The offset in bytes of the last run of empty sectors, which contain only zeros, that has data
+/// behind it. `None` if there is no such run.
 fn last_hole(bytes: &[u8]) -> Option<usize> {
     let end = bytes.iter().rposition(|byte| *byte != 0)? + 1;
     let is_empty = |sector: &[u8]| sector.iter().all(|byte| *byte == 0);
-    let sectors: Vec<bool> = bytes[..end].chunks(SECTOR).map(is_empty).collect();
-    let last = sectors.iter().rposition(|empty| *empty)?;
-    let before = sectors[..last].iter().rposition(|empty| !*empty);
-    Some(before.map_or(0, |sector| sector + 1) * SECTOR)
+    let sectors: Vec<bool> = bytes[..end].chunks(SECTOR_BYTES).map(is_empty).collect();
+    let last = sectors.iter().rposition(|is_empty| *is_empty)?;
+    let before = sectors[..last].iter().rposition(|is_empty| !*is_empty);
+    Some(before.map_or(0, |sector| sector + 1) * SECTOR_BYTES)
 }

@@ -1,4 +1,4 @@
-//! The store in memory.
+//! The store in memory, for tests and for an `all-in-one` without a data directory.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -46,8 +46,8 @@ impl Memory {
     }
 
     pub(super) fn commit(&self, batch: Batch) {
-        // Every table of the batch is locked before the first change, so that the batch is atomic
-        // for the readers of each table. The fixed order of the locks prevents deadlocks.
+        // Every table of the batch is locked before the first change, so that a single read sees
+        // all of the batch's changes or none. The fixed order of the locks prevents deadlocks.
         let mut is_used = [false; TABLES.len()];
         for (table, _, _) in &batch.changes {
             is_used[*table as usize] = true;

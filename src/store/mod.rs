@@ -1,10 +1,11 @@
-//! The local store underneath the embedded log and the embedded fan-out: ordered tables, batches
-//! that are atomic across tables, and group commit to disk.
+//! The local store of the embedded log and the embedded fan-out: ordered tables, batches that are
+//! atomic across tables, and group commit to disk.
 //!
-//! - `durable`: the store on disk, with the thread that syncs it and recovers it after a failure
-//! - `memory`: the store in memory
-//! - `directory`, `instance`: the data directory, its lock, and the process that holds it
-//! - `journal`: the storage engine's journal files
+//! - `durable` is the store on disk, with the thread that syncs it and reopens it after a failure.
+//! - `memory` is the store in memory.
+//! - `directory` locks the data directory; `instance` tells tools how to reach the process that
+//!   holds the lock.
+//! - `journal` examines the storage engine's journal files.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -33,10 +34,10 @@ pub enum Table {
     History,
 }
 
-/// Every table, in the order of their discriminants.
+/// Every table, in the order of the discriminants of [`Table`].
 pub const TABLES: [Table; 4] = [Table::Log, Table::LogState, Table::Users, Table::History];
 
-/// A read or a write of the store failed.
+/// The reason why a read or a write of the store failed.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("local store: {0}")]
 pub struct StoreError(pub String);
@@ -44,16 +45,17 @@ pub struct StoreError(pub String);
 /// Changes that become durable together, or not at all.
 #[derive(Debug, Default)]
 pub struct Batch {
+    /// Table, key, and the new value; `None` removes the key.
     changes: Vec<(Table, Vec<u8>, Option<Vec<u8>>)>,
 }
 
 impl Batch {
-    /// Sets a key.
+    /// Adds a change that sets the value of a key.
     pub fn put(&mut self, table: Table, key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) {
         self.changes.push((table, key.into(), Some(value.into())));
     }
 
-    /// Removes a key.
+    /// Adds a change that removes a key.
     pub fn delete(&mut self, table: Table, key: impl Into<Vec<u8>>) {
         self.changes.push((table, key.into(), None));
     }
@@ -92,8 +94,9 @@ impl Store {
     }
 
     /// Opens the store in this directory, which is created if it does not exist. Only one process
-    /// at a time can hold it. It is released when the last clone is dropped or the process dies,
-    /// by whatever cause. Below `min_free_disk` bytes of free space [`Store::check`] fails.
+    /// at a time can hold the directory. It is released when the last clone of the store is dropped
+    /// or the process dies, by whatever cause. Below `min_free_disk` bytes of free space
+    /// [`Store::check`] fails.
     ///
     /// Blocks while the journal of a killed process is replayed, for about a second at most.
     pub fn open(path: &Path, min_free_disk: u64) -> Result<Self, OpenError> {
@@ -102,7 +105,7 @@ impl Store {
         })
     }
 
-    /// Whether the store is in memory: then no call ever waits for a disk.
+    /// Whether the store is in memory. If so, no call waits for a disk.
     pub fn is_in_memory(&self) -> bool {
         matches!(self.backend, Backend::Memory(_))
     }
@@ -115,8 +118,8 @@ impl Store {
         }
     }
 
-    /// At most `limit` entries with `from <= key < to`, in ascending order, or from the end in
-    /// descending order.
+    /// The first `limit` entries with `from <= key < to` in ascending order of keys. With
+    /// `descending`, the last `limit` entries in descending order.
     pub fn scan(
         &self,
         table: Table,
@@ -134,10 +137,11 @@ impl Store {
         }
     }
 
-    /// Applies a batch. When this returns, every reader sees the batch, and it survives the death
-    /// of the process. It survives the death of the machine once [`Store::wait_durable`] has
-    /// returned for the ticket. Blocks briefly, never for the disk, so async code may call it. A
-    /// reader of several keys may see a part of a batch while it is being applied.
+    /// Applies a batch. When this returns, every reader sees the batch. Unless the store is in
+    /// memory, the batch then survives the death of the process, and the death of the machine once
+    /// [`Store::wait_durable`] has returned for the ticket. Blocks briefly, never for the disk, so
+    /// async code may call it. A reader of several keys may see a part of a batch while the batch
+    /// is being applied.
     ///
     /// After an error it is unknown whether the batch was applied.
     pub fn commit(&self, batch: Batch) -> Result<Ticket, StoreError> {
@@ -173,7 +177,8 @@ impl Store {
         }
     }
 
-    /// Fails while there is less free space than `min_free_disk`. Costs one atomic load.
+    /// Fails while there is less free space than the `min_free_disk` of [`Store::open`]. Costs one
+    /// atomic load.
     pub fn check_free_space(&self) -> Result<(), StoreError> {
         match &self.backend {
             Backend::Memory(_) => Ok(()),

@@ -1,4 +1,5 @@
-//! Tests of both stores: ordering, durability, recovery and the data directory.
+//! Tests of the store in memory and the store on disk: order, durability, recovery, and the data
+//! directory.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -142,8 +143,8 @@ async fn every_waiting_caller_is_notified() {
     }
 }
 
-/// Not a test by itself: the child process that
-/// `store_survives_kill_9_with_every_committed_batch` starts and kills.
+/// The child process that `store_survives_kill_9_with_every_committed_batch` starts and kills. As a
+/// test of its own it does nothing.
 #[test]
 fn child_process_commits_until_killed() {
     let Ok(dir) = std::env::var("CHATMESH_TEST_STORE_CHILD") else {
@@ -171,9 +172,10 @@ fn child_process_commits_until_killed() {
     }
 }
 
+/// The number of the last batch that the child process has reported as committed.
 fn last_reported(dir: &Path) -> Option<u64> {
     let text = std::fs::read_to_string(dir.join("report")).ok()?;
-    // The kill may truncate the last line: only complete lines count.
+    // The kill may truncate the last line, so only complete lines count.
     text.rsplit_once('\n')?.0.lines().last()?.parse().ok()
 }
 
@@ -198,7 +200,7 @@ fn assert_complete_batches(dir: &Path) -> u64 {
 #[test]
 fn store_survives_kill_9_with_every_committed_batch() {
     let dir = tempfile::tempdir().unwrap();
-    let mut before = None;
+    let mut batches_before = None;
     for round in 0..3 {
         let _ = std::fs::remove_file(dir.path().join("report"));
         let mut child = std::process::Command::new(std::env::current_exe().unwrap())
@@ -211,7 +213,7 @@ fn store_survives_kill_9_with_every_committed_batch() {
             .spawn()
             .unwrap();
         let started = std::time::Instant::now();
-        let target = before.map_or(50, |n| n + 50 + 13 * round);
+        let target = batches_before.map_or(50, |n| n + 50 + 13 * round);
         while last_reported(dir.path()).is_none_or(|n| n < target) {
             assert!(started.elapsed() < Duration::from_secs(60), "no progress");
             std::thread::sleep(Duration::from_millis(2));
@@ -224,7 +226,7 @@ fn store_survives_kill_9_with_every_committed_batch() {
             found > reported,
             "batch {reported} was committed, but only {found} batches were found"
         );
-        before = Some(found);
+        batches_before = Some(found);
     }
 }
 
@@ -238,7 +240,7 @@ fn commit_forty_batches(dir: &Path, size: usize) -> PathBuf {
         store.commit(batch).unwrap();
     }
     drop(store);
-    let newest = journal::newest(&dir.join("tables")).unwrap();
+    let newest = journal::find_newest(&dir.join("tables")).unwrap();
     newest
         .expect("the sync thread relies on this layout of the journals")
         .1
@@ -251,7 +253,7 @@ fn journal_truncated_anywhere_opens_with_complete_batches() {
     let whole = std::fs::read(&journal).unwrap();
     let used = whole.iter().rposition(|b| *b != 0).unwrap() as u64;
     let mut counts = Vec::new();
-    // Each cut is deeper than the one before, and at no boundary.
+    // Each cut truncates the journal further than the previous cut, in most cases inside a batch.
     for cut in [
         used,
         used - 5,
@@ -312,7 +314,8 @@ fn journal_corrupted_by_the_disk_is_refused_and_not_modified() {
     let journal = commit_forty_batches(dir.path(), 3000);
     let whole = std::fs::read(&journal).unwrap();
     let used = whole.iter().rposition(|byte| *byte != 0).unwrap();
-    // In the middle of a value.
+    // Changes one byte in the middle of a value. The engine must notice the damage, and the error
+    // must not advise to truncate the journal, because there is no hole.
     overwrite_bytes(&journal, used / 2 + 1500, &[9]);
     let text = Store::open(dir.path(), 0).unwrap_err().to_string();
     let backup = text.contains("damaged") && text.contains("backup");
@@ -331,13 +334,14 @@ fn instance_info_is_removed_by_a_clean_exit_and_ignored_after_a_kill() {
         address: "127.0.0.1:8000".parse().unwrap(),
         key: "the key".into(),
     };
-    // As a killed process leaves it.
+    // Leaves the file behind as a killed process would. Opening the store must remove it.
     instance.write(dir.path()).unwrap();
     let store = Store::open(dir.path(), 0).unwrap();
     assert!(InstanceInfo::read(dir.path()).is_none());
     let pid = std::fs::read_to_string(&lock).unwrap();
     assert_eq!(pid.trim(), std::process::id().to_string());
 
+    // A second write replaces the file of the first write.
     for _ in 0..2 {
         instance.write(dir.path()).unwrap();
     }
