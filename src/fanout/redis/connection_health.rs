@@ -18,7 +18,7 @@ pub(super) struct ConnectionHealth(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// Why the connection failed; `None` while it is established.
+    /// Why the connection failed; `None` if it has not failed since it was last established.
     cause: Option<String>,
     /// When a call last found Redis unavailable, or the connection last failed or was established
     /// again; `None` if that never happened.

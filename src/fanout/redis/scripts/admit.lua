@@ -1,4 +1,4 @@
--- ARGV: message, its pending entry (JSON), its conversation
+-- `admit`. ARGV: message, its pending entry (JSON), its conversation
 local message, entry, conversation = ARGV[1], ARGV[2], ARGV[3]
 
 local function new()
@@ -7,8 +7,9 @@ end
 
 local frame, position, is_forgotten = outcome(message)
 if is_forgotten then
-  -- Without a position no outcome was delivered: once the log has the message, a worker ends it as
-  -- cancelled. It is not recorded as pending, because its content was forgotten.
+  -- Without a position no outcome was delivered, so the message is admitted: once the log has it, a
+  -- worker appends the cancelled outcome. The message is not recorded as pending, because its
+  -- content was forgotten.
   return position and { 'forgotten' } or new()
 end
 if position then

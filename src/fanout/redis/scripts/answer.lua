@@ -1,5 +1,5 @@
--- Renews the expiry of an answer in flight. The text must never outlive its answer, because the
--- next attempt would begin with it.
+-- Renews the expiry of an answer in flight. The text is renewed together with the answer's hash: a
+-- text that outlived the hash would become the beginning of the next attempt's text.
 local function renew_answer(message)
   renew_expiry(answer_key(message), PENDING_TTL)
   renew_expiry(text_key(message), PENDING_TTL)

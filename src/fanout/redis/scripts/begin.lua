@@ -1,8 +1,10 @@
--- ARGV: id for a new counter, message, client's id, conversation, owner, number of the owner's last
--- attempt, `restarted` frame, grace period for expired leases (ms), maximum number of turns (0: no
--- history), maximum age of the newest turn (ms), version of the history that the caller has cached,
--- the cancelled outcome (5 arguments) where an earlier run requested it
+-- `begin`. ARGV: id for a new counter, message, id that the client chose, conversation, owner,
+-- number of the owner's last attempt, `restarted` frame, grace period for expired leases (ms),
+-- maximum number of turns (0: no history), maximum age of the newest turn (ms), version of the
+-- history that the caller has cached, the cancelled outcome (5 arguments) if an earlier run
+-- returned `cancelled`
 local message, conversation, owner, last_attempt = ARGV[2], ARGV[4], ARGV[5], tonumber(ARGV[6])
+-- Maximum time (ms) past its expiry for which a lease may stay valid after an outage.
 local MAX_GRACE = 60000
 
 local frame, position, is_forgotten = outcome(message)
@@ -23,7 +25,8 @@ local key = answer_key(message)
 local answer = redis.call('HMGET', key, 'owner', 'until', 'attempt')
 local current_owner, lease_until, attempt = answer[1], answer[2], tonumber(answer[3] or '0')
 
--- Counts this owner in an existing answer, and returns the number of its owners.
+-- Counts this owner among the owners that have begun the existing answer, unless it is counted
+-- already. Returns the number of these owners.
 local function count_delivery()
   if redis.call('HSETNX', key, 'by:' .. owner, '1') == 1 then
     return redis.call('HINCRBY', key, 'taking', 1)
@@ -33,9 +36,9 @@ end
 
 if current_owner and current_owner ~= owner then
   lease_until = tonumber(lease_until)
-  -- While this server was unavailable, nobody could renew the lease, so it gets a grace period. The
-  -- period is bounded, because the caller may find the server unavailable again and again while the
-  -- owner is dead.
+  -- While this server was unavailable, the owner could not renew its lease, so the lease stays
+  -- valid for a grace period. The period is bounded, because the caller may find the server
+  -- unavailable again and again although the owner is dead.
   local grace_until = math.min(now + tonumber(ARGV[8]), lease_until + MAX_GRACE)
   lease_until = math.max(lease_until, grace_until)
   if lease_until > now then
@@ -43,7 +46,8 @@ if current_owner and current_owner ~= owner then
   end
 end
 
--- The response to the owner, with the history unless the caller has its current version.
+-- Returns the reply with an attempt. It contains the turns, unless none are requested or the caller
+-- has cached the current version of the history.
 local function attempt_response(number, delivery_count)
   local limit = tonumber(ARGV[9])
   if limit == 0 then
@@ -58,7 +62,7 @@ local function attempt_response(number, delivery_count)
 end
 
 if current_owner == owner and attempt > last_attempt then
-  -- A repeat of this call: the text that was appended since stays.
+  -- This call is a repeat, so the attempt and the text that was appended since stay.
   redis.call('HSET', key, 'until', int(now + LEASE))
   renew_answer(message)
   return attempt_response(attempt, int(count_delivery()))

@@ -1,4 +1,4 @@
--- ARGV: message, notice for the worker that generates the answer
+-- `cancel`. ARGV: message, notice for the worker that generates the answer
 local message, notice = ARGV[1], ARGV[2]
 local frame, _, is_forgotten = outcome(message)
 if frame or is_forgotten then

@@ -1,17 +1,19 @@
--- Shared by all scripts about one user. KEYS[1] is the user's hash tag, `{user:alice}`. All keys
--- built from it are in one slot, and so are both channels. The constants (in milliseconds unless
--- their name says otherwise) are put in front of this file when the scripts are built.
+-- Shared by all scripts about one user. KEYS[1] is the user's hash tag, `{user:alice}`. The keys
+-- and the live and cancel channels begin with the tag, so they are in one slot; the terminal
+-- channel hashes to the same slot. Constants that are not defined here (times in milliseconds
+-- unless their name says otherwise) are prepended to this file when the scripts are built.
 --
--- Keys, after the prefix:
+-- Names of the keys after PREFIX:
 --   n                 sequence counter (publish.lua)
 --   p                 pending messages (pending.lua)
 --   c:MESSAGE         cancel mark
---   o:MESSAGE         outcome: frame (f), position once delivered (p), 1 for a tombstone (x)
+--   o:MESSAGE         outcome: frame (f), position of the delivered record (p), 1 for a tombstone
+--                     (x)
 --   a:MESSAGE         answer in flight: owner, end of the lease (until), attempt, index of the next
---                     delta (next), client's id (id), conversation, delivery count (taking), and
---                     by:OWNER for each owner
+--                     delta (next), id that the client chose (id), conversation, delivery count
+--                     (taking), and by:OWNER for each owner that has begun the message
 --   t:MESSAGE         text of the answer in flight
---   as                messages with an answer in flight
+--   as                set of the messages with an answer in flight
 --   m, mz, mf         mailbox (mailbox.lua)
 --   h:, ho:, hl, hx   history (history.lua)
 --   r, u:DAY          rate limit and daily tokens (limits.lua, tokens.lua)
@@ -27,7 +29,7 @@ local clock = redis.call('TIME')
 local now_us = clock[1] * 1000000 + clock[2]
 local now = math.floor(now_us / 1000)
 
--- Lua would format a large number as 1e+15.
+-- Formats a number as an integer for a Redis command. Lua itself would format 1e15 as `1e+15`.
 local function int(number)
   return string.format('%d', number)
 end
@@ -44,31 +46,35 @@ local function text_key(message)
   return PREFIX .. 't:' .. message
 end
 
--- The expiry of a key that changes often is not renewed at every change, but at the first one in
--- each interval of a 32nd of its time to live. It is renewed for one interval more, so it is never
--- shorter than `ttl` after a change.
+-- Interval in which the expiry of a key is renewed at most once: a 32nd of its time to live. A key
+-- that changes often is renewed at the first change in each interval, for `ttl` and one interval
+-- more. So a key always exists for at least `ttl` after its last change.
 local function renewal_interval(ttl)
   return math.max(math.floor(ttl / 32), 1)
 end
 
--- Whether the expiry has to be renewed if the last change was at `previous` (nil: there was none).
+-- Whether this change has to renew the expiry of a key whose last change or renewal was at
+-- `previous` (ms; nil if there was none).
 local function needs_renewal(previous, ttl)
   previous = tonumber(previous)
   local interval = renewal_interval(ttl)
   return not previous or math.floor(previous / interval) ~= math.floor(now / interval)
 end
 
+-- Lets the key expire `ttl` and one renewal interval from now.
 local function renew_expiry(key, ttl)
   redis.call('PEXPIRE', key, int(ttl + renewal_interval(ttl)))
 end
 
--- Returns the terminal frame, its position once delivered, and whether the message was forgotten. A
--- forgotten message has no frame; it ends as cancelled unless an outcome was delivered before.
+-- Returns the terminal frame of a message (false if it has no outcome), the position of the
+-- delivered record (false if none was delivered), and whether the message was forgotten (false or
+-- '1'). A forgotten message has no frame.
 local function outcome(message)
   local fields = redis.call('HMGET', outcome_key(message), 'f', 'p', 'x')
   return fields[1], fields[2], fields[3]
 end
 
+-- Whether the message has a cancel mark.
 local function is_cancelled(message)
   return redis.call('EXISTS', PREFIX .. 'c:' .. message) == 1
 end

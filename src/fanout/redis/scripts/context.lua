@@ -1,5 +1,6 @@
 -- Returns the newest turns that have not failed, at most `limit`, newest first, as a flat list of
--- message, turn and time. Empty where the newest one is older than `max_idle_time` (ms).
+-- message, turn and time. Returns an empty list if the newest of these turns is older than
+-- `max_idle_time` (ms).
 local function context(conversation, limit, max_idle_time)
   local turns_key, order_key = PREFIX .. 'h:' .. conversation, PREFIX .. 'ho:' .. conversation
   local unexpired = '(' .. int(now_us - HISTORY_TTL * 1000)

@@ -1,4 +1,5 @@
--- ARGV: conversation behind which the list continues (or empty), maximum number of conversations
+-- `conversations`. ARGV: conversation behind which the list begins (empty: from the start), maximum
+-- number of conversations
 local after, limit = ARGV[1], tonumber(ARGV[2])
 local start = 0
 if after ~= '' then

@@ -1,16 +1,18 @@
--- ARGV: id for a new counter, id for a new mailbox, message, conversation (or empty), epoch,
--- offset, epoch of the known end (or empty), offset of the known end, 1 in a rewind, frame, answer,
--- status, time at which the log received the record in ms (or empty)
+-- `deliver`. ARGV: id for a new counter, id for a new mailbox, message, conversation (or empty),
+-- epoch and offset of the record, epoch and offset at or above which the mailbox is known to end
+-- (or empty), 1 in a rewind, frame, answer, status, time at which the log received the record in ms
+-- (or empty)
 local message, conversation, epoch, offset = ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
 local is_rewind, new_frame = ARGV[9] == '1', ARGV[10]
 local mailbox = redis.call('HMGET', MAILBOX_KEY, 'id', 'ep', 'en', 'bytes', 'at', 'v', 'was', 'fr')
 local id, current_epoch, current_end, other_ends = mailbox[1], mailbox[2], mailbox[3], mailbox[7]
 local is_same_epoch = current_epoch == epoch
--- The mailbox's end in this epoch. When partitions are added, a user moves to another one, and a
--- relay that takes over the old partition rewinds in it.
+-- The offset at which the mailbox ends in the record's epoch. That can be an epoch before the
+-- current epoch: when partitions are added, a user moves to another partition, and a relay that
+-- takes over the old partition rewinds it.
 local last = is_same_epoch and current_end or end_in(other_ends, epoch)
 
--- A known end in another epoch says nothing about this one.
+-- A known end in another epoch is ignored, because positions of two epochs can't be compared.
 if ARGV[7] == epoch and (not last or tonumber(last) < tonumber(ARGV[8])) then
   return { 'lost' }
 end
@@ -22,7 +24,7 @@ end
 local bytes, untrimmed = tonumber(mailbox[4] or '0'), mailbox[6]
 local needs_touch = needs_renewal(mailbox[5], 2 * MAILBOX_TTL)
 if not id or (not is_same_epoch and current_epoch ~= '') then
-  -- A new mailbox, or one in another epoch than its last frame: begin an empty one.
+  -- There is no mailbox, or the mailbox's end is in another epoch: begin an empty mailbox.
   redis.call('DEL', MAILBOX_KEY, MAILBOX_ORDER_KEY, MAILBOX_FRAMES_KEY)
   redis.call('HSET', MAILBOX_KEY, 'id', ARGV[2], 'ep', epoch, 'fl', ARGV[6])
   if id then
@@ -39,8 +41,8 @@ elseif mailbox[8] == NO_VALID_POSITION and not is_rewind then
   redis.call('HSET', MAILBOX_KEY, 'fr', ARGV[6])
 end
 
--- Advances the mailbox's end. Also done for a message that was delivered at another position,
--- because the relay names this position as the known end next.
+-- Advances the mailbox's end to the record. That is done also for a message that was delivered at
+-- another position, because the relay passes this record's position as the known end next.
 local function advance_end()
   redis.call('HSET', MAILBOX_KEY, 'en', ARGV[6], 'bytes', int(bytes))
   if needs_touch then
@@ -60,7 +62,7 @@ redis.call('SREM', ANSWERS_KEY, message)
 local channel = is_rewind and LIVE_CHANNEL or TERMINAL_CHANNEL
 local key = outcome_key(message)
 if is_forgotten then
-  -- The terminal frame is published once, and nothing of it is stored.
+  -- The terminal frame of a forgotten message is published once and not stored.
   redis.call('HSET', key, 'p', new_position)
   redis.call('PEXPIRE', key, int(DEDUP_TTL))
   advance_end()
@@ -68,11 +70,12 @@ if is_forgotten then
 end
 redis.call('HSET', key, 'f', new_frame, 'p', new_position)
 redis.call('PEXPIRE', key, int(DEDUP_TTL))
--- If the frame is the stored one with its position added, `keep` has stored its turn already.
+-- If the frame is the stored frame with a position added, `keep` has stored its turn already.
 local is_stored = stored_frame
   and string.sub(new_frame, 1, #stored_frame - 1) == string.sub(stored_frame, 1, -2)
 if conversation ~= '' and not is_stored then
-  -- The offset distinguishes records of the same millisecond.
+  -- The microseconds come from the offset, so that records of the same millisecond keep their
+  -- order.
   local logged = tonumber(ARGV[13])
   local logged_us = logged and logged * 1000 + offset % 1000
   put_turn(conversation, message, false, ARGV[11], ARGV[12], logged_us)
@@ -87,7 +90,7 @@ if is_rewind then
   redis.call('HSET', MAILBOX_KEY, 're', ARGV[6])
 end
 local frames = redis.call('ZCARD', MAILBOX_ORDER_KEY)
--- The first frame creates the keys of order and frames, which have no expiry yet.
+-- If this is the only frame, it has created the keys of order and frames, which have no expiry yet.
 needs_touch = needs_touch or frames == 1
 advance_end()
 trim_mailbox(frames, bytes, untrimmed, needs_touch)

@@ -1,4 +1,5 @@
--- ARGV: messages
+-- `delivered_outcomes`. ARGV: messages. Returns a flat list of message, position and frame (empty
+-- if the message was forgotten).
 local found = {}
 for _, message in ipairs(ARGV) do
   local frame, position, is_forgotten = outcome(message)

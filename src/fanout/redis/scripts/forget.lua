@@ -1,15 +1,17 @@
--- ARGV: conversation (empty: everything of the user), number of messages after which no further
--- conversation is started
+-- `forget`. ARGV: conversation (empty: all conversations of the user), number of forgotten messages
+-- after which this run starts no further conversation. Returns the number of forgotten messages,
+-- and 1 if another run is needed.
 local only, limit = ARGV[1], tonumber(ARGV[2])
 local count = 0
 
--- Whether an entry of this conversation is forgotten. A message without a conversation (answered by
--- a worker of the original system) belongs to the default one.
+-- Whether messages of this conversation are forgotten. A message without a conversation (answered
+-- by a worker of the original system) belongs to the default conversation.
 local function is_in_scope(conversation)
   return only == '' or only == conversation or (conversation == '' and only == 'default')
 end
 
--- Replaces a message's outcome by a tombstone, with the position where the outcome was delivered.
+-- Replaces the outcome of a message, if it has one, by a tombstone. The tombstone keeps the
+-- position at which an outcome was delivered; `position` is used if the outcome's key has none.
 local function forget(message, position)
   local key = outcome_key(message)
   redis.call('HDEL', key, 'f')
@@ -21,7 +23,8 @@ local function forget(message, position)
   count = count + 1
 end
 
--- Notifies the worker that a message without an outcome is cancelled.
+-- Notifies the worker that generates the answer that the message is cancelled, unless the message
+-- has an outcome.
 local function notify_worker(message)
   if not outcome(message) then
     redis.call(PUBLISH_COMMAND, TAG .. ':cancel', '{"message_id":"' .. message .. '"}')
@@ -47,7 +50,8 @@ for _, pending in ipairs(all_pending()) do
   end
 end
 
--- The mailbox's floor stays, so that for a resuming client these frames have never existed.
+-- The frames are removed, but the mailbox's floor stays: positions of clients remain valid, and a
+-- client that resumes just does not receive these frames.
 local epoch = redis.call('HGET', MAILBOX_KEY, 'ep')
 for _, entry in ipairs(redis.call('ZRANGE', MAILBOX_ORDER_KEY, 0, -1)) do
   local offset, size, message, conversation = string.match(entry, '^(%d+):%d+:(%d+):(%S+) (%S*)$')

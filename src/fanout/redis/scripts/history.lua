@@ -1,12 +1,18 @@
--- Writing of a conversation's turns.
+-- Writes the turns of conversations. Shared by the scripts that store outcomes.
+--
 --   h:CONVERSATION    turns by message (turn.lua)
---   ho:CONVERSATION   messages by the time (microseconds) at which their turns were first stored,
---                     or at which the log received their outcomes if they were lost since
---   hl                conversations by the time of their newest turn
---   hx                `message conversation` of turns that were trimmed while their outcome still
---                     exists, for `forget`. A conversation therefore exists at least as long.
+--   ho:CONVERSATION   messages by the time (microseconds) of their turns: when the turn was first
+--                     stored or, for a turn that was lost and stored again, when the log received
+--                     the outcome
+--   hl                conversations by the time (ms) at which a turn was last added
+--   hx                `message conversation` of turns that were trimmed while their outcome exists,
+--                     so that `forget` finds these outcomes
+--
+-- `forget` finds all other outcomes by their turns. The keys of a conversation therefore exist at
+-- least as long as its outcomes.
 local CONVERSATION_TTL = math.max(HISTORY_TTL, DEDUP_TTL)
 
+-- Encodes a turn as one value (turn.lua). `question` is false for a turn without a question.
 local function encode_turn(question, answer, status)
   if question then
     return status .. #question .. ':' .. question .. answer
@@ -14,10 +20,11 @@ local function encode_turn(question, answer, status)
   return status .. '-:' .. answer
 end
 
--- Writes the turn of a message: over its existing turn, whose question stays, or as the newest one.
--- Where the append is the only change to the history, returns the version before and the time of
--- the appended turn. `logged_us` (microseconds, the log's clock) is set where the turn may return
--- to a server that lost it: it is inserted at this time, before turns that were stored later.
+-- Writes the turn of a message. If the message has a turn, replaces its answer and status and keeps
+-- its question; otherwise appends the turn as the newest turn. If the append is the only change to
+-- the history, returns the version before the append and the time of the turn; otherwise nothing.
+-- With `logged_us` (microseconds by the log's clock, from a relay), a turn that the server may have
+-- lost is inserted at this time, before turns that were stored later.
 local function put_turn(conversation, message, question, answer, status, logged_us)
   local turns_key, order_key = PREFIX .. 'h:' .. conversation, PREFIX .. 'ho:' .. conversation
   local at = math.min(logged_us or now_us, now_us)
@@ -29,13 +36,14 @@ local function put_turn(conversation, message, question, answer, status, logged_
     at = is_inserted and at or tonumber(last_at) + 1
   end
   if last_message == message or redis.call('ZADD', order_key, 'NX', int(at), message) == 0 then
-    -- A worker that found its outcome lost has answered the message again, after the outcome was
-    -- logged: the turn moves back to the time of the log.
+    -- The turn was stored after the log received this outcome: the server had lost the outcome, and
+    -- a worker answered the message again. The turn moves back to the time of the log.
     if logged_us and tonumber(redis.call('ZSCORE', order_key, message)) > logged_us then
       redis.call('ZADD', order_key, int(logged_us), message)
       last_message = redis.call('ZREVRANGE', order_key, 0, 0)[1]
     end
-    -- Changes the history's version (turn.lua).
+    -- Advance the newest turn's time by one microsecond, which changes the history's version
+    -- (turn.lua).
     redis.call('ZINCRBY', order_key, 1, last_message)
     local existing = redis.call('HGET', turns_key, message) or ''
     local length, from = string.match(existing, '^%a(%d+):()')
@@ -46,12 +54,13 @@ local function put_turn(conversation, message, question, answer, status, logged_
     return
   end
   if is_inserted then
+    -- The newest turn stays the newest, so its time is advanced to change the history's version.
     redis.call('ZINCRBY', order_key, 1, last_message)
   end
   redis.call('HSET', turns_key, message, encode_turn(question, answer, status))
   redis.call('ZADD', PREFIX .. 'hl', int(now), conversation)
 
-  -- Readers skip expired turns, so these are removed only when the expiry is renewed.
+  -- Expired turns are removed only when the expiry is renewed, because readers skip them anyway.
   local trimmed = {}
   if needs_renewal(last_at and tonumber(last_at) / 1000, CONVERSATION_TTL) then
     trimmed = redis.call('ZRANGEBYSCORE', order_key, '-inf', int(now_us - HISTORY_TTL * 1000))
@@ -73,14 +82,15 @@ local function put_turn(conversation, message, question, answer, status, logged_
     end
     redis.call('HDEL', turns_key, old)
   end
-  -- Where a context can reach the bound, a worker that has the turns cached can't tell which of
-  -- them were trimmed.
+  -- Nothing is returned if a trimmed turn may be part of a worker's cached context, because the
+  -- worker can't know which turns were trimmed.
   if not is_inserted and (#trimmed == 0 or IS_LARGE_HISTORY) then
     return last[1] and last[1] .. ' ' .. last[2] or '', int(at)
   end
 end
 
--- Stores an outcome that begins at ARGV[i]: frame, 1 with a question, question, answer, status.
+-- Stores the outcome whose five arguments begin at ARGV[i]: frame, 1 if the turn has a question,
+-- question, answer, status. Returns the same as `put_turn`.
 local function store_outcome(conversation, message, i)
   local key = outcome_key(message)
   redis.call('HSET', key, 'f', ARGV[i])

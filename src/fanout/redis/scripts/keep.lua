@@ -1,5 +1,7 @@
--- ARGV: message, conversation, owner, attempt, outcome (5 arguments), tokens, the cancelled outcome
--- (5 arguments) where an earlier run requested it
+-- `keep`. ARGV: message, conversation, owner, attempt, outcome (5 arguments), number of model
+-- tokens, the cancelled outcome (5 arguments) if an earlier run returned `cancelled`
+
+-- Index in ARGV of the first argument of each outcome.
 local OUTCOME, CANCELLED_OUTCOME = 5, 11
 local message, conversation, owner, attempt = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local frame, position, is_forgotten = outcome(message)
@@ -23,8 +25,8 @@ if is_cancelled(message) then
     return { 'cancelled' }
   end
 end
--- The answer in flight stays until the delivery, so that a client that connects before it still
--- gets a snapshot.
+-- The answer in flight is not removed before its outcome is delivered, so that a client that
+-- connects until then still gets a snapshot.
 local version_before, at = store_outcome(conversation, message, first)
 count_tokens(ARGV[10])
 if first == OUTCOME then

@@ -1,15 +1,16 @@
--- Limits on what a user may request. The rate limit is a token bucket, stored in `r` as the time
--- (microseconds) at which the bucket is full again. Each message moves it by its share of the
--- window, to one window ahead at most.
+-- Checks the limits on what a user may request, for `admit`. The rate limit is a token bucket,
+-- stored in `r` as the time (microseconds) at which the bucket is full again. Each message moves
+-- this time by `window / requests`. A message that would move it further than one window ahead is
+-- refused.
 
--- Whether a message would begin a conversation above the limit. Conversations that have only
--- pending messages count too, because they exist once their messages have outcomes.
+-- Whether a message would begin a conversation above the limit. A conversation that has only
+-- pending messages counts too, because its first outcome creates it in the history.
 local function exceeds_conversations(conversation)
   if redis.call('ZSCORE', PREFIX .. 'hl', conversation) then
     return false
   end
   local count = redis.call('ZCARD', PREFIX .. 'hl')
-  -- The pending messages are read only near the limit.
+  -- The pending messages are read only if they can decide whether the limit is exceeded.
   if count >= MAX_CONVERSATIONS
     or count + redis.call('HLEN', PENDING_KEY) < MAX_CONVERSATIONS then
     return count >= MAX_CONVERSATIONS
@@ -28,8 +29,8 @@ local function exceeds_conversations(conversation)
   return count >= MAX_CONVERSATIONS
 end
 
--- Checks the limits for one more message. Returns the refusal; otherwise counts the message
--- against the rate limit and returns nil.
+-- Checks all limits for one more message. If a limit is exceeded, returns the reply that refuses
+-- the message; otherwise counts the message against the rate limit and returns nil.
 local function check_limits(conversation)
   if MAX_PENDING > 0 and redis.call('HLEN', PENDING_KEY) >= MAX_PENDING
     and #all_pending() >= MAX_PENDING then

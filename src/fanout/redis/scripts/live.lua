@@ -1,5 +1,5 @@
--- ARGV: id for a new counter, message, owner, attempt, index (empty: only renew the lease), text,
--- `delta` frame
+-- `live`. ARGV: id for a new counter, message, owner, attempt, index of the delta (empty: only
+-- renew the lease), text of the delta, `delta` frame
 local message, owner, attempt, index = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 if redis.call('EXISTS', outcome_key(message), PREFIX .. 'c:' .. message) > 0 then
   local frame, position = outcome(message)
@@ -29,8 +29,10 @@ end
 local number = tonumber(index)
 redis.call('HSET', key, 'until', int(now + LEASE), 'next', int(number + 1))
 redis.call('APPEND', text_key(message), ARGV[6])
--- The answer's expiry was renewed together with its lease, by `begin` or by a call without text.
--- The text's key is new with the first index, and has no expiry yet.
+-- The first delta creates the text's key, which has no expiry yet. If `begin` or a call without
+-- text renewed the answer's expiry less than one interval ago, only the text's expiry has to be
+-- set. After that, the expiry of all keys is renewed with every 32nd delta and with every call
+-- without text.
 local renewed_at = tonumber(lease_until) - LEASE
 if number == 0 and now - renewed_at <= renewal_interval(PENDING_TTL) then
   redis.call('PEXPIRE', text_key(message), int(PENDING_TTL))

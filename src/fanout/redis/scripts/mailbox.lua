@@ -1,23 +1,32 @@
--- The mailbox.
---   m    hash: id; epoch of the last frame (ep, empty before the first frame); floor (fl): all
---        frames after this offset are present; end (en): offset of the last frame; size of all frames
---        (bytes); when the expiry was renewed (at); v while it is as a `read` created it and
---        untrimmed, so that the position of the empty mailbox is valid; last frame that a rewind
---        appended (re). Once the user has moved to another partition: ends in other epochs (was),
---        and the offset below which no position is valid (fr)
---   mz   `offset:time:bytes:message conversation` by offset
+-- The user's mailbox. Shared by `deliver`, `read` and `forget`.
+--
+--   m    hash with these fields:
+--          id      random id with which the mailbox was created
+--          ep      epoch of the mailbox's end; empty before the first record
+--          fl      floor: all frames after this offset are present
+--          en      offset of the mailbox's end: the last record that reached it, trimmed or not
+--          bytes   size of all frames in bytes
+--          at      when the expiry was last renewed (ms)
+--          v       present if a `read` created the mailbox and no frame was trimmed since: the
+--                  position of the empty mailbox is valid
+--          re      offset of the last frame that a rewind appended
+--          was     ends in other epochs, once the user has moved to another partition
+--          fr      offset below which no position is valid, once the user has moved during a rewind
+--   mz   `offset:time:bytes:message conversation` of each frame, by offset
 --   mf   frames by offset
 local MAILBOX_KEY, MAILBOX_ORDER_KEY, MAILBOX_FRAMES_KEY =
   PREFIX .. 'm', PREFIX .. 'mz', PREFIX .. 'mf'
 
--- Value of `fr` while no position is valid: above every offset, and exact as a number. After a data
--- loss two partitions may be rebuilt in any order, and a position in one says nothing about the
--- other until a new frame arrives.
+-- Value of `fr` while no position is valid. It is above every offset, and Lua represents it
+-- exactly. After a data loss, the rewinds of two partitions can move the mailbox between their
+-- epochs in any order. No position in it is valid until the first delivery that is not part of a
+-- rewind.
 local NO_VALID_POSITION = '9007199254740991'
--- Number of other epochs whose end is remembered.
+-- Maximum number of other epochs of which the mailbox's end is stored.
 local OTHER_EPOCHS = 16
 
--- The mailbox's end in another epoch.
+-- Returns the offset at which the mailbox ends in `epoch`, if `other_ends` (the field `was`)
+-- contains that epoch; otherwise nil.
 local function end_in(other_ends, epoch)
   for other, offset in string.gmatch(other_ends or '', '(%S+)%.(%d+)') do
     if other == epoch then
@@ -26,7 +35,8 @@ local function end_in(other_ends, epoch)
   end
 end
 
--- The ends with one more at the front, and without the epoch that becomes the current one.
+-- Returns `other_ends` with the end of `epoch` added at the front, and without the end of
+-- `new_epoch`, which becomes the mailbox's current epoch.
 local function add_end(other_ends, epoch, offset, new_epoch)
   local ends, count = epoch .. '.' .. offset, 1
   for other, other_offset in string.gmatch(other_ends or '', '(%S+)%.(%d+)') do
@@ -37,8 +47,8 @@ local function add_end(other_ends, epoch, offset, new_epoch)
   return ends
 end
 
--- Renews the mailbox's expiry: twice the time to live of a frame, because its end has to outlive
--- them.
+-- Renews the mailbox's expiry. The mailbox exists for twice the time to live of a frame after its
+-- last use, because its end has to outlive its frames.
 local function touch_mailbox()
   redis.call('HSET', MAILBOX_KEY, 'at', int(now))
   renew_expiry(MAILBOX_KEY, 2 * MAILBOX_TTL)
@@ -46,9 +56,10 @@ local function touch_mailbox()
   renew_expiry(MAILBOX_FRAMES_KEY, 2 * MAILBOX_TTL)
 end
 
--- Removes the oldest frames until the mailbox is within its bounds in number and size, and with
--- `removes_expired` in age. `bytes` is stored already; `untrimmed` is the field v. Returns the new
--- floor if it changed.
+-- Removes the oldest frames until the mailbox has at most MAILBOX_FRAMES frames of together at most
+-- MAILBOX_BYTES bytes, and with `removes_expired` no expired frame. `frames` and `bytes` are the
+-- current number and size, of which the caller has stored `bytes`; `untrimmed` is the field v.
+-- Returns the new floor if a frame was removed, otherwise nil.
 local function trim_mailbox(frames, bytes, untrimmed, removes_expired)
   local floor
   while frames > 0 do

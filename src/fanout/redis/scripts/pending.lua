@@ -1,10 +1,10 @@
--- Pending messages: a hash by message, with the time (microseconds) at which each was recorded and
--- its entry (JSON).
+-- Pending messages. The hash PENDING_KEY has for each message the time (microseconds) at which it
+-- was recorded, a space, and its entry (JSON).
 local function remove_pending(message)
   redis.call('HDEL', PENDING_KEY, message)
 end
 
--- Returns the entry and its time, or nothing where it has expired.
+-- Returns the entry and the time of a value of the hash, or nothing if the entry has expired.
 local function decode_pending(value)
   local at, entry = string.match(value, '^(%d+) (.*)$')
   at = tonumber(at)
@@ -18,7 +18,8 @@ local function is_pending(message)
   return value and decode_pending(value) ~= nil
 end
 
--- Returns all pending messages (`message`, `entry`, `at`), oldest first, and removes expired ones.
+-- Returns all pending messages (tables with `message`, `entry` and `at`), oldest first, and removes
+-- expired entries from the hash.
 local function all_pending()
   local values, found = redis.call('HGETALL', PENDING_KEY), {}
   for i = 1, #values, 2 do

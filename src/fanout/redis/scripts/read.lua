@@ -1,5 +1,6 @@
--- ARGV: id for a new counter, id for a new mailbox, epoch and offset after which to read (epoch may
--- be empty), maximum size of the frames in bytes, 1 to read all frames where there is no position
+-- `read`. ARGV: id for a new counter, id for a new mailbox, epoch and offset after which to read
+-- (both empty: no position), maximum size of all returned frames in bytes, 1 to read all frames if
+-- there is no position
 local after_epoch, after_offset = ARGV[3], ARGV[4]
 local n_id, n = counter(ARGV[1])
 
@@ -26,7 +27,8 @@ if epoch ~= '' then
   end_position = epoch .. '.' .. last_offset
 end
 
--- Where to resume; nil where the mailbox may lack frames after the position.
+-- Lower bound of the offsets to read, for ZRANGEBYSCORE; nil if there is no position or the mailbox
+-- may lack frames after the position.
 local resume_from
 if after_epoch == empty_epoch then
   if untrimmed and after_offset == '0' then

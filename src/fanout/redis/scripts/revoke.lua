@@ -1,5 +1,6 @@
--- ARGV: id for a new counter, time of the revocation (ms), frame that announces it. The time is
--- stored without an expiry, because only a signed token's issuer knows how long the token is valid.
+-- `revoke`. ARGV: id for a new counter, time of the revocation (ms), frame that announces the
+-- revocation. The time is stored without an expiry, because only the issuer of a signed token knows
+-- how long the token is valid.
 local key = PREFIX .. 'rv'
 local previous = redis.call('GET', key)
 if not previous or tonumber(previous) < tonumber(ARGV[2]) then

@@ -1,9 +1,12 @@
--- Reading of a conversation's turns. A turn is one value: status, length of the question (`-` for
--- none), `:`, question, answer.
+-- Reads the turns of a conversation. Shared by `begin`, `context` and `history`. A turn is one
+-- value: status, length of the question in bytes (`-` for none), `:`, question, answer.
+
+-- The first byte of a failed turn.
 local FAILED = string.byte('f')
 
--- Returns the turns of a page of messages and times; `false` where a turn does not exist. Loads in
--- chunks, because Lua limits the number of arguments of a call.
+-- Returns the turn of each message in `page`, a flat list of messages and times; `false` for a
+-- message without a turn. Loads at most 1000 turns per command, because Lua limits the number of
+-- arguments of a call.
 local function load_turns(turns_key, page)
   local turns = {}
   for first = 1, #page, 2000 do
@@ -18,8 +21,9 @@ local function load_turns(turns_key, page)
   return turns
 end
 
--- The version of a history (history.lua): its newest turn and that turn's time, which moves when
--- any turn changes. Empty where there are no turns.
+-- Returns the version of a conversation's history: the message of the newest turn and the time of
+-- that turn, which history.lua advances when any turn changes. Empty if the conversation has no
+-- turns.
 local function history_version(conversation)
   local last = redis.call('ZREVRANGE', PREFIX .. 'ho:' .. conversation, 0, 0, 'WITHSCORES')
   return last[1] and last[1] .. ' ' .. last[2] or ''

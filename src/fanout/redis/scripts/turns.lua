@@ -1,4 +1,6 @@
--- ARGV: conversation, message before whose turn to read (or empty), maximum number of turns
+-- `history`. ARGV: conversation, message before whose turn to read (empty: from the newest turn),
+-- maximum number of turns. Returns `gone` if that message has no turn, otherwise the turns, newest
+-- first.
 local turns_key, order_key = PREFIX .. 'h:' .. ARGV[1], PREFIX .. 'ho:' .. ARGV[1]
 local before, limit = ARGV[2], tonumber(ARGV[3])
 local expired_us = now_us - HISTORY_TTL * 1000
