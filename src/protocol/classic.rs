@@ -11,8 +11,9 @@ use super::ids::{MessageId, UserId};
 use super::published::{FrameKind, PublishedFrame};
 use super::validation::{Rejection, parse_object, validate_content};
 
+/// A frame of a classic client, before it is validated.
 #[derive(Deserialize)]
-struct ClientFrame<'a> {
+struct UncheckedFrame<'a> {
     #[serde(rename = "type", borrow, default)]
     kind: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
@@ -25,13 +26,13 @@ struct ClientFrame<'a> {
 /// characters. Unknown fields are ignored.
 ///
 /// # Errors
-/// Code and text of the `error` frame that answers an invalid frame.
+/// The frame is invalid. Contains code and text of the `error` frame that the client receives.
 pub fn parse_message(
     text: &str,
     user: &UserId,
     max_content_chars: usize,
 ) -> Result<String, Rejection> {
-    let frame: ClientFrame<'_> = parse_object(
+    let frame: UncheckedFrame<'_> = parse_object(
         text,
         "a JSON object with the texts `type`, `content` is expected",
     )?;
@@ -106,7 +107,7 @@ pub fn encode_published(frame: &PublishedFrame<'_>, user: &UserId) -> Option<Str
     }
 }
 
-/// An `error` frame that the gateway sends for itself.
+/// Encodes the `error` frame for a frame or message that the gateway rejects.
 pub fn error_frame(user: &UserId, code: ErrorCode, text: &str, correlation_id: &str) -> String {
     encode_json(&ClassicError {
         r#type: "error",

@@ -1,6 +1,7 @@
 //! The close codes of WebSocket connections, in one table (protocol.md section 1.6).
 
-/// Why a connection ended. The reason's name is the label in metrics and the text in the close frame.
+/// Why a WebSocket connection ended. The reason's name is the label in metrics and the text in the
+/// close frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CloseReason {
     /// The client closed the connection.
@@ -15,7 +16,7 @@ pub enum CloseReason {
     BadUtf8,
     /// The client sent a frame larger than `MAX_FRAME_BYTES`.
     TooBig,
-    /// The connection broke without a close frame. This code is never sent.
+    /// The connection broke without a close frame. The code of this reason is never sent.
     ConnectionLost,
     /// The token is missing, invalid, expired or revoked.
     Unauthorized,
@@ -49,7 +50,7 @@ impl CloseReason {
         Self::BackendLost,
     ];
 
-    /// Code, name, and whether the client should reconnect.
+    /// The reason's row in the table: code, name, and whether the client should reconnect.
     const fn row(self) -> (u16, &'static str, bool) {
         match self {
             Self::Normal => (1000, "normal", false),
@@ -107,8 +108,8 @@ mod tests {
     #[test]
     fn clients_reconnect_after_the_documented_codes_only() {
         for reason in CloseReason::ALL {
-            let by_contract = matches!(reason.code(), 1001 | 1006 | 4408 | 4409 | 4429 | 4503);
-            assert_eq!(reason.should_reconnect(), by_contract, "{reason:?}");
+            let is_documented = matches!(reason.code(), 1001 | 1006 | 4408 | 4409 | 4429 | 4503);
+            assert_eq!(reason.should_reconnect(), is_documented, "{reason:?}");
         }
     }
 }

@@ -17,7 +17,8 @@ pub enum ErrorCode {
     Unauthorized,
     /// A required service did not respond in time. Sending the same `id` again is safe.
     Unavailable,
-    /// The user cancelled the message.
+    /// The message was cancelled: by the user, by an interrupt, or because its conversation was
+    /// deleted.
     Cancelled,
     /// The message waited longer than `MESSAGE_MAX_AGE`.
     Expired,
@@ -34,7 +35,8 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
-    /// The codes with which an accepted message may fail.
+    /// The codes with which an accepted message may fail. A cancelled message counts as ended, not
+    /// as failed.
     pub const TERMINAL: [Self; 6] = [
         Self::Expired,
         Self::ProviderTimeout,
@@ -62,8 +64,8 @@ impl ErrorCode {
         }
     }
 
-    /// The default human-readable text. The texts for `rate_limited` and for all codes that classic
-    /// clients know as unavailable are those of the original system.
+    /// The default human-readable text. "Rate limit exceeded…" and "Service temporarily
+    /// unavailable" are texts of the original system, which classic clients may expect.
     pub fn text(self) -> &'static str {
         match self {
             Self::InvalidMessage => "Invalid message",
@@ -81,7 +83,7 @@ impl ErrorCode {
         }
     }
 
-    /// Whether the same content, sent as a new message, is likely to be answered.
+    /// Whether another try with the same content may succeed.
     pub fn is_retryable(self) -> bool {
         matches!(
             self,

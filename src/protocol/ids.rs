@@ -8,28 +8,28 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize};
 use uuid::Uuid;
 
-/// Namespace of every derived `message_id` (UUIDv5). It must never change: redelivered records would
-/// get another identity and be answered twice.
+/// Namespace of every derived `message_id` (UUIDv5). It must never change: redelivered records
+/// would get another identity and be answered twice.
 const MESSAGE_NAMESPACE: Uuid = Uuid::from_u128(0x6c1f_5d0e_8f1b_4c57_9a0d_2b7e_53c4_91a6);
 
-/// A string is not a valid identifier.
+/// The error of a string that is not a valid identifier.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{what} must be 1 to {max} characters of A-Z a-z 0-9 . _ : @ | + -")]
+#[error("{field} must be 1 to {max_chars} characters of A-Z a-z 0-9 . _ : @ | + -")]
 pub struct InvalidId {
-    what: &'static str,
-    max: usize,
+    field: &'static str,
+    max_chars: usize,
 }
 
-fn check(text: &str, what: &'static str, max: usize) -> Result<(), InvalidId> {
+fn validate(text: &str, field: &'static str, max_chars: usize) -> Result<(), InvalidId> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._:@|+-".contains(&byte);
-    if text.is_empty() || text.len() > max || !text.bytes().all(allowed) {
-        return Err(InvalidId { what, max });
+    if text.is_empty() || text.len() > max_chars || !text.bytes().all(allowed) {
+        return Err(InvalidId { field, max_chars });
     }
     Ok(())
 }
 
 macro_rules! identifier {
-    ($(#[$doc:meta])* $name:ident, $what:literal, $max:literal) => {
+    ($(#[$doc:meta])* $name:ident, $field:literal, $max_chars:literal) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
         #[serde(transparent)]
@@ -41,7 +41,7 @@ macro_rules! identifier {
             /// # Errors
             /// The text is empty, too long, or has a character outside the allowed set.
             pub fn parse(text: &str) -> Result<Self, InvalidId> {
-                check(text, $what, $max)?;
+                validate(text, $field, $max_chars)?;
                 Ok(Self(text.into()))
             }
 
@@ -79,7 +79,7 @@ macro_rules! identifier {
                 json_schema!({
                     "type": "string",
                     "minLength": 1,
-                    "maxLength": $max,
+                    "maxLength": $max_chars,
                     "pattern": "^[A-Za-z0-9._:@|+-]+$",
                 })
             }
@@ -100,17 +100,18 @@ identifier!(
     ConversationId, "conversation_id", 64
 );
 identifier!(
-    /// Identifies a message in the whole system: 1–64 characters, a UUID if chatmesh has made it.
+    /// Identifies a message in the whole system: 1–64 characters. A UUID if chatmesh has generated
+    /// or derived it.
     MessageId, "message_id", 64
 );
 
 impl ConversationId {
-    /// The conversation of messages that name none.
+    /// The conversation of messages that name no conversation.
     pub fn default_conversation() -> Self {
         Self("default".into())
     }
 
-    /// A new name of the form `chat-` and 12 hexadecimal digits.
+    /// A new random identifier of the form `chat-` and 12 hexadecimal digits.
     pub fn random() -> Self {
         let random = Uuid::new_v4().simple().to_string();
         Self(format!("chat-{}", &random[..12]).into())
@@ -130,13 +131,15 @@ impl MessageId {
         Self(Uuid::now_v7().to_string().into())
     }
 
-    /// The identity of a message with a client's identifier. It is the same for every resend.
+    /// The identity of a message for which the client has chosen the identifier `id`. It is the
+    /// same for every resend.
     pub fn from_client_id(user: &UserId, id: &ClientMessageId) -> Self {
         Self::derive(&[user.as_str(), id.as_str()])
     }
 
-    /// The identity of a record that names none. It is the same for every redelivery (protocol.md
-    /// section 2). `timestamp_ms` is the record's timestamp in milliseconds.
+    /// The identity of the message in a record that names no identity. It is the same for every
+    /// redelivery (protocol.md section 2). `timestamp_ms` is the record's timestamp in
+    /// milliseconds.
     pub fn from_record(topic: &str, partition: i32, offset: i64, timestamp_ms: i64) -> Self {
         Self::derive(&[
             topic,

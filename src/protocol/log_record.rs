@@ -12,12 +12,14 @@ pub type Headers = Vec<(String, Bytes)>;
 /// A record that is to be appended to the log.
 #[derive(Debug, Clone, Default)]
 pub struct NewRecord {
-    /// Decides the partition, by the log's partitioner. `None` leaves the choice to the log.
+    /// The key, from which the log's partitioner computes the partition. With `None` the log
+    /// chooses any partition.
     pub key: Option<Bytes>,
     /// The payload.
     pub value: Bytes,
-    /// The record has no payload at all (a tombstone in Kafka), and `value` is empty. Set only to
-    /// copy a record that was read this way. The embedded log stores an empty payload instead.
+    /// Whether the record has no payload at all (a tombstone in Kafka); `value` is empty then. Set
+    /// only to copy a record that was read without a payload. The embedded log stores an empty
+    /// payload instead.
     pub null_value: bool,
     /// Metadata that can be read without decoding the value.
     pub headers: Headers,
@@ -26,9 +28,9 @@ pub struct NewRecord {
 /// A record that was read from the log.
 #[derive(Debug, Clone)]
 pub struct Record {
-    /// The topic.
+    /// The topic that the record was read from.
     pub topic: Arc<str>,
-    /// The partition, from 0.
+    /// The number of the partition, from 0.
     pub partition: i32,
     /// The offset in the partition, from 0. Offsets ascend and may have gaps.
     pub offset: i64,
@@ -38,13 +40,13 @@ pub struct Record {
     pub key: Option<Bytes>,
     /// The payload; empty where the record has none.
     pub value: Bytes,
-    /// The record has no payload at all (a tombstone in Kafka).
+    /// Whether the record has no payload at all (a tombstone in Kafka).
     pub null_value: bool,
     /// Metadata that can be read without decoding the value.
     pub headers: Headers,
 }
 
-/// What a record costs in memory beside its key, value and headers, in bytes: an estimate.
+/// Estimated size in bytes of a record in memory, without its key, value and headers.
 const RECORD_OVERHEAD_BYTES: usize = 128;
 
 impl Record {
@@ -54,13 +56,14 @@ impl Record {
         std::str::from_utf8(value).ok()
     }
 
-    /// The message id for a record that carries none, derived from where and when it was appended:
-    /// reading the record again gives the same id (protocol.md section 2).
+    /// The message id of a record that names none. It is derived from the record's topic,
+    /// partition, offset and timestamp, so reading the record again gives the same id (protocol.md
+    /// section 2).
     pub fn derived_message_id(&self) -> MessageId {
         MessageId::from_record(&self.topic, self.partition, self.offset, self.timestamp_ms)
     }
 
-    /// Estimated memory that the record occupies, in bytes.
+    /// Estimated size of the record in memory, in bytes.
     pub fn size(&self) -> usize {
         let headers: usize = self.headers.iter().map(|(k, v)| k.len() + v.len()).sum();
         self.value.len() + self.key.as_ref().map_or(0, Bytes::len) + headers + RECORD_OVERHEAD_BYTES

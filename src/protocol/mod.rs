@@ -1,7 +1,7 @@
 //! The types of everything that other programs see: identifiers, positions, frames and log
-//! records, with their encoding and validation. No I/O.
+//! records, with their encoding and validation. The module does no I/O.
 //!
-//! The rules are those of `docs/protocol.md`; section numbers in this module refer to it. The
+//! `docs/protocol.md` specifies these types; section numbers in this module refer to it. The
 //! complete shapes of all frames, for clients and for the published schemas, are in [`wire`].
 //! The gateway encodes its frames with [`classic`] and [`v1`], which copy the fields of a published
 //! frame without decoding them.

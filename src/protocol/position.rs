@@ -9,8 +9,8 @@ use std::str::FromStr;
 pub struct Epoch(String);
 
 impl Epoch {
-    /// The epoch of a partition. `cluster` is the log's id and `log_epoch` the setting `LOG_EPOCH`, both
-    /// truncated to 64 characters; characters that are not URL-safe become `-`.
+    /// The epoch of a partition. `cluster` is the log's id and `log_epoch` the setting `LOG_EPOCH`,
+    /// both truncated to 64 characters; characters that are not URL-safe become `-`.
     pub fn new(cluster: &str, log_epoch: &str, partition: i32) -> Self {
         let clean = |text: &str| -> String {
             text.chars()
@@ -31,13 +31,13 @@ impl Epoch {
         ))
     }
 
-    /// The epoch of a mailbox that has never contained a frame. `id` is the random id with which the
-    /// mailbox was created.
+    /// The epoch of positions in a mailbox that has never contained a frame. `id` is the random id
+    /// with which the mailbox was created.
     pub fn for_empty_mailbox(id: &str) -> Self {
         Self(format!("new~{id}"))
     }
 
-    /// The id of the empty mailbox, if this is the epoch of one.
+    /// The id of the mailbox, if this is the epoch of a mailbox that has never contained a frame.
     pub fn empty_mailbox_id(&self) -> Option<&str> {
         self.0.strip_prefix("new~")
     }
@@ -52,15 +52,15 @@ impl Epoch {
 /// characters long.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Position {
-    /// The sequence that `offset` belongs to.
+    /// The sequence of offsets that `offset` belongs to.
     pub epoch: Epoch,
     /// The record's offset; 0 in the epoch of an empty mailbox.
     pub offset: i64,
 }
 
 impl Position {
-    /// Whether this is `bound` or before it. False for positions of different epochs, which can't
-    /// be compared.
+    /// Whether this position equals `bound` or precedes it. False for positions of different
+    /// epochs, which can't be compared.
     pub fn is_at_or_before(&self, bound: &Self) -> bool {
         bound.epoch == self.epoch && self.offset <= bound.offset
     }
@@ -72,7 +72,7 @@ impl fmt::Display for Position {
     }
 }
 
-/// A string does not have the form of a position.
+/// The error of a string that does not have the form of a position.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("position must be one that the server sent")]
 pub struct InvalidPosition;
@@ -85,8 +85,8 @@ impl FromStr for Position {
             return Err(InvalidPosition);
         }
         let (epoch, offset) = text.rsplit_once('.').ok_or(InvalidPosition)?;
-        let safe = |c: char| c.is_ascii_alphanumeric() || "_-~".contains(c);
-        if epoch.is_empty() || !epoch.chars().all(safe) {
+        let is_safe = |c: char| c.is_ascii_alphanumeric() || "_-~".contains(c);
+        if epoch.is_empty() || !epoch.chars().all(is_safe) {
             return Err(InvalidPosition);
         }
         let offset: i64 = offset.parse().map_err(|_| InvalidPosition)?;

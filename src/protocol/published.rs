@@ -1,4 +1,5 @@
-//! Decodes the frames that workers, relays and gateways publish on a user's fan-out channels.
+//! Decodes the frames that workers, relays and gateways publish on a user's fan-out channels, so
+//! that the gateway can deliver them to the user's connections.
 
 use std::borrow::Cow;
 
@@ -10,31 +11,32 @@ use super::error_code::ErrorCode;
 use super::ids::{ConversationId, MessageId};
 use super::trace_context::TraceContext;
 
-/// The type of a published frame. `cancelled` is a type of its own here, although it is published as
-/// an `error` with that code.
+/// The type of a published frame. `cancelled` is a type of its own here, although it is published
+/// as an `error` with that code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FrameKind {
-    /// Terminal: the complete answer.
+    /// Terminal frame: the complete answer.
     Response,
-    /// Terminal: the message failed.
+    /// Terminal frame: the message failed.
     Error,
-    /// Terminal: the user cancelled the message.
+    /// Terminal frame: the message was cancelled.
     Cancelled,
     /// The log has acknowledged a message of this user.
     Accepted,
     /// The next part of an answer's text.
     Delta,
-    /// A new attempt begins; the text so far is invalid.
+    /// A new attempt begins; clients discard the text so far.
     Restarted,
     /// A frame that is never sent to clients.
     Other,
 }
 
-/// A frame published on one of a user's channels, with the fields that connections need. Fields that
-/// are only copied into the client's frame stay undecoded (`RawValue`), which keeps the delivery of
-/// large answers cheap.
+/// A frame published on one of a user's channels, with the fields that connections need. Fields
+/// that are only copied into the client's frame stay undecoded (`RawValue`), which keeps the
+/// delivery of large answers cheap.
 ///
-/// Almost every field is optional, because a service of the original system may have published it.
+/// Almost every field is optional, because a service of the original system may have published the
+/// frame.
 #[derive(Debug, Deserialize)]
 pub struct PublishedFrame<'a> {
     #[serde(rename = "type", borrow)]
@@ -70,28 +72,29 @@ pub struct PublishedFrame<'a> {
     /// The user that the frame names. The channel decides which user receives the frame.
     #[serde(borrow, default)]
     pub userid: Option<Cow<'a, str>>,
-    /// Correlates log lines of all roles, and identifies the message of an answer without
-    /// `message_id`.
+    /// Id that correlates the log lines of all roles. It also identifies the message of a terminal
+    /// frame without `message_id`.
     #[serde(borrow, default)]
     pub correlation_id: Option<Cow<'a, str>>,
-    /// `None` if a worker of the original system wrote the answer.
+    /// The message's identity. `None` if a worker of the original system wrote the frame.
     #[serde(default)]
     pub message_id: Option<MessageId>,
     /// Position of a terminal frame in `responses`. `None` if a relay of the original system
     /// published it.
     #[serde(borrow, default)]
     pub position: Option<Cow<'a, str>>,
-    /// Trace context of a terminal frame.
+    /// W3C trace context of the message, in a terminal frame.
     #[serde(borrow, default)]
     pub(super) traceparent: Option<&'a RawValue>,
     /// In `accepted`: the random id of the connection that sent the message.
     #[serde(borrow, default)]
     pub origin: Option<Cow<'a, str>>,
-    /// Sequence number over both channels of the user, by which a gap is detected. `None` if a relay
-    /// of the original system published the frame.
+    /// Number of the frame among all frames on the user's two channels, by which a gap is detected.
+    /// `None` if a service of the original system published the frame.
     #[serde(default)]
     pub n: Option<u64>,
-    /// Random id of the counter that `n` belongs to; a lost counter is replaced by one with a new id.
+    /// Random id of the counter that `n` belongs to. When the fan-out has lost the counter, it
+    /// begins a counter with a new id.
     #[serde(borrow, default)]
     pub n_id: Option<Cow<'a, str>>,
 }
@@ -105,15 +108,15 @@ impl<'a> PublishedFrame<'a> {
         serde_json::from_slice(payload)
     }
 
-    /// The trace of the message. `None` if there is none, or its `traceparent` is invalid.
+    /// The message's trace context. `None` if the frame has no `traceparent`, or an invalid value.
     pub fn trace(&self) -> Option<TraceContext> {
         // A valid traceparent has no character that JSON escapes, so the raw text is its value.
         let field = self.traceparent?.get().strip_prefix('"')?;
         TraceContext::parse(field.strip_suffix('"')?, None)
     }
 
-    /// The conversation. Frames of the original system name none and belong to the default one.
-    /// `None` if the name is invalid.
+    /// The message's conversation. A frame of the original system names no conversation and belongs
+    /// to the default conversation. `None` if the name is invalid.
     pub fn conversation(&self) -> Option<ConversationId> {
         let Some(raw) = self.conversation_id else {
             return Some(ConversationId::default_conversation());
@@ -122,7 +125,7 @@ impl<'a> PublishedFrame<'a> {
         ConversationId::parse(&text).ok()
     }
 
-    /// The type of the frame.
+    /// The type of the frame, with `cancelled` as a type of its own.
     pub fn kind(&self) -> FrameKind {
         match &*self.type_name {
             "response" => FrameKind::Response,
@@ -137,7 +140,7 @@ impl<'a> PublishedFrame<'a> {
         }
     }
 
-    /// Whether the frame is the last one of its message.
+    /// Whether the frame is terminal: it ends its message.
     pub fn is_terminal(&self) -> bool {
         matches!(
             self.kind(),
@@ -146,8 +149,9 @@ impl<'a> PublishedFrame<'a> {
     }
 }
 
-/// The terminal frame of a message whose conversation was deleted before its answer was delivered,
-/// in the form in which a relay publishes it: cancelled, without content.
+/// The terminal frame that a gateway makes for a forgotten message (its conversation was deleted)
+/// when a client still waits for the answer: `cancelled` without content, in the form in which a
+/// relay publishes it.
 pub fn forgotten_message_frame(message_id: &MessageId, correlation_id: &str) -> String {
     #[derive(Serialize)]
     struct ForgottenFrame<'a> {

@@ -1,5 +1,5 @@
-//! The records of `incoming_messages` and `responses`: encoding, decoding, and header names
-//! (protocol.md section 2).
+//! Encodes and decodes the records of `incoming_messages` and `responses`, and has the names of
+//! their headers (protocol.md section 2).
 
 use std::sync::Arc;
 
@@ -15,25 +15,27 @@ use crate::protocol::log_record::{Headers, Record};
 
 /// Names of record headers.
 pub mod header {
-    /// The message's identity.
+    /// Header with the message's identity.
     pub const MESSAGE_ID: &str = "message_id";
-    /// Correlates log lines of all roles.
+    /// Header with the id that correlates the log lines of all roles.
     pub const CORRELATION_ID: &str = "correlation_id";
-    /// W3C trace context: trace and parent span.
+    /// Header with the trace and the parent span of a W3C trace context.
     pub const TRACEPARENT: &str = "traceparent";
-    /// W3C trace context: vendor-specific part.
+    /// Header with the vendor-specific part of a W3C trace context.
     pub const TRACESTATE: &str = "tracestate";
-    /// `message_id` of the dead letter that this record is a replay of (protocol.md section 2.4).
+    /// Header of a replayed record, with the `message_id` of its dead letter (protocol.md section
+    /// 2.4).
     pub const REPLAY_OF: &str = "replay_of";
 }
 
-/// The trace context in a record's headers. `None` if there is none, or it is invalid.
+/// The trace context in a record's headers. `None` if the record has no `traceparent`, or an
+/// invalid value.
 pub fn trace_from_headers(record: &Record) -> Option<TraceContext> {
     let traceparent = record.header_text(header::TRACEPARENT)?;
     TraceContext::parse(traceparent, record.header_text(header::TRACESTATE))
 }
 
-/// Appends a trace context to the headers of a new record.
+/// Appends a trace context to the headers of a new record. Does nothing without a trace context.
 pub fn add_trace_headers(headers: &mut Headers, trace: Option<&TraceContext>) {
     let Some(trace) = trace else {
         return;
@@ -57,20 +59,20 @@ pub struct QuestionRecord<'a> {
     pub kind: &'static str,
     /// The text of the message.
     pub content: &'a str,
-    /// The user.
+    /// The user who sent the message.
     pub userid: &'a UserId,
     /// When the gateway received the message, RFC 3339.
     pub timestamp: String,
     /// `SERVER_ID` of the gateway that received the message.
     pub server_id: &'a str,
-    /// Correlates log lines of all roles.
+    /// Id that correlates the log lines of all roles.
     pub correlation_id: &'a str,
     /// The message's identity.
     pub message_id: &'a MessageId,
     /// The client's identifier, if the client has chosen one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<&'a ClientMessageId>,
-    /// The conversation.
+    /// The message's conversation.
     pub conversation_id: &'a ConversationId,
     /// Whether a client receives the answer while it is generated. If not, no deltas are published.
     pub stream: bool,
@@ -80,17 +82,18 @@ pub struct QuestionRecord<'a> {
 /// have are derived or set to their defaults.
 #[derive(Debug, Clone)]
 pub struct Question {
-    /// The message's identity, derived if the record has none.
+    /// The message's identity, derived if the record names none.
     pub message_id: MessageId,
     /// The client's identifier, if the client has chosen one.
     pub id: Option<ClientMessageId>,
-    /// The user.
+    /// The user who sent the message.
     pub user: UserId,
-    /// The conversation.
+    /// The message's conversation.
     pub conversation: ConversationId,
     /// The text of the message.
     pub content: Arc<str>,
-    /// Correlates log lines of all roles. Never empty: the `message_id` if the record has none.
+    /// Id that correlates the log lines of all roles. Equals `message_id` if the record names no
+    /// such id, so it is never empty.
     pub correlation_id: Arc<str>,
     /// Whether a client receives the answer while it is generated. If not, no deltas are published.
     pub stream: bool,
@@ -98,11 +101,13 @@ pub struct Question {
     pub appended_ms: i64,
 }
 
-/// A record cannot be decoded. The text becomes the dead letter's reason and never quotes the record.
+/// The error of a record that cannot be decoded. The text becomes the dead letter's reason and
+/// never quotes the record.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("unreadable record: {0}")]
 pub struct UnreadableRecord(pub String);
 
+/// The fields of a record of `incoming_messages`, before missing fields are derived.
 #[derive(Deserialize)]
 struct RawQuestion {
     #[serde(rename = "type")]
@@ -117,7 +122,7 @@ struct RawQuestion {
     stream: bool,
 }
 
-fn unreadable(error: &serde_json::Error) -> UnreadableRecord {
+fn unreadable_record(error: &serde_json::Error) -> UnreadableRecord {
     // serde_json's own error text can quote the value, so it is not passed on.
     UnreadableRecord(format!(
         "{} at line {} column {}",
@@ -131,17 +136,19 @@ fn unreadable(error: &serde_json::Error) -> UnreadableRecord {
 }
 
 impl Question {
-    /// Decodes a record of `incoming_messages`. Records of the original system, which have fewer fields,
-    /// are valid.
+    /// Decodes a record of `incoming_messages`. Records of the original system, which have fewer
+    /// fields, are valid.
     ///
     /// # Errors
     /// The value is not a JSON object, or a field is missing or invalid.
     pub fn parse(record: &Record) -> Result<Self, UnreadableRecord> {
-        // serde accepts an array for a struct when the elements fit the fields in order.
+        // serde accepts an array for a struct when the elements fit the fields in order, so arrays
+        // are refused here.
         if record.value.trim_ascii_start().first() != Some(&b'{') {
             return Err(UnreadableRecord("not a JSON object".into()));
         }
-        let raw: RawQuestion = serde_json::from_slice(&record.value).map_err(|e| unreadable(&e))?;
+        let raw: RawQuestion =
+            serde_json::from_slice(&record.value).map_err(|error| unreadable_record(&error))?;
         if raw.kind.as_deref().is_some_and(|kind| kind != "message") {
             return Err(UnreadableRecord("type is not `message`".into()));
         }
@@ -190,9 +197,9 @@ pub struct Usage {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum TerminalKind {
-    /// The complete answer.
+    /// The record has the complete answer.
     Response,
-    /// A failure or, with the code `cancelled`, a cancelled answer.
+    /// The message failed or, if the code is `cancelled`, was cancelled.
     Error,
 }
 
@@ -210,10 +217,10 @@ pub struct TerminalRecord {
     /// The answer. If the message was cancelled, the text until then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
-    /// Human-readable reason of a failure.
+    /// Human-readable reason of a failure or cancellation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// The user.
+    /// The user who sent the message.
     pub userid: UserId,
     /// When the answer ended, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -221,8 +228,8 @@ pub struct TerminalRecord {
     /// Milliseconds from the start of processing in the worker to the end of the answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub processing_time_ms: Option<u64>,
-    /// Correlates log lines of all roles. Always a string, because a gateway of the original system
-    /// fails without it.
+    /// Id that correlates the log lines of all roles. Always a string, because a gateway of the
+    /// original system fails without it.
     #[serde(default)]
     pub correlation_id: String,
     /// The message's identity. Absent only if a worker of the original system wrote the record.
@@ -231,10 +238,10 @@ pub struct TerminalRecord {
     /// The client's identifier, if the client has chosen one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<ClientMessageId>,
-    /// The conversation.
+    /// The message's conversation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conversation_id: Option<ConversationId>,
-    /// Machine-readable reason of a failure.
+    /// Machine-readable reason of a failure; `cancelled` if the message was cancelled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<ErrorCode>,
     /// Whether the same content, sent as a new message, may be answered.
@@ -243,7 +250,7 @@ pub struct TerminalRecord {
     /// Milliseconds to wait before a retry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
-    /// The provider's reason for the end, or `length` if `MAX_ANSWER_BYTES` was reached.
+    /// The provider's reason for ending the answer, or `length` if `MAX_ANSWER_BYTES` was reached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finish_reason: Option<String>,
     /// The model that answered.
@@ -252,13 +259,15 @@ pub struct TerminalRecord {
     /// The tokens used, as counted by the model's API.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
-    /// The attempt that produced this frame.
+    /// Number of the attempt that produced this record, from 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<u32>,
-    /// Position of the record in `responses`. The relay adds it to the frame; it is never in the log.
+    /// Position of the record in `responses`. The relay adds it to the frame; it is never in the
+    /// log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub position: Option<String>,
-    /// Whether the frame has a `traceparent`. The relay adds it to the frame; it is never in the log.
+    /// Whether the frame has a `traceparent`. The relay adds that field to the frame; it is never
+    /// in the log.
     #[serde(
         rename = "traceparent",
         default,
@@ -270,10 +279,11 @@ pub struct TerminalRecord {
         description = "W3C trace context of the message. The relay adds it to the frame; it is never in the log."
     )]
     pub has_traceparent: bool,
-    /// Sequence number over both of the user's channels, added by the fan-out.
+    /// Number of the frame among all frames on the user's two channels. The fan-out adds it to a
+    /// published frame; it is never in the log.
     #[serde(default, skip_serializing)]
     pub n: Option<u64>,
-    /// Random id of the counter that `n` belongs to.
+    /// Random id of the counter that `n` belongs to. The fan-out adds it, too.
     #[serde(default, skip_serializing)]
     pub n_id: Option<String>,
 }
@@ -288,10 +298,11 @@ impl TerminalRecord {
     /// # Errors
     /// The value is not a JSON object, or a field is missing or invalid.
     pub fn parse(value: &[u8]) -> Result<Self, UnreadableRecord> {
-        serde_json::from_slice(value).map_err(|e| unreadable(&e))
+        serde_json::from_slice(value).map_err(|error| unreadable_record(&error))
     }
 
-    /// A terminal frame of `kind` for `question` with the current time and no further fields.
+    /// Creates a terminal frame of `kind` for `question`: with the question's ids and the current
+    /// time, and without all other fields.
     pub fn new(question: &Question, kind: TerminalKind) -> Self {
         Self {
             v: 1,
@@ -319,7 +330,8 @@ impl TerminalRecord {
         }
     }
 
-    /// The terminal frame of a message that failed with `code`, with the code's default text.
+    /// Creates the terminal frame of a message that failed with `code`, with the code's default
+    /// text.
     pub fn failure(question: &Question, code: ErrorCode) -> Self {
         Self {
             message: Some(code.text().to_owned()),

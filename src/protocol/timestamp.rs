@@ -4,7 +4,8 @@ use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 
-/// Three decimals, so that all timestamps have the same length.
+/// The format of all timestamps: RFC 3339 with three decimals of a second, so that all have the
+/// same length.
 const RFC3339_MILLISECONDS: &[BorrowedFormatItem<'_>] =
     format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
 
@@ -18,8 +19,8 @@ pub fn now_rfc3339() -> String {
     rfc3339(now_ms())
 }
 
-/// `unix_ms` in RFC 3339 with milliseconds, in UTC. A time outside the years 0–9999 is replaced by the
-/// Unix epoch.
+/// `unix_ms` in RFC 3339 with milliseconds, in UTC. A time outside the years 0–9999 is replaced by
+/// the Unix epoch.
 pub fn rfc3339(unix_ms: i64) -> String {
     OffsetDateTime::from_unix_timestamp_nanos(i128::from(unix_ms) * 1_000_000)
         .ok()

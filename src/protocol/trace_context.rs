@@ -1,20 +1,22 @@
 //! W3C Trace Context: parses and encodes `traceparent` and `tracestate`, which clients send and
-//! record headers carry. An invalid one is ignored, as the recommendation demands, and never
+//! record headers carry. An invalid value is ignored, as the recommendation demands, and never
 //! invalidates a message.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// Length up to which a `tracestate` is propagated; the minimum that the recommendation allows.
-const STATE_BYTES: usize = 512;
+/// Maximum size in bytes of a propagated `tracestate`. The recommendation asks for no smaller limit.
+const MAX_STATE_BYTES: usize = 512;
 
-/// Largest number of members in a valid `tracestate`.
-const STATE_MEMBERS: usize = 32;
+/// Maximum number of members in a valid `tracestate`.
+const MAX_STATE_MEMBERS: usize = 32;
 
-/// The flags `sampled` and `random`. All others must be zero when a context is propagated.
-const KNOWN_FLAGS: u8 = 0x03;
+/// Bit mask of the flags `sampled` and `random`. All other flags must be 0 when a context is
+/// propagated.
+const PROPAGATED_FLAGS: u8 = 0x03;
 
-const SAMPLED: u8 = 0x01;
+/// Bit mask of the flag `sampled`, with which the caller asks for the trace to be recorded.
+const SAMPLED_FLAG: u8 = 0x01;
 
 /// The trace and the parent span of an operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,7 +27,7 @@ pub struct TraceContext {
     state: Option<Arc<str>>,
 }
 
-/// A trace id, displayed as 32 hexadecimal digits. It is never zero.
+/// A trace id, displayed as 32 hexadecimal digits. It is never 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TraceId(u128);
 
@@ -42,7 +44,8 @@ impl fmt::Display for TraceId {
     }
 }
 
-/// Parses lower-case hexadecimal digits. `None` also for zero, which is not a valid id.
+/// Parses an id of lower-case hexadecimal digits. `None` if another character occurs, or if the
+/// number is 0, which is not a valid id.
 fn parse_id(digits: &[u8]) -> Option<u128> {
     let mut value = 0;
     for byte in digits {
@@ -67,31 +70,32 @@ fn parse_byte(digits: &[u8]) -> Option<u8> {
 }
 
 impl TraceContext {
-    /// A context from its parts. `None` if an id is zero. An invalid `state` is ignored.
+    /// Creates a context from its parts. `None` if an id is 0. An invalid `state` is ignored.
     pub fn new(trace_id: u128, span_id: u64, flags: u8, state: &str) -> Option<Self> {
         (trace_id != 0 && span_id != 0).then(|| Self {
             trace_id,
             span_id,
-            flags: flags & KNOWN_FLAGS,
+            flags: flags & PROPAGATED_FLAGS,
             state: valid_state(state),
         })
     }
 
-    /// Parses both fields. `None` if `traceparent` is invalid; an invalid `tracestate` is ignored. Of a
-    /// higher version, the fields of version 00 are read.
+    /// Parses the two fields of a context. `None` if `traceparent` is invalid; an invalid
+    /// `tracestate` is ignored. A `traceparent` of a higher version is read as version 00, without
+    /// its additional fields.
     pub fn parse(traceparent: &str, tracestate: Option<&str>) -> Option<Self> {
         let text = traceparent.as_bytes();
-        let (head, rest) = text.split_at_checked(55)?;
+        let (head, suffix) = text.split_at_checked(55)?;
         let version = parse_byte(&head[..2])?;
-        let longer_allowed = version != 0 && rest.first() == Some(&b'-');
-        let dashes = [2, 35, 52].iter().all(|at| head[*at] == b'-');
-        if version == 0xff || !(rest.is_empty() || longer_allowed) || !dashes {
+        let has_later_fields = version != 0 && suffix.first() == Some(&b'-');
+        let has_dashes = [2, 35, 52].iter().all(|index| head[*index] == b'-');
+        if version == 0xff || !(suffix.is_empty() || has_later_fields) || !has_dashes {
             return None;
         }
         Some(Self {
             trace_id: parse_id(&head[3..35])?,
             span_id: parse_id(&head[36..52])? as u64,
-            flags: parse_byte(&head[53..55])? & KNOWN_FLAGS,
+            flags: parse_byte(&head[53..55])? & PROPAGATED_FLAGS,
             state: tracestate.and_then(valid_state),
         })
     }
@@ -117,7 +121,7 @@ impl TraceContext {
         TraceId(self.trace_id)
     }
 
-    /// The parent span's id. It is never zero.
+    /// The parent span's id. It is never 0.
     pub fn span_id(&self) -> u64 {
         self.span_id
     }
@@ -129,12 +133,12 @@ impl TraceContext {
 
     /// Whether the caller asks for the trace to be recorded.
     pub fn is_sampled(&self) -> bool {
-        self.flags & SAMPLED != 0
+        self.flags & SAMPLED_FLAG != 0
     }
 }
 
-/// The state without empty members, truncated to whole members within the propagated length. `None`
-/// if it is invalid or empty.
+/// Validates a `tracestate`. Returns it without empty members, and without each member that would
+/// make it longer than `MAX_STATE_BYTES`. `None` if it is invalid or nothing is left.
 fn valid_state(text: &str) -> Option<Arc<str>> {
     let mut state = String::new();
     let mut keys = Vec::new();
@@ -144,11 +148,15 @@ fn valid_state(text: &str) -> Option<Arc<str>> {
             continue;
         }
         let (key, value) = member.split_once('=')?;
-        if !is_key(key) || !is_value(value) || keys.contains(&key) || keys.len() == STATE_MEMBERS {
+        if !is_key(key)
+            || !is_value(value)
+            || keys.contains(&key)
+            || keys.len() == MAX_STATE_MEMBERS
+        {
             return None;
         }
         keys.push(key);
-        if state.len() + member.len() < STATE_BYTES {
+        if state.len() + member.len() < MAX_STATE_BYTES {
             if !state.is_empty() {
                 state.push(',');
             }
@@ -223,7 +231,7 @@ mod tests {
         fn state_is_propagated_within_its_limit_or_ignored(text in "[a-c0=, @~é\t]{0,900}") {
             let read = TraceContext::parse(GOOD, Some(&text)).unwrap();
             if let Some(state) = read.tracestate() {
-                prop_assert!(state.len() <= STATE_BYTES);
+                prop_assert!(state.len() <= MAX_STATE_BYTES);
                 let again = TraceContext::parse(GOOD, Some(state)).unwrap();
                 prop_assert_eq!(again.tracestate(), Some(state));
             }

@@ -1,4 +1,4 @@
-//! Validation that both client protocols share.
+//! The validation of client frames that both client protocols share.
 
 use std::borrow::Cow;
 
@@ -7,7 +7,8 @@ use serde::de::IgnoredAny;
 
 use super::error_code::ErrorCode;
 
-/// Why the server rejects a client's frame: code and text of the `error` frame that answers it.
+/// Why the server rejects a client's frame: code and text of the `error` frame that the client
+/// receives.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejection {
     /// Machine-readable reason.
@@ -18,6 +19,7 @@ pub struct Rejection {
 }
 
 impl Rejection {
+    /// Creates a rejection with the code `invalid_message`.
     pub(super) fn invalid(reason: &str) -> Self {
         Self {
             code: ErrorCode::InvalidMessage,
@@ -26,13 +28,14 @@ impl Rejection {
     }
 }
 
-/// Deserializes a client's frame. `expected` is the reason in the rejection of valid JSON with
-/// another shape.
+/// Deserializes a client's frame. If the frame is valid JSON with another shape than `T`,
+/// `expected` is the reason in the rejection.
 pub(super) fn parse_object<'a, T: Deserialize<'a>>(
     text: &'a str,
     expected: &str,
 ) -> Result<T, Rejection> {
-    // serde accepts an array for a struct when the elements fit the fields in order.
+    // serde accepts an array for a struct when the elements fit the fields in order, so arrays are
+    // rejected here.
     if !text.trim_start().starts_with('{') && serde_json::from_str::<IgnoredAny>(text).is_ok() {
         return Err(Rejection::invalid(expected));
     }
@@ -43,8 +46,8 @@ pub(super) fn parse_object<'a, T: Deserialize<'a>>(
     })
 }
 
-/// Checks the content of a message, and removes NUL characters: data stores behind the gateway
-/// may cut a text there. Every other character stays.
+/// Checks the content of a message, and returns it without NUL characters, because data stores
+/// behind the gateway may cut a text at a NUL. Every other character stays.
 pub(super) fn validate_content(
     content: Option<Cow<'_, str>>,
     max_content_chars: usize,

@@ -1,4 +1,4 @@
-//! Parses and validates the frames that clients send.
+//! Parses and validates the frames that `chatmesh.v1` clients send.
 
 use std::borrow::Cow;
 
@@ -14,37 +14,40 @@ use super::super::validation::{Rejection, parse_object, validate_content};
 pub enum ClientFrame {
     /// A message to be answered.
     Message {
-        /// Identifier that the client has chosen. The same one again is the same message.
+        /// Identifier that the client has chosen. A later message with the same identifier is a
+        /// resend of this message.
         id: ClientMessageId,
-        /// The text, without NUL characters.
+        /// The text of the message, without NUL characters.
         content: String,
-        /// The conversation; the default one if the frame names none.
+        /// The message's conversation; `default` if the frame names no conversation.
         conversation: ConversationId,
-        /// Cancels the pending messages of the conversation first.
+        /// Whether the messages of the conversation that were pending before this message are
+        /// cancelled.
         interrupt: bool,
-        /// The trace that the client began for this message.
+        /// The trace context in the frame, if it is valid.
         trace: Option<TraceContext>,
     },
     /// A request to cancel a message.
     Cancel {
-        /// The message, derived from `id` if the frame names that.
+        /// The message to cancel. Derived from `id` if the frame names the message by `id`.
         message_id: MessageId,
-        /// The client's identifier, if the frame names it.
+        /// The client's identifier of the message, if the frame names the message by it.
         id: Option<ClientMessageId>,
     },
-    /// A request for `pong`.
+    /// A request for the frame `pong`.
     Ping,
 }
 
 /// An invalid frame of a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RejectedFrame {
-    /// Code and text of the `error` frame that answers it.
+    /// Code and text of the `error` frame that the client receives.
     pub rejection: Rejection,
-    /// The client's identifier in the frame, if it can be read.
+    /// The value of `id` in the frame, if it can be read.
     pub id: Option<ClientMessageId>,
 }
 
+/// A frame of a client, before it is validated.
 #[derive(Deserialize)]
 struct UncheckedFrame<'a> {
     #[serde(rename = "type", borrow, default)]
@@ -61,7 +64,8 @@ struct UncheckedFrame<'a> {
     interrupt: Option<bool>,
     #[serde(borrow, default)]
     userid: Option<Cow<'a, str>>,
-    // Undecoded, so that a value of a wrong type never invalidates the message.
+    // The trace fields stay undecoded, so that a value of a wrong type never invalidates the
+    // message.
     #[serde(borrow, default)]
     traceparent: Option<&'a RawValue>,
     #[serde(borrow, default)]
@@ -76,14 +80,15 @@ impl UncheckedFrame<'_> {
     }
 }
 
+/// The field `id` of an invalid frame. The other fields are ignored.
 #[derive(Deserialize)]
-struct OnlyId {
+struct FrameId {
     #[serde(default)]
     id: Option<ClientMessageId>,
 }
 
-/// Parses and validates a client's frame. Unknown fields are ignored, and NUL characters are removed
-/// from the content.
+/// Parses and validates a client's frame. Unknown fields are ignored, and NUL characters are
+/// removed from the content.
 ///
 /// # Errors
 /// The frame is invalid. The text of the rejection never quotes it.
@@ -94,7 +99,7 @@ pub fn parse_client_frame(
 ) -> Result<ClientFrame, RejectedFrame> {
     validate(text, user, max_content_chars).map_err(|rejection| RejectedFrame {
         rejection,
-        id: serde_json::from_str::<OnlyId>(text)
+        id: serde_json::from_str::<FrameId>(text)
             .ok()
             .and_then(|frame| frame.id),
     })

@@ -1,4 +1,5 @@
-//! The protocol `chatmesh.v1` as the gateway reads and writes it (protocol.md section 1.2).
+//! The protocol `chatmesh.v1` as the gateway reads and writes it (protocol.md section 1.2): parses
+//! the frames of clients, and encodes the frames that they receive.
 //!
 //! The complete shapes of the frames, as clients see them, are in [`super::wire::v1`].
 

@@ -1,4 +1,4 @@
-//! Encodes published frames for `chatmesh.v1` connections.
+//! Encodes the frames that the gateway receives from the fan-out for `chatmesh.v1` connections.
 
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -9,7 +9,7 @@ use super::super::ids::{MessageId, UserId};
 use super::super::published::{FrameKind, PublishedFrame};
 
 /// All fields that a frame about a message can have, in the order in which they are written. Each
-/// type of frame sets its own and leaves the others `None`.
+/// type of frame leaves the fields that it does not have `None`.
 #[derive(Serialize, Default, Clone, Copy)]
 struct Frame<'a> {
     #[serde(rename = "type")]
@@ -29,7 +29,7 @@ struct Frame<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     code: Option<&'a RawValue>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    message: Option<Text<'a>>,
+    message: Option<ErrorText<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     retryable: Option<&'a RawValue>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -54,16 +54,19 @@ struct Frame<'a> {
     traceparent: Option<&'a RawValue>,
 }
 
+/// The human-readable text of an `error` frame.
 #[derive(Serialize, Clone, Copy)]
 #[serde(untagged)]
-enum Text<'a> {
+enum ErrorText<'a> {
+    /// The text in the published frame, undecoded.
     Published(&'a RawValue),
+    /// The text for a published frame that has none.
     Default(&'static str),
 }
 
 /// Encodes a published frame for a `chatmesh.v1` connection of `user`, with exactly the fields of
-/// section 1.2: internal fields such as `n` and `origin` are left out. `None` for frames that are not
-/// for clients.
+/// section 1.2: internal fields such as `n` and `origin` are left out. `None` if the frame is of a
+/// type that clients do not receive.
 pub fn encode_published(frame: &PublishedFrame<'_>, user: &UserId) -> Option<String> {
     let base = Frame {
         userid: Some(user),
@@ -99,8 +102,8 @@ pub fn encode_published(frame: &PublishedFrame<'_>, user: &UserId) -> Option<Str
             kind: "error",
             code: frame.code,
             message: Some(frame.message.map_or_else(
-                || Text::Default(ErrorCode::Unavailable.text()),
-                Text::Published,
+                || ErrorText::Default(ErrorCode::Unavailable.text()),
+                ErrorText::Published,
             )),
             retryable: frame.retryable,
             retry_after_ms: frame.retry_after_ms,

@@ -1,4 +1,5 @@
-//! Encodes the frames that the gateway sends for itself on `chatmesh.v1`.
+//! Encodes the `chatmesh.v1` frames that a gateway makes itself, and does not receive from the
+//! fan-out.
 
 use std::time::Duration;
 
@@ -10,14 +11,14 @@ use super::super::ids::{ClientMessageId, ConversationId, MessageId, UserId};
 use super::super::open_message::{CancelResult, InFlightAnswer, PendingMessage};
 use super::super::wire::v1::Limits;
 
-/// Upper bound, in bytes, of the contents in one `welcome`. The contents of further pending
-/// messages are left out, so that a user with many long messages can still connect.
-const WELCOME_CONTENT_BYTES: usize = 256 << 10;
+/// Maximum size in bytes of all contents in one `welcome`. A pending message whose content does not
+/// fit is listed without it, so that a user with many long messages can still connect.
+const MAX_WELCOME_CONTENT_BYTES: usize = 256 << 10;
 
-/// The answer to `ping`.
+/// The frame `pong`, the answer to `ping`.
 pub const PONG_FRAME: &str = r#"{"type":"pong"}"#;
 
-/// The frame `welcome`, the first one of every connection.
+/// The frame `welcome`, the first frame of every connection.
 #[derive(Debug)]
 pub struct WelcomeFrame<'a> {
     /// The connection's user.
@@ -26,16 +27,19 @@ pub struct WelcomeFrame<'a> {
     pub server_id: &'a str,
     /// The position from which the client resumes when it connects again.
     pub position: &'a str,
-    /// False if the client has to reload the history, because frames after its `since` are gone.
+    /// Whether all frames after the client's `since` follow. If false, because the client sent no
+    /// `since` or frames after it are gone, the client has to reload the history.
     pub recovered: bool,
     /// Accepted messages without a terminal frame, oldest first.
     pub pending: &'a [PendingMessage],
-    /// Interval of the server's protocol pings, in milliseconds.
+    /// Time without a frame from the client, in milliseconds, after which the server sends a
+    /// WebSocket ping.
     pub heartbeat_ms: u64,
-    /// Bounds of what the client may send.
+    /// Limits on what the client may send.
     pub limits: Limits,
 }
 
+/// A pending message in `welcome`.
 #[derive(Serialize)]
 struct PendingEntry<'a> {
     message_id: &'a MessageId,
@@ -60,10 +64,10 @@ impl WelcomeFrame<'_> {
             heartbeat_ms: u64,
             limits: Limits,
         }
-        let mut available = WELCOME_CONTENT_BYTES;
+        let mut available_bytes = MAX_WELCOME_CONTENT_BYTES;
         let pending = self.pending.iter().map(|message| {
-            let content = (message.content.len() <= available).then_some(&*message.content);
-            available -= content.map_or(0, str::len);
+            let content = (message.content.len() <= available_bytes).then_some(&*message.content);
+            available_bytes -= content.map_or(0, str::len);
             PendingEntry {
                 message_id: &message.message_id,
                 id: message.id.as_ref(),
@@ -84,8 +88,8 @@ impl WelcomeFrame<'_> {
     }
 }
 
-/// The frame `accepted`. The connection that sent the message gets it without content and origin;
-/// the user's other connections get it as a published frame, with both.
+/// The frame `accepted`. The connection that sent the message gets the frame without content and
+/// origin. For the user's other connections the frame is published, with content and origin.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct AcceptedFrame<'a> {
     /// The message's user.
@@ -100,13 +104,13 @@ pub struct AcceptedFrame<'a> {
     /// The message's text, for connections that did not send it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<&'a str>,
-    /// Random id of the connection that sent the message. Its gateway skips that connection when it
-    /// delivers the published frame.
+    /// Random id of the connection that sent the message. The gateway of that connection does not
+    /// deliver the published frame to it. Clients do not receive this field.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub origin: Option<&'a str>,
 }
 
-/// A frame's fields behind its `type`.
+/// A frame: its `type`, followed by the other fields.
 #[derive(Serialize)]
 struct Tagged<T: Serialize> {
     r#type: &'static str,
@@ -124,7 +128,7 @@ impl AcceptedFrame<'_> {
     }
 }
 
-/// The frame `snapshot`: the complete text so far of an answer in progress.
+/// Encodes the frame `snapshot`: the complete text so far of an answer in flight.
 pub fn snapshot_frame(user: &UserId, answer: &InFlightAnswer) -> String {
     #[derive(Serialize)]
     struct Shape<'a> {
@@ -150,7 +154,8 @@ pub fn snapshot_frame(user: &UserId, answer: &InFlightAnswer) -> String {
     })
 }
 
-/// The frame `error` for a message or frame that the gateway rejects. It has no `message_id`.
+/// Encodes the frame `error` for a message or frame that the gateway rejects. The frame has no
+/// `message_id`.
 pub fn error_frame(
     user: &UserId,
     id: Option<&ClientMessageId>,
@@ -161,7 +166,7 @@ pub fn error_frame(
     error_frame_with_retry(user, id, code, text, correlation_id, None)
 }
 
-/// The frame `error` for a rejected message, with the time after which the client may retry.
+/// Like [`error_frame`], with the time after which the client may retry, if there is such a time.
 pub fn error_frame_with_retry(
     user: &UserId,
     id: Option<&ClientMessageId>,
@@ -190,12 +195,12 @@ pub fn error_frame_with_retry(
         code,
         message: text,
         retryable: code.is_retryable(),
-        retry_after_ms: retry_after.map(|pause| pause.as_millis() as u64),
+        retry_after_ms: retry_after.map(|delay| delay.as_millis() as u64),
         correlation_id,
     })
 }
 
-/// The frame `cancel_result`, the answer to `cancel`.
+/// Encodes the frame `cancel_result`, the answer to `cancel`.
 pub fn cancel_result_frame(
     user: &UserId,
     message_id: &MessageId,
@@ -224,8 +229,8 @@ pub fn cancel_result_frame(
     })
 }
 
-/// The frame `cancelled` for a message whose conversation was deleted before its answer was
-/// delivered. It has no content.
+/// Encodes the frame `cancelled` for the resend of a forgotten message: the conversation was
+/// deleted, and a terminal frame of the message was delivered before. The frame has no content.
 pub fn forgotten_message_frame(
     user: &UserId,
     message_id: &MessageId,
@@ -246,8 +251,8 @@ pub fn forgotten_message_frame(
     })
 }
 
-/// The frame `closing`: the gateway closes the connection soon, and the client should reconnect after
-/// `retry_after_ms` milliseconds.
+/// Encodes the frame `closing`: the gateway closes the connection soon, and the client should
+/// reconnect after `retry_after_ms` milliseconds.
 pub fn closing_frame(user: &UserId, reason: &str, retry_after_ms: u64) -> String {
     #[derive(Serialize)]
     struct Shape<'a> {

@@ -23,7 +23,7 @@ pub struct Message {
 pub struct Response {
     /// The text of the answer.
     pub content: String,
-    /// The user.
+    /// The connection's user.
     pub userid: UserId,
     /// When the answer ended, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -31,24 +31,26 @@ pub struct Response {
     /// Milliseconds from the start of processing in the worker to the end of the answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub processing_time_ms: Option<serde_json::Number>,
-    /// Correlates log lines of all roles: the connection's `X-Correlation-ID`, `-`, and a counter.
+    /// Id that correlates the log lines of all roles: the connection's `X-Correlation-ID`, `-`, and
+    /// a counter.
     pub correlation_id: String,
-    /// The message's identity. Absent only if a worker of the original system answered it.
+    /// The message's identity. Absent only if a worker of the original system answered the
+    /// message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message_id: Option<MessageId>,
 }
 
-/// A rejected frame, or a message that failed.
+/// The rejection of a frame, or the failure or cancellation of a message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "ClassicError")]
 pub struct ErrorFrame {
     /// Human-readable reason.
     pub message: String,
-    /// The user.
+    /// The connection's user.
     pub userid: UserId,
     /// Machine-readable reason. Absent only if a worker of the original system wrote the frame.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<ErrorCode>,
-    /// Correlates log lines of all roles.
+    /// Id that correlates the log lines of all roles.
     pub correlation_id: String,
 }

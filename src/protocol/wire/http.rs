@@ -10,28 +10,28 @@ use crate::protocol::ids::{ConversationId, MessageId, UserId};
 pub struct IssuedToken {
     /// The token. It is a secret.
     pub token: String,
-    /// The user.
+    /// The user who may connect with the token.
     pub userid: UserId,
-    /// Remaining lifetime in seconds.
+    /// Remaining lifetime of the token, in seconds.
     pub expires_in: u64,
 }
 
 /// Response of `DELETE /token`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RevokedTokens {
-    /// The user.
+    /// The user whose tokens were revoked.
     pub userid: UserId,
     /// Always true.
     pub revoked: bool,
 }
 
-/// Response of `GET /conversations`, a page of the user's conversations. The one with the newest turn
-/// comes first.
+/// Response of `GET /conversations`, a page of the user's conversations. The conversation with the
+/// newest turn comes first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ConversationList {
     /// The conversations of this page.
     pub conversations: Vec<ConversationEntry>,
-    /// Value of `after` for the next page; null on the last page.
+    /// Value of the parameter `after` for the next page; null on the last page.
     pub next: Option<ConversationId>,
 }
 
@@ -53,7 +53,7 @@ pub struct MessageList {
     pub conversation_id: ConversationId,
     /// The turns of this page.
     pub messages: Vec<TurnEntry>,
-    /// Value of `before` for the next page; null on the last page.
+    /// Value of the parameter `before` for the next page; null on the last page.
     pub next: Option<MessageId>,
 }
 
@@ -62,23 +62,24 @@ pub struct MessageList {
 pub struct TurnEntry {
     /// The message's identity.
     pub message_id: MessageId,
-    /// The text of the question; null if only the answer is known.
+    /// The text of the question; null if the history has only the answer.
     pub question: Option<String>,
     /// The text of the answer. If the message was cancelled, the text until then.
     pub answer: String,
     /// How the turn ended.
-    pub status: TurnEnd,
+    pub status: TurnStatus,
     /// Time of the turn, RFC 3339.
     pub timestamp: String,
 }
 
 /// How a turn ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "TurnEnd")]
 #[serde(rename_all = "snake_case")]
-pub enum TurnEnd {
+pub enum TurnStatus {
     /// The message was answered.
     Answered,
-    /// The user cancelled the message.
+    /// The message was cancelled.
     Cancelled,
     /// The message failed.
     Failed,
@@ -125,10 +126,10 @@ pub struct Liveness {
 pub struct Readiness {
     /// `ready` or `unavailable`.
     pub status: String,
-    /// The unavailable dependency.
+    /// Name of the unavailable dependency. Absent if the process is ready or draining.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dependency: Option<String>,
-    /// The reason, or `draining`.
+    /// Why the process is not ready: the dependency's error, or `draining`. Absent if it is ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }

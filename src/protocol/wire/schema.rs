@@ -9,12 +9,13 @@ use serde_json::{Map, Value, json};
 use super::{classic, http, v1};
 use crate::protocol::record::{QuestionRecord, TerminalRecord};
 
-/// JSON pointer of the schemas inside the documents.
+/// JSON pointer to the schemas inside `docs/asyncapi.yaml` and `docs/openapi.yaml`.
 const DEFINITIONS_PATH: &str = "/components/schemas";
 
+/// Collects the schemas of one document.
 struct SchemaCollector {
     generator: SchemaGenerator,
-    /// Schema names of frames, each with the value of its frames' `type`.
+    /// The name of each schema of a frame, with the value of the field `type` in these frames.
     frame_types: Vec<(String, &'static str)>,
 }
 
@@ -30,18 +31,20 @@ impl SchemaCollector {
         }
     }
 
-    /// Adds a type that describes its objects completely.
+    /// Adds the schema of a type whose Rust fields are all fields of its JSON objects.
     fn add<T: JsonSchema>(&mut self) {
         self.generator.subschema_for::<T>();
     }
 
-    /// Adds a type whose objects have the field `type` besides its own fields.
+    /// Adds the schema of a type whose JSON objects have the field `type`, with the value
+    /// `frame_type`, besides the Rust fields.
     fn add_frame<T: JsonSchema>(&mut self, frame_type: &'static str) {
         self.add::<T>();
         self.frame_types
             .push((T::schema_name().into_owned(), frame_type));
     }
 
+    /// Returns all schemas by name, with the field `type` in the schemas of frames.
     fn finish(mut self) -> BTreeMap<String, Value> {
         let mut schemas: BTreeMap<String, Value> =
             self.generator.take_definitions(true).into_iter().collect();
@@ -51,12 +54,12 @@ impl SchemaCollector {
             };
             let mut properties = Map::new();
             properties.insert("type".into(), json!({"const": frame_type}));
-            if let Some(Value::Object(own)) = schema.remove("properties") {
-                properties.extend(own);
+            if let Some(Value::Object(field_properties)) = schema.remove("properties") {
+                properties.extend(field_properties);
             }
             let mut required = vec![json!("type")];
-            if let Some(Value::Array(own)) = schema.remove("required") {
-                required.extend(own);
+            if let Some(Value::Array(required_fields)) = schema.remove("required") {
+                required.extend(required_fields);
             }
             schema.insert("properties".into(), properties.into());
             schema.insert("required".into(), required.into());
@@ -65,7 +68,8 @@ impl SchemaCollector {
     }
 }
 
-/// The schemas of the HTTP bodies, by name. They refer to each other below `#/components/schemas`.
+/// The schemas of the HTTP bodies, by name. References between them begin with
+/// `#/components/schemas/`.
 pub fn http_schemas() -> BTreeMap<String, Value> {
     let mut schemas = SchemaCollector::new();
     schemas.add::<http::IssuedToken>();
@@ -79,8 +83,8 @@ pub fn http_schemas() -> BTreeMap<String, Value> {
     schemas.finish()
 }
 
-/// The schemas of WebSocket frames and log records, by name. They refer to each other below
-/// `#/components/schemas`.
+/// The schemas of WebSocket frames and log records, by name. References between them begin with
+/// `#/components/schemas/`.
 pub fn message_schemas() -> BTreeMap<String, Value> {
     let mut schemas = SchemaCollector::new();
     schemas.add_frame::<classic::Message>("message");

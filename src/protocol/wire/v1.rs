@@ -15,7 +15,7 @@ pub enum ClientToServer {
     Message(Message),
     /// A request to cancel a message.
     Cancel(Cancel),
-    /// A request for `pong`.
+    /// A request for the frame `pong`.
     Ping,
 }
 
@@ -23,21 +23,22 @@ pub enum ClientToServer {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ServerToClient {
-    /// The first frame of a connection.
+    /// The first frame of a connection, sent again when the client has to reload the history.
     Welcome(Welcome),
     /// The log has acknowledged a message.
     Accepted(Accepted),
     /// The next part of an answer.
     Delta(Delta),
-    /// The complete text so far of an answer in progress.
+    /// The complete text so far of an answer in flight.
     Snapshot(Snapshot),
-    /// A new attempt begins, and the text so far is invalid.
+    /// A new attempt begins, and the client discards the text so far.
     Restarted(Restarted),
-    /// Terminal: the complete answer.
+    /// Terminal frame: the complete answer.
     Response(Response),
-    /// Terminal: the user cancelled the message.
+    /// Terminal frame: the message was cancelled.
     Cancelled(Cancelled),
-    /// A rejection (without `message_id`), or terminal: the message failed (with one).
+    /// With `message_id`, a terminal frame: the message failed. Without it, the rejection of a
+    /// frame or message.
     Error(ErrorFrame),
     /// The answer to `cancel`.
     CancelResult(CancelResult),
@@ -45,7 +46,7 @@ pub enum ServerToClient {
     Closing(Closing),
     /// The answer to `ping`.
     Pong,
-    /// A type of a later version of the protocol, which clients ignore.
+    /// A frame of a type that only a later version of the protocol has. Clients ignore it.
     #[serde(other)]
     Other,
 }
@@ -54,20 +55,22 @@ pub enum ServerToClient {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "V1Message")]
 pub struct Message {
-    /// The client's identifier. The same `id` within `DEDUP_TTL` is the same message and is answered once.
+    /// The client's identifier of the message. Messages with the same `id` within `DEDUP_TTL` are
+    /// the same message, which is answered once.
     pub id: ClientMessageId,
     /// The text of the message.
     pub content: String,
-    /// The conversation; `default` if absent.
+    /// The message's conversation; `default` if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conversation_id: Option<ConversationId>,
-    /// Cancels the pending messages of the conversation first.
+    /// Whether the messages of the conversation that were pending before this message are
+    /// cancelled.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub interrupt: bool,
     /// Optional; if present, it must be the connection's user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub userid: Option<UserId>,
-    /// W3C trace context of the message. An invalid one is ignored.
+    /// W3C trace context of the message. An invalid value is ignored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
     /// Vendor-specific part of the trace context.
@@ -75,8 +78,8 @@ pub struct Message {
     pub tracestate: Option<String>,
 }
 
-/// Cancels a message of the user, sent from any device. Names the message by exactly one of its two
-/// identifiers.
+/// Cancels a message of the user, from whichever device it was sent. Names the message by exactly
+/// one of its two identifiers.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "V1Cancel")]
 #[schemars(extend("oneOf" = [{"required": ["id"]}, {"required": ["message_id"]}]))]
@@ -89,12 +92,12 @@ pub struct Cancel {
     pub message_id: Option<MessageId>,
 }
 
-/// Asks for `pong`. For browsers, which cannot send WebSocket pings.
+/// Asks for the frame `pong`. For browsers, which cannot send WebSocket pings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "V1Ping")]
 pub struct Ping {}
 
-/// The answer to `ping`.
+/// The frame `pong`, the answer to `ping`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "V1Pong")]
 pub struct Pong {}
@@ -108,15 +111,18 @@ pub struct Welcome {
     pub userid: UserId,
     /// The gateway's `SERVER_ID`.
     pub server_id: String,
-    /// The position from which the client resumes; opaque, for `since`.
+    /// The position from which the client resumes when it reconnects. Opaque text, passed as
+    /// `since`.
     pub position: String,
-    /// Whether all frames after the client's `since` follow. If false, the client reloads the history.
+    /// Whether all frames after the client's `since` follow. If false, because the client sent no
+    /// `since` or frames after it are gone, the client reloads the history.
     pub recovered: bool,
     /// Accepted messages without a terminal frame, oldest first.
     pub pending: Vec<Pending>,
-    /// Interval of the server's WebSocket pings, in milliseconds.
+    /// Time without a frame from the client, in milliseconds, after which the server sends a
+    /// WebSocket ping.
     pub heartbeat_ms: u64,
-    /// Bounds of what the client may send.
+    /// Limits on what the client may send.
     pub limits: Limits,
 }
 
@@ -126,43 +132,45 @@ pub struct Welcome {
 pub struct Pending {
     /// The message's identity.
     pub message_id: MessageId,
-    /// The client's identifier of the message, if the client has chosen one.
+    /// The client's identifier of the message. Absent if the client has chosen none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<ClientMessageId>,
-    /// The conversation.
+    /// The message's conversation.
     pub conversation_id: ConversationId,
-    /// The text of the message. Absent if the contents of all pending messages together are too large.
+    /// The text of the message. Absent if it does not fit into the 256 KiB that `welcome` has for
+    /// the texts of all pending messages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
 }
 
-/// Bounds of what a client may send.
+/// Limits on what a client may send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "V1Limits")]
 pub struct Limits {
-    /// Longest content of a message, in characters.
+    /// Maximum length of a message's content, in characters.
     pub max_content_chars: u64,
-    /// Largest frame, in bytes.
+    /// Maximum size of a frame, in bytes.
     pub max_frame_bytes: u64,
-    /// Largest number of messages that may wait for their answers.
+    /// Maximum number of messages that may wait for their answers at the same time.
     pub max_pending: u64,
 }
 
-/// The log has acknowledged the message, so it will get exactly one terminal frame. All of the user's
-/// connections get this frame.
+/// The log has acknowledged the message, so the message will get exactly one terminal frame. The
+/// connection that sent the message gets this frame, and so do the user's other `chatmesh.v1`
+/// connections, unless the message has ended before.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "V1Accepted")]
 pub struct Accepted {
-    /// The user.
+    /// The connection's user.
     pub userid: UserId,
     /// The message's identity.
     pub message_id: MessageId,
-    /// The client's identifier of the message, if the client has chosen one.
+    /// The client's identifier of the message. Absent if the client has chosen none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<ClientMessageId>,
-    /// The conversation.
+    /// The message's conversation.
     pub conversation_id: ConversationId,
-    /// The text of the message, on connections that did not send it.
+    /// The text of the message. Absent on the connection that sent the message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
 }
@@ -171,38 +179,39 @@ pub struct Accepted {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "V1Delta")]
 pub struct Delta {
-    /// The user.
+    /// The connection's user.
     pub userid: UserId,
     /// The message's identity.
     pub message_id: MessageId,
-    /// The client's identifier of the message, if the client has chosen one.
+    /// The client's identifier of the message. Absent if the client has chosen none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<ClientMessageId>,
-    /// The conversation.
+    /// The message's conversation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conversation_id: Option<ConversationId>,
-    /// The attempt that generates the text.
+    /// Number of the attempt that generates the text, from 1.
     pub attempt: u32,
-    /// Counts from 0 without gaps within an attempt. 0 replaces all text so far.
+    /// Number of the delta within its attempt, from 0 without gaps. The delta with the index 0
+    /// replaces all text so far.
     pub index: u32,
     /// The text to append.
     pub content: String,
 }
 
-/// The complete text so far of an answer in progress. It replaces the text that the client has.
+/// The complete text so far of an answer in flight. It replaces the text that the client has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "V1Snapshot")]
 pub struct Snapshot {
-    /// The user.
+    /// The connection's user.
     pub userid: UserId,
     /// The message's identity.
     pub message_id: MessageId,
-    /// The client's identifier of the message, if the client has chosen one.
+    /// The client's identifier of the message. Absent if the client has chosen none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<ClientMessageId>,
-    /// The conversation.
+    /// The message's conversation.
     pub conversation_id: ConversationId,
-    /// The attempt that generates the text.
+    /// Number of the attempt that generates the text, from 1.
     pub attempt: u32,
     /// The index of the next delta.
     pub index: u32,
@@ -214,17 +223,17 @@ pub struct Snapshot {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "V1Restarted")]
 pub struct Restarted {
-    /// The user.
+    /// The connection's user.
     pub userid: UserId,
     /// The message's identity.
     pub message_id: MessageId,
-    /// The client's identifier of the message, if the client has chosen one.
+    /// The client's identifier of the message. Absent if the client has chosen none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<ClientMessageId>,
-    /// The conversation.
+    /// The message's conversation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conversation_id: Option<ConversationId>,
-    /// The attempt that begins.
+    /// Number of the attempt that begins.
     pub attempt: u32,
 }
 
@@ -232,21 +241,21 @@ pub struct Restarted {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "V1Response")]
 pub struct Response {
-    /// The user.
+    /// The connection's user.
     pub userid: UserId,
     /// The message's identity. Absent only if a worker of the original system answered it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message_id: Option<MessageId>,
-    /// The client's identifier of the message, if the client has chosen one.
+    /// The client's identifier of the message. Absent if the client has chosen none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<ClientMessageId>,
-    /// The conversation.
+    /// The message's conversation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conversation_id: Option<ConversationId>,
-    /// The attempt that generated the answer.
+    /// Number of the attempt that generated the answer, from 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<u32>,
-    /// The complete text. It replaces the text that the client has.
+    /// The complete text of the answer. It replaces the text that the client has.
     pub content: String,
     /// When the answer ended, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -254,7 +263,7 @@ pub struct Response {
     /// Milliseconds from the start of processing in the worker to the end of the answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub processing_time_ms: Option<serde_json::Number>,
-    /// The provider's reason for the end, or `length` if `MAX_ANSWER_BYTES` was reached.
+    /// The provider's reason for ending the answer, or `length` if `MAX_ANSWER_BYTES` was reached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finish_reason: Option<String>,
     /// The model that answered.
@@ -263,35 +272,37 @@ pub struct Response {
     /// The tokens used, as counted by the model's API.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
-    /// Correlates log lines of all roles.
+    /// Id that correlates the log lines of all roles.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub correlation_id: Option<String>,
-    /// The frame's position, for `since`.
+    /// The frame's position, which the client passes as `since` when it reconnects.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub position: Option<String>,
-    /// W3C trace context of the message, if there is a trace.
+    /// W3C trace context of the message. Absent if the message has no trace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
 }
 
-/// Terminal frame: the user cancelled the message.
+/// Terminal frame: the message was cancelled, by the user, by an interrupt, or because its
+/// conversation was deleted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "V1Cancelled")]
 pub struct Cancelled {
-    /// The user.
+    /// The connection's user.
     pub userid: UserId,
     /// The message's identity.
     pub message_id: MessageId,
-    /// The client's identifier of the message, if the client has chosen one.
+    /// The client's identifier of the message. Absent if the client has chosen none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<ClientMessageId>,
-    /// The conversation.
+    /// The message's conversation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conversation_id: Option<ConversationId>,
-    /// The attempt that was cancelled.
+    /// Number of the attempt that was cancelled, from 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<u32>,
-    /// The text so far. Absent if the conversation was deleted.
+    /// The text that was generated before the message was cancelled. Absent if the conversation was
+    /// deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
     /// When the answer ended, RFC 3339.
@@ -300,33 +311,35 @@ pub struct Cancelled {
     /// Milliseconds from the start of processing in the worker to the end of the answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub processing_time_ms: Option<serde_json::Number>,
-    /// Correlates log lines of all roles.
+    /// Id that correlates the log lines of all roles.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub correlation_id: Option<String>,
-    /// The frame's position, for `since`. Absent if the conversation was deleted.
+    /// The frame's position, which the client passes as `since` when it reconnects. Absent if the
+    /// conversation was deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub position: Option<String>,
-    /// W3C trace context of the message, if there is a trace.
+    /// W3C trace context of the message. Absent if the message has no trace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
 }
 
-/// Without `message_id`, the rejection of a frame. With one, a terminal frame: the message failed.
+/// With `message_id`, a terminal frame: the message failed. Without it, the rejection of a frame or
+/// message.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "V1Error")]
 pub struct ErrorFrame {
-    /// The user.
+    /// The connection's user.
     pub userid: UserId,
-    /// The message's identity, in a terminal frame.
+    /// The message's identity. Absent in a rejection.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message_id: Option<MessageId>,
-    /// The client's identifier of the message, if the client has chosen one.
+    /// The client's identifier of the message. Absent if the client has chosen none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<ClientMessageId>,
-    /// The conversation.
+    /// The message's conversation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conversation_id: Option<ConversationId>,
-    /// The attempt that failed.
+    /// Number of the attempt that failed, from 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<u32>,
     /// Machine-readable reason. Absent if a worker of the original system wrote the frame.
@@ -334,7 +347,8 @@ pub struct ErrorFrame {
     pub code: Option<ErrorCode>,
     /// Human-readable reason.
     pub message: String,
-    /// Whether a retry may succeed. After `unavailable`, retry with the same `id`.
+    /// Whether another try may succeed: after a rejection with the same `id`, after a terminal
+    /// frame with a new `id`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retryable: Option<bool>,
     /// Milliseconds to wait before a retry.
@@ -346,13 +360,13 @@ pub struct ErrorFrame {
     /// Milliseconds from the start of processing in the worker to the end of the answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub processing_time_ms: Option<serde_json::Number>,
-    /// Correlates log lines of all roles.
+    /// Id that correlates the log lines of all roles.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub correlation_id: Option<String>,
-    /// The position of a terminal frame, for `since`.
+    /// The position of a terminal frame, which the client passes as `since` when it reconnects.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub position: Option<String>,
-    /// W3C trace context of the message, if there is a trace.
+    /// W3C trace context of the message. Absent if the message has no trace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
 }
@@ -362,26 +376,27 @@ pub struct ErrorFrame {
 #[schemars(rename = "CancelOutcome")]
 #[serde(rename_all = "snake_case")]
 pub enum CancelOutcome {
-    /// The message was pending and is being cancelled.
+    /// The message was pending or its answer was in flight, and it is being cancelled.
     Cancelling,
-    /// The message already has its terminal frame.
+    /// The message has ended already, or its conversation was deleted.
     AlreadyDone,
-    /// The message is unknown. If it has not arrived yet, it is cancelled when it arrives.
+    /// The server does not have the message. If the message arrives within `DEDUP_TTL`, it ends as
+    /// `cancelled`.
     Unknown,
 }
 
-/// The answer to `cancel`.
+/// The frame `cancel_result`, the answer to `cancel`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "V1CancelResult")]
 pub struct CancelResult {
-    /// The user.
+    /// The connection's user.
     pub userid: UserId,
     /// The message's identity.
     pub message_id: MessageId,
-    /// The client's identifier of the message, if the client has chosen one.
+    /// The client's identifier of the message. Absent if the client has chosen none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<ClientMessageId>,
-    /// The result.
+    /// The result of the request.
     pub result: CancelOutcome,
 }
 
@@ -389,9 +404,9 @@ pub struct CancelResult {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "V1Closing")]
 pub struct Closing {
-    /// The user.
+    /// The connection's user.
     pub userid: UserId,
-    /// The reason of the close.
+    /// Why the server closes the connection.
     pub reason: String,
     /// Milliseconds to wait before the client reconnects.
     pub retry_after_ms: u64,

@@ -13,7 +13,7 @@ use super::sanitize::sanitize;
 use super::screen::Screen;
 use crate::client::{Answer, Client, Event, Outcome, Question, State};
 use crate::protocol::ids::ConversationId;
-use crate::protocol::wire::http::TurnEnd;
+use crate::protocol::wire::http::TurnStatus;
 
 /// Number of earlier turns shown at the start.
 const HISTORY_TURNS: usize = 10;
@@ -231,9 +231,9 @@ async fn show_history(
         let question = turn.question.as_deref().unwrap_or("(not known)");
         screen.print_dimmed(&format!("> {question}"))?;
         match turn.status {
-            TurnEnd::Answered => {}
-            TurnEnd::Cancelled => screen.print_dimmed("(stopped)")?,
-            TurnEnd::Failed => screen.print_dimmed("(failed)")?,
+            TurnStatus::Answered => {}
+            TurnStatus::Cancelled => screen.print_dimmed("(stopped)")?,
+            TurnStatus::Failed => screen.print_dimmed("(failed)")?,
         }
         screen.print_line(&turn.answer)?;
         screen.print_line("")?;
