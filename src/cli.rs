@@ -1,5 +1,6 @@
-//! The command line: subcommands, flags, and exit codes. 0 means success, 1 failure, 2 wrong usage or
-//! configuration; the load test has further codes, which its help lists.
+//! The command line: parses the arguments, runs the subcommand, and maps its result to an exit
+//! code. 0 means success, 1 failure, 2 wrong usage or configuration; the load test has further
+//! codes, which its help lists.
 #![expect(
     clippy::print_stderr,
     reason = "errors of the command line are for its user; everything else is logged"
@@ -34,7 +35,7 @@ Examples:
 Every key can be set in a file (--config, CHATMESH_CONFIG), in .env or the environment, and by
 --set; the later one wins.";
 
-const CHAT: &str = "\
+const CHAT_HELP: &str = "\
 At the prompt, Enter sends the message, Alt-Enter starts a new line, and pasted lines are one message.
 Ctrl-C stops an answer; at the prompt it quits.
 
@@ -49,13 +50,13 @@ Exit codes: 0 answered, 1 failed or stopped, 2 invalid arguments.";
 #[command(name = "chatmesh", version, after_help = EXAMPLES, arg_required_else_help = true)]
 struct Cli {
     #[command(flatten)]
-    common: Common,
+    common: CommonArgs,
     #[command(subcommand)]
     command: Command,
 }
 
 #[derive(Debug, Clone, Args)]
-struct Common {
+struct CommonArgs {
     /// Configuration file (TOML).
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -70,15 +71,15 @@ struct Common {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve clients' connections.
-    Gateway(Listen),
+    Gateway(ListenArgs),
     /// Answer messages with the model.
-    AiWorker(Listen),
+    AiWorker(ListenArgs),
     /// Deliver answers to the gateways.
-    Relay(Listen),
+    Relay(ListenArgs),
     /// Run all three roles in one process, with embedded storage instead of Kafka and Redis.
     AllInOne {
         #[command(flatten)]
-        listen: Listen,
+        listen: ListenArgs,
         /// Directory in which messages and conversations are stored.
         #[arg(long, value_name = "FOLDER", conflicts_with = "ephemeral")]
         data_dir: Option<String>,
@@ -87,7 +88,7 @@ enum Command {
         ephemeral: bool,
     },
     /// Chat with a server in this terminal, or send one message through a pipe.
-    #[command(after_help = CHAT)]
+    #[command(after_help = CHAT_HELP)]
     Chat(chat::ChatArgs),
     /// Issue, verify and revoke users' tokens, with a gateway's configuration.
     #[command(subcommand)]
@@ -125,8 +126,8 @@ enum Command {
 }
 
 #[derive(Debug, Args)]
-struct Listen {
-    /// Address to listen on; for a worker and a relay, that of health and metrics.
+struct ListenArgs {
+    /// Address to listen on; a worker and a relay serve only health and metrics there.
     #[arg(long)]
     host: Option<String>,
     /// Port to listen on; 0 chooses a free one.
@@ -136,8 +137,8 @@ struct Listen {
 
 #[derive(Debug, Subcommand)]
 enum TokenCommand {
-    /// Print a token for a user: a signed one, or the one stored in Redis, which is created if it is
-    /// missing.
+    /// Print a token for a user: a signed token, or the token that is stored in Redis, which is
+    /// created if it is missing.
     Issue {
         /// The user's id.
         userid: String,
@@ -178,17 +179,18 @@ enum ConfigCommand {
     Default,
 }
 
+/// Splits the argument of `--set` at its first `=`.
 fn key_value(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("needs KEY=VALUE")?;
     Ok((key.trim().to_owned(), value.to_owned()))
 }
 
-/// Parses the arguments, executes the subcommand, and returns the exit code.
+/// Parses the arguments, runs the subcommand, and returns the exit code.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => {
-            // For clap, help and version are errors with exit code 0.
+            // clap returns the texts of --help and --version as errors with exit code 0.
             let code = u8::try_from(error.exit_code()).unwrap_or(2);
             return error.print().map_or(ExitCode::FAILURE, |()| code.into());
         }
@@ -200,10 +202,10 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             let is_usage_error = error.downcast_ref::<ConfigErrors>().is_some()
                 || error.downcast_ref::<app::UnusableSetting>().is_some()
                 || error.downcast_ref::<UsageError>().is_some();
-            let no_test = error.downcast_ref::<load_test::TestNotStarted>().is_some();
+            let is_test_not_started = error.downcast_ref::<load_test::TestNotStarted>().is_some();
             ExitCode::from(if is_usage_error {
                 2
-            } else if no_test {
+            } else if is_test_not_started {
                 load_test::TestNotStarted::EXIT_CODE
             } else {
                 1
@@ -272,7 +274,8 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
     result.map(|()| ExitCode::SUCCESS)
 }
 
-impl Listen {
+impl ListenArgs {
+    /// Returns the flags that were given, as keys of this section of the configuration.
     fn flags(self, section: &str) -> Vec<Flag> {
         let host = self
             .host
@@ -292,7 +295,8 @@ fn flag(flag: &str, key: &str, value: impl Into<String>) -> Flag {
     }
 }
 
-/// A data directory on the command line implies that it is used, whatever EPHEMERAL says.
+/// Returns the flags that `--data-dir` stands for. A data directory on the command line is used
+/// even if EPHEMERAL is set.
 fn data_dir_flags(folder: String) -> [Flag; 2] {
     [
         flag("--data-dir", "embedded.data_dir", folder),
@@ -300,8 +304,9 @@ fn data_dir_flags(folder: String) -> [Flag; 2] {
     ]
 }
 
-/// Loads the configuration of a role; `role_flags` are added to the common ones.
-fn load(role: Role, common: Common, role_flags: Vec<Flag>) -> Result<Config, ConfigErrors> {
+/// Loads the configuration of a role from the configuration file, the environment, the common
+/// options and `role_flags`.
+fn load(role: Role, common: CommonArgs, role_flags: Vec<Flag>) -> Result<Config, ConfigErrors> {
     let set = common.set.into_iter();
     let mut flags: Vec<Flag> = set.map(|(key, value)| flag("--set", &key, value)).collect();
     flags.extend(
@@ -313,7 +318,7 @@ fn load(role: Role, common: Common, role_flags: Vec<Flag>) -> Result<Config, Con
     Config::load(role, &Sources::from_process(common.config, flags))
 }
 
-fn run_role(role: Role, common: Common, flags: Vec<Flag>) -> anyhow::Result<()> {
+fn run_role(role: Role, common: CommonArgs, flags: Vec<Flag>) -> anyhow::Result<()> {
     let config = load(role, common, flags)?;
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -322,9 +327,9 @@ fn run_role(role: Role, common: Common, flags: Vec<Flag>) -> anyhow::Result<()> 
         .block_on(app::run(role, config))
 }
 
-fn run_token(common: Common, command: TokenCommand) -> anyhow::Result<()> {
+fn run_token(common: CommonArgs, command: TokenCommand) -> anyhow::Result<()> {
     let config = load(Role::Gateway, common, Vec::new())?;
-    let user = |text: &str| {
+    let parse_user = |text: &str| {
         UserId::parse(text).map_err(|_| {
             anyhow::anyhow!("a userid is 1 to 128 characters of A-Z a-z 0-9 . _ : @ | + -")
         })
@@ -335,7 +340,7 @@ fn run_token(common: Common, command: TokenCommand) -> anyhow::Result<()> {
         .context("the runtime can't be started")?;
     match command {
         TokenCommand::Issue { userid } => {
-            let token = runtime.block_on(token::issue(&config, &user(&userid)?))?;
+            let token = runtime.block_on(token::issue(&config, &parse_user(&userid)?))?;
             print(&format!("{token}\n"))
         }
         TokenCommand::Verify { userid, token } => {
@@ -349,23 +354,27 @@ fn run_token(common: Common, command: TokenCommand) -> anyhow::Result<()> {
             } else {
                 token
             };
-            let valid = runtime.block_on(token::verify(&config, &user(&userid)?, &token))?;
-            if !valid.is_revocation_checked {
+            let valid_token =
+                runtime.block_on(token::verify(&config, &parse_user(&userid)?, &token))?;
+            if !valid_token.is_revocation_checked {
                 eprintln!(
                     "warning: revocation was not checked: set REDIS_URL or REDIS_HOST to check it"
                 );
             }
-            print(&format!("valid for {} s\n", valid.expires_in.as_secs()))
+            print(&format!(
+                "valid for {} s\n",
+                valid_token.expires_in.as_secs()
+            ))
         }
         TokenCommand::Revoke { userid } => {
-            runtime.block_on(token::revoke(&config, &user(&userid)?))?;
+            runtime.block_on(token::revoke(&config, &parse_user(&userid)?))?;
             print("revoked\n")
         }
     }
 }
 
-/// A runtime for the tools, which need no more than two threads.
-fn small_runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+/// Starts a runtime with two threads for `doctor` and `dlq`, which mostly wait for servers.
+fn start_small_runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -373,22 +382,22 @@ fn small_runtime() -> anyhow::Result<tokio::runtime::Runtime> {
         .context("the runtime can't be started")
 }
 
-fn run_doctor(common: &Common, arguments: &doctor::Arguments) -> anyhow::Result<()> {
+fn run_doctor(common: &CommonArgs, arguments: &doctor::Arguments) -> anyhow::Result<()> {
     let data_dir = arguments.data_dir.clone().into_iter();
-    let data_dir: Vec<Flag> = data_dir.flat_map(data_dir_flags).collect();
+    let data_dir_flags: Vec<Flag> = data_dir.flat_map(data_dir_flags).collect();
     let mut loaded = doctor::LoadedConfigs {
         valid: Vec::new(),
         invalid: Vec::new(),
     };
     let roles = match arguments.role {
         Some(role) => vec![role],
-        None if !data_dir.is_empty() => vec![Role::AllInOne],
-        // The addresses of the servers are the same settings for every role, so any role whose
-        // configuration is valid tells whether they are set.
+        None if !data_dir_flags.is_empty() => vec![Role::AllInOne],
+        // The addresses of Kafka and Redis are settings that all roles share. So the first valid
+        // configuration of any role shows whether they are set.
         None => {
-            let mut any = Role::ALL.iter();
-            let any = any.find_map(|role| load(*role, common.clone(), Vec::new()).ok());
-            if any.is_some_and(|config| !config.has_kafka_or_redis_address()) {
+            let mut roles = Role::ALL.iter();
+            let config = roles.find_map(|role| load(*role, common.clone(), Vec::new()).ok());
+            if config.is_some_and(|config| !config.has_kafka_or_redis_address()) {
                 vec![Role::AllInOne]
             } else {
                 vec![Role::Gateway, Role::AiWorker, Role::Relay]
@@ -397,7 +406,7 @@ fn run_doctor(common: &Common, arguments: &doctor::Arguments) -> anyhow::Result<
     };
     for role in roles {
         let flags = match role {
-            Role::AllInOne => data_dir.clone(),
+            Role::AllInOne => data_dir_flags.clone(),
             _ => Vec::new(),
         };
         match load(role, common.clone(), flags) {
@@ -405,32 +414,33 @@ fn run_doctor(common: &Common, arguments: &doctor::Arguments) -> anyhow::Result<
             Err(errors) => loaded.invalid.push((role, errors)),
         }
     }
-    let runtime = small_runtime()?;
+    let runtime = start_small_runtime()?;
     let result = runtime.block_on(doctor::run(arguments, loaded));
-    // Checks that still wait for a server are abandoned.
+    // Checks that have timed out can still block threads of the runtime. The process does not wait
+    // for these threads for more than a second.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
 }
 
-fn run_dlq(common: Common, arguments: dlq::Arguments) -> anyhow::Result<()> {
+fn run_dlq(common: CommonArgs, arguments: dlq::Arguments) -> anyhow::Result<()> {
     let folder = arguments.data_dir.as_ref();
     let flags: Vec<Flag> = folder
         .map(|folder| folder.display().to_string())
         .into_iter()
         .flat_map(data_dir_flags)
         .collect();
-    let place = if let Some(url) = arguments.url.clone() {
+    let location = if let Some(url) = arguments.url.clone() {
         dlq::Location::Running(load(Role::AllInOne, common, flags)?, url)
     } else {
-        let scaled = load(Role::AiWorker, common.clone(), Vec::new())?;
-        if folder.is_none() && scaled.has_kafka_or_redis_address() {
-            app::validate(&scaled)?;
-            dlq::Location::Kafka(scaled)
+        let worker_config = load(Role::AiWorker, common.clone(), Vec::new())?;
+        if folder.is_none() && worker_config.has_kafka_or_redis_address() {
+            app::validate(&worker_config)?;
+            dlq::Location::Kafka(worker_config)
         } else {
             dlq::Location::Folder(load(Role::AllInOne, common, flags)?)
         }
     };
-    small_runtime()?.block_on(dlq::run(arguments, place))
+    start_small_runtime()?.block_on(dlq::run(arguments, location))
 }
 
 #[cfg(test)]

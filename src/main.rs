@@ -1,9 +1,9 @@
-//! The `chatmesh` executable. Everything is in the library; this only chooses the allocator.
+//! The `chatmesh` executable. It chooses the allocator and calls the command line of the library.
 
 use std::process::ExitCode;
 
-/// Allocating and freeing short strings is a large part of the cost of a message: with the C
-/// library's allocator it took a fifth of a worker's time.
+/// The allocator of the process. Allocating and freeing short strings is a large part of the cost
+/// of a message: with the C library's allocator it took a fifth of a worker's time.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

@@ -1,4 +1,5 @@
-//! `chatmesh token`: issues, verifies and revokes tokens like a gateway with the same configuration.
+//! `chatmesh token`: issues, verifies and revokes tokens as a gateway with the same configuration
+//! does.
 
 use std::time::{Duration, SystemTime};
 
@@ -12,10 +13,11 @@ use crate::gateway::auth::jwt::{self, JwtVerifier};
 use crate::gateway::auth::{TokenError, random_token, same_secret};
 use crate::protocol::ids::UserId;
 
-const OPEN_MODE: &str = "AUTH_MODE=open accepts every token: there is nothing to issue or verify";
+const OPEN_MODE_ERROR: &str =
+    "AUTH_MODE=open accepts every token: there is nothing to issue or verify";
 
-/// Connects to the configured Redis. An address is required, because a Redis on the default address may
-/// not be that of the gateways.
+/// Connects to the configured Redis. Fails if no address is configured, because a Redis at the
+/// default address may not be the Redis of the gateways.
 fn connect_redis(config: &Config) -> anyhow::Result<RedisFanout> {
     ensure!(
         config.has_redis_address(),
@@ -25,7 +27,7 @@ fn connect_redis(config: &Config) -> anyhow::Result<RedisFanout> {
     RedisFanout::connect(&config.redis()).context("the Redis client can't be created")
 }
 
-fn redis_unavailable(config: &Config) -> String {
+fn redis_unavailable_text(config: &Config) -> String {
     format!("Redis at {} is unavailable", config.redis_address())
 }
 
@@ -36,11 +38,11 @@ fn jwt_settings(jwt: Option<&JwtSettings>) -> anyhow::Result<&JwtSettings> {
 /// Issues a token for a user.
 ///
 /// # Errors
-/// The mode issues no tokens here, or Redis is unavailable.
+/// Tokens of this `AUTH_MODE` can't be issued here, or Redis is unavailable.
 pub(crate) async fn issue(config: &Config, user: &UserId) -> anyhow::Result<String> {
     let settings = config.gateway();
     match settings.auth {
-        AuthMode::Open => bail!(OPEN_MODE),
+        AuthMode::Open => bail!(OPEN_MODE_ERROR),
         AuthMode::Jwt => jwt::issue(
             jwt_settings(settings.jwt.as_ref())?,
             user,
@@ -51,25 +53,26 @@ pub(crate) async fn issue(config: &Config, user: &UserId) -> anyhow::Result<Stri
             let issued = connect_redis(config)?
                 .issue_token(user, &random_token(), settings.token_ttl)
                 .await;
-            Ok(issued.with_context(|| redis_unavailable(config))?.0)
+            Ok(issued.with_context(|| redis_unavailable_text(config))?.0)
         }
     }
 }
 
-/// A valid token.
+/// The result of verifying a valid token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ValidToken {
-    /// Remaining lifetime.
+    /// Remaining lifetime of the token.
     pub(crate) expires_in: Duration,
-    /// Whether Redis was asked that the token is not revoked.
+    /// Whether Redis was asked if the token is revoked. False for a signed token if no address of
+    /// Redis is configured.
     pub(crate) is_revocation_checked: bool,
 }
 
-/// Verifies a token. A revocation of a signed token is known only to Redis, so it is checked only if the
-/// address of Redis is configured.
+/// Verifies a token. Only Redis knows whether a signed token is revoked, so this is checked only if
+/// an address of Redis is configured.
 ///
 /// # Errors
-/// The token is invalid, or Redis or the keys are unavailable.
+/// `AUTH_MODE` is `open`, the token is invalid or revoked, or Redis or the keys are unavailable.
 pub(crate) async fn verify(
     config: &Config,
     user: &UserId,
@@ -77,7 +80,7 @@ pub(crate) async fn verify(
 ) -> anyhow::Result<ValidToken> {
     let settings = config.gateway();
     match settings.auth {
-        AuthMode::Open => bail!(OPEN_MODE),
+        AuthMode::Open => bail!(OPEN_MODE_ERROR),
         AuthMode::Jwt => {
             let verifier = JwtVerifier::new(jwt_settings(settings.jwt.as_ref())?)?;
             let verified = match verifier.verify(token, user).await {
@@ -94,10 +97,11 @@ pub(crate) async fn verify(
                     is_revocation_checked: false,
                 });
             }
-            let revoked = connect_redis(config)?.revoked_at(user).await;
-            let revoked = revoked.with_context(|| redis_unavailable(config))?;
-            let since_ms = verified.issued_ms.unwrap_or(i64::MIN);
-            if revoked.is_some_and(|at_ms| since_ms <= at_ms) {
+            let revoked_at_ms = connect_redis(config)?.revoked_at(user).await;
+            let revoked_at_ms = revoked_at_ms.with_context(|| redis_unavailable_text(config))?;
+            // A token without the time of its issue counts as older than any revocation.
+            let issued_ms = verified.issued_ms.unwrap_or(i64::MIN);
+            if revoked_at_ms.is_some_and(|revoked_at_ms| issued_ms <= revoked_at_ms) {
                 bail!("`token` has been revoked");
             }
             Ok(ValidToken {
@@ -107,9 +111,9 @@ pub(crate) async fn verify(
         }
         AuthMode::Stored => {
             let stored = connect_redis(config)?.stored_token(user).await;
-            match stored.with_context(|| redis_unavailable(config))? {
-                Some((stored, seconds)) if same_secret(token, &stored) => Ok(ValidToken {
-                    expires_in: Duration::from_secs(seconds),
+            match stored.with_context(|| redis_unavailable_text(config))? {
+                Some((stored, ttl_seconds)) if same_secret(token, &stored) => Ok(ValidToken {
+                    expires_in: Duration::from_secs(ttl_seconds),
                     is_revocation_checked: true,
                 }),
                 _ => bail!("`token` is not valid for this user"),
@@ -121,10 +125,10 @@ pub(crate) async fn verify(
 /// Revokes all tokens of a user.
 ///
 /// # Errors
-/// Redis is unavailable.
+/// No address of Redis is configured, or Redis is unavailable.
 pub(crate) async fn revoke(config: &Config, user: &UserId) -> anyhow::Result<()> {
     let revoked = connect_redis(config)?.revoke(user).await;
-    revoked.with_context(|| format!("{}: repeat the command", redis_unavailable(config)))
+    revoked.with_context(|| format!("{}: repeat the command", redis_unavailable_text(config)))
 }
 
 #[cfg(test)]

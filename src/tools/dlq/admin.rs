@@ -1,4 +1,5 @@
-//! Access to dead letters in Kafka, in a data directory, or through a running `all-in-one`.
+//! Gives the `dlq` commands access to dead letters in Kafka, in a data directory, or through a
+//! running `all-in-one`.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -23,34 +24,36 @@ use crate::log::{Log as _, LogBrowser};
 use crate::store::{self, InstanceInfo, OpenError, Store};
 use crate::tools::print;
 
-/// Time limit of one HTTP request. Settling a dead letter takes two writes, listing reads all of
+/// Time limit of one HTTP request. It is long because the server reads all dead letters to list
 /// them.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Lists and settles dead letters wherever they are stored.
 pub(super) struct DeadLetterAdmin {
     backend: Backend,
+    /// Where the dead letters are stored, as text for the operator.
     location: String,
-    /// The dead letters are in the data directory of a stopped `all-in-one`, which processes
-    /// replays only after its next start.
+    /// Whether the dead letters are in the data directory of a stopped `all-in-one`, which
+    /// processes replayed messages only after its next start.
     is_offline: bool,
 }
 
 enum Backend {
-    /// The log is opened by this process.
+    /// This process has opened the log.
     Direct(DeadLetterQueue, Arc<dyn LogBrowser>),
-    /// A running `all-in-one` is queried over HTTP.
+    /// This process sends HTTP requests to a running `all-in-one`.
     Http(HttpClient),
 }
 
 /// The HTTP client of a running `all-in-one`.
 struct HttpClient {
     client: reqwest::Client,
-    base: Url,
-    key: SecretString,
-    /// Whether the key was read from the data directory; otherwise it is `ADMIN_KEY`.
-    key_is_local: bool,
-    /// What the operator can check when the server does not answer.
+    base_url: Url,
+    admin_key: SecretString,
+    /// Whether `admin_key` was read from the data directory; otherwise it is the setting
+    /// `ADMIN_KEY`.
+    is_key_from_data_dir: bool,
+    /// What the operator can check when the server does not answer, or is not the expected process.
     hint: String,
 }
 
@@ -69,7 +72,7 @@ impl DeadLetterAdmin {
                          all-in-one use `dlq --data-dir FOLDER`, or `dlq --url URL` while it runs"
                     )
                 })?;
-                Ok(Self::direct(
+                Ok(Self::with_log(
                     Arc::new(log),
                     &config,
                     format!("Kafka at {servers}"),
@@ -81,7 +84,7 @@ impl DeadLetterAdmin {
         }
     }
 
-    fn direct(
+    fn with_log(
         log: Arc<dyn LogBrowser>,
         config: &Config,
         location: String,
@@ -126,7 +129,7 @@ impl DeadLetterAdmin {
             })
         };
         match opening.await? {
-            Ok(log) => Ok(Self::direct(
+            Ok(log) => Ok(Self::with_log(
                 Arc::new(log),
                 &config,
                 folder.display().to_string(),
@@ -139,8 +142,9 @@ impl DeadLetterAdmin {
         }
     }
 
-    /// Connects to the process that has locked the folder, at the address that it wrote there. The
-    /// configured port is not tried: another process with another folder may listen on it.
+    /// Connects to the process that has locked the folder, at the address that the process wrote
+    /// into the folder. The configured port is not tried: a process with another folder may listen
+    /// on it.
     fn connect_to_holder(folder: &Path, pid: Option<u32>) -> anyhow::Result<Self> {
         let folder_name = folder.display();
         if let Some(holder) = InstanceInfo::read(folder) {
@@ -150,7 +154,7 @@ impl DeadLetterAdmin {
                  with --url"
             );
             let url = format!("http://{}", holder.address);
-            return Self::http(&url, holder.key, true, hint);
+            return Self::with_http_client(&url, holder.key, true, hint);
         }
         let pid = pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
         bail!(
@@ -165,42 +169,43 @@ impl DeadLetterAdmin {
         let key =
             key.context("querying a running all-in-one needs its admin key: set ADMIN_KEY")?;
         let hint = "check that an all-in-one is running there".to_owned();
-        Self::http(url, key, false, hint)
+        Self::with_http_client(url, key, false, hint)
     }
 
-    fn http(
+    fn with_http_client(
         url: &str,
-        key: SecretString,
-        key_is_local: bool,
+        admin_key: SecretString,
+        is_key_from_data_dir: bool,
         hint: String,
     ) -> anyhow::Result<Self> {
-        let base = Url::parse(url)
+        let base_url = Url::parse(url)
             .ok()
             .filter(|url| matches!(url.scheme(), "http" | "https"));
-        let mut base = base.context("--url must begin with http:// or https://")?;
-        // The admin key authenticates; the address is printed and must not contain a password.
-        let _ = base.set_username("");
-        let _ = base.set_password(None);
-        // No proxy, so that the key is sent to that server only.
-        let client = http_client::builder_for(&base)
+        let mut base_url = base_url.context("--url must begin with http:// or https://")?;
+        // The URL is printed, so a user name and password are removed. They are not needed, because
+        // the admin key authenticates.
+        let _ = base_url.set_username("");
+        let _ = base_url.set_password(None);
+        // Proxies are not used, so that the admin key is sent to this server only.
+        let client = http_client::builder_for(&base_url)
             .timeout(REQUEST_TIMEOUT)
             .no_proxy()
             .build()
             .context("cannot create the HTTP client")?;
         Ok(Self {
-            location: base.to_string(),
+            location: base_url.to_string(),
             backend: Backend::Http(HttpClient {
                 client,
-                base,
-                key,
-                key_is_local,
+                base_url,
+                admin_key,
+                is_key_from_data_dir,
                 hint,
             }),
             is_offline: false,
         })
     }
 
-    /// The location, as it is printed to the operator.
+    /// Where the dead letters are stored, as text for the operator.
     pub(super) fn location(&self) -> &str {
         &self.location
     }
@@ -212,7 +217,8 @@ impl DeadLetterAdmin {
         }
     }
 
-    /// The JSON of a dead letter with its content; `None` where there is none at this address.
+    /// Returns a dead letter with its content as JSON; `None` if there is no dead letter at this
+    /// address.
     pub(super) async fn detail(&self, address: &Address) -> anyhow::Result<Option<Value>> {
         match &self.backend {
             Backend::Direct(queue, _) => {
@@ -223,7 +229,8 @@ impl DeadLetterAdmin {
         }
     }
 
-    /// Settles dead letters that were just listed, without looking them up again.
+    /// Settles dead letters that were just listed. If this process has opened the log, they are not
+    /// looked up again.
     pub(super) async fn settle_listed(
         &self,
         listed: &[DeadLetter],
@@ -244,6 +251,7 @@ impl DeadLetterAdmin {
         Ok(results)
     }
 
+    /// Looks up the dead letters at these addresses, and settles them.
     pub(super) async fn settle_at(
         &self,
         addresses: &[Address],
@@ -255,7 +263,7 @@ impl DeadLetterAdmin {
         }
     }
 
-    /// Tells the operator when replayed messages are answered, if that is not at once.
+    /// Prints when replayed messages are answered, unless they are answered at once.
     pub(super) fn print_replay_hint(&self) -> anyhow::Result<()> {
         if self.is_offline {
             print("replayed messages are answered when all-in-one is started again\n")?;
@@ -266,57 +274,62 @@ impl DeadLetterAdmin {
     pub(super) async fn close(self) {
         if let Backend::Direct(queue, log) = self.backend {
             log.flush().await;
-            // Dropping the store joins its threads, which blocks.
+            // Dropping the store blocks until its threads have ended, so it is not done on a thread
+            // of the async runtime.
             let _ = tokio::task::spawn_blocking(move || drop((queue, log))).await;
         }
     }
 }
 
 impl HttpClient {
-    /// Sends a request. Returns the body, or `None` for 404.
+    /// Sends a request. Returns the JSON body of a response with status 200, and `None` for status
+    /// 404; any other status is an error.
     async fn request(
         &self,
         method: Method,
         path: &str,
         query: &[(&str, String)],
     ) -> anyhow::Result<Option<Value>> {
-        let mut url = self.base.clone();
-        let prefix = self.base.path().trim_end_matches('/');
+        let mut url = self.base_url.clone();
+        let prefix = self.base_url.path().trim_end_matches('/');
         url.set_path(&format!("{prefix}{path}"));
         url.query_pairs_mut().clear().extend_pairs(query);
         let request = self
             .client
             .request(method, url)
-            .bearer_auth(self.key.expose_secret());
+            .bearer_auth(self.admin_key.expose_secret());
         let reply = request.send().await.map_err(reqwest::Error::without_url);
         let reply =
-            reply.with_context(|| format!("{} does not answer: {}", self.base, self.hint))?;
+            reply.with_context(|| format!("{} does not answer: {}", self.base_url, self.hint))?;
         let status = reply.status();
         let body: Value = reply.json().await.unwrap_or_default();
         match status {
             StatusCode::OK => Ok(Some(body)),
-            StatusCode::UNAUTHORIZED if self.key_is_local => bail!("{}: {}", self.base, self.hint),
+            StatusCode::UNAUTHORIZED if self.is_key_from_data_dir => {
+                bail!("{}: {}", self.base_url, self.hint)
+            }
             StatusCode::UNAUTHORIZED => bail!(
                 "{} refused ADMIN_KEY: set the key of that server",
-                self.base
+                self.base_url
             ),
             StatusCode::NOT_FOUND => Ok(None),
             status => bail!(
                 "{} answered {status}: {}",
-                self.base,
+                self.base_url,
                 body["message"].as_str().unwrap_or("no reason given")
             ),
         }
     }
 
-    fn missing_route(&self) -> anyhow::Error {
-        if self.key_is_local {
-            return anyhow::anyhow!("{} serves no dead letters: {}", self.base, self.hint);
+    /// The error for a server that answers requests for dead letters with 404.
+    fn missing_route_error(&self) -> anyhow::Error {
+        if self.is_key_from_data_dir {
+            return anyhow::anyhow!("{} serves no dead letters: {}", self.base_url, self.hint);
         }
         anyhow::anyhow!(
             "{} serves no dead letters: it must be an all-in-one that was started with ADMIN_KEY; \
              in a deployment with Kafka, set KAFKA_BOOTSTRAP_SERVERS instead of --url",
-            self.base
+            self.base_url
         )
     }
 
@@ -331,7 +344,7 @@ impl HttpClient {
         query.extend(filter.since_ms.map(|since| ("since_ms", since.to_string())));
         query.extend(filter.limit.map(|limit| ("limit", limit.to_string())));
         let listed = self.request(Method::GET, "/dead-letters", &query).await?;
-        let listed = listed.ok_or_else(|| self.missing_route())?;
+        let listed = listed.ok_or_else(|| self.missing_route_error())?;
         Ok(serde_json::from_value::<Response>(listed)?.letters)
     }
 
@@ -356,7 +369,7 @@ impl HttpClient {
         let response = self
             .request(Method::POST, &path, &addresses.collect::<Vec<_>>())
             .await?;
-        let response = response.ok_or_else(|| self.missing_route())?;
+        let response = response.ok_or_else(|| self.missing_route_error())?;
         Ok(serde_json::from_value::<Response>(response)?.settled)
     }
 }

@@ -19,8 +19,8 @@ mod admin;
 mod since;
 mod table;
 
-/// Dead letters that are settled between two updates of the progress bar.
-const CHUNK: usize = 20;
+/// Maximum number of dead letters that are settled between two updates of the progress bar.
+const CHUNK_SIZE: usize = 20;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -53,7 +53,7 @@ enum Command {
         json: bool,
     },
     /// Append dead letters to their source topic again, each as a new message that names the old
-    /// one.
+    /// message.
     Replay(Selection),
     /// Remove dead letters from the list without replaying them.
     Drop(Selection),
@@ -61,16 +61,16 @@ enum Command {
 
 #[derive(Debug, Clone, Args)]
 struct FilterArguments {
-    /// Only those of the last 30s, 15m, 2h or 7d, or since a time (2025-01-31T12:00:00Z).
+    /// Only dead letters of the last 30s, 15m, 2h or 7d, or since a time (2025-01-31T12:00:00Z).
     #[arg(long, value_name = "TIME", value_parser = since::parse)]
     since: Option<i64>,
-    /// Only those with this code (provider_rejected, unreadable, …).
+    /// Only dead letters with this code (provider_rejected, unreadable, …).
     #[arg(long)]
     code: Option<String>,
-    /// Only those of this dead-letter topic.
+    /// Only dead letters of this dead-letter topic.
     #[arg(long)]
     topic: Option<String>,
-    /// At most this many, the oldest first.
+    /// At most this many dead letters, the oldest first.
     #[arg(long, value_name = "NUMBER")]
     limit: Option<usize>,
 }
@@ -115,11 +115,12 @@ impl FilterArguments {
 
 /// Where the dead letters are stored.
 pub(crate) enum Location {
-    /// In Kafka.
+    /// The dead letters are in Kafka.
     Kafka(Config),
-    /// In the data directory of an `all-in-one` that is not running.
+    /// The dead letters are in the data directory of an `all-in-one`. If it is running, its HTTP
+    /// address is read from the directory.
     Folder(Config),
-    /// Behind the HTTP address of a running `all-in-one`.
+    /// The dead letters are read through a running `all-in-one` at this HTTP address.
     Running(Config, String),
 }
 
@@ -183,7 +184,7 @@ async fn settle(
     let bar = progress_bar(targets.len(), verb);
     let mut results: Vec<SettleResult> = Vec::with_capacity(targets.len());
     while results.len() < targets.len() {
-        let end = targets.len().min(results.len() + CHUNK);
+        let end = targets.len().min(results.len() + CHUNK_SIZE);
         match targets
             .settle_range(admin, results.len()..end, action)
             .await
@@ -251,6 +252,8 @@ impl Targets {
 }
 
 impl Selection {
+    /// Returns the addresses from the command line, or with `--all` the dead letters that match the
+    /// filters.
     async fn resolve(&self, admin: &DeadLetterAdmin) -> anyhow::Result<Targets> {
         if self.all {
             return Ok(Targets::Listed(
@@ -265,7 +268,8 @@ impl Selection {
     }
 }
 
-/// Prints what would be settled. Listed dead letters exist; named ones are checked.
+/// Prints what would be settled. Fails if there is no dead letter at an address from the command
+/// line.
 async fn dry_run(
     admin: &DeadLetterAdmin,
     targets: &Targets,
@@ -311,6 +315,7 @@ fn report(results: &[SettleResult], json: bool) -> anyhow::Result<()> {
     print(&text)
 }
 
+/// Asks for a confirmation on the terminal. Fails if there is no terminal or the answer is not yes.
 fn confirm(verb: &str, count: usize, admin: &DeadLetterAdmin) -> anyhow::Result<()> {
     let stdin = std::io::stdin();
     if !stdin.is_terminal() {
@@ -333,9 +338,10 @@ fn confirm(verb: &str, count: usize, admin: &DeadLetterAdmin) -> anyhow::Result<
     Ok(())
 }
 
-/// A progress bar on a terminal; hidden for a single chunk.
+/// Creates the progress bar. It is drawn on a terminal only, and only if the dead letters are
+/// settled in more than one chunk.
 fn progress_bar(count: usize, verb: &str) -> ProgressBar {
-    if count <= CHUNK {
+    if count <= CHUNK_SIZE {
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::new(count as u64).with_message(format!("{verb}: "));

@@ -1,4 +1,4 @@
-//! Parses `--since`: an age or a time.
+//! Parses the value of `dlq --since`, which is an age or a time.
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;

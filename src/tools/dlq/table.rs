@@ -6,16 +6,17 @@ use serde_json::Value;
 
 use crate::dead_letters::DeadLetter;
 
-/// Longer reasons are cut in the table; `show` prints them in full.
+/// Maximum number of characters of a reason in the table. Longer reasons are cut; `show` prints
+/// them in full.
 const MAX_REASON_CHARS: usize = 60;
 
-/// Replaces control characters, so that text of others cannot control the terminal.
+/// Replaces control characters, so that text that users wrote cannot control the terminal.
 fn sanitize(text: &str) -> String {
     let replace = |c: char| if c.is_control() { '\u{fffd}' } else { c };
     text.chars().map(replace).collect()
 }
 
-/// A table with a header line and one line per dead letter.
+/// Formats dead letters as a table with a header line and one line per dead letter.
 pub(super) fn list(dead_letters: &[DeadLetter]) -> String {
     const HEADER: [&str; 8] = [
         "ADDRESS",
@@ -64,7 +65,8 @@ pub(super) fn list(dead_letters: &[DeadLetter]) -> String {
     text
 }
 
-/// All fields of a dead letter, from the JSON of its detail.
+/// Formats all fields and the content of a dead letter, from the JSON that
+/// [`DeadLetterAdmin::detail`](super::admin::DeadLetterAdmin::detail) returns.
 pub(super) fn detail(detail: &Value) -> String {
     let sanitized = |value: &Value| match value {
         Value::String(text) => sanitize(text),
@@ -102,7 +104,8 @@ pub(super) fn detail(detail: &Value) -> String {
     text.push('\n');
     let content = match &detail["value"] {
         Value::Null => "(no content)".to_owned(),
-        // JSON is printed indented. It escapes control characters, so it stays exact.
+        // JSON is printed indented. Its encoder escapes control characters below U+0020, so they
+        // are not replaced.
         Value::String(value) => match serde_json::from_str::<Value>(value) {
             Ok(json) => serde_json::to_string_pretty(&json).unwrap_or_default(),
             Err(_) => value

@@ -1,4 +1,4 @@
-//! Checks the data directory of `all-in-one`.
+//! Checks the data directory of `all-in-one`: its permissions, its content and the free disk space.
 
 use super::report::Findings;
 use crate::config::Config;
@@ -54,18 +54,22 @@ pub(super) fn check(config: &Config, findings: &mut Findings) {
             format!("chmod 700 {directory}"),
         );
     }
-    let (free, needed) = (folder.free_bytes / MIB, settings.min_free_disk / MIB);
+    let (free_mib, needed_mib) = (folder.free_bytes / MIB, settings.min_free_disk / MIB);
     if folder.free_bytes < settings.min_free_disk {
         findings.add_problem(
-            format!("{free} MiB are free, and below {needed} MiB new messages are rejected"),
+            format!(
+                "{free_mib} MiB are free, and below {needed_mib} MiB new messages are rejected"
+            ),
             "free space on that disk, or lower MIN_FREE_DISK",
         );
     } else if folder.free_bytes < settings.min_free_disk.saturating_mul(4) {
         findings.add_warning(
-            format!("only {free} MiB are free; below {needed} MiB new messages are rejected"),
+            format!(
+                "only {free_mib} MiB are free; below {needed_mib} MiB new messages are rejected"
+            ),
             "free space on that disk soon",
         );
     } else {
-        findings.add_ok(format!("{free} MiB are free on its disk"));
+        findings.add_ok(format!("{free_mib} MiB are free on its disk"));
     }
 }

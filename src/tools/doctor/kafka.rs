@@ -7,7 +7,8 @@ use crate::log::kafka::KafkaLog;
 use crate::log::kafka::inspect::{Group, Topic};
 use crate::log::{Log as _, TopicSpec};
 
-/// Largest consumer lag without a warning, the threshold of the alert ChatmeshConsumerLag.
+/// Maximum number of records that a consumer group may be behind without a warning: the threshold
+/// of the alert ChatmeshConsumerLag.
 const MAX_LAG: i64 = 500;
 
 pub(super) async fn check(config: &Config, findings: &mut Findings) {
@@ -30,9 +31,14 @@ pub(super) async fn check(config: &Config, findings: &mut Findings) {
     }
     let worker = config.worker().pipeline;
     let relay = config.relay().pipeline;
-    let dead = config.dead_letter_topics();
-    let names = [&worker.topic, &relay.topic, &dead[0], &dead[1]];
-    let specs: Vec<TopicSpec> = names
+    let dead_letter_topics = config.dead_letter_topics();
+    let topic_names = [
+        &worker.topic,
+        &relay.topic,
+        &dead_letter_topics[0],
+        &dead_letter_topics[1],
+    ];
+    let specs: Vec<TopicSpec> = topic_names
         .into_iter()
         .map(|name| TopicSpec {
             name: name.clone(),
@@ -54,16 +60,21 @@ pub(super) async fn check(config: &Config, findings: &mut Findings) {
         "{brokers} broker(s) answer: {}",
         cluster.brokers.join(", ")
     ));
-    let wanted = usize::try_from(settings.replication_factor).unwrap_or(1);
-    if brokers < wanted {
+    let replication_factor = usize::try_from(settings.replication_factor).unwrap_or(1);
+    if brokers < replication_factor {
         findings.add_problem(
-            format!("KAFKA_REPLICATION_FACTOR is {wanted}, but {brokers} broker(s) are up"),
+            format!(
+                "KAFKA_REPLICATION_FACTOR is {replication_factor}, but {brokers} broker(s) are up"
+            ),
             "start the missing brokers, or lower it",
         );
     }
     for spec in &specs {
         match cluster.topics.iter().find(|topic| topic.name == spec.name) {
-            Some(topic) => check_topic(topic, spec, dead.contains(&spec.name), findings),
+            Some(topic) => {
+                let is_dead_letter = dead_letter_topics.contains(&spec.name);
+                check_topic(topic, spec, is_dead_letter, findings);
+            }
             None => findings.add_warning(
                 format!("topic {} is missing", spec.name),
                 format!(
@@ -80,7 +91,7 @@ pub(super) async fn check(config: &Config, findings: &mut Findings) {
     check_groups(&log, &cluster.topics, [&worker, &relay], findings).await;
 }
 
-/// Checks the consumer groups of worker and relay, if their topics exist.
+/// Checks the consumer groups of worker and relay. A group is skipped if its topic does not exist.
 async fn check_groups(
     log: &KafkaLog,
     topics: &[Topic],
@@ -107,25 +118,25 @@ fn check_topic(topic: &Topic, spec: &TopicSpec, is_dead_letter: bool, findings: 
         partitions,
         replicas,
         leaderless,
-        under_replicated: behind,
+        under_replicated,
     } = topic;
     let facts = format!("topic {name}: {partitions} partitions, {replicas} replica(s)");
-    let wanted = usize::try_from(spec.partitions).unwrap_or(1);
+    let configured_partitions = usize::try_from(spec.partitions).unwrap_or(1);
     if *leaderless > 0 {
         findings.add_problem(
             format!("{facts}; {leaderless} without a leader: nothing can be read or written there"),
             "restart the brokers that have them",
         );
-    } else if *behind > 0 {
+    } else if *under_replicated > 0 {
         findings.add_warning(
-            format!("{facts}; {behind} have replicas that fell behind"),
+            format!("{facts}; {under_replicated} have replicas that fell behind"),
             "check the brokers that are missing or slow",
         );
-    } else if !is_dead_letter && *partitions < wanted {
+    } else if !is_dead_letter && *partitions < configured_partitions {
         findings.add_problem(
             format!(
-                "{facts}, but KAFKA_TOPIC_PARTITIONS says {wanted}: at most {partitions} processes \
-                can share it"
+                "{facts}, but KAFKA_TOPIC_PARTITIONS says {configured_partitions}: at most \
+                {partitions} processes can share it"
             ),
             "add partitions with the gateways drained first (docs/operations.md, Adding \
              partitions), or set KAFKA_TOPIC_PARTITIONS to its number",

@@ -1,5 +1,5 @@
-//! `chatmesh doctor`: checks everything that a deployment depends on, and reports what is wrong and what
-//! to do.
+//! `chatmesh doctor`: checks everything that a deployment depends on, and reports what is wrong and
+//! what to do about it.
 
 use std::time::Duration;
 
@@ -18,14 +18,15 @@ mod redis;
 mod report;
 mod token_keys;
 
-/// Limit for the checks of one area, whose parts have shorter limits of their own.
+/// Time limit for all checks of one area (Kafka, Redis or the model), in addition to the limits of
+/// their single requests.
 const AREA_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Arguments of `chatmesh doctor`.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// Check what this role needs. Without a role: the deployment on Kafka and Redis if an address of
-    /// them is set, otherwise all-in-one.
+    /// Check what this role needs. Without a role: the deployment on Kafka and Redis if an address
+    /// of one of them is set, otherwise all-in-one.
     pub(crate) role: Option<Role>,
     /// Do not call the model, which costs some tokens.
     #[arg(long)]
@@ -40,16 +41,17 @@ pub(crate) struct Arguments {
 
 /// The configurations of the roles to check.
 pub(crate) struct LoadedConfigs {
-    /// Valid configurations.
+    /// Configurations of the roles whose configuration is valid.
     pub(crate) valid: Vec<Config>,
-    /// Errors in the others.
+    /// Roles whose configuration is invalid, each with the errors in its configuration.
     pub(crate) invalid: Vec<(Role, ConfigErrors)>,
 }
 
 /// Runs all checks and prints the report.
 ///
 /// # Errors
-/// A check found a problem. It is [`ConfigErrors`] or [`app::UnusableSetting`] if the configuration is one.
+/// A check found a problem. The error is [`ConfigErrors`] or [`app::UnusableSetting`] if the
+/// problem is in the configuration.
 pub(crate) async fn run(arguments: &Arguments, loaded: LoadedConfigs) -> anyhow::Result<()> {
     let (configuration, usable, unusable) = check_configurations(&loaded);
     let (services, unusable_keys) = Box::pin(check_services(&usable, arguments.no_model)).await;
@@ -57,25 +59,26 @@ pub(crate) async fn run(arguments: &Arguments, loaded: LoadedConfigs) -> anyhow:
     for findings in services {
         checks.extend(findings.checks);
     }
-    let report = Report::new(deployment(&loaded), checks);
+    let report = Report::new(role_names(&loaded), checks);
     print(&if arguments.json {
         serde_json::to_string_pretty(&report)? + "\n"
     } else {
         report.text()
     })?;
-    // A copied .env sets these addresses even if only an all-in-one is intended.
-    let is_deployment_guessed = arguments.role.is_none() && distributed(&usable).is_some();
+    // Without a named role, the configured addresses decide what is checked. A copied .env may have
+    // set them although only an all-in-one is intended.
+    let is_deployment_guessed = arguments.role.is_none() && distributed_config(&usable).is_some();
     if let Some((_, errors)) = loaded.invalid.into_iter().next() {
         return Err(errors.into());
     }
     if let Some(unusable) = unusable.or(unusable_keys) {
         return Err(unusable.into());
     }
-    let problems = report.problems();
+    let problem_count = report.problem_count();
     ensure!(
-        problems == 0,
-        "{problems} problem{}{}",
-        if problems == 1 { "" } else { "s" },
+        problem_count == 0,
+        "{problem_count} problem{}{}",
+        if problem_count == 1 { "" } else { "s" },
         if is_deployment_guessed {
             "; Kafka and Redis were checked because KAFKA_BOOTSTRAP_SERVERS, REDIS_URL or \
              REDIS_HOST is set (perhaps in .env): for an all-in-one run `doctor all-in-one`"
@@ -86,7 +89,8 @@ pub(crate) async fn run(arguments: &Arguments, loaded: LoadedConfigs) -> anyhow:
     Ok(())
 }
 
-/// Checks the configurations. Returns the usable ones, and the setting that no role would start with.
+/// Checks the configurations. Returns the findings, the usable configurations, and an error if a
+/// setting keeps a role from starting.
 fn check_configurations(
     loaded: &LoadedConfigs,
 ) -> (Findings, Vec<&Config>, Option<app::UnusableSetting>) {
@@ -120,13 +124,15 @@ fn check_configurations(
     (findings, usable, unusable)
 }
 
-/// The configuration of a role on Kafka and Redis, if there is one.
-fn distributed<'a>(usable: &[&'a Config]) -> Option<&'a Config> {
+/// Returns the first usable configuration of a role that runs on Kafka and Redis; `None` if only an
+/// all-in-one is checked.
+fn distributed_config<'a>(usable: &[&'a Config]) -> Option<&'a Config> {
     let mut configs = usable.iter().copied();
     configs.find(|config| config.role() != Role::AllInOne)
 }
 
 /// Checks everything that the roles use: token keys, Kafka, Redis, data directory and model.
+/// Returns the findings of each area, and an error if no gateway would start with the token keys.
 async fn check_services(
     usable: &[&Config],
     no_model: bool,
@@ -143,17 +149,17 @@ async fn check_services(
         }
         findings
     };
-    let distributed = distributed(usable);
+    let distributed_config = distributed_config(usable);
     let kafka = async {
         let mut findings = Findings::new("kafka");
-        if let Some(config) = distributed {
+        if let Some(config) = distributed_config {
             kafka::check(config, &mut findings).await;
         }
         findings
     };
     let redis = async {
         let mut findings = Findings::new("redis");
-        if let Some(config) = distributed {
+        if let Some(config) = distributed_config {
             redis::check(config, &mut findings).await;
         }
         findings
@@ -173,7 +179,7 @@ async fn check_services(
         (findings, unusable)
     };
     let ((keys, unusable), kafka, redis, model) = tokio::join!(
-        // Its requests have a limit of their own.
+        // The requests for the token keys have their own time limit.
         keys,
         with_timeout("kafka", kafka),
         with_timeout("redis", redis),
@@ -186,7 +192,8 @@ async fn check_services(
     ([keys, kafka, redis, data, model], unusable)
 }
 
-fn deployment(loaded: &LoadedConfigs) -> String {
+/// Returns the names of the checked roles, separated by commas.
+fn role_names(loaded: &LoadedConfigs) -> String {
     let valid = loaded.valid.iter().map(Config::role);
     let mut roles: Vec<Role> = valid
         .chain(loaded.invalid.iter().map(|(role, _)| *role))
@@ -196,6 +203,8 @@ fn deployment(loaded: &LoadedConfigs) -> String {
     names.join(", ")
 }
 
+/// Runs the checks of one area. If they exceed the time limit, the findings are one problem that
+/// says so.
 async fn with_timeout(area: &'static str, checks: impl Future<Output = Findings>) -> Findings {
     tokio::time::timeout(AREA_TIMEOUT, checks)
         .await

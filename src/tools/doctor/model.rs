@@ -1,4 +1,4 @@
-//! Checks the model's API with one short call, like a worker's.
+//! Checks the model's API by one short call, which is made in the same way as a worker's calls.
 
 use std::time::Instant;
 
@@ -11,8 +11,9 @@ use crate::ai_worker::provider::{
 };
 use crate::config::settings::{ModelApiSettings, WorkerSettings};
 
-/// Limit of the test answer. One word is enough, but reasoning models spend tokens before it.
-const MAX_TOKENS: u32 = 64;
+/// Maximum number of tokens of the test answer. One word is enough, but reasoning models spend
+/// tokens before they write it.
+const MAX_ANSWER_TOKENS: u32 = 64;
 
 pub(super) async fn check(settings: &WorkerSettings, findings: &mut Findings) {
     let Some(api) = &settings.model else {
@@ -35,22 +36,23 @@ pub(super) async fn check(settings: &WorkerSettings, findings: &mut Findings) {
             role: Role::User,
             content: "Say the word ready.".to_owned(),
         }],
-        max_tokens: settings.prompt.max_tokens.min(MAX_TOKENS),
+        max_tokens: settings.prompt.max_tokens.min(MAX_ANSWER_TOKENS),
         temperature: settings.prompt.temperature,
     };
     let address = address(api);
     match call(&provider, &request).await {
-        Ok((first_ms, all_ms)) => {
+        Ok((first_ms, total_ms)) => {
             let text = format!(
-                "{} at {address} answers: first token after {first_ms} ms, all after {all_ms} ms",
+                "{} at {address} answers: first token after {first_ms} ms, all after {total_ms} ms",
                 request.model
             );
-            let limit = api.first_token_timeout.as_millis();
-            // A worker gives up at the limit. More than half of it leaves no reserve for busy hours.
-            if first_ms * 2 > limit {
+            let limit_ms = api.first_token_timeout.as_millis();
+            // A worker abandons a call that has no token at this limit. If the first token already
+            // takes more than half of it, too little is left for busy hours.
+            if first_ms * 2 > limit_ms {
                 findings.add_warning(
                     text,
-                    format!("this is close to OPENAI_TIMEOUT_MS ({limit} ms to the first token): raise it"),
+                    format!("this is close to OPENAI_TIMEOUT_MS ({limit_ms} ms to the first token): raise it"),
                 );
             } else {
                 findings.add_ok(text);
@@ -66,7 +68,7 @@ pub(super) async fn check(settings: &WorkerSettings, findings: &mut Findings) {
     }
 }
 
-/// The API's address without user, password and query, which may be secret.
+/// Returns the API's URL without user, password and query, which may be secret.
 fn address(api: &ModelApiSettings) -> String {
     let url = &api.base_url;
     let host = url.host_str().unwrap_or_default();
@@ -77,23 +79,25 @@ fn address(api: &ModelApiSettings) -> String {
     format!("{}://{host}{port}{}", url.scheme(), url.path())
 }
 
-/// Calls the model. Returns the milliseconds to the first token and to the end.
+/// Calls the model. Returns the milliseconds to the first token and to the end of the answer; both
+/// are the same if the answer has no text.
 async fn call(provider: &OpenAi, request: &ModelRequest) -> Result<(u128, u128), ModelError> {
     let started = Instant::now();
-    let mut first = None;
+    let mut first_ms = None;
     let mut answer = provider.call(request).await?;
     while let Some(event) = answer.next().await {
         match event? {
             ModelEvent::Text(_) => {
-                first.get_or_insert_with(|| started.elapsed().as_millis());
+                first_ms.get_or_insert_with(|| started.elapsed().as_millis());
             }
             ModelEvent::Usage(_) | ModelEvent::Finished { .. } => {}
         }
     }
-    let total = started.elapsed().as_millis();
-    Ok((first.unwrap_or(total), total))
+    let total_ms = started.elapsed().as_millis();
+    Ok((first_ms.unwrap_or(total_ms), total_ms))
 }
 
+/// Returns what the operator can do about a failed call.
 fn advice(error: &ModelError, api: &ModelApiSettings) -> String {
     match error.kind {
         "auth" if api.api_key.is_none() => "it requires a key: set OPENAI_API_KEY".to_owned(),
@@ -107,9 +111,9 @@ fn advice(error: &ModelError, api: &ModelApiSettings) -> String {
                       server's certificate"
             .to_owned(),
         "first_token_timeout" => {
-            let limit = api.first_token_timeout.as_millis();
+            let limit_ms = api.first_token_timeout.as_millis();
             format!(
-                "no token arrived within OPENAI_TIMEOUT_MS ({limit} ms): raise it if the model starts slowly"
+                "no token arrived within OPENAI_TIMEOUT_MS ({limit_ms} ms): raise it if the model starts slowly"
             )
         }
         "idle_timeout" => {

@@ -8,15 +8,18 @@ use crate::fanout::FanoutHealth as _;
 use crate::fanout::redis::RedisFanout;
 use crate::fanout::redis::inspect::{Master, Topology};
 
-/// Limit for the first connection. Sentinel and cluster need several connections.
+/// Time after which the check stops trying to connect. It is long enough for a sentinel or a
+/// cluster, which need several connections.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(6);
 /// Pause between two attempts to connect.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
-/// Largest difference between two clocks without a warning.
+/// Largest difference, in milliseconds, between the clocks of a Redis server and of this machine
+/// that causes no warning. The round trip is added to it.
 const MAX_CLOCK_SKEW_MS: i64 = 2000;
-/// Longest round trip without a warning. Every message needs several.
+/// Longest round trip, in milliseconds, that causes no warning. Every message needs several round
+/// trips.
 const MAX_ROUND_TRIP_MS: i64 = 50;
-/// The first major version with sharded publish/subscribe, which a cluster needs.
+/// First major version of Redis with sharded publish/subscribe, which chatmesh uses in a cluster.
 const MIN_CLUSTER_VERSION: u32 = 7;
 const MIB: u64 = 1 << 20;
 
@@ -90,11 +93,11 @@ pub(super) async fn check(config: &Config, findings: &mut Findings) {
     }
 }
 
-/// Describes why the connection failed, and what to do.
+/// Returns why the connection failed, and what the operator can do about it.
 fn connection_failure(address: &str, error: &str) -> (String, &'static str) {
     // A server that rejects the password is reachable, even if the client reports a timeout.
-    let refusals = ["Authentication Error", "WRONGPASS", "NOAUTH"];
-    match refusals.into_iter().find_map(|refusal| error.find(refusal)) {
+    let login_errors = ["Authentication Error", "WRONGPASS", "NOAUTH"];
+    match login_errors.into_iter().find_map(|text| error.find(text)) {
         Some(start) => (
             format!("{address} refuses the login: {}", &error[start..]),
             "correct the password in REDIS_URL (or REDIS_PASSWORD), and the user name if there is one",
@@ -154,7 +157,8 @@ fn check_master(master: &Master, is_cluster: bool, findings: &mut Findings) {
 fn check_memory(master: &Master, location: &str, findings: &mut Findings) {
     let is_limited = master.memory_limit.is_some_and(|limit| limit > 0);
     for warning in &master.warnings {
-        // Without a limit Redis never evicts, whatever its policy.
+        // Without maxmemory Redis evicts no keys, so a wrong eviction policy is only a warning
+        // then.
         let can_evict = is_limited && warning.starts_with("maxmemory-policy");
         let status = if can_evict {
             Status::Problem
@@ -182,11 +186,11 @@ fn check_memory(master: &Master, location: &str, findings: &mut Findings) {
 }
 
 fn check_clock_and_round_trip(master: &Master, location: &str, findings: &mut Findings) {
-    let ahead = master.clock_ahead_ms;
-    if ahead.abs() > MAX_CLOCK_SKEW_MS + master.round_trip_ms {
-        let side = if ahead > 0 { "ahead of" } else { "behind" };
+    let ahead_ms = master.clock_ahead_ms;
+    if ahead_ms.abs() > MAX_CLOCK_SKEW_MS + master.round_trip_ms {
+        let side = if ahead_ms > 0 { "ahead of" } else { "behind" };
         findings.add_warning(
-            format!("the clock{location} is {} ms {side} this machine's", ahead.abs()),
+            format!("the clock{location} is {} ms {side} this machine's", ahead_ms.abs()),
             "synchronise the clocks of all machines (NTP): the age of messages is computed from them",
         );
     } else {

@@ -1,4 +1,4 @@
-//! The results of the checks, and their output.
+//! Collects the results of the checks, and formats them as a report.
 
 use std::fmt::Write as _;
 
@@ -8,25 +8,25 @@ use serde::Serialize;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Status {
-    /// Nothing is wrong.
+    /// The check found nothing wrong.
     Ok,
-    /// Not checked, on request or because an earlier check failed.
+    /// Nothing was checked, because an option excludes the check.
     Skipped,
-    /// Works, but needs attention.
+    /// What was checked works, but needs attention.
     Warning,
-    /// Does not work, or violates a guarantee.
+    /// What was checked does not work, or violates a guarantee of chatmesh.
     Problem,
 }
 
-/// One check.
+/// A check with its result.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Check {
-    /// `configuration`, `keys`, `kafka`, `redis`, `model` or `data`.
+    /// What was checked: `configuration`, `keys`, `kafka`, `redis`, `model` or `data`.
     pub(super) area: &'static str,
     pub(super) status: Status,
-    /// What was found. Contains no secrets.
+    /// What the check found. Contains no secrets.
     pub(super) text: String,
-    /// What to do about it.
+    /// What the operator can do about the finding; `None` if there is nothing to do.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) advice: Option<String>,
 }
@@ -71,7 +71,8 @@ impl Findings {
         self.add(Status::Problem, text.into(), Some(advice.into()));
     }
 
-    /// Adds a check from a sentence of the form "what is wrong; what to do".
+    /// Adds a check from a sentence of the form "what is wrong; what to do". Without a semicolon
+    /// the check has no advice.
     pub(super) fn add_sentence(&mut self, status: Status, sentence: &str) {
         let (text, advice) = match sentence.rsplit_once("; ") {
             Some((text, advice)) => (text.to_owned(), Some(advice.to_owned())),
@@ -84,9 +85,9 @@ impl Findings {
 /// The report of all checks.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
-    /// No check found a problem.
+    /// Whether no check found a problem.
     pub(super) ok: bool,
-    /// The checked roles.
+    /// Names of the checked roles, separated by commas.
     pub(super) deployment: String,
     pub(super) checks: Vec<Check>,
 }
@@ -101,14 +102,14 @@ impl Report {
         }
     }
 
-    pub(super) fn problems(&self) -> usize {
-        let problems = self.checks.iter();
-        problems
+    pub(super) fn problem_count(&self) -> usize {
+        let checks = self.checks.iter();
+        checks
             .filter(|check| check.status == Status::Problem)
             .count()
     }
 
-    /// The report for people.
+    /// Formats the report as text for a person.
     pub(super) fn text(&self) -> String {
         let mut text = format!("checked: {}\n\n", self.deployment);
         for check in &self.checks {

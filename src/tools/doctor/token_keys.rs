@@ -4,10 +4,11 @@ use super::report::{Findings, Status};
 use crate::app::{self, UnusableSetting};
 use crate::config::Config;
 
-/// Reads the keys like a gateway, from a file or a URL.
+/// Loads the keys from their source as a gateway does, and reports whether tokens can be verified
+/// with them.
 ///
 /// # Errors
-/// No gateway would start with these keys.
+/// A gateway would not start with the configured keys.
 pub(super) async fn check(config: &Config, findings: &mut Findings) -> Result<(), UnusableSetting> {
     let role = config.role();
     let verifier = match app::token_verifier(config) {
@@ -20,7 +21,7 @@ pub(super) async fn check(config: &Config, findings: &mut Findings) -> Result<()
     };
     match verifier.check_keys().await {
         Ok(1) => findings.add_ok(format!("{role}: tokens can be verified (one key)")),
-        Ok(keys) => findings.add_ok(format!("{role}: tokens can be verified ({keys} keys)")),
+        Ok(count) => findings.add_ok(format!("{role}: tokens can be verified ({count} keys)")),
         Err(fault) => findings.add_problem(
             format!("{role}: no token can be verified: the key set of JWT_JWKS: {fault}"),
             "check the response of that URL from this machine, or correct JWT_JWKS",
