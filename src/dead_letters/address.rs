@@ -1,4 +1,4 @@
-//! Locations of records: of a dead letter, and of the original record it was made from.
+//! The location of a dead letter, and the location of the original record that became it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,7 +15,7 @@ pub struct Address {
     pub topic: String,
     /// Partition number, from 0.
     pub partition: i32,
-    /// Offset within the partition.
+    /// Offset within the partition, from 0.
     pub offset: i64,
 }
 
@@ -77,8 +77,8 @@ pub struct Source {
 }
 
 impl Source {
-    /// The message id of this record's replay. It depends on the location only, so repeated replays
-    /// are the same message.
+    /// The message id of the original record's replay. It depends on this location only, so that
+    /// repeated replays are the same message.
     pub(super) fn replay_id(&self) -> MessageId {
         MessageId::for_replay(&self.topic, self.partition, self.offset, self.timestamp_ms)
     }

@@ -1,4 +1,5 @@
-//! A dead letter as it is listed: everything except the content that its user wrote.
+//! A dead letter as it is listed: where the record came from and why it failed, but not the content
+//! that the user wrote.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,36 +14,40 @@ use crate::protocol::timestamp::rfc3339;
 /// A record that could not be processed, without its content.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DeadLetter {
-    /// Its location in the dead-letter topic.
+    /// The dead letter's location in the dead-letter topic.
     pub address: Address,
-    /// When it was appended to the dead-letter topic, RFC 3339.
+    /// When the dead letter was appended to the dead-letter topic, in the format of RFC 3339.
     pub at: String,
-    /// The same time in milliseconds since the Unix epoch.
+    /// When the dead letter was appended to the dead-letter topic, in milliseconds since the Unix
+    /// epoch.
     pub at_ms: i64,
     /// The kind of failure: a `code` of `error` frames, or `unreadable`.
     pub code: String,
-    /// Why it could not be processed, as the worker or relay reported it.
+    /// Why the record could not be processed, as the worker or relay reported it.
     pub reason: String,
-    /// How often processing was tried; 0 where that is unknown.
+    /// How often processing of the record was tried; 0 if that is unknown.
     pub attempts: u32,
-    /// The user it belongs to; `None` where the record names none.
+    /// Id of the user to whom the record belongs. `None` if the record names no user.
     pub userid: Option<String>,
-    /// Id of the message it carries.
+    /// Id of the message that the record carries.
     pub message_id: String,
-    /// The correlation id that the logs of this message carry.
+    /// Correlation id of the message, which its log lines carry. `None` if the record has none.
     pub correlation_id: Option<String>,
     /// Location of the original record.
     pub source: Source,
-    /// The message that this one replayed, where it was a replay itself.
+    /// Id of the message that the original record replayed. `None` if the record was no replay.
     pub replay_of: Option<String>,
-    /// Size in bytes of a value that was too large for the dead-letter topic and was omitted.
+    /// Size in bytes of the record's value, if the value was too large for the dead-letter topic
+    /// and was omitted. `None` if the dead letter has the value.
     pub value_left_out: Option<u64>,
-    /// Duplicates of this dead letter, from processes that crashed after writing one.
+    /// Addresses of the duplicates of this dead letter. A duplicate exists if a process crashed
+    /// after it had appended the dead letter, and the record was delivered again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub copies: Vec<Address>,
 }
 
 impl DeadLetter {
+    /// Reads the fields from a record of a dead-letter topic. Duplicates are added later.
     pub(super) fn from_record(record: &Record) -> Self {
         let number = |name: &str| {
             record
@@ -53,7 +58,8 @@ impl DeadLetter {
         let topic = topic
             .or_else(|| record.topic.strip_suffix(".dlq"))
             .unwrap_or_default();
-        // A record of another program has no `dlq.` headers; its own location is its source then.
+        // A record that another program appended has no `dlq.` headers. Its own location is then
+        // used as its source.
         let source = Source {
             topic: topic.to_owned(),
             partition: number(dlq::PARTITION).map_or(record.partition, |n| n as i32),
@@ -85,42 +91,44 @@ impl DeadLetter {
         }
     }
 
-    /// The addresses of the dead letter and of its copies.
+    /// The addresses of the dead letter and of its duplicates.
     pub fn addresses(&self) -> impl Iterator<Item = &Address> {
         std::iter::once(&self.address).chain(&self.copies)
     }
 }
 
-/// The error code that a reason starts with; `internal` where it starts with none.
+/// The error code with which a reason begins, or `unreadable` for the reason of an unreadable
+/// record. `internal` for any other reason.
 fn code_of_reason(reason: &str) -> &'static str {
-    let word = reason.strip_prefix("ended before: ").unwrap_or(reason);
-    let word = word.split(':').next().unwrap_or_default();
+    let reason = reason.strip_prefix("ended before: ").unwrap_or(reason);
+    let first_part = reason.split(':').next().unwrap_or_default();
     let codes = ErrorCode::TERMINAL.iter().map(|code| code.as_str());
-    if let Some(code) = codes.into_iter().find(|code| *code == word) {
+    if let Some(code) = codes.into_iter().find(|code| *code == first_part) {
         return code;
     }
-    if word.starts_with("unreadable record") {
+    if first_part.starts_with("unreadable record") {
         "unreadable"
     } else {
         ErrorCode::Internal.as_str()
     }
 }
 
-/// Selects dead letters. An empty filter selects all.
+/// Selects dead letters. Each field that is `None` selects all of them.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
-    /// Only those of this dead-letter topic.
+    /// Selects the dead letters of this dead-letter topic.
     pub topic: Option<String>,
-    /// Only those appended at or after this time, in milliseconds since the Unix epoch.
+    /// Selects the dead letters that were appended at or after this time, in milliseconds since the
+    /// Unix epoch.
     pub since_ms: Option<i64>,
-    /// Only those with this code.
+    /// Selects the dead letters with this code.
     pub code: Option<String>,
-    /// At most this many, the oldest first.
+    /// Maximum number of selected dead letters, from the oldest on.
     pub limit: Option<usize>,
 }
 
 impl Filter {
-    /// Whether code and time match. Topic and limit are applied by the caller.
+    /// Whether the dead letter has the filter's code and time. The caller applies topic and limit.
     pub(super) fn matches(&self, dead_letter: &DeadLetter) -> bool {
         self.code
             .as_ref()

@@ -1,18 +1,19 @@
-//! The records of a dead-letter topic: dead letters, and the settlements that mark them as done.
+//! Builds and parses the records of a dead-letter topic: dead letters, and the settlements that
+//! mark dead letters as replayed or dropped.
 
 use bytes::Bytes;
 
 use crate::protocol::log_record::{NewRecord, Record};
 use crate::protocol::record::header::MESSAGE_ID;
 
-/// Headers that a dead letter carries in addition to those of the original record.
+/// The headers of dead letters, in addition to the original record's headers, and of settlements.
 pub mod header {
-    /// Prefix of all headers of dead letters and settlements. Headers of the original record with
-    /// this prefix are removed.
+    /// Prefix of the names below. A dead letter omits the original record's headers with this
+    /// prefix.
     pub const PREFIX: &str = "dlq.";
-    /// Why the record could not be processed.
+    /// Why the original record could not be processed.
     pub const REASON: &str = "dlq.reason";
-    /// How often processing was tried.
+    /// How often processing of the original record was tried.
     pub const ATTEMPTS: &str = "dlq.attempts";
     /// Topic of the original record.
     pub const TOPIC: &str = "dlq.topic";
@@ -22,17 +23,18 @@ pub mod header {
     pub const OFFSET: &str = "dlq.offset";
     /// Log timestamp of the original record, in milliseconds since the Unix epoch.
     pub const TIMESTAMP: &str = "dlq.timestamp";
-    /// Size of the value in bytes, where it was omitted because the log refused the record together
-    /// with the headers above. The original record has the value for as long as its topic retains
-    /// it.
+    /// Size in bytes of the original record's value. Present only if the dead letter omits the
+    /// value, because the log refused the record together with the headers above. The original
+    /// record has the value for as long as its topic retains the record.
     pub const VALUE_LEFT_OUT: &str = "dlq.value_left_out";
-    /// On settlements: `partition/offset` of a settled dead letter. Repeated for each copy of it.
+    /// On settlements: `partition/offset` of the dead letter that is settled. The header occurs
+    /// once for the dead letter and once for each of its duplicates.
     pub const SETTLED: &str = "dlq.settled";
-    /// On settlements: `replay` or `drop`.
+    /// On settlements: the action that settled the dead letter, `replay` or `drop`.
     pub const SETTLED_BY: &str = "dlq.settled_by";
 }
 
-/// Longer reasons are cut, in characters.
+/// Maximum length in characters of a dead letter's reason. A longer reason is truncated.
 const MAX_REASON_CHARS: usize = 500;
 
 /// The dead letter of `record`: the same key and value, with headers that describe the failure.
@@ -56,7 +58,7 @@ pub(crate) fn dead_letter(record: &Record, reason: &str, attempts: u32) -> NewRe
     }
 }
 
-/// The same dead letter with an empty value and a header that states the omitted size.
+/// The same dead letter with an empty value and a header with the size of the omitted value.
 pub(crate) fn dead_letter_without_value(dead_letter: &NewRecord) -> NewRecord {
     let mut headers = dead_letter.headers.clone();
     let size = Bytes::from(dead_letter.value.len().to_string());
@@ -69,24 +71,25 @@ pub(crate) fn dead_letter_without_value(dead_letter: &NewRecord) -> NewRecord {
     }
 }
 
-/// The content of a settlement record: the settled dead letters and their resolution.
+/// The content of a settlement record: the settled dead letter, its duplicates, and its resolution.
 pub(super) struct Settlement {
-    /// Partition and offset of each settled dead letter.
+    /// Partition and offset of the settled dead letter and of each of its duplicates.
     pub(super) offsets: Vec<(i32, i64)>,
-    /// The id of the replayed message; `None` where the dead letter was dropped.
+    /// The id of the message that replays the dead letter. `None` if the dead letter was dropped.
     pub(super) replayed_as: Option<String>,
 }
 
 impl Settlement {
-    /// Parses a settlement. `None` for a dead letter: one that copied these headers from a message
-    /// has a value or further `dlq.` headers.
+    /// Parses a settlement. `None` if the record is a dead letter. A dead letter that has copied a
+    /// settlement's headers from a message is recognized by its value or its other `dlq.` headers.
     pub(super) fn from_record(record: &Record) -> Option<Self> {
-        let is_of_settlement = |name: &str| matches!(name, header::SETTLED | header::SETTLED_BY);
+        let is_settlement_header =
+            |name: &str| matches!(name, header::SETTLED | header::SETTLED_BY);
         let mut names = record.headers.iter().map(|(name, _)| name.as_str());
         let is_settlement = record.value.is_empty()
             && record.header_text(header::SETTLED).is_some()
             && record.header_text(header::SETTLED_BY).is_some()
-            && names.all(|name| is_of_settlement(name) || !name.starts_with(header::PREFIX));
+            && names.all(|name| is_settlement_header(name) || !name.starts_with(header::PREFIX));
         if !is_settlement {
             return None;
         }

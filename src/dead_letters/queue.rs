@@ -1,4 +1,4 @@
-//! The dead-letter queue: lists dead letters, shows them, replays and drops them.
+//! The dead-letter queue, on which operators list, show, replay and drop dead letters.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -13,25 +13,26 @@ use super::resolution::{Resolution, SettleAction, SettleError, SettleResult};
 use crate::log::{AppendError, LogBrowser, LogError, LogOffset, PartitionRange, partitioner};
 use crate::protocol::log_record::{NewRecord, Record};
 
-/// Bytes that are read from a topic at once.
+/// Size in bytes at which one read of a topic stops.
 const PAGE_BYTES: usize = 4 << 20;
-/// Tries of one append, each bounded by `PRODUCE_TIMEOUT_MS`.
-const MAX_APPENDS: u32 = 3;
+/// Maximum number of attempts to append a record. Each attempt takes at most `PRODUCE_TIMEOUT_MS`.
+const MAX_APPEND_ATTEMPTS: u32 = 3;
 
 /// Why dead letters could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum DeadLetterError {
     /// The request named a topic that is not a dead-letter topic. Nothing was done.
     #[error(
-        "{topic:?} is not a dead-letter topic; use {}{}", known.join(" or "),
+        "{topic:?} is not a dead-letter topic; use {}{}", dead_letter_topics.join(" or "),
         suggestion.as_ref().map(|text| format!("; did you mean {text}?")).unwrap_or_default()
     )]
     UnknownTopic {
         /// The topic of the request.
         topic: String,
         /// The dead-letter topics of this configuration.
-        known: Vec<String>,
-        /// The address or topic that was probably meant.
+        dead_letter_topics: Vec<String>,
+        /// The address or topic that was probably meant. `None` if the topic of the request is not
+        /// the source topic of a dead-letter topic either.
         suggestion: Option<String>,
     },
     /// The log could not be read.
@@ -43,6 +44,7 @@ pub enum DeadLetterError {
 #[derive(Clone)]
 pub struct DeadLetterQueue {
     log: Arc<dyn LogBrowser>,
+    /// The dead-letter topics.
     topics: Vec<String>,
 }
 
@@ -51,14 +53,15 @@ pub struct DeadLetterQueue {
 pub struct DeadLetterDetail {
     /// The dead letter as it is listed.
     pub dead_letter: DeadLetter,
-    /// How it was settled; `None` while it is not.
+    /// How the dead letter was settled. `None` while it is not settled.
     pub resolution: Option<Resolution>,
     /// The record in the dead-letter topic, with key, headers and value.
     pub record: Record,
 }
 
 impl DeadLetterDetail {
-    /// Everything as JSON. Bytes that are not UTF-8 are written as `{"hex":…}`.
+    /// The dead letter, its resolution and its content as JSON. A key, header value or value that
+    /// is not UTF-8 is written as `{"hex":…}`.
     pub fn to_json(&self) -> Value {
         let headers = self.record.headers.iter();
         let headers: Vec<Value> = headers
@@ -93,20 +96,24 @@ impl DeadLetterQueue {
         Self { log, topics }
     }
 
-    /// Refuses every topic except the dead-letter topics: a settlement in another topic would be
-    /// consumed as a message. `suffix` completes the suggestion.
+    /// Returns an error for every topic except the dead-letter topics, because a settlement in
+    /// another topic would be consumed as a message. `suffix` is appended to the suggested topic.
     fn check_topic(&self, topic: &str, suffix: &str) -> Result<(), DeadLetterError> {
-        if self.topics.iter().any(|known| known == topic) {
+        if self
+            .topics
+            .iter()
+            .any(|dead_letter_topic| dead_letter_topic == topic)
+        {
             return Ok(());
         }
         let suggestion = self
             .topics
             .iter()
-            .find(|known| source_topic(known) == Some(topic));
+            .find(|dead_letter_topic| source_topic(dead_letter_topic) == Some(topic));
         Err(DeadLetterError::UnknownTopic {
             topic: topic.to_owned(),
-            known: self.topics.clone(),
-            suggestion: suggestion.map(|known| format!("{known}{suffix}")),
+            dead_letter_topics: self.topics.clone(),
+            suggestion: suggestion.map(|suggested| format!("{suggested}{suffix}")),
         })
     }
 
@@ -117,7 +124,8 @@ impl DeadLetterQueue {
         })
     }
 
-    /// The unsettled dead letters that match `filter`, oldest first. Copies are merged.
+    /// The unsettled dead letters that match `filter`, oldest first. Duplicates are merged into one
+    /// dead letter.
     pub async fn list(&self, filter: &Filter) -> Result<Vec<DeadLetter>, DeadLetterError> {
         if let Some(topic) = &filter.topic {
             self.check_topic(topic, "")?;
@@ -140,23 +148,25 @@ impl DeadLetterQueue {
         Ok(listed)
     }
 
-    /// The dead letters at these addresses with their resolution, settled or not; `None` where
-    /// there is none.
+    /// The dead letter at each of these addresses, with its resolution if it is settled. `None` for
+    /// an address without a dead letter.
     pub async fn find(
         &self,
         addresses: &[Address],
     ) -> Result<Vec<(Address, Option<(DeadLetter, Option<Resolution>)>)>, DeadLetterError> {
         self.check_addresses(addresses)?;
-        // Each topic is read once, from its oldest requested dead letter on.
-        let mut since: BTreeMap<&str, i64> = BTreeMap::new();
+        // Each topic is read once, from the timestamp of its oldest requested dead letter on.
+        let mut oldest_ms: BTreeMap<&str, i64> = BTreeMap::new();
         for address in addresses {
             if let Some(record) = self.record(address).await? {
-                let oldest = since.entry(&address.topic).or_insert(record.timestamp_ms);
+                let oldest = oldest_ms
+                    .entry(&address.topic)
+                    .or_insert(record.timestamp_ms);
                 *oldest = record.timestamp_ms.min(*oldest);
             }
         }
         let mut topics = HashMap::new();
-        for (topic, since_ms) in since {
+        for (topic, since_ms) in oldest_ms {
             topics.insert(
                 topic.to_owned(),
                 self.read_topic(topic, Some(since_ms)).await?,
@@ -182,7 +192,7 @@ impl DeadLetterQueue {
         Ok(found.collect())
     }
 
-    /// The dead letter at this address with its content; `None` where there is none.
+    /// The dead letter at this address with its content. `None` if there is no dead letter.
     pub async fn detail(
         &self,
         address: &Address,
@@ -202,7 +212,8 @@ impl DeadLetterQueue {
             }))
     }
 
-    /// Replays or drops the dead letters at these addresses, one after the other.
+    /// Replays or drops the dead letters at these addresses, one after the other. Returns the
+    /// result for each address.
     pub async fn settle_at(
         &self,
         addresses: &[Address],
@@ -225,7 +236,7 @@ impl DeadLetterQueue {
     /// Replays or drops one dead letter that was listed.
     ///
     /// A replay appends the record to its source topic under a new message id, then settles the
-    /// dead letter. Repeating it has no effect while the new message's outcome is stored
+    /// dead letter. Repeating a replay has no effect while the new message's outcome is stored
     /// (`DEDUP_TTL`), because the new id depends on the original location only.
     pub async fn settle(
         &self,
@@ -243,8 +254,8 @@ impl DeadLetterQueue {
 
     async fn replay(&self, dead_letter: &DeadLetter) -> Result<Resolution, SettleError> {
         let topic = &dead_letter.source.topic;
-        let is_consumed = |known: &String| source_topic(known) == Some(topic);
-        if !self.topics.iter().any(is_consumed) {
+        let is_of_source = |dead_letters: &String| source_topic(dead_letters) == Some(topic);
+        if !self.topics.iter().any(is_of_source) {
             return Err(SettleError::UnknownSource(topic.clone()));
         }
         let record = self.original_record(dead_letter).await?;
@@ -287,19 +298,21 @@ impl DeadLetterQueue {
     }
 
     async fn append(&self, topic: &str, record: NewRecord) -> Result<LogOffset, SettleError> {
-        let mut appends = 0;
+        let mut attempts = 0;
         loop {
-            appends += 1;
+            attempts += 1;
             match self.log.append(topic, record.clone()).await {
                 Ok(log_offset) => return Ok(log_offset),
-                // A duplicate is harmless, see `settle`.
-                Err(AppendError::Unknown(_)) if appends < MAX_APPENDS => {}
+                // The record may be in the log already. A duplicate of a replay or of a settlement
+                // is harmless, see `DeadLetterQueue::settle`.
+                Err(AppendError::Unknown(_)) if attempts < MAX_APPEND_ATTEMPTS => {}
                 Err(error) => return Err(error.into()),
             }
         }
     }
 
-    /// The record of a dead letter; from its source topic where the value was omitted.
+    /// The record to replay: the dead letter's record, or the original record from the source topic
+    /// if the dead letter omits the value.
     async fn original_record(&self, dead_letter: &DeadLetter) -> Result<Record, SettleError> {
         let record = self.record(&dead_letter.address).await?;
         let record = record.ok_or(SettleError::NotFound)?;
@@ -313,12 +326,13 @@ impl DeadLetterQueue {
             offset: source.offset,
         };
         let original = self.record(&location).await?;
-        // A recreated topic may have another record at this offset.
+        // If the source topic was deleted and created again, another record may be at this offset.
         original
             .filter(|original| original.timestamp_ms == source.timestamp_ms)
             .ok_or(SettleError::ValueLost)
     }
 
+    /// The record at this address. `None` if the topic has no record there.
     async fn record(&self, address: &Address) -> Result<Option<Record>, LogError> {
         let ranges = self.log.partition_ranges(&address.topic).await?;
         let contains = |range: &PartitionRange| {
@@ -336,7 +350,8 @@ impl DeadLetterQueue {
         Ok(page.pop().filter(|record| record.offset == address.offset))
     }
 
-    /// Reads a dead-letter topic, from `since_ms` (milliseconds since the Unix epoch) where given.
+    /// Reads the dead letters and settlements of a dead-letter topic that were appended at or after
+    /// `since_ms` (milliseconds since the Unix epoch), or all of them if that is `None`.
     async fn read_topic(
         &self,
         topic: &str,
@@ -362,26 +377,28 @@ impl DeadLetterQueue {
                 }
             }
         }
-        contents.merge_copies();
+        contents.merge_duplicates();
         Ok(contents)
     }
 }
 
-/// The source topic of a dead-letter topic, whose name is the source topic's with `.dlq`.
+/// The source topic of a dead-letter topic: its name without the suffix `.dlq`. `None` if the name
+/// has no such suffix.
 fn source_topic(dead_letter_topic: &str) -> Option<&str> {
     let source = dead_letter_topic.strip_suffix(".dlq");
     source.filter(|source| !source.is_empty())
 }
 
-/// Dead letters and settlements that were read from one topic.
+/// The dead letters and settlements that were read from one dead-letter topic.
 #[derive(Default)]
 struct TopicContents {
     dead_letters: Vec<DeadLetter>,
-    /// By partition and offset of the settled dead letter.
+    /// The resolution of each settled dead letter and duplicate, by its partition and offset.
     resolutions: HashMap<(i32, i64), Resolution>,
 }
 
 impl TopicContents {
+    /// Adds a record, which is either a dead letter or a settlement.
     fn add(&mut self, record: &Record) {
         let Some(settlement) = Settlement::from_record(record) else {
             self.dead_letters.push(DeadLetter::from_record(record));
@@ -405,8 +422,9 @@ impl TopicContents {
         }
     }
 
-    /// Merges dead letters of the same original record into the first one.
-    fn merge_copies(&mut self) {
+    /// Keeps the first dead letter of each original record, and adds to it the addresses of its
+    /// duplicates, which are the later dead letters of the same original record.
+    fn merge_duplicates(&mut self) {
         let mut index_of: HashMap<Source, usize> = HashMap::new();
         let mut merged: Vec<DeadLetter> = Vec::with_capacity(self.dead_letters.len());
         for dead_letter in std::mem::take(&mut self.dead_letters) {

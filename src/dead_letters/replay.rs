@@ -10,9 +10,9 @@ use crate::protocol::ids::MessageId;
 use crate::protocol::log_record::{NewRecord, Record};
 use crate::protocol::record::header;
 
-/// The record that is appended to the source topic: the original with the new `message_id` and a
-/// reference to the old one. The client's `id` is removed, because it would make clients take the
-/// replay for the message that already ended.
+/// The record that replays a dead letter when it is appended to the source topic: `record` with the
+/// new `message_id`, and with the original message id as `replay_of`. The client's `id` is removed,
+/// because clients would assign the replay's answer to the message that has already ended.
 pub(super) fn replay_record(
     record: &Record,
     dead_letter: &DeadLetter,
@@ -34,7 +34,8 @@ pub(super) fn replay_record(
             object.insert("replay_of".into(), original_id.as_str().into());
             Bytes::from(Value::Object(object).to_string())
         }
-        // Unreadable for this version; a newer one may be able to read it.
+        // This version cannot read the value. It is replayed unchanged, because a newer version may
+        // be able to read it.
         _ => record.value.clone(),
     };
     NewRecord {

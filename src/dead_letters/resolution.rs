@@ -1,4 +1,4 @@
-//! How dead letters are settled, and why settling can fail.
+//! The actions that settle dead letters, and their results and errors.
 
 use std::fmt;
 
@@ -17,7 +17,7 @@ pub enum SettleAction {
 }
 
 impl SettleAction {
-    /// `replay` or `drop`, as in commands and HTTP paths.
+    /// The action's name in commands and HTTP paths: `replay` or `drop`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Replay => "replay",
@@ -36,12 +36,14 @@ pub enum Resolution {
         message_id: String,
         /// The source topic.
         topic: String,
-        /// Partition of the new record; -1 where only the settlement is known.
+        /// Partition of the new record. -1 if this was read from the settlement, which does not
+        /// contain it.
         partition: i32,
-        /// Offset of the new record; -1 where only the settlement is known.
+        /// Offset of the new record. -1 if this was read from the settlement, which does not
+        /// contain it.
         offset: i64,
     },
-    /// The dead letter was only removed from the list.
+    /// The dead letter was marked as settled without a replay.
     Dropped,
 }
 
@@ -68,7 +70,7 @@ pub enum SettleError {
     /// There is no dead letter at this address.
     #[error("no such dead letter; `chatmesh dlq list` shows the existing ones")]
     NotFound,
-    /// The dead letter was settled before.
+    /// The dead letter was settled before, with the resolution in the text.
     #[error("already settled: {0}")]
     AlreadySettled(String),
     /// The value was omitted from the dead letter and the original record no longer exists.
@@ -95,12 +97,12 @@ pub enum SettleError {
 /// The result of settling one dead letter, as it is reported over HTTP and by the command line.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SettleResult {
-    /// The dead letter's address, as it was requested.
+    /// The requested address of the dead letter.
     pub address: Address,
-    /// How it was settled; `None` where it could not be settled.
+    /// How the dead letter was settled. `None` if it could not be settled.
     #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
     pub resolution: Option<Resolution>,
-    /// Why it could not be settled.
+    /// Why the dead letter could not be settled. `None` if it was settled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! The dead-letter queue over an embedded log in memory.
+//! Tests of the dead-letter queue on an embedded log in memory.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -144,8 +144,8 @@ async fn a_replay_is_a_new_message_that_names_the_old_one_and_settles_the_dead_l
     let value: Value = serde_json::from_slice(&replayed[0].value).unwrap();
     assert_eq!(value["replay_of"], "old-7");
 
-    // After a crash between the two appends the replay is repeated: it is the same message, so the
-    // model is not called duplicated.
+    // After a crash between the two appends, the operator repeats the replay. It must have the same
+    // message id, so that the model is not called again.
     let again = queue
         .settle(dead_letter, SettleAction::Replay)
         .await
@@ -161,7 +161,7 @@ async fn a_replay_is_a_new_message_that_names_the_old_one_and_settles_the_dead_l
 }
 
 #[tokio::test]
-async fn copies_are_listed_once_and_the_settlement_is_in_the_partition_of_its_dead_letter() {
+async fn duplicates_are_listed_once_and_the_settlement_is_in_the_partition_of_its_dead_letter() {
     let log = log();
     let queue = queue(&log);
     for offset in [1, 2, 1, 3] {
@@ -239,8 +239,8 @@ async fn an_omitted_value_is_replayed_from_the_source_topic() {
         &*Question::parse(&replayed).unwrap().content,
         "secret of carol"
     );
-    // The timestamp of the second one differs, as if its topic had been recreated: another record
-    // is at that offset now.
+    // The second dead letter has another timestamp than the record at its source, as if the topic
+    // had been deleted and created again. So the record there must not be replayed.
     assert!(matches!(
         queue.settle(&listed[1], SettleAction::Replay).await,
         Err(SettleError::ValueLost)
@@ -363,7 +363,11 @@ async fn topics_other_than_dead_letter_topics_are_refused() {
         .await
         .unwrap_err();
     assert!(!error.to_string().contains("did you mean"), "{error}");
-    assert_eq!(read_all(&log, TOPIC).await.len(), 1, "nothing is written");
+    assert_eq!(
+        read_all(&log, TOPIC).await.len(),
+        1,
+        "no record may be appended to the source topic"
+    );
 }
 
 #[tokio::test]
@@ -377,7 +381,8 @@ async fn settlement_headers_copied_from_a_message_settle_nothing() {
     let address = &listed[0].address;
     let offset = format!("{}/{}", address.partition, address.offset);
     let copied = [(dlq::SETTLED, offset.as_str()), (dlq::SETTLED_BY, "drop")];
-    // As a dead letter with a value, as one without, and as a record of another program.
+    // Appends three dead letters with these headers: one with a value, one without a value, and one
+    // of another program, which has no other `dlq.` header. All of them must remain listed.
     log.append(
         DEAD_LETTERS,
         dead_letter_record("a", 2, "unreadable record: x", &copied),
