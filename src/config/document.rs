@@ -69,7 +69,7 @@ fn unit_cell(kind: Kind) -> String {
         Kind::Text | Kind::Prose => "text".to_owned(),
         Kind::Name => "name".to_owned(),
         Kind::Topic => "topic".to_owned(),
-        Kind::Host => "IP address".to_owned(),
+        Kind::Host => "IP address or `localhost`".to_owned(),
         Kind::List => "list".to_owned(),
         Kind::Map => "map".to_owned(),
         Kind::Level => "log level".to_owned(),

@@ -238,7 +238,8 @@ keys! {
 
     REDIS_URL "redis.url" Kind::RedisUrl, Derived("built from redis.host, redis.port, redis.password and redis.db"), DISTRIBUTED, secret: true,
         "Redis server, cluster or sentinel: a URL with the scheme redis, redis-cluster or \
-         redis-sentinel, or with TLS rediss, rediss-cluster or rediss-sentinel. Takes precedence \
+         redis-sentinel, or with TLS rediss, rediss-cluster or rediss-sentinel. A sentinel's URL \
+         names the master: redis-sentinel://HOST:26379/0?sentinelServiceName=NAME. Takes precedence \
          over the four settings below.";
     REDIS_HOST "redis.host" Kind::Text, Fixed("localhost"), DISTRIBUTED,
         "Host of the Redis server.";

@@ -116,7 +116,8 @@ pub(crate) async fn verify(
                     expires_in: Duration::from_secs(ttl_seconds),
                     is_revocation_checked: true,
                 }),
-                _ => bail!("`token` is not valid for this user"),
+                Some(_) => bail!("`token` is not the user's current token"),
+                None => bail!("the user has no token: none was issued, or it expired or was revoked"),
             }
         }
     }

@@ -150,13 +150,7 @@ impl JwtVerifier {
         let claims = match decode::<Claims>(token, &key.key, &validation) {
             Ok(token) => token.claims,
             Err(error) => {
-                return Err(TokenError::Invalid(match error.kind() {
-                    ErrorKind::ExpiredSignature => "`token` has expired",
-                    ErrorKind::ImmatureSignature => "`token` is not valid yet",
-                    ErrorKind::InvalidAudience => "`token` is meant for another service",
-                    ErrorKind::InvalidIssuer => "`token` has an issuer that is not accepted here",
-                    _ => "`token` is not valid",
-                }));
+                return Err(TokenError::Invalid(rejection_text(error.kind())));
             }
         };
         if claims.sub != user.as_str() {
@@ -166,7 +160,9 @@ impl JwtVerifier {
         let latest = SystemTime::now() + CLOCK_SKEW;
         let latest = latest.duration_since(UNIX_EPOCH).unwrap_or_default();
         if claims.iat.is_some_and(|iat| iat > latest.as_secs_f64()) {
-            return Err(TokenError::Invalid("`token` is not valid yet"));
+            return Err(TokenError::Invalid(
+                "`token` was issued in the future (`iat`): check the issuer's clock",
+            ));
         }
         let seconds = claims.exp + CLOCK_SKEW.as_secs_f64();
         let since_epoch = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
@@ -176,6 +172,29 @@ impl JwtVerifier {
                 .unwrap_or(SystemTime::now() + MAX_TOKEN_LIFETIME),
             issued_ms: claims.iat.map(|seconds| (seconds * 1000.0) as i64),
         })
+    }
+}
+
+/// Says why a token was rejected, for the client and for `chatmesh token verify`.
+fn rejection_text(kind: &ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::ExpiredSignature => "`token` has expired",
+        ErrorKind::ImmatureSignature => "`token` is not valid yet (`nbf`)",
+        ErrorKind::InvalidAudience => "`token` is meant for another service (`aud`)",
+        ErrorKind::InvalidIssuer => "`token` has an issuer that is not accepted here (`iss`)",
+        ErrorKind::InvalidSignature => "`token` is not signed with a key that is accepted here",
+        ErrorKind::InvalidAlgorithm => {
+            "`token` is signed with an algorithm that is not accepted here"
+        }
+        ErrorKind::MissingRequiredClaim(claim) => match claim.as_str() {
+            "exp" => "`token` has no expiry (`exp`)",
+            "sub" => "`token` has no user (`sub`)",
+            "aud" => "`token` has no audience (`aud`)",
+            "iss" => "`token` has no issuer (`iss`)",
+            _ => "`token` lacks a required claim",
+        },
+        ErrorKind::Json(_) => "`token` lacks `exp` or `sub`, or has a claim of the wrong type",
+        _ => "`token` is not valid",
     }
 }
 
