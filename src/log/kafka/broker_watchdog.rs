@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn client_is_disconnected_after_two_reports_without_a_real_broker() {
+    fn client_is_disconnected_after_two_statistics_without_a_real_broker() {
         let watchdog = BrokerWatchdog::default();
         watchdog.observe_sources(["logical"].into_iter());
         assert!(!watchdog.is_disconnected());
