@@ -1,4 +1,5 @@
-//! The fan-out's traits, implemented by rules that run under the user's lock.
+//! Implements the fan-out's traits: each method runs the method of the same name on the user's
+//! state ([`UserState`](super::user::UserState)) under the user's lock, or uses the store directly.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,13 +1,14 @@
-//! Encoding of the store's values: fields one after the other, texts prefixed with their length.
+//! Encoding of the values in the store, used by the calls: the fields follow each other, and each
+//! text but the last is preceded by its length.
 
 use crate::fanout::FanoutError;
 use crate::protocol::ids::ConversationId;
 
-/// Encodes the fields of one value.
+/// Encodes one value, field after field.
 pub(super) struct Writer(Vec<u8>);
 
 impl Writer {
-    /// Starts a value of about `bytes` bytes.
+    /// An empty value with allocated space for `bytes` bytes.
     pub(super) fn with_capacity(bytes: usize) -> Self {
         Self(Vec::with_capacity(bytes))
     }
@@ -29,26 +30,27 @@ impl Writer {
         self
     }
 
-    /// Writes `None` as an empty text. Only for fields that are never empty otherwise.
+    /// Writes an optional text. `None` is written as an empty text, so a text must not be empty.
     pub(super) fn optional_text(self, value: Option<&str>) -> Self {
         self.text(value.unwrap_or_default())
     }
 
-    /// Writes the last field, which needs no length, and returns the value.
+    /// Writes the last field, a text without its length, and returns the encoded value.
     pub(super) fn finish_with(mut self, value: &str) -> Vec<u8> {
         self.0.extend_from_slice(value.as_bytes());
         self.0
     }
 
+    /// Returns the encoded value.
     pub(super) fn finish(self) -> Vec<u8> {
         self.0
     }
 }
 
-/// Decodes the fields of one value, in the order in which [`Writer`] wrote them.
+/// Decodes one value. The fields must be read in the order in which [`Writer`] wrote them.
 pub(super) struct Reader<'a>(&'a [u8]);
 
-/// The error for an entry of the store that this program can't have written.
+/// The error for an entry of the store that can't be decoded.
 pub(super) fn damaged_entry_error() -> FanoutError {
     FanoutError::Unexpected(
         "an entry of the local store can't be read; restore the data directory or begin with an \
@@ -64,12 +66,13 @@ impl<'a> Reader<'a> {
         Self(value)
     }
 
+    /// Reads `length` bytes.
     fn bytes(&mut self, length: usize) -> Result<&'a [u8]> {
-        let (bytes, rest) = self
+        let (bytes, remaining) = self
             .0
             .split_at_checked(length)
             .ok_or_else(damaged_entry_error)?;
-        self.0 = rest;
+        self.0 = remaining;
         Ok(bytes)
     }
 
@@ -94,11 +97,12 @@ impl<'a> Reader<'a> {
         std::str::from_utf8(text).map_err(|_| damaged_entry_error())
     }
 
+    /// Reads an optional text; `None` if the text is empty.
     pub(super) fn optional_text(&mut self) -> Result<Option<&'a str>> {
         Ok(Some(self.text()?).filter(|text| !text.is_empty()))
     }
 
-    /// Reads an optional conversation.
+    /// Reads an optional text and parses it as a conversation.
     pub(super) fn conversation(&mut self) -> Result<Option<ConversationId>> {
         match self.optional_text()? {
             Some(text) => ConversationId::parse(text)
@@ -108,7 +112,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Reads the last field.
+    /// Reads the last field, which [`Writer::finish_with`] wrote.
     pub(super) fn remainder(self) -> Result<&'a str> {
         std::str::from_utf8(self.0).map_err(|_| damaged_entry_error())
     }

@@ -1,4 +1,5 @@
-//! The inputs of the rules over one user's state: store, bounds, time and random numbers.
+//! What a call gets besides its arguments and the user's state: store, settings, time and random
+//! numbers.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,11 +7,12 @@ use std::time::Duration;
 use crate::config::bounds::Bounds;
 use crate::store::Store;
 
-/// Sources of time and randomness. A simulation replaces them by deterministic ones.
+/// Sources of time and random numbers. Simulations and tests pass deterministic sources.
 pub(super) struct Environment {
-    /// Milliseconds since the Unix epoch; never goes backwards.
+    /// Returns the current time in milliseconds since the Unix epoch. The time never goes
+    /// backwards.
     pub(super) clock: Box<dyn Fn() -> i64 + Send + Sync>,
-    /// Numbers that are never repeated.
+    /// Returns a random number, practically never the same number twice.
     pub(super) random: Box<dyn Fn() -> u64 + Send + Sync>,
 }
 
@@ -20,33 +22,35 @@ impl fmt::Debug for Environment {
     }
 }
 
-/// Everything that a rule uses besides the user's state. It makes the rules deterministic.
+/// Everything that a call uses besides its arguments and the user's state. With the same context, a
+/// call is deterministic.
 pub(super) struct StoreContext<'a> {
     pub(super) store: &'a Store,
     pub(super) bounds: &'a Bounds,
-    /// Milliseconds since the Unix epoch.
+    /// Time of the call, in milliseconds since the Unix epoch.
     pub(super) now_ms: i64,
+    /// Returns a random number (see [`Environment::random`]).
     pub(super) random: &'a (dyn Fn() -> u64 + Send + Sync),
 }
 
 impl StoreContext<'_> {
-    /// Generates a random id as text.
+    /// Generates a random id of 16 hexadecimal digits.
     pub(super) fn random_id(&self) -> String {
         format!("{:016x}", (self.random)())
     }
 
-    /// Whether something stored at `at_ms` has outlived its `ttl`.
+    /// Whether an entry that was stored at `at_ms` has outlived its time to live.
     pub(super) fn is_expired(&self, at_ms: i64, ttl: Duration) -> bool {
         is_expired(at_ms, ttl, self.now_ms)
     }
 }
 
-/// The duration in milliseconds.
+/// A duration in milliseconds; `i64::MAX` if it is longer.
 pub(super) fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// Whether something stored at `at_ms` has outlived its `ttl` at `now_ms`.
+/// Whether an entry that was stored at `at_ms` has outlived its time to live at `now_ms`.
 pub(super) fn is_expired(at_ms: i64, ttl: Duration, now_ms: i64) -> bool {
     at_ms.saturating_add(millis(ttl)) <= now_ms
 }

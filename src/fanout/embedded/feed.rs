@@ -1,4 +1,4 @@
-//! The embedded fan-out's feed.
+//! The feed of the embedded fan-out, opened by `open_feed`.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::users::Users;
 use crate::fanout::{Channel, Feed, FeedEvent, Result};
 use crate::protocol::ids::UserId;
 
-/// The embedded fan-out's [`Feed`]. Dropping it ends its subscriptions.
+/// The [`Feed`] of the embedded fan-out. Dropping it removes its subscriptions.
 #[derive(Debug)]
 pub(super) struct EmbeddedFeed {
     users: Arc<Users>,
@@ -18,11 +18,12 @@ pub(super) struct EmbeddedFeed {
 }
 
 impl EmbeddedFeed {
-    /// Opens a feed. Must be called inside a tokio runtime.
+    /// Opens a feed whose queue holds at most `capacity` events. Must be called inside a tokio
+    /// runtime.
     pub(super) fn open(users: Arc<Users>, capacity: usize) -> (Self, mpsc::Receiver<FeedEvent>) {
         let (queue, receiver) = Queue::new(capacity);
         let queue = Arc::new(queue);
-        // The task ends when the receiver is dropped.
+        // This task runs until the receiver is dropped.
         tokio::spawn(Arc::clone(&queue).report_gaps());
         (Self { users, queue }, receiver)
     }

@@ -2,15 +2,16 @@
 //!
 //! The store holds what must survive the process, under keys per user: outcomes, mailboxes,
 //! history, pending messages, cancel marks, tokens and markers. Answers in flight, sequence numbers
-//! and subscriptions exist only in memory. A restart loses them, which workers handle as a data
-//! loss ([`crate::fanout::LiveResponse::DataLost`]).
+//! and subscriptions exist only in memory. A restart loses them: workers get
+//! [`crate::fanout::LiveResponse::DataLost`], and gateways subscribe again.
 //!
-//! A call holds its user's lock from beginning to end, publication included, so frames leave in the
-//! order of their sequence numbers. Reads and commits are short and never wait for the disk:
-//! commits survive in their order, and the log lives in the same store, so nothing that follows
-//! from a call survives without the call.
+//! A call holds its user's lock from beginning to end, so frames are published in the order of
+//! their sequence numbers. A call never waits until its commit is on the disk. That is safe because
+//! commits survive in their order and the log is in the same store: whatever is committed as a
+//! consequence of a call survives only if the call's commit survives too.
 //!
-//! [`user`] has the rules over one user's state, [`users`] the locks and the eviction.
+//! [`user`] has the state of one user and the calls that read and change it. [`users`] has the
+//! locks, and the eviction of unused states from memory.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -51,12 +52,14 @@ impl From<StoreError> for FanoutError {
 #[derive(Debug)]
 pub struct EmbeddedFanout {
     users: Arc<Users>,
-    /// Never changes, because the store exists as long as the process.
+    /// Number of disruptions. It is always 0, because the store can't lose its data while the
+    /// process runs.
     disruptions: watch::Sender<u64>,
     _sweeper: Option<Sweeper>,
 }
 
-/// The system's clock in milliseconds since the Unix epoch, prevented from going backwards.
+/// Returns a clock in milliseconds since the Unix epoch. When the system's clock is set back, it
+/// stands still instead of going backwards.
 fn monotonic_clock() -> impl Fn() -> i64 + Send + Sync {
     let latest = AtomicI64::new(0);
     move || {
@@ -86,9 +89,9 @@ impl EmbeddedFanout {
         })
     }
 
-    /// Opens the fan-out with the caller's clock, for simulations. The clock returns milliseconds
-    /// since the Unix epoch and never goes backwards. Expired entries are not removed in the
-    /// background.
+    /// Opens the fan-out with the caller's clock, for simulations. The clock must return
+    /// milliseconds since the Unix epoch and must not go backwards. No thread removes expired
+    /// entries.
     ///
     /// # Errors
     /// [`FanoutError::Unexpected`] if another version of chatmesh wrote the store.
@@ -101,7 +104,8 @@ impl EmbeddedFanout {
         Self::with_environment(store, bounds, Environment { clock, random })
     }
 
-    /// Opens the fan-out with the caller's clock and random numbers, without background removal.
+    /// Opens the fan-out with the caller's clock and random numbers. No thread removes expired
+    /// entries.
     fn with_environment(store: Store, bounds: Bounds, environment: Environment) -> Result<Self> {
         match store.get(Table::Users, keys::VERSION)? {
             Some(version) if version == VERSION => {}

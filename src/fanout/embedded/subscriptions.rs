@@ -1,4 +1,4 @@
-//! The subscriptions to one user and the bounded queues behind them.
+//! The subscriptions to the channels of one user, and the bounded queue of each feed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,11 +14,12 @@ use crate::protocol::ids::UserId;
 #[derive(Debug)]
 pub(super) struct Queue {
     sender: mpsc::Sender<FeedEvent>,
-    /// A frame was dropped, and the [`FeedEvent::Gap`] for it is not queued yet. Until then all
-    /// further frames are dropped too, because the gap covers them.
+    /// Whether a frame was dropped and the [`FeedEvent::Gap`] for it is not queued yet. While this
+    /// is set, all frames are dropped, because the gap covers them.
     has_gap: AtomicBool,
+    /// Notified when `has_gap` was set.
     overflowed: Notify,
-    /// The [`Feed`](crate::fanout::Feed) was dropped.
+    /// Whether the [`Feed`](crate::fanout::Feed) was dropped.
     is_feed_dropped: AtomicBool,
 }
 
@@ -34,15 +35,18 @@ impl Queue {
         (queue, receiver)
     }
 
-    /// Marks the queue as no longer in use; its subscriptions are removed at the next publication.
+    /// Records that the feed was dropped. Its subscriptions to a user are removed at the next
+    /// publication to that user, or by the next sweep.
     pub(super) fn mark_feed_dropped(&self) {
         self.is_feed_dropped.store(true, Ordering::Relaxed);
     }
 
+    /// Whether the feed or the receiver of its events was dropped.
     fn is_closed(&self) -> bool {
         self.is_feed_dropped.load(Ordering::Relaxed) || self.sender.is_closed()
     }
 
+    /// Queues an event, or drops it if the queue is full or a gap covers it.
     fn offer(&self, event: FeedEvent) {
         if self.has_gap.load(Ordering::Acquire) {
             return;
@@ -53,12 +57,12 @@ impl Queue {
         }
     }
 
-    /// Queues a [`FeedEvent::Gap`] after each overflow, as soon as there is room. Runs until the
-    /// receiver is dropped.
+    /// The task that queues a [`FeedEvent::Gap`] after each overflow, as soon as the queue has
+    /// room. Runs until the receiver is dropped.
     ///
-    /// The flag is cleared before the gap is queued. Frames are offered under their user's lock
-    /// after the state has changed, so the `read` that the gap causes covers everything dropped
-    /// until then.
+    /// `has_gap` is cleared before the gap is queued, so no frame is dropped after the gap. Frames
+    /// are offered under the user's lock and after the state has changed. The `read` that the gap
+    /// causes therefore covers all dropped frames.
     pub(super) async fn report_gaps(self: Arc<Self>) {
         loop {
             tokio::select! {
@@ -74,7 +78,7 @@ impl Queue {
     }
 }
 
-/// The channels of one user that one feed has subscribed to.
+/// The subscription of one feed to one user: which of the user's channels it includes.
 #[derive(Debug)]
 struct Subscription {
     queue: Arc<Queue>,
@@ -105,7 +109,7 @@ impl Subscription {
     }
 }
 
-/// All subscriptions to one user. Guarded by the user's lock.
+/// The subscriptions of all feeds to one user. Guarded by the user's lock.
 #[derive(Debug, Default)]
 pub(super) struct Subscriptions(Vec<Subscription>);
 
@@ -114,7 +118,7 @@ impl Subscriptions {
         self.0.is_empty()
     }
 
-    /// Removes the subscriptions of feeds that no longer exist.
+    /// Removes the subscriptions of feeds that were dropped.
     pub(super) fn remove_closed(&mut self) {
         self.0
             .retain(|subscription| !subscription.queue.is_closed());
@@ -133,7 +137,8 @@ impl Subscriptions {
             None if !is_subscribed => return,
             None => {
                 if self.0.capacity() == 0 {
-                    // Most users have one subscription; a growing vector would reserve four.
+                    // Most users have one subscription, but the vector would allocate space for
+                    // four.
                     self.0.reserve_exact(1);
                 }
                 self.0.push(Subscription {
@@ -152,15 +157,15 @@ impl Subscriptions {
         }
     }
 
-    /// Number of subscriptions to a channel.
+    /// Number of subscriptions that include the channel.
     pub(super) fn count(&self, channel: Channel) -> u64 {
         let subscriptions = self.0.iter();
         let subscriptions = subscriptions.filter(|subscription| subscription.includes(channel));
         subscriptions.count() as u64
     }
 
-    /// Offers a frame to all subscriptions of a channel and returns their number. `build` runs only
-    /// when there is one.
+    /// Offers a frame to all subscriptions that include the channel, and returns their number.
+    /// `build` builds the frame; it runs only if the number is not 0.
     pub(super) fn publish(
         &mut self,
         user: &UserId,

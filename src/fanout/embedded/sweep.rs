@@ -1,5 +1,5 @@
-//! Removal of expired entries in the background. Readers treat an expired entry as absent at once;
-//! this frees its space later, in small steps.
+//! Removes expired entries in the background, in small steps. Calls treat an expired entry as
+//! absent, so the removal only frees its space.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::fanout::{FanoutError, Result};
 use crate::protocol::ids::{ConversationId, UserId};
 use crate::store::{Entry, Table};
 
-/// Entries per step: about a millisecond of work.
+/// Maximum number of entries that one step examines. It takes about a millisecond.
 const STEP_ENTRIES: usize = 128;
 
 /// Pause between two steps of a pass.
@@ -25,18 +25,18 @@ const STEP_INTERVAL: Duration = Duration::from_millis(25);
 /// Pause between two passes, and after an error.
 const PASS_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Progress of a pass, which covers both tables and then the states in memory.
+/// How far a pass has come. A pass goes through both tables and then the states in memory.
 #[derive(Debug)]
 enum Progress {
-    /// The next key of the users' table.
+    /// The next step begins at this key of [`Table::Users`].
     Users(Vec<u8>),
-    /// The next key of the history's table.
+    /// The next step begins at this key of [`Table::History`].
     History(Vec<u8>),
-    /// The next shard of the states in memory.
+    /// The next step evicts idle states of the shard with this index.
     Memory(usize),
 }
 
-/// Passes over all entries, step by step.
+/// Repeated passes through all entries, in steps. [`Sweeper`] runs the steps.
 #[derive(Debug)]
 pub(super) struct Sweep {
     users: Arc<Users>,
@@ -51,7 +51,7 @@ impl Sweep {
         }
     }
 
-    /// Does one step. Returns whether it was the last one of a pass.
+    /// Runs one step. Returns whether it was the last step of a pass.
     pub(super) fn step(&mut self) -> Result<bool> {
         let next = match &self.progress {
             Progress::Users(from) => {
@@ -80,7 +80,8 @@ impl Sweep {
         Ok(false)
     }
 
-    /// The entries from a key on, and the key at which the next page begins.
+    /// Returns the next entries, beginning at the key `from`, and the key at which the entries
+    /// after them begin; `None` if there are no more entries.
     fn page(&self, table: Table, from: &[u8]) -> Result<(Vec<Entry>, Option<Vec<u8>>)> {
         let store = &self.users.store;
         let page = store.scan(table, from, keys::USERS_TO, STEP_ENTRIES, false)?;
@@ -89,6 +90,7 @@ impl Sweep {
         Ok((page, next))
     }
 
+    /// Removes the expired entries of a page of [`Table::Users`].
     fn expire_entries(&self, page: &[Entry]) -> Result<()> {
         let now_ms = self.users.now_ms();
         let mut expired: HashMap<UserId, Vec<&[u8]>> = HashMap::new();
@@ -105,6 +107,7 @@ impl Sweep {
         Ok(())
     }
 
+    /// Removes the expired turns of a page of [`Table::History`].
     fn expire_turns(&self, page: &[Entry]) -> Result<()> {
         let now_ms = self.users.now_ms();
         let ttl = self.users.bounds.history_ttl;
@@ -126,7 +129,8 @@ impl Sweep {
     }
 }
 
-/// The thread that sweeps. Dropping this ends it, and with it its reference to the store.
+/// The thread that runs the sweep. Dropping this value stops the thread and waits for it, so that
+/// the thread no longer uses the store.
 #[derive(Debug)]
 pub(super) struct Sweeper {
     stop: Option<mpsc::Sender<()>>,
@@ -134,7 +138,8 @@ pub(super) struct Sweeper {
 }
 
 impl Sweeper {
-    /// Starts a thread of its own, because its reads may block on the disk.
+    /// Starts the thread. The sweep does not run as a task, because its reads may block on the
+    /// disk.
     pub(super) fn start(users: Arc<Users>) -> Result<Self> {
         let (stop, stopped) = mpsc::channel();
         let thread = std::thread::Builder::new()
@@ -148,6 +153,7 @@ impl Sweeper {
     }
 }
 
+/// Runs steps of the sweep with pauses between them, until the sender of `stopped` is dropped.
 fn run(mut sweep: Sweep, stopped: &mpsc::Receiver<()>) {
     loop {
         let pause = match sweep.step() {

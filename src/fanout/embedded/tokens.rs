@@ -1,4 +1,4 @@
-//! Stored access tokens and revocations.
+//! The calls of [`Tokens`] on the local store: stored access tokens and their revocation.
 
 use std::time::Duration;
 
@@ -14,12 +14,13 @@ use crate::protocol::ids::UserId;
 use crate::protocol::timestamp;
 use crate::store::{Batch, Store, Table};
 
-/// Remaining time until `ends_ms` in whole seconds, rounded up.
+/// The time from `now_ms` to `ends_ms` in seconds, rounded up; 0 if it is over.
 fn seconds_left(ends_ms: i64, now_ms: i64) -> u64 {
     (ends_ms.saturating_sub(now_ms).max(0) as u64).div_ceil(1000)
 }
 
-/// The user's valid token and its remaining lifetime in seconds.
+/// The user's stored token and its remaining lifetime in seconds; `None` if there is none or it has
+/// expired.
 fn valid_token(store: &Store, user: &UserId, now_ms: i64) -> Result<Option<(String, u64)>> {
     let Some(value) = store.get(Table::Users, &keys::user(user, Tag::Token, b""))? else {
         return Ok(None);
@@ -30,7 +31,8 @@ fn valid_token(store: &Store, user: &UserId, now_ms: i64) -> Result<Option<(Stri
     Ok((ends_ms > now_ms).then(|| (token, seconds_left(ends_ms, now_ms))))
 }
 
-/// When the user's tokens were last revoked.
+/// When the user's tokens were last revoked, in milliseconds since the Unix epoch; `None` for
+/// never.
 fn last_revocation_ms(store: &Store, user: &UserId) -> Result<Option<i64>> {
     match store.get(Table::Users, &keys::user(user, Tag::Revocation, b""))? {
         Some(value) => Ok(Some(Reader::new(&value).number()?)),

@@ -1,4 +1,5 @@
-//! All users' states, each behind a lock: loaded when used, evicted when idle.
+//! The states of all users in memory. Runs each call under the lock of its user, creates a state at
+//! a user's first call, and evicts idle states.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -13,27 +14,33 @@ use crate::fanout::Result;
 use crate::protocol::ids::UserId;
 use crate::store::Store;
 
-/// Number of locks. Far more than cores, so that different users seldom contend.
+/// Number of shards, each with one lock for all of its users. It is far above the number of cores,
+/// so that calls for different users seldom wait for each other.
 const SHARD_COUNT: usize = 64;
 
-/// A state that was unused for this long is evicted, in milliseconds.
+/// Time in milliseconds after which an unused state is evicted.
 const IDLE_MS: i64 = 60_000;
 
-/// A shard with more states than this evicts them already after [`CROWDED_IDLE_MS`].
+/// Number of states above which a shard evicts unused states already after [`CROWDED_IDLE_MS`].
 const CROWDED_SHARD_STATES: usize = 1024;
 
-/// A state in a crowded shard that was unused for this long is evicted, in milliseconds.
+/// Time in milliseconds after which an unused state is evicted from a shard with more than
+/// [`CROWDED_SHARD_STATES`] states.
 const CROWDED_IDLE_MS: i64 = 1_000;
 
+/// The states of some of the users, behind one lock.
 #[derive(Debug, Default)]
 struct Shard {
-    /// Boxed, because a hash map allocates up to twice the space of its values.
+    /// The states by user. They are boxed, because a hash map may allocate twice the space of its
+    /// values.
     states: HashMap<UserId, Box<UserState>>,
-    /// The shard evicts idle states when it has more states than this (or than [`CROWDED_SHARD_STATES`]).
+    /// Number of states above which a call evicts unused states, if it is above
+    /// [`CROWDED_SHARD_STATES`]. It is twice the number of states after the last such eviction, so
+    /// that a crowded shard is not searched at every call.
     eviction_threshold: usize,
 }
 
-/// All users' states.
+/// The states of all users in memory, and everything that calls on them need.
 #[derive(Debug)]
 pub(super) struct Users {
     pub(super) store: Store,
@@ -63,12 +70,13 @@ impl Users {
         }
     }
 
-    /// Runs `call` on a user's state, under the user's lock.
+    /// Runs the body of one fan-out call, `call`, on a user's state under the user's lock.
     ///
-    /// A call changes the state in memory before it commits. When it fails, it is unknown whether
-    /// the store has the change, so the state in memory is reset. For answers in flight that is a
-    /// data loss in the sense of the contract; everything else is loaded again. The same holds
-    /// after a call that panicked, which is noticed at the user's next call.
+    /// The body changes the state in memory and then commits to the store. If it returns an error,
+    /// it is unknown whether the store has the change, so everything in memory but the
+    /// subscriptions is discarded. The next call loads it from the store again, except the answers
+    /// in flight, which exist only in memory: their workers get `DataLost`. After a panic in the
+    /// body, the next call for this user discards the state in the same way.
     pub(super) fn with_state<T>(
         &self,
         user: &UserId,
@@ -99,7 +107,8 @@ impl Users {
         result
     }
 
-    /// Evicts the idle states of one shard. Returns false if there is no shard of this index.
+    /// Evicts the idle states of the shard with this index, and removes expired data from the other
+    /// states in memory. Returns false if there is no such shard.
     pub(super) fn evict(&self, shard: usize) -> bool {
         let Some(shard) = self.shards.get(shard) else {
             return false;
@@ -124,7 +133,7 @@ impl Users {
         (self.environment.clock)()
     }
 
-    /// Number of states in memory.
+    /// Number of users whose state is in memory.
     #[cfg(test)]
     pub(super) fn loaded_count(&self) -> usize {
         self.shards

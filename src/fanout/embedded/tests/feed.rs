@@ -1,4 +1,4 @@
-//! Events that subscribers receive.
+//! Tests of the events that a feed receives.
 
 use super::*;
 use crate::fanout::Channel;
@@ -70,7 +70,8 @@ async fn overflowing_feed_delivers_queued_frames_then_a_gap() {
     for offset in 0..5 {
         system.deliver(&format!("m{offset}"), offset, None).await;
     }
-    // Nothing more is published: the gap arrives without another frame.
+    // The queue has room for two frames. The gap follows them, although no other frame is
+    // published.
     for _ in 0..2 {
         assert!(matches!(events.recv().await, Some(FeedEvent::Frame { .. })));
     }

@@ -1,4 +1,5 @@
-//! Tests of the embedded fan-out on a clock that only the tests advance.
+//! Tests of the embedded fan-out with a clock that only the tests advance, and their common
+//! helpers.
 
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -21,11 +22,12 @@ mod scenarios;
 
 const DAY_MS: i64 = 24 * 3600 * 1000;
 
+/// An embedded fan-out with everything that is needed to open it again.
 struct TestFanout {
     fanout: EmbeddedFanout,
     store: Store,
     /// The store's directory; `None` for a store in memory.
-    dir: Option<tempfile::TempDir>,
+    store_dir: Option<tempfile::TempDir>,
     clock: Arc<AtomicI64>,
     random: Arc<AtomicU64>,
     bounds: Bounds,
@@ -45,13 +47,13 @@ impl TestFanout {
         ]
     }
 
-    fn with_store(store: Store, dir: Option<tempfile::TempDir>, bounds: Bounds) -> Self {
+    fn with_store(store: Store, store_dir: Option<tempfile::TempDir>, bounds: Bounds) -> Self {
         let clock = Arc::new(AtomicI64::new(1_700_000_000_000));
         let random = Arc::new(AtomicU64::new(1));
         Self {
             fanout: open(&store, &bounds, &clock, &random),
             store,
-            dir,
+            store_dir,
             clock,
             random,
             bounds,
@@ -62,10 +64,11 @@ impl TestFanout {
         self.clock.fetch_add(ms, Ordering::Relaxed);
     }
 
-    /// Simulates the death of the process: everything that was only in memory is lost.
+    /// Simulates a restart of the process: everything that was only in memory is lost.
     fn restart(&mut self) {
         if let Some(dir) = &self.store_dir {
-            // Closes the store first, because a directory can be open only once.
+            // Replace the store, which closes it. A directory can't be opened while a store has it
+            // open.
             self.store = Store::in_memory();
             self.fanout = open(&self.store, &self.bounds, &self.clock, &self.random);
             self.store = Store::open(dir.path(), 0).unwrap();
@@ -80,11 +83,13 @@ impl TestFanout {
         self.restart();
     }
 
+    /// Runs one whole pass of the sweep.
     fn sweep(&self) {
         let mut sweep = Sweep::new(Arc::clone(&self.fanout.users));
         while !sweep.step().unwrap() {}
     }
 
+    /// Number of entries of users in the store.
     fn entry_count(&self) -> usize {
         [Table::Users, Table::History]
             .into_iter()
@@ -114,6 +119,7 @@ impl TestFanout {
         self.fanout.begin(call).await.unwrap()
     }
 
+    /// Calls `begin` and returns the number of the attempt.
     async fn attempt(&self, message: &str, owner: &Owner, last_attempt: u32) -> u32 {
         match self.begin(message, owner, last_attempt).await {
             BeginResponse::Attempt { number, .. } => number,
@@ -163,6 +169,7 @@ impl TestFanout {
         self.fanout.read(call).await.unwrap()
     }
 
+    /// Returns question and answer of each turn in the model's context.
     async fn context(&self) -> Vec<(Option<String>, String)> {
         self.fanout
             .context(
@@ -210,6 +217,7 @@ fn message_ref(name: &str) -> MessageRef {
     }
 }
 
+/// JSON of the terminal frame of a message.
 fn frame(name: &str, answer: &str) -> String {
     format!(r#"{{"type":"response","message_id":"{name}","content":"{answer}"}}"#)
 }
@@ -227,6 +235,7 @@ fn new_outcome(name: &str, answer: &str, status: TurnStatus) -> NewOutcome {
     }
 }
 
+/// The position at this offset in the epoch that most tests use.
 fn position_at(offset: i64) -> Position {
     Position {
         epoch: Epoch::new("cluster", "0", 0),
@@ -234,6 +243,7 @@ fn position_at(offset: i64) -> Position {
     }
 }
 
+/// A request to deliver the answer `delivered` to a message.
 fn delivery(name: &str, position: Position, known_end: Option<Position>) -> DeliverRequest {
     DeliverRequest {
         user: user(),
@@ -249,11 +259,13 @@ fn delivery(name: &str, position: Position, known_end: Option<Position>) -> Deli
     }
 }
 
+/// Offsets of the frames in a user view.
 fn offsets(view: &UserView) -> Vec<i64> {
     let positions = view.frames.iter().map(|(position, _)| position.offset);
     positions.collect()
 }
 
+/// JSON of the terminal frame that `keep` returned.
 fn outcome_frame(response: KeepResponse) -> String {
     match response {
         KeepResponse::Outcome(outcome) | KeepResponse::Appended(outcome, _) => outcome.frame,

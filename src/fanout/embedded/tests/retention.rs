@@ -1,4 +1,4 @@
-//! Retention: what the store holds, for how long, and what survives a restart.
+//! Tests of the retention: what the store holds and for how long, and what survives a restart.
 
 use super::*;
 
@@ -12,9 +12,9 @@ async fn restart_loses_only_the_text_in_flight() {
 async fn check_restart(mut system: TestFanout) {
     let owner = Owner::random();
     let start = system.read(None).await;
-    system.admit("open").await;
-    system.attempt("open", &owner, 0).await;
-    system.live("open", &owner, 1, 0).await;
+    system.admit("unanswered").await;
+    system.attempt("unanswered", &owner, 0).await;
+    system.live("unanswered", &owner, 1, 0).await;
     system.admit("kept").await;
     system.attempt("kept", &owner, 0).await;
     system.keep("kept", &owner, 1, "answer").await;
@@ -36,7 +36,7 @@ async fn check_restart(mut system: TestFanout) {
 
     assert_eq!(system.admit("kept").await, AdmissionDecision::OutcomeStored);
     assert_eq!(
-        system.live("open", &owner, 1, 1).await,
+        system.live("unanswered", &owner, 1, 1).await,
         LiveResponse::DataLost
     );
     let view = system.read(Some(start.end)).await;
@@ -47,7 +47,7 @@ async fn check_restart(mut system: TestFanout) {
         .iter()
         .map(|pending| &pending.message_id)
         .collect();
-    assert_eq!(pending, [&message_id("open"), &message_id("kept")]);
+    assert_eq!(pending, [&message_id("unanswered"), &message_id("kept")]);
     assert!(matches!(
         system.begin("stop", &owner, 0).await,
         BeginResponse::Ended(_)
@@ -71,15 +71,15 @@ async fn check_restart(mut system: TestFanout) {
 #[tokio::test]
 async fn mailbox_trimmed_by_count_size_or_age_is_not_recovered() {
     let bytes = frame("m0", "delivered").len();
-    let number = Bounds {
+    let two_frames = Bounds {
         mailbox_frames: 2,
         ..Bounds::default()
     };
-    let size = Bounds {
+    let two_frame_sizes = Bounds {
         mailbox_bytes: 2 * bytes + 1,
         ..Bounds::default()
     };
-    for mut system in [number, size]
+    for mut system in [two_frames, two_frame_sizes]
         .iter()
         .flat_map(TestFanout::in_memory_and_on_disk)
     {
@@ -88,7 +88,8 @@ async fn mailbox_trimmed_by_count_size_or_age_is_not_recovered() {
             system.deliver(&format!("m{offset}"), offset, None).await;
         }
         assert_eq!(offsets(&system.read(Some(empty.clone())).await), [0, 1]);
-        // Discards the frames' sizes in memory, so that they are read from the store.
+        // The restart discards the sizes of the frames in memory, so trimming reads them from the
+        // store.
         system.restart();
         for offset in 2..4 {
             system.deliver(&format!("m{offset}"), offset, None).await;
@@ -100,7 +101,7 @@ async fn mailbox_trimmed_by_count_size_or_age_is_not_recovered() {
             !system.read(Some(position_at(4))).await.recovered,
             "beyond the end"
         );
-        // Frames expire by age, too.
+        // After `mailbox_ttl` the frames have expired, but the mailbox's end stays.
         system.advance_clock(DAY_MS);
         let view = system.read(Some(position_at(1))).await;
         assert!(!view.recovered);
@@ -200,7 +201,7 @@ async fn history_is_bounded_and_context_omits_failed_turns() {
 async fn expired_entries_are_invisible_at_once_and_removed_later() {
     let system = TestFanout::new(Bounds::default());
     let owner = Owner::random();
-    system.admit("open").await;
+    system.admit("unanswered").await;
     system.attempt("kept", &owner, 0).await;
     system.keep("kept", &owner, 1, "answer").await;
     system.deliver("delivered", 0, None).await;
@@ -287,17 +288,17 @@ async fn failed_call_resets_the_state_in_memory() {
     let users = &system.fanout.users;
     let fail = |panics: bool| {
         users.with_state(&user(), |state, _| {
-            // A change that never reaches the store.
+            // Change the state in memory only, so that the call fails before its commit.
             state.cancel_marks.insert(message_id("m"), i64::MAX);
-            assert!(!panics, "a rule that panics");
+            assert!(!panics, "a call that panics");
             Err::<(), _>(failure())
         })
     };
     for panics in [false, true] {
         system.attempt("m", &owner, 0).await;
         let before = system.read(None).await;
-        let failed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| fail(panics)));
-        assert_eq!(failed.is_err(), panics);
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| fail(panics)));
+        assert_eq!(result.is_err(), panics);
         assert_eq!(system.live("m", &owner, 1, 0).await, LiveResponse::DataLost);
         let after = system.read(None).await;
         assert_eq!(after.end, before.end);
@@ -309,33 +310,36 @@ async fn failed_call_resets_the_state_in_memory() {
 async fn forgotten_messages_stay_forgotten_after_a_restart() {
     for mut system in TestFanout::in_memory_and_on_disk(&Bounds::default()) {
         let owner = Owner::random();
-        system.attempt("told", &owner, 0).await;
-        system.keep("told", &owner, 1, "answer").await;
-        system.deliver("told", 0, None).await;
-        system.admit("open").await;
-        system.attempt("open", &owner, 0).await;
-        system.live("open", &owner, 1, 0).await;
+        system.attempt("delivered", &owner, 0).await;
+        system.keep("delivered", &owner, 1, "answer").await;
+        system.deliver("delivered", 0, None).await;
+        system.admit("unanswered").await;
+        system.attempt("unanswered", &owner, 0).await;
+        system.live("unanswered", &owner, 1, 0).await;
         assert!(system.fanout.forget(&user(), None).await.unwrap());
 
         system.restart();
 
-        assert_eq!(system.admit("told").await, AdmissionDecision::Forgotten);
         assert_eq!(
-            system.live("open", &owner, 1, 1).await,
+            system.admit("delivered").await,
+            AdmissionDecision::Forgotten
+        );
+        assert_eq!(
+            system.live("unanswered", &owner, 1, 1).await,
             LiveResponse::Cancelled
         );
-        let kept = system.keep("open", &owner, 1, "answer").await;
-        assert_eq!(outcome_frame(kept), frame("open", "stopped"));
-        system.deliver("open", 1, Some(0)).await;
+        let response = system.keep("unanswered", &owner, 1, "answer").await;
+        assert_eq!(outcome_frame(response), frame("unanswered", "stopped"));
+        system.deliver("unanswered", 1, Some(0)).await;
         assert!(system.context().await.is_empty());
         let view = system.read(Some(position_at(0))).await;
         assert!(view.recovered && view.frames.is_empty() && view.pending.is_empty());
         assert_eq!(view.end, position_at(1));
 
-        // Tombstones expire.
+        // The tombstones have expired, so the message is admitted like a new message.
         system.advance_clock(3 * DAY_MS);
         system.sweep();
         assert_eq!(system.entry_count(), 0);
-        assert_eq!(system.admit("told").await, AdmissionDecision::New);
+        assert_eq!(system.admit("delivered").await, AdmissionDecision::New);
     }
 }

@@ -1,4 +1,4 @@
-//! The scenarios of `docs/consistency.md`, by their numbers.
+//! Tests of the scenarios in `docs/consistency.md`, by their numbers.
 
 use super::*;
 use crate::fanout::{LEASE, StoredOutcome};
@@ -6,11 +6,12 @@ use crate::fanout::{LEASE, StoredOutcome};
 #[tokio::test]
 async fn message_passes_from_admission_to_the_mailbox() {
     let system = TestFanout::new(Bounds::default());
-    let (owner, other) = (Owner::random(), Owner::random());
+    let (owner, other_owner) = (Owner::random(), Owner::random());
     assert_eq!(system.admit("m").await, AdmissionDecision::New);
     assert_eq!(system.attempt("m", &owner, 0).await, 1);
-    assert!(
-        matches!(system.begin("m", &other, 0).await, BeginResponse::Busy(left) if left == LEASE)
+    assert_eq!(
+        system.begin("m", &other_owner, 0).await,
+        BeginResponse::Busy(LEASE)
     );
     assert_eq!(system.live("m", &owner, 1, 0).await, LiveResponse::Written);
     let start = system.read(None).await;
@@ -57,9 +58,9 @@ async fn scenario_2_message_answered_twice_is_delivered_once() {
         system.fanout.deliver(second).await.unwrap(),
         DeliverResponse::AlreadyDelivered
     );
-    // The history has the answer that the client received, and the second position is a valid known
-    // end.
+    // The history has the answer that the client received, not the second answer.
     assert_eq!(system.context().await[0].1, "first");
+    // The mailbox's end advanced to the second record, so a delivery with that known end succeeds.
     assert_eq!(
         system.deliver("n", 2, Some(1)).await,
         DeliverResponse::Published(0)
@@ -131,8 +132,8 @@ async fn scenario_7_redelivered_message_gets_its_delivered_outcome() {
         frame: frame("m", "delivered"),
         delivered_at: Some(position_at(3)),
     };
-    let begun = system.begin("m", &Owner::random(), 0).await;
-    assert_eq!(begun, BeginResponse::Ended(expected));
+    let response = system.begin("m", &Owner::random(), 0).await;
+    assert_eq!(response, BeginResponse::Ended(expected));
     assert!(system.read(None).await.in_flight.is_empty());
     assert_eq!(system.context().await, [(None, "delivered".to_owned())]);
 }
@@ -140,20 +141,26 @@ async fn scenario_7_redelivered_message_gets_its_delivered_outcome() {
 #[tokio::test]
 async fn scenario_13_stalled_worker_gets_the_outcome_of_its_successor() {
     let system = TestFanout::new(Bounds::default());
-    let (stalled, other) = (Owner::random(), Owner::random());
-    system.attempt("m", &stalled, 0).await;
-    system.live("m", &stalled, 1, 0).await;
+    let (stalled_owner, other_owner) = (Owner::random(), Owner::random());
+    system.attempt("m", &stalled_owner, 0).await;
+    system.live("m", &stalled_owner, 1, 0).await;
     system.advance_clock(3_000);
-    assert_eq!(system.attempt("m", &other, 0).await, 2);
-    assert_eq!(system.live("m", &stalled, 1, 1).await, LiveResponse::Fenced);
+    assert_eq!(system.attempt("m", &other_owner, 0).await, 2);
     assert_eq!(
-        system.keep("m", &stalled, 1, "mine").await,
+        system.live("m", &stalled_owner, 1, 1).await,
+        LiveResponse::Fenced
+    );
+    assert_eq!(
+        system.keep("m", &stalled_owner, 1, "mine").await,
         KeepResponse::Fenced
     );
-    system.keep("m", &other, 2, "theirs").await;
-    let kept = system.keep("m", &stalled, 1, "mine").await;
-    assert_eq!(outcome_frame(kept), frame("m", "theirs"));
-    assert_eq!(system.live("m", &other, 2, 0).await, LiveResponse::Fenced);
+    system.keep("m", &other_owner, 2, "theirs").await;
+    let response = system.keep("m", &stalled_owner, 1, "mine").await;
+    assert_eq!(outcome_frame(response), frame("m", "theirs"));
+    assert_eq!(
+        system.live("m", &other_owner, 2, 0).await,
+        LiveResponse::Fenced
+    );
     assert_eq!(system.context().await.len(), 1);
     assert_eq!(system.context().await[0].1, "theirs");
 }
@@ -169,9 +176,10 @@ async fn scenario_14_cancel_takes_effect_before_during_and_after_the_answer() {
 
     system.admit("before").await;
     assert_eq!(cancel("before").await, CancelResult::Cancelling);
-    assert!(
-        matches!(system.begin("before", &owner, 0).await, BeginResponse::Ended(end) if end.frame == frame("before", "stopped"))
-    );
+    let BeginResponse::Ended(outcome) = system.begin("before", &owner, 0).await else {
+        panic!("no outcome");
+    };
+    assert_eq!(outcome.frame, frame("before", "stopped"));
 
     system.admit("during").await;
     system.attempt("during", &owner, 0).await;
@@ -181,15 +189,15 @@ async fn scenario_14_cancel_takes_effect_before_during_and_after_the_answer() {
         system.live("during", &owner, 1, 1).await,
         LiveResponse::Cancelled
     );
-    let kept = system.keep("during", &owner, 1, "whole").await;
-    assert_eq!(outcome_frame(kept), frame("during", "stopped"));
+    let response = system.keep("during", &owner, 1, "whole").await;
+    assert_eq!(outcome_frame(response), frame("during", "stopped"));
     assert_eq!(cancel("during").await, CancelResult::AlreadyDone);
 
     system.admit("late").await;
     system.attempt("late", &owner, 0).await;
     cancel("late").await;
-    let kept = system.keep("late", &owner, 1, "whole").await;
-    assert_eq!(outcome_frame(kept), frame("late", "stopped"));
+    let response = system.keep("late", &owner, 1, "whole").await;
+    assert_eq!(outcome_frame(response), frame("late", "stopped"));
 
     assert_eq!(cancel("unseen").await, CancelResult::Unknown);
     assert_eq!(system.context().await.len(), 3);
@@ -208,10 +216,12 @@ async fn scenario_15_message_admitted_twice_is_answered_once() {
         BeginResponse::Busy(_)
     ));
     system.keep("m", &first_owner, 1, "only").await;
-    assert!(
-        matches!(system.begin("m", &second_owner, 0).await, BeginResponse::Ended(end) if end.frame == frame("m", "only"))
-    );
-    // Both of its records are in the log.
+    let BeginResponse::Ended(outcome) = system.begin("m", &second_owner, 0).await else {
+        panic!("no outcome");
+    };
+    assert_eq!(outcome.frame, frame("m", "only"));
+    // Each admission appended a record to the log, and both workers append the same outcome. The
+    // relay delivers the first terminal record only.
     assert_eq!(
         system.deliver("m", 0, None).await,
         DeliverResponse::Published(0)

@@ -1,4 +1,5 @@
-//! `admit`, `accept` and `cancel`. The order of the checks is part of the contract.
+//! The calls `admit`, `accept` and `cancel` on a user's state. `docs/consistency.md` specifies the
+//! order of their checks.
 
 use super::UserState;
 use super::final_state::FinalState;
@@ -26,8 +27,9 @@ impl UserState {
             })) => return Ok(AdmissionDecision::Delivered(frame, position).into()),
             Some(FinalState::Outcome(_)) => return Ok(AdmissionDecision::OutcomeStored.into()),
             Some(FinalState::Tombstone(Some(_))) => return Ok(AdmissionDecision::Forgotten.into()),
-            // No outcome was delivered: once the log has the message, a worker ends it as
-            // cancelled. It is not recorded as pending, because its content was forgotten.
+            // No outcome was delivered, so the message is admitted: once the log has it, a worker
+            // appends the cancelled outcome. The message is not recorded as pending, because its
+            // content was forgotten.
             Some(FinalState::Tombstone(None)) => return Ok(new),
             None => {}
         }

@@ -1,5 +1,5 @@
-//! `begin`, `live` and `keep`: lease, live text and outcome of an answer. The order of the checks
-//! is part of the contract.
+//! The calls `begin`, `live` and `keep` on a user's state: lease, live text and outcome of an
+//! answer. `docs/consistency.md` specifies the order of their checks.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,26 +16,29 @@ use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId};
 use crate::protocol::open_message::InFlightAnswer;
 use crate::store::Batch;
 
-/// An answer that a worker is generating.
+/// An answer that a worker is generating, or whose outcome was not delivered yet.
 #[derive(Debug)]
 pub(super) struct AnswerInFlight {
+    /// The id that the client chose for the message.
     pub(super) client_id: Option<ClientMessageId>,
     pub(super) conversation: ConversationId,
+    /// The worker that has or last had the lease.
     pub(super) owner: Owner,
     pub(super) attempt: u32,
-    /// Index of the next delta.
+    /// Index that the next delta must have.
     pub(super) next_index: u32,
+    /// The text so far.
     pub(super) text: String,
     pub(super) lease_until_ms: i64,
-    /// When the lease was last renewed.
+    /// When the lease was last renewed. The answer expires `pending_ttl` after that.
     pub(super) lease_renewed_ms: i64,
-    /// The message has an outcome. The text stays until the delivery, so that clients that connect
-    /// before it still get a snapshot.
+    /// Whether the message has an outcome. The answer stays in flight until the outcome is
+    /// delivered, so that clients that connect before the delivery still get a snapshot.
     pub(super) has_outcome: bool,
-    /// Answer and status of the turn that `keep` stored. A `deliver` with the same ones skips
-    /// writing the turn again.
+    /// Answer and status of the turn that was stored with the outcome. If `deliver` has the same
+    /// answer and status, it does not write the turn again.
     pub(super) stored_turn: Option<(String, TurnStatus)>,
-    /// All owners that have begun the message.
+    /// All owners that have begun the message; their number is the delivery count.
     pub(super) owners: Vec<Owner>,
 }
 
@@ -46,7 +49,7 @@ impl AnswerInFlight {
 }
 
 impl UserState {
-    /// The answer in flight to a message.
+    /// The answer in flight to a message; `None` if there is none or it has expired.
     pub(super) fn in_flight(
         &self,
         message: &MessageId,
@@ -58,7 +61,7 @@ impl UserState {
             .filter(|answer| !context.is_expired(answer.lease_renewed_ms, ttl))
     }
 
-    /// All answers in flight, by message.
+    /// All answers in flight that have not expired, sorted by message id.
     pub(super) fn in_flight_answers(&self, context: &StoreContext<'_>) -> Vec<InFlightAnswer> {
         let ttl = context.bounds.pending_ttl;
         let mut answers: Vec<_> = self
@@ -102,7 +105,7 @@ impl UserState {
         }
         let number = match self.in_flight(message, context) {
             Some(answer) if answer.owner == call.owner && answer.attempt > call.last_attempt => {
-                // A repeat of this call: the text that was appended since stays.
+                // This call is a repeat, so the attempt and the text that was appended since stay.
                 let number = answer.attempt;
                 self.renew_lease(message, context);
                 return self.attempt_response(
@@ -130,6 +133,8 @@ impl UserState {
         self.attempt_response(number, &call.message, call.history.as_ref(), context)
     }
 
+    /// Replaces the answer in flight by one with this attempt number, the caller as owner and no
+    /// text.
     fn start_attempt(&mut self, number: u32, call: &BeginRequest, context: &StoreContext<'_>) {
         let message = &call.message.message_id;
         let previous = self.in_flight.remove(message);
@@ -156,6 +161,7 @@ impl UserState {
         self.renew_lease(message, context);
     }
 
+    /// The response with an attempt, and with the history if the caller requested it.
     fn attempt_response(
         &mut self,
         number: u32,
@@ -189,19 +195,19 @@ impl UserState {
         context: &StoreContext<'_>,
     ) -> Result<LiveResponse> {
         let message = &call.message.message_id;
-        let known = self.in_flight(message, context).map(|answer| {
+        let in_flight = self.in_flight(message, context).map(|answer| {
             (
                 answer.has_outcome,
                 answer.next_index,
                 answer.is_owned_by(&call.owner, call.attempt),
             )
         });
-        // Outcomes are stored by this state only, so an answer in flight knows whether there is
-        // one.
-        if let Some((true, ..)) = known {
+        // While the answer is in flight, its outcome is stored only through this state, which then
+        // sets `has_outcome`. So the store is read only if the answer is not in flight.
+        if let Some((true, ..)) = in_flight {
             return Ok(LiveResponse::Fenced);
         }
-        if known.is_none() {
+        if in_flight.is_none() {
             match self.final_state(message, context)? {
                 Some(FinalState::Tombstone(None)) => return Ok(LiveResponse::Cancelled),
                 Some(_) => return Ok(LiveResponse::Fenced),
@@ -211,7 +217,7 @@ impl UserState {
         if self.is_cancelled(message, context) {
             return Ok(LiveResponse::Cancelled);
         }
-        let Some((_, next_index, is_owner)) = known else {
+        let Some((_, next_index, is_owner)) = in_flight else {
             return Ok(LiveResponse::DataLost);
         };
         if !is_owner {
@@ -238,13 +244,13 @@ impl UserState {
         context: &StoreContext<'_>,
     ) -> Result<KeepResponse> {
         let message = &call.message.message_id;
-        let known = self.in_flight(message, context).map(|answer| {
+        let in_flight = self.in_flight(message, context).map(|answer| {
             (
                 answer.has_outcome,
                 answer.is_owned_by(&call.owner, call.attempt),
             )
         });
-        if known.is_none_or(|(has_outcome, _)| has_outcome) {
+        if in_flight.is_none_or(|(has_outcome, _)| has_outcome) {
             match self.final_state(message, context)? {
                 Some(FinalState::Outcome(outcome)) => return Ok(KeepResponse::Outcome(outcome)),
                 Some(FinalState::Tombstone(delivered_at)) => {
@@ -257,7 +263,7 @@ impl UserState {
                 None => {}
             }
         }
-        if known.is_some_and(|(_, is_owner)| !is_owner) {
+        if in_flight.is_some_and(|(_, is_owner)| !is_owner) {
             return Ok(KeepResponse::Fenced);
         }
         let tokens = match context.bounds.limits.daily_tokens {
@@ -277,12 +283,13 @@ impl UserState {
         })
     }
 
-    /// Stores a message's outcome and its turn.
+    /// Stores a message's outcome and its turn. Returns the append of the turn, if it is the only
+    /// change to the history.
     ///
-    /// Returns without waiting for the disk. Commits survive in their order, and everything that
-    /// follows from the outcome (its record is appended, an offset is stored) is committed to the
-    /// same store later. A machine that dies therefore loses the outcome only together with all its
-    /// consequences.
+    /// Returns without waiting until the commit is on the disk. Commits survive in their order, and
+    /// everything that follows from the outcome (its record is appended, an offset is stored) is
+    /// committed to the same store later. A machine that dies therefore loses the outcome only
+    /// together with all its consequences.
     fn store_outcome(
         &mut self,
         message: &MessageRef,

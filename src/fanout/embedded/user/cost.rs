@@ -1,4 +1,4 @@
-//! The number of model tokens that a user has used today.
+//! Counts the model tokens that a user has used today, for the daily limit.
 
 use super::UserState;
 use crate::fanout::Result;
@@ -9,7 +9,7 @@ use crate::fanout::embedded::keys::{self, Tag};
 use crate::store::{Batch, Table};
 
 impl UserState {
-    /// Number of tokens used today.
+    /// Number of model tokens that the user has used on this UTC day.
     pub(super) fn tokens_today(&self, context: &StoreContext<'_>) -> Result<u64> {
         let key = keys::user(&self.user, Tag::TokensToday, b"");
         let Some(value) = context.store.get(Table::Users, &key)? else {
@@ -25,7 +25,7 @@ impl UserState {
         })
     }
 
-    /// Adds the tokens that an answer has cost.
+    /// Adds the model tokens that an answer has cost, if users have a daily limit.
     pub(super) fn count_tokens(
         &self,
         batch: &mut Batch,

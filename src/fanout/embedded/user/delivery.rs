@@ -1,4 +1,5 @@
-//! `deliver`: a terminal record reaches its user's mailbox.
+//! The call `deliver` on a user's state: delivers a terminal record into the mailbox and publishes
+//! its frame.
 
 use super::UserState;
 use super::final_state::FinalState;
@@ -8,8 +9,9 @@ use crate::fanout::embedded::context::StoreContext;
 use crate::fanout::{Channel, DeliverRequest, DeliverResponse, Result};
 use crate::store::Batch;
 
-/// The channel of a terminal frame. A rewind publishes on the live channel only, because classic
-/// clients can't filter by position and would receive old answers again.
+/// The channel on which the terminal frame is published. In a rewind that is the live channel,
+/// because classic clients would receive old answers again on the terminal channel: they can't
+/// filter frames by position.
 fn channel(call: &DeliverRequest) -> Channel {
     if call.is_rewind {
         Channel::Live
@@ -28,7 +30,8 @@ impl UserState {
         self.drop_unused_mailbox(context)?;
         let mailbox = self.mailbox.as_ref();
         let end = mailbox.and_then(|mailbox| mailbox.end_in(&position.epoch));
-        // A known end in another epoch says nothing about this one.
+        // A known end in another epoch is ignored, because positions of two epochs can't be
+        // compared.
         let known_end = call.known_end.as_ref();
         if known_end.is_some_and(|known| known.epoch == position.epoch && end < Some(known.offset))
         {
@@ -48,22 +51,22 @@ impl UserState {
             .and_then(FinalState::delivered_at)
             .is_some_and(|delivered_at| delivered_at != *position);
         if is_delivered_elsewhere {
-            // The client has received this outcome. The mailbox's end advances all the same,
-            // because the relay names this position as the known end next.
+            // Another record of the message was delivered, so this record is not. The mailbox's end
+            // advances all the same, because the relay passes this position as the known end next.
             self.advance_mailbox(&mut batch, call, context);
             context.store.commit(batch)?;
             return Ok(DeliverResponse::AlreadyDelivered);
         }
         if is_forgotten {
-            // The terminal frame is published once, and nothing of it is stored.
+            // The terminal frame of a forgotten message is published once and not stored.
             self.advance_mailbox(&mut batch, call, context);
             self.put_tombstone(&mut batch, &call.message_id, Some(position), context);
         } else {
             self.append_frame(&mut batch, call, context)?;
         }
-        // No wait for the disk: the relay's offset is committed to the same store after this, and
-        // commits survive in their order. A lost commit means a lost offset too, so the record is
-        // read again.
+        // The call does not wait until the commit is on the disk. The relay's offset is committed
+        // to the same store later, and commits survive in their order. If this commit is lost, the
+        // offset is lost too, and the relay reads the record again.
         context.store.commit(batch)?;
         self.in_flight.remove(&call.message_id);
         Ok(DeliverResponse::Published(
@@ -71,7 +74,8 @@ impl UserState {
         ))
     }
 
-    /// Makes the mailbox one that can receive a frame of the record's epoch.
+    /// Prepares the mailbox for a record: creates it, or replaces it by an empty mailbox if its end
+    /// is in another epoch than the record.
     fn prepare_mailbox(&mut self, call: &DeliverRequest, context: &StoreContext<'_>) -> Result<()> {
         let epoch = &call.position.epoch;
         let Some(mailbox) = &mut self.mailbox else {
@@ -92,6 +96,7 @@ impl UserState {
         Ok(())
     }
 
+    /// Advances the mailbox's end to the record without storing its frame.
     fn advance_mailbox(
         &mut self,
         batch: &mut Batch,
@@ -104,7 +109,7 @@ impl UserState {
         }
     }
 
-    /// Stores the frame in the mailbox, as the message's outcome and in the history.
+    /// Stores the frame in the mailbox and as the message's outcome, and the answer in the history.
     fn append_frame(
         &mut self,
         batch: &mut Batch,

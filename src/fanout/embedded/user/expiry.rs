@@ -1,4 +1,4 @@
-//! Removal of a user's expired entries from the store.
+//! Removes a user's expired entries from the store, for the sweep.
 
 use super::UserState;
 use super::mailbox::Mailbox;
@@ -9,7 +9,8 @@ use crate::fanout::embedded::context::{StoreContext, is_expired};
 use crate::fanout::embedded::keys::{self, Tag};
 use crate::store::{Batch, Table};
 
-/// Whether an entry has expired, or for a mailbox's head, whether anything in the mailbox has.
+/// Whether an entry has expired. For a mailbox's head: whether the mailbox or one of its frames has
+/// expired.
 pub(in crate::fanout::embedded) fn needs_expiry(
     bounds: &Bounds,
     tag: Tag,
@@ -22,22 +23,22 @@ pub(in crate::fanout::embedded) fn needs_expiry(
     })
 }
 
-/// Whether an entry, which begins with the number `at_ms`, has expired.
+/// Whether an entry has expired whose value begins with the time `at_ms`.
 fn is_entry_expired(bounds: &Bounds, tag: Tag, at_ms: i64, now_ms: i64) -> bool {
     match tag {
-        // Frames are removed with the head. A revocation matters as long as a signed token is
-        // accepted, which only the token's issuer knows.
+        // The head and the frames of a mailbox are handled together. A revocation never expires,
+        // because only the issuer of a signed token knows how long the token is valid.
         Tag::MailboxHead | Tag::MailboxFrame | Tag::Revocation => false,
         Tag::Pending => is_expired(at_ms, bounds.pending_ttl, now_ms),
         Tag::CancelMark | Tag::Outcome => is_expired(at_ms, bounds.dedup_ttl, now_ms),
-        // For these the number is the time at which they end.
+        // The value of these entries begins with the time at which they expire.
         Tag::Token | Tag::RateLimit | Tag::TokensToday => at_ms <= now_ms,
     }
 }
 
 impl UserState {
-    /// Removes those of the given entries that have expired. They are checked again, because the
-    /// caller found them without the user's lock.
+    /// Removes the entries with these keys if they have expired. The caller found them expired, but
+    /// without the user's lock, so they are checked again.
     pub(in crate::fanout::embedded) fn expire(
         &mut self,
         entries: &[&[u8]],

@@ -1,4 +1,4 @@
-//! Final states of messages: outcomes and tombstones.
+//! Reads and writes the final states of messages: outcomes, and tombstones of forgotten messages.
 
 use super::UserState;
 use crate::fanout::embedded::codec::{Reader, Writer, damaged_entry_error};
@@ -9,18 +9,18 @@ use crate::protocol::ids::{ConversationId, MessageId};
 use crate::protocol::position::Position;
 use crate::store::{Batch, Table};
 
-/// The final state of a message.
+/// The final state of a message: it has an outcome, or it was forgotten.
 #[derive(Debug)]
 pub(super) enum FinalState {
     /// The message has an outcome.
     Outcome(StoredOutcome),
-    /// The message was forgotten, and nothing else of it is stored. Contains the position where its
-    /// outcome was delivered; `None` if the frame `cancelled` is still to be delivered.
+    /// The message was forgotten, and nothing else of it is stored. Contains the position of the
+    /// delivered record; `None` if no outcome was delivered yet.
     Tombstone(Option<Position>),
 }
 
 impl FinalState {
-    /// Position where the outcome was delivered.
+    /// Position of the delivered record; `None` if no outcome was delivered yet.
     pub(super) fn delivered_at(self) -> Option<Position> {
         match self {
             Self::Outcome(outcome) => outcome.delivered_at,
@@ -29,7 +29,8 @@ impl FinalState {
     }
 }
 
-/// A final state as it is stored: an outcome has a frame, a tombstone an empty one.
+/// A final state as it is stored. The frame of an outcome is its last field; a tombstone has an
+/// empty frame.
 pub(super) struct StoredFinalState {
     pub(super) at_ms: i64,
     pub(super) conversation: Option<ConversationId>,
@@ -61,7 +62,7 @@ impl StoredFinalState {
 }
 
 impl UserState {
-    /// The final state of a message; `None` where it has none yet.
+    /// The final state of a message; `None` if it has none yet or the final state has expired.
     pub(super) fn final_state(
         &self,
         message: &MessageId,

@@ -1,4 +1,5 @@
-//! `forget`: removes a conversation, or everything of a user, and leaves tombstones.
+//! The call `forget` on a user's state: removes one conversation, or all conversations of the user,
+//! and leaves tombstones of their messages.
 
 use std::collections::BTreeMap;
 
@@ -13,15 +14,15 @@ use crate::protocol::ids::{ConversationId, MessageId};
 use crate::protocol::position::Position;
 use crate::store::{Batch, Table};
 
-/// Entries per scan of the store.
+/// Maximum number of entries per scan of the store.
 const PAGE_ENTRIES: usize = 256;
 
-/// The conversations to forget.
+/// Which conversations a `forget` covers.
 pub(in crate::fanout::embedded) struct ForgetScope<'a> {
-    /// The only conversation; `None` for all.
+    /// The only conversation that is covered; `None` for all conversations.
     conversation: Option<&'a ConversationId>,
-    /// Whether the default conversation is included. A message without a conversation (answered by
-    /// a worker of the original system) belongs to it.
+    /// Whether the default conversation is covered. A message without a conversation (answered by a
+    /// worker of the original system) belongs to the default conversation.
     includes_default: bool,
 }
 
@@ -34,7 +35,8 @@ impl<'a> ForgetScope<'a> {
         }
     }
 
-    /// Whether an entry of this conversation is forgotten.
+    /// Whether messages of this conversation are forgotten. `None` stands for messages without a
+    /// conversation.
     pub(super) fn includes(&self, conversation: Option<&ConversationId>) -> bool {
         match (self.conversation, conversation) {
             (_, None) => self.includes_default,
@@ -44,12 +46,17 @@ impl<'a> ForgetScope<'a> {
     }
 }
 
-/// Forgotten messages, with the position where the outcome was delivered as far as it is known.
+/// The messages to forget, with the position of the delivered record; `None` if no record was
+/// delivered.
 type ForgottenMessages = BTreeMap<MessageId, Option<Position>>;
 
 impl UserState {
-    /// See [`crate::fanout::History::forget`]. The first commit ends the open messages, and each
-    /// further one removes one conversation. After a failure, a repeat removes the rest.
+    /// See [`crate::fanout::History::forget`].
+    ///
+    /// The first commit covers the messages in scope that have an outcome or a mailbox frame, are
+    /// pending, or are being answered: it deletes their frames and pending entries, and leaves
+    /// tombstones. Then one commit per conversation deletes its turns. If a commit fails, calling
+    /// this again removes what is left.
     pub(in crate::fanout::embedded) fn forget(
         &mut self,
         scope: &ForgetScope<'_>,
@@ -57,14 +64,14 @@ impl UserState {
     ) -> Result<bool> {
         let mut batch = Batch::default();
         let mut forgotten = self.messages_with_outcome(scope, context)?;
-        let mut open = self.messages_without_outcome(scope, context)?;
+        let mut cancelled = self.pending_or_in_flight(scope, context)?;
         if let Some(mailbox) = &mut self.mailbox {
             for (message, position) in mailbox.forget(&mut batch, &self.user, scope, context)? {
                 let delivered_at = forgotten.entry(message).or_default();
                 delivered_at.get_or_insert(position);
             }
         }
-        open.retain(|message| {
+        cancelled.retain(|message| {
             let has_outcome = forgotten.contains_key(message);
             forgotten.entry(message.clone()).or_default();
             !has_outcome
@@ -78,7 +85,7 @@ impl UserState {
         if is_found {
             context.store.commit(batch)?;
         }
-        for message in &open {
+        for message in &cancelled {
             self.publish_cancel(message);
         }
 
@@ -92,7 +99,7 @@ impl UserState {
         Ok(is_found)
     }
 
-    /// Messages in scope that have a stored outcome.
+    /// Returns the messages in scope that have an outcome.
     fn messages_with_outcome(
         &self,
         scope: &ForgetScope<'_>,
@@ -120,30 +127,30 @@ impl UserState {
         }
     }
 
-    /// Messages in scope that are pending or in flight.
-    fn messages_without_outcome(
+    /// Returns the messages in scope that are pending or whose answer is in flight.
+    fn pending_or_in_flight(
         &self,
         scope: &ForgetScope<'_>,
         context: &StoreContext<'_>,
     ) -> Result<Vec<MessageId>> {
         let pending = self.pending_messages(context)?.into_iter();
-        let mut open: Vec<_> = pending
+        let mut messages: Vec<_> = pending
             .filter(|message| scope.includes(Some(&message.conversation)))
             .map(|message| message.message_id)
             .collect();
         let in_flight = self.in_flight.iter();
-        open.extend(
+        messages.extend(
             in_flight
                 .filter(|(_, answer)| scope.includes(Some(&answer.conversation)))
                 .map(|(message, _)| message.clone()),
         );
-        open.sort();
-        open.dedup();
-        Ok(open)
+        messages.sort();
+        messages.dedup();
+        Ok(messages)
     }
 
-    /// Removes a conversation's turns and leaves tombstones for their messages, except for those in
-    /// `forgotten`, which have one. Returns whether there were any turns.
+    /// Removes a conversation's turns and leaves tombstones of their messages. The messages in
+    /// `forgotten` already have a tombstone. Returns whether the conversation had a turn.
     fn forget_turns(
         &mut self,
         conversation: &ConversationId,

@@ -1,4 +1,5 @@
-//! The turns of a conversation: stored in order of arrival, indexed by message.
+//! Writes the turns of conversations and reads the model's context. The turns of a conversation are
+//! stored by a sequence number, in the order in which they were appended, with an index by message.
 
 use std::time::Duration;
 
@@ -13,18 +14,18 @@ use crate::fanout::{
 use crate::protocol::ids::{ConversationId, MessageId};
 use crate::store::{Batch, Table};
 
-/// Turns per scan of the store.
+/// Maximum number of turns per scan of the store.
 const PAGE_TURNS: usize = 32;
 
-/// Number of conversations whose newest turn is cached per user.
+/// Maximum number of conversations of a user whose [`HistoryHead`] is in memory.
 const MAX_CACHED_HEADS: usize = 32;
 
-/// A conversation's newest turn.
+/// The newest turn and the version of a conversation's history.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct HistoryHead {
-    /// Its sequence number; 0 where the conversation has no turns.
+    /// Sequence number of the newest turn; 0 if the conversation has no turns.
     sequence: u64,
-    /// Version of the history: a new random number for each change.
+    /// Version of the history: a new random number after each change.
     version: u64,
 }
 
@@ -34,9 +35,9 @@ impl HistoryHead {
     }
 }
 
-/// The content of a turn that is written.
+/// The content of a turn to write.
 pub(super) struct TurnContent<'a> {
-    /// The text that the user wrote, where it is known.
+    /// The text that the user wrote; `None` if the call does not have it.
     pub(super) question: Option<&'a str>,
     /// The text that the user received.
     pub(super) answer: &'a str,
@@ -80,7 +81,8 @@ pub(super) fn decode(value: &[u8]) -> Result<Turn> {
     })
 }
 
-/// When the turn in this value was stored, and which message it answers.
+/// Decodes only the beginning of a stored turn: when the turn was stored, in milliseconds since the
+/// Unix epoch, and the message that it belongs to.
 pub(in crate::fanout::embedded) fn turn_header(value: &[u8]) -> Result<(i64, MessageId)> {
     let mut reader = Reader::new(value);
     let at_ms = reader.number()?;
@@ -89,7 +91,7 @@ pub(in crate::fanout::embedded) fn turn_header(value: &[u8]) -> Result<(i64, Mes
 }
 
 impl UserState {
-    /// The turn of a message and its sequence number.
+    /// The turn of a message with its sequence number; `None` if the message has no turn.
     pub(super) fn turn(
         &self,
         conversation: &ConversationId,
@@ -108,13 +110,15 @@ impl UserState {
         }
     }
 
+    /// The newest turn and the version of a conversation's history. They are read from the store
+    /// and cached, if they are not in the cache.
     fn history_head(
         &mut self,
         conversation: &ConversationId,
         context: &StoreContext<'_>,
     ) -> Result<HistoryHead> {
-        if let Some(last) = self.history_heads.get(conversation) {
-            return Ok(*last);
+        if let Some(head) = self.history_heads.get(conversation) {
+            return Ok(*head);
         }
         let (from, to) = keys::turns(&self.user, conversation);
         let newest = context.store.scan(Table::History, &from, &to, 1, true)?;
@@ -125,29 +129,30 @@ impl UserState {
         Ok(self.cache_history_head(conversation, sequence, context))
     }
 
-    /// Caches the newest turn of a conversation under a new version of its history.
+    /// Caches the sequence number of a conversation's newest turn with a new version of its
+    /// history. Returns the cached head.
     fn cache_history_head(
         &mut self,
         conversation: &ConversationId,
         sequence: u64,
         context: &StoreContext<'_>,
     ) -> HistoryHead {
-        let last = HistoryHead {
+        let head = HistoryHead {
             sequence,
             version: (context.random)(),
         };
         if let Some(cached) = self.history_heads.get_mut(conversation) {
-            *cached = last;
-            return last;
+            *cached = head;
+            return head;
         }
         if self.history_heads.len() >= MAX_CACHED_HEADS {
             self.history_heads.clear();
         }
-        self.history_heads.insert(conversation.clone(), last);
-        last
+        self.history_heads.insert(conversation.clone(), head);
+        head
     }
 
-    /// The history that a `begin` requests.
+    /// The turns that a `begin` requests.
     pub(super) fn requested_history(
         &mut self,
         conversation: &ConversationId,
@@ -162,8 +167,9 @@ impl UserState {
         Ok(HistoryResponse::Turns(version, turns))
     }
 
-    /// Writes the turn of a message: over its existing turn, whose question stays, or as the
-    /// newest. Returns the append where it is the only change to the history.
+    /// Writes the turn of a message. If the message has a turn, replaces its answer and status and
+    /// keeps its question; otherwise appends the turn. Returns the append, if it is the only change
+    /// to the history.
     pub(super) fn put_turn(
         &mut self,
         batch: &mut Batch,
@@ -205,9 +211,10 @@ impl UserState {
         }))
     }
 
-    /// Removes the turn that exceeds the bound after the append of turn `newest`. Sequence numbers
-    /// have no gaps, so there is one at most. (After the bound was lowered, the rest expires by
-    /// age.)
+    /// Removes the turn that exceeds `history_turns` after the append of the turn with the sequence
+    /// number `newest`, and returns whether there was such a turn. Sequence numbers have no gaps,
+    /// so an append makes at most one turn exceed the limit. After the limit was lowered, other
+    /// turns above it stay until they expire.
     fn trim_oldest_turn(
         &self,
         batch: &mut Batch,
@@ -267,7 +274,7 @@ impl UserState {
         Ok(turns)
     }
 
-    /// Removes those of the given turns that have expired.
+    /// Removes the turns with these sequence numbers if they have expired.
     pub(in crate::fanout::embedded) fn expire_turns(
         &self,
         turns: &[(ConversationId, u64)],

@@ -1,4 +1,4 @@
-//! Limits on what a user may request; the counterpart of `limits.lua`.
+//! Checks the limits on what a user may request, for `admit`. `limits.lua` does the same on Redis.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -13,8 +13,8 @@ use crate::protocol::ids::ConversationId;
 use crate::store::{Batch, Table};
 
 impl UserState {
-    /// Checks the limits for one more message. Returns the limit that the message would exceed;
-    /// otherwise counts the message against the rate limit.
+    /// Checks all limits for one more message. Returns the limit that the message would exceed. If
+    /// it exceeds none, counts it against the rate limit and returns `None`.
     pub(super) fn check_limits(
         &self,
         batch: &mut Batch,
@@ -39,8 +39,11 @@ impl UserState {
         Ok(None)
     }
 
+    /// Counts a message against the rate limit, or returns the limit if the message exceeds it.
+    ///
     /// The rate limit is a token bucket, stored as the time in microseconds at which the bucket is
-    /// full again. Each message moves it by its share of the window, to one window ahead at most.
+    /// full again. Each message moves this time by `window / requests`. A message that would move
+    /// it further than one window ahead exceeds the limit.
     fn check_rate_limit(
         &self,
         batch: &mut Batch,
@@ -73,8 +76,8 @@ impl UserState {
         Ok(None)
     }
 
-    /// Whether a message would begin a conversation above the limit. Conversations that have only
-    /// pending messages count too, because they exist once their messages have outcomes.
+    /// Whether a message would begin a conversation above the limit. A conversation that has only
+    /// pending messages counts too, because its first outcome creates it in the history.
     fn exceeds_conversations(
         &self,
         conversation: &ConversationId,
@@ -88,7 +91,7 @@ impl UserState {
         }
         let mut names: BTreeSet<ConversationId> =
             self.conversation_names(context)?.into_iter().collect();
-        // The pending messages are read only near the limit.
+        // The pending messages are read only if they can decide whether the limit is exceeded.
         if names.len() < limit && names.len() + self.pending.len() >= limit {
             let pending = self.pending_messages(context)?.into_iter();
             names.extend(pending.map(|message| message.conversation));

@@ -1,4 +1,5 @@
-//! `conversations` and `history`: the history as its user reads it.
+//! The calls `conversations` and `history` on a user's state, with which a gateway shows the
+//! history to the user.
 
 use super::UserState;
 use super::history::{decode, turn_header};
@@ -9,11 +10,11 @@ use crate::fanout::{ConversationEntry, Result, Turn};
 use crate::protocol::ids::{ConversationId, MessageId};
 use crate::store::Table;
 
-/// Turns per scan of the store.
+/// Maximum number of turns per scan of the store.
 const PAGE_TURNS: usize = 32;
 
 impl UserState {
-    /// Names of all conversations that have turns, expired ones included.
+    /// The names of all conversations that have turns in the store, including expired turns.
     pub(super) fn conversation_names(
         &self,
         context: &StoreContext<'_>,
@@ -57,7 +58,8 @@ impl UserState {
         Ok(entries.into_iter().skip(start).take(limit).collect())
     }
 
-    /// The list entry of a conversation; `None` where all of its turns have expired.
+    /// The list entry of a conversation; `None` if it has no turns or all of its turns have
+    /// expired.
     fn conversation_entry(
         &self,
         conversation: ConversationId,
@@ -70,7 +72,8 @@ impl UserState {
         };
         let last = keys::parse_turn(key).ok_or_else(damaged_entry_error)?.2;
         let updated_ms = turn_header(value)?.0;
-        // Sequence numbers have no gaps, so the first turn that has not expired gives the number.
+        // Sequence numbers have no gaps, so the number of turns follows from the sequence numbers
+        // of the newest turn and of the oldest turn that has not expired.
         loop {
             let page = context
                 .store

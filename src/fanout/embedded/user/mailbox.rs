@@ -1,4 +1,6 @@
-//! The mailbox: a user's terminal frames by position, bounded in number, size and age.
+//! The mailbox of a user: stores the terminal frames by position, and removes the oldest frames
+//! when their number, size or age exceeds the limits. `deliver`, `read`, `forget` and the sweep use
+//! it.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -13,13 +15,14 @@ use crate::protocol::ids::{ConversationId, MessageId, UserId};
 use crate::protocol::position::{Epoch, Position};
 use crate::store::{Batch, Table};
 
-/// Number of other epochs whose end is remembered.
+/// Maximum number of other epochs of which the mailbox's end is stored.
 const OTHER_EPOCHS: usize = 16;
 
-/// Value of [`Mailbox::valid_from`] while no position is valid; above every offset.
+/// Value of [`Mailbox::valid_from`] while no position is valid. It is above every offset.
 const NO_VALID_POSITION: i64 = i64::MAX;
 
-/// Metadata of a stored frame, in memory so that trimming does not read the frame.
+/// Offset, time and size of a stored frame. They are in memory, so that trimming does not have to
+/// read the frame.
 #[derive(Debug, Clone, Copy)]
 struct FrameInfo {
     offset: i64,
@@ -30,35 +33,39 @@ struct FrameInfo {
 /// A mailbox without the content of its frames.
 #[derive(Debug)]
 pub(super) struct Mailbox {
-    /// When the mailbox was last used, to within a sixteenth of its time to live.
+    /// When the mailbox was last used. A later use may be missing, if it was within a sixteenth of
+    /// `mailbox_ttl`.
     last_used_ms: i64,
-    /// The id with which a `read` created the mailbox. `None` once a frame was trimmed, because the
-    /// position of the empty mailbox is invalid then.
+    /// The random id with which a `read` created the mailbox. `None` if a `deliver` created it, or
+    /// once a frame was trimmed, because the position of the empty mailbox is no longer valid then.
     empty_id: Option<String>,
-    /// Position of the last frame, even if that one was trimmed; `None` before the first frame.
+    /// Position of the last record that reached the mailbox, even if its frame was trimmed,
+    /// forgotten or not stored; `None` before the first record. This is the mailbox's end.
     pub(super) last_position: Option<Position>,
-    /// All frames after this offset are present (in the epoch of `last_position`).
+    /// Offset after which no frame was trimmed, in the epoch of `last_position`.
     floor: i64,
-    /// Number of frames.
+    /// Number of stored frames.
     frame_count: usize,
-    /// Size of all frames in bytes.
+    /// Size of all stored frames in bytes.
     frame_bytes: usize,
-    /// When the oldest frame was stored.
+    /// When the oldest stored frame was stored; 0 if there is none.
     oldest_frame_ms: i64,
-    /// The frames, oldest first. A new mailbox knows them from the beginning; one that was loaded
-    /// reads them from the store at the first trimming.
+    /// Offset, time and size of each stored frame, oldest first. `None` in a mailbox that was
+    /// loaded from the store, until [`Mailbox::frame_infos`] reads them.
     frame_infos: Option<VecDeque<FrameInfo>>,
-    /// Ends of the mailbox in other epochs, the latest first. When partitions are added, a user
-    /// moves to another one, and a relay that takes over the old partition rewinds in it.
+    /// Ends of the mailbox in other epochs, the latest first. They are needed because a user moves
+    /// to another partition when partitions are added, and a relay that takes over the old
+    /// partition rewinds it.
     other_ends: Vec<Position>,
-    /// Positions below this offset are invalid. After a data loss two partitions may be rebuilt in
-    /// any order, and a position in one says nothing about the other until a new frame arrives.
+    /// Offset below which no position is valid. After a data loss, the rewinds of two partitions
+    /// can move the mailbox between their epochs in any order. No position in it is valid until the
+    /// first delivery that is not part of a rewind.
     valid_from: i64,
-    /// Offset of the last frame that a rewind appended.
+    /// Offset of the last frame that a rewind appended; `None` if no rewind appended a frame.
     pub(super) rebuilt_up_to: Option<i64>,
 }
 
-/// A frame as it is stored.
+/// A frame in its stored form.
 pub(super) struct StoredFrame<'a> {
     pub(super) at_ms: i64,
     pub(super) message: MessageId,
@@ -87,6 +94,7 @@ impl<'a> StoredFrame<'a> {
 }
 
 impl Mailbox {
+    /// A mailbox without frames. `id` is the random id if a `read` creates the mailbox.
     pub(super) fn empty(id: Option<String>, now_ms: i64) -> Self {
         Self {
             last_used_ms: now_ms,
@@ -103,7 +111,7 @@ impl Mailbox {
         }
     }
 
-    /// Position of the last frame that a rewind appended.
+    /// Position of the last frame that a rewind appended; `None` if no rewind appended a frame.
     pub(super) fn rebuilt_position(&self) -> Option<Position> {
         let last = self.last_position.as_ref()?;
         Some(Position {
@@ -112,7 +120,7 @@ impl Mailbox {
         })
     }
 
-    /// The empty mailbox that replaces this one when the user moves to another epoch.
+    /// The empty mailbox that replaces this mailbox when the user moves to another epoch.
     pub(super) fn successor_in(&mut self, epoch: &Epoch, is_rewind: bool, now_ms: i64) -> Self {
         let mut other_ends = std::mem::take(&mut self.other_ends);
         other_ends.retain(|position| position.epoch != *epoch);
@@ -128,20 +136,22 @@ impl Mailbox {
         }
     }
 
-    /// Makes positions from `offset` on valid, because a frame is delivered for the first time.
+    /// Makes positions from `offset` on valid, if no position was valid. Called for the first
+    /// delivery that is not part of a rewind.
     pub(super) fn validate_positions_from(&mut self, offset: i64) {
         if self.valid_from == NO_VALID_POSITION {
             self.valid_from = offset;
         }
     }
 
-    /// Offset of the mailbox's end in an epoch.
+    /// The offset at which the mailbox ends in an epoch; `None` if no end in this epoch is stored.
     pub(super) fn end_in(&self, epoch: &Epoch) -> Option<i64> {
         let mut ends = self.last_position.iter().chain(&self.other_ends);
         ends.find(|end| end.epoch == *epoch).map(|end| end.offset)
     }
 
-    /// Encodes `rebuilt_up_to`, `valid_from` and `other_ends`; empty for most mailboxes.
+    /// Encodes `rebuilt_up_to`, `valid_from` and `other_ends`. Most mailboxes have none of them,
+    /// and the text is empty.
     fn encode_rebuild(&self) -> String {
         let mut words = Vec::new();
         words.extend(self.rebuilt_up_to.map(|offset| format!("r{offset}")));
@@ -197,36 +207,38 @@ impl Mailbox {
         Ok(mailbox)
     }
 
-    /// Whether the mailbox was unused for twice its frames' time to live. Its end has to outlive
-    /// the frames.
+    /// Whether the mailbox was unused for twice the time to live of a frame (`ttl`). It is stored
+    /// that long because its end has to outlive its frames.
     fn is_unused(&self, ttl: Duration, now_ms: i64) -> bool {
         is_expired(self.last_used_ms, ttl.saturating_mul(2), now_ms)
     }
 
-    /// Whether the mailbox or its oldest frame has expired.
+    /// Whether the mailbox was unused for too long, or its oldest frame has expired.
     pub(super) fn needs_expiry(&self, ttl: Duration, now_ms: i64) -> bool {
         self.is_unused(ttl, now_ms)
             || self.frame_count > 0 && is_expired(self.oldest_frame_ms, ttl, now_ms)
     }
 
+    /// Writes everything about the mailbox but its frames.
     pub(super) fn put(&self, batch: &mut Batch, user: &UserId) {
         let key = keys::user(user, Tag::MailboxHead, b"");
         batch.put(Table::Users, key, self.encode());
     }
 
-    /// Whether a use of the mailbox has to be recorded. Seldom true, because a read that is
-    /// repeated every few seconds must not cost a write each time.
+    /// Whether this use of the mailbox has to be recorded. It is recorded once in each sixteenth of
+    /// `mailbox_ttl`, because a `read` that is repeated every few seconds must not cost a write
+    /// each time.
     pub(super) fn needs_touch(&self, context: &StoreContext<'_>) -> bool {
         let interval_ms = millis(context.bounds.mailbox_ttl) / 16;
         context.now_ms - self.last_used_ms >= interval_ms
     }
 
-    /// Records that the mailbox is used now.
+    /// Records in memory that the mailbox is used now.
     pub(super) fn touch(&mut self, now_ms: i64) {
         self.last_used_ms = now_ms;
     }
 
-    /// Position of the mailbox's end.
+    /// Position of the mailbox's end. Before the first record, the position of the empty mailbox.
     pub(super) fn end(&self) -> Position {
         self.last_position.clone().unwrap_or_else(|| Position {
             epoch: Epoch::for_empty_mailbox(self.empty_id.as_deref().unwrap_or_default()),
@@ -234,12 +246,13 @@ impl Mailbox {
         })
     }
 
-    /// The offset after which to read the frames that follow position `after`; `None` where the
-    /// mailbox may lack some of them.
+    /// The offset after which to read the frames that follow the position `after`; `None` if the
+    /// mailbox may lack some of these frames.
     pub(super) fn resume_offset(&self, after: &Position) -> Option<i64> {
         if let Some(id) = after.epoch.empty_mailbox_id() {
             let is_same = self.empty_id.as_deref() == Some(id) && after.offset == 0;
-            // Nothing was trimmed, so all frames follow.
+            // No frame was trimmed since the mailbox was created, so all frames follow the
+            // position. -1 is below every offset.
             return is_same.then_some(-1);
         }
         let last = self.last_position.as_ref()?;
@@ -248,14 +261,15 @@ impl Mailbox {
             .then_some(after.offset)
     }
 
-    /// The frames, read from the store at the first use.
+    /// Offset, time and size of each stored frame, oldest first. They are read from the store at
+    /// the first call, and kept in memory from then on.
     fn frame_infos(
         &mut self,
         user: &UserId,
         context: &StoreContext<'_>,
     ) -> Result<&mut VecDeque<FrameInfo>> {
-        let frames = if let Some(frames) = self.frame_infos.take() {
-            frames
+        let infos = if let Some(infos) = self.frame_infos.take() {
+            infos
         } else {
             let from = keys::frame(user, self.floor);
             let (_, to) = keys::range(user, Tag::MailboxFrame, Tag::MailboxFrame);
@@ -274,11 +288,12 @@ impl Mailbox {
                 })
                 .collect::<Result<_>>()?
         };
-        Ok(self.frame_infos.insert(frames))
+        Ok(self.frame_infos.insert(infos))
     }
 
-    /// Removes the oldest frames until the mailbox is within its bounds, with a new frame of
-    /// `new_bytes` bytes where that is given. Returns whether any was removed.
+    /// Removes the oldest frames until the number, size and age of the frames are within the
+    /// limits. With `new_bytes`, until there is also room for a new frame of this size. Returns
+    /// whether a frame was removed.
     pub(super) fn trim(
         &mut self,
         batch: &mut Batch,
@@ -294,9 +309,9 @@ impl Mailbox {
                 || self.frame_bytes + new_bytes.unwrap_or(0) > bounds.mailbox_bytes
                 || context.is_expired(self.oldest_frame_ms, bounds.mailbox_ttl))
         {
-            let frames = self.frame_infos(user, context)?;
-            let removed = frames.pop_front().ok_or_else(damaged_entry_error)?;
-            let oldest = frames.front().copied();
+            let infos = self.frame_infos(user, context)?;
+            let removed = infos.pop_front().ok_or_else(damaged_entry_error)?;
+            let oldest = infos.front().copied();
             batch.delete(Table::Users, keys::frame(user, removed.offset));
             self.frame_count -= 1;
             self.frame_bytes = self.frame_bytes.saturating_sub(removed.bytes);
@@ -308,7 +323,7 @@ impl Mailbox {
         Ok(is_trimmed)
     }
 
-    /// Moves the mailbox's end to a position above all frames.
+    /// Moves the mailbox's end to `position`, which must be above the current end.
     pub(super) fn advance_end(&mut self, position: &Position, context: &StoreContext<'_>) {
         if self.last_position.is_none() {
             self.floor = position.offset;
@@ -317,7 +332,7 @@ impl Mailbox {
         self.last_used_ms = context.now_ms;
     }
 
-    /// Appends a frame at a position above all frames.
+    /// Appends a frame at `position`, which must be above the mailbox's end.
     pub(super) fn append(
         &mut self,
         batch: &mut Batch,
@@ -330,7 +345,7 @@ impl Mailbox {
         self.trim(batch, user, Some(bytes), context)?;
         self.advance_end(position, context);
         if context.bounds.mailbox_frames == 0 || bytes > context.bounds.mailbox_bytes {
-            // Too large for the mailbox: the same as appended and trimmed at once.
+            // The frame alone exceeds the limits. It is not stored, as if it was trimmed at once.
             self.floor = position.offset;
             self.empty_id = None;
             return Ok(());
@@ -340,8 +355,8 @@ impl Mailbox {
         }
         self.frame_count += 1;
         self.frame_bytes += bytes;
-        if let Some(frames) = &mut self.frame_infos {
-            frames.push_back(FrameInfo {
+        if let Some(infos) = &mut self.frame_infos {
+            infos.push_back(FrameInfo {
                 offset: position.offset,
                 at_ms: context.now_ms,
                 bytes,
@@ -353,7 +368,8 @@ impl Mailbox {
     }
 
     /// Removes the frames in `scope`, and returns their messages and positions. The floor stays, so
-    /// that for a resuming client the frames have never existed.
+    /// positions of clients remain valid, and a client that resumes just does not receive these
+    /// frames.
     pub(super) fn forget(
         &mut self,
         batch: &mut Batch,
@@ -393,12 +409,13 @@ impl Mailbox {
 }
 
 impl UserState {
-    /// Removes the mailbox, in a commit of its own because a batch may contain a key only once.
+    /// Removes the mailbox from memory and store. It has a commit of its own, because the caller
+    /// may write a new mailbox under the same key, and a batch may contain a key only once.
     pub(super) fn drop_mailbox(&mut self, context: &StoreContext<'_>) -> Result<()> {
         if let Some(mut mailbox) = self.mailbox.take() {
             let mut batch = Batch::default();
-            for frame in mailbox.frame_infos(&self.user, context)?.iter() {
-                batch.delete(Table::Users, keys::frame(&self.user, frame.offset));
+            for info in mailbox.frame_infos(&self.user, context)?.iter() {
+                batch.delete(Table::Users, keys::frame(&self.user, info.offset));
             }
             batch.delete(Table::Users, keys::user(&self.user, Tag::MailboxHead, b""));
             context.store.commit(batch)?;
@@ -406,7 +423,7 @@ impl UserState {
         Ok(())
     }
 
-    /// Removes the mailbox if it has been unused for long.
+    /// Removes the mailbox if it was unused for twice the time to live of a frame.
     pub(super) fn drop_unused_mailbox(&mut self, context: &StoreContext<'_>) -> Result<()> {
         let ttl = context.bounds.mailbox_ttl;
         match &self.mailbox {
@@ -415,7 +432,7 @@ impl UserState {
         }
     }
 
-    /// Removes expired frames from the mailbox, or the mailbox as a whole.
+    /// Removes the mailbox if it was unused for too long, otherwise its expired frames.
     pub(super) fn remove_expired_frames(&mut self, context: &StoreContext<'_>) -> Result<()> {
         self.drop_unused_mailbox(context)?;
         let mut batch = Batch::default();

@@ -1,8 +1,9 @@
-//! One user's state and the rules over it.
+//! The state of one user in the embedded fan-out, and the calls that read and change it.
 //!
-//! The state is the part in memory; the rest is found in the store. The rules are spread over this
-//! folder's files, each an `impl UserState` for one group of calls. They are deterministic: time
-//! and random numbers come from the [`StoreContext`].
+//! [`UserState`] holds what is kept in memory. Outcomes, the frames of the mailbox and the history
+//! are read from the store when a call needs them. Each file of this folder has an `impl UserState`
+//! with one group of calls. They are deterministic: time and random numbers come from the
+//! [`StoreContext`].
 
 use std::collections::HashMap;
 
@@ -38,33 +39,35 @@ pub(super) use history::turn_header;
 use mailbox::Mailbox;
 use pending::PendingEntry;
 
-/// Entries per scan of the store.
+/// Maximum number of entries per scan of the store.
 const PAGE_ENTRIES: usize = 512;
 
-/// One user's state. Guarded by the user's lock.
+/// The part of a user's state that is in memory. Guarded by the user's lock.
 #[derive(Debug)]
 pub(super) struct UserState {
     user: UserId,
-    /// When the state was last used, in milliseconds since the Unix epoch.
+    /// When a call last used the state, in milliseconds since the Unix epoch.
     pub(super) last_used_ms: i64,
-    /// Set while a rule runs. Still set at the next call if the rule panicked.
+    /// Whether a call is running. Still set at the next call if the call before panicked.
     pub(super) is_in_call: bool,
     /// Sequence number of the last published frame.
     n: u64,
     /// Random id of the sequence counter.
     n_id: String,
     pub(super) subscriptions: Subscriptions,
-    /// Answers that workers are generating. Only in memory: after a restart their workers get
+    /// Answers in flight, by message. They exist only in memory: after a restart their workers get
     /// `DataLost` and send the text again.
     in_flight: HashMap<MessageId, AnswerInFlight>,
-    /// Whether the fields below mirror the store.
+    /// Whether the fields below were loaded and have the same content as the store.
     is_loaded: bool,
     mailbox: Option<Mailbox>,
+    /// Pending messages, including expired entries. Their content is only in the store.
     pending: HashMap<MessageId, PendingEntry>,
-    next_pending: u64,
-    /// Cancel marks with the time at which they were set.
+    /// Sequence number of the next pending entry.
+    next_pending_sequence: u64,
+    /// Cancel marks: for each message when it was cancelled, in milliseconds since the Unix epoch.
     pub(super) cancel_marks: HashMap<MessageId, i64>,
-    /// The newest turn of recently used conversations.
+    /// Newest turn and version of the history of recently used conversations.
     history_heads: HashMap<ConversationId, HistoryHead>,
 }
 
@@ -81,13 +84,14 @@ impl UserState {
             is_loaded: false,
             mailbox: None,
             pending: HashMap::new(),
-            next_pending: 0,
+            next_pending_sequence: 0,
             cancel_marks: HashMap::new(),
             history_heads: HashMap::new(),
         }
     }
 
     /// Discards everything in memory but the subscriptions, because it may differ from the store.
+    /// The next [`UserState::load`] loads it again.
     pub(super) fn reset(&mut self) {
         self.n = 0;
         self.n_id.clear();
@@ -99,7 +103,8 @@ impl UserState {
         self.history_heads.clear();
     }
 
-    /// Loads the part of the state that mirrors the store, unless that was done before.
+    /// Loads the mailbox's head, the pending messages and the cancel marks from the store, unless
+    /// they are loaded already.
     pub(super) fn load(&mut self, context: &StoreContext<'_>) -> Result<()> {
         if self.is_loaded {
             return Ok(());
@@ -120,7 +125,7 @@ impl UserState {
                             keys::parse_number(suffix).ok_or_else(damaged_entry_error)?;
                         let (message, entry) = PendingEntry::decode(sequence, value)?;
                         self.pending.insert(message, entry);
-                        self.next_pending = self.next_pending.max(sequence + 1);
+                        self.next_pending_sequence = self.next_pending_sequence.max(sequence + 1);
                     }
                     Tag::CancelMark => {
                         let at_ms = Reader::new(value).number()?;
@@ -139,13 +144,13 @@ impl UserState {
         Ok(())
     }
 
-    /// Whether the state can be evicted: unused since `before_ms`, with nothing that exists only in
-    /// memory.
+    /// Whether the state can be evicted: no call has used it since `before_ms`, and it has no
+    /// answers in flight and no subscriptions, which exist only in memory.
     pub(super) fn is_idle(&self, before_ms: i64) -> bool {
         self.last_used_ms <= before_ms && self.in_flight.is_empty() && self.subscriptions.is_empty()
     }
 
-    /// Removes expired answers and closed subscriptions from memory.
+    /// Removes expired answers in flight, and subscriptions of dropped feeds.
     pub(super) fn remove_expired(&mut self, now_ms: i64, bounds: &Bounds) {
         self.in_flight
             .retain(|_, answer| !is_expired(answer.lease_renewed_ms, bounds.pending_ttl, now_ms));

@@ -1,4 +1,4 @@
-//! Messages without an outcome, and cancel marks.
+//! Reads and writes a user's pending messages and cancel marks.
 
 use super::UserState;
 use crate::fanout::embedded::codec::{Reader, Writer, damaged_entry_error};
@@ -9,7 +9,8 @@ use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId};
 use crate::protocol::open_message::PendingMessage;
 use crate::store::{Batch, Table};
 
-/// Location of a pending message in the store.
+/// The part of a pending message that is in memory: where it is in the store, and when it was
+/// recorded.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PendingEntry {
     sequence: u64,
@@ -17,7 +18,8 @@ pub(super) struct PendingEntry {
 }
 
 impl PendingEntry {
-    /// Decodes the message's id and when it was recorded.
+    /// Decodes the beginning of the value that [`UserState::put_pending`] writes: when the message
+    /// was recorded, and its id.
     pub(super) fn decode(sequence: u64, value: &[u8]) -> Result<(MessageId, Self)> {
         let mut reader = Reader::new(value);
         let at_ms = reader.number()?;
@@ -26,7 +28,7 @@ impl PendingEntry {
     }
 }
 
-/// Decodes the value that [`UserState::put_pending`] writes.
+/// Decodes the whole value that [`UserState::put_pending`] writes.
 fn decode_message(value: &[u8]) -> Result<PendingMessage> {
     let mut reader = Reader::new(value);
     reader.number()?;
@@ -44,6 +46,7 @@ fn decode_message(value: &[u8]) -> Result<PendingMessage> {
 }
 
 impl UserState {
+    /// Whether the message is pending. False once its entry has expired.
     pub(super) fn is_pending(&self, message: &MessageId, context: &StoreContext<'_>) -> bool {
         let ttl = context.bounds.pending_ttl;
         self.pending
@@ -51,7 +54,7 @@ impl UserState {
             .is_some_and(|entry| !context.is_expired(entry.at_ms, ttl))
     }
 
-    /// Number of pending messages.
+    /// Number of pending messages whose entry has not expired.
     pub(super) fn pending_count(&self, context: &StoreContext<'_>) -> usize {
         let ttl = context.bounds.pending_ttl;
         let entries = self.pending.values();
@@ -60,7 +63,7 @@ impl UserState {
             .count()
     }
 
-    /// All pending messages, oldest first.
+    /// All pending messages whose entry has not expired, oldest first.
     pub(super) fn pending_messages(
         &self,
         context: &StoreContext<'_>,
@@ -72,7 +75,8 @@ impl UserState {
             .filter(|entry| !context.is_expired(entry.at_ms, ttl))
             .collect();
         entries.sort_by_key(|entry| entry.sequence);
-        // Single lookups, because a scan of the range would pass over many removed entries.
+        // Each entry is looked up by its key. A scan would be slower: most entries in the range
+        // were removed, and a scan has to pass over them.
         let mut messages = Vec::with_capacity(entries.len());
         for entry in entries {
             let key = keys::pending(&self.user, entry.sequence);
@@ -83,7 +87,7 @@ impl UserState {
         Ok(messages)
     }
 
-    /// Records a message as pending.
+    /// Records a message as pending. An existing entry of the message is replaced.
     pub(super) fn put_pending(
         &mut self,
         batch: &mut Batch,
@@ -92,8 +96,8 @@ impl UserState {
         context: &StoreContext<'_>,
     ) {
         self.remove_pending(batch, &message.message_id);
-        let sequence = self.next_pending;
-        self.next_pending += 1;
+        let sequence = self.next_pending_sequence;
+        self.next_pending_sequence += 1;
         let at_ms = context.now_ms;
         let value = Writer::with_capacity(content.len() + 128)
             .number(at_ms)
@@ -106,7 +110,7 @@ impl UserState {
             .insert(message.message_id.clone(), PendingEntry { sequence, at_ms });
     }
 
-    /// Removes a message from the pending ones.
+    /// Removes the pending entry of a message, if there is one.
     pub(super) fn remove_pending(&mut self, batch: &mut Batch, message: &MessageId) {
         if let Some(entry) = self.pending.remove(message) {
             batch.delete(Table::Users, keys::pending(&self.user, entry.sequence));
@@ -118,6 +122,7 @@ impl UserState {
         self.pending.retain(|_, entry| entry.sequence != sequence);
     }
 
+    /// Whether the message has a cancel mark that has not expired.
     pub(super) fn is_cancelled(&self, message: &MessageId, context: &StoreContext<'_>) -> bool {
         let ttl = context.bounds.dedup_ttl;
         self.cancel_marks
@@ -139,8 +144,7 @@ impl UserState {
         Ok(())
     }
 
-    /// Removes a message from the pending ones, beside a relay of the original system that does not
-    /// do it.
+    /// Removes the pending entry of a message in a commit of its own.
     pub(in crate::fanout::embedded) fn clear_pending(
         &mut self,
         message: &MessageId,

@@ -1,4 +1,4 @@
-//! Publication of frames, numbered per user.
+//! Publishes frames to a user's subscriptions, with sequence numbers.
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -7,7 +7,7 @@ use super::UserState;
 use crate::fanout::{Channel, MessageRef};
 use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId, UserId};
 
-/// A frame that the fan-out builds itself.
+/// A `delta` or `restarted` frame, which the fan-out builds itself.
 #[derive(Serialize)]
 struct LiveFrame<'a> {
     #[serde(rename = "type")]
@@ -28,12 +28,13 @@ struct LiveFrame<'a> {
 
 impl LiveFrame<'_> {
     fn to_json(&self) -> Bytes {
-        // Serialization fails only for maps with keys that are not strings, and there are none.
+        // Serialization can't fail: it fails only for maps whose keys are not strings, and a frame
+        // contains no map.
         serde_json::to_vec(self).unwrap_or_default().into()
     }
 }
 
-/// Inserts `n` and `n_id` before the frame's closing brace.
+/// Returns the JSON of a frame with `n` and `n_id` inserted before its closing brace.
 fn with_sequence_number(frame: &str, n: u64, n_id: &str) -> Bytes {
     let Some(end) = frame.rfind('}') else {
         return Bytes::copy_from_slice(frame.as_bytes());
@@ -44,7 +45,8 @@ fn with_sequence_number(frame: &str, n: u64, n_id: &str) -> Bytes {
 }
 
 impl UserState {
-    /// Publishes a frame with the next sequence number, and returns the number of subscriptions.
+    /// Publishes a frame with the next sequence number, and returns the number of subscriptions to
+    /// the channel.
     pub(in crate::fanout::embedded) fn publish(&mut self, channel: Channel, frame: &str) -> u64 {
         self.n += 1;
         let (n, n_id) = (self.n, &self.n_id);
@@ -60,7 +62,7 @@ impl UserState {
         });
     }
 
-    /// Publishes a piece of an answer's text.
+    /// Publishes the `delta` frame with a piece of an answer's text.
     pub(super) fn publish_delta(
         &mut self,
         message: &MessageRef,
@@ -71,11 +73,13 @@ impl UserState {
         self.publish_live("delta", message, attempt, Some((index, content)));
     }
 
-    /// Publishes that an answer's text starts over.
+    /// Publishes the `restarted` frame, which says that an answer's text starts over.
     pub(super) fn publish_restarted(&mut self, message: &MessageRef, attempt: u32) {
         self.publish_live("restarted", message, attempt, None);
     }
 
+    /// Publishes a frame of this `kind` on the live channel. `delta` is the index and the text of a
+    /// `delta` frame.
     fn publish_live(
         &mut self,
         kind: &'static str,

@@ -1,4 +1,4 @@
-//! `read`: a consistent view of one user's state.
+//! The call `read` on a user's state: returns a consistent user view.
 
 use super::UserState;
 use super::mailbox::{Mailbox, StoredFrame};
@@ -11,7 +11,7 @@ use crate::protocol::position::{Epoch, Position};
 use crate::protocol::sequence_number::SequenceNumber;
 use crate::store::{Batch, Table};
 
-/// Frames per scan of the store.
+/// Maximum number of frames per scan of the store.
 const PAGE_FRAMES: usize = 16;
 
 impl UserState {
@@ -41,7 +41,7 @@ impl UserState {
             .after
             .as_ref()
             .and_then(|after| mailbox.resume_offset(after));
-        // Below every offset.
+        // To read from the start is to read after -1, which is below every offset.
         let start_offset = (call.from_start && call.after.is_none()).then_some(-1);
         let (frames, has_more) = match (resume_offset.or(start_offset), &mailbox.last_position) {
             (Some(after), Some(last)) => {
@@ -62,8 +62,8 @@ impl UserState {
     }
 }
 
-/// Returns the frames after an offset, at most `max_bytes` but at least one, and whether more
-/// follow.
+/// Returns the frames after an offset, of together at most `max_bytes` bytes but at least one
+/// frame, and whether the mailbox has more frames after them.
 fn frames_after(
     user: &UserId,
     after: i64,
