@@ -1,10 +1,11 @@
-//! Explains failures to people.
+//! Texts that explain to a person why a message failed.
 
 use std::time::Duration;
 
 use crate::protocol::error_code::ErrorCode;
 
-/// Explains why a message failed. The code follows in parentheses, for looking it up.
+/// Returns the text that explains why a message failed. It ends with the code in parentheses, so
+/// that the person can look the code up.
 pub(super) fn failure_text(
     code: Option<ErrorCode>,
     message: &str,
@@ -13,18 +14,19 @@ pub(super) fn failure_text(
     let Some(code) = code else {
         return message.to_owned();
     };
-    // A specific message says more than the explanation of the code.
+    // A message other than the standard text of its code says more than the explanation.
     let is_generic = message.is_empty() || message == code.text();
     let explanation = if is_generic {
         explanation(code)
     } else {
         message
     };
-    let retry = retry_after.filter(|delay| !delay.is_zero());
-    let retry = retry.map(|delay| format!("; try again in {} s", delay.as_millis().div_ceil(1000)));
+    let delay = retry_after.filter(|delay| !delay.is_zero());
+    let retry_hint =
+        delay.map(|delay| format!("; try again in {} s", delay.as_millis().div_ceil(1000)));
     format!(
         "{explanation}{} ({})",
-        retry.unwrap_or_default(),
+        retry_hint.unwrap_or_default(),
         code.as_str()
     )
 }

@@ -9,21 +9,24 @@ use rustyline::error::ReadlineError;
 use rustyline::history::FileHistory;
 use rustyline::{Cmd, Config, Editor, KeyCode, KeyEvent, Modifiers};
 
-/// The input at the prompt.
+/// What a person entered at the prompt.
 pub(super) enum Input {
+    /// The text of a message. It may be empty or have several lines.
     Text(String),
-    /// Ctrl-C or the end of the input.
+    /// The person pressed Ctrl-C, or the input ended.
     Quit,
 }
 
-/// The prompt.
+/// Reads the person's messages at a prompt.
 pub(super) struct LineEditor {
     editor: Editor<(), FileHistory>,
-    history: Option<PathBuf>,
+    /// The file in which the history is stored; `None` if it can't be used.
+    history_file: Option<PathBuf>,
 }
 
 impl LineEditor {
-    /// Opens the prompt. Without access to the history file, there is no history.
+    /// Opens the prompt. Without access to the history file, the history is lost when the process
+    /// exits.
     ///
     /// # Errors
     /// There is no terminal.
@@ -32,27 +35,31 @@ impl LineEditor {
             .max_history_size(1000)?
             .history_ignore_space(true)
             .auto_add_history(false)
-            // Pasted lines become one message.
+            // Lines that are pasted together become one message.
             .bracketed_paste(true)
             .build();
         let mut editor: Editor<(), FileHistory> = Editor::with_config(config)?;
         let newline = KeyEvent(KeyCode::Enter, Modifiers::ALT);
         editor.bind_sequence(newline, Cmd::Newline);
-        let history = history_path().filter(|path| prepare_history(path).is_ok());
-        if let Some(path) = &history {
+        let history_file = history_path().filter(|path| prepare_history(path).is_ok());
+        if let Some(path) = &history_file {
             let _ = editor.load_history(path);
         }
-        Ok(Self { editor, history })
+        Ok(Self {
+            editor,
+            history_file,
+        })
     }
 
-    /// A printer of notices above the line that is being edited.
+    /// Returns a printer that writes notices above the line that is being edited; `None` if the
+    /// terminal does not support that.
     pub(super) fn notice_printer(
         &mut self,
     ) -> Option<impl rustyline::ExternalPrinter + Send + use<>> {
         self.editor.create_external_printer().ok()
     }
 
-    /// Blocks until a line is entered.
+    /// Blocks until the person has entered a message or quits.
     ///
     /// # Errors
     /// The terminal cannot be read.
@@ -61,7 +68,7 @@ impl LineEditor {
             Ok(text) => {
                 if !text.trim().is_empty()
                     && self.editor.add_history_entry(&text)?
-                    && let Some(path) = &self.history
+                    && let Some(path) = &self.history_file
                 {
                     let _ = self.editor.append_history(path);
                 }
@@ -73,18 +80,20 @@ impl LineEditor {
     }
 }
 
-/// `chatmesh/chat-history` in the user's state directory.
+/// Returns the path of the history file, `chatmesh/chat-history` in the user's state directory;
+/// `None` if neither XDG_STATE_HOME nor HOME is an absolute path.
 fn history_path() -> Option<PathBuf> {
-    let absolute = |name: &str| {
+    let absolute_path = |name: &str| {
         let path = PathBuf::from(std::env::var_os(name)?);
         path.is_absolute().then_some(path)
     };
-    let state_dir =
-        absolute("XDG_STATE_HOME").or_else(|| Some(absolute("HOME")?.join(".local/state")))?;
+    let state_dir = absolute_path("XDG_STATE_HOME")
+        .or_else(|| Some(absolute_path("HOME")?.join(".local/state")))?;
     Some(state_dir.join("chatmesh/chat-history"))
 }
 
-/// Creates the file, readable by its user only from the start, and corrects its permissions.
+/// Creates the history file and its folder so that only the user can read them, and corrects the
+/// permissions of an existing file.
 fn prepare_history(path: &Path) -> io::Result<()> {
     if let Some(folder) = path.parent() {
         DirBuilder::new()

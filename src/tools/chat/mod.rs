@@ -18,7 +18,8 @@ mod terminal;
 
 use screen::Screen;
 
-/// Limit of standard input in bytes. It is far above the largest message that a server accepts.
+/// Maximum number of bytes that are read from standard input. It is above the largest message that
+/// a server can be configured to accept.
 const MAX_INPUT_BYTES: u64 = 4 << 20;
 
 /// Arguments of `chatmesh chat`.
@@ -30,7 +31,7 @@ pub(crate) struct ChatArgs {
     /// The user's id.
     #[arg(long, env = "CHATMESH_USER", default_value = "me")]
     user: String,
-    /// The user's token; without one it is fetched from the server's /token. Better in the
+    /// The user's token; by default it is requested from the server's /token. Set it in the
     /// environment, where other users of this machine don't see it.
     #[arg(
         long,
@@ -45,7 +46,8 @@ pub(crate) struct ChatArgs {
     /// Begin a conversation with a new name.
     #[arg(long, conflicts_with = "conversation")]
     new: bool,
-    /// List the user's conversations, with their turns and the time of the newest, and end.
+    /// List the user's conversations, each with the number of its turns and the time of the newest
+    /// turn, and exit.
     #[arg(long, conflicts_with_all = ["new", "conversation"])]
     list: bool,
 }
@@ -78,7 +80,7 @@ async fn chat(args: ChatArgs) -> anyhow::Result<()> {
         ConversationId::parse(&args.conversation).map_err(usage_error)?
     };
     let is_piped = !std::io::stdin().is_terminal();
-    // Read before connecting, so that invalid input needs no server.
+    // Standard input is read before connecting, so that invalid input is reported without a server.
     let question = if is_piped && !args.list {
         let mut text = String::new();
         std::io::stdin()
@@ -102,7 +104,7 @@ async fn chat(args: ChatArgs) -> anyhow::Result<()> {
         _ if args.list => list_conversations(&client, &mut screen).await,
         Some(text) => {
             if args.new {
-                // The name is needed to continue the conversation.
+                // The person needs the random name to continue the conversation later.
                 screen.print_notice(&format!("conversation {conversation}"));
             }
             let question = Question::new(text).in_conversation(conversation);
@@ -114,6 +116,7 @@ async fn chat(args: ChatArgs) -> anyhow::Result<()> {
     result
 }
 
+/// Adds to a connection error what the person can do about it.
 fn with_hint(error: ClientError) -> anyhow::Error {
     let hint = match &error {
         ClientError::Unauthorized(_) => {

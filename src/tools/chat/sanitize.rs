@@ -1,6 +1,7 @@
-//! Keeps text of a model or server from controlling the terminal.
+//! Keeps text that a model or a server wrote from controlling the terminal.
 
-/// Replaces all characters that could control the terminal by visible ones. Line feeds and tabs stay.
+/// Replaces all characters that could control the terminal by visible characters, and removes
+/// carriage returns. Line feeds and tabs stay.
 pub(super) fn sanitize(text: &str) -> String {
     text.chars().filter_map(sanitize_char).collect()
 }
@@ -8,12 +9,13 @@ pub(super) fn sanitize(text: &str) -> String {
 fn sanitize_char(c: char) -> Option<char> {
     match c {
         '\n' | '\t' => Some(c),
-        // Part of CR LF. Alone it would let text overwrite the line.
+        // A carriage return is not needed before a line feed, and alone it would let text overwrite
+        // the line.
         '\r' => None,
-        // Unicode has symbols for the control characters.
+        // Unicode has a visible symbol for each of these control characters.
         '\0'..='\x1f' => char::from_u32(0x2400 + c as u32),
         '\x7f' => Some('\u{2421}'),
-        // Further control characters, and those that change the direction of text.
+        // The C1 control characters, and characters that change the direction of text.
         '\u{80}'..='\u{9f}'
         | '\u{200e}'
         | '\u{200f}'

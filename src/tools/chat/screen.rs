@@ -6,24 +6,26 @@ use super::sanitize::sanitize;
 
 /// The outputs of the chat, and the text of the current answer.
 pub(super) struct Screen {
-    /// Standard output is a terminal, so a person watches the answer grow. A program gets only complete
-    /// answers, because text that it has read cannot be replaced when another attempt begins.
+    /// Whether standard output is a terminal, on which a person watches the answer grow. A program
+    /// gets only complete answers, because text that it has read cannot be replaced when another
+    /// attempt begins.
     is_terminal: bool,
-    /// Text is written without escape sequences.
+    /// Whether text is written without escape sequences.
     is_plain: bool,
     /// The text of the current answer so far.
     answer: String,
+    /// Whether standard output is at the start of a line.
     is_at_line_start: bool,
 }
 
 impl Screen {
     pub(super) fn new() -> Self {
-        let is_dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
+        let is_dumb_terminal = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
         let no_color = std::env::var_os("NO_COLOR").is_some_and(|set| !set.is_empty());
         let is_terminal = io::stdout().is_terminal();
         Self {
             is_terminal,
-            is_plain: is_dumb || no_color || !is_terminal,
+            is_plain: is_dumb_terminal || no_color || !is_terminal,
             answer: String::new(),
             is_at_line_start: true,
         }
@@ -45,7 +47,7 @@ impl Screen {
         self.write(&format!("{}\n", self.sanitize_for_terminal(text)))
     }
 
-    /// Writes a line to standard output, dimmed if the terminal can.
+    /// Writes a line to standard output, dimmed unless escape sequences are not allowed.
     pub(super) fn print_dimmed(&mut self, text: &str) -> io::Result<()> {
         let text = sanitize(text);
         self.start_line()?;
@@ -56,7 +58,8 @@ impl Screen {
         }
     }
 
-    /// Text for the reader of standard output. A program gets it unchanged.
+    /// Returns text as it is written to standard output: without control characters for a terminal,
+    /// unchanged for a program.
     fn sanitize_for_terminal(&self, text: &str) -> String {
         if self.is_terminal {
             sanitize(text)
@@ -73,13 +76,14 @@ impl Screen {
         }
     }
 
-    /// Writes a notice to standard error. Errors are ignored, because there is nowhere to report them.
+    /// Writes a notice to standard error. Errors are ignored, because they could only be reported
+    /// on standard error.
     pub(super) fn print_notice(&mut self, text: &str) {
         let _ = self.start_line();
         let _ = writeln!(io::stderr().lock(), "{}", sanitize(text));
     }
 
-    /// Appends text to the answer.
+    /// Appends text to the current answer. A terminal shows it at once.
     pub(super) fn append(&mut self, text: &str) -> io::Result<()> {
         self.answer.push_str(text);
         if self.is_terminal {
@@ -89,18 +93,20 @@ impl Screen {
         }
     }
 
-    /// Replaces the answer by its complete text. If that continues the text so far, only the rest is
-    /// written.
+    /// Replaces the text of the current answer by a snapshot or by its complete text. If the new
+    /// text begins with the text so far, only the added part is written; otherwise the answer
+    /// starts again.
     pub(super) fn replace(&mut self, text: &str) -> io::Result<()> {
-        if let Some(rest) = text.strip_prefix(self.answer.as_str()) {
-            let rest = rest.to_owned();
-            return self.append(&rest);
+        if let Some(added) = text.strip_prefix(self.answer.as_str()) {
+            let added = added.to_owned();
+            return self.append(&added);
         }
         self.restart("the answer starts again:");
         self.append(text)
     }
 
-    /// Discards the answer so far, and tells the person why.
+    /// Discards the text of the current answer. If a terminal has shown some of it, prints the
+    /// reason.
     pub(super) fn restart(&mut self, reason: &str) {
         if self.is_terminal && !self.answer.is_empty() {
             self.print_notice(reason);
@@ -108,7 +114,8 @@ impl Screen {
         self.answer.clear();
     }
 
-    /// Completes the answer.
+    /// Completes the current answer: writes its text if it was withheld for a program, and ends the
+    /// line.
     pub(super) fn finish(&mut self) -> io::Result<()> {
         if !self.is_terminal {
             let text = std::mem::take(&mut self.answer);

@@ -1,4 +1,4 @@
-//! Runs a chat: a single question from a pipe, or a conversation at a prompt.
+//! Runs a chat: asks a single question from a pipe, or holds a conversation at a prompt.
 
 use std::io;
 
@@ -15,17 +15,21 @@ use crate::client::{Answer, Client, Event, Outcome, Question, State};
 use crate::protocol::ids::ConversationId;
 use crate::protocol::wire::http::TurnStatus;
 
-/// Number of earlier turns shown at the start.
+/// Maximum number of earlier turns that are shown at the start of a conversation.
 const HISTORY_TURNS: usize = 10;
 
-/// How showing an answer ended.
+/// The result of showing an answer.
 enum ShowResult {
+    /// The whole answer was shown.
     Answered,
+    /// The answer was cancelled.
     Cancelled,
+    /// The answer failed for this reason, or its outcome is unknown.
     Failed(String),
-    /// The person does not wait for the result of a cancellation.
+    /// The person pressed Ctrl-C a second time, and does not wait for the outcome of the cancelled
+    /// message.
     Quit,
-    /// The reader of standard output has closed it.
+    /// The reader of standard output has closed the pipe.
     OutputClosed,
 }
 
@@ -121,7 +125,7 @@ async fn show_answer(
     }
 }
 
-/// Shows the events of an answer until it has ended.
+/// Shows the events of an answer until its outcome, or until the person quits.
 async fn show_events(
     state: &mut watch::Receiver<State>,
     mut answer: Answer,
@@ -131,7 +135,8 @@ async fn show_events(
     let mut is_cancelling = false;
     loop {
         let event = tokio::select! {
-            // The notice of a new connection is shown before the events that arrived over it.
+            // The branches are polled in this order, so that the notice of a new connection is
+            // shown before the events that arrived over the connection.
             biased;
             _ = interrupts.recv() => {
                 if is_cancelling {

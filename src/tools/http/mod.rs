@@ -8,7 +8,8 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 pub(crate) mod open_files;
 
-/// Connections that may wait to be accepted: a worker can open a thousand at once.
+/// Maximum number of connections that wait to be accepted. A worker can open a thousand connections
+/// at once.
 const LISTEN_BACKLOG: u32 = 4096;
 
 /// Looks up the first address of a host name or IP address.
@@ -26,7 +27,8 @@ fn socket_for(address: SocketAddr) -> io::Result<TcpSocket> {
     }
 }
 
-/// Listens on an address, also while connections of an earlier process are in TIME_WAIT.
+/// Listens on an address. This succeeds even if connections of an earlier process on this address
+/// are still in TIME_WAIT.
 pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = socket_for(address)?;
     socket.set_reuseaddr(true)?;
@@ -34,12 +36,12 @@ pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(LISTEN_BACKLOG)
 }
 
-/// Connects to a server, from the given local address where there is one, with Nagle's algorithm
-/// disabled so that small frames are sent at once.
+/// Connects to a server, from the local address `source` if it is given. Nagle's algorithm is
+/// disabled, so that small frames are sent at once.
 pub(crate) async fn connect(server: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStream> {
     let socket = socket_for(server)?;
     if let Some(source) = source {
-        // Allows ports that an earlier test left in TIME_WAIT.
+        // Allows the kernel to choose a local port that an earlier test left in TIME_WAIT.
         socket.set_reuseaddr(true)?;
         socket.bind(SocketAddr::new(source, 0))?;
     }

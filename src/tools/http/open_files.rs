@@ -3,12 +3,13 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Raises the soft limit to the hard limit; for root, raises the hard limit to `wanted` first.
-/// Returns the limit in effect; `None` means unlimited.
-pub(crate) fn raise_limit(wanted: u64) -> Option<u64> {
+/// Raises the soft limit to the hard limit. If the hard limit is below `needed`, first tries to
+/// raise it to `needed`, which only root may do. Returns the soft limit then in effect; `None`
+/// means unlimited.
+pub(crate) fn raise_limit(needed: u64) -> Option<u64> {
     let limit = getrlimit(Resource::Nofile);
     let hard_limit = limit.maximum;
-    for target in [hard_limit.map(|hard| hard.max(wanted)), hard_limit] {
+    for target in [hard_limit.map(|hard| hard.max(needed)), hard_limit] {
         let raised = Rlimit {
             current: target,
             maximum: target,

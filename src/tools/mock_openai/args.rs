@@ -16,7 +16,7 @@ An answer begins with the FNV-1a hash (64 bits, hexadecimal) of the seed, unless
 last user message. The same message and seed always get the same answer. GET /stats returns counters
 of the calls and their outcomes.";
 
-/// Options: where the mock listens and how it answers.
+/// The options of `chatmesh mock-openai`: where the mock listens and how it answers.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct MockArgs {
@@ -32,7 +32,7 @@ pub(crate) struct MockArgs {
     /// Tokens of an answer, up to 100000: fixed, or random from A to B.
     #[arg(long, value_name = "N|A..B", default_value = "20", value_parser = parse_tokens)]
     pub(super) tokens: NumberRange,
-    /// Speed of each answer; 0 sends all tokens at once.
+    /// Tokens a second of each answer; 0 sends all tokens at once.
     #[arg(long, value_name = "N", default_value_t = 0.0, value_parser = parse_token_rate)]
     pub(super) tokens_per_second: f64,
     /// Fraction of calls that fail with status 500, 502 or 503.
@@ -73,7 +73,8 @@ fn parse_token_rate(text: &str) -> Result<f64, String> {
     }
 }
 
-/// An unpaced answer is built in memory as a whole, at about 200 bytes per token.
+/// Largest value of `--tokens`. An answer without `--tokens-per-second` is built in memory as a
+/// whole, at about 200 bytes per token.
 const MAX_TOKENS: u64 = 100_000;
 
 fn parse_tokens(text: &str) -> Result<NumberRange, String> {
@@ -92,8 +93,8 @@ fn parse_model(text: &str) -> Result<String, String> {
 }
 
 impl MockArgs {
-    /// Checks what concerns several options: the outcomes of a call exclude each other, so their
-    /// shares must not exceed 100 % together.
+    /// Checks that the shares of the outcomes do not exceed 100 % together, because a call has only
+    /// one outcome.
     pub(super) fn validate(&self) -> Result<(), UsageError> {
         let shares = [self.rate_limit_share, self.error_share, self.cut_share];
         let total: f64 = shares.iter().map(|share| share.value()).sum();

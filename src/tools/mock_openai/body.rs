@@ -13,18 +13,21 @@ use super::call::Call;
 use super::request::ChatRequest;
 use super::stats::add;
 
-/// How long a stream that is to be cut off stays open after its last token, so that hyper flushes
-/// the token before it closes the connection.
+/// Time for which a stream that is to be cut off stays open after its last token, so that hyper
+/// flushes the token before it closes the connection.
 const FLUSH_DELAY: Duration = Duration::from_millis(2);
 
-/// Makes hyper close the connection without the end of the body, as `--cut-share` requests.
+/// Error of a body that is cut off because of `--cut-share`. It makes hyper close the connection
+/// without the end of the body.
 #[derive(Debug, thiserror::Error)]
 #[error("stream cut off by --cut-share")]
 pub(super) struct StreamCut;
 
 /// The body of a response.
 pub(super) enum ResponseBody {
+    /// A body that is sent in one piece; `None` after it was sent.
     Whole(Option<Bytes>),
+    /// A streamed answer.
     Stream(Box<AnswerStream>),
 }
 
@@ -33,9 +36,11 @@ pub(super) struct AnswerStream {
     call: Call,
     request: ChatRequest,
     tokens: AnswerTokens,
-    /// The stream is cut off when this many tokens remain.
+    /// Number of remaining tokens at which the stream is cut off; `None` if it is not cut off.
     cut_at: Option<u64>,
+    /// When the first piece was written; `None` before that.
     started: Option<Instant>,
+    /// Expires when the next piece is due, or when the stream is to be cut off.
     next_write: Pin<Box<Sleep>>,
     is_finished: bool,
 }
@@ -45,7 +50,7 @@ impl ResponseBody {
         Self::Whole(Some(bytes.into()))
     }
 
-    /// A stream, which ends in the middle of the answer if `is_cut`.
+    /// Creates the body of a streamed answer, which is cut off in the middle if `is_cut`.
     pub(super) fn stream(
         call: Call,
         request: ChatRequest,
@@ -65,7 +70,8 @@ impl ResponseBody {
 }
 
 impl AnswerStream {
-    /// Polls for the next piece, which has all tokens that are due.
+    /// Polls for the next piece of the stream, which has all tokens that are due. Returns `None`
+    /// after the end, and an error where the stream is cut off.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, StreamCut>>> {
         if self.is_finished {
             return Poll::Ready(None);
@@ -94,13 +100,13 @@ impl AnswerStream {
             self.call.record_outcome(|stats| &stats.cut);
             return Poll::Ready(Some(Err(StreamCut)));
         }
-        // On a busy machine several tokens can be due.
-        let due = 1 + (started.elapsed().as_secs_f64() * rate) as u64;
+        // On a busy machine the timer is polled late, so several tokens can be due.
+        let tokens_due = 1 + (started.elapsed().as_secs_f64() * rate) as u64;
         let stop_at = self.cut_at.unwrap_or(0);
         loop {
             self.write_token(&mut out);
             let written = self.tokens.total() - self.tokens.remaining();
-            if self.tokens.remaining() <= stop_at || written >= due {
+            if self.tokens.remaining() <= stop_at || written >= tokens_due {
                 return Poll::Ready(Some(Ok(self.finish_piece(out))));
             }
         }
@@ -111,7 +117,8 @@ impl AnswerStream {
         encoder.write_token(&self.request, &mut self.tokens, out);
     }
 
-    /// Appends the end of the answer after the last token; otherwise schedules the next write.
+    /// Completes a piece. Appends the end of the stream if all tokens are written; otherwise
+    /// schedules the next piece, or the time at which the stream is cut off.
     fn finish_piece(&mut self, mut out: Vec<u8>) -> Bytes {
         let remaining = self.tokens.remaining();
         if self.cut_at.is_some_and(|cut_at| remaining <= cut_at) {

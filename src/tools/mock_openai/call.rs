@@ -8,7 +8,7 @@ use super::args::MockArgs;
 use super::random::{Fraction, NumberRange, splitmix64};
 use super::stats::{Stats, add};
 
-/// Settings, encoder and counters of the server.
+/// The state of the server that all calls share: settings, encoder and counters.
 pub(super) struct MockState {
     pub(super) encoder: AnswerEncoder,
     pub(super) stats: Stats,
@@ -17,8 +17,8 @@ pub(super) struct MockState {
     pub(super) error_share: Fraction,
     pub(super) rate_limit_share: Fraction,
     pub(super) cut_share: Fraction,
-    /// Seconds.
-    pub(super) retry_after: u32,
+    /// `Retry-After` of a response with status 429, in seconds.
+    pub(super) retry_after_seconds: u32,
     pub(super) model: String,
     seed: u64,
 }
@@ -33,20 +33,26 @@ impl MockState {
             error_share: args.error_share,
             rate_limit_share: args.rate_limit_share,
             cut_share: args.cut_share,
-            retry_after: args.retry_after,
+            retry_after_seconds: args.retry_after,
             seed: args.seed,
             model: args.model.clone(),
         }
     }
 }
 
-/// What is decided at random for each call. The order is part of what a seed reproduces.
+/// A random decision about a call. The random bits depend on the variant's number, so the order of
+/// the variants must not change: a seed would get other outcomes.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Decision {
+    /// Whether the call is refused with status 429.
     RateLimit,
+    /// Whether the call fails with status 500, 502 or 503.
     Error,
+    /// The status with which the call fails.
     ErrorStatus,
+    /// The time before the first token.
     Latency,
+    /// Whether the stream is cut off.
     Cut,
 }
 
@@ -54,6 +60,7 @@ pub(super) enum Decision {
 /// outcome counts as a client that hung up.
 pub(super) struct Call {
     pub(super) state: Arc<MockState>,
+    /// Number of the call since the start of the server, from 0.
     number: u64,
     has_outcome: bool,
 }
@@ -67,13 +74,14 @@ impl Call {
         }
     }
 
-    /// Counts the outcome of the call.
+    /// Counts the outcome of the call in the counter that `counter` selects.
     pub(super) fn record_outcome(&mut self, counter: impl Fn(&Stats) -> &AtomicU64) {
         add(counter(&self.state.stats), 1);
         self.has_outcome = true;
     }
 
-    /// Random bits for one decision of this call; the same for the same seed and call number.
+    /// Returns the random bits for a decision about this call. They are the same for the same seed
+    /// and number of the call.
     pub(super) fn random_bits(&self, decision: Decision) -> u64 {
         let decision = self.number.wrapping_mul(8).wrapping_add(decision as u64);
         splitmix64(self.state.seed ^ splitmix64(decision))

@@ -1,9 +1,9 @@
 //! `chatmesh mock-openai`: a local server with OpenAI's chat completions API, for load tests and
 //! demos.
 //!
-//! The mock must never be the bottleneck of a measurement. An unpaced answer is therefore one
-//! write, a paced answer writes all tokens that are due at once, and a request is parsed only as
-//! far as the answer depends on it.
+//! The mock must never be the bottleneck of a measurement. Without `--tokens-per-second` an answer
+//! is therefore one write, otherwise each write has all tokens that are due, and a request is
+//! parsed only as far as the answer depends on it.
 
 use std::sync::Arc;
 
@@ -52,7 +52,7 @@ pub(crate) fn run(
         let address = listener.local_addr()?;
         let stop = CancellationToken::new();
         tokio::spawn(Signals::new()?.watch(stop.clone()));
-        // One line in the form of an assignment, so that scripts can read it.
+        // The ready line has the form of an assignment, so that scripts can read the address.
         print(&format!(
             "mock-openai listens: OPENAI_BASE_URL=http://{address}/v1\n"
         ))?;

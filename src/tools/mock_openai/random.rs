@@ -1,5 +1,5 @@
-//! Values of options that are fixed or random (`20..80`, `5%`), and the deterministic random bits
-//! that choose among them.
+//! Values of options that are ranges or probabilities (`20..80`, `5%`), and the deterministic
+//! random bits that choose a number or an event.
 
 use std::str::FromStr;
 
@@ -24,9 +24,9 @@ impl NumberRange {
     }
 
     /// Maps 64 random bits to a number of the range, uniformly.
-    pub(super) fn pick(self, random: u64) -> u64 {
+    pub(super) fn pick(self, random_bits: u64) -> u64 {
         let width = u128::from(self.high - self.low) + 1;
-        self.low + ((u128::from(random) * width) >> 64) as u64
+        self.low + ((u128::from(random_bits) * width) >> 64) as u64
     }
 }
 
@@ -60,9 +60,9 @@ impl Fraction {
         self.0
     }
 
-    /// Whether 64 random bits select the event of this probability.
-    pub(super) fn contains(self, random: u64) -> bool {
-        (random >> 11) as f64 / (1_u64 << 53) as f64 <= self.0 && self.0 > 0.0
+    /// Whether 64 random bits select an event that has this probability.
+    pub(super) fn selects(self, random_bits: u64) -> bool {
+        (random_bits >> 11) as f64 / (1_u64 << 53) as f64 <= self.0 && self.0 > 0.0
     }
 }
 
@@ -82,8 +82,8 @@ impl FromStr for Fraction {
     }
 }
 
-/// The finalizer of SplitMix64. Written out here so that the same seed gives the same results in
-/// every version.
+/// Mixes a number into 64 random bits, with one step of the SplitMix64 generator. It is implemented
+/// here so that the same seed gives the same results in every version.
 pub(super) fn splitmix64(value: u64) -> u64 {
     let mut bits = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
     bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -91,7 +91,8 @@ pub(super) fn splitmix64(value: u64) -> u64 {
     bits ^ (bits >> 31)
 }
 
-/// FNV-1a with 64 bits: simple enough for a checker in any language to recompute.
+/// Returns the 64-bit FNV-1a hash of the bytes. It is simple, so a test script in any language can
+/// recompute it.
 pub(super) fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
@@ -119,12 +120,12 @@ mod tests {
     fn fraction_selects_its_part_of_random_values() {
         let fraction: Fraction = "5%".parse().unwrap();
         let hits = (0..100_000)
-            .filter(|n| fraction.contains(splitmix64(*n)))
+            .filter(|n| fraction.selects(splitmix64(*n)))
             .count();
         assert!((4_700..5_300).contains(&hits), "{hits}");
         let (never, always) = ("0".parse::<Fraction>(), "1".parse::<Fraction>());
-        assert!(!never.unwrap().contains(0));
-        assert!(always.unwrap().contains(u64::MAX));
+        assert!(!never.unwrap().selects(0));
+        assert!(always.unwrap().selects(u64::MAX));
         for invalid in ["1.1", "-0.1", "120%", "x", "NaN"] {
             assert!(invalid.parse::<Fraction>().is_err(), "{invalid}");
         }

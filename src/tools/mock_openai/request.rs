@@ -36,10 +36,12 @@ struct StreamOptions {
 pub(super) struct ChatRequest {
     /// The content of the last user message.
     pub(super) prompt: String,
-    /// Estimated at four characters per token, because the mock has no tokenizer.
+    /// Number of tokens of all messages, estimated at four bytes per token, because the mock has no
+    /// tokenizer.
     pub(super) prompt_tokens: u64,
     pub(super) stream: bool,
     pub(super) include_usage: bool,
+    /// `max_completion_tokens` of the request, otherwise its `max_tokens`.
     pub(super) max_tokens: Option<u64>,
 }
 
@@ -47,12 +49,12 @@ impl ChatRequest {
     pub(super) fn parse(body: &[u8]) -> Result<Self, String> {
         let body: RequestBody = serde_json::from_slice(body).map_err(|error| error.to_string())?;
         let contents = body.messages.iter().filter_map(|message| message.content);
-        let characters: usize = contents.map(|content| content.get().len()).sum();
+        let content_bytes: usize = contents.map(|content| content.get().len()).sum();
         let last_user_message = body.messages.iter().rev().find(|m| m.role == "user");
         let content = last_user_message.and_then(|message| message.content);
         Ok(Self {
             prompt: content.map(content_text).transpose()?.unwrap_or_default(),
-            prompt_tokens: characters as u64 / 4 + 1,
+            prompt_tokens: content_bytes as u64 / 4 + 1,
             stream: body.stream,
             include_usage: body.stream_options.is_some_and(|o| o.include_usage),
             max_tokens: body.max_completion_tokens.or(body.max_tokens),
@@ -60,7 +62,8 @@ impl ChatRequest {
     }
 }
 
-/// The text of a message's content, which is a string or a list of parts of which some are text.
+/// Returns the text of a message's content. The content is a string, a list of parts of which only
+/// the text is used, or null; otherwise the result is an error.
 fn content_text(content: &RawValue) -> Result<String, String> {
     match serde_json::from_str(content.get()).map_err(|error| error.to_string())? {
         Value::String(text) => Ok(text),

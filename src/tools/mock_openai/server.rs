@@ -1,4 +1,5 @@
-//! The HTTP server: routes, and the random outcome of each call.
+//! The HTTP server of the mock: accepts connections, routes requests, and decides the random
+//! outcome of each call.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -22,11 +23,11 @@ use super::call::{Call, Decision, MockState};
 use super::request::ChatRequest;
 use super::stats::add;
 
-/// Larger than any history that a worker sends.
+/// Maximum size of a request body in bytes. It is larger than any request that a worker sends.
 const MAX_REQUEST_BYTES: usize = 16 << 20;
 
-/// Pause after a failed `accept`, which happens when no file descriptors are left: pending
-/// connections are accepted as soon as others are closed.
+/// Delay after a failed `accept`. It fails when no file descriptors are left, and succeeds again
+/// after open connections have been closed.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
 
 /// Serves until `stop` is cancelled. Responses in progress are cut off then, because no accepted
@@ -40,7 +41,7 @@ pub(super) async fn serve(listener: TcpListener, state: Arc<MockState>, stop: Ca
             sleep(ACCEPT_RETRY_DELAY).await;
             continue;
         };
-        // A failure only makes the connection slower.
+        // If this fails, Nagle's algorithm stays enabled, which only makes the connection slower.
         let _ = stream.set_nodelay(true);
         let state = Arc::clone(&state);
         tokio::spawn(async move {
@@ -87,20 +88,17 @@ async fn complete(state: &Arc<MockState>, request: Request<Incoming>) -> Respons
     };
     if state
         .rate_limit_share
-        .contains(call.random_bits(Decision::RateLimit))
+        .selects(call.random_bits(Decision::RateLimit))
     {
         call.record_outcome(|stats| &stats.rate_limited);
         let text = "Rate limit reached, as set by --rate-limit-share";
         let mut response =
             error_response(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", text);
-        let after = HeaderValue::from(state.retry_after);
-        response.headers_mut().insert(RETRY_AFTER, after);
+        let seconds = HeaderValue::from(state.retry_after_seconds);
+        response.headers_mut().insert(RETRY_AFTER, seconds);
         return response;
     }
-    if state
-        .error_share
-        .contains(call.random_bits(Decision::Error))
-    {
+    if state.error_share.selects(call.random_bits(Decision::Error)) {
         call.record_outcome(|stats| &stats.errors);
         let statuses = [
             StatusCode::INTERNAL_SERVER_ERROR,
@@ -110,9 +108,9 @@ async fn complete(state: &Arc<MockState>, request: Request<Incoming>) -> Respons
         let status = statuses[(call.random_bits(Decision::ErrorStatus) % 3) as usize];
         return error_response(status, "server_error", "failed, as set by --error-share");
     }
-    let latency = state.latency_ms.pick(call.random_bits(Decision::Latency));
-    if latency > 0 {
-        sleep(Duration::from_millis(latency)).await;
+    let latency_ms = state.latency_ms.pick(call.random_bits(Decision::Latency));
+    if latency_ms > 0 {
+        sleep(Duration::from_millis(latency_ms)).await;
     }
     let mut tokens = state.encoder.choose_tokens(&request);
     if !request.stream {
@@ -121,7 +119,7 @@ async fn complete(state: &Arc<MockState>, request: Request<Incoming>) -> Respons
         return json_response(StatusCode::OK, &state.encoder.completion(&request, &tokens));
     }
     add(&state.stats.streamed, 1);
-    let is_cut = state.cut_share.contains(call.random_bits(Decision::Cut));
+    let is_cut = state.cut_share.selects(call.random_bits(Decision::Cut));
     let body = if is_cut || state.tokens_per_second > 0.0 {
         ResponseBody::stream(call, request, tokens, is_cut)
     } else {
@@ -144,7 +142,7 @@ fn json_response(status: StatusCode, body: &Value) -> Response<ResponseBody> {
     response
 }
 
-/// An error in the format of the API.
+/// Returns an error response in the format of OpenAI's API.
 fn error_response(status: StatusCode, kind: &str, message: &str) -> Response<ResponseBody> {
     let body = json!({"error": {"message": message, "type": kind, "param": null, "code": kind}});
     json_response(status, &body)

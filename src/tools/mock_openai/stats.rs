@@ -9,14 +9,23 @@ use serde_json::{Value, json};
 pub(super) struct Stats {
     pub(super) calls: AtomicU64,
     pub(super) answered: AtomicU64,
+    /// Number of calls whose response is a stream, whatever their outcome.
     pub(super) streamed: AtomicU64,
+    /// Number of tokens that were written, of all calls together.
     pub(super) tokens: AtomicU64,
+    /// Number of calls that failed because of `--error-share`.
     pub(super) errors: AtomicU64,
+    /// Number of calls that were refused because of `--rate-limit-share`.
     pub(super) rate_limited: AtomicU64,
+    /// Number of streams that were cut off because of `--cut-share`.
     pub(super) cut: AtomicU64,
+    /// Number of calls with a request that can't be parsed.
     pub(super) invalid: AtomicU64,
+    /// Number of calls whose client disconnected before the end of the response.
     pub(super) hung_up: AtomicU64,
+    /// Number of calls that have not ended.
     pub(super) in_flight: AtomicU64,
+    /// Highest value of `in_flight` so far.
     pub(super) max_in_flight: AtomicU64,
 }
 
