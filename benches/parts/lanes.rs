@@ -34,7 +34,7 @@ impl Consumer for PreparedConsumer {
             self.is_assigned = true;
             return ConsumerEvent::Assigned(vec![Assignment {
                 partition: 0,
-                committed: Some(0),
+                committed_offset: Some(0),
             }]);
         }
         match self.records.pop() {

@@ -89,7 +89,7 @@ pub struct Assignment {
     pub partition: i32,
     /// The group's committed offset, which is the offset of the next record to read. `None` if the
     /// group has never committed an offset for this partition.
-    pub committed: Option<i64>,
+    pub committed_offset: Option<i64>,
 }
 
 /// One member of a consumer group. Dropping the member leaves the group without committing; call

@@ -218,7 +218,7 @@ impl Driver {
     fn on_assigned(&mut self, assignment: Assignment) {
         let Assignment {
             partition: number,
-            committed,
+            committed_offset: committed,
         } = assignment;
         self.on_revoked(number);
         let assignment_id = self.next_generation();

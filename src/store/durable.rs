@@ -102,14 +102,14 @@ struct Shared {
 
 /// The open store on disk. Dropping it syncs every commit, unless the disk has failed, and releases
 /// the directory.
-pub(super) struct Durable {
+pub(super) struct DurableStore {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl std::fmt::Debug for Durable {
+impl std::fmt::Debug for DurableStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Durable")
+        f.debug_tuple("DurableStore")
             .field(&self.shared.directory.path())
             .finish()
     }
@@ -119,7 +119,7 @@ fn to_store_error(error: &fjall::Error) -> StoreError {
     StoreError(error.to_string())
 }
 
-impl Durable {
+impl DurableStore {
     pub(super) fn open(dir: &Path, min_free_bytes: u64) -> Result<Self, OpenError> {
         let directory = Directory::open(dir)?;
         let io = |reason: String| OpenError::Io {
@@ -279,7 +279,7 @@ impl Durable {
     }
 }
 
-impl Drop for Durable {
+impl Drop for DurableStore {
     fn drop(&mut self) {
         self.shared.queue.lock().is_stopped = true;
         self.shared.wake.notify_one();

@@ -12,11 +12,11 @@ type Map = BTreeMap<Vec<u8>, Vec<u8>>;
 /// The tables of a store in memory. Each has its own lock, so that readers of one table do not wait
 /// for writers of another.
 #[derive(Debug, Default)]
-pub(super) struct Memory {
+pub(super) struct MemoryStore {
     tables: [RwLock<Map>; TABLES.len()],
 }
 
-impl Memory {
+impl MemoryStore {
     fn table(&self, table: Table) -> parking_lot::RwLockReadGuard<'_, Map> {
         self.tables[table as usize].read()
     }

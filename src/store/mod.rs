@@ -17,9 +17,9 @@ mod journal;
 mod memory;
 
 pub use directory::{DirectoryInfo, OpenError, inspect};
-use durable::Durable;
+use durable::DurableStore;
 pub use instance::InstanceInfo;
-use memory::Memory;
+use memory::MemoryStore;
 
 /// One of the store's tables: an ordered map from byte strings to byte strings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -81,8 +81,8 @@ pub struct Store {
 
 #[derive(Debug, Clone)]
 enum Backend {
-    Memory(Arc<Memory>),
-    Durable(Arc<Durable>),
+    Memory(Arc<MemoryStore>),
+    Durable(Arc<DurableStore>),
 }
 
 impl Store {
@@ -101,7 +101,7 @@ impl Store {
     /// Blocks while the journal of a killed process is replayed, for about a second at most.
     pub fn open(path: &Path, min_free_disk: u64) -> Result<Self, OpenError> {
         Ok(Self {
-            backend: Backend::Durable(Arc::new(Durable::open(path, min_free_disk)?)),
+            backend: Backend::Durable(Arc::new(DurableStore::open(path, min_free_disk)?)),
         })
     }
 

@@ -117,7 +117,7 @@ async fn stored_offsets_are_committed_in_the_background() {
     let ConsumerEvent::Assigned(assigned) = second.next().await else {
         panic!("the first event is the assignment");
     };
-    assert_eq!(assigned[partition as usize].committed, Some(1));
+    assert_eq!(assigned[partition as usize].committed_offset, Some(1));
     assert_eq!(next_record(&mut second).await.offset, 1);
 }
 
@@ -291,7 +291,7 @@ async fn kill_9_loses_no_acknowledged_record_and_reuses_no_offset() {
         let ConsumerEvent::Assigned(assigned) = worker.next().await else {
             panic!("the first event is the assignment");
         };
-        let committed = assigned.iter().filter_map(|a| a.committed).max();
+        let committed = assigned.iter().filter_map(|a| a.committed_offset).max();
         assert!(committed <= Some(end), "the commit is above the end");
     }
 }

@@ -256,7 +256,8 @@ async fn consumer_that_stops_polling_is_revoked_and_rejoins() {
         ConsumerEvent::Assigned(all) => {
             assert_eq!(all.len(), 2);
             assert!(
-                all.iter().all(|assignment| assignment.committed.is_none()),
+                all.iter()
+                    .all(|assignment| assignment.committed_offset.is_none()),
                 "an offset stored after the revocation was committed: {all:?}"
             );
         }

@@ -15,15 +15,17 @@ use crate::log::{
 };
 use crate::protocol::log_record::{NewRecord, Record};
 
+/// The records of a [`FakeLog`], and the offset that its one group has committed.
 #[derive(Default)]
 pub(super) struct FakeTopics {
     records: Mutex<HashMap<String, Vec<Record>>>,
     committed: Mutex<Option<i64>>,
     /// Appends to this topic are neither made nor acknowledged.
     pub(super) unacknowledged_topic: Mutex<Option<String>>,
-    /// Log timestamp of appended records.
+    /// The timestamp that the log gives to the records that are appended next.
     pub(super) timestamp_ms: Mutex<i64>,
-    changed: Notify,
+    /// Wakes the consumers after a record was appended.
+    record_appended: Notify,
     journal: Journal,
 }
 
@@ -32,8 +34,8 @@ pub(super) struct FakeLog(pub(super) Arc<FakeTopics>);
 struct FakeConsumer {
     topics: Arc<FakeTopics>,
     topic: String,
-    /// Next offset; `None` before the assignment.
-    position: Option<i64>,
+    /// Offset of the record that is read next; `None` before the assignment.
+    next_offset: Option<i64>,
 }
 
 impl FakeTopics {
@@ -59,14 +61,14 @@ impl FakeTopics {
             null_value: false,
             headers: record.headers,
         });
-        self.changed.notify_waiters();
+        self.record_appended.notify_waiters();
         LogOffset {
             partition: 0,
             offset,
         }
     }
 
-    /// The values of all records of a topic as JSON.
+    /// The values of all records of a topic as JSON; `null` for a value that is not JSON.
     pub(super) fn values(&self, topic: &str) -> Vec<serde_json::Value> {
         let topics = self.records.lock().unwrap();
         let records = topics.get(topic).map(Vec::as_slice).unwrap_or_default();
@@ -78,6 +80,7 @@ impl FakeTopics {
         self.committed.lock().unwrap().unwrap_or(0)
     }
 
+    /// A record with this value, and neither key nor headers.
     pub(super) fn record(value: &str) -> NewRecord {
         NewRecord {
             key: None,
@@ -92,26 +95,26 @@ impl FakeTopics {
 impl Consumer for FakeConsumer {
     async fn next(&mut self) -> ConsumerEvent {
         loop {
-            let changed = self.topics.changed.notified();
-            let Some(position) = self.position else {
+            let record_appended = self.topics.record_appended.notified();
+            let Some(next_offset) = self.next_offset else {
                 let committed = *self.topics.committed.lock().unwrap();
-                self.position = Some(committed.unwrap_or(0));
+                self.next_offset = Some(committed.unwrap_or(0));
                 return ConsumerEvent::Assigned(vec![Assignment {
                     partition: 0,
-                    committed,
+                    committed_offset: committed,
                 }]);
             };
             let record = {
                 let topics = self.topics.records.lock().unwrap();
                 topics
                     .get(&self.topic)
-                    .and_then(|records| records.get(position as usize).cloned())
+                    .and_then(|records| records.get(next_offset as usize).cloned())
             };
             if let Some(record) = record {
-                self.position = Some(position + 1);
+                self.next_offset = Some(next_offset + 1);
                 return ConsumerEvent::Record(record);
             }
-            changed.await;
+            record_appended.await;
         }
     }
 
@@ -126,7 +129,7 @@ impl Consumer for FakeConsumer {
     fn resume(&mut self) {}
 
     async fn seek(&mut self, _: i32, offset: i64) -> Result<(), LogError> {
-        self.position = Some(offset);
+        self.next_offset = Some(offset);
         Ok(())
     }
 
@@ -152,7 +155,7 @@ impl Log for FakeLog {
         Ok(Box::new(FakeConsumer {
             topics: Arc::clone(&self.0),
             topic: topic.to_owned(),
-            position: None,
+            next_offset: None,
         }))
     }
 

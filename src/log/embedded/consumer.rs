@@ -58,12 +58,12 @@ pub(super) struct EmbeddedConsumer {
     store: Store,
     topic: Arc<Topic>,
     group: Arc<Group>,
-    member: u64,
+    member_id: u64,
     is_closed: bool,
     /// The group's version when every change of this member's assignment had been reported.
     group_version: u64,
-    /// Notified by [`Topic::changed`].
-    changed: watch::Receiver<()>,
+    /// Notified by [`Topic::change_sender`].
+    change_receiver: watch::Receiver<()>,
     cursors: BTreeMap<i32, PartitionCursor>,
     /// The partition of the last delivered record. The search for the next record starts with the
     /// partition after it.
@@ -71,28 +71,28 @@ pub(super) struct EmbeddedConsumer {
     is_paused: bool,
     fetch: Option<Fetch>,
     /// Number of seeks and assigned partitions so far.
-    seeks: u64,
+    seek_count: u64,
 }
 
 impl EmbeddedConsumer {
     pub(super) fn join(store: Store, topic: Arc<Topic>, group: &str) -> Self {
         let group = topic.group(group);
-        let changed = topic.changed.subscribe();
-        let member = group.join();
-        topic.changed.send_replace(());
+        let change_receiver = topic.change_sender.subscribe();
+        let member_id = group.join();
+        topic.change_sender.send_replace(());
         Self {
             store,
             topic,
             group,
-            member,
+            member_id,
             is_closed: false,
             group_version: 0,
-            changed,
+            change_receiver,
             cursors: BTreeMap::new(),
             last_partition: 0,
             is_paused: false,
             fetch: None,
-            seeks: 0,
+            seek_count: 0,
         }
     }
 
@@ -109,24 +109,24 @@ impl EmbeddedConsumer {
         if version == self.group_version {
             return None;
         }
-        match self.group.next_change(self.member) {
+        match self.group.next_change(self.member_id) {
             Some(RebalanceChange::Revoked(partitions)) => {
                 for partition in &partitions {
                     self.cursors.remove(partition);
                 }
                 // Wakes the members that wait for these partitions.
-                self.topic.changed.send_replace(());
+                self.topic.change_sender.send_replace(());
                 Some(ConsumerEvent::Revoked(partitions))
             }
             Some(RebalanceChange::Assigned(assignments)) => {
                 for assignment in &assignments {
-                    self.seeks += 1;
+                    self.seek_count += 1;
                     let cursor = PartitionCursor {
                         next_offset: assignment
-                            .committed
+                            .committed_offset
                             .unwrap_or_else(|| self.log_start(assignment.partition)),
                         prefetched: VecDeque::new(),
-                        seek_number: self.seeks,
+                        seek_number: self.seek_count,
                     };
                     self.cursors.insert(assignment.partition, cursor);
                 }
@@ -138,7 +138,7 @@ impl EmbeddedConsumer {
                 if self.group.version() == version {
                     self.group_version = version;
                 } else {
-                    self.topic.changed.send_replace(());
+                    self.topic.change_sender.send_replace(());
                 }
                 None
             }
@@ -184,7 +184,7 @@ impl EmbeddedConsumer {
             if !cursor.prefetched.is_empty() || cursor.next_offset >= end {
                 continue;
             }
-            if let Some(records) = partition.recent_records(cursor.next_offset, PREFETCH_BYTES) {
+            if let Some(records) = partition.cached_records(cursor.next_offset, PREFETCH_BYTES) {
                 // Offsets may have gaps. If there is no record, every offset up to `end` belongs to
                 // a gap and is skipped.
                 cursor.next_offset = records.last().map_or(end, |record| record.offset + 1);
@@ -243,7 +243,7 @@ impl Consumer for EmbeddedConsumer {
             // returns without another await.
             tokio::task::coop::consume_budget().await;
             // Marked before the state is read, so that a change after that ends the wait below.
-            self.changed.mark_unchanged();
+            self.change_receiver.mark_unchanged();
             if let Some(event) = self.next_change() {
                 return event;
             }
@@ -269,10 +269,10 @@ impl Consumer for EmbeddedConsumer {
                 }
                 // `changed` returns no error, because this member keeps the topic, which owns the
                 // sender. The loop then reads the state again.
-                _ = self.changed.changed() => {}
+                _ = self.change_receiver.changed() => {}
                 () = tokio::time::sleep(EXPIRY_CHECK_INTERVAL) => {
                     if self.group.revoke_expired(SESSION_TIMEOUT) {
-                        self.topic.changed.send_replace(());
+                        self.topic.change_sender.send_replace(());
                     }
                 }
             }
@@ -280,7 +280,8 @@ impl Consumer for EmbeddedConsumer {
     }
 
     fn store_offset(&mut self, partition: i32, next_offset: i64) {
-        self.group.store_offset(self.member, partition, next_offset);
+        self.group
+            .store_offset(self.member_id, partition, next_offset);
     }
 
     fn pause(&mut self) {
@@ -292,7 +293,7 @@ impl Consumer for EmbeddedConsumer {
     }
 
     async fn seek(&mut self, partition: i32, offset: i64) -> Result<(), LogError> {
-        self.seeks += 1;
+        self.seek_count += 1;
         let Some(cursor) = self.cursors.get_mut(&partition) else {
             return Err(LogError::Unavailable(format!(
                 "partition {partition} of {} is not assigned to this member",
@@ -301,14 +302,14 @@ impl Consumer for EmbeddedConsumer {
         };
         cursor.next_offset = offset.max(0);
         cursor.prefetched.clear();
-        cursor.seek_number = self.seeks;
+        cursor.seek_number = self.seek_count;
         Ok(())
     }
 
     async fn close(mut self: Box<Self>) {
         self.is_closed = true;
-        self.group.leave(self.member, true);
-        self.topic.changed.send_replace(());
+        self.group.leave(self.member_id, true);
+        self.topic.change_sender.send_replace(());
         let (store, topic) = (self.store.clone(), Arc::clone(&self.topic));
         let committed = async {
             let blocking_store = store.clone();
@@ -345,8 +346,8 @@ impl Consumer for EmbeddedConsumer {
 impl Drop for EmbeddedConsumer {
     fn drop(&mut self) {
         if !self.is_closed {
-            self.group.leave(self.member, false);
-            self.topic.changed.send_replace(());
+            self.group.leave(self.member_id, false);
+            self.topic.change_sender.send_replace(());
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::log::Assignment;
 /// The member that owns a partition.
 #[derive(Debug, Clone, Copy)]
 struct Owner {
-    member: u64,
+    member_id: u64,
     /// [`Group::next_change`] has reported the assignment to the member.
     is_notified: bool,
     /// When the group asked the member to release the partition. `None` if it has not asked.
@@ -23,7 +23,7 @@ struct Owner {
 #[derive(Debug, Default)]
 struct Member {
     /// Offsets that the member stored and that are not committed yet, by partition.
-    stored: BTreeMap<usize, i64>,
+    stored_offsets: BTreeMap<usize, i64>,
     /// Revoked partitions that [`Group::next_change`] has not reported to the member yet.
     unreported_revocations: Vec<i32>,
 }
@@ -33,19 +33,19 @@ struct Member {
 struct PartitionState {
     /// The offset below which the group has finished every record. `None` if the group has never
     /// committed an offset.
-    committed: Option<i64>,
+    committed_offset: Option<i64>,
     /// The committed offset that was last written to the store. `None` if none was written or the
     /// last write failed.
-    persisted: Option<i64>,
+    persisted_offset: Option<i64>,
     owner: Option<Owner>,
 }
 
 /// The state of a group, behind its lock.
 #[derive(Debug)]
-struct State {
+struct GroupState {
     partitions: Vec<PartitionState>,
     members: BTreeMap<u64, Member>,
-    next_member: u64,
+    next_member_id: u64,
 }
 
 /// A change of a member's assignment.
@@ -59,28 +59,28 @@ pub(super) enum RebalanceChange {
 /// offsets that the members store.
 #[derive(Debug)]
 pub(super) struct Group {
-    state: Mutex<State>,
+    state: Mutex<GroupState>,
     /// Incremented whenever partitions are assigned, revoked or requested from a member. A consumer
     /// that has seen the current version need not call [`Group::next_change`].
     version: AtomicU64,
 }
 
 impl Group {
-    /// Creates a group without members. `committed` has the committed offset of each partition.
-    pub(super) fn new(committed: Vec<Option<i64>>) -> Self {
-        let partitions = committed
+    /// Creates a group without members. `committed_offsets` has one entry for each partition.
+    pub(super) fn new(committed_offsets: Vec<Option<i64>>) -> Self {
+        let partitions = committed_offsets
             .into_iter()
-            .map(|committed| PartitionState {
-                committed,
-                persisted: committed,
+            .map(|committed_offset| PartitionState {
+                committed_offset,
+                persisted_offset: committed_offset,
                 owner: None,
             })
             .collect();
         Self {
-            state: Mutex::new(State {
+            state: Mutex::new(GroupState {
                 partitions,
                 members: BTreeMap::new(),
-                next_member: 0,
+                next_member_id: 0,
             }),
             version: AtomicU64::new(1),
         }
@@ -97,26 +97,26 @@ impl Group {
     /// Adds a member and returns its id.
     pub(super) fn join(&self) -> u64 {
         let mut state = self.state.lock();
-        let member = state.next_member;
-        state.next_member += 1;
-        state.members.insert(member, Member::default());
+        let member_id = state.next_member_id;
+        state.next_member_id += 1;
+        state.members.insert(member_id, Member::default());
         state.rebalance();
         drop(state);
         self.increment_version();
-        member
+        member_id
     }
 
     /// Removes a member. With `commit` the offsets that the member stored are committed; otherwise
     /// they are discarded.
-    pub(super) fn leave(&self, member: u64, commit: bool) {
+    pub(super) fn leave(&self, member_id: u64, commit: bool) {
         let mut state = self.state.lock();
-        if !commit && let Some(member) = state.members.get_mut(&member) {
-            member.stored.clear();
+        if !commit && let Some(member) = state.members.get_mut(&member_id) {
+            member.stored_offsets.clear();
         }
-        for partition in state.owned_by(member) {
+        for partition in state.owned_by(member_id) {
             state.release(partition);
         }
-        state.members.remove(&member);
+        state.members.remove(&member_id);
         state.rebalance();
         drop(state);
         self.increment_version();
@@ -125,10 +125,10 @@ impl Group {
     /// The next change of the member's assignment that was not reported to the member yet. `None`
     /// if there is none. The call first releases the partitions that the group has requested from
     /// the member.
-    pub(super) fn next_change(&self, member: u64) -> Option<RebalanceChange> {
+    pub(super) fn next_change(&self, member_id: u64) -> Option<RebalanceChange> {
         let mut state = self.state.lock();
         let requested: Vec<usize> = state
-            .owned_by(member)
+            .owned_by(member_id)
             .into_iter()
             .filter(|p| {
                 let owner = state.partitions[*p].owner;
@@ -142,20 +142,21 @@ impl Group {
             state.rebalance();
             self.increment_version();
         }
-        let revoked = std::mem::take(&mut state.members.get_mut(&member)?.unreported_revocations);
+        let revoked =
+            std::mem::take(&mut state.members.get_mut(&member_id)?.unreported_revocations);
         if !revoked.is_empty() {
             return Some(RebalanceChange::Revoked(revoked));
         }
         let mut assigned = Vec::new();
         for (index, partition) in state.partitions.iter_mut().enumerate() {
             if let Some(owner) = &mut partition.owner
-                && owner.member == member
+                && owner.member_id == member_id
                 && !owner.is_notified
             {
                 owner.is_notified = true;
                 assigned.push(Assignment {
                     partition: index as i32,
-                    committed: partition.committed,
+                    committed_offset: partition.committed_offset,
                 });
             }
         }
@@ -188,15 +189,18 @@ impl Group {
 
     /// Stores the offset below which the member has finished every record, until it is committed.
     /// Has no effect if the member does not own the partition.
-    pub(super) fn store_offset(&self, member: u64, partition: i32, next_offset: i64) {
+    pub(super) fn store_offset(&self, member_id: u64, partition: i32, next_offset: i64) {
         let mut state = self.state.lock();
         let partition = partition as usize;
         let owner = state.partitions.get(partition).and_then(|p| p.owner);
-        if owner.is_none_or(|owner| owner.member != member || !owner.is_notified) {
+        if owner.is_none_or(|owner| owner.member_id != member_id || !owner.is_notified) {
             return;
         }
-        if let Some(member) = state.members.get_mut(&member) {
-            let stored = member.stored.entry(partition).or_insert(next_offset);
+        if let Some(member) = state.members.get_mut(&member_id) {
+            let stored = member
+                .stored_offsets
+                .entry(partition)
+                .or_insert(next_offset);
             *stored = next_offset.max(*stored);
         }
     }
@@ -206,22 +210,22 @@ impl Group {
     /// write fails, the caller must call [`Group::mark_unpersisted`].
     pub(super) fn commit_stored(&self) -> Vec<(i32, i64)> {
         let mut state = self.state.lock();
-        let State {
+        let GroupState {
             partitions,
             members,
             ..
         } = &mut *state;
         for member in members.values_mut() {
-            for (partition, next_offset) in std::mem::take(&mut member.stored) {
+            for (partition, next_offset) in std::mem::take(&mut member.stored_offsets) {
                 partitions[partition].commit(next_offset);
             }
         }
         let mut unpersisted = Vec::new();
         for (index, partition) in partitions.iter_mut().enumerate() {
-            if partition.committed != partition.persisted
-                && let Some(offset) = partition.committed
+            if partition.committed_offset != partition.persisted_offset
+                && let Some(offset) = partition.committed_offset
             {
-                partition.persisted = partition.committed;
+                partition.persisted_offset = partition.committed_offset;
                 unpersisted.push((index as i32, offset));
             }
         }
@@ -231,7 +235,7 @@ impl Group {
     /// Notes that the partition's committed offset could not be written to the store, so that the
     /// next [`Group::commit_stored`] returns it again.
     pub(super) fn mark_unpersisted(&self, partition: i32) {
-        self.state.lock().partitions[partition as usize].persisted = None;
+        self.state.lock().partitions[partition as usize].persisted_offset = None;
     }
 
     /// The offset below which the group needs no record of this partition, even after a restart.
@@ -239,9 +243,16 @@ impl Group {
     /// all.
     pub(super) fn persisted_offset(&self, partition: i32) -> Option<i64> {
         let state = self.state.lock();
-        let is_in_use =
-            !state.members.is_empty() || state.partitions.iter().any(|p| p.persisted.is_some());
-        is_in_use.then(|| state.partitions[partition as usize].persisted.unwrap_or(0))
+        let is_in_use = !state.members.is_empty()
+            || state
+                .partitions
+                .iter()
+                .any(|p| p.persisted_offset.is_some());
+        is_in_use.then(|| {
+            state.partitions[partition as usize]
+                .persisted_offset
+                .unwrap_or(0)
+        })
     }
 }
 
@@ -249,18 +260,20 @@ impl PartitionState {
     /// Commits an offset, unless a higher one is committed: after a seek, a member finishes records
     /// again that were finished before.
     fn commit(&mut self, next_offset: i64) {
-        let committed = self.committed.map_or(next_offset, |c| c.max(next_offset));
-        self.committed = Some(committed);
+        let committed = self
+            .committed_offset
+            .map_or(next_offset, |c| c.max(next_offset));
+        self.committed_offset = Some(committed);
     }
 }
 
-impl State {
-    fn owned_by(&self, member: u64) -> Vec<usize> {
+impl GroupState {
+    fn owned_by(&self, member_id: u64) -> Vec<usize> {
         (0..self.partitions.len())
             .filter(|p| {
                 self.partitions[*p]
                     .owner
-                    .is_some_and(|o| o.member == member)
+                    .is_some_and(|o| o.member_id == member_id)
             })
             .collect()
     }
@@ -271,8 +284,8 @@ impl State {
         let Some(owner) = state.owner.take() else {
             return;
         };
-        if let Some(member) = self.members.get_mut(&owner.member) {
-            if let Some(next_offset) = member.stored.remove(&partition) {
+        if let Some(member) = self.members.get_mut(&owner.member_id) {
+            if let Some(next_offset) = member.stored_offsets.remove(&partition) {
                 state.commit(next_offset);
             }
             if owner.is_notified {
@@ -290,13 +303,13 @@ impl State {
         let mut members: Vec<(u64, Vec<usize>)> = self
             .members
             .keys()
-            .map(|member| (*member, self.owned_by(*member)))
+            .map(|member_id| (*member_id, self.owned_by(*member_id)))
             .collect();
         // Members that own the most partitions get the larger shares.
         members.sort_by_key(|(_, owned)| std::cmp::Reverse(owned.len()));
         let share = self.partitions.len() / members.len();
         let larger_shares = self.partitions.len() % members.len();
-        for (index, (member, owned)) in members.iter_mut().enumerate() {
+        for (index, (member_id, owned)) in members.iter_mut().enumerate() {
             let quota = share + usize::from(index < larger_shares);
             // Partitions whose assignment was not reported yet sort last, so they are the first to
             // exceed the quota. They are revoked at once, because the member does not know them.
@@ -319,7 +332,7 @@ impl State {
             for partition in &mut self.partitions {
                 if missing > 0 && partition.owner.is_none() {
                     partition.owner = Some(Owner {
-                        member: *member,
+                        member_id: *member_id,
                         is_notified: false,
                         revoke_requested_at: None,
                     });
@@ -334,15 +347,15 @@ impl State {
 mod tests {
     use super::*;
 
-    fn next_assigned(group: &Group, member: u64) -> Vec<i32> {
-        match group.next_change(member) {
+    fn next_assigned(group: &Group, member_id: u64) -> Vec<i32> {
+        match group.next_change(member_id) {
             Some(RebalanceChange::Assigned(new)) => new.iter().map(|a| a.partition).collect(),
             other => panic!("{other:?}"),
         }
     }
 
-    fn next_revoked(group: &Group, member: u64) -> Vec<i32> {
-        match group.next_change(member) {
+    fn next_revoked(group: &Group, member_id: u64) -> Vec<i32> {
+        match group.next_change(member_id) {
             Some(RebalanceChange::Revoked(lost)) => lost,
             other => panic!("{other:?}"),
         }

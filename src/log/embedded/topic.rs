@@ -15,7 +15,7 @@ use crate::store::{Batch, Store, StoreError, Table, Ticket};
 
 /// Maximum size in bytes of the cache of a partition's newest records. Consumers get these records
 /// without a read of the store.
-const RECENT_BYTES: usize = 1 << 20;
+const CACHE_BYTES: usize = 1 << 20;
 /// Maximum number of entries in one scan of the store.
 const MAX_SCAN_ENTRIES: usize = 256;
 
@@ -30,7 +30,7 @@ pub(super) struct Head {
 
 /// The cache of the newest visible records of a partition.
 #[derive(Debug)]
-struct RecentRecords {
+struct RecordCache {
     records: VecDeque<Record>,
     /// Size of `records`, in bytes.
     bytes: usize,
@@ -46,7 +46,7 @@ pub(super) struct Partition {
     pub(super) start: AtomicI64,
     /// Readers see the records below this offset, because these records are on disk.
     visible_end: AtomicI64,
-    recent: Mutex<RecentRecords>,
+    cache: Mutex<RecordCache>,
 }
 
 impl Partition {
@@ -75,7 +75,7 @@ impl Partition {
             }),
             start: AtomicI64::new(start),
             visible_end: AtomicI64::new(next_offset),
-            recent: Mutex::new(RecentRecords {
+            cache: Mutex::new(RecordCache {
                 records: VecDeque::new(),
                 bytes: 0,
                 complete_from: next_offset,
@@ -92,31 +92,31 @@ impl Partition {
     /// offsets.
     pub(super) fn publish(&self, record: Record) {
         let next = record.offset + 1;
-        let mut recent = self.recent.lock();
-        recent.bytes += record.size();
-        recent.records.push_back(record);
-        while recent.bytes > RECENT_BYTES {
-            let Some(oldest) = recent.records.pop_front() else {
+        let mut cache = self.cache.lock();
+        cache.bytes += record.size();
+        cache.records.push_back(record);
+        while cache.bytes > CACHE_BYTES {
+            let Some(oldest) = cache.records.pop_front() else {
                 break;
             };
-            recent.bytes -= oldest.size();
-            recent.complete_from = oldest.offset + 1;
+            cache.bytes -= oldest.size();
+            cache.complete_from = oldest.offset + 1;
         }
-        drop(recent);
+        drop(cache);
         self.visible_end.store(next, Ordering::Release);
     }
 
     /// The cached records from offset `from` on, until their size reaches `max_bytes`. `None` if
     /// the cache does not go back to `from`, so that the records must be read from the store.
-    pub(super) fn recent_records(&self, from: i64, max_bytes: usize) -> Option<Vec<Record>> {
-        let recent = self.recent.lock();
-        if from < recent.complete_from {
+    pub(super) fn cached_records(&self, from: i64, max_bytes: usize) -> Option<Vec<Record>> {
+        let cache = self.cache.lock();
+        if from < cache.complete_from {
             return None;
         }
-        let first = recent.records.partition_point(|r| r.offset < from);
+        let first = cache.records.partition_point(|r| r.offset < from);
         let mut bytes = 0;
         Some(
-            recent
+            cache
                 .records
                 .range(first..)
                 .take_while(|record| {
@@ -137,12 +137,12 @@ pub(super) struct Topic {
     pub(super) id: u32,
     pub(super) partitions: Vec<Partition>,
     /// Wakes every consumer of the topic, because there are new records or a group was rebalanced.
-    pub(super) changed: watch::Sender<()>,
+    pub(super) change_sender: watch::Sender<()>,
     groups: Mutex<HashMap<String, Arc<Group>>>,
     /// Held while offsets are written, so that an older commit never overwrites a newer one.
     commit_lock: Mutex<()>,
     /// Number of records without a key so far, which selects the partition of the next such record.
-    round_robin: AtomicUsize,
+    keyless_records: AtomicUsize,
 }
 
 impl Topic {
@@ -183,10 +183,10 @@ impl Topic {
             name: name.into(),
             id,
             partitions,
-            changed: watch::Sender::new(()),
+            change_sender: watch::Sender::new(()),
             groups: Mutex::new(groups),
             commit_lock: Mutex::default(),
-            round_robin: AtomicUsize::new(0),
+            keyless_records: AtomicUsize::new(0),
         })
     }
 
@@ -195,7 +195,7 @@ impl Topic {
     pub(super) fn select_partition(&self, key: Option<&[u8]>) -> usize {
         match key {
             Some(key) => partition_for_key(key, self.partitions.len()),
-            None => self.round_robin.fetch_add(1, Ordering::Relaxed) % self.partitions.len(),
+            None => self.keyless_records.fetch_add(1, Ordering::Relaxed) % self.partitions.len(),
         }
     }
 

@@ -112,7 +112,7 @@ impl Writer {
             head.last_timestamp_ms = timestamp_ms;
             partition.publish(record);
             drop(head);
-            topic.changed.send_replace(());
+            topic.change_sender.send_replace(());
             return Ok(AppendStatus::Appended(offset));
         }
         let (reply, receiver) = oneshot::channel();
@@ -260,7 +260,7 @@ fn publish_and_reply(items: Vec<QueueItem>) {
         }
     }
     for topic in topics {
-        topic.changed.send_replace(());
+        topic.change_sender.send_replace(());
     }
     for (reply, offset) in replies {
         let _ = reply.send(offset);

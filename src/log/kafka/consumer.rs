@@ -47,7 +47,7 @@ pub(super) struct KafkaConsumer {
     client: Option<Client>,
     topic: Arc<str>,
     /// The partitions whose assignment was accepted and that were not revoked since.
-    assigned: BTreeSet<i32>,
+    assigned_partitions: BTreeSet<i32>,
     is_paused: bool,
     pending_assignment: Option<PendingAssignment>,
     /// Events that [`Consumer::next`] returns before it polls librdkafka again.
@@ -59,7 +59,7 @@ pub(super) struct KafkaConsumer {
 struct PendingAssignment {
     partitions: TopicPartitionList,
     /// The task that fetches the committed offsets.
-    committed: JoinHandle<TopicPartitionList>,
+    offsets_task: JoinHandle<TopicPartitionList>,
 }
 
 impl KafkaConsumer {
@@ -78,7 +78,7 @@ impl KafkaConsumer {
             group: group.to_owned(),
             client: Some(client),
             topic,
-            assigned: BTreeSet::new(),
+            assigned_partitions: BTreeSet::new(),
             is_paused: false,
             pending_assignment: None,
             events: VecDeque::new(),
@@ -103,7 +103,9 @@ impl KafkaConsumer {
                 self.leave_group(false);
                 self.client = Some(client);
                 self.events.clear();
-                let lost: Vec<i32> = std::mem::take(&mut self.assigned).into_iter().collect();
+                let lost: Vec<i32> = std::mem::take(&mut self.assigned_partitions)
+                    .into_iter()
+                    .collect();
                 if !lost.is_empty() {
                     self.events.push_back(ConsumerEvent::Revoked(lost));
                 }
@@ -131,22 +133,24 @@ impl KafkaConsumer {
         while let Some(change) = client.context().next_change() {
             match change {
                 RebalanceChange::Assigned(partitions) => {
-                    let committed =
-                        tokio::spawn(fetch_committed(Arc::clone(client), partitions.clone()));
+                    let offsets_task = tokio::spawn(fetch_committed_offsets(
+                        Arc::clone(client),
+                        partitions.clone(),
+                    ));
                     self.pending_assignment = Some(PendingAssignment {
                         partitions,
-                        committed,
+                        offsets_task,
                     });
                 }
                 RebalanceChange::Revoked(partitions) => {
                     // Normally `None`, because librdkafka revokes no assignment before it was
                     // accepted. If it does, the assignment must not be accepted afterwards.
                     if let Some(pending) = self.pending_assignment.take() {
-                        pending.committed.abort();
+                        pending.offsets_task.abort();
                     }
                     let lost: Vec<i32> = partitions
                         .into_iter()
-                        .filter(|p| self.assigned.remove(p))
+                        .filter(|p| self.assigned_partitions.remove(p))
                         .collect();
                     if !lost.is_empty() {
                         self.events.push_back(ConsumerEvent::Revoked(lost));
@@ -158,8 +162,8 @@ impl KafkaConsumer {
 
     /// Accepts the pending assignment, so that librdkafka fetches records from these committed
     /// offsets on, and queues the event that reports the assignment.
-    fn complete_assignment(&mut self, client: &Client, committed: &TopicPartitionList) {
-        if let Err(error) = accept_assignment(client.as_ref(), committed) {
+    fn complete_assignment(&mut self, client: &Client, committed_offsets: &TopicPartitionList) {
+        if let Err(error) = accept_assignment(client.as_ref(), committed_offsets) {
             tracing::error!(
                 %error,
                 topic = %self.topic,
@@ -171,9 +175,9 @@ impl KafkaConsumer {
         // librdkafka remembers that a partition was paused even after it was revoked, so a new
         // assignment has to be resumed explicitly.
         let result = if self.is_paused {
-            client.pause(committed)
+            client.pause(committed_offsets)
         } else {
-            client.resume(committed)
+            client.resume(committed_offsets)
         };
         if let Err(error) = result {
             tracing::warn!(
@@ -183,18 +187,18 @@ impl KafkaConsumer {
                  unless their lag grows"
             );
         }
-        let assignments: Vec<Assignment> = committed
+        let assignments: Vec<Assignment> = committed_offsets
             .elements()
             .iter()
             .map(|element| Assignment {
                 partition: element.partition(),
-                committed: match element.offset() {
+                committed_offset: match element.offset() {
                     Offset::Offset(offset) => Some(offset),
                     _ => None,
                 },
             })
             .collect();
-        self.assigned
+        self.assigned_partitions
             .extend(assignments.iter().map(|assignment| assignment.partition));
         client
             .context()
@@ -205,8 +209,8 @@ impl KafkaConsumer {
     }
 
     fn assigned_list(&self) -> TopicPartitionList {
-        let mut list = TopicPartitionList::with_capacity(self.assigned.len());
-        for partition in &self.assigned {
+        let mut list = TopicPartitionList::with_capacity(self.assigned_partitions.len());
+        for partition in &self.assigned_partitions {
             list.add_partition(&self.topic, *partition);
         }
         list
@@ -220,13 +224,13 @@ impl KafkaConsumer {
     fn leave_group(&mut self, commit: bool) -> Option<oneshot::Receiver<()>> {
         let client = self.client.take()?;
         let pending = self.pending_assignment.take();
-        let (done, wait) = oneshot::channel();
+        let (left_sender, left_receiver) = oneshot::channel();
         std::thread::spawn(move || {
             client.context().start_closing();
             // The group does not let a member leave before it has accepted its assignments.
             let mut unaccepted: Vec<TopicPartitionList> = Vec::new();
             if let Some(pending) = pending {
-                pending.committed.abort();
+                pending.offsets_task.abort();
                 unaccepted.push(pending.partitions);
             }
             while let Some(change) = client.context().next_change() {
@@ -250,9 +254,9 @@ impl KafkaConsumer {
                 );
             }
             drop(client);
-            let _ = done.send(());
+            let _ = left_sender.send(());
         });
-        Some(wait)
+        Some(left_receiver)
     }
 }
 
@@ -270,7 +274,10 @@ fn create_client(
 
 /// Fetches the committed offsets of these partitions, and retries until the answer has the offset
 /// of each partition, or says that there is none.
-async fn fetch_committed(client: Client, partitions: TopicPartitionList) -> TopicPartitionList {
+async fn fetch_committed_offsets(
+    client: Client,
+    partitions: TopicPartitionList,
+) -> TopicPartitionList {
     loop {
         let (blocking_client, requested) = (Arc::clone(&client), partitions.clone());
         let request = spawn_blocking(move || {
@@ -320,12 +327,12 @@ impl Consumer for KafkaConsumer {
             let received = if let Some(pending) = &mut self.pending_assignment {
                 tokio::select! {
                     biased;
-                    committed = &mut pending.committed => {
+                    result = &mut pending.offsets_task => {
                         if let Some(pending) = self.pending_assignment.take() {
                             // The task fails only when its runtime stops. Without offsets in the
                             // list, librdkafka looks up the committed offsets itself.
-                            let committed = committed.unwrap_or(pending.partitions);
-                            self.complete_assignment(&client, &committed);
+                            let committed_offsets = result.unwrap_or(pending.partitions);
+                            self.complete_assignment(&client, &committed_offsets);
                         }
                         continue;
                     }
@@ -341,7 +348,7 @@ impl Consumer for KafkaConsumer {
                     // Before the poll returned the record, it may have called the rebalance
                     // callback and revoked the record's partition.
                     self.apply_rebalance_changes(&client);
-                    if self.assigned.contains(&partition) {
+                    if self.assigned_partitions.contains(&partition) {
                         self.events.push_back(ConsumerEvent::Record(record));
                     }
                 }
@@ -357,7 +364,7 @@ impl Consumer for KafkaConsumer {
 
     fn store_offset(&mut self, partition: i32, next_offset: i64) {
         let Some(client) = &self.client else { return };
-        if !self.assigned.contains(&partition) {
+        if !self.assigned_partitions.contains(&partition) {
             return;
         }
         let mut list = TopicPartitionList::with_capacity(1);
@@ -405,7 +412,7 @@ impl Consumer for KafkaConsumer {
                 return Err(not_assigned());
             };
             self.apply_rebalance_changes(&client);
-            if !self.assigned.contains(&partition) {
+            if !self.assigned_partitions.contains(&partition) {
                 return Err(not_assigned());
             }
             let topic = Arc::clone(&self.topic);
@@ -441,8 +448,8 @@ impl Consumer for KafkaConsumer {
     }
 
     async fn close(mut self: Box<Self>) {
-        if let Some(done) = self.leave_group(true)
-            && timeout(CLOSE_TIMEOUT, done).await.is_err()
+        if let Some(left_receiver) = self.leave_group(true)
+            && timeout(CLOSE_TIMEOUT, left_receiver).await.is_err()
         {
             tracing::warn!(
                 topic = %self.topic,

@@ -108,7 +108,7 @@ impl Consumer for FakeConsumer {
                     ConsumerEvent::Assigned(assigned) => self.next_offsets.extend(
                         assigned
                             .iter()
-                            .map(|a| (a.partition, a.committed.unwrap_or(0))),
+                            .map(|a| (a.partition, a.committed_offset.unwrap_or(0))),
                     ),
                     ConsumerEvent::Revoked(revoked) => {
                         self.next_offsets.retain(|p, _| !revoked.contains(p));
@@ -326,7 +326,7 @@ impl TestPipeline {
         self.events
             .send(ConsumerEvent::Assigned(vec![Assignment {
                 partition,
-                committed,
+                committed_offset: committed,
             }]))
             .unwrap();
         self.topic.changed.notify_waiters();

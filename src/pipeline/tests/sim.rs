@@ -96,7 +96,7 @@ impl Group {
         let committed = Some(self.committed_offsets[partition as usize]);
         let assignment = Assignment {
             partition,
-            committed,
+            committed_offset: committed,
         };
         self.send_event(member, 0, ConsumerEvent::Assigned(vec![assignment]));
     }
@@ -149,9 +149,10 @@ impl Consumer for SimConsumer {
                     Some((arrives_at, _)) if *arrives_at <= Instant::now() => {
                         let (_, event) = group.members[self.number].events.pop_front().unwrap();
                         match &event {
-                            ConsumerEvent::Assigned(all) => self
-                                .next_offsets
-                                .extend(all.iter().map(|a| (a.partition, a.committed.unwrap()))),
+                            ConsumerEvent::Assigned(all) => self.next_offsets.extend(
+                                all.iter()
+                                    .map(|a| (a.partition, a.committed_offset.unwrap())),
+                            ),
                             ConsumerEvent::Revoked(all) => {
                                 self.next_offsets.retain(|p, _| !all.contains(p));
                             }

@@ -146,7 +146,7 @@ impl Member {
                 for assignment in assignments {
                     let before = self
                         .assigned
-                        .insert(assignment.partition, assignment.committed);
+                        .insert(assignment.partition, assignment.committed_offset);
                     assert_eq!(before, None, "assigned twice: {assignment:?}");
                 }
                 Some(None)
