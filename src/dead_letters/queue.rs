@@ -125,7 +125,7 @@ impl DeadLetterQueue {
     }
 
     /// The unsettled dead letters that match `filter`, oldest first. Duplicates are merged into one
-    /// dead letter.
+    /// dead letter, which is unsettled until it and all its duplicates are settled.
     pub async fn list(&self, filter: &Filter) -> Result<Vec<DeadLetter>, DeadLetterError> {
         if let Some(topic) = &filter.topic {
             self.check_topic(topic, "")?;
@@ -165,15 +165,15 @@ impl DeadLetterQueue {
                 *oldest = record.timestamp_ms.min(*oldest);
             }
         }
-        let mut topics = HashMap::new();
+        let mut contents_by_topic = HashMap::new();
         for (topic, since_ms) in oldest_ms {
-            topics.insert(
+            contents_by_topic.insert(
                 topic.to_owned(),
                 self.read_topic(topic, Some(since_ms)).await?,
             );
         }
         let find = |address: &Address| {
-            let contents: &TopicContents = topics.get(&address.topic)?;
+            let contents: &TopicContents = contents_by_topic.get(&address.topic)?;
             let has_address =
                 |dead_letter: &&DeadLetter| dead_letter.addresses().any(|other| other == address);
             let dead_letter = contents.dead_letters.iter().find(has_address)?;
@@ -425,13 +425,13 @@ impl TopicContents {
     /// Keeps the first dead letter of each original record, and adds to it the addresses of its
     /// duplicates, which are the later dead letters of the same original record.
     fn merge_duplicates(&mut self) {
-        let mut index_of: HashMap<Source, usize> = HashMap::new();
+        let mut index_by_source: HashMap<Source, usize> = HashMap::new();
         let mut merged: Vec<DeadLetter> = Vec::with_capacity(self.dead_letters.len());
         for dead_letter in std::mem::take(&mut self.dead_letters) {
-            if let Some(index) = index_of.get(&dead_letter.source) {
+            if let Some(index) = index_by_source.get(&dead_letter.source) {
                 merged[*index].copies.push(dead_letter.address);
             } else {
-                index_of.insert(dead_letter.source.clone(), merged.len());
+                index_by_source.insert(dead_letter.source.clone(), merged.len());
                 merged.push(dead_letter);
             }
         }

@@ -66,7 +66,8 @@ impl Batch {
     }
 }
 
-/// The position of a commit in the order of all commits, for [`Store::wait_durable`].
+/// The number of a commit, with which a caller can wait until the commit is on disk:
+/// [`Store::wait_durable`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ticket(u64);
 

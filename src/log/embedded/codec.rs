@@ -32,7 +32,7 @@ pub(super) struct StoredRecord {
 /// Encodes a [`StoredRecord`]: the timestamp; a byte that is 1 if a key follows; the number of
 /// headers and the headers; the value, up to the end. Each key, header name and header value is
 /// preceded by its length. Numbers are little-endian, and all but the timestamp have 4 bytes.
-pub(super) fn encode(record: &Record) -> Vec<u8> {
+pub(super) fn encode_record(record: &Record) -> Vec<u8> {
     let mut out = Vec::with_capacity(record.size());
     out.extend(record.timestamp_ms.to_le_bytes());
     let put_bytes = |bytes: &[u8], out: &mut Vec<u8>| {
@@ -55,8 +55,8 @@ pub(super) fn encode(record: &Record) -> Vec<u8> {
     out
 }
 
-/// Decodes a value that [`encode`] returned. `None` if `bytes` is malformed.
-pub(super) fn decode(bytes: Vec<u8>) -> Option<StoredRecord> {
+/// Decodes a value that [`encode_record`] returned. `None` if `bytes` is malformed.
+pub(super) fn decode_record(bytes: Vec<u8>) -> Option<StoredRecord> {
     fn get_bytes(bytes: &mut Bytes) -> Option<Bytes> {
         let length = bytes.try_get_u32_le().ok()? as usize;
         (length <= bytes.len()).then(|| bytes.split_to(length))
@@ -81,9 +81,9 @@ pub(super) fn decode(bytes: Vec<u8>) -> Option<StoredRecord> {
     })
 }
 
-/// The timestamp of a record that [`encode`] encoded, which is all that is decoded. `None` if
-/// `bytes` is too short.
-pub(super) fn timestamp(bytes: &[u8]) -> Option<i64> {
+/// The timestamp of an encoded record, in milliseconds since the Unix epoch. Nothing else of the
+/// record is decoded. `None` if `bytes` is too short.
+pub(super) fn record_timestamp(bytes: &[u8]) -> Option<i64> {
     Some(i64::from_le_bytes(bytes.get(..8)?.try_into().ok()?))
 }
 
@@ -182,18 +182,18 @@ mod tests {
                 null_value: false,
                 headers: headers.into_iter().map(|(n, v)| (n, v.into())).collect(),
             };
-            let bytes = encode(&record);
-            prop_assert_eq!(timestamp(&bytes), Some(timestamp_ms));
+            let bytes = encode_record(&record);
+            prop_assert_eq!(record_timestamp(&bytes), Some(timestamp_ms));
             let Record { key, value, headers, .. } = record;
             let expected = StoredRecord { timestamp_ms, key, value, headers };
-            prop_assert_eq!(decode(bytes), Some(expected));
+            prop_assert_eq!(decode_record(bytes), Some(expected));
         }
 
         #[test]
         fn other_bytes_do_not_panic_when_decoded(
             bytes in proptest::collection::vec(any::<u8>(), 0..60)
         ) {
-            let _ = decode(bytes);
+            let _ = decode_record(bytes);
         }
     }
 }

@@ -44,7 +44,8 @@ pub(super) struct Partition {
     pub(super) head: Mutex<Head>,
     /// The offset of the oldest retained record, or of the next record if none is retained.
     pub(super) start: AtomicI64,
-    /// Readers see the records below this offset, because these records are on disk.
+    /// Readers see only records below this offset. These records are on disk, unless the store is
+    /// in memory.
     visible_end: AtomicI64,
     cache: Mutex<RecordCache>,
 }
@@ -65,7 +66,10 @@ impl Partition {
         let (next_offset, last_timestamp_ms) = last
             .first()
             .and_then(|(key, value)| {
-                Some((codec::record_offset(key)? + 1, codec::timestamp(value)?))
+                Some((
+                    codec::record_offset(key)? + 1,
+                    codec::record_timestamp(value)?,
+                ))
             })
             .unwrap_or((start, removed_ms));
         Ok(Self {
@@ -141,7 +145,7 @@ pub(super) struct Topic {
     groups: Mutex<HashMap<String, Arc<Group>>>,
     /// Held while offsets are written, so that an older commit never overwrites a newer one.
     commit_lock: Mutex<()>,
-    /// Number of records without a key so far, which selects the partition of the next such record.
+    /// Number of records without a key so far. It selects the partition of the next such record.
     keyless_records: AtomicUsize,
 }
 
@@ -267,7 +271,7 @@ impl Topic {
                     continue;
                 };
                 from = offset + 1;
-                let stored = codec::decode(value).ok_or_else(|| {
+                let stored = codec::decode_record(value).ok_or_else(|| {
                     StoreError(format!(
                         "record {offset} of {} partition {partition} is damaged; restore a backup of \
                          the data directory",
@@ -318,7 +322,7 @@ impl Topic {
                 false,
             )?;
             let record = first.first().and_then(|(key, value)| {
-                Some((codec::record_offset(key)?, codec::timestamp(value)?))
+                Some((codec::record_offset(key)?, codec::record_timestamp(value)?))
             });
             match record {
                 Some((offset, timestamp)) if timestamp >= timestamp_ms => {
@@ -365,7 +369,7 @@ impl Topic {
         let mut last = None;
         let mut removed = 0;
         for (key, value) in page {
-            match (codec::record_offset(&key), codec::timestamp(&value)) {
+            match (codec::record_offset(&key), codec::record_timestamp(&value)) {
                 (Some(offset), Some(timestamp)) if timestamp < before_ms => {
                     last = Some((offset, timestamp));
                 }

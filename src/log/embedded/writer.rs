@@ -34,6 +34,7 @@ struct QueuedRecord {
     reply: oneshot::Sender<LogOffset>,
 }
 
+/// An entry of the writer's queue.
 enum QueueItem {
     Record(QueuedRecord),
     /// A request to be notified when every record that was queued before it is on disk.
@@ -49,6 +50,7 @@ impl QueueItem {
     }
 }
 
+/// The writer's queue, behind its lock.
 #[derive(Default)]
 struct Queue {
     items: VecDeque<QueueItem>,
@@ -229,7 +231,7 @@ impl Writer {
 
 fn add_to_batch(batch: &mut Batch, topic: &Topic, record: &Record) {
     let key = codec::record_key(topic.id, record.partition, record.offset);
-    batch.put(Table::Log, key, codec::encode(record));
+    batch.put(Table::Log, key, codec::encode_record(record));
 }
 
 /// Makes written records visible to readers, wakes the consumers, and acknowledges the appends.

@@ -37,6 +37,7 @@ const SEEK_RETRY_INTERVAL: Duration = Duration::from_millis(20);
 /// Maximum time for which [`Consumer::close`] waits until this member has left the group.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// librdkafka's consumer, shared with the blocking tasks that send requests.
 type Client = Arc<StreamConsumer<GroupContext>>;
 
 /// A member of a consumer group that reads one topic.
@@ -143,7 +144,7 @@ impl KafkaConsumer {
                     });
                 }
                 RebalanceChange::Revoked(partitions) => {
-                    // Normally `None`, because librdkafka revokes no assignment before it was
+                    // Not expected, because librdkafka revokes no assignment before it was
                     // accepted. If it does, the assignment must not be accepted afterwards.
                     if let Some(pending) = self.pending_assignment.take() {
                         pending.offsets_task.abort();
@@ -216,8 +217,8 @@ impl KafkaConsumer {
         list
     }
 
-    /// Leaves the group on a thread of its own, with `commit` after a commit of the stored offsets.
-    /// Returns a channel that reports when the group was left, or `None` if the consumer is closed.
+    /// Leaves the group on a new thread, which first commits the stored offsets if `commit` is set.
+    /// Returns a channel that reports when the consumer has left. `None` if it is closed already.
     ///
     /// Leaving blocks until the brokers answer, and must delay neither the runtime nor the end of
     /// the process.

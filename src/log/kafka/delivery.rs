@@ -42,16 +42,19 @@ type AppendResult = Result<DeliveryReport, AppendError>;
 /// is dropped.
 pub(super) struct AppendTicket {
     reply: Option<oneshot::Sender<AppendResult>>,
-    pending: Arc<PendingAppends>,
+    pending_appends: Arc<PendingAppends>,
 }
 
 impl AppendTicket {
     /// Creates a ticket. Its append counts as pending from now on.
-    pub(super) fn new(reply: oneshot::Sender<AppendResult>, pending: &Arc<PendingAppends>) -> Self {
-        pending.count.fetch_add(1, Ordering::AcqRel);
+    pub(super) fn new(
+        reply: oneshot::Sender<AppendResult>,
+        pending_appends: &Arc<PendingAppends>,
+    ) -> Self {
+        pending_appends.count.fetch_add(1, Ordering::AcqRel);
         Self {
             reply: Some(reply),
-            pending: Arc::clone(pending),
+            pending_appends: Arc::clone(pending_appends),
         }
     }
 
@@ -65,8 +68,8 @@ impl AppendTicket {
 
 impl Drop for AppendTicket {
     fn drop(&mut self) {
-        self.pending.count.fetch_sub(1, Ordering::AcqRel);
-        self.pending.decreased.notify_waiters();
+        self.pending_appends.count.fetch_sub(1, Ordering::AcqRel);
+        self.pending_appends.decreased.notify_waiters();
     }
 }
 

@@ -44,6 +44,7 @@ const TOPIC_LOOKUP_INTERVAL: Duration = Duration::from_millis(100);
 /// refusal must arrive before the caller times out.
 const MISSING_TOPIC_MARGIN: Duration = Duration::from_secs(2);
 
+/// librdkafka's producer, which polls its events on its own thread.
 pub(super) type Client = ThreadedProducer<DeliveryContext>;
 
 /// Implements appends to Kafka, in the order of the calls.
@@ -55,7 +56,7 @@ pub(super) struct Producer {
 struct Shared {
     properties: Properties,
     state: Mutex<ProducerState>,
-    pending: Arc<PendingAppends>,
+    pending_appends: Arc<PendingAppends>,
 }
 
 /// The client and the backlogs. They share one lock, so that records keep the order of the calls
@@ -111,7 +112,7 @@ impl Producer {
         let shared = Shared {
             properties,
             state: Mutex::new(state),
-            pending: Arc::default(),
+            pending_appends: Arc::default(),
         };
         Ok(Self {
             shared: Arc::new(shared),
@@ -165,11 +166,11 @@ impl Producer {
 
     /// Waits until no append is pending, for at most the time limit of an append.
     pub(super) async fn flush(&self) {
-        let pending = &self.shared.pending;
+        let pending_appends = &self.shared.pending_appends;
         let drained = async {
             loop {
-                let decreased = pending.decreased.notified();
-                if pending.count.load(Ordering::Acquire) == 0 {
+                let decreased = pending_appends.decreased.notified();
+                if pending_appends.count.load(Ordering::Acquire) == 0 {
                     return;
                 }
                 decreased.await;
@@ -179,7 +180,7 @@ impl Producer {
             .await
             .is_err()
         {
-            let pending = pending.count.load(Ordering::Acquire);
+            let pending = pending_appends.count.load(Ordering::Acquire);
             tracing::warn!(
                 pending,
                 "kafka: records were not acknowledged before the flush timed out; clients that \
@@ -310,7 +311,7 @@ async fn drain_backlog(shared: Arc<Shared>, topic: String) {
         if is_topic_missing {
             refresh_topic_metadata(&shared, &topic).await;
         }
-        let decreased = shared.pending.decreased.notified();
+        let decreased = shared.pending_appends.decreased.notified();
         match shared.send_backlog(&topic, is_topic_missing) {
             SendBacklogResult::Empty => return,
             SendBacklogResult::QueueFull => is_topic_missing = false,
@@ -363,7 +364,7 @@ impl Shared {
         deadline: Instant,
     ) -> oneshot::Receiver<Result<DeliveryReport, AppendError>> {
         let (reply, result) = oneshot::channel();
-        let ticket = Box::new(AppendTicket::new(reply, &self.pending));
+        let ticket = Box::new(AppendTicket::new(reply, &self.pending_appends));
         let mut state = self.state.lock();
         let ticket = if state.backlogs.contains_key(topic) {
             ticket

@@ -12,7 +12,7 @@ use crate::config::settings::KafkaSettings;
 use crate::log::LogError;
 
 /// Names of the properties that `KAFKA_PROPERTIES` must not contain, each with the reason.
-const RESERVED: &[(&str, &str)] = &[
+const RESERVED_PROPERTIES: &[(&str, &str)] = &[
     ("group.id", "each role has its own consumer group"),
     (
         "enable.auto.commit",
@@ -28,7 +28,7 @@ const RESERVED: &[(&str, &str)] = &[
 /// Alternative names of properties, each with the canonical name. librdkafka uses the value that is
 /// set last under either name, and properties are set in an undefined order. Therefore only
 /// canonical names are set.
-const ALIASES: &[(&str, &str)] = &[
+const PROPERTY_ALIASES: &[(&str, &str)] = &[
     ("metadata.broker.list", "bootstrap.servers"),
     ("queue.buffering.max.ms", "linger.ms"),
     ("delivery.timeout.ms", "message.timeout.ms"),
@@ -47,7 +47,10 @@ impl Properties {
     /// only when a client is created.
     pub(super) fn new(settings: &KafkaSettings) -> Result<Self, LogError> {
         for (name, value) in &settings.properties {
-            if let Some((_, reason)) = RESERVED.iter().find(|(reserved, _)| reserved == name) {
+            if let Some((_, reason)) = RESERVED_PROPERTIES
+                .iter()
+                .find(|(reserved, _)| reserved == name)
+            {
                 return Err(LogError::Configuration(format!(
                     "KAFKA_PROPERTIES: {name} cannot be set: {reason}; remove it"
                 )));
@@ -152,7 +155,7 @@ impl Properties {
         ]);
         merged.extend(defaults.iter().copied());
         for (name, value) in &self.settings.properties {
-            let name = ALIASES
+            let name = PROPERTY_ALIASES
                 .iter()
                 .find(|(alias, _)| alias == name)
                 .map_or(name.as_str(), |(_, canonical)| canonical);
