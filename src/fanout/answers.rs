@@ -25,11 +25,12 @@ pub const LEASE: Duration = Duration::from_secs(3);
 /// turn is trimmed.
 pub(super) const LARGE_HISTORY_TURNS: usize = 1000;
 
-/// Coordinates the workers that generate answers: one owner at a time, one outcome per message.
+/// Coordinates the workers that generate answers: at any time at most one worker owns an answer,
+/// and a message gets one outcome.
 #[async_trait]
 pub trait Answers: Send + Sync + 'static {
-    /// Takes the lease on a message and starts an attempt, unless the message has an outcome or
-    /// another owner holds the lease.
+    /// Gives the calling worker the lease on a message and starts an attempt, unless the message
+    /// has an outcome or another owner holds the lease.
     async fn begin(&self, call: BeginRequest) -> Result<BeginResponse>;
 
     /// Appends a piece of the answer's text, publishes it on the live channel and renews the lease.

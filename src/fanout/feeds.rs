@@ -1,4 +1,4 @@
-//! Subscriptions to published frames, called by gateways and workers.
+//! The feed with which gateways and workers subscribe to the frames that are published to users.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Readiness and configuration checks, called by the application.
+//! The checks of readiness and of server settings that the application makes.
 
 use async_trait::async_trait;
 

@@ -1,4 +1,5 @@
-//! Consistent reads of one user's state, called by gateways.
+//! The calls that a gateway makes to read a user's state (`read`) and the delivered outcomes of
+//! certain messages.
 
 use async_trait::async_trait;
 

@@ -1,4 +1,5 @@
-//! Stored access tokens and their revocation, called by gateways and the command line.
+//! The calls that gateways and the command line make to issue stored access tokens and to revoke
+//! all tokens of a user.
 
 use std::time::Duration;
 

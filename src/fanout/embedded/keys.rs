@@ -46,7 +46,7 @@ const TAGS: [Tag; 9] = [
 ];
 
 /// Key of the entry with the version of the store's layout. It sorts before the keys of all users.
-pub(super) const VERSION: &[u8] = b"\0version";
+pub(super) const LAYOUT_VERSION_KEY: &[u8] = b"\0version";
 
 /// Lower bound, inclusive, of the keys of all users.
 pub(super) const USERS_FROM: &[u8] = b"\x02";
@@ -60,7 +60,7 @@ pub(super) fn marker(epoch: &str) -> Vec<u8> {
 }
 
 /// Key of a user's entry in [`crate::store::Table::Users`].
-pub(super) fn user(user: &UserId, tag: Tag, suffix: &[u8]) -> Vec<u8> {
+pub(super) fn user_entry(user: &UserId, tag: Tag, suffix: &[u8]) -> Vec<u8> {
     let name = user.as_str().as_bytes();
     let mut key = Vec::with_capacity(name.len() + 2 + suffix.len());
     key.extend_from_slice(name);
@@ -72,9 +72,9 @@ pub(super) fn user(user: &UserId, tag: Tag, suffix: &[u8]) -> Vec<u8> {
 
 /// Range of all keys of a user from tag `first` to tag `last`, both included. The range's upper
 /// bound is exclusive.
-pub(super) fn range(user_id: &UserId, first: Tag, last: Tag) -> (Vec<u8>, Vec<u8>) {
-    let from = user(user_id, first, b"");
-    let mut to = user(user_id, last, b"");
+pub(super) fn tag_range(user_id: &UserId, first: Tag, last: Tag) -> (Vec<u8>, Vec<u8>) {
+    let from = user_entry(user_id, first, b"");
+    let mut to = user_entry(user_id, last, b"");
     if let Some(tag) = to.last_mut() {
         *tag += 1;
     }
@@ -83,22 +83,22 @@ pub(super) fn range(user_id: &UserId, first: Tag, last: Tag) -> (Vec<u8>, Vec<u8
 
 /// Key of an outcome or tombstone.
 pub(super) fn outcome(user_id: &UserId, message: &MessageId) -> Vec<u8> {
-    user(user_id, Tag::Outcome, message.as_str().as_bytes())
+    user_entry(user_id, Tag::Outcome, message.as_str().as_bytes())
 }
 
 /// Key of a cancel mark.
 pub(super) fn cancel_mark(user_id: &UserId, message: &MessageId) -> Vec<u8> {
-    user(user_id, Tag::CancelMark, message.as_str().as_bytes())
+    user_entry(user_id, Tag::CancelMark, message.as_str().as_bytes())
 }
 
 /// Key of a pending message.
 pub(super) fn pending(user_id: &UserId, sequence: u64) -> Vec<u8> {
-    user(user_id, Tag::Pending, &sequence.to_be_bytes())
+    user_entry(user_id, Tag::Pending, &sequence.to_be_bytes())
 }
 
 /// Key of a mailbox frame. Offsets are never negative.
 pub(super) fn frame(user_id: &UserId, offset: i64) -> Vec<u8> {
-    user(user_id, Tag::MailboxFrame, &(offset as u64).to_be_bytes())
+    user_entry(user_id, Tag::MailboxFrame, &(offset as u64).to_be_bytes())
 }
 
 /// Splits a key of [`crate::store::Table::Users`] into user, tag and suffix. Returns `None` if it
@@ -170,7 +170,7 @@ pub(super) fn turn_index(
 pub(super) fn conversations(user: &UserId, after: Option<&ConversationId>) -> (Vec<u8>, Vec<u8>) {
     let name = user.as_str().as_bytes();
     let from = match after {
-        // In the keys of a conversation, a zero byte follows the name. With a one byte instead, the
+        // In the keys of a conversation, a zero byte follows the name. With the byte 1 instead, the
         // range begins after all keys of the conversation.
         Some(after) => [name, b"\0", after.as_str().as_bytes(), b"\x01"].concat(),
         None => [name, b"\0"].concat(),

@@ -40,7 +40,7 @@ mod user;
 mod users;
 
 /// Version of the store's layout.
-const VERSION: &[u8] = b"1";
+const LAYOUT_VERSION: &[u8] = b"1";
 
 impl From<StoreError> for FanoutError {
     fn from(error: StoreError) -> Self {
@@ -107,8 +107,8 @@ impl EmbeddedFanout {
     /// Opens the fan-out with the caller's clock and random numbers. No thread removes expired
     /// entries.
     fn with_environment(store: Store, bounds: Bounds, environment: Environment) -> Result<Self> {
-        match store.get(Table::Users, keys::VERSION)? {
-            Some(version) if version == VERSION => {}
+        match store.get(Table::Users, keys::LAYOUT_VERSION_KEY)? {
+            Some(version) if version == LAYOUT_VERSION => {}
             Some(_) => {
                 return Err(FanoutError::Unexpected(
                     "the data directory was written by another version of chatmesh; use that \
@@ -118,7 +118,7 @@ impl EmbeddedFanout {
             }
             None => {
                 let mut batch = Batch::default();
-                batch.put(Table::Users, keys::VERSION, VERSION);
+                batch.put(Table::Users, keys::LAYOUT_VERSION_KEY, LAYOUT_VERSION);
                 store.commit(batch)?;
             }
         }

@@ -16,7 +16,7 @@ use crate::fanout::{FanoutError, Result};
 use crate::protocol::ids::{ConversationId, UserId};
 use crate::store::{Entry, Table};
 
-/// Maximum number of entries that one step examines. It takes about a millisecond.
+/// Maximum number of entries that one step examines. Such a step takes about a millisecond.
 const STEP_ENTRIES: usize = 128;
 
 /// Pause between two steps of a pass.
@@ -133,6 +133,7 @@ impl Sweep {
 /// the thread no longer uses the store.
 #[derive(Debug)]
 pub(super) struct Sweeper {
+    /// Dropping the sender stops the thread.
     stop: Option<mpsc::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }

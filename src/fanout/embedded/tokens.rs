@@ -22,7 +22,7 @@ fn seconds_left(ends_ms: i64, now_ms: i64) -> u64 {
 /// The user's stored token and its remaining lifetime in seconds; `None` if there is none or it has
 /// expired.
 fn valid_token(store: &Store, user: &UserId, now_ms: i64) -> Result<Option<(String, u64)>> {
-    let Some(value) = store.get(Table::Users, &keys::user(user, Tag::Token, b""))? else {
+    let Some(value) = store.get(Table::Users, &keys::user_entry(user, Tag::Token, b""))? else {
         return Ok(None);
     };
     let mut reader = Reader::new(&value);
@@ -34,7 +34,7 @@ fn valid_token(store: &Store, user: &UserId, now_ms: i64) -> Result<Option<(Stri
 /// When the user's tokens were last revoked, in milliseconds since the Unix epoch; `None` for
 /// never.
 fn last_revocation_ms(store: &Store, user: &UserId) -> Result<Option<i64>> {
-    match store.get(Table::Users, &keys::user(user, Tag::Revocation, b""))? {
+    match store.get(Table::Users, &keys::user_entry(user, Tag::Revocation, b""))? {
         Some(value) => Ok(Some(Reader::new(&value).number()?)),
         None => Ok(None),
     }
@@ -61,7 +61,7 @@ impl Tokens for EmbeddedFanout {
                 .number(ends_ms)
                 .finish_with(candidate);
             let mut batch = Batch::default();
-            batch.put(Table::Users, keys::user(user, Tag::Token, b""), value);
+            batch.put(Table::Users, keys::user_entry(user, Tag::Token, b""), value);
             context.store.commit(batch)?;
             Ok((candidate.to_owned(), seconds_left(ends_ms, context.now_ms)))
         })
@@ -73,9 +73,9 @@ impl Tokens for EmbeddedFanout {
             let previous_ms = last_revocation_ms(context.store, user)?;
             let latest_ms = previous_ms.map_or(at_ms, |previous| previous.max(at_ms));
             let mut batch = Batch::default();
-            let key = keys::user(user, Tag::Revocation, b"");
+            let key = keys::user_entry(user, Tag::Revocation, b"");
             batch.put(Table::Users, key, latest_ms.to_be_bytes());
-            batch.delete(Table::Users, keys::user(user, Tag::Token, b""));
+            batch.delete(Table::Users, keys::user_entry(user, Tag::Token, b""));
             context.store.commit(batch)?;
             state.publish(Channel::Terminal, &revoked_frame(user, at_ms));
             Ok(())

@@ -46,6 +46,7 @@ pub(super) struct Users {
     pub(super) store: Store,
     pub(super) bounds: Bounds,
     environment: Environment,
+    /// Selects the shard of a user.
     hasher: RandomState,
     shards: Vec<Mutex<Shard>>,
 }

@@ -54,8 +54,8 @@ fn decode_outcome(reply: &mut Reply) -> Result<StoredOutcome> {
     })
 }
 
-/// Decodes the rest of a `begin` reply: the history's version, and its turns unless the worker has
-/// cached them (`known_version`). Returns `None` if no history was requested.
+/// Decodes the last values of a `begin` reply: the history's version, and its turns unless the
+/// worker has cached them (`known_version`). Returns `None` if no history was requested.
 fn decode_history(
     mut reply: Reply,
     known_version: Option<&HistoryVersion>,
@@ -78,8 +78,8 @@ fn decode_history(
     Ok(Some(HistoryResponse::Turns(version, turns)))
 }
 
-/// Decodes the rest of a `keep` reply: the history's version before the append, and the time of the
-/// appended turn. Returns `None` if the append was not the only change to the history.
+/// Decodes the last values of a `keep` reply: the history's version before the append, and the time
+/// of the appended turn. Returns `None` if the append was not the only change to the history.
 fn decode_appended(mut reply: Reply, message: &MessageRef) -> Result<Option<TurnAppend>> {
     if reply.is_empty() {
         return Ok(None);

@@ -28,19 +28,19 @@ const RECONNECT_MAX_MS: u32 = 1000;
 
 /// Builds a client. Once started, it connects in the background and retries without limit.
 pub(super) fn client(settings: &RedisSettings) -> Result<Client> {
-    let unusable = |error: &Error| {
+    let unusable_url_error = |error: &Error| {
         // The error's own text is omitted, because it may quote the URL with its password.
         FanoutError::Unexpected(format!(
             "the redis url can't be used ({}): check REDIS_URL",
             error.kind().to_str()
         ))
     };
-    let mut config =
-        Config::from_url(settings.url.expose_secret()).map_err(|error| unusable(&error))?;
+    let mut config = Config::from_url(settings.url.expose_secret())
+        .map_err(|error| unusable_url_error(&error))?;
     // With `fail_fast` the client would give up if its first attempt to connect failed.
     config.fail_fast = false;
     let timeout = settings.command_timeout;
-    let connection = ConnectionConfig {
+    let connection_config = ConnectionConfig {
         connection_timeout: timeout.max(Duration::from_secs(1)),
         internal_command_timeout: timeout.max(Duration::from_secs(1)),
         max_command_buffer_len: MAX_QUEUED_COMMANDS,
@@ -56,14 +56,14 @@ pub(super) fn client(settings: &RedisSettings) -> Result<Client> {
         },
         ..ConnectionConfig::default()
     };
-    let performance = PerformanceConfig {
+    let performance_config = PerformanceConfig {
         default_command_timeout: timeout,
         broadcast_channel_capacity: MAX_QUEUED_FRAMES,
         ..PerformanceConfig::default()
     };
     Builder::from_config(config)
-        .set_connection_config(connection)
-        .set_performance_config(performance)
+        .set_connection_config(connection_config)
+        .set_performance_config(performance_config)
         .set_policy(ReconnectPolicy::new_exponential(
             0,
             RECONNECT_MIN_MS,
@@ -71,7 +71,7 @@ pub(super) fn client(settings: &RedisSettings) -> Result<Client> {
             2,
         ))
         .build()
-        .map_err(|error| unusable(&error))
+        .map_err(|error| unusable_url_error(&error))
 }
 
 /// The error of a call that Redis did not answer in time.
@@ -124,9 +124,9 @@ pub(super) fn fanout_error(client: &Client, error: &Error) -> FanoutError {
 
 /// Closes a client. Waits for at most one second, because `quit` may wait for an unreachable
 /// server.
-pub(super) async fn close(client: &Client, connection: &ConnectHandle) {
+pub(super) async fn close(client: &Client, connect_handle: &ConnectHandle) {
     let _ = tokio::time::timeout(Duration::from_secs(1), client.quit()).await;
-    connection.abort();
+    connect_handle.abort();
 }
 
 /// Connects in the background, and counts in `disruptions` the events after which data may be lost:
@@ -137,9 +137,9 @@ pub(super) fn connect_and_count(
     disruptions: watch::Sender<u64>,
     stop: CancellationToken,
 ) {
-    let mut reconnected = client.reconnect_rx();
-    let mut changed = client.cluster_change_rx();
-    let connection = client.connect();
+    let mut reconnects = client.reconnect_rx();
+    let mut cluster_changes = client.cluster_change_rx();
+    let connect_handle = client.connect();
     let client = client.clone();
     tokio::spawn(async move {
         let connected = async {
@@ -153,30 +153,30 @@ pub(super) fn connect_and_count(
         tokio::select! {
             () = connected => {}
             () = stop.cancelled() => {
-                close(&client, &connection).await;
+                close(&client, &connect_handle).await;
                 return;
             }
         }
         // The client library announces the first connections too, but these are no disruptions.
-        while reconnected.try_recv().is_ok() {}
-        while changed.try_recv().is_ok() {}
+        while reconnects.try_recv().is_ok() {}
+        while cluster_changes.try_recv().is_ok() {}
         loop {
             // A `Lagged` error means that announcements were dropped, so it counts as a disruption.
             tokio::select! {
-                event = reconnected.recv() => {
+                event = reconnects.recv() => {
                     if matches!(event, Err(tokio::sync::broadcast::error::RecvError::Closed)) {
                         break;
                     }
                     tracing::info!("redis reconnected");
                 }
-                event = changed.recv() => {
+                event = cluster_changes.recv() => {
                     if matches!(event, Err(tokio::sync::broadcast::error::RecvError::Closed)) {
                         break;
                     }
                     tracing::info!("redis cluster topology changed");
                 }
                 () = stop.cancelled() => {
-                    close(&client, &connection).await;
+                    close(&client, &connect_handle).await;
                     break;
                 }
             }

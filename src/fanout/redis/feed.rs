@@ -47,14 +47,16 @@ const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 /// Delay between two attempts to renew the subscriptions.
 const RETRY_DELAY: Duration = Duration::from_millis(200);
 
-/// The state that [`RedisFeed`] and its two tasks, [`maintain`] and [`forward`], share.
+/// The state that [`RedisFeed`] and its two tasks, [`maintain_subscriptions`] and
+/// [`forward_frames`], share.
 struct State {
     client: Client,
     is_clustered: bool,
     /// The channels that are or shall be subscribed to, by name.
     subscriptions: Mutex<HashMap<String, Subscription>>,
     unsubscribe_permits: Semaphore,
-    /// Notified by [`maintain`] when frames may have been lost and all subscriptions are renewed.
+    /// Notified by [`maintain_subscriptions`] when frames may have been lost and all subscriptions
+    /// are renewed.
     gap_detected: Notify,
 }
 
@@ -107,7 +109,7 @@ impl State {
     }
 
     /// Subscribes to all recorded channels again, and retries until that succeeds.
-    async fn renew(&self) {
+    async fn renew_subscriptions(&self) {
         loop {
             let names: Vec<String> = self.subscriptions.lock().keys().cloned().collect();
             match self.subscribe_confirmed(names.clone()).await {
@@ -204,18 +206,23 @@ pub(super) async fn open(
     });
     let messages = state.client.message_rx();
     let mut reconnected = state.client.reconnect_rx();
-    let connection = state.client.connect();
+    let connect_handle = state.client.connect();
     if let Ok(Ok(())) = timeout(max_wait, state.client.ping::<()>(None)).await {
         // The client library announces the first connections too. They are dropped here, because no
         // frame can have been lost before the first subscription.
         while reconnected.try_recv().is_ok() {}
     }
-    tokio::spawn(forward(Arc::clone(&state), messages, events, stop.clone()));
-    tokio::spawn(maintain(
+    tokio::spawn(forward_frames(
+        Arc::clone(&state),
+        messages,
+        events,
+        stop.clone(),
+    ));
+    tokio::spawn(maintain_subscriptions(
         Arc::clone(&state),
         reconnected,
         cluster_changes,
-        connection,
+        connect_handle,
         stop.clone(),
     ));
     let feed = RedisFeed {
@@ -227,11 +234,11 @@ pub(super) async fn open(
 
 /// The task that renews the subscriptions after each reconnect and each change of the cluster, and
 /// reconnects when a server no longer answers. Runs until `stop`, then closes the client.
-async fn maintain(
+async fn maintain_subscriptions(
     state: Arc<State>,
     mut reconnected: Receiver<Server>,
     mut cluster_changes: Receiver<Vec<ClusterStateChange>>,
-    connection: ConnectHandle,
+    connect_handle: ConnectHandle,
     stop: CancellationToken,
 ) {
     let mut heartbeat = interval(HEARTBEAT_INTERVAL);
@@ -274,7 +281,7 @@ async fn maintain(
                 .any(|subscription| subscription.is_confirmed);
             tokio::select! {
                 () = stop.cancelled() => break,
-                () = state.renew() => {
+                () = state.renew_subscriptions() => {
                     if may_have_missed_frames {
                         state.gap_detected.notify_one();
                     }
@@ -282,7 +289,7 @@ async fn maintain(
             }
         }
     }
-    close(&state.client, &connection).await;
+    close(&state.client, &connect_handle).await;
 }
 
 /// Converts a published message to the event for the reader. Returns `None` if the channel is not a
@@ -301,7 +308,7 @@ fn feed_event(message: Message) -> Option<FeedEvent> {
 /// The task that forwards published frames to the reader's queue. If the queue is full, it drops
 /// frames until it can queue a [`FeedEvent::Gap`]. Runs until `stop` or until the reader is
 /// dropped.
-async fn forward(
+async fn forward_frames(
     state: Arc<State>,
     mut messages: Receiver<Message>,
     events: mpsc::Sender<FeedEvent>,

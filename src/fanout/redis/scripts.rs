@@ -52,11 +52,14 @@ async fn send(
     args: Vec<Value>,
 ) -> std::result::Result<Value, Error> {
     let slot = ClusterHash::Custom(ClusterRouting::hash_key(key.as_bytes()));
-    let mut all = Vec::with_capacity(3 + args.len());
-    all.extend([script.into(), "1".into(), key.into()]);
-    all.extend(args);
+    let mut command_args = Vec::with_capacity(3 + args.len());
+    command_args.extend([script.into(), "1".into(), key.into()]);
+    command_args.extend(args);
     client
-        .custom(CustomCommand::new_static(command, slot, false), all)
+        .custom(
+            CustomCommand::new_static(command, slot, false),
+            command_args,
+        )
         .await
 }
 

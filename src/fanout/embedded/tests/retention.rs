@@ -266,7 +266,7 @@ async fn users_with_a_common_name_prefix_share_nothing() {
 async fn store_of_another_version_is_refused() {
     let store = Store::in_memory();
     let mut batch = Batch::default();
-    batch.put(Table::Users, keys::VERSION, b"2");
+    batch.put(Table::Users, keys::LAYOUT_VERSION_KEY, b"2");
     store.commit(batch).unwrap();
     let error = EmbeddedFanout::open(store, Bounds::default()).unwrap_err();
     assert!(error.to_string().contains("another version"), "{error}");

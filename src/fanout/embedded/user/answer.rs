@@ -133,8 +133,8 @@ impl UserState {
         self.attempt_response(number, &call.message, call.history.as_ref(), context)
     }
 
-    /// Replaces the answer in flight by one with this attempt number, the caller as owner and no
-    /// text.
+    /// Replaces the answer in flight by an answer with this attempt number, the caller as owner and
+    /// no text.
     fn start_attempt(&mut self, number: u32, call: &BeginRequest, context: &StoreContext<'_>) {
         let message = &call.message.message_id;
         let previous = self.in_flight.remove(message);

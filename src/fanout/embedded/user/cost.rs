@@ -11,7 +11,7 @@ use crate::store::{Batch, Table};
 impl UserState {
     /// Number of model tokens that the user has used on this UTC day.
     pub(super) fn tokens_today(&self, context: &StoreContext<'_>) -> Result<u64> {
-        let key = keys::user(&self.user, Tag::TokensToday, b"");
+        let key = keys::user_entry(&self.user, Tag::TokensToday, b"");
         let Some(value) = context.store.get(Table::Users, &key)? else {
             return Ok(0);
         };
@@ -40,7 +40,7 @@ impl UserState {
         let value = Writer::with_capacity(16)
             .number(ends_ms)
             .number(i64::try_from(sum).unwrap_or(i64::MAX));
-        let key = keys::user(&self.user, Tag::TokensToday, b"");
+        let key = keys::user_entry(&self.user, Tag::TokensToday, b"");
         batch.put(Table::Users, key, value.finish());
         Ok(())
     }

@@ -47,10 +47,10 @@ impl UserState {
         self.remove_pending(&mut batch, &call.message_id);
         let state = self.final_state(&call.message_id, context)?;
         let is_forgotten = matches!(state, Some(FinalState::Tombstone(_)));
-        let is_delivered_elsewhere = state
+        let is_delivered_at_other_position = state
             .and_then(FinalState::delivered_at)
             .is_some_and(|delivered_at| delivered_at != *position);
-        if is_delivered_elsewhere {
+        if is_delivered_at_other_position {
             // Another record of the message was delivered, so this record is not. The mailbox's end
             // advances all the same, because the relay passes this position as the known end next.
             self.advance_mailbox(&mut batch, call, context);
@@ -142,14 +142,14 @@ impl UserState {
         let Some(conversation) = conversation else {
             return Ok(());
         };
-        let is_stored = self.in_flight.get(message).is_some_and(|answer| {
+        let is_turn_stored = self.in_flight.get(message).is_some_and(|answer| {
             answer.conversation == *conversation
                 && answer
                     .stored_turn
                     .as_ref()
                     .is_some_and(|(text, status)| *text == call.answer && *status == call.status)
         });
-        if !is_stored {
+        if !is_turn_stored {
             let content = TurnContent {
                 question: None,
                 answer: &call.answer,

@@ -32,7 +32,9 @@ impl FinalState {
 /// A final state as it is stored. The frame of an outcome is its last field; a tombstone has an
 /// empty frame.
 pub(super) struct StoredFinalState {
+    /// When the final state was stored, in milliseconds since the Unix epoch.
     pub(super) at_ms: i64,
+    /// The message's conversation; `None` for a tombstone or if the record names no conversation.
     pub(super) conversation: Option<ConversationId>,
     pub(super) state: FinalState,
 }

@@ -106,7 +106,7 @@ impl UserState {
         context: &StoreContext<'_>,
     ) -> Result<ForgottenMessages> {
         let mut found = ForgottenMessages::new();
-        let (mut from, to) = keys::range(&self.user, Tag::Outcome, Tag::Outcome);
+        let (mut from, to) = keys::tag_range(&self.user, Tag::Outcome, Tag::Outcome);
         loop {
             let page = context
                 .store

@@ -44,7 +44,7 @@ pub(super) struct TurnContent<'a> {
     pub(super) status: TurnStatus,
 }
 
-fn encode(turn: &Turn) -> Vec<u8> {
+fn encode_turn(turn: &Turn) -> Vec<u8> {
     let question = turn.question.as_deref().unwrap_or_default();
     let status = match turn.status {
         TurnStatus::Answered => 0,
@@ -60,7 +60,7 @@ fn encode(turn: &Turn) -> Vec<u8> {
         .finish_with(&turn.answer)
 }
 
-pub(super) fn decode(value: &[u8]) -> Result<Turn> {
+pub(super) fn decode_turn(value: &[u8]) -> Result<Turn> {
     let mut reader = Reader::new(value);
     let at_ms = reader.number()?;
     let message_id = MessageId::parse(reader.text()?).map_err(|_| damaged_entry_error())?;
@@ -105,7 +105,7 @@ impl UserState {
         let sequence = keys::parse_number(&sequence).ok_or_else(damaged_entry_error)?;
         let key = keys::turn(&self.user, conversation, sequence);
         match context.store.get(Table::History, &key)? {
-            Some(value) => Ok(Some((sequence, decode(&value)?))),
+            Some(value) => Ok(Some((sequence, decode_turn(&value)?))),
             None => Ok(None),
         }
     }
@@ -189,14 +189,14 @@ impl UserState {
             turn.question = existing.question.or(turn.question);
             turn.at_ms = existing.at_ms;
             let key = keys::turn(&self.user, conversation, sequence);
-            batch.put(Table::History, key, encode(&turn));
+            batch.put(Table::History, key, encode_turn(&turn));
             self.history_heads.remove(conversation);
             return Ok(None);
         }
         let before = self.history_head(conversation, context)?;
         let sequence = before.sequence + 1;
         let key = keys::turn(&self.user, conversation, sequence);
-        batch.put(Table::History, key, encode(&turn));
+        batch.put(Table::History, key, encode_turn(&turn));
         let key = keys::turn_index(&self.user, conversation, message);
         batch.put(Table::History, key, sequence.to_be_bytes());
         let after = self.cache_history_head(conversation, sequence, context);
@@ -253,7 +253,7 @@ impl UserState {
                 .store
                 .scan(Table::History, &from, &to, PAGE_TURNS, true)?;
             for (_, value) in &page {
-                let turn = decode(value)?;
+                let turn = decode_turn(value)?;
                 let is_expired = context.is_expired(turn.at_ms, bounds.history_ttl)
                     || turns.is_empty() && context.is_expired(turn.at_ms, max_idle_time);
                 scanned += 1;

@@ -51,10 +51,10 @@ impl UserState {
     ) -> Result<Option<Limit>> {
         let limits = &context.bounds.limits;
         let window_us = limits.window.as_micros().max(1) as i64;
-        let share_us = (window_us / i64::from(limits.requests)).max(1);
+        let message_share_us = (window_us / i64::from(limits.requests)).max(1);
         let now_us = context.now_ms.saturating_mul(1000);
-        let key = keys::user(&self.user, Tag::RateLimit, b"");
-        let full_us = match context.store.get(Table::Users, &key)? {
+        let key = keys::user_entry(&self.user, Tag::RateLimit, b"");
+        let full_at_us = match context.store.get(Table::Users, &key)? {
             Some(value) => {
                 let mut reader = Reader::new(&value);
                 reader.number()?;
@@ -62,16 +62,16 @@ impl UserState {
             }
             None => now_us,
         };
-        let next_full_us = full_us + share_us;
-        let wait_us = next_full_us - window_us - now_us;
+        let next_full_at_us = full_at_us + message_share_us;
+        let wait_us = next_full_at_us - window_us - now_us;
         if wait_us > 0 {
             let wait = Duration::from_millis((wait_us as u64).div_ceil(1000));
             return Ok(Some(Limit::Rate(wait)));
         }
-        let ends_ms = next_full_us / 1000 + 1;
+        let ends_ms = next_full_at_us / 1000 + 1;
         let value = Writer::with_capacity(16)
             .number(ends_ms)
-            .number(next_full_us);
+            .number(next_full_at_us);
         batch.put(Table::Users, key, value.finish());
         Ok(None)
     }

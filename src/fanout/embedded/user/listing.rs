@@ -2,7 +2,7 @@
 //! history to the user.
 
 use super::UserState;
-use super::history::{decode, turn_header};
+use super::history::{decode_turn, turn_header};
 use crate::fanout::embedded::codec::damaged_entry_error;
 use crate::fanout::embedded::context::StoreContext;
 use crate::fanout::embedded::keys;
@@ -122,7 +122,7 @@ impl UserState {
                 .store
                 .scan(Table::History, &from, &to, count, true)?;
             for (_, value) in &page {
-                let turn = decode(value)?;
+                let turn = decode_turn(value)?;
                 if context.is_expired(turn.at_ms, ttl) {
                     return Ok(Some(turns));
                 }

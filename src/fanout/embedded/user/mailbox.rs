@@ -16,9 +16,9 @@ use crate::protocol::position::{Epoch, Position};
 use crate::store::{Batch, Table};
 
 /// Maximum number of other epochs of which the mailbox's end is stored.
-const OTHER_EPOCHS: usize = 16;
+const MAX_OTHER_EPOCHS: usize = 16;
 
-/// Value of [`Mailbox::valid_from`] while no position is valid. It is above every offset.
+/// Value of [`Mailbox::first_valid_offset`] while no position is valid. It is above every offset.
 const NO_VALID_POSITION: i64 = i64::MAX;
 
 /// Offset, time and size of a stored frame. They are in memory, so that trimming does not have to
@@ -26,11 +26,13 @@ const NO_VALID_POSITION: i64 = i64::MAX;
 #[derive(Debug, Clone, Copy)]
 struct FrameInfo {
     offset: i64,
+    /// When the frame was stored, in milliseconds since the Unix epoch.
     at_ms: i64,
+    /// Size of the frame's JSON in bytes.
     bytes: usize,
 }
 
-/// A mailbox without the content of its frames.
+/// The part of a mailbox that is in memory: everything but the content of its frames.
 #[derive(Debug)]
 pub(super) struct Mailbox {
     /// When the mailbox was last used. A later use may be missing, if it was within a sixteenth of
@@ -60,13 +62,14 @@ pub(super) struct Mailbox {
     /// Offset below which no position is valid. After a data loss, the rewinds of two partitions
     /// can move the mailbox between their epochs in any order. No position in it is valid until the
     /// first delivery that is not part of a rewind.
-    valid_from: i64,
+    first_valid_offset: i64,
     /// Offset of the last frame that a rewind appended; `None` if no rewind appended a frame.
     pub(super) rebuilt_up_to: Option<i64>,
 }
 
 /// A frame in its stored form.
 pub(super) struct StoredFrame<'a> {
+    /// When the frame was stored, in milliseconds since the Unix epoch.
     pub(super) at_ms: i64,
     pub(super) message: MessageId,
     pub(super) conversation: Option<ConversationId>,
@@ -106,7 +109,7 @@ impl Mailbox {
             oldest_frame_ms: 0,
             frame_infos: Some(VecDeque::new()),
             other_ends: Vec::new(),
-            valid_from: 0,
+            first_valid_offset: 0,
             rebuilt_up_to: None,
         }
     }
@@ -128,10 +131,10 @@ impl Mailbox {
             other_ends.retain(|position| position.epoch != last.epoch);
             other_ends.insert(0, last);
         }
-        other_ends.truncate(OTHER_EPOCHS);
+        other_ends.truncate(MAX_OTHER_EPOCHS);
         Self {
             other_ends,
-            valid_from: if is_rewind { NO_VALID_POSITION } else { 0 },
+            first_valid_offset: if is_rewind { NO_VALID_POSITION } else { 0 },
             ..Self::empty(None, now_ms)
         }
     }
@@ -139,8 +142,8 @@ impl Mailbox {
     /// Makes positions from `offset` on valid, if no position was valid. Called for the first
     /// delivery that is not part of a rewind.
     pub(super) fn validate_positions_from(&mut self, offset: i64) {
-        if self.valid_from == NO_VALID_POSITION {
-            self.valid_from = offset;
+        if self.first_valid_offset == NO_VALID_POSITION {
+            self.first_valid_offset = offset;
         }
     }
 
@@ -150,13 +153,13 @@ impl Mailbox {
         ends.find(|end| end.epoch == *epoch).map(|end| end.offset)
     }
 
-    /// Encodes `rebuilt_up_to`, `valid_from` and `other_ends`. Most mailboxes have none of them,
-    /// and the text is empty.
+    /// Encodes `rebuilt_up_to`, `first_valid_offset` and `other_ends`. Most mailboxes have none of
+    /// them, and the text is empty.
     fn encode_rebuild(&self) -> String {
         let mut words = Vec::new();
         words.extend(self.rebuilt_up_to.map(|offset| format!("r{offset}")));
         if !self.other_ends.is_empty() {
-            words.push(self.valid_from.to_string());
+            words.push(self.first_valid_offset.to_string());
             words.extend(self.other_ends.iter().map(ToString::to_string));
         }
         words.join(" ")
@@ -197,8 +200,10 @@ impl Mailbox {
         if let Some(offset) = words.next_if(|word| word.starts_with('r')) {
             mailbox.rebuilt_up_to = Some(offset[1..].parse().map_err(|_| damaged_entry_error())?);
         }
-        if let Some(valid_from) = words.next() {
-            mailbox.valid_from = valid_from.parse().map_err(|_| damaged_entry_error())?;
+        if let Some(first_valid_offset) = words.next() {
+            mailbox.first_valid_offset = first_valid_offset
+                .parse()
+                .map_err(|_| damaged_entry_error())?;
         }
         for position in words {
             let position = position.parse().map_err(|_| damaged_entry_error())?;
@@ -221,7 +226,7 @@ impl Mailbox {
 
     /// Writes everything about the mailbox but its frames.
     pub(super) fn put(&self, batch: &mut Batch, user: &UserId) {
-        let key = keys::user(user, Tag::MailboxHead, b"");
+        let key = keys::user_entry(user, Tag::MailboxHead, b"");
         batch.put(Table::Users, key, self.encode());
     }
 
@@ -256,8 +261,8 @@ impl Mailbox {
             return is_same.then_some(-1);
         }
         let last = self.last_position.as_ref()?;
-        let first_valid = self.floor.max(self.valid_from);
-        (last.epoch == after.epoch && (first_valid..=last.offset).contains(&after.offset))
+        let first_valid_offset = self.floor.max(self.first_valid_offset);
+        (last.epoch == after.epoch && (first_valid_offset..=last.offset).contains(&after.offset))
             .then_some(after.offset)
     }
 
@@ -272,7 +277,7 @@ impl Mailbox {
             infos
         } else {
             let from = keys::frame(user, self.floor);
-            let (_, to) = keys::range(user, Tag::MailboxFrame, Tag::MailboxFrame);
+            let (_, to) = keys::tag_range(user, Tag::MailboxFrame, Tag::MailboxFrame);
             context
                 .store
                 .scan(Table::Users, &from, &to, self.frame_count, false)?
@@ -417,7 +422,10 @@ impl UserState {
             for info in mailbox.frame_infos(&self.user, context)?.iter() {
                 batch.delete(Table::Users, keys::frame(&self.user, info.offset));
             }
-            batch.delete(Table::Users, keys::user(&self.user, Tag::MailboxHead, b""));
+            batch.delete(
+                Table::Users,
+                keys::user_entry(&self.user, Tag::MailboxHead, b""),
+            );
             context.store.commit(batch)?;
         }
         Ok(())

@@ -2,7 +2,7 @@
 //!
 //! [`UserState`] holds what is kept in memory. Outcomes, the frames of the mailbox and the history
 //! are read from the store when a call needs them. Each file of this folder has an `impl UserState`
-//! with one group of calls. They are deterministic: time and random numbers come from the
+//! with one group of calls. The calls are deterministic: time and random numbers come from the
 //! [`StoreContext`].
 
 use std::collections::HashMap;
@@ -111,7 +111,7 @@ impl UserState {
         }
         self.reset();
         self.n_id = context.random_id();
-        let (mut from, to) = keys::range(&self.user, Tag::MailboxHead, Tag::CancelMark);
+        let (mut from, to) = keys::tag_range(&self.user, Tag::MailboxHead, Tag::CancelMark);
         loop {
             let page = context
                 .store

@@ -13,7 +13,9 @@ use crate::store::{Batch, Table};
 /// recorded.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PendingEntry {
+    /// Sequence number of the entry in the store.
     sequence: u64,
+    /// When the message was recorded, in milliseconds since the Unix epoch.
     at_ms: i64,
 }
 

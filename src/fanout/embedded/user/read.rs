@@ -66,15 +66,15 @@ impl UserState {
 /// frame, and whether the mailbox has more frames after them.
 fn frames_after(
     user: &UserId,
-    after: i64,
+    after_offset: i64,
     epoch: &Epoch,
     max_bytes: usize,
     context: &StoreContext<'_>,
 ) -> Result<(Vec<(Position, String)>, bool)> {
     let mut frames = Vec::new();
     let mut bytes = 0;
-    let mut from = keys::frame(user, after + 1);
-    let (_, to) = keys::range(user, Tag::MailboxFrame, Tag::MailboxFrame);
+    let mut from = keys::frame(user, after_offset + 1);
+    let (_, to) = keys::tag_range(user, Tag::MailboxFrame, Tag::MailboxFrame);
     loop {
         let page = context
             .store

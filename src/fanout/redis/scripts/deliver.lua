@@ -71,9 +71,9 @@ end
 redis.call('HSET', key, 'f', new_frame, 'p', new_position)
 redis.call('PEXPIRE', key, int(DEDUP_TTL))
 -- If the frame is the stored frame with a position added, `keep` has stored its turn already.
-local is_stored = stored_frame
+local is_turn_stored = stored_frame
   and string.sub(new_frame, 1, #stored_frame - 1) == string.sub(stored_frame, 1, -2)
-if conversation ~= '' and not is_stored then
+if conversation ~= '' and not is_turn_stored then
   -- The microseconds come from the offset, so that records of the same millisecond keep their
   -- order.
   local logged = tonumber(ARGV[13])

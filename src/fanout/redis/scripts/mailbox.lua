@@ -23,7 +23,7 @@ local MAILBOX_KEY, MAILBOX_ORDER_KEY, MAILBOX_FRAMES_KEY =
 -- rewind.
 local NO_VALID_POSITION = '9007199254740991'
 -- Maximum number of other epochs of which the mailbox's end is stored.
-local OTHER_EPOCHS = 16
+local MAX_OTHER_EPOCHS = 16
 
 -- Returns the offset at which the mailbox ends in `epoch`, if `other_ends` (the field `was`)
 -- contains that epoch; otherwise nil.
@@ -40,7 +40,7 @@ end
 local function add_end(other_ends, epoch, offset, new_epoch)
   local ends, count = epoch .. '.' .. offset, 1
   for other, other_offset in string.gmatch(other_ends or '', '(%S+)%.(%d+)') do
-    if other ~= epoch and other ~= new_epoch and count < OTHER_EPOCHS then
+    if other ~= epoch and other ~= new_epoch and count < MAX_OTHER_EPOCHS then
       ends, count = ends .. ' ' .. other .. '.' .. other_offset, count + 1
     end
   end
