@@ -1,11 +1,11 @@
 //! Wakes answers in progress as soon as their users cancel them.
 //!
 //! The cancel mark in the fan-out is authoritative, and every `live` call checks it; without this
-//! module, a cancel is detected by the next lease renewal, after up to a second. An answer that runs
-//! longer than [`SUBSCRIBE_AFTER`] subscribes to its user's cancel channel. Every event that may mean
-//! a cancel makes the answer check the mark at once: a frame, a gap in the feed, and the
-//! subscription itself, because the cancel may have preceded it. Short answers need no subscription,
-//! and answers never wait for this module.
+//! module, a cancel is detected by the next lease renewal, after up to a second. An answer that
+//! runs longer than [`SUBSCRIBE_AFTER`] subscribes to its user's cancel channel. Every event that
+//! may mean a cancel makes the answer check the mark at once: a frame, a gap in the feed, and the
+//! confirmation of the subscription, because the cancel may have preceded it. Short answers need no
+//! subscription, and answers never wait for this module.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -104,8 +104,8 @@ impl CancelSubscriptions {
 }
 
 impl CancelWatcher {
-    /// Notifies `check_now` whenever the message may have been cancelled, from [`SUBSCRIBE_AFTER`]
-    /// on. Never returns; dropping the future ends the watch.
+    /// Sleeps for [`SUBSCRIBE_AFTER`], then notifies `check_now` whenever the message may have been
+    /// cancelled. Never returns; dropping the future ends the watch.
     pub(super) async fn watch(self, user: UserId, message: MessageId, check_now: Arc<Notify>) {
         tokio::time::sleep(SUBSCRIBE_AFTER).await;
         let _guard = self.0.register(user, message, check_now);

@@ -1,4 +1,5 @@
-//! The stream of one answer: enforces the time-outs, detects the end, and records the metrics.
+//! Converts the server-sent events of one model call into model events: enforces the time-outs,
+//! detects the end of the answer, and records the call's metrics.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,13 +18,14 @@ use super::{ModelError, ModelEvent, ModelStream};
 use crate::protocol::error_code::ErrorCode;
 use crate::protocol::record::Usage;
 
-/// The usage may arrive this long after the finish reason.
+/// Time for which the usage is awaited after the finish reason has arrived.
 const USAGE_GRACE: Duration = Duration::from_secs(1);
-/// The end of the body may arrive this long after `[DONE]`. A body that was read to its end leaves
-/// the connection reusable.
+/// Time for which the end of the body is awaited after `[DONE]`. A body that was read to its end
+/// leaves the connection reusable.
 const END_GRACE: Duration = Duration::from_millis(20);
 
-/// Records the metrics of a call exactly once, however it ends: a dropped call counts as cancelled.
+/// Records the metrics of a call exactly once, however the call ends: a dropped call counts as
+/// cancelled.
 pub(super) struct CallMetrics {
     started: Instant,
     metrics: Arc<ProviderMetrics>,
@@ -44,7 +46,7 @@ impl CallMetrics {
     pub(super) fn record_failure(&mut self, error: &ModelError) {
         self.model.error.increment(1);
         self.metrics.record_failure(error.kind);
-        self.end();
+        self.record_duration();
     }
 
     fn record_success(&mut self, usage: Option<Usage>) {
@@ -52,7 +54,7 @@ impl CallMetrics {
         if let Some(usage) = usage {
             self.model.record_usage(usage);
         }
-        self.end();
+        self.record_duration();
     }
 
     fn record_first_token(&self) {
@@ -60,7 +62,7 @@ impl CallMetrics {
         self.model.first_token.record(seconds);
     }
 
-    fn end(&mut self) {
+    fn record_duration(&mut self) {
         self.is_recorded = true;
         let seconds = self.started.elapsed().as_secs_f64();
         self.model.duration.record(seconds);
@@ -71,7 +73,7 @@ impl Drop for CallMetrics {
     fn drop(&mut self) {
         if !self.is_recorded {
             self.model.cancelled.increment(1);
-            self.end();
+            self.record_duration();
         }
     }
 }
@@ -79,15 +81,16 @@ impl Drop for CallMetrics {
 /// Time-outs of an answer.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Timeouts {
-    /// From sending the request to the first text.
+    /// Maximum time from sending the request to the first text.
     pub(super) first_token: Duration,
-    /// Between two pieces of text.
+    /// Maximum time between two chunks after the first text.
     pub(super) idle: Duration,
 }
 
+/// How far an answer has arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// No text has arrived.
+    /// Neither text nor the finish reason has arrived.
     Waiting,
     /// Text is arriving.
     Receiving,
@@ -95,18 +98,20 @@ enum Phase {
     Finishing,
     /// `[DONE]` has arrived after the finish reason.
     Closing,
-    /// The last event was returned.
+    /// The answer is complete or has failed. Nothing more is read.
     Ended,
 }
 
-/// The state of an answer stream.
+/// The state of an answer stream, from which its next event is computed.
 pub(super) struct AnswerStream {
     events: BoxStream<'static, Result<SseEvent, StreamError>>,
     timeouts: Timeouts,
     phase: Phase,
+    /// Time at which the current phase ends if nothing arrives.
     deadline: Instant,
-    pending: VecDeque<ModelEvent>,
-    reason: String,
+    /// Events that the stream has to return before it reads on.
+    pending_events: VecDeque<ModelEvent>,
+    finish_reason: String,
     model: Option<String>,
     usage: Option<Usage>,
     metrics: CallMetrics,
@@ -130,8 +135,8 @@ impl AnswerStream {
             timeouts,
             phase: Phase::Waiting,
             deadline: first_token_by,
-            pending: VecDeque::new(),
-            reason: String::new(),
+            pending_events: VecDeque::new(),
+            finish_reason: String::new(),
             model: None,
             usage: None,
             metrics,
@@ -145,9 +150,10 @@ impl AnswerStream {
         .boxed()
     }
 
+    /// Returns the next event of the answer; `None` after the last event.
     async fn next(&mut self) -> Option<Result<ModelEvent, ModelError>> {
         loop {
-            if let Some(event) = self.pending.pop_front() {
+            if let Some(event) = self.pending_events.pop_front() {
                 return Some(Ok(event));
             }
             if self.phase == Phase::Ended {
@@ -156,7 +162,7 @@ impl AnswerStream {
             let next = timeout_at(self.deadline, self.events.next()).await;
             let result = match next {
                 Ok(Some(Ok(event))) => self.on_event(&event),
-                // The answer is complete, whatever happens to the connection now.
+                // The answer is complete, so an error or a time-out of the connection is ignored.
                 _ if self.is_finished() => {
                     self.finish();
                     Ok(())
@@ -205,7 +211,8 @@ impl AnswerStream {
                 kind::CUT_OFF,
                 "[DONE] without a finish reason",
             )),
-            // For example a truncated usage chunk; the answer itself is complete.
+            // The answer is complete, so a malformed chunk after it, such as a truncated usage, is
+            // ignored.
             ParsedEvent::Malformed if self.phase == Phase::Finishing => Ok(()),
             ParsedEvent::Malformed => Err(error::invalid_answer_error(
                 kind::MALFORMED,
@@ -217,18 +224,18 @@ impl AnswerStream {
     fn on_chunk(&mut self, chunk: Chunk) -> Result<(), ModelError> {
         let now = Instant::now();
         self.model = self.model.take().or(chunk.model);
-        // Some servers send the usage so far with every chunk; the last one counts.
+        // Some servers send the usage so far with every chunk, so the last usage counts.
         self.usage = chunk.usage.or(self.usage);
         let has_text = !chunk.text.is_empty();
         if has_text {
             if self.phase == Phase::Waiting {
                 self.metrics.record_first_token();
             }
-            self.pending.push_back(ModelEvent::Text(chunk.text));
+            self.pending_events.push_back(ModelEvent::Text(chunk.text));
         }
         match (self.phase, chunk.finish_reason) {
             (Phase::Waiting | Phase::Receiving, Some(reason)) => {
-                self.reason = reason;
+                self.finish_reason = reason;
                 self.phase = Phase::Finishing;
                 self.deadline = now + self.timeouts.idle.min(USAGE_GRACE);
             }
@@ -237,7 +244,8 @@ impl AnswerStream {
                 self.deadline = now + self.timeouts.idle;
             }
             (Phase::Receiving, None) => self.deadline = now + self.timeouts.idle,
-            // While the stream is always ready, `timeout_at` never checks its timer.
+            // `timeout_at` does not check its timer while the stream always has an event ready, so
+            // the deadline is checked here.
             (Phase::Waiting, None) if now >= self.deadline => return Err(self.timeout_error()),
             _ => {}
         }
@@ -254,9 +262,10 @@ impl AnswerStream {
 
     fn finish(&mut self) {
         self.metrics.record_success(self.usage);
-        self.pending.extend(self.usage.map(ModelEvent::Usage));
-        self.pending.push_back(ModelEvent::Finished {
-            reason: std::mem::take(&mut self.reason),
+        self.pending_events
+            .extend(self.usage.map(ModelEvent::Usage));
+        self.pending_events.push_back(ModelEvent::Finished {
+            reason: std::mem::take(&mut self.finish_reason),
             model: self.model.take(),
         });
         self.end();
@@ -272,7 +281,7 @@ impl AnswerStream {
         error
     }
 
-    /// Stops reading and closes the connection at once.
+    /// Stops reading. Dropping the body closes the connection unless the body was read to its end.
     fn end(&mut self) {
         self.phase = Phase::Ended;
         self.events = stream::empty().boxed();

@@ -17,7 +17,7 @@ pub(super) enum ParsedEvent {
     Chunk(Chunk),
     /// The API reports an error.
     Error(ApiError),
-    /// Not JSON, or not a chunk.
+    /// The event is not JSON, or its JSON is not a chunk.
     Malformed,
 }
 
@@ -43,7 +43,7 @@ struct ChunkObject {
 struct Choice {
     index: Option<Value>,
     delta: Option<Message>,
-    /// In place of `delta` where the server does not stream.
+    /// The whole answer, in place of `delta` where the server does not stream.
     message: Option<Message>,
     finish_reason: Option<Value>,
 }
@@ -54,7 +54,7 @@ struct Message {
 }
 
 impl ParsedEvent {
-    /// Parses an event.
+    /// Parses an event of the answer stream. Never fails, because an unusable event is `Malformed`.
     pub(super) fn parse(event: &SseEvent) -> Self {
         let data = event.data.trim();
         if event.is_error {
@@ -74,11 +74,11 @@ impl ParsedEvent {
         }
 
         let mut chunk = Chunk {
-            usage: object.usage.as_ref().and_then(usage),
+            usage: object.usage.as_ref().and_then(parse_usage),
             model: object.model.and_then(|model| truncated(&model, 200)),
             ..Chunk::default()
         };
-        // Only one answer is requested.
+        // Only one answer is requested, so choices with an index above 0 are ignored.
         let mut choices = object.choices.into_iter().flatten();
         let is_first =
             |choice: &Choice| choice.index.as_ref().is_none_or(|i| i.as_u64() == Some(0));
@@ -86,7 +86,7 @@ impl ParsedEvent {
             let message = choice.delta.or(choice.message);
             chunk.text = message
                 .and_then(|m| m.content)
-                .map_or_else(String::new, text);
+                .map_or_else(String::new, content_text);
             chunk.finish_reason = choice
                 .finish_reason
                 .and_then(|reason| truncated(&reason, 64));
@@ -98,7 +98,8 @@ impl ParsedEvent {
     }
 }
 
-/// Some servers send `"error": null` and the like in successful chunks.
+/// Whether the value of the field `error` reports an error. Some servers send `null`, `false` or an
+/// empty string there in successful chunks.
 fn is_error_value(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => false,
@@ -107,6 +108,7 @@ fn is_error_value(value: &Value) -> bool {
     }
 }
 
+/// Whether the object itself is an error: it has `detail`, or `message` with `code` or `type`.
 fn is_flat_error(data: &str) -> bool {
     #[derive(Deserialize)]
     struct FlatError {
@@ -121,7 +123,8 @@ fn is_flat_error(data: &str) -> bool {
     })
 }
 
-/// A non-empty string, cut to `max_bytes` so that it fits into a frame.
+/// Returns the string, cut to at most `max_bytes` so that it fits into a frame. `None` where the
+/// value is no string, or empty.
 fn truncated(value: &Value, max_bytes: usize) -> Option<String> {
     let text = value.as_str().filter(|text| !text.is_empty())?;
     let mut end = max_bytes.min(text.len());
@@ -131,8 +134,9 @@ fn truncated(value: &Value, max_bytes: usize) -> Option<String> {
     Some(text[..end].to_owned())
 }
 
-/// The content: a string, or the text parts of a list of parts.
-fn text(content: Value) -> String {
+/// Returns the text of a `content` field: the string itself, or the joined texts of its parts where
+/// it is a list. Empty for any other value.
+fn content_text(content: Value) -> String {
     match content {
         Value::String(text) => text,
         Value::Array(parts) => parts
@@ -144,7 +148,8 @@ fn text(content: Value) -> String {
     }
 }
 
-fn usage(value: &Value) -> Option<Usage> {
+/// Returns the usage; missing counts are derived or 0. `None` where the value has no count.
+fn parse_usage(value: &Value) -> Option<Usage> {
     let count = |name| value.get(name).and_then(Value::as_u64);
     let (prompt, completion) = (count("prompt_tokens"), count("completion_tokens"));
     let total = count("total_tokens");

@@ -11,11 +11,11 @@ use time::format_description::well_known::Rfc2822;
 use super::ModelError;
 use crate::protocol::error_code::ErrorCode;
 
-/// Longer requested delays are ignored in favour of our backoff, as OpenAI's own client does: the
-/// message's deadline would be near by then.
+/// Maximum delay that a server may request. Longer delays are ignored in favour of our backoff, as
+/// OpenAI's own client does, because the message's deadline would be near by then.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 
-/// Labels of `ai_consumer_openai_errors_total`.
+/// Values of the label `error_type` of `ai_consumer_openai_errors_total`.
 pub(super) mod kind {
     pub(in super::super) const CONNECT: &str = "connect";
     pub(in super::super) const CONNECTION: &str = "connection";
@@ -31,7 +31,7 @@ pub(super) mod kind {
     pub(in super::super) const SERVER: &str = "server_error";
     pub(in super::super) const STREAM_ERROR: &str = "stream_error";
 
-    /// Every label, for export from the start.
+    /// Every value, so that all counters are exported from the start.
     pub(in super::super) const ALL: [&str; 13] = [
         CONNECT,
         CONNECTION,
@@ -125,7 +125,8 @@ impl ApiError {
             || self.has_type_or_code("billing_hard_limit_reached")
     }
 
-    /// The HTTP status that corresponds to an error object inside a stream.
+    /// The HTTP status that corresponds to an error object inside a stream. `None` where neither
+    /// its code nor its type corresponds to a status.
     fn status(&self) -> Option<u16> {
         let code = self.code.as_deref().and_then(|code| code.parse().ok());
         if let Some(status) = code.filter(|status| (400..600).contains(status)) {
@@ -151,7 +152,7 @@ impl ApiError {
             .find_map(|(name, status)| self.has_type_or_code(name).then_some(status))
     }
 
-    /// Type and code, for logs; without the message.
+    /// Type and code for logs. The message is omitted, because it may quote the prompt.
     fn summary(&self) -> String {
         let part = |name, value: &Option<String>| {
             let value = value.as_ref()?;
@@ -162,18 +163,19 @@ impl ApiError {
     }
 }
 
-/// A string or number that is an identifier; anything else could be content.
+/// Returns a string or number that has the form of an identifier. `None` for any other value,
+/// because it could quote the prompt.
 fn identifier(value: Option<&Value>) -> Option<String> {
     let text = match value? {
         Value::String(text) => text.clone(),
         Value::Number(number) => number.to_string(),
         _ => return None,
     };
-    let plain = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
-    (!text.is_empty() && text.len() <= 64 && text.chars().all(plain)).then_some(text)
+    let is_identifier_char = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+    (!text.is_empty() && text.len() <= 64 && text.chars().all(is_identifier_char)).then_some(text)
 }
 
-/// The retry headers of a refusal.
+/// What the headers of a refusal say about a retry.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct RetryHint {
     should_retry: Option<bool>,
@@ -181,6 +183,7 @@ pub(super) struct RetryHint {
 }
 
 impl RetryHint {
+    /// Parses the headers. A header that is malformed or unreasonable counts as absent.
     pub(super) fn from_headers(headers: &HeaderMap, now: OffsetDateTime) -> Self {
         let text = |name| headers.get(name)?.to_str().ok().map(str::trim);
         let millis = text("retry-after-ms").and_then(|value| duration(value, 1000.0));
@@ -205,12 +208,13 @@ impl RetryHint {
     }
 }
 
-fn duration(text: &str, per_second: f64) -> Option<Duration> {
+/// Parses a number of time units, of which `units_per_second` are a second.
+fn duration(text: &str, units_per_second: f64) -> Option<Duration> {
     let number: f64 = text.parse().ok()?;
-    Duration::try_from_secs_f64(number / per_second).ok()
+    Duration::try_from_secs_f64(number / units_per_second).ok()
 }
 
-/// The error of a refusal.
+/// The error for a refusal, that is, a response with an error status.
 pub(super) fn refusal_error(status: u16, api_error: &ApiError, hint: RetryHint) -> ModelError {
     let (code, retryable, kind) = classify(status, api_error);
     ModelError {
@@ -222,6 +226,7 @@ pub(super) fn refusal_error(status: u16, api_error: &ApiError, hint: RetryHint) 
     }
 }
 
+/// Returns the error code of a status, whether another call may succeed, and the metric label.
 fn classify(status: u16, api_error: &ApiError) -> (ErrorCode, bool, &'static str) {
     if api_error.is_quota() {
         return (ErrorCode::ProviderRateLimited, false, kind::QUOTA);
@@ -238,7 +243,7 @@ fn classify(status: u16, api_error: &ApiError) -> (ErrorCode, bool, &'static str
     }
 }
 
-/// The error of an error object inside a stream.
+/// The error for an error object inside a stream.
 pub(super) fn stream_error(api_error: &ApiError) -> ModelError {
     let (code, retryable, kind) = match api_error.status() {
         None if api_error.is_quota() => classify(429, api_error),
@@ -254,7 +259,7 @@ pub(super) fn stream_error(api_error: &ApiError) -> ModelError {
     }
 }
 
-/// The error of a request that was not delivered, or of a broken connection.
+/// The error for a request that was not delivered, or for a broken connection.
 pub(super) fn connection_error(error: reqwest::Error) -> ModelError {
     let error = error.without_url();
     let code = if error.is_timeout() {
@@ -269,7 +274,7 @@ pub(super) fn connection_error(error: reqwest::Error) -> ModelError {
     };
     ModelError {
         code,
-        // A request that cannot be built fails the same way the next time.
+        // A request that cannot be built would fail again in the same way, so it is not retried.
         retryable: !error.is_builder(),
         retry_after: None,
         detail: error_chain(&error),
@@ -277,7 +282,7 @@ pub(super) fn connection_error(error: reqwest::Error) -> ModelError {
     }
 }
 
-/// The error of a token that did not arrive in time.
+/// The error for a token that did not arrive within `after`.
 pub(super) fn timeout_error(kind: &'static str, after: Duration) -> ModelError {
     let missing = if kind == kind::IDLE_TIMEOUT {
         "no further token"
@@ -293,7 +298,7 @@ pub(super) fn timeout_error(kind: &'static str, after: Duration) -> ModelError {
     }
 }
 
-/// The error of a stream that is not a valid answer.
+/// The error for a stream that is not a valid answer.
 pub(super) fn invalid_answer_error(kind: &'static str, detail: impl Into<String>) -> ModelError {
     ModelError {
         code: ErrorCode::ProviderFailed,
@@ -304,13 +309,13 @@ pub(super) fn invalid_answer_error(kind: &'static str, detail: impl Into<String>
     }
 }
 
-/// An error with its causes in one line.
+/// The text of an error followed by the texts of its causes, in one line.
 pub(super) fn error_chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
         let next = error.to_string();
-        // Wrappers often repeat the text of their cause.
+        // A wrapper often ends with the text of its cause, which is then not repeated.
         if !text.ends_with(&next) {
             text.push_str(": ");
             text.push_str(&next);
@@ -419,7 +424,7 @@ mod tests {
             wait(&[("retry-after", "Mon, 23 Nov 2026 05:00:00 GMT")]),
             None
         );
-        // A malformed header does not hide the other one.
+        // A malformed `retry-after-ms` does not hide a valid `retry-after`.
         assert_eq!(
             wait(&[("retry-after-ms", "x"), ("retry-after", "7")]),
             Some(7000)

@@ -26,11 +26,11 @@ declare_metrics! {
     THROTTLED: Gauge in Count = "ai_consumer_openai_throttled_calls", [],
         "Calls that wait because the model's API has limited the rate.";
     SPACING: Gauge in Seconds = "ai_consumer_openai_throttle_spacing_seconds", [],
-        "Minimum time between two calls, set after the model's API has limited the rate. Zero means \
-         no limit.";
+        "Minimum time between two calls, set after the model's API has limited the rate. Zero \
+         means no limit.";
 }
 
-/// Metric handles for the calls to one model.
+/// Metric handles of the calls to one model.
 #[derive(Debug)]
 pub(crate) struct ModelHandles {
     pub(crate) success: Counter,
@@ -56,7 +56,9 @@ impl ModelHandles {
 /// installed, because handles created earlier record nothing.
 #[derive(Debug)]
 pub(crate) struct ProviderMetrics {
+    /// The handles of each model that was called.
     models: RwLock<BTreeMap<String, Arc<ModelHandles>>>,
+    /// The counters of failed calls by kind of error.
     errors: Vec<(&'static str, Counter)>,
     pub(crate) throttled: Gauge,
     pub(crate) spacing: Gauge,
@@ -101,13 +103,14 @@ impl ProviderMetrics {
 
     /// Counts a failed call by its kind of error.
     pub(crate) fn record_failure(&self, kind: &'static str) {
-        match self.errors.iter().find(|(known, _)| *known == kind) {
+        match self.errors.iter().find(|(label, _)| *label == kind) {
             Some((_, counter)) => counter.increment(1),
             None => ERRORS.counter(&[kind]).increment(1),
         }
     }
 
-    /// Counts repeated attempts with this number; the first repetition has number 2.
+    /// Returns the counter of retries for calls with this number within their message. The first
+    /// retry is call 2.
     pub(crate) fn retries(attempt: u32) -> Counter {
         RETRIES.counter(&[&attempt.to_string()])
     }

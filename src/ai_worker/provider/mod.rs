@@ -1,4 +1,5 @@
-//! Model providers: an OpenAI-compatible API, or the built-in demo model.
+//! Calls the model for the worker: the [`Provider`] trait, and its implementations for an
+//! OpenAI-compatible API and for the built-in demo model.
 
 mod answer_stream;
 mod chunk;
@@ -22,20 +23,20 @@ use crate::protocol::record::Usage;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// The operator, with instructions.
+    /// The operator, who gives the model instructions.
     System,
-    /// The user.
+    /// The user, who asks the questions.
     User,
-    /// The model.
+    /// The model, which answers.
     Assistant,
 }
 
 /// One message of a prompt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ChatMessage {
-    /// The author.
+    /// The author of the message.
     pub role: Role,
-    /// The text.
+    /// The text of the message.
     pub content: String,
 }
 
@@ -46,7 +47,7 @@ pub struct ModelRequest {
     pub model: String,
     /// Instructions, earlier turns and the question, in this order.
     pub messages: Vec<ChatMessage>,
-    /// Limit of the answer, in tokens.
+    /// Maximum number of tokens of the answer.
     pub max_tokens: u32,
     /// Sampling temperature.
     pub temperature: f64,
@@ -55,9 +56,9 @@ pub struct ModelRequest {
 /// An event of an answer stream.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ModelEvent {
-    /// Further text; never empty.
+    /// The next piece of the answer's text; never empty.
     Text(String),
-    /// Tokens that the call used; at most once, before `Finished`.
+    /// The number of tokens that the call used. At most one such event, before `Finished`.
     Usage(Usage),
     /// The answer is complete. Always the last event: a stream that fails ends with an `Err`
     /// instead.
@@ -69,7 +70,8 @@ pub enum ModelEvent {
     },
 }
 
-/// Why a call produced no complete answer. `detail` is safe to log: it has neither content nor key.
+/// Why a call produced no complete answer. `detail` is safe to log, because it contains neither the
+/// text of messages nor the API key.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{}: {detail}", code.as_str())]
 pub struct ModelError {
@@ -77,15 +79,15 @@ pub struct ModelError {
     pub code: ErrorCode,
     /// Whether another call may succeed.
     pub retryable: bool,
-    /// The minimum delay that the provider requests before it.
+    /// Minimum delay before another call, if the provider requests one.
     pub retry_after: Option<Duration>,
     /// Description for logs and dead letters.
     pub detail: String,
-    /// The label of `ai_consumer_openai_errors_total`, from a fixed set.
+    /// Value of the label `error_type` of `ai_consumer_openai_errors_total`, from a fixed set.
     pub kind: &'static str,
 }
 
-/// The events of an answer in progress. Dropping it closes the provider's connection.
+/// The stream of an answer's events. Dropping the stream closes the connection to the provider.
 pub type ModelStream = BoxStream<'static, Result<ModelEvent, ModelError>>;
 
 /// Generates answers from prompts.

@@ -1,4 +1,5 @@
-//! The chat completions API of OpenAI and of compatible servers: vLLM, Ollama, llama.cpp, LiteLLM.
+//! Calls the chat completions API of OpenAI or of a compatible server (vLLM, Ollama, llama.cpp,
+//! LiteLLM).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,11 +24,11 @@ use super::throttle::Throttle;
 use super::{ChatMessage, ModelError, ModelRequest, ModelStream, Provider};
 use crate::config::settings::ModelApiSettings;
 
-/// Size limit of a refusal's body.
+/// Maximum number of bytes that are read of a refusal's body.
 const MAX_ERROR_BYTES: usize = 64 << 10;
-/// Time limit for a refusal's body; its status is known before.
+/// Time for which a refusal's body is awaited after the status has arrived.
 const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(1);
-/// Limit for connecting, so that an unreachable host is detected before a long first-token
+/// Maximum time for connecting, so that an unreachable host is detected before a long first-token
 /// time-out.
 const MAX_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -36,7 +37,8 @@ const MAX_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub enum BuildError {
     /// The API key contains characters that are not allowed in a header.
     #[error(
-        "OPENAI_API_KEY contains characters that an HTTP header cannot carry: check it for line breaks"
+        "OPENAI_API_KEY contains characters that an HTTP header cannot carry: check it for line \
+         breaks"
     )]
     ApiKey,
     /// The base URL is not an HTTP address.
@@ -47,8 +49,8 @@ pub enum BuildError {
     Client(String),
 }
 
-/// An OpenAI-compatible API. One per process: it owns the connection pool, and the throttle that
-/// slows down all calls after a 429.
+/// The client of an OpenAI-compatible API. A process has only one, because it owns the connection
+/// pool, and the throttle that slows down all calls after a 429.
 #[derive(Debug)]
 pub struct OpenAi {
     client: Client,
@@ -59,7 +61,7 @@ pub struct OpenAi {
     quirks: ServerQuirks,
 }
 
-/// Request fields that the server has refused, remembered until the process ends.
+/// The request fields that the server has refused. They are remembered until the process ends.
 #[derive(Debug, Default)]
 struct ServerQuirks {
     omits_stream_options: AtomicBool,
@@ -67,7 +69,7 @@ struct ServerQuirks {
     omits_temperature: AtomicBool,
 }
 
-/// The fields of one request, according to [`ServerQuirks`].
+/// Which fields one request omits or renames, initially as [`ServerQuirks`] says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct RequestVariant {
     omits_stream_options: bool,
@@ -76,7 +78,7 @@ struct RequestVariant {
 }
 
 #[derive(Serialize)]
-struct Body<'a> {
+struct RequestBody<'a> {
     model: &'a str,
     messages: &'a [ChatMessage],
     stream: bool,
@@ -95,9 +97,11 @@ struct StreamOptions {
     include_usage: bool,
 }
 
-/// A request that was answered with an error status, or not delivered.
+/// Why a request got no answer: the server responded with an error status, or the request was not
+/// delivered.
 struct Refusal {
     error: ModelError,
+    /// The status of the response; `200 OK` where the request was not delivered.
     status: StatusCode,
     api_error: ApiError,
 }
@@ -137,7 +141,7 @@ impl OpenAi {
         variant: RequestVariant,
     ) -> Result<Response, Refusal> {
         let max_tokens = Some(request.max_tokens);
-        let body = Body {
+        let body = RequestBody {
             model: &request.model,
             messages: &request.messages,
             stream: true,
@@ -159,9 +163,9 @@ impl OpenAi {
             return Ok(response);
         }
         let hint = RetryHint::from_headers(response.headers(), OffsetDateTime::now_utc());
-        let until = Instant::now() + ERROR_BODY_TIMEOUT;
-        // A truncated body may still be useful.
-        let (body, _) = read_body(response, MAX_ERROR_BYTES, until).await;
+        let deadline = Instant::now() + ERROR_BODY_TIMEOUT;
+        // A truncated body is used too, because its start may name the refused field.
+        let (body, _) = read_body(response, MAX_ERROR_BYTES, deadline).await;
         let api_error = ApiError::from_body(&body);
         tracing::debug!(
             status = status.as_u16(),
@@ -175,8 +179,8 @@ impl OpenAi {
         })
     }
 
-    /// Sends the request, and again for each field that the server refuses: such a refusal is
-    /// caused by the server's version, not by the message.
+    /// Sends the request. If the server refuses one of its fields, sends it again with that field
+    /// omitted or renamed: the cause of such a refusal is the server's version, not the message.
     async fn send_adapted(&self, request: &ModelRequest) -> Result<Response, ModelError> {
         let mut variant = self.quirks.variant();
         loop {
@@ -202,7 +206,7 @@ impl ServerQuirks {
         }
     }
 
-    /// Remembers a variant that the server accepted. Flags are only ever set.
+    /// Remembers a variant that the server accepted. Flags are set, and never cleared.
     fn remember(&self, variant: RequestVariant) {
         for (flag, value) in [
             (&self.omits_stream_options, variant.omits_stream_options),
@@ -220,7 +224,8 @@ impl ServerQuirks {
 }
 
 impl RequestVariant {
-    /// The variant to try after a refusal; `None` where the refusal has another cause.
+    /// The variant to try after a refusal; `None` where the cause of the refusal is none of the
+    /// fields that a variant can change.
     fn adapt_to(self, refusal: &Refusal) -> Option<Self> {
         if !matches!(refusal.status.as_u16(), 400 | 422) {
             return None;
@@ -265,7 +270,7 @@ impl Provider for OpenAi {
         };
         self.throttle.on_accepted(permit);
         let events = if is_json(response.headers()) {
-            // The server does not stream, or sent an error with a success status.
+            // The server does not stream, or it sent an error with a success status.
             stream::once(read_json_event(response, first_token_by)).boxed()
         } else {
             sse::events(
@@ -297,11 +302,12 @@ fn http_client(settings: &ModelApiSettings) -> Result<Client, BuildError> {
     crate::http_client::builder_for(&settings.base_url)
         .default_headers(headers)
         .connect_timeout(settings.first_token_timeout.min(MAX_CONNECT_TIMEOUT))
-        // Hundreds of concurrent answers over HTTP/1.1 leave their connections to the next ones.
+        // Over HTTP/1.1 each answer has its own connection. The next answers reuse the connections
+        // of hundreds of concurrent answers.
         .pool_max_idle_per_host(1024)
         .pool_idle_timeout(Duration::from_secs(60))
         .tcp_keepalive(Duration::from_secs(30))
-        // A dead HTTP/2 connection would stall all answers on it.
+        // Detects a dead HTTP/2 connection, which would stall all answers on it.
         .http2_keep_alive_interval(Duration::from_secs(15))
         .http2_keep_alive_timeout(Duration::from_secs(10))
         .build()
@@ -313,9 +319,9 @@ fn is_json(headers: &HeaderMap) -> bool {
     value.is_some_and(|value| value.trim_start().starts_with("application/json"))
 }
 
-/// Reads a body that is one JSON object instead of a stream.
-async fn read_json_event(response: Response, until: Instant) -> Result<SseEvent, StreamError> {
-    let (body, end) = read_body(response, MAX_EVENT_BYTES, until).await;
+/// Reads a body that is one JSON object instead of a stream, as the data of one event.
+async fn read_json_event(response: Response, deadline: Instant) -> Result<SseEvent, StreamError> {
+    let (body, end) = read_body(response, MAX_EVENT_BYTES, deadline).await;
     end?;
     match String::from_utf8(body) {
         Ok(data) => Ok(SseEvent {
@@ -326,17 +332,17 @@ async fn read_json_event(response: Response, until: Instant) -> Result<SseEvent,
     }
 }
 
-/// Reads a body up to `limit` bytes and until `until`. Returns what arrived, and whether it is
-/// complete.
+/// Reads at most `max_bytes` of a body, until `deadline`. Returns the bytes that arrived, and an
+/// error where they are not the whole body.
 async fn read_body(
     response: Response,
-    limit: usize,
-    until: Instant,
+    max_bytes: usize,
+    deadline: Instant,
 ) -> (Vec<u8>, Result<(), StreamError>) {
     let mut body = Vec::new();
     let mut pieces = response.bytes_stream();
     loop {
-        let piece: Bytes = match timeout_at(until, pieces.next()).await {
+        let piece: Bytes = match timeout_at(deadline, pieces.next()).await {
             Ok(None) => return (body, Ok(())),
             Ok(Some(Ok(piece))) => piece,
             Ok(Some(Err(error))) => {
@@ -348,10 +354,10 @@ async fn read_body(
                 return (body, Err(error));
             }
         };
-        let room = limit - body.len();
-        body.extend_from_slice(&piece[..piece.len().min(room)]);
-        if piece.len() > room {
-            let error = StreamError::Malformed(format!("the body has more than {limit} bytes"));
+        let remaining_bytes = max_bytes - body.len();
+        body.extend_from_slice(&piece[..piece.len().min(remaining_bytes)]);
+        if piece.len() > remaining_bytes {
+            let error = StreamError::Malformed(format!("the body has more than {max_bytes} bytes"));
             return (body, Err(error));
         }
     }

@@ -1,9 +1,9 @@
 //! Parses a response body into server-sent events of bounded size.
 //!
-//! `sse-stream` does the parsing. It has no size limit, drops unknown fields, and ignores a last
-//! event without its empty line. The bytes are therefore rewritten before it: an event above the
-//! limit ends the stream, `error:` lines of old llama.cpp servers become events, and the end of the
-//! body completes the last event.
+//! The crate `sse-stream` does the parsing. It has no size limit, drops unknown fields, and ignores
+//! a last event without its empty line. Therefore the bytes are rewritten before the crate parses
+//! them: an event above the size limit becomes an error, `error:` lines of old llama.cpp servers
+//! become events, and the end of the body completes the last event.
 
 use std::error::Error;
 use std::pin::Pin;
@@ -15,13 +15,13 @@ use sse_stream::SseByteStream;
 
 use super::error::error_chain;
 
-/// Size limit of one event, in bytes.
+/// Maximum size of one event in bytes.
 pub(super) const MAX_EVENT_BYTES: usize = 1 << 20;
 
 /// A server-sent event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct SseEvent {
-    /// The data; never empty.
+    /// The event's data; never blank.
     pub(super) data: String,
     /// Whether the server marked the event as an error.
     pub(super) is_error: bool,
@@ -33,12 +33,13 @@ pub(super) enum StreamError {
     /// The connection failed.
     #[error("{0}")]
     Connection(String),
-    /// The body is not an event stream.
+    /// The body is not an event stream, or an event is too large.
     #[error("{0}")]
     Malformed(String),
 }
 
-/// The events of a body whose pieces may be cut anywhere.
+/// Parses a body into its events. The pieces of the body may be cut anywhere. Events without data
+/// are omitted.
 pub(super) fn events<E>(
     body: impl Stream<Item = Result<Bytes, E>> + Send + 'static,
 ) -> BoxStream<'static, Result<SseEvent, StreamError>>
@@ -48,7 +49,7 @@ where
     let rewriter = LineRewriter {
         body: body.boxed(),
         state: LineState::default(),
-        ended: false,
+        is_ended: false,
     };
     SseByteStream::new(rewriter)
         .filter_map(|event| {
@@ -66,21 +67,24 @@ where
         .boxed()
 }
 
+/// Returns the [`StreamError`] of the [`LineRewriter`], which `sse-stream` has wrapped. Any other
+/// error counts as a failed connection.
 fn body_error(error: Box<dyn Error + Send + Sync>) -> StreamError {
     match error.downcast::<StreamError>() {
-        Ok(broken) => *broken,
-        Err(other) => StreamError::Connection(error_chain(&*other)),
+        Ok(stream_error) => *stream_error,
+        Err(other_error) => StreamError::Connection(error_chain(&*other_error)),
     }
 }
 
-fn too_large() -> StreamError {
+fn too_large_error() -> StreamError {
     StreamError::Malformed(format!("an event of more than {MAX_EVENT_BYTES} bytes"))
 }
 
+/// A body whose lines are rewritten by a [`LineState`].
 struct LineRewriter<E> {
     body: BoxStream<'static, Result<Bytes, E>>,
     state: LineState,
-    ended: bool,
+    is_ended: bool,
 }
 
 impl<E> Stream for LineRewriter<E>
@@ -90,14 +94,14 @@ where
     type Item = Result<Bytes, StreamError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if self.ended {
+        if self.is_ended {
             return Poll::Ready(None);
         }
         let item = match ready!(self.body.poll_next_unpin(cx)) {
             Some(Ok(bytes)) => self.state.rewrite(&bytes),
             Some(Err(error)) => Err(StreamError::Connection(error_chain(&error))),
             None => {
-                self.ended = true;
+                self.is_ended = true;
                 Ok(self.state.finish())
             }
         };
@@ -105,71 +109,80 @@ where
     }
 }
 
+/// Start of the lines in which old llama.cpp servers report errors.
 const ERROR_FIELD: &[u8] = b"error:";
+/// Replacement of [`ERROR_FIELD`], which makes the line an event named `error`.
 const ERROR_EVENT: &[u8] = b"event:error\ndata:";
 
+/// Rewrites the lines of a body, and counts their bytes.
 #[derive(Debug, Default)]
 struct LineState {
-    /// Bytes of this line that match the start of [`ERROR_FIELD`] and are withheld.
-    withheld: usize,
-    /// Length of the current line.
-    line: usize,
-    /// Bytes since the last empty line, which ends an event.
-    event: usize,
-    after_cr: bool,
+    /// Number of bytes at the start of the current line that match the start of [`ERROR_FIELD`].
+    /// They are not emitted until it is clear whether the line begins with the whole field.
+    withheld_bytes: usize,
+    /// Length of the current line in bytes.
+    line_bytes: usize,
+    /// Number of bytes since the last empty line, which ends an event. Line ends are not counted.
+    event_bytes: usize,
+    /// Whether the previous byte was a CR.
+    is_after_cr: bool,
 }
 
 impl LineState {
+    /// Rewrites the next bytes of the body. Fails if an event exceeds [`MAX_EVENT_BYTES`].
     fn rewrite(&mut self, bytes: &[u8]) -> Result<Bytes, StreamError> {
         let mut out = Vec::with_capacity(bytes.len() + ERROR_EVENT.len());
         for &byte in bytes {
-            let is_end = byte == b'\n' || byte == b'\r';
-            if byte == b'\n' && self.after_cr {
-                // The second byte of a CR LF.
-                self.after_cr = false;
+            let is_line_end = byte == b'\n' || byte == b'\r';
+            if byte == b'\n' && self.is_after_cr {
+                // The LF belongs to the line end that began with the CR, so no new line begins.
+                self.is_after_cr = false;
                 out.push(byte);
                 continue;
             }
-            self.after_cr = byte == b'\r';
+            self.is_after_cr = byte == b'\r';
 
-            // `withheld` equals `line` as long as the line may still become the field.
-            if self.withheld == self.line && ERROR_FIELD.get(self.withheld) == Some(&byte) {
-                self.withheld += 1;
-                self.line += 1;
-                self.event += 1;
-                if self.withheld == ERROR_FIELD.len() {
+            // `withheld_bytes` equals `line_bytes` while the line so far matches the field's start.
+            if self.withheld_bytes == self.line_bytes
+                && ERROR_FIELD.get(self.withheld_bytes) == Some(&byte)
+            {
+                self.withheld_bytes += 1;
+                self.line_bytes += 1;
+                self.event_bytes += 1;
+                if self.withheld_bytes == ERROR_FIELD.len() {
                     out.extend_from_slice(ERROR_EVENT);
                 }
                 continue;
             }
             self.release_withheld(&mut out);
             out.push(byte);
-            if is_end {
-                if self.line == 0 {
-                    self.event = 0;
+            if is_line_end {
+                if self.line_bytes == 0 {
+                    self.event_bytes = 0;
                 }
-                self.line = 0;
-                self.withheld = 0;
+                self.line_bytes = 0;
+                self.withheld_bytes = 0;
             } else {
-                self.line += 1;
-                self.event += 1;
-                if self.event > MAX_EVENT_BYTES {
-                    return Err(too_large());
+                self.line_bytes += 1;
+                self.event_bytes += 1;
+                if self.event_bytes > MAX_EVENT_BYTES {
+                    return Err(too_large_error());
                 }
             }
         }
         Ok(out.into())
     }
 
-    /// Emits withheld bytes that turned out not to be the error field.
+    /// Emits the withheld bytes, because the line does not begin with the error field. Does nothing
+    /// after the whole field, which was replaced.
     fn release_withheld(&mut self, out: &mut Vec<u8>) {
-        if self.withheld < ERROR_FIELD.len() {
-            out.extend_from_slice(&ERROR_FIELD[..self.withheld]);
-            self.withheld = 0;
+        if self.withheld_bytes < ERROR_FIELD.len() {
+            out.extend_from_slice(&ERROR_FIELD[..self.withheld_bytes]);
+            self.withheld_bytes = 0;
         }
     }
 
-    /// The end of the body ends the last line and the last event.
+    /// Returns the bytes that complete the last line and the last event at the end of the body.
     fn finish(&mut self) -> Bytes {
         let mut out = Vec::new();
         self.release_withheld(&mut out);

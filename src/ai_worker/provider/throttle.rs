@@ -1,4 +1,4 @@
-//! Slows down all model calls of this worker after a 429, not only the refused one.
+//! Slows down all model calls of this worker after a 429, not only the refused call.
 
 use std::time::Duration;
 
@@ -9,12 +9,13 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::backoff::Backoff;
 
-/// Minimum spacing of calls after the first refusal; doubled by each further one.
+/// Minimum time between two calls after the first refusal. Each further refusal doubles this time.
 const FIRST_SPACING: Duration = Duration::from_millis(50);
+/// Limit to which refusals increase the minimum time between two calls.
 const MAX_SPACING: Duration = Duration::from_secs(2);
-/// Below this spacing the throttle is off again.
+/// Spacing below which the throttle is off again.
 const MIN_SPACING: Duration = Duration::from_millis(5);
-/// Each accepted call multiplies the spacing by this factor.
+/// Factor by which each accepted call multiplies the spacing.
 const RECOVERY_FACTOR: f64 = 0.8;
 
 /// Delays calls after rate-limit refusals. A refusal pauses all calls for the time that the API
@@ -24,51 +25,58 @@ const RECOVERY_FACTOR: f64 = 0.8;
 #[derive(Debug)]
 pub(super) struct Throttle {
     state: Mutex<State>,
-    /// Its holder is released next. The lock is fair, so calls keep their order.
+    /// Lock whose holder is the next call to be released. The lock is fair, so calls are released
+    /// in their order of arrival.
     queue: tokio::sync::Mutex<()>,
-    changed: Notify,
+    /// Wakes the next call to be released after `state` has changed.
+    state_changed: Notify,
     backoff: Backoff,
-    waiting: Gauge,
-    spacing: Gauge,
+    waiting_gauge: Gauge,
+    spacing_gauge: Gauge,
 }
 
 #[derive(Debug, Default)]
 struct State {
     /// No call is released before this time.
     paused_until: Option<Instant>,
+    /// Minimum time between the releases of two calls; zero while the throttle is off.
     spacing: Duration,
+    /// When the last call was released.
     last_release: Option<Instant>,
-    /// Consecutive pauses, for the backoff. Refusals of concurrent calls count once.
-    refusals: u32,
-    /// Total number of pauses.
-    pauses: u64,
+    /// Number of pauses since the throttle was off, for the backoff. Refusals of concurrent calls
+    /// make one pause.
+    consecutive_pauses: u32,
+    /// Number of pauses since the throttle was created.
+    total_pauses: u64,
 }
 
-/// The permission to make one call. It has the number of pauses at its release, so that a refusal
-/// of a call from before the current pause is recognised.
+/// The permission to make one call.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct CallPermit {
-    pauses: u64,
+    /// Number of pauses when the call was released. It shows whether the call was released before
+    /// the current pause.
+    pauses_at_release: u64,
 }
 
-struct WaitingGauge<'a>(&'a Gauge);
+/// Removes a call from the gauge of waiting calls when the guard is dropped.
+struct WaitingGuard<'a>(&'a Gauge);
 
-impl Drop for WaitingGauge<'_> {
+impl Drop for WaitingGuard<'_> {
     fn drop(&mut self) {
         self.0.decrement(1.0);
     }
 }
 
 impl Throttle {
-    /// A throttle that sets the gauges for waiting calls and for the spacing.
-    pub(super) fn new(waiting: Gauge, spacing: Gauge) -> Self {
+    /// Creates a throttle that is off. It sets the gauges of waiting calls and of the spacing.
+    pub(super) fn new(waiting_gauge: Gauge, spacing_gauge: Gauge) -> Self {
         Self {
             state: Mutex::default(),
             queue: tokio::sync::Mutex::default(),
-            changed: Notify::new(),
+            state_changed: Notify::new(),
             backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(30)).with_jitter(),
-            waiting,
-            spacing,
+            waiting_gauge,
+            spacing_gauge,
         }
     }
 
@@ -78,29 +86,30 @@ impl Throttle {
 
     /// Waits until a call may be made. Dropping the future leaves the queue without side effects.
     pub(super) async fn acquire(&self) -> CallPermit {
-        if let Ok(_position) = self.queue.try_lock()
+        if let Ok(_queue_guard) = self.queue.try_lock()
             && let Ok(permit) = self.state().try_release(Instant::now())
         {
             return permit;
         }
-        self.waiting.increment(1.0);
-        let _waiting = WaitingGauge(&self.waiting);
-        let _position = self.queue.lock().await;
+        self.waiting_gauge.increment(1.0);
+        let _waiting_guard = WaitingGuard(&self.waiting_gauge);
+        let _queue_guard = self.queue.lock().await;
         loop {
-            // Created before the check, so that no change after it is missed.
-            let changed = self.changed.notified();
+            // The wait begins before the check, so that a change after the check is not missed.
+            let state_changed = self.state_changed.notified();
             let retry_at = match self.state().try_release(Instant::now()) {
                 Ok(permit) => return permit,
                 Err(retry_at) => retry_at,
             };
             tokio::select! {
                 () = sleep_until(retry_at) => {}
-                () = changed => {}
+                () = state_changed => {}
             }
         }
     }
 
-    /// Records that the API refused a call for its rate. `random` (0 to 1) is the jitter.
+    /// Records that the API refused a call for its rate, and pauses all calls. `random` (0 to 1)
+    /// determines the jitter of the backoff.
     pub(super) fn on_rate_limited(
         &self,
         permit: CallPermit,
@@ -109,54 +118,57 @@ impl Throttle {
     ) {
         let now = Instant::now();
         let mut state = self.state();
-        if permit.pauses == state.pauses {
-            state.pauses += 1;
-            state.refusals = state.refusals.saturating_add(1);
+        if permit.pauses_at_release == state.total_pauses {
+            state.total_pauses += 1;
+            state.consecutive_pauses = state.consecutive_pauses.saturating_add(1);
             state.spacing = (state.spacing * 2).clamp(FIRST_SPACING, MAX_SPACING);
         } else if retry_after.is_none() {
             // The call was released before the current pause, so the refusal is no new information.
             return;
         }
-        let pause = retry_after
-            .unwrap_or_else(|| self.backoff.delay(state.refusals.saturating_sub(1), random));
+        let pause = retry_after.unwrap_or_else(|| {
+            let earlier_pauses = state.consecutive_pauses.saturating_sub(1);
+            self.backoff.delay(earlier_pauses, random)
+        });
         state.paused_until = state.paused_until.max(Some(now + pause));
-        self.spacing.set(state.spacing.as_secs_f64());
+        self.spacing_gauge.set(state.spacing.as_secs_f64());
         drop(state);
-        self.changed.notify_waiters();
+        self.state_changed.notify_waiters();
         tracing::warn!(
             pause_ms = pause.as_millis() as u64,
-            "the model API refused a call for its rate: all calls of this worker are paused; if this \
-             is frequent, raise the API's rate limit"
+            "the model API refused a call for its rate: all calls of this worker are paused; if \
+             this is frequent, raise the API's rate limit"
         );
     }
 
-    /// Records that the API accepted a call.
+    /// Records that the API accepted a call, and reduces the spacing.
     pub(super) fn on_accepted(&self, permit: CallPermit) {
         let mut state = self.state();
-        if permit.pauses != state.pauses || state.refusals == 0 {
+        if permit.pauses_at_release != state.total_pauses || state.consecutive_pauses == 0 {
             return;
         }
         state.spacing = state.spacing.mul_f64(RECOVERY_FACTOR);
         if state.spacing < MIN_SPACING {
             state.spacing = Duration::ZERO;
-            state.refusals = 0;
+            state.consecutive_pauses = 0;
         }
-        self.spacing.set(state.spacing.as_secs_f64());
+        self.spacing_gauge.set(state.spacing.as_secs_f64());
         drop(state);
-        self.changed.notify_waiters();
+        self.state_changed.notify_waiters();
     }
 }
 
 impl State {
-    /// Releases a call, or returns when to try again.
+    /// Releases a call if that is allowed at `now`. Otherwise returns the time at which to try
+    /// again.
     fn try_release(&mut self, now: Instant) -> Result<CallPermit, Instant> {
-        let spaced = self.last_release.map(|last| last + self.spacing);
-        match self.paused_until.max(spaced) {
+        let spaced_release = self.last_release.map(|last| last + self.spacing);
+        match self.paused_until.max(spaced_release) {
             Some(at) if now < at => Err(at),
             _ => {
                 self.last_release = Some(now);
                 Ok(CallPermit {
-                    pauses: self.pauses,
+                    pauses_at_release: self.total_pauses,
                 })
             }
         }
@@ -200,7 +212,7 @@ mod tests {
         throttle.on_rate_limited(permit, Some(Duration::from_secs(7)), 1.0);
         let times = release_times(&throttle, 4).await;
         assert_eq!(times[0], 7000);
-        // The waiting calls are spaced at the end of the pause.
+        // After the pause, the waiting calls are released one by one, with the spacing.
         for pair in times.windows(2) {
             assert!(pair[1] >= pair[0] + FIRST_SPACING.as_millis(), "{times:?}");
         }
@@ -234,7 +246,7 @@ mod tests {
             throttle.on_accepted(permit);
         }
         assert_eq!(release_times(&throttle, 50).await, vec![0; 50]);
-        // The backoff was reset: the next pause is a first one.
+        // The backoff is reset as well, so the next pause is as long as a first pause.
         let permit = throttle.acquire().await;
         throttle.on_rate_limited(permit, None, 1.0);
         assert_eq!(release_times(&throttle, 1).await, [1000]);
@@ -264,8 +276,8 @@ mod tests {
         let permit = throttle.acquire().await;
         throttle.on_rate_limited(permit, Some(Duration::from_secs(1)), 1.0);
         for _ in 0..10 {
-            let mut given_up = Box::pin(throttle.acquire());
-            assert!((&mut given_up).now_or_never().is_none());
+            let mut abandoned = Box::pin(throttle.acquire());
+            assert!((&mut abandoned).now_or_never().is_none());
         }
         assert_eq!(release_times(&throttle, 1).await, [1000]);
     }

@@ -1,4 +1,4 @@
-//! Cancels: how soon they close the model call, and that the message ends as cancelled.
+//! Tests of cancels: how soon they close the model call, and that the outcome is `cancelled`.
 
 use std::sync::atomic::Ordering;
 
@@ -14,17 +14,17 @@ async fn cancel_after(system: &TestSystem, delay_ms: u64) -> u128 {
         .wait_until("the model call", || system.script.calls() == 1)
         .await;
     sleep(Duration::from_millis(delay_ms)).await;
-    let cancelled = Instant::now();
+    let cancelled_at = Instant::now();
     system.fanout.cancel(&user("alice"), &id).await.unwrap();
     system
-        .wait_until("the closed call", || !system.script.closed().is_empty())
+        .wait_until("the closed call", || !system.script.closed_at().is_empty())
         .await;
-    let time = (system.script.closed()[0] - cancelled).as_millis();
+    let closed_after_ms = (system.script.closed_at()[0] - cancelled_at).as_millis();
     system.wait_until_committed(1).await;
     let terminals = system.terminals();
     assert_eq!(terminals.len(), 1);
     assert_eq!(terminals[0]["code"], "cancelled");
-    time
+    closed_after_ms
 }
 
 #[tokio::test(start_paused = true)]
@@ -63,7 +63,7 @@ async fn a_gap_in_the_feed_makes_answers_check_for_cancels() {
         })
         .await;
     sleep(Duration::from_millis(300)).await;
-    // The cancel is made through another process, so its frame never arrives here.
+    // The cancel is made through another process, so this worker never receives its frame.
     system
         .fanout
         .second_process()
@@ -73,7 +73,7 @@ async fn a_gap_in_the_feed_makes_answers_check_for_cancels() {
     let started = Instant::now();
     system.fanout.subscriptions.send(FeedEvent::Gap);
     system
-        .wait_until("the closed call", || !system.script.closed().is_empty())
+        .wait_until("the closed call", || !system.script.closed_at().is_empty())
         .await;
     assert!(elapsed_ms(started) <= 1, "{}", elapsed_ms(started));
     system.wait_until_committed(1).await;
@@ -85,10 +85,10 @@ async fn without_a_feed_a_cancel_is_detected_by_the_next_lease_renewal() {
     system
         .fanout
         .subscriptions
-        .fails
+        .opening_fails
         .store(true, Ordering::SeqCst);
-    let time = cancel_after(&system, 1500).await;
-    assert!((400..=1000).contains(&time), "{time}");
+    let closed_after_ms = cancel_after(&system, 1500).await;
+    assert!((400..=1000).contains(&closed_after_ms), "{closed_after_ms}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -97,7 +97,7 @@ async fn a_hanging_subscription_delays_no_answer() {
     system
         .fanout
         .subscriptions
-        .hangs
+        .subscribing_hangs
         .store(true, Ordering::SeqCst);
     let _worker = system.start();
     let started = Instant::now();
@@ -132,9 +132,9 @@ async fn a_cancel_between_two_model_calls_prevents_the_second() {
     let _worker = system.start();
     let id = system.ask("alice", "hello");
     system
-        .wait_until("the failed call", || !system.script.closed().is_empty())
+        .wait_until("the failed call", || !system.script.closed_at().is_empty())
         .await;
-    // Within the backoff, which is at least 250 ms.
+    // The cancel is made during the backoff before the second call, which is at least 250 ms.
     sleep(Duration::from_millis(50)).await;
     let started = Instant::now();
     system.fanout.cancel(&user("alice"), &id).await.unwrap();
@@ -164,7 +164,7 @@ async fn a_message_cancelled_while_it_waits_is_never_sent_to_the_model() {
     let mut codes: Vec<_> = system
         .terminals()
         .iter()
-        .map(|end| end["code"].to_string())
+        .map(|terminal| terminal["code"].to_string())
         .collect();
     codes.sort();
     assert_eq!(codes, ["\"cancelled\"", "\"cancelled\"", "null"]);
@@ -185,7 +185,7 @@ async fn a_cancel_while_the_fan_out_lost_its_data_keeps_the_text_so_far() {
             system.fanout.begins.load(Ordering::SeqCst) == 2
         })
         .await;
-    // The cancel mark is set before `begin` is executed.
+    // The cancel mark is set before the fan-out executes the second `begin`.
     let other = system.fanout.second_process();
     other.cancel(&user("alice"), &id).await.unwrap();
     system.fanout.begin_gate.open();

@@ -25,40 +25,43 @@ use crate::store::Store;
 /// The fan-out's clock at the start of each test, in milliseconds since the Unix epoch.
 pub(super) const START_MS: i64 = 1_800_000_000_000;
 
-/// A successful call of `live`.
+/// A call of `live` to which the fan-out has responded.
 #[derive(Debug, Clone)]
 pub(super) struct LiveCall {
     pub(super) at: Instant,
     pub(super) attempt: u32,
+    /// Index and text; `None` where the call wrote no text.
     pub(super) delta: Option<(u32, String)>,
 }
 
-/// Blocks calls while it is closed. Open at the start.
+/// A gate, which blocks calls while it is closed. A new gate is open. A gate that was opened again
+/// stays open, because it has permits left.
 #[derive(Debug)]
 pub(super) struct Gate {
-    closed: AtomicBool,
+    is_closed: AtomicBool,
     permits: Semaphore,
 }
 
 impl Gate {
     fn new() -> Self {
         Self {
-            closed: AtomicBool::new(false),
+            is_closed: AtomicBool::new(false),
             permits: Semaphore::new(0),
         }
     }
 
     pub(super) fn close(&self) {
-        self.closed.store(true, Ordering::SeqCst);
+        self.is_closed.store(true, Ordering::SeqCst);
     }
 
     pub(super) fn open(&self) {
-        self.closed.store(false, Ordering::SeqCst);
+        self.is_closed.store(false, Ordering::SeqCst);
         self.permits.add_permits(Semaphore::MAX_PERMITS / 2);
     }
 
+    /// Waits until the gate is open.
     async fn pass(&self) {
-        if self.closed.load(Ordering::SeqCst) {
+        if self.is_closed.load(Ordering::SeqCst) {
             self.permits.acquire().await.unwrap().forget();
         }
     }
@@ -67,20 +70,21 @@ impl Gate {
 /// The cancel subscriptions of one worker.
 #[derive(Debug, Default)]
 pub(super) struct TestSubscriptions {
-    events: Mutex<Option<mpsc::Sender<FeedEvent>>>,
-    subscribed: Mutex<HashSet<UserId>>,
-    /// `+user` and `-user` for each change, in order.
+    /// Sends events to the worker's feed; `None` before the feed is opened.
+    event_sender: Mutex<Option<mpsc::Sender<FeedEvent>>>,
+    subscribed_users: Mutex<HashSet<UserId>>,
+    /// `+user` for each subscription and `-user` for each end of a subscription, in their order.
     changes: Mutex<Vec<String>>,
     /// Whether opening a feed fails.
-    pub(super) fails: AtomicBool,
-    /// Whether subscribing never ends.
-    pub(super) hangs: AtomicBool,
+    pub(super) opening_fails: AtomicBool,
+    /// Whether subscribing never returns.
+    pub(super) subscribing_hangs: AtomicBool,
 }
 
 impl TestSubscriptions {
     pub(super) fn send(&self, event: FeedEvent) {
-        let events = self.events.lock().unwrap();
-        events.as_ref().unwrap().try_send(event).unwrap();
+        let event_sender = self.event_sender.lock().unwrap();
+        event_sender.as_ref().unwrap().try_send(event).unwrap();
     }
 
     pub(super) fn changes(&self) -> Vec<String> {
@@ -94,12 +98,12 @@ struct TestFeed(Arc<TestSubscriptions>);
 impl Feed for TestFeed {
     async fn subscribe(&self, user: &UserId, channel: Channel) -> Result<()> {
         assert_eq!(channel, Channel::Cancel);
-        if self.0.hangs.load(Ordering::SeqCst) {
+        if self.0.subscribing_hangs.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
         }
         self.0.changes.lock().unwrap().push(format!("+{user}"));
         assert!(
-            self.0.subscribed.lock().unwrap().insert(user.clone()),
+            self.0.subscribed_users.lock().unwrap().insert(user.clone()),
             "twice"
         );
         Ok(())
@@ -108,25 +112,27 @@ impl Feed for TestFeed {
     async fn unsubscribe(&self, user: &UserId, _: Channel) -> Result<()> {
         self.0.changes.lock().unwrap().push(format!("-{user}"));
         assert!(
-            self.0.subscribed.lock().unwrap().remove(user),
+            self.0.subscribed_users.lock().unwrap().remove(user),
             "not subscribed"
         );
         Ok(())
     }
 }
 
+/// The fan-out of one worker process.
 pub(super) struct FakeFanout {
     inner: Mutex<Arc<EmbeddedFanout>>,
     journal: Journal,
     pub(super) live_calls: Mutex<Vec<LiveCall>>,
-    /// Passed before each `live`.
+    /// Gate that each `live` passes before it is executed.
     pub(super) live_gate: Gate,
-    /// Passed before each `begin`.
+    /// Gate that each `begin` passes before it is executed.
     pub(super) begin_gate: Gate,
-    /// Passed after each `begin` was executed, before its response is returned.
+    /// Gate that each `begin` passes after it is executed and before its response is returned.
     pub(super) begin_response_gate: Gate,
+    /// Number of calls of `begin`.
     pub(super) begins: AtomicU32,
-    /// Until then `context` fails, and `begin` returns no history.
+    /// Time until which `context` fails and `begin` returns no history.
     pub(super) context_unavailable_until: Mutex<Option<Instant>>,
     pub(super) subscriptions: Arc<TestSubscriptions>,
 }
@@ -145,7 +151,7 @@ impl FakeFanout {
         Self::wrap(empty_fanout(), journal)
     }
 
-    /// The same fan-out for another process.
+    /// A fan-out with the same data for another process.
     pub(super) fn second_process(&self) -> Arc<Self> {
         Self::wrap(self.inner(), Arc::clone(&self.journal))
     }
@@ -173,12 +179,12 @@ impl FakeFanout {
         until.is_some_and(|until| Instant::now() < until)
     }
 
-    /// Deletes all data.
+    /// Replaces the data of this process's fan-out by none.
     pub(super) fn lose_all(&self) {
         *self.inner.lock().unwrap() = empty_fanout();
     }
 
-    /// Published text: attempt, index, text.
+    /// The deltas that `live` has written: attempt, index and text of each.
     pub(super) fn deltas(&self) -> Vec<(u32, u32, String)> {
         let calls = self.live_calls.lock().unwrap();
         let deltas = calls.iter().filter_map(|call| {
@@ -188,14 +194,20 @@ impl FakeFanout {
         deltas.collect()
     }
 
-    /// Cancels a message, and publishes the notice if the worker has subscribed to the user.
+    /// Cancels a message, and sends the frame to the worker if it has subscribed to the user.
     pub(super) async fn cancel(
         &self,
         user: &UserId,
         message_id: &MessageId,
     ) -> Result<CancelResult> {
         let result = self.inner().cancel(user, message_id).await?;
-        if self.subscriptions.subscribed.lock().unwrap().contains(user) {
+        if self
+            .subscriptions
+            .subscribed_users
+            .lock()
+            .unwrap()
+            .contains(user)
+        {
             self.subscriptions.send(FeedEvent::Frame {
                 user: user.clone(),
                 channel: Channel::Cancel,
@@ -263,7 +275,9 @@ impl Answers for FakeFanout {
             return Err(FanoutError::Unavailable("test".into()));
         }
         let inner = self.inner();
-        inner.context(user, conversation, limit, max_idle_time).await
+        inner
+            .context(user, conversation, limit, max_idle_time)
+            .await
     }
 }
 
@@ -273,11 +287,11 @@ impl Feeds for FakeFanout {
         &self,
         capacity: usize,
     ) -> Result<(Arc<dyn Feed>, mpsc::Receiver<FeedEvent>)> {
-        if self.subscriptions.fails.load(Ordering::SeqCst) {
+        if self.subscriptions.opening_fails.load(Ordering::SeqCst) {
             return Err(FanoutError::Unavailable("test".into()));
         }
         let (sender, events) = mpsc::channel(capacity);
-        *self.subscriptions.events.lock().unwrap() = Some(sender);
+        *self.subscriptions.event_sender.lock().unwrap() = Some(sender);
         Ok((Arc::new(TestFeed(Arc::clone(&self.subscriptions))), events))
     }
 }

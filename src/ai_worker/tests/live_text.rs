@@ -1,12 +1,14 @@
-//! How often live text is published, and that it never delays reading the model.
+//! Tests of how often live text is published, and that publishing never delays reading the model.
 
 use super::*;
 
-const TOKENS: usize = 4000;
+/// Number of tokens of the long answer.
+const TOKEN_COUNT: usize = 4000;
 
+/// A script that sends a token every 10 ms.
 fn long_answer() -> Vec<Step> {
     let token = [send_text("word "), wait_ms(10)];
-    let mut steps: Vec<Step> = std::iter::repeat_n(token, TOKENS).flatten().collect();
+    let mut steps: Vec<Step> = std::iter::repeat_n(token, TOKEN_COUNT).flatten().collect();
     steps.push(Step::Finish);
     steps
 }
@@ -18,7 +20,10 @@ async fn a_long_answer_makes_at_most_40_live_calls_per_second_and_one_record() {
     system.ask("alice", "hello");
     system.wait_until_committed(1).await;
     assert_eq!(system.terminals().len(), 1);
-    assert_eq!(system.terminals()[0]["content"], "word ".repeat(TOKENS));
+    assert_eq!(
+        system.terminals()[0]["content"],
+        "word ".repeat(TOKEN_COUNT)
+    );
     let calls = system.fanout.live_calls.lock().unwrap();
     let first_sent = system.script.text_sent_at.lock().unwrap()[0];
     assert_eq!(
@@ -38,7 +43,7 @@ async fn a_long_answer_makes_at_most_40_live_calls_per_second_and_one_record() {
         .iter()
         .filter_map(|call| Some(call.delta.clone()?.1))
         .collect();
-    assert!("word ".repeat(TOKENS).starts_with(&published));
+    assert!("word ".repeat(TOKEN_COUNT).starts_with(&published));
 }
 
 #[tokio::test(start_paused = true)]
@@ -49,14 +54,17 @@ async fn reading_the_model_never_waits_for_the_fan_out() {
     system.ask("alice", "hello");
     system.wait_until_committed(1).await;
     let sent = system.script.text_sent_at.lock().unwrap();
-    assert_eq!(sent.len(), TOKENS);
-    let took = sent[TOKENS - 1] - sent[0];
-    let expected = Duration::from_millis(10) * (TOKENS as u32 - 1);
+    assert_eq!(sent.len(), TOKEN_COUNT);
+    let took = sent[TOKEN_COUNT - 1] - sent[0];
+    let expected = Duration::from_millis(10) * (TOKEN_COUNT as u32 - 1);
     assert!(
-        took <= expected + Duration::from_millis(TOKENS as u64),
+        took <= expected + Duration::from_millis(TOKEN_COUNT as u64),
         "{took:?}"
     );
-    assert_eq!(system.terminals()[0]["content"], "word ".repeat(TOKENS));
+    assert_eq!(
+        system.terminals()[0]["content"],
+        "word ".repeat(TOKEN_COUNT)
+    );
     assert!(system.fanout.live_calls.lock().unwrap().is_empty());
 }
 

@@ -1,5 +1,5 @@
-//! Complete workers over a fake log, the embedded fan-out and a scripted model, with paused time. A
-//! crash aborts all tasks of a worker.
+//! Tests of complete workers over a fake log, the embedded fan-out and a scripted model, with
+//! paused time. A crash of a worker is simulated by aborting all its tasks.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
@@ -25,14 +25,15 @@ use fake_fanout::FakeFanout;
 use fake_log::{FakeLog, FakeTopics};
 use scripted_model::{ModelScript, ScriptedModel, Step, send_text, wait_ms};
 
-/// The events of a test in order: outcomes kept, records appended (by topic), offsets stored.
+/// The events of a test in their order: `kept` for each stored outcome, the topic for each appended
+/// record, `offset` for each stored offset.
 type Journal = Arc<Mutex<Vec<String>>>;
 
 const MESSAGES: &str = "incoming_messages";
 const RESPONSES: &str = "responses";
 const DEAD_LETTERS: &str = "incoming_messages.dlq";
 
-/// One worker process with its dependencies.
+/// The dependencies and settings of one worker process.
 struct TestSystem {
     journal: Journal,
     topics: Arc<FakeTopics>,
@@ -91,7 +92,7 @@ impl TestSystem {
         }
     }
 
-    /// Another process on the same log and fan-out, with its own model.
+    /// Another process with the same log and the same data in the fan-out, and its own model.
     fn second_process(&self, answers: impl IntoIterator<Item = Vec<Step>>) -> Self {
         Self {
             journal: Arc::clone(&self.journal),
@@ -129,11 +130,12 @@ impl TestSystem {
         id
     }
 
-    async fn wait_until(&self, condition: &str, mut done: impl FnMut() -> bool) {
+    /// Waits until `is_met` returns true, and fails after an hour of paused time.
+    async fn wait_until(&self, condition: &str, mut is_met: impl FnMut() -> bool) {
         let waiting = async {
-            // With paused time, sleeping only lets the other tasks run.
+            // Time is paused, so a sleep takes no real time and only lets the other tasks run.
             let mut checks = 0;
-            while !done() {
+            while !is_met() {
                 checks += 1;
                 let pause = if checks < 2000 { 1 } else { 50 };
                 sleep(Duration::from_millis(pause)).await;
@@ -143,12 +145,14 @@ impl TestSystem {
         assert!(result.is_ok(), "timed out waiting for {condition}");
     }
 
+    /// Waits until the worker's group has committed this offset.
     async fn wait_until_committed(&self, offset: i64) {
         let topics = Arc::clone(&self.topics);
         self.wait_until("the commit", || topics.committed() == offset)
             .await;
     }
 
+    /// The terminal records in the log.
     fn terminals(&self) -> Vec<serde_json::Value> {
         self.topics.values(RESPONSES)
     }
@@ -158,6 +162,7 @@ impl TestSystem {
     }
 }
 
+/// A running worker.
 struct Worker {
     running: JoinHandle<Result<(), crate::log::LogError>>,
     _drain: CancellationToken,
@@ -167,7 +172,8 @@ impl Worker {
     async fn crash(self) {
         self.running.abort();
         assert!(self.running.await.unwrap_err().is_cancelled());
-        // Tasks that it had spawned are aborted with it, and end at their next poll.
+        // The tasks that the worker has spawned are aborted with it. They end at their next poll,
+        // for which the sleep leaves time.
         sleep(Duration::from_millis(1)).await;
     }
 }
@@ -180,6 +186,7 @@ async fn sleep(time: Duration) {
     tokio::time::sleep(time).await;
 }
 
+/// A script that answers with `text`.
 fn answer(text: &str) -> Vec<Step> {
     vec![send_text(text), wait_ms(1), Step::Finish]
 }

@@ -1,15 +1,17 @@
-//! Outcomes of messages: answered, failed, expired, cut, timed out, and dead letters.
+//! Tests of the outcomes of messages (answered, failed, expired, cut, timed out) and of dead
+//! letters.
 
 use super::fake_fanout::START_MS;
 use super::*;
 
-fn broken() -> Vec<Step> {
+/// A script whose stream fails after a piece of text.
+fn broken_answer() -> Vec<Step> {
     vec![send_text("half"), wait_ms(100), Step::Break]
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_broken_stream_is_followed_by_another_attempt_from_index_0() {
-    let system = TestSystem::new([broken(), answer("whole")]);
+    let system = TestSystem::new([broken_answer(), answer("whole")]);
     let _worker = system.start();
     system.ask("alice", "hello");
     system.wait_until_committed(1).await;
@@ -23,7 +25,7 @@ async fn a_broken_stream_is_followed_by_another_attempt_from_index_0() {
 
 #[tokio::test(start_paused = true)]
 async fn a_failing_provider_is_called_max_attempts_times_before_the_dead_letter() {
-    let system = TestSystem::new([broken(), vec![Step::Break], broken()]);
+    let system = TestSystem::new([broken_answer(), vec![Step::Break], broken_answer()]);
     let _worker = system.start();
     system.ask("alice", "hello");
     system.wait_until_committed(1).await;
@@ -37,7 +39,7 @@ async fn a_failing_provider_is_called_max_attempts_times_before_the_dead_letter(
 
 #[tokio::test(start_paused = true)]
 async fn a_crash_before_the_dead_letter_loses_no_dead_letter() {
-    let system = TestSystem::new([broken(), broken(), broken()]);
+    let system = TestSystem::new([broken_answer(), broken_answer(), broken_answer()]);
     *system.topics.unacknowledged_topic.lock().unwrap() = Some(DEAD_LETTERS.into());
     let worker = system.start();
     system.ask("alice", "hello");
@@ -83,7 +85,7 @@ async fn an_expired_message_is_not_sent_to_the_model() {
 
 #[tokio::test(start_paused = true)]
 async fn an_overlong_answer_is_cut_so_that_its_record_can_be_appended() {
-    // Each character occupies twice its bytes in JSON.
+    // Each character of the text occupies two bytes in JSON.
     let mut system = TestSystem::new([vec![
         send_text(&"\"\n".repeat(3000)),
         send_text("more"),
@@ -98,7 +100,7 @@ async fn an_overlong_answer_is_cut_so_that_its_record_can_be_appended() {
     assert_eq!(end["type"], "response");
     assert_eq!(end["content"], "\"\n".repeat(2500));
     assert!(end["content"].to_string().len() <= 10_002);
-    assert_eq!(system.script.closed().len(), 1);
+    assert_eq!(system.script.closed_at().len(), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -114,7 +116,7 @@ async fn the_message_deadline_ends_a_hanging_answer() {
         elapsed_ms(started)
     );
     assert_eq!(system.terminals()[0]["code"], "provider_timeout");
-    assert_eq!(system.script.closed().len(), 1);
+    assert_eq!(system.script.closed_at().len(), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -131,13 +133,13 @@ async fn an_unavailable_fan_out_does_not_count_against_the_deadline() {
 #[tokio::test(start_paused = true)]
 async fn each_earlier_turn_is_in_the_prompt_once_despite_queueing_and_redelivery() {
     let first = vec![wait_ms(2000), send_text("a1"), Step::Finish];
-    let system = TestSystem::new([first, broken(), answer("a2")]);
+    let system = TestSystem::new([first, broken_answer(), answer("a2")]);
     let worker = system.start();
     system.ask("alice", "q1");
     system.ask("alice", "q2");
     system.wait_until_committed(2).await;
     worker.crash().await;
-    // The third answer is kept, but the worker crashes before its terminal record.
+    // The third answer is kept, but the worker crashes before it appends the terminal record.
     *system.topics.unacknowledged_topic.lock().unwrap() = Some(RESPONSES.into());
     let second = system.second_process([answer("a3")]);
     let worker = second.start();

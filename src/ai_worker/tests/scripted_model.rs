@@ -11,11 +11,12 @@ use tokio::time::Instant;
 use crate::ai_worker::provider::{ModelError, ModelEvent, ModelRequest, ModelStream, Provider};
 use crate::protocol::error_code::ErrorCode;
 
+/// A step of a model's answer.
 #[derive(Debug, Clone)]
 pub(super) enum Step {
     Text(String),
     Wait(Duration),
-    /// The stream never continues or ends.
+    /// The stream neither continues nor ends.
     Hang,
     /// The stream fails with a retryable error.
     Break,
@@ -31,24 +32,25 @@ pub(super) fn wait_ms(millis: u64) -> Step {
     Step::Wait(Duration::from_millis(millis))
 }
 
+/// The answers of a scripted model, and a record of the calls that were made to it.
 #[derive(Default)]
 pub(super) struct ModelScript {
-    /// One script per call.
+    /// The answers to the next calls, one per call.
     answers: Mutex<VecDeque<Vec<Step>>>,
     /// The message texts of each call.
     pub(super) requests: Mutex<Vec<Vec<String>>>,
     /// When each connection was closed.
-    closed: Mutex<Vec<Instant>>,
+    closed_at: Mutex<Vec<Instant>>,
     /// When each [`Step::Text`] was sent.
     pub(super) text_sent_at: Mutex<Vec<Instant>>,
 }
 
-/// Records when it is closed.
+/// The connection of one call. Records the time at which it is dropped, that is, closed.
 struct Connection(Arc<ModelScript>);
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.0.closed.lock().unwrap().push(Instant::now());
+        self.0.closed_at.lock().unwrap().push(Instant::now());
     }
 }
 
@@ -62,16 +64,18 @@ impl ModelScript {
         })
     }
 
+    /// The number of calls that were made.
     pub(super) fn calls(&self) -> usize {
         self.requests.lock().unwrap().len()
     }
 
-    pub(super) fn closed(&self) -> Vec<Instant> {
-        self.closed.lock().unwrap().clone()
+    /// When each connection was closed.
+    pub(super) fn closed_at(&self) -> Vec<Instant> {
+        self.closed_at.lock().unwrap().clone()
     }
 }
 
-fn broken() -> ModelError {
+fn broken_stream_error() -> ModelError {
     ModelError {
         code: ErrorCode::ProviderFailed,
         retryable: true,
@@ -84,8 +88,8 @@ fn broken() -> ModelError {
 #[async_trait]
 impl Provider for ScriptedModel {
     async fn call(&self, request: &ModelRequest) -> Result<ModelStream, ModelError> {
-        let lines = request.messages.iter().map(|m| m.content.clone()).collect();
-        self.0.requests.lock().unwrap().push(lines);
+        let texts = request.messages.iter().map(|m| m.content.clone()).collect();
+        self.0.requests.lock().unwrap().push(texts);
         let steps = self.0.answers.lock().unwrap().pop_front();
         let steps = VecDeque::from(steps.expect("one call more than the script has answers"));
         let connection = Connection(Arc::clone(&self.0));
@@ -98,7 +102,7 @@ impl Provider for ScriptedModel {
                     }
                     Step::Hang => std::future::pending().await,
                     Step::Panic => panic!("the model panics"),
-                    Step::Break => Err(broken()),
+                    Step::Break => Err(broken_stream_error()),
                     Step::Text(text) => {
                         connection
                             .0

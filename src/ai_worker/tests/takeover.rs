@@ -1,4 +1,4 @@
-//! Crashes, takeovers, concurrent workers, and a fan-out that lost its data.
+//! Tests of crashes, takeovers, concurrent workers, and a fan-out that has lost its data.
 
 use std::sync::atomic::Ordering;
 
@@ -56,12 +56,13 @@ async fn a_crash_during_an_answer_is_followed_by_another_attempt() {
     assert_eq!(other.fanout.deltas(), [(2, 0, "whole".to_owned())]);
     assert_eq!(system.terminals()[0]["content"], "whole");
     assert_eq!(system.terminals()[0]["attempt"], 2);
-    let closed = system.script.closed();
+    let closed = system.script.closed_at();
     assert_eq!(closed.len(), 1, "the crashed worker's connection is closed");
 }
 
-/// A worker whose fan-out calls hang until its model answer is complete, and another one that takes
-/// over in the meantime.
+/// Starts a worker whose `live` calls hang, so that its lease expires, and 4 s later another
+/// worker, which takes the message over and whose model answers after `other_takes_ms`. Returns
+/// once both workers have appended a terminal record.
 async fn takeover_of_stalled_worker(other_takes_ms: u64) -> (TestSystem, TestSystem, [Worker; 2]) {
     let system = TestSystem::new([vec![wait_ms(10_000), send_text("mine"), Step::Finish]]);
     system.fanout.live_gate.close();
@@ -80,7 +81,7 @@ async fn takeover_of_stalled_worker(other_takes_ms: u64) -> (TestSystem, TestSys
     (system, other, [first, second])
 }
 
-// docs/consistency.md, S13.
+// This is scenario S13 of docs/consistency.md.
 #[tokio::test(start_paused = true)]
 async fn a_worker_that_resumes_after_a_takeover_publishes_the_stored_outcome() {
     let (system, other, _workers) = takeover_of_stalled_worker(1000).await;
@@ -89,7 +90,7 @@ async fn a_worker_that_resumes_after_a_takeover_publishes_the_stored_outcome() {
     assert_eq!((system.script.calls(), other.script.calls()), (1, 1));
 }
 
-// docs/consistency.md, S13.
+// This is scenario S13 of docs/consistency.md.
 #[tokio::test(start_paused = true)]
 async fn a_worker_is_fenced_at_keep_while_the_other_still_answers() {
     let (system, other, _workers) = takeover_of_stalled_worker(20_000).await;
@@ -115,7 +116,7 @@ async fn an_answer_fenced_by_a_crashed_worker_is_kept_without_another_call() {
     assert_eq!(system.script.calls(), 1, "the answer was generated before");
 }
 
-// docs/consistency.md, S5.
+// This is scenario S5 of docs/consistency.md.
 #[tokio::test(start_paused = true)]
 async fn text_lost_by_the_fan_out_is_published_again_under_a_higher_attempt() {
     let system = TestSystem::new([vec![
@@ -155,7 +156,7 @@ async fn an_answer_that_ends_during_another_begin_makes_one_model_call() {
     system.ask("alice", "hello");
     sleep(Duration::from_millis(50)).await;
     system.fanout.lose_all();
-    // `begin` is executed, but its response is delayed.
+    // The fan-out executes the second `begin`, but its response is delayed.
     system.fanout.begin_response_gate.close();
     system
         .wait_until("another begin", || {
@@ -183,7 +184,8 @@ async fn a_failed_call_is_not_retried_after_another_worker_took_over() {
             system.terminals().len() == 1
         })
         .await;
-    // The first worker's call fails and would be retried; it does not know of the takeover yet.
+    // The first worker's call has failed, and the worker would retry it, because it does not know
+    // of the takeover yet.
     sleep(Duration::from_secs(3)).await;
     system.fanout.live_gate.open();
     system

@@ -1,5 +1,5 @@
-//! The client against a scripted server, byte by byte: what compatible servers really send, and
-//! every way in which a call can fail.
+//! Tests of the client against a scripted server: responses as compatible servers really send them,
+//! and every way in which a call can fail.
 
 use futures_util::StreamExt;
 
@@ -17,18 +17,20 @@ const WORLD: &str = r#"{"choices":[{"index":0,"delta":{"content":" world"}}],"us
 const STOP: &str = r#"{"model":"m-1","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#;
 const USAGE: &str =
     r#"{"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":2,"total_tokens":9}}"#;
+/// Start of a response head. A header that delimits the body, and an empty line, must follow.
 const STREAM: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n";
 
-/// The response head of a stream that ends with the connection.
+/// The head of a response whose stream ends when the connection is closed.
 fn stream_head() -> Step {
     write(format!("{STREAM}connection: close\r\n\r\n"))
 }
 
+/// A step that sends these events.
 fn data(events: &[&str]) -> Step {
     write(format!("data: {}\n\n", events.join("\n\ndata: ")))
 }
 
-/// A stream with this body, closed at its end.
+/// A script that sends a stream with this body, then closes the connection.
 fn body(text: impl Into<String>) -> Vec<Step> {
     vec![stream_head(), write(text), Step::Close]
 }
@@ -113,6 +115,8 @@ async fn ask(api: &OpenAi) -> Result<RecordedAnswer, (String, ModelError)> {
     }
 }
 
+/// Makes one call to a server that plays `script`. Checks that an error quotes neither prompt nor
+/// key.
 async fn ask_once(script: Vec<Step>) -> Result<RecordedAnswer, (String, ModelError)> {
     let server = Server::start(vec![script]).await;
     let result = ask(&api(&server.base)).await;
@@ -126,6 +130,8 @@ async fn ask_once(script: Vec<Step>) -> Result<RecordedAnswer, (String, ModelErr
     result
 }
 
+/// Makes one call to a server that plays `script`. Returns the error's code, whether the call may
+/// be retried, and the metric label.
 async fn error_of(script: Vec<Step>) -> (ErrorCode, bool, &'static str) {
     let (_, error) = ask_once(script).await.unwrap_err();
     (error.code, error.retryable, error.kind)
@@ -203,7 +209,8 @@ async fn deviations_of_compatible_servers_are_accepted() {
     let abort = r#"{"choices":[{"delta":{"content":" world"},"finish_reason":"abort"}]}"#;
     let lines = [role, reasoning, parts, legacy, other, abort].map(|e| format!("data:{e}\r\n\r\n"));
     let text = format!(": hi\n\nevent: ping\n\nretry: 5\n\n{}", lines.concat());
-    // Without [DONE], usage and the last empty line.
+    // The body has neither `[DONE]` nor usage. Trimming removes the empty line after the last
+    // event.
     let text = text.trim_end();
     assert_eq!(
         ask_once(body(text)).await.unwrap(),
@@ -373,6 +380,9 @@ async fn request_fields_that_a_server_refuses_are_omitted_from_then_on() {
         ];
         sent.push(keys.map(|key| u8::from(body.get(key).is_some())));
     }
-    let last = [0, 0, 1, 0];
-    assert_eq!(sent, [[1, 1, 0, 1], [0, 1, 0, 1], [0, 0, 1, 1], last, last]);
+    let accepted = [0, 0, 1, 0];
+    assert_eq!(
+        sent,
+        [[1, 1, 0, 1], [0, 1, 0, 1], [0, 0, 1, 1], accepted, accepted]
+    );
 }

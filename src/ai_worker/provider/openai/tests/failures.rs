@@ -1,4 +1,4 @@
-//! Every way in which a call can fail, and how the failure is classified.
+//! Tests of every way in which a call can fail, and of how the failure is classified.
 
 use tokio::net::TcpListener;
 
@@ -68,7 +68,7 @@ async fn an_error_in_the_stream_is_recognised_in_every_form() {
             "{error}"
         );
         assert_eq!(text, "Hello");
-        // The same if the finish reason precedes it.
+        // The error is also recognised after the finish reason.
         let script = body(format!("data: {HELLO}\n\ndata: {STOP}\n\n{error}\n\n"));
         assert_eq!(error_of(script).await, failed, "{error}");
     }

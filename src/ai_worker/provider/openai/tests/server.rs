@@ -1,4 +1,4 @@
-//! A TCP server that plays one script per request, byte by byte.
+//! A TCP server that answers each request with the steps of one script.
 
 use std::sync::{Arc, Mutex};
 
@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 /// A step of the response to a request.
 #[derive(Clone)]
 pub(super) enum Step {
-    /// Writes these bytes.
+    /// Writes this text.
     Write(String),
     /// Waits until the client closes the connection.
     Hang,
@@ -20,16 +20,19 @@ pub(super) enum Step {
 /// An event that the server has observed.
 #[derive(Debug)]
 pub(super) enum ServerEvent {
+    /// A request was read.
     Request {
-        /// Counted from 0.
+        /// Number of the request's connection, from 0.
         connection: usize,
         head: String,
         body: serde_json::Value,
     },
+    /// A connection was closed, by the client or by a script.
     Closed,
 }
 
 pub(super) struct Server {
+    /// The base URL of the API.
     pub(super) base: String,
     pub(super) events: mpsc::UnboundedReceiver<ServerEvent>,
 }
@@ -47,8 +50,8 @@ impl Server {
                 let connection = connections.next().unwrap();
                 let (sender, scripts) = (sender.clone(), Arc::clone(&scripts));
                 tokio::spawn(async move {
-                    let next = || scripts.lock().unwrap().next();
-                    serve(connection, socket, &sender, next).await;
+                    let next_script = || scripts.lock().unwrap().next();
+                    serve(connection, socket, &sender, next_script).await;
                     let _ = sender.send(ServerEvent::Closed);
                 });
             }
@@ -73,7 +76,7 @@ async fn serve(
     connection: usize,
     mut socket: TcpStream,
     events: &mpsc::UnboundedSender<ServerEvent>,
-    next: impl Fn() -> Option<Vec<Step>>,
+    next_script: impl Fn() -> Option<Vec<Step>>,
 ) {
     let mut buffer = Vec::new();
     loop {
@@ -100,7 +103,7 @@ async fn serve(
             body,
         };
         events.send(request).unwrap();
-        for step in next().expect("more requests than scripts") {
+        for step in next_script().expect("more requests than scripts") {
             match step {
                 Step::Write(text) => {
                     if socket.write_all(text.as_bytes()).await.is_err() {
@@ -118,6 +121,7 @@ pub(super) fn write(text: impl Into<String>) -> Step {
     Step::Write(text.into())
 }
 
+/// A script that sends a complete response and leaves the connection open.
 pub(super) fn reply(status: &str, headers: &str, body: &str) -> Vec<Step> {
     let length = body.len();
     let head = format!("HTTP/1.1 {status}\r\n{headers}content-length: {length}\r\n\r\n");
