@@ -311,7 +311,7 @@ impl Consumer for EmbeddedConsumer {
         self.group.leave(self.member_id, true);
         self.topic.change_sender.send_replace(());
         let (store, topic) = (self.store.clone(), Arc::clone(&self.topic));
-        let committed = async {
+        let final_commit = async {
             let blocking_store = store.clone();
             let commit = tokio::task::spawn_blocking(move || topic.commit_offsets(&blocking_store))
                 .await
@@ -322,7 +322,7 @@ impl Consumer for EmbeddedConsumer {
             }
         };
         let topic = &self.topic.name;
-        match tokio::time::timeout(CLOSE_TIMEOUT, committed).await {
+        match tokio::time::timeout(CLOSE_TIMEOUT, final_commit).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 tracing::warn!(

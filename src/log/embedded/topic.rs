@@ -159,7 +159,7 @@ impl Topic {
         let partitions: Vec<Partition> = (0..partitions as i32)
             .map(|partition| Partition::open(store, id, partition))
             .collect::<Result<_, _>>()?;
-        let mut committed: HashMap<String, Vec<Option<i64>>> = HashMap::new();
+        let mut committed_offsets: HashMap<String, Vec<Option<i64>>> = HashMap::new();
         let mut from = codec::commit_prefix(id);
         let to = codec::commit_prefix(id + 1);
         loop {
@@ -170,7 +170,7 @@ impl Topic {
                 let offset = value.try_into().ok().map(i64::from_le_bytes);
                 if let (Some((partition, group)), Some(offset)) =
                     (codec::decode_commit_key(&key), offset)
-                    && let Some(slot) = committed
+                    && let Some(slot) = committed_offsets
                         .entry(group.to_owned())
                         .or_insert_with(|| vec![None; partitions.len()])
                         .get_mut(partition as usize)
@@ -179,7 +179,7 @@ impl Topic {
                 }
             }
         }
-        let groups = committed
+        let groups = committed_offsets
             .into_iter()
             .map(|(group, offsets)| (group, Arc::new(Group::new(offsets))))
             .collect();
