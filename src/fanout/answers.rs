@@ -37,7 +37,8 @@ pub trait Answers: Send + Sync + 'static {
     /// Without a piece of text, only renews the lease.
     async fn live(&self, call: LiveRequest) -> Result<LiveResponse>;
 
-    /// Stores the outcome of a message. Only a stored outcome may be appended to the log.
+    /// Stores the outcome of a message, unless it has one. The worker appends only a stored outcome
+    /// to the log.
     async fn keep(&self, call: KeepRequest) -> Result<KeepResponse>;
 
     /// Returns the newest turns that belong to the model's context (all turns that have not
@@ -112,7 +113,8 @@ pub enum BeginResponse {
 }
 
 /// Version of a conversation's history. Every call that appends, changes or forgets a turn gives
-/// the history a new version. The expiry of a turn does not.
+/// the history a new version. The expiry of a turn does not. The version may also change although
+/// the history did not, for example after a restart of the embedded fan-out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HistoryVersion(pub(super) String);
 
@@ -245,7 +247,7 @@ impl LazyOutcome {
         Self(Arc::new(build))
     }
 
-    /// Builds the outcome.
+    /// Runs the function and returns the outcome that it builds.
     pub fn build(&self) -> NewOutcome {
         (self.0)()
     }

@@ -4,13 +4,15 @@
 //!
 //! # Contract
 //!
-//! - A user's state changes only by the calls of the traits below. Each call is atomic, and
-//!   harmless when repeated. `docs/consistency.md` specifies them and names the scenarios; their
-//!   wording was model-checked.
-//! - Calls about one user are serialised. Frames leave in the order of their sequence numbers.
+//! - A user's state changes only by the calls of the traits below and by expiry. Each call is
+//!   harmless when repeated. Each call is atomic, except `forget` and `revoke`, which may change
+//!   the state in several atomic steps. `docs/consistency.md` specifies the calls, and the
+//!   scenarios that an exhaustive model has checked.
+//! - Calls about one user run one after the other. Frames are published in the order of their
+//!   sequence numbers.
 //! - The fan-out can be emptied or rolled back at any time. The relay then rebuilds mailboxes,
 //!   recent outcomes and recent history from the log. Older outcomes and turns are lost.
-//! - After an error it is unknown whether the call was carried out. Callers repeat it.
+//! - After an error it is unknown whether the call was carried out. The caller repeats the call.
 //!
 //! # Traits by caller
 //!
@@ -25,8 +27,9 @@
 //! | [`Deliveries`] | relay | deliver terminal records, detect data loss |
 //! | [`FanoutHealth`] | application | readiness and warnings |
 //!
-//! A role accepts only its part ([`GatewayFanout`], [`WorkerFanout`], `dyn Deliveries`), so a test
-//! double implements only what its test calls. An `Arc<dyn Fanout>` coerces to each part.
+//! Each role takes only the traits that it calls ([`GatewayFanout`], [`WorkerFanout`],
+//! `dyn Deliveries`), so a test double implements no other traits. An `Arc<dyn Fanout>` coerces to
+//! each of them.
 //!
 //! Two implementations follow this contract and pass the same test suite
 //! (`tests/it/fanout_contract`): [`redis`] for several processes, [`embedded`] for a single

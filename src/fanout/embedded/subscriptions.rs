@@ -60,9 +60,9 @@ impl Queue {
     /// The task that queues a [`FeedEvent::Gap`] after each overflow, as soon as the queue has
     /// room. Runs until the receiver is dropped.
     ///
-    /// `has_gap` is cleared before the gap is queued, so no frame is dropped after the gap. Frames
-    /// are offered under the user's lock and after the state has changed. The `read` that the gap
-    /// causes therefore covers all dropped frames.
+    /// `has_gap` is cleared before the gap is queued, so a frame that is dropped after that causes
+    /// another gap. Frames are offered under the user's lock and after the state has changed. The
+    /// `read` that the gap causes therefore covers all frames that were dropped before.
     pub(super) async fn report_gaps(self: Arc<Self>) {
         loop {
             tokio::select! {

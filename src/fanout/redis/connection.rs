@@ -26,7 +26,8 @@ const RECONNECT_MIN_MS: u32 = 50;
 /// Longest delay between two attempts to connect, in milliseconds.
 const RECONNECT_MAX_MS: u32 = 1000;
 
-/// Builds a client. Once started, it connects in the background and retries without limit.
+/// Builds a client that is not connected. After `connect`, it connects in the background and
+/// retries without limit. Returns an error if the URL can't be used.
 pub(super) fn client(settings: &RedisSettings) -> Result<Client> {
     let unusable_url_error = |error: &Error| {
         // The error's own text is omitted, because it may quote the URL with its password.

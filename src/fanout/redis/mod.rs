@@ -1,10 +1,9 @@
 //! The fan-out on Redis: a single server, a cluster, or a server found by sentinel.
 //!
-//! Almost every call is one run of a Lua script (`scripts/`); a call that repeats its script or
-//! runs two of them says so. The scripts are atomic, and idempotent because the client library
-//! repeats commands after a reconnect. All keys of a user but the stored token are in one slot. One
-//! connection to each server carries all calls: they are pipelined, and Redis executes them one by
-//! one in any case.
+//! A call runs one Lua script (`scripts/`), once in most cases. The scripts are atomic, and
+//! idempotent because the client library repeats commands after a reconnect. All keys of a user but
+//! the stored token are in one slot. One connection to each server carries all calls: they are
+//! pipelined, and Redis executes them one by one in any case.
 //!
 //! `scripts` builds the scripts. `admissions`, `answers`, `deliveries`, `reads`, `history` and
 //! `tokens` each implement the trait of that name: they encode a script's arguments and decode its
@@ -71,7 +70,7 @@ impl RedisFanout {
     /// inside a tokio runtime.
     ///
     /// # Errors
-    /// Only if the URL is unusable.
+    /// Returns an error only if `REDIS_URL` can't be used.
     pub fn connect(settings: &RedisSettings) -> Result<Self> {
         let client = connection::client(settings)?;
         let stop = CancellationToken::new();

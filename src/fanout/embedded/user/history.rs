@@ -39,7 +39,7 @@ impl HistoryHead {
 pub(super) struct TurnContent<'a> {
     /// The text that the user wrote; `None` if the call does not have it.
     pub(super) question: Option<&'a str>,
-    /// The text that the user received.
+    /// The answer's text.
     pub(super) answer: &'a str,
     pub(super) status: TurnStatus,
 }

@@ -54,7 +54,8 @@ impl UserState {
             .publish(&self.user, channel, || with_sequence_number(frame, n, n_id))
     }
 
-    /// Notifies the worker that generates the answer that the message is cancelled.
+    /// Publishes the notice on the cancel channel that tells a worker to stop generating the answer
+    /// to a message.
     pub(super) fn publish_cancel(&mut self, message: &MessageId) {
         self.subscriptions.publish(&self.user, Channel::Cancel, || {
             let notice = serde_json::json!({ "message_id": message });
