@@ -1,4 +1,4 @@
-//! Converts terminal records into the frames that clients receive.
+//! Converts terminal records into the frames that clients receive, for the handler.
 
 use crate::fanout::TurnStatus;
 use crate::protocol::error_code::ErrorCode;
@@ -11,14 +11,17 @@ use crate::protocol::trace_context::TraceContext;
 
 /// A terminal record, parsed and ready for delivery.
 pub(super) struct TerminalFrame {
+    /// The parsed record.
     pub(super) terminal: TerminalRecord,
-    /// From the record, or derived from its location where the record names none.
+    /// Identifies the answered message. Derived from the record's location in the log where the
+    /// record has no `message_id`.
     pub(super) message_id: MessageId,
-    /// The JSON that clients receive, with the position and without a trace.
+    /// The JSON that clients receive, with the position. [`append_trace`] adds the trace.
     pub(super) json: String,
 }
 
 /// Parses a record into a frame. Fields that only the relay and the fan-out may set are removed.
+/// Fails where the value is no terminal record.
 pub(super) fn parse_record(
     record: &Record,
     position: &Position,
@@ -45,7 +48,7 @@ pub(super) fn parse_record(
         }
         terminal.to_json()
     } else {
-        // Unchanged, so that unknown fields reach the client.
+        // The value is passed on unchanged, so that unknown fields reach the client.
         String::from_utf8(value.to_vec()).map_err(|_| UnreadableRecord("not UTF-8".into()))?
     };
     let json = append_position(&json, position);
@@ -56,8 +59,8 @@ pub(super) fn parse_record(
     })
 }
 
-/// An error frame for an unreadable record, from its key and headers. `None` where they do not name
-/// both user and message.
+/// Builds an error frame for a record that cannot be delivered, from the record's key and headers.
+/// `None` where key and headers do not name both user and message.
 pub(super) fn error_frame(
     record: &Record,
     code: ErrorCode,
@@ -100,12 +103,14 @@ pub(super) fn error_frame(
     })
 }
 
+/// Adds the field `position` to a JSON object.
 fn append_position(object: &str, position: &Position) -> String {
-    let open = object.trim_end().strip_suffix('}').unwrap_or(object);
-    format!("{open},\"position\":\"{position}\"}}")
+    let unclosed = object.trim_end().strip_suffix('}').unwrap_or(object);
+    format!("{unclosed},\"position\":\"{position}\"}}")
 }
 
-/// Adds the trace that the gateway and the client continue.
+/// Adds the field `traceparent` to a JSON object, so that gateway and client continue the trace.
+/// Returns the object unchanged where there is no trace.
 pub(super) fn append_trace(mut object: String, trace: Option<&TraceContext>) -> String {
     if let Some(trace) = trace
         && object.ends_with('}')
@@ -118,7 +123,8 @@ pub(super) fn append_trace(mut object: String, trace: Option<&TraceContext>) -> 
     object
 }
 
-/// The text of the answer, or of the error, as the history stores it.
+/// The text that the history stores as the answer: the answer's text, or the error's text where
+/// there is no answer.
 pub(super) fn turn_text(terminal: &TerminalRecord) -> String {
     terminal
         .content

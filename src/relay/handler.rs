@@ -1,4 +1,4 @@
-//! Delivers terminal records to the fan-out.
+//! Delivers terminal records to the fan-out. The pipeline calls it for each record of `responses`.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -20,28 +20,30 @@ use crate::protocol::position::{Epoch, Position};
 use crate::protocol::record::TerminalRecord;
 use crate::telemetry::traces::{self, Kind, Span};
 
-/// Number of last positions that are remembered. For all other users, data loss is detected by the
-/// partition's marker only.
-const MAX_POSITIONS: u64 = 200_000;
+/// Maximum number of mailbox ends that are cached. For users without a cached end, a loss of data
+/// is detected by the partition's marker only.
+const MAX_KNOWN_MAILBOX_ENDS: u64 = 200_000;
 
-/// A position that is known to be in a user's mailbox.
+/// A position at or above which a user's mailbox is known to end.
 #[derive(Clone)]
-struct KnownPosition {
-    /// Generation of the partition in which it was learnt. A rewind invalidates it.
+struct KnownMailboxEnd {
+    /// Generation of the partition when the position was delivered. A rewind or another assignment
+    /// increases the generation, which invalidates the position.
     generation: u64,
     position: Position,
 }
 
-/// Processes the records of `responses`: parse, add the position, deliver once.
+/// The relay's [`Handler`]: parses each record, adds its position, and delivers the frame.
 pub(super) struct RelayHandler {
     fanout: Arc<dyn Deliveries>,
     cluster: String,
     log_epoch: String,
     rewind: Arc<RewindController>,
     metrics: RelayMetrics,
-    /// The last delivered position by user and partition. A user who moved between partitions has
-    /// one in each, so that a loss between two frames of either is detected.
-    last_positions: Cache<(UserId, i32), KnownPosition>,
+    /// The last delivered positions by user and partition. A user whose records are in two
+    /// partitions has an entry for each, so that a loss between two records of the same partition
+    /// is detected.
+    known_mailbox_ends: Cache<(UserId, i32), KnownMailboxEnd>,
 }
 
 impl RelayHandler {
@@ -58,7 +60,7 @@ impl RelayHandler {
             log_epoch: settings.log_epoch.clone(),
             rewind,
             metrics,
-            last_positions: Cache::new(MAX_POSITIONS),
+            known_mailbox_ends: Cache::new(MAX_KNOWN_MAILBOX_ENDS),
         }
     }
 
@@ -69,14 +71,15 @@ impl RelayHandler {
         }
     }
 
+    /// Parses and delivers a record, unless its partition must be rewound first.
     async fn process(
         &self,
         delivery: &Delivery,
         slot: &mut WorkSlot,
     ) -> Result<Verdict, StopRequested> {
         let record = &delivery.record;
-        // New records must not overtake lost ones. The rewind request may still be queued, so this
-        // is checked for every record.
+        // A record must not be delivered before earlier records that the fan-out has lost. The
+        // request for the rewind may still be queued, so the need for it is checked here.
         let needs_rewind = self.rewind.has_new_disruption(record.partition)
             || !delivery.already_finished
                 && self
@@ -104,7 +107,8 @@ impl RelayHandler {
         }
     }
 
-    /// Delivers an error to the user of an unreadable record, where its headers name the user.
+    /// Delivers an error frame to the user of a record that cannot be delivered. Does nothing where
+    /// key and headers do not name both user and message.
     async fn deliver_error(
         &self,
         delivery: &Delivery,
@@ -117,6 +121,8 @@ impl RelayHandler {
         }
     }
 
+    /// Delivers a frame and remembers the mailbox's end. Returns [`Verdict::Rewind`] where the
+    /// fan-out has lost data.
     async fn deliver(
         &self,
         delivery: &Delivery,
@@ -125,18 +131,18 @@ impl RelayHandler {
     ) -> Result<Verdict, StopRequested> {
         let record = &delivery.record;
         let user_partition = (frame.terminal.userid.clone(), record.partition);
-        let known = self
-            .last_positions
+        let known_end = self
+            .known_mailbox_ends
             .get(&user_partition)
-            .filter(|known| known.generation == delivery.generation)
-            .map(|known| known.position);
+            .filter(|end| end.generation == delivery.generation)
+            .map(|end| end.position);
         let mut span = publish_span(slot, frame);
-        let request = self.deliver_request(delivery, frame, known, &span);
+        let request = self.deliver_request(delivery, frame, known_end, &span);
         let position = request.position.clone();
         let started = Instant::now();
-        let delivered = slot
+        let response = slot
             .retry("deliver", || {
-                // The known position may be lost by the time of a retry, so disruptions are checked
+                // The fan-out may lose its data between two tries, so disruptions are checked
                 // before each call.
                 let is_disrupted = self.rewind.has_new_disruption(record.partition);
                 let call = self.fanout.deliver(request.clone());
@@ -150,19 +156,20 @@ impl RelayHandler {
             })
             .await?;
         self.metrics.record_publish(started.elapsed());
-        let known = KnownPosition {
+        let mailbox_end = KnownMailboxEnd {
             generation: delivery.generation,
             position,
         };
-        match delivered {
+        match response {
             DeliverResponse::Published(receivers) => {
                 span.set_number("chatmesh.receivers", receivers);
-                self.last_positions.insert(user_partition, known);
+                self.known_mailbox_ends.insert(user_partition, mailbox_end);
                 let already_finished = delivery.already_finished;
                 if receivers == 0 && !already_finished {
                     self.metrics.zero_subscribers.increment(1);
                 }
-                // A rewind delivers minutes of records again; the pipeline logs it as a whole.
+                // A rewind delivers the records of minutes again, so each record is logged at level
+                // debug only. The pipeline logs the rewind as a whole.
                 if already_finished {
                     tracing::debug!(receivers, already_finished, "delivered");
                 } else {
@@ -171,8 +178,8 @@ impl RelayHandler {
                 Ok(Verdict::Done)
             }
             DeliverResponse::AlreadyDelivered => {
-                // The mailbox ends at this position or above it.
-                self.last_positions.insert(user_partition, known);
+                // The mailbox ends at this position or above it, also after a repeat.
+                self.known_mailbox_ends.insert(user_partition, mailbox_end);
                 Ok(Verdict::Done)
             }
             DeliverResponse::DataLost => Ok(Verdict::Rewind),
@@ -183,7 +190,7 @@ impl RelayHandler {
         &self,
         delivery: &Delivery,
         frame: &TerminalFrame,
-        known: Option<Position>,
+        known_end: Option<Position>,
         span: &Span,
     ) -> DeliverRequest {
         let (record, terminal) = (&delivery.record, &frame.terminal);
@@ -192,8 +199,8 @@ impl RelayHandler {
             message_id: frame.message_id.clone(),
             conversation: terminal.conversation_id.clone(),
             position: self.position(record),
-            known_end: known,
-            // The timestamp is -1 where the log has none.
+            known_end,
+            // A record without a timestamp has the timestamp -1.
             logged_at_ms: Some(record.timestamp_ms).filter(|ms| *ms > 0),
             is_rewind: delivery.already_finished,
             frame: frame::append_trace(frame.json.clone(), span.context()),
@@ -215,7 +222,7 @@ fn publish_span(slot: &WorkSlot, frame: &TerminalFrame) -> Span {
 #[async_trait]
 impl Handler for RelayHandler {
     fn lane(&self, record: &Record) -> String {
-        // The key is the user. An original worker writes no key, so the value is parsed there.
+        // The key is the user. A record of an original worker has no key, so its value is parsed.
         if let Some(key) = &record.key {
             return String::from_utf8_lossy(key).into_owned();
         }
@@ -309,7 +316,7 @@ mod tests {
         assert_eq!(
             verdict,
             Verdict::Done,
-            "a rewind invalidates known positions"
+            "a rewind invalidates known mailbox ends"
         );
     }
 }

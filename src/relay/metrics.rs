@@ -20,7 +20,7 @@ declare_metrics! {
         "Time to process a terminal record, from the start of processing to its outcome.";
     LOG_WAIT: Histogram in Seconds = "message_relay_log_wait_seconds", [],
         "Time from a terminal record's append to the log until the relay begins to process it, by \
-         the clocks of both. Records read again by a rewind are not counted.";
+         the clocks of log and relay. Records read again by a rewind are not counted.";
     PUBLISH_DURATION: Histogram in Seconds = "message_relay_redis_publish_duration_seconds", [],
         "Time until the fan-out confirmed a delivery, retries included.";
     ZERO_SUBSCRIBERS: Counter in Count = "message_relay_zero_subscribers_total", [],

@@ -1,4 +1,5 @@
-//! The relay delivers terminal records from the log into mailboxes and live channels, exactly once.
+//! The relay delivers each terminal record of the log once: into the user's mailbox and history,
+//! and to the gateways that are subscribed to the user. `app` starts it with [`run`].
 //!
 //! The fan-out is a cache of the log. Whenever it may have lost data (after an assignment, a
 //! reconnect, a failover, or when a marker is missing), the relay rewinds the partition in
@@ -32,16 +33,17 @@ const RETRY_DELAY: Duration = Duration::from_millis(500);
 
 /// The components and settings of a relay.
 pub struct Dependencies {
-    /// Source of the terminal records, and of dead letters.
+    /// The log that the relay consumes terminal records from, and appends dead letters to.
     pub log: Arc<dyn Log>,
-    /// Where frames are delivered.
+    /// The fan-out that the relay delivers frames to.
     pub fanout: Arc<dyn Deliveries>,
-    /// Topics, windows and limits.
+    /// The relay's settings: topics, rewind windows and limits.
     pub settings: RelaySettings,
 }
 
-/// Runs until `drain` fires. Returns when the records in progress are delivered and committed, or
-/// when the drain deadline is exceeded.
+/// Runs the relay until `drain` fires. Returns when the records in progress are delivered and their
+/// offsets are committed, or when the drain deadline is exceeded. Fails only if the log's consumer
+/// cannot be created.
 pub async fn run(dependencies: Dependencies, drain: CancellationToken) -> Result<(), LogError> {
     let Dependencies {
         log,
@@ -82,7 +84,8 @@ pub async fn run(dependencies: Dependencies, drain: CancellationToken) -> Result
     Ok(())
 }
 
-/// Waits for the log's cluster id, which is part of every position. `None` when drained before.
+/// Waits for the log's cluster id, which is part of every position. `None` where `drain` fires
+/// before the log has responded.
 async fn cluster_id(log: &Arc<dyn Log>, drain: &CancellationToken) -> Option<String> {
     loop {
         match log.cluster_id().await {

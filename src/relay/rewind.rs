@@ -1,4 +1,5 @@
 //! Decides when partitions of `responses` are rewound, and from which offset they are read again.
+//! The pipeline asks for the offsets; the handler asks whether a record needs a rewind first.
 
 use std::collections::HashMap;
 use std::fmt::Display;
@@ -18,24 +19,28 @@ use crate::pipeline::{RewindPolicy, RewindRequest};
 use crate::protocol::position::Epoch;
 use crate::protocol::timestamp::now_ms;
 
-/// How often the markers are checked (docs/consistency.md, "Rewind after a loss").
+/// Time between two checks of the markers (docs/consistency.md, "Rewind after a loss").
 const MARKER_CHECK_INTERVAL: Duration = Duration::from_secs(2);
+/// Delay before the first retry of a failed call to the log or the fan-out.
 const FIRST_RETRY_DELAY: Duration = Duration::from_millis(100);
+/// Maximum delay before a further retry.
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(2);
 
-/// The last rewind of one partition.
+/// The last rewind of one partition, in progress or complete.
 #[derive(Debug, Clone)]
 struct PartitionRewind {
     /// Log time from which records were read again, in milliseconds since the Unix epoch.
     from_ms: i64,
-    /// `RELAY_REWIND_SECONDS`, or `RELAY_REBUILD_SECONDS` where the marker was missing.
+    /// How far the partition was rewound: `RELAY_REWIND_SECONDS`, or `RELAY_REBUILD_SECONDS` where
+    /// the marker was missing.
     window: Duration,
     /// The fan-out's disruption count when the rewind started.
     disruptions: u64,
-    /// Stored in place of the missing marker for the duration of the rewind. Empty where the group
-    /// had never read the partition.
+    /// Random token that the fan-out stores in place of a missing marker until the rewind is
+    /// complete. Empty where nothing was rewound, because the group had never read the partition.
     token: String,
-    /// The rewind is complete and the marker was written. Only then is the marker checked.
+    /// Whether every record that was read again is finished, and the fan-out has written the marker
+    /// or refused to. Only then is the marker checked.
     is_complete: bool,
 }
 
@@ -49,8 +54,10 @@ pub(super) struct RewindController {
     topic: String,
     rewind_window: Duration,
     rebuild_window: Duration,
+    /// The fan-out's disruption count.
     disruptions: watch::Receiver<u64>,
-    partitions: Mutex<HashMap<i32, PartitionRewind>>,
+    /// The last rewind of each partition.
+    rewinds: Mutex<HashMap<i32, PartitionRewind>>,
 }
 
 impl RewindController {
@@ -69,7 +76,7 @@ impl RewindController {
             topic: settings.pipeline.topic.clone(),
             rewind_window: settings.rewind,
             rebuild_window: settings.rebuild,
-            partitions: Mutex::default(),
+            rewinds: Mutex::default(),
         }
     }
 
@@ -77,34 +84,36 @@ impl RewindController {
         Epoch::new(&self.cluster, &self.log_epoch, partition)
     }
 
-    fn partitions(&self) -> MutexGuard<'_, HashMap<i32, PartitionRewind>> {
-        self.partitions.lock()
+    fn rewinds(&self) -> MutexGuard<'_, HashMap<i32, PartitionRewind>> {
+        self.rewinds.lock()
     }
 
-    /// Whether an undelivered record with this log timestamp shows that the rewind started too
-    /// late: records within the window before it may be lost, too.
+    /// Whether an undelivered record with this log timestamp shows that the partition's rewind
+    /// started too late. The fan-out may have lost the records within one window before that
+    /// record, so the rewind must start at least one window before the record.
     pub(super) fn needs_earlier_start(&self, partition: i32, timestamp_ms: i64) -> bool {
-        self.partitions().get(&partition).is_some_and(|rewind| {
+        self.rewinds().get(&partition).is_some_and(|rewind| {
             timestamp_ms - (rewind.window.as_millis() as i64) < rewind.from_ms
         })
     }
 
-    /// Whether the fan-out was unavailable or failed over since the partition's last rewind.
+    /// Whether the fan-out reconnected or failed over since the partition's last rewind started.
     pub(super) fn has_new_disruption(&self, partition: i32) -> bool {
         let disruptions = *self.disruptions.borrow();
-        self.partitions()
+        self.rewinds()
             .get(&partition)
             .is_some_and(|rewind| rewind.disruptions != disruptions)
     }
 
-    /// Requests rewinds until the pipeline ends: of all partitions after a disruption, of single
-    /// ones when their marker is missing.
+    /// Requests rewinds until the pipeline ends: of all partitions after a disruption, and of each
+    /// partition whose marker is missing.
     pub(super) async fn watch(self: Arc<Self>, requests: mpsc::Sender<RewindRequest>) {
         let mut disruptions = self.fanout.disruptions();
         let mut check = tokio::time::interval(MARKER_CHECK_INTERVAL);
         loop {
             tokio::select! {
-                // A fan-out in the same process never changes the count; its sender is dropped.
+                // The embedded fan-out never changes its count, so this branch runs with Redis
+                // only.
                 Ok(()) = disruptions.changed() => {
                     tracing::warn!(
                         "the fan-out recovered or failed over: rewinding all partitions to deliver \
@@ -115,15 +124,15 @@ impl RewindController {
                     }
                 }
                 _ = check.tick() => {
-                    let missing = self.missing_markers().await;
-                    if !missing.is_empty() {
+                    let partitions = self.partitions_without_marker().await;
+                    if !partitions.is_empty() {
                         tracing::warn!(
-                            partitions = ?missing,
+                            ?partitions,
                             "the fan-out lost its data (markers are missing): rebuilding it from \
                              the log, no action is needed"
                         );
                     }
-                    for partition in missing {
+                    for partition in partitions {
                         let request = RewindRequest::Partition(partition);
                         if requests.send(request).await.is_err() {
                             return;
@@ -134,30 +143,31 @@ impl RewindController {
         }
     }
 
-    /// Partitions whose last rewind is complete.
+    /// The partitions whose last rewind is complete.
     fn complete_partitions(&self) -> Vec<i32> {
-        let partitions = self.partitions();
-        partitions
+        self.rewinds()
             .iter()
             .filter(|(_, rewind)| rewind.is_complete)
             .map(|(partition, _)| *partition)
             .collect()
     }
 
-    async fn missing_markers(&self) -> Vec<i32> {
-        let mut missing = Vec::new();
+    /// The partitions whose last rewind is complete and whose marker is missing.
+    async fn partitions_without_marker(&self) -> Vec<i32> {
+        let mut partitions = Vec::new();
         for partition in self.complete_partitions() {
-            let present = self.fanout.has_marker(&self.epoch(partition)).await;
-            // An error says nothing about the data.
-            if matches!(present, Ok(false)) {
-                missing.push(partition);
+            let has_marker = self.fanout.has_marker(&self.epoch(partition)).await;
+            // An error does not show whether the marker is missing, so it requests no rewind.
+            if matches!(has_marker, Ok(false)) {
+                partitions.push(partition);
             }
         }
-        missing
+        partitions
     }
 }
 
-/// Repeats `call` until it succeeds. The caller's future is dropped when its partition is revoked.
+/// Repeats `call` until it succeeds. There is no limit, because the pipeline drops the caller's
+/// future when the partition is revoked or rewound again.
 async fn retry<T, E, F, Fut>(operation: &str, mut call: F) -> T
 where
     E: Display,
@@ -182,20 +192,21 @@ impl RewindPolicy for RewindController {
         committed: i64,
         oldest_unfinished_ms: Option<i64>,
     ) -> i64 {
-        // While this rewind waits for the log or the fan-out, the marker must not be checked: a
-        // missing one would request the same rewind again and again.
-        if let Some(rewind) = self.partitions().get_mut(&partition) {
+        // While this rewind waits for the log or the fan-out, the partition's marker must not be
+        // checked: each check would find it missing and request the same rewind again.
+        if let Some(rewind) = self.rewinds().get_mut(&partition) {
             rewind.is_complete = false;
         }
         let epoch = self.epoch(partition);
-        // Read before the marker, so that a disruption in between is detected later.
+        // The count is read before the marker, so that `has_new_disruption` detects a disruption
+        // between the two reads.
         let disruptions = *self.disruptions.borrow();
         let token = uuid::Uuid::new_v4().simple().to_string();
-        let is_present = retry("begin rebuild", || {
+        let has_marker = retry("begin rebuild", || {
             self.fanout.begin_rebuild(&epoch, &token)
         })
         .await;
-        let window = if is_present {
+        let window = if has_marker {
             self.rewind_window
         } else {
             self.rebuild_window
@@ -206,7 +217,7 @@ impl RewindPolicy for RewindController {
             self.log.offset_at(&self.topic, partition, from_ms)
         })
         .await;
-        self.partitions().insert(
+        self.rewinds().insert(
             partition,
             PartitionRewind {
                 from_ms,
@@ -222,14 +233,15 @@ impl RewindPolicy for RewindController {
     async fn on_rewound(&self, partition: i32) {
         let epoch = self.epoch(partition);
         let token = self
-            .partitions()
+            .rewinds()
             .get(&partition)
             .map(|rewind| rewind.token.clone())
             .filter(|token| !token.is_empty());
         match token {
             Some(token) => {
-                // If the fan-out refuses the token, the next check finds the marker missing and
-                // rewinds the partition by the longer window.
+                // If a server of the fan-out has neither marker nor token, it gets no marker. The
+                // next check then finds the marker missing, and the partition is rewound by the
+                // longer window.
                 let is_written = retry("complete rebuild", || {
                     self.fanout.complete_rebuild(&epoch, &token)
                 })
@@ -244,8 +256,10 @@ impl RewindPolicy for RewindController {
             }
             None => retry("set marker", || self.fanout.set_marker(&epoch)).await,
         }
-        let mut partitions = self.partitions();
-        let rewind = partitions.entry(partition).or_insert(PartitionRewind {
+        let mut rewinds = self.rewinds();
+        // There is no entry where nothing was rewound, because the group had never read the
+        // partition.
+        let rewind = rewinds.entry(partition).or_insert(PartitionRewind {
             from_ms: i64::MIN,
             window: self.rewind_window,
             disruptions: *self.disruptions.borrow(),
@@ -270,7 +284,7 @@ pub(super) mod tests {
     use crate::protocol::log_record::NewRecord;
     use crate::store::Store;
 
-    /// A log in which finding an offset never ends.
+    /// A log whose `offset_at` never returns.
     pub(in crate::relay) struct StalledLog;
 
     #[async_trait]
