@@ -44,10 +44,12 @@ pub(super) struct Attempt<'a> {
     pub(super) message: &'a Message,
     /// Earlier turns of the conversation; `None` where they must be read from the fan-out.
     pub(super) context: Option<CachedContext>,
-    /// The message's outcome if the user has cancelled it. After the fan-out lost its data, the
-    /// live writer replaces the outcome's text by the text so far and passes it to `begin`.
+    /// The outcome to store if the user has cancelled the message. After the fan-out lost its data,
+    /// the live writer replaces the text in this outcome by the text so far, and passes the outcome
+    /// to `begin`.
     pub(super) cancelled_outcome: LazyOutcome,
-    /// The attempt's number, from 1. It grows when the fan-out loses its data during the attempt.
+    /// Number of the attempt, from 1. The number grows when the fan-out loses its data during the
+    /// attempt, because the live writer then begins another attempt.
     pub(super) number: u32,
 }
 

@@ -65,11 +65,11 @@ struct State {
     next_answer_key: u64,
     /// The registered answers by user and key.
     answers: HashMap<UserId, HashMap<u64, WatchedAnswer>>,
-    /// Users whose subscription may have to change, or whose answers must check the mark.
+    /// Users whose subscription may have to change, or whose answers must check the cancel mark.
     dirty_users: HashSet<UserId>,
 }
 
-/// A registered answer.
+/// An answer that is registered for wake-ups.
 struct WatchedAnswer {
     message: MessageId,
     /// Wakes the answer to check the cancel mark at once.
@@ -251,8 +251,8 @@ async fn serve_feed(shared: &Shared, feed: &dyn Feed, mut events: mpsc::Receiver
                 changing_users.insert(user.clone());
                 changes.push(change_subscription(feed, user, needs_subscription));
             } else if needs_subscription {
-                // A new answer was registered. Its cancel may have preceded the registration, so
-                // the answer checks the mark.
+                // The user is subscribed already and has a new answer. A cancel may have preceded
+                // the answer's registration, so the answer checks the mark.
                 shared.wake_user(&user);
             }
         }

@@ -48,7 +48,7 @@ impl Coalescer {
         self.text.push_str(text);
     }
 
-    /// The whole text of this attempt, flushed or not.
+    /// The whole text of this attempt, pending text included.
     pub fn text(&self) -> &str {
         &self.text
     }

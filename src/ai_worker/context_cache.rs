@@ -1,9 +1,9 @@
 //! Caches, for the handler, the model context of the conversations that this worker answered last.
 //!
-//! One worker usually consumes all messages of a conversation, so it has the history already that a
-//! read would return. The fan-out stays authoritative: `begin` names the version of
-//! the cached history, and returns the turns where the stored version differs; `keep` returns the
-//! versions before and after its turn.
+//! One worker usually consumes all messages of a conversation, so it already has the history that a
+//! read would return. The fan-out stays authoritative: the worker names the version of the cached
+//! history to `begin`, which returns the turns where the stored version differs. `keep` returns the
+//! versions before and after it appends its turn.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -45,10 +45,10 @@ impl CachedContext {
         }
     }
 
-    /// Removes all turns if the newest one is older than `max_age`.
-    pub(super) fn clear_if_older_than(&mut self, max_age: Duration, now_ms: i64) {
-        let max_age_ms = i64::try_from(max_age.as_millis()).unwrap_or(i64::MAX);
-        let oldest_ms = now_ms.saturating_sub(max_age_ms);
+    /// Removes all turns if the newest turn is older than `max_idle_time`.
+    pub(super) fn clear_if_older_than(&mut self, max_idle_time: Duration, now_ms: i64) {
+        let max_idle_ms = i64::try_from(max_idle_time.as_millis()).unwrap_or(i64::MAX);
+        let oldest_ms = now_ms.saturating_sub(max_idle_ms);
         if self.turns.last().is_some_and(|turn| turn.at_ms < oldest_ms) {
             self.turns.clear();
             self.is_cacheable = false;
@@ -89,7 +89,7 @@ impl CachedContext {
     }
 }
 
-/// The cached contexts by user and conversation, of at most [`MAX_BYTES`] in total.
+/// The cached contexts by user and conversation, at most [`MAX_BYTES`] in total.
 #[derive(Debug, Default)]
 pub(super) struct ContextCache(Mutex<Generations>);
 
@@ -130,7 +130,7 @@ impl ContextCache {
         context.filter(|context| context.read_at.elapsed() < MAX_AGE)
     }
 
-    /// Inserts a context, unless it would occupy more than an eighth of the cache.
+    /// Inserts a context, unless its size is more than an eighth of [`MAX_BYTES`].
     pub(super) fn insert(&self, question: &Question, context: CachedContext) {
         let (key, bytes) = (cache_key(question), context.size_bytes());
         if bytes > MAX_BYTES / 8 {

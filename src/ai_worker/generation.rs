@@ -251,7 +251,10 @@ impl Generator {
             }
             let delay_ms = delay.as_millis() as u64;
             tracing::warn!(
-                %error, attempt = next_call, delay_ms, "the model call failed and is retried"
+                %error,
+                failed_calls = budget.calls_made,
+                delay_ms,
+                "the model call failed and is retried"
             );
             ProviderMetrics::retries(next_call).increment(1);
             if let Some(reason) = sleep_unless_stopped(delay, writer).await {

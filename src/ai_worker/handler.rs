@@ -51,11 +51,11 @@ enum AttemptResult {
     /// The message has an outcome.
     Ended {
         outcome: StoredOutcome,
-        /// The reason for which the record becomes a dead letter; `None` where the record becomes
-        /// none.
+        /// The reason for which the record becomes a dead letter; `None` where it does not become
+        /// a dead letter.
         dead_letter_reason: Option<String>,
-        /// Whether `outcome` is the one that this attempt passed to `keep`. Otherwise the message
-        /// was cancelled, or an earlier call had stored its outcome.
+        /// Whether `outcome` is the outcome that this attempt passed to `keep`. Otherwise the
+        /// message was cancelled, or an earlier call had stored the message's outcome.
         is_outcome_of_attempt: bool,
     },
     /// The message has no known outcome, because another worker holds its lease or another attempt
@@ -71,8 +71,8 @@ struct Progress {
     /// The result of the model calls; `None` until they have ended. It survives an attempt whose
     /// outcome could not be stored, so that the next attempt stores it without another model call.
     generated: Option<GenerationResult>,
-    /// The cached context, whose version `begin` receives. The first attempt that uses the context
-    /// takes it.
+    /// The conversation's cached context; `None` where nothing is cached. Each `begin` names its
+    /// version. The first attempt whose `begin` confirms the version takes the context.
     context: Option<CachedContext>,
 }
 
@@ -447,8 +447,8 @@ impl Handler for WorkerHandler {
     }
 }
 
-/// Returns the dead-letter reason of a message whose stored `outcome` is not the one of this
-/// attempt; `None` where a message with this outcome becomes no dead letter. The worker that stored
+/// Returns the dead-letter reason of a message whose stored `outcome` is not the outcome of this
+/// attempt. `None` where a message with this outcome becomes no dead letter. The worker that stored
 /// the outcome may have crashed before it wrote the dead letter, so the dead letter is written
 /// again: a duplicate is better than a loss.
 fn stored_dead_letter_reason(job: &Job, outcome: &StoredOutcome) -> Option<String> {

@@ -137,7 +137,8 @@ impl LiveWriter {
         !self.shared.coalescer().text().is_empty()
     }
 
-    /// The current attempt number. It grows when the fan-out loses its data during the attempt.
+    /// Number of the current attempt. The number grows when the fan-out loses its data, because the
+    /// task then begins another attempt.
     pub(super) fn attempt(&self) -> u32 {
         self.shared.attempt.load(Ordering::Acquire)
     }
@@ -177,7 +178,7 @@ impl Drop for LiveWriter {
     }
 }
 
-/// The task of a [`LiveWriter`].
+/// The state of a [`LiveWriter`]'s task.
 struct Publisher {
     fanout: Arc<dyn Answers>,
     /// The call of `begin` that is made after the fan-out lost its data. Its `last_attempt` is the

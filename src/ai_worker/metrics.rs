@@ -11,17 +11,18 @@ use crate::telemetry::metrics::{declare_metrics, elapsed_since_unix_ms};
 
 declare_metrics! {
     PROCESSED: Counter in Count = "ai_consumer_messages_processed_total", ["status"],
-        "Messages whose terminal record was acknowledged by the log, by outcome.";
+        "Messages that were processed, by result: success, or error for a dead letter.";
     FAILED: Counter in Count = "ai_consumer_messages_failed_total", ["error_type"],
-        "Messages that ended without an answer, by error code.";
+        "Messages that expired, were delivered too often, or whose model calls failed, by error \
+         code.";
     DURATION: Histogram in Seconds = "ai_consumer_processing_duration_seconds", ["status"],
         "Time from the start of processing a message to its acknowledged terminal record.";
     LOG_WAIT: Histogram in Seconds = "ai_consumer_log_wait_seconds", [],
         "Time from a message's append to the log until the worker begins to process it, by the \
          clocks of log and worker. A redelivered message counts again.";
     END_TO_END: Histogram in Seconds = "ai_consumer_end_to_end_seconds", [],
-        "Time from a message's append to the log until its acknowledged terminal record; only the \
-         delivery to the client is missing.";
+        "Time from a message's append to the log until its acknowledged terminal record. The \
+         delivery to the client is not included.";
     PUBLISHED: Counter in Count = "ai_consumer_kafka_publish_total", ["topic", "status"],
         "Appends of terminal records to the log, by result.";
     PUBLISH_ERRORS: Counter in Count = "ai_consumer_kafka_publish_errors_total", ["topic"],

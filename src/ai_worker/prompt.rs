@@ -42,8 +42,8 @@ impl PromptBuilder {
             .filter(|text| !text.is_empty())
             .map(|text| message(Role::System, text));
 
-        let context = settings.context_tokens;
-        let mut tokens_left = context
+        let mut tokens_left = settings
+            .context_tokens
             .saturating_sub(settings.max_tokens as usize)
             .saturating_sub(PROMPT_OVERHEAD_TOKENS + token_cost(&question))
             .saturating_sub(system.as_ref().map_or(0, token_cost));
@@ -132,7 +132,7 @@ pub(crate) fn estimate_tokens(text: &str) -> usize {
     tokens
 }
 
-/// A kind of bytes, whose runs [`estimate_tokens`] counts alike.
+/// A class of bytes. [`estimate_tokens`] counts each run of bytes of one class.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum ByteClass {
     Space,

@@ -9,7 +9,7 @@ use crate::telemetry::metrics::{declare_metrics, elapsed_since_unix_ms};
 
 declare_metrics! {
     PROCESSED: Counter in Count = "message_relay_messages_processed_total", ["status"],
-        "Terminal records that were processed, by outcome.";
+        "Terminal records that were processed, by result: success, or error for a dead letter.";
     FAILED: Counter in Count = "message_relay_messages_failed_total", ["error_type"],
         "Terminal records that could not be delivered, by reason.";
     PUBLISHED: Counter in Count = "message_relay_redis_publish_total", ["status"],
@@ -17,17 +17,17 @@ declare_metrics! {
     PUBLISH_ERRORS: Counter in Count = "message_relay_redis_publish_errors_total", ["error_type"],
         "Deliveries that the fan-out did not confirm. Each is retried.";
     DURATION: Histogram in Seconds = "message_relay_processing_duration_seconds", ["status"],
-        "Time to process a terminal record, from the start of processing to its outcome.";
+        "Time to process a terminal record, from the start of processing to its result.";
     LOG_WAIT: Histogram in Seconds = "message_relay_log_wait_seconds", [],
         "Time from a terminal record's append to the log until the relay begins to process it, by \
          the clocks of log and relay. Records read again by a rewind are not counted.";
     PUBLISH_DURATION: Histogram in Seconds = "message_relay_redis_publish_duration_seconds", [],
         "Time until the fan-out confirmed a delivery, retries included.";
     ZERO_SUBSCRIBERS: Counter in Count = "message_relay_zero_subscribers_total", [],
-        "Deliveries for which no gateway was subscribed.";
+        "Deliveries for which no gateway was subscribed. Deliveries of a rewind are not counted.";
 }
 
-/// Metric handles of one relay.
+/// Metric handles of one relay process.
 pub(crate) struct RelayMetrics {
     success: Counter,
     error: Counter,

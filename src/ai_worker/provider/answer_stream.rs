@@ -78,7 +78,7 @@ impl Drop for CallMetrics {
     }
 }
 
-/// Time-outs of an answer.
+/// The time-outs of a model call.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Timeouts {
     /// Maximum time from sending the request to the first text.
@@ -102,7 +102,7 @@ enum Phase {
     Ended,
 }
 
-/// The state of an answer stream, from which its next event is computed.
+/// The state of a [`ModelStream`], which returns the events of one model call.
 pub(super) struct AnswerStream {
     events: BoxStream<'static, Result<SseEvent, StreamError>>,
     timeouts: Timeouts,
@@ -260,6 +260,7 @@ impl AnswerStream {
         }
     }
 
+    /// Completes the answer: its last events become pending.
     fn finish(&mut self) {
         self.metrics.record_success(self.usage);
         self.pending_events
@@ -271,6 +272,7 @@ impl AnswerStream {
         self.end();
     }
 
+    /// Ends the stream with an error, and informs the throttle of a refusal for the call's rate.
     fn fail(&mut self, error: ModelError) -> ModelError {
         if error.kind == kind::RATE_LIMITED && error.code == ErrorCode::ProviderRateLimited {
             self.throttle

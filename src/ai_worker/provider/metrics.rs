@@ -78,7 +78,7 @@ impl ProviderMetrics {
         }
     }
 
-    /// Returns the handles of a configured model, creating them at its first call.
+    /// Returns the handles of a model. The first call for a model creates its handles.
     pub(crate) fn model(&self, model: &str) -> Arc<ModelHandles> {
         let models = self.models.read();
         if let Some(handles) = models.get(model) {

@@ -302,8 +302,8 @@ fn http_client(settings: &ModelApiSettings) -> Result<Client, BuildError> {
     crate::http_client::builder_for(&settings.base_url)
         .default_headers(headers)
         .connect_timeout(settings.first_token_timeout.min(MAX_CONNECT_TIMEOUT))
-        // Over HTTP/1.1 each answer has its own connection. The next answers reuse the connections
-        // of hundreds of concurrent answers.
+        // Over HTTP/1.1 each concurrent answer occupies a connection, so there may be hundreds.
+        // Idle connections are kept, so that the next answers reuse them.
         .pool_max_idle_per_host(1024)
         .pool_idle_timeout(Duration::from_secs(60))
         .tcp_keepalive(Duration::from_secs(30))

@@ -27,7 +27,7 @@ pub(super) struct SseEvent {
     pub(super) is_error: bool,
 }
 
-/// Why a stream ended early.
+/// Why the events of a body could not be read to its end.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(super) enum StreamError {
     /// The connection failed.

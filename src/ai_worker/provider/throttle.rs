@@ -9,13 +9,13 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::backoff::Backoff;
 
-/// Minimum time between two calls after the first refusal. Each further refusal doubles this time.
+/// Minimum time between two calls after the first pause. Each further pause doubles this time.
 const FIRST_SPACING: Duration = Duration::from_millis(50);
-/// Limit to which refusals increase the minimum time between two calls.
+/// Limit up to which pauses increase the minimum time between two calls.
 const MAX_SPACING: Duration = Duration::from_secs(2);
-/// Spacing below which the throttle is off again.
+/// Minimum time between two calls below which the throttle is off again.
 const MIN_SPACING: Duration = Duration::from_millis(5);
-/// Factor by which each accepted call multiplies the spacing.
+/// Factor by which each accepted call multiplies the minimum time between two calls.
 const RECOVERY_FACTOR: f64 = 0.8;
 
 /// Delays calls after rate-limit refusals. A refusal pauses all calls for the time that the API
@@ -35,6 +35,7 @@ pub(super) struct Throttle {
     spacing_gauge: Gauge,
 }
 
+/// The current pause and spacing of the calls.
 #[derive(Debug, Default)]
 struct State {
     /// No call is released before this time.
@@ -95,7 +96,8 @@ impl Throttle {
         let _waiting_guard = WaitingGuard(&self.waiting_gauge);
         let _queue_guard = self.queue.lock().await;
         loop {
-            // The wait begins before the check, so that a change after the check is not missed.
+            // The notification is requested before the check, so that a change after the check is
+            // not missed.
             let state_changed = self.state_changed.notified();
             let retry_at = match self.state().try_release(Instant::now()) {
                 Ok(permit) => return permit,
