@@ -35,7 +35,7 @@ pub(super) struct Generator {
     /// Maximum number of model calls for one delivery of a message: `OPENAI_MAX_ATTEMPTS`, or 1 for
     /// the demo model.
     max_calls: u32,
-    cancels: CancelSubscriptions,
+    cancel_subscriptions: CancelSubscriptions,
 }
 
 /// How the generation of an answer ended.
@@ -77,7 +77,7 @@ impl Generator {
             ProviderMetrics::retries(attempt).increment(0);
         }
         Self {
-            cancels: CancelSubscriptions::start(Arc::clone(&fanout) as _),
+            cancel_subscriptions: CancelSubscriptions::start(Arc::clone(&fanout) as _),
             provider,
             fanout,
             settings,
@@ -111,7 +111,7 @@ impl Generator {
             target,
             attempt.cancelled_outcome.clone(),
             coalescer,
-            self.cancels.watcher(),
+            self.cancel_subscriptions.watcher(),
         );
         let result = match self.model_request(attempt, slot).await {
             Ok(request) => {
@@ -137,13 +137,16 @@ impl Generator {
         settings.keep_history && settings.history_max_messages > 0
     }
 
-    /// Returns the part of the conversation's history that `begin` requests; `None` where prompts
-    /// contain no history.
-    pub(super) fn history_request(&self, cached: Option<&CachedContext>) -> Option<HistoryRequest> {
+    /// Returns the request for the conversation's history, which is part of `begin`. `None` where
+    /// prompts contain no history.
+    pub(super) fn history_request(
+        &self,
+        cached_context: Option<&CachedContext>,
+    ) -> Option<HistoryRequest> {
         self.uses_history().then(|| HistoryRequest {
             limit: self.context_turns(),
             max_idle_time: self.settings.prompt.history_ttl,
-            known_version: cached.map(|context| context.version.clone()),
+            known_version: cached_context.map(|context| context.version.clone()),
         })
     }
 

@@ -40,7 +40,7 @@ struct Shared {
     /// Wakes the task to check lease and cancel mark at once.
     check_now: Arc<Notify>,
     /// Why the attempt must stop; `None` until the task has found a reason.
-    stop: watch::Sender<Option<StopReason>>,
+    stop_reason: watch::Sender<Option<StopReason>>,
     /// Number of the current attempt.
     attempt: AtomicU32,
     /// Number of `live` calls that were started.
@@ -56,12 +56,12 @@ impl Shared {
     }
 }
 
-/// Names the attempt that a [`LiveWriter`] writes for.
+/// Identifies the attempt that a [`LiveWriter`] writes for, and says whether to publish its text.
 pub(super) struct LiveTarget {
     pub(super) message: MessageRef,
     pub(super) owner: Owner,
     pub(super) attempt: u32,
-    /// Whether the client wants the text as it grows; otherwise only the lease is renewed.
+    /// Whether the text is published while it grows. Otherwise only the lease is renewed.
     pub(super) publishes_text: bool,
 }
 
@@ -69,7 +69,7 @@ pub(super) struct LiveTarget {
 /// attempt must stop.
 pub(super) struct LiveWriter {
     shared: Arc<Shared>,
-    stop: watch::Receiver<Option<StopReason>>,
+    stop_reason: watch::Receiver<Option<StopReason>>,
     task: JoinHandle<()>,
 }
 
@@ -83,12 +83,12 @@ impl LiveWriter {
         coalescer: Coalescer,
         cancel_watcher: CancelWatcher,
     ) -> Self {
-        let (stop_sender, stop) = watch::channel(None);
+        let (stop_reason_sender, stop_reason) = watch::channel(None);
         let shared = Arc::new(Shared {
             coalescer: Mutex::new(coalescer),
             text_added: Notify::new(),
             check_now: Arc::default(),
-            stop: stop_sender,
+            stop_reason: stop_reason_sender,
             attempt: AtomicU32::new(target.attempt),
             calls_started: AtomicU64::new(0),
             confirmed_call: watch::Sender::new(0),
@@ -118,7 +118,11 @@ impl LiveWriter {
             }
         };
         let task = tokio::spawn(tracing::Instrument::in_current_span(run));
-        Self { shared, stop, task }
+        Self {
+            shared,
+            stop_reason,
+            task,
+        }
     }
 
     /// Adds text of the model. Never waits for the fan-out.
@@ -145,8 +149,11 @@ impl LiveWriter {
 
     /// Waits until the attempt must stop, and returns the reason. Never returns otherwise.
     pub(super) async fn wait_until_stopped(&self) -> StopReason {
-        let mut stop = self.stop.clone();
-        let reason = stop.wait_for(Option::is_some).await.map(|reason| *reason);
+        let mut stop_reason = self.stop_reason.clone();
+        let reason = stop_reason
+            .wait_for(Option::is_some)
+            .await
+            .map(|reason| *reason);
         match reason {
             Ok(Some(reason)) => reason,
             // Unreachable: `wait_for` returns only a `Some`, and the channel can't close while
@@ -195,7 +202,7 @@ impl Publisher {
         loop {
             let delta = self.next_delta(renew_at).await;
             if let Err(reason) = self.publish(delta).await {
-                self.shared.stop.send_replace(Some(reason));
+                self.shared.stop_reason.send_replace(Some(reason));
                 return;
             }
             renew_at = Instant::now() + RENEW_INTERVAL;

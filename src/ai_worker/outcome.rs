@@ -110,11 +110,14 @@ impl OutcomeBuilder {
     }
 }
 
-/// Returns the outcome `cancelled` with `text` in place of its own text.
-pub(super) fn cancelled_outcome_with_text(cancelled: &LazyOutcome, text: String) -> LazyOutcome {
-    let cancelled = cancelled.clone();
+/// Returns `cancelled_outcome` with `text` in place of its own text.
+pub(super) fn cancelled_outcome_with_text(
+    cancelled_outcome: &LazyOutcome,
+    text: String,
+) -> LazyOutcome {
+    let cancelled_outcome = cancelled_outcome.clone();
     LazyOutcome::new(move || {
-        let mut outcome = cancelled.build();
+        let mut outcome = cancelled_outcome.build();
         if let Ok(mut terminal) = TerminalRecord::parse(outcome.frame.as_bytes()) {
             terminal.content = Some(text.clone());
             outcome.frame = terminal.to_json();

@@ -55,7 +55,7 @@ pub async fn run(dependencies: Dependencies, drain: CancellationToken) -> Result
     };
     let pipeline = &settings.pipeline;
     let consumer = log.consumer(&pipeline.group, &pipeline.topic)?;
-    let (requests, rewind_requests) = mpsc::channel(16);
+    let (request_sender, rewind_requests) = mpsc::channel(16);
     let rewind = Arc::new(RewindController::new(
         Arc::clone(&log),
         Arc::clone(&fanout),
@@ -69,7 +69,7 @@ pub async fn run(dependencies: Dependencies, drain: CancellationToken) -> Result
         Arc::clone(&rewind),
         RelayMetrics::new(),
     ));
-    let watch = tokio::spawn(Arc::clone(&rewind).watch(requests));
+    let watch = tokio::spawn(Arc::clone(&rewind).watch(request_sender));
     let dependencies = driver::Dependencies {
         consumer,
         handler,

@@ -130,7 +130,7 @@ impl AnswerStream {
         throttle: Arc<Throttle>,
         permit: CallPermit,
     ) -> ModelStream {
-        let answer = Self {
+        let state = Self {
             events,
             timeouts,
             phase: Phase::Waiting,
@@ -143,9 +143,9 @@ impl AnswerStream {
             throttle,
             permit,
         };
-        stream::unfold(answer, |mut answer| async move {
-            let event = answer.next().await?;
-            Some((event, answer))
+        stream::unfold(state, |mut state| async move {
+            let event = state.next().await?;
+            Some((event, state))
         })
         .boxed()
     }

@@ -186,8 +186,8 @@ impl RetryHint {
     /// Parses the headers. A header that is malformed or unreasonable counts as absent.
     pub(super) fn from_headers(headers: &HeaderMap, now: OffsetDateTime) -> Self {
         let text = |name| headers.get(name)?.to_str().ok().map(str::trim);
-        let millis = text("retry-after-ms").and_then(|value| duration(value, 1000.0));
-        let seconds = || text("retry-after").and_then(|value| duration(value, 1.0));
+        let millis = text("retry-after-ms").and_then(|value| parse_duration(value, 1000.0));
+        let seconds = || text("retry-after").and_then(|value| parse_duration(value, 1.0));
         let date = || {
             let until = OffsetDateTime::parse(text("retry-after")?, &Rfc2822).ok()?;
             Duration::try_from(until - now).ok()
@@ -209,7 +209,7 @@ impl RetryHint {
 }
 
 /// Parses a number of time units, of which `units_per_second` are a second.
-fn duration(text: &str, units_per_second: f64) -> Option<Duration> {
+fn parse_duration(text: &str, units_per_second: f64) -> Option<Duration> {
     let number: f64 = text.parse().ok()?;
     Duration::try_from_secs_f64(number / units_per_second).ok()
 }
@@ -341,7 +341,7 @@ mod tests {
         RetryHint::from_headers(&map, datetime!(2026-11-23 04:00:00 UTC))
     }
 
-    fn wait(headers: &[(&'static str, &str)]) -> Option<u128> {
+    fn retry_after_ms(headers: &[(&'static str, &str)]) -> Option<u128> {
         hint(headers).retry_after.map(|wait| wait.as_millis())
     }
 
@@ -394,39 +394,39 @@ mod tests {
 
     #[test]
     fn retry_after_is_parsed_in_every_form() {
-        assert_eq!(wait(&[("retry-after", "7")]), Some(7000));
-        assert_eq!(wait(&[("retry-after", "0.25")]), Some(250));
-        assert_eq!(wait(&[("retry-after-ms", "1500")]), Some(1500));
+        assert_eq!(retry_after_ms(&[("retry-after", "7")]), Some(7000));
+        assert_eq!(retry_after_ms(&[("retry-after", "0.25")]), Some(250));
+        assert_eq!(retry_after_ms(&[("retry-after-ms", "1500")]), Some(1500));
         assert_eq!(
-            wait(&[("retry-after-ms", "1500"), ("retry-after", "7")]),
+            retry_after_ms(&[("retry-after-ms", "1500"), ("retry-after", "7")]),
             Some(1500)
         );
         assert_eq!(
-            wait(&[("retry-after", "Mon, 23 Nov 2026 04:00:30 GMT")]),
+            retry_after_ms(&[("retry-after", "Mon, 23 Nov 2026 04:00:30 GMT")]),
             Some(30_000)
         );
     }
 
     #[test]
     fn an_unreasonable_retry_after_is_ignored() {
-        assert_eq!(wait(&[("retry-after", "60")]), Some(60_000));
-        assert_eq!(wait(&[("retry-after", "61")]), None);
-        assert_eq!(wait(&[("retry-after", "0")]), None);
-        assert_eq!(wait(&[("retry-after", "-1")]), None);
-        assert_eq!(wait(&[("retry-after", "NaN")]), None);
-        assert_eq!(wait(&[("retry-after", "1e300")]), None);
-        assert_eq!(wait(&[("retry-after", "soon")]), None);
+        assert_eq!(retry_after_ms(&[("retry-after", "60")]), Some(60_000));
+        assert_eq!(retry_after_ms(&[("retry-after", "61")]), None);
+        assert_eq!(retry_after_ms(&[("retry-after", "0")]), None);
+        assert_eq!(retry_after_ms(&[("retry-after", "-1")]), None);
+        assert_eq!(retry_after_ms(&[("retry-after", "NaN")]), None);
+        assert_eq!(retry_after_ms(&[("retry-after", "1e300")]), None);
+        assert_eq!(retry_after_ms(&[("retry-after", "soon")]), None);
         assert_eq!(
-            wait(&[("retry-after", "Mon, 23 Nov 2026 03:59:30 GMT")]),
+            retry_after_ms(&[("retry-after", "Mon, 23 Nov 2026 03:59:30 GMT")]),
             None
         );
         assert_eq!(
-            wait(&[("retry-after", "Mon, 23 Nov 2026 05:00:00 GMT")]),
+            retry_after_ms(&[("retry-after", "Mon, 23 Nov 2026 05:00:00 GMT")]),
             None
         );
         // A malformed `retry-after-ms` does not hide a valid `retry-after`.
         assert_eq!(
-            wait(&[("retry-after-ms", "x"), ("retry-after", "7")]),
+            retry_after_ms(&[("retry-after-ms", "x"), ("retry-after", "7")]),
             Some(7000)
         );
     }
