@@ -1,6 +1,6 @@
-//! Measures what a published frame costs until it is queued for the user's connections, for
-//! `benches/`. A benchmark has no other access to the registry, and with real sockets it would
-//! mostly measure the kernel.
+//! Lets `benches/` measure the time from the receipt of a published frame until it is queued for
+//! the user's connections. The connections have no sockets, because with real sockets a benchmark
+//! would mostly measure the kernel.
 
 use std::sync::Arc;
 
@@ -37,11 +37,11 @@ pub struct RegistryBench {
 }
 
 impl RegistryBench {
-    /// Connects each user with this many classic connections.
+    /// Adds `connections_per_user` classic connections for each user.
     ///
     /// # Errors
-    /// None in practice: every subscription is confirmed.
-    pub async fn new(users: &[UserId], connections: usize) -> Result<Self, FanoutError> {
+    /// None in practice, because every subscription is confirmed.
+    pub async fn new(users: &[UserId], connections_per_user: usize) -> Result<Self, FanoutError> {
         let mut bench = Self {
             registry: SessionRegistry::default(),
             metrics: GatewayMetrics::new("bench", "bench"),
@@ -49,7 +49,7 @@ impl RegistryBench {
         };
         bench.registry.set_feed(Arc::new(IdleFeed));
         for user in users {
-            for _ in 0..connections {
+            for _ in 0..connections_per_user {
                 let client = Client::new(&Protocol::Classic, 1 << 20);
                 bench.registry.join(user, &client, None).await?;
                 bench.clients.push(client);
@@ -58,8 +58,8 @@ impl RegistryBench {
         Ok(bench)
     }
 
-    /// Delivers a frame as if it had been published for the user. Returns whether it was queued for
-    /// the user's connections.
+    /// Delivers a frame as if it had been published for the user. Returns whether the frame was
+    /// queued for the user's connections.
     pub fn publish(&self, user: &UserId, payload: &[u8]) -> bool {
         let sessions = self.registry.get(user);
         sessions.is_some_and(|sessions| {
@@ -68,7 +68,7 @@ impl RegistryBench {
         })
     }
 
-    /// Removes all queued frames and returns how many there were.
+    /// Removes the queued frames of all connections and returns their number.
     pub fn discard(&self) -> usize {
         let outbound = self.clients.iter().map(Client::outbound);
         outbound.map(OutboundQueue::discard).sum()

@@ -5,8 +5,8 @@
 //! and this stream reads ahead: as few system calls as with a large buffer, without its memory.
 //!
 //! The library's buffers also stay as large as the longest frame that ever passed. This stream
-//! follows the frame boundaries in the passing bytes, so it knows when those buffers are empty and
-//! the library's object can be replaced.
+//! follows the frame boundaries in the passing bytes, so it can report when the library's buffers
+//! are empty and its `WebSocketStream` can be replaced.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -19,50 +19,56 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// Bytes of the library's own read buffer. The library asks for this many at a time, so a smaller
-/// one would make long messages slow.
-pub(super) const READ_BUFFER: usize = 128;
+/// Size in bytes of the library's own read buffer. The library requests this many bytes at a time,
+/// so a smaller buffer would make long messages slow.
+pub(super) const READ_BUFFER_BYTES: usize = 128;
 
-/// Bytes that are read from the socket at once.
-const READ_AHEAD: usize = 4096;
+/// Minimum size in bytes of the buffer for one read from the socket.
+const SOCKET_READ_BYTES: usize = 4096;
 
-/// A library object that has seen a longer frame than this is worth replacing.
-const LONG_FRAME: u64 = READ_BUFFER as u64;
+/// Length in bytes above which a frame enlarges the library's buffers, so that replacing its
+/// `WebSocketStream` frees memory.
+const LONG_FRAME_BYTES: u64 = READ_BUFFER_BYTES as u64;
 
 /// A TCP stream with read-ahead that follows the WebSocket frames passing through it.
 #[derive(Debug)]
 pub(super) struct BufferedStream {
     stream: TcpStream,
-    /// Bytes that were read and not requested by the library yet.
+    /// Bytes that were read from the socket and that the library has not requested yet.
     read_ahead: Bytes,
     boundaries: FrameBoundaries,
-    /// The library's last read returned `Pending`, so it has processed everything before.
+    /// Whether the library's last read returned `Pending`. The library has then processed every
+    /// byte that it read before.
     is_reader_waiting: bool,
-    /// The library's last write was not written completely.
+    /// Whether the library's last write was not written completely.
     is_write_blocked: bool,
-    /// The longest write since the library's object was created.
+    /// Length in bytes of the longest write since the library's `WebSocketStream` was created.
     longest_write: u64,
 }
 
 /// Finds the boundaries of frames in a stream of bytes (RFC 6455, section 5.2).
 #[derive(Debug, Default)]
 struct FrameBoundaries {
-    /// Bytes of the current frame's header that have passed.
-    header_passed: u8,
-    /// The length of that header, as far as it is known.
+    /// Number of bytes of the current frame's header that have passed; 0 between frames and within
+    /// a payload.
+    header_bytes_passed: u8,
+    /// Length in bytes of the current frame's header, as far as the bytes that have passed
+    /// determine it.
     header_length: u8,
-    /// Bytes of the extended payload length in that header: 0, 2 or 8.
+    /// Number of bytes of the extended payload length in the current frame's header: 0, 2 or 8.
     extended_length_bytes: u8,
+    /// Length in bytes of the current frame's payload, as far as its header has passed.
     payload_length: u64,
-    /// Bytes of the current frame's payload that have not passed.
+    /// Number of bytes of the current frame's payload that have not passed.
     payload_remaining: u64,
-    /// The message continues with another frame.
+    /// Whether the current message continues with another frame.
     is_fragmented: bool,
+    /// Length in bytes of the longest payload so far.
     longest_payload: u64,
 }
 
 impl FrameBoundaries {
-    /// Processes the next bytes of the stream.
+    /// Moves past the next bytes of the stream.
     fn advance(&mut self, mut bytes: &[u8]) {
         while let Some((&byte, rest)) = bytes.split_first() {
             if self.payload_remaining > 0 {
@@ -77,8 +83,9 @@ impl FrameBoundaries {
         }
     }
 
+    /// Moves past the next byte of a frame's header.
     fn advance_header(&mut self, byte: u8) {
-        match self.header_passed {
+        match self.header_bytes_passed {
             0 => {
                 let is_control = byte & 0x08 != 0;
                 if !is_control {
@@ -100,9 +107,9 @@ impl FrameBoundaries {
             }
             _ => {}
         }
-        self.header_passed += 1;
-        if self.header_passed == self.header_length {
-            (self.header_passed, self.header_length) = (0, 0);
+        self.header_bytes_passed += 1;
+        if self.header_bytes_passed == self.header_length {
+            (self.header_bytes_passed, self.header_length) = (0, 0);
             self.payload_remaining = self.payload_length;
             self.longest_payload = self.longest_payload.max(self.payload_length);
         }
@@ -110,13 +117,13 @@ impl FrameBoundaries {
 
     /// Whether the bytes so far end with a complete message.
     fn is_between_messages(&self) -> bool {
-        self.header_passed == 0 && self.payload_remaining == 0 && !self.is_fragmented
+        self.header_bytes_passed == 0 && self.payload_remaining == 0 && !self.is_fragmented
     }
 }
 
 impl BufferedStream {
-    /// The stream under an upgraded HTTP connection; `None` where this gateway did not accept that
-    /// connection, which does not happen.
+    /// The TCP stream under an upgraded HTTP connection. `None` where that connection is no TCP
+    /// stream, which does not happen.
     pub(super) fn from_upgraded(upgraded: Upgraded) -> Option<Self> {
         let parts = upgraded.downcast::<TokioIo<TcpStream>>().ok()?;
         Some(Self {
@@ -132,12 +139,12 @@ impl BufferedStream {
 
     /// Whether the library's buffers are empty and larger than needed.
     ///
-    /// The library reads only after it has returned all messages that it has and written its own
-    /// replies to them. So when its last read is pending and the bytes that it has read end with a
-    /// complete message, its read buffer is empty. Its write buffer is empty unless a write was
-    /// incomplete.
+    /// The library reads only after it has returned all messages in its read buffer and written its
+    /// own replies to them. So when its last read is pending and the bytes that it has read end
+    /// with a complete message, its read buffer is empty. Its write buffer is empty unless a write
+    /// was incomplete.
     pub(super) fn can_release_buffers(&self) -> bool {
-        self.longest_write.max(self.boundaries.longest_payload) > LONG_FRAME
+        self.longest_write.max(self.boundaries.longest_payload) > LONG_FRAME_BYTES
             && self.is_reader_waiting
             && !self.is_write_blocked
             && self.read_ahead.is_empty()
@@ -151,6 +158,7 @@ impl BufferedStream {
         self.boundaries = FrameBoundaries::default();
     }
 
+    /// Moves bytes that were read ahead into the library's buffer.
     fn fill_from_read_ahead(&mut self, buf: &mut ReadBuf<'_>) {
         let length = self.read_ahead.len().min(buf.remaining());
         let bytes = &self.read_ahead[..length];
@@ -162,23 +170,24 @@ impl BufferedStream {
         }
     }
 
-    /// Reads from the socket. A request below [`READ_AHEAD`] reads more and buffers the rest.
+    /// Reads from the socket into the library's buffer. If that is smaller than
+    /// [`SOCKET_READ_BYTES`], more bytes are read than fit, and `read_ahead` keeps the excess.
     fn poll_socket(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let stream = Pin::new(&mut self.stream);
-        if buf.remaining() >= READ_AHEAD {
+        if buf.remaining() >= SOCKET_READ_BYTES {
             let before = buf.filled().len();
             ready!(stream.poll_read(cx, buf))?;
             self.boundaries.advance(&buf.filled()[before..]);
             return Poll::Ready(Ok(()));
         }
-        let mut space = [MaybeUninit::uninit(); READ_AHEAD];
+        let mut space = [MaybeUninit::uninit(); SOCKET_READ_BYTES];
         let mut chunk = ReadBuf::uninit(&mut space);
         ready!(stream.poll_read(cx, &mut chunk))?;
         let chunk = chunk.filled();
-        let (now, later) = chunk.split_at(chunk.len().min(buf.remaining()));
-        self.boundaries.advance(now);
-        buf.put_slice(now);
-        self.read_ahead = Bytes::copy_from_slice(later);
+        let (requested, read_ahead) = chunk.split_at(chunk.len().min(buf.remaining()));
+        self.boundaries.advance(requested);
+        buf.put_slice(requested);
+        self.read_ahead = Bytes::copy_from_slice(read_ahead);
         Poll::Ready(Ok(()))
     }
 }
@@ -229,9 +238,10 @@ mod tests {
 
     use super::*;
 
-    fn frame(opcode: u8, last: bool, masked: bool, length: usize) -> Vec<u8> {
-        let mut bytes = vec![opcode | if last { 0x80 } else { 0 }];
-        let mask = if masked { 0x80 } else { 0 };
+    /// The bytes of a WebSocket frame with a payload of `length` bytes.
+    fn frame(opcode: u8, is_last: bool, is_masked: bool, length: usize) -> Vec<u8> {
+        let mut bytes = vec![opcode | if is_last { 0x80 } else { 0 }];
+        let mask = if is_masked { 0x80 } else { 0 };
         match length {
             0..126 => bytes.push(mask | length as u8),
             126..65536 => {
@@ -243,10 +253,11 @@ mod tests {
                 bytes.extend((length as u64).to_be_bytes());
             }
         }
-        if masked {
+        if is_masked {
             bytes.extend([0xff; 4]);
         }
-        // Payload bytes that would be valid headers, too.
+        // Each payload byte is also a valid first byte of a header, so a misplaced boundary changes
+        // the result.
         bytes.extend(std::iter::repeat_n(0x01, length));
         bytes
     }
@@ -261,21 +272,22 @@ mod tests {
             step in 1..200_usize,
         ) {
             let mut boundaries = FrameBoundaries::default();
-            let mut is_open = false;
-            for (kind, last, masked, length) in frames {
-                // A ping may come between the frames of a message.
+            let mut is_within_message = false;
+            for (kind, is_last, is_masked, length) in frames {
+                // Kind 0 is a ping, which may be sent between the frames of a message.
                 let opcode = if kind == 0 { 0x9 } else { kind };
                 let length = if kind == 0 { length % 126 } else { length };
-                let last = last || kind == 0;
+                let is_last = is_last || kind == 0;
                 if kind != 0 {
-                    is_open = !last;
+                    is_within_message = !is_last;
                 }
-                let bytes = frame(opcode, last, masked, length);
+                let bytes = frame(opcode, is_last, is_masked, length);
                 let mut passed = 0;
                 for part in bytes.chunks(step) {
                     boundaries.advance(part);
                     passed += part.len();
-                    prop_assert_eq!(boundaries.is_between_messages(), passed == bytes.len() && !is_open);
+                    let is_message_complete = passed == bytes.len() && !is_within_message;
+                    prop_assert_eq!(boundaries.is_between_messages(), is_message_complete);
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! One connected client, in the protocol that it speaks.
+//! The handle by which the gateway's tasks send to one connection, in either protocol.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::session::Protocol;
 use super::v1::encoder::V1Encoder;
 use super::v1::state::V1State;
 
-/// A handle to one connection's state, shared by all tasks that send to it.
+/// A handle to the state of one connection. All tasks that send to the connection share the state.
 #[derive(Clone)]
 pub(super) enum Client {
     Classic(Arc<ClassicState>),
@@ -18,6 +18,7 @@ pub(super) enum Client {
 }
 
 impl Client {
+    /// Creates the state of a connection whose outbound queue is limited to `queue_bytes`.
     pub(super) fn new(protocol: &Protocol, queue_bytes: usize) -> Self {
         match protocol {
             Protocol::Classic => Self::Classic(Arc::new(ClassicState::new(queue_bytes))),
@@ -39,7 +40,7 @@ impl Client {
         }
     }
 
-    /// Whether both are handles to the same connection.
+    /// Whether `self` and `other` are handles to the same connection.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Classic(one), Self::Classic(other)) => Arc::ptr_eq(one, other),
@@ -57,8 +58,8 @@ impl Client {
         }
     }
 
-    /// Queues the gateway's own reply to a frame of this client. On `chatmesh.v1` replies may use
-    /// the queue's reserve; on the classic protocol they count against the limit like any frame.
+    /// Queues the gateway's own reply to a frame of this client. On `chatmesh.v1` a reply may use
+    /// the queue's reserve; on the classic protocol it counts against the limit like any frame.
     pub(super) fn push_reply(&self, frame: String) {
         match self {
             Self::Classic(classic) => classic.outbound.push(frame.into()),

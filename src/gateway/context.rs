@@ -1,4 +1,4 @@
-//! The gateway's shared state, and the dependencies from which it is built.
+//! The state that all tasks of a gateway share, and the dependencies from which `app` builds it.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -29,13 +29,12 @@ use crate::log::Log;
 /// for any other path.
 pub type AdminRoutes = dyn Fn(&Method, &str) -> Option<Response<Full<Bytes>>> + Send + Sync;
 
-/// Access to the dead letters of a process that is the only reader of its log, with a local key
-/// that authorizes settling them.
+/// Access to the dead letters of a process that is the only one with access to its log.
 pub struct DeadLetterAccess {
     /// Reads and settles the dead letters.
     pub queue: DeadLetterQueue,
-    /// A key that is accepted beside the admin key. It is written into the data directory, so it
-    /// proves that its bearer may read that directory.
+    /// A key that authorizes requests for dead letters, as the admin key does. It is stored in the
+    /// data directory, so a request with it proves that its sender may read that directory.
     pub local_key: Option<SecretString>,
 }
 
@@ -52,8 +51,8 @@ pub struct Dependencies {
     pub health: Arc<Health>,
     /// The routes that every role serves.
     pub admin: Arc<AdminRoutes>,
-    /// The dead letters, in a process that is the only one with access to them. The gateway then
-    /// serves them to requests with the admin key or the local key.
+    /// Access to the dead letters, which the gateway serves to requests with the admin key or the
+    /// local key. `None` in a process that is not the only one with access to its log.
     pub dead_letters: Option<DeadLetterAccess>,
 }
 
@@ -84,7 +83,7 @@ pub(super) struct Gateway {
     pub(super) metrics: GatewayMetrics,
     pub(super) registry: SessionRegistry,
     pub(super) limits: Arc<ConnectionLimiter>,
-    /// Connections that have not been upgraded to a WebSocket.
+    /// Counts the connections that have not been upgraded to a WebSocket.
     pub(super) http_connections: Arc<HttpConnections>,
     pub(super) revocations: Revocations,
     /// The chat page; `None` where it is switched off.
@@ -95,11 +94,13 @@ pub(super) struct Gateway {
     /// connection: two clients may send the same correlation id, and an original worker's answer is
     /// matched only by its correlation id.
     pub(super) next_message_number: AtomicU64,
-    /// Connections that began to close because of the drain, in this order.
+    /// Number of connections that have begun to close because of the drain. The next connection
+    /// computes its delay from it.
     pub(super) drain_closes: AtomicU64,
-    /// Cancelled when the gateway stops: nothing new is accepted, what was accepted is finished.
+    /// Cancelled when the gateway begins to drain: it accepts no new connection and reads no more
+    /// frames, and completes the frames that it has read.
     pub(super) drain: CancellationToken,
-    /// Cancelled when the drain's time is over: every task ends at once.
+    /// Cancelled when the drain has ended or timed out: every task that is left ends at once.
     pub(super) abort: CancellationToken,
     /// Tracks the task of every connection.
     pub(super) tasks: TaskTracker,

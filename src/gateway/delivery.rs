@@ -1,6 +1,7 @@
-//! Delivers one frame to one user's connections: parses it, passes live frames to the
+//! Delivers one frame to one user's connections: parses it, passes a published frame to the
 //! `chatmesh.v1` connections, and lets [`UserState`](super::user::UserState) decide whether the
-//! classic ones receive a terminal frame now, by a mailbox read, or not at all.
+//! classic connections receive a terminal frame now, by a mailbox read, or not at all. `feed` calls
+//! it for published frames, `mailbox_sync` and `inbound` for stored frames.
 
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
@@ -32,8 +33,8 @@ pub(super) fn deliver_published(
         return Delivery::default();
     }
     let source = match channel {
-        // A relay's rewind publishes on the live channel only, since classic clients have no
-        // positions and would receive old answers again.
+        // A terminal frame on the live channel comes from a relay's rewind, which does not publish
+        // on the terminal channel, because classic clients would receive old answers again.
         Channel::Live => FrameSource::PublishedByRewind,
         _ => FrameSource::Published,
     };
@@ -54,7 +55,8 @@ pub(super) fn deliver_stored(
     }
 }
 
-/// Parses a frame; `None` where it is malformed or names another user.
+/// Parses a frame. Returns `None`, and counts an error, where the frame is malformed or names
+/// another user.
 fn parse<'a>(
     metrics: &GatewayMetrics,
     sessions: &UserSessions,
@@ -112,13 +114,13 @@ fn deliver_to_subscribers(
             .map(Utf8Bytes::from),
         trace: frame.trace(),
     });
-    sessions.published.notify_waiters();
+    sessions.frame_published.notify_waiters();
     if matches!(
         frame.kind(),
         FrameKind::Accepted | FrameKind::Delta | FrameKind::Restarted
     ) && let Some(id) = &frame.message_id
     {
-        // Deltas are frequent, and only a message's first frame changes anything.
+        // Deltas are frequent, so the conversation is decoded only from a message's first frame.
         if !state.pending.contains(id) {
             state.add_pending(id, frame.conversation().as_ref());
         }
@@ -126,6 +128,7 @@ fn deliver_to_subscribers(
     }
 }
 
+/// Lets the user's state decide about a terminal frame, and logs a delivery.
 fn deliver_terminal(
     sessions: &UserSessions,
     frame: &PublishedFrame<'_>,

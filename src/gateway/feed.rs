@@ -14,24 +14,24 @@ use crate::backoff::Backoff;
 use crate::fanout::{Channel, FeedEvent};
 use crate::protocol::ids::{MessageId, UserId};
 
-/// Capacity of the event queue from the fan-out to the distributing task. If the queue is full,
+/// Maximum number of events in the queue from the fan-out to [`distribute`]. If the queue is full,
 /// frames are dropped and a gap is reported.
-const EVENT_QUEUE: usize = 65_536;
+const EVENT_QUEUE_CAPACITY: usize = 65_536;
 
-/// Capacity of the queue of answered messages to remove from `pending`, which an original relay
-/// does not do. If the queue is full, a message stays listed as pending until it expires.
-const CLEAR_QUEUE: usize = 1024;
+/// Maximum number of messages in the queue to [`clear_pending`]. If the queue is full, a message
+/// stays pending in the fan-out until it expires.
+const CLEAR_QUEUE_CAPACITY: usize = 1024;
 
-/// The name under which readiness reports a gateway that can't receive answers yet.
+/// Name under which readiness reports whether the gateway can receive answers.
 pub(super) const SUBSCRIPTIONS: &str = "subscriptions";
 
-/// Answered messages to be removed from `pending`.
+/// Sends a user's answered messages to [`clear_pending`].
 type ClearSender = mpsc::Sender<(Arc<UserSessions>, MessageId)>;
 
 /// Opens the feed, with retries while the fan-out is unavailable, and distributes its events. Never
 /// waits for a connection. Returns when the feed ends, or the gateway is aborted.
 pub(super) async fn run(gateway: Arc<Gateway>) -> Result<(), GatewayError> {
-    let (clear_sender, answered) = mpsc::channel(CLEAR_QUEUE);
+    let (clear_sender, answered) = mpsc::channel(CLEAR_QUEUE_CAPACITY);
     let clearing = clear_pending(&gateway, answered);
     let distributing = distribute(&gateway, clear_sender);
     let revoking = gateway
@@ -45,10 +45,11 @@ pub(super) async fn run(gateway: Arc<Gateway>) -> Result<(), GatewayError> {
     }
 }
 
+/// Opens the feed, and passes each event to the user's connections, or a gap to all of them.
 async fn distribute(gateway: &Gateway, clear_sender: ClearSender) -> Result<(), GatewayError> {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
     let (feed, mut events) = loop {
-        match gateway.fanout.open_feed(EVENT_QUEUE).await {
+        match gateway.fanout.open_feed(EVENT_QUEUE_CAPACITY).await {
             Ok(opened) => break opened,
             Err(error) => {
                 gateway.metrics.count_fanout_error("feed");
@@ -106,7 +107,8 @@ fn distribute_frame(
     }
 }
 
-/// Removes answered messages from `pending` beside an original relay, which does not.
+/// Removes answered messages from the pending messages in the fan-out. Receives messages only
+/// beside an original relay (`INTEROP`), which does not remove them itself.
 async fn clear_pending(
     gateway: &Gateway,
     mut answered: mpsc::Receiver<(Arc<UserSessions>, MessageId)>,

@@ -1,4 +1,5 @@
-//! The WebSocket handshake: checks an upgrade request and returns the session that it opens.
+//! The WebSocket handshake: checks an upgrade request, and returns the session of the new
+//! connection. Called by the HTTP server.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -24,9 +25,10 @@ use crate::protocol::record::header;
 use crate::protocol::trace_context::TraceContext;
 use crate::protocol::v1;
 
-/// The result of a handshake. Both variants answer 101: send `response`; `stream` then yields the
-/// socket.
+/// The result of a handshake. In both variants the caller sends `response`, which has the status
+/// 101, and `stream` then resolves to the connection.
 pub(super) enum Upgrade {
+    /// The client may connect.
     Accepted {
         response: HttpResponse,
         session: Arc<Session>,
@@ -43,8 +45,9 @@ pub(super) enum Upgrade {
     },
 }
 
-/// Parses the position that a `chatmesh.v1` client resumes from. A well-formed position of another
-/// log is accepted, but nothing can be recovered from it. Malformed text is refused.
+/// Parses the position from which a `chatmesh.v1` client resumes; `None` where the client sent
+/// none. A well-formed position of another log is accepted, but no frame can be recovered from it.
+/// Malformed text is refused.
 fn parse_resume_position(query: &Query<'_>) -> Result<Option<Position>, HttpError> {
     query
         .since
@@ -88,7 +91,7 @@ pub(super) async fn upgrade(gateway: &Gateway, request: &mut Head) -> Result<Upg
     if gateway.drain.is_cancelled() {
         return Err(HttpError::unavailable("this gateway is stopping"));
     }
-    // The rate is checked before anything that costs more.
+    // The rate is checked first, because the other checks cost more.
     gateway.limits.check_rate()?;
     let query = Query::parse(request.uri());
     let user = query.user()?;
@@ -102,7 +105,7 @@ pub(super) async fn upgrade(gateway: &Gateway, request: &mut Head) -> Result<Upg
     // With `INTEROP` the mailbox lacks what an original (Python) relay delivered, so `since` is
     // ignored.
     let resume_after = resume_after.filter(|_| !gateway.settings.interop);
-    let allowed = match origin::check(gateway, request.headers()) {
+    let access = match origin::check(gateway, request.headers()) {
         // No token is looked up for a request that fails anyway.
         Ok(()) if response.is_err() => Ok(Grant::default()),
         Ok(()) => {
@@ -111,7 +114,7 @@ pub(super) async fn upgrade(gateway: &Gateway, request: &mut Head) -> Result<Upg
         }
         Err(error) => Err(error),
     };
-    let (mut response, grant) = match (response, allowed) {
+    let (mut response, grant) = match (response, access) {
         (Ok(response), Ok(grant)) => (response, grant),
         (Ok(response), Err(error)) if is_v1 => return reject(response, error, request),
         (_, Err(error)) | (Err(error), Ok(_)) => return Err(error),
@@ -150,7 +153,8 @@ pub(super) async fn upgrade(gateway: &Gateway, request: &mut Head) -> Result<Upg
     })
 }
 
-/// Rejects a `chatmesh.v1` client by a close code where there is one for `error`.
+/// Rejects a `chatmesh.v1` client by a close code if there is one for `error`. Otherwise returns
+/// `error`, so that the upgrade is refused with an HTTP status.
 fn reject(
     response: HttpResponse,
     error: HttpError,
@@ -169,7 +173,8 @@ fn reject(
     })
 }
 
-/// The id that the client sent, if it is safe in headers and logs; otherwise a new one.
+/// The correlation id of a connection: the id that the client sent, if it is safe in headers and
+/// logs; otherwise a random id.
 fn correlation_id(headers: &HeaderMap) -> Arc<str> {
     ["x-correlation-id", "x-request-id"]
         .iter()
@@ -178,8 +183,8 @@ fn correlation_id(headers: &HeaderMap) -> Arc<str> {
         .map_or_else(|| uuid::Uuid::new_v4().to_string().into(), Into::into)
 }
 
-/// The W3C trace context of a request. As the specification requires, a repeated `traceparent` is
-/// ignored, and several `tracestate` headers are joined.
+/// The W3C trace context of a request; `None` where it has no valid one. As the specification
+/// requires, a repeated `traceparent` is ignored, and several `tracestate` headers are joined.
 fn trace_context(headers: &HeaderMap) -> Option<TraceContext> {
     let mut parents = headers.get_all(header::TRACEPARENT).iter();
     let (parent, None) = (parents.next()?, parents.next()) else {
@@ -206,9 +211,9 @@ mod tests {
         headers.append("traceparent", HeaderValue::from_static(parent));
         headers.append("tracestate", HeaderValue::from_static("a=1"));
         headers.append("tracestate", HeaderValue::from_static("b=2, c=3"));
-        let read = trace_context(&headers).unwrap();
-        assert_eq!(read.traceparent(), parent);
-        assert_eq!(read.tracestate(), Some("a=1,b=2,c=3"));
+        let context = trace_context(&headers).unwrap();
+        assert_eq!(context.traceparent(), parent);
+        assert_eq!(context.tracestate(), Some("a=1,b=2,c=3"));
         headers.append("traceparent", HeaderValue::from_static(parent));
         assert_eq!(trace_context(&headers), None);
     }
@@ -221,8 +226,8 @@ mod tests {
             correlation_id(&headers).to_string()
         };
         assert_eq!(id_for("abc-1"), "abc-1");
-        for bad in ["a b", "a\tb", "", &"x".repeat(129)] {
-            assert_ne!(id_for(bad), bad);
+        for unsafe_id in ["a b", "a\tb", "", &"x".repeat(129)] {
+            assert_ne!(id_for(unsafe_id), unsafe_id);
         }
     }
 

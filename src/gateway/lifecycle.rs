@@ -1,4 +1,4 @@
-//! A gateway from its start to the end of its drain.
+//! Runs a gateway from its start to the end of its drain. `app` calls [`serve`].
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -21,15 +21,16 @@ use super::sessions::SessionRegistry;
 use super::{feed, mailbox_sync};
 use crate::config::settings::AuthMode;
 
-/// Time that tasks have to end after the abort token was cancelled.
+/// Time within which the tasks of connections must end after the abort token was cancelled.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Serves until `drain` is cancelled, then drains: accepts no new connections, acknowledges the
-/// messages that were read, and closes the connections spread over time. Returns when all
-/// connections are closed, or when `drain_timeout` has passed.
+/// Serves until `drain` is cancelled, then drains: accepts no new connections, confirms the
+/// messages that were read once the log has acknowledged them, and closes the connections spread
+/// over time. Returns when all connections are closed, or soon after `drain_timeout` has passed.
 ///
 /// # Errors
-/// The keys of signed tokens can't be loaded, or the fan-out's subscription ended unexpectedly.
+/// The listener has no local address, the keys of signed tokens can't be loaded, or the fan-out's
+/// subscription ended unexpectedly.
 pub async fn serve(
     listener: TcpListener,
     dependencies: Dependencies,
@@ -43,14 +44,14 @@ pub async fn serve(
     gateway
         .health
         .set(feed::SUBSCRIPTIONS, Err("not open yet".into()));
-    // If the caller drops this future, the tasks of connections end too.
+    // If the caller drops this future, the guard ends all tasks of the gateway.
     let _abort = gateway.abort.clone().drop_guard();
     let mut feed = tokio::spawn(feed::run(gateway.clone()));
     let mailbox_sync = tokio::spawn(mailbox_sync::run(gateway.clone()));
     let result = tokio::select! {
         () = server::accept(&gateway, &listener) => Ok(()),
         () = drain.cancelled() => Ok(()),
-        ended = &mut feed => ended.unwrap_or(Err(GatewayError::FeedEnded)),
+        feed_result = &mut feed => feed_result.unwrap_or(Err(GatewayError::FeedEnded)),
     };
     gateway.health.drain();
     gateway.tasks.close();
@@ -65,7 +66,7 @@ pub async fn serve(
              needed"
         );
     }
-    // Both end because the abort token is cancelled.
+    // The mailbox sync and the feed end because the abort token is cancelled.
     let _ = mailbox_sync.await;
     if !feed.is_finished() {
         let _ = feed.await;
@@ -78,7 +79,8 @@ async fn drain_connections(gateway: &Arc<Gateway>, listener: &TcpListener) {
     let connections = gateway.registry.connections();
     tracing::info!(connections, "drain started");
     let drained = timeout(gateway.settings.drain_timeout, gateway.tasks.wait());
-    // New connections get 503, so a load balancer sees that this gateway is not ready.
+    // New requests are answered with 503, so that a load balancer notices that this gateway is not
+    // ready.
     let drained = tokio::select! {
         drained = drained => drained,
         () = server::reject_connections(gateway, listener) => Ok(()),

@@ -1,5 +1,5 @@
-//! Bounds WebSocket connections: per user, per address, per process, and new ones per second
-//! (protocol.md section 7). Above a bound, an upgrade is refused with 503.
+//! Limits WebSocket connections per user, per address and per process, and new connections per
+//! second (protocol.md section 7). Above a limit, the handshake refuses an upgrade with 503.
 
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -16,23 +16,25 @@ use super::http::response::HttpError;
 use crate::config::settings::ConnectionLimits;
 use crate::protocol::ids::UserId;
 
-/// The address of the TCP connection: the client's or that of a proxy in front of the gateway.
+/// The remote address of a TCP connection: that of the client, or that of a proxy in front of the
+/// gateway.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PeerAddress(pub(super) SocketAddr);
 
-/// A token bucket that holds as many tokens as are added in a second.
+/// A token bucket that limits new connections. It holds at most as many tokens as are added in one
+/// second.
 struct TokenBucket {
     tokens: f64,
     refilled_at: Instant,
 }
 
-/// Counts the connections of this process and refuses those above a bound.
+/// Counts the WebSocket connections of this process, and refuses connections above a limit.
 pub(super) struct ConnectionLimiter {
     settings: ConnectionLimits,
     per_user: DashMap<UserId, usize>,
     per_address: DashMap<IpAddr, usize>,
     total: AtomicUsize,
-    bucket: Mutex<TokenBucket>,
+    new_connections: Mutex<TokenBucket>,
 }
 
 /// The right to one connection. Dropping it lowers the counts.
@@ -50,7 +52,8 @@ impl Drop for ConnectionPermit {
     }
 }
 
-/// Increments the count of `key` unless it has reached `max`; 0 means no bound.
+/// Increments the count of `key` unless it has reached `max`, where 0 means no limit. Returns
+/// whether the count was incremented.
 fn try_increment<K: Eq + Hash>(counts: &DashMap<K, usize>, key: K, max: usize) -> bool {
     let mut count = counts.entry(key).or_insert(0);
     let has_capacity = max == 0 || *count < max;
@@ -69,8 +72,8 @@ fn decrement<K: Eq + Hash + Clone>(counts: &DashMap<K, usize>, key: &K) {
     }
 }
 
-/// The address under which connections are counted: an IPv6 address by its /64, because a client
-/// usually has all addresses of one.
+/// The address under which connections are counted: for IPv6 the first address of its /64 network,
+/// because a client usually has all addresses of such a network.
 pub(super) fn limit_key(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
@@ -84,7 +87,7 @@ pub(super) fn limit_key(address: IpAddr) -> IpAddr {
 impl ConnectionLimiter {
     pub(super) fn new(settings: ConnectionLimits) -> Arc<Self> {
         Arc::new(Self {
-            bucket: Mutex::new(TokenBucket {
+            new_connections: Mutex::new(TokenBucket {
                 tokens: f64::from(settings.per_second),
                 refilled_at: Instant::now(),
             }),
@@ -95,16 +98,16 @@ impl ConnectionLimiter {
         })
     }
 
-    /// Whether the address is one of `TRUSTED_PROXIES`.
-    pub(super) fn is_proxy(&self, address: IpAddr) -> bool {
+    /// Whether the address belongs to a network of `TRUSTED_PROXIES`.
+    pub(super) fn is_trusted_proxy(&self, address: IpAddr) -> bool {
         let networks = &self.settings.trusted_proxies;
         networks.iter().any(|network| network.contains(address))
     }
 
-    /// The client's [`limit_key`]: the peer's address, or what trusted proxies report in
-    /// `X-Forwarded-For`. Each proxy appends the address that it sees, so the list is read from its
-    /// end, and entries before an untrusted address are ignored, because that peer may have forged
-    /// them.
+    /// The [`limit_key`] of a client: of the peer's address, or of the address that trusted proxies
+    /// report in `X-Forwarded-For`. Each proxy appends the address of its own peer, so the list is
+    /// read from its end. Entries before an untrusted address are ignored, because a client may
+    /// have forged them.
     pub(super) fn client_address(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         let mut address = peer;
         let values: Vec<_> = headers.get_all("x-forwarded-for").iter().collect();
@@ -114,7 +117,7 @@ impl ConnectionLimiter {
             .filter_map(|value| value.to_str().ok())
             .flat_map(|value| value.rsplit(','));
         for hop in hops {
-            if !self.is_proxy(address) {
+            if !self.is_trusted_proxy(address) {
                 break;
             }
             match hop.trim().parse() {
@@ -125,13 +128,14 @@ impl ConnectionLimiter {
         limit_key(address)
     }
 
-    /// Takes a token of `MAX_NEW_CONNECTIONS` per second, or refuses the connection.
+    /// Takes a token for a new connection (`MAX_NEW_CONNECTIONS` are added per second). Returns an
+    /// error if there is none.
     pub(super) fn check_rate(&self) -> Result<(), HttpError> {
         let per_second = f64::from(self.settings.per_second);
         if per_second == 0.0 {
             return Ok(());
         }
-        let mut bucket = self.bucket.lock();
+        let mut bucket = self.new_connections.lock();
         let now = Instant::now();
         let added = now.duration_since(bucket.refilled_at).as_secs_f64() * per_second;
         bucket.tokens = (bucket.tokens + added).min(per_second);
@@ -143,7 +147,7 @@ impl ConnectionLimiter {
         Ok(())
     }
 
-    /// Acquires a permit for one connection. The error names the bound that is reached.
+    /// Acquires a permit for one connection. The error names the limit that is reached.
     pub(super) fn acquire(
         self: &Arc<Self>,
         user: &UserId,
@@ -204,14 +208,14 @@ mod tests {
         let acquire = |name, last| limiter.acquire(&user(name), ip(last));
         let first = acquire("a", 1).ok().unwrap();
         let _second = acquire("a", 1).ok().unwrap();
-        assert!(acquire("a", 2).is_err(), "bound per user");
+        assert!(acquire("a", 2).is_err(), "limit per user");
         let _third = acquire("b", 1).ok().unwrap();
-        assert!(acquire("c", 1).is_err(), "bound per address");
+        assert!(acquire("c", 1).is_err(), "limit per address");
         let _fourth = acquire("b", 2).ok().unwrap();
-        assert!(acquire("d", 3).is_err(), "bound per process");
+        assert!(acquire("d", 3).is_err(), "limit per process");
         drop(first);
-        let _again = acquire("a", 1).ok().unwrap();
-        assert!(acquire("d", 3).is_err(), "bound per process");
+        let _fifth = acquire("a", 1).ok().unwrap();
+        assert!(acquire("d", 3).is_err(), "limit per process");
     }
 
     #[test]
@@ -255,7 +259,7 @@ mod tests {
         };
         assert_eq!(address("1.2.3.4", &["9.9.9.9"]), "1.2.3.4");
         assert_eq!(address("10.0.0.1", &["9.9.9.9"]), "9.9.9.9");
-        // What the client claims stands before the address that the proxy saw.
+        // The client has sent a forged entry, and the proxy has appended the client's address.
         assert_eq!(address("10.0.0.1", &["6.6.6.6, 9.9.9.9"]), "9.9.9.9");
         assert_eq!(address("10.0.0.1", &["6.6.6.6", "9.9.9.9"]), "9.9.9.9");
         assert_eq!(address("10.0.0.1", &["9.9.9.9, 10.0.0.2"]), "9.9.9.9");

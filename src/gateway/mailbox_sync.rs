@@ -1,9 +1,9 @@
-//! Reads the mailboxes of users who may have missed a frame (docs/consistency.md, "Finding a lost
-//! last frame" and "Order for classic clients"): one that was published and not received, or one
-//! that a relay's rewind stored again, which it does not publish to classic clients.
+//! The mailbox sync: reads the mailboxes of users who may have missed a frame (docs/consistency.md,
+//! "Finding a lost last frame" and "Order for classic clients"). The frame was published and not
+//! received, or a relay's rewind stored it again and did not publish it to classic clients.
 //!
-//! One read serves all connections of a user. Classic connections receive what they missed from it;
-//! `chatmesh.v1` connections that have missed a frame are made to catch up by a read of their own.
+//! One read serves all connections of a user. Classic connections receive the missed frames from
+//! it. `chatmesh.v1` connections that have missed a frame become stale and read for themselves.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,27 +20,30 @@ use crate::protocol::position::{Epoch, Position};
 use crate::protocol::published;
 use crate::protocol::sequence_number::SequenceNumber;
 
-/// Mailboxes that are read at the same time.
+/// Maximum number of mailboxes that one of the two loops reads at the same time.
 const MAX_CONCURRENT_READS: usize = 16;
 
-/// The largest pause between the reads of two users.
+/// Maximum time between the begins of the reads of two users in the periodic loop.
 const MAX_READ_SPACING: Duration = Duration::from_millis(20);
 
-/// A frame that was published before a read is received within this time, or is lost.
+/// Time after a read within which every frame that was published before the read is received. A
+/// frame that arrives later counts as lost.
 const MAX_DELIVERY_DELAY: Duration = Duration::from_millis(200);
 
-/// Every user with `chatmesh.v1` connections is read once in this many ticks of `OPEN_CHECK_MS`.
+/// Number of shards into which users are divided. The mailboxes of one shard are read in each
+/// period of `OPEN_CHECK_MS`, so a user with `chatmesh.v1` connections is read once in this many
+/// periods.
 const SHARDS: u64 = 12;
 
-/// Bytes of frames in one read.
+/// Maximum size in bytes of the frames that one read returns.
 const PAGE_BYTES: usize = 256 << 10;
 
-/// Pages of one pass; the next pass continues where it ended.
+/// Maximum number of pages that one pass reads. The next pass continues after the last page.
 const MAX_PAGES: usize = 64;
 
-/// Reads mailboxes until the gateway is aborted: those of users with pending answers every
-/// `OPEN_CHECK_MS`, all mailboxes after a gap, and a single one at once when a frame is deferred to
-/// it.
+/// Reads mailboxes until the gateway is aborted. Every `OPEN_CHECK_MS` it reads the mailboxes of
+/// users with pending answers; after a gap, the mailboxes of all users; and when a frame is
+/// deferred, the mailbox of its user at once.
 pub(super) async fn run(gateway: Arc<Gateway>) {
     tokio::select! {
         () = gateway.abort.cancelled() => {}
@@ -50,21 +53,21 @@ pub(super) async fn run(gateway: Arc<Gateway>) {
 }
 
 async fn sync_periodically(gateway: &Gateway) {
-    let mut tick = interval(gateway.settings.open_check.max(MAX_READ_SPACING));
+    let mut tick = interval(gateway.settings.open_check_interval.max(MAX_READ_SPACING));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut ticks = 0_u64;
     loop {
         let mut users = tokio::select! {
             _ = tick.tick() => {
                 ticks += 1;
-                gateway.registry.subscribers_in_shard(ticks % SHARDS, SHARDS)
+                gateway.registry.v1_users_in_shard(ticks % SHARDS, SHARDS)
             }
             () = gateway.registry.gap_detected.notified() => Vec::new(),
         };
         users.retain(|sessions| !sessions.state().needs_mailbox_read());
         users.extend(gateway.registry.users_needing_mailbox_read());
         let count = u32::try_from(users.len()).unwrap_or(u32::MAX).max(1);
-        let spacing = (gateway.settings.open_check / 2 / count).min(MAX_READ_SPACING);
+        let spacing = (gateway.settings.open_check_interval / 2 / count).min(MAX_READ_SPACING);
         stream::iter(users)
             .then(|sessions| async {
                 sleep(spacing).await;
@@ -88,7 +91,8 @@ async fn sync_on_request(gateway: &Gateway) {
     }
 }
 
-/// Makes passes over a user's mailbox until no frame is deferred to it any more.
+/// Makes passes over a user's mailbox until no deferred frame waits for another pass, or a pass
+/// fails. Does nothing where another task is reading the mailbox.
 async fn sync_user(gateway: &Gateway, sessions: &UserSessions) {
     if !sessions.state().begin_mailbox_read() {
         return;
@@ -101,8 +105,8 @@ async fn sync_user(gateway: &Gateway, sessions: &UserSessions) {
         }
         let mut state = sessions.state();
         if result.is_err() {
-            // Each `chatmesh.v1` connection then reads for itself, and is closed where the fan-out
-            // stays unavailable.
+            // Each stale `chatmesh.v1` connection reads for itself, and is closed if the fan-out
+            // remains unavailable.
             state.subscribers.mark_all_stale();
         }
         if state.end_pass(result.is_err()) {
@@ -111,7 +115,8 @@ async fn sync_user(gateway: &Gateway, sessions: &UserSessions) {
     }
 }
 
-/// Reads where a user's mailbox ends, for a connection that begins.
+/// Reads the user view without frames, for the position at which the mailbox ends when a classic
+/// connection begins.
 pub(super) async fn read_mailbox_end(
     gateway: &Gateway,
     sessions: &UserSessions,
@@ -138,19 +143,21 @@ async fn read(
 
 /// The user's state at the beginning of a pass, before the mailbox is read.
 struct PassStart {
-    /// A read was requested, so a frame may be missing.
+    /// Whether the pass was requested, because a frame may be missing. False for a periodic check
+    /// of a user with pending answers or of a shard.
     is_requested: bool,
-    /// Where the mailbox was read up to.
+    /// The position up to which earlier passes have read the mailbox.
     read_up_to: Option<Position>,
-    /// The highest number that a live `chatmesh.v1` connection had received.
+    /// The highest number of a frame that a live `chatmesh.v1` connection had received.
     highest_received: Option<SequenceNumber>,
-    /// The last number that had been published to this gateway.
+    /// The number of the last published frame that this gateway had received for the user.
     last_published: Option<SequenceNumber>,
 }
 
-/// Reads one user's mailbox once, and delivers what its connections have missed.
+/// Makes one pass over a user's mailbox: reads it page by page, and delivers the frames that the
+/// user's connections have missed.
 async fn run_pass(gateway: &Gateway, sessions: &UserSessions) -> Result<(), FanoutError> {
-    // A gap that is detected after this requests another pass.
+    // A gap that is detected after this block requests another pass.
     let start = {
         let mut state = sessions.state();
         PassStart {
@@ -164,15 +171,16 @@ async fn run_pass(gateway: &Gateway, sessions: &UserSessions) -> Result<(), Fano
     let from_start = after.is_none();
     let mut view = read(gateway, sessions, after, from_start).await?;
     mark_stale_subscribers(sessions, &view, &start).await;
-    // Where Redis was rolled back, frames that were read before are returned once more.
-    let already_read = start.read_up_to.clone().filter(|_| !view.recovered);
+    // Without `recovered` the mailbox is read from its start. Frames up to `read_up_to` that the
+    // mailbox still has are then returned once more.
+    let already_read_up_to = start.read_up_to.clone().filter(|_| !view.recovered);
     if !view.recovered {
-        // The mailbox need not have every pending answer: it may have been trimmed, or its user may
-        // have moved to another partition, which starts a new one.
-        deliver_answered(gateway, sessions).await?;
+        // The mailbox need not have every pending answer: it may have been trimmed, or the user may
+        // have moved to another partition, for which the mailbox has started again.
+        deliver_outcomes(gateway, sessions).await?;
         if start.read_up_to.is_some() {
-            // The position was trimmed, or lost with Redis; pending answers may be anywhere in the
-            // mailbox.
+            // The mailbox no longer has the position, because it was trimmed or Redis lost its
+            // data. Frames of pending messages may be anywhere in the mailbox.
             view = read(gateway, sessions, None, true).await?;
         }
     }
@@ -181,10 +189,10 @@ async fn run_pass(gateway: &Gateway, sessions: &UserSessions) -> Result<(), Fano
         let next = last.filter(|_| view.has_more);
         let mut frames = std::mem::take(&mut view.frames);
         if start.is_requested {
-            add_forgotten(gateway, sessions, &mut frames, &view, next.as_ref()).await?;
+            add_forgotten_messages(gateway, sessions, &mut frames, &view, next.as_ref()).await?;
         }
         for (position, frame) in frames {
-            let source = stored_source(&position, &view, already_read.as_ref());
+            let source = stored_source(&position, &view, already_read_up_to.as_ref());
             deliver(gateway, sessions, &frame, position, source);
         }
         {
@@ -202,7 +210,7 @@ async fn run_pass(gateway: &Gateway, sessions: &UserSessions) -> Result<(), Fano
         };
         view = read(gateway, sessions, Some(next), false).await?;
         if !view.recovered {
-            // Trimmed or lost between two pages: the next pass starts over.
+            // The mailbox was trimmed or lost between two pages, so the next pass starts over.
             break;
         }
     }
@@ -210,19 +218,21 @@ async fn run_pass(gateway: &Gateway, sessions: &UserSessions) -> Result<(), Fano
     Ok(())
 }
 
-/// Makes the `chatmesh.v1` connections catch up that have missed a frame before this read.
+/// Marks the `chatmesh.v1` connections stale that have missed a frame which was published before
+/// the read.
 async fn mark_stale_subscribers(sessions: &UserSessions, view: &UserView, start: &PassStart) {
     let current = &view.number;
-    let is_ahead = |known: &SequenceNumber| known.counter == current.counter && known.n > current.n;
-    let known = start.highest_received.iter().chain(&start.last_published);
-    if known.into_iter().any(is_ahead) {
+    let is_ahead =
+        |number: &SequenceNumber| number.counter == current.counter && number.n > current.n;
+    let mut numbers = start.highest_received.iter().chain(&start.last_published);
+    if numbers.any(is_ahead) {
         // The counter went back: the fan-out has lost the frames after this number.
         sessions.state().subscribers.mark_all_stale();
         return;
     }
-    let received = async {
+    let all_received = async {
         loop {
-            let published = sessions.published.notified();
+            let published = sessions.frame_published.notified();
             tokio::pin!(published);
             published.as_mut().enable();
             if sessions.state().subscribers.have_all_received(&current) {
@@ -231,39 +241,43 @@ async fn mark_stale_subscribers(sessions: &UserSessions, view: &UserView, start:
             published.await;
         }
     };
-    // A frame may still be on its way, except after a gap.
+    // A frame that was published shortly before the read may still arrive. After a gap this is not
+    // awaited, because a frame is probably lost.
     let max_wait = if start.is_requested {
         Duration::ZERO
     } else {
         MAX_DELIVERY_DELAY
     };
-    if timeout(max_wait, received).await.is_err() {
+    if timeout(max_wait, all_received).await.is_err() {
         sessions.state().subscribers.mark_stale_before(&current);
     }
 }
 
-/// The source of a stored frame: `Mailbox` if it is in this mailbox's epoch and newer than the last
-/// rewind and the last read, otherwise `Rebuilt`.
+/// The source of a frame that was read from the mailbox. `Mailbox` for a frame of the mailbox's
+/// epoch after the last frame that a rewind stored again, and after the frames that an earlier pass
+/// has read; otherwise `Rebuilt`.
 fn stored_source(
     position: &Position,
     view: &UserView,
-    already_read: Option<&Position>,
+    already_read_up_to: Option<&Position>,
 ) -> FrameSource {
-    let known = view.rebuilt_up_to.as_ref().into_iter().chain(already_read);
-    let is_known = known
+    let mut repeated_up_to = view
+        .rebuilt_up_to
+        .as_ref()
         .into_iter()
-        .any(|known| position.is_at_or_before(known));
-    if position.epoch == view.end.epoch && !is_known {
+        .chain(already_read_up_to);
+    let is_repeated = repeated_up_to.any(|bound| position.is_at_or_before(bound));
+    if position.epoch == view.end.epoch && !is_repeated {
         FrameSource::Mailbox
     } else {
         FrameSource::Rebuilt
     }
 }
 
-/// Adds the terminal frames of forgotten messages to a page that ends at `page_end`; `None` is the
-/// mailbox's end. The mailbox has nothing of a forgotten message, although its terminal frame may
-/// be the one that was missed. Looked up after the page was read, so that every message that was
-/// delivered before the page's frames is known.
+/// Adds the terminal frames of forgotten messages, in their places, to a page that ends at
+/// `page_end`, or at the mailbox's end if that is `None`. The mailbox has no frame of a forgotten
+/// message, although this gateway may have missed that frame. The messages are requested after the
+/// page was read, so they include every message that was delivered before the page's last frame.
 async fn add_forgotten(
     gateway: &Gateway,
     sessions: &UserSessions,
@@ -271,17 +285,20 @@ async fn add_forgotten(
     view: &UserView,
     page_end: Option<&Position>,
 ) -> Result<(), FanoutError> {
-    let mut forgotten = read_answered(gateway, sessions, true).await?;
+    let mut forgotten = read_outcomes(gateway, sessions, true).await?;
     let is_later = |at: &Position, end: &Position| at.epoch == end.epoch && at.offset > end.offset;
     forgotten.retain(|(position, _)| !page_end.is_some_and(|end| is_later(position, end)));
     frames.append(&mut forgotten);
-    // Frames of another partition are older than the user's move to this one.
+    // Frames of other epochs come first, because they are older than the user's move to the current
+    // partition.
     frames.sort_by_key(|(position, _)| (position.epoch == view.end.epoch, position.offset));
     Ok(())
 }
 
-/// The terminal frames of pending messages that were delivered, in the order in which the messages
-/// became pending. A forgotten message gets the frame of a cancelled one.
+/// Requests the delivered outcomes of the pending messages by their ids. Returns their terminal
+/// frames in the order in which the messages became pending; for a forgotten message, a frame that
+/// says that it was cancelled. With `only_forgotten`, returns the frames of forgotten messages
+/// only.
 async fn read_answered(
     gateway: &Gateway,
     sessions: &UserSessions,
@@ -291,26 +308,27 @@ async fn read_answered(
     if pending.is_empty() {
         return Ok(Vec::new());
     }
-    let mut answered = gateway
+    let mut outcomes = gateway
         .fanout
         .delivered_outcomes(&sessions.user, &pending)
         .await?;
-    answered.retain(|answer| !only_forgotten || answer.frame.is_none());
+    outcomes.retain(|outcome| !only_forgotten || outcome.frame.is_none());
     let state = sessions.state();
-    let frames = answered.into_iter().map(|answer| {
-        let frame = answer.frame.unwrap_or_else(|| {
-            let correlation_id = state.pending.correlation_id(&answer.message_id);
-            published::forgotten_message_frame(&answer.message_id, &correlation_id)
+    let frames = outcomes.into_iter().map(|outcome| {
+        let frame = outcome.frame.unwrap_or_else(|| {
+            let correlation_id = state.pending.correlation_id(&outcome.message_id);
+            published::forgotten_message_frame(&outcome.message_id, &correlation_id)
         });
-        (answer.position, frame)
+        (outcome.position, frame)
     });
     Ok(frames.collect())
 }
 
-/// Delivers the terminal frames of pending messages that were delivered elsewhere: partition by
-/// partition in their order, beginning with the partition of the oldest pending message.
-async fn deliver_answered(gateway: &Gateway, sessions: &UserSessions) -> Result<(), FanoutError> {
-    let mut frames = read_answered(gateway, sessions, false).await?;
+/// Delivers the terminal frames of pending messages whose outcomes a relay has delivered. The order
+/// is that of their positions within a partition, beginning with the partition that has the oldest
+/// pending message.
+async fn deliver_outcomes(gateway: &Gateway, sessions: &UserSessions) -> Result<(), FanoutError> {
+    let mut frames = read_outcomes(gateway, sessions, false).await?;
     let mut epochs: Vec<Epoch> = Vec::new();
     for (position, _) in &frames {
         if !epochs.contains(&position.epoch) {

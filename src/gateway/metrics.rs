@@ -47,23 +47,25 @@ declare_metrics! {
         "Catch-ups of chatmesh.v1 connections: of new ones, of slow ones, and after lost frames.";
 }
 
-/// Handles of the gateway's metrics. Those that every message or connection updates are resolved
-/// once; those with a label that varies are looked up at each use.
+/// Handles of the gateway's metrics. A metric whose labels are fixed is looked up once; a metric
+/// with a label that varies is looked up at each use, by the functions below.
 pub(super) struct GatewayMetrics {
     server_id: String,
     pub(super) connections_active: Gauge,
     pub(super) connections_opened: Counter,
-    /// Text frames from clients.
+    /// Counts text frames that were received from clients.
     pub(super) frames_received: Counter,
-    /// Text frames written to clients.
+    /// Counts text frames that were written to clients.
     pub(super) frames_sent: Counter,
-    /// Seconds from receiving a message to the log's acknowledgement.
+    /// Records the seconds from receiving a message to the log's acknowledgement.
     pub(super) acknowledgement_seconds: Histogram,
+    /// Counts messages that the log acknowledged.
     pub(super) appends: Counter,
+    /// Counts messages that the log refused or did not acknowledge in time.
     pub(super) append_errors: Counter,
-    /// Frames that the fan-out published for users of this gateway.
+    /// Counts published frames that were received from the fan-out.
     pub(super) published_frames: Counter,
-    /// Frames delivered from a mailbox because they were not received live.
+    /// Counts frames that were delivered from a mailbox because they were not received live.
     pub(super) repaired_frames: Counter,
     pub(super) feed_gaps: Counter,
     pub(super) catch_ups: Counter,
@@ -87,26 +89,29 @@ impl GatewayMetrics {
         }
     }
 
-    /// `reason` is the name of the close code.
+    /// Counts a connection that has ended; `reason` is the name of its close code.
     pub(super) fn count_disconnection(&self, reason: &str) {
         DISCONNECTIONS_TOTAL
             .counter(&[&self.server_id, reason])
             .increment(1);
     }
 
+    /// Counts an upgrade request that was refused with this status.
     pub(super) fn count_refusal(&self, http_status: u16) {
         REFUSED_TOTAL
             .counter(&[&self.server_id, &http_status.to_string()])
             .increment(1);
     }
 
+    /// Counts a message that was answered with this error code, or a published frame that could not
+    /// be used for the reason `error_type`.
     pub(super) fn count_message_error(&self, error_type: &str) {
         MESSAGE_ERRORS_TOTAL
             .counter(&[&self.server_id, error_type])
             .increment(1);
     }
 
-    /// `operation` is the name of the fan-out call that failed.
+    /// Counts a call to the fan-out that failed; `operation` is the name of the call.
     pub(super) fn count_fanout_error(&self, operation: &str) {
         REDIS_ERRORS_TOTAL
             .counter(&[&self.server_id, operation])

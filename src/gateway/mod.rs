@@ -1,21 +1,22 @@
-//! The gateway: clients' WebSockets on one side, the log and the fan-out on the other.
+//! The gateway role: receives messages over clients' WebSockets and appends them to the log, and
+//! delivers to a user's connections what workers and relays publish on the fan-out.
 //!
 //! The inbound path of a message: [`http`] accepts the TCP connection and routes its request,
 //! [`handshake`] authenticates the upgrade, [`connection`] runs the WebSocket ([`websocket`] and
 //! [`buffered_stream`] are below it, [`drain`] decides when it closes while the gateway stops), and
 //! [`inbound`] admits the message, appends it to the log and waits for the acknowledgement.
 //!
-//! The outbound path of an answer: [`feed`] receives what is published, [`sessions`] finds the
-//! user's connections, [`delivery`] and [`user`] decide what each of them receives, and
-//! [`outbound`] is its bounded queue. [`mailbox_sync`] finds frames that were published and not
-//! received.
+//! The outbound path of an answer: [`feed`] receives published frames, [`sessions`] finds the
+//! user's connections, [`delivery`] and [`user`] decide which connections receive a frame, and
+//! [`outbound`] is the bounded queue of one connection. [`mailbox_sync`] finds frames that were
+//! published and not received.
 //!
-//! [`client`] is one connection in either protocol. What is particular to a protocol lives in
+//! [`client`] is one connection in either protocol. The code for only one of the protocols is in
 //! [`classic`] and [`v1`]. [`context`] is the state that all connections share, and [`lifecycle`]
 //! runs a gateway from its start to the end of its drain.
 //!
-//! Architecture invariant: [`classic`] and [`v1`] don't know each other. On the day the last
-//! classic client is gone, `classic` is deleted.
+//! Architecture invariant: neither [`classic`] nor [`v1`] imports anything of the other module.
+//! When the last classic client is gone, `classic` is deleted.
 
 pub(crate) mod auth;
 #[doc(hidden)]

@@ -1,5 +1,5 @@
-//! The outbound queue of one connection: text frames bounded in bytes, a ping and a close frame,
-//! written to the socket by one task.
+//! The outbound queue of one connection: text frames up to a limit in bytes, a ping and a close
+//! frame. Any task adds frames; the connection's writer takes them and writes them to the socket.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -17,62 +17,66 @@ use crate::protocol::close::CloseReason;
 use crate::protocol::trace_context::TraceContext;
 use crate::telemetry::traces::{self, Kind, Span};
 
-/// A client that takes longer to accept one frame counts as a slow consumer.
+/// Time after which a client counts as a slow consumer because writing one frame is not finished.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long writing the close frame may take.
+/// Time after which writing the close frame is abandoned.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Bytes charged for a queued frame in addition to its text.
-const FRAME_OVERHEAD: usize = 64;
+/// Size in bytes that is charged for a queued frame in addition to its text.
+const FRAME_OVERHEAD_BYTES: usize = 64;
 
-/// Bytes above the limit that are reserved for the gateway's own short replies, which cannot wait
-/// for room.
-const CONTROL_RESERVE: usize = 64 << 10;
+/// Size in bytes above the limit that is reserved for the gateway's own short replies, which can't
+/// wait for room.
+const CONTROL_RESERVE_BYTES: usize = 64 << 10;
 
 /// The bounded queue of frames for one client.
 ///
-/// Text frames keep their order. A ping overtakes them, and the close frame follows them. A frame
-/// that exceeds the limit in [`push`](Self::push) makes the client a slow consumer: the queue is
+/// Text frames keep their order. A ping overtakes them, and the close frame follows them. If
+/// [`push`](Self::push) finds no room for a frame, the client is a slow consumer: the queue is
 /// discarded and the socket is closed. [`try_push`](Self::try_push) leaves that decision to the
 /// caller.
 pub(super) struct OutboundQueue {
-    limit: usize,
+    limit_bytes: usize,
     state: Mutex<QueueState>,
-    /// Wakes the writer: a frame was queued, or the socket is to be closed.
+    /// Wakes the writer, because a frame was queued or the socket is to be closed.
     changed: Notify,
-    /// Wakes a caller that waits for room: a frame was dequeued.
+    /// Wakes a caller that waits for room, because a frame was dequeued.
     dequeued: Notify,
+    /// Cancelled when a close reason is set.
     closing: CancellationToken,
-    /// Cancels a write in progress: the client will not receive the queued frames.
+    /// Cancelled when the queued frames are discarded. Ends a write in progress.
     discarded: CancellationToken,
 }
 
 #[derive(Default)]
 struct QueueState {
     frames: VecDeque<QueuedFrame>,
+    /// Size of the queued frames in bytes, including [`FRAME_OVERHEAD_BYTES`] for each frame.
     bytes: usize,
     ping_requested: bool,
+    /// Why the socket is closing; `None` while it is open.
     close_reason: Option<CloseReason>,
-    /// The client can't receive a close frame any more, or has sent its own.
+    /// Whether the writer ends without a close frame, because the client can't receive one any more
+    /// or has sent its own.
     is_disconnected: bool,
 }
 
 struct QueuedFrame {
     text: Utf8Bytes,
-    /// The delivery span, from queueing to writing; `None` where the trace is not recorded.
-    delivery: Option<Box<Span>>,
+    /// The span from queueing to writing the frame; `None` where the trace is not recorded.
+    delivery_span: Option<Box<Span>>,
 }
 
 impl QueuedFrame {
     fn new(text: Utf8Bytes, trace: Option<&TraceContext>) -> Self {
-        let delivery = trace.filter(|_| traces::are_enabled()).map(|trace| {
+        let delivery_span = trace.filter(|_| traces::are_enabled()).map(|trace| {
             let name = format_args!("deliver to socket");
             Box::new(Span::begin(Some(trace.clone()), Kind::Consumer, name))
         });
         Self {
             text,
-            delivery: delivery.filter(|span| span.is_recorded()),
+            delivery_span: delivery_span.filter(|span| span.is_recorded()),
         }
     }
 }
@@ -80,25 +84,27 @@ impl QueuedFrame {
 /// Removes all frames and marks their delivery spans as failed.
 fn discard_undelivered(frames: &mut VecDeque<QueuedFrame>) {
     for frame in frames.drain(..) {
-        if let Some(mut delivery) = frame.delivery {
-            delivery.fail("socket_closed");
+        if let Some(mut span) = frame.delivery_span {
+            span.fail("socket_closed");
         }
     }
 }
 
 /// What the writer does next.
 enum WriterAction {
+    /// Write a text frame or a ping. The span covers the delivery of a traced text frame.
     Write(Message, Option<Box<Span>>),
+    /// Write a close frame with this reason, and end.
     Close(CloseReason),
     /// End without a close frame.
     Stop,
 }
 
 impl OutboundQueue {
-    /// `limit` is in bytes, including [`FRAME_OVERHEAD`] for each frame.
-    pub(super) fn new(limit: usize) -> Self {
+    /// Creates an empty queue. `limit_bytes` includes [`FRAME_OVERHEAD_BYTES`] for each frame.
+    pub(super) fn new(limit_bytes: usize) -> Self {
         Self {
-            limit,
+            limit_bytes,
             state: Mutex::default(),
             changed: Notify::new(),
             dequeued: Notify::new(),
@@ -111,50 +117,53 @@ impl OutboundQueue {
         self.state.lock()
     }
 
-    /// Queues a text frame without waiting, and closes the socket as a slow consumer where it does
-    /// not fit. Ignored while the socket is closing.
+    /// Queues a text frame without waiting. If there is no room for the frame, closes the socket as
+    /// that of a slow consumer. Ignores the frame while the socket is closing.
     pub(super) fn push(&self, frame: Utf8Bytes) {
         self.push_traced(frame, None);
     }
 
     /// Like [`Self::push`], with a span for the delivery of a frame that belongs to a trace.
     pub(super) fn push_traced(&self, frame: Utf8Bytes, trace: Option<&TraceContext>) {
-        if !self.enqueue(frame, self.limit, trace) {
+        if !self.enqueue(frame, self.limit_bytes, trace) {
             self.close(CloseReason::SlowConsumer);
         }
     }
 
-    /// Like [`Self::push`], for the gateway's own short replies: they may use the reserve.
+    /// Like [`Self::push`], for the gateway's own short replies, which may use
+    /// [`CONTROL_RESERVE_BYTES`] above the limit.
     pub(super) fn push_control(&self, frame: Utf8Bytes) {
-        if !self.enqueue(frame, self.limit + CONTROL_RESERVE, None) {
+        if !self.enqueue(frame, self.limit_bytes + CONTROL_RESERVE_BYTES, None) {
             self.close(CloseReason::SlowConsumer);
         }
     }
 
-    /// Queues a text frame without waiting where there is room for it; returns whether there was.
-    /// An empty queue accepts a frame of any size. A socket that is closing ignores the frame and
-    /// returns true.
+    /// Queues a text frame without waiting if there is room for it. Returns whether the frame was
+    /// queued. An empty queue accepts a frame of any size. While the socket is closing, the frame
+    /// is ignored and the result is true.
     pub(super) fn try_push(&self, frame: Utf8Bytes) -> bool {
         self.try_push_traced(frame, None)
     }
 
     /// Like [`Self::try_push`], with a span for the delivery of a frame that belongs to a trace.
     pub(super) fn try_push_traced(&self, frame: Utf8Bytes, trace: Option<&TraceContext>) -> bool {
-        let limit = if self.state().frames.is_empty() {
+        let limit_bytes = if self.state().frames.is_empty() {
             usize::MAX
         } else {
-            self.limit
+            self.limit_bytes
         };
-        self.enqueue(frame, limit, trace)
+        self.enqueue(frame, limit_bytes, trace)
     }
 
-    fn enqueue(&self, frame: Utf8Bytes, limit: usize, trace: Option<&TraceContext>) -> bool {
+    /// Queues a text frame unless the queue would exceed `limit_bytes`. Returns false where it
+    /// would. While the socket is closing, ignores the frame and returns true.
+    fn enqueue(&self, frame: Utf8Bytes, limit_bytes: usize, trace: Option<&TraceContext>) -> bool {
         let mut state = self.state();
         if state.close_reason.is_some() {
             return true;
         }
-        let bytes = state.bytes + frame.as_str().len() + FRAME_OVERHEAD;
-        if bytes > limit {
+        let bytes = state.bytes + frame.as_str().len() + FRAME_OVERHEAD_BYTES;
+        if bytes > limit_bytes {
             return false;
         }
         state.bytes = bytes;
@@ -178,8 +187,8 @@ impl OutboundQueue {
         }
     }
 
-    /// Removes all queued frames and returns how many there were. For benchmarks, which have no
-    /// socket to write to.
+    /// Removes all queued frames and returns their number. For benchmarks, whose connections have
+    /// no socket.
     pub(super) fn discard(&self) -> usize {
         let mut state = self.state();
         state.bytes = 0;
@@ -200,8 +209,8 @@ impl OutboundQueue {
         self.changed.notify_one();
     }
 
-    /// Ends the socket with a close frame after the queued frames; a slow consumer's frames are
-    /// discarded. Only the first reason counts.
+    /// Closes the socket with a close frame after the queued frames. The queued frames of a slow
+    /// consumer are discarded. Does nothing where a close reason is already set.
     pub(super) fn close(&self, reason: CloseReason) {
         let mut state = self.state();
         if state.close_reason.is_some() {
@@ -217,8 +226,9 @@ impl OutboundQueue {
         self.changed.notify_one();
     }
 
-    /// Ends the socket at once without a close frame: the client is disconnected, or has sent its
-    /// own close frame. The first reason of [`Self::close`] and this counts.
+    /// Discards the queued frames and ends the writer at once without a close frame, because the
+    /// client is disconnected or has sent its own close frame. Keeps a close reason that is already
+    /// set.
     pub(super) fn disconnect(&self, reason: CloseReason) {
         let mut state = self.state();
         state.close_reason.get_or_insert(reason);
@@ -251,9 +261,9 @@ impl OutboundQueue {
                     return WriterAction::Write(Message::Ping(bytes::Bytes::new()), None);
                 }
                 if let Some(frame) = state.frames.pop_front() {
-                    state.bytes -= frame.text.as_str().len() + FRAME_OVERHEAD;
+                    state.bytes -= frame.text.as_str().len() + FRAME_OVERHEAD_BYTES;
                     self.dequeued.notify_one();
-                    return WriterAction::Write(Message::Text(frame.text), frame.delivery);
+                    return WriterAction::Write(Message::Text(frame.text), frame.delivery_span);
                 }
                 if let Some(reason) = state.close_reason {
                     return WriterAction::Close(reason);
@@ -263,21 +273,22 @@ impl OutboundQueue {
         }
     }
 
-    /// Writes to `sink` until the socket ends. `frames_sent` counts text frames.
+    /// Writes the queued frames to `sink` until the close frame was written or the client is
+    /// disconnected. `frames_sent` counts the text frames.
     pub(super) async fn write_to<S>(&self, sink: &mut S, frames_sent: &Counter)
     where
         S: Sink<Message, Error = WsError> + Unpin,
     {
         loop {
-            let (message, mut delivery) = match self.next_action().await {
-                WriterAction::Write(message, delivery) => (message, delivery),
+            let (message, mut delivery_span) = match self.next_action().await {
+                WriterAction::Write(message, delivery_span) => (message, delivery_span),
                 WriterAction::Stop => return,
                 WriterAction::Close(reason) => {
                     let frame = CloseFrame {
                         code: reason.code().into(),
                         reason: Utf8Bytes::from_static(reason.name()),
                     };
-                    // A client that accepts no close frame sees the connection closed all the same.
+                    // The result is ignored: the connection is closed afterwards in any case.
                     let _ = timeout(CLOSE_TIMEOUT, sink.send(Message::Close(Some(frame)))).await;
                     return;
                 }
@@ -291,8 +302,8 @@ impl OutboundQueue {
                     Err(_) => Some(CloseReason::SlowConsumer),
                 },
                 () = self.discarded.cancelled() => {
-                    if let Some(delivery) = &mut delivery {
-                        delivery.fail("socket_closed");
+                    if let Some(span) = &mut delivery_span {
+                        span.fail("socket_closed");
                     }
                     continue;
                 }
@@ -301,8 +312,8 @@ impl OutboundQueue {
                 frames_sent.increment(u64::from(is_text));
                 continue;
             };
-            if let Some(delivery) = &mut delivery {
-                delivery.fail(reason.name());
+            if let Some(span) = &mut delivery_span {
+                span.fail(reason.name());
             }
             if reason == CloseReason::ConnectionLost {
                 self.disconnect(reason);
@@ -339,7 +350,7 @@ mod tests {
 
     #[tokio::test]
     async fn frame_over_the_limit_discards_the_queue_and_closes_the_socket() {
-        let queue = OutboundQueue::new(3 * (FRAME_OVERHEAD + 1));
+        let queue = OutboundQueue::new(3 * (FRAME_OVERHEAD_BYTES + 1));
         for _ in 0..3 {
             queue.push("x".into());
         }

@@ -8,8 +8,8 @@ use super::context::Gateway;
 use crate::backoff::Backoff;
 use crate::fanout::FanoutError;
 
-/// Repeats `call` with exponential backoff while the fan-out is unavailable. `None` where it did not
-/// succeed before the deadline. `operation` names the call in logs and metrics.
+/// Repeats `call` with exponential backoff until it succeeds. Returns `None` where it has not
+/// succeeded before the deadline. `operation` is the name of the call in logs and metrics.
 pub(super) async fn retry_until<T, F>(
     gateway: &Gateway,
     operation: &'static str,
@@ -22,7 +22,7 @@ where
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::MAX);
     loop {
         let error = match timeout_at(deadline, call()).await {
-            Ok(Ok(answer)) => return Some(answer),
+            Ok(Ok(response)) => return Some(response),
             Ok(Err(error)) => error.to_string(),
             Err(_) => "no answer in time".to_owned(),
         };

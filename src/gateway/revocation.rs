@@ -1,8 +1,8 @@
 //! Closes the connections of users whose tokens were revoked (docs/consistency.md, `revoke`).
 //!
-//! A revocation is published to all gateways and stored by the fan-out. A connection looks it up
-//! after it has subscribed, and all connections look it up again after a gap in the feed, so no
-//! connection survives a revocation that it missed.
+//! A revocation is published to all gateways, and the fan-out stores its time. A gateway looks the
+//! time up after a connection has subscribed, and for all connected users after a gap in the feed,
+//! so that it also applies a revocation whose publication it has not received.
 
 use std::time::Duration;
 
@@ -19,17 +19,20 @@ use crate::fanout::{REVOKED_FRAME, Tokens};
 use crate::protocol::close::CloseReason;
 use crate::protocol::ids::UserId;
 
+/// A connection that is closed when the tokens of its user are revoked.
 struct RevocableConnection {
-    /// Milliseconds since the Unix epoch. Revocations up to this time don't concern the connection.
+    /// When the connection's grant began, in milliseconds since the Unix epoch. Revocations before
+    /// this time don't affect the connection.
     granted_at_ms: i64,
     client: Client,
 }
 
 /// The connections of this gateway that a revocation can close, by user.
 pub(super) struct Revocations {
-    /// False where no tokens are checked, so that there is nothing to revoke.
+    /// Whether the gateway checks tokens. If not (`AUTH_MODE=open`), no revocation is looked up.
     checks_tokens: bool,
     connections: DashMap<UserId, Vec<RevocableConnection>>,
+    /// Notified when published revocations may have been lost.
     gap_detected: Notify,
 }
 
@@ -59,8 +62,8 @@ impl Revocations {
         }
     }
 
-    /// Adds a connection until the guard is dropped. `granted_at_ms` is when its token was issued,
-    /// or when it was looked up.
+    /// Adds a connection until the returned guard is dropped. `granted_at_ms` is the time at which
+    /// its signed token was issued, or any other token was checked.
     pub(super) fn register(
         &self,
         user: &UserId,
@@ -84,7 +87,7 @@ impl Revocations {
         }
     }
 
-    /// Closes the user's connections with tokens that were granted up to `revoked_at_ms`.
+    /// Closes the user's connections whose grant began at `revoked_at_ms` or before.
     fn close_revoked(&self, user: &UserId, revoked_at_ms: i64) {
         let Some(connections) = self.connections.get(user) else {
             return;
@@ -98,7 +101,7 @@ impl Revocations {
         }
     }
 
-    /// Applies a published frame, if it is a revocation.
+    /// Applies the revocation if the published frame is one, and ignores any other frame.
     pub(super) fn handle_published(&self, metrics: &GatewayMetrics, user: &UserId, payload: &[u8]) {
         #[derive(Deserialize)]
         struct RevokedFrame<'a> {
@@ -114,8 +117,8 @@ impl Revocations {
         }
     }
 
-    /// Looks up the last revocation of the user's tokens and applies it. Repeats the call while the
-    /// fan-out is unavailable and the user has connections.
+    /// Looks up the last revocation of the user's tokens and applies it. A call that fails is
+    /// repeated as long as the user has connections.
     pub(super) async fn check(&self, fanout: &dyn Tokens, metrics: &GatewayMetrics, user: &UserId) {
         if !self.checks_tokens {
             return;
@@ -137,7 +140,7 @@ impl Revocations {
         }
     }
 
-    /// Requests a look-up for all users: published revocations may have been lost.
+    /// Requests a look-up for all users, because published revocations may have been lost.
     pub(super) fn record_gap(&self) {
         self.gap_detected.notify_one();
     }

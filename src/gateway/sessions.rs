@@ -1,4 +1,5 @@
-//! All users with connections on this gateway, and the subscriptions to their channels.
+//! The registry of all users with connections on this gateway. It subscribes to a user's channels
+//! when the user's first connection joins, and ends the subscriptions when the last one leaves.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,32 +18,33 @@ use crate::fanout::{Channel, FanoutError, Feed};
 use crate::protocol::ids::UserId;
 use crate::protocol::position::Position;
 
-/// A subscription that is not confirmed after this time counts as failed.
+/// Time after which a subscription, or its end, that is not confirmed counts as failed.
 const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The subscriptions to one user's channels.
+/// The channels of one user to which this gateway has subscribed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum SubscribedChannels {
     None,
-    /// To the terminal channel, which every connection needs.
+    /// The terminal channel, which every connection needs.
     Terminal,
-    /// To the terminal channel and to the live one, which `chatmesh.v1` connections need.
+    /// The terminal channel and the live channel, which `chatmesh.v1` connections need.
     TerminalAndLive,
-    /// The user is no longer in the registry; whoever still has a reference looks it up again.
+    /// None, and the user is no longer in the registry. A task that still has a reference to the
+    /// user's sessions must look the user up again.
     Removed,
 }
 
 /// One user's connections on this gateway.
 pub(super) struct UserSessions {
     pub(super) user: UserId,
-    /// Locked while a subscription begins or ends, so that a connection that joins waits while the
-    /// last one leaves.
+    /// Locked while a subscription begins or ends, so that a connection that joins waits while
+    /// the last connection leaves.
     subscription: tokio::sync::Mutex<SubscribedChannels>,
     state: Mutex<UserState>,
     /// Coordinates the reads of the user's `chatmesh.v1` connections.
     pub(super) shared_read: SharedRead,
-    /// Notified after each frame that was published to the user's `chatmesh.v1` connections.
-    pub(super) published: Notify,
+    /// Notified after each published frame that was passed to the user's `chatmesh.v1` connections.
+    pub(super) frame_published: Notify,
 }
 
 impl UserSessions {
@@ -52,7 +54,7 @@ impl UserSessions {
             subscription: tokio::sync::Mutex::new(SubscribedChannels::None),
             state: Mutex::default(),
             shared_read: SharedRead::default(),
-            published: Notify::new(),
+            frame_published: Notify::new(),
         }
     }
 
@@ -66,14 +68,16 @@ impl UserSessions {
 pub(super) struct SessionRegistry {
     users: DashMap<UserId, Arc<UserSessions>>,
     feed: OnceLock<Arc<dyn Feed>>,
+    /// Number of open connections.
     connections: AtomicUsize,
     /// Assigns users to shards.
     shard_hasher: RandomState,
-    /// Notified when published frames may have been lost: all mailboxes have to be read.
+    /// Notified when published frames may have been lost, so that all mailboxes have to be read.
     pub(super) gap_detected: Notify,
-    /// Users with a frame that was deferred to a mailbox read; each at most once per pass.
+    /// The users whose mailboxes are read at once, because a frame was deferred. A user is added at
+    /// most once between two passes.
     immediate_reads: Mutex<Vec<Arc<UserSessions>>>,
-    /// Notified when an immediate read was requested.
+    /// Notified when a user was added to `immediate_reads`.
     pub(super) immediate_read_requested: Notify,
 }
 
@@ -114,8 +118,8 @@ impl SessionRegistry {
         self.immediate_reads.lock()
     }
 
-    /// Requests a mailbox read at once: a frame of this user was deferred to it, the first one
-    /// since the last pass.
+    /// Requests an immediate mailbox read for a user. Called for the first frame that was deferred
+    /// since the user's last pass began.
     pub(super) fn request_mailbox_read(&self, sessions: Arc<UserSessions>) {
         self.immediate_reads().push(sessions);
         self.immediate_read_requested.notify_one();
@@ -135,12 +139,12 @@ impl SessionRegistry {
             .collect()
     }
 
-    /// The users with `chatmesh.v1` connections in one of `shards` shards. Each user is in exactly
-    /// one.
-    pub(super) fn subscribers_in_shard(&self, shard: u64, shards: u64) -> Vec<Arc<UserSessions>> {
+    /// The users of the shard with index `shard` that have `chatmesh.v1` connections. The users are
+    /// divided into `shard_count` shards, and each user belongs to exactly one of them.
+    pub(super) fn v1_users_in_shard(&self, shard: u64, shard_count: u64) -> Vec<Arc<UserSessions>> {
         self.users
             .iter()
-            .filter(|entry| self.shard_hasher.hash_one(entry.key()) % shards.max(1) == shard)
+            .filter(|entry| self.shard_hasher.hash_one(entry.key()) % shard_count.max(1) == shard)
             .filter(|entry| !entry.state().subscribers.is_empty())
             .map(|entry| entry.value().clone())
             .collect()
@@ -154,15 +158,15 @@ impl SessionRegistry {
         self.gap_detected.notify_one();
     }
 
-    /// Adds a connection and subscribes to its user's channels. Every frame that is published after
-    /// this returns reaches the connection, or is followed by a gap. `since` is the position from
-    /// which a `chatmesh.v1` client resumes. Not cancel-safe: a user without connections would
-    /// remain.
+    /// Adds a connection and subscribes to the channels of its user that it needs. Every frame that
+    /// is published after this returns is received for the connection, or reported as a gap.
+    /// `resume_after` is the position from which a `chatmesh.v1` client resumes. Not cancel-safe: a
+    /// user without connections could remain in the registry.
     pub(super) async fn join(
         &self,
         user: &UserId,
         client: &Client,
-        since: Option<&Position>,
+        resume_after: Option<&Position>,
     ) -> Result<Arc<UserSessions>, FanoutError> {
         let Some(feed) = self.feed.get() else {
             return Err(FanoutError::Unavailable("no subscription yet".into()));
@@ -189,7 +193,8 @@ impl SessionRegistry {
             if matches!(client, Client::V1(_)) && *subscription == SubscribedChannels::Terminal {
                 if let Err(error) = await_confirmation(feed.subscribe(user, Channel::Live)).await {
                     if sessions.state().is_empty() {
-                        // No connection is left that would end the other subscription.
+                        // The user has no connection whose end would end the subscription to the
+                        // terminal channel.
                         let _ = await_confirmation(feed.unsubscribe(user, Channel::Terminal)).await;
                         self.remove(&sessions, &mut subscription);
                     }
@@ -197,7 +202,7 @@ impl SessionRegistry {
                 }
                 *subscription = SubscribedChannels::TerminalAndLive;
             }
-            sessions.state().add(client, since.cloned());
+            sessions.state().add(client, resume_after.cloned());
             drop(subscription);
             return Ok(sessions);
         }
@@ -209,8 +214,9 @@ impl SessionRegistry {
             .remove_if(&sessions.user, |_, current| Arc::ptr_eq(current, sessions));
     }
 
-    /// Removes a connection. The last one of a user ends the user's subscriptions; the last
-    /// `chatmesh.v1` one ends the subscription to the live channel.
+    /// Removes a connection, and ends the subscriptions that no other connection of the user needs:
+    /// all of them after the last connection, and the subscription to the live channel after the
+    /// last `chatmesh.v1` connection.
     pub(super) async fn leave(
         &self,
         sessions: &Arc<UserSessions>,
@@ -247,15 +253,17 @@ impl SessionRegistry {
             *subscription = SubscribedChannels::Terminal;
         }
         if is_empty {
-            let ended =
+            let unsubscribed =
                 await_confirmation(feed.unsubscribe(&sessions.user, Channel::Terminal)).await;
             self.remove(sessions, &mut subscription);
-            result = result.and(ended);
+            result = result.and(unsubscribed);
         }
         result
     }
 }
 
+/// Waits for the result of a call to `subscribe` or `unsubscribe`, for at most
+/// [`SUBSCRIBE_TIMEOUT`].
 async fn await_confirmation(
     call: impl Future<Output = Result<(), FanoutError>>,
 ) -> Result<(), FanoutError> {

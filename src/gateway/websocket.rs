@@ -1,6 +1,5 @@
-//! A WebSocket that its reader and its writer share.
-//!
-//! Both run in one task, so that neither waits long for the lock.
+//! A WebSocket that the reader and the writer of a connection share through a lock. Both run in one
+//! task, so that neither waits for the lock.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -13,8 +12,8 @@ use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocketConfig};
 
 use super::buffered_stream::BufferedStream;
 
-/// The server side of a WebSocket. A reference to it is the stream of received messages and the
-/// sink of those to send.
+/// The server side of a WebSocket. A reference to it implements the stream of received messages and
+/// the sink for messages to send.
 pub(super) struct WebSocket {
     /// `None` only while [`Self::release_buffers`] replaces it.
     stream: Mutex<Option<WebSocketStream<BufferedStream>>>,
@@ -32,8 +31,9 @@ impl WebSocket {
         self.stream.lock()
     }
 
-    /// Frees the buffers that the library has grown for long frames, where they are empty, by
-    /// replacing its object. Called by the reader, which then reads on.
+    /// Frees the buffers that the library has enlarged for long frames, by replacing its
+    /// `WebSocketStream`. Does nothing where the buffers are not empty or not enlarged. The reader
+    /// calls this before its next read.
     pub(super) fn release_buffers(&self) {
         let mut stream = self.stream();
         let Some(old) = stream.take_if(|stream| stream.get_ref().can_release_buffers()) else {
@@ -42,13 +42,13 @@ impl WebSocket {
         let config = *old.get_config();
         let mut inner = old.into_inner();
         inner.reset_frame_tracking();
-        // The function is asynchronous only to register the task's waker, which the next read does
-        // as well.
+        // `from_raw_socket` returns at once: it is asynchronous only to register the task's waker,
+        // which the next read does as well.
         *stream =
             WebSocketStream::from_raw_socket(inner, Role::Server, Some(config)).now_or_never();
     }
 
-    /// The stream under the WebSocket.
+    /// Returns the TCP stream under the WebSocket.
     pub(super) fn into_inner(self) -> Option<BufferedStream> {
         Some(self.stream.into_inner()?.into_inner())
     }

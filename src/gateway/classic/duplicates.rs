@@ -1,4 +1,5 @@
-//! Which terminal frames a user's connections here have already received.
+//! Tracks which terminal frames were already delivered to a user's connections on this gateway, so
+//! that a classic client receives none twice, and up to which position the mailbox was read.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
@@ -6,21 +7,21 @@ use std::sync::Arc;
 use crate::protocol::position::Position;
 use crate::protocol::published::PublishedFrame;
 
-/// Size of the duplicate filter per user. Larger than the default mailbox, so reading a full
-/// mailbox never delivers a frame twice.
+/// Maximum number of frames in the duplicate filter of a user. It is larger than the default size
+/// of a mailbox, so reading a full mailbox never delivers a frame twice.
 pub(in crate::gateway) const DEDUP_FRAMES: usize = 256;
 
-/// After this many frames since the last mailbox read another one is scheduled, so that the filter
-/// reaches back to the position where that read begins.
+/// Number of frames delivered since the last mailbox read at which another read is scheduled, so
+/// that the filter still contains every frame after the position where that read begins.
 const FRAMES_BETWEEN_READS: usize = 128;
 
-/// Identifies a terminal frame in the filter: by its message, or by its position where an original
-/// worker omitted the message id.
+/// Identifies a terminal frame in the filter: the id of its message, or its position where an
+/// original worker omitted the message id.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(in crate::gateway) struct FrameKey(Arc<str>);
 
 impl FrameKey {
-    /// `None` where the frame has neither a message id nor a position.
+    /// The key of a frame; `None` where the frame has neither a message id nor a position.
     pub(in crate::gateway) fn new(
         frame: &PublishedFrame<'_>,
         position: Option<&Position>,
@@ -33,22 +34,25 @@ impl FrameKey {
     }
 }
 
-/// The filter of delivered terminal frames, and the positions up to which it is complete.
+/// The filter of delivered terminal frames, with the position after which the mailbox is read.
 ///
 /// Every connection of the user receives every frame that is published while it is connected, so
 /// one filter per user suffices.
 #[derive(Default)]
 pub(in crate::gateway) struct DuplicateFilter {
+    /// The keys of the delivered frames.
     delivered: HashSet<Arc<str>>,
-    /// The same keys in the order of their delivery.
+    /// The same keys in the order of delivery, with the position of each frame.
     order: VecDeque<(FrameKey, Option<Position>)>,
+    /// The highest position of the delivered frames of the latest epoch; at first, the position at
+    /// which the mailbox ended.
     highest_delivered: Option<Position>,
     mailbox_read_up_to: Option<Position>,
     frames_since_mailbox_read: usize,
 }
 
 impl DuplicateFilter {
-    /// Sets the position from which mailbox reads begin, unless one is known.
+    /// Sets the position after which mailbox reads begin, unless it is set already.
     pub(in crate::gateway) fn start_at(&mut self, mailbox_end: &Position) {
         if self.mailbox_read_up_to.is_none() {
             self.mailbox_read_up_to = Some(mailbox_end.clone());
@@ -68,24 +72,25 @@ impl DuplicateFilter {
         self.frames_since_mailbox_read = 0;
     }
 
-    /// Whether the frame or a message with this id was delivered.
+    /// Whether the filter contains the frame with this key.
     pub(in crate::gateway) fn contains(&self, key: &FrameKey) -> bool {
         self.delivered.contains(&key.0)
     }
 
+    /// Whether the filter contains the terminal frame of this message.
     pub(in crate::gateway) fn contains_message(&self, message_id: &str) -> bool {
         self.delivered.contains(message_id)
     }
 
-    /// Whether a frame at this position is newer than all that were delivered, as far as positions
-    /// can be compared.
+    /// Whether a frame at this position is newer than every delivered frame. Also true where the
+    /// positions can't be compared.
     pub(in crate::gateway) fn is_newer(&self, position: &Position) -> bool {
         let highest = self.highest_delivered.as_ref();
         !highest.is_some_and(|highest| position.is_at_or_before(highest))
     }
 
-    /// Records a delivered frame. Returns whether the mailbox should be read soon, so that the
-    /// filter keeps reaching back to where a read begins.
+    /// Adds a delivered frame to the filter. Returns whether a mailbox read should be scheduled,
+    /// because [`FRAMES_BETWEEN_READS`] frames were delivered since the last one.
     pub(in crate::gateway) fn insert(&mut self, key: FrameKey, position: Option<Position>) -> bool {
         if let Some(position) = &position
             && self.is_newer(position)
@@ -100,10 +105,11 @@ impl DuplicateFilter {
             && let Some((key, position)) = self.order.pop_front()
         {
             self.delivered.remove(&key.0);
-            // A frame that left the filter must not be read again.
-            if let (Some(position), Some(read)) = (position, &self.mailbox_read_up_to)
-                && position.epoch == read.epoch
-                && position.offset > read.offset
+            // The frame that has left the filter would not be recognised as a duplicate, so the
+            // next mailbox read begins after it.
+            if let (Some(position), Some(read_up_to)) = (position, &self.mailbox_read_up_to)
+                && position.epoch == read_up_to.epoch
+                && position.offset > read_up_to.offset
             {
                 self.mailbox_read_up_to = Some(position);
             }

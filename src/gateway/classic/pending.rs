@@ -1,9 +1,10 @@
-//! The messages of one user whose answers are pending, and the order in which these must arrive.
+//! Tracks the messages of one user whose answers are pending, and the order in which the answers
+//! must arrive.
 //!
-//! Not every message in here is known to be in the log: a gateway may have died, or the log been
-//! unavailable, before the message was appended, and then no answer follows. Nor does every message
-//! belong to a connection of this gateway: a mailbox read also returns what other gateways
-//! admitted.
+//! A pending message need not be in the log: a gateway may have died, or the log may have been
+//! unavailable, before the message was appended, and then no answer follows. Nor need it have been
+//! sent over a connection of this gateway: a mailbox read also returns the pending messages that
+//! other gateways admitted.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,45 +14,48 @@ use tokio::sync::watch;
 
 use crate::protocol::ids::{ConversationId, MessageId};
 
-/// Pending messages remembered per user; above it the oldest is dropped.
+/// Maximum number of pending messages per user. At this number, the message that was added first is
+/// removed when another message is added.
 const MAX_PENDING: usize = 256;
 
-/// After this time no answer is expected any more: the worker answers `expired` to a message of
-/// that age (`MESSAGE_MAX_AGE`), or has answered it long ago.
-const MAX_AGE: Duration = Duration::from_secs(12 * 3600);
+/// Time after which a pending message is removed, because its answer is not expected any more. By
+/// default, a worker answers `expired` to a message of this age (`MESSAGE_MAX_AGE`).
+const MAX_PENDING_AGE: Duration = Duration::from_secs(12 * 3600);
 
-/// Whether answers are pending that a connection should receive before it is closed.
+/// Whether answers are pending, and whether they are certain to come. A draining gateway waits for
+/// them before it closes a classic connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::gateway) enum PendingStatus {
     /// No answer is pending.
     None,
-    /// Only messages that may never have reached the log are pending.
+    /// Answers are pending only for messages that may never have reached the log.
     Unconfirmed {
-        /// When the newest of them became known.
-        newest: Instant,
+        /// When the last of these messages was added.
+        newest_added_at: Instant,
     },
-    /// A message that is in the log is pending, so its answer will come.
+    /// The answer of a message that is in the log is pending, so it will come.
     InLog,
 }
 
+/// A message whose answer is pending.
 struct PendingAnswer {
-    /// When the message became known here.
-    known_since: Instant,
-    /// Empty where it is not known.
+    /// When the message was added here.
+    added_at: Instant,
+    /// The correlation id of the message; empty where it is unknown.
     correlation_id: Arc<str>,
     conversation: Option<ConversationId>,
     is_in_log: bool,
-    /// The terminal frame is sent wherever it is found, also among frames that a rewind stored
-    /// again: the message was admitted here, or its frame was published to connections here. For
-    /// other messages a client may have received it from another gateway before Redis lost its
+    /// Whether the terminal frame is sent even if a rewind stored or published it again: the
+    /// message was admitted here, or its frame was published to connections here. The frame of any
+    /// other message may have reached the client through another gateway before Redis lost its
     /// data.
     must_send: bool,
-    /// Admitted by this gateway, so that `known_since` orders it among the others that were. The
-    /// place of a message that another gateway admitted is unknown.
+    /// Whether this gateway admitted the message. Messages that it admitted are in the order of
+    /// `added_at`. The place of a message that another gateway admitted is unknown.
     is_ordered: bool,
-    /// A mailbox read returned the terminal frame of a later message and no earlier one for this
-    /// message. This message's terminal frame follows later, or never.
-    successor_sent: bool,
+    /// Whether a mailbox read returned the terminal frame of a later message, and had not returned
+    /// the terminal frame of this message before. No other frame waits for this message then.
+    is_overtaken: bool,
 }
 
 /// The pending answers of one user.
@@ -71,19 +75,19 @@ impl PendingAnswers {
         self.messages.contains_key(id)
     }
 
-    /// The ids of all pending messages, the one that became known first at the front.
+    /// The ids of all pending messages in the order in which the messages were added.
     pub(in crate::gateway) fn ids_by_age(&self) -> Vec<MessageId> {
-        let mut all: Vec<_> = self.messages.iter().collect();
-        all.sort_by_key(|(_, message)| message.known_since);
-        all.into_iter().map(|(id, _)| id.clone()).collect()
+        let mut messages: Vec<_> = self.messages.iter().collect();
+        messages.sort_by_key(|(_, message)| message.added_at);
+        messages.into_iter().map(|(id, _)| id.clone()).collect()
     }
 
-    /// A few of the pending messages, for a log line.
-    pub(in crate::gateway) fn sample(&self) -> Vec<&MessageId> {
+    /// The ids of up to four pending messages, for a log line.
+    pub(in crate::gateway) fn sample_ids(&self) -> Vec<&MessageId> {
         self.messages.keys().take(4).collect()
     }
 
-    /// The status from now on.
+    /// Returns a receiver of the current status and of every change.
     pub(in crate::gateway) fn watch(&mut self) -> watch::Receiver<PendingStatus> {
         let now = self.current_status();
         self.status
@@ -95,14 +99,11 @@ impl PendingAnswers {
         if self.messages.values().any(|message| message.is_in_log) {
             return PendingStatus::InLog;
         }
-        let newest = self
-            .messages
-            .values()
-            .map(|message| message.known_since)
-            .max();
-        newest.map_or(PendingStatus::None, |newest| PendingStatus::Unconfirmed {
-            newest,
-        })
+        let added_at = self.messages.values().map(|message| message.added_at);
+        match added_at.max() {
+            Some(newest_added_at) => PendingStatus::Unconfirmed { newest_added_at },
+            None => PendingStatus::None,
+        }
     }
 
     fn notify_watchers(&self) {
@@ -112,8 +113,8 @@ impl PendingAnswers {
         }
     }
 
-    /// Adds a message that this gateway admitted, after all others that it admitted. Whether the
-    /// message reaches the log is not known yet.
+    /// Adds a message that this gateway admitted, after all other messages that it admitted.
+    /// Whether the message reaches the log is not known yet.
     pub(in crate::gateway) fn add_admitted_here(
         &mut self,
         id: MessageId,
@@ -123,8 +124,8 @@ impl PendingAnswers {
         self.add(id, correlation_id, conversation, true);
     }
 
-    /// Adds a message that some gateway admitted. Its order relative to the messages admitted here
-    /// is unknown.
+    /// Adds a message that another gateway admitted, or that was admitted before it was sent again.
+    /// Its place among the messages that this gateway admitted is unknown.
     pub(in crate::gateway) fn add_admitted_elsewhere(
         &mut self,
         id: MessageId,
@@ -142,21 +143,21 @@ impl PendingAnswers {
         is_ordered: bool,
     ) {
         if self.messages.len() >= MAX_PENDING
-            && let Some((oldest, _)) = self.messages.iter().min_by_key(|(_, m)| m.known_since)
+            && let Some((oldest_id, _)) = self.messages.iter().min_by_key(|(_, m)| m.added_at)
         {
-            let oldest = oldest.clone();
-            self.messages.remove(&oldest);
+            let oldest_id = oldest_id.clone();
+            self.messages.remove(&oldest_id);
         }
         self.messages.insert(
             id,
             PendingAnswer {
-                known_since: Instant::now(),
+                added_at: Instant::now(),
                 correlation_id,
                 conversation,
                 is_in_log: false,
                 must_send: is_ordered,
                 is_ordered,
-                successor_sent: false,
+                is_overtaken: false,
             },
         );
         self.notify_watchers();
@@ -171,13 +172,15 @@ impl PendingAnswers {
     }
 
     /// Records that the terminal frame was published to connections here and deferred to a mailbox
-    /// read. The read must send the frame even if it returns it as a rebuilt one.
+    /// read. The frame must then be sent even if a rewind has stored it in the mailbox again.
     pub(in crate::gateway) fn set_must_send(&mut self, id: &MessageId) {
         if let Some(message) = self.messages.get_mut(id) {
             message.must_send = true;
         }
     }
 
+    /// Whether the message is pending, and its terminal frame must be sent even if a rewind stored
+    /// or published it again.
     pub(in crate::gateway) fn must_send(&self, id: &MessageId) -> bool {
         self.messages
             .get(id)
@@ -190,14 +193,15 @@ impl PendingAnswers {
         self.notify_watchers();
     }
 
+    /// Removes the messages that have reached [`MAX_PENDING_AGE`].
     pub(in crate::gateway) fn remove_expired(&mut self) {
         self.messages
-            .retain(|_, message| message.known_since.elapsed() < MAX_AGE);
+            .retain(|_, message| message.added_at.elapsed() < MAX_PENDING_AGE);
         self.notify_watchers();
     }
 
-    /// Finds a message by its correlation id, which is unique per message in this process. Original
-    /// workers identify a message by nothing else.
+    /// Finds a message by its correlation id, which is unique per message in this process. An
+    /// original worker identifies a message only by its correlation id.
     pub(in crate::gateway) fn find_by_correlation_id(
         &self,
         correlation_id: &str,
@@ -207,43 +211,43 @@ impl PendingAnswers {
         found.map(|(id, _)| id)
     }
 
-    /// The correlation id of a pending message; empty where it is not known.
+    /// The correlation id of a pending message; empty where it is unknown.
     pub(in crate::gateway) fn correlation_id(&self, id: &MessageId) -> Arc<str> {
         let message = self.messages.get(id);
         message.map_or_else(|| "".into(), |message| message.correlation_id.clone())
     }
 
-    /// Whether the terminal frame of `id` may be out of order: another message of its conversation
-    /// is pending and not known to follow it, so that message's terminal frame may have been
-    /// missed.
+    /// Whether the terminal frame of message `id` may be out of order: another message of the
+    /// conversation is pending and not known to follow message `id`. This gateway may have missed
+    /// the terminal frame of that message, which may have to be sent first.
     pub(in crate::gateway) fn is_out_of_order(
         &self,
         id: &MessageId,
         conversation: &ConversationId,
     ) -> bool {
         let message = self.messages.get(id).filter(|message| message.is_ordered);
-        let since = message.map(|message| message.known_since);
-        let follows = |other: &PendingAnswer| {
-            other.is_ordered && since.is_some_and(|at| at < other.known_since)
+        let added_at = message.map(|message| message.added_at);
+        let is_known_to_follow = |other: &PendingAnswer| {
+            other.is_ordered && added_at.is_some_and(|added_at| added_at < other.added_at)
         };
-        self.messages.iter().any(|(other, message)| {
-            other != id
-                && !message.successor_sent
-                && message.conversation.as_ref() == Some(conversation)
-                && !follows(message)
+        self.messages.iter().any(|(other_id, other)| {
+            other_id != id
+                && !other.is_overtaken
+                && other.conversation.as_ref() == Some(conversation)
+                && !is_known_to_follow(other)
         })
     }
 
-    /// Records that the terminal frame of `id` was read from the mailbox, after all frames that
-    /// precede it there: no later frame of its conversation waits for an earlier message any more.
+    /// Records that the terminal frame of message `id` was read from the mailbox, which returns
+    /// frames in order. Messages of its conversation that were added before it and are still
+    /// pending have no frame in the mailbox, so no frame waits for them any more.
     pub(in crate::gateway) fn record_mailbox_read(&mut self, id: &MessageId) {
         let Some(read) = self.messages.get(id).filter(|message| message.is_ordered) else {
             return;
         };
-        let (since, conversation) = (read.known_since, read.conversation.clone());
-        for message in self.messages.values_mut() {
-            message.successor_sent |=
-                message.known_since < since && message.conversation == conversation;
+        let (added_at, conversation) = (read.added_at, read.conversation.clone());
+        for other in self.messages.values_mut() {
+            other.is_overtaken |= other.added_at < added_at && other.conversation == conversation;
         }
     }
 }
@@ -256,15 +260,18 @@ mod tests {
         MessageId::parse(text).unwrap()
     }
 
+    /// The pending answers of messages that this gateway admitted to one conversation, in the order
+    /// of `ids`.
     fn admitted_in_order(ids: &[&str]) -> PendingAnswers {
         let mut pending = PendingAnswers::default();
-        let mut since = Instant::now();
+        let mut added_at = Instant::now();
         for text in ids {
             let conversation = Some(ConversationId::default_conversation());
             pending.add_admitted_here(id(text), "c".into(), conversation);
-            // Distinct times, which a clock with a coarse resolution would not give.
-            since += Duration::from_millis(1);
-            pending.messages.get_mut(&id(text)).unwrap().known_since = since;
+            // The times are set explicitly, because a clock with a coarse resolution would return
+            // the same time twice.
+            added_at += Duration::from_millis(1);
+            pending.messages.get_mut(&id(text)).unwrap().added_at = added_at;
         }
         pending
     }
@@ -287,7 +294,8 @@ mod tests {
         assert!(pending.is_out_of_order(&id("m2"), &default));
         assert!(!pending.is_out_of_order(&id("m2"), &other));
         assert!(pending.is_out_of_order(&id("unknown"), &default));
-        // The mailbox has no m1 before m2, so nothing waits for m1 any more.
+        // The mailbox has returned m2's frame and none for m1 before it, so no frame waits for m1
+        // any more.
         pending.record_mailbox_read(&id("m2"));
         assert!(!pending.is_out_of_order(&id("m2"), &default));
         assert!(
@@ -308,7 +316,7 @@ mod tests {
             pending.is_out_of_order(&id("m2"), &default),
             "although m1 became known later"
         );
-        // Reading m1 says nothing about m2, which may precede or follow it.
+        // Reading m1's frame does not release m2, because m2 may precede or follow m1.
         pending.record_mailbox_read(&id("m1"));
         pending.remove(&id("m1"));
         assert!(
@@ -321,13 +329,14 @@ mod tests {
     #[test]
     fn status_distinguishes_messages_in_the_log_from_unconfirmed_ones() {
         let mut pending = admitted_in_order(&["m1", "m2"]);
-        let newest = pending.messages[&id("m2")].known_since;
+        let newest_added_at = pending.messages[&id("m2")].added_at;
+        let unconfirmed = PendingStatus::Unconfirmed { newest_added_at };
         let status = pending.watch();
-        assert_eq!(*status.borrow(), PendingStatus::Unconfirmed { newest });
+        assert_eq!(*status.borrow(), unconfirmed);
         pending.set_in_log(&id("m1"));
         assert_eq!(*status.borrow(), PendingStatus::InLog);
         pending.remove(&id("m1"));
-        assert_eq!(*status.borrow(), PendingStatus::Unconfirmed { newest });
+        assert_eq!(*status.borrow(), unconfirmed);
         pending.remove(&id("m2"));
         assert_eq!(*status.borrow(), PendingStatus::None);
     }

@@ -1,29 +1,31 @@
-//! The state of one classic connection.
+//! The part of a classic connection's state that tasks outside of the connection use.
 
 use std::sync::OnceLock;
 
 use crate::gateway::outbound::OutboundQueue;
 use crate::protocol::position::Position;
 
-/// One classic connection as the user's other tasks see it.
+/// The state of one classic connection that all tasks which send to it share.
 pub(in crate::gateway) struct ClassicState {
     pub(in crate::gateway) outbound: OutboundQueue,
-    /// The end of the mailbox at the time of the connection, known once it was read. Frames up to
-    /// there are older than the connection and are not sent to it.
-    pub(in crate::gateway) mailbox_end: OnceLock<Position>,
+    /// The position at which the mailbox ended when the client connected; unset until the mailbox
+    /// was read for the first time. Frames up to this position are older than the connection and
+    /// are not sent to it.
+    pub(in crate::gateway) mailbox_end_at_start: OnceLock<Position>,
 }
 
 impl ClassicState {
     pub(in crate::gateway) fn new(queue_bytes: usize) -> Self {
         Self {
             outbound: OutboundQueue::new(queue_bytes),
-            mailbox_end: OnceLock::new(),
+            mailbox_end_at_start: OnceLock::new(),
         }
     }
 
-    /// Whether the frame at `position` was stored before this client connected.
+    /// Whether the frame at `position` was stored in the mailbox before this client connected.
+    /// False where that is unknown.
     pub(in crate::gateway) fn is_older_than_connection(&self, position: &Position) -> bool {
-        let end = self.mailbox_end.get();
+        let end = self.mailbox_end_at_start.get();
         end.is_some_and(|end| position.is_at_or_before(end))
     }
 }

@@ -1,4 +1,4 @@
-//! Adds a connection to its user's connections, and removes it.
+//! Adds a connection to its user's connections at its start, and removes it at its end.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,8 @@ use crate::gateway::sessions::UserSessions;
 use crate::protocol::close::CloseReason;
 
 /// Subscribes to the user's channels and prepares the connection for delivery, with retries while
-/// the fan-out is unavailable. An error says why the connection must be closed.
+/// the fan-out is unavailable. Returns the reason for which the connection must be closed where
+/// that fails.
 pub(super) async fn join(
     gateway: &Gateway,
     session: &Session,
@@ -23,6 +24,7 @@ pub(super) async fn join(
 ) -> Result<Arc<UserSessions>, CloseReason> {
     let deadline = Instant::now() + gateway.settings.produce_timeout;
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
+    // Set after the connection was added, so that only its preparation is repeated.
     let mut joined = None;
     let resume_after = match &session.protocol {
         Protocol::Classic => None,
@@ -72,9 +74,10 @@ pub(super) async fn join(
     }
 }
 
-/// Reads where the mailbox ends for a classic connection, which receives only what is stored after
-/// that; a `chatmesh.v1` connection begins with a read of its own. Then applies a revocation that
-/// was made before the subscription.
+/// Prepares the delivery to a connection that has subscribed. For a classic connection, reads the
+/// position at which the mailbox ends, because the connection receives only later frames; a
+/// `chatmesh.v1` connection begins with a read of its own. For both, applies a revocation that was
+/// made before the subscription.
 async fn prepare_delivery(
     gateway: &Gateway,
     session: &Session,
@@ -93,13 +96,13 @@ async fn prepare_delivery(
         state.add_pending_from_view(&view);
     }
     drop(state);
-    // Only this task sets it, and only once.
-    let _ = classic.mailbox_end.set(view.end);
+    // Can't fail: only this task sets the position, and only once.
+    let _ = classic.mailbox_end_at_start.set(view.end);
     Ok(())
 }
 
-/// Applies a revocation that was made while the connection subscribed. Ends when the connection is
-/// closing or aborted, because nothing can be received over it then.
+/// Applies a revocation that was published before the connection had subscribed. Returns early when
+/// the connection is closing or the gateway aborts, because no frame is received then.
 async fn check_revocation(gateway: &Gateway, session: &Session, client: &Client) {
     let (fanout, metrics) = (&*gateway.fanout, &gateway.metrics);
     tokio::select! {

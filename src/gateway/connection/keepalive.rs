@@ -1,26 +1,27 @@
-//! When a silent client is pinged, and when it counts as disconnected.
+//! Decides when a silent client is pinged, and when it counts as disconnected. The receive loop of
+//! a connection owns the timer and calls it.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// What to do when the keepalive timer fires.
+/// What the receive loop does when the keepalive timer has fired.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum KeepaliveAction {
-    /// Fire again at this time.
+    /// Set the timer to this time, and do nothing else.
     Wait(Instant),
-    /// Send a ping, and fire again at this time.
+    /// Send a ping, and set the timer to this time.
     Ping(Instant),
-    /// The client has not responded to the ping in time.
+    /// Close the connection, because the client has not responded to the ping in time.
     Disconnect,
 }
 
-/// Tracks when a client was last heard.
+/// Tracks when the last frame of a client was received, and whether a ping is unanswered.
 pub(super) struct Keepalive {
     interval: Duration,
     timeout: Duration,
     last_received_at: Instant,
-    /// When the ping was sent that the client has not responded to.
+    /// When the last ping was sent; `None` once a frame was received since.
     pinged_at: Option<Instant>,
 }
 
@@ -35,12 +36,13 @@ impl Keepalive {
         }
     }
 
-    /// When the timer fires first.
+    /// The time at which the timer fires first.
     pub(super) fn first_check(&self) -> Instant {
         self.last_received_at + self.interval
     }
 
-    /// Records that the client was heard. Returns when the timer fires next, where that changed.
+    /// Records that a frame of the client was received. Returns the time to which the timer must be
+    /// set, or `None` if the timer stays as it is.
     pub(super) fn record_frame(&mut self) -> Option<Instant> {
         self.last_received_at = Instant::now();
         self.pinged_at
@@ -48,8 +50,8 @@ impl Keepalive {
             .map(|_| self.last_received_at + self.interval)
     }
 
-    /// The timer fired. While the gateway does not read the socket (`is_reading` is false), silence
-    /// does not count against the client.
+    /// Returns what to do when the timer has fired. While the gateway does not read the socket
+    /// (`is_reading` is false), silence does not count against the client.
     pub(super) fn check(&mut self, is_reading: bool) -> KeepaliveAction {
         let now = Instant::now();
         if !is_reading {

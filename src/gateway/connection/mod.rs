@@ -1,5 +1,5 @@
-//! One WebSocket connection from its upgrade to its end: the task that reads, the one that writes,
-//! and the closing handshake.
+//! Runs one WebSocket connection from its upgrade to its end: reads the client's frames, writes the
+//! outbound queue, and completes the closing handshake. Called by the HTTP server.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,28 +27,29 @@ mod receive;
 use join::{join, leave};
 use receive::receive_frames;
 
-/// The longest time from the 101 response to the upgraded stream.
+/// Time after which a connection is dropped because its upgraded stream is still not available.
 const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a client may take for its part of the closing handshake.
+/// Time within which a client must complete its part of the closing handshake.
 const CLOSING_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The largest frame to a client that is not counted by its queue.
-const UNQUEUED_WRITE_BYTES: usize = 8 << 20;
+/// Maximum size in bytes of a written frame that exceeds the outbound queue's limit: the queue
+/// accepts a frame of any size when it is empty.
+const OVERSIZED_FRAME_BYTES: usize = 8 << 20;
 
 /// Maximum number of reads, of up to 256 bytes each, that are discarded at the end of a connection.
 const MAX_DISCARDED_READS: usize = 32_768;
 
-/// How the client's stream of frames ended.
+/// How the receive loop has left the client's stream of frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum StreamEnd {
-    /// The stream can be read until the client's close frame.
+    /// More frames can be read, up to the client's close frame.
     Orderly,
     /// No further frame can be read, so the client can't complete the closing handshake.
     Broken,
 }
 
-/// The frames from a client. A [`WebSocket`] is read and written through shared references.
+/// The stream of frames from a client. A [`WebSocket`] is read through a shared reference.
 type Frames<'a> = &'a WebSocket;
 
 /// Counts an open connection and logs its start. Dropping the guard counts and logs its end.
@@ -102,7 +103,7 @@ pub(super) fn run(
     upgraded: OnUpgrade,
 ) -> impl Future<Output = ()> + Send {
     async move {
-        // Released when this future ends.
+        // The permit is dropped when this future ends.
         let _permit = &permit;
         let Some(websocket) = Box::pin(open_websocket(&gateway, upgraded)).await else {
             let correlation_id = &*session.correlation_id;
@@ -119,7 +120,7 @@ pub(super) fn run(
         let (mut frames, mut sink) = (&websocket, &websocket);
         let expires_at = session.grant.expires_at_for_classic();
         let (end, (), ()) = tokio::join!(
-            read(&gateway, &session, &client, &mut frames),
+            receive_until_closed(&gateway, &session, &client, &mut frames),
             client
                 .outbound()
                 .write_to(&mut sink, &gateway.metrics.frames_sent),
@@ -138,17 +139,18 @@ pub(super) fn run(
     }
 }
 
-/// Waits for the upgraded stream; `None` where the client disconnected before.
+/// Waits for the upgraded stream and opens the WebSocket on it. Returns `None` where the client has
+/// disconnected or [`UPGRADE_TIMEOUT`] has passed.
 async fn open_websocket(gateway: &Gateway, upgraded: OnUpgrade) -> Option<WebSocket> {
     let upgraded = timeout(UPGRADE_TIMEOUT, upgraded).await.ok()?.ok()?;
     let stream = BufferedStream::from_upgraded(upgraded)?;
     let settings = &gateway.settings;
     let config = WebSocketConfig::default()
-        .read_buffer_size(buffered_stream::READ_BUFFER)
+        .read_buffer_size(buffered_stream::READ_BUFFER_BYTES)
         .write_buffer_size(0)
-        // The writer hands over one frame at a time, as large as an answer can be, and the library
-        // adds control frames.
-        .max_write_buffer_size(2 * settings.outbound_queue_bytes + UNQUEUED_WRITE_BYTES)
+        // The writer passes one frame at a time, which can be as large as an answer, and the
+        // library adds control frames.
+        .max_write_buffer_size(2 * settings.outbound_queue_bytes + OVERSIZED_FRAME_BYTES)
         .max_message_size(Some(settings.max_frame_bytes))
         .max_frame_size(Some(settings.max_frame_bytes));
     Some(WebSocket::new(stream, config).await)
@@ -171,20 +173,22 @@ pub(super) async fn reject(gateway: Arc<Gateway>, upgraded: OnUpgrade, reason: C
         }
     };
     tokio::select! {
-        // The gateway has done its part, whether the client completes the handshake or not.
+        // The result is ignored: the gateway has sent its close frame, and it does not matter
+        // whether the client completes the handshake.
         _ = timeout(CLOSING_HANDSHAKE_TIMEOUT, closing_handshake) => {}
         () = gateway.abort.cancelled() => {}
     }
 }
 
-/// Reads and ignores what the client still sends before the connection is closed. Closing a socket
-/// with unread bytes resets it, and the client would lose the close frame with its reason.
+/// Shuts down the sending side, then reads and discards the bytes that the client still sends.
+/// Closing a socket with unread bytes would reset it, and the client could lose the close frame
+/// with its reason.
 async fn discard_unread(mut stream: BufferedStream) {
     let discard = async {
         if stream.shutdown().await.is_err() {
             return;
         }
-        // Small, because thousands of connections may close at the same time.
+        // The buffer is small, because thousands of connections may close at the same time.
         let mut buffer = [0; 256];
         for _ in 0..MAX_DISCARDED_READS {
             match stream.read(&mut buffer).await {
@@ -193,12 +197,14 @@ async fn discard_unread(mut stream: BufferedStream) {
             }
         }
     };
-    // After the timeout the client loses the close reason, and nothing else.
+    // The result is ignored: after a timeout the client may lose the close reason, and nothing
+    // else.
     let _ = timeout(CLOSING_HANDSHAKE_TIMEOUT, discard).await;
 }
 
-/// Reads until the connection ends and everything that was read is finished.
-async fn read(
+/// Adds the connection to its user's, receives frames until the connection must be closed, and
+/// completes the frames in progress and the closing handshake.
+async fn receive_until_closed(
     gateway: &Arc<Gateway>,
     session: &Arc<Session>,
     client: &Client,
@@ -216,8 +222,8 @@ async fn read(
     Box::pin(shutdown(gateway, client, frames, inbound, end)).await
 }
 
-/// Finishes what was read, removes the connection from its user's, and completes the closing
-/// handshake.
+/// Completes the frames in progress. At the same time removes the connection from its user's
+/// connections and completes the closing handshake.
 async fn shutdown(
     gateway: &Gateway,
     client: &Client,
@@ -226,8 +232,9 @@ async fn shutdown(
     end: StreamEnd,
 ) -> StreamEnd {
     let sessions = inbound.sessions();
-    // Until every message that was read is in the log, its answer is pending here.
-    let finish = async {
+    // Every message that was read is appended and its result processed, also where the client is
+    // disconnected.
+    let finish_inbound = async {
         while !inbound.is_empty() {
             inbound.step().await;
         }
@@ -240,7 +247,7 @@ async fn shutdown(
         }
     };
     tokio::select! {
-        ((), end) = async { tokio::join!(finish, close) } => end,
+        ((), end) = async { tokio::join!(finish_inbound, close) } => end,
         () = gateway.abort.cancelled() => {
             client.outbound().disconnect(CloseReason::GoingAway);
             StreamEnd::Broken
@@ -248,7 +255,8 @@ async fn shutdown(
     }
 }
 
-/// Reads and ignores frames until the client has completed the closing handshake.
+/// Reads and ignores frames until the client has completed the closing handshake. Returns `Broken`
+/// where that takes too long or the gateway aborts.
 async fn await_close_frame(
     gateway: &Gateway,
     client: &Client,

@@ -1,5 +1,5 @@
-//! The receive loop of one connection: reads the client's frames, and ends when the connection must
-//! be closed, for whatever reason.
+//! The receive loop of one connection: reads the client's frames, and returns when the connection
+//! must be closed for any reason.
 
 use std::future::{pending, poll_fn};
 use std::pin::Pin;
@@ -20,7 +20,8 @@ use crate::gateway::session::{Protocol, Session};
 use crate::gateway::v1;
 use crate::protocol::close::CloseReason;
 
-/// Receives frames until the connection must be closed. The outbound queue holds the reason then.
+/// Receives frames until the connection must be closed. Before it returns, the reason is set in the
+/// outbound queue.
 pub(super) async fn receive_frames(
     gateway: &Gateway,
     session: &Session,
@@ -37,7 +38,7 @@ pub(super) async fn receive_frames(
             expires_at,
         } => (resume_after.clone(), *expires_at),
     };
-    let mut catching_up = std::pin::pin!(async {
+    let mut catch_ups = std::pin::pin!(async {
         match client {
             Client::Classic(_) => pending().await,
             Client::V1(client) => v1::catch_up::run(gateway, &sessions, client, resume_after).await,
@@ -60,7 +61,7 @@ pub(super) async fn receive_frames(
                 return StreamEnd::Broken;
             }
             () = outbound.wait_until_closing() => return StreamEnd::Orderly,
-            reason = &mut catching_up => {
+            reason = &mut catch_ups => {
                 outbound.close(reason);
                 return StreamEnd::Orderly;
             }
@@ -70,12 +71,13 @@ pub(super) async fn receive_frames(
                 return StreamEnd::Orderly;
             }
             () = gateway.drain.cancelled(), if drain.is_none() => {
-                // A classic client has no position to resume from, so it is answered first.
-                let answer_first = match client {
+                // A classic client has no position to resume from, so its connection stays open
+                // until its pending answers are delivered.
+                let wait_for_answers_of = match client {
                     Client::Classic(_) => Some(sessions.clone()),
                     Client::V1(_) => None,
                 };
-                drain = Some(Box::new(DrainState::new(gateway, answer_first)));
+                drain = Some(Box::new(DrainState::new(gateway, wait_for_answers_of)));
             }
             () = DrainState::wait_until_ready_to_close(&mut drain, inbound.is_empty()),
                 if drain.is_some() =>
@@ -104,8 +106,8 @@ pub(super) async fn receive_frames(
     }
 }
 
-/// Pings a silent client, or closes the connection where it has not responded. Returns when the
-/// keepalive timer fires next; `None` where the connection is closed.
+/// Pings the client if it is silent, and closes the connection if it has not responded to a ping.
+/// Returns the time at which the keepalive timer fires next, or `None` if the connection is closed.
 fn check_keepalive(
     client: &Client,
     keepalive: &mut Keepalive,
@@ -124,10 +126,12 @@ fn check_keepalive(
     }
 }
 
-/// Closes a connection because its gateway drains.
+/// Announces to the client that the gateway closes the connection because it drains, and closes it.
 fn close_for_drain(gateway: &Gateway, session: &Session, client: &Client, is_ready: bool) {
     let delay = DrainState::reconnect_delay(gateway);
-    let announcement = client.encoder().encode_closing(&session.user, "going_away", delay);
+    let announcement = client
+        .encoder()
+        .encode_closing(&session.user, "going_away", delay);
     // No frame may precede `welcome`.
     if let Some(frame) = announcement.filter(|_| is_ready) {
         client.push_reply(frame);
@@ -135,7 +139,8 @@ fn close_for_drain(gateway: &Gateway, session: &Session, client: &Client, is_rea
     client.outbound().close(CloseReason::GoingAway);
 }
 
-/// Processes what was read. Returns how the stream ended, if it did.
+/// Processes a frame, or the end of the stream. Returns how the stream has ended, or `None` if more
+/// frames can be read.
 fn handle_frame(
     client: &Client,
     inbound: &mut Inbound,
@@ -151,7 +156,7 @@ fn handle_frame(
             outbound.close(CloseReason::UnsupportedData);
             Some(StreamEnd::Orderly)
         }
-        // The library has queued its own close frame; further reads send it.
+        // The library has queued its own close frame in reply, and further reads send it.
         Some(Ok(Message::Close(_))) => {
             outbound.disconnect(CloseReason::Normal);
             Some(StreamEnd::Orderly)
@@ -171,7 +176,8 @@ fn handle_frame(
     }
 }
 
-/// Registers no waker: the caller polls again whenever a frame may have been queued.
+/// Completes when frames from the client may be read. Registers no waker: the catch-up that queues
+/// `welcome` is polled by the same task just before, so the change is noticed at once.
 fn poll_ready(client: &Client) -> Poll<()> {
     if client.is_ready() {
         Poll::Ready(())
@@ -180,7 +186,7 @@ fn poll_ready(client: &Client) -> Poll<()> {
     }
 }
 
-/// Waits for a timer; forever where there is none.
+/// Waits until the timer fires. Never returns where there is no timer.
 async fn wait_for(timer: &mut Option<Pin<Box<Sleep>>>) {
     match timer {
         Some(timer) => timer.await,

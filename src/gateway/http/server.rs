@@ -38,7 +38,7 @@ pub(in crate::gateway) async fn accept(gateway: &Arc<Gateway>, listener: &TcpLis
         gateway.http_connections.wait_for_capacity().await;
         let (stream, peer) = next_stream(gateway, listener).await;
         let address = peer.0.ip();
-        let is_proxy = gateway.limits.is_proxy(address);
+        let is_proxy = gateway.limits.is_trusted_proxy(address);
         let connections = &gateway.http_connections;
         let Some(slot) = connections.acquire(limit_key(address), is_proxy) else {
             gateway.metrics.count_refusal(503);

@@ -1,4 +1,5 @@
-//! What happens to one terminal frame for a user's classic connections: deliver, defer or drop.
+//! Decides what happens to one terminal frame for a user's classic connections: it is delivered,
+//! deferred or dropped. `delivery` calls it for published and for stored frames.
 
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
@@ -13,17 +14,18 @@ use crate::protocol::published::PublishedFrame;
 /// How a terminal frame reached this gateway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::gateway) enum FrameSource {
-    /// Published when it was first delivered.
+    /// The frame was published when a relay delivered it for the first time.
     Published,
-    /// Published again by a relay's rewind: delivered only where [`PendingAnswers::must_send`]
-    /// holds.
+    /// The frame was published again by a relay's rewind. It is delivered only where
+    /// [`PendingAnswers::must_send`] returns true.
     ///
     /// [`PendingAnswers::must_send`]: crate::gateway::classic::pending::PendingAnswers::must_send
     PublishedByRewind,
-    /// Read from the mailbox, where it was stored when it was first delivered.
+    /// The frame was read from the mailbox, where a relay stored it when it delivered it for the
+    /// first time.
     Mailbox,
-    /// Stored in the mailbox again by a rewind, or looked up by its message id: delivered only
-    /// where `must_send` holds.
+    /// The frame was read from the mailbox, where a rewind stored it again, or was requested by its
+    /// message id. It is delivered only where `PendingAnswers::must_send` returns true.
     Rebuilt,
 }
 
@@ -33,17 +35,19 @@ impl FrameSource {
     }
 }
 
-/// What happened to a terminal frame.
+/// What was decided about a terminal frame.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(in crate::gateway) enum Decision {
-    /// It was new to this user's connections here, and queued for the classic ones among them.
+    /// The frame was new to this gateway, and was queued for the user's classic connections, if
+    /// there are any.
     Delivered,
-    /// A mailbox read delivers the frame, because an earlier one may be missing.
+    /// The frame was not sent. A mailbox read delivers it, because an earlier frame may be missing.
     Deferred {
-        /// No read has been requested for a deferred frame yet, so the caller requests one.
+        /// Whether the caller has to request a mailbox read at once, because none was requested for
+        /// an earlier deferred frame.
         needs_read: bool,
     },
-    /// A duplicate, or a frame that no connection here needs.
+    /// The frame was not sent, because it is a duplicate or no connection here needs it.
     #[default]
     Dropped,
 }
@@ -52,7 +56,7 @@ pub(in crate::gateway) enum Decision {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(in crate::gateway) struct Delivery {
     pub(in crate::gateway) decision: Decision,
-    /// The pending message that the frame answered.
+    /// The message that was pending here and that the frame has ended; `None` where there is none.
     pub(in crate::gateway) answered: Option<MessageId>,
 }
 
@@ -67,8 +71,8 @@ impl Delivery {
 }
 
 impl UserState {
-    /// Delivers a terminal frame to the classic connections that have not received it, and removes
-    /// its message from the pending ones.
+    /// Delivers a terminal frame to the user's classic connections, or defers or drops it. Removes
+    /// its message from the pending messages unless the frame is deferred.
     pub(in crate::gateway) fn deliver_terminal(
         &mut self,
         user: &UserId,
@@ -81,7 +85,7 @@ impl UserState {
         let is_duplicate = key
             .as_ref()
             .is_some_and(|key| self.duplicates.contains(key));
-        let is_wanted = !is_duplicate
+        let should_deliver = !is_duplicate
             && match (source, &position) {
                 (FrameSource::Published, Some(position)) => {
                     answered.is_some() || self.duplicates.is_newer(position)
@@ -91,8 +95,9 @@ impl UserState {
                     .as_ref()
                     .is_some_and(|id| self.pending.must_send(id)),
             };
-        if is_wanted {
-            // A frame without a position is not in the mailbox, so it can't be deferred to it.
+        if should_deliver {
+            // A frame without a position is not in the mailbox, so no mailbox read could deliver
+            // it.
             if source.is_published() && position.is_some() && self.defer_if_out_of_order(frame) {
                 let needs_read = self.mailbox_read.request_immediate();
                 return Delivery {
@@ -115,7 +120,7 @@ impl UserState {
             }
             self.pending.remove(id);
         }
-        let decision = if is_wanted {
+        let decision = if should_deliver {
             Decision::Delivered
         } else {
             Decision::Dropped
@@ -123,9 +128,9 @@ impl UserState {
         Delivery { decision, answered }
     }
 
-    /// Defers a published frame to a mailbox read where an earlier frame may be missing; returns
-    /// whether it did. The message becomes pending, so that the read delivers its frame even from a
-    /// rebuilt mailbox.
+    /// Defers a published frame to a mailbox read if an earlier frame may be missing. Returns
+    /// whether the frame was deferred. Its message becomes pending, so that the read delivers the
+    /// frame even if a rewind has stored it in the mailbox again.
     fn defer_if_out_of_order(&mut self, frame: &PublishedFrame<'_>) -> bool {
         let (Some(id), false) = (&frame.message_id, self.classic.is_empty()) else {
             return false;
@@ -145,8 +150,8 @@ impl UserState {
         true
     }
 
-    /// Queues a frame for the classic clients that were connected when it was stored. Returns false
-    /// where classic clients don't know frames of this type.
+    /// Queues a frame for the classic connections, except those that began after the frame was
+    /// stored. Returns false where the classic protocol has no frame of this type.
     fn push_to_classic(
         &self,
         user: &UserId,

@@ -1,63 +1,68 @@
-//! When a user's mailbox is read.
+//! Tracks whether a user's mailbox has to be read, and whether a task is reading it.
 
-/// A mailbox read that was requested and has not begun.
+/// When the next pass over a mailbox is made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum NextRead {
+pub(super) enum NextPass {
+    /// No pass was requested.
     #[default]
     NotRequested,
-    /// The next periodic pass reads the mailbox.
+    /// The next periodic mailbox sync makes the pass.
     Scheduled,
-    /// A live frame was deferred to the mailbox, so it is read at once.
+    /// The pass is made at once, because a published frame was deferred to it.
     Immediate,
 }
 
-/// The progress of a user's mailbox reads. At most one task reads a user's mailbox at a time, in
-/// one or more passes; requests that arrive during a pass lead to another one.
+/// The state of a user's mailbox read. At most one task reads a user's mailbox at a time, in one or
+/// more passes. A request that arrives during a pass leads to another pass.
 #[derive(Debug)]
 pub(super) enum MailboxRead {
-    Idle(NextRead),
-    Reading(NextRead),
+    /// No task is reading the mailbox.
+    Idle(NextPass),
+    /// A task is reading the mailbox.
+    Reading(NextPass),
 }
 
 impl Default for MailboxRead {
     fn default() -> Self {
-        Self::Idle(NextRead::NotRequested)
+        Self::Idle(NextPass::NotRequested)
     }
 }
 
 impl MailboxRead {
-    fn next_mut(&mut self) -> &mut NextRead {
+    fn next_pass_mut(&mut self) -> &mut NextPass {
         match self {
-            Self::Idle(next) | Self::Reading(next) => next,
+            Self::Idle(next_pass) | Self::Reading(next_pass) => next_pass,
         }
     }
 
-    /// Whether a read is requested that has not begun.
+    /// Whether a pass was requested that has not begun.
     pub(super) fn is_requested(&self) -> bool {
         match self {
-            Self::Idle(next) | Self::Reading(next) => *next != NextRead::NotRequested,
+            Self::Idle(next_pass) | Self::Reading(next_pass) => {
+                *next_pass != NextPass::NotRequested
+            }
         }
     }
 
-    /// Requests a read by the next periodic pass.
+    /// Requests a pass by the next periodic mailbox sync, unless an earlier pass is requested.
     pub(super) fn schedule(&mut self) {
-        let next = self.next_mut();
-        *next = (*next).max(NextRead::Scheduled);
+        let next_pass = self.next_pass_mut();
+        *next_pass = (*next_pass).max(NextPass::Scheduled);
     }
 
-    /// Requests a read at once. Returns whether this is the first such request since the last pass
-    /// began, so that the caller has to start one.
+    /// Requests a pass at once. Returns whether this is the first such request since the last pass
+    /// began, so that the caller has to add the user to the registry's immediate reads.
     pub(super) fn request_immediate(&mut self) -> bool {
-        let before = std::mem::replace(self.next_mut(), NextRead::Immediate);
-        before != NextRead::Immediate
+        let before = std::mem::replace(self.next_pass_mut(), NextPass::Immediate);
+        before != NextPass::Immediate
     }
 
-    /// Claims the read for the calling task. Returns false where another task is reading; that one
-    /// makes another pass then.
+    /// Claims the mailbox read for the calling task. Returns false where another task is reading.
+    /// A further pass is then scheduled.
     pub(super) fn begin(&mut self) -> bool {
         match self {
-            Self::Idle(next) => {
-                *self = Self::Reading(*next);
+            Self::Idle(next_pass) => {
+                *self = Self::Reading(*next_pass);
                 true
             }
             Self::Reading(_) => {
@@ -67,21 +72,22 @@ impl MailboxRead {
         }
     }
 
-    /// Begins a pass, which serves all requests so far. Returns whether there were any.
+    /// Begins a pass, which serves all requests so far. Returns whether a pass was requested.
     pub(super) fn begin_pass(&mut self) -> bool {
-        std::mem::take(self.next_mut()) != NextRead::NotRequested
+        std::mem::take(self.next_pass_mut()) != NextPass::NotRequested
     }
 
-    /// Ends a pass. Returns whether the read is finished: it is not where a deferred frame needs
-    /// another pass. After a failure the next periodic pass repeats it.
+    /// Ends a pass. Returns whether the task stops reading: true, unless a frame that was deferred
+    /// during the pass needs another pass at once. A pass that has failed is repeated by the next
+    /// periodic mailbox sync.
     pub(super) fn end_pass(&mut self, has_failed: bool) -> bool {
-        let next = *self.next_mut();
+        let next_pass = *self.next_pass_mut();
         if has_failed {
-            *self = Self::Idle(NextRead::Scheduled);
-        } else if next == NextRead::Immediate {
+            *self = Self::Idle(NextPass::Scheduled);
+        } else if next_pass == NextPass::Immediate {
             return false;
         } else {
-            *self = Self::Idle(next);
+            *self = Self::Idle(next_pass);
         }
         true
     }

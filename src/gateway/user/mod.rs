@@ -1,14 +1,15 @@
-//! Everything that one user's connections on this gateway share: which clients are connected, what
-//! they have received, what they wait for, and when the user's mailbox is read.
+//! The state that one user's connections on this gateway share: which clients are connected, which
+//! frames they have received, which answers are pending, and whether the mailbox has to be read.
 //!
-//! Three facts decide about a terminal frame for classic clients ([`decision`]): whether it was
-//! delivered already; whether its position is newer than all delivered ones of its epoch; and
-//! whether its message is pending here. The answer of a pending message is delivered at any
-//! position, because positions cannot be compared after Redis lost its data.
+//! Three facts decide about a published terminal frame for classic clients ([`decision`]): whether
+//! the frame was delivered already; whether its position is newer than the positions of all
+//! delivered frames of its epoch; and whether its message is pending here. The answer of a pending
+//! message is delivered at any position, because positions can't be compared after Redis lost its
+//! data.
 //!
-//! A published frame may be lost, and is then only in the mailbox. Later frames must not overtake
-//! it. While a frame may be missing, published frames are therefore deferred to the mailbox read,
-//! which returns all frames in order.
+//! A published frame may be lost on its way to the gateway, and is then only in the mailbox. Later
+//! frames must not overtake it. While a frame may be missing, published frames are therefore
+//! deferred to the mailbox read, which returns all frames in order.
 
 use std::sync::Arc;
 
@@ -34,23 +35,23 @@ use mailbox_read::MailboxRead;
 #[derive(Default)]
 pub(super) struct UserState {
     classic: Vec<Arc<ClassicState>>,
-    /// The `chatmesh.v1` connections, and what each of them has received.
+    /// The `chatmesh.v1` connections, and which frames each connection has received.
     pub(super) subscribers: Subscribers,
     pub(super) pending: PendingAnswers,
     duplicates: DuplicateFilter,
     mailbox_read: MailboxRead,
-    /// Live frames may have been lost, and the mailbox has not been read to its end since. Not part
-    /// of [`MailboxRead`]: a pass that began after the loss serves its request, but the gap remains
-    /// until that pass has reached the end.
+    /// Whether published frames may have been lost since the mailbox was last read to its end. Not
+    /// part of [`MailboxRead`]: the request is served as soon as a pass begins, but the gap remains
+    /// until that pass has reached the mailbox's end.
     has_gap: bool,
 }
 
 impl UserState {
-    /// `since` is the position from which a `chatmesh.v1` client resumes.
-    pub(super) fn add(&mut self, client: &Client, since: Option<Position>) {
+    /// Adds a connection. `resume_after` is the position from which a `chatmesh.v1` client resumes.
+    pub(super) fn add(&mut self, client: &Client, resume_after: Option<Position>) {
         match client {
             Client::Classic(classic) => self.classic.push(classic.clone()),
-            Client::V1(v1) => self.subscribers.add(v1.clone(), since),
+            Client::V1(v1) => self.subscribers.add(v1.clone(), resume_after),
         }
     }
 
@@ -66,13 +67,13 @@ impl UserState {
         self.classic.is_empty() && self.subscribers.is_empty()
     }
 
-    /// Records the mailbox's end as a new connection found it. The first one determines where
-    /// mailbox reads begin.
-    pub(super) fn set_mailbox_start(&mut self, end: &Position) {
-        self.duplicates.start_at(end);
+    /// Sets the position after which mailbox reads begin to the mailbox's end, as a new connection
+    /// has read it. Does nothing where an earlier connection has set the position.
+    pub(super) fn set_mailbox_start(&mut self, mailbox_end: &Position) {
+        self.duplicates.start_at(mailbox_end);
     }
 
-    /// The position after which the next mailbox read begins.
+    /// The position after which the next mailbox read begins; `None` until it was set.
     pub(super) fn mailbox_read_up_to(&self) -> Option<Position> {
         self.duplicates.mailbox_read_up_to()
     }
@@ -81,23 +82,23 @@ impl UserState {
         self.duplicates.set_mailbox_read_up_to(position);
     }
 
-    /// Claims the mailbox read for the calling task; false where another task is reading.
+    /// Claims the mailbox read for the calling task. Returns false where another task is reading.
     pub(super) fn begin_mailbox_read(&mut self) -> bool {
         self.mailbox_read.begin()
     }
 
-    /// Begins a pass over the mailbox. Returns whether it was requested.
+    /// Begins a pass over the mailbox. Returns whether a pass was requested.
     pub(super) fn begin_pass(&mut self) -> bool {
         self.mailbox_read.begin_pass()
     }
 
     /// Records that the pass has read the mailbox to its end. No frame is missing any more, unless
-    /// another read was requested since the pass began.
+    /// another pass was requested since this pass began.
     pub(super) fn set_read_to_end(&mut self) {
         self.has_gap &= self.mailbox_read.is_requested();
     }
 
-    /// Ends a pass. Returns whether the mailbox read is finished, too.
+    /// Ends a pass. Returns whether the mailbox read is finished, so that no pass follows at once.
     pub(super) fn end_pass(&mut self, has_failed: bool) -> bool {
         self.mailbox_read.end_pass(has_failed)
     }
@@ -112,25 +113,26 @@ impl UserState {
         self.has_gap = true;
     }
 
-    /// Whether the mailbox has to be read: a read was requested, or an answer is pending.
+    /// Whether the mailbox has to be read: a pass was requested, or an answer is pending.
     pub(super) fn needs_mailbox_read(&mut self) -> bool {
         self.pending.remove_expired();
         self.mailbox_read.is_requested() || !self.pending.is_empty()
     }
 
-    /// Adds the messages that other connections or gateways left unanswered.
+    /// Adds the messages that are pending or in flight in a user view, whichever gateway admitted
+    /// them.
     pub(super) fn add_pending_from_view(&mut self, view: &UserView) {
         for pending in &view.pending {
             self.add_pending(&pending.message_id, Some(&pending.conversation));
         }
-        // A worker has read these from the log.
+        // These messages are in the log, because a worker has read them from it.
         for answer in &view.in_flight {
             self.add_pending(&answer.message_id, Some(&answer.conversation));
             self.pending.set_in_log(&answer.message_id);
         }
     }
 
-    /// Adds a message without an answer, unless its answer was delivered here.
+    /// Adds a pending message, unless its answer was already delivered here.
     pub(super) fn add_pending(&mut self, id: &MessageId, conversation: Option<&ConversationId>) {
         if !self.pending.contains(id) && !self.duplicates.contains_message(id.as_str()) {
             self.pending
@@ -138,8 +140,8 @@ impl UserState {
         }
     }
 
-    /// The pending message that this frame answers: by its id, or by the correlation id where an
-    /// original worker omitted the id.
+    /// The pending message that this frame answers, found by the message id or, where an original
+    /// worker omitted that id, by the correlation id. `None` if no such message is pending.
     fn pending_message(&self, frame: &PublishedFrame<'_>) -> Option<MessageId> {
         if let Some(id) = &frame.message_id
             && self.pending.contains(id)

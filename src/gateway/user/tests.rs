@@ -23,7 +23,8 @@ fn with_classic_client() -> UserState {
     state
 }
 
-/// Whether the terminal frame of message `id` is delivered.
+/// Processes the terminal frame of message `id`. Returns whether the frame was delivered, and not
+/// deferred or dropped.
 fn deliver(state: &mut UserState, id: &str, offset: i64, source: FrameSource) -> bool {
     let user = UserId::parse("alice").unwrap();
     let json = format!(r#"{{"type":"response","content":"x","message_id":"{id}"}}"#);
@@ -60,7 +61,7 @@ fn frame_published_after_a_gap_waits_for_the_mailbox_read() {
     state.record_gap();
     assert!(state.begin_mailbox_read());
     assert!(state.begin_pass());
-    // Published after the read was requested, before its result arrives.
+    // m2 is published after the pass has begun and before its result arrives, so m2 is deferred.
     assert!(!deliver(&mut state, "m2", 2, FrameSource::Published));
     assert!(deliver(&mut state, "m1", 1, FrameSource::Mailbox));
     state.set_read_to_end();
@@ -69,7 +70,7 @@ fn frame_published_after_a_gap_waits_for_the_mailbox_read() {
     assert!(!overtakes, "m2 is missing");
     assert!(state.begin_pass());
     for (id, offset) in [("m2", 2), ("m3", 3)] {
-        // Whatever became of the mailbox since then.
+        // The deferred frames are delivered even if a rewind has stored them in the mailbox again.
         assert!(deliver(&mut state, id, offset, FrameSource::Rebuilt));
     }
     state.set_read_to_end();
@@ -81,7 +82,8 @@ fn frame_published_after_a_gap_waits_for_the_mailbox_read() {
 #[test]
 fn frame_published_after_a_deferred_frame_is_deferred() {
     let mut state = with_classic_client();
-    // m2 is admitted here; m1 elsewhere, and Redis has lost that it is pending.
+    // m2 is admitted by this gateway. m1 is admitted by another gateway and not pending here,
+    // because Redis has lost it.
     state.pending.add_admitted_here(
         message_id("m2"),
         "c-2".into(),
@@ -105,10 +107,12 @@ fn rebuilt_frame_is_delivered_only_where_its_message_was_admitted_or_published_h
     let mut state = with_classic_client();
     let [admitted, elsewhere] = ["admitted", "elsewhere"].map(message_id);
     let conversation = Some(ConversationId::default_conversation());
-    // Redis has lost that it had ended, and a worker answers it again.
+    // The client has received the frame of `elsewhere` from another gateway. Redis has lost its
+    // outcome, so the message is listed as pending again. The rebuilt frame is not delivered, but
+    // ends the message.
     state.add_pending(&elsewhere, conversation.as_ref());
     assert!(!deliver(&mut state, "elsewhere", 1, FrameSource::Rebuilt));
-    assert!(!state.needs_mailbox_read(), "it has ended all the same");
+    assert!(!state.needs_mailbox_read(), "no answer is pending any more");
     state.add_pending(&elsewhere, conversation.as_ref());
     state
         .pending
@@ -123,7 +127,8 @@ fn rebuilt_frame_is_delivered_only_where_its_message_was_admitted_or_published_h
         let delivered = deliver(&mut state, id, offset, FrameSource::Rebuilt);
         assert_eq!(delivered, expected, "{id}");
     }
-    // A frame stored since the client connected is delivered, whichever gateway admitted it.
+    // A frame that its first delivery has stored since the client connected is delivered, although
+    // another gateway admitted the message.
     state.add_pending(&message_id("later"), None);
     assert!(deliver(&mut state, "later", 10, FrameSource::Mailbox));
 }
@@ -173,7 +178,8 @@ fn pending_answer_is_delivered_once_whatever_its_position() {
     assert!(!deliver(&mut state, "m", 5, FrameSource::Published));
     assert!(!deliver(&mut state, "m", 50, FrameSource::Published));
     assert!(!state.needs_mailbox_read());
-    // A view of the user that still lists it as pending adds it no more.
+    // A user view that was read before still lists the message as pending, but the message is not
+    // added again.
     state.add_pending(&id, None);
     assert!(!state.needs_mailbox_read());
 }
