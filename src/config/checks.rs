@@ -1,24 +1,26 @@
-//! Checks across settings: contradictions, which are errors, and notices, which the operator should
-//! know at the start.
+//! Checks across settings: finds contradictions, which are errors, and composes notices, which are
+//! logged as warnings at the start.
 
 use std::collections::BTreeMap;
 
 use super::error::Problem;
 use super::keys::{self, Key};
+use super::layers::DEFAULT_SOURCE;
 use super::settings::{AuthMode, Network, TokenEndpoint};
 use super::{Config, Role};
 
-/// librdkafka's default of `message.max.bytes`.
-const MESSAGE_MAX_BYTES: u64 = 1_000_000;
+/// librdkafka's default of `message.max.bytes`, the maximum size of a record in bytes.
+const DEFAULT_MESSAGE_MAX_BYTES: u64 = 1_000_000;
 
-/// Space in a record for everything besides the answer: names, usage and identifiers.
-const RECORD_OVERHEAD_BYTES: u64 = 16 * 1024;
+/// Size in bytes that a terminal record may need for everything besides the answer: field names,
+/// usage and identifiers.
+const TERMINAL_RECORD_OVERHEAD_BYTES: u64 = 16 * 1024;
 
-/// Shortest HS256 key that RFC 7518 allows.
-const MIN_SECRET_BYTES: usize = 32;
+/// Minimum size of an HS256 key in bytes, which RFC 7518 demands.
+const MIN_JWT_SECRET_BYTES: usize = 32;
 
-/// librdkafka properties that cannot be overridden, each with the reason: chatmesh's guarantees
-/// depend on them, or they have a setting of their own.
+/// librdkafka properties that `KAFKA_PROPERTIES` must not set, each with the reason: chatmesh's
+/// guarantees depend on the property, or the property has a setting of its own.
 const RESERVED_PROPERTIES: [(&str, &str); 5] = [
     ("bootstrap.servers", "set kafka.bootstrap_servers"),
     ("group.id", "the names of the groups are fixed"),
@@ -33,13 +35,13 @@ const RESERVED_PROPERTIES: [(&str, &str); 5] = [
     ),
 ];
 
-/// Collects the contradictions between the settings that the role uses.
+/// Finds the contradictions between the settings that the role uses, and collects them.
 struct Contradictions<'a> {
     config: &'a Config,
     problems: Vec<Problem>,
 }
 
-/// All contradictions between settings that the role uses.
+/// Returns all contradictions between settings that the role uses.
 pub(super) fn contradictions(config: &Config) -> Vec<Problem> {
     let mut found = Contradictions {
         config,
@@ -65,16 +67,30 @@ impl Contradictions<'_> {
         if keys.iter().any(|key| !key.roles.contains(&role)) {
             return;
         }
-        let sources: Vec<String> = keys
-            .iter()
-            .map(|key| format!("{}: {}", key.name, self.config.source(key)))
-            .collect();
+        let source = match keys {
+            [key] => self.config.source(key).to_owned(),
+            _ => self.explicit_sources(keys),
+        };
         let names: Vec<&str> = keys.iter().map(|key| key.name).collect();
         self.problems.push(Problem {
             key: names.join(", "),
-            source: sources.join("; "),
+            source,
             text: text.into(),
         });
+    }
+
+    /// The sources of those `keys` that have another value than their default.
+    fn explicit_sources(&self, keys: &[&Key]) -> String {
+        let sources: Vec<String> = keys
+            .iter()
+            .map(|key| (key.name, self.config.source(key)))
+            .filter(|(_, source)| *source != DEFAULT_SOURCE)
+            .map(|(name, source)| format!("{name}: {source}"))
+            .collect();
+        if sources.is_empty() {
+            return "all have their defaults".to_owned();
+        }
+        sources.join("; ")
     }
 
     fn check_authentication(&mut self) {
@@ -95,8 +111,8 @@ impl Contradictions<'_> {
             &keys::JWT_PUBLIC_KEY_FILE,
             &keys::JWT_JWKS,
         ];
-        let set = key_settings.iter().filter(|key| config.text(key).is_some());
-        if set.count() != 1 {
+        let given = key_settings.iter().filter(|key| config.text(key).is_some());
+        if given.count() != 1 {
             let [secret, file, jwks] = key_settings;
             self.add(
                 &[&keys::AUTH_MODE, secret, file, jwks],
@@ -104,12 +120,12 @@ impl Contradictions<'_> {
                  auth.jwt_public_key_file and auth.jwt_jwks",
             );
         }
-        let is_short = |secret: &str| secret.len() < MIN_SECRET_BYTES;
+        let is_short = |secret: &str| secret.len() < MIN_JWT_SECRET_BYTES;
         if config.text(&keys::JWT_SECRET).is_some_and(is_short) {
             self.add(
                 &[&keys::JWT_SECRET],
                 format!(
-                    "a key of HS256 has at least {MIN_SECRET_BYTES} bytes; use random ones, such \
+                    "a key of HS256 has at least {MIN_JWT_SECRET_BYTES} bytes; use random ones, such \
                      as from `openssl rand -base64 32`"
                 ),
             );
@@ -213,7 +229,9 @@ impl Contradictions<'_> {
         }
         let max_record = properties
             .get("message.max.bytes")
-            .map_or(Some(MESSAGE_MAX_BYTES), |text| text.trim().parse().ok());
+            .map_or(Some(DEFAULT_MESSAGE_MAX_BYTES), |text| {
+                text.trim().parse().ok()
+            });
         let Some(max_record) = max_record else {
             let text = "message.max.bytes must be a whole number";
             self.add(&[&keys::KAFKA_PROPERTIES], text);
@@ -221,7 +239,7 @@ impl Contradictions<'_> {
         };
         let max_answer = self.int(&keys::MAX_ANSWER_BYTES);
         if config.role() == Role::AiWorker
-            && max_answer.saturating_add(RECORD_OVERHEAD_BYTES) > max_record
+            && max_answer.saturating_add(TERMINAL_RECORD_OVERHEAD_BYTES) > max_record
         {
             let text = format!(
                 "an answer of {max_answer} bytes does not fit a Kafka record of {max_record} bytes \
@@ -243,8 +261,8 @@ impl Contradictions<'_> {
     }
 }
 
-/// Warnings for the operator. `variables` are those of `.env` and environment: name to value and
-/// source.
+/// Returns warnings for the operator. `variables` contains the variables of `.env` and the
+/// environment: the value and its source, by name.
 pub(super) fn notices(
     config: &Config,
     variables: &BTreeMap<String, (String, String)>,
@@ -283,7 +301,7 @@ fn authentication_notices(config: &Config) -> Vec<String> {
             config.listen()
         ));
     }
-    if config.bool(&keys::ALLOW_CREDENTIALS) && config.any_origin() {
+    if config.bool(&keys::ALLOW_CREDENTIALS) && config.allows_any_origin() {
         notices.push(
             "ALLOW_CREDENTIALS counts as false: with ALLOW_ORIGINS=* any page could act as its \
              visitor; name the origins"
@@ -323,14 +341,14 @@ fn backend_notices(config: &Config) -> Vec<String> {
                 .into(),
         );
     }
-    if config.is_set(&keys::REDIS_URL) {
+    if config.is_explicit(&keys::REDIS_URL) {
         let replaced = [
             &keys::REDIS_HOST,
             &keys::REDIS_PORT,
             &keys::REDIS_PASSWORD,
             &keys::REDIS_DB,
         ];
-        for key in replaced.into_iter().filter(|key| config.is_set(key)) {
+        for key in replaced.into_iter().filter(|key| config.is_explicit(key)) {
             let Key { variable, name, .. } = key;
             notices.push(format!("{variable} ({name}) is not used: REDIS_URL is set"));
         }

@@ -1,15 +1,16 @@
-//! `config default`: the commented configuration file with every default.
+//! Implements `config default`: prints a configuration file with every setting, its description and
+//! its default.
 
 use std::fmt::Write as _;
 
 use super::keys::{self, DefaultValue, Key};
 use super::kind::Value;
 
-/// Width of comment lines, in characters.
-const WIDTH: usize = 100;
+/// Maximum width of a comment line, in characters.
+const MAX_LINE_WIDTH: usize = 100;
 
-/// The configuration file with every setting, its description and its default. All settings are
-/// commented out, so the file as it stands changes nothing.
+/// Returns the configuration file with every setting, its description and its default. All settings
+/// are commented out, so the unchanged file has no effect.
 pub fn default_config_file() -> String {
     let mut out = String::from(
         "# chatmesh configuration: every key with its default. Keys that are commented out have their\n\
@@ -50,11 +51,11 @@ pub fn default_config_file() -> String {
     out
 }
 
-/// Writes a text as comment lines, broken between words.
+/// Writes a text as comment lines, which are broken between words.
 fn write_comment(out: &mut String, text: &str) {
     let mut width = 0;
     for word in text.split(' ') {
-        if width == 0 || width + 1 + word.chars().count() > WIDTH {
+        if width == 0 || width + 1 + word.chars().count() > MAX_LINE_WIDTH {
             out.push_str(if width == 0 { "#" } else { "\n#" });
             width = 1;
         }
@@ -64,7 +65,7 @@ fn write_comment(out: &mut String, text: &str) {
     out.push('\n');
 }
 
-/// A default in TOML.
+/// The default `text` of a setting as a TOML value.
 fn toml_literal(key: &Key, text: &str) -> String {
     match key.kind.parse(&text.into()) {
         Some(Value::Int(value)) => value.to_string(),

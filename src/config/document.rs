@@ -6,10 +6,10 @@ use super::Role;
 use super::keys::{self, DefaultValue, Key};
 use super::kind::Kind;
 
-/// The text above the tables.
+/// The text of `docs/settings.md` above the tables.
 const INTRODUCTION: &str = include_str!("document.md");
 
-/// The content of `docs/settings.md`. A test compares it with the file.
+/// Generates the content of `docs/settings.md`. A test compares it with the file.
 pub fn settings_document() -> String {
     let mut out = String::from(INTRODUCTION);
     for section in keys::SECTIONS {
@@ -19,11 +19,11 @@ pub fn settings_document() -> String {
              | --- | --- | --- | --- | --- | --- |\n",
             section.title
         );
-        let of_section = |key: &&&Key| {
+        let is_in_section = |key: &&&Key| {
             let name = key.name.split_once('.').map_or(key.name, |(name, _)| name);
             name == section.name
         };
-        for key in keys::TABLE.iter().filter(of_section) {
+        for key in keys::TABLE.iter().filter(is_in_section) {
             let cells = [
                 format!("`{}`", key.variable),
                 format!("`{}`", key.name),
@@ -53,7 +53,7 @@ fn default_cell(key: &Key) -> String {
     }
 }
 
-/// The unit of a number, or the kind of another value.
+/// The unit of a setting with a number, or the kind of any other setting.
 fn unit_cell(kind: Kind) -> String {
     match kind {
         Kind::Int { unit, .. } => match unit.symbol() {
@@ -86,7 +86,7 @@ fn roles_cell(roles: &[Role]) -> String {
 }
 
 fn description_cell(key: &Key) -> String {
-    // A lone asterisk would begin emphasis.
+    // Markdown would take an asterisk for the beginning of emphasis.
     let description = key.description.replace("* ", "\\* ");
     if key.secret {
         format!("{description} Secret: never printed.")

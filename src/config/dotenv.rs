@@ -1,64 +1,67 @@
-//! Parses `.env` files like python-dotenv, except that `${…}` is not expanded.
+//! Parses `.env` files as python-dotenv does, except that `${…}` is not expanded.
 
-/// Returns names and values in file order, and the number of the line at which parsing stopped because
-/// a quote is not closed.
+/// Returns names and values in the order of the file. If a quote is not closed, parsing stops
+/// there, and the number of the line is returned, too.
 pub(super) fn parse(text: &str) -> (Vec<(String, String)>, Option<usize>) {
     let mut pairs = Vec::new();
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut rest = text;
-    while !rest.is_empty() {
-        let line_end = rest.find('\n').map_or(rest.len(), |index| index + 1);
-        let line = rest[..line_end].trim();
+    let mut remaining = text;
+    while !remaining.is_empty() {
+        let line_end = remaining
+            .find('\n')
+            .map_or(remaining.len(), |index| index + 1);
+        let line = remaining[..line_end].trim();
         let assignment = line.strip_prefix("export ").unwrap_or(line).trim_start();
         let Some((name, value)) = assignment
             .split_once('=')
             .filter(|_| !assignment.starts_with('#'))
         else {
-            rest = &rest[line_end..];
+            remaining = &remaining[line_end..];
             continue;
         };
         let name = name.trim().to_owned();
         let value = value.trim_start();
         let Some(quote) = value.chars().next().filter(|c| matches!(c, '"' | '\'')) else {
             pairs.push((name, strip_comment(value).to_owned()));
-            rest = &rest[line_end..];
+            remaining = &remaining[line_end..];
             continue;
         };
         // A quoted value, such as a PEM key, may span several lines. It begins at the first quote
         // after the equals sign.
-        let equals = rest.find('=').unwrap_or(0);
-        let opened = rest[equals..]
+        let equals = remaining.find('=').unwrap_or(0);
+        let value_start = remaining[equals..]
             .find(quote)
-            .map_or(rest.len(), |index| equals + index + 1);
-        let Some((value, used)) = parse_quoted(&rest[opened..], quote) else {
-            let before = text.len() - rest.len();
-            let line_number = text[..before].matches('\n').count() + 1;
+            .map_or(remaining.len(), |index| equals + index + 1);
+        let Some((value, quoted_bytes)) = parse_quoted(&remaining[value_start..], quote) else {
+            let line_start = text.len() - remaining.len();
+            let line_number = text[..line_start].matches('\n').count() + 1;
             return (pairs, Some(line_number));
         };
         pairs.push((name, value));
-        let after = opened + used;
-        let skip = rest[after..]
+        let value_end = value_start + quoted_bytes;
+        let next_line = remaining[value_end..]
             .find('\n')
-            .map_or(rest.len(), |index| after + index + 1);
-        rest = &rest[skip..];
+            .map_or(remaining.len(), |index| value_end + index + 1);
+        remaining = &remaining[next_line..];
     }
     (pairs, None)
 }
 
-/// The value up to a comment, which begins with `#` at the start or after white space.
+/// Returns a value without the comment behind it. A comment begins with a `#` that is the first
+/// character or follows white space.
 fn strip_comment(value: &str) -> &str {
-    let mut before = ' ';
+    let mut previous = ' ';
     for (index, c) in value.char_indices() {
-        if c == '#' && before.is_whitespace() {
+        if c == '#' && previous.is_whitespace() {
             return value[..index].trim_end();
         }
-        before = c;
+        previous = c;
     }
     value.trim_end()
 }
 
-/// Returns the value up to the closing quote, and the number of bytes up to behind that quote. `None`
-/// if the quote is not closed.
+/// Parses a value behind its opening quote. Returns the value, and the number of bytes in `text` up
+/// to and including the closing quote. `None` if the quote is not closed.
 fn parse_quoted(text: &str, quote: char) -> Option<(String, usize)> {
     let mut value = String::new();
     let mut chars = text.char_indices();

@@ -5,9 +5,9 @@ use std::fmt;
 /// One error in the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// The key, or keys, or variable that the error is about.
+    /// What the error is about: a key, several keys, a variable, or a source as a whole.
     pub key: String,
-    /// Where the value comes from: a file, a variable or a flag.
+    /// Where the value was set: in a file, a variable or a flag.
     pub source: String,
     /// What is wrong, and what is allowed.
     pub text: String,
@@ -22,7 +22,7 @@ impl fmt::Display for Problem {
 /// All errors in a configuration. The text has one line for each problem and contains no secrets.
 #[derive(Debug, Clone, thiserror::Error)]
 pub struct ConfigErrors {
-    /// Never empty.
+    /// The errors, at least one.
     pub problems: Vec<Problem>,
 }
 

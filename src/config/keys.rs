@@ -1,4 +1,4 @@
-//! The table of settings: for each one its key in the file, its environment variable, default,
+//! The table of settings: for each setting its key in the file, its environment variable, default,
 //! kind, roles and description. Parsing, the detection of unknown keys, `config show`, the
 //! commented default file and `docs/settings.md` all use this table.
 
@@ -9,22 +9,23 @@ use super::kind::{Kind, Unit};
 /// The value of a setting that no source sets.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum DefaultValue {
-    /// The same text for all roles, parsed like a variable's value.
+    /// The same default for all roles, as a text that is parsed like a variable's value.
     Fixed(&'static str),
-    /// A text for each role.
+    /// A default for each role, as a text that is parsed like a variable's value.
     PerRole(&'static [(Role, &'static str)]),
-    /// No value, or one that is derived from other settings. The text describes it for people.
+    /// No value, or a value that is derived from other settings. The text describes the default for
+    /// people.
     Derived(&'static str),
 }
 
-/// One row of the table.
+/// A setting: one row of the table.
 #[derive(Debug)]
 pub(super) struct Key {
-    /// `section.name`, as in the file.
+    /// The key in the file, with the section: `section.name`.
     pub(super) name: &'static str,
-    /// The environment variable.
+    /// The environment variable that sets the key for every role.
     pub(super) variable: &'static str,
-    /// Further variables that set the same key, each for one role only.
+    /// Additional variables that set the key, each for one role only.
     pub(super) role_variables: &'static [(Role, &'static str)],
     pub(super) default: DefaultValue,
     pub(super) kind: Kind,
@@ -36,7 +37,7 @@ pub(super) struct Key {
 }
 
 impl Key {
-    /// The text of the default for `role`. `None` for derived defaults.
+    /// The text of the default for `role`. `None` if the default is derived, or the role has none.
     pub(super) fn default_text(&self, role: Role) -> Option<&'static str> {
         match self.default {
             Fixed(text) => Some(text),
@@ -58,9 +59,10 @@ impl Key {
     }
 }
 
-/// A group of settings: the part of their keys before the dot.
+/// A group of settings.
 #[derive(Debug)]
 pub(super) struct Section {
+    /// The part before the dot in the keys of the group.
     pub(super) name: &'static str,
     /// Heading in `docs/settings.md`.
     pub(super) title: &'static str,
@@ -125,8 +127,10 @@ macro_rules! keys {
     (@role_variables $role_variables:expr) => { $role_variables };
 }
 
+/// A positive number of milliseconds, at most one day.
 const POSITIVE_MS: Kind = milliseconds(1, 86_400_000);
-const POSITIVE_S: Kind = seconds(1, 366 * 86_400);
+/// A positive number of seconds, at most one year.
+const POSITIVE_SECONDS: Kind = seconds(1, 366 * 86_400);
 
 const fn count(min: u64, max: u64) -> Kind {
     integer(min, max, Unit::None)
@@ -206,8 +210,8 @@ keys! {
             "parentbased_always_on", "parentbased_always_off", "parentbased_traceidratio"]),
         Fixed("parentbased_always_on"), ALL,
         "Which traces are recorded. The parentbased samplers follow the sampled flag of the \
-         client's traceparent; the rest of their name says what happens to traces that begin \
-         here.";
+         client's traceparent; for traces that begin in chatmesh they behave like the \
+         sampler that the remaining part of their name denotes.";
     OTEL_TRACES_SAMPLER_ARG "traces.sampler_arg" Kind::Float { min: 0.0, max: 1.0 }, Fixed("1"), ALL,
         "Fraction of traces that a traceidratio sampler records.";
 
@@ -222,10 +226,10 @@ keys! {
         "Topic of the terminal records, one per message. A worker also accepts it as \
          PRODUCE_TOPIC, a relay as CONSUME_TOPIC.";
     KAFKA_TOPIC_PARTITIONS "kafka.topic_partitions" count(1, 10_000), Fixed("12"), DISTRIBUTED,
-        "Number of partitions of topics that chatmesh creates because they do not exist.";
+        "Number of partitions of each topic that chatmesh creates because it does not exist.";
     KAFKA_REPLICATION_FACTOR "kafka.replication_factor" count(1, 100), Fixed("1"), DISTRIBUTED,
-        "Replication factor of topics that chatmesh creates. A warning is logged if an existing \
-         topic has fewer replicas.";
+        "Number of replicas of each topic that chatmesh creates. A warning is logged if an \
+         existing topic has fewer replicas.";
     KAFKA_LINGER_MS "kafka.linger_ms" milliseconds(0, 60_000), Fixed("1"), DISTRIBUTED,
         "Time for which the producer collects records into a batch. 10 ms, the value of the \
          original system, adds about 20 ms of latency per message and does not increase \
@@ -234,13 +238,14 @@ keys! {
         "Time limit for the log's acknowledgement of a record, and so for accepting a message.";
     KAFKA_PROPERTIES "kafka.properties" Kind::Map, Fixed(""), DISTRIBUTED,
         "Further librdkafka properties, as key=value,key=value or as a table in the file. They \
-         take precedence over chatmesh's own. A comma in a value is written as \\,.";
+         take precedence over the properties that chatmesh sets. A comma in a value is written as \
+         \\,.";
 
     REDIS_URL "redis.url" Kind::RedisUrl, Derived("built from redis.host, redis.port, redis.password and redis.db"), DISTRIBUTED, secret: true,
         "Redis server, cluster or sentinel: a URL with the scheme redis, redis-cluster or \
          redis-sentinel, or with TLS rediss, rediss-cluster or rediss-sentinel. A sentinel's URL \
-         names the master: redis-sentinel://HOST:26379/0?sentinelServiceName=NAME. Takes precedence \
-         over the four settings below.";
+         names the master: redis-sentinel://HOST:26379/0?sentinelServiceName=NAME. Takes \
+         precedence over the four settings below.";
     REDIS_HOST "redis.host" Kind::Text, Fixed("localhost"), DISTRIBUTED,
         "Host of the Redis server.";
     REDIS_PORT "redis.port" count(1, 65535), Fixed("6379"), DISTRIBUTED,
@@ -275,7 +280,7 @@ keys! {
          any caller, for any user, as in the original system; for demonstrations only.";
     ADMIN_KEY "auth.admin_key" Kind::Text, Derived("none"), GATEWAY, secret: true,
         "Key of administrative HTTP calls, which send it as Authorization: Bearer.";
-    TOKEN_TTL "auth.token_ttl" POSITIVE_S, Fixed("3600"), GATEWAY,
+    TOKEN_TTL "auth.token_ttl" POSITIVE_SECONDS, Fixed("3600"), GATEWAY,
         "Lifetime of the tokens that chatmesh issues.";
 
     CHAT_PAGE "gateway.chat_page" Kind::Choice(&["on", "off"]), Fixed("on"), GATEWAY,
@@ -286,12 +291,12 @@ keys! {
         "Whether cross-origin requests may carry credentials (CORS). Counts as false while every \
          origin is allowed.";
     MAX_CONTENT_CHARS "gateway.max_content_chars" characters(1, 200_000), Fixed("8000"), GATEWAY,
-        "Longest content of a message.";
+        "Maximum length of a message's content.";
     MAX_FRAME_BYTES "gateway.max_frame_bytes" bytes(256, 900_000), Fixed("65536"), GATEWAY,
-        "Largest frame that a client may send.";
+        "Maximum size of a frame that a client may send.";
     OUTBOUND_QUEUE_BYTES "gateway.outbound_queue_bytes" bytes(65_536, 1 << 30), Fixed("1048576"), GATEWAY,
-        "Largest outbound queue of one connection. When a slow client has filled it, the gateway \
-         first drops deltas (chatmesh.v1 only) and then closes the connection.";
+        "Maximum size of one connection's outbound queue. When a slow client has filled it, the \
+         gateway first drops deltas (chatmesh.v1 only) and then closes the connection.";
     HEAD_TIMEOUT_MS "gateway.head_timeout_ms" POSITIVE_MS, Fixed("10000"), GATEWAY,
         "Time within which a client must send the head of its HTTP request.";
     PING_INTERVAL_MS "gateway.ping_interval_ms" POSITIVE_MS, Fixed("25000"), GATEWAY,
@@ -299,58 +304,61 @@ keys! {
     PING_TIMEOUT_MS "gateway.ping_timeout_ms" POSITIVE_MS, Fixed("10000"), GATEWAY,
         "Time within which a client must answer a ping. Otherwise the connection is closed.";
     OPEN_CHECK_MS "gateway.open_check_ms" milliseconds(100, 600_000), Fixed("5000"), GATEWAY,
-        "Interval at which the gateway reads the mailboxes of users with pending answers, in case \
+        "Interval at which the gateway reads the mailboxes of users with pending messages, in case \
          a published terminal frame was lost.";
 
     USER_RATE_LIMIT_MAX_REQUESTS "limits.user_requests" count(0, 1_000_000), Fixed("10"), ALL,
-        "Messages that one user may send within the window, over all gateways. 0 disables the \
-         limit.";
+        "Maximum number of messages that one user may send within the window, over all gateways. 0 \
+         disables the limit.";
     USER_RATE_LIMIT_WINDOW_SECONDS "limits.user_window" seconds(1, 86_400), Fixed("60"), ALL,
         "Window of the message rate. All messages of a window may be sent at once; after that, \
-         one more is allowed each window divided by their number.";
+         one message is allowed each time that the window divided by their number has passed.";
     RATE_LIMIT_FAIL "limits.fail" Kind::Choice(&["closed", "open"]), Fixed("closed"), GATEWAY,
         "Treatment of messages while Redis is unavailable. closed rejects them, open accepts them \
          without counting.";
     USER_DAILY_TOKENS "limits.user_daily_tokens" tokens(0, 1_000_000_000_000), Fixed("0"), ALL,
-        "Model tokens that one user may use per day (UTC), as reported by the provider. 0 \
-         disables the limit.";
+        "Maximum number of model tokens that one user may use per day (UTC), as reported by the \
+         provider. 0 disables the limit.";
     USER_MAX_CONVERSATIONS "limits.user_conversations" count(0, 1_000_000), Fixed("200"), ALL,
-        "Conversations that one user may have. 0 disables the limit.";
+        "Maximum number of conversations of one user. 0 disables the limit.";
     USER_MAX_PENDING "limits.user_pending" count(0, 10_000), Fixed("32"), ALL,
-        "Messages of one user that may wait for their answers. 0 disables the limit.";
+        "Maximum number of messages of one user that may wait for their answers. 0 disables the \
+         limit.";
     USER_MAX_CONNECTIONS "limits.user_connections" count(0, 1_000_000), Fixed("20"), GATEWAY,
-        "WebSocket connections of one user to one gateway. 0 disables the limit.";
+        "Maximum number of WebSocket connections of one user to one gateway. 0 disables the limit.";
     ADDRESS_MAX_CONNECTIONS "limits.address_connections" count(0, 10_000_000), Fixed("0"), GATEWAY,
-        "WebSocket connections from one address to one gateway, and as many other HTTP \
-         connections. 0 disables the limit.";
+        "Maximum number of WebSocket connections from one address to one gateway, and of other \
+         HTTP connections. 0 disables the limit.";
     MAX_CONNECTIONS "limits.connections" count(0, 10_000_000), Fixed("0"), GATEWAY,
-        "WebSocket connections to one gateway. 0 disables the limit.";
+        "Maximum number of WebSocket connections to one gateway. 0 disables the limit.";
     MAX_HTTP_CONNECTIONS "limits.http_connections" count(0, 10_000_000), Fixed("1024"), GATEWAY,
-        "Connections to one gateway that are not, or not yet, WebSockets. At the limit, the \
-         connection that has been silent for longest is closed. 0 disables the limit.";
+        "Maximum number of connections to one gateway that are not, or not yet, WebSockets. At the \
+         limit, the connection that has been silent for longest is closed. 0 disables the limit.";
     MAX_NEW_CONNECTIONS "limits.new_connections" count(0, 1_000_000), Fixed("0"), GATEWAY,
-        "New WebSocket connections to one gateway per second. 0 disables the limit.";
+        "Maximum number of new WebSocket connections to one gateway per second. 0 disables the \
+         limit.";
     TRUSTED_PROXIES "limits.trusted_proxies" Kind::List, Derived("none"), GATEWAY,
         "Addresses and networks, such as 10.0.0.0/8, of proxies whose X-Forwarded-For header is \
          trusted.";
 
     MAX_WORKERS "worker.max_workers" count(1, 10_000), Fixed("50"), WORKER,
-        "Messages that one process answers at the same time.";
-    MESSAGE_MAX_AGE "worker.message_max_age" POSITIVE_S, Fixed("43200"), ALL,
-        "Age from which a message that still waits is no longer answered; it ends with the error \
-         expired.";
+        "Maximum number of messages that one process answers at the same time.";
+    MESSAGE_MAX_AGE "worker.message_max_age" POSITIVE_SECONDS, Fixed("43200"), ALL,
+        "Age above which a message that still waits is no longer answered; it fails with the \
+         error expired.";
     MESSAGE_DEADLINE_MS "worker.message_deadline_ms" POSITIVE_MS, Fixed("300000"), WORKER,
-        "Time for the answer to one message, including all attempts.";
+        "Time limit for the answer to one message, including all attempts.";
     MAX_ANSWER_BYTES "worker.max_answer_bytes" bytes(1024, 64 << 20), Fixed("262144"), WORKER,
-        "Longest answer, counted as JSON. A longer one is cut off there.";
+        "Maximum size of an answer, counted as JSON. A longer answer is cut off at this size.";
     STREAM_FLUSH_MS "worker.stream_flush_ms" milliseconds(0, 10_000), Fixed("30"), WORKER,
         "Time for which parts of an answer are collected into one delta.";
     STREAM_FLUSH_BYTES "worker.stream_flush_bytes" bytes(1, 1 << 20), Fixed("1024"), WORKER,
         "Length of the collected text at which a delta is published at once.";
     MAX_DELIVERIES "pipeline.max_deliveries" count(1, 1000), Fixed("5"), CONSUMERS,
-        "Number of deliveries after which a record that keeps failing becomes a dead letter.";
+        "Maximum number of times that one process tries a record that fails, and that workers \
+         begin one message. Beyond that, the record becomes a dead letter.";
     READ_AHEAD_BYTES "pipeline.read_ahead_bytes" bytes(65_536, 4 << 30), Fixed("8388608"), CONSUMERS,
-        "Size of the records that are buffered in memory before the consumer is paused.";
+        "Size of the records in memory at which the consumer is paused.";
 
     OPENAI_API_KEY "model.api_key" Kind::Text, Derived("none; without model.base_url too, the demo model answers"), WORKER, secret: true,
         "Key of the model's API.";
@@ -361,48 +369,48 @@ keys! {
     SYSTEM_PROMPT "model.system_prompt" Kind::Prose, Fixed("You are a helpful assistant."), WORKER,
         "Instructions at the start of every prompt. An empty text in a file or flag disables them.";
     OPENAI_MAX_TOKENS "model.max_tokens" tokens(1, 1_000_000), Fixed("500"), WORKER,
-        "Longest answer that is requested from the model.";
+        "Maximum length of the answer that is requested from the model.";
     OPENAI_TEMPERATURE "model.temperature" Kind::Float { min: 0.0, max: 2.0 }, Fixed("0.7"), WORKER,
         "Sampling temperature.";
     OPENAI_CONTEXT_TOKENS "model.context_tokens" tokens(2, 100_000_000), Fixed("16385"), WORKER,
-        "Context window of the model, which prompt and answer share.";
+        "Length of the model's context window, which prompt and answer share.";
     OPENAI_TIMEOUT_MS "model.timeout_ms" POSITIVE_MS, Fixed("2000"), WORKER,
-        "Time until the model's first token. Local models that load at the first request, and \
-         reasoning models, need more.";
+        "Time within which the model must send its first token. Local models that load at the \
+         first request, and reasoning models, need more.";
     OPENAI_IDLE_TIMEOUT_MS "model.idle_timeout_ms" POSITIVE_MS, Fixed("10000"), WORKER,
-        "Time between two tokens of the model.";
+        "Time after a token within which the model must send the next token.";
     OPENAI_MAX_ATTEMPTS "model.max_attempts" count(1, 100), Fixed("3"), WORKER,
-        "Calls to the model for one message before the message fails.";
+        "Maximum number of calls to the model for one message. After that, the message fails.";
     KEEP_HISTORY "history.keep" Kind::Bool, Fixed("true"), WORKER,
         "Whether the prompt contains earlier turns of the conversation.";
     CHAT_HISTORY_MAX_MESSAGES "history.max_messages" count(0, 2000), Fixed("20"), WORKER,
-        "Largest number of earlier messages in the prompt. A question and its answer count as two.";
-    CHAT_HISTORY_TTL "history.ttl" POSITIVE_S, Fixed("3600"), WORKER,
+        "Maximum number of earlier messages in the prompt. A question and its answer count as two.";
+    CHAT_HISTORY_TTL "history.ttl" POSITIVE_SECONDS, Fixed("3600"), WORKER,
         "Time since a conversation's last turn after which the prompt contains no earlier turns.";
 
     RELAY_MAX_IN_FLIGHT "relay.max_in_flight" count(1, 100_000), Fixed("512"), RELAY,
-        "Terminal records that one relay delivers at the same time.";
-    RELAY_REWIND_SECONDS "relay.rewind_seconds" POSITIVE_S, Fixed("60"), RELAY,
-        "How far the relay rewinds after an assignment or a failover of Redis. Must exceed the \
-         lag of the Redis replicas.";
-    RELAY_REBUILD_SECONDS "relay.rebuild_seconds" POSITIVE_S, Fixed("600"), RELAY,
-        "How far the relay rewinds when Redis has lost its data.";
+        "Maximum number of terminal records that one relay delivers at the same time.";
+    RELAY_REWIND_SECONDS "relay.rewind_seconds" POSITIVE_SECONDS, Fixed("60"), RELAY,
+        "How far back the relay rewinds after an assignment or a failover of Redis. Must exceed \
+         the lag of the Redis replicas.";
+    RELAY_REBUILD_SECONDS "relay.rebuild_seconds" POSITIVE_SECONDS, Fixed("600"), RELAY,
+        "How far back the relay rewinds when Redis has lost its data.";
     LOG_EPOCH "relay.log_epoch" Kind::Name, Fixed("0"), RELAY,
-        "Generation of the responses topic. Change it when the topic is recreated, because its \
-         offsets start again at 0.";
+        "Part of every position. Change it when the responses topic is recreated, because the \
+         topic's offsets then start again at 0.";
 
-    DEDUP_TTL "keep.dedup_ttl" POSITIVE_S, Fixed("86400"), ALL,
+    DEDUP_TTL "keep.dedup_ttl" POSITIVE_SECONDS, Fixed("86400"), ALL,
         "How long the outcome of a message is stored, so that the same message is never answered \
          twice.";
-    MAILBOX_TTL "keep.mailbox_ttl" POSITIVE_S, Fixed("86400"), ALL,
+    MAILBOX_TTL "keep.mailbox_ttl" POSITIVE_SECONDS, Fixed("86400"), ALL,
         "How long terminal frames are stored for clients that reconnect.";
     MAILBOX_FRAMES "keep.mailbox_frames" count(1, 100_000), Fixed("200"), ALL,
-        "Number of terminal frames that are stored for one user.";
+        "Maximum number of terminal frames that are stored for one user.";
     MAILBOX_BYTES "keep.mailbox_bytes" bytes(65_536, 1 << 30), Fixed("4194304"), ALL,
-        "Size of the terminal frames that are stored for one user.";
+        "Maximum size of all terminal frames that are stored for one user.";
     HISTORY_TURNS "keep.history_turns" count(1, 100_000), Fixed("1000"), ALL,
-        "Number of turns that are stored for one conversation.";
-    HISTORY_RETENTION "keep.history_retention" POSITIVE_S, Fixed("2592000"), ALL,
+        "Maximum number of turns that are stored for one conversation.";
+    HISTORY_RETENTION "keep.history_retention" POSITIVE_SECONDS, Fixed("2592000"), ALL,
         "How long the turns of a conversation are stored.";
 
     DATA_DIR "embedded.data_dir" Kind::Text, Fixed("./chatmesh-data"), ALL_IN_ONE,
@@ -410,9 +418,10 @@ keys! {
     EPHEMERAL "embedded.ephemeral" Kind::Bool, Fixed("false"), ALL_IN_ONE,
         "Whether all data is kept in memory only and lost when the process exits.";
     EMBEDDED_PARTITIONS "embedded.partitions" count(1, 1024), Fixed("4"), ALL_IN_ONE,
-        "Partitions of each topic of the embedded log.";
-    LOG_RETENTION "embedded.log_retention" POSITIVE_S, Fixed("86400"), ALL_IN_ONE,
-        "How long records stay in the embedded log after every consumer group has read them.";
+        "Number of partitions of each topic of the embedded log.";
+    LOG_RETENTION "embedded.log_retention" POSITIVE_SECONDS, Fixed("86400"), ALL_IN_ONE,
+        "Age above which a record is removed from the embedded log, once every consumer group has \
+         finished it.";
     MIN_FREE_DISK "embedded.min_free_disk" bytes(0, i64::MAX as u64), Fixed("268435456"), ALL_IN_ONE,
         "Free disk space below which new messages are rejected.";
 
@@ -420,11 +429,12 @@ keys! {
         "Whether a service of the original system is part of the deployment.";
 }
 
-/// Variables of `chatmesh chat`. They begin with `CHATMESH_`, but are not unknown settings.
+/// Variables that `chatmesh chat` reads. They begin with `CHATMESH_` and set no key of the table,
+/// but are not reported as unknown.
 pub(super) const CHAT_VARIABLES: [&str; 3] = ["CHATMESH_URL", "CHATMESH_USER", "CHATMESH_TOKEN"];
 
 /// Variables of the original system that chatmesh ignores, each with the reason and the roles that
-/// warn about it. They warn only about values other than the original system's usual `*`.
+/// warn about it. A value that contains `*`, as usual in the original system, causes no warning.
 pub(super) const IGNORED_VARIABLES: &[(&str, &str, &[Role])] = &[
     (
         "ALLOW_METHODS",
@@ -438,7 +448,7 @@ pub(super) const IGNORED_VARIABLES: &[(&str, &str, &[Role])] = &[
     ),
 ];
 
-/// The setting with this key in the file, or with this variable.
+/// The setting whose key or variable is `name`. `None` if there is no such setting.
 pub(super) fn find(name: &str) -> Option<&'static Key> {
     TABLE
         .iter()

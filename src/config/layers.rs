@@ -1,25 +1,25 @@
-//! Reads the sources of a configuration (defaults, file, `.env`, environment, flags) and merges them
-//! with the `config` crate. Every value keeps its source.
+//! Reads the sources of a configuration (defaults, file, `.env`, environment, flags) and merges
+//! them with the `config` crate. Every value keeps its source.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use config::{FileFormat, Map, Source, Value as Raw, ValueKind};
+use config::{FileFormat, Map, Source, Value as RawValue, ValueKind};
 
 use super::error::Problem;
 use super::keys::{self, Key};
 use super::kind::{Kind, Value};
 use super::{Role, dotenv};
 
-/// The source of default values.
-pub(super) const DEFAULT: &str = "default";
+/// Name of the source of a value that no other source sets.
+pub(super) const DEFAULT_SOURCE: &str = "default";
 
 /// A setting from the command line.
 #[derive(Debug, Clone)]
 pub struct Flag {
     /// The flag without its value, such as `--port`, for error texts.
     pub flag: String,
-    /// The key in the file, or the variable.
+    /// The key or the variable of the setting.
     pub key: String,
     /// The value as text.
     pub value: String,
@@ -28,19 +28,19 @@ pub struct Flag {
 /// The sources of a configuration. A process uses [`Sources::from_process`]; tests build their own.
 #[derive(Debug, Clone, Default)]
 pub struct Sources {
-    /// The TOML file (`--config`). If `None`, the variable `CHATMESH_CONFIG` names it.
+    /// The TOML file (`--config`). If `None`, the variable `CHATMESH_CONFIG` may name a file.
     pub file: Option<PathBuf>,
     /// The `.env` file. It need not exist.
     pub dotenv: Option<PathBuf>,
     /// Environment variables.
     pub environment: Vec<(String, String)>,
-    /// Flags in order; a later one takes precedence.
+    /// Flags in order; a later flag takes precedence over an earlier flag of the same setting.
     pub flags: Vec<Flag>,
 }
 
 impl Sources {
-    /// The environment of this process, and `.env` in its working directory. Characters that are not
-    /// UTF-8 are replaced.
+    /// The environment of this process, and `.env` in its working directory. Characters that are
+    /// not UTF-8 are replaced.
     pub fn from_process(file: Option<PathBuf>, flags: Vec<Flag>) -> Self {
         let text = |os: std::ffi::OsString| os.to_string_lossy().into_owned();
         Self {
@@ -56,32 +56,36 @@ impl Sources {
 
 /// The values of one source, by dotted key.
 #[derive(Debug, Clone, Default)]
-struct Layer(BTreeMap<String, Raw>);
+struct Layer(BTreeMap<String, RawValue>);
 
 impl Source for Layer {
     fn clone_into_box(&self) -> Box<dyn Source + Send + Sync> {
         Box::new(self.clone())
     }
 
-    fn collect(&self) -> Result<Map<String, Raw>, config::ConfigError> {
+    fn collect(&self) -> Result<Map<String, RawValue>, config::ConfigError> {
         Ok(self.0.clone().into_iter().collect())
     }
 }
 
-/// The merged layers.
+/// The result of merging all sources.
 #[derive(Debug, Default)]
 pub(super) struct MergedLayers {
     /// The value of highest precedence, by key. A setting without value and default is absent.
-    pub(super) values: BTreeMap<&'static str, Raw>,
+    pub(super) values: BTreeMap<&'static str, RawValue>,
+    /// What is wrong with the sources: files that can't be read, and keys that do not exist.
     pub(super) problems: Vec<Problem>,
-    /// All variables of `.env` and environment that are not empty: name to value and source.
+    /// All variables of `.env` and the environment that are not empty: the value and its source, by
+    /// name.
     pub(super) variables: BTreeMap<String, (String, String)>,
 }
 
-fn with_source(source: &str, kind: impl Into<ValueKind>) -> Raw {
-    Raw::new(Some(&source.to_owned()), kind)
+fn with_source(source: &str, kind: impl Into<ValueKind>) -> RawValue {
+    RawValue::new(Some(&source.to_owned()), kind)
 }
 
+/// Reads the sources and merges them. A later source takes precedence: defaults, file, `.env`,
+/// environment, flags.
 pub(super) fn merge(role: Role, sources: &Sources) -> MergedLayers {
     let mut problems = Vec::new();
     let mut variables = BTreeMap::new();
@@ -121,7 +125,7 @@ pub(super) fn merge(role: Role, sources: &Sources) -> MergedLayers {
     let mut values = BTreeMap::new();
     for key in keys::TABLE {
         let (section, name) = key.name.split_once('.').unwrap_or((key.name, ""));
-        if let Some(Raw {
+        if let Some(RawValue {
             kind: ValueKind::Table(section),
             ..
         }) = table.get(section)
@@ -137,7 +141,7 @@ pub(super) fn merge(role: Role, sources: &Sources) -> MergedLayers {
     }
 }
 
-/// Inserts the variables that are not empty. They replace those of the same name.
+/// Inserts the variables in `pairs` that are not empty. They replace variables of the same name.
 fn add_variables(
     variables: &mut BTreeMap<String, (String, String)>,
     pairs: Vec<(String, String)>,
@@ -176,11 +180,12 @@ fn read_dotenv(path: &Path, problems: &mut Vec<Problem>) -> Vec<(String, String)
 fn default_layer(role: Role) -> Layer {
     let mut layer = Layer::default();
     for key in keys::TABLE {
-        // The default of every map is empty, and an empty table changes nothing when it is merged.
+        // Maps are left out: the default of every map is empty, and an empty table changes nothing
+        // when it is merged.
         if let (Some(text), false) = (key.default_text(role), matches!(key.kind, Kind::Map)) {
             layer
                 .0
-                .insert(key.name.to_owned(), with_source(DEFAULT, text));
+                .insert(key.name.to_owned(), with_source(DEFAULT_SOURCE, text));
         }
     }
     layer
@@ -224,8 +229,8 @@ fn file_layer(path: &Path, problems: &mut Vec<Problem>) -> Layer {
     layer
 }
 
-/// Line and reason of a TOML error. The parser's own report is not used, because it prints the line,
-/// which may contain a password.
+/// Describes the TOML error in `text` by line and reason. The parser's own report is not used,
+/// because it prints the line, which may contain a password.
 fn describe_toml_error(text: &str) -> String {
     let Err(error) = toml::from_str::<toml::Table>(text) else {
         return "a value has a type that settings do not have".to_owned();
@@ -241,40 +246,43 @@ fn describe_toml_error(text: &str) -> String {
     }
 }
 
+/// The values that variables set. A variable that begins with `CHATMESH_` and names no setting is a
+/// problem.
 fn variable_layer(
     role: Role,
     variables: &BTreeMap<String, (String, String)>,
     problems: &mut Vec<Problem>,
 ) -> Layer {
     let mut layer = Layer::default();
-    let mut known = vec!["CHATMESH_CONFIG".to_owned()];
+    let mut known_variables = vec!["CHATMESH_CONFIG".to_owned()];
     for key in keys::TABLE {
-        let first = key.variables(role).find_map(|variable| {
-            // The prefixed name is for hosts where the short one, such as PORT, has another meaning.
+        let value_and_source = key.variables(role).find_map(|variable| {
+            // The prefixed name is for hosts where the short name, such as PORT, has another
+            // meaning.
             let prefixed = variables.get(&format!("CHATMESH_{variable}"));
             prefixed.or_else(|| variables.get(variable))
         });
-        if let Some((value, source)) = first {
+        if let Some((value, source)) = value_and_source {
             let value = strip_quotes(key, value);
             insert(&mut layer, key, source, value.into(), problems);
         }
-        let all_roles = key.role_variables.iter().map(|(_, variable)| *variable);
-        let all = all_roles.chain([key.variable]);
-        known.extend(all.map(|variable| format!("CHATMESH_{variable}")));
+        let role_variables = key.role_variables.iter().map(|(_, variable)| *variable);
+        let all_variables = role_variables.chain([key.variable]);
+        known_variables.extend(all_variables.map(|variable| format!("CHATMESH_{variable}")));
     }
     let ignored = keys::IGNORED_VARIABLES.iter();
-    known.extend(ignored.map(|(variable, _, _)| format!("CHATMESH_{variable}")));
-    known.extend(keys::CHAT_VARIABLES.map(str::to_owned));
+    known_variables.extend(ignored.map(|(variable, _, _)| format!("CHATMESH_{variable}")));
+    known_variables.extend(keys::CHAT_VARIABLES.map(str::to_owned));
     for (name, (_, source)) in variables {
-        if name.starts_with("CHATMESH_") && !known.contains(name) {
+        if name.starts_with("CHATMESH_") && !known_variables.contains(name) {
             problems.push(unknown_key(name, source));
         }
     }
     layer
 }
 
-/// Removes the quotes that `docker run --env-file` leaves around a value. A secret keeps them, because
-/// they may be part of it.
+/// Removes the quotes that `docker run --env-file` leaves around a value. A secret keeps them,
+/// because they may be part of it.
 fn strip_quotes<'a>(key: &Key, value: &'a str) -> &'a str {
     let trimmed = value.trim();
     for quote in ['"', '\''] {
@@ -300,7 +308,7 @@ fn flag_layer(flags: &[Flag], problems: &mut Vec<Problem>) -> Layer {
     layer
 }
 
-/// Inserts a value into a layer. An empty value counts as unset, unless the setting may be empty.
+/// Inserts a value into a layer. An empty text is not inserted, unless the setting may be empty.
 fn insert(
     layer: &mut Layer,
     key: &Key,
@@ -320,7 +328,8 @@ fn insert(
             .insert(key.name.to_owned(), with_source(source, value));
         return;
     }
-    // Maps become tables here, because the layers' tables are merged entry by entry.
+    // A map becomes a table here, because the `config` crate merges tables of several layers entry
+    // by entry.
     match key.kind.parse(&value) {
         Some(Value::Map(map)) => {
             let table: Map<String, Raw> = map
@@ -339,6 +348,7 @@ fn insert(
     }
 }
 
+/// The problem of a key or variable that does not exist, with the most similar name as a hint.
 fn unknown_key(name: &str, source: &str) -> Problem {
     let variable = name.strip_prefix("CHATMESH_");
     let candidates = keys::TABLE.iter().map(|key| match variable {
@@ -357,7 +367,7 @@ fn unknown_key(name: &str, source: &str) -> Problem {
     }
 }
 
-/// The Levenshtein distance.
+/// The Levenshtein distance: how many characters must be inserted, removed or replaced.
 fn edit_distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();

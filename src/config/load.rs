@@ -6,16 +6,17 @@ use config::ValueKind;
 
 use super::error::{ConfigErrors, Problem};
 use super::keys::{self, Key};
-use super::layers::{self, DEFAULT, Sources};
+use super::layers::{self, DEFAULT_SOURCE, Sources};
 use super::resolved::{Config, ResolvedValue};
 use super::{Role, checks};
 
 impl Config {
-    /// Reads the sources for `role` and validates all settings that the role uses. Other settings
-    /// only have to exist.
+    /// Reads the sources for `role` and validates all settings that the role uses. Of the settings
+    /// that only other roles use, a value that is not allowed is ignored, except that maps must be
+    /// readable.
     ///
     /// # Errors
-    /// Returns all errors at once.
+    /// The configuration is invalid. The error contains all problems, not only the first.
     pub fn load(role: Role, sources: &Sources) -> Result<Self, ConfigErrors> {
         let merged = layers::merge(role, sources);
         let mut problems = merged.problems;
@@ -24,15 +25,15 @@ impl Config {
             let Some(raw) = merged.values.get(key.name) else {
                 continue;
             };
-            let source = raw.origin().unwrap_or(DEFAULT).to_owned();
+            let source = raw.origin().unwrap_or(DEFAULT_SOURCE).to_owned();
             let mut resolved = ResolvedValue::parse(key, &raw.kind, source.clone());
             if resolved.is_none() {
                 if key.roles.contains(&role) {
-                    problems.push(not_allowed(key, &raw.kind, source));
+                    problems.push(disallowed_value(key, &raw.kind, source));
                 }
                 let default = key.default_text(role).map(ValueKind::from);
-                resolved =
-                    default.and_then(|text| ResolvedValue::parse(key, &text, DEFAULT.into()));
+                resolved = default
+                    .and_then(|text| ResolvedValue::parse(key, &text, DEFAULT_SOURCE.into()));
             }
             if let Some(resolved) = resolved {
                 values.insert(key.name, resolved);
@@ -52,7 +53,8 @@ impl Config {
     }
 }
 
-fn not_allowed(key: &Key, raw: &ValueKind, source: String) -> Problem {
+/// The problem of a value that is not allowed. Secrets are not printed.
+fn disallowed_value(key: &Key, raw: &ValueKind, source: String) -> Problem {
     let value = match raw {
         _ if key.secret => "the value (hidden)".to_owned(),
         // A URL with an @ may contain a user name and a password.

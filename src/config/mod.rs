@@ -1,16 +1,18 @@
-//! Configuration: defaults, file, `.env`, environment and flags are merged, validated as a whole, and
-//! converted to typed settings.
+//! Configuration: defaults, file, `.env`, environment and flags are merged, validated as a whole,
+//! and converted to typed settings.
 //!
 //! | module | task |
 //! | --- | --- |
-//! | `keys` | the table of settings, which all others use |
-//! | `kind` | parsing of values |
-//! | `layers` | merging of the sources |
-//! | `load` | loading: merge, parse, validate |
-//! | `resolved` | [`Config`]: one value with its source per setting |
-//! | `checks` | contradictions between settings, and warnings |
-//! | `sections` | typed settings of each part of the program, [`settings`] |
-//! | `show`, `default_file`, `document` | `config show`, `config default`, `docs/settings.md` |
+//! | `keys` | has the table of settings, which the other modules use |
+//! | `kind` | parses values and describes the allowed values |
+//! | `layers`, `dotenv` | read the sources and merge them |
+//! | `load` | loads a [`Config`]: merges, parses and validates |
+//! | `resolved`, `values` | [`Config`]: the value of each setting, with its source |
+//! | `checks` | finds contradictions between settings, and composes warnings |
+//! | `sections` | converts values to the types of [`settings`] and [`bounds`] |
+//! | `show` | prints the values for `config show` |
+//! | `default_file` | prints the file for `config default` |
+//! | `document` | generates `docs/settings.md` |
 //!
 //! Settings are plain values: this module imports nothing of the parts that it configures.
 

@@ -1,5 +1,5 @@
-//! The validated settings of each part of the program, as plain types. Fields name the variable that
-//! sets them; `docs/settings.md` has the defaults.
+//! The validated settings of each part of the program, as plain types. The comment of each field
+//! names the variable that sets it; `docs/settings.md` has the defaults.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -14,20 +14,21 @@ use crate::config::bounds::Bounds;
 /// Settings of the Kafka client: connection, topics and producer.
 #[derive(Debug, Clone)]
 pub struct KafkaSettings {
-    /// `KAFKA_BOOTSTRAP_SERVERS`: `host:port`, separated by commas.
+    /// `KAFKA_BOOTSTRAP_SERVERS`: brokers to connect to first, as `host:port`, separated by commas.
     pub bootstrap_servers: String,
-    /// `KAFKA_TOPIC_PARTITIONS`, for topics that chatmesh creates.
+    /// `KAFKA_TOPIC_PARTITIONS`: number of partitions of each topic that chatmesh creates.
     pub topic_partitions: i32,
-    /// `KAFKA_REPLICATION_FACTOR`, for topics that chatmesh creates.
+    /// `KAFKA_REPLICATION_FACTOR`: number of replicas of each topic that chatmesh creates.
     pub replication_factor: i16,
-    /// `KAFKA_LINGER_MS`.
+    /// `KAFKA_LINGER_MS`: time for which the producer collects records into a batch.
     pub linger: Duration,
-    /// `PRODUCE_TIMEOUT_MS`: limit for the acknowledgement of a record.
+    /// `PRODUCE_TIMEOUT_MS`: time limit for the acknowledgement of a record.
     pub produce_timeout: Duration,
-    /// `INTEROP`: consumers use the assignor `range`, the only one that services of the original system
-    /// in the same group know.
+    /// `INTEROP`: whether consumers use the assignor `range`, the only assignor that services of
+    /// the original system in the same group support.
     pub interop: bool,
-    /// `KAFKA_PROPERTIES`: librdkafka properties that override all others. Values may be secrets.
+    /// `KAFKA_PROPERTIES`: librdkafka properties, which override the properties that chatmesh sets.
+    /// Values may be secrets.
     pub properties: BTreeMap<String, SecretString>,
     /// The property `client.id`: the process's `SERVER_ID`.
     pub client_id: String,
@@ -36,35 +37,37 @@ pub struct KafkaSettings {
 /// Settings of the Redis client.
 #[derive(Debug, Clone)]
 pub struct RedisSettings {
-    /// `REDIS_URL`, or built from `REDIS_HOST` and the related settings. May contain a password.
+    /// `REDIS_URL`, or a URL built from `REDIS_HOST`, `REDIS_PORT`, `REDIS_PASSWORD` and
+    /// `REDIS_DB`. May contain a password.
     pub url: SecretString,
-    /// `REDIS_COMMAND_TIMEOUT_MS`: then a command fails as unavailable.
+    /// `REDIS_COMMAND_TIMEOUT_MS`: time after which a command fails as unavailable.
     pub command_timeout: Duration,
-    /// Bounds of the stored data.
+    /// Retention of the data in the fan-out, and limits of one user.
     pub bounds: Bounds,
 }
 
 /// Settings of the embedded log and fan-out.
 #[derive(Debug, Clone)]
 pub struct EmbeddedSettings {
-    /// `DATA_DIR`. `None` with `EPHEMERAL`: all data stays in memory.
+    /// `DATA_DIR`: directory of the data. `None` if `EPHEMERAL` is set: all data stays in memory.
     pub data_dir: Option<PathBuf>,
-    /// `EMBEDDED_PARTITIONS`: partitions of each topic.
+    /// `EMBEDDED_PARTITIONS`: number of partitions of each topic.
     pub partitions: i32,
-    /// `LOG_RETENTION`: how long a record is stored after every group has consumed it.
+    /// `LOG_RETENTION`: age after which a record is removed, once every consumer group has finished
+    /// it.
     pub retention: Duration,
-    /// `MIN_FREE_DISK` in bytes: with less free space, new messages are rejected.
+    /// `MIN_FREE_DISK`: free disk space in bytes below which new messages are rejected.
     pub min_free_disk: u64,
-    /// Bounds of the data that the fan-out stores.
+    /// Retention of the data in the fan-out, and limits of one user.
     pub bounds: Bounds,
 }
 
 /// `AUTH_MODE`: how tokens are checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AuthMode {
-    /// Compared with the token in the fan-out, as in the original system.
+    /// A token must equal the user's token in the fan-out, as in the original system.
     Stored,
-    /// Signed tokens (JWT).
+    /// A token is signed (JWT), and its signature is verified.
     Jwt,
     /// Every token that is not empty is valid.
     Open,
@@ -73,24 +76,27 @@ pub enum AuthMode {
 /// The keys that verify signed tokens.
 #[derive(Debug, Clone)]
 pub enum JwtKeys {
-    /// `JWT_SECRET`, for HS256. chatmesh can issue tokens with it, too.
+    /// `JWT_SECRET`: a key for HS256. chatmesh can issue tokens with this key, too.
     Secret(SecretString),
-    /// `JWT_PUBLIC_KEY_FILE`: a public key in PEM: RSA (RS256), P-256 (ES256) or Ed25519 (EdDSA).
+    /// `JWT_PUBLIC_KEY_FILE`: path of a public key in PEM: RSA (RS256), P-256 (ES256) or Ed25519
+    /// (EdDSA).
     PublicKeyFile(PathBuf),
-    /// `JWT_JWKS` as a file, which is reloaded regularly.
+    /// `JWT_JWKS`: path of a key set, which is reloaded regularly.
     JwksFile(PathBuf),
-    /// `JWT_JWKS` as a URL.
+    /// `JWT_JWKS`: URL of a key set, which is reloaded regularly.
     JwksUrl(url::Url),
 }
 
 /// How signed tokens are verified.
 #[derive(Debug, Clone)]
 pub struct JwtSettings {
-    /// The keys.
+    /// The keys with which a token may be signed.
     pub keys: JwtKeys,
-    /// `JWT_AUDIENCE`: `aud` must contain one of them. If empty, `aud` is not checked.
+    /// `JWT_AUDIENCE`: accepted audiences. The claim `aud` of a token must contain one of these
+    /// texts. If empty, `aud` is not checked.
     pub audience: Vec<String>,
-    /// `JWT_ISSUER`: `iss` must be one of them. If empty, `iss` is not checked.
+    /// `JWT_ISSUER`: accepted issuers. The claim `iss` of a token must be one of these texts. If
+    /// empty, `iss` is not checked.
     pub issuer: Vec<String>,
 }
 
@@ -112,18 +118,19 @@ pub enum TokenEndpoint {
     Open,
 }
 
-/// A network in CIDR notation.
+/// An IP network: all addresses that begin with the same bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Network {
     address: IpAddr,
-    bits: u8,
+    /// Number of leading bits in which an address of the network equals `address`.
+    prefix_bits: u8,
 }
 
 impl Network {
     /// Whether the network contains the address. An IPv4-mapped IPv6 address counts as IPv4.
     pub fn contains(&self, address: IpAddr) -> bool {
         let has_same_prefix = |a: u128, b: u128, width: u32| {
-            let host_bits = width - u32::from(self.bits);
+            let host_bits = width - u32::from(self.prefix_bits);
             host_bits >= 128 || (a ^ b) >> host_bits == 0
         };
         match (self.address, address.to_canonical()) {
@@ -141,33 +148,38 @@ impl FromStr for Network {
 
     /// Parses `10.0.0.0/8`, `::1/128`, or a single address.
     fn from_str(text: &str) -> Result<Self, ()> {
-        let (address, bits) = match text.split_once('/') {
-            Some((address, bits)) => (address, Some(bits)),
+        let (address, prefix_bits) = match text.split_once('/') {
+            Some((address, prefix_bits)) => (address, Some(prefix_bits)),
             None => (text, None),
         };
         let address: IpAddr = address.trim().parse().map_err(|_| ())?;
         let max_bits = if address.is_ipv4() { 32 } else { 128 };
-        let bits = bits.map_or(Ok(max_bits), |bits| bits.trim().parse().map_err(|_| ()))?;
-        (bits <= max_bits)
-            .then_some(Self { address, bits })
+        let prefix_bits =
+            prefix_bits.map_or(Ok(max_bits), |bits| bits.trim().parse().map_err(|_| ()))?;
+        (prefix_bits <= max_bits)
+            .then_some(Self {
+                address,
+                prefix_bits,
+            })
             .ok_or(())
     }
 }
 
-/// Limits of connections to one gateway. 0 disables a limit.
+/// Limits on the connections to one gateway. 0 disables a limit.
 #[derive(Debug, Clone, Default)]
 pub struct ConnectionLimits {
-    /// `USER_MAX_CONNECTIONS`: WebSockets of one user.
+    /// `USER_MAX_CONNECTIONS`: maximum number of WebSockets of one user.
     pub per_user: usize,
-    /// `ADDRESS_MAX_CONNECTIONS`: WebSockets from one IPv4 address, or from one IPv6 /64 network.
+    /// `ADDRESS_MAX_CONNECTIONS`: maximum number of WebSockets from one IPv4 address, or from one
+    /// IPv6 /64 network, and of other HTTP connections from there.
     pub per_address: usize,
-    /// `MAX_CONNECTIONS`: all WebSockets.
+    /// `MAX_CONNECTIONS`: maximum number of all WebSockets.
     pub per_process: usize,
-    /// `MAX_HTTP_CONNECTIONS`: connections that are not, or not yet, WebSockets.
+    /// `MAX_HTTP_CONNECTIONS`: maximum number of connections that are not, or not yet, WebSockets.
     pub http: usize,
-    /// `MAX_NEW_CONNECTIONS`: new WebSockets per second.
+    /// `MAX_NEW_CONNECTIONS`: maximum number of new WebSockets per second.
     pub per_second: u32,
-    /// `TRUSTED_PROXIES`: peers whose `X-Forwarded-For` header is trusted.
+    /// `TRUSTED_PROXIES`: networks of the proxies whose `X-Forwarded-For` header is trusted.
     pub trusted_proxies: Vec<Network>,
 }
 
@@ -178,51 +190,57 @@ pub struct GatewaySettings {
     pub listen: SocketAddr,
     /// `SERVER_ID`: the gateway's name in records, metrics and `welcome`.
     pub server_id: String,
-    /// `MESSAGES_TOPIC`.
+    /// `MESSAGES_TOPIC`: topic to which messages are appended.
     pub messages_topic: String,
-    /// `AUTH_MODE`.
+    /// `AUTH_MODE`: how tokens are checked.
     pub auth: AuthMode,
-    /// How signed tokens are verified. `None` unless `AUTH_MODE=jwt`.
+    /// Keys and claims for the verification of signed tokens. `None` unless `AUTH_MODE=jwt`.
     pub jwt: Option<JwtSettings>,
-    /// `TOKEN_ENDPOINT`.
+    /// `TOKEN_ENDPOINT`: who may call `POST /token`.
     pub token_endpoint: TokenEndpoint,
-    /// `ADMIN_KEY`.
+    /// `ADMIN_KEY`: key of administrative HTTP calls. `None`: no such call is allowed.
     pub admin_key: Option<SecretString>,
-    /// Limits of connections.
+    /// Limits on connections.
     pub limits: ConnectionLimits,
-    /// `USER_RATE_LIMIT_WINDOW_SECONDS`. After 100 rejections within it, a connection is closed.
+    /// `USER_RATE_LIMIT_WINDOW_SECONDS`: window of the message rate. After 100 rejections within a
+    /// window, a connection is closed.
     pub rate_window: Duration,
-    /// `RATE_LIMIT_FAIL=open`: while the fan-out is unavailable, messages are accepted without counting.
+    /// `RATE_LIMIT_FAIL=open`: whether messages are accepted without counting while the fan-out is
+    /// unavailable.
     pub rate_fail_open: bool,
-    /// `USER_MAX_PENDING`, for `welcome`. 0 disables the limit.
+    /// `USER_MAX_PENDING`, which `welcome` tells the client: maximum number of messages of one user
+    /// that may wait for their answers. 0 disables the limit.
     pub max_pending: usize,
-    /// `TOKEN_TTL`: lifetime of issued tokens.
+    /// `TOKEN_TTL`: lifetime of the tokens that chatmesh issues.
     pub token_ttl: Duration,
     /// `CHAT_PAGE`: whether the chat page and the browser client are served.
     pub chat_page: bool,
-    /// `ALLOW_ORIGINS`. `*` allows every origin.
+    /// `ALLOW_ORIGINS`: origins of web pages that may connect. `*` allows every origin.
     pub allow_origins: Vec<String>,
-    /// `ALLOW_CREDENTIALS` for CORS. Always false while every origin is allowed.
+    /// `ALLOW_CREDENTIALS`: whether cross-origin requests may carry credentials (CORS). Always
+    /// false while every origin is allowed.
     pub allow_credentials: bool,
-    /// `MAX_CONTENT_CHARS`.
+    /// `MAX_CONTENT_CHARS`: maximum length of a message's content, in characters.
     pub max_content_chars: usize,
-    /// `MAX_FRAME_BYTES`: largest frame from a client.
+    /// `MAX_FRAME_BYTES`: maximum size of a frame from a client, in bytes.
     pub max_frame_bytes: usize,
-    /// `OUTBOUND_QUEUE_BYTES` of one connection.
+    /// `OUTBOUND_QUEUE_BYTES`: maximum size of one connection's outbound queue, in bytes.
     pub outbound_queue_bytes: usize,
-    /// `PRODUCE_TIMEOUT_MS`: how long a message may wait to be accepted.
+    /// `PRODUCE_TIMEOUT_MS`: time within which a message must be accepted.
     pub produce_timeout: Duration,
-    /// `DRAIN_TIMEOUT_MS`: time to finish after SIGTERM.
+    /// `DRAIN_TIMEOUT_MS`: time for the drain after SIGTERM.
     pub drain_timeout: Duration,
-    /// `HEAD_TIMEOUT_MS`: time within which a client must send the head of its request.
+    /// `HEAD_TIMEOUT_MS`: time within which a client must send the head of its HTTP request.
     pub head_timeout: Duration,
     /// `PING_INTERVAL_MS`: time without a frame from the client after which a ping is sent.
     pub ping_interval: Duration,
-    /// `PING_TIMEOUT_MS`: without an answer to a ping by then, the connection is closed with 4408.
+    /// `PING_TIMEOUT_MS`: time within which a client must answer a ping. Otherwise the connection
+    /// is closed with 4408.
     pub ping_timeout: Duration,
-    /// `OPEN_CHECK_MS`: interval at which the mailboxes of users with pending answers are read.
-    pub open_check: Duration,
-    /// `INTEROP`: services of the original system are part of the deployment.
+    /// `OPEN_CHECK_MS`: interval at which the gateway reads the mailboxes of users with pending
+    /// messages, in case a published terminal frame was lost.
+    pub open_check_interval: Duration,
+    /// `INTEROP`: whether services of the original system are part of the deployment.
     pub interop: bool,
 }
 
@@ -233,134 +251,147 @@ pub struct PipelineSettings {
     pub topic: String,
     /// The dead-letter topic: the consumed topic's name, followed by `.dlq`.
     pub dead_letter_topic: String,
-    /// The consumer group.
+    /// The name of the consumer group.
     pub group: String,
-    /// Records processed at the same time: `MAX_WORKERS`, or in the relay `RELAY_MAX_IN_FLIGHT`.
+    /// Maximum number of records that are processed at the same time: `MAX_WORKERS`, or in the
+    /// relay `RELAY_MAX_IN_FLIGHT`.
     pub max_workers: usize,
-    /// `MAX_DELIVERIES`: deliveries after which a record that keeps failing becomes a dead letter.
+    /// `MAX_DELIVERIES`: maximum number of times that one process tries a record whose processing
+    /// fails, and maximum number of owners that may begin one message. Above either, the record
+    /// becomes a dead letter.
     pub max_deliveries: u32,
-    /// `READ_AHEAD_BYTES`: size of buffered records at which the consumer is paused.
+    /// `READ_AHEAD_BYTES`: size of the records in memory, in bytes, at which the consumer is
+    /// paused.
     pub read_ahead_bytes: usize,
-    /// `DRAIN_TIMEOUT_MS`: time to finish after SIGTERM.
+    /// `DRAIN_TIMEOUT_MS`: time for the drain after SIGTERM.
     pub drain_timeout: Duration,
 }
 
 /// Settings of the worker.
 #[derive(Debug, Clone)]
 pub struct WorkerSettings {
-    /// The consumer of the log.
+    /// Settings of the record pipeline.
     pub pipeline: PipelineSettings,
-    /// `RESPONSES_TOPIC`.
+    /// `RESPONSES_TOPIC`: topic to which terminal records are appended.
     pub responses_topic: String,
-    /// The model's API. `None` for the built-in demo model.
+    /// Settings of the model's API. `None` if the built-in demo model answers.
     pub model: Option<ModelApiSettings>,
     /// Content and options of requests to the model.
     pub prompt: PromptSettings,
-    /// `MESSAGE_MAX_AGE`: older messages end with `expired`.
+    /// `MESSAGE_MAX_AGE`: age above which a message is not answered; it fails with `expired`.
     pub message_max_age: Duration,
-    /// `MESSAGE_DEADLINE_MS`, for one message with all its attempts.
+    /// `MESSAGE_DEADLINE_MS`: time limit for the answer to one message, including all attempts.
     pub message_deadline: Duration,
-    /// `MAX_ANSWER_BYTES`, counted as JSON.
+    /// `MAX_ANSWER_BYTES`: maximum size of an answer as JSON, in bytes.
     pub max_answer_bytes: usize,
     /// `STREAM_FLUSH_MS`: time for which text is collected into one delta.
     pub stream_flush: Duration,
-    /// `STREAM_FLUSH_BYTES`: collected text at which a delta is published at once.
+    /// `STREAM_FLUSH_BYTES`: size of the collected text, in bytes, at which a delta is published at
+    /// once.
     pub stream_flush_bytes: usize,
-    /// Address of health and metrics (`METRICS_HOST`, `METRICS_PORT`).
+    /// Address on which the worker serves health and metrics (`METRICS_HOST`, `METRICS_PORT`).
     pub admin_listen: SocketAddr,
 }
 
 /// Settings of the model's API.
 #[derive(Debug, Clone)]
 pub struct ModelApiSettings {
-    /// `OPENAI_BASE_URL`.
+    /// `OPENAI_BASE_URL`: base URL of an OpenAI-compatible API.
     pub base_url: url::Url,
-    /// `OPENAI_API_KEY`. Local servers need none.
+    /// `OPENAI_API_KEY`: key of the API. `None` for a local server, which needs no key.
     pub api_key: Option<SecretString>,
-    /// `OPENAI_TIMEOUT_MS`: time until the first token.
+    /// `OPENAI_TIMEOUT_MS`: time within which the model must send the first token.
     pub first_token_timeout: Duration,
-    /// `OPENAI_IDLE_TIMEOUT_MS`: time between two tokens.
+    /// `OPENAI_IDLE_TIMEOUT_MS`: time after a token within which the model must send the next
+    /// token.
     pub idle_timeout: Duration,
-    /// `OPENAI_MAX_ATTEMPTS`: calls for one message.
+    /// `OPENAI_MAX_ATTEMPTS`: maximum number of calls for one message.
     pub max_attempts: u32,
 }
 
 /// Content and options of requests to the model.
 #[derive(Debug, Clone)]
 pub struct PromptSettings {
-    /// `OPENAI_MODEL`.
+    /// `OPENAI_MODEL`: name of the model.
     pub model: String,
-    /// `SYSTEM_PROMPT`. Empty for none.
+    /// `SYSTEM_PROMPT`: instructions at the start of every prompt. Empty for no instructions.
     pub system_prompt: String,
-    /// `OPENAI_MAX_TOKENS`: longest answer.
+    /// `OPENAI_MAX_TOKENS`: maximum length of an answer, in tokens.
     pub max_tokens: u32,
-    /// `OPENAI_TEMPERATURE`.
+    /// `OPENAI_TEMPERATURE`: sampling temperature, 0 to 2.
     pub temperature: f64,
-    /// `OPENAI_CONTEXT_TOKENS`: prompt and answer together, estimated.
+    /// `OPENAI_CONTEXT_TOKENS`: maximum length of prompt and answer together, in estimated tokens.
     pub context_tokens: usize,
     /// `KEEP_HISTORY`: whether the prompt contains earlier turns.
     pub keep_history: bool,
-    /// `CHAT_HISTORY_MAX_MESSAGES`: a question and its answer count as two.
+    /// `CHAT_HISTORY_MAX_MESSAGES`: maximum number of earlier messages in the prompt. A question
+    /// and its answer count as two.
     pub history_max_messages: usize,
-    /// `CHAT_HISTORY_TTL`: time since the last turn after which earlier turns are left out.
+    /// `CHAT_HISTORY_TTL`: time since a conversation's last turn after which the prompt contains no
+    /// earlier turns.
     pub history_ttl: Duration,
 }
 
 /// Settings of the relay.
 #[derive(Debug, Clone)]
 pub struct RelaySettings {
-    /// The consumer of the log.
+    /// Settings of the record pipeline.
     pub pipeline: PipelineSettings,
-    /// `RELAY_REWIND_SECONDS`: how far a partition is rewound after a failover.
-    pub rewind: Duration,
-    /// `RELAY_REBUILD_SECONDS`: how far a partition is rewound after a loss of data.
-    pub rebuild: Duration,
-    /// `LOG_EPOCH`: part of every position. Operators change it when `responses` is recreated.
+    /// `RELAY_REWIND_SECONDS`: how far back a partition is rewound after an assignment, a reconnect
+    /// or a failover.
+    pub rewind_window: Duration,
+    /// `RELAY_REBUILD_SECONDS`: how far back a partition is rewound after Redis has lost its data.
+    pub rebuild_window: Duration,
+    /// `LOG_EPOCH`: part of every position. Operators change it when the topic `responses` is
+    /// recreated.
     pub log_epoch: String,
-    /// Address of health and metrics (`METRICS_HOST`, `METRICS_PORT`).
+    /// Address on which the relay serves health and metrics (`METRICS_HOST`, `METRICS_PORT`).
     pub admin_listen: SocketAddr,
 }
 
 /// Settings of logs.
 #[derive(Debug, Clone)]
 pub struct LoggingSettings {
-    /// `APP_NAME`, in every line.
+    /// `APP_NAME`: service name in every log line.
     pub app_name: String,
     /// `LOG_LEVEL`: a level or a filter of `tracing`.
     pub level: String,
-    /// `LOG_FORMAT`.
+    /// `LOG_FORMAT`: format of the log lines.
     pub format: LogFormat,
-    /// `LOG_FOLDER`: directory of daily files, in addition to standard output.
+    /// `LOG_FOLDER`: directory of daily log files, in addition to standard output. `None`: log
+    /// lines are written to standard output only.
     pub folder: Option<PathBuf>,
-    /// `LOG_FILES`: number of daily files that are retained.
+    /// `LOG_FILES`: number of daily log files that are retained.
     pub max_files: usize,
 }
 
 /// Settings of traces, set by OpenTelemetry's variables.
 #[derive(Debug, Clone)]
 pub struct TraceSettings {
-    /// `OTEL_EXPORTER_OTLP_ENDPOINT`: the collector. `None`: no traces are recorded.
+    /// `OTEL_EXPORTER_OTLP_ENDPOINT`: URL of the collector. `None`: no traces are recorded.
     pub endpoint: Option<url::Url>,
-    /// `OTEL_EXPORTER_OTLP_HEADERS`. Values may be secrets.
+    /// `OTEL_EXPORTER_OTLP_HEADERS`: headers of requests to the collector. Values may be secrets.
     pub headers: BTreeMap<String, SecretString>,
-    /// `OTEL_EXPORTER_OTLP_TIMEOUT`, for one request.
+    /// `OTEL_EXPORTER_OTLP_TIMEOUT`: time limit of one request to the collector.
     pub timeout: Duration,
-    /// `OTEL_SERVICE_NAME`.
+    /// `OTEL_SERVICE_NAME`: service name in traces, if it is set.
     pub service_name: Option<String>,
-    /// The service name if neither `OTEL_SERVICE_NAME` nor a resource attribute sets one.
-    pub role_name: String,
-    /// `SERVER_ID`.
+    /// `chatmesh-` and the role's name: the service name if neither `OTEL_SERVICE_NAME` nor a
+    /// resource attribute sets a service name.
+    pub default_service_name: String,
+    /// `SERVER_ID`: the process's name in traces.
     pub instance: String,
-    /// `OTEL_RESOURCE_ATTRIBUTES`.
+    /// `OTEL_RESOURCE_ATTRIBUTES`: additional resource attributes in traces.
     pub resource: BTreeMap<String, String>,
-    /// `OTEL_TRACES_SAMPLER`.
+    /// `OTEL_TRACES_SAMPLER`: which traces are recorded.
     pub sampler: TraceSampler,
     /// `OTEL_TRACES_SAMPLER_ARG`: fraction of traces that a ratio sampler records, 0 to 1.
     pub sampler_arg: f64,
 }
 
 /// `OTEL_TRACES_SAMPLER`: which traces are recorded. The parent-based samplers follow the caller's
-/// decision, and differ for traces that begin in chatmesh.
+/// decision if the caller has begun the trace; their variants say which of the traces that begin in
+/// chatmesh are recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TraceSampler {
     /// Records all traces.
@@ -369,19 +400,19 @@ pub enum TraceSampler {
     AlwaysOff,
     /// Records a fraction of all traces, chosen by trace id.
     Ratio,
-    /// Records all traces that begin here.
+    /// Parent-based: records all traces that begin in chatmesh.
     ParentBasedAlwaysOn,
-    /// Records no traces that begin here.
+    /// Parent-based: records no traces that begin in chatmesh.
     ParentBasedAlwaysOff,
-    /// Records a fraction of the traces that begin here.
+    /// Parent-based: records a fraction of the traces that begin in chatmesh, chosen by trace id.
     ParentBasedRatio,
 }
 
 /// `LOG_FORMAT`: the format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
-    /// One JSON object per line. The default without a terminal.
+    /// One JSON object per line. The default if standard output is no terminal.
     Json,
-    /// Text for people. The default in a terminal.
+    /// Text for people. The default if standard output is a terminal.
     Pretty,
 }

@@ -1,4 +1,4 @@
-//! `config show`: the effective values with their sources, without secrets.
+//! Implements `config show`: prints the effective values with their sources, without secrets.
 
 use std::fmt::Write as _;
 
@@ -10,24 +10,25 @@ use super::kind::Value;
 use super::resolved::ResolvedValue;
 use super::settings::{AuthMode, TokenEndpoint};
 
-/// Text in place of a secret.
-const HIDDEN: &str = "(hidden)";
+/// The text that is printed in place of a secret.
+const HIDDEN_TEXT: &str = "(hidden)";
 
 /// A setting as `config show` prints it.
 #[derive(Debug, Clone, Serialize)]
 pub struct EffectiveSetting {
-    /// The key in the file. An entry of a map has its name appended.
+    /// The setting's key in the file. If the setting is a map, followed by a dot and the entry's
+    /// name.
     pub key: String,
-    /// The environment variable.
+    /// The environment variable that sets the value.
     pub variable: &'static str,
-    /// The effective value, or a placeholder for a secret. `null` if there is none.
+    /// The effective value, or a placeholder for a secret. `null` if the setting has no value.
     pub value: serde_json::Value,
-    /// The source of the value, in words.
+    /// The source of the value in words.
     pub source: String,
 }
 
 impl Config {
-    /// The settings that the role uses, without secrets.
+    /// The values of all settings that the role uses, without secrets.
     pub fn effective_settings(&self) -> Vec<EffectiveSetting> {
         let used = keys::TABLE
             .iter()
@@ -35,7 +36,8 @@ impl Config {
         used.flat_map(|key| self.effective_key(key)).collect()
     }
 
-    /// One row, or for a map one for each entry, because each entry has its own source.
+    /// The value of one setting. A map that is not empty results in one value for each entry,
+    /// because each entry has its own source.
     fn effective_key(&self, key: &'static Key) -> Vec<EffectiveSetting> {
         let (value, source) = match self.values.get(key.name) {
             Some(ResolvedValue {
@@ -47,7 +49,7 @@ impl Config {
                 let row = |(name, value): (&String, &String)| EffectiveSetting {
                     key: format!("{}.{name}", key.name),
                     variable: key.variable,
-                    value: if is_hidden(name) { HIDDEN } else { value }.into(),
+                    value: if is_hidden(name) { HIDDEN_TEXT } else { value }.into(),
                     source: entry_sources.get(name).cloned().unwrap_or_default(),
                 };
                 return map.iter().map(row).collect();
@@ -63,7 +65,7 @@ impl Config {
         }]
     }
 
-    /// The value of a setting with a derived default, and its source.
+    /// The value of a setting that no source sets and that has no fixed default, and its source.
     fn derived_value(&self, key: &Key) -> (serde_json::Value, String) {
         let source = match key.default {
             DefaultValue::Derived(description) => format!("default: {description}"),
@@ -92,7 +94,7 @@ impl Config {
         (text.into(), source)
     }
 
-    /// The settings for people: one aligned line each.
+    /// The settings as text for people: one aligned line for each setting.
     pub fn show_text(&self) -> String {
         let rows = self.effective_settings();
         let width = rows.iter().map(|row| row.key.len()).max().unwrap_or(0);
@@ -109,7 +111,7 @@ impl Config {
         out
     }
 
-    /// The settings as JSON: role, settings and notices.
+    /// The settings as JSON, with the role and the notices.
     pub fn show_json(&self) -> String {
         let document = serde_json::json!({
             "role": self.role().as_str(),
@@ -120,6 +122,7 @@ impl Config {
     }
 }
 
+/// A value as text on one line.
 fn one_line(value: &serde_json::Value) -> String {
     match value {
         serde_json::Value::Null => "(none)".to_owned(),
@@ -127,17 +130,19 @@ fn one_line(value: &serde_json::Value) -> String {
     }
 }
 
+/// A setting's value in JSON, without secrets.
 fn visible_value(key: &Key, value: &Value) -> serde_json::Value {
     match value {
-        // Of a URL, only the credentials are hidden, because the rest helps to find mistakes.
+        // A URL is shown without its credentials, even if the setting is secret, because scheme,
+        // host and path help to find mistakes.
         Value::Text(text) if key.name.ends_with("url") => redacted_url(text).into(),
-        Value::Text(_) if key.secret => HIDDEN.into(),
+        Value::Text(_) if key.secret => HIDDEN_TEXT.into(),
         Value::Text(text) => text.as_str().into(),
         Value::Bool(value) => (*value).into(),
         Value::Int(value) => (*value).into(),
         Value::Float(value) => (*value).into(),
         Value::List(items) => items.clone().into(),
-        // Only an empty map: others are shown entry by entry.
+        // The map is empty: `effective_key` shows any other map entry by entry.
         Value::Map(_) => serde_json::Value::Null,
     }
 }
@@ -153,22 +158,22 @@ fn is_secret_name(name: &str) -> bool {
         "jaas",
         "passphrase",
     ];
-    let key_material = name.contains("pem") || name.contains("ssl.key");
+    let is_key_material = name.contains("pem") || name.contains("ssl.key");
     parts.iter().any(|part| name.contains(part))
-        || key_material
+        || is_key_material
         || name == "sasl.oauthbearer.config"
 }
 
-/// A URL without user name and password, either of which may be the secret, and without the values
-/// of parameters that may be secret.
+/// Replaces user name, password, and the values of parameters that may be secret in a URL by
+/// `hidden`. Returns `(hidden)` if the text is no URL.
 fn redacted_url(text: &str) -> String {
     let Ok(mut url) = url::Url::parse(text) else {
-        return HIDDEN.to_owned();
+        return HIDDEN_TEXT.to_owned();
     };
     let is_redacted = (url.password().is_none() || url.set_password(Some("hidden")).is_ok())
         && (url.username().is_empty() || url.set_username("hidden").is_ok());
     if !is_redacted {
-        return HIDDEN.to_owned();
+        return HIDDEN_TEXT.to_owned();
     }
     if url.query().is_some() {
         let pairs: Vec<(String, String)> = url.query_pairs().into_owned().collect();

@@ -1,5 +1,5 @@
-//! Access to resolved values as plain types. The table of settings guarantees that every value has
-//! the kind of its key, so the fallbacks for other kinds are never reached.
+//! Reads resolved values as plain types, for `sections` and `checks`. Each method expects a key of
+//! the kind in its name. For a key of another kind it would return an empty value or 0.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -10,21 +10,21 @@ use secrecy::SecretString;
 use super::Config;
 use super::keys::Key;
 use super::kind::{self, Kind, Unit, Value};
-use super::layers::DEFAULT;
+use super::layers::DEFAULT_SOURCE;
 
 impl Config {
-    /// Whether a source sets the value, so it is not the default.
-    pub(super) fn is_set(&self, key: &Key) -> bool {
+    /// Whether a file, variable or flag sets the value. False if the setting has its default.
+    pub(super) fn is_explicit(&self, key: &Key) -> bool {
         self.values
             .get(key.name)
-            .is_some_and(|resolved| resolved.source != DEFAULT)
+            .is_some_and(|resolved| resolved.source != DEFAULT_SOURCE)
     }
 
-    /// The source of the value, in words.
+    /// The source of the value in words, such as `file chatmesh.toml`.
     pub(super) fn source(&self, key: &Key) -> &str {
         self.values
             .get(key.name)
-            .map_or(DEFAULT, |resolved| &resolved.source)
+            .map_or(DEFAULT_SOURCE, |resolved| &resolved.source)
     }
 
     fn value(&self, key: &Key) -> Option<&Value> {
@@ -38,7 +38,7 @@ impl Config {
         }
     }
 
-    /// The text, or an empty one if there is none.
+    /// The text, or an empty text if the setting has no value.
     pub(super) fn text_or_empty(&self, key: &Key) -> String {
         self.text(key).unwrap_or_default().to_owned()
     }
@@ -58,9 +58,9 @@ impl Config {
         usize::try_from(self.int(key)).unwrap_or(usize::MAX)
     }
 
-    /// The number as a smaller type.
+    /// The number as a smaller integer type.
     pub(super) fn int_as<T: TryFrom<u64> + Default>(&self, key: &Key) -> T {
-        // The bounds in the table are within those of the type, which a test verifies.
+        // Cannot fail: a test verifies that the largest allowed number fits the type.
         T::try_from(self.int(key)).unwrap_or_default()
     }
 
@@ -89,7 +89,7 @@ impl Config {
         }
     }
 
-    /// A duration, in the unit of the key's kind.
+    /// The number as a duration, in the unit of the key's kind: seconds or milliseconds.
     pub(super) fn duration(&self, key: &Key) -> Duration {
         match key.kind {
             Kind::Int {
@@ -100,6 +100,7 @@ impl Config {
         }
     }
 
+    /// The socket address of a setting with a host and a setting with a port.
     pub(super) fn address(&self, host: &Key, port: &Key) -> SocketAddr {
         let ip = self.text(host).and_then(kind::parse_host);
         let ip = ip.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));

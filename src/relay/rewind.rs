@@ -74,8 +74,8 @@ impl RewindController {
             cluster,
             log_epoch: settings.log_epoch.clone(),
             topic: settings.pipeline.topic.clone(),
-            rewind_window: settings.rewind,
-            rebuild_window: settings.rebuild,
+            rewind_window: settings.rewind_window,
+            rebuild_window: settings.rebuild_window,
             rewinds: Mutex::default(),
         }
     }
@@ -331,8 +331,8 @@ pub(super) mod tests {
                 read_ahead_bytes: 1,
                 drain_timeout: Duration::from_secs(1),
             },
-            rewind: Duration::from_secs(60),
-            rebuild: Duration::from_secs(600),
+            rewind_window: Duration::from_secs(60),
+            rebuild_window: Duration::from_secs(600),
             log_epoch: "0".into(),
             admin_listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         }

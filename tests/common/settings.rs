@@ -74,7 +74,7 @@ pub(crate) fn gateway_settings() -> GatewaySettings {
         head_timeout: Duration::from_secs(10),
         ping_interval: Duration::from_secs(25),
         ping_timeout: Duration::from_secs(10),
-        open_check: Duration::from_secs(5),
+        open_check_interval: Duration::from_secs(5),
         interop: false,
     }
 }

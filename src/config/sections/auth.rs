@@ -1,9 +1,10 @@
-//! Settings of authentication.
+//! Composes the settings of authentication: how tokens are verified, and who may request tokens.
 
 use crate::config::settings::{AuthMode, JwtKeys, JwtSettings, TokenEndpoint};
 use crate::config::{Config, Role, keys};
 
 impl Config {
+    /// How the gateway checks tokens. The default depends on the role and its address.
     pub(in crate::config) fn auth_mode(&self) -> AuthMode {
         match self.text(&keys::AUTH_MODE) {
             Some("open") => AuthMode::Open,
@@ -15,7 +16,8 @@ impl Config {
         }
     }
 
-    /// How signed tokens are verified. `None` unless `AUTH_MODE` is `jwt`.
+    /// The keys and claims for the verification of signed tokens. `None` unless `AUTH_MODE` is
+    /// `jwt`.
     pub(in crate::config) fn jwt(&self) -> Option<JwtSettings> {
         if self.auth_mode() != AuthMode::Jwt {
             return None;
@@ -38,6 +40,7 @@ impl Config {
         })
     }
 
+    /// Who may call `POST /token`. By default, callers with the admin key, if it is set.
     pub(in crate::config) fn token_endpoint(&self) -> TokenEndpoint {
         let key = self.secret(&keys::ADMIN_KEY);
         match (self.text(&keys::TOKEN_ENDPOINT), key) {

@@ -1,4 +1,5 @@
-//! Settings of the log and the fan-out: Kafka and Redis, or the embedded ones.
+//! Composes the settings of the log and the fan-out: of Kafka and Redis, or of the embedded
+//! engines.
 
 use std::path::PathBuf;
 
@@ -57,7 +58,7 @@ impl Config {
         }
     }
 
-    /// Host and port of Redis for logs, without the password.
+    /// Host and port of Redis as a text for logs, without the password.
     pub fn redis_address(&self) -> String {
         match url::Url::parse(&self.redis_url()) {
             Ok(url) => {
@@ -100,8 +101,9 @@ impl Config {
             window: self.duration(&keys::USER_RATE_LIMIT_WINDOW_SECONDS),
             daily_tokens: self.int(&keys::USER_DAILY_TOKENS),
             conversations: self.int_as(&keys::USER_MAX_CONVERSATIONS),
-            // With a relay of the original system, messages stay pending until a gateway sees their
-            // answers, so the limit would reject users too early.
+            // Unlimited beside services of the original system: a relay of that system does not
+            // remove messages from pending. They stay pending until a gateway sees their answers,
+            // so the limit would reject users too early.
             max_pending: if self.interop() {
                 0
             } else {
@@ -110,11 +112,13 @@ impl Config {
         }
     }
 
+    /// Whether a service of the original system is part of the deployment. Never in `all-in-one`.
     pub(in crate::config) fn interop(&self) -> bool {
         self.role() != Role::AllInOne && self.bool(&keys::INTEROP)
     }
 
-    // all-in-one ignores configured topic names: its log is not shared with other services.
+    /// The topic of the users' messages. `all-in-one` ignores the setting, because its log is not
+    /// shared with other services.
     pub(in crate::config) fn messages_topic(&self) -> String {
         match self.role() {
             Role::AllInOne => "incoming_messages".to_owned(),
@@ -122,6 +126,7 @@ impl Config {
         }
     }
 
+    /// The topic of the terminal records. `all-in-one` ignores the setting.
     pub(in crate::config) fn responses_topic(&self) -> String {
         match self.role() {
             Role::AllInOne => "responses".to_owned(),
@@ -134,13 +139,14 @@ impl Config {
         [self.messages_topic(), self.responses_topic()].map(|topic| format!("{topic}.dlq"))
     }
 
-    /// Whether a source sets the address of Kafka or Redis, so a distributed deployment is intended.
+    /// Whether a file, variable or flag sets the address of Kafka or Redis. Then the operator
+    /// intends a distributed deployment.
     pub fn has_kafka_or_redis_address(&self) -> bool {
-        self.is_set(&keys::KAFKA_BOOTSTRAP_SERVERS) || self.has_redis_address()
+        self.is_explicit(&keys::KAFKA_BOOTSTRAP_SERVERS) || self.has_redis_address()
     }
 
-    /// Whether a source sets the address of Redis.
+    /// Whether a file, variable or flag sets the address of Redis.
     pub fn has_redis_address(&self) -> bool {
-        self.is_set(&keys::REDIS_URL) || self.is_set(&keys::REDIS_HOST)
+        self.is_explicit(&keys::REDIS_URL) || self.is_explicit(&keys::REDIS_HOST)
     }
 }

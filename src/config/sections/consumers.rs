@@ -1,4 +1,4 @@
-//! Settings of the consumers of the log: worker and relay.
+//! Composes the settings of the two consumers of the log: worker and relay.
 
 use crate::config::keys::Key;
 use crate::config::settings::{
@@ -48,7 +48,8 @@ impl Config {
         }
     }
 
-    /// `None` if neither a key nor a URL is set: then the demo model answers.
+    /// Settings of the model's API. `None` if neither a key nor a URL is set: then the demo model
+    /// answers.
     fn model_api(&self) -> Option<ModelApiSettings> {
         let api_key = self.secret(&keys::OPENAI_API_KEY);
         let base_url = match (self.text(&keys::OPENAI_BASE_URL), &api_key) {
@@ -73,8 +74,8 @@ impl Config {
                 "message-relay-group",
                 &keys::RELAY_MAX_IN_FLIGHT,
             ),
-            rewind: self.duration(&keys::RELAY_REWIND_SECONDS),
-            rebuild: self.duration(&keys::RELAY_REBUILD_SECONDS),
+            rewind_window: self.duration(&keys::RELAY_REWIND_SECONDS),
+            rebuild_window: self.duration(&keys::RELAY_REBUILD_SECONDS),
             log_epoch: self.text_or_empty(&keys::LOG_EPOCH),
             admin_listen: self.admin_listen(),
         }

@@ -1,4 +1,4 @@
-//! Settings of the gateway, and the addresses on which roles listen.
+//! Composes the settings of the gateway, and the addresses on which roles listen.
 
 use std::net::SocketAddr;
 
@@ -34,7 +34,7 @@ impl Config {
             token_ttl: self.duration(&keys::TOKEN_TTL),
             chat_page: self.text(&keys::CHAT_PAGE) != Some("off"),
             allow_origins: self.list(&keys::ALLOW_ORIGINS),
-            allow_credentials: self.bool(&keys::ALLOW_CREDENTIALS) && !self.any_origin(),
+            allow_credentials: self.bool(&keys::ALLOW_CREDENTIALS) && !self.allows_any_origin(),
             max_content_chars: self.size(&keys::MAX_CONTENT_CHARS),
             max_frame_bytes: self.size(&keys::MAX_FRAME_BYTES),
             outbound_queue_bytes: self.size(&keys::OUTBOUND_QUEUE_BYTES),
@@ -43,26 +43,30 @@ impl Config {
             head_timeout: self.duration(&keys::HEAD_TIMEOUT_MS),
             ping_interval: self.duration(&keys::PING_INTERVAL_MS),
             ping_timeout: self.duration(&keys::PING_TIMEOUT_MS),
-            open_check: self.duration(&keys::OPEN_CHECK_MS),
+            open_check_interval: self.duration(&keys::OPEN_CHECK_MS),
             interop: self.interop(),
         }
     }
 
     /// Whether `ALLOW_ORIGINS` allows every origin.
-    pub(in crate::config) fn any_origin(&self) -> bool {
-        self.list(&keys::ALLOW_ORIGINS).iter().any(|o| o == "*")
+    pub(in crate::config) fn allows_any_origin(&self) -> bool {
+        let origins = self.list(&keys::ALLOW_ORIGINS);
+        origins.iter().any(|origin| origin == "*")
     }
 
+    /// The address on which the gateway accepts connections.
     pub(in crate::config) fn listen(&self) -> SocketAddr {
         self.address(&keys::HOST, &keys::PORT)
     }
 
+    /// The address on which a worker or relay serves health and metrics.
     pub(in crate::config) fn admin_listen(&self) -> SocketAddr {
         self.address(&keys::METRICS_HOST, &keys::METRICS_PORT)
     }
 
-    /// The address of this role's `/health`: the gateway's own, or that of the metrics.
-    pub fn health_listen(&self) -> SocketAddr {
+    /// The address on which this role serves `/health`. A gateway serves it beside clients'
+    /// connections, a worker or relay beside its metrics.
+    pub fn health_address(&self) -> SocketAddr {
         match self.role() {
             Role::Gateway | Role::AllInOne => self.listen(),
             Role::AiWorker | Role::Relay => self.admin_listen(),

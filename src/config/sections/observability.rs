@@ -1,4 +1,4 @@
-//! Settings of logs and traces.
+//! Composes the settings of logs and traces.
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ impl Config {
                 .collect(),
             timeout: self.duration(&keys::OTEL_EXPORTER_OTLP_TIMEOUT),
             service_name: self.text(&keys::OTEL_SERVICE_NAME).map(str::to_owned),
-            role_name: format!("chatmesh-{}", self.role().as_str()),
+            default_service_name: format!("chatmesh-{}", self.role().as_str()),
             instance: self.server_id(),
             resource: resource
                 .map(|(name, value)| (name, percent_decoded(&value)))
@@ -55,21 +55,22 @@ impl Config {
 }
 
 /// Decodes percent-encoding, which OpenTelemetry's variables use. Invalid sequences stay unchanged.
+/// The whole text stays unchanged if the result would not be UTF-8.
 fn percent_decoded(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        let code = after
+    let mut remaining = text.as_bytes();
+    while let Some((first, after)) = remaining.split_first() {
+        let digits = after
             .get(..2)
-            .and_then(|code| std::str::from_utf8(code).ok());
-        let code = code.filter(|code| code.bytes().all(|b| b.is_ascii_hexdigit()));
-        let byte = code.and_then(|code| u8::from_str_radix(code, 16).ok());
+            .and_then(|digits| std::str::from_utf8(digits).ok());
+        let digits = digits.filter(|digits| digits.bytes().all(|b| b.is_ascii_hexdigit()));
+        let byte = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok());
         if let (b'%', Some(byte)) = (first, byte) {
             bytes.push(byte);
-            rest = &after[2..];
+            remaining = &after[2..];
         } else {
             bytes.push(*first);
-            rest = after;
+            remaining = after;
         }
     }
     String::from_utf8(bytes).unwrap_or_else(|_| text.to_owned())

@@ -39,7 +39,7 @@ pub(super) fn resource(settings: &TraceSettings) -> Resource {
             "service.instance.id",
             settings.instance.clone(),
         ))
-        .with_service_name(settings.role_name.clone())
+        .with_service_name(settings.default_service_name.clone())
         .with_attributes(attributes)
         .with_attributes(
             settings

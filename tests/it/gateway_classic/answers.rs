@@ -7,7 +7,7 @@ use super::*;
 
 fn frequent_check_settings() -> GatewaySettings {
     GatewaySettings {
-        open_check: Duration::from_millis(100),
+        open_check_interval: Duration::from_millis(100),
         ..settings()
     }
 }

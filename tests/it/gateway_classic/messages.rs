@@ -120,7 +120,7 @@ async fn messages_of_a_connection_are_produced_completely_and_in_order() {
 async fn message_without_acknowledgement_in_time_is_answered_unavailable() {
     let gateway = start(GatewaySettings {
         produce_timeout: Duration::from_millis(300),
-        open_check: Duration::from_millis(50),
+        open_check_interval: Duration::from_millis(50),
         ..settings()
     })
     .await;

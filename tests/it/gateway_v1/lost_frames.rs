@@ -9,7 +9,7 @@ use crate::support::classic::ClassicClient;
 
 fn settings_with_frequent_checks() -> GatewaySettings {
     GatewaySettings {
-        open_check: Duration::from_millis(200),
+        open_check_interval: Duration::from_millis(200),
         ..settings()
     }
 }

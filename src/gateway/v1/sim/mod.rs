@@ -107,7 +107,7 @@ fn gateway(fanout: Arc<EmbeddedFanout>) -> Arc<Gateway> {
         drain_timeout: Duration::from_secs(5),
         ping_interval: Duration::from_secs(20),
         ping_timeout: Duration::from_secs(20),
-        open_check: Duration::from_secs(5),
+        open_check_interval: Duration::from_secs(5),
         interop: false,
         head_timeout: Duration::from_secs(10),
         chat_page: false,
