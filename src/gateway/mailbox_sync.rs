@@ -278,7 +278,7 @@ fn stored_source(
 /// `page_end`, or at the mailbox's end if that is `None`. The mailbox has no frame of a forgotten
 /// message, although this gateway may have missed that frame. The messages are requested after the
 /// page was read, so they include every message that was delivered before the page's last frame.
-async fn add_forgotten(
+async fn add_forgotten_messages(
     gateway: &Gateway,
     sessions: &UserSessions,
     frames: &mut Vec<(Position, String)>,
@@ -299,7 +299,7 @@ async fn add_forgotten(
 /// frames in the order in which the messages became pending; for a forgotten message, a frame that
 /// says that it was cancelled. With `only_forgotten`, returns the frames of forgotten messages
 /// only.
-async fn read_answered(
+async fn read_outcomes(
     gateway: &Gateway,
     sessions: &UserSessions,
     only_forgotten: bool,
