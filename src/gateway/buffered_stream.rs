@@ -1,8 +1,9 @@
-//! The TCP stream under one WebSocket.
+//! The TCP stream under one WebSocket. It saves memory of idle connections.
 //!
-//! The WebSocket library keeps a read buffer for as long as the connection lives, of the size that
-//! it reads at a time, and most connections are idle. Therefore the library gets a small buffer,
-//! and this stream reads ahead: as few system calls as with a large buffer, without its memory.
+//! The WebSocket library keeps a read buffer as long as the connection lives, of the size that it
+//! reads at a time, and most connections are idle. Therefore the library gets a small buffer, and
+//! this stream reads ahead from the socket. That needs as few system calls as a large buffer, and
+//! the memory is freed as soon as the library has requested the bytes.
 //!
 //! The library's buffers also stay as large as the longest frame that ever passed. This stream
 //! follows the frame boundaries in the passing bytes, so it can report when the library's buffers
@@ -68,7 +69,7 @@ struct FrameBoundaries {
 }
 
 impl FrameBoundaries {
-    /// Moves past the next bytes of the stream.
+    /// Follows the frame boundaries across the next bytes of the stream.
     fn advance(&mut self, mut bytes: &[u8]) {
         while let Some((&byte, rest)) = bytes.split_first() {
             if self.payload_remaining > 0 {
@@ -83,7 +84,7 @@ impl FrameBoundaries {
         }
     }
 
-    /// Moves past the next byte of a frame's header.
+    /// Interprets the next byte of a frame's header.
     fn advance_header(&mut self, byte: u8) {
         match self.header_bytes_passed {
             0 => {

@@ -89,7 +89,7 @@ pub(super) struct Gateway {
     /// The chat page; `None` where it is switched off.
     pub(super) page: Option<Page>,
     /// Whether the listener is bound to a loopback address.
-    pub(super) loopback: bool,
+    pub(super) is_loopback: bool,
     /// The number of the next message's correlation id. It is unique in the process, not in the
     /// connection: two clients may send the same correlation id, and an original worker's answer is
     /// matched only by its correlation id.

@@ -18,8 +18,8 @@ use super::context::Gateway;
 use super::sessions::UserSessions;
 
 /// Time between the closes of two connections while the gateway drains, so that the reconnecting
-/// clients don't overload the other gateways. Shorter where the gateway has so many connections
-/// that [`MAX_CLOSE_SPREAD`] would be exceeded.
+/// clients don't overload the other gateways. The time is shorter where the gateway has so many
+/// connections that [`MAX_CLOSE_SPREAD`] would be exceeded.
 const CLOSE_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Maximum time over which the closes of a drain are spread, however many connections there are.

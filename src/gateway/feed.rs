@@ -1,5 +1,5 @@
-//! The subscription to the fan-out: receives what is published for the users of this gateway and
-//! passes it on to their connections.
+//! Owns the subscription to the fan-out: receives the frames that are published for the users of
+//! this gateway, and passes them to the users' connections.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,7 +45,8 @@ pub(super) async fn run(gateway: Arc<Gateway>) -> Result<(), GatewayError> {
     }
 }
 
-/// Opens the feed, and passes each event to the user's connections, or a gap to all of them.
+/// Opens the feed. Passes each published frame to the connections of its user, and records each gap
+/// for all users.
 async fn distribute(gateway: &Gateway, clear_sender: ClearSender) -> Result<(), GatewayError> {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
     let (feed, mut events) = loop {

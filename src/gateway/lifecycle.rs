@@ -36,8 +36,8 @@ pub async fn serve(
     dependencies: Dependencies,
     drain: CancellationToken,
 ) -> Result<(), GatewayError> {
-    let loopback = listener.local_addr()?.ip().is_loopback();
-    let gateway = Arc::new(Gateway::new(dependencies, loopback, drain.clone())?);
+    let is_loopback = listener.local_addr()?.ip().is_loopback();
+    let gateway = Arc::new(Gateway::new(dependencies, is_loopback, drain.clone())?);
     if let Some(verifier) = &gateway.verifier {
         verifier.prefetch_keys();
     }
@@ -98,7 +98,7 @@ async fn drain_connections(gateway: &Arc<Gateway>, listener: &TcpListener) {
 impl Gateway {
     fn new(
         dependencies: Dependencies,
-        loopback: bool,
+        is_loopback: bool,
         drain: CancellationToken,
     ) -> Result<Self, GatewayError> {
         let settings = dependencies.settings;
@@ -123,7 +123,7 @@ impl Gateway {
             ),
             revocations: Revocations::new(settings.auth),
             page: settings.chat_page.then(|| Page::new(&settings)),
-            loopback,
+            is_loopback,
             next_message_number: AtomicU64::new(1),
             drain_closes: AtomicU64::new(0),
             drain,

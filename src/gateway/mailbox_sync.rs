@@ -23,7 +23,8 @@ use crate::protocol::sequence_number::SequenceNumber;
 /// Maximum number of mailboxes that one of the two loops reads at the same time.
 const MAX_CONCURRENT_READS: usize = 16;
 
-/// Maximum time between the begins of the reads of two users in the periodic loop.
+/// Maximum time from the start of one user's read to the start of the next user's read in the
+/// periodic loop.
 const MAX_READ_SPACING: Duration = Duration::from_millis(20);
 
 /// Time after a read within which every frame that was published before the read is received. A
@@ -42,8 +43,8 @@ const PAGE_BYTES: usize = 256 << 10;
 const MAX_PAGES: usize = 64;
 
 /// Reads mailboxes until the gateway is aborted. Every `OPEN_CHECK_MS` it reads the mailboxes of
-/// users with pending answers; after a gap, the mailboxes of all users; and when a frame is
-/// deferred, the mailbox of its user at once.
+/// users with pending answers and of the next shard; after a gap, the mailboxes of all users; and
+/// when a frame is deferred, the mailbox of its user at once.
 pub(super) async fn run(gateway: Arc<Gateway>) {
     tokio::select! {
         () = gateway.abort.cancelled() => {}

@@ -45,7 +45,8 @@ pub(super) struct OutboundQueue {
     dequeued: Notify,
     /// Cancelled when a close reason is set.
     closing: CancellationToken,
-    /// Cancelled when the queued frames are discarded. Ends a write in progress.
+    /// Cancelled when the queued frames are discarded because the client will not receive them.
+    /// Ends a write in progress.
     discarded: CancellationToken,
 }
 

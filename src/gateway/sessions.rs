@@ -18,7 +18,7 @@ use crate::fanout::{Channel, FanoutError, Feed};
 use crate::protocol::ids::UserId;
 use crate::protocol::position::Position;
 
-/// Time after which a subscription, or its end, that is not confirmed counts as failed.
+/// Time after which a call to subscribe or unsubscribe counts as failed if it was not confirmed.
 const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The channels of one user to which this gateway has subscribed.
@@ -29,8 +29,8 @@ enum SubscribedChannels {
     Terminal,
     /// The terminal channel and the live channel, which `chatmesh.v1` connections need.
     TerminalAndLive,
-    /// None, and the user is no longer in the registry. A task that still has a reference to the
-    /// user's sessions must look the user up again.
+    /// No channel, and the user is no longer in the registry. A task that still has a reference to
+    /// the user's sessions must look the user up again.
     Removed,
 }
 

@@ -23,7 +23,7 @@ const MAX_PENDING: usize = 256;
 const MAX_PENDING_AGE: Duration = Duration::from_secs(12 * 3600);
 
 /// Whether answers are pending, and whether they are certain to come. A draining gateway waits for
-/// them before it closes a classic connection.
+/// the answers before it closes a classic connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::gateway) enum PendingStatus {
     /// No answer is pending.
@@ -33,7 +33,7 @@ pub(in crate::gateway) enum PendingStatus {
         /// When the last of these messages was added.
         newest_added_at: Instant,
     },
-    /// The answer of a message that is in the log is pending, so it will come.
+    /// The answer of a message that is in the log is pending, so the answer will come.
     InLog,
 }
 
@@ -62,7 +62,7 @@ struct PendingAnswer {
 #[derive(Default)]
 pub(in crate::gateway) struct PendingAnswers {
     messages: HashMap<MessageId, PendingAnswer>,
-    /// Created by the first [`Self::watch`].
+    /// Publishes the status to the receivers of [`Self::watch`]; `None` before the first call.
     status: Option<watch::Sender<PendingStatus>>,
 }
 
@@ -239,8 +239,8 @@ impl PendingAnswers {
     }
 
     /// Records that the terminal frame of message `id` was read from the mailbox, which returns
-    /// frames in order. Messages of its conversation that were added before it and are still
-    /// pending have no frame in the mailbox, so no frame waits for them any more.
+    /// frames in order. Earlier messages of its conversation that are still pending have no earlier
+    /// frame in the mailbox, so no other frame waits for them any more.
     pub(in crate::gateway) fn record_mailbox_read(&mut self, id: &MessageId) {
         let Some(read) = self.messages.get(id).filter(|message| message.is_ordered) else {
             return;

@@ -202,8 +202,8 @@ async fn discard_unread(mut stream: BufferedStream) {
     let _ = timeout(CLOSING_HANDSHAKE_TIMEOUT, discard).await;
 }
 
-/// Adds the connection to its user's, receives frames until the connection must be closed, and
-/// completes the frames in progress and the closing handshake.
+/// Adds the connection to its user's connections, receives frames until the connection must be
+/// closed, and completes the frames in progress and the closing handshake.
 async fn receive_until_closed(
     gateway: &Arc<Gateway>,
     session: &Arc<Session>,

@@ -38,7 +38,7 @@ fn single_value(headers: &HeaderMap, name: HeaderName) -> Result<Option<&str>, H
 /// reach it through the browser of this machine: by a DNS name that resolves to the loopback
 /// address (DNS rebinding, visible in `Host`) or directly (visible in `Origin`).
 fn is_private(gateway: &Gateway) -> bool {
-    gateway.settings.auth == AuthMode::Open && gateway.loopback
+    gateway.settings.auth == AuthMode::Open && gateway.is_loopback
 }
 
 /// Refuses DNS rebinding on a private gateway: `Host` must be a loopback address. This holds for

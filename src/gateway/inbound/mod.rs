@@ -48,7 +48,7 @@ struct Message {
     content: String,
     received_at: Instant,
     /// Number of gateways that subscribe to the user's live channel;
-    /// [`UNKNOWN_SUBSCRIBERS`](receive::UNKNOWN_SUBSCRIBERS) where the fan-out did not return it.
+    /// [`UNKNOWN_SUBSCRIBERS`](receive::UNKNOWN_SUBSCRIBERS) until the admission has returned it.
     live_subscribers: u64,
     /// Covers the message from its receipt until the log has acknowledged it.
     span: Span,

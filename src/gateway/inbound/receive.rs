@@ -1,4 +1,4 @@
-//! Validates a client's frame and begins its processing.
+//! Validates a client's frame, and begins its processing or rejects it.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,8 +15,8 @@ use crate::protocol::trace_context::TraceContext;
 use crate::protocol::v1::{self, ClientFrame};
 use crate::telemetry::traces::{Kind, Span};
 
-/// Number of gateways that subscribe to a user's live channel, where the admission has not returned
-/// it. It is the maximum, so that `accepted` is published in case other gateways subscribe.
+/// Value of [`Message::live_subscribers`] until the admission has returned the number. It is the
+/// maximum, so that `accepted` is published in case other gateways subscribe.
 pub(super) const UNKNOWN_SUBSCRIBERS: u64 = u64::MAX;
 
 impl Inbound {

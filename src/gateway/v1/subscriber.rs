@@ -103,8 +103,9 @@ impl Subscriber {
         self.push(frame)
     }
 
-    /// Queues a frame unless the connection sent its message or has received it. Returns false
-    /// where the queue has no room.
+    /// Queues a frame, except the `accepted` frame of a message that the connection itself sent,
+    /// and a terminal frame that the connection has received. Returns false where the queue has no
+    /// room.
     fn push(&mut self, frame: &LiveFrame) -> bool {
         let Some(text) = &frame.text else {
             return true;

@@ -1,8 +1,9 @@
 //! The `chatmesh.v1` connections of one user: for each, the last live frame it received and whether
 //! it is live, stale or reading; and the buffer of live frames that all of them share.
 //!
-//! `catch_up` serves the stale connections. It begins a read here (frames are buffered from then
-//! on), reads the user view, sends it, and finishes the read here, which replays the buffer.
+//! `catch_up` serves the stale connections. It begins a read ([`Subscribers::begin_read`]), so that
+//! live frames are buffered from then on. It reads the user view, sends it, and finishes the read
+//! ([`Subscribers::finish_read`]), which replays the buffer.
 //!
 //! A live connection receives every published frame, and the number of each frame is the previous
 //! number plus one. A new connection is stale. A live connection becomes stale when a number is
@@ -255,8 +256,8 @@ impl Subscribers {
     }
 
     /// Ends a read after its user view, which contains the frames up to `number`, was sent: replays
-    /// the buffer and makes the connection live, or stale where a frame is still missing. Returns
-    /// the terminal frames of resent messages that the read should have returned but the mailbox no
+    /// the buffer and makes the connection live, or stale where it has to read again. Returns the
+    /// terminal frames of resent messages that the read should have returned but the mailbox no
     /// longer has; the caller sends them.
     pub(in crate::gateway) fn finish_read(
         &mut self,

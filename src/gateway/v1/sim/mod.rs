@@ -125,7 +125,7 @@ fn gateway(fanout: Arc<EmbeddedFanout>) -> Arc<Gateway> {
         limits: limits::ConnectionLimiter::new(settings.limits.clone()),
         http_connections: http::slots::HttpConnections::new(0, 0, settings.head_timeout),
         revocations: revocation::Revocations::new(settings.auth),
-        loopback: true,
+        is_loopback: true,
         next_message_number: AtomicU64::new(1),
         drain_closes: AtomicU64::new(0),
         drain: CancellationToken::new(),
