@@ -31,8 +31,8 @@ type ClearSender = mpsc::Sender<(Arc<UserSessions>, MessageId)>;
 /// Opens the feed, with retries while the fan-out is unavailable, and distributes its events. Never
 /// waits for a connection. Returns when the feed ends, or the gateway is aborted.
 pub(super) async fn run(gateway: Arc<Gateway>) -> Result<(), GatewayError> {
-    let (clear_sender, answered) = mpsc::channel(CLEAR_QUEUE_CAPACITY);
-    let clearing = clear_pending(&gateway, answered);
+    let (clear_sender, answered_messages) = mpsc::channel(CLEAR_QUEUE_CAPACITY);
+    let clearing = clear_pending(&gateway, answered_messages);
     let distributing = distribute(&gateway, clear_sender);
     let revoking = gateway
         .revocations
@@ -100,9 +100,9 @@ fn distribute_frame(
     if delivery.needs_read() {
         gateway.registry.request_mailbox_read(sessions.clone());
     }
-    if let Some(answered) = delivery.answered
+    if let Some(message_id) = delivery.answered_message
         && gateway.settings.interop
-        && clear_sender.try_send((sessions, answered)).is_err()
+        && clear_sender.try_send((sessions, message_id)).is_err()
     {
         gateway.metrics.count_fanout_error("clear_pending");
     }
@@ -112,9 +112,9 @@ fn distribute_frame(
 /// beside an original relay (`INTEROP`), which does not remove them itself.
 async fn clear_pending(
     gateway: &Gateway,
-    mut answered: mpsc::Receiver<(Arc<UserSessions>, MessageId)>,
+    mut answered_messages: mpsc::Receiver<(Arc<UserSessions>, MessageId)>,
 ) {
-    while let Some((sessions, message_id)) = answered.recv().await {
+    while let Some((sessions, message_id)) = answered_messages.recv().await {
         let cleared = gateway.fanout.clear_pending(&sessions.user, &message_id);
         if let Err(error) = cleared.await {
             gateway.metrics.count_fanout_error("clear_pending");

@@ -53,6 +53,8 @@ pub(super) async fn run(gateway: Arc<Gateway>) {
     }
 }
 
+/// Reads, in every period and after a gap, the mailboxes of all users who need a mailbox read. In a
+/// period it also reads the mailboxes of the next shard.
 async fn sync_periodically(gateway: &Gateway) {
     let mut tick = interval(gateway.settings.open_check_interval.max(MAX_READ_SPACING));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -81,6 +83,7 @@ async fn sync_periodically(gateway: &Gateway) {
     }
 }
 
+/// Reads the mailboxes of users as soon as a frame of theirs was deferred.
 async fn sync_on_request(gateway: &Gateway) {
     loop {
         gateway.registry.immediate_read_requested.notified().await;
@@ -186,11 +189,13 @@ async fn run_pass(gateway: &Gateway, sessions: &UserSessions) -> Result<(), Fano
         }
     }
     for _ in 0..MAX_PAGES {
-        let last = view.frames.last().map(|(position, _)| position.clone());
-        let next = last.filter(|_| view.has_more);
+        let last_position = view.frames.last().map(|(position, _)| position.clone());
+        // `None` where the page ends at the mailbox's end.
+        let page_end = last_position.filter(|_| view.has_more);
         let mut frames = std::mem::take(&mut view.frames);
         if start.is_requested {
-            add_forgotten_messages(gateway, sessions, &mut frames, &view, next.as_ref()).await?;
+            add_forgotten_messages(gateway, sessions, &mut frames, &view, page_end.as_ref())
+                .await?;
         }
         for (position, frame) in frames {
             let source = stored_source(&position, &view, already_read_up_to.as_ref());
@@ -201,15 +206,15 @@ async fn run_pass(gateway: &Gateway, sessions: &UserSessions) -> Result<(), Fano
             if !gateway.settings.interop {
                 state.add_pending_from_view(&view);
             }
-            state.set_mailbox_read_up_to(next.clone().unwrap_or_else(|| view.end.clone()));
-            if next.is_none() {
+            state.set_mailbox_read_up_to(page_end.clone().unwrap_or_else(|| view.end.clone()));
+            if page_end.is_none() {
                 state.set_read_to_end();
             }
         }
-        let Some(next) = next else {
+        let Some(page_end) = page_end else {
             return Ok(());
         };
-        view = read(gateway, sessions, Some(next), false).await?;
+        view = read(gateway, sessions, Some(page_end), false).await?;
         if !view.recovered {
             // The mailbox was trimmed or lost between two pages, so the next pass starts over.
             break;

@@ -57,7 +57,7 @@ pub(in crate::gateway) enum Decision {
 pub(in crate::gateway) struct Delivery {
     pub(in crate::gateway) decision: Decision,
     /// The message that was pending here and that the frame has ended; `None` where there is none.
-    pub(in crate::gateway) answered: Option<MessageId>,
+    pub(in crate::gateway) answered_message: Option<MessageId>,
 }
 
 impl Delivery {
@@ -80,7 +80,7 @@ impl UserState {
         position: Option<Position>,
         source: FrameSource,
     ) -> Delivery {
-        let answered = self.pending_message(frame);
+        let answered_message = self.pending_message(frame);
         let key = FrameKey::new(frame, position.as_ref());
         let is_duplicate = key
             .as_ref()
@@ -88,10 +88,10 @@ impl UserState {
         let should_deliver = !is_duplicate
             && match (source, &position) {
                 (FrameSource::Published, Some(position)) => {
-                    answered.is_some() || self.duplicates.is_newer(position)
+                    answered_message.is_some() || self.duplicates.is_newer(position)
                 }
                 (FrameSource::Published, None) | (FrameSource::Mailbox, _) => true,
-                (FrameSource::PublishedByRewind | FrameSource::Rebuilt, _) => answered
+                (FrameSource::PublishedByRewind | FrameSource::Rebuilt, _) => answered_message
                     .as_ref()
                     .is_some_and(|id| self.pending.must_send(id)),
             };
@@ -102,7 +102,7 @@ impl UserState {
                 let needs_read = self.mailbox_read.request_immediate();
                 return Delivery {
                     decision: Decision::Deferred { needs_read },
-                    answered: None,
+                    answered_message: None,
                 };
             }
             if !self.push_to_classic(user, frame, position.as_ref()) {
@@ -114,7 +114,7 @@ impl UserState {
                 self.mailbox_read.schedule();
             }
         }
-        if let Some(id) = &answered {
+        if let Some(id) = &answered_message {
             if !source.is_published() {
                 self.pending.record_mailbox_read(id);
             }
@@ -125,7 +125,10 @@ impl UserState {
         } else {
             Decision::Dropped
         };
-        Delivery { decision, answered }
+        Delivery {
+            decision,
+            answered_message,
+        }
     }
 
     /// Defers a published frame to a mailbox read if an earlier frame may be missing. Returns

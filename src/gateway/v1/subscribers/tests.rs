@@ -88,7 +88,7 @@ fn frame_without_the_next_number_makes_the_connection_read() {
         assert!(!subscribers.is_stale(&client));
         subscribers.publish(unexpected);
         assert!(subscribers.is_stale(&client));
-        assert_eq!(client.outbound.queued(), ["d5"], "the frame was not sent");
+        assert_eq!(client.outbound.queued(), ["d5"], "only d5 was sent");
     }
 }
 
@@ -199,18 +199,18 @@ fn buffer_is_bounded_and_its_overflow_makes_the_connection_read_again() {
 #[test]
 fn one_read_serves_all_connections_that_were_stale_before_it() {
     let mut subscribers = Subscribers::default();
-    let (one, other) = (
+    let (first, second) = (
         live_client(&mut subscribers, 4),
         live_client(&mut subscribers, 4),
     );
     subscribers.publish(delta(6));
-    let shared = subscribers.begin_read(&one);
+    let first_start = subscribers.begin_read(&first);
     subscribers.publish(delta(7));
-    let start = subscribers.begin_read(&other);
-    assert!(shared.buffered_since >= start.stale_since);
-    assert!(subscribers.is_buffered_since(shared.buffered_since));
-    subscribers.join_read(&other, shared.buffered_since);
-    for client in [&one, &other] {
+    let second_start = subscribers.begin_read(&second);
+    assert!(first_start.buffered_since >= second_start.stale_since);
+    assert!(subscribers.is_buffered_since(first_start.buffered_since));
+    subscribers.join_read(&second, first_start.buffered_since);
+    for client in [&first, &second] {
         subscribers.finish_read(client, number(6));
         assert_eq!(client.outbound.queued(), ["d7"]);
     }
