@@ -264,7 +264,7 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
             let url = if let Some(url) = url {
                 url
             } else {
-                let address = load(role, common, Vec::new())?.health_listen();
+                let address = load(role, common, Vec::new())?.health_address();
                 let address = app::reachable_address(address);
                 format!("http://{address}/health/ready")
             };

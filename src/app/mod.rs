@@ -102,7 +102,7 @@ pub async fn run(role: Role, config: Config) -> anyhow::Result<()> {
         tracing::warn!("{notice}");
     }
 
-    let address = config.health_listen();
+    let address = config.health_address();
     let listener = TcpListener::bind(address)
         .await
         .with_context(|| format!("{address} can't be listened on; choose another by --port"))?;

@@ -79,7 +79,7 @@ impl Contradictions<'_> {
         });
     }
 
-    /// The sources of those `keys` that have another value than their default.
+    /// The sources of the `keys` that a file, variable or flag sets, as one text.
     fn explicit_sources(&self, keys: &[&Key]) -> String {
         let sources: Vec<String> = keys
             .iter()

@@ -66,13 +66,13 @@ fn unit_cell(kind: Kind) -> String {
             choices.collect::<Vec<_>>().join(" or ")
         }
         Kind::Bool => "`true` or `false`".to_owned(),
-        Kind::Text | Kind::Prose => "text".to_owned(),
+        Kind::Text | Kind::TextOrEmpty => "text".to_owned(),
         Kind::Name => "name".to_owned(),
         Kind::Topic => "topic".to_owned(),
         Kind::Host => "IP address or `localhost`".to_owned(),
         Kind::List => "list".to_owned(),
         Kind::Map => "map".to_owned(),
-        Kind::Level => "log level".to_owned(),
+        Kind::LogLevel => "log level".to_owned(),
         Kind::HttpUrl | Kind::RedisUrl => "URL".to_owned(),
     }
 }

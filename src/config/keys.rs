@@ -31,7 +31,7 @@ pub(super) struct Key {
     pub(super) kind: Kind,
     /// Whether the value is hidden wherever settings are printed.
     pub(super) secret: bool,
-    /// The roles that use the setting. Other roles accept it and ignore its value.
+    /// The roles that use the setting. Other roles accept the setting and ignore its value.
     pub(super) roles: &'static [Role],
     pub(super) description: &'static str,
 }
@@ -174,7 +174,7 @@ keys! {
 
     APP_NAME "log.app_name" Kind::Text, Derived("the role's name"), ALL,
         "Service name in every log line.";
-    LOG_LEVEL "log.level" Kind::Level, Fixed("info"), ALL,
+    LOG_LEVEL "log.level" Kind::LogLevel, Fixed("info"), ALL,
         "Lowest level of chatmesh's log lines; libraries log from info. Accepts Python's level \
          names too, or a filter such as info,chatmesh=debug.";
     LOG_FORMAT "log.format" Kind::Choice(&["auto", "json", "pretty"]), Fixed("auto"), ALL,
@@ -366,7 +366,7 @@ keys! {
         "Base URL of an OpenAI-compatible API. Local servers need no key.";
     OPENAI_MODEL "model.name" Kind::Text, Fixed("gpt-3.5-turbo"), WORKER,
         "Name of the model.";
-    SYSTEM_PROMPT "model.system_prompt" Kind::Prose, Fixed("You are a helpful assistant."), WORKER,
+    SYSTEM_PROMPT "model.system_prompt" Kind::TextOrEmpty, Fixed("You are a helpful assistant."), WORKER,
         "Instructions at the start of every prompt. An empty text in a file or flag disables them.";
     OPENAI_MAX_TOKENS "model.max_tokens" tokens(1, 1_000_000), Fixed("500"), WORKER,
         "Maximum length of the answer that is requested from the model.";

@@ -1,5 +1,5 @@
-//! The kinds of setting values: parsing from a file's value or a variable's text, and the description
-//! of the allowed values.
+//! The kinds of setting values: parses a value of the file or the text of a variable, and describes
+//! the allowed values.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -20,7 +20,7 @@ pub(super) enum Unit {
 }
 
 impl Unit {
-    /// The unit in documents. Empty for counts.
+    /// The unit in documents. Empty for a number without a unit.
     pub(super) fn symbol(self) -> &'static str {
         match self {
             Self::None => "",
@@ -32,6 +32,7 @@ impl Unit {
         }
     }
 
+    /// The unit in error texts.
     fn noun(self) -> &'static str {
         match self {
             Self::None => "number",
@@ -48,34 +49,31 @@ pub(super) enum Kind {
     /// A text that is not empty.
     Text,
     /// A text that may be empty.
-    Prose,
+    TextOrEmpty,
     /// Letters, digits and some punctuation: safe in metric labels, HTTP headers and file names.
     Name,
     /// The name of a Kafka topic.
     Topic,
     /// An IP address, or localhost.
     Host,
+    /// True or false.
     Bool,
-    /// A whole number in a range, both bounds included.
-    Int {
-        min: u64,
-        max: u64,
-        unit: Unit,
-    },
-    /// A number in a range, both bounds included.
-    Float {
-        min: f64,
-        max: f64,
-    },
+    /// A whole number from `min` to `max`, both included.
+    Int { min: u64, max: u64, unit: Unit },
+    /// A number from `min` to `max`, both included.
+    Float { min: f64, max: f64 },
     /// One of these texts. Case is ignored.
     Choice(&'static [&'static str]),
-    /// Texts, separated by commas or as a JSON list.
+    /// A list of texts: an array in the file; separated by commas, or a JSON list, in a variable.
     List,
-    /// Names with values.
+    /// Values by name: a table in the file; `key=value,key=value` in a variable.
     Map,
     /// A log level or a filter of `tracing`.
-    Level,
+    LogLevel,
+    /// A URL with the scheme http or https.
     HttpUrl,
+    /// A URL with a host and one of [`REDIS_SCHEMES`]. With the scheme of a sentinel, the URL must
+    /// name the master.
     RedisUrl,
 }
 
@@ -90,6 +88,7 @@ pub(super) enum Value {
     Map(BTreeMap<String, String>),
 }
 
+/// The URL schemes of Redis servers, clusters and sentinels, with and without TLS.
 const REDIS_SCHEMES: [&str; 12] = [
     "redis",
     "rediss",
@@ -110,7 +109,7 @@ impl Kind {
     pub(super) fn allowed(self) -> String {
         match self {
             Self::Text => "a text".into(),
-            Self::Prose => "a text, possibly empty".into(),
+            Self::TextOrEmpty => "a text, possibly empty".into(),
             Self::Name => "1 to 128 of letters, digits, '.', '_', ':' and '-'".into(),
             Self::Topic => "1 to 240 of letters, digits, '.', '_' and '-'".into(),
             Self::Host => "an IP address or localhost".into(),
@@ -123,7 +122,7 @@ impl Kind {
             Self::Choice(choices) => choices.join(", "),
             Self::List => "a list: a,b or [\"a\",\"b\"]".into(),
             Self::Map => "key=value,key=value, or a table in the file".into(),
-            Self::Level => "trace, debug, info, warn, error, off, one of Python's levels, or a \
+            Self::LogLevel => "trace, debug, info, warn, error, off, one of Python's levels, or a \
                             filter such as info,chatmesh=debug"
                 .into(),
             Self::HttpUrl => "an http:// or https:// URL".into(),
@@ -133,7 +132,7 @@ impl Kind {
         }
     }
 
-    /// Parses a value. `None` if it is not allowed.
+    /// Parses a value of any source. `None` if the value is not allowed.
     pub(super) fn parse(self, raw: &ValueKind) -> Option<Value> {
         match (self, raw) {
             (_, ValueKind::String(text)) => self.parse_text(text),
@@ -158,11 +157,12 @@ impl Kind {
         }
     }
 
+    /// Parses a text, such as a variable's value. `None` if the value is not allowed.
     fn parse_text(self, text: &str) -> Option<Value> {
         let trimmed = text.trim();
         match self {
             Self::Text => (!trimmed.is_empty()).then(|| Value::Text(trimmed.to_owned())),
-            Self::Prose => Some(Value::Text(text.to_owned())),
+            Self::TextOrEmpty => Some(Value::Text(text.to_owned())),
             Self::Name => parse_name(trimmed, 128, ".:_-"),
             Self::Topic => parse_name(trimmed, 240, "._-"),
             Self::Host => parse_host(trimmed).map(|_| Value::Text(trimmed.to_owned())),
@@ -194,17 +194,17 @@ impl Kind {
                 non_empty_list(items)
             }
             Self::Map => parse_properties(trimmed).map(Value::Map),
-            Self::Level => parse_level(trimmed).map(Value::Text),
+            Self::LogLevel => parse_level(trimmed).map(Value::Text),
             Self::HttpUrl => {
                 let url = url::Url::parse(trimmed).ok()?;
-                let http = matches!(url.scheme(), "http" | "https") && url.has_host();
-                http.then(|| Value::Text(trimmed.to_owned()))
+                let is_http = matches!(url.scheme(), "http" | "https") && url.has_host();
+                is_http.then(|| Value::Text(trimmed.to_owned()))
             }
             Self::RedisUrl => {
                 let url = url::Url::parse(trimmed).ok()?;
-                let known = REDIS_SCHEMES.contains(&url.scheme());
-                let host = url.host_str().is_some_and(|host| !host.is_empty());
-                (known && host).then(|| Value::Text(trimmed.to_owned()))
+                let has_redis_scheme = REDIS_SCHEMES.contains(&url.scheme());
+                let has_host = url.host_str().is_some_and(|host| !host.is_empty());
+                (has_redis_scheme && has_host).then(|| Value::Text(trimmed.to_owned()))
             }
         }
     }
@@ -216,7 +216,8 @@ fn parse_name(text: &str, max_length: usize, punctuation: &str) -> Option<Value>
     is_valid.then(|| Value::Text(text.to_owned()))
 }
 
-/// The IP address of a host setting.
+/// Parses the IP address of a host setting, in brackets or not. `None` if the text is neither an IP
+/// address nor `localhost`.
 pub(super) fn parse_host(text: &str) -> Option<IpAddr> {
     if text.eq_ignore_ascii_case("localhost") {
         return Some(Ipv4Addr::LOCALHOST.into());
@@ -227,7 +228,8 @@ pub(super) fn parse_host(text: &str) -> Option<IpAddr> {
         .ok()
 }
 
-/// Parses the texts that pydantic, the settings library of the original system, accepts.
+/// Parses a boolean. Accepts the texts that pydantic accepts, the settings library of the original
+/// system.
 fn parse_bool(text: &str) -> Option<bool> {
     match text.to_ascii_lowercase().as_str() {
         "true" | "1" | "yes" | "on" | "t" | "y" => Some(true),
@@ -241,10 +243,11 @@ fn non_empty_list(items: Vec<String>) -> Option<Value> {
     is_valid.then_some(Value::List(items))
 }
 
-/// Translates Python's level names to those of `tracing`. Other texts must be a filter.
+/// Translates a level name of Python or `tracing` to the name in `tracing`. Any other text is
+/// returned unchanged if it is a filter of `tracing`; otherwise returns `None`.
 fn parse_level(text: &str) -> Option<String> {
     let lower = text.to_ascii_lowercase();
-    let known = match lower.as_str() {
+    let level = match lower.as_str() {
         "notset" | "trace" => "trace",
         "debug" => "debug",
         "info" => "info",
@@ -252,16 +255,18 @@ fn parse_level(text: &str) -> Option<String> {
         "error" | "critical" | "fatal" => "error",
         "off" => "off",
         _ => {
-            // `tracing` takes a single unknown word for the name of a target, and would log nothing else.
+            // A single word is refused: `tracing` would take it for the name of a target, and log
+            // nothing else.
             let is_filter = text.contains('=') || text.contains(',');
             return (is_filter && EnvFilter::builder().parse(text).is_ok())
                 .then(|| text.to_owned());
         }
     };
-    Some(known.to_owned())
+    Some(level.to_owned())
 }
 
-/// Parses `key=value,key=value`. In a value, `\,` is a comma and `\\` a backslash.
+/// Parses `key=value,key=value`. `\,` stands for a comma and `\\` for a backslash. `None` if a pair
+/// has no equals sign or no key.
 fn parse_properties(text: &str) -> Option<BTreeMap<String, String>> {
     let mut pairs = vec![String::new()];
     let mut chars = text.chars().peekable();
@@ -293,9 +298,9 @@ fn parse_properties(text: &str) -> Option<BTreeMap<String, String>> {
     Some(map)
 }
 
-/// Collects the entries of nested tables under dotted names, because TOML reads `a.b = 1` as a table
-/// in a table. `None` if a value is neither text, number nor boolean.
-fn flatten(prefix: &str, raw: &ValueKind, into: &mut BTreeMap<String, String>) -> Option<()> {
+/// Adds the entries of nested tables to `entries` under dotted names, because TOML reads `a.b = 1`
+/// as a table in a table. `None` if a value is neither text, number, boolean nor table.
+fn flatten(prefix: &str, raw: &ValueKind, entries: &mut BTreeMap<String, String>) -> Option<()> {
     let text = match raw {
         ValueKind::Table(table) => {
             for (name, value) in table {
@@ -304,7 +309,7 @@ fn flatten(prefix: &str, raw: &ValueKind, into: &mut BTreeMap<String, String>) -
                 } else {
                     format!("{prefix}.{name}")
                 };
-                flatten(&name, &value.kind, into)?;
+                flatten(&name, &value.kind, entries)?;
             }
             return Some(());
         }
@@ -314,7 +319,7 @@ fn flatten(prefix: &str, raw: &ValueKind, into: &mut BTreeMap<String, String>) -
         ValueKind::Boolean(value) => value.to_string(),
         _ => return None,
     };
-    into.insert(prefix.to_owned(), text);
+    entries.insert(prefix.to_owned(), text);
     Some(())
 }
 
@@ -356,16 +361,16 @@ mod tests {
     #[test]
     fn misspelt_level_is_rejected() {
         assert_eq!(
-            text(Kind::Level, "CRITICAL"),
+            text(Kind::LogLevel, "CRITICAL"),
             Some(Value::Text("error".into()))
         );
         assert_eq!(
-            text(Kind::Level, "Warning"),
+            text(Kind::LogLevel, "Warning"),
             Some(Value::Text("warn".into()))
         );
-        assert_eq!(text(Kind::Level, "inof"), None);
-        assert!(text(Kind::Level, "info,chatmesh=debug").is_some());
-        assert_eq!(text(Kind::Level, "info,chatmesh=loud"), None);
+        assert_eq!(text(Kind::LogLevel, "inof"), None);
+        assert!(text(Kind::LogLevel, "info,chatmesh=debug").is_some());
+        assert_eq!(text(Kind::LogLevel, "info,chatmesh=loud"), None);
     }
 
     #[test]
@@ -379,7 +384,7 @@ mod tests {
         assert_eq!(port.parse(&ValueKind::I64(-1)), None);
         assert_eq!(text(port, "65536"), None);
         assert_eq!(Kind::Bool.parse(&ValueKind::I64(1)), None);
-        // A password of digits can stand in the file without quotes.
+        // A text of digits, such as a password, may stand in the file without quotes.
         assert_eq!(
             Kind::Text.parse(&ValueKind::I64(123)),
             Some(Value::Text("123".into()))

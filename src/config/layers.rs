@@ -318,7 +318,7 @@ fn insert(
 ) {
     if let ValueKind::String(text) = &value
         && text.trim().is_empty()
-        && !matches!(key.kind, Kind::Prose)
+        && !matches!(key.kind, Kind::TextOrEmpty)
     {
         return;
     }

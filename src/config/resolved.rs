@@ -22,7 +22,7 @@ pub(super) struct ResolvedValue {
 }
 
 impl ResolvedValue {
-    /// Parses a raw value. `None` if it is not allowed.
+    /// Parses the value of a source. `None` if the value is not allowed.
     pub(super) fn parse(key: &Key, raw: &ValueKind, source: String) -> Option<Self> {
         let value = key.kind.parse(raw)?;
         let entry_sources = entry_sources(raw);

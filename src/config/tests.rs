@@ -1,4 +1,4 @@
-//! Tests of the table of settings, and of the typed settings built from given sources.
+//! Tests of the table of settings, and of the typed settings that are loaded from sources.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -115,7 +115,8 @@ fn redis_password_with_special_characters_survives_the_url() {
         &[("REDIS_PASSWORD", password), ("REDIS_HOST", "::1")],
     );
     let url = url::Url::parse(config.redis().url.expose_secret()).unwrap();
-    // Decoded like in a Redis client.
+    // Decode the password as a Redis client does, with the decoder of URL queries. That decoder
+    // would turn a plus sign into a space.
     let encoded = url.password().unwrap().replace('+', "%2B");
     let (decoded, _) = url::form_urlencoded::parse(encoded.as_bytes())
         .next()
@@ -163,8 +164,8 @@ fn all_in_one_ignores_the_settings_of_a_deployment() {
 
 #[test]
 fn prefixed_variable_takes_precedence() {
-    let set = [("HOST", "not an address"), ("CHATMESH_HOST", "127.0.0.2")];
-    let config = load(Role::Gateway, &set);
+    let variables = [("HOST", "not an address"), ("CHATMESH_HOST", "127.0.0.2")];
+    let config = load(Role::Gateway, &variables);
     assert_eq!(config.gateway().listen.to_string(), "127.0.0.2:8000");
 }
 

@@ -138,10 +138,10 @@ impl Driver {
     async fn run(mut self, drain: CancellationToken) {
         let mut tick = tokio::time::interval(REWIND_CHECK_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut deadline: Option<Instant> = None;
+        let mut drain_deadline: Option<Instant> = None;
         loop {
             tokio::select! {
-                event = self.consumer.next() => self.on_event(event, deadline.is_some()),
+                event = self.consumer.next() => self.on_event(event, drain_deadline.is_some()),
                 Some(joined) = self.tasks.join_next(), if !self.tasks.is_empty() => {
                     self.on_task_joined(joined);
                     while let Some(joined) = self.tasks.try_join_next() {
@@ -157,18 +157,18 @@ impl Driver {
                     self.on_rewind_request(request);
                 }
                 _ = tick.tick() => self.end_complete_rewinds(),
-                () = drain.cancelled(), if deadline.is_none() => {
-                    deadline = Some(Instant::now() + self.settings.drain_timeout);
+                () = drain.cancelled(), if drain_deadline.is_none() => {
+                    drain_deadline = Some(Instant::now() + self.settings.drain_timeout);
                     self.start_drain();
                 }
-                () = sleep_until(deadline) => break,
+                () = sleep_until(drain_deadline) => break,
             }
             self.seek_idle_partitions().await;
             self.apply_backpressure();
             if let Some(rewinder) = &mut self.rewinder {
                 rewinder.log_if_all_complete(self.partitions.values());
             }
-            if deadline.is_some() && self.tasks.is_empty() {
+            if drain_deadline.is_some() && self.tasks.is_empty() {
                 break;
             }
         }
@@ -377,9 +377,9 @@ impl Driver {
         }
     }
 
-    /// Seeks every partition that has a rewind target and no running task. Until a running task has
-    /// ended, it is open whether its record is finished, and so whether the record counts as
-    /// already finished when it is read again.
+    /// Seeks every partition that has a rewind target and no running task. A running task may still
+    /// finish its record, and the seek waits for that: when the record is read again, it must be
+    /// certain whether the record counts as already finished.
     async fn seek_idle_partitions(&mut self) {
         let seeks: Vec<(i32, i64)> = self
             .partitions

@@ -11,12 +11,13 @@ const BITS_PER_WORD: i64 = 64;
 #[derive(Debug, Clone)]
 pub struct OffsetTracker {
     /// The offset to commit: every offset below it is finished.
-    next: i64,
+    next_to_commit: i64,
     /// The highest offset that was observed or finished, plus one.
-    end: i64,
+    observed_end: i64,
     /// The offset that the lowest bit of the first word in `finished` stands for.
-    first: i64,
-    /// One bit for each offset from `first` on: 1 if the offset is finished. Missing words are 0.
+    bits_start: i64,
+    /// One bit for each offset from `bits_start` on: 1 if the offset is finished. Missing words are
+    /// 0.
     finished: VecDeque<u64>,
 }
 
@@ -35,22 +36,22 @@ impl OffsetTracker {
     /// Creates a tracker for a partition in which every offset below `next` is finished.
     pub fn new(next: i64) -> Self {
         Self {
-            next,
-            end: next,
-            first: next,
+            next_to_commit: next,
+            observed_end: next,
+            bits_start: next,
             finished: VecDeque::new(),
         }
     }
 
     /// The offset to commit: every offset below it is finished.
-    pub fn next(&self) -> i64 {
-        self.next
+    pub fn next_to_commit(&self) -> i64 {
+        self.next_to_commit
     }
 
     /// The number of offsets from the offset to commit up to the highest observed offset, finished
     /// offsets included.
     pub fn span(&self) -> i64 {
-        self.end - self.next
+        self.observed_end - self.next_to_commit
     }
 
     /// Notes that the record at `offset` was read, and returns the offset's state before. Offsets
@@ -59,19 +60,21 @@ impl OffsetTracker {
         if self.is_finished(offset) {
             return OffsetState::Finished;
         }
-        if offset > self.end && self.next == self.end {
+        if offset > self.observed_end && self.next_to_commit == self.observed_end {
             // No offset is open, so the tracker starts again at `offset`. It allocates nothing for
             // the gap, which may be long if retention removed records.
             self.finished.clear();
-            (self.next, self.end, self.first) = (offset, offset + 1, offset);
+            self.next_to_commit = offset;
+            self.observed_end = offset + 1;
+            self.bits_start = offset;
             return OffsetState::Open;
         }
-        if offset >= self.end {
-            for gap in self.end..offset {
+        if offset >= self.observed_end {
+            for gap in self.observed_end..offset {
                 self.set_finished(gap);
             }
-            self.end = offset + 1;
-            self.advance_next();
+            self.observed_end = offset + 1;
+            self.advance_next_to_commit();
         }
         OffsetState::Open
     }
@@ -82,19 +85,19 @@ impl OffsetTracker {
         if self.is_finished(offset) {
             return None;
         }
-        self.end = self.end.max(offset + 1);
+        self.observed_end = self.observed_end.max(offset + 1);
         self.set_finished(offset);
-        let before = self.next;
-        self.advance_next();
-        (self.next > before).then_some(self.next)
+        let previous = self.next_to_commit;
+        self.advance_next_to_commit();
+        (self.next_to_commit > previous).then_some(self.next_to_commit)
     }
 
     /// Whether the record at `offset` is finished.
     pub fn is_finished(&self, offset: i64) -> bool {
-        if offset < self.next {
+        if offset < self.next_to_commit {
             return true;
         }
-        let bit = offset - self.first;
+        let bit = offset - self.bits_start;
         self.finished
             .get((bit / BITS_PER_WORD) as usize)
             .is_some_and(|word| word & (1 << (bit % BITS_PER_WORD)) != 0)
@@ -102,7 +105,7 @@ impl OffsetTracker {
 
     /// Sets the bit of a finished offset.
     fn set_finished(&mut self, offset: i64) {
-        let bit = offset - self.first;
+        let bit = offset - self.bits_start;
         let word = (bit / BITS_PER_WORD) as usize;
         if self.finished.len() <= word {
             self.finished.resize(word + 1, 0);
@@ -111,12 +114,12 @@ impl OffsetTracker {
     }
 
     /// Moves the offset to commit past all finished offsets, and frees the words below it.
-    fn advance_next(&mut self) {
-        while self.next < self.end && self.is_finished(self.next) {
-            self.next += 1;
-            if self.next - self.first == BITS_PER_WORD {
+    fn advance_next_to_commit(&mut self) {
+        while self.next_to_commit < self.observed_end && self.is_finished(self.next_to_commit) {
+            self.next_to_commit += 1;
+            if self.next_to_commit - self.bits_start == BITS_PER_WORD {
                 self.finished.pop_front();
-                self.first = self.next;
+                self.bits_start = self.next_to_commit;
             }
         }
     }
@@ -193,7 +196,7 @@ mod tests {
                 tracker.finish(start + offset);
                 plain.insert(start + offset);
                 let next = (start..=start + 300).find(|o| !plain.contains(o)).unwrap();
-                prop_assert_eq!(tracker.next(), next);
+                prop_assert_eq!(tracker.next_to_commit(), next);
                 prop_assert!(tracker.is_finished(start + offset));
             }
         }

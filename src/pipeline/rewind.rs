@@ -71,9 +71,9 @@ pub(super) struct Rewinder {
     topic: String,
     /// Tasks that determine the start offset of one partition each. A task returns `None` if its
     /// partition was revoked or rewound again first.
-    targets: JoinSet<Option<RewindTarget>>,
+    target_tasks: JoinSet<Option<RewindTarget>>,
     /// Tasks that call [`RewindPolicy::on_rewound`] for one partition each.
-    notifications: JoinSet<()>,
+    notification_tasks: JoinSet<()>,
     /// `None` while no partition is being rewound.
     statistics: Option<RewindStatistics>,
 }
@@ -83,8 +83,8 @@ impl Rewinder {
         Self {
             policy,
             topic,
-            targets: JoinSet::new(),
-            notifications: JoinSet::new(),
+            target_tasks: JoinSet::new(),
+            notification_tasks: JoinSet::new(),
             statistics: None,
         }
     }
@@ -98,7 +98,7 @@ impl Rewinder {
             self.notify(number, partition);
             return;
         };
-        let committed = offsets.next();
+        let committed = offsets.next_to_commit();
         let oldest_unfinished_ms = partition.oldest_unfinished_ms();
         partition.rewind = RewindState::Preparing;
         self.statistics.get_or_insert_with(|| RewindStatistics {
@@ -107,7 +107,7 @@ impl Rewinder {
         });
         let policy = Arc::clone(&self.policy);
         let (stop, generation) = (partition.stop.clone(), partition.generation);
-        self.targets.spawn(async move {
+        self.target_tasks.spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => None,
                 offset = policy.start_offset(number, committed, oldest_unfinished_ms) => {
@@ -126,8 +126,8 @@ impl Rewinder {
     /// running. Cancel-safe.
     pub(super) async fn next(&mut self) -> Option<RewindTarget> {
         tokio::select! {
-            Some(target) = self.targets.join_next() => target.ok().flatten(),
-            Some(_) = self.notifications.join_next() => None,
+            Some(target) = self.target_tasks.join_next() => target.ok().flatten(),
+            Some(_) = self.notification_tasks.join_next() => None,
             else => std::future::pending().await,
         }
     }
@@ -145,7 +145,7 @@ impl Rewinder {
             tracing::debug!(partition = number, %error, "seek failed, it is retried");
             partition.rewind = RewindState::Preparing;
             let generation = partition.generation;
-            self.targets.spawn(async move {
+            self.target_tasks.spawn(async move {
                 tokio::time::sleep(SEEK_RETRY_DELAY).await;
                 Some(RewindTarget {
                     partition: number,
@@ -158,7 +158,7 @@ impl Rewinder {
         let until = partition
             .offsets
             .as_ref()
-            .map_or(offset, super::offsets::OffsetTracker::next);
+            .map_or(offset, super::offsets::OffsetTracker::next_to_commit);
         tracing::info!(
             topic = %self.topic, partition = number, from = offset, until,
             "partition rewound: records that the fan-out may have lost are read again"
@@ -201,7 +201,7 @@ impl Rewinder {
     /// is revoked or rewound again before it returns, because the fan-out may have lost data again.
     fn notify(&mut self, number: i32, partition: &Partition) {
         let (policy, stop) = (Arc::clone(&self.policy), partition.stop.clone());
-        self.notifications.spawn(async move {
+        self.notification_tasks.spawn(async move {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => {}
@@ -216,7 +216,7 @@ impl Rewinder {
         &mut self,
         mut partitions: impl ExactSizeIterator<Item = &'a Partition>,
     ) {
-        if self.statistics.is_none() || !self.notifications.is_empty() {
+        if self.statistics.is_none() || !self.notification_tasks.is_empty() {
             return;
         }
         let count = partitions.len();

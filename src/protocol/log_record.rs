@@ -1,4 +1,5 @@
-//! A record of the log, as every layer sees it: which engine holds it makes no difference here.
+//! The records of the log, in the form in which every layer uses them. Both engines of the log,
+//! Kafka and the embedded log, append and return records in this form.
 
 use std::sync::Arc;
 

@@ -26,6 +26,7 @@ pub mod wire;
 
 /// Encodes a frame as JSON text.
 fn encode_json(frame: &impl serde::Serialize) -> String {
-    // Serialization fails only for maps whose keys are not strings, and frames have none.
+    // The default is never returned: serialization fails only for maps whose keys are not strings,
+    // and frames have no such maps.
     serde_json::to_string(frame).unwrap_or_default()
 }

@@ -69,7 +69,7 @@ pub struct QuestionRecord<'a> {
     pub correlation_id: &'a str,
     /// The message's identity.
     pub message_id: &'a MessageId,
-    /// The client's identifier, if the client has chosen one.
+    /// The client's identifier of the message, if the client has chosen an identifier.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<&'a ClientMessageId>,
     /// The message's conversation.
@@ -84,7 +84,7 @@ pub struct QuestionRecord<'a> {
 pub struct Question {
     /// The message's identity, derived if the record names none.
     pub message_id: MessageId,
-    /// The client's identifier, if the client has chosen one.
+    /// The client's identifier of the message, if the client has chosen an identifier.
     pub id: Option<ClientMessageId>,
     /// The user who sent the message.
     pub user: UserId,
@@ -214,7 +214,7 @@ pub struct TerminalRecord {
     /// Whether the message was answered or failed.
     #[serde(rename = "type")]
     pub kind: TerminalKind,
-    /// The answer. If the message was cancelled, the text until then.
+    /// The text of the answer. If the message was cancelled, the text that was generated before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
     /// Human-readable reason of a failure or cancellation.
@@ -235,7 +235,7 @@ pub struct TerminalRecord {
     /// The message's identity. Absent only if a worker of the original system wrote the record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message_id: Option<MessageId>,
-    /// The client's identifier, if the client has chosen one.
+    /// The client's identifier of the message, if the client has chosen an identifier.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<ClientMessageId>,
     /// The message's conversation.

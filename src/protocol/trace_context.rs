@@ -5,7 +5,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-/// Maximum size in bytes of a propagated `tracestate`. The recommendation asks for no smaller limit.
+/// Maximum size in bytes of a propagated `tracestate`. The recommendation asks for no smaller
+/// limit.
 const MAX_STATE_BYTES: usize = 512;
 
 /// Maximum number of members in a valid `tracestate`.
@@ -195,7 +196,7 @@ mod tests {
 
     use super::*;
 
-    const GOOD: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    const VALID_TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
     proptest! {
         #[test]
@@ -218,21 +219,21 @@ mod tests {
 
         #[test]
         fn context_with_one_invalid_byte_is_ignored(index in 0_usize..55, replacement in 0_u8..128) {
-            let mut bytes = GOOD.as_bytes().to_vec();
+            let mut bytes = VALID_TRACEPARENT.as_bytes().to_vec();
             bytes[index] = replacement;
             let text = String::from_utf8(bytes).unwrap();
-            let dash = matches!(index, 2 | 35 | 52);
-            let hex = matches!(replacement, b'0'..=b'9' | b'a'..=b'f');
-            let good = if dash { replacement == b'-' } else { hex };
-            prop_assert_eq!(TraceContext::parse(&text, None).is_some(), good, "{}", text);
+            let is_dash = matches!(index, 2 | 35 | 52);
+            let is_hex_digit = matches!(replacement, b'0'..=b'9' | b'a'..=b'f');
+            let is_valid = if is_dash { replacement == b'-' } else { is_hex_digit };
+            prop_assert_eq!(TraceContext::parse(&text, None).is_some(), is_valid, "{}", text);
         }
 
         #[test]
         fn state_is_propagated_within_its_limit_or_ignored(text in "[a-c0=, @~é\t]{0,900}") {
-            let read = TraceContext::parse(GOOD, Some(&text)).unwrap();
+            let read = TraceContext::parse(VALID_TRACEPARENT, Some(&text)).unwrap();
             if let Some(state) = read.tracestate() {
                 prop_assert!(state.len() <= MAX_STATE_BYTES);
-                let again = TraceContext::parse(GOOD, Some(state)).unwrap();
+                let again = TraceContext::parse(VALID_TRACEPARENT, Some(state)).unwrap();
                 prop_assert_eq!(again.tracestate(), Some(state));
             }
         }
@@ -263,14 +264,14 @@ mod tests {
             "cc-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-fd-what-comes",
         ] {
             let read = TraceContext::parse(later, None).unwrap();
-            assert_eq!(read.traceparent(), GOOD);
+            assert_eq!(read.traceparent(), VALID_TRACEPARENT);
         }
     }
 
     #[test]
     fn invalid_state_does_not_invalidate_the_parent() {
         let state = |text: &str| {
-            let read = TraceContext::parse(GOOD, Some(text)).unwrap();
+            let read = TraceContext::parse(VALID_TRACEPARENT, Some(text)).unwrap();
             read.tracestate().map(str::to_owned)
         };
         assert_eq!(state("a=1, b@sys=x y,,").as_deref(), Some("a=1,b@sys=x y"));

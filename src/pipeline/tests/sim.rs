@@ -218,8 +218,8 @@ impl Consumer for SimConsumer {
     async fn close(self: Box<Self>) {}
 }
 
-/// A handler that takes a random time for each record, fails as the group says, and ignores half of
-/// the stop requests.
+/// A handler that takes a random time for each record, fails as often as `remaining_failures` says,
+/// and ignores half of the stop requests.
 struct SimHandler(SharedGroup);
 
 #[async_trait]

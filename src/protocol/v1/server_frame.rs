@@ -27,8 +27,8 @@ pub struct WelcomeFrame<'a> {
     pub server_id: &'a str,
     /// The position from which the client resumes when it connects again.
     pub position: &'a str,
-    /// Whether all frames after the client's `since` follow. If false, because the client sent no
-    /// `since` or frames after it are gone, the client has to reload the history.
+    /// Whether all frames after the client's `since` follow. If false, the client has to reload the
+    /// history: it sent no `since`, or frames after it may be gone.
     pub recovered: bool,
     /// Accepted messages without a terminal frame, oldest first.
     pub pending: &'a [PendingMessage],
@@ -96,7 +96,7 @@ pub struct AcceptedFrame<'a> {
     pub userid: &'a UserId,
     /// The message's identity.
     pub message_id: &'a MessageId,
-    /// The client's identifier, if the client has chosen one.
+    /// The client's identifier of the message, if the client has chosen an identifier.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<&'a ClientMessageId>,
     /// The message's conversation.

@@ -64,7 +64,7 @@ pub struct TurnEntry {
     pub message_id: MessageId,
     /// The text of the question; null if the history has only the answer.
     pub question: Option<String>,
-    /// The text of the answer. If the message was cancelled, the text until then.
+    /// The text of the answer. If the message was cancelled, the text that was generated before.
     pub answer: String,
     /// How the turn ended.
     pub status: TurnStatus,

@@ -1,4 +1,5 @@
-//! Generates the JSON Schemas of all frames, records and HTTP bodies for the documents.
+//! Generates the JSON Schemas of all frames, records and HTTP bodies, for `docs/asyncapi.yaml` and
+//! `docs/openapi.yaml`.
 
 use std::collections::BTreeMap;
 

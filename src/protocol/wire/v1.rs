@@ -114,8 +114,8 @@ pub struct Welcome {
     /// The position from which the client resumes when it reconnects. Opaque text, passed as
     /// `since`.
     pub position: String,
-    /// Whether all frames after the client's `since` follow. If false, because the client sent no
-    /// `since` or frames after it are gone, the client reloads the history.
+    /// Whether all frames after the client's `since` follow. If false, the client reloads the
+    /// history: it sent no `since`, or frames after it may be gone.
     pub recovered: bool,
     /// Accepted messages without a terminal frame, oldest first.
     pub pending: Vec<Pending>,
