@@ -29,7 +29,7 @@ use crate::log::Log;
 /// for any other path.
 pub type AdminRoutes = dyn Fn(&Method, &str) -> Option<Response<Full<Bytes>>> + Send + Sync;
 
-/// Access to the dead letters of a process that is the only one with access to its log.
+/// Access to the dead letters, in a process that no other process shares the log with.
 pub struct DeadLetterAccess {
     /// Reads and settles the dead letters.
     pub queue: DeadLetterQueue,
@@ -52,7 +52,7 @@ pub struct Dependencies {
     /// The routes that every role serves.
     pub admin: Arc<AdminRoutes>,
     /// Access to the dead letters, which the gateway serves to requests with the admin key or the
-    /// local key. `None` in a process that is not the only one with access to its log.
+    /// local key. `None` in a process that shares its log with other processes.
     pub dead_letters: Option<DeadLetterAccess>,
 }
 

@@ -183,8 +183,9 @@ fn correlation_id(headers: &HeaderMap) -> Arc<str> {
         .map_or_else(|| uuid::Uuid::new_v4().to_string().into(), Into::into)
 }
 
-/// The W3C trace context of a request; `None` where it has no valid one. As the specification
-/// requires, a repeated `traceparent` is ignored, and several `tracestate` headers are joined.
+/// The W3C trace context of a request; `None` where the request has no valid `traceparent`. As the
+/// specification requires, a repeated `traceparent` is ignored, and several `tracestate` headers
+/// are joined.
 fn trace_context(headers: &HeaderMap) -> Option<TraceContext> {
     let mut parents = headers.get_all(header::TRACEPARENT).iter();
     let (parent, None) = (parents.next()?, parents.next()) else {

@@ -58,8 +58,8 @@ struct QueueState {
     ping_requested: bool,
     /// Why the socket is closing; `None` while it is open.
     close_reason: Option<CloseReason>,
-    /// Whether the writer ends without a close frame, because the client can't receive one any more
-    /// or has sent its own.
+    /// Whether the writer ends without writing a close frame, because the client can't receive it
+    /// any more or has sent its own close frame.
     is_disconnected: bool,
 }
 

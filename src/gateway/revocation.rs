@@ -101,7 +101,7 @@ impl Revocations {
         }
     }
 
-    /// Applies the revocation if the published frame is one, and ignores any other frame.
+    /// Applies a published frame of type `revoked`, and ignores any other frame.
     pub(super) fn handle_published(&self, metrics: &GatewayMetrics, user: &UserId, payload: &[u8]) {
         #[derive(Deserialize)]
         struct RevokedFrame<'a> {

@@ -1,5 +1,6 @@
 //! The registry of all users with connections on this gateway. It subscribes to a user's channels
-//! when the user's first connection joins, and ends the subscriptions when the last one leaves.
+//! when the user's first connection joins, and ends the subscriptions when the last connection
+//! leaves.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::atomic::{AtomicUsize, Ordering};

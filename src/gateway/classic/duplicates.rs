@@ -90,7 +90,7 @@ impl DuplicateFilter {
     }
 
     /// Adds a delivered frame to the filter. Returns whether a mailbox read should be scheduled,
-    /// because [`FRAMES_BETWEEN_READS`] frames were delivered since the last one.
+    /// because at least [`FRAMES_BETWEEN_READS`] frames were delivered since the last read.
     pub(in crate::gateway) fn insert(&mut self, key: FrameKey, position: Option<Position>) -> bool {
         if let Some(position) = &position
             && self.is_newer(position)

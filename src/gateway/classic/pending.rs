@@ -187,7 +187,7 @@ impl PendingAnswers {
             .is_some_and(|message| message.must_send)
     }
 
-    /// Removes a message whose terminal frame was processed, or that will never have one.
+    /// Removes a message whose terminal frame was processed or will never come.
     pub(in crate::gateway) fn remove(&mut self, id: &MessageId) {
         self.messages.remove(id);
         self.notify_watchers();

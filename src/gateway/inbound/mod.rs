@@ -71,7 +71,7 @@ enum Barrier {
     Cancel(CancelRequest),
 }
 
-/// The frames of one client whose processing is not finished.
+/// The frames of one client that are in progress: read, and not yet completely processed.
 #[derive(Default)]
 struct InProgress {
     admissions: FuturesOrdered<BoxFuture<'static, AdmissionResult>>,
@@ -90,7 +90,7 @@ impl InProgress {
     }
 }
 
-/// Processes the frames of one connection's client.
+/// The inbound path of one connection: the state of its client's frames in progress.
 pub(super) struct Inbound {
     gateway: Arc<Gateway>,
     session: Arc<Session>,
