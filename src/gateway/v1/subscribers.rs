@@ -47,7 +47,7 @@ pub(in crate::gateway) struct Subscribers {
     /// The number of the last published frame; `None` where no frame with a number was published
     /// since the first connection was added.
     last_published: Option<SequenceNumber>,
-    /// The time of the last event: a published frame, or a change of a connection's state.
+    /// The time of the last event: a frame was published, or a connection became stale or live.
     logical_clock: LogicalTime,
     buffer: LiveBuffer,
 }
