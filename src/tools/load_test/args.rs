@@ -37,11 +37,11 @@ can't be written; 2 invalid options; 3 the test did not start, because no server
 connection; 130 and 143 interrupted by Ctrl-C or SIGTERM, after the report (--idle without --duration
 ends that way: 0).";
 
-/// Options: the servers, the load, and what is reported.
+/// The options of `chatmesh load-test`: the servers, the load, and what is reported.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct LoadArgs {
-    /// Address of the gateway; repeated, clients are spread over all of them.
+    /// Address of a gateway. If it is repeated, clients are spread over all gateways.
     #[arg(long, value_name = "URL", default_value = "ws://127.0.0.1:8000/ws", value_parser = target::parse_url)]
     pub(super) url: Vec<Url>,
     /// Number of connections, each with its own user.
@@ -50,16 +50,16 @@ pub(crate) struct LoadArgs {
     /// Messages of each client; 10 unless --duration is given.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(super) messages: Option<u64>,
-    /// How long messages are sent (30s, 5m; a number is seconds).
+    /// How long messages are sent, for example 30s or 5m; a number without a unit means seconds.
     #[arg(long, value_name = "TIME", value_parser = parse_positive_duration)]
     pub(super) duration: Option<Duration>,
-    /// Messages a second, of all clients together.
+    /// Messages that all clients together send in a second.
     #[arg(long, value_name = "N", default_value_t = 200.0, value_parser = parse_rate)]
     pub(super) rate: f64,
     /// Each client sends its next message when it has received the answer.
     #[arg(long, conflicts_with_all = ["rate", "idle"])]
     pub(super) closed_loop: bool,
-    /// With --closed-loop: messages of one client in flight at the same time.
+    /// With --closed-loop: number of messages that one client has in flight at the same time.
     #[arg(long, value_name = "N", default_value_t = 1, requires = "closed_loop", value_parser = clap::value_parser!(u16).range(1..))]
     pub(super) in_flight: u16,
     /// Only hold connections open, for --duration or until interrupted.
@@ -71,8 +71,8 @@ pub(crate) struct LoadArgs {
     /// Use the classic protocol instead of chatmesh.v1.
     #[arg(long)]
     pub(super) classic: bool,
-    /// Token of all clients; without it each client requests its own by POST /token, if the server
-    /// issues tokens.
+    /// Token of all clients; without it each client requests its own token by POST /token, if the
+    /// server issues tokens.
     #[arg(
         long,
         value_name = "TOKEN",
@@ -83,14 +83,14 @@ pub(crate) struct LoadArgs {
     /// Admin key for POST /token.
     #[arg(long, value_name = "KEY", env = "ADMIN_KEY", hide_env_values = true)]
     pub(super) admin_key: Option<String>,
-    /// Prefix of the user names; by default a random one for each test.
+    /// Prefix of the user names; by default a random prefix for each test.
     #[arg(long, value_name = "NAME")]
     pub(super) user: Option<String>,
     /// Characters of a message, in addition to its number.
     #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u32).range(..=1_000_000))]
     pub(super) size: u32,
-    /// Local address to connect from; repeated, they are used in turn. On loopback, more addresses
-    /// are used automatically when one has too few ports.
+    /// Local address to connect from. If it is repeated, the addresses are used in turn. On
+    /// loopback, more addresses are used automatically when one address has too few ports.
     #[arg(long, value_name = "IP")]
     pub(super) source: Vec<IpAddr>,
     /// How long the test waits for outstanding answers while none arrives.
@@ -99,7 +99,7 @@ pub(crate) struct LoadArgs {
     /// Number of threads; increase it when the test uses one CPU fully.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(super) threads: u16,
-    /// Exit with code 1 unless this holds, like 'p99<200ms' or loss=0; may be repeated.
+    /// Exit with code 1 unless this condition holds, like 'p99<200ms' or loss=0; may be repeated.
     #[arg(long, value_name = "CONDITION")]
     pub(super) require: Vec<Condition>,
     /// Print the result as JSON.

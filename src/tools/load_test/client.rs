@@ -23,17 +23,19 @@ use super::tracker::MessageTracker;
 use crate::backoff::Backoff;
 use crate::client::retry_hint::{RetryHint, retry_hint};
 
-/// Resolution of tokio's timers. Clients wake up this much early; a message that is sent before its
-/// scheduled time is measured from when it was sent.
+/// Resolution of tokio's timers. Clients wake up earlier than scheduled by this time. The latency
+/// of a message that is sent before its scheduled time counts from the time when it was sent.
 const TIMER_RESOLUTION: Duration = Duration::from_millis(1);
-/// Upper limits of the delay before the first attempt to reconnect and before later ones.
-const FIRST_DELAY: Duration = Duration::from_millis(200);
-const MAX_DELAY: Duration = Duration::from_secs(4);
-/// Longer than any test.
+/// Maximum delay before the first attempt to reconnect; the maximum doubles with each attempt.
+const FIRST_RECONNECT_DELAY: Duration = Duration::from_millis(200);
+/// Maximum delay before an attempt to reconnect, unless the close code asks for a longer delay.
+const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(4);
+/// Delay of a client that does not reconnect. It is longer than any test.
 const NEVER: Duration = Duration::from_secs(365 * 86_400);
-/// When the user ends the test, messages that became due within this time do not count as missed.
+/// When the user ends the test, messages that became due within this time before the end do not
+/// count as not sent.
 const INTERRUPT_GRACE: Duration = Duration::from_millis(50);
-/// How long a closing handshake may take at the end of the test.
+/// Time limit of the closing handshake of a connection at the end of the test.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Runs one client until the test ends, and adds its results to the thread's statistics.
@@ -47,15 +49,16 @@ pub(super) async fn run_client(number: usize, context: Rc<ThreadContext>) {
     match connected {
         Some(Ok(connection)) => {
             context.stats.borrow_mut().connected += 1;
-            state.connected.fetch_add(1, Ordering::Relaxed);
-            state.attempted.fetch_add(1, Ordering::Relaxed);
+            state.connected_clients.fetch_add(1, Ordering::Relaxed);
+            state.attempted_clients.fetch_add(1, Ordering::Relaxed);
             client.run(connection).await;
         }
         Some(Err(DisconnectReason(reason))) => {
             increment(&mut context.stats.borrow_mut().not_connected, &reason);
-            state.attempted.fetch_add(1, Ordering::Relaxed);
+            state.attempted_clients.fetch_add(1, Ordering::Relaxed);
             client.set_finished();
-            // Only at the end of the test is it known how many messages this client missed.
+            // Waits for the end of the test, because only then is it known how many scheduled
+            // messages this client did not send.
             state.stop.cancelled().await;
         }
         None => {}
@@ -64,24 +67,30 @@ pub(super) async fn run_client(number: usize, context: Rc<ThreadContext>) {
     client.record_missed_messages();
 }
 
-/// What a client can do next with its socket.
+/// An event of a client's socket.
 pub(super) enum SocketEvent {
     /// The socket can take another frame.
     Writable,
+    /// A frame was received or the connection failed; `None` after the end of the stream.
     Received(Option<Result<Message, Error>>),
 }
 
 /// The state of one client.
 pub(super) struct Client<'a> {
+    /// Number of the client, from 0.
     number: usize,
     pub(super) context: &'a ThreadContext,
     pub(super) tracker: MessageTracker,
-    sent: u64,
-    /// Position of the last terminal frame, from which the client resumes; empty if there is none.
+    /// Number of messages that the client has sent, each counted once.
+    sent_messages: u64,
+    /// Position of the last terminal frame, from which the client resumes; empty if the client has
+    /// no position.
     pub(super) position: String,
-    /// Messages to send once more, by number.
+    /// Numbers of the messages to send once more.
     pub(super) to_resend: VecDeque<u64>,
+    /// When the schedule of messages started.
     pub(super) schedule_start: Instant,
+    /// Whether the client has nothing more to send and no answer to wait for.
     is_finished: bool,
 }
 
@@ -91,7 +100,7 @@ impl<'a> Client<'a> {
             number,
             context,
             tracker: MessageTracker::new(context.plan.is_v1),
-            sent: 0,
+            sent_messages: 0,
             position: String::new(),
             to_resend: VecDeque::new(),
             schedule_start: Instant::now(),
@@ -99,7 +108,8 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Uses the connection until the test ends, and reconnects whenever it is lost before.
+    /// Exchanges messages until the test ends, and reconnects whenever the connection is lost
+    /// before the end.
     async fn run(&mut self, connection: Connection) {
         let context = self.context;
         let mut socket = connection.socket;
@@ -120,11 +130,17 @@ impl<'a> Client<'a> {
             if self.is_finished {
                 return;
             }
-            context.state.reconnecting.fetch_add(1, Ordering::Relaxed);
+            context
+                .state
+                .reconnecting_clients
+                .fetch_add(1, Ordering::Relaxed);
             let Some(connection) = self.reconnect(reason).await else {
                 return;
             };
-            context.state.reconnecting.fetch_sub(1, Ordering::Relaxed);
+            context
+                .state
+                .reconnecting_clients
+                .fetch_sub(1, Ordering::Relaxed);
             socket = connection.socket;
             if let Some(position) = connection.position {
                 self.position = position;
@@ -135,13 +151,13 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Retries until the client is connected again; `None` when the test ends before.
+    /// Tries to connect until the client is connected again; `None` when the test ends before that.
     async fn reconnect(&mut self, mut reason: String) -> Option<Connection> {
         let (number, context) = (self.number, self.context);
-        let mut backoff = Backoff::new(FIRST_DELAY, MAX_DELAY).with_jitter();
+        let mut backoff = Backoff::new(FIRST_RECONNECT_DELAY, MAX_RECONNECT_DELAY).with_jitter();
         let mut delay = match retry_hint(close_code(&reason)) {
             RetryHint::Never(_) => {
-                // This client sends nothing more, and the test need not wait for it.
+                // This client sends nothing more, so the test does not wait for it.
                 self.set_finished();
                 NEVER
             }
@@ -171,7 +187,8 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Counts the messages that have no answer, and those of the schedule that were not sent.
+    /// Counts the messages without an outcome as lost, and counts the scheduled messages that were
+    /// not sent.
     fn record_missed_messages(&self) {
         let state = &self.context.state;
         let mut stats = self.context.stats.borrow_mut();
@@ -181,8 +198,8 @@ impl<'a> Client<'a> {
         };
         let is_interrupted = state.is_interrupted.load(Ordering::Relaxed);
         let until = is_interrupted.then(|| start.elapsed().saturating_sub(INTERRUPT_GRACE));
-        let scheduled = self.context.plan.scheduled(self.number, until);
-        stats.not_sent += scheduled.saturating_sub(self.sent);
+        let scheduled = self.context.plan.scheduled_messages(self.number, until);
+        stats.not_sent += scheduled.saturating_sub(self.sent_messages);
     }
 
     /// Sends and receives until the test ends (`Ok`) or the connection is lost (`Err`).
@@ -190,7 +207,7 @@ impl<'a> Client<'a> {
         let state = Arc::clone(&self.context.state);
         let mut stop = pin!(state.stop.cancelled());
         let mut schedule_start = state.schedule_start.clone();
-        // While waiting for the start, the socket is read so that tungstenite answers pings.
+        // The socket is read before the schedule starts too, so that tungstenite answers pings.
         loop {
             let is_idle = self.context.plan.mode == SendMode::Idle;
             tokio::select! {
@@ -234,15 +251,16 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// When the next message is due; `None` when there is none, or none before the next answer.
+    /// When the next message of the schedule is due; `None` when the schedule has no further
+    /// message, or none before the next answer arrives.
     fn next_due(&self, now: Instant) -> Option<Instant> {
         let plan = &self.context.plan;
-        if self.sent >= plan.messages {
+        if self.sent_messages >= plan.messages_per_client {
             return None;
         }
         let due = match plan.mode {
             SendMode::OpenLoop(rate) => {
-                self.schedule_start + plan.send_offset(rate, self.number, self.sent)
+                self.schedule_start + plan.send_offset(rate, self.number, self.sent_messages)
             }
             SendMode::ClosedLoop(max) if self.tracker.in_flight() < max => {
                 now.max(self.schedule_start)
@@ -259,7 +277,7 @@ impl<'a> Client<'a> {
     /// with a duration this is meaningful only when [`Self::next_due`] is `None`.
     fn is_done_sending(&self, now: Instant) -> bool {
         let plan = &self.context.plan;
-        self.sent >= plan.messages
+        self.sent_messages >= plan.messages_per_client
             || plan.duration.is_some_and(|duration| match plan.mode {
                 SendMode::OpenLoop(_) => true,
                 _ => now >= self.schedule_start + duration,
@@ -269,11 +287,14 @@ impl<'a> Client<'a> {
     fn set_finished(&mut self) {
         if !self.is_finished {
             self.is_finished = true;
-            self.context.state.finished.fetch_add(1, Ordering::Relaxed);
+            self.context
+                .state
+                .finished_clients
+                .fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Sends the first message that must be resent, otherwise the next new one.
+    /// Sends the first message of `to_resend`, or the next new message if there is none to resend.
     fn send_next(&mut self, socket: &mut Socket, due: Instant) -> Result<(), DisconnectReason> {
         if let Some(number) = self.to_resend.pop_front() {
             if !self.tracker.record_resent(number) {
@@ -284,14 +305,17 @@ impl<'a> Client<'a> {
         }
         let now = Instant::now();
         let number = self.tracker.record_sent(due.min(now));
-        self.sent += 1;
+        self.sent_messages += 1;
         let mut stats = self.context.stats.borrow_mut();
         stats.sent += 1;
         stats.send_delay.record(now.saturating_duration_since(due));
         let since_start = now.saturating_duration_since(self.schedule_start);
         stats.series.record_sent(since_start);
         drop(stats);
-        self.context.state.sent.fetch_add(1, Ordering::Relaxed);
+        self.context
+            .state
+            .sent_messages
+            .fetch_add(1, Ordering::Relaxed);
         self.write_message(socket, number)
     }
 
@@ -308,16 +332,17 @@ impl<'a> Client<'a> {
     }
 }
 
-/// The close code in a reason that [`DisconnectReason::from_end`] made of a close frame.
+/// Returns the close code in a reason that [`DisconnectReason::from_end`] made of a close frame;
+/// `None` for any other reason.
 fn close_code(reason: &str) -> Option<u16> {
     reason.strip_prefix("close ")?.parse().ok()
 }
 
-/// Waits until a frame is received, or, if `wants_to_write`, until one can be sent.
+/// Waits until a frame is received, or, if `wants_to_write`, until a frame can be sent.
 async fn next_event(socket: &mut Socket, wants_to_write: bool) -> SocketEvent {
     let mut socket = Pin::new(socket);
     poll_fn(|cx| {
-        // `poll_ready` also flushes what remains of the last frame.
+        // `poll_ready` also flushes the unsent bytes of the last frame.
         match socket.as_mut().poll_ready(cx) {
             Poll::Ready(Ok(())) if wants_to_write => return Poll::Ready(SocketEvent::Writable),
             Poll::Ready(Err(error)) => return Poll::Ready(SocketEvent::Received(Some(Err(error)))),

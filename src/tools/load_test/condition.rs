@@ -1,4 +1,4 @@
-//! Conditions on the result of a test, like `p99<200ms`.
+//! Parses the conditions on the result of a test that `--require` gives, like `p99<200ms`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,15 +8,17 @@ use std::str::FromStr;
 pub(super) enum Condition {
     /// The three criteria of the original system's load test.
     Original,
-    /// A comparison with one value.
+    /// A comparison of one measured value with a limit.
     Value(Comparison),
 }
 
-/// A named value, an operator and a limit.
+/// A comparison of a named value with a limit.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Comparison {
+    /// Name of the value, like `p99`, `accepted.p99` or `loss`.
     pub(super) name: String,
     operator: Operator,
+    /// The limit in the unit of the value; in milliseconds if the value is a latency.
     limit: f64,
     /// The condition as the user wrote it.
     text: String,
@@ -31,8 +33,8 @@ enum Operator {
     More,
 }
 
-/// Names of values that are not latencies.
-pub(super) const VALUES: [&str; 9] = [
+/// Names of the values that are not latencies.
+pub(super) const VALUE_NAMES: [&str; 9] = [
     "delivered",
     "throughput",
     "loss",
@@ -44,12 +46,13 @@ pub(super) const VALUES: [&str; 9] = [
     "tokens",
 ];
 /// Names of the latencies.
-pub(super) const LATENCIES: [&str; 5] = ["whole", "accepted", "first_token", "token", "connect"];
+pub(super) const LATENCY_NAMES: [&str; 5] =
+    ["whole", "accepted", "first_token", "token", "connect"];
 /// Names of the statistics of each latency.
-pub(super) const STATISTICS: [&str; 6] = ["p50", "p90", "p99", "p99.9", "max", "mean"];
+pub(super) const STATISTIC_NAMES: [&str; 6] = ["p50", "p90", "p99", "p99.9", "max", "mean"];
 
 impl Comparison {
-    /// The unit of the value, as it follows a number.
+    /// The unit of the value, as text that is appended to a number.
     pub(super) fn unit(&self) -> &'static str {
         match self.name.as_str() {
             "delivered" => " %",
@@ -59,7 +62,7 @@ impl Comparison {
         }
     }
 
-    /// Whether a value satisfies the condition; a value that was not measured does not.
+    /// Whether a value satisfies the condition; false for a value that was not measured.
     pub(super) fn is_met(&self, value: Option<f64>) -> bool {
         value.is_some_and(|value| match self.operator {
             Operator::Less => value < self.limit,
@@ -84,7 +87,7 @@ impl FromStr for Condition {
         if text.trim() == "original" {
             return Ok(Self::Original);
         }
-        // The longer operators come first, because < is a prefix of <=.
+        // Operators of two characters come first, because < is a prefix of <=.
         let operators = [
             ("<=", Operator::AtMost),
             (">=", Operator::AtLeast),
@@ -106,7 +109,7 @@ impl FromStr for Condition {
                 return Err(format!("{value:?}: that can never hold"));
             }
             limit
-        } else if VALUES.contains(&name) {
+        } else if VALUE_NAMES.contains(&name) {
             parse_number(name, value, operator)?
         } else {
             return Err(unknown_name(name));
@@ -120,11 +123,11 @@ impl FromStr for Condition {
     }
 }
 
-/// Says which names are similar to an unknown one.
+/// Returns the error for an unknown name, with the names that are allowed instead.
 fn unknown_name(name: &str) -> String {
-    let (statistics, values) = (STATISTICS.join(", "), VALUES.join(", "));
+    let (statistics, values) = (STATISTIC_NAMES.join(", "), VALUE_NAMES.join(", "));
     match name.split_once('.') {
-        Some((latency, _)) if LATENCIES.contains(&latency) => {
+        Some((latency, _)) if LATENCY_NAMES.contains(&latency) => {
             format!("{name:?} is not known: {latency} has {statistics}")
         }
         _ if name.starts_with('p') => {
@@ -132,7 +135,7 @@ fn unknown_name(name: &str) -> String {
                 "{name:?} is not known: the whole answer has {statistics}; or use accepted.p99 …"
             )
         }
-        _ if LATENCIES.contains(&name) => {
+        _ if LATENCY_NAMES.contains(&name) => {
             format!("{name:?} needs one of {statistics}, like {name}.p99")
         }
         _ => format!("{name:?} is not known: use {values}, {statistics}, or accepted.p99 …"),
@@ -161,7 +164,7 @@ fn parse_milliseconds(value: &str) -> Result<f64, String> {
     }
 }
 
-/// Parses a limit that is not a time.
+/// Parses the limit of a value that is not a latency. Fails if no result could meet the condition.
 fn parse_number(name: &str, value: &str, operator: Operator) -> Result<f64, String> {
     let unit = match name {
         "delivered" => "%",
@@ -197,10 +200,10 @@ fn parse_number(name: &str, value: &str, operator: Operator) -> Result<f64, Stri
 
 fn is_latency(name: &str) -> bool {
     match name.split_once('.') {
-        Some((latency, statistic)) if LATENCIES.contains(&latency) => {
-            STATISTICS.contains(&statistic)
+        Some((latency, statistic)) if LATENCY_NAMES.contains(&latency) => {
+            STATISTIC_NAMES.contains(&statistic)
         }
-        _ => STATISTICS.contains(&name),
+        _ => STATISTIC_NAMES.contains(&name),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Opens the connections of clients, and describes why one was lost.
+//! Opens the connections of clients, and describes why a connection was lost.
 
 use std::time::Duration;
 
@@ -18,14 +18,17 @@ use crate::protocol::v1::SUBPROTOCOL;
 
 pub(super) type Socket = WebSocketStream<TcpStream>;
 
-/// Limit for the TCP connection, the upgrade and the `welcome` frame together.
+/// Time limit for requesting the token, the TCP connection, the upgrade and the `welcome` frame
+/// together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// An open connection, and what the `welcome` frame said; classic connections have no `welcome`.
+/// An open connection with the fields of its `welcome` frame. Classic connections have no
+/// `welcome`.
 pub(super) struct Connection {
     pub(super) socket: Socket,
+    /// The position in `welcome`, from which the client resumes.
     pub(super) position: Option<String>,
-    /// The server now sends everything that the client has missed since its position.
+    /// Whether the server now sends everything that the client has missed since its position.
     pub(super) is_recovered: bool,
 }
 
@@ -33,9 +36,9 @@ pub(super) struct Connection {
 pub(super) struct DisconnectReason(pub(super) String);
 
 impl DisconnectReason {
-    /// Describes the last item that a socket returned.
-    pub(super) fn from_end(end: Option<Result<Message, Error>>) -> Self {
-        Self(match end {
+    /// Returns the reason why a connection ended, from the last item that its socket returned.
+    pub(super) fn from_end(last_item: Option<Result<Message, Error>>) -> Self {
+        Self(match last_item {
             Some(Ok(Message::Close(Some(frame)))) => format!("close {}", u16::from(frame.code)),
             Some(Ok(Message::Close(None)) | Err(Error::ConnectionClosed)) | None => {
                 "closed without a code".to_owned()
@@ -46,7 +49,7 @@ impl DisconnectReason {
     }
 }
 
-/// Opens the first connection of a client at its time within the ramp-up.
+/// Opens the first connection of a client, at the client's time within the ramp-up.
 pub(super) async fn connect(
     number: usize,
     context: &ThreadContext,
@@ -62,8 +65,8 @@ pub(super) async fn connect(
     Ok(connection)
 }
 
-/// Opens another connection of a client, which resumes after the position `since`; empty means
-/// that the client has no position.
+/// Opens another connection of a client, which resumes after the position `since`. An empty `since`
+/// means that the client has no position.
 pub(super) async fn reconnect(
     number: usize,
     context: &ThreadContext,
@@ -89,15 +92,15 @@ async fn open(number: usize, plan: &Plan, since: &str) -> Result<Connection, Dis
     let token = token.map_err(|error| DisconnectReason(format!("{error:#}")))?;
     let source = match plan.sources.len() {
         0 => None,
-        // Consecutive numbers alternate between targets, so the quotient selects the source:
+        // Consecutive client numbers alternate between targets, so the quotient selects the source:
         // otherwise a target would be reached from only some of the sources.
         sources => Some(plan.sources[number / plan.targets.len() % sources]),
     };
     let stream = target.connect(source).await.map_err(|error| {
         let hint = match error.raw_os_error() {
-            // EMFILE
+            // EMFILE: the process has no file descriptors left.
             Some(24) => " (raise ulimit -n)",
-            // EADDRNOTAVAIL: the sources were checked at the start, so the ports are used up.
+            // EADDRNOTAVAIL: the addresses were checked at the start, so their ports are used up.
             Some(99) => " (no ports left: more --source addresses)",
             _ => "",
         };
@@ -132,7 +135,7 @@ async fn open(number: usize, plan: &Plan, since: &str) -> Result<Connection, Dis
     })
 }
 
-/// Reads until the `welcome` frame.
+/// Reads frames until `welcome`, and returns the connection with the fields of `welcome`.
 async fn read_welcome(mut socket: Socket) -> Result<Connection, DisconnectReason> {
     loop {
         match socket.next().await {

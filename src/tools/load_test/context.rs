@@ -14,32 +14,33 @@ use super::stats::Stats;
 /// Signals from the runner to all clients, and the progress that clients report to it.
 #[derive(Debug)]
 pub(super) struct RunState {
+    /// When the test started. The ramp-up counts from this time.
     pub(super) started: Instant,
     /// When the schedule of messages starts; `None` while clients are still connecting.
     pub(super) schedule_start: watch::Receiver<Option<Instant>>,
     /// Cancelled when the test ends.
     pub(super) stop: CancellationToken,
-    /// The user ended the test.
+    /// Whether the user ended the test.
     pub(super) is_interrupted: AtomicBool,
-    /// Clients whose first attempt to connect has succeeded or failed.
-    pub(super) attempted: AtomicU64,
-    /// Clients whose first attempt to connect has succeeded.
-    pub(super) connected: AtomicU64,
-    /// Clients that have lost their connection and are reconnecting.
-    pub(super) reconnecting: AtomicU64,
-    /// Messages.
-    pub(super) sent: AtomicU64,
-    /// Messages with an outcome.
-    pub(super) completed: AtomicU64,
-    /// Clients that have nothing more to send and no answer to wait for.
-    pub(super) finished: AtomicU64,
+    /// Number of clients whose first attempt to connect has succeeded or failed.
+    pub(super) attempted_clients: AtomicU64,
+    /// Number of clients whose first attempt to connect has succeeded.
+    pub(super) connected_clients: AtomicU64,
+    /// Number of clients that have lost their connection and have not reconnected.
+    pub(super) reconnecting_clients: AtomicU64,
+    /// Number of messages that were sent, each counted once.
+    pub(super) sent_messages: AtomicU64,
+    /// Number of outcomes that were received, including duplicates.
+    pub(super) received_outcomes: AtomicU64,
+    /// Number of clients that have nothing more to send and no answer to wait for.
+    pub(super) finished_clients: AtomicU64,
 }
 
-/// What the clients of one thread share.
+/// State that the clients of one thread share.
 pub(super) struct ThreadContext {
     pub(super) plan: Arc<Plan>,
     pub(super) state: Arc<RunState>,
     pub(super) stats: RefCell<Stats>,
-    /// Limits how many clients connect at the same time.
+    /// Limits how many clients of the thread connect at the same time.
     pub(super) connect_permits: Semaphore,
 }

@@ -1,7 +1,7 @@
-//! Numbers as the reports show them.
+//! Formats numbers for the reports.
 
-/// Formats a value with as many digits as are significant: three, and none after the point for
-/// whole numbers.
+/// Formats a value: without decimals if it is a whole number or at least 100, with one decimal from
+/// 10 on, otherwise with two decimals.
 pub(super) fn format_number(value: f64) -> String {
     let decimals = match value.abs() {
         v if v >= 100.0 || v.fract() < 1e-9 => 0,

@@ -1,4 +1,5 @@
-//! The fields of server frames that a load test needs, and the markers in message texts.
+//! Parses the fields of server frames that a load test needs, and the markers and timestamps in the
+//! texts of messages and answers.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -8,19 +9,21 @@ use serde_json::value::RawValue;
 pub(super) struct Frame<'a> {
     #[serde(rename = "type", borrow)]
     pub(super) kind: &'a str,
-    /// The id that the client gave the message.
+    /// The id that the client gave the message; classic frames have none.
     #[serde(borrow)]
     pub(super) id: Option<&'a str>,
+    /// The server's id of the message. An error without it is a rejection.
     #[serde(borrow)]
     pub(super) message_id: Option<&'a str>,
     #[serde(borrow)]
     pub(super) code: Option<&'a str>,
-    /// Only in terminal frames and in `welcome`.
+    /// Position of the terminal frame, or the client's position in `welcome`; other frames have
+    /// none.
     #[serde(borrow)]
     pub(super) position: Option<&'a str>,
-    /// Only in `welcome`: the server sends everything after the client's position.
+    /// Whether the server sends everything after the client's position; only in `welcome`.
     pub(super) recovered: Option<bool>,
-    /// Undecoded JSON.
+    /// The text of an answer or of a part of it, as undecoded JSON.
     #[serde(borrow)]
     pub(super) content: Option<&'a RawValue>,
     /// The text of an error, as undecoded JSON.
@@ -33,7 +36,7 @@ impl<'a> Frame<'a> {
         serde_json::from_str(text).ok()
     }
 
-    /// The text of an error, decoded; empty for other frames.
+    /// Returns the decoded text of an error; empty for other frames.
     pub(super) fn error_text(&self) -> String {
         let text = self
             .message
@@ -42,21 +45,22 @@ impl<'a> Frame<'a> {
     }
 }
 
-/// The marker in the text of a message. A model that repeats the text thereby identifies the
-/// message that it answers.
+/// Returns the marker that is part of the text of a message. If a model repeats the text, the
+/// marker shows which message the answer belongs to.
 pub(super) fn marker(number: u64) -> String {
     format!("[m{number}]")
 }
 
-/// The number in the last marker of an answer.
+/// Returns the message number in the last marker of an answer; `None` if there is no marker.
 pub(super) fn find_marker(content: &RawValue) -> Option<u64> {
     let content = content.get();
-    let from = content.rfind("[m")? + 2;
-    let digits = &content[from..];
-    digits[..digits.find(']')?].parse().ok()
+    let number_start = content.rfind("[m")? + 2;
+    let number = &content[number_start..];
+    number[..number.find(']')?].parse().ok()
 }
 
-/// The tokens that `mock-openai --stamp` wrote: times in microseconds since 1970.
+/// Returns the times that `mock-openai --stamp` wrote as tokens, in microseconds since 1970. Other
+/// tokens are skipped.
 pub(super) fn timestamps(content: &RawValue) -> impl Iterator<Item = u64> {
     let pieces = content.get().split('@').skip(1);
     pieces.filter_map(|piece| piece[..piece.find(' ')?].parse().ok())

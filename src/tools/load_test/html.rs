@@ -1,11 +1,11 @@
-//! The report as one HTML file without external resources.
+//! Renders the report of a test as one HTML file without external resources, and writes the file.
 
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use super::condition::STATISTICS;
+use super::condition::STATISTIC_NAMES;
 use super::format::format_number;
 use super::plot::{Line, Plot};
 use super::report::{LatencyRow, Report};
@@ -35,11 +35,12 @@ figure{margin:1.2em 0}svg{width:100%;height:auto;display:block}svg text{font-siz
 pub(super) struct ReportFile {
     file: File,
     path: PathBuf,
+    /// Whether the file was created by this process and has not been written.
     remove_on_drop: bool,
 }
 
 impl ReportFile {
-    /// Opens or creates the file; an existing content stays until [`Self::write`].
+    /// Opens or creates the file. The content of an existing file stays until [`Self::write`].
     pub(super) fn open(path: PathBuf) -> std::io::Result<Self> {
         let remove_on_drop = !path.exists();
         let file = OpenOptions::new()
@@ -68,7 +69,7 @@ impl ReportFile {
 impl Drop for ReportFile {
     fn drop(&mut self) {
         if self.remove_on_drop {
-            // Best effort: an empty file that stays does no harm.
+            // An error is ignored, because an empty file that stays does no harm.
             let _ = std::fs::remove_file(&self.path);
         }
     }
@@ -94,15 +95,15 @@ fn write_page(out: &mut String, report: &Report, series: &TimeSeries) -> std::fm
     for note in &report.notes {
         writeln!(out, "<p class=\"note\">{}.</p>", escape(note))?;
     }
-    write_verdicts(out, "Required", &report.required)?;
-    write_verdicts(out, "The original’s criteria", &report.criteria)?;
+    write_verdicts(out, "Required", &report.required_verdicts)?;
+    write_verdicts(out, "The original’s criteria", &report.original_verdicts)?;
     writeln!(out, "<h2>Result</h2><table>")?;
     for (name, value) in &report.facts {
         writeln!(out, "<tr><td>{name}<td>{}", escape(value))?;
     }
     writeln!(out, "</table>")?;
-    if !report.rows.is_empty() {
-        write_latencies(out, &report.rows)?;
+    if !report.latency_rows.is_empty() {
+        write_latencies(out, &report.latency_rows)?;
     }
     if series.buckets.is_empty() {
         return Ok(());
@@ -111,7 +112,7 @@ fn write_page(out: &mut String, report: &Report, series: &TimeSeries) -> std::fm
     for plot in plots(series) {
         out.push_str(&plot.render());
     }
-    let width = format_number(series.width.as_secs_f64());
+    let width = format_number(series.bucket_width.as_secs_f64());
     writeln!(
         out,
         "<p>Each point is {width} s. Latency counts from the time at which a message was scheduled.</p>"
@@ -134,7 +135,7 @@ fn write_verdicts(out: &mut String, title: &str, verdicts: &[Verdict]) -> std::f
 
 fn write_latencies(out: &mut String, rows: &[LatencyRow]) -> std::fmt::Result {
     write!(out, "<h2>Latency in milliseconds</h2><table><tr><th>")?;
-    for statistic in STATISTICS {
+    for statistic in STATISTIC_NAMES {
         write!(out, "<th>{statistic}")?;
     }
     for row in rows {
@@ -154,8 +155,9 @@ fn write_latencies(out: &mut String, rows: &[LatencyRow]) -> std::fmt::Result {
     writeln!(out, "</table>")
 }
 
+/// The plots of the report: the number of messages, and the latency of the whole answer.
 fn plots(series: &TimeSeries) -> [Plot; 2] {
-    let step = series.width.as_secs_f64();
+    let step_seconds = series.bucket_width.as_secs_f64();
     let buckets = &series.buckets;
     let line = |name, values: Vec<Option<f64>>| Line { name, values };
     let percentile = |percent: f64| -> Vec<Option<f64>> {
@@ -164,12 +166,12 @@ fn plots(series: &TimeSeries) -> [Plot; 2] {
             .map(|bucket| bucket.percentile_ms(percent))
             .collect()
     };
-    let per_second = |number: u64| Some(number as f64 / step);
+    let per_second = |number: u64| Some(number as f64 / step_seconds);
     [
         Plot {
             title: "Messages a second",
             unit: "/s",
-            step,
+            step_seconds,
             lines: vec![
                 line(
                     "answered",
@@ -182,7 +184,7 @@ fn plots(series: &TimeSeries) -> [Plot; 2] {
         Plot {
             title: "Whole answer, ms",
             unit: "ms",
-            step,
+            step_seconds,
             lines: vec![
                 line("p50", percentile(50.0)),
                 line("p99", percentile(99.0)),
@@ -194,6 +196,7 @@ fn plots(series: &TimeSeries) -> [Plot; 2] {
     ]
 }
 
+/// Escapes text so that HTML shows it unchanged.
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")

@@ -1,4 +1,5 @@
-//! How a client handles the frames that it receives.
+//! Handles the frames that a client receives: records outcomes, latencies and the client's
+//! position.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
@@ -14,7 +15,7 @@ use super::tracker::MessageOutcome;
 use crate::protocol::error_code::ErrorCode;
 
 impl Client<'_> {
-    /// Handles a received frame; `Err` when the connection is lost.
+    /// Handles an event of the socket; `Err` when the connection is lost.
     pub(super) fn handle_event(&mut self, event: SocketEvent) -> Result<(), DisconnectReason> {
         match event {
             SocketEvent::Writable
@@ -53,12 +54,12 @@ impl Client<'_> {
                 record_token_latency(&frame, stats);
             }
             "response" => {
-                let marked = frame.content.and_then(find_marker);
-                stats.marked_answers += u64::from(marked.is_some());
-                if marked.is_some() && marked != number {
+                let marked_number = frame.content.and_then(find_marker);
+                stats.marked_answers += u64::from(marked_number.is_some());
+                if marked_number.is_some() && marked_number != number {
                     stats.mixed_up += 1;
                 }
-                if frame.id.is_none() && marked.is_none() {
+                if frame.id.is_none() && marked_number.is_none() {
                     stats.guessed_outcomes += 1;
                 }
                 self.advance_position(&frame);
@@ -97,7 +98,8 @@ impl Client<'_> {
         }
     }
 
-    /// Stores the position from which the client resumes after a reconnection.
+    /// Stores the frame's position, from which the client resumes after a reconnection. A position
+    /// that precedes the stored position is ignored.
     fn advance_position(&mut self, frame: &Frame<'_>) {
         if let Some(position) = frame.position
             && !is_before(position, &self.position)
@@ -118,7 +120,10 @@ impl Client<'_> {
             return;
         };
         let latency = self.tracker.record_outcome(number, outcome, now, stats);
-        self.context.state.completed.fetch_add(1, Ordering::Relaxed);
+        self.context
+            .state
+            .received_outcomes
+            .fetch_add(1, Ordering::Relaxed);
         if let Some(latency) = latency {
             let since_start = now.saturating_duration_since(self.schedule_start);
             stats.last_answer = stats.last_answer.max(since_start);
@@ -128,14 +133,15 @@ impl Client<'_> {
         }
     }
 
-    /// The message that a classic frame belongs to. Classic frames have no id, so an answer is
-    /// matched by the marker in its text, otherwise the oldest message is assumed. A rejection is
-    /// sent at once, so it belongs to the newest.
+    /// Returns the number of the message that a classic frame belongs to. Classic frames have no
+    /// id. An answer belongs to the message that its marker names; without a marker, and for the
+    /// error of an accepted message, the oldest pending message is assumed. A rejection is sent at
+    /// once, so it belongs to the newest pending message.
     fn match_classic_frame(&self, frame: &Frame<'_>) -> Option<u64> {
         match frame.kind {
             "response" => {
-                let marked = frame.content.and_then(find_marker);
-                marked.or_else(|| self.tracker.oldest_pending())
+                let marked_number = frame.content.and_then(find_marker);
+                marked_number.or_else(|| self.tracker.oldest_pending())
             }
             "error" if frame.message_id.is_none() => self.tracker.newest_pending(),
             "error" => self.tracker.oldest_pending(),
@@ -152,19 +158,20 @@ fn record_token_latency(frame: &Frame<'_>, stats: &mut Stats) {
     for written_at in timestamps(content) {
         let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
         let latency = now.saturating_sub(Duration::from_micros(written_at));
-        stats.token.record(latency);
+        stats.token_latency.record(latency);
     }
 }
 
-/// Whether a position is known to precede another one. The repeated outcome of a message that was
-/// sent again has its original position, which must not move the client back.
+/// Whether a position precedes another position of the same epoch; false for positions of different
+/// epochs. The repeated outcome of a message that was sent again has its original position, which
+/// must not move the client back.
 fn is_before(position: &str, other: &str) -> bool {
     let parts = (position.rsplit_once('.'), other.rsplit_once('.'));
-    let (Some((log, offset)), Some((other_log, other))) = parts else {
+    let (Some((epoch, offset)), Some((other_epoch, other_offset))) = parts else {
         return false;
     };
-    let offsets = (offset.parse::<u64>(), other.parse());
-    log == other_log && matches!(offsets, (Ok(offset), Ok(other)) if offset < other)
+    let offsets = (offset.parse::<u64>(), other_offset.parse());
+    epoch == other_epoch && matches!(offsets, (Ok(offset), Ok(other)) if offset < other)
 }
 
 #[cfg(test)]
@@ -172,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn position_does_not_move_back_within_its_log() {
+    fn position_does_not_move_back_within_its_epoch() {
         assert!(is_before("a~b~0.9", "a~b~0.10"));
         for other in ["a~b~0.9", "a~b~0.8", "a~c~0.10", "", "new~x.0"] {
             assert!(!is_before("a~b~0.9", other), "{other}");

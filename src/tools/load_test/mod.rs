@@ -41,17 +41,17 @@ mod target;
 mod token;
 mod tracker;
 
-/// The test did not start, because of the server or of this machine.
+/// Error for a test that did not start, because of the server or of this machine.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct TestNotStarted(String);
 
 impl TestNotStarted {
-    /// Exit code of the process in this case.
+    /// Exit code of a process whose test did not start.
     pub(crate) const EXIT_CODE: u8 = 3;
 }
 
-/// File descriptors that the process needs in addition to the connections.
+/// Number of file descriptors that the process needs in addition to those of the connections.
 const RESERVED_FILES: u64 = 64;
 
 /// Runs the test and reports its result. `print` writes the result to standard output.
@@ -74,12 +74,12 @@ pub(crate) fn run(
             .map_err(|error| UsageError(format!("--html {shown} can't be written: {error}")))
     });
     let report_file = report_file.transpose()?;
-    let needed = u64::from(args.clients) + RESERVED_FILES;
-    if let Some(files) = http::open_files::raise_limit(needed)
-        && files < needed
+    let needed_files = u64::from(args.clients) + RESERVED_FILES;
+    if let Some(max_files) = http::open_files::raise_limit(needed_files)
+        && max_files < needed_files
     {
         let text = format!(
-            "this process may open {files} files, too few for {} connections: raise the hard limit \
+            "this process may open {max_files} files, too few for {} connections: raise the hard limit \
              (ulimit -Hn)",
             args.clients
         );
@@ -89,7 +89,7 @@ pub(crate) fn run(
         .enable_all()
         .build()
         .context("the async runtime can't be started")?;
-    let run = runtime.block_on(async {
+    let outcome = runtime.block_on(async {
         let mut signals = Signals::new().context("can't listen for signals")?;
         let plan = tokio::select! {
             plan = make_plan(&args) => Arc::new(plan?),
@@ -98,9 +98,9 @@ pub(crate) fn run(
         let measurements = runner::run_test(&args, &plan, &mut signals).await?;
         anyhow::Ok(Ok((plan, measurements)))
     })?;
-    let (plan, measurements) = match run {
+    let (plan, measurements) = match outcome {
         Ok(completed) => completed,
-        // Interrupted before the test started: there is nothing to report.
+        // A signal arrived before the test started, so there is nothing to report.
         Err(code) => return Ok(code.into()),
     };
     let report = Report::new(&plan, &args.require, &measurements);
@@ -115,9 +115,9 @@ pub(crate) fn run(
     if let (Some(Err(error)), Some(path)) = (written, &args.html) {
         return Err(error).with_context(|| format!("{} can't be written", path.display()));
     }
-    Ok(match measurements.interrupted {
+    Ok(match measurements.interrupt_exit_code {
         Some(code) => code.into(),
-        None if !report.any_connected => TestNotStarted::EXIT_CODE.into(),
+        None if !report.has_connected_client => TestNotStarted::EXIT_CODE.into(),
         None if report.is_success() => ExitCode::SUCCESS,
         None => ExitCode::FAILURE,
     })
@@ -155,7 +155,7 @@ async fn make_plan(args: &LoadArgs) -> anyhow::Result<Plan> {
             (_, true) => SendMode::ClosedLoop(args.in_flight.into()),
             _ => SendMode::OpenLoop(args.rate),
         },
-        messages: match (args.messages, args.duration) {
+        messages_per_client: match (args.messages, args.duration) {
             (Some(messages), _) => messages,
             (None, Some(_)) => u64::MAX,
             (None, None) => 10,
@@ -167,7 +167,7 @@ async fn make_plan(args: &LoadArgs) -> anyhow::Result<Plan> {
     })
 }
 
-/// Text of `size` characters that follows the marker in each message.
+/// Returns the text of `size` characters that follows the marker in each message.
 fn make_padding(size: usize) -> String {
     " what would you say to that"
         .chars()

@@ -1,25 +1,26 @@
-//! Notes in a report: what limited the test, and how to change it.
+//! Writes the notes of a report, which say what limited the test and how to change it.
 
 use super::format::format_number;
 use super::result::TestResult;
 use super::stats::Stats;
 
-/// From this send delay on (p99, in milliseconds) the schedule counts as not kept.
-const MAX_SEND_DELAY_MS: f64 = 20.0;
-/// Number of messages from which on the 99th percentile of the send delay is meaningful.
+/// Largest 99th percentile of the send delay, in milliseconds, that causes no note. Above it, the
+/// clients did not keep their schedule.
+const MAX_SEND_DELAY_P99_MS: f64 = 20.0;
+/// Minimum number of messages for a meaningful 99th percentile of the send delay.
 const MIN_SEND_DELAY_SAMPLES: u64 = 100;
 
-/// All notes on a result, each a sentence without its full stop.
+/// Returns all notes on a result, each a sentence without its full stop.
 pub(super) fn notes(result: &TestResult<'_>) -> Vec<String> {
     let (stats, mut notes) = (result.stats, Vec::new());
     note_early_end(result, &mut notes);
     note_lost_connections(stats, &mut notes);
     note_user_limits(stats, &mut notes);
     note_failed_connections(stats, &mut notes);
-    let delay = stats.send_delay.percentile_ms(99.0).unwrap_or(0.0);
-    if delay > MAX_SEND_DELAY_MS && stats.send_delay.count() >= MIN_SEND_DELAY_SAMPLES {
+    let delay_ms = stats.send_delay.percentile_ms(99.0).unwrap_or(0.0);
+    if delay_ms > MAX_SEND_DELAY_P99_MS && stats.send_delay.count() >= MIN_SEND_DELAY_SAMPLES {
         notes.push(format!(
-            "1 % of the messages were sent more than {delay:.0} ms late, which counts as their \
+            "1 % of the messages were sent more than {delay_ms:.0} ms late, which counts as their \
              latency: the server was unavailable or did not read them, or this machine is too busy \
              for both (use more --threads, or another machine)"
         ));
@@ -46,7 +47,7 @@ fn note_early_end(result: &TestResult<'_>, notes: &mut Vec<String>) {
         notes.push(format!(
             "the test was interrupted after {} s: {} messages had no answer yet, and none of them \
              counts as lost",
-            format_number(result.seconds),
+            format_number(result.length_seconds),
             result.stats.pending
         ));
     } else if result.is_without_delivery() {
@@ -110,7 +111,8 @@ fn note_failed_connections(stats: &Stats, notes: &mut Vec<String>) {
     }
 }
 
-/// Says when the test measured the server's limits for one user instead of the server.
+/// Adds a note for each limit on one user that refused messages, because the test then measured
+/// that limit and not the server.
 fn note_user_limits(stats: &Stats, notes: &mut Vec<String>) {
     for (text, count) in &stats.rate_limit_texts {
         let setting = match text.as_str() {
@@ -119,7 +121,7 @@ fn note_user_limits(stats: &Stats, notes: &mut Vec<String>) {
             text if text.contains("conversation") => "USER_MAX_CONVERSATIONS=0",
             _ => "USER_RATE_LIMIT_MAX_REQUESTS=0",
         };
-        // Without the rate limit, the limit of pending messages is reached next.
+        // If only the rate limit is removed, the limit of pending messages is reached next.
         let next_setting = match setting {
             "USER_RATE_LIMIT_MAX_REQUESTS=0" => " and USER_MAX_PENDING=0",
             _ => "",

@@ -9,31 +9,33 @@ use super::token::TokenSource;
 /// When clients send messages.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum SendMode {
-    /// Never: connections only.
+    /// Clients send no messages, and only hold their connections.
     Idle,
-    /// At this rate per second over all clients, regardless of the answers.
+    /// All clients together send this number of messages a second, regardless of the answers.
     OpenLoop(f64),
-    /// Whenever fewer than this many messages of the client are in flight.
+    /// A client sends whenever fewer than this number of its messages are in flight.
     ClosedLoop(usize),
 }
 
-/// What all clients do.
+/// The plan of a test, which all clients follow.
 #[derive(Debug)]
 pub(super) struct Plan {
     pub(super) targets: Vec<Target>,
+    /// Local addresses that clients connect from, in turn; empty if the system chooses the address.
     pub(super) sources: Vec<IpAddr>,
     pub(super) tokens: TokenSource,
+    /// Number of clients.
     pub(super) clients: usize,
-    /// Clients use chatmesh.v1; otherwise the classic protocol.
+    /// Whether clients use chatmesh.v1; otherwise they use the classic protocol.
     pub(super) is_v1: bool,
     pub(super) mode: SendMode,
-    /// Messages of each client; `u64::MAX` when only `duration` limits them.
-    pub(super) messages: u64,
-    /// How long messages are sent; `None` when only `messages` limits them.
+    /// Number of messages of each client; `u64::MAX` when only `duration` limits it.
+    pub(super) messages_per_client: u64,
+    /// How long messages are sent; `None` when only `messages_per_client` limits it.
     pub(super) duration: Option<Duration>,
     /// Time over which the clients connect.
     pub(super) ramp_up: Duration,
-    /// User names are this prefix and the client's number.
+    /// Prefix of the user names. The client's number follows it.
     pub(super) user_prefix: String,
     /// Text that follows the marker in each message.
     pub(super) padding: String,
@@ -43,40 +45,42 @@ impl Plan {
     /// How long the schedule takes; `None` when it depends on the answers.
     pub(super) fn scheduled_length(&self) -> Option<Duration> {
         match self.mode {
-            SendMode::ClosedLoop(_) if self.messages == u64::MAX => self.duration,
+            SendMode::ClosedLoop(_) if self.messages_per_client == u64::MAX => self.duration,
             SendMode::Idle | SendMode::ClosedLoop(_) => None,
             SendMode::OpenLoop(rate) => {
-                let seconds = self.messages as f64 * self.clients as f64 / rate;
+                let seconds = self.messages_per_client as f64 * self.clients as f64 / rate;
                 let for_all_messages = Duration::try_from_secs_f64(seconds).ok();
                 for_all_messages.into_iter().chain(self.duration).min()
             }
         }
     }
 
-    /// When the client with this number sends its `nth` message at `rate`, counted from the start
-    /// of the schedule.
-    pub(super) fn send_offset(&self, rate: f64, client: usize, nth: u64) -> Duration {
-        let earlier_messages = client as f64 + nth as f64 * self.clients as f64;
+    /// Time from the start of the schedule until a client sends its message with this index, if all
+    /// clients together send `rate` messages a second. Both `client` and `index` count from 0.
+    pub(super) fn send_offset(&self, rate: f64, client: usize, index: u64) -> Duration {
+        let earlier_messages = client as f64 + index as f64 * self.clients as f64;
         Duration::from_secs_f64(earlier_messages / rate)
     }
 
     /// Number of messages that the schedule has for a client, in total or `until` a time after its
-    /// start. When the number depends on the answers: the number given by the option, or 0.
-    pub(super) fn scheduled(&self, client: usize, until: Option<Duration>) -> u64 {
+    /// start. In a closed loop the number depends on the answers, unless only `messages_per_client`
+    /// limits it: then returns this number, otherwise 0.
+    pub(super) fn scheduled_messages(&self, client: usize, until: Option<Duration>) -> u64 {
         let rate = match self.mode {
             SendMode::OpenLoop(rate) => rate,
             SendMode::ClosedLoop(_) if until.is_none() && self.duration.is_none() => {
-                return self.messages;
+                return self.messages_per_client;
             }
             SendMode::ClosedLoop(_) | SendMode::Idle => return 0,
         };
         let Some(limit) = until.into_iter().chain(self.duration).min() else {
-            return self.messages;
+            return self.messages_per_client;
         };
         let estimate = (limit.as_secs_f64() * rate - client as f64) / self.clients as f64;
-        // The exact end is computed as the clients do it, so that rounding is the same.
-        let mut count = (estimate.max(1.0) as u64 - 1).min(self.messages);
-        while count < self.messages && self.send_offset(rate, client, count) < limit {
+        // From just below the estimate on, messages are counted with the formula that the clients
+        // use, so that both round in the same way.
+        let mut count = (estimate.max(1.0) as u64 - 1).min(self.messages_per_client);
+        while count < self.messages_per_client && self.send_offset(rate, client, count) < limit {
             count += 1;
         }
         count
@@ -87,7 +91,7 @@ impl Plan {
 mod tests {
     use super::*;
 
-    fn plan(mode: SendMode, messages: u64, seconds: Option<u64>) -> Plan {
+    fn plan(mode: SendMode, messages_per_client: u64, seconds: Option<u64>) -> Plan {
         Plan {
             targets: Vec::new(),
             sources: Vec::new(),
@@ -95,7 +99,7 @@ mod tests {
             clients: 3,
             is_v1: true,
             mode,
-            messages,
+            messages_per_client,
             duration: seconds.map(Duration::from_secs),
             ramp_up: Duration::ZERO,
             user_prefix: String::new(),
@@ -104,7 +108,7 @@ mod tests {
     }
 
     fn scheduled_by_client(plan: &Plan, until: Option<u64>) -> [u64; 3] {
-        [0, 1, 2].map(|client| plan.scheduled(client, until.map(Duration::from_millis)))
+        [0, 1, 2].map(|client| plan.scheduled_messages(client, until.map(Duration::from_millis)))
     }
 
     #[test]

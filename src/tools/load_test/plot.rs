@@ -1,15 +1,21 @@
-//! Line charts over time as SVG, without scripts.
+//! Renders line charts over time as SVG without scripts, for the HTML report.
 
 use std::fmt::Write as _;
 
 use super::format::format_number;
 
+/// Width of the whole chart, in SVG units like all lengths here.
 const WIDTH: f64 = 820.0;
+/// Height of the whole chart.
 const HEIGHT: f64 = 240.0;
-const LEFT: f64 = 58.0;
-const RIGHT: f64 = 12.0;
-const TOP: f64 = 10.0;
-const BOTTOM: f64 = 30.0;
+/// Space to the left of the lines, for the labels of the vertical axis.
+const MARGIN_LEFT: f64 = 58.0;
+/// Space to the right of the lines.
+const MARGIN_RIGHT: f64 = 12.0;
+/// Space above the lines.
+const MARGIN_TOP: f64 = 10.0;
+/// Space below the lines, for the labels of the time axis.
+const MARGIN_BOTTOM: f64 = 30.0;
 
 /// One line of a plot: a value for each time step, or `None` where nothing was measured.
 pub(super) struct Line {
@@ -21,14 +27,14 @@ pub(super) struct Line {
 pub(super) struct Plot {
     pub(super) title: &'static str,
     pub(super) unit: &'static str,
-    /// Seconds between two values.
-    pub(super) step: f64,
+    /// Time between two values of a line, in seconds.
+    pub(super) step_seconds: f64,
     pub(super) lines: Vec<Line>,
     /// Whether the vertical axis is logarithmic.
     pub(super) is_logarithmic: bool,
 }
 
-/// The vertical axis.
+/// The vertical axis of a plot, from its lowest to its highest value.
 struct Scale {
     low: f64,
     high: f64,
@@ -58,16 +64,18 @@ impl Scale {
         }
     }
 
+    /// The vertical coordinate of a value.
     fn y(&self, value: f64) -> f64 {
-        let part = if self.is_logarithmic {
+        let fraction = if self.is_logarithmic {
             let value = value.max(self.low);
             (value / self.low).log10() / (self.high / self.low).log10()
         } else {
             value / self.high
         };
-        TOP + (1.0 - part.clamp(0.0, 1.0)) * (HEIGHT - TOP - BOTTOM)
+        MARGIN_TOP + (1.0 - fraction.clamp(0.0, 1.0)) * (HEIGHT - MARGIN_TOP - MARGIN_BOTTOM)
     }
 
+    /// The values that have a horizontal line and a label.
     fn ticks(&self) -> Vec<f64> {
         let mut ticks = Vec::new();
         let mut tick = self.low;
@@ -84,7 +92,8 @@ impl Scale {
     }
 }
 
-/// The smallest of 1, 2, 5, 10, 20, … that is not below the value.
+/// Returns the smallest number that is 1, 2 or 5 times a power of ten and not below the value, with
+/// a tolerance of 0.1 %.
 fn round_up_to_tick(value: f64) -> f64 {
     let value = value.max(1e-6);
     let unit = 10_f64.powf(value.log10().floor());
@@ -94,14 +103,16 @@ fn round_up_to_tick(value: f64) -> f64 {
 }
 
 impl Plot {
+    /// Number of values of the longest line.
     fn step_count(&self) -> usize {
         let lengths = self.lines.iter().map(|line| line.values.len());
         lengths.max().unwrap_or(0)
     }
 
+    /// The horizontal coordinate of the start of a step; fractions of a step are allowed.
     fn x(&self, step: f64) -> f64 {
         let steps = (self.step_count() as f64).max(1.0);
-        LEFT + step / steps * (WIDTH - LEFT - RIGHT)
+        MARGIN_LEFT + step / steps * (WIDTH - MARGIN_LEFT - MARGIN_RIGHT)
     }
 
     /// Renders the plot as an HTML `figure`.
@@ -124,26 +135,26 @@ impl Plot {
             self.title
         )?;
         let scale = Scale::for_plot(self);
-        let (bottom, end) = (HEIGHT - BOTTOM, WIDTH - RIGHT);
+        let (bottom, end) = (HEIGHT - MARGIN_BOTTOM, WIDTH - MARGIN_RIGHT);
         for tick in scale.ticks() {
             let y = scale.y(tick);
             writeln!(
                 out,
-                "<path class=\"grid\" d=\"M{LEFT} {y:.1}H{end}\"/><text x=\"{:.1}\" y=\"{:.1}\" \
+                "<path class=\"grid\" d=\"M{MARGIN_LEFT} {y:.1}H{end}\"/><text x=\"{:.1}\" y=\"{:.1}\" \
                  text-anchor=\"end\">{}</text>",
-                LEFT - 6.0,
+                MARGIN_LEFT - 6.0,
                 y + 4.0,
                 format_number(tick)
             )?;
         }
-        let seconds = self.step_count() as f64 * self.step;
+        let seconds = self.step_count() as f64 * self.step_seconds;
         let interval = round_up_to_tick(seconds / 8.0);
         let mut tick = 0.0;
         while tick <= seconds * 1.001 {
             writeln!(
                 out,
                 "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{} s</text>",
-                self.x(tick / self.step),
+                self.x(tick / self.step_seconds),
                 bottom + 18.0,
                 format_number(tick)
             )?;
@@ -162,7 +173,7 @@ impl Plot {
                 let pen = if is_drawing { 'L' } else { 'M' };
                 write!(path, "{pen}{x:.1} {:.1}", scale.y(*value))?;
                 if !is_drawing {
-                    // Makes a single point visible.
+                    // A short horizontal line makes a value visible that has no neighbours.
                     write!(path, "h.1")?;
                 }
                 is_drawing = true;
@@ -179,10 +190,10 @@ impl Plot {
             let (x, next) = (self.x(step as f64), self.x(step as f64 + 1.0));
             write!(
                 out,
-                "<rect class=\"hint\" x=\"{x:.1}\" y=\"{TOP}\" width=\"{:.1}\" height=\"{:.1}\"><title>{} s",
+                "<rect class=\"hint\" x=\"{x:.1}\" y=\"{MARGIN_TOP}\" width=\"{:.1}\" height=\"{:.1}\"><title>{} s",
                 next - x,
-                bottom - TOP,
-                format_number(step as f64 * self.step)
+                bottom - MARGIN_TOP,
+                format_number(step as f64 * self.step_seconds)
             )?;
             for line in &self.lines {
                 if let Some(Some(value)) = line.values.get(step) {
@@ -209,7 +220,7 @@ mod tests {
         Plot {
             title: "t",
             unit: "ms",
-            step: 0.2,
+            step_seconds: 0.2,
             lines: vec![Line {
                 name: "p50",
                 values,
@@ -226,7 +237,10 @@ mod tests {
             let scale = Scale::for_plot(&plot);
             for value in plot.lines[0].values.iter().flatten() {
                 let y = scale.y(*value);
-                assert!((TOP..=HEIGHT - BOTTOM).contains(&y), "{value} at {y}");
+                assert!(
+                    (MARGIN_TOP..=HEIGHT - MARGIN_BOTTOM).contains(&y),
+                    "{value} at {y}"
+                );
             }
             assert!(
                 (2..=12).contains(&scale.ticks().len()),

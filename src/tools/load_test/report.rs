@@ -1,10 +1,10 @@
-//! The report of a test, as text and as JSON.
+//! Compiles the report of a test, and formats it as text and as JSON.
 
 use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
 
-use super::condition::{Condition, STATISTICS};
+use super::condition::{Condition, STATISTIC_NAMES};
 use super::format::format_number;
 use super::notes::notes;
 use super::plan::{Plan, SendMode};
@@ -15,28 +15,30 @@ use super::stats::{Counts, LatencyHistogram};
 /// One measured latency, as a row of the table.
 #[derive(Debug)]
 pub(super) struct LatencyRow {
-    /// The name in conditions and in JSON.
+    /// Name of the latency in conditions and in JSON.
     pub(super) name: &'static str,
+    /// Name of the latency in the tables.
     pub(super) title: &'static str,
     pub(super) latency: LatencyHistogram,
 }
 
-/// All contents of a report.
+/// The report of a test, with everything that its text, JSON and HTML show.
 #[derive(Debug)]
 pub(super) struct Report {
     /// One line that describes the test.
     pub(super) head: String,
-    /// Latencies that were measured.
-    pub(super) rows: Vec<LatencyRow>,
+    /// The latencies that were measured.
+    pub(super) latency_rows: Vec<LatencyRow>,
     /// Verdicts on the original system's criteria; empty for an idle test.
-    pub(super) criteria: Vec<Verdict>,
-    pub(super) required: Vec<Verdict>,
+    pub(super) original_verdicts: Vec<Verdict>,
+    /// Verdicts on the conditions of `--require`.
+    pub(super) required_verdicts: Vec<Verdict>,
     pub(super) notes: Vec<String>,
-    /// Names and values of the counters.
+    /// Names and values of the counters, in the order in which they are shown.
     pub(super) facts: Vec<(&'static str, String)>,
     is_idle: bool,
-    /// At least one client connected; without that there was no test.
-    pub(super) any_connected: bool,
+    /// Whether at least one client connected; otherwise there was no test.
+    pub(super) has_connected_client: bool,
     is_without_delivery: bool,
     json: Value,
 }
@@ -51,8 +53,8 @@ impl Report {
         let result = TestResult {
             plan,
             stats,
-            seconds: measurements.length.as_secs_f64(),
-            is_interrupted: measurements.interrupted.is_some(),
+            length_seconds: measurements.length.as_secs_f64(),
+            is_interrupted: measurements.interrupt_exit_code.is_some(),
         };
         let is_idle = plan.mode == SendMode::Idle;
         let rows = [
@@ -60,28 +62,28 @@ impl Report {
             ("accepted", "accepted", &stats.accept_time),
             ("first_token", "first token", &stats.first_token),
             ("whole", "whole answer", &stats.whole_answer),
-            ("token", "token delivery", &stats.token),
+            ("token", "token delivery", &stats.token_latency),
         ];
         let rows = rows.into_iter().filter(|(.., latency)| latency.count() > 0);
         let mut report = Self {
             head: head(plan),
-            rows: rows
+            latency_rows: rows
                 .map(|(name, title, latency)| LatencyRow {
                     name,
                     title,
                     latency: latency.clone(),
                 })
                 .collect(),
-            criteria: if is_idle {
+            original_verdicts: if is_idle {
                 Vec::new()
             } else {
                 result.judge_original()
             },
-            required: result.judge(conditions),
+            required_verdicts: result.judge(conditions),
             notes: notes(&result),
             facts: facts(&result, is_idle),
             is_idle,
-            any_connected: stats.connected > 0,
+            has_connected_client: stats.connected > 0,
             is_without_delivery: result.is_without_delivery(),
             json: Value::Null,
         };
@@ -89,10 +91,11 @@ impl Report {
         report
     }
 
-    /// Whether all required conditions are met and the test delivered messages (or was idle).
+    /// Whether all required conditions are met, a client connected, and a message was delivered. An
+    /// idle or interrupted test needs no delivered message.
     pub(super) fn is_success(&self) -> bool {
-        let all_met = self.required.iter().all(|verdict| verdict.is_met);
-        all_met && self.any_connected && !self.is_without_delivery
+        let all_met = self.required_verdicts.iter().all(|verdict| verdict.is_met);
+        all_met && self.has_connected_client && !self.is_without_delivery
     }
 
     pub(super) fn json(&self) -> &Value {
@@ -108,10 +111,10 @@ impl Report {
                 .collect()
         };
         let mut latencies = Map::new();
-        for row in &self.rows {
+        for row in &self.latency_rows {
             let mut statistics = Map::new();
             statistics.insert("count".into(), row.latency.count().into());
-            for statistic in STATISTICS {
+            for statistic in STATISTIC_NAMES {
                 let value = rounded(statistic_ms(&row.latency, statistic));
                 statistics.insert(statistic.into(), value);
             }
@@ -136,7 +139,7 @@ impl Report {
             "came_back": stats.reconnections,
             "not_back": counts_json(&stats.not_reconnected),
             "interrupted": result.is_interrupted,
-            "seconds": rounded(Some(result.seconds)),
+            "seconds": rounded(Some(result.length_seconds)),
             "sent": stats.sent,
             "not_sent": stats.not_sent,
             "sent_again": stats.resent,
@@ -149,17 +152,17 @@ impl Report {
             "errors": counts_json(&stats.errors),
             "lost": stats.lost,
             "open": stats.pending,
-            "doubles": result.if_identified(stats.duplicates),
-            "out_of_order": result.if_identified(stats.out_of_order),
-            "mixed_up": result.if_identified(stats.mixed_up),
+            "doubles": result.count_if_answers_are_identified(stats.duplicates),
+            "out_of_order": result.count_if_answers_are_identified(stats.out_of_order),
+            "mixed_up": result.count_if_answers_are_identified(stats.mixed_up),
             "not_understood": stats.unexpected_frames,
             "deltas": stats.deltas,
             "deltas_per_second": rounded(result.value("tokens")),
             "restarted": stats.restarted,
             "latency_ms": latencies,
             "sent_late_p99_ms": rounded(stats.send_delay.percentile_ms(99.0)),
-            "original_criteria": verdicts(&self.criteria),
-            "required": verdicts(&self.required),
+            "original_criteria": verdicts(&self.original_verdicts),
+            "required": verdicts(&self.required_verdicts),
             "notes": self.notes,
             "met": self.is_success(),
         })
@@ -177,13 +180,13 @@ impl Report {
         for (name, value) in &self.facts {
             writeln!(out, "  {name:<16} {value}")?;
         }
-        if !self.rows.is_empty() {
-            let header = STATISTICS.map(|statistic| format!("{statistic:>9}"));
+        if !self.latency_rows.is_empty() {
+            let header = STATISTIC_NAMES.map(|statistic| format!("{statistic:>9}"));
             writeln!(out, "\n  {:<24}{}  ms", "", header.concat())?;
         }
-        for row in &self.rows {
+        for row in &self.latency_rows {
             write!(out, "  {:<24}", row.title)?;
-            for statistic in STATISTICS {
+            for statistic in STATISTIC_NAMES {
                 let value = statistic_ms(&row.latency, statistic);
                 let value = value.map_or("–".to_owned(), format_number);
                 write!(out, "{value:>9}")?;
@@ -192,11 +195,11 @@ impl Report {
         }
         if !self.is_idle {
             writeln!(out, "\nThe original's criteria")?;
-            write_verdicts(out, &self.criteria)?;
+            write_verdicts(out, &self.original_verdicts)?;
         }
-        if !self.required.is_empty() {
+        if !self.required_verdicts.is_empty() {
             writeln!(out, "\nRequired")?;
-            write_verdicts(out, &self.required)?;
+            write_verdicts(out, &self.required_verdicts)?;
         }
         for note in &self.notes {
             writeln!(out, "\nNote: {note}.")?;
@@ -214,6 +217,7 @@ fn write_verdicts(out: &mut String, verdicts: &[Verdict]) -> std::fmt::Result {
     Ok(())
 }
 
+/// Returns the line that describes the test.
 fn head(plan: &Plan) -> String {
     let protocol = if plan.is_v1 { "chatmesh.v1" } else { "classic" };
     let targets: Vec<&str> = plan.targets.iter().map(|t| t.url.authority()).collect();
@@ -230,17 +234,21 @@ fn head(plan: &Plan) -> String {
     format!("{clients} clients of {targets} ({protocol}), {activity}")
 }
 
-/// The counters in the order in which the report shows them.
+/// Returns the names and values of the counters in the order in which the report shows them.
+/// Counters of rare events are left out if they are 0.
 fn facts(result: &TestResult<'_>, is_idle: bool) -> Vec<(&'static str, String)> {
     let (stats, plan) = (result.stats, result.plan);
-    let value = |name: &str| result.value(name).map_or("–".to_owned(), format_number);
+    let value_text = |name: &str| result.value(name).map_or("–".to_owned(), format_number);
     let mut facts = vec![(
         "connections",
         format!("{} of {}", stats.connected, plan.clients),
     )];
     let ended_early: u64 = stats.closed_early.values().sum();
     if is_idle {
-        facts.push(("held for", format!("{} s", format_number(result.seconds))));
+        facts.push((
+            "held for",
+            format!("{} s", format_number(result.length_seconds)),
+        ));
         facts.push(("ended early", ended_early.to_string()));
         return facts;
     }
@@ -251,25 +259,25 @@ fn facts(result: &TestResult<'_>, is_idle: bool) -> Vec<(&'static str, String)> 
     facts.extend([
         (
             "delivered",
-            format!("{} ({} %)", stats.delivered, value("delivered")),
+            format!("{} ({} %)", stats.delivered, value_text("delivered")),
         ),
         (
             "throughput",
             format!(
                 "{} answers/s over {} s",
-                value("throughput"),
-                format_number(result.seconds)
+                value_text("throughput"),
+                format_number(result.length_seconds)
             ),
         ),
     ]);
     if stats.deltas > 0 {
         facts.push((
             "deltas",
-            format!("{} ({}/s)", stats.deltas, value("tokens")),
+            format!("{} ({}/s)", stats.deltas, value_text("tokens")),
         ));
     }
-    let if_identified = |count: u64| {
-        let count = result.if_identified(count);
+    let count_or_not_measured = |count: u64| {
+        let count = result.count_if_answers_are_identified(count);
         count.map_or("not measured".to_owned(), |count| count.to_string())
     };
     facts.push(("lost", stats.lost.to_string()));
@@ -277,11 +285,11 @@ fn facts(result: &TestResult<'_>, is_idle: bool) -> Vec<(&'static str, String)> 
         facts.push(("open", stats.pending.to_string()));
     }
     facts.extend([
-        ("doubles", if_identified(stats.duplicates)),
-        ("out of order", if_identified(stats.out_of_order)),
+        ("doubles", count_or_not_measured(stats.duplicates)),
+        ("out of order", count_or_not_measured(stats.out_of_order)),
     ]);
     if stats.mixed_up > 0 || !result.answers_are_identified() {
-        facts.push(("mixed up", if_identified(stats.mixed_up)));
+        facts.push(("mixed up", count_or_not_measured(stats.mixed_up)));
     }
     for (name, count) in [
         ("failed", stats.failed),
@@ -309,7 +317,8 @@ fn counts_json(counts: &Counts) -> Value {
         .into()
 }
 
-/// Rounds to three decimals, which is more precise than the measurement.
+/// Returns a value as JSON, rounded to three decimals, which is more precise than the measurement;
+/// null for a value that was not measured.
 fn rounded(value: Option<f64>) -> Value {
     value.map_or(Value::Null, |v| json!((v * 1e3).round() / 1e3))
 }

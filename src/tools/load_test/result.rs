@@ -1,4 +1,4 @@
-//! The values of a finished test by their names, and the verdicts on conditions.
+//! Computes the named values of a finished test, and the verdicts on conditions.
 
 use super::condition::Condition;
 use super::format::format_number;
@@ -10,14 +10,14 @@ use super::stats::{LatencyHistogram, Stats};
 pub(super) struct Verdict {
     /// The condition in words.
     pub(super) text: String,
-    /// `None` when the value was not measured.
+    /// The measured value; `None` when it was not measured.
     pub(super) value: Option<f64>,
     unit: &'static str,
     pub(super) is_met: bool,
 }
 
 impl Verdict {
-    /// The value with its unit.
+    /// Returns the value with its unit, or "not measured".
     pub(super) fn value_text(&self) -> String {
         let value = self.value.map(|value| format_number(value) + self.unit);
         value.unwrap_or("not measured".to_owned())
@@ -35,9 +35,10 @@ const ORIGINAL_CRITERIA: [(&str, &str); 3] = [
 pub(super) struct TestResult<'a> {
     pub(super) plan: &'a Plan,
     pub(super) stats: &'a Stats,
-    /// From the first scheduled message to the last answer, and at least the planned duration.
-    pub(super) seconds: f64,
-    /// The user ended the test.
+    /// Length of the test in seconds: from the start of the schedule to the last answer, and at
+    /// least the planned length. If the test was idle or the user ended it: at least until its end.
+    pub(super) length_seconds: f64,
+    /// Whether the user ended the test early.
     pub(super) is_interrupted: bool,
 }
 
@@ -47,33 +48,38 @@ impl TestResult<'_> {
             "whole" => &self.stats.whole_answer,
             "accepted" => &self.stats.accept_time,
             "first_token" => &self.stats.first_token,
-            "token" => &self.stats.token,
+            "token" => &self.stats.token_latency,
             "connect" => &self.stats.connect_time,
             _ => return None,
         })
     }
 
     fn per_second(&self, count: u64) -> Option<f64> {
-        (self.seconds > 0.0).then(|| count as f64 / self.seconds)
+        (self.length_seconds > 0.0).then(|| count as f64 / self.length_seconds)
     }
 
-    /// Whether each answer is known to belong to a certain message. Classic frames have no message
-    /// id, so there it is known only when the model repeats the text of the message.
+    /// Whether it is known for each answer which message it belongs to. The answers of classic
+    /// frames do not name their message, so it is known only if the model repeats the text of the
+    /// message.
     pub(super) fn answers_are_identified(&self) -> bool {
         self.plan.is_v1
             || self.plan.mode == SendMode::Idle
             || (self.stats.guessed_outcomes == 0 && self.stats.marked_answers > 0)
     }
 
-    /// The count, or `None` when answers are not identified and the count is therefore meaningless.
-    pub(super) fn if_identified(&self, count: u64) -> Option<u64> {
+    /// Returns the count, or `None` if it is not known which message each answer belongs to,
+    /// because the count is meaningless then.
+    pub(super) fn count_if_answers_are_identified(&self, count: u64) -> Option<u64> {
         self.answers_are_identified().then_some(count)
     }
 
-    /// The value that a condition names; `None` when it was not measured.
+    /// Returns the value that a condition names; `None` when it was not measured.
     pub(super) fn value(&self, name: &str) -> Option<f64> {
         let stats = self.stats;
-        let count = |count: u64| self.if_identified(count).map(|count| count as f64);
+        let identified_count = |count: u64| {
+            let count = self.count_if_answers_are_identified(count);
+            count.map(|count| count as f64)
+        };
         match name {
             "delivered" => {
                 let expected = stats.sent.saturating_sub(stats.pending) + stats.not_sent;
@@ -82,9 +88,9 @@ impl TestResult<'_> {
             "throughput" => self.per_second(stats.delivered).or(Some(0.0)),
             "tokens" => self.per_second(stats.deltas),
             "loss" => Some((stats.lost + stats.not_sent) as f64),
-            "doubles" => count(stats.duplicates),
-            "order" => count(stats.out_of_order),
-            "mixed_up" => count(stats.mixed_up),
+            "doubles" => identified_count(stats.duplicates),
+            "order" => identified_count(stats.out_of_order),
+            "mixed_up" => identified_count(stats.mixed_up),
             "errors" => Some((stats.failed + stats.rejected) as f64),
             "connections" => Some(stats.connected as f64),
             _ => {
@@ -98,7 +104,7 @@ impl TestResult<'_> {
         }
     }
 
-    /// Verdicts on the original system's criteria.
+    /// Returns the verdicts on the original system's criteria.
     pub(super) fn judge_original(&self) -> Vec<Verdict> {
         let criteria = ORIGINAL_CRITERIA.iter();
         criteria
@@ -117,7 +123,7 @@ impl TestResult<'_> {
             .collect()
     }
 
-    /// Verdicts on the conditions of the user.
+    /// Returns the verdicts on the conditions of `--require`.
     pub(super) fn judge(&self, conditions: &[Condition]) -> Vec<Verdict> {
         let mut verdicts = Vec::new();
         for condition in conditions {
@@ -137,14 +143,15 @@ impl TestResult<'_> {
         verdicts
     }
 
-    /// Whether no message was delivered although the test ran to its end: such a test proves
-    /// nothing, whatever its conditions say.
+    /// Whether no message was delivered although messages were to be sent and the user did not end
+    /// the test. Such a test proves nothing, whatever its conditions say.
     pub(super) fn is_without_delivery(&self) -> bool {
         self.plan.mode != SendMode::Idle && self.stats.delivered == 0 && !self.is_interrupted
     }
 }
 
-/// A statistic (`p99`, `max`, `mean`, …) of a histogram in milliseconds.
+/// Returns a statistic (`p99`, `max`, `mean`, …) of a histogram in milliseconds; `None` if nothing
+/// was measured or the name is unknown.
 pub(super) fn statistic_ms(histogram: &LatencyHistogram, statistic: &str) -> Option<f64> {
     match statistic {
         "max" => histogram.max_ms(),

@@ -1,4 +1,5 @@
-//! Runs a test in its phases: all clients connect, all send, and outstanding answers are awaited.
+//! Runs a test in its phases: all clients connect, then send their messages, then wait for the
+//! outstanding answers.
 
 use std::io::IsTerminal as _;
 use std::rc::Rc;
@@ -20,22 +21,26 @@ use super::plan::{Plan, SendMode};
 use super::stats::Stats;
 use crate::signals::Signals;
 
-/// How often the progress is checked and shown.
-const TICK: Duration = Duration::from_millis(100);
-/// How long the test waits after the last answer for duplicates, which would be errors.
+/// Interval at which the progress is checked and shown.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+/// Time for which the test waits for duplicates after the last answer.
 const DUPLICATE_WAIT: Duration = Duration::from_millis(300);
-/// How long before the first message the start is announced, so that all clients know it in time.
+/// Time between the announcement of the start and the first scheduled message, so that all clients
+/// have received the announcement by then.
 const START_DELAY: Duration = Duration::from_millis(20);
-/// Clients that connect at the same time, over all threads.
+/// Maximum number of clients that connect at the same time, divided equally among the threads.
 const MAX_CONNECTING: usize = 128;
 
 /// The measurements of a test.
 pub(super) struct TestMeasurements {
     pub(super) stats: Stats,
-    /// The planned duration, or the time until the last answer if that is longer.
+    /// The planned length of the test, or the time from its start until the last answer if that is
+    /// longer. The actual length counts instead of the planned length if the test was idle or the
+    /// user ended it.
     pub(super) length: Duration,
-    /// The exit code for the signal with which the user ended the test early, by shell convention.
-    pub(super) interrupted: Option<u8>,
+    /// The exit code for the signal with which the user ended the test early, by shell convention;
+    /// `None` if the user did not end it early.
+    pub(super) interrupt_exit_code: Option<u8>,
 }
 
 /// Runs the clients and merges their statistics.
@@ -50,12 +55,12 @@ pub(super) async fn run_test(
         schedule_start,
         stop: CancellationToken::new(),
         is_interrupted: AtomicBool::new(false),
-        attempted: AtomicU64::new(0),
-        connected: AtomicU64::new(0),
-        reconnecting: AtomicU64::new(0),
-        sent: AtomicU64::new(0),
-        completed: AtomicU64::new(0),
-        finished: AtomicU64::new(0),
+        attempted_clients: AtomicU64::new(0),
+        connected_clients: AtomicU64::new(0),
+        reconnecting_clients: AtomicU64::new(0),
+        sent_messages: AtomicU64::new(0),
+        received_outcomes: AtomicU64::new(0),
+        finished_clients: AtomicU64::new(0),
     });
     // Stops the clients whenever this function returns.
     let _stop_on_return = state.stop.clone().drop_guard();
@@ -89,25 +94,27 @@ pub(super) async fn run_test(
         stats.merge(thread_stats.map_err(|_| anyhow::anyhow!("a client thread panicked"))??);
     }
     if is_interrupted {
-        // Unanswered messages are not lost: their answers could still have arrived.
+        // Unanswered messages of an interrupted test do not count as lost, because their answers
+        // could still have arrived.
         stats.pending = std::mem::take(&mut stats.lost);
     }
     let length = match plan.scheduled_length() {
         _ if is_interrupted || plan.mode == SendMode::Idle => elapsed.max(stats.last_answer),
         scheduled => scheduled.unwrap_or_default().max(stats.last_answer),
     };
-    // An idle test without a duration ends regularly by a signal.
+    // A signal is the regular end of an idle test without a duration, so it is no interruption.
     let is_endless = plan.mode == SendMode::Idle && plan.duration.is_none();
     Ok(TestMeasurements {
         stats,
         length,
-        interrupted: signal.filter(|_| !is_endless),
+        interrupt_exit_code: signal.filter(|_| !is_endless),
     })
 }
 
-/// Runs every `threads`-th client, from `number` on, on this thread.
+/// Runs the clients of one thread, which are every `threads`-th client beginning with the client
+/// `thread_number`. Returns their statistics.
 fn run_thread(
-    number: usize,
+    thread_number: usize,
     threads: usize,
     plan: Arc<Plan>,
     state: Arc<RunState>,
@@ -122,14 +129,14 @@ fn run_thread(
         state,
     });
     let local = LocalSet::new();
-    for client in (number..context.plan.clients).step_by(threads) {
+    for client in (thread_number..context.plan.clients).step_by(threads) {
         local.spawn_local(client::run_client(client, Rc::clone(&context)));
     }
     runtime.block_on(local);
     Ok(context.stats.replace(Stats::new()))
 }
 
-/// Moves the test through its phases and shows the progress.
+/// Runs the phases of a test and shows the progress.
 struct LoadRunner<'a> {
     args: &'a LoadArgs,
     plan: &'a Plan,
@@ -159,7 +166,8 @@ impl<'a> LoadRunner<'a> {
         }
     }
 
-    /// Runs all phases. Stores in `start` when the schedule of messages starts.
+    /// Runs all phases. Stores the start of the schedule in `start`, where it remains if the caller
+    /// drops the future.
     async fn run_phases(
         &self,
         start_sender: &watch::Sender<Option<Instant>>,
@@ -172,14 +180,14 @@ impl<'a> LoadRunner<'a> {
         }
     }
 
-    /// Waits until all clients have tried to connect. Returns when messages start; `None` when no
-    /// client is connected.
+    /// Waits until all clients have tried to connect. Returns the time at which the schedule of
+    /// messages starts; `None` when no client is connected.
     async fn wait_for_connections(&self) -> Option<Instant> {
-        let mut ticks = ticks();
+        let mut ticks = progress_ticks();
         loop {
             ticks.tick().await;
-            let attempted = self.state.attempted.load(Ordering::Relaxed);
-            let connected = self.state.connected.load(Ordering::Relaxed);
+            let attempted = self.state.attempted_clients.load(Ordering::Relaxed);
+            let connected = self.state.connected_clients.load(Ordering::Relaxed);
             self.bar.set_position(connected);
             if attempted - connected > 0 {
                 self.bar
@@ -200,12 +208,13 @@ impl<'a> LoadRunner<'a> {
             _ => "messages",
         });
         self.bar.set_length(self.bar_length().unwrap_or(0));
-        let mut ticks = ticks();
-        let (mut last_count, mut last_progress) = (0, Instant::now());
+        let mut ticks = progress_ticks();
+        let (mut last_count, mut last_progress_at) = (0, Instant::now());
         loop {
             ticks.tick().await;
             let elapsed = start.elapsed();
-            let all_finished = state.finished.load(Ordering::Relaxed) == plan.clients as u64;
+            let all_finished =
+                state.finished_clients.load(Ordering::Relaxed) == plan.clients as u64;
             if plan.mode == SendMode::Idle {
                 self.show_idle_progress(elapsed);
                 if all_finished || plan.duration.is_some_and(|duration| elapsed >= duration) {
@@ -213,16 +222,17 @@ impl<'a> LoadRunner<'a> {
                 }
                 continue;
             }
-            let sent = state.sent.load(Ordering::Relaxed);
-            let completed = state.completed.load(Ordering::Relaxed);
+            let sent = state.sent_messages.load(Ordering::Relaxed);
+            let completed = state.received_outcomes.load(Ordering::Relaxed);
             self.show_message_progress(elapsed, sent, completed);
             if all_finished {
                 tokio::time::sleep(DUPLICATE_WAIT).await;
                 return;
             }
             if sent + completed != last_count {
-                (last_count, last_progress) = (sent + completed, Instant::now());
-            } else if last_progress.elapsed() >= self.args.patience && !self.has_more_to_send(start)
+                (last_count, last_progress_at) = (sent + completed, Instant::now());
+            } else if last_progress_at.elapsed() >= self.args.patience
+                && !self.has_more_to_send(start)
             {
                 return;
             }
@@ -230,19 +240,20 @@ impl<'a> LoadRunner<'a> {
     }
 
     fn show_idle_progress(&self, elapsed: Duration) {
-        let connected = self.state.connected.load(Ordering::Relaxed) - self.reconnecting();
+        let connected =
+            self.state.connected_clients.load(Ordering::Relaxed) - self.reconnecting_clients();
         self.bar.set_position(elapsed.as_secs());
         self.bar.set_message(format!("s, {connected} connected"));
     }
 
     fn show_message_progress(&self, elapsed: Duration, sent: u64, completed: u64) {
         self.bar.set_position(match self.bar_length() {
-            Some(_) if self.plan.messages == u64::MAX => elapsed.as_secs(),
+            Some(_) if self.plan.messages_per_client == u64::MAX => elapsed.as_secs(),
             _ => completed,
         });
         let per_second = completed as f64 / elapsed.as_secs_f64().max(0.1);
         let pending = sent.saturating_sub(completed);
-        let reconnecting = match self.reconnecting() {
+        let reconnecting = match self.reconnecting_clients() {
             0 => String::new(),
             count => format!(", {count} clients reconnecting"),
         };
@@ -251,15 +262,16 @@ impl<'a> LoadRunner<'a> {
         ));
     }
 
-    fn reconnecting(&self) -> u64 {
-        self.state.reconnecting.load(Ordering::Relaxed)
+    fn reconnecting_clients(&self) -> u64 {
+        self.state.reconnecting_clients.load(Ordering::Relaxed)
     }
 
     /// Whether the schedule still has messages to send, however far in the future.
     fn has_more_to_send(&self, start: Instant) -> bool {
         match self.plan.mode {
-            // Connected clients of a closed loop that miss their answers send nothing either.
-            SendMode::ClosedLoop(_) if self.reconnecting() == 0 => false,
+            // In a closed loop, connected clients that wait for answers send nothing. Only clients
+            // that are reconnecting can still send.
+            SendMode::ClosedLoop(_) if self.reconnecting_clients() == 0 => false,
             _ => self
                 .plan
                 .scheduled_length()
@@ -267,9 +279,10 @@ impl<'a> LoadRunner<'a> {
         }
     }
 
-    /// The length of the progress bar: messages, or seconds when the duration limits the test.
+    /// The length of the progress bar: the number of messages, or of seconds when only the duration
+    /// limits the test; `None` when nothing limits it.
     fn bar_length(&self) -> Option<u64> {
-        match self.plan.messages {
+        match self.plan.messages_per_client {
             u64::MAX => self.plan.duration.map(|duration| duration.as_secs()),
             _ if self.plan.mode == SendMode::Idle => self.plan.duration.map(|d| d.as_secs()),
             messages => Some(messages.saturating_mul(self.plan.clients as u64)),
@@ -277,8 +290,8 @@ impl<'a> LoadRunner<'a> {
     }
 }
 
-fn ticks() -> tokio::time::Interval {
-    let mut ticks = interval(TICK);
+fn progress_ticks() -> tokio::time::Interval {
+    let mut ticks = interval(PROGRESS_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     ticks
 }

@@ -1,12 +1,12 @@
-//! Counters and latency histograms. Each thread has its own, so that the message path has no shared
-//! state; they are merged at the end of the test.
+//! Counters and latency histograms of the clients. Each thread has its own statistics, so that the
+//! message path has no shared state; they are merged at the end of the test.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-/// Upper limit of the histograms, in microseconds (one hour); longer times count as this.
+/// Largest latency of the histograms, in microseconds (one hour). Longer latencies count as this.
 const MAX_LATENCY_US: u64 = 3_600_000_000;
 
 /// A histogram of latencies with a resolution of 0.1 %.
@@ -24,7 +24,7 @@ impl LatencyHistogram {
     }
 
     fn merge(&mut self, other: &Self) {
-        // Can't fail: all histograms have the same bounds.
+        // Adding can't fail, because all histograms have the same range.
         let _ = self.0.add(&other.0);
     }
 
@@ -50,12 +50,13 @@ fn as_micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Counts of one time step of the test.
+/// The messages that were sent and answered in one time step of the test.
 #[derive(Debug, Clone)]
 pub(super) struct Bucket {
     pub(super) sent: u64,
     pub(super) answered: u64,
-    /// Latency of the answers, with a resolution of 1 % because there are many buckets.
+    /// Latencies of the answers, with a resolution of 1 % because there are many buckets; `None`
+    /// before the first answer.
     latency: Option<Histogram<u32>>,
 }
 
@@ -86,41 +87,42 @@ impl Bucket {
     }
 }
 
-/// Counts over time. The number of buckets is bounded: when the test becomes too long for it, pairs
-/// of buckets are merged.
+/// Counts over time, in buckets of equal width. The number of buckets is bounded: when the test
+/// becomes too long for it, pairs of buckets are merged.
 #[derive(Debug)]
 pub(super) struct TimeSeries {
-    pub(super) width: Duration,
+    pub(super) bucket_width: Duration,
     pub(super) buckets: Vec<Bucket>,
 }
 
-/// As many as a plot can show.
+/// Maximum number of buckets, which is as many as a plot can show.
 const MAX_BUCKETS: usize = 400;
-const INITIAL_WIDTH: Duration = Duration::from_millis(200);
+/// Width of a bucket before buckets are merged.
+const INITIAL_BUCKET_WIDTH: Duration = Duration::from_millis(200);
 
 impl TimeSeries {
     fn new() -> Self {
         Self {
-            width: INITIAL_WIDTH,
+            bucket_width: INITIAL_BUCKET_WIDTH,
             buckets: Vec::new(),
         }
     }
 
     fn bucket_mut(&mut self, since_start: Duration) -> &mut Bucket {
         let index = |width: Duration| (since_start.as_nanos() / width.as_nanos()) as usize;
-        while index(self.width) >= MAX_BUCKETS {
+        while index(self.bucket_width) >= MAX_BUCKETS {
             self.widen();
         }
-        let index = index(self.width);
+        let index = index(self.bucket_width);
         if self.buckets.len() <= index {
             self.buckets.resize_with(index + 1, Bucket::new);
         }
         &mut self.buckets[index]
     }
 
-    /// Doubles the width of the buckets.
+    /// Doubles the width of the buckets, by merging pairs of buckets.
     fn widen(&mut self) {
-        self.width *= 2;
+        self.bucket_width *= 2;
         let pairs = self.buckets.chunks(2).map(|pair| {
             let mut merged = pair[0].clone();
             if let Some(second) = pair.get(1) {
@@ -147,10 +149,10 @@ impl TimeSeries {
     }
 
     fn merge(&mut self, mut other: Self) {
-        while self.width < other.width {
+        while self.bucket_width < other.bucket_width {
             self.widen();
         }
-        while other.width < self.width {
+        while other.bucket_width < self.bucket_width {
             other.widen();
         }
         if self.buckets.len() < other.buckets.len() {
@@ -162,7 +164,7 @@ impl TimeSeries {
     }
 }
 
-/// How often each name (a code, a reason) occurred.
+/// The number of occurrences of each code or reason.
 pub(super) type Counts = BTreeMap<String, u64>;
 
 pub(super) fn increment(counts: &mut Counts, name: &str) {
@@ -176,60 +178,70 @@ pub(super) fn increment(counts: &mut Counts, name: &str) {
 /// All counters and histograms of the clients of one thread.
 #[derive(Debug)]
 pub(super) struct Stats {
-    /// Clients that connected.
+    /// Number of clients that connected.
     pub(super) connected: u64,
-    /// Clients that could not connect, by reason.
+    /// Number of clients that could not connect, by reason.
     pub(super) not_connected: Counts,
-    /// Connections that ended before the test, by close code or error.
+    /// Number of connections that ended before the end of the test, by close code or error.
     pub(super) closed_early: Counts,
-    /// When the first and the last of them ended, since the start of the schedule.
+    /// When the first and the last of the connections in `closed_early` ended, since the start of
+    /// the schedule.
     pub(super) closed_between: Option<(Duration, Duration)>,
     pub(super) reconnections: u64,
-    /// Clients that were still disconnected at the end, by the last reason.
+    /// Number of clients that were still disconnected at the end of the test, by the last reason.
     pub(super) not_reconnected: Counts,
-    /// Messages of the schedule that could not be sent.
+    /// Number of scheduled messages that could not be sent.
     pub(super) not_sent: u64,
-    /// Messages that were sent again with the same id after a lost connection.
+    /// Number of messages that were sent again with the same id after a lost connection.
     pub(super) resent: u64,
     pub(super) sent: u64,
     pub(super) accepted: u64,
     pub(super) delivered: u64,
-    /// Messages that ended with an error or were cancelled.
+    /// Number of accepted messages that ended with an error or were cancelled.
     pub(super) failed: u64,
-    /// Messages that the server did not accept.
+    /// Number of messages that the server did not accept.
     pub(super) rejected: u64,
-    /// Messages without an outcome at the end of the test.
+    /// Number of messages without an outcome at the end of the test.
     pub(super) lost: u64,
-    /// Messages without an outcome when the user ended the test.
+    /// Number of messages without an outcome when the user ended the test, instead of `lost`.
     pub(super) pending: u64,
-    /// Outcomes of messages that already had one.
+    /// Number of outcomes of messages that already had an outcome.
     pub(super) duplicates: u64,
+    /// Number of outcomes that arrived after the outcome of a later message.
     pub(super) out_of_order: u64,
-    /// Answers that contain the text of another message.
+    /// Number of answers that contain the marker of another message.
     pub(super) mixed_up: u64,
-    /// Frames that can't be parsed, or that belong to messages that were not sent.
+    /// Number of frames that can't be parsed, have an unknown type, or are outcomes of no message
+    /// that was sent.
     pub(super) unexpected_frames: u64,
+    /// Number of `delta` and `snapshot` frames.
     pub(super) deltas: u64,
-    /// `restarted` frames: further attempts of the worker.
+    /// Number of `restarted` frames, each of which announces another attempt of a worker.
     pub(super) restarted: u64,
-    /// Errors by code, of rejected and of failed messages.
+    /// Number of errors of rejected and of failed messages, by code.
     pub(super) errors: Counts,
-    /// Rejections by a limit of the server, by error text.
+    /// Number of errors with the code `rate_limited`, by error text.
     pub(super) rate_limit_texts: Counts,
+    /// From the start of a connection to its upgrade, or in chatmesh.v1 to `welcome`.
     pub(super) connect_time: LatencyHistogram,
+    /// From the scheduled time of a message to `accepted`.
     pub(super) accept_time: LatencyHistogram,
+    /// From the scheduled time of a message to the first part of its answer.
     pub(super) first_token: LatencyHistogram,
+    /// From the scheduled time of a message to its complete answer.
     pub(super) whole_answer: LatencyHistogram,
-    /// From the model's write to the client, if the tokens are timestamps (`mock-openai --stamp`).
-    pub(super) token: LatencyHistogram,
-    /// How late messages were sent, because this machine was busy or the server did not read.
+    /// From the time when the model wrote a token to its arrival at the client, if the tokens are
+    /// timestamps (`mock-openai --stamp`).
+    pub(super) token_latency: LatencyHistogram,
+    /// From the scheduled time of a message to its sending. It is long if this machine is busy or
+    /// the server does not read.
     pub(super) send_delay: LatencyHistogram,
     pub(super) series: TimeSeries,
-    /// When the last answer arrived, since the start of the schedule.
+    /// When the last outcome of an accepted message arrived, since the start of the schedule.
     pub(super) last_answer: Duration,
-    /// Answers that contained a marker.
+    /// Number of answers that contained a marker.
     pub(super) marked_answers: u64,
-    /// Outcomes of classic messages that were assigned to a message by their order only.
+    /// Number of outcomes of classic messages that were assigned to a message by their order only.
     pub(super) guessed_outcomes: u64,
 }
 
@@ -263,7 +275,7 @@ impl Stats {
             accept_time: LatencyHistogram::new(),
             first_token: LatencyHistogram::new(),
             whole_answer: LatencyHistogram::new(),
-            token: LatencyHistogram::new(),
+            token_latency: LatencyHistogram::new(),
             send_delay: LatencyHistogram::new(),
             series: TimeSeries::new(),
             last_answer: Duration::ZERO,
@@ -272,7 +284,7 @@ impl Stats {
         }
     }
 
-    /// Counts a connection that ended before the test.
+    /// Counts a connection that ended before the end of the test.
     pub(super) fn record_early_close(&mut self, reason: &str, since_start: Duration) {
         increment(&mut self.closed_early, reason);
         let (first, last) = self.closed_between.unwrap_or((since_start, since_start));
@@ -322,7 +334,7 @@ impl Stats {
             (&mut self.accept_time, &other.accept_time),
             (&mut self.first_token, &other.first_token),
             (&mut self.whole_answer, &other.whole_answer),
-            (&mut self.token, &other.token),
+            (&mut self.token_latency, &other.token_latency),
             (&mut self.send_delay, &other.send_delay),
         ] {
             own.merge(added);
@@ -367,7 +379,7 @@ mod tests {
         }
         for (percent, expected) in [(50.0, 500.0), (99.0, 990.0), (99.9, 999.0)] {
             let actual = latency.percentile_ms(percent).unwrap();
-            // When the rank falls between two values, either is correct.
+            // When the rank falls between two values, either value is correct.
             assert!(
                 (actual - expected).abs() <= expected / 500.0,
                 "{percent}: {actual}"

@@ -1,4 +1,4 @@
-//! The servers under test, and the local addresses that clients connect from.
+//! Resolves the servers under test, and chooses the local addresses that clients connect from.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -8,11 +8,11 @@ use url::Url;
 
 use crate::tools::http;
 
-/// Connections from one local address to one server. Linux has about 28,000 ephemeral ports; the
-/// margin is for ports in TIME_WAIT.
+/// Maximum number of connections from one local address to one server. Linux has about 28,000
+/// ephemeral ports, of which some may be in TIME_WAIT.
 const PORTS_PER_ADDRESS: usize = 25_000;
 
-/// Parses `ws://host:port/ws`; `http://host:port` means the same.
+/// Parses the URL of a gateway, `ws://host:port/ws`; `http://host:port` means the same.
 pub(super) fn parse_url(text: &str) -> Result<Url, String> {
     let mut url: Url = match text.parse() {
         Ok(url) => url,
@@ -67,8 +67,8 @@ impl Target {
         self.address.ip().is_loopback()
     }
 
-    /// The URL of the upgrade request. The client resumes after the position `since`, which is
-    /// empty when it has none.
+    /// Returns the URL of the upgrade request. The client resumes after the position `since`, which
+    /// is empty when the client has no position.
     pub(super) fn upgrade_url(&self, token: &str, user: &str, since: &str) -> String {
         let mut url = self.url.clone();
         url.query_pairs_mut()
@@ -80,7 +80,7 @@ impl Target {
         url.into()
     }
 
-    /// The URL of `POST /token` for a user.
+    /// Returns the URL of `POST /token` for a user.
     pub(super) fn token_url(&self, user: &str) -> Url {
         let mut url = self.url.clone();
         let _ = url.set_scheme("http");
@@ -94,33 +94,35 @@ impl Target {
     }
 }
 
-/// Fails when connections can't be made from this address, because it is not one of this machine.
+/// Fails if clients can't connect from this address, for example because it is not an address of
+/// this machine.
 pub(super) fn check_local_address(source: IpAddr) -> std::io::Result<()> {
     std::net::UdpSocket::bind(SocketAddr::new(source, 0)).map(drop)
 }
 
-/// The local addresses that clients connect from, in turn; empty when the system may choose. When
-/// the ports of one address do not suffice for `clients`, more addresses of the loopback network
-/// are used; for other networks the user must name them.
+/// Returns the local addresses that clients connect from, in turn; empty when the system chooses
+/// the address. When the user gave no addresses and the ports of one address do not suffice for
+/// `clients`, addresses of the loopback network are used if all targets are there; otherwise the
+/// user must name addresses.
 pub(super) fn source_addresses(
     given: &[IpAddr],
     targets: &[Target],
     clients: usize,
 ) -> anyhow::Result<Vec<IpAddr>> {
-    let needed = clients
+    let needed_addresses = clients
         .div_ceil(targets.len().max(1))
         .div_ceil(PORTS_PER_ADDRESS);
     let is_local = targets.iter().all(Target::is_loopback);
-    if !given.is_empty() || needed <= 1 {
+    if !given.is_empty() || needed_addresses <= 1 {
         return Ok(given.to_vec());
     }
     if !is_local || targets.iter().any(|target| target.address.is_ipv6()) {
         bail!(
-            "one address has ports for {PORTS_PER_ADDRESS} connections to a server: name {needed} \
-             addresses of this machine by --source"
+            "one address has ports for {PORTS_PER_ADDRESS} connections to a server: name \
+             {needed_addresses} addresses of this machine by --source"
         );
     }
-    Ok((0..needed as u32)
+    Ok((0..needed_addresses as u32)
         .map(|n| Ipv4Addr::from(u32::from(Ipv4Addr::new(127, 0, 0, 2)) + n).into())
         .collect())
 }

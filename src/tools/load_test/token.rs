@@ -1,4 +1,5 @@
-//! How clients get their tokens.
+//! Supplies the clients with tokens: all clients use the same token, or each client requests its
+//! own token from the server.
 
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 pub(super) enum TokenSource {
     /// All clients use this token.
     Fixed(String),
-    /// Each client requests its own by `POST /token`.
+    /// Each client requests its own token by `POST /token`.
     Endpoint {
         client: reqwest::Client,
         admin_key: Option<String>,
@@ -28,8 +29,8 @@ struct IssuedToken {
 }
 
 impl TokenSource {
-    /// Finds out by one request for `user` whether the server issues tokens, unless a token is
-    /// `given`.
+    /// Uses the `given` token. Without it, finds out by a `POST /token` for `user` whether the
+    /// server issues tokens.
     pub(super) async fn detect(
         target: &Target,
         given: Option<String>,
@@ -41,7 +42,8 @@ impl TokenSource {
         }
         let client = reqwest::Client::builder()
             .no_proxy()
-            // Without certificates the client also starts on machines that have none.
+            // Targets are never https, so the client needs no root certificates, and starts on
+            // machines that have none.
             .tls_certs_only([])
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(REQUEST_TIMEOUT)
@@ -55,13 +57,14 @@ impl TokenSource {
                 bail!("{server} rejects this admin key for POST /token; check --admin-key")
             }
             401 | 403 => bail!("{server} issues tokens for its admin key only; set --admin-key"),
-            // A server without the endpoint may accept any token.
+            // A server without this endpoint may accept any token, so all clients use the same
+            // text.
             404 | 405 => Ok(Self::Fixed("load-test".to_owned())),
             status => bail!("{server} answers POST /token with {status}"),
         }
     }
 
-    /// The token of a user.
+    /// Returns the token of a user, and requests it from the server if the server issues tokens.
     pub(super) async fn token_for(&self, target: &Target, user: &str) -> anyhow::Result<String> {
         match self {
             Self::Fixed(token) => Ok(token.clone()),

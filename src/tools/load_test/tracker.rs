@@ -1,4 +1,4 @@
-//! The messages of one client, from sending to their outcome.
+//! Tracks the messages of one client from sending to their outcome.
 
 use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
@@ -10,14 +10,14 @@ use super::stats::Stats;
 /// A message without an outcome.
 #[derive(Debug, Clone, Copy)]
 struct PendingMessage {
-    /// When the message was scheduled. Latency is measured from here and not from the actual
+    /// When the message was to be sent. Latency is measured from this time and not from the actual
     /// sending, so that a server that blocks its clients doesn't look faster than it is
     /// (coordinated omission).
     scheduled: Instant,
     is_accepted: bool,
     has_first_token: bool,
-    /// The classic connection on which the answer was to arrive is gone, so the client does not
-    /// wait for it.
+    /// Whether the classic connection on which the answer was to arrive is lost, so that the client
+    /// does not wait for the answer.
     is_abandoned: bool,
 }
 
@@ -25,23 +25,30 @@ struct PendingMessage {
 /// order violations. Messages at the front that have an outcome are removed.
 #[derive(Debug)]
 pub(super) struct MessageTracker {
-    /// In chatmesh.v1 the server confirms acceptance with a frame of its own.
+    /// Whether the client uses chatmesh.v1, in which the server confirms each message by
+    /// `accepted`.
     is_v1: bool,
     /// Number of the message at the front of `messages`.
-    first: u64,
+    first_number: u64,
+    /// The messages in the order of their numbers; `None` for a message with an outcome.
     messages: VecDeque<Option<PendingMessage>>,
+    /// Number of messages without an outcome.
     pending: usize,
+    /// Number of pending messages that are abandoned.
     abandoned: usize,
-    /// Messages that were sent again: the server may repeat their outcome once.
+    /// Numbers of the messages that were sent again. The server may repeat their outcome once.
     resent: HashSet<u64>,
-    /// One more than the highest number that was answered.
+    /// One more than the highest number of a message that was accepted and has an outcome; 0 if
+    /// there is none.
     answered_up_to: u64,
 }
 
 /// The outcome of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MessageOutcome {
+    /// The answer arrived.
     Delivered,
+    /// The accepted message ended with an error or was cancelled.
     Failed,
     /// The server did not accept the message.
     Rejected,
@@ -51,7 +58,7 @@ impl MessageTracker {
     pub(super) fn new(is_v1: bool) -> Self {
         Self {
             is_v1,
-            first: 0,
+            first_number: 0,
             messages: VecDeque::new(),
             pending: 0,
             abandoned: 0,
@@ -69,7 +76,7 @@ impl MessageTracker {
             is_abandoned: false,
         }));
         self.pending += 1;
-        self.first + self.messages.len() as u64 - 1
+        self.first_number + self.messages.len() as u64 - 1
     }
 
     /// Number of messages without an outcome.
@@ -82,8 +89,8 @@ impl MessageTracker {
         self.pending - self.abandoned
     }
 
-    /// Stops waiting for all pending messages, because their connection is gone. An answer that
-    /// arrives nevertheless is still counted.
+    /// Marks all pending messages as abandoned, because their classic connection is lost. If the
+    /// answer of an abandoned message arrives on another connection, it is still counted.
     pub(super) fn abandon_pending(&mut self) {
         for message in self.messages.iter_mut().flatten() {
             message.is_abandoned = true;
@@ -91,10 +98,11 @@ impl MessageTracker {
         self.abandoned = self.pending;
     }
 
-    /// Messages to send again after a reconnection: those that were not accepted, or `all` pending
-    /// ones when the server could not recover the client's position.
+    /// Returns the numbers of the pending messages to send again after a reconnection. These are
+    /// the messages that were not accepted, or `all` pending messages when the server could not
+    /// recover the client's position.
     pub(super) fn messages_to_resend(&self, all: bool) -> VecDeque<u64> {
-        let numbered = self.messages.iter().zip(self.first..);
+        let numbered = self.messages.iter().zip(self.first_number..);
         numbered
             .filter_map(|(message, number)| {
                 let message = message.as_ref()?;
@@ -104,13 +112,14 @@ impl MessageTracker {
     }
 
     fn is_pending(&self, number: u64) -> bool {
-        let index = number.checked_sub(self.first);
+        let index = number.checked_sub(self.first_number);
         index
             .and_then(|index| self.messages.get(index as usize))
             .is_some_and(Option::is_some)
     }
 
-    /// Records that a message is sent again; returns `false` when it already has an outcome.
+    /// Records that a message is sent again. Returns `false` when the message already has an
+    /// outcome and must not be sent.
     pub(super) fn record_resent(&mut self, number: u64) -> bool {
         self.is_pending(number) && {
             self.resent.insert(number);
@@ -119,30 +128,32 @@ impl MessageTracker {
     }
 
     fn next_number(&self) -> u64 {
-        self.first + self.messages.len() as u64
+        self.first_number + self.messages.len() as u64
     }
 
     fn get_mut(&mut self, number: u64) -> Option<&mut PendingMessage> {
-        let index = number.checked_sub(self.first)?;
+        let index = number.checked_sub(self.first_number)?;
         self.messages.get_mut(index as usize)?.as_mut()
     }
 
-    /// Number of the oldest pending message that is not abandoned, otherwise of the oldest one.
+    /// Number of the oldest pending message that is not abandoned. If all pending messages are
+    /// abandoned, the number of the oldest pending message; `None` if no message is pending.
     pub(super) fn oldest_pending(&self) -> Option<u64> {
         let mut messages = self.messages.iter();
         let in_flight =
             messages.position(|message| message.is_some_and(|message| !message.is_abandoned));
         let index = in_flight.or_else(|| self.messages.iter().position(Option::is_some))?;
-        Some(self.first + index as u64)
+        Some(self.first_number + index as u64)
     }
 
-    /// Number of the newest pending message.
+    /// Number of the newest pending message; `None` if no message is pending.
     pub(super) fn newest_pending(&self) -> Option<u64> {
         let index = self.messages.iter().rposition(Option::is_some)?;
-        Some(self.first + index as u64)
+        Some(self.first_number + index as u64)
     }
 
-    /// Records the confirmation of a message. Ignored when its answer was faster.
+    /// Records that the server accepted a message. This is ignored if the message already has an
+    /// outcome.
     pub(super) fn record_accepted(&mut self, number: u64, now: Instant, stats: &mut Stats) {
         let Some(message) = self.get_mut(number) else {
             return;
@@ -154,7 +165,7 @@ impl MessageTracker {
         }
     }
 
-    /// Records the first delta of an answer; later ones have no effect.
+    /// Records the first part of an answer; later parts have no effect.
     pub(super) fn record_first_token(&mut self, number: u64, now: Instant, stats: &mut Stats) {
         if let Some(message) = self.get_mut(number)
             && !message.has_first_token
@@ -164,8 +175,8 @@ impl MessageTracker {
         }
     }
 
-    /// Records the outcome of a message. Returns the time since it was scheduled; `None` when it
-    /// was rejected, when it already had an outcome (a duplicate), or when it was never sent.
+    /// Records the outcome of a message. Returns the time since the message was scheduled; `None`
+    /// when the message was rejected, already had an outcome (a duplicate), or was never sent.
     pub(super) fn record_outcome(
         &mut self,
         number: u64,
@@ -175,7 +186,8 @@ impl MessageTracker {
     ) -> Option<Duration> {
         let Some(message) = self.get_mut(number).copied() else {
             if self.resent.remove(&number) {
-                // The client itself caused this duplicate by sending again.
+                // This is no duplicate of the server: the client caused it by sending the message
+                // again.
             } else if number < self.next_number() {
                 stats.duplicates += 1;
             } else {
@@ -183,12 +195,12 @@ impl MessageTracker {
             }
             return None;
         };
-        self.messages[(number - self.first) as usize] = None;
+        self.messages[(number - self.first_number) as usize] = None;
         self.pending -= 1;
         self.abandoned -= usize::from(message.is_abandoned);
         while let Some(None) = self.messages.front() {
             self.messages.pop_front();
-            self.first += 1;
+            self.first_number += 1;
         }
         if outcome == MessageOutcome::Rejected {
             stats.rejected += 1;
@@ -200,7 +212,7 @@ impl MessageTracker {
         self.answered_up_to = self.answered_up_to.max(number + 1);
         let latency = now - message.scheduled;
         if !message.is_accepted {
-            // An answer implies acceptance.
+            // The outcome arrived before `accepted`, and shows that the message was accepted.
             stats.accepted += 1;
             if self.is_v1 {
                 stats.accept_time.record(latency);
