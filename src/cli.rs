@@ -37,7 +37,7 @@ Every key can be set in a file (--config, CHATMESH_CONFIG), in .env or the envir
 
 const CHAT_HELP: &str = "\
 At the prompt, Enter sends the message, Alt-Enter starts a new line, and pasted lines are one message.
-Ctrl-C stops an answer; at the prompt it quits.
+Ctrl-C stops an answer; at the prompt it exits.
 
 If standard input is not a terminal, all of it is one message. If standard output is not a terminal,
 the answer is printed unchanged when it is complete; on a terminal it is printed as it arrives,

@@ -1,4 +1,5 @@
-//! The measured system: chatmesh's roles as processes with their own topics, and the load test.
+//! Runs the measured system: starts chatmesh's roles as processes with their own topics, and
+//! measures them by the load test.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -9,9 +10,9 @@ use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
 use serde_json::Value;
 
-use super::{Args, Measured};
+use super::{Args, StepResult};
 
-/// Time limit until every role is ready.
+/// Time within which every role must be ready; otherwise the benchmark fails.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A child process that is killed when dropped.
@@ -24,13 +25,14 @@ impl Drop for Process {
     }
 }
 
+/// Returns a command that runs chatmesh with these arguments and without inherited settings.
 fn command(args: &Args, arguments: &[&str]) -> Command {
     let mut command = Command::new(&args.chatmesh);
     command
         .args(arguments)
         .env_clear()
         .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-        // A directory without a .env file.
+        // The directory for temporary files has no .env file.
         .current_dir(std::env::temp_dir())
         .stdin(Stdio::null());
     command
@@ -43,6 +45,8 @@ pub(crate) struct Mock {
 }
 
 impl Mock {
+    /// Starts the mock with these flags, or with the number of tokens from `args` if there are
+    /// none.
     pub(crate) fn start(args: &Args, flags: &[&str]) -> Self {
         let tokens = args.tokens.to_string();
         let mut command = command(args, &["mock-openai", "--port", "0"]);
@@ -73,20 +77,22 @@ pub(crate) struct Chatmesh<'a> {
 }
 
 impl<'a> Chatmesh<'a> {
-    pub(crate) async fn start(args: &'a Args, model: Option<String>) -> Self {
+    /// Starts the roles and waits until a message is answered. Without the URL of a model, the
+    /// built-in model answers.
+    pub(crate) async fn start(args: &'a Args, model_url: Option<String>) -> Self {
         let name = uuid::Uuid::new_v4().simple().to_string();
         let topics = ["messages", "responses"].map(|topic| format!("bench-{name}-{topic}"));
         let mut roles = Vec::new();
         let mut ports = Vec::new();
-        for (role, port) in [
+        for (role, port_setting) in [
             ("gateway", "PORT"),
             ("ai-worker", "METRICS_PORT"),
             ("relay", "METRICS_PORT"),
         ] {
-            let free = free_port();
+            let port = free_port();
             let mut command = command(args, &[role]);
             command
-                .env(port, free.to_string())
+                .env(port_setting, port.to_string())
                 .env("HOST", "127.0.0.1")
                 .env("METRICS_HOST", "127.0.0.1")
                 .env("LOG_LEVEL", "warn")
@@ -98,12 +104,12 @@ impl<'a> Chatmesh<'a> {
                 .env("RESPONSES_TOPIC", &topics[1])
                 .env("REDIS_URL", &args.redis)
                 .env("AUTH_MODE", "open")
-                // No limit may affect the measurement.
+                // The limits are removed or raised, so that they don't affect the measurement.
                 .env("USER_RATE_LIMIT_MAX_REQUESTS", "0")
                 .env("USER_MAX_PENDING", "0")
                 .env("MAX_WORKERS", "1000")
                 .env("RELAY_MAX_IN_FLIGHT", "1000");
-            if let Some(url) = &model {
+            if let Some(url) = &model_url {
                 command
                     .env("OPENAI_BASE_URL", url)
                     .env("OPENAI_TIMEOUT_MS", "30000");
@@ -113,7 +119,7 @@ impl<'a> Chatmesh<'a> {
                 command.env(name, value);
             }
             roles.push(Process(command.stdout(Stdio::null()).spawn().unwrap()));
-            ports.push(free);
+            ports.push(port);
         }
         let chatmesh = Self {
             args,
@@ -133,7 +139,7 @@ impl<'a> Chatmesh<'a> {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
-        // Readiness does not mean that partitions are assigned; an answered message does.
+        // A ready role may not have its partitions yet. An answered message shows that it has.
         chatmesh.run(1, Duration::from_secs(1)).await;
         chatmesh
     }
@@ -152,8 +158,9 @@ impl<'a> Chatmesh<'a> {
         let _ = tokio::task::spawn_blocking(move || drop(admin)).await;
     }
 
-    /// Runs one step of the load test.
-    pub(crate) async fn run(&self, clients: usize, length: Duration) -> Measured {
+    /// Runs the load test for this long. Each client waits for its answer before it sends the next
+    /// message.
+    pub(crate) async fn run(&self, clients: usize, length: Duration) -> StepResult {
         let clients = clients.to_string();
         let length = format!("{}ms", length.as_millis());
         let mut command = command(
@@ -179,18 +186,19 @@ impl<'a> Chatmesh<'a> {
         for note in result["notes"].as_array().into_iter().flatten() {
             eprintln!("  load-test: {note}");
         }
-        let ms = |time: &str, quantile: &str| result["latency_ms"][time][quantile].as_f64();
-        Measured {
-            p50: ms("whole", "p50").unwrap_or(0.0),
-            p99: ms("whole", "p99").unwrap_or(0.0),
-            first_token_p50: ms("first_token", "p50"),
+        let latency_ms =
+            |name: &str, statistic: &str| result["latency_ms"][name][statistic].as_f64();
+        StepResult {
+            p50_ms: latency_ms("whole", "p50").unwrap_or(0.0),
+            p99_ms: latency_ms("whole", "p99").unwrap_or(0.0),
+            first_token_p50_ms: latency_ms("first_token", "p50"),
             throughput: result["throughput"].as_f64().unwrap_or(0.0),
             lost: result["sent"].as_u64().unwrap_or(0) - result["delivered"].as_u64().unwrap_or(0),
         }
     }
 }
 
-/// A port on which no process listens at the moment.
+/// Returns a port on which no process listens at the moment.
 fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port()

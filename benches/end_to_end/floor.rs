@@ -21,42 +21,48 @@ use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
-use super::{Args, Measured};
+use super::{Args, StepResult};
 
-/// Size of a record, in bytes: that of a short message in chatmesh's log.
+/// Size of a record's value in bytes. It is the size of a short message in chatmesh's log.
 const PAYLOAD_BYTES: usize = 230;
-/// An answer that takes longer counts as lost.
+/// Time after which a missing answer counts as lost.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The running chain.
+/// The running chain, with the tasks that consume, publish and receive.
 pub(crate) struct Floor {
     shared: Arc<Shared>,
     tasks: Vec<JoinHandle<()>>,
     admin: AdminClient<DefaultClientContext>,
 }
 
+/// What the clients and the tasks share.
 struct Shared {
     producer: FutureProducer,
-    questions: String,
-    answers: String,
-    /// Prefix of the clients' channels. The client's number follows.
+    question_topic: String,
+    answer_topic: String,
+    /// Prefix of the clients' channels. The client's number follows it.
     channel_prefix: String,
     redis: Client,
     subscriber: SubscriberClient,
     http: reqwest::Client,
-    model: Option<String>,
+    /// URL of the mock model; without it, questions are answered without a call.
+    model_url: Option<String>,
+    /// Number of the next message.
     next_number: AtomicU64,
-    waiting: Mutex<HashMap<u64, oneshot::Sender<()>>>,
+    /// Clients that wait for their answers, by the number of the message.
+    waiting_clients: Mutex<HashMap<u64, oneshot::Sender<()>>>,
 }
 
 impl Floor {
-    pub(crate) async fn start(args: &Args, model: Option<String>) -> Self {
+    /// Starts the chain and waits until a message is answered.
+    pub(crate) async fn start(args: &Args, model_url: Option<String>) -> Self {
         let name = format!("floor-{}", uuid::Uuid::new_v4().simple());
         let mut common = ClientConfig::new();
         common.set("bootstrap.servers", &args.kafka);
         let admin: AdminClient<_> = common.create().unwrap();
-        let (questions, answers) = (format!("{name}-questions"), format!("{name}-answers"));
-        let topics = [&questions, &answers]
+        let question_topic = format!("{name}-questions");
+        let answer_topic = format!("{name}-answers");
+        let topics = [&question_topic, &answer_topic]
             .map(|topic| NewTopic::new(topic, args.partitions, TopicReplication::Fixed(1)));
         let created = admin.create_topics(&topics, &AdminOptions::new()).await;
         for topic in created.unwrap() {
@@ -85,14 +91,14 @@ impl Floor {
         let shared = Arc::new(Shared {
             producer,
             channel_prefix: format!("{name}-"),
-            questions,
-            answers,
+            question_topic,
+            answer_topic,
             redis,
             subscriber,
             http: reqwest::Client::builder().no_proxy().build().unwrap(),
-            model,
+            model_url,
             next_number: AtomicU64::new(1),
-            waiting: Mutex::default(),
+            waiting_clients: Mutex::default(),
         });
         let consumer = |topic: &str| -> StreamConsumer {
             let mut config = common.clone();
@@ -104,8 +110,8 @@ impl Floor {
             consumer
         };
         let tasks = vec![
-            tokio::spawn(Arc::clone(&shared).answer(consumer(&shared.questions))),
-            tokio::spawn(Arc::clone(&shared).publish(consumer(&shared.answers))),
+            tokio::spawn(Arc::clone(&shared).answer(consumer(&shared.question_topic))),
+            tokio::spawn(Arc::clone(&shared).publish(consumer(&shared.answer_topic))),
             tokio::spawn(Arc::clone(&shared).receive()),
         ];
         let floor = Self {
@@ -113,57 +119,59 @@ impl Floor {
             tasks,
             admin,
         };
-        // Once a message is answered, the consumers have their partitions.
+        // An answered message shows that the consumers have their partitions.
         floor.run(1, Duration::from_secs(1)).await;
         floor
     }
 
-    /// Runs clients for this long; each waits for its answer before it sends the next message.
-    pub(crate) async fn run(&self, clients: usize, length: Duration) -> Measured {
+    /// Runs clients for this long. Each client waits for its answer before it sends the next
+    /// message.
+    pub(crate) async fn run(&self, clients: usize, length: Duration) -> StepResult {
         for client in 0..clients {
             let channel = format!("{}{client}", self.shared.channel_prefix);
             self.shared.subscriber.subscribe(channel).await.unwrap();
         }
-        // A ping on the same connection: its reply confirms the subscriptions before it.
+        // The reply to a ping on the same connection confirms that the subscriptions are active.
         self.shared.subscriber.ping::<()>(None).await.unwrap();
         let started = Instant::now();
         let mut running = JoinSet::new();
         for client in 0..clients {
             let shared = Arc::clone(&self.shared);
             running.spawn(async move {
-                let mut times = histogram();
+                let mut latencies = histogram();
                 let mut lost = 0;
                 while started.elapsed() < length {
                     match shared.send_and_wait(client).await {
-                        Some(latency) => times.saturating_record(latency.as_micros() as u64),
+                        Some(latency) => latencies.saturating_record(latency.as_micros() as u64),
                         None => lost += 1,
                     }
                 }
-                (times, lost)
+                (latencies, lost)
             });
         }
-        let mut all = histogram();
+        let mut all_latencies = histogram();
         let mut lost = 0;
         while let Some(finished) = running.join_next().await {
-            let (times, missed) = finished.unwrap();
-            all.add(&times).unwrap();
-            lost += missed;
+            let (latencies, lost_by_client) = finished.unwrap();
+            all_latencies.add(&latencies).unwrap();
+            lost += lost_by_client;
         }
-        Measured {
-            p50: all.value_at_quantile(0.5) as f64 / 1e3,
-            p99: all.value_at_quantile(0.99) as f64 / 1e3,
-            first_token_p50: None,
-            throughput: all.len() as f64 / started.elapsed().as_secs_f64(),
+        StepResult {
+            p50_ms: all_latencies.value_at_quantile(0.5) as f64 / 1e3,
+            p99_ms: all_latencies.value_at_quantile(0.99) as f64 / 1e3,
+            first_token_p50_ms: None,
+            throughput: all_latencies.len() as f64 / started.elapsed().as_secs_f64(),
             lost,
         }
     }
 
+    /// Stops the tasks and deletes the topics.
     pub(crate) async fn stop(self) {
         for task in self.tasks {
             task.abort();
             let _ = task.await;
         }
-        let topics = [&*self.shared.questions, &*self.shared.answers];
+        let topics = [&*self.shared.question_topic, &*self.shared.answer_topic];
         let _ = self
             .admin
             .delete_topics(&topics, &AdminOptions::new())
@@ -175,32 +183,39 @@ impl Floor {
     }
 }
 
+/// Returns an empty histogram of latencies in microseconds, up to one minute.
 fn histogram() -> Histogram<u32> {
     Histogram::new_with_bounds(1, 60_000_000, 3).unwrap()
 }
 
-/// Parses a payload: the client, the number of the message, and padding.
+/// Parses a payload, which is the client's number, the message's number and padding. Returns both
+/// numbers; `None` if they are missing.
 fn parse_payload(payload: &[u8]) -> Option<(u64, u64)> {
     let mut words = std::str::from_utf8(payload).ok()?.split(' ');
     Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?))
 }
 
 impl Shared {
+    /// Sends a message of a client and waits for its answer. Returns the latency; `None` if the
+    /// answer is lost.
     async fn send_and_wait(&self, client: usize) -> Option<Duration> {
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);
-        let (done, answered) = oneshot::channel();
-        self.waiting.lock().unwrap().insert(number, done);
+        let (answer_sender, answer) = oneshot::channel();
+        let mut waiting_clients = self.waiting_clients.lock().unwrap();
+        waiting_clients.insert(number, answer_sender);
+        drop(waiting_clients);
         let started = Instant::now();
         let payload = format!("{:x<PAYLOAD_BYTES$}", format!("{client} {number} "));
-        self.produce(&self.questions, client as u64, payload.as_bytes());
-        if timeout(ANSWER_TIMEOUT, answered).await.is_err() {
-            self.waiting.lock().unwrap().remove(&number);
+        self.produce(&self.question_topic, client as u64, payload.as_bytes());
+        if timeout(ANSWER_TIMEOUT, answer).await.is_err() {
+            self.waiting_clients.lock().unwrap().remove(&number);
             return None;
         }
         Some(started.elapsed())
     }
 
-    /// Produces in order and without waiting: a record that is lost shows as a lost answer.
+    /// Produces a record in order, without waiting for its acknowledgement. If the record is lost,
+    /// the answer counts as lost.
     fn produce(&self, topic: &str, client: u64, payload: &[u8]) {
         let key = client.to_string();
         let record = FutureRecord::to(topic).key(&key).payload(payload);
@@ -210,6 +225,7 @@ impl Shared {
         );
     }
 
+    /// Consumes questions, calls the model for each if there is a model, and produces the answers.
     async fn answer(self: Arc<Self>, consumer: StreamConsumer) {
         loop {
             let Ok(record) = consumer.recv().await else {
@@ -219,21 +235,21 @@ impl Shared {
             let Some((client, _)) = parse_payload(&payload) else {
                 continue;
             };
-            if self.model.is_none() {
-                self.produce(&self.answers, client, &payload);
+            if self.model_url.is_none() {
+                self.produce(&self.answer_topic, client, &payload);
                 continue;
             }
             let shared = Arc::clone(&self);
             tokio::spawn(async move {
                 shared.call_model().await;
-                shared.produce(&shared.answers, client, &payload);
+                shared.produce(&shared.answer_topic, client, &payload);
             });
         }
     }
 
     /// Calls the model and reads the streamed answer to its end.
     async fn call_model(&self) {
-        let Some(url) = &self.model else { return };
+        let Some(url) = &self.model_url else { return };
         let body = serde_json::json!({
             "model": "mock",
             "stream": true,
@@ -248,6 +264,7 @@ impl Shared {
         while let Ok(Some(_)) = response.chunk().await {}
     }
 
+    /// Consumes answers and publishes each on its client's channel.
     async fn publish(self: Arc<Self>, consumer: StreamConsumer) {
         loop {
             let Ok(record) = consumer.recv().await else {
@@ -266,14 +283,15 @@ impl Shared {
         }
     }
 
+    /// Receives published answers and wakes the clients that wait for them.
     async fn receive(self: Arc<Self>) {
         let mut messages = self.subscriber.message_rx();
         while let Ok(message) = messages.recv().await {
             let payload = message.value.as_bytes().unwrap_or_default();
-            let waiting = parse_payload(payload)
-                .and_then(|(_, number)| self.waiting.lock().unwrap().remove(&number));
-            if let Some(done) = waiting {
-                let _ = done.send(());
+            let answer_sender = parse_payload(payload)
+                .and_then(|(_, number)| self.waiting_clients.lock().unwrap().remove(&number));
+            if let Some(answer_sender) = answer_sender {
+                let _ = answer_sender.send(());
             }
         }
     }

@@ -3,9 +3,9 @@
 //!
 //! It measures two systems on the same Kafka, Redis and mock model. The *floor* is a bare chain of
 //! produce, consume, model call, produce, consume, publish and receive in one process. chatmesh
-//! runs as three processes (gateway, worker, relay) under `chatmesh load-test`. In both, each
-//! client waits for its answer before it sends the next message. The two alternate, so that a
-//! machine that becomes slower during the run affects both.
+//! runs as three processes (gateway, worker, relay) under `chatmesh load-test`. In both systems
+//! each client waits for its answer before it sends the next message. Their steps alternate, so
+//! that a machine that becomes slower during the run affects both systems.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -40,10 +40,10 @@ struct Args {
     /// Measured time of each step, in seconds.
     #[arg(long, default_value_t = 10)]
     seconds: u64,
-    /// Unmeasured time of each step before that, in seconds.
+    /// Time of each step before the measured time, in seconds.
     #[arg(long, default_value_t = 3)]
     warm_up: u64,
-    /// Numbers of clients, one step for each.
+    /// Numbers of clients; each number is one step.
     #[arg(long, value_delimiter = ',', default_value = "1,10,100")]
     clients: Vec<usize>,
     /// Number of clients of the step that finds the highest throughput; 0 omits it.
@@ -76,22 +76,25 @@ struct Args {
     bench: bool,
 }
 
-/// The result of one step. Times are in milliseconds.
+/// The result of one step: latencies of the whole answer and of its first token, and counts.
 #[derive(Debug, Clone, Copy, Default)]
-struct Measured {
-    p50: f64,
-    p99: f64,
-    first_token_p50: Option<f64>,
+struct StepResult {
+    p50_ms: f64,
+    p99_ms: f64,
+    /// `None` for the floor, which does not stream the answer to the client.
+    first_token_p50_ms: Option<f64>,
+    /// Number of answers a second.
     throughput: f64,
+    /// Number of messages without an answer.
     lost: u64,
 }
 
-impl Measured {
+impl StepResult {
     fn json(&self) -> Value {
         json!({
-            "p50_ms": self.p50,
-            "p99_ms": self.p99,
-            "first_token_p50_ms": self.first_token_p50,
+            "p50_ms": self.p50_ms,
+            "p99_ms": self.p99_ms,
+            "first_token_p50_ms": self.first_token_p50_ms,
             "throughput": self.throughput,
             "lost": self.lost,
         })
@@ -103,8 +106,8 @@ impl Measured {
 struct Pair {
     model: String,
     clients: usize,
-    floor: Measured,
-    chatmesh: Measured,
+    floor: StepResult,
+    chatmesh: StepResult,
 }
 
 fn main() {
@@ -130,6 +133,7 @@ fn main() {
     println!("{}", args.json.display());
 }
 
+/// Runs all steps of both systems with each model, and returns their results.
 async fn run(args: &Args) -> Vec<Pair> {
     let mut pairs = Vec::new();
     for name in &args.models {
@@ -166,6 +170,7 @@ async fn run(args: &Args) -> Vec<Pair> {
     pairs
 }
 
+/// Returns the number of clients of each step.
 fn client_counts(args: &Args) -> Vec<usize> {
     let mut clients = args.clients.clone();
     if args.flood > 0 {

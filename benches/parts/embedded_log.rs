@@ -1,4 +1,5 @@
-//! The embedded log in memory and on disk: appended at once, acknowledged, read.
+//! Benchmarks of the embedded log in memory and on disk: appending records at once until all are
+//! acknowledged, and reading them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,8 @@ use criterion::{Criterion, Throughput};
 use futures_util::future::join_all;
 use tokio::runtime::Runtime;
 
-const RECORDS: usize = 1_000;
+/// Number of records that one iteration appends or reads.
+const RECORD_COUNT: usize = 1_000;
 
 fn open(store: Store) -> Arc<EmbeddedLog> {
     let settings = EmbeddedSettings {
@@ -27,8 +29,9 @@ fn open(store: Store) -> Arc<EmbeddedLog> {
     Arc::new(EmbeddedLog::open(store, &settings, Duration::from_secs(10)).unwrap())
 }
 
+/// Appends all records at once, and waits until the log has acknowledged all of them.
 async fn append(log: &EmbeddedLog) {
-    let appends = (0..RECORDS).map(|n| {
+    let appends = (0..RECORD_COUNT).map(|n| {
         let record = NewRecord {
             key: Some(Bytes::from(format!("user{}", n % 100))),
             value: Bytes::from_static(&[b'x'; 230]),
@@ -41,10 +44,11 @@ async fn append(log: &EmbeddedLog) {
     }
 }
 
+/// Reads as many records as one iteration appends, as a new consumer group.
 async fn read(log: &EmbeddedLog) {
     let group = uuid::Uuid::new_v4().to_string();
     let mut consumer = log.consumer(&group, "topic").unwrap();
-    let mut remaining = RECORDS;
+    let mut remaining = RECORD_COUNT;
     while remaining > 0 {
         if let ConsumerEvent::Record(_) = consumer.next().await {
             remaining -= 1;
@@ -53,10 +57,10 @@ async fn read(log: &EmbeddedLog) {
     consumer.close().await;
 }
 
-pub(crate) fn all(criterion: &mut Criterion) {
+pub(crate) fn run_benchmarks(criterion: &mut Criterion) {
     let runtime = Runtime::new().unwrap();
     let mut group = criterion.benchmark_group("embedded log");
-    group.throughput(Throughput::Elements(RECORDS as u64));
+    group.throughput(Throughput::Elements(RECORD_COUNT as u64));
     group.sample_size(20);
     let directory = tempfile::tempdir().unwrap();
     for (name, store) in [

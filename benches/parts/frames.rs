@@ -1,4 +1,4 @@
-//! Parsing and serializing frames and records.
+//! Benchmarks of parsing and serializing frames and records.
 
 use std::hint::black_box;
 
@@ -12,8 +12,9 @@ use criterion::{Criterion, Throughput};
 const CONTENT: &str = "Tell me, in a few sentences and without any \\\"jargon\\\", what a log is \
     good for, and why somebody would want to read it again from an earlier place.";
 
-/// An answer of about 600 characters, as the relay publishes it.
-pub(crate) fn answer(user: &str, n: u64) -> String {
+/// Returns an answer of about 600 characters as the relay publishes it. `n` makes its ids and its
+/// position unique.
+pub(crate) fn published_answer(user: &str, n: u64) -> String {
     let content = "A log keeps what happened, in order, \\u2013 and nothing else.\\n".repeat(10);
     let id = uuid::Uuid::from_u128(u128::from(n));
     format!(
@@ -21,7 +22,7 @@ pub(crate) fn answer(user: &str, n: u64) -> String {
     )
 }
 
-pub(crate) fn all(criterion: &mut Criterion) {
+pub(crate) fn run_benchmarks(criterion: &mut Criterion) {
     let user = UserId::parse("user123").unwrap();
     let mut group = criterion.benchmark_group("frames");
 
@@ -60,7 +61,7 @@ pub(crate) fn all(criterion: &mut Criterion) {
         });
     });
 
-    let published = answer("user123", 17);
+    let published = published_answer("user123", 17);
     group.throughput(Throughput::Bytes(published.len() as u64));
     group.bench_function("parse and serialize an answer record", |bencher| {
         bencher.iter(|| {

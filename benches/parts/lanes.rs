@@ -1,4 +1,5 @@
-//! The lane scheduler with a handler that does nothing: from consumed records to stored offsets.
+//! Benchmarks of the lane scheduler with a handler that does nothing, from consumed records to
+//! stored offsets.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,12 +19,16 @@ use criterion::{BatchSize, Criterion, Throughput};
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
-const RECORDS: i64 = 5_000;
+/// Number of records of one iteration.
+const RECORD_COUNT: i64 = 5_000;
 
-/// Delivers prepared records, and stops the pipeline when the last one is finished.
+/// A consumer that returns prepared records, and stops the pipeline when the last record is
+/// finished.
 struct PreparedConsumer {
+    /// Records that have not been returned, the next record last.
     records: Vec<Record>,
     is_assigned: bool,
+    /// Cancelled to stop the pipeline.
     drain: CancellationToken,
 }
 
@@ -44,7 +49,7 @@ impl Consumer for PreparedConsumer {
     }
 
     fn store_offset(&mut self, _partition: i32, next_offset: i64) {
-        if next_offset == RECORDS {
+        if next_offset == RECORD_COUNT {
             self.drain.cancel();
         }
     }
@@ -83,14 +88,16 @@ impl Handler for NoopHandler {
     }
 }
 
-fn dependencies(users: i64, drain: &CancellationToken) -> Dependencies {
+/// Returns the parts of a pipeline whose records belong to this number of users, each of which is
+/// one lane.
+fn dependencies(user_count: i64, drain: &CancellationToken) -> Dependencies {
     let topic: Arc<str> = "topic".into();
     let record = |offset: i64| Record {
         topic: Arc::clone(&topic),
         partition: 0,
         offset,
         timestamp_ms: 0,
-        key: Some(Bytes::from(format!("user{}", offset % users))),
+        key: Some(Bytes::from(format!("user{}", offset % user_count))),
         value: Bytes::from_static(&[b'x'; 200]),
         null_value: false,
         headers: Vec::new(),
@@ -105,7 +112,7 @@ fn dependencies(users: i64, drain: &CancellationToken) -> Dependencies {
     let log = EmbeddedLog::open(Store::in_memory(), &settings, Duration::from_secs(1)).unwrap();
     Dependencies {
         consumer: Box::new(PreparedConsumer {
-            records: (0..RECORDS).rev().map(record).collect(),
+            records: (0..RECORD_COUNT).rev().map(record).collect(),
             is_assigned: false,
             drain: drain.clone(),
         }),
@@ -126,19 +133,19 @@ fn dependencies(users: i64, drain: &CancellationToken) -> Dependencies {
     }
 }
 
-pub(crate) fn all(criterion: &mut Criterion) {
+pub(crate) fn run_benchmarks(criterion: &mut Criterion) {
     let runtime = Runtime::new().unwrap();
     let mut group = criterion.benchmark_group("lanes of 5,000 records");
-    group.throughput(Throughput::Elements(RECORDS as u64));
+    group.throughput(Throughput::Elements(RECORD_COUNT as u64));
     group.sample_size(20);
-    for users in [1, 100, RECORDS] {
-        group.bench_function(format!("{users} lanes"), |bencher| {
+    for user_count in [1, 100, RECORD_COUNT] {
+        group.bench_function(format!("{user_count} lanes"), |bencher| {
             bencher.to_async(&runtime).iter_batched(
                 || {
                     let drain = CancellationToken::new();
-                    // The dead letters' embedded log needs a runtime.
+                    // Opening the embedded log for dead letters needs a runtime.
                     let _entered = runtime.enter();
-                    (dependencies(users, &drain), drain)
+                    (dependencies(user_count, &drain), drain)
                 },
                 |(dependencies, drain)| driver::run(dependencies, drain),
                 BatchSize::PerIteration,

@@ -1,4 +1,4 @@
-//! Micro-benchmarks of the steps of a message that cost processor time: `just bench`.
+//! Micro-benchmarks of the steps of a message that cost processor time. Run them with `just bench`.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -17,11 +17,11 @@ mod registry;
 
 criterion_group!(
     parts,
-    frames::all,
-    offsets::all,
-    lanes::all,
-    registry::all,
-    embedded_log::all
+    frames::run_benchmarks,
+    offsets::run_benchmarks,
+    lanes::run_benchmarks,
+    registry::run_benchmarks,
+    embedded_log::run_benchmarks
 );
 
 fn main() {

@@ -1,4 +1,4 @@
-//! Delivery of a published answer to its user's connections.
+//! Benchmarks of the delivery of a published answer to the connections of its user.
 
 use std::cell::Cell;
 
@@ -7,35 +7,41 @@ use chatmesh::protocol::ids::UserId;
 use criterion::{BatchSize, Criterion, Throughput};
 use tokio::runtime::Runtime;
 
-use crate::frames::answer;
+use crate::frames::published_answer;
 
-const USERS: usize = 10_000;
+/// Number of users if each has one connection.
+const USER_COUNT: usize = 10_000;
 
-pub(crate) fn all(criterion: &mut Criterion) {
+pub(crate) fn run_benchmarks(criterion: &mut Criterion) {
     let runtime = Runtime::new().unwrap();
     let mut group = criterion.benchmark_group("registry");
-    for sockets in [1, 20] {
-        let users = if sockets == 1 { USERS } else { 100 };
-        let users: Vec<UserId> = (0..users)
+    for connections in [1, 20] {
+        let user_count = if connections == 1 { USER_COUNT } else { 100 };
+        let users: Vec<UserId> = (0..user_count)
             .map(|n| UserId::parse(&format!("user{n}")).unwrap())
             .collect();
         let bench = runtime
-            .block_on(RegistryBench::new(&users, sockets))
+            .block_on(RegistryBench::new(&users, connections))
             .unwrap();
-        // A delivered answer is not delivered again.
-        let number = Cell::new(0_u64);
-        group.throughput(Throughput::Elements(sockets as u64));
-        let name = format!("answer to {sockets} of {} sockets", users.len() * sockets);
+        // Every iteration publishes an answer with another number, because the registry delivers no
+        // answer twice.
+        let last_number = Cell::new(0_u64);
+        group.throughput(Throughput::Elements(connections as u64));
+        let name = format!(
+            "answer to {connections} of {} sockets",
+            users.len() * connections
+        );
         group.bench_function(name, |bencher| {
             bencher.iter_batched(
                 || {
-                    let n = number.get() + 1;
-                    number.set(n);
+                    let n = last_number.get() + 1;
+                    last_number.set(n);
+                    // The queues of the connections are emptied before they are full.
                     if n.is_multiple_of(256) {
                         bench.discard();
                     }
                     let user = &users[n as usize * 7 % users.len()];
-                    (user, answer(user.as_str(), n))
+                    (user, published_answer(user.as_str(), n))
                 },
                 |(user, payload)| assert!(bench.publish(user, payload.as_bytes())),
                 BatchSize::SmallInput,

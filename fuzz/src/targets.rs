@@ -22,15 +22,17 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
-/// `MAX_CONTENT_CHARS` of these tests.
+/// Maximum number of characters of a message, instead of the setting `MAX_CONTENT_CHARS`.
 const MAX_CONTENT_CHARS: usize = 60;
 
+/// Key that signs tokens.
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
 fn alice() -> UserId {
     UserId::parse("alice").expect("a userid")
 }
 
+/// Whether the text has 1 to `max_length` characters, all of which are allowed in identifiers.
 fn is_identifier(text: &str, max_length: usize) -> bool {
     let is_safe = |byte: u8| byte.is_ascii_alphanumeric() || b"._:@|+-".contains(&byte);
     (1..=max_length).contains(&text.len()) && text.bytes().all(is_safe)
@@ -41,7 +43,7 @@ fn assert_valid_content(content: &str) {
     assert!(!content.trim().is_empty() && !content.contains('\0'));
 }
 
-/// Asserts that the text of a rejection contains no long string of the frame.
+/// Asserts that the text of a rejection is short and contains no long string of the rejected frame.
 fn assert_no_quote(text: &str, frame: &str) {
     assert!(text.starts_with("Invalid message"), "{text}");
     assert!(text.len() < 200, "{text}");
@@ -55,8 +57,8 @@ fn assert_no_quote(text: &str, frame: &str) {
     }
 }
 
-/// A client's frame is accepted within its limits or rejected. An accepted frame is the same after
-/// encoding and parsing it again.
+/// Checks that a client's frame is either accepted within its limits or rejected, and that an
+/// accepted frame is the same after encoding and parsing it again.
 pub fn client_frames(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;
@@ -96,7 +98,8 @@ pub fn client_frames(data: &[u8]) {
             message_id,
             id: Some(id),
         } => {
-            // The message is derived from the connection's user, so no other user's can be named.
+            // The message id is derived from the connection's user, so that a client can't name
+            // another user's message.
             assert_eq!(*message_id, MessageId::from_client_id(&user, id));
             json!({"type": "cancel", "id": id})
         }
@@ -115,11 +118,13 @@ pub fn client_frames(data: &[u8]) {
     );
 }
 
-/// Builds a record from fuzz input. The first byte says which parts are present. The rest is split at
-/// 0xff, which no UTF-8 text contains, into value, key and header values.
+/// Builds a record from fuzz input. The first byte says which parts are present. The other bytes
+/// are split at 0xff, which no UTF-8 text contains, into value, key and header values.
 fn record(data: &[u8]) -> Record {
-    let (flags, rest) = data.split_first().unwrap_or((&0, &[]));
-    let mut parts = rest.split(|byte| *byte == 0xff).map(Bytes::copy_from_slice);
+    let (flags, content) = data.split_first().unwrap_or((&0, &[]));
+    let mut parts = content
+        .split(|byte| *byte == 0xff)
+        .map(Bytes::copy_from_slice);
     let value = parts.next().unwrap_or_default();
     let mut part = |bit: u8| parts.next().filter(|_| flags & bit != 0);
     let key = part(1);
@@ -144,26 +149,27 @@ fn record(data: &[u8]) -> Record {
     }
 }
 
+/// Whether a value begins like a JSON object.
 fn is_object(value: &[u8]) -> bool {
     value.trim_ascii_start().first() == Some(&b'{')
 }
 
-/// A record of either topic is decoded or rejected. A decoded record is the same after encoding and
-/// decoding it again, and a rejection never quotes the record.
+/// Checks that a record of either topic is decoded or rejected, that a decoded record is the same
+/// after encoding and decoding it again, and that the text of a rejection is short.
 pub fn records(data: &[u8]) {
     let record = record(data);
-    // The relay reads the key of an undecodable record to notify its user.
+    // Worker and relay read the key of a record that can't be decoded, to notify its user.
     let _ = record.key.as_deref().map(std::str::from_utf8);
     for name in [
         header::MESSAGE_ID,
         header::CORRELATION_ID,
         header::TRACEPARENT,
     ] {
-        let is_present = record.headers.iter().any(|(known, _)| known == name);
+        let is_present = record.headers.iter().any(|(header, _)| header == name);
         assert!(is_present || record.header_text(name).is_none());
     }
     match Question::parse(&record) {
-        Ok(question) => question_round_trip(&record, &question),
+        Ok(question) => check_question_round_trip(&record, &question),
         Err(unreadable) => assert!(unreadable.to_string().len() < 160, "{unreadable}"),
     }
     match TerminalRecord::parse(&record.value) {
@@ -172,7 +178,7 @@ pub fn records(data: &[u8]) {
             let written = terminal.to_json();
             let again =
                 TerminalRecord::parse(written.as_bytes()).expect("an encoded record is decoded");
-            // `n` and `n_id` are decoded from published frames and never encoded.
+            // The encoded forms are compared, because `n` and `n_id` are decoded and never encoded.
             assert_eq!(again.to_json(), written);
             assert!(is_identifier(terminal.userid.as_str(), 128));
         }
@@ -180,13 +186,14 @@ pub fn records(data: &[u8]) {
     }
 }
 
-fn question_round_trip(record: &Record, question: &Question) {
+/// Checks that a decoded question is valid, and the same after encoding and decoding it again.
+fn check_question_round_trip(record: &Record, question: &Question) {
     assert!(is_object(&record.value), "an array is not a record");
     assert!(is_identifier(question.user.as_str(), 128));
     assert!(is_identifier(question.message_id.as_str(), 64));
     assert!(is_identifier(question.conversation.as_str(), 64));
     assert!(!question.correlation_id.is_empty());
-    // A redelivered record is the same message, even if it names none.
+    // A redelivered record gets the same message id, even if the record contains none.
     let redelivered = Question::parse(record).expect("the record was decoded before");
     assert_eq!(redelivered.message_id, question.message_id);
     let written = QuestionRecord {
@@ -224,19 +231,20 @@ struct EncodedFrame {
     r#type: String,
     userid: String,
     #[serde(flatten)]
-    rest: std::collections::BTreeMap<String, Value>,
+    other_fields: std::collections::BTreeMap<String, Value>,
 }
 
-/// Checks type and user of an encoded frame. Returns the names of its other fields.
+/// Checks the type and the user of an encoded frame, and returns the names of its other fields.
 fn checked_field_names(text: &str, kinds: &[&str]) -> BTreeSet<String> {
     serde_json::from_str::<IgnoredAny>(text).expect("a frame is JSON");
     let frame: EncodedFrame = serde_json::from_str(text).expect("a frame is an object");
     assert_eq!(frame.userid, "alice", "{text}");
     assert!(kinds.contains(&&*frame.r#type), "{text}");
-    frame.rest.into_keys().collect()
+    frame.other_fields.into_keys().collect()
 }
 
-/// A published frame is encoded for both protocols without internal fields, for the user of the channel.
+/// Checks that a published frame is encoded for both protocols without internal fields, and for the
+/// user of the channel.
 pub fn published(data: &[u8]) {
     let Ok(frame) = PublishedFrame::parse(data) else {
         return;
@@ -266,11 +274,11 @@ pub fn published(data: &[u8]) {
     if let Some(position) = &frame.position {
         positions(position.as_bytes());
     }
-    // The relay decodes as a record what it publishes later.
+    // The record that the relay decodes has the same format, so decoding must not panic either.
     let _ = TerminalRecord::parse(data);
 }
 
-/// Positions and identifiers, which clients send in URLs, contain only safe characters.
+/// Checks that positions and identifiers, which clients send in URLs, contain only safe characters.
 pub fn positions(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;
@@ -309,12 +317,13 @@ fn base64(data: &[u8]) -> String {
     text
 }
 
-fn now() -> f64 {
+/// Returns the time since the Unix epoch in seconds.
+fn now_seconds() -> f64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.expect("a clock").as_secs_f64()
 }
 
-/// A token with this header and these claims and a valid signature.
+/// Returns a token with this header, these claims and a valid signature.
 fn signed_token(header: &[u8], claims: &[u8]) -> String {
     let text = format!("{}.{}", base64(header), base64(claims));
     let key = EncodingKey::from_secret(SECRET.as_bytes());
@@ -322,8 +331,8 @@ fn signed_token(header: &[u8], claims: &[u8]) -> String {
     format!("{text}.{}", signature.expect("a signature"))
 }
 
-/// A token is valid only if it is signed with the key's algorithm and its claims are valid. The input is
-/// used as a token, as signed claims, and as a signed header.
+/// Checks that a token is valid only if it is signed with the key's algorithm and its claims are
+/// valid. The input is used as a token, as signed claims, and as a signed header.
 pub fn tokens(data: &[u8]) {
     static VERIFIER: OnceLock<JwtVerifier> = OnceLock::new();
     let verifier = VERIFIER.get_or_init(|| {
@@ -346,15 +355,15 @@ pub fn tokens(data: &[u8]) {
     }
     let token = signed_token(br#"{"alg":"HS256"}"#, data);
     if let Ok(verified) = verify(&token) {
-        // Parts that the verifier ignores need not be UTF-8.
+        // Claims that the verifier ignores may contain bytes that are not UTF-8.
         let claims = String::from_utf8_lossy(data);
         let claims: Value = serde_json::from_str(&claims).expect("claims are JSON");
         assert_eq!(claims["sub"], "alice");
         let exp = claims["exp"].as_f64().expect("exp is a number");
-        assert!(exp + 31.0 >= now(), "{claims}");
+        assert!(exp + 31.0 >= now_seconds(), "{claims}");
         assert!(verified.expires_at >= SystemTime::now() - std::time::Duration::from_secs(1));
     }
-    let claims = json!({"sub": "alice", "exp": now() as u64 + 3600}).to_string();
+    let claims = json!({"sub": "alice", "exp": now_seconds() as u64 + 3600}).to_string();
     if verify(&signed_token(data, claims.as_bytes())).is_ok() {
         let header = String::from_utf8_lossy(data);
         let header: Value = serde_json::from_str(&header).expect("a header is JSON");

@@ -2,6 +2,7 @@
 //!
 //! Architecture invariant: only this module knows which engines a process runs on, and which roles.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
@@ -105,7 +106,7 @@ pub async fn run(role: Role, config: Config) -> anyhow::Result<()> {
     let address = config.health_address();
     let listener = TcpListener::bind(address)
         .await
-        .with_context(|| format!("{address} can't be listened on; choose another by --port"))?;
+        .map_err(|error| listen_error(address, &error))?;
     let address = listener.local_addr()?;
     let engines = match role {
         Role::AllInOne => Engines::embedded(&config).await?,
@@ -358,6 +359,18 @@ fn create_provider(settings: &WorkerSettings) -> anyhow::Result<Arc<dyn Provider
          OPENAI_BASE_URL for a real one"
     );
     Ok(Arc::new(Demo))
+}
+
+/// The error of a failed bind, with what the operator can do about it.
+fn listen_error(address: SocketAddr, error: &std::io::Error) -> anyhow::Error {
+    let advice = match error.kind() {
+        ErrorKind::AddrInUse => "choose another port by --port",
+        ErrorKind::AddrNotAvailable => {
+            "this machine does not have that address: choose another by --host"
+        }
+        _ => "choose another address by --host and --port",
+    };
+    anyhow::anyhow!("can't listen on {address}: {error}; {advice}")
 }
 
 /// The address at which this machine reaches a process that listens on `address`.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
+use tokio::io::AsyncWriteExt as _;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_tungstenite::tungstenite::Message as Wire;
@@ -24,7 +25,7 @@ use crate::protocol::wire::v1::{ClientToServer, Delta, ErrorFrame, ServerToClien
 
 /// Limit for writing one frame. If the kernel has not accepted it by then, the connection is broken.
 const SEND_TIMEOUT: Duration = Duration::from_secs(15);
-/// Limit for reading the server's close frame after a failed write.
+/// Limit for reading the server's close frame after a failed write, and for closing the socket.
 const CLOSE_FRAME_TIMEOUT: Duration = Duration::from_secs(1);
 /// Time that the server may be silent beyond two heartbeats.
 const SILENCE_GRACE: Duration = Duration::from_secs(10);
@@ -98,6 +99,7 @@ impl Session {
         loop {
             let connected_at = Instant::now();
             let disconnect = self.serve_connection().await;
+            self.close_socket().await;
             if connected_at.elapsed() >= STABLE_CONNECTION {
                 self.backoff.reset();
             }
@@ -261,6 +263,18 @@ impl Session {
                 return disconnect;
             }
         }
+    }
+
+    /// Completes the closing handshake and shuts the TCP connection down. A server that is stopping
+    /// waits for both, so this must not wait for the next connection.
+    async fn close_socket(&mut self) {
+        let close = async {
+            let handshake = self.socket.close(None).await;
+            let shutdown = self.socket.get_mut().shutdown().await;
+            tracing::trace!(?handshake, ?shutdown, "socket closed");
+        };
+        // An error or a timeout means that the connection is broken, so there is nothing to close.
+        let _ = timeout(CLOSE_FRAME_TIMEOUT, close).await;
     }
 
     /// Decides whether to reconnect after a connection that ended with this close code (`None`:

@@ -127,7 +127,8 @@ impl Kind {
                 .into(),
             Self::HttpUrl => "an http:// or https:// URL".into(),
             Self::RedisUrl => "a redis://, rediss://, redis-cluster://, rediss-cluster://, \
-                               redis-sentinel:// or rediss-sentinel:// URL with a host"
+                               redis-sentinel:// or rediss-sentinel:// URL with a host; behind \
+                               sentinel also with ?sentinelServiceName=NAME"
                 .into(),
         }
     }
@@ -204,7 +205,12 @@ impl Kind {
                 let url = url::Url::parse(trimmed).ok()?;
                 let has_redis_scheme = REDIS_SCHEMES.contains(&url.scheme());
                 let has_host = url.host_str().is_some_and(|host| !host.is_empty());
-                (has_redis_scheme && has_host).then(|| Value::Text(trimmed.to_owned()))
+                let names_master = !url.scheme().ends_with("sentinel")
+                    || url
+                        .query_pairs()
+                        .any(|(name, value)| name == "sentinelServiceName" && !value.is_empty());
+                (has_redis_scheme && has_host && names_master)
+                    .then(|| Value::Text(trimmed.to_owned()))
             }
         }
     }

@@ -332,7 +332,7 @@ fn insert(
     // by entry.
     match key.kind.parse(&value) {
         Some(Value::Map(map)) => {
-            let table: Map<String, Raw> = map
+            let table: Map<String, RawValue> = map
                 .into_iter()
                 .map(|(name, value)| (name, with_source(source, value)))
                 .collect();

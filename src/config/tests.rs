@@ -127,6 +127,20 @@ fn redis_password_with_special_characters_survives_the_url() {
 }
 
 #[test]
+fn sentinel_url_needs_the_name_of_its_master() {
+    let config = |url| {
+        let sources = sources(&[("REDIS_URL", url)]);
+        Config::load(Role::Gateway, &sources)
+    };
+    let named = config("redis-sentinel://h:26379/0?sentinelServiceName=main").unwrap();
+    assert!(named.has_redis_address());
+    let error = config("redis-sentinel://h:26379/0")
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("?sentinelServiceName=NAME"), "{error}");
+}
+
+#[test]
 fn token_endpoint_depends_on_the_admin_key() {
     let endpoint =
         |variables: &[(&str, &str)]| load(Role::Gateway, variables).gateway().token_endpoint;

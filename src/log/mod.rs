@@ -43,7 +43,7 @@ pub enum AppendError {
     /// The append failed or was not acknowledged in time. The record may be in the log or may
     /// appear later, so it may be appended again only if its message id makes the duplicate
     /// harmless.
-    #[error("the log did not acknowledge in time: {0}")]
+    #[error("the log did not acknowledge the record: {0}")]
     Unknown(String),
 }
 

@@ -161,7 +161,8 @@ impl Rewinder {
             .map_or(offset, super::offsets::OffsetTracker::next_to_commit);
         tracing::info!(
             topic = %self.topic, partition = number, from = offset, until,
-            "partition rewound: records that the fan-out may have lost are read again"
+            "partition is read again from an earlier offset, as after every assignment and after a \
+             loss of the fan-out's data"
         );
         partition.rewind = RewindState::Reading {
             until,
@@ -224,6 +225,10 @@ impl Rewinder {
             return;
         }
         if let Some(statistics) = self.statistics.take() {
+            if statistics.records == 0 {
+                tracing::debug!(topic = %self.topic, "rewind of all partitions complete: no records");
+                return;
+            }
             let seconds = statistics.started_at.elapsed().as_secs_f64();
             tracing::info!(
                 topic = %self.topic,

@@ -117,7 +117,9 @@ pub(crate) async fn verify(
                     is_revocation_checked: true,
                 }),
                 Some(_) => bail!("`token` is not the user's current token"),
-                None => bail!("the user has no token: none was issued, or it expired or was revoked"),
+                None => {
+                    bail!("the user has no token: none was issued, or it expired or was revoked")
+                }
             }
         }
     }

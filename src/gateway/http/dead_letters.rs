@@ -1,6 +1,6 @@
 //! The routes under `/dead-letters` of an `all-in-one` (protocol.md section 4): list, show, replay
-//! and drop dead letters. Its log has no other reader while the process runs; with Kafka, operators
-//! read the topic themselves and these routes do not exist.
+//! and drop dead letters. Only this process can read its embedded log while it runs, so operators
+//! need these routes. With Kafka, operators read the topic themselves, and the routes don't exist.
 
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -13,9 +13,12 @@ use crate::dead_letters::{
 };
 use crate::gateway::context::{DeadLetterAccess, Gateway};
 
-/// Dead letters that one request may settle. Each costs an append to the log.
-const MAX_ADDRESSES: usize = 100;
+/// Maximum number of dead letters that one request may settle. Each settlement costs an append to
+/// the log.
+const MAX_SETTLED_PER_REQUEST: usize = 100;
 
+/// Serves a request with the admin key or the local key. A 404 if this process has no access to
+/// dead letters, or if there is no admin key and the local key was not presented.
 pub(super) async fn serve(gateway: &Gateway, request: &Head) -> Result<HttpResponse, HttpError> {
     let Some(DeadLetterAccess { queue, local_key }) = &gateway.dead_letters else {
         return Err(HttpError::not_found());
@@ -96,7 +99,7 @@ async fn settle(
         .collect();
     let addresses = addresses
         .map_err(|_| HttpError::bad_request("`address` must be topic/partition/offset"))?;
-    if addresses.is_empty() || addresses.len() > MAX_ADDRESSES {
+    if addresses.is_empty() || addresses.len() > MAX_SETTLED_PER_REQUEST {
         return Err(HttpError::bad_request(
             "1 to 100 times `address` must be given",
         ));
@@ -105,10 +108,13 @@ async fn settle(
         .settle_at(&addresses, action)
         .await
         .map_err(to_http_error)?;
-    tracing::info!(
-        count = settled.len(),
-        action = action.as_str(),
-        "dead letters settled by the operator"
-    );
+    let count = settled
+        .iter()
+        .filter(|result| result.error.is_none())
+        .count();
+    if count > 0 {
+        let action = action.as_str();
+        tracing::info!(count, action, "dead letters settled by the operator");
+    }
     Ok(json!({"settled": settled}))
 }

@@ -16,23 +16,31 @@ use crate::gateway::context::Gateway;
 use crate::protocol::ids::{ConversationId, MessageId, UserId};
 use crate::protocol::timestamp::rfc3339;
 
-/// Entries of a page if the request has no `limit`, and the largest `limit`.
-const DEFAULT_PAGE: usize = 50;
-const MAX_PAGE: usize = 200;
+/// Maximum number of entries of a page if the request has no `limit`.
+const DEFAULT_PAGE_ENTRIES: usize = 50;
 
-/// Turns that one call to the fan-out returns. Small, because answers may be long.
-const TURNS_PER_CALL: usize = 16;
+/// Maximum number of entries of a page, whatever the request's `limit`.
+const MAX_PAGE_ENTRIES: usize = 200;
 
-/// A page ends with the turn that raises the size of its texts above this many bytes.
-const MAX_PAGE_BYTES: usize = 1 << 20;
+/// Maximum number of turns that one call to the fan-out returns. Small, because answers may be
+/// long.
+const MAX_TURNS_PER_CALL: usize = 16;
 
-/// Methods that `Access-Control-Allow-Methods` announces for these routes.
+/// Size of a page's questions and answers in bytes from which no further turns are added. The last
+/// call to the fan-out may raise the size of the page above it.
+const FULL_PAGE_BYTES: usize = 1 << 20;
+
+/// The methods that all routes below `/conversations` have together, for
+/// `Access-Control-Allow-Methods`.
 const METHODS: &str = "GET, DELETE, OPTIONS";
 
 /// The resource that a path below `/conversations` names.
 enum Resource {
+    /// `/conversations`
     AllConversations,
+    /// `/conversations/{id}`
     Conversation(ConversationId),
+    /// `/conversations/{id}/messages`
     Messages(ConversationId),
 }
 
@@ -41,7 +49,7 @@ pub(super) async fn serve(gateway: &Gateway, request: &Head) -> Result<HttpRespo
     let resource = parse_resource(request.uri().path())?;
     let query = Query::parse(request.uri());
     let token = auth::bearer_token(request.headers());
-    // Without `userid`, the user is the subject of the signed token.
+    // Without `userid`, the user is the subject of the signed token, which is verified below.
     let user = match query.user() {
         Err(error) if !query.has_userid() => auth::unverified_user(gateway, token).ok_or(error)?,
         user => user?,
@@ -107,15 +115,15 @@ fn percent_decoded(segment: &str) -> Option<Cow<'_, str>> {
 
 fn page_limit(query: &Query<'_>) -> Result<usize, HttpError> {
     let Some(limit) = query.limit.as_deref() else {
-        return Ok(DEFAULT_PAGE);
+        return Ok(DEFAULT_PAGE_ENTRIES);
     };
     match limit.parse() {
-        Ok(limit) if limit > 0 => Ok(MAX_PAGE.min(limit)),
+        Ok(limit) if limit > 0 => Ok(MAX_PAGE_ENTRIES.min(limit)),
         _ => Err(HttpError::bad_request("`limit` must be a number above 0")),
     }
 }
 
-/// Counts and logs a failed call to the fan-out.
+/// Counts and logs a failed call to the fan-out. Returns the error for the client.
 fn report_unavailable(
     gateway: &Gateway,
     operation: &'static str,
@@ -174,7 +182,8 @@ struct Page {
     has_more: bool,
 }
 
-/// Reads turns older than `before` until `limit` turns or [`MAX_PAGE_BYTES`] are reached.
+/// Reads the turns older than that of the message `before` (`None`: the newest turns) until there
+/// are `limit` turns or [`FULL_PAGE_BYTES`]. A 404 if the conversation has no turn `before`.
 async fn read_page(
     gateway: &Gateway,
     user: &UserId,
@@ -185,7 +194,7 @@ async fn read_page(
     let mut turns: Vec<Turn> = Vec::new();
     let mut page_bytes = 0;
     loop {
-        let requested = TURNS_PER_CALL.min(limit - turns.len());
+        let requested = MAX_TURNS_PER_CALL.min(limit - turns.len());
         let batch = gateway
             .fanout
             .history(user, conversation, before.as_ref(), requested)
@@ -195,7 +204,7 @@ async fn read_page(
             if turns.is_empty() {
                 return Err(HttpError::not_found());
             }
-            // The conversation was forgotten since the previous call.
+            // The last turn was removed since the previous call, so there are no older turns.
             let has_more = false;
             return Ok(Page { turns, has_more });
         };
@@ -205,7 +214,7 @@ async fn read_page(
         page_bytes += batch.iter().map(text_bytes).sum::<usize>();
         turns.extend(batch);
         before = turns.last().map(|turn| turn.message_id.clone());
-        if !has_more || turns.len() >= limit || page_bytes >= MAX_PAGE_BYTES {
+        if !has_more || turns.len() >= limit || page_bytes >= FULL_PAGE_BYTES {
             return Ok(Page { turns, has_more });
         }
     }
@@ -273,7 +282,7 @@ async fn forget(
     Ok(no_content())
 }
 
-/// Answers a browser's preflight for these routes.
+/// Answers a browser's preflight for `/conversations` and every path below it.
 pub(super) fn preflight(gateway: &Gateway, request: &Head) -> HttpResponse {
     origin::preflight(gateway, request.headers(), METHODS)
 }

@@ -1,6 +1,7 @@
-//! The HTTP side of the gateway. [`server`] accepts connections within the bounds of [`slots`];
-//! [`routes`] dispatches requests to the handlers in the other files. A request for a WebSocket goes
-//! through [`handshake`](super::handshake) and continues in [`connection`](super::connection).
+//! The HTTP side of the gateway. [`server`] accepts connections within the limits that [`slots`]
+//! enforces; [`routes`] dispatches requests to the handlers in the other files. A request for a
+//! WebSocket goes through [`handshake`](super::handshake) and continues in
+//! [`connection`](super::connection).
 //!
 //! Architecture invariant: nothing here reads or writes WebSocket frames.
 

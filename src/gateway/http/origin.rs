@@ -1,5 +1,6 @@
-//! Which web pages may use the gateway: `ALLOW_ORIGINS`, CORS, and the stricter rule for a gateway
-//! that accepts any token on a loopback address.
+//! Decides by the headers `Host` and `Origin` which web pages may use the gateway, and adds the
+//! CORS headers of responses. Pages are allowed by `ALLOW_ORIGINS`. A gateway that accepts any
+//! token on a loopback address allows only its own page.
 
 use std::net::IpAddr;
 
@@ -14,8 +15,8 @@ use super::response::{HttpError, HttpResponse, no_content};
 use crate::config::settings::AuthMode;
 use crate::gateway::context::Gateway;
 
-/// The value of a header, if there is one. A repeated header is refused, because proxies and
-/// browsers disagree which of the values counts.
+/// Returns the value of a header, or `None` if the request has no such header. A repeated header is
+/// refused, because proxies and browsers disagree which of its values counts.
 fn single_value(headers: &HeaderMap, name: HeaderName) -> Result<Option<&str>, HttpError> {
     let mut values = headers.get_all(name).iter();
     let Some(value) = values.next() else {
@@ -34,9 +35,10 @@ fn single_value(headers: &HeaderMap, name: HeaderName) -> Result<Option<&str>, H
     }
 }
 
-/// Whether only programs on this machine may use the gateway, without a token. A web page could
-/// reach it through the browser of this machine: by a DNS name that resolves to the loopback
-/// address (DNS rebinding, visible in `Host`) or directly (visible in `Origin`).
+/// Whether the gateway accepts any token because it listens on a loopback address, which only
+/// programs on this machine reach. A web page could reach it through the browser of this machine:
+/// by a DNS name that resolves to the loopback address (DNS rebinding, visible in `Host`) or
+/// directly (visible in `Origin`).
 fn is_private(gateway: &Gateway) -> bool {
     gateway.settings.auth == AuthMode::Open && gateway.is_loopback
 }
@@ -55,8 +57,9 @@ pub(super) fn check_host(gateway: &Gateway, headers: &HeaderMap) -> Result<(), H
     }
 }
 
-/// Refuses web pages of origins that are not allowed. A request without `Origin` was not sent by
-/// a web page.
+/// Refuses web pages of origins that are not allowed. A request without `Origin` is allowed: of the
+/// requests by pages of other origins, browsers omit that header only where the method is GET or
+/// HEAD and the page can't read the response.
 pub(in crate::gateway) fn check(gateway: &Gateway, headers: &HeaderMap) -> Result<(), HttpError> {
     check_host(gateway, headers)?;
     let Some(origin) = single_value(headers, ORIGIN)? else {
@@ -110,16 +113,16 @@ fn is_same_origin(origin: &str, host: &str) -> bool {
         .is_some_and(|authority| authority.eq_ignore_ascii_case(host))
 }
 
-/// Adds the CORS headers that let a page read the response. Call it only after [`check`] has
-/// allowed the request.
+/// Adds the CORS headers that let a page of another origin read the response. Call it only after
+/// [`check`] has allowed the request.
 pub(super) fn add_cors(gateway: &Gateway, request: &HeaderMap, response: &mut HttpResponse) {
     let Some(origin) = request.get(ORIGIN) else {
         return;
     };
     let settings = &gateway.settings;
-    let any_origin = settings.allow_origins.iter().any(|entry| entry == "*");
+    let allows_any_origin = settings.allow_origins.iter().any(|entry| entry == "*");
     let headers = response.headers_mut();
-    if any_origin && !settings.allow_credentials {
+    if allows_any_origin && !settings.allow_credentials {
         headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
     } else {
         headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());

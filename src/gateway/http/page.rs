@@ -26,7 +26,7 @@ macro_rules! files {
     };
 }
 
-/// Path, content type and bytes of every file except `index.html`.
+/// The path, content type and content of every served file except `index.html`.
 const FILES: &[(&str, &str, &[u8])] = files! {
     SCRIPT "chatmesh.js";
     TEXT "chatmesh.d.ts";
@@ -58,35 +58,37 @@ const INDEX: &str = include_str!("../../../web/index.html");
 /// `ask` by the value of [`token_source`].
 const TOKEN_FIELD: &str = r#"name="chatmesh-token" content="ask""#;
 
-/// The browser client, which pages of other origins may import.
-const CLIENT: &str = "/chatmesh.js";
+/// Path of the browser client, which pages of other origins may import.
+const CLIENT_PATH: &str = "/chatmesh.js";
 
-const OPENER_POLICY: HeaderName = HeaderName::from_static("cross-origin-opener-policy");
+const CROSS_ORIGIN_OPENER_POLICY: HeaderName =
+    HeaderName::from_static("cross-origin-opener-policy");
 
-/// One file as it is served.
+/// A file of the chat page, with what its response needs.
 #[derive(Debug)]
 pub(super) struct PageFile {
     content_type: &'static str,
     bytes: Bytes,
     etag: HeaderValue,
-    /// Whether pages of other origins may read it.
+    /// Whether pages of other origins may read the file.
     is_public: bool,
 }
 
-/// All files of the chat page, by path.
+/// The chat page: all its files by path, and the browser client.
 #[derive(Debug)]
 pub(in crate::gateway) struct Page {
     files: HashMap<&'static str, PageFile>,
 }
 
-/// How the page gets a token: `any` text is accepted, `endpoint` means that `POST /token` issues
-/// one to everybody, and with `ask` the page asks its user.
+/// Returns the word that tells the page how to get a token. `any`: the gateway accepts every text
+/// as a token. `endpoint`: `POST /token` issues a token to everybody. `ask`: the page asks its user
+/// for a token.
 fn token_source(settings: &GatewaySettings) -> &'static str {
-    let signs = || settings.jwt.as_ref().is_some_and(JwtSettings::can_sign);
+    let can_sign = || settings.jwt.as_ref().is_some_and(JwtSettings::can_sign);
     match (settings.auth, &settings.token_endpoint) {
         (AuthMode::Open, _) => "any",
         (AuthMode::Stored, TokenEndpoint::Open) => "endpoint",
-        (AuthMode::Jwt, TokenEndpoint::Open) if signs() => "endpoint",
+        (AuthMode::Jwt, TokenEndpoint::Open) if can_sign() => "endpoint",
         _ => "ask",
     }
 }
@@ -100,7 +102,7 @@ impl Page {
             .iter()
             .map(|(path, kind, bytes)| (*path, PageFile::new(kind, Bytes::from_static(bytes))))
             .collect();
-        if let Some(client) = files.get_mut(CLIENT) {
+        if let Some(client) = files.get_mut(CLIENT_PATH) {
             client.is_public = true;
         }
         for path in ["/", "/test-ui.html"] {
@@ -116,7 +118,8 @@ impl Page {
 
 impl PageFile {
     fn new(content_type: &'static str, bytes: Bytes) -> Self {
-        // Derived from the content alone, so that all gateways of a version send the same ETag.
+        // The ETag is derived from the content alone, so that all gateways of a version send the
+        // same ETag.
         let hash = Uuid::new_v5(&Uuid::NAMESPACE_URL, &bytes).simple();
         let etag = HeaderValue::try_from(format!("\"{hash}\""));
         Self {
@@ -127,7 +130,8 @@ impl PageFile {
         }
     }
 
-    /// Answers a request for this file; 304 if the client has the current version.
+    /// Answers a request for this file: with 304 if the client has the current version, and with
+    /// 405 if the method is neither GET nor HEAD.
     pub(super) fn serve(&self, method: &Method, request: &HeaderMap) -> HttpResponse {
         if method != Method::GET && method != Method::HEAD {
             return HttpError::method_not_allowed("GET, HEAD").to_response();
@@ -143,38 +147,40 @@ impl PageFile {
             *response.status_mut() = StatusCode::NOT_MODIFIED;
             response
         } else {
-            // For HEAD, hyper omits the body and keeps its length.
+            // If the method is HEAD, hyper omits the body and keeps `Content-Length`.
             Response::new(Full::new(self.bytes.clone()))
         };
         let host = request.get(HOST).and_then(|host| host.to_str().ok());
         let headers = response.headers_mut();
-        let fixed = |text| HeaderValue::from_static(text);
-        headers.insert(CONTENT_TYPE, fixed(self.content_type));
+        let static_value = |text| HeaderValue::from_static(text);
+        headers.insert(CONTENT_TYPE, static_value(self.content_type));
         headers.insert(ETAG, self.etag.clone());
-        // Browsers revalidate each time, mostly answered by 304: a new version is used at once.
-        headers.insert(CACHE_CONTROL, fixed("no-cache"));
+        // Browsers must revalidate the file before each use (mostly answered by 304), so that they
+        // use a new version at once.
+        headers.insert(CACHE_CONTROL, static_value("no-cache"));
         headers.insert(CONTENT_SECURITY_POLICY, content_security_policy(host));
-        headers.insert(X_CONTENT_TYPE_OPTIONS, fixed("nosniff"));
-        headers.insert(REFERRER_POLICY, fixed("no-referrer"));
-        headers.insert(OPENER_POLICY, fixed("same-origin"));
+        headers.insert(X_CONTENT_TYPE_OPTIONS, static_value("nosniff"));
+        headers.insert(REFERRER_POLICY, static_value("no-referrer"));
+        headers.insert(CROSS_ORIGIN_OPENER_POLICY, static_value("same-origin"));
         if self.is_public {
-            headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, fixed("*"));
+            headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, static_value("*"));
         }
         response
     }
 }
 
-/// Compares entity tags by the weak comparison of RFC 9110.
+/// Whether an entry of `If-None-Match` matches `etag`, by the weak comparison of RFC 9110. The
+/// entry `*` matches every tag.
 fn matches_weakly(candidate: &str, etag: &HeaderValue) -> bool {
     let opaque = candidate.strip_prefix("W/").unwrap_or(candidate);
     candidate == "*" || opaque.as_bytes() == etag.as_bytes()
 }
 
-/// Allows the page to load from and to connect to this gateway only. `host` is the `Host` header
-/// of the request.
+/// Returns the value of `Content-Security-Policy` that allows the page to load files from, and to
+/// connect to, this gateway only. `host` is the `Host` header of the request.
 fn content_security_policy(host: Option<&str>) -> HeaderValue {
-    // Some browsers don't count WebSockets of the same host as 'self', so they are listed. A host
-    // with other characters could add directives to the policy, so it is left out.
+    // Some browsers don't count WebSockets of the same host as 'self', so their URLs are listed. A
+    // host with any other character could add directives to the policy, so its URLs are left out.
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-:".contains(&byte);
     let sockets = match host {
         Some(host) if !host.is_empty() && host.bytes().all(is_plain) => {

@@ -1,4 +1,5 @@
-//! The part of a request that the routes read: its head, and in it the query parameters.
+//! Parses the query parameters of a request, for the handlers of the routes and for the WebSocket
+//! handshake.
 
 use std::borrow::Cow;
 
@@ -7,17 +8,20 @@ use hyper::{Request, Uri};
 use super::response::HttpError;
 use crate::protocol::ids::UserId;
 
-/// A request without its body, which no route reads. The body is dropped when the response is ready.
+/// A request without its body, because no route reads a body.
 pub(in crate::gateway) type Head = Request<()>;
 
-/// The query parameters of a request, decoded. Of a parameter that is repeated, the last counts.
+/// The decoded query parameters of a request. If a parameter is repeated, its last value counts.
 pub(in crate::gateway) struct Query<'a> {
     userid: Option<Cow<'a, str>>,
     pub(in crate::gateway) token: Option<Cow<'a, str>>,
     /// The position to resume from. An empty parameter counts as absent.
     pub(in crate::gateway) since: Option<Cow<'a, str>>,
+    /// The message id at which a page of older turns begins.
     pub(super) before: Option<Cow<'a, str>>,
+    /// The conversation after which a page of conversations begins.
     pub(super) after: Option<Cow<'a, str>>,
+    /// Maximum number of entries of a page.
     pub(super) limit: Option<Cow<'a, str>>,
 }
 
@@ -46,12 +50,12 @@ impl<'a> Query<'a> {
         query
     }
 
-    /// Whether there is a `userid`, valid or not.
+    /// Whether the query has the parameter `userid`, valid or not.
     pub(in crate::gateway) fn has_userid(&self) -> bool {
         self.userid.is_some()
     }
 
-    /// The user that `userid` names.
+    /// Returns the user that `userid` names, or an error if the parameter is absent or invalid.
     pub(in crate::gateway) fn user(&self) -> Result<UserId, HttpError> {
         let userid = self
             .userid

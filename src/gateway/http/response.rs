@@ -12,15 +12,15 @@ use crate::protocol::error_code::ErrorCode;
 
 pub(in crate::gateway) type HttpResponse = Response<Full<Bytes>>;
 
-/// Why a request is not served. The response has the body of an `error` frame, so that clients
-/// need one parser only.
+/// The refusal of a request. Its response has the same body as an `error` frame, so that clients
+/// need only one parser.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::gateway) struct HttpError {
     pub(in crate::gateway) status: StatusCode,
     /// A code of `error` frames, or `not_found` or `method_not_allowed`, which only routes have.
     pub(in crate::gateway) code: &'static str,
     pub(in crate::gateway) message: Cow<'static, str>,
-    /// The header `Allow` of a 405: the methods that the route has.
+    /// The value of the header `Allow` of a 405: the methods that the route serves.
     pub(in crate::gateway) allow: Option<&'static str>,
 }
 

@@ -1,4 +1,5 @@
-//! The table of the gateway's routes, and the dispatch of a request to its handler.
+//! Finds the handler of each HTTP request in the table of routes, checks the request's origin as
+//! the route demands, and calls the handler. [`server`](super::server) calls [`dispatch`].
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -26,25 +27,30 @@ enum Paths {
     Subtree(&'static str),
 }
 
-/// What is checked about the caller before the handler runs. Tokens and admin keys are checked by
-/// the handlers.
+/// Which headers of a request are checked before the handler of its route runs. Tokens and admin
+/// keys are checked by the handlers.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum OriginCheck {
-    /// Only `Host`: the response is the same for everyone and holds no secret.
+    /// Checks only the header `Host`, because the response is the same for every caller and holds
+    /// no secret.
     Host,
-    /// `Host` and `Origin`. Web pages can't read the response.
+    /// Checks the headers `Host` and `Origin`. Adds no CORS headers, so web pages of other origins
+    /// can't read the response. (The handlers of preflights add CORS headers themselves.)
     Origin,
-    /// `Host` and `Origin`. Web pages of allowed origins may read the response (CORS).
+    /// Checks the headers `Host` and `Origin`, and adds CORS headers, so that web pages of allowed
+    /// origins can read the response.
     Cors,
-    /// The handler checks, because something else takes precedence over the origin.
+    /// Checks nothing. The handler checks the headers itself if the response depends on them,
+    /// because another reason to refuse the request takes precedence.
     ByHandler,
 }
 
 struct Route {
-    /// `None`: the handler serves or refuses every method.
+    /// The method that the route matches. `None` matches every method; the handler then refuses
+    /// the methods that it does not serve.
     method: Option<Method>,
     paths: Paths,
-    origin: OriginCheck,
+    origin_check: OriginCheck,
     handler: Handler,
 }
 
@@ -52,13 +58,13 @@ impl Route {
     const fn new(
         method: Option<Method>,
         paths: Paths,
-        origin: OriginCheck,
+        origin_check: OriginCheck,
         handler: Handler,
     ) -> Self {
         Self {
             method,
             paths,
-            origin,
+            origin_check,
             handler,
         }
     }
@@ -74,8 +80,8 @@ impl Route {
     }
 }
 
-/// The first matching route serves a request. What matches none is a file of the chat page or a
-/// route that every role has, see [`fallback`].
+/// The routes in the order in which they are tried: the first that matches serves the request. A
+/// request that no route matches goes to [`fallback`].
 static ROUTES: [Route; 9] = {
     use OriginCheck::{ByHandler, Cors, Host, Origin};
     use Paths::{Exact, Subtree};
@@ -133,22 +139,23 @@ async fn serve(gateway: &Arc<Gateway>, request: &mut Head) -> Result<HttpRespons
     let Some(route) = ROUTES.iter().find(|route| route.matches(method, path)) else {
         return fallback(gateway, request);
     };
-    match route.origin {
+    match route.origin_check {
         OriginCheck::Host => origin::check_host(gateway, request.headers())?,
         OriginCheck::Origin | OriginCheck::Cors => origin::check(gateway, request.headers())?,
         OriginCheck::ByHandler => {}
     }
     let result = (route.handler)(gateway, request).await;
-    if route.origin != OriginCheck::Cors {
+    if route.origin_check != OriginCheck::Cors {
         return result;
     }
-    // A page that may send the request may also read why it was refused.
+    // An error gets CORS headers too: a page that may send the request may read why it was refused.
     let mut response = result.unwrap_or_else(|error| error.to_response());
     origin::add_cors(gateway, request.headers(), &mut response);
     Ok(response)
 }
 
-/// Serves the files of the chat page, and what every role has: health and metrics.
+/// Serves the files of the chat page, and the routes for health and metrics that every role has.
+/// Any other path is a 404.
 fn fallback(gateway: &Gateway, request: &Head) -> Result<HttpResponse, HttpError> {
     origin::check_host(gateway, request.headers())?;
     let (method, path) = (request.method(), request.uri().path());
@@ -158,7 +165,9 @@ fn fallback(gateway: &Gateway, request: &Head) -> Result<HttpResponse, HttpError
     (gateway.admin)(method, path).ok_or_else(HttpError::not_found)
 }
 
-/// Performs the WebSocket handshake and starts the task of the connection.
+/// Performs the WebSocket handshake and starts the task of the connection. If the client may not
+/// connect, either refuses the request, or upgrades it and starts a task that closes the connection
+/// with the reason.
 async fn upgrade(gateway: &Arc<Gateway>, request: &mut Head) -> Result<HttpResponse, HttpError> {
     let upgrade = handshake::upgrade(gateway, request)
         .await

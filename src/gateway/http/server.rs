@@ -1,4 +1,4 @@
-//! Accepts connections and serves HTTP on them.
+//! Accepts TCP connections and serves HTTP on them, also while the gateway drains.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,18 +21,23 @@ use crate::gateway::limits::{PeerAddress, limit_key};
 /// Maximum size of the head of a request, in bytes.
 const MAX_HEAD_BYTES: usize = 16 << 10;
 
-/// Time to answer a request that is in progress when the gateway drains. Short, because a
-/// connection that a client only opened in advance would otherwise delay the end of the drain.
+/// Maximum time that an HTTP connection lasts during the drain: counted from the beginning of the
+/// drain, or from its acceptance if the connection is accepted later. Short, because a connection
+/// on which the client sends no request would otherwise delay the end of the drain.
 const DRAIN_GRACE: Duration = Duration::from_secs(3);
 
-/// Connections that are refused concurrently during the drain.
-const MAX_REJECTIONS: usize = 256;
+/// Maximum number of connections that are served at the same time during the drain.
+const MAX_DRAIN_CONNECTIONS: usize = 256;
 
-/// Delay before accepting again after a failure; it doubles up to the maximum.
-const ACCEPT_BACKOFF: Duration = Duration::from_millis(10);
-const MAX_ACCEPT_BACKOFF: Duration = Duration::from_secs(1);
+/// Delay after the first failure to accept a connection. Each further failure in a row doubles the
+/// delay, up to [`MAX_ACCEPT_DELAY`].
+const FIRST_ACCEPT_DELAY: Duration = Duration::from_millis(10);
 
-/// Accepts connections and spawns a task for each. Never returns.
+/// Maximum delay after a failure to accept a connection.
+const MAX_ACCEPT_DELAY: Duration = Duration::from_secs(1);
+
+/// Accepts connections and spawns a task that serves each. If the connection's address has reached
+/// its limit, closes the connection without a response. Never returns.
 pub(in crate::gateway) async fn accept(gateway: &Arc<Gateway>, listener: &TcpListener) {
     loop {
         gateway.http_connections.wait_for_capacity().await;
@@ -49,10 +54,11 @@ pub(in crate::gateway) async fn accept(gateway: &Arc<Gateway>, listener: &TcpLis
     }
 }
 
-/// Accepts the next connection. A failure usually means that the process is out of descriptors and
-/// persists for a while, so an idle connection is evicted and the next attempt is delayed.
+/// Accepts the next connection, and retries until that succeeds. The usual cause of a failure is a
+/// lack of file descriptors, which lasts for a while. So each failure evicts an idle connection and
+/// delays the next attempt.
 async fn next_stream(gateway: &Gateway, listener: &TcpListener) -> (TcpStream, PeerAddress) {
-    let mut backoff = Backoff::new(ACCEPT_BACKOFF, MAX_ACCEPT_BACKOFF);
+    let mut backoff = Backoff::new(FIRST_ACCEPT_DELAY, MAX_ACCEPT_DELAY);
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => return (stream, PeerAddress(peer)),
@@ -69,17 +75,19 @@ async fn next_stream(gateway: &Gateway, listener: &TcpListener) -> (TcpStream, P
     }
 }
 
-/// Accepts connections during the drain and serves one request on each: readiness and upgrades are
-/// answered with 503. Never returns. The connections end when this future is dropped, so they don't
-/// delay the end of the drain.
+/// Accepts connections during the drain and serves one request on each connection. Upgrades and
+/// `/health/ready` are answered with 503. Never returns. Dropping the future closes the
+/// connections, so that they don't delay the end of the drain.
 pub(in crate::gateway) async fn reject_connections(gateway: &Arc<Gateway>, listener: &TcpListener) {
-    let mut rejections = JoinSet::new();
+    let mut connections = JoinSet::new();
     loop {
         tokio::select! {
-            (stream, peer) = next_stream(gateway, listener), if rejections.len() < MAX_REJECTIONS => {
-                rejections.spawn(serve_one_request(gateway.clone(), stream, peer));
+            (stream, peer) = next_stream(gateway, listener),
+                if connections.len() < MAX_DRAIN_CONNECTIONS =>
+            {
+                connections.spawn(serve_one_request(gateway.clone(), stream, peer));
             }
-            Some(_) = rejections.join_next(), if !rejections.is_empty() => {}
+            Some(_) = connections.join_next(), if !connections.is_empty() => {}
         }
     }
 }
@@ -100,14 +108,15 @@ async fn serve_one_request(gateway: Arc<Gateway>, stream: TcpStream, peer: PeerA
     }
 }
 
-/// Serves one connection until it is closed, upgraded, evicted or drained.
+/// Serves HTTP on one connection until it is closed, upgraded to a WebSocket, idle for too long or
+/// evicted, or until [`DRAIN_GRACE`] after the drain has begun.
 async fn serve_connection(
     gateway: Arc<Gateway>,
     stream: TcpStream,
     peer: PeerAddress,
     slot: Arc<HttpSlot>,
 ) {
-    // Without it, small writes are delayed; nothing else changes.
+    // A failure is ignored: without `TCP_NODELAY`, small writes are only delayed.
     let _ = stream.set_nodelay(true);
     let service = {
         let (gateway, slot) = (gateway.clone(), slot.clone());

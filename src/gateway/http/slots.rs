@@ -1,10 +1,11 @@
-//! Bounds the connections that are not upgraded to a WebSocket: how many exist, and how long each
+//! Limits the number of connections that are not upgraded to a WebSocket, and the time that each
 //! may be idle.
 //!
-//! A client that opens connections and sends nothing, or one byte at a time, can't hold more than
-//! these bounds allow. At the bound, the connection that has been idle for longest is closed, if it
-//! had [`EVICTION_GRACE`] to send its request. Otherwise accepting waits, so that a crowd of
-//! reconnecting clients is served in turn and none of them is cut off.
+//! So a client that opens connections and sends nothing, or one byte at a time, can't hold more
+//! connections than the limits allow. At a limit, the connection that has been idle for longest is
+//! closed, if it has been idle for [`EVICTION_GRACE`]. If no connection can be closed at the limit
+//! of the gateway, accepting waits, so that many clients that reconnect at once are served in turn
+//! and none is refused. At the limit of an address, the new connection is closed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -16,17 +17,22 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-/// Time that a connection has to send the head of its request before it may be evicted.
+/// Time for which a connection must have been idle before it may be evicted, so that its client has
+/// time to send the head of a request.
 const EVICTION_GRACE: Duration = Duration::from_secs(1);
 
-/// Time that a client has to read a response and to send its next request.
+/// Time after which a connection is closed if its client has not read a response completely and
+/// sent the head of its next request. If `HEAD_TIMEOUT_MS` is longer, that time applies instead.
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A connection that waits for its client.
+/// A connection without a request in progress: the gateway waits for the client to send a request
+/// or to read a response.
 struct IdleConnection {
     address: IpAddr,
     idle_since: Instant,
+    /// When the connection is closed if it is still idle.
     deadline: Instant,
+    /// Cancelled when the connection is evicted; its task then closes it.
     evicted: CancellationToken,
 }
 
@@ -40,16 +46,19 @@ enum EvictError {
 
 #[derive(Default)]
 struct ConnectionTable {
-    /// Open connections, idle or not.
+    /// Number of open connections, idle or not.
     total: usize,
+    /// Number of open connections of each address.
     per_address: HashMap<IpAddr, usize>,
+    /// The key in `idle` of the next connection that becomes idle.
     next_idle_number: u64,
     /// Idle connections, numbered in the order in which they became idle.
     idle: BTreeMap<u64, IdleConnection>,
 }
 
 impl ConnectionTable {
-    /// Evicts the connection that has been idle for longest, of one address or of all.
+    /// Evicts the connection that has been idle for longest: of the connections of `address`, or of
+    /// all connections if `address` is `None`.
     fn evict_oldest_idle(&mut self, address: Option<IpAddr>) -> Result<(), EvictError> {
         let matches = |idle: &IdleConnection| address.is_none_or(|only| idle.address == only);
         let Some((&number, oldest)) = self.idle.iter().find(|(_, idle)| matches(idle)) else {
@@ -67,13 +76,16 @@ impl ConnectionTable {
 
 /// All connections of a gateway that are not upgraded to a WebSocket.
 pub(in crate::gateway) struct HttpConnections {
-    /// `MAX_HTTP_CONNECTIONS`; 0 means no bound.
+    /// Maximum number of connections (`MAX_HTTP_CONNECTIONS`); 0 disables the limit.
     max_total: usize,
-    /// `ADDRESS_MAX_CONNECTIONS`; 0 means no bound.
+    /// Maximum number of connections of one address (`ADDRESS_MAX_CONNECTIONS`); 0 disables the
+    /// limit.
     max_per_address: usize,
-    /// `HEAD_TIMEOUT_MS`.
+    /// Time that the client of a new connection has to send the head of its first request
+    /// (`HEAD_TIMEOUT_MS`).
     head_timeout: Duration,
     table: Mutex<ConnectionTable>,
+    /// Notified when a connection has ended.
     released: Notify,
 }
 
@@ -96,7 +108,7 @@ impl HttpConnections {
         self.table.lock()
     }
 
-    /// Waits until one more connection may be accepted, evicting an idle one if necessary.
+    /// Waits until one more connection may be accepted. Evicts an idle connection if necessary.
     pub(super) async fn wait_for_capacity(&self) {
         loop {
             let released = self.released.notified();
@@ -105,7 +117,8 @@ impl HttpConnections {
                 if self.max_total == 0 || table.total < self.max_total {
                     return;
                 }
-                // An evicted connection still counts until its task has ended.
+                // After an eviction, wait too: the evicted connection counts until its task has
+                // ended.
                 match table.evict_oldest_idle(None) {
                     Err(EvictError::RetryAfter(wait)) => wait,
                     Ok(()) | Err(EvictError::NoIdleConnection) => EVICTION_GRACE,
@@ -120,12 +133,13 @@ impl HttpConnections {
 
     /// Evicts an idle connection, if there is one, because the process is out of descriptors.
     pub(super) fn evict_oldest_idle(&self) {
-        // If none can be evicted there is nothing else to free.
+        // If no connection can be evicted, there is nothing else to free, so the result is ignored.
         let _ = self.table().evict_oldest_idle(None);
     }
 
-    /// Registers an accepted connection; `None` if its address has too many. The connections of a
-    /// trusted proxy belong to many clients and are not bounded per address.
+    /// Registers an accepted connection. `None` if its address has reached its limit and has no
+    /// connection that can be evicted. A trusted proxy has no limit, because its connections belong
+    /// to many clients.
     pub(super) fn acquire(self: &Arc<Self>, address: IpAddr, is_proxy: bool) -> Option<HttpSlot> {
         let mut table = self.table();
         let count = table.per_address.get(&address).copied().unwrap_or(0);
@@ -140,7 +154,7 @@ impl HttpConnections {
             connections: self.clone(),
             address,
             state: Mutex::default(),
-            changed: Notify::new(),
+            timer_changed: Notify::new(),
             evicted: CancellationToken::new(),
         };
         slot.start_idle_timer(self.head_timeout);
@@ -150,18 +164,20 @@ impl HttpConnections {
 
 #[derive(Default)]
 struct SlotState {
-    /// The connection's number among the idle ones; `None` while a request is being served.
+    /// The connection's key in [`ConnectionTable::idle`]; `None` while a request is being served.
     idle_number: Option<u64>,
     /// A complete head of a request has arrived.
     has_received_request: bool,
 }
 
-/// The registration of one connection, released when this is dropped.
+/// The registration of one connection in [`HttpConnections`]. Dropping the slot removes it.
 pub(super) struct HttpSlot {
     connections: Arc<HttpConnections>,
     address: IpAddr,
     state: Mutex<SlotState>,
-    changed: Notify,
+    /// Notified when the idle timer starts or stops.
+    timer_changed: Notify,
+    /// Cancelled when the connection is evicted.
     evicted: CancellationToken,
 }
 
@@ -184,7 +200,7 @@ impl HttpSlot {
         table.idle.insert(number, idle);
         drop(table);
         self.state().idle_number = Some(number);
-        self.changed.notify_one();
+        self.timer_changed.notify_one();
     }
 
     /// Stops the idle timer: the head of a request has arrived, and the gateway has to respond.
@@ -197,7 +213,7 @@ impl HttpSlot {
         if let Some(number) = idle_number {
             self.connections.table().idle.remove(&number);
         }
-        self.changed.notify_one();
+        self.timer_changed.notify_one();
     }
 
     /// Starts the idle timer again: the response is ready, and the client has to read it.
@@ -205,7 +221,7 @@ impl HttpSlot {
         self.start_idle_timer(KEEP_ALIVE_TIMEOUT.max(self.connections.head_timeout));
     }
 
-    /// Whether the client ever sent a complete head of a request.
+    /// Whether the client has sent the complete head of at least one request.
     pub(super) fn has_received_request(&self) -> bool {
         self.state().has_received_request
     }
@@ -226,7 +242,7 @@ impl HttpSlot {
             };
             tokio::select! {
                 () = self.evicted.cancelled() => return,
-                () = self.changed.notified() => {}
+                () = self.timer_changed.notified() => {}
                 () = timed_out => return,
             }
         }
@@ -281,7 +297,7 @@ mod tests {
             "within its grace"
         );
         advance(EVICTION_GRACE).await;
-        // The first is being served, so it is not idle.
+        // A request of the first connection is being served, so that connection is not idle.
         first.stop_idle_timer();
         assert!(
             !is_ready(connections.wait_for_capacity()).await,
@@ -309,7 +325,7 @@ mod tests {
         advance(HEAD_TIMEOUT * 100).await;
         assert!(
             !is_ready(slot.wait_until_expired()).await,
-            "the client waits for us"
+            "the client waits for the gateway"
         );
         slot.restart_idle_timer();
         advance(KEEP_ALIVE_TIMEOUT + Duration::from_millis(10)).await;

@@ -23,8 +23,8 @@ pub(super) fn check_admin_key(request: &Head, key: &SecretString) -> Result<(), 
     }
 }
 
-fn issued_response(user: &UserId, token: &str, expires_in: u64) -> HttpResponse {
-    let body = json!({"token": token, "userid": user, "expires_in": expires_in});
+fn issued_response(user: &UserId, token: &str, expires_in_s: u64) -> HttpResponse {
+    let body = json!({"token": token, "userid": user, "expires_in": expires_in_s});
     let mut response = json_response(StatusCode::OK, &body);
     forbid_caching(&mut response);
     response
@@ -32,7 +32,7 @@ fn issued_response(user: &UserId, token: &str, expires_in: u64) -> HttpResponse 
 
 pub(super) async fn issue(gateway: &Gateway, request: &Head) -> Result<HttpResponse, HttpError> {
     let settings = &gateway.settings;
-    // With public keys only, tokens can be verified and not signed.
+    // With public keys, tokens can be verified but not signed, so the route does not exist.
     if settings.auth == AuthMode::Jwt && !settings.jwt.as_ref().is_some_and(JwtSettings::can_sign) {
         return Err(HttpError::not_found());
     }
@@ -49,15 +49,15 @@ pub(super) async fn issue(gateway: &Gateway, request: &Head) -> Result<HttpRespo
         let jwt = settings.jwt.as_ref();
         let token = jwt.and_then(|jwt| auth::jwt::issue(jwt, &user, settings.token_ttl));
         let token = token.ok_or(HttpError::unavailable("tokens can't be issued now"))?;
-        let expires_in = settings.token_ttl.as_secs().max(1);
-        return Ok(issued_response(&user, &token, expires_in));
+        let expires_in_s = settings.token_ttl.as_secs().max(1);
+        return Ok(issued_response(&user, &token, expires_in_s));
     }
     let stored = gateway
         .fanout
         .issue_token(&user, &auth::random_token(), settings.token_ttl)
         .await;
     match stored {
-        Ok((token, expires_in)) => Ok(issued_response(&user, &token, expires_in)),
+        Ok((token, expires_in_s)) => Ok(issued_response(&user, &token, expires_in_s)),
         Err(error) => {
             gateway.metrics.count_fanout_error("issue_token");
             tracing::warn!(%error, "token not issued, the fan-out is unavailable; check redis");
@@ -66,7 +66,8 @@ pub(super) async fn issue(gateway: &Gateway, request: &Head) -> Result<HttpRespo
     }
 }
 
-/// Revokes all tokens of a user. Every gateway closes the connections that they opened.
+/// Revokes all tokens of a user. Every gateway closes the connections that were opened with these
+/// tokens.
 pub(super) async fn revoke(gateway: &Gateway, request: &Head) -> Result<HttpResponse, HttpError> {
     let Some(key) = &gateway.settings.admin_key else {
         return Err(HttpError::not_found());
@@ -92,7 +93,7 @@ pub(super) async fn revoke(gateway: &Gateway, request: &Head) -> Result<HttpResp
 
 /// Answers a browser's preflight for `POST /token`.
 pub(super) fn preflight(gateway: &Gateway, request: &Head) -> Result<HttpResponse, HttpError> {
-    // The same response to every origin: a route that is off does not exist.
+    // A route that is off does not exist, so the response is a 404 for every origin.
     if matches!(gateway.settings.token_endpoint, TokenEndpoint::Off) {
         return Err(HttpError::not_found());
     }

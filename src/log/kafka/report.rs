@@ -85,7 +85,7 @@ impl Reporter {
                 client,
                 error = kind,
                 reason,
-                "kafka: client error, librdkafka retries; act if it stays"
+                "kafka: client error, librdkafka retries by itself; if it recurs, check the broker's log"
             );
         } else {
             tracing::debug!(client, error = kind, reason, "kafka: client error");

@@ -5,8 +5,8 @@ use std::io;
 use anyhow::{Context as _, bail};
 use rustyline::ExternalPrinter as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
 
+use super::connection_notices::ConnectionNotices;
 use super::error_text::failure_text;
 use super::line_editor::{Input, LineEditor};
 use super::sanitize::sanitize;
@@ -40,9 +40,9 @@ pub(super) async fn ask_once(
     screen: &mut Screen,
 ) -> anyhow::Result<()> {
     let mut interrupts = signal(SignalKind::interrupt())?;
-    let mut state = client.state();
+    let mut notices = ConnectionNotices::new(client.state());
     let answer = client.ask(question).await?;
-    match show_answer(&mut state, answer, screen, &mut interrupts).await? {
+    match show_answer(&mut notices, answer, screen, &mut interrupts).await? {
         ShowResult::Answered | ShowResult::OutputClosed => Ok(()),
         ShowResult::Cancelled | ShowResult::Quit => bail!("stopped before the answer was complete"),
         ShowResult::Failed(reason) => bail!(reason),
@@ -57,12 +57,12 @@ pub(super) async fn converse(
 ) -> anyhow::Result<()> {
     let mut interrupts = signal(SignalKind::interrupt())?;
     let mut editor = LineEditor::open().context("the terminal can't be used")?;
-    let mut notices = editor.notice_printer();
+    let mut notice_printer = editor.notice_printer();
     screen.print_dimmed(&format!(
-        "conversation {conversation}; Ctrl-C stops an answer, at the prompt it leaves"
+        "conversation {conversation}; Ctrl-C stops an answer, at the prompt it exits"
     ))?;
     show_history(client, &conversation, &mut screen).await?;
-    let mut state = client.state();
+    let mut notices = ConnectionNotices::new(client.state());
     loop {
         let reading = tokio::task::spawn_blocking(move || {
             let input = editor.read_line();
@@ -76,9 +76,8 @@ pub(super) async fn converse(
                     editor = returned;
                     break input.context("the terminal can't be read")?;
                 }
-                Ok(()) = state.changed() => {
-                    let notice = state_text(&state.borrow_and_update());
-                    match &mut notices {
+                notice = notices.next() => {
+                    match &mut notice_printer {
                         Some(printer) => { let _ = printer.print(format!("{notice}\n")); }
                         None => screen.print_notice(&notice),
                     }
@@ -93,7 +92,7 @@ pub(super) async fn converse(
         }
         let question = Question::new(text.trim()).in_conversation(conversation.clone());
         let answer = client.ask(question).await?;
-        match show_answer(&mut state, answer, &mut screen, &mut interrupts).await? {
+        match show_answer(&mut notices, answer, &mut screen, &mut interrupts).await? {
             ShowResult::Answered => screen.print_line("")?,
             ShowResult::Cancelled => screen.print_notice("stopped\n"),
             ShowResult::Failed(reason) => screen.print_notice(&format!("error: {reason}\n")),
@@ -105,21 +104,13 @@ pub(super) async fn converse(
     }
 }
 
-fn state_text(state: &State) -> String {
-    sanitize(&match state {
-        State::Connected => "connected again".to_owned(),
-        State::Reconnecting(reason) => format!("connection lost ({reason}), reconnecting…"),
-        State::Closed(reason) => format!("the connection is closed: {reason}"),
-    })
-}
-
 async fn show_answer(
-    state: &mut watch::Receiver<State>,
+    notices: &mut ConnectionNotices,
     answer: Answer,
     screen: &mut Screen,
     interrupts: &mut Signal,
 ) -> anyhow::Result<ShowResult> {
-    match show_events(state, answer, screen, interrupts).await {
+    match show_events(notices, answer, screen, interrupts).await {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(ShowResult::OutputClosed),
         other => Ok(other?),
     }
@@ -127,7 +118,7 @@ async fn show_answer(
 
 /// Shows the events of an answer until its outcome, or until the person quits.
 async fn show_events(
-    state: &mut watch::Receiver<State>,
+    notices: &mut ConnectionNotices,
     mut answer: Answer,
     screen: &mut Screen,
     interrupts: &mut Signal,
@@ -143,12 +134,11 @@ async fn show_events(
                     return Ok(ShowResult::Quit);
                 }
                 is_cancelling = true;
-                screen.print_notice("stopping… (Ctrl-C again leaves without waiting)");
+                screen.print_notice("stopping… (Ctrl-C again exits without waiting)");
                 answer.cancel().await;
                 continue;
             }
-            Ok(()) = state.changed() => {
-                let notice = state_text(&state.borrow_and_update());
+            notice = notices.next() => {
                 screen.print_notice(&notice);
                 continue;
             }

@@ -24,6 +24,11 @@ use crate::log::{Log as _, LogBrowser};
 use crate::store::{self, InstanceInfo, OpenError, Store};
 use crate::tools::print;
 
+/// A request that the server rejects, however often it is repeated.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct RejectedRequest(String);
+
 /// Time limit of one HTTP request. It is long because the server reads all dead letters to list
 /// them.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
@@ -313,11 +318,13 @@ impl HttpClient {
                 self.base_url
             ),
             StatusCode::NOT_FOUND => Ok(None),
-            status => bail!(
-                "{} answered {status}: {}",
-                self.base_url,
-                body["message"].as_str().unwrap_or("no reason given")
-            ),
+            status => {
+                let reason = body["message"].as_str().unwrap_or("no reason given");
+                if status.is_client_error() {
+                    return Err(RejectedRequest(reason.to_owned()).into());
+                }
+                bail!("{} answered {status}: {reason}", self.base_url)
+            }
         }
     }
 

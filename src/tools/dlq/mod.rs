@@ -10,7 +10,7 @@ use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
-use self::admin::DeadLetterAdmin;
+use self::admin::{DeadLetterAdmin, RejectedRequest};
 use super::print;
 use crate::config::Config;
 use crate::dead_letters::{Address, DeadLetter, Filter, SettleAction, SettleResult};
@@ -26,7 +26,7 @@ const CHUNK_SIZE: usize = 20;
 pub(crate) struct Arguments {
     #[command(subcommand)]
     command: Command,
-    /// Data directory of an all-in-one that is not running.
+    /// Data directory of an all-in-one, running or not.
     #[arg(long, global = true, value_name = "FOLDER", conflicts_with = "url")]
     pub(crate) data_dir: Option<PathBuf>,
     /// Address of a running all-in-one, which is queried with the admin key (ADMIN_KEY).
@@ -193,6 +193,9 @@ async fn settle(
             Err(error) => {
                 bar.abandon();
                 report(&results, selection.json)?;
+                if error.is::<RejectedRequest>() {
+                    return Err(error);
+                }
                 let remaining = targets.len() - results.len();
                 return Err(error.context(format!(
                     "{remaining} dead letters are not settled yet; repeat the command"

@@ -1,4 +1,4 @@
-//! Checks the data directory of `all-in-one`: its permissions, its content and the free disk space.
+//! Checks the data directory of `all-in-one`: its permissions, its format and the free disk space.
 
 use super::report::Findings;
 use crate::config::Config;
@@ -46,7 +46,9 @@ pub(super) fn check(config: &Config, findings: &mut Findings) {
         (true, None) if !folder.is_initialized => findings.add_ok(format!(
             "{directory} exists and is no data directory yet: the first start initialises it"
         )),
-        (true, None) => findings.add_ok(format!("{directory} exists, and no process uses it")),
+        (true, None) => findings.add_ok(format!(
+            "{directory} exists, and no process uses it; its content is not checked"
+        )),
     }
     if folder.is_open_to_others {
         findings.add_warning(

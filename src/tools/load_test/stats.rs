@@ -222,9 +222,11 @@ pub(super) struct Stats {
     pub(super) errors: Counts,
     /// Number of errors with the code `rate_limited`, by error text.
     pub(super) rate_limit_texts: Counts,
-    /// From the start of a connection to its upgrade, or in chatmesh.v1 to `welcome`.
+    /// Time to open a connection: requesting the token, the TCP connection, the upgrade and, in
+    /// chatmesh.v1, `welcome`.
     pub(super) connect_time: LatencyHistogram,
-    /// From the scheduled time of a message to `accepted`.
+    /// From the scheduled time of a message to `accepted`, or to its outcome if the outcome arrives
+    /// first; chatmesh.v1 only.
     pub(super) accept_time: LatencyHistogram,
     /// From the scheduled time of a message to the first part of its answer.
     pub(super) first_token: LatencyHistogram,

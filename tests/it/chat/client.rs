@@ -9,12 +9,15 @@ use chatmesh::protocol::ids::ClientMessageId;
 use futures_util::{SinkExt as _, StreamExt as _};
 use reqwest::Method;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
-use tokio_tungstenite::accept_hdr_async;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
 use tokio_tungstenite::tungstenite::http::HeaderValue;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::{WebSocketStream, accept_hdr_async};
 
 use super::proxy::Proxy;
 use super::server;
@@ -90,12 +93,12 @@ async fn repeated_id_gets_the_same_answer_without_a_model_call() {
     assert_eq!(model.request_count_for("once"), 1);
 }
 
-/// A server that sends every answer before the `accepted` of its message.
+/// Accepts one `chatmesh.v1` connection and sends `welcome`.
 #[expect(
     clippy::result_large_err,
     reason = "the callback's type is the library's"
 )]
-async fn serve_out_of_order(listener: TcpListener) {
+async fn accept_and_welcome(listener: &TcpListener) -> WebSocketStream<TcpStream> {
     let (stream, _) = listener.accept().await.unwrap();
     let mut socket = accept_hdr_async(stream, |_: &Request, mut response: Response| {
         let name = HeaderValue::from_static("chatmesh.v1");
@@ -115,6 +118,12 @@ async fn serve_out_of_order(listener: TcpListener) {
         .send(Message::text(welcome.to_string()))
         .await
         .unwrap();
+    socket
+}
+
+/// A server that sends every answer before the `accepted` of its message.
+async fn serve_out_of_order(listener: TcpListener) {
+    let mut socket = accept_and_welcome(&listener).await;
     let mut number = 0;
     while let Some(Ok(Message::Text(text))) = socket.next().await {
         let asked: Value = serde_json::from_str(&text).unwrap();
@@ -131,6 +140,28 @@ async fn serve_out_of_order(listener: TcpListener) {
             socket.send(Message::text(text)).await.unwrap();
         }
     }
+}
+
+#[tokio::test]
+async fn client_closes_the_socket_before_it_reconnects() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let token = Token::Fixed("any".to_owned().into());
+    let connecting = Client::connect(options(port).token(token));
+    let (client, mut socket) = tokio::join!(connecting, accept_and_welcome(&listener));
+    let client = client.unwrap();
+    // From here on, every attempt to reconnect is refused.
+    drop(listener);
+    let going_away = CloseFrame {
+        code: CloseCode::Away,
+        reason: "going_away".into(),
+    };
+    socket.close(Some(going_away)).await.unwrap();
+    let reply = timeout(TEST_TIMEOUT, socket.next()).await.unwrap();
+    assert!(matches!(reply, Some(Ok(Message::Close(_)))), "{reply:?}");
+    let end_of_stream = timeout(TEST_TIMEOUT, socket.get_mut().read(&mut [0])).await;
+    assert_eq!(end_of_stream.unwrap().unwrap(), 0);
+    assert!(matches!(*client.state().borrow(), State::Reconnecting(_)));
 }
 
 #[tokio::test]

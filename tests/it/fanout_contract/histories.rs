@@ -366,8 +366,8 @@ pub(crate) async fn begin_returns_the_history_unless_the_known_version_is_curren
         else {
             panic!("step {step}: a new turn");
         };
-        assert_eq!(appended.before, current.version);
-        current.version = appended.after;
+        assert_eq!(appended.version_before, current.version);
+        current.version = appended.version_after;
         current.answers.push("mine".to_owned());
         cache = Some(current);
         first.get_or_insert(message);
