@@ -201,9 +201,10 @@ impl Shared {
     async fn send_and_wait(&self, client: usize) -> Option<Duration> {
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);
         let (answer_sender, answer) = oneshot::channel();
-        let mut waiting_clients = self.waiting_clients.lock().unwrap();
-        waiting_clients.insert(number, answer_sender);
-        drop(waiting_clients);
+        self.waiting_clients
+            .lock()
+            .unwrap()
+            .insert(number, answer_sender);
         let started = Instant::now();
         let payload = format!("{:x<PAYLOAD_BYTES$}", format!("{client} {number} "));
         self.produce(&self.question_topic, client as u64, payload.as_bytes());
