@@ -31,7 +31,7 @@ const MAX_TURNS_PER_CALL: usize = 16;
 const FULL_PAGE_BYTES: usize = 1 << 20;
 
 /// The methods that all routes below `/conversations` have together, for
-/// `Access-Control-Allow-Methods`.
+/// `Access-Control-Allow-Methods`. `/conversations` itself serves all of them.
 const METHODS: &str = "GET, DELETE, OPTIONS";
 
 /// The resource that a path below `/conversations` names.

@@ -35,8 +35,8 @@ fn single_value(headers: &HeaderMap, name: HeaderName) -> Result<Option<&str>, H
     }
 }
 
-/// Whether the gateway accepts any token because it listens on a loopback address, which only
-/// programs on this machine reach. A web page could reach it through the browser of this machine:
+/// Whether the gateway accepts any token and listens on a loopback address, which only programs on
+/// this machine reach. A web page could still reach the gateway through a browser on this machine:
 /// by a DNS name that resolves to the loopback address (DNS rebinding, visible in `Host`) or
 /// directly (visible in `Origin`).
 fn is_private(gateway: &Gateway) -> bool {
