@@ -130,7 +130,7 @@ struct ListenArgs {
     /// Address to listen on; a worker and a relay serve only health and metrics there.
     #[arg(long)]
     host: Option<String>,
-    /// Port to listen on; 0 chooses a free one.
+    /// Port to listen on; 0 chooses a free port.
     #[arg(long)]
     port: Option<String>,
 }
@@ -162,16 +162,16 @@ enum TokenCommand {
 enum ConfigCommand {
     /// Print the effective values with their sources; secrets are hidden.
     Show {
-        /// The role whose configuration is meant.
+        /// The role whose configuration is printed.
         #[arg(default_value = "all-in-one")]
         role: Role,
         /// Print JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Check only; print nothing but problems.
+    /// Check the configuration, and print only problems.
     Check {
-        /// The role whose configuration is meant.
+        /// The role whose configuration is checked.
         #[arg(default_value = "all-in-one")]
         role: Role,
     },

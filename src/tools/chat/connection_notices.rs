@@ -11,7 +11,8 @@ use crate::client::State;
 /// connect that fails for the same reason.
 pub(super) struct ConnectionNotices {
     state: watch::Receiver<State>,
-    /// Why there is no connection, as the last notice said. `None` while there is one.
+    /// Why there is no connection, as the last notice said. `None` while there is a
+    /// connection.
     shown_reason: Option<String>,
 }
 
@@ -23,7 +24,7 @@ impl ConnectionNotices {
         }
     }
 
-    /// Waits until there is a notice to show. Cancel-safe.
+    /// Waits until there is a notice to show, and returns it. This method is cancel-safe.
     pub(super) async fn next(&mut self) -> String {
         loop {
             if self.state.changed().await.is_err() {

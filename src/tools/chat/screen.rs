@@ -41,7 +41,7 @@ impl Screen {
         out.flush()
     }
 
-    /// Writes a line to standard output.
+    /// Writes a line to standard output, without control characters if it is a terminal.
     pub(super) fn print_line(&mut self, text: &str) -> io::Result<()> {
         self.start_line()?;
         self.write(&format!("{}\n", self.sanitize_for_terminal(text)))

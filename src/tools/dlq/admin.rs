@@ -24,7 +24,8 @@ use crate::log::{Log as _, LogBrowser};
 use crate::store::{self, InstanceInfo, OpenError, Store};
 use crate::tools::print;
 
-/// A request that the server rejects, however often it is repeated.
+/// Error for a request that the server rejected with a status 4xx and would reject again if it were
+/// repeated.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct RejectedRequest(String);

@@ -1,5 +1,5 @@
-//! The limit on open files (RLIMIT_NOFILE): each connection uses one descriptor, and the soft limit
-//! that shells set is low.
+//! Raises the limit on open files (RLIMIT_NOFILE), because each connection uses one file descriptor
+//! and the soft limit that shells set is low.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 

@@ -1,4 +1,5 @@
-//! A client: connects, sends its messages on schedule, and reconnects after a lost connection.
+//! Runs one client, which connects, sends its messages on schedule, and reconnects after a lost
+//! connection.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -57,8 +58,8 @@ pub(super) async fn run_client(number: usize, context: Rc<ThreadContext>) {
             increment(&mut context.stats.borrow_mut().not_connected, &reason);
             state.attempted_clients.fetch_add(1, Ordering::Relaxed);
             client.set_finished();
-            // Waits for the end of the test, because only then is it known how many scheduled
-            // messages this client did not send.
+            // The client waits for the end of the test, because only then is it known how many
+            // scheduled messages the client did not send.
             state.stop.cancelled().await;
         }
         None => {}
@@ -192,7 +193,7 @@ impl<'a> Client<'a> {
     fn record_missed_messages(&self) {
         let state = &self.context.state;
         let mut stats = self.context.stats.borrow_mut();
-        stats.lost += self.tracker.pending() as u64;
+        stats.lost += self.tracker.pending_count() as u64;
         let Some(start) = *state.schedule_start.borrow() else {
             return;
         };
@@ -229,7 +230,7 @@ impl<'a> Client<'a> {
                 Some(_) => Some(now),
                 None => self.next_due(now),
             };
-            if due.is_none() && self.tracker.pending() == 0 && self.is_done_sending(now) {
+            if due.is_none() && self.tracker.pending_count() == 0 && self.is_done_sending(now) {
                 // The client keeps reading, because duplicates may still arrive.
                 self.set_finished();
             }
@@ -262,7 +263,7 @@ impl<'a> Client<'a> {
             SendMode::OpenLoop(rate) => {
                 self.schedule_start + plan.send_offset(rate, self.number, self.sent_messages)
             }
-            SendMode::ClosedLoop(max) if self.tracker.in_flight() < max => {
+            SendMode::ClosedLoop(max) if self.tracker.in_flight_count() < max => {
                 now.max(self.schedule_start)
             }
             SendMode::ClosedLoop(_) | SendMode::Idle => return None,

@@ -55,7 +55,9 @@ pub(super) async fn connect(
     context: &ThreadContext,
 ) -> Result<Connection, DisconnectReason> {
     let plan = &context.plan;
-    let offset = plan.ramp_up.mul_f64(number as f64 / plan.clients as f64);
+    let offset = plan
+        .ramp_up
+        .mul_f64(number as f64 / plan.client_count as f64);
     sleep_until(context.state.started + offset).await;
     let _permit = context.connect_permits.acquire().await;
     let started = Instant::now();

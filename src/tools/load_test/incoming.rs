@@ -75,7 +75,7 @@ impl Client<'_> {
                 if code == ErrorCode::RateLimited.as_str() {
                     increment(&mut stats.rate_limit_texts, &frame.error_text());
                 }
-                if frame.id.is_none() && self.tracker.pending() > 1 {
+                if frame.id.is_none() && self.tracker.pending_count() > 1 {
                     stats.guessed_outcomes += 1;
                 }
                 self.advance_position(&frame);

@@ -148,7 +148,7 @@ async fn make_plan(args: &LoadArgs) -> anyhow::Result<Plan> {
         sources,
         tokens: tokens.await.map_err(not_started)?,
         targets,
-        clients,
+        client_count: clients,
         is_v1: !args.classic,
         mode: match (args.idle, args.closed_loop) {
             (true, _) => SendMode::Idle,

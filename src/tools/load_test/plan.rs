@@ -25,7 +25,7 @@ pub(super) struct Plan {
     pub(super) sources: Vec<IpAddr>,
     pub(super) tokens: TokenSource,
     /// Number of clients.
-    pub(super) clients: usize,
+    pub(super) client_count: usize,
     /// Whether clients use chatmesh.v1; otherwise they use the classic protocol.
     pub(super) is_v1: bool,
     pub(super) mode: SendMode,
@@ -48,7 +48,7 @@ impl Plan {
             SendMode::ClosedLoop(_) if self.messages_per_client == u64::MAX => self.duration,
             SendMode::Idle | SendMode::ClosedLoop(_) => None,
             SendMode::OpenLoop(rate) => {
-                let seconds = self.messages_per_client as f64 * self.clients as f64 / rate;
+                let seconds = self.messages_per_client as f64 * self.client_count as f64 / rate;
                 let for_all_messages = Duration::try_from_secs_f64(seconds).ok();
                 for_all_messages.into_iter().chain(self.duration).min()
             }
@@ -58,7 +58,7 @@ impl Plan {
     /// Time from the start of the schedule until a client sends its message with this index, if all
     /// clients together send `rate` messages a second. Both `client` and `index` count from 0.
     pub(super) fn send_offset(&self, rate: f64, client: usize, index: u64) -> Duration {
-        let earlier_messages = client as f64 + index as f64 * self.clients as f64;
+        let earlier_messages = client as f64 + index as f64 * self.client_count as f64;
         Duration::from_secs_f64(earlier_messages / rate)
     }
 
@@ -76,7 +76,7 @@ impl Plan {
         let Some(limit) = until.into_iter().chain(self.duration).min() else {
             return self.messages_per_client;
         };
-        let estimate = (limit.as_secs_f64() * rate - client as f64) / self.clients as f64;
+        let estimate = (limit.as_secs_f64() * rate - client as f64) / self.client_count as f64;
         // From just below the estimate on, messages are counted with the formula that the clients
         // use, so that both round in the same way.
         let mut count = (estimate.max(1.0) as u64 - 1).min(self.messages_per_client);
@@ -96,7 +96,7 @@ mod tests {
             targets: Vec::new(),
             sources: Vec::new(),
             tokens: TokenSource::Fixed(String::new()),
-            clients: 3,
+            client_count: 3,
             is_v1: true,
             mode,
             messages_per_client,

@@ -132,7 +132,7 @@ impl Report {
             "mode": mode,
             "rate": rate,
             "in_flight": in_flight,
-            "clients": plan.clients,
+            "clients": plan.client_count,
             "connections": stats.connected,
             "not_connected": counts_json(&stats.not_connected),
             "closed_early": counts_json(&stats.closed_early),
@@ -221,7 +221,7 @@ fn write_verdicts(out: &mut String, verdicts: &[Verdict]) -> std::fmt::Result {
 fn head(plan: &Plan) -> String {
     let protocol = if plan.is_v1 { "chatmesh.v1" } else { "classic" };
     let targets: Vec<&str> = plan.targets.iter().map(|t| t.url.authority()).collect();
-    let (clients, targets) = (plan.clients, targets.join(", "));
+    let (clients, targets) = (plan.client_count, targets.join(", "));
     let activity = match plan.mode {
         SendMode::Idle => "connected only".to_owned(),
         SendMode::OpenLoop(rate) => format!(
@@ -241,7 +241,7 @@ fn facts(result: &TestResult<'_>, is_idle: bool) -> Vec<(&'static str, String)> 
     let value_text = |name: &str| result.value(name).map_or("–".to_owned(), format_number);
     let mut facts = vec![(
         "connections",
-        format!("{} of {}", stats.connected, plan.clients),
+        format!("{} of {}", stats.connected, plan.client_count),
     )];
     let ended_early: u64 = stats.closed_early.values().sum();
     if is_idle {

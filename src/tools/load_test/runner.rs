@@ -64,7 +64,7 @@ pub(super) async fn run_test(
     });
     // Stops the clients whenever this function returns.
     let _stop_on_return = state.stop.clone().drop_guard();
-    let threads = usize::from(args.threads).min(plan.clients);
+    let threads = usize::from(args.threads).min(plan.client_count);
     let threads: Vec<_> = (0..threads)
         .map(|number| {
             let (plan, state) = (Arc::clone(plan), Arc::clone(&state));
@@ -129,7 +129,7 @@ fn run_thread(
         state,
     });
     let local = LocalSet::new();
-    for client in (thread_number..context.plan.clients).step_by(threads) {
+    for client in (thread_number..context.plan.client_count).step_by(threads) {
         local.spawn_local(client::run_client(client, Rc::clone(&context)));
     }
     runtime.block_on(local);
@@ -152,7 +152,7 @@ impl<'a> LoadRunner<'a> {
         } else {
             ProgressDrawTarget::hidden()
         };
-        let bar = ProgressBar::with_draw_target(Some(plan.clients as u64), target);
+        let bar = ProgressBar::with_draw_target(Some(plan.client_count as u64), target);
         let style = ProgressStyle::with_template("{prefix:10} {bar:30} {pos}/{len}  {msg}");
         if let Ok(style) = style {
             bar.set_style(style);
@@ -193,7 +193,7 @@ impl<'a> LoadRunner<'a> {
                 self.bar
                     .set_message(format!("{} failed", attempted - connected));
             }
-            if attempted == self.plan.clients as u64 {
+            if attempted == self.plan.client_count as u64 {
                 return (connected > 0).then(|| Instant::now() + START_DELAY);
             }
         }
@@ -214,7 +214,7 @@ impl<'a> LoadRunner<'a> {
             ticks.tick().await;
             let elapsed = start.elapsed();
             let all_finished =
-                state.finished_clients.load(Ordering::Relaxed) == plan.clients as u64;
+                state.finished_clients.load(Ordering::Relaxed) == plan.client_count as u64;
             if plan.mode == SendMode::Idle {
                 self.show_idle_progress(elapsed);
                 if all_finished || plan.duration.is_some_and(|duration| elapsed >= duration) {
@@ -285,7 +285,7 @@ impl<'a> LoadRunner<'a> {
         match self.plan.messages_per_client {
             u64::MAX => self.plan.duration.map(|duration| duration.as_secs()),
             _ if self.plan.mode == SendMode::Idle => self.plan.duration.map(|d| d.as_secs()),
-            messages => Some(messages.saturating_mul(self.plan.clients as u64)),
+            messages => Some(messages.saturating_mul(self.plan.client_count as u64)),
         }
     }
 }

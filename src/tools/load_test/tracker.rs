@@ -13,7 +13,7 @@ struct PendingMessage {
     /// When the message was to be sent. Latency is measured from this time and not from the actual
     /// sending, so that a server that blocks its clients doesn't look faster than it is
     /// (coordinated omission).
-    scheduled: Instant,
+    scheduled_at: Instant,
     is_accepted: bool,
     has_first_token: bool,
     /// Whether the classic connection on which the answer was to arrive is lost, so that the client
@@ -33,11 +33,11 @@ pub(super) struct MessageTracker {
     /// The messages in the order of their numbers; `None` for a message with an outcome.
     messages: VecDeque<Option<PendingMessage>>,
     /// Number of messages without an outcome.
-    pending: usize,
+    pending_count: usize,
     /// Number of pending messages that are abandoned.
-    abandoned: usize,
+    abandoned_count: usize,
     /// Numbers of the messages that were sent again. The server may repeat their outcome once.
-    resent: HashSet<u64>,
+    resent_numbers: HashSet<u64>,
     /// One more than the highest number of a message that was accepted and has an outcome; 0 if
     /// there is none.
     answered_up_to: u64,
@@ -60,33 +60,33 @@ impl MessageTracker {
             is_v1,
             first_number: 0,
             messages: VecDeque::new(),
-            pending: 0,
-            abandoned: 0,
-            resent: HashSet::new(),
+            pending_count: 0,
+            abandoned_count: 0,
+            resent_numbers: HashSet::new(),
             answered_up_to: 0,
         }
     }
 
     /// Records a new message and returns its number.
-    pub(super) fn record_sent(&mut self, scheduled: Instant) -> u64 {
+    pub(super) fn record_sent(&mut self, scheduled_at: Instant) -> u64 {
         self.messages.push_back(Some(PendingMessage {
-            scheduled,
+            scheduled_at,
             is_accepted: false,
             has_first_token: false,
             is_abandoned: false,
         }));
-        self.pending += 1;
+        self.pending_count += 1;
         self.first_number + self.messages.len() as u64 - 1
     }
 
     /// Number of messages without an outcome.
-    pub(super) fn pending(&self) -> usize {
-        self.pending
+    pub(super) fn pending_count(&self) -> usize {
+        self.pending_count
     }
 
     /// Number of messages without an outcome whose answer can still be expected.
-    pub(super) fn in_flight(&self) -> usize {
-        self.pending - self.abandoned
+    pub(super) fn in_flight_count(&self) -> usize {
+        self.pending_count - self.abandoned_count
     }
 
     /// Marks all pending messages as abandoned, because their classic connection is lost. If the
@@ -95,7 +95,7 @@ impl MessageTracker {
         for message in self.messages.iter_mut().flatten() {
             message.is_abandoned = true;
         }
-        self.abandoned = self.pending;
+        self.abandoned_count = self.pending_count;
     }
 
     /// Returns the numbers of the pending messages to send again after a reconnection. These are
@@ -122,7 +122,7 @@ impl MessageTracker {
     /// outcome and must not be sent.
     pub(super) fn record_resent(&mut self, number: u64) -> bool {
         self.is_pending(number) && {
-            self.resent.insert(number);
+            self.resent_numbers.insert(number);
             true
         }
     }
@@ -161,7 +161,7 @@ impl MessageTracker {
         if !message.is_accepted {
             message.is_accepted = true;
             stats.accepted += 1;
-            stats.accept_time.record(now - message.scheduled);
+            stats.accept_time.record(now - message.scheduled_at);
         }
     }
 
@@ -171,7 +171,7 @@ impl MessageTracker {
             && !message.has_first_token
         {
             message.has_first_token = true;
-            stats.first_token.record(now - message.scheduled);
+            stats.first_token.record(now - message.scheduled_at);
         }
     }
 
@@ -185,7 +185,7 @@ impl MessageTracker {
         stats: &mut Stats,
     ) -> Option<Duration> {
         let Some(message) = self.get_mut(number).copied() else {
-            if self.resent.remove(&number) {
+            if self.resent_numbers.remove(&number) {
                 // This is no duplicate of the server: the client caused it by sending the message
                 // again.
             } else if number < self.next_number() {
@@ -196,8 +196,8 @@ impl MessageTracker {
             return None;
         };
         self.messages[(number - self.first_number) as usize] = None;
-        self.pending -= 1;
-        self.abandoned -= usize::from(message.is_abandoned);
+        self.pending_count -= 1;
+        self.abandoned_count -= usize::from(message.is_abandoned);
         while let Some(None) = self.messages.front() {
             self.messages.pop_front();
             self.first_number += 1;
@@ -210,7 +210,7 @@ impl MessageTracker {
             stats.out_of_order += 1;
         }
         self.answered_up_to = self.answered_up_to.max(number + 1);
-        let latency = now - message.scheduled;
+        let latency = now - message.scheduled_at;
         if !message.is_accepted {
             // The outcome arrived before `accepted`, and shows that the message was accepted.
             stats.accepted += 1;
@@ -250,7 +250,10 @@ mod tests {
         ] {
             tracker.record_outcome(number, outcome, now, &mut stats);
         }
-        assert_eq!((tracker.pending(), tracker.oldest_pending()), (1, Some(4)));
+        assert_eq!(
+            (tracker.pending_count(), tracker.oldest_pending()),
+            (1, Some(4))
+        );
         assert_eq!((stats.delivered, stats.failed, stats.rejected), (2, 1, 1));
         assert_eq!(
             (
@@ -302,12 +305,12 @@ mod tests {
         tracker.record_sent(now);
         tracker.abandon_pending();
         tracker.record_sent(now);
-        assert_eq!((tracker.pending(), tracker.in_flight()), (2, 1));
+        assert_eq!((tracker.pending_count(), tracker.in_flight_count()), (2, 1));
         assert_eq!(tracker.oldest_pending(), Some(1));
         tracker.record_outcome(1, MessageOutcome::Delivered, now, &mut stats);
         assert_eq!(tracker.oldest_pending(), Some(0));
         tracker.record_outcome(0, MessageOutcome::Delivered, now, &mut stats);
-        assert_eq!((tracker.pending(), tracker.in_flight()), (0, 0));
+        assert_eq!((tracker.pending_count(), tracker.in_flight_count()), (0, 0));
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub(crate) struct MockArgs {
     /// Address to listen on.
     #[arg(long, default_value = "127.0.0.1")]
     pub(super) host: String,
-    /// Port to listen on; 0 chooses a free one.
+    /// Port to listen on; 0 chooses a free port.
     #[arg(long, default_value_t = 9100)]
     pub(super) port: u16,
     /// Time before the first token of an answer, in milliseconds: fixed, or random from A to B.

@@ -1,4 +1,5 @@
-//! Response bodies: one piece, a stream with a fixed token rate, or a stream that is cut off.
+//! The bodies of responses. A body is sent in one piece, as a stream with a fixed token rate, or as
+//! a stream that is cut off.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -41,7 +42,7 @@ pub(super) struct AnswerStream {
     /// When the first piece was written; `None` before that.
     started: Option<Instant>,
     /// Expires when the next piece is due, or when the stream is to be cut off.
-    next_write: Pin<Box<Sleep>>,
+    write_timer: Pin<Box<Sleep>>,
     is_finished: bool,
 }
 
@@ -63,7 +64,7 @@ impl ResponseBody {
             request,
             tokens,
             started: None,
-            next_write: Box::pin(sleep(Duration::ZERO)),
+            write_timer: Box::pin(sleep(Duration::ZERO)),
             is_finished: false,
         }))
     }
@@ -91,7 +92,7 @@ impl AnswerStream {
             }
             return Poll::Ready(Some(Ok(self.finish_piece(out))));
         };
-        ready!(self.next_write.as_mut().poll(cx));
+        ready!(self.write_timer.as_mut().poll(cx));
         if self
             .cut_at
             .is_some_and(|cut_at| self.tokens.remaining() <= cut_at)
@@ -122,7 +123,9 @@ impl AnswerStream {
     fn finish_piece(&mut self, mut out: Vec<u8>) -> Bytes {
         let remaining = self.tokens.remaining();
         if self.cut_at.is_some_and(|cut_at| remaining <= cut_at) {
-            self.next_write.as_mut().reset(Instant::now() + FLUSH_DELAY);
+            self.write_timer
+                .as_mut()
+                .reset(Instant::now() + FLUSH_DELAY);
         } else if remaining == 0 {
             let encoder = &self.call.state.encoder;
             encoder.write_end(&self.request, &self.tokens, &mut out);
@@ -133,7 +136,7 @@ impl AnswerStream {
             let rate = self.call.state.tokens_per_second;
             let offset = Duration::from_secs_f64(written as f64 / rate);
             let started = self.started.unwrap_or_else(Instant::now);
-            self.next_write = Box::pin(sleep_until(started + offset));
+            self.write_timer = Box::pin(sleep_until(started + offset));
         }
         out.into()
     }

@@ -1,4 +1,4 @@
-//! The state that all calls share, and the accounting of one call.
+//! The state that all calls share, and the random decisions and the outcome of one call.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
