@@ -16,13 +16,13 @@ use crate::protocol::close::CloseReason;
 use crate::protocol::ids::UserId;
 use crate::protocol::timestamp::now_ms;
 
-/// Upper bound of a grant's duration. Longer than any connection lives, and within the range of
-/// tokio's timers.
-const MAX_DURATION: Duration = Duration::from_secs(366 * 86_400);
+/// Maximum duration of a grant: longer than any connection lives, and within the range of tokio's
+/// timers.
+const MAX_GRANT_DURATION: Duration = Duration::from_secs(366 * 86_400);
 
 fn expiring_grant(expires_in: Duration, granted_at_ms: i64, from_stored_token: bool) -> Grant {
     Grant {
-        expires_at: Some(Instant::now() + expires_in.min(MAX_DURATION)),
+        expires_at: Some(Instant::now() + expires_in.min(MAX_GRANT_DURATION)),
         granted_at_ms,
         from_stored_token,
     }
@@ -67,11 +67,11 @@ async fn check_stored_token(
     user: &UserId,
     token: &str,
 ) -> Result<Grant, HttpError> {
-    // Taken before the lookup: a revocation during it ends the grant.
+    // The time is read before the lookup, so that a revocation during the lookup ends the grant.
     let granted_at_ms = now_ms();
     match gateway.fanout.stored_token(user).await {
-        Ok(Some((stored, seconds))) if same_secret(token, &stored) => Ok(expiring_grant(
-            Duration::from_secs(seconds),
+        Ok(Some((stored, expires_in_s))) if same_secret(token, &stored) => Ok(expiring_grant(
+            Duration::from_secs(expires_in_s),
             granted_at_ms,
             true,
         )),
@@ -104,7 +104,7 @@ async fn check_signed_token(
             return Err(HttpError::unavailable("tokens can't be checked now"));
         }
     };
-    // A token without `iat` could be of any age, so every revocation ends it.
+    // A token without `iat` could be of any age, so every revocation ends its grant.
     let granted_at_ms = verified.issued_ms.unwrap_or(i64::MIN);
     check_not_revoked(gateway, user, granted_at_ms).await?;
     let expires_in = verified.expires_at.duration_since(SystemTime::now());
@@ -136,8 +136,9 @@ async fn check_not_revoked(
     }
 }
 
-/// The user that a signed token names, before anything of it is verified. The caller has to check
-/// the token for this user afterwards. `None` outside `AUTH_MODE=jwt`.
+/// Returns the user that a signed token names, without verifying the token. The caller has to check
+/// the token for this user afterwards. `None` if the token names no valid user, or if `AUTH_MODE`
+/// is not `jwt`.
 pub(in crate::gateway) fn unverified_user(
     gateway: &Gateway,
     token: Option<&str>,

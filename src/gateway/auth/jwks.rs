@@ -1,10 +1,12 @@
-//! A key set that changes while the gateway runs: a file, or the response of a URL.
+//! Keeps the keys of a key set up to date, which is a file or the response of a URL and may change
+//! while the gateway runs. [`jwt`](super::jwt) looks up the keys of each token here.
 //!
-//! A key is valid while the set lists it, so the set is fetched again every [`MAX_AGE`]; and at once
-//! when a token names an unknown key, but at most once in [`UNKNOWN_KEY_INTERVAL`], because any
-//! client can name a key. A failed fetch keeps the previous keys.
+//! A key is valid while the set lists it, so a lookup fetches the set again once its keys are older
+//! than [`MAX_KEYS_AGE`]. A lookup of an unknown key fetches the set at once, but at most once in
+//! [`UNKNOWN_KEY_INTERVAL`], because any client can name a key. After a failed fetch, the previous
+//! keys stay in use.
 //!
-//! Each fetch is a task of its own: it is not cancelled with the request that started it.
+//! Each fetch is a task of its own, so that it is not cancelled with the request that started it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,42 +24,46 @@ use super::error::TokenError;
 use super::key::{Key, KeyError, read_file};
 use crate::http_client;
 
-/// Age at which the set is fetched again.
-const MAX_AGE: Duration = Duration::from_secs(300);
+/// Age of the keys from which a lookup fetches the set again.
+const MAX_KEYS_AGE: Duration = Duration::from_secs(300);
 
-/// Minimum time between two fetches because of unknown keys, and between retries of a failed one.
+/// Minimum time between two fetches that unknown keys cause. Also the minimum time between a failed
+/// fetch and its retry, once a fetch has succeeded.
 const UNKNOWN_KEY_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Minimum time between two fetches while none has succeeded.
+/// Minimum time between two fetches while no fetch has succeeded.
 const INITIAL_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Limit of one fetch, and of a request's wait for it.
+/// Maximum time that a fetch takes, and that a lookup waits for a fetch.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Maximum size of a set, in bytes.
+/// Maximum size in bytes of a key set behind a URL.
 const MAX_SET_BYTES: usize = 1 << 20;
 
-/// Maximum number of keys that are used; further ones are ignored.
+/// Maximum number of usable keys of a set. Keys listed after them are ignored.
 const MAX_KEYS: usize = 100;
 
+/// The place from which a key set is read.
 enum Source {
     File(PathBuf),
     Url(reqwest::Client, url::Url),
 }
 
-/// When the set was fetched, and the fetch in progress.
+/// The times of the last fetches, and the fetch in progress.
 #[derive(Default)]
 struct FetchState {
     /// Start of the last fetch, successful or not.
-    last_attempt: Option<Instant>,
+    last_start: Option<Instant>,
+    /// End of the last successful fetch.
     last_success: Option<Instant>,
-    /// Start of the last fetch that was caused by an unknown key.
-    last_unknown_key: Option<Instant>,
-    /// The channel closes when the fetch in progress has ended.
+    /// Start of the last fetch that an unknown key caused.
+    last_unknown_key_start: Option<Instant>,
+    /// The channel of the last fetch. It closes when that fetch has ended.
     in_progress: Option<watch::Receiver<()>>,
 }
 
 impl FetchState {
+    /// Returns the channel of the fetch in progress, or `None` if no fetch is in progress.
     fn in_progress(&self) -> Option<watch::Receiver<()>> {
         let fetch = self.in_progress.as_ref();
         fetch.filter(|fetch| fetch.has_changed().is_ok()).cloned()
@@ -65,12 +71,12 @@ impl FetchState {
 
     fn is_fresh(&self) -> bool {
         self.last_success
-            .is_some_and(|success| success.elapsed() < MAX_AGE)
+            .is_some_and(|success| success.elapsed() < MAX_KEYS_AGE)
     }
 
-    /// Whether to fetch now; if so, the attempt is recorded. `key_unknown` means that a token names
-    /// a key that the set lacks.
-    fn try_begin_fetch(&mut self, key_unknown: bool) -> bool {
+    /// Returns whether to fetch the set now, and if so, records that the fetch starts now.
+    /// `is_key_unknown` means that a token needs a key that the set lacks.
+    fn try_begin_fetch(&mut self, is_key_unknown: bool) -> bool {
         let has_passed = |moment: Option<Instant>, interval| {
             moment.is_none_or(|moment| moment.elapsed() >= interval)
         };
@@ -79,51 +85,54 @@ impl FetchState {
         } else {
             INITIAL_RETRY_INTERVAL
         };
-        if !self.is_fresh() && has_passed(self.last_attempt, retry_interval) {
-            self.last_attempt = Some(Instant::now());
+        if !self.is_fresh() && has_passed(self.last_start, retry_interval) {
+            self.last_start = Some(Instant::now());
             return true;
         }
-        // Fetches for other reasons don't count here: the key may have been listed since then.
-        if key_unknown
+        // Only the last fetch for an unknown key counts here: a key may have been added to the set
+        // after a later fetch for another reason.
+        if is_key_unknown
             && self.last_success.is_some()
-            && has_passed(self.last_unknown_key, UNKNOWN_KEY_INTERVAL)
+            && has_passed(self.last_unknown_key_start, UNKNOWN_KEY_INTERVAL)
         {
-            self.last_attempt = Some(Instant::now());
-            self.last_unknown_key = self.last_attempt;
+            self.last_start = Some(Instant::now());
+            self.last_unknown_key_start = self.last_start;
             return true;
         }
         false
     }
 }
 
-/// A key set that is kept up to date.
+/// A key set that is fetched again when its keys are too old or lack a key.
 pub(super) struct Jwks(Arc<KeySet>);
 
+/// The state that [`Jwks`] shares with the tasks that fetch.
 struct KeySet {
     source: Source,
     keys: ArcSwap<Vec<Arc<Key>>>,
     fetches: Mutex<FetchState>,
 }
 
+/// The JSON of a key set (RFC 7517), with keys that are not parsed yet.
 #[derive(Deserialize)]
 struct JwkSet {
     keys: Vec<serde_json::Value>,
 }
 
-/// The contents of a key set.
+/// The usable keys of a key set, and the counts that explain why no key is usable.
 struct ParsedKeySet {
     keys: Vec<Arc<Key>>,
-    /// Number of keys in the set, usable or not.
-    listed: usize,
-    /// Number of secrets among them.
-    secrets: usize,
+    /// Number of keys that the set lists, usable or not.
+    listed_count: usize,
+    /// Number of secrets (`kty: oct`) that the set lists.
+    secret_count: usize,
 }
 
 impl ParsedKeySet {
-    /// What is wrong with a set that has no usable key.
+    /// Returns what is wrong with the set if it has no usable key, otherwise `None`.
     fn problem(&self) -> Option<String> {
         const EXPECTED: &str = "expected public signature keys of type RSA, P-256 or Ed25519";
-        match (self.keys.len(), self.listed, self.secrets) {
+        match (self.keys.len(), self.listed_count, self.secret_count) {
             (1.., ..) => None,
             (0, 0, _) => Some(format!("lists no key at all: {EXPECTED}")),
             (0, listed, 0) => Some(format!(
@@ -137,20 +146,21 @@ impl ParsedKeySet {
     }
 }
 
-fn parse(text: &[u8]) -> Option<ParsedKeySet> {
-    let set: JwkSet = serde_json::from_slice(text).ok()?;
-    let listed = set.keys.len();
+/// Parses a key set. `None` if `json` is not a JSON Web Key Set.
+fn parse(json: &[u8]) -> Option<ParsedKeySet> {
+    let set: JwkSet = serde_json::from_slice(json).ok()?;
+    let listed_count = set.keys.len();
     let is_secret = |key: &&serde_json::Value| key.get("kty").is_some_and(|kty| kty == "oct");
-    let secrets = set.keys.iter().filter(is_secret).count();
-    // An unsupported key does not invalidate the others.
+    let secret_count = set.keys.iter().filter(is_secret).count();
+    // An unsupported key is skipped, so that it does not invalidate the set's other keys.
     let keys = set.keys.into_iter().filter_map(|key| {
         let jwk: Jwk = serde_json::from_value(key).ok()?;
         Key::from_jwk(&jwk).map(Arc::new)
     });
     Some(ParsedKeySet {
         keys: keys.take(MAX_KEYS).collect(),
-        listed,
-        secrets,
+        listed_count,
+        secret_count,
     })
 }
 
@@ -208,16 +218,19 @@ impl Jwks {
         }
     }
 
-    /// Fetches the set once without using it, and returns the number of usable keys.
+    /// Fetches the set once without replacing the keys in use, and returns the number of usable
+    /// keys in it.
     ///
     /// # Errors
-    /// What is wrong with the set.
+    /// The set can't be fetched or has no usable key; the text says why.
     pub(super) async fn check_keys(&self) -> Result<usize, String> {
         let parsed = self.0.fetch().await?;
         parsed.problem().map_or(Ok(parsed.keys.len()), Err)
     }
 
-    /// The keys that may have signed a token with this header, fetching the set if it is due.
+    /// Returns the keys that may have signed a token whose header has this `kid` and algorithm. If
+    /// the keys are too old or there is no such key, the set is fetched before, as far as the
+    /// minimum intervals between fetches allow.
     ///
     /// # Errors
     /// [`TokenError::KeysUnavailable`] if no fetch has ever succeeded.
@@ -230,7 +243,7 @@ impl Jwks {
         let fetch = {
             let mut fetches = self.0.fetches();
             match fetches.in_progress() {
-                // The fetch in progress may bring the key.
+                // If no key matches, wait for the fetch in progress, which may add the key.
                 Some(in_progress) => found.is_empty().then_some(in_progress),
                 None if fetches.try_begin_fetch(found.is_empty()) => {
                     Some(KeySet::spawn_fetch(&self.0, &mut fetches))
@@ -239,7 +252,9 @@ impl Jwks {
             }
         };
         if let Some(mut fetch) = fetch {
-            // Nothing is ever sent: the channel closes at the end of the fetch, which is an error.
+            // The result is always an error, because no value is sent: `changed` returns when the
+            // channel closes at the end of the fetch, or the wait times out. In both cases the keys
+            // are looked up again.
             let _ = tokio::time::timeout(FETCH_TIMEOUT, fetch.changed()).await;
         }
         if self.0.fetches().last_success.is_none() {
@@ -254,7 +269,7 @@ impl KeySet {
         self.fetches.lock()
     }
 
-    /// All keys of the algorithm, or the one with this `kid`.
+    /// Returns the keys of the algorithm; if `kid` is given, only those that have this `kid`.
     fn matching_keys(&self, kid: Option<&str>, algorithm: Algorithm) -> Vec<Arc<Key>> {
         let matches = |key: &&Arc<Key>| {
             key.algorithm == algorithm && (kid.is_none() || key.id.as_deref() == kid)
@@ -262,7 +277,7 @@ impl KeySet {
         self.keys.load().iter().filter(matches).cloned().collect()
     }
 
-    /// Fetches the set in a task of its own. The returned channel closes at its end.
+    /// Fetches the set in a task of its own. The returned channel closes when the fetch has ended.
     fn spawn_fetch(key_set: &Arc<Self>, fetches: &mut FetchState) -> watch::Receiver<()> {
         let (ended, in_progress) = watch::channel(());
         fetches.in_progress = Some(in_progress.clone());
@@ -295,12 +310,13 @@ impl KeySet {
     }
 
     async fn fetch(&self) -> Result<ParsedKeySet, String> {
-        let text = tokio::time::timeout(FETCH_TIMEOUT, self.text()).await;
-        let text = text.unwrap_or_else(|_| Err("no answer in time".into()))?;
-        parse(&text).ok_or_else(|| "it is no JSON Web Key Set".into())
+        let json = tokio::time::timeout(FETCH_TIMEOUT, self.read_source()).await;
+        let json = json.unwrap_or_else(|_| Err("no answer in time".into()))?;
+        parse(&json).ok_or_else(|| "it is no JSON Web Key Set".into())
     }
 
-    async fn text(&self) -> Result<Vec<u8>, String> {
+    /// Reads the file, or the response of the URL up to [`MAX_SET_BYTES`].
+    async fn read_source(&self) -> Result<Vec<u8>, String> {
         match &self.source {
             Source::File(path) => tokio::fs::read(path).await.map_err(|e| e.to_string()),
             Source::Url(client, url) => {
@@ -308,24 +324,25 @@ impl KeySet {
                 let mut response = response
                     .and_then(reqwest::Response::error_for_status)
                     .map_err(|error| with_causes(&error.without_url()))?;
-                let mut text = Vec::new();
+                let mut body = Vec::new();
                 while let Some(chunk) = response
                     .chunk()
                     .await
                     .map_err(|error| with_causes(&error.without_url()))?
                 {
-                    if text.len() + chunk.len() > MAX_SET_BYTES {
+                    if body.len() + chunk.len() > MAX_SET_BYTES {
                         return Err("the answer is too large".into());
                     }
-                    text.extend_from_slice(&chunk);
+                    body.extend_from_slice(&chunk);
                 }
-                Ok(text)
+                Ok(body)
             }
         }
     }
 }
 
-/// The error's text followed by those of its causes, which hold the reason.
+/// Returns the error's text followed by the texts of its causes, because only the causes name the
+/// reason.
 fn with_causes(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
@@ -337,7 +354,8 @@ mod tests {
 
     use super::*;
 
-    /// A key whose fields have values that are valid for some field of some key.
+    /// Generates JSON objects that resemble keys. Most fields have a value that is valid for some
+    /// field of a key, but often not for this field.
     fn key_like_json() -> impl Strategy<Value = serde_json::Value> {
         let names = [
             "kty", "crv", "x", "y", "n", "e", "k", "kid", "use", "alg", "key_ops",

@@ -1,8 +1,8 @@
 //! Verifies and issues signed tokens: JSON Web Tokens (RFC 7519).
 //!
 //! The key determines the algorithm, never the token: each key verifies one algorithm, which
-//! follows from the key's type. So a token with `alg: none`, or one that is signed with a public key
-//! as its HMAC secret, is never accepted.
+//! follows from the key's type. So a token with `alg: none`, or one that is signed with a public
+//! key as its HMAC secret, is never accepted.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -23,15 +23,16 @@ pub(crate) const CLOCK_SKEW: Duration = Duration::from_secs(30);
 /// Maximum size of a token in bytes. A larger one is not decoded.
 const MAX_TOKEN_BYTES: usize = 8 << 10;
 
-/// Lifetime of a token whose `exp` is beyond the range of the clock.
+/// Lifetime that is assumed for a token whose `exp` is beyond the range of [`SystemTime`].
 const MAX_TOKEN_LIFETIME: Duration = Duration::from_secs(366 * 86_400);
 
-/// The claims of a verified token that matter afterwards.
+/// When a verified token was issued and when it expires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VerifiedToken {
     /// When the token expires, including the tolerated clock skew.
     pub expires_at: SystemTime,
-    /// When the token was issued (`iat`), in milliseconds since the Unix epoch.
+    /// When the token was issued (`iat`), in milliseconds since the Unix epoch; `None` if the token
+    /// does not say so.
     pub issued_ms: Option<i64>,
 }
 
@@ -56,10 +57,11 @@ pub struct JwtVerifier {
 }
 
 impl JwtVerifier {
-    /// Reads the keys. Those behind a URL are fetched when they are first needed.
+    /// Reads the configured keys. A key set behind a URL is fetched when a key is first needed.
     ///
     /// # Errors
-    /// A file can't be read or holds no usable key.
+    /// A file can't be read or holds no usable key, or the HTTP client for the URL can't be
+    /// created.
     pub fn new(settings: &JwtSettings) -> Result<Self, KeyError> {
         let keys = match &settings.keys {
             JwtKeys::Secret(secret) => Keys::Single(Key::from_secret(secret)),
@@ -85,10 +87,11 @@ impl JwtVerifier {
         }
     }
 
-    /// Reads or fetches the keys once and returns how many are usable.
+    /// Reads a key set from its file or URL once more, and returns the number of its usable keys. 1
+    /// if a single key is configured.
     ///
     /// # Errors
-    /// What is wrong with the key set.
+    /// The key set can't be read or has no usable key; the text says why.
     pub(crate) async fn check_keys(&self) -> Result<usize, String> {
         match &self.keys {
             Keys::Single(_) => Ok(1),
@@ -156,10 +159,10 @@ impl JwtVerifier {
         if claims.sub != user.as_str() {
             return Err(TokenError::WrongUser);
         }
-        // A token issued in the future would survive all revocations until then.
-        let latest = SystemTime::now() + CLOCK_SKEW;
-        let latest = latest.duration_since(UNIX_EPOCH).unwrap_or_default();
-        if claims.iat.is_some_and(|iat| iat > latest.as_secs_f64()) {
+        // A token with an `iat` in the future would survive every revocation before that time.
+        let latest_iat = SystemTime::now() + CLOCK_SKEW;
+        let latest_iat = latest_iat.duration_since(UNIX_EPOCH).unwrap_or_default();
+        if claims.iat.is_some_and(|iat| iat > latest_iat.as_secs_f64()) {
             return Err(TokenError::Invalid(
                 "`token` was issued in the future (`iat`): check the issuer's clock",
             ));
@@ -198,7 +201,8 @@ fn rejection_text(kind: &ErrorKind) -> &'static str {
     }
 }
 
-/// The subject (`sub`) of a token, of which nothing has been verified.
+/// Returns the subject (`sub`) of a token without verifying the token. `None` if the token is
+/// malformed or too large.
 pub(super) fn unverified_subject(token: &str) -> Option<String> {
     #[derive(Deserialize)]
     struct UnverifiedClaims {
@@ -212,7 +216,8 @@ pub(super) fn unverified_subject(token: &str) -> Option<String> {
 #[derive(Serialize)]
 struct NewClaims<'a> {
     sub: &'a str,
-    /// Seconds with a fraction, so that a token issued just after a revocation is later than it.
+    /// Seconds with a fraction, so that the `iat` of a token issued just after a revocation is
+    /// later than the revocation.
     iat: f64,
     exp: u64,
     jti: String,
@@ -233,7 +238,8 @@ pub(crate) fn issue(settings: &JwtSettings, user: &UserId, ttl: Duration) -> Opt
         .unwrap_or_default();
     let claims = NewClaims {
         sub: user.as_str(),
-        // Rounded up, so that it is never earlier than the request.
+        // The time is rounded up to the next millisecond, so that `iat` is never earlier than the
+        // request.
         iat: now.as_millis().saturating_add(1) as f64 / 1000.0,
         exp: now.as_secs().saturating_add(ttl.as_secs().max(1)),
         jti: uuid::Uuid::new_v4().simple().to_string(),

@@ -98,7 +98,7 @@ async fn token_is_valid_for_its_user_until_it_expires() {
     );
     for (claims, expected) in [
         (valid_claims(), true),
-        // Within the tolerated clock skew.
+        // `exp` is in the past by less than the tolerated clock skew.
         (json!({"sub": "alice", "exp": now() - 20}), true),
         (json!({"sub": "alice", "exp": now() - 40}), false),
         (
@@ -113,7 +113,7 @@ async fn token_is_valid_for_its_user_until_it_expires() {
             json!({"sub": "alice", "exp": now() + 9999, "iat": now() + 20}),
             true,
         ),
-        // A revocation before that time would not end it.
+        // An `iat` in the future is refused: a revocation before that time would not end the token.
         (
             json!({"sub": "alice", "exp": now() + 9999, "iat": now() + 90}),
             false,
@@ -161,7 +161,7 @@ async fn audience_and_issuer_are_required_if_configured() {
         let result = verify(&strict, &sign_with_secret(&claims)).await;
         assert_eq!(result.is_ok(), expected, "{claims}: {result:?}");
     }
-    // Without configured values, those of the token are ignored.
+    // Without a configured audience and issuer, the token's `aud` and `iss` are ignored.
     let claims = claims_with(json!("chat"), "anybody");
     assert!(
         verify(&secret_settings(), &sign_with_secret(&claims))
@@ -211,7 +211,7 @@ async fn forged_tokens_are_refused() {
         forged.push(format!("{header}.{claims}."));
         forged.push(format!("{header}.{claims}"));
     }
-    // Everybody knows the public key, so an HMAC with it proves nothing.
+    // Everybody knows the public key, so a token whose HMAC secret is that key must be refused.
     for pem in [RSA_PUBLIC, EC_PUBLIC, ED_PUBLIC] {
         for secret in [pem, pem.trim()] {
             let key = EncodingKey::from_secret(secret.as_bytes());
@@ -223,8 +223,8 @@ async fn forged_tokens_are_refused() {
     let header = message.split('.').next().unwrap();
     forged.push(format!("{message}."));
     forged.push(message.to_owned());
-    let other = encode_part(&json!({"sub": "alice", "exp": now() + 9999}).to_string());
-    forged.push(format!("{header}.{other}.{signature}"));
+    let later_expiry = encode_part(&json!({"sub": "alice", "exp": now() + 9999}).to_string());
+    forged.push(format!("{header}.{later_expiry}.{signature}"));
     forged.push(format!("{real}.{signature}"));
     forged.extend(["", ".", "..", "...", "a.b.c", "é.é.é"].map(str::to_owned));
     forged.push("a".repeat(1 << 20));
@@ -298,7 +298,8 @@ async fn key_set_selects_by_kid_and_ignores_secrets() {
     }
 }
 
-/// Serves the text in the channel, or 500 while it is empty, and counts the requests.
+/// Starts a server that answers each request with the key set in the channel, or with 500 while the
+/// text in the channel is empty. Returns the server's URL and the number of requests so far.
 async fn key_set_server(set: tokio::sync::watch::Receiver<String>) -> (url::Url, Arc<AtomicUsize>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/keys", listener.local_addr().unwrap());
@@ -334,44 +335,46 @@ async fn keys_rotate_without_restart_and_unknown_keys_rarely_cause_fetches() {
     let (sender, set) = tokio::sync::watch::channel(String::new());
     let (url, requests) = key_set_server(set).await;
     let verifier = JwtVerifier::new(&settings(JwtKeys::JwksUrl(url))).unwrap();
-    let by_old = sign(Algorithm::RS256, Some("old"), &rsa, &valid_claims());
-    let by_new = sign(Algorithm::ES256, Some("new"), &ec, &valid_claims());
-    // Without a key set, a token is neither valid nor invalid.
-    let result = verifier.verify(&by_old, &alice()).await;
+    let old_key_token = sign(Algorithm::RS256, Some("old"), &rsa, &valid_claims());
+    let new_key_token = sign(Algorithm::ES256, Some("new"), &ec, &valid_claims());
+    // No fetch has succeeded, so the gateway can't know whether the token is valid.
+    let result = verifier.verify(&old_key_token, &alice()).await;
     assert_eq!(result, Err(TokenError::KeysUnavailable));
     sender.send_replace(json!({"keys": [old]}).to_string());
     tokio::time::pause();
     tokio::time::advance(Duration::from_secs(2)).await;
     tokio::time::resume();
-    assert!(verifier.verify(&by_old, &alice()).await.is_ok());
-    // The first unknown key causes a fetch at once; further ones cause none for a minute.
+    assert!(verifier.verify(&old_key_token, &alice()).await.is_ok());
+    // The first token with an unknown key causes a fetch at once. For a minute, no other token with
+    // an unknown key causes a fetch.
     let before = requests.load(Ordering::SeqCst) + 1;
     for _ in 0..20 {
-        assert!(verifier.verify(&by_new, &alice()).await.is_err());
+        assert!(verifier.verify(&new_key_token, &alice()).await.is_err());
     }
     assert_eq!(requests.load(Ordering::SeqCst), before);
     sender.send_replace(json!({"keys": [old, new]}).to_string());
-    assert!(verifier.verify(&by_new, &alice()).await.is_err());
+    assert!(verifier.verify(&new_key_token, &alice()).await.is_err());
     assert_eq!(requests.load(Ordering::SeqCst), before);
     tokio::time::pause();
     tokio::time::advance(Duration::from_secs(61)).await;
     tokio::time::resume();
-    assert!(verifier.verify(&by_new, &alice()).await.is_ok());
-    assert!(verifier.verify(&by_old, &alice()).await.is_ok());
+    assert!(verifier.verify(&new_key_token, &alice()).await.is_ok());
+    assert!(verifier.verify(&old_key_token, &alice()).await.is_ok());
     assert_eq!(requests.load(Ordering::SeqCst), before + 1);
-    // A key that was removed from the set stays valid until the next successful fetch.
+    // A failed fetch keeps the previous keys. The next successful fetch replaces them: then the old
+    // key, which the set no longer lists, is invalid.
     sender.send_replace(String::new());
     tokio::time::pause();
     tokio::time::advance(Duration::from_secs(301)).await;
     tokio::time::resume();
-    assert!(verifier.verify(&by_old, &alice()).await.is_ok());
+    assert!(verifier.verify(&old_key_token, &alice()).await.is_ok());
     assert_eq!(requests.load(Ordering::SeqCst), before + 2);
     sender.send_replace(json!({"keys": [new]}).to_string());
     tokio::time::pause();
     tokio::time::advance(Duration::from_secs(61)).await;
     tokio::time::resume();
-    assert!(verifier.verify(&by_old, &alice()).await.is_err());
-    assert!(verifier.verify(&by_new, &alice()).await.is_ok());
+    assert!(verifier.verify(&old_key_token, &alice()).await.is_err());
+    assert!(verifier.verify(&new_key_token, &alice()).await.is_ok());
 }
 
 #[tokio::test]
@@ -384,16 +387,16 @@ async fn key_added_just_after_the_start_is_found_at_once() {
     let (url, requests) = key_set_server(set).await;
     let verifier = JwtVerifier::new(&settings(JwtKeys::JwksUrl(url))).unwrap();
     verifier.prefetch_keys();
-    let by_old = sign(Algorithm::RS256, Some("old"), &rsa, &valid_claims());
-    assert!(verifier.verify(&by_old, &alice()).await.is_ok());
+    let old_key_token = sign(Algorithm::RS256, Some("old"), &rsa, &valid_claims());
+    assert!(verifier.verify(&old_key_token, &alice()).await.is_ok());
     assert_eq!(
         requests.load(Ordering::SeqCst),
         1,
         "the request waits for the prefetch"
     );
     sender.send_replace(json!({"keys": [old, new]}).to_string());
-    let by_new = sign(Algorithm::ES256, Some("new"), &ec, &valid_claims());
-    assert!(verifier.verify(&by_new, &alice()).await.is_ok());
+    let new_key_token = sign(Algorithm::ES256, Some("new"), &ec, &valid_claims());
+    assert!(verifier.verify(&new_key_token, &alice()).await.is_ok());
     assert_eq!(requests.load(Ordering::SeqCst), 2);
 }
 
@@ -426,7 +429,8 @@ async fn cancelled_request_does_not_cancel_the_fetch_it_started() {
             request = was_requested => request.unwrap(),
         }
     }
-    // The server answers one request only, so the second verification uses the same fetch.
+    // The server answers only one request, so the second verification succeeds only if the fetch of
+    // the cancelled request goes on.
     answer.send(()).unwrap();
     let token = sign(Algorithm::RS256, Some("new"), &rsa, &valid_claims());
     let verified = verifier.verify(&token, &alice()).await;

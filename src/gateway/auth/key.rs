@@ -1,4 +1,4 @@
-//! The keys that verify signed tokens.
+//! Reads the keys that verify signed tokens: a secret, a PEM file, or an entry of a key set.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, P
 use jsonwebtoken::{Algorithm, DecodingKey};
 use secrecy::{ExposeSecret as _, SecretString};
 
-/// The configured keys can't be used.
+/// Why the configured keys can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// The file does not exist or is not readable.
@@ -31,9 +31,9 @@ pub enum KeyError {
     Client(String),
 }
 
-/// A key, and the only algorithm that it may verify.
+/// A key, and the only algorithm whose signatures it verifies.
 pub(super) struct Key {
-    /// The key's `kid`, with which a token's header selects it.
+    /// The `kid` by which a token's header selects this key; `None` if the key has no `kid`.
     pub(super) id: Option<String>,
     pub(super) algorithm: Algorithm,
     pub(super) key: DecodingKey,
@@ -48,7 +48,7 @@ impl Key {
         }
     }
 
-    /// Reads a public key of RSA, P-256 or Ed25519.
+    /// Reads a public key of RSA, P-256 or Ed25519. `None` if `pem` holds no such key.
     pub(super) fn from_pem(pem: &[u8]) -> Option<Self> {
         let with_algorithm = |algorithm, key| Self {
             id: None,

@@ -19,7 +19,8 @@ pub(crate) fn random_token() -> String {
         .collect()
 }
 
-/// The token of the header `Authorization: Bearer`.
+/// Returns the token of the header `Authorization: Bearer`. `None` if that header is absent, has
+/// another scheme or holds no token.
 pub(in crate::gateway) fn bearer_token(headers: &HeaderMap) -> Option<&str> {
     let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     scheme
@@ -28,9 +29,10 @@ pub(in crate::gateway) fn bearer_token(headers: &HeaderMap) -> Option<&str> {
         .filter(|token| !token.is_empty())
 }
 
-/// The token of an upgrade request. In this order: the query parameter `token`, as the original
-/// server reads it; the header `Authorization`; an entry `bearer.TOKEN` of the offered subprotocols,
-/// because scripts in a browser can't set headers on a WebSocket.
+/// Returns the token of an upgrade request, from the first of these that has one: the query
+/// parameter `token`, as the original server reads it; the header `Authorization`; an entry
+/// `bearer.TOKEN` of the offered subprotocols, because scripts in a browser can't set headers on a
+/// WebSocket.
 pub(in crate::gateway) fn token_from_request<'a>(
     query_token: Option<&'a str>,
     headers: &'a HeaderMap,
