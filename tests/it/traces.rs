@@ -50,7 +50,7 @@ async fn send_traced_message(port: u16, model: &ScriptedModel) -> Value {
         "traceparent": traceparent("01"), "tracestate": "vendor=x",
     });
     laptop.send_message_frame(&frame).await;
-    let answer = laptop.wait_for_end("1").await;
+    let answer = laptop.wait_for_terminal_frame("1").await;
     assert_eq!(answer["type"], "response", "{answer}");
     phone.wait_for_type("response").await;
     answer
@@ -112,12 +112,12 @@ async fn wait_for_complete_trace(
     let steps = STEPS.len();
     let what = format!("{steps} spans");
     wait_until(&what, TEST_TIMEOUT, || async {
-        let spans = collector.trace(TRACE);
+        let spans = collector.trace_spans(TRACE);
         assert!(spans.len() <= steps, "more spans than expected: {spans:#?}");
         spans.len() == steps
     })
     .await;
-    let spans = collector.trace(TRACE);
+    let spans = collector.trace_spans(TRACE);
     let name_of = |id: &str| match spans.iter().find(|span| span.id == id) {
         Some(span) => span.name.as_str(),
         None if id == CLIENT => "client",
@@ -126,7 +126,7 @@ async fn wait_for_complete_trace(
     let mut seen: Vec<(String, &str, i32, &str)> = spans
         .iter()
         .map(|span| {
-            let parent = name_of(&span.parent);
+            let parent = name_of(&span.parent_id);
             (span.service.clone(), span.name.as_str(), span.kind, parent)
         })
         .collect();
@@ -145,10 +145,10 @@ fn assert_span_contents(spans: &[Span], answer: &Value) {
     let ids: HashSet<&str> = spans.iter().map(|span| span.id.as_str()).collect();
     assert_eq!(ids.len(), spans.len());
     for span in spans {
-        assert!(span.start <= span.end, "{span:?}");
+        assert!(span.start_ns <= span.end_ns, "{span:?}");
         // A frame carries no `tracestate`.
         if span.name != "deliver to socket" {
-            assert_eq!(span.state, "vendor=x", "{span:?}");
+            assert_eq!(span.trace_state, "vendor=x", "{span:?}");
         }
         let text = format!("{span:?}");
         for hidden in [USER, PROMPT, "hidden-conversation", "sk-test", "any-token"] {
@@ -159,7 +159,7 @@ fn assert_span_contents(spans: &[Span], answer: &Value) {
         .iter()
         .filter(|s| s.name.starts_with("chat"))
         .collect();
-    calls.sort_by_key(|span| span.start);
+    calls.sort_by_key(|span| span.start_ns);
     assert_eq!(calls[0].attributes["chatmesh.attempt"], "1");
     assert!(calls[0].failed && calls[0].events.is_empty(), "{calls:#?}");
     assert!(calls[0].attributes.contains_key("error.type"));
@@ -194,12 +194,12 @@ fn assert_span_contents(spans: &[Span], answer: &Value) {
         "publish",
         "deliver to socket",
     ] {
-        let start = named(name).start;
+        let start = named(name).start_ns;
         assert!(start >= before, "{name} started too early");
         before = start;
     }
     let waits = named("log wait incoming_messages");
-    assert_eq!(waits.end, named("process incoming_messages").start);
+    assert_eq!(waits.end_ns, named("process incoming_messages").start_ns);
     // The frame that the client receives names the span that published it.
     let publish = &named("publish").id;
     assert_eq!(answer["traceparent"], format!("00-{TRACE}-{publish}-01"));
@@ -258,22 +258,22 @@ async fn all_in_one_exports_the_same_trace_and_no_unsampled_one() {
     let unsampled = format!("00-{other}-{CLIENT}-00");
     let frame = json!({"type": "message", "id": "1", "content": "x", "traceparent": unsampled});
     device.send_message_frame(&frame).await;
-    let answer = device.wait_for_end("1").await;
+    let answer = device.wait_for_terminal_frame("1").await;
     assert_eq!(trace_of(&answer), other);
     assert!(answer["traceparent"].as_str().unwrap().ends_with("-00"));
     // An invalid trace context is ignored, and the gateway starts a trace.
     let frame = json!({"type": "message", "id": "2", "content": "y", "traceparent": 7});
     device.send_message_frame(&frame).await;
-    let answer = device.wait_for_end("2").await;
+    let answer = device.wait_for_terminal_frame("2").await;
     let own = trace_of(&answer).to_owned();
     assert!(own != other && own != TRACE);
     // A drain exports the queued spans.
     process.drain().await;
-    let spans = collector.trace(&own);
-    let root = spans.iter().find(|span| span.parent.is_empty()).unwrap();
+    let spans = collector.trace_spans(&own);
+    let root = spans.iter().find(|span| span.parent_id.is_empty()).unwrap();
     assert_eq!(root.name, "receive message");
     assert!(spans.iter().any(|span| span.name == "deliver to socket"));
-    assert!(collector.trace(other).is_empty());
+    assert!(collector.trace_spans(other).is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -341,12 +341,12 @@ async fn hanging_collector_delays_neither_answers_nor_drain() {
     let collector = TraceCollector::start_hanging().await;
     assert_answers_and_drains(&collector.endpoint(), async |_| {
         wait_until("an export hangs", TEST_TIMEOUT, || async {
-            collector.requests() == 1
+            collector.request_count() == 1
         })
         .await;
     })
     .await;
-    assert_eq!(collector.requests(), 1, "one at a time");
+    assert_eq!(collector.request_count(), 1, "one at a time");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

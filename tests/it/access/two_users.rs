@@ -65,7 +65,7 @@ async fn attack(system: &AccessSystem, alice: &Alice, user: &str) {
     // The same ids name the attacker's own messages, and Alice's ids are unknown.
     let mine = unique_name("mine");
     device.send_message_in("private", "a-1", &mine).await;
-    let end = device.wait_for_end("a-1").await;
+    let end = device.wait_for_terminal_frame("a-1").await;
     assert_eq!(end["content"], format!("echo: {mine}"));
     let prompt = system.model.requests_for(&mine).remove(0).messages();
     assert!(
@@ -141,7 +141,7 @@ pub(super) async fn no_user_sees_or_changes_data_of_another(system: &AccessSyste
     let mut hers = classic(system, 0, &user).await;
     let mut device = system.device(1, &user).await;
     device.send_message_in("private", "a-1", &first).await;
-    let end = device.wait_for_end("a-1").await;
+    let end = device.wait_for_terminal_frame("a-1").await;
     assert_eq!(hers.next_frame().await["content"], end["content"]);
     device.send_message_in("private", "a-2", &second).await;
     device.wait_for_text("a-2", "grows").await;
@@ -178,7 +178,7 @@ pub(super) async fn no_user_sees_or_changes_data_of_another(system: &AccessSyste
     assert_eq!(system.model.request_count_for(&second), 1);
     assert_eq!(device.message("a-2").outcome_type(), None);
     device.cancel("a-2").await;
-    device.wait_for_ends(&["a-2"]).await;
+    device.wait_for_terminal_frames(&["a-2"]).await;
     assert_eq!(device.message("a-2").outcome_type(), Some("cancelled"));
     let turns = system.history(&user, &alice.token, "private").await;
     let questions: Vec<&String> = turns.iter().map(|(question, _)| question).collect();

@@ -226,7 +226,7 @@ impl Checker {
             self.check_log_order(&seen.user, together.into_iter());
         }
         for device in &seen.devices {
-            for replaced in &device.replaced {
+            for replaced in &device.replaced_texts {
                 self.check_replaced(replaced);
             }
             self.totals.reloads += device.reloads().saturating_sub(1);
@@ -314,7 +314,7 @@ impl Checker {
     fn check_replaced(&mut self, replaced: &ReplacedText) {
         self.totals.replaced += 1;
         let id = replaced.message_id.as_str();
-        let at = self.clock.ms(replaced.at);
+        let at = self.clock.ms(replaced.replaced_at);
         let accepted = self.accepted.get(id).map_or(i64::MAX, |(ms, ..)| *ms);
         let mut data_losses = self.data_losses.iter();
         if !data_losses.any(|(from, until)| *until >= accepted && *from <= at) {
@@ -366,7 +366,7 @@ impl Checker {
             .cloned()
             .unwrap_or_default();
         let ended = self.ended.get(&id).copied().unwrap_or(i64::MAX);
-        let mut reloaded = device.reloaded.iter();
+        let mut reloaded = device.reloaded_at.iter();
         let reloaded = reloaded.any(|at| ended <= self.clock.ms(*at) + RELOAD_TOLERANCE_MS);
         let in_history = history.contains_key(id.as_str());
         if reloaded && (in_history || self.may_be_lost_from_history(&id)) {
@@ -454,7 +454,7 @@ impl Checker {
             .map(|sent| (sent.id.as_str(), sent.conversation.as_str()))
             .collect();
         let mut last: HashMap<&str, ((i64, i32, i64), String)> = HashMap::new();
-        for message_id in &device.order {
+        for message_id in &device.ended_message_ids {
             let Some(log_position) = self.accepted.get(message_id).copied() else {
                 continue;
             };

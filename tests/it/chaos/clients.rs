@@ -211,7 +211,9 @@ impl SimulatedUser {
                 Err(error) => panic!("{}", panic_message(error)),
             }
         }
-        let ended = transcripts.iter().flat_map(|device| &device.order);
+        let ended = transcripts
+            .iter()
+            .flat_map(|device| &device.ended_message_ids);
         let ended = ended.map(String::as_str).collect();
         let history = whole_history(&self.ports, &self.name, &ended).await;
         UserObservation {
@@ -347,7 +349,7 @@ impl SimulatedUser {
     async fn resend_unaccepted(&mut self, device: &mut V1Client, sent: &[SentMessage]) {
         for message in self.open(&device.transcript, sent) {
             let known = device.transcript.get(&message.id);
-            if !known.is_some_and(|m| m.is_accepted() || m.is_growing()) {
+            if !known.is_some_and(|m| m.is_accepted() || m.is_streaming()) {
                 send(device, &message).await;
                 self.repeated.insert(message.id);
             }
@@ -414,7 +416,7 @@ async fn run_reader(
         if progress.borrow().is_complete {
             let begun = *last.get_or_insert_with(Instant::now);
             let missing = open(&device.transcript, &progress.borrow().sent);
-            let reloaded = device.transcript.reloaded.last().copied();
+            let reloaded = device.transcript.reloaded_at.last().copied();
             // A message that was in flight during a reload may still arrive, or be in the history.
             let surely = |message: &SentMessage| reloaded.is_none_or(|at| at < message.at);
             let sure = missing.iter().any(surely);

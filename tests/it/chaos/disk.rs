@@ -112,7 +112,7 @@ async fn a_full_disk(min_free: &str) {
     let process = spec.start().await;
     device.connect_with_retries(&[process.port()]).await;
     let ids: Vec<&str> = accepted.iter().map(String::as_str).collect();
-    device.wait_for_ends(&ids).await;
+    device.wait_for_terminal_frames(&ids).await;
     assert_eq!(
         device.send_and_wait("after", "hello").await["type"],
         "response"
@@ -158,7 +158,7 @@ async fn message_is_accepted_only_when_it_is_durable() {
     std::fs::remove_file(&failing).expect("the file");
     device.connect_with_retries(&[process.port()]).await;
     device.send_message("meanwhile", "hello").await;
-    device.wait_for_ends(&["meanwhile"]).await;
+    device.wait_for_terminal_frames(&["meanwhile"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -135,7 +135,7 @@ async fn v1_examples_are_accepted_and_all_frames_match_their_schemas() {
             if kind == "message" {
                 let id = example["id"].as_str().unwrap().to_owned();
                 device.send_message_frame(&example).await;
-                let end = device.wait_for_end(&id).await;
+                let end = device.wait_for_terminal_frame(&id).await;
                 assert_eq!(end["type"], "response", "{name}: {end}");
             } else {
                 device.send_text(&example.to_string()).await;
@@ -168,8 +168,8 @@ async fn v1_examples_are_accepted_and_all_frames_match_their_schemas() {
     other.wait_for_type("snapshot").await;
     other.send_message("e4", "waits").await;
     device.cancel("e3").await;
-    other.wait_for_ends(&["e3", "e4"]).await;
-    device.wait_for_ends(&["e3", "e4"]).await;
+    other.wait_for_terminal_frames(&["e3", "e4"]).await;
+    device.wait_for_terminal_frames(&["e3", "e4"]).await;
     server.terminate();
     device.wait_for_type("closing").await;
     for frame in device.frames.iter().chain(&other.frames) {

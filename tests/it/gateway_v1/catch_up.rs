@@ -31,7 +31,7 @@ async fn reconnecting_at_any_point_gives_the_same_transcript() {
         }
         gateway.finish(&answer).await;
         cut_here(&mut device).await;
-        let end = device.wait_for_end("a1").await;
+        let end = device.wait_for_terminal_frame("a1").await;
         assert_eq!(end["content"], "one two three four");
         // Resuming from the end delivers nothing.
         device.drop_connection();
@@ -69,7 +69,10 @@ async fn client_that_connects_during_an_answer_receives_a_snapshot_and_then_delt
     );
     gateway.finish(&answer).await;
     for device in [&mut phone, &mut laptop] {
-        assert_eq!(device.wait_for_end("a1").await["content"], "one two three");
+        assert_eq!(
+            device.wait_for_terminal_frame("a1").await["content"],
+            "one two three"
+        );
     }
 }
 
@@ -90,7 +93,7 @@ async fn long_resume_is_complete_and_in_order_through_a_small_queue() {
     }
     let welcome = device.connect(gateway.port).await;
     assert_eq!(welcome["recovered"], true);
-    device.wait_for_ends(&["a59"]).await;
+    device.wait_for_terminal_frames(&["a59"]).await;
     let ended: Vec<String> = device.transcript.outcome_order("default");
     let expected: Vec<String> = (0..60).map(|number| format!("a{number}")).collect();
     assert_eq!(ended, expected);
@@ -127,7 +130,7 @@ async fn slow_client_receives_snapshots_and_every_terminal_frame() {
         );
         gateway.finish(&answer).await;
     }
-    slow.wait_for_ends(&["a13"]).await;
+    slow.wait_for_terminal_frames(&["a13"]).await;
     assert_eq!(slow.transcript.outcome_order("default").len(), 14);
     assert_eq!(slow.transcript.reloads(), 1, "only the first welcome");
 }

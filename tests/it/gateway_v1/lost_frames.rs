@@ -26,12 +26,12 @@ async fn lost_terminal_frame_is_found_without_a_later_frame() {
     gateway.fanout.start_losing_frames();
     gateway.finish(&answer).await;
     gateway.fanout.stop_losing_after(1).await;
-    assert_eq!(device.wait_for_end("a1").await["content"], "one");
+    assert_eq!(device.wait_for_terminal_frame("a1").await["content"], "one");
     // From there on the connection receives live frames.
     device.send_message("a2", "x").await;
     device.wait_for_accepted("a2").await;
     gateway.answer("alice", "a2", &["two"]).await;
-    device.wait_for_end("a2").await;
+    device.wait_for_terminal_frame("a2").await;
 }
 
 #[tokio::test]
@@ -69,7 +69,7 @@ async fn connections_of_a_user_share_one_read_after_a_gap() {
     gateway.fanout.stop_losing_after(1).await;
     gateway.fanout.inject(FeedEvent::Gap).await;
     for device in &mut devices {
-        device.wait_for_end("a1").await;
+        device.wait_for_terminal_frame("a1").await;
     }
     let reads = gateway.fanout.reads.load(Ordering::SeqCst) - before;
     assert_eq!(
@@ -98,7 +98,7 @@ async fn frame_that_names_another_user_than_its_channel_is_not_delivered() {
         }
     }
     gateway.answer("bob", "b1", &["for bob"]).await;
-    bob.wait_for_ends(&["b1"]).await;
+    bob.wait_for_terminal_frames(&["b1"]).await;
     assert!(bob.frames.iter().all(|frame| frame["content"] != "secret"));
     alice.send_text(r#"{"type":"ping"}"#).await;
     assert_eq!(alice.next_frame().await["type"], "pong");
@@ -151,5 +151,5 @@ async fn connection_is_closed_only_when_the_fan_out_stays_unavailable() {
     gateway.fanout.is_unavailable.store(false, Ordering::SeqCst);
     device.connect_with_retries(&[gateway.port]).await;
     gateway.answer("alice", "a1", &["y"]).await;
-    assert_eq!(device.wait_for_end("a1").await["content"], "y");
+    assert_eq!(device.wait_for_terminal_frame("a1").await["content"], "y");
 }

@@ -72,7 +72,7 @@ async fn message_is_accepted_streamed_and_answered_on_all_devices() {
 
     gateway.answer("alice", "a1", &["one ", "two"]).await;
     for device in [&mut phone, &mut laptop] {
-        let end = device.wait_for_end("a1").await;
+        let end = device.wait_for_terminal_frame("a1").await;
         assert_eq!(end["content"], "one two");
         assert_eq!(end["position"], position(0).to_string());
         assert_eq!(device.message("a1").deltas, 2);
@@ -134,7 +134,7 @@ async fn unacknowledged_message_is_answered_with_a_retryable_error() {
     device.send_message("a1", "x").await;
     device.wait_for_accepted("a1").await;
     gateway.answer("alice", "a1", &["y"]).await;
-    assert_eq!(device.wait_for_end("a1").await["content"], "y");
+    assert_eq!(device.wait_for_terminal_frame("a1").await["content"], "y");
 }
 
 #[tokio::test]
@@ -150,8 +150,8 @@ async fn resent_message_repeats_its_answer_only_to_the_connection_that_resent_it
     phone.send_message("a1", "x").await;
     assert_eq!(phone.wait_for_type("accepted").await["id"], "a1");
     gateway.deliver(&answer).await;
-    phone.wait_for_end("a1").await;
-    laptop.wait_for_end("a1").await;
+    phone.wait_for_terminal_frame("a1").await;
+    laptop.wait_for_terminal_frame("a1").await;
     phone.send_message("a1", "x").await;
     assert_eq!(phone.next_frame().await["type"], "accepted");
     assert_eq!(phone.next_frame().await["type"], "response");
@@ -174,7 +174,7 @@ async fn resent_message_with_an_undelivered_answer_receives_it_once() {
     gateway.fanout.stop_losing_after(4).await;
     device.send_message("a2", "x").await;
     // The earlier answer precedes it because of its lower position; nothing follows.
-    device.wait_for_ends(&["a1", "a2"]).await;
+    device.wait_for_terminal_frames(&["a1", "a2"]).await;
     assert_eq!(device.message("a2").repeated_outcomes, 0);
     device.send_text(r#"{"type":"ping"}"#).await;
     assert_eq!(device.wait_for_type("pong").await["type"], "pong");
@@ -207,7 +207,7 @@ async fn cancel_reports_its_result() {
     device.send_message("a2", "x").await;
     device.wait_for_accepted("a2").await;
     gateway.answer("alice", "a2", &["y"]).await;
-    device.wait_for_end("a2").await;
+    device.wait_for_terminal_frame("a2").await;
     device.cancel("a2").await;
     assert_eq!(
         device.wait_for_type("cancel_result").await["result"],

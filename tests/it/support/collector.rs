@@ -23,15 +23,15 @@ pub(crate) struct Span {
     /// `service.name` of the sender.
     pub(crate) service: String,
     pub(crate) name: String,
-    pub(crate) trace: String,
+    pub(crate) trace_id: String,
     pub(crate) id: String,
     /// Empty for a root span.
-    pub(crate) parent: String,
-    pub(crate) state: String,
+    pub(crate) parent_id: String,
+    pub(crate) trace_state: String,
     /// As protobuf numbers it: 1 internal, 2 server, 3 client, 4 producer, 5 consumer.
     pub(crate) kind: i32,
-    pub(crate) start: u64,
-    pub(crate) end: u64,
+    pub(crate) start_ns: u64,
+    pub(crate) end_ns: u64,
     pub(crate) attributes: HashMap<String, String>,
     pub(crate) events: Vec<String>,
     pub(crate) failed: bool,
@@ -92,7 +92,7 @@ impl TraceCollector {
     }
 
     /// The number of requests so far.
-    pub(crate) fn requests(&self) -> usize {
+    pub(crate) fn request_count(&self) -> usize {
         let state = self.state.lock();
         state.headers.len()
     }
@@ -104,9 +104,9 @@ impl TraceCollector {
     }
 
     /// The spans of a trace so far.
-    pub(crate) fn trace(&self, id: &str) -> Vec<Span> {
+    pub(crate) fn trace_spans(&self, trace_id: &str) -> Vec<Span> {
         let state = self.state.lock();
-        let spans = state.spans.iter().filter(|span| span.trace == id);
+        let spans = state.spans.iter().filter(|span| span.trace_id == trace_id);
         spans.cloned().collect()
     }
 }
@@ -153,13 +153,13 @@ fn spans(request: ExportTraceServiceRequest) -> Vec<Span> {
             spans.push(Span {
                 service: service.clone(),
                 name: span.name,
-                trace: hex(&span.trace_id),
+                trace_id: hex(&span.trace_id),
                 id: hex(&span.span_id),
-                parent: hex(&span.parent_span_id),
-                state: span.trace_state,
+                parent_id: hex(&span.parent_span_id),
+                trace_state: span.trace_state,
                 kind: span.kind,
-                start: span.start_time_unix_nano,
-                end: span.end_time_unix_nano,
+                start_ns: span.start_time_unix_nano,
+                end_ns: span.end_time_unix_nano,
                 attributes: attributes(span.attributes),
                 events: span.events.into_iter().map(|event| event.name).collect(),
                 failed: span.status.is_some_and(|status| status.code == 2),

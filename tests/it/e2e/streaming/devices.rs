@@ -64,7 +64,7 @@ pub(super) async fn all_devices_show_the_same_answer_even_if_they_join_late(
     let welcome = laptop.connect(system.port(1)).await;
     assert_eq!(welcome["recovered"], true, "{welcome}");
     for device in [&mut laptop, &mut phone, &mut tablet] {
-        let end = device.wait_for_end("m-1").await;
+        let end = device.wait_for_terminal_frame("m-1").await;
         assert_eq!(end["content"], text.as_str());
         assert_eq!(device.transcript.stray_frames, 0);
     }
@@ -113,7 +113,7 @@ pub(super) async fn classic_client_receives_only_response_and_error(system: Arc<
     device.send_and_wait("m-1", &asked).await;
     classic.send_message(&told).await;
     let of_classic = |transcript: &Transcript| {
-        let mut all = transcript.all();
+        let mut all = transcript.messages();
         all.any(|message| {
             message.question.as_deref() == Some(&*told) && message.outcome_type().is_some()
         })
@@ -123,7 +123,7 @@ pub(super) async fn classic_client_receives_only_response_and_error(system: Arc<
         .await;
     let by_classic = device
         .transcript
-        .all()
+        .messages()
         .find(|message| message.id.is_none())
         .unwrap();
     assert_eq!(by_classic.accepted, [true], "the question is shown as well");
@@ -131,7 +131,7 @@ pub(super) async fn classic_client_receives_only_response_and_error(system: Arc<
     device.send_message("m-3", &stopped).await;
     device.wait_for_text("m-3", "some").await;
     device.cancel("m-3").await;
-    device.wait_for_ends(&["m-3"]).await;
+    device.wait_for_terminal_frames(&["m-3"]).await;
     assert_eq!(device.message("m-3").outcome_type(), Some("cancelled"));
     let expected: [(&str, Value); 3] = [
         ("response", numbered_words("a", 8).into()),
@@ -184,7 +184,7 @@ pub(super) async fn cancel_from_another_device_stops_a_running_answer(system: Ar
     assert_eq!(result["result"], "cancelling", "{result}");
     assert_call_closed(&system, &prompt, cancelled).await;
     for device in [&mut laptop, &mut phone] {
-        let end = device.wait_for_end("m-1").await;
+        let end = device.wait_for_terminal_frame("m-1").await;
         assert_eq!(end["type"], "cancelled", "{end}");
         assert_eq!(end["content"], "what was said so far ", "{end}");
         assert_eq!(end["id"], "m-1");
@@ -227,7 +227,7 @@ pub(super) async fn cancel_before_the_model_call_prevents_it(system: Arc<TestSys
     assert_eq!(result["message_id"], message_id.as_str());
     phone.cancel("m-1").await;
     for device in [&mut laptop, &mut phone] {
-        device.wait_for_ends(&["m-1", "m-2"]).await;
+        device.wait_for_terminal_frames(&["m-1", "m-2"]).await;
         for id in ["m-1", "m-2"] {
             assert_eq!(device.message(id).outcome_type(), Some("cancelled"), "{id}");
         }
@@ -259,7 +259,9 @@ pub(super) async fn interrupt_cancels_earlier_pending_messages(system: Arc<TestS
     device.send_message("m-2", &waiting).await;
     device.wait_for_accepted("m-2").await;
     device.send_interrupting_message("m-3", &last).await;
-    device.wait_for_ends(&["m-1", "m-2", "m-3", "o-1"]).await;
+    device
+        .wait_for_terminal_frames(&["m-1", "m-2", "m-3", "o-1"])
+        .await;
     let kinds = ["m-1", "m-2", "m-3", "o-1"]
         .map(|id| device.message(id).outcome_type().unwrap().to_owned());
     assert_eq!(kinds, ["cancelled", "cancelled", "response", "response"]);
@@ -293,7 +295,7 @@ pub(super) async fn same_id_through_two_gateways_is_one_message(system: Arc<Test
     laptop.wait_for_text("m-1", "once1 ").await;
     laptop.send_message("m-1", &prompt).await;
     for device in [&mut laptop, &mut phone] {
-        let end = device.wait_for_end("m-1").await;
+        let end = device.wait_for_terminal_frame("m-1").await;
         assert_eq!(end["content"], text.as_str());
         assert!(
             device.message("m-1").accepted.contains(&false),
@@ -325,7 +327,7 @@ pub(super) async fn id_resent_after_the_outcome_returns_the_stored_answer(system
     let mut laptop = V1Client::open(system.port(0), &user).await;
     let mut phone = V1Client::open(system.port(1), &user).await;
     let end = laptop.send_and_wait("m-1", &prompt).await;
-    phone.wait_for_ends(&["m-1"]).await;
+    phone.wait_for_terminal_frames(&["m-1"]).await;
     let seen = laptop.frames.len();
     laptop.send_message("m-1", &prompt).await;
     let again = |t: &Transcript| t.get("m-1").is_some_and(|m| m.repeated_outcomes == 1);
@@ -339,7 +341,7 @@ pub(super) async fn id_resent_after_the_outcome_returns_the_stored_answer(system
     // The same for a device that connects later and does not know the message.
     let mut late = V1Client::open(system.port(1), &user).await;
     late.send_message("m-1", &prompt).await;
-    assert_eq!(late.wait_for_end("m-1").await, end);
+    assert_eq!(late.wait_for_terminal_frame("m-1").await, end);
     for device in [&mut laptop, &mut phone, &mut late] {
         device.expect_no_frame(QUIET_PERIOD).await;
     }
@@ -362,7 +364,7 @@ pub(super) async fn messages_of_a_conversation_run_in_order_beside_other_convers
     device.send_message("m-2", &second).await;
     device.wait_for_text("m-1", "slow0").await;
     device.send_message_in("beside", "b-1", &beside).await;
-    device.wait_for_ends(&["b-1"]).await;
+    device.wait_for_terminal_frames(&["b-1"]).await;
     assert_eq!(
         device.message("m-1").outcome_type(),
         None,
@@ -373,7 +375,7 @@ pub(super) async fn messages_of_a_conversation_run_in_order_beside_other_convers
         0,
         "the second message overtook the first"
     );
-    device.wait_for_ends(&["m-1", "m-2"]).await;
+    device.wait_for_terminal_frames(&["m-1", "m-2"]).await;
     assert_eq!(device.transcript.outcome_order("default"), ["m-1", "m-2"]);
     assert_eq!(
         device.message("b-1").conversation.as_deref(),

@@ -69,14 +69,14 @@ impl AnswerInFlight {
         let before = self.away.transcript.reloads();
         self.away.connect_with_retries(&[system.port(1)]).await;
         if self.away.transcript.reloads() == before {
-            self.away.wait_for_ends(&["m-0", "m-1"]).await;
+            self.away.wait_for_terminal_frames(&["m-0", "m-1"]).await;
             assert_eq!(self.away.message("m-1").text, self.text);
         }
         // Both devices continue.
         let next = unique_name("afterwards");
         self.device.send_message("m-2", &next).await;
         for device in [&mut self.device, &mut self.away] {
-            let end = device.wait_for_end("m-2").await;
+            let end = device.wait_for_terminal_frame("m-2").await;
             assert_eq!(end["content"], format!("echo: {next}"));
         }
         // Frames that the relay delivers again are sent to no one twice.
@@ -143,7 +143,7 @@ pub(super) async fn killed_worker_is_replaced_and_the_text_restarts(system: &mut
         .find(|frame| frame["type"] == "delta")
         .unwrap();
     assert_eq!(begun["attempt"], 2, "{begun}");
-    let end = device.wait_for_end("m-1").await;
+    let end = device.wait_for_terminal_frame("m-1").await;
     assert_eq!(end["content"], whole.as_str());
     assert_eq!(end["attempt"], 2);
     assert_eq!(device.message("m-1").accepted.len(), 1);
@@ -176,7 +176,7 @@ pub(super) async fn worker_paused_past_its_session_is_fenced(system: &mut TestSy
     })
     .await;
     for socket in [&mut device, &mut phone] {
-        let end = socket.wait_for_end("m-1").await;
+        let end = socket.wait_for_terminal_frame("m-1").await;
         assert_eq!(end["content"], whole.as_str());
         assert_eq!(socket.message("m-1").restarts, 1);
         assert_eq!(socket.transcript.stray_frames, 0);
@@ -249,7 +249,10 @@ pub(super) async fn lost_publish_of_an_outcome_is_detected(system: &mut TestSyst
         }
         tokio::time::sleep(Duration::from_millis(150)).await;
     }
-    assert_eq!(device.wait_for_end("m-1").await["content"], text.as_str());
+    assert_eq!(
+        device.wait_for_terminal_frame("m-1").await["content"],
+        text.as_str()
+    );
     assert_eq!(classic.next_frame().await["content"], text.as_str());
     assert!(
         began.elapsed() < Duration::from_secs(15),
@@ -278,9 +281,12 @@ pub(super) async fn lost_publish_of_an_outcome_is_detected(system: &mut TestSyst
     device.send_message("m-2", &prompt).await;
     device.wait_for_text("m-2", "it").await;
     proxy.drop_channel(&format!("user:{user}"));
-    watcher.wait_for_ends(&["m-2"]).await;
+    watcher.wait_for_terminal_frames(&["m-2"]).await;
     let ended = Instant::now();
-    assert_eq!(device.wait_for_end("m-2").await["content"], "it is here");
+    assert_eq!(
+        device.wait_for_terminal_frame("m-2").await["content"],
+        "it is here"
+    );
     assert_eq!(classic.next_frame().await["content"], "it is here");
     assert!(
         proxy.dropped_count() > 0,
@@ -324,13 +330,15 @@ pub(super) async fn trimmed_mailbox_is_reported_and_the_history_is_complete(
     device.send_and_wait("last", &unique_name("after")).await;
     let welcome = away.connect(system.port(0)).await;
     assert_eq!(welcome["recovered"], true, "{welcome}");
-    away.wait_for_ends(&["last"]).await;
+    away.wait_for_terminal_frames(&["last"]).await;
     // Frames that the mailbox still has are replayed.
     let mut recent = V1Client::new(&user);
     recent.transcript.position = half;
     let welcome = recent.connect(system.port(1)).await;
     assert_eq!(welcome["recovered"], true, "{welcome}");
-    recent.wait_for_ends(&["m-48", "m-49", "last"]).await;
+    recent
+        .wait_for_terminal_frames(&["m-48", "m-49", "last"])
+        .await;
     recent.expect_no_frame(QUIET_PERIOD).await;
 }
 
@@ -368,7 +376,7 @@ pub(super) async fn position_of_another_epoch_is_not_recovered(system: &mut Test
     assert_eq!(questions, [before, after]);
     let end = away.send_and_wait("m-3", &unique_name("third")).await;
     assert_eq!(end["type"], "response", "{end}");
-    online.wait_for_ends(&["m-3"]).await;
+    online.wait_for_terminal_frames(&["m-3"]).await;
     for device in [&mut away, &mut online] {
         device.expect_no_frame(QUIET_PERIOD).await;
     }
@@ -389,7 +397,7 @@ pub(super) async fn killed_process_restarts_the_text(system: &mut TestSystem) {
     system.gateways[0] = spec.start().await;
     let welcome = device.connect(system.port(0)).await;
     assert_eq!(welcome["recovered"], true, "{welcome}");
-    let end = device.wait_for_end("m-1").await;
+    let end = device.wait_for_terminal_frame("m-1").await;
     assert_eq!(end["content"], whole.as_str());
     // The outcome of the first message is unchanged.
     device.send_message("m-0", "whatever").await;

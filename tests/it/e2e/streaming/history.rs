@@ -32,7 +32,7 @@ pub(super) async fn conversations_are_listed_and_paged(system: Arc<TestSystem>) 
     device
         .send_message_in("second", "s-1", "in the second")
         .await;
-    device.wait_for_end("s-1").await;
+    device.wait_for_terminal_frame("s-1").await;
     assert_eq!(
         history.conversations().await,
         ["second", "default"],
@@ -96,9 +96,9 @@ pub(super) async fn deleted_conversation_disappears_and_others_remain(system: Ar
     let mut device = V1Client::open(system.port(0), &user).await;
     let history = HistoryClient::new(system.port(0), &user);
     device.send_message_in("secret", "s-1", "forget this").await;
-    device.wait_for_end("s-1").await;
+    device.wait_for_terminal_frame("s-1").await;
     device.send_message_in("kept", "k-1", "keep this").await;
-    device.wait_for_end("k-1").await;
+    device.wait_for_terminal_frame("k-1").await;
     let status = history.delete("secret").await;
     assert!([200, 204].contains(&status), "{status}");
     assert_eq!(history.conversations().await, ["kept"]);
@@ -107,7 +107,7 @@ pub(super) async fn deleted_conversation_disappears_and_others_remain(system: Ar
     // It is in no mailbox any more.
     away.connect(system.port(1)).await;
     if away.transcript.reloads() == 1 {
-        away.wait_for_ends(&["k-1"]).await;
+        away.wait_for_terminal_frames(&["k-1"]).await;
     }
     away.expect_no_frame(QUIET_PERIOD).await;
     assert!(away.transcript.get("s-1").is_none());
@@ -115,7 +115,7 @@ pub(super) async fn deleted_conversation_disappears_and_others_remain(system: Ar
     device
         .send_message_in("secret", "s-2", "what did I say?")
         .await;
-    device.wait_for_end("s-2").await;
+    device.wait_for_terminal_frame("s-2").await;
     let context = system.model().requests_for("what did I say?");
     let of_user: Vec<_> = context
         .iter()
@@ -150,7 +150,7 @@ pub(super) async fn deleting_everything_stops_answers_in_flight(system: Arc<Test
     let status = history.delete_all().await;
     assert!([200, 204].contains(&status), "{status}");
     for socket in [&mut device, &mut phone] {
-        socket.wait_for_ends(&["m-1", "m-2"]).await;
+        socket.wait_for_terminal_frames(&["m-1", "m-2"]).await;
         assert_eq!(socket.message("m-1").outcome_type(), Some("cancelled"));
         assert_eq!(socket.message("m-2").outcome_type(), Some("cancelled"));
     }

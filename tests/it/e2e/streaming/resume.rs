@@ -179,7 +179,7 @@ pub(super) async fn missed_frames_are_replayed_in_order(system: Arc<TestSystem>)
         away.transcript.position.as_deref()
     );
     let all: Vec<&str> = ids.iter().map(String::as_str).collect();
-    away.wait_for_ends(&all).await;
+    away.wait_for_terminal_frames(&all).await;
     assert_eq!(away.transcript.outcome_order("default"), ids);
     assert_eq!(away.transcript.outcomes(), at_work.transcript.outcomes());
     away.expect_no_frame(QUIET_PERIOD).await;

@@ -66,13 +66,13 @@ pub(super) async fn first_token_is_sent_without_delay(system: Arc<TestSystem>) {
     let mut device = V1Client::open(system.port(0), &unique_name("rows")).await;
     device.send_message("m-1", &prompt).await;
     device.wait_for_text("m-1", "first").await;
-    assert!(device.message("m-1").is_growing());
+    assert!(device.message("m-1").is_streaming());
     let asked = system.model().requests_for(&prompt)[0].received_at;
     assert!(
         asked.elapsed() < Duration::from_secs(3),
         "the first token was delayed"
     );
-    let end = device.wait_for_end("m-1").await;
+    let end = device.wait_for_terminal_frame("m-1").await;
     assert_eq!(end["content"], "first last");
 }
 
@@ -85,7 +85,7 @@ pub(super) async fn many_tokens_are_batched_into_few_frames(system: Arc<TestSyst
     device.send_message("m-1", &prompt).await;
     device.wait_for_text("m-1", "t0").await;
     let began = Instant::now();
-    let end = device.wait_for_end("m-1").await;
+    let end = device.wait_for_terminal_frame("m-1").await;
     assert_eq!(end["content"], text.as_str());
     let most = began.elapsed().as_secs_f64() * 40.0 + 8.0;
     let deltas = device.message("m-1").deltas;
@@ -166,7 +166,7 @@ pub(super) async fn invalid_frame_is_refused_and_the_socket_stays_open(system: A
     let prompt = unique_name("good");
     let good = json!({"type": "message", "id": "m-1", "content": prompt, "userid": user, "x": 1});
     device.send_message_frame(&good).await;
-    let end = device.wait_for_end("m-1").await;
+    let end = device.wait_for_terminal_frame("m-1").await;
     assert_eq!(end["content"], format!("echo: {prompt}"));
 }
 
@@ -204,7 +204,7 @@ pub(super) async fn interrupted_provider_restarts_the_text(system: Arc<TestSyste
     let mut device = V1Client::open(system.port(0), &unique_name("rows")).await;
     device.send_message("m-1", &prompt).await;
     device.wait_for_text("m-1", "old").await;
-    let end = device.wait_for_end("m-1").await;
+    let end = device.wait_for_terminal_frame("m-1").await;
     assert_eq!(end["type"], "response", "{end}");
     assert_eq!(end["content"], whole.as_str());
     assert_eq!(end["attempt"], 2);

@@ -25,7 +25,8 @@ pub(super) async fn slow_readers_get_snapshots_and_stalled_ones_are_closed(
     let filler = numbered_words("x", 800);
     // Compares lengths, because searching megabytes of text at every frame would delay the test.
     let length = PIECES * filler.len();
-    let has_all = |t: &Transcript| t.all().filter(|m| m.text.len() > length).count() == ANSWERS;
+    let has_all =
+        |t: &Transcript| t.messages().filter(|m| m.text.len() > length).count() == ANSWERS;
     let ids: Vec<String> = (0..ANSWERS).map(|n| format!("m-{n}")).collect();
     for id in &ids {
         let prompt = unique_name("flood");
@@ -45,19 +46,19 @@ pub(super) async fn slow_readers_get_snapshots_and_stalled_ones_are_closed(
         .await;
     let open = watcher
         .transcript
-        .all()
+        .messages()
         .filter(|m| m.terminal.is_none())
         .count();
     assert!(open > 0, "no answer is in flight any more");
     let all: Vec<&str> = ids.iter().map(String::as_str).collect();
-    slow.wait_for_ends(&all).await;
+    slow.wait_for_terminal_frames(&all).await;
     assert!(slow.is_connected(), "the slow reader stays connected");
-    let snapshots: usize = slow.transcript.all().map(|m| m.snapshots).sum();
+    let snapshots: usize = slow.transcript.messages().map(|m| m.snapshots).sum();
     assert!(
         snapshots > 0,
         "the slow reader never needed a snapshot, so this test shows nothing"
     );
-    watcher.wait_for_ends(&all).await;
+    watcher.wait_for_terminal_frames(&all).await;
     assert_eq!(slow.transcript.outcomes(), watcher.transcript.outcomes());
     for id in &ids {
         assert!(slow.message(id).text.ends_with("the end"), "{id}");
@@ -78,7 +79,7 @@ pub(super) async fn slow_readers_get_snapshots_and_stalled_ones_are_closed(
     assert!([Some(4409), None].contains(&code), "{code:?}");
     let welcome = stalled.connect(system.port(1)).await;
     assert_eq!(welcome["recovered"], true, "{welcome}");
-    stalled.wait_for_ends(&all).await;
+    stalled.wait_for_terminal_frames(&all).await;
     assert_eq!(stalled.transcript.outcomes(), watcher.transcript.outcomes());
 }
 

@@ -326,14 +326,14 @@ impl V1Client {
     }
 
     /// Reads until all messages have ended.
-    pub(crate) async fn wait_for_ends(&mut self, ids: &[&str]) {
+    pub(crate) async fn wait_for_terminal_frames(&mut self, ids: &[&str]) {
         let what = format!("{ids:?} end");
         self.wait_for(&what, |t| ended(t, ids)).await;
     }
 
     /// Reads until the message has ended, and returns its terminal frame.
-    pub(crate) async fn wait_for_end(&mut self, id: &str) -> Value {
-        self.wait_for_ends(&[id]).await;
+    pub(crate) async fn wait_for_terminal_frame(&mut self, id: &str) -> Value {
+        self.wait_for_terminal_frames(&[id]).await;
         let message = self.transcript.get(id).expect("it ended");
         message.terminal.clone().expect("it ended")
     }
@@ -341,7 +341,7 @@ impl V1Client {
     /// Sends a message and returns its terminal frame.
     pub(crate) async fn send_and_wait(&mut self, id: &str, content: &str) -> Value {
         self.send_message(id, content).await;
-        self.wait_for_end(id).await
+        self.wait_for_terminal_frame(id).await
     }
 
     /// The message as the client shows it.
@@ -378,10 +378,9 @@ impl V1Client {
                 self.connect_with_retries(&ports).await;
                 turn += 1;
                 for (id, content) in messages {
-                    let known = self
-                        .transcript
-                        .get(id)
-                        .is_some_and(|m| m.is_accepted() || m.terminal.is_some() || m.is_growing());
+                    let known = self.transcript.get(id).is_some_and(|m| {
+                        m.is_accepted() || m.terminal.is_some() || m.is_streaming()
+                    });
                     if !known {
                         self.send_message(id, content).await;
                     }

@@ -45,7 +45,7 @@ impl Message {
     }
 
     /// Whether the text of this message is being streamed now.
-    pub(crate) fn is_growing(&self) -> bool {
+    pub(crate) fn is_streaming(&self) -> bool {
         self.terminal.is_none() && self.next.is_some() && !self.text.is_empty()
     }
 }
@@ -55,7 +55,7 @@ impl Message {
 pub(crate) struct ReplacedText {
     pub(crate) message_id: String,
     pub(crate) text: String,
-    pub(crate) at: Instant,
+    pub(crate) replaced_at: Instant,
 }
 
 /// All messages of one client, over its connections.
@@ -66,12 +66,12 @@ pub(crate) struct Transcript {
     /// The `message_id` of each `id`.
     by_id: BTreeMap<String, String>,
     /// The `message_id`s in the order of their terminal frames.
-    pub(crate) order: Vec<String>,
+    pub(crate) ended_message_ids: Vec<String>,
     /// The position to connect with.
     pub(crate) position: Option<String>,
     /// When the server said that it can't replay, including the first connection. Outcomes from
     /// before are in the history; every later one must be sent.
-    pub(crate) reloaded: Vec<Instant>,
+    pub(crate) reloaded_at: Vec<Instant>,
     /// Number of live frames about messages that had ended, which only a data loss of Redis allows.
     pub(crate) stray_frames: usize,
     /// Redis may lose its data in this test. Then the model may be called again for a message that
@@ -82,7 +82,7 @@ pub(crate) struct Transcript {
     epochs: Vec<Epoch>,
     /// The messages whose frames arrived a second time for that reason, and when.
     pub(crate) repeated_after_move: Vec<(String, Instant)>,
-    pub(crate) replaced: Vec<ReplacedText>,
+    pub(crate) replaced_texts: Vec<ReplacedText>,
     /// The `id`s sent so far, and how often each was sent again on this connection: the stored
     /// terminal frame may arrive that often.
     all_sent: BTreeSet<String>,
@@ -120,7 +120,7 @@ impl Transcript {
 
     /// How often the server said that it can't replay, including the first connection.
     pub(crate) fn reloads(&self) -> usize {
-        self.reloaded.len()
+        self.reloaded_at.len()
     }
 
     /// The `message_id` of a client's `id`.
@@ -128,13 +128,13 @@ impl Transcript {
         self.by_id.get(id).map(String::as_str)
     }
 
-    pub(crate) fn all(&self) -> impl Iterator<Item = &Message> {
+    pub(crate) fn messages(&self) -> impl Iterator<Item = &Message> {
         self.messages.values()
     }
 
     /// The `id`s of a conversation's messages in the order of the terminal frames.
     pub(crate) fn outcome_order(&self, conversation: &str) -> Vec<String> {
-        self.order
+        self.ended_message_ids
             .iter()
             .map(|message_id| &self.messages[message_id])
             .filter(|message| message.conversation.as_deref() == Some(conversation))
@@ -275,7 +275,7 @@ impl Transcript {
                 );
             }
             Some(false) => {
-                self.reloaded.push(Instant::now());
+                self.reloaded_at.push(Instant::now());
                 // Snapshots follow.
                 for message in self.messages.values_mut() {
                     message.next = None;
@@ -489,16 +489,16 @@ impl Transcript {
             check!(self, frame, may_be, "the text so far was {:?}", before.text);
             if !grown {
                 let id = frame["message_id"].as_str().unwrap_or_default();
-                self.replaced.push(ReplacedText {
+                self.replaced_texts.push(ReplacedText {
                     message_id: id.to_owned(),
                     text: before.text.clone(),
-                    at: Instant::now(),
+                    replaced_at: Instant::now(),
                 });
             }
         }
         self.advance_position(frame);
         let message_id = frame["message_id"].as_str().unwrap_or_default().to_owned();
-        self.order.push(message_id);
+        self.ended_message_ids.push(message_id);
         let message = self.entry(frame);
         message.text = content;
         message.next = None;
