@@ -228,7 +228,7 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
             let mut flags = listen.flags("server");
             flags.extend(data_dir.into_iter().flat_map(data_dir_flags));
             if ephemeral {
-                flags.push(flag("--ephemeral", "embedded.ephemeral", "true"));
+                flags.push(new_flag("--ephemeral", "embedded.ephemeral", "true"));
             }
             run_role(Role::AllInOne, common, flags)
         }
@@ -242,7 +242,7 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Doctor(arguments) => run_doctor(&common, &arguments),
         Command::Dlq(arguments) => run_dlq(common, arguments),
         Command::Config(ConfigCommand::Show { role, json }) => {
-            let config = load(role, common, Vec::new())?;
+            let config = load_config(role, common, Vec::new())?;
             print(&if json {
                 config.show_json()
             } else {
@@ -250,7 +250,7 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
             })
         }
         Command::Config(ConfigCommand::Check { role }) => {
-            let config = load(role, common, Vec::new())?;
+            let config = load_config(role, common, Vec::new())?;
             app::validate(&config)?;
             for notice in config.notices() {
                 eprintln!("warning: {notice}");
@@ -264,7 +264,7 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
             let url = if let Some(url) = url {
                 url
             } else {
-                let address = load(role, common, Vec::new())?.health_address();
+                let address = load_config(role, common, Vec::new())?.health_address();
                 let address = app::reachable_address(address);
                 format!("http://{address}/health/ready")
             };
@@ -279,15 +279,15 @@ impl ListenArgs {
     fn flags(self, section: &str) -> Vec<Flag> {
         let host = self
             .host
-            .map(|v| flag("--host", &format!("{section}.host"), v));
+            .map(|v| new_flag("--host", &format!("{section}.host"), v));
         let port = self
             .port
-            .map(|v| flag("--port", &format!("{section}.port"), v));
+            .map(|v| new_flag("--port", &format!("{section}.port"), v));
         host.into_iter().chain(port).collect()
     }
 }
 
-fn flag(flag: &str, key: &str, value: impl Into<String>) -> Flag {
+fn new_flag(flag: &str, key: &str, value: impl Into<String>) -> Flag {
     Flag {
         flag: flag.to_owned(),
         key: key.to_owned(),
@@ -299,27 +299,33 @@ fn flag(flag: &str, key: &str, value: impl Into<String>) -> Flag {
 /// even if EPHEMERAL is set.
 fn data_dir_flags(folder: String) -> [Flag; 2] {
     [
-        flag("--data-dir", "embedded.data_dir", folder),
-        flag("--data-dir", "embedded.ephemeral", "false"),
+        new_flag("--data-dir", "embedded.data_dir", folder),
+        new_flag("--data-dir", "embedded.ephemeral", "false"),
     ]
 }
 
 /// Loads the configuration of a role from the configuration file, the environment, the common
 /// options and `role_flags`.
-fn load(role: Role, common: CommonArgs, role_flags: Vec<Flag>) -> Result<Config, ConfigErrors> {
-    let set = common.set.into_iter();
-    let mut flags: Vec<Flag> = set.map(|(key, value)| flag("--set", &key, value)).collect();
+fn load_config(
+    role: Role,
+    common: CommonArgs,
+    role_flags: Vec<Flag>,
+) -> Result<Config, ConfigErrors> {
+    let set_options = common.set.into_iter();
+    let mut flags: Vec<Flag> = set_options
+        .map(|(key, value)| new_flag("--set", &key, value))
+        .collect();
     flags.extend(
         common
             .log_level
-            .map(|level| flag("--log-level", "log.level", level)),
+            .map(|level| new_flag("--log-level", "log.level", level)),
     );
     flags.extend(role_flags);
     Config::load(role, &Sources::from_process(common.config, flags))
 }
 
 fn run_role(role: Role, common: CommonArgs, flags: Vec<Flag>) -> anyhow::Result<()> {
-    let config = load(role, common, flags)?;
+    let config = load_config(role, common, flags)?;
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -328,7 +334,7 @@ fn run_role(role: Role, common: CommonArgs, flags: Vec<Flag>) -> anyhow::Result<
 }
 
 fn run_token(common: CommonArgs, command: TokenCommand) -> anyhow::Result<()> {
-    let config = load(Role::Gateway, common, Vec::new())?;
+    let config = load_config(Role::Gateway, common, Vec::new())?;
     let parse_user = |text: &str| {
         UserId::parse(text).map_err(|_| {
             anyhow::anyhow!("a userid is 1 to 128 characters of A-Z a-z 0-9 . _ : @ | + -")
@@ -396,7 +402,7 @@ fn run_doctor(common: &CommonArgs, arguments: &doctor::Arguments) -> anyhow::Res
         // configuration of any role shows whether they are set.
         None => {
             let mut roles = Role::ALL.iter();
-            let config = roles.find_map(|role| load(*role, common.clone(), Vec::new()).ok());
+            let config = roles.find_map(|role| load_config(*role, common.clone(), Vec::new()).ok());
             if config.is_some_and(|config| !config.has_kafka_or_redis_address()) {
                 vec![Role::AllInOne]
             } else {
@@ -409,7 +415,7 @@ fn run_doctor(common: &CommonArgs, arguments: &doctor::Arguments) -> anyhow::Res
             Role::AllInOne => data_dir_flags.clone(),
             _ => Vec::new(),
         };
-        match load(role, common.clone(), flags) {
+        match load_config(role, common.clone(), flags) {
             Ok(config) => loaded.valid.push(config),
             Err(errors) => loaded.invalid.push((role, errors)),
         }
@@ -430,14 +436,14 @@ fn run_dlq(common: CommonArgs, arguments: dlq::Arguments) -> anyhow::Result<()> 
         .flat_map(data_dir_flags)
         .collect();
     let location = if let Some(url) = arguments.url.clone() {
-        dlq::Location::Running(load(Role::AllInOne, common, flags)?, url)
+        dlq::Location::Running(load_config(Role::AllInOne, common, flags)?, url)
     } else {
-        let worker_config = load(Role::AiWorker, common.clone(), Vec::new())?;
+        let worker_config = load_config(Role::AiWorker, common.clone(), Vec::new())?;
         if folder.is_none() && worker_config.has_kafka_or_redis_address() {
             app::validate(&worker_config)?;
             dlq::Location::Kafka(worker_config)
         } else {
-            dlq::Location::Folder(load(Role::AllInOne, common, flags)?)
+            dlq::Location::Folder(load_config(Role::AllInOne, common, flags)?)
         }
     };
     start_small_runtime()?.block_on(dlq::run(arguments, location))

@@ -26,7 +26,7 @@ impl Drop for Process {
 }
 
 /// Returns a command that runs chatmesh with these arguments and without inherited settings.
-fn command(args: &Args, arguments: &[&str]) -> Command {
+fn chatmesh_command(args: &Args, arguments: &[&str]) -> Command {
     let mut command = Command::new(&args.chatmesh);
     command
         .args(arguments)
@@ -49,7 +49,7 @@ impl Mock {
     /// none.
     pub(crate) fn start(args: &Args, flags: &[&str]) -> Self {
         let tokens = args.tokens.to_string();
-        let mut command = command(args, &["mock-openai", "--port", "0"]);
+        let mut command = chatmesh_command(args, &["mock-openai", "--port", "0"]);
         if flags.is_empty() {
             command.args(["--tokens", &tokens]);
         }
@@ -90,7 +90,7 @@ impl<'a> Chatmesh<'a> {
             ("relay", "METRICS_PORT"),
         ] {
             let port = free_port();
-            let mut command = command(args, &[role]);
+            let mut command = chatmesh_command(args, &[role]);
             command
                 .env(port_setting, port.to_string())
                 .env("HOST", "127.0.0.1")
@@ -139,7 +139,8 @@ impl<'a> Chatmesh<'a> {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
-        // A ready role may not have its partitions yet. An answered message shows that it has.
+        // A ready role may not have its partitions yet. An answered message shows that the roles
+        // have their partitions.
         chatmesh.run(1, Duration::from_secs(1)).await;
         chatmesh
     }
@@ -163,7 +164,7 @@ impl<'a> Chatmesh<'a> {
     pub(crate) async fn run(&self, clients: usize, length: Duration) -> StepResult {
         let clients = clients.to_string();
         let length = format!("{}ms", length.as_millis());
-        let mut command = command(
+        let mut command = chatmesh_command(
             self.args,
             &[
                 "load-test",

@@ -103,7 +103,7 @@ impl StepResult {
 
 /// The results of the same step of both systems.
 #[derive(Debug)]
-struct Pair {
+struct StepPair {
     model: String,
     clients: usize,
     floor: StepResult,
@@ -134,7 +134,7 @@ fn main() {
 }
 
 /// Runs all steps of both systems with each model, and returns their results.
-async fn run(args: &Args) -> Vec<Pair> {
+async fn run(args: &Args) -> Vec<StepPair> {
     let mut pairs = Vec::new();
     for name in &args.models {
         // A paced answer takes 200 ms, token by token; the other models answer at once.
@@ -157,7 +157,7 @@ async fn run(args: &Args) -> Vec<Pair> {
             chatmesh.run(clients, warm_up).await;
             let chatmesh_result = chatmesh.run(clients, length).await;
             eprintln!("  floor    {floor_result:?}\n  chatmesh {chatmesh_result:?}");
-            pairs.push(Pair {
+            pairs.push(StepPair {
                 model: name.clone(),
                 clients,
                 floor: floor_result,

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use super::Pair;
+use super::StepPair;
 
 /// Returns chatmesh's value in relation to that of the floor; `None` if the floor's value is 0.
 fn ratio(chatmesh: f64, floor: f64) -> Option<f64> {
@@ -12,7 +12,7 @@ fn ratio(chatmesh: f64, floor: f64) -> Option<f64> {
 }
 
 /// Formats the results as a table with one line per step.
-pub(crate) fn text(pairs: &[Pair]) -> String {
+pub(crate) fn text(pairs: &[StepPair]) -> String {
     let mut out = format!(
         "{:<6} {:>7} │ {:>28} │ {:>37} │ {:>20}\n{:<6} {:>7} │ {:>8} {:>8} {:>10} │ {:>8} {:>8} {:>8} {:>10} │ {:>6} {:>6} {:>6}\n",
         "",
@@ -64,7 +64,7 @@ pub(crate) fn text(pairs: &[Pair]) -> String {
 }
 
 /// Returns the results of a step as JSON.
-pub(crate) fn json(pair: &Pair) -> Value {
+pub(crate) fn json(pair: &StepPair) -> Value {
     let (floor, chatmesh) = (&pair.floor, &pair.chatmesh);
     json!({
         "model": pair.model,

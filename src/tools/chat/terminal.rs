@@ -16,7 +16,7 @@ use crate::protocol::ids::ConversationId;
 use crate::protocol::wire::http::TurnStatus;
 
 /// Maximum number of earlier turns that are shown at the start of a conversation.
-const HISTORY_TURNS: usize = 10;
+const MAX_SHOWN_TURNS: usize = 10;
 
 /// The result of showing an answer.
 enum ShowResult {
@@ -212,7 +212,7 @@ async fn show_history(
     conversation: &ConversationId,
     screen: &mut Screen,
 ) -> anyhow::Result<()> {
-    let page = match client.messages(conversation, None, HISTORY_TURNS).await {
+    let page = match client.messages(conversation, None, MAX_SHOWN_TURNS).await {
         Ok(page) => page,
         Err(error) => {
             screen.print_notice(&format!("earlier turns can't be shown: {error}"));

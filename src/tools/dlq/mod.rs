@@ -117,8 +117,8 @@ impl FilterArguments {
 pub(crate) enum Location {
     /// The dead letters are in Kafka.
     Kafka(Config),
-    /// The dead letters are in the data directory of an `all-in-one`. If it is running, its HTTP
-    /// address is read from the directory.
+    /// The dead letters are in the data directory of an `all-in-one`. If the `all-in-one` is
+    /// running, its HTTP address is read from the directory.
     Folder(Config),
     /// The dead letters are read through a running `all-in-one` at this HTTP address.
     Running(Config, String),
@@ -192,7 +192,7 @@ async fn settle(
             Ok(settled) => results.extend(settled),
             Err(error) => {
                 bar.abandon();
-                report(&results, selection.json)?;
+                print_results(&results, selection.json)?;
                 if error.is::<RejectedRequest>() {
                     return Err(error);
                 }
@@ -205,7 +205,7 @@ async fn settle(
         bar.set_position(results.len() as u64);
     }
     bar.finish_and_clear();
-    report(&results, selection.json)?;
+    print_results(&results, selection.json)?;
     let failed = results.iter().filter(|r| r.error.is_some()).count();
     ensure!(
         failed == 0,
@@ -302,7 +302,8 @@ async fn dry_run(
     print(&text)
 }
 
-fn report(results: &[SettleResult], json: bool) -> anyhow::Result<()> {
+/// Prints how each dead letter was settled, or why it was not.
+fn print_results(results: &[SettleResult], json: bool) -> anyhow::Result<()> {
     if json {
         return print(&(serde_json::to_string_pretty(results)? + "\n"));
     }

@@ -9,7 +9,7 @@ use crate::log::{Log as _, TopicSpec};
 
 /// Maximum number of records that a consumer group may be behind without a warning: the threshold
 /// of the alert ChatmeshConsumerLag.
-const MAX_LAG: i64 = 500;
+const MAX_LAG_RECORDS: i64 = 500;
 
 pub(super) async fn check(config: &Config, findings: &mut Findings) {
     let settings = config.kafka();
@@ -164,7 +164,7 @@ fn check_group(group: &Group, name: &str, role: &str, findings: &mut Findings) {
             format!("{facts}: the group has no members"),
             format!("start chatmesh {role}"),
         );
-    } else if *lag > MAX_LAG {
+    } else if *lag > MAX_LAG_RECORDS {
         findings.add_warning(
             facts,
             format!(

@@ -47,8 +47,8 @@ pub(super) async fn check(settings: &WorkerSettings, findings: &mut Findings) {
                 request.model
             );
             let limit_ms = api.first_token_timeout.as_millis();
-            // A worker abandons a call that has no token at this limit. If the first token already
-            // takes more than half of it, too little is left for busy hours.
+            // A worker abandons a call that has no token at this limit. If the first token takes
+            // more than half of this time now, it may exceed the limit in busy hours.
             if first_ms * 2 > limit_ms {
                 findings.add_warning(
                     text,

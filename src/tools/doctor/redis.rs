@@ -14,7 +14,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(6);
 /// Pause between two attempts to connect.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// Largest difference, in milliseconds, between the clocks of a Redis server and of this machine
-/// that causes no warning. The round trip is added to it.
+/// that causes no warning. The round trip is added to this limit.
 const MAX_CLOCK_SKEW_MS: i64 = 2000;
 /// Longest round trip, in milliseconds, that causes no warning. Every message needs several round
 /// trips.

@@ -32,7 +32,7 @@ const FIRST_RECONNECT_DELAY: Duration = Duration::from_millis(200);
 /// Maximum delay before an attempt to reconnect, unless the close code asks for a longer delay.
 const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(4);
 /// Delay of a client that does not reconnect. It is longer than any test.
-const NEVER: Duration = Duration::from_secs(365 * 86_400);
+const NO_RECONNECT_DELAY: Duration = Duration::from_secs(365 * 86_400);
 /// When the user ends the test, messages that became due within this time before the end do not
 /// count as not sent.
 const INTERRUPT_GRACE: Duration = Duration::from_millis(50);
@@ -160,7 +160,7 @@ impl<'a> Client<'a> {
             RetryHint::Never(_) => {
                 // This client sends nothing more, so the test does not wait for it.
                 self.set_finished();
-                NEVER
+                NO_RECONNECT_DELAY
             }
             // The random factor spreads clients that were closed at the same time.
             RetryHint::Reconnect(Some(minimum)) => {

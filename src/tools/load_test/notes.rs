@@ -63,7 +63,7 @@ fn note_lost_connections(stats: &Stats, notes: &mut Vec<String>) {
             .map(|(reason, count)| format!("{count} {reason}"))
             .collect();
         let total: u64 = stats.closed_early.values().sum();
-        let when = match [first, last].map(|time| format_number(time.as_secs_f64())) {
+        let close_times = match [first, last].map(|time| format_number(time.as_secs_f64())) {
             [first, last] if first == last => format!("{first} s after the start"),
             [first, last] => format!("{first} to {last} s after the start"),
         };
@@ -73,8 +73,8 @@ fn note_lost_connections(stats: &Stats, notes: &mut Vec<String>) {
             resent => format!(" and sent {resent} messages again"),
         };
         notes.push(format!(
-            "{total} connections ended early, {when} ({}); clients reconnected {reconnections} \
-             times{resent}",
+            "{total} connections ended early, {close_times} ({}); clients reconnected \
+             {reconnections} times{resent}",
             reasons.join(", ")
         ));
     }

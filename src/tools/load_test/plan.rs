@@ -113,15 +113,24 @@ mod tests {
 
     #[test]
     fn open_loop_schedules_messages_by_rate_and_duration() {
-        let endless = plan(SendMode::OpenLoop(10.0), u64::MAX, Some(2));
-        assert_eq!(endless.scheduled_length(), Some(Duration::from_secs(2)));
-        assert_eq!(scheduled_by_client(&endless, None), [7, 7, 6]);
-        assert_eq!(scheduled_by_client(&endless, Some(450)), [2, 2, 1]);
-        assert_eq!(scheduled_by_client(&endless, Some(0)), [0, 0, 0]);
-        let few = plan(SendMode::OpenLoop(10.0), 2, Some(2));
-        assert_eq!(few.scheduled_length(), Some(Duration::from_millis(600)));
-        assert_eq!(scheduled_by_client(&few, None), [2, 2, 2]);
-        assert_eq!(scheduled_by_client(&few, Some(150)), [1, 1, 0]);
+        let unlimited_messages = plan(SendMode::OpenLoop(10.0), u64::MAX, Some(2));
+        assert_eq!(
+            unlimited_messages.scheduled_length(),
+            Some(Duration::from_secs(2))
+        );
+        assert_eq!(scheduled_by_client(&unlimited_messages, None), [7, 7, 6]);
+        assert_eq!(
+            scheduled_by_client(&unlimited_messages, Some(450)),
+            [2, 2, 1]
+        );
+        assert_eq!(scheduled_by_client(&unlimited_messages, Some(0)), [0, 0, 0]);
+        let few_messages = plan(SendMode::OpenLoop(10.0), 2, Some(2));
+        assert_eq!(
+            few_messages.scheduled_length(),
+            Some(Duration::from_millis(600))
+        );
+        assert_eq!(scheduled_by_client(&few_messages, None), [2, 2, 2]);
+        assert_eq!(scheduled_by_client(&few_messages, Some(150)), [1, 1, 0]);
     }
 
     #[test]

@@ -107,7 +107,7 @@ impl Report {
         let verdicts = |verdicts: &[Verdict]| -> Vec<Value> {
             let verdicts = verdicts.iter();
             verdicts
-                .map(|v| json!({"condition": v.text, "value": rounded(v.value), "met": v.is_met}))
+                .map(|v| json!({"condition": v.text, "value": rounded_json(v.value), "met": v.is_met}))
                 .collect()
         };
         let mut latencies = Map::new();
@@ -115,7 +115,7 @@ impl Report {
             let mut statistics = Map::new();
             statistics.insert("count".into(), row.latency.count().into());
             for statistic in STATISTIC_NAMES {
-                let value = rounded(statistic_ms(&row.latency, statistic));
+                let value = rounded_json(statistic_ms(&row.latency, statistic));
                 statistics.insert(statistic.into(), value);
             }
             latencies.insert(row.name.into(), statistics.into());
@@ -139,14 +139,14 @@ impl Report {
             "came_back": stats.reconnections,
             "not_back": counts_json(&stats.not_reconnected),
             "interrupted": result.is_interrupted,
-            "seconds": rounded(Some(result.length_seconds)),
+            "seconds": rounded_json(Some(result.length_seconds)),
             "sent": stats.sent,
             "not_sent": stats.not_sent,
             "sent_again": stats.resent,
             "accepted": stats.accepted,
             "delivered": stats.delivered,
-            "delivered_percent": rounded(result.value("delivered")),
-            "throughput": rounded(result.value("throughput")),
+            "delivered_percent": rounded_json(result.value("delivered")),
+            "throughput": rounded_json(result.value("throughput")),
             "failed": stats.failed,
             "refused": stats.rejected,
             "errors": counts_json(&stats.errors),
@@ -157,10 +157,10 @@ impl Report {
             "mixed_up": result.count_if_answers_are_identified(stats.mixed_up),
             "not_understood": stats.unexpected_frames,
             "deltas": stats.deltas,
-            "deltas_per_second": rounded(result.value("tokens")),
+            "deltas_per_second": rounded_json(result.value("tokens")),
             "restarted": stats.restarted,
             "latency_ms": latencies,
-            "sent_late_p99_ms": rounded(stats.send_delay.percentile_ms(99.0)),
+            "sent_late_p99_ms": rounded_json(stats.send_delay.percentile_ms(99.0)),
             "original_criteria": verdicts(&self.original_verdicts),
             "required": verdicts(&self.required_verdicts),
             "notes": self.notes,
@@ -319,6 +319,6 @@ fn counts_json(counts: &Counts) -> Value {
 
 /// Returns a value as JSON, rounded to three decimals, which is more precise than the measurement;
 /// null for a value that was not measured.
-fn rounded(value: Option<f64>) -> Value {
+fn rounded_json(value: Option<f64>) -> Value {
     value.map_or(Value::Null, |v| json!((v * 1e3).round() / 1e3))
 }

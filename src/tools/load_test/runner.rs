@@ -29,7 +29,7 @@ const DUPLICATE_WAIT: Duration = Duration::from_millis(300);
 /// have received the announcement by then.
 const START_DELAY: Duration = Duration::from_millis(20);
 /// Maximum number of clients that connect at the same time, divided equally among the threads.
-const MAX_CONNECTING: usize = 128;
+const MAX_CONNECTING_CLIENTS: usize = 128;
 
 /// The measurements of a test.
 pub(super) struct TestMeasurements {
@@ -124,7 +124,7 @@ fn run_thread(
         .build()?;
     let context = Rc::new(ThreadContext {
         stats: std::cell::RefCell::new(Stats::new()),
-        connect_permits: Semaphore::new((MAX_CONNECTING / threads).max(1)),
+        connect_permits: Semaphore::new((MAX_CONNECTING_CLIENTS / threads).max(1)),
         plan,
         state,
     });

@@ -356,19 +356,26 @@ mod tests {
 
     #[test]
     fn long_test_keeps_its_counts_in_wider_buckets() {
-        let mut long = TimeSeries::new();
+        let mut long_series = TimeSeries::new();
         for second in 0..1_000 {
-            long.record_sent(ms(second * 1_000));
-            long.record_answered(ms(second * 1_000 + 5), ms(5));
+            long_series.record_sent(ms(second * 1_000));
+            long_series.record_answered(ms(second * 1_000 + 5), ms(5));
         }
-        assert!(long.buckets.len() <= MAX_BUCKETS);
-        let mut short = TimeSeries::new();
-        short.record_answered(ms(100), ms(900));
-        short.merge(long);
-        let total: u64 = short.buckets.iter().map(|bucket| bucket.answered).sum();
+        assert!(long_series.buckets.len() <= MAX_BUCKETS);
+        let mut short_series = TimeSeries::new();
+        short_series.record_answered(ms(100), ms(900));
+        short_series.merge(long_series);
+        let total: u64 = short_series
+            .buckets
+            .iter()
+            .map(|bucket| bucket.answered)
+            .sum();
         assert_eq!(total, 1_001);
-        assert_eq!(short.buckets.iter().map(|b| b.sent).sum::<u64>(), 1_000);
-        let slowest = short.buckets[0].percentile_ms(100.0).unwrap();
+        assert_eq!(
+            short_series.buckets.iter().map(|b| b.sent).sum::<u64>(),
+            1_000
+        );
+        let slowest = short_series.buckets[0].percentile_ms(100.0).unwrap();
         assert!((890.0..910.0).contains(&slowest), "{slowest}");
     }
 

@@ -167,9 +167,9 @@ mod tests {
                 .unwrap()
                 .is_empty()
         );
-        let many = source_addresses(&[], &targets, 2 * PORTS_PER_ADDRESS + 1).unwrap();
-        assert_eq!(many.len(), 2);
-        assert!(many.iter().all(IpAddr::is_loopback), "{many:?}");
+        let sources = source_addresses(&[], &targets, 2 * PORTS_PER_ADDRESS + 1).unwrap();
+        assert_eq!(sources.len(), 2);
+        assert!(sources.iter().all(IpAddr::is_loopback), "{sources:?}");
         let remote = resolve("ws://192.0.2.1:1/").await;
         assert!(source_addresses(&[], &[remote], PORTS_PER_ADDRESS + 1).is_err());
     }

@@ -131,7 +131,7 @@ impl MessageTracker {
         self.first_number + self.messages.len() as u64
     }
 
-    fn get_mut(&mut self, number: u64) -> Option<&mut PendingMessage> {
+    fn pending_message_mut(&mut self, number: u64) -> Option<&mut PendingMessage> {
         let index = number.checked_sub(self.first_number)?;
         self.messages.get_mut(index as usize)?.as_mut()
     }
@@ -155,7 +155,7 @@ impl MessageTracker {
     /// Records that the server accepted a message. This is ignored if the message already has an
     /// outcome.
     pub(super) fn record_accepted(&mut self, number: u64, now: Instant, stats: &mut Stats) {
-        let Some(message) = self.get_mut(number) else {
+        let Some(message) = self.pending_message_mut(number) else {
             return;
         };
         if !message.is_accepted {
@@ -167,7 +167,7 @@ impl MessageTracker {
 
     /// Records the first part of an answer; later parts have no effect.
     pub(super) fn record_first_token(&mut self, number: u64, now: Instant, stats: &mut Stats) {
-        if let Some(message) = self.get_mut(number)
+        if let Some(message) = self.pending_message_mut(number)
             && !message.has_first_token
         {
             message.has_first_token = true;
@@ -184,7 +184,7 @@ impl MessageTracker {
         now: Instant,
         stats: &mut Stats,
     ) -> Option<Duration> {
-        let Some(message) = self.get_mut(number).copied() else {
+        let Some(message) = self.pending_message_mut(number).copied() else {
             if self.resent_numbers.remove(&number) {
                 // This is no duplicate of the server: the client caused it by sending the message
                 // again.

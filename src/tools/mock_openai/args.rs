@@ -55,7 +55,7 @@ pub(crate) struct MockArgs {
     #[arg(long, conflicts_with = "stamp")]
     pub(super) echo: bool,
     /// Make each token the time when it was written (@ and microseconds since 1970), so that a load
-    /// test on the same machine can measure its latency.
+    /// test on the same machine can measure the latency of each token.
     #[arg(long)]
     pub(super) stamp: bool,
     /// Name of the model.

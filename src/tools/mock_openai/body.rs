@@ -12,7 +12,7 @@ use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use super::answer::AnswerTokens;
 use super::call::Call;
 use super::request::ChatRequest;
-use super::stats::add;
+use super::stats::add_to_counter;
 
 /// Time for which a stream that is to be cut off stays open after its last token, so that hyper
 /// flushes the token before it closes the connection.
@@ -47,6 +47,7 @@ pub(super) struct AnswerStream {
 }
 
 impl ResponseBody {
+    /// Creates a body that is sent in one piece.
     pub(super) fn whole(bytes: impl Into<Bytes>) -> Self {
         Self::Whole(Some(bytes.into()))
     }
@@ -145,7 +146,7 @@ impl AnswerStream {
 impl Drop for AnswerStream {
     fn drop(&mut self) {
         let written = self.tokens.total() - self.tokens.remaining();
-        add(&self.call.state.stats.tokens, written);
+        add_to_counter(&self.call.state.stats.tokens, written);
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU64;
 use super::answer::AnswerEncoder;
 use super::args::MockArgs;
 use super::random::{Fraction, NumberRange, splitmix64};
-use super::stats::{Stats, add};
+use super::stats::{Stats, add_to_counter};
 
 /// The state of the server that all calls share: settings, encoder and counters.
 pub(super) struct MockState {
@@ -76,7 +76,7 @@ impl Call {
 
     /// Counts the outcome of the call in the counter that `counter` selects.
     pub(super) fn record_outcome(&mut self, counter: impl Fn(&Stats) -> &AtomicU64) {
-        add(counter(&self.state.stats), 1);
+        add_to_counter(counter(&self.state.stats), 1);
         self.has_outcome = true;
     }
 
@@ -92,7 +92,7 @@ impl Drop for Call {
     fn drop(&mut self) {
         self.state.stats.end_call();
         if !self.has_outcome {
-            add(&self.state.stats.hung_up, 1);
+            add_to_counter(&self.state.stats.hung_up, 1);
         }
     }
 }

@@ -21,12 +21,12 @@ use tokio_util::sync::CancellationToken;
 use super::body::ResponseBody;
 use super::call::{Call, Decision, MockState};
 use super::request::ChatRequest;
-use super::stats::add;
+use super::stats::add_to_counter;
 
 /// Maximum size of a request body in bytes. It is larger than any request that a worker sends.
 const MAX_REQUEST_BYTES: usize = 16 << 20;
 
-/// Delay after a failed `accept`. It fails when no file descriptors are left, and succeeds again
+/// Delay after a failed `accept`. `accept` fails when no file descriptors are left, and succeeds again
 /// after open connections have been closed.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
 
@@ -60,7 +60,7 @@ pub(super) async fn serve(listener: TcpListener, state: Arc<MockState>, stop: Ca
 async fn route(state: &Arc<MockState>, request: Request<Incoming>) -> Response<ResponseBody> {
     let path = request.uri().path();
     match (request.method(), path.strip_prefix("/v1").unwrap_or(path)) {
-        (&Method::POST, "/chat/completions") => complete(state, request).await,
+        (&Method::POST, "/chat/completions") => complete_chat(state, request).await,
         (&Method::GET, "/models") => {
             let model =
                 json!({"id": state.model, "object": "model", "created": 0, "owned_by": "mock"});
@@ -71,7 +71,11 @@ async fn route(state: &Arc<MockState>, request: Request<Incoming>) -> Response<R
     }
 }
 
-async fn complete(state: &Arc<MockState>, request: Request<Incoming>) -> Response<ResponseBody> {
+/// Answers a chat completion request, unless a random decision makes the call fail.
+async fn complete_chat(
+    state: &Arc<MockState>,
+    request: Request<Incoming>,
+) -> Response<ResponseBody> {
     let mut call = Call::start(state);
     let body = Limited::new(request.into_body(), MAX_REQUEST_BYTES);
     let parsed = match body.collect().await {
@@ -115,16 +119,16 @@ async fn complete(state: &Arc<MockState>, request: Request<Incoming>) -> Respons
     let mut tokens = state.encoder.choose_tokens(&request);
     if !request.stream {
         call.record_outcome(|stats| &stats.answered);
-        add(&state.stats.tokens, tokens.total());
+        add_to_counter(&state.stats.tokens, tokens.total());
         return json_response(StatusCode::OK, &state.encoder.completion(&request, &tokens));
     }
-    add(&state.stats.streamed, 1);
+    add_to_counter(&state.stats.streamed, 1);
     let is_cut = state.cut_share.selects(call.random_bits(Decision::Cut));
     let body = if is_cut || state.tokens_per_second > 0.0 {
         ResponseBody::stream(call, request, tokens, is_cut)
     } else {
         call.record_outcome(|stats| &stats.answered);
-        add(&state.stats.tokens, tokens.total());
+        add_to_counter(&state.stats.tokens, tokens.total());
         ResponseBody::whole(state.encoder.encode_stream(&request, &mut tokens))
     };
     let mut response = Response::new(body);

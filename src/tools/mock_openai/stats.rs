@@ -29,7 +29,7 @@ pub(super) struct Stats {
     pub(super) max_in_flight: AtomicU64,
 }
 
-pub(super) fn add(counter: &AtomicU64, number: u64) {
+pub(super) fn add_to_counter(counter: &AtomicU64, number: u64) {
     counter.fetch_add(number, Ordering::Relaxed);
 }
 
