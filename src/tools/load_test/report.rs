@@ -107,7 +107,10 @@ impl Report {
         let verdicts = |verdicts: &[Verdict]| -> Vec<Value> {
             let verdicts = verdicts.iter();
             verdicts
-                .map(|v| json!({"condition": v.text, "value": rounded_json(v.value), "met": v.is_met}))
+                .map(|v| {
+                    let value = rounded_json(v.value);
+                    json!({"condition": v.text, "value": value, "met": v.is_met})
+                })
                 .collect()
         };
         let mut latencies = Map::new();

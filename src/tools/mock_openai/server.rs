@@ -26,8 +26,8 @@ use super::stats::add_to_counter;
 /// Maximum size of a request body in bytes. It is larger than any request that a worker sends.
 const MAX_REQUEST_BYTES: usize = 16 << 20;
 
-/// Delay after a failed `accept`. `accept` fails when no file descriptors are left, and succeeds again
-/// after open connections have been closed.
+/// Delay after a failed `accept`. `accept` fails when no file descriptors are left, and succeeds
+/// again after open connections have been closed.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
 
 /// Serves until `stop` is cancelled. Responses in progress are cut off then, because no accepted
