@@ -6,7 +6,8 @@ use super::command::Command;
 use super::events::{Event, EventReader, Outcome};
 use crate::protocol::ids::ClientMessageId;
 
-/// The events of one question, read at the caller's pace.
+/// The answer to one question: its events, which the caller reads at its own pace, and the means to
+/// cancel it.
 #[derive(Debug)]
 pub struct Answer {
     id: ClientMessageId,
@@ -34,8 +35,8 @@ impl Answer {
         &self.id
     }
 
-    /// Waits for the next event; `None` after [`Event::Ended`]. Cancel-safe: no event is lost if the
-    /// future is dropped.
+    /// Waits for the next event; `None` after [`Event::Ended`]. Cancel-safe: no event is lost if
+    /// the future is dropped.
     pub async fn next(&mut self) -> Option<Event> {
         if self.has_ended {
             return None;
@@ -49,7 +50,7 @@ impl Answer {
     }
 
     /// Waits for the outcome and skips all other events.
-    pub async fn end(mut self) -> Outcome {
+    pub async fn outcome(mut self) -> Outcome {
         while let Some(event) = self.next().await {
             if let Event::Ended(outcome) = event {
                 return outcome;
@@ -62,7 +63,8 @@ impl Answer {
 
     /// Asks the server to cancel the message. The events report the result.
     pub async fn cancel(&self) {
-        // Sending fails only after the session has ended, and with it every question.
+        // Sending fails only after the session has ended. Then every question has an outcome, so
+        // there is nothing to cancel.
         let _ = self.commands.send(Command::Cancel(self.id.clone())).await;
     }
 }

@@ -1,16 +1,16 @@
-//! Commands from a client's handles to its session.
+//! The commands that [`Client`](super::Client) and [`Answer`](super::Answer) send to the session.
 
 use super::events::EventWriter;
 use super::options::Question;
 use crate::protocol::ids::ClientMessageId;
 
-/// A command to the session.
+/// A command that the session executes.
 #[derive(Debug)]
 pub(super) enum Command {
-    /// Send a question, and write its events there.
+    /// Send the question, and push its events to the writer.
     Ask(Question, EventWriter),
-    /// Ask the server to cancel a question.
+    /// Ask the server to cancel the question with this `id`.
     Cancel(ClientMessageId),
-    /// Close the connection and end.
+    /// Close the connection and end the session.
     Close,
 }

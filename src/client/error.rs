@@ -1,4 +1,4 @@
-//! Errors of the client.
+//! The error that the methods of the client return.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ pub enum ClientError {
     Unreachable {
         /// The server's address.
         server: String,
-        /// The cause.
+        /// Why the server can't be reached.
         reason: String,
     },
     /// The token is missing, invalid or expired.
@@ -33,13 +33,13 @@ pub enum ClientError {
     Busy {
         /// The server's reason.
         reason: String,
-        /// Shortest time until a retry, if the server named one.
+        /// Minimum delay before a retry, if the server named such a delay.
         retry_after: Option<Duration>,
     },
-    /// The response is not one of chatmesh, or one of another version.
+    /// The server's response is none that this version of chatmesh sends.
     #[error("{0}")]
     UnexpectedResponse(String),
-    /// The client was closed, or has given up.
+    /// The client was closed, or the server has rejected it for good.
     #[error("the connection is closed: {0}")]
     Closed(String),
 }

@@ -34,13 +34,13 @@ pub enum Event {
     Restarted,
     /// The complete text so far. It replaces the earlier text.
     Snapshot(String),
-    /// The server's result of a cancellation.
+    /// The server's reply to a request to cancel the message.
     Cancel(CancelOutcome),
-    /// The outcome. It is the last event.
+    /// The outcome of the question. No event follows.
     Ended(Outcome),
 }
 
-/// How a question ended.
+/// The outcome of a question.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
     /// The model answered.
@@ -56,7 +56,7 @@ pub enum Outcome {
     },
     /// The user cancelled the message, on this or another device.
     Cancelled {
-        /// The text until then, if it is known.
+        /// The answer's text when it was cancelled, if the server sent that text.
         content: Option<String>,
     },
     /// The server rejected the message, or it failed.
@@ -67,13 +67,13 @@ pub enum Outcome {
         message: String,
         /// Whether the same question may succeed later.
         retryable: bool,
-        /// Shortest time until a retry, if the server named one.
+        /// Minimum delay before a retry, if the server named such a delay.
         retry_after: Option<Duration>,
     },
-    /// The server could not be reached in time, so the outcome is unknown. Asking again with the
-    /// same `id` is safe.
+    /// The client was closed, was rejected for good, or could not reach the server in time, so the
+    /// outcome is unknown. Asking again with the same `id` is safe.
     Unknown {
-        /// Why the server could not be reached.
+        /// Why the outcome is unknown.
         reason: String,
     },
 }
@@ -88,6 +88,7 @@ struct Queue {
 #[derive(Debug, Default)]
 struct Shared {
     queue: Mutex<Queue>,
+    /// Notified when an event was pushed or the writer was dropped.
     changed: Notify,
 }
 
@@ -99,8 +100,8 @@ pub(super) struct EventWriter(Arc<Shared>);
 #[derive(Debug)]
 pub(super) struct EventReader(Arc<Shared>);
 
-/// A queue of events that merges unread text. It never contains more than one complete text, so a
-/// slow reader needs no back-pressure.
+/// Creates the queue of a question's events. The queue merges unread text: it holds the answer's
+/// text at most once, and once more in the outcome, so a slow reader needs no backpressure.
 pub(super) fn event_queue() -> (EventWriter, EventReader) {
     let shared = Arc::new(Shared::default());
     (EventWriter(shared.clone()), EventReader(shared))

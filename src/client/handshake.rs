@@ -23,11 +23,12 @@ use crate::protocol::wire::v1::{ServerToClient, Welcome};
 
 pub(super) type Socket = WebSocketStream<Upgraded>;
 
-/// Limit for the time from the upgrade to the `welcome`.
+/// Maximum time to wait for the `welcome` after the upgrade.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Connects, and resumes after the position `since`. If the server rejects the token, tries once more
-/// with a new one.
+/// Opens a connection that resumes after the position `since`, or begins at the present if `since`
+/// is `None`. If the server rejects the token and the client can obtain another token, tries once
+/// more with that token.
 pub(super) async fn open_connection(
     server: &ServerApi,
     since: Option<&str>,
@@ -39,7 +40,8 @@ pub(super) async fn open_connection(
         result => result,
     };
     match result {
-        // The server's own reason would be about the placeholder token, which the user did not give.
+        // The server's own reason would be about the placeholder token, which the user did not
+        // give.
         Err(ClientError::Unauthorized(_)) if server.has_placeholder_token() => {
             Err(ClientError::Unauthorized("none was given".into()))
         }
@@ -103,8 +105,8 @@ async fn upgrade(server: &ServerApi, since: Option<&str>) -> Result<Socket, Clie
         .header(UPGRADE, "websocket")
         .header(SEC_WEBSOCKET_VERSION, "13")
         .header(SEC_WEBSOCKET_KEY, &key);
-    // Proxies log URLs, so the token is never in the URL. It is sent like in browsers, as an entry of
-    // the subprotocol header, if its characters allow that.
+    // Proxies log URLs, so the token is never in the URL. If its characters allow that, it is sent
+    // as browsers send it: as an entry of the subprotocol header.
     let token = token.expose_secret();
     let is_token_char = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
     let secret_header = |text: String| {

@@ -1,4 +1,5 @@
-//! The user's history, over HTTP.
+//! Reads the user's history over HTTP: the methods of [`Client`] for pages of conversations and
+//! turns.
 
 use reqwest::{Method, Response, StatusCode};
 use secrecy::ExposeSecret as _;
@@ -10,8 +11,8 @@ use crate::protocol::ids::{ConversationId, MessageId};
 use crate::protocol::wire::http::{ConversationList, MessageList};
 
 impl Client {
-    /// A page of the user's conversations, the one with the newest turn first. `after` is the `next`
-    /// of the page before.
+    /// Returns a page of the user's conversations, the conversation with the newest turn first.
+    /// `after` is the `next` of the previous page; `None` returns the first page.
     ///
     /// # Errors
     /// The server cannot be reached or rejects the request.
@@ -30,8 +31,9 @@ impl Client {
         Err(self.server.error_from(response).await)
     }
 
-    /// A page of a conversation's turns, newest first. `before` is the `next` of the page before. The
-    /// page is empty if the conversation is unknown, or the turn `before` no longer exists.
+    /// Returns a page of a conversation's turns, newest first. `before` is the `next` of the
+    /// previous page; `None` returns the first page. The page is empty if the conversation does not
+    /// exist, or the turn `before` no longer exists.
     ///
     /// # Errors
     /// The server cannot be reached or rejects the request.

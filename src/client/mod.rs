@@ -2,8 +2,8 @@
 //! tools.
 //!
 //! It follows the rules of the protocol for clients: it reconnects with exponential backoff and
-//! jitter, obeys close codes and `closing`, resumes from its last position, and resends messages that
-//! were not accepted, with the same `id`. So every question has exactly one outcome, even if
+//! jitter, obeys close codes and `closing`, resumes from its last position, and resends messages
+//! that were not accepted, with the same `id`. So every question has exactly one outcome, even if
 //! connections fail.
 //!
 //! ```no_run
@@ -15,7 +15,7 @@
 //! while let Some(event) = answer.next().await {
 //!     match event {
 //!         Event::Delta(text) => print!("{text}"),
-//!         Event::Ended(end) => println!("\n{end:?}"),
+//!         Event::Ended(outcome) => println!("\n{outcome:?}"),
 //!         _ => {}
 //!     }
 //! }
@@ -50,11 +50,11 @@ use events::event_queue;
 use server_api::ServerApi;
 use session::Session;
 
-/// Limit for the WebSocket close handshake.
+/// Maximum time that [`Client::close`] waits for the session to close the connection and to end.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Size of the queue of commands to the session.
-const COMMAND_QUEUE: usize = 64;
+/// Maximum number of commands that wait for the session.
+const MAX_QUEUED_COMMANDS: usize = 64;
 
 /// A connection of one user. It is re-established after failures until the client is closed or
 /// dropped.
@@ -73,7 +73,7 @@ impl Client {
     /// The first connection cannot be opened.
     pub async fn connect(options: Options) -> Result<Self, ClientError> {
         let server = Arc::new(ServerApi::new(options)?);
-        let (commands, receiver) = mpsc::channel(COMMAND_QUEUE);
+        let (commands, receiver) = mpsc::channel(MAX_QUEUED_COMMANDS);
         let (session, state) = Session::open(server.clone(), receiver).await?;
         Ok(Self {
             server,
@@ -83,8 +83,8 @@ impl Client {
         })
     }
 
-    /// Sends a question. The events of its answer may be read at any pace: unread text is merged, so
-    /// that it needs no more memory than the complete answer.
+    /// Sends a question. The caller may read the events of the answer at any pace: unread text is
+    /// merged, so that unread events need no more memory than twice the complete answer.
     ///
     /// # Errors
     /// The client is closed.
@@ -98,14 +98,15 @@ impl Client {
         }
     }
 
-    /// Closes the connection. For the server, a client that is only dropped has lost its connection.
+    /// Closes the connection with a close frame. If the client is only dropped, the connection
+    /// breaks without a close frame.
     pub async fn close(mut self) {
         if self.commands.send(Command::Close).await.is_ok() {
             let _ = tokio::time::timeout(CLOSE_TIMEOUT, &mut self.task).await;
         }
     }
 
-    /// The state of the connection, and its changes.
+    /// Returns a receiver of the connection's current state and of its changes.
     pub fn state(&self) -> watch::Receiver<State> {
         self.state.clone()
     }

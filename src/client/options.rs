@@ -16,13 +16,15 @@ type FetchToken = Arc<dyn Fn() -> BoxFuture<'static, Result<SecretString, String
 /// The source of the user's token.
 #[derive(Clone)]
 pub enum Token {
-    /// This token. The client ends when it expires.
+    /// A fixed token. The client ends when the server rejects the token, for example after it has
+    /// expired.
     Fixed(SecretString),
-    /// The server's `POST /token`, with this admin key if there is one. If that route is disabled, or
-    /// needs a key and there is none, the client connects with a placeholder, which a server with
-    /// `AUTH_MODE=open` accepts.
+    /// A token that the server's `POST /token` issues, requested with this admin key if there is a
+    /// key. If that route is disabled, or needs a key and there is no key, the client connects with
+    /// a placeholder, which a server with `AUTH_MODE=open` accepts.
     Server(Option<SecretString>),
-    /// A function, called at the start and whenever the server rejects the token.
+    /// A function that returns a token. The client calls it at the start, and again after the
+    /// server has rejected the token.
     Callback(FetchToken),
 }
 
@@ -46,9 +48,9 @@ pub struct Options {
 }
 
 impl Options {
-    /// Options to connect to a server as a user. The server's address has the scheme `http`, `https`,
-    /// `ws` or `wss` (`http` if absent) and may end with the path `/ws`. A `token` in its query
-    /// becomes [`Token::Fixed`].
+    /// Options to connect to a server as a user. The server's address has the scheme `http`,
+    /// `https`, `ws` or `wss` (`http` if absent) and may end with the path `/ws`. A `token` in its
+    /// query becomes [`Token::Fixed`].
     ///
     /// # Errors
     /// The address or the user is invalid.
@@ -104,8 +106,8 @@ impl Options {
         self
     }
 
-    /// Sets how long a question may wait, while there is no connection or the server cannot accept it,
-    /// before its outcome is unknown. The default is one minute.
+    /// Sets how long a question may wait, while there is no connection or the server cannot accept
+    /// it, before its outcome is unknown. The default is one minute.
     #[must_use]
     pub fn retry_timeout(mut self, retry_timeout: Duration) -> Self {
         self.retry_timeout = retry_timeout;
@@ -140,14 +142,15 @@ impl Question {
         self
     }
 
-    /// Sets the `id`. The same `id` as before gets the same answer again.
+    /// Sets the `id`. A question with the `id` of an earlier question gets that question's answer
+    /// again.
     #[must_use]
     pub fn with_id(mut self, id: ClientMessageId) -> Self {
         self.id = id;
         self
     }
 
-    /// Cancels the pending messages of the conversation first.
+    /// Makes the server cancel the conversation's pending messages before it accepts this question.
     #[must_use]
     pub fn interrupting(mut self) -> Self {
         self.interrupt = true;

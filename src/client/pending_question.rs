@@ -16,11 +16,14 @@ pub(super) struct PendingQuestion {
     pub(super) events: EventWriter,
     pub(super) is_accepted: bool,
     pub(super) is_cancel_requested: bool,
-    /// Attempt and index of the delta that continues the text; `None` before the first one.
+    /// Attempt and index of the delta that continues the text so far; `None` while there is no
+    /// text.
     pub(super) next_delta: Option<(u32, u32)>,
-    /// Since when the question has waited for a server that accepts it.
+    /// When the question was asked, or when the connection was last lost if that is later. The
+    /// retry timeout counts from this time.
     pub(super) waiting_since: Instant,
-    /// When to send the question again, after the server could not accept it.
+    /// When to send the question again, after the server could not accept it; `None` if no retry is
+    /// scheduled.
     pub(super) retry_at: Option<Instant>,
     pub(super) backoff: Backoff,
 }
@@ -39,13 +42,15 @@ impl PendingQuestion {
         }
     }
 
-    /// The frame that sends the question, also again: the server recognises it by its `id`.
+    /// Returns the frame that sends or resends the question. The server recognises a resend by its
+    /// `id`.
     pub(super) fn message_frame(&self) -> ClientToServer {
         ClientToServer::Message(Message {
             id: self.question.id.clone(),
             content: self.question.content.clone(),
             conversation_id: self.question.conversation.clone(),
-            // An accepted message has cancelled the others already. Those that came later stay.
+            // An accepted message has already cancelled the earlier messages. A resend must not
+            // cancel the messages that were sent after it.
             interrupt: self.question.interrupt && !self.is_accepted,
             userid: None,
             traceparent: None,
@@ -60,7 +65,7 @@ impl PendingQuestion {
         })
     }
 
-    /// Reports the first acceptance.
+    /// Marks the question as accepted, and reports that the first time.
     pub(super) fn set_accepted(&mut self, message_id: &MessageId) {
         if !self.is_accepted {
             self.is_accepted = true;
@@ -68,7 +73,7 @@ impl PendingQuestion {
         }
     }
 
-    /// Reports the outcome, the last event.
+    /// Reports the outcome, which is the last event of the question.
     pub(super) fn end(self, outcome: Outcome) {
         self.events.push(Event::Ended(outcome));
     }

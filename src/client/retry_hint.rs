@@ -1,14 +1,16 @@
-//! Whether and when to connect again, by the code with which the server closed the connection.
+//! Decides whether and when a client connects again, by the code with which the server closed the
+//! connection.
 
 use std::time::Duration;
 
 use crate::backoff::Backoff;
 use crate::protocol::close::CloseReason;
 
-/// Minimum delay after a close for too many messages or connections.
+/// Minimum delay before reconnecting after a close for too many messages or connections.
 const RATE_ABUSED_DELAY: Duration = Duration::from_secs(10);
 
-/// The delays between attempts to connect, or to send a question that the server could not accept.
+/// Creates the backoff between attempts to connect, or to send a question that the server could not
+/// accept.
 pub(super) fn retry_backoff() -> Backoff {
     Backoff::new(Duration::from_millis(200), Duration::from_secs(20)).with_jitter()
 }
@@ -16,7 +18,7 @@ pub(super) fn retry_backoff() -> Backoff {
 /// What a close code asks the client to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RetryHint {
-    /// Connect again, after at least this long if there is a minimum.
+    /// Connect again, after at least this delay if there is one.
     Reconnect(Option<Duration>),
     /// Connect again with another token.
     NewToken,
@@ -24,7 +26,8 @@ pub(crate) enum RetryHint {
     Never(CloseReason),
 }
 
-/// What a client does after a connection that ended with this close code, or without a close frame.
+/// Returns what a client does after the server closed the connection with `code`, or after the
+/// connection broke without a close frame (`None`).
 pub(crate) fn retry_hint(code: Option<u16>) -> RetryHint {
     let Some(code) = code else {
         return RetryHint::Reconnect(None);
@@ -35,7 +38,7 @@ pub(crate) fn retry_hint(code: Option<u16>) -> RetryHint {
     {
         Some(CloseReason::Unauthorized) => RetryHint::NewToken,
         Some(CloseReason::RateAbused) => RetryHint::Reconnect(Some(RATE_ABUSED_DELAY)),
-        // A proxy closes with 1000 when it is restarted.
+        // A proxy closes with 1000 when it is restarted, so the client reconnects.
         Some(CloseReason::Normal) | None => RetryHint::Reconnect(None),
         Some(reason) if reason.should_reconnect() => RetryHint::Reconnect(None),
         Some(reason) => RetryHint::Never(reason),

@@ -13,8 +13,9 @@ use super::options::{Options, Token};
 use crate::http_client;
 use crate::protocol::wire::http::{ErrorBody, IssuedToken};
 
-/// Limit for connecting, for a request until its response begins, and for reading the body.
-const TIMEOUT: Duration = Duration::from_secs(10);
+/// Maximum time of each step of a request: to connect, to receive the head of the response, and to
+/// read its body.
+const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The token for servers that issue none, because they accept every token (`AUTH_MODE=open`).
 const PLACEHOLDER_TOKEN: &str = "anonymous";
@@ -24,13 +25,14 @@ const PLACEHOLDER_TOKEN: &str = "anonymous";
 pub(super) struct ServerApi {
     pub(super) options: Options,
     http: reqwest::Client,
+    /// The current token; `None` before the first token and after the server has rejected a token.
     token: Mutex<Option<SecretString>>,
 }
 
 impl ServerApi {
     pub(super) fn new(options: Options) -> Result<Self, ClientError> {
         let http = http_client::builder_for(&options.server)
-            .connect_timeout(TIMEOUT)
+            .connect_timeout(STEP_TIMEOUT)
             // HTTP/2 has no upgrade to WebSocket.
             .http1_only()
             .build()
@@ -66,11 +68,12 @@ impl ServerApi {
             server: self.address(),
             reason,
         };
-        match tokio::time::timeout(TIMEOUT, request.send()).await {
+        match tokio::time::timeout(STEP_TIMEOUT, request.send()).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => {
                 let reason = root_cause(&error.without_url());
-                // rustls reports this for a response that is not TLS.
+                // rustls reports `InvalidContentType` if the response is not TLS, so the server
+                // probably expects plain HTTP.
                 if self.options.server.scheme() == "https" && reason.contains("InvalidContentType")
                 {
                     return Err(self.unexpected("seems to speak http: write http:// or ws://"));
@@ -90,10 +93,11 @@ impl ServerApi {
             .to_owned()
     }
 
-    /// The current token, or a new one.
+    /// Returns the current token. If there is no current token, obtains a token from the configured
+    /// source.
     ///
     /// # Errors
-    /// There is no token, and none can be obtained.
+    /// No token can be obtained.
     pub(super) async fn token(&self) -> Result<SecretString, ClientError> {
         let current = self.token.lock().clone();
         if let Some(token) = current {
@@ -108,13 +112,14 @@ impl ServerApi {
         Ok(token)
     }
 
-    /// Discards a token that the server rejected. Returns whether another one can be obtained.
+    /// Discards the current token, which the server has rejected. Returns whether another token can
+    /// be obtained.
     pub(super) fn discard_token(&self) -> bool {
         *self.token.lock() = None;
         !matches!(self.options.token, Token::Fixed(_))
     }
 
-    /// Whether the current token is the placeholder, because the server issued none.
+    /// Whether the current token is the placeholder, because the server issued no token.
     pub(super) fn has_placeholder_token(&self) -> bool {
         let is_placeholder = |token: &SecretString| token.expose_secret() == PLACEHOLDER_TOKEN;
         matches!(self.options.token, Token::Server(_))
@@ -132,35 +137,36 @@ impl ServerApi {
                 let issued: IssuedToken = self.body(response).await?;
                 Ok(issued.token.into())
             }
-            // The route is disabled, or needs the admin key: tokens come from elsewhere, or the server
-            // accepts every token.
+            // The route is disabled, or needs an admin key that the client does not have. The
+            // placeholder works if the server accepts every token.
             StatusCode::NOT_FOUND => Ok(SecretString::from(PLACEHOLDER_TOKEN)),
             StatusCode::UNAUTHORIZED if key.is_none() => Ok(SecretString::from(PLACEHOLDER_TOKEN)),
             _ => Err(self.error_from(response).await),
         }
     }
 
-    /// Decodes the body of a response.
+    /// Reads the body of a response and decodes it from JSON.
     pub(super) async fn body<T: serde::de::DeserializeOwned>(
         &self,
         response: Response,
     ) -> Result<T, ClientError> {
-        let body = tokio::time::timeout(TIMEOUT, response.json()).await;
+        let body = tokio::time::timeout(STEP_TIMEOUT, response.json()).await;
         body.map_err(|_| self.unexpected("does not finish its response"))?
             .map_err(|_| self.unexpected("does not answer as a chatmesh does"))
     }
 
-    /// An error about a response that chatmesh would not send.
+    /// Creates the error about a response that chatmesh would not send. `what` continues a sentence
+    /// that begins with the server's address.
     pub(super) fn unexpected(&self, what: &str) -> ClientError {
         ClientError::UnexpectedResponse(format!("{} {what}", self.address()))
     }
 
-    /// The error that a response with an error status stands for.
+    /// Converts a response with an error status into an error.
     pub(super) async fn error_from(&self, response: Response) -> ClientError {
         let status = response.status();
         let retry_after = response.headers().get(RETRY_AFTER);
         let retry_after = retry_after.and_then(|seconds| seconds.to_str().ok()?.parse().ok());
-        let body = tokio::time::timeout(TIMEOUT, response.json::<ErrorBody>()).await;
+        let body = tokio::time::timeout(STEP_TIMEOUT, response.json::<ErrorBody>()).await;
         let message = body.ok().and_then(Result::ok).map(|body| body.message);
         let reason = message.unwrap_or_else(|| format!("it answered {status}"));
         match status {
@@ -178,7 +184,8 @@ impl ServerApi {
     }
 }
 
-/// The innermost cause, which is the most specific one, such as "connection refused".
+/// Returns the text of the innermost cause, because it is the most specific text, such as
+/// "connection refused".
 fn root_cause(error: &dyn std::error::Error) -> String {
     let mut last = error;
     while let Some(source) = last.source() {

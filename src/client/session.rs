@@ -1,4 +1,5 @@
-//! The task of a client: it owns the connection, sends commands, reports events, and reconnects.
+//! The task of a [`Client`](super::Client): it owns the connection, executes commands, reports
+//! events, and reconnects.
 
 use std::future::Future;
 use std::pin::pin;
@@ -23,23 +24,25 @@ use crate::protocol::error_code::ErrorCode;
 use crate::protocol::ids::ClientMessageId;
 use crate::protocol::wire::v1::{ClientToServer, Delta, ErrorFrame, ServerToClient, Welcome};
 
-/// Limit for writing one frame. If the kernel has not accepted it by then, the connection is broken.
+/// Maximum time to write one frame. If the kernel has not accepted the frame by then, the
+/// connection counts as broken.
 const SEND_TIMEOUT: Duration = Duration::from_secs(15);
-/// Limit for reading the server's close frame after a failed write, and for closing the socket.
+/// Maximum time to read the server's close frame after a failed write, and to close the socket.
 const CLOSE_FRAME_TIMEOUT: Duration = Duration::from_secs(1);
-/// Time that the server may be silent beyond two heartbeats.
+/// Time that the server may be silent in addition to two heartbeat intervals.
 const SILENCE_GRACE: Duration = Duration::from_secs(10);
-/// A connection that lasts so long resets the backoff.
-const STABLE_CONNECTION: Duration = Duration::from_secs(5);
-/// Delay of timers that are not set.
+/// Minimum duration of a connection that resets the backoff.
+const STABLE_DURATION: Duration = Duration::from_secs(5);
+/// Delay of a timer that is not set: so long that its end does not matter.
 const NEVER: Duration = Duration::from_secs(86_400);
 
-/// The end of a connection: its reason, and whether the session reconnects or stops.
+/// Why a connection has ended, and whether the session reconnects or stops.
 enum Disconnect {
     Reconnect {
         min_delay: Option<Duration>,
         reason: String,
     },
+    /// The session stops, for this reason.
     Stop(String),
 }
 
@@ -52,17 +55,20 @@ impl Disconnect {
     }
 }
 
+/// The state of a client's task: the connection, the pending questions, and the position from which
+/// the next connection resumes.
 pub(super) struct Session {
     server: Arc<ServerApi>,
     commands: mpsc::Receiver<Command>,
     state: watch::Sender<State>,
     socket: Socket,
-    /// The welcome of a new connection, until it is handled.
+    /// The `welcome` of a new connection, until `serve_connection` handles it.
     welcome: Option<Welcome>,
     questions: Vec<PendingQuestion>,
-    /// Position of the last terminal frame, from which a new connection resumes.
+    /// The position from which a new connection resumes: that of the last `welcome` or terminal
+    /// frame.
     position: Option<String>,
-    /// The delay that the server asked for in `closing`.
+    /// The minimum delay before the next connection, if the server named such a delay in `closing`.
     reconnect_delay: Option<Duration>,
     /// Time without a frame from the server after which the connection counts as broken.
     silence_timeout: Duration,
@@ -100,7 +106,7 @@ impl Session {
             let connected_at = Instant::now();
             let disconnect = self.serve_connection().await;
             self.close_socket().await;
-            if connected_at.elapsed() >= STABLE_CONNECTION {
+            if connected_at.elapsed() >= STABLE_DURATION {
                 self.backoff.reset();
             }
             let stopped = match disconnect {
@@ -121,7 +127,8 @@ impl Session {
         }
     }
 
-    /// Tries to connect until it succeeds. Returns the reason if it never will.
+    /// Tries to connect until that succeeds. Returns the reason as an error if the caller closes
+    /// the client or the server rejects it for good.
     async fn reconnect(
         &mut self,
         mut min_delay: Option<Duration>,
@@ -159,8 +166,8 @@ impl Session {
         }
     }
 
-    /// Waits for `work` while there is no connection: accepts commands, and ends questions that have
-    /// waited too long. `None` if the caller closes the client.
+    /// Waits for `work` while there is no connection: accepts commands, and ends questions that
+    /// have waited too long. `None` if the caller closes the client.
     async fn handle_commands_during<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
         let mut work = pin!(work);
         loop {
@@ -176,7 +183,8 @@ impl Session {
             tokio::select! {
                 result = &mut work => return Some(result),
                 Some(command) = self.commands.recv() => {
-                    // The frame is sent after the next welcome.
+                    // The returned frame is dropped, because `handle_welcome` of the next
+                    // connection sends it.
                     self.handle_command(command);
                 }
                 () = sleep_until(expiry) => self.end_expired_questions(retry_timeout),
@@ -265,8 +273,8 @@ impl Session {
         }
     }
 
-    /// Completes the closing handshake and shuts the TCP connection down. A server that is stopping
-    /// waits for both, so this must not wait for the next connection.
+    /// Sends or answers the close frame, and shuts the TCP connection down. A server that is
+    /// stopping waits for both, so the session does this before it waits for the next connection.
     async fn close_socket(&mut self) {
         let close = async {
             let handshake = self.socket.close(None).await;
@@ -308,7 +316,7 @@ impl Session {
         };
         match timeout(SEND_TIMEOUT, self.socket.send(Wire::text(text))).await {
             Ok(Ok(())) => Ok(()),
-            // The server's close frame, if there is one, can still be read.
+            // The server may have sent a close frame with the reason, which can still be read.
             Ok(Err(_)) => match timeout(CLOSE_FRAME_TIMEOUT, self.socket.next()).await {
                 Ok(Some(Ok(Wire::Close(frame)))) => {
                     Err(self.disconnect(frame.map(|frame| frame.code.into())))
@@ -326,7 +334,8 @@ impl Session {
         Ok(())
     }
 
-    /// Resends, after each `welcome`, the questions that the server may not have.
+    /// Sets the position and the silence timeout from a `welcome`. Then resends the questions that
+    /// the server may not have, and the cancels.
     async fn handle_welcome(&mut self, welcome: &Welcome) -> Result<(), Disconnect> {
         let heartbeats = Duration::from_millis(welcome.heartbeat_ms.saturating_mul(2));
         self.silence_timeout = heartbeats + SILENCE_GRACE;
@@ -338,8 +347,8 @@ impl Session {
             if let Some(pending) = pending.find(|pending| pending.id.as_ref() == id) {
                 question.set_accepted(&pending.message_id);
             } else if !question.is_accepted || !welcome.recovered {
-                // The message has either ended or never arrived. In both cases the server answers
-                // the same `id` with its terminal frame.
+                // The message has ended or has never arrived. Resending is right in both cases: the
+                // server answers the same `id` with the stored outcome, or accepts the message.
                 frames.push(question.message_frame());
                 question.retry_at = None;
             }
@@ -426,8 +435,8 @@ impl Session {
         };
         let event = if frame.index > 0 {
             if question.next_delta != Some((frame.attempt, frame.index)) {
-                // A delta that continues another text violates the protocol. The next snapshot or
-                // terminal frame has the complete text.
+                // A delta that does not continue the text so far violates the protocol and is
+                // ignored. The next snapshot or terminal frame has the complete text.
                 return;
             }
             Event::Delta(frame.content)
@@ -443,8 +452,8 @@ impl Session {
     fn handle_error(&mut self, frame: ErrorFrame) {
         let retry_after = frame.retry_after_ms.map(Duration::from_millis);
         let retry_timeout = self.server.options.retry_timeout;
-        // The server could not accept the message in time, so its state is unknown. Sending the same
-        // `id` again is safe.
+        // The server could not accept the message in time, so its state is unknown. Sending the
+        // same `id` again is safe.
         if frame.message_id.is_none()
             && frame.code == Some(ErrorCode::Unavailable)
             && let Some(question) = self.question_mut(frame.id.as_ref())

@@ -43,14 +43,14 @@ async fn question_asked_while_disconnected_is_answered_once() {
     let mut proxy = Proxy::start(server.port()).await;
     let client = Client::connect(options(proxy.port())).await.unwrap();
     let first = client.ask(Question::new("first")).await.unwrap();
-    assert_eq!(content(&first.end().await), "echo: first");
+    assert_eq!(content(&first.outcome().await), "echo: first");
     let mut state = client.state();
     proxy.interrupt().await;
     let lost = state.wait_for(|state| matches!(state, State::Reconnecting(_)));
     assert!(timeout(TEST_TIMEOUT, lost).await.unwrap().is_ok());
     let asked = client.ask(Question::new("meanwhile")).await.unwrap();
     proxy.resume().await;
-    let end = timeout(TEST_TIMEOUT, asked.end()).await.unwrap();
+    let end = timeout(TEST_TIMEOUT, asked.outcome()).await.unwrap();
     assert_eq!(content(&end), "echo: meanwhile");
     assert_eq!(model.request_count_for("meanwhile"), 1);
 }
@@ -72,7 +72,7 @@ async fn outcome_is_unknown_after_the_retry_timeout() {
         }
     }
     proxy.interrupt().await;
-    let end = timeout(TEST_TIMEOUT, answer.end()).await.unwrap();
+    let end = timeout(TEST_TIMEOUT, answer.outcome()).await.unwrap();
     assert!(matches!(end, Outcome::Unknown { .. }), "{end:?}");
 }
 
@@ -86,7 +86,7 @@ async fn repeated_id_gets_the_same_answer_without_a_model_call() {
         let question = Question::new("once").with_id(id.clone());
         let answer = client.ask(question).await.unwrap();
         assert_eq!(
-            content(&timeout(TEST_TIMEOUT, answer.end()).await.unwrap()),
+            content(&timeout(TEST_TIMEOUT, answer.outcome()).await.unwrap()),
             "echo: once"
         );
     }
@@ -173,7 +173,7 @@ async fn answer_before_its_accepted_is_reported_once() {
     let client = Client::connect(options(port).token(token)).await.unwrap();
     for text in ["one", "two"] {
         let answer = client.ask(Question::new(text)).await.unwrap();
-        let end = timeout(TEST_TIMEOUT, answer.end()).await.unwrap();
+        let end = timeout(TEST_TIMEOUT, answer.outcome()).await.unwrap();
         assert_eq!(content(&end), text);
     }
     client.close().await;
@@ -192,7 +192,8 @@ async fn cancelled_answer_ends_with_the_text_so_far() {
         Some(Event::Delta(_))
     ) {}
     answer.cancel().await;
-    let Outcome::Cancelled { content } = timeout(TEST_TIMEOUT, answer.end()).await.unwrap() else {
+    let Outcome::Cancelled { content } = timeout(TEST_TIMEOUT, answer.outcome()).await.unwrap()
+    else {
         panic!("the answer was not cancelled");
     };
     assert_eq!(content.as_deref(), Some("so far "));
@@ -250,7 +251,7 @@ async fn revoked_token_is_replaced_if_another_can_be_obtained() {
     timeout(TEST_TIMEOUT, back).await.unwrap();
     let answer = renewing.ask(Question::new("more")).await.unwrap();
     assert_eq!(
-        content(&timeout(TEST_TIMEOUT, answer.end()).await.unwrap()),
+        content(&timeout(TEST_TIMEOUT, answer.outcome()).await.unwrap()),
         "echo: more"
     );
 }
@@ -262,7 +263,7 @@ async fn missing_token_is_rejected_unless_the_server_accepts_every_token() {
     let open = server(&model).env("ADMIN_KEY", "operator").start().await;
     let client = Client::connect(options(open.port())).await.unwrap();
     let answer = client.ask(Question::new("hello")).await.unwrap();
-    let end = timeout(TEST_TIMEOUT, answer.end()).await.unwrap();
+    let end = timeout(TEST_TIMEOUT, answer.outcome()).await.unwrap();
     assert_eq!(content(&end), "echo: hello");
     let stored = server(&model)
         .env("AUTH_MODE", "stored")
