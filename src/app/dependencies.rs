@@ -13,13 +13,14 @@ use crate::fanout::FanoutHealth;
 use crate::health::Health;
 use crate::log::Log;
 
+/// Minimum time between two checks of one dependency.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Time after which a check counts as failed.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
 type Check = Box<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 
-/// A dependency and how to check it.
+/// A dependency of the process, with the function that checks whether it responds.
 pub(super) struct Dependency {
     name: &'static str,
     address: String,
@@ -27,8 +28,8 @@ pub(super) struct Dependency {
 }
 
 impl Dependency {
-    /// `name` identifies the dependency in `/health/ready`; `address` is for logs and must not contain
-    /// a secret.
+    /// Creates a dependency. `name` identifies it in `/health/ready`; `address` is for logs and
+    /// must not contain a secret.
     pub(super) fn new<F>(
         name: &'static str,
         address: impl Into<String>,
@@ -44,7 +45,7 @@ impl Dependency {
         }
     }
 
-    /// The log, checked by [`Log::check`].
+    /// Creates the dependency on the log, which [`Log::check`] checks.
     pub(super) fn log(name: &'static str, address: impl Into<String>, log: Arc<dyn Log>) -> Self {
         Self::new(name, address, move || {
             let log = Arc::clone(&log);
@@ -52,7 +53,7 @@ impl Dependency {
         })
     }
 
-    /// The fan-out, checked by its own health check.
+    /// Creates the dependency on the fan-out, which [`FanoutHealth::check`] checks.
     pub(super) fn fanout(
         name: &'static str,
         address: impl Into<String>,
@@ -120,19 +121,20 @@ mod tests {
     async fn hanging_dependency_is_reported_alone_and_its_recovery_is_noticed() {
         let health = Arc::new(Health::new(&["kafka", "redis"]));
         let stop = CancellationToken::new();
-        let hangs = Arc::new(AtomicBool::new(true));
-        let concurrent = Arc::new(AtomicUsize::new(0));
-        let flag = Arc::clone(&hangs);
+        let is_hanging = Arc::new(AtomicBool::new(true));
+        let running_checks = Arc::new(AtomicUsize::new(0));
+        let kafka_hangs = Arc::clone(&is_hanging);
         let kafka = Dependency::new("kafka", "k:9092", move || {
-            let (flag, concurrent) = (Arc::clone(&flag), Arc::clone(&concurrent));
+            let is_hanging = Arc::clone(&kafka_hangs);
+            let running_checks = Arc::clone(&running_checks);
             async move {
                 assert_eq!(
-                    concurrent.fetch_add(1, Ordering::SeqCst),
+                    running_checks.fetch_add(1, Ordering::SeqCst),
                     0,
                     "checks overlap"
                 );
-                let _running = decrement_on_drop(concurrent);
-                if flag.load(Ordering::SeqCst) {
+                let _running = RunningCheck(running_checks);
+                if is_hanging.load(Ordering::SeqCst) {
                     std::future::pending::<()>().await;
                 }
                 Ok(())
@@ -143,22 +145,19 @@ mod tests {
         tokio::time::sleep(Duration::from_secs(4)).await;
         let expected = NotReady::Dependency("kafka", "no answer within 2 s".into());
         assert_eq!(health.ready(), Err(expected));
-        hangs.store(false, Ordering::SeqCst);
+        is_hanging.store(false, Ordering::SeqCst);
         tokio::time::sleep(Duration::from_secs(4)).await;
         assert_eq!(health.ready(), Ok(()));
         stop.cancel();
         task.await.unwrap();
     }
 
+    /// A check in progress. Dropping it decrements the number of running checks.
     struct RunningCheck(Arc<AtomicUsize>);
 
     impl Drop for RunningCheck {
         fn drop(&mut self) {
             self.0.fetch_sub(1, Ordering::SeqCst);
         }
-    }
-
-    fn decrement_on_drop(count: Arc<AtomicUsize>) -> RunningCheck {
-        RunningCheck(count)
     }
 }

@@ -17,20 +17,23 @@ use crate::log::{Log, LogBrowser, TopicSpec};
 use crate::store::Store;
 use crate::telemetry::traces::MessagingSystems;
 
-/// The name of the topics among the dependencies in `/health/ready`.
+/// The name under which `/health/ready` reports that the topics are missing.
 const TOPICS: &str = "topics";
-const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Delay before another attempt to create the topics, or to read the settings of the fan-out.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// The log and the fan-out of this process.
 pub(super) struct Engines {
     pub(super) log: Arc<dyn Log>,
     pub(super) fanout: Arc<dyn Fanout>,
-    /// The log for reading without membership in a group, if no other process can read it.
+    /// The log, for reading without joining a consumer group. `None` with Kafka, because other
+    /// processes can read Kafka themselves.
     pub(super) exclusive_log: Option<Arc<dyn LogBrowser>>,
     is_embedded: bool,
 }
 
-/// A setting that is well-formed and was refused by the library that uses it.
+/// A setting is well-formed, but the library that uses it refuses it.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct UnusableSetting(pub(super) String);
@@ -73,7 +76,8 @@ impl Engines {
     pub(super) async fn embedded(config: &Config) -> anyhow::Result<Self> {
         let settings = config.embedded();
         let produce_timeout = config.gateway().produce_timeout;
-        // Opening recovers the store from disk, which may take long.
+        // Opening recovers the store from disk, which may block for long, so it needs a thread for
+        // blocking work.
         tokio::task::spawn_blocking(move || {
             let store = match &settings.data_dir {
                 Some(folder) => Store::open(folder, settings.min_free_disk)?,
@@ -157,7 +161,7 @@ impl Engines {
                     health.set(TOPICS, Err(error));
                 }
             }
-            tokio::time::sleep(RETRY_INTERVAL).await;
+            tokio::time::sleep(RETRY_DELAY).await;
         }
         loop {
             match self.fanout.warnings().await {
@@ -167,12 +171,13 @@ impl Engines {
                     }
                     return;
                 }
-                // The check of dependencies logs at a higher level that the fan-out is unavailable.
+                // The debug level suffices, because `dependencies` warns if the fan-out is
+                // unavailable.
                 Err(error) => {
                     tracing::debug!(%error, "reading the settings of the fan-out failed, retrying");
                 }
             }
-            tokio::time::sleep(RETRY_INTERVAL).await;
+            tokio::time::sleep(RETRY_DELAY).await;
         }
     }
 }

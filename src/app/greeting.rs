@@ -1,4 +1,4 @@
-//! Prints the addresses of a started `all-in-one`, its model and its data directory.
+//! Prints the addresses, the model and the data directory of an `all-in-one` that has started.
 #![expect(
     clippy::print_stdout,
     reason = "it is output for the person at the terminal, not a log line"

@@ -1,4 +1,5 @@
-//! The composition root: creates the engines, runs the roles on them, and drains them in order.
+//! The composition root, which the command line calls: creates the engines, runs the roles on them,
+//! and drains the roles in order.
 //!
 //! Architecture invariant: only this module knows which engines a process runs on, and which roles.
 
@@ -50,8 +51,8 @@ pub const METRICS: &[&[&Metric]] = &[
     ai_worker::metrics::ALL,
 ];
 
-/// Validates the settings that only their users understand: the clients of Kafka and Redis, and the
-/// verifier of signed tokens. Connects to nothing.
+/// Validates the settings that only the clients of Kafka and Redis and the verifier of signed
+/// tokens understand. Connects to nothing.
 ///
 /// # Errors
 /// A property of librdkafka, a URL of Redis or a file of keys can't be used.
@@ -91,7 +92,7 @@ pub async fn run(role: Role, config: Config) -> anyhow::Result<()> {
     let _logs = logs::init(&logging)?;
     let drain = CancellationToken::new();
     let stop = CancellationToken::new();
-    // Every exit from this function stops the background tasks.
+    // The guard cancels `stop` at every exit from this function, so that the background tasks end.
     let _stop = stop.clone().drop_guard();
     tokio::spawn(Signals::new()?.watch(drain.clone()));
     let exporter = Exporter::install(METRICS)?;
@@ -154,8 +155,8 @@ pub async fn run(role: Role, config: Config) -> anyhow::Result<()> {
     result
 }
 
-/// Writes this process's address and a new random key into the data directory, so that the tools find
-/// the process that uses it. Returns the key.
+/// Writes this process's address and a new random key into the data directory, so that the tools
+/// find the process that uses it. Returns the key.
 fn write_instance_info(data_dir: &Path, address: SocketAddr) -> anyhow::Result<SecretString> {
     let key = SecretString::from(gateway::auth::random_token());
     let instance = InstanceInfo {
@@ -173,8 +174,8 @@ struct App {
     role: Role,
     config: Config,
     engines: Engines,
-    /// Written into the data directory: it proves to this process that a caller can read that
-    /// directory. Only with embedded engines on disk.
+    /// The key that this process has written into its data directory. A caller that presents the
+    /// key has proved that it can read that directory. `None` without a data directory.
     local_key: Option<SecretString>,
     health: Arc<Health>,
     admin: Arc<AdminState>,
@@ -209,7 +210,8 @@ impl App {
     }
 
     async fn run_gateway_only(&self, listener: TcpListener) -> anyhow::Result<()> {
-        // Clients can connect before the topics exist; readiness tells whether messages are accepted.
+        // The gateway does not wait for its topic, so that clients can connect before the topic
+        // exists. Until then the process is not ready.
         let topics = [self.config.gateway().messages_topic];
         let preparing = self.engines.prepare(&self.config, &topics, &self.health);
         let serving = self.run_gateway(listener, self.drain.clone());
@@ -283,13 +285,14 @@ impl App {
         Ok(())
     }
 
-    /// Prepares the engines for a role; false if the drain began before they were ready.
+    /// Prepares the engines for a role. False if the drain began before the engines were ready.
     async fn prepare_engines(&self, topics: &[String], drain: &CancellationToken) -> bool {
         let preparing = self.engines.prepare(&self.config, topics, &self.health);
         drain.run_until_cancelled(preparing).await.is_some()
     }
 
-    /// Runs a role that has no HTTP server of its own, with one for its health and metrics.
+    /// Runs a role that has no HTTP server of its own, together with an HTTP server for its health
+    /// and metrics.
     async fn run_with_admin(
         &self,
         listener: TcpListener,
@@ -316,19 +319,19 @@ impl App {
 
     /// Runs the three roles on the embedded engines. Gateway and worker drain first, so that no new
     /// messages and answers are created; the relay drains last, to deliver the remaining answers.
-    /// What it does not deliver, it delivers after the next start.
+    /// It delivers after the next start the answers that it has not delivered by then.
     async fn run_all_in_one(&self, listener: TcpListener) -> anyhow::Result<()> {
         let relay_drain = CancellationToken::new();
         let relay = self.run_relay(relay_drain.clone());
-        let others = async {
+        let gateway_and_worker = async {
             let gateway = self.run_gateway(listener, self.drain.clone());
             let worker = self.run_worker(self.drain.clone());
             let result = tokio::try_join!(gateway, worker);
             relay_drain.cancel();
             result
         };
-        let (others, relay) = tokio::join!(others, relay);
-        others?;
+        let (gateway_and_worker, relay) = tokio::join!(gateway_and_worker, relay);
+        gateway_and_worker?;
         relay
     }
 }
@@ -340,13 +343,14 @@ async fn run_as_task<T: Send + 'static>(work: impl Future<Output = T> + Send + '
         Ok(output) => output,
         Err(error) => match error.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
-            // Cancelled only when the runtime shuts down, which ends this future too.
+            // The task is cancelled only when the runtime shuts down, which drops this future too.
+            // So waiting forever is right.
             Err(_) => std::future::pending().await,
         },
     }
 }
 
-/// The model's API if one is configured, otherwise the demo model.
+/// Creates the client of the model's API if an API is configured, otherwise the demo model.
 fn create_provider(settings: &WorkerSettings) -> anyhow::Result<Arc<dyn Provider>> {
     if let Some(api) = &settings.model {
         tracing::info!(

@@ -28,7 +28,8 @@ declare_metrics! {
         "Log lines dropped because the log file's bounded queue was full: the disk is too slow.";
 }
 
-/// Reads the process's resources from `/proc`, where it exists, and from the tokio runtime.
+/// The handles of the metrics whose values are read when metrics are rendered: from `/proc`, where
+/// it exists, from the tokio runtime, and from the logs.
 #[derive(Debug)]
 pub(super) struct ProcessMetrics {
     resident_memory: Gauge,
@@ -39,7 +40,8 @@ pub(super) struct ProcessMetrics {
 }
 
 impl ProcessMetrics {
-    /// Creates the handles and sets what does not change. The metrics recorder must be installed.
+    /// Creates the handles, and sets the metrics that never change: version, role and start time.
+    /// The metrics recorder must be installed before.
     pub(super) fn new(role: Role) -> Self {
         let build_info = BUILD_INFO.gauge(&[env!("CARGO_PKG_VERSION"), role.as_str()]);
         build_info.set(1.0);
@@ -55,7 +57,7 @@ impl ProcessMetrics {
         }
     }
 
-    /// Updates the gauges; called before each rendering.
+    /// Updates the metrics. The exporter calls this before it renders them.
     pub(super) fn update(&self) {
         if let Some(kib) = first_number_after("/proc/self/status", "VmRSS:") {
             self.resident_memory.set(kib * 1024.0);
@@ -64,7 +66,7 @@ impl ProcessMetrics {
             self.max_fds.set(limit);
         }
         if let Ok(entries) = std::fs::read_dir("/proc/self/fd") {
-            // Listing the directory opens one descriptor itself.
+            // One descriptor is subtracted, because listing the directory opens it.
             self.open_fds.set(entries.count().saturating_sub(1) as f64);
         }
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
@@ -74,7 +76,8 @@ impl ProcessMetrics {
     }
 }
 
-/// The first number in the line of a file that starts with `label`.
+/// Returns the first number after `label` in the line that starts with `label`. `None` if the file
+/// can't be read or has no such number.
 fn first_number_after(path: &str, label: &str) -> Option<f64> {
     let text = std::fs::read_to_string(path).ok()?;
     let values = text.lines().find_map(|line| line.strip_prefix(label))?;
