@@ -1,4 +1,4 @@
-//! Exponential backoff: how long to wait before an operation is tried again.
+//! Exponential backoff: computes how long to wait before an operation is tried again.
 //!
 //! Each delay is twice the one before, up to a cap. Jitter spreads clients that failed at the same
 //! moment, so that they don't return at the same moment either.
@@ -11,12 +11,12 @@ pub struct Backoff {
     first: Duration,
     cap: Duration,
     has_jitter: bool,
-    /// Delays returned by [`Backoff::next_delay`] since the last reset.
+    /// Number of delays that [`Backoff::next_delay`] has returned since the last reset.
     retries: u32,
 }
 
 impl Backoff {
-    /// A backoff without jitter that starts at `first` and never exceeds `cap`.
+    /// Creates a backoff without jitter, whose delays start at `first` and never exceed `cap`.
     pub const fn new(first: Duration, cap: Duration) -> Self {
         Self {
             first,
@@ -26,14 +26,16 @@ impl Backoff {
         }
     }
 
-    /// Adds jitter: every delay is a random share, between 50 and 100 %, of the exponential one.
+    /// Adds jitter: every delay becomes a random share, between 50 and 100 %, of the exponential
+    /// delay.
     pub const fn with_jitter(mut self) -> Self {
         self.has_jitter = true;
         self
     }
 
-    /// The delay before a retry, counted from 0. It depends on nothing but its arguments: `random`
-    /// (0 to 1) chooses the share that jitter leaves of the delay, and is unused without jitter.
+    /// Returns the delay before the retry with this number, counted from 0, without counting the
+    /// delay. `random` (0 to 1) chooses the share that jitter leaves of the delay; it is unused
+    /// without jitter.
     pub fn delay(&self, retry: u32, random: f64) -> Duration {
         let factor = 2_u32.saturating_pow(retry);
         let delay = self.first.saturating_mul(factor).min(self.cap);
@@ -44,21 +46,22 @@ impl Backoff {
         }
     }
 
-    /// The delay before the next attempt; each call returns a longer one, up to the cap.
+    /// Returns the delay before the next attempt. Each call doubles the delay, up to the cap,
+    /// before jitter is applied.
     pub fn next_delay(&mut self) -> Duration {
         let delay = self.delay(self.retries, rand::random());
         self.retries = self.retries.saturating_add(1);
         delay
     }
 
-    /// Like [`Backoff::next_delay`], for a server that asked to be left alone for `minimum`. Then
-    /// the delay is the minimum plus at most the first delay, which still spreads the clients.
+    /// Like [`Backoff::next_delay`], but with a minimum if the server has asked for one. Then the
+    /// delay is the minimum plus at most the first delay, so that jitter still spreads the clients.
     pub fn next_delay_after(&mut self, minimum: Option<Duration>) -> Duration {
         let delay = self.next_delay();
         minimum.map_or(delay, |minimum| minimum + delay.min(self.first))
     }
 
-    /// Starts again at the first delay: the operation has succeeded.
+    /// Makes the next delay the first delay again, because the operation has succeeded.
     pub fn reset(&mut self) {
         self.retries = 0;
     }

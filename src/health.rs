@@ -7,8 +7,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// Tracks the state behind `/health/ready`. Every dependency starts as unavailable, so the process is
-/// not ready until each has responded once.
+/// Tracks the state behind `/health/ready`. Every dependency starts as unavailable, so the process
+/// is not ready until each has responded once.
 #[derive(Debug)]
 pub struct Health {
     state: Mutex<State>,
@@ -17,16 +17,16 @@ pub struct Health {
 #[derive(Debug)]
 struct State {
     is_draining: bool,
-    /// For each unavailable dependency, since when and why.
+    /// The unavailable dependencies, each with the time since when and the reason why.
     unavailable: BTreeMap<&'static str, (Instant, String)>,
 }
 
 /// Why a process is not ready.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NotReady {
-    /// It is stopping and accepts nothing new.
+    /// The process is stopping and accepts no new work.
     Draining,
-    /// A dependency is unavailable: its name and the reason.
+    /// A dependency is unavailable. The fields are its name and the reason.
     Dependency(&'static str, String),
 }
 
@@ -40,7 +40,8 @@ impl fmt::Display for NotReady {
 }
 
 impl Health {
-    /// `dependencies` are the names in `/health/ready`, such as `kafka` and `redis`.
+    /// Creates the health of a process whose `dependencies` are all unavailable so far. They are
+    /// the names in `/health/ready`, such as `kafka` and `redis`.
     pub fn new(dependencies: &[&'static str]) -> Self {
         let unavailable = dependencies
             .iter()
@@ -58,7 +59,8 @@ impl Health {
         self.state.lock()
     }
 
-    /// Records the result of a check. Returns whether the dependency became available or unavailable.
+    /// Records the result of a check of `dependency`. Returns whether the dependency changed
+    /// between available and unavailable.
     pub fn set(&self, dependency: &'static str, result: Result<(), String>) -> bool {
         let mut state = self.state();
         match result {
@@ -73,7 +75,7 @@ impl Health {
         }
     }
 
-    /// How long `dependency` has been unavailable; zero if the last check succeeded.
+    /// Returns for how long `dependency` has been unavailable; zero if the last check succeeded.
     pub fn unavailable_for(&self, dependency: &str) -> Duration {
         let state = self.state();
         let unavailable = state.unavailable.get(dependency);
@@ -85,7 +87,8 @@ impl Health {
         self.state().is_draining = true;
     }
 
-    /// Whether the process accepts work, or the first reason why not.
+    /// Returns whether the process accepts work. The error is the drain, or else the first
+    /// unavailable dependency by name.
     pub fn ready(&self) -> Result<(), NotReady> {
         let state = self.state();
         if state.is_draining {

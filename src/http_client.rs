@@ -1,13 +1,15 @@
-//! The common configuration of all HTTP clients.
+//! Configures every HTTP client of chatmesh alike: those for the model's API, the key set of
+//! tokens, the trace collector, and other chatmesh processes.
 
 use reqwest::{Client, ClientBuilder, redirect};
 use url::{Host, Url};
 
-/// A client for the server at `url`.
+/// Returns a builder of a client for the server at `url`.
 ///
-/// - It follows no redirects, so that keys and contents reach no other server.
-/// - For plain HTTP it loads no certificates, so it works in images that have none.
-/// - For a loopback address it uses no proxy.
+/// - The client follows no redirects, so that keys and contents reach no other server.
+/// - For plain HTTP, the client loads no certificates, so that it works in images without
+///   certificates.
+/// - For a loopback address, the client uses no proxy.
 pub(crate) fn builder_for(url: &Url) -> ClientBuilder {
     let mut builder = Client::builder()
         .user_agent(concat!("chatmesh/", env!("CARGO_PKG_VERSION")))

@@ -18,8 +18,8 @@
 //!    fan-out ([`fanout::Admissions::admit`]) and appended to the log under its user's key. The
 //!    message is accepted once the log has acknowledged it, and not before.
 //! 2. [`pipeline`]: the worker's consumer reads each partition in order, puts every record into the
-//!    lane of its conversation, and processes `MAX_WORKERS` of them concurrently. An offset is
-//!    committed only when every record before it is finished.
+//!    lane of its conversation, and processes at most `MAX_WORKERS` records concurrently. An offset
+//!    is committed only when every record before it is finished.
 //! 3. [`ai_worker`]: the worker acquires the lease on the message ([`fanout::Answers::begin`]),
 //!    builds the prompt from earlier turns, reads the model's stream, and publishes deltas directly
 //!    to the fan-out ([`fanout::Answers::live`]). It stores the outcome
@@ -33,12 +33,13 @@
 //!    mailbox ([`fanout::Reads::read`]).
 //!
 //! Two interfaces hide the infrastructure: the [`log`] (Kafka or embedded) and the [`fanout`]
-//! (Redis or embedded). Both embedded implementations use the same local [`store`]. Each interface
-//! has one contract, and one test suite that runs over all its implementations. Roles do not import
-//! each other; [`app`] creates the implementations and runs the roles on them.
+//! (Redis or embedded). Both embedded implementations use the same local [`store`]. The comments of
+//! each interface say what it guarantees, and one test suite for each interface runs over all its
+//! implementations. Roles do not import each other; [`app`] creates the implementations and runs
+//! the roles on them.
 //!
-//! `ARCHITECTURE.md` is the code map and lists the invariants; `docs/protocol.md` is the contract
-//! with other programs, and `docs/consistency.md` has the algorithms.
+//! `ARCHITECTURE.md` is the code map and lists the invariants; `docs/protocol.md` says what clients
+//! and other services may rely on, and `docs/consistency.md` has the algorithms.
 
 pub mod ai_worker;
 pub mod app;
@@ -60,7 +61,7 @@ pub mod store;
 pub mod telemetry;
 mod tools;
 
-/// The runner of seeded simulations, which the integration tests share.
+/// Runs simulations from random seeds. The integration tests use the same file.
 #[cfg(test)]
 #[path = "../tests/common/seeds.rs"]
 mod seeds;

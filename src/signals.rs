@@ -1,4 +1,5 @@
-//! SIGTERM and SIGINT: the first signal starts a drain, the second ends the process at once.
+//! Handles SIGTERM and SIGINT: the first signal starts a drain, the second ends the process at
+//! once.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;

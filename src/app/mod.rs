@@ -319,7 +319,7 @@ impl App {
 
     /// Runs the three roles on the embedded engines. Gateway and worker drain first, so that no new
     /// messages and answers are created; the relay drains last, to deliver the remaining answers.
-    /// It delivers after the next start the answers that it has not delivered by then.
+    /// Answers that it has not delivered by then are delivered after the next start.
     async fn run_all_in_one(&self, listener: TcpListener) -> anyhow::Result<()> {
         let relay_drain = CancellationToken::new();
         let relay = self.run_relay(relay_drain.clone());

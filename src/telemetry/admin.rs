@@ -1,5 +1,6 @@
-//! Health and metrics over HTTP. Worker and relay have no other HTTP server; the gateway serves the
-//! same routes on its own port.
+//! Serves health and metrics over HTTP. Worker and relay have no other HTTP server. The gateway
+//! passes requests for these routes to [`respond`], except for `/health`, which has more fields
+//! there.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,19 +18,20 @@ use tokio_util::sync::CancellationToken;
 use super::metrics::Exporter;
 use crate::health::{Health, NotReady};
 
-/// Time that a client has to send the head of its request.
+/// Maximum time that a client may take to send the head of a request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-/// Concurrent connections: enough for a scraper, probes and a few operators.
+/// Maximum number of concurrent connections: enough for a scraper, probes and a few operators.
 const MAX_CONNECTIONS: usize = 64;
-/// The minimum that hyper allows. Requests to these routes are far smaller.
+/// Maximum size of the head of a request, in bytes. It is the smallest limit that hyper allows;
+/// requests to these routes are far smaller.
 const MAX_HEAD_BYTES: usize = 8192;
-/// Delay after a failed accept, because the usual reason, a lack of descriptors, persists for a
-/// while.
-const ACCEPT_BACKOFF: Duration = Duration::from_millis(200);
-/// Time to answer requests in progress when the server stops.
+/// Delay after a failed accept, because the usual reason, a lack of file descriptors, persists for
+/// a while.
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(200);
+/// Maximum time to finish requests in progress when the server stops.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 
-/// The state behind the routes of one process.
+/// The state from which a process answers the routes for health and metrics.
 pub struct AdminState {
     /// The field `service` of `/health`: the role's name in the original system.
     service: &'static str,
@@ -58,11 +60,11 @@ impl AdminState {
 /// Answers `/metrics`, `/metrics/`, `/health`, `/health/live` and `/health/ready`; `None` for any
 /// other path.
 pub fn respond(path: &str, method: &Method, state: &AdminState) -> Option<Response<Full<Bytes>>> {
-    let is_known = matches!(
+    let is_served = matches!(
         path,
         "/metrics" | "/metrics/" | "/health" | "/health/live" | "/health/ready"
     );
-    if !is_known {
+    if !is_served {
         return None;
     }
     if !matches!(*method, Method::GET | Method::HEAD) {
@@ -111,13 +113,14 @@ fn json_response(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
     response
 }
 
-/// The 404 of worker and relay, with the body of an `error` frame.
+/// Creates the 404 with which worker and relay answer a path without a route. Its body is that of
+/// an `error` frame.
 pub fn not_found() -> Response<Full<Bytes>> {
     let body = json!({"type": "error", "code": "not_found", "message": "there is no such route"});
     json_response(StatusCode::NOT_FOUND, &body)
 }
 
-/// A 405 with the header `Allow`.
+/// Creates a 405. `allowed` is the value of its header `Allow`.
 pub fn method_not_allowed(allowed: &'static str) -> Response<Full<Bytes>> {
     let body = json!({
         "type": "error",
@@ -131,8 +134,8 @@ pub fn method_not_allowed(allowed: &'static str) -> Response<Full<Bytes>> {
 }
 
 /// Serves the routes until `stop` is cancelled, then finishes requests in progress within
-/// [`SHUTDOWN_GRACE`]. Cancel `stop` last when a role shuts down, so that its health can be observed
-/// during the drain.
+/// [`SHUTDOWN_GRACE`]. Cancel `stop` last when a role shuts down, so that its health can be
+/// observed during the drain.
 pub async fn serve(listener: TcpListener, state: Arc<AdminState>, stop: CancellationToken) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let graceful = hyper_util::server::graceful::GracefulShutdown::new();
@@ -149,7 +152,7 @@ pub async fn serve(listener: TcpListener, state: Arc<AdminState>, stop: Cancella
             Ok((stream, _)) => stream,
             Err(error) => {
                 tracing::warn!(%error, "accepting a connection for health and metrics failed, retrying");
-                tokio::time::sleep(ACCEPT_BACKOFF).await;
+                tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
                 continue;
             }
         };

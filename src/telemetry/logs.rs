@@ -1,5 +1,5 @@
-//! Logs: lines on standard output, where containers expect them, and in daily files if `LOG_FOLDER`
-//! is set.
+//! Initialises logging: lines on standard output, where containers expect them, and in daily files
+//! if `LOG_FOLDER` is set.
 
 use std::io::{IsTerminal, Write};
 use std::sync::OnceLock;
@@ -19,22 +19,25 @@ use tracing_subscriber::{EnvFilter, Layer, fmt};
 
 use crate::config::settings::{LogFormat, LoggingSettings};
 
-/// Lines that may wait for the disk or for the reader of standard output. Further lines are dropped
-/// and counted, so that a slow disk or a paused terminal never blocks the service.
+/// Maximum number of lines that wait for the disk, and of lines that wait for the reader of
+/// standard output. Above the maximum, a line is dropped and counted, so that a slow disk or a
+/// paused terminal never blocks the service.
 const MAX_QUEUED_LINES: usize = 65_536;
 
-static DROPPED_LINES: OnceLock<Vec<ErrorCounter>> = OnceLock::new();
+/// The counters of dropped lines: one for standard output, and one for the files if there are
+/// files.
+static DROPPED_LINE_COUNTERS: OnceLock<Vec<ErrorCounter>> = OnceLock::new();
 
 /// Number of lines dropped since the start because a queue was full.
 pub fn dropped_lines() -> u64 {
-    let counters = DROPPED_LINES.get().map_or(&[][..], Vec::as_slice);
+    let counters = DROPPED_LINE_COUNTERS.get().map_or(&[][..], Vec::as_slice);
     counters
         .iter()
         .map(|counter| counter.dropped_lines() as u64)
         .sum()
 }
 
-/// Logging could not be initialised.
+/// Why logging could not be initialised.
 #[derive(Debug, thiserror::Error)]
 pub enum LogsError {
     /// `LOG_FOLDER` can't be created or written.
@@ -48,13 +51,13 @@ pub enum LogsError {
     /// `LOG_LEVEL` is neither a level nor a filter.
     #[error("LOG_LEVEL is neither a level nor a filter: {0}")]
     Level(String),
-    /// The process has another subscriber already.
+    /// The process already has a `tracing` subscriber.
     #[error("logging is already initialised in this process")]
     Installed,
 }
 
-/// Keeps the writer threads running. Dropping it writes the queued lines, so keep it until the end
-/// of the process.
+/// Keeps the writer threads running. Dropping the guard writes the queued lines, so keep it until
+/// the end of the process.
 #[derive(Debug)]
 pub struct LogsGuard {
     _writers: Vec<WorkerGuard>,
@@ -114,14 +117,16 @@ pub fn init(settings: &LoggingSettings) -> Result<LogsGuard, LogsError> {
         .with(files)
         .try_init()
         .map_err(|_| LogsError::Installed)?;
-    // It can't be set already: a second initialisation has returned above.
-    let _ = DROPPED_LINES.set(counters);
+    // `set` can't fail, because a second initialisation has returned above.
+    let _ = DROPPED_LINE_COUNTERS.set(counters);
     Ok(LogsGuard { _writers: guards })
 }
 
-/// Expands a plain level to a filter; any other filter is used unchanged. A plain level concerns
-/// chatmesh's own lines: libraries log too much below `info`, possibly with the data that they
-/// send; fjall logs each of its steps at `info`, and fred logs a lost connection several times.
+/// Expands the levels `info`, `debug` and `trace` to a filter; uses any other level or filter
+/// unchanged. `debug` and `trace` apply only to chatmesh's own lines, because libraries log too
+/// much below `info`, possibly with the data that they send. At `info` and `debug`, the lines of
+/// fjall and fred are limited further: fjall logs each of its steps at `info`, and fred logs a lost
+/// connection several times.
 fn directives(level: &str) -> &str {
     match level {
         "info" => "info,fjall=warn,lsm_tree=warn,fred=error",
@@ -131,7 +136,7 @@ fn directives(level: &str) -> &str {
     }
 }
 
-/// Replaces the characters of the application's name that are not safe in a file name.
+/// Replaces by `-` the characters of the application's name that are not safe in a file name.
 fn file_name(app_name: &str) -> String {
     let to_safe = |c: char| {
         if c.is_alphanumeric() || "-_.".contains(c) {
@@ -143,7 +148,8 @@ fn file_name(app_name: &str) -> String {
     app_name.chars().map(to_safe).collect()
 }
 
-/// A writer with a bounded queue that never blocks its callers.
+/// Returns a writer with a bounded queue that never blocks its callers, and the guard of its
+/// thread.
 fn non_blocking(writer: impl Write + Send + 'static) -> (NonBlocking, WorkerGuard) {
     NonBlockingBuilder::default()
         .buffered_lines_limit(MAX_QUEUED_LINES)
@@ -164,8 +170,9 @@ where
         .with_writer(writer)
 }
 
-/// Formats an event as one flat JSON object per line: time, level, application, target, message, and
-/// the fields of the event and of its spans. Of equal names, the innermost wins.
+/// Formats an event as one flat JSON object per line: time, level, application, target, message,
+/// and the fields of the event and of its spans. Of fields with the same name, the event's field
+/// wins, then the field of the innermost span.
 struct JsonFormat {
     app_name: String,
 }
@@ -195,7 +202,7 @@ impl Visit for EventFields {
     }
 }
 
-fn now() -> String {
+fn rfc3339_now() -> String {
     time::OffsetDateTime::now_utc()
         .format(&Rfc3339)
         .unwrap_or_default()
@@ -223,11 +230,12 @@ where
         }
         let mut fields = EventFields::default();
         event.record(&mut fields);
-        // Events of the `log` crate carry their target, and paths of source files, as fields.
+        // Events of the `log` crate carry their target, and paths of source files, as fields. Only
+        // the target is kept.
         let target = fields.0.remove("log.target");
         fields.0.retain(|name, _| !name.starts_with("log."));
         line.extend(fields.0);
-        line.insert("timestamp".into(), now().into());
+        line.insert("timestamp".into(), rfc3339_now().into());
         line.insert("level".into(), event.metadata().level().as_str().into());
         line.insert("app_name".into(), self.app_name.as_str().into());
         let target = target.unwrap_or_else(|| event.metadata().target().into());
@@ -253,7 +261,7 @@ where
         event: &Event<'_>,
     ) -> std::fmt::Result {
         let level = event.metadata().level();
-        let time = now();
+        let time = rfc3339_now();
         let time = time.get(11..19).unwrap_or(&time);
         write!(writer, "{time} {level:>5} {}: ", self.app_name)?;
         context

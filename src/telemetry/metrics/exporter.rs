@@ -35,6 +35,7 @@ const COUNT_BUCKETS: [f64; 12] = [
     1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 5000.0, 20_000.0,
 ];
 
+/// Returns the upper bounds of the buckets of a histogram with this unit.
 fn buckets(unit: Unit) -> &'static [f64] {
     match unit {
         Unit::Seconds => &SECOND_BUCKETS,
@@ -44,7 +45,7 @@ fn buckets(unit: Unit) -> &'static [f64] {
     }
 }
 
-/// The metrics recorder could not be installed.
+/// The metrics recorder can't be installed.
 #[derive(Debug, thiserror::Error)]
 #[error("the metrics recorder can't be installed: {0}")]
 pub struct ExporterError(String);
@@ -85,7 +86,8 @@ impl Exporter {
         let exporter = if let Some(exporter) = INSTALLED.get() {
             exporter
         } else {
-            // With default buckets, a histogram that is described later does not become a summary.
+            // A histogram without buckets would become a summary. So default buckets are set for
+            // the histograms that a later call declares.
             let mut builder = PrometheusBuilder::new().set_buckets(&SECOND_BUCKETS)?;
             for metric in all_metrics().filter(|metric| metric.kind == Kind::Histogram) {
                 let name = Matcher::Full(metric.name.to_owned());
@@ -118,8 +120,7 @@ impl Exporter {
         self.handle.render()
     }
 
-    /// Runs the recorder's periodic upkeep until `stop` is cancelled. One task of the process runs
-    /// it.
+    /// Runs the recorder's periodic upkeep until `stop` is cancelled. Call it once in a process.
     pub async fn run_upkeep(self, stop: CancellationToken) {
         let mut ticks = tokio::time::interval(UPKEEP_INTERVAL);
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {

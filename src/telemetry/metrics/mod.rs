@@ -43,39 +43,41 @@ pub(crate) use declare_metrics;
 /// The kind of a metric, as Prometheus defines it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Only grows; its name ends in `_total`.
+    /// The value only grows. The name of the metric ends in `_total`.
     Counter,
-    /// Goes up and down.
+    /// The value goes up and down.
     Gauge,
-    /// Counts observations in buckets.
+    /// The metric counts observations in buckets.
     Histogram,
 }
 
 /// The declaration of a metric.
 #[derive(Debug)]
 pub struct Metric {
-    /// The name that Prometheus stores. A histogram is stored under it with the suffixes
-    /// `_bucket`, `_sum` and `_count`.
+    /// The name that Prometheus stores. For a histogram, Prometheus stores three names: with the
+    /// suffixes `_bucket`, `_sum` and `_count`.
     pub name: &'static str,
-    /// Whether it is a counter, a gauge or a histogram.
+    /// Whether the metric is a counter, a gauge or a histogram.
     pub kind: Kind,
-    /// The unit of its values; it also selects the buckets of a histogram.
+    /// The unit of the metric's values. The unit also selects the buckets of a histogram.
     pub unit: Unit,
     /// The help text that the exporter prints: one or two complete sentences.
     pub help: &'static str,
-    /// Label names, in the order in which the values are passed to [`Metric::counter`] and the
-    /// others. No label holds an id of a user, a conversation or a message.
+    /// The names of the labels, in the order in which [`Metric::counter`], [`Metric::gauge`] and
+    /// [`Metric::histogram`] take the values. No label holds an id of a user, a conversation or a
+    /// message.
     pub labels: &'static [&'static str],
 }
 
-/// Time since a moment given in milliseconds of the Unix epoch; zero if that moment is in the
-/// future, as it can be when another machine's clock is ahead.
+/// Returns the time that has passed since `moment_ms`, in milliseconds since the Unix epoch. Zero
+/// if that moment is in the future, as it can be when another machine's clock is ahead.
 pub(crate) fn elapsed_since_unix_ms(moment_ms: i64) -> Duration {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let moment = Duration::from_millis(u64::try_from(moment_ms).unwrap_or_default());
     now.unwrap_or_default().saturating_sub(moment)
 }
 
+/// The metadata that the `metrics` crate requires to create a handle; all handles have the same.
 const METADATA: Metadata<'static> = Metadata::new("chatmesh", Level::INFO, Some(module_path!()));
 
 impl Metric {

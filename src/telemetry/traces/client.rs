@@ -1,4 +1,5 @@
-//! The HTTP client of the span exporter, with the settings that all our clients share.
+//! The HTTP client through which the span exporter sends requests, with the settings that all HTTP
+//! clients of chatmesh share.
 
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
 
 use crate::http_client;
 
-/// Maximum size of a response of the collector, in bytes.
+/// Maximum size of the body of a collector's response, in bytes.
 const MAX_BODY_BYTES: usize = 64 << 10;
 
 #[derive(Debug)]

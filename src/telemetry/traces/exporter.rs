@@ -1,5 +1,6 @@
-//! Builds the OpenTelemetry SDK's exporter, resource and tracer from our settings. The SDK's own
-//! configuration is not used, because it reads the environment only and not our file or `.env`.
+//! Builds the OpenTelemetry SDK's exporter, resource and tracer from chatmesh's settings. The SDK's
+//! own configuration is not used, because it reads only the environment, and neither chatmesh's
+//! configuration file nor `.env`.
 
 use std::collections::HashMap;
 
@@ -15,21 +16,23 @@ use super::client::ExporterClient;
 use super::queue::SpanQueue;
 use crate::config::settings::{TraceSampler, TraceSettings};
 
-/// The exporter could not be built from the settings.
+/// The exporter can't be built from the settings.
 #[derive(Debug, thiserror::Error)]
 #[error("traces can't be exported, check the OTEL_EXPORTER_OTLP_* settings: {0}")]
 pub struct TracesError(String);
 
-/// The endpoint without credentials and query, for logs.
+/// Returns the endpoint without credentials and query, for logs.
 pub(super) fn redacted(endpoint: &Url) -> String {
     let mut endpoint = endpoint.clone();
-    // These fail for URLs that can't have credentials, and then there are none.
+    // The two calls fail for a URL that can't have credentials, which has none to remove.
     let _ = endpoint.set_username("");
     let _ = endpoint.set_password(None);
     endpoint.set_query(None);
     endpoint.into()
 }
 
+/// Returns the attributes of this process that every span gets. The configured attributes overwrite
+/// the defaults; a configured service name overwrites both.
 pub(super) fn resource(settings: &TraceSettings) -> Resource {
     let attributes = settings.resource.iter();
     let attributes = attributes.map(|(key, value)| KeyValue::new(key.clone(), value.clone()));
@@ -50,7 +53,8 @@ pub(super) fn resource(settings: &TraceSettings) -> Resource {
         .build()
 }
 
-pub(super) fn build(
+/// Builds the exporter that sends spans to the collector at `endpoint`.
+pub(super) fn build_exporter(
     settings: &TraceSettings,
     endpoint: &Url,
     resource: &Resource,
@@ -58,7 +62,8 @@ pub(super) fn build(
     let failed = |error: &dyn std::fmt::Display| TracesError(error.to_string());
     let client = ExporterClient::new(endpoint, settings.timeout).map_err(|error| failed(&error))?;
     let mut address = endpoint.clone();
-    // By the specification, the variable is the base URL, to which the path of a signal is added.
+    // By OpenTelemetry's specification, `OTEL_EXPORTER_OTLP_ENDPOINT` is a base URL, to which the
+    // path of a signal is added.
     if let Ok(mut path) = address.path_segments_mut() {
         path.pop_if_empty().extend(["v1", "traces"]);
     }
@@ -77,7 +82,12 @@ pub(super) fn build(
     Ok(exporter)
 }
 
-pub(super) fn tracer(settings: &TraceSettings, resource: Resource, queue: SpanQueue) -> SdkTracer {
+/// Builds the tracer that samples spans by the settings and puts finished spans into `queue`.
+pub(super) fn build_tracer(
+    settings: &TraceSettings,
+    resource: Resource,
+    queue: SpanQueue,
+) -> SdkTracer {
     let ratio = Sampler::TraceIdRatioBased(settings.sampler_arg);
     let sampler = match settings.sampler {
         TraceSampler::AlwaysOn => Sampler::AlwaysOn,

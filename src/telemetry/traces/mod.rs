@@ -24,15 +24,15 @@ use crate::config::settings::TraceSettings;
 pub use exporter::TracesError;
 pub use span::{Kind, Span};
 
-/// Time to export the last spans when the process ends.
+/// Maximum time to export the last spans when the process ends.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The values of the attribute `messaging.system`.
 #[derive(Debug, Clone, Copy)]
 pub struct MessagingSystems {
-    /// In spans about the log.
+    /// The value in spans about the log.
     pub log: &'static str,
-    /// In spans about the fan-out.
+    /// The value in spans about the fan-out.
     pub fanout: &'static str,
 }
 
@@ -60,7 +60,7 @@ pub fn start(
     settings: &TraceSettings,
     systems: MessagingSystems,
 ) -> Result<Option<TraceExport>, TracesError> {
-    // A counter that exists from the start makes a rate begin at zero.
+    // The counters are created at the start, so that a rate over them begins at zero.
     for reason in reason::ALL {
         DROPPED.counter(&[reason]).increment(0);
     }
@@ -69,12 +69,13 @@ pub fn start(
         return Ok(None);
     };
     let resource = exporter::resource(settings);
-    let exporter = exporter::build(settings, endpoint, &resource)?;
+    let exporter = exporter::build_exporter(settings, endpoint, &resource)?;
     let (queue, spans) = queue::new();
-    let tracer = exporter::tracer(settings, resource, queue);
+    let tracer = exporter::build_tracer(settings, resource, queue);
     let stop = CancellationToken::new();
     let task = tokio::spawn(queue::run_export(spans, exporter, stop.clone()));
-    // Only tests start a second export in a process; it uses the first tracer.
+    // `set` fails only in tests, which start several exports in one process. All spans then go to
+    // the first export.
     let _ = TRACER.set(TracerState { tracer, systems });
     tracing::info!(endpoint = %exporter::redacted(endpoint), "exporting traces");
     Ok(Some(TraceExport { task, stop }))

@@ -1,6 +1,6 @@
 //! Exports finished spans through a bounded queue and one task. Ending a span never waits: if the
-//! queue is full, the span is dropped and counted. The SDK's batch processor is not used, because it
-//! exports from a thread of its own and reports only at the end how many spans it dropped.
+//! queue is full, the span is dropped and counted. The SDK's batch processor is not used, because
+//! it exports from a thread of its own and reports only at the end how many spans it dropped.
 
 use std::time::Duration;
 
@@ -14,13 +14,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::metrics::{DROPPED, EXPORTED, reason};
 
-/// Capacity of the queue. One message creates about a dozen spans.
+/// Maximum number of spans in the queue. One message creates about a dozen spans.
 const QUEUE_CAPACITY: usize = 8192;
 
 /// Maximum number of spans in one export request.
 const MAX_BATCH: usize = 512;
 
-/// Time to collect a batch after its first span.
+/// Maximum time to collect a batch after its first span.
 const BATCH_DELAY: Duration = Duration::from_secs(1);
 
 /// Minimum time between two warnings about dropped spans.
@@ -34,6 +34,7 @@ pub(super) struct SpanQueue {
     dropped: Counter,
 }
 
+/// Creates the queue: the processor that fills it, and the receiver from which spans are exported.
 pub(super) fn new() -> (SpanQueue, mpsc::Receiver<SpanData>) {
     let (spans, queued) = mpsc::channel(QUEUE_CAPACITY);
     let dropped = DROPPED.counter(&[reason::QUEUE_FULL]);
@@ -58,7 +59,7 @@ impl SpanProcessor for SpanQueue {
     }
 }
 
-/// Exports batches until `stop` is cancelled, and then what is left in the queue.
+/// Exports batches until `stop` is cancelled, and then the spans that are still in the queue.
 pub(super) async fn run_export(
     mut spans: mpsc::Receiver<SpanData>,
     exporter: impl SpanExporter,
@@ -81,7 +82,7 @@ pub(super) async fn run_export(
     }
     spans.close();
     loop {
-        // The batch may hold spans already, from the collection that was cancelled.
+        // The batch may already hold spans from the collection that was cancelled.
         let room = MAX_BATCH.saturating_sub(batch.len());
         spans.recv_many(&mut batch, room).await;
         if batch.is_empty() {
@@ -91,11 +92,11 @@ pub(super) async fn run_export(
     }
 }
 
-/// Waits for a span, then for further ones until the batch is full or [`BATCH_DELAY`] has passed.
-/// Cancel-safe: received spans are in `batch`.
+/// Waits for a span, then collects spans until the batch is full or [`BATCH_DELAY`] has passed.
+/// Cancel-safe: spans that were received before the cancellation are in `batch`.
 async fn collect_batch(spans: &mut mpsc::Receiver<SpanData>, batch: &mut Vec<SpanData>) {
     if spans.recv_many(batch, MAX_BATCH).await == 0 {
-        // All senders are gone: wait until the caller cancels this.
+        // The channel is closed, so no span will arrive: wait until the caller cancels this future.
         std::future::pending::<()>().await;
     }
     let deadline = Instant::now() + BATCH_DELAY;
@@ -110,25 +111,28 @@ async fn collect_batch(spans: &mut mpsc::Receiver<SpanData>, batch: &mut Vec<Spa
 /// Sends batches to the collector, and limits the warnings about failures.
 struct BatchSender<E> {
     exporter: E,
+    /// Counts the spans that the collector accepted.
     exported: Counter,
+    /// Counts the spans whose export failed.
     dropped: Counter,
+    /// Number of spans whose export failed since the last warning.
     dropped_since_warning: u64,
     last_warning: Option<Instant>,
 }
 
 impl<E: SpanExporter> BatchSender<E> {
     async fn send(&mut self, batch: Vec<SpanData>) {
-        let spans = batch.len() as u64;
+        let span_count = batch.len() as u64;
         let Err(error) = self.exporter.export(batch).await else {
-            self.exported.increment(spans);
+            self.exported.increment(span_count);
             return;
         };
-        self.dropped.increment(spans);
-        self.dropped_since_warning += spans;
-        let warning_is_due = self
+        self.dropped.increment(span_count);
+        self.dropped_since_warning += span_count;
+        let is_warning_due = self
             .last_warning
             .is_none_or(|warning| warning.elapsed() >= WARNING_INTERVAL);
-        if warning_is_due {
+        if is_warning_due {
             self.last_warning = Some(Instant::now());
             tracing::warn!(
                 spans = self.dropped_since_warning, %error,

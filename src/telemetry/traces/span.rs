@@ -17,23 +17,25 @@ use crate::protocol::trace_context::{self, TraceContext};
 /// The kind of a span, as OpenTelemetry defines it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Handles a request.
+    /// The span handles a request.
     Server,
-    /// Sends a request and waits for the response.
+    /// The span sends a request and waits for the response.
     Client,
-    /// Sends a message that is processed later.
+    /// The span sends a message that is processed later.
     Producer,
-    /// Processes such a message.
+    /// The span processes a message that a producer has sent.
     Consumer,
-    /// Stays inside this process.
+    /// The span is a step inside this process.
     Internal,
 }
 
-/// A span that has begun and ends when it is dropped. If it is not recorded, it only propagates the
-/// context of its parent.
+/// A span that has begun and ends when it is dropped. A span that is not recorded only propagates
+/// the trace context.
 #[derive(Debug, Default)]
 pub struct Span {
+    /// The trace context that children have as their parent; `None` if there is no trace.
     context: Option<TraceContext>,
+    /// The span to export; `None` if the span is not recorded.
     recorded: Option<Box<opentelemetry_sdk::trace::Span>>,
 }
 
@@ -46,8 +48,8 @@ impl Span {
         }
     }
 
-    /// Begins a span whose parent is in another process, or a new trace without one. If traces are
-    /// off, it propagates the parent's context.
+    /// Begins a span whose parent is in another process; without a parent, the span begins a new
+    /// trace. If traces are off, the span is not recorded and propagates the parent's context.
     pub fn begin(parent: Option<TraceContext>, kind: Kind, name: fmt::Arguments<'_>) -> Self {
         begin_span(parent, true, kind, name, None)
     }
@@ -62,7 +64,7 @@ impl Span {
         begin_span(parent, true, kind, name, Some(start))
     }
 
-    /// Begins a child of this span. It is recorded if this one is.
+    /// Begins a child of this span. The child is recorded if this span is recorded.
     pub fn child(&self, kind: Kind, name: fmt::Arguments<'_>) -> Self {
         self.begin_child(kind, name, None)
     }
@@ -79,7 +81,8 @@ impl Span {
         begin_span(self.context.clone(), false, kind, name, start)
     }
 
-    /// The context that a child of this span, here or in another process, has as its parent.
+    /// Returns the trace context that a child of this span, here or in another process, has as its
+    /// parent. `None` if there is no trace.
     pub fn context(&self) -> Option<&TraceContext> {
         self.context.as_ref()
     }
@@ -89,7 +92,7 @@ impl Span {
         self.recorded.is_some()
     }
 
-    /// The trace id, for log lines.
+    /// Returns the trace id for log lines, or `None` if there is no trace.
     pub fn trace_id(&self) -> Option<DisplayValue<trace_context::TraceId>> {
         let context = self.context.as_ref()?;
         Some(tracing::field::display(context.trace_id()))
@@ -152,7 +155,7 @@ impl Span {
 
 fn begin_span(
     parent: Option<TraceContext>,
-    remote: bool,
+    is_parent_remote: bool,
     kind: Kind,
     name: fmt::Arguments<'_>,
     start: Option<SystemTime>,
@@ -173,7 +176,7 @@ fn begin_span(
     });
     builder.start_time = start;
     let parent_context = match &parent {
-        Some(parent) => Context::new().with_remote_span_context(to_sdk(parent, remote)),
+        Some(parent) => Context::new().with_remote_span_context(to_sdk(parent, is_parent_remote)),
         None => Context::new(),
     };
     let span = tracer.tracer.build_with_context(builder, &parent_context);
@@ -184,13 +187,13 @@ fn begin_span(
     }
 }
 
-fn to_sdk(context: &TraceContext, remote: bool) -> SpanContext {
+fn to_sdk(context: &TraceContext, is_remote: bool) -> SpanContext {
     let state = context.tracestate().map(TraceState::from_str);
     SpanContext::new(
         TraceId::from(context.trace_id().as_u128()),
         SpanId::from(context.span_id()),
         TraceFlags::new(context.flags()),
-        remote,
+        is_remote,
         state.and_then(Result::ok).unwrap_or_default(),
     )
 }
