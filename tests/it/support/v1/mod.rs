@@ -1,5 +1,5 @@
-//! A correct client of `chatmesh.v1`: it keeps its position, reconnects with it, sends messages
-//! that were not accepted again under the same `id`, and checks every frame that it receives.
+//! A correct client of `chatmesh.v1`. It keeps its position and reconnects with it, sends a message
+//! that was not accepted again under the same `id`, and checks every frame that it receives.
 
 use std::time::Duration;
 
@@ -20,22 +20,22 @@ mod transcript;
 
 pub(crate) use transcript::{Message, ReplacedText, Transcript};
 
-/// A client of one device, connected or not. It keeps its transcript over its connections.
+/// The client of one device. It keeps its transcript when it reconnects.
 pub(crate) struct V1Client {
     pub(crate) user: String,
     pub(crate) token: String,
     pub(crate) transcript: Transcript,
     socket: Option<WebSocketStream<TcpStream>>,
-    /// Every frame of the current connection.
+    /// All frames received on the current or last connection.
     pub(crate) frames: Vec<Value>,
-    /// Size of the kernel's receive buffer, if it is limited.
+    /// Size of the kernel's receive buffer, if the test limits it.
     receive_buffer_bytes: Option<u32>,
     /// The close code of the last connection, if it ended with one.
     pub(crate) close_code: Option<u16>,
 }
 
 impl V1Client {
-    /// A client that is not connected and has no position.
+    /// Creates a client that is not connected and has no position.
     pub(crate) fn new(user: &str) -> Self {
         Self {
             user: user.to_owned(),
@@ -48,20 +48,20 @@ impl V1Client {
         }
     }
 
-    /// A new client that has received its first `welcome`.
+    /// Creates a client, connects it, and waits for its `welcome`.
     pub(crate) async fn open(port: u16, user: &str) -> Self {
         let mut device = Self::new(user);
         device.connect(port).await;
         device
     }
 
-    /// Limits how much the kernel buffers of what the client does not read.
+    /// Limits the kernel's receive buffer, so that unread frames soon fill the gateway's queue.
     pub(crate) fn with_small_receive_buffer(mut self) -> Self {
         self.receive_buffer_bytes = Some(4096);
         self
     }
 
-    /// Connects with its position and returns the `welcome`.
+    /// Connects with the client's position, if it has one, and returns the `welcome`.
     pub(crate) async fn connect(&mut self, port: u16) -> Value {
         match self.try_connect(port).await {
             Ok(welcome) => welcome,
@@ -69,7 +69,7 @@ impl V1Client {
         }
     }
 
-    /// Connects to one of the ports, and retries until a gateway accepts.
+    /// Connects to the ports in turn until a gateway accepts, and returns the `welcome`.
     pub(crate) async fn connect_with_retries(&mut self, ports: &[u16]) -> Value {
         let deadline = Instant::now() + TEST_TIMEOUT;
         for port in ports.iter().cycle() {
@@ -79,7 +79,7 @@ impl V1Client {
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        unreachable!("there are ports");
+        unreachable!("the list of ports is not empty");
     }
 
     pub(crate) async fn try_connect(&mut self, port: u16) -> Result<Value, UpgradeRefused> {
@@ -92,18 +92,21 @@ impl V1Client {
         self.upgrade(port, &path, &[]).await?;
         match self.next_event(TEST_TIMEOUT).await {
             ClientEvent::Frame(frame) => {
-                assert_eq!(frame["type"], "welcome", "the first frame: {frame}");
+                assert_eq!(
+                    frame["type"], "welcome",
+                    "expected welcome as the first frame: {frame}"
+                );
                 Ok(frame)
             }
             other => Err(UpgradeRefused {
                 status: 0,
                 headers: Vec::new(),
-                body: format!("no welcome but {other:?}"),
+                body: format!("expected welcome, got {other:?}"),
             }),
         }
     }
 
-    /// Opens a socket with this path and reads nothing from it.
+    /// Opens a socket with this path and these headers, and reads nothing from it.
     pub(crate) async fn upgrade(
         &mut self,
         port: u16,
@@ -126,8 +129,8 @@ impl V1Client {
         let mut request = format!("ws://127.0.0.1:{port}{path}")
             .into_client_request()
             .expect("a request");
-        let all = [("sec-websocket-protocol", "chatmesh.v1")];
-        for (name, value) in all.iter().chain(headers) {
+        let subprotocol = [("sec-websocket-protocol", "chatmesh.v1")];
+        for (name, value) in subprotocol.iter().chain(headers) {
             let value = value.parse().expect("a header's value");
             request.headers_mut().insert(*name, value);
         }
@@ -178,7 +181,7 @@ impl V1Client {
         self.send_message_frame(&frame).await;
     }
 
-    /// Sends a `message` frame in any form.
+    /// Sends a `message` frame as the test built it.
     pub(crate) async fn send_message_frame(&mut self, frame: &Value) {
         if let Some(id) = frame["id"].as_str() {
             self.transcript.record_sent(id);
@@ -218,7 +221,7 @@ impl V1Client {
         self.send(Wire::Frame(frame)).await;
     }
 
-    /// Sends a frame. If the socket has closed, the next read shows it.
+    /// Sends a frame. Ignores errors, because the next read reports a closed socket.
     async fn send(&mut self, message: Wire) {
         let Some(socket) = &mut self.socket else {
             panic!("{} is not connected", self.user);
@@ -239,7 +242,10 @@ impl V1Client {
                     let frame: Value = serde_json::from_str(&text)
                         .unwrap_or_else(|e| panic!("a frame is not JSON ({e}): {text}"));
                     if self.frames.is_empty() {
-                        assert_eq!(frame["type"], "welcome", "the first frame: {frame}");
+                        assert_eq!(
+                            frame["type"], "welcome",
+                            "expected welcome as the first frame: {frame}"
+                        );
                     }
                     self.transcript.apply(&frame);
                     self.frames.push(frame.clone());
@@ -267,21 +273,22 @@ impl V1Client {
         }
     }
 
-    /// Reads until the condition holds. Panics if the connection ends or the time is over.
-    pub(crate) async fn wait_for<F>(&mut self, what: &str, condition: F)
+    /// Reads until the condition holds. Panics if the connection ends first, or on a timeout.
+    pub(crate) async fn wait_for<F>(&mut self, description: &str, condition: F)
     where
         F: Fn(&Transcript) -> bool,
     {
-        let seen = self.wait_for_or_close(what, condition).await;
+        let holds = self.wait_for_or_close(description, condition).await;
         assert!(
-            seen,
-            "{}: closed ({:?}) before {what}",
+            holds,
+            "{}: closed ({:?}) before: {description}",
             self.user, self.close_code
         );
     }
 
-    /// Reads until the condition holds. Returns false if the connection ends first.
-    pub(crate) async fn wait_for_or_close<F>(&mut self, what: &str, condition: F) -> bool
+    /// Reads until the condition holds. Returns false if the connection ends first, and panics on a
+    /// timeout.
+    pub(crate) async fn wait_for_or_close<F>(&mut self, description: &str, condition: F) -> bool
     where
         F: Fn(&Transcript) -> bool,
     {
@@ -290,12 +297,12 @@ impl V1Client {
             if condition(&self.transcript) {
                 return true;
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            match self.next_event(left).await {
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            match self.next_event(remaining).await {
                 ClientEvent::Frame(_) => {}
                 ClientEvent::Closed(_) => return false,
                 ClientEvent::TimedOut => panic!(
-                    "{}: not within {TEST_TIMEOUT:?}: {what}\nthe last frames: {:#?}",
+                    "{}: not within {TEST_TIMEOUT:?}: {description}\nthe last frames: {:#?}",
                     self.user,
                     &self.frames[self.frames.len().saturating_sub(8)..]
                 ),
@@ -304,38 +311,40 @@ impl V1Client {
     }
 
     /// Reads until a frame of this type arrives, and returns it.
-    pub(crate) async fn wait_for_type(&mut self, kind: &str) -> Value {
+    pub(crate) async fn wait_for_type(&mut self, frame_type: &str) -> Value {
         loop {
             let frame = self.next_frame().await;
-            if frame["type"] == kind {
+            if frame["type"] == frame_type {
                 return frame;
             }
         }
     }
 
-    /// Reads until the text of a message contains `part`.
+    /// Reads until the shown text of a message contains `part`.
     pub(crate) async fn wait_for_text(&mut self, id: &str, part: &str) {
-        let what = format!("{id} shows {part:?}");
-        self.wait_for(&what, |t| t.get(id).is_some_and(|m| m.text.contains(part)))
-            .await;
+        let description = format!("{id} shows {part:?}");
+        let shows_part = |t: &Transcript| t.get(id).is_some_and(|m| m.text.contains(part));
+        self.wait_for(&description, shows_part).await;
     }
 
     pub(crate) async fn wait_for_accepted(&mut self, id: &str) {
-        let accepted = |t: &Transcript| t.get(id).is_some_and(Message::is_accepted);
-        self.wait_for(&format!("{id} is accepted"), accepted).await;
+        let is_accepted = |t: &Transcript| t.get(id).is_some_and(Message::is_accepted);
+        self.wait_for(&format!("{id} is accepted"), is_accepted)
+            .await;
     }
 
     /// Reads until all messages have ended.
     pub(crate) async fn wait_for_terminal_frames(&mut self, ids: &[&str]) {
-        let what = format!("{ids:?} end");
-        self.wait_for(&what, |t| ended(t, ids)).await;
+        let description = format!("{ids:?} have ended");
+        self.wait_for(&description, |t| have_all_ended(t, ids))
+            .await;
     }
 
     /// Reads until the message has ended, and returns its terminal frame.
     pub(crate) async fn wait_for_terminal_frame(&mut self, id: &str) -> Value {
         self.wait_for_terminal_frames(&[id]).await;
-        let message = self.transcript.get(id).expect("it ended");
-        message.terminal.clone().expect("it ended")
+        let message = self.transcript.get(id).expect("an ended message");
+        message.terminal.clone().expect("a terminal frame")
     }
 
     /// Sends a message and returns its terminal frame.
@@ -344,54 +353,63 @@ impl V1Client {
         self.wait_for_terminal_frame(id).await
     }
 
-    /// The message as the client shows it.
+    /// The message as the client shows it. Panics if the client has received no frame of it.
     pub(crate) fn message(&self, id: &str) -> &Message {
         self.transcript
             .get(id)
-            .unwrap_or_else(|| panic!("{} knows nothing of {id}", self.user))
+            .unwrap_or_else(|| panic!("{} has no message {id}", self.user))
     }
 
     /// Panics if a frame arrives or the connection ends within `period`.
     pub(crate) async fn expect_no_frame(&mut self, period: Duration) {
         match self.next_event(period).await {
             ClientEvent::TimedOut => {}
-            other => panic!("{} expected silence, got {other:?}", self.user),
+            other => panic!("{} expected no frame, got {other:?}", self.user),
         }
     }
 
     /// Reads to the end of the connection and returns the close code.
     pub(crate) async fn expect_close(&mut self) -> Option<u16> {
-        let closed = !self.wait_for_or_close("the close", |_| false).await;
-        assert!(closed);
+        let is_closed = !self
+            .wait_for_or_close("the connection is closed", |_| false)
+            .await;
+        assert!(is_closed);
         self.close_code
     }
 
-    /// Reads until all messages (`id` and content) have ended. Whenever the connection ends, it
-    /// reconnects with its position and sends again what is not known to be accepted, as a correct
-    /// client does.
+    /// Reads until all messages (`id` and content) have ended. Whenever the connection ends, the
+    /// client reconnects with its position and sends the messages again that are not known to be
+    /// accepted, as a correct client does.
     pub(crate) async fn reconnect_until_ended(&mut self, ports: &[u16], messages: &[(&str, &str)]) {
         let ids: Vec<&str> = messages.iter().map(|(id, _)| *id).collect();
-        let mut turn = 0;
-        while !ended(&self.transcript, &ids) {
+        let mut reconnects = 0;
+        while !have_all_ended(&self.transcript, &ids) {
             if !self.is_connected() {
-                let ports: Vec<u16> = ports.iter().copied().cycle().skip(turn).take(8).collect();
+                let ports: Vec<u16> = ports
+                    .iter()
+                    .copied()
+                    .cycle()
+                    .skip(reconnects)
+                    .take(8)
+                    .collect();
                 self.connect_with_retries(&ports).await;
-                turn += 1;
+                reconnects += 1;
                 for (id, content) in messages {
-                    let known = self.transcript.get(id).is_some_and(|m| {
+                    let is_known = self.transcript.get(id).is_some_and(|m| {
                         m.is_accepted() || m.terminal.is_some() || m.is_streaming()
                     });
-                    if !known {
+                    if !is_known {
                         self.send_message(id, content).await;
                     }
                 }
             }
-            self.wait_for_or_close("all ends", |t| ended(t, &ids)).await;
+            self.wait_for_or_close("all messages have ended", |t| have_all_ended(t, &ids))
+                .await;
         }
     }
 }
 
-fn ended(transcript: &Transcript, ids: &[&str]) -> bool {
+fn have_all_ended(transcript: &Transcript, ids: &[&str]) -> bool {
     ids.iter()
         .all(|id| transcript.get(id).is_some_and(|m| m.terminal.is_some()))
 }

@@ -1,4 +1,5 @@
-//! What a `chatmesh.v1` client shows, and the checks that every frame must pass.
+//! The transcript of a `chatmesh.v1` client: the messages that it shows. Every frame is checked
+//! against the protocol before it is applied.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,24 +12,27 @@ use tokio::time::Instant;
 pub(crate) struct Message {
     pub(crate) id: Option<String>,
     pub(crate) conversation: Option<String>,
-    /// The question, if this client has received it.
+    /// The content of the question, if a frame to this client had it.
     pub(crate) question: Option<String>,
     /// The text as it is shown: deltas extend it, a restart clears it, and the terminal frame
     /// replaces it.
     pub(crate) text: String,
     pub(crate) attempt: u64,
-    /// Index of the next delta; `None` before the text has begun on this connection.
-    next: Option<u64>,
-    /// How often the text was discarded.
+    /// Index that the next delta must have. `None` until this connection receives the beginning of
+    /// the text or a snapshot.
+    next_index: Option<u64>,
+    /// Number of `restarted` frames.
     pub(crate) restarts: usize,
+    /// Number of `delta` frames.
     pub(crate) deltas: usize,
+    /// Number of `snapshot` frames.
     pub(crate) snapshots: usize,
-    /// For each `accepted` frame, whether it had the content.
+    /// For each `accepted` frame, whether it had the content of the question.
     pub(crate) accepted: Vec<bool>,
     pub(crate) terminal: Option<Value>,
-    /// When the terminal frame arrived.
+    /// Time at which the terminal frame arrived.
     pub(crate) ended_at: Option<Instant>,
-    /// Terminal frames that arrived again because the `id` was sent again.
+    /// Number of terminal frames after the first one.
     pub(crate) repeated_outcomes: usize,
 }
 
@@ -44,13 +48,14 @@ impl Message {
         !self.accepted.is_empty()
     }
 
-    /// Whether the text of this message is being streamed now.
+    /// Whether this connection has received a part of the text, but no terminal frame yet.
     pub(crate) fn is_streaming(&self) -> bool {
-        self.terminal.is_none() && self.next.is_some() && !self.text.is_empty()
+        self.terminal.is_none() && self.next_index.is_some() && !self.text.is_empty()
     }
 }
 
-/// A text that the outcome of another model call replaced, which only a data loss of Redis allows.
+/// A text that was replaced by the outcome of another model call. Allowed only after Redis has lost
+/// data.
 #[derive(Debug, Clone)]
 pub(crate) struct ReplacedText {
     pub(crate) message_id: String,
@@ -58,47 +63,52 @@ pub(crate) struct ReplacedText {
     pub(crate) replaced_at: Instant,
 }
 
-/// All messages of one client, over its connections.
+/// All messages of one client, from all of its connections.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Transcript {
     user: String,
     messages: BTreeMap<String, Message>,
-    /// The `message_id` of each `id`.
-    by_id: BTreeMap<String, String>,
+    /// The `message_id` by the client's `id`.
+    message_ids: BTreeMap<String, String>,
     /// The `message_id`s in the order of their terminal frames.
     pub(crate) ended_message_ids: Vec<String>,
     /// The position to connect with.
     pub(crate) position: Option<String>,
-    /// When the server said that it can't replay, including the first connection. Outcomes from
-    /// before are in the history; every later one must be sent.
+    /// Times of the `welcome` frames with `recovered: false`, including that of the first
+    /// connection. Earlier outcomes are in the history; every later one must be sent.
     pub(crate) reloaded_at: Vec<Instant>,
-    /// Number of live frames about messages that had ended, which only a data loss of Redis allows.
+    /// Number of live frames that arrived after the terminal frame of their message. Allowed only
+    /// after Redis has lost data.
     pub(crate) stray_frames: usize,
-    /// Redis may lose its data in this test. Then the model may be called again for a message that
-    /// has ended, and attempts begin at 1 again; the outcome must still be the first one.
+    /// Whether Redis may lose its data in this test. Then the model may be called again for a
+    /// message that has ended, and attempts begin at 1 again. The outcome must still be the first
+    /// one.
     pub(crate) redis_may_lose_data: bool,
-    /// The partitions of all positions received. If the user has moved and Redis was emptied,
-    /// frames may be sent a second time (docs/reliability.md).
+    /// The epochs of all positions received. A second epoch shows that the user has moved to
+    /// another partition. If Redis was emptied as well, frames may be sent twice
+    /// (docs/reliability.md).
     epochs: Vec<Epoch>,
-    /// The messages whose frames arrived a second time for that reason, and when.
+    /// The `message_id` and time of each terminal frame that arrived again after such a move.
     pub(crate) repeated_after_move: Vec<(String, Instant)>,
     pub(crate) replaced_texts: Vec<ReplacedText>,
-    /// The `id`s sent so far, and how often each was sent again on this connection: the stored
-    /// terminal frame may arrive that often.
-    all_sent: BTreeSet<String>,
-    resent: BTreeMap<String, usize>,
-    /// The `id`s sent on this connection, whose `accepted` has no content.
-    sent: BTreeSet<String>,
-    /// The last frames, for the message of a failed check.
-    recent: Vec<String>,
+    /// The `id`s sent on any connection.
+    all_sent_ids: BTreeSet<String>,
+    /// How often each `id` was sent again on this connection. The stored terminal frame may arrive
+    /// as often.
+    resends: BTreeMap<String, usize>,
+    /// The `id`s sent on this connection. Their `accepted` frames need not have the content.
+    sent_ids: BTreeSet<String>,
+    /// The last frames, which a failed check prints.
+    recent_frames: Vec<String>,
 }
 
+/// Asserts a condition. A failure prints the user, the message, the frame and the recent frames.
 macro_rules! check {
-    ($self:expr, $frame:expr, $holds:expr, $($text:tt)+) => {
+    ($self:expr, $frame:expr, $holds:expr, $($message:tt)+) => {
         assert!(
             $holds,
             "{}: {}\n  at {}\n  after {:#?}",
-            $self.user, format!($($text)+), $frame, $self.recent
+            $self.user, format!($($message)+), $frame, $self.recent_frames
         )
     };
 }
@@ -115,17 +125,17 @@ impl Transcript {
     pub(crate) fn get(&self, id: &str) -> Option<&Message> {
         self.messages
             .get(id)
-            .or_else(|| self.messages.get(self.by_id.get(id)?))
+            .or_else(|| self.messages.get(self.message_ids.get(id)?))
     }
 
-    /// How often the server said that it can't replay, including the first connection.
+    /// Number of `welcome` frames with `recovered: false`, including that of the first connection.
     pub(crate) fn reloads(&self) -> usize {
         self.reloaded_at.len()
     }
 
     /// The `message_id` of a client's `id`.
     pub(crate) fn message_id(&self, id: &str) -> Option<&str> {
-        self.by_id.get(id).map(String::as_str)
+        self.message_ids.get(id).map(String::as_str)
     }
 
     pub(crate) fn messages(&self) -> impl Iterator<Item = &Message> {
@@ -142,54 +152,60 @@ impl Transcript {
             .collect()
     }
 
-    /// What must be the same whatever happened in between: by `id`, the type of the outcome and the
-    /// text.
+    /// The type of the outcome and the text, by `id`. Reconnecting must not change them.
     pub(crate) fn outcomes(&self) -> BTreeMap<String, (String, String)> {
         self.messages
             .values()
             .filter_map(|message| {
-                let kind = message.outcome_type()?.to_owned();
-                Some((message.id.clone()?, (kind, message.text.clone())))
+                let outcome_type = message.outcome_type()?.to_owned();
+                Some((message.id.clone()?, (outcome_type, message.text.clone())))
             })
             .collect()
     }
 
-    /// Starts a new connection, on which no text has begun.
+    /// Resets the state of the previous connection when a new one begins.
     pub(crate) fn start_connection(&mut self) {
-        self.recent.push("(connected)".into());
-        self.resent.clear();
-        self.sent.clear();
+        self.recent_frames.push("(connected)".into());
+        self.resends.clear();
+        self.sent_ids.clear();
         for message in self.messages.values_mut() {
-            message.next = None;
+            message.next_index = None;
         }
     }
 
-    /// Records that this connection sends a message.
+    /// Records that the client sends a message on this connection.
     pub(crate) fn record_sent(&mut self, id: &str) {
-        self.sent.insert(id.to_owned());
-        if !self.all_sent.insert(id.to_owned()) || self.get(id).is_some() {
-            *self.resent.entry(id.to_owned()).or_default() += 1;
+        self.sent_ids.insert(id.to_owned());
+        if !self.all_sent_ids.insert(id.to_owned()) || self.get(id).is_some() {
+            *self.resends.entry(id.to_owned()).or_default() += 1;
         }
     }
 
-    fn note(&mut self, frame: &Value) {
+    fn remember_frame(&mut self, frame: &Value) {
         let text: String = frame.to_string().chars().take(300).collect();
-        self.recent.push(text);
-        if self.recent.len() > 16 {
-            self.recent.remove(0);
+        self.recent_frames.push(text);
+        if self.recent_frames.len() > 16 {
+            self.recent_frames.remove(0);
+        }
+    }
+
+    /// Checks that a frame has these fields, as strings.
+    fn check_strings(&self, frame: &Value, fields: &[&str]) {
+        for field in fields {
+            check!(self, frame, frame[*field].is_string(), "{field} is missing");
         }
     }
 
     /// Checks a frame and applies it to the transcript. Panics if the frame breaks the protocol.
     pub(crate) fn apply(&mut self, frame: &Value) {
-        let kind = frame["type"].as_str().unwrap_or("").to_owned();
-        if kind != "pong" {
-            let named = frame["userid"].as_str();
+        let frame_type = frame["type"].as_str().unwrap_or("").to_owned();
+        if frame_type != "pong" {
+            let userid = frame["userid"].as_str();
             check!(
                 self,
                 frame,
-                named == Some(&self.user),
-                "a frame without its user, or another's"
+                userid == Some(&self.user),
+                "the frame does not name this user"
             );
         }
         for field in ["n", "n_id", "origin"] {
@@ -197,18 +213,16 @@ impl Transcript {
                 self,
                 frame,
                 frame.get(field).is_none(),
-                "{field} is not for clients"
+                "{field} must not be sent to clients"
             );
         }
-        match kind.as_str() {
+        match frame_type.as_str() {
             "welcome" => self.apply_welcome(frame),
-            "accepted" | "delta" | "snapshot" | "restarted" => self.apply_live(&kind, frame),
+            "accepted" | "delta" | "snapshot" | "restarted" => self.apply_live(&frame_type, frame),
             "response" | "cancelled" => self.apply_terminal(frame),
             "error" if frame["message_id"].is_string() => self.apply_terminal(frame),
             "error" => {
-                for field in ["code", "message"] {
-                    check!(self, frame, frame[field].is_string(), "{field} is missing");
-                }
+                self.check_strings(frame, &["code", "message"]);
                 check!(
                     self,
                     frame,
@@ -218,16 +232,11 @@ impl Transcript {
             }
             "cancel_result" => {
                 let result = frame["result"].as_str().unwrap_or("");
-                let known = ["cancelling", "already_done", "unknown"].contains(&result);
-                check!(self, frame, known, "an unknown result");
+                let is_documented = ["cancelling", "already_done", "unknown"].contains(&result);
+                check!(self, frame, is_documented, "the result is not documented");
             }
             "closing" => {
-                check!(
-                    self,
-                    frame,
-                    frame["reason"].is_string(),
-                    "reason is missing"
-                );
+                self.check_strings(frame, &["reason"]);
                 check!(
                     self,
                     frame,
@@ -236,18 +245,13 @@ impl Transcript {
                 );
             }
             "pong" => {}
-            _ => check!(self, frame, false, "an unknown type"),
+            _ => check!(self, frame, false, "the type is not documented"),
         }
-        self.note(frame);
+        self.remember_frame(frame);
     }
 
     fn apply_welcome(&mut self, frame: &Value) {
-        check!(
-            self,
-            frame,
-            frame["server_id"].is_string(),
-            "server_id is missing"
-        );
+        self.check_strings(frame, &["server_id"]);
         check!(
             self,
             frame,
@@ -266,26 +270,26 @@ impl Transcript {
         check!(self, frame, position.is_some(), "position is missing");
         match frame["recovered"].as_bool() {
             Some(true) => {
-                let same = position == self.position.as_deref();
+                let is_same_position = position == self.position.as_deref();
                 check!(
                     self,
                     frame,
-                    same,
-                    "recovered, but from another position than was given"
+                    is_same_position,
+                    "recovered from another position than the client sent"
                 );
             }
             Some(false) => {
                 self.reloaded_at.push(Instant::now());
-                // Snapshots follow.
+                // The server sends snapshots next, so no delta may continue an earlier text.
                 for message in self.messages.values_mut() {
-                    message.next = None;
+                    message.next_index = None;
                 }
             }
             None => check!(self, frame, false, "recovered is missing"),
         }
         self.position = position.map(str::to_owned);
         let parsed: Option<Position> = position.and_then(|position| position.parse().ok());
-        self.note_epoch(parsed.as_ref());
+        self.record_epoch(parsed.as_ref());
         let pending = frame["pending"].as_array().cloned();
         check!(self, frame, pending.is_some(), "pending is missing");
         for entry in pending.unwrap_or_default() {
@@ -294,32 +298,44 @@ impl Transcript {
                     self,
                     frame,
                     entry[field].is_string(),
-                    "pending without {field}"
+                    "{field} of a pending message is missing"
                 );
             }
-            let message = self.entry(&entry);
+            let message = self.message_entry(&entry);
             message.question = entry["content"].as_str().map(str::to_owned);
         }
     }
 
-    /// The message of a frame, created or updated with the frame's ids.
-    fn entry(&mut self, frame: &Value) -> &mut Message {
+    /// Returns the message of a frame, and creates it or adds the frame's ids to it.
+    fn message_entry(&mut self, frame: &Value) -> &mut Message {
         let message_id = frame["message_id"].as_str().map(str::to_owned);
         check!(self, frame, message_id.is_some(), "message_id is missing");
         let message_id = message_id.unwrap_or_default();
         let id = frame["id"].as_str();
         let conversation = frame["conversation_id"].as_str();
-        if let Some(known) = self.messages.get(&message_id) {
-            let same = known.id.is_none() || known.id.as_deref() == id;
-            check!(self, frame, same, "the id is missing or another");
-            let same = known.conversation.is_none()
+        if let Some(message) = self.messages.get(&message_id) {
+            let is_same_id = message.id.is_none() || message.id.as_deref() == id;
+            check!(
+                self,
+                frame,
+                is_same_id,
+                "the message has the id {:?}",
+                message.id
+            );
+            let is_same_conversation = message.conversation.is_none()
                 || conversation.is_none()
-                || known.conversation.as_deref() == conversation;
-            check!(self, frame, same, "another conversation");
+                || message.conversation.as_deref() == conversation;
+            check!(
+                self,
+                frame,
+                is_same_conversation,
+                "the message is in the conversation {:?}",
+                message.conversation
+            );
         }
         if let Some(id) = id {
-            let known = self.by_id.entry(id.to_owned());
-            known.or_insert_with(|| message_id.clone());
+            let entry = self.message_ids.entry(id.to_owned());
+            entry.or_insert_with(|| message_id.clone());
         }
         let message = self.messages.entry(message_id).or_default();
         let owned = |text: Option<&str>| text.map(str::to_owned);
@@ -328,26 +344,22 @@ impl Transcript {
         message
     }
 
-    fn apply_live(&mut self, kind: &str, frame: &Value) {
-        let before = self.entry(frame);
-        let (next, written, ended) = (before.next, before.attempt, before.terminal.is_some());
+    fn apply_live(&mut self, frame_type: &str, frame: &Value) {
+        let before = self.message_entry(frame);
+        let (next_index, current_attempt) = (before.next_index, before.attempt);
+        let has_ended = before.terminal.is_some();
         let id = before.id.clone();
-        let sent = id.is_some_and(|id| self.sent.contains(&id));
-        if kind == "accepted" {
+        let is_sent_here = id.is_some_and(|id| self.sent_ids.contains(&id));
+        if frame_type == "accepted" {
             let content = frame["content"].as_str().map(str::to_owned);
             check!(
                 self,
                 frame,
-                content.is_some() || sent,
-                "accepted without the content"
+                content.is_some() || is_sent_here,
+                "content is missing, and this connection did not send the message"
             );
-            check!(
-                self,
-                frame,
-                frame["conversation_id"].is_string(),
-                "no conversation_id"
-            );
-            let message = self.entry(frame);
+            self.check_strings(frame, &["conversation_id"]);
+            let message = self.message_entry(frame);
             message.accepted.push(content.is_some());
             message.question = content.or(message.question.take());
             return;
@@ -355,100 +367,90 @@ impl Transcript {
         let attempt = frame["attempt"].as_u64();
         check!(self, frame, attempt.is_some(), "attempt is missing");
         let attempt = attempt.unwrap_or_default();
-        if ended {
+        if has_ended {
             self.stray_frames += 1;
             return;
         }
-        if kind == "restarted" {
-            let message = self.entry(frame);
+        if frame_type == "restarted" {
+            let message = self.message_entry(frame);
             message.restarts += 1;
             message.attempt = attempt;
             message.text.clear();
-            message.next = None;
+            message.next_index = None;
             return;
         }
         let index = frame["index"].as_u64();
         let content = frame["content"].as_str().map(str::to_owned);
         check!(self, frame, index.is_some(), "index is missing");
         check!(self, frame, content.is_some(), "content is missing");
-        check!(
-            self,
-            frame,
-            frame["conversation_id"].is_string(),
-            "no conversation_id"
-        );
+        self.check_strings(frame, &["conversation_id"]);
         let (index, content) = (index.unwrap_or_default(), content.unwrap_or_default());
-        if kind == "delta" && index > 0 {
-            check!(self, frame, next == Some(index), "a gap: {next:?} was next");
+        if frame_type == "delta" && index > 0 {
             check!(
                 self,
                 frame,
-                written == attempt,
-                "a splice: attempt {written} was written"
+                next_index == Some(index),
+                "expected the index {next_index:?}"
+            );
+            check!(
+                self,
+                frame,
+                current_attempt == attempt,
+                "the text so far is of attempt {current_attempt}"
             );
         }
-        let message = self.entry(frame);
+        let message = self.message_entry(frame);
         message.attempt = attempt;
-        if kind == "snapshot" {
+        if frame_type == "snapshot" {
             message.snapshots += 1;
             message.text = content;
-            message.next = Some(index);
+            message.next_index = Some(index);
         } else {
             message.deltas += 1;
             if index == 0 {
                 message.text.clear();
             }
             message.text.push_str(&content);
-            message.next = Some(index + 1);
+            message.next_index = Some(index + 1);
         }
     }
 
     fn apply_terminal(&mut self, frame: &Value) {
-        let before = self.entry(frame).clone();
+        let before = self.message_entry(frame).clone();
         if let Some(first) = &before.terminal {
             let id = before.id.clone().unwrap_or_default();
-            let again = self.resent.get(&id).copied().unwrap_or_default();
+            let resends = self.resends.get(&id).copied().unwrap_or_default();
             check!(
                 self,
                 frame,
-                again > 0 || self.may_repeat_frames(),
+                resends > 0 || self.may_repeat_frames(),
                 "a second terminal frame; the first was {first}"
             );
-            if again > 0 {
-                self.resent.insert(id, again - 1);
+            if resends > 0 {
+                self.resends.insert(id, resends - 1);
             } else {
                 let id = frame["message_id"].as_str().unwrap_or_default();
                 self.repeated_after_move
                     .push((id.to_owned(), Instant::now()));
                 self.advance_position(frame);
             }
-            // A worker that finds its message ended produces the outcome again. A rebuild of Redis
-            // may reach back only to the second of these records.
+            // A worker that begins a message with a stored outcome appends its terminal record
+            // again. A rebuild of Redis may reach back only to the second of these records, so a
+            // frame that the client did not request may have another position.
             check!(
                 self,
                 frame,
                 frame == first
-                    || (again == 0 && without_position(frame) == without_position(first)),
-                "another terminal frame than {first}"
+                    || (resends == 0 && without_position(frame) == without_position(first)),
+                "the terminal frame differs from the first one: {first}"
             );
-            self.entry(frame).repeated_outcomes += 1;
+            self.message_entry(frame).repeated_outcomes += 1;
             return;
         }
-        check!(
-            self,
-            frame,
-            frame["conversation_id"].is_string(),
-            "no conversation_id"
-        );
-        let kind = frame["type"].as_str().unwrap_or_default();
-        if kind == "error" {
-            check!(self, frame, frame["code"].is_string(), "code is missing");
-            check!(
-                self,
-                frame,
-                frame["message"].is_string(),
-                "message is missing"
-            );
+        self.check_strings(frame, &["conversation_id"]);
+        let outcome_type = frame["type"].as_str().unwrap_or_default();
+        if outcome_type == "error" {
+            self.check_strings(frame, &["code", "message"]);
             check!(
                 self,
                 frame,
@@ -459,35 +461,35 @@ impl Transcript {
                 self,
                 frame,
                 frame["code"] != "cancelled",
-                "cancelled is a type of its own"
+                "a cancelled message ends with the type cancelled"
             );
         } else {
-            check!(
-                self,
-                frame,
-                frame["content"].is_string(),
-                "content is missing"
-            );
+            self.check_strings(frame, &["content"]);
         }
-        if kind == "response" {
-            for field in ["timestamp", "correlation_id", "finish_reason", "model"] {
-                check!(self, frame, frame[field].is_string(), "{field} is missing");
-            }
+        if outcome_type == "response" {
+            let strings = ["timestamp", "correlation_id", "finish_reason", "model"];
+            self.check_strings(frame, &strings);
             for field in ["processing_time_ms", "attempt"] {
                 check!(self, frame, frame[field].is_u64(), "{field} is missing");
             }
-            // The model may not have reported it within a second of the end.
+            // The usage is null if the model did not report it within a second of the finish
+            // reason.
             let usage = &frame["usage"];
             let is_valid = usage.is_object() || usage.is_null();
-            check!(self, frame, is_valid, "usage is no object");
+            check!(self, frame, is_valid, "usage is neither an object nor null");
         }
         let content = frame["content"].as_str().unwrap_or_default().to_owned();
-        let same = frame["attempt"].as_u64() == Some(before.attempt);
-        if kind == "response" && before.next.is_some() && same {
-            let grown = content.starts_with(&before.text);
-            let may_be = grown || self.redis_may_lose_data;
-            check!(self, frame, may_be, "the text so far was {:?}", before.text);
-            if !grown {
+        let is_same_attempt = frame["attempt"].as_u64() == Some(before.attempt);
+        if outcome_type == "response" && before.next_index.is_some() && is_same_attempt {
+            let extends_text = content.starts_with(&before.text);
+            check!(
+                self,
+                frame,
+                extends_text || self.redis_may_lose_data,
+                "the text so far was {:?}",
+                before.text
+            );
+            if !extends_text {
                 let id = frame["message_id"].as_str().unwrap_or_default();
                 self.replaced_texts.push(ReplacedText {
                     message_id: id.to_owned(),
@@ -499,20 +501,20 @@ impl Transcript {
         self.advance_position(frame);
         let message_id = frame["message_id"].as_str().unwrap_or_default().to_owned();
         self.ended_message_ids.push(message_id);
-        let message = self.entry(frame);
+        let message = self.message_entry(frame);
         message.text = content;
-        message.next = None;
+        message.next_index = None;
         message.terminal = Some(frame.clone());
         message.ended_at = Some(Instant::now());
     }
 
-    /// Whether frames may be sent a second time: the user has moved to another partition, and Redis
-    /// may have been emptied since.
+    /// Whether frames may be sent twice: the user has moved to another partition, and Redis may
+    /// have been emptied since.
     pub(crate) fn may_repeat_frames(&self) -> bool {
         self.redis_may_lose_data && self.epochs.len() > 1
     }
 
-    fn note_epoch(&mut self, position: Option<&Position>) {
+    fn record_epoch(&mut self, position: Option<&Position>) {
         if let Some(Position { epoch, .. }) = position
             && epoch.empty_mailbox_id().is_none()
             && !self.epochs.contains(epoch)
@@ -521,7 +523,9 @@ impl Transcript {
         }
     }
 
-    /// Checks that positions only grow within their epoch, and keeps the new one.
+    /// Checks that positions only grow within their epoch, and stores the frame's position. A frame
+    /// with an earlier position is allowed, and its position ignored, if this connection sent its
+    /// message.
     fn advance_position(&mut self, frame: &Value) {
         let text = frame["position"].as_str();
         check!(self, frame, text.is_some(), "position is missing");
@@ -531,9 +535,9 @@ impl Transcript {
             self,
             frame,
             parsed.is_some(),
-            "a position that a client can not send back"
+            "the position can not be parsed"
         );
-        self.note_epoch(parsed.as_ref());
+        self.record_epoch(parsed.as_ref());
         let current: Option<Position> = self
             .position
             .as_deref()
@@ -542,14 +546,15 @@ impl Transcript {
             && new.epoch == current.epoch
             && new.offset <= current.offset
         {
-            // A client that requests an old outcome again receives it and keeps its position.
+            // The client sent the id again, so the server returned the stored outcome. The client
+            // keeps its position.
             let id = frame["id"].as_str().unwrap_or_default();
-            let was_requested = self.sent.contains(id);
+            let is_sent_here = self.sent_ids.contains(id);
             check!(
                 self,
                 frame,
-                was_requested,
-                "at or below the position {current:?}"
+                is_sent_here,
+                "the position is not above the current one, {current:?}"
             );
             return;
         }
