@@ -22,7 +22,7 @@ use crate::fanout::{self, HistoryRequest, Turn, WorkerFanout};
 use crate::pipeline::{StopRequested, WorkSlot};
 use crate::protocol::error_code::ErrorCode;
 use crate::protocol::record::Question;
-use crate::telemetry::traces::{Kind, Span};
+use crate::telemetry::traces::{Span, SpanKind};
 
 /// `finish_reason` of an answer that was cut at `MAX_ANSWER_BYTES`.
 const FINISH_REASON_LENGTH: &str = "length";
@@ -205,7 +205,9 @@ impl Generator {
                 &question.content,
             ));
         }
-        let _span = slot.span().child(Kind::Internal, format_args!("context"));
+        let _span = slot
+            .span()
+            .child(SpanKind::Internal, format_args!("context"));
         let turns = slot
             .retry("read context", || self.read_context(question))
             .await?;
@@ -288,7 +290,7 @@ impl Generator {
         message_span: &Span,
     ) -> Span {
         let name = format_args!("chat {}", request.model);
-        let mut span = message_span.child(Kind::Client, name);
+        let mut span = message_span.child(SpanKind::Client, name);
         if !span.is_recorded() {
             return span;
         }

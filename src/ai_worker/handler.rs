@@ -25,7 +25,7 @@ use crate::protocol::ids::{ConversationId, MessageId, UserId};
 use crate::protocol::log_record::{NewRecord, Record};
 use crate::protocol::record::{Question, TerminalRecord, add_trace_headers, header};
 use crate::protocol::trace_context::TraceContext;
-use crate::telemetry::traces::{self, Kind};
+use crate::telemetry::traces::{self, SpanKind};
 
 /// The worker's [`Handler`], which answers messages.
 pub(super) struct WorkerHandler {
@@ -143,7 +143,7 @@ impl WorkerHandler {
                 return Err(StopRequested);
             }
             let begin = self.begin_request(&message, job, &progress);
-            let begin_span = slot.span().child(Kind::Internal, format_args!("begin"));
+            let begin_span = slot.span().child(SpanKind::Internal, format_args!("begin"));
             let response = slot
                 .retry("begin", || self.fanout.begin(begin.clone()))
                 .await?;
@@ -329,7 +329,7 @@ impl WorkerHandler {
             cancelled_outcome: message.outcomes.lazy_cancelled_outcome(text),
             outcome: Arc::new(outcome),
         };
-        let keep_span = slot.span().child(Kind::Internal, format_args!("keep"));
+        let keep_span = slot.span().child(SpanKind::Internal, format_args!("keep"));
         let response = slot
             .retry_despite_stop("keep", || self.fanout.keep(request.clone()))
             .await;
@@ -378,7 +378,7 @@ impl WorkerHandler {
             let question = &message.question;
             let mut span = slot
                 .span()
-                .child(Kind::Producer, format_args!("send {topic}"));
+                .child(SpanKind::Producer, format_args!("send {topic}"));
             span.set_text("messaging.system", traces::log_system());
             span.set_text("messaging.operation.name", "send");
             span.set_text("messaging.operation.type", "send");

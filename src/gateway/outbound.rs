@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::protocol::close::CloseReason;
 use crate::protocol::trace_context::TraceContext;
-use crate::telemetry::traces::{self, Kind, Span};
+use crate::telemetry::traces::{self, Span, SpanKind};
 
 /// Time after which a client counts as a slow consumer because writing one frame is not finished.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -73,7 +73,7 @@ impl QueuedFrame {
     fn new(text: Utf8Bytes, trace: Option<&TraceContext>) -> Self {
         let delivery_span = trace.filter(|_| traces::are_enabled()).map(|trace| {
             let name = format_args!("deliver to socket");
-            Box::new(Span::begin(Some(trace.clone()), Kind::Consumer, name))
+            Box::new(Span::begin(Some(trace.clone()), SpanKind::Consumer, name))
         });
         Self {
             text,

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::handler::Delivery;
 use crate::protocol::record::{header, trace_from_headers};
-use crate::telemetry::traces::{self, Kind, Span};
+use crate::telemetry::traces::{self, Span, SpanKind};
 
 /// Starts the span of a record that has just acquired its slot, and records two spans for the
 /// record's waits: `log wait` as a sibling of the record's span, and `lane wait` as its child. A
@@ -18,7 +18,7 @@ pub(super) fn start_span(delivery: &Delivery, group: &str) -> Span {
     }
     let (topic, received) = (&record.topic, delivery.received_at);
     let name = format_args!("process {topic}");
-    let mut span = Span::begin_at(sender.clone(), Kind::Consumer, name, received);
+    let mut span = Span::begin_at(sender.clone(), SpanKind::Consumer, name, received);
     if !span.is_recorded() {
         return span;
     }
@@ -44,8 +44,8 @@ pub(super) fn start_span(delivery: &Delivery, group: &str) -> Span {
     // If the record carries no trace, the wait becomes a child of the processing span.
     let parent = sender.or_else(|| span.context().cloned());
     let name = format_args!("log wait {topic}");
-    Span::begin_at(parent, Kind::Internal, name, appended).end_at(received);
-    span.child_at(Kind::Internal, format_args!("lane wait"), received)
+    Span::begin_at(parent, SpanKind::Internal, name, appended).end_at(received);
+    span.child_at(SpanKind::Internal, format_args!("lane wait"), received)
         .end_at(SystemTime::now());
     span
 }

@@ -18,7 +18,7 @@ use crate::protocol::ids::UserId;
 use crate::protocol::log_record::Record;
 use crate::protocol::position::{Epoch, Position};
 use crate::protocol::record::TerminalRecord;
-use crate::telemetry::traces::{self, Kind, Span};
+use crate::telemetry::traces::{self, Span, SpanKind};
 
 /// Maximum number of mailbox ends that are cached. For users without a cached end, a loss of data
 /// is detected by the partition's marker only.
@@ -211,7 +211,9 @@ impl RelayHandler {
 }
 
 fn publish_span(slot: &WorkSlot, frame: &TerminalFrame) -> Span {
-    let mut span = slot.span().child(Kind::Producer, format_args!("publish"));
+    let mut span = slot
+        .span()
+        .child(SpanKind::Producer, format_args!("publish"));
     span.set_text("messaging.system", traces::fanout_system());
     span.set_text("messaging.operation.name", "publish");
     span.set_text("messaging.operation.type", "send");

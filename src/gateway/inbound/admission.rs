@@ -22,7 +22,7 @@ use crate::protocol::close::CloseReason;
 use crate::protocol::error_code::ErrorCode;
 use crate::protocol::position::Position;
 use crate::protocol::published::PublishedFrame;
-use crate::telemetry::traces::Kind;
+use crate::telemetry::traces::SpanKind;
 
 /// Number of messages over a limit in one rate window at which the connection is closed.
 const MAX_RATE_LIMIT_HITS: u32 = 100;
@@ -209,7 +209,9 @@ async fn admit(
 ) -> AdmissionResult {
     let max_wait = gateway.settings.produce_timeout / 2;
     let deadline = message.received_at + max_wait;
-    let _span = message.span.child(Kind::Internal, format_args!("admit"));
+    let _span = message
+        .span
+        .child(SpanKind::Internal, format_args!("admit"));
     // If the fan-out has been unavailable for longer than this message would wait, the message does
     // not wait at all.
     let admission = if gateway.health.unavailable_for(FANOUT_HEALTH_NAME) > max_wait {

@@ -15,7 +15,7 @@ use crate::protocol::record::{QuestionRecord, add_trace_headers, header};
 use crate::protocol::timestamp::now_rfc3339;
 use crate::protocol::trace_context::TraceContext;
 use crate::protocol::v1::AcceptedFrame;
-use crate::telemetry::traces::{self, Kind, Span};
+use crate::telemetry::traces::{self, Span, SpanKind};
 
 /// The result of appending one message to the log.
 pub(super) struct AppendResult {
@@ -47,7 +47,7 @@ impl Inbound {
     fn begin_append_span(&self, message: &Message) -> Span {
         let topic = &self.gateway.settings.messages_topic;
         let name = format_args!("send {topic}");
-        let mut span = message.span.child(Kind::Producer, name);
+        let mut span = message.span.child(SpanKind::Producer, name);
         span.set_text("messaging.system", traces::log_system());
         span.set_text("messaging.operation.name", "send");
         span.set_text("messaging.operation.type", "send");

@@ -13,7 +13,7 @@ use crate::protocol::classic;
 use crate::protocol::ids::{ConversationId, MessageId};
 use crate::protocol::trace_context::TraceContext;
 use crate::protocol::v1::{self, ClientFrame};
-use crate::telemetry::traces::{Kind, Span};
+use crate::telemetry::traces::{Span, SpanKind};
 
 /// Value of [`Message::live_subscribers`] until the admission has returned the number. It is the
 /// maximum, so that `accepted` is published in case other gateways subscribe.
@@ -105,7 +105,7 @@ impl Inbound {
     /// the upgrade request.
     fn begin_span(&self, trace: Option<TraceContext>) -> Span {
         let parent = trace.or_else(|| self.session.trace.as_deref().cloned());
-        Span::begin(parent, Kind::Server, format_args!("receive message"))
+        Span::begin(parent, SpanKind::Server, format_args!("receive message"))
     }
 
     fn set_barrier(&mut self, barrier: Barrier) {

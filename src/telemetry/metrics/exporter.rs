@@ -9,7 +9,7 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use super::{Kind, Metric};
+use super::{Metric, MetricKind};
 
 /// Interval of the recorder's upkeep. Without it, histograms grow in memory.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
@@ -89,7 +89,7 @@ impl Exporter {
             // A histogram without buckets would become a summary. So default buckets are set for
             // the histograms that a later call declares.
             let mut builder = PrometheusBuilder::new().set_buckets(&SECOND_BUCKETS)?;
-            for metric in all_metrics().filter(|metric| metric.kind == Kind::Histogram) {
+            for metric in all_metrics().filter(|metric| metric.kind == MetricKind::Histogram) {
                 let name = Matcher::Full(metric.name.to_owned());
                 builder = builder.set_buckets_for_metric(name, buckets(metric.unit))?;
             }
@@ -134,9 +134,9 @@ impl Metric {
         let name = KeyName::from_const_str(self.name);
         let unit = Some(self.unit);
         metrics::with_recorder(|recorder| match self.kind {
-            Kind::Counter => recorder.describe_counter(name, unit, self.help.into()),
-            Kind::Gauge => recorder.describe_gauge(name, unit, self.help.into()),
-            Kind::Histogram => recorder.describe_histogram(name, unit, self.help.into()),
+            MetricKind::Counter => recorder.describe_counter(name, unit, self.help.into()),
+            MetricKind::Gauge => recorder.describe_gauge(name, unit, self.help.into()),
+            MetricKind::Histogram => recorder.describe_histogram(name, unit, self.help.into()),
         });
     }
 }
@@ -147,14 +147,14 @@ mod tests {
 
     const TEST_WAIT: Metric = Metric {
         name: "test_wait_seconds",
-        kind: Kind::Histogram,
+        kind: MetricKind::Histogram,
         unit: Unit::Seconds,
         help: "For this test.",
         labels: &["kind"],
     };
     const TEST_GAUGE: Metric = Metric {
         name: "test_gauge",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         unit: Unit::Count,
         help: "For this test.",
         labels: &[],

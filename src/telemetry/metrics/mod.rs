@@ -27,7 +27,7 @@ macro_rules! declare_metrics {
             pub(crate) const $constant: $crate::telemetry::metrics::Metric =
                 $crate::telemetry::metrics::Metric {
                     name: $name,
-                    kind: $crate::telemetry::metrics::Kind::$kind,
+                    kind: $crate::telemetry::metrics::MetricKind::$kind,
                     unit: ::metrics::Unit::$unit,
                     help: $help,
                     labels: &$labels,
@@ -42,7 +42,7 @@ pub(crate) use declare_metrics;
 
 /// The kind of a metric, as Prometheus defines it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum MetricKind {
     /// The value only grows. The name of the metric ends in `_total`.
     Counter,
     /// The value goes up and down.
@@ -58,7 +58,7 @@ pub struct Metric {
     /// suffixes `_bucket`, `_sum` and `_count`.
     pub name: &'static str,
     /// Whether the metric is a counter, a gauge or a histogram.
-    pub kind: Kind,
+    pub kind: MetricKind,
     /// The unit of the metric's values. The unit also selects the buckets of a histogram.
     pub unit: Unit,
     /// The help text that the exporter prints: one or two complete sentences.
@@ -99,7 +99,7 @@ impl Metric {
 
     /// Creates a handle of this counter with the given label values. Cache it on hot paths.
     pub fn counter(&self, label_values: &[&str]) -> Counter {
-        debug_assert_eq!(self.kind, Kind::Counter, "{}", self.name);
+        debug_assert_eq!(self.kind, MetricKind::Counter, "{}", self.name);
         metrics::with_recorder(|recorder| {
             recorder.register_counter(&self.key(label_values), &METADATA)
         })
@@ -107,7 +107,7 @@ impl Metric {
 
     /// Creates a handle of this gauge with the given label values. Cache it on hot paths.
     pub fn gauge(&self, label_values: &[&str]) -> Gauge {
-        debug_assert_eq!(self.kind, Kind::Gauge, "{}", self.name);
+        debug_assert_eq!(self.kind, MetricKind::Gauge, "{}", self.name);
         metrics::with_recorder(|recorder| {
             recorder.register_gauge(&self.key(label_values), &METADATA)
         })
@@ -115,7 +115,7 @@ impl Metric {
 
     /// Creates a handle of this histogram with the given label values. Cache it on hot paths.
     pub fn histogram(&self, label_values: &[&str]) -> Histogram {
-        debug_assert_eq!(self.kind, Kind::Histogram, "{}", self.name);
+        debug_assert_eq!(self.kind, MetricKind::Histogram, "{}", self.name);
         metrics::with_recorder(|recorder| {
             recorder.register_histogram(&self.key(label_values), &METADATA)
         })

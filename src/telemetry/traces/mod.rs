@@ -22,7 +22,7 @@ use self::metrics::{DROPPED, EXPORTED, reason};
 use crate::config::settings::TraceSettings;
 
 pub use exporter::TracesError;
-pub use span::{Kind, Span};
+pub use span::{Span, SpanKind};
 
 /// Maximum time to export the last spans when the process ends.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);

@@ -5,8 +5,8 @@ use std::str::FromStr;
 use std::time::SystemTime;
 
 use opentelemetry::trace::{
-    Span as _, SpanBuilder, SpanContext, SpanKind, Status, TraceContextExt as _, TraceFlags,
-    TraceState, Tracer as _,
+    Span as _, SpanBuilder, SpanContext, SpanKind as SdkSpanKind, Status, TraceContextExt as _,
+    TraceFlags, TraceState, Tracer as _,
 };
 use opentelemetry::{Context, KeyValue, SpanId, TraceId, Value};
 use tracing::field::DisplayValue;
@@ -16,7 +16,7 @@ use crate::protocol::trace_context::{self, TraceContext};
 
 /// The kind of a span, as OpenTelemetry defines it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum SpanKind {
     /// The span handles a request.
     Server,
     /// The span sends a request and waits for the response.
@@ -50,14 +50,14 @@ impl Span {
 
     /// Begins a span whose parent is in another process; without a parent, the span begins a new
     /// trace. If traces are off, the span is not recorded and propagates the parent's context.
-    pub fn begin(parent: Option<TraceContext>, kind: Kind, name: fmt::Arguments<'_>) -> Self {
+    pub fn begin(parent: Option<TraceContext>, kind: SpanKind, name: fmt::Arguments<'_>) -> Self {
         begin_span(parent, true, kind, name, None)
     }
 
     /// Like [`Span::begin`], with a start in the past.
     pub fn begin_at(
         parent: Option<TraceContext>,
-        kind: Kind,
+        kind: SpanKind,
         name: fmt::Arguments<'_>,
         start: SystemTime,
     ) -> Self {
@@ -65,16 +65,21 @@ impl Span {
     }
 
     /// Begins a child of this span. The child is recorded if this span is recorded.
-    pub fn child(&self, kind: Kind, name: fmt::Arguments<'_>) -> Self {
+    pub fn child(&self, kind: SpanKind, name: fmt::Arguments<'_>) -> Self {
         self.begin_child(kind, name, None)
     }
 
     /// Like [`Span::child`], with a start in the past.
-    pub fn child_at(&self, kind: Kind, name: fmt::Arguments<'_>, start: SystemTime) -> Self {
+    pub fn child_at(&self, kind: SpanKind, name: fmt::Arguments<'_>, start: SystemTime) -> Self {
         self.begin_child(kind, name, Some(start))
     }
 
-    fn begin_child(&self, kind: Kind, name: fmt::Arguments<'_>, start: Option<SystemTime>) -> Self {
+    fn begin_child(
+        &self,
+        kind: SpanKind,
+        name: fmt::Arguments<'_>,
+        start: Option<SystemTime>,
+    ) -> Self {
         if self.recorded.is_none() {
             return Self::unrecorded(self.context.clone());
         }
@@ -156,7 +161,7 @@ impl Span {
 fn begin_span(
     parent: Option<TraceContext>,
     is_parent_remote: bool,
-    kind: Kind,
+    kind: SpanKind,
     name: fmt::Arguments<'_>,
     start: Option<SystemTime>,
 ) -> Span {
@@ -168,11 +173,11 @@ fn begin_span(
         None => std::borrow::Cow::Owned(name.to_string()),
     };
     let mut builder = SpanBuilder::from_name(name).with_kind(match kind {
-        Kind::Server => SpanKind::Server,
-        Kind::Client => SpanKind::Client,
-        Kind::Producer => SpanKind::Producer,
-        Kind::Consumer => SpanKind::Consumer,
-        Kind::Internal => SpanKind::Internal,
+        SpanKind::Server => SdkSpanKind::Server,
+        SpanKind::Client => SdkSpanKind::Client,
+        SpanKind::Producer => SdkSpanKind::Producer,
+        SpanKind::Consumer => SdkSpanKind::Consumer,
+        SpanKind::Internal => SdkSpanKind::Internal,
     });
     builder.start_time = start;
     let parent_context = match &parent {
